@@ -1,0 +1,1 @@
+"""Convolve volumes: the package behind the `conv3d` command."""

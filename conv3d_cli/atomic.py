@@ -1,0 +1,137 @@
+"""Outputs that appear complete or not at all.
+
+An `AtomicFile` is a temporary file in the target's own folder; `commit` flushes it to the disk and renames it over the
+target, `abort` removes it. So no reader, and no `make`, ever sees half an output, and an existing target stays untouched
+until the new one is whole. Formats and kernel writers use it; it knows nothing of volumes.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+from pathlib import Path
+from types import TracebackType
+
+from conv3d_cli.errors import OutputExistsError, WriteError
+
+
+def suffix_of(path: str | os.PathLike[str], known: tuple[str, ...] = ()) -> str:
+    """The suffix of a file name in lower case, double ones (`.nii.gz`, `.ome.tif`) as one.
+
+    >>> suffix_of("a.b/sub-01.v2.NII.GZ"), suffix_of("x.ome.tiff"), suffix_of("k.npy"), suffix_of("README")
+    ('.nii.gz', '.ome.tiff', '.npy', '')
+    """
+    name = Path(path).name.lower()
+    for double in (*known, ".nii.gz", ".nii.zst", ".img.gz", ".hdr.gz", ".ome.tif", ".ome.tiff", ".weights.h5"):
+        if name.endswith(double) and name != double:
+            return double
+    return Path(name).suffix
+
+
+def check_target(path: str | os.PathLike[str], overwrite: bool) -> None:
+    """Refuse a target that exists (unless `overwrite`) or whose folder is missing or not writable.
+
+    Raises: OutputExistsError, WriteError.
+    """
+    target = Path(path)
+    if target.is_dir():
+        raise WriteError(f"cannot write {path}: it is a folder; name a file, or use --out-dir")
+    if os.path.lexists(target) and not overwrite:
+        raise OutputExistsError(f"cannot write {path}: file exists; pass --overwrite to replace it")
+    folder = Path(os.path.realpath(target)).parent
+    if not folder.is_dir():
+        raise WriteError(f"cannot write {path}: folder {folder} does not exist; make it first")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise WriteError(f"cannot write {path}: folder {folder} is not writable")
+
+
+class AtomicFile:
+    """A binary file that takes its target's place on `commit` and vanishes on `abort`.
+
+    path : str or Path      the target; a symbolic link is followed, so the link stays a link
+    overwrite : bool        whether an existing target may be replaced
+
+    Used as a context manager it aborts unless `commit` was called. `file` is the open temporary file, `temporary` its
+    path (same suffix as the target, so that format libraries accept it).
+
+    >>> import tempfile, os
+    >>> folder = tempfile.mkdtemp()
+    >>> with AtomicFile(os.path.join(folder, "a.bin")) as output:
+    ...     n = output.file.write(b"abc"); before = os.listdir(folder)
+    ...     output.commit()
+    >>> "a.bin" in before, os.listdir(folder)
+    (False, ['a.bin'])
+    """
+
+    def __init__(self, path: str | os.PathLike[str], overwrite: bool = False) -> None:
+        check_target(path, overwrite)
+        self.path = Path(path)
+        self._target = Path(os.path.realpath(path))
+        suffix = suffix_of(path)
+        stem = self._target.name[: len(self._target.name) - len(suffix)][:80]
+        self.temporary = self._target.with_name(f".{stem}.{secrets.token_hex(4)}.tmp{suffix}")
+        self._overwrite = overwrite
+        self._open = True
+        with write_errors(path):
+            # "x": never follow or truncate something that happens to have this name
+            self.file = open(self.temporary, "x+b")  # noqa: SIM115 - closed by commit or abort
+
+    def commit(self) -> None:
+        """Flush to the disk and take the target's place; after an error nothing is left behind."""
+        try:
+            with write_errors(self.path):
+                self.file.flush()
+                os.fsync(self.file.fileno())
+                self.file.close()
+                if not self._overwrite and os.path.lexists(self._target):
+                    raise OutputExistsError(
+                        f"cannot write {self.path}: file appeared meanwhile; pass --overwrite to replace it"
+                    )
+                os.replace(self.temporary, self._target)
+        except BaseException:
+            self.abort()
+            raise
+        self._open = False
+
+    def abort(self) -> None:
+        """Remove the temporary file; the target stays as it was."""
+        if self._open:
+            self._open = False
+            try:
+                self.file.close()
+            except OSError:
+                pass  # a full disk may refuse the last buffered bytes; they are not wanted any more
+            finally:
+                self.temporary.unlink(missing_ok=True)
+
+    def __enter__(self) -> AtomicFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.abort()
+
+
+class write_errors:
+    """Turn an OSError of the body into a WriteError that names the output and the cause in plain words."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = path
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, OSError) and not isinstance(error, (WriteError, OutputExistsError)):
+            cure = {
+                errno.ENOSPC: "no space left on the disk; free some or choose another folder",
+                errno.EDQUOT: "the disk quota is used up; free some or choose another folder",
+                errno.EACCES: "permission denied; choose a folder that is writable",
+                errno.EROFS: "the file system is read-only; choose another folder",
+                errno.EFBIG: "the file system or a limit (ulimit -f) refuses a file of this size",
+            }.get(error.errno or 0, error.strerror or str(error))
+            raise WriteError(f"cannot write {self.path}: {cure}") from error

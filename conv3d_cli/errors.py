@@ -1,0 +1,78 @@
+"""Every error the package raises on purpose, each with the exit code the command ends with.
+
+Each class also descends from the builtin a Python caller would expect (ValueError, OSError, ...). A message is one
+line: the rule, what was received, where, and the cure. This module knows no Click; `cli/` does the translating.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class Conv3DError(Exception):
+    """Root of the package's errors. `exit_code` is what the command line ends with."""
+
+    exit_code = 1
+
+
+class SpecError(Conv3DError, ValueError):
+    """An option or argument is not allowed, whatever the data (strides=0, a length without a unit)."""
+
+    exit_code = 2
+
+
+class UnknownNameError(SpecError):
+    """A name is not in its catalogue (kernel, activation, algorithm, boundary)."""
+
+
+class ConfigError(SpecError):
+    """A config file cannot be understood; the message names file, key and expectation."""
+
+
+class FormatError(Conv3DError, OSError):
+    """An input file is missing, empty, truncated, corrupt or of an unknown kind."""
+
+    exit_code = 3
+
+
+class ShapeError(Conv3DError, ValueError):
+    """Kernel, volume and geometry do not fit each other, or leave an empty output."""
+
+    exit_code = 4
+
+
+class OutputExistsError(Conv3DError, FileExistsError):
+    """The output exists already, or is one of the inputs."""
+
+    exit_code = 5
+
+
+class MemoryLimitError(Conv3DError, MemoryError):
+    """The work cannot fit under the memory ceiling; the message says how much would do."""
+
+    exit_code = 6
+
+
+class DifferenceError(Conv3DError, ValueError):
+    """Two volumes that should agree do not (`compare`)."""
+
+    exit_code = 7
+
+
+class WriteError(Conv3DError, OSError):
+    """An output cannot be written (disk full, no permission, a dtype or size the format cannot hold)."""
+
+    exit_code = 1
+
+
+def unknown_name(kind: str, name: object, available: Iterable[str]) -> UnknownNameError:
+    """The error for a name that is not in its catalogue, with the nearest one suggested.
+
+    >>> str(unknown_name("activation", "rellu", ["linear", "relu"]))
+    "unknown activation 'rellu'; did you mean 'relu'? available: linear, relu"
+    """
+    names = list(available)
+    close = difflib.get_close_matches(str(name).lower(), names, n=1)
+    hint = f"did you mean '{close[0]}'? " if close else ""
+    return UnknownNameError(f"unknown {kind} '{name}'; {hint}available: {', '.join(names)}")

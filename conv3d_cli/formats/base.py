@@ -1,0 +1,285 @@
+"""What a format is, and the parts formats share: checking input files, raw voxels in a file, spooling.
+
+Raw voxels are read through a memory map whose pages are given back as the work moves on, and written with positioned
+writes into space that was reserved first, so that a full disk is an error message and never a crash.
+"""
+
+from __future__ import annotations
+
+import errno
+import math
+import mmap
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from conv3d_cli.atomic import AtomicFile, write_errors
+from conv3d_cli.errors import FormatError
+from conv3d_cli.model.volume import (
+    Array,
+    ArrayReader,
+    Axes,
+    VolumeHeader,
+    VolumeReader,
+    VolumeWriter,
+    parts_in_storage_order,
+)
+
+# what posix_fallocate says on a file system that cannot reserve space
+_CANNOT_RESERVE = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.ENODEV, errno.ESPIPE)
+
+
+@dataclass(frozen=True)
+class VolumeFormat:
+    """One file format.
+
+    name : str              as people call it
+    suffixes : tuple        lower case, with the dot; double ones first
+    summary : str           one line for help and README
+    open : callable         (path, *, axes, channels_first) -> VolumeReader
+    create : callable       (path, header, *, overwrite, gz_level) -> VolumeWriter
+    output_letters : callable
+                            (letters, channels) -> letters: the storage order this format gives to a volume that has these
+                            axes, with a channel axis added where `channels` needs one
+    """
+
+    name: str
+    suffixes: tuple[str, ...]
+    summary: str
+    open: Callable[..., VolumeReader]
+    create: Callable[..., VolumeWriter]
+    output_letters: Callable[[str, int], str]
+
+    def claims(self, path: str) -> bool:
+        """Whether the file name ends with one of the suffixes, in any case; "-" alone is a pipe."""
+        return (
+            "-" in self.suffixes if path == "-" else path.lower().endswith(tuple(s for s in self.suffixes if s != "-"))
+        )
+
+
+def check_input(path: str) -> int:
+    """Size of an input file in bytes.
+
+    Raises: FormatError if it is missing, a folder, unreadable or empty.
+    """
+    try:
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+    except FileNotFoundError:
+        raise FormatError(f"cannot read {path}: no such file") from None
+    except IsADirectoryError:
+        raise FormatError(f"cannot read {path}: it is a folder; name the files in it") from None
+    except OSError as error:
+        raise FormatError(f"cannot read {path}: {error.strerror or error}") from error
+    if size == 0:
+        raise FormatError(f"cannot read {path}: the file is empty")
+    return size
+
+
+def real_dtype(dtype: np.dtype[Any], path: str) -> np.dtype[Any]:
+    """The native-order dtype in which a file's voxels are handed out: float16 and long double as float32 and float64.
+
+    Raises: FormatError for what is not a real number.
+    """
+    if dtype.kind == "c":
+        raise FormatError(
+            f"cannot read {path}: its voxels are complex ({dtype}); save the real and imaginary parts as two volumes"
+        )
+    if dtype.kind not in "buif":
+        raise FormatError(f"cannot read {path}: its voxels are not numbers ({dtype})")
+    if dtype.kind == "f" and dtype.itemsize not in (4, 8):
+        return np.dtype(np.float32 if dtype.itemsize == 2 else np.float64)
+    return dtype.newbyteorder("=")
+
+
+class RawReader(ArrayReader):
+    """A reader over uncompressed voxels in a file: a memory map, C order in the header's axes.
+
+    stored : numpy dtype    as in the file (either byte order); `header.dtype` is what is handed out
+    offset : int            bytes before the first voxel
+    Raises: FormatError if the file is shorter than the header says.
+    """
+
+    def __init__(self, file: BinaryIO, header: VolumeHeader, path: str, stored: np.dtype[Any], offset: int) -> None:
+        count = math.prod(header.axes.shape)
+        size = os.fstat(file.fileno()).st_size
+        if offset + count * stored.itemsize > size:
+            raise FormatError(
+                f"cannot read {path}: truncated: its header promises {offset + count * stored.itemsize} bytes "
+                f"(shape {header.axes.shape}, {stored}), the file has {size}"
+            )
+        self._file = file
+        self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if count else None
+        buffer = self._map if self._map is not None else b""
+        array = np.ndarray(header.axes.shape, stored, buffer, offset if count else 0)
+        self._released = 0
+        self._start = offset
+        super().__init__(array, header, path)
+
+    def release(self, n: int, depth_stop: int) -> None:
+        """Give the pages before a plane back; should one be asked for again, it is read anew."""
+        axes = self.header.axes
+        if self._map is None or not hasattr(self._map, "madvise") or "z" not in axes.letters:
+            return
+        first = self.array.__array_interface__["data"][0]
+        block = axes.block(self.array, n, slice(min(depth_stop, axes.size("z") - 1), None), slice(0, 1))
+        stop = self._start + block.__array_interface__["data"][0] - first
+        stop -= stop % mmap.PAGESIZE
+        if stop - self._released >= 1 << 20:
+            self._map.madvise(mmap.MADV_DONTNEED, self._released, stop - self._released)
+            self._released = stop
+        elif stop < self._released:  # a new pass over earlier planes
+            self._released = stop
+
+    def close(self) -> None:
+        self.array = np.empty(0)
+        if self._map is not None:
+            try:
+                self._map.close()
+            except BufferError:
+                pass  # a caller still holds a view; the map goes when the view does
+            self._map = None
+        self._file.close()
+
+
+class RawWriter(VolumeWriter):
+    """A writer of uncompressed voxels at a place in a file, in any order of slabs.
+
+    output : AtomicFile     committed by this writer
+    offset : int            bytes before the first voxel; what lies there is the format's to write
+    stored : numpy dtype    as in the file (either byte order)
+    """
+
+    def __init__(
+        self, output: AtomicFile, header: VolumeHeader, path: str, offset: int = 0, stored: np.dtype[Any] | None = None
+    ) -> None:
+        self.output, self.header, self.path, self.offset = output, header, path, offset
+        self.stored = stored or header.dtype
+        with write_errors(path):
+            reserve_space(output.file, offset + header.nbytes)
+
+    def write(self, n: int, depth_start: int, channel_start: int, block: Array) -> None:
+        with write_errors(self.path):
+            write_block(
+                self.output.file, self.header.axes, self.stored, self.offset, n, depth_start, channel_start, block
+            )
+
+    def commit(self) -> None:
+        self.output.commit()
+
+    def abort(self) -> None:
+        self.output.abort()
+
+
+def reserve_space(file: BinaryIO, size: int) -> None:
+    """Make a file `size` bytes long with its space reserved, where the file system can: a full disk shows at once."""
+    if not size:
+        return
+    if hasattr(os, "posix_fallocate"):
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)
+            return
+        except OSError as error:
+            if error.errno not in _CANNOT_RESERVE:
+                raise
+    file.truncate(size)
+
+
+def write_block(
+    file: BinaryIO,
+    axes: Axes,
+    stored: np.dtype[Any],
+    offset: int,
+    n: int,
+    depth_start: int,
+    channel_start: int,
+    block: Array,
+) -> None:
+    """Write block (d, h, w, c) of volume n where it belongs in a file of C-ordered voxels with these axes."""
+    channels = block.shape[3]
+    if len(axes.channel_letters) == 2 and channels not in (1, axes.canonical_shape[4]):
+        for c in range(channels):
+            write_block(file, axes, stored, offset, n, depth_start, channel_start + c, block[..., c : c + 1])
+        return
+    starts = axes.storage_start(n, depth_start, channel_start)
+    values = axes.storage_order(block)
+    strides = [math.prod(axes.shape[i + 1 :]) for i in range(len(axes.shape))]
+    # the trailing axes that the block covers whole, and the axis before them, lie together in the file
+    split = len(axes.shape) - 1
+    while split > 0 and values.shape[split] == axes.shape[split]:
+        split -= 1
+    base = sum(start * stride for start, stride in zip(starts, strides, strict=True))
+    for index in np.ndindex(*values.shape[:split]):
+        position = base + sum(i * stride for i, stride in zip(index, strides[:split], strict=True))
+        run = np.ascontiguousarray(values[index], dtype=stored)
+        write_at(file, run.reshape(-1).view(np.uint8).data, offset + position * stored.itemsize)
+
+
+def write_at(file: BinaryIO, data: memoryview, position: int) -> None:
+    """Write all bytes at a position (a single system call may write fewer)."""
+    while len(data):
+        written = os.pwrite(file.fileno(), data, position)
+        data, position = data[written:], position + written
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Spooling: random access for what can only be streamed
+
+
+def spool_reader(reader: VolumeReader) -> VolumeReader:
+    """Random access to a sequential reader's voxels, through an unnamed temporary file ($TMPDIR) of their full size.
+
+    Takes the reader over (it is closed). Raises: FormatError if the input is corrupt; WriteError if the disk is full.
+    """
+    header = reader.header
+    file = tempfile.TemporaryFile(prefix="conv3d-")  # noqa: SIM115 - the reader made of it closes it
+    try:
+        with reader, write_errors(f"a temporary copy of {reader.path} in {tempfile.gettempdir()}"):
+            reserve_space(file, header.nbytes)
+            for n, channels in parts_in_storage_order(header.axes, channels_together=False):
+                for start in range(0, header.shape[1], 8):
+                    depth = slice(start, min(start + 8, header.shape[1]))
+                    block = reader.read(n, depth, channels)
+                    write_block(file, header.axes, header.dtype, 0, n, start, channels.start, block)
+            reader.finish()
+        return RawReader(file, header, reader.path, header.dtype, 0)
+    except BaseException:
+        file.close()
+        raise
+
+
+class SpooledWriter(VolumeWriter):
+    """Slabs in any order for a sequential writer: they wait in an unnamed temporary file until `commit`."""
+
+    def __init__(self, writer: VolumeWriter) -> None:
+        self.writer, self.header, self.path = writer, writer.header, writer.path
+        self.notes = writer.notes
+        self._file = tempfile.TemporaryFile(prefix="conv3d-")  # noqa: SIM115 - closed by commit or abort
+        with self._errors():
+            reserve_space(self._file, self.header.nbytes)
+
+    def _errors(self) -> write_errors:
+        return write_errors(f"a temporary copy of {self.path} in {tempfile.gettempdir()}")
+
+    def write(self, n: int, depth_start: int, channel_start: int, block: Array) -> None:
+        with self._errors():
+            header = self.header
+            write_block(self._file, header.axes, header.dtype, 0, n, depth_start, channel_start, block)
+
+    def commit(self) -> None:
+        header = self.header
+        with RawReader(self._file, replace(header, scale=(1.0, 0.0)), self.path, header.dtype, 0) as reader:
+            for n, channels in parts_in_storage_order(header.axes, channels_together=False):
+                for start in range(0, header.shape[1], 8):
+                    depth = slice(start, min(start + 8, header.shape[1]))
+                    self.writer.write(n, start, channels.start, reader.read(n, depth, channels))
+                    reader.release(n, depth.stop)
+        self.writer.commit()
+
+    def abort(self) -> None:
+        self._file.close()
+        self.writer.abort()

@@ -1,0 +1,150 @@
+"""NumPy arrays: .npy files of every real dtype, both orders, memory-mapped and never unpickled; `-` is a pipe.
+
+An array says nothing of its axes: 3-D is zyx, 4-D zyxc, 5-D tzyxc (czyx and tczyx under channels_first), further leading
+axes are batch, and `axes` overrides. The output keeps the input's axis order and memory order; spacing cannot be held.
+"""
+
+from __future__ import annotations
+
+import io
+import shutil
+import sys
+import tempfile
+from dataclasses import replace
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.lib import format as npy_format
+
+from conv3d_cli.atomic import AtomicFile, write_errors
+from conv3d_cli.errors import FormatError
+from conv3d_cli.formats.base import RawReader, RawWriter, VolumeFormat, check_input, real_dtype
+from conv3d_cli.model.volume import Array, Axes, VolumeHeader, VolumeReader, VolumeWriter
+
+BATCH_LETTERS = "tabdefghijklmnopqruvw"  # every letter that is neither space nor channel
+
+
+def open_npy(path: str, *, axes: str | None = None, channels_first: bool = False) -> VolumeReader:
+    """Open a .npy file, or standard input for "-"."""
+    shown = "standard input" if path == "-" else path
+    file: BinaryIO
+    if path == "-":
+        file = tempfile.TemporaryFile(prefix="conv3d-")  # noqa: SIM115
+        shutil.copyfileobj(sys.stdin.buffer, file, 1 << 20)
+        if not file.tell():
+            raise FormatError("cannot read standard input: it is empty; a .npy file is expected")
+        file.seek(0)
+    else:
+        check_input(path)
+        file = open(path, "rb")  # noqa: SIM115 - the reader closes it
+    try:
+        shape, fortran, stored = _read_header(file, shown)
+        names = axes or axis_names(len(shape), channels_first, shown)
+        if fortran:
+            names, shape = names[::-1], shape[::-1]
+        header = VolumeHeader(
+            Axes(names, shape), real_dtype(stored, shown), format="NumPy", metadata={"fortran_order": fortran}
+        )
+        return RawReader(file, header, shown, stored, file.tell())
+    except BaseException:
+        file.close()
+        raise
+
+
+def _read_header(file: BinaryIO, path: str) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    try:
+        version = npy_format.read_magic(file)
+        read = npy_format.read_array_header_1_0 if version == (1, 0) else npy_format.read_array_header_2_0
+        shape, fortran, dtype = read(file)
+    except (ValueError, EOFError, UnicodeDecodeError) as error:
+        raise FormatError(f"cannot read {path}: not a .npy file, or its header is damaged ({error})") from error
+    if dtype.hasobject:
+        raise FormatError(f"cannot read {path}: it holds pickled Python objects, which are never loaded; save numbers")
+    if any(n < 0 for n in shape):
+        raise FormatError(f"cannot read {path}: its header holds a negative size, shape {shape}")
+    return shape, fortran, dtype
+
+
+def axis_names(rank: int, channels_first: bool = False, path: str = "array") -> str:
+    """Axis letters of an array that has none.
+
+    Raises: FormatError below rank 3.
+    >>> axis_names(3), axis_names(4), axis_names(5, channels_first=True), axis_names(6)
+    ('zyx', 'zyxc', 'tczyx', 'tazyxc')
+    """
+    if rank < 3:
+        raise FormatError(
+            f"cannot read {path}: a volume has at least 3 axes, the array has {rank}; name them with --axes (yx)"
+        )
+    if rank == 3:
+        return "zyx"
+    space = "czyx" if channels_first else "zyxc"
+    return BATCH_LETTERS[: rank - 4] + space
+
+
+def output_letters(letters: str, channels: int) -> str:
+    """The input's order; channels that are new come last."""
+    has_channels = any(a in "cs" for a in letters)
+    return letters if has_channels or channels == 1 else letters + "c"
+
+
+def create_npy(path: str, header: VolumeHeader, *, overwrite: bool = False, gz_level: int = 1) -> VolumeWriter:
+    """Start a .npy file, or standard output for "-"."""
+    fortran = header.format == "NumPy" and bool(header.metadata and header.metadata.get("fortran_order"))
+    shape = header.axes.shape[::-1] if fortran else header.axes.shape
+    prefix = _header_bytes(shape, fortran, header.dtype)
+    notes = () if header.grid.spacing is None else (".npy holds no voxel spacing and no affine: they are left out",)
+    if path == "-":
+        return PipeWriter(header, prefix, notes)
+    output = AtomicFile(path, overwrite)
+    try:
+        with write_errors(path):
+            output.file.write(prefix)
+            output.file.flush()
+        writer = RawWriter(output, header, path, len(prefix))
+    except BaseException:
+        output.abort()
+        raise
+    writer.notes = notes
+    return writer
+
+
+def _header_bytes(shape: tuple[int, ...], fortran: bool, dtype: np.dtype[Any]) -> bytes:
+    buffer = io.BytesIO()
+    description = {"descr": npy_format.dtype_to_descr(dtype), "fortran_order": fortran, "shape": shape}
+    npy_format.write_array_header_1_0(buffer, description)
+    return buffer.getvalue()
+
+
+class PipeWriter(VolumeWriter):
+    """A .npy volume on standard output, slab after slab."""
+
+    sequential = True
+
+    def __init__(self, header: VolumeHeader, prefix: bytes, notes: tuple[str, ...]) -> None:
+        self.header, self.path, self.notes = replace(header), "standard output", notes
+        self._file = sys.stdout.buffer
+        with write_errors(self.path):
+            self._file.write(prefix)
+
+    def write(self, n: int, depth_start: int, channel_start: int, block: Array) -> None:
+        values = self.header.axes.storage_order(block)
+        with write_errors(self.path):
+            self._file.write(np.ascontiguousarray(values, self.header.dtype).reshape(-1).view(np.uint8).data)
+
+    def commit(self) -> None:
+        with write_errors(self.path):
+            self._file.flush()
+
+    def abort(self) -> None:
+        pass  # what has left through a pipe cannot be called back; the exit code tells
+
+
+FORMAT = VolumeFormat(
+    name="NumPy",
+    suffixes=(".npy", "-"),
+    summary="arrays of every real dtype; `-` reads and writes a pipe",
+    open=open_npy,
+    create=create_npy,
+    output_letters=output_letters,
+)

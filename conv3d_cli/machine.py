@@ -1,0 +1,97 @@
+"""What this process may use: CPUs (affinity and cgroup quota) and memory (cgroup limit). Standard library only."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from conv3d_cli.errors import SpecError
+
+CGROUP = Path("/sys/fs/cgroup")
+
+
+def usable_cpus() -> int:
+    """CPUs this process may use: its affinity mask, capped by a cgroup quota (containers), at least 1."""
+    try:
+        count = len(os.sched_getaffinity(0))
+    except AttributeError:  # not on macOS and Windows
+        count = os.cpu_count() or 1
+    quota = _cgroup_quota()
+    return max(1, min(count, quota)) if quota else max(1, count)
+
+
+def _cgroup_quota() -> int | None:
+    """CPUs a cgroup's quota allows, rounded up; None without one."""
+    text = _read(CGROUP / "cpu.max")  # cgroup v2: "max 100000" or "150000 100000"
+    if text:
+        quota, _, period = text.partition(" ")
+    else:
+        quota = _read(CGROUP / "cpu/cpu.cfs_quota_us") or "max"
+        period = _read(CGROUP / "cpu/cpu.cfs_period_us") or "100000"
+    if not quota.isdigit() or int(quota) <= 0 or not period.strip().isdigit():
+        return None
+    return -(-int(quota) // int(period))
+
+
+def usable_memory() -> int:
+    """Bytes of memory this process may use: the machine's, capped by a cgroup limit."""
+    try:
+        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        total = 4 << 30  # unknown system: assume a small one
+    limits = [_read(CGROUP / "memory.max"), _read(CGROUP / "memory/memory.limit_in_bytes")]
+    return min([total, *(int(limit) for limit in limits if limit and limit.isdigit())])
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return None
+
+
+def thread_count(wish: int | None) -> int:
+    """Threads to use: the wish, else CONV3D_THREADS, else OMP_NUM_THREADS, else all usable CPUs.
+
+    Raises: SpecError if one of them is not a whole number of at least 1.
+    >>> thread_count(3)
+    3
+    """
+    if wish is not None:
+        if wish < 1:
+            raise SpecError(f"threads must be at least 1, received {wish}")
+        return wish
+    for variable in ("CONV3D_THREADS", "OMP_NUM_THREADS"):
+        text = os.environ.get(variable, "").strip().split(",")[0]  # OMP allows one number per nesting level
+        if text:
+            if not text.isdigit() or int(text) < 1:
+                raise SpecError(f"{variable} must be a whole number of at least 1, received '{text}'")
+            return int(text)
+    return usable_cpus()
+
+
+def byte_size(text: str) -> int:
+    """Parse a size such as `500M`, `2G`, `1.5GiB` or `1048576` into bytes (powers of 1024).
+
+    Raises: SpecError.
+    >>> byte_size("2G"), byte_size("512MiB"), byte_size("1.5k")
+    (2147483648, 536870912, 1536)
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)i?b?\s*", text.lower())
+    if not match:
+        raise SpecError(f"a memory size is a number with K, M, G or T, received '{text}'; for example 500M or 2G")
+    return int(float(match[1]) * 1024 ** " kmgt".index(match[2] or " "))
+
+
+def format_bytes(count: float) -> str:
+    """A size for people.
+
+    >>> format_bytes(512), format_bytes(3 << 20)
+    ('512 B', '3.0 MiB')
+    """
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"

@@ -1,0 +1,131 @@
+"""Where voxels lie in the world: spacing, units, affines, and what a convolution does to them.
+
+`grid_after` is the only place that moves an origin or a spacing; formats write what it says. It decides nothing about
+sizes (that is `spec.py`) and knows no file.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from conv3d_cli.errors import ShapeError, SpecError
+from conv3d_cli.model.spec import ConvProblem, VoxelTransform
+
+Affine = NDArray[np.float64]
+
+# length of one unit in mm
+UNITS = {"nm": 1e-6, "um": 1e-3, "mm": 1.0, "cm": 10.0, "m": 1000.0}
+# As files spell them: the micro sign, the Greek letter, and ImageJ's escape, which is written out in its text.
+UNIT_ALIASES = {
+    "µm": "um",
+    "μm": "um",
+    "\\u00b5m": "um",
+    "micron": "um",
+    "microns": "um",
+    "micrometer": "um",
+    "nanometer": "nm",
+    "millimeter": "mm",
+    "centimeter": "cm",
+    "meter": "m",
+}
+
+
+def unit_name(text: str | None) -> str | None:
+    """The package's name for a unit of length as files spell it; None if it is none (`pixel`, empty).
+
+    >>> unit_name("µm"), unit_name("Micron"), unit_name("pixel")
+    ('um', 'um', None)
+    """
+    key = (text or "").strip().strip("\0").lower()
+    key = UNIT_ALIASES.get(key, key)
+    return key if key in UNITS else None
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """The place of a volume's voxels in the world.
+
+    spacing : (D, H, W) floats or None      distance of voxel centres along each axis, in `unit`; None if unknown
+    unit : str or None                      "nm" | "um" | "mm" | "cm" | "m"; None if unknown
+    affine : (4, 4) float64 or None         voxel (i, j, k, 1) = (w, h, d, 1) -> world, in `unit`; None if unknown
+    qform : (4, 4) float64 or None          a second such matrix, where a file holds two (NIfTI)
+    """
+
+    spacing: tuple[float, float, float] | None = None
+    unit: str | None = None
+    affine: Affine | None = None
+    qform: Affine | None = None
+
+    def spacing_in(self, unit: str) -> tuple[float, float, float]:
+        """The spacing (D, H, W) in another unit.
+
+        Raises: ShapeError if the volume has no spacing.
+        >>> Grid((2.0, 0.5, 0.5), "um").spacing_in("nm")
+        (2000.0, 500.0, 500.0)
+        """
+        if unit not in UNITS:
+            raise SpecError(f"a unit of length is one of {', '.join(UNITS)}, received '{unit}'")
+        if self.spacing is None or self.unit is None:
+            raise ShapeError(f"the volume has no voxel spacing, so a length in {unit} cannot be used; give it in vox")
+        factor = UNITS[self.unit] / UNITS[unit]
+        d, h, w = (float(round(s * factor, 12)) for s in self.spacing)
+        return d, h, w
+
+    def world(self, index: tuple[float, float, float]) -> NDArray[np.float64]:
+        """World coordinates (3,) of voxel (d, h, w), in `unit`.
+
+        Raises: ShapeError without an affine.
+        """
+        if self.affine is None:
+            raise ShapeError("the volume has no affine")
+        d, h, w = index
+        return (self.affine @ np.array([w, h, d, 1.0]))[:3]
+
+
+def transform_matrix(transform: VoxelTransform) -> Affine:
+    """(4, 4) matrix from output voxel (i, j, k) to input voxel: steps on the diagonal, offsets in the last column."""
+    matrix = np.diag([*map(float, transform.step[::-1]), 1.0])
+    matrix[:3, 3] = transform.offset[::-1]
+    return matrix
+
+
+def grid_after(grid: Grid, change: ConvProblem | VoxelTransform) -> Grid:
+    """The grid of the output: every affine times the voxel transform, the spacing times the strides.
+
+    >>> from conv3d_cli.model.spec import ConvSpec
+    >>> grid = Grid((3.0, 1.0, 1.0), "mm", np.diag([1.0, 1.0, 3.0, 1.0]))
+    >>> problem = ConvSpec(strides=2, padding="same").resolve((1, 6, 6, 6, 1), (3, 3, 3, 1, 1))
+    >>> after = grid_after(grid, problem)
+    >>> after.spacing, after.affine[:3, 3].tolist()
+    ((6.0, 2.0, 2.0), [1.0, 1.0, 3.0])
+    """
+    transform = change.voxel_transform if isinstance(change, ConvProblem) else change
+    if transform.is_identity:
+        return grid
+    matrix = transform_matrix(transform)
+    spacing = grid.spacing
+    if spacing is not None:
+        d, h, w = (s * step for s, step in zip(spacing, transform.step, strict=True))
+        spacing = (d, h, w)
+    return replace(
+        grid,
+        spacing=spacing,
+        affine=None if grid.affine is None else grid.affine @ matrix,
+        qform=None if grid.qform is None else grid.qform @ matrix,
+    )
+
+
+def affine_from_spacing(spacing: tuple[float, float, float], origin: tuple[float, float, float] = (0, 0, 0)) -> Affine:
+    """An affine without rotation: spacing (D, H, W) on the diagonal, `origin` (D, H, W) = world of voxel 0, same unit."""
+    affine = np.diag([*map(float, spacing[::-1]), 1.0])
+    affine[:3, 3] = origin[::-1]
+    return affine
+
+
+def spacing_of_affine(affine: Affine) -> tuple[float, float, float]:
+    """Voxel spacing (D, H, W): the lengths of the affine's columns."""
+    i, j, k = (float(np.linalg.norm(affine[:3, column])) for column in range(3))
+    return k, j, i

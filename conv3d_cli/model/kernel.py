@@ -1,0 +1,180 @@
+"""The weights: what is multiplied with the volume, and the facts about them that people and planners ask for.
+
+A 3-D kernel (kd, kh, kw) is a filter, applied to every channel and time point separately; a 5-D one
+(kd, kh, kw, in_channels/groups, filters) is a Conv3D layer. Axes are D, H, W. Reading files and building named kernels
+is the work of `kernels/`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from conv3d_cli.errors import ShapeError
+
+Weights = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Kernel:
+    """Weights, bias and anchor of a convolution.
+
+    weights : (kd, kh, kw) or (kd, kh, kw, in_channels/groups, filters) floats, finite
+    bias : (filters,) floats or None        also (1,), which all channels share, beside a 3-D kernel
+    centre : (d, h, w) floats or None       kernel voxel an output voxel lies under; None: the middle, (k - 1) / 2
+    name : str                              what messages call it
+
+    Raises ShapeError for a wrong rank, an empty kernel, or weights that are NaN or infinite.
+    >>> Kernel(np.ones((3, 3, 3)) / 2).sum
+    13.5
+    """
+
+    weights: Weights
+    bias: Weights | None = None
+    centre: tuple[float, float, float] | None = None
+    name: str = "kernel"
+
+    def __post_init__(self) -> None:
+        weights = np.asarray(self.weights)
+        if weights.dtype.kind not in "buif":
+            raise ShapeError(f"kernel {self.name} must hold real numbers, received dtype {weights.dtype}")
+        if weights.ndim not in (3, 5):
+            raise ShapeError(
+                f"kernel {self.name} must be 3-D (depth, height, width) or 5-D (depth, height, width, in_channels/groups, "
+                f"filters), received {weights.ndim}-D with shape {weights.shape}"
+            )
+        if weights.size == 0:
+            raise ShapeError(f"kernel {self.name} is empty, shape {weights.shape}")
+        weights = weights.astype(np.float64)
+        _require_finite(weights, f"kernel {self.name}")
+        object.__setattr__(self, "weights", weights)
+        if self.bias is not None:
+            bias = np.atleast_1d(np.asarray(self.bias, dtype=np.float64))
+            _require_finite(bias, f"the bias of kernel {self.name}")
+            expected = {1, weights.shape[4]} if weights.ndim == 5 else None
+            if bias.ndim != 1 or (expected and bias.size not in expected):
+                filters = weights.shape[4] if weights.ndim == 5 else "one a channel"
+                raise ShapeError(f"the bias must be one number a filter ({filters}), received shape {bias.shape}")
+            object.__setattr__(self, "bias", bias)
+        if self.centre is not None:
+            if len(self.centre) != 3 or not all(0 <= c <= k - 1 for c, k in zip(self.centre, self.size, strict=True)):
+                raise ShapeError(
+                    f"the centre must be a voxel inside the kernel {self.size}, received {tuple(self.centre)}"
+                )
+            d, h, w = map(float, self.centre)
+            object.__setattr__(self, "centre", (d, h, w))
+
+    @property
+    def size(self) -> tuple[int, int, int]:
+        """Voxels along D, H, W."""
+        d, h, w = self.weights.shape[:3]
+        return d, h, w
+
+    @property
+    def is_layer(self) -> bool:
+        """True for a 5-D kernel, which mixes channels."""
+        return self.weights.ndim == 5
+
+    @property
+    def sum(self) -> float:
+        return float(self.weights.sum())
+
+    def for_channels(self, channels: int) -> Weights:
+        """The weights in 5-D for a volume of `channels`: a 3-D kernel is repeated, without a copy, one filter a channel."""
+        if self.is_layer:
+            return self.weights
+        return np.broadcast_to(self.weights[..., None, None], (*self.size, 1, channels))
+
+    def bias_for(self, filters: int) -> Weights | None:
+        """One bias a filter, or None.
+
+        Raises: ShapeError if there are neither one nor `filters` of them.
+        """
+        if self.bias is None:
+            return None
+        if self.bias.size not in (1, filters):
+            raise ShapeError(
+                f"the bias has {self.bias.size} values for {filters} output channels; give one, or one a channel"
+            )
+        return np.broadcast_to(self.bias, (filters,))
+
+    def flipped(self) -> Kernel:
+        """Mirrored along D, H and W: correlating with it is convolving with the original."""
+        centre = None
+        if self.centre is not None:
+            d, h, w = (k - 1 - c for k, c in zip(self.size, self.centre, strict=True))
+            centre = (d, h, w)
+        return replace(self, weights=self.weights[::-1, ::-1, ::-1], centre=centre)
+
+    def normalized(self) -> Kernel:
+        """Scaled so that the weights of each filter sum to 1.
+
+        Raises: ShapeError if a sum is zero to rounding.
+        """
+        axes = (0, 1, 2) if not self.is_layer else (0, 1, 2, 3)
+        sums, absolute = self.weights.sum(axis=axes), np.abs(self.weights).sum(axis=axes)
+        if np.any(np.abs(sums) <= 1e-12 * absolute):
+            raise ShapeError(
+                f"kernel {self.name} sums to 0 (as derivatives do), so it cannot be normalized; leave out --normalize"
+            )
+        return replace(self, weights=self.weights / sums)
+
+    def separable_rank(self, tolerance: float = 1e-7) -> int | None:
+        """1 if a 3-D kernel is an outer product of three vectors, within `tolerance` of its norm; else the larger rank of
+        its two unfoldings (a lower bound of the number of separable terms). None for a layer.
+
+        >>> Kernel(np.ones((3, 3, 3))).separable_rank()
+        1
+        """
+        if self.is_layer:
+            return None
+        d, h, w = self.size
+        ranks = []
+        for matrix in (self.weights.reshape(d, h * w), self.weights.reshape(d * h, w)):
+            values = np.linalg.svd(matrix, compute_uv=False)
+            ranks.append(int(np.sum(values > tolerance * max(values[0], 1e-300))))
+        return max(1, *ranks)
+
+    def symmetries(self) -> tuple[bool, bool, bool]:
+        """Whether mirroring along D, H, W leaves the weights as they are (to 1e-9 of the largest)."""
+        tolerance = 1e-9 * float(np.abs(self.weights).max())
+        d, h, w = (
+            bool(np.allclose(self.weights, np.flip(self.weights, axis), rtol=0, atol=tolerance)) for axis in range(3)
+        )
+        return d, h, w
+
+    def fwhm(self) -> tuple[float | None, float | None, float | None]:
+        """Full width at half maximum in voxels along D, H, W of the profile (the sum over the other axes), by linear
+        interpolation; None where the profile is not a single positive bump."""
+        weights = self.weights if not self.is_layer else self.weights.sum(axis=(3, 4))
+        d, h, w = (
+            _profile_width(weights.sum(axis=tuple(other for other in range(3) if other != axis))) for axis in range(3)
+        )
+        return d, h, w
+
+
+def _profile_width(profile: Weights) -> float | None:
+    peak = int(profile.argmax())
+    half = profile[peak] / 2
+    if profile[peak] <= 0 or profile.size < 3:
+        return None
+    padded = np.concatenate([[0.0], profile, [0.0]])
+    peak += 1
+    if np.any(np.diff(padded[: peak + 1]) < 0) or np.any(np.diff(padded[peak:]) > 0):
+        return None
+    left = int(np.nonzero(padded[:peak] < half)[0][-1])
+    right = peak + int(np.nonzero(padded[peak:] < half)[0][0])
+    rise, fall = padded[left + 1] - padded[left], padded[right - 1] - padded[right]
+    return float((right - (half - padded[right]) / fall) - (left + (half - padded[left]) / rise))
+
+
+def _require_finite(values: Weights, what: str) -> None:
+    bad = ~np.isfinite(values)
+    if bad.any():
+        where: Sequence[int] = [int(i) for i in np.argwhere(bad)[0]]
+        raise ShapeError(
+            f"{what} must hold finite numbers, received {int(bad.sum())} NaN or infinite (the first at {tuple(where)})"
+        )

@@ -1,0 +1,380 @@
+"""Volumes, and the contracts by which formats hand them out and take them in.
+
+Inside the package every volume is seen as (N, D, H, W, C): N counts everything that is neither space nor channel (time,
+repetitions, Keras' extended batch). `Axes` maps a file's own axis order to this view and back; `VolumeReader` and
+`VolumeWriter` are what a format implements: slabs of depth planes in, slabs out, then commit.
+"""
+
+from __future__ import annotations
+
+import abc
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from conv3d_cli.errors import ShapeError, SpecError
+from conv3d_cli.model.grid import Grid
+from conv3d_cli.model.spec import VoxelTransform
+
+Array = NDArray[Any]
+
+SPATIAL = "zyx"
+CHANNEL = "cs"  # c = channel, s = sample of an RGB pixel, stored together
+
+
+@dataclass(frozen=True)
+class Axes:
+    """Axis letters of an array in storage order, slowest first, with their sizes.
+
+    letters : str       z y x = depth, height, width; c, s = channels; every other letter (t, r, q, ...) counts as batch
+    shape : tuple       size of each
+
+    Raises SpecError for repeated letters, a missing y or x, or a letter count that is not the shape's.
+    >>> Axes("tczyx", (5, 2, 10, 20, 30)).canonical_shape
+    (5, 10, 20, 30, 2)
+    """
+
+    letters: str
+    shape: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        letters = self.letters
+        if len(letters) != len(self.shape):
+            raise SpecError(
+                f"axes '{letters}' name {len(letters)} axes, but the volume has {len(self.shape)}: {self.shape}"
+            )
+        if len(set(letters)) != len(letters) or not letters.isalpha() or not letters.islower():
+            raise SpecError(f"axes must be different letters such as 'tczyx', received '{letters}'")
+        if "y" not in letters or "x" not in letters:
+            raise SpecError(f"axes must hold y and x (and z for a volume), received '{letters}'")
+
+    def size(self, letter: str) -> int:
+        """Size of an axis, 1 if it is absent."""
+        return self.shape[self.letters.index(letter)] if letter in self.letters else 1
+
+    @property
+    def batch_letters(self) -> str:
+        return "".join(a for a in self.letters if a not in SPATIAL + CHANNEL)
+
+    @property
+    def batch_shape(self) -> tuple[int, ...]:
+        return tuple(self.size(a) for a in self.batch_letters)
+
+    @property
+    def channel_letters(self) -> str:
+        return "".join(a for a in self.letters if a in CHANNEL)
+
+    @property
+    def canonical_shape(self) -> tuple[int, int, int, int, int]:
+        """(N, D, H, W, C)."""
+        channels = math.prod(self.size(a) for a in self.channel_letters)
+        return (math.prod(self.batch_shape), self.size("z"), self.size("y"), self.size("x"), channels)
+
+    @property
+    def channels_within_plane(self) -> bool:
+        """True if all channels of a depth plane lie before the next plane in storage, so that they stream together."""
+        if "z" not in self.letters:
+            return True
+        return all(self.letters.index(a) > self.letters.index("z") for a in self.channel_letters)
+
+    def renamed(self, letters: str, sizes: dict[str, int]) -> Axes:
+        """Axes of these letters, sized from `sizes`, else as here, else 1."""
+        return Axes(letters, tuple(sizes.get(a, self.size(a)) for a in letters))
+
+    def block(self, array: Array, n: int, depth: slice, channels: slice) -> Array:
+        """The (d, h, w, c) view of planes and channels of volume `n` in an array with these axes.
+
+        Where two axes make up the channels (c and s) and more than one of each is asked for, it is a copy; see `assign`.
+        >>> a = np.arange(24).reshape(2, 3, 2, 2)
+        >>> Axes("czyx", a.shape).block(a, 0, slice(0, 2), slice(1, 2))[:, 0, 0, 0].tolist()
+        [12, 16]
+        """
+        return self._select(array, n, depth, channels)
+
+    def assign(self, array: Array, n: int, depth: slice, channels: slice, values: Array) -> None:
+        """Write `values` (d, h, w, c) where `block` would read them."""
+        if len(self.channel_letters) < 2:
+            self._select(array, n, depth, channels)[...] = values
+        else:
+            for position, c in enumerate(range(*channels.indices(self.canonical_shape[4]))):
+                self._select(array, n, depth, slice(c, c + 1))[..., 0] = values[..., position]
+
+    def storage_order(self, block: Array) -> Array:
+        """Block (d, h, w, c) with one axis for each letter, in storage order; batch axes have size 1.
+
+        Where c and s make up the channels, the block holds one channel or all of them.
+        """
+        depth, height, width, channels = block.shape
+        whole = channels == self.canonical_shape[4]
+        letters = SPATIAL + self.channel_letters
+        if len(self.channel_letters) == 2:
+            sizes = [self.size(a) if whole else 1 for a in self.channel_letters]
+        else:
+            sizes = [channels] * len(self.channel_letters)
+        values = block.reshape(depth, height, width, *sizes)
+        present = [a for a in self.letters if a in letters]
+        values = values.transpose(
+            [letters.index(a) for a in letters if a not in present] + [letters.index(a) for a in present]
+        )
+        return values.reshape(
+            [values.shape[len(letters) - len(present) + present.index(a)] if a in present else 1 for a in self.letters]
+        )
+
+    def storage_start(self, n: int, depth_start: int, channel_start: int) -> list[int]:
+        """Index, in storage order, of the first voxel of volume n at a plane and channel."""
+        starts = {"z": depth_start, "y": 0, "x": 0}
+        for letters, position in ((self.batch_letters, n), (self.channel_letters, channel_start)):
+            sizes = tuple(self.size(a) for a in letters)
+            starts.update(
+                (a, int(i)) for a, i in zip(letters, np.unravel_index(position, sizes) if sizes else (), strict=True)
+            )
+        return [starts[a] for a in self.letters]
+
+    def _select(self, array: Array, n: int, depth: slice, channels: slice) -> Array:
+        batch = (
+            dict(zip(self.batch_letters, np.unravel_index(n, self.batch_shape), strict=True))
+            if self.batch_shape
+            else {}
+        )
+        index: list[Any] = []
+        kept = ""
+        start, stop, _ = channels.indices(self.canonical_shape[4])
+        single: dict[str, int] = {}
+        if len(self.channel_letters) > 1 and stop - start == 1:
+            sizes = tuple(self.size(a) for a in self.channel_letters)
+            single = {a: int(i) for a, i in zip(self.channel_letters, np.unravel_index(start, sizes), strict=True)}
+        for letter in self.letters:
+            if letter in batch:
+                index.append(int(batch[letter]))
+                continue
+            if letter in single:
+                index.append(single[letter])
+                continue
+            if letter == "z":
+                index.append(depth)
+            elif letter in CHANNEL and len(self.channel_letters) == 1:
+                index.append(slice(start, stop))
+            else:
+                index.append(slice(None))
+            kept += letter
+        view = array[tuple(index)]
+        for letter in SPATIAL:
+            if letter not in kept:  # only z may be missing
+                view, kept = view[np.newaxis], letter + kept
+        channel = "".join(a for a in kept if a in CHANNEL)
+        view = view.transpose([kept.index(a) for a in SPATIAL + channel])
+        if len(channel) == 2:
+            return view.reshape(*view.shape[:3], -1)[..., start:stop]
+        return view if channel else view[..., np.newaxis]
+
+
+@dataclass(frozen=True)
+class VolumeHeader:
+    """Everything about a volume but its voxels.
+
+    axes : Axes                 storage order and sizes
+    dtype : numpy dtype         of the stored voxels, in native byte order
+    grid : Grid                 place in the world
+    scale : (slope, intercept)  a voxel's value is stored · slope + intercept
+    format : str                name of the format that read it ("NIfTI", "TIFF", "NumPy", or "" for an array)
+    metadata : object           what that format wants to keep for writing; other formats ignore it
+    transform : VoxelTransform  of an output: where its voxels lie in the volume `metadata` describes
+    """
+
+    axes: Axes
+    dtype: np.dtype[Any]
+    grid: Grid = field(default_factory=Grid)
+    scale: tuple[float, float] = (1.0, 0.0)
+    format: str = ""
+    metadata: Any = None
+    transform: VoxelTransform = field(default_factory=VoxelTransform)
+
+    @property
+    def shape(self) -> tuple[int, int, int, int, int]:
+        """(N, D, H, W, C)."""
+        return self.axes.canonical_shape
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+class VolumeReader(abc.ABC):
+    """An open volume: a header, and slabs of it on demand.
+
+    `sequential` readers (a compressed stream) can be read only forward in storage order: never a plane that lies before
+    the last one read. `finish` is called after the last read and raises FormatError if what remains of the file shows it
+    to be corrupt (a wrong checksum), so that no output is committed from it. Close it, or use it as a context manager.
+    """
+
+    header: VolumeHeader
+    path: str
+    sequential: bool = False
+
+    @abc.abstractmethod
+    def read(self, n: int, depth: slice, channels: slice) -> Array:
+        """Stored voxels of volume n: (d, h, w, c), native byte order, perhaps a view of the file. Never written to.
+
+        depth, channels : slices with start and stop, within the volume
+        Raises: FormatError if the file is truncated or corrupt.
+        """
+
+    def release(self, n: int, depth_stop: int) -> None:  # noqa: B027 - optional
+        """Planes of volume n before `depth_stop` will not be read again; a memory map may drop them."""
+
+    def finish(self) -> None:  # noqa: B027 - optional
+        """Check what can only be checked at the end of the file."""
+
+    def close(self) -> None:  # noqa: B027 - optional
+        """Release the file."""
+
+    def __enter__(self) -> VolumeReader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class VolumeWriter(abc.ABC):
+    """A volume being written: slabs in, then `commit`, which makes the file appear; `abort` leaves nothing.
+
+    A `sequential` writer takes slabs only in storage order without gaps. `notes` are short sentences about what the
+    format could not hold (no spacing in .npy, no float64 in ImageJ TIFF). Used as a context manager it aborts unless
+    committed.
+    """
+
+    header: VolumeHeader
+    path: str
+    sequential: bool = False
+    notes: tuple[str, ...] = ()
+
+    @abc.abstractmethod
+    def write(self, n: int, depth_start: int, channel_start: int, block: Array) -> None:
+        """Write planes of volume n: block (d, h, w, c) in `header.dtype`, values in final form.
+
+        Raises: WriteError if the disk is full or the like.
+        """
+
+    def block(self, n: int, depth: slice, channels: slice) -> Array:
+        """An array (d, h, w, c) for the caller to fill and hand to `write`: memory of its own, or a view of the target."""
+        _, _, height, width, _ = self.header.shape
+        shape = (depth.stop - depth.start, height, width, channels.stop - channels.start)
+        return np.empty(shape, self.header.dtype)
+
+    @abc.abstractmethod
+    def commit(self) -> None:
+        """Complete the file and put it in its place."""
+
+    @abc.abstractmethod
+    def abort(self) -> None:
+        """Leave nothing behind. Harmless after `commit` and when called twice."""
+
+    def __enter__(self) -> VolumeWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.abort()
+
+
+@dataclass(frozen=True, eq=False)
+class Volume:
+    """A whole volume in memory.
+
+    data : array            in the order of `axes`: for a 3-D scan (z, y, x); scaled values, native byte order
+    axes : str              letters of its axes, for example "zyx", "tzyx", "zyxc"
+    grid : Grid             spacing, unit, affine
+    format, metadata        kept from the file it came from, used when it is written in the same format again
+
+    >>> Volume(np.zeros((4, 5, 6)), "zyx").shape
+    (1, 4, 5, 6, 1)
+    """
+
+    data: Array
+    axes: str
+    grid: Grid = field(default_factory=Grid)
+    format: str = ""
+    metadata: Any = None
+
+    def __post_init__(self) -> None:
+        Axes(self.axes, np.shape(self.data))
+
+    @property
+    def shape(self) -> tuple[int, int, int, int, int]:
+        """(N, D, H, W, C)."""
+        return Axes(self.axes, self.data.shape).canonical_shape
+
+    @property
+    def header(self) -> VolumeHeader:
+        axes = Axes(self.axes, self.data.shape)
+        return VolumeHeader(axes, self.data.dtype, self.grid, format=self.format, metadata=self.metadata)
+
+
+class ArrayReader(VolumeReader):
+    """A `VolumeReader` over an array in memory or in a memory map."""
+
+    def __init__(self, array: Array, header: VolumeHeader, path: str = "array") -> None:
+        if array.shape != header.axes.shape:
+            raise ShapeError(
+                f"{path}: array of shape {array.shape} does not have its header's shape {header.axes.shape}"
+            )
+        self.array, self.header, self.path = array, header, path
+
+    def read(self, n: int, depth: slice, channels: slice) -> Array:
+        block = self.header.axes.block(self.array, n, depth, channels)
+        return block if block.dtype == self.header.dtype and block.dtype.isnative else block.astype(self.header.dtype)
+
+
+class ArrayWriter(VolumeWriter):
+    """A `VolumeWriter` into an array in memory; slabs are views of it, so nothing is copied."""
+
+    def __init__(self, array: Array, header: VolumeHeader, path: str = "array") -> None:
+        self.array, self.header, self.path = array, header, path
+
+    def block(self, n: int, depth: slice, channels: slice) -> Array:
+        block = self.header.axes.block(self.array, n, depth, channels)
+        return block if np.may_share_memory(block, self.array) else super().block(n, depth, channels)
+
+    def write(self, n: int, depth_start: int, channel_start: int, block: Array) -> None:
+        if not np.may_share_memory(block, self.array):
+            depth = slice(depth_start, depth_start + block.shape[0])
+            channels = slice(channel_start, channel_start + block.shape[3])
+            self.header.axes.assign(self.array, n, depth, channels, block)
+
+    def commit(self) -> None:
+        pass
+
+    def abort(self) -> None:
+        pass
+
+
+def parts_in_storage_order(axes: Axes, channels_together: bool) -> Iterator[tuple[int, slice]]:
+    """Volumes (n, channels) in the order a forward pass over storage meets them.
+
+    channels_together : bool    True: every part holds all channels; False: one part a channel where channels lie
+                                slower than depth, else all of them together
+    >>> [(n, c.start) for n, c in parts_in_storage_order(Axes("ctzyx", (2, 2, 1, 1, 1)), channels_together=False)]
+    [(0, 0), (1, 0), (0, 1), (1, 1)]
+    """
+    count, *_, channels = axes.canonical_shape
+    if channels_together or axes.channels_within_plane:
+        for n in range(count):
+            yield n, slice(0, channels)
+        return
+    outer = [a for a in axes.letters if a not in SPATIAL]
+    for position in np.ndindex(*(axes.size(a) for a in outer)):
+        where = dict(zip(outer, position, strict=True))
+        n = c = 0
+        for letter in axes.batch_letters:
+            n = n * axes.size(letter) + where[letter]
+        for letter in axes.channel_letters:
+            c = c * axes.size(letter) + where[letter]
+        yield n, slice(c, c + 1)
