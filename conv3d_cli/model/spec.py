@@ -207,7 +207,7 @@ def parse_padding(padding: str | int | Sequence[object]) -> str | Pads:
         except ValueError:
             pair = ()
         if len(pair) != 2 or min(pair) < 0:
-            pairs: list[tuple[int, ...]] = []
+            pairs.clear()
             break
         pairs.append(pair)
     if len(pairs) != 3:
