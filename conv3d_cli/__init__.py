@@ -1,1 +1,61 @@
-"""Convolve volumes: the package behind the `conv3d` command."""
+"""conv3d: convolve volumes. The package behind the `conv3d` command.
+
+Names are loaded on first use, so that `import conv3d_cli` and `conv3d --help` cost nothing.
+
+>>> import conv3d_cli, numpy
+>>> conv3d_cli.conv3d(numpy.ones((3, 3, 3)), numpy.ones((3, 3, 3))).item()
+27.0
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from conv3d_cli.api import conv3d
+    from conv3d_cli.errors import Conv3DError
+    from conv3d_cli.formats import read_volume, write_volume
+    from conv3d_cli.kernels import read_kernel
+    from conv3d_cli.model.grid import Grid
+    from conv3d_cli.model.kernel import Kernel
+    from conv3d_cli.model.spec import ConvSpec
+    from conv3d_cli.model.volume import Volume
+
+_HOMES = {
+    "conv3d": "conv3d_cli.api",
+    "read_volume": "conv3d_cli.formats",
+    "write_volume": "conv3d_cli.formats",
+    "read_kernel": "conv3d_cli.kernels",
+    "Volume": "conv3d_cli.model.volume",
+    "Kernel": "conv3d_cli.model.kernel",
+    "Grid": "conv3d_cli.model.grid",
+    "ConvSpec": "conv3d_cli.model.spec",
+    "Conv3DError": "conv3d_cli.errors",
+}
+
+__all__ = [
+    "Conv3DError",
+    "ConvSpec",
+    "Grid",
+    "Kernel",
+    "Volume",
+    "conv3d",
+    "read_kernel",
+    "read_volume",
+    "write_volume",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("conv3d")
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'conv3d_cli' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

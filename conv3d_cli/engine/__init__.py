@@ -7,6 +7,6 @@ tests/engine/test_every_algorithm.py then runs over it.
 
 from conv3d_cli.engine.jit import CACHE_FOLDER
 from conv3d_cli.engine.plan import ALGORITHMS, Plan, find_algorithm, make_plan
-from conv3d_cli.engine.team import Cancelled, Team
+from conv3d_cli.engine.team import Team
 
-__all__ = ["ALGORITHMS", "CACHE_FOLDER", "Cancelled", "Plan", "Team", "find_algorithm", "make_plan"]
+__all__ = ["ALGORITHMS", "CACHE_FOLDER", "Plan", "Team", "find_algorithm", "make_plan"]

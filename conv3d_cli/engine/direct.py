@@ -92,9 +92,18 @@ def direct_loops(scratch, offsets, weights, plane_step, row_step, partial, out):
                         w0, w1, w2, w3 = weights[f, t], weights[f, t + 1], weights[f, t + 2], weights[f, t + 3]
                         w4, w5, w6, w7 = weights[f, t + 4], weights[f, t + 5], weights[f, t + 6], weights[f, t + 7]
                         x0, x1 = _row(scratch, base + offsets[t], width), _row(scratch, base + offsets[t + 1], width)
-                        x2, x3 = _row(scratch, base + offsets[t + 2], width), _row(scratch, base + offsets[t + 3], width)
-                        x4, x5 = _row(scratch, base + offsets[t + 4], width), _row(scratch, base + offsets[t + 5], width)
-                        x6, x7 = _row(scratch, base + offsets[t + 6], width), _row(scratch, base + offsets[t + 7], width)
+                        x2, x3 = (
+                            _row(scratch, base + offsets[t + 2], width),
+                            _row(scratch, base + offsets[t + 3], width),
+                        )
+                        x4, x5 = (
+                            _row(scratch, base + offsets[t + 4], width),
+                            _row(scratch, base + offsets[t + 5], width),
+                        )
+                        x6, x7 = (
+                            _row(scratch, base + offsets[t + 6], width),
+                            _row(scratch, base + offsets[t + 7], width),
+                        )
                         for ow in range(width):
                             total = x0[ow] * w0
                             total += x1[ow] * w1

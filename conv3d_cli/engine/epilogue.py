@@ -33,7 +33,6 @@ def finish_tile(
         accumulator += bias[:, None, None, None]
     if activation is not None:
         activation(accumulator)
-    filters, depth, height, width = accumulator.shape
     plane_step, row_step, column_step, filter_step = out.strides
     steps = (filter_step, plane_step, row_step, column_step)
     if out.flat.dtype.kind == "f":
@@ -42,7 +41,9 @@ def finish_tile(
     limits = np.iinfo(out.flat.dtype)
     # both ends as float64: the minimum is exact, and so is maximum + 1, a power of two
     ends = np.array([limits.min, limits.max], out.flat.dtype)
-    return int(store_integer_loops(accumulator, out.flat, offset, *steps, ends, float(limits.min), float(limits.max + 1)))
+    return int(
+        store_integer_loops(accumulator, out.flat, offset, *steps, ends, float(limits.min), float(limits.max + 1))
+    )
 
 
 @compiled

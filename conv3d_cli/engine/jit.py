@@ -17,9 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import numba
+import numba.core.config
 
 # "contract" lets a multiplication and an addition become one FMA, "nsz" ignores the sign of zero. The rest of fastmath
 # stays off: it would remove NaN tests and reorder sums.
+config: Any = numba.core.config  # its settings are made at run time, out of a type checker's sight
+
 FASTMATH = {"contract", "nsz"}
 
 
@@ -73,17 +76,17 @@ CACHE_FOLDER = _choose_folder()
 
 def compiled(loops: Callable[..., Any]) -> Any:
     """Decorate a loop function: compiled by Numba on its first call, without the GIL, cached on disk if possible."""
-    options = {"nogil": True, "fastmath": FASTMATH, "error_model": "numpy", "boundscheck": False}
+    options: dict[str, Any] = {"nogil": True, "fastmath": FASTMATH, "error_model": "numpy", "boundscheck": False}
     if CACHE_FOLDER is None:
         return numba.njit(**options)(loops)
     # The folder is looked up while decorating; set for that moment only, so that a caller's own functions keep theirs.
-    before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(CACHE_FOLDER)
+    before, config.CACHE_DIR = config.CACHE_DIR, str(CACHE_FOLDER)
     try:
         function = numba.njit(cache=True, **options)(loops)
     except RuntimeError:  # "no locator available": the folder vanished meanwhile
         return numba.njit(**options)(loops)
     finally:
-        numba.config.CACHE_DIR = before
+        config.CACHE_DIR = before
     _tolerate_cache_faults(function)
     return function
 

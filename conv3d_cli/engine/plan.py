@@ -77,7 +77,7 @@ class Plan:
         planes : list of int                for every depth position the slab's taps span, its plane in `source`; -1 where
                                             a constant stands (see `ConvProblem.source_indices`)
         progress : callable                 told the voxels finished, from any thread
-        Returns how many voxels the output's dtype could not hold. Raises Cancelled if the team was called off.
+        Returns how many voxels the output's dtype could not hold.
         """
         problem = self.problem
         if not is_flattenable(source):
@@ -151,9 +151,7 @@ class Plan:
 class _Tables:
     """Where the packed positions of a slab lie in its source, along each axis."""
 
-    def __init__(
-        self, problem: ConvProblem, planes: list[int], source: FlatView, scale: tuple[float, float]
-    ) -> None:
+    def __init__(self, problem: ConvProblem, planes: list[int], source: FlatView, scale: tuple[float, float]) -> None:
         self.problem = problem
         self.rows = offset_table(problem.source_indices(1, 0, problem.out_size[1]), source.strides[1])
         self.indices = problem.source_indices(2, 0, problem.out_size[2])
@@ -166,9 +164,7 @@ class _Tables:
     def tile(self, start: Tile, stop: Tile) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], int, int]:
         """Offsets of the planes, rows and columns a tile packs, and its run of columns that follow one another."""
         first = [a * s for a, s in zip(start, self.problem.strides, strict=True)]
-        last = [
-            (b - 1) * s + e for b, s, e in zip(stop, self.problem.strides, self.problem.extent, strict=True)
-        ]
+        last = [(b - 1) * s + e for b, s, e in zip(stop, self.problem.strides, self.problem.extent, strict=True)]
         run_start = min(max(self.run[0], first[2]), last[2])
         run_stop = max(run_start, min(self.run[1], last[2]))
         return (

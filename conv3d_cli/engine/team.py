@@ -15,10 +15,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 
 
-class Cancelled(Exception):  # noqa: N818 - it is no error
-    """The work was called off; the output is incomplete."""
-
-
 class Team:
     """`threads` workers; use as a context manager.
 
@@ -32,7 +28,6 @@ class Team:
     def __init__(self, threads: int) -> None:
         self.threads = threads
         self._pool: ThreadPoolExecutor | None = None
-        self._cancelled = threading.Event()
 
     def run(self, count: int, work: Callable[[int, int], None]) -> None:
         """Call `work(worker, task)` for every task below `count`; the first exception ends all and is raised here."""
@@ -45,8 +40,6 @@ class Team:
                     task = next(next_task)
                     if task >= count:
                         return
-                    if self._cancelled.is_set():
-                        raise Cancelled
                     work(worker, task)
             except BaseException:
                 failed.set()
@@ -65,13 +58,11 @@ class Team:
             if failure is not None:
                 raise failure
 
-    def cancel(self) -> None:
-        """End the work at the next task, from any thread: `run` raises Cancelled."""
-        self._cancelled.set()
-
     def __enter__(self) -> Team:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._pool is not None:
             self._pool.shutdown(wait=True)

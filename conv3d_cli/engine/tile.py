@@ -7,6 +7,7 @@ where a tap lies in the scratch. Sizes depend on the problem alone, never on thr
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -76,13 +77,16 @@ class TileLayout:
         return np.ascontiguousarray(offsets, dtype=np.int64)
 
 
-def plan_tile(problem: ConvProblem, dtype: np.dtype[Any], budget: int, start: Tile = Tile(8, 8, 512)) -> TileLayout:
-    """The largest tile from `start` down whose scratch and accumulator fit `budget` bytes.
+LARGEST_TILE = Tile(8, 8, 512)
+
+
+def plan_tile(problem: ConvProblem, dtype: np.dtype[Any], budget: int, largest: Tile = LARGEST_TILE) -> TileLayout:
+    """The largest tile from `largest` down whose scratch and accumulator fit `budget` bytes.
 
     Halves the longer of depth and height, then the width (which the vectors run along) from 128 on only when
     nothing else is left; a single voxel of many channels may still exceed the budget.
     """
-    depth, height, width = (min(size, wish) for size, wish in zip(problem.out_size, start, strict=True))
+    depth, height, width = (min(size, wish) for size, wish in zip(problem.out_size, largest, strict=True))
     while True:
         layout = _layout(problem, Tile(depth, height, width))
         if (layout.scratch_size + layout.accumulator_size) * dtype.itemsize <= budget:
@@ -104,7 +108,7 @@ def _layout(problem: ConvProblem, tile: Tile) -> TileLayout:
     packed = [(n - 1) * s + e for n, s, e in zip(tile, problem.strides, problem.extent, strict=True)]
     stride = problem.strides[2]
     # A multiple of 16 numbers keeps rows on cache lines; the odd 16 keeps rows from sharing cache sets.
-    pitch = -(-(-(-packed[2] // stride)) // 16) * 16
+    pitch = math.ceil(packed[2] / stride / 16) * 16
     row_step = stride * pitch
     if row_step % 256 == 0:
         row_step += 16

@@ -29,6 +29,11 @@ def known_suffixes() -> str:
     return " ".join(suffix for f in FORMATS for suffix in f.suffixes)
 
 
+def is_stream(path: str) -> bool:
+    """Whether a volume of this name can only be read and written forward: a pipe or a compressed file."""
+    return path == "-" or path.lower().endswith(".gz")
+
+
 def open_volume(path: str, *, axes: str | None = None, channels_first: bool = False) -> VolumeReader:
     """Open a volume for reading.
 
@@ -96,7 +101,7 @@ def write_volume(path: str, volume: Volume, *, overwrite: bool = False, gz_level
 
     header = volume.header
     target = output_format(path)
-    letters = target.output_letters(header.axes.letters, header.shape[4])
+    letters = target.output_letters(header.axes.letters, header.shape[4], header.dtype)
     out_header = replace(header, axes=header.axes.renamed(letters, {"c": header.axes.size("c")}))
     with target.create(path, out_header, overwrite=overwrite, gz_level=gz_level) as writer:
         for n, channels in parts_in_storage_order(out_header.axes, channels_together=not writer.sequential):

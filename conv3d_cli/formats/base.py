@@ -43,8 +43,8 @@ class VolumeFormat:
     open : callable         (path, *, axes, channels_first) -> VolumeReader
     create : callable       (path, header, *, overwrite, gz_level) -> VolumeWriter
     output_letters : callable
-                            (letters, channels) -> letters: the storage order this format gives to a volume that has these
-                            axes, with a channel axis added where `channels` needs one
+                            (letters, channels, dtype) -> letters: the storage order this format gives to a volume that
+                            has these axes, with a channel axis added where `channels` needs one
     """
 
     name: str
@@ -52,7 +52,7 @@ class VolumeFormat:
     summary: str
     open: Callable[..., VolumeReader]
     create: Callable[..., VolumeWriter]
-    output_letters: Callable[[str, int], str]
+    output_letters: Callable[[str, int, np.dtype[Any]], str]
 
     def claims(self, path: str) -> bool:
         """Whether the file name ends with one of the suffixes, in any case; "-" alone is a pipe."""

@@ -82,7 +82,7 @@ def axis_names(rank: int, channels_first: bool = False, path: str = "array") -> 
     return BATCH_LETTERS[: rank - 4] + space
 
 
-def output_letters(letters: str, channels: int) -> str:
+def output_letters(letters: str, channels: int, dtype: np.dtype[Any]) -> str:
     """The input's order; channels that are new come last."""
     has_channels = any(a in "cs" for a in letters)
     return letters if has_channels or channels == 1 else letters + "c"

@@ -1,0 +1,92 @@
+"""The Python door to the engine: `conv3d` on arrays, with Keras' words and defaults."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from conv3d_cli.errors import ShapeError, SpecError
+from conv3d_cli.job import Passage, plan_part, stream
+from conv3d_cli.layer import activations
+from conv3d_cli.machine import thread_count
+from conv3d_cli.model.kernel import Kernel
+from conv3d_cli.model.spec import Boundary, ConvSpec
+from conv3d_cli.model.volume import ArrayReader, ArrayWriter, Axes, VolumeHeader, parts_in_storage_order
+
+BATCH_LETTERS = "tabdefghijklmnopqruvw"
+
+
+def conv3d(
+    x: ArrayLike,
+    kernel: ArrayLike | Kernel,
+    bias: ArrayLike | None = None,
+    *,
+    strides: int | Sequence[int] = 1,
+    padding: str | int | Sequence[object] = "valid",
+    dilation_rate: int | Sequence[int] = 1,
+    groups: int = 1,
+    data_format: str = "channels_last",
+    activation: str | activations.Activation | None = None,
+    boundary: str | Boundary = "zeros",
+    threads: int | None = None,
+    algorithm: str = "auto",
+) -> NDArray[Any]:
+    """Convolve an array as Keras' Conv3D does: cross-correlation, the kernel is not flipped.
+
+    x : (D, H, W), or (..., D, H, W, C) with any batch axes; (..., C, D, H, W) under data_format="channels_first".
+        Real numbers of any dtype.
+    kernel : (kd, kh, kw), applied to every channel separately; or (kd, kh, kw, C/groups, filters)
+    bias : (filters,) or None; also one number beside a 3-D kernel
+    strides, dilation_rate : int or 3 ints, in D, H, W order
+    padding : "valid", "same" (Keras' split), "full", a number, three numbers, or three (before, after) pairs
+    boundary : what padding reads: "zeros", "constant=V", "nearest", "symmetric", "mirror" or "wrap"
+    threads : int or None       None: all CPUs this process may use
+    Returns float64 if x is float64, else float32, in the layout of x.
+    Raises: SpecError for arguments that are never legal, ShapeError where shapes do not fit (both are ValueErrors).
+    Source: Keras 3, keras/src/layers/convolutional/base_conv.py.
+
+    >>> conv3d(np.ones((4, 4, 4)), np.ones((3, 3, 3))).shape
+    (2, 2, 2)
+    >>> conv3d(np.ones((1, 5, 5, 5, 2)), np.ones((3, 3, 3, 2, 8)), strides=2, padding="same").shape
+    (1, 3, 3, 3, 8)
+    """
+    x = np.asarray(x)
+    if x.dtype.kind not in "buif":
+        raise ShapeError(f"x must hold real numbers, received dtype {x.dtype}")
+    kernel = kernel if isinstance(kernel, Kernel) else Kernel(np.asarray(kernel))
+    if bias is not None:
+        kernel = Kernel(kernel.weights, np.asarray(bias), kernel.centre, kernel.name)
+    if data_format not in ("channels_last", "channels_first"):
+        raise SpecError(f"data_format must be 'channels_last' or 'channels_first', received {data_format!r}")
+    letters = _axis_letters(x.ndim, kernel, data_format)
+    spec = ConvSpec(strides, padding, dilation_rate, groups, boundary=boundary)
+    function = activations.get(activation)
+
+    precision = "float64" if x.dtype == np.float64 or x.dtype.itemsize > 8 else "float32"
+    stored = x.dtype if x.dtype.kind != "f" or x.dtype.itemsize in (4, 8) else np.dtype(precision)
+    header = VolumeHeader(Axes(letters, x.shape), stored.newbyteorder("="))
+    problem = spec.resolve(header.shape, kernel.weights.shape, kernel.centre)
+    sizes = dict(zip("zyxc", (*problem.out_size, problem.filters), strict=True))
+    out_axes = header.axes.renamed(letters, sizes)
+    out = np.empty(out_axes.shape, precision)
+    parts = list(parts_in_storage_order(header.axes, channels_together=True))
+    plan = plan_part(spec, kernel, problem, parts, precision, thread_count(threads), algorithm)
+    passage = Passage(plan, parts, problem.out_size[0], kernel.is_layer, kernel.bias_for(problem.filters), function)
+    stream(passage, ArrayReader(x, header), ArrayWriter(out, VolumeHeader(out_axes, out.dtype)))
+    return out
+
+
+def _axis_letters(rank: int, kernel: Kernel, data_format: str) -> str:
+    if rank == 3:
+        if kernel.is_layer:
+            raise ShapeError(
+                "a 5-D kernel needs an array with a channel axis, received a 3-D one; add it with x[..., None]"
+            )
+        return "zyx"
+    space = "zyxc" if data_format == "channels_last" else "czyx"
+    if rank < 3 or rank - 4 > len(BATCH_LETTERS):
+        raise ShapeError(f"x must be (D, H, W) or (..., D, H, W, C), received {rank} axes")
+    return BATCH_LETTERS[: rank - 4] + space

@@ -1,0 +1,137 @@
+"""Slabs: how a volume is cut along depth, and the planes each slab needs.
+
+A slab is a run of output planes computed at once. Its input is the planes its taps read, which overlap those of the next
+slab (the halo). `SlabSource` hands them out in order; from a stream it reads every plane once, forward, and keeps the
+ones still needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from conv3d_cli.model.spec import ConvProblem
+from conv3d_cli.model.volume import Array, VolumeReader
+
+
+class Slab(NamedTuple):
+    """Output planes start..stop-1, and the input plane of every depth position their taps span (-1: a constant)."""
+
+    start: int
+    stop: int
+    planes: list[int]
+
+
+def cut_slabs(problem: ConvProblem, depth: int) -> list[Slab]:
+    """All slabs of a volume, `depth` output planes each but the last.
+
+    >>> from conv3d_cli.model.spec import ConvSpec
+    >>> problem = ConvSpec(padding="same").resolve((1, 5, 4, 4, 1), (3, 3, 3, 1, 1))
+    >>> [(s.start, s.stop, s.planes) for s in cut_slabs(problem, 3)]
+    [(0, 3, [-1, 0, 1, 2, 3]), (3, 5, [2, 3, 4, -1])]
+    """
+    size = problem.out_size[0]
+    starts = range(0, size, depth)
+    return [
+        Slab(start, min(start + depth, size), problem.source_indices(0, start, min(start + depth, size)))
+        for start in starts
+    ]
+
+
+@dataclass(frozen=True)
+class SlabInput:
+    """What the engine needs of a slab: source (planes, H, W, C) and, for every depth position, its plane in it or -1."""
+
+    source: Array
+    planes: list[int]
+
+
+class SlabSource:
+    """The inputs of the slabs of one part (a volume n and some of its channels), in order.
+
+    reader : VolumeReader       a sequential one is read forward only; planes that later slabs need again are kept
+    """
+
+    def __init__(self, reader: VolumeReader, n: int, channels: slice, slabs: Sequence[Slab]) -> None:
+        self.reader, self.n, self.channels, self.slabs = reader, n, channels, slabs
+        self._held: Array | None = None
+        self._held_from = 0
+        # the first plane that a slab or any later one needs
+        self.keep_from: list[int] = []
+        lowest: int | None = None
+        for slab in reversed(slabs):
+            needed = [p for p in slab.planes if p >= 0]
+            if needed:
+                lowest = min(needed) if lowest is None else min(lowest, min(needed))
+            self.keep_from.append(reader.header.shape[1] if lowest is None else lowest)
+        self.keep_from.reverse()
+
+    def read(self, index: int) -> SlabInput:
+        """The input of slab `index`; for a sequential reader, call it for 0, 1, 2, ... in turn."""
+        slab = self.slabs[index]
+        runs = plane_runs(slab.planes)
+        if not runs:  # the slab lies wholly outside: any plane will do, none is read
+            _, _, height, width, _ = self.reader.header.shape
+            shape = (1, height, width, self.channels.stop - self.channels.start)
+            return SlabInput(np.zeros(shape, self.reader.header.dtype), slab.planes)
+        if self.reader.sequential:
+            return self._read_forward(index, runs[-1][1])
+        blocks = [self.reader.read(self.n, slice(*run), self.channels) for run in runs]
+        place: dict[int, int] = {}
+        for start, stop in runs:
+            place.update((plane, len(place) + plane - start) for plane in range(start, stop))
+        source = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
+        return SlabInput(source, [place[p] if p >= 0 else -1 for p in slab.planes])
+
+    def _read_forward(self, index: int, stop: int) -> SlabInput:
+        start = self.keep_from[index]
+        kept: list[Array] = []
+        held_to = start
+        if self._held is not None:
+            held_to = self._held_from + len(self._held)
+            if held_to > start:
+                kept = [self._held[start - self._held_from :]]
+            held_to = max(held_to, start)
+        if stop > held_to:
+            kept.append(self.reader.read(self.n, slice(held_to, stop), self.channels))
+        self._held = kept[0] if len(kept) == 1 else np.concatenate(kept)
+        self._held_from = start
+        return SlabInput(self._held, [p - start if p >= 0 else -1 for p in self.slabs[index].planes])
+
+    def release(self, index: int) -> None:
+        """Slabs up to `index` are computed: the reader may drop what only they needed."""
+        if index + 1 < len(self.slabs):
+            self.reader.release(self.n, self.keep_from[index + 1])
+        else:
+            self.reader.release(self.n, self.reader.header.shape[1])
+
+
+def plane_runs(planes: Sequence[int], gap: int = 4) -> list[tuple[int, int]]:
+    """The planes that are needed as (start, stop) runs in order; gaps of up to `gap` planes are read through.
+
+    >>> plane_runs([-1, 0, 1, 2, 98, 99])
+    [(0, 3), (98, 100)]
+    """
+    runs: list[tuple[int, int]] = []
+    for plane in sorted({p for p in planes if p >= 0}):
+        if runs and plane - runs[-1][1] <= gap:
+            runs[-1] = (runs[-1][0], plane + 1)
+        else:
+            runs.append((plane, plane + 1))
+    return runs
+
+
+def most_planes(problem: ConvProblem, slabs: Sequence[Slab], sequential: bool) -> int:
+    """The largest number of input planes that a slab holds in memory at once."""
+    most = 1
+    lowest: int | None = None
+    for slab in reversed(slabs):
+        runs = plane_runs(slab.planes)
+        if not runs:
+            continue
+        lowest = runs[0][0] if lowest is None else min(lowest, runs[0][0])
+        most = max(most, runs[-1][1] - lowest if sequential else sum(stop - start for start, stop in runs))
+    return most
