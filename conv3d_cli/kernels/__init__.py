@@ -1,1 +1,87 @@
-"""."""
+"""Kernels by name or from a file: `gaussian:fwhm=6mm`, `psf.tif`.
+
+A built-in kernel is one function in `builtin.py` and one line in `BUILTIN_KERNELS`; its signature is its grammar. A kernel
+file's format is claimed by the suffix (`files.py`). What a kernel is, and what can be asked of it, is `model/kernel.py`.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from conv3d_cli.errors import UnknownNameError, unknown_name
+from conv3d_cli.kernels import builtin, files
+from conv3d_cli.kernels.files import KERNEL_FILES, find_kernel_file, known_suffixes, write_kernel
+from conv3d_cli.kernels.grammar import BuiltinKernel, KernelFunction, build_kernel, describe
+from conv3d_cli.model.grid import Grid
+from conv3d_cli.model.kernel import Kernel
+
+__all__ = [
+    "BUILTIN_KERNELS",
+    "KERNEL_FILES",
+    "BuiltinKernel",
+    "describe_builtins",
+    "find_kernel_file",
+    "is_builtin",
+    "known_suffixes",
+    "read_kernel",
+    "write_kernel",
+]
+
+# in the order `conv3d kernel list` shows them: averages, second derivatives, first derivatives, sharpening
+BUILTIN_KERNELS: tuple[KernelFunction, ...] = (
+    builtin.identity,
+    builtin.box,
+    builtin.gaussian,
+    builtin.ball,
+    builtin.laplacian,
+    builtin.log,
+    builtin.dog,
+    builtin.sobel,
+    builtin.prewitt,
+    builtin.scharr,
+    builtin.gradient,
+    builtin.sharpen,
+    builtin.unsharp,
+)
+
+
+def is_builtin(text: str) -> bool:
+    """Whether a kernel text names a built-in kernel (its parameters may still be wrong).
+
+    >>> is_builtin("gaussian:fwhm=6mm"), is_builtin("./gaussian"), is_builtin("psf.tif")
+    (True, False, False)
+    """
+    name = text.partition(":")[0].strip()
+    return any(function.__name__ == name for function in BUILTIN_KERNELS)
+
+
+def describe_builtins() -> list[BuiltinKernel]:
+    """Name, parameters and summary of every built-in kernel.
+
+    >>> [f"{k.name} {' '.join(map(str, k.parameters))}" for k in describe_builtins()][1:4]
+    ['box [size=3]', 'gaussian [fwhm=LENGTH] [sigma=LENGTH] [truncate=4]', 'ball radius=LENGTH']
+    """
+    return [describe(function) for function in BUILTIN_KERNELS]
+
+
+def read_kernel(text: str, grid: Grid | None = None, *, folder: Path | None = None) -> Kernel:
+    """The kernel a text stands for: a built-in with parameters, or a file.
+
+    grid : Grid or None     of the volume the kernel is for; lengths in mm, um, ... need its spacing
+    folder : Path or None   where a relative path starts, for a text out of a file; None: the current folder
+    Raises: UnknownNameError if it is neither; SpecError for a wrong parameter; FormatError for a missing or damaged file;
+    ShapeError for wrong shapes or values, or a length in mm on a volume without spacing.
+
+    >>> read_kernel("gaussian:sigma=1,1,0.5vox").size
+    (9, 9, 5)
+    """
+    if is_builtin(text):
+        return build_kernel(text, BUILTIN_KERNELS, grid)
+    path = os.path.join(folder, text) if folder is not None else text
+    looks_like_a_file = find_kernel_file(text) is not None or "/" in text or os.sep in text
+    if not looks_like_a_file and not os.path.exists(path):
+        name, colon, _ = text.partition(":")
+        error = unknown_name("kernel", name.strip(), [f.__name__ for f in BUILTIN_KERNELS])
+        raise error if colon else UnknownNameError(f"{error}; nor is there a file of this name")
+    return files.read_kernel_file(path, lambda inner: build_kernel(inner, BUILTIN_KERNELS, grid))

@@ -42,9 +42,10 @@ class Kernel:
         if weights.dtype.kind not in "buif":
             raise ShapeError(f"kernel {self.name} must hold real numbers, received dtype {weights.dtype}")
         if weights.ndim not in (3, 5):
+            cure = f"; give it the shape {(1,) * (3 - weights.ndim) + weights.shape}" if weights.ndim < 3 else ""
             raise ShapeError(
                 f"kernel {self.name} must be 3-D (depth, height, width) or 5-D (depth, height, width, in_channels/groups, "
-                f"filters), received {weights.ndim}-D with shape {weights.shape}"
+                f"filters), received {weights.ndim}-D with shape {weights.shape}{cure}"
             )
         if weights.size == 0:
             raise ShapeError(f"kernel {self.name} is empty, shape {weights.shape}")
@@ -55,14 +56,16 @@ class Kernel:
             bias = np.atleast_1d(np.asarray(self.bias, dtype=np.float64))
             _require_finite(bias, f"the bias of kernel {self.name}")
             expected = {1, weights.shape[4]} if weights.ndim == 5 else None
-            if bias.ndim != 1 or (expected and bias.size not in expected):
+            if bias.ndim != 1 or bias.size == 0 or (expected and bias.size not in expected):
                 filters = weights.shape[4] if weights.ndim == 5 else "one a channel"
-                raise ShapeError(f"the bias must be one number a filter ({filters}), received shape {bias.shape}")
+                raise ShapeError(
+                    f"the bias of kernel {self.name} must be one number a filter ({filters}), received shape {bias.shape}"
+                )
             object.__setattr__(self, "bias", bias)
         if self.centre is not None:
             if len(self.centre) != 3 or not all(0 <= c <= k - 1 for c, k in zip(self.centre, self.size, strict=True)):
                 raise ShapeError(
-                    f"the centre must be a voxel inside the kernel {self.size}, received {tuple(self.centre)}"
+                    f"the centre of kernel {self.name} must lie inside its size {self.size}, received {tuple(self.centre)}"
                 )
             d, h, w = map(float, self.centre)
             object.__setattr__(self, "centre", (d, h, w))

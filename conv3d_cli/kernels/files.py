@@ -1,0 +1,603 @@
+"""Kernel files: .npy, .npz, .json, .toml, .txt, NIfTI and TIFF, each claimed by its suffix.
+
+Nothing in a file is believed: sizes are held against the file's length before anything is allocated, pickles are never
+loaded, and whatever is wrong ends as one line that names the file: a FormatError for the file, a ShapeError for the shape
+or the values of the weights. Written files hold float64, which reads back exactly, and have the same bytes each time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import gzip
+import io
+import json
+import logging
+import math
+import os
+import tomllib
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.lib import format as npy_format
+from numpy.typing import NDArray
+
+from conv3d_cli.atomic import AtomicFile, write_errors
+from conv3d_cli.errors import Conv3DError, FormatError, ShapeError, SpecError, WriteError
+from conv3d_cli.kernels.lengths import MAX_WEIGHTS
+from conv3d_cli.model.kernel import Kernel
+
+Array = NDArray[Any]
+BuildKernel = Callable[[str], Kernel]  # makes the kernel of a built-in text such as "gaussian:fwhm=6mm"
+
+MAX_TEXT = 16 << 20  # bytes; parsed text takes some twenty times its size, and arrays have better formats
+_NESTING = 5  # levels of a layer's weights
+
+
+@dataclass(frozen=True)
+class KernelFile:
+    """A kind of kernel file.
+
+    name : str          as messages call it
+    suffixes : tuple    lower case, with the dot
+    read : callable     (path, build) -> Kernel
+    encode : callable   kernel -> the whole file
+    layers : bool       whether it holds 5-D kernels
+    extras : bool       whether it holds a bias and a centre
+    """
+
+    name: str
+    suffixes: tuple[str, ...]
+    read: Callable[[str, BuildKernel], Kernel]
+    encode: Callable[[Kernel], bytes]
+    layers: bool
+    extras: bool
+
+
+def find_kernel_file(path: str | os.PathLike[str]) -> KernelFile | None:
+    """The kind that claims a file name by its suffix; None if none does.
+
+    >>> find_kernel_file("psf.NII.GZ").name, find_kernel_file("gaussian:fwhm=1.5mm")
+    ('NIfTI', None)
+    """
+    return next((kind for kind in KERNEL_FILES if str(path).lower().endswith(kind.suffixes)), None)
+
+
+def known_suffixes() -> str:
+    """All suffixes, for messages."""
+    return " ".join(suffix for kind in KERNEL_FILES for suffix in kind.suffixes)
+
+
+def read_kernel_file(path: str, build: BuildKernel) -> Kernel:
+    """Read a kernel file; the kernel is called by its path.
+
+    build : callable    makes the kernel of a built-in text, which .json and .toml may hold
+    Raises: FormatError if the file is missing, empty, damaged or of no known kind; ShapeError for the shape or the values.
+    """
+    _file_size(path)
+    kind = find_kernel_file(path)
+    if kind is None:
+        raise FormatError(f"cannot read {path}: no kernel format has this suffix; known are {known_suffixes()}")
+    with _reading(path):
+        return kind.read(path, build)
+
+
+def write_kernel(path: str | os.PathLike[str], kernel: Kernel, *, overwrite: bool = False) -> None:
+    """Write a kernel in the format of the suffix; the file appears complete or not at all.
+
+    Raises: SpecError for an unknown suffix; OutputExistsError; WriteError if the format cannot hold the kernel.
+    """
+    kind = find_kernel_file(path)
+    if kind is None:
+        raise SpecError(f"cannot write {path}: no kernel format has this suffix; known are {known_suffixes()}")
+    middle = tuple((k - 1) / 2 for k in kernel.size)
+    if kernel.centre == middle:
+        kernel = replace(kernel, centre=None)
+    for holds, what, has in (
+        (kind.layers, "5-D weights", kernel.is_layer),
+        (kind.extras, "a bias", kernel.bias is not None),
+        (kind.extras, "a centre off the middle", kernel.centre is not None),
+    ):
+        if has and not holds:
+            able = [k.suffixes[0] for k in KERNEL_FILES if k.layers and k.extras]
+            raise WriteError(f"cannot write {path}: {kind.name} cannot hold {what}; write {' '.join(able)} instead")
+    with AtomicFile(path, overwrite) as output:
+        content = kind.encode(kernel)
+        with write_errors(path):
+            output.file.write(content)
+        output.commit()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The door: what every reader shares
+
+
+def _file_size(path: str) -> int:
+    try:
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+    except FileNotFoundError:
+        raise FormatError(f"cannot read {path}: no such file") from None
+    except IsADirectoryError:
+        raise FormatError(f"cannot read {path}: it is a folder; name a kernel file in it") from None
+    except (OSError, ValueError) as error:  # ValueError: a null character in the name
+        raise FormatError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
+    if size == 0:
+        raise FormatError(f"cannot read {path}: the file is empty")
+    return size
+
+
+@contextlib.contextmanager
+def _reading(path: str) -> Iterator[None]:
+    """Turn what parsers throw at damaged bytes into a FormatError, and keep their warnings and log lines to themselves."""
+    loggers = [logging.getLogger(name) for name in ("tifffile", "nibabel.global")]
+
+    def silent(record: logging.LogRecord) -> bool:
+        return False
+
+    for logger in loggers:
+        logger.addFilter(silent)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except Conv3DError:
+        raise
+    except RecursionError:
+        raise FormatError(f"cannot read {path}: nested too deeply") from None
+    except Exception as error:  # zipfile, gzip, numpy, nibabel and tifffile raise nearly anything on untrusted bytes
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise FormatError(f"cannot read {path}: {reason[:300]}") from error
+    finally:
+        for logger in loggers:
+            logger.removeFilter(silent)
+
+
+def _require_weights(count: int, shape: tuple[int, ...], path: str) -> None:
+    if count > MAX_WEIGHTS:
+        raise ShapeError(f"kernel {path} has {count:,} weights, shape {shape}; at most {MAX_WEIGHTS:,} are allowed")
+
+
+def _require_real(dtype: np.dtype[Any], path: str) -> None:
+    if dtype.kind not in "buif":
+        raise ShapeError(f"kernel {path} must hold real numbers, received dtype {dtype}")
+
+
+def _require_bytes(needed: int, size: int, path: str) -> None:
+    if needed > size:
+        raise FormatError(f"cannot read {path}: truncated: its header promises {needed} bytes, the file has {size}")
+
+
+def _with_extras(path: str, weights: Any, bias: Any = None, centre: Any = None) -> Kernel:
+    """A kernel called by its file, whose bias and centre came from there too."""
+    if centre is not None:
+        values = np.asarray(centre)
+        if values.shape != (3,) or values.dtype.kind not in "uif":
+            raise ShapeError(f"kernel {path}: the centre is three numbers, depth,height,width, received {centre!r}")
+        centre = tuple(float(value) for value in values)
+    return Kernel(weights, bias, centre, name=path)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# NumPy
+
+
+def _read_npy(path: str, build: BuildKernel) -> Kernel:
+    size = _file_size(path)
+    with open(path, "rb") as file:
+        return Kernel(_read_array(file, path, size), name=path)
+
+
+def _read_array(file: IO[bytes], path: str, size: int) -> Array:
+    """An array in .npy format from a file or a zip member of `size` bytes."""
+    try:
+        version = npy_format.read_magic(file)
+        read = npy_format.read_array_header_1_0 if version == (1, 0) else npy_format.read_array_header_2_0
+        shape, fortran, dtype = read(file)
+    except Exception as error:  # the header is Python text; damaged, it raises whatever the tokenizer does
+        reason = " ".join(str(error).split())[:200]
+        raise FormatError(f"cannot read {path}: not a .npy array, or its header is damaged ({reason})") from error
+    if dtype.hasobject:
+        raise FormatError(f"cannot read {path}: it holds pickled Python objects, which are never loaded; save numbers")
+    if any(n < 0 for n in shape):
+        raise FormatError(f"cannot read {path}: its header holds a negative size, shape {shape}")
+    _require_real(dtype, path)
+    count = math.prod(shape)
+    _require_weights(count, shape, path)
+    _require_bytes(file.tell() + count * dtype.itemsize, size, path)
+    data = file.read(count * dtype.itemsize)
+    _require_bytes(count * dtype.itemsize, len(data), path)
+    file.read(1)  # at its end a zip member checks its sum
+    values = np.frombuffer(data, dtype, count)
+    return values.reshape(shape[::-1]).T if fortran else values.reshape(shape)
+
+
+def _encode_array(array: Array) -> bytes:
+    buffer = io.BytesIO()
+    npy_format.write_array(buffer, np.ascontiguousarray(array, dtype="<f8"), version=(1, 0), allow_pickle=False)
+    return buffer.getvalue()
+
+
+def _encode_npy(kernel: Kernel) -> bytes:
+    return _encode_array(kernel.weights)
+
+
+def _read_npz(path: str, build: BuildKernel) -> Kernel:
+    with zipfile.ZipFile(path) as archive:
+        members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+        others = [name for name in members if name not in ("bias", "centre")]
+        named = [name for name in ("kernel", "weights") if name in members]
+        chosen = named or others
+        if len(chosen) != 1:
+            held = ", ".join(members) or "nothing"
+            raise FormatError(
+                f"cannot read {path}: one array must be the kernel, by the name 'kernel'; it holds {held}"
+            )
+
+        def array(name: str) -> Array | None:
+            if name not in members:
+                return None
+            with archive.open(members[name]) as member:
+                return _read_array(member, path, members[name].file_size)
+
+        return _with_extras(path, array(chosen[0]), array("bias"), array("centre"))
+
+
+def _encode_npz(kernel: Kernel) -> bytes:
+    arrays = {"kernel": kernel.weights}
+    if kernel.bias is not None:
+        arrays["bias"] = kernel.bias
+    if kernel.centre is not None:
+        arrays["centre"] = np.array(kernel.centre)
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, values in arrays.items():
+            member = zipfile.ZipInfo(f"{name}.npy", (1980, 1, 1, 0, 0, 0))  # the zip format's zero: no time stamp
+            member.compress_type = zipfile.ZIP_DEFLATED
+            member.create_system = 3
+            archive.writestr(member, _encode_array(values))
+    return buffer.getvalue()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# JSON and TOML
+
+_KEYS = ("kernel", "weights", "bias", "centre", "axes", "name", "flip", "normalize")
+
+
+def _read_text(path: str) -> str:
+    size = _file_size(path)
+    if size > MAX_TEXT:
+        raise FormatError(
+            f"cannot read {path}: a text of {size:,} bytes; at most {MAX_TEXT:,} are read; save it as .npy"
+        )
+    try:
+        return Path(path).read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise FormatError(f"cannot read {path}: not UTF-8 text (byte {error.start})") from None
+
+
+def _read_json(path: str, build: BuildKernel) -> Kernel:
+    text = _read_text(path)
+    try:
+        content = json.loads(text)
+    except ValueError as error:
+        raise FormatError(f"cannot read {path}: not JSON ({error})") from None
+    return _read_table(content if isinstance(content, dict) else {"kernel": content}, path, build)
+
+
+def _read_toml(path: str, build: BuildKernel) -> Kernel:
+    text = _read_text(path)
+    try:
+        content = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise FormatError(f"cannot read {path}: not TOML ({error})") from None
+    return _read_table(content, path, build)
+
+
+def _read_table(table: dict[str, Any], path: str, build: BuildKernel) -> Kernel:
+    """The kernel of a JSON object or TOML table.
+
+    Its keys: kernel (or weights), a nested list of 3 or 5 levels or a built-in text; bias, a number or a list; centre, [d,
+    h, w]; axes, "dhw" or "ijk", the order of the nested list's first three levels; name; flip; normalize.
+    """
+    for key in table:
+        if key not in _KEYS:
+            close = difflib.get_close_matches(key, _KEYS, n=1)
+            hint = f"did you mean '{close[0]}'? " if close else ""
+            raise FormatError(f"cannot read {path}: unknown key '{key}'; {hint}known are {', '.join(_KEYS)}")
+    if ("kernel" in table) == ("weights" in table):
+        both = "both 'kernel' and 'weights'" if "kernel" in table else "no key 'kernel'"
+        raise FormatError(f"cannot read {path}: it has {both}; one of them holds the weights or a built-in's name")
+    content = table["kernel"] if "kernel" in table else table["weights"]
+    axes = table.get("axes", "dhw")
+    if axes not in ("dhw", "ijk"):
+        raise FormatError(f"cannot read {path}: axes is 'dhw' or 'ijk' (nibabel's order), received {axes!r}")
+    for key in ("flip", "normalize"):
+        if not isinstance(table.get(key, False), bool):
+            raise FormatError(f"cannot read {path}: {key} is true or false, received {table[key]!r}")
+    if not isinstance(table.get("name", ""), str):
+        raise FormatError(f"cannot read {path}: name is a text, received {table['name']!r}")
+
+    if isinstance(content, str):
+        if "axes" in table:
+            raise FormatError(f"cannot read {path}: axes orders a nested list, the kernel is the built-in '{content}'")
+        try:
+            weights = build(content).weights
+        except Conv3DError as error:
+            raise type(error)(f"{error} (in {path})") from None
+    else:
+        weights = _nested_array(content, "kernel", path)
+        if axes == "ijk" and weights.ndim >= 3:
+            weights = weights.transpose(2, 1, 0, *range(3, weights.ndim))
+    bias = table.get("bias")
+    if bias is not None:
+        bias = _nested_array(bias if isinstance(bias, list) else [bias], "bias", path)
+    kernel = _with_extras(path, weights, bias, table.get("centre"))
+    if table.get("flip"):
+        kernel = kernel.flipped()
+    if table.get("normalize"):
+        kernel = kernel.normalized()
+    return replace(kernel, name=f"{path} ({table['name']})") if table.get("name") else kernel
+
+
+def _nested_array(content: Any, what: str, path: str) -> Array:
+    """The array of nested lists of numbers.
+
+    Raises: ShapeError, with the place, where lists of one level differ in length, or something is no number.
+    """
+    shape: list[int] = []
+    level = content
+    while isinstance(level, list):
+        shape.append(len(level))
+        level = level[0] if level else None
+    if not shape:
+        raise FormatError(f"cannot read {path}: {what} must be a nested list of numbers, received {_short(content)}")
+    if len(shape) > _NESTING:
+        raise ShapeError(f"kernel {path} must be 3-D or 5-D, received lists nested {len(shape)} deep")
+
+    def check(part: Any, index: tuple[int, ...]) -> None:
+        expected = shape[len(index)]
+        if not isinstance(part, list) or len(part) != expected:
+            received = f"a list of {len(part)}" if isinstance(part, list) else _short(part)
+            raise ShapeError(
+                f"kernel {path}: lists of one level must be equally long: {_place(what, index)} must be a list of {expected}, "
+                f"received {received}"
+            )
+        for position, inner in enumerate(part):
+            if len(index) + 1 < len(shape):
+                check(inner, (*index, position))
+            elif type(inner) not in (int, float):  # a bool is an int elsewhere
+                where = _place(what, (*index, position))
+                raise ShapeError(f"kernel {path}: {where} must be a number, received {_short(inner)}")
+
+    check(content, ())
+    try:
+        return np.array(content, dtype=np.float64)
+    except OverflowError:
+        raise ShapeError(f"kernel {path}: {what} must hold finite numbers, received one beyond float64") from None
+
+
+def _place(what: str, index: tuple[int, ...]) -> str:
+    return what + "".join(f"[{position}]" for position in index)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+def _nested_text(values: Any, indent: str = "  ") -> str:
+    """Nested lists that are valid JSON and TOML, one row of numbers a line."""
+    if not isinstance(values[0], list):
+        return f"[{', '.join(map(repr, values))}]"
+    inner = f",\n{indent}".join(_nested_text(value, indent + "  ") for value in values)
+    return f"[\n{indent}{inner}\n{indent[2:]}]"
+
+
+def _table_items(kernel: Kernel, indent: str) -> list[tuple[str, str]]:
+    items = [("kernel", _nested_text(kernel.weights.tolist(), indent))]
+    if kernel.bias is not None:
+        items.append(("bias", _nested_text(kernel.bias.tolist())))
+    if kernel.centre is not None:
+        items.append(("centre", _nested_text(list(kernel.centre))))
+    return items
+
+
+def _encode_json(kernel: Kernel) -> bytes:
+    lines = [f'  "{key}": {text}' for key, text in _table_items(kernel, "    ")]
+    return ("{\n" + ",\n".join(lines) + "\n}\n").encode()
+
+
+def _encode_toml(kernel: Kernel) -> bytes:
+    return "".join(f"{key} = {text}\n" for key, text in _table_items(kernel, "  ")).encode()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Plain text
+
+
+def _read_txt(path: str, build: BuildKernel) -> Kernel:
+    """Rows of numbers along W; a blank line starts the next depth plane; # begins a comment."""
+    planes: list[list[list[float]]] = [[]]
+    for number, line in enumerate(_read_text(path).splitlines(), 1):
+        content, hash_mark, _ = line.partition("#")
+        words = content.replace(",", " ").split()
+        if not words:
+            if planes[-1] and not hash_mark:  # a line with nothing but a comment does not part planes
+                planes.append([])
+            continue
+        try:
+            row = [float(word) for word in words]
+        except ValueError as error:
+            raise FormatError(f"cannot read {path}: line {number} is not a row of numbers ({error})") from None
+        if planes[0] and len(row) != len(planes[0][0]):
+            raise ShapeError(
+                f"kernel {path}: rows must be equally long, received {len(row)} numbers in line {number} after rows of "
+                f"{len(planes[0][0])}"
+            )
+        planes[-1].append(row)
+    if not planes[-1]:
+        planes.pop()
+    if not planes:
+        raise FormatError(f"cannot read {path}: it holds no numbers")
+    counts = [len(plane) for plane in planes]
+    if len(set(counts)) != 1:
+        raise ShapeError(
+            f"kernel {path}: planes, parted by blank lines, must have equally many rows, received "
+            f"{', '.join(map(str, counts[:20]))}"
+        )
+    return Kernel(np.array(planes), name=path)
+
+
+def _encode_txt(kernel: Kernel) -> bytes:
+    d, h, w = kernel.size
+    planes = ["\n".join(" ".join(map(repr, row)) for row in plane) for plane in kernel.weights.tolist()]
+    return (f"# {d} planes (depth) of {h} rows (height) of {w} numbers (width)\n" + "\n\n".join(planes) + "\n").encode()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# NIfTI
+
+
+def _read_nifti(path: str, build: BuildKernel) -> Kernel:
+    """A NIfTI volume as a kernel: axes by name, k, j, i -> D, H, W. Spacing and affine are not looked at."""
+    from nibabel.nifti1 import Nifti1Header
+    from nibabel.nifti2 import Nifti2Header
+
+    size = _file_size(path)
+    with open(path, "rb") as raw:
+        zipped = raw.read(2) == b"\x1f\x8b"  # by content: a .nii.gz that is not compressed is no rarity
+        raw.seek(0)
+        file: Any = gzip.GzipFile(fileobj=raw) if zipped else raw
+        start = file.read(4)
+        sizes = {int.from_bytes(start, "little"), int.from_bytes(start, "big")}
+        header_type = Nifti1Header if 348 in sizes else Nifti2Header if 540 in sizes else None
+        length = 348 if 348 in sizes else 540
+        block = start + file.read(length - 4)
+        if header_type is None or len(block) < length:
+            raise FormatError(f"cannot read {path}: not a NIfTI file, or shorter than its header")
+        header = header_type(block, check=False)
+        magic = bytes(header["magic"].tobytes()[:3])
+        if magic not in (b"n+1", b"n+2"):
+            kind = "one half of an .hdr/.img pair" if magic in (b"ni1", b"ni2") else "not a NIfTI file"
+            raise FormatError(f"cannot read {path}: {kind}; save it as a single .nii")
+        shape, dtype = header.get_data_shape(), header.get_data_dtype()
+        shape = tuple(int(n) for n in shape)
+        if any(n < 1 for n in shape):
+            raise FormatError(f"cannot read {path}: its header holds the shape {shape}")
+        while len(shape) > 3 and shape[-1] == 1:
+            shape = shape[:-1]
+        if not 1 <= len(shape) <= 3:
+            raise ShapeError(f"kernel {path} must be 3-D, received a NIfTI of shape {shape}; save one volume of it")
+        _require_real(dtype, path)
+        count = math.prod(shape)
+        _require_weights(count, shape, path)
+        offset = float(header["vox_offset"])
+        if not (math.isfinite(offset) and length <= offset <= size + (1 << 30)):
+            raise FormatError(f"cannot read {path}: its header puts the voxels at byte {offset:g}")
+        needed = int(offset) + count * dtype.itemsize
+        if not zipped:
+            _require_bytes(needed, size, path)
+        content = _read_up_to(file, needed - length)
+        _require_bytes(needed, length + len(content), path)
+        if zipped:
+            file.read(1 << 20)  # at its end gzip checks its sum
+        values = np.frombuffer(content, dtype, count, int(offset) - length).reshape(shape, order="F")
+        slope, intercept = header.get_slope_inter()
+    weights = values.astype(np.float64).reshape(shape + (1,) * (3 - len(shape)), order="F").transpose(2, 1, 0)
+    if slope is not None and (slope, intercept) != (1, 0):
+        weights = weights * slope + (intercept or 0)
+    return Kernel(weights, name=path)
+
+
+def _read_up_to(file: Any, count: int) -> bytes:
+    """At most `count` bytes; memory grows with what is there, not with what a header promises."""
+    parts = []
+    while count > 0 and (part := file.read(min(count, 1 << 20))):
+        parts.append(part)
+        count -= len(part)
+    return b"".join(parts)
+
+
+def _encode_nifti(kernel: Kernel) -> bytes:
+    from nibabel.nifti1 import Nifti1Image
+
+    if max(kernel.size) > 32767:
+        raise WriteError(f"NIfTI-1 cannot hold {kernel.size} voxels (at most 32767 along an axis); write .npy instead")
+    return bytes(Nifti1Image(kernel.weights.transpose(2, 1, 0), np.eye(4)).to_bytes())
+
+
+def _encode_nifti_gz(kernel: Kernel) -> bytes:
+    return gzip.compress(_encode_nifti(kernel), compresslevel=6, mtime=0)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# TIFF
+
+
+def _read_tiff(path: str, build: BuildKernel) -> Kernel:
+    """A TIFF stack as a kernel: pages, rows, columns -> D, H, W."""
+    import tifffile
+
+    size = _file_size(path)
+    # never follow an OME header into other files
+    with tifffile.TiffFile(path, _multifile=False) as tif:
+        if not tif.series:
+            raise FormatError(f"cannot read {path}: the TIFF holds no image")
+        series = tif.series[0]
+        axes, shape, dtype = series.axes, tuple(int(n) for n in series.shape), series.dtype
+        if dtype is None:
+            raise FormatError(f"cannot read {path}: its pages differ, or hold no numbers")
+        _require_real(dtype, path)
+        _require_weights(math.prod(shape), shape, path)
+        kept = [letter for letter, n in zip(axes, shape, strict=True) if n > 1 or letter in "YX"]
+        # I, Q: pages without a name
+        if "".join(kept).translate(str.maketrans("IQ", "ZZ")) not in ("ZYX", "YX"):
+            raise ShapeError(
+                f"kernel {path} must be a stack zyx of one channel, received axes {axes.lower()} with shape {shape}"
+            )
+        _require_pages(series, size, path)
+        values = series.asarray()
+    plane = tuple(n for letter, n in zip(axes, shape, strict=True) if letter in "YX")
+    return Kernel(values.reshape(-1, *plane), name=path)
+
+
+def _require_pages(series: Any, size: int, path: str) -> None:
+    """Every strip or tile must lie inside the file: where one is missing, tifffile would fill in zeros."""
+    if series.dataoffset is not None:
+        _require_bytes(series.dataoffset + series.nbytes, size, path)
+        return
+    for page in series.pages:
+        if page is None:
+            raise FormatError(f"cannot read {path}: truncated: pages are missing")
+        for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True):
+            if not offset or not count:
+                raise FormatError(f"cannot read {path}: a part of page {page.index} is missing")
+            _require_bytes(offset + count, size, path)
+
+
+def _encode_tiff(kernel: Kernel) -> bytes:
+    import tifffile
+
+    buffer = io.BytesIO()
+    metadata = {"axes": "ZYX"}
+    tifffile.imwrite(buffer, kernel.weights, photometric="minisblack", software="conv3d", metadata=metadata)
+    return buffer.getvalue()
+
+
+KERNEL_FILES: tuple[KernelFile, ...] = (
+    KernelFile(".npy", (".npy",), _read_npy, _encode_npy, layers=True, extras=False),
+    KernelFile(".npz", (".npz",), _read_npz, _encode_npz, layers=True, extras=True),
+    KernelFile("JSON", (".json",), _read_json, _encode_json, layers=True, extras=True),
+    KernelFile("TOML", (".toml",), _read_toml, _encode_toml, layers=True, extras=True),
+    KernelFile("plain text", (".txt",), _read_txt, _encode_txt, layers=False, extras=False),
+    KernelFile("NIfTI", (".nii.gz",), _read_nifti, _encode_nifti_gz, layers=False, extras=False),
+    KernelFile("NIfTI", (".nii",), _read_nifti, _encode_nifti, layers=False, extras=False),
+    KernelFile("TIFF", (".tif", ".tiff"), _read_tiff, _encode_tiff, layers=False, extras=False),
+)

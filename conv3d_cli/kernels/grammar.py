@@ -1,0 +1,125 @@
+"""The text of a built-in kernel, `name:key=value:key=value`, read by the signature of the function it names.
+
+A parameter's annotation says how its value is written (`lengths.py`), its default whether it may be left out. Nothing here
+knows a particular kernel.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import types
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from conv3d_cli.errors import SpecError, unknown_name
+from conv3d_cli.kernels.lengths import COUNT, NUMBER, Kind, choice_kind
+from conv3d_cli.model.grid import Grid
+from conv3d_cli.model.kernel import Kernel
+
+KernelFunction = Callable[..., Kernel]
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A parameter of a built-in kernel.
+
+    default : object or None    None: it may be left out, and stands for no fixed value
+    required : bool             it may not
+    """
+
+    name: str
+    kind: Kind
+    default: Any = None
+    required: bool = False
+
+    def __str__(self) -> str:
+        """As help writes it, in brackets if it may be left out: `axis=d|h|w`, `[truncate=4]`, `[neighbours=6|18|26]`."""
+        if self.required:
+            return f"{self.name}={self.kind.form}"
+        if self.default is None or "|" in self.kind.form:
+            return f"[{self.name}={self.kind.form}]"
+        return f"[{self.name}={self.default:g}]"
+
+
+@dataclass(frozen=True)
+class BuiltinKernel:
+    """What can be said of a built-in kernel: its name, parameters, and the first line of its documentation."""
+
+    name: str
+    parameters: tuple[Parameter, ...]
+    summary: str
+    function: KernelFunction
+
+
+def describe(function: KernelFunction) -> BuiltinKernel:
+    """A built-in kernel by its signature and docstring.
+
+    Raises: TypeError, for the author of a kernel function, if an annotation is none that can be read from text.
+    """
+    hints = get_type_hints(function, include_extras=True)
+    parameters = []
+    for name, parameter in inspect.signature(function).parameters.items():
+        required = parameter.default is inspect.Parameter.empty
+        default = None if required else parameter.default
+        parameters.append(Parameter(name, _kind(hints[name]), default, required))
+    summary = (inspect.getdoc(function) or "").partition("\n")[0]
+    return BuiltinKernel(function.__name__, tuple(parameters), summary, function)
+
+
+def _kind(annotation: Any) -> Kind:
+    if get_origin(annotation) in (Union, types.UnionType):  # sigma: Lengths | None
+        (annotation,) = (argument for argument in get_args(annotation) if argument is not type(None))
+    if get_origin(annotation) is Annotated:
+        return next(extra for extra in annotation.__metadata__ if isinstance(extra, Kind))
+    if get_origin(annotation) is Literal:
+        return choice_kind(get_args(annotation))
+    if annotation in (int, float):
+        return COUNT if annotation is int else NUMBER
+    raise TypeError(f"no way to read a parameter of type {annotation} from text")
+
+
+def build_kernel(text: str, functions: Sequence[KernelFunction], grid: Grid | None = None) -> Kernel:
+    """The kernel that `name:key=value:...` stands for; it is called by this text.
+
+    functions : sequence        the catalogue
+    grid : Grid or None         of the volume it is for, which lengths in mm need
+    Raises: UnknownNameError for the name; SpecError for a parameter; ShapeError for mm without a voxel spacing.
+    """
+    name, *pairs = (part.strip() for part in text.split(":"))
+    function = next((f for f in functions if f.__name__ == name), None)
+    if function is None:
+        raise unknown_name("kernel", name, [f.__name__ for f in functions])
+    kernel = describe(function)
+    texts = _split(pairs, kernel)
+    for parameter in kernel.parameters:
+        if parameter.required and parameter.name not in texts:
+            raise SpecError(
+                f"{name} needs {parameter.name}={parameter.kind.form}, as in {name}:{parameter.name}={parameter.kind.example}"
+            )
+    values = {p.name: p.kind.read(texts[p.name], p.name, grid) for p in kernel.parameters if p.name in texts}
+    return replace(function(**values), name=text.strip())
+
+
+def _split(pairs: Sequence[str], kernel: BuiltinKernel) -> dict[str, str]:
+    known = {parameter.name: parameter for parameter in kernel.parameters}
+    texts: dict[str, str] = {}
+    for pair in pairs:
+        key, equals, value = (part.strip() for part in pair.partition("="))
+        if not equals or not key or not value:
+            raise SpecError(f"parameters are key=value, joined by ':'; received '{pair}'; {_usage(kernel)}")
+        if key not in known:
+            close = difflib.get_close_matches(key.lower(), known, n=1)
+            hint = f"did you mean '{close[0]}'? " if close else ""
+            raise SpecError(f"{kernel.name} has no parameter '{key}'; {hint}{_usage(kernel)}")
+        if key in texts:
+            raise SpecError(f"{key} is given twice: {key}={texts[key]} and {key}={value}")
+        texts[key] = value
+    return texts
+
+
+def _usage(kernel: BuiltinKernel) -> str:
+    if not kernel.parameters:
+        return f"{kernel.name} takes none"
+    return f"{kernel.name} takes {' '.join(map(str, kernel.parameters))}"
