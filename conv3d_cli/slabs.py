@@ -81,8 +81,9 @@ class SlabSource:
             return self._read_forward(index, runs[-1][1])
         blocks = [self.reader.read(self.n, slice(*run), self.channels) for run in runs]
         place: dict[int, int] = {}
-        for start, stop in runs:
-            place.update((plane, len(place) + plane - start) for plane in range(start, stop))
+        for run in runs:
+            for plane in range(*run):
+                place[plane] = len(place)
         source = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
         return SlabInput(source, [place[p] if p >= 0 else -1 for p in slab.planes])
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conv3d_cli.engine.jit import compiled
-from conv3d_cli.engine.tile import Algorithm, Tile, TileLayout, plan_tile
+from conv3d_cli.engine.tile import Algorithm, TileLayout, plan_tile
 from conv3d_cli.model.spec import ConvProblem
 
 # Bytes of scratch and accumulator a tile may take: half of a common L2, so that a packed tile is read from it.

@@ -19,10 +19,10 @@ from typing import Any
 import numba
 import numba.core.config
 
-# "contract" lets a multiplication and an addition become one FMA, "nsz" ignores the sign of zero. The rest of fastmath
-# stays off: it would remove NaN tests and reorder sums.
 config: Any = numba.core.config  # its settings are made at run time, out of a type checker's sight
 
+# "contract" lets a multiplication and an addition become one FMA, "nsz" ignores the sign of zero. The rest of fastmath
+# stays off: it would remove NaN tests and reorder sums.
 FASTMATH = {"contract", "nsz"}
 
 

@@ -80,6 +80,9 @@ class Plan:
         Returns how many voxels the output's dtype could not hold.
         """
         problem = self.problem
+        # The loops do not check bounds; whatever they are led to by a wrong table is read.
+        assert source.shape[1:] == (*problem.in_size[1:], problem.in_channels), source.shape
+        assert max(planes) < len(source), (max(planes), len(source))
         if not is_flattenable(source):
             source = np.ascontiguousarray(source, dtype=source.dtype.newbyteorder("="))
         source_view = flat_view(source.view(np.uint8) if source.dtype == bool else source)
