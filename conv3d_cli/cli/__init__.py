@@ -1,1 +1,91 @@
-"""."""
+"""The command line: one file per command, options declared once in `options.py`, errors translated here.
+
+Click and Rich live only in this folder. Command modules import NumPy, Numba and the formats inside the command bodies, so
+that help is quick.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from types import FrameType
+from typing import Any
+
+import click
+
+from conv3d_cli.cli.apply import apply
+from conv3d_cli.cli.compare import compare
+from conv3d_cli.cli.explain import explain
+from conv3d_cli.cli.info import info
+from conv3d_cli.cli.kernel import kernel
+from conv3d_cli.cli.warmup import warmup
+from conv3d_cli.errors import Conv3DError
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived; like KeyboardInterrupt it passes through every `except Exception`."""
+
+
+def _terminate(signum: int, frame: FrameType | None) -> None:
+    raise Terminated
+
+
+def one_line(error: BaseException) -> str:
+    """An error's message on one line.
+
+    >>> one_line(ValueError("a\\n  b"))
+    'a b'
+    """
+    return " ".join(str(error).split())
+
+
+class ErrorTranslator(click.Group):
+    """A group whose commands end with one line and the right exit code, never a traceback for a user's mistake."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; see errors.py for the exit codes."""
+        try:
+            return super().invoke(ctx)
+        except Conv3DError as error:
+            click.echo(f"Error: {one_line(error)}", err=True)
+            code = error.exit_code
+        except MemoryError:
+            click.echo("Error: out of memory; pass a smaller --max-memory, or work on a machine with more", err=True)
+            code = 6
+        except BrokenPipeError:
+            # Whoever read our output has gone. Python would complain once more when it flushes at exit.
+            sys.stderr.close()
+            code = 1
+        except KeyboardInterrupt:
+            click.echo("interrupted; no output was left behind", err=True)
+            code = 130
+        except Terminated:
+            click.echo("terminated; no output was left behind", err=True)
+            code = 143
+        ctx.exit(code)
+
+
+@click.group(cls=ErrorTranslator, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="conv3d", prog_name="conv3d")
+def main() -> None:
+    """Convolve 3-D volumes: NIfTI scans, TIFF stacks, NumPy arrays.
+
+    \b
+      conv3d apply brain.nii.gz -k gaussian:fwhm=6mm -o smooth.nii.gz
+      conv3d apply stack.tif -k psf.tif --flip -o blurred.tif
+      conv3d apply *.nii.gz -c layer.toml --out-dir results --suffix _conv
+
+    The output has the input's format and place in the world. Results go to stdout, messages and progress to stderr.
+
+    \b
+    Exit codes: 0 done, 1 runtime fault, 2 usage, 3 input unreadable, 4 kernel and volume do not fit,
+    5 output exists, 6 over --max-memory, 7 volumes differ, 130 interrupted, 143 terminated.
+    """
+    try:
+        signal.signal(signal.SIGTERM, _terminate)
+    except ValueError:
+        pass  # not in the main thread (embedded in another program): its signals are not ours
+
+
+for command in (apply, info, explain, kernel, compare, warmup):
+    main.add_command(command)

@@ -8,5 +8,6 @@ tests/engine/test_every_algorithm.py then runs over it.
 from conv3d_cli.engine.jit import CACHE_FOLDER
 from conv3d_cli.engine.plan import ALGORITHMS, Plan, find_algorithm, make_plan
 from conv3d_cli.engine.team import Team
+from conv3d_cli.engine.warm import warm_up
 
-__all__ = ["ALGORITHMS", "CACHE_FOLDER", "Plan", "Team", "find_algorithm", "make_plan"]
+__all__ = ["ALGORITHMS", "CACHE_FOLDER", "Plan", "Team", "find_algorithm", "make_plan", "warm_up"]

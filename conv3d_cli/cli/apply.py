@@ -1,0 +1,174 @@
+"""`conv3d apply`: convolve one volume or many."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from conv3d_cli.batch import plan_outputs
+from conv3d_cli.cli.options import (
+    data_options,
+    job_settings,
+    kernel_options,
+    layer_options,
+    make_job,
+    run_options,
+)
+from conv3d_cli.cli.progress import ProgressBar
+from conv3d_cli.errors import Conv3DError, SpecError
+
+if TYPE_CHECKING:
+    from conv3d_cli.job import Job
+
+
+@click.command()
+@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
+@click.option("-o", "--output", metavar="OUT", help="Output file; its suffix is its format. `-` writes .npy to stdout.")
+@click.option("--out-dir", metavar="DIR", help="Folder for the outputs of many inputs; made if it is missing.")
+@click.option(
+    "--suffix", default="", metavar="TEXT", help="Put before the file's suffix: --suffix _sm6 makes a_sm6.nii.gz."
+)
+@click.option("--prefix", default="", metavar="TEXT", help="Put before the file's name.")
+@kernel_options
+@layer_options
+@data_options
+@run_options
+@click.option(
+    "--gz-level", type=click.IntRange(0, 3), default=1, show_default=True, help="Compression of .nii.gz outputs."
+)
+@click.option("--overwrite", is_flag=True, help="Replace existing outputs.")
+@click.option("--skip-existing", is_flag=True, help="Leave inputs alone whose output exists.")
+@click.option("--dry-run", is_flag=True, help="Check everything and say what would be done; write nothing.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object per volume on stdout.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress and no notes.")
+@click.option(
+    "-v", "--verbose", is_flag=True, help="Say what was decided: kernel, pads, grid, algorithm, memory, times."
+)
+@click.pass_context
+def apply(ctx: click.Context, inputs: tuple[str, ...], **_: Any) -> None:
+    """Convolve volumes.
+
+    \b
+      conv3d apply brain.nii.gz -k gaussian:fwhm=6mm -o smooth.nii.gz
+      conv3d apply stack.tif -k psf.tif --flip --boundary nearest -o out.tif
+      conv3d apply sub-*/*.nii.gz -k box:size=3 --out-dir smoothed --suffix _box3
+
+    A 3-D kernel is a filter: it runs over every channel and time point, and the output keeps the input's size
+    (--padding same --boundary symmetric). A 5-D kernel is a Conv3D layer with Keras' defaults (valid, zeros).
+    Triples are in depth,height,width order. `-` reads or writes .npy on a pipe.
+    """
+    params = ctx.params
+    settings = job_settings(ctx)
+    targets = _targets(inputs, params, settings)
+    if params["skip_existing"] and settings.get("overwrite"):
+        raise SpecError("--skip-existing and --overwrite contradict each other; pass one of them")
+    jobs = [make_job(source, target, settings) for source, target in zip(inputs, targets, strict=True)]
+    batch = Batch(params["as_json"], params["quiet"], params["verbose"], many=len(jobs) > 1)
+    if params["out_dir"] and not params["dry_run"]:
+        _make_folder(params["out_dir"])
+    for job in jobs:
+        if params["skip_existing"] and os.path.exists(job.target):
+            batch.skipped(job)
+        else:
+            batch.run(job, params["dry_run"])
+    batch.close()
+    if batch.exit_code:
+        ctx.exit(batch.exit_code)
+
+
+def _targets(inputs: tuple[str, ...], params: dict[str, Any], settings: dict[str, Any]) -> list[str]:
+    """Where each output goes."""
+    output, out_dir = params["output"], params["out_dir"]
+    renamed = out_dir is not None or params["suffix"] or params["prefix"]
+    if output is not None:
+        if renamed:
+            raise SpecError("-o names one output; leave out --out-dir, --suffix and --prefix")
+        if len(inputs) > 1:
+            raise SpecError(f"-o names one output, received {len(inputs)} inputs; pass --out-dir for many")
+        if output == "-" and params["as_json"]:
+            raise SpecError("-o - writes the volume to stdout, where --json would mix with it; leave one of them out")
+        return [output]
+    if not renamed:
+        raise SpecError("no output: pass -o OUT, or --out-dir, --suffix or --prefix for many inputs")
+    if "-" in inputs:
+        raise SpecError("standard input has no name to make an output's from; pass -o")
+    return plan_outputs(inputs, out_dir, params["suffix"], params["prefix"], bool(settings.get("overwrite")))
+
+
+def _make_folder(path: str) -> None:
+    from conv3d_cli.atomic import write_errors
+
+    with write_errors(path):
+        os.makedirs(path, exist_ok=True)
+
+
+@dataclass
+class Batch:
+    """Runs jobs one after another and keeps the account; a failed volume does not stop the rest."""
+
+    as_json: bool
+    quiet: bool
+    verbose: bool
+    many: bool
+    exit_code: int = 0
+    rows: list[tuple[str, str, str]] = field(default_factory=list)
+
+    def run(self, job: Job, dry_run: bool) -> None:
+        """Run or plan one job, and report it."""
+        from conv3d_cli.cli import one_line
+        from conv3d_cli.cli.report import describe, describe_run, plan_record, run_record
+        from conv3d_cli.job import check_paths, prepare_job, run_job
+
+        try:
+            if dry_run or self.verbose:
+                check_paths(job)
+                with prepare_job(job) as prepared:
+                    if self.verbose or not self.as_json:
+                        self._say(describe(prepared))
+                    record = plan_record(prepared)
+                if dry_run:
+                    self._finish(job, "planned", record, "")
+                    return
+            with ProgressBar(os.path.basename(job.source), self.quiet) as progress:
+                report = run_job(job, progress)
+        except Conv3DError as error:
+            if not self.many:
+                raise
+            self.exit_code = self.exit_code or error.exit_code
+            click.echo(f"Error: {one_line(error)}", err=True)
+            record = {"input": job.source, "output": job.target, "error": one_line(error), "exit_code": error.exit_code}
+            self._finish(job, "failed", record, one_line(error))
+            return
+        if not self.quiet:
+            for note in report.notes:
+                click.echo(f"note: {job.source}: {note}", err=True)
+        if self.verbose:
+            self._say(describe_run(report))
+        self._finish(job, "done", run_record(report), f"{report.seconds:.2f} s")
+
+    def skipped(self, job: Job) -> None:
+        """Account for a job whose output exists."""
+        self._finish(job, "skipped", {"input": job.source, "output": job.target}, "output exists")
+
+    def _finish(self, job: Job, status: str, record: dict[str, Any], remark: str) -> None:
+        self.rows.append((status, job.target, remark))
+        if self.as_json:
+            click.echo(json.dumps({"status": status, **record}))
+
+    def _say(self, text: str) -> None:
+        if not self.quiet:
+            click.echo(text, err=True)
+
+    def close(self) -> None:
+        """The table at the end of a batch."""
+        if not self.many or self.quiet:
+            return
+        width = max(len(target) for _, target, _ in self.rows)
+        for status, target, remark in self.rows:
+            click.echo(f"{status:<8} {target:<{width}}  {remark}".rstrip(), err=True)
+        counts = {s: sum(row[0] == s for row in self.rows) for s in ("done", "planned", "skipped", "failed")}
+        click.echo(", ".join(f"{count} {status}" for status, count in counts.items() if count), err=True)

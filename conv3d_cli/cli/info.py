@@ -1,0 +1,91 @@
+"""`conv3d info`: what a volume is and where it lies."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from conv3d_cli.errors import Conv3DError
+
+if TYPE_CHECKING:
+    from conv3d_cli.model.volume import VolumeReader
+
+
+@click.command()
+@click.argument("files", nargs=-1, required=True, metavar="FILE...")
+@click.option("--axes", metavar="LETTERS", help="Axes in storage order, in place of what the file says.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object per file.")
+@click.pass_context
+def info(ctx: click.Context, files: tuple[str, ...], axes: str | None, as_json: bool) -> None:
+    """Show axes, shape, dtype, spacing, affine and size of volumes, from their headers.
+
+    \b
+      conv3d info brain.nii.gz
+      conv3d info *.tif --json
+    """
+    from conv3d_cli.cli import one_line
+    from conv3d_cli.formats import open_volume
+
+    exit_code = 0
+    for position, path in enumerate(files):
+        try:
+            with open_volume(path, axes=axes) as reader:
+                record = header_record(reader)
+        except Conv3DError as error:
+            if len(files) == 1:
+                raise
+            click.echo(f"Error: {one_line(error)}", err=True)
+            exit_code = exit_code or error.exit_code
+            continue
+        if as_json:
+            click.echo(json.dumps(record))
+        else:
+            click.echo(("\n" if position else "") + describe(record))
+    if exit_code:
+        ctx.exit(exit_code)
+
+
+def header_record(reader: VolumeReader) -> dict[str, Any]:
+    """A volume's header as JSON."""
+    from conv3d_cli.cli.report import grid_record
+
+    header = reader.header
+    return {
+        "file": reader.path,
+        "format": header.format,
+        "axes": header.axes.letters,
+        "shape": list(header.axes.shape),
+        "dtype": str(header.dtype),
+        "scale": list(header.scale),
+        "bytes": header.nbytes,
+        **grid_record(header.grid),
+    }
+
+
+def describe(record: dict[str, Any]) -> str:
+    """A header record in aligned lines."""
+    from conv3d_cli.cli.report import triple_text
+    from conv3d_cli.machine import format_bytes
+
+    slope, intercept = record["scale"]
+    rows = [
+        ("file", f"{record['file']} ({record['format']})"),
+        ("axes", f"{record['axes']}  {' x '.join(map(str, record['shape']))}"),
+        (
+            "dtype",
+            record["dtype"]
+            + ("" if record["scale"] == [1.0, 0.0] else f", value = stored * {slope:g} + {intercept:g}"),
+        ),
+        ("size", f"{format_bytes(record['bytes'])} of voxels"),
+    ]
+    spacing = record["spacing"]
+    rows.append(
+        ("spacing", "unknown" if spacing is None else f"{triple_text(spacing)} {record['unit']} (depth,height,width)")
+    )
+    if record["affine"] is not None:
+        lines = ["  ".join(f"{value:10.4f}" for value in row) for row in record["affine"][:3]]
+        rows.append(("affine", f"{lines[0]}   (i,j,k) to {record['unit']}"))
+        rows += [("", line) for line in lines[1:]]
+    return "\n".join(f"{name:<8} {text}" for name, text in rows)
