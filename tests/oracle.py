@@ -67,9 +67,7 @@ def conv3d(
         paddings(size[a], ksize[a], strides[a], dilation_rate[a], padding if isinstance(padding, str) else padding[a])
         for a in range(3)
     ]
-    out_size = [
-        (size[a] + sum(pads[a]) - (ksize[a] - 1) * dilation_rate[a] - 1) // strides[a] + 1 for a in range(3)
-    ]
+    out_size = [(size[a] + sum(pads[a]) - (ksize[a] - 1) * dilation_rate[a] - 1) // strides[a] + 1 for a in range(3)]
     out = np.zeros((count, *out_size, filters))
     for o in itertools.product(*(range(n) for n in out_size)):
         for k in itertools.product(*(range(n) for n in ksize)):

@@ -1,0 +1,55 @@
+# conv3d: what people run while working on it. `make` alone lists the targets.
+
+VENV := .venv
+BIN := $(VENV)/bin
+# the newest Python that is new enough; `make PYTHON=/path/to/python` overrides
+PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11,$(shell $(p) -c 'import sys; print("$(p)" if sys.version_info >= (3, 11) else "")' 2>/dev/null)))
+EXAMPLE4D = $$($(BIN)/python -c 'import nibabel, os; print(os.path.join(os.path.dirname(nibabel.__file__), "tests", "data", "example4d.nii.gz"))')
+DEMO := demo_output
+
+.PHONY: help install demo test test-all test-nojit lint bench clean
+
+help: ## list the targets
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */:/' | awk -F: '{printf "  make %-12s %s\n", $$1, $$2}'
+
+$(VENV)/.installed: pyproject.toml
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; pass PYTHON=/path/to/python"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@
+
+install: $(VENV)/.installed ## create .venv with the package and the tools to work on it
+
+demo: install ## install and run the main job on sample data and on a real scan
+	rm -rf $(DEMO) && mkdir $(DEMO)
+	$(BIN)/conv3d apply sample_data/head.nii.gz -k gaussian:fwhm=6mm -o $(DEMO)/head_smooth.nii.gz
+	$(BIN)/conv3d apply sample_data/head.nii.gz -k sobel:axis=d -o $(DEMO)/head_sobel.nii.gz
+	$(BIN)/conv3d apply sample_data/series.nii.gz -k box:size=3 --strides 2 -o $(DEMO)/series_half.nii.gz
+	$(BIN)/conv3d apply sample_data/beads.tif -k sample_data/psf.tif --flip --normalize -o $(DEMO)/beads_blurred.tif
+	$(BIN)/conv3d apply sample_data/cube.npy -c sample_data/layer.toml -o $(DEMO)/cube_features.npy
+	$(BIN)/conv3d apply "$(EXAMPLE4D)" -k gaussian:fwhm=6mm -o $(DEMO)/example4d_smooth.nii.gz -v
+	$(MAKE) --no-print-directory -C sample_data/pipeline CONV3D=$(abspath $(BIN)/conv3d) OUT=$(abspath $(DEMO))/pipeline
+	$(BIN)/conv3d info $(DEMO)/head_smooth.nii.gz $(DEMO)/series_half.nii.gz $(DEMO)/beads_blurred.tif
+	@echo; echo "The results are in $(DEMO)/:"; find $(DEMO) -type f | sort | sed 's/^/  /'
+
+test: install ## run the tests (a few minutes)
+	$(BIN)/python -m pytest -q
+
+test-all: install ## run all tests, the slow ones too
+	$(BIN)/python -m pytest -q -m 'slow or not slow'
+
+test-nojit: install ## run the engine's tests as plain Python: finds index errors, slow
+	NUMBA_DISABLE_JIT=1 $(BIN)/python -m pytest -q tests/engine -k 'not cache'
+
+lint: install ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: install ## time conv3d beside scipy on this machine, and the team of threads beside prange
+	$(BIN)/python tests/benchmarks/filters.py
+	$(BIN)/python tests/benchmarks/team_against_prange.py
+
+clean: ## remove the environment, results and caches
+	rm -rf $(VENV) $(DEMO) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
