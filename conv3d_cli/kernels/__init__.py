@@ -11,7 +11,7 @@ from pathlib import Path
 
 from conv3d_cli.errors import UnknownNameError, unknown_name
 from conv3d_cli.kernels import builtin, files
-from conv3d_cli.kernels.files import KERNEL_FILES, find_kernel_file, known_suffixes, write_kernel
+from conv3d_cli.kernels.files import KERNEL_FILES, find_kernel_file, known_suffixes, read_bias, write_kernel
 from conv3d_cli.kernels.grammar import BuiltinKernel, KernelFunction, build_kernel, describe
 from conv3d_cli.model.grid import Grid
 from conv3d_cli.model.kernel import Kernel
@@ -24,6 +24,7 @@ __all__ = [
     "find_kernel_file",
     "is_builtin",
     "known_suffixes",
+    "read_bias",
     "read_kernel",
     "write_kernel",
 ]

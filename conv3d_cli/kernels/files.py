@@ -195,10 +195,12 @@ def _read_npy(path: str, build: BuildKernel) -> Kernel:
 
 def _read_array(file: IO[bytes], path: str, size: int) -> Array:
     """An array in .npy format from a file or a zip member of `size` bytes."""
+    start = file.read(1 << 16)  # more than NumPy allows a header to have, whatever length it claims
+    head = io.BytesIO(start)
     try:
-        version = npy_format.read_magic(file)
+        version = npy_format.read_magic(head)
         read = npy_format.read_array_header_1_0 if version == (1, 0) else npy_format.read_array_header_2_0
-        shape, fortran, dtype = read(file)
+        shape, fortran, dtype = read(head)
     except Exception as error:  # the header is Python text; damaged, it raises whatever the tokenizer does
         reason = " ".join(str(error).split())[:200]
         raise FormatError(f"cannot read {path}: not a .npy array, or its header is damaged ({reason})") from error
@@ -209,11 +211,12 @@ def _read_array(file: IO[bytes], path: str, size: int) -> Array:
     _require_real(dtype, path)
     count = math.prod(shape)
     _require_weights(count, shape, path)
-    _require_bytes(file.tell() + count * dtype.itemsize, size, path)
-    data = file.read(count * dtype.itemsize)
-    _require_bytes(count * dtype.itemsize, len(data), path)
+    needed = head.tell() + count * dtype.itemsize
+    _require_bytes(needed, size, path)
+    data = start + _read_up_to(file, needed - len(start))
+    _require_bytes(needed, len(data), path)
     file.read(1)  # at its end a zip member checks its sum
-    values = np.frombuffer(data, dtype, count)
+    values = np.frombuffer(data, dtype, count, head.tell())
     return values.reshape(shape[::-1]).T if fortran else values.reshape(shape)
 
 
@@ -229,23 +232,28 @@ def _encode_npy(kernel: Kernel) -> bytes:
 
 def _read_npz(path: str, build: BuildKernel) -> Kernel:
     with zipfile.ZipFile(path) as archive:
-        members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+        members = _members(archive)
         others = [name for name in members if name not in ("bias", "centre")]
-        named = [name for name in ("kernel", "weights") if name in members]
-        chosen = named or others
+        chosen = [name for name in ("kernel", "weights") if name in members] or others
         if len(chosen) != 1:
             held = ", ".join(members) or "nothing"
             raise FormatError(
                 f"cannot read {path}: one array must be the kernel, by the name 'kernel'; it holds {held}"
             )
+        weights, bias, centre = (
+            _read_member(archive, members[name], path) if name in members else None
+            for name in (chosen[0], "bias", "centre")
+        )
+        return _with_extras(path, weights, bias, centre)
 
-        def array(name: str) -> Array | None:
-            if name not in members:
-                return None
-            with archive.open(members[name]) as member:
-                return _read_array(member, path, members[name].file_size)
 
-        return _with_extras(path, array(chosen[0]), array("bias"), array("centre"))
+def _members(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
+    return {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+
+
+def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: str) -> Array:
+    with archive.open(info) as member:
+        return _read_array(member, path, info.file_size)
 
 
 def _encode_npz(kernel: Kernel) -> bytes:
@@ -282,22 +290,29 @@ def _read_text(path: str) -> str:
         raise FormatError(f"cannot read {path}: not UTF-8 text (byte {error.start})") from None
 
 
-def _read_json(path: str, build: BuildKernel) -> Kernel:
+def _parse_json(path: str) -> Any:
     text = _read_text(path)
     try:
-        content = json.loads(text)
+        return json.loads(text)
     except ValueError as error:
         raise FormatError(f"cannot read {path}: not JSON ({error})") from None
+
+
+def _parse_toml(path: str) -> dict[str, Any]:
+    text = _read_text(path)
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise FormatError(f"cannot read {path}: not TOML ({error})") from None
+
+
+def _read_json(path: str, build: BuildKernel) -> Kernel:
+    content = _parse_json(path)
     return _read_table(content if isinstance(content, dict) else {"kernel": content}, path, build)
 
 
 def _read_toml(path: str, build: BuildKernel) -> Kernel:
-    text = _read_text(path)
-    try:
-        content = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise FormatError(f"cannot read {path}: not TOML ({error})") from None
-    return _read_table(content, path, build)
+    return _read_table(_parse_toml(path), path, build)
 
 
 def _read_table(table: dict[str, Any], path: str, build: BuildKernel) -> Kernel:
@@ -425,17 +440,11 @@ def _encode_toml(kernel: Kernel) -> bytes:
 def _read_txt(path: str, build: BuildKernel) -> Kernel:
     """Rows of numbers along W; a blank line starts the next depth plane; # begins a comment."""
     planes: list[list[list[float]]] = [[]]
-    for number, line in enumerate(_read_text(path).splitlines(), 1):
-        content, hash_mark, _ = line.partition("#")
-        words = content.replace(",", " ").split()
-        if not words:
-            if planes[-1] and not hash_mark:  # a line with nothing but a comment does not part planes
+    for number, row, is_comment in _text_rows(path):
+        if not row:
+            if planes[-1] and not is_comment:
                 planes.append([])
             continue
-        try:
-            row = [float(word) for word in words]
-        except ValueError as error:
-            raise FormatError(f"cannot read {path}: line {number} is not a row of numbers ({error})") from None
         if planes[0] and len(row) != len(planes[0][0]):
             raise ShapeError(
                 f"kernel {path}: rows must be equally long, received {len(row)} numbers in line {number} after rows of "
@@ -453,6 +462,16 @@ def _read_txt(path: str, build: BuildKernel) -> Kernel:
             f"{', '.join(map(str, counts[:20]))}"
         )
     return Kernel(np.array(planes), name=path)
+
+
+def _text_rows(path: str) -> Iterator[tuple[int, list[float], bool]]:
+    """Line number, the numbers of a line, and whether it holds a comment: only an empty line without one parts planes."""
+    for number, line in enumerate(_read_text(path).splitlines(), 1):
+        content, hash_mark, _ = line.partition("#")
+        try:
+            yield number, [float(word) for word in content.replace(",", " ").split()], bool(hash_mark)
+        except ValueError:
+            raise FormatError(f"cannot read {path}: line {number} is not a row of numbers: {_short(line)}") from None
 
 
 def _encode_txt(kernel: Kernel) -> bytes:
@@ -540,6 +559,9 @@ def _encode_nifti_gz(kernel: Kernel) -> bytes:
 # ---------------------------------------------------------------------------------------------------------------------
 # TIFF
 
+_TIFF_COMPRESSION = 2000  # times; deflate reaches 1032
+_TIFF_UNSUSPECTED = 16 << 20  # bytes of voxels that are never thought a lie
+
 
 def _read_tiff(path: str, build: BuildKernel) -> Kernel:
     """A TIFF stack as a kernel: pages, rows, columns -> D, H, W."""
@@ -548,7 +570,7 @@ def _read_tiff(path: str, build: BuildKernel) -> Kernel:
     size = _file_size(path)
     # never follow an OME header into other files
     with tifffile.TiffFile(path, _multifile=False) as tif:
-        if not tif.series:
+        if not tif.series or not tif.series[0].shape:
             raise FormatError(f"cannot read {path}: the TIFF holds no image")
         series = tif.series[0]
         axes, shape, dtype = series.axes, tuple(int(n) for n in series.shape), series.dtype
@@ -573,6 +595,8 @@ def _require_pages(series: Any, size: int, path: str) -> None:
     if series.dataoffset is not None:
         _require_bytes(series.dataoffset + series.nbytes, size, path)
         return
+    if series.nbytes > max(_TIFF_UNSUSPECTED, _TIFF_COMPRESSION * size):
+        raise FormatError(f"cannot read {path}: its header promises {series.nbytes} bytes in a file of {size}")
     for page in series.pages:
         if page is None:
             raise FormatError(f"cannot read {path}: truncated: pages are missing")
@@ -590,6 +614,68 @@ def _encode_tiff(kernel: Kernel) -> bytes:
     tifffile.imwrite(buffer, kernel.weights, photometric="minisblack", software="conv3d", metadata=metadata)
     return buffer.getvalue()
 
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A bias in a file of its own
+
+
+def read_bias(path: str) -> list[float]:
+    """The numbers of a bias file, one for each filter or one for all.
+
+    .npy: one axis; .npz: the array `bias`, or the only one; .json and .toml: the key `bias`, in .json also a bare list;
+    .txt: all its numbers. So the file of a kernel with a bias will do.
+    Raises: FormatError if the file is missing or damaged; ShapeError for another shape, or NaN and infinite numbers.
+    """
+    size = _file_size(path)
+    read = next((read for suffix, read in _BIAS_FILES.items() if path.lower().endswith(suffix)), None)
+    if read is None:
+        raise FormatError(f"cannot read {path}: no bias file has this suffix; known are {' '.join(_BIAS_FILES)}")
+    with _reading(path):
+        bias = np.atleast_1d(np.asarray(read(path, size), dtype=np.float64))
+    if bias.ndim != 1 or bias.size == 0:
+        raise ShapeError(f"the bias in {path} must be one row of numbers, received shape {bias.shape}")
+    if not np.isfinite(bias).all():
+        raise ShapeError(f"the bias in {path} must hold finite numbers")
+    return [float(value) for value in bias]
+
+
+def _npy_bias(path: str, size: int) -> Array:
+    with open(path, "rb") as file:
+        return _read_array(file, path, size)
+
+
+def _npz_bias(path: str, size: int) -> Array:
+    with zipfile.ZipFile(path) as archive:
+        members = _members(archive)
+        chosen = ["bias"] if "bias" in members else list(members)
+        if len(chosen) != 1:
+            raise FormatError(f"cannot read {path}: it holds no array 'bias', but {', '.join(members) or 'nothing'}")
+        return _read_member(archive, members[chosen[0]], path)
+
+
+def _table_bias(path: str, content: Any) -> Array:
+    if isinstance(content, dict):
+        if "bias" not in content:
+            raise FormatError(f"cannot read {path}: it has no key 'bias'")
+        content = content["bias"]
+    return _nested_array(content if isinstance(content, list) else [content], "bias", path)
+
+
+def _txt_bias(path: str, size: int) -> list[float]:
+    return [value for _, row, _ in _text_rows(path) for value in row]
+
+
+_BIAS_FILES: dict[str, Callable[[str, int], Any]] = {
+    ".npy": _npy_bias,
+    ".npz": _npz_bias,
+    ".json": lambda path, size: _table_bias(path, _parse_json(path)),
+    ".toml": lambda path, size: _table_bias(path, _parse_toml(path)),
+    ".txt": _txt_bias,
+}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The catalogue: a new format is a reader, an encoder and a line here
 
 KERNEL_FILES: tuple[KernelFile, ...] = (
     KernelFile(".npy", (".npy",), _read_npy, _encode_npy, layers=True, extras=False),
