@@ -81,5 +81,6 @@ def conv3d(
                     values = np.full((count, per_group), constant if boundary == "constant" else 0.0)
                 else:
                     values = x[(slice(None), *position, block)]
-                out[(slice(None), *o, these)] += values @ kernel[k][:, these]
+                with np.errstate(invalid="ignore"):  # zero times infinity is meant
+                    out[(slice(None), *o, these)] += values @ kernel[k][:, these]
     return out if bias is None else out + bias
