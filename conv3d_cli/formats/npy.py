@@ -56,7 +56,7 @@ def _read_header(file: BinaryIO, path: str) -> tuple[tuple[int, ...], bool, np.d
         version = npy_format.read_magic(file)
         read = npy_format.read_array_header_1_0 if version == (1, 0) else npy_format.read_array_header_2_0
         shape, fortran, dtype = read(file)
-    except (ValueError, EOFError, UnicodeDecodeError) as error:
+    except Exception as error:  # a damaged header makes its parser raise nearly anything (tokenize.TokenError, ...)
         raise FormatError(f"cannot read {path}: not a .npy file, or its header is damaged ({error})") from error
     if dtype.hasobject:
         raise FormatError(f"cannot read {path}: it holds pickled Python objects, which are never loaded; save numbers")
