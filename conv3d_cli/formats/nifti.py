@@ -1,18 +1,221 @@
-"""NIfTI: being written."""
+"""NIfTI-1 and NIfTI-2: `.nii`, `.nii.gz` and `.hdr`/`.img` pairs, either byte order, scaled integers, vectors and RGB.
 
-from conv3d_cli.errors import FormatError
-from conv3d_cli.formats.base import VolumeFormat
+Uncompressed voxels are a memory map; compressed ones are unpacked forward only, slab by slab. Nothing is made room for on
+the word of a header that promises more than its file can hold. What headers mean is in `nifti_header` and `nifti_grid`.
+
+Dimensions 1 to 7 are the letters x y z t c a b, so a 4-D series is `tzyx` and a 5-D vector volume `ctzyx`. An RGB pixel is
+the axis `s`, fastest of all.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import replace
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from conv3d_cli.atomic import AtomicFile, suffix_of, write_errors
+from conv3d_cli.errors import FormatError, WriteError
+from conv3d_cli.formats.base import RawReader, RawWriter, SpooledWriter, VolumeFormat, check_input, real_dtype, write_at
+from conv3d_cli.formats.gzipped import LARGEST_INFLATION, GzipStream, GzipWriter, gzipped, open_gzipped
+from conv3d_cli.formats.nifti_grid import permuted, read_grid
+from conv3d_cli.formats.nifti_header import (
+    LETTERS,
+    NAME,
+    RGB_LETTERS,
+    NiftiSource,
+    header_bytes,
+    output_header,
+    output_letters,
+    read_extensions,
+    read_header,
+    read_layout,
+    read_scale,
+    read_voxel_offset,
+    source_of,
+    stored_axes,
+)
+from conv3d_cli.model.volume import SPATIAL, Array, Axes, VolumeHeader, VolumeReader, VolumeWriter
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Names
 
 
-def _missing(path, *_, **__):
-    raise FormatError(f"cannot handle {path}")
+def _is_pair(path: str) -> bool:
+    return suffix_of(path) in (".hdr", ".img", ".hdr.gz", ".img.gz")
+
+
+def _renamed(path: str, suffix: str) -> str:
+    """The path with another suffix, in capitals if its own is."""
+    old = path[len(path) - len(suffix_of(path)) :]
+    return path[: len(path) - len(old)] + (suffix.upper() if old.isupper() else suffix)
+
+
+def _input_names(path: str) -> tuple[str, str]:
+    """Header and voxel file of an input, the same name twice if it is one file.
+
+    Raises: FormatError if one of a pair is missing (the other half may be compressed or not).
+    """
+    if not _is_pair(path):
+        return path, path
+    check_input(path)
+    suffix = suffix_of(path)
+    kind, tail = (".img" if suffix.startswith(".hdr") else ".hdr"), suffix[4:]
+    others = [_renamed(path, kind + tail), _renamed(path, kind + ("" if tail else ".gz"))]
+    other = next((name for name in others if os.path.exists(name)), None)
+    if other is None:
+        what = "voxels" if kind == ".img" else "header"
+        raise FormatError(f"cannot read {path}: the {what} of this pair must stand beside it, no file {others[0]}")
+    return (path, other) if kind == ".img" else (other, path)
+
+
+def _output_names(path: str) -> tuple[str, str]:
+    """Header and voxel file of an output, the same name twice if it is one file."""
+    if not _is_pair(path):
+        return path, path
+    tail = suffix_of(path)[4:]
+    return _renamed(path, ".hdr" + tail), _renamed(path, ".img" + tail)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Reading
+
+
+def open_nifti(path: str, *, axes: str | None = None, channels_first: bool = False) -> VolumeReader:
+    """Open a NIfTI file, or a pair by either name.
+
+    axes : str or None      letters in storage order (dimension 7 first) that replace the file's
+    Raises: FormatError if it is missing, truncated, corrupt, or its header cannot be true.
+    """
+    header_path, voxel_path = _input_names(path)
+    pair = header_path != voxel_path
+    header_size, voxel_size = check_input(header_path), check_input(voxel_path)
+    # Browsers and servers unpack .gz files without renaming them: where the content tells, it is believed.
+    header_packed = _starts_as_gzip(header_path)
+    voxels_packed = voxel_path.lower().endswith(".gz") if pair else header_packed
+    head: BinaryIO | GzipStream
+    with GzipStream(header_path) if header_packed else open(header_path, "rb") as head:
+        header = read_header(head.read, header_path, pair)
+        sizes, stored, samples = read_layout(header, header_path)
+        offset = read_voxel_offset(header, header_path, pair)
+        promised = offset + math.prod(sizes) * max(1, samples) * stored.itemsize
+        what = f"its header promises {promised} bytes (shape {sizes[::-1]}, {stored})"
+        if not voxels_packed and promised > voxel_size:
+            raise FormatError(f"cannot read {voxel_path}: truncated: {what}, the file has {voxel_size}")
+        if voxels_packed and promised > voxel_size * LARGEST_INFLATION:
+            raise FormatError(
+                f"cannot read {voxel_path}: truncated or damaged: {what}, more than {voxel_size} packed bytes can hold"
+            )
+        header_end = header_size * (LARGEST_INFLATION if header_packed else 1) if pair else offset
+        extensions = read_extensions(head.read, header, header_end, header_path, pair)
+    channels = samples or (sizes[4] if len(sizes) > 4 else 1)
+    source = NiftiSource(header, extensions, pair, read_grid(header, header_path), channels)
+    volume = _volume_header(source, sizes, stored, samples, axes, header_path)
+    if voxels_packed:
+        return open_gzipped(voxel_path, volume, stored, offset)
+    file = open(voxel_path, "rb")  # noqa: SIM115 - the reader closes it
+    try:
+        return RawReader(file, volume, voxel_path, stored, offset)
+    except BaseException:
+        file.close()
+        raise
+
+
+def _starts_as_gzip(path: str) -> bool:
+    with open(path, "rb") as file:
+        return file.read(2) == b"\x1f\x8b"
+
+
+def _volume_header(
+    source: NiftiSource, sizes: tuple[int, ...], stored: np.dtype[Any], samples: int, axes: str | None, path: str
+) -> VolumeHeader:
+    letters = (RGB_LETTERS if samples else LETTERS)[: len(sizes)][::-1] + ("s" if samples else "")
+    volume_axes = Axes(axes or letters, sizes[::-1] + ((samples,) if samples else ()))
+    scale = (1.0, 0.0) if samples else read_scale(source.header, path)
+    volume = VolumeHeader(volume_axes, real_dtype(stored, path), source.grid, scale, NAME, source)
+    dimensions = {a: len(sizes) - i for i, a in enumerate(volume_axes.letters) if a in SPATIAL}
+    if any(dimensions[a] != 1 + "xyz".index(a) for a in dimensions):
+        # `axes` says that other dimensions are space: the header's word on slices and orientation is void
+        return replace(volume, grid=permuted(source.grid, dimensions), metadata=None)
+    return volume
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Writing
+
+
+def create_nifti(path: str, header: VolumeHeader, *, overwrite: bool = False, gz_level: int = 1) -> VolumeWriter:
+    """Start a NIfTI file, or a pair by either name.
+
+    header : VolumeHeader   of any axis order; the writer's own header has the file's
+    gz_level : int          0 to 3, isal's levels
+    Raises: OutputExistsError; WriteError for a dtype or a shape that NIfTI cannot hold.
+    """
+    header_path, voxel_path = _output_names(path)
+    pair = header_path != voxel_path
+    source = source_of(header)
+    axes = stored_axes(header.axes, header.dtype)
+    try:
+        fields, notes = output_header(header, axes, pair)
+        prefix = header_bytes(fields, () if source is None else source.extensions)
+    except WriteError as error:
+        raise WriteError(f"cannot write {path}: {error}") from None
+    level = gz_level if path.lower().endswith(".gz") else None
+    opened = [AtomicFile(voxel_path, overwrite)]
+    try:
+        if pair:
+            opened.append(AtomicFile(header_path, overwrite))
+        with write_errors(header_path):
+            head = gzipped(prefix, level) if pair and level is not None else prefix
+            if pair or level is None:
+                write_at(opened[-1].file, memoryview(head), 0)
+        writer = _voxel_writer(opened[0], replace(header, axes=axes), voxel_path, b"" if pair else prefix, level)
+        if pair:
+            writer = PairWriter(writer, opened[1])
+        writer.notes = tuple(notes)
+        # The caller writes in the order of its own axes. Where the file's differ, a stream has to wait for the whole.
+        return SpooledWriter(writer) if writer.sequential and axes != header.axes else writer
+    except BaseException:
+        for output in opened:
+            output.abort()
+        raise
+
+
+def _voxel_writer(
+    output: AtomicFile, header: VolumeHeader, path: str, prefix: bytes, level: int | None
+) -> VolumeWriter:
+    stored = header.dtype.newbyteorder("<")
+    if level is None:
+        return RawWriter(output, header, path, len(prefix), stored)
+    return GzipWriter(output, header, path, prefix, stored, level)
+
+
+class PairWriter(VolumeWriter):
+    """The writer of a pair's voxels; the header file appears after them, so no header stands without voxels."""
+
+    def __init__(self, voxels: VolumeWriter, head: AtomicFile) -> None:
+        self.voxels, self.head = voxels, head
+        self.header, self.path, self.sequential = voxels.header, voxels.path, voxels.sequential
+
+    def write(self, n: int, depth_start: int, channel_start: int, block: Array) -> None:
+        self.voxels.write(n, depth_start, channel_start, block)
+
+    def commit(self) -> None:
+        self.voxels.commit()
+        self.head.commit()
+
+    def abort(self) -> None:
+        self.voxels.abort()
+        self.head.abort()
 
 
 FORMAT = VolumeFormat(
-    "NIfTI",
-    (".nii.gz", ".nii", ".hdr", ".img", ".hdr.gz", ".img.gz"),
-    "",
-    _missing,
-    _missing,
-    lambda letters, channels: letters,
+    name=NAME,
+    suffixes=(".nii.gz", ".nii", ".hdr.gz", ".img.gz", ".hdr", ".img"),
+    summary="NIfTI-1 and NIfTI-2, compressed or not, and .hdr/.img pairs; affines, units and extensions are kept",
+    open=open_nifti,
+    create=create_nifti,
+    output_letters=output_letters,
 )

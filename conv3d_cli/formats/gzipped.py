@@ -1,0 +1,348 @@
+"""Volumes in a gzip stream, whatever the format: read forward, written forward, the same bytes every time.
+
+A reader unpacks no more than the slab it is asked for; a writer packs blocks of a fixed size on a few threads. isal does
+both, several times faster than the standard library.
+"""
+
+from __future__ import annotations
+
+import collections
+import io
+import math
+import struct
+import tempfile
+import zlib
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from conv3d_cli.atomic import AtomicFile, write_errors
+from conv3d_cli.errors import FormatError
+from conv3d_cli.formats.base import RawReader, reserve_space, write_at
+from conv3d_cli.machine import thread_count
+from conv3d_cli.model.volume import SPATIAL, Array, Axes, VolumeHeader, VolumeReader, VolumeWriter
+
+# deflate turns one byte into at most 1032 (zlib's technical notes); the rest is room for the container
+LARGEST_INFLATION = 1040
+READ_BYTES = 1 << 18  # through the cache into the slab: measured as fast as unpacking into the slab itself
+BLOCK_BYTES = 1 << 20  # packed at a time; part of what decides an output's bytes
+WINDOW_BYTES = 1 << 15  # deflate looks back this far
+
+
+class GzipStream:
+    """A gzip file unpacked forward; whatever is wrong with it becomes a FormatError that names the file.
+
+    position : int      unpacked bytes read so far
+    """
+
+    def __init__(self, path: str) -> None:
+        from isal import igzip, isal_zlib
+
+        self.path, self.position = path, 0
+        self._file = igzip.open(path, "rb")
+        self._errors: Any = (OSError, zlib.error, isal_zlib.error)  # Any: isal's type hints are wrong here
+
+    def read(self, count: int) -> bytes:
+        """The next `count` bytes; fewer only at the end of the stream."""
+        try:
+            data: bytes = self._file.read(count)
+        except EOFError as error:
+            raise FormatError(
+                f"cannot read {self.path}: truncated: its gzip stream breaks off after {self.position} unpacked bytes"
+            ) from error
+        except self._errors as error:
+            raise FormatError(
+                f"cannot read {self.path}: corrupt gzip stream after {self.position} unpacked bytes: {error}"
+            ) from error
+        self.position += len(data)
+        return data
+
+    def fill(self, target: memoryview) -> int:
+        """Fill a buffer of bytes; how many there were, fewer only at the end of the stream."""
+        done = 0
+        while done < len(target):
+            data = self.read(min(READ_BYTES, len(target) - done))
+            if not data:
+                break
+            target[done : done + len(data)] = data
+            done += len(data)
+        return done
+
+    def skip_to(self, position: int) -> None:
+        """Unpack and forget the bytes before a position."""
+        while self.position < position and self.read(min(READ_BYTES, position - self.position)):
+            pass
+
+    def finish(self) -> None:
+        """Unpack and forget the rest, so that its length and checksum are compared."""
+        while self.read(READ_BYTES):
+            pass
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> GzipStream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Reading
+
+
+def open_gzipped(path: str, header: VolumeHeader, stored: np.dtype[Any], offset: int) -> VolumeReader:
+    """A reader of C-ordered voxels in a gzip file.
+
+    stored : numpy dtype    as in the file (either byte order); `header.dtype` is what is handed out
+    offset : int            unpacked bytes before the first voxel
+    Where the planes of `header.axes` do not follow one another, the file is unpacked into $TMPDIR first.
+    Raises: FormatError.
+    """
+    stream = GzipStream(path)
+    if _planes_follow(header.axes):
+        return GzipReader(stream, header, path, stored, offset)
+    with stream:
+        return _unpacked(stream, header, path, stored, offset)
+
+
+def _planes_follow(axes: Axes) -> bool:
+    """Whether a volume's planes lie one after another in storage, each in one piece (or one a channel)."""
+    letters = axes.letters
+    tail = letters[min(letters.index(a) for a in SPATIAL if a in letters) :]
+    starts_with_depth = "z" not in letters or tail[0] == "z"
+    return starts_with_depth and not any(a in tail for a in axes.batch_letters) and len(axes.channel_letters) < 2
+
+
+def _unpacked(stream: GzipStream, header: VolumeHeader, path: str, stored: np.dtype[Any], offset: int) -> RawReader:
+    size = math.prod(header.axes.shape) * stored.itemsize
+    file = tempfile.TemporaryFile(prefix="conv3d-")  # noqa: SIM115 - the reader made of it closes it
+    try:
+        with write_errors(f"an unpacked copy of {path} in {tempfile.gettempdir()}"):
+            reserve_space(file, size)
+            stream.skip_to(offset)
+            done = 0
+            while done < size and (data := stream.read(min(READ_BYTES, size - done))):
+                write_at(file, memoryview(data), done)
+                done += len(data)
+            stream.finish()
+        if done < size:
+            raise _too_short(stream, header, path, stored, offset)
+        return RawReader(file, header, path, stored, 0)
+    except BaseException:
+        file.close()
+        raise
+
+
+def _too_short(stream: GzipStream, header: VolumeHeader, path: str, stored: np.dtype[Any], offset: int) -> FormatError:
+    promised = offset + math.prod(header.axes.shape) * stored.itemsize
+    return FormatError(
+        f"cannot read {path}: truncated: its header promises {promised} bytes "
+        f"(shape {header.axes.shape}, {stored}), its gzip stream holds {stream.position}"
+    )
+
+
+class GzipReader(VolumeReader):
+    """A reader of compressed voxels, forward only; no more than the slab asked for is held.
+
+    stream : GzipStream     closed by this reader
+    """
+
+    sequential = True
+
+    def __init__(self, stream: GzipStream, header: VolumeHeader, path: str, stored: np.dtype[Any], offset: int) -> None:
+        self.header, self.path = header, path
+        self._stream, self._stored, self._offset = stream, stored, offset
+
+    def read(self, n: int, depth: slice, channels: slice) -> Array:
+        axes = self.header.axes
+        together = axes.channels_within_plane  # then all channels of a plane are unpacked, wanted or not
+        if not together and channels.stop - channels.start > 1:
+            raise RuntimeError(f"{self.path} holds its channels one after another: they are read one by one")
+        unpacked = slice(0, axes.canonical_shape[4]) if together else channels
+        sizes = dict.fromkeys(axes.batch_letters, 1)
+        sizes |= dict.fromkeys(axes.channel_letters, unpacked.stop - unpacked.start)
+        part = axes.renamed(axes.letters, {**sizes, "z": depth.stop - depth.start})
+        position = self._offset + first_voxel(axes, n, depth.start, unpacked.start) * self._stored.itemsize
+        if position < self._stream.position:
+            raise RuntimeError(f"{self.path} is compressed and only read forward: plane {depth.start} has passed")
+        self._stream.skip_to(position)
+        values = np.empty(part.shape, self._stored)
+        if self._stream.fill(values.reshape(-1).view(np.uint8).data) < values.nbytes:
+            raise _too_short(self._stream, self.header, self.path, self._stored, self._offset)
+        if not values.dtype.isnative:
+            values = values.byteswap(inplace=True).view(values.dtype.newbyteorder())
+        values = values.astype(self.header.dtype, copy=False)
+        block = part.block(values, 0, slice(0, part.size("z")), slice(0, part.canonical_shape[4]))
+        return block[..., channels] if together else block
+
+    def finish(self) -> None:
+        self._stream.finish()
+
+    def close(self) -> None:
+        self._stream.close()
+
+
+def first_voxel(axes: Axes, n: int, depth_start: int, channel_start: int) -> int:
+    """How many voxels lie before volume n's plane and channel in storage."""
+    starts = axes.storage_start(n, depth_start, channel_start)
+    return sum(start * math.prod(axes.shape[i + 1 :]) for i, start in enumerate(starts))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Writing
+
+
+class GzipBlocks:
+    """A gzip stream whose bytes depend on data and level alone: not on the sizes of writes, threads, name or time.
+
+    The data are cut into blocks of 1 MiB that are packed side by side, each with the end of the one before as its
+    dictionary (as pigz does it), and written by the thread that calls.
+
+    file : BinaryIO     written to, not closed
+    level : int         0 to 3, isal's levels
+    """
+
+    def __init__(self, file: BinaryIO, level: int) -> None:
+        self._file, self._level = file, level
+        self._pending = bytearray()
+        self._window = b""
+        self._crc = self._size = 0
+        self._threads = min(4, thread_count(None))
+        self._pool = ThreadPoolExecutor(self._threads, "conv3d-gzip")
+        self._blocks: collections.deque[Future[tuple[bytes, int, int]]] = collections.deque()
+        file.write(b"\x1f\x8b\x08\0\0\0\0\0\0\xff")  # deflate; no name, no time, unknown system
+
+    def write(self, data: memoryview) -> None:
+        """Take bytes; the buffer may be used again at once.
+
+        Raises: OSError, for the file; also for earlier bytes.
+        """
+        while len(data):
+            if not self._pending and len(data) >= BLOCK_BYTES:
+                self._pack(bytes(data[:BLOCK_BYTES]))
+                data = data[BLOCK_BYTES:]
+                continue
+            room = BLOCK_BYTES - len(self._pending)
+            self._pending += data[:room]
+            data = data[room:]
+            if len(self._pending) == BLOCK_BYTES:
+                self._pack(bytes(self._pending))
+                self._pending.clear()
+
+    def finish(self) -> None:
+        """Write what is left and the end of the stream."""
+        from isal import isal_zlib
+
+        if self._pending:
+            self._pack(bytes(self._pending))
+        while self._blocks:
+            self._write_oldest()
+        self._file.write(isal_zlib.compress(b"", wbits=-15) + struct.pack("<II", self._crc, self._size & 0xFFFFFFFF))
+        self.stop()
+
+    def stop(self) -> None:
+        """End the threads; what they have not begun is dropped. Harmless when called twice."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _pack(self, block: bytes) -> None:
+        self._blocks.append(self._pool.submit(_packed, block, self._window, self._level))
+        self._window = block[-WINDOW_BYTES:]
+        if len(self._blocks) > 2 * self._threads:
+            self._write_oldest()
+
+    def _write_oldest(self) -> None:
+        from isal import isal_zlib
+
+        data, crc, size = self._blocks.popleft().result()
+        self._file.write(data)
+        self._crc = isal_zlib.crc32_combine(self._crc, crc, size)
+        self._size += size
+
+
+def _packed(block: bytes, window: bytes, level: int) -> tuple[bytes, int, int]:
+    """A block as deflate data that ends on a whole byte, its checksum and its length."""
+    from isal import isal_zlib
+
+    if window:
+        compressor = isal_zlib.compressobj(level, isal_zlib.DEFLATED, -15, zdict=window)
+    else:
+        compressor = isal_zlib.compressobj(level, isal_zlib.DEFLATED, -15)
+    data = compressor.compress(block) + compressor.flush(isal_zlib.Z_SYNC_FLUSH)
+    return data, isal_zlib.crc32(block), len(block)
+
+
+def gzipped(data: bytes, level: int) -> bytes:
+    """Bytes as a whole gzip stream.
+
+    >>> import gzip
+    >>> gzip.decompress(gzipped(b"voxels", level=1))
+    b'voxels'
+    """
+    buffer = io.BytesIO()
+    blocks = GzipBlocks(buffer, level)
+    blocks.write(memoryview(data))
+    blocks.finish()
+    return buffer.getvalue()
+
+
+class GzipWriter(VolumeWriter):
+    """A writer of compressed voxels, slab after slab in storage order.
+
+    output : AtomicFile     committed by this writer
+    prefix : bytes          what stands before the voxels
+    stored : numpy dtype    as in the file
+    """
+
+    sequential = True
+
+    def __init__(
+        self,
+        output: AtomicFile,
+        header: VolumeHeader,
+        path: str,
+        prefix: bytes,
+        stored: np.dtype[Any],
+        level: int,
+    ) -> None:
+        self.output, self.header, self.path = output, header, path
+        self._stored = stored
+        self._next = 0  # the voxel, in storage order, that comes next
+        with write_errors(path):
+            self._blocks = GzipBlocks(output.file, level)
+            self._blocks.write(memoryview(prefix))
+
+    def write(self, n: int, depth_start: int, channel_start: int, block: Array) -> None:
+        axes = self.header.axes
+        first = first_voxel(axes, n, depth_start, channel_start)
+        channels = block.shape[3]
+        in_one_piece = channels == (axes.canonical_shape[4] if axes.channels_within_plane else 1)
+        if first != self._next or not in_one_piece:
+            raise RuntimeError(
+                f"{self.path} is compressed and takes slabs only in storage order: voxel {self._next} comes next, "
+                f"received voxel {first} with {channels} channels"
+            )
+        values = axes.storage_order(block)
+        with write_errors(self.path):
+            if values.flags.c_contiguous and values.dtype == self._stored:
+                self._blocks.write(values.reshape(-1).view(np.uint8).data)
+            else:  # plane by plane, so that no slab is held twice
+                rows = min(axes.letters.index(a) for a in "yx")
+                for index in np.ndindex(*values.shape[:rows]):
+                    plane = np.ascontiguousarray(values[index], self._stored)
+                    self._blocks.write(plane.reshape(-1).view(np.uint8).data)
+        self._next += block.size
+
+    def commit(self) -> None:
+        total = math.prod(self.header.axes.shape)
+        if self._next != total:
+            raise RuntimeError(f"{self.path}: {self._next} of {total} voxels were written")
+        with write_errors(self.path):
+            self._blocks.finish()
+        self.output.commit()
+
+    def abort(self) -> None:
+        self._blocks.stop()
+        self.output.abort()

@@ -1,0 +1,417 @@
+"""One contract for every volume format and every suffix: what goes in comes out, wholly or not at all.
+
+A new format joins by standing in `FORMATS`; what it cannot hold by its nature is named in the tables below.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from conv3d_cli.errors import FormatError, OutputExistsError, SpecError, WriteError
+from conv3d_cli.formats import FORMATS, create_volume, find_format, open_volume, read_volume, write_volume
+from conv3d_cli.formats.base import VolumeFormat, real_dtype
+from conv3d_cli.model.grid import Grid, affine_from_spacing
+from conv3d_cli.model.volume import Axes, Volume, VolumeHeader, VolumeReader, parts_in_storage_order
+
+CASES = [(found, suffix) for found in FORMATS for suffix in found.suffixes if suffix != "-"]
+WITHOUT_AXIS_NAMES = {"NumPy"}
+WITHOUT_SPACING = {"NumPy"}
+WITH_AFFINE = {"NIfTI"}
+
+DTYPES = [
+    "uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "float16", "float32", "float64", "bool"
+]  # fmt: skip
+LEAST_DTYPES = {"uint8", "uint16", "float32"}
+AXES = {
+    "zyx": (5, 4, 3),
+    "tzyx": (2, 5, 4, 3),
+    "czyx": (2, 5, 4, 3),
+    "zcyx": (5, 2, 4, 3),
+    "zyxc": (5, 4, 3, 2),
+    "tzyxc": (3, 5, 4, 3, 2),
+    "tczyx": (3, 2, 5, 4, 3),
+    "ctzyx": (2, 3, 5, 4, 3),
+    "tzcyx": (3, 5, 2, 4, 3),
+    "xyz": (3, 4, 5),
+    "cxyzt": (2, 3, 4, 5, 3),
+    "tzyxs": (2, 5, 4, 6, 3),
+}
+
+
+@pytest.fixture(params=CASES, ids=[suffix for _, suffix in CASES])
+def case(request: pytest.FixtureRequest) -> tuple[VolumeFormat, str]:
+    return request.param
+
+
+@pytest.fixture
+def path(case: tuple[VolumeFormat, str], tmp_path: Path) -> Iterator[str]:
+    """A name in a folder that must hold no temporary file afterwards."""
+    folder = tmp_path / "some folder.d"
+    folder.mkdir()
+    yield str(folder / f"sub-01.v2{case[1]}")
+    assert [name for name in os.listdir(folder) if name.startswith(".")] == []
+
+
+def make(letters: str, dtype: str, rng: np.random.Generator) -> Volume:
+    shape = AXES[letters]
+    if dtype == "bool":
+        data = rng.random(shape) < 0.5
+    elif np.dtype(dtype).kind == "f":
+        data = rng.normal(size=shape).astype(np.float32).astype(dtype)
+    else:
+        limits = np.iinfo(dtype)
+        data = rng.integers(limits.min, limits.max, shape, dtype=dtype, endpoint=True)
+    return Volume(data, letters)
+
+
+def canonical(volume: Volume) -> np.ndarray:
+    """(N, D, H, W, C), by transposing alone."""
+    letters = volume.axes
+    batch = [a for a in letters if a not in "zyxcs"]
+    channel = [a for a in letters if a in "cs"]
+    order = [letters.index(a) for a in [*batch, "z", "y", "x", *channel] if a in letters]
+    return volume.data.transpose(order).reshape(volume.shape)
+
+
+def named_sizes(volume: Volume) -> dict[str, int]:
+    """Sizes of the axes that are longer than one voxel; c and s are both channels."""
+    sizes = {a: n for a, n in zip(volume.axes, volume.data.shape, strict=True) if a not in "cs"}
+    return {a: n for a, n in {**sizes, "channels": volume.shape[4]}.items() if n > 1}
+
+
+def read_back(path: str, written: str) -> Volume:
+    """Read a volume; a format that keeps no axis names is told them."""
+    found = find_format(path)
+    assert found is not None
+    return read_volume(path, axes=written if found.name in WITHOUT_AXIS_NAMES else None)
+
+
+def output_header(path: str, volume: Volume) -> VolumeHeader:
+    """The header with which `volume` is written to `path`."""
+    header = volume.header
+    found = find_format(path)
+    assert found is not None
+    letters = found.output_letters(header.axes.letters, header.shape[4], header.dtype)
+    channel = [a for a in letters if a in "cs"]
+    sizes = {channel[0]: header.shape[4]} if len(channel) == 1 else {}
+    return replace(header, axes=header.axes.renamed(letters, sizes))
+
+
+def write_slabs(path: str, volume: Volume, depth: int, backwards: bool = False) -> None:
+    """Write in slabs of `depth` planes."""
+    header = output_header(path, volume)
+    planes = header.shape[1]
+    whole = canonical(volume)
+    with create_volume(path, header) as writer:
+        slabs = [
+            (n, start, channels)
+            for n, channels in parts_in_storage_order(header.axes, channels_together=not writer.sequential)
+            for start in range(0, planes, depth)
+        ]
+        if backwards:
+            assert not writer.sequential
+            slabs.reverse()
+        for n, start, channels in slabs:
+            block = writer.block(n, slice(start, min(start + depth, planes)), channels)
+            block[...] = whole[n, start : start + depth, ..., channels]
+            writer.write(n, start, channels.start, block)
+        writer.commit()
+
+
+def files_beside(path: str) -> dict[str, bytes]:
+    folder = Path(path).parent
+    return {name: (folder / name).read_bytes() for name in os.listdir(folder)}
+
+
+def error_of(path: str) -> str:
+    """The message of the FormatError that reading the whole file raises."""
+    with pytest.raises(FormatError) as caught:
+        read_volume(path)
+    return str(caught.value)
+
+
+def check_message(message: str, path: str) -> None:
+    """One line that names the file, or the other one of a pair."""
+    assert "\n" not in message
+    assert os.path.splitext(path)[0].removesuffix(".nii").removesuffix(".hdr").removesuffix(".img") in message
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Round trips
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_voxels_and_dtype_come_back(path: str, dtype: str, rng: np.random.Generator) -> None:
+    volume = make("zyx", dtype, rng)
+    refusal = None
+    try:
+        write_volume(path, volume)
+    except WriteError as error:
+        refusal = str(error)
+    if refusal:
+        assert dtype not in LEAST_DTYPES
+        assert dtype in refusal
+        check_message(refusal, path)
+        assert os.listdir(Path(path).parent) == []
+        return
+    back = read_back(path, "zyx")
+    handed_out = [real_dtype(volume.data.dtype, path)]
+    assert back.data.dtype in ([*handed_out, np.uint8] if dtype == "bool" else handed_out)  # a mask may become 0 and 1
+    assert back.axes == "zyx"
+    np.testing.assert_array_equal(back.data, volume.data)
+
+
+@pytest.mark.parametrize("letters", AXES)
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+def test_axes_come_back(path: str, letters: str, dtype: str, rng: np.random.Generator) -> None:
+    volume = make(letters, dtype, rng)
+    write_volume(path, volume)
+    back = read_back(path, output_header(path, volume).axes.letters)
+    assert back.shape == volume.shape
+    assert named_sizes(back) == named_sizes(volume)
+    np.testing.assert_array_equal(canonical(back), canonical(volume))
+
+
+@pytest.mark.parametrize("letters", AXES)
+def test_a_second_round_trip_changes_nothing(path: str, letters: str, rng: np.random.Generator) -> None:
+    write_volume(path, make(letters, "uint8", rng))
+    before = files_beside(path)
+    write_volume(path, read_volume(path), overwrite=True)
+    assert files_beside(path) == before
+
+
+@pytest.mark.parametrize("letters", AXES)
+def test_output_letters_are_settled(case: tuple[VolumeFormat, str], letters: str) -> None:
+    """Asked again with its own answer, a format answers the same; batch axes keep their order."""
+    for dtype in ("uint8", "float32"):
+        for channels in (1, 2, 3):
+            once = case[0].output_letters(letters, channels, np.dtype(dtype))
+            assert case[0].output_letters(once, channels, np.dtype(dtype)) == once
+            sizes = dict.fromkeys("cs", channels)
+            assert Axes(once, (2,) * len(once)).renamed(once, sizes).canonical_shape[4] in (channels, channels**2)
+            assert [a for a in once if a not in "zyxcs"] == [a for a in letters if a not in "zyxcs"]
+
+
+def test_special_floats_come_back(path: str) -> None:
+    data = np.array([np.nan, np.inf, -np.inf, -0.0, 0.0, 1e-45, 3.4e38, 1], np.float32).reshape(2, 2, 2)
+    write_volume(path, Volume(data, "zyx"))
+    back = read_back(path, "zyx").data
+    np.testing.assert_array_equal(back.view(np.uint32), data.view(np.uint32))
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 5, 1), (7, 1, 2), (1, 64, 64)])
+def test_axes_of_one_voxel(path: str, shape: tuple[int, int, int], rng: np.random.Generator) -> None:
+    volume = Volume(rng.normal(size=shape).astype(np.float32), "zyx")
+    write_volume(path, volume)
+    np.testing.assert_array_equal(canonical(read_back(path, "zyx")), canonical(volume))
+
+
+@pytest.mark.parametrize("unit", ["um", "mm", "nm"])
+def test_spacing_comes_back(case: tuple[VolumeFormat, str], path: str, unit: str, rng: np.random.Generator) -> None:
+    spacing = (2.5, 0.75, 0.3)
+    grid = Grid(spacing, unit, affine_from_spacing(spacing))
+    volume = replace(make("zyx", "float32", rng), grid=grid)
+    write_volume(path, volume)
+    back = read_back(path, "zyx").grid
+    if case[0].name in WITHOUT_SPACING:
+        assert back.spacing is None
+        return
+    np.testing.assert_allclose(back.spacing_in("um"), grid.spacing_in("um"), rtol=1e-6)
+
+
+def test_what_is_lost_is_said(case: tuple[VolumeFormat, str], path: str, rng: np.random.Generator) -> None:
+    grid = Grid((2.5, 0.75, 0.25), "um", affine_from_spacing((2.5, 0.75, 0.25)))
+    header = output_header(path, replace(make("zyx", "float32", rng), grid=grid))
+    with create_volume(path, header) as writer:
+        assert bool(writer.notes) == (case[0].name in WITHOUT_SPACING)
+        assert all("\n" not in note for note in writer.notes)
+
+
+def test_affine_comes_back(case: tuple[VolumeFormat, str], path: str, rng: np.random.Generator) -> None:
+    if case[0].name not in WITH_AFFINE:
+        pytest.skip("holds no rotation")
+    turn, _ = np.linalg.qr(rng.normal(size=(3, 3)))
+    affine = np.eye(4)
+    affine[:3, :3] = turn * (0.5, 2, 3)
+    affine[:3, 3] = (-90, 126.5, -72.25)
+    grid = Grid((3.0, 2.0, 0.5), "mm", affine)
+    write_volume(path, replace(make("zyx", "uint8", rng), grid=grid))
+    back = read_volume(path).grid
+    assert back.affine is not None
+    np.testing.assert_allclose(back.affine, affine, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(back.spacing, (3, 2, 0.5), rtol=1e-6)
+    assert back.unit == "mm"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Slabs
+
+
+@pytest.mark.parametrize("letters", ["zyx", "tczyx", "tzyxc", "tzyxs"])
+def test_bytes_do_not_depend_on_slabs(path: str, letters: str, rng: np.random.Generator) -> None:
+    volume = make(letters, "uint8", rng)
+    results = []
+    for depth in (1, 3, 100):
+        write_slabs(path, volume, depth)
+        results.append(files_beside(path))
+        for name in results[-1]:
+            (Path(path).parent / name).unlink()
+    write_volume(path, volume)
+    assert results[0] == results[1] == results[2] == files_beside(path)
+
+
+def test_slabs_in_any_order(path: str, rng: np.random.Generator) -> None:
+    volume = make("tczyx", "float32", rng)
+    header = output_header(path, volume)
+    with create_volume(path, header) as writer:
+        sequential = writer.sequential
+    if sequential:
+        pytest.skip("a stream")
+    write_slabs(path, volume, 2, backwards=True)
+    np.testing.assert_array_equal(canonical(read_back(path, header.axes.letters)), canonical(volume))
+
+
+def parts(reader: VolumeReader) -> list[tuple[int, slice]]:
+    return list(parts_in_storage_order(reader.header.axes, channels_together=not reader.sequential))
+
+
+@pytest.mark.parametrize("letters", ["zyx", "tczyx", "tzyxc", "tzyxs"])
+@pytest.mark.parametrize("depth", [1, 2, 5])
+def test_reading_in_slabs(path: str, letters: str, depth: int, rng: np.random.Generator) -> None:
+    volume = make(letters, "uint8", rng)
+    whole = canonical(volume)
+    write_volume(path, volume)
+    names = output_header(path, volume).axes.letters if path.endswith(".npy") else None
+    with open_volume(path, axes=names) as reader:
+        assert reader.header.shape == volume.shape
+        assert reader.header.dtype == volume.data.dtype
+        for n, channels in parts(reader):
+            for start in range(0, 5, depth):
+                stop = min(start + depth, 5)
+                block = reader.read(n, slice(start, stop), channels)
+                assert block.dtype.isnative
+                np.testing.assert_array_equal(block, whole[n, start:stop, ..., channels])
+                reader.release(n, stop)
+        reader.finish()
+        reader.close()  # harmless twice
+
+
+def test_planes_may_be_skipped(path: str, rng: np.random.Generator) -> None:
+    volume = make("zyx", "uint16", rng)
+    write_volume(path, volume)
+    with open_volume(path) as reader:
+        for plane in (1, 4):
+            block = reader.read(0, slice(plane, plane + 1), slice(0, 1))
+            np.testing.assert_array_equal(block[0, ..., 0], volume.data[plane])
+        reader.finish()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# All or nothing
+
+
+def test_abort_leaves_nothing(path: str, rng: np.random.Generator) -> None:
+    volume = make("zyx", "float32", rng)
+    header = output_header(path, volume)
+    for planes in (0, 2, 5):
+        with create_volume(path, header) as writer:
+            if planes:
+                writer.write(0, 0, 0, canonical(volume)[0, :planes])
+        writer.abort()  # harmless twice
+        assert os.listdir(Path(path).parent) == []
+
+
+def test_an_output_is_not_replaced_unasked(path: str, rng: np.random.Generator) -> None:
+    volume = make("zyx", "float32", rng)
+    write_volume(path, volume)
+    before = files_beside(path)
+    with pytest.raises(OutputExistsError) as caught:
+        write_volume(path, Volume(volume.data + 1, "zyx"))
+    assert "--overwrite" in str(caught.value)
+    check_message(str(caught.value), path)
+    with create_volume(path, output_header(path, volume), overwrite=True) as writer:
+        writer.write(0, 0, 0, canonical(volume)[0, :2])
+    assert files_beside(path) == before
+
+
+def test_overwrite_replaces(path: str, rng: np.random.Generator) -> None:
+    write_volume(path, make("tzyx", "float32", rng))
+    volume = make("zyx", "uint8", rng)
+    write_volume(path, volume, overwrite=True)
+    np.testing.assert_array_equal(read_back(path, "zyx").data, volume.data)
+
+
+def test_an_input_may_be_its_own_output(path: str, rng: np.random.Generator) -> None:
+    volume = make("zyx", "float32", rng)
+    write_volume(path, volume)
+    with open_volume(path) as reader, create_volume(path, output_header(path, volume), overwrite=True) as writer:
+        for start in range(5):
+            writer.write(0, start, 0, reader.read(0, slice(start, start + 1), slice(0, 1)) * 2)
+        writer.commit()
+    np.testing.assert_array_equal(read_back(path, "zyx").data, volume.data * 2)
+
+
+def test_folders_are_not_made(path: str, rng: np.random.Generator) -> None:
+    target = Path(path).parent / "missing" / Path(path).name
+    with pytest.raises(WriteError, match="missing"):
+        write_volume(str(target), make("zyx", "float32", rng))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Files that are not what they should be
+
+
+def test_missing_files(path: str) -> None:
+    message = error_of(path)
+    check_message(message, path)
+    assert "no such file" in message
+
+
+def test_folders_are_not_volumes(path: str) -> None:
+    os.mkdir(path)
+    check_message(error_of(path), path)
+
+
+def test_empty_and_garbage_files(path: str, rng: np.random.Generator) -> None:
+    write_volume(path, make("zyx", "float32", rng))
+    names = list(files_beside(path))
+    for content in (b"", b"\n", bytes(600), rng.bytes(1000), b"conv3d " * 200):
+        for name in names:
+            (Path(path).parent / name).write_bytes(content)
+        check_message(error_of(path), path)
+
+
+@pytest.mark.parametrize("letters", ["zyx", "tczyx"])
+def test_truncated_files(path: str, letters: str, rng: np.random.Generator) -> None:
+    """An error, or every voxel and the grid: what is cut off may be a text at the end that nothing needs."""
+    write_volume(path, make(letters, "float32", rng))
+    whole = read_volume(path)
+    for name, content in files_beside(path).items():
+        file = Path(path).parent / name
+        size = len(content)
+        for length in sorted({1, 4, 40, size // 3, size // 2, size * 9 // 10, size - 9, size - 1}):
+            if 0 < length < size:
+                file.write_bytes(content[:length])
+                try:
+                    volume = read_volume(path)
+                except FormatError as error:
+                    check_message(str(error), path)
+                else:
+                    assert length >= size - 9
+                    np.testing.assert_array_equal(volume.data, whole.data)
+                    assert volume.axes == whole.axes
+                    assert volume.grid.spacing == whole.grid.spacing
+        file.write_bytes(content)
+
+
+def test_axes_that_do_not_fit(path: str, rng: np.random.Generator) -> None:
+    write_volume(path, make("zyx", "float32", rng))
+    for axes in ("tzyx", "yx", "zyy", "abc"):
+        with pytest.raises((SpecError, FormatError)):
+            read_volume(path, axes=axes)
