@@ -31,7 +31,11 @@ def triple(value: int | Sequence[int], name: str, minimum: int = 1) -> Triple:
     ((2, 2, 2), (1, 2, 2))
     """
     values: Any = [value] * 3 if isinstance(value, numbers.Integral) else value
-    if isinstance(values, (str, bytes)) or not hasattr(values, "__len__") or len(values) != 3:
+    try:
+        values = [values[0], values[1], values[2]] if len(values) == 3 else []
+    except (TypeError, LookupError):  # no sequence
+        values = []
+    if not values or isinstance(value, (str, bytes)):
         raise SpecError(f"{name} must be one whole number or three in depth,height,width order, received {value!r}")
     if not all(isinstance(v, numbers.Integral) and not isinstance(v, bool) for v in values):
         raise SpecError(f"{name} must be whole numbers, received {value!r}")
@@ -87,6 +91,21 @@ class Boundary:
     mode: str = "zeros"
     value: float = 0.0
 
+    def __post_init__(self) -> None:
+        if self.mode == "reflect":
+            raise SpecError(
+                "boundary 'reflect' means two things: write 'symmetric' for scipy's (dcba|abcd) "
+                "or 'mirror' for numpy's and torch's (dcb|abcd)"
+            )
+        if self.mode == "renormalize":
+            raise SpecError(
+                "boundary 'renormalize' is not available yet; 'symmetric' and 'nearest' keep edges from darkening"
+            )
+        if self.mode not in BOUNDARIES:
+            raise unknown_name("boundary", self.mode, BOUNDARIES)
+        if self.mode != "constant" and self.value != 0:
+            raise SpecError(f"boundary '{self.mode}' takes no value, received {self.value!r}; only constant=V does")
+
     @classmethod
     def parse(cls, text: str | Boundary) -> Boundary:
         """Read `nearest`, `constant=1.5`, ...
@@ -98,21 +117,11 @@ class Boundary:
         if isinstance(text, Boundary):
             return text
         mode, equals, value = str(text).strip().lower().partition("=")
-        if mode == "reflect":
-            raise SpecError(
-                "boundary 'reflect' means two things: write 'symmetric' for scipy's (dcba|abcd) "
-                "or 'mirror' for numpy's and torch's (dcb|abcd)"
-            )
-        if mode == "renormalize":
-            raise SpecError(
-                "boundary 'renormalize' is not available yet; 'symmetric' and 'nearest' keep edges from darkening"
-            )
-        if mode not in BOUNDARIES:
-            raise unknown_name("boundary", mode, BOUNDARIES)
         if mode != "constant":
+            boundary = cls(mode)
             if equals:
                 raise SpecError(f"boundary '{mode}' takes no value, received '{text}'; only constant=V does")
-            return cls(mode)
+            return boundary
         try:
             number = float(value)
         except ValueError:
@@ -131,7 +140,10 @@ class Boundary:
         return -1 if index is None else index(position, size)
 
     def __str__(self) -> str:
-        return f"constant={self.value:g}" if self.mode == "constant" else self.mode
+        if self.mode != "constant":
+            return self.mode
+        short = f"{self.value:g}"
+        return f"constant={short if float(short) == self.value else repr(float(self.value))}"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -202,8 +214,10 @@ def parse_padding(padding: str | int | Sequence[object]) -> str | Pads:
     for part in parts:
         both = part if isinstance(part, (tuple, list)) else (part, part)
         try:
-            # int("1") reads text; a float such as 1.5 must not pass
-            pair = tuple(int(v) if isinstance(v, (str, numbers.Integral)) else int("-") for v in both)
+            # int("1") reads text; a float such as 1.5 and True must not pass
+            pair = tuple(
+                int(v) if isinstance(v, (str, numbers.Integral)) and not isinstance(v, bool) else int("-") for v in both
+            )
         except ValueError:
             pair = ()
         if len(pair) != 2 or min(pair) < 0:
