@@ -71,7 +71,8 @@ class Grid:
         if self.spacing is None or self.unit is None:
             raise ShapeError(f"the volume has no voxel spacing, so a length in {unit} cannot be used; give it in vox")
         factor = UNITS[self.unit] / UNITS[unit]
-        d, h, w = (float(round(s * factor, 12)) for s in self.spacing)
+        # twelve digits: 0.1 um is 100 nm, not 100.00000000000001
+        d, h, w = (float(s) if factor == 1 else float(f"{s * factor:.12g}") for s in self.spacing)
         return d, h, w
 
     def world(self, index: tuple[float, float, float]) -> NDArray[np.float64]:
