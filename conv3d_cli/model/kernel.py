@@ -53,7 +53,10 @@ class Kernel:
         _require_finite(weights, f"kernel {self.name}")
         object.__setattr__(self, "weights", weights)
         if self.bias is not None:
-            bias = np.atleast_1d(np.asarray(self.bias, dtype=np.float64))
+            bias = np.atleast_1d(np.asarray(self.bias))
+            if bias.dtype.kind not in "buif" and bias.size:
+                raise ShapeError(f"the bias of kernel {self.name} must hold real numbers, received dtype {bias.dtype}")
+            bias = bias.astype(np.float64)
             _require_finite(bias, f"the bias of kernel {self.name}")
             expected = {1, weights.shape[4]} if weights.ndim == 5 else None
             if bias.ndim != 1 or bias.size == 0 or (expected and bias.size not in expected):
