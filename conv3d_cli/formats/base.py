@@ -176,7 +176,7 @@ class RawWriter(VolumeWriter):
 
 
 def reserve_space(file: BinaryIO, size: int) -> None:
-    """Make a file `size` bytes long with its space reserved, where the file system can: a full disk shows at once."""
+    """Make a file at least `size` bytes long, its space reserved where the file system can: a full disk shows at once."""
     if not size:
         return
     if hasattr(os, "posix_fallocate"):
@@ -186,7 +186,8 @@ def reserve_space(file: BinaryIO, size: int) -> None:
         except OSError as error:
             if error.errno not in _CANNOT_RESERVE:
                 raise
-    file.truncate(size)
+    if os.fstat(file.fileno()).st_size < size:  # what lies behind (TIFF directories) stays
+        file.truncate(size)
 
 
 def write_block(

@@ -1,13 +1,383 @@
-"""TIFF: being written."""
+"""TIFF volumes: ImageJ hyperstacks, OME-TIFF, tifffile's own and plain stacks; BigTIFF, either byte order.
 
-from conv3d_cli.errors import FormatError
-from conv3d_cli.formats.base import VolumeFormat
+Voxels stored in one piece are memory-mapped; otherwise (compressed, tiled, scattered) pages are decoded one by one as they
+are asked for. Pages whose axis has no name lie along z. The print resolution of a plain TIFF is not taken for a voxel
+size: nothing tells the size along z, and programs write 72 or 300 dots per inch without being asked.
+
+Written is what the name asks for: OME-TIFF under .ome.tif; else an ImageJ hyperstack where ImageJ can hold the volume
+(uint8, int16, uint16, float32, below 4 GB), else OME-XML in a .tif, and a note says so. The output is not compressed, so
+its slabs may come in any order; the same volume always gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from conv3d_cli.atomic import AtomicFile, suffix_of, write_errors
+from conv3d_cli.errors import FormatError, WriteError
+from conv3d_cli.formats import tiff_metadata, tiff_ome
+from conv3d_cli.formats.base import RawReader, RawWriter, VolumeFormat, check_input, real_dtype, write_block
+from conv3d_cli.formats.tiff_metadata import Description, TiffMetadata
+from conv3d_cli.formats.tiff_pages import PagedArray, mapped_offset, read_directories, tiff_errors, usable_pages
+from conv3d_cli.model.volume import Array, ArrayReader, Axes, VolumeHeader, VolumeReader, VolumeWriter
+
+IMAGEJ_DTYPES = ("uint8", "int16", "uint16", "float32")
+CLASSIC_LIMIT = 2**32 - 2**25  # bytes of voxels and directories in a file with 32-bit offsets
+DIRECTORY_BYTES = 400  # of one page, generously
+MOST_PLANES = 1 << 22  # that tifffile may be asked to make room for
+MINISWHITE, PALETTE = 0, 3
+SPARE_LETTERS = "taburefghijklmnopqvwd"
 
 
-def _missing(path, *_, **__):
-    raise FormatError(f"cannot handle {path}")
+# ---------------------------------------------------------------------------------------------------------------------
+# Reading
+
+
+class MappedReader(RawReader):
+    """A TIFF volume stored in one piece."""
+
+    notes: tuple[str, ...] = ()
+
+
+class PagedReader(ArrayReader):
+    """A TIFF volume whose pages are decoded as they are asked for."""
+
+    notes: tuple[str, ...] = ()
+
+    def __init__(self, tiff: Any, array: Any, header: VolumeHeader, path: str) -> None:
+        super().__init__(array, header, path)
+        self._tiff = tiff
+
+    def close(self) -> None:
+        self.array = np.empty(0)
+        self._tiff.close()
+
+
+def open_tiff(path: str, *, axes: str | None = None, channels_first: bool = False) -> VolumeReader:
+    """Open the first image series of a TIFF file."""
+    check_input(path)
+    directories = read_directories(path)
+    with tiff_errors(path):
+        import tifffile
+
+        tiff = tifffile.TiffFile(path)
+    try:
+        series = _first_series(tiff, axes is not None, path)
+        pages = usable_pages(tiff, series, directories, path)
+        found, notes = _stored_axes(series, axes, channels_first, path)
+        described = _describe(tiff, series, found, path)
+        header = VolumeHeader(
+            found,
+            real_dtype(series.dtype, path),
+            described.grid,
+            described.scale if series.dtype.name in ("uint8", "uint16") else (1.0, 0.0),
+            "TIFF",
+            TiffMetadata(_dialect(tiff, series), found, described.units, described.interval, described.items),
+        )
+        offset = mapped_offset(series, directories, path)
+        reader: MappedReader | PagedReader
+        if offset is None:
+            reader = PagedReader(tiff, PagedArray(pages, found.shape, series.dtype, path), header, path)
+        else:
+            file = open(path, "rb")  # noqa: SIM115 - the reader closes it
+            try:
+                reader = MappedReader(file, header, path, series.dtype.newbyteorder(tiff.byteorder), offset)
+            except BaseException:
+                file.close()
+                raise
+            tiff.close()
+        reader.notes = (*notes, *_series_notes(tiff, series), *described.notes)
+        return reader
+    except BaseException:
+        tiff.close()
+        raise
+
+
+def _first_series(tiff: Any, axes_given: bool, path: str) -> Any:
+    with tiff_errors(path):
+        described = True
+        if tiff.is_ome:
+            if tiff_ome.promised_planes(tiff.ome_metadata) > MOST_PLANES:
+                raise FormatError(f"cannot read {path}: damaged: its OME-XML speaks of more than {MOST_PLANES} planes")
+            described = tiff_ome.parse_ome(tiff.ome_metadata) is not None
+            if not described and not axes_given:
+                raise FormatError(
+                    f"cannot read {path}: its OME-XML describes no planes of this file; "
+                    "open the file that holds the description, or name the axes with --axes"
+                )
+        if not tiff.series:
+            raise FormatError(f"cannot read {path}: it holds no image")
+        series = tiff.series[0]
+        dialect = next((d for d in ("shaped", "ome", "imagej") if getattr(tiff, f"is_{d}")), None)
+        if series.kind in ("generic", "uniform") and dialect is not None and described:
+            # tifffile falls back to bare pages where a description cannot be true of the file
+            raise FormatError(
+                f"cannot read {path}: truncated or damaged: its description ({dialect}) does not fit its pages"
+            )
+        for other in tiff.series[1:]:
+            if series.kind == "generic" and (other.keyframe.shape, other.dtype) == (
+                series.keyframe.shape,
+                series.dtype,
+            ):
+                raise FormatError(
+                    f"cannot read {path}: its pages are stored in different ways (compression, strips); "
+                    "save them again in one way"
+                )
+        return series
+
+
+def _stored_axes(series: Any, given: str | None, channels_first: bool, path: str) -> tuple[Axes, list[str]]:
+    """Axes of the series, and notes about what had to be guessed.
+
+    Raises: FormatError; SpecError for axes given that are none.
+    """
+    letters, shape = series.axes.lower(), tuple(int(n) for n in series.shape)
+    if given is not None:
+        full = tuple(int(n) for n in series.get_shape(False))
+        shape = full if len(given) == len(full) else shape
+        if len(given) != len(shape):
+            raise FormatError(
+                f"cannot read {path}: --axes {given} names {len(given)} axes, it has {len(shape)}: shape {shape} ({letters})"
+            )
+        return Axes(given, shape), []
+    notes = []
+    unnamed = [i for i, a in enumerate(letters) if a in "iq"]
+    if unnamed and "z" not in letters:
+        names = list(letters)
+        names[unnamed[-1]] = "z"
+        if len(unnamed) > 1:
+            # slower than z: time, or channels where they are said to come first
+            names[unnamed[-2]] = "c" if channels_first and "c" not in letters and "s" not in letters else "i"
+        letters = "".join(names)
+    named = _different(letters)
+    if "y" not in named or "x" not in named:
+        raise FormatError(f"cannot read {path}: its axes are '{series.axes}', shape {shape}; name them with --axes")
+    if len(unnamed) > 1:
+        notes.append(f"the file does not name its axes: read as {named}; --axes says otherwise")
+    return Axes(named, shape), notes
+
+
+def _different(letters: str) -> str:
+    """Axis letters with those that are unnamed, none, or repeated replaced by spare ones.
+
+    >>> _different("iqzyx"), _different("tttyx")
+    ('tazyx', 'tabyx')
+    """
+    named = ""
+    for position, letter in enumerate(letters):
+        if letter in "iq" or letter in named or not ("a" <= letter <= "z"):
+            letter = next(a for a in SPARE_LETTERS if a not in named + letters[position + 1 :])
+        named += letter
+    return named
+
+
+def _dialect(tiff: Any, series: Any) -> str:
+    # Micro-Manager files have a kind of their own, beside OME's or ImageJ's description
+    if series.kind in ("shaped", "ome", "imagej"):
+        return str(series.kind)
+    return "ome" if tiff.is_ome else "imagej" if tiff.is_imagej else "plain"
+
+
+def _describe(tiff: Any, series: Any, axes: Axes, path: str) -> Description:
+    page = series.keyframe
+    dialect = _dialect(tiff, series)
+    with tiff_errors(path):
+        resolution = [page.tags.valueof(code) for code in (282, 283)]
+        unit_tag = page.tags.valueof(296)
+        if dialect == "ome":
+            image = tiff_ome.parse_ome(tiff.ome_metadata)
+            return Description() if image is None else tiff_ome.read_ome(*image, axes)
+        if dialect == "imagej":
+            metadata = dict(tiff.imagej_metadata or {})
+            if page.photometric == PALETTE and page.colormap is not None:
+                metadata["LUTs"] = [(page.colormap >> 8).astype(np.uint8)]
+            return tiff_metadata.read_imagej(metadata, resolution, unit_tag, axes)
+        if dialect == "shaped":
+            return tiff_metadata.read_shaped((tiff.shaped_metadata or ({},))[0], resolution, unit_tag, axes)
+    return Description()
+
+
+def _series_notes(tiff: Any, series: Any) -> list[str]:
+    notes = []
+    if len(tiff.series) > 1:
+        notes.append(f"the file holds {len(tiff.series)} image series: the first is used, shape {series.shape}")
+    if series.is_pyramidal:
+        notes.append(f"the file holds {len(series.levels)} levels of resolution: the full one is used")
+    if series.keyframe.photometric == MINISWHITE:
+        notes.append("the file shows 0 as white; its values are used as they are, and written to be shown as black")
+    return notes
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Writing
+
+
+@dataclass(frozen=True)
+class FileLayout:
+    """How a volume lies in the file to be written.
+
+    dialect : str           "imagej" | "ome" | "shaped"
+    axes : Axes             storage order; counts the same volumes, planes and channels as the header's
+    dtype : numpy dtype     as stored, little-endian
+    big : bool              64-bit offsets
+    notes : tuple           what the file cannot hold as it is
+    """
+
+    dialect: str
+    axes: Axes
+    dtype: np.dtype[Any]
+    big: bool
+    notes: tuple[str, ...]
+
+
+class StackWriter(RawWriter):
+    """A TIFF volume whose directories are written already; voxels go to their places in any order of slabs."""
+
+    def __init__(self, output: AtomicFile, header: VolumeHeader, path: str, offset: int, layout: FileLayout) -> None:
+        super().__init__(output, header, path, offset, layout.dtype)
+        self._axes = layout.axes
+
+    def write(self, n: int, depth_start: int, channel_start: int, block: Array) -> None:
+        with write_errors(self.path):
+            write_block(self.output.file, self._axes, self.stored, self.offset, n, depth_start, channel_start, block)
+
+
+def output_letters(letters: str, channels: int, dtype: np.dtype[Any] | None = None) -> str:
+    """Time and the like first, then z, c, y, x; samples of a pixel (s) last.
+
+    A file in ImageJ's or OME's dialect may order or name its axes otherwise; see `choose_layout`.
+    >>> output_letters("xyz", 1), output_letters("ctzyx", 2), output_letters("zyxs", 3), output_letters("zyx", 4)
+    ('zyx', 'tzcyx', 'zyxs', 'zcyx')
+    """
+    batch = "".join(a for a in letters if a not in "zyxcs")
+    channel = "".join(a for a in letters if a in "cs") or ("c" if channels > 1 else "")
+    depth = "z" if "z" in letters else ""
+    # c before s keeps counting channels as the input does; so does a lone s, wherever it is
+    last = "s" if channel.endswith("s") else ""
+    return batch + depth + channel.removesuffix("s") + "yx" + last
+
+
+def create_tiff(path: str, header: VolumeHeader, *, overwrite: bool = False, gz_level: int = 1) -> VolumeWriter:
+    """Start a TIFF file: directories and descriptions are written, voxels follow."""
+    layout = choose_layout(path, header)
+    output = AtomicFile(path, overwrite)
+    try:
+        with write_errors(path):
+            offset, note = _write_directories(output, header, layout, path)
+        writer = StackWriter(output, header, path, offset, layout)
+    except BaseException:
+        output.abort()
+        raise
+    writer.notes = (*layout.notes, note) if note else layout.notes
+    return writer
+
+
+def choose_layout(path: str, header: VolumeHeader) -> FileLayout:
+    """The dialect and storage order for a volume under a file name.
+
+    Raises: WriteError if TIFF, or the dialect the name asks for, cannot hold it.
+    """
+    dtype = np.dtype(np.uint8) if header.dtype == np.bool_ else header.dtype
+    notes = ["truth values are stored as 0 and 1 (uint8)"] if header.dtype == np.bool_ else []
+    if math.prod(header.shape) == 0:
+        raise WriteError(f"cannot write {path}: TIFF holds no empty volume, shape {header.shape}")
+    if dtype.kind not in "iuf" or dtype.itemsize > 8:
+        raise WriteError(f"cannot write {path}: TIFF holds no {dtype}; choose another --dtype")
+
+    frames, depth, height, width, channels = header.shape
+    rgb = dtype == np.uint8 and header.axes.letters.endswith("s") and header.axes.size("s") in (3, 4)
+    samples = header.axes.size("s") if rgb else 1
+    sizes = {"t": frames, "z": depth, "c": channels // samples, "y": height, "x": width, "s": samples}
+    batch = header.axes.batch_letters
+    directories = DIRECTORY_BYTES * frames * depth * sizes["c"]
+    big = math.prod(header.shape) * dtype.itemsize + directories > CLASSIC_LIMIT
+
+    dialect, reason = "imagej", ""
+    if suffix_of(path).startswith(".ome."):
+        dialect = "ome"
+        if dtype.name not in tiff_ome.OME_TYPES:
+            raise WriteError(f"cannot write {path}: OME-TIFF holds no {dtype}; choose another --dtype, or name it .tif")
+    elif dtype.name not in IMAGEJ_DTYPES:
+        reason = f"{dtype} does not fit ImageJ TIFF"
+    elif big:
+        reason = "a file above 4 GB does not fit ImageJ TIFF"
+    elif len(batch) > 1:
+        reason = f"axes {batch} do not fit ImageJ TIFF"
+    if reason:
+        dialect = "ome" if dtype.name in tiff_ome.OME_TYPES and len(batch) < 2 else "shaped"
+        written = "OME-TIFF" if dialect == "ome" else "plain TIFF with its axes in the description"
+        notes.append(
+            f"{reason}: written as {'Big' if big else ''}{written}".replace("BigOME-TIFF", "OME-TIFF (BigTIFF)")
+        )
+
+    letters = "tzcyx"
+    if dialect == "shaped":
+        letters = batch + "z" * ("z" in header.axes.letters) + "c" * (sizes["c"] > 1) + "yx"
+        sizes.update((a, header.axes.size(a)) for a in batch)
+    elif dialect == "ome":
+        letters = _ome_order(header) + "yx"
+    letters += "s" if rgb else ""
+    if dialect != "shaped" and batch not in ("", "t"):
+        notes.append(f"axes {batch} are stored as t")
+    axes = Axes(letters, tuple(sizes[a] for a in letters))
+    return FileLayout(dialect, axes, dtype.newbyteorder("<"), big, tuple(notes))
+
+
+def _ome_order(header: VolumeHeader) -> str:
+    """t, z and c in the order of the OME file the volume comes from."""
+    source = header.metadata
+    if isinstance(source, TiffMetadata) and source.dialect == "ome":
+        own = [a for a in source.axes.letters if a in "tzc"]
+        if len(own) == 3:
+            return "".join(own)
+        if own == ["c", "z"]:
+            return "tcz"
+    return "tzc"
+
+
+def _write_directories(output: AtomicFile, header: VolumeHeader, layout: FileLayout, path: str) -> tuple[int, str]:
+    """Write all of the file but the voxels: (where they begin, a note)."""
+    import tifffile
+
+    shape = layout.axes.shape
+    arguments: dict[str, Any] = {}
+    if layout.dialect == "imagej":
+        items, resolution, note = tiff_metadata.imagej_items(header, layout.axes)
+        if "s" not in layout.axes.letters:
+            shape = (*shape, 1)
+        arguments = {"metadata": {"axes": "TZCYXS", **items}, "resolution": resolution}
+    elif layout.dialect == "ome":
+        xml, note = tiff_ome.ome_xml(header, layout.axes, layout.dtype)
+        arguments = {"metadata": None, "description": xml.encode()}
+    else:
+        items, note = tiff_metadata.shaped_items(header)
+        arguments = {"metadata": {"axes": layout.axes.letters.upper(), **items}}
+    if "s" in layout.axes.letters:
+        arguments |= {"photometric": "rgb", "planarconfig": "contig"}
+    else:
+        arguments |= {"photometric": "minisblack"}
+    try:
+        with tifffile.TiffWriter(
+            output.file, bigtiff=layout.big, byteorder="<", imagej=layout.dialect == "imagej", ome=False
+        ) as writer:
+            place: Any = writer.write(
+                shape=shape, dtype=layout.dtype, software="conv3d", returnoffset=True, **arguments
+            )
+    except (ValueError, RuntimeError) as error:
+        raise WriteError(f"cannot write {path}: {error}") from error
+    output.file.flush()
+    return place[0], note
 
 
 FORMAT = VolumeFormat(
-    "TIFF", (".ome.tif", ".ome.tiff", ".tif", ".tiff"), "", _missing, _missing, lambda letters, channels: letters
+    name="TIFF",
+    suffixes=(".ome.tiff", ".ome.tif", ".tiff", ".tif"),
+    summary="ImageJ hyperstacks, OME-TIFF, BigTIFF and plain stacks, with their voxel sizes",
+    open=open_tiff,
+    create=create_tiff,
+    output_letters=output_letters,
 )

@@ -1,0 +1,303 @@
+"""The pages of a TIFF file: finding them, distrusting them, decoding them when they are asked for.
+
+tifffile decodes; this module sees to it that nothing is believed which the file cannot keep (a chain of directories that
+ends in the void or in a circle, planes that are not there, pages larger than their bytes can make), because tifffile
+fills such gaps with zeros and a line in its log. Only tiff.py uses this module.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import product
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from conv3d_cli.errors import Conv3DError, FormatError
+from conv3d_cli.model.volume import Array
+
+# How far a codec can shrink voxels: nothing is allocated for a page that claims to hold more than its bytes can.
+MOST_SHRUNK = {8: 1100, 32946: 1100, 5: 4096, 32773: 130}  # deflate (two numbers), LZW, PackBits
+MOST_SHRUNK_BY_OTHERS = 1 << 16
+UNSUSPECTED_PAGE = 1 << 26  # bytes
+MOST_TAGS = 4096
+ALL_ROWS = 2**32 - 1
+
+# tags that must be alike in all pages of a volume, with their defaults
+LAYOUT_TAGS = {
+    256: 0,  # ImageWidth
+    257: 0,  # ImageLength
+    258: 1,  # BitsPerSample
+    259: 1,  # Compression
+    266: 1,  # FillOrder
+    277: 1,  # SamplesPerPixel
+    278: ALL_ROWS,  # RowsPerStrip
+    284: 1,  # PlanarConfiguration
+    317: 1,  # Predictor
+    322: 0,  # TileWidth
+    323: 0,  # TileLength
+    339: 1,  # SampleFormat
+    32997: 1,  # ImageDepth
+}
+INTEGER_TYPES = {1: "B", 3: "H", 4: "I", 16: "Q"}
+# tags without which a page is something else: ImageDescription, offsets and byte counts of strips and tiles
+NEEDED_TAGS = (270, 273, 279, 324, 325)
+TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 13: 4, 16: 8, 18: 8}
+
+
+@dataclass(frozen=True)
+class Directory:
+    """Where the directory of a page stands in the file, and the values of its LAYOUT_TAGS."""
+
+    offset: int
+    layout: tuple[tuple[int, ...], ...]
+
+
+@contextmanager
+def tiff_errors(path: str, what: str = "") -> Iterator[None]:
+    """Turn whatever tifffile raises in the body into a FormatError of one line, and keep its log off the screen."""
+    import logging
+
+    thread = threading.get_ident()
+
+    def silence(record: logging.LogRecord) -> bool:
+        return record.thread != thread
+
+    logger = logging.getLogger("tifffile")
+    logger.addFilter(silence)
+    try:
+        yield
+    except (Conv3DError, MemoryError):
+        raise
+    except Exception as error:  # tifffile raises a dozen kinds: struct.error, KeyError, zlib.error, RuntimeError, ...
+        what = f"{what}: " if what else ""
+        if "imagecodecs" in str(error) or isinstance(error, ImportError):
+            cure = "its compression needs imagecodecs: pip install 'conv3d[tiff]'"
+            raise FormatError(f"cannot read {path}: {what}{cure}") from error
+        cause = " ".join(str(error).split())[:200] or type(error).__name__
+        raise FormatError(f"cannot read {path}: {what}damaged, or of a kind that cannot be read ({cause})") from error
+    finally:
+        logger.removeFilter(silence)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The chain of page directories
+
+
+def read_directories(path: str) -> list[Directory]:
+    """The directory of each page, by following their chain through the file.
+
+    Raises: FormatError if it is not TIFF, or if the chain leaves the file, breaks off, or runs in a circle.
+    """
+    with open(path, "rb") as file:
+        size = file.seek(0, 2)
+        file.seek(0)
+        start = file.read(16)
+        order = {b"II": "<", b"MM": ">"}.get(start[:2], "")
+        version = struct.unpack(order + "H", start[2:4])[0] if order and len(start) >= 8 else 0
+        if version == 43 and len(start) == 16:
+            count_format, entry_format, next_format, where = "Q", "HHQ8s", "Q", start[8:16]
+        elif version == 42:
+            count_format, entry_format, next_format, where = "H", "HHI4s", "I", start[4:8]
+        else:
+            raise FormatError(f"cannot read {path}: not a TIFF file (it begins with {start[:4]!r})")
+        directories: list[Directory] = []
+        seen: set[int] = set()
+        (offset,) = struct.unpack(order + next_format, where)
+        while offset:
+            page = f"the directory of page {len(directories) + 1}"
+            if offset in seen:
+                raise FormatError(
+                    f"cannot read {path}: damaged: {page} is that of an earlier page, the chain is a circle"
+                )
+            seen.add(offset)
+            file.seek(min(offset, size))
+            head = file.read(struct.calcsize(order + count_format))
+            count = struct.unpack(order + count_format, head)[0] if len(head) == struct.calcsize(count_format) else 0
+            entries = file.read(min(count, MOST_TAGS) * struct.calcsize(order + entry_format))
+            tail = file.read(struct.calcsize(next_format))
+            if not 0 < count <= MOST_TAGS or len(tail) < struct.calcsize(next_format):
+                raise FormatError(
+                    f"cannot read {path}: truncated or damaged: {page} should be at byte {offset}, the file has {size} bytes"
+                )
+            tags = list(struct.iter_unpack(order + entry_format, entries))
+            for code, kind, count, value in tags:
+                length = count * TYPE_BYTES.get(kind, 1)
+                if code in NEEDED_TAGS and length > len(value) and _pointer(order, value) + length > size:
+                    raise FormatError(
+                        f"cannot read {path}: truncated or damaged: {page} points beyond the end of the file ({size} bytes)"
+                    )
+            directories.append(Directory(offset, _layout(file, order, tags)))
+            (offset,) = struct.unpack(order + next_format, tail)
+    if not directories:
+        raise FormatError(f"cannot read {path}: truncated or damaged: it holds no pages")
+    return directories
+
+
+def _pointer(order: str, value: bytes) -> int:
+    return int.from_bytes(value, "little" if order == "<" else "big")
+
+
+def _layout(file: BinaryIO, order: str, tags: Sequence[tuple[Any, ...]]) -> tuple[tuple[int, ...], ...]:
+    found: dict[int, tuple[int, ...]] = {code: (default,) for code, default in LAYOUT_TAGS.items()}
+    for code, kind, count, value in tags:
+        if code not in found or kind not in INTEGER_TYPES or not 0 < count <= 64:
+            continue
+        form = f"{order}{count}{INTEGER_TYPES[kind]}"
+        if struct.calcsize(form) > len(value):
+            file.seek(_pointer(order, value))
+            value = file.read(struct.calcsize(form))
+        if len(value) >= struct.calcsize(form):
+            # one value for all samples of a pixel, or the same one several times
+            values = struct.unpack(form, value[: struct.calcsize(form)])
+            found[code] = values[:1] if len(set(values)) == 1 else values
+    rows, length = found[278], found[257]
+    found[278] = min(rows, length)
+    return tuple(found.values())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Pages of a series
+
+
+def usable_pages(tiff: Any, series: Any, directories: Sequence[Directory], path: str) -> list[Any]:
+    """The series' pages, after a check that they are all there, alike, and within the file.
+
+    (A volume above 4 GB in an ImageJ file has one page, with all its voxels behind it.)
+    Raises: FormatError.
+    """
+    keyframe = series.keyframe
+    with tiff_errors(path):
+        tiff.pages.useframes = True  # the light kind, for pages that were not needed so far
+        tiff.pages.set_keyframe(keyframe.index)
+        pages = list(series)
+        missing = sum(page is None for page in pages)
+        if missing:
+            raise FormatError(f"cannot read {path}: {missing} of its {len(pages)} planes are missing")
+        own = [page.index for page in pages if page.parent is tiff and len(page.treeindex) == 1]
+        for place, index in enumerate(own):
+            follows = series.kind != "generic" or index == own[0] + place
+            if not follows or directories[index].layout != directories[own[0]].layout:
+                odd = index if follows else own[0] + place
+                raise FormatError(
+                    f"cannot read {path}: page {odd + 1} differs from page {own[0] + 1} in size, type or compression; "
+                    "a volume's pages must be alike"
+                )
+        if not series.is_truncated and math.prod(series.shape) != len(pages) * math.prod(keyframe.shape):
+            raise FormatError(
+                f"cannot read {path}: truncated or damaged: its description speaks of shape {series.shape}, "
+                f"the file holds {len(pages)} pages of {keyframe.shape}"
+            )
+        return [_usable_page(page, keyframe, path) for page in pages]
+
+
+def _usable_page(page: Any, keyframe: Any, path: str) -> Any:
+    """The page itself, or a fuller reading of it, if what it claims is possible. Raises: FormatError."""
+    name = f"page {page.index + 1}"
+    offsets, counts = page.dataoffsets, page.databytecounts
+    size = page.parent.filehandle.size
+    voxels = math.prod(keyframe.shaped)
+    bits = keyframe.bitspersample if isinstance(keyframe.bitspersample, int) else max(keyframe.bitspersample)
+    if keyframe.dtype is None:
+        raise FormatError(f"cannot read {path}: {name} holds voxels of an unknown type ({bits} bits)")
+    if voxels == 0:
+        raise FormatError(f"cannot read {path}: {name} is empty, shape {keyframe.shape}")
+    segments = math.prod(keyframe.chunked)
+    if min(len(offsets), len(counts)) < segments or (not keyframe.is_tiled and not all(offsets[:segments])):
+        raise FormatError(
+            f"cannot read {path}: truncated or damaged: {name} lacks some of its {segments} strips or tiles"
+        )
+    if any(offset + count > size for offset, count in zip(offsets, counts, strict=False)):
+        raise FormatError(f"cannot read {path}: truncated: {name} lies beyond the end of the file ({size} bytes)")
+    held = sum(counts)
+    if keyframe.compression == 1:
+        possible = held * 8 // bits
+    else:
+        ratio = MOST_SHRUNK.get(keyframe.compression, MOST_SHRUNK_BY_OTHERS)
+        possible = max(held * ratio, UNSUSPECTED_PAGE) // keyframe.dtype.itemsize
+    if voxels > possible:
+        raise FormatError(
+            f"cannot read {path}: truncated or damaged: {name} claims {voxels} voxels, its {held} bytes hold {possible} at most"
+        )
+    if keyframe.is_contiguous and any(offsets[i] + counts[i] != offsets[i + 1] for i in range(len(offsets) - 1)):
+        return page.aspage()  # as a frame it would be believed to be in one piece because the first page is
+    return page
+
+
+def mapped_offset(series: Any, directories: Sequence[Directory], path: str) -> int | None:
+    """Where the series' voxels begin if they lie in the file in one piece, uncompressed; else None.
+
+    Raises: FormatError if page directories lie where voxels should be: the description promises more than there is.
+    """
+    with tiff_errors(path):
+        offset = None if series.is_multifile else series.dataoffset
+    if offset is None:
+        return None
+    end = offset + math.prod(series.shape) * series.dtype.itemsize
+    if any(offset <= directory.offset < end for directory in directories):
+        raise FormatError(
+            f"cannot read {path}: truncated or damaged: its description speaks of shape {series.shape}, "
+            "but there are page directories where such voxels would lie"
+        )
+    return int(offset)
+
+
+class PagedArray:
+    """A series' voxels as an array that decodes pages when it is indexed: by integers and slices, one for each axis.
+
+    pages : list            each holds the same number of voxels; one after the other they are the array
+    shape : tuple           of the array
+    dtype : numpy dtype     as decoded
+    """
+
+    def __init__(self, pages: Sequence[Any], shape: tuple[int, ...], dtype: np.dtype[Any], path: str) -> None:
+        self.pages, self.shape, self.dtype, self.path = pages, shape, dtype, path
+        # the axes before `_split` count pages, the others lie within a page
+        self._split = next((k for k in range(len(shape) + 1) if math.prod(shape[:k]) == len(pages)), -1)
+        if self._split < 0:
+            raise FormatError(f"cannot read {path}: its {len(pages)} pages do not divide the shape {shape}")
+        self._last: tuple[int, Array] | None = None
+
+    def __getitem__(self, index: tuple[int | slice, ...]) -> Array:
+        inner = index[self._split :]
+        ranges = [
+            range(*i.indices(size)) if isinstance(i, slice) else range(i, i + 1)
+            for i, size in zip(index, self.shape, strict=True)
+        ]
+        kept = [len(r) for r, i in zip(ranges, index, strict=True) if isinstance(i, slice)]
+        places = self.shape[: self._split]
+        numbers = [
+            int(np.ravel_multi_index(where, places)) if where else 0 for where in product(*ranges[: self._split])
+        ]
+        if len(numbers) == 1:
+            return self._page(numbers[0])[inner].reshape(kept)
+        within = [len(r) for r, i in zip(ranges[self._split :], inner, strict=True) if isinstance(i, slice)]
+        result = np.empty((len(numbers), *within), self.dtype)
+        for position, number in enumerate(numbers):
+            result[position] = self._page(number)[inner]
+        return result.reshape(kept)
+
+    def _page(self, number: int) -> Array:
+        # One page may hold several planes or channels (samples stored apart), which are then asked for one by one.
+        if self._last is not None and self._last[0] == number:
+            return self._last[1]
+        self._last = None
+        page = self.pages[number]
+        with tiff_errors(self.path, f"page {page.index + 1}"):
+            self._open(page.parent.filehandle)
+            values = page.asarray().reshape(self.shape[self._split :])
+        self._last = (number, values)
+        return values
+
+    def _open(self, handle: Any) -> None:
+        """Open the file of a page (an OME volume may be spread over several), and no more than one beside the first."""
+        if handle.closed:
+            for other in {id(page.parent): page.parent.filehandle for page in self.pages}.values():
+                if other is not self.pages[0].parent.root.filehandle:
+                    other.close()
+            handle.open()
