@@ -44,10 +44,9 @@ OUTPUT_DTYPES = (*INTEGER_DTYPES, "float32", "float64")
 SLAB_BYTES = 24 << 20  # input and output of a slab, unless the ceiling asks for less: beyond it nothing gets faster
 LEAST_SLAB = 8  # planes, if memory allows: below it halos are packed over and over
 PROCESS_BYTES = 190 << 20  # the interpreter with its libraries, before the first voxel
-IN_FLIGHT_IN, IN_FLIGHT_OUT = (
-    3,
-    3,
-)  # slabs held at once: being read, joined to the halo, computed; computed, waiting, written
+# Slabs held at once. Input: being computed, waiting, and for a stream what is being read and joined to the halo.
+# Output: being computed, waiting, being written.
+IN_FLIGHT_IN, IN_FLIGHT_STREAM, IN_FLIGHT_OUT = 2, 4, 3
 
 
 @dataclass(frozen=True)
@@ -311,7 +310,8 @@ def slab_depth(
         # The halo is largest at the first slab with a full set of planes; two slabs show it.
         slabs = cut_slabs(problem, depth)
         planes = most_planes(problem, slabs, sequential)
-        data = IN_FLIGHT_IN * planes * in_plane + IN_FLIGHT_OUT * min(depth, problem.out_size[0]) * out_plane
+        held = IN_FLIGHT_STREAM if sequential else IN_FLIGHT_IN
+        data = held * planes * in_plane + IN_FLIGHT_OUT * min(depth, problem.out_size[0]) * out_plane
         return PROCESS_BYTES + plan.scratch_bytes + data
 
     wish = SLAB_BYTES // max(1, problem.strides[0] * in_plane + out_plane)

@@ -213,7 +213,11 @@ def _kernel_of(value: Any, folder: Path | None) -> Any:
     if isinstance(value, str):
         from conv3d_cli.kernels import is_builtin
 
-        return value if is_builtin(value) or folder is None else str(folder / value)
+        # a name that is neither a built-in nor a file stays as it is, so that the nearest built-in is suggested
+        names_a_file = (
+            folder is not None and not is_builtin(value) and (Path(value).suffix or (folder / value).exists())
+        )
+        return str(folder / value) if folder is not None and names_a_file else value
     import numpy as np
 
     from conv3d_cli.model.kernel import Kernel
