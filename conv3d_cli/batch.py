@@ -15,7 +15,8 @@ def plan_outputs(
 ) -> list[str]:
     """The output of each input: its name with prefix and suffix, in `out_dir` or beside it.
 
-    Raises: SpecError if two inputs would write the same file; OutputExistsError if an output is an input.
+    Raises: SpecError if two inputs would write the same file; OutputExistsError if an output is an input (under
+    `overwrite` only if it is another one's).
     >>> plan_outputs(["a/sub-01.nii.gz", "b/x.ome.tif"], "out", suffix="_sm")
     ['out/sub-01_sm.nii.gz', 'out/x_sm.ome.tif']
     """
@@ -34,10 +35,13 @@ def plan_outputs(
                 f"two inputs would write {target}: {outputs[real]} and {name}; "
                 "use different folders (--out-dir) or run them apart"
             )
-        if real in sources and not overwrite:
+        own = os.path.realpath(name) == real
+        if real in sources and not (own and overwrite):
+            # --overwrite lets a volume replace itself; another's input may not have been read yet
+            cure = "or --overwrite" if own else "or run them apart"
             raise OutputExistsError(
                 f"the output of {name} would replace the input {sources[real]}; pass --suffix, --prefix, another --out-dir, "
-                "or --overwrite"
+                f"{cure}"
             )
         outputs[real] = name
         result.append(target)
