@@ -87,7 +87,8 @@ def read_volume(path: str, *, axes: str | None = None, dtype: str | None = None)
             for start in range(0, header.shape[1], 16):
                 depth = slice(start, min(start + 16, header.shape[1]))
                 block = reader.read(n, depth, channels)
-                header.axes.assign(data, n, depth, channels, block * slope + intercept if scaled else block)
+                with np.errstate(over="ignore", invalid="ignore"):  # what a dtype cannot hold becomes infinite
+                    header.axes.assign(data, n, depth, channels, block * slope + intercept if scaled else block)
         reader.finish()
     return Volume(data, header.axes.letters, header.grid, header.format, header.metadata)
 

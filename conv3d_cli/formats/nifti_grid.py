@@ -19,6 +19,7 @@ from conv3d_cli.model.grid import UNITS, Affine, Grid, affine_from_spacing, spac
 
 SPATIAL_UNITS = {1: "m", 2: "mm", 3: "um"}  # xyzt_units & 7
 ALIGNED = 2  # NIFTI_XFORM_ALIGNED_ANAT: coordinates are those of another file
+LARGEST = 1e38  # of any number here: a float32 holds the length of a vector of three such
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Reading
@@ -49,7 +50,7 @@ def read_grid(header: Any, path: str) -> Grid:
 def _sform_matrix(header: Any, path: str) -> Affine:
     affine = np.eye(4)
     affine[:3] = [header["srow_x"], header["srow_y"], header["srow_z"]]
-    if not np.isfinite(affine).all() or min(spacing_of_affine(affine)) == 0:
+    if not _meaningful(affine) or min(spacing_of_affine(affine)) == 0:
         raise FormatError(
             f"cannot read {path}: its sform has no meaning: rows {affine[:3].tolist()}; repair it, or set sform_code to 0"
         )
@@ -64,7 +65,7 @@ def _voxel_sizes(header: Any, path: str) -> list[float]:
     sizes = []
     for dimension in (1, 2, 3):
         size = abs(float(header["pixdim"][dimension]))
-        known = math.isfinite(size) and size > 0
+        known = _meaningful(size) and size > 0
         if not known and _length(header, dimension) > 1:
             raise FormatError(
                 f"cannot read {path}: it has no voxel size: pixdim[{dimension}] is {size:g} and there is no sform; "
@@ -72,6 +73,11 @@ def _voxel_sizes(header: Any, path: str) -> list[float]:
             )
         sizes.append(size if known else 1.0)
     return sizes
+
+
+def _meaningful(numbers: Any) -> bool:
+    """Finite, and not so large that arithmetic with them overflows."""
+    return bool((np.abs(numbers) <= LARGEST).all())
 
 
 def _length(header: Any, dimension: int) -> int:
@@ -82,13 +88,13 @@ def _length(header: Any, dimension: int) -> int:
 def _qform_matrix(header: Any, voxel_sizes: list[float], path: str) -> Affine:
     """The (4, 4) matrix of quaternion, offsets and voxel sizes.
 
-    Raises: FormatError if it is not finite.
+    Raises: FormatError if its numbers are none.
     """
     from nibabel.quaternions import quat2mat
 
     axis = np.array([float(header[f"quatern_{a}"]) for a in "bcd"])
     offset = np.array([float(header[f"qoffset_{a}"]) for a in "xyz"])
-    if not np.isfinite([*axis, *offset]).all():
+    if not _meaningful([*axis, *offset]):
         raise FormatError(
             f"cannot read {path}: its qform has no meaning: quaternion {axis.tolist()}, offset {offset.tolist()}"
         )
@@ -152,7 +158,7 @@ def write_grid(header: Any, grid: Grid, source: Grid | None) -> list[str]:
         header["pixdim"][1:4] = 1
         return []
     for matrix in (affine, grid.qform):
-        if matrix is not None and (not np.isfinite(matrix).all() or np.linalg.det(matrix[:3, :3]) == 0):
+        if matrix is not None and not (_meaningful(matrix) and np.linalg.det(matrix[:3, :3])):
             raise WriteError(f"its affine is not finite or has no inverse: {matrix[:3].tolist()}")
 
     sform_code, qform_code = int(header["sform_code"]), int(header["qform_code"])
