@@ -13,7 +13,7 @@ import secrets
 from pathlib import Path
 from types import TracebackType
 
-from conv3d_cli.errors import OutputExistsError, WriteError
+from conv3d_cli.errors import Conv3DError, OutputExistsError, WriteError
 
 
 def suffix_of(path: str | os.PathLike[str], known: tuple[str, ...] = ()) -> str:
@@ -69,7 +69,8 @@ class AtomicFile:
         self.path = Path(path)
         self._target = Path(os.path.realpath(path))
         suffix = suffix_of(path)
-        stem = self._target.name[: len(self._target.name) - len(suffix)][:80]
+        stem = self._target.name[: len(self._target.name) - len(suffix)]
+        stem = os.fsencode(stem)[:80].decode(errors="ignore")  # a name has room for 255 bytes, not characters
         self.temporary = self._target.with_name(f".{stem}.{secrets.token_hex(4)}.tmp{suffix}")
         self._overwrite = overwrite
         self._open = True
@@ -115,7 +116,10 @@ class AtomicFile:
 
 
 class write_errors:
-    """Turn an OSError of the body into a WriteError that names the output and the cause in plain words."""
+    """Turn an OSError of the body into a WriteError that names the output and the cause in plain words.
+
+    The package's own errors pass: a FormatError of the input is one of them.
+    """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = path
@@ -126,7 +130,7 @@ class write_errors:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if isinstance(error, OSError) and not isinstance(error, (WriteError, OutputExistsError)):
+        if isinstance(error, OSError) and not isinstance(error, Conv3DError):
             cure = {
                 errno.ENOSPC: "no space left on the disk; free some or choose another folder",
                 errno.EDQUOT: "the disk quota is used up; free some or choose another folder",

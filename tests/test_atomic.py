@@ -1,0 +1,306 @@
+"""Outputs appear complete or not at all, whatever happens on the way."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import stat
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from conv3d_cli.atomic import AtomicFile, check_target, suffix_of, write_errors
+from conv3d_cli.errors import FormatError, OutputExistsError, WriteError
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in folder.iterdir())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# commit and abort
+
+
+def test_commit_makes_the_file_appear_whole(tmp_path: Path) -> None:
+    with AtomicFile(tmp_path / "a.npy") as output:
+        output.file.write(b"abc")
+        assert not (tmp_path / "a.npy").exists()
+        output.commit()
+        assert (tmp_path / "a.npy").read_bytes() == b"abc"
+        assert output.file.closed
+    assert names(tmp_path) == ["a.npy"]
+
+
+def test_what_is_still_buffered_is_written(tmp_path: Path) -> None:
+    output = AtomicFile(tmp_path / "a.npy")
+    output.file.write(b"x" * 1_000_003)
+    output.commit()
+    assert (tmp_path / "a.npy").stat().st_size == 1_000_003
+
+
+def test_without_commit_nothing_is_left(tmp_path: Path) -> None:
+    with AtomicFile(tmp_path / "a.npy") as output:
+        output.file.write(b"abc")
+    assert names(tmp_path) == []
+    output.abort()  # harmless
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
+def test_an_exception_leaves_nothing(tmp_path: Path, error: type[BaseException]) -> None:
+    with pytest.raises(error), AtomicFile(tmp_path / "a.npy") as output:  # noqa: PT012
+        output.file.write(b"abc")
+        raise error
+    assert names(tmp_path) == []
+
+
+def test_abort_after_commit_keeps_the_file(tmp_path: Path) -> None:
+    output = AtomicFile(tmp_path / "a.npy")
+    output.commit()
+    output.abort()
+    output.abort()
+    assert names(tmp_path) == ["a.npy"]
+
+
+def test_an_existing_target_stays_until_the_new_one_is_whole(tmp_path: Path) -> None:
+    target = tmp_path / "a.npy"
+    target.write_bytes(b"old")
+    with AtomicFile(target, overwrite=True) as output:
+        output.file.write(b"new")
+        output.file.flush()
+        assert target.read_bytes() == b"old"
+        output.abort()
+    assert target.read_bytes() == b"old"
+    with AtomicFile(target, overwrite=True) as output:
+        output.file.write(b"new")
+        output.commit()
+    assert target.read_bytes() == b"new"
+    assert names(tmp_path) == ["a.npy"]
+
+
+def test_who_reads_the_old_file_keeps_it(tmp_path: Path) -> None:
+    """The input may be the output: its bytes stay readable after the rename."""
+    target = tmp_path / "a.npy"
+    target.write_bytes(b"old")
+    with open(target, "rb") as reading, AtomicFile(target, overwrite=True) as output:
+        output.file.write(b"new")
+        output.commit()
+        assert reading.read() == b"old"
+
+
+def test_a_file_that_appears_meanwhile_is_not_overwritten(tmp_path: Path) -> None:
+    target = tmp_path / "a.npy"
+    output = AtomicFile(target)
+    target.write_bytes(b"theirs")
+    with pytest.raises(OutputExistsError, match=r"appeared meanwhile; pass --overwrite"):
+        output.commit()
+    assert target.read_bytes() == b"theirs"
+    assert names(tmp_path) == ["a.npy"]
+
+
+def test_writers_of_one_target_do_not_meet(tmp_path: Path) -> None:
+    """Each has a temporary file of its own; the last to commit wins, whole."""
+    outputs = [AtomicFile(tmp_path / "a.npy", overwrite=True) for _ in range(8)]
+    assert len({output.temporary for output in outputs}) == 8
+
+    def write(number: int) -> None:
+        outputs[number].file.write(bytes([number]) * 10_000)
+        outputs[number].commit()
+
+    threads = [threading.Thread(target=write, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    content = (tmp_path / "a.npy").read_bytes()
+    assert content in [bytes([i]) * 10_000 for i in range(8)]
+    assert names(tmp_path) == ["a.npy"]
+
+
+def test_the_temporary_file_stands_beside_the_target_with_its_suffix(tmp_path: Path) -> None:
+    for name in ("a.npy", "b.nii.gz", "c.ome.tif", "noending"):
+        with AtomicFile(tmp_path / name) as output:
+            assert output.temporary.parent == tmp_path
+            assert output.temporary.name.startswith(".")
+            assert suffix_of(output.temporary) == (suffix_of(name) or ".tmp")
+
+
+@pytest.mark.parametrize(
+    "name", ["x" * 251 + ".npy", "é" * 125 + ".npy", "🧠" * 62 + ".npy", "脳" * 82 + ".nii.gz"], ids=["x", "e", "brain", "kanji"]
+)  # fmt: skip
+def test_the_longest_names_a_disk_allows(tmp_path: Path, name: str) -> None:
+    assert len(os.fsencode(name)) > 245
+    with AtomicFile(tmp_path / name) as output:
+        output.commit()
+    assert names(tmp_path) == [name]
+
+
+def test_a_symbolic_link_stays_a_link(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    real = tmp_path / "there" / "real.npy"
+    real.write_bytes(b"old")
+    link = tmp_path / "link.npy"
+    link.symlink_to(real)
+    with AtomicFile(link, overwrite=True) as output:
+        assert output.temporary.parent == tmp_path / "there"  # the rename must not cross file systems
+        output.file.write(b"new")
+        output.commit()
+    assert link.is_symlink()
+    assert real.read_bytes() == b"new"
+
+
+def test_a_dangling_link_counts_as_existing(tmp_path: Path) -> None:
+    link = tmp_path / "link.npy"
+    link.symlink_to(tmp_path / "nothing.npy")
+    with pytest.raises(OutputExistsError):
+        AtomicFile(link)
+    with AtomicFile(link, overwrite=True) as output:
+        output.commit()
+    assert (tmp_path / "nothing.npy").is_file()
+    assert link.is_symlink()
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])
+def test_a_new_file_honours_the_umask(tmp_path: Path, mask: int) -> None:
+    before = os.umask(mask)
+    try:
+        with AtomicFile(tmp_path / "a.npy") as output:
+            output.commit()
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "a.npy").stat().st_mode) == 0o666 & ~mask
+
+
+def test_relative_paths_survive_a_change_of_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with AtomicFile("a.npy") as output:
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        output.commit()
+    assert names(tmp_path) == ["a.npy", "elsewhere"]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Targets that cannot be
+
+
+def test_an_existing_file_needs_overwrite(tmp_path: Path) -> None:
+    target = tmp_path / "a.npy"
+    target.write_bytes(b"old")
+    with pytest.raises(OutputExistsError, match=r"a\.npy: file exists; pass --overwrite to replace it"):
+        check_target(target, overwrite=False)
+    check_target(target, overwrite=True)
+    assert target.read_bytes() == b"old"
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_folders_and_missing_folders(tmp_path: Path, overwrite: bool) -> None:
+    with pytest.raises(WriteError, match="it is a folder"):
+        check_target(tmp_path, overwrite)
+    with pytest.raises(WriteError, match="does not exist; make it first"):
+        check_target(tmp_path / "no" / "a.npy", overwrite)
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(WriteError, match="does not exist"):
+        check_target(tmp_path / "file" / "a.npy", overwrite)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_without_permission(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    try:
+        with pytest.raises(WriteError, match="is not writable"):
+            AtomicFile(tmp_path / "a.npy")
+    finally:
+        tmp_path.chmod(0o700)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Disks that refuse
+
+
+def test_a_full_disk_leaves_nothing_and_says_so(tmp_path: Path) -> None:
+    """A limit on the file size stands for the full disk: the system refuses the write in the same way."""
+    program = f"""
+import resource, sys
+from conv3d_cli.atomic import AtomicFile, write_errors
+from conv3d_cli.errors import WriteError
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, {resource.getrlimit(resource.RLIMIT_FSIZE)[1]}))
+output = AtomicFile("a.npy")
+try:
+    with output:
+        output.file.write(b"x" * 5000)  # still in the buffer: the refusal comes with the flush of commit
+        output.commit()
+except WriteError as error:
+    print(error)
+"""
+    ran = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert "cannot write a.npy: the file system or a limit (ulimit -f) refuses a file of this size" in ran.stdout
+    assert ran.stderr == ""
+    assert names(tmp_path) == []
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
+def test_no_space_left_says_so() -> None:
+    with pytest.raises(WriteError, match="no space left on the disk"), write_errors("a.npy"):  # noqa: PT012
+        full = open("/dev/full", "wb", buffering=0)  # noqa: SIM115
+        try:
+            full.write(b"x")
+        finally:
+            full.close()
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [(errno.ENOSPC, "no space left"), (errno.EDQUOT, "quota"), (errno.EACCES, "permission denied"), (errno.EROFS, "read-only"),
+     (errno.EFBIG, "size"), (errno.EIO, os.strerror(errno.EIO))],
+)  # fmt: skip
+def test_system_errors_in_plain_words(number: int, words: str) -> None:
+    with pytest.raises(WriteError, match=words) as caught, write_errors("out/a.npy"):
+        raise OSError(number, os.strerror(number))
+    assert str(caught.value).startswith("cannot write out/a.npy: ")
+    assert caught.value.exit_code == 1
+
+
+@pytest.mark.parametrize("error", [FormatError("in"), WriteError("out"), OutputExistsError("there"), ValueError("no")])
+def test_other_errors_pass(error: Exception) -> None:
+    """Also an input's own error, though it is an OSError too: it names the input."""
+    with pytest.raises(type(error)) as caught, write_errors("out/a.npy"):
+        raise error
+    assert caught.value is error
+
+
+def test_a_rename_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "a.npy"
+    target.write_bytes(b"old")
+
+    def refuse(*paths: object) -> None:
+        raise OSError(errno.EIO, "no")
+
+    output = AtomicFile(target, overwrite=True)
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(WriteError):
+        output.commit()
+    assert target.read_bytes() == b"old"
+    assert names(tmp_path) == ["a.npy"]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Suffixes
+
+
+@pytest.mark.parametrize(
+    ("path", "suffix"),
+    [("a.npy", ".npy"), ("A.NPY", ".npy"), ("a.nii.gz", ".nii.gz"), ("a.b.NII.gz", ".nii.gz"), ("a.gz", ".gz"), ("a.b.gz", ".gz"),
+     ("x.ome.tif", ".ome.tif"), ("x.OME.TIFF", ".ome.tiff"), ("x.home.tif", ".tif"), ("a.img.gz", ".img.gz"), ("README", ""),
+     (".nii.gz", ".gz"), ("dir.nii.gz/a.npy", ".npy"), ("dir.d/README", ""), ("a.", ""), (".hidden", "")],
+)  # fmt: skip
+def test_suffixes(path: str, suffix: str) -> None:
+    assert suffix_of(path) == suffix
+    assert suffix_of(Path(path)) == suffix
+
+
+def test_a_known_double_suffix() -> None:
+    assert suffix_of("a.tar.gz", known=(".tar.gz",)) == ".tar.gz"
