@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 import os
 import re
 from pathlib import Path
@@ -59,13 +60,13 @@ def thread_count(wish: int | None) -> int:
     3
     """
     if wish is not None:
-        if wish < 1:
-            raise SpecError(f"threads must be at least 1, received {wish}")
-        return wish
+        if not isinstance(wish, numbers.Integral) or isinstance(wish, bool) or wish < 1:
+            raise SpecError(f"threads must be a whole number of at least 1, received {wish!r}")
+        return int(wish)
     for variable in ("CONV3D_THREADS", "OMP_NUM_THREADS"):
         text = os.environ.get(variable, "").strip().split(",")[0]  # OMP allows one number per nesting level
         if text:
-            if not text.isdigit() or int(text) < 1:
+            if not text.isdecimal() or int(text) < 1:
                 raise SpecError(f"{variable} must be a whole number of at least 1, received '{text}'")
             return int(text)
     return usable_cpus()
