@@ -1,0 +1,177 @@
+"""Imports go strictly down: read from the source of every module, imports inside functions and for type checkers included."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import conv3d_cli
+
+ROOT = Path(conv3d_cli.__file__).parent
+
+# Each part and the parts it may import; itself always. A new module or folder must find its place here.
+LOWEST = {"errors"}
+NOUNS = {"errors", "atomic", "machine", "model"}
+MAY_IMPORT: dict[str, set[str]] = {
+    "errors": set(),
+    "atomic": LOWEST,
+    "machine": LOWEST,
+    "model": NOUNS,
+    "layer": NOUNS,
+    "kernels": NOUNS,
+    "formats": NOUNS,
+    "engine": NOUNS,
+    "slabs": NOUNS,
+    "batch": NOUNS,
+    "comparison": {*NOUNS, "formats"},
+    "job": {*NOUNS, "layer", "kernels", "formats", "engine", "slabs"},
+    "api": {*NOUNS, "layer", "kernels", "formats", "engine", "slabs", "job"},
+}
+MAY_IMPORT["cli"] = {*MAY_IMPORT, "cli"}
+MAY_IMPORT["__main__"] = {"cli"}
+
+# third-party library -> the only places that may know it
+HOMES = {
+    "click": ["cli/*.py"],
+    "rich": ["cli/*.py"],
+    "numba": ["engine/*.py"],
+    "llvmlite": ["engine/*.py"],
+    "nibabel": ["formats/nifti*.py", "kernels/files.py"],
+    "tifffile": ["formats/tiff*.py", "kernels/files.py"],
+    "imagecodecs": ["formats/tiff*.py"],
+    "isal": ["formats/*.py"],
+    "numpy": ["*.py", "*/*.py"],
+}
+# what `conv3d --help` passes through
+WITHOUT_NUMPY = (
+    """__init__.py __main__.py errors.py atomic.py machine.py batch.py model/__init__.py model/spec.py""".split()
+)
+
+MODULES = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.py"))
+
+
+def imported(path: Path) -> list[tuple[int, str]]:
+    """(line, full name) of everything a module imports, wherever in it."""
+    package = ("conv3d_cli", *path.parent.parts)
+    found = []
+    for node in ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found += [(node.lineno, alias.name) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            start = package[: len(package) - node.level + 1] if node.level else ()
+            base = ".".join([*start, *([node.module] if node.module else [])])
+            # `from conv3d_cli import job` names a module, too
+            found += [(node.lineno, f"{base}.{alias.name}" if base == "conv3d_cli" else base) for alias in node.names]
+    return found
+
+
+def part_of(name: str) -> str:
+    return name.partition(".")[2].partition(".")[0]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=str)
+def test_imports_go_down(path: Path) -> None:
+    part = path.parts[0].removesuffix(".py")
+    if part == "__init__":
+        return  # its names are loaded on first use: see test_public_api.py, and below
+    assert part in MAY_IMPORT, f"{path} is new: give it its place in MAY_IMPORT"
+    for line, name in imported(path):
+        if name.split(".")[0] == "conv3d_cli":
+            assert part_of(name) in MAY_IMPORT[part] | {part}, f"{path}:{line}: {part} must not import {name}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=str)
+def test_libraries_stay_at_home(path: Path) -> None:
+    for line, name in imported(path):
+        library = name.split(".")[0]
+        if library in sys.stdlib_module_names or library == "conv3d_cli":
+            continue
+        assert library in HOMES, f"{path}:{line}: {library} is no dependency"
+        assert any(path.match(home) for home in HOMES[library]), (
+            f"{path}:{line}: {library} is known only in {HOMES[library]}"
+        )
+
+
+@pytest.mark.parametrize("path", WITHOUT_NUMPY)
+def test_no_numpy_where_help_passes(path: str) -> None:
+    assert "numpy" not in {name.split(".")[0] for _, name in imported(Path(path))}
+
+
+def test_rooms_of_one_layer_never_meet() -> None:
+    rooms = {"layer", "kernels", "formats", "engine"}
+    for room in rooms:
+        assert not MAY_IMPORT[room] & rooms
+
+
+def test_the_walk_sees_every_kind_of_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "new.py").write_text(
+        "import numba.core\n"
+        "def f():\n"
+        "    from ..engine import plan\n"
+        "    from . import grid\n"
+        "    from conv3d_cli import job\n"
+        "if False:\n"
+        "    from conv3d_cli.cli.apply import apply\n"
+    )
+    assert [name for _, name in sorted(imported(Path("model/new.py")))] == [
+        "numba.core", "conv3d_cli.engine", "conv3d_cli.model", "conv3d_cli.job", "conv3d_cli.cli.apply",
+    ]  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What a command loads
+
+
+def loaded_by(*arguments: str) -> set[str]:
+    """Top-level modules in a fresh process after `conv3d ARGUMENTS`, which must succeed."""
+    program = """
+import sys
+from conv3d_cli.cli import main
+try:
+    main(sys.argv[1:], prog_name="conv3d")
+except SystemExit as end:
+    assert not end.code, end.code
+print(*sorted({name.partition(".")[0] for name in sys.modules}), file=sys.stderr)
+"""
+    ran = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip(), "the command said nothing"
+    return set(ran.stderr.split())
+
+
+HEAVY = {"numba", "llvmlite", "scipy", "nibabel", "tifffile", "rich"}
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--version"], ["apply", "--help"], ["info", "--help"]], ids=" ".join
+)
+def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
+    loaded = loaded_by(*arguments)
+    assert "click" in loaded
+    assert not loaded & {*HEAVY, "numpy"}
+
+
+def test_info_loads_no_engine(tmp_path: Path) -> None:
+    path = tmp_path / "x.npy"
+    np.save(path, np.zeros((2, 3, 4)))
+    assert not loaded_by("info", str(path)) & HEAVY
+    assert not loaded_by("info", "--json", str(path)) & HEAVY
+
+
+def test_kernels_load_no_engine() -> None:
+    assert not loaded_by("kernel", "list") & HEAVY
+    assert not loaded_by("kernel", "show", "box:size=3") & HEAVY
+
+
+def test_importing_the_package_loads_nothing() -> None:
+    program = "import sys; before = set(sys.modules); import conv3d_cli; print(*sorted(set(sys.modules) - before))"
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    ours = {name for name in ran.stdout.split() if name.startswith("conv3d_cli")}
+    assert ours == {"conv3d_cli"}
+    assert "numpy" not in ran.stdout.split()
