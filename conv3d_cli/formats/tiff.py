@@ -81,7 +81,8 @@ def open_tiff(path: str, *, axes: str | None = None, channels_first: bool = Fals
         offset = mapped_offset(series, directories, path)
         reader: MappedReader | PagedReader
         if offset is None:
-            reader = PagedReader(tiff, PagedArray(pages, found.shape, series.dtype, path), header, path)
+            array = PagedArray(pages, found.shape, series.dtype, path, tiff.filehandle)
+            reader = PagedReader(tiff, array, header, path)
         else:
             file = open(path, "rb")  # noqa: SIM115 - the reader closes it
             try:
@@ -207,6 +208,8 @@ def _series_notes(tiff: Any, series: Any) -> list[str]:
         notes.append(f"the file holds {len(tiff.series)} image series: the first is used, shape {series.shape}")
     if series.is_pyramidal:
         notes.append(f"the file holds {len(series.levels)} levels of resolution: the full one is used")
+    if series.keyframe.photometric == PALETTE and not tiff.is_imagej:
+        notes.append("the file's voxels are numbers of colours in a table; they are used as plain numbers")
     if series.keyframe.photometric == MINISWHITE:
         notes.append("the file shows 0 as white; its values are used as they are, and written to be shown as black")
     return notes
@@ -310,9 +313,7 @@ def choose_layout(path: str, header: VolumeHeader) -> FileLayout:
     if reason:
         dialect = "ome" if dtype.name in tiff_ome.OME_TYPES and len(batch) < 2 else "shaped"
         written = "OME-TIFF" if dialect == "ome" else "plain TIFF with its axes in the description"
-        notes.append(
-            f"{reason}: written as {'Big' if big else ''}{written}".replace("BigOME-TIFF", "OME-TIFF (BigTIFF)")
-        )
+        notes.append(f"{reason}: written as {written}{' (BigTIFF)' if big else ''}")
 
     letters = "tzcyx"
     if dialect == "shaped":

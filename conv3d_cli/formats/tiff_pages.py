@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from conv3d_cli.errors import Conv3DError, FormatError
+from conv3d_cli.errors import Conv3DError, FormatError, MemoryLimitError
 from conv3d_cli.model.volume import Array
 
 # How far a codec can shrink voxels: nothing is allocated for a page that claims to hold more than its bytes can.
@@ -72,10 +72,12 @@ def tiff_errors(path: str, what: str = "") -> Iterator[None]:
     logger.addFilter(silence)
     try:
         yield
-    except (Conv3DError, MemoryError):
+    except Conv3DError:
         raise
     except Exception as error:  # tifffile raises a dozen kinds: struct.error, KeyError, zlib.error, RuntimeError, ...
         what = f"{what}: " if what else ""
+        if isinstance(error, MemoryError):
+            raise MemoryLimitError(f"cannot read {path}: {what}it does not fit into memory ({error})") from error
         if "imagecodecs" in str(error) or isinstance(error, ImportError):
             cure = "its compression needs imagecodecs: pip install 'conv3d[tiff]'"
             raise FormatError(f"cannot read {path}: {what}{cure}") from error
@@ -253,10 +255,14 @@ class PagedArray:
     pages : list            each holds the same number of voxels; one after the other they are the array
     shape : tuple           of the array
     dtype : numpy dtype     as decoded
+    first : file handle     of the file that was opened; pages of an OME volume may lie in others
     """
 
-    def __init__(self, pages: Sequence[Any], shape: tuple[int, ...], dtype: np.dtype[Any], path: str) -> None:
+    def __init__(
+        self, pages: Sequence[Any], shape: tuple[int, ...], dtype: np.dtype[Any], path: str, first: Any
+    ) -> None:
         self.pages, self.shape, self.dtype, self.path = pages, shape, dtype, path
+        self._first = first
         # the axes before `_split` count pages, the others lie within a page
         self._split = next((k for k in range(len(shape) + 1) if math.prod(shape[:k]) == len(pages)), -1)
         if self._split < 0:
@@ -295,9 +301,9 @@ class PagedArray:
         return values
 
     def _open(self, handle: Any) -> None:
-        """Open the file of a page (an OME volume may be spread over several), and no more than one beside the first."""
+        """Open the file of a page, and no more than one beside the first."""
         if handle.closed:
             for other in {id(page.parent): page.parent.filehandle for page in self.pages}.values():
-                if other is not self.pages[0].parent.root.filehandle:
+                if other is not self._first:
                     other.close()
             handle.open()
