@@ -1,9 +1,10 @@
 """A team of threads that work through numbered tasks.
 
-The loops run without the GIL, so plain threads use all CPUs; the calling thread is one of them, which lets Ctrl-C and
-SIGTERM take effect between tasks. Tasks are handed out one by one, so a slow core does not hold the others up. Compared
-with `prange` (tests/benchmarks/team_against_prange.py): as fast, safe to call from several threads and after fork,
-no threading layer to choose, and it compiles in half the time.
+The loops run without the GIL, so plain threads use all CPUs. Tasks are handed out one by one, so a slow core does not hold
+the others up. The calling thread only waits: there Ctrl-C and SIGTERM can raise at any moment without tearing foreign code
+apart (an interrupt inside LLVM's bindings is swallowed, or leaves their lock taken). Compared with `prange`
+(tests/benchmarks/team_against_prange.py) it is as fast, safe to call from several threads and after fork, and has no
+threading layer to choose.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 
 
@@ -27,36 +28,45 @@ class Team:
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
-        self._pool: ThreadPoolExecutor | None = None
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="conv3d-compute")
 
     def run(self, count: int, work: Callable[[int, int], None]) -> None:
         """Call `work(worker, task)` for every task below `count`; the first exception ends all and is raised here."""
         next_task = itertools.count()
-        failed = threading.Event()
+        stop = False
+        active = 0
+        gate = threading.Condition()
 
         def labour(worker: int) -> None:
+            nonlocal stop, active
+            with gate:
+                if stop:
+                    return
+                active += 1
             try:
-                while not failed.is_set():
+                while not stop:
                     task = next(next_task)
                     if task >= count:
                         return
                     work(worker, task)
             except BaseException:
-                failed.set()
+                stop = True
                 raise
+            finally:
+                with gate:
+                    active -= 1
+                    gate.notify_all()
 
-        helpers: list[Future[None]] = []
-        if self.threads > 1 and count > 1:
-            if self._pool is None:
-                self._pool = ThreadPoolExecutor(self.threads - 1, thread_name_prefix="conv3d-compute")
-            helpers = [self._pool.submit(labour, worker) for worker in range(1, min(self.threads, count))]
         try:
-            labour(0)
+            workers = [self._pool.submit(labour, worker) for worker in range(min(self.threads, count))]
+            for future in workers:
+                future.result()
         finally:
-            failures = [helper.exception() for helper in helpers]  # waits for each
-        for failure in failures:
-            if failure is not None:
-                raise failure
+            # A worker in mid-task writes to the caller's memory. Counted rather than awaited by their futures, since an
+            # interrupt may come between a worker's start and the return of its future.
+            with gate:
+                stop = True
+                gate.wait_for(lambda: active == 0)
 
     def __enter__(self) -> Team:
         return self
@@ -64,5 +74,4 @@ class Team:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(wait=True)
+        self._pool.shutdown(wait=True)
