@@ -39,7 +39,7 @@ def conv3d(
     x : (D, H, W), or (..., D, H, W, C) with any batch axes; (..., C, D, H, W) under data_format="channels_first".
         Real numbers of any dtype.
     kernel : (kd, kh, kw), applied to every channel separately; or (kd, kh, kw, C/groups, filters)
-    bias : (filters,) or None; also one number beside a 3-D kernel
+    bias : (filters,), one number for all of them, or None
     strides, dilation_rate : int or 3 ints, in D, H, W order
     padding : "valid", "same" (Keras' split), "full", a number, three numbers, or three (before, after) pairs
     boundary : what padding reads: "zeros", "constant=V", "nearest", "symmetric", "mirror" or "wrap"
@@ -65,7 +65,7 @@ def conv3d(
     spec = ConvSpec(strides, padding, dilation_rate, groups, boundary=boundary)
     function = activations.get(activation)
 
-    precision = "float64" if x.dtype == np.float64 or x.dtype.itemsize > 8 else "float32"
+    precision = "float64" if x.dtype.kind == "f" and x.dtype.itemsize >= 8 else "float32"  # in either byte order
     stored = x.dtype if x.dtype.kind != "f" or x.dtype.itemsize in (4, 8) else np.dtype(precision)
     header = VolumeHeader(Axes(letters, x.shape), stored.newbyteorder("="))
     problem = spec.resolve(header.shape, kernel.weights.shape, kernel.centre)

@@ -23,7 +23,7 @@ class Kernel:
     """Weights, bias and anchor of a convolution.
 
     weights : (kd, kh, kw) or (kd, kh, kw, in_channels/groups, filters) floats, finite
-    bias : (filters,) floats or None        also (1,), which all channels share, beside a 3-D kernel
+    bias : (filters,) floats or None        also one number, which all filters share
     centre : (d, h, w) floats or None       kernel voxel an output voxel lies under; None: the middle, (k - 1) / 2
     name : str                              what messages call it
 
