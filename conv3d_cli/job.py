@@ -191,7 +191,7 @@ def _prepare(job: Job, reader: VolumeReader) -> PreparedJob:
     kernel = resolve_kernel(job, header)
     spec = job.spec(kernel.is_layer)
     problem = spec.resolve(header.shape, kernel.weights.shape, kernel.centre)
-    notes: list[str] = list(getattr(reader, "notes", ()))
+    notes = list(reader.notes)
 
     out_header = output_header(job.target, header, problem, np.dtype(job.dtype))
     parts, spool_input, spool_output = _stream_order(reader, out_header, kernel, problem, job.target)
@@ -369,7 +369,8 @@ def run_job(job: Job, progress: Callable[[int, int], None] | None = None, team: 
             reader = spool_reader(reader)
         with reader:
             create = output_format(job.target).create
-            writer = create(job.target, prepared.header, overwrite=job.overwrite, gz_level=job.gz_level)
+            options = {"overwrite": job.overwrite, "gz_level": job.gz_level, "threads": job.threads}
+            writer = create(job.target, prepared.header, **options)
             if prepared.spool_output:
                 writer = SpooledWriter(writer)
             with writer:

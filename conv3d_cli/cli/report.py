@@ -83,13 +83,14 @@ def describe(prepared: PreparedJob) -> str:
     before, after = prepared.reader.header.grid, prepared.header.grid
     kind = "a layer, over channels together" if kernel.is_layer else "a filter, over every channel and time point"
     seconds = record["predicted_seconds"][record["algorithm"]]
+    named = record["output"] if record["output"] != record["input"] else f"as {prepared.header.format}"
     rows = [
         ("input", f"{record['input']}  {_shape(record, 'input')} {record['input_dtype']}"),
         ("kernel", f"{kernel.name}  {'x'.join(map(str, kernel.weights.shape))}, sum {kernel.sum:.6g}; {kind}"),
         ("padding", f"{pads_text(prepared)} (before:after along depth,height,width), boundary {record['boundary']}"),
         ("strides", f"{triple_text(problem.strides)}, dilation rate {triple_text(problem.dilation_rate)}, "
                     f"groups {record['groups']}"),
-        ("output", f"{record['output']}  {_shape(record, 'output')} {record['output_dtype']}"),
+        ("output", f"{named}  {_shape(record, 'output')} {record['output_dtype']}"),
         ("grid", _grid_text(before, after, record["voxel_offset"])),
         ("algorithm", f"{record['algorithm']} ({prepared.passage.plan.algorithm.summary}), {record['precision']}"),
         *((f"  {name}", f"declined: {reason}") for name, reason in record["refused"].items()),

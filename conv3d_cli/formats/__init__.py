@@ -47,13 +47,16 @@ def open_volume(path: str, *, axes: str | None = None, channels_first: bool = Fa
     return found.open(path, axes=axes, channels_first=channels_first)
 
 
-def create_volume(path: str, header: VolumeHeader, *, overwrite: bool = False, gz_level: int = 1) -> VolumeWriter:
+def create_volume(
+    path: str, header: VolumeHeader, *, overwrite: bool = False, gz_level: int = 1, threads: int | None = None
+) -> VolumeWriter:
     """Start writing a volume; the file appears when the writer is committed.
 
     header : VolumeHeader       its axes must be in this format's storage order: see `VolumeFormat.output_letters`
+    gz_level, threads           of compressed outputs; they do not change what is unpacked, threads not even the bytes
     Raises: SpecError for an unknown suffix; OutputExistsError; WriteError if the format cannot hold it.
     """
-    return output_format(path).create(path, header, overwrite=overwrite, gz_level=gz_level)
+    return output_format(path).create(path, header, overwrite=overwrite, gz_level=gz_level, threads=threads)
 
 
 def output_format(path: str) -> VolumeFormat:

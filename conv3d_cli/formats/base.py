@@ -41,7 +41,7 @@ class VolumeFormat:
     suffixes : tuple        lower case, with the dot; double ones first
     summary : str           one line for help and README
     open : callable         (path, *, axes, channels_first) -> VolumeReader
-    create : callable       (path, header, *, overwrite, gz_level) -> VolumeWriter
+    create : callable       (path, header, *, overwrite, gz_level, threads) -> VolumeWriter
     output_letters : callable
                             (letters, channels, dtype) -> letters: the storage order this format gives to a volume that
                             has these axes, with a channel axis added where `channels` needs one

@@ -203,14 +203,15 @@ class GzipBlocks:
 
     file : BinaryIO     written to, not closed
     level : int         0 to 3, isal's levels
+    threads : int or None       that pack; None: see `machine.thread_count`
     """
 
-    def __init__(self, file: BinaryIO, level: int) -> None:
+    def __init__(self, file: BinaryIO, level: int, threads: int | None = None) -> None:
         self._file, self._level = file, level
         self._pending = bytearray()
         self._window = b""
         self._crc = self._size = 0
-        self._threads = min(4, thread_count(None))
+        self._threads = min(4, thread_count(threads))
         self._pool = ThreadPoolExecutor(self._threads, "conv3d-gzip")
         self._blocks: collections.deque[Future[tuple[bytes, int, int]]] = collections.deque()
         file.write(b"\x1f\x8b\x08\0\0\0\0\0\0\xff")  # deflate; no name, no time, unknown system
@@ -306,12 +307,13 @@ class GzipWriter(VolumeWriter):
         prefix: bytes,
         stored: np.dtype[Any],
         level: int,
+        threads: int | None = None,
     ) -> None:
         self.output, self.header, self.path = output, header, path
         self._stored = stored
         self._next = 0  # the voxel, in storage order, that comes next
         with write_errors(path):
-            self._blocks = GzipBlocks(output.file, level)
+            self._blocks = GzipBlocks(output.file, level, threads)
             self._blocks.write(memoryview(prefix))
 
     def write(self, n: int, depth_start: int, channel_start: int, block: Array) -> None:

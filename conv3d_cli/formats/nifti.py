@@ -146,7 +146,9 @@ def _volume_header(
 # Writing
 
 
-def create_nifti(path: str, header: VolumeHeader, *, overwrite: bool = False, gz_level: int = 1) -> VolumeWriter:
+def create_nifti(
+    path: str, header: VolumeHeader, *, overwrite: bool = False, gz_level: int = 1, threads: int | None = None
+) -> VolumeWriter:
     """Start a NIfTI file, or a pair by either name.
 
     header : VolumeHeader   of any axis order; the writer's own header has the file's
@@ -171,7 +173,9 @@ def create_nifti(path: str, header: VolumeHeader, *, overwrite: bool = False, gz
             head = gzipped(prefix, level) if pair and level is not None else prefix
             if pair or level is None:
                 write_at(opened[-1].file, memoryview(head), 0)
-        writer = _voxel_writer(opened[0], replace(header, axes=axes), voxel_path, b"" if pair else prefix, level)
+        writer = _voxel_writer(
+            opened[0], replace(header, axes=axes), voxel_path, b"" if pair else prefix, level, threads
+        )
         if pair:
             writer = PairWriter(writer, opened[1])
         writer.notes = tuple(notes)
@@ -184,12 +188,12 @@ def create_nifti(path: str, header: VolumeHeader, *, overwrite: bool = False, gz
 
 
 def _voxel_writer(
-    output: AtomicFile, header: VolumeHeader, path: str, prefix: bytes, level: int | None
+    output: AtomicFile, header: VolumeHeader, path: str, prefix: bytes, level: int | None, threads: int | None
 ) -> VolumeWriter:
     stored = header.dtype.newbyteorder("<")
     if level is None:
         return RawWriter(output, header, path, len(prefix), stored)
-    return GzipWriter(output, header, path, prefix, stored, level)
+    return GzipWriter(output, header, path, prefix, stored, level, threads)
 
 
 class PairWriter(VolumeWriter):

@@ -88,7 +88,9 @@ def output_letters(letters: str, channels: int, dtype: np.dtype[Any]) -> str:
     return letters if has_channels or channels == 1 else letters + "c"
 
 
-def create_npy(path: str, header: VolumeHeader, *, overwrite: bool = False, gz_level: int = 1) -> VolumeWriter:
+def create_npy(
+    path: str, header: VolumeHeader, *, overwrite: bool = False, gz_level: int = 1, threads: int | None = None
+) -> VolumeWriter:
     """Start a .npy file, or standard output for "-"."""
     fortran = header.format == "NumPy" and bool(header.metadata and header.metadata.get("fortran_order"))
     shape = header.axes.shape[::-1] if fortran else header.axes.shape

@@ -37,16 +37,8 @@ SPARE_LETTERS = "taburefghijklmnopqvwd"
 # Reading
 
 
-class MappedReader(RawReader):
-    """A TIFF volume stored in one piece."""
-
-    notes: tuple[str, ...] = ()
-
-
 class PagedReader(ArrayReader):
     """A TIFF volume whose pages are decoded as they are asked for."""
-
-    notes: tuple[str, ...] = ()
 
     def __init__(self, tiff: Any, array: Any, header: VolumeHeader, path: str) -> None:
         super().__init__(array, header, path)
@@ -79,14 +71,14 @@ def open_tiff(path: str, *, axes: str | None = None, channels_first: bool = Fals
             TiffMetadata(_dialect(tiff, series), found, described.units, described.interval, described.items),
         )
         offset = mapped_offset(series, directories, path)
-        reader: MappedReader | PagedReader
+        reader: RawReader | PagedReader
         if offset is None:
             array = PagedArray(pages, found.shape, series.dtype, path, tiff.filehandle)
             reader = PagedReader(tiff, array, header, path)
         else:
             file = open(path, "rb")  # noqa: SIM115 - the reader closes it
             try:
-                reader = MappedReader(file, header, path, series.dtype.newbyteorder(tiff.byteorder), offset)
+                reader = RawReader(file, header, path, series.dtype.newbyteorder(tiff.byteorder), offset)
             except BaseException:
                 file.close()
                 raise
@@ -264,7 +256,9 @@ def output_letters(letters: str, channels: int, dtype: np.dtype[Any] | None = No
     return batch + depth + channel.removesuffix("s") + "yx" + last
 
 
-def create_tiff(path: str, header: VolumeHeader, *, overwrite: bool = False, gz_level: int = 1) -> VolumeWriter:
+def create_tiff(
+    path: str, header: VolumeHeader, *, overwrite: bool = False, gz_level: int = 1, threads: int | None = None
+) -> VolumeWriter:
     """Start a TIFF file: directories and descriptions are written, voxels follow."""
     layout = choose_layout(path, header)
     output = AtomicFile(path, overwrite)

@@ -209,12 +209,14 @@ class VolumeReader(abc.ABC):
 
     `sequential` readers (a compressed stream) can be read only forward in storage order: never a plane that lies before
     the last one read. `finish` is called after the last read and raises FormatError if what remains of the file shows it
-    to be corrupt (a wrong checksum), so that no output is committed from it. Close it, or use it as a context manager.
+    to be corrupt (a wrong checksum), so that no output is committed from it. `notes` are short sentences about how the
+    file was understood. Close it, or use it as a context manager.
     """
 
     header: VolumeHeader
     path: str
     sequential: bool = False
+    notes: tuple[str, ...] = ()
 
     @abc.abstractmethod
     def read(self, n: int, depth: slice, channels: slice) -> Array:
