@@ -67,29 +67,27 @@ def compare_volumes(first: str, second: str, *, rtol: float = 0.0, atol: float =
         result.differences += grid_differences(a.header.grid, b.header.grid, a.header)
         if a.header.dtype != b.header.dtype and not (rtol or atol):
             result.differences.append(f"dtype: {a.header.dtype} against {b.header.dtype}")
-        _compare_voxels(result, a, b, rtol, atol)
+        order = [list(parts_in_storage_order(r.header.axes, channels_together=False)) for r in (a, b)]
+        with spool_reader(b) if b.sequential and order[0] != order[1] else b as second_reader:
+            _compare_voxels(result, a, second_reader, rtol, atol)
     return result
 
 
 def _compare_voxels(result: Comparison, a: VolumeReader, b: VolumeReader, rtol: float, atol: float) -> None:
-    order = [list(parts_in_storage_order(r.header.axes, channels_together=False)) for r in (a, b)]
-    if b.sequential and order[0] != order[1]:
-        b = spool_reader(b)
     squares, beyond = 0.0, 0
-    for n, channels in order[0]:
+    for n, channels in parts_in_storage_order(a.header.axes, channels_together=False):
         for start in range(0, a.header.shape[1], PLANES):
             depth = slice(start, min(start + PLANES, a.header.shape[1]))
             left, right = (_values(r, n, depth, channels) for r in (a, b))
-            with np.errstate(invalid="ignore"):
-                difference = np.abs(left - right)
-            difference[(left == right) | (np.isnan(left) & np.isnan(right))] = 0
-            difference[np.isnan(difference)] = np.inf  # one is NaN, or infinities of other signs
-            with np.errstate(invalid="ignore"):
-                allowed = atol + rtol * np.abs(right)
-            beyond += int(np.count_nonzero(difference > np.where(np.isfinite(allowed), allowed, atol)))
+            difference = _difference(left, right)
+            with np.errstate(invalid="ignore", over="ignore"):
+                allowed = atol + rtol * np.abs(right.astype(np.float64))
+                squares += float(np.sum(difference**2))
+            # NaN and infinities agree with themselves alone, whatever the tolerance
+            never = (difference > 0) & ~(np.isfinite(left) & np.isfinite(right))
+            beyond += int(np.count_nonzero(never | (difference > allowed)))
             result.unequal += int(np.count_nonzero(difference))
             result.voxels += difference.size
-            squares += float(np.sum(difference**2))
             worst = float(difference.max(initial=0))
             if worst > result.largest:
                 d, h, w, c = (int(i) for i in np.unravel_index(int(difference.argmax()), difference.shape))
@@ -104,25 +102,45 @@ def _compare_voxels(result: Comparison, a: VolumeReader, b: VolumeReader, rtol: 
         )
 
 
-def _values(reader: VolumeReader, n: int, depth: slice, channels: slice) -> NDArray[np.float64]:
+def _values(reader: VolumeReader, n: int, depth: slice, channels: slice) -> NDArray[Any]:
+    """Values in float64, but integers of 64 bits, which it cannot hold, as they are."""
     slope, intercept = reader.header.scale
-    return reader.read(n, depth, channels).astype(np.float64) * slope + intercept
+    stored = reader.read(n, depth, channels)
+    if (slope, intercept) == (1.0, 0.0) and stored.dtype in (np.int64, np.uint64):
+        return stored
+    return stored.astype(np.float64) * slope + intercept
+
+
+def _difference(left: NDArray[Any], right: NDArray[Any]) -> NDArray[np.float64]:
+    """|left - right|; 0 for NaN and NaN, infinity for NaN and a number."""
+    if left.dtype == right.dtype and left.dtype.kind in "iu":
+        # modulo 2^64 the difference of the larger and the smaller is exact
+        larger, smaller = np.maximum(left, right).astype(np.uint64), np.minimum(left, right).astype(np.uint64)
+        return (larger - smaller).astype(np.float64)
+    left, right = left.astype(np.float64), right.astype(np.float64)
+    with np.errstate(invalid="ignore", over="ignore"):
+        difference = np.abs(left - right)
+    difference[(left == right) | (np.isnan(left) & np.isnan(right))] = 0
+    difference[np.isnan(difference)] = np.inf  # one is NaN, or infinities of other signs
+    return difference
 
 
 def grid_differences(a: Grid, b: Grid, header: VolumeHeader) -> list[str]:
     """How two grids differ beyond `GRID_TOLERANCE` of a voxel anywhere in the volume, in words."""
     if (a.spacing is None) != (b.spacing is None):
         return ["grid: only one of them has a voxel spacing"]
-    if a.spacing is None or b.spacing is None or a.unit is None or b.unit is None:
+    if (a.unit is None) != (b.unit is None):
+        return ["grid: only one of them has a unit of length"]
+    if a.spacing is None or b.spacing is None:
         return []
-    factor = UNITS[b.unit] / UNITS[a.unit]
+    factor = 1.0 if a.unit is None or b.unit is None else UNITS[b.unit] / UNITS[a.unit]
     _, depth, height, width, _ = header.shape
     if a.affine is None or b.affine is None:
         other = tuple(s * factor for s in b.spacing)
         close = all(
             abs(s - o) * n <= GRID_TOLERANCE * s for s, o, n in zip(a.spacing, other, header.shape[1:4], strict=True)
         )
-        return [] if close else [f"spacing: {a.spacing} {a.unit} against {b.spacing} {b.unit}"]
+        return [] if close else [f"spacing: {a.spacing} {a.unit or ''} against {b.spacing} {b.unit or ''}"]
     corners = np.array(
         [[i, j, k, 1] for i in (0, width - 1) for j in (0, height - 1) for k in (0, depth - 1)], np.float64
     ).T
@@ -131,5 +149,5 @@ def grid_differences(a: Grid, b: Grid, header: VolumeHeader) -> list[str]:
     if moved <= GRID_TOLERANCE * min(a.spacing):
         return []
     return [
-        f"grid: a corner lies {moved:.6g} {a.unit} away (spacing {a.spacing} against {b.spacing}, depth,height,width)"
+        f"grid: a corner lies {moved:.6g} {a.unit or 'units'} away (spacing {a.spacing} against {b.spacing}, depth,height,width)"
     ]
