@@ -20,8 +20,8 @@ from conv3d_cli.engine.jit import compiled
 from conv3d_cli.engine.tile import Algorithm, TileLayout, plan_tile
 from conv3d_cli.model.spec import ConvProblem
 
-# Bytes of scratch and accumulator a tile may take: half of a common L2, so that a packed tile is read from it.
-TILE_BYTES = 512 << 10
+# Bytes of scratch and accumulator a tile may take: about a common L2, so that a packed tile is read from it.
+TILE_BYTES = 1 << 20
 
 
 def reject(problem: ConvProblem, weights: NDArray[Any]) -> str | None:

@@ -181,6 +181,7 @@ def positive(value: Any) -> float | None:
 
 
 def to_number(value: Any) -> float:
+    """A metadata value as a finite number, 0 if it is none."""
     try:
         number = float(value)
     except (TypeError, ValueError):
@@ -387,4 +388,5 @@ def shaped_items(header: VolumeHeader) -> tuple[dict[str, Any], str]:
 
 
 def tiff_source(header: VolumeHeader) -> TiffMetadata | None:
+    """What was kept of the TIFF file a volume came from; None if it came from elsewhere."""
     return header.metadata if isinstance(header.metadata, TiffMetadata) else None
