@@ -101,8 +101,12 @@ def _tolerate_cache_faults(function: Any) -> None:
     def save_overload(signature: Any, result: Any) -> None:
         try:
             save(signature, result)
-        except OSError:
-            pass  # not kept: the next process compiles again
+        except Exception:  # a damaged index can raise nearly anything while unpickling: begin a new one
+            try:
+                cache.flush()
+                save(signature, result)
+            except Exception:
+                return  # not kept (a full disk): the next process compiles again
 
     def load_overload(signature: Any, context: Any) -> Any:
         try:

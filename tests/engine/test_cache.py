@@ -49,8 +49,9 @@ def test_the_second_process_compiles_nothing(tmp_path: Path) -> None:
     for file in cache.rglob("*.nbc"):
         file.write_bytes(file.read_bytes()[:100])
     for file in cache.rglob("*.nbi"):
-        file.write_bytes(b"garbage")
-    run(tmp_path, CONV3D_CACHE_DIR=str(cache))
+        file.write_bytes(file.read_bytes()[:50])
+    assert run(tmp_path, CONV3D_CACHE_DIR=str(cache))[:2] == (0, 3)
+    assert run(tmp_path, CONV3D_CACHE_DIR=str(cache))[:2] == (3, 0)  # mended
 
 
 def test_without_a_usable_home_it_still_works(tmp_path: Path) -> None:
