@@ -97,14 +97,23 @@ def real_dtype(dtype: np.dtype[Any], path: str) -> np.dtype[Any]:
 
 
 class RawReader(ArrayReader):
-    """A reader over uncompressed voxels in a file: a memory map, C order in the header's axes.
+    """A reader over uncompressed voxels in a file: a memory map.
 
     stored : numpy dtype    as in the file (either byte order); `header.dtype` is what is handed out
     offset : int            bytes before the first voxel
+    fortran : bool          the first of the header's axes lies fastest; else the last
     Raises: FormatError if the file is shorter than the header says.
     """
 
-    def __init__(self, file: BinaryIO, header: VolumeHeader, path: str, stored: np.dtype[Any], offset: int) -> None:
+    def __init__(
+        self,
+        file: BinaryIO,
+        header: VolumeHeader,
+        path: str,
+        stored: np.dtype[Any],
+        offset: int,
+        fortran: bool = False,
+    ) -> None:
         count = math.prod(header.axes.shape)
         size = os.fstat(file.fileno()).st_size
         if offset + count * stored.itemsize > size:
@@ -114,8 +123,12 @@ class RawReader(ArrayReader):
             )
         self._file = file
         self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if count else None
-        buffer = self._map if self._map is not None else b""
-        array = np.ndarray(header.axes.shape, stored, buffer, offset if count else 0)
+        # np.frombuffer keeps the map open while views of it live; np.ndarray(buffer=map) would not
+        buffer = np.frombuffer(self._map, np.uint8) if self._map is not None else b""
+        try:
+            array = np.ndarray(header.axes.shape, stored, buffer, offset if count else 0, order="F" if fortran else "C")
+        except ValueError as error:  # no voxels, but (0, 2^62, 2^62) of them
+            raise FormatError(f"cannot read {path}: its shape {header.axes.shape} cannot be ({error})") from error
         self._released = 0
         self._start = offset
         super().__init__(array, header, path)
@@ -152,12 +165,19 @@ class RawWriter(VolumeWriter):
     output : AtomicFile     committed by this writer
     offset : int            bytes before the first voxel; what lies there is the format's to write
     stored : numpy dtype    as in the file (either byte order)
+    fortran : bool          the first of the header's axes lies fastest; else the last
     """
 
     def __init__(
-        self, output: AtomicFile, header: VolumeHeader, path: str, offset: int = 0, stored: np.dtype[Any] | None = None
+        self,
+        output: AtomicFile,
+        header: VolumeHeader,
+        path: str,
+        offset: int = 0,
+        stored: np.dtype[Any] | None = None,
+        fortran: bool = False,
     ) -> None:
-        self.output, self.header, self.path, self.offset = output, header, path, offset
+        self.output, self.header, self.path, self.offset, self.fortran = output, header, path, offset, fortran
         self.stored = stored or header.dtype
         with write_errors(path):
             reserve_space(output.file, offset + header.nbytes)
@@ -165,8 +185,8 @@ class RawWriter(VolumeWriter):
     def write(self, n: int, depth_start: int, channel_start: int, block: Array) -> None:
         with write_errors(self.path):
             write_block(
-                self.output.file, self.header.axes, self.stored, self.offset, n, depth_start, channel_start, block
-            )
+                self.output.file, self.header.axes, self.stored, self.offset, n, depth_start, channel_start, block, self.fortran
+            )  # fmt: skip
 
     def commit(self) -> None:
         self.output.commit()
@@ -199,19 +219,23 @@ def write_block(
     depth_start: int,
     channel_start: int,
     block: Array,
+    fortran: bool = False,
 ) -> None:
-    """Write block (d, h, w, c) of volume n where it belongs in a file of C-ordered voxels with these axes."""
+    """Write block (d, h, w, c) of volume n where it belongs in a file of voxels with these axes, the last one (under
+    `fortran` the first) fastest."""
     channels = block.shape[3]
     if len(axes.channel_letters) == 2 and channels not in (1, axes.canonical_shape[4]):
         for c in range(channels):
-            write_block(file, axes, stored, offset, n, depth_start, channel_start + c, block[..., c : c + 1])
+            write_block(file, axes, stored, offset, n, depth_start, channel_start + c, block[..., c : c + 1], fortran)
         return
     starts = axes.storage_start(n, depth_start, channel_start)
-    values = axes.storage_order(block)
-    strides = [math.prod(axes.shape[i + 1 :]) for i in range(len(axes.shape))]
+    values, shape = axes.storage_order(block), axes.shape
+    if fortran:
+        starts, values, shape = starts[::-1], values.transpose(), shape[::-1]
+    strides = [math.prod(shape[i + 1 :]) for i in range(len(shape))]
     # the trailing axes that the block covers whole, and the axis before them, lie together in the file
-    split = len(axes.shape) - 1
-    while split > 0 and values.shape[split] == axes.shape[split]:
+    split = len(shape) - 1
+    while split > 0 and values.shape[split] == shape[split]:
         split -= 1
     base = sum(start * stride for start, stride in zip(starts, strides, strict=True))
     for index in np.ndindex(*values.shape[:split]):

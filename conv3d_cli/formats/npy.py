@@ -10,7 +10,7 @@ import io
 import shutil
 import sys
 import tempfile
-from dataclasses import replace
+import warnings
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -18,7 +18,15 @@ from numpy.lib import format as npy_format
 
 from conv3d_cli.atomic import AtomicFile, write_errors
 from conv3d_cli.errors import FormatError
-from conv3d_cli.formats.base import RawReader, RawWriter, VolumeFormat, check_input, real_dtype
+from conv3d_cli.formats.base import (
+    RawReader,
+    RawWriter,
+    VolumeFormat,
+    check_input,
+    real_dtype,
+    reserve_space,
+    write_block,
+)
 from conv3d_cli.model.volume import Array, Axes, VolumeHeader, VolumeReader, VolumeWriter
 
 BATCH_LETTERS = "tabdefghijklmnopqruvw"  # every letter that is neither space nor channel
@@ -40,12 +48,10 @@ def open_npy(path: str, *, axes: str | None = None, channels_first: bool = False
     try:
         shape, fortran, stored = _read_header(file, shown)
         names = axes or axis_names(len(shape), channels_first, shown)
-        if fortran:
-            names, shape = names[::-1], shape[::-1]
         header = VolumeHeader(
             Axes(names, shape), real_dtype(stored, shown), format="NumPy", metadata={"fortran_order": fortran}
         )
-        return RawReader(file, header, shown, stored, file.tell())
+        return RawReader(file, header, shown, stored, file.tell(), fortran)
     except BaseException:
         file.close()
         raise
@@ -54,8 +60,12 @@ def open_npy(path: str, *, axes: str | None = None, channels_first: bool = False
 def _read_header(file: BinaryIO, path: str) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     try:
         version = npy_format.read_magic(file)
+        if version not in ((1, 0), (2, 0), (3, 0)):
+            raise ValueError(f"version {version[0]}.{version[1]} is not known")
         read = npy_format.read_array_header_1_0 if version == (1, 0) else npy_format.read_array_header_2_0
-        shape, fortran, dtype = read(file)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that Python 2 wrote the file is no news to its owner
+            shape, fortran, dtype = read(file)
     except Exception as error:  # a damaged header makes its parser raise nearly anything (tokenize.TokenError, ...)
         raise FormatError(f"cannot read {path}: not a .npy file, or its header is damaged ({error})") from error
     if dtype.hasobject:
@@ -93,17 +103,16 @@ def create_npy(
 ) -> VolumeWriter:
     """Start a .npy file, or standard output for "-"."""
     fortran = header.format == "NumPy" and bool(header.metadata and header.metadata.get("fortran_order"))
-    shape = header.axes.shape[::-1] if fortran else header.axes.shape
-    prefix = _header_bytes(shape, fortran, header.dtype)
+    prefix = _header_bytes(header.axes.shape, fortran, header.dtype)
     notes = () if header.grid.spacing is None else (".npy holds no voxel spacing and no affine: they are left out",)
     if path == "-":
-        return PipeWriter(header, prefix, notes)
+        return PipeWriter(header, prefix, notes, fortran)
     output = AtomicFile(path, overwrite)
     try:
         with write_errors(path):
             output.file.write(prefix)
             output.file.flush()
-        writer = RawWriter(output, header, path, len(prefix))
+        writer = RawWriter(output, header, path, len(prefix), fortran=fortran)
     except BaseException:
         output.abort()
         raise
@@ -119,27 +128,41 @@ def _header_bytes(shape: tuple[int, ...], fortran: bool, dtype: np.dtype[Any]) -
 
 
 class PipeWriter(VolumeWriter):
-    """A .npy volume on standard output, slab after slab."""
+    """A .npy volume on standard output, slab after slab; by way of a temporary file where the axes lie across slabs."""
 
     sequential = True
 
-    def __init__(self, header: VolumeHeader, prefix: bytes, notes: tuple[str, ...]) -> None:
-        self.header, self.path, self.notes = replace(header), "standard output", notes
+    def __init__(self, header: VolumeHeader, prefix: bytes, notes: tuple[str, ...], fortran: bool) -> None:
+        self.header, self.path, self.notes = header, "standard output", notes
         self._file = sys.stdout.buffer
+        self._fortran = fortran
+        self._waiting: BinaryIO | None = None
         with write_errors(self.path):
+            if fortran or not header.axes.planes_follow:
+                self._waiting = tempfile.TemporaryFile(prefix="conv3d-")  # noqa: SIM115 - closed by commit or abort
+                reserve_space(self._waiting, header.nbytes)
             self._file.write(prefix)
 
     def write(self, n: int, depth_start: int, channel_start: int, block: Array) -> None:
-        values = self.header.axes.storage_order(block)
+        axes, dtype = self.header.axes, self.header.dtype
         with write_errors(self.path):
-            self._file.write(np.ascontiguousarray(values, self.header.dtype).reshape(-1).view(np.uint8).data)
+            if self._waiting is not None:
+                write_block(self._waiting, axes, dtype, 0, n, depth_start, channel_start, block, self._fortran)
+            else:
+                self._file.write(np.ascontiguousarray(axes.storage_order(block), dtype).reshape(-1).view(np.uint8).data)
 
     def commit(self) -> None:
         with write_errors(self.path):
+            if self._waiting is not None:
+                self._waiting.seek(0)
+                shutil.copyfileobj(self._waiting, self._file, 1 << 20)
             self._file.flush()
+        self.abort()
 
     def abort(self) -> None:
-        pass  # what has left through a pipe cannot be called back; the exit code tells
+        """What has left through a pipe cannot be called back; the exit code tells."""
+        if self._waiting is not None:
+            self._waiting.close()
 
 
 FORMAT = VolumeFormat(

@@ -82,6 +82,18 @@ class Axes:
             return True
         return all(self.letters.index(a) > self.letters.index("z") for a in self.channel_letters)
 
+    @property
+    def planes_follow(self) -> bool:
+        """True if a forward pass over storage meets whole planes in turn: see `parts_in_storage_order`.
+
+        >>> Axes("tczyx", (2,) * 5).planes_follow, Axes("ztyx", (2,) * 4).planes_follow, Axes("xyz", (2,) * 3).planes_follow
+        (True, False, False)
+        """
+        inner = SPATIAL + (self.channel_letters if self.channels_within_plane else "")
+        letters = "".join(a for a in self.letters if self.size(a) > 1)
+        planes = "".join(a for a in letters if a in inner)
+        return letters.endswith(planes) and "z" not in planes[1:]
+
     def renamed(self, letters: str, sizes: dict[str, int]) -> Axes:
         """Axes of these letters, sized from `sizes`, else as here, else 1."""
         return Axes(letters, tuple(sizes.get(a, self.size(a)) for a in letters))

@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from strategies import LAYOUTS, REAL_DTYPES, arrays, laid_out, small_numbers
 
@@ -126,21 +126,17 @@ def test_parts_cover_every_voxel_once(axes: Axes) -> None:
 
 
 @given(axes())
-def test_parts_run_forward_through_storage(axes: Axes) -> None:
-    """Where volumes and channels lie outside planes, each plane begins behind all that were met before."""
-    letters = axes.letters
-    z = letters.index("z") if "z" in letters else len(letters)
-    outer = all(letters.index(a) < z for a in axes.batch_letters)
-    channels = [letters.index(a) > z for a in axes.channel_letters]
-    in_planes = "z" not in letters or z < min(letters.index("y"), letters.index("x"))
-    if not (outer and in_planes and (all(channels) or not any(channels)) and "z" in letters):
-        return
-    offsets = canonical(numbered(axes), letters)
-    last = -1
+@example(Axes("xyz", (2, 2, 2)))
+@example(Axes("ztyx", (2, 2, 2, 2)))
+@example(Axes("czyxs", (2, 2, 1, 1, 2)))
+@example(Axes("ctyx", (2, 2, 2, 2)))
+def test_planes_follow_where_every_plane_lies_in_one_piece_behind_the_last(axes: Axes) -> None:
+    offsets = canonical(numbered(axes), axes.letters)
+    met: list[int] = []
     for n, part in parts_in_storage_order(axes, channels_together=False):
         for plane in offsets[n, ..., part]:
-            assert plane.min() > last
-            last = plane.max()
+            met += sorted(plane.ravel().tolist())
+    assert axes.planes_follow == (met == list(range(offsets.size)))
 
 
 @given(axes(), st.data())
