@@ -278,14 +278,26 @@ def spool_reader(reader: VolumeReader) -> VolumeReader:
 
 
 class SpooledWriter(VolumeWriter):
-    """Slabs in any order for a sequential writer: they wait in an unnamed temporary file until `commit`."""
+    """Slabs in any order for a sequential writer: they wait in an unnamed temporary file until `commit`.
+
+    Takes the writer over: it is aborted if there is no room to wait in.
+    """
 
     def __init__(self, writer: VolumeWriter) -> None:
         self.writer, self.header, self.path = writer, writer.header, writer.path
         self.notes = writer.notes
-        self._file = tempfile.TemporaryFile(prefix="conv3d-")  # noqa: SIM115 - closed by commit or abort
-        with self._errors():
-            reserve_space(self._file, self.header.nbytes)
+        try:
+            with self._errors():
+                self._file = tempfile.TemporaryFile(prefix="conv3d-")  # noqa: SIM115 - closed by abort
+        except BaseException:
+            writer.abort()
+            raise
+        try:
+            with self._errors():
+                reserve_space(self._file, self.header.nbytes)
+        except BaseException:
+            self.abort()
+            raise
 
     def _errors(self) -> write_errors:
         return write_errors(f"a temporary copy of {self.path} in {tempfile.gettempdir()}")

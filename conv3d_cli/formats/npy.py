@@ -137,11 +137,15 @@ class PipeWriter(VolumeWriter):
         self._file = sys.stdout.buffer
         self._fortran = fortran
         self._waiting: BinaryIO | None = None
-        with write_errors(self.path):
-            if fortran or not header.axes.planes_follow:
-                self._waiting = tempfile.TemporaryFile(prefix="conv3d-")  # noqa: SIM115 - closed by commit or abort
-                reserve_space(self._waiting, header.nbytes)
-            self._file.write(prefix)
+        try:
+            with write_errors(self.path):
+                if fortran or not header.axes.planes_follow:
+                    self._waiting = tempfile.TemporaryFile(prefix="conv3d-")  # noqa: SIM115 - closed by abort
+                    reserve_space(self._waiting, header.nbytes)
+                self._file.write(prefix)
+        except BaseException:
+            self.abort()
+            raise
 
     def write(self, n: int, depth_start: int, channel_start: int, block: Array) -> None:
         axes, dtype = self.header.axes, self.header.dtype
