@@ -8,13 +8,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from conv3d_cli.engine import Team
 from conv3d_cli.errors import ShapeError, SpecError
-from conv3d_cli.job import Passage, plan_part, stream
+from conv3d_cli.job import plan_part
 from conv3d_cli.layer import activations
 from conv3d_cli.machine import thread_count
 from conv3d_cli.model.kernel import Kernel
 from conv3d_cli.model.spec import Boundary, ConvSpec
 from conv3d_cli.model.volume import ArrayReader, ArrayWriter, Axes, VolumeHeader, parts_in_storage_order
+from conv3d_cli.stream import Convolution, Passage, stream
 
 BATCH_LETTERS = "tabdefghijklmnopqruvw"
 
@@ -73,10 +75,14 @@ def conv3d(
     out_axes = header.axes.renamed(letters, sizes)
     out = np.empty(out_axes.shape, precision)
     parts = list(parts_in_storage_order(header.axes, channels_together=True))
-    plan = plan_part(spec, kernel, problem, parts, precision, thread_count(threads), algorithm)
-    passage = Passage(plan, parts, problem.out_size[0], kernel.is_layer, kernel.bias_for(problem.filters), function)
-    stream(passage, ArrayReader(x, header), ArrayWriter(out, VolumeHeader(out_axes, out.dtype)))
-    return out
+    workers = thread_count(threads)
+    plan = plan_part(spec, kernel, problem, problem.in_channels, precision, workers, algorithm)
+    in_tiles = [function] if function.kind == "voxel" else []
+    convolution = Convolution(plan, kernel.is_layer, kernel.bias_for(problem.filters), in_tiles)
+    passage = Passage(convolution, parts, problem.out_size[0])
+    with Team(workers) as team:
+        stream(passage, ArrayReader(x, header), ArrayWriter(out, VolumeHeader(out_axes, out.dtype)), team)
+    return out if function.kind == "voxel" else function(out)
 
 
 def _axis_letters(rank: int, kernel: Kernel, data_format: str) -> str:

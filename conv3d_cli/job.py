@@ -1,42 +1,38 @@
-"""The job: one volume through one convolution, from file to file, in slabs.
+"""The job: one volume through one convolution or a stack of them, from file to file.
 
-`prepare_job` opens the input, reads the kernel, and settles everything that can be known without voxels: the problem, the
-plan, the output's header, the slab depth under the memory ceiling. `run_job` streams: a reader thread fetches the next
-slab while the team computes this one and a writer thread stores the last. Memory depends on the slab, not on the file.
-`conv3d()` on arrays runs the same loop with a reader and a writer over arrays.
+`prepare_job` opens the input, reads the kernels, and settles everything that can be known without voxels: problems, plans,
+the output's header, the slab depth under the memory ceiling. `run_job` streams (`stream.py`). Memory depends on the slab,
+not on the file.
 """
 
 from __future__ import annotations
 
 import math
 import os
-import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from conv3d_cli.atomic import check_target
 from conv3d_cli.errors import MemoryLimitError, OutputExistsError, ShapeError, SpecError
 from conv3d_cli.formats import is_stream, open_volume, output_format
 from conv3d_cli.formats.base import SpooledWriter, spool_reader
 from conv3d_cli.kernels import read_kernel
-from conv3d_cli.layer import activations
+from conv3d_cli.layer import activations, constraints, initializers, regularizers
 from conv3d_cli.machine import format_bytes, thread_count, usable_memory
-from conv3d_cli.model.grid import grid_after
+from conv3d_cli.model.grid import Grid, grid_after
 from conv3d_cli.model.kernel import Kernel
-from conv3d_cli.model.spec import Boundary, ConvProblem, ConvSpec
-from conv3d_cli.model.volume import Axes, VolumeHeader, VolumeReader, VolumeWriter, parts_in_storage_order
-from conv3d_cli.slabs import SlabSource, cut_slabs, most_planes
+from conv3d_cli.model.spec import Boundary, ConvProblem, ConvSpec, VoxelTransform, triple
+from conv3d_cli.model.volume import Axes, VolumeHeader, VolumeReader, parts_in_storage_order
+from conv3d_cli.slabs import cut_slabs, most_planes
+from conv3d_cli.stream import Convolution, LayerReader, Passage, channels_after, stream
 
 if TYPE_CHECKING:
-    from conv3d_cli.engine import Plan, Team
+    from conv3d_cli.engine import Plan
 
 INTEGER_DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64")
 OUTPUT_DTYPES = (*INTEGER_DTYPES, "float32", "float64")
@@ -50,54 +46,59 @@ IN_FLIGHT_IN, IN_FLIGHT_STREAM, IN_FLIGHT_OUT = 2, 4, 3
 
 
 @dataclass(frozen=True)
-class Job:
-    """What is asked for, as the command line and configs say it.
+class Stage:
+    """One convolution of a job, as the command line and configs say it, in Keras' words.
 
-    source, target : str        paths; "-" is a .npy pipe
-    kernel : str or Kernel      a built-in with parameters, a file, or a kernel
-    padding, boundary           None: `same` and `symmetric` for a 3-D kernel (a filter), `valid` and `zeros` for a 5-D one
-    bias : sequence of floats or None           None: the kernel's own, unless `use_bias` is False
-    dtype : str                 of the output voxels; integers are rounded half to even and saturated
-    precision : str             of the arithmetic, "float32" or "float64"
-    max_memory : int or None    bytes for the whole process
+    kernel : str, Kernel or None        a built-in with parameters, a file, a kernel; None: drawn by `kernel_initializer`
+    kernel_size, filters                needed without a kernel; else checked against it
+    padding, boundary                   None: same and symmetric for a 3-D kernel (a filter), valid and zeros for a 5-D one
+    activations : tuple                 identifiers as `layer.activations.get` takes them, applied in order
+    bias : sequence of floats or None   None: the kernel's own, unless `use_bias` is False
+    seed : int or None                  of the initializers
     """
 
-    source: str
-    target: str
-    kernel: str | Kernel
-    padding: str | int | Sequence[object] | None = None
-    boundary: str | Boundary | None = None
+    kernel: str | Kernel | None = None
+    name: str | None = None
+    kernel_size: int | Sequence[int] | None = None
+    filters: int | None = None
     strides: int | Sequence[int] = 1
+    padding: str | int | Sequence[object] | None = None
     dilation_rate: int | Sequence[int] = 1
     groups: int = 1
-    filters: int | None = None
+    boundary: str | Boundary | None = None
     allow_strided_dilation: bool = False
-    activation: str | None = None
+    activations: tuple[Any, ...] = ()
     bias: Sequence[float] | None = None
     use_bias: bool = True
     flip: bool = False
     normalize: bool = False
-    axes: str | None = None
-    data_format: str = "channels_last"
-    dtype: str = "float32"
-    precision: str = "float32"
-    threads: int | None = None
-    max_memory: int | None = None
-    algorithm: str = "auto"
-    overwrite: bool = False
-    gz_level: int = 1
+    kernel_initializer: Any = "glorot_uniform"
+    bias_initializer: Any = "zeros"
+    seed: int | None = None
+    kernel_regularizer: Any = None
+    bias_regularizer: Any = None
+    activity_regularizer: Any = None
+    kernel_constraint: Any = None
+    bias_constraint: Any = None
 
     def __post_init__(self) -> None:
         # Everything that no volume could make legal is refused here, before any file is touched.
-        if self.dtype not in OUTPUT_DTYPES:
-            raise SpecError(f"dtype must be one of {', '.join(OUTPUT_DTYPES)}, received '{self.dtype}'")
-        if self.precision not in ("float32", "float64"):
-            raise SpecError(f"precision must be float32 or float64, received '{self.precision}'")
-        if self.data_format not in ("channels_last", "channels_first"):
-            raise SpecError(f"data_format must be channels_last or channels_first, received '{self.data_format}'")
-        activations.get(self.activation)
-        thread_count(self.threads)
+        if self.kernel is None and (self.filters is None or self.kernel_size is None):
+            raise SpecError(
+                "no kernel: pass -k, for example -k gaussian:fwhm=6mm, a config with a kernel (-c), "
+                "or --filters and --kernel-size for a kernel drawn by --kernel-initializer"
+            )
+        if self.kernel_size is not None:
+            triple(self.kernel_size, "kernel_size")
         self.spec(is_layer=False)
+        for identifier in self.activations:
+            activations.get(identifier)
+        initializers.get(self.kernel_initializer, seed=self.seed)
+        initializers.get(self.bias_initializer, seed=self.seed)
+        for identifier in (self.kernel_regularizer, self.bias_regularizer, self.activity_regularizer):
+            regularizers.get(identifier)
+        for identifier in (self.kernel_constraint, self.bias_constraint):
+            constraints.get(identifier)
 
     def spec(self, is_layer: bool) -> ConvSpec:
         """The specification, with the defaults of a layer or a filter."""
@@ -113,42 +114,82 @@ class Job:
         )
 
 
-@dataclass
-class Passage:
-    """How voxels move from a reader to a writer.
+@dataclass(frozen=True)
+class Job:
+    """What is asked for: a volume, the convolutions it goes through, and how to run.
 
-    plan : Plan                 of one part: all channels of a volume, or one where channels are streamed one by one
-    parts : list                (n, input channels) in the order they are streamed
-    slab_depth : int            output planes computed at once
-    is_layer : bool             whether a part gives all filters, or (a 3-D kernel) its own channels
-    bias : (filters,) or None
-    activation : callable       changes an array in place
+    source, target : str        paths; "-" is a .npy pipe
+    stages : tuple of Stage     in order; one for a filter or a layer, several for a stack, run in one pass
+    dtype : str                 of the output voxels; integers are rounded half to even and saturated
+    precision : str             of the arithmetic, "float32" or "float64"
+    max_memory : int or None    bytes for the whole process
     """
 
-    plan: Plan
-    parts: list[tuple[int, slice]]
-    slab_depth: int
-    is_layer: bool
-    bias: NDArray[Any] | None
-    activation: activations.Activation
+    source: str
+    target: str
+    stages: tuple[Stage, ...]
+    axes: str | None = None
+    data_format: str = "channels_last"
+    dtype: str = "float32"
+    precision: str = "float32"
+    threads: int | None = None
+    max_memory: int | None = None
+    algorithm: str = "auto"
+    overwrite: bool = False
+    gz_level: int = 1
+
+    def __post_init__(self) -> None:
+        if not self.stages:
+            raise SpecError("no layers: a stack needs at least one")
+        if self.dtype not in OUTPUT_DTYPES:
+            raise SpecError(f"dtype must be one of {', '.join(OUTPUT_DTYPES)}, received '{self.dtype}'")
+        if self.precision not in ("float32", "float64"):
+            raise SpecError(f"precision must be float32 or float64, received '{self.precision}'")
+        if self.data_format not in ("channels_last", "channels_first"):
+            raise SpecError(f"data_format must be channels_last or channels_first, received '{self.data_format}'")
+        thread_count(self.threads)
+
+    @property
+    def channels_first(self) -> bool:
+        return self.data_format == "channels_first"
+
+
+@dataclass
+class PreparedStage:
+    """A stage with everything known but the voxels.
+
+    problem : ConvProblem       of the whole volume
+    losses : dict               penalties of the weights, by name ("kernel", "bias"), in Keras' sense
+    """
+
+    stage: Stage
+    kernel: Kernel
+    spec: ConvSpec
+    problem: ConvProblem
+    convolution: Convolution
+    losses: dict[str, float]
+
+    @property
+    def plan(self) -> Plan:
+        """The engine's plan."""
+        return self.convolution.plan
 
 
 @dataclass
 class PreparedJob:
     """A job with everything known but the voxels; `reader` is open, so use it within `prepare_job`'s context.
 
-    problem : ConvProblem       of the whole volume
+    header : VolumeHeader       of the output
+    spool_input : list of bool  for each stage, whether its input waits in a temporary file
     memory : int                predicted peak of the whole process in bytes
     """
 
     job: Job
     reader: VolumeReader
-    kernel: Kernel
-    spec: ConvSpec
-    problem: ConvProblem
+    stages: list[PreparedStage]
     header: VolumeHeader
     passage: Passage
-    spool_input: bool
+    spool_input: list[bool]
     spool_output: bool
     memory: int
     notes: list[str] = field(default_factory=list)
@@ -156,7 +197,7 @@ class PreparedJob:
 
 @dataclass
 class JobReport:
-    """What was done: voxels computed, how many an integer dtype could not hold, seconds by stage, notes."""
+    """What was done: voxels computed, how many an integer dtype could not hold, seconds by stage, losses, notes."""
 
     source: str
     target: str
@@ -166,6 +207,7 @@ class JobReport:
     read_seconds: float
     compute_seconds: float
     write_seconds: float
+    losses: dict[str, float]
     notes: list[str]
 
 
@@ -176,9 +218,7 @@ def prepare_job(job: Job) -> Iterator[PreparedJob]:
     Raises: FormatError, ShapeError, SpecError, MemoryLimitError, ...
     """
     with ExitStack() as stack:
-        reader = stack.enter_context(
-            open_volume(job.source, axes=job.axes, channels_first=job.data_format == "channels_first")
-        )
+        reader = stack.enter_context(open_volume(job.source, axes=job.axes, channels_first=job.channels_first))
         try:
             prepared = _prepare(job, reader)
         except ShapeError as error:
@@ -188,134 +228,224 @@ def prepare_job(job: Job) -> Iterator[PreparedJob]:
 
 def _prepare(job: Job, reader: VolumeReader) -> PreparedJob:
     header = reader.header
-    kernel = resolve_kernel(job, header)
-    spec = job.spec(kernel.is_layer)
-    problem = spec.resolve(header.shape, kernel.weights.shape, kernel.centre)
     notes = list(reader.notes)
+    kernels, shape, grid, transform = [], header.shape, header.grid, VoxelTransform()
+    resolved = []
+    for number, stage in enumerate(job.stages):
+        try:
+            kernel, losses = resolve_kernel(stage, shape, grid, notes)
+            spec = stage.spec(kernel.is_layer)
+            problem = spec.resolve(shape, kernel.weights.shape, kernel.centre)
+            functions = [activations.get(identifier) for identifier in stage.activations]
+            channels = channels_after(problem.filters, functions, job.channels_first)
+        except ShapeError as error:
+            where = f"layer {stage.name or number + 1}: " if len(job.stages) > 1 else ""
+            raise ShapeError(f"{where}{error}") from error
+        kernels.append(kernel)
+        resolved.append((stage, kernel, losses, spec, problem, functions))
+        shape, grid = (shape[0], *problem.out_size, channels), grid_after(grid, problem)
+        transform = transform.then(problem.voxel_transform)
 
-    out_header = output_header(job.target, header, problem, np.dtype(job.dtype))
-    parts, spool_input, spool_output = _stream_order(reader, out_header, kernel, problem, job.target)
-    if spool_input:
-        notes.append("the input is unpacked to a temporary file first: its stream cannot be read in the order needed")
+    out_header = output_header(job.target, header, shape, grid, transform, np.dtype(job.dtype))
+    parts, spool_input, spool_output = _stream_order(
+        reader, out_header, kernels, [problem for *_, problem, _ in resolved], job.target
+    )
+    if any(spool_input):
+        notes.append("the input waits in a temporary file first: its stream cannot be read in the order needed")
     if spool_output:
-        notes.append(
-            "the output is packed from a temporary file last: its stream cannot be written in the order computed"
-        )
+        notes.append("the output waits in a temporary file last: its stream cannot be written in the order computed")
 
-    plan = plan_part(spec, kernel, problem, parts, job.precision, thread_count(job.threads), job.algorithm)
-    sequential = reader.sequential and not spool_input
-    depth, memory = slab_depth(plan, header.dtype, np.dtype(job.dtype), sequential, job.max_memory)
-    passage = Passage(
-        plan, parts, depth, kernel.is_layer, kernel.bias_for(problem.filters), activations.get(job.activation)
-    )
-    return PreparedJob(
-        job, reader, kernel, spec, problem, out_header, passage, spool_input, spool_output, memory, notes
-    )
+    stages = []
+    for position, (stage, kernel, losses, spec, problem, functions) in enumerate(resolved):
+        # Only the last stage streams a filter's channels one by one; those before it compute them together.
+        last = position == len(resolved) - 1
+        channels = parts[0][1].stop - parts[0][1].start if last and parts else problem.in_channels
+        convolution = Convolution(
+            plan_part(spec, kernel, problem, channels, job.precision, thread_count(job.threads), job.algorithm),
+            kernel.is_layer,
+            kernel.bias_for(problem.filters),
+            functions,
+            job.channels_first,
+            None if stage.activity_regularizer is None else regularizers.get(stage.activity_regularizer),
+        )
+        stages.append(PreparedStage(stage, kernel, spec, problem, convolution, losses))
+    sequential = (reader.sequential or len(stages) > 1) and not spool_input[-1]
+    depth, memory = slab_depth([s.plan for s in stages], header.dtype, out_header, sequential, job.max_memory)
+    passage = Passage(stages[-1].convolution, parts, depth)
+    return PreparedJob(job, reader, stages, out_header, passage, spool_input, spool_output, memory, notes)
 
 
 def plan_part(
-    spec: ConvSpec,
-    kernel: Kernel,
-    problem: ConvProblem,
-    parts: list[tuple[int, slice]],
-    precision: str,
-    threads: int,
-    algorithm: str,
+    spec: ConvSpec, kernel: Kernel, problem: ConvProblem, channels: int, precision: str, threads: int, algorithm: str
 ) -> Plan:
-    """The engine's plan for one part of a volume (they are all alike)."""
+    """The engine's plan for one part of a volume (they are all alike): `channels` of it."""
     from conv3d_cli.engine import make_plan  # Numba is imported late: `info` and errors do without
 
-    channels = parts[0][1].stop - parts[0][1].start if parts else problem.in_channels
     # Where a filter's channels are streamed one by one, their number is not the whole volume's.
     part_spec = spec if kernel.is_layer else replace(spec, filters=None)
     part = part_spec.resolve((1, *problem.in_size, channels), kernel.weights.shape, kernel.centre)
     return make_plan(part, kernel.for_channels(channels), dtype=precision, threads=threads, algorithm=algorithm)
 
 
-def resolve_kernel(job: Job, header: VolumeHeader) -> Kernel:
-    """The job's kernel with its options applied: flip, normalize, bias."""
-    kernel = job.kernel if isinstance(job.kernel, Kernel) else read_kernel(job.kernel, header.grid)
-    if job.flip:
+def resolve_kernel(
+    stage: Stage, shape: tuple[int, int, int, int, int], grid: Grid, notes: list[str]
+) -> tuple[Kernel, dict[str, float]]:
+    """The stage's kernel for a volume (N, D, H, W, C) with its options applied, and the penalties of its weights.
+
+    In order: read or drawn, flipped, normalized, bias set, constraints. What a constraint changed is noted.
+    """
+    if stage.kernel is None:
+        kernel = draw_kernel(stage, shape[4])
+    else:
+        kernel = stage.kernel if isinstance(stage.kernel, Kernel) else read_kernel(stage.kernel, grid)
+    if stage.kernel_size is not None and kernel.size != triple(stage.kernel_size, "kernel_size"):
+        raise ShapeError(
+            f"kernel_size={stage.kernel_size} was asked for, but the kernel {kernel.name} is {kernel.size}"
+        )
+    if stage.flip:
         kernel = kernel.flipped()
-    if job.normalize:
+    if stage.normalize:
         kernel = kernel.normalized()
-    if not job.use_bias:
-        return replace(kernel, bias=None)
-    return kernel if job.bias is None else replace(kernel, bias=np.asarray(job.bias, np.float64))
+    if not stage.use_bias:
+        kernel = replace(kernel, bias=None)
+    elif stage.bias is not None:
+        kernel = replace(kernel, bias=np.asarray(stage.bias, np.float64))
+
+    def layer_shaped(weights: np.ndarray) -> np.ndarray:
+        return weights if weights.ndim == 5 else weights[..., None, None]
+
+    if stage.kernel_constraint is not None:
+        constrained = constraints.get(stage.kernel_constraint)(layer_shaped(kernel.weights))
+        kernel = replace(kernel, weights=constrained.reshape(kernel.weights.shape))
+        notes.append(f"kernel_constraint {_named(stage.kernel_constraint)} applied to kernel {kernel.name}")
+    if stage.bias_constraint is not None and kernel.bias is not None:
+        kernel = replace(kernel, bias=constraints.get(stage.bias_constraint)(kernel.bias))
+        notes.append(f"bias_constraint {_named(stage.bias_constraint)} applied to the bias of {kernel.name}")
+    losses = {}
+    if stage.kernel_regularizer is not None:
+        losses["kernel"] = float(regularizers.get(stage.kernel_regularizer)(layer_shaped(kernel.weights)))
+    if stage.bias_regularizer is not None and kernel.bias is not None:
+        losses["bias"] = float(regularizers.get(stage.bias_regularizer)(kernel.bias))
+    return kernel, losses
 
 
-def output_header(target: str, source: VolumeHeader, problem: ConvProblem, dtype: np.dtype[Any]) -> VolumeHeader:
-    """The header of the output: axes in its format's order, new sizes, the grid after the convolution."""
+def _named(identifier: Any) -> str:
+    return identifier if isinstance(identifier, str) else str(identifier.get("class_name", identifier))
+
+
+def draw_kernel(stage: Stage, channels: int) -> Kernel:
+    """A kernel drawn by the stage's initializers for a volume of `channels`.
+
+    Raises: ShapeError if groups do not divide the channels.
+    """
+    assert stage.kernel_size is not None
+    assert stage.filters is not None
+    if channels % stage.groups:
+        raise ShapeError(
+            f"groups must divide the input channels, received groups={stage.groups} and {channels} channels"
+        )
+    shape = (*triple(stage.kernel_size, "kernel_size"), channels // stage.groups, stage.filters)
+    weights = initializers.get(stage.kernel_initializer, seed=stage.seed)(shape)
+    bias = None
+    if stage.use_bias and stage.bias is None:
+        # a seed of its own, so that a random bias does not repeat the kernel's numbers
+        seed = None if stage.seed is None else stage.seed + 1
+        bias = initializers.get(stage.bias_initializer, seed=seed)((stage.filters,))
+    return Kernel(weights, bias, name=stage.name or _named(stage.kernel_initializer))
+
+
+def output_header(
+    target: str,
+    source: VolumeHeader,
+    shape: tuple[int, ...],
+    grid: Grid,
+    transform: VoxelTransform,
+    dtype: np.dtype[Any],
+) -> VolumeHeader:
+    """The header of the output: axes in its format's order, sizes (N, D, H, W, C), the grid after the convolutions."""
     letters = source.axes.letters
-    sizes = dict(zip("zyx", problem.out_size, strict=True))
-    if problem.filters != problem.in_channels or len(source.axes.channel_letters) < 2:
+    channels = shape[4]
+    sizes = dict(zip("zyx", shape[1:4], strict=True))
+    if channels != source.shape[4]:
         # one channel axis; samples of a pixel (s) stay samples while their number stays
-        if problem.filters != problem.in_channels:
-            letters = letters.replace("s", "" if "c" in letters else "c")
-        channel = next((a for a in letters if a in "cs"), "c")
-        sizes[channel] = problem.filters
-    if "z" not in letters and problem.out_size[0] > 1:
+        letters = letters.replace("s", "" if "c" in letters else "c")
+    if len([a for a in letters if a in "cs"]) < 2:
+        sizes[next((a for a in letters if a in "cs"), "c")] = channels
+    if "z" not in letters and shape[1] > 1:
         letters = letters.replace("y", "zy")
-    letters = output_format(target).output_letters(letters, problem.filters, dtype)
+    letters = output_format(target).output_letters(letters, channels, dtype)
     channel_letters = [a for a in letters if a in "cs"]
     if len(channel_letters) == 1:
-        sizes[channel_letters[0]] = problem.filters
+        sizes[channel_letters[0]] = channels
     return replace(
         source,
         axes=source.axes.renamed(letters, sizes),
         dtype=dtype,
-        grid=grid_after(source.grid, problem),
+        grid=grid,
         scale=(1.0, 0.0),
-        transform=problem.voxel_transform,
+        transform=transform,
     )
 
 
 def _stream_order(
-    reader: VolumeReader, out_header: VolumeHeader, kernel: Kernel, problem: ConvProblem, target: str
-) -> tuple[list[tuple[int, slice]], bool, bool]:
-    """Parts in the order they are streamed, and whether input or output must be spooled for that order."""
+    reader: VolumeReader,
+    out_header: VolumeHeader,
+    kernels: list[Kernel],
+    problems: list[ConvProblem],
+    target: str,
+) -> tuple[list[tuple[int, slice]], list[bool], bool]:
+    """Parts in the order they are streamed; for each stage whether its input is spooled for that order; and the output."""
     in_axes, out_axes = reader.header.axes, out_header.axes
-    writes_stream = is_stream(target)
+    together = kernels[0].is_layer or len(kernels) > 1
     # planes of the far end stand beside those of the near one
-    wraps = problem.boundary.mode == "wrap" and (problem.pad_before[0] > 0 or problem.pad_after[0] > 0)
-    backwards = wraps or (kernel.is_layer and in_axes.canonical_shape[4] > 1 and not in_axes.channels_within_plane)
-    if kernel.is_layer:
-        parts = list(parts_in_storage_order(in_axes, channels_together=True))
+    spooled = [p.boundary.mode == "wrap" and (p.pad_before[0] > 0 or p.pad_after[0] > 0) for p in problems]
+    spooled[0] |= together and in_axes.canonical_shape[4] > 1 and not in_axes.channels_within_plane
+    spooled[0] &= reader.sequential
+    writes_stream = is_stream(target)
+    if together:
+        count = in_axes.canonical_shape[0]
+        parts = [(n, slice(0, problems[-1].in_channels)) for n in range(count)]
         scattered = out_axes.canonical_shape[4] > 1 and not out_axes.channels_within_plane
-        return parts, reader.sequential and backwards, writes_stream and scattered
+        return parts, spooled, writes_stream and scattered
     readable = list(parts_in_storage_order(in_axes, channels_together=False))
     if not writes_stream:
-        return readable, reader.sequential and backwards, False
+        return readable, spooled, False
     writable = list(parts_in_storage_order(out_axes, channels_together=False))
-    return writable, reader.sequential and (backwards or readable != writable), False
+    spooled[0] |= reader.sequential and readable != writable
+    return writable, spooled, False
 
 
 def slab_depth(
-    plan: Plan,
-    in_dtype: np.dtype[Any],
-    out_dtype: np.dtype[Any],
-    sequential: bool,
-    max_memory: int | None,
+    plans: list[Plan], in_dtype: np.dtype[Any], out_header: VolumeHeader, sequential: bool, max_memory: int | None
 ) -> tuple[int, int]:
     """Output planes computed at once, and the peak memory of the process that follows: (planes, bytes).
 
     Raises: MemoryLimitError if not even one plane fits; the message says what would.
     """
-    problem = plan.problem
-    in_plane = math.prod(problem.in_size[1:]) * problem.in_channels * in_dtype.itemsize
-    out_plane = math.prod(problem.out_size[1:]) * problem.filters * out_dtype.itemsize
+    problem = plans[-1].problem
+    out_plane = math.prod(problem.out_size[1:]) * problem.filters * out_header.dtype.itemsize
+    whole = problem.out_size[0]
     limit = usable_memory() if max_memory is None else max_memory
 
-    def peak(depth: int) -> int:
-        # The halo is largest at the first slab with a full set of planes; two slabs show it.
-        slabs = cut_slabs(problem, depth)
-        planes = most_planes(problem, slabs, sequential)
-        held = IN_FLIGHT_STREAM if sequential else IN_FLIGHT_IN
-        data = held * planes * in_plane + IN_FLIGHT_OUT * min(depth, problem.out_size[0]) * out_plane
-        return PROCESS_BYTES + plan.scratch_bytes + data
+    def in_plane(stage: int) -> int:
+        itemsize = in_dtype.itemsize if stage == 0 else plans[stage].dtype.itemsize
+        return math.prod(plans[stage].problem.in_size[1:]) * plans[stage].problem.in_channels * itemsize
 
-    wish = SLAB_BYTES // max(1, problem.strides[0] * in_plane + out_plane)
-    depth = min(max(wish, LEAST_SLAB), problem.out_size[0])
+    def peak(depth: int) -> int:
+        # The halo is largest at the first slab with a full set of planes; the slabs of the whole volume show it.
+        planes = most_planes(problem, cut_slabs(problem, depth), sequential)
+        held = IN_FLIGHT_STREAM if sequential else IN_FLIGHT_IN
+        data = held * planes * in_plane(len(plans) - 1) + IN_FLIGHT_OUT * min(depth, whole) * out_plane
+        for stage in reversed(range(len(plans) - 1)):
+            # a stage before the last holds its window twice while new planes join it, and the planes it computes
+            earlier = plans[stage].problem
+            made = planes
+            planes = min((made - 1) * earlier.strides[0] + earlier.extent[0], earlier.in_size[0])
+            data += 2 * planes * in_plane(stage) + made * in_plane(stage + 1)
+        return PROCESS_BYTES + sum(plan.scratch_bytes for plan in plans) + data
+
+    wish = SLAB_BYTES // max(1, problem.strides[0] * in_plane(len(plans) - 1) + out_plane)
+    depth = min(max(wish, LEAST_SLAB), whole)
     while depth > 1 and peak(depth) > limit:
         depth = -(-depth // 2)
     if peak(depth) > limit:
@@ -355,130 +485,57 @@ def check_paths(job: Job) -> None:
     check_target(job.target, job.overwrite)
 
 
-def run_job(job: Job, progress: Callable[[int, int], None] | None = None, team: Team | None = None) -> JobReport:
+def run_job(job: Job, progress: Callable[[int, int], None] | None = None) -> JobReport:
     """Convolve one volume, from file to file.
 
     progress : callable     told (voxels finished, voxels in all), from any thread
     The output appears complete or not at all. Raises: any Conv3DError; KeyboardInterrupt leaves nothing behind.
     """
-    started = time.perf_counter()
-    check_paths(job)
-    with prepare_job(job) as prepared:
-        reader = prepared.reader
-        if prepared.spool_input:
-            reader = spool_reader(reader)
-        with reader:
-            create = output_format(job.target).create
-            options = {"overwrite": job.overwrite, "gz_level": job.gz_level, "threads": job.threads}
-            writer = create(job.target, prepared.header, **options)
-            if prepared.spool_output:
-                writer = SpooledWriter(writer)
-            with writer:
-                stages = stream(prepared.passage, reader, writer, progress, team)
-                reader.finish()
-                finish = time.perf_counter()
-                writer.commit()
-                stages.write += time.perf_counter() - finish
-        notes = [*prepared.notes, *writer.notes]
-        voxels = math.prod(prepared.problem.out_shape)
-    if stages.clipped:
-        share = 100 * stages.clipped / voxels
-        notes.append(f"{stages.clipped} voxels ({share:.2g} %) did not fit {job.dtype} and were clipped")
-    seconds = time.perf_counter() - started
-    return JobReport(
-        job.source, job.target, voxels, stages.clipped, seconds, stages.read, stages.compute, stages.write, notes
-    )
-
-
-@dataclass
-class StageTimes:
-    """Seconds in each stage (they overlap) and voxels clipped."""
-
-    read: float = 0.0
-    compute: float = 0.0
-    write: float = 0.0
-    clipped: int = 0
-
-
-def stream(
-    passage: Passage,
-    reader: VolumeReader,
-    writer: VolumeWriter,
-    progress: Callable[[int, int], None] | None = None,
-    team: Team | None = None,
-) -> StageTimes:
-    """Move every slab from reader to writer through the engine: one read ahead, two writes behind."""
     from conv3d_cli.engine import Team
 
-    plan = passage.plan
-    slabs = cut_slabs(plan.problem, passage.slab_depth)
-    activation = None if passage.activation is activations.linear else passage.activation
-    bias = None if passage.bias is None else passage.bias.astype(plan.dtype)
-    times = StageTimes()
-    total = math.prod(writer.header.shape)
-    done = 0
-    lock = threading.Lock()
-
-    def advance(voxels: int) -> None:
-        nonlocal done
-        if progress is not None:
-            with lock:
-                done += voxels
-            progress(done, total)
-
-    sources = [SlabSource(reader, n, channels, slabs) for n, channels in passage.parts]
-    steps = [(part, index) for part in range(len(sources)) for index in range(len(slabs))]
-
-    def read(step: int) -> Any:
-        started = time.perf_counter()
-        part, index = steps[step]
-        slab = sources[part].read(index)
-        times.read += time.perf_counter() - started
-        return slab
-
-    def write(n: int, depth_start: int, channel_start: int, block: NDArray[Any]) -> None:
-        started = time.perf_counter()
-        writer.write(n, depth_start, channel_start, block)
-        times.write += time.perf_counter() - started
-
-    with ExitStack() as stack:
-        team = team or stack.enter_context(Team(plan.threads))
-        reading = stack.enter_context(_one_thread("conv3d-read"))
-        writing = stack.enter_context(_one_thread("conv3d-write"))
-        written: deque[Future[None]] = deque()
-        ahead = reading.submit(read, 0) if steps else None
-        for step, (part, index) in enumerate(steps):
-            assert ahead is not None
-            slab = ahead.result()
-            ahead = reading.submit(read, step + 1) if step + 1 < len(steps) else None
-            n, channels = passage.parts[part]
-            # a filter's output channels are its input channels; a layer's are all of them
-            outputs = slice(0, plan.problem.filters) if passage.is_layer else channels
-            depth = slice(slabs[index].start, slabs[index].stop)
-            block = writer.block(n, depth, outputs)
-            started = time.perf_counter()
-            times.clipped += plan.convolve_slab(
-                slab.source, block, slab.planes, team,
-                scale=reader.header.scale,
-                bias=None if bias is None else bias[outputs],
-                activation=activation,
-                progress=advance,
-            )  # fmt: skip
-            times.compute += time.perf_counter() - started
-            sources[part].release(index)
-            while len(written) > 1:
-                written.popleft().result()
-            written.append(writing.submit(write, n, depth.start, outputs.start, block))
-        for future in written:
-            future.result()
-    return times
+    started = time.perf_counter()
+    check_paths(job)
+    with prepare_job(job) as prepared, ExitStack() as stack:
+        team = stack.enter_context(Team(thread_count(job.threads)))
+        reader = prepared.reader
+        for position, spooled in enumerate(prepared.spool_input):
+            if spooled:
+                reader = stack.enter_context(spool_reader(reader))
+            if position < len(prepared.stages) - 1:
+                reader = LayerReader(reader, prepared.stages[position].convolution, team)
+        options = {"overwrite": job.overwrite, "gz_level": job.gz_level, "threads": job.threads}
+        writer = output_format(job.target).create(job.target, prepared.header, **options)
+        if prepared.spool_output:
+            writer = SpooledWriter(writer)
+        with writer:
+            times = stream(prepared.passage, reader, writer, team, progress)
+            reader.finish()
+            finish = time.perf_counter()
+            writer.commit()
+            times.write += time.perf_counter() - finish
+    notes = [*prepared.notes, *writer.notes]
+    voxels = math.prod(prepared.header.shape)
+    if times.clipped:
+        share = 100 * times.clipped / voxels
+        notes.append(f"{times.clipped} voxels ({share:.2g} %) did not fit {job.dtype} and were clipped")
+    seconds = time.perf_counter() - started
+    return JobReport(
+        job.source, job.target, voxels, times.clipped, seconds, times.read, times.compute, times.write,
+        all_losses(prepared), notes,
+    )  # fmt: skip
 
 
-@contextmanager
-def _one_thread(name: str) -> Iterator[ThreadPoolExecutor]:
-    """A background thread for one stage. Leaving waits for what it does just now and drops the rest."""
-    pool = ThreadPoolExecutor(1, thread_name_prefix=name)
-    try:
-        yield pool
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+def all_losses(prepared: PreparedJob) -> dict[str, float]:
+    """Penalties of weights and outputs after a run, by name; with the layer's name where there are several.
+
+    The activity penalty is summed in float64 over the slabs and divided by the first batch axis, as Keras does.
+    """
+    batch_shape = prepared.reader.header.axes.batch_shape
+    batch = batch_shape[0] if batch_shape else 1
+    losses = {}
+    for number, stage in enumerate(prepared.stages):
+        prefix = f"{stage.stage.name or number + 1}." if len(prepared.stages) > 1 else ""
+        if stage.convolution.activity is not None:
+            losses[f"{prefix}activity"] = stage.convolution.activity_sum / max(1, batch)
+        losses.update({f"{prefix}{name}": value for name, value in stage.losses.items()})
+    return losses

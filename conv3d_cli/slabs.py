@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -50,45 +51,35 @@ class SlabInput:
 
 
 class SlabSource:
-    """The inputs of the slabs of one part (a volume n and some of its channels), in order.
+    """The inputs of slabs of one part (a volume n and some of its channels), asked for in order.
 
-    reader : VolumeReader       a sequential one is read forward only; planes that later slabs need again are kept
+    reader : VolumeReader       a sequential one is read forward only; planes that later outputs need again are kept
     """
 
-    def __init__(self, reader: VolumeReader, n: int, channels: slice, slabs: Sequence[Slab]) -> None:
-        self.reader, self.n, self.channels, self.slabs = reader, n, channels, slabs
+    def __init__(self, reader: VolumeReader, n: int, channels: slice, problem: ConvProblem) -> None:
+        self.reader, self.n, self.channels, self.problem = reader, n, channels, problem
         self._held: Array | None = None
         self._held_from = 0
-        # the first plane that a slab or any later one needs
-        self.keep_from: list[int] = []
-        lowest: int | None = None
-        for slab in reversed(slabs):
-            needed = [p for p in slab.planes if p >= 0]
-            if needed:
-                lowest = min(needed) if lowest is None else min(lowest, min(needed))
-            self.keep_from.append(reader.header.shape[1] if lowest is None else lowest)
-        self.keep_from.reverse()
 
-    def read(self, index: int) -> SlabInput:
-        """The input of slab `index`; for a sequential reader, call it for 0, 1, 2, ... in turn."""
-        slab = self.slabs[index]
-        runs = plane_runs(slab.planes)
+    def read(self, start: int, stop: int) -> SlabInput:
+        """The input of output planes start..stop-1; from a sequential reader, each run after the one before."""
+        planes = self.problem.source_indices(0, start, stop)
+        runs = plane_runs(planes)
         if not runs:  # the slab lies wholly outside: any plane will do, none is read
             _, _, height, width, _ = self.reader.header.shape
             shape = (1, height, width, self.channels.stop - self.channels.start)
-            return SlabInput(np.zeros(shape, self.reader.header.dtype), slab.planes)
+            return SlabInput(np.zeros(shape, self.reader.header.dtype), planes)
         if self.reader.sequential:
-            return self._read_forward(index, runs[-1][1])
+            return self._read_forward(planes, first_needed(self.problem)[start], runs[-1][1])
         blocks = [self.reader.read(self.n, slice(*run), self.channels) for run in runs]
         place: dict[int, int] = {}
         for run in runs:
             for plane in range(*run):
                 place[plane] = len(place)
         source = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
-        return SlabInput(source, [place[p] if p >= 0 else -1 for p in slab.planes])
+        return SlabInput(source, [place[p] if p >= 0 else -1 for p in planes])
 
-    def _read_forward(self, index: int, stop: int) -> SlabInput:
-        start = self.keep_from[index]
+    def _read_forward(self, planes: list[int], start: int, stop: int) -> SlabInput:
         kept: list[Array] = []
         held_to = start
         if self._held is not None:
@@ -100,14 +91,28 @@ class SlabSource:
             kept.append(self.reader.read(self.n, slice(held_to, stop), self.channels))
         self._held = kept[0] if len(kept) == 1 else np.concatenate(kept)
         self._held_from = start
-        return SlabInput(self._held, [p - start if p >= 0 else -1 for p in self.slabs[index].planes])
+        return SlabInput(self._held, [p - start if p >= 0 else -1 for p in planes])
 
-    def release(self, index: int) -> None:
-        """Slabs up to `index` are computed: the reader may drop what only they needed."""
-        if index + 1 < len(self.slabs):
-            self.reader.release(self.n, self.keep_from[index + 1])
-        else:
-            self.reader.release(self.n, self.reader.header.shape[1])
+    def release(self, stop: int) -> None:
+        """Output planes before `stop` are computed: the reader may drop what only they needed."""
+        needed = first_needed(self.problem)
+        self.reader.release(self.n, needed[stop] if stop < len(needed) else self.problem.in_size[0])
+
+
+@lru_cache(maxsize=16)
+def first_needed(problem: ConvProblem) -> tuple[int, ...]:
+    """For every output plane, the first input plane that it or any later one reads; the input's size if none is.
+
+    >>> from conv3d_cli.model.spec import ConvSpec
+    >>> first_needed(ConvSpec(padding="same").resolve((1, 5, 4, 4, 1), (3, 3, 3, 1, 1)))
+    (0, 0, 1, 2, 3)
+    """
+    lowest = problem.in_size[0]
+    result = []
+    for plane in reversed(range(problem.out_size[0])):
+        lowest = min([lowest, *(p for p in problem.source_indices(0, plane, plane + 1) if p >= 0)])
+        result.append(lowest)
+    return tuple(reversed(result))
 
 
 def plane_runs(planes: Sequence[int], gap: int = 4) -> list[tuple[int, int]]:

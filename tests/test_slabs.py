@@ -62,9 +62,9 @@ def check_all_slabs(problem: ConvProblem, depth: int, sequential: bool) -> None:
     reader = WatchedReader(2, problem.in_size[0], problem.in_channels, sequential)
     for n in range(2):
         read_before = reader.planes_read
-        source = SlabSource(reader, n, slice(0, problem.in_channels), slabs)
-        for index, slab in enumerate(slabs):
-            given_ = source.read(index)
+        source = SlabSource(reader, n, slice(0, problem.in_channels), problem)
+        for slab in slabs:
+            given_ = source.read(slab.start, slab.stop)
             expected = walked_planes(problem, slab.start, slab.stop)
             assert len(given_.planes) == len(expected)
             for place, plane in zip(given_.planes, expected, strict=True):
@@ -76,7 +76,7 @@ def check_all_slabs(problem: ConvProblem, depth: int, sequential: bool) -> None:
             assert given_.source.shape[1:] == (1, 1, problem.in_channels)
             assert max(given_.planes) < len(given_.source)
             assert len(given_.source) <= most_planes(problem, slabs, sequential)
-            source.release(index)
+            source.release(slab.stop)
         if sequential:
             assert reader.planes_read - read_before <= problem.in_size[0]
 
@@ -108,9 +108,8 @@ def test_slabs_follow_one_another(geometry: Geometry, depth: int) -> None:
 def test_one_slab_reads_a_stream_in_channels() -> None:
     """A part of some channels gets those channels."""
     problem = ConvSpec(padding="same").resolve((1, 4, 1, 1, 3), (3, 1, 1))
-    slabs = cut_slabs(problem, 2)
-    source = SlabSource(WatchedReader(1, 4, 3, True), 0, slice(1, 2), slabs)
-    assert [source.read(i).source.ravel().tolist() for i in range(2)] == [[1, 11, 21], [11, 21, 31]]
+    source = SlabSource(WatchedReader(1, 4, 3, True), 0, slice(1, 2), problem)
+    assert [source.read(i, i + 2).source.ravel().tolist() for i in (0, 2)] == [[1, 11, 21], [11, 21, 31]]
 
 
 def test_a_slab_wholly_outside_reads_nothing() -> None:
@@ -118,7 +117,7 @@ def test_a_slab_wholly_outside_reads_nothing() -> None:
     slabs = cut_slabs(problem, 4)
     assert set(slabs[0].planes) == {-1}
     reader = WatchedReader(1, 2, 1, True)
-    given_ = SlabSource(reader, 0, slice(0, 1), slabs).read(0)
+    given_ = SlabSource(reader, 0, slice(0, 1), problem).read(0, 4)
     assert reader.planes_read == 0
     assert set(given_.planes) == {-1}
     assert given_.source.dtype == reader.array.dtype
@@ -131,8 +130,8 @@ def test_memory_of_a_long_volume_is_that_of_a_slab() -> None:
     assert most_planes(problem, slabs, sequential=True) == 12
     assert most_planes(problem, slabs, sequential=False) == 12
     reader = WatchedReader(1, 10_000, 1, True)
-    source = SlabSource(reader, 0, slice(0, 1), slabs)
-    assert max(len(source.read(i).source) for i in range(len(slabs))) == 12
+    source = SlabSource(reader, 0, slice(0, 1), problem)
+    assert max(len(source.read(slab.start, slab.stop).source) for slab in slabs) == 12
     assert reader.planes_read == 10_000
 
 

@@ -7,15 +7,14 @@ with underscores (Keras' words where Keras has one). No NumPy at import.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from click.core import ParameterSource
 
-from conv3d_cli.errors import ConfigError, FormatError, SpecError, unknown_name
+from conv3d_cli.config import JOB_KEYS, STAGE_KEYS, Config, read_config, stage_arguments
+from conv3d_cli.errors import SpecError
 from conv3d_cli.machine import byte_size
 from conv3d_cli.model.spec import BOUNDARIES
 
@@ -55,11 +54,12 @@ kernel_options = options(
     click.option(
         "-k", "--kernel", metavar="KERNEL",
         help="A built-in with parameters (gaussian:fwhm=6mm, box:size=5, sobel:axis=d; see `conv3d kernel list`) or a file: "
-        ".npy .npz .json .toml .txt .nii .nii.gz .tif.",
+        ".npy .npz .json .toml .txt .nii .nii.gz .tif, or FILE::LAYER of .keras .h5 .safetensors .onnx .pt.",
     ),
     click.option(
         "-c", "--config", metavar="FILE",
-        help="TOML or JSON with any of these options as keys (underscores), kernel included; a path in it is relative to it.",
+        help="TOML or JSON with these options as keys (underscores), kernel included, or [[layers]] for a stack; Keras' JSON; "
+        "a saved model (.keras, .h5). Paths in it are relative to it.",
     ),
     click.option("--flip/--no-flip", default=False, help="Flip the kernel: true convolution. Default: correlation, as Keras."),
     click.option("--normalize/--no-normalize", default=False, help="Scale the kernel so that its weights sum to 1."),
@@ -82,8 +82,20 @@ layer_options = options(
     click.option("--dilation-rate", type=Triple(), default=1, show_default=True, help="Spread of the kernel's taps."),
     click.option("--allow-strided-dilation", is_flag=True, help="Compute strides > 1 with dilation > 1, which Keras refuses."),
     click.option("--groups", type=int, default=1, show_default=True, help="Groups of channels (5-D kernels)."),
-    click.option("--filters", type=int, help="Expected number of output channels; checked against the kernel."),
-    click.option("--activation", metavar="NAME", help="linear, relu, sigmoid or tanh.  [default: linear]"),
+    click.option("--filters", type=int, help="Output channels; checked against the kernel, needed where it is drawn."),
+    click.option("--activation", metavar="NAME", help="Any of Keras', e.g. relu, gelu, softmax.  [default: linear]"),
+    click.option("--kernel-size", type=Triple(), metavar="N|N,N,N", help="Checked against the kernel; needed where it is drawn."),
+    click.option(
+        "--kernel-initializer", metavar="NAME|JSON",
+        help="Draws the kernel where no -k is given (with --filters, --kernel-size).  [default: glorot_uniform]",
+    ),
+    click.option("--bias-initializer", metavar="NAME|JSON", help="Draws the bias then.  [default: zeros]"),
+    click.option("--seed", type=int, metavar="N", help="Of the initializers: the same seed draws the same numbers."),
+    click.option("--kernel-regularizer", metavar="NAME|JSON", help="Penalty of the kernel, told under -v and --json."),
+    click.option("--bias-regularizer", metavar="NAME|JSON", help="Penalty of the bias."),
+    click.option("--activity-regularizer", metavar="NAME|JSON", help="Penalty of the output, summed while streaming."),
+    click.option("--kernel-constraint", metavar="NAME|JSON", help="Applied to the kernel before convolving."),
+    click.option("--bias-constraint", metavar="NAME|JSON", help="Applied to the bias before convolving."),
 )  # fmt: skip
 
 data_options = options(
@@ -111,44 +123,13 @@ run_options = options(
     click.option("--algorithm", metavar="NAME", default="auto", show_default=True, help="Force one; see `conv3d explain`."),
 )  # fmt: skip
 
-# options whose config key is not their own name
-KEYS_OF_CONFIG = (
-    "kernel", "flip", "normalize", "bias", "use_bias", "padding", "boundary", "strides", "dilation_rate",
-    "allow_strided_dilation", "groups", "filters", "activation", "axes", "data_format", "dtype", "precision", "threads",
-    "max_memory", "algorithm", "gz_level", "overwrite",
-)  # fmt: skip
-
-
-def read_config(path: str) -> dict[str, Any]:
-    """The keys of a TOML or JSON config, checked by name; a kernel path is made relative to the config's folder.
-
-    Raises: FormatError if the file is missing, ConfigError if it cannot be understood.
-    """
-    import tomllib
-
-    file = Path(path)
-    try:
-        text = file.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise FormatError(f"cannot read config {path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise FormatError(f"cannot read config {path}: {error}") from error
-    try:
-        values = json.loads(text) if file.suffix.lower() == ".json" else tomllib.loads(text)
-    except (ValueError, RecursionError) as error:  # both decoders' errors are ValueErrors
-        raise ConfigError(
-            f"config {path} is not valid {'JSON' if file.suffix.lower() == '.json' else 'TOML'}: {error}"
-        ) from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"config {path} must be a table of options, received {type(values).__name__}")
-    for key in values:
-        if key not in KEYS_OF_CONFIG:
-            raise ConfigError(f"config {path}: {unknown_name('key', key, KEYS_OF_CONFIG)}")
-    return values
+# options of a stage and of the job, by their parameters' names
+STAGE_OPTIONS = tuple(key for key in STAGE_KEYS if key not in ("name", "use_bias"))
+LAYER_VALUES = tuple(key for key in STAGE_KEYS if key.endswith(("initializer", "regularizer", "constraint")))
 
 
 def job_settings(ctx: click.Context) -> dict[str, Any]:
-    """Arguments for `Job` but source and target, merged from options and config; kernel and bias are resolved as paths.
+    """Arguments for `Job` but source and target, merged from options and config.
 
     Raises: SpecError, ConfigError, FormatError.
     """
@@ -157,100 +138,41 @@ def job_settings(ctx: click.Context) -> dict[str, Any]:
         for name, value in ctx.params.items()
         if ctx.get_parameter_source(name) not in (ParameterSource.DEFAULT, None)
     }
-    config_path = ctx.params.get("config")
-    config = read_config(config_path) if config_path else {}
-    merged: dict[str, Any] = {}
-    for key in KEYS_OF_CONFIG:
-        if key in given:
-            merged[key] = given[key]
-        elif key in config:
-            merged[key] = _checked(config_path, key, config[key])
+    config = read_config(ctx.params["config"]) if ctx.params.get("config") else Config()
+    options = {key: _layer_value(key, given[key]) for key in STAGE_OPTIONS if key in given}
     if given.get("no_bias"):
-        merged["use_bias"] = False
-    if merged.get("kernel") is None:
-        raise SpecError("no kernel: pass -k, for example -k gaussian:fwhm=6mm, or a config with a kernel (-c)")
-    folder = Path(config_path).parent if config_path and "kernel" not in given else None
-    merged["kernel"] = _kernel_of(merged["kernel"], folder)
-    if merged.get("bias") is not None:
-        folder = Path(config_path).parent if config_path and "bias" not in given else None
-        merged["bias"] = _bias_of(merged["bias"], folder)
-    if isinstance(merged.get("max_memory"), str):
-        merged["max_memory"] = byte_size(merged["max_memory"])
-    return merged
-
-
-# what a config value must be; keys that are not here are checked where they are used
-_TYPES: dict[str, tuple[type | tuple[type, ...], str]] = {
-    "flip": (bool, "true or false"),
-    "normalize": (bool, "true or false"),
-    "use_bias": (bool, "true or false"),
-    "overwrite": (bool, "true or false"),
-    "allow_strided_dilation": (bool, "true or false"),
-    "boundary": (str, "a text such as \"nearest\""),
-    "activation": (str, "a name"),
-    "axes": (str, "letters such as \"tzyx\""),
-    "data_format": (str, "a name"),
-    "dtype": (str, "a name"),
-    "precision": (str, "a name"),
-    "algorithm": (str, "a name"),
-    "threads": (int, "a whole number"),
-    "gz_level": (int, "a whole number from 0 to 3"),
-    "max_memory": ((str, int), "a size such as \"2G\""),
-    "kernel": ((str, list), "a text such as \"gaussian:fwhm=6mm\" or a nested list of numbers"),
-}  # fmt: skip
-
-
-def _checked(path: str | None, key: str, value: Any) -> Any:
-    kind, words = _TYPES.get(key, (object, ""))
-    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise ConfigError(f"config {path}: {key} must be {words}, received {value!r}")
-    if key == "gz_level" and value not in range(4):
-        raise ConfigError(f"config {path}: {key} must be {words}, received {value!r}")
-    return value
-
-
-def _kernel_of(value: Any, folder: Path | None) -> Any:
-    if isinstance(value, str):
-        from conv3d_cli.kernels import is_builtin
-
-        # a name that is neither a built-in nor a file stays as it is, so that the nearest built-in is suggested
-        names_a_file = (
-            folder is not None and not is_builtin(value) and (Path(value).suffix or (folder / value).exists())
+        options["use_bias"] = False
+    if options and len(config.stages) > 1:
+        names = ", ".join("--" + key.replace("_", "-") for key in options)
+        raise SpecError(
+            f"{names} cannot be given for a stack of {len(config.stages)} layers; set it in the config {config.path}"
         )
-        return str(folder / value) if folder is not None and names_a_file else value
-    import numpy as np
-
-    from conv3d_cli.model.kernel import Kernel
-
-    try:
-        weights = np.array(value, dtype=np.float64)
-    except (ValueError, TypeError):
-        raise ConfigError(
-            "the kernel in the config must be a nested list of numbers with rows of equal length"
-        ) from None
-    return Kernel(weights, name="of the config")
+    stage = config.stages[0]
+    if "kernel" in options:
+        # another kernel: what the config's kernel brought along goes with it
+        stage = {key: value for key, value in stage.items() if key not in ("kernel", "kernel_size", "filters", "bias")}
+    stages = [{**stage, **stage_arguments(options)}] if options else config.stages
+    settings = {**config.job, **{key: given[key] for key in JOB_KEYS if key in given}}
+    if isinstance(settings.get("max_memory"), str):
+        settings["max_memory"] = byte_size(settings["max_memory"])
+    return {"stages": stages, **settings}
 
 
-def _bias_of(value: Any, folder: Path | None) -> list[float]:
-    """A bias from the command line or a config: numbers, or the file that holds them."""
-    try:
-        if isinstance(value, str):
-            numbers = [float(part) for part in value.split(",")]
-        else:
-            numbers = [float(part) for part in (value if isinstance(value, list) else [value])]
-    except (ValueError, TypeError):
-        if not isinstance(value, str):
-            raise ConfigError(f"bias must be a number, a list of numbers or a file, received {value!r}") from None
-        from conv3d_cli.kernels import read_bias
-
-        return read_bias(str(folder / value) if folder else value)
-    if not all(map(math.isfinite, numbers)):
-        raise SpecError(f"bias must hold finite numbers, received {value!r}")
-    return numbers
+def _layer_value(key: str, value: Any) -> Any:
+    """An initializer, regularizer or constraint may be a name or Keras' serialised form as JSON."""
+    if key in LAYER_VALUES and isinstance(value, str) and value.lstrip().startswith("{"):
+        try:
+            return json.loads(value)
+        except ValueError as error:
+            raise SpecError(
+                f"--{key.replace('_', '-')} must be a name or a JSON object, received {value!r} ({error})"
+            ) from None
+    return value
 
 
 def make_job(source: str, target: str, settings: dict[str, Any]) -> Job:
     """A job of these settings. Raises: SpecError for what no volume could make legal."""
-    from conv3d_cli.job import Job
+    from conv3d_cli.job import Job, Stage
 
-    return Job(source=source, target=target, **settings)
+    arguments = {**settings, "stages": tuple(Stage(**stage) for stage in settings["stages"])}
+    return Job(source=source, target=target, **arguments)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from conv3d_cli.machine import format_bytes
 
 if TYPE_CHECKING:
-    from conv3d_cli.job import JobReport, PreparedJob
+    from conv3d_cli.job import JobReport, PreparedJob, PreparedStage
     from conv3d_cli.model.grid import Grid
 
 
@@ -22,12 +22,6 @@ def triple_text(values: Iterable[float]) -> str:
     return texts[0] if len(set(texts)) == 1 else ",".join(texts)
 
 
-def pads_text(prepared: PreparedJob) -> str:
-    """Resolved padding as `--padding` takes it."""
-    problem = prepared.problem
-    return ",".join(f"{lo}:{hi}" for lo, hi in zip(problem.pad_before, problem.pad_after, strict=True))
-
-
 def grid_record(grid: Grid) -> dict[str, Any]:
     """A grid as JSON: spacing (D, H, W), unit, affine rows."""
     return {
@@ -37,40 +31,52 @@ def grid_record(grid: Grid) -> dict[str, Any]:
     }
 
 
+def stage_record(stage: PreparedStage, parts: int) -> dict[str, Any]:
+    """Everything that was decided about one convolution, as JSON; it runs once for each of `parts`."""
+    problem, plan, kernel = stage.problem, stage.plan, stage.kernel
+    return {
+        "kernel": kernel.name,
+        "kernel_shape": list(kernel.weights.shape),
+        "kernel_sum": kernel.sum,
+        "kind": "layer" if kernel.is_layer else "filter",
+        "bias": None if kernel.bias is None else kernel.bias.size,
+        "strides": list(problem.strides),
+        "dilation_rate": list(problem.dilation_rate),
+        "groups": problem.groups if kernel.is_layer else 1,
+        "padding": [list(p) for p in zip(problem.pad_before, problem.pad_after, strict=True)],
+        "boundary": str(problem.boundary),
+        "activation": " then ".join(a.name for a in stage.convolution.activations) or "linear",
+        "algorithm": plan.algorithm.name,
+        "refused": dict(plan.refusals),
+        "predicted_seconds": {name: seconds * parts for name, seconds in plan.seconds.items()},
+        "flops": problem.flops,
+        "bytes": plan.bytes_moved * parts,
+        "losses": stage.losses,
+    }
+
+
 def plan_record(prepared: PreparedJob) -> dict[str, Any]:
-    """Everything that was decided, as JSON."""
-    job, problem, passage = prepared.job, prepared.problem, prepared.passage
-    plan = passage.plan
-    source = prepared.reader.header
+    """Everything that was decided, as JSON; a single convolution's facts stand beside the volume's, a stack's in `layers`."""
+    job, source = prepared.job, prepared.reader.header
+    count = source.shape[0]
+    stages = [stage_record(stage, count) for stage in prepared.stages[:-1]]
+    stages.append(stage_record(prepared.stages[-1], len(prepared.passage.parts)))
     return {
         "input": job.source,
         "output": job.target,
-        "kernel": prepared.kernel.name,
-        "kernel_shape": list(prepared.kernel.weights.shape),
-        "kind": "layer" if prepared.kernel.is_layer else "filter",
         "input_axes": source.axes.letters,
         "input_shape": list(source.axes.shape),
         "input_dtype": str(source.dtype),
         "output_axes": prepared.header.axes.letters,
         "output_shape": list(prepared.header.axes.shape),
         "output_dtype": str(prepared.header.dtype),
-        "strides": list(problem.strides),
-        "dilation_rate": list(problem.dilation_rate),
-        "groups": problem.groups if prepared.kernel.is_layer else 1,
-        "padding": [list(p) for p in zip(problem.pad_before, problem.pad_after, strict=True)],
-        "boundary": str(problem.boundary),
-        "activation": job.activation or "linear",
+        **(stages[0] if len(stages) == 1 else {"layers": stages}),
         "precision": job.precision,
         "grid_before": grid_record(source.grid),
         "grid_after": grid_record(prepared.header.grid),
-        "voxel_offset": list(problem.voxel_transform.offset),
-        "algorithm": plan.algorithm.name,
-        "refused": dict(plan.refusals),
-        "predicted_seconds": {name: seconds * len(passage.parts) for name, seconds in plan.seconds.items()},
-        "flops": problem.flops,
-        "bytes": plan.bytes_moved * len(passage.parts),
-        "threads": plan.threads,
-        "slab_depth": passage.slab_depth,
+        "voxel_offset": list(prepared.header.transform.offset),
+        "threads": prepared.stages[0].plan.threads,
+        "slab_depth": prepared.passage.slab_depth,
         "memory": prepared.memory,
         "notes": prepared.notes,
     }
@@ -79,30 +85,50 @@ def plan_record(prepared: PreparedJob) -> dict[str, Any]:
 def describe(prepared: PreparedJob) -> str:
     """Everything that was decided, in aligned lines."""
     record = plan_record(prepared)
-    problem, kernel = prepared.problem, prepared.kernel
+    layers = record.get("layers", [record])
     before, after = prepared.reader.header.grid, prepared.header.grid
-    kind = "a layer, over channels together" if kernel.is_layer else "a filter, over every channel and time point"
-    seconds = record["predicted_seconds"][record["algorithm"]]
     named = record["output"] if record["output"] != record["input"] else f"as {prepared.header.format}"
-    rows = [
-        ("input", f"{record['input']}  {_shape(record, 'input')} {record['input_dtype']}"),
-        ("kernel", f"{kernel.name}  {'x'.join(map(str, kernel.weights.shape))}, sum {kernel.sum:.6g}; {kind}"),
-        ("padding", f"{pads_text(prepared)} (before:after along depth,height,width), boundary {record['boundary']}"),
-        ("strides", f"{triple_text(problem.strides)}, dilation rate {triple_text(problem.dilation_rate)}, "
-                    f"groups {record['groups']}"),
+    rows = [("input", f"{record['input']}  {_shape(record, 'input')} {record['input_dtype']}")]
+    for number, (layer, stage) in enumerate(zip(layers, prepared.stages, strict=True)):
+        if len(layers) > 1:
+            rows.append((f"layer {number + 1}", stage.stage.name or ""))
+        rows += _layer_rows(layer, stage, record)
+    rows += [
         ("output", f"{named}  {_shape(record, 'output')} {record['output_dtype']}"),
         ("grid", _grid_text(before, after, record["voxel_offset"])),
-        ("algorithm", f"{record['algorithm']} ({prepared.passage.plan.algorithm.summary}), {record['precision']}"),
-        *((f"  {name}", f"declined: {reason}") for name, reason in record["refused"].items()),
-        ("work", f"{record['flops'] / 1e9:.3g} Gflop, {format_bytes(record['bytes'])} through memory, about {seconds:.2g} s "
-                 f"on {record['threads']} threads"),
         ("memory", f"{format_bytes(record['memory'])} for the process, slabs of {record['slab_depth']} planes"),
         *(("note", note) for note in record["notes"]),
+    ]
+    return "\n".join(f"{name:<10} {text}".rstrip() for name, text in rows)
+
+
+def _layer_rows(layer: dict[str, Any], stage: PreparedStage, record: dict[str, Any]) -> list[tuple[str, str]]:
+    """One convolution's decisions."""
+    kind = (
+        "a layer, over channels together" if layer["kind"] == "layer" else "a filter, over every channel and time point"
+    )
+    pads = ",".join(f"{lo}:{hi}" for lo, hi in layer["padding"])
+    strides, dilation = triple_text(layer["strides"]), triple_text(layer["dilation_rate"])
+    seconds = layer["predicted_seconds"][layer["algorithm"]]
+    rows = [
+        (
+            "kernel",
+            f"{layer['kernel']}  {'x'.join(map(str, layer['kernel_shape']))}, sum {layer['kernel_sum']:.6g}; {kind}",
+        ),
+        ("padding", f"{pads} (before:after along depth,height,width), boundary {layer['boundary']}"),
+        ("strides", f"{strides}, dilation rate {dilation}, groups {layer['groups']}"),
+    ]
+    if layer["activation"] != "linear" or layer["bias"] is not None:
+        bias = "no bias" if layer["bias"] is None else f"bias of {layer['bias']}"
+        rows.append(("epilogue", f"{bias}, activation {layer['activation']}"))
+    rows += [(f"{name} loss", f"{value:.9g}") for name, value in layer["losses"].items()]
+    rows += [
+        ("algorithm", f"{layer['algorithm']} ({stage.plan.algorithm.summary}), {record['precision']}"),
+        *((f"  {name}", f"declined: {reason}") for name, reason in layer["refused"].items()),
+        ("work", f"{layer['flops'] / 1e9:.3g} Gflop, {format_bytes(layer['bytes'])} through memory, about {seconds:.2g} s "
+                 f"on {record['threads']} threads"),
     ]  # fmt: skip
-    if record["activation"] != "linear" or kernel.bias is not None:
-        bias = "no bias" if kernel.bias is None else f"bias of {kernel.bias.size}"
-        rows.insert(4, ("epilogue", f"{bias}, activation {record['activation']}"))
-    return "\n".join(f"{name:<10} {text}" for name, text in rows)
+    return rows
 
 
 def _shape(record: dict[str, Any], which: str) -> str:
@@ -127,13 +153,15 @@ def run_record(report: JobReport) -> dict[str, Any]:
         "read_seconds": round(report.read_seconds, 4),
         "compute_seconds": round(report.compute_seconds, 4),
         "write_seconds": round(report.write_seconds, 4),
+        "losses": report.losses,
         "notes": report.notes,
     }
 
 
 def describe_run(report: JobReport) -> str:
-    """What was done, in one line."""
+    """What was done, in a line, and the losses in another each."""
+    losses = "".join(f"\n{'loss':<10} {name} {value:.9g}" for name, value in report.losses.items())
     return (
         f"done       {report.voxels} voxels in {report.seconds:.2f} s; stages overlap: read {report.read_seconds:.2f}, "
-        f"compute {report.compute_seconds:.2f}, write {report.write_seconds:.2f} s"
+        f"compute {report.compute_seconds:.2f}, write {report.write_seconds:.2f} s{losses}"
     )

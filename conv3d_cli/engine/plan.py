@@ -108,6 +108,12 @@ class Plan:
         team.run(problem.groups * math.prod(counts), work)
         return sum(clipped)
 
+    def store(self, values: NDArray[Any], out: NDArray[Any]) -> int:
+        """Put values (d, h, w, c) into an array of that shape, rounded and saturated as the epilogue does it."""
+        view = flat_view(out)
+        tile = np.ascontiguousarray(values.transpose(3, 0, 1, 2), dtype=self.dtype)
+        return finish_tile(tile, None, None, view, view.start)
+
     def _worker(self, worker: int) -> tuple[NDArray[Any], NDArray[Any], Any]:
         """Scratch, accumulator and workspace of one thread, made at its first tile."""
         if worker not in self._workers:

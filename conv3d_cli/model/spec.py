@@ -242,6 +242,16 @@ class VoxelTransform:
     step: Triple = (1, 1, 1)
     offset: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
+    def then(self, second: VoxelTransform) -> VoxelTransform:
+        """Both in turn: the output of `second`, which reads the output of this one.
+
+        >>> VoxelTransform((2, 1, 1), (1.0, 0.0, 0.0)).then(VoxelTransform((2, 1, 1), (0.5, 0.0, 0.0)))
+        VoxelTransform(step=(4, 1, 1), offset=(2.0, 0.0, 0.0))
+        """
+        step = [a * b for a, b in zip(self.step, second.step, strict=True)]
+        offset = [a * o + p for a, o, p in zip(self.step, second.offset, self.offset, strict=True)]
+        return VoxelTransform(_as_triple(step), (offset[0], offset[1], offset[2]))
+
     @property
     def is_identity(self) -> bool:
         return self.step == (1, 1, 1) and self.offset == (0.0, 0.0, 0.0)

@@ -1,0 +1,267 @@
+"""Streaming: slabs from a reader through one convolution or several to a writer.
+
+`stream` overlaps three things: a reader thread fetches the next slab while the team computes this one and a writer thread
+stores the last. A stack of layers is a chain of readers: a `LayerReader` computes the planes it is asked for from the
+reader before it, so each layer holds only its halo. Arrays go the same way, by a reader and a writer over arrays.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from conv3d_cli.errors import ShapeError
+from conv3d_cli.layer.activations import Activation
+from conv3d_cli.model.grid import grid_after
+from conv3d_cli.model.spec import ConvProblem
+from conv3d_cli.model.volume import Array, VolumeHeader, VolumeReader, VolumeWriter
+from conv3d_cli.slabs import SlabInput, SlabSource
+
+if TYPE_CHECKING:
+    from conv3d_cli.engine import Plan, Team
+
+Penalty = Callable[[Array], float]
+
+
+@dataclass
+class Convolution:
+    """One convolution made ready: the engine's plan, and what happens to its sums.
+
+    plan : Plan                     of one part of a volume: all channels, or one where channels are streamed one by one
+    is_layer : bool                 whether a part gives all filters, or (a 3-D kernel) its own channels
+    bias : (filters,) or None
+    activations : list              in order; those that look at one voxel run in the engine's tiles, from the first that
+                                    needs a whole axis on they run on the slab
+    channels_first : bool           the last axis of a softmax is then the width, as in Keras
+    activity : callable or None     penalty of the output, summed over slabs in `activity_sum`
+    """
+
+    plan: Plan
+    is_layer: bool
+    bias: NDArray[Any] | None = None
+    activations: Sequence[Activation] = ()
+    channels_first: bool = False
+    activity: Penalty | None = None
+    activity_sum: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.bias is not None:
+            self.bias = self.bias.astype(self.plan.dtype)
+        useful = [a for a in self.activations if not a.is_linear]
+        split = next((i for i, a in enumerate(useful) if a.kind != "voxel"), len(useful))
+        self._in_tiles, self._on_slabs = useful[:split], useful[split:]
+
+    @property
+    def problem(self) -> ConvProblem:
+        return self.plan.problem
+
+    def outputs(self, channels: slice) -> slice:
+        """The output channels that these input channels give, before a glu halves them."""
+        return slice(0, self.problem.filters) if self.is_layer else channels
+
+    def convolve(
+        self,
+        slab: SlabInput,
+        out: Array,
+        team: Team,
+        scale: tuple[float, float],
+        outputs: slice,
+        progress: Callable[[int], None] | None = None,
+    ) -> int:
+        """Fill out (d, h, w, c) with a slab's result; how many voxels its dtype could not hold."""
+        bias = None if self.bias is None else self.bias[outputs]
+        whole = bool(self._on_slabs) or self.activity is not None
+        sums = (
+            np.empty((*out.shape[:2], self.problem.out_size[2], self.problem.filters), self.plan.dtype)
+            if whole
+            else out
+        )
+        clipped = self.plan.convolve_slab(
+            slab.source, sums, slab.planes, team,
+            scale=scale, bias=bias, activation=self._activate if self._in_tiles else None, progress=progress,
+        )  # fmt: skip
+        if not whole:
+            return clipped
+        for activation in self._on_slabs:
+            if self.channels_first and activation.kind == "axis":
+                sums = np.moveaxis(activation(np.moveaxis(sums, 2, -1)), -1, 2)
+            else:
+                sums = activation(sums)
+        if self.activity is not None:
+            self.activity_sum += self.activity(sums)
+        return self.plan.store(sums, out)
+
+    def _activate(self, tile: NDArray[Any]) -> None:
+        for activation in self._in_tiles:
+            activation.in_place(tile)
+
+
+def channels_after(channels: int, activations: Sequence[Activation], channels_first: bool) -> int:
+    """Channels that are left after activations: a glu halves them.
+
+    Raises: ShapeError if there is an odd number to halve.
+    """
+    for activation in activations:
+        if activation.halves:
+            if channels_first:
+                raise ShapeError(
+                    "activation 'glu' halves the last axis, which under channels_first is the width: a volume has no place "
+                    "for that; use data_format channels_last"
+                )
+            if channels % 2:
+                raise ShapeError(f"activation 'glu' halves the channels, received an odd number of them: {channels}")
+            channels //= 2
+    return channels
+
+
+class LayerReader(VolumeReader):
+    """The output of a convolution as a volume that is read: planes are computed when they are asked for, forward only.
+
+    reader : VolumeReader       what the convolution reads; it stays the caller's to close
+    """
+
+    sequential = True
+
+    def __init__(self, reader: VolumeReader, convolution: Convolution, team: Team | None = None) -> None:
+        self.reader, self.convolution, self.path = reader, convolution, reader.path
+        self.team = team
+        source, problem = reader.header, convolution.problem
+        channels = channels_after(problem.filters, convolution.activations, convolution.channels_first)
+        # Channels lie within a plane here, whatever the file's order: they are computed together.
+        letters = source.axes.batch_letters + "zyxc"
+        sizes = {**dict(zip("zyx", problem.out_size, strict=True)), "c": channels}
+        self.header = VolumeHeader(
+            source.axes.renamed(letters, sizes),
+            convolution.plan.dtype,
+            grid_after(source.grid, problem),
+            format=source.format,
+            metadata=source.metadata,
+            transform=source.transform.then(problem.voxel_transform),
+        )
+        self._source: SlabSource | None = None
+        self._whole: Array | None = None
+
+    def read(self, n: int, depth: slice, channels: slice) -> Array:
+        assert self.team is not None
+        if self._source is None or self._source.n != n:
+            every = slice(0, self.reader.header.shape[4])
+            self._source = SlabSource(self.reader, n, every, self.convolution.problem)
+        slab = self._source.read(depth.start, depth.stop)
+        _, _, height, width, count = self.header.shape
+        out = np.empty((depth.stop - depth.start, height, width, count), self.header.dtype)
+        outputs = slice(0, self.convolution.problem.filters)
+        self.convolution.convolve(slab, out, self.team, self.reader.header.scale, outputs)
+        self._source.release(depth.stop)
+        return out[..., channels]
+
+    def finish(self) -> None:
+        self.reader.finish()
+
+
+@dataclass
+class Passage:
+    """How voxels move from a reader through the last convolution to a writer.
+
+    parts : list            (n, input channels) in the order they are streamed
+    slab_depth : int        output planes computed at once
+    """
+
+    convolution: Convolution
+    parts: list[tuple[int, slice]]
+    slab_depth: int
+
+
+@dataclass
+class StageTimes:
+    """Seconds in each stage (they overlap) and voxels clipped."""
+
+    read: float = 0.0
+    compute: float = 0.0
+    write: float = 0.0
+    clipped: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+
+def stream(
+    passage: Passage,
+    reader: VolumeReader,
+    writer: VolumeWriter,
+    team: Team,
+    progress: Callable[[int, int], None] | None = None,
+) -> StageTimes:
+    """Move every slab from reader to writer through the engine: one read ahead, two writes behind.
+
+    progress : callable     told (voxels finished, voxels in all), from any thread
+    """
+    convolution = passage.convolution
+    depth, size = passage.slab_depth, convolution.problem.out_size[0]
+    slabs = [(start, min(start + depth, size)) for start in range(0, size, depth)]
+    times = StageTimes()
+    total = len(passage.parts) * math.prod(convolution.problem.out_shape)
+    done = 0
+
+    def advance(voxels: int) -> None:
+        nonlocal done
+        if progress is not None:
+            with times.lock:
+                done += voxels
+            progress(done, total)
+
+    sources = [SlabSource(reader, n, channels, convolution.problem) for n, channels in passage.parts]
+    steps = [(part, start, stop) for part in range(len(sources)) for start, stop in slabs]
+
+    def read(step: int) -> SlabInput:
+        started = time.perf_counter()
+        part, start, stop = steps[step]
+        slab = sources[part].read(start, stop)
+        times.read += time.perf_counter() - started
+        return slab
+
+    def write(n: int, depth_start: int, channel_start: int, block: Array) -> None:
+        started = time.perf_counter()
+        writer.write(n, depth_start, channel_start, block)
+        times.write += time.perf_counter() - started
+
+    with ExitStack() as stack:
+        reading = stack.enter_context(_one_thread("conv3d-read"))
+        writing = stack.enter_context(_one_thread("conv3d-write"))
+        written: deque[Future[None]] = deque()
+        ahead = reading.submit(read, 0) if steps else None
+        for step, (part, start, stop) in enumerate(steps):
+            assert ahead is not None
+            slab = ahead.result()
+            ahead = reading.submit(read, step + 1) if step + 1 < len(steps) else None
+            n, channels = passage.parts[part]
+            outputs = convolution.outputs(channels)
+            stored = slice(0, writer.header.shape[4]) if convolution.is_layer else outputs
+            block = writer.block(n, slice(start, stop), stored)
+            started = time.perf_counter()
+            times.clipped += convolution.convolve(slab, block, team, reader.header.scale, outputs, advance)
+            times.compute += time.perf_counter() - started
+            sources[part].release(stop)
+            while len(written) > 1:
+                written.popleft().result()
+            written.append(writing.submit(write, n, start, stored.start, block))
+        for future in written:
+            future.result()
+    return times
+
+
+@contextmanager
+def _one_thread(name: str) -> Iterator[ThreadPoolExecutor]:
+    """A background thread for one stage. Leaving waits for what it does just now and drops the rest."""
+    pool = ThreadPoolExecutor(1, thread_name_prefix=name)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
