@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from conv3d_cli.api import conv3d
+    from conv3d_cli.conv3d_layer import Conv3D
     from conv3d_cli.errors import Conv3DError
     from conv3d_cli.formats import read_volume, write_volume
     from conv3d_cli.kernels import read_kernel
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "conv3d": "conv3d_cli.api",
+    "Conv3D": "conv3d_cli.conv3d_layer",
     "read_volume": "conv3d_cli.formats",
     "write_volume": "conv3d_cli.formats",
     "read_kernel": "conv3d_cli.kernels",
@@ -35,6 +37,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "Conv3D",
     "Conv3DError",
     "ConvSpec",
     "Grid",

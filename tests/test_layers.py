@@ -29,8 +29,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "slabs": NOUNS,
     "batch": NOUNS,
     "comparison": {*NOUNS, "formats"},
-    "job": {*NOUNS, "layer", "kernels", "formats", "engine", "slabs"},
-    "api": {*NOUNS, "layer", "kernels", "formats", "engine", "slabs", "job"},
+    "stream": {*NOUNS, "layer", "engine", "slabs"},
+    "job": {*NOUNS, "layer", "kernels", "formats", "engine", "slabs", "stream"},
+    "api": {*NOUNS, "layer", "engine", "job", "stream"},
+    "config": {*NOUNS, "layer", "kernels"},
+    "conv3d_layer": {*NOUNS, "layer", "api"},
 }
 MAY_IMPORT["cli"] = {*MAY_IMPORT, "cli"}
 MAY_IMPORT["__main__"] = {"cli"}
@@ -49,7 +52,7 @@ HOMES = {
 }
 # what `conv3d --help` passes through
 WITHOUT_NUMPY = ["__init__.py", "__main__.py", "errors.py", "atomic.py", "machine.py", "batch.py", "model/__init__.py"]
-WITHOUT_NUMPY += ["model/spec.py", "cli/__init__.py", "cli/options.py"]
+WITHOUT_NUMPY += ["config.py", "model/spec.py", "cli/__init__.py", "cli/options.py"]
 
 MODULES = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.py"))
 
