@@ -77,6 +77,8 @@ def check_all_slabs(problem: ConvProblem, depth: int, sequential: bool) -> None:
             assert max(given_.planes) < len(given_.source)
             assert len(given_.source) <= most_planes(problem, slabs, sequential)
             source.release(index)
+            later = [plane for after in slabs[index + 1 :] for plane in after.planes if plane >= 0]
+            assert reader.released == (n, min(later, default=problem.in_size[0]))
         if sequential:
             assert reader.planes_read - read_before <= problem.in_size[0]
 
@@ -117,8 +119,9 @@ def test_a_slab_wholly_outside_reads_nothing() -> None:
     problem = ConvSpec(padding=((9, 9), 0, 0)).resolve((1, 2, 1, 1, 1), (3, 1, 1))
     slabs = cut_slabs(problem, 4)
     assert set(slabs[0].planes) == {-1}
-    reader = WatchedReader(1, 2, 1, True)
-    given_ = SlabSource(reader, 0, slice(0, 1), slabs).read(0)
+    reader = WatchedReader(1, 2, 3, True)
+    given_ = SlabSource(reader, 0, slice(1, 2), slabs).read(0)
+    assert given_.source.shape[1:] == (1, 1, 1)
     assert reader.planes_read == 0
     assert set(given_.planes) == {-1}
     assert given_.source.dtype == reader.array.dtype
