@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,7 @@ def conv3d(
     dilation_rate: int | Sequence[int] = 1,
     groups: int = 1,
     data_format: str = "channels_last",
-    activation: str | activations.Activation | None = None,
+    activation: str | Mapping[str, Any] | activations.Activation | Callable[..., Any] | None = None,
     boundary: str | Boundary = "zeros",
     threads: int | None = None,
     algorithm: str = "auto",
@@ -64,6 +64,8 @@ def conv3d(
     letters = _axis_letters(x.ndim, kernel, data_format)
     spec = ConvSpec(strides, padding, dilation_rate, groups, boundary=boundary)
     function = activations.get(activation)
+    # What needs more than a voxel comes after the convolution.
+    inside = function if function.kind == "voxel" else activations.get(None)
 
     precision = "float64" if x.dtype.kind == "f" and x.dtype.itemsize >= 8 else "float32"  # in either byte order
     stored = x.dtype if x.dtype.kind != "f" or x.dtype.itemsize in (4, 8) else np.dtype(precision)
@@ -74,9 +76,9 @@ def conv3d(
     out = np.empty(out_axes.shape, precision)
     parts = list(parts_in_storage_order(header.axes, channels_together=True))
     plan = plan_part(spec, kernel, problem, parts, precision, thread_count(threads), algorithm)
-    passage = Passage(plan, parts, problem.out_size[0], kernel.is_layer, kernel.bias_for(problem.filters), function)
+    passage = Passage(plan, parts, problem.out_size[0], kernel.is_layer, kernel.bias_for(problem.filters), inside)
     stream(passage, ArrayReader(x, header), ArrayWriter(out, VolumeHeader(out_axes, out.dtype)))
-    return out
+    return out if inside is function else function(out)
 
 
 def _axis_letters(rank: int, kernel: Kernel, data_format: str) -> str:

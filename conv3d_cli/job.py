@@ -95,7 +95,9 @@ class Job:
             raise SpecError(f"precision must be float32 or float64, received '{self.precision}'")
         if self.data_format not in ("channels_last", "channels_first"):
             raise SpecError(f"data_format must be channels_last or channels_first, received '{self.data_format}'")
-        activations.get(self.activation)
+        activation = activations.get(self.activation)
+        if activation.kind != "voxel":
+            raise SpecError(f"activation '{activation.name}' needs a whole axis and cannot be computed slab by slab")
         thread_count(self.threads)
         self.spec(is_layer=False)
 
@@ -122,7 +124,7 @@ class Passage:
     slab_depth : int            output planes computed at once
     is_layer : bool             whether a part gives all filters, or (a 3-D kernel) its own channels
     bias : (filters,) or None
-    activation : callable       changes an array in place
+    activation : Activation     of kind "voxel"
     """
 
     plan: Plan
@@ -412,7 +414,7 @@ def stream(
 
     plan = passage.plan
     slabs = cut_slabs(plan.problem, passage.slab_depth)
-    activation = None if passage.activation is activations.linear else passage.activation
+    activation = None if passage.activation.is_linear else passage.activation.in_place
     bias = None if passage.bias is None else passage.bias.astype(plan.dtype)
     times = StageTimes()
     total = math.prod(writer.header.shape)
