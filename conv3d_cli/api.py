@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,7 +31,7 @@ def conv3d(
     dilation_rate: int | Sequence[int] = 1,
     groups: int = 1,
     data_format: str = "channels_last",
-    activation: str | activations.Activation | None = None,
+    activation: str | Mapping[str, Any] | activations.Activation | Callable[..., Any] | None = None,
     boundary: str | Boundary = "zeros",
     threads: int | None = None,
     algorithm: str = "auto",

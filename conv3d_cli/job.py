@@ -474,7 +474,7 @@ def check_paths(job: Job) -> None:
     if job.target == "-":
         return
     if (
-        job.source != "-"
+        os.path.exists(job.source)
         and os.path.exists(job.target)
         and os.path.samefile(job.source, job.target)
         and not job.overwrite

@@ -101,16 +101,19 @@ class SlabSource:
 
 @lru_cache(maxsize=16)
 def first_needed(problem: ConvProblem) -> tuple[int, ...]:
-    """For every output plane, the first input plane that it or any later one reads; the input's size if none is.
+    """For every output plane, the first input plane that it or any later one spans; the input's size if none is.
+
+    Planes between the taps of two outputs (strides larger than the kernel) count: a slab of both spans them.
 
     >>> from conv3d_cli.model.spec import ConvSpec
     >>> first_needed(ConvSpec(padding="same").resolve((1, 5, 4, 4, 1), (3, 3, 3, 1, 1)))
     (0, 0, 1, 2, 3)
     """
-    lowest = problem.in_size[0]
+    lowest, size = problem.in_size[0], problem.out_size[0]
     result = []
-    for plane in reversed(range(problem.out_size[0])):
-        lowest = min([lowest, *(p for p in problem.source_indices(0, plane, plane + 1) if p >= 0)])
+    for plane in reversed(range(size)):
+        spanned = problem.source_indices(0, plane, min(plane + 2, size))
+        lowest = min([lowest, *(p for p in spanned if p >= 0)])
         result.append(lowest)
     return tuple(reversed(result))
 

@@ -63,7 +63,7 @@ def check_all_slabs(problem: ConvProblem, depth: int, sequential: bool) -> None:
     for n in range(2):
         read_before = reader.planes_read
         source = SlabSource(reader, n, slice(0, problem.in_channels), problem)
-        for slab in slabs:
+        for index, slab in enumerate(slabs):
             given_ = source.read(slab.start, slab.stop)
             expected = walked_planes(problem, slab.start, slab.stop)
             assert len(given_.planes) == len(expected)
@@ -77,6 +77,11 @@ def check_all_slabs(problem: ConvProblem, depth: int, sequential: bool) -> None:
             assert max(given_.planes) < len(given_.source)
             assert len(given_.source) <= most_planes(problem, slabs, sequential)
             source.release(slab.stop)
+            later = [plane for after in slabs[index + 1 :] for plane in after.planes if plane >= 0]
+            needed = (n, min(later, default=problem.in_size[0]))
+            assert reader.released <= needed
+            if problem.strides[0] <= problem.extent[0]:  # else planes between two outputs are kept for a slab of both
+                assert reader.released == needed
         if sequential:
             assert reader.planes_read - read_before <= problem.in_size[0]
 
@@ -116,8 +121,9 @@ def test_a_slab_wholly_outside_reads_nothing() -> None:
     problem = ConvSpec(padding=((9, 9), 0, 0)).resolve((1, 2, 1, 1, 1), (3, 1, 1))
     slabs = cut_slabs(problem, 4)
     assert set(slabs[0].planes) == {-1}
-    reader = WatchedReader(1, 2, 1, True)
-    given_ = SlabSource(reader, 0, slice(0, 1), problem).read(0, 4)
+    reader = WatchedReader(1, 2, 3, True)
+    given_ = SlabSource(reader, 0, slice(1, 2), problem).read(0, 4)
+    assert given_.source.shape[1:] == (1, 1, 1)
     assert reader.planes_read == 0
     assert set(given_.planes) == {-1}
     assert given_.source.dtype == reader.array.dtype

@@ -1,77 +1,763 @@
-"""Activations by Keras' names: functions that change an array in place.
+"""Activations: every one of Keras 3, by name, alias, layer class or serialised dict.
 
-The engine applies them to a tile's sums while those are in the cache. NaN stays NaN. To add one, write a function of one
-array with its formula in the docstring and put it into `ACTIVATIONS`.
-Source of names and formulas: Keras 3, keras/src/activations/activations.py.
+An elementwise function changes an array in place, and the engine applies it to a tile's sums while those are in the cache.
+One that needs a whole axis (softmax and its like) returns a new array. `get` makes an `Activation` of either, which can be
+called like Keras' own. To add one, write a function with its formula in the docstring and put it into `ACTIVATIONS`.
+
+NaN stays NaN, except where a comparison decides (hard_shrink, soft_shrink, threshold). Where Keras' formula gives NaN by
+accident, at an infinity (silu, hard_silu, gelu, mish, squareplus at -inf, softsign), the limit stands here. A value's result
+does not depend on its place in the array: a zero has the sign the docstring or the formula gives it.
+Source of names, formulas and defaults: Keras 3, keras/src/activations/activations.py and keras/src/backend/jax/nn.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import functools
+import inspect
+import math
+import numbers
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Concatenate, Literal, ParamSpec
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from conv3d_cli.errors import unknown_name
+from conv3d_cli.errors import ShapeError, SpecError, unknown_name
+from conv3d_cli.layer._catalogue import (
+    check_keys,
+    keras_dict,
+    plain,
+    read_identifier,
+    require_axis,
+    require_number,
+    write_text,
+)
+from conv3d_cli.layer._normal import normal_cdf
 
-Activation = Callable[[NDArray[Any]], None]
+Array = NDArray[Any]
+P = ParamSpec("P")
+
+BLOCK = 1 << 14  # voxels changed at once: the temporaries of a formula stay in the cache
 
 
-def linear(x: NDArray[Any]) -> None:
-    """x"""
+def _blocks(x: Array) -> Iterator[Array]:
+    """Views that cover x, none much larger than a block."""
+    if x.size <= BLOCK:
+        if x.size:
+            yield x if x.ndim else x.reshape(1)
+    elif x.flags.c_contiguous:
+        flat = x.reshape(-1)
+        for start in range(0, flat.size, BLOCK):
+            yield flat[start : start + BLOCK]
+    else:
+        rows = max(1, BLOCK * x.shape[0] // x.size)
+        for start in range(0, x.shape[0], rows):
+            part = x[start : start + rows]
+            yield from _blocks(part if rows > 1 else part[0])
 
 
-def relu(x: NDArray[Any]) -> None:
-    """max(x, 0)
+def elementwise(function: Callable[Concatenate[Array, P], None]) -> Callable[Concatenate[Array, P], None]:
+    """Let a formula work block by block, in float32 or float64, without warnings of overflow."""
 
+    @functools.wraps(function)
+    def in_blocks(x: Array, /, *args: P.args, **kwargs: P.kwargs) -> None:
+        with np.errstate(all="ignore"):
+            for block in _blocks(x):
+                if block.dtype in (np.float32, np.float64) and block.dtype.isnative:
+                    function(block, *args, **kwargs)
+                else:  # float16 overflows on the way, and long double has no polynomials
+                    wide = block.astype(np.float32 if block.dtype.itemsize < 8 else np.float64)
+                    function(wide, *args, **kwargs)
+                    block[...] = wide
+
+    return in_blocks
+
+
+def _replace(x: Array, values: Array | float, where: Array) -> None:
+    np.copyto(x, values, where=where, casting="same_kind")
+
+
+def _positive_zero(x: Array) -> None:
+    # -0 + 0 is 0. Which zero a maximum of -0 and 0 gives depends on the place in a vector register.
+    x += 0.0
+
+
+def _finite(x: Array, both: bool = False) -> None:
+    """Replace -inf (and inf) by the largest finite number: inf / inf and inf · 0 on the way would be NaN."""
+    limit = np.finfo(x.dtype).max
+    np.maximum(x, -limit, out=x)
+    if both:
+        np.minimum(x, limit, out=x)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Straight pieces
+
+
+def linear(x: Array) -> None:
+    """x
+
+    >>> x = np.array([-1.0, 2.0]); linear(x); x.tolist()
+    [-1.0, 2.0]
+    """
+
+
+@elementwise
+def relu(x: Array, negative_slope: float = 0.0, max_value: float | None = None, threshold: float = 0.0) -> None:
+    """max(x, 0); in general f(x) - negative_slope · max(threshold - x, 0), f(x) = x if x > threshold else 0, cut to 0...max_value
+
+    Zeros come out as +0. The sloped part is not cut. Keras 2 calls the slope `alpha`.
     >>> x = np.array([-1.0, 2.0]); relu(x); x.tolist()
     [0.0, 2.0]
+    >>> x = np.array([-1.0, 0.5, 2.0, 9.0]); relu(x, negative_slope=0.1, max_value=6, threshold=1); x.tolist()
+    [-0.2, -0.05, 2.0, 6.0]
     """
-    np.maximum(x, 0, out=x)
+    slope = np.maximum(threshold - x, 0) * negative_slope if negative_slope else None
+    if threshold:
+        _replace(x, 0, x <= threshold)
+    else:
+        np.maximum(x, 0, out=x)
+    if max_value is not None:
+        np.clip(x, 0, max_value, out=x)
+    if slope is not None:
+        x -= slope
+    _positive_zero(x)
 
 
-def sigmoid(x: NDArray[Any]) -> None:
+@elementwise
+def leaky_relu(x: Array, negative_slope: float = 0.2) -> None:
+    """x if x >= 0 else negative_slope · x
+
+    The layer LeakyReLU has another slope, 0.3.
+    >>> x = np.array([-1.0, 2.0]); leaky_relu(x); x.tolist()
+    [-0.2, 2.0]
+    """
+    _replace(x, x * negative_slope, x < 0)
+
+
+@elementwise
+def relu6(x: Array) -> None:
+    """min(max(x, 0), 6)
+
+    >>> x = np.array([-1.0, 2.0, 7.0]); relu6(x); x.tolist()
+    [0.0, 2.0, 6.0]
+    """
+    np.clip(x, 0, 6, out=x)
+    _positive_zero(x)
+
+
+@elementwise
+def hard_tanh(x: Array) -> None:
+    """min(max(x, -1), 1)
+
+    >>> x = np.array([-3.0, 0.5, 2.0]); hard_tanh(x); x.tolist()
+    [-1.0, 0.5, 1.0]
+    """
+    np.clip(x, -1, 1, out=x)
+
+
+@elementwise
+def hard_sigmoid(x: Array, keras2: bool = False) -> None:
+    """min(max(x + 3, 0), 6) / 6; with keras2 min(max(0.2 · x + 0.5, 0), 1), as Keras 2 had it
+
+    >>> x = np.array([-3.0, 0.0, 2.4]); hard_sigmoid(x); x.round(3).tolist()
+    [0.0, 0.5, 0.9]
+    >>> x = np.array([-3.0, 0.0, 2.4]); hard_sigmoid(x, keras2=True); x.round(3).tolist()
+    [0.0, 0.5, 0.98]
+    """
+    if keras2:
+        x *= 0.2
+        x += 0.5
+        np.clip(x, 0, 1, out=x)
+    else:
+        x += 3
+        np.clip(x, 0, 6, out=x)
+        x /= 6
+    _positive_zero(x)
+
+
+@elementwise
+def hard_silu(x: Array) -> None:
+    """x · hard_sigmoid(x)
+
+    >>> x = np.array([-4.0, 1.0, 5.0]); hard_silu(x); x.round(3).tolist()
+    [-0.0, 0.667, 5.0]
+    """
+    _finite(x)
+    gate = x + 3
+    np.clip(gate, 0, 6, out=gate)
+    gate /= 6
+    _positive_zero(gate)
+    x *= gate
+
+
+@elementwise
+def hard_shrink(x: Array, threshold: float = 0.5) -> None:
+    """x if |x| > threshold else 0
+
+    NaN becomes 0, as in Keras.
+    >>> x = np.array([-1.0, 0.5, 0.6]); hard_shrink(x); x.tolist()
+    [-1.0, 0.0, 0.6]
+    """
+    _replace(x, 0, ~(np.abs(x) > threshold))
+
+
+@elementwise
+def soft_shrink(x: Array, threshold: float = 0.5) -> None:
+    """x - threshold if x > threshold, x + threshold if x < -threshold, else 0
+
+    NaN becomes 0, as in Keras.
+    >>> x = np.array([-1.0, 0.5, 2.0]); soft_shrink(x); x.tolist()
+    [-0.5, 0.0, 1.5]
+    """
+    above, below = x > threshold, x < -threshold
+    _replace(x, x - threshold, above)
+    _replace(x, x + threshold, below & ~above)
+    _replace(x, 0, ~(above | below))
+
+
+@elementwise
+def threshold(x: Array, threshold: float, default_value: float) -> None:
+    """x if x > threshold else default_value
+
+    NaN becomes default_value, as in Keras.
+    >>> x = np.array([-1.0, 0.5, 2.0]); threshold(x, threshold=0.5, default_value=7); x.tolist()
+    [7.0, 7.0, 2.0]
+    """
+    _replace(x, default_value, ~(x > threshold))
+
+
+@elementwise
+def sparse_sigmoid(x: Array) -> None:
+    """min(max((x + 1) / 2, 0), 1)
+
+    >>> x = np.array([-2.0, 0.5, 2.0]); sparse_sigmoid(x); x.tolist()
+    [0.0, 0.75, 1.0]
+    """
+    x += 1
+    x *= 0.5
+    np.clip(x, 0, 1, out=x)
+    _positive_zero(x)
+
+
+@elementwise
+def sparse_plus(x: Array) -> None:
+    """0 if x <= -1, (x + 1)² / 4 if x < 1, else x
+
+    >>> x = np.array([-2.0, 0.0, 3.0]); sparse_plus(x); x.tolist()
+    [0.0, 0.25, 3.0]
+    """
+    bent = np.square(x + 1)
+    bent *= 0.25
+    low = x <= -1
+    _replace(x, bent, x < 1)
+    _replace(x, 0, low)
+
+
+@elementwise
+def softsign(x: Array) -> None:
+    """x / (1 + |x|)
+
+    >>> x = np.array([-3.0, 1.0, np.inf]); softsign(x); x.tolist()
+    [-0.75, 0.5, 1.0]
+    """
+    _finite(x, both=True)
+    below = np.abs(x)
+    below += 1
+    x /= below
+
+
+@elementwise
+def squareplus(x: Array, b: float = 4.0) -> None:
+    """(x + √(x² + b)) / 2
+
+    Where x is negative, as b / (2 · (√(x² + b) - x)), which is the same number without the cancellation.
+    >>> x = np.array([-3.0, 0.0, 1.5]); squareplus(x); x.round(6).tolist()
+    [0.302776, 1.0, 2.0]
+    """
+    total = np.square(x)
+    total += b
+    np.sqrt(total, out=total)
+    total += np.abs(x)
+    np.copyto(x, np.where(x < 0, 0.5 * b / total, 0.5 * total))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Exponentials
+
+
+@elementwise
+def exponential(x: Array) -> None:
+    """exp(x)
+
+    >>> x = np.array([0.0, 1.0]); exponential(x); x.round(6).tolist()
+    [1.0, 2.718282]
+    """
+    np.exp(x, out=x)
+
+
+@elementwise
+def elu(x: Array, alpha: float = 1.0) -> None:
+    """x if x > 0 else alpha · (exp(x) - 1)
+
+    >>> x = np.array([-1.0, 2.0]); elu(x); x.round(6).tolist()
+    [-0.632121, 2.0]
+    """
+    bent = np.expm1(np.minimum(x, 0))
+    bent *= alpha
+    _replace(x, bent, x < 0)
+
+
+@elementwise
+def celu(x: Array, alpha: float = 1.0) -> None:
+    """max(x, 0) + alpha · (exp(min(x, 0) / alpha) - 1)
+
+    >>> x = np.array([-1.0, 2.0]); celu(x, alpha=2); x.round(6).tolist()
+    [-0.786939, 2.0]
+    """
+    bent = np.minimum(x, 0)
+    bent /= alpha
+    np.expm1(bent, out=bent)
+    bent *= alpha
+    _replace(x, bent, x < 0)
+    _positive_zero(x)
+
+
+@elementwise
+def selu(x: Array) -> None:
+    """1.0507009873554805 · (x if x > 0 else 1.6732632423543772 · (exp(x) - 1))
+
+    >>> x = np.array([-1.0, 2.0]); selu(x); x.round(6).tolist()
+    [-1.111331, 2.101402]
+    """
+    bent = np.expm1(np.minimum(x, 0))
+    bent *= 1.6732632423543772
+    _replace(x, bent, x < 0)
+    x *= 1.0507009873554805
+
+
+@elementwise
+def sigmoid(x: Array) -> None:
     """1 / (1 + exp(-x))
 
     >>> x = np.array([-1e4, 0.0]); sigmoid(x); x.tolist()
     [0.0, 0.5]
     """
     # exp overflows to infinity for very negative x, and 1 / infinity is the right 0
-    with np.errstate(over="ignore"):
-        np.negative(x, out=x)
-        np.exp(x, out=x)
-        x += 1
-        np.reciprocal(x, out=x)
+    np.negative(x, out=x)
+    np.exp(x, out=x)
+    x += 1
+    np.reciprocal(x, out=x)
 
 
-def tanh(x: NDArray[Any]) -> None:
-    """tanh(x)"""
+@elementwise
+def silu(x: Array) -> None:
+    """x / (1 + exp(-x)), that is x · sigmoid(x); also called swish
+
+    >>> x = np.array([-1.0, 0.0, 2.0]); silu(x); x.round(6).tolist()
+    [-0.268941, 0.0, 1.761594]
+    """
+    _finite(x)
+    below = np.exp(-x)
+    below += 1
+    x /= below
+
+
+@elementwise
+def gelu(x: Array, approximate: bool = False) -> None:
+    """x · (1 + erf(x / √2)) / 2; approximate: x · (1 + tanh(√(2/π) · (x + 0.044715 · x³))) / 2
+
+    Both are computed without cancellation for negative x; (1 + tanh(z)) / 2 is 1 / (1 + exp(-2z)).
+    Source: D. Hendrycks and K. Gimpel, Gaussian Error Linear Units, arXiv:1606.08415; of erf, see layer/_normal.py.
+    >>> x = np.array([-1.0, 2.0]); gelu(x); x.round(6).tolist()
+    [-0.158655, 1.9545]
+    >>> x = np.array([-1.0, 2.0]); gelu(x, approximate=True); x.round(6).tolist()
+    [-0.158808, 1.954598]
+    """
+    _finite(x)
+    if not approximate:
+        x *= normal_cdf(x)
+        return
+    below = np.square(x)
+    below *= 0.044715
+    below += 1
+    below *= x
+    below *= -2 * math.sqrt(2 / math.pi)
+    np.exp(below, out=below)
+    below += 1
+    x /= below
+
+
+def _softplus(x: Array) -> Array:
+    """max(x, 0) + log(1 + exp(-|x|)), a new array."""
+    log = np.abs(x)
+    np.negative(log, out=log)
+    np.exp(log, out=log)
+    np.log1p(log, out=log)
+    log += np.maximum(x, 0)
+    return log
+
+
+@elementwise
+def softplus(x: Array) -> None:
+    """log(1 + exp(x)), as max(x, 0) + log(1 + exp(-|x|))
+
+    >>> x = np.array([-1.0, 0.0, 1000.0]); softplus(x); x.round(6).tolist()
+    [0.313262, 0.693147, 1000.0]
+    """
+    np.copyto(x, _softplus(x))
+
+
+@elementwise
+def log_sigmoid(x: Array) -> None:
+    """-softplus(-x)
+
+    >>> x = np.array([-1000.0, 0.0, 1.0]); log_sigmoid(x); x.round(6).tolist()
+    [-1000.0, -0.693147, -0.313262]
+    """
+    np.negative(_softplus(-x), out=x)
+
+
+@elementwise
+def mish(x: Array) -> None:
+    """x · tanh(softplus(x))
+
+    >>> x = np.array([-1.0, 2.0]); mish(x); x.round(6).tolist()
+    [-0.303401, 1.943959]
+    """
+    _finite(x)
+    x *= np.tanh(_softplus(x))
+
+
+@elementwise
+def tanh(x: Array) -> None:
+    """tanh(x)
+
+    >>> x = np.array([-1.0, 0.0]); tanh(x); x.round(6).tolist()
+    [-0.761594, 0.0]
+    """
     np.tanh(x, out=x)
 
 
-ACTIVATIONS: tuple[Activation, ...] = (linear, relu, sigmoid, tanh)
+@elementwise
+def tanh_shrink(x: Array) -> None:
+    """x - tanh(x)
+
+    >>> x = np.array([-1.0, 0.0, 2.0]); tanh_shrink(x); x.round(6).tolist()
+    [-0.238406, 0.0, 1.035972]
+    """
+    x -= np.tanh(x)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Over a whole axis. axis=-1 is the last one: the channels in channels_last, the width in channels_first, as in Keras.
+
+
+def softmax(x: Array, axis: int | list[int] = -1) -> Array:
+    """exp(x - max) / sum of exp(x - max), along the axis (or all axes of a list together)
+
+    >>> softmax(np.array([[0.0, np.log(3.0)]])).round(6).tolist()
+    [[0.25, 0.75]]
+    """
+    axes = tuple(axis) if isinstance(axis, (list, tuple)) else axis
+    with np.errstate(all="ignore"):
+        y = x - np.max(x, axis=axes, keepdims=True)
+        np.exp(y, out=y)
+        y /= np.sum(y, axis=axes, keepdims=True)
+    return y
+
+
+def log_softmax(x: Array, axis: int = -1) -> Array:
+    """x - max - log(sum of exp(x - max)), along the axis
+
+    >>> np.exp(log_softmax(np.array([[0.0, np.log(3.0)]]))).round(6).tolist()
+    [[0.25, 0.75]]
+    """
+    with np.errstate(all="ignore"):
+        y = x - np.max(x, axis=axis, keepdims=True)
+        y -= np.log(np.sum(np.exp(y), axis=axis, keepdims=True))
+    return y
+
+
+def sparsemax(x: Array, axis: int = -1) -> Array:
+    """max(x - tau, 0), the nearest point of the simplex; tau = (s_1 + ... + s_k - 1) / k of the k largest values s for which
+    s_k > (s_1 + ... + s_k - 1) / k
+
+    Keras up to 3.15.1 sums the cumulative sums once more and leaves the simplex (keras issue 23425); this is the projection.
+    Source: A. Martins and R. Astudillo, From Softmax to Sparsemax, arXiv:1602.02068, algorithm 1.
+    >>> sparsemax(np.array([[0.0, 0.5, 1.0]])).tolist()
+    [[0.0, 0.25, 0.75]]
+    """
+    with np.errstate(all="ignore"):
+        y = np.moveaxis(x - np.max(x, axis=axis, keepdims=True), axis, -1)  # the projection moves along with a shift
+        falling = np.sort(y, axis=-1)[..., ::-1]
+        sums = np.cumsum(falling, axis=-1) - 1
+        ranks = np.arange(1, y.shape[-1] + 1, dtype=y.dtype)
+        support = np.maximum(np.sum(falling * ranks > sums, axis=-1, keepdims=True), 1)
+        tau = np.take_along_axis(sums, support - 1, axis=-1) / support.astype(y.dtype)
+        y = y - tau
+        _replace(y, 0, y <= 0)
+    return np.moveaxis(y, -1, axis)
+
+
+def glu(x: Array, axis: int = -1) -> Array:
+    """a · sigmoid(b), a and b being the halves of x along the axis, which becomes half as long
+
+    Raises: ShapeError for an odd number.
+    Source: Y. Dauphin and others, Language Modeling with Gated Convolutional Networks, arXiv:1612.08083.
+    >>> glu(np.array([[2.0, 4.0, 0.0, 0.0]])).tolist()
+    [[1.0, 2.0]]
+    """
+    if x.shape[axis] % 2:
+        raise ShapeError(f"glu halves axis {axis}, which must be even, received {x.shape[axis]} (shape {x.shape})")
+    a, b = np.split(x, 2, axis=axis)
+    y = np.array(b)
+    sigmoid(y)
+    with np.errstate(all="ignore"):
+        y *= a
+    return y
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The catalogue
+
+ACTIVATIONS: tuple[Callable[..., Any], ...] = (
+    linear, relu, leaky_relu, relu6, elu, celu, selu, gelu, silu, hard_silu, sigmoid, hard_sigmoid, log_sigmoid, tanh,
+    tanh_shrink, hard_tanh, softplus, softsign, soft_shrink, hard_shrink, threshold, squareplus, sparse_plus,
+    sparse_sigmoid, mish, exponential, softmax, log_softmax, sparsemax, glu,
+)  # fmt: skip
+AXIS_ACTIVATIONS: tuple[Callable[..., Any], ...] = (softmax, log_softmax, sparsemax, glu)
+ALIASES = {"swish": "silu", "hard_swish": "hard_silu"}
+_BY_NAME = {function.__name__: function for function in ACTIVATIONS}
+
+
+@dataclass(frozen=True)
+class ActivationLayer:
+    """A layer class of Keras that is an activation.
+
+    defaults : dict     what differs from the function's defaults
+    renamed : dict      Keras 2's key -> the function's parameter
+    """
+
+    function: str
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    renamed: Mapping[str, str] = field(default_factory=dict)
+
+
+LAYERS = {
+    "ReLU": ActivationLayer("relu"),
+    "LeakyReLU": ActivationLayer("leaky_relu", {"negative_slope": 0.3}, {"alpha": "negative_slope"}),
+    "ELU": ActivationLayer("elu"),
+    "Softmax": ActivationLayer("softmax"),
+    "ThresholdedReLU": ActivationLayer("threshold", {"threshold": 1.0, "default_value": 0.0}, {"theta": "threshold"}),
+}
+# Keras 3's order of keys in a layer's config, for those that can be written
+_LAYER_KEYS = {
+    "ReLU": ("max_value", "negative_slope", "threshold"),
+    "LeakyReLU": ("negative_slope",),
+    "ELU": ("alpha",),
+    "Softmax": ("axis",),
+}
+_NEVER_NEGATIVE = ("ReLU", "LeakyReLU")
+_LAYER_NAMES = {"ReLU": "re_lu", "LeakyReLU": "leaky_re_lu", "ELU": "elu", "Softmax": "softmax"}
+_LAYER_WORDS = ("name", "trainable", "dtype", "activity_regularizer", "batch_input_shape", "batch_shape", "input_shape")
 
 
 def names() -> list[str]:
-    """Names of all activations.
+    """Names of all activations, aliases last.
 
-    >>> names()
-    ['linear', 'relu', 'sigmoid', 'tanh']
+    >>> names()[:3], names()[-2:]
+    (['linear', 'relu', 'leaky_relu'], ['swish', 'hard_swish'])
     """
-    return [function.__name__ for function in ACTIVATIONS]
+    return [*_BY_NAME, *ALIASES]
 
 
-def get(identifier: str | Activation | None) -> Activation:
-    """The activation of a name; None is linear; a function stands for itself.
+@dataclass(frozen=True)
+class Activation:
+    """An activation with its parameters; called on an array it returns a new one.
 
-    Raises: UnknownNameError, with the nearest name suggested.
+    name : str          Keras 3's (silu, not swish), or a Python function's own
+    config : dict       parameters that differ from the defaults
+    function : callable             as in the catalogue, or any function of an array
+    layer : dict or None            the config of the Keras layer it came from, kept for writing it again
+
+    >>> get("relu:max_value=6")(np.array([-1, 2, 8])).tolist()
+    [0.0, 2.0, 6.0]
+    """
+
+    name: str
+    function: Callable[..., Any] = field(repr=False)
+    config: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    layer: Mapping[str, Any] | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def kind(self) -> Literal["voxel", "axis", "tensor"]:
+        """What it must see at once: a voxel; all of the last axis; or the whole array (other axes, and Python functions of
+        which nothing is known)."""
+        if self.function in AXIS_ACTIVATIONS:
+            return "axis" if self.config.get("axis", -1) in (-1, [-1]) else "tensor"
+        return "voxel" if self.function in ACTIVATIONS else "tensor"
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether it changes nothing."""
+        return self.function is linear
+
+    @property
+    def halves(self) -> bool:
+        """Whether its axis comes out half as long (glu)."""
+        return self.function is glu
+
+    @property
+    def text(self) -> str:
+        """What `get` makes this of again, as the command line writes it (a Python function's is its name only).
+
+        >>> get({"class_name": "LeakyReLU", "config": {"alpha": 0.1}}).text
+        'leaky_relu:negative_slope=0.1'
+        """
+        return write_text(self.name, self.config)
+
+    def __call__(self, x: ArrayLike) -> Array:
+        """f(x), a new array; floats keep their dtype, other real numbers become float32.
+
+        Raises: ShapeError for other arrays, and for glu along an odd axis.
+        """
+        x = np.asarray(x)
+        if x.dtype.kind not in "buif":
+            raise ShapeError(f"an activation takes real numbers, received dtype {x.dtype}")
+        y = x.astype(x.dtype.newbyteorder("=") if x.dtype.kind == "f" else np.float32, order="C")
+        if self.function in AXIS_ACTIVATIONS:
+            if y.ndim == 0:
+                raise ShapeError(f"{self.name} needs an axis, received a single number")
+            wide = y.astype(np.float32) if y.dtype.itemsize < 4 else y
+            return np.asarray(self.function(wide, **self.config)).astype(y.dtype, copy=False)
+        if self.kind == "voxel":
+            self.function(y, **self.config)
+            return y
+        result = self.function(y)
+        return y if result is None else np.asarray(result)  # a function may also change its argument in place
+
+    def in_place(self, x: Array) -> None:
+        """Change a float array; only for kind "voxel". The engine calls it on a tile."""
+        if self.kind != "voxel":
+            raise SpecError(f"activation '{self.name}' cannot be computed voxel by voxel")
+        self.function(x, **self.config)
+
+
+def get(identifier: str | Mapping[str, Any] | Activation | Callable[..., Any] | None) -> Activation:
+    """The activation an identifier stands for, as `keras.activations.get`.
+
+    identifier : None (linear); a name or an alias; a name with parameters, `elu:alpha=0.5`; the class name of one of Keras'
+        activation layers; Keras' serialised dict of a function or a layer, of Keras 2 or 3; a function of this module; any
+        other function of an array, which returns the result (or None, having changed its argument)
+    Raises: UnknownNameError, with the nearest name suggested; SpecError for wrong parameters.
+
+    >>> get(None).name, get("swish").name, get("LeakyReLU").config
+    ('linear', 'silu', {'negative_slope': 0.3})
+    >>> get({"module": "builtins", "class_name": "function", "config": "relu"}).kind
+    'voxel'
     """
     if identifier is None:
-        return linear
-    if callable(identifier):
+        return Activation("linear", linear)
+    if isinstance(identifier, Activation):
         return identifier
-    for function in ACTIVATIONS:
-        if function.__name__ == identifier:
-            return function
+    if isinstance(identifier, (str, Mapping)):
+        name, config = read_identifier(identifier, "activation")
+        if name == "function" and isinstance(config, str):
+            name, config = config, {}
+        if name == "Activation" and isinstance(config, Mapping):
+            return get(config.get("activation"))
+        if name in LAYERS or name == "PReLU":
+            return _from_layer(name, config, keep=isinstance(identifier, Mapping))
+        return _from_function(name, config)
+    if callable(identifier):
+        if identifier in ACTIVATIONS:
+            return _from_function(identifier.__name__, {})
+        return Activation(getattr(identifier, "__name__", type(identifier).__name__), identifier)
     raise unknown_name("activation", identifier, names())
+
+
+def _from_function(name: str, config: Any) -> Activation:
+    function = _BY_NAME.get(ALIASES.get(name, name))
+    if function is None:
+        raise unknown_name("activation", name, names())
+    if isinstance(config, Mapping) and name in ("relu", "leaky_relu") and "alpha" in config:
+        config = {"negative_slope" if key == "alpha" else key: value for key, value in config.items()}
+    check_keys(name, config, function, skip=1)
+    parameters = inspect.signature(function).parameters
+    values = {key: _checked(name, key, value, parameters[key].default) for key, value in config.items()}
+    differing = {key: value for key, value in values.items() if value != parameters[key].default}
+    return Activation(function.__name__, function, differing)
+
+
+def _checked(name: str, key: str, value: Any, default: Any) -> Any:
+    what = f"{key} of {name}"
+    if isinstance(default, bool):
+        if not isinstance(value, bool):
+            raise SpecError(f"{what} must be true or false, received {value!r}")
+        return value
+    if key == "axis":
+        axis = require_axis(value, what)
+        if isinstance(axis, list) and name not in ("softmax", "Softmax"):
+            raise SpecError(f"{what} must be a whole number, received {value!r}")
+        return axis[0] if isinstance(axis, list) and len(axis) == 1 else axis
+    if value is None and default is None:
+        return None
+    return require_number(value, what)
+
+
+def _from_layer(class_name: str, config: Any, keep: bool) -> Activation:
+    if class_name == "PReLU":
+        raise SpecError(
+            "PReLU has trained weights of its own and is no activation function; LeakyReLU has a fixed slope"
+        )
+    layer = LAYERS[class_name]
+    if not isinstance(config, Mapping):
+        raise SpecError(f"the config of {class_name} must be a table of parameters, received {config!r}")
+    given = {layer.renamed.get(key, key): value for key, value in config.items() if key not in _LAYER_WORDS}
+    for key, value in given.items():
+        # Keras' layers refuse what its functions let pass.
+        if class_name in _NEVER_NEGATIVE and not (key == "max_value" and value is None):
+            bad = not isinstance(value, numbers.Real) or isinstance(value, bool) or value < 0
+            if bad and key in ("max_value", "negative_slope", "threshold"):
+                raise SpecError(f"{key} of a {class_name} layer cannot be None or negative, received {value!r}")
+    activation = _from_function(layer.function, {**layer.defaults, **given})
+    words = {key: value for key, value in config.items() if key in ("name", "trainable", "dtype")}
+    kept = {"class_name": class_name, **words} if keep and class_name in _LAYER_KEYS else None
+    return Activation(activation.name, activation.function, activation.config, kept)
+
+
+def serialize(activation: Any) -> str | dict[str, Any]:
+    """What Keras 3's `get_config` stores: a name, or the dict of a layer for one with parameters.
+
+    For parameters that no Keras layer has (gelu:approximate=true), a dict of the same form that `get` reads and Keras does
+    not. Raises: SpecError for a Python function.
+    >>> serialize("swish"), serialize(None), serialize("LeakyReLU")["class_name"]
+    ('silu', 'linear', 'LeakyReLU')
+    """
+    activation = get(activation)
+    if activation.function not in ACTIVATIONS:
+        raise SpecError(f"activation '{activation.name}' is a Python function, which cannot be written to a config")
+    class_name = activation.layer["class_name"] if activation.layer is not None else None
+    if class_name is None:
+        if not activation.config:
+            return activation.name
+        class_name = next((c for c in _LAYER_KEYS if LAYERS[c].function == activation.name), None)
+        refused = class_name in _NEVER_NEGATIVE and any((v or 0) < 0 for v in activation.config.values())
+        if class_name is None or refused:
+            return keras_dict("keras.activations", activation.name, plain(activation.config))
+    parameters = inspect.signature(activation.function).parameters
+    values = {key: plain(activation.config.get(key, parameters[key].default)) for key in _LAYER_KEYS[class_name]}
+    words = {"name": _LAYER_NAMES[class_name], "trainable": True, "dtype": dtype_policy("float32")}
+    words |= {key: value for key, value in (activation.layer or {}).items() if key != "class_name"}
+    return keras_dict("keras.layers", class_name, {**words, **values})
+
+
+def dtype_policy(name: str) -> dict[str, Any]:
+    """Keras 3's serialised dtype policy.
+
+    >>> dtype_policy("float32")["config"]
+    {'name': 'float32'}
+    """
+    return keras_dict("keras", "DTypePolicy", {"name": name})

@@ -78,9 +78,9 @@ class Axes:
     @property
     def channels_within_plane(self) -> bool:
         """True if all channels of a depth plane lie before the next plane in storage, so that they stream together."""
-        if "z" not in self.letters:
-            return True
-        return all(self.letters.index(a) > self.letters.index("z") for a in self.channel_letters)
+        # without depth a volume is one plane, which begins with height or width
+        plane = min(self.letters.index(a) for a in ("z" if "z" in self.letters else "yx"))
+        return all(self.letters.index(a) > plane for a in self.channel_letters)
 
     @property
     def planes_follow(self) -> bool:

@@ -273,7 +273,8 @@ def test_width_of_a_triangle() -> None:
 
 
 @pytest.mark.parametrize(
-    "profile", [[-1, 0, 1], [1, 0, 1], [-1, -2, -1], [0, 0, 0], [1, 2], [5], [1, -2, 1], [3, 1, 2, 1, 0]]
+    "profile",
+    [[-1, 0, 1], [1, 0, 1], [-1, -2, -1], [0, 0, 0], [1, 2], [5], [1, -2, 1], [3, 1, 2, 1, 0], [0, 1, 2, 1, 3]],
 )
 def test_what_is_no_bump_has_no_width(profile: list[float]) -> None:
     assert Kernel(np.array(profile, float).reshape(1, 1, -1)).fwhm()[2] is None

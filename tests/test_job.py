@@ -1,0 +1,73 @@
+"""Jobs: which paths are refused, in which order, and with what."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from conv3d_cli.errors import Conv3DError, FormatError, OutputExistsError, SpecError, WriteError
+from conv3d_cli.job import Job, check_paths, run_job
+from conv3d_cli.model.kernel import Kernel
+
+IDENTITY = Kernel(np.ones((1, 1, 1)))
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder: a volume, a link to it, a hard link to it, another volume."""
+    monkeypatch.chdir(tmp_path)
+    np.save("in.npy", np.ones((2, 3, 4), np.float32))
+    np.save("other.npy", np.zeros((2, 3, 4), np.float32))
+    os.symlink("in.npy", "link.npy")
+    os.link("in.npy", "hard.npy")
+    (tmp_path / "sub").mkdir()
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "error", "fact"),
+    [
+        ("in.npy", "in.npy", OutputExistsError, "it is the input"),
+        ("in.npy", "./sub/../in.npy", OutputExistsError, "it is the input"),
+        ("in.npy", "link.npy", OutputExistsError, "it is the input"),
+        ("link.npy", "in.npy", OutputExistsError, "it is the input"),
+        ("in.npy", "hard.npy", OutputExistsError, "it is the input"),
+        ("in.npy", "other.npy", OutputExistsError, "file exists; pass --overwrite"),
+        ("in.npy", "sub", SpecError, "no format has this suffix"),
+        ("in.npy", "out.jpg", SpecError, "known are"),
+        ("in.npy", "no/out.npy", WriteError, "does not exist; make it first"),
+        ("missing.npy", "other.npy", OutputExistsError, "file exists"),
+        ("missing.npy", "new.npy", FormatError, "cannot read missing.npy: no such file"),
+        ("sub", "new.npy", FormatError, "no format has this suffix"),
+    ],
+)
+def test_paths_that_are_refused(folder: Path, source: str, target: str, error: type[Conv3DError], fact: str) -> None:
+    before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    with pytest.raises(error) as caught:
+        run_job(Job(source, target, IDENTITY, threads=1))
+    assert fact in str(caught.value)
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+
+
+def test_a_missing_input_spares_the_output_it_would_overwrite(folder: Path) -> None:
+    with pytest.raises(FormatError, match=r"missing\.npy: no such file"):
+        run_job(Job("missing.npy", "other.npy", IDENTITY, overwrite=True, threads=1))
+    assert not np.load("other.npy").any()
+
+
+@pytest.mark.parametrize("target", ["in.npy", "link.npy", "other.npy", "new.npy", "sub/new.npy"])
+def test_paths_that_are_allowed_with_overwrite(folder: Path, target: str) -> None:
+    run_job(Job("in.npy", target, Kernel(np.full((1, 1, 1), 3.0)), overwrite=True, threads=1))
+    assert (np.load(target) == 3).all()
+    assert os.path.islink("link.npy")
+    assert not [path.name for path in folder.rglob(".*")]
+
+
+def test_pipes_have_no_paths(folder: Path) -> None:
+    check_paths(Job("-", "new.npy", IDENTITY))
+    check_paths(Job("in.npy", "-", IDENTITY))
+    (folder / "-").write_bytes(b"a file of that name is not meant")
+    check_paths(Job("in.npy", "-", IDENTITY))
