@@ -86,9 +86,9 @@ def test_a_stack_is_its_layers_in_turn(
 def test_bits_do_not_depend_on_threads_and_memory(tmp_path: Path, rng: np.random.Generator) -> None:
     np.save(tmp_path / "x.npy", rng.standard_normal((1, 60, 70, 80, 1)).astype(np.float32))
     config, _ = stack(tmp_path, rng)
-    apply(tmp_path / "x.npy", "-c", config, "-o", tmp_path / "a.npy", "-j", 1)
-    apply(tmp_path / "x.npy", "-c", config, "-o", tmp_path / "b.npy", "-j", 3, "--max-memory", "203M")
-    assert (tmp_path / "a.npy").read_bytes() == (tmp_path / "b.npy").read_bytes()
+    apply(tmp_path / "x.npy", "-c", config, "-o", tmp_path / "one.npy", "-j", 1)
+    apply(tmp_path / "x.npy", "-c", config, "-o", tmp_path / "two.npy", "-j", 3, "--max-memory", "203M")
+    assert (tmp_path / "one.npy").read_bytes() == (tmp_path / "two.npy").read_bytes()
 
 
 def test_a_scan_through_a_stack_keeps_its_place(tmp_path: Path, rng: np.random.Generator) -> None:

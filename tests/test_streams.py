@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from strategies import small_numbers
 
 from conv3d_cli import conv3d, job, read_volume
-from conv3d_cli.job import Job, run_job
+from conv3d_cli.job import Job, Stage, run_job
 from conv3d_cli.model.kernel import Kernel
 
 LETTERS = "rtzyxc"  # the order in which results are compared
@@ -87,8 +87,8 @@ def test_any_file_to_any_file(
     expected = conv3d(x, weights, padding="same", boundary=boundary, threads=1)
 
     run_job(
-        Job(str(folder / source), str(folder / "out" / target), Kernel(weights),
-            axes=letters, padding="same", boundary=boundary, overwrite=True, threads=1)
+        Job(str(folder / source), str(folder / "out" / target), (Stage(Kernel(weights), padding="same", boundary=boundary),),
+            axes=letters, overwrite=True, threads=1)
     )  # fmt: skip
     if target == "a.npy":  # keeps the order of the axes; their names are the caller's
         new = "c" if filters > 1 and "c" not in letters else ""

@@ -22,7 +22,7 @@ from strategies import REAL_DTYPES, small_numbers
 from conv3d_cli.errors import Conv3DError, FormatError, OutputExistsError, SpecError
 from conv3d_cli.formats import npy, read_volume, write_volume
 from conv3d_cli.formats.npy import create_npy, open_npy
-from conv3d_cli.job import Job, run_job
+from conv3d_cli.job import Job, Stage, run_job
 from conv3d_cli.model.grid import Grid
 from conv3d_cli.model.kernel import Kernel
 from conv3d_cli.model.volume import Axes, Volume, VolumeHeader, VolumeWriter, parts_in_storage_order
@@ -490,7 +490,7 @@ def test_a_layer_keeps_numpys_axis_order(tmp_path: Path, order: Any, first: bool
     weights = small_numbers((1, 1, 1, channels, 3), "float64", 10)
     np.save(tmp_path / "in.npy", np.asarray(values, order=order))
     job = Job(
-        str(tmp_path / "in.npy"), str(tmp_path / "out.npy"), Kernel(weights),
+        str(tmp_path / "in.npy"), str(tmp_path / "out.npy"), (Stage(Kernel(weights)),),
         data_format="channels_first" if first else "channels_last", threads=1,
     )  # fmt: skip
     run_job(job)
