@@ -42,6 +42,27 @@ def test_what_is_still_buffered_is_written(tmp_path: Path) -> None:
     assert (tmp_path / "a.npy").stat().st_size == 1_000_003
 
 
+def test_the_bytes_are_on_the_disk_before_the_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a power cut could leave an empty file under the output's name."""
+    steps = []
+    fsync, replace = os.fsync, os.replace
+
+    def noted_fsync(number: int) -> None:
+        steps.append(("fsync", os.fstat(number).st_size))
+        fsync(number)
+
+    def noted_replace(*paths: Path) -> None:
+        steps.append(("replace", os.path.getsize(paths[0])))
+        replace(*paths)
+
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    monkeypatch.setattr(os, "replace", noted_replace)
+    output = AtomicFile(tmp_path / "a.npy")
+    output.file.write(b"abc")
+    output.commit()
+    assert steps == [("fsync", 3), ("replace", 3)]
+
+
 def test_without_commit_nothing_is_left(tmp_path: Path) -> None:
     with AtomicFile(tmp_path / "a.npy") as output:
         output.file.write(b"abc")
@@ -262,6 +283,11 @@ def test_system_errors_in_plain_words(number: int, words: str) -> None:
         raise OSError(number, os.strerror(number))
     assert str(caught.value).startswith("cannot write out/a.npy: ")
     assert caught.value.exit_code == 1
+
+
+def test_a_system_error_without_a_number() -> None:
+    with pytest.raises(WriteError, match="cannot write a: the plug was pulled"), write_errors("a"):
+        raise OSError("the plug was pulled")
 
 
 @pytest.mark.parametrize("error", [FormatError("in"), WriteError("out"), OutputExistsError("there"), ValueError("no")])

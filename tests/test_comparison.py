@@ -275,10 +275,23 @@ def placed(spacing: Any = SPACING, origin: Any = (10.0, 20.0, 30.0), unit: str =
         (placed(), placed(origin=(10, 20, 30 - 1.1e-5)), False),
         (placed(), placed((3 + 0.9e-7, 2, 1)), True),  # adds up over the volume's 100 steps
         (placed(), placed((3 + 1.1e-7, 2, 1)), False),
+        (placed(), placed((3, 2 + 1.9e-7, 1)), True),  # 50 steps of height, 10 of width
+        (placed(), placed((3, 2 + 2.1e-7, 1)), False),
+        (placed(), placed((3, 2, 1 + 0.9e-6)), True),
+        (placed(), placed((3, 2, 1 + 1.1e-6)), False),
+        (
+            placed(),
+            placed((3 - 1.005e-7, 2, 1), (10 + 1.005e-5, 20, 30)),
+            False,
+        ),  # the last voxels agree, the first do not
+        (placed(), placed((3, 2 - 2.01e-7, 1), (10, 20 + 1.005e-5, 30)), False),
+        (placed(), placed((3, 2, 1 - 1.005e-6), (10, 20, 30 + 1.005e-5)), False),
         (placed(), placed((2, 3, 1)), False),
         (Grid(SPACING, "mm"), Grid(SPACING, "mm"), True),
         (Grid(SPACING, "mm"), Grid((3000.0, 2000.0, 1000.0), "um"), True),
         (Grid(SPACING, "mm"), Grid((3.0, 2.0, 1.001), "mm"), False),
+        (Grid(SPACING, "mm"), Grid((3.0 + 2.9e-7, 2.0, 1.0), "mm"), True),  # over 101 planes less than 1e-5 of a voxel
+        (Grid(SPACING, "mm"), Grid((3.0 + 3.1e-7, 2.0, 1.0), "mm"), False),
         (Grid(SPACING, "mm"), placed(), True),  # one without an affine: what both know agrees
         (Grid(SPACING, "mm"), placed((1, 2, 3)), False),
         (Grid(SPACING), Grid(SPACING), True),  # a spacing in a unit nobody knows

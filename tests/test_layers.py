@@ -48,6 +48,9 @@ HOMES = {
     "tifffile": ["formats/tiff*.py", "kernels/files.py"],
     "imagecodecs": ["formats/tiff*.py"],
     "isal": ["formats/*.py"],
+    "h5py": ["kernels/weights/*.py"],
+    "safetensors": ["kernels/weights/*.py"],
+    "onnx": ["kernels/weights/*.py"],
     "numpy": ["*.py", "*/*.py"],
 }
 # what `conv3d --help` passes through

@@ -1,4 +1,4 @@
-"""`conv3d kernel list|show|make`: what kernels there are, what one looks like, and saving one to a file."""
+"""`conv3d kernel list|show|make|convert`: what kernels there are, what one looks like, saving one, and trained layers."""
 
 from __future__ import annotations
 
@@ -19,15 +19,16 @@ _AXIS_WORDS = ("depth", "height", "width")
 
 @click.group()
 def kernel() -> None:
-    """List, show and save kernels.
+    """List, show, save and convert kernels.
 
     \b
       conv3d kernel list
       conv3d kernel show gaussian:fwhm=6mm --like brain.nii.gz
       conv3d kernel make gaussian:sigma=1.5vox -o smooth.npy
 
-    A KERNEL is a built-in with parameters (name:key=value:key=value) or a file
-    (.npy .npz .json .toml .txt .nii .nii.gz .tif).
+    A KERNEL is a built-in with parameters (name:key=value:key=value), a file
+    (.npy .npz .json .toml .txt .nii .nii.gz .tif), or a layer in a weights file, FILE::NAME
+    (.keras .weights.h5 .h5 .hdf5 .safetensors .onnx .pt .pth).
     """
 
 
@@ -126,6 +127,35 @@ def make(
     if normalize:
         made = made.normalized()
     write_kernel(output, made, overwrite=overwrite)
+
+
+@kernel.command()
+@click.argument("source", metavar="SRC[::NAME]")
+@click.argument("target", metavar="DST", type=click.Path())
+@click.option("--overwrite", is_flag=True, help="Replace the file if it exists.")
+def convert(source: str, target: str, overwrite: bool) -> None:
+    """Convert trained Conv3D layers between the files of Keras, PyTorch and ONNX.
+
+    \b
+      conv3d kernel convert model.keras net.safetensors
+      conv3d kernel convert net.onnx::Conv_3 layer.keras
+      conv3d kernel convert state.pt::enc.conv layer.npz
+
+    \b
+    Read:     .keras .weights.h5 .h5 .hdf5 .safetensors .onnx .pt .pth, and every kernel file
+    Written:  .keras .weights.h5 .safetensors .onnx, and every kernel file (.npz .npy .json .toml)
+
+    NAME chooses one layer; without it all layers are converted where DST can hold them. The layouts of PyTorch and ONNX,
+    (filters, in_channels/groups, d, h, w), and of Keras, (d, h, w, in_channels/groups, filters), are turned into each other.
+    Strides, padding, dilation, groups and activation are kept where DST can hold them; a note on stderr says what it cannot.
+    No code in any file is run; in PyTorch files only tensors are read.
+    """
+    from conv3d_cli.atomic import check_target
+    from conv3d_cli.kernels.weights.convert import convert_layers
+
+    check_target(target, overwrite)
+    for note in convert_layers(source, target, overwrite=overwrite):
+        click.echo(f"note: {note}", err=True)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -1,7 +1,8 @@
-"""Kernels by name or from a file: `gaussian:fwhm=6mm`, `psf.tif`.
+"""Kernels by name or from a file: `gaussian:fwhm=6mm`, `psf.tif`, `model.keras::conv3d_1`.
 
 A built-in kernel is one function in `builtin.py` and one line in `BUILTIN_KERNELS`; its signature is its grammar. A kernel
-file's format is claimed by the suffix (`files.py`). What a kernel is, and what can be asked of it, is `model/kernel.py`.
+file's format is claimed by the suffix (`files.py`), and so is that of a file of trained layers (`weights/`). What a kernel
+is, and what can be asked of it, is `model/kernel.py`.
 """
 
 from __future__ import annotations
@@ -9,8 +10,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from conv3d_cli.errors import UnknownNameError, unknown_name
-from conv3d_cli.kernels import builtin, files
+from conv3d_cli.errors import SpecError, UnknownNameError, unknown_name
+from conv3d_cli.kernels import builtin, files, weights
 from conv3d_cli.kernels.files import KERNEL_FILES, find_kernel_file, known_suffixes, read_bias, write_kernel
 from conv3d_cli.kernels.grammar import BuiltinKernel, KernelFunction, build_kernel, describe
 from conv3d_cli.model.grid import Grid
@@ -67,11 +68,12 @@ def describe_builtins() -> list[BuiltinKernel]:
 
 
 def read_kernel(text: str, grid: Grid | None = None, *, folder: Path | None = None) -> Kernel:
-    """The kernel a text stands for: a built-in with parameters, or a file.
+    """The kernel a text stands for: a built-in with parameters, a file, or FILE::NAME, a layer in a weights file.
 
     grid : Grid or None     of the volume the kernel is for; lengths in mm, um, ... need its spacing
     folder : Path or None   where a relative path starts, for a text out of a file; None: the current folder
-    Raises: UnknownNameError if it is neither; SpecError for a wrong parameter; FormatError for a missing or damaged file;
+    Raises: UnknownNameError if it is none; SpecError for a wrong parameter, or a weights file of several layers without a
+    NAME; FormatError for a missing or damaged file;
     ShapeError for wrong shapes or values, or a length in mm on a volume without spacing.
 
     >>> read_kernel("gaussian:sigma=1,1,0.5vox").size
@@ -80,6 +82,14 @@ def read_kernel(text: str, grid: Grid | None = None, *, folder: Path | None = No
     if is_builtin(text):
         return build_kernel(text, BUILTIN_KERNELS, grid)
     path = os.path.join(folder, text) if folder is not None else text
+    file, layer = weights.split_name(path)
+    if weights.find_weights_file(file) is not None:
+        return weights.saved_layer(path).as_kernel(path)
+    if layer is not None:
+        raise SpecError(
+            f"{file} holds one kernel, and no layers to choose from; leave out ::{layer} (weights files are "
+            f"{weights.weights_suffixes()})"
+        )
     looks_like_a_file = find_kernel_file(text) is not None or "/" in text or os.sep in text
     if not looks_like_a_file and not os.path.exists(path):
         name, colon, _ = text.partition(":")

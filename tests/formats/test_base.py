@@ -115,6 +115,17 @@ def test_no_room_for_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sink.aborted  # else its own temporary file would stay
 
 
+def test_no_folder_for_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(**arguments: object) -> None:
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    sink = Sink(Axes("zyx", (2, 3, 4)))
+    with pytest.raises(WriteError, match="No usable temporary directory"):
+        SpooledWriter(sink)
+    assert sink.aborted
+
+
 @given(streaming, st.integers(1, 4), st.randoms())
 def test_slabs_in_any_order_reach_a_stream_in_its_own(axes: Axes, depth: int, order: object) -> None:
     values = small_numbers(axes.shape, "int16", 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import itertools
 import os
@@ -19,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import REAL_DTYPES, small_numbers
 
-from conv3d_cli.errors import Conv3DError, FormatError, OutputExistsError, SpecError
+from conv3d_cli.errors import Conv3DError, FormatError, OutputExistsError, SpecError, WriteError
 from conv3d_cli.formats import npy, read_volume, write_volume
 from conv3d_cli.formats.npy import create_npy, open_npy
 from conv3d_cli.job import Job, Stage, run_job
@@ -177,6 +178,13 @@ def test_released_planes_can_be_read_again(path: Path) -> None:
                 block = reader.read(0, slice(plane, plane + 1), slice(0, 1))
                 assert np.array_equal(block[0, ..., 0], values[plane])
                 reader.release(0, plane + 1)
+
+
+def test_release_without_depth(path: Path) -> None:
+    np.save(path, np.ones((3, 4)))
+    with open_npy(str(path), axes="yx") as reader:
+        reader.release(0, 1)
+        assert reader.read(0, slice(0, 1), slice(0, 1)).sum() == 12
 
 
 def test_a_view_outlives_its_reader(path: Path) -> None:
@@ -401,10 +409,26 @@ def test_a_pipe_of_any_axes(axes: Axes, fortran: bool, depth: int) -> None:
         with create_npy("-", header) as writer:
             assert writer.sequential
             write_slabs(writer, values, axes, slabs_of(axes, depth, together=False))
+            if axes.planes_follow and not fortran:  # who reads the pipe need not wait for the last slab
+                assert len(pipe.getvalue()) >= values.nbytes
             writer.commit()
     written = np.load(io.BytesIO(pipe.getvalue()))
     assert np.array_equal(written, values)
     assert written.flags.f_contiguous if fortran else written.flags.c_contiguous
+
+
+def test_a_full_disk_shows_before_the_first_voxel(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(os, "posix_fallocate", refuse, raising=False)
+    header = VolumeHeader(Axes("xyz", (2, 3, 4)), np.dtype("int16"))
+    with pytest.raises(WriteError, match=r"a\.npy: no space left"):
+        create_npy(str(path), header)
+    assert list(path.parent.iterdir()) == []
+    monkeypatch.setattr(sys, "stdout", SimpleNamespace(buffer=io.BytesIO()))
+    with pytest.raises(WriteError, match="standard output: no space left"):
+        create_npy("-", header)
 
 
 def test_an_aborted_pipe_leaves_no_temporary_file_open() -> None:

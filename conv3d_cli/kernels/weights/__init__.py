@@ -1,0 +1,200 @@
+"""Trained layers straight out of the files they were saved in: Keras, PyTorch, safetensors, ONNX.
+
+`FILE::NAME` is a layer in a weights file; FILE alone is enough where it holds one. A format is one module here with a reader,
+maybe an encoder, and a line in `WEIGHTS_FILES`; what is read is a list of `SavedLayer`, in Keras' words and layout. Plain
+arrays (.npy, .npz, ...) are the work of `kernels/files.py`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from conv3d_cli.atomic import AtomicFile, write_errors
+from conv3d_cli.errors import Conv3DError, FormatError, SpecError, UnknownNameError, WriteError
+from conv3d_cli.kernels.weights import keras, legacy, onnx, pytorch, safetensors
+from conv3d_cli.kernels.weights.layer import SavedLayer, file_size, reading
+
+__all__ = [
+    "WEIGHTS_FILES",
+    "SavedLayer",
+    "WeightsFile",
+    "choose_layer",
+    "find_weights_file",
+    "model_config",
+    "read_layers",
+    "saved_layer",
+    "split_name",
+    "weights_suffixes",
+    "write_layers",
+]
+
+SEPARATOR = "::"
+
+
+@dataclass(frozen=True)
+class WeightsFile:
+    """A kind of weights file.
+
+    name : str              as messages call it
+    suffixes : tuple        lower case, with the dot
+    read : callable         path -> the layers in order
+    encode : callable       layers -> the whole file, and notes on what it cannot hold; None: never written
+    config : callable       path -> the whole model's JSON, or None
+    """
+
+    name: str
+    suffixes: tuple[str, ...]
+    read: Callable[[str], list[SavedLayer]]
+    encode: Callable[[Sequence[SavedLayer]], tuple[bytes, list[str]]] | None = None
+    config: Callable[[str], dict[str, Any] | None] = lambda path: None
+
+
+# the first that claims a name by its suffix has it
+WEIGHTS_FILES: tuple[WeightsFile, ...] = (
+    WeightsFile("Keras", (".keras",), keras.read_keras, keras.encode_keras, keras.read_keras_config),
+    WeightsFile("Keras weights", (".weights.h5",), legacy.read_h5, keras.encode_weights_h5, legacy.read_h5_config),
+    WeightsFile("legacy Keras", (".h5", ".hdf5"), legacy.read_h5, None, legacy.read_h5_config),
+    WeightsFile("safetensors", (".safetensors",), safetensors.read_safetensors, safetensors.encode_safetensors),
+    WeightsFile("ONNX", (".onnx",), onnx.read_onnx, onnx.encode_onnx),
+    WeightsFile("PyTorch", (".pt", ".pth"), pytorch.read_pytorch),
+)
+
+
+def find_weights_file(path: str | os.PathLike[str]) -> WeightsFile | None:
+    """The kind that claims a file name by its suffix; None if none does.
+
+    >>> find_weights_file("unet.Weights.H5").name, find_weights_file("psf.npy")
+    ('Keras weights', None)
+    """
+    return next((kind for kind in WEIGHTS_FILES if str(path).lower().endswith(kind.suffixes)), None)
+
+
+def weights_suffixes() -> str:
+    """All suffixes, for messages."""
+    return " ".join(suffix for kind in WEIGHTS_FILES for suffix in kind.suffixes)
+
+
+def split_name(text: str) -> tuple[str, str | None]:
+    """FILE and NAME of FILE::NAME; None for a file alone, which may have colons in its name.
+
+    >>> split_name("model.keras::conv3d_1"), split_name("model.keras"), split_name("gaussian:sigma=1vox")
+    (('model.keras', 'conv3d_1'), ('model.keras', None), ('gaussian:sigma=1vox', None))
+    """
+    if SEPARATOR not in text or os.path.exists(text):
+        return text, None
+    parts = text.split(SEPARATOR)
+    splits = [(SEPARATOR.join(parts[:i]), SEPARATOR.join(parts[i:])) for i in range(1, len(parts))]
+    for sound in (os.path.exists, find_weights_file):
+        for path, name in splits:
+            if path and sound(path):
+                return path, name
+    return text, None
+
+
+def read_layers(path: str | os.PathLike[str]) -> list[SavedLayer]:
+    """The Conv3D layers of a weights file, in layer order.
+
+    Raises: FormatError if the file is missing, damaged, of no known kind or without such a layer, or a library is missing;
+    ShapeError for absurd shapes.
+    """
+    path = os.fspath(path)
+    kind = find_weights_file(path)
+    if kind is None:
+        raise FormatError(f"cannot read {path}: no weights format has this suffix; known are {weights_suffixes()}")
+    file_size(path)
+    with reading(path):
+        layers = kind.read(path)
+    if not layers:
+        raise FormatError(f"cannot read {path}: it holds no Conv3D layer (5-D weights)")
+    return layers
+
+
+def model_config(path: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """The whole model's JSON of a `.keras` or legacy `.h5` file; None where a file holds none.
+
+    Raises: FormatError.
+    """
+    path = os.fspath(path)
+    kind = find_weights_file(path)
+    if kind is None:
+        return None
+    file_size(path)
+    with reading(path):
+        return kind.config(path)
+
+
+def saved_layer(text: str) -> SavedLayer:
+    """The layer that FILE::NAME, or FILE with a single layer, stands for.
+
+    Raises: as `read_layers`; SpecError if FILE alone holds several; UnknownNameError for a NAME it does not have.
+    """
+    path, name = split_name(text)
+    return choose_layer(read_layers(path), path, name)
+
+
+def choose_layer(layers: Sequence[SavedLayer], path: str, name: str | None) -> SavedLayer:
+    """The layer of this name: its own, or else one of its aliases.
+
+    Raises: SpecError without a name for several layers, or one that several have; UnknownNameError.
+    """
+    listed = ", ".join(map(str, layers[:20])) + (f", ... ({len(layers)} in all)" if len(layers) > 20 else "")
+    if name is None:
+        if len(layers) > 1:
+            raise SpecError(
+                f"{path} holds {len(layers)} layers: {listed}; choose one as in {path}{SEPARATOR}{_unique_name(layers, 0)}"
+            )
+        return layers[0]
+    for has in (
+        lambda layer: layer.name == name,
+        lambda layer: name in layer.aliases[:1],
+        lambda layer: name in layer.aliases,
+    ):
+        matches = [layer for layer in layers if has(layer)]
+        if len(matches) == 1:
+            return matches[0]
+        if matches:
+            names = " or ".join(_unique_name(layers, layers.index(layer)) for layer in matches)
+            raise SpecError(f"{path} holds {len(matches)} layers '{name}'; write {names}")
+    known = list(dict.fromkeys(each for layer in layers for each in (layer.name, *layer.aliases)))
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean '{close[0]}'? " if close else ""
+    raise UnknownNameError(f"{path} holds no layer '{name}'; {hint}it holds {listed}")
+
+
+def _unique_name(layers: Sequence[SavedLayer], index: int) -> str:
+    """A name or alias that no other layer has."""
+    layer = layers[index]
+    others = [each for other in layers if other is not layer for each in (other.name, *other.aliases)]
+    return next((each for each in (layer.name, *layer.aliases) if each not in others), layer.name)
+
+
+def write_layers(path: str | os.PathLike[str], layers: Sequence[SavedLayer], *, overwrite: bool = False) -> list[str]:
+    """Write layers in the format of the suffix; returns notes on what it cannot hold.
+
+    The same layers give the same bytes, and the file appears complete or not at all.
+    Raises: SpecError for an unknown suffix or attributes; OutputExistsError; WriteError if the format cannot hold them;
+    ShapeError for weights that are NaN or infinite.
+    """
+    kind = find_weights_file(path)
+    if kind is None:
+        raise SpecError(f"cannot write {path}: no weights format has this suffix; known are {weights_suffixes()}")
+    if kind.encode is None:
+        able = " ".join(other.suffixes[0] for other in WEIGHTS_FILES if other.encode)
+        raise SpecError(f"cannot write {path}: {kind.name} files are only read; write {able} instead")
+    for layer in layers:
+        layer.as_kernel(layer.name)
+    with AtomicFile(path, overwrite) as output:
+        try:
+            content, notes = kind.encode(layers)
+        except Conv3DError as error:
+            written = WriteError if isinstance(error, FormatError) else type(error)
+            raise written(f"cannot write {Path(path)}: {error}") from error
+        with write_errors(path):
+            output.file.write(content)
+        output.commit()
+    return notes

@@ -1,0 +1,147 @@
+"""HDF5 with suspicion: only what lies in the file itself, and no more of it than the file is long.
+
+Links that lead out of a group, external and virtual datasets, plug-in filters, datasets larger than their storage and groups
+that contain themselves are all refused or passed over. What the groups mean is `keras.py`'s and `legacy.py`'s work.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Iterator
+from typing import Any
+
+from conv3d_cli.errors import FormatError
+from conv3d_cli.kernels.weights.layer import Array, decode_floats, natural, needing, require_shape
+
+_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+_DEPTH = 32  # groups within groups
+_GROUPS = 100_000
+_FILTERS = {1, 2, 3, 32000}  # deflate, shuffle, fletcher32, lzf: built in, no plug-in is looked for
+_COMPRESSION = 1100  # times; deflate reaches 1032
+
+
+@contextlib.contextmanager
+def open_hdf5(source: str | bytes, path: str) -> Iterator[Any]:
+    """An HDF5 file, or the bytes of one, open for reading.
+
+    path : str      for messages
+    Raises: FormatError if h5py is missing or it is no HDF5 file.
+    """
+    with needing("h5py", f"read {path}"):
+        import h5py
+    if isinstance(source, str):
+        with open(source, "rb") as file:
+            start = file.read(len(_SIGNATURE))
+    else:
+        start = source[: len(_SIGNATURE)]
+    if start != _SIGNATURE:
+        raise FormatError(f"cannot read {path}: not an HDF5 file")
+    with h5py.File(source if isinstance(source, str) else io.BytesIO(source), "r") as file:
+        yield file
+
+
+def members(group: Any) -> dict[str, Any]:
+    """What lies in a group, in natural order: conv3d_2 before conv3d_10."""
+    import h5py
+
+    found = {}
+    for name in sorted(group, key=natural):
+        if isinstance(group.get(name, getlink=True), h5py.HardLink):  # a soft link may lead anywhere
+            found[name] = group[name]
+    return found
+
+
+def find_member(group: Any, name: str) -> Any:
+    """What lies at NAME/NAME/... below a group; None if nothing does."""
+    for part in name.split("/"):
+        group = members(group).get(part) if is_group(group) else None
+        if group is None:
+            return None
+    return group
+
+
+def is_group(thing: Any) -> bool:
+    """Whether it is a group and not a dataset."""
+    return hasattr(thing, "keys")
+
+
+def is_dataset(thing: Any, rank: int | None = None) -> bool:
+    """Whether it is a dataset, of this rank."""
+    return hasattr(thing, "shape") and thing.shape is not None and (rank is None or len(thing.shape) == rank)
+
+
+def walk_groups(root: Any, path: str) -> Iterator[tuple[str, Any]]:
+    """Every group below the root with its name, A/B/C, in natural order.
+
+    Raises: FormatError for groups that contain themselves.
+    """
+    import h5py
+
+    seen = 0
+
+    def walk(name: str, group: Any, above: tuple[int, ...]) -> Iterator[tuple[str, Any]]:
+        nonlocal seen
+        seen += 1
+        address = h5py.h5o.get_info(group.id).addr
+        if address in above or len(above) > _DEPTH or seen > _GROUPS:
+            raise FormatError(f"cannot read {path}: its groups contain one another, or are nested too deeply")
+        yield name, group
+        for part, inner in members(group).items():
+            if is_group(inner):
+                yield from walk(f"{name}/{part}" if name else part, inner, (*above, address))
+
+    yield from walk("", root, ())
+
+
+def read_text(thing: Any, name: str) -> str | None:
+    """An attribute as text; None if there is none."""
+    value = thing.attrs.get(name)
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    return None if value is None else str(value)
+
+
+def read_names(thing: Any, name: str) -> list[str] | None:
+    """An attribute that holds a list of texts; long ones are split over NAME0, NAME1, ...; None if there is none.
+
+    Source: Keras, legacy_h5_format.py load_attributes_from_hdf5_group.
+    """
+    chunks = [thing.attrs[name]] if name in thing.attrs else []
+    if not chunks:
+        while f"{name}{len(chunks)}" in thing.attrs:
+            chunks.append(thing.attrs[f"{name}{len(chunks)}"])
+    if not chunks:
+        return None
+    return [
+        text.decode(errors="replace") if isinstance(text, bytes) else str(text) for chunk in chunks for text in chunk
+    ]
+
+
+def read_dataset(dataset: Any, size: int, what: str, path: str) -> Array:
+    """The numbers of a dataset.
+
+    size : int      bytes of the file
+    what : str      as messages call it
+    Raises: FormatError if they lie elsewhere, are no floats, or are more than the file can hold.
+    """
+    shape = tuple(int(n) for n in dataset.shape)
+    require_shape(shape, what, path)
+    plan = dataset.id.get_create_plist()
+    filters = [plan.get_filter(i)[0] for i in range(plan.get_nfilters())]
+    if dataset.external or dataset.is_virtual:
+        raise FormatError(f"cannot read {path}: the numbers of {what} lie in another file, which is never opened")
+    if not set(filters) <= _FILTERS:
+        raise FormatError(
+            f"cannot read {path}: {what} is packed by an HDF5 plug-in (filter {filters}), which is never run"
+        )
+    stored = dataset.id.get_storage_size()
+    promised = dataset.dtype.itemsize * int(dataset.size)
+    if stored > size or promised > stored * (_COMPRESSION if filters else 1):
+        raise FormatError(f"cannot read {path}: truncated: {what} promises {promised:,} bytes, {stored:,} are stored")
+    if dataset.dtype.kind == "V" and dataset.dtype.itemsize == 2 and read_text(dataset, "dtype") == "bfloat16":
+        return decode_floats(dataset[()].tobytes(), "bfloat16").reshape(shape)
+    if dataset.dtype.kind != "f":
+        raise FormatError(f"cannot read {path}: {what} holds {dataset.dtype}, not floats")
+    values = dataset[()]
+    return values.astype("=f8" if values.dtype.itemsize > 8 else f"=f{values.dtype.itemsize}")

@@ -1,0 +1,254 @@
+"""Makes tests/data/weights/: small files saved by the real Keras, PyTorch and ONNX, and what their layers compute.
+
+Each part runs where its libraries are installed (they are no dependency of the package) and rewrites its own files:
+
+    python make_weights_files.py keras3     # keras, jax, h5py
+    python make_weights_files.py keras2     # tf-keras, tensorflow-cpu
+    python make_weights_files.py torch      # torch, safetensors, onnx, onnxscript
+
+Beside the weights stands expected_PART.npz: under "FILE,FILE|LAYER|x" an input and under "FILE,FILE|LAYER|y" the output of that
+layer alone (activation and bias included) as the library computed it; channels last in the files of Keras unless the layer
+says otherwise, channels first in those of PyTorch and ONNX. What weights files hold without attributes is computed with the
+defaults of a plain convolution.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+os.environ["KERAS_BACKEND"] = "jax"
+os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
+
+import numpy as np
+
+FOLDER = Path(__file__).parent / "weights"
+RNG = np.random.default_rng(20260101)
+
+
+def noise(*shape, dtype=np.float32):
+    return RNG.standard_normal(shape).astype(dtype)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Keras 3
+
+
+def keras3():
+    import keras
+    from keras import layers
+
+    expected = {}
+
+    def keep(files, model):
+        """The outputs of every Conv3D of a model, nested ones included."""
+        for layer in model._flatten_layers(include_self=False):
+            if isinstance(layer, layers.Conv3D):
+                first = layer.data_format == "channels_first"
+                channels = layer.kernel.shape[3] * layer.groups
+                x = noise(1, channels, 3, 5, 4) if first else noise(1, 3, 5, 4, channels)
+                expected[f"{files}|{layer.name}|x"] = x
+                expected[f"{files}|{layer.name}|y"] = np.asarray(layer(x)).astype(np.float32)
+
+    def randomize(model):
+        for weight in model.weights:
+            weight.assign(noise(*weight.shape) / 3)
+        return model
+
+    # every attribute off its default; the first is named as the second's group
+    two = keras.Sequential(
+        [
+            keras.Input((None, None, None, 2)),
+            layers.Conv3D(4, 3, strides=(1, 2, 1), padding="same", activation="relu", name="conv3d_1"),
+            layers.Activation("tanh"),
+            layers.Conv3D(6, (2, 3, 1), dilation_rate=(1, 1, 2), groups=2, use_bias=False, name="narrow"),
+        ],
+        name="two",
+    )
+    randomize(two)
+    two.save(FOLDER / "two.keras")
+    keep("two.keras", two)
+
+    inner = keras.Sequential([keras.Input((None, None, None, 3)), layers.Conv3D(3, 2, name="inside")], name="block")
+    inputs = keras.Input((None, None, None, 1))
+    x = layers.Conv3D(3, 3, padding="same", activation="swish", name="conv3d_1")(inputs)
+    y = inner(x)
+    y = layers.Conv3DTranspose(3, 2, name="up")(y)
+    outputs = layers.Conv3D(1, 1, activation="leaky_relu", name="last")(layers.Add()([x, y]))
+    nested = randomize(keras.Model(inputs, outputs, name="nested"))
+    nested.save(FOLDER / "nested.keras")
+    nested.save_weights(FOLDER / "nested.weights.h5")
+    nested.save(FOLDER / "nested.h5")
+    keep("nested.keras,nested.weights.h5,nested.h5", nested)
+
+    steps = [layers.Conv3D(1, 1, use_bias=False, name=f"step{i}") for i in range(11)]
+    many = keras.Sequential([keras.Input((1, 1, 1, 1)), *steps])
+    many.set_weights([np.full((1, 1, 1, 1, 1), float(i)) for i in range(11)])
+    many.save_weights(FOLDER / "many.weights.h5")
+
+    first = layers.Conv3D(3, 2, data_format="channels_first", name="first")
+    half = layers.Conv3D(2, 2, data_format="channels_first", dtype="bfloat16", name="half")
+    special = randomize(keras.Sequential([keras.Input((2, 3, 5, 4)), first, half]))
+    special.save(FOLDER / "special.keras")
+    wide = layers.Conv3D(2, 2, data_format="channels_first", name="half")
+    wide.build((None, 3, 3, 5, 4))
+    wide.set_weights([np.asarray(w).astype(np.float32) for w in half.get_weights()])
+    keep("special.keras", keras.Sequential([first, wide]))  # its weights, in float32 arithmetic
+    np.savez_compressed(FOLDER / "expected_keras3.npz", **expected)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Keras 2
+
+
+def keras2():
+    import tf_keras as keras
+    from tf_keras import layers
+
+    expected = {}
+
+    def keep(files, model):
+        for layer in model._flatten_layers(include_self=False):
+            if isinstance(layer, layers.Conv3D):
+                x = noise(1, 3, 5, 4, layer.kernel.shape[3])
+                expected[f"{files}|{layer.name}|x"] = x
+                expected[f"{files}|{layer.name}|y"] = np.asarray(layer(x))
+
+    inner = keras.Sequential([layers.Conv3D(3, 2, name="inside", input_shape=(None, None, None, 3))], name="block")
+    model = keras.Sequential(
+        [
+            layers.Conv3D(
+                3, 3, strides=(1, 2, 1), padding="same", activation="relu", input_shape=(None, None, None, 2)
+            ),
+            inner,
+            layers.Conv3D(2, (2, 1, 1), dilation_rate=2, padding="same", use_bias=False, name="another"),
+        ]
+    )
+    model.set_weights([noise(*weight.shape) / 3 for weight in model.get_weights()])
+    model.save(FOLDER / "keras2.h5", include_optimizer=False)
+    model.save_weights(FOLDER / "keras2_weights_only.h5")
+    model.save(FOLDER / "keras2.keras")
+    keep("keras2.h5,keras2_weights_only.h5,keras2.keras", model)
+    np.savez_compressed(FOLDER / "expected_keras2.npz", **expected)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# PyTorch, safetensors, ONNX
+
+
+def torch():
+    import torch
+    from safetensors.torch import save_file
+    from torch import nn
+
+    torch.manual_seed(1)
+    expected = {}
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.enc = nn.ModuleDict({"conv": nn.Conv3d(2, 4, 3, padding=1)})
+            self.mid = nn.Conv3d(4, 6, (2, 3, 1), stride=(1, 2, 1), padding=(1, 0, 2), dilation=(1, 1, 2), groups=2)
+            self.norm = nn.BatchNorm3d(6)
+            self.out = nn.Conv3d(6, 1, 1, bias=False)
+
+        def forward(self, x):
+            return self.out(self.norm(self.mid(torch.relu(self.enc["conv"](x)))))
+
+    net = Net().eval()
+    convolutions = {"enc.conv": net.enc["conv"], "mid": net.mid, "out": net.out}
+
+    def keep(files, name, layer, compute):
+        x = torch.from_numpy(noise(1, layer.in_channels, 3, 5, 4))
+        with torch.no_grad():
+            expected[f"{files}|{name}|x"], expected[f"{files}|{name}|y"] = x.numpy(), compute(x).numpy()
+
+    def plain(layer):
+        """A convolution without the attributes that a state dict does not hold."""
+        return lambda x: nn.functional.conv3d(x, layer.weight, layer.bias, groups=layer.groups)
+
+    state = net.state_dict()
+    torch.save(state, FOLDER / "state.pt")
+    torch.save(
+        {"epoch": 3, "lr": 1e-3, "model_state_dict": state, "notes": [None, True, ("a", 2)]}, FOLDER / "checkpoint.pth"
+    )
+    save_file(state, FOLDER / "net.safetensors", metadata={"format": "pt"})
+    for name, layer in convolutions.items():
+        keep("state.pt,checkpoint.pth,net.safetensors", name, layer, plain(layer))
+
+    mixed = {}
+    for dtype in ("float64", "float32", "float16", "bfloat16"):
+        layer = nn.Conv3d(2, 3, 2).to(getattr(torch, dtype))
+        mixed |= {f"{dtype}.{key}": value for key, value in layer.state_dict().items()}
+        keep("dtypes.pt,dtypes.safetensors", dtype, layer, plain(layer.float()))
+    strided = nn.Conv3d(2, 3, 2)
+    strided.weight = nn.Parameter(strided.weight.detach().permute(2, 3, 4, 1, 0).contiguous().permute(4, 3, 0, 1, 2))
+    mixed |= {"strided.weight": strided.weight, "strided.bias": torch.cat([torch.zeros(5), strided.bias.detach()])[5:]}
+    keep("dtypes.pt", "strided", strided, plain(strided))
+    torch.save(mixed, FOLDER / "dtypes.pt")
+    save_file(
+        {k: v.detach().contiguous() for k, v in mixed.items() if "strided" not in k}, FOLDER / "dtypes.safetensors"
+    )
+
+    # what is refused: a pickled module, the format before torch 1.6, TorchScript
+    small = nn.Conv3d(1, 1, 1)
+    torch.save(small, FOLDER / "module.pt")
+    torch.save(small.state_dict(), FOLDER / "before_1_6.pt", _use_new_zipfile_serialization=False)
+    torch.jit.trace(small, torch.zeros(1, 1, 2, 2, 2)).save(str(FOLDER / "script.pt"))
+
+    x = torch.zeros(1, 2, 3, 5, 4)
+    torch.onnx.export(net, (x,), FOLDER / "net.onnx", external_data=False)
+    torch.onnx.export(net, (x,), FOLDER / "external.onnx", external_data=True)
+    # the exporter folds the normalization into the convolution before it, and names nodes as it likes
+    folded = {"enc.conv": net.enc["conv"], "mid": lambda x: net.norm(net.mid(x)), "out": net.out}
+    for name, compute in folded.items():
+        keep("net.onnx,external.onnx", name, convolutions[name], compute)
+    onnx_by_hand(expected)
+    np.savez_compressed(FOLDER / "expected_torch.npz", **expected)
+
+
+def onnx_by_hand(expected):
+    """Nodes that exporters write rarely: auto_pad, Constant weights, typed fields, float16; computed by onnxruntime."""
+    import onnx
+    import onnxruntime
+    from onnx import TensorProto, helper, numpy_helper
+
+    file = "attributes.onnx"
+    nodes, inits, outputs = [], [], []
+
+    def add(name, attributes, channels=2, filters=4, size=(2, 3, 2), stored="raw"):
+        groups = attributes.get("group", 1)
+        w, b = noise(filters, channels // groups, *size) / 3, noise(filters)
+        if stored == "typed":
+            inits.append(helper.make_tensor(f"{name}_w", TensorProto.FLOAT, w.shape, w.ravel().tolist()))
+        elif stored == "constant":
+            nodes.append(helper.make_node("Constant", [], [f"{name}_w"], value=numpy_helper.from_array(w)))
+        else:
+            inits.append(numpy_helper.from_array(w, f"{name}_w"))
+        inits.append(numpy_helper.from_array(b, f"{name}_b"))
+        nodes.append(helper.make_node("Conv", ["x", f"{name}_w", f"{name}_b"], [f"{name}_y"], name=name, **attributes))
+        outputs.append(helper.make_tensor_value_info(f"{name}_y", TensorProto.FLOAT, [None] * 5))
+
+    add("Conv_0", {})
+    add("Conv_1", {"auto_pad": "SAME_UPPER", "strides": [2, 1, 2]}, stored="typed")
+    add("Conv_2", {"auto_pad": "SAME_LOWER"}, stored="constant")
+    add("Conv_3", {"auto_pad": "VALID", "group": 2})
+    add("Conv_4", {"pads": [0, 1, 2, 1, 0, 0], "strides": [1, 2, 1]})
+    add("Conv_5", {"strides": [2, 2, 2], "dilations": [1, 2, 2]})
+    add("Conv_6", {"pads": [0, 1, 0, 1, 1, 1]})
+    graph = helper.make_graph(
+        nodes, "attributes", [helper.make_tensor_value_info("x", TensorProto.FLOAT, [None, 2, None, None, None])], outputs,
+        inits,
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    onnx.checker.check_model(model)
+    onnx.save(model, FOLDER / file)
+    x = noise(1, 2, 3, 5, 4)
+    session = onnxruntime.InferenceSession(str(FOLDER / file))
+    for output, y in zip(session.get_outputs(), session.run(None, {"x": x}), strict=True):
+        name = output.name.removesuffix("_y")
+        expected[f"{file}|{name}|x"], expected[f"{file}|{name}|y"] = x, y
+
+
+if __name__ == "__main__":
+    FOLDER.mkdir(exist_ok=True)
+    {"keras3": keras3, "keras2": keras2, "torch": torch}[sys.argv[1]]()
