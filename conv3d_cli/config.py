@@ -140,10 +140,11 @@ def _kernel_arguments(value: Any, folder: Path | None) -> dict[str, Any]:
         # a name that is neither a built-in nor a file stays as it is, so that the nearest built-in is suggested
         if folder is not None and not is_builtin(value) and (Path(file).suffix or (folder / file).exists()):
             value = str(folder / value)
-        if not weights.is_weights(value):
+        if weights.find_weights_file(weights.split_name(value)[0]) is None:
             return {"kernel": value}
         saved = weights.saved_layer(value)
-        return {**_saved_arguments(saved.config or {}), "kernel": saved.as_kernel(), "boundary": "zeros"}
+        arguments = _saved_arguments(saved.config or {})
+        return {**arguments, "kernel": saved.as_kernel(value), "boundary": "zeros", "notes": saved.notes}
     import numpy as np
 
     from conv3d_cli.model.kernel import Kernel
@@ -242,5 +243,6 @@ def read_model_file(path: str) -> Config:
             f"cannot read {path}: its model has {len(config.stages)} Conv3D layers, its weights {len(saved)}"
         )
     for stage, in_order in zip(config.stages, saved, strict=True):
-        stage["kernel"] = by_name.get(stage["name"], in_order).as_kernel()
+        layer = by_name.get(stage["name"], in_order)
+        stage["kernel"] = layer.as_kernel(f"{path}::{layer.name}")
     return config

@@ -55,6 +55,7 @@ class Stage:
     activations : tuple                 identifiers as `layer.activations.get` takes them, applied in order
     bias : sequence of floats or None   None: the kernel's own, unless `use_bias` is False
     seed : int or None                  of the initializers
+    notes : tuple of str                what should be known of the kernel's file
     """
 
     kernel: str | Kernel | None = None
@@ -80,6 +81,7 @@ class Stage:
     activity_regularizer: Any = None
     kernel_constraint: Any = None
     bias_constraint: Any = None
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         # Everything that no volume could make legal is refused here, before any file is touched.
@@ -242,6 +244,7 @@ def _prepare(job: Job, reader: VolumeReader) -> PreparedJob:
             where = f"layer {stage.name or number + 1}: " if len(job.stages) > 1 else ""
             raise ShapeError(f"{where}{error}") from error
         kernels.append(kernel)
+        notes += stage.notes
         resolved.append((stage, kernel, losses, spec, problem, functions))
         shape, grid = (shape[0], *problem.out_size, channels), grid_after(grid, problem)
         transform = transform.then(problem.voxel_transform)

@@ -70,7 +70,7 @@ kernel_options = options(
 layer_options = options(
     click.option(
         "--padding", metavar="MODE",
-        help="valid, same (Keras' split: the odd voxel after), full, N, N,N,N or LO:HI,LO:HI,LO:HI.  "
+        help="valid, same (Keras' split: the odd voxel after), same_lower (before), full, N, N,N,N or LO:HI,LO:HI,LO:HI.  "
         "[default: same for a 3-D kernel, valid for a 5-D one]",
     ),
     click.option(

@@ -20,7 +20,7 @@ from conv3d_cli.errors import ShapeError, SpecError, unknown_name
 Triple = tuple[int, int, int]
 Pads = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 AXIS_NAMES = ("depth", "height", "width")
-PADDINGS = ("valid", "same", "full")
+PADDINGS = ("valid", "same", "full", "same_lower")
 
 
 def triple(value: int | Sequence[int], name: str, minimum: int = 1) -> Triple:
@@ -154,13 +154,13 @@ def output_size(size: int, kernel_size: int, stride: int, dilation_rate: int, pa
     """Voxels along one axis after convolution; 0 or less where no output fits.
 
     size : int          input voxels along the axis
-    padding : "valid" | "same" | "full" | (before, after)
+    padding : "valid" | "same" | "same_lower" | "full" | (before, after)
     Source: Keras 3, ops/operation_utils.py compute_conv_output_shape.
     >>> output_size(10, 3, stride=1, dilation_rate=2, padding="valid")
     6
     """
     extent = (kernel_size - 1) * dilation_rate + 1
-    if padding == "same":
+    if padding in ("same", "same_lower"):
         return -(-size // stride)
     before, after = pad_sizes(size, kernel_size, stride, dilation_rate, padding)
     return (size + before + after - extent) // stride + 1
@@ -169,9 +169,9 @@ def output_size(size: int, kernel_size: int, stride: int, dilation_rate: int, pa
 def pad_sizes(
     size: int, kernel_size: int, stride: int, dilation_rate: int, padding: str | tuple[int, int]
 ) -> tuple[int, int]:
-    """Voxels added before and after one axis. Under "same" the odd one goes after, as in Keras.
+    """Voxels added before and after one axis. Under "same" the odd one goes after, as in Keras; under "same_lower" before.
 
-    Source: TensorFlow, python/ops/nn_ops.py, "padding".
+    Source: TensorFlow, python/ops/nn_ops.py, "padding"; ONNX, Conv, auto_pad SAME_UPPER and SAME_LOWER.
     >>> pad_sizes(224, 7, stride=2, dilation_rate=1, padding="same")
     (2, 3)
     """
@@ -180,9 +180,10 @@ def pad_sizes(
         return 0, 0
     if padding == "full":
         return extent - 1, extent - 1
-    if padding == "same":
+    if padding in ("same", "same_lower"):
         total = max((-(-size // stride) - 1) * stride + extent - size, 0)
-        return total // 2, total - total // 2
+        half = total // 2
+        return (half, total - half) if padding == "same" else (total - half, half)
     assert not isinstance(padding, str), padding
     return padding
 
@@ -262,7 +263,7 @@ class ConvSpec:
     """A convolution as it is asked for, in Keras' words, before the sizes of volume and kernel are known.
 
     strides, dilation_rate : int or 3 ints      at least 1, in D, H, W order
-    padding : "valid" | "same" | "full" | int | 3 ints | 3 (before, after) pairs
+    padding : "valid" | "same" | "same_lower" | "full" | int | 3 ints | 3 (before, after) pairs
     groups : int                                divides input channels and filters
     filters : int or None                       expected output channels; None takes the kernel's
     boundary : str or Boundary                  what padding reads: see `Boundary`
