@@ -1,1 +1,1 @@
-"""The Keras Conv3D layer: its activations (and, as they come, initializers, regularizers and constraints)."""
+"""The Keras Conv3D layer without its arithmetic: activations, initializers, regularizers, constraints, and the config."""

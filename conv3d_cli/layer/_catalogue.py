@@ -9,6 +9,7 @@ import difflib
 import inspect
 import json
 import numbers
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -137,3 +138,18 @@ def keras_dict(module: str, class_name: str, config: Mapping[str, Any]) -> dict[
 def plain(value: Any) -> Any:
     """A value as it comes back from JSON: tuples are lists. Raises: TypeError for what JSON cannot hold."""
     return json.loads(json.dumps(value))
+
+
+def by_name(classes: Iterable[type]) -> dict[str, type]:
+    """Classes by their name and its snake case, as Keras finds them.
+
+    >>> class HeNormal: pass
+    >>> class L1L2: pass
+    >>> sorted(by_name([HeNormal, L1L2]))
+    ['HeNormal', 'L1L2', 'he_normal', 'l1l2']
+    """
+    found: dict[str, type] = {}
+    for cls in classes:
+        snake = re.sub("([a-z])([A-Z])", r"\1_\2", cls.__name__).lower()
+        found |= {cls.__name__: cls, snake: cls}
+    return found

@@ -1,0 +1,466 @@
+"""The configuration of a Conv3D layer, in Keras' words: checked, read from Keras 2 and 3, written as Keras 3.
+
+`LayerConfig` holds every argument of the layer and no weights. `read_model` takes a whole `model.to_json()` apart into such
+layers, with the activation layers between them. TOML and JSON configs use the same keys.
+Source: Keras 3, keras/src/layers/convolutional/base_conv.py and keras/src/saving/serialization_lib.py.
+"""
+
+from __future__ import annotations
+
+import difflib
+import numbers
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from conv3d_cli.errors import ShapeError, SpecError
+from conv3d_cli.layer import activations, constraints, initializers, regularizers
+from conv3d_cli.layer._catalogue import keras_dict
+from conv3d_cli.layer._keras_json import settings
+from conv3d_cli.layer.activations import Activation, dtype_policy
+from conv3d_cli.layer.constraints import Constraint
+from conv3d_cli.layer.initializers import Initializer, derived_seed
+from conv3d_cli.layer.regularizers import Regularizer
+from conv3d_cli.model.spec import ConvSpec, Triple, triple
+
+DATA_FORMATS = ("channels_last", "channels_first")
+# policy -> dtype of the weights
+DTYPES = {
+    "float32": "float32",
+    "float64": "float64",
+    "float16": "float16",
+    "bfloat16": "bfloat16",
+    "mixed_float16": "float32",
+    "mixed_bfloat16": "float32",
+}
+# keys of a Keras config that change nothing here
+_IGNORED = (
+    "build_config", "batch_input_shape", "batch_shape", "input_shape", "shared_object_id", "lora_rank", "lora_alpha",
+    "quantization_config", "autocast",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class LayerConfig:
+    """Every argument of Keras' Conv3D, checked in Keras 3's order and brought to one form.
+
+    filters : int                       output channels
+    kernel_size, strides, dilation_rate : int or 3 ints         in D, H, W order
+    padding : "valid" | "same"
+    data_format : "channels_last" | "channels_first" | None     None: what keras.json says, else channels_last
+    groups : int                        divides filters and input channels
+    activation, kernel_initializer, ... : whatever the `get` of their catalogue takes
+    dtype : str or None                 a dtype or policy of Keras; None: what keras.json says, else float32
+    seed : int or None                  for initializers without a seed; kernel and bias get different ones
+    then : activations                  of the layers after this one, in order; no part of Keras' config of the layer
+    Raises: SpecError (a ValueError), with the facts of Keras' messages.
+
+    >>> config = LayerConfig(filters=4, kernel_size=3, activation="relu", padding="SAME")
+    >>> config.kernel_size, config.padding, config.activation.name
+    ((3, 3, 3), 'same', 'relu')
+    """
+
+    filters: int
+    kernel_size: Triple
+    strides: Triple = (1, 1, 1)
+    padding: str = "valid"
+    data_format: str | None = None
+    dilation_rate: Triple = (1, 1, 1)
+    groups: int = 1
+    activation: Activation | None = None
+    use_bias: bool = True
+    kernel_initializer: Initializer | None = field(default_factory=initializers.GlorotUniform)
+    bias_initializer: Initializer | None = field(default_factory=initializers.Zeros)
+    kernel_regularizer: Regularizer | None = None
+    bias_regularizer: Regularizer | None = None
+    activity_regularizer: Regularizer | None = None
+    kernel_constraint: Constraint | None = None
+    bias_constraint: Constraint | None = None
+    name: str | None = None
+    dtype: str | None = None
+    seed: int | None = field(default=None, compare=False)
+    trainable: bool = True
+    then: tuple[Activation, ...] = ()
+
+    def __post_init__(self) -> None:
+        def settle(key: str, value: Any) -> None:
+            object.__setattr__(self, key, value)
+
+        settle("seed", initializers.RandomNormal(seed=self.seed).seed)
+        for key in ("kernel_size", "strides", "dilation_rate"):
+            settle(key, triple(getattr(self, key), key))
+        settle("padding", _padding(self.padding))
+        settle("data_format", standard_data_format(self.data_format))
+        settle("activation", activations.get(self.activation))
+        for key, get in (
+            ("kernel_initializer", initializers.get),
+            ("bias_initializer", initializers.get),
+            ("kernel_regularizer", regularizers.get),
+            ("bias_regularizer", regularizers.get),
+            ("activity_regularizer", regularizers.get),
+            ("kernel_constraint", constraints.get),
+            ("bias_constraint", constraints.get),
+        ):
+            value = getattr(self, key)
+            if get is initializers.get:
+                seed = None if self.seed is None else derived_seed(self.seed, key.partition("_")[0])
+                settle(key, initializers.get(value, seed=seed))
+            else:
+                settle(key, get(value))
+        settle("filters", _positive(self.filters, "filters"))
+        settle("groups", _positive(self.groups, "groups"))
+        if self.filters % self.groups:
+            raise SpecError(
+                "the number of filters must be evenly divisible by the number of groups, "
+                f"received groups={self.groups}, filters={self.filters}"
+            )
+        self.spec()  # strides with dilation
+        for key in ("use_bias", "trainable"):
+            if not isinstance(getattr(self, key), bool):
+                raise SpecError(f"{key} must be true or false, received {getattr(self, key)!r}")
+        settle("name", "conv3d" if self.name is None else str(self.name))
+        settle("dtype", _policy(self.dtype))
+        settle("then", tuple(activations.get(a) for a in self.then))
+
+    # ------------------------------------------------------------------------------------------------------------------
+
+    def spec(self) -> ConvSpec:
+        """The geometry alone.
+
+        >>> LayerConfig(2, 3, padding="same").spec().resolve((1, 6, 6, 7, 1), (3, 3, 3, 1, 2)).out_size
+        (6, 6, 7)
+        """
+        return ConvSpec(
+            strides=self.strides,
+            padding=self.padding,
+            dilation_rate=self.dilation_rate,
+            groups=self.groups,
+            filters=self.filters,
+        )
+
+    @property
+    def variable_dtype(self) -> str:
+        """The dtype of the weights (float32 under a mixed policy)."""
+        return DTYPES[str(self.dtype)]
+
+    def kernel_shape(self, in_channels: int) -> tuple[int, int, int, int, int]:
+        """(kd, kh, kw, in_channels/groups, filters), in either data format.
+
+        Raises: ShapeError if groups do not divide the channels.
+        >>> LayerConfig(4, (1, 2, 3), groups=2).kernel_shape(6)
+        (1, 2, 3, 3, 4)
+        """
+        if in_channels % self.groups:
+            raise ShapeError(
+                "the number of input channels must be evenly divisible by the number of groups, "
+                f"received groups={self.groups}, but the input has {in_channels} channels"
+            )
+        return (*self.kernel_size, in_channels // self.groups, self.filters)
+
+    def initial_weights(self, in_channels: int) -> tuple[NDArray[Any], NDArray[Any] | None]:
+        """Kernel and bias as the initializers make them; no bias without `use_bias`.
+
+        An initializer of None is glorot_uniform for either, as in Keras. bfloat16 weights come as float32.
+        >>> kernel, bias = LayerConfig(4, 3, seed=1).initial_weights(2)
+        >>> kernel.shape, bias.tolist()
+        ((3, 3, 3, 2, 4), [0.0, 0.0, 0.0, 0.0])
+        """
+        dtype = "float32" if self.variable_dtype == "bfloat16" else self.variable_dtype
+
+        def made(purpose: str, shape: Sequence[int]) -> NDArray[Any]:
+            initializer = getattr(self, f"{purpose}_initializer")
+            if initializer is None:
+                seed = None if self.seed is None else derived_seed(self.seed, purpose)
+                initializer = initializers.GlorotUniform(seed=seed)
+            try:
+                return np.asarray(initializer(shape, dtype))
+            except ShapeError as error:
+                raise ShapeError(f"{purpose}_initializer: {error}") from error
+
+        kernel = made("kernel", self.kernel_shape(in_channels))
+        return kernel, made("bias", (self.filters,)) if self.use_bias else None
+
+    # ------------------------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_keras(cls, config: Mapping[str, Any], keras2: bool = False) -> LayerConfig:
+        """The layer of a `get_config()` of Keras 2 or 3, or of the dict around it; of a TOML table with the same keys.
+
+        keras2 : bool       hard_sigmoid is Keras 2's (a layer's config alone does not tell)
+        Raises: SpecError for unknown or missing keys, and all that the class refuses.
+        >>> LayerConfig.from_keras({"class_name": "Conv3D", "config": {"filters": 2, "kernel_size": [3, 3, 3]}}).filters
+        2
+        """
+        if not isinstance(config, Mapping):
+            raise SpecError(f"the config of a layer is a table, received {config!r}")
+        if "class_name" in config:
+            if config["class_name"] not in ("Conv3D", "Convolution3D"):
+                raise SpecError(f"a layer of class {config['class_name']} is no Conv3D")
+            config = _inner(config)
+        known = [f.name for f in fields(cls) if f.name != "then"]
+        values = {key: value for key, value in config.items() if key not in _IGNORED}
+        for key in values:
+            if key not in known:
+                close = difflib.get_close_matches(str(key), known, n=1)
+                hint = f"; did you mean '{close[0]}'?" if close else ""
+                raise SpecError(f"unrecognized keyword arguments passed to Conv3D: '{key}'{hint}")
+        missing = [key for key in ("filters", "kernel_size") if key not in values]
+        if missing:
+            raise SpecError(f"a Conv3D layer needs {' and '.join(missing)}")
+        if keras2 and "activation" in values:
+            values["activation"] = _as_keras2(activations.get(values["activation"]))
+        return cls(**values)
+
+    def to_keras(self) -> dict[str, Any]:
+        """What Keras 3's `get_config()` gives: plain values that JSON holds. `then` is no part of it; see `write_model`.
+
+        Raises: SpecError if a Python function is among the arguments.
+        >>> config = LayerConfig(2, 3, activation="gelu").to_keras()
+        >>> config["kernel_size"], config["activation"], LayerConfig.from_keras(config) == LayerConfig(2, 3, activation="gelu")
+        ([3, 3, 3], 'gelu', True)
+        """
+        return {
+            "name": self.name,
+            "trainable": self.trainable,
+            "dtype": dtype_policy(str(self.dtype)),
+            "filters": self.filters,
+            "kernel_size": list(self.kernel_size),
+            "strides": list(self.strides),
+            "padding": self.padding,
+            "data_format": self.data_format,
+            "dilation_rate": list(self.dilation_rate),
+            "groups": self.groups,
+            "activation": activations.serialize(self.activation),
+            "use_bias": self.use_bias,
+            "kernel_initializer": initializers.serialize(self.kernel_initializer),
+            "bias_initializer": initializers.serialize(self.bias_initializer),
+            "kernel_regularizer": regularizers.serialize(self.kernel_regularizer),
+            "bias_regularizer": regularizers.serialize(self.bias_regularizer),
+            "activity_regularizer": regularizers.serialize(self.activity_regularizer),
+            "kernel_constraint": constraints.serialize(self.kernel_constraint),
+            "bias_constraint": constraints.serialize(self.bias_constraint),
+        }
+
+
+def standard_data_format(value: str | None) -> str:
+    """The data format in lower case; None is what keras.json says, else channels_last.
+
+    Raises: SpecError; ConfigError for a keras.json that Keras refuses.
+    >>> standard_data_format("Channels_First")
+    'channels_first'
+    """
+    if value is None:
+        return settings().image_data_format
+    text = str(value).lower()
+    if text not in DATA_FORMATS:
+        raise SpecError(
+            f"the data_format argument must be one of 'channels_first', 'channels_last', received data_format={value!r}"
+        )
+    return text
+
+
+def _padding(value: Any) -> str:
+    text = value.lower() if isinstance(value, str) else value
+    if text == "causal":
+        raise SpecError(
+            "the padding argument must be one of 'valid', 'same', received 'causal', which is only for Conv1D"
+        )
+    if not isinstance(text, str) or text not in ("valid", "same"):
+        raise SpecError(f"the padding argument must be one of 'valid', 'same', received {value!r}")
+    return text
+
+
+def _positive(value: Any, name: str) -> int:
+    # Keras takes 2.0 for 2
+    whole = isinstance(value, numbers.Integral) or (isinstance(value, float) and value.is_integer())
+    if not whole or isinstance(value, bool) or value <= 0:
+        if name == "groups":
+            raise SpecError(f"the number of groups must be a positive integer, received groups={value!r}")
+        raise SpecError(
+            f"invalid value for argument {name}: expected a strictly positive whole number, received {name}={value!r}"
+        )
+    return int(value)
+
+
+def _policy(value: Any) -> str:
+    if value is None:
+        return settings().floatx
+    if isinstance(value, Mapping):  # {"class_name": "DTypePolicy" or "Policy", "config": {"name": ...}}
+        config = value.get("config")
+        value = config.get("name") if isinstance(config, Mapping) else value
+    if isinstance(value, (np.dtype, type)):
+        value = np.dtype(value).name
+    if not isinstance(value, str) or value not in DTYPES:
+        raise SpecError(f"dtype must be one of {', '.join(DTYPES)}, received {value!r}")
+    return value
+
+
+def _inner(layer: Mapping[str, Any]) -> Mapping[str, Any]:
+    config = layer.get("config", {})
+    if not isinstance(config, Mapping):
+        raise SpecError(f"the config of {layer.get('class_name')} must be a table, received {config!r}")
+    return config
+
+
+def _as_keras2(activation: Activation) -> Activation:
+    return activations.get("hard_sigmoid:keras2=true") if activation == activations.get("hard_sigmoid") else activation
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Models
+
+MODELS = ("Sequential", "Functional", "Model")
+# layers that do nothing when a model is applied
+PASSIVE = ("InputLayer", "Dropout", "SpatialDropout3D", "GaussianDropout", "GaussianNoise", "AlphaDropout", "Identity")
+ACTIVATION_LAYERS = ("Activation", *(name for name in activations.LAYERS))
+
+
+def read_model(model: Mapping[str, Any]) -> list[LayerConfig]:
+    """The Conv3D layers of a `model.to_json()`, in order; activation layers go into `then` of the layer before them.
+
+    model : dict        of a Sequential model, or of a functional one whose layers form a chain; of Keras 2 or 3; or of a
+                        single Conv3D layer
+    Dropout, noise and Identity layers do nothing here, as in Keras when a model is applied.
+    Raises: SpecError for layers of other classes, branches, and activations before the first Conv3D.
+
+    >>> relu = {"class_name": "ReLU", "config": {"max_value": 6.0}}
+    >>> conv = {"class_name": "Conv3D", "config": {"filters": 2, "kernel_size": 3}}
+    >>> [layer.then[0].text for layer in read_model({"class_name": "Sequential", "config": {"layers": [conv, relu]}})]
+    ['relu:max_value=6.0']
+    """
+    if not isinstance(model, Mapping) or not isinstance(model.get("class_name"), str):
+        raise SpecError("a model is a table with class_name and config, as model.to_json() writes it")
+    keras2 = str(model.get("keras_version", "")).startswith("2.") or _has_key(model, "batch_input_shape")
+    found: list[LayerConfig] = []
+    for layer in _chain(model):
+        class_name = layer["class_name"]
+        config = _inner(layer)
+        if class_name in ("Conv3D", "Convolution3D"):
+            found.append(LayerConfig.from_keras(layer, keras2))
+        elif class_name in ACTIVATION_LAYERS:
+            activation = activations.get(layer)
+            if keras2:
+                activation = _as_keras2(activation)
+            if activation.is_linear:
+                continue
+            if not found:
+                raise SpecError(
+                    f"the model begins with {class_name} '{config.get('name', class_name)}'; "
+                    "an activation must come after a Conv3D layer"
+                )
+            found[-1] = replace(found[-1], then=(*found[-1].then, activation))
+        elif class_name not in PASSIVE:
+            understood = ", ".join(("Conv3D", *ACTIVATION_LAYERS, *PASSIVE))
+            raise SpecError(
+                f"layer '{config.get('name', class_name)}' is of class {class_name}; understood are {understood}"
+            )
+    if not found:
+        raise SpecError("the model has no Conv3D layer")
+    return found
+
+
+def write_model(layers: Iterable[LayerConfig], name: str = "sequential") -> dict[str, Any]:
+    """Keras 3's dict of a Sequential model of these layers and the activations after them.
+
+    >>> model = write_model([LayerConfig(2, 3, then=("relu",))])
+    >>> [layer["class_name"] for layer in model["config"]["layers"]]
+    ['Conv3D', 'Activation']
+    """
+    written: list[dict[str, Any]] = []
+    for layer in layers:
+        written.append(keras_dict("keras.layers", "Conv3D", layer.to_keras()))
+        for number, activation in enumerate(layer.then):
+            stored = activations.serialize(activation)
+            if isinstance(stored, str) or stored["module"] != "keras.layers":
+                words = {
+                    "name": f"{layer.name}_activation_{number}",
+                    "trainable": True,
+                    "dtype": dtype_policy("float32"),
+                }
+                stored = keras_dict("keras.layers", "Activation", {**words, "activation": stored})
+            elif activation.layer is None:  # a name of its own
+                stored["config"]["name"] = f"{layer.name}_{stored['config']['name']}_{number}"
+            written.append(stored)
+    words = {"name": name, "trainable": True, "dtype": dtype_policy("float32")}
+    return keras_dict("keras", "Sequential", {**words, "layers": written})
+
+
+def _has_key(value: Any, key: str) -> bool:
+    if isinstance(value, Mapping):
+        return key in value or any(_has_key(v, key) for v in value.values())
+    return isinstance(value, (list, tuple)) and any(_has_key(v, key) for v in value)
+
+
+def _chain(model: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """The layers of a model in the order they are applied, models within it taken apart."""
+    class_name = model.get("class_name")
+    if class_name not in MODELS:
+        yield model
+        return
+    config = model.get("config", {})
+    layers = config.get("layers") if isinstance(config, Mapping) else config  # old Keras 2: a list
+    if not isinstance(layers, (list, tuple)) or not all(
+        isinstance(layer, Mapping) and isinstance(layer.get("class_name"), str) for layer in layers
+    ):
+        raise SpecError(f"the config of {class_name} must hold a list of layers, each with its class_name")
+    if class_name != "Sequential":
+        layers = _in_order(layers, config)
+    for layer in layers:
+        yield from _chain(layer)
+
+
+def _in_order(layers: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The layers of a functional model from its input to its output. Raises: SpecError if they form no chain."""
+    named = {str(layer.get("name", _inner(layer).get("name"))): layer for layer in layers}
+    after: dict[str, str] = {}
+    first = []
+    for name, layer in named.items():
+        sources = list(_sources(layer.get("inbound_nodes", [])))
+        if not sources:
+            first.append(name)
+            continue
+        if len(sources) > 1:
+            raise SpecError(f"the model is no chain: layer '{name}' has {len(sources)} inputs, {', '.join(sources)}")
+        if sources[0] in after:
+            raise SpecError(
+                f"the model is no chain: layers '{after[sources[0]]}' and '{name}' both follow '{sources[0]}'"
+            )
+        after[sources[0]] = name
+    if len(first) != 1:
+        raise SpecError(f"the model is no chain: it begins with {len(first)} layers {', '.join(first)}".rstrip())
+    order = first
+    while order[-1] in after and len(order) <= len(named):
+        order.append(after[order[-1]])
+    outputs = set(_output_names(config.get("output_layers", [])))
+    if len(order) != len(named) or (outputs and outputs != {order[-1]}):
+        raise SpecError(f"the model is no chain from '{order[0]}' to its output {', '.join(sorted(outputs))}".rstrip())
+    return [named[name] for name in order]
+
+
+def _sources(nodes: Any) -> Iterator[str]:
+    """The layers a layer's inbound nodes name: ["conv3d", 0, 0, ...] in Keras 2, a `keras_history` in Keras 3."""
+    if isinstance(nodes, Mapping):
+        if "keras_history" in nodes:
+            yield str(nodes["keras_history"][0])
+        else:
+            for value in nodes.values():
+                yield from _sources(value)
+    elif isinstance(nodes, (list, tuple)):
+        if len(nodes) >= 3 and isinstance(nodes[0], str) and all(isinstance(n, int) for n in nodes[1:3]):
+            yield nodes[0]
+        else:
+            for value in nodes:
+                yield from _sources(value)
+
+
+def _output_names(value: Any) -> Iterator[str]:
+    """["a", 0, 0] or [["a", 0, 0], ...]."""
+    if isinstance(value, (list, tuple)) and value:
+        if isinstance(value[0], str):
+            yield value[0]
+        else:
+            for entry in value:
+                yield from _output_names(entry)
