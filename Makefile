@@ -7,7 +7,7 @@ PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11,$(she
 EXAMPLE4D = $$($(BIN)/python -c 'import nibabel, os; print(os.path.join(os.path.dirname(nibabel.__file__), "tests", "data", "example4d.nii.gz"))')
 DEMO := demo_output
 
-.PHONY: help install demo test test-all test-nojit lint bench clean
+.PHONY: help install demo test test-all test-keras test-nojit lint bench clean
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */:/' | awk -F: '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -36,7 +36,12 @@ test: install ## run the tests (a few minutes)
 	$(BIN)/python -m pytest -q
 
 test-all: install ## run all tests, the slow ones too
-	$(BIN)/python -m pytest -q -m 'slow or not slow'
+	$(BIN)/python -m pytest -q -m 'not keras'
+
+test-keras: ## make an environment with Keras, torch and onnxruntime, and compare with them
+	test -d .venv-keras || $(PYTHON) -m venv .venv-keras
+	.venv-keras/bin/python -m pip install --quiet --editable '.[dev]' keras jax torch onnxruntime
+	.venv-keras/bin/python -m pytest -q -m keras tests
 
 test-nojit: install ## run the engine's tests as plain Python: finds index errors, slow
 	NUMBA_DISABLE_JIT=1 $(BIN)/python -m pytest -q tests/engine -k 'not cache'
@@ -51,5 +56,5 @@ bench: install ## time conv3d beside scipy on this machine, and the team of thre
 	$(BIN)/python tests/benchmarks/team_against_prange.py
 
 clean: ## remove the environment, results and caches
-	rm -rf $(VENV) $(DEMO) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) .venv-keras $(DEMO) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

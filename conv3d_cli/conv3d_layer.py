@@ -15,9 +15,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from conv3d_cli.api import conv3d
 from conv3d_cli.errors import ShapeError, SpecError
-from conv3d_cli.layer import activations, constraints, initializers, regularizers
+from conv3d_cli.layer import activations, initializers
 from conv3d_cli.layer.config import LayerConfig
-from conv3d_cli.model.spec import ConvProblem, ConvSpec
+from conv3d_cli.model.spec import ConvProblem, ConvSpec, triple
 
 Array = NDArray[Any]
 Size = int | Sequence[int]
@@ -70,11 +70,11 @@ class Conv3D:
         self._set_up(
             LayerConfig(
                 filters=filters,
-                kernel_size=kernel_size,
-                strides=strides,
+                kernel_size=triple(kernel_size, "kernel_size"),
+                strides=triple(strides, "strides"),
                 padding=padding,
                 data_format=data_format,
-                dilation_rate=dilation_rate,
+                dilation_rate=triple(dilation_rate, "dilation_rate"),
                 groups=groups,
                 activation=activation,
                 use_bias=use_bias,
@@ -164,12 +164,11 @@ class Conv3D:
             self._problem(input_shape)
         config = self.config
         shape = (*config.kernel_size, channels // config.groups, config.filters)
-        kernel_seed = config.seed
-        bias_seed = None if config.seed is None else config.seed + 1  # so that a random bias does not repeat the kernel
         dtype = config.dtype or "float32"
-        self.kernel = initializers.get(config.kernel_initializer, seed=kernel_seed)(shape, dtype)
+        # None draws glorot_uniform for both, though Keras' page says zeros for the bias.
+        self.kernel = (config.kernel_initializer or initializers.GlorotUniform())(shape, dtype)
         if config.use_bias:
-            self.bias = initializers.get(config.bias_initializer, seed=bias_seed)((config.filters,), dtype)
+            self.bias = (config.bias_initializer or initializers.GlorotUniform())((config.filters,), dtype)
 
     def compute_output_shape(self, input_shape: Sequence[int | None]) -> tuple[int | None, ...]:
         """The output's shape; None stays None.
@@ -208,10 +207,10 @@ class Conv3D:
         x = x.astype(config.dtype or "float32", copy=False)
         y = conv3d(
             x, self.kernel, self.bias, strides=config.strides, padding=config.padding, dilation_rate=config.dilation_rate,
-            groups=config.groups, data_format=config.data_format, activation=self.activation, threads=threads,
+            groups=config.groups, data_format=config.data_format or "channels_last", activation=self.activation, threads=threads,
         )  # fmt: skip
         if config.activity_regularizer is not None:
-            penalty = float(regularizers.get(config.activity_regularizer)(y))
+            penalty = float(config.activity_regularizer(y))
             self._activity = penalty / y.shape[0] if y.shape[0] else 0.0
         return y
 
@@ -247,9 +246,9 @@ class Conv3D:
     def apply_constraints(self) -> None:
         """Put the weights back under their constraints, which Keras does after each step of an optimizer."""
         if self.kernel is not None and self.config.kernel_constraint is not None:
-            self.kernel = constraints.get(self.config.kernel_constraint)(self.kernel)
+            self.kernel = self.config.kernel_constraint(self.kernel)
         if self.bias is not None and self.config.bias_constraint is not None:
-            self.bias = constraints.get(self.config.bias_constraint)(self.bias)
+            self.bias = self.config.bias_constraint(self.bias)
 
     def count_params(self) -> int:
         """How many numbers the weights hold.
@@ -266,12 +265,12 @@ class Conv3D:
     def losses(self) -> list[float]:
         """Penalties in Keras' order: of the last output (divided by its first axis), of the kernel, of the bias."""
         result = [] if self._activity is None else [self._activity]
-        for identifier, weight in (
+        for regularizer, weight in (
             (self.config.kernel_regularizer, self.kernel),
             (self.config.bias_regularizer, self.bias),
         ):
-            if identifier is not None and weight is not None:
-                result.append(float(regularizers.get(identifier)(weight)))
+            if regularizer is not None and weight is not None:
+                result.append(float(regularizer(weight)))
         return result
 
     # -----------------------------------------------------------------------------------------------------------------

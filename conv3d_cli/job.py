@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ from conv3d_cli.formats import is_stream, open_volume, output_format
 from conv3d_cli.formats.base import SpooledWriter, spool_reader
 from conv3d_cli.kernels import read_kernel
 from conv3d_cli.layer import activations, constraints, initializers, regularizers
+from conv3d_cli.layer.config import derived_seed
 from conv3d_cli.machine import format_bytes, thread_count, usable_memory
 from conv3d_cli.model.grid import Grid, grid_after
 from conv3d_cli.model.kernel import Kernel
@@ -95,8 +96,8 @@ class Stage:
         self.spec(is_layer=False)
         for identifier in self.activations:
             activations.get(identifier)
-        initializers.get(self.kernel_initializer, seed=self.seed)
-        initializers.get(self.bias_initializer, seed=self.seed)
+        for identifier in (self.kernel_initializer, self.bias_initializer):
+            initializers.get(identifier, seed=self.seed)
         for identifier in (self.kernel_regularizer, self.bias_regularizer, self.activity_regularizer):
             regularizers.get(identifier)
         for identifier in (self.kernel_constraint, self.bias_constraint):
@@ -317,23 +318,28 @@ def resolve_kernel(
     def layer_shaped(weights: np.ndarray) -> np.ndarray:
         return weights if weights.ndim == 5 else weights[..., None, None]
 
-    if stage.kernel_constraint is not None:
-        constrained = constraints.get(stage.kernel_constraint)(layer_shaped(kernel.weights))
+    constrain, constrain_bias = constraints.get(stage.kernel_constraint), constraints.get(stage.bias_constraint)
+    if constrain is not None:
+        constrained = constrain(layer_shaped(kernel.weights))
         kernel = replace(kernel, weights=constrained.reshape(kernel.weights.shape))
         notes.append(f"kernel_constraint {_named(stage.kernel_constraint)} applied to kernel {kernel.name}")
-    if stage.bias_constraint is not None and kernel.bias is not None:
-        kernel = replace(kernel, bias=constraints.get(stage.bias_constraint)(kernel.bias))
+    if constrain_bias is not None and kernel.bias is not None:
+        kernel = replace(kernel, bias=constrain_bias(kernel.bias))
         notes.append(f"bias_constraint {_named(stage.bias_constraint)} applied to the bias of {kernel.name}")
     losses = {}
-    if stage.kernel_regularizer is not None:
-        losses["kernel"] = float(regularizers.get(stage.kernel_regularizer)(layer_shaped(kernel.weights)))
-    if stage.bias_regularizer is not None and kernel.bias is not None:
-        losses["bias"] = float(regularizers.get(stage.bias_regularizer)(kernel.bias))
+    penalty, bias_penalty = regularizers.get(stage.kernel_regularizer), regularizers.get(stage.bias_regularizer)
+    if penalty is not None:
+        losses["kernel"] = float(penalty(layer_shaped(kernel.weights)))
+    if bias_penalty is not None and kernel.bias is not None:
+        losses["bias"] = float(bias_penalty(kernel.bias))
     return kernel, losses
 
 
 def _named(identifier: Any) -> str:
-    return identifier if isinstance(identifier, str) else str(identifier.get("class_name", identifier))
+    """What messages call an initializer or constraint: its name as given, or its class."""
+    if isinstance(identifier, Mapping):
+        return str(identifier.get("class_name", identifier))
+    return identifier if isinstance(identifier, str) else type(identifier).__name__
 
 
 def draw_kernel(stage: Stage, channels: int) -> Kernel:
@@ -348,12 +354,16 @@ def draw_kernel(stage: Stage, channels: int) -> Kernel:
             f"groups must divide the input channels, received groups={stage.groups} and {channels} channels"
         )
     shape = (*triple(stage.kernel_size, "kernel_size"), channels // stage.groups, stage.filters)
-    weights = initializers.get(stage.kernel_initializer, seed=stage.seed)(shape)
+
+    def draw(identifier: Any, which: str, shape: tuple[int, ...]) -> np.ndarray:
+        # the same numbers as a Conv3D of this seed; None draws glorot_uniform, as in Keras
+        seed = None if stage.seed is None else derived_seed(stage.seed, which)
+        return (initializers.get(identifier, seed=seed) or initializers.GlorotUniform(seed=seed))(shape)
+
+    weights = draw(stage.kernel_initializer, "kernel", shape)
     bias = None
     if stage.use_bias and stage.bias is None:
-        # a seed of its own, so that a random bias does not repeat the kernel's numbers
-        seed = None if stage.seed is None else stage.seed + 1
-        bias = initializers.get(stage.bias_initializer, seed=seed)((stage.filters,))
+        bias = draw(stage.bias_initializer, "bias", (stage.filters,))
     return Kernel(weights, bias, name=stage.name or _named(stage.kernel_initializer))
 
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from conv3d_cli.errors import Conv3DError, FormatError, OutputExistsError, SpecError, WriteError
-from conv3d_cli.job import Job, check_paths, run_job
+from conv3d_cli.job import Job, Stage, check_paths, run_job
 from conv3d_cli.model.kernel import Kernel
 
-IDENTITY = Kernel(np.ones((1, 1, 1)))
+IDENTITY = Stage(Kernel(np.ones((1, 1, 1))))
 
 
 @pytest.fixture
@@ -47,27 +47,27 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_paths_that_are_refused(folder: Path, source: str, target: str, error: type[Conv3DError], fact: str) -> None:
     before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
     with pytest.raises(error) as caught:
-        run_job(Job(source, target, IDENTITY, threads=1))
+        run_job(Job(source, target, (IDENTITY,), threads=1))
     assert fact in str(caught.value)
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
 
 
 def test_a_missing_input_spares_the_output_it_would_overwrite(folder: Path) -> None:
     with pytest.raises(FormatError, match=r"missing\.npy: no such file"):
-        run_job(Job("missing.npy", "other.npy", IDENTITY, overwrite=True, threads=1))
+        run_job(Job("missing.npy", "other.npy", (IDENTITY,), overwrite=True, threads=1))
     assert not np.load("other.npy").any()
 
 
 @pytest.mark.parametrize("target", ["in.npy", "link.npy", "other.npy", "new.npy", "sub/new.npy"])
 def test_paths_that_are_allowed_with_overwrite(folder: Path, target: str) -> None:
-    run_job(Job("in.npy", target, Kernel(np.full((1, 1, 1), 3.0)), overwrite=True, threads=1))
+    run_job(Job("in.npy", target, (Stage(Kernel(np.full((1, 1, 1), 3.0))),), overwrite=True, threads=1))
     assert (np.load(target) == 3).all()
     assert os.path.islink("link.npy")
     assert not [path.name for path in folder.rglob(".*")]
 
 
 def test_pipes_have_no_paths(folder: Path) -> None:
-    check_paths(Job("-", "new.npy", IDENTITY))
-    check_paths(Job("in.npy", "-", IDENTITY))
+    check_paths(Job("-", "new.npy", (IDENTITY,)))
+    check_paths(Job("in.npy", "-", (IDENTITY,)))
     (folder / "-").write_bytes(b"a file of that name is not meant")
-    check_paths(Job("in.npy", "-", IDENTITY))
+    check_paths(Job("in.npy", "-", (IDENTITY,)))

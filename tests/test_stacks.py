@@ -12,7 +12,7 @@ import oracle
 import pytest
 from click.testing import CliRunner
 
-from conv3d_cli import conv3d
+from conv3d_cli import Conv3D, conv3d
 from conv3d_cli.cli import main
 
 
@@ -167,9 +167,7 @@ def test_losses_constraints_and_initializers(tmp_path: Path, rng: np.random.Gene
     y = np.load(tmp_path / "y.npy")
     assert y.shape == (3, 3, 3, 3, 4)
     assert record["losses"]["activity"] == pytest.approx(0.5 * np.abs(y.astype(float)).sum() / 3, rel=1e-6)
-    from conv3d_cli.layer import initializers
-
-    kernel = np.maximum(initializers.get("glorot_uniform", seed=7)((3, 3, 3, 2, 4)), 0)
+    kernel = np.maximum(Conv3D(4, 3, seed=7, input_shape=(5, 5, 5, 2)).get_weights()[0], 0)
     np.testing.assert_allclose(y, oracle.conv3d(x, kernel), atol=1e-5)
     assert record["losses"]["kernel"] == pytest.approx(0.01 * (kernel.astype(float) ** 2).sum(), rel=1e-6)
     assert "non_neg applied" in result.stderr
