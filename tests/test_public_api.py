@@ -204,6 +204,10 @@ def test_a_boundary_may_be_an_object() -> None:
     assert conv3d(x, np.ones((1, 1, 3)), padding="same", boundary=Boundary("constant", 5.0)).tolist() == [[[7, 7]]]
 
 
+def test_as_many_axes_as_there_are_letters() -> None:
+    assert conv3d(np.ones((1,) * 24 + (2,)), np.ones((1, 1, 1, 2, 3))).shape == (1,) * 24 + (3,)
+
+
 def test_an_array_that_repeats_itself() -> None:
     """Strides of 0, as np.broadcast_to makes them."""
     x = np.broadcast_to(np.arange(3.0), (4, 4, 3))

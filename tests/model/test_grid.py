@@ -284,6 +284,7 @@ def test_affine_from_spacing(spacing: Any, origin: Any) -> None:
     # world is (x, y, z); spacing, origin and index are (D, H, W)
     assert grid.world((0, 0, 0)).tolist() == list(origin[::-1])
     moved = grid.world((2, 3, 5)) - grid.world((0, 0, 0))
+    assert affine_from_spacing(spacing)[:3, 3].tolist() == [0, 0, 0]
     assert moved == pytest.approx([5 * spacing[2], 3 * spacing[1], 2 * spacing[0]], abs=1e-9)
 
 

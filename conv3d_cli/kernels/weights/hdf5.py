@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -43,22 +44,24 @@ def open_hdf5(source: str | bytes, path: str) -> Iterator[Any]:
 
 def members(group: Any) -> dict[str, Any]:
     """What lies in a group, in natural order: conv3d_2 before conv3d_10."""
-    import h5py
-
-    found = {}
-    for name in sorted(group, key=natural):
-        if isinstance(group.get(name, getlink=True), h5py.HardLink):  # a soft link may lead anywhere
-            found[name] = group[name]
-    return found
+    found = {name: _member(group, name) for name in sorted(group, key=natural)}
+    return {name: thing for name, thing in found.items() if thing is not None}
 
 
 def find_member(group: Any, name: str) -> Any:
     """What lies at NAME/NAME/... below a group; None if nothing does."""
-    for part in name.split("/"):
-        group = members(group).get(part) if is_group(group) else None
+    for part in filter(None, name.split("/")):
+        group = _member(group, part) if is_group(group) and part in group else None
         if group is None:
             return None
     return group
+
+
+def _member(group: Any, name: str) -> Any:
+    """A member that lies in the group itself: a soft or external link may lead anywhere."""
+    import h5py
+
+    return group[name] if isinstance(group.get(name, getlink=True), h5py.HardLink) else None
 
 
 def is_group(thing: Any) -> bool:
@@ -136,7 +139,7 @@ def read_dataset(dataset: Any, size: int, what: str, path: str) -> Array:
             f"cannot read {path}: {what} is packed by an HDF5 plug-in (filter {filters}), which is never run"
         )
     stored = dataset.id.get_storage_size()
-    promised = dataset.dtype.itemsize * int(dataset.size)
+    promised = dataset.dtype.itemsize * max(math.prod(shape), math.prod(dataset.chunks or ()))
     if stored > size or promised > stored * (_COMPRESSION if filters else 1):
         raise FormatError(f"cannot read {path}: truncated: {what} promises {promised:,} bytes, {stored:,} are stored")
     if dataset.dtype.kind == "V" and dataset.dtype.itemsize == 2 and read_text(dataset, "dtype") == "bfloat16":

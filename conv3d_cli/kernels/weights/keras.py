@@ -244,68 +244,66 @@ def layer_names(layers: Sequence[SavedLayer]) -> list[str]:
 def encode_keras(layers: Sequence[SavedLayer]) -> tuple[bytes, list[str]]:
     """A Sequential model of these layers as `.keras`, and notes on what was assumed.
 
-    Explicit pads become a ZeroPadding3D layer.
     Raises: WriteError if the layers cannot follow one another, or Keras has no such layer.
     """
     require_chain(layers, ".keras")
-    notes, entries = [], []
     first = attributes_of(layers[0])
     channels = layers[0].kernel.shape[3] * first.groups
     batch = [None, channels, None, None, None] if first.data_format == "channels_first" else [None] * 4 + [channels]
-    dtypes = [str(shrunk(layer).kernel.dtype) for layer in layers]
-    entries.append(_entry("InputLayer", {"batch_shape": batch, "dtype": dtypes[0], "sparse": False, "name": "input"}))
-    for layer, name, dtype in zip(layers, layer_names(layers), dtypes, strict=True):
-        attributes = attributes_of(layer)
-        if attributes.is_strided_dilation:
-            raise WriteError(
-                f"Keras refuses strides > 1 together with dilation_rate > 1 (layer {layer.name}); write .onnx or .safetensors"
-            )
-        padding: Any = attributes.padding
-        pads = attributes.explicit_pads(layer.kernel.shape[:3])
-        same = replace(attributes, padding="same").explicit_pads(layer.kernel.shape[:3])
-        if pads is None and padding != "same":
-            raise WriteError(f"Keras has no padding {padding} with strides > 1 (layer {layer.name}); write .onnx")
-        if padding not in ("same", "valid"):
-            assert pads is not None
-            padding = "same" if pads == same else "valid"
-            if padding == "valid" and pads != ((0, 0),) * 3:
-                pad_config = {"name": f"{name}_pad", "trainable": True, "dtype": dtype, "padding": pads}
-                entries.append(_entry("ZeroPadding3D", pad_config | {"data_format": attributes.data_format}))
-                notes.append(f"{layer.name}: its padding is written as a ZeroPadding3D layer before it")
+    dtype = str(shrunk(layers[0]).kernel.dtype)
+    entries = [_entry("InputLayer", {"batch_shape": batch, "dtype": dtype, "sparse": False, "name": "converted_input"})]
+    notes: list[str] = []
+    names = layer_names(layers)
+    for layer, name in zip(layers, names, strict=True):
+        config = _conv3d_config(layer, name)
+        if not isinstance(config["padding"], str):  # Keras' layer has none, but a layer before it does
+            pad_name = f"{name}_pad" if f"{name}_pad" not in names else f"{name}_padding_before_it"
+            shared = {key: config[key] for key in ("trainable", "dtype", "padding", "data_format")}
+            entries.append(_entry("ZeroPadding3D", {"name": pad_name, **shared}))
+            notes.append(f"{layer.name}: its padding is written as a ZeroPadding3D layer before it")
+            config["padding"] = "valid"
         if layer.config is None:
             notes.append(f"{layer.name}: the file holds weights only; strides, padding, ... are Keras' defaults")
-        config = layer.config or {}
-        entries.append(
-            _entry(
-                "Conv3D",
-                {
-                    "name": name,
-                    "trainable": True,
-                    "dtype": dtype,
-                    "filters": layer.kernel.shape[4],
-                    "kernel_size": layer.kernel.shape[:3],
-                    "strides": attributes.strides,
-                    "padding": padding,
-                    "data_format": attributes.data_format,
-                    "dilation_rate": attributes.dilation_rate,
-                    "groups": attributes.groups,
-                    "activation": attributes.activation,
-                    "use_bias": layer.bias is not None,
-                    **{key: config[key] for key in _KEPT if config.get(key) is not None},
-                },
-            )
-        )
-    model = _entry(
-        "Sequential", {"name": "converted", "trainable": True, "layers": entries, "build_input_shape": batch}
-    )
-    model |= {"module": "keras", "build_config": {"input_shape": batch}}
+        entries.append(_entry("Conv3D", config))
+    model_config = {"name": "converted", "trainable": True, "layers": entries, "build_input_shape": batch}
+    model = _entry("Sequential", model_config) | {"module": "keras", "build_config": {"input_shape": batch}}
     metadata = {"keras_version": _VERSION, "date_saved": "1980-01-01@00:00:00"}
-    members = {
-        METADATA: json.dumps(metadata).encode(),
-        CONFIG: json.dumps(model).encode(),
-        WEIGHTS: _weights_h5(layers),
+    texts = {METADATA: json.dumps(metadata).encode(), CONFIG: json.dumps(model).encode()}
+    return zip_bytes(texts | {WEIGHTS: _weights_h5(layers)}), notes
+
+
+def _conv3d_config(layer: SavedLayer, name: str) -> dict[str, Any]:
+    """The config of Keras' layer; its padding is "valid", "same", or pairs where it is neither.
+
+    Raises: WriteError if Keras has no such layer.
+    """
+    attributes, size, config = attributes_of(layer), layer.kernel.shape[:3], layer.config or {}
+    if attributes.is_strided_dilation:
+        raise WriteError(
+            f"Keras refuses strides > 1 together with dilation_rate > 1 (layer {layer.name}); write .onnx or .safetensors"
+        )
+    padding: Any = attributes.padding
+    if padding not in ("valid", "same"):
+        pads = attributes.explicit_pads(size)
+        if pads is None:
+            raise WriteError(f"Keras has no padding {padding} with strides > 1 (layer {layer.name}); write .onnx")
+        is_same = pads == replace(attributes, padding="same").explicit_pads(size)
+        padding = "same" if is_same else pads
+    return {
+        "name": name,
+        "trainable": True,
+        "dtype": str(shrunk(layer).kernel.dtype),
+        "filters": layer.kernel.shape[4],
+        "kernel_size": size,
+        "strides": attributes.strides,
+        "padding": padding,
+        "data_format": attributes.data_format,
+        "dilation_rate": attributes.dilation_rate,
+        "groups": attributes.groups,
+        "activation": attributes.activation,
+        "use_bias": layer.bias is not None,
+        **{key: config[key] for key in _KEPT if config.get(key) is not None},
     }
-    return zip_bytes(members), notes
 
 
 # arguments that change no output and are kept as they are

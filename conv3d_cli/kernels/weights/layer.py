@@ -34,6 +34,7 @@ MAX_JSON = 64 << 20  # bytes of a model's config or a header; parsed it takes so
 _UNSUSPECTED = 16 << 20  # bytes that are never thought a bomb
 _COMPRESSION = 100  # times; trained weights shrink by a few per cent, and zeros by a thousand
 _MEMBERS = 100_000  # files in an archive
+_RANK = 32  # axes of an array
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,16 +166,22 @@ class Archive:
     def __init__(self, path: str) -> None:
         self._path = path
         self._zip = zipfile.ZipFile(path)
-        members = self._zip.infolist()
-        self._members = {info.filename: info for info in members}
-        if len(members) != len(self._members) or len(members) > _MEMBERS:
-            raise FormatError(f"cannot read {path}: it holds a name twice, or more than {_MEMBERS:,} files")
-        packed = sum(info.compress_size for info in members)
-        if packed > file_size(path):
-            raise FormatError(f"cannot read {path}: its {len(members)} files overlap")
+        self._members = {info.filename: info for info in self._zip.infolist()}
 
     def __enter__(self) -> Archive:
+        try:
+            self._check()
+        except BaseException:
+            self._zip.close()
+            raise
         return self
+
+    def _check(self) -> None:
+        members = self._zip.infolist()
+        if len(members) != len(self._members) or len(members) > _MEMBERS:
+            raise FormatError(f"cannot read {self._path}: it holds a name twice, or more than {_MEMBERS:,} files")
+        if sum(info.compress_size for info in members) > file_size(self._path):
+            raise FormatError(f"cannot read {self._path}: its {len(members)} files overlap")
 
     def __exit__(self, *_: object) -> None:
         self._zip.close()
@@ -228,7 +235,7 @@ def require_shape(shape: Sequence[int], what: str, path: str) -> int:
 
     Raises: FormatError for sizes that are none; ShapeError for more numbers than any kernel has.
     """
-    if not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in shape):
+    if len(shape) > _RANK or not all(type(n) is int and 0 <= n < 2**63 for n in shape):
         raise FormatError(f"cannot read {path}: {what} has the shape {list(shape)[:8]}")
     count = math.prod(shape)
     if count > MAX_WEIGHTS:

@@ -189,10 +189,10 @@ def read_pickle(content: bytes) -> Any:
             case "GET" | "BINGET" | "LONG_BINGET":
                 stack.append(memo[argument])
             case "GLOBAL":
-                stack.append(_admitted(argument.replace(" ", ".", 1)))
+                stack.append(_admitted(*argument.split(" ", 1)))
             case "STACK_GLOBAL":
                 name, module = stack.pop(), stack.pop()
-                stack.append(_admitted(f"{module}.{name}"))
+                stack.append(_admitted(module, name))
             case "REDUCE":
                 arguments, function = stack.pop(), stack.pop()
                 stack.append(_built(function, arguments))
@@ -206,10 +206,13 @@ def read_pickle(content: bytes) -> Any:
     raise ValueError("damaged pickle")
 
 
-def _admitted(name: str) -> Name:
-    if name not in ADMITTED:
-        raise RefusedError(name[:100])
-    return Name(name)
+def _admitted(module: Any, name: Any) -> Name:
+    if not isinstance(module, str) or not isinstance(name, str):  # a tuple of tuples could print for ever
+        raise ValueError("damaged pickle")
+    text = f"{module}.{name}"
+    if text not in ADMITTED:
+        raise RefusedError(text[:100])
+    return Name(text)
 
 
 def _key(key: Any) -> Any:
@@ -233,8 +236,10 @@ def _built(function: Any, arguments: Any) -> Any:
         case (list() as items,) if name == _ORDERED_DICT:
             return _pairs([part for item in items for part in item])
         case (Storage() as storage, int() as offset, tuple() as shape, tuple() as strides, *_) if name in _TENSORS:
-            if not all(type(n) is int and n >= 0 for n in (offset, *shape, *strides)) or len(shape) != len(strides):
-                raise ValueError(f"a tensor of shape {shape[:8]} and strides {strides[:8]}")
+            if len(shape) != len(strides) or not all(
+                type(n) is int and 0 <= n < 2**63 for n in (offset, *shape, *strides)
+            ):
+                raise ValueError("damaged tensor")
             return Tensor(storage, offset, shape, strides)
         case (Tensor() as tensor, *_) if name in _PARAMETERS:
             return tensor
@@ -245,7 +250,7 @@ def _built(function: Any, arguments: Any) -> Any:
 
 def _storage(identity: Any) -> Storage:
     match identity:
-        case ("storage", Name(text=text), str() as key, str(), int() as count) if count >= 0:
+        case ("storage", Name(text=text), str() as key, str(), int() as count) if 0 <= count < 2**63:
             kind = text.removeprefix("torch.")
             return Storage(key, _STORAGES.get(kind, "uint8"), count)
     raise RefusedError("a storage of an unknown kind")

@@ -73,18 +73,20 @@ def read_pytorch(path: str) -> list[SavedLayer]:
 
 def _named_tensors(content: Any) -> dict[str, Tensor]:
     """The tensors of a state dict, or of those in a checkpoint: by their keys there, and by all keys where those clash."""
-    found = list(_walk(content, ()))
+    found = list(_walk(content, (), set()))
     short = [keys[-1] for keys, _ in found]
     return {".".join(keys) if short.count(keys[-1]) > 1 else keys[-1]: tensor for keys, tensor in found}
 
 
-def _walk(content: Any, above: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Tensor]]:
-    if isinstance(content, dict) and len(above) < _DEPTH:
-        for key, value in content.items():
-            if isinstance(key, str):
-                if isinstance(value, Tensor):
-                    yield (*above, key), value
-                yield from _walk(value, (*above, key))
+def _walk(content: Any, above: tuple[str, ...], seen: set[int]) -> Iterator[tuple[tuple[str, ...], Tensor]]:
+    if not isinstance(content, dict) or len(above) >= _DEPTH or id(content) in seen:
+        return  # a dict that comes twice could come a billion times
+    seen.add(id(content))
+    for key, value in content.items():
+        if isinstance(key, str):
+            if isinstance(value, Tensor):
+                yield (*above, key), value
+            yield from _walk(value, (*above, key), seen)
 
 
 def _read_tensor(
