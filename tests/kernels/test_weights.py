@@ -152,7 +152,12 @@ def test_configs_are_in_keras_words() -> None:
     first, second = two["conv3d_1"], two["narrow"]
     assert first is not None
     assert second is not None
-    assert (first["strides"], first["padding"], first["activation"], first["use_bias"]) == ([1, 2, 1], "same", "relu", True)
+    assert (first["strides"], first["padding"], first["activation"], first["use_bias"]) == (
+        [1, 2, 1],
+        "same",
+        "relu",
+        True,
+    )
     assert (second["dilation_rate"], second["groups"], second["use_bias"]) == ([1, 1, 2], 2, False)
     assert second["data_format"] == "channels_last"
     assert saved_layer(f"{DATA / 'special.keras'}::first").config["data_format"] == "channels_first"  # type: ignore[index]
