@@ -4,9 +4,9 @@ An elementwise function changes an array in place, and the engine applies it to 
 One that needs a whole axis (softmax and its like) returns a new array. `get` makes an `Activation` of either, which can be
 called like Keras' own. To add one, write a function with its formula in the docstring and put it into `ACTIVATIONS`.
 
-NaN stays NaN, except where a comparison decides (hard_shrink, soft_shrink, threshold). Where Keras' formula gives NaN by
-accident, at an infinity (silu, hard_silu, gelu, mish, squareplus at -inf, softsign), the limit stands here. A value's result
-does not depend on its place in the array: a zero has the sign the docstring or the formula gives it.
+NaN stays NaN, except where Keras compares and finds it no larger (hard_shrink, soft_shrink, threshold). Where Keras' formula
+gives NaN by accident, at an infinity (silu, hard_silu, gelu, mish, squareplus at -inf, softsign), the limit stands here. A
+value's result does not depend on its place in the array: a zero has the sign the docstring or the formula gives it.
 Source of names, formulas and defaults: Keras 3, keras/src/activations/activations.py and keras/src/backend/jax/nn.py.
 """
 

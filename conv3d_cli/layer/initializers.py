@@ -126,13 +126,14 @@ class Identity(Initializer):
 
 
 def derived_seed(seed: int, purpose: str) -> int:
-    """A seed for one use of a layer's seed, so that kernel and bias differ: the first word of SeedSequence((seed, bytes of
-    `purpose`)).
+    """A seed for one use of a layer's seed, so that kernel and bias differ: the first word of
+    SeedSequence((seed, number of letters, *letters)).
 
     >>> derived_seed(1, "kernel") == derived_seed(1, "kernel") != derived_seed(1, "bias")
     True
     """
-    sequence = np.random.SeedSequence((_non_negative(seed), *purpose.encode()))
+    letters = purpose.encode()
+    sequence = np.random.SeedSequence((_non_negative(seed), len(letters), *letters))
     return int(sequence.generate_state(1)[0])
 
 
