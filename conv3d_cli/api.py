@@ -35,6 +35,7 @@ def conv3d(
     boundary: str | Boundary = "zeros",
     threads: int | None = None,
     algorithm: str = "auto",
+    allow_strided_dilation: bool = False,
 ) -> NDArray[Any]:
     """Convolve an array as Keras' Conv3D does: cross-correlation, the kernel is not flipped.
 
@@ -46,6 +47,7 @@ def conv3d(
     padding : "valid", "same" (Keras' split), "full", a number, three numbers, or three (before, after) pairs
     boundary : what padding reads: "zeros", "constant=V", "nearest", "symmetric", "mirror" or "wrap"
     threads : int or None       None: all CPUs this process may use
+    allow_strided_dilation : bool       compute strides > 1 with dilation > 1, which Keras refuses
     Returns float64 if x is float64, else float32, in the layout of x.
     Raises: SpecError for arguments that are never legal, ShapeError where shapes do not fit (both are ValueErrors).
     Source: Keras 3, keras/src/layers/convolutional/base_conv.py.
@@ -64,7 +66,9 @@ def conv3d(
     if data_format not in ("channels_last", "channels_first"):
         raise SpecError(f"data_format must be 'channels_last' or 'channels_first', received {data_format!r}")
     letters = _axis_letters(x.ndim, kernel, data_format)
-    spec = ConvSpec(strides, padding, dilation_rate, groups, boundary=boundary)
+    spec = ConvSpec(
+        strides, padding, dilation_rate, groups, boundary=boundary, allow_strided_dilation=allow_strided_dilation
+    )
     function = activations.get(activation)
 
     precision = "float64" if x.dtype.kind == "f" and x.dtype.itemsize >= 8 else "float32"  # in either byte order

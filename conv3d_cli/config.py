@@ -142,7 +142,12 @@ def _kernel_arguments(value: Any, folder: Path | None) -> dict[str, Any]:
             value = str(folder / value)
         if weights.find_weights_file(weights.split_name(value)[0]) is None:
             return {"kernel": value}
-        saved = weights.saved_layer(value)
+        try:
+            saved = weights.saved_layer(value)
+        except SpecError as error:
+            if value.lower().endswith(MODEL_SUFFIXES):  # no layer named: perhaps the whole model is meant
+                raise SpecError(f"{error}, or pass -c {value} to run the whole model") from None
+            raise
         arguments = _saved_arguments(saved.config or {})
         return {**arguments, "kernel": saved.as_kernel(value), "boundary": "zeros", "notes": saved.notes}
     import numpy as np

@@ -61,6 +61,7 @@ def test_signature_of_conv3d() -> None:
         "boundary": "zeros",
         "threads": None,
         "algorithm": "auto",
+        "allow_strided_dilation": False,
     }
     parameters = inspect.signature(conv3d).parameters
     assert list(parameters) == ["x", "kernel", "bias", *keywords]

@@ -1,0 +1,118 @@
+"""`Conv3D` and whole models against the real Keras, over random configurations: `make test-keras`."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+os.environ.setdefault("KERAS_BACKEND", "jax")
+keras = pytest.importorskip("keras")
+pytest.importorskip("h5py")
+
+from click.testing import CliRunner  # noqa: E402 - after the guard
+from hypothesis import given, settings  # noqa: E402
+from hypothesis import strategies as st  # noqa: E402
+
+from conv3d_cli import Conv3D  # noqa: E402
+from conv3d_cli.cli import main  # noqa: E402
+
+pytestmark = [pytest.mark.keras, pytest.mark.filterwarnings("default")]
+
+triples = st.tuples(*[st.integers(1, 3)] * 3)
+
+
+@st.composite
+def configurations(draw: Any) -> tuple[dict[str, Any], tuple[int, ...]]:
+    """Arguments of a Conv3D and an input shape that leaves an output."""
+    groups = draw(st.integers(1, 3))
+    strided = draw(st.booleans())
+    kernel_size = draw(triples)
+    dilation_rate = (1, 1, 1) if strided else draw(triples)
+    extent = [(k - 1) * d + 1 for k, d in zip(kernel_size, dilation_rate, strict=True)]
+    padding = draw(st.sampled_from(["valid", "same"]))
+    size = tuple(draw(st.integers(e if padding == "valid" else 1, e + 5)) for e in extent)
+    channels = groups * draw(st.integers(1, 3))
+    first = draw(st.booleans())
+    arguments = {
+        "filters": groups * draw(st.integers(1, 3)),
+        "kernel_size": kernel_size,
+        "strides": draw(triples) if strided else (1, 1, 1),
+        "padding": padding,
+        "data_format": "channels_first" if first else "channels_last",
+        "dilation_rate": dilation_rate,
+        "groups": groups,
+        "activation": draw(
+            st.sampled_from([None, "relu", "tanh", "gelu", "softmax", "elu", "hard_silu", "log_softmax"])
+        ),
+        "use_bias": draw(st.booleans()),
+        "kernel_regularizer": draw(st.sampled_from([None, "l1", "l2"])),
+        "activity_regularizer": draw(st.sampled_from([None, "l2"])),
+    }
+    batch = draw(st.integers(1, 2))
+    return arguments, (batch, channels, *size) if first else (batch, *size, channels)
+
+
+@settings(max_examples=60, deadline=None)
+@given(configurations(), st.integers(0, 1000))
+def test_outputs_losses_and_config(configuration: tuple[dict[str, Any], tuple[int, ...]], seed: int) -> None:
+    arguments, shape = configuration
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal(shape).astype(np.float32)
+    theirs, ours = keras.layers.Conv3D(**arguments), Conv3D(**arguments)
+    theirs.build(shape)
+    ours.build(shape)
+    weights = [rng.standard_normal(w.shape).astype(np.float32) for w in theirs.get_weights()]
+    theirs.set_weights(weights)
+    ours.set_weights(weights)
+    expected = np.asarray(theirs(x))
+    got = ours(x)
+    assert got.shape == expected.shape == ours.compute_output_shape(shape)
+    scale = max(1.0, float(np.abs(expected).max()))
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5 * scale)
+    assert ours.count_params() == theirs.count_params()
+    np.testing.assert_allclose(ours.losses, [float(loss) for loss in theirs.losses], rtol=1e-5)
+    # each reads the other's configuration
+    config = json.loads(json.dumps(theirs.get_config()))
+    assert {**Conv3D.from_config(config).get_config(), "name": ""} == {**config, "name": ""}
+    keras.layers.Conv3D.from_config(ours.get_config())
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_saved_models_from_the_command_line(tmp_path: Path, seed: int) -> None:
+    """A random Sequential model, saved by Keras, run by `conv3d apply -c model.keras`."""
+    rng = np.random.default_rng(seed)
+    keras.utils.set_random_seed(seed)
+    layers = [keras.Input((9, 8, 10, 2))]
+    for _ in range(int(rng.integers(1, 4))):
+        layers.append(
+            keras.layers.Conv3D(
+                int(rng.integers(1, 5)), [int(k) for k in rng.integers(1, 4, 3)], padding="same",
+                strides=int(rng.integers(1, 3)), activation=str(rng.choice(["relu", "tanh", "linear"])),
+            )
+        )  # fmt: skip
+        layers.append(keras.layers.Activation(str(rng.choice(["gelu", "softplus", "softmax"]))))
+    model = keras.Sequential(layers)
+    x = rng.standard_normal((2, 9, 8, 10, 2)).astype(np.float32)
+    expected = np.asarray(model(x, training=False))
+    model.save(tmp_path / "model.keras")
+    np.save(tmp_path / "x.npy", x)
+    arguments = ["apply", str(tmp_path / "x.npy"), "-c", str(tmp_path / "model.keras"), "-o", str(tmp_path / "y.npy")]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.output
+    np.testing.assert_allclose(np.load(tmp_path / "y.npy"), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("wrong", [
+    {"padding": "causal"}, {"strides": 2, "dilation_rate": 2}, {"groups": 3}, {"filters": 0}, {"kernel_size": 0},
+    {"kernel_size": (3, 3)}, {"activation": "foo"}, {"groups": -1}, {"strides": 0}, {"data_format": "foo"},
+    {"kernel_initializer": "foo"}, {"kernel_regularizer": "foo"}, {"kernel_constraint": "foo"},
+], ids=str)  # fmt: skip
+def test_both_refuse_with_a_value_error(wrong: dict[str, Any]) -> None:
+    for layer in (keras.layers.Conv3D, Conv3D):
+        with pytest.raises(ValueError, match=r"\w"):
+            layer(**{"filters": 4, "kernel_size": 3, **wrong})
