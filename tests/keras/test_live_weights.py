@@ -9,15 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-os.environ.setdefault("KERAS_BACKEND", "jax")
-for library in ("h5py", "onnx", "keras"):
-    pytest.importorskip(library)
-
 from conv3d_cli import conv3d
 from conv3d_cli.kernels.weights import SavedLayer, read_layers, saved_layer, write_layers
 from conv3d_cli.kernels.weights.convert import convert_layers
 from conv3d_cli.kernels.weights.layer import attributes_of
 
+os.environ.setdefault("KERAS_BACKEND", "jax")
+for library in ("h5py", "onnx", "keras"):
+    pytest.importorskip(library)
 pytestmark = [pytest.mark.keras, pytest.mark.filterwarnings("default")]
 DATA = Path(__file__).parent.parent / "data" / "weights"
 CASES: list[dict[str, Any]] = [

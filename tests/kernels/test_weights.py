@@ -295,8 +295,12 @@ def test_suffixes_claim_files() -> None:
     ("library", "file"),
     [("h5py", "two.keras"), ("h5py", "nested.weights.h5"), ("h5py", "keras2.h5"), ("onnx", "net.onnx")],
 )
-def test_a_missing_library_is_named_with_its_cure(monkeypatch: pytest.MonkeyPatch, library: str, file: str) -> None:
-    monkeypatch.setitem(sys.modules, library, None)
+def test_a_missing_library_is_named_with_its_cure(
+    monkeypatch: pytest.MonkeyPatch, library: str, file: str, tmp_path: Path
+) -> None:
+    (tmp_path / f"{library}.py").write_text("raise ImportError")
+    monkeypatch.syspath_prepend(tmp_path)  # HDF5 is read in another process
+    monkeypatch.delitem(sys.modules, library, raising=False)
     with pytest.raises(FormatError, match=rf"{library} is not installed; pip install 'conv3d\[weights\]'"):
         read_layers(DATA / file)
 

@@ -16,7 +16,8 @@ from typing import Any
 
 from conv3d_cli.atomic import AtomicFile, write_errors
 from conv3d_cli.errors import Conv3DError, FormatError, SpecError, UnknownNameError, WriteError
-from conv3d_cli.kernels.weights import keras, legacy, onnx, pytorch, safetensors
+from conv3d_cli.kernels.weights import keras, onnx, pytorch, safetensors
+from conv3d_cli.kernels.weights.isolated import in_another_process
 from conv3d_cli.kernels.weights.layer import SavedLayer, file_size, reading
 
 __all__ = [
@@ -54,11 +55,15 @@ class WeightsFile:
     config: Callable[[str], dict[str, Any] | None] = lambda path: None
 
 
+_read_keras = in_another_process("keras", "read_keras")
+_read_h5 = in_another_process("legacy", "read_h5")
+_read_h5_config = in_another_process("legacy", "read_h5_config")
+
 # the first that claims a name by its suffix has it
 WEIGHTS_FILES: tuple[WeightsFile, ...] = (
-    WeightsFile("Keras", (".keras",), keras.read_keras, keras.encode_keras, keras.read_keras_config),
-    WeightsFile("Keras weights", (".weights.h5",), legacy.read_h5, keras.encode_weights_h5, legacy.read_h5_config),
-    WeightsFile("legacy Keras", (".h5", ".hdf5"), legacy.read_h5, None, legacy.read_h5_config),
+    WeightsFile("Keras", (".keras",), _read_keras, keras.encode_keras, keras.read_keras_config),
+    WeightsFile("Keras weights", (".weights.h5",), _read_h5, keras.encode_weights_h5, _read_h5_config),
+    WeightsFile("legacy Keras", (".h5", ".hdf5"), _read_h5, None, _read_h5_config),
     WeightsFile("safetensors", (".safetensors",), safetensors.read_safetensors, safetensors.encode_safetensors),
     WeightsFile("ONNX", (".onnx",), onnx.read_onnx, onnx.encode_onnx),
     WeightsFile("PyTorch", (".pt", ".pth"), pytorch.read_pytorch),
