@@ -301,7 +301,7 @@ def exponential(x: Array) -> None:
 
 
 def _bend(x: Array, bent: Array) -> None:
-    """max(x, 0) + bent, which is 0 where x is positive; 4 times as fast as a masked copy (2026-11)."""
+    """max(x, 0) + bent, which is 0 where x is positive; 3 times as fast as a masked copy (0.7 and 2.2 ns a voxel, 2026-11)."""
     np.maximum(x, 0, out=x)
     x += bent
     _positive_zero(x)
