@@ -5,6 +5,7 @@ The files and the numbers beside them are made by tests/data/make_weights_files.
 
 from __future__ import annotations
 
+import functools
 import shutil
 import sys
 from pathlib import Path
@@ -40,6 +41,9 @@ def data(name: str) -> Path:
     if library := LIBRARIES.get(Path(name).suffix):
         pytest.importorskip(library)
     return DATA / name
+
+
+held_by = functools.cache(read_layers)  # the files never change, and each costs a process
 
 
 def expected() -> list[Any]:
@@ -89,8 +93,8 @@ def compute_plain(
 
 @pytest.mark.parametrize(("file", "name", "x", "y"), expected())
 def test_layers_give_the_numbers_of_their_library(file: str, name: str, x: np.ndarray, y: np.ndarray) -> None:
-    layer = saved_layer(f"{data(file)}::{name}")
-    config = saved_layer(f"{DATA / SIBLINGS[file]}::{name}") if file in SIBLINGS else layer
+    layer = choose_layer(held_by(data(file)), file, name)
+    config = choose_layer(held_by(DATA / SIBLINGS[file]), file, name) if file in SIBLINGS else layer
     data_format = "channels_first" if Path(file).suffix in (".pt", ".pth", ".safetensors", ".onnx") else None
     mine = compute(layer, config, x, data_format)
     assert mine.shape == y.shape
@@ -118,7 +122,7 @@ def test_layers_give_the_numbers_of_their_library(file: str, name: str, x: np.nd
     ],
 )
 def test_layers_come_in_order(file: str, names: list[str]) -> None:
-    assert [layer.name for layer in read_layers(data(file))] == names
+    assert [layer.name for layer in held_by(data(file))] == names
 
 
 def test_groups_are_numbered_as_numbers() -> None:
@@ -143,8 +147,8 @@ def test_groups_are_numbered_as_numbers() -> None:
     ],
 )
 def test_a_layer_answers_to_its_other_names(text: str, name: str) -> None:
-    data(text.partition("::")[0])
-    assert saved_layer(str(DATA / text)).name == name
+    file, _, called = text.partition("::")
+    assert choose_layer(held_by(data(file)), file, called).name == name
 
 
 def test_configs_are_in_keras_words() -> None:

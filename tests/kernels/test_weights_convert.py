@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from pathlib import Path
 
@@ -41,6 +42,7 @@ def layer_of(name: str = "a", **config: object) -> SavedLayer:
     return SavedLayer(name, config or None, kernel, rng.standard_normal(4).astype(np.float32))
 
 
+@functools.cache
 def one_of(file: str) -> str:
     """A layer of the file that Keras has, too."""
     plain = [layer for layer in read_layers(DATA / file) if not attributes_of(layer).is_strided_dilation]
