@@ -7,10 +7,18 @@ from typing import Any
 
 import click
 
-from conv3d_cli.cli.options import data_options, job_settings, kernel_options, layer_options, make_job, run_options
+from conv3d_cli.cli.options import (
+    SectionedCommand,
+    data_options,
+    job_settings,
+    kernel_options,
+    layer_options,
+    make_job,
+    run_options,
+)
 
 
-@click.command()
+@click.command(cls=SectionedCommand)
 @click.argument("source", metavar="INPUT")
 @click.option("-o", "--output", metavar="OUT", help="Output name, for its format.  [default: the input's format]")
 @kernel_options

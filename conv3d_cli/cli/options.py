@@ -39,18 +39,41 @@ class Triple(click.ParamType):
         return numbers[0] if len(numbers) == 1 else numbers
 
 
-def options(*declared: Any) -> Callable[[Command], Command]:
-    """One decorator out of several."""
+def options(title: str, *declared: Any) -> Callable[[Command], Command]:
+    """One decorator out of several options, which stand under a title in the help."""
 
     def decorate(command: Command) -> Command:
         for option in reversed(declared):
             command = option(command)
+        for parameter in command.__click_params__[-len(declared) :]:  # type: ignore[attr-defined]
+            parameter.section = title
         return command
 
     return decorate
 
 
+class SectionedCommand(click.Command):
+    """A command whose help lists its options under titles."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options section by section, those without a title first and --help last."""
+        sections: dict[str, list[tuple[str, str]]] = {"Options": []}
+        last = []
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx) if isinstance(parameter, click.Option) else None
+            if record is None:
+                continue
+            if parameter.name == "help":
+                last.append(record)
+            else:
+                sections.setdefault(getattr(parameter, "section", "Options"), []).append(record)
+        for title, records in sections.items():
+            with formatter.section(title):
+                formatter.write_dl(records + (last if title == list(sections)[-1] else []))
+
+
 kernel_options = options(
+    "Kernel",
     click.option(
         "-k", "--kernel", metavar="KERNEL",
         help="A built-in with parameters (gaussian:fwhm=6mm, box:size=5, sobel:axis=d; see `conv3d kernel list`) or a file: "
@@ -68,6 +91,7 @@ kernel_options = options(
 )  # fmt: skip
 
 layer_options = options(
+    "Layer, in Keras' words",
     click.option(
         "--padding", metavar="MODE",
         help="valid, same (Keras' split: the odd voxel after), same_lower (before), full, N, N,N,N or LO:HI,LO:HI,LO:HI.  "
@@ -99,6 +123,7 @@ layer_options = options(
 )  # fmt: skip
 
 data_options = options(
+    "Data",
     click.option("--axes", metavar="LETTERS", help="Axes of the input in storage order, e.g. tczyx (t time, c channel, s RGB)."),
     click.option(
         "--data-format", type=click.Choice(["channels_last", "channels_first"]), default="channels_last", show_default=True,
@@ -115,6 +140,7 @@ data_options = options(
 )  # fmt: skip
 
 run_options = options(
+    "Running",
     click.option(
         "-j", "--threads", type=click.IntRange(min=1), metavar="N",
         help="Threads.  [default: $CONV3D_THREADS, $OMP_NUM_THREADS, or all CPUs this process may use]",
