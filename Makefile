@@ -41,7 +41,7 @@ test-all: install ## run all tests, the slow ones too
 test-keras: ## make an environment with Keras, torch and onnxruntime, and compare with them
 	test -d .venv-keras || $(PYTHON) -m venv .venv-keras
 	.venv-keras/bin/python -m pip install --quiet --editable '.[dev]' keras jax torch onnxruntime
-	.venv-keras/bin/python -m pytest -q -m keras tests
+	.venv-keras/bin/python -m pytest -q -m keras tests/live
 
 test-nojit: install ## run the engine's tests as plain Python: finds index errors, slow
 	NUMBA_DISABLE_JIT=1 $(BIN)/python -m pytest -q tests/engine -k 'not cache'
