@@ -5,7 +5,7 @@ initializers and configs. Run it where Keras 3 is installed, and only to take ov
     KERAS_BACKEND=jax python tests/data/make_keras_golden.py
 
 The files in the repository were made by Keras 3.15.1 with JAX 0.10.2 on the CPU. Keys of the .npz are `kind|text`, the text
-being what the `get` of our catalogue reads, and `version`. The same tables serve the live comparison in tests/keras.
+being what the `get` of our catalogue reads, and `version`. The same tables serve the live comparison in tests/live.
 """
 
 from __future__ import annotations

@@ -5,12 +5,8 @@ KERAS_BACKEND=jax python tests/data/make_model_golden.py      # needs keras, jax
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
-os.environ.setdefault("KERAS_BACKEND", "jax")
-
-import keras
 import numpy as np
 
 FOLDER = Path(__file__).parent / "models"
@@ -18,6 +14,8 @@ FOLDER = Path(__file__).parent / "models"
 
 def main() -> None:
     """Two Conv3D layers with all that may stand between them, for volumes of one channel."""
+    import keras
+
     rng = np.random.default_rng(20260102)
     keras.utils.set_random_seed(1)
     model = keras.Sequential(
