@@ -99,8 +99,9 @@ def _qform_matrix(header: Any, voxel_sizes: list[float], path: str) -> Affine:
             f"cannot read {path}: its qform has no meaning: quaternion {axis.tolist()}, offset {offset.tolist()}"
         )
     length = float(axis @ axis)
-    # (b, c, d) longer than 1, by rounding, is half a turn about it: nifti1_io.c, nifti_quatern_to_mat44
-    quaternion = [math.sqrt(1 - length), *axis] if length <= 1 else [0.0, *(axis / math.sqrt(length))]
+    # (b, c, d) of length 1, up to rounding, is half a turn about it: nifti1_io.c, nifti_quatern_to_mat44
+    rounding = 1e-7 if header["quatern_b"].dtype.itemsize == 4 else 1e-15
+    quaternion = [math.sqrt(1 - length), *axis] if 1 - length >= rounding else [0.0, *(axis / math.sqrt(length))]
     handedness = -1.0 if float(header["pixdim"][0]) < 0 else 1.0
     matrix = np.eye(4)
     matrix[:3, :3] = quat2mat(quaternion) * (np.array(voxel_sizes) * [1, 1, handedness])

@@ -537,9 +537,18 @@ class TestGrid:
         patch(path, 88, "<f", 0)
         assert read_volume(path).grid.spacing == (1, 1, 1)
 
+    # ---------------------------------------------------------------------------------------------------------------------
+    # The rest of the header
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The rest of the header
+    @pytest.mark.parametrize("version", [1, 2])
+    def test_half_a_turn_is_no_less_for_rounding(self, tmp_path: Path, version: int) -> None:
+        """(b, c, d) of the scan that nibabel ships, which rounding made too short: that would turn it by 6e-5."""
+        quaternion = np.float32([0, -0.9967085123062134, -0.0810687392950058])
+        fields = dict(zip(("quatern_b", "quatern_c", "quatern_d"), quaternion, strict=True))
+        path = saved(tmp_path / "turn.nii", values((3, 4, 5)), version=version, qform_code=1, sform_code=0, **fields)
+        expected = nibabel.load(path).header.get_qform()
+        with open_volume(path) as reader:
+            np.testing.assert_allclose(reader.header.grid.affine, expected, atol=1e-9)
 
 
 class TestHeader:
