@@ -29,21 +29,25 @@ def suffix_of(path: str | os.PathLike[str], known: tuple[str, ...] = ()) -> str:
     return Path(name).suffix
 
 
-def check_target(path: str | os.PathLike[str], overwrite: bool) -> None:
+def check_target(path: str | os.PathLike[str], overwrite: bool, make_folder: bool = False) -> None:
     """Refuse a target that exists (unless `overwrite`) or whose folder is missing or not writable.
 
+    make_folder : bool      the folder may be missing as long as it can be made
     Raises: OutputExistsError, WriteError.
     """
-    target = Path(path)
-    if target.is_dir():
-        raise WriteError(f"cannot write {path}: it is a folder; name a file, or use --out-dir")
-    if os.path.lexists(target) and not overwrite:
-        raise OutputExistsError(f"cannot write {path}: file exists; pass --overwrite to replace it")
-    folder = Path(os.path.realpath(target)).parent
-    if not folder.is_dir():
-        raise WriteError(f"cannot write {path}: folder {folder} does not exist; make it first")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise WriteError(f"cannot write {path}: folder {folder} is not writable")
+    with write_errors(path):
+        target = Path(path)
+        if target.is_dir():
+            raise WriteError(f"cannot write {path}: it is a folder; name a file, or use --out-dir")
+        if os.path.lexists(target) and not overwrite:
+            raise OutputExistsError(f"cannot write {path}: file exists; pass --overwrite to replace it")
+        folder = Path(os.path.realpath(target)).parent
+        while make_folder and not os.path.lexists(folder):
+            folder = folder.parent
+        if not folder.is_dir():
+            raise WriteError(f"cannot write {path}: folder {folder} does not exist; make it first")
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise WriteError(f"cannot write {path}: folder {folder} is not writable")
 
 
 class AtomicFile:

@@ -15,11 +15,14 @@ def plan_outputs(
 ) -> list[str]:
     """The output of each input: its name with prefix and suffix, in `out_dir` or beside it.
 
-    Raises: SpecError if two inputs would write the same file; OutputExistsError if an output is an input (under
-    `overwrite` only if it is another one's).
+    Raises: SpecError if two inputs would write the same file, or if prefix or suffix hold a folder; OutputExistsError if
+    an output is an input (under `overwrite` only if it is another one's).
     >>> plan_outputs(["a/sub-01.nii.gz", "b/x.ome.tif"], "out", suffix="_sm")
     ['out/sub-01_sm.nii.gz', 'out/x_sm.ome.tif']
     """
+    for option, text in (("--suffix", suffix), ("--prefix", prefix)):
+        if os.sep in text or "\0" in text:
+            raise SpecError(f"{option} is a part of a file's name, received {text!r}; name a folder with --out-dir")
     outputs: dict[str, str] = {}
     sources = {os.path.realpath(name): name for name in inputs}
     result = []

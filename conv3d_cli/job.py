@@ -478,9 +478,10 @@ def describe_shape(axes: Axes) -> str:
     return f"{axes.letters} {'x'.join(map(str, axes.shape))}"
 
 
-def check_paths(job: Job) -> None:
+def check_paths(job: Job, make_folder: bool = False) -> None:
     """Refuse an output that exists or is the input, before any work.
 
+    make_folder : bool      its folder may be missing as long as it can be made
     Raises: OutputExistsError, WriteError, SpecError for an unknown suffix.
     """
     output_format(job.target)
@@ -495,13 +496,18 @@ def check_paths(job: Job) -> None:
         raise OutputExistsError(
             f"cannot write {job.target}: it is the input; name another file, or pass --overwrite to replace it at the end"
         )
-    check_target(job.target, job.overwrite)
+    check_target(job.target, job.overwrite, make_folder)
 
 
-def run_job(job: Job, progress: Callable[[int, int], None] | None = None) -> JobReport:
+def run_job(
+    job: Job,
+    progress: Callable[[int, int], None] | None = None,
+    decided: Callable[[PreparedJob], None] | None = None,
+) -> JobReport:
     """Convolve one volume, from file to file.
 
     progress : callable     told (voxels finished, voxels in all), from any thread
+    decided : callable      told what was decided, before the first voxel (a pipe cannot be opened once more to look)
     The output appears complete or not at all. Raises: any Conv3DError; KeyboardInterrupt leaves nothing behind.
     """
     from conv3d_cli.engine import Team
@@ -509,6 +515,8 @@ def run_job(job: Job, progress: Callable[[int, int], None] | None = None) -> Job
     started = time.perf_counter()
     check_paths(job)
     with prepare_job(job) as prepared, ExitStack() as stack:
+        if decided is not None:
+            decided(prepared)
         team = stack.enter_context(Team(thread_count(job.threads)))
         reader = prepared.reader
         for position, spooled in enumerate(prepared.spool_input):

@@ -41,7 +41,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("in.npy", "no/out.npy", WriteError, "does not exist; make it first"),
         ("missing.npy", "other.npy", OutputExistsError, "file exists"),
         ("missing.npy", "new.npy", FormatError, "cannot read missing.npy: no such file"),
-        ("sub", "new.npy", FormatError, "no format has this suffix"),
+        ("sub", "new.npy", FormatError, "cannot read sub: it is a folder"),
     ],
 )
 def test_paths_that_are_refused(folder: Path, source: str, target: str, error: type[Conv3DError], fact: str) -> None:

@@ -67,7 +67,7 @@ def apply(ctx: click.Context, inputs: tuple[str, ...], **_: Any) -> None:
     if params["skip_existing"] and settings.get("overwrite"):
         raise SpecError("--skip-existing and --overwrite contradict each other; pass one of them")
     jobs = [make_job(source, target, settings) for source, target in zip(inputs, targets, strict=True)]
-    batch = Batch(params["as_json"], params["quiet"], params["verbose"], many=len(jobs) > 1)
+    batch = Batch(params["as_json"], params["quiet"], params["verbose"], len(jobs) > 1, bool(params["out_dir"]))
     if params["out_dir"] and not params["dry_run"]:
         _make_folder(params["out_dir"])
     for job in jobs:
@@ -114,6 +114,7 @@ class Batch:
     quiet: bool
     verbose: bool
     many: bool
+    out_dir: bool = False
     exit_code: int = 0
     rows: list[tuple[str, str, str]] = field(default_factory=list)
 
@@ -124,24 +125,23 @@ class Batch:
         from conv3d_cli.job import check_paths, prepare_job, run_job
 
         try:
-            if dry_run or self.verbose:
-                check_paths(job)
+            if dry_run:
+                check_paths(job, make_folder=self.out_dir)
                 with prepare_job(job) as prepared:
                     if self.verbose or not self.as_json:
                         self._say(describe(prepared))
-                    record = plan_record(prepared)
-                if dry_run:
-                    self._finish(job, "planned", record, "")
-                    return
+                    self._finish(job, "planned", plan_record(prepared), "")
+                return
             with ProgressBar(os.path.basename(job.source), self.quiet) as progress:
-                report = run_job(job, progress)
+                decided = (lambda prepared: self._say(describe(prepared))) if self.verbose else None
+                report = run_job(job, progress, decided)
         except Conv3DError as error:
+            record = {"input": job.source, "output": job.target, "error": one_line(error), "exit_code": error.exit_code}
+            self._finish(job, "failed", record, one_line(error))
             if not self.many:
                 raise
             self.exit_code = self.exit_code or error.exit_code
             click.echo(f"Error: {one_line(error)}", err=True)
-            record = {"input": job.source, "output": job.target, "error": one_line(error), "exit_code": error.exit_code}
-            self._finish(job, "failed", record, one_line(error))
             return
         if not self.quiet:
             for note in report.notes:

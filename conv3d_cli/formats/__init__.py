@@ -7,6 +7,8 @@ tests/formats/test_every_format.py then runs over it. Third-party libraries are 
 
 from __future__ import annotations
 
+import os
+
 from conv3d_cli.errors import FormatError, SpecError
 from conv3d_cli.formats import nifti, npy, tiff
 from conv3d_cli.formats.base import VolumeFormat
@@ -26,7 +28,7 @@ def find_format(path: str) -> VolumeFormat | None:
 
 def known_suffixes() -> str:
     """All suffixes, for messages."""
-    return " ".join(suffix for f in FORMATS for suffix in f.suffixes)
+    return " ".join(suffix for f in FORMATS for suffix in f.suffixes if suffix != "-") + ", and - for a .npy pipe"
 
 
 def is_stream(path: str) -> bool:
@@ -43,6 +45,8 @@ def open_volume(path: str, *, axes: str | None = None, channels_first: bool = Fa
     """
     found = find_format(path)
     if found is None:
+        if os.path.isdir(path):
+            raise FormatError(f"cannot read {path}: it is a folder; name the files in it")
         raise FormatError(f"cannot read {path}: no format has this suffix; known are {known_suffixes()}")
     return found.open(path, axes=axes, channels_first=channels_first)
 

@@ -21,6 +21,7 @@ Triple = tuple[int, int, int]
 Pads = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 AXIS_NAMES = ("depth", "height", "width")
 PADDINGS = ("valid", "same", "full", "same_lower")
+FARTHEST = 1 << 24  # voxels of a stride, a dilation, a padding: products of them still count in 64 bits
 
 
 def triple(value: int | Sequence[int], name: str, minimum: int = 1) -> Triple:
@@ -284,6 +285,9 @@ class ConvSpec:
 
     def __post_init__(self) -> None:
         strides, dilation_rate = triple(self.strides, "strides"), triple(self.dilation_rate, "dilation_rate")
+        for name, values in (("strides", strides), ("dilation_rate", dilation_rate)):
+            if max(values) > FARTHEST:
+                raise SpecError(f"{name} of more than {FARTHEST} voxels cannot be computed, received {max(values)}")
         if max(strides) > 1 and max(dilation_rate) > 1 and not self.allow_strided_dilation:
             raise SpecError(
                 "strides > 1 are not supported in conjunction with dilation_rate > 1 (as in Keras), "
@@ -351,6 +355,11 @@ class ConvSpec:
             wish = padding if isinstance(padding, str) else padding[axis]
             arguments = in_size[axis], kernel_size[axis], strides[axis], dilation_rate[axis], wish
             pads.append(pad_sizes(*arguments))
+            if max(pads[-1]) > FARTHEST:
+                raise ShapeError(
+                    f"padding of more than {FARTHEST} voxels cannot be computed, received {pads[-1][0]}:{pads[-1][1]} "
+                    f"along {AXIS_NAMES[axis]}"
+                )
             out_size.append(output_size(*arguments))
             if out_size[-1] < 1:
                 extent = (kernel_size[axis] - 1) * dilation_rate[axis] + 1

@@ -1,0 +1,93 @@
+"""`conv3d apply` over many inputs, and what it tells programs about each."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+
+def records(text: str) -> list[dict[str, Any]]:
+    """Every line of stdout is a JSON object."""
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_json_tells_of_one_failed_volume_too(run: Any, tmp_path: Path) -> None:
+    result = run("apply", tmp_path / "no.npy", "-k", "identity", "-o", tmp_path / "out.npy", "--json", code=3)
+    (record,) = records(result.stdout)
+    assert record["status"] == "failed"
+    assert record["exit_code"] == 3
+    assert record["error"] in result.stderr
+
+
+def test_json_has_one_object_for_each_volume(run: Any, volume: Path, tmp_path: Path) -> None:
+    inputs = [volume, tmp_path / "no.npy", tmp_path / "empty.npy"]
+    inputs[2].touch()
+    result = run("apply", *inputs, "-k", "identity", "--suffix", "_i", "--json", code=3)
+    assert [r["status"] for r in records(result.stdout)] == ["done", "failed", "failed"]
+    assert [r["input"] for r in records(result.stdout)] == [str(i) for i in inputs]
+
+
+def test_dry_run_with_a_folder_that_is_made_later(run: Any, volume: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "a" / "b"
+    run("apply", volume, "-k", "identity", "--out-dir", folder, "--dry-run")
+    assert not (tmp_path / "a").exists()
+    run("apply", volume, "-k", "identity", "--out-dir", folder)
+    assert (folder / volume.name).exists()
+    run("apply", volume, "-k", "identity", "--out-dir", volume, "--suffix", "_x", "--dry-run", code=1)
+    run("apply", volume, "-k", "identity", "-o", tmp_path / "none" / "o.npy", "--dry-run", code=1)
+
+
+@pytest.mark.parametrize("option", ["--suffix", "--prefix"])
+def test_a_folder_in_suffix_or_prefix(run: Any, error_line: Any, volume: Path, option: str) -> None:
+    result = run("apply", volume, "-k", "identity", option, f"..{os.sep}x", code=2)
+    assert "--out-dir" in error_line(result.stderr)
+
+
+def test_a_name_that_becomes_too_long(run: Any, error_line: Any, volume: Path, tmp_path: Path) -> None:
+    long = tmp_path / ("l" * 251 + ".npy")
+    shutil.copy(volume, long)
+    run("apply", long, "-k", "identity", "--out-dir", tmp_path / "out")
+    np.testing.assert_array_equal(np.load(tmp_path / "out" / long.name), np.load(volume))
+    result = run("apply", long, "-k", "identity", "--suffix", "_more", code=1)
+    assert "too long" in error_line(result.stderr)
+    result = run("apply", long, volume, "-k", "identity", "--suffix", "_more", code=1)
+    assert "1 done, 1 failed" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [(".", "it is a folder"), ("/dev/stdin", "- for a .npy pipe"), ("", "no format")]
+)
+def test_an_input_without_a_suffix(run: Any, error_line: Any, tmp_path: Path, name: str, words: str) -> None:
+    result = run("apply", name, "-k", "identity", "-o", tmp_path / "o.npy", code=3)
+    assert words in error_line(result.stderr)
+
+
+def test_verbose_on_a_pipe(shell: Any, volume: Path, tmp_path: Path) -> None:
+    """What was decided is said without opening the input twice."""
+    result = shell("apply", "-", "-k", "identity", "-o", tmp_path / "o.npy", "-v", input=volume.read_bytes())
+    assert result.returncode == 0, result.stderr
+    assert b"algorithm" in result.stderr
+    np.testing.assert_array_equal(np.load(tmp_path / "o.npy"), np.load(volume))
+
+
+@pytest.mark.parametrize(
+    ("options", "code"),
+    [
+        (["--padding", "99999999999"], 4),
+        (["--padding", "0:0,0:1000000000,0:0"], 4),
+        (["--padding", "full", "--dilation-rate", "9000000"], 4),
+        (["--strides", "9" * 20], 2),
+        (["--dilation-rate", "9" * 20, "--padding", "same"], 2),
+    ],
+)
+def test_numbers_beyond_reason(
+    run: Any, error_line: Any, volume: Path, kernel: Path, tmp_path: Path, options: list[str], code: int
+) -> None:
+    result = run("apply", volume, "-k", kernel, "-o", tmp_path / "o.npy", *options, code=code)
+    assert "cannot be computed" in error_line(result.stderr)
