@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from conv3d_cli.api import conv3d
 from conv3d_cli.errors import ShapeError, SpecError
-from conv3d_cli.layer import activations, initializers
+from conv3d_cli.layer import activations
 from conv3d_cli.layer.config import LayerConfig
 from conv3d_cli.model.spec import ConvProblem, ConvSpec, triple
 
@@ -162,13 +162,7 @@ class Conv3D:
         channels = self._check_channels(input_shape)
         if None not in tuple(input_shape)[-4:]:
             self._problem(input_shape)
-        config = self.config
-        shape = (*config.kernel_size, channels // config.groups, config.filters)
-        dtype = config.dtype or "float32"
-        # None draws glorot_uniform for both, though Keras' page says zeros for the bias.
-        self.kernel = (config.kernel_initializer or initializers.GlorotUniform())(shape, dtype)
-        if config.use_bias:
-            self.bias = (config.bias_initializer or initializers.GlorotUniform())((config.filters,), dtype)
+        self.kernel, self.bias = self.config.initial_weights(channels)
 
     def compute_output_shape(self, input_shape: Sequence[int | None]) -> tuple[int | None, ...]:
         """The output's shape; None stays None.

@@ -236,7 +236,7 @@ def _prepare(job: Job, reader: VolumeReader) -> PreparedJob:
     resolved = []
     for number, stage in enumerate(job.stages):
         try:
-            kernel, losses = resolve_kernel(stage, shape, grid, notes)
+            kernel, losses = resolve_kernel(stage, shape, grid, notes, number)
             spec = stage.spec(kernel.is_layer)
             problem = spec.resolve(shape, kernel.weights.shape, kernel.centre)
             functions = [activations.get(identifier) for identifier in stage.activations]
@@ -292,14 +292,18 @@ def plan_part(
 
 
 def resolve_kernel(
-    stage: Stage, shape: tuple[int, int, int, int, int], grid: Grid, notes: list[str]
+    stage: Stage, shape: tuple[int, int, int, int, int], grid: Grid, notes: list[str], number: int
 ) -> tuple[Kernel, dict[str, float]]:
     """The stage's kernel for a volume (N, D, H, W, C) with its options applied, and the penalties of its weights.
 
+    number : int        of the stage; the seed of a drawn kernel that has none
     In order: read or drawn, flipped, normalized, bias set, constraints. What a constraint changed is noted.
     """
     if stage.kernel is None:
-        kernel = draw_kernel(stage, shape[4])
+        seed = number if stage.seed is None else stage.seed
+        kernel = draw_kernel(stage, shape[4], seed)
+        if stage.seed is None:
+            notes.append(f"kernel {kernel.name} is drawn by its initializer with seed {seed}; --seed N draws another")
     else:
         kernel = stage.kernel if isinstance(stage.kernel, Kernel) else read_kernel(stage.kernel, grid)
     if stage.kernel_size is not None and kernel.size != triple(stage.kernel_size, "kernel_size"):
@@ -342,8 +346,8 @@ def _named(identifier: Any) -> str:
     return identifier if isinstance(identifier, str) else type(identifier).__name__
 
 
-def draw_kernel(stage: Stage, channels: int) -> Kernel:
-    """A kernel drawn by the stage's initializers for a volume of `channels`.
+def draw_kernel(stage: Stage, channels: int, seed: int) -> Kernel:
+    """A kernel drawn by the stage's initializers for a volume of `channels`: the same for the same seed.
 
     Raises: ShapeError if groups do not divide the channels.
     """
@@ -356,9 +360,10 @@ def draw_kernel(stage: Stage, channels: int) -> Kernel:
     shape = (*triple(stage.kernel_size, "kernel_size"), channels // stage.groups, stage.filters)
 
     def draw(identifier: Any, which: str, shape: tuple[int, ...]) -> np.ndarray:
-        # the same numbers as a Conv3D of this seed; None draws glorot_uniform, as in Keras
-        seed = None if stage.seed is None else derived_seed(stage.seed, which)
-        return (initializers.get(identifier, seed=seed) or initializers.GlorotUniform(seed=seed))(shape)
+        # The same numbers as a Conv3D of this seed; None draws glorot_uniform, as in Keras. There is always a seed, where
+        # Keras would draw one: the same input and options must give the same bytes.
+        own = derived_seed(seed, which)
+        return (initializers.get(identifier, seed=own) or initializers.GlorotUniform(seed=own))(shape)
 
     weights = draw(stage.kernel_initializer, "kernel", shape)
     bias = None

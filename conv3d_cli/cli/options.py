@@ -168,8 +168,16 @@ def job_settings(ctx: click.Context) -> dict[str, Any]:
     options = {key: _layer_value(key, given[key]) for key in STAGE_OPTIONS if key in given}
     if given.get("no_bias"):
         options["use_bias"] = False
+    if len(config.stages) > 1 and options.keys() <= {"seed"}:
+        # one seed for a stack: each layer draws numbers of its own
+        stages = (
+            [{**stage, "seed": options["seed"] + number} for number, stage in enumerate(config.stages)]
+            if options
+            else []
+        )
+        return {"stages": stages or config.stages, **_run_settings(given, config)}
     if options and len(config.stages) > 1:
-        names = ", ".join("--" + key.replace("_", "-") for key in options)
+        names = ", ".join("--" + key.replace("_", "-") for key in options if key != "seed")
         raise SpecError(
             f"{names} cannot be given for a stack of {len(config.stages)} layers; set it in the config {config.path}"
         )
@@ -178,10 +186,15 @@ def job_settings(ctx: click.Context) -> dict[str, Any]:
         # another kernel: what the config's kernel brought along goes with it
         stage = {key: value for key, value in stage.items() if key not in ("kernel", "kernel_size", "filters", "bias")}
     stages = [{**stage, **stage_arguments(options)}] if options else config.stages
+    return {"stages": stages, **_run_settings(given, config)}
+
+
+def _run_settings(given: dict[str, Any], config: Config) -> dict[str, Any]:
+    """Arguments for `Job` that are not of a stage."""
     settings = {**config.job, **{key: given[key] for key in JOB_KEYS if key in given}}
     if isinstance(settings.get("max_memory"), str):
         settings["max_memory"] = byte_size(settings["max_memory"])
-    return {"stages": stages, **settings}
+    return settings
 
 
 def _layer_value(key: str, value: Any) -> Any:

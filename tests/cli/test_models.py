@@ -52,9 +52,15 @@ def test_layer_by_layer_is_the_same(run: Any, tmp_path: Path, scan: Path, golden
 
 
 def test_a_models_json_draws_weights_by_seed(run: Any, tmp_path: Path, scan: Path) -> None:
-    """`model.to_json()` has no weights: they are drawn by the layers' initializers."""
-    run("apply", scan, "-c", MODELS / "small.json", "-o", tmp_path / "a.npy")
-    assert np.load(tmp_path / "a.npy").shape == (5, 3, 6, 4)
+    """`model.to_json()` has no weights: they are drawn by the layers' initializers, the same in each run."""
+    for name, options in (("a", []), ("b", []), ("c", ["--seed", 5]), ("d", ["--seed", 5])):
+        result = run("apply", scan, "-c", MODELS / "small.json", "-o", tmp_path / f"{name}.npy", *options)
+        assert ("seed 0" in result.stderr) == (not options)
+    a, b, c, d = (np.load(tmp_path / f"{name}.npy") for name in "abcd")
+    assert a.shape == (5, 3, 6, 4)
+    np.testing.assert_array_equal(a, b)
+    np.testing.assert_array_equal(c, d)
+    assert (a != c).any()
 
 
 def test_a_model_is_not_a_kernel(run: Any, error_line: Any, tmp_path: Path, scan: Path) -> None:
