@@ -95,11 +95,21 @@ class Stage:
             triple(self.kernel_size, "kernel_size")
         self.spec(is_layer=False)
         for identifier in self.activations:
-            activations.get(identifier)
+            activation = activations.get(identifier)
+            if activation.kind == "tensor":
+                raise SpecError(
+                    f"activation '{activation.text}' needs the whole output at once, and a volume is streamed; "
+                    "only the last axis (axis=-1) can be streamed"
+                )
         for identifier in (self.kernel_initializer, self.bias_initializer):
             initializers.get(identifier, seed=self.seed)
-        for identifier in (self.kernel_regularizer, self.bias_regularizer, self.activity_regularizer):
+        for identifier in (self.kernel_regularizer, self.bias_regularizer):
             regularizers.get(identifier)
+        activity = regularizers.get(self.activity_regularizer)
+        if activity is not None and not activity.additive:
+            raise SpecError(
+                "the activity_regularizer must be a plain sum over voxels (l1, l2, l1l2) to be summed while streaming"
+            )
         for identifier in (self.kernel_constraint, self.bias_constraint):
             constraints.get(identifier)
 
@@ -251,8 +261,10 @@ def _prepare(job: Job, reader: VolumeReader) -> PreparedJob:
         transform = transform.then(problem.voxel_transform)
 
     out_header = output_header(job.target, header, shape, grid, transform, np.dtype(job.dtype))
+    # layers mix channels, stacks compute them together, and a softmax looks at all of them
+    together = kernels[0].is_layer or len(resolved) > 1 or any(a.kind != "voxel" for a in resolved[-1][-1])
     parts, spool_input, spool_output = _stream_order(
-        reader, out_header, kernels, [problem for *_, problem, _ in resolved], job.target
+        reader, out_header, together, [problem for *_, problem, _ in resolved], job.target
     )
     if any(spool_input):
         notes.append("the input waits in a temporary file first: its stream cannot be read in the order needed")
@@ -408,13 +420,15 @@ def output_header(
 def _stream_order(
     reader: VolumeReader,
     out_header: VolumeHeader,
-    kernels: list[Kernel],
+    together: bool,
     problems: list[ConvProblem],
     target: str,
 ) -> tuple[list[tuple[int, slice]], list[bool], bool]:
-    """Parts in the order they are streamed; for each stage whether its input is spooled for that order; and the output."""
+    """Parts in the order they are streamed; for each stage whether its input is spooled for that order; and the output.
+
+    together : bool     all channels of a volume are one part
+    """
     in_axes, out_axes = reader.header.axes, out_header.axes
-    together = kernels[0].is_layer or len(kernels) > 1
     # planes of the far end stand beside those of the near one
     spooled = [p.boundary.mode == "wrap" and (p.pad_before[0] > 0 or p.pad_after[0] > 0) for p in problems]
     spooled[0] |= together and in_axes.canonical_shape[4] > 1 and not in_axes.channels_within_plane

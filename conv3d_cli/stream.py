@@ -243,7 +243,8 @@ def stream(
             ahead = reading.submit(read, step + 1) if step + 1 < len(steps) else None
             n, channels = passage.parts[part]
             outputs = convolution.outputs(channels)
-            stored = slice(0, writer.header.shape[4]) if convolution.is_layer else outputs
+            all_stored = convolution.is_layer or any(a.halves for a in convolution.activations)
+            stored = slice(0, writer.header.shape[4]) if all_stored else outputs
             block = writer.block(n, slice(start, stop), stored)
             started = time.perf_counter()
             times.clipped += convolution.convolve(slab, block, team, reader.header.scale, outputs, advance)

@@ -157,6 +157,30 @@ def test_glu_halves_the_channels(tmp_path: Path, rng: np.random.Generator) -> No
     assert "odd" in result.stderr
 
 
+@pytest.mark.parametrize("activation", ["softmax", "glu"])
+def test_a_filter_with_a_whole_axis_activation_sees_all_channels(
+    tmp_path: Path, rng: np.random.Generator, activation: str
+) -> None:
+    """Also where the channels of a file lie one after another and would be streamed one by one."""
+    x = rng.standard_normal((4, 5, 6, 7)).astype(np.float32)  # c z y x
+    np.save(tmp_path / "x.npy", x)
+    nib.save(nib.Nifti1Image(x.transpose(3, 2, 1, 0)[:, :, :, None], np.eye(4)), tmp_path / "x.nii.gz")
+    expected = np.moveaxis(Conv3D(1, 1, activation=activation).activation(np.moveaxis(x, 0, -1)), -1, 0)
+    options = ["-k", "identity", "--activation", activation]
+    apply(tmp_path / "x.npy", "--axes", "czyx", *options, "-o", tmp_path / "y.npy")
+    np.testing.assert_allclose(np.load(tmp_path / "y.npy"), expected, atol=1e-6)
+    apply(tmp_path / "x.nii.gz", *options, "-o", tmp_path / "y.nii.gz")
+    got = nib.load(tmp_path / "y.nii.gz").get_fdata()[:, :, :, 0].transpose(3, 2, 1, 0)
+    np.testing.assert_allclose(got, expected, atol=1e-6)
+
+
+def test_what_cannot_be_streamed_is_refused(tmp_path: Path, rng: np.random.Generator) -> None:
+    np.save(tmp_path / "x.npy", rng.standard_normal((4, 5, 6)).astype(np.float32))
+    arguments = [tmp_path / "x.npy", "-k", "identity", "-o", tmp_path / "y.npy"]
+    assert "last axis" in apply(*arguments, "--activation", "softmax:axis=1", code=2).stderr
+    assert "plain sum" in apply(*arguments, "--activity-regularizer", "orthogonal_regularizer", code=2).stderr
+
+
 def test_losses_constraints_and_initializers(tmp_path: Path, rng: np.random.Generator) -> None:
     x = rng.standard_normal((3, 5, 5, 5, 2)).astype(np.float32)
     np.save(tmp_path / "x.npy", x)

@@ -56,6 +56,11 @@ class ErrorTranslator(click.Group):
             # Whoever read our output has gone. Python would complain once more when it flushes at exit.
             sys.stderr.close()
             code = 1
+        except OSError as error:
+            # Files' errors are Conv3DErrors by now: what is left is our own output, `conv3d info > /dev/full`.
+            where = error.filename or "standard output"
+            click.echo(f"Error: cannot write {where}: {error.strerror or error}", err=True)
+            code = 1
         except KeyboardInterrupt:
             click.echo("interrupted; no output was left behind", err=True)
             code = 130
@@ -78,8 +83,9 @@ def main() -> None:
     The output has the input's format and place in the world. Results go to stdout, messages and progress to stderr.
 
     \b
-    Exit codes: 0 done, 1 runtime fault, 2 usage, 3 input unreadable, 4 kernel and volume do not fit,
-    5 output exists, 6 over --max-memory, 7 volumes differ, 130 interrupted, 143 terminated.
+    Exit codes: 0 done, 1 runtime fault, 2 usage, 3 input unreadable,
+    4 kernel and volume do not fit, 5 output exists, 6 over --max-memory,
+    7 volumes differ, 130 interrupted, 143 terminated.
     """
     try:
         signal.signal(signal.SIGTERM, _terminate)
