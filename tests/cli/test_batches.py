@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -91,3 +93,27 @@ def test_numbers_beyond_reason(
 ) -> None:
     result = run("apply", volume, "-k", kernel, "-o", tmp_path / "o.npy", *options, code=code)
     assert "cannot be computed" in error_line(result.stderr)
+
+
+@pytest.mark.parametrize("name", ["p.npy", "p.nii.gz", "p.hdr", "p.tif"])
+def test_a_named_pipe_is_not_waited_for(run: Any, error_line: Any, tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / name)
+    result = run("apply", tmp_path / name, "-k", "identity", "-o", tmp_path / "o.npy", code=3)
+    assert "it is a pipe" in error_line(result.stderr)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+@pytest.mark.parametrize("arguments", [["info"], ["apply", "-k", "identity", "--json", "-o", "o.npy"]])
+def test_stdout_is_full(volume: Path, arguments: list[str]) -> None:
+    command = [sys.executable, "-m", "conv3d_cli", *arguments, str(volume)]
+    with open("/dev/full", "wb") as full:
+        result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, check=False, cwd=volume.parent)
+    assert result.returncode == 1
+    assert b"Traceback" not in result.stderr
+    assert b"cannot write standard output" in result.stderr
+
+
+def test_help_fits_a_terminal(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    for command in ([], ["apply"], ["info"], ["explain"], ["compare"], ["warmup"], ["kernel"]):
+        assert max(map(len, run(*command, "--help").stdout.splitlines())) <= 80
