@@ -10,7 +10,6 @@ import errno
 import math
 import mmap
 import os
-import stat
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -60,29 +59,6 @@ class VolumeFormat:
         return (
             "-" in self.suffixes if path == "-" else path.lower().endswith(tuple(s for s in self.suffixes if s != "-"))
         )
-
-
-def check_input(path: str) -> int:
-    """Size of an input file in bytes.
-
-    Raises: FormatError if it is missing, a folder, a pipe, unreadable or empty.
-    """
-    try:
-        if stat.S_ISFIFO(os.stat(path).st_mode):  # to open it would wait for a writer
-            raise FormatError(f"cannot read {path}: it is a pipe; pass - to read .npy from standard input")
-        with open(path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-    except FileNotFoundError:
-        raise FormatError(f"cannot read {path}: no such file") from None
-    except IsADirectoryError:
-        raise FormatError(f"cannot read {path}: it is a folder; name the files in it") from None
-    except FormatError:
-        raise
-    except OSError as error:
-        raise FormatError(f"cannot read {path}: {error.strerror or error}") from error
-    if size == 0:
-        raise FormatError(f"cannot read {path}: the file is empty")
-    return size
 
 
 def real_dtype(dtype: np.dtype[Any], path: str) -> np.dtype[Any]:

@@ -18,7 +18,7 @@ import numpy as np
 
 from conv3d_cli.atomic import AtomicFile, suffix_of, write_errors
 from conv3d_cli.errors import FormatError, WriteError
-from conv3d_cli.formats.base import RawReader, RawWriter, SpooledWriter, VolumeFormat, check_input, real_dtype, write_at
+from conv3d_cli.formats.base import RawReader, RawWriter, SpooledWriter, VolumeFormat, real_dtype, write_at
 from conv3d_cli.formats.gzipped import LARGEST_INFLATION, GzipStream, GzipWriter, gzipped, open_gzipped
 from conv3d_cli.formats.nifti_grid import permuted, read_grid
 from conv3d_cli.formats.nifti_header import (
@@ -37,6 +37,7 @@ from conv3d_cli.formats.nifti_header import (
     source_of,
     stored_axes,
 )
+from conv3d_cli.inputs import check_input
 from conv3d_cli.model.volume import SPATIAL, Array, Axes, VolumeHeader, VolumeReader, VolumeWriter
 
 # ---------------------------------------------------------------------------------------------------------------------

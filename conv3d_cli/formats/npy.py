@@ -22,11 +22,11 @@ from conv3d_cli.formats.base import (
     RawReader,
     RawWriter,
     VolumeFormat,
-    check_input,
     real_dtype,
     reserve_space,
     write_block,
 )
+from conv3d_cli.inputs import check_input
 from conv3d_cli.model.volume import Array, Axes, VolumeHeader, VolumeReader, VolumeWriter
 
 BATCH_LETTERS = "tabdefghijklmnopqruvw"  # every letter that is neither space nor channel
@@ -98,13 +98,26 @@ def output_letters(letters: str, channels: int, dtype: np.dtype[Any]) -> str:
     return letters if has_channels or channels == 1 else letters + "c"
 
 
+def _reads_the_same(axes: Axes) -> bool:
+    """Whether an array of these axes is understood without their names, under one of the data formats."""
+    kinds = "".join("c" if a in "cs" else a if a in "zyx" else "t" for a in axes.letters)
+    if len(kinds) < 3:
+        return False
+    usual = [axis_names(len(kinds), channels_first) for channels_first in (False, True)]
+    return kinds in ["".join(a if a in "czyx" else "t" for a in names) for names in usual]
+
+
 def create_npy(
     path: str, header: VolumeHeader, *, overwrite: bool = False, gz_level: int = 1, threads: int | None = None
 ) -> VolumeWriter:
     """Start a .npy file, or standard output for "-"."""
     fortran = header.format == "NumPy" and bool(header.metadata and header.metadata.get("fortran_order"))
     prefix = _header_bytes(header.axes.shape, fortran, header.dtype)
-    notes = () if header.grid.spacing is None else (".npy holds no voxel spacing and no affine: they are left out",)
+    notes: tuple[str, ...] = ()
+    if header.grid.spacing is not None:
+        notes += (".npy holds no voxel spacing and no affine: they are left out",)
+    if header.format != "NumPy" and not _reads_the_same(header.axes):
+        notes += (f".npy holds no axis names: read it with --axes {header.axes.letters}",)
     if path == "-":
         return PipeWriter(header, prefix, notes, fortran)
     output = AtomicFile(path, overwrite)

@@ -20,9 +20,10 @@ import numpy as np
 from conv3d_cli.atomic import AtomicFile, suffix_of, write_errors
 from conv3d_cli.errors import FormatError, WriteError
 from conv3d_cli.formats import tiff_metadata, tiff_ome
-from conv3d_cli.formats.base import RawReader, RawWriter, VolumeFormat, check_input, real_dtype, write_block
+from conv3d_cli.formats.base import RawReader, RawWriter, VolumeFormat, real_dtype, write_block
 from conv3d_cli.formats.tiff_metadata import Description, TiffMetadata
 from conv3d_cli.formats.tiff_pages import PagedArray, mapped_offset, read_directories, tiff_errors, usable_pages
+from conv3d_cli.inputs import check_input
 from conv3d_cli.model.volume import Array, ArrayReader, Axes, VolumeHeader, VolumeReader, VolumeWriter
 
 IMAGEJ_DTYPES = ("uint8", "int16", "uint16", "float32")

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 from conv3d_cli.atomic import AtomicFile, write_errors
 from conv3d_cli.errors import Conv3DError, FormatError, ShapeError, SpecError, WriteError
+from conv3d_cli.inputs import check_input
 from conv3d_cli.kernels.lengths import MAX_WEIGHTS
 from conv3d_cli.model.kernel import Kernel
 
@@ -79,7 +80,7 @@ def read_kernel_file(path: str, build: BuildKernel) -> Kernel:
     build : callable    makes the kernel of a built-in text, which .json and .toml may hold
     Raises: FormatError if the file is missing, empty, damaged or of no known kind; ShapeError for the shape or the values.
     """
-    _file_size(path)
+    check_input(path)
     kind = find_kernel_file(path)
     if kind is None:
         raise FormatError(f"cannot read {path}: no kernel format has this suffix; known are {known_suffixes()}")
@@ -115,21 +116,6 @@ def write_kernel(path: str | os.PathLike[str], kernel: Kernel, *, overwrite: boo
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The door: what every reader shares
-
-
-def _file_size(path: str) -> int:
-    try:
-        with open(path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-    except FileNotFoundError:
-        raise FormatError(f"cannot read {path}: no such file") from None
-    except IsADirectoryError:
-        raise FormatError(f"cannot read {path}: it is a folder; name a kernel file in it") from None
-    except (OSError, ValueError) as error:  # ValueError: a null character in the name
-        raise FormatError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
-    if size == 0:
-        raise FormatError(f"cannot read {path}: the file is empty")
-    return size
 
 
 @contextlib.contextmanager
@@ -188,7 +174,7 @@ def _with_extras(path: str, weights: Any, bias: Any = None, centre: Any = None) 
 
 
 def _read_npy(path: str, build: BuildKernel) -> Kernel:
-    size = _file_size(path)
+    size = check_input(path)
     with open(path, "rb") as file:
         return Kernel(_read_array(file, path, size), name=path)
 
@@ -279,7 +265,7 @@ _KEYS = ("kernel", "weights", "bias", "centre", "axes", "name", "flip", "normali
 
 
 def _read_text(path: str) -> str:
-    size = _file_size(path)
+    size = check_input(path)
     if size > MAX_TEXT:
         raise FormatError(
             f"cannot read {path}: a text of {size:,} bytes; at most {MAX_TEXT:,} are read; save it as .npy"
@@ -489,7 +475,7 @@ def _read_nifti(path: str, build: BuildKernel) -> Kernel:
     from nibabel.nifti1 import Nifti1Header
     from nibabel.nifti2 import Nifti2Header
 
-    size = _file_size(path)
+    size = check_input(path)
     with open(path, "rb") as raw:
         zipped = raw.read(2) == b"\x1f\x8b"  # by content: a .nii.gz that is not compressed is no rarity
         raw.seek(0)
@@ -567,7 +553,7 @@ def _read_tiff(path: str, build: BuildKernel) -> Kernel:
     """A TIFF stack as a kernel: pages, rows, columns -> D, H, W."""
     import tifffile
 
-    size = _file_size(path)
+    size = check_input(path)
     # never follow an OME header into other files
     with tifffile.TiffFile(path, _multifile=False) as tif:
         if not tif.series or not tif.series[0].shape:
@@ -626,7 +612,7 @@ def read_bias(path: str) -> list[float]:
     .txt: all its numbers. So the file of a kernel with a bias will do.
     Raises: FormatError if the file is missing or damaged; ShapeError for another shape, or NaN and infinite numbers.
     """
-    size = _file_size(path)
+    size = check_input(path)
     read = next((read for suffix, read in _BIAS_FILES.items() if path.lower().endswith(suffix)), None)
     if read is None:
         raise FormatError(f"cannot read {path}: no bias file has this suffix; known are {' '.join(_BIAS_FILES)}")

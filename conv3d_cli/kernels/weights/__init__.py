@@ -16,9 +16,10 @@ from typing import Any
 
 from conv3d_cli.atomic import AtomicFile, write_errors
 from conv3d_cli.errors import Conv3DError, FormatError, SpecError, UnknownNameError, WriteError
+from conv3d_cli.inputs import check_input
 from conv3d_cli.kernels.weights import keras, onnx, pytorch, safetensors
 from conv3d_cli.kernels.weights.isolated import in_another_process
-from conv3d_cli.kernels.weights.layer import SavedLayer, file_size, reading
+from conv3d_cli.kernels.weights.layer import SavedLayer, reading
 
 __all__ = [
     "WEIGHTS_FILES",
@@ -111,7 +112,7 @@ def read_layers(path: str | os.PathLike[str]) -> list[SavedLayer]:
     kind = find_weights_file(path)
     if kind is None:
         raise FormatError(f"cannot read {path}: no weights format has this suffix; known are {weights_suffixes()}")
-    file_size(path)
+    check_input(path)
     with reading(path):
         layers = kind.read(path)
     if not layers:
@@ -128,7 +129,7 @@ def model_config(path: str | os.PathLike[str]) -> dict[str, Any] | None:
     kind = find_weights_file(path)
     if kind is None:
         return None
-    file_size(path)
+    check_input(path)
     with reading(path):
         return kind.config(path)
 

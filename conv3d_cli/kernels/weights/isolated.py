@@ -17,7 +17,8 @@ import numpy as np
 
 from conv3d_cli import errors
 from conv3d_cli.errors import Conv3DError, FormatError
-from conv3d_cli.kernels.weights.layer import Array, SavedLayer, file_size, reading
+from conv3d_cli.inputs import check_input
+from conv3d_cli.kernels.weights.layer import Array, SavedLayer, reading
 
 _PATIENCE = 30.0  # seconds; reading takes a tenth of one
 _SPEED = 5e6  # bytes a second at least
@@ -29,7 +30,7 @@ def in_another_process(module: str, function: str) -> Callable[[str], Any]:
 
     def read(path: str) -> Any:
         command = [sys.executable, "-c", _PROGRAM, f"{module}.{function}", os.path.abspath(path), *sys.path]
-        patience = _PATIENCE + file_size(path) / _SPEED
+        patience = _PATIENCE + check_input(path) / _SPEED
         try:
             done = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, timeout=patience, check=False)
         except subprocess.TimeoutExpired:

@@ -12,7 +12,6 @@ import io
 import itertools
 import json
 import math
-import os
 import re
 import warnings
 import zipfile
@@ -24,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conv3d_cli.errors import Conv3DError, FormatError, ShapeError, SpecError, WriteError
+from conv3d_cli.inputs import check_input
 from conv3d_cli.kernels.lengths import MAX_WEIGHTS
 from conv3d_cli.model.kernel import Kernel
 from conv3d_cli.model.spec import Triple, triple
@@ -72,25 +72,6 @@ class SavedLayer:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The door
-
-
-def file_size(path: str) -> int:
-    """Bytes of a file that can be read and is not empty.
-
-    Raises: FormatError.
-    """
-    try:
-        with open(path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-    except FileNotFoundError:
-        raise FormatError(f"cannot read {path}: no such file") from None
-    except IsADirectoryError:
-        raise FormatError(f"cannot read {path}: it is a folder; name a weights file in it") from None
-    except (OSError, ValueError) as error:  # ValueError: a null character in the name
-        raise FormatError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
-    if size == 0:
-        raise FormatError(f"cannot read {path}: the file is empty")
-    return size
 
 
 @contextlib.contextmanager
@@ -180,7 +161,7 @@ class Archive:
         members = self._zip.infolist()
         if len(members) != len(self._members) or len(members) > _MEMBERS:
             raise FormatError(f"cannot read {self._path}: it holds a name twice, or more than {_MEMBERS:,} files")
-        if sum(info.compress_size for info in members) > file_size(self._path):
+        if sum(info.compress_size for info in members) > check_input(self._path):
             raise FormatError(f"cannot read {self._path}: its {len(members)} files overlap")
 
     def __exit__(self, *_: object) -> None:

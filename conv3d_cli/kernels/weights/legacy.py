@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from conv3d_cli.errors import FormatError
+from conv3d_cli.inputs import check_input
 from conv3d_cli.kernels.weights import keras
 from conv3d_cli.kernels.weights.hdf5 import (
     find_member,
@@ -23,12 +24,12 @@ from conv3d_cli.kernels.weights.hdf5 import (
     read_names,
     read_text,
 )
-from conv3d_cli.kernels.weights.layer import SavedLayer, file_size, parse_json, require_match
+from conv3d_cli.kernels.weights.layer import SavedLayer, parse_json, require_match
 
 
 def read_h5(path: str) -> list[SavedLayer]:
     """The Conv3D layers of any HDF5 file of Keras: what it is, it shows itself, whatever its name."""
-    size = file_size(path)
+    size = check_input(path)
     with open_hdf5(path, path) as root:
         container = root["model_weights"] if is_group(find_member(root, "model_weights")) else root
         if read_names(container, "layer_names") is not None:

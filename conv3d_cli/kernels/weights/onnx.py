@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from conv3d_cli.errors import FormatError
+from conv3d_cli.inputs import check_input
 from conv3d_cli.kernels.weights.layer import (
     FLOATS,
     Array,
@@ -25,7 +26,6 @@ from conv3d_cli.kernels.weights.layer import (
     SavedLayer,
     attributes_of,
     decode_floats,
-    file_size,
     from_oidhw,
     needing,
     read_exactly,
@@ -56,7 +56,7 @@ _ACTIVATIONS: dict[str, tuple[str, dict[str, Any]]] = {
 
 def read_onnx(path: str) -> list[SavedLayer]:
     """The layers in the order of their nodes."""
-    size = file_size(path)
+    size = check_input(path)
     if size > MAX_BYTES:
         raise FormatError(f"cannot read {path}: {size:,} bytes; protobuf holds at most {MAX_BYTES:,}")
     with needing("onnx", f"read {path}"):

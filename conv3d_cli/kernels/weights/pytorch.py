@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 
 from conv3d_cli.errors import FormatError
+from conv3d_cli.inputs import check_input
 from conv3d_cli.kernels.weights.layer import (
     FLOATS,
     Archive,
     Array,
     SavedLayer,
     decode_floats,
-    file_size,
     pair_tensors,
     require_shape,
 )
@@ -37,7 +37,7 @@ _DEPTH = 8  # dicts within dicts
 
 def read_pytorch(path: str) -> list[SavedLayer]:
     """The layers in the order of the state dict."""
-    file_size(path)
+    check_input(path)
     if not zipfile.is_zipfile(path):
         raise FormatError(
             f"cannot read {path}: not the zip format of PyTorch 1.6 and later, or damaged; older files run code when they are "

@@ -13,13 +13,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from conv3d_cli.errors import FormatError
+from conv3d_cli.inputs import check_input
 from conv3d_cli.kernels.weights.layer import (
     FLOATS,
     MAX_JSON,
     Array,
     SavedLayer,
     decode_floats,
-    file_size,
     pair_tensors,
     parse_json,
     read_exactly,
@@ -43,7 +43,7 @@ _LENGTH = 8  # bytes of the header's length
 
 def read_safetensors(path: str) -> list[SavedLayer]:
     """The layers in the order of their tensors in the file."""
-    size = file_size(path)
+    size = check_input(path)
     with open(path, "rb") as file:
         length = int.from_bytes(read_exactly(file, _LENGTH, path), "little")
         if length > min(size - _LENGTH, MAX_JSON):

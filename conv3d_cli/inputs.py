@@ -1,0 +1,31 @@
+"""Input files before they are opened by anything that knows their format. Standard library only."""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from conv3d_cli.errors import FormatError
+
+
+def check_input(path: str) -> int:
+    """Size of an input file in bytes.
+
+    Raises: FormatError if it is missing, a folder, a pipe, unreadable or empty.
+    """
+    try:
+        if stat.S_ISFIFO(os.stat(path).st_mode):  # to open it would wait for a writer
+            raise FormatError(f"cannot read {path}: it is a pipe; pass - to read .npy from standard input")
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+    except FileNotFoundError:
+        raise FormatError(f"cannot read {path}: no such file") from None
+    except IsADirectoryError:
+        raise FormatError(f"cannot read {path}: it is a folder; name a file in it") from None
+    except FormatError:
+        raise
+    except (OSError, ValueError) as error:  # ValueError: a null character in the name
+        raise FormatError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
+    if size == 0:
+        raise FormatError(f"cannot read {path}: the file is empty")
+    return size
