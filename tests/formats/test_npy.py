@@ -523,3 +523,18 @@ def test_a_layer_keeps_numpys_axis_order(tmp_path: Path, order: Any, first: bool
     written = np.load(tmp_path / "out.npy")
     assert np.array_equal(written, expected)
     assert written.flags.f_contiguous if order == "F" else written.flags.c_contiguous
+
+
+@pytest.mark.parametrize(
+    ("letters", "told"),
+    [("zyx", False), ("zyxc", False), ("czyx", False), ("tzyxs", False), ("tczyx", False), ("tazyxc", False),
+     ("tzyx", True), ("ctzyx", True), ("tzcyx", True), ("yx", True)],
+)  # fmt: skip
+def test_axes_that_another_format_named_are_told(tmp_path: Path, letters: str, told: bool) -> None:
+    """A series out of NIfTI (tzyx) would be read back as zyxc."""
+    axes = Axes(letters, tuple(range(2, 2 + len(letters))))
+    for source in ("NIfTI", "NumPy"):
+        header = VolumeHeader(axes, np.dtype(np.float32), format=source)
+        with npy.create_npy(str(tmp_path / f"{source}.npy"), header) as writer:
+            notes = " ".join(writer.notes)
+        assert (f"--axes {letters}" in notes) == (told and source == "NIfTI")
