@@ -23,11 +23,16 @@ from conv3d_cli.errors import Conv3DError
 
 
 class Terminated(BaseException):
-    """SIGTERM arrived; like KeyboardInterrupt it passes through every `except Exception`."""
+    """SIGTERM, or SIGHUP, arrived; like KeyboardInterrupt it passes through every `except Exception`."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signum)
+        self.signum = signum
 
 
 def _terminate(signum: int, frame: FrameType | None) -> None:
-    raise Terminated
+    signal.signal(signum, signal.SIG_IGN)  # once is enough: a terminal that closes sends it twice, and we must tidy up
+    raise Terminated(signum)
 
 
 def one_line(error: BaseException) -> str:
@@ -64,9 +69,12 @@ class ErrorTranslator(click.Group):
         except KeyboardInterrupt:
             click.echo("interrupted; no output was left behind", err=True)
             code = 130
-        except Terminated:
-            click.echo("terminated; no output was left behind", err=True)
-            code = 143
+        except Terminated as error:
+            code = 128 + error.signum
+            try:
+                click.echo("terminated; no output was left behind", err=True)
+            except OSError:
+                pass  # the terminal has gone: that is why
         ctx.exit(code)
 
 
@@ -85,10 +93,12 @@ def main() -> None:
     \b
     Exit codes: 0 done, 1 runtime fault, 2 usage, 3 input unreadable,
     4 kernel and volume do not fit, 5 output exists, 6 over --max-memory,
-    7 volumes differ, 130 interrupted, 143 terminated.
+    7 volumes differ, 129 hung up, 130 interrupted, 143 terminated.
     """
     try:
         signal.signal(signal.SIGTERM, _terminate)
+        if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:  # else nohup
+            signal.signal(signal.SIGHUP, _terminate)
     except ValueError:
         pass  # not in the main thread (embedded in another program): its signals are not ours
 

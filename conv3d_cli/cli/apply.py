@@ -133,8 +133,8 @@ class Batch:
                     self._finish(job, "planned", plan_record(prepared), "")
                 return
             with ProgressBar(os.path.basename(job.source), self.quiet) as progress:
-                decided = (lambda prepared: self._say(describe(prepared))) if self.verbose else None
-                report = run_job(job, progress, decided)
+                told = self.verbose and not self.quiet
+                report = run_job(job, progress, (lambda prepared: progress.say(describe(prepared))) if told else None)
         except Conv3DError as error:
             record = {"input": job.source, "output": job.target, "error": one_line(error), "exit_code": error.exit_code}
             self._finish(job, "failed", record, one_line(error))

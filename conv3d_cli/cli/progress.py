@@ -6,6 +6,8 @@ import sys
 from types import TracebackType
 from typing import Any
 
+import click
+
 
 class ProgressBar:
     """A bar for one volume: share done, voxels a second, time left.
@@ -45,6 +47,13 @@ class ProgressBar:
             self._bar.start()
             self._task = self._bar.add_task(self._label, total=None)
         return self
+
+    def say(self, text: str) -> None:
+        """A message on stderr, above the bar where there is one."""
+        if self._bar is not None:
+            self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        else:
+            click.echo(text, err=True)
 
     def __call__(self, done: int, total: int) -> None:
         if self._bar is not None:

@@ -117,3 +117,22 @@ def test_help_fits_a_terminal(run: Any, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("COLUMNS", "80")
     for command in ([], ["apply"], ["info"], ["explain"], ["compare"], ["warmup"], ["kernel"]):
         assert max(map(len, run(*command, "--help").stdout.splitlines())) <= 80
+
+
+def test_verbose_stands_above_the_bar(volume: Path, tmp_path: Path) -> None:
+    """On a terminal what was decided starts on a line of its own."""
+    pty = pytest.importorskip("pty")
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "conv3d_cli", "apply", volume, "-k", "identity", "-o", tmp_path / "o.npy", "-v"]
+    assert subprocess.run(command, stderr=theirs, check=False).returncode == 0
+    os.close(theirs)
+    text = b""
+    try:
+        while chunk := os.read(ours, 1 << 16):
+            text += chunk
+    except OSError:
+        pass  # how a pty says that its other end is closed
+    os.close(ours)
+    before, found, _ = text.partition(b"input      ")
+    assert found
+    assert before.endswith((b"\n", b"\r", b"K")) or not before, text  # K: the bar's line was erased
