@@ -2,9 +2,9 @@
 
 The loops run without the GIL, so plain threads use all CPUs. Tasks are handed out one by one, so a slow core does not hold
 the others up. The calling thread only waits: there Ctrl-C and SIGTERM can raise at any moment without tearing foreign code
-apart (an interrupt inside LLVM's bindings is swallowed, or leaves their lock taken). Compared with `prange`
-(tests/benchmarks/team_against_prange.py) it is as fast, safe to call from several threads and after fork, and has no
-threading layer to choose.
+apart (an interrupt inside LLVM's bindings is swallowed, or leaves their lock taken). `prange` is about a tenth quicker on the
+same blocks (tests/benchmarks/team_against_prange.py, 2026-11), but its threading layers are not safe to call from several
+threads (workqueue) or after fork (OpenMP), which a library must be.
 """
 
 from __future__ import annotations

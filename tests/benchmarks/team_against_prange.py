@@ -1,7 +1,7 @@
 """Why the engine runs its loops on a team of plain threads and not with `prange`: both, in the same run.
 
-The same loop over blocks of a volume, once as `prange`, once handed out block by block to threads. Prints the time of a
-warm call, and of the first call (compilation) in this process.
+The same loop over blocks that take some hundred microseconds each, as a packed tile does: once as `prange`, once handed out
+block by block to threads. Prints the time of a warm call, and of the first call (compilation) in this process.
 
     python tests/benchmarks/team_against_prange.py
 """
@@ -19,22 +19,24 @@ from conv3d_cli.engine import Team
 from conv3d_cli.machine import usable_cpus
 
 OPTIONS = {"nogil": True, "fastmath": {"contract", "nsz"}, "error_model": "numpy"}
-BLOCKS = 64
+BLOCKS, NUMBERS, SWEEPS = 256, 1 << 16, 16
 
 
 @numba.njit(parallel=True, **OPTIONS)
 def prange_loops(x, out):
     # x, out: (blocks, n)
     for block in numba.prange(x.shape[0]):
-        for i in range(1, x.shape[1] - 1):
-            out[block, i] = 0.25 * x[block, i - 1] + 0.5 * x[block, i] + 0.25 * x[block, i + 1]
+        for _ in range(SWEEPS):
+            for i in range(1, x.shape[1] - 1):
+                out[block, i] += 0.25 * x[block, i - 1] + 0.5 * x[block, i] + 0.25 * x[block, i + 1]
 
 
 @numba.njit(**OPTIONS)
 def block_loops(x, out):
     # x, out: (n,)
-    for i in range(1, x.size - 1):
-        out[i] = 0.25 * x[i - 1] + 0.5 * x[i] + 0.25 * x[i + 1]
+    for _ in range(SWEEPS):
+        for i in range(1, x.size - 1):
+            out[i] += 0.25 * x[i - 1] + 0.5 * x[i] + 0.25 * x[i + 1]
 
 
 def timed(call: Callable[[], object], repeats: int = 20) -> tuple[float, float]:
@@ -49,7 +51,7 @@ def timed(call: Callable[[], object], repeats: int = 20) -> tuple[float, float]:
 
 def main() -> None:
     """Print both."""
-    x = np.random.default_rng(0).standard_normal((BLOCKS, 1 << 18)).astype(np.float32)
+    x = np.random.default_rng(0).standard_normal((BLOCKS, NUMBERS)).astype(np.float32)
     one, two = np.zeros_like(x), np.zeros_like(x)
     threads = usable_cpus()
     numba.set_num_threads(threads)
@@ -57,7 +59,9 @@ def main() -> None:
         team_first, team_warm = timed(lambda: team.run(BLOCKS, lambda worker, block: block_loops(x[block], one[block])))
     prange_first, prange_warm = timed(lambda: prange_loops(x, two))
     assert np.array_equal(one, two)
-    print(f"{threads} threads, {BLOCKS} blocks of {x.shape[1]} numbers, milliseconds")
+    print(
+        f"{threads} threads, {BLOCKS} blocks of {1e3 * team_warm * threads / BLOCKS:.0f} microseconds each; milliseconds"
+    )
     print(f"{'':>8} {'first call':>11} {'warm call':>10}")
     print(f"{'team':>8} {team_first:>11.0f} {team_warm:>10.2f}")
     print(f"{'prange':>8} {prange_first:>11.0f} {prange_warm:>10.2f}   (threading layer: {numba.threading_layer()})")
