@@ -19,7 +19,7 @@ import numpy as np
 
 from conv3d_cli.atomic import check_target
 from conv3d_cli.errors import MemoryLimitError, OutputExistsError, ShapeError, SpecError
-from conv3d_cli.formats import is_stream, open_volume, output_format
+from conv3d_cli.formats import create_volume, is_stream, open_volume, output_format
 from conv3d_cli.formats.base import SpooledWriter, spool_reader
 from conv3d_cli.kernels import read_kernel
 from conv3d_cli.layer import activations, constraints, initializers, regularizers
@@ -543,8 +543,9 @@ def run_job(
                 reader = stack.enter_context(spool_reader(reader))
             if position < len(prepared.stages) - 1:
                 reader = LayerReader(reader, prepared.stages[position].convolution, team)
-        options = {"overwrite": job.overwrite, "gz_level": job.gz_level, "threads": job.threads}
-        writer = output_format(job.target).create(job.target, prepared.header, **options)
+        writer = create_volume(
+            job.target, prepared.header, overwrite=job.overwrite, gz_level=job.gz_level, threads=job.threads
+        )
         if prepared.spool_output:
             writer = SpooledWriter(writer)
         with writer:

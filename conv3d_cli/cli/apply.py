@@ -11,6 +11,7 @@ import click
 
 from conv3d_cli.batch import plan_outputs
 from conv3d_cli.cli.options import (
+    SectionedCommand,
     data_options,
     job_settings,
     kernel_options,
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from conv3d_cli.job import Job
 
 
-@click.command()
+@click.command(cls=SectionedCommand)
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
 @click.option("-o", "--output", metavar="OUT", help="Output file; its suffix is its format. `-` writes .npy to stdout.")
 @click.option("--out-dir", metavar="DIR", help="Folder for the outputs of many inputs; made if it is missing.")

@@ -6,6 +6,8 @@ import json
 
 import click
 
+from conv3d_cli.errors import DifferenceError
+
 
 @click.command()
 @click.argument("first", metavar="A")
@@ -33,4 +35,4 @@ def compare(ctx: click.Context, first: str, second: str, rtol: float, atol: floa
     elif not quiet:
         click.echo("\n".join(result.lines()))
     if result.differences:
-        ctx.exit(7)
+        ctx.exit(DifferenceError.exit_code)

@@ -113,7 +113,7 @@ def write_volume(path: str, volume: Volume, *, overwrite: bool = False, gz_level
     channel_letters = [a for a in letters if a in "cs"]  # a format may make one axis of two
     sizes = {channel_letters[0]: header.shape[4]} if len(channel_letters) == 1 else {}
     out_header = replace(header, axes=header.axes.renamed(letters, sizes))
-    with target.create(path, out_header, overwrite=overwrite, gz_level=gz_level) as writer:
+    with create_volume(path, out_header, overwrite=overwrite, gz_level=gz_level) as writer:
         for n, channels in parts_in_storage_order(out_header.axes, channels_together=not writer.sequential):
             for start in range(0, header.shape[1], 16):
                 depth = slice(start, min(start + 16, header.shape[1]))
