@@ -85,7 +85,7 @@ def plan_record(prepared: PreparedJob) -> dict[str, Any]:
 def describe(prepared: PreparedJob) -> str:
     """Everything that was decided, in aligned lines."""
     record = plan_record(prepared)
-    layers = record.get("layers", [record])
+    layers, depth = record.get("layers", [record]), record["slab_depth"]
     before, after = prepared.reader.header.grid, prepared.header.grid
     named = record["output"] if record["output"] != record["input"] else f"as {prepared.header.format}"
     rows = [("input", f"{record['input']}  {_shape(record, 'input')} {record['input_dtype']}")]
@@ -96,7 +96,10 @@ def describe(prepared: PreparedJob) -> str:
     rows += [
         ("output", f"{named}  {_shape(record, 'output')} {record['output_dtype']}"),
         ("grid", _grid_text(before, after, record["voxel_offset"])),
-        ("memory", f"{format_bytes(record['memory'])} for the process, slabs of {record['slab_depth']} planes"),
+        (
+            "memory",
+            f"{format_bytes(record['memory'])} for the process, slabs of {depth} plane{'s' if depth > 1 else ''}",
+        ),
         *(("note", note) for note in record["notes"]),
     ]
     return "\n".join(f"{name:<10} {text}".rstrip() for name, text in rows)
