@@ -132,7 +132,7 @@ class LayerReader(VolumeReader):
 
     sequential = True
 
-    def __init__(self, reader: VolumeReader, convolution: Convolution, team: Team | None = None) -> None:
+    def __init__(self, reader: VolumeReader, convolution: Convolution, team: Team) -> None:
         self.reader, self.convolution, self.path = reader, convolution, reader.path
         self.team = team
         source, problem = reader.header, convolution.problem
@@ -149,10 +149,8 @@ class LayerReader(VolumeReader):
             transform=source.transform.then(problem.voxel_transform),
         )
         self._source: SlabSource | None = None
-        self._whole: Array | None = None
 
     def read(self, n: int, depth: slice, channels: slice) -> Array:
-        assert self.team is not None
         if self._source is None or self._source.n != n:
             every = slice(0, self.reader.header.shape[4])
             self._source = SlabSource(self.reader, n, every, self.convolution.problem)
@@ -217,12 +215,15 @@ def stream(
                 done += voxels
             progress(done, total)
 
-    sources = [SlabSource(reader, n, channels, convolution.problem) for n, channels in passage.parts]
-    steps = [(part, start, stop) for part in range(len(sources)) for start, stop in slabs]
+    # Made when a part is begun and dropped when it is done: each holds planes, and a series has many parts.
+    sources: dict[int, SlabSource] = {}
+    steps = [(part, start, stop) for part in range(len(passage.parts)) for start, stop in slabs]
 
     def read(step: int) -> SlabInput:
         started = time.perf_counter()
         part, start, stop = steps[step]
+        if part not in sources:
+            sources[part] = SlabSource(reader, *passage.parts[part], convolution.problem)
         slab = sources[part].read(start, stop)
         times.read += time.perf_counter() - started
         return slab
@@ -250,6 +251,8 @@ def stream(
             times.clipped += convolution.convolve(slab, block, team, reader.header.scale, outputs, advance)
             times.compute += time.perf_counter() - started
             sources[part].release(stop)
+            if stop == size:
+                del sources[part]
             while len(written) > 1:
                 written.popleft().result()
             written.append(writing.submit(write, n, start, stored.start, block))

@@ -1,10 +1,13 @@
-"""Jobs: which paths are refused, in which order, and with what."""
+"""Jobs: which paths are refused, in which order, and with what; memory over a series."""
 
 from __future__ import annotations
 
 import os
+import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 
@@ -71,3 +74,18 @@ def test_pipes_have_no_paths(folder: Path) -> None:
     check_paths(Job("in.npy", "-", (IDENTITY,)))
     (folder / "-").write_bytes(b"a file of that name is not meant")
     check_paths(Job("in.npy", "-", (IDENTITY,)))
+
+
+def test_memory_does_not_grow_with_the_number_of_volumes(tmp_path: Path) -> None:
+    """A compressed series of 100 volumes, 26 MB unpacked, holds the planes of a few at a time."""
+    series = np.zeros((64, 64, 32, 100), np.int16)
+    nib.save(nib.Nifti1Image(series, np.eye(4)), tmp_path / "series.nii.gz")
+    job = Job(str(tmp_path / "series.nii.gz"), str(tmp_path / "out.nii.gz"), (IDENTITY,), threads=1)
+    run_job(replace(job, overwrite=True))  # compiles, which allocates too
+    tracemalloc.start()
+    try:
+        run_job(replace(job, overwrite=True))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < series.nbytes / 2

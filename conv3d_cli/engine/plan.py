@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -157,16 +158,22 @@ class Plan:
         return finish_tile(accumulator, group_bias, activation, out, offset)
 
 
+@lru_cache(maxsize=16)
+def _plane_indices(problem: ConvProblem) -> tuple[list[int], list[int]]:
+    """The source rows and columns of a whole plane: the same for every slab of a problem."""
+    return problem.source_indices(1, 0, problem.out_size[1]), problem.source_indices(2, 0, problem.out_size[2])
+
+
 class _Tables:
     """Where the packed positions of a slab lie in its source, along each axis."""
 
     def __init__(self, problem: ConvProblem, planes: list[int], source: FlatView, scale: tuple[float, float]) -> None:
         self.problem = problem
-        self.rows = offset_table(problem.source_indices(1, 0, problem.out_size[1]), source.strides[1])
-        self.indices = problem.source_indices(2, 0, problem.out_size[2])
-        self.columns = offset_table(self.indices, source.strides[2])
+        rows, columns = _plane_indices(problem)
+        self.rows = offset_table(rows, source.strides[1])
+        self.columns = offset_table(columns, source.strides[2])
         self.planes = offset_table(planes, source.strides[0])
-        self.run = inner_run(self.indices)
+        self.run = inner_run(columns)
         self.slope, self.intercept = scale
         self.scaled = scale != (1.0, 0.0)
 
