@@ -18,10 +18,10 @@ def warmup(quiet: bool) -> None:
     For containers and clusters: run it once where $CONV3D_CACHE_DIR (or the user's cache folder) is writable; later
     processes load the compiled loops. They are kept per CPU model, conv3d version and Numba version.
     """
-    from conv3d_cli.engine import CACHE_FOLDER, warm_up
+    from conv3d_cli.engine import cache_folder, warm_up
 
     started = time.perf_counter()
     warm_up()
     if not quiet:
-        where = CACHE_FOLDER or "no folder (none is writable): they last for this process only"
+        where = cache_folder() or "no folder (none is writable): they last for this process only"
         click.echo(f"loops ready in {time.perf_counter() - started:.1f} s, kept in {where}", err=True)

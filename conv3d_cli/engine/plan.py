@@ -1,31 +1,61 @@
 """The plan: which algorithm computes a problem, what it costs, and the run over a slab.
 
 `make_plan` asks every algorithm in order whether it accepts and how long it would take, and keeps the answers for
-`explain`. `Plan.convolve_slab` drives tiles through pack → loops → epilogue on a team of threads. The choice depends on
-problem and weights alone.
+`explain`. `Plan.convolve_slab` hands tasks to a team of threads. The choice depends on problem, weights and CPU class alone.
 """
 
 from __future__ import annotations
 
+import ctypes
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import lru_cache
-from typing import Any
+from functools import cached_property, lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from conv3d_cli.engine import direct
-from conv3d_cli.engine.epilogue import Activation, finish_tile
-from conv3d_cli.engine.packing import FlatView, flat_view, inner_run, is_flattenable, offset_table, pack_loops
+from conv3d_cli.engine.algorithms import direct
+from conv3d_cli.engine.machine_code import MachineCode, machine_code
+from conv3d_cli.engine.step import F, new_step, set_fields
 from conv3d_cli.engine.team import Team
 from conv3d_cli.engine.tile import Algorithm, PreparedAlgorithm, Tile
+from conv3d_cli.engine.views import FlatView, flat_view, inner_run, is_flattenable, offset_table
 from conv3d_cli.errors import ShapeError, unknown_name
 from conv3d_cli.model.spec import ConvProblem
 
 # In order of preference where the predicted times are equal. `direct` accepts everything and stands last.
 ALGORITHMS: tuple[Algorithm, ...] = (direct.ALGORITHM,)
+
+Activation = Callable[[NDArray[Any]], None]  # in place
+
+# Outputs larger than this are stored past the caches: they would only push out what is needed again.
+STREAMING_BYTES = 8 << 20
+# Tasks handed to a thread at once: enough of these that no thread waits long for the last one.
+SHARES = 64
+
+_callback_type = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+
+
+class _Worker(NamedTuple):
+    """A thread's step record and the memory it points to."""
+
+    step: NDArray[np.int64]
+    memory: tuple[NDArray[Any], ...]
+    accumulator: NDArray[Any]
+
+
+class _Box(NamedTuple):
+    """A box of a slab's outputs: offset tables of its input positions, where its output begins, and its size."""
+
+    planes: NDArray[np.int64]
+    rows: NDArray[np.int64]
+    columns: NDArray[np.int64]
+    run: tuple[int, int]
+    out_start: int
+    size: Tile
 
 
 @dataclass
@@ -45,8 +75,22 @@ class Plan:
     algorithm: Algorithm
     refusals: list[tuple[str, str]]
     seconds: dict[str, float]
-    prepared: PreparedAlgorithm
-    _workers: dict[int, Any] = field(default_factory=dict)
+    _workers: dict[int, _Worker] = field(default_factory=dict)
+
+    @cached_property
+    def prepared(self) -> PreparedAlgorithm:
+        """Weights packed and loops compiled; made when first needed."""
+        return self.algorithm.prepare(self.problem, self.weights, self.dtype)
+
+    @cached_property
+    def fallback(self) -> Plan:
+        """The plan for steps that hold NaN or infinity, which only the direct sum keeps within their windows."""
+        return make_plan(self.problem, self.weights, dtype=self.dtype, threads=self.threads, algorithm="direct")
+
+    @property
+    def depth_step(self) -> int:
+        """Slabs must begin at multiples of this, so that the same planes are computed together whatever the slab."""
+        return self.prepared.layout.step_depth
 
     @property
     def bytes_moved(self) -> int:
@@ -57,7 +101,8 @@ class Plan:
     def scratch_bytes(self) -> int:
         """Memory of all threads' tiles."""
         layout = self.prepared.layout
-        return (layout.scratch_size + layout.accumulator_size + layout.tile.width) * self.dtype.itemsize * self.threads
+        numbers = layout.scratch_size + layout.accumulator_size
+        return (numbers * self.dtype.itemsize + layout.workspace_bytes) * self.threads
 
     def convolve_slab(
         self,
@@ -73,123 +118,232 @@ class Plan:
     ) -> int:
         """Convolve some depth planes of one volume.
 
-        source : (planes, H, W, C)          any real dtype and strides; values are source · scale[0] + scale[1]
+        source : (planes, H, W, C)          any real dtype and strides; values are source * scale[0] + scale[1]
         out : (slab, out H, out W, filters) filled; integers are rounded half to even and saturated
         planes : list of int                for every depth position the slab's taps span, its plane in `source`; -1 where
                                             a constant stands (see `ConvProblem.source_indices`)
+        bias : (filters,)                   added before the activation
         progress : callable                 told the voxels finished, from any thread
-        Returns how many voxels the output's dtype could not hold.
+        The slab must begin at a multiple of `depth_step`. Returns how many voxels the output's dtype could not hold.
         """
         problem = self.problem
         # The loops do not check bounds; whatever they are led to by a wrong table is read.
         assert source.shape[1:] == (*problem.in_size[1:], problem.in_channels), source.shape
         assert max(planes) < len(source), (max(planes), len(source))
+        assert len(planes) == (len(out) - 1) * problem.strides[0] + problem.extent[0], (len(planes), len(out))
+        if out.size == 0:
+            return 0
         if not is_flattenable(source):
             source = np.ascontiguousarray(source, dtype=source.dtype.newbyteorder("="))
         source_view = flat_view(source.view(np.uint8) if source.dtype == bool else source)
         out_view = flat_view(out)
-        tile = self.prepared.layout.tile
-        counts = Tile(*(-(-n // t) for n, t in zip(out.shape[:3], tile, strict=True)))
-        tables = _Tables(problem, planes, source_view, scale)
-        clipped = [0] * self.threads
-
-        def work(worker: int, task: int) -> None:
-            rest, w = divmod(task, counts.width)
-            rest, h = divmod(rest, counts.height)
-            group, d = divmod(rest, counts.depth)
-            start = Tile(d * tile.depth, h * tile.height, w * tile.width)
-            stop = Tile(*(min(a + n, size) for a, n, size in zip(start, tile, out.shape[:3], strict=True)))
-            clipped[worker] += self._convolve_tile(
-                self._worker(worker), tables, source_view, out_view, group, start, stop, bias, activation
-            )
-            if progress is not None:
-                size = math.prod(b - a for a, b in zip(start, stop, strict=True))
-                progress(size * problem.filters_per_group)
-
-        team.run(problem.groups * math.prod(counts), work)
-        return sum(clipped)
+        rows, columns = _plane_indices(problem)
+        box = _Box(
+            offset_table(planes, source_view.strides[0]),
+            offset_table(rows, source_view.strides[1]),
+            offset_table(columns, source_view.strides[2]),
+            inner_run(columns),
+            out_view.start,
+            Tile(*out.shape[:3]),
+        )
+        bias = None if bias is None else np.ascontiguousarray(bias, self.dtype)
+        return self._convolve_box(box, source_view, out_view, team, scale, bias, activation, progress)
 
     def store(self, values: NDArray[Any], out: NDArray[Any]) -> int:
-        """Put values (d, h, w, c) into an array of that shape, rounded and saturated as the epilogue does it."""
+        """Put values (d, h, w, c) into an array of that shape, rounded and saturated as a convolution does it."""
+        if out.size == 0:
+            return 0
+        values = np.ascontiguousarray(values, self.dtype)
         view = flat_view(out)
-        tile = np.ascontiguousarray(values.transpose(3, 0, 1, 2), dtype=self.dtype)
-        return finish_tile(tile, None, None, view, view.start)
+        step, clipped = new_step(), np.zeros(1, np.int64)
+        plane_step, row_step, column_step, filter_step = (stride // values.itemsize for stride in values.strides)
+        set_fields(
+            step, filters=out.shape[3], step_planes=out.shape[0], height=out.shape[1], width=out.shape[2],
+            accumulator=values.ctypes.data, acc_filter_step=filter_step, acc_plane_step=plane_step,
+            acc_row_step=row_step, acc_column_step=column_step, clipped=clipped.ctypes.data, **_out_fields(view, view.start),
+        )  # fmt: skip
+        machine_code("store", "store", self.dtype.name, view.flat.dtype.name)(step.ctypes.data)
+        return int(clipped[0])
 
-    def _worker(self, worker: int) -> tuple[NDArray[Any], NDArray[Any], Any]:
-        """Scratch, accumulator and workspace of one thread, made at its first tile."""
-        if worker not in self._workers:
-            layout = self.prepared.layout
-            # Zeros, since the gap at a row's end is read into lanes that are not kept: they must be finite numbers.
-            scratch = np.zeros(layout.scratch_size, self.dtype)
-            accumulator = np.empty(layout.accumulator_size, self.dtype)
-            self._workers[worker] = scratch, accumulator, self.prepared.new_workspace()
-        return self._workers[worker]
-
-    def _convolve_tile(
+    def _convolve_box(
         self,
-        memory: tuple[NDArray[Any], NDArray[Any], Any],
-        tables: _Tables,
+        box: _Box,
         source: FlatView,
         out: FlatView,
-        group: int,
-        start: Tile,
-        stop: Tile,
+        team: Team,
+        scale: tuple[float, float],
         bias: NDArray[Any] | None,
         activation: Activation | None,
+        progress: Callable[[int], None] | None,
     ) -> int:
         problem, layout = self.problem, self.prepared.layout
-        scratch, accumulator, workspace = memory
-        planes, rows, columns, run_start, run_stop = tables.tile(start, stop)
-        channel_step = source.strides[3]
-        first_channel = source.start + group * problem.channels_per_group * channel_step
-        pack_loops(
-            source.flat, first_channel, channel_step, problem.channels_per_group, planes, rows, columns,
-            run_start, run_stop, source.strides[2], self.dtype.type(problem.boundary.value),
-            tables.scaled, tables.slope, tables.intercept,
-            problem.strides[2], layout.pitch, layout.height, layout.depth, layout.row_step, scratch,
-        )  # fmt: skip
-        shape = (problem.filters_per_group, *(b - a for a, b in zip(start, stop, strict=True)))
-        accumulator = accumulator[: math.prod(shape)].reshape(shape)
-        self.prepared.convolve_tile(group, scratch, accumulator, workspace)
-        first_filter = group * problem.filters_per_group
-        offset = out.start + first_filter * out.strides[3]
-        offset += sum(a * stride for a, stride in zip(start, out.strides[:3], strict=True))
-        group_bias = None if bias is None else bias[first_filter : first_filter + problem.filters_per_group]
-        return finish_tile(accumulator, group_bias, activation, out, offset)
+        tile = Tile(*(min(n, size) for n, size in zip(layout.tile, box.size, strict=True)))
+        # whole steps a task, so that steps stand where they would in one task
+        tile = tile._replace(depth=-(-tile.depth // layout.step_depth) * layout.step_depth)
+        counts = Tile(*(-(-size // n) for size, n in zip(box.size, tile, strict=True)))
+        tasks = problem.groups * math.prod(counts)
+        steps_per_task = tile.depth // layout.step_depth
+        clipped = np.zeros(tasks * steps_per_task, np.int64)
+        flags = np.zeros(tasks * steps_per_task, np.uint8) if self._is_fenced(source, scale) else None
+        integer = out.flat.dtype.kind != "f"
+        pack = machine_code("pack", f"pack_{layout.pack}", source.flat.dtype.name, self.dtype.name, int(flags is not None))
+        store = machine_code("store", "store", self.dtype.name, out.flat.dtype.name)
+        drive = machine_code("drive", "run_tasks")
+        fields: dict[str, Any] = {
+            "pack": pack.address, "store": store.address,
+            "depth_blocks": counts.depth, "height_bands": counts.height, "width_bands": counts.width,
+            "tile_depth": tile.depth, "tile_height": tile.height, "tile_width": tile.width,
+            "steps_per_task": steps_per_task,
+            "out_depth": box.size.depth, "out_height": box.size.height, "out_width": box.size.width,
+            "source": source.flat.ctypes.data + source.start * source.flat.itemsize,
+            "source_channel_step": source.strides[3], "source_column_step": source.strides[2],
+            "planes": box.planes.ctypes.data, "rows": box.rows.ctypes.data, "columns": box.columns.ctypes.data,
+            "run_start": box.run[0], "run_stop": box.run[1],
+            "fill": problem.boundary.value, "scaled": scale != (1.0, 0.0), "slope": scale[0], "intercept": scale[1],
+            "clipped": clipped.ctypes.data, "flags": 0 if flags is None else flags.ctypes.data,
+            "bias": 0 if bias is None else bias.ctypes.data, "has_bias": bias is not None and activation is None,
+            **_out_fields(out, box.out_start),
+        }  # fmt: skip
+        share = max(1, tasks // (SHARES * self.threads))
+        voxels = _voxels_by_task(problem, counts, tile, box.size)
+        callbacks = {}
+        failures: list[BaseException] = []
+        for number in range(min(self.threads, tasks)):
+            worker = self._worker(number)
+            set_fields(worker.step, activate=0, **fields)
+            if activation is not None:
+                callbacks[number] = self._callback(worker, bias, activation, failures)
+                set_fields(worker.step, activate=ctypes.cast(callbacks[number], ctypes.c_void_p).value)
+
+        def work(number: int, task: int) -> None:
+            step = self._workers[number].step
+            first, last = task * share, min((task + 1) * share, tasks)
+            step[F.first_task], step[F.last_task] = first, last
+            drive(step.ctypes.data)
+            if failures:
+                raise failures[0]
+            if progress is not None:
+                progress(sum(voxels(t) for t in range(first, last)))
+
+        team.run(-(-tasks // share), work)
+        if flags is not None and flags.any():
+            for number in np.flatnonzero(flags):
+                clipped[number] = self._repair(int(number), steps_per_task, tile, counts, box, source, out, team, scale, bias, activation)
+        return int(clipped.sum()) if integer else 0
+
+    def _repair(
+        self, number: int, steps_per_task: int, tile: Tile, counts: Tile, box: _Box, source: FlatView, out: FlatView,
+        team: Team, scale: tuple[float, float], bias: NDArray[Any] | None, activation: Activation | None,
+    ) -> int:  # fmt: skip
+        """Do a step over by the direct sum, since its window holds NaN or infinity."""
+        problem = self.problem
+        task, index = divmod(number, steps_per_task)
+        rest, w = divmod(task, counts.width)
+        rest, h = divmod(rest, counts.height)
+        d = rest % counts.depth
+        start = Tile(d * tile.depth + index * self.depth_step, h * tile.height, w * tile.width)
+        extent = Tile(self.depth_step, tile.height, tile.width)
+        size = Tile(*(min(n, whole - at) for n, at, whole in zip(extent, start, box.size, strict=True)))
+        first = [at * stride for at, stride in zip(start, problem.strides, strict=True)]
+        last = [(at + n - 1) * s + e for at, n, s, e in zip(start, size, problem.strides, problem.extent, strict=True)]
+        part = _Box(
+            box.planes[first[0] : last[0]],
+            box.rows[first[1] : last[1]],
+            box.columns[first[2] : last[2]],
+            (max(box.run[0] - first[2], 0), max(box.run[1] - first[2], 0)),
+            box.out_start + sum(at * stride for at, stride in zip(start, out.strides[:3], strict=True)),
+            size,
+        )
+        return self.fallback._convolve_box(part, source, out, team, scale, bias, activation, None)
+
+    def _is_fenced(self, source: FlatView, scale: tuple[float, float]) -> bool:
+        """Whether packing must look for NaN and infinity."""
+        values = [self.problem.boundary.value, *scale]
+        finite = source.flat.dtype.kind != "f" and all(math.isfinite(v) and abs(v) < 1e18 for v in values)
+        return self.prepared.fenced and not finite
+
+    def _worker(self, number: int) -> _Worker:
+        """One thread's step record with its memory, made when first needed."""
+        if number not in self._workers:
+            problem, prepared = self.problem, self.prepared
+            layout = prepared.layout
+            # Zeros, since register tiles read beyond a row's end into lanes that are not kept: they should be no NaN.
+            scratch = _aligned(layout.scratch_size, self.dtype)
+            accumulator = _aligned(layout.accumulator_size, self.dtype)
+            workspace = _aligned(layout.workspace_bytes, np.dtype(np.uint8))
+            window = np.zeros((layout.step_depth - 1) * problem.strides[0] + problem.extent[0], np.int64)
+            step = new_step()
+            set_fields(
+                step, absorb=0 if prepared.absorb is None else prepared.absorb.address, convolve=prepared.convolve.address,
+                step_depth=layout.step_depth, itemsize=self.dtype.itemsize,
+                stride_d=problem.strides[0], stride_h=problem.strides[1], stride_w=problem.strides[2],
+                extent_d=problem.extent[0], extent_h=problem.extent[1], extent_w=problem.extent[2],
+                channels=problem.channels_per_group, filters=problem.filters_per_group,
+                scratch=scratch.ctypes.data, ring=layout.ring, pitch=layout.pitch, row_step=layout.row_step,
+                plane_step=layout.plane_step, channel_step=layout.channel_step,
+                weights=prepared.weights.ctypes.data, parameters=prepared.parameters.ctypes.data,
+                workspace=workspace.ctypes.data, accumulator=accumulator.ctypes.data, window=window.ctypes.data,
+                acc_filter_step=layout.sums[0], acc_plane_step=layout.sums[1], acc_row_step=layout.sums[2],
+                acc_column_step=layout.sums[3],
+            )  # fmt: skip
+            self._workers[number] = _Worker(step, (scratch, workspace, window), accumulator)
+        return self._workers[number]
+
+    def _callback(
+        self, worker: _Worker, bias: NDArray[Any] | None, activation: Activation, failures: list[BaseException]
+    ) -> Any:
+        """A function of machine code's convention that adds the bias and applies an activation written in Python."""
+        layout, problem = self.prepared.layout, self.problem
+
+        def activate(_: int) -> None:
+            try:
+                step = worker.step
+                shape = (problem.filters_per_group, step[F.step_planes], step[F.height], step[F.width])
+                strides = [n * self.dtype.itemsize for n in layout.sums]
+                sums = np.lib.stride_tricks.as_strided(worker.accumulator, shape, strides)
+                if bias is not None:
+                    first = step[F.group] * problem.filters_per_group
+                    sums += bias[first : first + problem.filters_per_group, None, None, None]
+                activation(sums)
+            except BaseException as error:  # must not pass through machine code; raised when the task returns
+                failures.append(error)
+
+        return _callback_type(activate)
+
+
+def _aligned(count: int, dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Zeros that begin at a cache line (and a page, so that tiles of all threads lie alike)."""
+    raw = np.zeros(count * dtype.itemsize + 4096, np.uint8)
+    start = -raw.ctypes.data % 4096
+    return raw[start : start + count * dtype.itemsize].view(dtype)
+
+
+def _out_fields(out: FlatView, start: int) -> dict[str, int]:
+    return {
+        "out": out.flat.ctypes.data + start * out.flat.itemsize,
+        "out_plane_step": out.strides[0], "out_row_step": out.strides[1], "out_column_step": out.strides[2],
+        "out_filter_step": out.strides[3], "streaming": int(out.flat.nbytes >= STREAMING_BYTES),
+    }  # fmt: skip
+
+
+def _voxels_by_task(problem: ConvProblem, counts: Tile, tile: Tile, size: Tile) -> Callable[[int], int]:
+    """How many output numbers a task gives."""
+
+    def voxels(task: int) -> int:
+        rest, w = divmod(task, counts.width)
+        rest, h = divmod(rest, counts.height)
+        d = rest % counts.depth
+        return problem.filters_per_group * math.prod(
+            min(n, whole - i * n) for i, n, whole in zip((d, h, w), tile, size, strict=True)
+        )
+
+    return voxels
 
 
 @lru_cache(maxsize=16)
 def _plane_indices(problem: ConvProblem) -> tuple[list[int], list[int]]:
     """The source rows and columns of a whole plane: the same for every slab of a problem."""
     return problem.source_indices(1, 0, problem.out_size[1]), problem.source_indices(2, 0, problem.out_size[2])
-
-
-class _Tables:
-    """Where the packed positions of a slab lie in its source, along each axis."""
-
-    def __init__(self, problem: ConvProblem, planes: list[int], source: FlatView, scale: tuple[float, float]) -> None:
-        self.problem = problem
-        rows, columns = _plane_indices(problem)
-        self.rows = offset_table(rows, source.strides[1])
-        self.columns = offset_table(columns, source.strides[2])
-        self.planes = offset_table(planes, source.strides[0])
-        self.run = inner_run(columns)
-        self.slope, self.intercept = scale
-        self.scaled = scale != (1.0, 0.0)
-
-    def tile(self, start: Tile, stop: Tile) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], int, int]:
-        """Offsets of the planes, rows and columns a tile packs, and its run of columns that follow one another."""
-        first = [a * s for a, s in zip(start, self.problem.strides, strict=True)]
-        last = [(b - 1) * s + e for b, s, e in zip(stop, self.problem.strides, self.problem.extent, strict=True)]
-        run_start = min(max(self.run[0], first[2]), last[2])
-        run_stop = max(run_start, min(self.run[1], last[2]))
-        return (
-            self.planes[first[0] : last[0]],
-            self.rows[first[1] : last[1]],
-            self.columns[first[2] : last[2]],
-            run_start - first[2],
-            run_stop - first[2],
-        )
 
 
 def find_algorithm(name: str) -> Algorithm:
@@ -230,5 +384,4 @@ def make_plan(
     # Threads divide every prediction alike, so the choice does not depend on them.
     chosen = forced or find_algorithm(min(seconds, key=seconds.__getitem__))
     real = np.dtype(dtype)
-    prepared = chosen.prepare(problem, weights, real)
-    return Plan(problem, weights, real, threads, chosen, refusals, seconds, prepared)
+    return Plan(problem, weights, real, threads, chosen, refusals, seconds)

@@ -1,20 +1,22 @@
-"""Tiles: what every algorithm that works on packed tiles shares, and what an algorithm is.
+"""Tiles: what every algorithm shares, and what an algorithm is.
 
-A tile is a box of output voxels of one volume and one group. Its input, with the halo, is packed into scratch memory
-(`packing.py`), the algorithm sums into an accumulator, the epilogue stores it. `TileLayout` says how large the box is and
-where a tap lies in the scratch. Sizes depend on the problem alone, never on threads or slabs.
+The output of a volume and group is cut into *tasks*: columns of `tile.height x tile.width` voxels, `tile.depth` planes long.
+A task is swept along depth in *steps* of `step_depth` planes. Input planes are packed into a ring of scratch memory
+(`loops/pack.py`) as the sweep reaches them, so each is packed once a task; the algorithm sums a step into the accumulator, and
+the store (`loops/store.py`) puts it out. Sizes depend on the problem alone, never on threads or slabs.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from conv3d_cli.engine.machine_code import MachineCode
 from conv3d_cli.model.spec import ConvProblem
 
 
@@ -28,105 +30,138 @@ class Tile(NamedTuple):
 
 @dataclass(frozen=True)
 class TileLayout:
-    """The scratch memory of a tile: (channel, depth, height, row), a row split by stride phase (see `packing.py`).
+    """How a task's input and sums lie in a thread's memory. Steps and sizes are in numbers.
 
-    tile : Tile                 the largest box; tiles at the volume's edge use a part of it
-    depth, height : int         packed planes and rows
-    pitch : int                 numbers from one stride phase of a row to the next
-    row_step, plane_step, channel_step : int    in numbers
+    tile : Tile             the largest task; those at the volume's edge are smaller
+    step_depth : int        output planes computed at once
+    ring : int              packed planes held: at least the window of a step, or 1 where planes are absorbed at once
+    pack : str              "rows": (channel, plane, row, phase-split width); "voxels": (plane, row, column, channel)
+    pitch, row_step, plane_step, channel_step : int     of the packed planes (see `loops/pack.py`)
+    scratch_size : int      all of them, and what register tiles may read beyond
+    sums : (int, int, int, int)     steps of the accumulator from one filter, plane, row, column to the next
+    accumulator_size : int
+    workspace_bytes : int   further memory of a thread
     """
 
     tile: Tile
-    depth: int
-    height: int
+    step_depth: int
+    ring: int
+    pack: Literal["rows", "voxels"]
     pitch: int
     row_step: int
-    channels: int
-    filters: int
-
-    @property
-    def plane_step(self) -> int:
-        return self.height * self.row_step
-
-    @property
-    def channel_step(self) -> int:
-        return self.depth * self.plane_step
-
-    @property
-    def scratch_size(self) -> int:
-        """Numbers in the scratch buffer."""
-        return self.channels * self.channel_step
-
-    @property
-    def accumulator_size(self) -> int:
-        """Numbers in the accumulator."""
-        return self.filters * self.tile.depth * self.tile.height * self.tile.width
-
-    def tap_offsets(self, problem: ConvProblem) -> NDArray[np.int64]:
-        """Where each tap of output voxel (0, 0, 0) lies in the scratch, in (channel, kd, kh, kw) order: (taps,)."""
-        channel, kd, kh, kw = np.indices((self.channels, *problem.kernel_size)).reshape(4, -1)
-        along_width = kw * problem.dilation_rate[2]
-        stride = problem.strides[2]
-        offsets = (
-            channel * self.channel_step
-            + kd * problem.dilation_rate[0] * self.plane_step
-            + kh * problem.dilation_rate[1] * self.row_step
-            + along_width % stride * self.pitch
-            + along_width // stride
-        )
-        return np.ascontiguousarray(offsets, dtype=np.int64)
+    plane_step: int
+    channel_step: int
+    scratch_size: int
+    sums: tuple[int, int, int, int]
+    accumulator_size: int
+    workspace_bytes: int = 0
 
 
-# 16 x 16 rows: a tile of a quarter of them (8 x 8) spends a third of its time on halos and on being handed out.
-LARGEST_TILE = Tile(16, 16, 512)
+def packed_size(problem: ConvProblem, tile: Tile) -> Tile:
+    """Input positions that a box of outputs reads: (planes, rows, columns)."""
+    return Tile(*((n - 1) * s + e for n, s, e in zip(tile, problem.strides, problem.extent, strict=True)))
 
 
-def plan_tile(problem: ConvProblem, dtype: np.dtype[Any], budget: int, largest: Tile = LARGEST_TILE) -> TileLayout:
-    """The largest tile from `largest` down whose scratch and accumulator fit `budget` bytes.
+def spread_rows(length: int) -> int:
+    """A row length that is a multiple of 16 numbers, and no multiple of 256: rows a power of two apart share cache sets."""
+    rounded = math.ceil(length / 16) * 16
+    return rounded + 16 if rounded % 256 == 0 else rounded
 
-    Depth and height are halved down to 8, then the width (which the vectors run along) down to 128, then all of them as
-    far as needed; a single voxel of many channels may still exceed the budget.
+
+def rows_layout(
+    problem: ConvProblem,
+    tile: Tile,
+    *,
+    step_depth: int = 1,
+    ring: int | None = None,
+    spare_rows: int = 0,
+    spare_columns: int = 0,
+    workspace_bytes: int = 0,
+    sums_pitch: int | None = None,
+) -> TileLayout:
+    """A layout that packs rows, with planar sums (filter, plane, row, column).
+
+    spare_rows, spare_columns : int     output rows and columns that register tiles may compute beyond the task's
+    ring : int or None                  None: the window of a step
     """
-    tile = Tile(*(min(size, wish) for size, wish in zip(problem.out_size, largest, strict=True)))
-    while True:
-        layout = _layout(problem, tile)
-        if (layout.scratch_size + layout.accumulator_size) * dtype.itemsize <= budget:
-            return layout
-        rows, width = max(tile[:2]), tile.width
-        if width > 128 and rows <= 8:
-            tile = tile._replace(width=-(-width // 2))
-        elif rows > 1:
-            axis = "depth" if tile.depth >= tile.height else "height"
-            tile = tile._replace(**{axis: -(-rows // 2)})
-        elif width > 16:
-            tile = tile._replace(width=-(-width // 2))
-        else:
-            return layout
-
-
-def _layout(problem: ConvProblem, tile: Tile) -> TileLayout:
-    packed = [(n - 1) * s + e for n, s, e in zip(tile, problem.strides, problem.extent, strict=True)]
+    planes, rows, columns = packed_size(problem, tile._replace(depth=step_depth))
     stride = problem.strides[2]
-    # A multiple of 16 numbers keeps rows on cache lines; the odd 16 keeps rows from sharing cache sets.
-    pitch = math.ceil(packed[2] / stride / 16) * 16
-    row_step = stride * pitch
-    if row_step % 256 == 0:
-        row_step += 16
+    pitch = math.ceil(columns / stride / 16) * 16
+    row_step = spread_rows(stride * pitch)
+    plane_step = rows * row_step
+    ring = planes if ring is None else ring
+    channel_step = ring * plane_step
+    spare = (spare_rows * problem.strides[1] + 1) * row_step + spare_columns + 16
+    sums_row = (math.ceil(tile.width / 16) * 16 if sums_pitch is None else sums_pitch) + spare_columns
+    sums_plane = (tile.height + spare_rows) * sums_row
+    filters = problem.filters_per_group
     return TileLayout(
-        tile, packed[0], packed[1], pitch, row_step, problem.channels_per_group, problem.filters_per_group
-    )
+        tile, step_depth, ring, "rows", pitch, row_step, plane_step, channel_step,
+        problem.channels_per_group * channel_step + spare,
+        (step_depth * sums_plane, sums_plane, sums_row, 1), filters * step_depth * sums_plane, workspace_bytes,
+    )  # fmt: skip
 
 
-class PreparedAlgorithm(Protocol):
-    """An algorithm made ready for one problem and its weights; shared by all threads, changed by none."""
+def voxels_layout(
+    problem: ConvProblem,
+    tile: Tile,
+    *,
+    filters: int,
+    step_depth: int = 1,
+    spare_columns: int = 0,
+    spare_rows: int = 0,
+    workspace_bytes: int = 0,
+    channel_pitch: int | None = None,
+) -> TileLayout:
+    """A layout that packs voxels, with sums (plane, row, column, filter).
+
+    filters : int           filters a voxel's sums hold: those of a group, padded to whole vectors
+    channel_pitch : int     numbers from one packed position to the next; None: the group's channels
+    """
+    planes, rows, columns = packed_size(problem, tile._replace(depth=step_depth))
+    pitch = problem.channels_per_group if channel_pitch is None else channel_pitch
+    row_step = spread_rows(columns * pitch)
+    plane_step = rows * row_step
+    spare = (spare_rows * problem.strides[1] + 1) * row_step + spare_columns * problem.strides[2] * pitch + 16
+    sums_row = (tile.width + spare_columns) * filters
+    sums_plane = (tile.height + spare_rows) * sums_row
+    return TileLayout(
+        tile, step_depth, planes, "voxels", pitch, row_step, plane_step, 1, planes * plane_step + spare,
+        (1, sums_plane, sums_row, filters), step_depth * sums_plane, workspace_bytes,
+    )  # fmt: skip
+
+
+def shrink_tile(problem: ConvProblem, tile: Tile, fits: Callable[[Tile], bool], least: Tile = Tile(8, 4, 64)) -> Tile:
+    """The tile, cut to the output's size, with height and width halved in turn until `fits`, or down to `least`."""
+    tile = Tile(*(min(size, wish) for size, wish in zip(problem.out_size, tile, strict=True)))
+    while not fits(tile):
+        if tile.height > least.height and (tile.height >= tile.width // 8 or tile.width <= least.width):
+            tile = tile._replace(height=max(least.height, -(-tile.height // 2)))
+        elif tile.width > least.width:
+            tile = tile._replace(width=max(least.width, -(-tile.width // 2)))
+        else:
+            break
+    return tile
+
+
+@dataclass
+class PreparedAlgorithm:
+    """An algorithm made ready for one problem and its weights; shared by all threads, changed by none.
+
+    convolve : MachineCode          sums a step (`step_planes` planes) of a group into the accumulator
+    absorb : MachineCode or None    told of every packed plane, in order, before the ring goes on
+    weights : array                 in whatever order `convolve` wants; `parameters`: int64 numbers for it
+    fenced : bool                   NaN and infinity would spread: steps whose window holds one are done over by `direct`
+    keep : list                     arrays whose addresses stand in `parameters`
+    """
 
     layout: TileLayout
-
-    def new_workspace(self) -> Any:
-        """Memory of one thread's own, handed to `convolve_tile`."""
-
-    def convolve_tile(self, group: int, scratch: NDArray[Any], accumulator: NDArray[Any], workspace: Any) -> None:
-        """Sum one group over a packed tile into accumulator (filters of the group, d, h, w)."""
+    convolve: MachineCode
+    weights: NDArray[Any]
+    parameters: NDArray[np.int64]
+    absorb: MachineCode | None = None
+    fenced: bool = False
+    keep: list[Any] = field(default_factory=list)
 
 
 class Algorithm(NamedTuple):

@@ -14,7 +14,7 @@ SCRIPT = """
 import numpy as np, sys, time
 from conv3d_cli import conv3d
 from conv3d_cli.engine import CACHE_FOLDER
-from conv3d_cli.engine import direct, epilogue, packing
+
 got = conv3d(np.ones((4, 4, 4), np.float32), np.ones((3, 3, 3)))
 assert got.shape == (2, 2, 2) and (got == 27).all()
 loops = [direct.direct_loops, packing.pack_loops, epilogue.store_float_loops]

@@ -1,0 +1,129 @@
+"""The direct sum: every tap of the kernel, in a fixed order, for any problem.
+
+It runs the spatial micro-kernel (`loops/spatial.py`): vectors along the width, register tiles of rows x vectors. It accepts every
+legal problem; the other algorithms are measured and tested against it.
+
+Order of summation of one output voxel (the same for any tile, slab or thread): items (columns of the kernel) in chunks of about
+64 taps, each summed from zero, so rounding grows with 64 + taps/64, not with the taps.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from conv3d_cli.engine.cpu import cpu_class
+from conv3d_cli.engine.machine_code import machine_code
+from conv3d_cli.engine.tile import Algorithm, PreparedAlgorithm, Tile, TileLayout, rows_layout, shrink_tile
+from conv3d_cli.model.spec import ConvProblem
+
+# Bytes of packed planes and sums a task may hold: half of a common L2.
+TILE_BYTES = 1 << 19
+CHUNK_TAPS = 64
+MOST_TAPS = 9  # kernel rows in an item: as many weights stay in registers
+
+
+def reject(problem: ConvProblem, weights: NDArray[Any]) -> str | None:
+    """None: it takes everything."""
+    return None
+
+
+def seconds(problem: ConvProblem, weights: NDArray[Any], threads: int) -> float:
+    """Predicted compute time."""
+    voxels = math.prod(problem.out_shape)
+    return (problem.flops / 150e9 + voxels * 0.3e-9) / threads
+
+
+def item_shape(problem: ConvProblem) -> tuple[int, int, int]:
+    """(taps, row_stride, row_gap): kernel rows in an item, rows between outputs of a register tile in units of tap rows, and
+    in outputs."""
+    stride, dilation, kh = problem.strides[1], problem.dilation_rate[1], problem.kernel_size[1]
+    parts = -(-kh // MOST_TAPS)
+    if stride == 1:
+        return -(-kh // parts), 1, dilation
+    if stride == 2 and dilation == 1:
+        return -(-kh // parts), 2, 1
+    return 1, 1, 1
+
+
+def register_tile(taps: int) -> tuple[int, int]:
+    """Rows x vectors: as many rows as registers allow beside the loaded vectors and the item's weights."""
+    cpu = cpu_class()
+    columns = cpu.spatial[1]
+    rows = max(2, min(cpu.spatial[0], (cpu.registers - columns - taps) // columns))
+    return rows, columns
+
+
+def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -> PreparedAlgorithm:
+    """Items and weights of one problem."""
+    taps, row_stride, gap = item_shape(problem)
+    rows, columns = register_tile(taps)
+    lanes = cpu_class().lanes * 4 // dtype.itemsize
+    layout = plan_layout(problem, dtype, rows * gap, lanes * columns)
+
+    kd, kh, kw = problem.kernel_size
+    channels, filters = problem.channels_per_group, problem.filters
+    # Kernel rows are cut into parts of `taps`, and of one less for the rest: no tap is padded, since 0 * inf is NaN.
+    parts = -(-kh // taps)
+    long_parts = kh - parts * (taps - 1)
+    by_filter = weights.astype(dtype).transpose(4, 3, 0, 2, 1)  # (filters, channels, kd, kw, kh)
+    split = long_parts * taps
+    long_weights = by_filter[..., :split].reshape(filters, channels, kd, kw, long_parts, taps)
+    short_weights = by_filter[..., split:].reshape(filters, -1)
+    packed = np.concatenate([long_weights.reshape(filters, -1), short_weights], axis=1)
+    offsets, planes = [], []
+    for first, count, size in ((0, long_parts, taps), (split, parts - long_parts, taps - 1)):
+        c, d, w, part = np.indices((channels, kd, kw, count)).reshape(4, -1)
+        along, stride = w * problem.dilation_rate[2], problem.strides[2]
+        offsets.append(
+            c * layout.channel_step
+            + (first + part * size) * problem.dilation_rate[1] * layout.row_step
+            + along % stride * layout.pitch
+            + along // stride
+        )
+        planes.append(d * problem.dilation_rate[0])
+    per_chunk = max(1, CHUNK_TAPS // taps)
+    long_items, items = offsets[0].size, offsets[0].size + offsets[1].size
+    starts = [*range(0, long_items, per_chunk), *range(long_items, items, per_chunk), items]
+    tap_rows = problem.dilation_rate[1] if taps > 1 or problem.strides[1] == 1 else problem.strides[1]
+    keep = [
+        np.ascontiguousarray(a, np.int64)
+        for a in (np.concatenate(offsets) * dtype.itemsize, np.concatenate(planes), starts)
+    ]
+    parameters = np.array(
+        [
+            packed.shape[1], long_items, len(starts) - 1, tap_rows * layout.row_step * dtype.itemsize, gap,
+            *(a.ctypes.data for a in keep),
+        ],
+        np.int64,
+    )  # fmt: skip
+    short = 1 if long_parts < parts else 0
+    code = machine_code("spatial", "sum_taps", taps, short, row_stride, rows, columns, lanes, dtype.name)
+    return PreparedAlgorithm(layout, code, np.ascontiguousarray(packed), parameters, keep=keep)
+
+
+def plan_layout(problem: ConvProblem, dtype: np.dtype[Any], rows: int, numbers: int) -> TileLayout:
+    """The tile: wide rows, so many of them that planes and sums stay in the cache."""
+
+    def layout(tile: Tile) -> TileLayout:
+        return rows_layout(problem, tile, spare_rows=rows, spare_columns=numbers)
+
+    def fits(tile: Tile) -> bool:
+        found = layout(tile)
+        return (found.scratch_size + found.accumulator_size) * dtype.itemsize <= TILE_BYTES
+
+    height = -(-24 // rows) * rows
+    tile = shrink_tile(problem, Tile(64, height, 512), fits)
+    return layout(tile)
+
+
+ALGORITHM = Algorithm(
+    name="direct",
+    summary="every tap in turn; any kernel, stride, dilation, group and dtype",
+    reject=reject,
+    prepare=prepare,
+    seconds=seconds,
+)

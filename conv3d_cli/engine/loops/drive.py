@@ -1,0 +1,63 @@
+"""The driver: tasks through pack → absorb → convolve → activate → store, all in machine code."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from conv3d_cli.engine.loops.simd import call, memory
+from conv3d_cli.engine.step import F
+
+
+def run_tasks():
+    """Run the tasks first_task <= t < last_task of a step record (see `engine/step.py` for the words)."""
+
+    def loops(step):
+        stride, extent, ring = step[F.stride_d], step[F.extent_d], step[F.ring]
+        plane_bytes = step[F.plane_step] * step[F.itemsize]
+        window = memory(step[F.window], np.int64)
+        for task in range(step[F.first_task], step[F.last_task]):
+            band = task // step[F.width_bands]
+            block = band // step[F.height_bands]
+            step[F.task] = task
+            step[F.group] = block // step[F.depth_blocks]
+            first_plane = block % step[F.depth_blocks] * step[F.tile_depth]
+            step[F.plane] = first_plane
+            step[F.row] = band % step[F.height_bands] * step[F.tile_height]
+            step[F.column] = task % step[F.width_bands] * step[F.tile_width]
+            end_plane = min(first_plane + step[F.tile_depth], step[F.out_depth])
+            step[F.depth] = end_plane - first_plane
+            step[F.height] = min(step[F.tile_height], step[F.out_height] - step[F.row])
+            step[F.width] = min(step[F.tile_width], step[F.out_width] - step[F.column])
+            packed = first_plane * stride
+            step[F.task_position] = packed
+            step[F.last_bad] = -1
+            number = task * step[F.steps_per_task]
+            plane = first_plane
+            while plane < end_plane:
+                planes = min(step[F.step_depth], end_plane - plane)
+                step[F.step_number] = number
+                step[F.step_plane] = plane
+                step[F.step_planes] = planes
+                first = plane * stride
+                end = (plane + planes - 1) * stride + extent
+                packed = max(packed, first)
+                while packed < end:
+                    step[F.position] = packed
+                    step[F.slot] = packed % ring
+                    call(step[F.pack], step)
+                    if step[F.absorb] != 0:
+                        call(step[F.absorb], step)
+                    packed += 1
+                for i in range(end - first):
+                    window[i] = (first + i) % ring * plane_bytes
+                call(step[F.convolve], step)
+                if step[F.flags] != 0:
+                    flags = memory(step[F.flags], np.uint8)
+                    flags[number] = step[F.last_bad] >= first
+                if step[F.activate] != 0:
+                    call(step[F.activate], step)
+                call(step[F.store], step)
+                number += 1
+                plane += planes
+
+    return loops

@@ -1,0 +1,125 @@
+"""The vocabulary of the loops: typed memory by address, calls by address, and vectors.
+
+Numba's own vectoriser reaches a quarter of the FMA units on convolutions. A micro-kernel is therefore written as one
+`@intrinsic`, which builds LLVM vector code with the helpers of `Vec`: ordinary Python loops unroll the taps while the code is
+built, so Numba's type inference never sees them, and compiling takes a second instead of many. Tile shapes arrive as literal
+integers (`prefer_literal=True`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+# A function that loops share; it becomes part of each, since a call could hand on an error, which machine code has no use for.
+inlined = njit(inline="always", error_model="numpy")
+
+I1, I32, I64 = ir.IntType(1), ir.IntType(32), ir.IntType(64)
+REAL_TYPES = {"float32": ir.FloatType(), "float64": ir.DoubleType()}
+
+
+@intrinsic
+def memory(typingctx, address, kind):
+    """memory(address, np.float32): the numbers at an address, to be indexed like an array (not checked, no negatives)."""
+    sig = types.CPointer(kind.dtype)(address, kind)
+
+    def codegen(context, builder, sig, args):
+        return builder.inttoptr(args[0], context.get_value_type(sig.return_type))
+
+    return sig, codegen
+
+
+@intrinsic
+def real_field(typingctx, step, field):
+    """A field of the step record that holds a float64."""
+    sig = types.float64(step, field)
+
+    def codegen(context, builder, sig, args):
+        address = builder.gep(builder.bitcast(args[0], I64.as_pointer()), [args[1]])
+        return builder.load(builder.bitcast(address, ir.DoubleType().as_pointer()))
+
+    return sig, codegen
+
+
+@intrinsic
+def call(typingctx, address, step):
+    """Call the compiled function at an address with this step record."""
+    sig = types.void(address, step)
+
+    def codegen(context, builder, sig, args):
+        function = ir.FunctionType(ir.VoidType(), [args[1].type])
+        builder.call(builder.inttoptr(args[0], function.as_pointer()), [args[1]])
+        return context.get_dummy_value()
+
+    return sig, codegen
+
+
+def const(value: int) -> ir.Constant:
+    return ir.Constant(I64, value)
+
+
+class Vec:
+    """Emit code on vectors of `lanes` numbers of one real type, with an llvmlite IRBuilder.
+
+    Pointers are typed pointers to that real type; offsets are in numbers.
+    """
+
+    def __init__(self, builder: ir.IRBuilder, lanes: int, real: str = "float32") -> None:
+        self.b, self.lanes = builder, lanes
+        self.real = REAL_TYPES[real]
+        self.bytes = 4 if real == "float32" else 8
+        self.type = ir.VectorType(self.real, lanes)
+        self.zero = self.splat(0.0)
+        self._undef = ir.Constant(self.type, ir.Undefined)
+        self._first = ir.Constant(ir.VectorType(I32, lanes), [0] * lanes)
+        self._fma = cgutils.get_or_insert_function(
+            builder.module,
+            ir.FunctionType(self.type, [self.type] * 3),
+            f"llvm.fma.v{lanes}f{8 * self.bytes}",
+        )
+
+    def splat(self, value: float) -> ir.Constant:
+        """A constant in every lane."""
+        return ir.Constant(self.type, [value] * self.lanes)
+
+    def at(self, pointer: Any, offset: Any) -> Any:
+        """pointer + offset numbers, as a pointer to a vector."""
+        return self.b.bitcast(self.b.gep(pointer, [offset]), self.type.as_pointer())
+
+    def load(self, pointer: Any, offset: Any) -> Any:
+        """The `lanes` numbers from pointer[offset] on; any alignment."""
+        value = self.b.load(self.at(pointer, offset))
+        value.align = self.bytes
+        return value
+
+    def store(self, value: Any, pointer: Any, offset: Any) -> None:
+        """Put a vector to pointer[offset] and on; any alignment."""
+        self.b.store(value, self.at(pointer, offset)).align = self.bytes
+
+    def stream(self, value: Any, pointer: Any, offset: Any) -> None:
+        """As `store`, past the caches; the place must be aligned to the vector's size."""
+        store = self.b.store(value, self.at(pointer, offset))
+        store.align = self.bytes * self.lanes
+        one = ir.Constant(I32, 1)
+        store.set_metadata("nontemporal", self.b.module.add_metadata([one]))
+
+    def broadcast(self, pointer: Any, offset: Any) -> Any:
+        """pointer[offset] in every lane."""
+        return self.spread(self.b.load(self.b.gep(pointer, [offset])))
+
+    def spread(self, scalar: Any) -> Any:
+        """A scalar in every lane."""
+        first = self.b.insert_element(self._undef, scalar, ir.Constant(I32, 0))
+        return self.b.shuffle_vector(first, self._undef, self._first)
+
+    def fma(self, a: Any, b: Any, c: Any) -> Any:
+        """a * b + c, rounded once."""
+        return self.b.call(self._fma, [a, b, c])
+
+    def shuffle(self, a: Any, b: Any, lanes: list[int]) -> Any:
+        """Lanes by number out of a (0...) and b (lanes...)."""
+        return self.b.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, len(lanes)), lanes))

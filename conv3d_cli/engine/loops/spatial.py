@@ -1,0 +1,153 @@
+"""The spatial micro-kernel: vectors along the width, a register tile of output rows x vectors.
+
+The taps of a kernel are a list of *items*: one column of up to `taps` kernel rows at one (channel, depth, column). Each input
+vector that is loaded serves every output row it touches, so loads stay rarer than FMAs. Items are offsets, so dilation, strides
+along depth and width, and zero taps left out cost the loop nothing.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import types
+from numba.extending import intrinsic
+
+from conv3d_cli.engine.loops.simd import I64, Vec, const, memory
+from conv3d_cli.engine.step import F
+
+
+@intrinsic(prefer_literal=True)
+def _sum_items(typingctx, taps, row_stride, rows, columns, lanes, double,
+               source, tap_step, offsets, planes, window, weights, count, first, out, out_row):  # fmt: skip
+    """Add `count` items to rows x columns vectors of sums.
+
+    source: address of output (0, 0)'s window; tap_step: bytes from one kernel row to the next
+    offsets, planes (count,): int64 addresses; an item lies at source + offsets[i] + window[planes[i]] (bytes)
+    weights (count, taps); first: 1 to overwrite the sums at `out`, rows `out_row` bytes apart, instead of adding to them
+    """
+    sig = types.void(
+        taps, row_stride, rows, columns, lanes, double, source, tap_step, offsets, planes, window, weights, count,
+        first, out, out_row,
+    )  # fmt: skip
+    kh, stride, R, C, width, is_double = (t.literal_value for t in sig.args[:6])
+
+    def codegen(context, b, sig, args):
+        if kh == 0:
+            return context.get_dummy_value()
+        v = Vec(b, width, "float64" if is_double else "float32")
+        source, tap_step, offsets, planes, window, weights, count, first, out, out_row = args[6:]
+        i64p, realp = I64.as_pointer(), v.real.as_pointer()
+        offsets, planes, window = (b.inttoptr(a, i64p) for a in (offsets, planes, window))
+        weights = b.inttoptr(weights, realp)
+        entry, loop, done = b.block, b.append_basic_block("item"), b.append_basic_block("done")
+        b.branch(loop)
+
+        b.position_at_end(loop)
+        item = b.phi(I64)
+        item.add_incoming(const(0), entry)
+        start = [[b.phi(v.type) for _ in range(C)] for _ in range(R)]
+        for row in start:
+            for phi in row:
+                phi.add_incoming(v.zero, entry)
+        acc = [list(row) for row in start]
+        plane = b.load(b.gep(window, [b.load(b.gep(planes, [item]))]))
+        base = b.add(b.add(source, plane), b.load(b.gep(offsets, [item])))
+        taps_at = b.gep(weights, [b.mul(item, const(kh))])
+        ws = [v.broadcast(taps_at, const(k)) for k in range(kh)]
+        for ih in range((R - 1) * stride + kh):
+            users = [(r, ih - r * stride) for r in range(R) if 0 <= ih - r * stride < kh]
+            if not users:
+                continue
+            line = b.inttoptr(b.add(base, b.mul(tap_step, const(ih))), realp)
+            xs = [v.load(line, const(width * c)) for c in range(C)]
+            for r, k in users:
+                for c in range(C):
+                    acc[r][c] = v.fma(xs[c], ws[k], acc[r][c])
+        following = b.add(item, const(1))
+        item.add_incoming(following, b.block)
+        for r in range(R):
+            for c in range(C):
+                start[r][c].add_incoming(acc[r][c], b.block)
+        b.cbranch(b.icmp_signed("<", following, count), loop, done)
+
+        b.position_at_end(done)
+        lines = [b.inttoptr(b.add(out, b.mul(out_row, const(r))), realp) for r in range(R)]
+        with b.if_else(b.icmp_signed("!=", first, const(0))) as (overwrite, add):
+            with overwrite:
+                for r in range(R):
+                    for c in range(C):
+                        v.store(acc[r][c], lines[r], const(width * c))
+            with add:
+                for r in range(R):
+                    for c in range(C):
+                        sums = v.load(lines[r], const(width * c))
+                        v.store(b.fadd(sums, acc[r][c]), lines[r], const(width * c))
+        return context.get_dummy_value()
+
+    return sig, codegen
+
+
+def sum_taps(taps, short, row_stride, rows, columns, lanes, real):
+    """One step: items in chunks, over all filters, planes, row blocks and vectors of the tile.
+
+    taps: kernel rows in an item; short: 1 if items of one less follow (then in chunks of their own)
+    Parameters (int64): taps in all, items of full length, chunks, bytes from one kernel row to the next, rows from one output
+    row of a register tile to the next (the dilation, so that its rows share their input); then addresses of: item offsets in
+    bytes, item planes (places in the window), chunk starts (chunks + 1). Weights: (groups, filters, taps in all).
+    """
+    double = 1 if real == "float64" else 0
+    itemsize = 8 if double else 4
+    less = max(columns - 1, 1)
+    fewer = taps - 1 if short else 0  # of 0 taps nothing is compiled
+
+    def loops(step):
+        parameters = memory(step[F.parameters], np.int64)
+        all_taps, long_items, chunks, tap_step, gap = (
+            parameters[0], parameters[1], parameters[2], parameters[3], parameters[4],
+        )  # fmt: skip
+        offsets, planes = parameters[5], parameters[6]
+        starts = memory(parameters[7], np.int64)
+        filters = step[F.filters]
+        vectors = (step[F.width] + lanes - 1) // lanes
+        # so many blocks of `less` vectors that the rest are full ones; a last block may reach over the row's end
+        blocks = (vectors + columns - 1) // columns
+        narrow = blocks * columns - vectors if less < columns else 0
+        if narrow > blocks:
+            narrow = 0
+        height = step[F.height]
+        row_bytes = itemsize * step[F.row_step] * step[F.stride_h]
+        out_row = itemsize * step[F.acc_row_step]
+        for i in range(step[F.step_planes]):
+            here = step[F.window] + 8 * i * step[F.stride_d]
+            for tile in range((height + rows * gap - 1) // (rows * gap) * gap):
+                j = tile // gap * rows * gap + tile % gap
+                if j >= height:
+                    continue
+                column = 0
+                for block in range(blocks):
+                    source = step[F.scratch] + j * row_bytes + itemsize * column
+                    for f in range(filters):
+                        weights = step[F.weights] + itemsize * (step[F.group] * filters + f) * all_taps
+                        out = step[F.accumulator] + j * out_row
+                        out += itemsize * (f * step[F.acc_filter_step] + i * step[F.acc_plane_step] + column)
+                        for chunk in range(chunks):
+                            at, count = starts[chunk], starts[chunk + 1] - starts[chunk]
+                            first = 1 if chunk == 0 else 0
+                            if short != 0 and at >= long_items:
+                                here_weights = weights + itemsize * (long_items * taps + (at - long_items) * fewer)
+                                _sum_items(
+                                    fewer, row_stride, rows, columns, lanes, double, source, tap_step, offsets + 8 * at,
+                                    planes + 8 * at, here, here_weights, count, first, out, gap * out_row,
+                                )  # fmt: skip
+                            elif block < narrow:
+                                _sum_items(
+                                    taps, row_stride, rows, less, lanes, double, source, tap_step, offsets + 8 * at,
+                                    planes + 8 * at, here, weights + itemsize * at * taps, count, first, out, gap * out_row,
+                                )  # fmt: skip
+                            else:
+                                _sum_items(
+                                    taps, row_stride, rows, columns, lanes, double, source, tap_step, offsets + 8 * at,
+                                    planes + 8 * at, here, weights + itemsize * at * taps, count, first, out, gap * out_row,
+                                )  # fmt: skip
+                    column += lanes * (less if block < narrow else columns)
+
+    return loops

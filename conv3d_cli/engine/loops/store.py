@@ -1,0 +1,161 @@
+"""The end of a step: bias, ReLU, rounding, saturation, and the store in the output's dtype and order.
+
+It runs on the step's accumulator while that is still in the cache, so none of it costs a pass over the volume.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import types
+from numba.extending import intrinsic
+
+from conv3d_cli.engine.cpu import cpu_class
+from conv3d_cli.engine.loops.simd import Vec, const, inlined, memory
+from conv3d_cli.engine.step import F
+
+
+@intrinsic(prefer_literal=True)
+def _stream_vector(typingctx, lanes, double, source, target):
+    """Copy one vector between addresses past the caches; the target is aligned."""
+    sig = types.void(lanes, double, source, target)
+    real = "float64" if double.literal_value else "float32"
+    width = lanes.literal_value
+
+    def codegen(context, builder, sig, args):
+        v = Vec(builder, width, real)
+        pointer = v.real.as_pointer()
+        value = v.load(builder.inttoptr(args[2], pointer), const(0))
+        v.stream(value, builder.inttoptr(args[3], pointer), const(0))
+        return context.get_dummy_value()
+
+    return sig, codegen
+
+
+def store(real, out_dtype):
+    """real: dtype of the sums; out_dtype: float32, float64 or an integer dtype, by name."""
+    kind, out_kind = np.dtype(real).type, np.dtype(out_dtype).type
+    is_float = np.dtype(out_dtype).kind == "f"
+    is_wide = not is_float and np.dtype(out_dtype).itemsize == 8
+    same = real == out_dtype
+    itemsize = np.dtype(real).itemsize
+    lanes = cpu_class().lanes * 4 // itemsize
+    double = 1 if real == "float64" else 0
+    # float32 holds every integer of 16 bits; for 32 bits the limits need float64
+    number = np.float64 if real == "float64" or np.dtype(out_dtype).itemsize > 2 else np.float32
+    if not is_float:
+        limits = np.iinfo(out_dtype)
+        lowest, highest = number(limits.min), number(limits.max)
+        least, most, beyond = out_kind(limits.min), out_kind(limits.max), number(limits.max + 1)
+    else:
+        lowest = highest = least = most = beyond = number(0)
+
+    @inlined
+    def put(acc, acc_step, out, out_step, count):
+        """Store a run of sums; returns how many the dtype could not hold."""
+        clipped = 0
+        if is_float:
+            if acc_step == 1 and out_step == 1:
+                for k in range(count):
+                    out[k] = out_kind(acc[k])
+            else:
+                for k in range(count):
+                    out[k * out_step] = out_kind(acc[k * acc_step])
+        elif is_wide:
+            for k in range(count):
+                value = np.rint(number(acc[k * acc_step]))
+                if lowest <= value < beyond:
+                    out[k * out_step] = out_kind(value)
+                else:
+                    clipped += 1
+                    if value >= beyond:
+                        out[k * out_step] = most
+                    elif value < lowest:
+                        out[k * out_step] = least
+                    else:
+                        out[k * out_step] = out_kind(0)  # NaN
+        else:
+            for k in range(count):
+                value = np.rint(number(acc[k * acc_step]))
+                held = value if value > lowest else lowest
+                held = held if held < highest else highest
+                held = held if value == value else number(0)  # NaN becomes 0 and is counted
+                out[k * out_step] = out_kind(held)
+                clipped += held != value
+        return clipped
+
+    @inlined
+    def stream(source, target, count):
+        """Copy numbers past the caches: whole vectors once the target is aligned."""
+        head = min((-(target // itemsize)) % lanes, count)
+        acc, out = memory(source, kind), memory(target, kind)
+        for k in range(head):
+            out[k] = acc[k]
+        k = head
+        while k + lanes <= count:
+            _stream_vector(lanes, double, source + itemsize * k, target + itemsize * k)
+            k += lanes
+        while k < count:
+            out[k] = acc[k]
+            k += 1
+
+    out_size = np.dtype(out_dtype).itemsize
+
+    def loops(step):
+        filters, planes, height, width = step[F.filters], step[F.step_planes], step[F.height], step[F.width]
+        acc_filter, acc_column = step[F.acc_filter_step], step[F.acc_column_step]
+        out_filter, out_column = step[F.out_filter_step], step[F.out_column_step]
+        first_filter = step[F.group] * filters
+        bias = memory(step[F.bias] + itemsize * first_filter, kind)
+        has_bias, relu = step[F.has_bias] != 0, step[F.relu] != 0
+        base = first_filter * out_filter + step[F.step_plane] * step[F.out_plane_step]
+        base += step[F.row] * step[F.out_row_step] + step[F.column] * out_column
+        by_filter = acc_filter == 1 and (out_filter == 1 or acc_column != 1)
+        joined = by_filter and out_filter == 1 and acc_column == filters and out_column == filters
+        clipped = 0
+        for i in range(planes):
+            for j in range(height):
+                row = step[F.accumulator] + itemsize * (i * step[F.acc_plane_step] + j * step[F.acc_row_step])
+                to = step[F.out] + out_size * (base + i * step[F.out_plane_step] + j * step[F.out_row_step])
+                # the sums' own finish, in place
+                if has_bias or relu:
+                    if by_filter:
+                        for k in range(width):
+                            acc = memory(row + itemsize * k * acc_column, kind)
+                            if has_bias:
+                                for f in range(filters):
+                                    acc[f] += bias[f]
+                            if relu:
+                                for f in range(filters):
+                                    acc[f] = kind(0) if acc[f] < 0 else acc[f]
+                    else:
+                        for f in range(filters):
+                            acc = memory(row + itemsize * f * acc_filter, kind)
+                            if has_bias:
+                                for k in range(width):
+                                    acc[k] += bias[f]
+                            if relu:
+                                for k in range(width):
+                                    acc[k] = kind(0) if acc[k] < 0 else acc[k]
+                if joined:
+                    if same and step[F.streaming] != 0:
+                        stream(row, to, width * filters)
+                    else:
+                        clipped += put(memory(row, kind), 1, memory(to, out_kind), 1, width * filters)
+                elif by_filter:
+                    for k in range(width):
+                        acc = memory(row + itemsize * k * acc_column, kind)
+                        out = memory(to + out_size * k * out_column, out_kind)
+                        clipped += put(acc, 1, out, out_filter, filters)
+                else:
+                    for f in range(filters):
+                        source = row + itemsize * f * acc_filter
+                        target = to + out_size * f * out_filter
+                        if same and step[F.streaming] != 0 and acc_column == 1 and out_column == 1:
+                            stream(source, target, width)
+                        else:
+                            clipped += put(memory(source, kind), acc_column, memory(target, out_kind), out_column, width)
+        if not is_float:
+            counts = memory(step[F.clipped], np.int64)
+            counts[step[F.step_number]] = clipped
+
+    return loops

@@ -1,0 +1,82 @@
+"""Views: arrays as the compiled loops see them, as flat memory and tables of offsets."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+OUTSIDE = -1  # in an offset table: no source voxel, the constant stands there
+
+
+class FlatView(NamedTuple):
+    """An array of any strides as one flat run of memory, so that loops are compiled once for a dtype.
+
+    flat : 1-D array        from the array's lowest address to its highest, writable as far as Numba can tell
+    start : int             element of index (0, 0, ...)
+    strides : tuple         in elements
+    """
+
+    flat: NDArray[Any]
+    start: int
+    strides: tuple[int, ...]
+
+
+class _Memory:
+    """A stretch of memory by address; it keeps the owner alive."""
+
+    def __init__(self, address: int, count: int, dtype: np.dtype[Any], owner: object) -> None:
+        self.__array_interface__ = {"data": (address, False), "shape": (count,), "typestr": dtype.str, "version": 3}
+        self.owner = owner
+
+
+def flat_view(array: NDArray[Any]) -> FlatView:
+    """See `FlatView`. The array must be aligned, with strides that are multiples of its item size.
+
+    >>> flat_view(np.arange(6)[::-2]).start, flat_view(np.arange(6)[::-2]).strides
+    (4, (-2,))
+    """
+    itemsize = array.itemsize
+    steps = [(n - 1) * stride for n, stride in zip(array.shape, array.strides, strict=True)]
+    lowest = sum(step for step in steps if step < 0)
+    highest = sum(step for step in steps if step > 0)
+    address = array.__array_interface__["data"][0]
+    memory = _Memory(address + lowest, (highest - lowest) // itemsize + 1, array.dtype, array)
+    return FlatView(np.asarray(memory), -lowest // itemsize, tuple(stride // itemsize for stride in array.strides))
+
+
+def is_flattenable(array: NDArray[Any]) -> bool:
+    """Whether `flat_view` takes it: native byte order, aligned, whole strides."""
+    return (
+        array.dtype.isnative
+        and bool(array.flags.aligned)
+        and all(stride % array.itemsize == 0 for stride in array.strides)
+        and array.size > 0
+    )
+
+
+def offset_table(indices: list[int], stride: int) -> NDArray[np.int64]:
+    """Source indices (OUTSIDE where there is none) as offsets in elements from index 0; OUTSIDE stays a sentinel.
+
+    A negative stride makes offsets negative, so the sentinel is the one value no offset can take.
+    """
+    table = np.array(indices, dtype=np.int64)
+    return np.where(table == OUTSIDE, np.iinfo(np.int64).min, table * stride)
+
+
+def inner_run(indices: list[int]) -> tuple[int, int]:
+    """The longest run of positions that simply follow one another in the source: (start, stop).
+
+    >>> inner_run([-1, 0, 1, 2, 2])
+    (1, 4)
+    """
+    best = (0, 0)
+    start = 0
+    for position in range(1, len(indices) + 1):
+        broken = position == len(indices) or indices[position] != indices[position - 1] + 1
+        if broken or indices[position - 1] == OUTSIDE:
+            if indices[start] != OUTSIDE and position - start > best[1] - best[0]:
+                best = (start, position)
+            start = position
+    return best
