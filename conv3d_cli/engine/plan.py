@@ -158,7 +158,7 @@ class Plan:
         step, clipped = new_step(), np.zeros(1, np.int64)
         plane_step, row_step, column_step, filter_step = (stride // values.itemsize for stride in values.strides)
         set_fields(
-            step, filters=out.shape[3], step_planes=out.shape[0], height=out.shape[1], width=out.shape[2],
+            step, filters=out.shape[3], step_planes=out.shape[0], block_rows=out.shape[1], width=out.shape[2],
             accumulator=values.ctypes.data, acc_filter_step=filter_step, acc_plane_step=plane_step,
             acc_row_step=row_step, acc_column_step=column_step, clipped=clipped.ctypes.data, **_out_fields(view, view.start),
         )  # fmt: skip
@@ -186,7 +186,9 @@ class Plan:
         clipped = np.zeros(tasks * steps_per_task, np.int64)
         flags = np.zeros(tasks * steps_per_task, np.uint8) if self._is_fenced(source, scale) else None
         integer = out.flat.dtype.kind != "f"
-        pack = machine_code("pack", f"pack_{layout.pack}", source.flat.dtype.name, self.dtype.name, int(flags is not None))
+        pack = machine_code(
+            "pack", f"pack_{layout.pack}", source.flat.dtype.name, self.dtype.name, int(flags is not None)
+        )
         store = machine_code("store", "store", self.dtype.name, out.flat.dtype.name)
         drive = machine_code("drive", "run_tasks")
         fields: dict[str, Any] = {
@@ -195,6 +197,7 @@ class Plan:
             "tile_depth": tile.depth, "tile_height": tile.height, "tile_width": tile.width,
             "steps_per_task": steps_per_task,
             "out_depth": box.size.depth, "out_height": box.size.height, "out_width": box.size.width,
+            "block_height": layout.block_height or tile.height, "source_itemsize": source.flat.itemsize,
             "source": source.flat.ctypes.data + source.start * source.flat.itemsize,
             "source_channel_step": source.strides[3], "source_column_step": source.strides[2],
             "planes": box.planes.ctypes.data, "rows": box.rows.ctypes.data, "columns": box.columns.ctypes.data,
@@ -228,7 +231,9 @@ class Plan:
         team.run(-(-tasks // share), work)
         if flags is not None and flags.any():
             for number in np.flatnonzero(flags):
-                clipped[number] = self._repair(int(number), steps_per_task, tile, counts, box, source, out, team, scale, bias, activation)
+                clipped[number] = self._repair(
+                    int(number), steps_per_task, tile, counts, box, source, out, team, scale, bias, activation
+                )
         return int(clipped.sum()) if integer else 0
 
     def _repair(
@@ -268,7 +273,7 @@ class Plan:
             problem, prepared = self.problem, self.prepared
             layout = prepared.layout
             # Zeros, since register tiles read beyond a row's end into lanes that are not kept: they should be no NaN.
-            scratch = _aligned(layout.scratch_size, self.dtype)
+            scratch = _aligned(layout.origin + layout.scratch_size, self.dtype)[layout.origin :]
             accumulator = _aligned(layout.accumulator_size, self.dtype)
             workspace = _aligned(layout.workspace_bytes, np.dtype(np.uint8))
             window = np.zeros((layout.step_depth - 1) * problem.strides[0] + problem.extent[0], np.int64)
@@ -298,7 +303,7 @@ class Plan:
         def activate(_: int) -> None:
             try:
                 step = worker.step
-                shape = (problem.filters_per_group, step[F.step_planes], step[F.height], step[F.width])
+                shape = (problem.filters_per_group, step[F.step_planes], step[F.block_rows], step[F.width])
                 strides = [n * self.dtype.itemsize for n in layout.sums]
                 sums = np.lib.stride_tricks.as_strided(worker.accumulator, shape, strides)
                 if bias is not None:

@@ -42,6 +42,11 @@ FIELDS = (
     "clipped", "flags",
     # the task at hand: its number, group, first voxel and size
     "task", "group", "plane", "row", "column", "depth", "height", "width",
+    # the block at hand: a step is computed and stored in blocks of `block_height` rows while they are in the cache
+    "block_height", "block_row", "block_rows",
+    # the source of the plane that will be packed next (address of the tile's first voxel, bytes from row to row): 0, or worth
+    # fetching meanwhile
+    "source_itemsize", "ahead", "ahead_row_step",
     # the step at hand: its number over all tasks, its first output plane within the slab and its number of planes; where its window's planes are
     # packed (address of int64 offsets into scratch, in bytes); the position being packed and its place in the ring
     "step_number", "step_plane", "step_planes", "window", "position", "slot", "task_position",

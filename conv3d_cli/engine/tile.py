@@ -41,6 +41,8 @@ class TileLayout:
     sums : (int, int, int, int)     steps of the accumulator from one filter, plane, row, column to the next
     accumulator_size : int
     workspace_bytes : int   further memory of a thread
+    origin : int            numbers before the scratch's first one, to align what is packed most
+    block_height : int      rows that are computed, then stored, at once; 0: all of the task's
     """
 
     tile: Tile
@@ -55,6 +57,8 @@ class TileLayout:
     sums: tuple[int, int, int, int]
     accumulator_size: int
     workspace_bytes: int = 0
+    block_height: int = 0
+    origin: int = 0
 
 
 def packed_size(problem: ConvProblem, tile: Tile) -> Tile:
@@ -78,9 +82,12 @@ def rows_layout(
     spare_columns: int = 0,
     workspace_bytes: int = 0,
     sums_pitch: int | None = None,
+    block_height: int = 0,
+    origin: int = 0,
 ) -> TileLayout:
     """A layout that packs rows, with planar sums (filter, plane, row, column).
 
+    block_height : int                  see `TileLayout`
     spare_rows, spare_columns : int     output rows and columns that register tiles may compute beyond the task's
     ring : int or None                  None: the window of a step
     """
@@ -93,12 +100,13 @@ def rows_layout(
     channel_step = ring * plane_step
     spare = (spare_rows * problem.strides[1] + 1) * row_step + spare_columns + 16
     sums_row = (math.ceil(tile.width / 16) * 16 if sums_pitch is None else sums_pitch) + spare_columns
-    sums_plane = (tile.height + spare_rows) * sums_row
+    sums_plane = ((block_height or tile.height) + spare_rows) * sums_row
     filters = problem.filters_per_group
     return TileLayout(
         tile, step_depth, ring, "rows", pitch, row_step, plane_step, channel_step,
         problem.channels_per_group * channel_step + spare,
         (step_depth * sums_plane, sums_plane, sums_row, 1), filters * step_depth * sums_plane, workspace_bytes,
+        block_height, origin,
     )  # fmt: skip
 
 
@@ -141,6 +149,16 @@ def shrink_tile(problem: ConvProblem, tile: Tile, fits: Callable[[Tile], bool], 
             tile = tile._replace(width=max(least.width, -(-tile.width // 2)))
         else:
             break
+    return tile
+
+
+def enough_tasks(problem: ConvProblem, tile: Tile, step_depth: int = 1, wish: int = 48) -> Tile:
+    """The tile, made less deep until threads have `wish` tasks to share, or packing the halo anew would cost too much."""
+    least = step_depth * math.ceil(max(8, 2 * (problem.extent[0] - 1)) / step_depth)
+    columns = problem.groups * math.prod(-(-n // t) for n, t in zip(problem.out_size[1:], tile[1:], strict=True))
+    while tile.depth > least and columns * -(-problem.out_size[0] // tile.depth) < wish:
+        half = step_depth * math.ceil(tile.depth / 2 / step_depth)
+        tile = tile._replace(depth=max(least, half))
     return tile
 
 

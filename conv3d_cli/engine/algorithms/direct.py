@@ -17,11 +17,19 @@ from numpy.typing import NDArray
 
 from conv3d_cli.engine.cpu import cpu_class
 from conv3d_cli.engine.machine_code import machine_code
-from conv3d_cli.engine.tile import Algorithm, PreparedAlgorithm, Tile, TileLayout, rows_layout, shrink_tile
+from conv3d_cli.engine.tile import (
+    Algorithm,
+    PreparedAlgorithm,
+    Tile,
+    TileLayout,
+    enough_tasks,
+    rows_layout,
+    shrink_tile,
+)
 from conv3d_cli.model.spec import ConvProblem
 
-# Bytes of packed planes and sums a task may hold: half of a common L2.
-TILE_BYTES = 1 << 19
+# Bytes of packed planes and sums a task may hold: well within a common L2, beside the plane that is fetched meanwhile.
+TILE_BYTES = 384 << 10
 CHUNK_TAPS = 64
 MOST_TAPS = 9  # kernel rows in an item: as many weights stay in registers
 
@@ -88,7 +96,9 @@ def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -
     per_chunk = max(1, CHUNK_TAPS // taps)
     long_items, items = offsets[0].size, offsets[0].size + offsets[1].size
     starts = [*range(0, long_items, per_chunk), *range(long_items, items, per_chunk), items]
-    tap_rows = problem.dilation_rate[1] if taps > 1 or problem.strides[1] == 1 else problem.strides[1]
+    # An item of one tap has no next kernel row: there the step is that of a stride the register tile does not know.
+    unknown_stride = row_stride == 1 and problem.strides[1] > 1
+    tap_rows = problem.strides[1] if unknown_stride else problem.dilation_rate[1]
     keep = [
         np.ascontiguousarray(a, np.int64)
         for a in (np.concatenate(offsets) * dtype.itemsize, np.concatenate(planes), starts)
@@ -108,16 +118,19 @@ def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -
 def plan_layout(problem: ConvProblem, dtype: np.dtype[Any], rows: int, numbers: int) -> TileLayout:
     """The tile: wide rows, so many of them that planes and sums stay in the cache."""
 
+    # so that a row's voxels, which follow the padding, lie on vectors: they are stored once and loaded often
+    origin = -problem.pad_before[2] % 16 if problem.strides[2] == 1 else 0
+
     def layout(tile: Tile) -> TileLayout:
-        return rows_layout(problem, tile, spare_rows=rows, spare_columns=numbers)
+        return rows_layout(problem, tile, spare_rows=rows, spare_columns=numbers, block_height=4 * rows, origin=origin)
 
     def fits(tile: Tile) -> bool:
         found = layout(tile)
         return (found.scratch_size + found.accumulator_size) * dtype.itemsize <= TILE_BYTES
 
-    height = -(-24 // rows) * rows
+    height = -(-96 // rows) * rows
     tile = shrink_tile(problem, Tile(64, height, 512), fits)
-    return layout(tile)
+    return layout(enough_tasks(problem, tile))
 
 
 ALGORITHM = Algorithm(

@@ -4,8 +4,28 @@ from __future__ import annotations
 
 import numpy as np
 
-from conv3d_cli.engine.loops.simd import call, memory
+from conv3d_cli.engine.loops.pack import OUTSIDE
+from conv3d_cli.engine.loops.simd import call, inlined, memory
 from conv3d_cli.engine.step import F
+
+
+@inlined
+def _look_ahead(step, position):
+    """Say where the plane packed next lies, if a loop may fetch it: voxels side by side, inside the volume."""
+    planes, rows = memory(step[F.planes], np.int64), memory(step[F.rows], np.int64)
+    columns = memory(step[F.columns], np.int64)
+    row = step[F.row] * step[F.stride_h] + step[F.extent_h] // 2
+    column = step[F.column] * step[F.stride_w] + step[F.extent_w] // 2
+    step[F.ahead] = 0
+    step[F.ahead_row_step] = 0
+    last = (step[F.out_depth] - 1) * step[F.stride_d] + step[F.extent_d] - 1
+    if step[F.source_column_step] == 1 and position <= last:
+        if planes[position] != OUTSIDE and rows[row] != OUTSIDE and columns[column] != OUTSIDE:
+            first = step[F.group] * step[F.channels] * step[F.source_channel_step]
+            offset = first + planes[position] + rows[row] + columns[column]
+            step[F.ahead] = step[F.source] + step[F.source_itemsize] * offset
+            if step[F.height] > 1 and rows[row + 1] != OUTSIDE:
+                step[F.ahead_row_step] = step[F.source_itemsize] * (rows[row + 1] - rows[row])
 
 
 def run_tasks():
@@ -50,13 +70,19 @@ def run_tasks():
                     packed += 1
                 for i in range(end - first):
                     window[i] = (first + i) % ring * plane_bytes
-                call(step[F.convolve], step)
                 if step[F.flags] != 0:
                     flags = memory(step[F.flags], np.uint8)
                     flags[number] = step[F.last_bad] >= first
-                if step[F.activate] != 0:
-                    call(step[F.activate], step)
-                call(step[F.store], step)
+                _look_ahead(step, packed)
+                row = 0
+                while row < step[F.height]:
+                    step[F.block_row] = row
+                    step[F.block_rows] = min(step[F.block_height], step[F.height] - row)
+                    call(step[F.convolve], step)
+                    if step[F.activate] != 0:
+                        call(step[F.activate], step)
+                    call(step[F.store], step)
+                    row += step[F.block_height]
                 number += 1
                 plane += planes
 

@@ -58,6 +58,23 @@ def call(typingctx, address, step):
     return sig, codegen
 
 
+@intrinsic
+def prefetch(typingctx, address):
+    """Fetch the cache line at an address into L2; any address is harmless."""
+    sig = types.void(address)
+
+    def codegen(context, builder, sig, args):
+        pointer = ir.IntType(8).as_pointer()
+        function = cgutils.get_or_insert_function(
+            builder.module, ir.FunctionType(ir.VoidType(), [pointer, I32, I32, I32]), "llvm.prefetch.p0"
+        )
+        to_read, level_two, data = (ir.Constant(I32, n) for n in (0, 2, 1))
+        builder.call(function, [builder.inttoptr(args[0], pointer), to_read, level_two, data])
+        return context.get_dummy_value()
+
+    return sig, codegen
+
+
 def const(value: int) -> ir.Constant:
     return ir.Constant(I64, value)
 

@@ -11,22 +11,22 @@ import numpy as np
 from numba import types
 from numba.extending import intrinsic
 
-from conv3d_cli.engine.loops.simd import I64, Vec, const, memory
+from conv3d_cli.engine.loops.simd import I64, Vec, const, memory, prefetch
 from conv3d_cli.engine.step import F
 
 
 @intrinsic(prefer_literal=True)
 def _sum_items(typingctx, taps, row_stride, rows, columns, lanes, double,
-               source, tap_step, offsets, planes, window, weights, count, first, out, out_row):  # fmt: skip
+               source, tap_step, offsets, planes, window, weights, count, first, sums, sums_row):  # fmt: skip
     """Add `count` items to rows x columns vectors of sums.
 
     source: address of output (0, 0)'s window; tap_step: bytes from one kernel row to the next
     offsets, planes (count,): int64 addresses; an item lies at source + offsets[i] + window[planes[i]] (bytes)
-    weights (count, taps); first: 1 to overwrite the sums at `out`, rows `out_row` bytes apart, instead of adding to them
+    weights (count, taps); first: 1 to overwrite the `sums`, rows `sums_row` bytes apart, instead of adding to them
     """
     sig = types.void(
         taps, row_stride, rows, columns, lanes, double, source, tap_step, offsets, planes, window, weights, count,
-        first, out, out_row,
+        first, sums, sums_row,
     )  # fmt: skip
     kh, stride, R, C, width, is_double = (t.literal_value for t in sig.args[:6])
 
@@ -34,7 +34,7 @@ def _sum_items(typingctx, taps, row_stride, rows, columns, lanes, double,
         if kh == 0:
             return context.get_dummy_value()
         v = Vec(b, width, "float64" if is_double else "float32")
-        source, tap_step, offsets, planes, window, weights, count, first, out, out_row = args[6:]
+        source, tap_step, offsets, planes, window, weights, count, first, sums, sums_row = args[6:]
         i64p, realp = I64.as_pointer(), v.real.as_pointer()
         offsets, planes, window = (b.inttoptr(a, i64p) for a in (offsets, planes, window))
         weights = b.inttoptr(weights, realp)
@@ -70,7 +70,7 @@ def _sum_items(typingctx, taps, row_stride, rows, columns, lanes, double,
         b.cbranch(b.icmp_signed("<", following, count), loop, done)
 
         b.position_at_end(done)
-        lines = [b.inttoptr(b.add(out, b.mul(out_row, const(r))), realp) for r in range(R)]
+        lines = [b.inttoptr(b.add(sums, b.mul(sums_row, const(r))), realp) for r in range(R)]
         with b.if_else(b.icmp_signed("!=", first, const(0))) as (overwrite, add):
             with overwrite:
                 for r in range(R):
@@ -79,8 +79,8 @@ def _sum_items(typingctx, taps, row_stride, rows, columns, lanes, double,
             with add:
                 for r in range(R):
                     for c in range(C):
-                        sums = v.load(lines[r], const(width * c))
-                        v.store(b.fadd(sums, acc[r][c]), lines[r], const(width * c))
+                        total = b.fadd(v.load(lines[r], const(width * c)), acc[r][c])
+                        v.store(total, lines[r], const(width * c))
         return context.get_dummy_value()
 
     return sig, codegen
@@ -96,7 +96,7 @@ def sum_taps(taps, short, row_stride, rows, columns, lanes, real):
     """
     double = 1 if real == "float64" else 0
     itemsize = 8 if double else 4
-    less = max(columns - 1, 1)
+    less = columns if short else max(columns - 1, 1)
     fewer = taps - 1 if short else 0  # of 0 taps nothing is compiled
 
     def loops(step):
@@ -113,9 +113,12 @@ def sum_taps(taps, short, row_stride, rows, columns, lanes, real):
         narrow = blocks * columns - vectors if less < columns else 0
         if narrow > blocks:
             narrow = 0
-        height = step[F.height]
+        height = step[F.block_rows]
         row_bytes = itemsize * step[F.row_step] * step[F.stride_h]
-        out_row = itemsize * step[F.acc_row_step]
+        block_source = step[F.scratch] + step[F.block_row] * row_bytes
+        ahead_row = step[F.ahead_row_step] * step[F.stride_h]
+        ahead = step[F.ahead] + step[F.block_row] * ahead_row
+        sums_row = itemsize * step[F.acc_row_step]
         for i in range(step[F.step_planes]):
             here = step[F.window] + 8 * i * step[F.stride_d]
             for tile in range((height + rows * gap - 1) // (rows * gap) * gap):
@@ -124,30 +127,38 @@ def sum_taps(taps, short, row_stride, rows, columns, lanes, real):
                     continue
                 column = 0
                 for block in range(blocks):
-                    source = step[F.scratch] + j * row_bytes + itemsize * column
+                    source = block_source + j * row_bytes + itemsize * column
+                    if step[F.ahead] != 0:
+                        fetch = ahead + j * ahead_row + column * step[F.source_itemsize] * step[F.stride_w]
+                        for r in range(rows):
+                            for c in range(columns):
+                                prefetch(fetch + r * gap * ahead_row + 64 * c)
+                    tile_columns = lanes * (less if block < narrow else columns)
                     for f in range(filters):
                         weights = step[F.weights] + itemsize * (step[F.group] * filters + f) * all_taps
-                        out = step[F.accumulator] + j * out_row
-                        out += itemsize * (f * step[F.acc_filter_step] + i * step[F.acc_plane_step] + column)
+                        sums = step[F.accumulator] + j * sums_row
+                        sums += itemsize * (f * step[F.acc_filter_step] + i * step[F.acc_plane_step] + column)
                         for chunk in range(chunks):
                             at, count = starts[chunk], starts[chunk + 1] - starts[chunk]
                             first = 1 if chunk == 0 else 0
                             if short != 0 and at >= long_items:
-                                here_weights = weights + itemsize * (long_items * taps + (at - long_items) * fewer)
+                                rest = weights + itemsize * (long_items * taps + (at - long_items) * fewer)
                                 _sum_items(
                                     fewer, row_stride, rows, columns, lanes, double, source, tap_step, offsets + 8 * at,
-                                    planes + 8 * at, here, here_weights, count, first, out, gap * out_row,
+                                    planes + 8 * at, here, rest, count, first, sums, gap * sums_row,
                                 )  # fmt: skip
                             elif block < narrow:
                                 _sum_items(
                                     taps, row_stride, rows, less, lanes, double, source, tap_step, offsets + 8 * at,
-                                    planes + 8 * at, here, weights + itemsize * at * taps, count, first, out, gap * out_row,
+                                    planes + 8 * at, here, weights + itemsize * at * taps, count, first,
+                                    sums, gap * sums_row,
                                 )  # fmt: skip
                             else:
                                 _sum_items(
                                     taps, row_stride, rows, columns, lanes, double, source, tap_step, offsets + 8 * at,
-                                    planes + 8 * at, here, weights + itemsize * at * taps, count, first, out, gap * out_row,
+                                    planes + 8 * at, here, weights + itemsize * at * taps, count, first,
+                                    sums, gap * sums_row,
                                 )  # fmt: skip
-                    column += lanes * (less if block < narrow else columns)
+                    column += tile_columns
 
     return loops

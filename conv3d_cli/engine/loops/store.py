@@ -101,14 +101,14 @@ def store(real, out_dtype):
     out_size = np.dtype(out_dtype).itemsize
 
     def loops(step):
-        filters, planes, height, width = step[F.filters], step[F.step_planes], step[F.height], step[F.width]
+        filters, planes, height, width = step[F.filters], step[F.step_planes], step[F.block_rows], step[F.width]
         acc_filter, acc_column = step[F.acc_filter_step], step[F.acc_column_step]
         out_filter, out_column = step[F.out_filter_step], step[F.out_column_step]
         first_filter = step[F.group] * filters
         bias = memory(step[F.bias] + itemsize * first_filter, kind)
         has_bias, relu = step[F.has_bias] != 0, step[F.relu] != 0
         base = first_filter * out_filter + step[F.step_plane] * step[F.out_plane_step]
-        base += step[F.row] * step[F.out_row_step] + step[F.column] * out_column
+        base += (step[F.row] + step[F.block_row]) * step[F.out_row_step] + step[F.column] * out_column
         by_filter = acc_filter == 1 and (out_filter == 1 or acc_column != 1)
         joined = by_filter and out_filter == 1 and acc_column == filters and out_column == filters
         clipped = 0
@@ -153,9 +153,11 @@ def store(real, out_dtype):
                         if same and step[F.streaming] != 0 and acc_column == 1 and out_column == 1:
                             stream(source, target, width)
                         else:
-                            clipped += put(memory(source, kind), acc_column, memory(target, out_kind), out_column, width)
+                            clipped += put(
+                                memory(source, kind), acc_column, memory(target, out_kind), out_column, width
+                            )
         if not is_float:
             counts = memory(step[F.clipped], np.int64)
-            counts[step[F.step_number]] = clipped
+            counts[step[F.step_number]] += clipped
 
     return loops
