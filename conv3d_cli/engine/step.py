@@ -42,8 +42,9 @@ FIELDS = (
     "clipped", "flags",
     # the task at hand: its number, group, first voxel and size
     "task", "group", "plane", "row", "column", "depth", "height", "width",
-    # the step at hand: its number over all tasks, its first output plane within the slab and its number of planes; where its window's planes are
-    # packed (address of int64 offsets into scratch, in bytes); the position being packed and its place in the ring
+    # the step at hand: its number over all tasks, its first output plane within the slab and its number of planes; where its
+    # window's planes are packed (address of int64 offsets into scratch, in bytes); the position being packed and its place
+    # in the ring
     "step_number", "step_plane", "step_planes", "window", "position", "slot", "task_position",
     # where packing last met NaN or infinity (a position; below 0: nowhere)
     "last_bad",

@@ -72,6 +72,7 @@ CASES = [
     Case((9, 8, 7), (3, 2, 3), dilation_rate=(2, 1, 3), boundary="symmetric"),
     Case((9, 8, 7), (2, 2, 2), strides=(2, 2, 2), dilation_rate=(2, 3, 2)),
     Case((8, 8, 8), (2, 2, 2), strides=(4, 4, 4)),
+    Case((5, 6, 7), (1, 1, 1), strides=(1, 2, 1)),
     Case((3, 4, 5), (3, 3, 3), padding=((9, 0), (0, 9), (4, 11)), boundary="symmetric"),
     Case((3, 4, 5), (3, 3, 3), padding=((9, 0), (0, 9), (4, 11)), boundary="constant=2.5"),
     Case((4, 4, 20), (3, 3, 3), in_channels=3, filters=5),

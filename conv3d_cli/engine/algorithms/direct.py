@@ -88,7 +88,7 @@ def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -
     per_chunk = max(1, CHUNK_TAPS // taps)
     long_items, items = offsets[0].size, offsets[0].size + offsets[1].size
     starts = [*range(0, long_items, per_chunk), *range(long_items, items, per_chunk), items]
-    tap_rows = problem.dilation_rate[1] if taps > 1 or problem.strides[1] == 1 else problem.strides[1]
+    tap_rows = problem.dilation_rate[1] if problem.strides[1] == 1 else problem.strides[1] // row_stride
     keep = [
         np.ascontiguousarray(a, np.int64)
         for a in (np.concatenate(offsets) * dtype.itemsize, np.concatenate(planes), starts)

@@ -59,6 +59,7 @@ def call(typingctx, address, step):
 
 
 def const(value: int) -> ir.Constant:
+    """An int64."""
     return ir.Constant(I64, value)
 
 

@@ -153,7 +153,9 @@ def store(real, out_dtype):
                         if same and step[F.streaming] != 0 and acc_column == 1 and out_column == 1:
                             stream(source, target, width)
                         else:
-                            clipped += put(memory(source, kind), acc_column, memory(target, out_kind), out_column, width)
+                            clipped += put(
+                                memory(source, kind), acc_column, memory(target, out_kind), out_column, width
+                            )
         if not is_float:
             counts = memory(step[F.clipped], np.int64)
             counts[step[F.step_number]] = clipped
