@@ -90,10 +90,10 @@ CASES = [
 def run(
     plan: Plan, volume: np.ndarray, *, slab_depth: int | None = None, out_dtype: str | None = None, **kwargs: Any
 ) -> np.ndarray:
-    """All of a (1, D, H, W, C) volume through a plan, in slabs of some depth."""
+    """All of a (1, D, H, W, C) volume through a plan, in slabs of some depth, rounded up to whole steps."""
     problem = plan.problem
     out = np.empty(problem.out_shape, out_dtype or plan.dtype)
-    step = slab_depth or problem.out_size[0]
+    step = -(-(slab_depth or problem.out_size[0]) // plan.depth_step) * plan.depth_step
     with Team(plan.threads) as team:
         for start in range(0, problem.out_size[0], step):
             stop = min(start + step, problem.out_size[0])
