@@ -7,7 +7,7 @@ PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11,$(she
 EXAMPLE4D = $$($(BIN)/python -c 'import nibabel, os; print(os.path.join(os.path.dirname(nibabel.__file__), "tests", "data", "example4d.nii.gz"))')
 DEMO := demo_output
 
-.PHONY: help install demo test test-all test-keras test-nojit lint bench clean
+.PHONY: help install demo test test-all test-keras lint bench clean
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */:/' | awk -F: '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -42,9 +42,6 @@ test-keras: ## make an environment with Keras, torch and onnxruntime, and compar
 	test -d .venv-keras || $(PYTHON) -m venv .venv-keras
 	.venv-keras/bin/python -m pip install --quiet --editable '.[dev]' keras jax torch onnxruntime
 	.venv-keras/bin/python -m pytest -q -m keras tests/live
-
-test-nojit: install ## run the engine's tests as plain Python: finds index errors, slow
-	NUMBA_DISABLE_JIT=1 $(BIN)/python -m pytest -q tests/engine -k 'not cache'
 
 lint: install ## ruff and mypy
 	$(BIN)/ruff check .

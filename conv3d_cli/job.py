@@ -450,13 +450,13 @@ def _stream_order(
 def slab_depth(
     plans: list[Plan], in_dtype: np.dtype[Any], out_header: VolumeHeader, sequential: bool, max_memory: int | None
 ) -> tuple[int, int]:
-    """Output planes computed at once, and the peak memory of the process that follows: (planes, bytes).
+    """Output planes computed at once, a multiple of the plan's `depth_step`, and the peak memory of the process that follows.
 
-    Raises: MemoryLimitError if not even one plane fits; the message says what would.
+    Raises: MemoryLimitError if not even one step fits; the message says what would.
     """
-    problem = plans[-1].problem
+    plan, problem = plans[-1], plans[-1].problem
     out_plane = math.prod(problem.out_size[1:]) * problem.filters * out_header.dtype.itemsize
-    whole = problem.out_size[0]
+    step, whole = plan.depth_step, problem.out_size[0]
     limit = usable_memory() if max_memory is None else max_memory
 
     def in_plane(stage: int) -> int:
@@ -469,21 +469,28 @@ def slab_depth(
         held = IN_FLIGHT_STREAM if sequential else IN_FLIGHT_IN
         data = held * planes * in_plane(len(plans) - 1) + IN_FLIGHT_OUT * min(depth, whole) * out_plane
         for stage in reversed(range(len(plans) - 1)):
-            # a stage before the last holds its window twice while new planes join it, and the planes it computes
+            # a stage before the last holds its window twice while new planes join it, and the planes it computes: whole steps
             earlier = plans[stage].problem
-            made = planes
+            made = min(planes + 2 * (plans[stage].depth_step - 1), earlier.out_size[0])
             planes = min((made - 1) * earlier.strides[0] + earlier.extent[0], earlier.in_size[0])
             data += 2 * planes * in_plane(stage) + made * in_plane(stage + 1)
         return PROCESS_BYTES + sum(plan.scratch_bytes for plan in plans) + data
 
+    def steps(depth: int) -> int:
+        return -(-depth // step) * step
+
     wish = SLAB_BYTES // max(1, problem.strides[0] * in_plane(len(plans) - 1) + out_plane)
-    depth = min(max(wish, LEAST_SLAB), whole)
-    while depth > 1 and peak(depth) > limit:
-        depth = -(-depth // 2)
+    depth = steps(max(wish, LEAST_SLAB))
+    if depth >= whole:
+        depth = steps(whole)
+    while depth > step and peak(depth) > limit:
+        depth = steps(-(-depth // 2))
     if peak(depth) > limit:
+        planes = "one plane" if step == 1 else f"{step} planes"
+        other = "" if step == 1 else f", or another --algorithm than {plan.algorithm.name}"
         raise MemoryLimitError(
-            f"one plane at a time needs {format_bytes(peak(1))} of memory for the whole process, "
-            f"the ceiling is {format_bytes(limit)}; pass --max-memory {-(-peak(1) >> 20)}M or more"
+            f"{planes} at a time need{'s' if step == 1 else ''} {format_bytes(peak(step))} of memory for the whole process, "
+            f"the ceiling is {format_bytes(limit)}; pass --max-memory {-(-peak(step) >> 20)}M or more{other}"
         )
     return depth, peak(depth)
 

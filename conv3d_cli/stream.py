@@ -149,18 +149,34 @@ class LayerReader(VolumeReader):
             transform=source.transform.then(problem.voxel_transform),
         )
         self._source: SlabSource | None = None
+        self._spare = np.empty((0, *self.header.shape[2:]), self.header.dtype)  # computed beyond what was asked for
+        self._spare_from = 0
 
     def read(self, n: int, depth: slice, channels: slice) -> Array:
         if self._source is None or self._source.n != n:
             every = slice(0, self.reader.header.shape[4])
             self._source = SlabSource(self.reader, n, every, self.convolution.problem)
-        slab = self._source.read(depth.start, depth.stop)
-        _, _, height, width, count = self.header.shape
-        out = np.empty((depth.stop - depth.start, height, width, count), self.header.dtype)
+            self._spare, self._spare_from = self._spare[:0], 0
+        kept = self._spare[max(depth.start - self._spare_from, 0) :]
+        if len(kept) < depth.stop - depth.start:
+            # whole steps of the plan, so that the same planes are computed together whatever is asked for
+            first, computed = self._compute(max(depth.start, self._spare_from + len(self._spare)), depth.stop)
+            kept = np.concatenate([kept, computed]) if len(kept) else computed[depth.start - first :]
+        planes = depth.stop - depth.start
+        self._spare, self._spare_from = kept[planes:].copy(), depth.stop
+        return kept[:planes, ..., channels]
+
+    def _compute(self, start: int, stop: int) -> tuple[int, Array]:
+        """The whole steps that planes start..stop-1 lie in: (first plane, planes)."""
+        assert self._source is not None
+        step, (size, height, width, count) = self.convolution.plan.depth_step, self.header.shape[1:]
+        start, stop = start - start % step, min(-(-stop // step) * step, size)
+        slab = self._source.read(start, stop)
+        out = np.empty((stop - start, height, width, count), self.header.dtype)
         outputs = slice(0, self.convolution.problem.filters)
         self.convolution.convolve(slab, out, self.team, self.reader.header.scale, outputs)
-        self._source.release(depth.stop)
-        return out[..., channels]
+        self._source.release(stop)
+        return start, out
 
     def finish(self) -> None:
         self.reader.finish()
@@ -171,7 +187,7 @@ class Passage:
     """How voxels move from a reader through the last convolution to a writer.
 
     parts : list            (n, input channels) in the order they are streamed
-    slab_depth : int        output planes computed at once
+    slab_depth : int        output planes computed at once, a multiple of the plan's `depth_step`
     """
 
     convolution: Convolution
@@ -203,6 +219,7 @@ def stream(
     """
     convolution = passage.convolution
     depth, size = passage.slab_depth, convolution.problem.out_size[0]
+    assert depth % convolution.plan.depth_step == 0 or depth >= size, (depth, convolution.plan.depth_step)
     slabs = [(start, min(start + depth, size)) for start in range(0, size, depth)]
     times = StageTimes()
     total = len(passage.parts) * math.prod(convolution.problem.out_shape)

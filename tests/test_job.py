@@ -11,9 +11,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from conv3d_cli.errors import Conv3DError, FormatError, OutputExistsError, SpecError, WriteError
-from conv3d_cli.job import Job, Stage, check_paths, run_job
+from conv3d_cli.engine import Plan
+from conv3d_cli.errors import Conv3DError, FormatError, MemoryLimitError, OutputExistsError, SpecError, WriteError
+from conv3d_cli.job import Job, Stage, check_paths, prepare_job, run_job
 from conv3d_cli.model.kernel import Kernel
+from conv3d_cli.slabs import SlabInput, SlabSource
 
 IDENTITY = Stage(Kernel(np.ones((1, 1, 1))))
 
@@ -89,3 +91,53 @@ def test_memory_does_not_grow_with_the_number_of_volumes(tmp_path: Path) -> None
     finally:
         tracemalloc.stop()
     assert peak < series.nbytes / 2
+
+
+@pytest.mark.parametrize("step", [1, 2, 5, 7, 100])
+@pytest.mark.parametrize("layers", [1, 2, 3])
+@pytest.mark.parametrize("scarce", [False, True])
+@pytest.mark.parametrize("source", ["x.nii.gz", "x.npy"])
+def test_slabs_are_whole_steps_of_the_plan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int, layers: int, scarce: bool, source: str
+) -> None:
+    """An algorithm may compute several planes together: they are the same ones whatever the slabs, in every layer."""
+    monkeypatch.chdir(tmp_path)
+    x = np.random.default_rng(1).standard_normal((37, 6, 5)).astype(np.float32)
+    nib.save(nib.Nifti1Image(x.transpose(), np.eye(4)), "x.nii.gz")
+    np.save("x.npy", x)
+    kernel = np.random.default_rng(2).standard_normal((3, 3, 3, 1, 1))
+    stages = tuple(Stage(Kernel(kernel), padding="same") for _ in range(layers))
+    job = Job(source, "expected.npy", stages, threads=2)
+    run_job(job)
+
+    monkeypatch.setattr(Plan, "depth_step", property(lambda self: step))
+    seen: list[tuple[int, int]] = []
+    read = SlabSource.read
+
+    def spied(self: SlabSource, start: int, stop: int) -> SlabInput:
+        seen.append((start, stop))
+        return read(self, start, stop)
+
+    monkeypatch.setattr(SlabSource, "read", spied)
+    job = replace(job, target="y.npy")
+    if scarce:
+        with pytest.raises(MemoryLimitError) as error, prepare_job(replace(job, max_memory=1 << 20)):
+            pass
+        assert ("one plane at a time needs" if step == 1 else f"{step} planes at a time need ") in str(error.value)
+        least = int(str(error.value).partition("--max-memory ")[2].partition("M")[0])
+        job = replace(job, max_memory=least << 20)
+        monkeypatch.setattr("conv3d_cli.job.SLAB_BYTES", 1)
+        monkeypatch.setattr("conv3d_cli.job.LEAST_SLAB", 1)
+    run_job(job)
+    assert len(seen) >= (layers if not scarce else -(-37 // step))
+    assert all(start % step == 0 and (stop % step == 0 or stop == 37) for start, stop in seen), seen
+    assert (np.load("y.npy") == np.load("expected.npy")).all()
+
+
+def test_planning_loads_no_machine_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`explain` and --dry-run know slabs and memory without it."""
+    monkeypatch.chdir(tmp_path)
+    np.save("x.npy", np.zeros((9, 9, 9), np.float32))
+    monkeypatch.setattr("conv3d_cli.engine.machine_code._load", lambda codes: pytest.fail(f"loaded {codes}"))
+    with prepare_job(Job("x.npy", "y.npy", (Stage("box:size=3"),))) as prepared:
+        assert prepared.memory

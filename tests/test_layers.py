@@ -43,8 +43,8 @@ MAY_IMPORT["__main__"] = {"cli"}
 HOMES = {
     "click": ["cli/*.py"],
     "rich": ["cli/*.py"],
-    "numba": ["engine/*.py"],
-    "llvmlite": ["engine/*.py"],
+    "numba": ["engine/loops/*.py"],
+    "llvmlite": ["engine/machine_code.py", "engine/cpu.py", "engine/loops/*.py"],
     "nibabel": ["formats/nifti*.py", "kernels/files.py"],
     "tifffile": ["formats/tiff*.py", "kernels/files.py"],
     "imagecodecs": ["formats/tiff*.py"],

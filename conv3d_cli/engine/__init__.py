@@ -1,4 +1,4 @@
-"""The convolution engine: the only place that knows Numba.
+"""The convolution engine. Numba is known to `loops/` alone, LLVM to the two modules that load compiled loops.
 
 A plan is made for a problem and its weights (`make_plan`), then run over slabs (`Plan.convolve_slab`). To add an algorithm,
 write its loops in `loops/` and a module with an `ALGORITHM` (see `tile.Algorithm`) in `algorithms/`, and give it its place in

@@ -11,6 +11,7 @@ import os
 from dataclasses import dataclass
 from functools import lru_cache
 
+from conv3d_cli.engine.team import apart
 from conv3d_cli.errors import unknown_name
 
 
@@ -50,12 +51,17 @@ CPU_CLASSES = (
 @lru_cache(maxsize=1)
 def host_features() -> dict[str, bool]:
     """The CPU's features by LLVM's names; empty where LLVM cannot tell."""
-    import llvmlite.binding as llvm
 
-    try:
-        return dict(llvm.get_host_cpu_features())
-    except RuntimeError:
-        return {}
+    def ask() -> dict[str, bool]:
+        import llvmlite.binding as llvm
+
+        try:
+            return dict(llvm.get_host_cpu_features())
+        except RuntimeError:
+            return {}
+
+    found: dict[str, bool] = apart(ask)
+    return found
 
 
 @lru_cache(maxsize=1)

@@ -6,9 +6,9 @@ is imported, Numba compiles, and the object code is kept. So a warm start does n
 more than most convolutions.
 
 Object files lie in a folder named by a hash of the engine's own sources, of Numba's and llvmlite's versions and of the CPU, so
-a changed file or another machine never runs stale code. The folder is the first that can be used of: $CONV3D_CACHE_DIR,
-$NUMBA_CACHE_DIR, the user's cache folder, a private folder under the system's temporary directory. Without any, loops are
-compiled in each process.
+a changed file or another machine never runs stale code. Its parent is one of $CONV3D_CACHE_DIR, $NUMBA_CACHE_DIR, the user's
+cache folder, and a private folder under the system's temporary directory: all are read, the first that can be written keeps
+what is new. Without any, loops are compiled in each process.
 """
 
 from __future__ import annotations
@@ -22,70 +22,90 @@ import os
 import stat
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from conv3d_cli.engine.cpu import cpu_class, host_features
+from conv3d_cli.engine.team import apart
 
-MAGIC = b"conv3d object 1\n"
+MAGIC = b"conv3d object 2\n"
+SEAL_BYTES = 32
 Constant = int | str
 
 _call_type = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 
 class MachineCode:
-    """A compiled function `void(step)`.
+    """A compiled function `void(step)`, loaded or compiled when its address is first asked for.
 
-    address : int       of its first instruction
-    compiled : bool     whether this process had to compile it
+    key : tuple             module, factory, constants
+    compiled : bool         whether this process had to compile it
     Call it with the address of a step record; it runs without the GIL.
     """
 
-    def __init__(self, address: int, compiled: bool, keep: object) -> None:
-        self.address, self.compiled = address, compiled
-        self._call, self._keep = _call_type(address), keep
+    def __init__(self, key: tuple[Constant, ...]) -> None:
+        self.key, self.compiled = key, False
+        self._address = 0
+        self._call: Callable[[int], None] | None = None
+
+    @property
+    def address(self) -> int:
+        """Of its first instruction."""
+        if not self._address:
+            load([self])
+        return self._address
 
     def __call__(self, step_address: int) -> None:
+        if self._call is None:
+            self._call = _call_type(self.address)
         self._call(step_address)
 
 
-_loaded: dict[tuple[Any, ...], MachineCode] = {}
+_known: dict[tuple[Constant, ...], MachineCode] = {}
 _lock = threading.Lock()
 
 
 def machine_code(module: str, factory: str, *constants: Constant) -> MachineCode:
-    """The loops that `engine/loops/<module>.<factory>(*constants)` describes, compiled or from disk; once a process."""
+    """The loops that `engine/loops/<module>.<factory>(*constants)` describes; one object a process."""
     key = (module, factory, *constants)
-    found = _loaded.get(key)
-    if found is None:
-        with _lock:
-            found = _loaded.get(key)
-            if found is None:
-                found = _loaded[key] = _load(key)
-    return found
+    return _known.setdefault(key, MachineCode(key))
+
+
+def load(codes: Iterable[MachineCode]) -> None:
+    """Have them ready to run, in a thread that the caller waits for: see `team.apart`."""
+    missing = [code for code in codes if not code._address]
+    if missing:
+        apart(_load, missing)
 
 
 def compiled_here() -> list[str]:
     """What this process had to compile, for tests and `warmup`."""
-    return [":".join(map(str, key)) for key, code in _loaded.items() if code.compiled]
+    return [_name(code.key) for code in _known.values() if code.compiled]
 
 
-def _load(key: tuple[Any, ...]) -> MachineCode:
-    folder = cache_folder()
-    path = None if folder is None else folder / (":".join(map(str, key)).replace(":", "-").replace("/", "_") + ".o")
-    if path is not None:
-        kept = _read(path)
-        if kept is not None:
-            return _link(*kept, compiled=False)
+def _name(key: tuple[Constant, ...]) -> str:
+    return "-".join(map(str, key)).replace("/", "_")
+
+
+def _load(codes: list[MachineCode]) -> None:
+    for code in codes:
+        with _lock:
+            if not code._address:
+                kept = _read(code.key)
+                symbol, object_code = _compile(code.key) if kept is None else kept
+                code.compiled = kept is None
+                code._address = _link(symbol, object_code)
+
+
+def _compile(key: tuple[Constant, ...]) -> tuple[str, bytes]:
     from conv3d_cli.engine.loops.compiler import compile_object
 
-    factory = getattr(importlib.import_module(f"conv3d_cli.engine.loops.{key[0]}"), key[1])
-    symbol, code = compile_object(factory(*key[2:]))
-    if path is not None:
-        _write(path, symbol, code)
-    return _link(symbol, code, compiled=True)
+    factory = getattr(importlib.import_module(f"conv3d_cli.engine.loops.{key[0]}"), str(key[1]))
+    symbol, object_code = compile_object(factory(*key[2:]))
+    _write(key, symbol, object_code)
+    return symbol, object_code
 
 
 @lru_cache(maxsize=1)
@@ -98,46 +118,61 @@ def _linker() -> Any:
     return llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
 
 
-def _link(symbol: str, code: bytes, compiled: bool) -> MachineCode:
+def _link(symbol: str, code: bytes) -> int:
+    """The address of a function in object code, which becomes part of this process."""
     import llvmlite.binding as llvm
 
     linker = _linker()
     linker.add_object_file(llvm.ObjectFileRef.from_data(code))
     linker.finalize_object()
-    address = linker.get_function_address(symbol)
+    address: int = linker.get_function_address(symbol)
     if not address:
         raise RuntimeError(f"compiled loops hold no symbol {symbol}")
-    return MachineCode(address, compiled, linker)
+    return address
 
 
-def _read(path: Path) -> tuple[str, bytes] | None:
-    """Symbol and object code; None if the file is missing or not whole (linking a damaged one would end the process)."""
-    try:
-        data = path.read_bytes()
-    except OSError:
-        return None
-    body = data[len(MAGIC) + 32 :]
-    if data[: len(MAGIC)] != MAGIC or hashlib.sha256(body).digest() != data[len(MAGIC) : len(MAGIC) + 32]:
-        return None
-    symbol, _, code = body.partition(b"\n")
-    return symbol.decode(), code
+# ---------------------------------------------------------------------------------------------------------------------
+# On disk: MAGIC, a seal (SHA-256), the symbol, a line feed, the object code
 
 
-def _write(path: Path, symbol: str, code: bytes) -> None:
+def _seal(key: tuple[Constant, ...], body: bytes) -> bytes:
+    """A digest of the code and of what it is: neither a damaged file nor one of another loop or machine passes for it."""
+    return hashlib.sha256(f"{source_key()} {key}\n".encode() + body).digest()
+
+
+def _read(key: tuple[Constant, ...]) -> tuple[str, bytes] | None:
+    """Symbol and object code; None if no file is there and whole (linking a damaged one would end the process)."""
+    for folder in _folders():
+        try:
+            data = (folder / f"{_name(key)}.o").read_bytes() if _is_trusted(folder) else b""
+        except OSError:
+            continue
+        head, body = data[: len(MAGIC) + SEAL_BYTES], data[len(MAGIC) + SEAL_BYTES :]
+        if head == MAGIC + _seal(key, body):
+            symbol, _, code = body.partition(b"\n")
+            return symbol.decode(), code
+    return None
+
+
+def _write(key: tuple[Constant, ...], symbol: str, code: bytes) -> None:
     """Keep it; a full disk costs the next process a compilation, never this job. Renamed, so that no one reads half."""
+    folder = cache_folder()
+    if folder is None:
+        return
     body = symbol.encode() + b"\n" + code
     temporary = None
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".writing-")
+        handle, temporary = tempfile.mkstemp(dir=folder, prefix=".writing-")
         with os.fdopen(handle, "wb") as file:
-            file.write(MAGIC + hashlib.sha256(body).digest() + body)
-        os.replace(temporary, path)
+            file.write(MAGIC + _seal(key, body) + body)
+        os.replace(temporary, folder / f"{_name(key)}.o")
     except OSError:
         if temporary is not None:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
 
 
+@lru_cache(maxsize=1)
 def source_key() -> str:
     """A hash of whatever the object code depends on: the name of the cache folder.
 
@@ -160,7 +195,7 @@ def source_key() -> str:
     return digest.hexdigest()[:16]
 
 
-def _candidates() -> Iterator[Path]:
+def _parents() -> Iterator[Path]:
     for variable in ("CONV3D_CACHE_DIR", "NUMBA_CACHE_DIR"):
         if os.environ.get(variable):
             yield Path(os.environ[variable])
@@ -174,21 +209,35 @@ def _candidates() -> Iterator[Path]:
     yield Path(tempfile.gettempdir()) / f"conv3d-cache-{user}"
 
 
-def _usable(folder: Path) -> bool:
-    """Whether the folder can be made and read, and no other user could have put code into it."""
+@lru_cache(maxsize=1)
+def _folders() -> tuple[Path, ...]:
+    """Where object code may lie, in order."""
+    key = source_key()
+    return tuple(parent / key for parent in _parents())
+
+
+def _is_trusted(folder: Path) -> bool:
+    """Whether the folder is there and nobody but this user and the administrator can have put code into it."""
+    try:
+        status = folder.stat()
+    except OSError:
+        return False
+    if not hasattr(os, "getuid"):
+        return True
+    return status.st_uid in (os.getuid(), 0) and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+
+
+def _is_writable(folder: Path) -> bool:
+    """Whether files can be put into a trusted folder, which is made if it is missing."""
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        status = folder.stat()
-        if hasattr(os, "getuid") and (status.st_uid != os.getuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)):
-            return False
         with tempfile.TemporaryFile(dir=folder):
-            return True
+            return _is_trusted(folder)
     except OSError:
         return False
 
 
 @lru_cache(maxsize=1)
 def cache_folder() -> Path | None:
-    """Where object code is kept; None where no folder can be used."""
-    key = source_key()
-    return next((folder / key for folder in _candidates() if _usable(folder / key)), None)
+    """Where new object code is kept; None where no folder can be written."""
+    return next((folder for folder in _folders() if _is_writable(folder)), None)

@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import ctypes
-import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conv3d_cli.engine.algorithms import direct
-from conv3d_cli.engine.machine_code import MachineCode, machine_code
+from conv3d_cli.engine.machine_code import MachineCode, load, machine_code
 from conv3d_cli.engine.step import F, new_step, set_fields
 from conv3d_cli.engine.team import Team
 from conv3d_cli.engine.tile import Algorithm, PreparedAlgorithm, Tile
@@ -79,7 +78,7 @@ class Plan:
 
     @cached_property
     def prepared(self) -> PreparedAlgorithm:
-        """Weights packed and loops compiled; made when first needed."""
+        """Weights packed, and what loops it will run; made when first needed. No machine code is loaded for it."""
         return self.algorithm.prepare(self.problem, self.weights, self.dtype)
 
     @cached_property
@@ -103,6 +102,21 @@ class Plan:
         layout = self.prepared.layout
         numbers = layout.scratch_size + layout.accumulator_size
         return (numbers * self.dtype.itemsize + layout.workspace_bytes) * self.threads
+
+    def loops(
+        self, source: np.dtype[Any], out: np.dtype[Any], scale: tuple[float, float] = (1.0, 0.0)
+    ) -> list[MachineCode]:
+        """The driver, packing and store for a source's and an output's dtype, and the algorithm's own: ready to run."""
+        checked = int(self._is_fenced(source, scale))
+        codes = [
+            machine_code("drive", "run_tasks"),
+            machine_code("pack", f"pack_{self.prepared.layout.pack}", source.name, self.dtype.name, checked),
+            machine_code("store", "store", self.dtype.name, out.name),
+            self.prepared.convolve,
+            *([] if self.prepared.absorb is None else [self.prepared.absorb]),
+        ]
+        load(codes)
+        return codes
 
     def convolve_slab(
         self,
@@ -184,13 +198,9 @@ class Plan:
         tasks = problem.groups * math.prod(counts)
         steps_per_task = tile.depth // layout.step_depth
         clipped = np.zeros(tasks * steps_per_task, np.int64)
-        flags = np.zeros(tasks * steps_per_task, np.uint8) if self._is_fenced(source, scale) else None
+        flags = np.zeros(tasks * steps_per_task, np.uint8) if self._is_fenced(source.flat.dtype, scale) else None
         integer = out.flat.dtype.kind != "f"
-        pack = machine_code(
-            "pack", f"pack_{layout.pack}", source.flat.dtype.name, self.dtype.name, int(flags is not None)
-        )
-        store = machine_code("store", "store", self.dtype.name, out.flat.dtype.name)
-        drive = machine_code("drive", "run_tasks")
+        drive, pack, store, *_ = self.loops(source.flat.dtype, out.flat.dtype, scale)
         fields: dict[str, Any] = {
             "pack": pack.address, "store": store.address,
             "depth_blocks": counts.depth, "height_bands": counts.height, "width_bands": counts.width,
@@ -216,7 +226,7 @@ class Plan:
             set_fields(worker.step, activate=0, **fields)
             if activation is not None:
                 callbacks[number] = self._callback(worker, bias, activation, failures)
-                set_fields(worker.step, activate=ctypes.cast(callbacks[number], ctypes.c_void_p).value)
+                set_fields(worker.step, activate=ctypes.cast(callbacks[number], ctypes.c_void_p).value or 0)
 
         def work(number: int, task: int) -> None:
             step = self._workers[number].step
@@ -230,9 +240,9 @@ class Plan:
 
         team.run(-(-tasks // share), work)
         if flags is not None and flags.any():
-            for number in np.flatnonzero(flags):
+            for number in np.flatnonzero(flags).tolist():
                 clipped[number] = self._repair(
-                    int(number), steps_per_task, tile, counts, box, source, out, team, scale, bias, activation
+                    number, steps_per_task, tile, counts, box, source, out, team, scale, bias, activation
                 )
         return int(clipped.sum()) if integer else 0
 
@@ -261,10 +271,10 @@ class Plan:
         )
         return self.fallback._convolve_box(part, source, out, team, scale, bias, activation, None)
 
-    def _is_fenced(self, source: FlatView, scale: tuple[float, float]) -> bool:
+    def _is_fenced(self, source: np.dtype[Any], scale: tuple[float, float]) -> bool:
         """Whether packing must look for NaN and infinity."""
         values = [self.problem.boundary.value, *scale]
-        finite = source.flat.dtype.kind != "f" and all(math.isfinite(v) and abs(v) < 1e18 for v in values)
+        finite = source.kind != "f" and all(math.isfinite(v) and abs(v) < 1e18 for v in values)
         return self.prepared.fenced and not finite
 
     def _worker(self, number: int) -> _Worker:

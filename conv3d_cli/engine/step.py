@@ -47,8 +47,9 @@ FIELDS = (
     # the source of the plane that will be packed next (address of the tile's first voxel, bytes from row to row): 0, or worth
     # fetching meanwhile
     "source_itemsize", "ahead", "ahead_row_step",
-    # the step at hand: its number over all tasks, its first output plane within the slab and its number of planes; where its window's planes are
-    # packed (address of int64 offsets into scratch, in bytes); the position being packed and its place in the ring
+    # the step at hand: its number over all tasks, its first output plane within the slab and its number of planes; where its
+    # window's planes are packed (address of int64 offsets into scratch, in bytes); the position being packed and its place
+    # in the ring
     "step_number", "step_plane", "step_planes", "window", "position", "slot", "task_position",
     # where packing last met NaN or infinity (a position; below 0: nowhere)
     "last_bad",

@@ -139,7 +139,10 @@ def voxels_layout(
     )  # fmt: skip
 
 
-def shrink_tile(problem: ConvProblem, tile: Tile, fits: Callable[[Tile], bool], least: Tile = Tile(8, 4, 64)) -> Tile:
+LEAST_TILE = Tile(8, 4, 64)
+
+
+def shrink_tile(problem: ConvProblem, tile: Tile, fits: Callable[[Tile], bool], least: Tile = LEAST_TILE) -> Tile:
     """The tile, cut to the output's size, with height and width halved in turn until `fits`, or down to `least`."""
     tile = Tile(*(min(size, wish) for size, wish in zip(problem.out_size, tile, strict=True)))
     while not fits(tile):

@@ -1,28 +1,75 @@
-"""Compiling ahead: every loop that common jobs need, for `conv3d warmup`."""
+"""Compiling ahead: the loops that common jobs need, for `conv3d warmup`."""
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from conv3d_cli.engine.machine_code import compiled_here
 from conv3d_cli.engine.plan import ALGORITHMS, make_plan
-from conv3d_cli.engine.team import Team
-from conv3d_cli.model.spec import ConvSpec
+from conv3d_cli.model.spec import ConvProblem, ConvSpec
 
 SOURCES = ("uint8", "int8", "uint16", "int16", "int32", "float32", "float64")
 OUTPUTS = ("uint8", "int16", "uint16", "float32", "float64")
+SIZE = 128  # voxels along each axis: tiles are as large as they get
+# An algorithm that is predicted to take so many times longer than the best is not run unless it is forced.
+USUAL_LOSS = 3
 
 
-def warm_up() -> None:
-    """Run every algorithm once on a volume of eight voxels, for each source dtype, output dtype and precision."""
-    problem = ConvSpec().resolve((1, 2, 2, 2, 1), (1, 1, 1, 1, 1))
-    weights = np.ones((1, 1, 1, 1, 1))
-    pairs = [(source, "float32") for source in SOURCES] + [("float32", out) for out in OUTPUTS]
-    with Team(1) as team:
-        for algorithm in ALGORITHMS:
-            if algorithm.reject(problem, weights) is not None:
-                continue
-            for precision in ("float32", "float64"):
-                plan = make_plan(problem, weights, dtype=precision, algorithm=algorithm.name)
-                for source, out in pairs:
-                    volume = np.ones((2, 2, 2, 1), source)
-                    plan.convolve_slab(volume, np.empty((2, 2, 2, 1), out), [0, 1], team)
+Problem = tuple[ConvProblem, NDArray[np.float64]]
+
+
+def usual_problems() -> Iterator[Problem]:
+    """Problems and weights of common jobs: filters of one channel, dense and separable, and layers."""
+    numbers = np.random.default_rng(0)
+
+    def problem(channels: int, weights: NDArray[np.float64], **spec: Any) -> Problem:
+        return ConvSpec(padding="same", **spec).resolve((1, SIZE, SIZE, SIZE, channels), weights.shape), weights
+
+    for size in (3, 5, 7, 9, 11, 15):
+        line = np.exp(-0.5 * (np.arange(size) - size // 2) ** 2)
+        yield problem(1, numbers.standard_normal((size, size, size, 1, 1)))
+        yield problem(1, np.einsum("i,j,k->ijk", line, line, line)[..., None, None])
+    for channels, filters in ((1, 8), (1, 32), (8, 8), (16, 16), (32, 32), (64, 64), (32, 1)):
+        yield problem(channels, numbers.standard_normal((3, 3, 3, channels, filters)))
+    yield problem(32, numbers.standard_normal((3, 3, 3, 32, 32)), strides=2)
+    yield problem(64, numbers.standard_normal((1, 1, 1, 64, 64)))
+    yield problem(32, numbers.standard_normal((3, 3, 3, 1, 32)), groups=32)
+
+
+def pairs(precision: str) -> list[tuple[str, str]]:
+    """(source, output) dtypes that together need every usual packing and store.
+
+    >>> pairs("float32")[0]
+    ('uint8', 'float32')
+    """
+    return [(source, precision) for source in SOURCES] + [(precision, out) for out in OUTPUTS]
+
+
+def warm_up(
+    problems: Iterable[Problem] | None = None, progress: Callable[[int, int], None] | None = None
+) -> tuple[int, int]:
+    """Load the loops of problems for usual dtypes; what is not on disk is compiled.
+
+    problems : (problem, weights) each      None: the usual ones
+    progress : callable     told (problems done, problems in all)
+    Returns how many loops were compiled, and how many are ready.
+    """
+    before = len(compiled_here())
+    ready = set()
+    todo = list(usual_problems() if problems is None else problems)
+    for number, (problem, weights) in enumerate(todo):
+        for precision in ("float32", "float64"):
+            seconds = make_plan(problem, weights, dtype=precision).seconds
+            usual = [a.name for a in ALGORITHMS if seconds.get(a.name, np.inf) <= USUAL_LOSS * min(seconds.values())]
+            for name in usual:
+                plan = make_plan(problem, weights, dtype=precision, algorithm=name)
+                for run in (plan, plan.fallback) if plan.prepared.fenced else (plan,):
+                    for source, out in pairs(precision):
+                        ready |= set(run.loops(np.dtype(source), np.dtype(out)))
+        if progress is not None:
+            progress(number + 1, len(todo))
+    return len(compiled_here()) - before, len(ready)

@@ -203,9 +203,9 @@ def test_signals_leave_nothing_behind(tmp_path: Path, number: signal.Signals, co
         pytest.skip("these tests run under nohup, which conv3d respects")
     x = np.zeros((160, 160, 160), np.float32)
     np.save(tmp_path / "x.npy", x)
-    np.save(tmp_path / "k.npy", np.ones((15, 15, 15)))
+    np.save(tmp_path / "k.npy", np.ones((55, 55, 55)))  # seconds on any machine, with two threads
     process = subprocess.Popen(
-        [sys.executable, "-m", "conv3d_cli", "apply", "x.npy", "-k", "k.npy", "-o", target, "--algorithm", "direct"],
+        [sys.executable, "-m", "conv3d_cli", "apply", "x.npy", "-k", "k.npy", "-o", target, "--algorithm", "direct", "-j2"],
         cwd=tmp_path, stderr=subprocess.PIPE,
     )  # fmt: skip
     deadline = time.monotonic() + 30
@@ -221,6 +221,28 @@ def test_signals_leave_nothing_behind(tmp_path: Path, number: signal.Signals, co
     assert process.returncode == code, err
     assert b"Traceback" not in err
     assert sorted(p.name for p in tmp_path.iterdir()) == ["k.npy", "x.npy"]
+
+
+@pytest.mark.parametrize("wait", [0.0, 0.4, 1.0])
+def test_an_interrupt_while_loops_are_compiled(tmp_path: Path, wait: float) -> None:
+    """The first job of all spends its seconds in LLVM, where a signal must not get lost or tear anything apart."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        pytest.skip("these tests run under nohup, which conv3d respects")
+    np.save(tmp_path / "x.npy", np.zeros((20, 20, 20), np.float32))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "conv3d_cli", "apply", "x.npy", "-k", "box:size=3", "-o", "out.npy"],
+        cwd=tmp_path, stderr=subprocess.PIPE, env={**os.environ, "CONV3D_CACHE_DIR": str(tmp_path / "cache")},
+    )  # fmt: skip
+    deadline = time.monotonic() + 30
+    while not [p for p in tmp_path.iterdir() if ".tmp" in p.name]:
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.stderr.read()  # type: ignore[union-attr]
+        time.sleep(0.01)
+    time.sleep(wait)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (130, b"interrupted; no output was left behind\n")
+    assert not [p for p in tmp_path.iterdir() if p.name not in ("x.npy", "cache")]
 
 
 def test_pipes(folder: Path, shell: Any, error_line: Any) -> None:

@@ -1,104 +1,280 @@
-"""Compiled loops on disk: a second process loads them, and no state of the disk keeps the command from working."""
+"""Compiled loops on disk: a second process compiles nothing, and no state of the disk keeps a job from its result."""
 
 from __future__ import annotations
 
+import itertools
+import json
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import conv3d_cli
+from conv3d_cli.engine import machine_code, warm
+from conv3d_cli.engine.loops.compiler import compile_object
+
 SCRIPT = """
-import numpy as np, sys, time
+import json, numpy as np, sys
 from conv3d_cli import conv3d
-from conv3d_cli.engine import CACHE_FOLDER
+from conv3d_cli.engine.machine_code import cache_folder, compiled_here
 
 got = conv3d(np.ones((4, 4, 4), np.float32), np.ones((3, 3, 3)))
 assert got.shape == (2, 2, 2) and (got == 27).all()
-loops = [direct.direct_loops, packing.pack_loops, epilogue.store_float_loops]
-hits = sum(sum(f.stats.cache_hits.values()) for f in loops)
-misses = sum(sum(f.stats.cache_misses.values()) for f in loops)
-print(hits, misses, CACHE_FOLDER)
+folder = cache_folder()
+print(json.dumps([len(compiled_here()), "numba" in sys.modules, folder and str(folder)]))
 """
+LOOPS = 4  # drive, pack, the algorithm's own, store
 
 
-def run(cwd: Path, **environment: str) -> tuple[int, int, str]:
-    """Convolve in a fresh process: (cache hits, misses, folder)."""
+def start(cwd: Path, script: str = SCRIPT, **environment: str) -> subprocess.Popen[str]:
     env = {k: v for k, v in os.environ.items() if k not in ("CONV3D_CACHE_DIR", "NUMBA_CACHE_DIR", "XDG_CACHE_HOME")}
-    env.update(environment)
-    done = subprocess.run([sys.executable, "-c", SCRIPT], env=env, cwd=cwd, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    hits, misses, folder = done.stdout.split()
-    return int(hits), int(misses), folder
+    command = [sys.executable, "-c", script]
+    return subprocess.Popen(
+        command, env=env | environment, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
-def test_the_second_process_compiles_nothing(tmp_path: Path) -> None:
-    cache = tmp_path / "cache"
-    hits, misses, folder = run(tmp_path, CONV3D_CACHE_DIR=str(cache))
-    assert (hits, misses) == (0, 3)
+def result(process: subprocess.Popen[str]) -> tuple[int, bool, str | None]:
+    """(loops compiled, whether Numba was imported, folder) of a process that convolved."""
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    compiled, numba, folder = json.loads(out)
+    return compiled, numba, folder
+
+
+def run(cwd: Path, script: str = SCRIPT, **environment: str) -> tuple[int, bool, str | None]:
+    return result(start(cwd, script, **environment))
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache that one process has filled; tests take copies."""
+    cache = tmp_path_factory.mktemp("warm") / "cache"
+    compiled, numba, folder = run(cache.parent, CONV3D_CACHE_DIR=str(cache))
+    assert (compiled, numba) == (LOOPS, True)
+    assert folder is not None
     assert Path(folder).parent == cache
-    files = sorted(cache.rglob("*.nb*"))
-    assert files
-    hits, misses, _ = run(tmp_path, CONV3D_CACHE_DIR=str(cache))
-    assert (hits, misses) == (3, 0)
-    assert sorted(cache.rglob("*.nb*")) == files  # and adds no file
+    return cache
 
-    # a damaged file costs a compilation, no more
-    for file in cache.rglob("*.nbc"):
-        file.write_bytes(file.read_bytes()[:100])
-    for file in cache.rglob("*.nbi"):
-        file.write_bytes(file.read_bytes()[:50])
-    assert run(tmp_path, CONV3D_CACHE_DIR=str(cache))[:2] == (0, 3)
-    assert run(tmp_path, CONV3D_CACHE_DIR=str(cache))[:2] == (3, 0)  # mended
+
+@pytest.fixture
+def cache(filled: Path, tmp_path: Path) -> Path:
+    """A warm cache of this test's own."""
+    return Path(shutil.copytree(filled, tmp_path / "cache"))
+
+
+def objects(cache: Path) -> list[Path]:
+    return sorted(cache.rglob("*.o"))
+
+
+def contents(cache: Path) -> dict[str, bytes]:
+    """Of every file, whatever its name."""
+    return {str(path.relative_to(cache)): path.read_bytes() for path in cache.rglob("*") if path.is_file()}
+
+
+def test_the_second_process_compiles_nothing(cache: Path, tmp_path: Path) -> None:
+    before = contents(cache)
+    assert len(before) == LOOPS
+    assert run(tmp_path, CONV3D_CACHE_DIR=str(cache))[:2] == (0, False)
+    assert contents(cache) == before
+
+
+def truncated(data: bytes) -> bytes:
+    return data[: len(data) // 2]
+
+
+def damaged(data: bytes) -> bytes:
+    """One bit of the code itself."""
+    at = len(data) * 2 // 3
+    return data[:at] + bytes([data[at] ^ 16]) + data[at + 1 :]
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [truncated, damaged, lambda _: b"", lambda data: data[:20], lambda data: data[48:], lambda _: b"\x7fELF" + b"\0" * 99],
+    ids=["truncated", "damaged", "empty", "head only", "bare", "another format"],
+)  # fmt: skip
+def test_a_file_that_is_not_whole_costs_a_compilation(cache: Path, tmp_path: Path, harm: Any) -> None:
+    before = contents(cache)
+    for file in objects(cache)[1:3]:
+        file.write_bytes(harm(file.read_bytes()))
+    assert run(tmp_path, CONV3D_CACHE_DIR=str(cache))[0] == 2
+    assert contents(cache).keys() == before.keys()
+    assert run(tmp_path, CONV3D_CACHE_DIR=str(cache))[0] == 0  # mended
+
+
+def test_a_whole_file_in_a_wrong_place_costs_a_compilation(cache: Path, tmp_path: Path) -> None:
+    """Another loop's code, and another CPU's: whole, but not what is asked for. Each CPU class has a folder of its own."""
+    first, second, *_ = objects(cache)
+    shutil.copy(first, second)
+    assert run(tmp_path, CONV3D_CACHE_DIR=str(cache))[0] == 1
+    compiled, _, other = run(tmp_path, CONV3D_CACHE_DIR=str(cache), CONV3D_CPU="baseline")
+    folder = first.parent
+    assert compiled == LOOPS
+    assert other is not None
+    assert Path(other) != folder
+    for file in objects(folder):
+        (folder / file.name).unlink()
+    for file in objects(Path(other)):  # names hold tile sizes: most are the same
+        shutil.copy(file, folder)
+    assert run(tmp_path, CONV3D_CACHE_DIR=str(cache))[0] == LOOPS
+
+
+def test_a_folder_in_a_files_place(cache: Path, tmp_path: Path) -> None:
+    file = objects(cache)[0]
+    file.unlink()
+    file.mkdir()
+    for _ in range(2):
+        assert run(tmp_path, CONV3D_CACHE_DIR=str(cache))[0] == 1
+    assert not list(cache.rglob(".writing*"))
+
+
+def test_two_first_processes_at_once(tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    processes = [start(tmp_path, CONV3D_CACHE_DIR=str(cache)) for _ in range(3)]
+    for process in processes:
+        result(process)
+    assert len(objects(cache)) == LOOPS
+    assert not list(cache.rglob(".writing*"))
+    assert run(tmp_path, CONV3D_CACHE_DIR=str(cache))[:2] == (0, False)
+
+
+def test_a_changed_engine_file_never_runs_stale_code(tmp_path: Path) -> None:
+    """Whichever file of the engine it is: loops are made of several."""
+    package = tmp_path / "conv3d_cli"
+    shutil.copytree(Path(conv3d_cli.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
+    key = "from conv3d_cli.engine.machine_code import source_key; print(f'[0, false, \"{source_key()}\"]')"
+    keys = [run(tmp_path, key, PYTHONPATH=str(tmp_path))[2]]
+    for name in ("tile.py", "loops/store.py", "algorithms/direct.py", "loops/new.py"):
+        with open(package / "engine" / name, "a") as file:
+            file.write("\n# changed\n")
+        keys.append(run(tmp_path, key, PYTHONPATH=str(tmp_path))[2])
+    assert len(set(keys)) == 5
+
+    cache = str(tmp_path / "cache")
+    for _ in range(2):
+        assert run(tmp_path, PYTHONPATH=str(tmp_path), CONV3D_CACHE_DIR=cache)[0] == LOOPS
+        with open(package / "engine" / "step.py", "a") as file:
+            file.write("\n# changed\n")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Folders
 
 
 def test_without_a_usable_home_it_still_works(tmp_path: Path) -> None:
-    """HOME is missing: the private folder under the temporary directory is used."""
-    home = tmp_path / "no" / "home"
+    """HOME cannot be made: the private folder under the temporary directory is used."""
     (tmp_path / "tmp").mkdir()
-    _, _, folder = run(tmp_path, HOME=str(home), XDG_CACHE_HOME="/proc/nothing", TMPDIR=str(tmp_path / "tmp"))
-    assert folder.startswith(str(tmp_path))
+    elsewhere = {"HOME": "/proc/nothing", "XDG_CACHE_HOME": "/proc/nothing", "TMPDIR": str(tmp_path / "tmp")}
+    _, _, folder = run(tmp_path, **elsewhere)
+    assert folder is not None
+    assert folder.startswith(str(tmp_path / "tmp"))
+    assert run(tmp_path, **elsewhere)[0] == 0
 
 
-@pytest.mark.skipif(os.name != "posix", reason="permissions of POSIX")
-def test_a_folder_that_others_may_write_is_not_trusted(tmp_path: Path) -> None:
-    """Its files are code that would be loaded."""
-    from conv3d_cli.engine import jit
-
-    open_folder = tmp_path / "open"
-    open_folder.mkdir()
-    open_folder.chmod(0o777)
-    assert not jit._usable(open_folder)
-    private = tmp_path / "private"
-    assert jit._usable(private)
-    assert private.stat().st_mode & 0o777 == 0o700
+NO_FOLDER = {"HOME": "/proc/nothing", "XDG_CACHE_HOME": "/proc/nothing", "CONV3D_CACHE_DIR": "/proc/nothing"}
+NO_TEMPORARY = "import tempfile; tempfile.gettempdir = lambda: '/proc/nothing'\n"
 
 
 def test_no_folder_at_all_compiles_in_memory(tmp_path: Path) -> None:
     """As on a system where everything is read-only."""
-    env = dict(os.environ, CONV3D_CACHE_DIR="/proc/nothing", NUMBA_CACHE_DIR="", XDG_CACHE_HOME="/proc/nothing")
-    env.update(HOME="/proc/nothing", TMPDIR="/proc/nothing")
-    code = "import tempfile; tempfile.gettempdir = lambda: '/proc/nothing'\n" + SCRIPT
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=env, cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split()[2] == "None"
+    assert run(tmp_path, NO_TEMPORARY + SCRIPT, **NO_FOLDER) == (LOOPS, True, None)
 
 
-def test_a_changed_engine_file_never_runs_stale_code(tmp_path: Path) -> None:
-    """The cache is keyed by all of the engine's files: a change in one reaches loops that live in another."""
-    import conv3d_cli
+def test_a_folder_that_cannot_be_written_is_still_read(cache: Path, tmp_path: Path) -> None:
+    """A cache made when a container was built; what is missing in it goes to the next folder."""
+    # by a patch, since permissions do not hold root back
+    read_only = f"""
+import conv3d_cli.engine.machine_code as m
+real = m._is_writable
+m._is_writable = lambda folder: not str(folder).startswith({str(cache)!r}) and real(folder)
+"""
+    environment = {"CONV3D_CACHE_DIR": str(cache), "NUMBA_CACHE_DIR": str(tmp_path / "second")}
+    assert run(tmp_path, read_only + SCRIPT, **environment)[0] == 0
+    objects(cache)[0].unlink()
+    assert run(tmp_path, read_only + SCRIPT, **environment)[0] == 1
+    assert len(contents(tmp_path / "second")) == 1
+    assert run(tmp_path, read_only + SCRIPT, **environment)[0] == 0
 
-    package = tmp_path / "conv3d_cli"
-    shutil.copytree(Path(conv3d_cli.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
-    cache = str(tmp_path / "cache")
-    _, misses, first = run(tmp_path, CONV3D_CACHE_DIR=cache, PYTHONPATH=str(tmp_path))
-    assert misses == 3
-    with open(package / "engine" / "tile.py", "a") as file:
-        file.write("\n# changed\n")
-    _, misses, second = run(tmp_path, CONV3D_CACHE_DIR=cache, PYTHONPATH=str(tmp_path))
-    assert misses == 3
-    assert first != second
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions of POSIX")
+def test_a_folder_that_others_may_write_is_not_trusted(cache: Path, tmp_path: Path) -> None:
+    """Its files are code that would be loaded."""
+    folder = objects(cache)[0].parent
+    folder.chmod(0o777)
+    (tmp_path / "next").mkdir()
+    compiled, _, used = run(tmp_path, CONV3D_CACHE_DIR=str(cache), NUMBA_CACHE_DIR=str(tmp_path / "next"))
+    assert compiled == LOOPS
+    assert used is not None
+    assert used.startswith(str(tmp_path / "next"))
+    assert Path(used).stat().st_mode & 0o777 == 0o700
+    if os.getuid() == 0:
+        folder.chmod(0o700)
+        os.chown(folder, 12345, -1)
+        assert not machine_code._is_trusted(folder)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits of POSIX")
+def test_a_full_disk_costs_a_compilation(tmp_path: Path) -> None:
+    full = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
+    cache = tmp_path / "cache"
+    assert run(tmp_path, full + SCRIPT, CONV3D_CACHE_DIR=str(cache), PYTHONDONTWRITEBYTECODE="1")[0] == LOOPS
+    assert contents(cache) == {}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Compiling
+
+
+def test_what_cannot_stand_alone_is_refused() -> None:
+    """Code that may raise calls into Numba's runtime, which is not there when it is loaded again."""
+
+    def allocates(step: Any) -> None:
+        values = [step[0], step[1]]
+        step[2] = len(values)
+
+    with pytest.raises(RuntimeError, match="may not raise, allocate"):
+        compile_object(allocates)
+
+
+def test_a_fault_while_compiling_reaches_the_caller() -> None:
+    with pytest.raises(AttributeError, match="no_such_loops"):
+        _ = machine_code.machine_code("drive", "no_such_loops").address
+    with pytest.raises(AttributeError):  # and nothing stays locked
+        _ = machine_code.machine_code("drive", "no_such_loops").address
+
+
+def test_warming_up_twice_compiles_once() -> None:
+    first = list(itertools.islice(warm.usual_problems(), 1))
+    told: list[tuple[int, int]] = []
+    _, ready = warm.warm_up(first, lambda *count: told.append(count))
+    assert told == [(1, 1)]
+    assert warm.warm_up(first) == (0, ready)
+    assert ready >= len(warm.SOURCES) + len(warm.OUTPUTS)
+
+
+@pytest.mark.slow
+def test_warmup_compiles_what_common_jobs_need(tmp_path: Path) -> None:
+    """Once: again, it compiles nothing, and neither do the jobs."""
+
+    def warmup() -> str:  # in the tests' own folder, which is mostly warm
+        command = [sys.executable, "-m", "conv3d_cli", "warmup"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stderr
+
+    assert "loops ready" in warmup()
+    assert ", 0 of them compiled" in warmup()
+    jobs = """
+import json, numpy as np
+from conv3d_cli import conv3d
+from conv3d_cli.engine.machine_code import compiled_here
+
+rng = np.random.default_rng(0)
+for size, channels, filters, dtype in ((3, 1, 1, "int16"), (5, 1, 1, "float32"), (3, 16, 16, "float32"), (7, 1, 1, "float64")):
+    conv3d(np.ones((40, 41, 42, channels), dtype), rng.standard_normal((size,) * 3 + (channels, filters)), padding="same")
+print(json.dumps([len(compiled_here()), False, None]))
+"""
+    assert run(tmp_path, jobs, CONV3D_CACHE_DIR=os.environ["CONV3D_CACHE_DIR"])[0] == 0

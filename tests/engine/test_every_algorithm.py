@@ -74,6 +74,7 @@ CASES = [
     Case((8, 8, 8), (2, 2, 2), strides=(4, 4, 4)),
     Case((1, 9, 4), (1, 1, 2), strides=(1, 2, 1)),
     Case((2, 30, 4), (2, 19, 1)),  # kernel rows in parts of unequal length
+    Case((5, 6, 7), (1, 1, 1), strides=(1, 2, 1)),
     Case((3, 4, 5), (3, 3, 3), padding=((9, 0), (0, 9), (4, 11)), boundary="symmetric"),
     Case((3, 4, 5), (3, 3, 3), padding=((9, 0), (0, 9), (4, 11)), boundary="constant=2.5"),
     Case((4, 4, 20), (3, 3, 3), in_channels=3, filters=5),
@@ -91,10 +92,10 @@ CASES = [
 def run(
     plan: Plan, volume: np.ndarray, *, slab_depth: int | None = None, out_dtype: str | None = None, **kwargs: Any
 ) -> np.ndarray:
-    """All of a (1, D, H, W, C) volume through a plan, in slabs of some depth."""
+    """All of a (1, D, H, W, C) volume through a plan, in slabs of some depth, rounded up to whole steps."""
     problem = plan.problem
     out = np.empty(problem.out_shape, out_dtype or plan.dtype)
-    step = slab_depth or problem.out_size[0]
+    step = -(-(slab_depth or problem.out_size[0]) // plan.depth_step) * plan.depth_step
     with Team(plan.threads) as team:
         for start in range(0, problem.out_size[0], step):
             stop = min(start + step, problem.out_size[0])

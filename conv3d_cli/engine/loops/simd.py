@@ -76,6 +76,7 @@ def prefetch(typingctx, address):
 
 
 def const(value: int) -> ir.Constant:
+    """An int64."""
     return ir.Constant(I64, value)
 
 
