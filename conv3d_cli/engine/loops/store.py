@@ -156,6 +156,6 @@ def store(real, out_dtype):
                             clipped += put(memory(source, kind), acc_column, memory(target, out_kind), out_column, width)
         if not is_float:
             counts = memory(step[F.clipped], np.int64)
-            counts[step[F.step_number]] = clipped
+            counts[step[F.step_number]] += clipped  # an algorithm may store a step in parts
 
     return loops
