@@ -40,6 +40,10 @@ LEAST_TAPS = 65
 # A kernel's spectra may take this much memory.
 MOST_SPECTRUM_BYTES = 1 << 30
 
+# Numbers from here on, sentinels mostly, are left to the direct sum even where they would not overflow: a tile's rounding noise is
+# relative to its largest number.
+HUGE = 1e30
+
 # Depth of a task: planes are transformed once a task, save those that its neighbours need too.
 MOST_PLANES = 128
 
@@ -63,6 +67,9 @@ def reject(problem: ConvProblem, weights: NDArray[Any]) -> str | None:
         return f"a kernel of {taps} taps is summed quicker than it is transformed (from {LEAST_TAPS} taps on)"
     if problem.strides != (1, 1, 1):
         return f"strides are {'x'.join(map(str, problem.strides))}, and a transform computes every voxel"
+    reach = sum_of_magnitudes(problem, weights)
+    if not (reach == 0 or 1e-25 < reach < 1e25):
+        return f"the weights' magnitudes add up to {reach:.3g}, and spectra in float32 need 1e-25 to 1e25"
     if choose_tile(problem) is None:
         return f"the kernel spans {'x'.join(map(str, problem.extent))} voxels, more than a tile"
     return None
@@ -72,6 +79,11 @@ def seconds(problem: ConvProblem, weights: NDArray[Any], threads: int) -> float:
     """Predicted compute time."""
     found = choose_tile(problem)
     return math.inf if found is None else found[1] / threads
+
+
+def sum_of_magnitudes(problem: ConvProblem, weights: NDArray[Any]) -> float:
+    """The largest sum of |weights| of a filter: no output is larger than this times the largest voxel."""
+    return float(np.abs(weights.reshape(-1, problem.filters).astype(np.float64)).sum(axis=0).max())
 
 
 @lru_cache(maxsize=64)
@@ -218,7 +230,10 @@ def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -
     places["convolve_depth"] = depth.address
     parameters = np.array([places[name] for name in P._fields], np.int64)
     spectrum = kernel_spectrum(problem, weights, tile, dtype)
-    return PreparedAlgorithm(layout, planes, spectrum, parameters, absorb=absorb, fenced=True, keep=keep)
+    # Sums on the way may be larger than the results by the tile's number of elements.
+    bound = float(np.finfo(dtype).max) / 4 / (math.prod(tile) * max(1.0, sum_of_magnitudes(problem, weights)))
+    fence = min(bound, HUGE)
+    return PreparedAlgorithm(layout, planes, spectrum, parameters, absorb=absorb, fenced=True, fence=fence, keep=keep)
 
 
 ALGORITHM = Algorithm(

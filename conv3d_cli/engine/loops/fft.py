@@ -125,7 +125,7 @@ def convolve_depth(lanes, real):
             targets[i] = p[P.results] + i * filters * plane_bytes if i < step[F.step_planes] else dropped
         lines = workspace + p[P.lines]
         line_bytes = planes * whole
-        out = lines + channels * line_bytes
+        out = lines + channels * line_bytes if filters > 1 else lines  # in place where L1 would not hold both
         stages = memory(p[P.stages_d], np.int64)
         last = stages[0] - 1
         at_last = 1 + 4 * last
