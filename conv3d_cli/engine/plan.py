@@ -186,7 +186,8 @@ class Plan:
         clipped = np.zeros(tasks * steps_per_task, np.int64)
         flags = np.zeros(tasks * steps_per_task, np.uint8) if self._is_fenced(source, scale) else None
         integer = out.flat.dtype.kind != "f"
-        pack = machine_code("pack", f"pack_{layout.pack}", source.flat.dtype.name, self.dtype.name, int(flags is not None))
+        check = int(flags is not None and not self.prepared.checks)
+        pack = machine_code("pack", f"pack_{layout.pack}", source.flat.dtype.name, self.dtype.name, check)
         store = machine_code("store", "store", self.dtype.name, out.flat.dtype.name)
         drive = machine_code("drive", "run_tasks")
         fields: dict[str, Any] = {
@@ -258,9 +259,9 @@ class Plan:
 
     def _is_fenced(self, source: FlatView, scale: tuple[float, float]) -> bool:
         """Whether packing must look for NaN and infinity."""
-        integers = source.flat.dtype.kind != "f"
-        largest = max(abs(self.problem.boundary.value), abs(scale[0]) * 2.0**64 + abs(scale[1]))
-        return self.prepared.fenced and not (integers and largest < min(self.prepared.fence, 1e37))
+        values = [self.problem.boundary.value, *scale]
+        finite = source.flat.dtype.kind != "f" and all(math.isfinite(v) and abs(v) < 1e18 for v in values)
+        return self.prepared.fenced and not finite
 
     def _worker(self, number: int) -> _Worker:
         """One thread's step record with its memory, made when first needed."""
@@ -275,7 +276,7 @@ class Plan:
             step = new_step()
             set_fields(
                 step, absorb=0 if prepared.absorb is None else prepared.absorb.address, convolve=prepared.convolve.address,
-                step_depth=layout.step_depth, fence=_magnitude_bits(prepared.fence, self.dtype), itemsize=self.dtype.itemsize,
+                step_depth=layout.step_depth, itemsize=self.dtype.itemsize,
                 stride_d=problem.strides[0], stride_h=problem.strides[1], stride_w=problem.strides[2],
                 extent_d=problem.extent[0], extent_h=problem.extent[1], extent_w=problem.extent[2],
                 channels=problem.channels_per_group, filters=problem.filters_per_group,
@@ -316,11 +317,6 @@ def _aligned(count: int, dtype: np.dtype[Any]) -> NDArray[Any]:
     raw = np.zeros(count * dtype.itemsize + 4096, np.uint8)
     start = -raw.ctypes.data % 4096
     return raw[start : start + count * dtype.itemsize].view(dtype)
-
-
-def _magnitude_bits(value: float, dtype: np.dtype[Any]) -> int:
-    """A positive number of this dtype as its bits: magnitudes compare like whole numbers."""
-    return int(np.array(value, dtype).view(f"u{dtype.itemsize}"))
 
 
 def _out_fields(out: FlatView, start: int) -> dict[str, int]:

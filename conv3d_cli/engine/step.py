@@ -45,8 +45,8 @@ FIELDS = (
     # the step at hand: its number over all tasks, its first output plane within the slab and its number of planes; where its window's planes are
     # packed (address of int64 offsets into scratch, in bytes); the position being packed and its place in the ring
     "step_number", "step_plane", "step_planes", "window", "position", "slot", "task_position",
-    # packing notes where it last met NaN, infinity or a number whose magnitude has at least these bits (a position; below 0: nowhere)
-    "fence", "last_bad",
+    # where packing last met NaN or infinity (a position; below 0: nowhere)
+    "last_bad",
 )  # fmt: skip
 
 REALS = ("fill", "slope", "intercept")

@@ -152,7 +152,7 @@ class PreparedAlgorithm:
     absorb : MachineCode or None    told of every packed plane, in order, before the ring goes on
     weights : array                 in whatever order `convolve` wants; `parameters`: int64 numbers for it
     fenced : bool                   NaN and infinity would spread: steps whose window holds one are done over by `direct`
-    fence : float                   so are steps that hold a number of this magnitude or more
+    checks : bool                   `absorb` and `convolve` find such steps themselves, so packing need not look
     keep : list                     arrays whose addresses stand in `parameters`
     """
 
@@ -162,7 +162,7 @@ class PreparedAlgorithm:
     parameters: NDArray[np.int64]
     absorb: MachineCode | None = None
     fenced: bool = False
-    fence: float = math.inf
+    checks: bool = False
     keep: list[Any] = field(default_factory=list)
 
 

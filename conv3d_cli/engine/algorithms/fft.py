@@ -4,9 +4,10 @@ The volume is cut into overlapping tiles whose circular convolution with the ker
 that is kept. Two tiles side by side travel as one complex tile (`loops/fft.py`). The sizes along the three axes are chosen for the
 problem out of many, by what they are predicted to cost; packing makes the boundary, so every mode is exact.
 
-A voxel's error is relative to the largest voxel of its tile (about 3e-7 of sum|w| max|x| in float32), so it may differ from zero
-where the direct sum would be exactly zero. NaN and infinity would spread over a tile: steps that hold them, or numbers so large that
-the sums could overflow, are done over by `direct`.
+A voxel's error is relative to the largest voxel of its tile (about 1e-7 of sum|w| max|x| in float32), so it may differ from zero
+where the direct sum would be exactly zero. NaN and infinity would spread over a tile. So does an overflow on the way, which numbers
+above about 1e31 may meet: sums there may be larger than the result by the number of a tile's elements. All these leave NaN or infinity
+in the sums of the step, which is looked for, and the step is done over by `direct`.
 
 Source: Oppenheim & Schafer, Discrete-Time Signal Processing, 8.7.3 (overlap-save); Cooley & Tukey 1965; Good 1958 (radix 6).
 """
@@ -28,20 +29,20 @@ from conv3d_cli.engine.tile import Algorithm, PreparedAlgorithm, Tile, TileLayou
 from conv3d_cli.model.spec import ConvProblem
 
 # What the loops need beyond the step record, as int64 numbers. `stages_*` and `convolve_depth` are addresses; from `plane` on,
-# offsets in bytes into the workspace.
+# offsets in bytes into the workspace; `fence` is a float64.
 P: Any = namedtuple(  # type: ignore[misc]  # a namedtuple, since Numba takes its members as constants
     "P",
     "tile_planes tile_rows tile_columns kept_columns stages_d stages_h stages_w convolve_depth plane_row plane_bytes "
-    "plane buffer lines sources targets zeros results",
-)(*range(17))
+    "plane buffer lines sources targets zeros results fence",
+)(*range(18))
 
 # Below this many taps the direct sum is quicker, and exact where numbers are whole.
 LEAST_TAPS = 65
 # A kernel's spectra may take this much memory.
 MOST_SPECTRUM_BYTES = 1 << 30
 
-# Numbers from here on, sentinels mostly, are left to the direct sum even where they would not overflow: a tile's rounding noise is
-# relative to its largest number.
+# Tiles with numbers from here on, sentinels mostly, are left to the direct sum even where nothing overflows: a tile's rounding noise
+# is relative to its largest number.
 HUGE = 1e30
 
 # Depth of a task: planes are transformed once a task, save those that its neighbours need too.
@@ -228,12 +229,10 @@ def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -
         keep += [table, twiddles]
         places[name] = table.ctypes.data
     places["convolve_depth"] = depth.address
+    places["fence"] = int(np.array(HUGE).view(np.int64))
     parameters = np.array([places[name] for name in P._fields], np.int64)
     spectrum = kernel_spectrum(problem, weights, tile, dtype)
-    # Sums on the way may be larger than the results by the tile's number of elements.
-    bound = float(np.finfo(dtype).max) / 4 / (math.prod(tile) * max(1.0, sum_of_magnitudes(problem, weights)))
-    fence = min(bound, HUGE)
-    return PreparedAlgorithm(layout, planes, spectrum, parameters, absorb=absorb, fenced=True, fence=fence, keep=keep)
+    return PreparedAlgorithm(layout, planes, spectrum, parameters, absorb=absorb, fenced=True, checks=True, keep=keep)
 
 
 ALGORITHM = Algorithm(

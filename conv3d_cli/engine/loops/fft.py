@@ -24,10 +24,11 @@ from conv3d_cli.engine.loops.fft_butterflies import (
     INVERSE_FIRST,
     PRODUCT,
     SCATTER,
+    holds_non_finite,
     stage,
     transpose,
 )
-from conv3d_cli.engine.loops.simd import call, inlined, memory
+from conv3d_cli.engine.loops.simd import call, inlined, memory, real_field
 from conv3d_cli.engine.step import F
 
 
@@ -83,6 +84,7 @@ def absorb_plane(lanes, real):
         plane = step[F.workspace] + p[P.plane]
         height, width = step[F.height] + step[F.extent_h] - 1, step[F.width] + step[F.extent_w] - 1
         both = p[P.kept_columns] + columns
+        fence = real_field(p, P.fence)
         for channel in range(step[F.channels]):
             packed = step[F.scratch] + channel * step[F.channel_step] * itemsize
             # what the volume's edge leaves of the tiles
@@ -100,6 +102,11 @@ def absorb_plane(lanes, real):
                     transpose(lanes, double, here + k * whole, plane_row, buffer + k * lanes * whole, whole)
                     transpose(lanes, double, here + k * whole + half, plane_row, buffer + k * lanes * whole + half, whole)
                 forward(p[P.stages_w], buffer, whole, half, spectrum + block * columns * whole, whole, buffer)
+            if step[F.flags] != 0:  # A huge number stands out in every frequency, and all together in the first.
+                first = memory(spectrum, kind)
+                for k in range(2 * lanes):
+                    if not abs(np.float64(first[k])) < fence:
+                        step[F.last_bad] = step[F.position]
 
     return loops
 
@@ -160,6 +167,18 @@ def convolve_planes(lanes, real):
     itemsize = np.dtype(real).itemsize
     half, whole = lanes * itemsize, 2 * lanes * itemsize
     _, inverse = _axis_loops(lanes, double)
+    kind = np.dtype(real).type
+
+    @inlined
+    def holds_bad(address, count):
+        """Whether numbers at an address are not all finite."""
+        if count >= lanes:
+            return holds_non_finite(lanes, double, address, count) != 0
+        numbers = memory(address, kind)
+        bad = False
+        for k in range(count):
+            bad |= not np.isfinite(numbers[k])
+        return bad
 
     def loops(step):
         p = memory(step[F.parameters], np.int64)
@@ -187,6 +206,14 @@ def convolve_planes(lanes, real):
                 for k in range(kept_blocks):
                     block = kept_blocks - 1 - k
                     inverse(p[P.stages_h], plane + block * whole, plane_row, out + block * half, acc_row, kept * itemsize, buffer)
+            if step[F.flags] != 0:
+                # NaN or infinity in the window reaches every sum, and so does an overflow on the way.
+                for f in range(filters):
+                    out = step[F.accumulator] + f * step[F.acc_filter_step] * itemsize
+                    for j in range(step[F.height]):
+                        if holds_bad(out + j * acc_row, step[F.width]):
+                            step[F.last_bad] = first
+                            memory(step[F.flags], np.uint8)[step[F.step_number]] = 1
             if i < count - 1:  # the last plane is the driver's to store
                 if step[F.activate] != 0:
                     call(step[F.activate], step)

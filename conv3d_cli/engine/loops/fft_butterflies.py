@@ -345,3 +345,38 @@ def transpose(typingctx, lanes, double, source, source_step, target, target_step
         return context.get_dummy_value()
 
     return sig, codegen
+
+
+@intrinsic(prefer_literal=True)
+def holds_non_finite(typingctx, lanes, double, address, count):
+    """1 if any of `count` numbers at an address, at least `lanes`, is NaN or infinite."""
+    sig = types.int64(lanes, double, address, count)
+    width, real = lanes.literal_value, "float64" if double.literal_value else "float32"
+
+    def codegen(context, b, sig, args):
+        v = Vec(b, width, real)
+        word = ir.IntType(8 * v.bytes)
+        bits = ir.VectorType(word, width)
+        exponent = ir.Constant(bits, [0x7F800000 if real == "float32" else 0x7FF << 52] * width)
+        pointer = b.inttoptr(args[2], v.real.as_pointer())
+        zero = ir.Constant(bits, [0] * width)
+        last = b.sub(args[3], const(width))
+        before, body, end = b.block, b.append_basic_block("scan"), b.append_basic_block("scanned")
+        b.branch(body)
+        b.position_at_end(body)
+        at, worst = b.phi(I64), b.phi(bits)
+        at.add_incoming(const(0), before)
+        worst.add_incoming(zero, before)
+        # the last vector overlaps the one before
+        here = b.select(b.icmp_signed("<", at, last), at, last)
+        masked = b.and_(b.bitcast(v.load(pointer, here), bits), exponent)
+        found = b.or_(worst, b.sext(b.icmp_unsigned("==", masked, exponent), bits))
+        following = b.add(at, const(width))
+        at.add_incoming(following, body)
+        worst.add_incoming(found, body)
+        b.cbranch(b.icmp_signed("<", following, args[3]), body, end)
+        b.position_at_end(end)
+        packed = b.bitcast(b.icmp_unsigned("!=", found, zero), ir.IntType(width))
+        return b.zext(b.icmp_unsigned("!=", packed, ir.Constant(ir.IntType(width), 0)), I64)
+
+    return sig, codegen

@@ -27,29 +27,28 @@ def _value(raw, scaled, slope, intercept):
 
 
 def _finder(real, check):
-    """A function that tells whether a run of packed numbers holds NaN, infinity or a magnitude from the step's fence on; always
-    False without `check`."""
-    bits, magnitude = (np.uint32, 0x7FFFFFFF) if real == "float32" else (np.uint64, 0x7FFFFFFFFFFFFFFF)
+    """A function that tells whether a run of packed numbers holds NaN or infinity; always False without `check`."""
+    bits, exponent = (np.uint32, 0x7F800000) if real == "float32" else (np.uint64, 0x7FF0000000000000)
 
     @inlined
-    def holds_bad(step, address, count):
+    def holds_non_finite(address, count):
         if not check:
             return False
         numbers = memory(address, bits)
-        mask, fence = bits(magnitude), bits(step[F.fence])
+        mask = bits(exponent)
         bad = bits(0)
         for i in range(count):
-            bad |= bits((numbers[i] & mask) >= fence)
+            bad |= bits((numbers[i] & mask) == mask)
         return bad != 0
 
-    return holds_bad
+    return holds_non_finite
 
 
 def pack_rows(source_dtype, real, check):
-    """source_dtype, real: names of dtypes; check: 1 to note in `last_bad` where NaN, infinity or a number beyond the fence was packed."""
+    """source_dtype, real: names of dtypes; check: 1 to note in `last_bad` where NaN or infinity was packed."""
     raw_type, kind = np.dtype(source_dtype).type, np.dtype(real).type
     itemsize = np.dtype(real).itemsize
-    holds_bad = _finder(real, check)
+    holds_non_finite = _finder(real, check)
 
     def loops(step):
         source = memory(step[F.source], raw_type)
@@ -78,7 +77,7 @@ def pack_rows(source_dtype, real, check):
                     for phase in range(stride):
                         for p in range((width - phase + stride - 1) // stride):
                             target[phase * pitch + p] = fill
-                    if check and holds_bad(step, to + itemsize * j * step[F.row_step], 1):
+                    if check and not np.isfinite(fill):
                         step[F.last_bad] = step[F.position]
                     continue
                 at = origin + plane + row
@@ -119,7 +118,7 @@ def pack_rows(source_dtype, real, check):
                 if check:
                     for phase in range(stride):
                         count = (width - phase + stride - 1) // stride
-                        if holds_bad(step, to + itemsize * (j * step[F.row_step] + phase * pitch), count):
+                        if holds_non_finite(to + itemsize * (j * step[F.row_step] + phase * pitch), count):
                             step[F.last_bad] = step[F.position]
 
     return loops
@@ -129,7 +128,7 @@ def pack_voxels(source_dtype, real, check):
     """As `pack_rows`, channels last."""
     raw_type, kind = np.dtype(source_dtype).type, np.dtype(real).type
     itemsize = np.dtype(real).itemsize
-    holds_bad = _finder(real, check)
+    holds_non_finite = _finder(real, check)
 
     def loops(step):
         source = memory(step[F.source], raw_type)
@@ -179,7 +178,7 @@ def pack_voxels(source_dtype, real, check):
                 p += 1
             if check:
                 for p in range(width):
-                    if holds_bad(step, to + itemsize * (j * step[F.row_step] + p * pitch), channels):
+                    if holds_non_finite(to + itemsize * (j * step[F.row_step] + p * pitch), channels):
                         step[F.last_bad] = step[F.position]
 
     return loops
