@@ -14,11 +14,10 @@ Source: Oppenheim & Schafer, Discrete-Time Signal Processing, 8.7.3 (overlap-sav
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections import namedtuple
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,8 +37,9 @@ P: Any = namedtuple(  # type: ignore[misc]  # a namedtuple, since Numba takes it
 
 # Below this many taps the direct sum is quicker, and exact where numbers are whole.
 LEAST_TAPS = 65
-# A kernel's spectra may take this much memory.
+# A kernel's spectra may take this much memory, and a thread's planes.
 MOST_SPECTRUM_BYTES = 1 << 30
+MOST_WORKSPACE_BYTES = 1 << 28
 
 # Tiles with numbers from here on, sentinels mostly, are left to the direct sum even where nothing overflows: a tile's rounding noise
 # is relative to its largest number.
@@ -52,13 +52,33 @@ MOST_PLANES = 128
 # line gathers and the last one multiplies by the spectrum, so it has two at least; 1 copies.
 PLANE_SIZES = {
     16: (4, 4), 32: (4, 8), 48: (6, 8), 64: (8, 8), 80: (2, 5, 8), 96: (3, 4, 8), 128: (4, 4, 8), 144: (3, 6, 8),
-    160: (4, 5, 8), 192: (4, 6, 8), 256: (4, 8, 8),
+    160: (4, 5, 8), 192: (4, 6, 8), 240: (5, 6, 8), 256: (4, 8, 8), 288: (6, 6, 8), 320: (5, 8, 8), 384: (6, 8, 8),
 }  # fmt: skip
 DEPTH_SIZES = {
     1: (1, 1), 2: (1, 2), 3: (1, 3), 4: (1, 4), 5: (1, 5), 6: (1, 6), 8: (1, 8), 10: (2, 5), 12: (3, 4), 16: (4, 4), 20: (4, 5),
-    24: (4, 6), 32: (4, 8), 40: (5, 8), 48: (6, 8), 64: (8, 8), 80: (2, 5, 8), 96: (3, 4, 8), 128: (4, 4, 8), 160: (4, 5, 8),
-    192: (4, 6, 8), 256: (4, 8, 8),
+    24: (4, 6), 30: (5, 6), 32: (4, 8), 40: (5, 8), 48: (6, 8), 64: (8, 8), 80: (2, 5, 8), 96: (3, 4, 8), 128: (4, 4, 8),
+    160: (4, 5, 8), 192: (4, 6, 8), 240: (5, 6, 8), 256: (4, 8, 8), 320: (5, 8, 8), 384: (6, 8, 8),
 }  # fmt: skip
+
+# Vector instructions of a butterfly per element, by radix, and of a transposed element with its loads and stores.
+BUTTERFLIES = {1: 0.0, 2: 2.0, 3: 4.0, 4: 4.0, 5: 7.2, 6: 6.0, 8: 7.0}
+TRANSPOSE = 16
+
+
+class Rates(NamedTuple):
+    """Nanoseconds on one thread: fitted to 39 runs, kernels 5^3 to 41^3 and 1x21x21, all but three within 1.25 x (2026-11, Zen 4)."""
+
+    instruction: float = 0.081  # of 16 lanes
+    outer_byte: float = 0.0206  # a byte from or to the outer cache
+    memory_byte: float = 0.0608  # what memory adds
+    line: float = 43.0  # calls of a depth line's stages
+    packed_row: float = 45.0
+    packed: float = 0.3  # a voxel
+    stored: float = 0.58  # a voxel
+    prepared: float = 0.33  # a byte of the kernel's spectrum
+
+
+RATES = Rates()
 
 
 def reject(problem: ConvProblem, weights: NDArray[Any]) -> str | None:
@@ -87,30 +107,69 @@ def sum_of_magnitudes(problem: ConvProblem, weights: NDArray[Any]) -> float:
     return float(np.abs(weights.reshape(-1, problem.filters).astype(np.float64)).sum(axis=0).max())
 
 
+def line_instructions(radices: tuple[int, ...]) -> float:
+    """Vector instructions an element takes in a transform: butterflies, loads and stores, twiddles of all stages but the last."""
+    inner = [4 - 4 / radix for radix in radices[:-1]]
+    return sum(BUTTERFLIES[radix] + 4 for radix in radices) + sum(inner)
+
+
 @lru_cache(maxsize=64)
 def choose_tile(problem: ConvProblem) -> tuple[Tile, float] | None:
-    """The quickest tile and its predicted seconds on one thread; None if there is none."""
+    """The quickest tile and its predicted seconds on one thread; None if there is none.
+
+    Seconds are instructions, bytes that leave the inner caches, and packing, each at a measured rate (see `Rates`).
+    """
     extent, out = problem.extent, problem.out_size
     filters, channels = problem.filters_per_group, problem.channels_per_group
-    best = None
-    for rows, columns in itertools.product(PLANE_SIZES, PLANE_SIZES):
-        kept_rows, kept_columns = rows - extent[1] + 1, columns - extent[2] + 1
-        if min(kept_rows, kept_columns) < 1:
-            continue
-        tasks = -(-out[1] // kept_rows) * -(-out[2] // (2 * kept_columns))
-        for planes in DEPTH_SIZES:
-            kept_planes = planes - extent[0] + 1
-            if kept_planes < 1 or planes * rows * columns * 8 * channels * problem.filters > MOST_SPECTRUM_BYTES:
-                continue
-            steps = -(-out[0] // kept_planes)
-            elements = rows * columns / 16
-            forward = (out[0] + extent[0] - 1) * channels * elements * 2 * 15
-            depth = steps * elements * planes * (channels * 12 + filters * (4 * channels + 12))
-            inverse = out[0] * filters * elements * (15 + 12 * kept_columns / columns)
-            cost = (forward + depth + inverse) * tasks * problem.groups * problem.batch * 0.4e-9
-            if best is None or cost < best[1]:
-                best = Tile(planes, rows, columns), cost
-    return best
+    candidates = [
+        [size for size in sizes if size >= least] for sizes, least in zip((DEPTH_SIZES, *[PLANE_SIZES] * 2), extent, strict=True)
+    ]
+    planes, rows, columns = (axis.ravel() for axis in np.meshgrid(*candidates, indexing="ij"))
+    kept_planes, kept_rows, kept_columns = (n - e + 1 for n, e in zip((planes, rows, columns), extent, strict=True))
+    plane_bytes = 8 * rows * columns
+    spectrum_bytes = plane_bytes * planes * channels * filters
+    workspace = plane_bytes * (planes * channels + kept_planes * filters)
+    fits = (spectrum_bytes * problem.groups <= MOST_SPECTRUM_BYTES) & (workspace <= MOST_WORKSPACE_BYTES)
+    if not fits.any():
+        return None
+    depth_line = np.repeat([line_instructions(DEPTH_SIZES[n]) for n in candidates[0]], len(candidates[1]) * len(candidates[2]))
+    plane_lines = {n: line_instructions(PLANE_SIZES[n]) for n in PLANE_SIZES}
+    row_line, column_line = (np.array([plane_lines[n] for n in axis.tolist()]) for axis in (rows, columns))
+
+    bands = -(-out[1] // kept_rows) * -(-out[2] // (2 * kept_columns)) * problem.groups * problem.batch
+    blocks = -(-out[0] // task_depth(kept_planes))
+    packed_planes = out[0] + blocks * (extent[0] - 1)
+    step_planes = -(-out[0] // kept_planes) * planes
+    elements = rows * columns / 16
+    kept_share = -(-kept_columns // 16) * 16 / columns
+    instructions = elements * (
+        packed_planes * channels * (row_line + column_line + TRANSPOSE)
+        + step_planes * ((channels + filters) * depth_line + 4 * channels * filters)
+        + out[0] * filters * (column_line + TRANSPOSE + row_line * kept_share)
+    )
+    moved = plane_bytes * (
+        packed_planes * channels + step_planes * (channels + channels * filters) + 2 * out[0] * filters
+    )
+    # shares of these bytes that come from the outer cache and from memory
+    megabytes = (workspace + spectrum_bytes) / 2**20
+    outer, memory = np.clip((megabytes - 0.75) / 2, 0, 1), np.clip((megabytes - 8) / 16, 0, 1)
+    packed_rows = packed_planes * channels * np.minimum(rows, out[1] + extent[1] - 1)
+    packed = packed_rows * np.minimum(kept_columns + columns, out[2] + extent[2] - 1)
+    each = (
+        RATES.instruction * instructions
+        + (RATES.outer_byte * outer + RATES.memory_byte * memory) * moved
+        + RATES.line * step_planes / planes * elements
+        + RATES.packed_row * packed_rows + RATES.packed * packed
+    )  # fmt: skip
+    total = bands * each + RATES.stored * math.prod(problem.out_shape) + RATES.prepared * spectrum_bytes * problem.groups
+    total = total * (1 + 1 / (bands * blocks))  # threads wait for the last task
+    best = int(np.argmin(np.where(fits, total, np.inf)))
+    return Tile(int(planes[best]), int(rows[best]), int(columns[best])), float(total[best]) * 1e-9
+
+
+def task_depth(kept_planes: Any) -> Any:
+    """Planes of a task: whole steps, about `MOST_PLANES`."""
+    return kept_planes * -(-MOST_PLANES // kept_planes)
 
 
 def plan_layout(problem: ConvProblem, tile: Tile, dtype: np.dtype[Any]) -> tuple[TileLayout, dict[str, int]]:
@@ -147,9 +206,8 @@ def plan_layout(problem: ConvProblem, tile: Tile, dtype: np.dtype[Any]) -> tuple
     channel_step = tile.height * row_step
     sums_row = spread_rows(2 * kept.width + 16)
     sums_plane = tile.height * sums_row
-    depth = kept.depth * max(1, -(-MOST_PLANES // kept.depth))
     layout = TileLayout(
-        Tile(depth, kept.height, 2 * kept.width), kept.depth, 1, "rows", row_step, row_step, channel_step, channel_step,
+        Tile(task_depth(kept.depth), kept.height, 2 * kept.width), kept.depth, 1, "rows", row_step, row_step, channel_step, channel_step,
         channels * channel_step + 16, (sums_plane, 0, sums_row, 1), filters * sums_plane, workspace,
     )  # fmt: skip
     return layout, places
