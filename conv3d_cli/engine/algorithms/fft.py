@@ -1,13 +1,13 @@
 """Overlap-save FFT tiles: large kernels at a cost that hardly grows with their size.
 
-The volume is cut into overlapping tiles whose circular convolution with the kernel, a product of spectra, is right in the part
-that is kept. Two tiles side by side travel as one complex tile (`loops/fft.py`). The sizes along the three axes are chosen for the
-problem out of many, by what they are predicted to cost; packing makes the boundary, so every mode is exact.
+The volume is cut into overlapping tiles whose circular convolution with the kernel, a product of spectra, is right in the
+part that is kept. Two tiles side by side travel as one complex tile (`loops/fft.py`). The sizes along the three axes are
+chosen for the problem out of many, by what they are predicted to cost; packing makes the boundary, so every mode is exact.
 
-A voxel's error is relative to the largest voxel of its tile (about 1e-7 of sum|w| max|x| in float32), so it may differ from zero
-where the direct sum would be exactly zero. NaN and infinity would spread over a tile. So does an overflow on the way, which numbers
-above about 1e31 may meet: sums there may be larger than the result by the number of a tile's elements. All these leave NaN or infinity
-in the sums of the step, which is looked for, and the step is done over by `direct`.
+A voxel's error is relative to the largest voxel of its tile (about 1e-7 of sum|w| max|x| in float32), so it may differ from
+zero where the direct sum would be exactly zero. NaN and infinity would spread over a tile. So would an overflow on the way,
+which numbers above about 1e31 may meet: sums there may be larger than the result by the number of a tile's elements. All
+these leave NaN or infinity in the sums of the step, which is looked for, and the step is done over by `direct`.
 
 Source: Oppenheim & Schafer, Discrete-Time Signal Processing, 8.7.3 (overlap-save); Cooley & Tukey 1965; Good 1958 (radix 6).
 """
@@ -29,7 +29,7 @@ from conv3d_cli.model.spec import ConvProblem
 
 # What the loops need beyond the step record, as int64 numbers. `stages_*` and `convolve_depth` are addresses; from `plane` on,
 # offsets in bytes into the workspace; `fence` is a float64.
-P: Any = namedtuple(  # type: ignore[misc]  # a namedtuple, since Numba takes its members as constants
+P: Any = namedtuple(  # a namedtuple, since Numba takes its members as constants
     "P",
     "tile_planes tile_rows tile_columns kept_columns stages_d stages_h stages_w convolve_depth plane_row plane_bytes "
     "plane buffer lines sources targets zeros results fence",
@@ -41,8 +41,8 @@ LEAST_TAPS = 65
 MOST_SPECTRUM_BYTES = 1 << 30
 MOST_WORKSPACE_BYTES = 1 << 28
 
-# Tiles with numbers from here on, sentinels mostly, are left to the direct sum even where nothing overflows: a tile's rounding noise
-# is relative to its largest number.
+# Tiles with numbers from here on, sentinels mostly, are left to the direct sum even where nothing overflows: a tile's
+# rounding noise is relative to its largest number.
 HUGE = 1e30
 
 # Depth of a task: planes are transformed once a task, save those that its neighbours need too.
@@ -66,7 +66,7 @@ TRANSPOSE = 16
 
 
 class Rates(NamedTuple):
-    """Nanoseconds on one thread: fitted to 39 runs, kernels 5^3 to 41^3 and 1x21x21, all but three within 1.25 x (2026-11, Zen 4)."""
+    """Nanoseconds on one thread, fitted to 39 runs of kernels from 5^3 to 41^3: all but three within 1.25 x (2026-11, Zen 4)."""
 
     instruction: float = 0.081  # of 16 lanes
     outer_byte: float = 0.0206  # a byte from or to the outer cache
@@ -122,7 +122,8 @@ def choose_tile(problem: ConvProblem) -> tuple[Tile, float] | None:
     extent, out = problem.extent, problem.out_size
     filters, channels = problem.filters_per_group, problem.channels_per_group
     candidates = [
-        [size for size in sizes if size >= least] for sizes, least in zip((DEPTH_SIZES, *[PLANE_SIZES] * 2), extent, strict=True)
+        [size for size in sizes if size >= least]
+        for sizes, least in zip((DEPTH_SIZES, *[PLANE_SIZES] * 2), extent, strict=True)
     ]
     planes, rows, columns = (axis.ravel() for axis in np.meshgrid(*candidates, indexing="ij"))
     kept_planes, kept_rows, kept_columns = (n - e + 1 for n, e in zip((planes, rows, columns), extent, strict=True))
@@ -132,7 +133,9 @@ def choose_tile(problem: ConvProblem) -> tuple[Tile, float] | None:
     fits = (spectrum_bytes * problem.groups <= MOST_SPECTRUM_BYTES) & (workspace <= MOST_WORKSPACE_BYTES)
     if not fits.any():
         return None
-    depth_line = np.repeat([line_instructions(DEPTH_SIZES[n]) for n in candidates[0]], len(candidates[1]) * len(candidates[2]))
+    depth_line = np.repeat(
+        [line_instructions(DEPTH_SIZES[n]) for n in candidates[0]], len(candidates[1]) * len(candidates[2])
+    )
     plane_lines = {n: line_instructions(PLANE_SIZES[n]) for n in PLANE_SIZES}
     row_line, column_line = (np.array([plane_lines[n] for n in axis.tolist()]) for axis in (rows, columns))
 
@@ -161,7 +164,9 @@ def choose_tile(problem: ConvProblem) -> tuple[Tile, float] | None:
         + RATES.line * step_planes / planes * elements
         + RATES.packed_row * packed_rows + RATES.packed * packed
     )  # fmt: skip
-    total = bands * each + RATES.stored * math.prod(problem.out_shape) + RATES.prepared * spectrum_bytes * problem.groups
+    total = (
+        bands * each + RATES.stored * math.prod(problem.out_shape) + RATES.prepared * spectrum_bytes * problem.groups
+    )
     total = total * (1 + 1 / (bands * blocks))  # threads wait for the last task
     best = int(np.argmin(np.where(fits, total, np.inf)))
     return Tile(int(planes[best]), int(rows[best]), int(columns[best])), float(total[best]) * 1e-9
@@ -207,8 +212,8 @@ def plan_layout(problem: ConvProblem, tile: Tile, dtype: np.dtype[Any]) -> tuple
     sums_row = spread_rows(2 * kept.width + 16)
     sums_plane = tile.height * sums_row
     layout = TileLayout(
-        Tile(task_depth(kept.depth), kept.height, 2 * kept.width), kept.depth, 1, "rows", row_step, row_step, channel_step, channel_step,
-        channels * channel_step + 16, (sums_plane, 0, sums_row, 1), filters * sums_plane, workspace,
+        Tile(task_depth(kept.depth), kept.height, 2 * kept.width), kept.depth, 1, "rows", row_step, row_step, channel_step,
+        channel_step, channels * channel_step + 16, (sums_plane, 0, sums_row, 1), filters * sums_plane, workspace,
     )  # fmt: skip
     return layout, places
 
@@ -257,7 +262,9 @@ def kernel_spectrum(problem: ConvProblem, weights: NDArray[Any], tile: Tile, dty
         places = digit_reversed(stages)[:, None] * (np.arange(kernel) * dilation)[None, :]
         matrices.append(np.exp(2j * np.pi * (places % n) / n) / n)
     groups, filters, channels = problem.groups, problem.filters_per_group, problem.channels_per_group
-    by_filter = weights.astype(dtype).astype(np.float64).transpose(4, 3, 0, 1, 2)  # (filters in all, channels, kd, kh, kw)
+    by_filter = (
+        weights.astype(dtype).astype(np.float64).transpose(4, 3, 0, 1, 2)
+    )  # (filters in all, channels, kd, kh, kw)
     along_width = by_filter @ matrices[2].T
     planes = matrices[1] @ along_width  # (filters, channels, kd, rows, columns)
     kd = problem.kernel_size[0]
@@ -278,7 +285,8 @@ def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -
     layout, places = plan_layout(problem, tile, dtype)
     lanes = cpu_class().lanes * 4 // dtype.itemsize
     absorb, planes, depth = (
-        machine_code("fft", factory, lanes, dtype.name) for factory in ("absorb_plane", "convolve_planes", "convolve_depth")
+        machine_code("fft", factory, lanes, dtype.name)
+        for factory in ("absorb_plane", "convolve_planes", "convolve_depth")
     )
     keep: list[Any] = [depth]
     radices = (DEPTH_SIZES[tile.depth], PLANE_SIZES[tile.height], PLANE_SIZES[tile.width])

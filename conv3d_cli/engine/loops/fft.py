@@ -95,12 +95,17 @@ def absorb_plane(lanes, real):
             for block in range(columns // lanes):
                 forward(p[P.stages_h], packed + block * half, row_bytes, p[P.kept_columns] * itemsize, plane + block * whole,
                         plane_row, buffer)  # fmt: skip
-            spectrum = step[F.workspace] + (step[F.position] % p[P.tile_planes] * step[F.channels] + channel) * p[P.plane_bytes]
+            spectrum = (
+                step[F.workspace]
+                + (step[F.position] % p[P.tile_planes] * step[F.channels] + channel) * p[P.plane_bytes]
+            )
             for block in range(rows // lanes):
                 here = plane + block * lanes * plane_row
                 for k in range(columns // lanes):
                     transpose(lanes, double, here + k * whole, plane_row, buffer + k * lanes * whole, whole)
-                    transpose(lanes, double, here + k * whole + half, plane_row, buffer + k * lanes * whole + half, whole)
+                    transpose(
+                        lanes, double, here + k * whole + half, plane_row, buffer + k * lanes * whole + half, whole
+                    )
                 forward(p[P.stages_w], buffer, whole, half, spectrum + block * columns * whole, whole, buffer)
             if step[F.flags] != 0:  # A huge number stands out in every frequency, and all together in the first.
                 first = memory(spectrum, kind)
@@ -200,12 +205,22 @@ def convolve_planes(lanes, real):
                     here = plane + block * lanes * plane_row
                     for k in range(kept_blocks):
                         transpose(lanes, double, buffer + k * lanes * whole, whole, here + k * whole, plane_row)
-                        transpose(lanes, double, buffer + k * lanes * whole + half, whole, here + k * whole + half, plane_row)
+                        transpose(
+                            lanes, double, buffer + k * lanes * whole + half, whole, here + k * whole + half, plane_row
+                        )
                 # From right to left: the first tile's last block reaches over the beginning of the second tile.
                 out = step[F.accumulator] + f * step[F.acc_filter_step] * itemsize
                 for k in range(kept_blocks):
                     block = kept_blocks - 1 - k
-                    inverse(p[P.stages_h], plane + block * whole, plane_row, out + block * half, acc_row, kept * itemsize, buffer)
+                    inverse(
+                        p[P.stages_h],
+                        plane + block * whole,
+                        plane_row,
+                        out + block * half,
+                        acc_row,
+                        kept * itemsize,
+                        buffer,
+                    )
             if step[F.flags] != 0:
                 # NaN or infinity in the window reaches every sum, and so does an overflow on the way.
                 for f in range(filters):

@@ -1,9 +1,9 @@
 """Butterflies of the FFT tiles: stages of a mixed-radix transform over vectors, written as LLVM code.
 
-A *line* is a 1-D transform of many neighbouring signals at once: element n is a pair of vectors (re, im) at an address. A stage of
-radix r takes r elements, transforms them, and multiplies by twiddle factors from a table. Forward stages run by decimation in
-frequency and leave the frequencies in digit-reversed order; inverse stages start from that order and end in the natural one.
-Nothing is ever reordered, since between them stands only the product with the kernel's spectrum, which is made in the same order.
+A *line* is a 1-D transform of many neighbouring signals at once: element n is a pair of vectors (re, im) at an address. A
+stage of radix r takes r elements, transforms them, and multiplies by twiddle factors from a table. Forward stages run by
+decimation in frequency and leave the frequencies in digit-reversed order; inverse stages start from that order and end in the
+natural one. Nothing is ever reordered: between them stands only the product with the kernel's spectrum, made in that order.
 
 Each (radix, kind) becomes one function of the module, with loops inside, so the code stays small for any number of sizes.
 """
@@ -216,9 +216,7 @@ def _stage_function(module: ir.Module, kind: str, radix: int, lanes: int, real: 
         return b.add(b.add(base, b.mul(element, step)), b.mul(leap, const(j)))
 
     twiddled = kind in ("forward", "inverse", "gather", "scatter") and radix > 1
-    factors = b.inttoptr(
-        b.add(a["twiddles"], b.mul(inner, const(2 * (radix - 1) * v.bytes))), pointer
-    )
+    factors = b.inttoptr(b.add(a["twiddles"], b.mul(inner, const(2 * (radix - 1) * v.bytes))), pointer)
 
     def factor(k: int) -> Pair:
         return v.broadcast(factors, const(2 * (k - 1))), v.broadcast(factors, const(2 * (k - 1) + 1))
@@ -243,7 +241,9 @@ def _stage_function(module: ir.Module, kind: str, radix: int, lanes: int, real: 
         x = [load(at, a["source_im"]) for at in places]
         if kind == "gather":  # what the next line will read: far apart, so the hardware does not see it coming
             prefetch = cgutils.get_or_insert_function(
-                module, ir.FunctionType(ir.VoidType(), [ir.IntType(8).as_pointer(), I32, I32, I32]), "llvm.prefetch.p0i8"
+                module,
+                ir.FunctionType(ir.VoidType(), [ir.IntType(8).as_pointer(), I32, I32, I32]),
+                "llvm.prefetch.p0i8",
             )
             for at in places:
                 for part in (whole, b.add(whole, half)):
