@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from conv3d_cli.engine.algorithms import direct
+from conv3d_cli.engine.algorithms import direct, fft
 from conv3d_cli.engine.machine_code import MachineCode, load, machine_code
 from conv3d_cli.engine.step import F, new_step, set_fields
 from conv3d_cli.engine.team import Team
@@ -26,7 +26,7 @@ from conv3d_cli.errors import ShapeError, unknown_name
 from conv3d_cli.model.spec import ConvProblem
 
 # In order of preference where the predicted times are equal. `direct` accepts everything and stands last.
-ALGORITHMS: tuple[Algorithm, ...] = (direct.ALGORITHM,)
+ALGORITHMS: tuple[Algorithm, ...] = (fft.ALGORITHM, direct.ALGORITHM)
 
 Activation = Callable[[NDArray[Any]], None]  # in place
 
@@ -107,7 +107,7 @@ class Plan:
         self, source: np.dtype[Any], out: np.dtype[Any], scale: tuple[float, float] = (1.0, 0.0)
     ) -> list[MachineCode]:
         """The driver, packing and store for a source's and an output's dtype, and the algorithm's own: ready to run."""
-        checked = int(self._is_fenced(source, scale))
+        checked = int(self._is_fenced(source, scale) and not self.prepared.checks)
         codes = [
             machine_code("drive", "run_tasks"),
             machine_code("pack", f"pack_{self.prepared.layout.pack}", source.name, self.dtype.name, checked),

@@ -173,6 +173,7 @@ class PreparedAlgorithm:
     absorb : MachineCode or None    told of every packed plane, in order, before the ring goes on
     weights : array                 in whatever order `convolve` wants; `parameters`: int64 numbers for it
     fenced : bool                   NaN and infinity would spread: steps whose window holds one are done over by `direct`
+    checks : bool                   `absorb` and `convolve` find such steps themselves, so packing need not look
     keep : list                     arrays whose addresses stand in `parameters`
     """
 
@@ -182,6 +183,7 @@ class PreparedAlgorithm:
     parameters: NDArray[np.int64]
     absorb: MachineCode | None = None
     fenced: bool = False
+    checks: bool = False
     keep: list[Any] = field(default_factory=list)
 
 

@@ -158,6 +158,6 @@ def store(real, out_dtype):
                             )
         if not is_float:
             counts = memory(step[F.clipped], np.int64)
-            counts[step[F.step_number]] += clipped
+            counts[step[F.step_number]] += clipped  # an algorithm may store a step in parts
 
     return loops

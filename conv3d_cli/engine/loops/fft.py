@@ -1,0 +1,237 @@
+"""Overlap-save FFT tiles: a packed plane to its 2-D spectrum, the depth axis with the kernel's spectrum, and back.
+
+A task is a pair of tiles side by side, which travel as the real and imaginary part of one complex tile: the kernel is real, so
+they stay apart. `absorb_plane` transforms each packed plane along height and width and keeps it in a ring; steps that overlap
+share these. `convolve_planes` runs lines along depth (transform, product, inverse, all within L1), then brings each output plane
+back and stores it.
+
+Layouts, with elements (re, im) of `lanes` numbers each:
+- a plane in space: (row, column block, re | im, lane), rows apart by `plane_row` bytes
+- a plane's spectrum: (row block, column, re | im, lane): lanes are rows, so blocks are transposed in between, in registers
+- the kernel's spectrum: (group, row block, column, filter, channel, depth, re | im, lane)
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from conv3d_cli.engine.algorithms.fft import P
+from conv3d_cli.engine.loops.fft_butterflies import (
+    FORWARD,
+    FORWARD_LAST,
+    GATHER,
+    INVERSE,
+    INVERSE_FIRST,
+    PRODUCT,
+    SCATTER,
+    holds_non_finite,
+    stage,
+    transpose,
+)
+from conv3d_cli.engine.loops.simd import call, inlined, memory, real_field
+from conv3d_cli.engine.step import F
+
+
+def _axis_loops(lanes, double):
+    """Functions that transform one line along an axis, whose stages lie in a table (see `algorithms/fft.py`)."""
+    itemsize = 8 if double else 4
+    half, whole = lanes * itemsize, 2 * lanes * itemsize
+
+    @inlined
+    def forward(stages, source, source_step, source_im, target, target_step, buffer):
+        """By way of the buffer; the target's imaginary parts lie behind the real ones."""
+        table = memory(stages, np.int64)
+        last = table[0] - 1
+        stage(FORWARD, lanes, double, table[1], source, source_step, source_im, buffer, whole, half, table[2], table[3], table[4],
+              0, 0, 0, 0, 0)  # fmt: skip
+        for s in range(1, last):
+            at = 1 + 4 * s
+            stage(FORWARD, lanes, double, table[at], buffer, whole, half, buffer, whole, half, table[at + 1], table[at + 2],
+                  table[at + 3], 0, 0, 0, 0, 0)  # fmt: skip
+        at = 1 + 4 * last
+        stage(FORWARD_LAST, lanes, double, table[at], buffer, whole, half, target, target_step, half, 1, table[at + 2],
+              0, 0, 0, 0, 0, 0)  # fmt: skip
+
+    @inlined
+    def inverse(stages, source, source_step, target, target_step, target_im, buffer):
+        table = memory(stages, np.int64)
+        last = table[0] - 1
+        at = 1 + 4 * last
+        stage(INVERSE_FIRST, lanes, double, table[at], source, source_step, half, buffer, whole, half, 1, table[at + 2],
+              0, 0, 0, 0, 0, 0)  # fmt: skip
+        for s in range(1, last):
+            at = 1 + 4 * (last - s)
+            stage(INVERSE, lanes, double, table[at], buffer, whole, half, buffer, whole, half, table[at + 1], table[at + 2],
+                  table[at + 3], 0, 0, 0, 0, 0)  # fmt: skip
+        stage(INVERSE, lanes, double, table[1], buffer, whole, half, target, target_step, target_im, table[2], table[3],
+              table[4], 0, 0, 0, 0, 0)  # fmt: skip
+
+    return forward, inverse
+
+
+def absorb_plane(lanes, real):
+    """The packed plane of every channel, through height and width, into the ring of spectra."""
+    double = 1 if real == "float64" else 0
+    kind, itemsize = np.dtype(real).type, np.dtype(real).itemsize
+    half, whole = lanes * itemsize, 2 * lanes * itemsize
+    forward, _ = _axis_loops(lanes, double)
+
+    def loops(step):
+        p = memory(step[F.parameters], np.int64)
+        rows, columns = p[P.tile_rows], p[P.tile_columns]
+        row_bytes, plane_row = step[F.row_step] * itemsize, p[P.plane_row]
+        buffer = step[F.workspace] + p[P.buffer]
+        plane = step[F.workspace] + p[P.plane]
+        height, width = step[F.height] + step[F.extent_h] - 1, step[F.width] + step[F.extent_w] - 1
+        both = p[P.kept_columns] + columns
+        fence = real_field(p, P.fence)
+        for channel in range(step[F.channels]):
+            packed = step[F.scratch] + channel * step[F.channel_step] * itemsize
+            # what the volume's edge leaves of the tiles
+            for j in range(rows):
+                numbers = memory(packed + j * row_bytes, kind)
+                for k in range(width if j < height else 0, both):
+                    numbers[k] = kind(0)
+            for block in range(columns // lanes):
+                forward(p[P.stages_h], packed + block * half, row_bytes, p[P.kept_columns] * itemsize, plane + block * whole,
+                        plane_row, buffer)  # fmt: skip
+            spectrum = (
+                step[F.workspace]
+                + (step[F.position] % p[P.tile_planes] * step[F.channels] + channel) * p[P.plane_bytes]
+            )
+            for block in range(rows // lanes):
+                here = plane + block * lanes * plane_row
+                for k in range(columns // lanes):
+                    transpose(lanes, double, here + k * whole, plane_row, buffer + k * lanes * whole, whole)
+                    transpose(
+                        lanes, double, here + k * whole + half, plane_row, buffer + k * lanes * whole + half, whole
+                    )
+                forward(p[P.stages_w], buffer, whole, half, spectrum + block * columns * whole, whole, buffer)
+            if step[F.flags] != 0:  # A huge number stands out in every frequency, and all together in the first.
+                first = memory(spectrum, kind)
+                for k in range(2 * lanes):
+                    if not abs(np.float64(first[k])) < fence:
+                        step[F.last_bad] = step[F.position]
+
+    return loops
+
+
+def convolve_depth(lanes, real):
+    """Lines along depth: the window's spectra times the kernel's, summed over channels, into one result plane an output plane."""
+    double = 1 if real == "float64" else 0
+    itemsize = np.dtype(real).itemsize
+    half, whole = lanes * itemsize, 2 * lanes * itemsize
+
+    def loops(step):
+        p = memory(step[F.parameters], np.int64)
+        planes, channels, filters = p[P.tile_planes], step[F.channels], step[F.filters]
+        plane_bytes = p[P.plane_bytes]
+        workspace = step[F.workspace]
+        # where line elements come from and go to; planes beyond the volume are zeros, results beyond the step are dropped
+        sources, targets = memory(workspace + p[P.sources], np.int64), memory(workspace + p[P.targets], np.int64)
+        held = step[F.step_planes] - 1 + step[F.extent_d]
+        dropped = p[P.results] + (planes - step[F.extent_d] + 1) * filters * plane_bytes
+        for i in range(planes):
+            place = (step[F.step_plane] + i) % planes * channels * plane_bytes
+            sources[i] = place if i < held else p[P.zeros]
+            targets[i] = p[P.results] + i * filters * plane_bytes if i < step[F.step_planes] else dropped
+        lines = workspace + p[P.lines]
+        line_bytes = planes * whole
+        out = lines + channels * line_bytes if filters > 1 else lines  # in place where L1 would not hold both
+        stages = memory(p[P.stages_d], np.int64)
+        last = stages[0] - 1
+        at_last = 1 + 4 * last
+        elements = p[P.tile_rows] // lanes * p[P.tile_columns]
+        spectrum = step[F.weights] + step[F.group] * elements * filters * channels * line_bytes
+        for element in range(elements):
+            for channel in range(channels):
+                line = lines + channel * line_bytes
+                stage(GATHER, lanes, double, stages[1], workspace + element * whole + channel * plane_bytes, 0, half, line, whole,
+                      half, stages[2], stages[3], stages[4], workspace + p[P.sources], 0, 0, 0, 0)  # fmt: skip
+                for s in range(1, last):
+                    at = 1 + 4 * s
+                    stage(FORWARD, lanes, double, stages[at], line, whole, half, line, whole, half, stages[at + 1],
+                          stages[at + 2], stages[at + 3], 0, 0, 0, 0, 0)  # fmt: skip
+            for f in range(filters):
+                stage(PRODUCT, lanes, double, stages[at_last], lines, whole, half, out, whole, half, 1, stages[at_last + 2], 0, 0,
+                      spectrum, channels, line_bytes, line_bytes)  # fmt: skip
+                spectrum += channels * line_bytes
+                for s in range(1, last):
+                    at = 1 + 4 * (last - s)
+                    stage(INVERSE, lanes, double, stages[at], out, whole, half, out, whole, half, stages[at + 1], stages[at + 2],
+                          stages[at + 3], 0, 0, 0, 0, 0)  # fmt: skip
+                stage(SCATTER, lanes, double, stages[1], out, whole, half, workspace + element * whole + f * plane_bytes, 0, half,
+                      stages[2], stages[3], stages[4], workspace + p[P.targets], 0, 0, 0, 0)  # fmt: skip
+
+    return loops
+
+
+def convolve_planes(lanes, real):
+    """One step: the depth lines, then each result plane back through width and height into the accumulator and out."""
+    double = 1 if real == "float64" else 0
+    itemsize = np.dtype(real).itemsize
+    half, whole = lanes * itemsize, 2 * lanes * itemsize
+    _, inverse = _axis_loops(lanes, double)
+    kind = np.dtype(real).type
+
+    @inlined
+    def holds_bad(address, count):
+        """Whether numbers at an address are not all finite."""
+        if count >= lanes:
+            return holds_non_finite(lanes, double, address, count) != 0
+        numbers = memory(address, kind)
+        bad = False
+        for k in range(count):
+            bad |= not np.isfinite(numbers[k])
+        return bad
+
+    def loops(step):
+        p = memory(step[F.parameters], np.int64)
+        call(p[P.convolve_depth], step)
+        rows, columns, kept = p[P.tile_rows], p[P.tile_columns], p[P.kept_columns]
+        plane_row, filters = p[P.plane_row], step[F.filters]
+        buffer = step[F.workspace] + p[P.buffer]
+        plane = step[F.workspace] + p[P.plane]
+        acc_row = step[F.acc_row_step] * itemsize
+        first, count = step[F.step_plane], step[F.step_planes]
+        kept_blocks = (min(kept, step[F.width]) + lanes - 1) // lanes
+        step[F.step_planes] = 1
+        for i in range(count):
+            step[F.step_plane] = first + i
+            for f in range(filters):
+                result = step[F.workspace] + p[P.results] + (i * filters + f) * p[P.plane_bytes]
+                for block in range(rows // lanes):
+                    inverse(p[P.stages_w], result + block * columns * whole, whole, buffer, whole, half, buffer)
+                    here = plane + block * lanes * plane_row
+                    for k in range(kept_blocks):
+                        transpose(lanes, double, buffer + k * lanes * whole, whole, here + k * whole, plane_row)
+                        transpose(
+                            lanes, double, buffer + k * lanes * whole + half, whole, here + k * whole + half, plane_row
+                        )
+                # From right to left: the first tile's last block reaches over the beginning of the second tile.
+                out = step[F.accumulator] + f * step[F.acc_filter_step] * itemsize
+                for k in range(kept_blocks):
+                    block = kept_blocks - 1 - k
+                    inverse(
+                        p[P.stages_h],
+                        plane + block * whole,
+                        plane_row,
+                        out + block * half,
+                        acc_row,
+                        kept * itemsize,
+                        buffer,
+                    )
+            if step[F.flags] != 0:
+                # NaN or infinity in the window reaches every sum, and so does an overflow on the way.
+                for f in range(filters):
+                    out = step[F.accumulator] + f * step[F.acc_filter_step] * itemsize
+                    for j in range(step[F.height]):
+                        if holds_bad(out + j * acc_row, step[F.width]):
+                            step[F.last_bad] = first
+                            memory(step[F.flags], np.uint8)[step[F.step_number]] = 1
+            if i < count - 1:  # the last plane is the driver's to store
+                if step[F.activate] != 0:
+                    call(step[F.activate], step)
+                call(step[F.store], step)
+
+    return loops

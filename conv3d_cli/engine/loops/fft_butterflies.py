@@ -1,0 +1,382 @@
+"""Butterflies of the FFT tiles: stages of a mixed-radix transform over vectors, written as LLVM code.
+
+A *line* is a 1-D transform of many neighbouring signals at once: element n is a pair of vectors (re, im) at an address. A
+stage of radix r takes r elements, transforms them, and multiplies by twiddle factors from a table. Forward stages run by
+decimation in frequency and leave the frequencies in digit-reversed order; inverse stages start from that order and end in the
+natural one. Nothing is ever reordered: between them stands only the product with the kernel's spectrum, made in that order.
+
+Each (radix, kind) becomes one function of the module, with loops inside, so the code stays small for any number of sizes.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from conv3d_cli.engine.loops.simd import I32, I64, Vec, const
+
+RADICES = (1, 2, 3, 4, 5, 6, 8)
+
+Pair = tuple[Any, Any]
+
+
+class Complex:
+    """Arithmetic on pairs of vectors (re, im)."""
+
+    def __init__(self, v: Vec) -> None:
+        self.v, self.b = v, v.b
+
+    def add(self, x: Pair, y: Pair) -> Pair:
+        return self.b.fadd(x[0], y[0]), self.b.fadd(x[1], y[1])
+
+    def sub(self, x: Pair, y: Pair) -> Pair:
+        return self.b.fsub(x[0], y[0]), self.b.fsub(x[1], y[1])
+
+    def turn(self, x: Pair, sign: int) -> Pair:
+        """x * (sign * i)."""
+        return (self.b.fneg(x[1]), x[0]) if sign > 0 else (x[1], self.b.fneg(x[0]))
+
+    def add_scaled(self, x: Pair, y: Pair, factor: float) -> Pair:
+        """x + y * factor."""
+        c = self.v.splat(factor)
+        return self.v.fma(y[0], c, x[0]), self.v.fma(y[1], c, x[1])
+
+    def scale(self, x: Pair, factor: float) -> Pair:
+        c = self.v.splat(factor)
+        return self.b.fmul(x[0], c), self.b.fmul(x[1], c)
+
+    def add_turned(self, x: Pair, y: Pair, factor: float) -> Pair:
+        """x + i * factor * y."""
+        c, minus = self.v.splat(factor), self.v.splat(-factor)
+        return self.v.fma(y[1], minus, x[0]), self.v.fma(y[0], c, x[1])
+
+    def mul(self, x: Pair, y: Pair) -> Pair:
+        re = self.v.fma(x[0], y[0], self.b.fneg(self.b.fmul(x[1], y[1])))
+        return re, self.v.fma(x[0], y[1], self.b.fmul(x[1], y[0]))
+
+    def mul_conj(self, x: Pair, y: Pair) -> Pair:
+        """x * conj(y)."""
+        re = self.v.fma(x[0], y[0], self.b.fmul(x[1], y[1]))
+        return re, self.v.fma(x[1], y[0], self.b.fneg(self.b.fmul(x[0], y[1])))
+
+    def add_product(self, total: Pair, x: Pair, y: Pair) -> Pair:
+        """total + x * y."""
+        re = self.v.fma(self.b.fneg(x[1]), y[1], self.v.fma(x[0], y[0], total[0]))
+        return re, self.v.fma(x[1], y[0], self.v.fma(x[0], y[1], total[1]))
+
+    def dft(self, x: list[Pair], sign: int) -> list[Pair]:
+        """The DFT of len(x) elements, with exp(sign * 2 pi i / n)."""
+        return getattr(self, f"_dft{len(x)}")(x, sign)
+
+    def _dft1(self, x: list[Pair], sign: int) -> list[Pair]:
+        return x
+
+    def _dft2(self, x: list[Pair], sign: int) -> list[Pair]:
+        return [self.add(x[0], x[1]), self.sub(x[0], x[1])]
+
+    def _dft3(self, x: list[Pair], sign: int) -> list[Pair]:
+        both, difference = self.add(x[1], x[2]), self.sub(x[1], x[2])
+        middle, s = self.add_scaled(x[0], both, -0.5), sign * math.sqrt(0.75)
+        return [
+            self.add(x[0], both),
+            self.add_turned(middle, difference, s),
+            self.add_turned(middle, difference, -s),
+        ]
+
+    def _dft4(self, x: list[Pair], sign: int) -> list[Pair]:
+        a, b, c = self.add(x[0], x[2]), self.sub(x[0], x[2]), self.add(x[1], x[3])
+        # +-i (x1 - x3) without a negation: the two outputs exchange a sum for a difference
+        d = self.sub(x[1], x[3])
+        plus = self.b.fsub(b[0], d[1]), self.b.fadd(b[1], d[0])
+        minus = self.b.fadd(b[0], d[1]), self.b.fsub(b[1], d[0])
+        return [self.add(a, c), plus if sign > 0 else minus, self.sub(a, c), minus if sign > 0 else plus]
+
+    def _dft5(self, x: list[Pair], sign: int) -> list[Pair]:
+        c1, c2 = math.cos(0.4 * math.pi), math.cos(0.8 * math.pi)
+        s1, s2 = sign * math.sin(0.4 * math.pi), sign * math.sin(0.8 * math.pi)
+        t1, t2, d1, d2 = self.add(x[1], x[4]), self.add(x[2], x[3]), self.sub(x[1], x[4]), self.sub(x[2], x[3])
+        m1 = self.add_scaled(self.add_scaled(x[0], t1, c1), t2, c2)
+        m2 = self.add_scaled(self.add_scaled(x[0], t1, c2), t2, c1)
+        e1, e2 = self.add_scaled(self.scale(d1, s1), d2, s2), self.add_scaled(self.scale(d1, s2), d2, -s1)
+        up1, down1 = self._both_turned(m1, e1)
+        up2, down2 = self._both_turned(m2, e2)
+        return [self.add(x[0], self.add(t1, t2)), up1, up2, down2, down1]
+
+    def _both_turned(self, m: Pair, e: Pair) -> tuple[Pair, Pair]:
+        """m + i e, m - i e."""
+        b = self.b
+        return (b.fsub(m[0], e[1]), b.fadd(m[1], e[0])), (b.fadd(m[0], e[1]), b.fsub(m[1], e[0]))
+
+    def _dft6(self, x: list[Pair], sign: int) -> list[Pair]:
+        """2 x 3 by Good and Thomas: no twiddles."""
+        out: list[Any] = [None] * 6
+        halves = [self._dft3([x[(3 * i + 2 * j) % 6] for j in range(3)], sign) for i in range(2)]
+        for k in range(3):
+            out[4 * k % 6] = self.add(halves[0][k], halves[1][k])
+            out[(3 + 4 * k) % 6] = self.sub(halves[0][k], halves[1][k])
+        return out
+
+    def _dft8(self, x: list[Pair], sign: int) -> list[Pair]:
+        even, odd = self._dft4(x[0::2], sign), self._dft4(x[1::2], sign)
+        b, h = self.b, math.sqrt(0.5)
+        # odd[1] * (1 + sign i) / sqrt 2 and odd[3] * (-1 + sign i) / sqrt 2: their factor waits for the last sum
+        re, im = odd[1]
+        o1 = (b.fsub(re, im), b.fadd(re, im)) if sign > 0 else (b.fadd(re, im), b.fsub(im, re))
+        re, im = odd[3]  # negated
+        o3 = (b.fadd(re, im), b.fsub(im, re)) if sign > 0 else (b.fsub(re, im), b.fadd(re, im))
+        up, down = self._both_turned(even[2], odd[2])
+        return [
+            self.add(even[0], odd[0]),
+            self.add_scaled(even[1], o1, h),
+            up if sign > 0 else down,
+            self.add_scaled(even[3], o3, -h),
+            self.sub(even[0], odd[0]),
+            self.add_scaled(even[1], o1, -h),
+            down if sign > 0 else up,
+            self.add_scaled(even[3], o3, h),
+        ]
+
+
+ARGUMENTS = (
+    "source", "source_step", "source_im", "target", "target_step", "target_im", "span", "blocks", "twiddles", "table",
+    "spectrum", "channels", "source_channel_step", "spectrum_channel_step",
+)  # fmt: skip
+
+
+def _loop(b: ir.IRBuilder, count: Any, name: str) -> tuple[Any, Any, Any]:
+    """Open `for i in range(count)` (at least once): (i, block to jump back to, a function that closes it)."""
+    before, body = b.block, b.append_basic_block(name)
+    b.branch(body)
+    b.position_at_end(body)
+    index = b.phi(I64)
+    index.add_incoming(const(0), before)
+
+    def close() -> None:
+        following = b.add(index, const(1))
+        index.add_incoming(following, b.block)
+        end = b.append_basic_block(name + ".end")
+        b.cbranch(b.icmp_signed("<", following, count), body, end)
+        b.position_at_end(end)
+
+    return index, before, close
+
+
+def _stage_function(module: ir.Module, kind: str, radix: int, lanes: int, real: str) -> ir.Function:
+    """The function of one stage; made once a module.
+
+    kind: "forward", "forward_last" (span 1, no twiddles), "inverse_first", "inverse", and
+    "gather": forward, element n of the source lies at source + table[n];
+    "scatter": inverse, element n of the target lies at target + table[n];
+    "product": the last forward stage, the product with the spectrum summed over channels, and the first inverse stage in one.
+    """
+    name = f"fft_{kind}_{radix}_{real}_{lanes}"
+    found = module.globals.get(name)
+    if found is not None:
+        return found
+    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [I64] * len(ARGUMENTS)), name)
+    function.linkage = "internal"
+    function.attributes.add("noinline")
+    function.attributes.add("nounwind")
+    a = dict(zip(ARGUMENTS, function.args, strict=True))
+    b = ir.IRBuilder(function.append_basic_block("entry"))
+    v = Vec(b, lanes, real)
+    cx = Complex(v)
+    pointer = v.real.as_pointer()
+
+    def load(at: Any, im: Any) -> Pair:
+        return v.load(b.inttoptr(at, pointer), const(0)), v.load(b.inttoptr(b.add(at, im), pointer), const(0))
+
+    def store(x: Pair, at: Any, im: Any) -> None:
+        v.store(x[0], b.inttoptr(at, pointer), const(0))
+        v.store(x[1], b.inttoptr(b.add(at, im), pointer), const(0))
+
+    whole, half = const(2 * lanes * v.bytes), const(lanes * v.bytes)
+    sign = -1 if kind in ("forward", "forward_last", "gather", "product") else 1
+    spans = 1 if kind in ("forward_last", "inverse_first", "product") else a["span"]
+    span = const(1) if spans == 1 else a["span"]
+    source_leap, target_leap = b.mul(span, a["source_step"]), b.mul(span, a["target_step"])
+
+    block, _, close_block = _loop(b, a["blocks"], "block")
+    if spans == 1:
+        element, close_element = b.mul(block, const(radix)), None
+        inner: Any = const(0)
+    else:
+        inner, _, close_element = _loop(b, span, "element")
+        element = b.add(b.mul(b.mul(block, const(radix)), span), inner)
+    table = b.inttoptr(b.add(a["table"], b.mul(element, const(8))), I64.as_pointer())
+
+    def place(j: int, base: Any, step: Any, leap: Any, by_table: bool) -> Any:
+        if by_table:
+            return b.add(base, b.load(b.gep(table, [b.mul(span, const(j))])))
+        return b.add(b.add(base, b.mul(element, step)), b.mul(leap, const(j)))
+
+    twiddled = kind in ("forward", "inverse", "gather", "scatter") and radix > 1
+    factors = b.inttoptr(b.add(a["twiddles"], b.mul(inner, const(2 * (radix - 1) * v.bytes))), pointer)
+
+    def factor(k: int) -> Pair:
+        return v.broadcast(factors, const(2 * (k - 1))), v.broadcast(factors, const(2 * (k - 1) + 1))
+
+    if kind == "product":
+        channel, before, close_channel = _loop(b, a["channels"], "channel")
+        sums = [(b.phi(v.type), b.phi(v.type)) for _ in range(radix)]
+        lines = b.add(a["source"], b.mul(channel, a["source_channel_step"]))
+        spectrum = b.add(b.add(a["spectrum"], b.mul(channel, a["spectrum_channel_step"])), b.mul(element, whole))
+        x = [load(place(j, lines, a["source_step"], source_leap, False), a["source_im"]) for j in range(radix)]
+        y = cx.dft(x, -1)
+        weights = [load(b.add(spectrum, b.mul(whole, const(k))), half) for k in range(radix)]
+        totals = [cx.add_product(sums[k], y[k], weights[k]) for k in range(radix)]
+        for start, total in zip(sums, totals, strict=True):
+            for part in range(2):
+                start[part].add_incoming(v.zero, before)
+                start[part].add_incoming(total[part], b.block)
+        close_channel()
+        y = cx.dft(totals, 1)
+    else:
+        places = [place(j, a["source"], a["source_step"], source_leap, kind == "gather") for j in range(radix)]
+        x = [load(at, a["source_im"]) for at in places]
+        if kind == "gather":  # what the next line will read: far apart, so the hardware does not see it coming
+            prefetch = cgutils.get_or_insert_function(
+                module,
+                ir.FunctionType(ir.VoidType(), [ir.IntType(8).as_pointer(), I32, I32, I32]),
+                "llvm.prefetch.p0i8",
+            )
+            for at in places:
+                for part in (whole, b.add(whole, half)):
+                    ahead = b.inttoptr(b.add(at, part), ir.IntType(8).as_pointer())
+                    b.call(prefetch, [ahead, ir.Constant(I32, 0), ir.Constant(I32, 3), ir.Constant(I32, 1)])
+        if twiddled and sign > 0:
+            x = [x[0], *(cx.mul_conj(x[k], factor(k)) for k in range(1, radix))]
+        y = cx.dft(x, sign)
+        if twiddled and sign < 0:
+            y = [y[0], *(cx.mul(y[k], factor(k)) for k in range(1, radix))]
+    for k in range(radix):
+        store(y[k], place(k, a["target"], a["target_step"], target_leap, kind == "scatter"), a["target_im"])
+    if close_element is not None:
+        close_element()
+    close_block()
+    b.ret_void()
+    return function
+
+
+@intrinsic(prefer_literal=True)
+def stage(typingctx, kind, lanes, double, radix, source, source_step, source_im, target, target_step, target_im, span, blocks,
+          twiddles, table, spectrum, channels, source_channel_step, spectrum_channel_step):  # fmt: skip
+    """Run one stage of the radix given at run time; `kind` is one of `KINDS`, by number. Steps are in bytes.
+
+    span: elements from one leg of a butterfly to the next; blocks: how many transforms of radix * span elements
+    """
+    arguments = (
+        source, source_step, source_im, target, target_step, target_im, span, blocks, twiddles, table, spectrum, channels,
+        source_channel_step, spectrum_channel_step,
+    )  # fmt: skip
+    sig = types.void(kind, lanes, double, radix, *arguments)
+    which, width = KINDS[kind.literal_value], lanes.literal_value
+    real = "float64" if double.literal_value else "float32"
+
+    def codegen(context, b, sig, args):
+        end = b.append_basic_block("stage.end")
+        switch = b.switch(args[3], end)
+        for choice in RADICES:
+            if choice == 1 and which not in ("gather", "scatter", "product"):
+                continue
+            block = b.append_basic_block(f"radix{choice}")
+            switch.add_case(const(choice), block)
+            b.position_at_end(block)
+            b.call(_stage_function(b.module, which, choice, width, real), args[4:])
+            b.branch(end)
+        b.position_at_end(end)
+        return context.get_dummy_value()
+
+    return sig, codegen
+
+
+KINDS = ("forward", "forward_last", "inverse_first", "inverse", "gather", "scatter", "product")
+FORWARD, FORWARD_LAST, INVERSE_FIRST, INVERSE, GATHER, SCATTER, PRODUCT = range(7)
+
+
+def _transpose_function(module: ir.Module, lanes: int, real: str) -> ir.Function:
+    """(source, source_step, target, target_step): a block of lanes x lanes numbers, rows some bytes apart."""
+    name = f"transpose_{real}_{lanes}"
+    found = module.globals.get(name)
+    if found is not None:
+        return found
+    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [I64] * 4), name)
+    function.linkage = "internal"
+    function.attributes.add("noinline")
+    function.attributes.add("nounwind")
+    b = ir.IRBuilder(function.append_basic_block("entry"))
+    v = Vec(b, lanes, real)
+    source, source_step, target, target_step = function.args
+
+    def row(base: Any, step: Any, n: int) -> Any:
+        return b.inttoptr(b.add(base, b.mul(step, const(n))), v.real.as_pointer())
+
+    x = [v.load(row(source, source_step, n), const(0)) for n in range(lanes)]
+    half = lanes // 2
+    while half:  # exchange the off-diagonal quarters of blocks of 2 * half
+        y = list(x)
+        for i in range(lanes):
+            if i & half:
+                continue
+            low = [n if not n & half else lanes + (n ^ half) for n in range(lanes)]
+            high = [n | half if not n & half else lanes + n for n in range(lanes)]
+            y[i], y[i | half] = v.shuffle(x[i], x[i | half], low), v.shuffle(x[i], x[i | half], high)
+        x = y
+        half //= 2
+    for n in range(lanes):
+        v.store(x[n], row(target, target_step, n), const(0))
+    b.ret_void()
+    return function
+
+
+@intrinsic(prefer_literal=True)
+def transpose(typingctx, lanes, double, source, source_step, target, target_step):
+    """Transpose a block of lanes x lanes numbers; addresses, and bytes from one row to the next."""
+    sig = types.void(lanes, double, source, source_step, target, target_step)
+    width, real = lanes.literal_value, "float64" if double.literal_value else "float32"
+
+    def codegen(context, b, sig, args):
+        b.call(_transpose_function(b.module, width, real), args[2:])
+        return context.get_dummy_value()
+
+    return sig, codegen
+
+
+@intrinsic(prefer_literal=True)
+def holds_non_finite(typingctx, lanes, double, address, count):
+    """1 if any of `count` numbers at an address, at least `lanes`, is NaN or infinite."""
+    sig = types.int64(lanes, double, address, count)
+    width, real = lanes.literal_value, "float64" if double.literal_value else "float32"
+
+    def codegen(context, b, sig, args):
+        v = Vec(b, width, real)
+        word = ir.IntType(8 * v.bytes)
+        bits = ir.VectorType(word, width)
+        exponent = ir.Constant(bits, [0x7F800000 if real == "float32" else 0x7FF << 52] * width)
+        pointer = b.inttoptr(args[2], v.real.as_pointer())
+        zero = ir.Constant(bits, [0] * width)
+        last = b.sub(args[3], const(width))
+        before, body, end = b.block, b.append_basic_block("scan"), b.append_basic_block("scanned")
+        b.branch(body)
+        b.position_at_end(body)
+        at, worst = b.phi(I64), b.phi(bits)
+        at.add_incoming(const(0), before)
+        worst.add_incoming(zero, before)
+        # the last vector overlaps the one before
+        here = b.select(b.icmp_signed("<", at, last), at, last)
+        masked = b.and_(b.bitcast(v.load(pointer, here), bits), exponent)
+        found = b.or_(worst, b.sext(b.icmp_unsigned("==", masked, exponent), bits))
+        following = b.add(at, const(width))
+        at.add_incoming(following, body)
+        worst.add_incoming(found, body)
+        b.cbranch(b.icmp_signed("<", following, args[3]), body, end)
+        b.position_at_end(end)
+        packed = b.bitcast(b.icmp_unsigned("!=", found, zero), ir.IntType(width))
+        return b.zext(b.icmp_unsigned("!=", packed, ir.Constant(ir.IntType(width), 0)), I64)
+
+    return sig, codegen
