@@ -83,6 +83,8 @@ CASES = [
     Case((5, 5, 70), (1, 1, 33), boundary="symmetric"),
     Case((10, 10, 10), (9, 9, 9), boundary="nearest"),  # 729 taps: more than one chunk
     Case((2, 9, 1030), (1, 3, 3)),  # wider than a tile
+    Case((5, 7, 9), (3, 3, 3), in_channels=33, filters=40, boundary="mirror"),  # channels summed in two parts
+    Case((2, 5, 6), (3, 3, 3), in_channels=9, filters=20, groups=2, padding="full", boundary="wrap"),
 ]
 
 

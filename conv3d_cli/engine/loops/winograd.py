@@ -15,11 +15,9 @@ import numpy as np
 from numba import types
 from numba.extending import intrinsic
 
-from conv3d_cli.engine.algorithms.winograd import POINTS
+from conv3d_cli.engine.algorithms.winograd import POINTS, UNROLL
 from conv3d_cli.engine.loops.simd import I64, Vec, const, memory
 from conv3d_cli.engine.step import F
-
-UNROLL = 4  # channels in one turn of the product's loop
 
 
 def _evaluate(v, m, d):
@@ -85,10 +83,10 @@ def _transform(typingctx, mh, mw, lanes, double, source, other, sign, row, colum
         along = b.mul(number, const(width * v.bytes))
         line = b.add(source, along)
         lines = []
-        for i in range(tile_h + 2):
+        for _ in range(tile_h + 2):
             at = line
             values = []
-            for j in range(tile_w + 2):
+            for _ in range(tile_w + 2):
                 here, there = b.inttoptr(at, realp), b.inttoptr(b.add(at, away), realp)
                 values.append(v.fma(sign, v.load(there, const(0)), v.load(here, const(0))))
                 at = b.add(at, column)
@@ -232,8 +230,7 @@ def sum_tiles(mh, mw, rows, vectors, last_rows, last_vectors, lanes, chunk, real
     (else 0); either may be 0 where no block is of that kind
     chunk: channels summed at once, and the pitch of the evaluated inputs
     Parameters (int64): chunks, turns of the last one, tiles a position has room for, bytes from one position to the next of
-    the evaluated inputs and of the products, whole blocks of filters, bytes of weights of a group and depth position, rows and
-    columns of tiles that planes have room for.
+    the evaluated inputs and of the products, whole blocks of filters, bytes of weights of a group and depth position.
     Weights: (groups, depth positions, blocks of filters, positions of a plane, channels, filters of a block).
     """
     kind = np.dtype(real).type
@@ -247,7 +244,6 @@ def sum_tiles(mh, mw, rows, vectors, last_rows, last_vectors, lanes, chunk, real
         chunks, last_turns, room = parameters[0], parameters[1], parameters[2]
         evaluated_step, product_step, blocks = parameters[3], parameters[4], parameters[5]
         depth_weights = parameters[6]
-        channels_up = (chunks - 1) * chunk + last_turns * UNROLL
         height, width, planes = step[F.height], step[F.width], step[F.step_planes]
         tile_rows, tile_columns = (height + mh - 1) // mh, (width + mw - 1) // mw
         tiles = tile_rows * tile_columns
@@ -292,7 +288,9 @@ def sum_tiles(mh, mw, rows, vectors, last_rows, last_vectors, lanes, chunk, real
                             here = evaluated + position * evaluated_step + (part * room + t) * chunk * itemsize
                             to = products + position * product_step + t * filters * itemsize
                             if block >= blocks:
-                                _multiply(last_rows, last_vectors, lanes, double, chunk, here, weights, turns, first, to)
+                                _multiply(
+                                    last_rows, last_vectors, lanes, double, chunk, here, weights, turns, first, to
+                                )
                                 t += last_rows
                             elif tiles - t > few:
                                 _multiply(rows, vectors, lanes, double, chunk, here, weights, turns, first, to)
@@ -308,7 +306,18 @@ def sum_tiles(mh, mw, rows, vectors, last_rows, last_vectors, lanes, chunk, real
                     here = products + t * filters * itemsize
                     if block >= blocks:
                         _transform_back(
-                            mh, mw, last_vectors, lanes, double, here, product_step, depth, upper, lower, acc_row, acc_column
+                            mh,
+                            mw,
+                            last_vectors,
+                            lanes,
+                            double,
+                            here,
+                            product_step,
+                            depth,
+                            upper,
+                            lower,
+                            acc_row,
+                            acc_column,
                         )
                     else:
                         _transform_back(
