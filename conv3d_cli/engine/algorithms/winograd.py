@@ -201,15 +201,15 @@ def step_seconds(problem: ConvProblem, shape: Shape, rows: int, columns: int) ->
     tiles, positions = rows * columns, (DEPTH + 2) * shape.positions
     padded_tiles = -(-tiles // half) * half
     lanes = cpu_class().lanes
-    padded_filters = -(-filters // lanes) * lanes
+    padded_filters, padded_channels = -(-filters // lanes) * lanes, -(-channels // lanes) * lanes
     weights = positions * channels * padded_filters
     # a register tile of one vector waits for its loads
-    slower = 1.8 if shape.last_vectors == 1 and not shape.blocks else 1.0
+    slower = 1.3 if shape.last_vectors == 1 and not shape.blocks else 1.0
     packed = DEPTH * 1.2 * (rows * shape.height + 2) * (columns * shape.width + 2) * channels
     stored = DEPTH * rows * shape.height * columns * shape.width * filters
     return (
         weights * (padded_tiles * slower * SECONDS_A_PRODUCT + SECONDS_A_WEIGHT)
-        + tiles * positions * (channels * SECONDS_AN_EVALUATED + padded_filters * SECONDS_AN_INTERPOLATED)
+        + tiles * positions * (padded_channels * SECONDS_AN_EVALUATED + padded_filters * SECONDS_AN_INTERPOLATED)
         + packed * SECONDS_A_PACKED
         + stored * SECONDS_A_STORED
         + SECONDS_A_STEP
