@@ -32,7 +32,7 @@ UNROLL = 4  # channels in one turn of the product's loop
 CHUNK = 32  # channels summed from zero: of 128 the rounding would be twice as much, the time 5 % less
 CACHE_BYTES = 3 << 17  # evaluated inputs and products of a task
 LEAST_CHANNELS = 8
-LARGEST_WEIGHTS = 1e16  # a filter's sum: with voxels below 2^64 (others are fenced off), no transform overflows
+LARGEST_WEIGHTS = 1e16  # a filter's sum: with voxels below 2^64 no transform overflows
 
 # Seconds of a thread, fitted to an AVX-512 core with an FMA peak of 115 GFLOP/s.
 SECONDS_A_PRODUCT = 1 / 56e9  # of a weight and an evaluated input
