@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from conv3d_cli.engine.algorithms import direct, fft
+from conv3d_cli.engine.algorithms import direct, fft, winograd
 from conv3d_cli.engine.machine_code import MachineCode, load, machine_code
 from conv3d_cli.engine.step import F, new_step, set_fields
 from conv3d_cli.engine.team import Team
@@ -26,7 +26,7 @@ from conv3d_cli.errors import ShapeError, unknown_name
 from conv3d_cli.model.spec import ConvProblem
 
 # In order of preference where the predicted times are equal. `direct` accepts everything and stands last.
-ALGORITHMS: tuple[Algorithm, ...] = (fft.ALGORITHM, direct.ALGORITHM)
+ALGORITHMS: tuple[Algorithm, ...] = (winograd.ALGORITHM, fft.ALGORITHM, direct.ALGORITHM)
 
 Activation = Callable[[NDArray[Any]], None]  # in place
 

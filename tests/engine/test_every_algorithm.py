@@ -86,9 +86,14 @@ CASES = [
     Case((5, 5, 70), (1, 1, 33), boundary="symmetric"),
     Case((10, 10, 10), (9, 9, 9), boundary="nearest"),  # 729 taps: more than one chunk
     Case((2, 9, 1030), (1, 3, 3)),  # wider than a tile
+<<<<<<< HEAD
     Case((1, 2, 21), (1, 21, 21), boundary="wrap"),
     Case((3, 2, 5), (13, 5, 11), boundary="mirror"),
     Case((2, 3, 4), (5, 5, 3), in_channels=2, filters=3, groups=2, dilation_rate=(2, 1, 3), boundary="constant=2.5"),
+=======
+    Case((5, 7, 9), (3, 3, 3), in_channels=33, filters=40, boundary="mirror"),  # channels summed in two parts
+    Case((2, 5, 6), (3, 3, 3), in_channels=9, filters=20, groups=2, padding="full", boundary="wrap"),
+>>>>>>> winograd
 ]
 
 

@@ -1,0 +1,327 @@
+"""Winograd's minimal filtering in three dimensions: transform, multiply, transform back.
+
+A tile of 2 x mh x mw outputs reads 4 x (mh + 2) x (mw + 2) inputs. Both, and the 3x3x3 kernel, are evaluated at the points of
+`algorithms.winograd.POINTS` along each axis; there a convolution is one product a position, so all tiles of a task and all
+channels of a position make one matrix product (tiles x channels) * (channels x filters).
+
+The positions along depth are done one after another, and the filters in blocks of a register tile's width, so that what lies
+between the transforms stays in the cache: (positions of a plane, tiles, channels) before the products, (positions of a plane,
+tiles, filters of a block) behind them.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import types
+from numba.extending import intrinsic
+
+from conv3d_cli.engine.algorithms.winograd import POINTS, UNROLL
+from conv3d_cli.engine.loops.simd import I64, Vec, const, memory
+from conv3d_cli.engine.step import F
+
+
+def _evaluate(v, m, d):
+    """m + 2 inputs along one axis at the points: the rows of B transposed, times d."""
+    b = v.b
+    if m == 2:
+        return [b.fsub(d[2], d[0]), b.fadd(d[1], d[2]), b.fsub(d[2], d[1]), b.fsub(d[3], d[1])]
+    p, q = POINTS[4][1], POINTS[4][3]
+    both, product = v.splat(-p * p - q * q), v.splat(p * p * q * q)
+    values = [v.fma(product, d[0], v.fma(both, d[2], d[4]))]
+    for point, other in ((p, q), (q, p)):
+        # the polynomials of a point and its negative differ in the sign of their odd part
+        even = v.fma(v.splat(-other * other), d[2], d[4])
+        odd = v.fma(v.splat(-other * other), d[1], d[3])
+        values += [v.fma(v.splat(point), odd, even), v.fma(v.splat(-point), odd, even)]
+    return [*values, v.fma(product, d[1], v.fma(both, d[3], d[5]))]
+
+
+def _interpolate(v, m, s):
+    """m outputs along one axis from the products at the m + 2 points: the rows of A transposed, times s."""
+    b = v.b
+    if m == 2:
+        return [b.fadd(s[0], b.fadd(s[1], s[2])), b.fadd(b.fsub(s[1], s[2]), s[3])]
+    p, q = POINTS[4][1], POINTS[4][3]
+    even, even_q = b.fadd(s[1], s[2]), b.fadd(s[3], s[4])
+    odd, odd_q = b.fsub(s[1], s[2]), b.fsub(s[3], s[4])
+    return [
+        b.fadd(s[0], b.fadd(even, even_q)),
+        v.fma(v.splat(p), odd, b.fmul(v.splat(q), odd_q)),
+        v.fma(v.splat(p**2), even, b.fmul(v.splat(q**2), even_q)),
+        v.fma(v.splat(p**3), odd, v.fma(v.splat(q**3), odd_q, s[5])),
+    ]
+
+
+def _vec(b, lanes, double):
+    return Vec(b, lanes, "float64" if double else "float32")
+
+
+@intrinsic(prefer_literal=True)
+def _transform(typingctx, mh, mw, lanes, double, source, other, sign, row, column, vectors, out, position_step):
+    """Evaluate one tile's inputs at a depth position and all positions of its plane.
+
+    source, other, sign: the depth position is source + sign * other (addresses of the tile's first voxel in two planes)
+    row, column: bytes from one input row or column to the next; vectors: of channels; position_step: bytes in `out`
+    """
+    sig = types.void(mh, mw, lanes, double, source, other, sign, row, column, vectors, out, position_step)
+    tile_h, tile_w, width, is_double = (t.literal_value for t in sig.args[:4])
+
+    def codegen(context, b, sig, args):
+        v = _vec(b, width, is_double)
+        source, other, sign, row, column, vectors, out, position_step = args[4:]
+        realp = v.real.as_pointer()
+        if not is_double:
+            sign = b.fptrunc(sign, v.real)
+        sign = v.spread(sign)
+        entry, loop, done = b.block, b.append_basic_block("vector"), b.append_basic_block("done")
+        away = b.sub(other, source)
+        b.cbranch(b.icmp_signed(">", vectors, const(0)), loop, done)
+
+        b.position_at_end(loop)
+        number = b.phi(I64)
+        number.add_incoming(const(0), entry)
+        along = b.mul(number, const(width * v.bytes))
+        line = b.add(source, along)
+        lines = []
+        for _ in range(tile_h + 2):
+            at = line
+            values = []
+            for _ in range(tile_w + 2):
+                here, there = b.inttoptr(at, realp), b.inttoptr(b.add(at, away), realp)
+                values.append(v.fma(sign, v.load(there, const(0)), v.load(here, const(0))))
+                at = b.add(at, column)
+            lines.append(_evaluate(v, tile_w, values))
+            line = b.add(line, row)
+        to = b.add(out, along)
+        columns = [_evaluate(v, tile_h, [line[j] for line in lines]) for j in range(tile_w + 2)]
+        for i in range(tile_h + 2):
+            for j in range(tile_w + 2):
+                v.store(columns[j][i], b.inttoptr(to, realp), const(0))
+                to = b.add(to, position_step)
+        following = b.add(number, const(1))
+        number.add_incoming(following, b.block)
+        b.cbranch(b.icmp_signed("<", following, vectors), loop, done)
+        b.position_at_end(done)
+        return context.get_dummy_value()
+
+    return sig, codegen
+
+
+@intrinsic(prefer_literal=True)
+def _multiply(typingctx, rows, vectors, lanes, double, pitch, source, weights, turns, first, out):
+    """Products of rows x vectors: out (+)= source (rows, pitch) * weights (channels, vectors * lanes); all addresses.
+
+    turns: channels / UNROLL; first: 1 to overwrite `out` (rows, vectors * lanes) instead of adding to it
+    """
+    sig = types.void(rows, vectors, lanes, double, pitch, source, weights, turns, first, out)
+    R, C, width, is_double, apart = (t.literal_value for t in sig.args[:5])
+
+    def codegen(context, b, sig, args):
+        if C == 0:
+            return context.get_dummy_value()
+        v = _vec(b, width, is_double)
+        realp = v.real.as_pointer()
+        source, weights, turns, first, out = args[5:]
+        source, weights, out = (b.inttoptr(a, realp) for a in (source, weights, out))
+        entry, loop, done = b.block, b.append_basic_block("channels"), b.append_basic_block("done")
+        b.branch(loop)
+
+        b.position_at_end(loop)
+        turn, xs, ws = b.phi(I64), b.phi(realp), b.phi(realp)
+        turn.add_incoming(const(0), entry)
+        xs.add_incoming(source, entry)
+        ws.add_incoming(weights, entry)
+        start = [[b.phi(v.type) for _ in range(C)] for _ in range(R)]
+        for line in start:
+            for phi in line:
+                phi.add_incoming(v.zero, entry)
+        acc = [list(line) for line in start]
+        for k in range(UNROLL):
+            loaded = [v.load(ws, const((k * C + c) * width)) for c in range(C)]
+            for r in range(R):
+                x = v.broadcast(xs, const(r * apart + k))
+                for c in range(C):
+                    acc[r][c] = v.fma(x, loaded[c], acc[r][c])
+        following = b.add(turn, const(1))
+        turn.add_incoming(following, b.block)
+        xs.add_incoming(b.gep(xs, [const(UNROLL)]), b.block)
+        ws.add_incoming(b.gep(ws, [const(UNROLL * C * width)]), b.block)
+        for r in range(R):
+            for c in range(C):
+                start[r][c].add_incoming(acc[r][c], b.block)
+        b.cbranch(b.icmp_signed("<", following, turns), loop, done)
+
+        b.position_at_end(done)
+        with b.if_else(b.icmp_signed("!=", first, const(0))) as (overwrite, add):
+            with overwrite:
+                for r in range(R):
+                    for c in range(C):
+                        v.store(acc[r][c], out, const((r * C + c) * width))
+            with add:
+                for r in range(R):
+                    for c in range(C):
+                        at = const((r * C + c) * width)
+                        v.store(b.fadd(v.load(out, at), acc[r][c]), out, at)
+        return context.get_dummy_value()
+
+    return sig, codegen
+
+
+@intrinsic(prefer_literal=True)
+def _transform_back(typingctx, mh, mw, vectors, lanes, double, source, position_step, depth, upper, lower, row, column):
+    """Interpolate one tile's outputs from the products at a depth position, and add them to two planes of sums.
+
+    upper, lower: addresses of the tile's first sum in the first and second output plane (0: there is no second)
+    row, column: bytes from one row or column of sums to the next
+    """
+    sig = types.void(mh, mw, vectors, lanes, double, source, position_step, depth, upper, lower, row, column)
+    tile_h, tile_w, C, width, is_double = (t.literal_value for t in sig.args[:5])
+
+    def codegen(context, b, sig, args):
+        if C == 0:
+            return context.get_dummy_value()
+        v = _vec(b, width, is_double)
+        realp = v.real.as_pointer()
+        source, position_step, depth, upper, lower, row, column = args[5:]
+
+        def is_depth(number):
+            return b.icmp_signed("==", depth, const(number))
+
+        def put(values, at, overwrite, negative):
+            sign = b.select(negative, v.splat(-1.0), v.splat(1.0))
+            for line in values:
+                here = at
+                for value in line:
+                    to = b.inttoptr(here, realp)
+                    with b.if_else(overwrite) as (new, more):
+                        with new:
+                            v.store(value, to, const(0))
+                        with more:
+                            v.store(v.fma(sign, value, v.load(to, const(0))), to, const(0))
+                    here = b.add(here, column)
+                at = b.add(at, row)
+
+        for c in range(C):
+            at = b.add(source, const(c * width * v.bytes))
+            lines = []
+            for _ in range(tile_h + 2):
+                values = []
+                for _ in range(tile_w + 2):
+                    values.append(v.load(b.inttoptr(at, realp), const(0)))
+                    at = b.add(at, position_step)
+                lines.append(_interpolate(v, tile_w, values))
+            columns = [_interpolate(v, tile_h, [line[j] for line in lines]) for j in range(tile_w)]
+            values = [[columns[j][i] for j in range(tile_w)] for i in range(tile_h)]
+            aside = const(c * width * v.bytes)
+            # A transposed along depth: (1, 1, 1, 0) and (0, 1, -1, 1)
+            with b.if_then(b.icmp_signed("<", depth, const(3))):
+                put(values, b.add(upper, aside), is_depth(0), is_depth(-1))
+            with b.if_then(b.and_(b.icmp_signed(">", depth, const(0)), b.icmp_signed("!=", lower, const(0)))):
+                put(values, b.add(lower, aside), is_depth(1), is_depth(2))
+        return context.get_dummy_value()
+
+    return sig, codegen
+
+
+def sum_tiles(mh, mw, rows, vectors, last_rows, last_vectors, lanes, chunk, real):
+    """One step: two output planes of a task, in tiles of 2 x mh x mw.
+
+    rows, vectors: register tile of the products; last_rows, last_vectors: that of the last block of filters, if it is another
+    (else 0); either may be 0 where no block is of that kind
+    chunk: channels summed at once, and the pitch of the evaluated inputs
+    Parameters (int64): chunks, turns of the last one, tiles a position has room for, bytes from one position to the next of
+    the evaluated inputs and of the products, whole blocks of filters, bytes of weights of a group and depth position.
+    Weights: (groups, depth positions, blocks of filters, positions of a plane, channels, filters of a block).
+    """
+    kind = np.dtype(real).type
+    itemsize = np.dtype(real).itemsize
+    double = 1 if real == "float64" else 0
+    positions = (mh + 2) * (mw + 2)
+    few = rows // 2
+
+    def loops(step):
+        parameters = memory(step[F.parameters], np.int64)
+        chunks, last_turns, room = parameters[0], parameters[1], parameters[2]
+        evaluated_step, product_step, blocks = parameters[3], parameters[4], parameters[5]
+        depth_weights = parameters[6]
+        height, width, planes = step[F.height], step[F.width], step[F.step_planes]
+        tile_rows, tile_columns = (height + mh - 1) // mh, (width + mw - 1) // mw
+        tiles = tile_rows * tile_columns
+        window = memory(step[F.window], np.int64)
+        row, column = itemsize * step[F.row_step], itemsize * step[F.pitch]
+        acc_row, acc_column = itemsize * step[F.acc_row_step], itemsize * step[F.acc_column_step]
+        evaluated = step[F.workspace]
+        products = evaluated + positions * evaluated_step
+        # Tiles at the task's end reach beyond the packed voxels: there stand zeros, whatever was there before.
+        for i in range(planes + 2):
+            plane = step[F.scratch] + window[i]
+            for j in range(tile_rows * mh + 2):
+                start = width + 2 if j < height + 2 else 0
+                line = memory(plane + j * row + start * column, kind)
+                for p in range((tile_columns * mw + 2 - start) * step[F.pitch]):
+                    line[p] = kind(0)
+        for depth in range(4 if planes == 2 else 3):
+            # B transposed along depth: d2 - d0, d2 + d1, d2 - d1, d3 - d1
+            source = step[F.scratch] + window[2 if depth < 3 else 3]
+            other = step[F.scratch] + window[0 if depth == 0 else 1]
+            sign = 1.0 if depth == 1 else -1.0
+            for t in range(tiles):
+                aside = t // tile_columns * mh * row + t % tile_columns * mw * column
+                for part in range(chunks):
+                    vectors_here = chunk // lanes
+                    if part == chunks - 1:
+                        vectors_here = (last_turns * UNROLL + lanes - 1) // lanes
+                    _transform(
+                        mh, mw, lanes, double, source + aside + part * chunk * itemsize,
+                        other + aside + part * chunk * itemsize, sign, row, column, vectors_here,
+                        evaluated + (part * room + t) * chunk * itemsize, evaluated_step,
+                    )  # fmt: skip
+            weights = step[F.weights] + (step[F.group] * 4 + depth) * depth_weights
+            for block in range(blocks + (1 if last_vectors > 0 else 0)):
+                filters = lanes * (vectors if block < blocks else last_vectors)
+                for position in range(positions):
+                    for part in range(chunks):
+                        turns = chunk // UNROLL if part < chunks - 1 else last_turns
+                        first = 1 if part == 0 else 0
+                        t = 0
+                        while t < tiles:
+                            here = evaluated + position * evaluated_step + (part * room + t) * chunk * itemsize
+                            to = products + position * product_step + t * filters * itemsize
+                            if block >= blocks:
+                                _multiply(
+                                    last_rows, last_vectors, lanes, double, chunk, here, weights, turns, first, to
+                                )
+                                t += last_rows
+                            elif tiles - t > few:
+                                _multiply(rows, vectors, lanes, double, chunk, here, weights, turns, first, to)
+                                t += rows
+                            else:
+                                _multiply(few, vectors, lanes, double, chunk, here, weights, turns, first, to)
+                                t += few
+                        weights += turns * UNROLL * filters * itemsize
+                for t in range(tiles):
+                    upper = step[F.accumulator] + block * lanes * vectors * itemsize
+                    upper += t // tile_columns * mh * acc_row + t % tile_columns * mw * acc_column
+                    lower = upper + itemsize * step[F.acc_plane_step] if planes == 2 else 0
+                    here = products + t * filters * itemsize
+                    if block >= blocks:
+                        _transform_back(
+                            mh,
+                            mw,
+                            last_vectors,
+                            lanes,
+                            double,
+                            here,
+                            product_step,
+                            depth,
+                            upper,
+                            lower,
+                            acc_row,
+                            acc_column,
+                        )
+                    else:
+                        _transform_back(
+                            mh, mw, vectors, lanes, double, here, product_step, depth, upper, lower, acc_row, acc_column
+                        )
+
+    return loops
