@@ -85,6 +85,13 @@ CASES = [
     Case((5, 5, 70), (1, 1, 33), boundary="symmetric"),
     Case((10, 10, 10), (9, 9, 9), boundary="nearest"),  # 729 taps: more than one chunk
     Case((2, 9, 1030), (1, 3, 3)),  # wider than a tile
+    Case((3, 3, 29), (3, 3, 5), in_channels=5, filters=7),  # kernel columns in parts of three and two
+    Case((3, 4, 15), (2, 3, 7), in_channels=2, filters=16, dilation_rate=(1, 1, 2), boundary="mirror"),
+    Case((3, 4, 15), (1, 3, 3), in_channels=33, filters=40, strides=(1, 2, 2)),
+    Case((3, 3, 5), (3, 3, 3), in_channels=70, filters=33, padding="valid"),  # several chunks of channels
+    Case((4, 4, 4), (3, 3, 3), in_channels=130, filters=80, boundary="nearest"),  # several passes
+    Case((2, 3, 5), (1, 1, 1), in_channels=512, filters=20),  # voxels 2 KB apart
+    Case((5, 5, 14), (3, 3, 3), groups=3, in_channels=4, filters=8),
 ]
 
 
