@@ -171,6 +171,7 @@ class PreparedAlgorithm:
     weights : array                 in whatever order `convolve` wants; `parameters`: int64 numbers for it
     fenced : bool                   NaN and infinity would spread: steps whose window holds one are done over by `direct`
     keep : list                     arrays whose addresses stand in `parameters`
+    groups_together : int           groups that a task packs, sums and stores as if they were one; divides their number
     """
 
     layout: TileLayout
@@ -180,6 +181,7 @@ class PreparedAlgorithm:
     absorb: MachineCode | None = None
     fenced: bool = False
     keep: list[Any] = field(default_factory=list)
+    groups_together: int = 1
 
 
 class Algorithm(NamedTuple):

@@ -55,6 +55,38 @@ class Blocks(NamedTuple):
         return self.lanes * (2 * self.pairs + self.odd)
 
 
+class Items(NamedTuple):
+    """Parts of the kernel's columns, as (plane, row, first column): `long` ones of `taps` columns, `short` ones of one less."""
+
+    long: list[tuple[int, int, int]]
+    short: list[tuple[int, int, int]]
+
+    @property
+    def all(self) -> list[tuple[int, int, int]]:
+        return self.long + self.short
+
+    def places(self, problem: ConvProblem, layout: TileLayout) -> tuple[list[int], list[int]]:
+        """Of each: its offset within a packed plane, in numbers, and its plane of the window."""
+        along_d, along_h, along_w = problem.dilation_rate
+        offsets = [h * along_h * layout.row_step + w * along_w * layout.pitch for _, h, w in self.all]
+        return offsets, [d * along_d for d, _, _ in self.all]
+
+
+def column_items(kernel_size: tuple[int, int, int], taps: int) -> Items:
+    """Kernel columns in parts of `taps`, and of one less for the rest: no tap is padded, since 0 times infinity is NaN.
+
+    >>> column_items((1, 1, 5), 3)
+    Items(long=[(0, 0, 0)], short=[(0, 0, 3)])
+    """
+    kd, kh, kw = kernel_size
+    parts = -(-kw // taps)
+    long_parts = kw - parts * (taps - 1)
+    split = long_parts * taps
+    starts = range(0, split, taps), range(split, kw, max(taps - 1, 1))
+    long, short = ([(d, h, w) for d in range(kd) for h in range(kh) for w in columns] for columns in starts)
+    return Items(long, short)
+
+
 def filter_blocks(problem: ConvProblem, itemsize: int) -> Blocks:
     """Blocks of filters, and register tiles that fit the CPU's registers."""
     cpu = cpu_class()
@@ -101,24 +133,14 @@ def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -
     """Tables of items and chunks, and the weights in the order they are read."""
     size = dtype.itemsize
     blocks = filter_blocks(problem, size)
-    taps = -(-problem.kernel_size[2] // -(-problem.kernel_size[2] // blocks.taps))
+    taps = -(-problem.kernel_size[2] // -(-problem.kernel_size[2] // blocks.taps))  # parts of nearly equal length
     widest = blocks.lanes * max(2 if blocks.pairs else 0, blocks.odd)
     of_chunk, of_pass = channel_blocks(problem, taps, widest * size)
     layout = plan_layout(problem, dtype, blocks, of_pass)
 
-    # Items: parts of `taps` kernel columns, then parts of one less. No tap is padded.
-    kd, kh, kw = problem.kernel_size
-    _, dilation_h, dilation_w = problem.dilation_rate
-    parts = -(-kw // taps)
-    long_parts = kw - parts * (taps - 1)
-    starts = [i * taps for i in range(long_parts)]
-    starts += [long_parts * taps + i * (taps - 1) for i in range(parts - long_parts)]
-    items = [(d, h, w) for wanted in (starts[:long_parts], starts[long_parts:])
-             for d in range(kd) for h in range(kh) for w in wanted]  # fmt: skip
-    long_items = kd * kh * long_parts
-    offsets = [h * dilation_h * layout.row_step + w * dilation_w * layout.pitch for _, h, w in items]
-    planes = [d * problem.dilation_rate[0] for d, _, _ in items]
-
+    items = column_items(problem.kernel_size, taps)
+    long_items, (_, kh, kw) = len(items.long), problem.kernel_size
+    offsets, planes = items.places(problem, layout)
     channels, groups = problem.channels_per_group, problem.groups
     passes, chunks, order = [], [], []
     for first_channel in range(0, channels, of_pass):
@@ -128,11 +150,11 @@ def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -
         here_terms = 0
         for c in range(first_channel, min(first_channel + of_pass, channels), of_chunk):
             count = min(of_chunk, first_channel + of_pass - c, channels - c)
-            for short, first, last in ((0, 0, long_items), (1, long_items, len(items))):
+            for short, first, last in ((0, 0, long_items), (1, long_items, len(items.all))):
                 length = taps - short
                 per_chunk = max(1, CHUNK_TERMS // (count * max(length, 1)))
                 for item in range(first, last, per_chunk):
-                    some = items[item : min(item + per_chunk, last)]
+                    some = items.all[item : min(item + per_chunk, last)]
                     chunks.append((item, len(some), c * size, count, short, here_terms, int(not chunks)))
                     d, h, w = np.array(some).T[:, :, None, None]
                     tap = (d * kh + h) * kw + w + np.arange(length)
@@ -153,7 +175,7 @@ def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -
     )
     geometry = (problem.strides[2], problem.dilation_rate[2]) if taps > 1 else (1, 0)
     code = machine_code(
-        "channels", "sum_voxels", taps, int(long_parts < parts), *geometry, blocks.pair_rows, blocks.odd,
+        "channels", "sum_voxels", taps, int(bool(items.short)), *geometry, blocks.pair_rows, blocks.odd,
         blocks.odd_rows, blocks.lanes, dtype.name,
     )  # fmt: skip
     return PreparedAlgorithm(layout, code, packed, parameters, keep=keep)
@@ -199,7 +221,7 @@ def plan_layout(problem: ConvProblem, dtype: np.dtype[Any], blocks: Blocks, of_p
             tile = tile._replace(height=-(-tile.height // 2))
         else:
             tile = tile._replace(width=-(-tile.width // 2))
-    tile = Tile(depth, _even(height, tile.height), _even(width, tile.width))
+    tile = Tile(depth, even_part(height, tile.height), even_part(width, tile.width))
     step_depth = 1
     weights_bytes = problem.taps * blocks.padded * dtype.itemsize
     while (
@@ -218,7 +240,7 @@ def plan_layout(problem: ConvProblem, dtype: np.dtype[Any], blocks: Blocks, of_p
     return layout(tile._replace(depth=min(tile_depth, -(-depth // step_depth) * step_depth)), step_depth)
 
 
-def _even(size: int, most: int) -> int:
+def even_part(size: int, most: int) -> int:
     """The size of equal parts of at most `most`."""
     return -(-size // -(-size // most))
 
