@@ -31,6 +31,7 @@ TILE_BYTES = 1 << 19
 STEP_VOXELS = 512
 # Tasks that a volume is cut into where that is cheap, so that threads end together.
 TASKS = 24
+TOGETHER = 64  # channels or filters of groups that are packed together
 ALONE_TAPS = 3  # kernel columns that share a broadcast value where a voxel's filters are a single vector
 ALONE_ROWS = 14  # and the voxels of its register tile
 
@@ -104,6 +105,14 @@ def filter_blocks(problem: ConvProblem, itemsize: int) -> Blocks:
     return Blocks(lanes, pairs, odd, cpu.channel[0] if pairs else 0, (cpu.registers - 4) // 3 if odd else 0, 1)
 
 
+def groups_together(problem: ConvProblem, blocks: Blocks) -> int:
+    """How many groups are packed and stored at once: their channels share cache lines."""
+    if blocks.padded != problem.filters_per_group:
+        return 1
+    widest = max(problem.channels_per_group, problem.filters_per_group)
+    return max(n for n in range(1, problem.groups + 1) if problem.groups % n == 0 and (n == 1 or n * widest <= TOGETHER))
+
+
 def channel_blocks(problem: ConvProblem, taps: int, padded_bytes: int) -> tuple[int, int]:
     """(channels of a chunk, channels of a pass), at most.
 
@@ -136,7 +145,8 @@ def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -
     taps = -(-problem.kernel_size[2] // -(-problem.kernel_size[2] // blocks.taps))  # parts of nearly equal length
     widest = blocks.lanes * max(2 if blocks.pairs else 0, blocks.odd)
     of_chunk, of_pass = channel_blocks(problem, taps, widest * size)
-    layout = plan_layout(problem, dtype, blocks, of_pass)
+    together = groups_together(problem, blocks)
+    layout = plan_layout(problem, dtype, blocks, of_pass, together)
 
     items = column_items(problem.kernel_size, taps)
     long_items, (_, kh, kw) = len(items.long), problem.kernel_size
@@ -171,14 +181,18 @@ def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -
     if blocks.taps == 1:
         unit *= problem.strides[2]
     parameters = np.array(
-        [unit, blocks.padded, blocks.pairs, len(passes), terms, *(a.ctypes.data for a in keep)], np.int64
-    )
+        [
+            unit, blocks.padded, blocks.pairs, len(passes), terms, together, channels * size,
+            *(a.ctypes.data for a in keep),
+        ],
+        np.int64,
+    )  # fmt: skip
     geometry = (problem.strides[2], problem.dilation_rate[2]) if taps > 1 else (1, 0)
     code = machine_code(
         "channels", "sum_voxels", taps, int(bool(items.short)), *geometry, blocks.pair_rows, blocks.odd,
         blocks.odd_rows, blocks.lanes, dtype.name,
     )  # fmt: skip
-    return PreparedAlgorithm(layout, code, packed, parameters, keep=keep)
+    return PreparedAlgorithm(layout, code, packed, parameters, keep=keep, groups_together=together)
 
 
 def _pack_weights(
@@ -196,18 +210,27 @@ def _pack_weights(
         for rows in order
         for width, end in zip(widths, ends, strict=True)
     ]
-    return np.concatenate(runs)
+    return aligned(np.concatenate(runs))
 
 
-def plan_layout(problem: ConvProblem, dtype: np.dtype[Any], blocks: Blocks, of_pass: int) -> TileLayout:
+def aligned(array: NDArray[Any]) -> NDArray[Any]:
+    """A flat copy that begins at a cache line: vectors that lie across two take twice the loads."""
+    raw = np.empty(array.nbytes + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    copy = raw[start : start + array.nbytes].view(array.dtype)
+    copy[:] = array.ravel()
+    return copy
+
+
+def plan_layout(problem: ConvProblem, dtype: np.dtype[Any], blocks: Blocks, of_pass: int, together: int) -> TileLayout:
     """Tiles whose planes and sums stay in the cache, of nearly equal size, and enough of them for all threads."""
-    channels = problem.channels_per_group
+    channels = problem.channels_per_group * together
     # Voxels that lie 2 KB or more apart share too few cache sets.
     pitch = channels + 16 if channels * dtype.itemsize % 2048 == 0 else channels
     depth, height, width = problem.out_size
 
     def layout(tile: Tile, step_depth: int) -> TileLayout:
-        return voxels_layout(problem, tile, filters=blocks.padded, step_depth=step_depth, channel_pitch=pitch)
+        return voxels_layout(problem, tile, filters=blocks.padded * together, step_depth=step_depth, channel_pitch=pitch)
 
     def used(tile: Tile, step_depth: int) -> float:
         """Bytes a pass touches."""
@@ -233,7 +256,7 @@ def plan_layout(problem: ConvProblem, dtype: np.dtype[Any], blocks: Blocks, of_p
         step_depth *= 2
     # A task packs the planes between its steps and its neighbour's twice, which costs little beside many filters.
     least = step_depth * (4 if math.prod(problem.kernel_size) > 1 else 1)
-    tasks = problem.groups * -(-height // tile.height) * -(-width // tile.width)
+    tasks = problem.groups // together * -(-height // tile.height) * -(-width // tile.width)
     blocks_wanted = -(-TASKS // tasks)
     tile_depth = min(max(least, -(-depth // blocks_wanted)), 64)
     tile_depth = -(-tile_depth // step_depth) * step_depth

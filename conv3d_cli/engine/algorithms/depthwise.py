@@ -15,12 +15,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from conv3d_cli.engine.algorithms.channels import CHUNK_TERMS, TILE_BYTES, column_items, even_part
+from conv3d_cli.engine.algorithms.channels import CHUNK_TERMS, aligned, column_items, even_part
 from conv3d_cli.engine.cpu import cpu_class
 from conv3d_cli.engine.machine_code import machine_code
 from conv3d_cli.engine.tile import Algorithm, PreparedAlgorithm, Tile, TileLayout, voxels_layout
 from conv3d_cli.model.spec import ConvProblem
 
+# Bytes of packed planes: most of a common L2, as halos are packed twice and memory binds.
+TILE_BYTES = 5 << 17
 MOST_CHANNELS = 128  # packed together, where the number of groups can be divided so
 MOST_TAPS = 3  # kernel columns that share a loaded vector
 MOST_ROWS = 12  # voxels of a register tile
@@ -101,7 +103,7 @@ def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -
         "depthwise", "sum_lanes", taps, int(bool(items.short)), *geometry, problem.channels_per_group,
         problem.filters_per_group, rows, lanes, dtype.name,
     )  # fmt: skip
-    return PreparedAlgorithm(layout, code, np.concatenate(runs), parameters, keep=keep, groups_together=together)
+    return PreparedAlgorithm(layout, code, aligned(np.concatenate(runs)), parameters, keep=keep, groups_together=together)
 
 
 def plan_layout(problem: ConvProblem, dtype: np.dtype[Any], together: int) -> TileLayout:

@@ -12,6 +12,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from conv3d_cli.engine.loops.ahead import fetch_ahead
 from conv3d_cli.engine.loops.simd import I64, Vec, const, memory
 from conv3d_cli.engine.step import F
 
@@ -133,7 +134,7 @@ def sum_voxels(taps, short, stride, dilation, pair_rows, odd_vectors, odd_rows, 
     pair_rows: voxels in a register tile of two vectors (0: there are none); the last block of filters has `odd_vectors` (0: even
     number) and register tiles of `odd_rows` voxels.
     Parameters (int64): bytes of a unit; filters padded to whole vectors; blocks of two vectors; passes; terms of all passes;
-    addresses of item offsets in bytes, item planes, passes, chunks.
+    groups packed together, bytes from the channels of one to the next's; addresses of item offsets in bytes, item planes, passes, chunks.
     passes (n, 4): first chunk, end chunk, terms before, terms
     chunks (n, 7): first item, items, first channel in bytes, channels, 1 for short items, terms before within the pass, 1 for the
     first of all, which overwrites the sums
@@ -149,68 +150,75 @@ def sum_voxels(taps, short, stride, dilation, pair_rows, odd_vectors, odd_rows, 
     def loops(step):
         parameters = memory(step[F.parameters], np.int64)
         unit, padded, pairs, passes, terms = parameters[0], parameters[1], parameters[2], parameters[3], parameters[4]
-        offsets, planes = parameters[5], parameters[6]
-        pass_table, chunk_table = memory(parameters[7], np.int64), memory(parameters[8], np.int64)
+        together, group_bytes = parameters[5], parameters[6]
+        offsets, planes = parameters[7], parameters[8]
+        pass_table, chunk_table = memory(parameters[9], np.int64), memory(parameters[10], np.int64)
         blocks = pairs + (1 if odd_vectors else 0)
         row_bytes = itemsize * step[F.row_step] * step[F.stride_h]
         column_bytes = itemsize * step[F.pitch] * step[F.stride_w]
         out_step = itemsize * step[F.acc_column_step]
         width = step[F.width]
-        for number in range(passes):
-            first_chunk, end_chunk = pass_table[4 * number], pass_table[4 * number + 1]
-            before, here_terms = pass_table[4 * number + 2], pass_table[4 * number + 3]
-            for block in range(blocks):
-                is_pair = block < pairs
-                first_filter = block * 2 * lanes
-                block_filters = 2 * lanes if is_pair else odd_vectors * lanes
-                block_weights = step[F.weights] + itemsize * (
-                    (step[F.group] * terms + before) * padded + here_terms * first_filter
-                )
-                rows = even_rows if is_pair else last_rows
-                # tiles of nearly equal height: none is a short rest
-                tiles = (width + rows - 1) // rows
-                low, taller = width // tiles, width % tiles
-                for i in range(step[F.step_planes]):
-                    window = step[F.window] + 8 * i * step[F.stride_d]
-                    for j in range(step[F.height]):
-                        source = step[F.scratch] + j * row_bytes
-                        out = step[F.accumulator] + itemsize * (
-                            i * step[F.acc_plane_step] + j * step[F.acc_row_step] + first_filter
-                        )
-                        for t in range(tiles):
-                            height = low + 1 if t < taller else low
-                            for c in range(first_chunk, end_chunk):
-                                item, items = chunk_table[7 * c], chunk_table[7 * c + 1]
-                                at = source + chunk_table[7 * c + 2]
-                                channels, is_short = chunk_table[7 * c + 3], chunk_table[7 * c + 4]
-                                weights = block_weights + itemsize * chunk_table[7 * c + 5] * block_filters
-                                first = chunk_table[7 * c + 6]
-                                if is_short != 0:
-                                    if is_pair:
+        for g in range(together):
+            for number in range(passes):
+                first_chunk, end_chunk = pass_table[4 * number], pass_table[4 * number + 1]
+                before, here_terms = pass_table[4 * number + 2], pass_table[4 * number + 3]
+                for block in range(blocks):
+                    is_pair = block < pairs
+                    ahead = g == 0 and number == 0 and block == 0
+                    first_filter = block * 2 * lanes
+                    block_filters = 2 * lanes if is_pair else odd_vectors * lanes
+                    block_weights = step[F.weights] + itemsize * (
+                        ((step[F.group] * together + g) * terms + before) * padded + here_terms * first_filter
+                    )
+                    rows = even_rows if is_pair else last_rows
+                    # tiles of nearly equal height: none is a short rest
+                    tiles = (width + rows - 1) // rows
+                    low, taller = width // tiles, width % tiles
+                    for i in range(step[F.step_planes]):
+                        window = step[F.window] + 8 * i * step[F.stride_d]
+                        for j in range(step[F.height]):
+                            source = step[F.scratch] + j * row_bytes + g * group_bytes
+                            out = step[F.accumulator] + itemsize * (
+                                i * step[F.acc_plane_step] + j * step[F.acc_row_step] + g * padded + first_filter
+                            )
+                            column = 0
+                            for t in range(tiles):
+                                height = low + 1 if t < taller else low
+                                if ahead and i == 0:
+                                    fetch_ahead(step, itemsize, j, column, height)
+                                column += height
+                                for c in range(first_chunk, end_chunk):
+                                    item, items = chunk_table[7 * c], chunk_table[7 * c + 1]
+                                    at = source + chunk_table[7 * c + 2]
+                                    channels, is_short = chunk_table[7 * c + 3], chunk_table[7 * c + 4]
+                                    weights = block_weights + itemsize * chunk_table[7 * c + 5] * block_filters
+                                    first = chunk_table[7 * c + 6]
+                                    if is_short != 0:
+                                        if is_pair:
+                                            _sum_voxels(
+                                                fewer, stride, dilation, even_rows, pair, lanes, double, height, at, unit,
+                                                offsets + 8 * item, planes + 8 * item, window, weights, items, channels,
+                                                first, out, out_step,
+                                            )  # fmt: skip
+                                        else:
+                                            _sum_voxels(
+                                                fewer, stride, dilation, last_rows, odd_vectors, lanes, double, height, at,
+                                                unit, offsets + 8 * item, planes + 8 * item, window, weights, items, channels,
+                                                first, out, out_step,
+                                            )  # fmt: skip
+                                    elif is_pair:
                                         _sum_voxels(
-                                            fewer, stride, dilation, even_rows, pair, lanes, double, height, at, unit,
-                                            offsets + 8 * item, planes + 8 * item, window, weights, items, channels,
-                                            first, out, out_step,
+                                            taps, stride, dilation, even_rows, pair, lanes, double, height, at, unit,
+                                            offsets + 8 * item, planes + 8 * item, window, weights, items, channels, first,
+                                            out, out_step,
                                         )  # fmt: skip
                                     else:
                                         _sum_voxels(
-                                            fewer, stride, dilation, last_rows, odd_vectors, lanes, double, height, at,
-                                            unit, offsets + 8 * item, planes + 8 * item, window, weights, items, channels,
-                                            first, out, out_step,
+                                            taps, stride, dilation, last_rows, odd_vectors, lanes, double, height, at, unit,
+                                            offsets + 8 * item, planes + 8 * item, window, weights, items, channels, first,
+                                            out, out_step,
                                         )  # fmt: skip
-                                elif is_pair:
-                                    _sum_voxels(
-                                        taps, stride, dilation, even_rows, pair, lanes, double, height, at, unit,
-                                        offsets + 8 * item, planes + 8 * item, window, weights, items, channels, first,
-                                        out, out_step,
-                                    )  # fmt: skip
-                                else:
-                                    _sum_voxels(
-                                        taps, stride, dilation, last_rows, odd_vectors, lanes, double, height, at, unit,
-                                        offsets + 8 * item, planes + 8 * item, window, weights, items, channels, first,
-                                        out, out_step,
-                                    )  # fmt: skip
-                            source += height * column_bytes
-                            out += height * out_step
+                                source += height * column_bytes
+                                out += height * out_step
 
     return loops

@@ -12,6 +12,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from conv3d_cli.engine.loops.ahead import fetch_ahead
 from conv3d_cli.engine.loops.simd import I64, Vec, const, memory
 from conv3d_cli.engine.step import F
 
@@ -155,21 +156,25 @@ def sum_lanes(taps, short, stride, dilation, channels, filters, rows, lanes, rea
         vectors = (step[F.filters] + lanes - 1) // lanes
         for i in range(step[F.step_planes]):
             window = step[F.window] + 8 * i * step[F.stride_d]
-            for vector in range(vectors):
-                first_filter = min(vector * lanes, step[F.filters] - lanes)
-                weights = step[F.weights] + itemsize * (step[F.group] * vectors + vector) * terms * lanes
+            first_source = step[F.scratch]
+            first_out = step[F.accumulator] + itemsize * i * step[F.acc_plane_step]
+            column = 0
+            for t in range(tiles):
+                height = low + 1 if t < taller else low
+                # down a column of tiles, so that the input rows two outputs share are still in L1
                 for j in range(step[F.height]):
-                    source = step[F.scratch] + j * row_bytes + itemsize * (first_filter // filters * channels)
-                    out = step[F.accumulator] + itemsize * (
-                        i * step[F.acc_plane_step] + j * step[F.acc_row_step] + first_filter
-                    )
-                    for t in range(tiles):
-                        height = low + 1 if t < taller else low
+                    fetch_ahead(step, itemsize, j, column, height)
+                    source, out = first_source + j * row_bytes, first_out + itemsize * j * step[F.acc_row_step]
+                    for vector in range(vectors):
+                        first_filter = min(vector * lanes, step[F.filters] - lanes)
+                        weights = step[F.weights] + itemsize * (step[F.group] * vectors + vector) * terms * lanes
                         _sum_lanes(
-                            taps, short, stride, dilation, channels, filters, rows, lanes, double, height, source, unit,
-                            offsets, planes, window, chunks, chunk_count, weights, out, out_step,
+                            taps, short, stride, dilation, channels, filters, rows, lanes, double, height,
+                            source + itemsize * (first_filter // filters * channels), unit, offsets, planes, window, chunks,
+                            chunk_count, weights, out + itemsize * first_filter, out_step,
                         )  # fmt: skip
-                        source += height * column_bytes
-                        out += height * out_step
+                first_source += height * column_bytes
+                first_out += height * out_step
+                column += height
 
     return loops
