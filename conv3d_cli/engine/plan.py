@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from conv3d_cli.engine.algorithms import channels, depthwise, direct
+from conv3d_cli.engine.algorithms import channels, depthwise, direct, few_filters
 from conv3d_cli.engine.machine_code import MachineCode, machine_code
 from conv3d_cli.engine.step import F, new_step, set_fields
 from conv3d_cli.engine.team import Team
@@ -27,7 +27,7 @@ from conv3d_cli.errors import ShapeError, unknown_name
 from conv3d_cli.model.spec import ConvProblem
 
 # In order of preference where the predicted times are equal. `direct` accepts everything and stands last.
-ALGORITHMS: tuple[Algorithm, ...] = (depthwise.ALGORITHM, channels.ALGORITHM, direct.ALGORITHM)
+ALGORITHMS: tuple[Algorithm, ...] = (few_filters.ALGORITHM, depthwise.ALGORITHM, channels.ALGORITHM, direct.ALGORITHM)
 
 Activation = Callable[[NDArray[Any]], None]  # in place
 

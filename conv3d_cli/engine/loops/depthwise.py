@@ -1,5 +1,7 @@
 """The depthwise micro-kernel: groups of a channel or few, side by side in memory; vectors along the filters of many groups.
 
+The same kernel sums few filters over many channels: there a vector runs along the channels and is added up across at the end.
+
 Packed input is channels-last, with many groups at once. A vector of `lanes` filters belongs to lanes/filters groups; their channels are
 loaded together and, where a group has several channels or filters, brought to their lanes by a shuffle. Each loaded vector
 serves the outputs of all kernel columns that read it, and the sums stay in registers until a voxel is done.
@@ -13,14 +15,14 @@ from numba import types
 from numba.extending import intrinsic
 
 from conv3d_cli.engine.loops.ahead import fetch_ahead
-from conv3d_cli.engine.loops.simd import I64, Vec, const, memory
+from conv3d_cli.engine.loops.simd import I32, I64, Vec, const, memory
 from conv3d_cli.engine.step import F
 
 
 @intrinsic(prefer_literal=True)
-def _sum_lanes(typingctx, taps, short, stride, dilation, channels, filters, rows, lanes, double, height,
+def _sum_lanes(typingctx, across, taps, short, stride, dilation, channels, filters, rows, lanes, double, height,
                source, unit, offsets, planes, window, chunks, chunk_count, weights, out, out_step):  # fmt: skip
-    """One vector of filters for `height` <= rows voxels.
+    """One vector of filters for `height` <= rows voxels; one filter, the sum of all lanes, if `across` is 1.
 
     source: address of voxel 0's window, at the first channel of the vector's groups; tap k of voxel r reads at
     (r * stride + k * dilation) * unit bytes from there
@@ -29,14 +31,14 @@ def _sum_lanes(typingctx, taps, short, stride, dilation, channels, filters, rows
     weights: address, (items, taps, channels, lanes); out: address, voxels `out_step` bytes apart
     """
     sig = types.void(
-        taps, short, stride, dilation, channels, filters, rows, lanes, double, height,
+        across, taps, short, stride, dilation, channels, filters, rows, lanes, double, height,
         source, unit, offsets, planes, window, chunks, chunk_count, weights, out, out_step,
     )  # fmt: skip
-    K, has_short, S, D, C, N, most, width, is_double = (t.literal_value for t in sig.args[:9])
+    is_across, K, has_short, S, D, C, N, most, width, is_double = (t.literal_value for t in sig.args[:10])
 
     def codegen(context, b, sig, args):
         v = Vec(b, width, "float64" if is_double else "float32")
-        height, source, unit, offsets, planes, window, chunks, chunk_count, weights, out, out_step = args[9:]
+        height, source, unit, offsets, planes, window, chunks, chunk_count, weights, out, out_step = args[10:]
         i64p, realp = I64.as_pointer(), v.real.as_pointer()
         offsets, planes, window, chunks = (b.inttoptr(a, i64p) for a in (offsets, planes, window, chunks))
         weights = b.inttoptr(weights, realp)
@@ -116,8 +118,15 @@ def _sum_lanes(typingctx, taps, short, stride, dilation, channels, filters, rows
                 phi.add_incoming(value, chunk_end)
             b.cbranch(b.icmp_signed("<", following, chunk_count), chunk_loop, done)
             b.position_at_end(done)
-            for r, value in enumerate(sums):
-                v.store(value, b.inttoptr(b.add(out, b.mul(out_step, const(r))), realp), const(0))
+            places = [b.inttoptr(b.add(out, b.mul(out_step, const(r))), realp) for r in range(R)]
+            if is_across:
+                for at in range(0, R, width):
+                    together = v.add_across(sums[at : at + width])
+                    for lane, place in enumerate(places[at : at + width]):
+                        b.store(b.extract_element(together, ir.Constant(I32, lane)), place)
+            else:
+                for value, place in zip(sums, places, strict=True):
+                    v.store(value, place, const(0))
             b.branch(end)
 
         cases = [b.append_basic_block(f"height_{R}") for R in range(1, most + 1)]
@@ -169,9 +178,51 @@ def sum_lanes(taps, short, stride, dilation, channels, filters, rows, lanes, rea
                         first_filter = min(vector * lanes, step[F.filters] - lanes)
                         weights = step[F.weights] + itemsize * (step[F.group] * vectors + vector) * terms * lanes
                         _sum_lanes(
-                            taps, short, stride, dilation, channels, filters, rows, lanes, double, height,
+                            0, taps, short, stride, dilation, channels, filters, rows, lanes, double, height,
                             source + itemsize * (first_filter // filters * channels), unit, offsets, planes, window, chunks,
                             chunk_count, weights, out + itemsize * first_filter, out_step,
+                        )  # fmt: skip
+                first_source += height * column_bytes
+                first_out += height * out_step
+                column += height
+
+    return loops
+
+
+def sum_across(taps, short, stride, dilation, rows, lanes, real):
+    """One step of few filters over many channels: planes, columns of register tiles, rows, filters.
+
+    Constants and parameters as for `sum_lanes`; an item is a part of the kernel's columns at one vector of channels.
+    Weights: (filters, items, taps, lanes).
+    """
+    double = 1 if real == "float64" else 0
+    itemsize = 8 if double else 4
+
+    def loops(step):
+        parameters = memory(step[F.parameters], np.int64)
+        unit, terms, offsets, planes = parameters[0], parameters[1], parameters[2], parameters[3]
+        chunks, chunk_count = parameters[4], parameters[5]
+        row_bytes = itemsize * step[F.row_step] * step[F.stride_h]
+        column_bytes = itemsize * step[F.pitch] * step[F.stride_w]
+        out_step = itemsize * step[F.acc_column_step]
+        width, filters = step[F.width], step[F.filters]
+        tiles = (width + rows - 1) // rows
+        low, taller = width // tiles, width % tiles
+        for i in range(step[F.step_planes]):
+            window = step[F.window] + 8 * i * step[F.stride_d]
+            first_source = step[F.scratch]
+            first_out = step[F.accumulator] + itemsize * i * step[F.acc_plane_step]
+            column = 0
+            for t in range(tiles):
+                height = low + 1 if t < taller else low
+                for j in range(step[F.height]):
+                    fetch_ahead(step, itemsize, j, column, height)
+                    source, out = first_source + j * row_bytes, first_out + itemsize * j * step[F.acc_row_step]
+                    for f in range(filters):
+                        weights = step[F.weights] + itemsize * (step[F.group] * filters + f) * terms
+                        _sum_lanes(
+                            1, taps, short, stride, dilation, 1, 1, rows, lanes, double, height, source, unit, offsets, planes,
+                            window, chunks, chunk_count, weights, out + itemsize * f, out_step,
                         )  # fmt: skip
                 first_source += height * column_bytes
                 first_out += height * out_step
