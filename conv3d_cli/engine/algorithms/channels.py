@@ -5,8 +5,8 @@ odd number of vectors ends in a block of three, or is a single one. Filters are 
 weights, and lanes of padding are not stored; input is never padded, since 0 times infinity is NaN.
 
 Order of summation of one output voxel (the same for any tile, slab or thread): chunks of at most about 96 terms, each summed
-from zero, then added to the sums in memory. Chunks come in passes over blocks of input channels, so that the weights of a pass and a
-block of filters stay in L2 while a step's voxels go through.
+from zero, then added to the sums in memory. Chunks come in passes over blocks of input channels, so that the weights of a
+pass and a block of filters stay in L2 while a step's voxels go through.
 """
 
 from __future__ import annotations
@@ -32,8 +32,12 @@ STEP_VOXELS = 512
 # Tasks that a volume is cut into where that is cheap, so that threads end together.
 TASKS = 24
 TOGETHER = 64  # channels or filters of groups that are packed together
-ALONE_TAPS = 3  # kernel columns that share a broadcast value where a voxel's filters are a single vector
-ALONE_ROWS = 14  # and the voxels of its register tile
+# Measured 2026-11 on Zen 4 (115 GFLOP/s a core; its vectors of 16 lanes take two passes, so 8 lanes are as good), a thread:
+FMA_RATE = 109e9
+FULL_LANES = 8
+PACK_TIME, STORE_TIME = 0.2e-9, 0.15e-9  # a number
+SHARED_TAPS = 3  # kernel columns that share a broadcast value
+ALONE_ROWS = 14  # voxels of a register tile of one vector
 
 
 class Blocks(NamedTuple):
@@ -93,16 +97,18 @@ def filter_blocks(problem: ConvProblem, itemsize: int) -> Blocks:
     cpu = cpu_class()
     lanes, filters = cpu.lanes * 4 // itemsize, problem.filters_per_group
     vectors = -(-filters // lanes)
+    shared = problem.strides[2] == 1 and problem.dilation_rate[2] <= 2
+    taps = min(problem.kernel_size[2], SHARED_TAPS) if shared else 1
     if vectors == 1:
         while lanes > 4 and lanes // 2 >= filters:
             lanes //= 2
-        strides, dilation = problem.strides[2], problem.dilation_rate[2]
-        shared = strides == 1 and dilation <= 2
-        taps = min(problem.kernel_size[2], ALONE_TAPS) if shared else 1
         return Blocks(lanes, 0, 1, 0, min(ALONE_ROWS, cpu.registers - taps - 1), taps)
     odd = 3 if vectors % 2 else 0
     pairs = (vectors - odd) // 2
-    return Blocks(lanes, pairs, odd, cpu.channel[0] if pairs else 0, (cpu.registers - 4) // 3 if odd else 0, 1)
+    if cpu.registers < 2 * cpu.channel[0] + 2 * taps + 1:
+        taps = 1
+    odd_rows = (cpu.registers - 3 * taps - 1) // 3 if odd else 0
+    return Blocks(lanes, pairs, odd, cpu.channel[0] if pairs else 0, odd_rows, taps)
 
 
 def groups_together(problem: ConvProblem, blocks: Blocks) -> int:
@@ -110,7 +116,9 @@ def groups_together(problem: ConvProblem, blocks: Blocks) -> int:
     if blocks.padded != problem.filters_per_group:
         return 1
     widest = max(problem.channels_per_group, problem.filters_per_group)
-    return max(n for n in range(1, problem.groups + 1) if problem.groups % n == 0 and (n == 1 or n * widest <= TOGETHER))
+    return max(
+        n for n in range(1, problem.groups + 1) if problem.groups % n == 0 and (n == 1 or n * widest <= TOGETHER)
+    )
 
 
 def channel_blocks(problem: ConvProblem, taps: int, padded_bytes: int) -> tuple[int, int]:
@@ -130,12 +138,25 @@ def reject(problem: ConvProblem, weights: NDArray[Any]) -> str | None:
     return None
 
 
+def predicted(problem: ConvProblem, lanes_used: float, lanes: int, sums: int, sum_time: float = 1.4e-9) -> float:
+    """A thread's seconds, for kernels whose packed voxels are channels-last.
+
+    lanes_used : float      multiplications that are computed for one that is wanted
+    lanes : int             of the vectors, in float32 numbers
+    sums : int              vectors or numbers of sums a voxel starts and ends, which takes `sum_time` each
+    """
+    rate = FMA_RATE * min(1.0, lanes / FULL_LANES)
+    voxels = math.prod(problem.out_size)
+    moved = PACK_TIME * math.prod(problem.in_shape[1:]) + STORE_TIME * math.prod(problem.out_shape[1:])
+    return problem.batch * (voxels * sums * sum_time + moved) + problem.flops * lanes_used / rate
+
+
 def seconds(problem: ConvProblem, weights: NDArray[Any], threads: int) -> float:
     """Predicted compute time."""
     blocks = filter_blocks(problem, 4)
     waste = blocks.padded / problem.filters_per_group
-    moved = math.prod(problem.in_shape) + math.prod(problem.out_shape)
-    return (problem.flops * waste / 210e9 + moved * 0.5e-9) / threads
+    number = blocks.pairs + (1 if blocks.odd else 0)
+    return predicted(problem, waste, blocks.lanes, problem.groups * number) / threads
 
 
 def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -> PreparedAlgorithm:
@@ -152,10 +173,12 @@ def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -
     long_items, (_, kh, kw) = len(items.long), problem.kernel_size
     offsets, planes = items.places(problem, layout)
     channels, groups = problem.channels_per_group, problem.groups
-    passes, chunks, order = [], [], []
+    passes: list[tuple[int, ...]] = []
+    chunks: list[tuple[int, ...]] = []
+    order: list[NDArray[np.int64]] = []
     for first_channel in range(0, channels, of_pass):
         begin = len(chunks)
-        before = sum(len(rows) for rows in order)
+        before = sum(some.size for some in order)
         here: list[NDArray[np.int64]] = []  # terms, as rows (tap, channel) of the weights
         here_terms = 0
         for c in range(first_channel, min(first_channel + of_pass, channels), of_chunk):
@@ -165,7 +188,7 @@ def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -
                 per_chunk = max(1, CHUNK_TERMS // (count * max(length, 1)))
                 for item in range(first, last, per_chunk):
                     some = items.all[item : min(item + per_chunk, last)]
-                    chunks.append((item, len(some), c * size, count, short, here_terms, int(not chunks)))
+                    chunks.append((item, len(some), c * size, count, short, here_terms, int(len(chunks) == 0)))
                     d, h, w = np.array(some).T[:, :, None, None]
                     tap = (d * kh + h) * kw + w + np.arange(length)
                     rows = tap * channels + c + np.arange(count)[:, None]  # (items, channels, taps)
@@ -176,7 +199,7 @@ def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -
     packed = _pack_weights(weights, order, blocks, groups, dtype)
 
     keep = [np.ascontiguousarray(a, np.int64) for a in (np.array(offsets) * size, planes, passes, chunks)]
-    terms = sum(rows.size for rows in order)
+    terms = sum(some.size for some in order)
     unit = layout.pitch * size
     if blocks.taps == 1:
         unit *= problem.strides[2]
@@ -230,7 +253,9 @@ def plan_layout(problem: ConvProblem, dtype: np.dtype[Any], blocks: Blocks, of_p
     depth, height, width = problem.out_size
 
     def layout(tile: Tile, step_depth: int) -> TileLayout:
-        return voxels_layout(problem, tile, filters=blocks.padded * together, step_depth=step_depth, channel_pitch=pitch)
+        return voxels_layout(
+            problem, tile, filters=blocks.padded * together, step_depth=step_depth, channel_pitch=pitch
+        )
 
     def used(tile: Tile, step_depth: int) -> float:
         """Bytes a pass touches."""

@@ -9,13 +9,12 @@ zero, then added up in registers.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from conv3d_cli.engine.algorithms.channels import CHUNK_TERMS, aligned, column_items, even_part
+from conv3d_cli.engine.algorithms.channels import CHUNK_TERMS, aligned, column_items, even_part, predicted
 from conv3d_cli.engine.cpu import cpu_class
 from conv3d_cli.engine.machine_code import machine_code
 from conv3d_cli.engine.tile import Algorithm, PreparedAlgorithm, Tile, TileLayout, voxels_layout
@@ -27,7 +26,6 @@ MOST_CHANNELS = 128  # packed together, where the number of groups can be divide
 MOST_TAPS = 3  # kernel columns that share a loaded vector
 MOST_ROWS = 12  # voxels of a register tile
 TASKS = 24
-LEAST_LANES = 4
 
 
 def vector_lanes(problem: ConvProblem, itemsize: int) -> int:
@@ -45,16 +43,17 @@ def reject(problem: ConvProblem, weights: NDArray[Any]) -> str | None:
     if problem.groups == 1:
         return "the channels are not in groups"
     if min(vector_lanes(problem, 4), vector_lanes(problem, 8)) == 0:
-        return (
-            f"groups of {problem.channels_per_group} channels and {problem.filters_per_group} filters do not fill vectors"
-        )
+        return f"groups of {problem.channels_per_group} channels and {problem.filters_per_group} filters do not fill vectors"
     return None
 
 
 def seconds(problem: ConvProblem, weights: NDArray[Any], threads: int) -> float:
     """Predicted compute time."""
-    moved = math.prod(problem.in_shape) + math.prod(problem.out_shape)
-    return (problem.flops / 190e9 + moved * 0.5e-9) / threads
+    lanes = vector_lanes(problem, 4)
+    filters = groups_together(problem, lanes) * problem.filters_per_group
+    vectors = problem.filters // filters * -(-filters // lanes)
+    shuffled = 1.4 if problem.channels_per_group > 1 else 1.0  # a shuffle for nearly every multiplication
+    return predicted(problem, shuffled * vectors * lanes / problem.filters, lanes, vectors) / threads
 
 
 def groups_together(problem: ConvProblem, lanes: int) -> int:
@@ -103,7 +102,9 @@ def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -
         "depthwise", "sum_lanes", taps, int(bool(items.short)), *geometry, problem.channels_per_group,
         problem.filters_per_group, rows, lanes, dtype.name,
     )  # fmt: skip
-    return PreparedAlgorithm(layout, code, aligned(np.concatenate(runs)), parameters, keep=keep, groups_together=together)
+    return PreparedAlgorithm(
+        layout, code, aligned(np.concatenate(runs)), parameters, keep=keep, groups_together=together
+    )
 
 
 def plan_layout(problem: ConvProblem, dtype: np.dtype[Any], together: int) -> TileLayout:

@@ -10,13 +10,12 @@ zero, then the lanes in pairs.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from conv3d_cli.engine.algorithms.channels import CHUNK_TERMS, aligned, column_items
+from conv3d_cli.engine.algorithms.channels import CHUNK_TERMS, aligned, column_items, predicted
 from conv3d_cli.engine.algorithms.depthwise import MOST_ROWS, MOST_TAPS, plan_layout
 from conv3d_cli.engine.cpu import cpu_class
 from conv3d_cli.engine.machine_code import machine_code
@@ -43,10 +42,9 @@ def reject(problem: ConvProblem, weights: NDArray[Any]) -> str | None:
 
 def seconds(problem: ConvProblem, weights: NDArray[Any], threads: int) -> float:
     """Predicted compute time."""
-    lanes = vector_lanes(problem, 4)
-    waste = -(-problem.channels_per_group // lanes) * cpu_class().lanes / problem.channels_per_group
-    voxels = math.prod(problem.out_shape)
-    return (problem.flops * waste / 170e9 + voxels * 4e-9 + math.prod(problem.in_shape) * 0.3e-9) / threads
+    channels, lanes = problem.channels_per_group, vector_lanes(problem, 4)
+    waste = -(-channels // lanes) * lanes / channels
+    return predicted(problem, waste, lanes, problem.filters, 3e-9) / threads
 
 
 def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -> PreparedAlgorithm:
@@ -61,10 +59,10 @@ def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -
 
     items = column_items(problem.kernel_size, taps)
     starts = [min(c, channels - lanes) for c in range(0, channels, lanes)]
-    offsets, planes = items.places(problem, layout)
+    places = items.places(problem, layout)
     # (items, vectors): the vectors of a place follow one another
-    offsets = np.add.outer(offsets, starts).ravel()
-    planes = np.repeat(planes, len(starts))
+    offsets = np.add.outer(places[0], starts).ravel()
+    planes = np.repeat(places[1], len(starts))
     ends = len(items.long) * len(starts), len(items.all) * len(starts)
     chunks = []
     for short, first, last in ((0, 0, ends[0]), (1, ends[0], ends[1])):

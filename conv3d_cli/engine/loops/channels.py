@@ -13,7 +13,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from conv3d_cli.engine.loops.ahead import fetch_ahead
-from conv3d_cli.engine.loops.simd import I64, Vec, const, memory
+from conv3d_cli.engine.loops.simd import I64, Vec, const, inlined, memory
 from conv3d_cli.engine.step import F
 
 GROUP = 3  # places of the input that share a pointer: x86 adds once or twice a register to an address for nothing
@@ -130,11 +130,13 @@ def _sum_voxels(typingctx, taps, stride, dilation, rows, vectors, lanes, double,
 def sum_voxels(taps, short, stride, dilation, pair_rows, odd_vectors, odd_rows, lanes, real):
     """One step: passes over the input channels, blocks of filters, planes, rows, register tiles, chunks of items.
 
-    taps: kernel columns in an item; short: 1 if items of one less follow. stride, dilation: of the places that taps read, in units.
+    taps: kernel columns in an item; short: 1 if items of one less follow. stride, dilation: of the places that taps read, in
+    units.
     pair_rows: voxels in a register tile of two vectors (0: there are none); the last block of filters has `odd_vectors` (0: even
     number) and register tiles of `odd_rows` voxels.
     Parameters (int64): bytes of a unit; filters padded to whole vectors; blocks of two vectors; passes; terms of all passes;
-    groups packed together, bytes from the channels of one to the next's; addresses of item offsets in bytes, item planes, passes, chunks.
+    groups packed together, bytes from the channels of one to the next's; addresses of item offsets in bytes, item planes,
+    passes, chunks.
     passes (n, 4): first chunk, end chunk, terms before, terms
     chunks (n, 7): first item, items, first channel in bytes, channels, 1 for short items, terms before within the pass, 1 for the
     first of all, which overwrites the sums
@@ -147,12 +149,33 @@ def sum_voxels(taps, short, stride, dilation, pair_rows, odd_vectors, odd_rows, 
     even_rows = max(pair_rows, 1)
     last_rows = max(odd_rows, 1)
 
+    @inlined
+    def sum_chunk(is_pair, height, source, unit, offsets, planes, window, chunk, block_weights, out, out_step):
+        """Add a chunk to a register tile; source and block_weights as for the pass's first channel and chunk."""
+        fields = memory(chunk, np.int64)
+        item, items, channels, first = fields[0], fields[1], fields[3], fields[6]
+        at = source + fields[2]
+        weights = block_weights + itemsize * fields[5] * (2 * lanes if is_pair else odd_vectors * lanes)
+        some, places = offsets + 8 * item, planes + 8 * item
+        if is_pair and fields[4] == 0:
+            _sum_voxels(taps, stride, dilation, even_rows, pair, lanes, double, height, at, unit, some, places, window, weights,
+                        items, channels, first, out, out_step)  # fmt: skip
+        elif is_pair:
+            _sum_voxels(fewer, stride, dilation, even_rows, pair, lanes, double, height, at, unit, some, places, window, weights,
+                        items, channels, first, out, out_step)  # fmt: skip
+        elif fields[4] == 0:
+            _sum_voxels(taps, stride, dilation, last_rows, odd_vectors, lanes, double, height, at, unit, some, places, window,
+                        weights, items, channels, first, out, out_step)  # fmt: skip
+        else:
+            _sum_voxels(fewer, stride, dilation, last_rows, odd_vectors, lanes, double, height, at, unit, some, places, window,
+                        weights, items, channels, first, out, out_step)  # fmt: skip
+
     def loops(step):
         parameters = memory(step[F.parameters], np.int64)
         unit, padded, pairs, passes, terms = parameters[0], parameters[1], parameters[2], parameters[3], parameters[4]
         together, group_bytes = parameters[5], parameters[6]
         offsets, planes = parameters[7], parameters[8]
-        pass_table, chunk_table = memory(parameters[9], np.int64), memory(parameters[10], np.int64)
+        pass_table = memory(parameters[9], np.int64)
         blocks = pairs + (1 if odd_vectors else 0)
         row_bytes = itemsize * step[F.row_step] * step[F.stride_h]
         column_bytes = itemsize * step[F.pitch] * step[F.stride_w]
@@ -166,7 +189,6 @@ def sum_voxels(taps, short, stride, dilation, pair_rows, odd_vectors, odd_rows, 
                     is_pair = block < pairs
                     ahead = g == 0 and number == 0 and block == 0
                     first_filter = block * 2 * lanes
-                    block_filters = 2 * lanes if is_pair else odd_vectors * lanes
                     block_weights = step[F.weights] + itemsize * (
                         ((step[F.group] * together + g) * terms + before) * padded + here_terms * first_filter
                     )
@@ -188,36 +210,9 @@ def sum_voxels(taps, short, stride, dilation, pair_rows, odd_vectors, odd_rows, 
                                     fetch_ahead(step, itemsize, j, column, height)
                                 column += height
                                 for c in range(first_chunk, end_chunk):
-                                    item, items = chunk_table[7 * c], chunk_table[7 * c + 1]
-                                    at = source + chunk_table[7 * c + 2]
-                                    channels, is_short = chunk_table[7 * c + 3], chunk_table[7 * c + 4]
-                                    weights = block_weights + itemsize * chunk_table[7 * c + 5] * block_filters
-                                    first = chunk_table[7 * c + 6]
-                                    if is_short != 0:
-                                        if is_pair:
-                                            _sum_voxels(
-                                                fewer, stride, dilation, even_rows, pair, lanes, double, height, at, unit,
-                                                offsets + 8 * item, planes + 8 * item, window, weights, items, channels,
-                                                first, out, out_step,
-                                            )  # fmt: skip
-                                        else:
-                                            _sum_voxels(
-                                                fewer, stride, dilation, last_rows, odd_vectors, lanes, double, height, at,
-                                                unit, offsets + 8 * item, planes + 8 * item, window, weights, items, channels,
-                                                first, out, out_step,
-                                            )  # fmt: skip
-                                    elif is_pair:
-                                        _sum_voxels(
-                                            taps, stride, dilation, even_rows, pair, lanes, double, height, at, unit,
-                                            offsets + 8 * item, planes + 8 * item, window, weights, items, channels, first,
-                                            out, out_step,
-                                        )  # fmt: skip
-                                    else:
-                                        _sum_voxels(
-                                            taps, stride, dilation, last_rows, odd_vectors, lanes, double, height, at, unit,
-                                            offsets + 8 * item, planes + 8 * item, window, weights, items, channels, first,
-                                            out, out_step,
-                                        )  # fmt: skip
+                                    chunk = parameters[10] + 8 * 7 * c
+                                    sum_chunk(is_pair, height, source, unit, offsets, planes, window, chunk, block_weights,
+                                              out, out_step)  # fmt: skip
                                 source += height * column_bytes
                                 out += height * out_step
 

@@ -2,9 +2,9 @@
 
 The same kernel sums few filters over many channels: there a vector runs along the channels and is added up across at the end.
 
-Packed input is channels-last, with many groups at once. A vector of `lanes` filters belongs to lanes/filters groups; their channels are
-loaded together and, where a group has several channels or filters, brought to their lanes by a shuffle. Each loaded vector
-serves the outputs of all kernel columns that read it, and the sums stay in registers until a voxel is done.
+Packed input is channels-last, with many groups at once. A vector of `lanes` filters belongs to lanes/filters groups; their
+channels are loaded together and, where a group has several channels or filters, brought to their lanes by a shuffle. Each
+loaded vector serves the outputs of all kernel columns that read it, and the sums stay in registers until a voxel is done.
 """
 
 from __future__ import annotations
@@ -144,7 +144,8 @@ def _sum_lanes(typingctx, across, taps, short, stride, dilation, channels, filte
 def sum_lanes(taps, short, stride, dilation, channels, filters, rows, lanes, real):
     """One step: vectors of filters, planes, rows, register tiles.
 
-    taps: kernel columns in an item; short: 1 if items of one less follow. stride, dilation: of the places that taps read, in units.
+    taps: kernel columns in an item; short: 1 if items of one less follow. stride, dilation: of the places that taps read, in
+    units.
     channels, filters: of a group; rows: voxels of a register tile.
     Parameters (int64): bytes of a unit; terms of a filter; addresses of item offsets in bytes, item planes, chunks; chunks.
     Weights: (packed groups, vectors, items, taps, channels, lanes); the last vector ends with the last filter.
