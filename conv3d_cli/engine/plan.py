@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from conv3d_cli.engine.algorithms import direct, fft, winograd
+from conv3d_cli.engine.algorithms import channels, depthwise, direct, few_filters, fft, winograd
 from conv3d_cli.engine.machine_code import MachineCode, load, machine_code
 from conv3d_cli.engine.step import F, new_step, set_fields
 from conv3d_cli.engine.team import Team
@@ -26,7 +26,14 @@ from conv3d_cli.errors import ShapeError, unknown_name
 from conv3d_cli.model.spec import ConvProblem
 
 # In order of preference where the predicted times are equal. `direct` accepts everything and stands last.
-ALGORITHMS: tuple[Algorithm, ...] = (winograd.ALGORITHM, fft.ALGORITHM, direct.ALGORITHM)
+ALGORITHMS: tuple[Algorithm, ...] = (
+    winograd.ALGORITHM,
+    few_filters.ALGORITHM,
+    depthwise.ALGORITHM,
+    channels.ALGORITHM,
+    fft.ALGORITHM,
+    direct.ALGORITHM,
+)
 
 Activation = Callable[[NDArray[Any]], None]  # in place
 
@@ -195,7 +202,8 @@ class Plan:
         # whole steps a task, so that steps stand where they would in one task
         tile = tile._replace(depth=-(-tile.depth // layout.step_depth) * layout.step_depth)
         counts = Tile(*(-(-size // n) for size, n in zip(box.size, tile, strict=True)))
-        tasks = problem.groups * math.prod(counts)
+        together = self.prepared.groups_together
+        tasks = problem.groups // together * math.prod(counts)
         steps_per_task = tile.depth // layout.step_depth
         clipped = np.zeros(tasks * steps_per_task, np.int64)
         flags = np.zeros(tasks * steps_per_task, np.uint8) if self._is_fenced(source.flat.dtype, scale) else None
@@ -218,7 +226,7 @@ class Plan:
             **_out_fields(out, box.out_start),
         }  # fmt: skip
         share = max(1, tasks // (SHARES * self.threads))
-        voxels = _voxels_by_task(problem, counts, tile, box.size)
+        voxels = _voxels_by_task(problem.filters_per_group * together, counts, tile, box.size)
         callbacks = {}
         failures: list[BaseException] = []
         for number in range(min(self.threads, tasks)):
@@ -293,7 +301,8 @@ class Plan:
                 step_depth=layout.step_depth, itemsize=self.dtype.itemsize,
                 stride_d=problem.strides[0], stride_h=problem.strides[1], stride_w=problem.strides[2],
                 extent_d=problem.extent[0], extent_h=problem.extent[1], extent_w=problem.extent[2],
-                channels=problem.channels_per_group, filters=problem.filters_per_group,
+                channels=problem.channels_per_group * prepared.groups_together,
+                filters=problem.filters_per_group * prepared.groups_together,
                 scratch=scratch.ctypes.data, ring=layout.ring, pitch=layout.pitch, row_step=layout.row_step,
                 plane_step=layout.plane_step, channel_step=layout.channel_step,
                 weights=prepared.weights.ctypes.data, parameters=prepared.parameters.ctypes.data,
@@ -313,12 +322,12 @@ class Plan:
         def activate(_: int) -> None:
             try:
                 step = worker.step
-                shape = (problem.filters_per_group, step[F.step_planes], step[F.block_rows], step[F.width])
+                shape = (step[F.filters], step[F.step_planes], step[F.block_rows], step[F.width])
                 strides = [n * self.dtype.itemsize for n in layout.sums]
                 sums = np.lib.stride_tricks.as_strided(worker.accumulator, shape, strides)
                 if bias is not None:
-                    first = step[F.group] * problem.filters_per_group
-                    sums += bias[first : first + problem.filters_per_group, None, None, None]
+                    first = step[F.group] * step[F.filters]
+                    sums += bias[first : first + step[F.filters], None, None, None]
                 activation(sums)
             except BaseException as error:  # must not pass through machine code; raised when the task returns
                 failures.append(error)
@@ -341,14 +350,14 @@ def _out_fields(out: FlatView, start: int) -> dict[str, int]:
     }  # fmt: skip
 
 
-def _voxels_by_task(problem: ConvProblem, counts: Tile, tile: Tile, size: Tile) -> Callable[[int], int]:
+def _voxels_by_task(filters: int, counts: Tile, tile: Tile, size: Tile) -> Callable[[int], int]:
     """How many output numbers a task gives."""
 
     def voxels(task: int) -> int:
         rest, w = divmod(task, counts.width)
         rest, h = divmod(rest, counts.height)
         d = rest % counts.depth
-        return problem.filters_per_group * math.prod(
+        return filters * math.prod(
             min(n, whole - i * n) for i, n, whole in zip((d, h, w), tile, size, strict=True)
         )
 

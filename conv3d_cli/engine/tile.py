@@ -175,6 +175,7 @@ class PreparedAlgorithm:
     fenced : bool                   NaN and infinity would spread: steps whose window holds one are done over by `direct`
     checks : bool                   `absorb` and `convolve` find such steps themselves, so packing need not look
     keep : list                     arrays whose addresses stand in `parameters`
+    groups_together : int           groups that a task packs, sums and stores as if they were one; divides their number
     """
 
     layout: TileLayout
@@ -185,6 +186,7 @@ class PreparedAlgorithm:
     fenced: bool = False
     checks: bool = False
     keep: list[Any] = field(default_factory=list)
+    groups_together: int = 1
 
 
 class Algorithm(NamedTuple):

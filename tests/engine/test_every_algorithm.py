@@ -86,14 +86,24 @@ CASES = [
     Case((5, 5, 70), (1, 1, 33), boundary="symmetric"),
     Case((10, 10, 10), (9, 9, 9), boundary="nearest"),  # 729 taps: more than one chunk
     Case((2, 9, 1030), (1, 3, 3)),  # wider than a tile
-<<<<<<< HEAD
     Case((1, 2, 21), (1, 21, 21), boundary="wrap"),
     Case((3, 2, 5), (13, 5, 11), boundary="mirror"),
     Case((2, 3, 4), (5, 5, 3), in_channels=2, filters=3, groups=2, dilation_rate=(2, 1, 3), boundary="constant=2.5"),
-=======
     Case((5, 7, 9), (3, 3, 3), in_channels=33, filters=40, boundary="mirror"),  # channels summed in two parts
     Case((2, 5, 6), (3, 3, 3), in_channels=9, filters=20, groups=2, padding="full", boundary="wrap"),
->>>>>>> winograd
+    Case((3, 3, 29), (3, 3, 5), in_channels=5, filters=7),  # kernel columns in parts of three and two
+    Case((3, 4, 15), (2, 3, 7), in_channels=2, filters=16, dilation_rate=(1, 1, 2), boundary="mirror"),
+    Case((3, 4, 15), (1, 3, 3), in_channels=33, filters=40, strides=(1, 2, 2)),
+    Case((3, 3, 5), (3, 3, 3), in_channels=70, filters=33, padding="valid"),  # several chunks of channels
+    Case((4, 4, 4), (3, 3, 3), in_channels=130, filters=80, boundary="nearest"),  # several passes
+    Case((2, 3, 5), (1, 1, 1), in_channels=512, filters=20),  # voxels 2 KB apart
+    Case((5, 5, 14), (3, 3, 3), groups=3, in_channels=4, filters=8),
+    Case((3, 4, 27), (3, 3, 5), groups=21, boundary="mirror"),  # depthwise; the last vector begins earlier
+    Case((3, 5, 14), (2, 3, 3), groups=8, filters=2, strides=(1, 2, 2)),
+    Case((3, 5, 9), (3, 2, 3), groups=12, in_channels=2, filters=4, dilation_rate=(1, 1, 2)),
+    Case((3, 4, 9), (7, 7, 7), groups=16),  # several chunks of taps
+    Case((3, 4, 15), (3, 3, 5), in_channels=35),  # few filters; the last vector of channels begins earlier
+    Case((3, 4, 9), (1, 3, 3), in_channels=16, filters=3, strides=(1, 2, 2), groups=2),
 ]
 
 

@@ -141,3 +141,15 @@ class Vec:
     def shuffle(self, a: Any, b: Any, lanes: list[int]) -> Any:
         """Lanes by number out of a (0...) and b (lanes...)."""
         return self.b.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, len(lanes)), lanes))
+
+    def add_across(self, vectors: list[Any]) -> Any:
+        """The sums of all lanes of up to `lanes` vectors, in the first lanes of one vector."""
+        count = 1
+        while count < len(vectors):
+            count *= 2
+        rest = [*vectors, *[self.zero] * (count - len(vectors))]
+        for _ in range(self.lanes.bit_length() - 1):
+            pairs = list(zip(rest[::2], rest[1::2], strict=True)) if len(rest) > 1 else [(rest[0], rest[0])]
+            evens, odds = (list(range(first, 2 * self.lanes, 2)) for first in (0, 1))
+            rest = [self.b.fadd(self.shuffle(a, b, evens), self.shuffle(a, b, odds)) for a, b in pairs]
+        return rest[0]

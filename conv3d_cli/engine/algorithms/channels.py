@@ -1,0 +1,302 @@
+"""The channel direct sum: many channels or filters, vectors along the filters.
+
+It runs the channel micro-kernel (`loops/channels.py`) on channels-last packed planes. Filters come in blocks of two vectors; an
+odd number of vectors ends in a block of three, or is a single one. Filters are padded to whole vectors inside the packed
+weights, and lanes of padding are not stored; input is never padded, since 0 times infinity is NaN.
+
+Order of summation of one output voxel (the same for any tile, slab or thread): chunks of at most about 96 terms, each summed
+from zero, then added to the sums in memory. Chunks come in passes over blocks of input channels, so that the weights of a
+pass and a block of filters stay in L2 while a step's voxels go through.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from conv3d_cli.engine.cpu import cpu_class
+from conv3d_cli.engine.machine_code import machine_code
+from conv3d_cli.engine.tile import Algorithm, PreparedAlgorithm, Tile, TileLayout, voxels_layout
+from conv3d_cli.model.spec import ConvProblem
+
+CHUNK_TERMS = 96
+# Weights of a pass and a block of filters: a quarter of a common L2.
+PASS_BYTES = 1 << 18
+# What a pass reads and writes of a task's planes and sums: half of a common L2.
+TILE_BYTES = 1 << 19
+# A step of fewer voxels would fetch a pass's weights into L2 for too little work.
+STEP_VOXELS = 512
+# Tasks that a volume is cut into where that is cheap, so that threads end together.
+TASKS = 24
+TOGETHER = 64  # channels or filters of groups that are packed together
+# Measured 2026-11 on Zen 4 (115 GFLOP/s a core; its vectors of 16 lanes take two passes, so 8 lanes are as good), a thread:
+FMA_RATE = 109e9
+FULL_LANES = 8
+PACK_TIME, STORE_TIME = 0.2e-9, 0.15e-9  # a number
+SHARED_TAPS = 3  # kernel columns that share a broadcast value
+ALONE_ROWS = 14  # voxels of a register tile of one vector
+
+
+class Blocks(NamedTuple):
+    """How the filters of a group are cut into blocks: `pairs` of two vectors, then one of `odd` vectors (0: none).
+
+    pair_rows, odd_rows : int       voxels of a register tile
+    taps : int                      kernel columns at once
+    """
+
+    lanes: int
+    pairs: int
+    odd: int
+    pair_rows: int
+    odd_rows: int
+    taps: int
+
+    @property
+    def padded(self) -> int:
+        """Filters with those of padding."""
+        return self.lanes * (2 * self.pairs + self.odd)
+
+
+class Items(NamedTuple):
+    """Parts of the kernel's columns, as (plane, row, first column): `long` ones of `taps` columns, `short` ones of one less."""
+
+    long: list[tuple[int, int, int]]
+    short: list[tuple[int, int, int]]
+
+    @property
+    def all(self) -> list[tuple[int, int, int]]:
+        return self.long + self.short
+
+    def places(self, problem: ConvProblem, layout: TileLayout) -> tuple[list[int], list[int]]:
+        """Of each: its offset within a packed plane, in numbers, and its plane of the window."""
+        along_d, along_h, along_w = problem.dilation_rate
+        offsets = [h * along_h * layout.row_step + w * along_w * layout.pitch for _, h, w in self.all]
+        return offsets, [d * along_d for d, _, _ in self.all]
+
+
+def column_items(kernel_size: tuple[int, int, int], taps: int) -> Items:
+    """Kernel columns in parts of `taps`, and of one less for the rest: no tap is padded, since 0 times infinity is NaN.
+
+    >>> column_items((1, 1, 5), 3)
+    Items(long=[(0, 0, 0)], short=[(0, 0, 3)])
+    """
+    kd, kh, kw = kernel_size
+    parts = -(-kw // taps)
+    long_parts = kw - parts * (taps - 1)
+    split = long_parts * taps
+    starts = range(0, split, taps), range(split, kw, max(taps - 1, 1))
+    long, short = ([(d, h, w) for d in range(kd) for h in range(kh) for w in columns] for columns in starts)
+    return Items(long, short)
+
+
+def filter_blocks(problem: ConvProblem, itemsize: int) -> Blocks:
+    """Blocks of filters, and register tiles that fit the CPU's registers."""
+    cpu = cpu_class()
+    lanes, filters = cpu.lanes * 4 // itemsize, problem.filters_per_group
+    vectors = -(-filters // lanes)
+    shared = problem.strides[2] == 1 and problem.dilation_rate[2] <= 2
+    taps = min(problem.kernel_size[2], SHARED_TAPS) if shared else 1
+    if vectors == 1:
+        while lanes > 4 and lanes // 2 >= filters:
+            lanes //= 2
+        return Blocks(lanes, 0, 1, 0, min(ALONE_ROWS, cpu.registers - taps - 1), taps)
+    odd = 3 if vectors % 2 else 0
+    pairs = (vectors - odd) // 2
+    if cpu.registers < 2 * cpu.channel[0] + 2 * taps + 1:
+        taps = 1
+    odd_rows = (cpu.registers - 3 * taps - 1) // 3 if odd else 0
+    return Blocks(lanes, pairs, odd, cpu.channel[0] if pairs else 0, odd_rows, taps)
+
+
+def groups_together(problem: ConvProblem, blocks: Blocks) -> int:
+    """How many groups are packed and stored at once: their channels share cache lines."""
+    if blocks.padded != problem.filters_per_group:
+        return 1
+    widest = max(problem.channels_per_group, problem.filters_per_group)
+    return max(
+        n for n in range(1, problem.groups + 1) if problem.groups % n == 0 and (n == 1 or n * widest <= TOGETHER)
+    )
+
+
+def channel_blocks(problem: ConvProblem, taps: int, padded_bytes: int) -> tuple[int, int]:
+    """(channels of a chunk, channels of a pass), at most.
+
+    padded_bytes : int      bytes of the weights of a term
+    """
+    channels, columns = problem.channels_per_group, math.prod(problem.kernel_size)
+    of_chunk = -(-channels // -(-channels * taps // CHUNK_TERMS))
+    of_pass = max(of_chunk, PASS_BYTES // (padded_bytes * columns) // of_chunk * of_chunk)
+    passes = -(-channels // of_pass)
+    return of_chunk, -(-channels // passes // of_chunk) * of_chunk
+
+
+def reject(problem: ConvProblem, weights: NDArray[Any]) -> str | None:
+    """None: it takes everything, slowly where a group has a filter or two."""
+    return None
+
+
+def predicted(problem: ConvProblem, lanes_used: float, lanes: int, sums: int, sum_time: float = 1.4e-9) -> float:
+    """A thread's seconds, for kernels whose packed voxels are channels-last.
+
+    lanes_used : float      multiplications that are computed for one that is wanted
+    lanes : int             of the vectors, in float32 numbers
+    sums : int              vectors or numbers of sums a voxel starts and ends, which takes `sum_time` each
+    """
+    rate = FMA_RATE * min(1.0, lanes / FULL_LANES)
+    voxels = math.prod(problem.out_size)
+    moved = PACK_TIME * math.prod(problem.in_shape[1:]) + STORE_TIME * math.prod(problem.out_shape[1:])
+    return problem.batch * (voxels * sums * sum_time + moved) + problem.flops * lanes_used / rate
+
+
+def seconds(problem: ConvProblem, weights: NDArray[Any], threads: int) -> float:
+    """Predicted compute time."""
+    blocks = filter_blocks(problem, 4)
+    waste = blocks.padded / problem.filters_per_group
+    number = blocks.pairs + (1 if blocks.odd else 0)
+    return predicted(problem, waste, blocks.lanes, problem.groups * number) / threads
+
+
+def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -> PreparedAlgorithm:
+    """Tables of items and chunks, and the weights in the order they are read."""
+    size = dtype.itemsize
+    blocks = filter_blocks(problem, size)
+    taps = -(-problem.kernel_size[2] // -(-problem.kernel_size[2] // blocks.taps))  # parts of nearly equal length
+    widest = blocks.lanes * max(2 if blocks.pairs else 0, blocks.odd)
+    of_chunk, of_pass = channel_blocks(problem, taps, widest * size)
+    together = groups_together(problem, blocks)
+    layout = plan_layout(problem, dtype, blocks, of_pass, together)
+
+    items = column_items(problem.kernel_size, taps)
+    long_items, (_, kh, kw) = len(items.long), problem.kernel_size
+    offsets, planes = items.places(problem, layout)
+    channels, groups = problem.channels_per_group, problem.groups
+    passes: list[tuple[int, ...]] = []
+    chunks: list[tuple[int, ...]] = []
+    order: list[NDArray[np.int64]] = []
+    for first_channel in range(0, channels, of_pass):
+        begin = len(chunks)
+        before = sum(some.size for some in order)
+        here: list[NDArray[np.int64]] = []  # terms, as rows (tap, channel) of the weights
+        here_terms = 0
+        for c in range(first_channel, min(first_channel + of_pass, channels), of_chunk):
+            count = min(of_chunk, first_channel + of_pass - c, channels - c)
+            for short, first, last in ((0, 0, long_items), (1, long_items, len(items.all))):
+                length = taps - short
+                per_chunk = max(1, CHUNK_TERMS // (count * max(length, 1)))
+                for item in range(first, last, per_chunk):
+                    some = items.all[item : min(item + per_chunk, last)]
+                    chunks.append((item, len(some), c * size, count, short, here_terms, int(len(chunks) == 0)))
+                    d, h, w = np.array(some).T[:, :, None, None]
+                    tap = (d * kh + h) * kw + w + np.arange(length)
+                    rows = tap * channels + c + np.arange(count)[:, None]  # (items, channels, taps)
+                    here.append(rows.ravel())
+                    here_terms += rows.size
+        order.append(np.concatenate(here))
+        passes.append((begin, len(chunks), before, here_terms))
+    packed = _pack_weights(weights, order, blocks, groups, dtype)
+
+    keep = [np.ascontiguousarray(a, np.int64) for a in (np.array(offsets) * size, planes, passes, chunks)]
+    terms = sum(some.size for some in order)
+    unit = layout.pitch * size
+    if blocks.taps == 1:
+        unit *= problem.strides[2]
+    parameters = np.array(
+        [
+            unit, blocks.padded, blocks.pairs, len(passes), terms, together, channels * size,
+            *(a.ctypes.data for a in keep),
+        ],
+        np.int64,
+    )  # fmt: skip
+    geometry = (problem.strides[2], problem.dilation_rate[2]) if taps > 1 else (1, 0)
+    code = machine_code(
+        "channels", "sum_voxels", taps, int(bool(items.short)), *geometry, blocks.pair_rows, blocks.odd,
+        blocks.odd_rows, blocks.lanes, dtype.name,
+    )  # fmt: skip
+    return PreparedAlgorithm(layout, code, packed, parameters, keep=keep, groups_together=together)
+
+
+def _pack_weights(
+    weights: NDArray[Any], order: list[NDArray[np.int64]], blocks: Blocks, groups: int, dtype: np.dtype[Any]
+) -> NDArray[Any]:
+    """(groups, passes, blocks, terms of the pass, filters of the block), filters padded with zeros."""
+    filters = weights.shape[4] // groups
+    by_term = np.zeros((groups, weights[..., 0].size, blocks.padded), dtype)
+    by_term[..., :filters] = weights.reshape(-1, groups, filters).transpose(1, 0, 2)
+    widths = [2 * blocks.lanes] * blocks.pairs + ([blocks.odd * blocks.lanes] if blocks.odd else [])
+    ends = np.cumsum(widths)
+    runs = [
+        by_term[g, rows, end - width : end].ravel()
+        for g in range(groups)
+        for rows in order
+        for width, end in zip(widths, ends, strict=True)
+    ]
+    return aligned(np.concatenate(runs))
+
+
+def aligned(array: NDArray[Any]) -> NDArray[Any]:
+    """A flat copy that begins at a cache line: vectors that lie across two take twice the loads."""
+    raw = np.empty(array.nbytes + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    copy = raw[start : start + array.nbytes].view(array.dtype)
+    copy[:] = array.ravel()
+    return copy
+
+
+def plan_layout(problem: ConvProblem, dtype: np.dtype[Any], blocks: Blocks, of_pass: int, together: int) -> TileLayout:
+    """Tiles whose planes and sums stay in the cache, of nearly equal size, and enough of them for all threads."""
+    channels = problem.channels_per_group * together
+    # Voxels that lie 2 KB or more apart share too few cache sets.
+    pitch = channels + 16 if channels * dtype.itemsize % 2048 == 0 else channels
+    depth, height, width = problem.out_size
+
+    def layout(tile: Tile, step_depth: int) -> TileLayout:
+        return voxels_layout(
+            problem, tile, filters=blocks.padded * together, step_depth=step_depth, channel_pitch=pitch
+        )
+
+    def used(tile: Tile, step_depth: int) -> float:
+        """Bytes a pass touches."""
+        found = layout(tile, step_depth)
+        share = min(1.0, max(2, blocks.odd) * blocks.lanes / blocks.padded)
+        return (found.scratch_size * min(1.0, of_pass / channels) + found.accumulator_size * share) * dtype.itemsize
+
+    tile = Tile(depth, height, min(width, 128))
+    while used(tile, 1) > TILE_BYTES and tile.height * tile.width > 64:
+        if tile.height > 4 or tile.width <= 24:
+            tile = tile._replace(height=-(-tile.height // 2))
+        else:
+            tile = tile._replace(width=-(-tile.width // 2))
+    tile = Tile(depth, even_part(height, tile.height), even_part(width, tile.width))
+    step_depth = 1
+    weights_bytes = problem.taps * blocks.padded * dtype.itemsize
+    while (
+        step_depth < min(4, depth)
+        and weights_bytes > PASS_BYTES
+        and step_depth * tile.height * tile.width < STEP_VOXELS
+        and used(tile, step_depth * 2) <= 2 * TILE_BYTES
+    ):
+        step_depth *= 2
+    # A task packs the planes between its steps and its neighbour's twice, which costs little beside many filters.
+    least = step_depth * (4 if math.prod(problem.kernel_size) > 1 else 1)
+    tasks = problem.groups // together * -(-height // tile.height) * -(-width // tile.width)
+    blocks_wanted = -(-TASKS // tasks)
+    tile_depth = min(max(least, -(-depth // blocks_wanted)), 64)
+    tile_depth = -(-tile_depth // step_depth) * step_depth
+    return layout(tile._replace(depth=min(tile_depth, -(-depth // step_depth) * step_depth)), step_depth)
+
+
+def even_part(size: int, most: int) -> int:
+    """The size of equal parts of at most `most`."""
+    return -(-size // -(-size // most))
+
+
+ALGORITHM = Algorithm(
+    name="channels",
+    summary="many channels or filters: vectors along the filters; any kernel, stride, dilation and group",
+    reject=reject,
+    prepare=prepare,
+    seconds=seconds,
+)

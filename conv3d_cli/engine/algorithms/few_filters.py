@@ -1,0 +1,96 @@
+"""Few filters over many channels: vectors along the input channels, added up across at the end of a voxel.
+
+Vectors along one or three filters would be nearly empty. It runs the depthwise micro-kernel (`loops/depthwise.py`) with items for
+every vector of channels. Where the channels are no whole vectors, the last vector begins earlier and meets weights of zero in the
+lanes it shares; so steps with NaN or infinity are fenced there.
+
+Order of summation of one output voxel (the same for any tile, slab or thread): in each lane chunks of at most about 96 terms from
+zero, then the lanes in pairs.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from conv3d_cli.engine.algorithms.channels import CHUNK_TERMS, aligned, column_items, predicted
+from conv3d_cli.engine.algorithms.depthwise import MOST_ROWS, MOST_TAPS, plan_layout
+from conv3d_cli.engine.cpu import cpu_class
+from conv3d_cli.engine.machine_code import machine_code
+from conv3d_cli.engine.tile import Algorithm, PreparedAlgorithm
+from conv3d_cli.model.spec import ConvProblem
+
+LEAST_CHANNELS = 4
+
+
+def vector_lanes(problem: ConvProblem, itemsize: int) -> int:
+    """Channels of a vector: no more than there are."""
+    lanes = cpu_class().lanes * 4 // itemsize
+    while lanes > problem.channels_per_group:
+        lanes //= 2
+    return lanes
+
+
+def reject(problem: ConvProblem, weights: NDArray[Any]) -> str | None:
+    """Channels must fill a vector."""
+    if problem.channels_per_group < LEAST_CHANNELS:
+        return f"{problem.channels_per_group} channels a group do not fill a vector"
+    return None
+
+
+def seconds(problem: ConvProblem, weights: NDArray[Any], threads: int) -> float:
+    """Predicted compute time."""
+    channels, lanes = problem.channels_per_group, vector_lanes(problem, 4)
+    waste = -(-channels // lanes) * lanes / channels
+    return predicted(problem, waste, lanes, problem.filters, 3e-9) / threads
+
+
+def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -> PreparedAlgorithm:
+    """Tables of items and chunks, and the weights in the order they are read."""
+    size, channels = dtype.itemsize, problem.channels_per_group
+    lanes = vector_lanes(problem, size)
+    stride, dilation, kw = problem.strides[2], problem.dilation_rate[2], problem.kernel_size[2]
+    shared = (stride == 1 and dilation <= 2) or (stride == 2 and dilation == 1)
+    taps = -(-kw // -(-kw // min(kw, MOST_TAPS))) if shared else 1
+    rows = min(MOST_ROWS, cpu_class().registers - taps - 2)
+    layout = plan_layout(problem, dtype, 1)
+
+    items = column_items(problem.kernel_size, taps)
+    starts = [min(c, channels - lanes) for c in range(0, channels, lanes)]
+    places = items.places(problem, layout)
+    # (items, vectors): the vectors of a place follow one another
+    offsets = np.add.outer(places[0], starts).ravel()
+    planes = np.repeat(places[1], len(starts))
+    ends = len(items.long) * len(starts), len(items.all) * len(starts)
+    chunks = []
+    for short, first, last in ((0, 0, ends[0]), (1, ends[0], ends[1])):
+        per_chunk = max(1, CHUNK_TERMS // max(taps - short, 1))
+        chunks += [(i, min(per_chunk, last - i), short) for i in range(first, last, per_chunk)]
+
+    runs = []
+    by_filter = np.moveaxis(weights.astype(dtype), 4, 0)  # (filters, kd, kh, kw, channels)
+    for some, length in ((items.long, taps), (items.short, taps - 1)):
+        for d, h, w in some:
+            for vector, start in enumerate(starts):
+                part = by_filter[:, d, h, w : w + length, start : start + lanes].copy()
+                part[..., : vector * lanes - start] = 0  # lanes that the vector before has summed
+                runs.append(part.reshape(problem.filters, -1))
+    packed = np.concatenate(runs, axis=1)
+
+    keep = [np.ascontiguousarray(a, np.int64) for a in (offsets * size, planes, chunks)]
+    unit = layout.pitch * size * (1 if taps > 1 else stride)
+    parameters = np.array([unit, packed.shape[1], *(a.ctypes.data for a in keep), len(chunks)], np.int64)
+    geometry = (stride, dilation) if taps > 1 else (1, 0)
+    code = machine_code("depthwise", "sum_across", taps, int(bool(items.short)), *geometry, rows, lanes, dtype.name)
+    return PreparedAlgorithm(layout, code, aligned(packed), parameters, fenced=channels % lanes != 0, keep=keep)
+
+
+ALGORITHM = Algorithm(
+    name="few-filters",
+    summary="few filters over many channels: vectors along the channels",
+    reject=reject,
+    prepare=prepare,
+    seconds=seconds,
+)
