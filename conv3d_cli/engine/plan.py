@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from conv3d_cli.engine.algorithms import channels, depthwise, direct, few_filters, fft, winograd
+from conv3d_cli.engine.algorithms import channels, depthwise, direct, few_filters, fft, separable, winograd
 from conv3d_cli.engine.machine_code import MachineCode, load, machine_code
 from conv3d_cli.engine.step import F, new_step, set_fields
 from conv3d_cli.engine.team import Team
@@ -27,6 +27,7 @@ from conv3d_cli.model.spec import ConvProblem
 
 # In order of preference where the predicted times are equal. `direct` accepts everything and stands last.
 ALGORITHMS: tuple[Algorithm, ...] = (
+    separable.ALGORITHM,
     winograd.ALGORITHM,
     few_filters.ALGORITHM,
     depthwise.ALGORITHM,
@@ -396,16 +397,17 @@ def make_plan(
     Raises: UnknownNameError; ShapeError if the named algorithm cannot run this problem.
     """
     forced = None if algorithm == "auto" else find_algorithm(algorithm)
+    real = np.dtype(dtype)
+    rounded = weights.astype(real, copy=False)  # what the arithmetic will have: how exact a factorisation must be
     refusals, seconds = [], {}
     for candidate in ALGORITHMS:
-        reason = candidate.reject(problem, weights)
+        reason = candidate.reject(problem, rounded)
         if reason is None:
-            seconds[candidate.name] = candidate.seconds(problem, weights, threads)
+            seconds[candidate.name] = candidate.seconds(problem, rounded, threads)
             continue
         refusals.append((candidate.name, reason))
         if candidate is forced:
             raise ShapeError(f"algorithm '{algorithm}' cannot run this: {reason}")
     # Threads divide every prediction alike, so the choice does not depend on them.
     chosen = forced or find_algorithm(min(seconds, key=seconds.__getitem__))
-    real = np.dtype(dtype)
     return Plan(problem, weights, real, threads, chosen, refusals, seconds)

@@ -1,0 +1,355 @@
+"""Separable kernels: a pass along each axis, fused so that memory is read once and written once.
+
+Each packed plane is filtered along the height, then along the width, when it arrives (`filter_plane`), and kept in a ring
+of filtered planes; `filter_depth` makes a step's output planes from the ring. All three passes hold `ROWS` sums in
+registers. Along height and depth they are neighbouring outputs of the axis, which share the rows they load.
+
+A symmetric filter is folded: the two values that meet the same weight are added first. That halves the multiplications,
+and additions have units of their own on some CPUs (measured on Zen 4: 1.6 times the speed).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import types
+from numba.extending import intrinsic
+
+from conv3d_cli.engine.loops.simd import I64, Vec, const, memory
+from conv3d_cli.engine.step import F
+
+BLOCK = 4  # taps unrolled where the filter is not folded
+
+
+def _counted(b, start, stop, step, values, body):
+    """`values = body(k, values)` for k = start, start + step, ... while k + step <= stop: (next k, values)."""
+    before = b.block
+    head, inside, done = (b.append_basic_block(name) for name in ("head", "inside", "done"))
+    b.branch(head)
+    b.position_at_end(head)
+    k = b.phi(I64)
+    carried = [b.phi(value.type) for value in values]
+    following = b.add(k, const(step))
+    b.cbranch(b.icmp_signed("<=", following, stop), inside, done)
+    b.position_at_end(inside)
+    new = body(k, list(carried))
+    for phi, first, later in zip([k, *carried], [start, *values], [following, *new], strict=True):
+        phi.add_incoming(first, before)
+        phi.add_incoming(later, b.block)
+    b.branch(head)
+    b.position_at_end(done)
+    return k, list(carried)
+
+
+def _put(b, v, sums, first, out, out_row):
+    """Store sums, or add them to what is there unless `first`."""
+    lines = [b.inttoptr(b.add(out, b.mul(out_row, const(r))), v.real.as_pointer()) for r in range(len(sums))]
+    with b.if_else(b.icmp_signed("!=", first, const(0))) as (overwrite, add):
+        with overwrite:
+            for line, value in zip(lines, sums, strict=True):
+                v.store(value, line, const(0))
+        with add:
+            for line, value in zip(lines, sums, strict=True):
+                v.store(b.fadd(v.load(line, const(0)), value), line, const(0))
+
+
+@intrinsic(prefer_literal=True)
+def _fold_rows(typingctx, rows, lanes, double, halve, lines, at, weights, taps, begin, end, centre, first, out, out_row):
+    """A vector of each of `rows` outputs: the sum over pairs k of weights[k] * (line r+k + line r+taps-1-k).
+
+    lines: int64 addresses of the lines; at: bytes into each. Pairs begin <= k < end; centre: 1 to add the middle tap too.
+    halve: the lines are halved when loaded, so that a sum of two cannot overflow.
+    """
+    sig = types.void(
+        rows, lanes, double, halve, lines, at, weights, taps, begin, end, centre, first, out, out_row,
+    )  # fmt: skip
+    R, width, is_double, is_halved = (t.literal_value for t in sig.args[:4])
+
+    def codegen(context, b, sig, args):
+        v = Vec(b, width, "float64" if is_double else "float32")
+        lines, at, weights, taps, begin, end, centre, first, out, out_row = args[4:]
+        lines = b.inttoptr(lines, I64.as_pointer())
+        weights = b.inttoptr(weights, v.real.as_pointer())
+        last = b.sub(taps, const(1))
+
+        def line(index):
+            value = v.load(b.inttoptr(b.add(b.load(b.gep(lines, [index])), at), v.real.as_pointer()), const(0))
+            return b.fmul(value, v.splat(0.5)) if is_halved else value
+
+        def pairs(count):
+            def body(k, values):
+                sums, front, back = values[:R], values[R : 2 * R - 1], values[2 * R - 1 :]
+                for i in range(count):
+                    here = b.add(k, const(i))
+                    front = [*front, line(b.add(here, const(R - 1)))]  # lines k ... k+R-1
+                    back = [line(b.sub(last, here)), *back]  # lines taps-1-k ... taps-1-k+R-1
+                    weight = v.broadcast(weights, here)
+                    sums = [v.fma(b.fadd(x, y), weight, s) for x, y, s in zip(front, back, sums, strict=True)]
+                    front, back = front[1:], back[:-1]
+                return [*sums, *front, *back]
+
+            return body
+
+        # the lines that the first pair shares with later ones
+        front = [line(b.add(begin, const(r))) for r in range(R - 1)]
+        back = [line(b.add(b.sub(last, begin), const(r))) for r in range(1, R)]
+        values = [v.zero] * R + front + back
+        unrolled = max(R, 4)
+        k, values = _counted(b, begin, end, unrolled, values, pairs(unrolled))
+        k, values = _counted(b, k, end, 1, values, pairs(1))
+        sums = values[:R]
+
+        def middle(_, sums):
+            half = b.lshr(taps, const(1))
+            weight = v.broadcast(weights, half)
+            return [v.fma(line(b.add(half, const(r))), weight, s) for r, s in enumerate(sums)]
+
+        _, sums = _counted(b, const(0), centre, 1, sums, middle)  # once or never
+        _put(b, v, sums, first, out, out_row)
+        return context.get_dummy_value()
+
+    return sig, codegen
+
+
+@intrinsic(prefer_literal=True)
+def _sum_rows(typingctx, rows, lanes, double, shared, lines, at, stride, dilation, weights, begin, end, first, out, out_row):
+    """A vector of each of `rows` outputs: the sum over taps begin <= k < end of weights[k] * line (r*stride + k*dilation).
+
+    shared: 1 promises that stride and dilation are 1, so that taps share lines.
+    """
+    sig = types.void(
+        rows, lanes, double, shared, lines, at, stride, dilation, weights, begin, end, first, out, out_row,
+    )  # fmt: skip
+    R, width, is_double, is_shared = (t.literal_value for t in sig.args[:4])
+
+    def codegen(context, b, sig, args):
+        v = Vec(b, width, "float64" if is_double else "float32")
+        lines, at, stride, dilation, weights, begin, end, first, out, out_row = args[4:]
+        lines = b.inttoptr(lines, I64.as_pointer())
+        weights = b.inttoptr(weights, v.real.as_pointer())
+        starts = [b.mul(stride, const(r)) for r in range(R)]
+
+        def line(index):
+            return v.load(b.inttoptr(b.add(b.load(b.gep(lines, [index])), at), v.real.as_pointer()), const(0))
+
+        def block(count):
+            def body(k, sums):
+                if is_shared:
+                    taps = [v.broadcast(weights, b.add(k, const(i))) for i in range(count)]
+                    for at_line in range(R + count - 1):
+                        x = line(b.add(k, const(at_line)))
+                        for r in range(R):
+                            if 0 <= at_line - r < count:
+                                sums[r] = v.fma(x, taps[at_line - r], sums[r])
+                    return sums
+                weight, along = v.broadcast(weights, k), b.mul(k, dilation)
+                return [v.fma(line(b.add(along, start)), weight, s) for start, s in zip(starts, sums, strict=True)]
+
+            return body
+
+        k, sums = begin, [v.zero] * R
+        if is_shared:
+            k, sums = _counted(b, k, end, BLOCK, sums, block(BLOCK))
+        k, sums = _counted(b, k, end, 1, sums, block(1))
+        _put(b, v, sums, first, out, out_row)
+        return context.get_dummy_value()
+
+    return sig, codegen
+
+
+@intrinsic(prefer_literal=True)
+def _sum_columns(
+    typingctx, rows, lanes, double, joined, fold, source, row, offsets, weights, taps, begin, end, centre, first, out, out_row
+):
+    """A vector of each of `rows` rows: the sum over taps of weights[k] * source[r, offsets[k] and on].
+
+    source: an address; row: bytes from one row to the next; offsets: int64, in bytes
+    fold: 1 for pairs (as `_fold_rows`), else taps begin <= k < end
+    joined: 1 promises that offsets follow one another by one number. Vectors that begin at every place mostly cross cache
+    lines, which halves the loads a cycle; so some are put together from two loaded before.
+    """
+    sig = types.void(
+        rows, lanes, double, joined, fold, source, row, offsets, weights, taps, begin, end, centre, first, out, out_row,
+    )  # fmt: skip
+    R, width, is_double, is_joined, is_folded = (t.literal_value for t in sig.args[:5])
+
+    def codegen(context, b, sig, args):
+        v = Vec(b, width, "float64" if is_double else "float32")
+        source, row, offsets, weights, taps, begin, end, centre, first, out, out_row = args[5:]
+        offsets = b.inttoptr(offsets, I64.as_pointer())
+        realp = v.real.as_pointer()
+        weights = b.inttoptr(weights, realp)
+        bases = [b.add(source, b.mul(row, const(r))) for r in range(R)]
+        shuffled = {1, 3} if width * v.bytes == 64 else set()
+
+        def values(r, k, count):
+            """The vectors of taps k ... k+count-1."""
+            line = b.inttoptr(b.add(bases[r], b.load(b.gep(offsets, [k]))), realp)
+            if count == 1:
+                return [v.load(line, const(0))]
+            here, after = v.load(line, const(0)), v.load(line, const(width))
+            found = [here]
+            for i in range(1, count):
+                lanes = list(range(i, width + i))
+                found.append(v.shuffle(here, after, lanes) if i in shuffled else v.load(line, const(i)))
+            return found
+
+        def block(count):
+            def body(k, sums):
+                ws = [v.broadcast(weights, b.add(k, const(i))) for i in range(count)]
+                mirror = b.sub(b.sub(taps, const(count)), k)
+                for r in range(R):
+                    xs = values(r, k, count)
+                    if is_folded:
+                        xs = [b.fadd(x, y) for x, y in zip(xs, reversed(values(r, mirror, count)), strict=True)]
+                    for x, w in zip(xs, ws, strict=True):
+                        sums[r] = v.fma(x, w, sums[r])
+                return sums
+
+            return body
+
+        k, sums = begin, [v.zero] * R
+        if is_joined:
+            k, sums = _counted(b, k, end, BLOCK, sums, block(BLOCK))
+        k, sums = _counted(b, k, end, 1, sums, block(1))
+        if is_folded:
+
+            def middle(_, sums):
+                half = b.lshr(taps, const(1))
+                weight = v.broadcast(weights, half)
+                return [v.fma(values(r, half, 1)[0], weight, s) for r, s in enumerate(sums)]
+
+            _, sums = _counted(b, const(0), centre, 1, sums, middle)  # once or never
+        _put(b, v, sums, first, out, out_row)
+        return context.get_dummy_value()
+
+    return sig, codegen
+
+
+def filter_plane(rows, fold_h, shared_h, fold_w, joined_w, chunk, folded_chunk, lanes, real):
+    """What `absorb` does: filter the packed plane along height and width into the ring.
+
+    rows: sums in registers; fold_*: 1 where the filters of an axis are symmetric; shared_h, joined_w: 1 where stride and dilation
+    are 1; chunk, folded_chunk: taps and pairs that are summed before they join the rest
+    Parameters (int64): see `algorithms/separable.py`. Weights by group, filter: height (terms, kh), width (kept, terms, kw),
+    depth (kept, kd).
+    """
+    double = 1 if real == "float64" else 0
+    itemsize = 8 if double else 4
+
+    def loops(step):
+        parameters = memory(step[F.parameters], np.int64)
+        kd, kh, kw, dilation_h, terms, kept = (
+            parameters[0], parameters[1], parameters[2], parameters[4], parameters[5], parameters[6],
+        )  # fmt: skip
+        lines_at = step[F.workspace]
+        half_at, half_plane = step[F.workspace] + parameters[7], parameters[8]
+        ring_at, ring_plane, ring, ring_row = step[F.workspace] + parameters[9], parameters[10], parameters[11], parameters[12]
+        offsets = parameters[13]
+        per_filter = terms * kh + kept * terms * kw + kept * kd
+        row_bytes, stride_h = itemsize * step[F.row_step], step[F.stride_h]
+        tiles = (step[F.height] + rows - 1) // rows
+        lines = memory(lines_at, np.int64)
+        for i in range((tiles * rows - 1) * stride_h + step[F.extent_h]):
+            lines[i] = step[F.scratch] + i * row_bytes
+        numbers = step[F.stride_w] * step[F.pitch]
+        if step[F.stride_w] == 1:
+            numbers = step[F.width] - 1 + step[F.extent_w]
+        vector = itemsize * lanes
+        slot = step[F.position] % ring
+        for f in range(step[F.filters]):
+            weights = step[F.weights] + itemsize * (step[F.group] * step[F.filters] + f) * per_filter
+            for term in range(terms):
+                # down a strip of one vector at a time: its lines stay in L1
+                for x in range((numbers + lanes - 1) // lanes):
+                    for tile in range(tiles):
+                        here = lines_at + 8 * tile * rows * stride_h
+                        out = half_at + term * half_plane + tile * rows * row_bytes + x * vector
+                        if fold_h:
+                            half, k = kh // 2, 0
+                            while k == 0 or k < half:
+                                end = min(k + folded_chunk, half)
+                                centre = kh % 2 if end == half else 0
+                                _fold_rows(
+                                    rows, lanes, double, 1, here, x * vector, weights, kh, k, end, centre, int(k == 0), out,
+                                    row_bytes,
+                                )  # fmt: skip
+                                k += folded_chunk
+                        else:
+                            for k in range(0, kh, chunk):
+                                _sum_rows(
+                                    rows, lanes, double, shared_h, here, x * vector, stride_h, dilation_h, weights, k,
+                                    min(k + chunk, kh), int(k == 0), out, row_bytes,
+                                )  # fmt: skip
+                weights += itemsize * kh
+            for plane in range(kept):
+                to = ring_at + ((f * kept + plane) * ring + slot) * ring_plane
+                for term in range(terms):
+                    for tile in range(tiles):
+                        source = half_at + term * half_plane + tile * rows * row_bytes
+                        out = to + tile * rows * ring_row
+                        for x in range((step[F.width] + lanes - 1) // lanes):
+                            limit = kw // 2 if fold_w else kw
+                            length = folded_chunk if fold_w else chunk
+                            k = 0
+                            while k == 0 or k < limit:
+                                end = min(k + length, limit)
+                                centre = kw % 2 if end == limit else 0
+                                _sum_columns(
+                                    rows, lanes, double, joined_w, fold_w, source + x * vector, row_bytes, offsets, weights, kw,
+                                    k, end, centre, int(k == 0 and term == 0), out + x * vector, ring_row,
+                                )  # fmt: skip
+                                k += length
+                    weights += itemsize * kw
+
+    return loops
+
+
+def filter_depth(rows, fold, shared, chunk, folded_chunk, lanes, real):
+    """What `convolve` does: `rows` output planes of a step from the ring."""
+    double = 1 if real == "float64" else 0
+    itemsize = 8 if double else 4
+
+    def loops(step):
+        parameters = memory(step[F.parameters], np.int64)
+        kd, kh, kw, dilation, terms, kept = (
+            parameters[0], parameters[1], parameters[2], parameters[3], parameters[5], parameters[6],
+        )  # fmt: skip
+        ring_at, ring_plane, ring, ring_row = step[F.workspace] + parameters[9], parameters[10], parameters[11], parameters[12]
+        before_depth = terms * kh + kept * terms * kw
+        lines_at = step[F.workspace]
+        lines = memory(lines_at, np.int64)
+        stride = step[F.stride_d]
+        first_position = step[F.step_plane] * stride
+        vector = itemsize * lanes
+        vectors = (step[F.block_rows] * ring_row + vector - 1) // vector
+        out_plane = itemsize * step[F.acc_plane_step]
+        for f in range(step[F.filters]):
+            weights = step[F.weights] + itemsize * (step[F.group] * step[F.filters] + f) * (before_depth + kept * kd)
+            weights += itemsize * before_depth
+            for plane in range(kept):
+                from_ring = ring_at + (f * kept + plane) * ring * ring_plane + step[F.block_row] * ring_row
+                slot = first_position % ring
+                for i in range((rows - 1) * stride + step[F.extent_d]):
+                    lines[i] = from_ring + slot * ring_plane
+                    slot = slot + 1 if slot + 1 < ring else 0
+                for x in range(vectors):
+                    out = step[F.accumulator] + itemsize * f * step[F.acc_filter_step] + x * vector
+                    if fold:
+                        half, k = kd // 2, 0
+                        while k == 0 or k < half:
+                            end = min(k + folded_chunk, half)
+                            centre = kd % 2 if end == half else 0
+                            _fold_rows(
+                                rows, lanes, double, 0, lines_at, x * vector, weights, kd, k, end, centre,
+                                int(k == 0 and plane == 0), out, out_plane,
+                            )  # fmt: skip
+                            k += folded_chunk
+                    else:
+                        for k in range(0, kd, chunk):
+                            _sum_rows(
+                                rows, lanes, double, shared, lines_at, x * vector, stride, dilation, weights, k,
+                                min(k + chunk, kd), int(k == 0 and plane == 0), out, out_plane,
+                            )  # fmt: skip
+                weights += itemsize * kd
+
+    return loops
