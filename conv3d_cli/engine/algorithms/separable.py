@@ -41,7 +41,7 @@ MOST_FILTERS = 4  # a group's; each has planes of its own in the ring
 CHUNK_TAPS, CHUNK_PAIRS = 32, 32
 # Bytes a task may hold: the ring and what is on its way there, in an L2 of 1 MiB.
 TILE_BYTES = 3 << 18
-BLOCK_BYTES = 1 << 15  # sums of a block of rows, computed and then stored
+BLOCK_BYTES = 1 << 14  # sums of a block of rows, computed and then stored
 
 
 class Factors(NamedTuple):
@@ -183,7 +183,7 @@ class _Tiling(NamedTuple):
 
 # Nanoseconds of one core for a vector of 64 bytes: packed, a tap of each pass (folded or not), stored. Fitted to
 # measurements of kernels of 3 to 61 taps an axis, Zen 4, 2026-11.
-PACK, STORE = 1.2, 1.2
+PACK, STORE = 3.0, 2.0
 HEIGHT, WIDTH, DEPTH = {True: 0.18, False: 0.3}, {True: 0.3, False: 0.35}, {True: 0.16, False: 0.3}
 
 

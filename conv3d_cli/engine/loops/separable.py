@@ -11,10 +11,13 @@ and additions have units of their own on some CPUs (measured on Zen 4: 1.6 times
 from __future__ import annotations
 
 import numpy as np
+from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
-from conv3d_cli.engine.loops.simd import I64, Vec, const, memory
+from conv3d_cli.engine.loops.pack import OUTSIDE
+from conv3d_cli.engine.loops.simd import I32, I64, Vec, const, inlined, memory, prefetch
 from conv3d_cli.engine.step import F
 
 BLOCK = 4  # taps unrolled where the filter is not folded
@@ -52,6 +55,18 @@ def _put(b, v, sums, first, out, out_row):
                 v.store(b.fadd(v.load(line, const(0)), value), line, const(0))
 
 
+def _line(b, v, address):
+    """The vector at an address. The one behind it is fetched into L1 meanwhile: lines lie in L2, and they are more than the
+    CPU's own prefetcher follows (without, the depth pass took 1.8 times as long)."""
+    pointer = ir.IntType(8).as_pointer()
+    fetch = cgutils.get_or_insert_function(
+        b.module, ir.FunctionType(ir.VoidType(), [pointer, I32, I32, I32]), "llvm.prefetch.p0"
+    )
+    to_read, level_one, data = (ir.Constant(I32, n) for n in (0, 3, 1))
+    b.call(fetch, [b.inttoptr(b.add(address, const(64)), pointer), to_read, level_one, data])
+    return v.load(b.inttoptr(address, v.real.as_pointer()), const(0))
+
+
 @intrinsic(prefer_literal=True)
 def _fold_rows(typingctx, rows, lanes, double, halve, lines, at, weights, taps, begin, end, centre, first, out, out_row):
     """A vector of each of `rows` outputs: the sum over pairs k of weights[k] * (line r+k + line r+taps-1-k).
@@ -72,7 +87,7 @@ def _fold_rows(typingctx, rows, lanes, double, halve, lines, at, weights, taps, 
         last = b.sub(taps, const(1))
 
         def line(index):
-            value = v.load(b.inttoptr(b.add(b.load(b.gep(lines, [index])), at), v.real.as_pointer()), const(0))
+            value = _line(b, v, b.add(b.load(b.gep(lines, [index])), at))
             return b.fmul(value, v.splat(0.5)) if is_halved else value
 
         def pairs(count):
@@ -129,7 +144,7 @@ def _sum_rows(typingctx, rows, lanes, double, shared, lines, at, stride, dilatio
         starts = [b.mul(stride, const(r)) for r in range(R)]
 
         def line(index):
-            return v.load(b.inttoptr(b.add(b.load(b.gep(lines, [index])), at), v.real.as_pointer()), const(0))
+            return _line(b, v, b.add(b.load(b.gep(lines, [index])), at))
 
         def block(count):
             def body(k, sums):
@@ -179,7 +194,7 @@ def _sum_columns(
         realp = v.real.as_pointer()
         weights = b.inttoptr(weights, realp)
         bases = [b.add(source, b.mul(row, const(r))) for r in range(R)]
-        shuffled = {1, 3} if width * v.bytes == 64 else set()
+        shuffled = {1, 2, 3} if width * v.bytes == 64 else set()
 
         def values(r, k, count):
             """The vectors of taps k ... k+count-1."""
@@ -225,6 +240,34 @@ def _sum_columns(
     return sig, codegen
 
 
+@inlined
+def _fetch_strip(step, strip, strips):
+    """Fetch a strip of the source of the plane that is packed next, if its voxels lie side by side."""
+    planes, rows = memory(step[F.planes], np.int64), memory(step[F.rows], np.int64)
+    columns = memory(step[F.columns], np.int64)
+    last = (step[F.out_depth] - 1) * step[F.stride_d] + step[F.extent_d] - 1
+    if step[F.source_column_step] != 1 or step[F.position] >= last or planes[step[F.position] + 1] == OUTSIDE:
+        return
+    first_column = step[F.column] * step[F.stride_w]
+    width = (step[F.width] - 1) * step[F.stride_w] + step[F.extent_w]
+    start = max(step[F.run_start], first_column)
+    stop = min(step[F.run_stop], first_column + width)
+    if start >= stop:
+        return
+    first_row = step[F.row] * step[F.stride_h]
+    height = (step[F.height] - 1) * step[F.stride_h] + step[F.extent_h]
+    origin = step[F.group] * step[F.channels] * step[F.source_channel_step] + planes[step[F.position] + 1] + columns[start]
+    size = step[F.source_itemsize]
+    lines = ((stop - start) * size + 63) // 64
+    # strips share the rows, so that a row's lines are asked for one after another
+    for j in range(height * strip // strips, height * (strip + 1) // strips):
+        row = rows[first_row + j]
+        if row != OUTSIDE:
+            at = step[F.source] + (origin + row) * size
+            for line in range(lines):
+                prefetch(at + 64 * line)
+
+
 def filter_plane(rows, fold_h, shared_h, fold_w, joined_w, chunk, folded_chunk, lanes, real):
     """What `absorb` does: filter the packed plane along height and width into the ring.
 
@@ -260,7 +303,10 @@ def filter_plane(rows, fold_h, shared_h, fold_w, joined_w, chunk, folded_chunk, 
             weights = step[F.weights] + itemsize * (step[F.group] * step[F.filters] + f) * per_filter
             for term in range(terms):
                 # down a strip of one vector at a time: its lines stay in L1
-                for x in range((numbers + lanes - 1) // lanes):
+                strips = (numbers + lanes - 1) // lanes
+                for x in range(strips):
+                    if f == 0 and term == 0:
+                        _fetch_strip(step, x, strips)
                     for tile in range(tiles):
                         here = lines_at + 8 * tile * rows * stride_h
                         out = half_at + term * half_plane + tile * rows * row_bytes + x * vector
