@@ -23,6 +23,39 @@ TOLERANCE = {"float32": 2e-6, "float64": 1e-14}  # of sum|w| * max|x|
 MODES = ["zeros", "constant=2.5", "nearest", "symmetric", "mirror", "wrap"]
 
 
+def outer_products(count: int) -> Any:
+    """Weights that are sums of so many outer products of random filters."""
+
+    def make(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+        depth, height, width = (rng.standard_normal((count, n, *shape[3:])) for n in shape[:3])
+        return np.einsum("adcf,ahcf,awcf->dhwcf", depth, height, width)
+
+    return make
+
+
+def symmetric(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """An outer product of symmetric, positive filters."""
+    depth, height, width = (np.exp(-rng.uniform(0.02, 0.2) * (np.arange(n) - (n - 1) / 2) ** 2) for n in shape[:3])
+    return np.broadcast_to(np.einsum("d,h,w->dhw", depth, height, width)[..., None, None], shape).copy()
+
+
+def log_like(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """Laplacian of Gaussian: a sum of three outer products, two filters an axis."""
+    squares = [(np.arange(n) - (n - 1) / 2) ** 2 / 4 for n in shape[:3]]
+    radius = squares[0][:, None, None] + squares[1][:, None] + squares[2]
+    return np.broadcast_to(((radius - 3) * np.exp(-radius / 2))[..., None, None], shape).copy()
+
+
+WEIGHTS: dict[str, Any] = {
+    "random": lambda rng, shape: rng.standard_normal(shape),
+    "outer": outer_products(1),
+    "two outer": outer_products(2),
+    "symmetric": symmetric,
+    "log": log_like,
+    "box": lambda rng, shape: np.full(shape, 1 / math.prod(shape[:3])),
+}
+
+
 @dataclass(frozen=True)
 class Case:
     """One problem: the volume's (D, H, W), channels by group, filters by group, groups, kernel size, and geometry."""
@@ -36,6 +69,7 @@ class Case:
     dilation_rate: tuple[int, int, int] = (1, 1, 1)
     padding: Any = "same"
     boundary: str = "zeros"
+    weights: str = "random"
 
     def spec(self) -> ConvSpec:
         return ConvSpec(
@@ -51,7 +85,7 @@ class Case:
         """A volume (1, D, H, W, C) in float32 and weights (kd, kh, kw, C/groups, F)."""
         rng = np.random.default_rng(seed)
         volume = rng.standard_normal((1, *self.size, self.in_channels * self.groups)).astype(np.float32)
-        return volume, rng.standard_normal((*self.kernel, self.in_channels, self.filters * self.groups))
+        return volume, WEIGHTS[self.weights](rng, (*self.kernel, self.in_channels, self.filters * self.groups))
 
     def expected(self, volume: np.ndarray, weights: np.ndarray) -> np.ndarray:
         boundary = Boundary.parse(self.boundary)
@@ -104,6 +138,17 @@ CASES = [
     Case((3, 4, 9), (7, 7, 7), groups=16),  # several chunks of taps
     Case((3, 4, 15), (3, 3, 5), in_channels=35),  # few filters; the last vector of channels begins earlier
     Case((3, 4, 9), (1, 3, 3), in_channels=16, filters=3, strides=(1, 2, 2), groups=2),
+    Case((9, 8, 21), (3, 4, 5), weights="outer", boundary="mirror"),
+    Case((5, 6, 7), (3, 3, 3), weights="symmetric", groups=2, filters=2),
+    Case((19, 9, 18), (9, 9, 9), weights="symmetric", boundary="nearest"),
+    Case((7, 9, 5), (4, 10, 6), weights="symmetric", padding="full", boundary="wrap"),
+    Case((9, 8, 17), (3, 4, 5), weights="symmetric", strides=(2, 3, 2), boundary="symmetric"),
+    Case((9, 8, 17), (3, 2, 5), weights="symmetric", dilation_rate=(2, 3, 2)),
+    Case((9, 8, 17), (2, 3, 4), weights="outer", strides=(3, 2, 4), dilation_rate=(2, 1, 3)),
+    Case((3, 5, 4), (35, 70, 37), weights="box", boundary="constant=2.5"),  # more than one chunk an axis
+    Case((8, 7, 20), (9, 7, 9), weights="log"),
+    Case((8, 7, 20), (7, 7, 7), weights="two outer", strides=(1, 2, 2)),
+    Case((2, 4, 1100), (3, 1, 5), weights="box"),
 ]
 
 

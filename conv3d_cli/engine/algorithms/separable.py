@@ -41,7 +41,7 @@ MOST_FILTERS = 4  # a group's; each has planes of its own in the ring
 CHUNK_TAPS, CHUNK_PAIRS = 32, 32
 # Bytes a task may hold: the ring and what is on its way there, in an L2 of 1 MiB.
 TILE_BYTES = 3 << 18
-BLOCK_BYTES = 1 << 14  # sums of a block of rows, computed and then stored
+BLOCK_BYTES = 1 << 15  # sums of a block of rows, computed and then stored
 
 
 class Factors(NamedTuple):
@@ -182,9 +182,9 @@ class _Tiling(NamedTuple):
 
 
 # Nanoseconds of one core for a vector of 64 bytes: packed, a tap of each pass (folded or not), stored. Fitted to
-# measurements of kernels of 3 to 61 taps an axis, Zen 4, 2026-11.
-PACK, STORE = 3.0, 2.0
-HEIGHT, WIDTH, DEPTH = {True: 0.18, False: 0.3}, {True: 0.3, False: 0.35}, {True: 0.16, False: 0.3}
+# measurements of kernels of 3 to 41 taps an axis, Zen 4, 2026-11.
+PACK, STORE = 4.0, 8.0
+HEIGHT, WIDTH, DEPTH = {True: 0.26, False: 0.33}, {True: 0.34, False: 0.42}, {True: 0.25, False: 0.33}
 
 
 def _sums() -> int:
@@ -235,12 +235,13 @@ def _tiling(problem: ConvProblem, factors: Factors, itemsize: int, tile: Tile, s
     filtered = planes * full_height * pitch * itemsize / 64
     put = tile.depth * full_height * pitch * itemsize / 64
     folds = _folds(problem, factors)
-    far = workspace + rows * layout.row_step * itemsize > TILE_BYTES
+    held = workspace + rows * layout.row_step * itemsize
+    far = 1.0 if held <= TILE_BYTES else 1.2 if held <= 4 * TILE_BYTES else 2.0
     nanoseconds = (
         PACK * packed
         + HEIGHT[folds[1]] * filters * terms * kh * halves
         + WIDTH[folds[2]] * filters * kept * terms * kw * filtered
-        + DEPTH[folds[0]] * (2 if far else 1) * filters * kept * kd * put
+        + DEPTH[folds[0]] * far * filters * kept * kd * put
         + STORE * filters * put
     )
     tasks = problem.groups * math.prod(-(-n // size) for n, size in zip(problem.out_size, tile, strict=True))
@@ -267,7 +268,7 @@ def seconds(problem: ConvProblem, weights: NDArray[Any], threads: int) -> float:
     """Predicted compute time."""
     factors = factorise(_as_real(weights))
     assert factors is not None
-    return _tilings(problem, factors, 4).seconds / threads
+    return _tilings(problem, factors, np.dtype(weights.dtype).itemsize).seconds / threads
 
 
 def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -> PreparedAlgorithm:
