@@ -113,10 +113,10 @@ def test_non_finite_voxels_reach_their_windows_and_no_further(name: str, value: 
         "log": builtin.log(sigma=(0.5, 0.5, 0.5)),
     }[name]
     weights = column(kernel)
-    volume = np.ones((1, 12, 10, 40, 1), np.float32)
-    volume[0, 2, 3, 17, 0] = value
-    volume[0, 9, 6, 5, 0] = np.inf
-    case = Case((12, 10, 40), weights.shape[:3])
+    volume = np.ones((1, 9, 6, 19, 1), np.float32)
+    volume[0, 2, 2, 12, 0] = value
+    volume[0, 7, 4, 3, 0] = np.inf
+    case = Case((9, 6, 19), weights.shape[:3])
     got = run(plan_for(volume, weights, threads=2), volume)
     np.testing.assert_allclose(got, case.expected(volume, weights), rtol=1e-5, atol=1e-6)
 
