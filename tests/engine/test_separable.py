@@ -23,7 +23,12 @@ def plan_for(volume: np.ndarray, weights: np.ndarray, boundary: str = "zeros", *
     return make_plan(problem, weights, algorithm="separable", **kwargs)
 
 
-OUTER = [builtin.gaussian(sigma=(1, 1, 1)), builtin.gaussian(sigma=(1, 0.5, 2)), builtin.box((4, 3, 5)), builtin.sobel("h")]
+OUTER = [
+    builtin.gaussian(sigma=(1, 1, 1)),
+    builtin.gaussian(sigma=(1, 0.5, 2)),
+    builtin.box((4, 3, 5)),
+    builtin.sobel("h"),
+]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

@@ -6,8 +6,8 @@ kd·kh·kw. A sum of a few outer products (Laplacian of Gaussian) is as good: th
     K[d, h, w] = Σ_a Σ_b depth[a, d] · height[b, h] · width[a, b, w]
 
 with few a and b, found by singular value decompositions along depth and height (a Tucker decomposition, Kolda and Bader,
-SIAM Review 51 (2009) 455-500, section 4, with the core kept in `width`). Accepted only where that is exact within the rounding of the
-arithmetic. The passes run over tiles, see `loops/separable.py`.
+SIAM Review 51 (2009) 455-500, section 4, with the core kept in `width`). Accepted only where that is exact
+within the rounding of the arithmetic. The passes run over tiles, see `loops/separable.py`.
 
 NaN and infinity reach the same voxels as in the direct sum where there is one term: a product is not finite if one factor
 is. Several terms may be of opposite signs; then such steps are fenced.
@@ -175,7 +175,7 @@ class _Tiling(NamedTuple):
 
     layout: TileLayout
     lines: int
-    half_plane: int
+    half_rows: int
     ring_plane: int
     ring: int
     seconds: float
@@ -216,18 +216,24 @@ def _tiling(problem: ConvProblem, factors: Factors, itemsize: int, tile: Tile, s
     pitch = -(-tile.width // 16) * 16
     block = max(1, BLOCK_BYTES // (step_depth * pitch * itemsize))
     layout = rows_layout(
-        problem, tile, step_depth=step_depth, ring=1, spare_rows=sums, sums_pitch=pitch, block_height=min(block, tile.height)
+        problem,
+        tile,
+        step_depth=step_depth,
+        ring=1,
+        spare_rows=sums,
+        sums_pitch=pitch,
+        block_height=min(block, tile.height),
     )
     ring = packed_size(problem, tile._replace(depth=step_depth))[0]
     filters, kept, terms = problem.filters_per_group, factors.kept, factors.terms
     full_height = -(-tile.height // sums) * sums
-    # a cache line more, so that a column's planes fall into different sets of the cache
+    # an odd number of cache lines, so that a column's planes fall into different sets of the cache
     ring_plane = full_height * pitch * itemsize + 64
     ring_plane += 64 * (ring_plane // 64 % 2 == 0)
-    half_plane = full_height * layout.row_step * itemsize + 256
+    half_rows = sums * layout.row_step * itemsize + 256
     lines = 8 * max(full_height * problem.strides[1] + rows, ring)
     lines = -(-lines // 64) * 64
-    workspace = lines + terms * half_plane + filters * kept * ring * ring_plane + 256
+    workspace = lines + terms * half_rows + filters * kept * ring * ring_plane + 256
 
     # vectors of a whole task
     packed = planes * rows * layout.row_step * itemsize / 64
@@ -247,7 +253,7 @@ def _tiling(problem: ConvProblem, factors: Factors, itemsize: int, tile: Tile, s
     tasks = problem.groups * math.prod(-(-n // size) for n, size in zip(problem.out_size, tile, strict=True))
     shared = -(-tasks // 4) * 4  # so that four threads have equal shares
     return _Tiling(
-        dataclasses.replace(layout, workspace_bytes=workspace), lines, half_plane, ring_plane, ring,
+        dataclasses.replace(layout, workspace_bytes=workspace), lines, half_rows, ring_plane, ring,
         shared * problem.batch * nanoseconds * 1e-9,
     )  # fmt: skip
 
@@ -285,22 +291,24 @@ def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -
     kd, kh, kw = problem.kernel_size
     along, stride = np.arange(kw) * problem.dilation_rate[2], problem.strides[2]
     offsets = (along % stride * layout.pitch + along // stride) * dtype.itemsize
-    ring_at = tiling.lines + factors.terms * tiling.half_plane
+    ring_at = tiling.lines + factors.terms * tiling.half_rows
     ring_row = layout.sums[2] * dtype.itemsize
     parameters = np.array(
         [
             kd, kh, kw, problem.dilation_rate[0], problem.dilation_rate[1], factors.terms, factors.kept, tiling.lines,
-            tiling.half_plane, ring_at, tiling.ring_plane, tiling.ring, ring_row, offsets.ctypes.data,
+            tiling.half_rows, ring_at, tiling.ring_plane, tiling.ring, ring_row, offsets.ctypes.data,
         ],
         np.int64,
     )  # fmt: skip
     sums, lanes = _sums(), cpu_class().lanes * 4 // dtype.itemsize
-    unit_d, unit_h, unit_w = map(int, _is_unit(problem))
+    unit_d, unit_h, _ = map(int, _is_unit(problem))
     chunks = CHUNK_TAPS, CHUNK_PAIRS
     absorb = machine_code(
-        "separable", "filter_plane", sums, int(fold_h), unit_h, int(fold_w), unit_w, *chunks, lanes, dtype.name
+        "separable", "filter_plane", sums, int(fold_h), unit_h, int(fold_w), *chunks, lanes, dtype.name
     )
-    convolve = machine_code("separable", "filter_depth", layout.step_depth, int(fold_d), unit_d, *chunks, lanes, dtype.name)
+    convolve = machine_code(
+        "separable", "filter_depth", layout.step_depth, int(fold_d), unit_d, *chunks, lanes, dtype.name
+    )
     return PreparedAlgorithm(
         layout, convolve, packed, parameters, absorb=absorb, fenced=factors.kept * factors.terms > 1, keep=[offsets]
     )

@@ -5,7 +5,7 @@ of filtered planes; `filter_depth` makes a step's output planes from the ring. A
 registers. Along height and depth they are neighbouring outputs of the axis, which share the rows they load.
 
 A symmetric filter is folded: the two values that meet the same weight are added first. That halves the multiplications,
-and additions have units of their own on some CPUs (measured on Zen 4: 1.6 times the speed).
+and some CPUs have separate units for additions.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def _put(b, v, sums, first, out, out_row):
 
 def _line(b, v, address):
     """The vector at an address. The one behind it is fetched into L1 meanwhile: lines lie in L2, and they are more than the
-    CPU's own prefetcher follows (without, the depth pass took 1.8 times as long)."""
+    CPU's own prefetcher follows (without, a Gaussian of 41 taps an axis took 42 ms instead of 29; Zen 4, 2026-11)."""
     pointer = ir.IntType(8).as_pointer()
     fetch = cgutils.get_or_insert_function(
         b.module, ir.FunctionType(ir.VoidType(), [pointer, I32, I32, I32]), "llvm.prefetch.p0"
@@ -68,7 +68,9 @@ def _line(b, v, address):
 
 
 @intrinsic(prefer_literal=True)
-def _fold_rows(typingctx, rows, lanes, double, halve, lines, at, weights, taps, begin, end, centre, first, out, out_row):
+def _fold_rows(
+    typingctx, rows, lanes, double, halve, lines, at, weights, taps, begin, end, centre, first, out, out_row
+):
     """A vector of each of `rows` outputs: the sum over pairs k of weights[k] * (line r+k + line r+taps-1-k).
 
     lines: int64 addresses of the lines; at: bytes into each. Pairs begin <= k < end; centre: 1 to add the middle tap too.
@@ -126,7 +128,9 @@ def _fold_rows(typingctx, rows, lanes, double, halve, lines, at, weights, taps, 
 
 
 @intrinsic(prefer_literal=True)
-def _sum_rows(typingctx, rows, lanes, double, shared, lines, at, stride, dilation, weights, begin, end, first, out, out_row):
+def _sum_rows(
+    typingctx, rows, lanes, double, shared, lines, at, stride, dilation, weights, begin, end, first, out, out_row
+):
     """A vector of each of `rows` outputs: the sum over taps begin <= k < end of weights[k] * line (r*stride + k*dilation).
 
     shared: 1 promises that stride and dilation are 1, so that taps share lines.
@@ -173,66 +177,52 @@ def _sum_rows(typingctx, rows, lanes, double, shared, lines, at, stride, dilatio
 
 @intrinsic(prefer_literal=True)
 def _sum_columns(
-    typingctx, rows, lanes, double, joined, fold, source, row, offsets, weights, taps, begin, end, centre, first, out, out_row
+    typingctx, rows, lanes, double, fold, source, row, offsets, weights, taps, begin, end, centre, first, out, out_row
 ):
     """A vector of each of `rows` rows: the sum over taps of weights[k] * source[r, offsets[k] and on].
 
     source: an address; row: bytes from one row to the next; offsets: int64, in bytes
     fold: 1 for pairs (as `_fold_rows`), else taps begin <= k < end
-    joined: 1 promises that offsets follow one another by one number. Vectors that begin at every place mostly cross cache
-    lines, which halves the loads a cycle; so some are put together from two loaded before.
     """
     sig = types.void(
-        rows, lanes, double, joined, fold, source, row, offsets, weights, taps, begin, end, centre, first, out, out_row,
+        rows, lanes, double, fold, source, row, offsets, weights, taps, begin, end, centre, first, out, out_row,
     )  # fmt: skip
-    R, width, is_double, is_joined, is_folded = (t.literal_value for t in sig.args[:5])
+    R, width, is_double, is_folded = (t.literal_value for t in sig.args[:4])
 
     def codegen(context, b, sig, args):
         v = Vec(b, width, "float64" if is_double else "float32")
-        source, row, offsets, weights, taps, begin, end, centre, first, out, out_row = args[5:]
+        source, row, offsets, weights, taps, begin, end, centre, first, out, out_row = args[4:]
         offsets = b.inttoptr(offsets, I64.as_pointer())
         realp = v.real.as_pointer()
         weights = b.inttoptr(weights, realp)
         bases = [b.add(source, b.mul(row, const(r))) for r in range(R)]
-        shuffled = {1, 2, 3} if width * v.bytes == 64 else set()
 
-        def values(r, k, count):
-            """The vectors of taps k ... k+count-1."""
-            line = b.inttoptr(b.add(bases[r], b.load(b.gep(offsets, [k]))), realp)
-            if count == 1:
-                return [v.load(line, const(0))]
-            here, after = v.load(line, const(0)), v.load(line, const(width))
-            found = [here]
-            for i in range(1, count):
-                lanes = list(range(i, width + i))
-                found.append(v.shuffle(here, after, lanes) if i in shuffled else v.load(line, const(i)))
-            return found
+        def values(k):
+            """Tap k's vector of every row."""
+            offset = b.load(b.gep(offsets, [k]))
+            return [v.load(b.inttoptr(b.add(base, offset), realp), const(0)) for base in bases]
+
+        def middle(_, sums):
+            half = b.lshr(taps, const(1))
+            weight = v.broadcast(weights, half)
+            return [v.fma(x, weight, s) for x, s in zip(values(half), sums, strict=True)]
 
         def block(count):
             def body(k, sums):
-                ws = [v.broadcast(weights, b.add(k, const(i))) for i in range(count)]
-                mirror = b.sub(b.sub(taps, const(count)), k)
-                for r in range(R):
-                    xs = values(r, k, count)
+                for i in range(count):
+                    here = b.add(k, const(i))
+                    weight, xs = v.broadcast(weights, here), values(here)
                     if is_folded:
-                        xs = [b.fadd(x, y) for x, y in zip(xs, reversed(values(r, mirror, count)), strict=True)]
-                    for x, w in zip(xs, ws, strict=True):
-                        sums[r] = v.fma(x, w, sums[r])
+                        mirrored = values(b.sub(b.sub(taps, const(1)), here))
+                        xs = [b.fadd(x, y) for x, y in zip(xs, mirrored, strict=True)]
+                    sums = [v.fma(x, weight, s) for x, s in zip(xs, sums, strict=True)]
                 return sums
 
             return body
 
-        k, sums = begin, [v.zero] * R
-        if is_joined:
-            k, sums = _counted(b, k, end, BLOCK, sums, block(BLOCK))
+        k, sums = _counted(b, begin, end, BLOCK, [v.zero] * R, block(BLOCK))
         k, sums = _counted(b, k, end, 1, sums, block(1))
         if is_folded:
-
-            def middle(_, sums):
-                half = b.lshr(taps, const(1))
-                weight = v.broadcast(weights, half)
-                return [v.fma(values(r, half, 1)[0], weight, s) for r, s in enumerate(sums)]
-
             _, sums = _counted(b, const(0), centre, 1, sums, middle)  # once or never
         _put(b, v, sums, first, out, out_row)
         return context.get_dummy_value()
@@ -241,8 +231,8 @@ def _sum_columns(
 
 
 @inlined
-def _fetch_strip(step, strip, strips):
-    """Fetch a strip of the source of the plane that is packed next, if its voxels lie side by side."""
+def _fetch_part(step, part, parts):
+    """Fetch a part of the rows of the plane that is packed next, if their voxels lie side by side."""
     planes, rows = memory(step[F.planes], np.int64), memory(step[F.rows], np.int64)
     columns = memory(step[F.columns], np.int64)
     last = (step[F.out_depth] - 1) * step[F.stride_d] + step[F.extent_d] - 1
@@ -256,11 +246,12 @@ def _fetch_strip(step, strip, strips):
         return
     first_row = step[F.row] * step[F.stride_h]
     height = (step[F.height] - 1) * step[F.stride_h] + step[F.extent_h]
-    origin = step[F.group] * step[F.channels] * step[F.source_channel_step] + planes[step[F.position] + 1] + columns[start]
+    origin = (
+        step[F.group] * step[F.channels] * step[F.source_channel_step] + planes[step[F.position] + 1] + columns[start]
+    )
     size = step[F.source_itemsize]
     lines = ((stop - start) * size + 63) // 64
-    # strips share the rows, so that a row's lines are asked for one after another
-    for j in range(height * strip // strips, height * (strip + 1) // strips):
+    for j in range(height * part // parts, height * (part + 1) // parts):
         row = rows[first_row + j]
         if row != OUTSIDE:
             at = step[F.source] + (origin + row) * size
@@ -268,10 +259,10 @@ def _fetch_strip(step, strip, strips):
                 prefetch(at + 64 * line)
 
 
-def filter_plane(rows, fold_h, shared_h, fold_w, joined_w, chunk, folded_chunk, lanes, real):
+def filter_plane(rows, fold_h, shared_h, fold_w, chunk, folded_chunk, lanes, real):
     """What `absorb` does: filter the packed plane along height and width into the ring.
 
-    rows: sums in registers; fold_*: 1 where the filters of an axis are symmetric; shared_h, joined_w: 1 where stride and dilation
+    rows: sums in registers; fold_*: 1 where the filters of an axis are symmetric; shared_h: 1 where stride and dilation
     are 1; chunk, folded_chunk: taps and pairs that are summed before they join the rest
     Parameters (int64): see `algorithms/separable.py`. Weights by group, filter: height (terms, kh), width (kept, terms, kw),
     depth (kept, kd).
@@ -285,8 +276,13 @@ def filter_plane(rows, fold_h, shared_h, fold_w, joined_w, chunk, folded_chunk, 
             parameters[0], parameters[1], parameters[2], parameters[4], parameters[5], parameters[6],
         )  # fmt: skip
         lines_at = step[F.workspace]
-        half_at, half_plane = step[F.workspace] + parameters[7], parameters[8]
-        ring_at, ring_plane, ring, ring_row = step[F.workspace] + parameters[9], parameters[10], parameters[11], parameters[12]
+        half_at, half_rows = step[F.workspace] + parameters[7], parameters[8]
+        ring_at, ring_plane, ring, ring_row = (
+            step[F.workspace] + parameters[9],
+            parameters[10],
+            parameters[11],
+            parameters[12],
+        )
         offsets = parameters[13]
         per_filter = terms * kh + kept * terms * kw + kept * kd
         row_bytes, stride_h = itemsize * step[F.row_step], step[F.stride_h]
@@ -299,17 +295,18 @@ def filter_plane(rows, fold_h, shared_h, fold_w, joined_w, chunk, folded_chunk, 
             numbers = step[F.width] - 1 + step[F.extent_w]
         vector = itemsize * lanes
         slot = step[F.position] % ring
+        strips = (numbers + lanes - 1) // lanes
         for f in range(step[F.filters]):
-            weights = step[F.weights] + itemsize * (step[F.group] * step[F.filters] + f) * per_filter
-            for term in range(terms):
-                # down a strip of one vector at a time: its lines stay in L1
-                strips = (numbers + lanes - 1) // lanes
-                for x in range(strips):
-                    if f == 0 and term == 0:
-                        _fetch_strip(step, x, strips)
-                    for tile in range(tiles):
-                        here = lines_at + 8 * tile * rows * stride_h
-                        out = half_at + term * half_plane + tile * rows * row_bytes + x * vector
+            first_weight = step[F.weights] + itemsize * (step[F.group] * step[F.filters] + f) * per_filter
+            for tile in range(tiles):
+                # `rows` rows along the height, then the same rows along the width while they are in L1
+                weights = first_weight
+                here = lines_at + 8 * tile * rows * stride_h
+                for term in range(terms):
+                    for x in range(strips):
+                        if f == 0 and term == 0:
+                            _fetch_part(step, tile * strips + x, tiles * strips)
+                        out = half_at + term * half_rows + x * vector
                         if fold_h:
                             half, k = kh // 2, 0
                             while k == 0 or k < half:
@@ -326,13 +323,11 @@ def filter_plane(rows, fold_h, shared_h, fold_w, joined_w, chunk, folded_chunk, 
                                     rows, lanes, double, shared_h, here, x * vector, stride_h, dilation_h, weights, k,
                                     min(k + chunk, kh), int(k == 0), out, row_bytes,
                                 )  # fmt: skip
-                weights += itemsize * kh
-            for plane in range(kept):
-                to = ring_at + ((f * kept + plane) * ring + slot) * ring_plane
-                for term in range(terms):
-                    for tile in range(tiles):
-                        source = half_at + term * half_plane + tile * rows * row_bytes
-                        out = to + tile * rows * ring_row
+                    weights += itemsize * kh
+                for plane in range(kept):
+                    to = ring_at + ((f * kept + plane) * ring + slot) * ring_plane + tile * rows * ring_row
+                    for term in range(terms):
+                        source = half_at + term * half_rows
                         for x in range((step[F.width] + lanes - 1) // lanes):
                             limit = kw // 2 if fold_w else kw
                             length = folded_chunk if fold_w else chunk
@@ -341,11 +336,11 @@ def filter_plane(rows, fold_h, shared_h, fold_w, joined_w, chunk, folded_chunk, 
                                 end = min(k + length, limit)
                                 centre = kw % 2 if end == limit else 0
                                 _sum_columns(
-                                    rows, lanes, double, joined_w, fold_w, source + x * vector, row_bytes, offsets, weights, kw,
-                                    k, end, centre, int(k == 0 and term == 0), out + x * vector, ring_row,
+                                    rows, lanes, double, fold_w, source + x * vector, row_bytes, offsets, weights, kw,
+                                    k, end, centre, int(k == 0 and term == 0), to + x * vector, ring_row,
                                 )  # fmt: skip
                                 k += length
-                    weights += itemsize * kw
+                        weights += itemsize * kw
 
     return loops
 
@@ -360,7 +355,12 @@ def filter_depth(rows, fold, shared, chunk, folded_chunk, lanes, real):
         kd, kh, kw, dilation, terms, kept = (
             parameters[0], parameters[1], parameters[2], parameters[3], parameters[5], parameters[6],
         )  # fmt: skip
-        ring_at, ring_plane, ring, ring_row = step[F.workspace] + parameters[9], parameters[10], parameters[11], parameters[12]
+        ring_at, ring_plane, ring, ring_row = (
+            step[F.workspace] + parameters[9],
+            parameters[10],
+            parameters[11],
+            parameters[12],
+        )
         before_depth = terms * kh + kept * terms * kw
         lines_at = step[F.workspace]
         lines = memory(lines_at, np.int64)
