@@ -1,6 +1,6 @@
 """The convolutions that are measured, each with its target: one list, so that the table is the same everywhere.
 
-A target is a share of the machine's limit, and a ratio to the fastest peer. Targets hold for the sizes given here, on two cores
+A target is a share of the machine's limit, and a ratio to the strongest peer. Targets hold for the sizes given here, on two cores
 with AVX-512. Held cases lie beside the others (odd sizes, other channel counts, anisotropic kernels): they show whether the
 engine is fast in general or on the table's own lines only.
 """
@@ -34,7 +34,7 @@ class Case:
     channels, filters : int
     shape : str             "dense": random weights; "gaussian": of standard deviation `sigma` voxels, reaching 4 of them; "box"
     share : float           target: part of the limit, 0 for none
-    ratio : float           target: times faster than the fastest peer, 0 for none
+    ratio : float           target: times faster than the strongest peer, 0 for none
     held : bool             not in the table of targets
     """
 

@@ -11,6 +11,7 @@ import contextlib
 import importlib.metadata
 import importlib.util
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -45,6 +46,7 @@ class Peer(NamedTuple):
     takes : callable        (case) -> bool: whether it computes such a case
     seconds : callable      (case, threads) -> a rough time, so that what would take minutes is left out
     ready : callable        (case, volume, weights) -> Call
+    fills : bool            it fills an output that is at hand; else it allocates one at each call
     """
 
     name: str
@@ -52,6 +54,7 @@ class Peer(NamedTuple):
     takes: Callable[[Case], bool]
     seconds: Callable[[Case, int], float]
     ready: Callable[[Case, Array, Array], Call]
+    fills: bool = False
 
 
 def _at(gigaflops: float, parallel: bool = True) -> Callable[[Case, int], float]:
@@ -102,11 +105,14 @@ def _torch(memory: str) -> Callable[[Case, Array, Array], Call]:
             "stride": case.strides, "padding": case.padding, "dilation": case.dilation_rate, "groups": case.groups,
         }  # fmt: skip
         if memory == "blocked":
-            from torch.utils.mkldnn import MkldnnConv3d
-
             layer = torch.nn.Conv3d(case.channels, case.filters, case.kernel_size, bias=False, **settings)
             layer.weight = torch.nn.Parameter(w, requires_grad=False)
-            packed, blocked = MkldnnConv3d(layer, torch.float32), x.to_mkldnn()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)  # of TorchScript, in which the layer is written
+                from torch.utils.mkldnn import MkldnnConv3d
+
+                packed = MkldnnConv3d(layer, torch.float32)
+            blocked = x.to_mkldnn()
             return Call(lambda: packed(blocked), lambda y: _from_torch(y.to_dense()))
 
         def run() -> Any:
@@ -278,21 +284,21 @@ PEERS: tuple[Peer, ...] = (
     Peer("torch", "torch", _is_dense, _torch_seconds, _torch("first")),
     Peer("torch channels_last", "torch", _is_dense, _torch_seconds, _torch("last")),
     Peer("torch blocked", "torch", lambda case: _is_dense(case) and case.dtype == "float32", _torch_seconds, _torch("blocked")),
-    Peer("ndimage.correlate", "scipy", _is_dense_filter, _at(2.5, parallel=False), _correlate),
-    Peer("ndimage.convolve", "scipy", _is_dense_filter, _at(2.5, parallel=False), _convolve),
-    Peer("ndimage.gaussian_filter", "scipy", _is_gaussian, _voxels_at(20), _gaussian_filter),
-    Peer("ndimage.uniform_filter", "scipy", lambda case: case.shape == "box", _voxels_at(20), _uniform_filter),
+    Peer("ndimage.correlate", "scipy", _is_dense_filter, _at(2.5, parallel=False), _correlate, fills=True),
+    Peer("ndimage.convolve", "scipy", _is_dense_filter, _at(2.5, parallel=False), _convolve, fills=True),
+    Peer("ndimage.gaussian_filter", "scipy", _is_gaussian, _voxels_at(20), _gaussian_filter, fills=True),
+    Peer("ndimage.uniform_filter", "scipy", lambda case: case.shape == "box", _voxels_at(20), _uniform_filter, fills=True),
     Peer("signal.oaconvolve", "scipy", _is_plain_filter, _voxels_at(10), _by_fourier("oaconvolve")),
     Peer("signal.fftconvolve", "scipy", _is_plain_filter, _voxels_at(20), _by_fourier("fftconvolve")),
     Peer("ITK Convolution", "SimpleITK", _is_dense_filter, _at(0.5), _itk_convolution("ConvolutionImageFilter")),
     Peer("ITK FFTConvolution", "SimpleITK", _is_plain_filter, _voxels_at(5), _itk_convolution("FFTConvolutionImageFilter")),
     Peer("ITK DiscreteGaussian", "SimpleITK", _is_gaussian, _voxels_at(10), _itk_gaussian),
     Peer("ITK RecursiveGaussian", "SimpleITK", _is_gaussian, _voxels_at(20), _itk_recursive),
-    Peer("DIPlib Convolution", "diplib", _is_plain_filter, _voxels_at(5), _dip_convolution("best")),
-    Peer("DIPlib direct", "diplib", _is_dense_filter, _at(1), _dip_convolution("direct")),
-    Peer("DIPlib Uniform", "diplib", lambda case: case.shape == "box", _voxels_at(20), _dip_uniform),
-    Peer("DIPlib Gauss FIR", "diplib", _is_gaussian, _voxels_at(20), _dip_gaussian("FIR")),
-    Peer("DIPlib Gauss best", "diplib", _is_gaussian, _voxels_at(20), _dip_gaussian("best")),
+    Peer("DIPlib Convolution", "diplib", _is_plain_filter, _voxels_at(5), _dip_convolution("best"), fills=True),
+    Peer("DIPlib direct", "diplib", _is_dense_filter, _at(1), _dip_convolution("direct"), fills=True),
+    Peer("DIPlib Uniform", "diplib", lambda case: case.shape == "box", _voxels_at(20), _dip_uniform, fills=True),
+    Peer("DIPlib Gauss FIR", "diplib", _is_gaussian, _voxels_at(20), _dip_gaussian("FIR"), fills=True),
+    Peer("DIPlib Gauss best", "diplib", _is_gaussian, _voxels_at(20), _dip_gaussian("best"), fills=True),
 )  # fmt: skip
 
 _threads = [1]

@@ -15,7 +15,7 @@ from conv3d_cli.bench.peers import installed
 from conv3d_cli.bench.run import Measured, measured_of_record
 from conv3d_cli.errors import FormatError
 
-COLUMNS = ("case", "ms", "call", "% limit", "GFLOP/s", "plan", "fastest peer", "its ms", "ratio", "error")
+COLUMNS = ("case", "ms", "call", "% limit", "GFLOP/s", "plan", "strongest peer", "its ms", "ratio", "error")
 
 
 @dataclass
@@ -108,13 +108,13 @@ def number(value: float) -> str:
 
 def cells(measured: Measured) -> list[str]:
     """A line of the table, in the order of `COLUMNS`; targets in brackets."""
-    case, fastest = measured.case, measured.fastest
+    case, peer = measured.case, measured.strongest
     share = f"{100 * measured.share:.0f}" + (f" ({100 * case.share:.0f})" if case.share else "")
     ratio = "" if measured.ratio is None else number(measured.ratio)
     ratio += f" ({case.ratio:g})" if case.ratio and ratio else ""
     return [
         case.name, number(measured.ms), number(measured.call_ms), share, f"{measured.gflops:.0f}", number(measured.predicted_ms),
-        fastest.name if fastest else "", number(fastest.ms) if fastest and fastest.ms else "", ratio, f"{measured.error:.0e}",
+        peer.name if peer else "", number(peer.ms) if peer and peer.ms else "", ratio, f"{measured.error:.0e}",
     ]  # fmt: skip
 
 

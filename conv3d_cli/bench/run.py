@@ -55,10 +55,12 @@ class Settings:
 class PeerTime:
     """What became of a peer: its median time, or why there is none.
 
+    fills : bool            into an output at hand, as our `ms`; else it allocates one, as our `call_ms`
     error : float           largest difference from ours, as a part of sum|w| * max|x|
     """
 
     name: str
+    fills: bool = False
     ms: float | None = None
     error: float | None = None
     note: str = ""
@@ -98,16 +100,19 @@ class Measured:
         """GFLOP/s of the counted operations."""
         return self.case.flops / self.ms / 1e6
 
+    def ratio_to(self, peer: PeerTime) -> float:
+        """How many times ours a peer takes: of the engine's time where both fill an output, of the call's where both allocate."""
+        return math.inf if peer.ms is None else peer.ms / (self.ms if peer.fills else self.call_ms)
+
     @property
-    def fastest(self) -> PeerTime | None:
-        """The fastest peer that computed the same."""
-        timed = [peer for peer in self.peers if peer.ms is not None]
-        return min(timed, key=lambda peer: peer.ms or 0.0, default=None)
+    def strongest(self) -> PeerTime | None:
+        """The peer with the least ratio of those that computed the same."""
+        return min((peer for peer in self.peers if peer.ms is not None), key=self.ratio_to, default=None)
 
     @property
     def ratio(self) -> float | None:
-        """How many times our time the fastest peer takes."""
-        return None if self.fastest is None or self.fastest.ms is None else self.fastest.ms / self.ms
+        """How many times ours the strongest peer takes."""
+        return None if self.strongest is None else self.ratio_to(self.strongest)
 
     def record(self) -> dict[str, Any]:
         """As JSON."""
@@ -129,7 +134,7 @@ class Measured:
             "bound": self.bound,
             "share_of_limit": self.share,
             "error": self.error,
-            "fastest_peer": None if self.fastest is None else self.fastest.name,
+            "strongest_peer": None if self.strongest is None else self.strongest.name,
             "ratio": self.ratio,
             "peers": [asdict(peer) for peer in self.peers],
         }
@@ -235,7 +240,7 @@ def _ready_peers(
     for peer in PEERS:
         if peer.package not in packages or not peer.takes(case):
             continue
-        result = PeerTime(peer.name)
+        result = PeerTime(peer.name, peer.fills)
         about = peer.seconds(case, settings.threads)
         if about > settings.patience:
             result.note = f"left out: would take about {about:.0f} s"

@@ -95,7 +95,8 @@ def bench(
     GFLOP/s       flops of the direct sum over ms; of three passes where the
                   kernel is a Gaussian or a box
     plan          ms that the planner predicted
-    ratio         how many times our ms the fastest peer takes (target)
+    ratio         how many times ours the strongest peer takes (target): of ms
+                  where it fills an output at hand, of call where it allocates
     error         largest difference from float64, as part of sum|w| max|x|
     """
     from conv3d_cli.atomic import check_target
@@ -190,7 +191,7 @@ def _show(report: BenchReport) -> None:
     click.echo("\n".join(heading(report)) + "\n")
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     for name in COLUMNS:
-        table.add_column(name, justify="left" if name in ("case", "fastest peer") else "right", no_wrap=True)
+        table.add_column(name, justify="left" if name in ("case", "strongest peer") else "right", no_wrap=True)
     for measured in report.cases:
         has_target = measured.case.share or measured.case.ratio
         table.add_row(*cells(measured), style="red" if is_missed(measured) else "green" if has_target else None)
