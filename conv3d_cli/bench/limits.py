@@ -41,6 +41,12 @@ class Limits:
         compute, memory = flops / self.fma, bytes_moved / self.copy
         return max(compute, memory), "fma" if compute > memory else "memory"
 
+    def better(self, other: Limits) -> Limits:
+        """The higher figure of each kind."""
+        return Limits(
+            self.threads, max(self.fma, other.fma), max(self.copy, other.copy), max(self.plain_copy, other.plain_copy)
+        )
+
     def record(self) -> dict[str, float]:
         """As JSON."""
         return asdict(self)

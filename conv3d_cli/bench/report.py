@@ -41,6 +41,12 @@ class BenchReport:
             "cases": [case.record() for case in self.cases],
         }
 
+    def use_limits(self, limits: list[Limits]) -> None:
+        """Take the better of these limits and those before: what disturbs a machine can only make them look lower."""
+        self.limits = [old.better(new) for old, new in zip(self.limits, limits, strict=True)]
+        for case in self.cases:
+            case.set_limit(self.used)
+
     @property
     def used(self) -> Limits:
         """The limits of as many threads as the cases ran on."""
@@ -79,11 +85,15 @@ def report_of_record(record: dict[str, Any], path: str) -> BenchReport:
 
 
 def merged(reports: Iterable[BenchReport]) -> BenchReport:
-    """Several runs as one, the last measurement of a case counting; date, machine and limits are the last run's."""
+    """Several runs as one, the last measurement of a case counting, with the best limits; date and machine are the last run's."""
     reports = list(reports)
     cases = {case.case.name: case for report in reports for case in report.cases}
     last = reports[-1]
-    return BenchReport(last.date, last.machine, last.versions, last.limits, list(cases.values()))
+    whole = BenchReport(last.date, last.machine, last.versions, last.limits, list(cases.values()))
+    for report in reports:
+        if [limits.threads for limits in report.limits] == [limits.threads for limits in last.limits]:
+            whole.use_limits(report.limits)
+    return whole
 
 
 def cpu_model() -> str:
@@ -134,6 +144,12 @@ def heading(report: BenchReport) -> list[str]:
         lines.append(
             f"limits, {limits.threads} thread{'s' * (limits.threads > 1)}: {limits.fma / 1e9:.0f} GFLOP/s, "
             f"copy {limits.copy / 1e9:.1f} GB/s read and written (plain stores {limits.plain_copy / 1e9:.1f})"
+        )
+    one, used = report.limits[0], report.used
+    if used.fma < 0.75 * used.threads * one.fma:
+        lines.append(
+            f"note: {used.threads} threads reach only {used.fma / one.fma:.1f} times the FMA peak of one: "
+            "something else runs here, or the CPUs share their units"
         )
     lines.append(", ".join(f"{name} {version}" for name, version in report.versions.items()))
     if machine.get("peers_keep_freed_memory"):

@@ -74,9 +74,9 @@ class Measured:
     call_ms : float         the function `conv3d()`, which plans and allocates as well
     predicted_ms : float    by the plan
     flops, bytes : float    what the limit counts; flops are those of the direct sum but for separable kernels (three passes)
-    limit_ms, bound         the least time on this machine, and what binds: "fma" or "memory"
     error : float           largest difference from float64 on sampled voxels, as a part of sum|w| * max|x|
     peers : list            in the order of `PEERS`
+    limit_ms, bound         the least time on this machine, and what binds: "fma" or "memory"; see `set_limit`
     """
 
     case: Case
@@ -85,10 +85,15 @@ class Measured:
     best_ms: float
     call_ms: float
     predicted_ms: float
-    limit_ms: float
-    bound: str
     error: float
     peers: list[PeerTime] = field(default_factory=list)
+    limit_ms: float = 0.0
+    bound: str = ""
+
+    def set_limit(self, limits: Limits) -> None:
+        """Fill in the least time and what binds."""
+        seconds, self.bound = limits.seconds(self.case.flops, self.case.bytes_moved)
+        self.limit_ms = 1e3 * seconds
 
     @property
     def share(self) -> float:
@@ -145,7 +150,7 @@ def measured_of_record(record: dict[str, Any]) -> Measured:
     case: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value for key, value in record["case"].items()
     }
-    names = ("algorithm", "ms", "best_ms", "call_ms", "predicted_ms", "limit_ms", "bound", "error")
+    names = ("algorithm", "ms", "best_ms", "call_ms", "predicted_ms", "error", "limit_ms", "bound")
     figures: dict[str, Any] = {name: record[name] for name in names}
     return Measured(Case(record["name"], **case), **figures, peers=[PeerTime(**peer) for peer in record["peers"]])
 
@@ -189,7 +194,7 @@ class _Contestant:
         return 1e3 * statistics.median(self.times)
 
 
-def run_case(case: Case, limits: Limits, settings: Settings, team: Team) -> Measured:
+def run_case(case: Case, settings: Settings, team: Team) -> Measured:
     """Measure one case."""
     volume, weights = case.volume(), case.weights()
     problem = case.problem
@@ -225,10 +230,9 @@ def run_case(case: Case, limits: Limits, settings: Settings, team: Team) -> Meas
             contestant.turn()
     for peer, entrant in timed:
         peer.ms = entrant.ms
-    least, bound = limits.seconds(case.flops, case.bytes_moved)
     return Measured(
         case, plan.algorithm.name, engine.ms, 1e3 * min(engine.times), contestants[1].ms,
-        1e3 * plan.seconds[plan.algorithm.name], 1e3 * least, bound, error, peers,
+        1e3 * plan.seconds[plan.algorithm.name], error, peers,
     )  # fmt: skip
 
 
@@ -303,14 +307,14 @@ def sampled_error(case: Case, volume: Array, weights: Array, out: Array, samples
 
 
 def run_cases(
-    cases: list[Case], limits: Limits, settings: Settings, said: Callable[[str], None] = lambda text: None
+    cases: list[Case], settings: Settings, said: Callable[[str], None] = lambda text: None
 ) -> Iterator[Measured]:
     """Measure cases one after another; `said` is told the name of each before it begins."""
     packages = installed() if settings.with_peers else {}
     with threads_for_all(settings.threads, packages), Team(settings.threads) as team:
         for case in cases:
             said(case.name)
-            yield run_case(case, limits, settings, team)
+            yield run_case(case, settings, team)
             gc.collect()
 
 

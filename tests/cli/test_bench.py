@@ -84,7 +84,7 @@ def measured_with(monkeypatch: pytest.MonkeyPatch, *peers: Peer) -> list[PeerTim
     monkeypatch.setattr(run_module, "installed", lambda: {"made_up": "1"})
     case = choose_cases(["3^3"], 8)[0]
     with Team(1) as team:
-        return run_case(case, LIMITS, Settings(1, repeats=1), team).peers
+        return run_case(case, Settings(1, repeats=1), team).peers
 
 
 def test_what_computes_something_else_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,7 +203,7 @@ def test_the_table_fits_100_columns(run: Run, tmp_path: Path) -> None:
         PeerTime("slow", note="left out: would take about 99 s"),
     ]
     report.cases = [
-        Measured(case, "direct", 1234.5, 1234.5, 1234.5, 1234.5, 999.9, "fma", 1e-7, peers) for case in CASES
+        Measured(case, "direct", 1234.5, 1234.5, 1234.5, 1234.5, 1e-7, peers, 999.9, "fma") for case in CASES
     ]
     assert report_of_record(json.loads(json.dumps(report.record())), "x").record() == report.record()
     (tmp_path / "x.json").write_text(json.dumps(report.record()))
@@ -212,6 +212,19 @@ def test_the_table_fits_100_columns(run: Run, tmp_path: Path) -> None:
     assert len(table) == 1 + len(CASES) + 1
     assert max(len(line.rstrip()) for line in table) <= 100
     assert "31^3: slow left out: would take about 99 s" in lines[-len(CASES) + 5]
+
+
+def test_limits_that_a_busy_machine_lowered_are_replaced(run: Run, nobody: None, tmp_path: Path) -> None:
+    run("bench", "--case", "3^3", *TINY, "--json", tmp_path / "a.json")
+    record = json.loads((tmp_path / "a.json").read_text())
+    record["limits"] = [{"threads": 1, "fma": 1e10, "copy": 1e15, "plain_copy": 1}]
+    (tmp_path / "b.json").write_text(json.dumps(record))
+    record["limits"] = [{"threads": 1, "fma": 1e9, "copy": 1e10, "plain_copy": 2}]
+    (tmp_path / "c.json").write_text(json.dumps(record))
+    both = json.loads(run("bench", "--from", tmp_path / "b.json", "--from", tmp_path / "c.json", "--json", "-").stdout)
+    assert both["limits"] == [{"threads": 1, "fma": 1e10, "copy": 1e15, "plain_copy": 2}]
+    assert both["cases"][0]["bound"] == "fma"
+    assert both["cases"][0]["limit_ms"] == pytest.approx(1e3 * 2 * 27 * 12**3 / 1e10)
 
 
 def test_calibrate(run: Run) -> None:
