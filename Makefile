@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11,$(shell $(p) -c 'import sys; print("$(p)" if sys.version_info >= (3, 11) else "")' 2>/dev/null)))
 EXAMPLE4D = $$($(BIN)/python -c 'import nibabel, os; print(os.path.join(os.path.dirname(nibabel.__file__), "tests", "data", "example4d.nii.gz"))')
 DEMO := demo_output
+# the version that the README's table was measured with
+TORCH ?= torch==2.13.0
 
 .PHONY: help install demo test test-all test-keras lint bench clean
 
@@ -48,10 +50,15 @@ lint: install ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: install ## time conv3d beside scipy on this machine, and the team of threads beside prange
-	$(BIN)/python tests/benchmarks/filters.py
-	$(BIN)/python tests/benchmarks/team_against_prange.py
+.venv-bench/.installed: pyproject.toml
+	test -d .venv-bench || $(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/python -m pip install --quiet '$(TORCH)'
+	.venv-bench/bin/python -m pip install --quiet --editable '.[bench,plot]'
+	@touch $@
+
+bench: .venv-bench/.installed ## measure the engine against the machine's limits and other libraries; BENCH='--quick' for options
+	.venv-bench/bin/conv3d bench $(BENCH)
 
 clean: ## remove the environment, results and caches
-	rm -rf $(VENV) .venv-keras $(DEMO) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) .venv-keras .venv-bench $(DEMO) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -33,6 +33,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "stream": {*NOUNS, "layer", "engine", "slabs"},
     "job": {*NOUNS, "layer", "kernels", "formats", "engine", "slabs", "stream"},
     "api": {*NOUNS, "layer", "engine", "job", "stream"},
+    "bench": {*NOUNS, "engine", "api"},
     "config": {*NOUNS, "layer", "kernels"},
     "conv3d_layer": {*NOUNS, "layer", "api"},
 }
@@ -53,6 +54,11 @@ HOMES = {
     "safetensors": ["kernels/weights/*.py"],
     "onnx": ["kernels/weights/*.py"],
     "numpy": ["*.py", "*/*.py"],
+    "torch": ["bench/peers.py"],
+    "scipy": ["bench/peers.py"],
+    "SimpleITK": ["bench/peers.py"],
+    "diplib": ["bench/peers.py"],
+    "matplotlib": ["bench/plot.py"],
 }
 # what `conv3d --help` passes through
 WITHOUT_NUMPY = ["__init__.py", "__main__.py", "errors.py", "atomic.py", "machine.py", "batch.py", "model/__init__.py"]
@@ -157,7 +163,7 @@ HEAVY = {"numba", "llvmlite", "scipy", "nibabel", "tifffile", "rich"}
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["--version"], ["apply", "--help"], ["info", "--help"]], ids=" ".join
+    "arguments", [["--help"], ["--version"], ["apply", "--help"], ["info", "--help"], ["bench", "--help"]], ids=" ".join
 )
 def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
     loaded = loaded_by(*arguments)

@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from conv3d_cli.cli.apply import apply
+from conv3d_cli.cli.bench import bench
 from conv3d_cli.cli.compare import compare
 from conv3d_cli.cli.explain import explain
 from conv3d_cli.cli.info import info
@@ -103,5 +104,5 @@ def main() -> None:
         pass  # not in the main thread (embedded in another program): its signals are not ours
 
 
-for command in (apply, info, explain, kernel, compare, warmup):
+for command in (apply, info, explain, kernel, compare, warmup, bench):
     main.add_command(command)

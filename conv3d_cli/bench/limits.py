@@ -1,0 +1,105 @@
+"""The machine's limits: FMA peak and copy bandwidth, measured with the engine's own vectors on as many threads."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from conv3d_cli.engine import Team
+from conv3d_cli.engine.cpu import cpu_class
+from conv3d_cli.engine.machine_code import machine_code
+from conv3d_cli.engine.step import new_step, set_fields
+
+COPY_BYTES = 64 << 20  # a volume of 256^3 float32, as in the table of cases
+FMA_ROUNDS = 1_000_000
+GROUP_VECTORS = 4  # vectors that a round of the copying loop moves
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What `threads` threads reach together.
+
+    fma : float             FLOP/s in float32, an FMA counted as two
+    copy : float            bytes/s read and written, stored past the caches where that is faster
+    plain_copy : float      bytes/s with ordinary stores, which read what they overwrite first
+    """
+
+    threads: int
+    fma: float
+    copy: float
+    plain_copy: float
+
+    def seconds(self, flops: float, bytes_moved: float) -> tuple[float, str]:
+        """The least time for so much work, and what binds: "fma" or "memory".
+
+        >>> Limits(1, fma=2e9, copy=1e9, plain_copy=1e9).seconds(1e9, 1e9)
+        (1.0, 'memory')
+        """
+        compute, memory = flops / self.fma, bytes_moved / self.copy
+        return max(compute, memory), "fma" if compute > memory else "memory"
+
+    def better(self, other: Limits) -> Limits:
+        """The higher figure of each kind."""
+        return Limits(
+            self.threads, max(self.fma, other.fma), max(self.copy, other.copy), max(self.plain_copy, other.plain_copy)
+        )
+
+    def record(self) -> dict[str, float]:
+        """As JSON."""
+        return asdict(self)
+
+
+def measure_limits(threads: int, repeats: int = 15) -> Limits:
+    """What the best runs of some reach: a limit is what can be had, not what is usual."""
+    with Team(threads) as team:
+        streamed, plain = (_copy_rate(team, streaming, repeats) for streaming in (1, 0))
+        return Limits(threads, _fma_rate(team, repeats), max(streamed, plain), plain)
+
+
+def _fma_rate(team: Team, repeats: int) -> float:
+    cpu = cpu_class()
+    # two FMA units of latency 4 or 5 need 8 to 10 independent sums; two registers hold factor and addend
+    accumulators = min(12, cpu.registers - 4)
+    code = machine_code("limits", "multiply_add", accumulators, cpu.lanes)
+    steps, places = [], []
+    for _ in range(team.threads):
+        place = np.zeros(4 * cpu.lanes + 64, np.float32)
+        place[:2] = 0.999, 0.001  # sums stay near 1: neither infinity nor subnormal numbers
+        step = new_step()
+        set_fields(step, out_depth=FMA_ROUNDS, out=place.ctypes.data)
+        steps.append(step)
+        places.append(place)
+    seconds = _best(team, lambda worker, task: code(steps[task].ctypes.data), repeats)
+    return 2.0 * accumulators * cpu.lanes * FMA_ROUNDS * team.threads / seconds
+
+
+def _copy_rate(team: Team, streaming: int, repeats: int) -> float:
+    lanes = cpu_class().lanes
+    code = machine_code("limits", "copy", lanes, streaming)
+    group = 4 * lanes * GROUP_VECTORS
+    groups = COPY_BYTES // group // team.threads
+    share = groups * group
+    # written once, since memory never touched is no memory yet
+    source = np.ones(share * team.threads + 4096, np.uint8)
+    target = np.ones(share * team.threads + 4096, np.uint8)
+    starts = [array.ctypes.data + -array.ctypes.data % 4096 for array in (source, target)]
+    steps = []
+    for worker in range(team.threads):
+        step = new_step()
+        set_fields(step, out_depth=groups, source=starts[0] + worker * share, out=starts[1] + worker * share)
+        steps.append(step)
+    seconds = _best(team, lambda worker, task: code(steps[task].ctypes.data), repeats)
+    return 2.0 * share * team.threads / seconds
+
+
+def _best(team: Team, work: Callable[[int, int], None], repeats: int) -> float:
+    """Time of a run in which every thread does one task: one of the least, but not a single lucky one."""
+    times = []
+    for _ in range(repeats + 1):
+        started = time.perf_counter()
+        team.run(team.threads, work)
+        times.append(time.perf_counter() - started)
+    return sorted(times[1:])[repeats // 5]

@@ -1,0 +1,66 @@
+"""The roofline: how much is computed for every byte that must move, and how fast, under the machine's roof."""
+
+from __future__ import annotations
+
+from conv3d_cli.atomic import AtomicFile, check_target, suffix_of
+from conv3d_cli.bench.report import BenchReport, heading
+from conv3d_cli.errors import SpecError
+
+SUFFIXES = (".png", ".svg", ".pdf")
+COLOURS = {"torch": "#ee4c2c", "ndimage": "#8caae6", "signal": "#4c6fb5", "ITK": "#8e6bbf", "DIPlib": "#5c9a5c"}
+
+
+def check_plotting(path: str) -> None:
+    """Raises: SpecError if Matplotlib is missing or the name ends in no format of pictures; WriteError."""
+    if suffix_of(path) not in SUFFIXES:
+        raise SpecError(f"a plot is written as {', '.join(SUFFIXES)}, received '{path}'")
+    check_target(path, overwrite=True)
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        raise SpecError("--plot needs Matplotlib: pip install 'conv3d[plot]'") from None
+
+
+def plot_roofline(report: BenchReport, path: str) -> None:
+    """Write a picture of all cases and peers; the suffix of `path` chooses the format (`SUFFIXES`)."""
+    from matplotlib.figure import Figure
+
+    limits = report.used
+    figure = Figure(figsize=(10, 7), dpi=150, layout="constrained")
+    axes = figure.add_subplot()
+    intensities = [case.case.flops / case.case.bytes_moved for case in report.cases] or [1.0]
+    ridge = limits.fma / limits.copy
+    left, right = min(*intensities, ridge) / 2, max(*intensities, ridge) * 2
+    roof = [(x, min(limits.fma, x * limits.copy) / 1e9) for x in (left, ridge, right)]
+    axes.plot(*zip(*roof, strict=True), color="black", linewidth=1.5)
+    axes.annotate(
+        f"FMA peak {limits.fma / 1e9:.0f} GFLOP/s", (right, limits.fma / 1e9), ha="right", va="bottom", fontsize=8
+    )
+    axes.annotate(
+        f"copy {limits.copy / 1e9:.0f} GB/s", (left, left * limits.copy / 1e9), ha="left", va="bottom", fontsize=8
+    )
+    seen = set()
+    for x, case in zip(intensities, report.cases, strict=True):
+        for peer in case.peers:
+            if peer.ms is None:
+                continue
+            library = peer.name.split()[0].split(".")[0]
+            label = library if library not in seen else None
+            seen.add(library)
+            colour = COLOURS.get(library, "grey")
+            axes.plot(x, case.case.flops / peer.ms / 1e6, ".", color=colour, markersize=5, alpha=0.7, label=label)
+        label = "conv3d" if "conv3d" not in seen else None
+        seen.add("conv3d")
+        axes.plot(x, case.gflops, "o", color="black", markersize=6, label=label)
+        axes.annotate(case.case.name, (x, case.gflops), xytext=(5, 3), textcoords="offset points", fontsize=7)
+    axes.set(
+        xscale="log", yscale="log", xlabel="flops per byte that must move", ylabel="GFLOP/s",
+        title=heading(report)[0],
+    )  # fmt: skip
+    axes.title.set_fontsize(9)
+    axes.grid(which="major", color="#dddddd", linewidth=0.5)
+    axes.set_axisbelow(True)
+    axes.legend(loc="lower right", fontsize=8)
+    with AtomicFile(path, overwrite=True) as output:
+        figure.savefig(output.file, format=suffix_of(path)[1:])
+        output.commit()
