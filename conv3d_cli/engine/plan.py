@@ -318,7 +318,7 @@ class Plan:
         self, worker: _Worker, bias: NDArray[Any] | None, activation: Activation, failures: list[BaseException]
     ) -> Any:
         """A function of machine code's convention that adds the bias and applies an activation written in Python."""
-        layout, problem = self.prepared.layout, self.problem
+        layout = self.prepared.layout
 
         def activate(_: int) -> None:
             try:
@@ -358,9 +358,7 @@ def _voxels_by_task(filters: int, counts: Tile, tile: Tile, size: Tile) -> Calla
         rest, w = divmod(task, counts.width)
         rest, h = divmod(rest, counts.height)
         d = rest % counts.depth
-        return filters * math.prod(
-            min(n, whole - i * n) for i, n, whole in zip((d, h, w), tile, size, strict=True)
-        )
+        return filters * math.prod(min(n, whole - i * n) for i, n, whole in zip((d, h, w), tile, size, strict=True))
 
     return voxels
 

@@ -19,8 +19,9 @@ def _look_ahead(step, position):
     step[F.ahead] = 0
     step[F.ahead_row_step] = 0
     last = (step[F.out_depth] - 1) * step[F.stride_d] + step[F.extent_d] - 1
-    if step[F.source_column_step] == 1 and position <= last:
-        if planes[position] != OUTSIDE and rows[row] != OUTSIDE and columns[column] != OUTSIDE:
+    inside = rows[row] != OUTSIDE and columns[column] != OUTSIDE
+    if step[F.source_column_step] == 1 and position <= last and inside:  # noqa: SIM102  # no look past the table's end
+        if planes[position] != OUTSIDE:
             first = step[F.group] * step[F.channels] * step[F.source_channel_step]
             offset = first + planes[position] + rows[row] + columns[column]
             step[F.ahead] = step[F.source] + step[F.source_itemsize] * offset
