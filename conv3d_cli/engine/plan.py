@@ -283,7 +283,8 @@ class Plan:
     def _is_fenced(self, source: np.dtype[Any], scale: tuple[float, float]) -> bool:
         """Whether packing must look for NaN and infinity."""
         values = [self.problem.boundary.value, *scale]
-        finite = source.kind != "f" and all(math.isfinite(v) and abs(v) < 1e18 for v in values)
+        small = source.kind != "f" and source.itemsize <= 4  # integers that stay below 2^64 when scaled
+        finite = small and all(math.isfinite(v) and abs(v) < 1e9 for v in values)
         return self.prepared.fenced and not finite
 
     def _worker(self, number: int) -> _Worker:

@@ -116,6 +116,19 @@ def test_non_finite_voxels_reach_their_windows_and_no_further(algorithm: str, va
 
 
 @pytest.mark.parametrize("algorithm", NAMES)
+@pytest.mark.parametrize("case", [Case((5, 6, 40), (5, 5, 5)), Case((5, 6, 9), (3, 3, 3), in_channels=16, filters=16)])
+def test_huge_finite_voxels_do_not_overflow(algorithm: str, case: Case) -> None:
+    """A sum of transforms may overflow where the direct sum does not."""
+    volume, weights = case.arrays()
+    volume[0, 2, 3, 5] = 1e37
+    weights = 1e-2 * weights
+    got = run(plan_for(algorithm, case, weights), volume)
+    expected = case.expected(volume, weights.astype(np.float32))
+    assert np.isfinite(got).all()
+    np.testing.assert_allclose(got, expected, rtol=0, atol=2e-6 * np.abs(weights).sum() * 1e37)
+
+
+@pytest.mark.parametrize("algorithm", NAMES)
 def test_many_equal_taps_do_not_drift(algorithm: str) -> None:
     """Summed one by one in float32, 21^3 equal numbers would be 1e-5 off; blocks keep the error small."""
     case = Case((1, 1, 40), (21, 21, 21), boundary="nearest")

@@ -66,7 +66,7 @@ TRANSPOSE = 16
 
 
 class Rates(NamedTuple):
-    """Nanoseconds on one thread, fitted to 39 runs of kernels from 5^3 to 41^3: all but three within 1.25 x (2026-11, Zen 4)."""
+    """Nanoseconds on one thread, fitted to 39 runs of kernels from 5^3 to 41^3; most of them within 1.5 x (2026-11, Zen 4)."""
 
     instruction: float = 0.081  # of 16 lanes
     outer_byte: float = 0.0206  # a byte from or to the outer cache

@@ -27,18 +27,22 @@ def _value(raw, scaled, slope, intercept):
 
 
 def _finder(real, check):
-    """A function that tells whether a run of packed numbers holds NaN or infinity; always False without `check`."""
+    """A function that tells whether a run of packed numbers holds NaN, infinity, or what may become it in a transform.
+
+    That is numbers from 2^64 on (float64: 2^512): their products and sums still have room. Always False without `check`.
+    """
     bits, exponent = (np.uint32, 0x7F800000) if real == "float32" else (np.uint64, 0x7FF0000000000000)
+    least = (127 + 64) << 23 if real == "float32" else (1023 + 512) << 52
 
     @inlined
     def holds_non_finite(address, count):
         if not check:
             return False
         numbers = memory(address, bits)
-        mask = bits(exponent)
+        mask, huge = bits(exponent), bits(least)
         bad = bits(0)
         for i in range(count):
-            bad |= bits((numbers[i] & mask) == mask)
+            bad |= bits((numbers[i] & mask) >= huge)
         return bad != 0
 
     return holds_non_finite
@@ -77,7 +81,7 @@ def pack_rows(source_dtype, real, check):
                     for phase in range(stride):
                         for p in range((width - phase + stride - 1) // stride):
                             target[phase * pitch + p] = fill
-                    if check and not np.isfinite(fill):
+                    if check and not abs(fill) < kind(2.0**64):
                         step[F.last_bad] = step[F.position]
                     continue
                 at = origin + plane + row
