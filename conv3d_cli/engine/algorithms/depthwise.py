@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from conv3d_cli.engine.algorithms.channels import CHUNK_TERMS, aligned, column_items, even_part, predicted
+from conv3d_cli.engine.algorithms.channels import CHUNK_TERMS, aligned, column_items, even_part, in_blocks, predicted
 from conv3d_cli.engine.cpu import cpu_class
 from conv3d_cli.engine.machine_code import machine_code
 from conv3d_cli.engine.tile import Algorithm, PreparedAlgorithm, Tile, TileLayout, voxels_layout
@@ -123,7 +123,8 @@ def plan_layout(problem: ConvProblem, dtype: np.dtype[Any], together: int) -> Ti
             tile = tile._replace(width=-(-tile.width // 2))
     tile = Tile(depth, even_part(height, tile.height), even_part(width, tile.width))
     tasks = problem.groups // together * -(-height // tile.height) * -(-width // tile.width)
-    return layout(tile._replace(depth=min(depth, 64, max(8, -(-depth // -(-TASKS // tasks))))))
+    found = layout(tile._replace(depth=min(depth, 64, max(8, -(-depth // -(-TASKS // tasks))))))
+    return in_blocks(found, dtype.itemsize)
 
 
 ALGORITHM = Algorithm(

@@ -198,8 +198,8 @@ def sum_voxels(taps, short, stride, dilation, pair_rows, odd_vectors, odd_rows, 
                     low, taller = width // tiles, width % tiles
                     for i in range(step[F.step_planes]):
                         window = step[F.window] + 8 * i * step[F.stride_d]
-                        for j in range(step[F.height]):
-                            source = step[F.scratch] + j * row_bytes + g * group_bytes
+                        for j in range(step[F.block_rows]):
+                            source = step[F.scratch] + (step[F.block_row] + j) * row_bytes + g * group_bytes
                             out = step[F.accumulator] + itemsize * (
                                 i * step[F.acc_plane_step] + j * step[F.acc_row_step] + g * padded + first_filter
                             )
@@ -207,7 +207,7 @@ def sum_voxels(taps, short, stride, dilation, pair_rows, odd_vectors, odd_rows, 
                             for t in range(tiles):
                                 height = low + 1 if t < taller else low
                                 if ahead and i == 0:
-                                    fetch_ahead(step, itemsize, j, column, height)
+                                    fetch_ahead(step, j, column, height)
                                 column += height
                                 for c in range(first_chunk, end_chunk):
                                     chunk = parameters[10] + 8 * 7 * c

@@ -166,14 +166,14 @@ def sum_lanes(taps, short, stride, dilation, channels, filters, rows, lanes, rea
         vectors = (step[F.filters] + lanes - 1) // lanes
         for i in range(step[F.step_planes]):
             window = step[F.window] + 8 * i * step[F.stride_d]
-            first_source = step[F.scratch]
+            first_source = step[F.scratch] + step[F.block_row] * row_bytes
             first_out = step[F.accumulator] + itemsize * i * step[F.acc_plane_step]
             column = 0
             for t in range(tiles):
                 height = low + 1 if t < taller else low
                 # down a column of tiles, so that the input rows two outputs share are still in L1
-                for j in range(step[F.height]):
-                    fetch_ahead(step, itemsize, j, column, height)
+                for j in range(step[F.block_rows]):
+                    fetch_ahead(step, j, column, height)
                     source, out = first_source + j * row_bytes, first_out + itemsize * j * step[F.acc_row_step]
                     for vector in range(vectors):
                         first_filter = min(vector * lanes, step[F.filters] - lanes)
@@ -211,13 +211,13 @@ def sum_across(taps, short, stride, dilation, rows, lanes, real):
         low, taller = width // tiles, width % tiles
         for i in range(step[F.step_planes]):
             window = step[F.window] + 8 * i * step[F.stride_d]
-            first_source = step[F.scratch]
+            first_source = step[F.scratch] + step[F.block_row] * row_bytes
             first_out = step[F.accumulator] + itemsize * i * step[F.acc_plane_step]
             column = 0
             for t in range(tiles):
                 height = low + 1 if t < taller else low
-                for j in range(step[F.height]):
-                    fetch_ahead(step, itemsize, j, column, height)
+                for j in range(step[F.block_rows]):
+                    fetch_ahead(step, j, column, height)
                     source, out = first_source + j * row_bytes, first_out + itemsize * j * step[F.acc_row_step]
                     for f in range(filters):
                         weights = step[F.weights] + itemsize * (step[F.group] * filters + f) * terms
