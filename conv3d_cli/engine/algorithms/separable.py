@@ -184,7 +184,10 @@ class _Tiling(NamedTuple):
 # Nanoseconds of one core for a vector of 64 bytes: packed, a tap of each pass (folded or not), stored. Fitted to
 # measurements of kernels of 3 to 41 taps an axis, Zen 4, 2026-11.
 PACK, STORE = 4.0, 8.0
-HEIGHT, WIDTH, DEPTH = {True: 0.26, False: 0.33}, {True: 0.34, False: 0.42}, {True: 0.25, False: 0.33}
+HEIGHT, WIDTH, DEPTH = {True: 0.26, False: 0.33}, 0.34, {True: 0.25, False: 0.33}
+# more for each packed or stored where channels are interleaved: 2 to 8 of them, or more; and beyond 8 groups
+INTERLEAVED, MANY_CHANNELS, MANY_GROUPS = 16.0, 28.0, 64.0
+MOST_ROWS = 64  # of a tile: 128 took up to 1.4 times as long
 
 
 def _sums() -> int:
@@ -192,12 +195,14 @@ def _sums() -> int:
     return 8 if cpu_class().registers >= 32 else 4
 
 
-def _tilings(problem: ConvProblem, factors: Factors, itemsize: int) -> _Tiling:
+def _best_tiling(problem: ConvProblem, factors: Factors, itemsize: int) -> _Tiling:
     """The tile with the least predicted time: flops and bytes of halos against the cache that a ring needs."""
     sums = _sums()
     depth, height, width = problem.out_size
     step_depth = min(sums, 1 << (depth - 1).bit_length())
-    heights = sorted({min(sums * n, -(-height // sums) * sums) for n in (1, 2, 3, 4, 6, 8, 12, 16)})
+    heights = sorted(
+        {min(sums * n, -(-height // sums) * sums) for n in (1, 2, 3, 4, 6, 8, 12, 16) if sums * n <= MOST_ROWS}
+    )
     widths = {-(-width // n) for n in range(1, -(-width // 64) + 1) if -(-width // n) <= 1024}
     depths = {-(-depth // n) for n in (1, 2, 4) if depth // n >= 2 * problem.extent[0] or n == 1}
     found = [
@@ -240,15 +245,18 @@ def _tiling(problem: ConvProblem, factors: Factors, itemsize: int, tile: Tile, s
     halves = planes * full_height * columns * itemsize / 64
     filtered = planes * full_height * pitch * itemsize / 64
     put = tile.depth * full_height * pitch * itemsize / 64
-    folds = _folds(problem, factors)
+    fold_d, fold_h = _folds(problem, factors)
     held = workspace + rows * layout.row_step * itemsize
     far = 1.0 if held <= TILE_BYTES else 1.2 if held <= 4 * TILE_BYTES else 2.0
+    channels = max(problem.in_channels, problem.filters)
+    strided = 0.0 if channels == 1 else INTERLEAVED if channels <= 8 else MANY_CHANNELS
+    strided += MANY_GROUPS if problem.groups > 8 else 0.0
     nanoseconds = (
-        PACK * packed
-        + HEIGHT[folds[1]] * filters * terms * kh * halves
-        + WIDTH[folds[2]] * filters * kept * terms * kw * filtered
-        + DEPTH[folds[0]] * far * filters * kept * kd * put
-        + STORE * filters * put
+        (PACK + strided) * packed
+        + HEIGHT[fold_h] * filters * terms * kh * halves
+        + WIDTH * filters * kept * terms * kw * filtered
+        + DEPTH[fold_d] * far * filters * kept * kd * put
+        + (STORE + strided) * filters * put
     )
     tasks = problem.groups * math.prod(-(-n // size) for n, size in zip(problem.out_size, tile, strict=True))
     shared = -(-tasks // 4) * 4  # so that four threads have equal shares
@@ -263,29 +271,28 @@ def _is_unit(problem: ConvProblem) -> list[bool]:
     return [s == 1 and rate == 1 for s, rate in zip(problem.strides, problem.dilation_rate, strict=True)]
 
 
-def _folds(problem: ConvProblem, factors: Factors) -> tuple[bool, bool, bool]:
-    """Axes whose filters are all symmetric; along depth and height also only where outputs share lines."""
-    depth, height, width = (bool((factor == factor[..., ::-1]).all()) for factor in factors)
-    unit = _is_unit(problem)
-    return depth and unit[0], height and unit[1], width
+def _folds(problem: ConvProblem, factors: Factors) -> tuple[bool, bool]:
+    """Whether the filters along depth, and along height, are all symmetric and neighbouring outputs share their lines."""
+    unit_d, unit_h, _ = _is_unit(problem)
+    depth, height, _ = ((factor == factor[..., ::-1]).all() for factor in factors)
+    return bool(unit_d and depth), bool(unit_h and height)
 
 
 def seconds(problem: ConvProblem, weights: NDArray[Any], threads: int) -> float:
     """Predicted compute time."""
     factors = factorise(_as_real(weights))
     assert factors is not None
-    return (
-        _tilings(problem, factors, np.dtype(weights.dtype).itemsize).seconds * 1.15 / threads
-    )  # as measured with the store
+    tiling = _best_tiling(problem, factors, np.dtype(weights.dtype).itemsize)
+    return tiling.seconds * 1.15 / threads  # as measured with the store
 
 
 def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -> PreparedAlgorithm:
     """Factors in the range that the passes want, and the tile."""
     factors = factorise(weights.astype(dtype))
     assert factors is not None
-    tiling = _tilings(problem, factors, dtype.itemsize)
+    tiling = _best_tiling(problem, factors, dtype.itemsize)
     layout = tiling.layout
-    fold_d, fold_h, fold_w = _folds(problem, factors)
+    fold_d, fold_h = _folds(problem, factors)
     depth, height, width = _scaled(factors, fold_h)
     filters = problem.filters
     packed = np.concatenate([part.reshape(filters, -1) for part in (height, width, depth)], axis=1).astype(dtype)
@@ -305,9 +312,7 @@ def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -
     sums, lanes = _sums(), cpu_class().lanes * 4 // dtype.itemsize
     unit_d, unit_h, _ = map(int, _is_unit(problem))
     chunks = CHUNK_TAPS, CHUNK_PAIRS
-    absorb = machine_code(
-        "separable", "filter_plane", sums, int(fold_h), unit_h, int(fold_w), *chunks, lanes, dtype.name
-    )
+    absorb = machine_code("separable", "filter_plane", sums, int(fold_h), unit_h, *chunks, lanes, dtype.name)
     convolve = machine_code(
         "separable", "filter_depth", layout.step_depth, int(fold_d), unit_d, *chunks, lanes, dtype.name
     )
