@@ -22,7 +22,7 @@ COLUMNS = ("case", "ms", "call", "% limit", "GFLOP/s", "plan", "strongest peer",
 class BenchReport:
     """What was measured, where and when.
 
-    limits : list           for one thread and for as many as the cases ran on
+    limits : list           for one thread and for as many as the cases ran on: the best of the run (each case has its own)
     """
 
     date: str
@@ -41,11 +41,11 @@ class BenchReport:
             "cases": [case.record() for case in self.cases],
         }
 
-    def use_limits(self, limits: list[Limits]) -> None:
-        """Take the better of these limits and those before: what disturbs a machine can only make them look lower."""
-        self.limits = [old.better(new) for old, new in zip(self.limits, limits, strict=True)]
-        for case in self.cases:
-            case.set_limit(self.used)
+    def add(self, measured: Measured) -> None:
+        """Add a case; its limits count for the machine's if they are better."""
+        self.cases.append(measured)
+        if measured.limits.threads == self.used.threads:
+            self.limits[-1] = self.used.better(measured.limits)
 
     @property
     def used(self) -> Limits:
@@ -85,14 +85,13 @@ def report_of_record(record: dict[str, Any], path: str) -> BenchReport:
 
 
 def merged(reports: Iterable[BenchReport]) -> BenchReport:
-    """Several runs as one, the last measurement of a case counting, with the best limits; date and machine are the last run's."""
+    """Several runs as one, the last measurement of a case counting; date and machine are the last run's."""
     reports = list(reports)
     cases = {case.case.name: case for report in reports for case in report.cases}
     last = reports[-1]
-    whole = BenchReport(last.date, last.machine, last.versions, last.limits, list(cases.values()))
-    for report in reports:
-        if [limits.threads for limits in report.limits] == [limits.threads for limits in last.limits]:
-            whole.use_limits(report.limits)
+    whole = BenchReport(last.date, last.machine, last.versions, list(last.limits))
+    for case in cases.values():
+        whole.add(case)
     return whole
 
 

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from conv3d_cli.api import conv3d
 from conv3d_cli.bench.cases import Case
-from conv3d_cli.bench.limits import Limits
+from conv3d_cli.bench.limits import Limits, measure_limits
 from conv3d_cli.bench.peers import PEERS, Call, installed, threads_for_all
 from conv3d_cli.engine import Team, make_plan
 
@@ -75,8 +75,9 @@ class Measured:
     predicted_ms : float    by the plan
     flops, bytes : float    what the limit counts; flops are those of the direct sum but for separable kernels (three passes)
     error : float           largest difference from float64 on sampled voxels, as a part of sum|w| * max|x|
+    limits : Limits         the better of those just before and just after: memory is shared with whatever else runs, so
+                            bandwidth changes from minute to minute
     peers : list            in the order of `PEERS`
-    limit_ms, bound         the least time on this machine, and what binds: "fma" or "memory"; see `set_limit`
     """
 
     case: Case
@@ -86,14 +87,18 @@ class Measured:
     call_ms: float
     predicted_ms: float
     error: float
+    limits: Limits
     peers: list[PeerTime] = field(default_factory=list)
-    limit_ms: float = 0.0
-    bound: str = ""
 
-    def set_limit(self, limits: Limits) -> None:
-        """Fill in the least time and what binds."""
-        seconds, self.bound = limits.seconds(self.case.flops, self.case.bytes_moved)
-        self.limit_ms = 1e3 * seconds
+    @property
+    def limit_ms(self) -> float:
+        """The least time on this machine."""
+        return 1e3 * self.limits.seconds(self.case.flops, self.case.bytes_moved)[0]
+
+    @property
+    def bound(self) -> str:
+        """What binds: "fma" or "memory"."""
+        return self.limits.seconds(self.case.flops, self.case.bytes_moved)[1]
 
     @property
     def share(self) -> float:
@@ -135,6 +140,7 @@ class Measured:
             "flops_counted": "direct sum" if self.case.shape == "dense" else "three passes",
             "bytes": self.case.bytes_moved,
             "gflops": self.gflops,
+            "limits": self.limits.record(),
             "limit_ms": self.limit_ms,
             "bound": self.bound,
             "share_of_limit": self.share,
@@ -150,9 +156,11 @@ def measured_of_record(record: dict[str, Any]) -> Measured:
     case: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value for key, value in record["case"].items()
     }
-    names = ("algorithm", "ms", "best_ms", "call_ms", "predicted_ms", "error", "limit_ms", "bound")
-    figures: dict[str, Any] = {name: record[name] for name in names}
-    return Measured(Case(record["name"], **case), **figures, peers=[PeerTime(**peer) for peer in record["peers"]])
+    figures: dict[str, Any] = {
+        name: record[name] for name in ("algorithm", "ms", "best_ms", "call_ms", "predicted_ms", "error")
+    }
+    peers = [PeerTime(**peer) for peer in record["peers"]]
+    return Measured(Case(record["name"], **case), **figures, limits=Limits(**record["limits"]), peers=peers)
 
 
 class _Contestant:
@@ -195,7 +203,8 @@ class _Contestant:
 
 
 def run_case(case: Case, settings: Settings, team: Team) -> Measured:
-    """Measure one case."""
+    """Measure one case, with the machine's limits before and after."""
+    limits = measure_limits(settings.threads, 7)
     volume, weights = case.volume(), case.weights()
     problem = case.problem
     plan = make_plan(problem, weights, threads=settings.threads)
@@ -232,7 +241,7 @@ def run_case(case: Case, settings: Settings, team: Team) -> Measured:
         peer.ms = entrant.ms
     return Measured(
         case, plan.algorithm.name, engine.ms, 1e3 * min(engine.times), contestants[1].ms,
-        1e3 * plan.seconds[plan.algorithm.name], error, peers,
+        1e3 * plan.seconds[plan.algorithm.name], error, limits.better(measure_limits(settings.threads, 7)), peers,
     )  # fmt: skip
 
 

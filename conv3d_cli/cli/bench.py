@@ -140,7 +140,7 @@ def bench(
 
 
 def _measure(cases: list[Any], settings: Any, keep_memory: bool, quiet: bool) -> BenchReport:
-    """Limits, the cases, and the limits once more."""
+    """The limits, then the cases."""
     from conv3d_cli.bench.limits import measure_limits
     from conv3d_cli.bench.report import new_report
     from conv3d_cli.bench.run import keep_freed_memory, run_cases
@@ -150,11 +150,9 @@ def _measure(cases: list[Any], settings: Any, keep_memory: bool, quiet: bool) ->
         raise SpecError("--keep-memory is not available on this system")
     with _Status(quiet) as said:
         said("limits")
-        counts = sorted({1, settings.threads})
-        report = new_report([measure_limits(n) for n in counts], kept)
-        report.cases += run_cases(cases, settings, said)
-        said("limits")
-        report.use_limits([measure_limits(n) for n in counts])
+        report = new_report([measure_limits(n) for n in sorted({1, settings.threads})], kept)
+        for measured in run_cases(cases, settings, said):
+            report.add(measured)
     return report
 
 

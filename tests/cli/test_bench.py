@@ -202,9 +202,7 @@ def test_the_table_fits_100_columns(run: Run, tmp_path: Path) -> None:
         PeerTime("ndimage.gaussian_filter", True, 12345.6, 1e-8),
         PeerTime("slow", note="left out: would take about 99 s"),
     ]
-    report.cases = [
-        Measured(case, "direct", 1234.5, 1234.5, 1234.5, 1234.5, 1e-7, peers, 999.9, "fma") for case in CASES
-    ]
+    report.cases = [Measured(case, "direct", 1234.5, 1234.5, 1234.5, 1234.5, 1e-7, LIMITS, peers) for case in CASES]
     assert report_of_record(json.loads(json.dumps(report.record())), "x").record() == report.record()
     (tmp_path / "x.json").write_text(json.dumps(report.record()))
     lines = run("bench", "--from", tmp_path / "x.json").stdout.splitlines()
@@ -214,17 +212,18 @@ def test_the_table_fits_100_columns(run: Run, tmp_path: Path) -> None:
     assert "31^3: slow left out: would take about 99 s" in lines[-len(CASES) + 5]
 
 
-def test_limits_that_a_busy_machine_lowered_are_replaced(run: Run, nobody: None, tmp_path: Path) -> None:
+def test_limits_are_a_cases_own_and_the_best_stand_above(run: Run, nobody: None, tmp_path: Path) -> None:
     run("bench", "--case", "3^3", *TINY, "--json", tmp_path / "a.json")
     record = json.loads((tmp_path / "a.json").read_text())
-    record["limits"] = [{"threads": 1, "fma": 1e10, "copy": 1e15, "plain_copy": 1}]
-    (tmp_path / "b.json").write_text(json.dumps(record))
+    (case,) = record["cases"]
+    assert case["limits"]["threads"] == 1
+    case["limits"] = {"threads": 1, "fma": 1e10, "copy": 1e15, "plain_copy": 1}
     record["limits"] = [{"threads": 1, "fma": 1e9, "copy": 1e10, "plain_copy": 2}]
-    (tmp_path / "c.json").write_text(json.dumps(record))
-    both = json.loads(run("bench", "--from", tmp_path / "b.json", "--from", tmp_path / "c.json", "--json", "-").stdout)
-    assert both["limits"] == [{"threads": 1, "fma": 1e10, "copy": 1e15, "plain_copy": 2}]
-    assert both["cases"][0]["bound"] == "fma"
-    assert both["cases"][0]["limit_ms"] == pytest.approx(1e3 * 2 * 27 * 12**3 / 1e10)
+    (tmp_path / "b.json").write_text(json.dumps(record))
+    read = json.loads(run("bench", "--from", tmp_path / "b.json", "--json", "-").stdout)
+    assert read["limits"] == [{"threads": 1, "fma": 1e10, "copy": 1e15, "plain_copy": 2}]
+    assert read["cases"][0]["bound"] == "fma"
+    assert read["cases"][0]["limit_ms"] == pytest.approx(1e3 * 2 * 27 * 12**3 / 1e10)
 
 
 def test_calibrate(run: Run) -> None:
