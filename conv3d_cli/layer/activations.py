@@ -64,10 +64,11 @@ def elementwise(function: Callable[Concatenate[Array, P], None]) -> Callable[Con
     def in_blocks(x: Array, /, *args: P.args, **kwargs: P.kwargs) -> None:
         with np.errstate(all="ignore"):
             for block in _blocks(x):
-                if block.dtype in (np.float32, np.float64) and block.dtype.isnative:
+                plain = block.dtype in (np.float32, np.float64) and block.dtype.isnative
+                if plain and block.flags.c_contiguous:
                     function(block, *args, **kwargs)
-                else:  # float16 overflows on the way, and long double has no polynomials
-                    wide = block.astype(np.float32 if block.dtype.itemsize < 8 else np.float64)
+                else:  # float16 overflows on the way, long double has no polynomials; formulas ravel what they change
+                    wide = block.astype(np.float32 if block.dtype.itemsize < 8 else np.float64, order="C")
                     function(wide, *args, **kwargs)
                     block[...] = wide
 

@@ -36,6 +36,14 @@ def test_same_bits_for_any_threads_and_slab_depth(algorithm: str, case: Case) ->
             np.testing.assert_array_equal(got, reference)
 
 
+def test_activation_of_sums_that_lie_apart() -> None:
+    """A voxel's filters are padded to whole vectors in some algorithms: the sums of one filter are not contiguous."""
+    case = Case((1, 1, 3), (1, 1, 1))
+    volume, weights = case.arrays()
+    got = run(plan_for("channels", case, weights), volume, activation=activations.get("sigmoid").in_place)
+    np.testing.assert_allclose(got, 1 / (1 + np.exp(-case.expected(volume, weights))), rtol=1e-6)
+
+
 VOXEL_ACTIVATIONS = [
     activations.get("threshold:threshold=0.5:default_value=-1" if f is activations.threshold else f)
     for f in activations.ACTIVATIONS
