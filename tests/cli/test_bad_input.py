@@ -231,7 +231,10 @@ def test_an_interrupt_while_loops_are_compiled(tmp_path: Path, wait: float) -> N
     np.save(tmp_path / "x.npy", np.zeros((20, 20, 20), np.float32))
     process = subprocess.Popen(
         [sys.executable, "-m", "conv3d_cli", "apply", "x.npy", "-k", "box:size=3", "-o", "out.npy"],
-        cwd=tmp_path, stderr=subprocess.PIPE, env={**os.environ, "CONV3D_CACHE_DIR": str(tmp_path / "cache")},
+        cwd=tmp_path, stderr=subprocess.PIPE, env={
+            **os.environ, "CONV3D_CACHE_DIR": str(tmp_path / "cache"),
+            "HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path),  # loops of earlier runs are not found
+        },
     )  # fmt: skip
     deadline = time.monotonic() + 30
     while not (tmp_path / "cache").exists():
