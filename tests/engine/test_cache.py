@@ -32,6 +32,7 @@ LOOPS = 4  # drive, pack, the algorithm's own, store
 
 def start(cwd: Path, script: str = SCRIPT, **environment: str) -> subprocess.Popen[str]:
     env = {k: v for k, v in os.environ.items() if k not in ("CONV3D_CACHE_DIR", "NUMBA_CACHE_DIR", "XDG_CACHE_HOME")}
+    env.update(HOME=str(cwd), TMPDIR=str(cwd))  # loops of earlier runs are not found
     command = [sys.executable, "-c", script]
     return subprocess.Popen(
         command, env=env | environment, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
