@@ -1,7 +1,7 @@
 """The planner's constants fitted: what each algorithm takes on this machine against what its `seconds` predicts.
 
 An algorithm's factor is the median of measured / predicted over the problems it accepts; the spread tells how well its formula
-fits, which no constant can mend. The table belongs into the source, one row a CPU class: nothing is timed during a run.
+fits, which no constant can mend. The row goes into `engine/costs.py`.
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ def measure_pairs(
             for algorithm in algorithms:
                 if algorithm.reject(problem, weights) is not None:
                     continue
-                if algorithm.seconds(problem, weights, threads) > PATIENCE:
+                predicted = algorithm.seconds(problem, weights, threads)  # without the factor that is looked for
+                if predicted > PATIENCE:
                     continue
                 said(f"{case.name}, {algorithm.name}")
                 plan = make_plan(problem, weights, threads=threads, algorithm=algorithm.name)
@@ -62,7 +63,7 @@ def measure_pairs(
                     times.append(time.perf_counter() - started)
                     if sum(times) > PATIENCE and len(times) > 1:
                         break
-                yield Pair(algorithm.name, case.name, statistics.median(times[1:]), plan.seconds[algorithm.name])
+                yield Pair(algorithm.name, case.name, statistics.median(times[1:]), predicted)
 
 
 def factors(pairs: Iterable[Pair]) -> dict[str, tuple[float, float, float]]:

@@ -139,12 +139,14 @@ data_options = options(
     ),
 )  # fmt: skip
 
+threads_option = click.option(
+    "-j", "--threads", type=click.IntRange(min=1), metavar="N",
+    help="Threads.  [default: $CONV3D_THREADS, $OMP_NUM_THREADS, or all CPUs this process may use]",
+)  # fmt: skip
+
 run_options = options(
     "Running",
-    click.option(
-        "-j", "--threads", type=click.IntRange(min=1), metavar="N",
-        help="Threads.  [default: $CONV3D_THREADS, $OMP_NUM_THREADS, or all CPUs this process may use]",
-    ),
+    threads_option,
     click.option("--max-memory", metavar="SIZE", help="Ceiling for the whole process, e.g. 500M or 2G."),
     click.option("--algorithm", metavar="NAME", default="auto", show_default=True, help="Force one; see `conv3d explain`."),
 )  # fmt: skip

@@ -17,11 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conv3d_cli.engine.algorithms import channels, depthwise, direct, few_filters, fft, separable, winograd
+from conv3d_cli.engine.costs import factor
+from conv3d_cli.engine.cpu import cpu_class
 from conv3d_cli.engine.machine_code import MachineCode, load, machine_code
 from conv3d_cli.engine.step import F, new_step, set_fields
 from conv3d_cli.engine.team import Team
 from conv3d_cli.engine.tile import Algorithm, PreparedAlgorithm, Tile
-from conv3d_cli.engine.views import FlatView, flat_view, inner_run, is_flattenable, offset_table
+from conv3d_cli.engine.views import FlatView, aligned_zeros, flat_view, inner_run, is_flattenable, offset_table
 from conv3d_cli.errors import ShapeError, unknown_name
 from conv3d_cli.model.spec import ConvProblem
 
@@ -54,9 +56,25 @@ class _Worker(NamedTuple):
     accumulator: NDArray[Any]
 
 
-class _Box(NamedTuple):
-    """A box of a slab's outputs: offset tables of its input positions, where its output begins, and its size."""
+class _Run(NamedTuple):
+    """What all boxes of a slab have in common: see `Plan.convolve_slab`."""
 
+    source: FlatView
+    out: FlatView
+    team: Team
+    scale: tuple[float, float]
+    bias: NDArray[Any] | None
+    activation: Activation | None
+
+
+class _Box(NamedTuple):
+    """A box of a slab's outputs: its groups, offset tables of its input positions, where its output begins, and its size.
+
+    run : (int, int)    positions along the width that follow one another in the source
+    out_start : int     of the first group's first voxel, in elements
+    """
+
+    groups: range
     planes: NDArray[np.int64]
     rows: NDArray[np.int64]
     columns: NDArray[np.int64]
@@ -122,8 +140,11 @@ class Plan:
             machine_code("store", "store", self.dtype.name, out.name),
             self.prepared.convolve,
             *([] if self.prepared.absorb is None else [self.prepared.absorb]),
+            *self.prepared.calls.values(),
         ]
         load(codes)
+        for place, code in self.prepared.calls.items():
+            self.prepared.parameters[place] = code.address
         return codes
 
     def convolve_slab(
@@ -161,6 +182,7 @@ class Plan:
         out_view = flat_view(out)
         rows, columns = _plane_indices(problem)
         box = _Box(
+            range(problem.groups),
             offset_table(planes, source_view.strides[0]),
             offset_table(rows, source_view.strides[1]),
             offset_table(columns, source_view.strides[2]),
@@ -169,7 +191,7 @@ class Plan:
             Tile(*out.shape[:3]),
         )
         bias = None if bias is None else np.ascontiguousarray(bias, self.dtype)
-        return self._convolve_box(box, source_view, out_view, team, scale, bias, activation, progress)
+        return self._convolve_box(box, _Run(source_view, out_view, team, scale, bias, activation), progress)
 
     def store(self, values: NDArray[Any], out: NDArray[Any]) -> int:
         """Put values (d, h, w, c) into an array of that shape, rounded and saturated as a convolution does it."""
@@ -187,31 +209,24 @@ class Plan:
         machine_code("store", "store", self.dtype.name, view.flat.dtype.name)(step.ctypes.data)
         return int(clipped[0])
 
-    def _convolve_box(
-        self,
-        box: _Box,
-        source: FlatView,
-        out: FlatView,
-        team: Team,
-        scale: tuple[float, float],
-        bias: NDArray[Any] | None,
-        activation: Activation | None,
-        progress: Callable[[int], None] | None,
-    ) -> int:
+    def _convolve_box(self, box: _Box, run: _Run, progress: Callable[[int], None] | None = None) -> int:
+        """Cut a box into tasks and have the team run them; how many voxels the output's dtype could not hold."""
+        source, out = run.source, run.out
         problem, layout = self.problem, self.prepared.layout
         tile = Tile(*(min(n, size) for n, size in zip(layout.tile, box.size, strict=True)))
         # whole steps a task, so that steps stand where they would in one task
         tile = tile._replace(depth=-(-tile.depth // layout.step_depth) * layout.step_depth)
         counts = Tile(*(-(-size // n) for size, n in zip(box.size, tile, strict=True)))
         together = self.prepared.groups_together
-        tasks = problem.groups // together * math.prod(counts)
+        tasks = len(box.groups) // together * math.prod(counts)
         steps_per_task = tile.depth // layout.step_depth
         clipped = np.zeros(tasks * steps_per_task, np.int64)
-        flags = np.zeros(tasks * steps_per_task, np.uint8) if self._is_fenced(source.flat.dtype, scale) else None
+        flags = np.zeros(tasks * steps_per_task, np.uint8) if self._is_fenced(source.flat.dtype, run.scale) else None
         integer = out.flat.dtype.kind != "f"
-        drive, pack, store, *_ = self.loops(source.flat.dtype, out.flat.dtype, scale)
+        drive, pack, store, *_ = self.loops(source.flat.dtype, out.flat.dtype, run.scale)
         fields: dict[str, Any] = {
             "pack": pack.address, "store": store.address,
+            "first_group": box.groups.start // together,
             "depth_blocks": counts.depth, "height_bands": counts.height, "width_bands": counts.width,
             "tile_depth": tile.depth, "tile_height": tile.height, "tile_width": tile.width,
             "steps_per_task": steps_per_task,
@@ -221,20 +236,21 @@ class Plan:
             "source_channel_step": source.strides[3], "source_column_step": source.strides[2],
             "planes": box.planes.ctypes.data, "rows": box.rows.ctypes.data, "columns": box.columns.ctypes.data,
             "run_start": box.run[0], "run_stop": box.run[1],
-            "fill": problem.boundary.value, "scaled": scale != (1.0, 0.0), "slope": scale[0], "intercept": scale[1],
+            "fill": problem.boundary.value, "scaled": run.scale != (1.0, 0.0), "slope": run.scale[0], "intercept": run.scale[1],
             "clipped": clipped.ctypes.data, "flags": 0 if flags is None else flags.ctypes.data,
-            "bias": 0 if bias is None else bias.ctypes.data, "has_bias": bias is not None and activation is None,
+            "bias": 0 if run.bias is None else run.bias.ctypes.data,
+            "has_bias": run.bias is not None and run.activation is None,
             **_out_fields(out, box.out_start),
         }  # fmt: skip
-        share = max(1, tasks // (SHARES * self.threads))
+        share = max(1, tasks // (SHARES * run.team.threads))
         voxels = _voxels_by_task(problem.filters_per_group * together, counts, tile, box.size)
         callbacks = {}
         failures: list[BaseException] = []
-        for number in range(min(self.threads, tasks)):
+        for number in range(min(run.team.threads, tasks)):
             worker = self._worker(number)
             set_fields(worker.step, activate=0, **fields)
-            if activation is not None:
-                callbacks[number] = self._callback(worker, bias, activation, failures)
+            if run.activation is not None:
+                callbacks[number] = self._callback(worker, run.bias, run.activation, failures)
                 set_fields(worker.step, activate=ctypes.cast(callbacks[number], ctypes.c_void_p).value or 0)
 
         def work(number: int, task: int) -> None:
@@ -247,38 +263,35 @@ class Plan:
             if progress is not None:
                 progress(sum(voxels(t) for t in range(first, last)))
 
-        team.run(-(-tasks // share), work)
-        if flags is not None and flags.any():
+        run.team.run(-(-tasks // share), work)
+        if flags is not None:
             for number in np.flatnonzero(flags).tolist():
-                clipped[number] = self._repair(
-                    number, steps_per_task, tile, counts, box, source, out, team, scale, bias, activation
-                )
+                clipped[number] = self._repair(number, steps_per_task, tile, counts, box, run)
         return int(clipped.sum()) if integer else 0
 
-    def _repair(
-        self, number: int, steps_per_task: int, tile: Tile, counts: Tile, box: _Box, source: FlatView, out: FlatView,
-        team: Team, scale: tuple[float, float], bias: NDArray[Any] | None, activation: Activation | None,
-    ) -> int:  # fmt: skip
-        """Do a step over by the direct sum, since its window holds NaN or infinity."""
+    def _repair(self, number: int, steps_per_task: int, tile: Tile, counts: Tile, box: _Box, run: _Run) -> int:
+        """Do a step over by the direct sum, since its window holds NaN, infinity or huge numbers."""
         problem = self.problem
         task, index = divmod(number, steps_per_task)
         rest, w = divmod(task, counts.width)
         rest, h = divmod(rest, counts.height)
-        d = rest % counts.depth
+        block, d = divmod(rest, counts.depth)
+        together = self.prepared.groups_together
         start = Tile(d * tile.depth + index * self.depth_step, h * tile.height, w * tile.width)
         extent = Tile(self.depth_step, tile.height, tile.width)
         size = Tile(*(min(n, whole - at) for n, at, whole in zip(extent, start, box.size, strict=True)))
         first = [at * stride for at, stride in zip(start, problem.strides, strict=True)]
         last = [(at + n - 1) * s + e for at, n, s, e in zip(start, size, problem.strides, problem.extent, strict=True)]
         part = _Box(
+            box.groups[block * together : (block + 1) * together],
             box.planes[first[0] : last[0]],
             box.rows[first[1] : last[1]],
             box.columns[first[2] : last[2]],
             (max(box.run[0] - first[2], 0), max(box.run[1] - first[2], 0)),
-            box.out_start + sum(at * stride for at, stride in zip(start, out.strides[:3], strict=True)),
+            box.out_start + sum(at * stride for at, stride in zip(start, run.out.strides[:3], strict=True)),
             size,
         )
-        return self.fallback._convolve_box(part, source, out, team, scale, bias, activation, None)
+        return self.fallback._convolve_box(part, run)
 
     def _is_fenced(self, source: np.dtype[Any], scale: tuple[float, float]) -> bool:
         """Whether packing must look for NaN and infinity."""
@@ -293,9 +306,9 @@ class Plan:
             problem, prepared = self.problem, self.prepared
             layout = prepared.layout
             # Zeros, since register tiles read beyond a row's end into lanes that are not kept: they should be no NaN.
-            scratch = _aligned(layout.origin + layout.scratch_size, self.dtype)[layout.origin :]
-            accumulator = _aligned(layout.accumulator_size, self.dtype)
-            workspace = _aligned(layout.workspace_bytes, np.dtype(np.uint8))
+            scratch = aligned_zeros(layout.origin + layout.scratch_size, self.dtype)[layout.origin :]
+            accumulator = aligned_zeros(layout.accumulator_size, self.dtype)
+            workspace = aligned_zeros(layout.workspace_bytes, np.dtype(np.uint8))
             window = np.zeros((layout.step_depth - 1) * problem.strides[0] + problem.extent[0], np.int64)
             step = new_step()
             set_fields(
@@ -335,13 +348,6 @@ class Plan:
                 failures.append(error)
 
         return _callback_type(activate)
-
-
-def _aligned(count: int, dtype: np.dtype[Any]) -> NDArray[Any]:
-    """Zeros that begin at a cache line (and a page, so that tiles of all threads lie alike)."""
-    raw = np.zeros(count * dtype.itemsize + 4096, np.uint8)
-    start = -raw.ctypes.data % 4096
-    return raw[start : start + count * dtype.itemsize].view(dtype)
 
 
 def _out_fields(out: FlatView, start: int) -> dict[str, int]:
@@ -402,7 +408,8 @@ def make_plan(
     for candidate in ALGORITHMS:
         reason = candidate.reject(problem, rounded)
         if reason is None:
-            seconds[candidate.name] = candidate.seconds(problem, rounded, threads)
+            cost = factor(cpu_class().name, candidate.name)
+            seconds[candidate.name] = cost * candidate.seconds(problem, rounded, threads)
             continue
         refusals.append((candidate.name, reason))
         if candidate is forced:

@@ -21,15 +21,16 @@ from numpy.typing import NDArray
 FIELDS = (
     # functions, by address; 0 where there is none
     "pack", "absorb", "convolve", "activate", "store",
-    # tasks first_task <= t < last_task are run; numbered over (group, depth block, height band, width band)
-    "first_task", "last_task", "depth_blocks", "height_bands", "width_bands",
+    # tasks first_task <= t < last_task are run; numbered over (group, depth block, height band, width band), groups
+    # from `first_group` on
+    "first_task", "last_task", "first_group", "depth_blocks", "height_bands", "width_bands",
     "tile_depth", "tile_height", "tile_width", "step_depth", "steps_per_task",
     "out_depth", "out_height", "out_width",
     # geometry
     "stride_d", "stride_h", "stride_w", "extent_d", "extent_h", "extent_w", "channels", "filters",
     # source: flat memory; offset tables say where positions lie in it
-    "source", "source_channel_step", "source_column_step", "planes", "rows", "columns", "run_start", "run_stop",
-    "fill", "scaled", "slope", "intercept",
+    "source", "source_itemsize", "source_channel_step", "source_column_step", "planes", "rows", "columns",
+    "run_start", "run_stop", "fill", "scaled", "slope", "intercept",
     # scratch: a ring of packed planes, of numbers of `itemsize` bytes
     "itemsize", "scratch", "ring", "pitch", "row_step", "plane_step", "channel_step",
     # the algorithm's own
@@ -37,16 +38,13 @@ FIELDS = (
     # accumulator of a step: (filters, depth, height, width) in these steps
     "accumulator", "acc_filter_step", "acc_plane_step", "acc_row_step", "acc_column_step",
     # output: flat memory
-    "out", "out_filter_step", "out_plane_step", "out_row_step", "out_column_step", "bias", "has_bias", "relu", "streaming",
+    "out", "out_filter_step", "out_plane_step", "out_row_step", "out_column_step", "bias", "has_bias", "streaming",
     # per step of every task: voxels the output could not hold; 1 if its window held NaN or infinity (0: nobody asks)
     "clipped", "flags",
     # the task at hand: its number, group, first voxel and size
     "task", "group", "plane", "row", "column", "depth", "height", "width",
     # the block at hand: a step is computed and stored in blocks of `block_height` rows while they are in the cache
     "block_height", "block_row", "block_rows",
-    # the source of the plane that will be packed next (address of the tile's first voxel, bytes from row to row): 0, or worth
-    # fetching meanwhile
-    "source_itemsize", "ahead", "ahead_row_step",
     # the step at hand: its number over all tasks, its first output plane within the slab and its number of planes; where its
     # window's planes are packed (address of int64 offsets into scratch, in bytes); the position being packed and its place
     # in the ring

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-OUTSIDE = -1  # in an offset table: no source voxel, the constant stands there
+OUTSIDE = -1  # as an index: no source voxel, the constant stands there
+OUTSIDE_OFFSET = np.iinfo(np.int64).min  # the same in a table of offsets, where -1 may be an offset
 
 
 class FlatView(NamedTuple):
@@ -57,12 +58,16 @@ def is_flattenable(array: NDArray[Any]) -> bool:
 
 
 def offset_table(indices: list[int], stride: int) -> NDArray[np.int64]:
-    """Source indices (OUTSIDE where there is none) as offsets in elements from index 0; OUTSIDE stays a sentinel.
-
-    A negative stride makes offsets negative, so the sentinel is the one value no offset can take.
-    """
+    """Source indices (OUTSIDE where there is none) as offsets in elements from index 0 (there OUTSIDE_OFFSET)."""
     table = np.array(indices, dtype=np.int64)
-    return np.where(table == OUTSIDE, np.iinfo(np.int64).min, table * stride)
+    return np.where(table == OUTSIDE, OUTSIDE_OFFSET, table * stride)
+
+
+def aligned_zeros(count: int, dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Zeros that begin at a page, and so at a cache line: vectors that lie across two take twice the loads."""
+    raw = np.zeros(count * dtype.itemsize + 4096, np.uint8)
+    start = -raw.ctypes.data % 4096
+    return raw[start : start + count * dtype.itemsize].view(dtype)
 
 
 def inner_run(indices: list[int]) -> tuple[int, int]:

@@ -219,7 +219,7 @@ cases = st.builds(
 
 
 @pytest.mark.parametrize("algorithm", [a.name for a in ALGORITHMS])
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(case=cases, precision=st.sampled_from(["float32", "float64"]))
 def test_random_case(algorithm: str, case: Case, precision: str) -> None:
     extent = [(k - 1) * d + 1 for k, d in zip(case.kernel, case.dilation_rate, strict=True)]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from test_every_algorithm import CASES, Case, run
 
-from conv3d_cli.engine import ALGORITHMS, Team, make_plan
+from conv3d_cli.engine import ALGORITHMS, Team, machine_code, make_plan
 from conv3d_cli.layer import activations
 from conv3d_cli.model.spec import ConvSpec
 
@@ -137,13 +137,14 @@ def test_huge_finite_voxels_do_not_overflow(algorithm: str, case: Case) -> None:
 
 
 @pytest.mark.parametrize("algorithm", NAMES)
-def test_many_equal_taps_do_not_drift(algorithm: str) -> None:
-    """Summed one by one in float32, 21^3 equal numbers would be 1e-5 off; blocks keep the error small."""
-    case = Case((1, 1, 40), (21, 21, 21), boundary="nearest")
+@pytest.mark.parametrize("size", [21, 27])
+def test_many_equal_taps_do_not_drift(algorithm: str, size: int) -> None:
+    """Summed one by one in float32, 21^3 equal numbers would be 1e-5 off; chunks keep what is promised."""
+    case = Case((1, 1, 40), (size, size, size), boundary="nearest")
     volume = np.full((1, 1, 1, 40, 1), 0.1, np.float32)
-    weights = np.full((21, 21, 21, 1, 1), 1 / 21**3)
+    weights = np.full((size, size, size, 1, 1), 1 / size**3)
     got = run(plan_for(algorithm, case, weights), volume)
-    exact = np.float64(np.float32(0.1)) * np.float64(np.float32(1 / 21**3)) * 21**3
+    exact = np.float64(np.float32(0.1)) * np.float64(np.float32(1 / size**3)) * size**3
     np.testing.assert_allclose(got, exact, rtol=2e-6)
 
 
@@ -231,3 +232,33 @@ def test_a_forced_algorithm_that_does_not_exist_is_named() -> None:
     problem = ConvSpec().resolve((1, 2, 2, 2, 1), (1, 1, 1, 1, 1))
     with pytest.raises(ValueError, match=r"unknown algorithm 'dircet'; did you mean 'direct'\?"):
         make_plan(problem, np.ones((1, 1, 1, 1, 1)), algorithm="dircet")
+
+
+@pytest.mark.parametrize("algorithm", NAMES)
+def test_clipped_voxels_are_counted_once_where_steps_are_done_over(algorithm: str) -> None:
+    """NaN in a channel of one group: only that group's step is done over, and no voxel counts twice."""
+    case = Case((6, 7, 20), (5, 5, 5), groups=2, in_channels=8, filters=8) if algorithm != "winograd" else Case(
+        (6, 7, 20), (3, 3, 3), groups=2, in_channels=8, filters=8
+    )  # fmt: skip
+    volume, weights = case.arrays()
+    volume[0, 2, 3, 5, 1] = np.nan
+    plan = plan_for(algorithm, case, weights)
+    planes = plan.problem.source_indices(0, 0, 6)
+    sums = run(plan, volume)[0]
+    out = np.empty(sums.shape, np.uint8)
+    with Team(2) as team:
+        clipped = plan.convolve_slab(volume[0], out, planes, team)
+    rounded = np.rint(sums)
+    assert clipped == np.count_nonzero(~((rounded >= 0) & (rounded <= 255)))
+    assert np.isnan(sums[..., :8]).any()
+    assert not np.isnan(sums[..., 8:]).any()
+
+
+@pytest.mark.parametrize("algorithm", NAMES)
+@pytest.mark.parametrize("case", CASES[:30:3], ids=str)
+def test_planning_loads_no_machine_code(algorithm: str, case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`explain` and --dry-run tell layout and memory in milliseconds, whatever is not compiled yet."""
+    monkeypatch.setattr(machine_code, "load", lambda codes: pytest.fail("loaded"))
+    plan = plan_for(algorithm, case)
+    assert plan.scratch_bytes > 0
+    assert plan.depth_step > 0

@@ -4,14 +4,15 @@ It runs the channel micro-kernel (`loops/channels.py`) on channels-last packed p
 odd number of vectors ends in a block of three, or is a single one. Filters are padded to whole vectors inside the packed
 weights, and lanes of padding are not stored; input is never padded, since 0 times infinity is NaN.
 
-Order of summation of one output voxel (the same for any tile, slab or thread): chunks of at most about 96 terms, each summed
-from zero, then added to the sums in memory. Chunks come in passes over blocks of input channels, so that the weights of a
-pass and a block of filters stay in L2 while a step's voxels go through.
+Order of summation of one output voxel (the same for any tile, slab or thread): chunks of at most about 96 terms, or the
+square root of all, each summed from zero, then added to the sums in memory. Chunks come in passes over blocks of input
+channels, so that the weights of a pass and a block of filters stay in L2 while a step's voxels go through.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -20,7 +21,8 @@ from numpy.typing import NDArray
 
 from conv3d_cli.engine.cpu import cpu_class
 from conv3d_cli.engine.machine_code import machine_code
-from conv3d_cli.engine.tile import Algorithm, PreparedAlgorithm, Tile, TileLayout, voxels_layout
+from conv3d_cli.engine.tile import Algorithm, PreparedAlgorithm, Tile, TileLayout, chunk_terms, voxels_layout
+from conv3d_cli.engine.views import aligned_zeros
 from conv3d_cli.model.spec import ConvProblem
 
 CHUNK_TERMS = 96
@@ -130,7 +132,7 @@ def channel_blocks(problem: ConvProblem, taps: int, padded_bytes: int) -> tuple[
     padded_bytes : int      bytes of the weights of a term
     """
     channels, columns = problem.channels_per_group, math.prod(problem.kernel_size)
-    of_chunk = -(-channels // -(-channels * taps // CHUNK_TERMS))
+    of_chunk = -(-channels // -(-channels * taps // chunk_terms(problem.taps, CHUNK_TERMS)))
     of_pass = max(of_chunk, PASS_BYTES // (padded_bytes * columns) // of_chunk * of_chunk)
     passes = -(-channels // of_pass)
     return of_chunk, -(-channels // passes // of_chunk) * of_chunk
@@ -188,7 +190,7 @@ def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -
             count = min(of_chunk, first_channel + of_pass - c, channels - c)
             for short, first, last in ((0, 0, long_items), (1, long_items, len(items.all))):
                 length = taps - short
-                per_chunk = max(1, CHUNK_TERMS // (count * max(length, 1)))
+                per_chunk = max(1, chunk_terms(problem.taps, CHUNK_TERMS) // (count * max(length, 1)))
                 for item in range(first, last, per_chunk):
                     some = items.all[item : min(item + per_chunk, last)]
                     chunks.append((item, len(some), c * size, count, short, here_terms, int(len(chunks) == 0)))
@@ -240,10 +242,8 @@ def _pack_weights(
 
 
 def aligned(array: NDArray[Any]) -> NDArray[Any]:
-    """A flat copy that begins at a cache line: vectors that lie across two take twice the loads."""
-    raw = np.empty(array.nbytes + 64, np.uint8)
-    start = -raw.ctypes.data % 64
-    copy = raw[start : start + array.nbytes].view(array.dtype)
+    """A flat copy that begins at a cache line."""
+    copy = aligned_zeros(array.size, array.dtype)
     copy[:] = array.ravel()
     return copy
 
@@ -266,13 +266,7 @@ def plan_layout(problem: ConvProblem, dtype: np.dtype[Any], blocks: Blocks, of_p
         share = min(1.0, max(2, blocks.odd) * blocks.lanes / blocks.padded)
         return (found.scratch_size * min(1.0, of_pass / channels) + found.accumulator_size * share) * dtype.itemsize
 
-    tile = Tile(depth, height, min(width, 128))
-    while used(tile, 1) > TILE_BYTES and tile.height * tile.width > 64:
-        if tile.height > 4 or tile.width <= 24:
-            tile = tile._replace(height=-(-tile.height // 2))
-        else:
-            tile = tile._replace(width=-(-tile.width // 2))
-    tile = Tile(depth, even_part(height, tile.height), even_part(width, tile.width))
+    tile = cut_evenly(problem, lambda tile: used(tile, 1) <= TILE_BYTES)
     step_depth = 1
     weights_bytes = problem.taps * blocks.padded * dtype.itemsize
     while (
@@ -290,6 +284,18 @@ def plan_layout(problem: ConvProblem, dtype: np.dtype[Any], blocks: Blocks, of_p
     tile_depth = -(-tile_depth // step_depth) * step_depth
     found = layout(tile._replace(depth=min(tile_depth, -(-depth // step_depth) * step_depth)), step_depth)
     return in_blocks(found, dtype.itemsize) if weights_bytes <= PASS_BYTES else found
+
+
+def cut_evenly(problem: ConvProblem, fits: Callable[[Tile], bool]) -> Tile:
+    """Tiles of nearly equal size over a plane, halved in turn until they fit; as deep as the output."""
+    depth, height, width = problem.out_size
+    tile = Tile(depth, height, min(width, 128))
+    while not fits(tile) and tile.height * tile.width > 64:
+        if tile.height > 4 or tile.width <= 24:
+            tile = tile._replace(height=-(-tile.height // 2))
+        else:
+            tile = tile._replace(width=-(-tile.width // 2))
+    return Tile(depth, even_part(height, tile.height), even_part(width, tile.width))
 
 
 def in_blocks(layout: TileLayout, itemsize: int) -> TileLayout:

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from conv3d_cli.engine.algorithms.channels import CHUNK_TERMS, aligned, column_items, even_part, in_blocks, predicted
+from conv3d_cli.engine.algorithms.channels import CHUNK_TERMS, aligned, column_items, cut_evenly, in_blocks, predicted
 from conv3d_cli.engine.cpu import cpu_class
 from conv3d_cli.engine.machine_code import machine_code
-from conv3d_cli.engine.tile import Algorithm, PreparedAlgorithm, Tile, TileLayout, voxels_layout
+from conv3d_cli.engine.tile import Algorithm, PreparedAlgorithm, Tile, TileLayout, chunk_terms, voxels_layout
 from conv3d_cli.model.spec import ConvProblem
 
 # Bytes of packed planes: most of a common L2, as halos are packed twice and memory binds.
@@ -64,24 +64,39 @@ def groups_together(problem: ConvProblem, lanes: int) -> int:
     return max(small, key=lambda n: (n * filters % lanes == 0, n))
 
 
+def item_taps(problem: ConvProblem, most: int) -> int:
+    """Kernel columns in an item: parts of nearly equal length where outputs share what they read, else one."""
+    stride, dilation, kw = problem.strides[2], problem.dilation_rate[2], problem.kernel_size[2]
+    shared = (stride == 1 and dilation <= 2) or (stride == 2 and dilation == 1)
+    return -(-kw // -(-kw // min(kw, most))) if shared else 1
+
+
+def cut_chunks(ends: tuple[int, int], taps: int, terms: int) -> list[tuple[int, int, int]]:
+    """Chunks (first item, items, 1 for short ones) of long items up to ends[0] and short ones up to ends[1].
+
+    terms : int     of one tap
+    """
+    most = chunk_terms(ends[1] * taps * terms, CHUNK_TERMS)
+    chunks = []
+    for short, first, last in ((0, 0, ends[0]), (1, ends[0], ends[1])):
+        per_chunk = max(1, most // (max(taps - short, 1) * terms))
+        chunks += [(i, min(per_chunk, last - i), short) for i in range(first, last, per_chunk)]
+    return chunks
+
+
 def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -> PreparedAlgorithm:
     """Tables of items and chunks, and the weights in the order they are read."""
     size, cpu = dtype.itemsize, cpu_class()
     lanes = vector_lanes(problem, size)
     together = groups_together(problem, lanes)
-    stride, dilation, kw = problem.strides[2], problem.dilation_rate[2], problem.kernel_size[2]
-    shared = (stride == 1 and dilation <= 2) or (stride == 2 and dilation == 1)
-    most_taps = max(1, MOST_TAPS // problem.channels_per_group) if shared else 1
-    taps = -(-kw // -(-kw // min(kw, most_taps)))
+    stride, dilation = problem.strides[2], problem.dilation_rate[2]
+    taps = item_taps(problem, max(1, MOST_TAPS // problem.channels_per_group))
     rows = min(MOST_ROWS, cpu.registers - taps * problem.channels_per_group - 2)
     layout = plan_layout(problem, dtype, together)
 
     items = column_items(problem.kernel_size, taps)
     offsets, planes = items.places(problem, layout)
-    chunks = []
-    for short, first, last in ((0, 0, len(items.long)), (1, len(items.long), len(items.all))):
-        per_chunk = max(1, CHUNK_TERMS // (max(taps - short, 1) * problem.channels_per_group))
-        chunks += [(i, min(per_chunk, last - i), short) for i in range(first, last, per_chunk)]
+    chunks = cut_chunks((len(items.long), len(items.all)), taps, problem.channels_per_group)
 
     order = [tap for some, length in ((items.long, taps), (items.short, taps - 1))
              for d, h, w in some for tap in ((d, h, w + k) for k in range(length))]  # fmt: skip
@@ -96,10 +111,10 @@ def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -
     ]
     keep = [np.ascontiguousarray(a, np.int64) for a in (np.array(offsets) * size, planes, chunks)]
     unit = layout.pitch * size * (1 if taps > 1 else stride)
-    parameters = np.array([unit, problem.taps, *(a.ctypes.data for a in keep), len(chunks)], np.int64)
+    parameters = np.array([unit, problem.taps * lanes, *(a.ctypes.data for a in keep), len(chunks)], np.int64)
     geometry = (stride, dilation) if taps > 1 else (1, 0)
     code = machine_code(
-        "depthwise", "sum_lanes", taps, int(bool(items.short)), *geometry, problem.channels_per_group,
+        "depthwise", "sum_lanes", 0, taps, int(bool(items.short)), *geometry, problem.channels_per_group,
         problem.filters_per_group, rows, lanes, dtype.name,
     )  # fmt: skip
     return PreparedAlgorithm(
@@ -115,13 +130,7 @@ def plan_layout(problem: ConvProblem, dtype: np.dtype[Any], together: int) -> Ti
     def layout(tile: Tile) -> TileLayout:
         return voxels_layout(problem, tile, filters=filters, channel_pitch=together * problem.channels_per_group)
 
-    tile = Tile(depth, height, min(width, 128))
-    while layout(tile).scratch_size * dtype.itemsize > TILE_BYTES and tile.height * tile.width > 64:
-        if tile.height > 4 or tile.width <= 24:
-            tile = tile._replace(height=-(-tile.height // 2))
-        else:
-            tile = tile._replace(width=-(-tile.width // 2))
-    tile = Tile(depth, even_part(height, tile.height), even_part(width, tile.width))
+    tile = cut_evenly(problem, lambda tile: layout(tile).scratch_size * dtype.itemsize <= TILE_BYTES)
     tasks = problem.groups // together * -(-height // tile.height) * -(-width // tile.width)
     found = layout(tile._replace(depth=min(depth, 64, max(8, -(-depth // -(-TASKS // tasks))))))
     return in_blocks(found, dtype.itemsize)

@@ -3,8 +3,8 @@
 It runs the spatial micro-kernel (`loops/spatial.py`): vectors along the width, register tiles of rows x vectors. It accepts every
 legal problem; the other algorithms are measured and tested against it.
 
-Order of summation of one output voxel (the same for any tile, slab or thread): items (columns of the kernel) in chunks of about
-64 taps, each summed from zero, so rounding grows with 64 + taps/64, not with the taps.
+Order of summation of one output voxel (the same for any tile, slab or thread): items (columns of the kernel) in chunks of 64 taps
+or the square root of all, each summed from zero, so rounding grows with that root, not with the taps.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from conv3d_cli.engine.tile import (
     PreparedAlgorithm,
     Tile,
     TileLayout,
+    chunk_terms,
     enough_tasks,
     rows_layout,
     shrink_tile,
@@ -101,7 +102,7 @@ def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -
             + along // stride
         )
         planes.append(d * problem.dilation_rate[0])
-    per_chunk = max(1, CHUNK_TAPS // taps)
+    per_chunk = max(1, chunk_terms(problem.taps, CHUNK_TAPS) // taps)
     long_items, items = offsets[0].size, offsets[0].size + offsets[1].size
     starts = [*range(0, long_items, per_chunk), *range(long_items, items, per_chunk), items]
     # An item of one tap has no next kernel row: there the step is that of a stride the register tile does not know.

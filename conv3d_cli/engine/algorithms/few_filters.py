@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from conv3d_cli.engine.algorithms.channels import CHUNK_TERMS, aligned, column_items, predicted
-from conv3d_cli.engine.algorithms.depthwise import MOST_ROWS, MOST_TAPS, plan_layout
+from conv3d_cli.engine.algorithms.channels import aligned, column_items, predicted
+from conv3d_cli.engine.algorithms.depthwise import MOST_ROWS, MOST_TAPS, cut_chunks, item_taps, plan_layout
 from conv3d_cli.engine.cpu import cpu_class
 from conv3d_cli.engine.machine_code import machine_code
 from conv3d_cli.engine.tile import Algorithm, PreparedAlgorithm
@@ -51,9 +51,8 @@ def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -
     """Tables of items and chunks, and the weights in the order they are read."""
     size, channels = dtype.itemsize, problem.channels_per_group
     lanes = vector_lanes(problem, size)
-    stride, dilation, kw = problem.strides[2], problem.dilation_rate[2], problem.kernel_size[2]
-    shared = (stride == 1 and dilation <= 2) or (stride == 2 and dilation == 1)
-    taps = -(-kw // -(-kw // min(kw, MOST_TAPS))) if shared else 1
+    stride, dilation = problem.strides[2], problem.dilation_rate[2]
+    taps = item_taps(problem, MOST_TAPS)
     rows = min(MOST_ROWS, cpu_class().registers - taps - 2)
     layout = plan_layout(problem, dtype, 1)
 
@@ -64,10 +63,7 @@ def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -
     offsets = np.add.outer(places[0], starts).ravel()
     planes = np.repeat(places[1], len(starts))
     ends = len(items.long) * len(starts), len(items.all) * len(starts)
-    chunks = []
-    for short, first, last in ((0, 0, ends[0]), (1, ends[0], ends[1])):
-        per_chunk = max(1, CHUNK_TERMS // max(taps - short, 1))
-        chunks += [(i, min(per_chunk, last - i), short) for i in range(first, last, per_chunk)]
+    chunks = cut_chunks(ends, taps, 1)
 
     runs = []
     by_filter = np.moveaxis(weights.astype(dtype), 4, 0)  # (filters, kd, kh, kw, channels)
@@ -83,7 +79,9 @@ def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -
     unit = layout.pitch * size * (1 if taps > 1 else stride)
     parameters = np.array([unit, packed.shape[1], *(a.ctypes.data for a in keep), len(chunks)], np.int64)
     geometry = (stride, dilation) if taps > 1 else (1, 0)
-    code = machine_code("depthwise", "sum_across", taps, int(bool(items.short)), *geometry, rows, lanes, dtype.name)
+    code = machine_code(
+        "depthwise", "sum_lanes", 1, taps, int(bool(items.short)), *geometry, 1, 1, rows, lanes, dtype.name
+    )
     return PreparedAlgorithm(layout, code, aligned(packed), parameters, fenced=channels % lanes != 0, keep=keep)
 
 

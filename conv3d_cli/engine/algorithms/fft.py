@@ -288,17 +288,20 @@ def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -
         machine_code("fft", factory, lanes, dtype.name)
         for factory in ("absorb_plane", "convolve_planes", "convolve_depth")
     )
-    keep: list[Any] = [depth]
+    keep: list[Any] = []
     radices = (DEPTH_SIZES[tile.depth], PLANE_SIZES[tile.height], PLANE_SIZES[tile.width])
     for name, stages in zip(("stages_d", "stages_h", "stages_w"), radices, strict=True):
         table, twiddles = stage_table(stages, dtype)
         keep += [table, twiddles]
         places[name] = table.ctypes.data
-    places["convolve_depth"] = depth.address
+    places["convolve_depth"] = 0
     places["fence"] = int(np.array(HUGE).view(np.int64))
     parameters = np.array([places[name] for name in P._fields], np.int64)
     spectrum = kernel_spectrum(problem, weights, tile, dtype)
-    return PreparedAlgorithm(layout, planes, spectrum, parameters, absorb=absorb, fenced=True, checks=True, keep=keep)
+    return PreparedAlgorithm(
+        layout, planes, spectrum, parameters, absorb=absorb, fenced=True, checks=True, calls={P.convolve_depth: depth},
+        keep=keep,
+    )  # fmt: skip
 
 
 ALGORITHM = Algorithm(

@@ -283,7 +283,7 @@ def seconds(problem: ConvProblem, weights: NDArray[Any], threads: int) -> float:
     factors = factorise(_as_real(weights))
     assert factors is not None
     tiling = _best_tiling(problem, factors, np.dtype(weights.dtype).itemsize)
-    return tiling.seconds * 1.15 / threads  # as measured with the store
+    return tiling.seconds / threads
 
 
 def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -> PreparedAlgorithm:

@@ -1,39 +1,69 @@
 """Fetching ahead: while a step is summed, the source of the next plane comes from memory.
 
-Packing waits for memory and summing does not, so a kernel that calls `fetch_ahead` between its register tiles hides the one
-behind the other. It is a hint: an address that is wrong for a rare layout costs nothing but the hint.
+Packing waits for memory and summing does not, so a kernel that fetches between its register tiles hides the one behind the
+other. It is a hint: an address that is wrong for a rare layout costs nothing but the hint.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from conv3d_cli.engine.loops.pack import OUTSIDE
 from conv3d_cli.engine.loops.simd import inlined, memory, prefetch
 from conv3d_cli.engine.step import F
+from conv3d_cli.engine.views import OUTSIDE_OFFSET
 
 LINE = 64  # bytes
 
 
 @inlined
-def fetch_ahead(step, row, column, width):
-    """Ask for `width` voxels of the input plane that is packed next, from row `row` of the block and column `column` of the task.
+def _next_voxel(step, row, column):
+    """The address of an input voxel of the plane that is packed next: 0 if there is none in the source.
 
-    Only where a voxel's channels are side by side; the drive fetches planar sources itself.
+    row, column: of the task's input positions
     """
-    source_bytes = step[F.source_itemsize]
-    column_bytes, voxel_bytes = step[F.source_column_step] * source_bytes, step[F.channels] * source_bytes
+    address = 0
+    if step[F.step_plane] + step[F.step_planes] < step[F.plane] + step[F.depth]:
+        plane = memory(step[F.planes], np.int64)[step[F.position] + 1]
+        down = memory(step[F.rows], np.int64)[step[F.row] * step[F.stride_h] + row]
+        along = memory(step[F.columns], np.int64)[step[F.column] * step[F.stride_w] + column]
+        if plane != OUTSIDE_OFFSET and down != OUTSIDE_OFFSET and along != OUTSIDE_OFFSET:
+            first = step[F.group] * step[F.channels] * step[F.source_channel_step]
+            address = step[F.source] + step[F.source_itemsize] * (first + plane + down + along)
+    return address
+
+
+@inlined
+def fetch_rows(step, row, gap, rows, column, width):
+    """Ask for what `rows` rows of outputs, `gap` apart, need anew: from row `row` of the block and `column` of the task on.
+
+    Only where voxels of a channel are side by side.
+    """
+    if step[F.source_column_step] == 1:
+        for r in range(rows):
+            down = step[F.block_row] + row + r * gap
+            if down < step[F.height]:
+                address = _next_voxel(step, down * step[F.stride_h] + step[F.extent_h] // 2,
+                                      column * step[F.stride_w] + step[F.extent_w] // 2)  # fmt: skip
+                if address != 0:
+                    for i in range((width * step[F.stride_w] * step[F.source_itemsize] + LINE - 1) // LINE):
+                        prefetch(address + LINE * i)
+
+
+@inlined
+def fetch_voxels(step, row, column, width):
+    """Ask for `width` voxels of all channels, from row `row` of the block and column `column` of the task on.
+
+    Only where a voxel's channels are side by side.
+    """
+    size = step[F.source_itemsize]
+    column_bytes, voxel_bytes = step[F.source_column_step] * size, step[F.channels] * size
     voxels = width * step[F.stride_w]
     if column_bytes == voxel_bytes:  # one run
         voxels, voxel_bytes = 1, voxels * voxel_bytes
-    more = step[F.step_plane] + step[F.step_planes] < step[F.plane] + step[F.depth]
-    if more and step[F.channels] > 1 and step[F.source_channel_step] == 1 and voxel_bytes >= LINE:
-        down = (step[F.row] + step[F.block_row] + row) * step[F.stride_h] + step[F.extent_h] - 1
-        along = (step[F.column] + column) * step[F.stride_w] + step[F.extent_w] // 2
-        plane = memory(step[F.planes], np.int64)[step[F.position] + 1]
-        down, along = memory(step[F.rows], np.int64)[down], memory(step[F.columns], np.int64)[along]
-        if plane != OUTSIDE and down != OUTSIDE and along != OUTSIDE:
-            address = step[F.source] + source_bytes * (plane + down + along + step[F.group] * step[F.channels])
+    if step[F.channels] > 1 and step[F.source_channel_step] == 1 and voxel_bytes >= LINE:
+        address = _next_voxel(step, (step[F.block_row] + row) * step[F.stride_h] + step[F.extent_h] - 1,
+                              column * step[F.stride_w] + step[F.extent_w] // 2)  # fmt: skip
+        if address != 0:
             for v in range(voxels):
                 for i in range((voxel_bytes + LINE - 1) // LINE):
                     prefetch(address + v * column_bytes + LINE * i)

@@ -8,12 +8,11 @@ outputs of all taps that read it. Items are offsets, so dilation and strides cos
 from __future__ import annotations
 
 import numpy as np
-from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from conv3d_cli.engine.loops.ahead import fetch_ahead
-from conv3d_cli.engine.loops.simd import I64, Vec, const, inlined, memory
+from conv3d_cli.engine.loops.ahead import fetch_voxels
+from conv3d_cli.engine.loops.simd import I64, Vec, const, emit_cases, inlined, memory
 from conv3d_cli.engine.step import F
 
 GROUP = 3  # places of the input that share a pointer: x86 adds once or twice a register to an address for nothing
@@ -115,13 +114,7 @@ def _sum_voxels(typingctx, taps, stride, dilation, rows, vectors, lanes, double,
                         v.store(b.fadd(sums, acc[r, j]), lines[r], const(width * j))
             b.branch(end)
 
-        cases = [b.append_basic_block(f"height_{R}") for R in range(1, most + 1)]
-        switch = b.switch(height, end)
-        for R, block in enumerate(cases, 1):
-            switch.add_case(ir.Constant(I64, R), block)
-            b.position_at_end(block)
-            tile(R)
-        b.position_at_end(end)
+        emit_cases(b, height, most, end, tile)
         return context.get_dummy_value()
 
     return sig, codegen
@@ -207,7 +200,7 @@ def sum_voxels(taps, short, stride, dilation, pair_rows, odd_vectors, odd_rows, 
                             for t in range(tiles):
                                 height = low + 1 if t < taller else low
                                 if ahead and i == 0:
-                                    fetch_ahead(step, j, column, height)
+                                    fetch_voxels(step, j, column, height)
                                 column += height
                                 for c in range(first_chunk, end_chunk):
                                     chunk = parameters[10] + 8 * 7 * c

@@ -14,8 +14,8 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from conv3d_cli.engine.loops.ahead import fetch_ahead
-from conv3d_cli.engine.loops.simd import I32, I64, Vec, const, memory
+from conv3d_cli.engine.loops.ahead import fetch_voxels
+from conv3d_cli.engine.loops.simd import I32, I64, Vec, const, emit_cases, memory
 from conv3d_cli.engine.step import F
 
 
@@ -129,33 +129,29 @@ def _sum_lanes(typingctx, across, taps, short, stride, dilation, channels, filte
                     v.store(value, place, const(0))
             b.branch(end)
 
-        cases = [b.append_basic_block(f"height_{R}") for R in range(1, most + 1)]
-        switch = b.switch(height, end)
-        for R, block in enumerate(cases, 1):
-            switch.add_case(ir.Constant(I64, R), block)
-            b.position_at_end(block)
-            tile(R)
-        b.position_at_end(end)
+        emit_cases(b, height, most, end, tile)
         return context.get_dummy_value()
 
     return sig, codegen
 
 
-def sum_lanes(taps, short, stride, dilation, channels, filters, rows, lanes, real):
-    """One step: vectors of filters, planes, rows, register tiles.
+def sum_lanes(across, taps, short, stride, dilation, channels, filters, rows, lanes, real):
+    """One step: planes, columns of register tiles, rows, and vectors of filters (single filters if `across` is 1).
 
     taps: kernel columns in an item; short: 1 if items of one less follow. stride, dilation: of the places that taps read, in
     units.
-    channels, filters: of a group; rows: voxels of a register tile.
-    Parameters (int64): bytes of a unit; terms of a filter; addresses of item offsets in bytes, item planes, chunks; chunks.
-    Weights: (packed groups, vectors, items, taps, channels, lanes); the last vector ends with the last filter.
+    channels, filters: of a group, 1 and 1 across; rows: voxels of a register tile.
+    Parameters (int64): bytes of a unit; numbers of the weights of a vector; addresses of item offsets in bytes, item planes,
+    chunks; chunks.
+    Weights: (packed groups, vectors, items, taps, channels, lanes), the last vector ends with the last filter; across: (filters,
+    items, taps, lanes), an item is a part of the kernel's columns at one vector of channels.
     """
     double = 1 if real == "float64" else 0
     itemsize = 8 if double else 4
 
     def loops(step):
         parameters = memory(step[F.parameters], np.int64)
-        unit, terms, offsets, planes = parameters[0], parameters[1], parameters[2], parameters[3]
+        unit, numbers, offsets, planes = parameters[0], parameters[1], parameters[2], parameters[3]
         chunks, chunk_count = parameters[4], parameters[5]
         row_bytes = itemsize * step[F.row_step] * step[F.stride_h]
         column_bytes = itemsize * step[F.pitch] * step[F.stride_w]
@@ -163,7 +159,7 @@ def sum_lanes(taps, short, stride, dilation, channels, filters, rows, lanes, rea
         width = step[F.width]
         tiles = (width + rows - 1) // rows
         low, taller = width // tiles, width % tiles
-        vectors = (step[F.filters] + lanes - 1) // lanes
+        vectors = step[F.filters] if across else (step[F.filters] + lanes - 1) // lanes
         for i in range(step[F.step_planes]):
             window = step[F.window] + 8 * i * step[F.stride_d]
             first_source = step[F.scratch] + step[F.block_row] * row_bytes
@@ -173,57 +169,16 @@ def sum_lanes(taps, short, stride, dilation, channels, filters, rows, lanes, rea
                 height = low + 1 if t < taller else low
                 # down a column of tiles, so that the input rows two outputs share are still in L1
                 for j in range(step[F.block_rows]):
-                    fetch_ahead(step, j, column, height)
+                    fetch_voxels(step, j, column, height)
                     source, out = first_source + j * row_bytes, first_out + itemsize * j * step[F.acc_row_step]
                     for vector in range(vectors):
-                        first_filter = min(vector * lanes, step[F.filters] - lanes)
-                        weights = step[F.weights] + itemsize * (step[F.group] * vectors + vector) * terms * lanes
+                        weights = step[F.weights] + itemsize * (step[F.group] * vectors + vector) * numbers
+                        first_filter = vector if across else min(vector * lanes, step[F.filters] - lanes)
+                        first_channel = 0 if across else first_filter // filters * channels
                         _sum_lanes(
-                            0, taps, short, stride, dilation, channels, filters, rows, lanes, double, height,
-                            source + itemsize * (first_filter // filters * channels), unit, offsets, planes, window, chunks,
-                            chunk_count, weights, out + itemsize * first_filter, out_step,
-                        )  # fmt: skip
-                first_source += height * column_bytes
-                first_out += height * out_step
-                column += height
-
-    return loops
-
-
-def sum_across(taps, short, stride, dilation, rows, lanes, real):
-    """One step of few filters over many channels: planes, columns of register tiles, rows, filters.
-
-    Constants and parameters as for `sum_lanes`; an item is a part of the kernel's columns at one vector of channels.
-    Weights: (filters, items, taps, lanes).
-    """
-    double = 1 if real == "float64" else 0
-    itemsize = 8 if double else 4
-
-    def loops(step):
-        parameters = memory(step[F.parameters], np.int64)
-        unit, terms, offsets, planes = parameters[0], parameters[1], parameters[2], parameters[3]
-        chunks, chunk_count = parameters[4], parameters[5]
-        row_bytes = itemsize * step[F.row_step] * step[F.stride_h]
-        column_bytes = itemsize * step[F.pitch] * step[F.stride_w]
-        out_step = itemsize * step[F.acc_column_step]
-        width, filters = step[F.width], step[F.filters]
-        tiles = (width + rows - 1) // rows
-        low, taller = width // tiles, width % tiles
-        for i in range(step[F.step_planes]):
-            window = step[F.window] + 8 * i * step[F.stride_d]
-            first_source = step[F.scratch] + step[F.block_row] * row_bytes
-            first_out = step[F.accumulator] + itemsize * i * step[F.acc_plane_step]
-            column = 0
-            for t in range(tiles):
-                height = low + 1 if t < taller else low
-                for j in range(step[F.block_rows]):
-                    fetch_ahead(step, j, column, height)
-                    source, out = first_source + j * row_bytes, first_out + itemsize * j * step[F.acc_row_step]
-                    for f in range(filters):
-                        weights = step[F.weights] + itemsize * (step[F.group] * filters + f) * terms
-                        _sum_lanes(
-                            1, taps, short, stride, dilation, 1, 1, rows, lanes, double, height, source, unit, offsets, planes,
-                            window, chunks, chunk_count, weights, out + itemsize * f, out_step,
+                            across, taps, short, stride, dilation, channels, filters, rows, lanes, double, height,
+                            source + itemsize * first_channel, unit, offsets, planes, window, chunks, chunk_count, weights,
+                            out + itemsize * first_filter, out_step,
                         )  # fmt: skip
                 first_source += height * column_bytes
                 first_out += height * out_step

@@ -4,29 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from conv3d_cli.engine.loops.pack import OUTSIDE
-from conv3d_cli.engine.loops.simd import call, inlined, memory
+from conv3d_cli.engine.loops.simd import call, memory
 from conv3d_cli.engine.step import F
-
-
-@inlined
-def _look_ahead(step, position):
-    """Say where the plane packed next lies, if a loop may fetch it: voxels side by side, inside the volume."""
-    planes, rows = memory(step[F.planes], np.int64), memory(step[F.rows], np.int64)
-    columns = memory(step[F.columns], np.int64)
-    row = step[F.row] * step[F.stride_h] + step[F.extent_h] // 2
-    column = step[F.column] * step[F.stride_w] + step[F.extent_w] // 2
-    step[F.ahead] = 0
-    step[F.ahead_row_step] = 0
-    last = (step[F.out_depth] - 1) * step[F.stride_d] + step[F.extent_d] - 1
-    inside = rows[row] != OUTSIDE and columns[column] != OUTSIDE
-    if step[F.source_column_step] == 1 and position <= last and inside:  # noqa: SIM102  # no look past the table's end
-        if planes[position] != OUTSIDE:
-            first = step[F.group] * step[F.channels] * step[F.source_channel_step]
-            offset = first + planes[position] + rows[row] + columns[column]
-            step[F.ahead] = step[F.source] + step[F.source_itemsize] * offset
-            if step[F.height] > 1 and rows[row + 1] != OUTSIDE:
-                step[F.ahead_row_step] = step[F.source_itemsize] * (rows[row + 1] - rows[row])
 
 
 def run_tasks():
@@ -40,7 +19,7 @@ def run_tasks():
             band = task // step[F.width_bands]
             block = band // step[F.height_bands]
             step[F.task] = task
-            step[F.group] = block // step[F.depth_blocks]
+            step[F.group] = step[F.first_group] + block // step[F.depth_blocks]
             first_plane = block % step[F.depth_blocks] * step[F.tile_depth]
             step[F.plane] = first_plane
             step[F.row] = band % step[F.height_bands] * step[F.tile_height]
@@ -74,7 +53,6 @@ def run_tasks():
                 if step[F.flags] != 0:
                     flags = memory(step[F.flags], np.uint8)
                     flags[number] = step[F.last_bad] >= first
-                _look_ahead(step, packed)
                 row = 0
                 while row < step[F.height]:
                     step[F.block_row] = row

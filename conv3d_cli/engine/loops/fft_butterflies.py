@@ -15,10 +15,9 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 from numba.extending import intrinsic
 
-from conv3d_cli.engine.loops.simd import I32, I64, Vec, const
+from conv3d_cli.engine.loops.simd import I64, Vec, const, emit_prefetch
 
 RADICES = (1, 2, 3, 4, 5, 6, 8)
 
@@ -240,15 +239,9 @@ def _stage_function(module: ir.Module, kind: str, radix: int, lanes: int, real: 
         places = [place(j, a["source"], a["source_step"], source_leap, kind == "gather") for j in range(radix)]
         x = [load(at, a["source_im"]) for at in places]
         if kind == "gather":  # what the next line will read: far apart, so the hardware does not see it coming
-            prefetch = cgutils.get_or_insert_function(
-                module,
-                ir.FunctionType(ir.VoidType(), [ir.IntType(8).as_pointer(), I32, I32, I32]),
-                "llvm.prefetch.p0i8",
-            )
             for at in places:
                 for part in (whole, b.add(whole, half)):
-                    ahead = b.inttoptr(b.add(at, part), ir.IntType(8).as_pointer())
-                    b.call(prefetch, [ahead, ir.Constant(I32, 0), ir.Constant(I32, 3), ir.Constant(I32, 1)])
+                    emit_prefetch(b, b.add(at, part), level=1)
         if twiddled and sign > 0:
             x = [x[0], *(cx.mul_conj(x[k], factor(k)) for k in range(1, radix))]
         y = cx.dft(x, sign)

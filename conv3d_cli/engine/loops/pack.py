@@ -14,8 +14,7 @@ import numpy as np
 
 from conv3d_cli.engine.loops.simd import inlined, memory, real_field
 from conv3d_cli.engine.step import F
-
-OUTSIDE = np.iinfo(np.int64).min  # in an offset table: no source voxel, the fill stands there
+from conv3d_cli.engine.views import OUTSIDE_OFFSET
 
 
 @inlined
@@ -24,6 +23,18 @@ def _value(raw, scaled, slope, intercept):
     if scaled:
         return np.float64(raw) * slope + intercept
     return np.float64(raw)
+
+
+@inlined
+def _positions(step):
+    """The task's input positions: (rows, columns, first row, first column, and the run of columns, counted from the first,
+    that follow one another in the source)."""
+    first_row, first_column = step[F.row] * step[F.stride_h], step[F.column] * step[F.stride_w]
+    height = (step[F.height] - 1) * step[F.stride_h] + step[F.extent_h]
+    width = (step[F.width] - 1) * step[F.stride_w] + step[F.extent_w]
+    run_start = min(max(step[F.run_start] - first_column, 0), width)
+    run_stop = min(max(step[F.run_stop] - first_column, run_start), width)
+    return height, width, first_row, first_column, run_start, run_stop
 
 
 def _finder(real, check):
@@ -35,7 +46,7 @@ def _finder(real, check):
     least = (127 + 64) << 23 if real == "float32" else (1023 + 512) << 52
 
     @inlined
-    def holds_non_finite(address, count):
+    def holds_huge(address, count):
         if not check:
             return False
         numbers = memory(address, bits)
@@ -45,31 +56,31 @@ def _finder(real, check):
             bad |= bits((numbers[i] & mask) >= huge)
         return bad != 0
 
-    return holds_non_finite
+    return holds_huge
 
 
 def pack_rows(source_dtype, real, check):
-    """source_dtype, real: names of dtypes; check: 1 to note in `last_bad` where NaN or infinity was packed."""
+    """source_dtype, real: names of dtypes; check: 1 to note in `last_bad` where NaN, infinity or huge numbers were packed."""
     raw_type, kind = np.dtype(source_dtype).type, np.dtype(real).type
     itemsize = np.dtype(real).itemsize
-    holds_non_finite = _finder(real, check)
+    holds_huge = _finder(real, check)
+
+    @inlined
+    def number(source, at, offset, fill, scaled, slope, intercept):
+        """The packed number of a position by its offset in the row that begins at `at`."""
+        if offset == OUTSIDE_OFFSET:
+            return fill
+        return kind(_value(source[at + offset], scaled, slope, intercept))
 
     def loops(step):
         source = memory(step[F.source], raw_type)
         planes, rows = memory(step[F.planes], np.int64), memory(step[F.rows], np.int64)
-        columns = memory(step[F.columns], np.int64)
         fill = kind(real_field(step, F.fill))
         scaled = step[F.scaled] != 0
         slope, intercept = real_field(step, F.slope), real_field(step, F.intercept)
         stride, pitch, column_step = step[F.stride_w], step[F.pitch], step[F.source_column_step]
-        height = (step[F.height] - 1) * step[F.stride_h] + step[F.extent_h]
-        width = (step[F.width] - 1) * stride + step[F.extent_w]
-        first_row, first_column = step[F.row] * step[F.stride_h], step[F.column] * stride
-        # the run of columns that follow one another in the source, cut to this tile
-        run_start = min(max(step[F.run_start] - first_column, 0), width)
-        run_stop = min(max(step[F.run_stop] - first_column, run_start), width)
-        if stride > 1:
-            run_stop = run_start
+        height, width, first_row, first_column, run_start, run_stop = _positions(step)
+        columns = memory(step[F.columns] + 8 * first_column, np.int64)
         plane = planes[step[F.position]]
         for c in range(step[F.channels]):
             origin = (step[F.group] * step[F.channels] + c) * step[F.source_channel_step]
@@ -77,52 +88,39 @@ def pack_rows(source_dtype, real, check):
             for j in range(height):
                 target = memory(to + itemsize * j * step[F.row_step], kind)
                 row = rows[first_row + j]
-                if plane == OUTSIDE or row == OUTSIDE:
+                at = origin + plane + row
+                if plane == OUTSIDE_OFFSET or row == OUTSIDE_OFFSET:
                     for phase in range(stride):
                         for p in range((width - phase + stride - 1) // stride):
                             target[phase * pitch + p] = fill
-                    if check and not abs(fill) < kind(2.0**64):
-                        step[F.last_bad] = step[F.position]
-                    continue
-                at = origin + plane + row
-                if stride == 1:
+                elif stride == 1:
                     for p in range(run_start):
-                        offset = columns[first_column + p]
-                        if offset == OUTSIDE:
-                            target[p] = fill
-                        else:
-                            target[p] = kind(_value(source[at + offset], scaled, slope, intercept))
+                        target[p] = number(source, at, columns[p], fill, scaled, slope, intercept)
+                    run = run_stop - run_start
                     here = at
-                    if run_start < run_stop:
-                        here += columns[first_column + run_start]
+                    if run > 0:
+                        here += columns[run_start]
                     if column_step == 1 and not scaled:
-                        for p in range(run_stop - run_start):
+                        for p in range(run):
                             target[run_start + p] = kind(source[here + p])
                     elif column_step == 1:
-                        for p in range(run_stop - run_start):
+                        for p in range(run):
                             target[run_start + p] = kind(_value(source[here + p], True, slope, intercept))
                     else:
-                        for p in range(run_stop - run_start):
+                        for p in range(run):
                             raw = source[here + p * column_step]
                             target[run_start + p] = kind(_value(raw, scaled, slope, intercept))
                     for p in range(run_stop, width):
-                        offset = columns[first_column + p]
-                        if offset == OUTSIDE:
-                            target[p] = fill
-                        else:
-                            target[p] = kind(_value(source[at + offset], scaled, slope, intercept))
+                        target[p] = number(source, at, columns[p], fill, scaled, slope, intercept)
                 else:
                     for phase in range(stride):
                         for p in range((width - phase + stride - 1) // stride):
-                            offset = columns[first_column + phase + p * stride]
-                            if offset == OUTSIDE:
-                                target[phase * pitch + p] = fill
-                            else:
-                                target[phase * pitch + p] = kind(_value(source[at + offset], scaled, slope, intercept))
+                            offset = columns[phase + p * stride]
+                            target[phase * pitch + p] = number(source, at, offset, fill, scaled, slope, intercept)
                 if check:
                     for phase in range(stride):
                         count = (width - phase + stride - 1) // stride
-                        if holds_non_finite(to + itemsize * (j * step[F.row_step] + phase * pitch), count):
+                        if holds_huge(to + itemsize * (j * step[F.row_step] + phase * pitch), count):
                             step[F.last_bad] = step[F.position]
 
     return loops
@@ -132,22 +130,18 @@ def pack_voxels(source_dtype, real, check):
     """As `pack_rows`, channels last."""
     raw_type, kind = np.dtype(source_dtype).type, np.dtype(real).type
     itemsize = np.dtype(real).itemsize
-    holds_non_finite = _finder(real, check)
+    holds_huge = _finder(real, check)
 
     def loops(step):
         source = memory(step[F.source], raw_type)
         planes, rows = memory(step[F.planes], np.int64), memory(step[F.rows], np.int64)
-        columns = memory(step[F.columns], np.int64)
         fill = kind(real_field(step, F.fill))
         scaled = step[F.scaled] != 0
         slope, intercept = real_field(step, F.slope), real_field(step, F.intercept)
-        stride, pitch, channels = step[F.stride_w], step[F.pitch], step[F.channels]
+        pitch, channels = step[F.pitch], step[F.channels]
         channel_step, column_step = step[F.source_channel_step], step[F.source_column_step]
-        height = (step[F.height] - 1) * step[F.stride_h] + step[F.extent_h]
-        width = (step[F.width] - 1) * stride + step[F.extent_w]
-        first_row, first_column = step[F.row] * step[F.stride_h], step[F.column] * stride
-        run_start = min(max(step[F.run_start] - first_column, 0), width)
-        run_stop = min(max(step[F.run_stop] - first_column, run_start), width)
+        height, width, first_row, first_column, run_start, run_stop = _positions(step)
+        columns = memory(step[F.columns] + 8 * first_column, np.int64)
         # voxels that follow one another without a gap in the source and in the scratch are one long row
         joined = channel_step == 1 and column_step == channels and pitch == channels and not scaled
         if not joined:
@@ -158,16 +152,17 @@ def pack_voxels(source_dtype, real, check):
         for j in range(height):
             target = memory(to + itemsize * j * step[F.row_step], kind)
             row = rows[first_row + j]
+            outside = plane == OUTSIDE_OFFSET or row == OUTSIDE_OFFSET
             p = 0
             while p < width:
-                if run_start == p and run_stop > p and plane != OUTSIDE and row != OUTSIDE:
-                    here = origin + plane + row + columns[first_column + p]
+                if run_start == p and run_stop > p and not outside:
+                    here = origin + plane + row + columns[p]
                     for q in range((run_stop - p) * channels):
                         target[p * pitch + q] = kind(source[here + q])
                     p = run_stop
                     continue
-                offset = columns[first_column + p]
-                if plane == OUTSIDE or row == OUTSIDE or offset == OUTSIDE:
+                offset = columns[p]
+                if outside or offset == OUTSIDE_OFFSET:
                     for c in range(channels):
                         target[p * pitch + c] = fill
                 else:
@@ -182,7 +177,7 @@ def pack_voxels(source_dtype, real, check):
                 p += 1
             if check:
                 for p in range(width):
-                    if holds_non_finite(to + itemsize * (j * step[F.row_step] + p * pitch), channels):
+                    if holds_huge(to + itemsize * (j * step[F.row_step] + p * pitch), channels):
                         step[F.last_bad] = step[F.position]
 
     return loops

@@ -12,13 +12,10 @@ Zen 4, 2026-11). Along the width it gains nothing, since loads bind there.
 from __future__ import annotations
 
 import numpy as np
-from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 from numba.extending import intrinsic
 
-from conv3d_cli.engine.loops.pack import OUTSIDE
-from conv3d_cli.engine.loops.simd import I32, I64, Vec, const, inlined, memory, prefetch
+from conv3d_cli.engine.loops.simd import I64, Vec, const, emit_prefetch, memory
 from conv3d_cli.engine.step import F
 
 BLOCK = 4  # taps unrolled where the filter is not folded
@@ -59,12 +56,7 @@ def _put(b, v, sums, first, out, out_row):
 def _line(b, v, address):
     """The vector at an address. The one behind it is fetched into L1 meanwhile: lines lie in L2, and they are more than the
     CPU's own prefetcher follows (without, a Gaussian of 41 taps an axis took 42 ms instead of 29; Zen 4, 2026-11)."""
-    pointer = ir.IntType(8).as_pointer()
-    fetch = cgutils.get_or_insert_function(
-        b.module, ir.FunctionType(ir.VoidType(), [pointer, I32, I32, I32]), "llvm.prefetch.p0"
-    )
-    to_read, level_one, data = (ir.Constant(I32, n) for n in (0, 3, 1))
-    b.call(fetch, [b.inttoptr(b.add(address, const(64)), pointer), to_read, level_one, data])
+    emit_prefetch(b, b.add(address, const(64)), level=1)
     return v.load(b.inttoptr(address, v.real.as_pointer()), const(0))
 
 
@@ -213,35 +205,6 @@ def _sum_columns(typingctx, rows, lanes, double, source, row, offsets, weights, 
     return sig, codegen
 
 
-@inlined
-def _fetch_part(step, part, parts):
-    """Fetch a part of the rows of the plane that is packed next, if their voxels lie side by side."""
-    planes, rows = memory(step[F.planes], np.int64), memory(step[F.rows], np.int64)
-    columns = memory(step[F.columns], np.int64)
-    last = (step[F.out_depth] - 1) * step[F.stride_d] + step[F.extent_d] - 1
-    if step[F.source_column_step] != 1 or step[F.position] >= last or planes[step[F.position] + 1] == OUTSIDE:
-        return
-    first_column = step[F.column] * step[F.stride_w]
-    width = (step[F.width] - 1) * step[F.stride_w] + step[F.extent_w]
-    start = max(step[F.run_start], first_column)
-    stop = min(step[F.run_stop], first_column + width)
-    if start >= stop:
-        return
-    first_row = step[F.row] * step[F.stride_h]
-    height = (step[F.height] - 1) * step[F.stride_h] + step[F.extent_h]
-    origin = (
-        step[F.group] * step[F.channels] * step[F.source_channel_step] + planes[step[F.position] + 1] + columns[start]
-    )
-    size = step[F.source_itemsize]
-    lines = ((stop - start) * size + 63) // 64
-    for j in range(height * part // parts, height * (part + 1) // parts):
-        row = rows[first_row + j]
-        if row != OUTSIDE:
-            at = step[F.source] + (origin + row) * size
-            for line in range(lines):
-                prefetch(at + 64 * line)
-
-
 def filter_plane(rows, fold_h, shared_h, chunk, folded_chunk, lanes, real):
     """What `absorb` does: filter the packed plane along height and width into the ring.
 
@@ -287,8 +250,6 @@ def filter_plane(rows, fold_h, shared_h, chunk, folded_chunk, lanes, real):
                 here = lines_at + 8 * tile * rows * stride_h
                 for term in range(terms):
                     for x in range(strips):
-                        if f == 0 and term == 0:
-                            _fetch_part(step, tile * strips + x, tiles * strips)
                         out = half_at + term * half_rows + x * vector
                         if fold_h:
                             half, k = kh // 2, 0

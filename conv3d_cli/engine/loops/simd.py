@@ -8,6 +8,7 @@ integers (`prefer_literal=True`).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
@@ -60,24 +61,40 @@ def call(typingctx, address, step):
 
 @intrinsic
 def prefetch(typingctx, address):
-    """Fetch the cache line at an address into L2; any address is harmless."""
+    """Fetch the cache line at an address into L2."""
     sig = types.void(address)
 
     def codegen(context, builder, sig, args):
-        pointer = ir.IntType(8).as_pointer()
-        function = cgutils.get_or_insert_function(
-            builder.module, ir.FunctionType(ir.VoidType(), [pointer, I32, I32, I32]), "llvm.prefetch.p0"
-        )
-        to_read, level_two, data = (ir.Constant(I32, n) for n in (0, 2, 1))
-        builder.call(function, [builder.inttoptr(args[0], pointer), to_read, level_two, data])
+        emit_prefetch(builder, args[0], level=2)
         return context.get_dummy_value()
 
     return sig, codegen
 
 
+def emit_prefetch(builder: ir.IRBuilder, address: Any, level: int) -> None:
+    """Emit code that fetches a cache line into L1 or L2; any address is harmless."""
+    pointer = ir.IntType(8).as_pointer()
+    function = cgutils.get_or_insert_function(
+        builder.module, ir.FunctionType(ir.VoidType(), [pointer, I32, I32, I32]), "llvm.prefetch.p0"
+    )
+    to_read, locality, data = (ir.Constant(I32, n) for n in (0, 4 - level, 1))
+    builder.call(function, [builder.inttoptr(address, pointer), to_read, locality, data])
+
+
 def const(value: int) -> ir.Constant:
     """An int64."""
     return ir.Constant(I64, value)
+
+
+def emit_cases(builder: ir.IRBuilder, number: Any, most: int, end: ir.Block, emit: Callable[[int], None]) -> None:
+    """Emit a block for each of 1 ... most and a switch to that of `number`; `emit(n)` must branch to `end`."""
+    cases = [builder.append_basic_block(f"case_{n}") for n in range(1, most + 1)]
+    switch = builder.switch(number, end)
+    for n, block in enumerate(cases, 1):
+        switch.add_case(const(n), block)
+        builder.position_at_end(block)
+        emit(n)
+    builder.position_at_end(end)
 
 
 class Vec:

@@ -11,7 +11,8 @@ import numpy as np
 from numba import types
 from numba.extending import intrinsic
 
-from conv3d_cli.engine.loops.simd import I64, Vec, const, memory, prefetch
+from conv3d_cli.engine.loops.ahead import fetch_rows
+from conv3d_cli.engine.loops.simd import I64, Vec, const, memory
 from conv3d_cli.engine.step import F
 
 
@@ -116,8 +117,6 @@ def sum_taps(taps, short, row_stride, rows, columns, lanes, real):
         height = step[F.block_rows]
         row_bytes = itemsize * step[F.row_step] * step[F.stride_h]
         block_source = step[F.scratch] + step[F.block_row] * row_bytes
-        ahead_row = step[F.ahead_row_step] * step[F.stride_h]
-        ahead = step[F.ahead] + step[F.block_row] * ahead_row
         sums_row = itemsize * step[F.acc_row_step]
         for i in range(step[F.step_planes]):
             here = step[F.window] + 8 * i * step[F.stride_d]
@@ -128,12 +127,8 @@ def sum_taps(taps, short, row_stride, rows, columns, lanes, real):
                 column = 0
                 for block in range(blocks):
                     source = block_source + j * row_bytes + itemsize * column
-                    if step[F.ahead] != 0:
-                        fetch = ahead + j * ahead_row + column * step[F.source_itemsize] * step[F.stride_w]
-                        for r in range(rows):
-                            for c in range(columns):
-                                prefetch(fetch + r * gap * ahead_row + 64 * c)
                     tile_columns = lanes * (less if block < narrow else columns)
+                    fetch_rows(step, j, gap, rows, column, tile_columns)
                     for f in range(filters):
                         weights = step[F.weights] + itemsize * (step[F.group] * filters + f) * all_taps
                         sums = step[F.accumulator] + j * sums_row

@@ -1,4 +1,4 @@
-"""The end of a step: bias, ReLU, rounding, saturation, and the store in the output's dtype and order.
+"""The end of a step: bias, rounding, saturation, and the store in the output's dtype and order.
 
 It runs on the step's accumulator while that is still in the cache, so none of it costs a pass over the volume.
 """
@@ -106,7 +106,7 @@ def store(real, out_dtype):
         out_filter, out_column = step[F.out_filter_step], step[F.out_column_step]
         first_filter = step[F.group] * filters
         bias = memory(step[F.bias] + itemsize * first_filter, kind)
-        has_bias, relu = step[F.has_bias] != 0, step[F.relu] != 0
+        has_bias = step[F.has_bias] != 0
         base = first_filter * out_filter + step[F.step_plane] * step[F.out_plane_step]
         base += (step[F.row] + step[F.block_row]) * step[F.out_row_step] + step[F.column] * out_column
         by_filter = acc_filter == 1 and (out_filter == 1 or acc_column != 1)
@@ -116,26 +116,17 @@ def store(real, out_dtype):
             for j in range(height):
                 row = step[F.accumulator] + itemsize * (i * step[F.acc_plane_step] + j * step[F.acc_row_step])
                 to = step[F.out] + out_size * (base + i * step[F.out_plane_step] + j * step[F.out_row_step])
-                # the sums' own finish, in place
-                if has_bias or relu:
+                if has_bias:
                     if by_filter:
                         for k in range(width):
                             acc = memory(row + itemsize * k * acc_column, kind)
-                            if has_bias:
-                                for f in range(filters):
-                                    acc[f] += bias[f]
-                            if relu:
-                                for f in range(filters):
-                                    acc[f] = kind(0) if acc[f] < 0 else acc[f]
+                            for f in range(filters):
+                                acc[f] += bias[f]
                     else:
                         for f in range(filters):
                             acc = memory(row + itemsize * f * acc_filter, kind)
-                            if has_bias:
-                                for k in range(width):
-                                    acc[k] += bias[f]
-                            if relu:
-                                for k in range(width):
-                                    acc[k] = kind(0) if acc[k] < 0 else acc[k]
+                            for k in range(width):
+                                acc[k] += bias[f]
                 if joined:
                     if same and step[F.streaming] != 0:
                         stream(row, to, width * filters)
