@@ -140,6 +140,7 @@ class Plan:
             machine_code("store", "store", self.dtype.name, out.name),
             self.prepared.convolve,
             *([] if self.prepared.absorb is None else [self.prepared.absorb]),
+            *([] if self.prepared.packs_weights is None else [self.prepared.packs_weights]),
             *self.prepared.calls.values(),
         ]
         load(codes)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -180,7 +181,9 @@ class PreparedAlgorithm:
 
     convolve : MachineCode          sums a step (`step_planes` planes) of a group into the accumulator
     absorb : MachineCode or None    told of every packed plane, in order, before the ring goes on
-    weights : array                 in whatever order `convolve` wants; `parameters`: int64 numbers for it
+    pack_weights : callable         the weights in whatever order `convolve` wants; called when the first step is run
+    packs_weights : MachineCode or None     what `pack_weights` runs
+    parameters : array              int64 numbers for `convolve`
     fenced : bool                   NaN and infinity would spread: steps whose window holds one are done over by `direct`
     checks : bool                   `absorb` and `convolve` find such steps themselves, so packing need not look
     calls : dict                    functions that `convolve` calls: the place in `parameters` of each one's address, which
@@ -191,14 +194,20 @@ class PreparedAlgorithm:
 
     layout: TileLayout
     convolve: MachineCode
-    weights: NDArray[Any]
+    pack_weights: Callable[[], NDArray[Any]]
     parameters: NDArray[np.int64]
     absorb: MachineCode | None = None
     fenced: bool = False
     checks: bool = False
     calls: dict[int, MachineCode] = field(default_factory=dict)
+    packs_weights: MachineCode | None = None
     keep: list[Any] = field(default_factory=list)
     groups_together: int = 1
+
+    @cached_property
+    def weights(self) -> NDArray[Any]:
+        """The packed weights."""
+        return self.pack_weights()
 
 
 class Algorithm(NamedTuple):

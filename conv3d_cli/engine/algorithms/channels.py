@@ -201,7 +201,6 @@ def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -
                     here_terms += rows.size
         order.append(np.concatenate(here))
         passes.append((begin, len(chunks), before, here_terms))
-    packed = _pack_weights(weights, order, blocks, groups, dtype)
 
     keep = [np.ascontiguousarray(a, np.int64) for a in (np.array(offsets) * size, planes, passes, chunks)]
     terms = sum(some.size for some in order)
@@ -220,7 +219,10 @@ def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -
         "channels", "sum_voxels", taps, int(bool(items.short)), *geometry, blocks.pair_rows, blocks.odd,
         blocks.odd_rows, blocks.lanes, dtype.name,
     )  # fmt: skip
-    return PreparedAlgorithm(layout, code, packed, parameters, keep=keep, groups_together=together)
+    return PreparedAlgorithm(
+        layout, code, lambda: _pack_weights(weights, order, blocks, groups, dtype), parameters, keep=keep,
+        groups_together=together,
+    )  # fmt: skip
 
 
 def _pack_weights(

@@ -118,7 +118,7 @@ def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -
         problem.filters_per_group, rows, lanes, dtype.name,
     )  # fmt: skip
     return PreparedAlgorithm(
-        layout, code, aligned(np.concatenate(runs)), parameters, keep=keep, groups_together=together
+        layout, code, lambda: aligned(np.concatenate(runs)), parameters, keep=keep, groups_together=together
     )
 
 

@@ -121,7 +121,7 @@ def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -
     )  # fmt: skip
     short = 1 if long_parts < parts else 0
     code = machine_code("spatial", "sum_taps", taps, short, row_stride, rows, columns, lanes, dtype.name)
-    return PreparedAlgorithm(layout, code, np.ascontiguousarray(packed), parameters, keep=keep)
+    return PreparedAlgorithm(layout, code, lambda: np.ascontiguousarray(packed), parameters, keep=keep)
 
 
 def plan_layout(problem: ConvProblem, dtype: np.dtype[Any], rows: int, numbers: int) -> TileLayout:

@@ -82,7 +82,7 @@ def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -
     code = machine_code(
         "depthwise", "sum_lanes", 1, taps, int(bool(items.short)), *geometry, 1, 1, rows, lanes, dtype.name
     )
-    return PreparedAlgorithm(layout, code, aligned(packed), parameters, fenced=channels % lanes != 0, keep=keep)
+    return PreparedAlgorithm(layout, code, lambda: aligned(packed), parameters, fenced=channels % lanes != 0, keep=keep)
 
 
 ALGORITHM = Algorithm(

@@ -23,8 +23,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conv3d_cli.engine.cpu import cpu_class
-from conv3d_cli.engine.machine_code import machine_code
+from conv3d_cli.engine.machine_code import MachineCode, machine_code
+from conv3d_cli.engine.step import new_step, set_fields
 from conv3d_cli.engine.tile import Algorithm, PreparedAlgorithm, Tile, TileLayout, spread_rows
+from conv3d_cli.engine.views import aligned_zeros
 from conv3d_cli.model.spec import ConvProblem
 
 # What the loops need beyond the step record, as int64 numbers. `stages_*` and `convolve_depth` are addresses; from `plane` on,
@@ -59,6 +61,8 @@ DEPTH_SIZES = {
     24: (4, 6), 30: (5, 6), 32: (4, 8), 40: (5, 8), 48: (6, 8), 64: (8, 8), 80: (2, 5, 8), 96: (3, 4, 8), 128: (4, 4, 8),
     160: (4, 5, 8), 192: (4, 6, 8), 240: (5, 6, 8), 256: (4, 8, 8), 320: (5, 8, 8), 384: (6, 8, 8),
 }  # fmt: skip
+
+PRODUCT_ROWS = 16  # of a matrix product, held in registers
 
 # Vector instructions of a butterfly per element, by radix, and of a transposed element with its loads and stores.
 BUTTERFLIES = {1: 0.0, 2: 2.0, 3: 4.0, 4: 4.0, 5: 7.2, 6: 6.0, 8: 7.0}
@@ -256,25 +260,56 @@ def kernel_spectrum(problem: ConvProblem, weights: NDArray[Any], tile: Tile, dty
     Returns (group, row block, column, filter, channel, depth, re | im, lane), frequencies in the transforms' order.
     """
     lanes = cpu_class().lanes * 4 // dtype.itemsize
-    radices = (DEPTH_SIZES[tile.depth], PLANE_SIZES[tile.height], PLANE_SIZES[tile.width])
-    matrices = []
-    for n, stages, kernel, dilation in zip(tile, radices, problem.kernel_size, problem.dilation_rate, strict=True):
-        places = digit_reversed(stages)[:, None] * (np.arange(kernel) * dilation)[None, :]
-        matrices.append(np.exp(2j * np.pi * (places % n) / n) / n)
     groups, filters, channels = problem.groups, problem.filters_per_group, problem.channels_per_group
-    by_filter = (
-        weights.astype(dtype).astype(np.float64).transpose(4, 3, 0, 1, 2)
-    )  # (filters in all, channels, kd, kh, kw)
-    along_width = by_filter @ matrices[2].T
-    planes = matrices[1] @ along_width  # (filters, channels, kd, rows, columns)
-    kd = problem.kernel_size[0]
-    planes = planes.reshape(groups, filters, channels, kd, tile.height // lanes, lanes, tile.width)
-    planes = planes.transpose(0, 4, 6, 1, 2, 3, 5)  # (group, row block, column, filter, channel, kd, lane)
-    # the last axis as a product of real matrices, whose rows alternate between re and im
-    columns = np.concatenate([planes.real, planes.imag], axis=-2).astype(dtype)
-    along = matrices[0]
-    real = np.stack([np.concatenate([along.real, -along.imag], 1), np.concatenate([along.imag, along.real], 1)], 1)
-    return np.ascontiguousarray(real.reshape(2 * tile.depth, 2 * kd).astype(dtype) @ columns)
+    (kd, kh, kw), dilation = problem.kernel_size, problem.dilation_rate
+    radices = (DEPTH_SIZES[tile.depth], PLANE_SIZES[tile.height], PLANE_SIZES[tile.width])
+    order = [digit_reversed(stages) for stages in radices]
+
+    taps = weights.astype(dtype).astype(np.float64).transpose(4, 3, 0, 1, 2)  # (filters in all, channels, kd, kh, kw)
+    spread = np.zeros((*taps.shape[:4], (kw - 1) * dilation[2] + 1))
+    spread[..., :: dilation[2]] = taps
+    along_width = np.fft.ifft(spread, tile.width)[..., order[2]]
+    columns = np.concatenate([along_width.real, along_width.imag], axis=-2)  # (..., re kh | im kh, column)
+    matrix = real_matrix(order[1], kh, dilation[1], tile.height)
+    planes = multiply(matrix, columns, dtype).reshape(
+        groups, filters, channels, kd, tile.height // lanes, lanes, 2, tile.width
+    )
+    columns = planes.transpose(0, 4, 7, 1, 2, 6, 3, 5)  # (group, row block, column, filter, channel, re | im, kd, lane)
+    return multiply(real_matrix(order[0], kd, dilation[0], tile.depth), columns.reshape(-1, 2 * kd, lanes), dtype)
+
+
+def real_matrix(frequencies: NDArray[np.int64], taps: int, dilation: int, length: int) -> NDArray[np.float64]:
+    """The inverse transform of taps that are `dilation` apart, (re and im in turn of each frequency, re taps | im taps).
+
+    >>> real_matrix(np.array([1]), 2, 1, 4).round(2) + 0.0
+    array([[ 0.25,  0.  ,  0.  , -0.25],
+           [ 0.  ,  0.25,  0.25,  0.  ]])
+    """
+    places = frequencies[:, None] * (np.arange(taps) * dilation)[None, :] % length
+    waves = np.exp(2j * np.pi * places / length) / length
+    real = np.stack([np.concatenate([waves.real, -waves.imag], 1), np.concatenate([waves.imag, waves.real], 1)], 1)
+    return real.reshape(2 * len(frequencies), 2 * taps)
+
+
+def multiply(matrix: NDArray[Any], columns: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """matrix (rows, terms) @ columns (..., terms, columns), in dtype; columns are whole vectors."""
+    rows = -(-len(matrix) // PRODUCT_ROWS) * PRODUCT_ROWS
+    transposed = np.zeros((matrix.shape[1], rows), dtype)
+    transposed[:, : len(matrix)] = matrix.T
+    source = np.ascontiguousarray(columns, dtype)
+    *stack, terms, count = source.shape
+    out = aligned_zeros(math.prod(stack) * rows * count, dtype)
+    step, parameters = new_step(), np.array([math.prod(stack), rows, terms, count], np.int64)
+    set_fields(step, source=source.ctypes.data, weights=transposed.ctypes.data, out=out.ctypes.data,
+               parameters=parameters.ctypes.data)  # fmt: skip
+    products_code(dtype)(step.ctypes.data)
+    whole = out.reshape(*stack, rows, count)
+    return whole if rows == len(matrix) else np.ascontiguousarray(whole[..., : len(matrix), :])
+
+
+def products_code(dtype: np.dtype[Any]) -> MachineCode:
+    """What `multiply` runs."""
+    return machine_code("products", "products", cpu_class().lanes * 4 // dtype.itemsize, dtype.name)
 
 
 def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -> PreparedAlgorithm:
@@ -297,10 +332,9 @@ def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -
     places["convolve_depth"] = 0
     places["fence"] = int(np.array(HUGE).view(np.int64))
     parameters = np.array([places[name] for name in P._fields], np.int64)
-    spectrum = kernel_spectrum(problem, weights, tile, dtype)
     return PreparedAlgorithm(
-        layout, planes, spectrum, parameters, absorb=absorb, fenced=True, checks=True, calls={P.convolve_depth: depth},
-        keep=keep,
+        layout, planes, lambda: kernel_spectrum(problem, weights, tile, dtype), parameters, absorb=absorb, fenced=True,
+        checks=True, calls={P.convolve_depth: depth}, packs_weights=products_code(dtype), keep=keep,
     )  # fmt: skip
 
 

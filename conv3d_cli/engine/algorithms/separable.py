@@ -147,7 +147,9 @@ def _tidy(kernel: Array, exact: float, *factors: Array) -> tuple[Array, Array, A
 
 
 def _error(kernel: Array, depth: Array, height: Array, width: Array) -> float:
-    return float(np.abs(np.einsum("ad,bh,abw->dhw", depth, height, width, optimize=True) - kernel).sum())
+    # Two products by NumPy's own loops: its BLAS leaves threads spinning that the run would have to share the CPUs with.
+    product = np.einsum("ad,ahw->dhw", depth, np.einsum("bh,abw->ahw", height, width))
+    return float(np.abs(product - kernel).sum())
 
 
 def reject(problem: ConvProblem, weights: NDArray[Any]) -> str | None:
@@ -195,7 +197,8 @@ def _sums() -> int:
     return 8 if cpu_class().registers >= 32 else 4
 
 
-def _best_tiling(problem: ConvProblem, factors: Factors, itemsize: int) -> _Tiling:
+@lru_cache(maxsize=64)
+def _best_tiling(problem: ConvProblem, kept: int, terms: int, folds: tuple[bool, bool], itemsize: int) -> _Tiling:
     """The tile with the least predicted time: flops and bytes of halos against the cache that a ring needs."""
     sums = _sums()
     depth, height, width = problem.out_size
@@ -206,7 +209,7 @@ def _best_tiling(problem: ConvProblem, factors: Factors, itemsize: int) -> _Tili
     widths = {-(-width // n) for n in range(1, -(-width // 64) + 1) if -(-width // n) <= 1024}
     depths = {-(-depth // n) for n in (1, 2, 4) if depth // n >= 2 * problem.extent[0] or n == 1}
     found = [
-        _tiling(problem, factors, itemsize, Tile(-(-d // step_depth) * step_depth, h, w), step_depth)
+        _tiling(problem, kept, terms, folds, itemsize, Tile(-(-d // step_depth) * step_depth, h, w), step_depth)
         for d in depths
         for h in heights
         for w in widths
@@ -214,7 +217,9 @@ def _best_tiling(problem: ConvProblem, factors: Factors, itemsize: int) -> _Tili
     return min(found, key=lambda tiling: tiling.seconds)
 
 
-def _tiling(problem: ConvProblem, factors: Factors, itemsize: int, tile: Tile, step_depth: int) -> _Tiling:
+def _tiling(
+    problem: ConvProblem, kept: int, terms: int, folds: tuple[bool, bool], itemsize: int, tile: Tile, step_depth: int
+) -> _Tiling:
     sums = _sums()
     kd, kh, kw = problem.kernel_size
     planes, rows, columns = packed_size(problem, tile)
@@ -230,7 +235,7 @@ def _tiling(problem: ConvProblem, factors: Factors, itemsize: int, tile: Tile, s
         block_height=min(block, tile.height),
     )
     ring = packed_size(problem, tile._replace(depth=step_depth))[0]
-    filters, kept, terms = problem.filters_per_group, factors.kept, factors.terms
+    filters = problem.filters_per_group
     full_height = -(-tile.height // sums) * sums
     # an odd number of cache lines, so that a column's planes fall into different sets of the cache
     ring_plane = full_height * pitch * itemsize + 64
@@ -245,7 +250,7 @@ def _tiling(problem: ConvProblem, factors: Factors, itemsize: int, tile: Tile, s
     halves = planes * full_height * columns * itemsize / 64
     filtered = planes * full_height * pitch * itemsize / 64
     put = tile.depth * full_height * pitch * itemsize / 64
-    fold_d, fold_h = _folds(problem, factors)
+    fold_d, fold_h = folds
     held = workspace + rows * layout.row_step * itemsize
     far = 1.0 if held <= TILE_BYTES else 1.2 if held <= 4 * TILE_BYTES else 2.0
     channels = max(problem.in_channels, problem.filters)
@@ -282,17 +287,17 @@ def seconds(problem: ConvProblem, weights: NDArray[Any], threads: int) -> float:
     """Predicted compute time."""
     factors = factorise(_as_real(weights))
     assert factors is not None
-    tiling = _best_tiling(problem, factors, np.dtype(weights.dtype).itemsize)
-    return tiling.seconds / threads
+    folds = _folds(problem, factors)
+    return _best_tiling(problem, factors.kept, factors.terms, folds, np.dtype(weights.dtype).itemsize).seconds / threads
 
 
 def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -> PreparedAlgorithm:
     """Factors in the range that the passes want, and the tile."""
     factors = factorise(weights.astype(dtype))
     assert factors is not None
-    tiling = _best_tiling(problem, factors, dtype.itemsize)
-    layout = tiling.layout
     fold_d, fold_h = _folds(problem, factors)
+    tiling = _best_tiling(problem, factors.kept, factors.terms, (fold_d, fold_h), dtype.itemsize)
+    layout = tiling.layout
     depth, height, width = _scaled(factors, fold_h)
     filters = problem.filters
     packed = np.concatenate([part.reshape(filters, -1) for part in (height, width, depth)], axis=1).astype(dtype)
@@ -317,7 +322,13 @@ def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -
         "separable", "filter_depth", layout.step_depth, int(fold_d), unit_d, *chunks, lanes, dtype.name
     )
     return PreparedAlgorithm(
-        layout, convolve, packed, parameters, absorb=absorb, fenced=factors.kept * factors.terms > 1, keep=[offsets]
+        layout,
+        convolve,
+        lambda: packed,
+        parameters,
+        absorb=absorb,
+        fenced=factors.kept * factors.terms > 1,
+        keep=[offsets],
     )
 
 

@@ -19,7 +19,9 @@ from numpy.typing import NDArray
 
 from conv3d_cli.engine.cpu import cpu_class
 from conv3d_cli.engine.machine_code import machine_code
+from conv3d_cli.engine.step import new_step, set_fields
 from conv3d_cli.engine.tile import Algorithm, PreparedAlgorithm, Tile, voxels_layout
+from conv3d_cli.engine.views import aligned_zeros
 from conv3d_cli.model.spec import ConvProblem
 
 # Outputs of a tile along an axis -> the points it is evaluated at, besides infinity. For 4 outputs the usual 0, 1, -1, 2, -2
@@ -132,18 +134,6 @@ def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -
     turns = -(-(channels - (shape.chunks - 1) * shape.chunk) // UNROLL)
     padded_channels = (shape.chunks - 1) * shape.chunk + UNROLL * turns
 
-    transformed = weights.astype(np.float64).reshape(3, 3, 3, channels, groups, filters)
-    for axis, outputs in enumerate((DEPTH, shape.height, shape.width)):
-        transformed = np.moveaxis(np.tensordot(transform_matrix(outputs), transformed, (1, axis)), 0, axis)
-    by_position = transformed.reshape(DEPTH + 2, shape.positions, channels, groups, filters)
-    padded = np.zeros((groups, DEPTH + 2, shape.positions, padded_channels, padded_filters), dtype)
-    padded[:, :, :, :channels, :filters] = by_position.transpose(3, 0, 1, 2, 4)
-    edges = [b * shape.vectors * lanes for b in range(shape.blocks + 1)]
-    if shape.last_vectors:
-        edges.append(padded_filters)
-    blocks = [padded[..., a:b].reshape(groups, DEPTH + 2, -1) for a, b in itertools.pairwise(edges)]
-    packed = np.concatenate(blocks, axis=2)
-
     room = rows * columns + max(shape.rows, shape.last_rows)
     # An odd number of cache lines from one position to the next, so that they do not share cache sets.
     evaluated_step = room * shape.chunk * shape.chunks * size + 64
@@ -153,14 +143,31 @@ def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -
         problem, tile, filters=padded_filters, step_depth=DEPTH, channel_pitch=-(-channels // 16) * 16,
         workspace_bytes=shape.positions * (evaluated_step + product_step),
     )  # fmt: skip
+    depth_weights = shape.positions * padded_channels * padded_filters * size
     parameters = np.array(
-        [shape.chunks, turns, room, evaluated_step, product_step, shape.blocks, packed.shape[2] * size], np.int64
+        [shape.chunks, turns, room, evaluated_step, product_step, shape.blocks, depth_weights], np.int64
     )
     code = machine_code(
         "winograd", "sum_tiles", shape.height, shape.width, shape.rows, shape.vectors, shape.last_rows, shape.last_vectors,
         lanes, shape.chunk, dtype.name,
     )  # fmt: skip
-    return PreparedAlgorithm(layout, code, packed, parameters, fenced=True)
+    source = weights if weights.dtype in (np.float32, np.float64) else weights.astype(np.float64)
+    transform = machine_code(
+        "winograd", "transform_weights", shape.height, shape.width, lanes, source.dtype.name, dtype.name
+    )
+
+    def pack_weights() -> NDArray[Any]:
+        """(groups, depth positions, blocks of filters, positions of a plane, channels, filters of a block)."""
+        taps = np.zeros((27, channels, groups, padded_filters), source.dtype)
+        taps[..., :filters] = source.reshape(27, channels, groups, filters)
+        packed = aligned_zeros(groups * (DEPTH + 2) * depth_weights // size, dtype)
+        cut = np.array([groups, channels, padded_channels, shape.blocks, shape.vectors, shape.last_vectors], np.int64)
+        step = new_step()
+        set_fields(step, source=taps.ctypes.data, out=packed.ctypes.data, parameters=cut.ctypes.data)
+        transform(step.ctypes.data)
+        return packed
+
+    return PreparedAlgorithm(layout, code, pack_weights, parameters, fenced=True, packs_weights=transform)
 
 
 @lru_cache(maxsize=64)

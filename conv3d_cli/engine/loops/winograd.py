@@ -15,7 +15,7 @@ import numpy as np
 from numba import types
 from numba.extending import intrinsic
 
-from conv3d_cli.engine.algorithms.winograd import POINTS, UNROLL
+from conv3d_cli.engine.algorithms.winograd import POINTS, UNROLL, transform_matrix
 from conv3d_cli.engine.loops.simd import I64, Vec, const, memory
 from conv3d_cli.engine.step import F
 
@@ -221,6 +221,88 @@ def _transform_back(typingctx, mh, mw, vectors, lanes, double, source, position_
         return context.get_dummy_value()
 
     return sig, codegen
+
+
+@intrinsic(prefer_literal=True)
+def _transform_kernel(typingctx, mh, mw, lanes, wide, double, source, tap_step, out, depth_step, position_step):
+    """Evaluate 3x3x3 taps of `lanes` filters at all points, in float64.
+
+    wide, double: 1 where `source` and `out` hold float64; *_step: bytes from one tap or one place in `out` to the next
+    """
+    sig = types.void(mh, mw, lanes, wide, double, source, tap_step, out, depth_step, position_step)
+    tile_h, tile_w, width, is_wide, is_double = (t.literal_value for t in sig.args[:5])
+    matrices = [transform_matrix(outputs).tolist() for outputs in (2, tile_h, tile_w)]
+
+    def codegen(context, b, sig, args):
+        v = Vec(b, width, "float64")
+        ends = [v if wide else Vec(b, width, "float32") for wide in (is_wide, is_double)]
+        source, tap_step, out, depth_step, position_step = args[5:]
+
+        def load(at):
+            value = ends[0].load(b.inttoptr(at, ends[0].real.as_pointer()), const(0))
+            return value if is_wide else b.fpext(value, v.type)
+
+        def store(value, at):
+            value = value if is_double else b.fptrunc(value, ends[1].type)
+            ends[1].store(value, b.inttoptr(at, ends[1].real.as_pointer()), const(0))
+
+        def evaluate(matrix, taps):
+            results = []
+            for row in matrix:
+                total = None
+                for factor, tap in zip(row, taps, strict=True):
+                    if factor:
+                        more = v.splat(factor)
+                        total = b.fmul(more, tap) if total is None else v.fma(more, tap, total)
+                results.append(total)
+            return results
+
+        taps = [load(b.add(source, b.mul(tap_step, const(tap)))) for tap in range(27)]
+        along_depth = [evaluate(matrices[0], taps[rest::9]) for rest in range(9)]
+        for i in range(4):
+            at = b.add(out, b.mul(depth_step, const(i)))
+            along_height = [evaluate(matrices[1], [along_depth[3 * h + w][i] for h in range(3)]) for w in range(3)]
+            for j in range(tile_h + 2):
+                for value in evaluate(matrices[2], [along_height[w][j] for w in range(3)]):
+                    store(value, at)
+                    at = b.add(at, position_step)
+        return context.get_dummy_value()
+
+    return sig, codegen
+
+
+def transform_weights(mh, mw, lanes, source_real, real):
+    """Kernels evaluated at the points of the tiles, in the order that `sum_tiles` reads them.
+
+    `source`: (taps, channels, groups, filters) of `source_real`, filters padded to whole vectors; `out`: see `sum_tiles`.
+    Parameters (int64): groups, channels, channels in `out`, whole blocks of filters, vectors of one, vectors of the last one.
+    """
+    itemsize, source_itemsize = np.dtype(real).itemsize, np.dtype(source_real).itemsize
+    double, wide = (1 if itemsize == 8 else 0), (1 if source_itemsize == 8 else 0)
+    positions = (mh + 2) * (mw + 2)
+    part = lanes // 2 if real == "float32" else lanes  # filters at once
+
+    def loops(step):
+        parameters = memory(step[F.parameters], np.int64)
+        groups, channels, padded = parameters[0], parameters[1], parameters[2]
+        blocks, vectors, last_vectors = parameters[3], parameters[4], parameters[5]
+        filters = lanes * (blocks * vectors + last_vectors)
+        tap_step = channels * groups * filters * source_itemsize
+        depth_step = positions * padded * filters * itemsize
+        for group in range(groups):
+            for block in range(blocks + (1 if last_vectors > 0 else 0)):
+                width = lanes * (vectors if block < blocks else last_vectors)
+                first = block * vectors * lanes
+                here = step[F.out] + group * 4 * depth_step + first * positions * padded * itemsize
+                for channel in range(channels):
+                    source = step[F.source] + ((channel * groups + group) * filters + first) * source_itemsize
+                    for f in range(0, width, part):
+                        _transform_kernel(
+                            mh, mw, part, wide, double, source + f * source_itemsize, tap_step,
+                            here + (channel * width + f) * itemsize, depth_step, padded * width * itemsize,
+                        )  # fmt: skip
+
+    return loops
 
 
 def sum_tiles(mh, mw, rows, vectors, last_rows, last_vectors, lanes, chunk, real):
