@@ -118,6 +118,11 @@ class Plan:
         return self.prepared.layout.step_depth
 
     @property
+    def height_step(self) -> int:
+        """Bands of rows must begin at multiples of this, so that the same rows are computed together whatever the band."""
+        return min(self.prepared.layout.tile.height, self.problem.out_size[1])
+
+    @property
     def bytes_moved(self) -> int:
         """Bytes that must pass through memory at least: input once, output once, in the arithmetic's dtype."""
         return (math.prod(self.problem.in_shape) + math.prod(self.problem.out_shape)) * self.dtype.itemsize
@@ -155,33 +160,42 @@ class Plan:
         planes: list[int],
         team: Team,
         *,
+        rows: list[int] | None = None,
         scale: tuple[float, float] = (1.0, 0.0),
         bias: NDArray[Any] | None = None,
         activation: Activation | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> int:
-        """Convolve some depth planes of one volume.
+        """Convolve some depth planes of one volume, or a band of rows of them.
 
-        source : (planes, H, W, C)          any real dtype and strides; values are source * scale[0] + scale[1]
-        out : (slab, out H, out W, filters) filled; integers are rounded half to even and saturated
+        source : (planes, rows, W, C)       any real dtype and strides; values are source * scale[0] + scale[1]
+        out : (slab, band, out W, filters)  filled; integers are rounded half to even and saturated
         planes : list of int                for every depth position the slab's taps span, its plane in `source`; -1 where
                                             a constant stands (see `ConvProblem.source_indices`)
+        rows : list of int or None          the same along height; None: source and out hold whole planes
         bias : (filters,)                   added before the activation
         progress : callable                 told the voxels finished, from any thread
-        The slab must begin at a multiple of `depth_step`. Returns how many voxels the output's dtype could not hold.
+        The slab must begin at a multiple of `depth_step`, the band at one of `height_step`. Returns how many voxels the
+        output's dtype could not hold.
         """
         problem = self.problem
         # The loops do not check bounds; whatever they are led to by a wrong table is read.
-        assert source.shape[1:] == (*problem.in_size[1:], problem.in_channels), source.shape
-        assert max(planes) < len(source), (max(planes), len(source))
-        assert len(planes) == (len(out) - 1) * problem.strides[0] + problem.extent[0], (len(planes), len(out))
+        whole_rows, columns = _plane_indices(problem)
+        rows = whole_rows if rows is None else rows
+        assert source.shape[2:] == (problem.in_size[2], problem.in_channels), source.shape
+        assert out.shape[2:] == (problem.out_size[2], problem.filters), out.shape
         if out.size == 0:
             return 0
+        for axis, indices in enumerate((planes, rows)):
+            assert max(indices) < source.shape[axis], (axis, max(indices), source.shape)
+            assert len(indices) == (out.shape[axis] - 1) * problem.strides[axis] + problem.extent[axis], (
+                axis,
+                out.shape,
+            )
         if not is_flattenable(source):
             source = np.ascontiguousarray(source, dtype=source.dtype.newbyteorder("="))
         source_view = flat_view(source.view(np.uint8) if source.dtype == bool else source)
         out_view = flat_view(out)
-        rows, columns = _plane_indices(problem)
         box = _Box(
             range(problem.groups),
             offset_table(planes, source_view.strides[0]),

@@ -6,6 +6,7 @@ case, but must accept at least one listed case, and `direct` must accept all.
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -153,16 +154,26 @@ CASES = [
 
 
 def run(
-    plan: Plan, volume: np.ndarray, *, slab_depth: int | None = None, out_dtype: str | None = None, **kwargs: Any
+    plan: Plan,
+    volume: np.ndarray,
+    *,
+    slab_depth: int | None = None,
+    band: int | None = None,
+    out_dtype: str | None = None,
+    **kwargs: Any,
 ) -> np.ndarray:
-    """All of a (1, D, H, W, C) volume through a plan, in slabs of some depth, rounded up to whole steps."""
+    """All of a (1, D, H, W, C) volume through a plan, in slabs of some depth and bands of rows, rounded up to whole steps."""
     problem = plan.problem
     out = np.empty(problem.out_shape, out_dtype or plan.dtype)
-    step = -(-(slab_depth or problem.out_size[0]) // plan.depth_step) * plan.depth_step
+    depth, height, _ = problem.out_size
+    step = -(-(slab_depth or depth) // plan.depth_step) * plan.depth_step
+    band = height if band is None else -(-band // plan.height_step) * plan.height_step
     with Team(plan.threads) as team:
-        for start in range(0, problem.out_size[0], step):
-            stop = min(start + step, problem.out_size[0])
-            plan.convolve_slab(volume[0], out[0, start:stop], problem.source_indices(0, start, stop), team, **kwargs)
+        for start, first in itertools.product(range(0, depth, step), range(0, max(height, 1), max(band, 1))):
+            stop, last = min(start + step, depth), min(first + band, height)
+            planes = problem.source_indices(0, start, stop)
+            rows = problem.source_indices(1, first, last) if band < height else None
+            plan.convolve_slab(volume[0], out[0, start:stop, first:last], planes, team, rows=rows, **kwargs)
     return out
 
 

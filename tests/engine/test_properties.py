@@ -36,6 +36,42 @@ def test_same_bits_for_any_threads_and_slab_depth(algorithm: str, case: Case) ->
             np.testing.assert_array_equal(got, reference)
 
 
+TALL = [  # of more than one tile along the height, each for some of the algorithms
+    Case((6, 130, 12), (3, 3, 3), in_channels=16, filters=16),
+    Case((6, 300, 40), (5, 5, 5), boundary="mirror"),
+    Case((3, 200, 100), (3, 3, 3), groups=32),
+    Case((3, 200, 100), (3, 3, 3), in_channels=32, filters=2),
+]
+
+
+@pytest.mark.parametrize("algorithm", NAMES)
+@pytest.mark.parametrize("case", TALL, ids=str)
+@pytest.mark.parametrize("bad", [False, True])
+def test_same_bits_for_any_band_of_rows(algorithm: str, case: Case, bad: bool) -> None:
+    volume, weights = case.arrays()
+    if algorithm == "separable":
+        weights = np.ones_like(weights)
+    if bad:
+        volume[0, :, case.size[1] // 2, 0, 0] = np.inf
+    reference = run(plan_for(algorithm, case, weights), volume)
+    for rows in (1, 100):
+        plan = plan_for(algorithm, case, weights, threads=2)
+        np.testing.assert_array_equal(run(plan, volume, slab_depth=4, band=rows), reference)
+
+
+@pytest.mark.parametrize("algorithm", NAMES)
+def test_tall_cases_have_bands(algorithm: str) -> None:
+    accepts = next(a for a in ALGORITHMS if a.name == algorithm).reject
+    bands = [0]
+    for case in TALL:
+        volume, weights = case.arrays()
+        weights = np.ones_like(weights) if algorithm == "separable" else weights
+        problem = case.spec().resolve(volume.shape, weights.shape)
+        if not accepts(problem, weights):
+            bands.append(-(-problem.out_size[1] // make_plan(problem, weights, algorithm=algorithm).height_step))
+    assert max(bands) > 1
+
+
 def test_activation_of_sums_that_lie_apart() -> None:
     """A voxel's filters are padded to whole vectors in some algorithms: the sums of one filter are not contiguous."""
     case = Case((1, 1, 3), (1, 1, 1))
