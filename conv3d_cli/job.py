@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -286,9 +286,11 @@ def _prepare(job: Job, reader: VolumeReader) -> PreparedJob:
         )
         stages.append(PreparedStage(stage, kernel, spec, problem, convolution, losses))
     sequential = (reader.sequential or len(stages) > 1) and not spool_input[-1]
-    depth, memory = slab_depth([s.plan for s in stages], header.dtype, out_header, sequential, job.max_memory)
-    passage = Passage(stages[-1].convolution, parts, depth)
-    return PreparedJob(job, reader, stages, out_header, passage, spool_input, spool_output, memory, notes)
+    by_rows = reader.by_rows and not is_stream(job.target) and not any(spool_input)
+    plans = [s.plan for s in stages]
+    cut = cut_job(plans, header.dtype, out_header.dtype, sequential, job.max_memory, by_rows)
+    passage = Passage(stages[-1].convolution, parts, cut.depth, cut.band)
+    return PreparedJob(job, reader, stages, out_header, passage, spool_input, spool_output, cut.memory, notes)
 
 
 def plan_part(
@@ -447,27 +449,49 @@ def _stream_order(
     return writable, spooled, False
 
 
-def slab_depth(
-    plans: list[Plan], in_dtype: np.dtype[Any], out_header: VolumeHeader, sequential: bool, max_memory: int | None
-) -> tuple[int, int]:
-    """Output planes computed at once, a multiple of the plan's `depth_step`, and the peak memory of the process that follows.
+class Cut(NamedTuple):
+    """How a job is cut: output planes computed at once, rows of them (None: all), and the process's peak memory that follows."""
 
-    Raises: MemoryLimitError if not even one step fits; the message says what would.
+    depth: int
+    band: int | None
+    memory: int
+
+
+def cut_job(
+    plans: list[Plan],
+    in_dtype: np.dtype[Any],
+    out_dtype: np.dtype[Any],
+    sequential: bool,
+    max_memory: int | None,
+    by_rows: bool = False,
+) -> Cut:
+    """The largest slabs that are worth while and fit: multiples of the plan's `depth_step`; where not even one step of whole
+    planes fits, and source and target work `by_rows`, bands of rows of them, multiples of its `height_step`.
+
+    Raises: MemoryLimitError if nothing fits; the message says what would.
     """
     plan, problem = plans[-1], plans[-1].problem
-    out_plane = math.prod(problem.out_size[1:]) * problem.filters * out_header.dtype.itemsize
-    step, whole = plan.depth_step, problem.out_size[0]
+    whole, height = problem.out_size[:2]
+    out_row = math.prod(problem.out_size[2:]) * problem.filters * out_dtype.itemsize
+    step = plan.depth_step
     limit = usable_memory() if max_memory is None else max_memory
 
-    def in_plane(stage: int) -> int:
+    def in_row(stage: int) -> int:
         itemsize = in_dtype.itemsize if stage == 0 else plans[stage].dtype.itemsize
-        return math.prod(plans[stage].problem.in_size[1:]) * plans[stage].problem.in_channels * itemsize
+        return plans[stage].problem.in_size[2] * plans[stage].problem.in_channels * itemsize
 
-    def peak(depth: int) -> int:
+    def in_plane(stage: int) -> int:
+        return plans[stage].problem.in_size[1] * in_row(stage)
+
+    def peak(depth: int, band: int | None = None) -> int:
         # The halo is largest at the first slab with a full set of planes; the slabs of the whole volume show it.
         planes = most_planes(problem, cut_slabs(problem, depth), sequential)
         held = IN_FLIGHT_STREAM if sequential else IN_FLIGHT_IN
-        data = held * planes * in_plane(len(plans) - 1) + IN_FLIGHT_OUT * min(depth, whole) * out_plane
+        rows_in, rows_out = problem.in_size[1], height
+        if band is not None:
+            rows_out = min(band, height)
+            rows_in = min((rows_out - 1) * problem.strides[1] + problem.extent[1], rows_in)
+        data = held * planes * rows_in * in_row(len(plans) - 1) + IN_FLIGHT_OUT * min(depth, whole) * rows_out * out_row
         for stage in reversed(range(len(plans) - 1)):
             # a stage before the last holds its window twice while new planes join it, and the planes it computes: whole steps
             earlier = plans[stage].problem
@@ -479,20 +503,33 @@ def slab_depth(
     def steps(depth: int) -> int:
         return -(-depth // step) * step
 
-    wish = SLAB_BYTES // max(1, problem.strides[0] * in_plane(len(plans) - 1) + out_plane)
+    wish = SLAB_BYTES // max(1, problem.strides[0] * in_plane(len(plans) - 1) + height * out_row)
     depth = steps(max(wish, LEAST_SLAB))
     if depth >= whole:
         depth = steps(whole)
+    best = depth
     while depth > step and peak(depth) > limit:
         depth = steps(-(-depth // 2))
-    if peak(depth) > limit:
+    if peak(depth) <= limit:
+        return Cut(depth, None, peak(depth))
+    least = peak(step)
+    if by_rows and len(plans) == 1:
+        # as many rows as fit for slabs as deep as is worth while: halos of rows cost less than those of planes
+        one, least = plan.height_step, peak(step, plan.height_step)
+        for depth in (best, step):
+            of_rows = max(1, peak(depth, 2 * one) - peak(depth, one))
+            bands = 1 + (limit - peak(depth, one)) // of_rows
+            if bands >= 1:
+                band = min(bands, -(-max(1, SLAB_BYTES) // (max(1, depth * one * out_row)))) * one
+                return Cut(depth, band, peak(depth, band))
+        planes = "a band of one plane" if step == 1 else f"a band of {step} planes"
+    else:
         planes = "one plane" if step == 1 else f"{step} planes"
-        other = "" if step == 1 else f", or another --algorithm than {plan.algorithm.name}"
-        raise MemoryLimitError(
-            f"{planes} at a time need{'s' if step == 1 else ''} {format_bytes(peak(step))} of memory for the whole process, "
-            f"the ceiling is {format_bytes(limit)}; pass --max-memory {-(-peak(step) >> 20)}M or more{other}"
-        )
-    return depth, peak(depth)
+    other = "" if step == 1 else f", or another --algorithm than {plan.algorithm.name}"
+    raise MemoryLimitError(
+        f"{planes} at a time need{'s' if step == 1 else ''} {format_bytes(least)} of memory for the whole process, "
+        f"the ceiling is {format_bytes(limit)}; pass --max-memory {-(-least >> 20)}M or more{other}"
+    )
 
 
 def describe_shape(axes: Axes) -> str:

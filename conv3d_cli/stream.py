@@ -87,7 +87,7 @@ class Convolution:
             else out
         )
         clipped = self.plan.convolve_slab(
-            slab.source, sums, slab.planes, team,
+            slab.source, sums, slab.planes, team, rows=slab.rows,
             scale=scale, bias=bias, activation=self._activate if self._in_tiles else None, progress=progress,
         )  # fmt: skip
         if not whole:
@@ -188,11 +188,14 @@ class Passage:
 
     parts : list            (n, input channels) in the order they are streamed
     slab_depth : int        output planes computed at once, a multiple of the plan's `depth_step`
+    band : int or None      rows of them, a multiple of the plan's `height_step`; None: all. Only for readers and writers that
+                            work `by_rows`
     """
 
     convolution: Convolution
     parts: list[tuple[int, slice]]
     slab_depth: int
+    band: int | None = None
 
 
 @dataclass
@@ -218,9 +221,13 @@ def stream(
     progress : callable     told (voxels finished, voxels in all), from any thread
     """
     convolution = passage.convolution
-    depth, size = passage.slab_depth, convolution.problem.out_size[0]
+    depth, (size, height, _) = passage.slab_depth, convolution.problem.out_size
     assert depth % convolution.plan.depth_step == 0 or depth >= size, (depth, convolution.plan.depth_step)
     slabs = [(start, min(start + depth, size)) for start in range(0, size, depth)]
+    bands: list[tuple[int, int] | None] = [None]
+    if passage.band is not None:
+        assert passage.band % convolution.plan.height_step == 0, (passage.band, convolution.plan.height_step)
+        bands = [(row, min(row + passage.band, height)) for row in range(0, height, passage.band)]
     times = StageTimes()
     total = len(passage.parts) * math.prod(convolution.problem.out_shape)
     done = 0
@@ -233,21 +240,24 @@ def stream(
             progress(done, total)
 
     # Made when a part is begun and dropped when it is done: each holds planes, and a series has many parts.
-    sources: dict[int, SlabSource] = {}
-    steps = [(part, start, stop) for part in range(len(passage.parts)) for start, stop in slabs]
+    sources: dict[tuple[int, tuple[int, int] | None], SlabSource] = {}
+    steps = [(part, band, start, stop) for part in range(len(passage.parts)) for band in bands for start, stop in slabs]
 
     def read(step: int) -> SlabInput:
         started = time.perf_counter()
-        part, start, stop = steps[step]
-        if part not in sources:
-            sources[part] = SlabSource(reader, *passage.parts[part], convolution.problem)
-        slab = sources[part].read(start, stop)
+        part, band, start, stop = steps[step]
+        if (part, band) not in sources:
+            sources[part, band] = SlabSource(reader, *passage.parts[part], convolution.problem, band)
+        slab = sources[part, band].read(start, stop)
         times.read += time.perf_counter() - started
         return slab
 
-    def write(n: int, depth_start: int, channel_start: int, block: Array) -> None:
+    def write(n: int, depth_start: int, channel_start: int, band: tuple[int, int] | None, block: Array) -> None:
         started = time.perf_counter()
-        writer.write(n, depth_start, channel_start, block)
+        if band is None:
+            writer.write(n, depth_start, channel_start, block)
+        else:
+            writer.write_rows(n, depth_start, channel_start, band[0], block)
         times.write += time.perf_counter() - started
 
     with ExitStack() as stack:
@@ -255,7 +265,7 @@ def stream(
         writing = stack.enter_context(_one_thread("conv3d-write"))
         written: deque[Future[None]] = deque()
         ahead = reading.submit(read, 0) if steps else None
-        for step, (part, start, stop) in enumerate(steps):
+        for step, (part, band, start, stop) in enumerate(steps):
             assert ahead is not None
             slab = ahead.result()
             ahead = reading.submit(read, step + 1) if step + 1 < len(steps) else None
@@ -263,16 +273,16 @@ def stream(
             outputs = convolution.outputs(channels)
             all_stored = convolution.is_layer or any(a.halves for a in convolution.activations)
             stored = slice(0, writer.header.shape[4]) if all_stored else outputs
-            block = writer.block(n, slice(start, stop), stored)
+            block = writer.block(n, slice(start, stop), stored, None if band is None else slice(*band))
             started = time.perf_counter()
             times.clipped += convolution.convolve(slab, block, team, reader.header.scale, outputs, advance)
             times.compute += time.perf_counter() - started
-            sources[part].release(stop)
+            sources[part, band].release(stop)
             if stop == size:
-                del sources[part]
+                del sources[part, band]
             while len(written) > 1:
                 written.popleft().result()
-            written.append(writing.submit(write, n, start, stored.start, block))
+            written.append(writing.submit(write, n, start, stored.start, band, block))
         for future in written:
             future.result()
     return times

@@ -77,6 +77,7 @@ def plan_record(prepared: PreparedJob) -> dict[str, Any]:
         "voxel_offset": list(prepared.header.transform.offset),
         "threads": prepared.stages[0].plan.threads,
         "slab_depth": prepared.passage.slab_depth,
+        "band": prepared.passage.band,
         "memory": prepared.memory,
         "notes": prepared.notes,
     }
@@ -98,7 +99,8 @@ def describe(prepared: PreparedJob) -> str:
         ("grid", _grid_text(before, after, record["voxel_offset"])),
         (
             "memory",
-            f"{format_bytes(record['memory'])} for the process, slabs of {depth} plane{'s' if depth > 1 else ''}",
+            f"{format_bytes(record['memory'])} for the process, slabs of {depth} plane{'s' if depth > 1 else ''}"
+            + (f", {record['band']} rows at a time" if record["band"] else ""),
         ),
         *(("note", note) for note in record["notes"]),
     ]

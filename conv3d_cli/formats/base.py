@@ -149,6 +149,8 @@ class RawWriter(VolumeWriter):
     fortran : bool          the first of the header's axes lies fastest; else the last
     """
 
+    by_rows = True
+
     def __init__(
         self,
         output: AtomicFile,
@@ -160,14 +162,17 @@ class RawWriter(VolumeWriter):
     ) -> None:
         self.output, self.header, self.path, self.offset, self.fortran = output, header, path, offset, fortran
         self.stored = stored or header.dtype
+        self.stored_axes = header.axes
         with write_errors(path):
             reserve_space(output.file, offset + header.nbytes)
 
     def write(self, n: int, depth_start: int, channel_start: int, block: Array) -> None:
+        self.write_rows(n, depth_start, channel_start, 0, block)
+
+    def write_rows(self, n: int, depth_start: int, channel_start: int, row_start: int, block: Array) -> None:
+        first = (n, depth_start, channel_start, row_start)
         with write_errors(self.path):
-            write_block(
-                self.output.file, self.header.axes, self.stored, self.offset, n, depth_start, channel_start, block, self.fortran
-            )  # fmt: skip
+            write_block(self.output.file, self.stored_axes, self.stored, self.offset, first, block, self.fortran)
 
     def commit(self) -> None:
         self.output.commit()
@@ -196,20 +201,20 @@ def write_block(
     axes: Axes,
     stored: np.dtype[Any],
     offset: int,
-    n: int,
-    depth_start: int,
-    channel_start: int,
+    first: tuple[int, int, int, int],
     block: Array,
     fortran: bool = False,
 ) -> None:
-    """Write block (d, h, w, c) of volume n where it belongs in a file of voxels with these axes, the last one (under
-    `fortran` the first) fastest."""
+    """Write block (d, h, w, c), whose first voxel is (n, plane, channel, row), where it belongs in a file of voxels with these
+    axes, the last one (under `fortran` the first) fastest."""
+    n, depth_start, channel_start, row_start = first
     channels = block.shape[3]
     if len(axes.channel_letters) == 2 and channels not in (1, axes.canonical_shape[4]):
         for c in range(channels):
-            write_block(file, axes, stored, offset, n, depth_start, channel_start + c, block[..., c : c + 1], fortran)
+            one = (n, depth_start, channel_start + c, row_start)
+            write_block(file, axes, stored, offset, one, block[..., c : c + 1], fortran)
         return
-    starts = axes.storage_start(n, depth_start, channel_start)
+    starts = axes.storage_start(n, depth_start, channel_start, row_start)
     values, shape = axes.storage_order(block), axes.shape
     if fortran:
         starts, values, shape = starts[::-1], values.transpose(), shape[::-1]
@@ -250,7 +255,7 @@ def spool_reader(reader: VolumeReader) -> VolumeReader:
                 for start in range(0, header.shape[1], 8):
                     depth = slice(start, min(start + 8, header.shape[1]))
                     block = reader.read(n, depth, channels)
-                    write_block(file, header.axes, header.dtype, 0, n, start, channels.start, block)
+                    write_block(file, header.axes, header.dtype, 0, (n, start, channels.start, 0), block)
             reader.finish()
         return RawReader(file, header, reader.path, header.dtype, 0)
     except BaseException:
@@ -286,7 +291,7 @@ class SpooledWriter(VolumeWriter):
     def write(self, n: int, depth_start: int, channel_start: int, block: Array) -> None:
         with self._errors():
             header = self.header
-            write_block(self._file, header.axes, header.dtype, 0, n, depth_start, channel_start, block)
+            write_block(self._file, header.axes, header.dtype, 0, (n, depth_start, channel_start, 0), block)
 
     def commit(self) -> None:
         header = self.header

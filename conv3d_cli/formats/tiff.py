@@ -20,11 +20,11 @@ import numpy as np
 from conv3d_cli.atomic import AtomicFile, suffix_of, write_errors
 from conv3d_cli.errors import FormatError, WriteError
 from conv3d_cli.formats import tiff_metadata, tiff_ome
-from conv3d_cli.formats.base import RawReader, RawWriter, VolumeFormat, real_dtype, write_block
+from conv3d_cli.formats.base import RawReader, RawWriter, VolumeFormat, real_dtype
 from conv3d_cli.formats.tiff_metadata import Description, TiffMetadata
 from conv3d_cli.formats.tiff_pages import PagedArray, mapped_offset, read_directories, tiff_errors, usable_pages
 from conv3d_cli.inputs import check_input
-from conv3d_cli.model.volume import Array, ArrayReader, Axes, VolumeHeader, VolumeReader, VolumeWriter
+from conv3d_cli.model.volume import ArrayReader, Axes, VolumeHeader, VolumeReader, VolumeWriter
 
 IMAGEJ_DTYPES = ("uint8", "int16", "uint16", "float32")
 CLASSIC_LIMIT = 2**32 - 2**25  # bytes of voxels and directories in a file with 32-bit offsets
@@ -40,6 +40,8 @@ SPARE_LETTERS = "taburefghijklmnopqvwd"
 
 class PagedReader(ArrayReader):
     """A TIFF volume whose pages are decoded as they are asked for."""
+
+    by_rows = False
 
     def __init__(self, tiff: Any, array: Any, header: VolumeHeader, path: str) -> None:
         super().__init__(array, header, path)
@@ -235,11 +237,7 @@ class StackWriter(RawWriter):
 
     def __init__(self, output: AtomicFile, header: VolumeHeader, path: str, offset: int, layout: FileLayout) -> None:
         super().__init__(output, header, path, offset, layout.dtype)
-        self._axes = layout.axes
-
-    def write(self, n: int, depth_start: int, channel_start: int, block: Array) -> None:
-        with write_errors(self.path):
-            write_block(self.output.file, self._axes, self.stored, self.offset, n, depth_start, channel_start, block)
+        self.stored_axes = layout.axes
 
 
 def output_letters(letters: str, channels: int, dtype: np.dtype[Any] | None = None) -> str:

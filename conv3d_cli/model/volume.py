@@ -108,13 +108,15 @@ class Axes:
         """
         return self._select(array, n, depth, channels)
 
-    def assign(self, array: Array, n: int, depth: slice, channels: slice, values: Array) -> None:
+    def assign(
+        self, array: Array, n: int, depth: slice, channels: slice, values: Array, rows: slice = slice(None)
+    ) -> None:
         """Write `values` (d, h, w, c) where `block` would read them."""
         if len(self.channel_letters) < 2:
-            self._select(array, n, depth, channels)[...] = values
+            self._select(array, n, depth, channels)[:, rows] = values
         else:
             for position, c in enumerate(range(*channels.indices(self.canonical_shape[4]))):
-                self._select(array, n, depth, slice(c, c + 1))[..., 0] = values[..., position]
+                self._select(array, n, depth, slice(c, c + 1))[:, rows, :, 0] = values[..., position]
 
     def storage_order(self, block: Array) -> Array:
         """Block (d, h, w, c) with one axis for each letter, in storage order; batch axes have size 1.
@@ -137,9 +139,9 @@ class Axes:
             [values.shape[len(letters) - len(present) + present.index(a)] if a in present else 1 for a in self.letters]
         )
 
-    def storage_start(self, n: int, depth_start: int, channel_start: int) -> list[int]:
-        """Index, in storage order, of the first voxel of volume n at a plane and channel."""
-        starts = {"z": depth_start, "y": 0, "x": 0}
+    def storage_start(self, n: int, depth_start: int, channel_start: int, row_start: int = 0) -> list[int]:
+        """Index, in storage order, of the first voxel of volume n at a plane, row and channel."""
+        starts = {"z": depth_start, "y": row_start, "x": 0}
         for letters, position in ((self.batch_letters, n), (self.channel_letters, channel_start)):
             sizes = tuple(self.size(a) for a in letters)
             starts.update(
@@ -221,13 +223,15 @@ class VolumeReader(abc.ABC):
 
     `sequential` readers (a compressed stream) can be read only forward in storage order: never a plane that lies before
     the last one read. `finish` is called after the last read and raises FormatError if what remains of the file shows it
-    to be corrupt (a wrong checksum), so that no output is committed from it. `notes` are short sentences about how the
-    file was understood. Close it, or use it as a context manager.
+    to be corrupt (a wrong checksum), so that no output is committed from it. `by_rows` says that `read_rows` touches no
+    more than the rows it is asked for. `notes` are short sentences about how the file was understood. Close it, or use it
+    as a context manager.
     """
 
     header: VolumeHeader
     path: str
     sequential: bool = False
+    by_rows: bool = False
     notes: tuple[str, ...] = ()
 
     @abc.abstractmethod
@@ -237,6 +241,10 @@ class VolumeReader(abc.ABC):
         depth, channels : slices with start and stop, within the volume
         Raises: FormatError if the file is truncated or corrupt.
         """
+
+    def read_rows(self, n: int, depth: slice, channels: slice, rows: slice) -> Array:
+        """As `read`, of some rows."""
+        return self.read(n, depth, channels)[:, rows]
 
     def release(self, n: int, depth_stop: int) -> None:  # noqa: B027 - optional
         """Planes of volume n before `depth_stop` will not be read again; a memory map may drop them."""
@@ -259,14 +267,15 @@ class VolumeReader(abc.ABC):
 class VolumeWriter(abc.ABC):
     """A volume being written: slabs in, then `commit`, which makes the file appear; `abort` leaves nothing.
 
-    A `sequential` writer takes slabs only in storage order without gaps. `notes` are short sentences about what the
-    format could not hold (no spacing in .npy, no float64 in ImageJ TIFF). Used as a context manager it aborts unless
-    committed.
+    A `sequential` writer takes slabs only in storage order without gaps; one that works `by_rows` takes bands of rows, too.
+    `notes` are short sentences about what the format could not hold (no spacing in .npy, no float64 in ImageJ TIFF). Used as
+    a context manager it aborts unless committed.
     """
 
     header: VolumeHeader
     path: str
     sequential: bool = False
+    by_rows: bool = False
     notes: tuple[str, ...] = ()
 
     @abc.abstractmethod
@@ -276,9 +285,14 @@ class VolumeWriter(abc.ABC):
         Raises: WriteError if the disk is full or the like.
         """
 
-    def block(self, n: int, depth: slice, channels: slice) -> Array:
+    def write_rows(self, n: int, depth_start: int, channel_start: int, row_start: int, block: Array) -> None:
+        """As `write`, of some rows of the planes; only where `by_rows` says so."""
+        raise NotImplementedError(f"{self.path} takes whole planes")
+
+    def block(self, n: int, depth: slice, channels: slice, rows: slice | None = None) -> Array:
         """An array (d, h, w, c) for the caller to fill and hand to `write`: memory of its own, or a view of the target."""
         _, _, height, width, _ = self.header.shape
+        height = height if rows is None else rows.stop - rows.start
         shape = (depth.stop - depth.start, height, width, channels.stop - channels.start)
         return np.empty(shape, self.header.dtype)
 
@@ -335,6 +349,8 @@ class Volume:
 class ArrayReader(VolumeReader):
     """A `VolumeReader` over an array in memory or in a memory map."""
 
+    by_rows = True
+
     def __init__(self, array: Array, header: VolumeHeader, path: str = "array") -> None:
         if array.shape != header.axes.shape:
             raise ShapeError(
@@ -343,25 +359,36 @@ class ArrayReader(VolumeReader):
         self.array, self.header, self.path = array, header, path
 
     def read(self, n: int, depth: slice, channels: slice) -> Array:
-        block = self.header.axes.block(self.array, n, depth, channels)
+        return self.read_rows(n, depth, channels, slice(None))
+
+    def read_rows(self, n: int, depth: slice, channels: slice, rows: slice) -> Array:
+        block = self.header.axes.block(self.array, n, depth, channels)[:, rows]
         return block if block.dtype == self.header.dtype and block.dtype.isnative else block.astype(self.header.dtype)
 
 
 class ArrayWriter(VolumeWriter):
     """A `VolumeWriter` into an array in memory; slabs are views of it, so nothing is copied."""
 
+    by_rows = True
+
     def __init__(self, array: Array, header: VolumeHeader, path: str = "array") -> None:
         self.array, self.header, self.path = array, header, path
 
-    def block(self, n: int, depth: slice, channels: slice) -> Array:
+    def block(self, n: int, depth: slice, channels: slice, rows: slice | None = None) -> Array:
         block = self.header.axes.block(self.array, n, depth, channels)
-        return block if np.may_share_memory(block, self.array) else super().block(n, depth, channels)
+        if not np.may_share_memory(block, self.array):
+            return super().block(n, depth, channels, rows)
+        return block if rows is None else block[:, rows]
 
     def write(self, n: int, depth_start: int, channel_start: int, block: Array) -> None:
+        self.write_rows(n, depth_start, channel_start, 0, block)
+
+    def write_rows(self, n: int, depth_start: int, channel_start: int, row_start: int, block: Array) -> None:
         if not np.may_share_memory(block, self.array):
             depth = slice(depth_start, depth_start + block.shape[0])
             channels = slice(channel_start, channel_start + block.shape[3])
-            self.header.axes.assign(self.array, n, depth, channels, block)
+            rows = slice(row_start, row_start + block.shape[1])
+            self.header.axes.assign(self.array, n, depth, channels, block, rows)
 
     def commit(self) -> None:
         pass
