@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
 from pathlib import Path
 from types import TracebackType
 
@@ -75,7 +74,7 @@ class AtomicFile:
         suffix = suffix_of(path)
         stem = self._target.name[: len(self._target.name) - len(suffix)]
         stem = os.fsencode(stem)[:80].decode(errors="ignore")  # a name has room for 255 bytes, not characters
-        self.temporary = self._target.with_name(f".{stem}.{secrets.token_hex(4)}.tmp{suffix}")
+        self.temporary = self._target.with_name(f".{stem}.{os.urandom(4).hex()}.tmp{suffix}")
         self._overwrite = overwrite
         self._open = True
         with write_errors(path):

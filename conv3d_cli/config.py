@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -90,6 +89,8 @@ def _parse(path: str) -> dict[str, Any]:
         raise FormatError(f"cannot read config {path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise FormatError(f"cannot read config {path}: {error}") from error
+    import tomllib
+
     try:
         values = json.loads(text) if is_json else tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # both decoders' errors are ValueErrors
@@ -133,13 +134,17 @@ def stage_arguments(values: dict[str, Any], folder: Path | None = None) -> dict[
 
 def _kernel_arguments(value: Any, folder: Path | None) -> dict[str, Any]:
     """The kernel, with the strides, padding, ... of a layer whose file holds them."""
-    from conv3d_cli.kernels import is_builtin, weights
-
     if isinstance(value, str):
+        from conv3d_cli.kernels import is_builtin, may_name_a_layer
+
         file = value.partition("::")[0]
         # a name that is neither a built-in nor a file stays as it is, so that the nearest built-in is suggested
         if folder is not None and not is_builtin(value) and (Path(file).suffix or (folder / file).exists()):
             value = str(folder / value)
+        if not may_name_a_layer(value):
+            return {"kernel": value}
+        from conv3d_cli.kernels import weights
+
         if weights.find_weights_file(weights.split_name(value)[0]) is None:
             return {"kernel": value}
         try:

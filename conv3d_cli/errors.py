@@ -6,7 +6,6 @@ line: the rule, what was received, where, and the cure. This module knows no Cli
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 
 
@@ -72,6 +71,8 @@ def unknown_name(kind: str, name: object, available: Iterable[str]) -> UnknownNa
     >>> str(unknown_name("activation", "rellu", ["linear", "relu"]))
     "unknown activation 'rellu'; did you mean 'relu'? available: linear, relu"
     """
+    import difflib  # late, since most runs name nothing wrongly
+
     names = list(available)
     close = difflib.get_close_matches(str(name).lower(), names, n=1)
     hint = f"did you mean '{close[0]}'? " if close else ""

@@ -22,8 +22,7 @@ from conv3d_cli.errors import MemoryLimitError, OutputExistsError, ShapeError, S
 from conv3d_cli.formats import create_volume, is_stream, open_volume, output_format
 from conv3d_cli.formats.base import SpooledWriter, spool_reader
 from conv3d_cli.kernels import read_kernel
-from conv3d_cli.layer import activations, constraints, initializers, regularizers
-from conv3d_cli.layer.config import derived_seed
+from conv3d_cli.layer import get_activation, get_constraint, get_initializer, get_regularizer
 from conv3d_cli.machine import format_bytes, thread_count, usable_memory
 from conv3d_cli.model.grid import Grid, grid_after
 from conv3d_cli.model.kernel import Kernel
@@ -37,6 +36,8 @@ if TYPE_CHECKING:
 
 INTEGER_DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64")
 OUTPUT_DTYPES = (*INTEGER_DTYPES, "float32", "float64")
+
+DRAWN_KERNEL, DRAWN_BIAS = "glorot_uniform", "zeros"  # Keras' initializers where none is named
 
 SLAB_BYTES = 24 << 20  # input and output of a slab, unless the ceiling asks for less: beyond it nothing gets faster
 LEAST_SLAB = 8  # planes, if memory allows: below it halos are packed over and over
@@ -74,8 +75,8 @@ class Stage:
     use_bias: bool = True
     flip: bool = False
     normalize: bool = False
-    kernel_initializer: Any = "glorot_uniform"
-    bias_initializer: Any = "zeros"
+    kernel_initializer: Any = DRAWN_KERNEL
+    bias_initializer: Any = DRAWN_BIAS
     seed: int | None = None
     kernel_regularizer: Any = None
     bias_regularizer: Any = None
@@ -95,23 +96,24 @@ class Stage:
             triple(self.kernel_size, "kernel_size")
         self.spec(is_layer=False)
         for identifier in self.activations:
-            activation = activations.get(identifier)
+            activation = get_activation(identifier)
             if activation.kind == "tensor":
                 raise SpecError(
                     f"activation '{activation.text}' needs the whole output at once, and a volume is streamed; "
                     "only the last axis (axis=-1) can be streamed"
                 )
-        for identifier in (self.kernel_initializer, self.bias_initializer):
-            initializers.get(identifier, seed=self.seed)
+        for identifier, default in ((self.kernel_initializer, DRAWN_KERNEL), (self.bias_initializer, DRAWN_BIAS)):
+            if identifier != default:
+                get_initializer(identifier, seed=self.seed)
         for identifier in (self.kernel_regularizer, self.bias_regularizer):
-            regularizers.get(identifier)
-        activity = regularizers.get(self.activity_regularizer)
+            get_regularizer(identifier)
+        activity = get_regularizer(self.activity_regularizer)
         if activity is not None and not activity.additive:
             raise SpecError(
                 "the activity_regularizer must be a plain sum over voxels (l1, l2, l1l2) to be summed while streaming"
             )
         for identifier in (self.kernel_constraint, self.bias_constraint):
-            constraints.get(identifier)
+            get_constraint(identifier)
 
     def spec(self, is_layer: bool) -> ConvSpec:
         """The specification, with the defaults of a layer or a filter."""
@@ -249,7 +251,7 @@ def _prepare(job: Job, reader: VolumeReader) -> PreparedJob:
             kernel, losses = resolve_kernel(stage, shape, grid, notes, number)
             spec = stage.spec(kernel.is_layer)
             problem = spec.resolve(shape, kernel.weights.shape, kernel.centre)
-            functions = [activations.get(identifier) for identifier in stage.activations]
+            functions = [get_activation(identifier) for identifier in stage.activations]
             channels = channels_after(problem.filters, functions, job.channels_first)
         except ShapeError as error:
             where = f"layer {stage.name or number + 1}: " if len(job.stages) > 1 else ""
@@ -282,7 +284,7 @@ def _prepare(job: Job, reader: VolumeReader) -> PreparedJob:
             kernel.bias_for(problem.filters),
             functions,
             job.channels_first,
-            None if stage.activity_regularizer is None else regularizers.get(stage.activity_regularizer),
+            get_regularizer(stage.activity_regularizer),
         )
         stages.append(PreparedStage(stage, kernel, spec, problem, convolution, losses))
     sequential = (reader.sequential or len(stages) > 1) and not spool_input[-1]
@@ -336,7 +338,7 @@ def resolve_kernel(
     def layer_shaped(weights: np.ndarray) -> np.ndarray:
         return weights if weights.ndim == 5 else weights[..., None, None]
 
-    constrain, constrain_bias = constraints.get(stage.kernel_constraint), constraints.get(stage.bias_constraint)
+    constrain, constrain_bias = get_constraint(stage.kernel_constraint), get_constraint(stage.bias_constraint)
     if constrain is not None:
         constrained = constrain(layer_shaped(kernel.weights))
         kernel = replace(kernel, weights=constrained.reshape(kernel.weights.shape))
@@ -345,7 +347,7 @@ def resolve_kernel(
         kernel = replace(kernel, bias=constrain_bias(kernel.bias))
         notes.append(f"bias_constraint {_named(stage.bias_constraint)} applied to the bias of {kernel.name}")
     losses = {}
-    penalty, bias_penalty = regularizers.get(stage.kernel_regularizer), regularizers.get(stage.bias_regularizer)
+    penalty, bias_penalty = get_regularizer(stage.kernel_regularizer), get_regularizer(stage.bias_regularizer)
     if penalty is not None:
         losses["kernel"] = float(penalty(layer_shaped(kernel.weights)))
     if bias_penalty is not None and kernel.bias is not None:
@@ -365,6 +367,8 @@ def draw_kernel(stage: Stage, channels: int, seed: int) -> Kernel:
 
     Raises: ShapeError if groups do not divide the channels.
     """
+    from conv3d_cli.layer.config import derived_seed
+
     assert stage.kernel_size is not None
     assert stage.filters is not None
     if channels % stage.groups:
@@ -377,7 +381,9 @@ def draw_kernel(stage: Stage, channels: int, seed: int) -> Kernel:
         # The same numbers as a Conv3D of this seed; None draws glorot_uniform, as in Keras. There is always a seed, where
         # Keras would draw one: the same input and options must give the same bytes.
         own = derived_seed(seed, which)
-        return (initializers.get(identifier, seed=own) or initializers.GlorotUniform(seed=own))(shape)
+        initializer = get_initializer(DRAWN_KERNEL if identifier is None else identifier, seed=own)
+        assert initializer is not None
+        return initializer(shape)
 
     weights = draw(stage.kernel_initializer, "kernel", shape)
     bias = None

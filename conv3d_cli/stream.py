@@ -21,7 +21,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conv3d_cli.errors import ShapeError
-from conv3d_cli.layer.activations import Activation
 from conv3d_cli.model.grid import grid_after
 from conv3d_cli.model.spec import ConvProblem
 from conv3d_cli.model.volume import Array, VolumeHeader, VolumeReader, VolumeWriter
@@ -29,6 +28,7 @@ from conv3d_cli.slabs import SlabInput, SlabSource
 
 if TYPE_CHECKING:
     from conv3d_cli.engine import Plan, Team
+    from conv3d_cli.layer.activations import Activation
 
 Penalty = Callable[[Array], float]
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import conv3d_cli
+from conv3d_cli import Volume, write_volume
 
 ROOT = Path(conv3d_cli.__file__).parent
 
@@ -144,7 +145,7 @@ def test_the_walk_sees_every_kind_of_import(tmp_path: Path, monkeypatch: pytest.
 
 
 def loaded_by(*arguments: str) -> set[str]:
-    """Top-level modules in a fresh process after `conv3d ARGUMENTS`, which must succeed."""
+    """Modules in a fresh process after `conv3d ARGUMENTS`, which must succeed."""
     program = """
 import sys
 from conv3d_cli.cli import main
@@ -152,7 +153,7 @@ try:
     main(sys.argv[1:], prog_name="conv3d")
 except SystemExit as end:
     assert not end.code, end.code
-print(*sorted({name.partition(".")[0] for name in sys.modules}), file=sys.stderr)
+print(*sorted(sys.modules), file=sys.stderr)
 """
     ran = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=True)
     assert ran.stdout.strip(), "the command said nothing"
@@ -181,6 +182,16 @@ def test_info_loads_no_engine(tmp_path: Path) -> None:
 def test_kernels_load_no_engine() -> None:
     assert not loaded_by("kernel", "list") & HEAVY
     assert not loaded_by("kernel", "show", "box:size=3") & HEAVY
+
+
+def test_a_warm_job_loads_no_compiler(tmp_path: Path) -> None:
+    """Its loops come from disk: importing Numba takes longer than the job. Nor what only other jobs need."""
+    path = tmp_path / "x.nii.gz"
+    write_volume(str(path), Volume(np.ones((5, 6, 7), np.float32), "zyx"))
+    job = ["apply", str(path), "-k", "box:size=3", "-o", str(tmp_path / "y.nii.gz"), "--json", "--overwrite"]
+    loaded_by(*job)  # compiles what is not there yet
+    others = {"conv3d_cli.kernels.weights", "conv3d_cli.layer.activations", "conv3d_cli.layer.initializers", "tomllib"}
+    assert not loaded_by(*job) & {"numba", "tifffile", "rich", *others}
 
 
 def test_importing_the_package_loads_nothing() -> None:

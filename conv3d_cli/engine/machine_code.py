@@ -20,7 +20,6 @@ import importlib
 import importlib.util
 import os
 import stat
-import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
@@ -159,6 +158,8 @@ def _write(key: tuple[Constant, ...], symbol: str, code: bytes) -> None:
     folder = cache_folder()
     if folder is None:
         return
+    import tempfile
+
     body = symbol.encode() + b"\n" + code
     temporary = None
     try:
@@ -205,15 +206,15 @@ def _parents() -> Iterator[Path]:
         yield Path.home() / ".cache" / "conv3d"
     except RuntimeError:
         pass  # no home at all
+    import tempfile  # late: it brings much along
+
     user = os.getuid() if hasattr(os, "getuid") else "user"
     yield Path(tempfile.gettempdir()) / f"conv3d-cache-{user}"
 
 
-@lru_cache(maxsize=1)
-def _folders() -> tuple[Path, ...]:
+def _folders() -> Iterator[Path]:
     """Where object code may lie, in order."""
-    key = source_key()
-    return tuple(parent / key for parent in _parents())
+    return (parent / source_key() for parent in _parents())
 
 
 def _is_trusted(folder: Path) -> bool:
@@ -229,6 +230,8 @@ def _is_trusted(folder: Path) -> bool:
 
 def _is_writable(folder: Path) -> bool:
     """Whether files can be put into a trusted folder, which is made if it is missing."""
+    import tempfile
+
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

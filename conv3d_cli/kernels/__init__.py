@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 
 from conv3d_cli.errors import SpecError, UnknownNameError, unknown_name
-from conv3d_cli.kernels import builtin, files, weights
+from conv3d_cli.kernels import builtin, files
 from conv3d_cli.kernels.files import KERNEL_FILES, find_kernel_file, known_suffixes, read_bias, write_kernel
 from conv3d_cli.kernels.grammar import BuiltinKernel, KernelFunction, build_kernel, describe
 from conv3d_cli.model.grid import Grid
@@ -25,6 +25,7 @@ __all__ = [
     "find_kernel_file",
     "is_builtin",
     "known_suffixes",
+    "may_name_a_layer",
     "read_bias",
     "read_kernel",
     "write_kernel",
@@ -67,6 +68,15 @@ def describe_builtins() -> list[BuiltinKernel]:
     return [describe(function) for function in BUILTIN_KERNELS]
 
 
+def may_name_a_layer(text: str) -> bool:
+    """Whether a kernel's text may stand for a layer in a weights file; if not, `kernels.weights` need not be loaded.
+
+    >>> may_name_a_layer("model.keras"), may_name_a_layer("psf.npy"), may_name_a_layer("gaussian:sigma=1vox")
+    (True, False, False)
+    """
+    return "::" in text or not (is_builtin(text) or find_kernel_file(text) is not None)
+
+
 def read_kernel(text: str, grid: Grid | None = None, *, folder: Path | None = None) -> Kernel:
     """The kernel a text stands for: a built-in with parameters, a file, or FILE::NAME, a layer in a weights file.
 
@@ -82,14 +92,17 @@ def read_kernel(text: str, grid: Grid | None = None, *, folder: Path | None = No
     if is_builtin(text):
         return build_kernel(text, BUILTIN_KERNELS, grid)
     path = os.path.join(folder, text) if folder is not None else text
-    file, layer = weights.split_name(path)
-    if weights.find_weights_file(file) is not None:
-        return weights.saved_layer(path).as_kernel(path)
-    if layer is not None:
-        raise SpecError(
-            f"{file} holds one kernel, and no layers to choose from; leave out ::{layer} (weights files are "
-            f"{weights.weights_suffixes()})"
-        )
+    if may_name_a_layer(path):
+        from conv3d_cli.kernels import weights
+
+        file, layer = weights.split_name(path)
+        if weights.find_weights_file(file) is not None:
+            return weights.saved_layer(path).as_kernel(path)
+        if layer is not None:
+            raise SpecError(
+                f"{file} holds one kernel, and no layers to choose from; leave out ::{layer} (weights files are "
+                f"{weights.weights_suffixes()})"
+            )
     looks_like_a_file = find_kernel_file(text) is not None or "/" in text or os.sep in text
     if not looks_like_a_file and not os.path.exists(path):
         name, colon, _ = text.partition(":")

@@ -8,20 +8,17 @@ or the values of the weights. Written files hold float64, which reads back exact
 from __future__ import annotations
 
 import contextlib
-import difflib
 import gzip
 import io
 import json
 import logging
 import math
 import os
-import tomllib
 import warnings
-import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.lib import format as npy_format
@@ -32,6 +29,9 @@ from conv3d_cli.errors import Conv3DError, FormatError, ShapeError, SpecError, W
 from conv3d_cli.inputs import check_input
 from conv3d_cli.kernels.lengths import MAX_WEIGHTS
 from conv3d_cli.model.kernel import Kernel
+
+if TYPE_CHECKING:
+    import zipfile
 
 Array = NDArray[Any]
 BuildKernel = Callable[[str], Kernel]  # makes the kernel of a built-in text such as "gaussian:fwhm=6mm"
@@ -217,6 +217,8 @@ def _encode_npy(kernel: Kernel) -> bytes:
 
 
 def _read_npz(path: str, build: BuildKernel) -> Kernel:
+    import zipfile
+
     with zipfile.ZipFile(path) as archive:
         members = _members(archive)
         others = [name for name in members if name not in ("bias", "centre")]
@@ -243,6 +245,8 @@ def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: str) -> 
 
 
 def _encode_npz(kernel: Kernel) -> bytes:
+    import zipfile
+
     arrays = {"kernel": kernel.weights}
     if kernel.bias is not None:
         arrays["bias"] = kernel.bias
@@ -285,6 +289,8 @@ def _parse_json(path: str) -> Any:
 
 
 def _parse_toml(path: str) -> dict[str, Any]:
+    import tomllib
+
     text = _read_text(path)
     try:
         return tomllib.loads(text)
@@ -309,6 +315,8 @@ def _read_table(table: dict[str, Any], path: str, build: BuildKernel) -> Kernel:
     """
     for key in table:
         if key not in _KEYS:
+            import difflib
+
             close = difflib.get_close_matches(key, _KEYS, n=1)
             hint = f"did you mean '{close[0]}'? " if close else ""
             raise FormatError(f"cannot read {path}: unknown key '{key}'; {hint}known are {', '.join(_KEYS)}")
@@ -631,6 +639,8 @@ def _npy_bias(path: str, size: int) -> Array:
 
 
 def _npz_bias(path: str, size: int) -> Array:
+    import zipfile
+
     with zipfile.ZipFile(path) as archive:
         members = _members(archive)
         chosen = ["bias"] if "bias" in members else list(members)

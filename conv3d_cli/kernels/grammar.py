@@ -6,7 +6,6 @@ knows a particular kernel.
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import types
 from collections.abc import Callable, Sequence
@@ -110,6 +109,8 @@ def _split(pairs: Sequence[str], kernel: BuiltinKernel) -> dict[str, str]:
         if not equals or not key or not value:
             raise SpecError(f"parameters are key=value, joined by ':'; received '{pair}'; {_usage(kernel)}")
         if key not in known:
+            import difflib
+
             close = difflib.get_close_matches(key.lower(), known, n=1)
             hint = f"did you mean '{close[0]}'? " if close else ""
             raise SpecError(f"{kernel.name} has no parameter '{key}'; {hint}{_usage(kernel)}")

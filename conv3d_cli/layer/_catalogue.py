@@ -5,7 +5,6 @@ Shared by activations, initializers, regularizers and constraints; what a name s
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import json
 import numbers
@@ -95,6 +94,8 @@ def check_keys(name: str, config: Any, function: Callable[..., Any], skip: int =
     takes = f"{name} takes {', '.join(known) if known else 'no parameters'}"
     for key in config:
         if key not in known:
+            import difflib
+
             close = difflib.get_close_matches(str(key), known, n=1)
             hint = f"did you mean '{close[0]}'? " if close else ""
             raise SpecError(f"{name} has no parameter '{key}'; {hint}{takes}")

@@ -248,6 +248,12 @@ def test_an_interrupt_while_loops_are_compiled(tmp_path: Path, wait: float) -> N
     assert not [p for p in tmp_path.iterdir() if p.name not in ("x.npy", "cache")]
 
 
+def test_a_wrong_cpu_class_is_one_line(folder: Path, shell: Any, error_line: Any, monkeypatch: Any) -> None:
+    monkeypatch.setenv("CONV3D_CPU", "z80")
+    done = shell("apply", "x.npy", *KERNEL, "-o", "o.npy", cwd=folder)
+    assert "unknown CPU class in CONV3D_CPU 'z80'" in error_line(done.stderr.decode())
+
+
 def test_pipes(folder: Path, shell: Any, error_line: Any) -> None:
     done = shell("apply", "-", *KERNEL, "-o", "-", cwd=folder, input=(folder / "x.npy").read_bytes())
     assert done.returncode == 0, done.stderr
