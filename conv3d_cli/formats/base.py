@@ -10,7 +10,6 @@ import errno
 import math
 import mmap
 import os
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, BinaryIO
@@ -241,15 +240,29 @@ def write_at(file: BinaryIO, data: memoryview, position: int) -> None:
 # Spooling: random access for what can only be streamed
 
 
+def unnamed_file() -> BinaryIO:
+    """A file without a name in the temporary folder; it is gone when it is closed."""
+    import tempfile  # late: it brings much along, and few jobs need it
+
+    return tempfile.TemporaryFile(prefix="conv3d-")
+
+
+def temporary_folder() -> str:
+    """Where `unnamed_file` is: $TMPDIR, or what the system has."""
+    import tempfile
+
+    return tempfile.gettempdir()
+
+
 def spool_reader(reader: VolumeReader) -> VolumeReader:
     """Random access to a sequential reader's voxels, through an unnamed temporary file ($TMPDIR) of their full size.
 
     Takes the reader over (it is closed). Raises: FormatError if the input is corrupt; WriteError if the disk is full.
     """
     header = reader.header
-    file = tempfile.TemporaryFile(prefix="conv3d-")  # noqa: SIM115 - the reader made of it closes it
+    file = unnamed_file()  # the reader made of it closes it
     try:
-        with reader, write_errors(f"a temporary copy of {reader.path} in {tempfile.gettempdir()}"):
+        with reader, write_errors(f"a temporary copy of {reader.path} in {temporary_folder()}"):
             reserve_space(file, header.nbytes)
             for n, channels in parts_in_storage_order(header.axes, channels_together=False):
                 for start in range(0, header.shape[1], 8):
@@ -274,7 +287,7 @@ class SpooledWriter(VolumeWriter):
         self.notes = writer.notes
         try:
             with self._errors():
-                self._file = tempfile.TemporaryFile(prefix="conv3d-")  # noqa: SIM115 - closed by abort
+                self._file = unnamed_file()  # closed by abort
         except BaseException:
             writer.abort()
             raise
@@ -286,7 +299,7 @@ class SpooledWriter(VolumeWriter):
             raise
 
     def _errors(self) -> write_errors:
-        return write_errors(f"a temporary copy of {self.path} in {tempfile.gettempdir()}")
+        return write_errors(f"a temporary copy of {self.path} in {temporary_folder()}")
 
     def write(self, n: int, depth_start: int, channel_start: int, block: Array) -> None:
         with self._errors():

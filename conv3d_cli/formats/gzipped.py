@@ -10,8 +10,6 @@ import collections
 import io
 import math
 import struct
-import tempfile
-import zlib
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, BinaryIO
 
@@ -19,7 +17,7 @@ import numpy as np
 
 from conv3d_cli.atomic import AtomicFile, write_errors
 from conv3d_cli.errors import FormatError
-from conv3d_cli.formats.base import RawReader, reserve_space, write_at
+from conv3d_cli.formats.base import RawReader, reserve_space, temporary_folder, unnamed_file, write_at
 from conv3d_cli.machine import thread_count
 from conv3d_cli.model.volume import SPATIAL, Array, Axes, VolumeHeader, VolumeReader, VolumeWriter
 
@@ -37,6 +35,8 @@ class GzipStream:
     """
 
     def __init__(self, path: str) -> None:
+        import zlib
+
         from isal import igzip, isal_zlib
 
         self.path, self.position = path, 0
@@ -93,19 +93,19 @@ class GzipStream:
 # Reading
 
 
-def open_gzipped(path: str, header: VolumeHeader, stored: np.dtype[Any], offset: int) -> VolumeReader:
+def open_gzipped(stream: GzipStream, header: VolumeHeader, stored: np.dtype[Any], offset: int) -> VolumeReader:
     """A reader of C-ordered voxels in a gzip file.
 
+    stream : GzipStream     not read beyond `offset`; closed by the reader
     stored : numpy dtype    as in the file (either byte order); `header.dtype` is what is handed out
     offset : int            unpacked bytes before the first voxel
     Where the planes of `header.axes` do not follow one another, the file is unpacked into $TMPDIR first.
     Raises: FormatError.
     """
-    stream = GzipStream(path)
     if _planes_follow(header.axes):
-        return GzipReader(stream, header, path, stored, offset)
+        return GzipReader(stream, header, stored, offset)
     with stream:
-        return _unpacked(stream, header, path, stored, offset)
+        return _unpacked(stream, header, stored, offset)
 
 
 def _planes_follow(axes: Axes) -> bool:
@@ -116,11 +116,12 @@ def _planes_follow(axes: Axes) -> bool:
     return starts_with_depth and not any(a in tail for a in axes.batch_letters) and len(axes.channel_letters) < 2
 
 
-def _unpacked(stream: GzipStream, header: VolumeHeader, path: str, stored: np.dtype[Any], offset: int) -> RawReader:
+def _unpacked(stream: GzipStream, header: VolumeHeader, stored: np.dtype[Any], offset: int) -> RawReader:
+    path = stream.path
     size = math.prod(header.axes.shape) * stored.itemsize
-    file = tempfile.TemporaryFile(prefix="conv3d-")  # noqa: SIM115 - the reader made of it closes it
+    file = unnamed_file()  # the reader made of it closes it
     try:
-        with write_errors(f"an unpacked copy of {path} in {tempfile.gettempdir()}"):
+        with write_errors(f"an unpacked copy of {path} in {temporary_folder()}"):
             reserve_space(file, size)
             stream.skip_to(offset)
             done = 0
@@ -129,17 +130,17 @@ def _unpacked(stream: GzipStream, header: VolumeHeader, path: str, stored: np.dt
                 done += len(data)
             stream.finish()
         if done < size:
-            raise _too_short(stream, header, path, stored, offset)
+            raise _too_short(stream, header, stored, offset)
         return RawReader(file, header, path, stored, 0)
     except BaseException:
         file.close()
         raise
 
 
-def _too_short(stream: GzipStream, header: VolumeHeader, path: str, stored: np.dtype[Any], offset: int) -> FormatError:
+def _too_short(stream: GzipStream, header: VolumeHeader, stored: np.dtype[Any], offset: int) -> FormatError:
     promised = offset + math.prod(header.axes.shape) * stored.itemsize
     return FormatError(
-        f"cannot read {path}: truncated: its header promises {promised} bytes "
+        f"cannot read {stream.path}: truncated: its header promises {promised} bytes "
         f"(shape {header.axes.shape}, {stored}), its gzip stream holds {stream.position}"
     )
 
@@ -152,8 +153,8 @@ class GzipReader(VolumeReader):
 
     sequential = True
 
-    def __init__(self, stream: GzipStream, header: VolumeHeader, path: str, stored: np.dtype[Any], offset: int) -> None:
-        self.header, self.path = header, path
+    def __init__(self, stream: GzipStream, header: VolumeHeader, stored: np.dtype[Any], offset: int) -> None:
+        self.header, self.path = header, stream.path
         self._stream, self._stored, self._offset = stream, stored, offset
 
     def read(self, n: int, depth: slice, channels: slice) -> Array:
@@ -171,7 +172,7 @@ class GzipReader(VolumeReader):
         self._stream.skip_to(position)
         values = np.empty(part.shape, self._stored)
         if self._stream.fill(values.reshape(-1).view(np.uint8).data) < values.nbytes:
-            raise _too_short(self._stream, self.header, self.path, self._stored, self._offset)
+            raise _too_short(self._stream, self.header, self._stored, self._offset)
         if not values.dtype.isnative:
             values = values.byteswap(inplace=True).view(values.dtype.newbyteorder())
         values = values.astype(self.header.dtype, copy=False)
@@ -217,28 +218,32 @@ class GzipBlocks:
         file.write(b"\x1f\x8b\x08\0\0\0\0\0\0\xff")  # deflate; no name, no time, unknown system
 
     def write(self, data: memoryview) -> None:
-        """Take bytes; the buffer may be used again at once.
+        """Take bytes; the buffer may be used again when this returns.
 
+        Whole blocks are packed where they are, and waited for; what is left over is copied and waits for more.
         Raises: OSError, for the file; also for earlier bytes.
         """
-        while len(data):
-            if not self._pending and len(data) >= BLOCK_BYTES:
-                self._pack(bytes(data[:BLOCK_BYTES]))
-                data = data[BLOCK_BYTES:]
-                continue
+        if self._pending:
             room = BLOCK_BYTES - len(self._pending)
             self._pending += data[:room]
             data = data[room:]
             if len(self._pending) == BLOCK_BYTES:
-                self._pack(bytes(self._pending))
-                self._pending.clear()
+                self._pack(memoryview(self._pending))
+                self._pending = bytearray()
+        lent = len(data) >= BLOCK_BYTES
+        while len(data) >= BLOCK_BYTES:
+            self._pack(data[:BLOCK_BYTES])
+            data = data[BLOCK_BYTES:]
+        self._pending += data
+        while lent and self._blocks:
+            self._write_oldest()
 
     def finish(self) -> None:
         """Write what is left and the end of the stream."""
         from isal import isal_zlib
 
         if self._pending:
-            self._pack(bytes(self._pending))
+            self._pack(memoryview(self._pending))
         while self._blocks:
             self._write_oldest()
         self._file.write(isal_zlib.compress(b"", wbits=-15) + struct.pack("<II", self._crc, self._size & 0xFFFFFFFF))
@@ -248,9 +253,9 @@ class GzipBlocks:
         """End the threads; what they have not begun is dropped. Harmless when called twice."""
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def _pack(self, block: bytes) -> None:
+    def _pack(self, block: memoryview) -> None:
         self._blocks.append(self._pool.submit(_packed, block, self._window, self._level))
-        self._window = block[-WINDOW_BYTES:]
+        self._window = bytes(block[-WINDOW_BYTES:])
         if len(self._blocks) > 2 * self._threads:
             self._write_oldest()
 
@@ -263,7 +268,7 @@ class GzipBlocks:
         self._size += size
 
 
-def _packed(block: bytes, window: bytes, level: int) -> tuple[bytes, int, int]:
+def _packed(block: memoryview, window: bytes, level: int) -> tuple[bytes, int, int]:
     """A block as deflate data that ends on a whole byte, its checksum and its length."""
     from isal import isal_zlib
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import os
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any, BinaryIO
 
@@ -96,8 +97,9 @@ def open_nifti(path: str, *, axes: str | None = None, channels_first: bool = Fal
     # Browsers and servers unpack .gz files without renaming them: where the content tells, it is believed.
     header_packed = _starts_as_gzip(header_path)
     voxels_packed = voxel_path.lower().endswith(".gz") if pair else header_packed
-    head: BinaryIO | GzipStream
-    with GzipStream(header_path) if header_packed else open(header_path, "rb") as head:
+    with ExitStack() as opened:
+        head: BinaryIO | GzipStream = GzipStream(header_path) if header_packed else open(header_path, "rb")  # noqa: SIM115
+        opened.callback(head.close)
         header = read_header(head.read, header_path, pair)
         sizes, stored, samples = read_layout(header, header_path)
         offset = read_voxel_offset(header, header_path, pair)
@@ -111,17 +113,21 @@ def open_nifti(path: str, *, axes: str | None = None, channels_first: bool = Fal
             )
         header_end = header_size * (LARGEST_INFLATION if header_packed else 1) if pair else offset
         extensions = read_extensions(head.read, header, header_end, header_path, pair)
-    channels = samples or (sizes[4] if len(sizes) > 4 else 1)
-    source = NiftiSource(header, extensions, pair, read_grid(header, header_path), channels)
-    volume = _volume_header(source, sizes, stored, samples, axes, header_path)
-    if voxels_packed:
-        return open_gzipped(voxel_path, volume, stored, offset)
-    file = open(voxel_path, "rb")  # noqa: SIM115 - the reader closes it
-    try:
-        return RawReader(file, volume, voxel_path, stored, offset)
-    except BaseException:
-        file.close()
-        raise
+        channels = samples or (sizes[4] if len(sizes) > 4 else 1)
+        source = NiftiSource(header, extensions, pair, read_grid(header, header_path), channels)
+        volume = _volume_header(source, sizes, stored, samples, axes, header_path)
+        voxels: BinaryIO | GzipStream = head
+        if pair:
+            voxels = GzipStream(voxel_path) if voxels_packed else open(voxel_path, "rb")  # noqa: SIM115
+            opened.callback(voxels.close)
+        if isinstance(voxels, GzipStream):
+            reader: VolumeReader = open_gzipped(voxels, volume, stored, offset)
+        else:
+            reader = RawReader(voxels, volume, voxel_path, stored, offset)
+        opened.pop_all()
+        if pair:
+            head.close()
+        return reader
 
 
 def _starts_as_gzip(path: str) -> bool:

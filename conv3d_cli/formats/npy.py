@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import shutil
 import sys
-import tempfile
 import warnings
 from typing import Any, BinaryIO
 
@@ -24,6 +23,7 @@ from conv3d_cli.formats.base import (
     VolumeFormat,
     real_dtype,
     reserve_space,
+    unnamed_file,
     write_block,
 )
 from conv3d_cli.inputs import check_input
@@ -37,7 +37,7 @@ def open_npy(path: str, *, axes: str | None = None, channels_first: bool = False
     shown = "standard input" if path == "-" else path
     file: BinaryIO
     if path == "-":
-        file = tempfile.TemporaryFile(prefix="conv3d-")  # noqa: SIM115
+        file = unnamed_file()
         shutil.copyfileobj(sys.stdin.buffer, file, 1 << 20)
         if not file.tell():
             raise FormatError("cannot read standard input: it is empty; a .npy file is expected")
@@ -153,7 +153,7 @@ class PipeWriter(VolumeWriter):
         try:
             with write_errors(self.path):
                 if fortran or not header.axes.planes_follow:
-                    self._waiting = tempfile.TemporaryFile(prefix="conv3d-")  # noqa: SIM115 - closed by abort
+                    self._waiting = unnamed_file()  # closed by abort
                     reserve_space(self._waiting, header.nbytes)
                 self._file.write(prefix)
         except BaseException:
