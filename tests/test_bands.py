@@ -13,7 +13,7 @@ import tifffile
 from click.testing import CliRunner
 
 from conv3d_cli.cli import main
-from conv3d_cli.job import Job, Stage, prepare_job
+from conv3d_cli.job import PROCESS_BYTES, Job, Stage, prepare_job
 
 SHAPE = (7, 3000, 800)
 
@@ -64,16 +64,18 @@ def test_same_bits_as_whole_planes(mosaic: Path, source: str, kernel: str, optio
 
 
 def test_the_ceiling_asks_for_bands(mosaic: Path) -> None:
-    job = Job(str(mosaic / "x.npy"), "out.npy", (Stage(str(mosaic / "random3.npy")),), max_memory=220 << 20)
+    ceiling = PROCESS_BYTES + (30 << 20)
+    job = Job(str(mosaic / "x.npy"), "out.npy", (Stage(str(mosaic / "random3.npy")),), max_memory=ceiling)
     with prepare_job(job) as prepared:
         band = prepared.passage.band
         assert band is not None
         assert band % prepared.stages[0].plan.height_step == 0
         assert band < SHAPE[1]
-        assert prepared.memory <= 220 << 20
+        assert prepared.memory <= ceiling
 
 
 def test_a_stream_has_no_bands(mosaic: Path, tmp_path: Path) -> None:
-    refused = apply(mosaic / "x.nii", "-k", "box:size=3", "-o", tmp_path / "out.nii.gz", "--max-memory", "195M")
+    ceiling = f"{(PROCESS_BYTES >> 20) + 5}M"
+    refused = apply(mosaic / "x.nii", "-k", "box:size=3", "-o", tmp_path / "out.nii.gz", "--max-memory", ceiling)
     assert refused.exit_code == 6
     assert "one plane" in refused.output or "planes at a time" in refused.output

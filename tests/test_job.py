@@ -127,6 +127,7 @@ def test_slabs_are_whole_steps_of_the_plan(
         least = int(str(error.value).partition("--max-memory ")[2].partition("M")[0])
         job = replace(job, max_memory=least << 20)
         monkeypatch.setattr("conv3d_cli.job.SLAB_BYTES", 1)
+        monkeypatch.setattr("conv3d_cli.job.DEEP_SLAB_BYTES", 1)
         monkeypatch.setattr("conv3d_cli.job.LEAST_SLAB", 1)
     run_job(job)
     assert len(seen) >= (layers if not scarce else -(-37 // step))
@@ -134,10 +135,12 @@ def test_slabs_are_whole_steps_of_the_plan(
     assert (np.load("y.npy") == np.load("expected.npy")).all()
 
 
-def test_planning_loads_no_machine_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kernel", ["box:size=3", "dense.npy"])
+def test_planning_loads_no_machine_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kernel: str) -> None:
     """`explain` and --dry-run know slabs and memory without it."""
     monkeypatch.chdir(tmp_path)
-    np.save("x.npy", np.zeros((9, 9, 9), np.float32))
+    np.save("x.npy", np.zeros((90, 90, 90), np.float32))
+    np.save("dense.npy", np.random.default_rng(0).standard_normal((15, 15, 15)))  # by fft, whose loops call one another
     monkeypatch.setattr("conv3d_cli.engine.machine_code._load", lambda codes: pytest.fail(f"loaded {codes}"))
-    with prepare_job(Job("x.npy", "y.npy", (Stage("box:size=3"),))) as prepared:
+    with prepare_job(Job("x.npy", "y.npy", (Stage(kernel),))) as prepared:
         assert prepared.memory

@@ -23,6 +23,7 @@ LETTERS = "rtzyxc"  # the order in which results are compared
 def thin_slabs() -> Any:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(job, "SLAB_BYTES", 1)
+        patch.setattr(job, "DEEP_SLAB_BYTES", 1)
         patch.setattr(job, "LEAST_SLAB", 2)
         yield
 

@@ -67,6 +67,8 @@ def apply(ctx: click.Context, inputs: tuple[str, ...], **_: Any) -> None:
     Triples are in depth,height,width order. `-` reads or writes .npy on a pipe.
     """
     params = ctx.params
+    # Before NumPy is imported: its BLAS starts a thread for every CPU, which spins for work that does not come.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     settings = job_settings(ctx)
     targets = _targets(inputs, params, settings)
     if params["skip_existing"] and settings.get("overwrite"):

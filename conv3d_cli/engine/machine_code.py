@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import hashlib
 import importlib
 import importlib.util
@@ -99,10 +100,16 @@ def _load(codes: list[MachineCode]) -> None:
 
 
 def _compile(key: tuple[Constant, ...]) -> tuple[str, bytes]:
-    from conv3d_cli.engine.loops.compiler import compile_object
+    usual = gc.get_threshold()
+    # A compiler leaves cycles behind: looked for as rarely as `__main__` has it, they take 40 MB more.
+    gc.set_threshold(700, 10, 10)
+    try:
+        from conv3d_cli.engine.loops.compiler import compile_object
 
-    factory = getattr(importlib.import_module(f"conv3d_cli.engine.loops.{key[0]}"), str(key[1]))
-    symbol, object_code = compile_object(factory(*key[2:]))
+        factory = getattr(importlib.import_module(f"conv3d_cli.engine.loops.{key[0]}"), str(key[1]))
+        symbol, object_code = compile_object(factory(*key[2:]))
+    finally:
+        gc.set_threshold(*usual)
     _write(key, symbol, object_code)
     return symbol, object_code
 
