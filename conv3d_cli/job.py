@@ -17,9 +17,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from conv3d_cli.atomic import check_target
 from conv3d_cli.errors import MemoryLimitError, OutputExistsError, ShapeError, SpecError
-from conv3d_cli.formats import create_volume, is_stream, open_volume, output_format
+from conv3d_cli.formats import (
+    check_output,
+    create_volume,
+    is_stream,
+    lies_within,
+    open_volume,
+    output_bytes,
+    output_format,
+)
 from conv3d_cli.formats.base import SpooledWriter, spool_reader
 from conv3d_cli.kernels import read_kernel
 from conv3d_cli.layer import activations, constraints, initializers, regularizers
@@ -136,6 +143,7 @@ class Job:
     dtype : str                 of the output voxels; integers are rounded half to even and saturated
     precision : str             of the arithmetic, "float32" or "float64"
     max_memory : int or None    bytes for the whole process
+    chunks, levels              of a Zarr output: voxels (D, H, W) of a chunk; levels of resolution
     """
 
     source: str
@@ -150,6 +158,8 @@ class Job:
     algorithm: str = "auto"
     overwrite: bool = False
     gz_level: int = 1
+    chunks: int | Sequence[int] | None = None
+    levels: int = 1
 
     def __post_init__(self) -> None:
         if not self.stages:
@@ -161,6 +171,10 @@ class Job:
         if self.data_format not in ("channels_last", "channels_first"):
             raise SpecError(f"data_format must be channels_last or channels_first, received '{self.data_format}'")
         thread_count(self.threads)
+        if self.chunks is not None:
+            triple(self.chunks, "chunks")
+        if self.levels < 1:
+            raise SpecError(f"levels must be at least 1 (the full resolution alone), received {self.levels}")
 
     @property
     def channels_first(self) -> bool:
@@ -263,6 +277,7 @@ def _prepare(job: Job, reader: VolumeReader) -> PreparedJob:
     out_header = output_header(job.target, header, shape, grid, transform, np.dtype(job.dtype))
     # layers mix channels, stacks compute them together, and a softmax looks at all of them
     together = kernels[0].is_layer or len(resolved) > 1 or any(a.kind != "voxel" for a in resolved[-1][-1])
+    together |= reader.channels_together
     parts, spool_input, spool_output = _stream_order(
         reader, out_header, together, [problem for *_, problem, _ in resolved], job.target
     )
@@ -286,7 +301,17 @@ def _prepare(job: Job, reader: VolumeReader) -> PreparedJob:
         )
         stages.append(PreparedStage(stage, kernel, spec, problem, convolution, losses))
     sequential = (reader.sequential or len(stages) > 1) and not spool_input[-1]
-    depth, memory = slab_depth([s.plan for s in stages], header.dtype, out_header, sequential, job.max_memory)
+    plans = [stage.plan for stage in stages]
+    written = channels if not kernels[-1].is_layer and len(stages) == 1 else out_header.shape[4]
+    depth, memory = slab_depth(
+        plans,
+        header.dtype,
+        out_header,
+        sequential,
+        job.max_memory,
+        lambda planes: reader.held_bytes(planes, plans[0].problem.in_channels),
+        output_bytes(job.target, out_header, written, chunks=job.chunks, levels=job.levels),
+    )
     passage = Passage(stages[-1].convolution, parts, depth)
     return PreparedJob(job, reader, stages, out_header, passage, spool_input, spool_output, memory, notes)
 
@@ -448,10 +473,18 @@ def _stream_order(
 
 
 def slab_depth(
-    plans: list[Plan], in_dtype: np.dtype[Any], out_header: VolumeHeader, sequential: bool, max_memory: int | None
+    plans: list[Plan],
+    in_dtype: np.dtype[Any],
+    out_header: VolumeHeader,
+    sequential: bool,
+    max_memory: int | None,
+    held_by_reader: Callable[[int], int] = lambda planes: 0,
+    held_by_writer: int = 0,
 ) -> tuple[int, int]:
     """Output planes computed at once, a multiple of the plan's `depth_step`, and the peak memory of the process that follows.
 
+    held_by_reader : callable   bytes that reading takes beside its blocks of so many planes
+    held_by_writer : int        bytes that writing takes beside its blocks
     Raises: MemoryLimitError if not even one step fits; the message says what would.
     """
     plan, problem = plans[-1], plans[-1].problem
@@ -474,7 +507,8 @@ def slab_depth(
             made = min(planes + 2 * (plans[stage].depth_step - 1), earlier.out_size[0])
             planes = min((made - 1) * earlier.strides[0] + earlier.extent[0], earlier.in_size[0])
             data += 2 * planes * in_plane(stage) + made * in_plane(stage + 1)
-        return PROCESS_BYTES + sum(plan.scratch_bytes for plan in plans) + data
+        held_by_both = held_by_reader(planes) + held_by_writer
+        return PROCESS_BYTES + sum(plan.scratch_bytes for plan in plans) + data + held_by_both
 
     def steps(depth: int) -> int:
         return -(-depth // step) * step
@@ -513,6 +547,9 @@ def check_paths(job: Job, make_folder: bool = False) -> None:
     output_format(job.target)
     if job.target == "-":
         return
+    if lies_within(job.source, job.target):
+        # a store is replaced as a whole, with what else it holds: levels, labels, other images
+        raise OutputExistsError(f"cannot write {job.target}: the input lies in it; name another store")
     if (
         os.path.exists(job.source)
         and os.path.exists(job.target)
@@ -522,7 +559,7 @@ def check_paths(job: Job, make_folder: bool = False) -> None:
         raise OutputExistsError(
             f"cannot write {job.target}: it is the input; name another file, or pass --overwrite to replace it at the end"
         )
-    check_target(job.target, job.overwrite, make_folder)
+    check_output(job.target, overwrite=job.overwrite, make_folder=make_folder, chunks=job.chunks, levels=job.levels)
 
 
 def run_job(
@@ -551,7 +588,13 @@ def run_job(
             if position < len(prepared.stages) - 1:
                 reader = LayerReader(reader, prepared.stages[position].convolution, team)
         writer = create_volume(
-            job.target, prepared.header, overwrite=job.overwrite, gz_level=job.gz_level, threads=job.threads
+            job.target,
+            prepared.header,
+            overwrite=job.overwrite,
+            gz_level=job.gz_level,
+            threads=job.threads,
+            chunks=job.chunks,
+            levels=job.levels,
         )
         if prepared.spool_output:
             writer = SpooledWriter(writer)
@@ -561,7 +604,7 @@ def run_job(
             finish = time.perf_counter()
             writer.commit()
             times.write += time.perf_counter() - finish
-    notes = [*prepared.notes, *writer.notes]
+    notes = [*prepared.notes, *(note for note in prepared.reader.notes if note not in prepared.notes), *writer.notes]
     voxels = math.prod(prepared.header.shape)
     if times.clipped:
         share = 100 * times.clipped / voxels

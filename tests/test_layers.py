@@ -50,6 +50,9 @@ HOMES = {
     "tifffile": ["formats/tiff*.py", "kernels/files.py"],
     "imagecodecs": ["formats/tiff*.py"],
     "isal": ["formats/*.py"],
+    "zarr": ["formats/zarr*.py"],
+    "numcodecs": ["formats/zarr*.py"],
+    "fsspec": ["formats/zarr*.py"],
     "h5py": ["kernels/weights/*.py"],
     "safetensors": ["kernels/weights/*.py"],
     "onnx": ["kernels/weights/*.py"],
@@ -159,7 +162,7 @@ print(*sorted({name.partition(".")[0] for name in sys.modules}), file=sys.stderr
     return set(ran.stderr.split())
 
 
-HEAVY = {"numba", "llvmlite", "scipy", "nibabel", "tifffile", "rich"}
+HEAVY = {"numba", "llvmlite", "scipy", "nibabel", "tifffile", "zarr", "numcodecs", "fsspec", "rich"}
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from conv3d_cli.cli.options import (
     layer_options,
     make_job,
     run_options,
+    store_options,
 )
 from conv3d_cli.cli.progress import ProgressBar
 from conv3d_cli.errors import Conv3DError, SpecError
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 @click.command(cls=SectionedCommand)
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
-@click.option("-o", "--output", metavar="OUT", help="Output file; its suffix is its format. `-` writes .npy to stdout.")
+@click.option("-o", "--output", metavar="OUT", help="Output; its suffix is its format. `-` writes .npy to stdout.")
 @click.option("--out-dir", metavar="DIR", help="Folder for the outputs of many inputs; made if it is missing.")
 @click.option(
     "--suffix", default="", metavar="TEXT", help="Put before the file's suffix: --suffix _sm6 makes a_sm6.nii.gz."
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 @click.option(
     "--gz-level", type=click.IntRange(0, 3), default=1, show_default=True, help="Compression of .nii.gz outputs."
 )
+@store_options
 @click.option("--overwrite", is_flag=True, help="Replace existing outputs.")
 @click.option("--skip-existing", is_flag=True, help="Leave inputs alone whose output exists.")
 @click.option("--dry-run", is_flag=True, help="Check everything and say what would be done; write nothing.")
@@ -57,11 +59,17 @@ def apply(ctx: click.Context, inputs: tuple[str, ...], **_: Any) -> None:
       conv3d apply brain.nii.gz -k gaussian:fwhm=6mm -o smooth.nii.gz
       conv3d apply stack.tif -k psf.tif --flip --boundary nearest -o out.tif
       conv3d apply sub-*/*.nii.gz -k box:size=3 --out-dir smoothed --suffix _box3
+      conv3d apply https://host/image.zarr -k gaussian:sigma=1um -o out.ome.zarr
 
     A 3-D kernel is a filter: it runs over every channel and time point, and the output keeps the input's size
     (--padding same --boundary symmetric). A 5-D kernel is a Conv3D layer with Keras' defaults (valid, zeros).
     Triples are in depth,height,width order. `-` reads or writes .npy on a pipe.
+
+    Volumes are NIfTI (.nii .nii.gz .hdr), TIFF (.tif .ome.tif), NumPy (.npy) and OME-Zarr (.zarr .ome.zarr,
+    folders and URLs; image.zarr/1 is a level or array in it).
     """
+    from conv3d_cli.formats import output_exists
+
     params = ctx.params
     settings = job_settings(ctx)
     targets = _targets(inputs, params, settings)
@@ -69,10 +77,10 @@ def apply(ctx: click.Context, inputs: tuple[str, ...], **_: Any) -> None:
         raise SpecError("--skip-existing and --overwrite contradict each other; pass one of them")
     jobs = [make_job(source, target, settings) for source, target in zip(inputs, targets, strict=True)]
     batch = Batch(params["as_json"], params["quiet"], params["verbose"], len(jobs) > 1, bool(params["out_dir"]))
-    if params["out_dir"] and not params["dry_run"]:
+    if params["out_dir"] and not params["dry_run"] and "://" not in params["out_dir"]:
         _make_folder(params["out_dir"])
     for job in jobs:
-        if params["skip_existing"] and os.path.exists(job.target):
+        if params["skip_existing"] and output_exists(job.target):
             batch.skipped(job)
         else:
             batch.run(job, params["dry_run"])
@@ -133,7 +141,7 @@ class Batch:
                         self._say(describe(prepared))
                     self._finish(job, "planned", plan_record(prepared), "")
                 return
-            with ProgressBar(os.path.basename(job.source), self.quiet) as progress:
+            with ProgressBar(os.path.basename(job.source.rstrip("/")), self.quiet) as progress:
                 told = self.verbose and not self.quiet
                 report = run_job(job, progress, (lambda prepared: progress.say(describe(prepared))) if told else None)
         except Conv3DError as error:

@@ -15,6 +15,7 @@ from conv3d_cli.cli.options import (
     layer_options,
     make_job,
     run_options,
+    store_options,
 )
 
 
@@ -25,6 +26,7 @@ from conv3d_cli.cli.options import (
 @layer_options
 @data_options
 @run_options
+@store_options
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 @click.pass_context
 def explain(ctx: click.Context, source: str, output: str | None, as_json: bool, **_: Any) -> None:

@@ -222,12 +222,14 @@ class VolumeReader(abc.ABC):
     `sequential` readers (a compressed stream) can be read only forward in storage order: never a plane that lies before
     the last one read. `finish` is called after the last read and raises FormatError if what remains of the file shows it
     to be corrupt (a wrong checksum), so that no output is committed from it. `notes` are short sentences about how the
-    file was understood. Close it, or use it as a context manager.
+    file was understood; more may come with `finish`. `channels_together` readers store several channels in one piece, so
+    that one by one each would be read several times. Close it, or use it as a context manager.
     """
 
     header: VolumeHeader
     path: str
     sequential: bool = False
+    channels_together: bool = False
     notes: tuple[str, ...] = ()
 
     @abc.abstractmethod
@@ -240,6 +242,14 @@ class VolumeReader(abc.ABC):
 
     def release(self, n: int, depth_stop: int) -> None:  # noqa: B027 - optional
         """Planes of volume n before `depth_stop` will not be read again; a memory map may drop them."""
+
+    def held_bytes(self, planes: int, channels: int) -> int:
+        """Memory the reader takes beside the blocks it hands out, in a forward pass over runs of so many planes."""
+        return 0
+
+    def storage(self) -> dict[str, str]:
+        """How the file stores its voxels, for people: names and values in words."""
+        return {}
 
     def finish(self) -> None:  # noqa: B027 - optional
         """Check what can only be checked at the end of the file."""
