@@ -2,13 +2,16 @@
 
 An `AtomicFile` is a temporary file in the target's own folder; `commit` flushes it to the disk and renames it over the
 target, `abort` removes it. So no reader, and no `make`, ever sees half an output, and an existing target stays untouched
-until the new one is whole. Formats and kernel writers use it; it knows nothing of volumes.
+until the new one is whole. `AtomicFolder` is the same for outputs that are folders (Zarr). Formats and kernel writers use
+them; they know nothing of volumes.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import shutil
+import time
 from pathlib import Path
 from types import TracebackType
 
@@ -22,31 +25,55 @@ def suffix_of(path: str | os.PathLike[str], known: tuple[str, ...] = ()) -> str:
     ('.nii.gz', '.ome.tiff', '.npy', '')
     """
     name = Path(path).name.lower()
-    for double in (*known, ".nii.gz", ".nii.zst", ".img.gz", ".hdr.gz", ".ome.tif", ".ome.tiff", ".weights.h5"):
+    for double in (
+        *known,
+        ".nii.gz",
+        ".nii.zst",
+        ".img.gz",
+        ".hdr.gz",
+        ".ome.tif",
+        ".ome.tiff",
+        ".ome.zarr",
+        ".weights.h5",
+    ):
         if name.endswith(double) and name != double:
             return double
     return Path(name).suffix
 
 
-def check_target(path: str | os.PathLike[str], overwrite: bool, make_folder: bool = False) -> None:
+def check_target(
+    path: str | os.PathLike[str], overwrite: bool, make_folder: bool = False, folder: bool = False
+) -> None:
     """Refuse a target that exists (unless `overwrite`) or whose folder is missing or not writable.
 
-    make_folder : bool      the folder may be missing as long as it can be made
+    make_folder : bool      its folder may be missing as long as it can be made
+    folder : bool           the target is to be a folder itself
     Raises: OutputExistsError, WriteError.
     """
     with write_errors(path):
         target = Path(path)
-        if target.is_dir():
+        if target.is_dir() and not folder:
             raise WriteError(f"cannot write {path}: it is a folder; name a file, or use --out-dir")
         if os.path.lexists(target) and not overwrite:
-            raise OutputExistsError(f"cannot write {path}: file exists; pass --overwrite to replace it")
-        folder = Path(os.path.realpath(target)).parent
-        while make_folder and not os.path.lexists(folder):
-            folder = folder.parent
-        if not folder.is_dir():
-            raise WriteError(f"cannot write {path}: folder {folder} does not exist; make it first")
-        if not os.access(folder, os.W_OK | os.X_OK):
-            raise WriteError(f"cannot write {path}: folder {folder} is not writable")
+            kind = "folder" if target.is_dir() else "file"
+            raise OutputExistsError(f"cannot write {path}: {kind} exists; pass --overwrite to replace it")
+        if folder and target.exists() and not target.is_dir():
+            raise WriteError(f"cannot write {path}: it is a file, and a folder is to be written; remove it first")
+        parent = Path(os.path.realpath(target)).parent
+        while make_folder and not os.path.lexists(parent):
+            parent = parent.parent
+        if not parent.is_dir():
+            raise WriteError(f"cannot write {path}: folder {parent} does not exist; make it first")
+        if not os.access(parent, os.W_OK | os.X_OK):
+            raise WriteError(f"cannot write {path}: folder {parent} is not writable")
+
+
+def temporary_name(target: Path, mark: str = "tmp") -> Path:
+    """A hidden name beside the target that nothing has, with the target's suffix so that format libraries accept it."""
+    suffix = suffix_of(target)
+    stem = target.name[: len(target.name) - len(suffix)]
+    stem = os.fsencode(stem)[:80].decode(errors="ignore")  # a name has room for 255 bytes, not characters
+    return target.with_name(f".{stem}.{os.urandom(4).hex()}.{mark}{suffix}")
 
 
 class AtomicFile:
@@ -71,10 +98,7 @@ class AtomicFile:
         check_target(path, overwrite)
         self.path = Path(path)
         self._target = Path(os.path.realpath(path))
-        suffix = suffix_of(path)
-        stem = self._target.name[: len(self._target.name) - len(suffix)]
-        stem = os.fsencode(stem)[:80].decode(errors="ignore")  # a name has room for 255 bytes, not characters
-        self.temporary = self._target.with_name(f".{stem}.{os.urandom(4).hex()}.tmp{suffix}")
+        self.temporary = temporary_name(self._target)
         self._overwrite = overwrite
         self._open = True
         with write_errors(path):
@@ -116,6 +140,96 @@ class AtomicFile:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.abort()
+
+
+class AtomicFolder:
+    """A folder that takes its target's place on `commit` and vanishes on `abort`: an `AtomicFile` of many files.
+
+    path : str or Path      the target; a symbolic link is followed
+    overwrite : bool        whether an existing folder may be replaced, with everything in it
+
+    A folder cannot be renamed over another. So the old one steps aside under a hidden name, the new one takes its place,
+    and the old one is removed: at every moment the old or the new one is there, whole. `temporary` is the folder's path
+    until then. Used as a context manager it aborts unless `commit` was called.
+
+    >>> import tempfile, os
+    >>> parent = tempfile.mkdtemp()
+    >>> with AtomicFolder(os.path.join(parent, "a.zarr")) as output:
+    ...     n = (output.temporary / "zarr.json").write_text("{}"); before = os.listdir(parent)
+    ...     output.commit()
+    >>> "a.zarr" in before, os.listdir(parent), os.listdir(os.path.join(parent, "a.zarr"))
+    (False, ['a.zarr'], ['zarr.json'])
+    """
+
+    def __init__(self, path: str | os.PathLike[str], overwrite: bool = False) -> None:
+        check_target(path, overwrite, folder=True)
+        self.path = Path(path)
+        self._target = Path(os.path.realpath(path))
+        self.temporary = temporary_name(self._target)
+        self._overwrite = overwrite
+        self._open = True
+        with write_errors(path):
+            self.temporary.mkdir()
+
+    def commit(self) -> None:
+        """Flush to the disk and take the target's place; after an error the target is as it was, and nothing else is left."""
+        aside = None
+        try:
+            with write_errors(self.path):
+                _flush_folder(self.temporary)
+                if os.path.lexists(self._target):
+                    if not self._overwrite:
+                        raise OutputExistsError(
+                            f"cannot write {self.path}: folder appeared meanwhile; pass --overwrite to replace it"
+                        )
+                    aside = temporary_name(self._target, "old")
+                    os.rename(self._target, aside)
+                os.rename(self.temporary, self._target)
+        except BaseException:
+            if aside is not None and os.path.lexists(aside) and not os.path.lexists(self._target):
+                os.rename(aside, self._target)
+            self.abort()
+            raise
+        self._open = False
+        if aside is not None:
+            _remove_folder(aside)
+
+    def abort(self) -> None:
+        """Remove the temporary folder; the target stays as it was."""
+        if self._open:
+            self._open = False
+            _remove_folder(self.temporary)
+
+    def __enter__(self) -> AtomicFolder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.abort()
+
+
+def _flush_folder(folder: Path) -> None:
+    """Everything in a folder on the disk: else a power cut could leave a whole folder of empty files."""
+    for where, _, names in os.walk(folder):
+        for name in (*names, "."):
+            number = os.open(os.path.join(where, name), os.O_RDONLY)
+            try:
+                os.fsync(number)
+            except OSError as error:
+                if name != "." or error.errno not in (errno.EINVAL, errno.EBADF):  # some systems flush no folders
+                    raise
+            finally:
+                os.close(number)
+
+
+def _remove_folder(folder: Path) -> None:
+    """Remove a folder, patiently: a library's thread that was interrupted may still be putting a last file into it."""
+    for _ in range(20):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not os.path.lexists(folder):
+            return
+        time.sleep(0.05)
 
 
 class write_errors:

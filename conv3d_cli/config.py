@@ -20,7 +20,10 @@ STAGE_KEYS = (
     "allow_strided_dilation", "activation", "bias", "use_bias", "flip", "normalize", "kernel_initializer", "bias_initializer",
     "seed", "kernel_regularizer", "bias_regularizer", "activity_regularizer", "kernel_constraint", "bias_constraint",
 )  # fmt: skip
-JOB_KEYS = ("axes", "data_format", "dtype", "precision", "threads", "max_memory", "algorithm", "gz_level", "overwrite")
+JOB_KEYS = (
+    "axes", "data_format", "dtype", "precision", "threads", "max_memory", "algorithm", "gz_level", "overwrite",
+    "chunks", "levels",
+)  # fmt: skip
 MODEL_SUFFIXES = (".keras", ".h5", ".hdf5")  # files that hold a whole model: its layers and their weights
 
 _BOOLEAN = (bool, "true or false")
@@ -42,6 +45,8 @@ _TYPES: dict[str, tuple[type | tuple[type, ...], str]] = {
     "threads": (int, "a whole number"),
     "seed": (int, "a whole number"),
     "gz_level": (int, "a whole number from 0 to 3"),
+    "levels": (int, "a whole number"),
+    "chunks": ((int, list), "a whole number, or three as in [32, 128, 128]"),
     "max_memory": ((str, int), 'a size such as "2G"'),
     "kernel": ((str, list), 'a text such as "gaussian:fwhm=6mm" or a nested list of numbers'),
 }

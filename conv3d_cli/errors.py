@@ -53,6 +53,10 @@ class MemoryLimitError(Conv3DError, MemoryError):
     exit_code = 6
 
 
+class ClusterError(Conv3DError, ConnectionError):
+    """A scheduler cannot be reached, or its workers fail."""
+
+
 class DifferenceError(Conv3DError, ValueError):
     """Two volumes that should agree do not (`compare`)."""
 

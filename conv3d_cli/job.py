@@ -17,9 +17,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from conv3d_cli.atomic import check_target
 from conv3d_cli.errors import MemoryLimitError, OutputExistsError, ShapeError, SpecError
-from conv3d_cli.formats import create_volume, is_stream, open_volume, output_format
+from conv3d_cli.formats import (
+    check_output,
+    create_volume,
+    is_stream,
+    lies_within,
+    open_volume,
+    output_bytes,
+    output_format,
+    writes_rows,
+)
 from conv3d_cli.formats.base import SpooledWriter, spool_reader
 from conv3d_cli.kernels import read_kernel
 from conv3d_cli.layer import get_activation, get_constraint, get_initializer, get_regularizer
@@ -143,6 +151,7 @@ class Job:
     dtype : str                 of the output voxels; integers are rounded half to even and saturated
     precision : str             of the arithmetic, "float32" or "float64"
     max_memory : int or None    bytes for the whole process
+    chunks, levels              of a Zarr output: voxels (D, H, W) of a chunk; levels of resolution
     """
 
     source: str
@@ -157,6 +166,8 @@ class Job:
     algorithm: str = "auto"
     overwrite: bool = False
     gz_level: int = 1
+    chunks: int | Sequence[int] | None = None
+    levels: int = 1
 
     def __post_init__(self) -> None:
         if not self.stages:
@@ -168,6 +179,10 @@ class Job:
         if self.data_format not in ("channels_last", "channels_first"):
             raise SpecError(f"data_format must be channels_last or channels_first, received '{self.data_format}'")
         thread_count(self.threads)
+        if self.chunks is not None:
+            triple(self.chunks, "chunks")
+        if self.levels < 1:
+            raise SpecError(f"levels must be at least 1 (the full resolution alone), received {self.levels}")
 
     @property
     def channels_first(self) -> bool:
@@ -270,6 +285,7 @@ def _prepare(job: Job, reader: VolumeReader) -> PreparedJob:
     out_header = output_header(job.target, header, shape, grid, transform, np.dtype(job.dtype))
     # layers mix channels, stacks compute them together, and a softmax looks at all of them
     together = kernels[0].is_layer or len(resolved) > 1 or any(a.kind != "voxel" for a in resolved[-1][-1])
+    together |= reader.channels_together
     parts, spool_input, spool_output = _stream_order(
         reader, out_header, together, [problem for *_, problem, _ in resolved], job.target
     )
@@ -293,9 +309,14 @@ def _prepare(job: Job, reader: VolumeReader) -> PreparedJob:
         )
         stages.append(PreparedStage(stage, kernel, spec, problem, convolution, losses))
     sequential = (reader.sequential or len(stages) > 1) and not spool_input[-1]
-    by_rows = reader.by_rows and not is_stream(job.target) and not any(spool_input)
+    by_rows = reader.by_rows and writes_rows(job.target) and not any(spool_input)
     plans = [s.plan for s in stages]
-    cut = cut_job(plans, header.dtype, out_header.dtype, sequential, job.max_memory, by_rows)
+    written = channels if not kernels[-1].is_layer and len(stages) == 1 else out_header.shape[4]
+    held = Held(
+        lambda planes: reader.held_bytes(planes, plans[0].problem.in_channels),
+        output_bytes(job.target, out_header, written, chunks=job.chunks, levels=job.levels),
+    )
+    cut = cut_job(plans, header.dtype, out_header.dtype, sequential, job.max_memory, by_rows, held)
     passage = Passage(stages[-1].convolution, parts, cut.depth, cut.band)
     return PreparedJob(job, reader, stages, out_header, passage, spool_input, spool_output, cut.memory, notes)
 
@@ -468,6 +489,16 @@ class Cut(NamedTuple):
     memory: int
 
 
+class Held(NamedTuple):
+    """Bytes held beside the blocks that are handed on: by a reader in runs of so many planes, and by a writer."""
+
+    reader: Callable[[int], int] = lambda planes: 0
+    writer: int = 0
+
+
+ALONE = Held()
+
+
 def cut_job(
     plans: list[Plan],
     in_dtype: np.dtype[Any],
@@ -475,6 +506,7 @@ def cut_job(
     sequential: bool,
     max_memory: int | None,
     by_rows: bool = False,
+    beside: Held = ALONE,
 ) -> Cut:
     """The largest slabs that are worth while and fit: multiples of the plan's `depth_step`; where not even one step of whole
     planes fits, and source and target work `by_rows`, bands of rows of them, multiples of its `height_step`.
@@ -509,6 +541,7 @@ def cut_job(
             made = min(planes + 2 * (plans[stage].depth_step - 1), earlier.out_size[0])
             planes = min((made - 1) * earlier.strides[0] + earlier.extent[0], earlier.in_size[0])
             data += 2 * planes * in_plane(stage) + made * in_plane(stage + 1)
+        data += beside.reader(planes) + beside.writer
         return PROCESS_BYTES + sum(plan.scratch_bytes for plan in plans) + data
 
     def steps(depth: int) -> int:
@@ -563,6 +596,9 @@ def check_paths(job: Job, make_folder: bool = False) -> None:
     output_format(job.target)
     if job.target == "-":
         return
+    if lies_within(job.source, job.target):
+        # a store is replaced as a whole, with what else it holds: levels, labels, other images
+        raise OutputExistsError(f"cannot write {job.target}: the input lies in it; name another store")
     if (
         os.path.exists(job.source)
         and os.path.exists(job.target)
@@ -572,7 +608,7 @@ def check_paths(job: Job, make_folder: bool = False) -> None:
         raise OutputExistsError(
             f"cannot write {job.target}: it is the input; name another file, or pass --overwrite to replace it at the end"
         )
-    check_target(job.target, job.overwrite, make_folder)
+    check_output(job.target, overwrite=job.overwrite, make_folder=make_folder, chunks=job.chunks, levels=job.levels)
 
 
 def run_job(
@@ -601,7 +637,13 @@ def run_job(
             if position < len(prepared.stages) - 1:
                 reader = LayerReader(reader, prepared.stages[position].convolution, team)
         writer = create_volume(
-            job.target, prepared.header, overwrite=job.overwrite, gz_level=job.gz_level, threads=job.threads
+            job.target,
+            prepared.header,
+            overwrite=job.overwrite,
+            gz_level=job.gz_level,
+            threads=job.threads,
+            chunks=job.chunks,
+            levels=job.levels,
         )
         if prepared.spool_output:
             writer = SpooledWriter(writer)
@@ -611,7 +653,7 @@ def run_job(
             finish = time.perf_counter()
             writer.commit()
             times.write += time.perf_counter() - finish
-    notes = [*prepared.notes, *writer.notes]
+    notes = [*prepared.notes, *(note for note in prepared.reader.notes if note not in prepared.notes), *writer.notes]
     voxels = math.prod(prepared.header.shape)
     if times.clipped:
         share = 100 * times.clipped / voxels

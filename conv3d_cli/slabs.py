@@ -47,11 +47,13 @@ class SlabInput:
     """What the engine needs of a slab: source (planes, rows, W, C) and, for every depth position, its plane in it or -1.
 
     rows : list or None     the same for every height position of a band; None: whole planes
+    columns : list or None  and for every width position of a box
     """
 
     source: Array
     planes: list[int]
     rows: list[int] | None = None
+    columns: list[int] | None = None
 
 
 class SlabSource:
@@ -88,7 +90,7 @@ class SlabSource:
     def _read_band(self, depth: slice, row_runs: list[tuple[int, int]]) -> Array:
         if not row_runs:
             return self.reader.read(self.n, depth, self.channels)
-        parts = [self.reader.read_rows(self.n, depth, self.channels, slice(*run)) for run in row_runs]
+        parts = [self.reader.read_box(self.n, depth, slice(*run), slice(None), self.channels) for run in row_runs]
         return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
 
     def _read_forward(self, planes: list[int], start: int, stop: int) -> SlabInput:

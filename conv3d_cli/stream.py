@@ -81,13 +81,9 @@ class Convolution:
         """Fill out (d, h, w, c) with a slab's result; how many voxels its dtype could not hold."""
         bias = None if self.bias is None else self.bias[outputs]
         whole = bool(self._on_slabs) or self.activity is not None
-        sums = (
-            np.empty((*out.shape[:2], self.problem.out_size[2], self.problem.filters), self.plan.dtype)
-            if whole
-            else out
-        )
+        sums = np.empty((*out.shape[:3], self.problem.filters), self.plan.dtype) if whole else out
         clipped = self.plan.convolve_slab(
-            slab.source, sums, slab.planes, team, rows=slab.rows,
+            slab.source, sums, slab.planes, team, rows=slab.rows, columns=slab.columns,
             scale=scale, bias=bias, activation=self._activate if self._in_tiles else None, progress=progress,
         )  # fmt: skip
         if not whole:

@@ -51,6 +51,9 @@ HOMES = {
     "tifffile": ["formats/tiff*.py", "kernels/files.py"],
     "imagecodecs": ["formats/tiff*.py"],
     "isal": ["formats/*.py"],
+    "zarr": ["formats/zarr*.py"],
+    "numcodecs": ["formats/zarr*.py"],
+    "fsspec": ["formats/zarr*.py"],
     "h5py": ["kernels/weights/*.py"],
     "safetensors": ["kernels/weights/*.py"],
     "onnx": ["kernels/weights/*.py"],
@@ -160,7 +163,7 @@ print(*sorted(sys.modules), file=sys.stderr)
     return set(ran.stderr.split())
 
 
-HEAVY = {"numba", "llvmlite", "scipy", "nibabel", "tifffile", "rich"}
+HEAVY = {"numba", "llvmlite", "scipy", "nibabel", "tifffile", "zarr", "numcodecs", "fsspec", "rich"}
 
 
 @pytest.mark.parametrize(

@@ -82,11 +82,12 @@ class ErrorTranslator(click.Group):
 @click.group(cls=ErrorTranslator, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="conv3d", prog_name="conv3d")
 def main() -> None:
-    """Convolve 3-D volumes: NIfTI scans, TIFF stacks, NumPy arrays.
+    """Convolve 3-D volumes: NIfTI scans, TIFF stacks, OME-Zarr images, NumPy arrays.
 
     \b
       conv3d apply brain.nii.gz -k gaussian:fwhm=6mm -o smooth.nii.gz
       conv3d apply stack.tif -k psf.tif --flip -o blurred.tif
+      conv3d apply image.ome.zarr -k gaussian:sigma=1um -o smooth.ome.zarr
       conv3d apply *.nii.gz -c layer.toml --out-dir results --suffix _conv
 
     The output has the input's format and place in the world. Results go to stdout, messages and progress to stderr.

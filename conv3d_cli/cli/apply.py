@@ -18,6 +18,7 @@ from conv3d_cli.cli.options import (
     layer_options,
     make_job,
     run_options,
+    store_options,
 )
 from conv3d_cli.cli.progress import ProgressBar
 from conv3d_cli.errors import Conv3DError, SpecError
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 @click.command(cls=SectionedCommand)
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
-@click.option("-o", "--output", metavar="OUT", help="Output file; its suffix is its format. `-` writes .npy to stdout.")
+@click.option("-o", "--output", metavar="OUT", help="Output; its suffix is its format. `-` writes .npy to stdout.")
 @click.option("--out-dir", metavar="DIR", help="Folder for the outputs of many inputs; made if it is missing.")
 @click.option(
     "--suffix", default="", metavar="TEXT", help="Put before the file's suffix: --suffix _sm6 makes a_sm6.nii.gz."
@@ -44,6 +45,12 @@ if TYPE_CHECKING:
     default=1,
     show_default=True,
     help="Of .nii.gz outputs: 0 is quickest; 1 takes a tenth longer for a quarter less; 2 and 3 gain little.",
+)
+@store_options
+@click.option(
+    "--scheduler",
+    metavar="ADDRESS",
+    help="Run on a Dask cluster, from Zarr to Zarr: tcp://host:8786, or local:N for N processes here.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace existing outputs.")
 @click.option("--skip-existing", is_flag=True, help="Leave inputs alone whose output exists.")
@@ -61,11 +68,17 @@ def apply(ctx: click.Context, inputs: tuple[str, ...], **_: Any) -> None:
       conv3d apply brain.nii.gz -k gaussian:fwhm=6mm -o smooth.nii.gz
       conv3d apply stack.tif -k psf.tif --flip --boundary nearest -o out.tif
       conv3d apply sub-*/*.nii.gz -k box:size=3 --out-dir smoothed --suffix _box3
+      conv3d apply https://host/image.zarr -k gaussian:sigma=1um -o out.ome.zarr
 
     A 3-D kernel is a filter: it runs over every channel and time point, and the output keeps the input's size
     (--padding same --boundary symmetric). A 5-D kernel is a Conv3D layer with Keras' defaults (valid, zeros).
     Triples are in depth,height,width order. `-` reads or writes .npy on a pipe.
+
+    Volumes are NIfTI (.nii .nii.gz .hdr), TIFF (.tif .ome.tif), NumPy (.npy) and OME-Zarr (.zarr .ome.zarr,
+    folders and URLs; image.zarr/1 is a level or array in it).
     """
+    from conv3d_cli.formats import output_exists
+
     params = ctx.params
     # Before NumPy is imported: its BLAS starts a thread for every CPU, which spins for work that does not come.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -74,11 +87,18 @@ def apply(ctx: click.Context, inputs: tuple[str, ...], **_: Any) -> None:
     if params["skip_existing"] and settings.get("overwrite"):
         raise SpecError("--skip-existing and --overwrite contradict each other; pass one of them")
     jobs = [make_job(source, target, settings) for source, target in zip(inputs, targets, strict=True)]
-    batch = Batch(params["as_json"], params["quiet"], params["verbose"], len(jobs) > 1, bool(params["out_dir"]))
-    if params["out_dir"] and not params["dry_run"]:
+    batch = Batch(
+        params["as_json"],
+        params["quiet"],
+        params["verbose"],
+        len(jobs) > 1,
+        bool(params["out_dir"]),
+        scheduler=params["scheduler"],
+    )
+    if params["out_dir"] and not params["dry_run"] and "://" not in params["out_dir"]:
         _make_folder(params["out_dir"])
     for job in jobs:
-        if params["skip_existing"] and os.path.exists(job.target):
+        if params["skip_existing"] and output_exists(job.target):
             batch.skipped(job)
         else:
             batch.run(job, params["dry_run"])
@@ -122,6 +142,7 @@ class Batch:
     verbose: bool
     many: bool
     out_dir: bool = False
+    scheduler: str | None = None
     exit_code: int = 0
     rows: list[tuple[str, str, str]] = field(default_factory=list)
 
@@ -139,9 +160,15 @@ class Batch:
                         self._say(describe(prepared))
                     self._finish(job, "planned", plan_record(prepared), "")
                 return
-            with ProgressBar(os.path.basename(job.source), self.quiet) as progress:
+            with ProgressBar(os.path.basename(job.source.rstrip("/")), self.quiet) as progress:
                 told = self.verbose and not self.quiet
-                report = run_job(job, progress, (lambda prepared: progress.say(describe(prepared))) if told else None)
+                decided = (lambda prepared: progress.say(describe(prepared))) if told else None
+                if self.scheduler is None:
+                    report = run_job(job, progress, decided)
+                else:
+                    from conv3d_cli.cluster.run import run_on_cluster
+
+                    report = run_on_cluster(job, self.scheduler, progress, decided)
         except Conv3DError as error:
             record = {"input": job.source, "output": job.target, "error": one_line(error), "exit_code": error.exit_code}
             self._finish(job, "failed", record, one_line(error))

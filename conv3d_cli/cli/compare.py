@@ -23,6 +23,7 @@ def compare(ctx: click.Context, first: str, second: str, rtol: float, atol: floa
     \b
       conv3d compare a.nii.gz b.nii.gz
       conv3d compare a.nii.gz b.nii --rtol 1e-5 --atol 1e-6
+      conv3d compare a.ome.zarr b.tif
 
     Without tolerances voxels must be equal; NaN equals NaN. Where |A - B| <= atol + rtol |B|, they agree.
     Grids must agree to 1e-5 of a voxel; a dtype may differ only under a tolerance.

@@ -9,12 +9,14 @@ import click
 
 from conv3d_cli.cli.options import (
     SectionedCommand,
+    cluster_options,
     data_options,
     job_settings,
     kernel_options,
     layer_options,
     make_job,
     run_options,
+    store_options,
 )
 
 
@@ -25,19 +27,43 @@ from conv3d_cli.cli.options import (
 @layer_options
 @data_options
 @run_options
+@store_options
+@cluster_options
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 @click.pass_context
-def explain(ctx: click.Context, source: str, output: str | None, as_json: bool, **_: Any) -> None:
+def explain(
+    ctx: click.Context,
+    source: str,
+    output: str | None,
+    as_json: bool,
+    scheduler: str | None,
+    workers: int | None,
+    worker_threads: int,
+    read_rate: str | None,
+    write_rate: str | None,
+    **_: Any,
+) -> None:
     """Say what `apply` would do: pads, output shape and grid, algorithm, work, memory.
 
     \b
       conv3d explain brain.nii.gz -k gaussian:fwhm=6mm
       conv3d explain stack.tif -k psf.npy --strides 2 --json
 
-    No voxel is read and nothing is written.
+    No voxel is read and nothing is written; only with --workers or --scheduler one task of the job is tried out here.
     """
-    from conv3d_cli.cli.report import describe, plan_record
+    from conv3d_cli.cli.report import describe, describe_forecast, plan_record
     from conv3d_cli.job import prepare_job
 
     with prepare_job(make_job(source, output or source, job_settings(ctx))) as prepared:
-        click.echo(json.dumps(plan_record(prepared)) if as_json else describe(prepared))
+        record, text = plan_record(prepared), describe(prepared)
+        if scheduler is not None or workers is not None:
+            from conv3d_cli.cluster.forecast import forecast
+            from conv3d_cli.cluster.run import check_suited, cluster_size
+
+            check_suited(prepared)
+            if scheduler is not None:
+                workers, worker_threads = cluster_size(scheduler)
+            rates = [None if rate is None else float(byte_size(rate)) for rate in (read_rate, write_rate)]
+            found = forecast(prepared, workers or 1, worker_threads, *rates)
+            record["cluster"], text = found.record(), f"{text}\n{describe_forecast(found)}"
+        click.echo(json.dumps(record) if as_json else text)

@@ -19,11 +19,12 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per file.")
 @click.pass_context
 def info(ctx: click.Context, files: tuple[str, ...], axes: str | None, as_json: bool) -> None:
-    """Show axes, shape, dtype, spacing, affine and size of volumes, from their headers.
+    """Show axes, shape, dtype, spacing, affine and size of volumes, from their headers; of Zarr chunks and levels, too.
 
     \b
       conv3d info brain.nii.gz
       conv3d info *.tif --json
+      conv3d info image.zarr https://host/image.zarr/1
     """
     from conv3d_cli.cli import one_line
     from conv3d_cli.formats import open_volume
@@ -61,6 +62,7 @@ def header_record(reader: VolumeReader) -> dict[str, Any]:
         "scale": list(header.scale),
         "bytes": header.nbytes,
         **grid_record(header.grid),
+        **({"storage": storage} if (storage := reader.storage()) else {}),
     }
 
 
@@ -88,4 +90,5 @@ def describe(record: dict[str, Any]) -> str:
         lines = ["  ".join(f"{value:10.4f}" for value in row) for row in record["affine"][:3]]
         rows.append(("affine", f"{lines[0]}   (i,j,k) to {record['unit']}"))
         rows += [("", line) for line in lines[1:]]
+    rows += list(record.get("storage", {}).items())
     return "\n".join(f"{name:<8} {text}" for name, text in rows)

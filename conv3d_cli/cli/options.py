@@ -151,6 +151,29 @@ run_options = options(
     click.option("--algorithm", metavar="NAME", default="auto", show_default=True, help="Force one; see `conv3d explain`."),
 )  # fmt: skip
 
+store_options = options(
+    "Zarr outputs",
+    click.option(
+        "--chunks", type=Triple(),
+        help="Voxels of a chunk.  [default: the input's if it is Zarr, else 32,128,128]",
+    ),
+    click.option(
+        "--levels", type=click.IntRange(min=1), default=1, show_default=True,
+        help="Levels of resolution, each the mean of 2 voxels along axes that are long and fine enough.",
+    ),
+)  # fmt: skip
+
+cluster_options = options(
+    "A cluster",
+    click.option("--scheduler", metavar="ADDRESS", help="Forecast for the workers of this Dask scheduler, or local:N."),
+    click.option("--workers", type=click.IntRange(min=1), metavar="N", help="Forecast for N workers."),
+    click.option(
+        "--worker-threads", type=click.IntRange(min=1), default=1, show_default=True, metavar="N", help="Of each of them."
+    ),
+    click.option("--read-rate", metavar="SIZE", help="Bytes a second a thread reads, e.g. 200M.  [default: as tried here]"),
+    click.option("--write-rate", metavar="SIZE", help="Bytes a second a thread writes.  [default: as tried here]"),
+)  # fmt: skip
+
 # options of a stage and of the job, by their parameters' names
 STAGE_OPTIONS = tuple(key for key in STAGE_KEYS if key not in ("name", "use_bias"))
 LAYER_VALUES = tuple(key for key in STAGE_KEYS if key.endswith(("initializer", "regularizer", "constraint")))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from conv3d_cli.machine import format_bytes
 
 if TYPE_CHECKING:
+    from conv3d_cli.cluster.forecast import Forecast
     from conv3d_cli.job import JobReport, PreparedJob, PreparedStage
     from conv3d_cli.model.grid import Grid
 
@@ -145,6 +146,48 @@ def _grid_text(before: Grid, after: Grid, offset: list[float]) -> str:
     if before.spacing is None or after.spacing is None:
         return f"no spacing; {moved}"
     return f"spacing {triple_text(before.spacing)} -> {triple_text(after.spacing)} {before.unit}; {moved}"
+
+
+def describe_forecast(forecast: Forecast) -> str:
+    """What a job would take on a cluster, in aligned lines."""
+    block, chunk = ("x".join(map(str, sizes)) for sizes in (forecast.cutting.block, forecast.cutting.chunk))
+    each = forecast.threads // forecast.workers
+    rates = forecast.rates
+    rows = [
+        (
+            "cluster",
+            f"{forecast.workers} worker{'s' if forecast.workers > 1 else ''} of {each} thread{'s' if each > 1 else ''}: "
+            f"{forecast.tasks} tasks of {block} voxels, whole chunks of {chunk}",
+        ),
+        (
+            "reads",
+            f"{format_bytes(int(forecast.bytes_read))} for {format_bytes(forecast.bytes_in)} of voxels "
+            f"({forecast.bytes_read / max(1, forecast.bytes_in):.2f} x: halos, whole chunks), "
+            f"{format_bytes(int(rates.read))}/s a thread",
+        ),
+        (
+            "computes",
+            f"{forecast.computed:.2f} voxels for each of the output, {1e-6 / rates.voxel_seconds:.3g} Mvoxel/s a thread",
+        ),
+        ("writes", f"{format_bytes(forecast.bytes_out)}, {format_bytes(int(rates.write))}/s a thread"),
+        (
+            "takes",
+            f"read {_time(forecast.read_seconds)} + compute {_time(forecast.compute_seconds)} + write "
+            f"{_time(forecast.write_seconds)} of threads' time: about {_time(forecast.seconds)} on the cluster",
+        ),
+    ]
+    return "\n".join(f"{name:<10} {text}" for name, text in rows)
+
+
+def _time(seconds: float) -> str:
+    """A time in words.
+
+    >>> _time(3.14159), _time(4000), _time(200000)
+    ('3.1 s', '67 min', '56 h')
+    """
+    if seconds < 120:
+        return f"{seconds:.2g} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.0f} h"
 
 
 def run_record(report: JobReport) -> dict[str, Any]:

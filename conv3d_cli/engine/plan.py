@@ -123,6 +123,16 @@ class Plan:
         return min(self.prepared.layout.tile.height, self.problem.out_size[1])
 
     @property
+    def grain(self) -> Tile:
+        """Boxes that begin and end at multiples of this have the bits of the whole volume.
+
+        1 where each voxel is summed on its own. Else tiles: a transform rounds all voxels of a tile together, and steps with
+        NaN or infinity are done over as a whole.
+        """
+        tile = self.prepared.layout.tile
+        return Tile(self.depth_step, *tile[1:]) if self.prepared.fenced else Tile(1, 1, 1)
+
+    @property
     def bytes_moved(self) -> int:
         """Bytes that must pass through memory at least: input once, output once, in the arithmetic's dtype."""
         return (math.prod(self.problem.in_shape) + math.prod(self.problem.out_shape)) * self.dtype.itemsize
@@ -161,32 +171,34 @@ class Plan:
         team: Team,
         *,
         rows: list[int] | None = None,
+        columns: list[int] | None = None,
         scale: tuple[float, float] = (1.0, 0.0),
         bias: NDArray[Any] | None = None,
         activation: Activation | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> int:
-        """Convolve some depth planes of one volume, or a band of rows of them.
+        """Convolve some depth planes of one volume, or a band of rows of them, or a box.
 
-        source : (planes, rows, W, C)       any real dtype and strides; values are source * scale[0] + scale[1]
-        out : (slab, band, out W, filters)  filled; integers are rounded half to even and saturated
+        source : (planes, rows, columns, C)     any real dtype and strides; values are source * scale[0] + scale[1]
+        out : (d, h, w, filters)            filled; integers are rounded half to even and saturated
         planes : list of int                for every depth position the slab's taps span, its plane in `source`; -1 where
                                             a constant stands (see `ConvProblem.source_indices`)
-        rows : list of int or None          the same along height; None: source and out hold whole planes
+        rows, columns : list of int or None     the same along height and width; None: source and out hold all of them
         bias : (filters,)                   added before the activation
         progress : callable                 told the voxels finished, from any thread
-        The slab must begin at a multiple of `depth_step`, the band at one of `height_step`. Returns how many voxels the
-        output's dtype could not hold.
+        The slab must begin at a multiple of `depth_step`, the band at one of `height_step`; a box, and end, at multiples of
+        `grain`. Returns how many voxels the output's dtype could not hold.
         """
         problem = self.problem
         # The loops do not check bounds; whatever they are led to by a wrong table is read.
-        whole_rows, columns = _plane_indices(problem)
+        whole_rows, whole_columns = _plane_indices(problem)
         rows = whole_rows if rows is None else rows
-        assert source.shape[2:] == (problem.in_size[2], problem.in_channels), source.shape
-        assert out.shape[2:] == (problem.out_size[2], problem.filters), out.shape
+        columns = whole_columns if columns is None else columns
+        assert source.shape[3] == problem.in_channels, source.shape
+        assert out.shape[3] == problem.filters, out.shape
         if out.size == 0:
             return 0
-        for axis, indices in enumerate((planes, rows)):
+        for axis, indices in enumerate((planes, rows, columns)):
             assert max(indices) < source.shape[axis], (axis, max(indices), source.shape)
             assert len(indices) == (out.shape[axis] - 1) * problem.strides[axis] + problem.extent[axis], (
                 axis,

@@ -8,20 +8,25 @@ tests/formats/test_every_format.py then runs over it. Third-party libraries are 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
-from conv3d_cli.errors import FormatError, SpecError
-from conv3d_cli.formats import nifti, npy, tiff
+from conv3d_cli.errors import Conv3DError, FormatError, OutputExistsError, SpecError
+from conv3d_cli.formats import nifti, npy, tiff, zarr
 from conv3d_cli.formats.base import VolumeFormat
+from conv3d_cli.formats.zarr_store import is_url, local_folder
+from conv3d_cli.model.spec import triple
 from conv3d_cli.model.volume import Volume, VolumeHeader, VolumeReader, VolumeWriter, parts_in_storage_order
 
-FORMATS: tuple[VolumeFormat, ...] = (nifti.FORMAT, tiff.FORMAT, npy.FORMAT)
+# in this order, since a name such as volumes.zarr/head.nii.gz is claimed by two
+FORMATS: tuple[VolumeFormat, ...] = (nifti.FORMAT, tiff.FORMAT, npy.FORMAT, zarr.FORMAT)
 
 
 def find_format(path: str) -> VolumeFormat | None:
-    """The format that claims a file name by its suffix; "-" is .npy on a pipe. None if no format does.
+    """The format that claims a name by its suffix; "-" is .npy on a pipe. None if no format does.
 
-    >>> find_format("brain.nii.gz").name, find_format("-").name, find_format("x.jpg")
-    ('NIfTI', 'NumPy', None)
+    Folders with Zarr metadata and other URLs are Zarr stores.
+    >>> find_format("brain.nii.gz").name, find_format("-").name, find_format("s3://b/x.zarr/1").name, find_format("x.jpg")
+    ('NIfTI', 'NumPy', 'OME-Zarr', None)
     """
     return next((f for f in FORMATS if f.claims(path)), None)
 
@@ -36,6 +41,11 @@ def is_stream(path: str) -> bool:
     return path == "-" or path.lower().endswith(".gz")
 
 
+def writes_rows(path: str) -> bool:
+    """Whether a volume of this name takes bands of rows of its planes: uncompressed files, whose voxels all have their place."""
+    return not is_stream(path) and not output_format(path).chunked
+
+
 def open_volume(path: str, *, axes: str | None = None, channels_first: bool = False) -> VolumeReader:
     """Open a volume for reading.
 
@@ -48,19 +58,100 @@ def open_volume(path: str, *, axes: str | None = None, channels_first: bool = Fa
         if os.path.isdir(path):
             raise FormatError(f"cannot read {path}: it is a folder; name the files in it")
         raise FormatError(f"cannot read {path}: no format has this suffix; known are {known_suffixes()}")
+    _check_url(found, path, "read")
     return found.open(path, axes=axes, channels_first=channels_first)
 
 
+def _check_url(found: VolumeFormat, path: str, verb: str) -> None:
+    if is_url(path) and not found.reads_urls:
+        raise (FormatError if verb == "read" else SpecError)(
+            f"cannot {verb} {path}: {found.name} files have no URL here, only Zarr stores have; name a file"
+        )
+
+
 def create_volume(
-    path: str, header: VolumeHeader, *, overwrite: bool = False, gz_level: int = 1, threads: int | None = None
+    path: str,
+    header: VolumeHeader,
+    *,
+    overwrite: bool = False,
+    gz_level: int = 1,
+    threads: int | None = None,
+    chunks: int | Sequence[int] | None = None,
+    levels: int = 1,
 ) -> VolumeWriter:
     """Start writing a volume; the file appears when the writer is committed.
 
     header : VolumeHeader       its axes must be in this format's storage order: see `VolumeFormat.output_letters`
     gz_level, threads           of compressed outputs; they do not change what is unpacked, threads not even the bytes
+    chunks : int or 3 ints      D, H, W of a chunk, for a format that has chunks; None leaves them to it
+    levels : int                of resolution, for such a format
     Raises: SpecError for an unknown suffix; OutputExistsError; WriteError if the format cannot hold it.
     """
-    return output_format(path).create(path, header, overwrite=overwrite, gz_level=gz_level, threads=threads)
+    found = output_format(path)
+    cutting = _cutting(found, path, chunks, levels)
+    return found.create(path, header, overwrite=overwrite, gz_level=gz_level, threads=threads, **cutting)
+
+
+def _cutting(found: VolumeFormat, path: str, chunks: int | Sequence[int] | None, levels: int) -> dict[str, object]:
+    """The options of formats that have chunks. Raises: SpecError where they are given to one that has none."""
+    if found.chunked:
+        return {"chunks": None if chunks is None else triple(chunks, "chunks"), "levels": levels}
+    if chunks is not None or levels != 1:
+        option = "--chunks" if chunks is not None else "--levels"
+        raise SpecError(f"cannot write {path}: {option} is for Zarr outputs, and {found.name} has none; leave it out")
+    return {}
+
+
+def check_output(
+    path: str,
+    *,
+    overwrite: bool = False,
+    make_folder: bool = False,
+    chunks: int | Sequence[int] | None = None,
+    levels: int = 1,
+) -> None:
+    """Refuse an output that exists (unless `overwrite`), or cannot be written where its name says, before any work.
+
+    make_folder : bool      its folder may be missing as long as it can be made
+    Raises: OutputExistsError, WriteError, SpecError.
+    """
+    found = output_format(path)
+    _cutting(found, path, chunks, levels)
+    if path != "-":
+        found.check_target(path, overwrite, make_folder)
+
+
+def lies_within(source: str, target: str) -> bool:
+    """Whether a volume is the store `target`, or in it: an array or a level.
+
+    >>> lies_within("s3://b/a.zarr/1", "s3://b/a.zarr/"), lies_within("a.npy", "a.npy")
+    (True, False)
+    """
+    inner, outer = local_folder(source), local_folder(target)
+    if inner is None or outer is None:
+        return f"{source.rstrip('/')}/".startswith(f"{target.rstrip('/')}/")
+    return os.path.isdir(outer) and os.path.join(os.path.realpath(inner), "").startswith(
+        os.path.join(os.path.realpath(outer), "")
+    )
+
+
+def output_exists(path: str) -> bool:
+    """Whether there is an output of this name already."""
+    try:
+        check_output(path)
+    except OutputExistsError:
+        return True
+    except Conv3DError:
+        pass  # what else is wrong is said when the output is written
+    return False
+
+
+def output_bytes(
+    path: str, header: VolumeHeader, channels: int, *, chunks: int | Sequence[int] | None = None, levels: int = 1
+) -> int:
+    """Memory that writing a volume takes, beside the blocks (d, h, w, channels) that are handed to the writer."""
+    found = output_format(path)
+    return found.output_bytes(header, channels, **_cutting(found, path, chunks, levels))
 
 
 def output_format(path: str) -> VolumeFormat:
@@ -71,6 +162,7 @@ def output_format(path: str) -> VolumeFormat:
     found = find_format(path)
     if found is None:
         raise SpecError(f"cannot write {path}: no format has this suffix; known are {known_suffixes()}")
+    _check_url(found, path, "write")
     return found
 
 
@@ -100,9 +192,18 @@ def read_volume(path: str, *, axes: str | None = None, dtype: str | None = None)
     return Volume(data, header.axes.letters, header.grid, header.format, header.metadata)
 
 
-def write_volume(path: str, volume: Volume, *, overwrite: bool = False, gz_level: int = 1) -> None:
+def write_volume(
+    path: str,
+    volume: Volume,
+    *,
+    overwrite: bool = False,
+    gz_level: int = 1,
+    chunks: int | Sequence[int] | None = None,
+    levels: int = 1,
+) -> None:
     """Write a whole volume; the format is the suffix's, the file appears complete or not at all.
 
+    chunks, levels          of a Zarr output: see `create_volume`
     Raises: OutputExistsError, WriteError, SpecError for an unknown suffix.
     """
     from dataclasses import replace
@@ -113,7 +214,9 @@ def write_volume(path: str, volume: Volume, *, overwrite: bool = False, gz_level
     channel_letters = [a for a in letters if a in "cs"]  # a format may make one axis of two
     sizes = {channel_letters[0]: header.shape[4]} if len(channel_letters) == 1 else {}
     out_header = replace(header, axes=header.axes.renamed(letters, sizes))
-    with create_volume(path, out_header, overwrite=overwrite, gz_level=gz_level) as writer:
+    with create_volume(
+        path, out_header, overwrite=overwrite, gz_level=gz_level, chunks=chunks, levels=levels
+    ) as writer:
         for n, channels in parts_in_storage_order(out_header.axes, channels_together=not writer.sequential):
             for start in range(0, header.shape[1], 16):
                 depth = slice(start, min(start + 16, header.shape[1]))

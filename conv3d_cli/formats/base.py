@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from conv3d_cli.atomic import AtomicFile, write_errors
+from conv3d_cli.atomic import AtomicFile, check_target, write_errors
 from conv3d_cli.errors import FormatError
 from conv3d_cli.model.volume import (
     Array,
@@ -44,6 +44,12 @@ class VolumeFormat:
     output_letters : callable
                             (letters, channels, dtype) -> letters: the storage order this format gives to a volume that
                             has these axes, with a channel axis added where `channels` needs one
+    claims_also : callable  (path) -> bool: names that are this format's whatever their suffix
+    check_target : callable (path, overwrite, make_folder): raises if the output cannot be written there
+    output_bytes : callable (header, channels, *, chunks, levels) -> int: memory that writing takes beside the blocks of
+                            `channels` that are handed in
+    chunked : bool          `create` and `output_bytes` take chunks and levels as well
+    reads_urls : bool       a name may be a URL
     """
 
     name: str
@@ -52,12 +58,17 @@ class VolumeFormat:
     open: Callable[..., VolumeReader]
     create: Callable[..., VolumeWriter]
     output_letters: Callable[[str, int, np.dtype[Any]], str]
+    claims_also: Callable[[str], bool] = lambda path: False
+    check_target: Callable[..., None] = check_target
+    output_bytes: Callable[..., int] = lambda header, channels, **options: 0
+    chunked: bool = False
+    reads_urls: bool = False
 
     def claims(self, path: str) -> bool:
         """Whether the file name ends with one of the suffixes, in any case; "-" alone is a pipe."""
-        return (
-            "-" in self.suffixes if path == "-" else path.lower().endswith(tuple(s for s in self.suffixes if s != "-"))
-        )
+        if path == "-":
+            return "-" in self.suffixes
+        return path.lower().endswith(tuple(s for s in self.suffixes if s != "-")) or self.claims_also(path)
 
 
 def real_dtype(dtype: np.dtype[Any], path: str) -> np.dtype[Any]:

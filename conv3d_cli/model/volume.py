@@ -98,15 +98,23 @@ class Axes:
         """Axes of these letters, sized from `sizes`, else as here, else 1."""
         return Axes(letters, tuple(sizes.get(a, self.size(a)) for a in letters))
 
-    def block(self, array: Array, n: int, depth: slice, channels: slice) -> Array:
-        """The (d, h, w, c) view of planes and channels of volume `n` in an array with these axes.
+    def block(
+        self,
+        array: Array,
+        n: int,
+        depth: slice,
+        channels: slice,
+        rows: slice = slice(None),
+        columns: slice = slice(None),
+    ) -> Array:
+        """The (d, h, w, c) view of planes and channels (and of some rows and columns) of volume `n` in an array with these axes.
 
         Where two axes make up the channels (c and s) and more than one of each is asked for, it is a copy; see `assign`.
         >>> a = np.arange(24).reshape(2, 3, 2, 2)
         >>> Axes("czyx", a.shape).block(a, 0, slice(0, 2), slice(1, 2))[:, 0, 0, 0].tolist()
         [12, 16]
         """
-        return self._select(array, n, depth, channels)
+        return self._select(array, n, depth, channels, rows, columns)
 
     def assign(
         self, array: Array, n: int, depth: slice, channels: slice, values: Array, rows: slice = slice(None)
@@ -139,9 +147,11 @@ class Axes:
             [values.shape[len(letters) - len(present) + present.index(a)] if a in present else 1 for a in self.letters]
         )
 
-    def storage_start(self, n: int, depth_start: int, channel_start: int, row_start: int = 0) -> list[int]:
-        """Index, in storage order, of the first voxel of volume n at a plane, row and channel."""
-        starts = {"z": depth_start, "y": row_start, "x": 0}
+    def storage_start(
+        self, n: int, depth_start: int, channel_start: int, row_start: int = 0, column_start: int = 0
+    ) -> list[int]:
+        """Index, in storage order, of the first voxel of volume n at a plane, row, column and channel."""
+        starts = {"z": depth_start, "y": row_start, "x": column_start}
         for letters, position in ((self.batch_letters, n), (self.channel_letters, channel_start)):
             sizes = tuple(self.size(a) for a in letters)
             starts.update(
@@ -149,7 +159,15 @@ class Axes:
             )
         return [starts[a] for a in self.letters]
 
-    def _select(self, array: Array, n: int, depth: slice, channels: slice) -> Array:
+    def _select(
+        self,
+        array: Array,
+        n: int,
+        depth: slice,
+        channels: slice,
+        rows: slice = slice(None),
+        columns: slice = slice(None),
+    ) -> Array:
         batch = (
             dict(zip(self.batch_letters, np.unravel_index(n, self.batch_shape), strict=True))
             if self.batch_shape
@@ -169,8 +187,8 @@ class Axes:
             if letter in single:
                 index.append(single[letter])
                 continue
-            if letter == "z":
-                index.append(depth)
+            if letter in SPATIAL:
+                index.append({"z": depth, "y": rows, "x": columns}[letter])
             elif letter in CHANNEL and len(self.channel_letters) == 1:
                 index.append(slice(start, stop))
             else:
@@ -223,15 +241,17 @@ class VolumeReader(abc.ABC):
 
     `sequential` readers (a compressed stream) can be read only forward in storage order: never a plane that lies before
     the last one read. `finish` is called after the last read and raises FormatError if what remains of the file shows it
-    to be corrupt (a wrong checksum), so that no output is committed from it. `by_rows` says that `read_rows` touches no
-    more than the rows it is asked for. `notes` are short sentences about how the file was understood. Close it, or use it
-    as a context manager.
+    to be corrupt (a wrong checksum), so that no output is committed from it. `by_rows` says that `read_box` touches no more
+    than the rows it is asked for. `channels_together` readers store several channels in one piece, so that one by one each
+    would be read several times. `notes` are short sentences about how the file was understood; more may come with `finish`.
+    Close it, or use it as a context manager.
     """
 
     header: VolumeHeader
     path: str
     sequential: bool = False
     by_rows: bool = False
+    channels_together: bool = False
     notes: tuple[str, ...] = ()
 
     @abc.abstractmethod
@@ -242,12 +262,20 @@ class VolumeReader(abc.ABC):
         Raises: FormatError if the file is truncated or corrupt.
         """
 
-    def read_rows(self, n: int, depth: slice, channels: slice, rows: slice) -> Array:
-        """As `read`, of some rows."""
-        return self.read(n, depth, channels)[:, rows]
+    def read_box(self, n: int, depth: slice, rows: slice, columns: slice, channels: slice) -> Array:
+        """As `read`, of some rows and columns."""
+        return self.read(n, depth, channels)[:, rows, columns]
 
     def release(self, n: int, depth_stop: int) -> None:  # noqa: B027 - optional
         """Planes of volume n before `depth_stop` will not be read again; a memory map may drop them."""
+
+    def held_bytes(self, planes: int, channels: int) -> int:
+        """Memory the reader takes beside the blocks it hands out, in a forward pass over runs of so many planes."""
+        return 0
+
+    def storage(self) -> dict[str, str]:
+        """How the file stores its voxels, for people: names and values in words."""
+        return {}
 
     def finish(self) -> None:  # noqa: B027 - optional
         """Check what can only be checked at the end of the file."""
@@ -359,10 +387,10 @@ class ArrayReader(VolumeReader):
         self.array, self.header, self.path = array, header, path
 
     def read(self, n: int, depth: slice, channels: slice) -> Array:
-        return self.read_rows(n, depth, channels, slice(None))
+        return self.read_box(n, depth, slice(None), slice(None), channels)
 
-    def read_rows(self, n: int, depth: slice, channels: slice, rows: slice) -> Array:
-        block = self.header.axes.block(self.array, n, depth, channels)[:, rows]
+    def read_box(self, n: int, depth: slice, rows: slice, columns: slice, channels: slice) -> Array:
+        block = self.header.axes.block(self.array, n, depth, channels, rows, columns)
         return block if block.dtype == self.header.dtype and block.dtype.isnative else block.astype(self.header.dtype)
 
 

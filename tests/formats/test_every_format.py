@@ -6,6 +6,7 @@ A new format joins by standing in `FORMATS`; what it cannot hold by its nature i
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -125,8 +126,17 @@ def write_slabs(path: str, volume: Volume, depth: int, backwards: bool = False) 
 
 
 def files_beside(path: str) -> dict[str, bytes]:
+    """Every file of the folder, those in folders (a store is one) included."""
     folder = Path(path).parent
-    return {name: (folder / name).read_bytes() for name in os.listdir(folder)}
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def clear_folder_of(path: str) -> None:
+    for entry in Path(path).parent.iterdir():
+        if entry.is_dir():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
 
 
 def error_of(path: str) -> str:
@@ -260,8 +270,7 @@ def test_bytes_do_not_depend_on_slabs(path: str, letters: str, rng: np.random.Ge
     for depth in (1, 3, 100):
         write_slabs(path, volume, depth)
         results.append(files_beside(path))
-        for name in results[-1]:
-            (Path(path).parent / name).unlink()
+        clear_folder_of(path)
     write_volume(path, volume)
     assert results[0] == results[1] == results[2] == files_beside(path)
 

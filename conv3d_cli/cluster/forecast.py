@@ -1,0 +1,202 @@
+"""What a job would cost on a cluster: tasks, bytes that are read and written, and time from rates measured here.
+
+One task of the job is timed on one thread: decoding what it reads, computing, encoding what it writes (into a temporary store,
+which is removed). The sum over all tasks, spread over the cluster's threads, is the forecast; what many machines take from one
+storage together is not known here, and `read_rate` and `write_rate` say it where it is less.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from conv3d_cli.cluster.compute import align, compute_box
+from conv3d_cli.cluster.run import chunk_of, cut_prepared, one_thread_for_zarr
+from conv3d_cli.cluster.tasks import Box, Cutting, input_box, read_share, whole_chunks
+from conv3d_cli.formats import create_volume
+from conv3d_cli.job import PreparedJob
+from conv3d_cli.model.volume import Array, VolumeHeader, VolumeReader
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Bytes a second of one thread (voxels before compression), and seconds of computing a voxel of the output."""
+
+    read: float
+    write: float
+    voxel_seconds: float
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """A job on a cluster.
+
+    threads : of all workers together
+    bytes_in, bytes_read : the input's voxels, and those that all tasks together decode: whole chunks, halos
+    bytes_out : the output's voxels
+    computed : voxels computed for one of the output: more than 1 where tasks cut an algorithm's tiles
+    """
+
+    cutting: Cutting
+    parts: int
+    workers: int
+    threads: int
+    bytes_in: int
+    bytes_read: float
+    bytes_out: int
+    computed: float
+    rates: Rates
+
+    @property
+    def tasks(self) -> int:
+        """Of all parts."""
+        return self.cutting.count * self.parts
+
+    @property
+    def read_seconds(self) -> float:
+        """Of all threads together, as the next two."""
+        return self.bytes_read / self.rates.read
+
+    @property
+    def compute_seconds(self) -> float:
+        """Computing."""
+        return math.prod(self.cutting.size) * self.parts * self.computed * self.rates.voxel_seconds
+
+    @property
+    def write_seconds(self) -> float:
+        """Encoding and writing."""
+        return self.bytes_out / self.rates.write
+
+    @property
+    def seconds(self) -> float:
+        """From the first task to the last: whole rounds of tasks on all threads."""
+        task = (self.read_seconds + self.compute_seconds + self.write_seconds) / self.tasks
+        return math.ceil(self.tasks / self.threads) * task
+
+    def record(self) -> dict[str, Any]:
+        """As JSON."""
+        return {
+            "workers": self.workers,
+            "threads": self.threads,
+            "tasks": self.tasks,
+            "task": list(self.cutting.block),
+            "chunk": list(self.cutting.chunk),
+            "bytes_in": self.bytes_in,
+            "bytes_read": int(self.bytes_read),
+            "bytes_out": self.bytes_out,
+            "voxels_computed_for_one": round(self.computed, 4),
+            "read_rate": self.rates.read,
+            "write_rate": self.rates.write,
+            "read_seconds": self.read_seconds,
+            "compute_seconds": self.compute_seconds,
+            "write_seconds": self.write_seconds,
+            "seconds": self.seconds,
+        }
+
+
+def forecast(
+    prepared: PreparedJob,
+    workers: int,
+    threads_each: int = 1,
+    read_rate: float | None = None,
+    write_rate: float | None = None,
+) -> Forecast:
+    """What a job from Zarr to Zarr would take.
+
+    read_rate, write_rate : bytes a second of one thread, where they are known better than a trial here can tell
+    Raises: FormatError if the input cannot be read.
+    """
+    threads = workers * threads_each
+    cutting = cut_prepared(prepared, threads)
+    problems = [stage.convolution.problem for stage in prepared.stages]
+    source, parts = prepared.reader.header, len(prepared.passage.parts)
+    bytes_part = math.prod(problems[0].in_size) * problems[0].in_channels * source.dtype.itemsize
+    rates = measure_rates(prepared, cutting)
+    rates = Rates(read_rate or rates.read, write_rate or rates.write, rates.voxel_seconds)
+    return Forecast(
+        cutting, parts, workers, threads, bytes_part * parts,
+        bytes_part * parts * read_share(problems, cutting, chunk_of(source)),
+        math.prod(prepared.header.shape) * prepared.header.dtype.itemsize, computed_share(prepared, cutting), rates,
+    )  # fmt: skip
+
+
+def computed_share(prepared: PreparedJob, cutting: Cutting) -> float:
+    """Voxels that the last convolution computes for each of the output: tasks begin where its tiles may not."""
+    convolution = prepared.stages[-1].convolution
+    shares = []
+    for axis, (size, step) in enumerate(zip(cutting.size, cutting.block, strict=True)):
+        whole = [(0, 1)] * 3
+        total = 0
+        for start in range(0, size, step):
+            spans = list(whole)
+            spans[axis] = (start, min(start + step, size))
+            total += align(convolution, Box(*spans)).shape[axis]
+        shares.append(total / size)
+    return math.prod(shares)
+
+
+def measure_rates(prepared: PreparedJob, cutting: Cutting) -> Rates:
+    """Read, compute and write one task in the middle of the volume, on one thread."""
+    from conv3d_cli.engine import Team
+
+    one_thread_for_zarr()
+    boxes = list(cutting.boxes()) if cutting.count < 1000 else [next(cutting.boxes())]
+    box = boxes[len(boxes) // 2]
+    n, channels = prepared.passage.parts[0]
+    convolutions = [stage.convolution for stage in prepared.stages]
+    problems = [convolution.problem for convolution in convolutions]
+    reader = prepared.reader
+    needed = box
+    for convolution in reversed(convolutions):
+        needed = input_box(convolution.problem, align(convolution, needed))
+    started = time.perf_counter()
+    depth, rows, columns = (slice(*span) for span in needed)
+    voxels = reader.read_box(n, depth, rows, columns, channels)
+    read = time.perf_counter() - started
+    decoded = math.prod(whole_chunks(problems, box, chunk_of(reader.header))) * voxels.shape[3] * voxels.itemsize
+
+    filters = prepared.header.shape[4] if convolutions[-1].is_layer else channels.stop - channels.start
+    out = np.empty((*box.shape, filters), prepared.header.dtype)
+    held = HeldBox(reader, voxels, needed)
+    with Team(1) as team:
+        for _ in range(2):  # the first time loads, or compiles, the loops
+            started = time.perf_counter()
+            compute_box(convolutions, held, n, channels, box, out, team)
+            compute = time.perf_counter() - started
+
+    header = box_header(prepared.header, box)
+    with tempfile.TemporaryDirectory(prefix="conv3d-") as folder:
+        writer = create_volume(f"{folder}/trial.zarr", header, threads=1, chunks=cutting.chunk)
+        with writer:
+            started = time.perf_counter()
+            writer.write(0, 0, 0, out[..., : header.shape[4]])
+            write = time.perf_counter() - started
+    return Rates(decoded / max(read, 1e-6), out.nbytes / max(write, 1e-6), compute / math.prod(box.shape))
+
+
+class HeldBox(VolumeReader):
+    """A box of a volume in memory, read as if it were the whole."""
+
+    def __init__(self, reader: VolumeReader, voxels: Array, box: Box) -> None:
+        self.header, self.path = reader.header, reader.path
+        self._voxels, self._box = voxels, box
+
+    def read(self, n: int, depth: slice, channels: slice) -> Array:
+        raise NotImplementedError
+
+    def read_box(self, n: int, depth: slice, rows: slice, columns: slice, channels: slice) -> Array:
+        spans = zip((depth, rows, columns), self._box, strict=True)
+        return self._voxels[tuple(slice(s.start - first, s.stop - first) for s, (first, _) in spans)]
+
+
+def box_header(header: VolumeHeader, box: Box) -> VolumeHeader:
+    """The header of a volume of a box's size, one of the batch."""
+    from dataclasses import replace
+
+    sizes = dict(zip("zyx", box.shape, strict=True)) | dict.fromkeys(header.axes.batch_letters, 1)
+    return replace(header, axes=header.axes.renamed(header.axes.letters, sizes))

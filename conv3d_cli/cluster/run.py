@@ -1,0 +1,313 @@
+"""A job on a Dask cluster: from Zarr to Zarr, one task a block of output chunks.
+
+Workers open the input themselves and write their chunks into the unfinished store, which this process puts in its place when
+all tasks are done: both must lie where every worker reaches them. A task that is lost with its worker runs again elsewhere and
+writes the same bytes.
+"""
+
+from __future__ import annotations
+
+import math
+import pickle
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from conv3d_cli.cluster.compute import compute_box
+from conv3d_cli.cluster.tasks import Box, Cutting, cut
+from conv3d_cli.errors import ClusterError, Conv3DError, FormatError, SpecError
+from conv3d_cli.formats import create_volume
+from conv3d_cli.formats.zarr import NAME as ZARR
+from conv3d_cli.formats.zarr import ZarrMetadata, ZarrTarget, ZarrWriter, output_unit
+from conv3d_cli.job import Job, JobReport, PreparedJob, Stage, check_paths, prepare_job
+from conv3d_cli.model.spec import triple
+from conv3d_cli.model.volume import VolumeHeader
+
+CURE = "pip install 'conv3d[cluster]'"
+RETRIES = 2  # of a task that fails, beside those that Dask grants when a worker dies
+CONNECT_SECONDS = 10
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a worker is sent: a job, the same for all, and the box of one of its parts."""
+
+    job: bytes
+    target: ZarrTarget
+    part: int
+    box: Box
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a worker sends back."""
+
+    voxels: int
+    clipped: int
+    seconds: tuple[float, float]  # in all, writing
+    low: np.ndarray
+    high: np.ndarray
+    missing: int
+    error: Conv3DError | None = None
+
+
+def import_distributed() -> Any:
+    """The `distributed` library. Raises: SpecError with the cure if it is missing."""
+    try:
+        import distributed
+    except ImportError as error:
+        raise SpecError(f"--scheduler needs Dask: {CURE}") from error
+    return distributed
+
+
+@contextmanager
+def connect(scheduler: str) -> Iterator[Any]:
+    """A client of a scheduler at an address, or of a cluster of N processes on this machine ("local:N").
+
+    Raises: SpecError for a text that is neither; ClusterError if it cannot be reached.
+    """
+    with ExitStack() as stack:
+        kind, _, count = scheduler.partition(":")
+        if kind == "local" and (not count.isdigit() or int(count) < 1):
+            raise SpecError(f"--scheduler local:N starts N workers on this machine, received '{scheduler}'")
+        distributed = import_distributed()
+        address: Any = scheduler
+        if kind == "local":
+            address = stack.enter_context(
+                distributed.LocalCluster(
+                    n_workers=int(count), threads_per_worker=1, processes=True, dashboard_address=None, silence_logs=50
+                )
+            )
+        try:
+            client = distributed.Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
+        except (OSError, ValueError, TimeoutError) as error:
+            words = " ".join(str(error).split())[:160] or type(error).__name__
+            raise ClusterError(
+                f"cannot reach the scheduler at {scheduler}: {words}; start one with `dask scheduler`, or pass local:2"
+            ) from error
+        yield stack.enter_context(client)
+
+
+def run_on_cluster(
+    job: Job,
+    scheduler: str,
+    progress: Callable[[int, int], None] | None = None,
+    decided: Callable[[PreparedJob], None] | None = None,
+) -> JobReport:
+    """Convolve a Zarr image into another on a Dask cluster; see `run_job`.
+
+    scheduler : str         "tcp://host:port", or "local:N"
+    Raises: any Conv3DError; ClusterError where the cluster fails.
+    """
+    started = time.perf_counter()
+    check_paths(job)
+    with prepare_job(job) as prepared, connect(scheduler) as client:
+        check_suited(prepared)
+        if decided is not None:
+            decided(prepared)
+        workers = client.scheduler_info(n_workers=-1)["workers"]
+        if not workers:
+            raise ClusterError(
+                f"the scheduler at {scheduler} has no workers; start some with `dask worker {scheduler}`"
+            )
+        cutting = cut_prepared(prepared, sum(w["nthreads"] for w in workers.values()))
+        writer = create_volume(
+            job.target,
+            prepared.header,
+            overwrite=job.overwrite,
+            threads=job.threads,
+            chunks=job.chunks,
+            levels=job.levels,
+        )
+        assert isinstance(writer, ZarrWriter)
+        with writer:
+            sent = pickle.dumps(settled(job, prepared))
+            target = writer.target()
+            tasks = [
+                Task(sent, target, part, box) for part in range(len(prepared.passage.parts)) for box in cutting.boxes()
+            ]
+            total = math.prod(prepared.header.shape)
+            done = clipped = missing = 0
+            seconds = [0.0, 0.0]
+            for outcome in _outcomes(client, tasks, scheduler):
+                if outcome.error is not None:
+                    raise outcome.error
+                done, clipped, missing = done + outcome.voxels, clipped + outcome.clipped, missing + outcome.missing
+                seconds = [a + b for a, b in zip(seconds, outcome.seconds, strict=True)]
+                writer.note_range(outcome.low, outcome.high)
+                if progress is not None:
+                    progress(done, total)
+            finish = time.perf_counter()
+            writer.commit()
+            seconds[1] += time.perf_counter() - finish
+    notes = [*prepared.notes, *writer.notes]
+    notes.append(f"{len(tasks)} tasks of {'x'.join(map(str, cutting.block))} voxels on {len(workers)} workers")
+    if missing:
+        notes.append(f"chunks that are not in the input were asked for {missing} times; they read as its fill value")
+    if clipped:
+        notes.append(f"{clipped} voxels ({100 * clipped / total:.2g} %) did not fit {job.dtype} and were clipped")
+    return JobReport(
+        job.source, job.target, total, clipped, time.perf_counter() - started, 0.0, seconds[0] - seconds[1], seconds[1],
+        {name: loss for stage in prepared.stages for name, loss in stage.losses.items()}, notes,
+    )  # fmt: skip
+
+
+def check_suited(prepared: PreparedJob) -> None:
+    """Refuse what a cluster cannot do. Raises: SpecError."""
+    job = prepared.job
+    for path, header in ((job.source, prepared.reader.header), (job.target, prepared.header)):
+        written = header is prepared.header
+        if (path_format(path) if written else header.format) != ZARR:
+            raise SpecError(
+                f"--scheduler reads and writes Zarr stores, which many can work on at once; {path} is none. "
+                f"Convert it first: conv3d apply {path} -k identity -o {path}.zarr"
+            )
+    for stage in prepared.stages:
+        if stage.stage.activity_regularizer is not None:
+            raise SpecError("activity_regularizer looks at the whole output: leave it out with --scheduler")
+        if job.channels_first and any(a.kind == "axis" for a in stage.convolution.activations):
+            raise SpecError(
+                "under channels_first this activation runs along the width, which tasks cut: leave out --scheduler"
+            )
+
+
+def path_format(path: str) -> str:
+    """The name of the format that claims a path."""
+    from conv3d_cli.formats import output_format
+
+    return output_format(path).name
+
+
+def settled(job: Job, prepared: PreparedJob) -> Job:
+    """The job with its kernels read, drawn and constrained, so that workers need no kernel files and decide nothing anew."""
+    stages = tuple(
+        Stage(
+            kernel=done.kernel, strides=done.stage.strides, padding=done.stage.padding,
+            dilation_rate=done.stage.dilation_rate, groups=done.stage.groups, boundary=done.stage.boundary,
+            allow_strided_dilation=done.stage.allow_strided_dilation, activations=done.stage.activations,
+            name=done.stage.name,
+        )
+        for done in prepared.stages
+    )  # fmt: skip
+    return replace(job, stages=stages, threads=1)
+
+
+def cut_prepared(prepared: PreparedJob, threads: int) -> Cutting:
+    """The tasks of a job's parts on a cluster with so many threads."""
+    source, output = prepared.reader.header, prepared.header
+    problems = [stage.convolution.problem for stage in prepared.stages]
+    voxel = source.dtype.itemsize * problems[0].in_channels + output.dtype.itemsize * problems[-1].filters
+    chunks = None if prepared.job.chunks is None else triple(prepared.job.chunks, "chunks")
+    return cut(problems, chunk_of(source), output_unit(output, chunks), voxel, threads, len(prepared.passage.parts))
+
+
+def chunk_of(header: VolumeHeader) -> tuple[int, int, int]:
+    """D, H, W of what is decoded as one."""
+    metadata: ZarrMetadata = header.metadata
+    sizes = metadata.chunks
+    return sizes.get("z", 1), sizes["y"], sizes["x"]
+
+
+def _outcomes(client: Any, tasks: list[Task], scheduler: str) -> Iterator[Outcome]:
+    """What the tasks give, as they end. Raises: ClusterError."""
+    distributed = import_distributed()
+    futures = client.map(run_task, tasks, retries=RETRIES, pure=False, key="conv3d")
+    try:
+        for future in distributed.as_completed(futures):
+            try:
+                outcome = future.result()
+            except distributed.KilledWorker as error:
+                raise ClusterError(
+                    f"workers died again and again at one task, perhaps for want of memory: {error.last_worker}; "
+                    "give them more, fewer threads each, or smaller --chunks"
+                ) from error
+            except Conv3DError:
+                raise
+            except Exception as error:
+                words = " ".join(str(error).split())[:200]
+                raise ClusterError(f"a worker of {scheduler} failed: {type(error).__name__}: {words}") from error
+            future.release()
+            yield outcome
+    finally:
+        client.cancel(futures, force=True)
+
+
+def cluster_size(scheduler: str) -> tuple[int, int]:
+    """(workers, threads each) of a cluster: the least of them."""
+    with connect(scheduler) as client:
+        threads = [worker["nthreads"] for worker in client.scheduler_info(n_workers=-1)["workers"].values()]
+    if not threads:
+        raise ClusterError(f"the scheduler at {scheduler} has no workers; start some with `dask worker {scheduler}`")
+    return len(threads), min(threads)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# On a worker
+
+
+def one_thread_for_zarr() -> None:
+    """Have the library decode and encode on one thread: a worker's tasks are as many as it has threads already."""
+    import zarr
+
+    zarr.config.set({"threading.max_workers": 1})
+
+
+class _Open(threading.local):
+    """The job that a worker's thread works on, with its reader open."""
+
+    def __init__(self) -> None:
+        self.key = b""
+        self.stack = ExitStack()
+        self.prepared: Any = None
+        self.team: Any = None
+
+    def get(self, job: bytes) -> tuple[PreparedJob, Any]:
+        from conv3d_cli.engine import Team
+
+        if job != self.key:
+            one_thread_for_zarr()
+            self.stack.close()
+            self.key, self.stack = b"", ExitStack()
+            self.prepared = self.stack.enter_context(prepare_job(pickle.loads(job)))
+            self.team = self.stack.enter_context(Team(1))
+            self.key = job
+        return self.prepared, self.team
+
+
+_open = _Open()
+
+
+def run_task(task: Task) -> Outcome:
+    """Compute a box and write its chunks. Errors of our own are sent back, since trying again would not help."""
+    started = time.perf_counter()
+    try:
+        prepared, team = _open.get(task.job)
+        n, channels = prepared.passage.parts[task.part]
+        convolutions = [stage.convolution for stage in prepared.stages]
+        whole = convolutions[-1].is_layer or len(convolutions) > 1
+        outputs = slice(0, prepared.header.shape[4]) if whole else convolutions[-1].outputs(channels)
+        out = np.empty((*task.box.shape, outputs.stop - outputs.start), prepared.header.dtype)
+        clipped = compute_box(convolutions, prepared.reader, n, channels, task.box, out, team)
+        prepared.reader.finish()
+        writing = time.perf_counter()
+        depth, height, width = (span[0] for span in task.box)
+        low, high = task.target.write(n, (depth, height, width), outputs.start, out)
+        ended = time.perf_counter()
+        return Outcome(out.size, clipped, (ended - started, ended - writing), low, high, 0)
+    except Conv3DError as error:
+        nothing = np.empty(0)
+        return Outcome(0, 0, (0.0, 0.0), nothing, nothing, 0, _plain(error))
+
+
+def _plain(error: Conv3DError) -> Conv3DError:
+    """The error without its causes, which may not be picklable."""
+    try:
+        plain = type(error)(str(error))
+    except TypeError:
+        plain = FormatError(str(error))
+    return plain

@@ -1,0 +1,371 @@
+"""OME-NGFF metadata (versions 0.4 and 0.5): attributes of a group read into an image, and an image's written anew.
+
+It knows no zarr: attributes are dictionaries. Kept for writing is what stays true of a convolved volume: the image's name,
+the channels with their names and colours, the steps and unit of time. Source: https://ngff.openmicroscopy.org, sections
+"axes", "coordinateTransformations", "multiscales" and "omero".
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from conv3d_cli.errors import FormatError, WriteError
+from conv3d_cli.model.grid import UNITS, Grid, affine_from_spacing
+from conv3d_cli.model.volume import CHANNEL, SPATIAL
+
+WORDS = {"nm": "nanometer", "um": "micrometer", "mm": "millimeter", "cm": "centimeter", "m": "meter"}
+NAMES = {word: name for name, word in WORDS.items()}
+# lengths the package has no name for: ours that is near, and how many of it
+OTHER_UNITS = {
+    "angstrom": ("nm", 0.1),
+    "picometer": ("nm", 1e-3),
+    "decimeter": ("cm", 10.0),
+    "kilometer": ("m", 1e3),
+    "inch": ("mm", 25.4),
+    "foot": ("mm", 304.8),
+    "yard": ("mm", 914.4),
+}
+SPARE_LETTERS = "taburefghijklmnopqvwd"
+VERSIONS = ("0.1", "0.2", "0.3", "0.4", "0.5")
+OLD_AXES = "tczyx"  # of 0.1 and 0.2, which do not name them
+
+
+@dataclass(frozen=True)
+class Axis:
+    """An axis as NGFF describes it: name, type ("space", "time", "channel", another or ""), unit ("" if it has none)."""
+
+    name: str
+    type: str = ""
+    unit: str = ""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A level of resolution: its path in the group, and world = scale · index + translation along each axis."""
+
+    path: str
+    scale: tuple[float, ...]
+    translation: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class OmeImage:
+    """A multiscale image.
+
+    version : str       of NGFF, "0.4" or "0.5" (older ones are read)
+    axes : tuple        in storage order
+    datasets : tuple    levels, the finest first
+    name : str          "" if it has none
+    omero : dict        rendering: channels with label, color, window
+    images : int        in the group; this is the first
+    """
+
+    version: str
+    axes: tuple[Axis, ...]
+    datasets: tuple[Dataset, ...]
+    name: str = ""
+    omero: dict[str, Any] = field(default_factory=dict)
+    images: int = 1
+
+    @property
+    def letters(self) -> str:
+        """The package's letters for the axes: see `axis_letters`."""
+        return axis_letters(self.axes)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Reading
+
+
+def read_image(attributes: Mapping[str, Any], path: str) -> OmeImage | None:
+    """The first multiscale image that a group's attributes describe; None if they describe none.
+
+    Raises: FormatError if the description contradicts itself.
+    >>> axes = [{"name": a, "type": "space", "unit": "micrometer"} for a in "zyx"]
+    >>> level = {"path": "0", "coordinateTransformations": [{"type": "scale", "scale": [2, 0.5, 0.5]}]}
+    >>> read_image({"ome": {"version": "0.5", "multiscales": [{"axes": axes, "datasets": [level]}]}}, "a.zarr").letters
+    'zyx'
+    """
+    found: Any = attributes.get("ome")
+    if not isinstance(found, Mapping) or "multiscales" not in found:
+        found = attributes
+    if "multiscales" not in found:
+        return None
+    try:
+        multiscale = found["multiscales"][0]
+        version = str(found.get("version") or multiscale.get("version") or ("0.5" if "ome" in attributes else "0.4"))
+        entries = multiscale.get("axes", list(OLD_AXES) if version in VERSIONS[:2] else None)
+        if entries is None:
+            raise ValueError(f"version {version} without axes")
+        axes = tuple(_read_axis(entry) for entry in entries)
+        if len({axis.name for axis in axes}) != len(axes):
+            raise ValueError("two axes of one name")
+        whole = multiscale.get("coordinateTransformations") or []
+        datasets = tuple(
+            Dataset(str(d["path"]), *_compose([*(d.get("coordinateTransformations") or []), *whole], len(axes)))
+            for d in multiscale["datasets"]
+        )
+        if not datasets:
+            raise ValueError("it has no datasets")
+        omero = found.get("omero")
+        return OmeImage(
+            version,
+            axes,
+            datasets,
+            str(multiscale.get("name") or ""),
+            dict(omero) if isinstance(omero, Mapping) else {},
+            len(found["multiscales"]),
+        )
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        cause = f"{error} is missing" if isinstance(error, KeyError) else error
+        raise FormatError(f"cannot read {path}: its OME metadata are damaged ({cause})") from error
+
+
+def _read_axis(entry: Any) -> Axis:
+    if isinstance(entry, str):  # 0.3, and the axes that older versions imply
+        kinds = {"t": "time", "c": "channel", **dict.fromkeys("zyx", "space")}
+        return Axis(entry, kinds.get(entry, ""))
+    return Axis(str(entry["name"]), str(entry.get("type") or ""), str(entry.get("unit") or ""))
+
+
+def _compose(transformations: Sequence[Any], count: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Scale and translation of several transformations, applied one after the other."""
+    scale, translation = np.ones(count), np.zeros(count)
+    for entry in transformations:
+        kind = entry["type"]
+        if kind == "identity":
+            continue
+        if kind not in ("scale", "translation"):
+            raise ValueError(f"transformation '{kind}' is none of scale and translation")
+        if kind not in entry:
+            raise ValueError(f"the numbers of a {kind} lie in a file of their own, which is not supported")
+        numbers = np.array(entry[kind], np.float64)
+        if numbers.shape != (count,):
+            raise ValueError(f"a {kind} of {numbers.size} numbers for {count} axes")
+        if not np.isfinite(numbers).all():
+            raise ValueError(f"a {kind} that is not finite")
+        if kind == "scale":
+            scale, translation = scale * numbers, translation * numbers
+        else:
+            translation = translation + numbers
+    return tuple(map(float, scale)), tuple(map(float, translation))
+
+
+def axis_letters(axes: Sequence[Axis]) -> str:
+    """One letter for each axis: z, y, x in the order of the axes where their names are others, c for the channel, t for time.
+
+    >>> axis_letters([Axis("t", "time"), Axis("c", "channel"), Axis("z", "space"), Axis("y", "space"), Axis("x", "space")])
+    'tczyx'
+    >>> axis_letters([Axis("row", "space"), Axis("column", "space"), Axis("lambda", "channel")])
+    'yxc'
+    """
+    names = [axis.name.lower() for axis in axes]
+    space = [i for i, axis in enumerate(axes) if axis.type == "space"]
+    if not space:  # 0.4 asks for types; without them the names must do
+        space = [i for i, name in enumerate(names) if name in tuple(SPATIAL)]
+    letters: dict[int, str] = {}
+    known = [names[i] for i in space]
+    if set(known) <= set(SPATIAL) and {"y", "x"} <= set(known):
+        letters.update(zip(space, known, strict=True))
+    else:
+        letters.update(zip(space[-3:], SPATIAL[-len(space[-3:]) :], strict=True))
+    for i, axis in enumerate(axes):
+        if i in letters:
+            continue
+        wish = {"channel": "c", "time": "t"}.get(axis.type, names[i] if len(names[i]) == 1 else "")
+        taken = {*letters.values(), *SPATIAL}
+        if axis.type != "channel":
+            taken |= set(CHANNEL) if axis.type else set()
+        if not wish.isascii() or not wish.isalpha() or wish in taken:
+            wish = next(a for a in SPARE_LETTERS if a not in taken)
+        letters[i] = wish
+    return "".join(letters[i] for i in range(len(axes)))
+
+
+def read_grid(axes: Sequence[Axis], dataset: Dataset, letters: str) -> Grid:
+    """The grid of a level. Its unit is that of x; scales of 1 without any unit say nothing.
+
+    letters : str       the package's, one for each axis
+    """
+    place = {a: letters.index(a) for a in SPATIAL if a in letters}
+    if not all(a in place for a in "yx"):
+        return Grid()
+    units = {a: _unit(axes[i].unit) for a, i in place.items()}
+    scale = {a: dataset.scale[i] for a, i in place.items()}
+    start = {a: dataset.translation[i] for a, i in place.items()}
+    unit = units["x"][0]
+    if not all(scale.values()) or (unit is None and all(s == 1 for s in scale.values()) and not any(start.values())):
+        return Grid()
+    if unit is not None:
+        for a, (own, count) in units.items():
+            factor = 1.0 if own is None else count * UNITS[own] / UNITS[unit]
+            if factor != 1:  # rounded to what converted decimal numbers can mean: 500 nm is 0.5 um
+                scale[a], start[a] = float(f"{scale[a] * factor:.14g}"), float(f"{start[a] * factor:.14g}")
+    d, h, w = (float(scale.get(a, 1.0)) for a in SPATIAL)
+    z, y, x = (float(start.get(a, 0.0)) for a in SPATIAL)
+    return Grid((abs(d), abs(h), abs(w)), unit, affine_from_spacing((d, h, w), (z, y, x)))
+
+
+def _unit(word: str) -> tuple[str | None, float]:
+    """Our unit of length, and how many of it NGFF's is."""
+    word = word.strip().lower()
+    if word in NAMES:
+        return NAMES[word], 1.0
+    if word in WORDS:  # not NGFF's spelling, but clear
+        return word, 1.0
+    return OTHER_UNITS.get(word, (None, 1.0))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Writing
+
+
+@dataclass(frozen=True)
+class Level:
+    """A level to be written: its path, and how many voxels of the finest level one of its voxels covers, by axis letter."""
+
+    path: str
+    factors: Mapping[str, int]
+
+
+def image_attributes(
+    letters: str,
+    grid: Grid,
+    version: str,
+    levels: Sequence[Level],
+    source: OmeImage | None,
+    windows: Sequence[tuple[float, float]] = (),
+) -> dict[str, Any]:
+    """The attributes of the group of an image.
+
+    letters : str       axes in storage order, as `output_letters` gives them
+    grid : Grid         of the finest level
+    source : OmeImage or None   the image it was made of: its name, channels and time are kept
+    windows : list      smallest and largest value of each channel, where channels are kept
+    """
+    place, _ = scale_and_translation(grid)
+    times = _kept_axes(source)
+    axes, base = [], {}
+    for letter in letters:
+        axis: dict[str, str] = {"name": letter}
+        kind = "space" if letter in SPATIAL else "channel" if letter in CHANNEL else "time" if letter == "t" else ""
+        if kind:
+            axis["type"] = kind
+        base[letter] = (1.0, 0.0)
+        if letter in SPATIAL:
+            base[letter] = place.get(letter, (1.0, 0.0))
+            if grid.unit is not None and letter in place:
+                axis["unit"] = WORDS[grid.unit]
+        elif letter in times:
+            old, base[letter] = times[letter]
+            if old.unit:
+                axis["unit"] = old.unit
+        axes.append(axis)
+    datasets = []
+    for level in levels:
+        scale, translation = [], []
+        for letter in letters:
+            step, start = base[letter]
+            count = level.factors.get(letter, 1)
+            scale.append(step * count)
+            # the centre of the mean of `count` voxels
+            translation.append(float(f"{start + step * (count - 1) / 2:.15g}"))
+        transformations: list[dict[str, Any]] = [{"type": "scale", "scale": scale}]
+        if any(translation):
+            transformations.append({"type": "translation", "translation": translation})
+        datasets.append({"path": level.path, "coordinateTransformations": transformations})
+    multiscale: dict[str, Any] = {"axes": axes, "datasets": datasets}
+    if source is not None and source.name:
+        multiscale["name"] = source.name
+    if len(levels) > 1:
+        multiscale["type"] = "local mean"
+    omero = _kept_omero(source, windows)
+    extra = {"omero": omero} if omero else {}
+    if version == "0.4":
+        return {"multiscales": [{"version": version, **multiscale}], **extra}
+    return {"ome": {"version": version, "multiscales": [multiscale], **extra}}
+
+
+def scale_and_translation(grid: Grid) -> tuple[dict[str, tuple[float, float]], str]:
+    """(step, start) of each of z, y, x in the grid's unit, and a note if NGFF cannot hold all of the grid.
+
+    >>> scale_and_translation(Grid((3.0, 1.0, 1.0), "mm", affine_from_spacing((3, 1, 1), (9, 0, 0))))[0]["z"]
+    (3.0, 9.0)
+    """
+    if grid.spacing is None:
+        return {}, ""
+    start = (0.0, 0.0, 0.0)
+    note = ""
+    if grid.affine is not None:
+        matrix = grid.affine[:3, :3]
+        steps = matrix.diagonal()
+        if np.any(steps <= 0) or np.any(np.abs(matrix - np.diag(steps)) > 1e-6 * steps.max()):
+            note = "OME-Zarr holds voxel spacing and translation but no rotation or flip: the affine is left out"
+        else:
+            x, y, z = (float(f"{v:.14g}") + 0.0 for v in grid.affine[:3, 3])
+            start = (z, y, x)
+    return {a: (float(s), o) for a, s, o in zip(SPATIAL, grid.spacing, start, strict=True)}, note
+
+
+def _kept_axes(source: OmeImage | None) -> dict[str, tuple[Axis, tuple[float, float]]]:
+    """Axes of the source that are not of space, by letter, with their (scale, translation)."""
+    if source is None:
+        return {}
+    finest = source.datasets[0]
+    entries = zip(source.letters, source.axes, finest.scale, finest.translation, strict=True)
+    return {letter: (axis, (s, t)) for letter, axis, s, t in entries if letter not in SPATIAL + CHANNEL}
+
+
+def kept_channels(source: OmeImage | None, channels: int) -> list[dict[str, Any]]:
+    """The source's channels if the output has as many, else none."""
+    found = source.omero.get("channels") if source is not None else None
+    if not isinstance(found, list) or len(found) != channels or not all(isinstance(c, Mapping) for c in found):
+        return []
+    return [dict(c) for c in found]
+
+
+def _kept_omero(source: OmeImage | None, windows: Sequence[tuple[float, float]]) -> dict[str, Any]:
+    """Rendering of the output: its channels are the source's, shown from their smallest to their largest value."""
+    channels = kept_channels(source, len(windows))
+    if not channels or source is None:
+        return {}
+    for channel, (low, high) in zip(channels, windows, strict=True):
+        channel.setdefault("color", "FFFFFF")  # 0.4 and 0.5 ask for a colour and a window
+        channel["window"] = {"min": low, "max": high, "start": low, "end": high}
+    kept: dict[str, Any] = {key: source.omero[key] for key in ("name",) if key in source.omero}
+    kept["channels"] = channels
+    rendering = source.omero.get("rdefs")
+    if isinstance(rendering, Mapping) and "model" in rendering:
+        kept["rdefs"] = {"model": rendering["model"]}
+    return kept
+
+
+def output_letters(letters: str, channels: int, dtype: np.dtype[Any] | None = None) -> str:
+    """The order that NGFF asks for: time and other axes, then channels as one axis, then z, y, x.
+
+    >>> output_letters("xyz", 1), output_letters("tzyxs", 3), output_letters("zyx", 4), output_letters("yx", 1)
+    ('zyx', 'tczyx', 'czyx', 'yx')
+    """
+    batch = "".join(a for a in letters if a not in SPATIAL + CHANNEL)
+    channel = "c" if any(a in CHANNEL for a in letters) or channels > 1 else ""
+    return batch + channel + "".join(a for a in SPATIAL if a in letters)
+
+
+def check_axes(letters: str, path: str) -> None:
+    """Raises: WriteError if NGFF cannot hold axes of these letters: one of time, one of channels or another, and space."""
+    others = [a for a in letters if a not in SPATIAL and a != "t"]
+    if len(others) > 1 or (len(others) == 1 and "t" in letters and letters.index("t") != 0):
+        raise WriteError(
+            f"cannot write {path}: OME-Zarr holds time (t), one axis of channels or another kind, and space, received {letters}; "
+            "write .npy, or name the axes with --axes"
+        )
+
+
+def finite_window(low: float, high: float) -> tuple[float, float]:
+    """A window as JSON can hold it; (0, 1) where a channel has no finite value."""
+    return (low, high) if math.isfinite(low) and math.isfinite(high) and low <= high else (0.0, 1.0)

@@ -1,0 +1,161 @@
+"""Whole jobs beside what people use for them: seconds, CPU seconds and peak memory of each process, in turn.
+
+python tests/benchmarks/jobs.py [fmri] [stack] [large] [cluster] [--rounds 5] [--folder DIR]
+
+fmri      4-D scan 64x64x48x300 int16, Gaussian of FWHM 6 mm: .nii.gz beside niimath, .nii beside mrfilter
+stack     250 MB uint16 TIFF, Gaussian of 2 voxels, beside a script of tifffile and scipy.ndimage
+large     1 and 8 GB int16 .nii.gz: memory, and the rate beside the slowest stage's alone
+cluster   2 GB OME-Zarr on Dask: two workers of one thread beside one
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import tifffile
+from whole_process import apply, make_series, report, run
+
+SCRIPT = """
+import sys, numpy as np, tifffile
+from scipy import ndimage
+volume = tifffile.imread(sys.argv[1])
+tifffile.imwrite(sys.argv[2], ndimage.gaussian_filter(volume.astype(np.float32), 2))
+"""
+
+
+def smooth(shape: tuple[int, ...], dtype: type[np.generic]) -> np.ndarray:
+    """Smooth numbers with noise, which a compressor treats as it does a scan's."""
+    rng = np.random.default_rng(0)
+    waves = [np.sin(np.arange(n) / (7 + 3 * i)) for i, n in enumerate(shape)]
+    total = sum(wave.reshape([-1 if i == j else 1 for j in range(len(shape))]) for i, wave in enumerate(waves))
+    return (400 * total + 1500 + rng.integers(-20, 20, shape)).astype(dtype)
+
+
+def in_turn(commands: dict[str, list[str]], rounds: int) -> None:
+    """Run each once untimed, then round after round; print a row each."""
+    runs: dict[str, list[tuple[float, float, float]]] = {name: [] for name in commands}
+    for command in commands.values():
+        run(command)
+    for _ in range(rounds):
+        for name, command in commands.items():
+            runs[name].append(run(command))
+    for name, times in runs.items():
+        report(name, times)
+
+
+def program(name: str) -> str | None:
+    """Where a program is, in this environment or on the path."""
+    path = shutil.which(name, path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
+    if path is None:
+        print(f"{name} is not installed")
+    return path
+
+
+def fmri(folder: Path, rounds: int) -> None:
+    """A series of 300 volumes."""
+    data = smooth((300, 48, 64, 64), np.int16).T
+    image = nib.Nifti1Image(data, np.diag([3, 3, 3, 1]))
+    image.header.set_zooms((3, 3, 3, 2))
+    for packed in ("x.nii.gz", "x.nii"):
+        image.to_filename(folder / packed)
+    kernel = "gaussian:fwhm=6mm"
+    commands = {"conv3d, .nii.gz to .nii.gz": apply(folder / "x.nii.gz", folder / "a.nii.gz", kernel)}
+    if niimath := program("niimath"):
+        commands["niimath -s, .nii.gz to .nii.gz"] = [
+            niimath, str(folder / "x.nii.gz"), "-s", f"{6 / 2.354820045:.6f}", str(folder / "b.nii.gz"), "-odt", "float",
+        ]  # fmt: skip
+    commands["conv3d, .nii to .nii"] = apply(folder / "x.nii", folder / "a.nii", kernel)
+    if mrfilter := program("mrfilter"):
+        commands["mrfilter smooth, .nii to .nii"] = [
+            mrfilter, str(folder / "x.nii"), "smooth", "-fwhm", "6", str(folder / "b.nii"), "-force", "-quiet",
+        ]  # fmt: skip
+    in_turn(commands, rounds)
+
+
+def stack(folder: Path, rounds: int) -> None:
+    """A microscope's stack."""
+    tifffile.imwrite(folder / "x.tif", smooth((120, 1024, 1024), np.uint16), imagej=True, metadata={"axes": "ZYX"})
+    (folder / "script.py").write_text(SCRIPT)
+    in_turn(
+        {
+            "conv3d, 250 MB TIFF": apply(folder / "x.tif", folder / "a.tif", "gaussian:sigma=2vox"),
+            "tifffile and scipy.ndimage": [
+                sys.executable, str(folder / "script.py"), str(folder / "x.tif"), str(folder / "b.tif"),
+            ],
+        },
+        rounds,
+    )  # fmt: skip
+
+
+def large(folder: Path, rounds: int) -> None:
+    """Memory that does not grow with the file, and the slowest stage alone: unpacking, or packing what was computed."""
+    for gigabytes in (1, 8):
+        source, target = folder / f"{gigabytes}.nii.gz", folder / "out.nii.gz"
+        make_series(source, gigabytes)
+        run(apply(folder / "1.nii.gz", target, "box:size=3"))
+        unpack = "from isal import igzip_threaded as g, igzip\nimport sys\nf = igzip.open(sys.argv[1])\nwhile f.read(1 << 20): pass"
+        report(f"{gigabytes} GB: unpacking alone", [run([sys.executable, "-c", unpack, str(source)])])
+        started = time.perf_counter()
+        command = [*apply(source, target, "box:size=3"), "--json"]
+        process = subprocess.run(command, capture_output=True, check=True)
+        print(f"{'':4}{process.stdout.decode().strip()}  {time.perf_counter() - started:.1f} s")
+        report(f"{gigabytes} GB: conv3d, box of 3", [run(apply(source, target, "box:size=3"))])
+
+
+def cluster(folder: Path, rounds: int) -> None:
+    """The same 2 GB store on one worker and on two, of one thread each."""
+    import distributed
+    import zarr
+
+    shape, chunk = (512, 1024, 1024), (64, 128, 128)
+    source = zarr.create_group(str(folder / "x.ome.zarr"), zarr_format=3)
+    array = source.create_array("0", shape=shape, chunks=chunk, dtype=np.float32)
+    for start in range(0, shape[0], chunk[0]):
+        array[start : start + chunk[0]] = smooth((chunk[0], *shape[1:]), np.float32) + start
+    axes = [{"name": a, "type": "space"} for a in "zyx"]
+    scale = [{"type": "scale", "scale": [1.0, 1.0, 1.0]}]
+    dataset = {"path": "0", "coordinateTransformations": scale}
+    source.attrs["ome"] = {"version": "0.5", "multiscales": [{"axes": axes, "datasets": [dataset]}]}
+    for text in ("gaussian:sigma=3vox", str(folder / "k.npy")):
+        np.save(folder / "k.npy", np.random.default_rng(0).standard_normal((7, 7, 7)))
+        for workers in (1, 2):
+            local = distributed.LocalCluster(
+                n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=None
+            )
+            with local:
+                command = [*apply(folder / "x.ome.zarr", folder / "a.zarr", text), "--scheduler", local.scheduler_address]
+                run(command)
+                name = Path(text).name
+                report(f"{name}: {workers} worker{'s' if workers > 1 else ''}", [run(command) for _ in range(rounds)])
+
+
+JOBS = {"fmri": fmri, "stack": stack, "large": large, "cluster": cluster}
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("jobs", nargs="*", choices=[*JOBS, []], help="which; all unless named")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--folder", help="where files are made")
+    options = parser.parse_args()
+    print(f"{'process':<46} {'median s':>8} {'least s':>8} {'CPU s':>8} {'peak MB':>8}")
+    for name in options.jobs or JOBS:
+        folder = Path(tempfile.mkdtemp(prefix="conv3d-bench-", dir=options.folder))
+        try:
+            JOBS[name](folder, options.rounds)
+        finally:
+            shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    main()

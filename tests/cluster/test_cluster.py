@@ -1,0 +1,152 @@
+"""A real scheduler and real workers, each a process of its own, on loopback."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from conv3d_cli.cli import main
+
+SHAPE = (40, 96, 96)
+
+
+def apply(*arguments: object) -> Result:
+    return CliRunner().invoke(main, ["apply", *map(str, arguments)])
+
+
+def contents(store: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(store)): p.read_bytes() for p in sorted(store.rglob("*")) if p.is_file()}
+
+
+class Cluster:
+    """A scheduler and workers, started as people start them."""
+
+    def __init__(self, folder: Path, workers: int) -> None:
+        self.file = folder / "scheduler.json"
+        self.processes = [self._start("dask_scheduler", "--port", "0", "--no-dashboard", "--host", "127.0.0.1")]
+        self.workers = [
+            self._start("dask_worker", "--nthreads", "1", "--no-nanny", "--no-dashboard", "--local-directory", str(folder))
+            for _ in range(workers)
+        ]
+        import distributed
+
+        with distributed.Client(scheduler_file=str(self.file), timeout=60) as client:
+            client.wait_for_workers(workers, timeout=60)
+            self.address = client.scheduler.address
+
+    def _start(self, module: str, *arguments: str) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", f"distributed.cli.{module}", "--scheduler-file", str(self.file), *arguments]
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def stop(self) -> None:
+        for process in (*self.workers, *self.processes):
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    found = Cluster(tmp_path_factory.mktemp("dask"), 2)
+    yield found
+    found.stop()
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("store")
+    volume = np.random.default_rng(0).integers(0, 1000, SHAPE).astype(np.uint16)
+    np.save(folder / "x.npy", volume)
+    np.save(folder / "k.npy", np.random.default_rng(1).standard_normal((5, 5, 5)))
+    made = apply(folder / "x.npy", "-k", "identity", "--dtype", "uint16", "--chunks", "8,32,32", "-o", folder / "x.ome.zarr")
+    assert made.exit_code == 0, made.output
+    return folder
+
+
+@pytest.mark.parametrize(
+    "options", [["-k", "gaussian:sigma=2vox"], ["-k", "k.npy", "--dtype", "int16", "--chunks", "16,16,16"]], ids=str
+)
+def test_same_bytes_as_a_local_run(
+    cluster: Cluster, store: Path, options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(store)
+    local = apply("x.ome.zarr", *options, "-o", tmp_path / "local.zarr")
+    assert local.exit_code == 0, local.output
+    spread = apply("x.ome.zarr", *options, "-o", tmp_path / "spread.zarr", "--scheduler", cluster.address)
+    assert spread.exit_code == 0, spread.output
+    assert "tasks of" in spread.output
+    assert "on 2 workers" in spread.output
+    assert contents(tmp_path / "spread.zarr") == contents(tmp_path / "local.zarr")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["local.zarr", "spread.zarr"]
+
+
+def test_a_killed_worker_loses_nothing(store: Path, tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path, 2)
+    try:
+        source, target = store / "x.ome.zarr", tmp_path / "out.zarr"
+        kernel = tmp_path / "k.npy"
+        np.save(kernel, np.random.default_rng(2).standard_normal((9, 9, 9)))
+        options = ["-k", str(kernel), "--algorithm", "direct", "--chunks", "8,16,16"]
+        run = subprocess.Popen(
+            [sys.executable, "-m", "conv3d_cli", "apply", source, *options, "-o", target, "--scheduler", cluster.address],
+            stderr=subprocess.PIPE,
+        )
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and len(list(tmp_path.glob(".out.*.tmp.zarr/0/c/*/*/*"))) < 5:
+            assert run.poll() is None, run.stderr and run.stderr.read()
+            time.sleep(0.01)
+        os.kill(cluster.workers[0].pid, signal.SIGKILL)
+        assert not target.exists()
+        assert run.wait(120) == 0, run.stderr and run.stderr.read()
+        local = apply(source, *options, "-o", tmp_path / "local.zarr")
+        assert local.exit_code == 0
+        assert contents(target) == contents(tmp_path / "local.zarr")
+    finally:
+        cluster.stop()
+
+
+def test_a_corrupt_chunk_is_the_inputs_fault(cluster: Cluster, store: Path, tmp_path: Path) -> None:
+    import shutil
+
+    shutil.copytree(store / "x.ome.zarr", tmp_path / "bad.ome.zarr")
+    chunk = sorted(p for p in (tmp_path / "bad.ome.zarr" / "0" / "c").rglob("*") if p.is_file())[7]
+    chunk.write_bytes(chunk.read_bytes()[:50])
+    result = apply(tmp_path / "bad.ome.zarr", "-k", "box:size=3", "-o", tmp_path / "out.zarr", "--scheduler", cluster.address)
+    assert result.exit_code == 3, result.output
+    assert result.output.strip().count("\n") == 0
+    assert [p.name for p in tmp_path.iterdir()] == ["bad.ome.zarr"]
+
+
+def test_no_scheduler(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("conv3d_cli.cluster.run.CONNECT_SECONDS", 1)
+    arguments = [store / "x.ome.zarr", "-k", "box:size=3", "-o", tmp_path / "out.zarr"]
+    result = apply(*arguments, "--scheduler", "tcp://127.0.0.1:9")
+    assert result.exit_code == 1
+    assert "cannot reach the scheduler at tcp://127.0.0.1:9" in result.output
+    result = apply(*arguments, "--scheduler", "local:none")
+    assert result.exit_code == 2
+    result = apply(store / "x.npy", "-k", "box:size=3", "-o", tmp_path / "out.zarr", "--scheduler", "local:1")
+    assert result.exit_code == 2
+    assert "x.npy is none" in result.output
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_forecast(cluster: Cluster, store: Path) -> None:
+    result = CliRunner().invoke(
+        main, ["explain", str(store / "x.ome.zarr"), "-k", "box:size=3", "--scheduler", cluster.address]
+    )
+    assert result.exit_code == 0, result.output
+    assert "2 workers of 1 thread" in result.output
+    result = CliRunner().invoke(
+        main, ["explain", str(store / "x.ome.zarr"), "-k", "box:size=3", "--workers", "10", "--read-rate", "100M"]
+    )
+    assert result.exit_code == 0, result.output
+    assert "takes" in result.output
