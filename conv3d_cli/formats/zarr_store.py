@@ -300,12 +300,14 @@ class RemoteStore:
             return FsspecStore.from_url(joined(self.path, name) if name else self.path)
 
     def _remove(self) -> None:
-        # metadata first: a store that is half gone must not look like an image
-        for marker in MARKERS:
-            if self._files.exists(f"{self._inner}/{marker}"):
-                self._files.rm_file(f"{self._inner}/{marker}")
+        # Metadata first: a store that is half gone must not look like an image. File by file: rm() takes a name such as
+        # a[1].zarr for a pattern, and removes what it fits.
+        first = [f"{self._inner}/{marker}" for marker in MARKERS]
+        for file in [name for name in first if self._files.exists(name)]:
+            self._files.rm_file(file)
         if self._files.exists(self._inner):
-            self._files.rm(self._inner, recursive=True)
+            for file in self._files.find(self._inner):
+                self._files.rm_file(file)
 
     def commit(self) -> None:
         """Everything is in its place already."""
