@@ -66,14 +66,14 @@ def is_node(folder: str) -> bool:
 
 
 def import_zarr(path: str, error: type[Conv3DError] = FormatError) -> Any:
-    """The zarr library, version 3 or newer. Raises: `error` with the cure if it is missing."""
+    """The zarr library, version 3.1 or newer. Raises: `error` with the cure if it is missing."""
     verb = "read" if error is FormatError else "write"
     try:
         import zarr
     except ImportError as cause:
         raise error(f"cannot {verb} {path}: Zarr needs the zarr package: {CURE}") from cause
-    if int(zarr.__version__.partition(".")[0]) < 3:
-        raise error(f"cannot {verb} {path}: Zarr needs zarr 3 or newer, not {zarr.__version__}: {CURE}")
+    if tuple(int(part) for part in zarr.__version__.split(".")[:2]) < (3, 1):  # 3.0 reads big-endian voxels wrongly
+        raise error(f"cannot {verb} {path}: Zarr needs zarr 3.1 or newer, not {zarr.__version__}: {CURE}")
     return zarr
 
 
@@ -98,6 +98,8 @@ def zarr_errors(path: str, what: str = "", error: type[Conv3DError] = FormatErro
             raise error(f"{start}no such file or folder") from cause
         if type(cause).__name__ == "UnknownCodecError" or "codec not available" in words:
             raise error(f"{start}it is compressed by a codec that is not known here ({words})") from cause
+        if "Protocol not known" in words:
+            raise error(f"{start}no file system is known for {urlsplit(path).scheme}://") from cause
         if isinstance(cause, OSError) and cause.strerror:
             raise error(f"{start}{cause.strerror}") from cause
         if type(cause).__module__.partition(".")[0] in ("aiohttp", "fsspec", "botocore", "s3fs"):
