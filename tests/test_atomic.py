@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from conv3d_cli.atomic import AtomicFile, check_target, suffix_of, write_errors
+from conv3d_cli.atomic import AtomicFile, AtomicFolder, check_target, suffix_of, write_errors
 from conv3d_cli.errors import FormatError, OutputExistsError, WriteError
 
 
@@ -330,3 +330,122 @@ def test_suffixes(path: str, suffix: str) -> None:
 
 def test_a_known_double_suffix() -> None:
     assert suffix_of("a.tar.gz", known=(".tar.gz",)) == ".tar.gz"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Folders
+
+
+def fill(output: AtomicFolder, text: str) -> None:
+    (output.temporary / "deep").mkdir()
+    (output.temporary / "deep" / "file").write_text(text)
+
+
+def content(folder: Path) -> dict[str, str]:
+    return {str(f.relative_to(folder)): f.read_text() for f in folder.rglob("*") if f.is_file()}
+
+
+def test_a_folder_appears_whole(tmp_path: Path) -> None:
+    with AtomicFolder(tmp_path / "a.zarr") as output:
+        fill(output, "new")
+        assert suffix_of(output.temporary) == ".zarr"
+        assert not (tmp_path / "a.zarr").exists()
+        output.commit()
+    assert content(tmp_path) == {"a.zarr/deep/file": "new"}
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_an_exception_leaves_no_folder(tmp_path: Path, error: type[BaseException]) -> None:
+    with pytest.raises(error), AtomicFolder(tmp_path / "a.zarr") as output:  # noqa: PT012
+        fill(output, "new")
+        raise error
+    output.abort()
+    assert names(tmp_path) == []
+
+
+def test_an_existing_folder_is_replaced_with_all_it_holds(tmp_path: Path) -> None:
+    (tmp_path / "a.zarr").mkdir()
+    (tmp_path / "a.zarr" / "old").write_text("old")
+    with pytest.raises(OutputExistsError, match="folder exists; pass --overwrite"):
+        AtomicFolder(tmp_path / "a.zarr")
+    with AtomicFolder(tmp_path / "a.zarr", overwrite=True) as output:
+        fill(output, "new")
+    assert content(tmp_path) == {"a.zarr/old": "old"}
+    with AtomicFolder(tmp_path / "a.zarr", overwrite=True) as output:
+        fill(output, "new")
+        output.commit()
+    assert content(tmp_path) == {"a.zarr/deep/file": "new"}
+    assert names(tmp_path) == ["a.zarr"]
+
+
+@pytest.mark.parametrize("call", [1, 2])
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "broken"), KeyboardInterrupt()])
+def test_a_swap_that_fails_brings_the_old_folder_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int, error: BaseException
+) -> None:
+    (tmp_path / "a.zarr").mkdir()
+    (tmp_path / "a.zarr" / "old").write_text("old")
+    rename, calls = os.rename, []
+
+    def failing(*paths: Path) -> None:
+        calls.append(paths)
+        if len(calls) == call:
+            raise error
+        rename(*paths)
+
+    with AtomicFolder(tmp_path / "a.zarr", overwrite=True) as output:
+        fill(output, "new")
+        monkeypatch.setattr(os, "rename", failing)
+        with pytest.raises((WriteError, KeyboardInterrupt)):
+            output.commit()
+    assert content(tmp_path) == {"a.zarr/old": "old"}
+    assert names(tmp_path) == ["a.zarr"]
+
+
+def test_a_folder_that_appears_meanwhile_is_not_overwritten(tmp_path: Path) -> None:
+    with AtomicFolder(tmp_path / "a.zarr") as output:
+        fill(output, "new")
+        (tmp_path / "a.zarr").mkdir()
+        with pytest.raises(OutputExistsError, match="appeared meanwhile"):
+            output.commit()
+    assert names(tmp_path) == ["a.zarr"]
+    assert content(tmp_path) == {}
+
+
+def test_a_file_is_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "a.zarr").write_text("a file")
+    with pytest.raises(WriteError, match="it is a file"):
+        AtomicFolder(tmp_path / "a.zarr", overwrite=True)
+
+
+def test_a_link_to_a_folder_stays_a_link(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "real.zarr").mkdir()
+    (tmp_path / "link.zarr").symlink_to(tmp_path / "there" / "real.zarr")
+    with AtomicFolder(tmp_path / "link.zarr", overwrite=True) as output:
+        fill(output, "new")
+        output.commit()
+    assert (tmp_path / "link.zarr").is_symlink()
+    assert content(tmp_path / "there") == {"real.zarr/deep/file": "new"}
+
+
+def test_files_of_a_folder_are_on_the_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed: list[int] = []
+    fsync, rename = os.fsync, os.rename
+
+    def noted(number: int) -> None:
+        flushed.append(os.fstat(number).st_ino)
+        fsync(number)
+
+    def checked(*paths: Path) -> None:
+        assert (paths[0] / "deep" / "file").stat().st_ino in flushed
+        rename(*paths)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    monkeypatch.setattr(os, "rename", checked)
+    with AtomicFolder(tmp_path / "a.zarr") as output:
+        fill(output, "new")
+        output.commit()
+    assert names(tmp_path) == ["a.zarr"]

@@ -34,8 +34,8 @@ NAME = "OME-Zarr"
 # D, H, W of a new store's chunks: 2 MB of float32, 1 MB of uint16. Smaller ones cost a file and some 0.1 ms each; larger ones
 # cost memory (the writer holds a row of them) and make viewers fetch what they do not show.
 CHUNKS = (32, 128, 128)
-LIBRARY_BYTES = 40 << 20  # zarr with its threads and event loop, once it has worked
-ROWS_AT_ONCE = 4  # that are decoded side by side: one row may be a single chunk
+LIBRARY_BYTES = 24 << 20  # zarr with its threads and event loop, once it has worked
+AT_WORK = 10  # chunks that the library has in hand at once: its "async.concurrency"
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +64,7 @@ class ZarrMetadata:
 class ZarrReader(VolumeReader):
     """A Zarr array, read in rows of chunks.
 
-    Held are the rows of the last two runs of planes that were asked for, unless they were released before.
+    Held are the rows of the last run of planes that was asked for, and of the one before if they meet, unless released.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class ZarrReader(VolumeReader):
         self._part = (0, 0, 0)
         self._last = range(0)
         self._lock = threading.Lock()  # a slab is released while the next is read
-        self._pool = ThreadPoolExecutor(ROWS_AT_ONCE, thread_name_prefix="conv3d-zarr")
+        self._pool = ThreadPoolExecutor(self._rows_at_once(header.shape[4]), thread_name_prefix="conv3d-zarr")
 
     def read(self, n: int, depth: slice, channels: slice) -> Array:
         part = (n, channels.start, channels.stop)
@@ -97,7 +97,8 @@ class ZarrReader(VolumeReader):
         missing = [row for row in wanted if row not in held]
         held.update(zip(missing, self._pool.map(lambda row: self._decode(row, n, channels), missing), strict=True))
         with self._lock:
-            self._rows = {row: block for row, block in held.items() if row in wanted or row in self._last}
+            meet = wanted.start <= self._last.stop and self._last.start <= wanted.stop
+            self._rows = {row: b for row, b in held.items() if row in wanted or (meet and row in self._last)}
             self._last = wanted
         blocks = [held[row][max(depth.start - row * self._row, 0) : depth.stop - row * self._row] for row in wanted]
         return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
@@ -117,19 +118,26 @@ class ZarrReader(VolumeReader):
             if n == self._part[0]:
                 self._rows = {row: b for row, b in self._rows.items() if (row + 1) * self._row > depth_stop}
 
+    def _units(self, channels: int) -> tuple[tuple[int, ...], int]:
+        """The shape of what is decoded as one, and how many of a row the library has in hand at once."""
+        metadata: ZarrMetadata = self.header.metadata
+        axes, cut = self.header.axes, metadata.shards or metadata.chunks
+        unit = tuple(metadata.chunks[a] if a == "z" else cut[a] for a in axes.letters)
+        return unit, _units_at_work(axes, unit, channels)
+
+    def _rows_at_once(self, channels: int) -> int:
+        """Rows decoded side by side: a row may be a single chunk."""
+        return max(1, AT_WORK // max(1, self._units(channels)[1]))
+
     def held_bytes(self, planes: int, channels: int) -> int:
         depth, height, width = self.header.shape[1:4]
-        metadata: ZarrMetadata = self.header.metadata
-        # of two runs of planes, with the rest of the rows they begin and end in
-        rows = -(-min(planes, depth) // self._row) + 1
-        held = 2 * min(rows * self._row, depth) * height * width * channels
-        unit = _unit_shape(self.header.axes, metadata.chunks, metadata.shards)
-        at_work = min(rows, ROWS_AT_ONCE) * _units_at_work(self.header.axes, unit, channels)
-        # a shard is decoded no further than the row needs
-        chunk = (
-            math.prod(unit) // max(1, metadata.shards.get("z", 1)) * self._row if metadata.shards else math.prod(unit)
-        )
-        return (held + 2 * at_work * chunk) * max(self.header.dtype.itemsize, metadata.itemsize) + LIBRARY_BYTES
+        unit, at_work = self._units(channels)
+        # two runs of planes that meet, with the rest of the rows they begin and end in
+        rows = min(-(-(2 * min(planes, depth) - 1) // self._row) + 1, -(-depth // self._row))
+        held = min(rows * self._row, depth) * height * width * channels
+        encoded = 2 * at_work * self._rows_at_once(channels) * math.prod(unit)
+        itemsize = max(self.header.dtype.itemsize, self.header.metadata.itemsize)
+        return (held + encoded) * itemsize + LIBRARY_BYTES
 
     def finish(self) -> None:
         count, self._watch.missing = self._watch.missing, 0
@@ -353,10 +361,6 @@ def output_bytes(header: VolumeHeader, channels: int, *, chunks: Sequence[int] |
     return max((row + at_work) * header.dtype.itemsize, levels_bytes) + LIBRARY_BYTES
 
 
-def _unit_shape(axes: Axes, chunks: Mapping[str, int], shards: Mapping[str, int]) -> tuple[int, ...]:
-    return tuple((shards or chunks)[a] for a in axes.letters)
-
-
 def _units_at_work(axes: Axes, unit: Sequence[int], channels: int) -> int:
     """Chunks of a row that the library has in hand at once."""
     sizes = {"c": channels, "s": channels}
@@ -365,7 +369,7 @@ def _units_at_work(axes: Axes, unit: Sequence[int], channels: int) -> int:
         for a, step in zip(axes.letters, unit, strict=True)
         if a in "yx" + CHANNEL
     ]
-    return min(math.prod(along), 10)  # zarr's "async.concurrency"
+    return min(math.prod(along), AT_WORK)
 
 
 def output_unit(header: VolumeHeader, chunks: Sequence[int] | None = None) -> tuple[int, int, int]:

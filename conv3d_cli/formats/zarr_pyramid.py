@@ -17,7 +17,7 @@ import numpy as np
 from conv3d_cli.model.volume import SPATIAL, Array
 
 LEAST_SIZE = 16  # voxels: a shorter axis is not halved any more
-WORKERS = 2  # tiles at once: the library decodes the chunks of each in parallel besides
+WORKERS = 4  # tiles at once
 
 
 def level_factors(
@@ -89,9 +89,19 @@ def fill_level(below: Any, level: Any, halved: Sequence[int], tile: Sequence[int
     """
 
     def fill(place: tuple[slice, ...]) -> None:
-        if not stop.is_set():
-            source = tuple(slice(s.start * 2, s.stop * 2) if i in halved else s for i, s in enumerate(place))
-            level[place] = halve(np.asarray(below[source]), halved)
+        if stop.is_set():
+            return
+        values = np.empty([s.stop - s.start for s in place], level.dtype)
+        # Piece by piece, each as large as a tile: pieces of even tiles are tiles of the level below, read once.
+        pieces = [-(-t // 2) if i in halved else t for i, t in enumerate(tile)]
+        for piece in tiles(values.shape, pieces):
+            source = tuple(
+                slice((s.start + p.start) * 2, (s.start + p.stop) * 2) if i in halved
+                else slice(s.start + p.start, s.start + p.stop)
+                for i, (s, p) in enumerate(zip(place, piece, strict=True))
+            )  # fmt: skip
+            values[piece] = halve(np.asarray(below[source]), halved)
+        level[place] = values
 
     with ThreadPoolExecutor(WORKERS, thread_name_prefix="conv3d-levels") as pool:
         try:
@@ -109,5 +119,6 @@ def tiles(shape: Sequence[int], tile: Sequence[int]) -> Iterator[tuple[slice, ..
 
 
 def level_bytes(tile: Sequence[int], itemsize: int) -> int:
-    """Memory that `fill_level` takes: the voxels below each tile as they are, decoded once more, and sums in float64."""
-    return WORKERS * 8 * math.prod(tile) * (3 * itemsize + 8)
+    """Memory that `fill_level` takes: for each worker a tile, encoded too, and a piece, decoded too, with its sums in float64."""
+    tiles_read = 1 if all(t % 2 == 0 or t == 1 for t in tile) else 8  # odd ones: a piece lies across several
+    return WORKERS * math.prod(tile) * (4 * itemsize + 2 * itemsize * tiles_read + 8)

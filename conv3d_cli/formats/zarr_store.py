@@ -66,14 +66,14 @@ def is_node(folder: str) -> bool:
 
 
 def import_zarr(path: str, error: type[Conv3DError] = FormatError) -> Any:
-    """The zarr library, version 3 or newer. Raises: `error` with the cure if it is missing."""
+    """The zarr library, version 3.1 or newer. Raises: `error` with the cure if it is missing."""
     verb = "read" if error is FormatError else "write"
     try:
         import zarr
     except ImportError as cause:
         raise error(f"cannot {verb} {path}: Zarr needs the zarr package: {CURE}") from cause
-    if int(zarr.__version__.partition(".")[0]) < 3:
-        raise error(f"cannot {verb} {path}: Zarr needs zarr 3 or newer, not {zarr.__version__}: {CURE}")
+    if tuple(int(part) for part in zarr.__version__.split(".")[:2]) < (3, 1):  # 3.0 reads big-endian voxels wrongly
+        raise error(f"cannot {verb} {path}: Zarr needs zarr 3.1 or newer, not {zarr.__version__}: {CURE}")
     return zarr
 
 
@@ -98,6 +98,8 @@ def zarr_errors(path: str, what: str = "", error: type[Conv3DError] = FormatErro
             raise error(f"{start}no such file or folder") from cause
         if type(cause).__name__ == "UnknownCodecError" or "codec not available" in words:
             raise error(f"{start}it is compressed by a codec that is not known here ({words})") from cause
+        if "Protocol not known" in words:
+            raise error(f"{start}no file system is known for {urlsplit(path).scheme}://") from cause
         if isinstance(cause, OSError) and cause.strerror:
             raise error(f"{start}{cause.strerror}") from cause
         if type(cause).__module__.partition(".")[0] in ("aiohttp", "fsspec", "botocore", "s3fs"):
@@ -311,12 +313,14 @@ class RemoteStore:
         return joined(self.path, name)
 
     def _remove(self) -> None:
-        # metadata first: a store that is half gone must not look like an image
-        for marker in MARKERS:
-            if self._files.exists(f"{self._inner}/{marker}"):
-                self._files.rm_file(f"{self._inner}/{marker}")
+        # Metadata first: a store that is half gone must not look like an image. File by file: rm() takes a name such as
+        # a[1].zarr for a pattern, and removes what it fits.
+        first = [f"{self._inner}/{marker}" for marker in MARKERS]
+        for file in [name for name in first if self._files.exists(name)]:
+            self._files.rm_file(file)
         if self._files.exists(self._inner):
-            self._files.rm(self._inner, recursive=True)
+            for file in self._files.find(self._inner):
+                self._files.rm_file(file)
 
     def commit(self) -> None:
         """Everything is in its place already."""
