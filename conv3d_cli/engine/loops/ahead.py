@@ -50,6 +50,34 @@ def fetch_rows(step, row, gap, rows, column, width):
 
 
 @inlined
+def fetch_part(step, part, parts):
+    """Ask for a part of the rows of the plane that is packed next; only where voxels of a channel are side by side."""
+    planes, rows = memory(step[F.planes], np.int64), memory(step[F.rows], np.int64)
+    columns = memory(step[F.columns], np.int64)
+    last = (step[F.out_depth] - 1) * step[F.stride_d] + step[F.extent_d] - 1
+    if step[F.source_column_step] != 1 or step[F.position] >= last or planes[step[F.position] + 1] == OUTSIDE_OFFSET:
+        return
+    first_column = step[F.column] * step[F.stride_w]
+    width = (step[F.width] - 1) * step[F.stride_w] + step[F.extent_w]
+    start = max(step[F.run_start], first_column)
+    stop = min(step[F.run_stop], first_column + width)
+    if start >= stop:
+        return
+    first_row = step[F.row] * step[F.stride_h]
+    height = (step[F.height] - 1) * step[F.stride_h] + step[F.extent_h]
+    first = step[F.group] * step[F.channels] * step[F.source_channel_step]
+    origin = first + planes[step[F.position] + 1] + columns[start]
+    size = step[F.source_itemsize]
+    lines = ((stop - start) * size + LINE - 1) // LINE
+    for j in range(height * part // parts, height * (part + 1) // parts):
+        row = rows[first_row + j]
+        if row != OUTSIDE_OFFSET:
+            at = step[F.source] + (origin + row) * size
+            for line in range(lines):
+                prefetch(at + LINE * line)
+
+
+@inlined
 def fetch_voxels(step, row, column, width):
     """Ask for `width` voxels of all channels, from row `row` of the block and column `column` of the task on.
 

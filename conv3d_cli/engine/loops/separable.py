@@ -15,6 +15,7 @@ import numpy as np
 from numba import types
 from numba.extending import intrinsic
 
+from conv3d_cli.engine.loops.ahead import fetch_part
 from conv3d_cli.engine.loops.simd import I64, Vec, const, emit_prefetch, memory
 from conv3d_cli.engine.step import F
 
@@ -250,6 +251,8 @@ def filter_plane(rows, fold_h, shared_h, chunk, folded_chunk, lanes, real):
                 here = lines_at + 8 * tile * rows * stride_h
                 for term in range(terms):
                     for x in range(strips):
+                        if f == 0 and term == 0:  # without, sigma 1 takes 1.35 times as long, sigma 5 1.2 times
+                            fetch_part(step, tile * strips + x, tiles * strips)
                         out = half_at + term * half_rows + x * vector
                         if fold_h:
                             half, k = kh // 2, 0
