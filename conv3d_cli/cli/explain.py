@@ -18,6 +18,7 @@ from conv3d_cli.cli.options import (
     run_options,
     store_options,
 )
+from conv3d_cli.machine import byte_size
 
 
 @click.command(cls=SectionedCommand)

@@ -8,6 +8,7 @@ writes the same bytes.
 from __future__ import annotations
 
 import math
+import os
 import pickle
 import threading
 import time
@@ -24,6 +25,7 @@ from conv3d_cli.errors import ClusterError, Conv3DError, FormatError, SpecError
 from conv3d_cli.formats import create_volume
 from conv3d_cli.formats.zarr import NAME as ZARR
 from conv3d_cli.formats.zarr import ZarrMetadata, ZarrTarget, ZarrWriter, output_unit
+from conv3d_cli.formats.zarr_store import local_folder
 from conv3d_cli.job import Job, JobReport, PreparedJob, Stage, check_paths, prepare_job
 from conv3d_cli.model.spec import triple
 from conv3d_cli.model.volume import VolumeHeader
@@ -80,7 +82,7 @@ def connect(scheduler: str) -> Iterator[Any]:
         if kind == "local":
             address = stack.enter_context(
                 distributed.LocalCluster(
-                    n_workers=int(count), threads_per_worker=1, processes=True, dashboard_address=None, silence_logs=50
+                    n_workers=int(count), threads_per_worker=1, processes=True, dashboard_address=":0", silence_logs=50
                 )
             )
         try:
@@ -106,8 +108,9 @@ def run_on_cluster(
     """
     started = time.perf_counter()
     check_paths(job)
-    with prepare_job(job) as prepared, connect(scheduler) as client:
+    with prepare_job(job) as prepared, ExitStack() as stack:
         check_suited(prepared)
+        client = stack.enter_context(connect(scheduler))
         if decided is not None:
             decided(prepared)
         workers = client.scheduler_info(n_workers=-1)["workers"]
@@ -184,7 +187,9 @@ def path_format(path: str) -> str:
 
 
 def settled(job: Job, prepared: PreparedJob) -> Job:
-    """The job with its kernels read, drawn and constrained, so that workers need no kernel files and decide nothing anew."""
+    """The job with its kernels read, drawn and constrained, so that workers need no kernel files and decide nothing anew, and
+    with a path from the root, since each has a folder of its own."""
+    folder = local_folder(job.source)
     stages = tuple(
         Stage(
             kernel=done.kernel, strides=done.stage.strides, padding=done.stage.padding,
@@ -194,7 +199,7 @@ def settled(job: Job, prepared: PreparedJob) -> Job:
         )
         for done in prepared.stages
     )  # fmt: skip
-    return replace(job, stages=stages, threads=1)
+    return replace(job, source=job.source if folder is None else os.path.abspath(folder), stages=stages, threads=1)
 
 
 def cut_prepared(prepared: PreparedJob, threads: int) -> Cutting:
@@ -218,7 +223,7 @@ def _outcomes(client: Any, tasks: list[Task], scheduler: str) -> Iterator[Outcom
     distributed = import_distributed()
     futures = client.map(run_task, tasks, retries=RETRIES, pure=False, key="conv3d")
     try:
-        for future in distributed.as_completed(futures):
+        for future in distributed.as_completed(futures, loop=client.loop):
             try:
                 outcome = future.result()
             except distributed.KilledWorker as error:

@@ -21,7 +21,11 @@ def problem(size: tuple[int, ...], kernel: int = 3, strides: int = 1, boundary: 
 
 @given(size=sizes, in_chunk=few, out_chunk=few, threads=st.integers(1, 40), strides=st.integers(1, 3))
 def test_every_chunk_has_one_task(
-    size: tuple[int, int, int], in_chunk: tuple[int, int, int], out_chunk: tuple[int, int, int], threads: int, strides: int
+    size: tuple[int, int, int],
+    in_chunk: tuple[int, int, int],
+    out_chunk: tuple[int, int, int],
+    threads: int,
+    strides: int,
 ) -> None:
     one = problem(size, strides=strides)
     cutting = cut([one], in_chunk, out_chunk, 8, threads)
@@ -47,7 +51,9 @@ def test_blocks_grow_while_there_are_enough() -> None:
 
 
 @given(size=few, chunk=st.tuples(*[st.integers(1, 7)] * 3), block=st.integers(1, 9), kernel=st.sampled_from([1, 3, 5]))
-def test_what_is_read_is_counted(size: tuple[int, int, int], chunk: tuple[int, int, int], block: int, kernel: int) -> None:
+def test_what_is_read_is_counted(
+    size: tuple[int, int, int], chunk: tuple[int, int, int], block: int, kernel: int
+) -> None:
     one = problem(size, kernel)
     cutting = cut([one], chunk, (block,) * 3, 8, 10**6)  # so many threads that no block grows
     counted = sum(math.prod(whole_chunks([one], box, chunk)) for box in cutting.boxes())
