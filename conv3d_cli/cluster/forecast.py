@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 
 from conv3d_cli.cluster.compute import align, compute_box
-from conv3d_cli.cluster.run import chunk_of, cut_prepared, one_thread_for_zarr
+from conv3d_cli.cluster.run import chunk_of, cut_prepared
 from conv3d_cli.cluster.tasks import Box, Cutting, input_box, read_share, whole_chunks
 from conv3d_cli.formats import create_volume
+from conv3d_cli.formats.zarr_store import one_thread
 from conv3d_cli.job import PreparedJob
 from conv3d_cli.model.volume import Array, VolumeHeader, VolumeReader
 
@@ -144,7 +145,7 @@ def measure_rates(prepared: PreparedJob, cutting: Cutting) -> Rates:
     """Read, compute and write one task in the middle of the volume, on one thread."""
     from conv3d_cli.engine import Team
 
-    one_thread_for_zarr()
+    one_thread()
     boxes = list(cutting.boxes()) if cutting.count < 1000 else [next(cutting.boxes())]
     box = boxes[len(boxes) // 2]
     n, channels = prepared.passage.parts[0]

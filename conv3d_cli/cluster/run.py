@@ -19,13 +19,14 @@ from typing import Any
 
 import numpy as np
 
+from conv3d_cli import errors
 from conv3d_cli.cluster.compute import compute_box
 from conv3d_cli.cluster.tasks import Box, Cutting, cut
-from conv3d_cli.errors import ClusterError, Conv3DError, FormatError, SpecError
+from conv3d_cli.errors import ClusterError, Conv3DError, SpecError
 from conv3d_cli.formats import create_volume
 from conv3d_cli.formats.zarr import NAME as ZARR
-from conv3d_cli.formats.zarr import ZarrMetadata, ZarrTarget, ZarrWriter, output_unit
-from conv3d_cli.formats.zarr_store import local_folder
+from conv3d_cli.formats.zarr import ZarrMetadata, ZarrReader, ZarrTarget, ZarrWriter, output_unit
+from conv3d_cli.formats.zarr_store import local_folder, one_thread
 from conv3d_cli.job import Job, JobReport, PreparedJob, Stage, check_paths, prepare_job
 from conv3d_cli.model.spec import triple
 from conv3d_cli.model.volume import VolumeHeader
@@ -47,7 +48,11 @@ class Task:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a worker sends back."""
+    """What a worker sends back.
+
+    missing : chunks that it asked for and that are not in the input
+    error : class and message, where the task cannot be done: exceptions do not all survive the way
+    """
 
     voxels: int
     clipped: int
@@ -55,7 +60,7 @@ class Outcome:
     low: np.ndarray
     high: np.ndarray
     missing: int
-    error: Conv3DError | None = None
+    error: tuple[str, str] | None = None
 
 
 def import_distributed() -> Any:
@@ -139,7 +144,8 @@ def run_on_cluster(
             seconds = [0.0, 0.0]
             for outcome in _outcomes(client, tasks, scheduler):
                 if outcome.error is not None:
-                    raise outcome.error
+                    kind, message = outcome.error
+                    raise getattr(errors, kind)(message)
                 done, clipped, missing = done + outcome.voxels, clipped + outcome.clipped, missing + outcome.missing
                 seconds = [a + b for a, b in zip(seconds, outcome.seconds, strict=True)]
                 writer.note_range(outcome.low, outcome.high)
@@ -255,13 +261,6 @@ def cluster_size(scheduler: str) -> tuple[int, int]:
 # On a worker
 
 
-def one_thread_for_zarr() -> None:
-    """Have the library decode and encode on one thread: a worker's tasks are as many as it has threads already."""
-    import zarr
-
-    zarr.config.set({"threading.max_workers": 1})
-
-
 class _Open(threading.local):
     """The job that a worker's thread works on, with its reader open."""
 
@@ -275,7 +274,7 @@ class _Open(threading.local):
         from conv3d_cli.engine import Team
 
         if job != self.key:
-            one_thread_for_zarr()
+            one_thread()
             self.stack.close()
             self.key, self.stack = b"", ExitStack()
             self.prepared = self.stack.enter_context(prepare_job(pickle.loads(job)))
@@ -298,21 +297,12 @@ def run_task(task: Task) -> Outcome:
         outputs = slice(0, prepared.header.shape[4]) if whole else convolutions[-1].outputs(channels)
         out = np.empty((*task.box.shape, outputs.stop - outputs.start), prepared.header.dtype)
         clipped = compute_box(convolutions, prepared.reader, n, channels, task.box, out, team)
-        prepared.reader.finish()
+        missing = prepared.reader.take_missing() if isinstance(prepared.reader, ZarrReader) else 0
         writing = time.perf_counter()
         depth, height, width = (span[0] for span in task.box)
         low, high = task.target.write(n, (depth, height, width), outputs.start, out)
         ended = time.perf_counter()
-        return Outcome(out.size, clipped, (ended - started, ended - writing), low, high, 0)
+        return Outcome(out.size, clipped, (ended - started, ended - writing), low, high, missing)
     except Conv3DError as error:
         nothing = np.empty(0)
-        return Outcome(0, 0, (0.0, 0.0), nothing, nothing, 0, _plain(error))
-
-
-def _plain(error: Conv3DError) -> Conv3DError:
-    """The error without its causes, which may not be picklable."""
-    try:
-        plain = type(error)(str(error))
-    except TypeError:
-        plain = FormatError(str(error))
-    return plain
+        return Outcome(0, 0, (0.0, 0.0), nothing, nothing, 0, (type(error).__name__, str(error)))

@@ -139,8 +139,13 @@ class ZarrReader(VolumeReader):
         itemsize = max(self.header.dtype.itemsize, self.header.metadata.itemsize)
         return (held + encoded) * itemsize + LIBRARY_BYTES
 
-    def finish(self) -> None:
+    def take_missing(self) -> int:
+        """How many chunks were asked for, since this was last called, that are not in the store."""
         count, self._watch.missing = self._watch.missing, 0
+        return count
+
+    def finish(self) -> None:
+        count = self.take_missing()
         if count:
             fill = self.array.fill_value
             self.notes = (

@@ -77,6 +77,13 @@ def import_zarr(path: str, error: type[Conv3DError] = FormatError) -> Any:
     return zarr
 
 
+def one_thread() -> None:
+    """Have the library decode and encode on one thread of this process, where as many tasks as there are threads read at once."""
+    import zarr
+
+    zarr.config.set({"threading.max_workers": 1})
+
+
 @contextmanager
 def zarr_errors(path: str, what: str = "", error: type[Conv3DError] = FormatError) -> Iterator[None]:
     """Turn whatever zarr and file systems raise in the body into one line of kind `error`."""
@@ -275,6 +282,12 @@ class StoreFolder(AtomicFolder):
         from zarr.storage import LocalStore
 
         return LocalStore(self.temporary / name if name else self.temporary)
+
+    def commit(self) -> None:
+        """As any folder, without what processes left that were killed while they wrote a chunk."""
+        for left in self.temporary.rglob("*.partial"):
+            left.unlink(missing_ok=True)
+        super().commit()
 
     def address(self, name: str) -> str:
         """The node's folder, from the root."""

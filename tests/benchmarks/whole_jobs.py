@@ -1,6 +1,6 @@
 """Whole jobs beside what people use for them: seconds, CPU seconds and peak memory of each process, in turn.
 
-python tests/benchmarks/jobs.py [fmri] [stack] [large] [cluster] [--rounds 5] [--folder DIR]
+python tests/benchmarks/whole_jobs.py [fmri] [stack] [large] [cluster] [--rounds 5] [--folder DIR]
 
 fmri      4-D scan 64x64x48x300 int16, Gaussian of FWHM 6 mm: .nii.gz beside niimath, .nii beside mrfilter
 stack     250 MB uint16 TIFF, Gaussian of 2 voxels, beside a script of tifffile and scipy.ndimage
