@@ -11,12 +11,15 @@ cluster   2 GB OME-Zarr on Dask: two workers of one thread beside one
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import nibabel as nib
@@ -40,13 +43,21 @@ def smooth(shape: tuple[int, ...], dtype: type[np.generic]) -> np.ndarray:
     return (400 * total + 1500 + rng.integers(-20, 20, shape)).astype(dtype)
 
 
-def in_turn(commands: dict[str, list[str]], rounds: int) -> None:
-    """Run each once untimed, then round after round; print a row each."""
+def make(function: Callable[..., None], *arguments: object) -> None:
+    """Call a function that makes files in a process of its own: a child's peak memory counts its parent's at the start."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        pool.submit(function, *arguments).result()
+
+
+def in_turn(commands: dict[str, list[str]], rounds: int, folder: Path) -> None:
+    """Run each once untimed, then round after round, each time into a new file (a or b); print a row each."""
     runs: dict[str, list[tuple[float, float, float]]] = {name: [] for name in commands}
     for command in commands.values():
         run(command)
     for _ in range(rounds):
         for name, command in commands.items():
+            for old in folder.glob("[ab].*"):
+                old.unlink()
             runs[name].append(run(command))
     for name, times in runs.items():
         report(name, times)
@@ -60,13 +71,18 @@ def program(name: str) -> str | None:
     return path
 
 
-def fmri(folder: Path, rounds: int) -> None:
-    """A series of 300 volumes."""
+def make_fmri(folder: Path) -> None:
+    """300 volumes, packed and not."""
     data = smooth((300, 48, 64, 64), np.int16).T
     image = nib.Nifti1Image(data, np.diag([3, 3, 3, 1]))
     image.header.set_zooms((3, 3, 3, 2))
     for packed in ("x.nii.gz", "x.nii"):
         image.to_filename(folder / packed)
+
+
+def fmri(folder: Path, rounds: int) -> None:
+    """A series of 300 volumes."""
+    make(make_fmri, folder)
     kernel = "gaussian:fwhm=6mm"
     commands = {"conv3d, .nii.gz to .nii.gz": apply(folder / "x.nii.gz", folder / "a.nii.gz", kernel)}
     if niimath := program("niimath"):
@@ -78,12 +94,17 @@ def fmri(folder: Path, rounds: int) -> None:
         commands["mrfilter smooth, .nii to .nii"] = [
             mrfilter, str(folder / "x.nii"), "smooth", "-fwhm", "6", str(folder / "b.nii"), "-force", "-quiet",
         ]  # fmt: skip
-    in_turn(commands, rounds)
+    in_turn(commands, rounds, folder)
+
+
+def make_stack(folder: Path) -> None:
+    """250 MB of uint16."""
+    tifffile.imwrite(folder / "x.tif", smooth((120, 1024, 1024), np.uint16), imagej=True, metadata={"axes": "ZYX"})
 
 
 def stack(folder: Path, rounds: int) -> None:
     """A microscope's stack."""
-    tifffile.imwrite(folder / "x.tif", smooth((120, 1024, 1024), np.uint16), imagej=True, metadata={"axes": "ZYX"})
+    make(make_stack, folder)
     (folder / "script.py").write_text(SCRIPT)
     in_turn(
         {
@@ -93,6 +114,7 @@ def stack(folder: Path, rounds: int) -> None:
             ],
         },
         rounds,
+        folder,
     )  # fmt: skip
 
 
@@ -100,7 +122,7 @@ def large(folder: Path, rounds: int) -> None:
     """Memory that does not grow with the file, and the slowest stage alone: unpacking, or packing what was computed."""
     for gigabytes in (1, 8):
         source, target = folder / f"{gigabytes}.nii.gz", folder / "out.nii.gz"
-        make_series(source, gigabytes)
+        make(make_series, source, gigabytes)
         run(apply(folder / "1.nii.gz", target, "box:size=3"))
         unpack = "import sys; from isal import igzip; f = igzip.open(sys.argv[1])\nwhile f.read(1 << 20): pass"
         report(f"{gigabytes} GB: unpacking alone", [run([sys.executable, "-c", unpack, str(source)])])
@@ -111,9 +133,8 @@ def large(folder: Path, rounds: int) -> None:
         report(f"{gigabytes} GB: conv3d, box of 3", [run(apply(source, target, "box:size=3"))])
 
 
-def cluster(folder: Path, rounds: int) -> None:
-    """The same 2 GB store on one worker and on two, of one thread each."""
-    import distributed
+def make_store(folder: Path) -> None:
+    """2 GB of float32 as OME-Zarr, and a kernel."""
     import zarr
 
     shape, chunk = (512, 1024, 1024), (64, 128, 128)
@@ -125,8 +146,15 @@ def cluster(folder: Path, rounds: int) -> None:
     scale = [{"type": "scale", "scale": [1.0, 1.0, 1.0]}]
     dataset = {"path": "0", "coordinateTransformations": scale}
     source.attrs["ome"] = {"version": "0.5", "multiscales": [{"axes": axes, "datasets": [dataset]}]}
+    np.save(folder / "k.npy", np.random.default_rng(0).standard_normal((7, 7, 7)))
+
+
+def cluster(folder: Path, rounds: int) -> None:
+    """The same 2 GB store on one worker and on two, of one thread each."""
+    import distributed
+
+    make(make_store, folder)
     for text in ("gaussian:sigma=3vox", str(folder / "k.npy")):
-        np.save(folder / "k.npy", np.random.default_rng(0).standard_normal((7, 7, 7)))
         for workers in (1, 2):
             local = distributed.LocalCluster(
                 n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=":0"
