@@ -42,12 +42,12 @@ def test_blocks_grow_while_there_are_enough() -> None:
     large = problem((2000, 2000, 2000), 9)
     cutting = cut([large], (64, 64, 64), (64, 64, 64), 6, 200)
     assert math.prod(cutting.block) > 8 * 64**3
-    assert cutting.count >= 8 * 200
+    assert cutting.count >= 4 * 200
     assert math.prod(cutting.block) * 6 <= 2 * TASK_BYTES
     # fewer threads need fewer tasks, but no larger ones than fit
     assert cut([large], (64,) * 3, (64,) * 3, 6, 1).count <= cutting.count
     small = problem((64, 64, 64), 9)
-    assert cut([small], (16,) * 3, (16,) * 3, 6, 2).count >= 16
+    assert cut([small], (16,) * 3, (16,) * 3, 6, 2).count >= 8
 
 
 @given(size=few, chunk=st.tuples(*[st.integers(1, 7)] * 3), block=st.integers(1, 9), kernel=st.sampled_from([1, 3, 5]))
