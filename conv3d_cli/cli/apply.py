@@ -44,7 +44,8 @@ if TYPE_CHECKING:
     type=click.IntRange(0, 3),
     default=1,
     show_default=True,
-    help="Of .nii.gz outputs: 0 is quickest; 1 takes a tenth longer for a quarter less; 2 and 3 gain little.",
+    help="Of .nii.gz outputs: 0 is quickest; 1 takes a tenth longer for a quarter less; 2 and 3 gain little. "
+    ".nii.zst has one level.",
 )
 @store_options
 @click.option(
@@ -74,7 +75,7 @@ def apply(ctx: click.Context, inputs: tuple[str, ...], **_: Any) -> None:
     (--padding same --boundary symmetric). A 5-D kernel is a Conv3D layer with Keras' defaults (valid, zeros).
     Triples are in depth,height,width order. `-` reads or writes .npy on a pipe.
 
-    Volumes are NIfTI (.nii .nii.gz .hdr), TIFF (.tif .ome.tif), NumPy (.npy) and OME-Zarr (.zarr .ome.zarr,
+    Volumes are NIfTI (.nii .nii.gz .nii.zst .hdr), TIFF (.tif .ome.tif), NumPy (.npy) and OME-Zarr (.zarr .ome.zarr,
     folders and URLs; image.zarr/1 is a level or array in it).
     """
     from conv3d_cli.formats import output_exists

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from conv3d_cli.errors import Conv3DError, FormatError, OutputExistsError, SpecError
 from conv3d_cli.formats import nifti, npy, tiff, zarr
 from conv3d_cli.formats.base import VolumeFormat
+from conv3d_cli.formats.codecs import codec_named
 from conv3d_cli.formats.zarr_store import is_url, local_folder
 from conv3d_cli.model.spec import triple
 from conv3d_cli.model.volume import Volume, VolumeHeader, VolumeReader, VolumeWriter, parts_in_storage_order
@@ -38,7 +39,7 @@ def known_suffixes() -> str:
 
 def is_stream(path: str) -> bool:
     """Whether a volume of this name can only be read and written forward: a pipe or a compressed file."""
-    return path == "-" or path.lower().endswith(".gz")
+    return path == "-" or codec_named(path) is not None
 
 
 def writes_rows(path: str) -> bool:

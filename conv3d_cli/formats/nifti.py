@@ -1,4 +1,4 @@
-"""NIfTI-1 and NIfTI-2: `.nii`, `.nii.gz` and `.hdr`/`.img` pairs, either byte order, scaled integers, vectors and RGB.
+"""NIfTI-1 and NIfTI-2: `.nii`, `.nii.gz`, `.nii.zst`, `.hdr`/`.img` pairs, either byte order, scaled integers, vectors, RGB.
 
 Uncompressed voxels are a memory map; compressed ones are unpacked forward only, slab by slab. Nothing is made room for on
 the word of a header that promises more than its file can hold. What headers mean is in `nifti_header` and `nifti_grid`.
@@ -17,10 +17,10 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from conv3d_cli.atomic import AtomicFile, suffix_of, write_errors
+from conv3d_cli.atomic import AtomicFile, check_target, suffix_of, write_errors
 from conv3d_cli.errors import FormatError, WriteError
 from conv3d_cli.formats.base import RawReader, RawWriter, SpooledWriter, VolumeFormat, real_dtype, write_at
-from conv3d_cli.formats.gzipped import LARGEST_INFLATION, GzipStream, GzipWriter, gzipped, open_gzipped
+from conv3d_cli.formats.codecs import Codec, codec_named, codec_within
 from conv3d_cli.formats.nifti_grid import permuted, read_grid
 from conv3d_cli.formats.nifti_header import (
     LETTERS,
@@ -38,6 +38,7 @@ from conv3d_cli.formats.nifti_header import (
     source_of,
     stored_axes,
 )
+from conv3d_cli.formats.packed import PackedStream, PackedWriter, open_packed, packed
 from conv3d_cli.inputs import check_input
 from conv3d_cli.model.volume import SPATIAL, Array, Axes, VolumeHeader, VolumeReader, VolumeWriter
 
@@ -94,34 +95,33 @@ def open_nifti(path: str, *, axes: str | None = None, channels_first: bool = Fal
     header_path, voxel_path = _input_names(path)
     pair = header_path != voxel_path
     header_size, voxel_size = check_input(header_path), check_input(voxel_path)
-    # Browsers and servers unpack .gz files without renaming them: where the content tells, it is believed.
-    header_packed = _starts_as_gzip(header_path)
-    voxels_packed = voxel_path.lower().endswith(".gz") if pair else header_packed
+    header_codec = codec_within(header_path)  # where the content tells, it is believed, and not the name
+    voxel_codec = codec_named(voxel_path) if pair else header_codec
     with ExitStack() as opened:
-        head: BinaryIO | GzipStream = GzipStream(header_path) if header_packed else open(header_path, "rb")  # noqa: SIM115
+        head = _open_bytes(header_path, header_codec)
         opened.callback(head.close)
         header = read_header(head.read, header_path, pair)
         sizes, stored, samples = read_layout(header, header_path)
         offset = read_voxel_offset(header, header_path, pair)
         promised = offset + math.prod(sizes) * max(1, samples) * stored.itemsize
         what = f"its header promises {promised} bytes (shape {sizes[::-1]}, {stored})"
-        if not voxels_packed and promised > voxel_size:
+        if voxel_codec is None and promised > voxel_size:
             raise FormatError(f"cannot read {voxel_path}: truncated: {what}, the file has {voxel_size}")
-        if voxels_packed and promised > voxel_size * LARGEST_INFLATION:
+        if voxel_codec is not None and promised > voxel_size * voxel_codec.largest_inflation:
             raise FormatError(
                 f"cannot read {voxel_path}: truncated or damaged: {what}, more than {voxel_size} packed bytes can hold"
             )
-        header_end = header_size * (LARGEST_INFLATION if header_packed else 1) if pair else offset
+        header_end = header_size * (header_codec.largest_inflation if header_codec else 1) if pair else offset
         extensions = read_extensions(head.read, header, header_end, header_path, pair)
         channels = samples or (sizes[4] if len(sizes) > 4 else 1)
         source = NiftiSource(header, extensions, pair, read_grid(header, header_path), channels)
         volume = _volume_header(source, sizes, stored, samples, axes, header_path)
-        voxels: BinaryIO | GzipStream = head
+        voxels = head
         if pair:
-            voxels = GzipStream(voxel_path) if voxels_packed else open(voxel_path, "rb")  # noqa: SIM115
+            voxels = _open_bytes(voxel_path, voxel_codec)
             opened.callback(voxels.close)
-        if isinstance(voxels, GzipStream):
-            reader: VolumeReader = open_gzipped(voxels, volume, stored, offset)
+        if isinstance(voxels, PackedStream):
+            reader: VolumeReader = open_packed(voxels, volume, stored, offset)
         else:
             reader = RawReader(voxels, volume, voxel_path, stored, offset)
         opened.pop_all()
@@ -130,9 +130,8 @@ def open_nifti(path: str, *, axes: str | None = None, channels_first: bool = Fal
         return reader
 
 
-def _starts_as_gzip(path: str) -> bool:
-    with open(path, "rb") as file:
-        return file.read(2) == b"\x1f\x8b"
+def _open_bytes(path: str, codec: Codec | None) -> BinaryIO | PackedStream:
+    return open(path, "rb") if codec is None else PackedStream(path, codec)
 
 
 def _volume_header(
@@ -159,11 +158,14 @@ def create_nifti(
     """Start a NIfTI file, or a pair by either name.
 
     header : VolumeHeader   of any axis order; the writer's own header has the file's
-    gz_level : int          0 to 3, isal's levels
+    gz_level : int          0 to 3, isal's levels, of .gz
     Raises: OutputExistsError; WriteError for a dtype or a shape that NIfTI cannot hold.
     """
     header_path, voxel_path = _output_names(path)
     pair = header_path != voxel_path
+    codec = codec_named(path)
+    if codec is not None:
+        codec.need(path, WriteError)
     source = source_of(header)
     axes = stored_axes(header.axes, header.dtype)
     try:
@@ -171,17 +173,16 @@ def create_nifti(
         prefix = header_bytes(fields, () if source is None else source.extensions)
     except WriteError as error:
         raise WriteError(f"cannot write {path}: {error}") from None
-    level = gz_level if path.lower().endswith(".gz") else None
     opened = [AtomicFile(voxel_path, overwrite)]
     try:
         if pair:
             opened.append(AtomicFile(header_path, overwrite))
         with write_errors(header_path):
-            head = gzipped(prefix, level) if pair and level is not None else prefix
-            if pair or level is None:
+            head = packed(prefix, codec, gz_level) if pair and codec is not None else prefix
+            if pair or codec is None:
                 write_at(opened[-1].file, memoryview(head), 0)
         writer = _voxel_writer(
-            opened[0], replace(header, axes=axes), voxel_path, b"" if pair else prefix, level, threads
+            opened[0], replace(header, axes=axes), voxel_path, b"" if pair else prefix, codec, gz_level, threads
         )
         if pair:
             writer = PairWriter(writer, opened[1])
@@ -195,12 +196,18 @@ def create_nifti(
 
 
 def _voxel_writer(
-    output: AtomicFile, header: VolumeHeader, path: str, prefix: bytes, level: int | None, threads: int | None
+    output: AtomicFile,
+    header: VolumeHeader,
+    path: str,
+    prefix: bytes,
+    codec: Codec | None,
+    level: int,
+    threads: int | None,
 ) -> VolumeWriter:
     stored = header.dtype.newbyteorder("<")
-    if level is None:
+    if codec is None:
         return RawWriter(output, header, path, len(prefix), stored)
-    return GzipWriter(output, header, path, prefix, stored, level, threads)
+    return PackedWriter(output, header, path, prefix, stored, codec, level, threads)
 
 
 class PairWriter(VolumeWriter):
@@ -222,11 +229,20 @@ class PairWriter(VolumeWriter):
         self.head.abort()
 
 
+def check_nifti_target(path: str, overwrite: bool, make_folder: bool = False) -> None:
+    """As `check_target`; also that what packs it is there. Raises: OutputExistsError, WriteError."""
+    check_target(path, overwrite, make_folder)
+    codec = codec_named(path)
+    if codec is not None:
+        codec.need(path, WriteError)
+
+
 FORMAT = VolumeFormat(
     name=NAME,
-    suffixes=(".nii.gz", ".nii", ".hdr.gz", ".img.gz", ".hdr", ".img"),
+    suffixes=(".nii.gz", ".nii.zst", ".nii", ".hdr.gz", ".img.gz", ".hdr", ".img"),
     summary="NIfTI-1 and NIfTI-2, compressed or not, and .hdr/.img pairs; affines, units and extensions are kept",
     open=open_nifti,
     create=create_nifti,
     output_letters=output_letters,
+    check_target=check_nifti_target,
 )

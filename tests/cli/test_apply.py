@@ -17,6 +17,8 @@ from click.testing import CliRunner
 
 from conv3d_cli.cli import main
 from conv3d_cli.engine import ALGORITHMS
+from conv3d_cli.formats import write_volume
+from conv3d_cli.model.volume import Volume
 
 
 def correlate(x: np.ndarray, k: np.ndarray, **kwargs: Any) -> np.ndarray:
@@ -360,6 +362,17 @@ def test_streams_equal_random_access(
     run("apply", tmp_path / "x.npy", *options, "-o", tmp_path / "b.npy")
     got = np.asanyarray(nib.load(tmp_path / "a.nii.gz").dataobj).transpose(2, 1, 0)
     np.testing.assert_array_equal(got, np.load(tmp_path / "b.npy"))
+
+
+@pytest.mark.parametrize("suffix", [".nii.gz", ".nii.zst"])
+def test_packed_bytes_depend_on_nothing_else(
+    run: Any, tmp_path: Path, kernel: Path, rng: np.random.Generator, suffix: str
+) -> None:
+    x = rng.standard_normal((60, 128, 128)).astype(np.float32)
+    write_volume(str(tmp_path / f"x{suffix}"), Volume(x, "zyx"))
+    for name, options in {"a": ["-j", "1"], "b": ["-j", "3"], "c": ["--max-memory", "232M"]}.items():
+        run("apply", tmp_path / f"x{suffix}", "-k", kernel, "-o", tmp_path / f"{name}{suffix}", *options)
+    assert len({(tmp_path / f"{name}{suffix}").read_bytes() for name in "abc"}) == 1
 
 
 def test_tiff_axes_and_spacing(run: Any, tmp_path: Path, rng: np.random.Generator) -> None:

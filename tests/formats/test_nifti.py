@@ -19,14 +19,29 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
 from conv3d_cli.errors import FormatError, OutputExistsError, WriteError
-from conv3d_cli.formats import create_volume, gzipped, nifti, open_volume, read_volume, write_volume
+from conv3d_cli.formats import create_volume, nifti, open_volume, packed, read_volume, write_volume
+from conv3d_cli.formats.codecs import codec_named
 from conv3d_cli.model.grid import Grid, affine_from_spacing, grid_after
 from conv3d_cli.model.spec import VoxelTransform
 from conv3d_cli.model.volume import Axes, Volume, VolumeHeader
 
 REAL_SCAN = Path(nibabel.__file__).parent / "tests/data/example4d.nii.gz"
 SUFFIXES = (".nii", ".nii.gz", ".hdr", ".img.gz")
+
+
+def zstd_frame(data: bytes) -> bytes:
+    """A frame with a checksum."""
+    parameter = zstd.CompressionParameter
+    return zstd.compress(data, options={parameter.compression_level: 7, parameter.checksum_flag: 1})
+
+
+PACK = {".nii.gz": gzip.compress, ".nii.zst": zstd_frame}
 TURN = np.array([[0.8, -0.6, 0], [0.6, 0.8, 0], [0, 0, 1]])
 
 
@@ -981,10 +996,14 @@ def smooth(shape: tuple[int, ...] = (40, 50, 60)) -> np.ndarray:
     return (1000 * np.sin(np.arange(np.prod(shape)) / 500)).astype(np.int16).reshape(shape)
 
 
-class TestGzip:
-    def test_truncated_at_many_points(self, tmp_path: Path) -> None:
-        content = gzip.compress(image(smooth()).to_bytes())
-        path = tmp_path / "v.nii.gz"
+class TestStreams:
+    @pytest.fixture(params=PACK)
+    def suffix(self, request: pytest.FixtureRequest) -> str:
+        return request.param
+
+    def test_truncated_at_many_points(self, tmp_path: Path, suffix: str) -> None:
+        content = PACK[suffix](image(smooth()).to_bytes())
+        path = tmp_path / f"v{suffix}"
         for length in [
             *range(1, 40),
             *range(40, len(content), len(content) // 60),
@@ -993,41 +1012,47 @@ class TestGzip:
             path.write_bytes(content[:length])
             assert "truncated" in error_of(path) or length < 20
 
-    def test_truncated_within_a_slab(self, tmp_path: Path) -> None:
-        content = gzip.compress(image(smooth()).to_bytes())
-        path = tmp_path / "v.nii.gz"
-        path.write_bytes(content[: len(content) // 2])
+    def test_truncated_within_a_slab(self, tmp_path: Path, suffix: str) -> None:
+        content = PACK[suffix](image(smooth((100, 80, 60))).to_bytes())
+        path = tmp_path / f"v{suffix}"
+        path.write_bytes(content[:-30])
         with open_volume(str(path)) as reader:
             reader.read(0, slice(0, 3), slice(0, 1))
             with pytest.raises(FormatError, match="truncated"):
                 reader.read(0, slice(3, 60), slice(0, 1))
 
     @pytest.mark.parametrize("position", [-8, -5, -4, -1])
-    def test_checksum_and_length(self, tmp_path: Path, position: int) -> None:
+    def test_checksum_and_length(self, tmp_path: Path, suffix: str, position: int) -> None:
         """What the trailer says is compared, even if no voxel is missing."""
-        content = bytearray(gzip.compress(image(smooth()).to_bytes()))
+        content = bytearray(PACK[suffix](image(smooth()).to_bytes()))
         content[position] ^= 1
-        (tmp_path / "v.nii.gz").write_bytes(content)
-        assert "corrupt" in error_of(tmp_path / "v.nii.gz")
+        (tmp_path / f"v{suffix}").write_bytes(content)
+        assert "corrupt" in error_of(tmp_path / f"v{suffix}")
 
-    @pytest.mark.parametrize("garbage", [b"garbage", b"\x1f\x8b\x08 not really", b"\0\0\0x"])
-    def test_garbage_behind_the_stream(self, tmp_path: Path, garbage: bytes) -> None:
-        (tmp_path / "v.nii.gz").write_bytes(gzip.compress(image(smooth()).to_bytes()) + garbage)
-        error_of(tmp_path / "v.nii.gz")
+    @pytest.mark.parametrize(
+        "garbage", [b"garbage", b"\x1f\x8b\x08 not really", b"\x28\xb5\x2f\xfd not really", b"\0\0\0x"]
+    )
+    def test_garbage_behind_the_stream(self, tmp_path: Path, suffix: str, garbage: bytes) -> None:
+        (tmp_path / f"v{suffix}").write_bytes(PACK[suffix](image(smooth()).to_bytes()) + garbage)
+        error_of(tmp_path / f"v{suffix}")
 
-    def test_damaged_in_the_middle(self, tmp_path: Path, rng: np.random.Generator) -> None:
-        content = gzip.compress(image(smooth()).to_bytes())
+    def test_damaged_in_the_middle(self, tmp_path: Path, suffix: str, rng: np.random.Generator) -> None:
+        content = PACK[suffix](image(smooth()).to_bytes())
         for _ in range(30):
             damaged = bytearray(content)
             damaged[int(rng.integers(20, len(content) - 8))] ^= 1 << int(rng.integers(8))
-            (tmp_path / "v.nii.gz").write_bytes(damaged)
-            error_of(tmp_path / "v.nii.gz")
+            (tmp_path / f"v{suffix}").write_bytes(damaged)
+            try:
+                volume = read_volume(str(tmp_path / f"v{suffix}"))
+            except FormatError:
+                continue
+            np.testing.assert_array_equal(volume.data, smooth().T)  # a bit that nothing depends on
 
-    def test_several_members_and_padding(self, tmp_path: Path) -> None:
+    def test_several_members_and_padding(self, tmp_path: Path, suffix: str) -> None:
         content = image(smooth()).to_bytes()
-        packed = gzip.compress(content[:1000]) + gzip.compress(content[1000:]) + bytes(512)
-        (tmp_path / "v.nii.gz").write_bytes(packed)
-        np.testing.assert_array_equal(read_volume(str(tmp_path / "v.nii.gz")).data, smooth().T)
+        packed = PACK[suffix](content[:1000]) + PACK[suffix](content[1000:]) + bytes(512 if suffix == ".nii.gz" else 0)
+        (tmp_path / f"v{suffix}").write_bytes(packed)
+        np.testing.assert_array_equal(read_volume(str(tmp_path / f"v{suffix}")).data, smooth().T)
 
     def test_forward_only(self, tmp_path: Path) -> None:
         path = saved(tmp_path / "v.nii.gz", smooth())
@@ -1047,14 +1072,14 @@ class TestGzip:
         with open_volume(path) as reader, pytest.raises(RuntimeError, match="one by one"):
             reader.read(0, slice(0, 1), slice(0, 3))
 
-    def test_no_more_than_a_slab_is_held(self, tmp_path: Path) -> None:
+    def test_no_more_than_a_slab_is_held(self, tmp_path: Path, suffix: str) -> None:
         import tracemalloc
 
         data = np.zeros((256, 256, 256), np.uint8)
         data[::7] = 3
-        write_volume(str(tmp_path / "v.nii.gz"), Volume(data, "zyx"))
+        write_volume(str(tmp_path / f"v{suffix}"), Volume(data, "zyx"))
         tracemalloc.start()
-        with open_volume(str(tmp_path / "v.nii.gz")) as reader:
+        with open_volume(str(tmp_path / f"v{suffix}")) as reader:
             for start in range(0, 256, 4):
                 assert reader.read(0, slice(start, start + 4), slice(0, 1)).shape == (4, 256, 256, 1)
             reader.finish()
@@ -1062,9 +1087,9 @@ class TestGzip:
         tracemalloc.stop()
         assert peak < 4 << 20
 
-    def test_slabs_out_of_order_are_refused(self, tmp_path: Path) -> None:
+    def test_slabs_out_of_order_are_refused(self, tmp_path: Path, suffix: str) -> None:
         header = empty_header("czyx", (2, 4, 3, 2))
-        with create_volume(str(tmp_path / "v.nii.gz"), header) as writer:
+        with create_volume(str(tmp_path / f"v{suffix}"), header) as writer:
             block = np.zeros((2, 3, 2, 1), np.float32)
             for n, depth, channel in ((0, 2, 0), (0, 0, 1)):
                 with pytest.raises(RuntimeError, match="order"):
@@ -1080,19 +1105,19 @@ class TestGzip:
     @pytest.mark.parametrize("size", [0, 5, 1 << 20, (1 << 20) - 352, (3 << 20) + 17])
     def test_streams_are_read_by_others(self, level: int, size: int, rng: np.random.Generator) -> None:
         for data in (rng.bytes(size), bytes(size)):
-            packed = gzipped.gzipped(data, level)
-            assert gzip.decompress(packed) == data
-            assert zlib.decompress(packed, 31) == data  # one member
-            assert packed[:10] == b"\x1f\x8b\x08\0\0\0\0\0\0\xff"
+            stream = packed.packed(data, codec_named("v.gz"), level)
+            assert gzip.decompress(stream) == data
+            assert zlib.decompress(stream, 31) == data  # one member
+            assert stream[:10] == b"\x1f\x8b\x08\0\0\0\0\0\0\xff"
 
     def test_bytes_do_not_depend_on_threads_or_writes(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
+        self, tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
     ) -> None:
         volume = Volume(rng.normal(size=(60, 200, 150)).astype(np.float32).cumsum(axis=2), "zyx")
         results = set()
         for threads, depth in (("1", 60), ("2", 1), ("7", 17)):
             monkeypatch.setenv("CONV3D_THREADS", threads)
-            path = tmp_path / f"v{threads}.nii.gz"
+            path = tmp_path / f"v{threads}{suffix}"
             with create_volume(str(path), volume.header) as writer:
                 for start in range(0, 60, depth):
                     writer.write(0, start, 0, volume.data[start : start + depth, ..., np.newaxis])
@@ -1111,18 +1136,18 @@ class TestGzip:
             np.testing.assert_array_equal(read_volume(path).data, volume.data)
         assert sizes[1] < sizes[0] < volume.data.nbytes
 
-    def test_the_callers_buffer_is_free_again(self, tmp_path: Path, rng: np.random.Generator) -> None:
+    def test_the_callers_buffer_is_free_again(self, tmp_path: Path, suffix: str, rng: np.random.Generator) -> None:
         data = rng.integers(0, 255, (40, 300, 300), np.uint8)
-        with create_volume(str(tmp_path / "v.nii.gz"), empty_header("zyx", data.shape, "uint8")) as writer:
+        with create_volume(str(tmp_path / f"v{suffix}"), empty_header("zyx", data.shape, "uint8")) as writer:
             block = np.empty((20, 300, 300, 1), np.uint8)
             for start in (0, 20):
                 block[..., 0] = data[start : start + 20]
                 writer.write(0, start, 0, block)
                 block[...] = 0
             writer.commit()
-        np.testing.assert_array_equal(read_volume(str(tmp_path / "v.nii.gz")).data, data)
+        np.testing.assert_array_equal(read_volume(str(tmp_path / f"v{suffix}")).data, data)
 
-    @pytest.mark.parametrize("suffix", SUFFIXES)
+    @pytest.mark.parametrize("suffix", [*SUFFIXES, ".nii.zst"])
     def test_a_full_disk(self, tmp_path: Path, suffix: str) -> None:
         """A limit on file sizes stands in for it: the error is a WriteError, no thread hangs, nothing stays behind."""
         code = """
@@ -1148,11 +1173,96 @@ except WriteError as error:
         assert done.stderr == ""
         assert os.listdir(tmp_path) == []
 
-    def test_abort_while_blocks_are_packed(self, tmp_path: Path, rng: np.random.Generator) -> None:
+    def test_abort_while_blocks_are_packed(self, tmp_path: Path, suffix: str, rng: np.random.Generator) -> None:
         data = rng.normal(size=(64, 256, 256, 1)).astype(np.float32)
-        with create_volume(str(tmp_path / "v.nii.gz"), empty_header("zyx", data.shape[:3])) as writer:
+        with create_volume(str(tmp_path / f"v{suffix}"), empty_header("zyx", data.shape[:3])) as writer:
             writer.write(0, 0, 0, data[:40])
         assert os.listdir(tmp_path) == []
+
+    @pytest.mark.parametrize("size", [5, 1 << 20, (3 << 20) + 17])
+    def test_zstd_frames(self, size: int, rng: np.random.Generator) -> None:
+        """One for each MiB, each with a checksum and its size; no level changes them."""
+        for data in (rng.bytes(size), bytes(size)):
+            streams = {packed.packed(data, codec_named("v.zst"), level) for level in (0, 1, 3)}
+            assert len(streams) == 1
+            (stream,) = streams
+            frames = 0
+            while stream:
+                assert stream[4] & 0b100  # a checksum follows
+                assert zstd.get_frame_info(stream).decompressed_size == len(data[:1048576])
+                frame = zstd.ZstdDecompressor()
+                assert frame.decompress(stream) == data[:1048576]
+                stream, data, frames = frame.unused_data, data[1048576:], frames + 1
+            assert (data, frames) == (b"", -(-size // 1048576))
+
+    @pytest.mark.parametrize("workers", [0, 2])
+    def test_zstd_of_other_encoders(self, tmp_path: Path, workers: int) -> None:
+        """A stream without sizes or checksums, and frames to be skipped, which pzstd puts before each of its own."""
+        content = image(smooth()).to_bytes()
+        with zstd.open(tmp_path / "v.zst", "wb", options={zstd.CompressionParameter.nb_workers: workers}) as file:
+            for start in range(0, len(content), 1000):
+                file.write(content[start : start + 1000])
+        skipped = b"\x50\x2a\x4d\x18" + struct.pack("<I", 4) + b"abcd"
+        frame = (tmp_path / "v.zst").read_bytes()
+        for name in ("v.nii.zst", "v.nii"):
+            (tmp_path / name).write_bytes(skipped + frame + skipped + zstd_frame(b""))
+            np.testing.assert_array_equal(read_volume(str(tmp_path / name)).data, smooth().T)
+        for length in (3, 10, len(skipped), len(skipped) + 3, len(skipped) + len(frame) + 5):
+            (tmp_path / "v.nii.zst").write_bytes((skipped + frame + skipped)[:length])
+            error_of(tmp_path / "v.nii.zst")
+
+    @pytest.mark.parametrize("log", [17, 23, 27, 28])
+    def test_zstd_windows_are_counted(self, tmp_path: Path, log: int) -> None:
+        """What unpacking holds beside the slabs, up to the limit of zstd itself."""
+        parameter = zstd.CompressionParameter
+        path = str(saved(tmp_path / "v.nii", np.zeros((256, 256, 40), np.int16)))
+        skipped = b"\x5f\x2a\x4d\x18" + struct.pack("<I", 30) + bytes(30)
+        compressor = zstd.ZstdCompressor(options={parameter.window_log: log})
+        content = Path(path).read_bytes()
+        stream = compressor.compress(content[:1000]) + compressor.compress(content[1000:]) + compressor.flush()
+        (tmp_path / "v.nii.zst").write_bytes(skipped + stream)
+        if log == 28:
+            assert "window of 256 MiB" in error_of(tmp_path / "v.nii.zst")
+            return
+        with open_volume(str(tmp_path / "v.nii.zst")) as reader:
+            assert reader.held_bytes(1, 1) == min(1 << log, len(content))
+        (tmp_path / "v.nii.zst").write_bytes(zstd_frame(content))  # of a known size: one segment
+        with open_volume(str(tmp_path / "v.nii.zst")) as reader:
+            assert 1 << 20 <= reader.held_bytes(1, 1) <= len(content)
+
+    def test_zstd_shrinks_no_further_than_is_believed(self) -> None:
+        codec = codec_named("v.zst")
+        assert codec is not None
+        data = bytes(64 << 20)
+        assert len(data) <= codec.largest_inflation * min(len(zstd.compress(data, level)) for level in (1, 19))
+
+    def test_zstd_that_is_not_installed(self, tmp_path: Path) -> None:
+        code = """
+import sys
+sys.modules["backports.zstd"] = sys.modules["compression.zstd"] = None
+import numpy as np
+from conv3d_cli import formats
+from conv3d_cli.errors import FormatError, WriteError
+from conv3d_cli.model.volume import Volume
+path = sys.argv[1]
+for work in (
+    lambda: formats.read_volume(path),
+    lambda: formats.check_output(path, overwrite=True),
+    lambda: formats.write_volume(path, Volume(np.zeros((2, 2, 2)), "zyx"), overwrite=True),
+):
+    try:
+        work()
+    except (FormatError, WriteError) as error:
+        print(error)
+"""
+        (tmp_path / "v.nii.zst").write_bytes(zstd_frame(image(smooth()).to_bytes()))
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path / "v.nii.zst")], capture_output=True, text=True, timeout=60
+        )
+        lines = done.stdout.splitlines()
+        assert [line.split()[1] for line in lines] == ["read", "write", "write"], done.stderr
+        assert all("v.nii.zst" in line and line.endswith("pip install 'conv3d[zstd]'") for line in lines)
+        assert os.listdir(tmp_path) == ["v.nii.zst"]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
