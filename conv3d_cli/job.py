@@ -52,6 +52,7 @@ DRAWN_KERNEL, DRAWN_BIAS = "glorot_uniform", "zeros"  # Keras' initializers wher
 # 179 at 24; 2026-11). Those of deep kernels, and bands of rows, are larger, since each computes its halo again.
 SLAB_BYTES, DEEP_SLAB_BYTES = 8 << 20, 24 << 20
 SLAB_HALOS = 4  # planes of a slab for one of its halo, if DEEP_SLAB_BYTES allow
+UNLIMITED = 1 << 62  # bytes
 LEAST_SLAB = 8  # planes, if memory allows: below it halos are packed over and over
 # The interpreter with its libraries, before the first voxel: 89 to 99 MiB, and 209 to 221 where loops are compiled.
 PROCESS_BYTES = 222 << 20
@@ -151,6 +152,7 @@ class Job:
     dtype : str                 of the output voxels; integers are rounded half to even and saturated
     precision : str             of the arithmetic, "float32" or "float64"
     max_memory : int or None    bytes for the whole process
+    on_cluster : bool           workers hold boxes, not slabs: no ceiling for slabs of whole planes
     chunks, levels              of a Zarr output: voxels (D, H, W) of a chunk; levels of resolution
     """
 
@@ -168,6 +170,7 @@ class Job:
     gz_level: int = 1
     chunks: int | Sequence[int] | None = None
     levels: int = 1
+    on_cluster: bool = False
 
     def __post_init__(self) -> None:
         if not self.stages:
@@ -316,7 +319,8 @@ def _prepare(job: Job, reader: VolumeReader) -> PreparedJob:
         lambda planes: reader.held_bytes(planes, plans[0].problem.in_channels),
         output_bytes(job.target, out_header, written, chunks=job.chunks, levels=job.levels),
     )
-    cut = cut_job(plans, header.dtype, out_header.dtype, sequential, job.max_memory, by_rows, held)
+    ceiling = UNLIMITED if job.on_cluster else job.max_memory
+    cut = cut_job(plans, header.dtype, out_header.dtype, sequential, ceiling, by_rows, held)
     passage = Passage(stages[-1].convolution, parts, cut.depth, cut.band)
     return PreparedJob(job, reader, stages, out_header, passage, spool_input, spool_output, cut.memory, notes)
 

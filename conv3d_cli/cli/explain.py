@@ -55,7 +55,8 @@ def explain(
     from conv3d_cli.cli.report import describe, describe_forecast, plan_record
     from conv3d_cli.job import prepare_job
 
-    with prepare_job(make_job(source, output or source, job_settings(ctx))) as prepared:
+    settings = {**job_settings(ctx), "on_cluster": scheduler is not None or workers is not None}
+    with prepare_job(make_job(source, output or source, settings)) as prepared:
         record, text = plan_record(prepared), describe(prepared)
         if scheduler is not None or workers is not None:
             from conv3d_cli.cluster.forecast import forecast

@@ -98,14 +98,15 @@ def describe(prepared: PreparedJob) -> str:
     rows += [
         ("output", f"{named}  {_shape(record, 'output')} {record['output_dtype']}"),
         ("grid", _grid_text(before, after, record["voxel_offset"])),
-        (
-            "memory",
-            f"{format_bytes(record['memory'])} for the process, slabs of {depth} plane{'s' if depth > 1 else ''}"
-            + (f", {record['band']} rows at a time" if record["band"] else ""),
-        ),
+        *([] if prepared.job.on_cluster else [("memory", _memory_text(record, depth))]),
         *(("note", note) for note in record["notes"]),
     ]
     return "\n".join(f"{name:<10} {text}".rstrip() for name, text in rows)
+
+
+def _memory_text(record: dict[str, Any], depth: int) -> str:
+    rows = f", {record['band']} rows at a time" if record["band"] else ""
+    return f"{format_bytes(record['memory'])} for the process, slabs of {depth} plane{'s' if depth > 1 else ''}{rows}"
 
 
 def _layer_rows(layer: dict[str, Any], stage: PreparedStage, record: dict[str, Any]) -> list[tuple[str, str]]:

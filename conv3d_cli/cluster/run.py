@@ -113,17 +113,18 @@ def run_on_cluster(
     """
     started = time.perf_counter()
     check_paths(job)
+    job = replace(job, on_cluster=True)
     with prepare_job(job) as prepared, ExitStack() as stack:
         check_suited(prepared)
         client = stack.enter_context(connect(scheduler))
         if decided is not None:
             decided(prepared)
-        workers = client.scheduler_info(n_workers=-1)["workers"]
+        workers = client.nthreads()
         if not workers:
             raise ClusterError(
                 f"the scheduler at {scheduler} has no workers; start some with `dask worker {scheduler}`"
             )
-        cutting = cut_prepared(prepared, sum(w["nthreads"] for w in workers.values()))
+        cutting = cut_prepared(prepared, sum(workers.values()))
         writer = create_volume(
             job.target,
             prepared.header,
@@ -251,7 +252,7 @@ def _outcomes(client: Any, tasks: list[Task], scheduler: str) -> Iterator[Outcom
 def cluster_size(scheduler: str) -> tuple[int, int]:
     """(workers, threads each) of a cluster: the least of them."""
     with connect(scheduler) as client:
-        threads = [worker["nthreads"] for worker in client.scheduler_info(n_workers=-1)["workers"].values()]
+        threads = list(client.nthreads().values())
     if not threads:
         raise ClusterError(f"the scheduler at {scheduler} has no workers; start some with `dask worker {scheduler}`")
     return len(threads), min(threads)

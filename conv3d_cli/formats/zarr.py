@@ -404,7 +404,7 @@ class ZarrTarget:
         depth, row, column = starts
         first = self.axes.storage_start(n, depth, channel_start, row, column)
         values = self.axes.storage_order(block)
-        with store_write_errors(self.path):
+        with store_write_errors(self.path), zarr_store.unless_given_up(self.node):
             array = _open_to_write(self.node)
             array[tuple(slice(s, s + size) for s, size in zip(first, values.shape, strict=True))] = values
         if not self.ranges:

@@ -7,6 +7,7 @@ Names of URLs are never touched by os.path. zarr is imported here, late; only fo
 from __future__ import annotations
 
 import os
+import shutil
 import threading
 import warnings
 from collections.abc import Iterator
@@ -272,6 +273,22 @@ def check_store_target(path: str, overwrite: bool, make_folder: bool = False) ->
     import_zarr(path, WriteError)
     if not overwrite and RemoteStore(path, overwrite).exists():
         raise OutputExistsError(f"cannot write {path}: it exists; pass --overwrite to replace it")
+
+
+@contextmanager
+def unless_given_up(node: str) -> Iterator[None]:
+    """Write into a node of an unfinished store only while it is there: another process may remove it, or put it in its place,
+    and a late chunk would make its folder anew. Raises: WriteError.
+    """
+    if is_url(node):
+        yield
+        return
+    if not is_node(node):
+        raise WriteError("the unfinished store is gone: its job has ended")
+    yield
+    if not is_node(node):
+        shutil.rmtree(os.path.dirname(node), ignore_errors=True)
+        raise WriteError("the unfinished store is gone: its job has ended")
 
 
 class StoreFolder(AtomicFolder):

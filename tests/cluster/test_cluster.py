@@ -168,3 +168,40 @@ def test_a_forecast(cluster: Cluster, store: Path) -> None:
     )
     assert result.exit_code == 0, result.output
     assert "takes" in result.output
+
+
+def test_a_late_chunk_leaves_nothing(tmp_path: Path) -> None:
+    """A worker that is slow, or was thought dead, writes after the job has ended."""
+    from conv3d_cli.errors import WriteError
+    from conv3d_cli.formats import create_volume
+    from conv3d_cli.formats.zarr import ZarrWriter
+    from conv3d_cli.model.volume import Axes, VolumeHeader
+
+    header = VolumeHeader(Axes("zyx", (4, 8, 8)), np.dtype(np.float32))
+    writer = create_volume(str(tmp_path / "x.zarr"), header, chunks=(2, 8, 8))
+    assert isinstance(writer, ZarrWriter)
+    target, block = writer.target(), np.ones((2, 8, 8, 1), np.float32)
+    target.write(0, (0, 0, 0), 0, block)
+    writer.abort()
+    with pytest.raises(WriteError, match="its job has ended"):
+        target.write(0, (2, 0, 0), 0, block)
+    assert not list(tmp_path.iterdir())
+
+
+def test_planes_larger_than_memory_are_no_matter(tmp_path: Path) -> None:
+    """A store of 10 TB, of which there are metadata alone."""
+    import zarr
+
+    group = zarr.create_group(str(tmp_path / "huge.ome.zarr"), zarr_format=3)
+    group.create_array("0", shape=(5000, 40000, 25000), chunks=(128, 256, 256), dtype=np.uint16)
+    scales = [{"type": "scale", "scale": [2.0, 0.4, 0.4]}]
+    axes = [{"name": a, "type": "space", "unit": "micrometer"} for a in "zyx"]
+    dataset = {"path": "0", "coordinateTransformations": scales}
+    group.attrs["ome"] = {"version": "0.5", "multiscales": [{"axes": axes, "datasets": [dataset]}]}
+    result = CliRunner().invoke(
+        main,
+        ["explain", str(tmp_path / "huge.ome.zarr"), "-k", "gaussian:sigma=2um", "--dtype", "uint16", "--workers", "100",
+         "--worker-threads", "8", "--read-rate", "300M", "--write-rate", "200M"],
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert "100 workers of 8 threads" in result.output
