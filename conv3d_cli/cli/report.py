@@ -34,6 +34,9 @@ def grid_record(grid: Grid) -> dict[str, Any]:
 
 def stage_record(stage: PreparedStage, parts: int) -> dict[str, Any]:
     """Everything that was decided about one convolution, as JSON; it runs once for each of `parts`."""
+    from conv3d_cli.engine.costs import limit_seconds
+    from conv3d_cli.engine.cpu import cpu_class
+
     problem, plan, kernel = stage.problem, stage.plan, stage.kernel
     return {
         "kernel": kernel.name,
@@ -52,6 +55,8 @@ def stage_record(stage: PreparedStage, parts: int) -> dict[str, Any]:
         "predicted_seconds": {name: seconds * parts for name, seconds in plan.seconds.items()},
         "flops": problem.flops,
         "bytes": plan.bytes_moved * parts,
+        "limit": limit_seconds(cpu_class().name, problem.flops, plan.bytes_moved * parts, plan.threads),
+        "scratch": plan.scratch_bytes,
         "losses": stage.losses,
     }
 
@@ -132,9 +137,13 @@ def _layer_rows(layer: dict[str, Any], stage: PreparedStage, record: dict[str, A
     rows += [
         ("algorithm", f"{layer['algorithm']} ({stage.plan.algorithm.summary}), {record['precision']}"),
         *((f"  {name}", f"declined: {reason}") for name, reason in layer["refused"].items()),
-        ("work", f"{layer['flops'] / 1e9:.3g} Gflop, {format_bytes(layer['bytes'])} through memory, about {seconds:.2g} s "
-                 f"on {record['threads']} threads"),
+        *((f"  {name}", f"about {time:.2g} s") for name, time in layer["predicted_seconds"].items() if time != seconds),
+        ("work", f"{layer['flops'] / 1e9:.3g} Gflop as a direct sum, {format_bytes(layer['bytes'])} through memory, about "
+                 f"{seconds:.2g} s on {record['threads']} threads, {format_bytes(layer['scratch'])} of scratch"),
     ]  # fmt: skip
+    if layer["limit"] is not None:
+        least, binds = layer["limit"]
+        rows.append(("limit", f"a direct sum takes at least {least:.2g} s on a CPU of this kind: {binds} binds"))
     return rows
 
 

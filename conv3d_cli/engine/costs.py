@@ -18,3 +18,21 @@ def factor(cpu_class: str, algorithm: str) -> float:
     1.0
     """
     return FACTORS.get(cpu_class, {}).get(algorithm, 1.0)
+
+
+# What one thread of such a CPU reaches at most: flops a second, and bytes read and written a second; see `conv3d bench`.
+LIMITS: dict[str, tuple[float, float]] = {
+    "avx512": (115e9, 42e9),  # Zen 4, 2026-11: FMAs of 512 bits go in two halves
+}
+
+
+def limit_seconds(cpu_class: str, flops: float, moved: float, threads: int) -> tuple[float, str] | None:
+    """The least time of so many flops and bytes, and what binds ("arithmetic" or "memory"); None for a CPU not measured.
+
+    >>> limit_seconds("avx512", 115e9, 21e9, 1)
+    (1.0, 'arithmetic')
+    """
+    if cpu_class not in LIMITS:
+        return None
+    rate, bandwidth = LIMITS[cpu_class]
+    return max((flops / rate / threads, "arithmetic"), (moved / bandwidth / threads, "memory"))

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from conv3d_cli.engine.algorithms import channels, depthwise, direct, few_filters, fft, separable, winograd
+from conv3d_cli.engine.algorithms import channels, depthwise, direct, few_filters, fft, separable, sparse, winograd
 from conv3d_cli.engine.costs import factor
 from conv3d_cli.engine.cpu import cpu_class
 from conv3d_cli.engine.machine_code import MachineCode, load, machine_code
@@ -35,6 +35,7 @@ ALGORITHMS: tuple[Algorithm, ...] = (
     depthwise.ALGORITHM,
     channels.ALGORITHM,
     fft.ALGORITHM,
+    sparse.ALGORITHM,
     direct.ALGORITHM,
 )
 

@@ -54,6 +54,9 @@ WEIGHTS: dict[str, Any] = {
     "symmetric": symmetric,
     "log": log_like,
     "box": lambda rng, shape: np.full(shape, 1 / math.prod(shape[:3])),
+    "sparse": lambda rng, shape: rng.standard_normal(shape) * (rng.random((*shape[:3], 1, 1)) < 0.1),
+    "cross": lambda rng, shape: rng.standard_normal(shape) * (sum(np.indices(shape[:3]) == 1)[..., None, None] > 1),
+    "nothing": lambda rng, shape: np.zeros(shape),
 }
 
 
@@ -150,6 +153,12 @@ CASES = [
     Case((8, 7, 20), (9, 7, 9), weights="log"),
     Case((8, 7, 20), (7, 7, 7), weights="two outer", strides=(1, 2, 2)),
     Case((2, 4, 1100), (3, 1, 5), weights="box"),
+    Case((9, 8, 37), (7, 6, 5), weights="sparse", boundary="mirror"),
+    Case((9, 8, 37), (3, 11, 5), weights="sparse", strides=(1, 2, 3), filters=3),
+    Case((9, 8, 17), (5, 5, 5), weights="sparse", strides=(2, 3, 1), in_channels=2, filters=2, groups=2),
+    Case((9, 28, 17), (3, 13, 3), weights="sparse", dilation_rate=(2, 2, 3), boundary="wrap"),
+    Case((9, 8, 37), (3, 3, 3), weights="cross", boundary="nearest"),
+    Case((4, 5, 6), (3, 3, 3), weights="nothing"),
 ]
 
 

@@ -40,6 +40,7 @@ TALL = [  # of more than one tile along the height, each for some of the algorit
     Case((6, 130, 12), (3, 3, 3), in_channels=16, filters=16),
     Case((6, 300, 40), (5, 5, 5), boundary="mirror"),
     Case((3, 200, 100), (3, 3, 3), groups=32),
+    Case((3, 300, 200), (5, 5, 5), weights="sparse"),
     Case((3, 200, 100), (3, 3, 3), in_channels=32, filters=2),
 ]
 

@@ -42,7 +42,11 @@ def reject(problem: ConvProblem, weights: NDArray[Any]) -> str | None:
 
 def seconds(problem: ConvProblem, weights: NDArray[Any], threads: int) -> float:
     """Predicted time: sums at the rate of the register tile, and a voxel's way in and out (measured, 2026-11, Zen 4)."""
-    taps, _, _ = item_shape(problem)
+    return predicted(problem, item_shape(problem)[0], problem.flops) / threads
+
+
+def predicted(problem: ConvProblem, taps: int, flops: float) -> float:
+    """A thread's seconds for so many operations by items of so many taps."""
     lanes = cpu_class().lanes
     waste = math.ceil(problem.out_size[2] / lanes) * lanes / max(1, problem.out_size[2])
     # items of one tap load as many vectors as they sum
@@ -51,7 +55,7 @@ def seconds(problem: ConvProblem, weights: NDArray[Any], threads: int) -> float:
     one_in = 0.23e-9 if problem.in_channels == 1 else 5e-9 if problem.groups > 1 else 0.9e-9
     one_out = 0.23e-9 if problem.filters == 1 else 0.5e-9
     passage = math.prod(problem.in_shape) * one_in + math.prod(problem.out_shape) * one_out
-    return (problem.flops * waste / rate + passage + 20e-6) / threads
+    return flops * waste / rate + passage + 20e-6
 
 
 def item_shape(problem: ConvProblem) -> tuple[int, int, int]:
@@ -76,7 +80,17 @@ def register_tile(taps: int) -> tuple[int, int]:
 
 def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -> PreparedAlgorithm:
     """Items and weights of one problem."""
-    taps, row_stride, gap = item_shape(problem)
+    return prepare_items(problem, weights, dtype, item_shape(problem))
+
+
+def prepare_items(
+    problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any], shape: tuple[int, int, int], sparse: bool = False
+) -> PreparedAlgorithm:
+    """Items of a shape (see `item_shape`), and their weights.
+
+    sparse : bool       leave items out whose weights are zero in all filters
+    """
+    taps, row_stride, gap = shape
     rows, columns = register_tile(taps)
     lanes = cpu_class().lanes * 4 // dtype.itemsize
     layout = plan_layout(problem, dtype, rows * gap, lanes * columns)
@@ -88,11 +102,14 @@ def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -
     long_parts = kh - parts * (taps - 1)
     by_filter = weights.astype(dtype).transpose(4, 3, 0, 2, 1)  # (filters, channels, kd, kw, kh)
     split = long_parts * taps
-    long_weights = by_filter[..., :split].reshape(filters, channels, kd, kw, long_parts, taps)
-    short_weights = by_filter[..., split:].reshape(filters, -1)
-    packed = np.concatenate([long_weights.reshape(filters, -1), short_weights], axis=1)
-    offsets, planes = [], []
+    offsets, planes, runs = [], [], []
     for first, count, size in ((0, long_parts, taps), (split, parts - long_parts, taps - 1)):
+        of_items = by_filter[..., first : first + count * size].reshape(filters, channels * kd * kw * count, size)
+        kept = np.ones(of_items.shape[1], bool)
+        if sparse:
+            kept = (of_items != 0).any(axis=(0, 2))
+            kept[:1] |= not kept.any() and first == 0  # no sum is empty
+        runs.append(of_items[:, kept].reshape(filters, -1))
         c, d, w, part = np.indices((channels, kd, kw, count)).reshape(4, -1)
         along, stride = w * problem.dilation_rate[2], problem.strides[2]
         offsets.append(
@@ -102,12 +119,14 @@ def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -
             + along // stride
         )
         planes.append(d * problem.dilation_rate[0])
+        offsets[-1], planes[-1] = offsets[-1][kept], planes[-1][kept]
+    packed = np.concatenate(runs, axis=1)
     per_chunk = max(1, chunk_terms(problem.taps, CHUNK_TAPS) // taps)
     long_items, items = offsets[0].size, offsets[0].size + offsets[1].size
     starts = [*range(0, long_items, per_chunk), *range(long_items, items, per_chunk), items]
-    # An item of one tap has no next kernel row: there the step is that of a stride the register tile does not know.
-    unknown_stride = row_stride == 1 and problem.strides[1] > 1
-    tap_rows = problem.strides[1] if unknown_stride else problem.dilation_rate[1]
+    # An item of one tap has no next kernel row: there the step is that from one output to the next.
+    single = shape == (1, 1, 1)
+    tap_rows = problem.strides[1] if single else problem.dilation_rate[1]
     keep = [
         np.ascontiguousarray(a, np.int64)
         for a in (np.concatenate(offsets) * dtype.itemsize, np.concatenate(planes), starts)
