@@ -56,6 +56,8 @@ HOMES = {
     "numcodecs": ["formats/zarr*.py"],
     "fsspec": ["formats/zarr*.py"],
     "distributed": ["cluster/run.py"],
+    "compression": ["formats/codecs.py"],  # zstd, in the standard library from Python 3.14 on
+    "backports": ["formats/codecs.py"],
     "h5py": ["kernels/weights/*.py"],
     "safetensors": ["kernels/weights/*.py"],
     "onnx": ["kernels/weights/*.py"],
