@@ -69,15 +69,24 @@ class WriteError(Conv3DError, OSError):
     exit_code = 1
 
 
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """What a wrong name may have meant, for messages; "" if nothing is near.
+
+    >>> suggestion("sigam", ["sigma", "fwhm"])
+    "did you mean 'sigma'? "
+    """
+    import difflib  # late, since most runs name nothing wrongly
+
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"did you mean '{close[0]}'? " if close else ""
+
+
 def unknown_name(kind: str, name: object, available: Iterable[str]) -> UnknownNameError:
     """The error for a name that is not in its catalogue, with the nearest one suggested.
 
     >>> str(unknown_name("activation", "rellu", ["linear", "relu"]))
     "unknown activation 'rellu'; did you mean 'relu'? available: linear, relu"
     """
-    import difflib  # late, since most runs name nothing wrongly
-
     names = list(available)
-    close = difflib.get_close_matches(str(name).lower(), names, n=1)
-    hint = f"did you mean '{close[0]}'? " if close else ""
+    hint = suggestion(str(name).lower(), names)
     return UnknownNameError(f"unknown {kind} '{name}'; {hint}available: {', '.join(names)}")

@@ -659,14 +659,18 @@ def run_job(
             times.write += time.perf_counter() - finish
     notes = [*prepared.notes, *(note for note in prepared.reader.notes if note not in prepared.notes), *writer.notes]
     voxels = math.prod(prepared.header.shape)
-    if times.clipped:
-        share = 100 * times.clipped / voxels
-        notes.append(f"{times.clipped} voxels ({share:.2g} %) did not fit {job.dtype} and were clipped")
+    notes += clipped_note(job, times.clipped, voxels)
     seconds = time.perf_counter() - started
     return JobReport(
         job.source, job.target, voxels, times.clipped, seconds, times.read, times.compute, times.write,
         all_losses(prepared), notes,
     )  # fmt: skip
+
+
+def clipped_note(job: Job, clipped: int, voxels: int) -> list[str]:
+    """A note on voxels that the output's dtype could not hold, if there were any."""
+    share = 100 * clipped / max(1, voxels)
+    return [f"{clipped} voxels ({share:.2g} %) did not fit {job.dtype} and were clipped"] if clipped else []
 
 
 def all_losses(prepared: PreparedJob) -> dict[str, float]:

@@ -7,10 +7,11 @@ storage together is not known here, and `read_rate` and `write_rate` say it wher
 
 from __future__ import annotations
 
+import itertools
 import math
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ import numpy as np
 from conv3d_cli.cluster.compute import align, compute_box
 from conv3d_cli.cluster.run import chunk_of, cut_prepared
 from conv3d_cli.cluster.tasks import Box, Cutting, input_box, read_share, whole_chunks
+from conv3d_cli.engine import Team
 from conv3d_cli.formats import create_volume
 from conv3d_cli.formats.zarr_store import one_thread
 from conv3d_cli.job import PreparedJob
@@ -143,11 +145,8 @@ def computed_share(prepared: PreparedJob, cutting: Cutting) -> float:
 
 def measure_rates(prepared: PreparedJob, cutting: Cutting) -> Rates:
     """Read, compute and write one task in the middle of the volume, on one thread."""
-    from conv3d_cli.engine import Team
-
     one_thread()
-    boxes = list(cutting.boxes()) if cutting.count < 1000 else [next(cutting.boxes())]
-    box = boxes[len(boxes) // 2]
+    box = next(itertools.islice(cutting.boxes(), cutting.count // 2, None))
     n, channels = prepared.passage.parts[0]
     convolutions = [stage.convolution for stage in prepared.stages]
     problems = [convolution.problem for convolution in convolutions]
@@ -197,7 +196,5 @@ class HeldBox(VolumeReader):
 
 def box_header(header: VolumeHeader, box: Box) -> VolumeHeader:
     """The header of a volume of a box's size, one of the batch."""
-    from dataclasses import replace
-
     sizes = dict(zip("zyx", box.shape, strict=True)) | dict.fromkeys(header.axes.batch_letters, 1)
     return replace(header, axes=header.axes.renamed(header.axes.letters, sizes))

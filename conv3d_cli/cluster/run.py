@@ -23,11 +23,11 @@ from conv3d_cli import errors
 from conv3d_cli.cluster.compute import compute_box
 from conv3d_cli.cluster.tasks import Box, Cutting, cut
 from conv3d_cli.errors import ClusterError, Conv3DError, SpecError
-from conv3d_cli.formats import create_volume
+from conv3d_cli.formats import create_volume, output_format
 from conv3d_cli.formats.zarr import NAME as ZARR
 from conv3d_cli.formats.zarr import ZarrMetadata, ZarrReader, ZarrTarget, ZarrWriter, output_unit
 from conv3d_cli.formats.zarr_store import local_folder, one_thread
-from conv3d_cli.job import Job, JobReport, PreparedJob, Stage, check_paths, prepare_job
+from conv3d_cli.job import Job, JobReport, PreparedJob, Stage, all_losses, check_paths, clipped_note, prepare_job
 from conv3d_cli.model.spec import triple
 from conv3d_cli.model.volume import VolumeHeader
 
@@ -119,11 +119,7 @@ def run_on_cluster(
         client = stack.enter_context(connect(scheduler))
         if decided is not None:
             decided(prepared)
-        workers = client.nthreads()
-        if not workers:
-            raise ClusterError(
-                f"the scheduler at {scheduler} has no workers; start some with `dask worker {scheduler}`"
-            )
+        workers = worker_threads(client, scheduler)
         cutting = cut_prepared(prepared, sum(workers.values()))
         writer = create_volume(
             job.target,
@@ -159,20 +155,18 @@ def run_on_cluster(
     notes.append(f"{len(tasks)} tasks of {'x'.join(map(str, cutting.block))} voxels on {len(workers)} workers")
     if missing:
         notes.append(f"chunks that are not in the input were asked for {missing} times; they read as its fill value")
-    if clipped:
-        notes.append(f"{clipped} voxels ({100 * clipped / total:.2g} %) did not fit {job.dtype} and were clipped")
+    notes += clipped_note(job, clipped, total)
     return JobReport(
         job.source, job.target, total, clipped, time.perf_counter() - started, 0.0, seconds[0] - seconds[1], seconds[1],
-        {name: loss for stage in prepared.stages for name, loss in stage.losses.items()}, notes,
+        all_losses(prepared), notes,
     )  # fmt: skip
 
 
 def check_suited(prepared: PreparedJob) -> None:
     """Refuse what a cluster cannot do. Raises: SpecError."""
     job = prepared.job
-    for path, header in ((job.source, prepared.reader.header), (job.target, prepared.header)):
-        written = header is prepared.header
-        if (path_format(path) if written else header.format) != ZARR:
+    for path, name in ((job.source, prepared.reader.header.format), (job.target, output_format(job.target).name)):
+        if name != ZARR:
             raise SpecError(
                 f"--scheduler reads and writes Zarr stores, which many can work on at once; {path} is none. "
                 f"Convert it first: conv3d apply {path} -k identity -o {path}.zarr"
@@ -184,13 +178,6 @@ def check_suited(prepared: PreparedJob) -> None:
             raise SpecError(
                 "under channels_first this activation runs along the width, which tasks cut: leave out --scheduler"
             )
-
-
-def path_format(path: str) -> str:
-    """The name of the format that claims a path."""
-    from conv3d_cli.formats import output_format
-
-    return output_format(path).name
 
 
 def settled(job: Job, prepared: PreparedJob) -> Job:
@@ -238,8 +225,6 @@ def _outcomes(client: Any, tasks: list[Task], scheduler: str) -> Iterator[Outcom
                     f"workers died again and again at one task, perhaps for want of memory: {error.last_worker}; "
                     "give them more, fewer threads each, or smaller --chunks"
                 ) from error
-            except Conv3DError:
-                raise
             except Exception as error:
                 words = " ".join(str(error).split())[:200]
                 raise ClusterError(f"a worker of {scheduler} failed: {type(error).__name__}: {words}") from error
@@ -252,10 +237,16 @@ def _outcomes(client: Any, tasks: list[Task], scheduler: str) -> Iterator[Outcom
 def cluster_size(scheduler: str) -> tuple[int, int]:
     """(workers, threads each) of a cluster: the least of them."""
     with connect(scheduler) as client:
-        threads = list(client.nthreads().values())
-    if not threads:
+        workers = worker_threads(client, scheduler)
+    return len(workers), min(workers.values())
+
+
+def worker_threads(client: Any, scheduler: str) -> dict[str, int]:
+    """Threads of each worker, by its address. Raises: ClusterError if there is none."""
+    workers: dict[str, int] = client.nthreads()
+    if not workers:
         raise ClusterError(f"the scheduler at {scheduler} has no workers; start some with `dask worker {scheduler}`")
-    return len(threads), min(threads)
+    return workers
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ Triple = tuple[int, int, int]
 Span = tuple[int, int]  # (start, stop)
 
 # Voxels of input and output that a task holds, in bytes: a second or two of work, and what a worker's thread may well hold. Of
-# chunks of 64 x 128 x 128 and a Gaussian of 25 taps, tasks of 96 MB decode each chunk 8.4 times, of 384 MB 4.5 times.
+# chunks of 64 x 128 x 128 and a Gaussian of 25 taps, tasks of 96 MB decode each chunk 8.4 times, of 384 MB 2.7 times.
 TASK_BYTES = 384 << 20
 TASKS_A_THREAD = 4  # at least, so that the last one is not waited for long
 

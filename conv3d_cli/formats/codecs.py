@@ -206,8 +206,8 @@ CODECS = (
         suffix=".zst",
         # pzstd begins with a frame to be skipped
         magics=(b"\x28\xb5\x2f\xfd", *(bytes([kind]) + SKIPPED for kind in range(0x50, 0x60))),
-        largest_inflation=1
-        << 15,  # RFC 8878: a block is at most 128 KiB, and takes at least 4 bytes if it is that long
+        # RFC 8878: a block is at most 128 KiB, and takes at least 4 bytes if it is that long
+        largest_inflation=1 << 15,
         open=_open_zstd,
         packer=ZstdPacker,
         need=_need_zstd,

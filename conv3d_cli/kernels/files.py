@@ -25,7 +25,7 @@ from numpy.lib import format as npy_format
 from numpy.typing import NDArray
 
 from conv3d_cli.atomic import AtomicFile, write_errors
-from conv3d_cli.errors import Conv3DError, FormatError, ShapeError, SpecError, WriteError
+from conv3d_cli.errors import Conv3DError, FormatError, ShapeError, SpecError, WriteError, suggestion
 from conv3d_cli.inputs import check_input
 from conv3d_cli.kernels.lengths import MAX_WEIGHTS
 from conv3d_cli.model.kernel import Kernel
@@ -315,10 +315,7 @@ def _read_table(table: dict[str, Any], path: str, build: BuildKernel) -> Kernel:
     """
     for key in table:
         if key not in _KEYS:
-            import difflib
-
-            close = difflib.get_close_matches(key, _KEYS, n=1)
-            hint = f"did you mean '{close[0]}'? " if close else ""
+            hint = suggestion(key, _KEYS)
             raise FormatError(f"cannot read {path}: unknown key '{key}'; {hint}known are {', '.join(_KEYS)}")
     if ("kernel" in table) == ("weights" in table):
         both = "both 'kernel' and 'weights'" if "kernel" in table else "no key 'kernel'"

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from conv3d_cli.errors import SpecError, unknown_name
+from conv3d_cli.errors import SpecError, suggestion, unknown_name
 from conv3d_cli.kernels.lengths import COUNT, NUMBER, Kind, choice_kind
 from conv3d_cli.model.grid import Grid
 from conv3d_cli.model.kernel import Kernel
@@ -109,10 +109,7 @@ def _split(pairs: Sequence[str], kernel: BuiltinKernel) -> dict[str, str]:
         if not equals or not key or not value:
             raise SpecError(f"parameters are key=value, joined by ':'; received '{pair}'; {_usage(kernel)}")
         if key not in known:
-            import difflib
-
-            close = difflib.get_close_matches(key.lower(), known, n=1)
-            hint = f"did you mean '{close[0]}'? " if close else ""
+            hint = suggestion(key.lower(), known)
             raise SpecError(f"{kernel.name} has no parameter '{key}'; {hint}{_usage(kernel)}")
         if key in texts:
             raise SpecError(f"{key} is given twice: {key}={texts[key]} and {key}={value}")

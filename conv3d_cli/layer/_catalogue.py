@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from conv3d_cli.errors import SpecError
+from conv3d_cli.errors import SpecError, suggestion
 
 
 def read_identifier(identifier: str | Mapping[str, Any], kind: str) -> tuple[str, Any]:
@@ -94,10 +94,7 @@ def check_keys(name: str, config: Any, function: Callable[..., Any], skip: int =
     takes = f"{name} takes {', '.join(known) if known else 'no parameters'}"
     for key in config:
         if key not in known:
-            import difflib
-
-            close = difflib.get_close_matches(str(key), known, n=1)
-            hint = f"did you mean '{close[0]}'? " if close else ""
+            hint = suggestion(str(key), known)
             raise SpecError(f"{name} has no parameter '{key}'; {hint}{takes}")
     missing = [key for key, default in known.items() if default is inspect.Parameter.empty and key not in config]
     if missing:

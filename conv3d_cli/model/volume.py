@@ -114,60 +114,6 @@ class Axes:
         >>> Axes("czyx", a.shape).block(a, 0, slice(0, 2), slice(1, 2))[:, 0, 0, 0].tolist()
         [12, 16]
         """
-        return self._select(array, n, depth, channels, rows, columns)
-
-    def assign(
-        self, array: Array, n: int, depth: slice, channels: slice, values: Array, rows: slice = slice(None)
-    ) -> None:
-        """Write `values` (d, h, w, c) where `block` would read them."""
-        if len(self.channel_letters) < 2:
-            self._select(array, n, depth, channels)[:, rows] = values
-        else:
-            for position, c in enumerate(range(*channels.indices(self.canonical_shape[4]))):
-                self._select(array, n, depth, slice(c, c + 1))[:, rows, :, 0] = values[..., position]
-
-    def storage_order(self, block: Array) -> Array:
-        """Block (d, h, w, c) with one axis for each letter, in storage order; batch axes have size 1.
-
-        Where c and s make up the channels, the block holds one channel or all of them.
-        """
-        depth, height, width, channels = block.shape
-        whole = channels == self.canonical_shape[4]
-        letters = SPATIAL + self.channel_letters
-        if len(self.channel_letters) == 2:
-            sizes = [self.size(a) if whole else 1 for a in self.channel_letters]
-        else:
-            sizes = [channels] * len(self.channel_letters)
-        values = block.reshape(depth, height, width, *sizes)
-        present = [a for a in self.letters if a in letters]
-        values = values.transpose(
-            [letters.index(a) for a in letters if a not in present] + [letters.index(a) for a in present]
-        )
-        return values.reshape(
-            [values.shape[len(letters) - len(present) + present.index(a)] if a in present else 1 for a in self.letters]
-        )
-
-    def storage_start(
-        self, n: int, depth_start: int, channel_start: int, row_start: int = 0, column_start: int = 0
-    ) -> list[int]:
-        """Index, in storage order, of the first voxel of volume n at a plane, row, column and channel."""
-        starts = {"z": depth_start, "y": row_start, "x": column_start}
-        for letters, position in ((self.batch_letters, n), (self.channel_letters, channel_start)):
-            sizes = tuple(self.size(a) for a in letters)
-            starts.update(
-                (a, int(i)) for a, i in zip(letters, np.unravel_index(position, sizes) if sizes else (), strict=True)
-            )
-        return [starts[a] for a in self.letters]
-
-    def _select(
-        self,
-        array: Array,
-        n: int,
-        depth: slice,
-        channels: slice,
-        rows: slice = slice(None),
-        columns: slice = slice(None),
-    ) -> Array:
         batch = (
             dict(zip(self.batch_letters, np.unravel_index(n, self.batch_shape), strict=True))
             if self.batch_shape
@@ -203,6 +149,49 @@ class Axes:
         if len(channel) == 2:
             return view.reshape(*view.shape[:3], -1)[..., start:stop]
         return view if channel else view[..., np.newaxis]
+
+    def assign(
+        self, array: Array, n: int, depth: slice, channels: slice, values: Array, rows: slice = slice(None)
+    ) -> None:
+        """Write `values` (d, h, w, c) where `block` would read them."""
+        if len(self.channel_letters) < 2:
+            self.block(array, n, depth, channels, rows)[...] = values
+        else:
+            for position, c in enumerate(range(*channels.indices(self.canonical_shape[4]))):
+                self.block(array, n, depth, slice(c, c + 1), rows)[..., 0] = values[..., position]
+
+    def storage_order(self, block: Array) -> Array:
+        """Block (d, h, w, c) with one axis for each letter, in storage order; batch axes have size 1.
+
+        Where c and s make up the channels, the block holds one channel or all of them.
+        """
+        depth, height, width, channels = block.shape
+        whole = channels == self.canonical_shape[4]
+        letters = SPATIAL + self.channel_letters
+        if len(self.channel_letters) == 2:
+            sizes = [self.size(a) if whole else 1 for a in self.channel_letters]
+        else:
+            sizes = [channels] * len(self.channel_letters)
+        values = block.reshape(depth, height, width, *sizes)
+        present = [a for a in self.letters if a in letters]
+        values = values.transpose(
+            [letters.index(a) for a in letters if a not in present] + [letters.index(a) for a in present]
+        )
+        return values.reshape(
+            [values.shape[len(letters) - len(present) + present.index(a)] if a in present else 1 for a in self.letters]
+        )
+
+    def storage_start(
+        self, n: int, depth_start: int, channel_start: int, row_start: int = 0, column_start: int = 0
+    ) -> list[int]:
+        """Index, in storage order, of the first voxel of volume n at a plane, row, column and channel."""
+        starts = {"z": depth_start, "y": row_start, "x": column_start}
+        for letters, position in ((self.batch_letters, n), (self.channel_letters, channel_start)):
+            sizes = tuple(self.size(a) for a in letters)
+            starts.update(
+                (a, int(i)) for a, i in zip(letters, np.unravel_index(position, sizes) if sizes else (), strict=True)
+            )
+        return [starts[a] for a in self.letters]
 
 
 @dataclass(frozen=True)

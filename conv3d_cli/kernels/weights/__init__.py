@@ -7,7 +7,6 @@ arrays (.npy, .npz, ...) are the work of `kernels/files.py`.
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from conv3d_cli.atomic import AtomicFile, write_errors
-from conv3d_cli.errors import Conv3DError, FormatError, SpecError, UnknownNameError, WriteError
+from conv3d_cli.errors import Conv3DError, FormatError, SpecError, UnknownNameError, WriteError, suggestion
 from conv3d_cli.inputs import check_input
 from conv3d_cli.kernels.weights import keras, onnx, pytorch, safetensors
 from conv3d_cli.kernels.weights.isolated import in_another_process
@@ -167,8 +166,7 @@ def choose_layer(layers: Sequence[SavedLayer], path: str, name: str | None) -> S
             names = " or ".join(_unique_name(layers, layers.index(layer)) for layer in matches)
             raise SpecError(f"{path} holds {len(matches)} layers '{name}'; write {names}")
     known = list(dict.fromkeys(each for layer in layers for each in (layer.name, *layer.aliases)))
-    close = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean '{close[0]}'? " if close else ""
+    hint = suggestion(name, known)
     raise UnknownNameError(f"{path} holds no layer '{name}'; {hint}it holds {listed}")
 
 
