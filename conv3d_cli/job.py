@@ -31,7 +31,7 @@ from conv3d_cli.formats import (
 from conv3d_cli.formats.base import SpooledWriter, spool_reader
 from conv3d_cli.kernels import read_kernel
 from conv3d_cli.layer import get_activation, get_constraint, get_initializer, get_regularizer
-from conv3d_cli.machine import format_bytes, thread_count, usable_memory
+from conv3d_cli.machine import format_bytes, memory_ceiling, thread_count
 from conv3d_cli.model.grid import Grid, grid_after
 from conv3d_cli.model.kernel import Kernel
 from conv3d_cli.model.spec import Boundary, ConvProblem, ConvSpec, VoxelTransform, triple
@@ -151,7 +151,7 @@ class Job:
     stages : tuple of Stage     in order; one for a filter or a layer, several for a stack, run in one pass
     dtype : str                 of the output voxels; integers are rounded half to even and saturated
     precision : str             of the arithmetic, "float32" or "float64"
-    max_memory : int or None    bytes for the whole process
+    max_memory : int or None    bytes for the whole process; None: see `machine.memory_ceiling`
     on_cluster : bool           workers hold boxes, not slabs: no ceiling for slabs of whole planes
     chunks, levels              of a Zarr output: voxels (D, H, W) of a chunk; levels of resolution
     """
@@ -235,11 +235,16 @@ class PreparedJob:
 
 @dataclass
 class JobReport:
-    """What was done: voxels computed, how many an integer dtype could not hold, seconds by stage, losses, notes."""
+    """What was done: voxels computed, how many an integer dtype could not hold, seconds by stage, losses, notes.
+
+    bytes_in, bytes_out : int       of the input's and the output's voxels, unpacked
+    """
 
     source: str
     target: str
     voxels: int
+    bytes_in: int
+    bytes_out: int
     clipped: int
     seconds: float
     read_seconds: float
@@ -521,7 +526,7 @@ def cut_job(
     whole, height = problem.out_size[:2]
     out_row = math.prod(problem.out_size[2:]) * problem.filters * out_dtype.itemsize
     step = plan.depth_step
-    limit = usable_memory() if max_memory is None else max_memory
+    limit = memory_ceiling(max_memory)
 
     def in_row(stage: int) -> int:
         itemsize = in_dtype.itemsize if stage == 0 else plans[stage].dtype.itemsize
@@ -662,8 +667,8 @@ def run_job(
     notes += clipped_note(job, times.clipped, voxels)
     seconds = time.perf_counter() - started
     return JobReport(
-        job.source, job.target, voxels, times.clipped, seconds, times.read, times.compute, times.write,
-        all_losses(prepared), notes,
+        job.source, job.target, voxels, prepared.reader.header.nbytes, prepared.header.nbytes, times.clipped, seconds,
+        times.read, times.compute, times.write, all_losses(prepared), notes,
     )  # fmt: skip
 
 

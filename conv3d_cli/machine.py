@@ -5,34 +5,24 @@ from __future__ import annotations
 import numbers
 import os
 import re
+from functools import lru_cache
 from pathlib import Path
 
 from conv3d_cli.errors import SpecError
 
 CGROUP = Path("/sys/fs/cgroup")
+OWN_GROUPS = Path("/proc/self/cgroup")
+MEMORY_SHARE = 0.8  # of what this process may use: the default ceiling, since files also pass through the page cache
 
 
 def usable_cpus() -> int:
-    """CPUs this process may use: its affinity mask, capped by a cgroup quota (containers), at least 1."""
+    """CPUs this process may use: its affinity mask, capped by a cgroup quota (containers, batch systems), at least 1."""
     try:
         count = len(os.sched_getaffinity(0))
     except AttributeError:  # not on macOS and Windows
         count = os.cpu_count() or 1
-    quota = _cgroup_quota()
+    quota = _cgroup_quota(CGROUP, OWN_GROUPS)
     return max(1, min(count, quota)) if quota else max(1, count)
-
-
-def _cgroup_quota() -> int | None:
-    """CPUs a cgroup's quota allows, rounded up; None without one."""
-    text = _read(CGROUP / "cpu.max")  # cgroup v2: "max 100000" or "150000 100000"
-    if text:
-        quota, _, period = text.partition(" ")
-    else:
-        quota = _read(CGROUP / "cpu/cpu.cfs_quota_us") or "max"
-        period = _read(CGROUP / "cpu/cpu.cfs_period_us") or "100000"
-    if not quota.isdigit() or int(quota) <= 0 or not period.strip().isdigit():
-        return None
-    return -(-int(quota) // int(period))
 
 
 def usable_memory() -> int:
@@ -41,14 +31,67 @@ def usable_memory() -> int:
         total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):
         total = 4 << 30  # unknown system: assume a small one
-    limits = [_read(CGROUP / "memory.max"), _read(CGROUP / "memory/memory.limit_in_bytes")]
-    return min([total, *(int(limit) for limit in limits if limit and limit.isdigit())])
+    limit = _cgroup_memory(CGROUP, OWN_GROUPS)
+    return min(total, limit) if limit else total
+
+
+def memory_ceiling(wish: int | None) -> int:
+    """Bytes for the whole process: the wish, else `MEMORY_SHARE` of `usable_memory`.
+
+    >>> memory_ceiling(500 << 20) >> 20
+    500
+    """
+    return int(usable_memory() * MEMORY_SHARE) if wish is None else wish
+
+
+@lru_cache(maxsize=1)
+def _cgroup_quota(root: Path, own: Path) -> int | None:
+    """CPUs that the quotas of this process's control groups allow, rounded up; None without one."""
+    quotas = []
+    for folder in _cgroups(root, own, "cpu"):
+        text = _read(folder / "cpu.max")  # version 2: "max 100000" or "150000 100000"
+        if text:
+            quota, _, period = text.partition(" ")
+        else:
+            quota = _read(folder / "cpu.cfs_quota_us") or "max"
+            period = _read(folder / "cpu.cfs_period_us") or "100000"
+        if quota.isdigit() and int(quota) > 0 and period.strip().isdigit() and int(period) > 0:
+            quotas.append(-(-int(quota) // int(period)))
+    return min(quotas, default=None)
+
+
+@lru_cache(maxsize=1)
+def _cgroup_memory(root: Path, own: Path) -> int | None:
+    """Bytes that this process's control groups allow; None without a limit."""
+    texts = [
+        _read(folder / name)
+        for folder in _cgroups(root, own, "memory")
+        for name in ("memory.max", "memory.limit_in_bytes")
+    ]
+    return min((int(text) for text in texts if text and text.isdigit()), default=None)
+
+
+def _cgroups(root: Path, own: Path, controller: str) -> list[Path]:
+    """The folders of this process's control group and of those around it, whose limits hold for it, too.
+
+    own : a list of "number:controllers:/path"; version 2 has no controllers there, version 1 a hierarchy for each
+    """
+    folders = {root, root / controller}
+    for line in (_read(own) or "").splitlines():
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if controllers and controller not in controllers.split(","):
+            continue
+        top = root / controller if controllers else root
+        inner = top / path.strip("/")
+        folders.update([inner, *(parent for parent in inner.parents if parent.is_relative_to(top))])
+    return sorted(folders)
 
 
 def _read(path: Path) -> str | None:
     try:
         return path.read_text().strip()
-    except OSError:
+    except (OSError, ValueError):
         return None
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from conv3d_cli import machine
 from conv3d_cli.errors import SpecError
-from conv3d_cli.machine import byte_size, format_bytes, thread_count, usable_cpus, usable_memory
+from conv3d_cli.machine import byte_size, format_bytes, memory_ceiling, thread_count, usable_cpus, usable_memory
 
 
 @pytest.fixture(autouse=True)
@@ -19,6 +19,7 @@ def bare_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     for variable in ("CONV3D_THREADS", "OMP_NUM_THREADS"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setattr(machine, "CGROUP", tmp_path)
+    monkeypatch.setattr(machine, "OWN_GROUPS", tmp_path / "own")
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(16)), raising=False)
     return tmp_path
 
@@ -38,11 +39,17 @@ def bare_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
         ({"cpu/cpu.cfs_quota_us": "300000\n"}, 3),
         ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, 16),
         ({"cpu/cpu.cfs_quota_us": "0\n"}, 16),
+        # a batch system's job lies deep in the tree; the tightest of the groups around it binds
+        ({"own": "0::/slurm/job_7\n", "slurm/cpu.max": "400000 100000", "slurm/job_7/cpu.max": "max 100000"}, 4),
+        ({"own": "0::/slurm/job_7\n", "slurm/cpu.max": "400000 100000", "slurm/job_7/cpu.max": "300000 100000"}, 3),
+        ({"own": "4:memory:/a\n3:cpu,cpuacct:/b\n0::/\n", "cpu/b/cpu.cfs_quota_us": "500000"}, 5),
+        ({"own": "4:memory:/a\n", "cpu/a/cpu.cfs_quota_us": "500000"}, 16),
+        ({"own": "0::/gone\n"}, 16),
     ],
 )
 def test_cpus_of_a_container(bare_machine: Path, files: dict[str, str], cpus: int) -> None:
     for name, text in files.items():
-        (bare_machine / name).parent.mkdir(exist_ok=True)
+        (bare_machine / name).parent.mkdir(exist_ok=True, parents=True)
         (bare_machine / name).write_text(text)
     assert usable_cpus() == cpus
 
@@ -65,6 +72,8 @@ def test_affinity_counts(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"memory.max": "1073741824\n"}, 1 << 30),
         ({"memory/memory.limit_in_bytes": "2147483648\n"}, 2 << 30),
         ({"memory/memory.limit_in_bytes": "9223372036854771712\n"}, 8 << 30),
+        ({"own": "0::/slurm/job_7\n", "slurm/memory.max": "max", "slurm/job_7/memory.max": "1073741824"}, 1 << 30),
+        ({"own": "4:memory:/job\n", "memory/job/memory.limit_in_bytes": "1073741824"}, 1 << 30),
     ],
 )
 def test_memory_of_a_container(
@@ -72,9 +81,10 @@ def test_memory_of_a_container(
 ) -> None:
     monkeypatch.setattr(os, "sysconf", {"SC_PHYS_PAGES": 2 << 20, "SC_PAGE_SIZE": 4096}.__getitem__)
     for name, text in files.items():
-        (bare_machine / name).parent.mkdir(exist_ok=True)
+        (bare_machine / name).parent.mkdir(exist_ok=True, parents=True)
         (bare_machine / name).write_text(text)
     assert usable_memory() == memory
+    assert memory_ceiling(None) == int(0.8 * memory)
 
 
 def test_a_system_that_does_not_tell_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from conv3d_cli.batch import plan_outputs
+from conv3d_cli.cli.batch import Batch
 from conv3d_cli.cli.options import (
     SectionedCommand,
     data_options,
@@ -20,11 +19,7 @@ from conv3d_cli.cli.options import (
     run_options,
     store_options,
 )
-from conv3d_cli.cli.progress import ProgressBar
-from conv3d_cli.errors import Conv3DError, SpecError
-
-if TYPE_CHECKING:
-    from conv3d_cli.job import Job
+from conv3d_cli.errors import SpecError
 
 
 @click.command(cls=SectionedCommand)
@@ -53,6 +48,12 @@ if TYPE_CHECKING:
     metavar="ADDRESS",
     help="Run on a Dask cluster, from Zarr to Zarr: tcp://host:8786, or local:N for N processes here.",
 )
+@click.option(
+    "--jobs",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Volumes at a time, which share threads and memory.  [default: up to 4 where every file is small]",
+)
 @click.option("--overwrite", is_flag=True, help="Replace existing outputs.")
 @click.option("--skip-existing", is_flag=True, help="Leave inputs alone whose output exists.")
 @click.option("--dry-run", is_flag=True, help="Check everything and say what would be done; write nothing.")
@@ -78,8 +79,6 @@ def apply(ctx: click.Context, inputs: tuple[str, ...], **_: Any) -> None:
     Volumes are NIfTI (.nii .nii.gz .nii.zst .hdr), TIFF (.tif .ome.tif), NumPy (.npy) and OME-Zarr (.zarr .ome.zarr,
     folders and URLs; image.zarr/1 is a level or array in it).
     """
-    from conv3d_cli.formats import output_exists
-
     params = ctx.params
     # Before NumPy is imported: its BLAS starts a thread for every CPU, which spins for work that does not come.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -88,21 +87,18 @@ def apply(ctx: click.Context, inputs: tuple[str, ...], **_: Any) -> None:
     if params["skip_existing"] and settings.get("overwrite"):
         raise SpecError("--skip-existing and --overwrite contradict each other; pass one of them")
     jobs = [make_job(source, target, settings) for source, target in zip(inputs, targets, strict=True)]
+    if params["out_dir"] and not params["dry_run"] and "://" not in params["out_dir"]:
+        _make_folder(params["out_dir"])
     batch = Batch(
         params["as_json"],
         params["quiet"],
         params["verbose"],
-        len(jobs) > 1,
-        bool(params["out_dir"]),
+        dry_run=params["dry_run"],
+        skip_existing=params["skip_existing"],
+        make_folder=bool(params["out_dir"]),
         scheduler=params["scheduler"],
     )
-    if params["out_dir"] and not params["dry_run"] and "://" not in params["out_dir"]:
-        _make_folder(params["out_dir"])
-    for job in jobs:
-        if params["skip_existing"] and output_exists(job.target):
-            batch.skipped(job)
-        else:
-            batch.run(job, params["dry_run"])
+    batch.run(jobs, params["jobs"])
     batch.close()
     if batch.exit_code:
         ctx.exit(batch.exit_code)
@@ -132,78 +128,3 @@ def _make_folder(path: str) -> None:
 
     with write_errors(path):
         os.makedirs(path, exist_ok=True)
-
-
-@dataclass
-class Batch:
-    """Runs jobs one after another and keeps the account; a failed volume does not stop the rest."""
-
-    as_json: bool
-    quiet: bool
-    verbose: bool
-    many: bool
-    out_dir: bool = False
-    scheduler: str | None = None
-    exit_code: int = 0
-    rows: list[tuple[str, str, str]] = field(default_factory=list)
-
-    def run(self, job: Job, dry_run: bool) -> None:
-        """Run or plan one job, and report it."""
-        from conv3d_cli.cli import one_line
-        from conv3d_cli.cli.report import describe, describe_run, plan_record, run_record
-        from conv3d_cli.job import check_paths, prepare_job, run_job
-
-        try:
-            if dry_run:
-                check_paths(job, make_folder=self.out_dir)
-                with prepare_job(job) as prepared:
-                    if self.verbose or not self.as_json:
-                        self._say(describe(prepared))
-                    self._finish(job, "planned", plan_record(prepared), "")
-                return
-            with ProgressBar(os.path.basename(job.source.rstrip("/")), self.quiet) as progress:
-                told = self.verbose and not self.quiet
-                decided = (lambda prepared: progress.say(describe(prepared))) if told else None
-                if self.scheduler is None:
-                    report = run_job(job, progress, decided)
-                else:
-                    from conv3d_cli.cluster.run import run_on_cluster
-
-                    report = run_on_cluster(job, self.scheduler, progress, decided)
-        except Conv3DError as error:
-            record = {"input": job.source, "output": job.target, "error": one_line(error), "exit_code": error.exit_code}
-            self._finish(job, "failed", record, one_line(error))
-            if not self.many:
-                raise
-            self.exit_code = self.exit_code or error.exit_code
-            click.echo(f"Error: {one_line(error)}", err=True)
-            return
-        if not self.quiet:
-            for note in report.notes:
-                click.echo(f"note: {job.source}: {note}", err=True)
-        if self.verbose:
-            self._say(describe_run(report))
-        self._finish(job, "done", run_record(report), f"{report.seconds:.2f} s")
-
-    def skipped(self, job: Job) -> None:
-        """Account for a job whose output exists."""
-        self._finish(job, "skipped", {"input": job.source, "output": job.target}, "output exists")
-
-    def _finish(self, job: Job, status: str, record: dict[str, Any], remark: str) -> None:
-        self.rows.append((status, job.target, remark))
-        if self.as_json:
-            click.echo(json.dumps({"status": status, **record}))
-
-    def _say(self, text: str) -> None:
-        if not self.quiet:
-            click.echo(text, err=True)
-
-    def close(self) -> None:
-        """The table at the end of a batch."""
-        if not self.many or self.quiet:
-            return
-        width = max(len(target) for _, target, _ in self.rows)
-        for status, target, remark in self.rows:
-            click.echo(f"{status:<8} {target:<{width}}  {remark}".rstrip(), err=True)
-        counts = {s: sum(row[0] == s for row in self.rows) for s in ("done", "planned", "skipped", "failed")}
-        click.echo(", ".join(f"{count} {status}" for status, count in counts.items() if count), err=True)

@@ -10,14 +10,14 @@ import click
 
 
 class ProgressBar:
-    """A bar for one volume: share done, voxels a second, time left.
+    """A bar for one volume: share done, voxels a second, time left; or for many volumes: how many are done, time left.
 
     quiet : bool        show nothing, as when stderr is not a terminal
-    Use as a context manager; call it with (voxels finished, voxels in all), from any thread.
+    Use as a context manager; call it with (voxels or volumes finished, how many in all), from any thread.
     """
 
-    def __init__(self, label: str, quiet: bool = False) -> None:
-        self._label = label
+    def __init__(self, label: str, quiet: bool = False, volumes: bool = False) -> None:
+        self._label, self._volumes = label, volumes
         self._shown = not quiet and sys.stderr.isatty()
         self._bar: Any = None
         self._task: Any = None
@@ -27,6 +27,7 @@ class ProgressBar:
             from rich.console import Console
             from rich.progress import (
                 BarColumn,
+                MofNCompleteColumn,
                 Progress,
                 ProgressColumn,
                 TaskProgressColumn,
@@ -40,8 +41,9 @@ class ProgressBar:
                     speed = task.finished_speed or task.speed
                     return Text(f"{speed / 1e6:7.1f} Mvoxel/s" if speed else "", style="progress.data.speed")
 
+            done = (MofNCompleteColumn(),) if self._volumes else (TaskProgressColumn(), Rate())
             self._bar = Progress(
-                TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), Rate(), TimeRemainingColumn(),
+                TextColumn("{task.description}"), BarColumn(), *done, TimeRemainingColumn(),
                 console=Console(stderr=True), transient=True,
             )  # fmt: skip
             self._bar.start()

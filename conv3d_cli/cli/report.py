@@ -201,17 +201,28 @@ def _time(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.0f} h"
 
 
+def stages_of(report: JobReport) -> dict[str, tuple[float, int]]:
+    """Seconds of each stage of a run, and bytes of voxels that went through it: the input's, or the output's."""
+    return {
+        "read": (report.read_seconds, report.bytes_in),
+        "compute": (report.compute_seconds, report.bytes_out),
+        "write": (report.write_seconds, report.bytes_out),
+    }
+
+
 def run_record(report: JobReport) -> dict[str, Any]:
-    """What was done, as JSON."""
+    """What was done, as JSON: seconds, and megabytes a second of unpacked voxels, of each stage."""
+    stages: dict[str, Any] = {}
+    for name, (seconds, count) in stages_of(report).items():
+        stages[f"{name}_seconds"] = round(seconds, 4)
+        stages[f"{name}_mb_per_s"] = round(count / 1e6 / seconds, 1) if seconds > 0 else None
     return {
         "input": report.source,
         "output": report.target,
         "voxels": report.voxels,
         "clipped": report.clipped,
         "seconds": round(report.seconds, 4),
-        "read_seconds": round(report.read_seconds, 4),
-        "compute_seconds": round(report.compute_seconds, 4),
-        "write_seconds": round(report.write_seconds, 4),
+        **stages,
         "losses": report.losses,
         "notes": report.notes,
     }
@@ -220,7 +231,8 @@ def run_record(report: JobReport) -> dict[str, Any]:
 def describe_run(report: JobReport) -> str:
     """What was done, in a line, and the losses in another each."""
     losses = "".join(f"\n{'loss':<10} {name} {value:.9g}" for name, value in report.losses.items())
-    return (
-        f"done       {report.voxels} voxels in {report.seconds:.2f} s; stages overlap: read {report.read_seconds:.2f}, "
-        f"compute {report.compute_seconds:.2f}, write {report.write_seconds:.2f} s{losses}"
+    stages = ", ".join(
+        f"{name} {seconds:.2f} s" + (f" ({count / 1e6 / seconds:.0f} MB/s)" if seconds > 0 else "")
+        for name, (seconds, count) in stages_of(report).items()
     )
+    return f"done       {report.voxels} voxels in {report.seconds:.2f} s; stages overlap: {stages}{losses}"

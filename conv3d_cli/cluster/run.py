@@ -156,9 +156,10 @@ def run_on_cluster(
     if missing:
         notes.append(f"chunks that are not in the input were asked for {missing} times; they read as its fill value")
     notes += clipped_note(job, clipped, total)
+    header = prepared.header
     return JobReport(
-        job.source, job.target, total, clipped, time.perf_counter() - started, 0.0, seconds[0] - seconds[1], seconds[1],
-        all_losses(prepared), notes,
+        job.source, job.target, total, prepared.reader.header.nbytes, header.nbytes, clipped,
+        time.perf_counter() - started, 0.0, seconds[0] - seconds[1], seconds[1], all_losses(prepared), notes,
     )  # fmt: skip
 
 

@@ -1,9 +1,10 @@
 """Whole jobs beside what people use for them: seconds, CPU seconds and peak memory of each process, in turn.
 
-python tests/benchmarks/whole_jobs.py [fmri] [stack] [large] [cluster] [--rounds 5] [--folder DIR]
+python tests/benchmarks/whole_jobs.py [fmri] [stack] [many] [large] [cluster] [--rounds 5] [--folder DIR]
 
 fmri      4-D scan 64x64x48x300 int16, Gaussian of FWHM 6 mm: .nii.gz beside niimath, .nii beside mrfilter
 stack     250 MB uint16 TIFF, Gaussian of 2 voxels, beside a script of tifffile and scipy.ndimage
+many      200 scans 64x64x32 int16 .nii.gz in one command, one and two at a time, beside a process each
 large     1 and 8 GB int16 .nii.gz: memory, and the rate beside the slowest stage's alone
 cluster   2 GB OME-Zarr on Dask: two workers of one thread beside one
 """
@@ -14,10 +15,8 @@ import argparse
 import multiprocessing
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -118,19 +117,73 @@ def stack(folder: Path, rounds: int) -> None:
     )  # fmt: skip
 
 
+def make_many(folder: Path) -> None:
+    """200 small scans."""
+    (folder / "scans").mkdir()
+    data = smooth((32, 64, 64), np.int16).T
+    for number in range(200):
+        image = nib.Nifti1Image(data + np.int16(number), np.diag([3, 3, 3, 1]))
+        image.to_filename(folder / "scans" / f"{number:03}.nii.gz")
+
+
+def many(folder: Path, rounds: int) -> None:
+    """A folder of small scans."""
+    make(make_many, folder)
+    (folder / "out").mkdir()
+    scans = sorted((folder / "scans").iterdir())
+    conv3d = [*apply(scans[0], folder / "out", "gaussian:fwhm=6mm")[:4], *map(str, scans)]
+    conv3d += ["-k", "gaussian:fwhm=6mm", "--out-dir", str(folder / "out"), "--overwrite", "-q"]
+    commands = {f"conv3d --jobs {n}, 200 scans": [*conv3d, "--jobs", str(n)] for n in (1, 2)}
+    if niimath := program("niimath"):
+        script = f'for f in "$0"/*; do "$1" "$f" -s {6 / 2.354820045:.6f} "$2/$(basename "$f")" -odt float; done'
+        commands["niimath -s, a process each"] = [
+            "sh",
+            "-c",
+            script,
+            str(folder / "scans"),
+            niimath,
+            str(folder / "out"),
+        ]
+    in_turn(commands, rounds, folder)
+
+
+UNPACK = """
+import sys
+from isal import igzip
+with igzip.open(sys.argv[1]) as file:
+    while file.read(1 << 20): pass
+"""
+PACK = """
+import sys
+from isal import igzip
+from conv3d_cli.formats.codecs import codec_named
+from conv3d_cli.formats.packed import PackedBlocks
+source, target, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
+with igzip.open(source) as file:
+    data = memoryview(file.read(64 << 20))
+with open(target, "wb") as file:
+    blocks = PackedBlocks(file, codec_named(target), 1)
+    while count:
+        blocks.write(data[:count])
+        count -= min(count, len(data))
+    blocks.finish()
+"""
+
+
 def large(folder: Path, rounds: int) -> None:
-    """Memory that does not grow with the file, and the slowest stage alone: unpacking, or packing what was computed."""
+    """Memory that does not grow with the file, and its stages alone: unpacking, and packing what was computed on all CPUs."""
     for gigabytes in (1, 8):
         source, target = folder / f"{gigabytes}.nii.gz", folder / "out.nii.gz"
         make(make_series, source, gigabytes)
-        run(apply(folder / "1.nii.gz", target, "box:size=3"))
-        unpack = "import sys; from isal import igzip; f = igzip.open(sys.argv[1])\nwhile f.read(1 << 20): pass"
-        report(f"{gigabytes} GB: unpacking alone", [run([sys.executable, "-c", unpack, str(source)])])
-        started = time.perf_counter()
-        command = [*apply(source, target, "box:size=3"), "--json"]
-        process = subprocess.run(command, capture_output=True, check=True)
-        print(f"{'':4}{process.stdout.decode().strip()}  {time.perf_counter() - started:.1f} s")
+        report(f"{gigabytes} GB: unpacking alone", [run([sys.executable, "-c", UNPACK, str(source)])])
         report(f"{gigabytes} GB: conv3d, box of 3", [run(apply(source, target, "box:size=3"))])
+        count = str(2 * gigabytes << 30)
+        os.rename(target, folder / "done.nii.gz")
+        report(
+            f"{gigabytes} GB: packing alone",
+            [run([sys.executable, "-c", PACK, str(folder / "done.nii.gz"), str(target), count])],
+        )
+        source.unlink()
 
 
 def make_store(folder: Path) -> None:
@@ -170,7 +223,7 @@ def cluster(folder: Path, rounds: int) -> None:
                 report(f"{name}: {workers} worker{'s' if workers > 1 else ''}", [run(command) for _ in range(rounds)])
 
 
-JOBS = {"fmri": fmri, "stack": stack, "large": large, "cluster": cluster}
+JOBS = {"fmri": fmri, "stack": stack, "many": many, "large": large, "cluster": cluster}
 
 
 def main() -> None:

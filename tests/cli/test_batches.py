@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+
+from conv3d_cli import Volume, write_volume
 
 
 def records(text: str) -> list[dict[str, Any]]:
@@ -136,3 +140,99 @@ def test_verbose_stands_above_the_bar(volume: Path, tmp_path: Path) -> None:
     before, found, _ = text.partition(b"input      ")
     assert found
     assert before.endswith((b"\n", b"\r", b"K")) or not before, text  # K: the bar's line was erased
+
+
+@pytest.fixture
+def scans(tmp_path: Path) -> list[Path]:
+    """Twelve small scans, one of which is no scan."""
+    rng = np.random.default_rng(1)
+    (tmp_path / "in").mkdir()
+    paths = [tmp_path / "in" / f"s{number:02}.nii.gz" for number in range(12)]
+    for number, path in enumerate(paths):
+        write_volume(str(path), Volume(rng.integers(0, 999, (9 + number, 14, 17)).astype(np.int16), "zyx"))
+    paths[4].write_bytes(b"not a scan")
+    return paths
+
+
+def test_side_by_side_gives_the_same_bytes_and_account(run: Any, scans: list[Path], tmp_path: Path) -> None:
+    accounts = []
+    for jobs in (1, 3):
+        folder = tmp_path / f"out{jobs}"
+        arguments = ["-k", "gaussian:sigma=1vox", "--out-dir", folder, "--jobs", jobs, "--json", "-v"]
+        result = run("apply", *scans, *arguments, code=3)
+        assert "11 done, 1 failed" in result.stderr
+        found = records(result.stdout)
+        assert [r["input"] for r in found] == [str(path) for path in scans]
+        assert [r["status"] for r in found] == ["done"] * 4 + ["failed"] + ["done"] * 7
+        blocks = [line.split()[1] for line in result.stderr.splitlines() if line.startswith("input")]
+        assert blocks == [str(path) for path in scans if path != scans[4]]
+        accounts.append({path.name: path.read_bytes() for path in folder.iterdir()})
+    assert accounts[0] == accounts[1]
+    assert len(accounts[0]) == 11
+
+
+def test_what_does_not_fit_beside_another_runs_alone(run: Any, scans: list[Path], tmp_path: Path) -> None:
+    """One volume needs more than half of what the ceiling leaves: it waits for the others."""
+    large = tmp_path / "in" / "large.nii.gz"
+    write_volume(str(large), Volume(np.zeros((12, 1024, 1024), np.float32), "zyx"))
+    refusal = run("apply", large, "-k", "identity", "-o", tmp_path / "o.nii.gz", "--max-memory", "1M", code=6).stderr
+    ceiling = refusal.split("--max-memory ")[1].split()[0]  # the least that one plane at a time needs
+    paths = [*scans[:3], large, *scans[5:8]]
+    arguments = ["--out-dir", tmp_path / "out", "--jobs", "4", "--max-memory", ceiling, "--json"]
+    result = run("apply", *paths, "-k", "identity", *arguments)
+    found = records(result.stdout)
+    assert [r["status"] for r in found] == ["done"] * 7
+    assert found[-1]["input"] == str(large)
+
+
+def test_several_volumes_and_a_cluster(run: Any, error_line: Any, scans: list[Path], tmp_path: Path) -> None:
+    result = run(
+        "apply",
+        *scans[:2],
+        "-k",
+        "identity",
+        "--out-dir",
+        tmp_path / "o",
+        "--jobs",
+        "2",
+        "--scheduler",
+        "local:1",
+        code=2,
+    )
+    assert "--jobs" in error_line(result.stderr)
+
+
+def test_an_interrupt_ends_all_that_run_side_by_side(scans: list[Path], tmp_path: Path) -> None:
+    """SIGINT in mid-run: nothing half-written, the code of an interrupt."""
+    large = []
+    for number in range(8):
+        path = tmp_path / f"l{number}.npy"
+        np.save(path, np.zeros((64, 256, 256), np.float32))
+        large.append(path)
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "conv3d_cli", "apply", *large, "-k", "gaussian:sigma=4vox", "--out-dir", out]
+    process = subprocess.Popen([*command, "--jobs", "2", "--algorithm", "direct"], stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not (out.is_dir() and any(out.iterdir())):
+        time.sleep(0.01)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    assert b"interrupted" in stderr
+    assert b"Traceback" not in stderr
+    left = {path.name for path in out.iterdir()}
+    assert left <= {path.name for path in large}
+    for name in left:
+        assert np.load(out / name).shape == (64, 256, 256)
+
+
+def test_seconds_and_rates_of_the_stages(run: Any, volume: Path, tmp_path: Path) -> None:
+    result = run("apply", volume, "-k", "box:size=3", "-o", tmp_path / "o.npy", "--json", "-v")
+    (record,) = records(result.stdout)
+    size = np.load(tmp_path / "o.npy").nbytes
+    assert record["write_mb_per_s"] == pytest.approx(size / 1e6 / record["write_seconds"], rel=0.2)
+    for stage in ("read", "compute", "write"):
+        assert 0 < record[f"{stage}_seconds"] <= record["seconds"] + 1e-3
+        assert record[f"{stage}_mb_per_s"] > 0
+    assert result.stderr.count("MB/s") == 3

@@ -1,0 +1,199 @@
+"""Running one job or many: side by side where that helps, with progress, and an account of each."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from conv3d_cli.cli.progress import ProgressBar
+from conv3d_cli.errors import Conv3DError, MemoryLimitError, SpecError
+from conv3d_cli.machine import memory_ceiling, thread_count
+
+if TYPE_CHECKING:
+    from conv3d_cli.job import Job
+
+# Volumes at a time, unless they are told. Side by side, one is opened or flushed to the disk while another is computed, and
+# each has fewer threads to wait for: 200 scans of 64 x 64 x 32 take a fifth less time two at a time, 8 of 224^3 a tenth
+# (2 CPUs, 2026-11). Large files fill the CPUs by themselves, and two would take the memory of two.
+AT_ONCE, SMALL_FILE_BYTES = 4, 32 << 20
+
+
+class Stopped(BaseException):
+    """The batch was interrupted: raised in the threads of its jobs, so that they leave nothing behind."""
+
+
+@dataclass
+class Attempt:
+    """What came of one job.
+
+    status : str            "done", "planned", "skipped" or "failed"
+    record : dict           for --json
+    told : list of str      what there is to say about it, once it is its turn
+    """
+
+    job: Job
+    status: str
+    record: dict[str, Any]
+    remark: str = ""
+    told: list[str] = field(default_factory=list)
+    error: Conv3DError | None = None
+
+
+@dataclass
+class Batch:
+    """Runs jobs and keeps the account; a failed volume does not stop the rest."""
+
+    as_json: bool
+    quiet: bool
+    verbose: bool
+    dry_run: bool = False
+    skip_existing: bool = False
+    make_folder: bool = False
+    scheduler: str | None = None
+    exit_code: int = 0
+    rows: list[tuple[str, str, str]] = field(default_factory=list)
+
+    def run(self, jobs: Sequence[Job], at_once: int | None = None) -> None:
+        """Run or plan jobs, and account for them in their order.
+
+        at_once : int or None       None: see `volumes_at_once`
+        Raises: the error of a job that is the only one.
+        """
+        if at_once is not None and at_once > 1 and self.scheduler is not None:
+            raise SpecError(
+                "--jobs is for this machine, and a cluster takes one volume at a time: leave one of them out"
+            )
+        count = volumes_at_once(jobs) if at_once is None else min(at_once, len(jobs))
+        if count > 1 and self.scheduler is None and not self.dry_run:
+            jobs = self._side_by_side(jobs, count)
+        for number, job in enumerate(jobs, 1):
+            name = os.path.basename(job.source.rstrip("/"))
+            label = name if len(jobs) == 1 else f"{number}/{len(jobs)} {name}"
+            with ProgressBar(label, self.quiet) as progress:
+                attempt = self._attempt(job, progress, progress.say)
+            if attempt.error is not None and len(jobs) == 1 and not self.rows:
+                self._tell(attempt)
+                raise attempt.error
+            self._account(attempt)
+
+    def _side_by_side(self, jobs: Sequence[Job], count: int) -> list[Job]:
+        """Run jobs, `count` at a time; those that need more memory than their share are left, to be run alone."""
+        stop = threading.Event()
+
+        def advance(done: int, total: int) -> None:
+            if stop.is_set():
+                raise Stopped
+
+        pool = ThreadPoolExecutor(count, thread_name_prefix="conv3d-job")
+        left = []
+        try:
+            with ProgressBar(f"{len(jobs)} volumes", self.quiet, volumes=True) as progress:
+                attempts = [pool.submit(self._attempt, share(job, count), advance) for job in jobs]
+                for number, (job, future) in enumerate(zip(jobs, attempts, strict=True), 1):
+                    attempt = future.result()
+                    if isinstance(attempt.error, MemoryLimitError):
+                        left.append(job)
+                    else:
+                        self._account(attempt, progress.say)
+                    progress(number, len(jobs))
+        finally:
+            stop.set()
+            pool.shutdown(wait=True, cancel_futures=True)
+        return left
+
+    def _attempt(
+        self, job: Job, progress: Callable[[int, int], None], say: Callable[[str], None] | None = None
+    ) -> Attempt:
+        """Run or plan one job.
+
+        say : callable or None      for what is told before the first voxel; None: it is kept for later
+        """
+        from conv3d_cli.cli import one_line
+        from conv3d_cli.cli.report import describe, describe_run, plan_record, run_record
+        from conv3d_cli.formats import output_exists
+        from conv3d_cli.job import check_paths, prepare_job, run_job
+
+        if self.skip_existing and output_exists(job.target):
+            return Attempt(job, "skipped", {"input": job.source, "output": job.target}, "output exists")
+        told: list[str] = []
+        say = told.append if say is None else say
+        try:
+            if self.dry_run:
+                check_paths(job, make_folder=self.make_folder)
+                with prepare_job(job) as prepared:
+                    words = [describe(prepared)] if self.verbose or not self.as_json else []
+                    return Attempt(job, "planned", plan_record(prepared), told=words)
+            decided = (lambda prepared: say(describe(prepared))) if self.verbose and not self.quiet else None
+            if self.scheduler is None:
+                report = run_job(job, progress, decided)
+            else:
+                from conv3d_cli.cluster.run import run_on_cluster
+
+                report = run_on_cluster(job, self.scheduler, progress, decided)
+        except Conv3DError as error:
+            record = {"input": job.source, "output": job.target, "error": one_line(error), "exit_code": error.exit_code}
+            return Attempt(job, "failed", record, one_line(error), told, error)
+        told += [f"note: {job.source}: {note}" for note in report.notes]
+        if self.verbose:
+            told.append(describe_run(report))
+        return Attempt(job, "done", run_record(report), f"{report.seconds:.2f} s", told)
+
+    def _tell(self, attempt: Attempt, say: Callable[[str], None] | None = None) -> None:
+        for text in attempt.told if not self.quiet else ():
+            (say or echo)(text)
+        if self.as_json:
+            click.echo(json.dumps({"status": attempt.status, **attempt.record}))
+
+    def _account(self, attempt: Attempt, say: Callable[[str], None] | None = None) -> None:
+        """Say what came of a job, and write it down."""
+        self._tell(attempt, say)
+        self.rows.append((attempt.status, attempt.job.target, attempt.remark))
+        if attempt.error is not None:
+            self.exit_code = self.exit_code or attempt.error.exit_code
+            (say or echo)(f"Error: {attempt.remark}")
+
+    def close(self) -> None:
+        """The table at the end of a batch."""
+        if len(self.rows) < 2 or self.quiet:
+            return
+        width = max(len(target) for _, target, _ in self.rows)
+        for status, target, remark in self.rows:
+            echo(f"{status:<8} {target:<{width}}  {remark}".rstrip())
+        counts = {s: sum(row[0] == s for row in self.rows) for s in ("done", "planned", "skipped", "failed")}
+        echo(", ".join(f"{count} {status}" for status, count in counts.items() if count))
+
+
+def echo(text: str) -> None:
+    """A line on stderr."""
+    click.echo(text, err=True)
+
+
+def volumes_at_once(jobs: Sequence[Job]) -> int:
+    """How many volumes are worked on at a time: several where each is a small file, so that neither memory nor CPUs are short."""
+    if len(jobs) < 2:
+        return 1
+    try:
+        largest = max(
+            os.stat(job.source).st_size if os.path.isfile(job.source) else SMALL_FILE_BYTES + 1 for job in jobs
+        )
+    except OSError:
+        return 1
+    return min(AT_ONCE, thread_count(jobs[0].threads), len(jobs)) if largest <= SMALL_FILE_BYTES else 1
+
+
+def share(job: Job, count: int) -> Job:
+    """A job that leaves room for others: its part of the threads, and of the memory that is not the process's own."""
+    from conv3d_cli.job import PROCESS_BYTES
+
+    ceiling = memory_ceiling(job.max_memory)
+    beside = max(0, ceiling - PROCESS_BYTES)
+    return replace(
+        job, threads=max(1, thread_count(job.threads) // count), max_memory=ceiling - beside + beside // count
+    )
