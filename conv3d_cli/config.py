@@ -22,7 +22,7 @@ STAGE_KEYS = (
 )  # fmt: skip
 JOB_KEYS = (
     "axes", "data_format", "dtype", "precision", "threads", "max_memory", "algorithm", "gz_level", "overwrite",
-    "chunks", "levels",
+    "chunks", "levels", "compression",
 )  # fmt: skip
 MODEL_SUFFIXES = (".keras", ".h5", ".hdf5")  # files that hold a whole model: its layers and their weights
 
@@ -46,6 +46,7 @@ _TYPES: dict[str, tuple[type | tuple[type, ...], str]] = {
     "seed": (int, "a whole number"),
     "gz_level": (int, "a whole number from 0 to 3"),
     "levels": (int, "a whole number"),
+    "compression": (str, "none, deflate or zstd"),
     "chunks": ((int, list), "a whole number, or three as in [32, 128, 128]"),
     "max_memory": ((str, int), 'a size such as "2G"'),
     "kernel": ((str, list), 'a text such as "gaussian:fwhm=6mm" or a nested list of numbers'),

@@ -19,6 +19,7 @@ import numpy as np
 
 from conv3d_cli.errors import MemoryLimitError, OutputExistsError, ShapeError, SpecError
 from conv3d_cli.formats import (
+    check_compression,
     check_output,
     create_volume,
     is_stream,
@@ -154,6 +155,7 @@ class Job:
     max_memory : int or None    bytes for the whole process; None: see `machine.memory_ceiling`
     on_cluster : bool           workers hold boxes, not slabs: no ceiling for slabs of whole planes
     chunks, levels              of a Zarr output: voxels (D, H, W) of a chunk; levels of resolution
+    compression : str           of a TIFF output: "none", "deflate" or "zstd"
     """
 
     source: str
@@ -170,6 +172,7 @@ class Job:
     gz_level: int = 1
     chunks: int | Sequence[int] | None = None
     levels: int = 1
+    compression: str = "none"
     on_cluster: bool = False
 
     def __post_init__(self) -> None:
@@ -186,6 +189,7 @@ class Job:
             triple(self.chunks, "chunks")
         if self.levels < 1:
             raise SpecError(f"levels must be at least 1 (the full resolution alone), received {self.levels}")
+        check_compression(self.compression)
 
     @property
     def channels_first(self) -> bool:
@@ -295,7 +299,7 @@ def _prepare(job: Job, reader: VolumeReader) -> PreparedJob:
     together = kernels[0].is_layer or len(resolved) > 1 or any(a.kind != "voxel" for a in resolved[-1][-1])
     together |= reader.channels_together
     parts, spool_input, spool_output = _stream_order(
-        reader, out_header, together, [problem for *_, problem, _ in resolved], job.target
+        reader, out_header, together, [problem for *_, problem, _ in resolved], is_stream(job.target, job.compression)
     )
     if any(spool_input):
         notes.append("the input waits in a temporary file first: its stream cannot be read in the order needed")
@@ -317,12 +321,14 @@ def _prepare(job: Job, reader: VolumeReader) -> PreparedJob:
         )
         stages.append(PreparedStage(stage, kernel, spec, problem, convolution, losses))
     sequential = (reader.sequential or len(stages) > 1) and not spool_input[-1]
-    by_rows = reader.by_rows and writes_rows(job.target) and not any(spool_input)
+    by_rows = reader.by_rows and writes_rows(job.target, job.compression) and not any(spool_input)
     plans = [s.plan for s in stages]
     written = channels if not kernels[-1].is_layer and len(stages) == 1 else out_header.shape[4]
     held = Held(
         lambda planes: reader.held_bytes(planes, plans[0].problem.in_channels),
-        output_bytes(job.target, out_header, written, chunks=job.chunks, levels=job.levels),
+        output_bytes(
+            job.target, out_header, written, chunks=job.chunks, levels=job.levels, compression=job.compression
+        ),
     )
     ceiling = UNLIMITED if job.on_cluster else job.max_memory
     cut = cut_job(plans, header.dtype, out_header.dtype, sequential, ceiling, by_rows, held)
@@ -465,18 +471,18 @@ def _stream_order(
     out_header: VolumeHeader,
     together: bool,
     problems: list[ConvProblem],
-    target: str,
+    writes_stream: bool,
 ) -> tuple[list[tuple[int, slice]], list[bool], bool]:
     """Parts in the order they are streamed; for each stage whether its input is spooled for that order; and the output.
 
-    together : bool     all channels of a volume are one part
+    together : bool         all channels of a volume are one part
+    writes_stream : bool    the output can only be written forward
     """
     in_axes, out_axes = reader.header.axes, out_header.axes
     # planes of the far end stand beside those of the near one
     spooled = [p.boundary.mode == "wrap" and (p.pad_before[0] > 0 or p.pad_after[0] > 0) for p in problems]
     spooled[0] |= together and in_axes.canonical_shape[4] > 1 and not in_axes.channels_within_plane
     spooled[0] &= reader.sequential
-    writes_stream = is_stream(target)
     if together:
         count = in_axes.canonical_shape[0]
         parts = [(n, slice(0, problems[-1].in_channels)) for n in range(count)]
@@ -617,7 +623,14 @@ def check_paths(job: Job, make_folder: bool = False) -> None:
         raise OutputExistsError(
             f"cannot write {job.target}: it is the input; name another file, or pass --overwrite to replace it at the end"
         )
-    check_output(job.target, overwrite=job.overwrite, make_folder=make_folder, chunks=job.chunks, levels=job.levels)
+    check_output(
+        job.target,
+        overwrite=job.overwrite,
+        make_folder=make_folder,
+        chunks=job.chunks,
+        levels=job.levels,
+        compression=job.compression,
+    )
 
 
 def run_job(
@@ -653,6 +666,7 @@ def run_job(
             threads=job.threads,
             chunks=job.chunks,
             levels=job.levels,
+            compression=job.compression,
         )
         if prepared.spool_output:
             writer = SpooledWriter(writer)

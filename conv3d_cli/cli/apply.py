@@ -18,6 +18,7 @@ from conv3d_cli.cli.options import (
     make_job,
     run_options,
     store_options,
+    tiff_options,
 )
 from conv3d_cli.errors import SpecError
 
@@ -39,9 +40,10 @@ from conv3d_cli.errors import SpecError
     type=click.IntRange(0, 3),
     default=1,
     show_default=True,
-    help="Of .nii.gz outputs: 0 is quickest; 1 takes a tenth longer for a quarter less; 2 and 3 gain little. "
+    help="Of .nii.gz and deflate outputs: 0 is quickest; 1 takes a tenth longer for a quarter less; 2 and 3 gain little. "
     ".nii.zst has one level.",
 )
+@tiff_options
 @store_options
 @click.option(
     "--scheduler",

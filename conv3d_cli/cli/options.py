@@ -151,6 +151,14 @@ run_options = options(
     click.option("--algorithm", metavar="NAME", default="auto", show_default=True, help="Force one; see `conv3d explain`."),
 )  # fmt: skip
 
+tiff_options = options(
+    "TIFF outputs",
+    click.option(
+        "--compression", type=click.Choice(["none", "deflate", "zstd"]), default="none", show_default=True,
+        help="Of their pages. Every reader of TIFF knows deflate (--gz-level is its level); zstd is quicker.",
+    ),
+)  # fmt: skip
+
 store_options = options(
     "Zarr outputs",
     click.option(

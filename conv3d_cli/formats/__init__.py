@@ -37,14 +37,14 @@ def known_suffixes() -> str:
     return " ".join(suffix for f in FORMATS for suffix in f.suffixes if suffix != "-") + ", and - for a .npy pipe"
 
 
-def is_stream(path: str) -> bool:
-    """Whether a volume of this name can only be read and written forward: a pipe or a compressed file."""
-    return path == "-" or codec_named(path) is not None
+def is_stream(path: str, compression: str = "none") -> bool:
+    """Whether a volume of this name can only be written forward: a pipe or a compressed file."""
+    return path == "-" or codec_named(path) is not None or compression != "none"
 
 
-def writes_rows(path: str) -> bool:
+def writes_rows(path: str, compression: str = "none") -> bool:
     """Whether a volume of this name takes bands of rows of its planes: uncompressed files, whose voxels all have their place."""
-    return not is_stream(path) and not output_format(path).chunked
+    return not is_stream(path, compression) and not output_format(path).chunked
 
 
 def open_volume(path: str, *, axes: str | None = None, channels_first: bool = False) -> VolumeReader:
@@ -79,6 +79,7 @@ def create_volume(
     threads: int | None = None,
     chunks: int | Sequence[int] | None = None,
     levels: int = 1,
+    compression: str = "none",
 ) -> VolumeWriter:
     """Start writing a volume; the file appears when the writer is committed.
 
@@ -86,21 +87,39 @@ def create_volume(
     gz_level, threads           of compressed outputs; they do not change what is unpacked, threads not even the bytes
     chunks : int or 3 ints      D, H, W of a chunk, for a format that has chunks; None leaves them to it
     levels : int                of resolution, for such a format
+    compression : str           "none", "deflate" or "zstd", for TIFF
     Raises: SpecError for an unknown suffix; OutputExistsError; WriteError if the format cannot hold it.
     """
     found = output_format(path)
-    cutting = _cutting(found, path, chunks, levels)
-    return found.create(path, header, overwrite=overwrite, gz_level=gz_level, threads=threads, **cutting)
+    own = _own_options(found, path, chunks, levels, compression)
+    return found.create(path, header, overwrite=overwrite, gz_level=gz_level, threads=threads, **own)
 
 
-def _cutting(found: VolumeFormat, path: str, chunks: int | Sequence[int] | None, levels: int) -> dict[str, object]:
-    """The options of formats that have chunks. Raises: SpecError where they are given to one that has none."""
+def _own_options(
+    found: VolumeFormat, path: str, chunks: int | Sequence[int] | None, levels: int, compression: str
+) -> dict[str, object]:
+    """The options that only some formats have. Raises: SpecError where they are given to one that has none."""
+    own: dict[str, object] = {}
     if found.chunked:
-        return {"chunks": None if chunks is None else triple(chunks, "chunks"), "levels": levels}
-    if chunks is not None or levels != 1:
+        own |= {"chunks": None if chunks is None else triple(chunks, "chunks"), "levels": levels}
+    elif chunks is not None or levels != 1:
         option = "--chunks" if chunks is not None else "--levels"
         raise SpecError(f"cannot write {path}: {option} is for Zarr outputs, and {found.name} has none; leave it out")
-    return {}
+    if found.compressions:
+        check_compression(compression)
+        own["compression"] = compression
+    elif compression != "none":
+        raise SpecError(
+            f"cannot write {path}: --compression is for TIFF outputs, and {found.name} has none; leave it out"
+        )
+    return own
+
+
+def check_compression(compression: str) -> None:
+    """Refuse what is no compression of any format. Raises: SpecError."""
+    known = sorted({name for found in FORMATS for name in found.compressions})
+    if compression not in ("none", *known):
+        raise SpecError(f"compression must be none, {' or '.join(known)}, received {compression!r}")
 
 
 def check_output(
@@ -110,6 +129,7 @@ def check_output(
     make_folder: bool = False,
     chunks: int | Sequence[int] | None = None,
     levels: int = 1,
+    compression: str = "none",
 ) -> None:
     """Refuse an output that exists (unless `overwrite`), or cannot be written where its name says, before any work.
 
@@ -117,7 +137,7 @@ def check_output(
     Raises: OutputExistsError, WriteError, SpecError.
     """
     found = output_format(path)
-    _cutting(found, path, chunks, levels)
+    _own_options(found, path, chunks, levels, compression)
     if path != "-":
         found.check_target(path, overwrite, make_folder)
 
@@ -148,11 +168,17 @@ def output_exists(path: str) -> bool:
 
 
 def output_bytes(
-    path: str, header: VolumeHeader, channels: int, *, chunks: int | Sequence[int] | None = None, levels: int = 1
+    path: str,
+    header: VolumeHeader,
+    channels: int,
+    *,
+    chunks: int | Sequence[int] | None = None,
+    levels: int = 1,
+    compression: str = "none",
 ) -> int:
     """Memory that writing a volume takes, beside the blocks (d, h, w, channels) that are handed to the writer."""
     found = output_format(path)
-    return found.output_bytes(header, channels, **_cutting(found, path, chunks, levels))
+    return found.output_bytes(header, channels, **_own_options(found, path, chunks, levels, compression))
 
 
 def output_format(path: str) -> VolumeFormat:
@@ -201,10 +227,11 @@ def write_volume(
     gz_level: int = 1,
     chunks: int | Sequence[int] | None = None,
     levels: int = 1,
+    compression: str = "none",
 ) -> None:
     """Write a whole volume; the format is the suffix's, the file appears complete or not at all.
 
-    chunks, levels          of a Zarr output: see `create_volume`
+    chunks, levels, compression     of Zarr and TIFF outputs: see `create_volume`
     Raises: OutputExistsError, WriteError, SpecError for an unknown suffix.
     """
     from dataclasses import replace
@@ -216,7 +243,7 @@ def write_volume(
     sizes = {channel_letters[0]: header.shape[4]} if len(channel_letters) == 1 else {}
     out_header = replace(header, axes=header.axes.renamed(letters, sizes))
     with create_volume(
-        path, out_header, overwrite=overwrite, gz_level=gz_level, chunks=chunks, levels=levels
+        path, out_header, overwrite=overwrite, gz_level=gz_level, chunks=chunks, levels=levels, compression=compression
     ) as writer:
         for n, channels in parts_in_storage_order(out_header.axes, channels_together=not writer.sequential):
             for start in range(0, header.shape[1], 16):

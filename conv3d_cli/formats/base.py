@@ -49,6 +49,7 @@ class VolumeFormat:
     output_bytes : callable (header, channels, *, chunks, levels) -> int: memory that writing takes beside the blocks of
                             `channels` that are handed in
     chunked : bool          `create` and `output_bytes` take chunks and levels as well
+    compressions : tuple    names that they take as `compression` beside "none"
     reads_urls : bool       a name may be a URL
     """
 
@@ -62,6 +63,7 @@ class VolumeFormat:
     check_target: Callable[..., None] = check_target
     output_bytes: Callable[..., int] = lambda header, channels, **options: 0
     chunked: bool = False
+    compressions: tuple[str, ...] = ()
     reads_urls: bool = False
 
     def claims(self, path: str) -> bool:

@@ -128,7 +128,8 @@ class GzipPacker:
 # zstd
 
 
-def _import_zstd() -> Any:
+def zstd_module() -> Any:
+    """Python's zstd, or its backport. Raises: ImportError."""
     if sys.version_info >= (3, 14):
         from compression import zstd
     else:
@@ -136,9 +137,10 @@ def _import_zstd() -> Any:
     return zstd
 
 
-def _need_zstd(path: str, error: type[Conv3DError]) -> None:
+def need_zstd(path: str, error: type[Conv3DError]) -> None:
+    """Raise `error` with the cure where zstd is missing."""
     try:
-        _import_zstd()
+        zstd_module()
     except ImportError as cause:
         verb = "read" if error is FormatError else "write"
         raise error(
@@ -147,7 +149,7 @@ def _need_zstd(path: str, error: type[Conv3DError]) -> None:
 
 
 def _open_zstd(path: str) -> tuple[Any, Any]:
-    zstd = _import_zstd()
+    zstd = zstd_module()
     if _zstd_window(path) > LARGEST_WINDOW:
         raise FormatError(
             f"cannot read {path}: its zstd stream needs a window of {_zstd_window(path) >> 20} MiB, the limit is "
@@ -164,8 +166,8 @@ def _zstd_window(path: str) -> int:
             file.seek(int.from_bytes(head[4:8], "little") + 8 - len(head), 1)
             head = file.read(18)
     try:
-        content = _import_zstd().get_frame_info(head).decompressed_size
-    except _import_zstd().ZstdError:
+        content = zstd_module().get_frame_info(head).decompressed_size
+    except zstd_module().ZstdError:
         return 0  # reading will tell
     if head[4] & 0x20:  # in a single segment
         return content or 0
@@ -178,7 +180,7 @@ class ZstdPacker:
     head = b""
 
     def __init__(self, level: int) -> None:
-        self._zstd = _import_zstd()
+        self._zstd = zstd_module()
         parameter = self._zstd.CompressionParameter
         self._options = {parameter.compression_level: ZSTD_LEVEL, parameter.checksum_flag: 1}
 
@@ -210,7 +212,7 @@ CODECS = (
         largest_inflation=1 << 15,
         open=_open_zstd,
         packer=ZstdPacker,
-        need=_need_zstd,
+        need=need_zstd,
         window=_zstd_window,
     ),
 )

@@ -5,12 +5,13 @@ are asked for. Pages whose axis has no name lie along z. The print resolution of
 size: nothing tells the size along z, and programs write 72 or 300 dots per inch without being asked.
 
 Written is what the name asks for: OME-TIFF under .ome.tif; else an ImageJ hyperstack where ImageJ can hold the volume
-(uint8, int16, uint16, float32, below 4 GB), else OME-XML in a .tif, and a note says so. The output is not compressed, so
-its slabs may come in any order; the same volume always gives the same bytes.
+(uint8, int16, uint16, float32, below 4 GB), else OME-XML in a .tif, and a note says so. Slabs of an uncompressed output may
+come in any order, those of a compressed one in storage order; the same volume always gives the same bytes.
 """
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,12 @@ from conv3d_cli.errors import FormatError, WriteError
 from conv3d_cli.formats import tiff_metadata, tiff_ome
 from conv3d_cli.formats.base import RawReader, RawWriter, VolumeFormat, real_dtype
 from conv3d_cli.formats.tiff_metadata import Description, TiffMetadata
+from conv3d_cli.formats.tiff_packed import (
+    COMPRESSIONS,
+    PackedStackWriter,
+    check_compression,
+    packing_bytes,
+)
 from conv3d_cli.formats.tiff_pages import PagedArray, mapped_offset, read_directories, tiff_errors, usable_pages
 from conv3d_cli.inputs import check_input
 from conv3d_cli.model.volume import ArrayReader, Axes, VolumeHeader, VolumeReader, VolumeWriter
@@ -31,6 +38,7 @@ CLASSIC_LIMIT = 2**32 - 2**25  # bytes of voxels and directories in a file with 
 DIRECTORY_BYTES = 400  # of one page, generously
 MOST_PLANES = 1 << 22  # that tifffile may be asked to make room for
 MINISWHITE, PALETTE = 0, 3
+IMAGEJ_BINARY = ("Info", "info", "Labels", "LUTs")  # metadata in tags of their own, not in the description
 SPARE_LETTERS = "taburefghijklmnopqvwd"
 
 
@@ -43,12 +51,19 @@ class PagedReader(ArrayReader):
 
     by_rows = False
 
-    def __init__(self, tiff: Any, array: Any, header: VolumeHeader, path: str) -> None:
-        super().__init__(array, header, path)
-        self._tiff = tiff
+    def __init__(self, tiff: Any, array: PagedArray, header: VolumeHeader, path: str) -> None:
+        super().__init__(array, header, path)  # type: ignore[arg-type]
+        self._pages, self._tiff = array, tiff
+
+    def held_bytes(self, planes: int, channels: int) -> int:
+        return self._pages.held_bytes()
+
+    def storage(self) -> dict[str, str]:
+        return self._pages.storage()
 
     def close(self) -> None:
         self.array = np.empty(0)
+        self._pages.close()
         self._tiff.close()
 
 
@@ -256,24 +271,46 @@ def output_letters(letters: str, channels: int, dtype: np.dtype[Any] | None = No
 
 
 def create_tiff(
-    path: str, header: VolumeHeader, *, overwrite: bool = False, gz_level: int = 1, threads: int | None = None
+    path: str,
+    header: VolumeHeader,
+    *,
+    overwrite: bool = False,
+    gz_level: int = 1,
+    threads: int | None = None,
+    compression: str = "none",
 ) -> VolumeWriter:
-    """Start a TIFF file: directories and descriptions are written, voxels follow."""
-    layout = choose_layout(path, header)
+    """Start a TIFF file. Uncompressed, its directories and descriptions are written and voxels follow; else page after page is.
+
+    compression : str       "none" or one of COMPRESSIONS
+    gz_level : int          of deflate
+    """
+    check_compression(path, compression)
+    layout = choose_layout(path, header, compression != "none")
     output = AtomicFile(path, overwrite)
+    writer: VolumeWriter
     try:
-        with write_errors(path):
-            offset, note = _write_directories(output, header, layout, path)
-        writer = StackWriter(output, header, path, offset, layout)
+        if compression == "none":
+            with write_errors(path):
+                offset, note = _write_directories(output, header, layout, path)
+            writer = StackWriter(output, header, path, offset, layout)
+        else:
+            page, first, note = _page_arguments(header, layout)
+            writer = PackedStackWriter(
+                output, header, path, layout.axes, layout.dtype, big=layout.big, page=page, first=first,
+                compression=compression, level=gz_level, threads=threads,
+            )  # fmt: skip
     except BaseException:
         output.abort()
         raise
-    writer.notes = (*layout.notes, note) if note else layout.notes
+    notes = [*layout.notes, *([note] if note else [])]
+    if compression == "zstd" and layout.dialect == "imagej":
+        notes.append("ImageJ itself opens no zstd, other programs do; --compression deflate suits both")
+    writer.notes = tuple(notes)
     return writer
 
 
-def choose_layout(path: str, header: VolumeHeader) -> FileLayout:
-    """The dialect and storage order for a volume under a file name.
+def choose_layout(path: str, header: VolumeHeader, compressed: bool = False) -> FileLayout:
+    """The dialect and storage order for a volume under a file name; that of the header, if slabs are to come in it.
 
     Raises: WriteError if TIFF, or the dialect the name asks for, cannot hold it.
     """
@@ -286,6 +323,8 @@ def choose_layout(path: str, header: VolumeHeader) -> FileLayout:
 
     frames, depth, height, width, channels = header.shape
     rgb = dtype == np.uint8 and header.axes.letters.endswith("s") and header.axes.size("s") in (3, 4)
+    if compressed and not header.axes.channels_within_plane:
+        rgb = False  # samples of a pixel come one by one: each becomes a channel
     samples = header.axes.size("s") if rgb else 1
     sizes = {"t": frames, "z": depth, "c": channels // samples, "y": height, "x": width, "s": samples}
     batch = header.axes.batch_letters
@@ -313,7 +352,7 @@ def choose_layout(path: str, header: VolumeHeader) -> FileLayout:
         letters = batch + "z" * ("z" in header.axes.letters) + "c" * (sizes["c"] > 1) + "yx"
         sizes.update((a, header.axes.size(a)) for a in batch)
     elif dialect == "ome":
-        letters = _ome_order(header) + "yx"
+        letters = ("tzc" if compressed else _ome_order(header)) + "yx"
     letters += "s" if rgb else ""
     if dialect != "shaped" and batch not in ("", "t"):
         notes.append(f"axes {batch} are stored as t")
@@ -341,8 +380,7 @@ def _write_directories(output: AtomicFile, header: VolumeHeader, layout: FileLay
     arguments: dict[str, Any] = {}
     if layout.dialect == "imagej":
         items, resolution, note = tiff_metadata.imagej_items(header, layout.axes)
-        if "s" not in layout.axes.letters:
-            shape = (*shape, 1)
+        shape = _imagej_shape(layout.axes)
         arguments = {"metadata": {"axes": "TZCYXS", **items}, "resolution": resolution}
     elif layout.dialect == "ome":
         xml, note = tiff_ome.ome_xml(header, layout.axes, layout.dtype)
@@ -350,10 +388,7 @@ def _write_directories(output: AtomicFile, header: VolumeHeader, layout: FileLay
     else:
         items, note = tiff_metadata.shaped_items(header)
         arguments = {"metadata": {"axes": layout.axes.letters.upper(), **items}}
-    if "s" in layout.axes.letters:
-        arguments |= {"photometric": "rgb", "planarconfig": "contig"}
-    else:
-        arguments |= {"photometric": "minisblack"}
+    arguments |= _colours(layout.axes)
     try:
         with tifffile.TiffWriter(
             output.file, bigtiff=layout.big, byteorder="<", imagej=layout.dialect == "imagej", ome=False
@@ -367,6 +402,42 @@ def _write_directories(output: AtomicFile, header: VolumeHeader, layout: FileLay
     return place[0], note
 
 
+def _page_arguments(header: VolumeHeader, layout: FileLayout) -> tuple[dict[str, Any], dict[str, Any], str]:
+    """What tifffile is told of every page, and of the first alone, where pages are written one by one; and a note."""
+    import tifffile
+
+    page: dict[str, Any] = _colours(layout.axes)
+    first: dict[str, Any] = {"software": "conv3d"}
+    if layout.dialect == "imagej":
+        items, resolution, note = tiff_metadata.imagej_items(header, layout.axes)
+        binary = {key: items.pop(key) for key in IMAGEJ_BINARY if key in items}
+        rgb = "s" in layout.axes.letters
+        text = tifffile.imagej_description(_imagej_shape(layout.axes), axes="TZCYXS", rgb=rgb, **items)
+        page |= {"resolution": resolution, "resolutionunit": "none"}
+        first |= {"description": text, "extratags": tifffile.imagej_metadata_tag(binary, "<")}
+    elif layout.dialect == "ome":
+        xml, note = tiff_ome.ome_xml(header, layout.axes, layout.dtype)
+        first["description"] = xml.encode()
+    else:
+        items, note = tiff_metadata.shaped_items(header)
+        shaped = {"shape": list(layout.axes.shape), "axes": layout.axes.letters.upper(), **items}
+        first["description"] = json.dumps(shaped)
+    return page, first, note
+
+
+def _imagej_shape(axes: Axes) -> tuple[int, ...]:
+    return axes.shape if "s" in axes.letters else (*axes.shape, 1)
+
+
+def _colours(axes: Axes) -> dict[str, Any]:
+    return {"photometric": "rgb", "planarconfig": "contig"} if "s" in axes.letters else {"photometric": "minisblack"}
+
+
+def output_bytes(header: VolumeHeader, channels: int, *, compression: str = "none") -> int:
+    """Memory that writing takes beside the blocks that are handed in: see `VolumeFormat.output_bytes`."""
+    return packing_bytes(header, compression)
+
+
 FORMAT = VolumeFormat(
     name="TIFF",
     suffixes=(".ome.tiff", ".ome.tif", ".tiff", ".tif"),
@@ -374,4 +445,6 @@ FORMAT = VolumeFormat(
     open=open_tiff,
     create=create_tiff,
     output_letters=output_letters,
+    output_bytes=output_bytes,
+    compressions=tuple(COMPRESSIONS),
 )

@@ -11,14 +11,16 @@ import math
 import struct
 import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import product
+from itertools import groupby, product
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from conv3d_cli.errors import Conv3DError, FormatError, MemoryLimitError
+from conv3d_cli.formats.tiff_packed import segment_bytes, unpack_here, worker_count
 from conv3d_cli.model.volume import Array
 
 # How far a codec can shrink voxels: nothing is allocated for a page that claims to hold more than its bytes can.
@@ -27,6 +29,7 @@ MOST_SHRUNK_BY_OTHERS = 1 << 16
 UNSUSPECTED_PAGE = 1 << 26  # bytes
 MOST_TAGS = 4096
 ALL_ROWS = 2**32 - 1
+UNPACKED_IN_PLACE = (5, 8, 32946, 50000)  # LZW, deflate, zstd: tifffile puts their strips where they belong
 
 # tags that must be alike in all pages of a volume, with their defaults
 LAYOUT_TAGS = {
@@ -252,6 +255,8 @@ def mapped_offset(series: Any, directories: Sequence[Directory], path: str) -> i
 class PagedArray:
     """A series' voxels as an array that decodes pages when it is indexed: by integers and slices, one for each axis.
 
+    Several pages are decoded side by side; of a single one, its strips or tiles are.
+
     pages : list            each holds the same number of voxels; one after the other they are the array
     shape : tuple           of the array
     dtype : numpy dtype     as decoded
@@ -268,6 +273,33 @@ class PagedArray:
         if self._split < 0:
             raise FormatError(f"cannot read {path}: its {len(pages)} pages do not divide the shape {shape}")
         self._last: tuple[int, Array] | None = None
+        self._workers = worker_count()
+        self._pool = ThreadPoolExecutor(self._workers, "conv3d-tiff")
+        self._lock = threading.RLock()  # of the file's position
+        for keyframe in {id(page.keyframe): page.keyframe for page in pages}.values():
+            unpack_here(keyframe)
+
+    def held_bytes(self) -> int:
+        """Memory beside what is handed out: packed pages and unpacked strips of the pages in work, and a page that is kept."""
+        keyframe = self.pages[0].keyframe
+        packed = 0 if keyframe.is_contiguous else max(sum(page.databytecounts) for page in self.pages)
+        page = math.prod(keyframe.shaped) * keyframe.dtype.itemsize
+        return self._workers * (packed + 2 * segment_bytes(keyframe)) + page
+
+    def storage(self) -> dict[str, str]:
+        """How pages are stored, for people."""
+        import tifffile
+
+        code = self.pages[0].keyframe.compression
+        try:
+            name = tifffile.COMPRESSION(code).name.lower().replace("_", " ")
+        except ValueError:
+            name = f"unknown ({int(code)})"
+        return {"compression": name}
+
+    def close(self) -> None:
+        """End the threads; the files are the caller's."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
 
     def __getitem__(self, index: tuple[int | slice, ...]) -> Array:
         inner = index[self._split :]
@@ -284,9 +316,27 @@ class PagedArray:
             return self._page(numbers[0])[inner].reshape(kept)
         within = [len(r) for r, i in zip(ranges[self._split :], inner, strict=True) if isinstance(i, slice)]
         result = np.empty((len(numbers), *within), self.dtype)
-        for position, number in enumerate(numbers):
-            result[position] = self._page(number)[inner]
+        positions = range(len(numbers))
+        # one file at a time is open; all pages of most volumes lie in one
+        for _, run in groupby(positions, key=lambda position: id(self.pages[numbers[position]].parent)):
+            together = list(run)
+            with tiff_errors(self.path):
+                self._open(self.pages[numbers[together[0]]].parent.filehandle)
+            list(
+                self._pool.map(lambda position: self._decode(numbers[position], inner, result[position, ...]), together)
+            )
         return result.reshape(kept)
+
+    def _decode(self, number: int, inner: tuple[int | slice, ...], target: Array) -> None:
+        """Fill a part of the result with a page, or a part of it."""
+        page = self.pages[number]
+        whole = target.size == math.prod(self.shape[self._split :])
+        with tiff_errors(self.path, f"page {page.index + 1}"):
+            if whole and page.keyframe.compression in UNPACKED_IN_PLACE:
+                page.asarray(out=target, lock=self._lock, maxworkers=1)
+            else:
+                values = page.asarray(lock=self._lock, maxworkers=1)
+                target[...] = values.reshape(self.shape[self._split :])[inner]
 
     def _page(self, number: int) -> Array:
         # One page may hold several planes or channels (samples stored apart), which are then asked for one by one.
@@ -296,7 +346,7 @@ class PagedArray:
         page = self.pages[number]
         with tiff_errors(self.path, f"page {page.index + 1}"):
             self._open(page.parent.filehandle)
-            values = page.asarray().reshape(self.shape[self._split :])
+            values = page.asarray(lock=self._lock, maxworkers=self._workers).reshape(self.shape[self._split :])
         self._last = (number, values)
         return values
 

@@ -464,7 +464,7 @@ def test_only_the_pages_asked_for_are_decoded(tmp_path: Path, monkeypatch: pytes
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         np.testing.assert_array_equal(block[..., 0], data[30:32])
-    assert decoded == [30, 31]
+    assert sorted(decoded) == [30, 31]
     assert peak < data.nbytes / 4
 
 
@@ -473,7 +473,12 @@ def test_a_page_of_several_channels_is_decoded_once(tmp_path: Path, monkeypatch:
     tifffile.imwrite(tmp_path / "a.tif", data, **options)
     decoded = []
     original = tifffile.TiffPage.asarray
-    monkeypatch.setattr(tifffile.TiffPage, "asarray", lambda page: (decoded.append(page.index), original(page))[1])
+
+    def asarray(page: Any, **options: Any) -> Array:
+        decoded.append(page.index)
+        return np.asarray(original(page, **options))
+
+    monkeypatch.setattr(tifffile.TiffPage, "asarray", asarray)
     with open_volume(str(tmp_path / "a.tif")) as reader:
         for z in range(4):
             for c in range(3):
