@@ -273,6 +273,8 @@ class PagedArray:
         if self._split < 0:
             raise FormatError(f"cannot read {path}: its {len(pages)} pages do not divide the shape {shape}")
         self._last: tuple[int, Array] | None = None
+        # Whole pages of the last read, a slab that is still in use: those that the next one reads again are its halo.
+        self._kept: dict[int, Array] = {}
         self._workers = worker_count()
         self._pool = ThreadPoolExecutor(self._workers, "conv3d-tiff")
         self._lock = threading.RLock()  # of the file's position
@@ -300,6 +302,7 @@ class PagedArray:
     def close(self) -> None:
         """End the threads; the files are the caller's."""
         self._pool.shutdown(wait=True, cancel_futures=True)
+        self._kept = {}
 
     def __getitem__(self, index: tuple[int | slice, ...]) -> Array:
         inner = index[self._split :]
@@ -316,27 +319,37 @@ class PagedArray:
             return self._page(numbers[0])[inner].reshape(kept)
         within = [len(r) for r, i in zip(ranges[self._split :], inner, strict=True) if isinstance(i, slice)]
         result = np.empty((len(numbers), *within), self.dtype)
-        positions = range(len(numbers))
+        decoded = []
+        for position, number in enumerate(numbers):
+            if number in self._kept:
+                result[position] = self._kept[number][inner]
+            else:
+                decoded.append((number, result[position, ...]))
         # one file at a time is open; all pages of most volumes lie in one
-        for _, run in groupby(positions, key=lambda position: id(self.pages[numbers[position]].parent)):
-            together = list(run)
-            with tiff_errors(self.path):
-                self._open(self.pages[numbers[together[0]]].parent.filehandle)
-            list(
-                self._pool.map(lambda position: self._decode(numbers[position], inner, result[position, ...]), together)
-            )
+        for _, together in groupby(decoded, key=lambda item: id(self.pages[item[0]].parent)):
+            self._decode(list(together), inner)
+        page = self.shape[self._split :]
+        if result[:1].size == math.prod(page):
+            self._kept = {number: result[i].reshape(page) for i, number in enumerate(numbers)}
         return result.reshape(kept)
 
-    def _decode(self, number: int, inner: tuple[int | slice, ...], target: Array) -> None:
-        """Fill a part of the result with a page, or a part of it."""
-        page = self.pages[number]
-        whole = target.size == math.prod(self.shape[self._split :])
-        with tiff_errors(self.path, f"page {page.index + 1}"):
-            if whole and page.keyframe.compression in UNPACKED_IN_PLACE:
-                page.asarray(out=target, lock=self._lock, maxworkers=1)
-            else:
-                values = page.asarray(lock=self._lock, maxworkers=1)
-                target[...] = values.reshape(self.shape[self._split :])[inner]
+    def _decode(self, targets: list[tuple[int, Array]], inner: tuple[int | slice, ...]) -> None:
+        """Fill arrays with pages of one file, or with parts of them, side by side."""
+        shape = self.shape[self._split :]
+
+        def decode(item: tuple[int, Array]) -> None:
+            number, target = item
+            page = self.pages[number]
+            with tiff_errors(self.path, f"page {page.index + 1}"):
+                if target.size == math.prod(shape) and page.keyframe.compression in UNPACKED_IN_PLACE:
+                    page.asarray(out=target, lock=self._lock, maxworkers=1)
+                else:
+                    target[...] = page.asarray(lock=self._lock, maxworkers=1).reshape(shape)[inner]
+
+        with tiff_errors(self.path):
+            self._open(self.pages[targets[0][0]].parent.filehandle)
+        for _ in self._pool.map(decode, targets):
+            pass  # raises what the page's thread raised
 
     def _page(self, number: int) -> Array:
         # One page may hold several planes or channels (samples stored apart), which are then asked for one by one.
