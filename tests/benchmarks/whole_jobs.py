@@ -1,9 +1,10 @@
 """Whole jobs beside what people use for them: seconds, CPU seconds and peak memory of each process, in turn.
 
-python tests/benchmarks/whole_jobs.py [fmri] [stack] [many] [large] [cluster] [--rounds 5] [--folder DIR]
+python tests/benchmarks/whole_jobs.py [fmri] [stack] [decode] [many] [large] [cluster] [--rounds 5] [--folder DIR]
 
 fmri      4-D scan 64x64x48x300 int16, Gaussian of FWHM 6 mm: .nii.gz beside niimath, .nii beside mrfilter
-stack     250 MB uint16 TIFF, Gaussian of 2 voxels, beside a script of tifffile and scipy.ndimage
+stack     250 MB uint16 TIFF, Gaussian of 2 voxels, beside a script of tifffile and scipy.ndimage; the same from and to deflate
+decode    that TIFF in deflate: its pages decoded in slabs, beside tifffile.imread
 many      200 scans 64x64x32 int16 .nii.gz in one command, one and two at a time, beside a process each
 large     1 and 8 GB int16 .nii.gz: memory, and the rate beside the slowest stage's alone
 cluster   2 GB OME-Zarr on Dask: two workers of one thread beside one
@@ -97,24 +98,55 @@ def fmri(folder: Path, rounds: int) -> None:
 
 
 def make_stack(folder: Path) -> None:
-    """250 MB of uint16."""
-    tifffile.imwrite(folder / "x.tif", smooth((120, 1024, 1024), np.uint16), imagej=True, metadata={"axes": "ZYX"})
+    """250 MB of uint16, as it is and in deflate."""
+    data, metadata = smooth((120, 1024, 1024), np.uint16), {"axes": "ZYX"}
+    tifffile.imwrite(folder / "x.tif", data, imagej=True, metadata=metadata)
+    for name, predictor in (("deflate.tif", None), ("deflate2.tif", 2)):
+        options = {"compression": "zlib", "predictor": predictor, "photometric": "minisblack"}
+        tifffile.imwrite(folder / name, data, metadata=metadata, **options)
 
 
 def stack(folder: Path, rounds: int) -> None:
     """A microscope's stack."""
     make(make_stack, folder)
     (folder / "script.py").write_text(SCRIPT)
+    kernel = "gaussian:sigma=2vox"
+    packed = apply(folder / "deflate2.tif", folder / "a.tif", kernel)
     in_turn(
         {
-            "conv3d, 250 MB TIFF": apply(folder / "x.tif", folder / "a.tif", "gaussian:sigma=2vox"),
+            "conv3d, 250 MB TIFF": apply(folder / "x.tif", folder / "a.tif", kernel),
             "tifffile and scipy.ndimage": [
                 sys.executable, str(folder / "script.py"), str(folder / "x.tif"), str(folder / "b.tif"),
+            ],
+            "conv3d, from deflate": packed,
+            "conv3d, from and to deflate": [*packed, "--compression", "deflate"],
+            "tifffile and scipy.ndimage, from deflate": [
+                sys.executable, str(folder / "script.py"), str(folder / "deflate2.tif"), str(folder / "b.tif"),
             ],
         },
         rounds,
         folder,
     )  # fmt: skip
+
+
+DECODE = """
+import sys
+from conv3d_cli.formats import open_volume
+with open_volume(sys.argv[1]) as reader:
+    for start in range(0, 120, 8):
+        reader.read(0, slice(start, start + 8), slice(0, 1))
+"""
+
+
+def decode(folder: Path, rounds: int) -> None:
+    """Pages in deflate, without and with the horizontal predictor."""
+    make(make_stack, folder)
+    imread = "import sys, tifffile; tifffile.imread(sys.argv[1], maxworkers=2)"
+    commands = {}
+    for name in ("deflate.tif", "deflate2.tif"):
+        for who, code in (("conv3d", DECODE), ("tifffile.imread, 2 threads", imread)):
+            commands[f"{name}: {who}"] = [sys.executable, "-c", code, str(folder / name)]
+    in_turn(commands, rounds, folder)
 
 
 def make_many(folder: Path) -> None:
@@ -223,7 +255,7 @@ def cluster(folder: Path, rounds: int) -> None:
                 report(f"{name}: {workers} worker{'s' if workers > 1 else ''}", [run(command) for _ in range(rounds)])
 
 
-JOBS = {"fmri": fmri, "stack": stack, "many": many, "large": large, "cluster": cluster}
+JOBS = {"fmri": fmri, "stack": stack, "decode": decode, "many": many, "large": large, "cluster": cluster}
 
 
 def main() -> None:
