@@ -5,7 +5,7 @@ more than a strip's own voxels; other codecs are tifffile's, which for most of t
 use this one.
 
 What is written any program may be asked to read. Integers of up to 32 bits go through the horizontal predictor, which saves
-a fifth of a noisy scan; floating-point numbers go as they are, since their predictor is unknown to ImageJ.
+a quarter of a noisy scan; floating-point numbers go as they are, since their predictor is unknown to ImageJ.
 """
 
 from __future__ import annotations
