@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from conv3d_cli.cluster.compute import align, compute_box
+from conv3d_cli.boxes.compute import align, compute_box
+from conv3d_cli.boxes.cut import Box, Cutting, input_box, read_share, whole_chunks
 from conv3d_cli.cluster.run import chunk_of, cut_prepared
-from conv3d_cli.cluster.tasks import Box, Cutting, input_box, read_share, whole_chunks
 from conv3d_cli.engine import Team
 from conv3d_cli.formats import create_volume
 from conv3d_cli.formats.zarr_store import one_thread

@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 
 from conv3d_cli import errors
-from conv3d_cli.cluster.compute import compute_box
-from conv3d_cli.cluster.tasks import Box, Cutting, cut
+from conv3d_cli.boxes.compute import compute_box
+from conv3d_cli.boxes.cut import Box, Cutting, cut
 from conv3d_cli.errors import ClusterError, Conv3DError, SpecError
 from conv3d_cli.formats import create_volume, output_format
 from conv3d_cli.formats.zarr import NAME as ZARR

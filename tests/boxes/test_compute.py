@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from conv3d_cli.cluster.compute import compute_box
-from conv3d_cli.cluster.tasks import Box
+from conv3d_cli.boxes.compute import compute_box
+from conv3d_cli.boxes.cut import Box
 from conv3d_cli.engine import Team
 from conv3d_cli.job import Job, Stage, prepare_job, run_job
 from conv3d_cli.model.kernel import Kernel

@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conv3d_cli.cluster.tasks import TASK_BYTES, Box, cut, input_box, read_share, whole_chunks
+from conv3d_cli.boxes.cut import TASK_BYTES, Box, cut, input_box, read_share, whole_chunks
 from conv3d_cli.model.spec import ConvProblem, ConvSpec
 
 sizes = st.tuples(*[st.integers(1, 60)] * 3)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from conv3d_cli.cluster.tasks import Box, input_box
+from conv3d_cli.boxes.cut import Box, input_box
 from conv3d_cli.engine import Team
 from conv3d_cli.model.volume import Array, VolumeReader
 from conv3d_cli.slabs import SlabInput
