@@ -16,7 +16,7 @@ from conv3d_cli.formats.base import VolumeFormat
 from conv3d_cli.formats.codecs import codec_named
 from conv3d_cli.formats.zarr_store import is_url, local_folder
 from conv3d_cli.model.spec import triple
-from conv3d_cli.model.volume import Volume, VolumeHeader, VolumeReader, VolumeWriter, parts_in_storage_order
+from conv3d_cli.model.volume import BoxAccess, Volume, VolumeHeader, VolumeReader, VolumeWriter, parts_in_storage_order
 
 # in this order, since a name such as volumes.zarr/head.nii.gz is claimed by two
 FORMATS: tuple[VolumeFormat, ...] = (nifti.FORMAT, tiff.FORMAT, npy.FORMAT, zarr.FORMAT)
@@ -40,11 +40,6 @@ def known_suffixes() -> str:
 def is_stream(path: str) -> bool:
     """Whether a volume of this name can only be read and written forward: a pipe or a compressed file."""
     return path == "-" or codec_named(path) is not None
-
-
-def writes_rows(path: str) -> bool:
-    """Whether a volume of this name takes bands of rows of its planes: uncompressed files, whose voxels all have their place."""
-    return not is_stream(path) and not output_format(path).chunked
 
 
 def open_volume(path: str, *, axes: str | None = None, channels_first: bool = False) -> VolumeReader:
@@ -153,6 +148,14 @@ def output_bytes(
     """Memory that writing a volume takes, beside the blocks (d, h, w, channels) that are handed to the writer."""
     found = output_format(path)
     return found.output_bytes(header, channels, **_cutting(found, path, chunks, levels))
+
+
+def output_access(
+    path: str, header: VolumeHeader, *, chunks: int | Sequence[int] | None = None, levels: int = 1
+) -> BoxAccess | None:
+    """How the writer of a volume takes boxes; None if it takes only whole planes: a stream."""
+    found = output_format(path)
+    return None if is_stream(path) else found.box_access(header, **_cutting(found, path, chunks, levels))
 
 
 def output_format(path: str) -> VolumeFormat:

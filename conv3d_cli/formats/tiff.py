@@ -41,8 +41,6 @@ SPARE_LETTERS = "taburefghijklmnopqvwd"
 class PagedReader(ArrayReader):
     """A TIFF volume whose pages are decoded as they are asked for."""
 
-    by_rows = False
-
     def __init__(self, tiff: Any, array: Any, header: VolumeHeader, path: str) -> None:
         super().__init__(array, header, path)
         self._tiff = tiff
