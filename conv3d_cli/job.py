@@ -1,8 +1,8 @@
 """The job: one volume through one convolution or a stack of them, from file to file.
 
 `prepare_job` opens the input, reads the kernels, and settles everything that can be known without voxels: problems, plans,
-the output's header, the slab depth under the memory ceiling. `run_job` streams (`stream.py`). Memory depends on the slab,
-not on the file.
+the output's header, the slab depth (or the boxes) under the memory ceiling. `run_job` streams (`stream.py`, `boxes/`). Memory
+depends on the slab, not on the file.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from conv3d_cli.formats import (
     is_stream,
     lies_within,
     open_volume,
+    output_access,
     output_bytes,
     output_format,
-    writes_rows,
 )
 from conv3d_cli.formats.base import SpooledWriter, spool_reader
 from conv3d_cli.kernels import read_kernel
@@ -38,9 +38,11 @@ from conv3d_cli.model.kernel import Kernel
 from conv3d_cli.model.spec import Boundary, ConvProblem, ConvSpec, VoxelTransform, triple
 from conv3d_cli.model.volume import Axes, VolumeHeader, VolumeReader, parts_in_storage_order
 from conv3d_cli.slabs import cut_slabs, most_planes
-from conv3d_cli.stream import Convolution, LayerReader, Passage, channels_after, stream
+from conv3d_cli.stream import WRITES_BEHIND, Convolution, LayerReader, Passage, channels_after, stream
 
 if TYPE_CHECKING:
+    from conv3d_cli.boxes.cut import Cutting, Share
+    from conv3d_cli.boxes.run import BoxJob
     from conv3d_cli.engine import Plan
 
 INTEGER_DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64")
@@ -50,7 +52,7 @@ DRAWN_KERNEL, DRAWN_BIAS = "glorot_uniform", "zeros"  # Keras' initializers wher
 
 # Input and output of a slab, unless the ceiling asks for less. The first ones leave less to wait for at both ends of the
 # stream, and their memory stays in the caches and is used again (5^3 on a scan of 35 MB, .nii.gz to .nii.gz: 141 ms at 8 MB,
-# 179 at 24; 2026-11). Those of deep kernels, and bands of rows, are larger, since each computes its halo again.
+# 179 at 24; 2026-11). Those of deep kernels are larger, since each computes its halo again.
 SLAB_BYTES, DEEP_SLAB_BYTES = 8 << 20, 24 << 20
 SLAB_HALOS = 4  # planes of a slab for one of its halo, if DEEP_SLAB_BYTES allow
 UNLIMITED = 1 << 62  # bytes
@@ -59,7 +61,7 @@ LEAST_SLAB = 8  # planes, if memory allows: below it halos are packed over and o
 PROCESS_BYTES = 222 << 20
 # Slabs held at once. Input: being computed, waiting, and for a stream what is being read and joined to the halo.
 # Output: being computed, waiting, being written.
-IN_FLIGHT_IN, IN_FLIGHT_STREAM, IN_FLIGHT_OUT = 2, 4, 3
+IN_FLIGHT_IN, IN_FLIGHT_STREAM, IN_FLIGHT_OUT = 2, 4, 1 + WRITES_BEHIND
 
 
 @dataclass(frozen=True)
@@ -222,6 +224,7 @@ class PreparedJob:
     """A job with everything known but the voxels; `reader` is open, so use it within `prepare_job`'s context.
 
     header : VolumeHeader       of the output
+    boxes : Boxes or None       how it is cut where whole planes do not fit; None: in slabs of whole planes
     spool_input : list of bool  for each stage, whether its input waits in a temporary file
     memory : int                predicted peak of the whole process in bytes
     """
@@ -231,6 +234,7 @@ class PreparedJob:
     stages: list[PreparedStage]
     header: VolumeHeader
     passage: Passage
+    boxes: Boxes | None
     spool_input: list[bool]
     spool_output: bool
     memory: int
@@ -301,8 +305,6 @@ def _prepare(job: Job, reader: VolumeReader) -> PreparedJob:
     parts, spool_input, spool_output = _stream_order(
         reader, out_header, together, [problem for *_, problem, _ in resolved], is_stream(job.target, job.compression)
     )
-    if any(spool_input):
-        notes.append("the input waits in a temporary file first: its stream cannot be read in the order needed")
     if spool_output:
         notes.append("the output waits in a temporary file last: its stream cannot be written in the order computed")
 
@@ -321,7 +323,6 @@ def _prepare(job: Job, reader: VolumeReader) -> PreparedJob:
         )
         stages.append(PreparedStage(stage, kernel, spec, problem, convolution, losses))
     sequential = (reader.sequential or len(stages) > 1) and not spool_input[-1]
-    by_rows = reader.by_rows and writes_rows(job.target, job.compression) and not any(spool_input)
     plans = [s.plan for s in stages]
     written = channels if not kernels[-1].is_layer and len(stages) == 1 else out_header.shape[4]
     held = Held(
@@ -331,9 +332,45 @@ def _prepare(job: Job, reader: VolumeReader) -> PreparedJob:
         ),
     )
     ceiling = UNLIMITED if job.on_cluster else job.max_memory
-    cut = cut_job(plans, header.dtype, out_header.dtype, sequential, ceiling, by_rows, held)
-    passage = Passage(stages[-1].convolution, parts, cut.depth, cut.band)
-    return PreparedJob(job, reader, stages, out_header, passage, spool_input, spool_output, cut.memory, notes)
+    cut = cut_job(
+        plans,
+        header.dtype,
+        out_header.dtype,
+        sequential,
+        ceiling,
+        held,
+        lambda: _box_job(job, reader, stages, out_header, parts),
+    )
+    if cut.boxes is not None:
+        spool_input = [False] * len(stages)  # what boxes need is read and computed wherever it lies
+    if any(spool_input):
+        notes.append("the input waits in a temporary file first: its stream cannot be read in the order needed")
+    passage = Passage(stages[-1].convolution, parts, cut.depth)
+    return PreparedJob(
+        job, reader, stages, out_header, passage, cut.boxes, spool_input, spool_output, cut.memory, notes
+    )
+
+
+def _box_job(
+    job: Job,
+    reader: VolumeReader,
+    stages: list[PreparedStage],
+    out_header: VolumeHeader,
+    parts: list[tuple[int, slice]],
+) -> BoxJob | None:
+    """The job as one that is done box by box; None if it cannot be: both ends must give and take boxes, no convolution but the
+    last may look at more than its voxels, and penalties are summed where each voxel is computed once."""
+    from conv3d_cli.boxes.run import BoxJob
+
+    reading = reader.box_access()
+    writing = output_access(job.target, out_header, chunks=job.chunks, levels=job.levels, compression=job.compression)
+    convolutions = [stage.convolution for stage in stages]
+    along_width = job.channels_first and any(a.kind == "axis" for c in convolutions[:-1] for a in c.activations)
+    if reading is None or writing is None or along_width or any(c.activity is not None for c in convolutions[:-1]):
+        return None
+    stored = convolutions[-1].stored(parts[0][1], out_header.shape[4])
+    base = PROCESS_BYTES + sum(c.plan.scratch_bytes for c in convolutions)
+    return BoxJob(convolutions, reader.header, out_header, reading, writing, stored.stop - stored.start, base)
 
 
 def plan_part(
@@ -496,12 +533,19 @@ def _stream_order(
     return writable, spooled, False
 
 
+class Boxes(NamedTuple):
+    """How a job is cut into boxes, and what they decode and compute as multiples of the voxels there are."""
+
+    cutting: Cutting
+    share: Share
+
+
 class Cut(NamedTuple):
-    """How a job is cut: output planes computed at once, rows of them (None: all), and the process's peak memory that follows."""
+    """How a job is cut: output planes computed at once, or boxes; and the process's peak memory that follows."""
 
     depth: int
-    band: int | None
     memory: int
+    boxes: Boxes | None = None
 
 
 class Held(NamedTuple):
@@ -520,11 +564,11 @@ def cut_job(
     out_dtype: np.dtype[Any],
     sequential: bool,
     max_memory: int | None,
-    by_rows: bool = False,
     beside: Held = ALONE,
+    box_job: Callable[[], BoxJob | None] = lambda: None,
 ) -> Cut:
     """The largest slabs that are worth while and fit: multiples of the plan's `depth_step`; where not even one step of whole
-    planes fits, and source and target work `by_rows`, bands of rows of them, multiples of its `height_step`.
+    planes fits, boxes, if the job can be done in boxes.
 
     Raises: MemoryLimitError if nothing fits; the message says what would.
     """
@@ -534,22 +578,15 @@ def cut_job(
     step = plan.depth_step
     limit = memory_ceiling(max_memory)
 
-    def in_row(stage: int) -> int:
-        itemsize = in_dtype.itemsize if stage == 0 else plans[stage].dtype.itemsize
-        return plans[stage].problem.in_size[2] * plans[stage].problem.in_channels * itemsize
-
     def in_plane(stage: int) -> int:
-        return plans[stage].problem.in_size[1] * in_row(stage)
+        itemsize = in_dtype.itemsize if stage == 0 else plans[stage].dtype.itemsize
+        return math.prod(plans[stage].problem.in_size[1:]) * plans[stage].problem.in_channels * itemsize
 
-    def peak(depth: int, band: int | None = None) -> int:
+    def peak(depth: int) -> int:
         # The halo is largest at the first slab with a full set of planes; the slabs of the whole volume show it.
         planes = most_planes(problem, cut_slabs(problem, depth), sequential)
         held = IN_FLIGHT_STREAM if sequential else IN_FLIGHT_IN
-        rows_in, rows_out = problem.in_size[1], height
-        if band is not None:
-            rows_out = min(band, height)
-            rows_in = min((rows_out - 1) * problem.strides[1] + problem.extent[1], rows_in)
-        data = held * planes * rows_in * in_row(len(plans) - 1) + IN_FLIGHT_OUT * min(depth, whole) * rows_out * out_row
+        data = held * planes * in_plane(len(plans) - 1) + IN_FLIGHT_OUT * min(depth, whole) * height * out_row
         for stage in reversed(range(len(plans) - 1)):
             # a stage before the last holds its window twice while new planes join it, and the planes it computes: whole steps
             earlier = plans[stage].problem
@@ -568,28 +605,23 @@ def cut_job(
     depth = steps(max(wish, LEAST_SLAB))
     if depth >= whole:
         depth = steps(whole)
-    best = depth
     while depth > step and peak(depth) > limit:
         depth = steps(-(-depth // 2))
     if peak(depth) <= limit:
-        return Cut(depth, None, peak(depth))
-    least = peak(step)
-    if by_rows and len(plans) == 1:
-        # as many rows as fit for slabs as deep as is worth while: halos of rows cost less than those of planes
-        one, least = plan.height_step, peak(step, plan.height_step)
-        for depth in (best, step):
-            of_rows = max(1, peak(depth, 2 * one) - peak(depth, one))
-            bands = 1 + (limit - peak(depth, one)) // of_rows
-            if bands >= 1:
-                band = min(bands, -(-max(1, DEEP_SLAB_BYTES) // (max(1, depth * one * out_row)))) * one
-                return Cut(depth, band, peak(depth, band))
-        planes = "a band of one plane" if step == 1 else f"a band of {step} planes"
-    else:
-        planes = "one plane" if step == 1 else f"{step} planes"
+        return Cut(depth, peak(depth))
+    least, planes = peak(step), "one plane" if step == 1 else f"{step} planes"
+    boxes = box_job()
+    if boxes is not None:
+        cutting = boxes.cut(limit)
+        if cutting is not None:
+            return Cut(depth, boxes.memory(cutting), Boxes(cutting, boxes.share(cutting)))
+        smallest = boxes.least()
+        if boxes.memory(smallest) < least:
+            least, planes = boxes.memory(smallest), f"a box of {'x'.join(map(str, smallest.block))} voxels"
     other = "" if step == 1 else f", or another --algorithm than {plan.algorithm.name}"
     raise MemoryLimitError(
-        f"{planes} at a time need{'s' if step == 1 else ''} {format_bytes(least)} of memory for the whole process, "
-        f"the ceiling is {format_bytes(limit)}; pass --max-memory {-(-least >> 20)}M or more{other}"
+        f"{planes} at a time need{'' if planes.endswith('planes') else 's'} {format_bytes(least)} of memory for the whole "
+        f"process, the ceiling is {format_bytes(limit)}; pass --max-memory {-(-least >> 20)}M or more{other}"
     )
 
 
@@ -652,12 +684,13 @@ def run_job(
         if decided is not None:
             decided(prepared)
         team = stack.enter_context(Team(thread_count(job.threads)))
-        reader = prepared.reader
-        for position, spooled in enumerate(prepared.spool_input):
-            if spooled:
-                reader = stack.enter_context(spool_reader(reader))
-            if position < len(prepared.stages) - 1:
-                reader = LayerReader(reader, prepared.stages[position].convolution, team)
+        reader, stages = prepared.reader, prepared.stages
+        if prepared.boxes is None:
+            for position, spooled in enumerate(prepared.spool_input):
+                if spooled:
+                    reader = stack.enter_context(spool_reader(reader))
+                if position < len(stages) - 1:
+                    reader = LayerReader(reader, stages[position].convolution, team)
         writer = create_volume(
             job.target,
             prepared.header,
@@ -671,7 +704,13 @@ def run_job(
         if prepared.spool_output:
             writer = SpooledWriter(writer)
         with writer:
-            times = stream(prepared.passage, reader, writer, team, progress)
+            if prepared.boxes is None:
+                times = stream(prepared.passage, reader, writer, team, progress)
+            else:
+                from conv3d_cli.boxes.run import stream_boxes  # late: few jobs need it
+
+                convolutions, parts = [stage.convolution for stage in stages], prepared.passage.parts
+                times = stream_boxes(convolutions, prepared.boxes.cutting, parts, reader, writer, team, progress)
             reader.finish()
             finish = time.perf_counter()
             writer.commit()

@@ -115,6 +115,18 @@ def thread_count(wish: int | None) -> int:
     return usable_cpus()
 
 
+def give_back_at_once(size: int) -> None:
+    """Have memory of at least `size` bytes go back to the system as soon as it is free; where the C library is not glibc, as it
+    likes."""
+    mmap_threshold = -3
+    try:
+        import ctypes
+
+        ctypes.CDLL(None).mallopt(mmap_threshold, size)
+    except (ImportError, OSError, AttributeError, TypeError):
+        pass
+
+
 def byte_size(text: str) -> int:
     """Parse a size such as `500M`, `2G`, `1.5GiB` or `1048576` into bytes (powers of 1024).
 

@@ -46,8 +46,7 @@ def cut_slabs(problem: ConvProblem, depth: int) -> list[Slab]:
 class SlabInput:
     """What the engine needs of a slab: source (planes, rows, W, C) and, for every depth position, its plane in it or -1.
 
-    rows : list or None     the same for every height position of a band; None: whole planes
-    columns : list or None  and for every width position of a box
+    rows, columns : list or None    the same for every height and width position of a box; None: whole planes
     """
 
     source: Array
@@ -60,14 +59,10 @@ class SlabSource:
     """The inputs of slabs of one part (a volume n and some of its channels), asked for in order.
 
     reader : VolumeReader       a sequential one is read forward only; planes that later outputs need again are kept
-    band : (start, stop)        output rows; None: all, which is all that a sequential reader can give
     """
 
-    def __init__(
-        self, reader: VolumeReader, n: int, channels: slice, problem: ConvProblem, band: tuple[int, int] | None = None
-    ) -> None:
+    def __init__(self, reader: VolumeReader, n: int, channels: slice, problem: ConvProblem) -> None:
         self.reader, self.n, self.channels, self.problem = reader, n, channels, problem
-        self._rows = None if band is None else problem.source_indices(1, *band)
         self._held: Array | None = None
         self._held_from = 0
 
@@ -78,20 +73,12 @@ class SlabSource:
         if not runs:  # the slab lies wholly outside: any plane will do, none is read
             _, _, height, width, _ = self.reader.header.shape
             shape = (1, height, width, self.channels.stop - self.channels.start)
-            return SlabInput(np.zeros(shape, self.reader.header.dtype), planes, self._rows)
+            return SlabInput(np.zeros(shape, self.reader.header.dtype), planes)
         if self.reader.sequential:
             return self._read_forward(planes, first_needed(self.problem)[start], runs[-1][1])
-        row_runs = [] if self._rows is None else plane_runs(self._rows) or [(0, 1)]
-        blocks = [self._read_band(slice(*run), row_runs) for run in runs]
+        blocks = [self.reader.read(self.n, slice(*run), self.channels) for run in runs]
         source = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
-        rows = None if self._rows is None else places(self._rows, row_runs)
-        return SlabInput(source, places(planes, runs), rows)
-
-    def _read_band(self, depth: slice, row_runs: list[tuple[int, int]]) -> Array:
-        if not row_runs:
-            return self.reader.read(self.n, depth, self.channels)
-        parts = [self.reader.read_box(self.n, depth, slice(*run), slice(None), self.channels) for run in row_runs]
-        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+        return SlabInput(source, places(planes, runs))
 
     def _read_forward(self, planes: list[int], start: int, stop: int) -> SlabInput:
         kept: list[Array] = []

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from conv3d_cli.layer.activations import Activation
 
 Penalty = Callable[[Array], float]
+
+WRITES_BEHIND = 2  # slabs
 
 
 @dataclass
@@ -69,6 +71,11 @@ class Convolution:
         """The output channels that these input channels give, before a glu halves them."""
         return slice(0, self.problem.filters) if self.is_layer else channels
 
+    def stored(self, channels: slice, count: int) -> slice:
+        """Where the output of these input channels belongs in a volume of `count` channels."""
+        every = self.is_layer or any(activation.halves for activation in self.activations)
+        return slice(0, count) if every else self.outputs(channels)
+
     def convolve(
         self,
         slab: SlabInput,
@@ -77,17 +84,24 @@ class Convolution:
         scale: tuple[float, float],
         outputs: slice,
         progress: Callable[[int], None] | None = None,
+        around: tuple[tuple[int, int, int], tuple[slice, slice, slice]] | None = None,
     ) -> int:
-        """Fill out (d, h, w, c) with a slab's result; how many voxels its dtype could not hold."""
+        """Fill out (d, h, w, c) with a slab's result; how many voxels its dtype could not hold.
+
+        around : (sizes, place) or None     what is computed where that is more than `out`, and where `out` lies in it
+        """
         bias = None if self.bias is None else self.bias[outputs]
-        whole = bool(self._on_slabs) or self.activity is not None
-        sums = np.empty((*out.shape[:3], self.problem.filters), self.plan.dtype) if whole else out
+        whole = self.on_slabs or around is not None
+        size = out.shape[:3] if around is None else around[0]
+        sums = np.empty((*size, self.problem.filters), self.plan.dtype) if whole else out
         clipped = self.plan.convolve_slab(
             slab.source, sums, slab.planes, team, rows=slab.rows, columns=slab.columns,
             scale=scale, bias=bias, activation=self._activate if self._in_tiles else None, progress=progress,
         )  # fmt: skip
         if not whole:
             return clipped
+        if around is not None:
+            sums = sums[around[1]]
         for activation in self._on_slabs:
             if self.channels_first and activation.kind == "axis":
                 sums = np.moveaxis(activation(np.moveaxis(sums, 2, -1)), -1, 2)
@@ -96,6 +110,11 @@ class Convolution:
         if self.activity is not None:
             self.activity_sum += self.activity(sums)
         return self.plan.store(sums, out)
+
+    @property
+    def on_slabs(self) -> bool:
+        """Whether something runs on whole slabs after the sums: then they are held in the arithmetic's dtype first."""
+        return bool(self._on_slabs) or self.activity is not None
 
     def _activate(self, tile: NDArray[Any]) -> None:
         for activation in self._in_tiles:
@@ -184,14 +203,11 @@ class Passage:
 
     parts : list            (n, input channels) in the order they are streamed
     slab_depth : int        output planes computed at once, a multiple of the plan's `depth_step`
-    band : int or None      rows of them, a multiple of the plan's `height_step`; None: all. Only for readers and writers that
-                            work `by_rows`
     """
 
     convolution: Convolution
     parts: list[tuple[int, slice]]
     slab_depth: int
-    band: int | None = None
 
 
 @dataclass
@@ -202,7 +218,6 @@ class StageTimes:
     compute: float = 0.0
     write: float = 0.0
     clipped: int = 0
-    lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
 
 def stream(
@@ -217,71 +232,94 @@ def stream(
     progress : callable     told (voxels finished, voxels in all), from any thread
     """
     convolution = passage.convolution
-    depth, (size, height, _) = passage.slab_depth, convolution.problem.out_size
+    depth, size = passage.slab_depth, convolution.problem.out_size[0]
     assert depth % convolution.plan.depth_step == 0 or depth >= size, (depth, convolution.plan.depth_step)
-    slabs = [(start, min(start + depth, size)) for start in range(0, size, depth)]
-    bands: list[tuple[int, int] | None] = [None]
-    if passage.band is not None:
-        assert passage.band % convolution.plan.height_step == 0, (passage.band, convolution.plan.height_step)
-        bands = [(row, min(row + passage.band, height)) for row in range(0, height, passage.band)]
     times = StageTimes()
-    total = len(passage.parts) * math.prod(convolution.problem.out_shape)
-    done = 0
+    advance = counted(progress, len(passage.parts) * math.prod(convolution.problem.out_shape))
+    # Made when a part is begun and dropped when it is done: each holds planes, and a series has many parts.
+    sources: dict[int, SlabSource] = {}
+    steps = [
+        (part, start, min(start + depth, size)) for part in range(len(passage.parts)) for start in range(0, size, depth)
+    ]
+
+    def read(step: int) -> SlabInput:
+        part, start, stop = steps[step]
+        if part not in sources:
+            sources[part] = SlabSource(reader, *passage.parts[part], convolution.problem)
+        return sources[part].read(start, stop)
+
+    def compute(step: int, slab: SlabInput) -> Callable[[], None]:
+        part, start, stop = steps[step]
+        n, channels = passage.parts[part]
+        stored = convolution.stored(channels, writer.header.shape[4])
+        block = writer.block(n, slice(start, stop), stored)
+        started = time.perf_counter()
+        scale, outputs = reader.header.scale, convolution.outputs(channels)
+        times.clipped += convolution.convolve(slab, block, team, scale, outputs, advance)
+        times.compute += time.perf_counter() - started
+        sources[part].release(stop)
+        if stop == size:
+            del sources[part]
+        return lambda: writer.write(n, start, stored.start, block)
+
+    overlap(len(steps), read, compute, times, behind=WRITES_BEHIND)
+    return times
+
+
+def counted(progress: Callable[[int, int], None] | None, total: int) -> Callable[[int], None]:
+    """What is to be told of voxels finished, from any thread; it sums them up for `progress`."""
+    lock, done = threading.Lock(), 0
 
     def advance(voxels: int) -> None:
         nonlocal done
         if progress is not None:
-            with times.lock:
+            with lock:
                 done += voxels
             progress(done, total)
 
-    # Made when a part is begun and dropped when it is done: each holds planes, and a series has many parts.
-    sources: dict[tuple[int, tuple[int, int] | None], SlabSource] = {}
-    steps = [(part, band, start, stop) for part in range(len(passage.parts)) for band in bands for start, stop in slabs]
+    return advance
 
-    def read(step: int) -> SlabInput:
+
+def overlap(
+    steps: int,
+    read: Callable[[int], Any],
+    compute: Callable[[int, Any], Callable[[], None]],
+    times: StageTimes,
+    behind: int,
+) -> None:
+    """Run steps so that one is read while the one before is computed and those before it are written.
+
+    read : callable         (step) -> what `compute` takes; in a thread of its own, in order
+    compute : callable      (step, read) -> the write to do; in this thread
+    behind : int            writes, being done or waiting, beside the step that is computed
+    """
+
+    def timed_read(step: int) -> Any:
         started = time.perf_counter()
-        part, band, start, stop = steps[step]
-        if (part, band) not in sources:
-            sources[part, band] = SlabSource(reader, *passage.parts[part], convolution.problem, band)
-        slab = sources[part, band].read(start, stop)
+        found = read(step)
         times.read += time.perf_counter() - started
-        return slab
+        return found
 
-    def write(n: int, depth_start: int, channel_start: int, band: tuple[int, int] | None, block: Array) -> None:
+    def timed_write(write: Callable[[], None]) -> None:
         started = time.perf_counter()
-        if band is None:
-            writer.write(n, depth_start, channel_start, block)
-        else:
-            writer.write_rows(n, depth_start, channel_start, band[0], block)
+        write()
         times.write += time.perf_counter() - started
 
     with ExitStack() as stack:
         reading = stack.enter_context(_one_thread("conv3d-read"))
         writing = stack.enter_context(_one_thread("conv3d-write"))
         written: deque[Future[None]] = deque()
-        ahead = reading.submit(read, 0) if steps else None
-        for step, (part, band, start, stop) in enumerate(steps):
+        ahead = reading.submit(timed_read, 0) if steps else None
+        for step in range(steps):
             assert ahead is not None
-            slab = ahead.result()
-            ahead = reading.submit(read, step + 1) if step + 1 < len(steps) else None
-            n, channels = passage.parts[part]
-            outputs = convolution.outputs(channels)
-            all_stored = convolution.is_layer or any(a.halves for a in convolution.activations)
-            stored = slice(0, writer.header.shape[4]) if all_stored else outputs
-            block = writer.block(n, slice(start, stop), stored, None if band is None else slice(*band))
-            started = time.perf_counter()
-            times.clipped += convolution.convolve(slab, block, team, reader.header.scale, outputs, advance)
-            times.compute += time.perf_counter() - started
-            sources[part, band].release(stop)
-            if stop == size:
-                del sources[part, band]
-            while len(written) > 1:
+            found = ahead.result()
+            ahead = reading.submit(timed_read, step + 1) if step + 1 < steps else None
+            write = compute(step, found)
+            while len(written) >= behind:
                 written.popleft().result()
-            written.append(writing.submit(write, n, start, stored.start, band, block))
+            written.append(writing.submit(timed_write, write))
         for future in written:
             future.result()
-    return times
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from conv3d_cli.machine import format_bytes
 
 if TYPE_CHECKING:
     from conv3d_cli.cluster.forecast import Forecast
-    from conv3d_cli.job import JobReport, PreparedJob, PreparedStage
+    from conv3d_cli.job import Boxes, JobReport, PreparedJob, PreparedStage
     from conv3d_cli.model.grid import Grid
 
 
@@ -83,9 +83,19 @@ def plan_record(prepared: PreparedJob) -> dict[str, Any]:
         "voxel_offset": list(prepared.header.transform.offset),
         "threads": prepared.stages[0].plan.threads,
         "slab_depth": prepared.passage.slab_depth,
-        "band": prepared.passage.band,
+        "boxes": None if prepared.boxes is None else _boxes_record(prepared.boxes),
         "memory": prepared.memory,
         "notes": prepared.notes,
+    }
+
+
+def _boxes_record(boxes: Boxes) -> dict[str, Any]:
+    cutting, share = boxes
+    return {
+        "count": cutting.count,
+        "block": list(cutting.block),
+        "decoded": round(share.decoded, 4),
+        "computed": round(share.computed, 4),
     }
 
 
@@ -110,8 +120,14 @@ def describe(prepared: PreparedJob) -> str:
 
 
 def _memory_text(record: dict[str, Any], depth: int) -> str:
-    rows = f", {record['band']} rows at a time" if record["band"] else ""
-    return f"{format_bytes(record['memory'])} for the process, slabs of {depth} plane{'s' if depth > 1 else ''}{rows}"
+    total, boxes = f"{format_bytes(record['memory'])} for the process", record["boxes"]
+    if boxes is None:
+        return f"{total}, slabs of {depth} plane{'s' if depth > 1 else ''}"
+    block = "x".join(map(str, boxes["block"]))
+    return (
+        f"{total}, boxes of {block} voxels (whole planes are too large): each voxel is read {boxes['decoded']:.3g} times, "
+        f"computed {boxes['computed']:.3g} times"
+    )
 
 
 def _layer_rows(layer: dict[str, Any], stage: PreparedStage, record: dict[str, Any]) -> list[tuple[str, str]]:

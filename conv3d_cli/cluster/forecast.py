@@ -16,14 +16,14 @@ from typing import Any
 
 import numpy as np
 
-from conv3d_cli.cluster.compute import align, compute_box
-from conv3d_cli.cluster.run import chunk_of, cut_prepared
-from conv3d_cli.cluster.tasks import Box, Cutting, input_box, read_share, whole_chunks
+from conv3d_cli.boxes.compute import BoxSource, chain_of, compute_box
+from conv3d_cli.boxes.cut import Box, Cutting, decoded_sizes, shares
+from conv3d_cli.cluster.run import chunks_of, cut_prepared, read_channels
 from conv3d_cli.engine import Team
 from conv3d_cli.formats import create_volume
 from conv3d_cli.formats.zarr_store import one_thread
 from conv3d_cli.job import PreparedJob
-from conv3d_cli.model.volume import Array, VolumeHeader, VolumeReader
+from conv3d_cli.model.volume import VolumeHeader
 
 
 @dataclass(frozen=True)
@@ -116,31 +116,16 @@ def forecast(
     """
     threads = workers * threads_each
     cutting = cut_prepared(prepared, threads)
-    problems = [stage.convolution.problem for stage in prepared.stages]
+    chain = chain_of([stage.convolution for stage in prepared.stages])
     source, parts = prepared.reader.header, len(prepared.passage.parts)
-    bytes_part = math.prod(problems[0].in_size) * problems[0].in_channels * source.dtype.itemsize
+    bytes_part = math.prod(chain.problems[0].in_size) * chain.problems[0].in_channels * source.dtype.itemsize
+    share = shares(chain, cutting, chunks_of(prepared)[0])
     rates = measure_rates(prepared, cutting)
     rates = Rates(read_rate or rates.read, write_rate or rates.write, rates.voxel_seconds)
     return Forecast(
-        cutting, parts, workers, threads, bytes_part * parts,
-        bytes_part * parts * read_share(problems, cutting, chunk_of(source)),
-        math.prod(prepared.header.shape) * prepared.header.dtype.itemsize, computed_share(prepared, cutting), rates,
+        cutting, parts, workers, threads, bytes_part * parts, bytes_part * parts * share.decoded,
+        math.prod(prepared.header.shape) * prepared.header.dtype.itemsize, share.computed, rates,
     )  # fmt: skip
-
-
-def computed_share(prepared: PreparedJob, cutting: Cutting) -> float:
-    """Voxels that the last convolution computes for each of the output: tasks begin where its tiles may not."""
-    convolution = prepared.stages[-1].convolution
-    shares = []
-    for axis, (size, step) in enumerate(zip(cutting.size, cutting.block, strict=True)):
-        whole = [(0, 1)] * 3
-        total = 0
-        for start in range(0, size, step):
-            spans = list(whole)
-            spans[axis] = (start, min(start + step, size))
-            total += align(convolution, Box(*spans)).shape[axis]
-        shares.append(total / size)
-    return math.prod(shares)
 
 
 def measure_rates(prepared: PreparedJob, cutting: Cutting) -> Rates:
@@ -149,24 +134,19 @@ def measure_rates(prepared: PreparedJob, cutting: Cutting) -> Rates:
     box = next(itertools.islice(cutting.boxes(), cutting.count // 2, None))
     n, channels = prepared.passage.parts[0]
     convolutions = [stage.convolution for stage in prepared.stages]
-    problems = [convolution.problem for convolution in convolutions]
-    reader = prepared.reader
-    needed = box
-    for convolution in reversed(convolutions):
-        needed = input_box(convolution.problem, align(convolution, needed))
+    chain, reader = chain_of(convolutions), prepared.reader
     started = time.perf_counter()
-    depth, rows, columns = (slice(*span) for span in needed)
-    voxels = reader.read_box(n, depth, rows, columns, channels)
+    given = BoxSource(reader, n, read_channels(prepared, 0), chain).read(box)
     read = time.perf_counter() - started
-    decoded = math.prod(whole_chunks(problems, box, chunk_of(reader.header))) * voxels.shape[3] * voxels.itemsize
+    decoded = math.prod(decoded_sizes(chain, box, chunks_of(prepared)[0]))
+    decoded *= given.voxels.shape[3] * given.voxels.itemsize
 
-    filters = prepared.header.shape[4] if convolutions[-1].is_layer else channels.stop - channels.start
-    out = np.empty((*box.shape, filters), prepared.header.dtype)
-    held = HeldBox(reader, voxels, needed)
+    stored = convolutions[-1].stored(channels, prepared.header.shape[4])
+    out = np.empty((*box.shape, stored.stop - stored.start), prepared.header.dtype)
     with Team(1) as team:
         for _ in range(2):  # the first time loads, or compiles, the loops
             started = time.perf_counter()
-            compute_box(convolutions, held, n, channels, box, out, team)
+            compute_box(convolutions, given, reader.header.scale, channels, box, out, team)
             compute = time.perf_counter() - started
 
     header = box_header(prepared.header, box)
@@ -177,21 +157,6 @@ def measure_rates(prepared: PreparedJob, cutting: Cutting) -> Rates:
             writer.write(0, 0, 0, out[..., : header.shape[4]])
             write = time.perf_counter() - started
     return Rates(decoded / max(read, 1e-6), out.nbytes / max(write, 1e-6), compute / math.prod(box.shape))
-
-
-class HeldBox(VolumeReader):
-    """A box of a volume in memory, read as if it were the whole."""
-
-    def __init__(self, reader: VolumeReader, voxels: Array, box: Box) -> None:
-        self.header, self.path = reader.header, reader.path
-        self._voxels, self._box = voxels, box
-
-    def read(self, n: int, depth: slice, channels: slice) -> Array:
-        raise NotImplementedError
-
-    def read_box(self, n: int, depth: slice, rows: slice, columns: slice, channels: slice) -> Array:
-        spans = zip((depth, rows, columns), self._box, strict=True)
-        return self._voxels[tuple(slice(s.start - first, s.stop - first) for s, (first, _) in spans)]
 
 
 def box_header(header: VolumeHeader, box: Box) -> VolumeHeader:

@@ -16,7 +16,7 @@ from conv3d_cli.formats.base import VolumeFormat
 from conv3d_cli.formats.codecs import codec_named
 from conv3d_cli.formats.zarr_store import is_url, local_folder
 from conv3d_cli.model.spec import triple
-from conv3d_cli.model.volume import Volume, VolumeHeader, VolumeReader, VolumeWriter, parts_in_storage_order
+from conv3d_cli.model.volume import BoxAccess, Volume, VolumeHeader, VolumeReader, VolumeWriter, parts_in_storage_order
 
 # in this order, since a name such as volumes.zarr/head.nii.gz is claimed by two
 FORMATS: tuple[VolumeFormat, ...] = (nifti.FORMAT, tiff.FORMAT, npy.FORMAT, zarr.FORMAT)
@@ -40,11 +40,6 @@ def known_suffixes() -> str:
 def is_stream(path: str, compression: str = "none") -> bool:
     """Whether a volume of this name can only be written forward: a pipe or a compressed file."""
     return path == "-" or codec_named(path) is not None or compression != "none"
-
-
-def writes_rows(path: str, compression: str = "none") -> bool:
-    """Whether a volume of this name takes bands of rows of its planes: uncompressed files, whose voxels all have their place."""
-    return not is_stream(path, compression) and not output_format(path).chunked
 
 
 def open_volume(path: str, *, axes: str | None = None, channels_first: bool = False) -> VolumeReader:
@@ -179,6 +174,21 @@ def output_bytes(
     """Memory that writing a volume takes, beside the blocks (d, h, w, channels) that are handed to the writer."""
     found = output_format(path)
     return found.output_bytes(header, channels, **_own_options(found, path, chunks, levels, compression))
+
+
+def output_access(
+    path: str,
+    header: VolumeHeader,
+    *,
+    chunks: int | Sequence[int] | None = None,
+    levels: int = 1,
+    compression: str = "none",
+) -> BoxAccess | None:
+    """How the writer of a volume takes boxes; None if it takes only whole planes: a stream."""
+    found = output_format(path)
+    if is_stream(path, compression):
+        return None
+    return found.box_access(header, **_own_options(found, path, chunks, levels, compression))
 
 
 def output_format(path: str) -> VolumeFormat:

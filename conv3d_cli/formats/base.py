@@ -7,10 +7,11 @@ writes into space that was reserved first, so that a full disk is an error messa
 from __future__ import annotations
 
 import errno
+import itertools
 import math
 import mmap
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, BinaryIO
 
@@ -19,14 +20,23 @@ import numpy as np
 from conv3d_cli.atomic import AtomicFile, check_target, write_errors
 from conv3d_cli.errors import FormatError
 from conv3d_cli.model.volume import (
+    SPATIAL,
     Array,
     ArrayReader,
     Axes,
+    BoxAccess,
     VolumeHeader,
     VolumeReader,
     VolumeWriter,
     parts_in_storage_order,
 )
+
+# Boxes of a memory map are copied, in pieces of this size, whose pages are then given back.
+PIECE_BYTES = 16 << 20
+# The system maps pages around the one that is touched: a run of voxels, however short, may have this much beside it.
+FAULT_BYTES = 128 << 10
+RUN_BYTES = 1 << 20  # and a long one is taken in parts
+NEAR_BYTES = 16 << 10  # what is fetched with a voxel
 
 # what posix_fallocate says on a file system that cannot reserve space
 _CANNOT_RESERVE = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.ENODEV, errno.ESPIPE)
@@ -48,6 +58,7 @@ class VolumeFormat:
     check_target : callable (path, overwrite, make_folder): raises if the output cannot be written there
     output_bytes : callable (header, channels, *, chunks, levels) -> int: memory that writing takes beside the blocks of
                             `channels` that are handed in
+    box_access : callable   (header, *, chunks, levels) -> BoxAccess or None: how the writer of an uncompressed output takes boxes
     chunked : bool          `create` and `output_bytes` take chunks and levels as well
     compressions : tuple    names that they take as `compression` beside "none"
     reads_urls : bool       a name may be a URL
@@ -62,6 +73,7 @@ class VolumeFormat:
     claims_also: Callable[[str], bool] = lambda path: False
     check_target: Callable[..., None] = check_target
     output_bytes: Callable[..., int] = lambda header, channels, **options: 0
+    box_access: Callable[..., BoxAccess | None] = lambda header, **options: BoxAccess((1, 1, 1), 0)
     chunked: bool = False
     compressions: tuple[str, ...] = ()
     reads_urls: bool = False
@@ -126,6 +138,41 @@ class RawReader(ArrayReader):
         self._start = offset
         super().__init__(array, header, path)
 
+    def box_access(self) -> BoxAccess:
+        fastest = self.header.axes.letters[self._fastest]
+        near = max(1, NEAR_BYTES // self.array.itemsize)
+        depth, height, width = (min(near, self.header.axes.size(a)) if a == fastest else 1 for a in SPATIAL)
+        return BoxAccess((depth, height, width), 2 * PIECE_BYTES)
+
+    @property
+    def _fastest(self) -> int:
+        """The axis along which voxels lie side by side in the file."""
+        sizes, strides = self.array.shape, self.array.strides
+        return min(range(len(sizes)), key=lambda i: strides[i] if sizes[i] > 1 else math.inf)
+
+    def read_box(self, n: int, depth: slice, rows: slice, columns: slice, channels: slice) -> Array:
+        """A copy: pages of the map would count as memory until they are given back, and cannot be for boxes side by side."""
+        axes, itemsize = self.header.axes, self.array.itemsize
+        starts, shape = (
+            (depth.start, rows.start, columns.start),
+            [s.stop - s.start for s in (depth, rows, columns, channels)],
+        )
+        place = axes.place(n, starts, channels.start, tuple(shape))
+        fastest = self._fastest
+        run = min(max(1, RUN_BYTES // itemsize), place[fastest].stop - place[fastest].start)
+        unit = [run if i == fastest else 1 for i in range(len(place))]
+        most = PIECE_BYTES // (run * itemsize + FAULT_BYTES)
+        return read_pieces(self.array, axes, self.header.dtype, place, unit, most, self._give_back)
+
+    def _give_back(self, part: Array) -> None:
+        """Drop the pages that a part of the map lies in."""
+        if self._map is None or not hasattr(self._map, "madvise") or not part.size:
+            return
+        start = self._start + part.__array_interface__["data"][0] - self.array.__array_interface__["data"][0]
+        stop = start + sum((n - 1) * step for n, step in zip(part.shape, part.strides, strict=True)) + part.itemsize
+        start = max(start - FAULT_BYTES, 0) // mmap.PAGESIZE * mmap.PAGESIZE
+        self._map.madvise(mmap.MADV_DONTNEED, start, min(stop + FAULT_BYTES, len(self._map)) - start)
+
     def release(self, n: int, depth_stop: int) -> None:
         """Give the pages before a plane back; should one be asked for again, it is read anew."""
         axes = self.header.axes
@@ -161,8 +208,6 @@ class RawWriter(VolumeWriter):
     fortran : bool          the first of the header's axes lies fastest; else the last
     """
 
-    by_rows = True
-
     def __init__(
         self,
         output: AtomicFile,
@@ -179,12 +224,21 @@ class RawWriter(VolumeWriter):
             reserve_space(output.file, offset + header.nbytes)
 
     def write(self, n: int, depth_start: int, channel_start: int, block: Array) -> None:
-        self.write_rows(n, depth_start, channel_start, 0, block)
+        self.write_box(n, (depth_start, 0, 0), channel_start, block)
 
-    def write_rows(self, n: int, depth_start: int, channel_start: int, row_start: int, block: Array) -> None:
-        first = (n, depth_start, channel_start, row_start)
+    def write_box(self, n: int, starts: tuple[int, int, int], channel_start: int, block: Array) -> None:
         with write_errors(self.path):
-            write_block(self.output.file, self.stored_axes, self.stored, self.offset, first, block, self.fortran)
+            write_block(
+                self.output.file,
+                self.stored_axes,
+                self.stored,
+                self.offset,
+                n,
+                starts,
+                channel_start,
+                block,
+                self.fortran,
+            )
 
     def commit(self) -> None:
         self.output.commit()
@@ -213,33 +267,79 @@ def write_block(
     axes: Axes,
     stored: np.dtype[Any],
     offset: int,
-    first: tuple[int, int, int, int],
+    n: int,
+    starts: tuple[int, int, int],
+    channel_start: int,
     block: Array,
     fortran: bool = False,
 ) -> None:
-    """Write block (d, h, w, c), whose first voxel is (n, plane, channel, row), where it belongs in a file of voxels with these
-    axes, the last one (under `fortran` the first) fastest."""
-    n, depth_start, channel_start, row_start = first
+    """Write block (d, h, w, c) of volume n, whose first voxel is at `starts` (D, H, W), where it belongs in a file of voxels with
+    these axes, the last one (under `fortran` the first) fastest."""
     channels = block.shape[3]
     if len(axes.channel_letters) == 2 and channels not in (1, axes.canonical_shape[4]):
         for c in range(channels):
-            one = (n, depth_start, channel_start + c, row_start)
-            write_block(file, axes, stored, offset, one, block[..., c : c + 1], fortran)
+            write_block(file, axes, stored, offset, n, starts, channel_start + c, block[..., c : c + 1], fortran)
         return
-    starts = axes.storage_start(n, depth_start, channel_start, row_start)
+    first = axes.storage_start(n, starts[0], channel_start, *starts[1:])
     values, shape = axes.storage_order(block), axes.shape
     if fortran:
-        starts, values, shape = starts[::-1], values.transpose(), shape[::-1]
+        first, values, shape = first[::-1], values.transpose(), shape[::-1]
     strides = [math.prod(shape[i + 1 :]) for i in range(len(shape))]
     # the trailing axes that the block covers whole, and the axis before them, lie together in the file
     split = len(shape) - 1
     while split > 0 and values.shape[split] == shape[split]:
         split -= 1
-    base = sum(start * stride for start, stride in zip(starts, strides, strict=True))
+    base = sum(start * stride for start, stride in zip(first, strides, strict=True))
     for index in np.ndindex(*values.shape[:split]):
         position = base + sum(i * stride for i, stride in zip(index, strides[:split], strict=True))
         run = np.ascontiguousarray(values[index], dtype=stored)
         write_at(file, run.reshape(-1).view(np.uint8).data, offset + position * stored.itemsize)
+
+
+def pieces(place: Sequence[slice], unit: Sequence[int], most: int) -> Iterator[tuple[slice, ...]]:
+    """A box of an array in pieces, in storage order, of at most `most` units (cells of a grid) each, and one at least.
+
+    >>> [tuple((s.start, s.stop) for s in piece) for piece in pieces((slice(1, 5), slice(0, 3)), (2, 2), 2)]
+    [((1, 2), (0, 3)), ((2, 4), (0, 3)), ((4, 5), (0, 3))]
+    """
+    steps, left = [], max(1, most)
+    for part, n in zip(reversed(place), reversed(unit), strict=True):
+        taken = min(left, -(-part.stop // n) - part.start // n)
+        left //= max(1, taken)
+        steps.append(max(1, taken) * n)
+    spans = []
+    for part, step, n in zip(place, reversed(steps), unit, strict=True):
+        first = part.start // n * n
+        starts = range(first, part.stop, step)
+        spans.append([slice(max(start, part.start), min(start + step, part.stop)) for start in starts])
+    yield from itertools.product(*spans)
+
+
+def within(piece: Sequence[slice], place: Sequence[slice]) -> tuple[slice, ...]:
+    """Where a piece of a box lies in it."""
+    return tuple(slice(p.start - s.start, p.stop - s.start) for p, s in zip(piece, place, strict=True))
+
+
+def read_pieces(
+    array: Any,
+    axes: Axes,
+    dtype: np.dtype[Any],
+    place: tuple[slice, ...],
+    unit: Sequence[int],
+    most: int,
+    after: Callable[[Array], None] = lambda part: None,
+) -> Array:
+    """A box (d, h, w, c) of a stored array, read in `pieces` into memory of its own.
+
+    array : NumPy's, or another that is indexed alike
+    after : told each piece when it is copied
+    """
+    found = np.empty([s.stop - s.start for s in place], dtype)
+    for piece in pieces(place, unit, most):
+        part = array[piece]
+        found[within(piece, place)] = part
+        after(part)
+    return Axes(axes.letters, found.shape).block(found, 0, slice(None), slice(None))
 
 
 def write_at(file: BinaryIO, data: memoryview, position: int) -> None:
@@ -281,7 +381,7 @@ def spool_reader(reader: VolumeReader) -> VolumeReader:
                 for start in range(0, header.shape[1], 8):
                     depth = slice(start, min(start + 8, header.shape[1]))
                     block = reader.read(n, depth, channels)
-                    write_block(file, header.axes, header.dtype, 0, (n, start, channels.start, 0), block)
+                    write_block(file, header.axes, header.dtype, 0, n, (start, 0, 0), channels.start, block)
             reader.finish()
         return RawReader(file, header, reader.path, header.dtype, 0)
     except BaseException:
@@ -317,7 +417,7 @@ class SpooledWriter(VolumeWriter):
     def write(self, n: int, depth_start: int, channel_start: int, block: Array) -> None:
         with self._errors():
             header = self.header
-            write_block(self._file, header.axes, header.dtype, 0, (n, depth_start, channel_start, 0), block)
+            write_block(self._file, header.axes, header.dtype, 0, n, (depth_start, 0, 0), channel_start, block)
 
     def commit(self) -> None:
         header = self.header

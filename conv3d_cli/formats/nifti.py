@@ -220,6 +220,9 @@ class PairWriter(VolumeWriter):
     def write(self, n: int, depth_start: int, channel_start: int, block: Array) -> None:
         self.voxels.write(n, depth_start, channel_start, block)
 
+    def write_box(self, n: int, starts: tuple[int, int, int], channel_start: int, block: Array) -> None:
+        self.voxels.write_box(n, starts, channel_start, block)
+
     def commit(self) -> None:
         self.voxels.commit()
         self.head.commit()

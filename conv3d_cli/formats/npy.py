@@ -164,7 +164,7 @@ class PipeWriter(VolumeWriter):
         axes, dtype = self.header.axes, self.header.dtype
         with write_errors(self.path):
             if self._waiting is not None:
-                write_block(self._waiting, axes, dtype, 0, (n, depth_start, channel_start, 0), block, self._fortran)
+                write_block(self._waiting, axes, dtype, 0, n, (depth_start, 0, 0), channel_start, block, self._fortran)
             else:
                 self._file.write(np.ascontiguousarray(axes.storage_order(block), dtype).reshape(-1).view(np.uint8).data)
 

@@ -49,8 +49,6 @@ SPARE_LETTERS = "taburefghijklmnopqvwd"
 class PagedReader(ArrayReader):
     """A TIFF volume whose pages are decoded as they are asked for."""
 
-    by_rows = False
-
     def __init__(self, tiff: Any, array: PagedArray, header: VolumeHeader, path: str) -> None:
         super().__init__(array, header, path)  # type: ignore[arg-type]
         self._pages, self._tiff = array, tiff

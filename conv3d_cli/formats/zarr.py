@@ -23,12 +23,12 @@ import numpy as np
 
 from conv3d_cli.errors import FormatError, SpecError, WriteError
 from conv3d_cli.formats import zarr_ome, zarr_pyramid, zarr_store
-from conv3d_cli.formats.base import VolumeFormat, real_dtype
+from conv3d_cli.formats.base import VolumeFormat, pieces, read_pieces, real_dtype, within
 from conv3d_cli.formats.npy import axis_names
 from conv3d_cli.formats.zarr_ome import OmeImage
 from conv3d_cli.formats.zarr_store import joined, open_node, store_write_errors, zarr_errors
 from conv3d_cli.model.grid import Grid
-from conv3d_cli.model.volume import CHANNEL, SPATIAL, Array, Axes, VolumeHeader, VolumeReader, VolumeWriter
+from conv3d_cli.model.volume import CHANNEL, SPATIAL, Array, Axes, BoxAccess, VolumeHeader, VolumeReader, VolumeWriter
 
 NAME = "OME-Zarr"
 # D, H, W of a new store's chunks: 2 MB of float32, 1 MB of uint16. Smaller ones cost a file and some 0.1 ms each; larger ones
@@ -36,6 +36,8 @@ NAME = "OME-Zarr"
 CHUNKS = (32, 128, 128)
 LIBRARY_BYTES = 24 << 20  # zarr with its threads and event loop, once it has worked
 AT_WORK = 10  # chunks that the library has in hand at once: its "async.concurrency"
+# Of a box: what the library is given at once, in whole chunks, which it decodes and encodes side by side.
+PIECE_BYTES = 16 << 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +82,8 @@ class ZarrReader(VolumeReader):
         metadata: ZarrMetadata = header.metadata
         self._row = metadata.chunks.get("z", 1)
         # read one by one, each would decode the others' voxels again
-        self.channels_together = any(metadata.chunks.get(a, 1) > 1 for a in CHANNEL)
+        self.channels_together = any((metadata.shards or metadata.chunks).get(a, 1) > 1 for a in CHANNEL)
+        self._boxes = False
         self._rows: dict[int, Array] = {}
         self._part = (0, 0, 0)
         self._last = range(0)
@@ -109,9 +112,26 @@ class ZarrReader(VolumeReader):
             return self.header.axes.block(self.array, n, planes, channels).astype(self.header.dtype, copy=False)
 
     def read_box(self, n: int, depth: slice, rows: slice, columns: slice, channels: slice) -> Array:
+        self._boxes = True
+        axes, unit = self.header.axes, self._chunk
+        shape = tuple(s.stop - s.start for s in (depth, rows, columns, channels))
+        place = axes.place(n, (depth.start, rows.start, columns.start), channels.start, shape)
         with zarr_errors(self.path, f"planes {depth.start} to {depth.stop - 1}"):
-            block = self.header.axes.block(self.array, n, depth, channels, rows, columns)
-            return block.astype(self.header.dtype, copy=False)
+            return read_pieces(self.array, axes, self.header.dtype, place, unit, PIECE_BYTES // self._unit_bytes(unit))
+
+    @property
+    def _chunk(self) -> tuple[int, ...]:
+        metadata: ZarrMetadata = self.header.metadata
+        return tuple(metadata.chunks[a] for a in self.header.axes.letters)
+
+    def _unit_bytes(self, unit: Sequence[int]) -> int:
+        return math.prod(unit) * max(self.header.dtype.itemsize, self.header.metadata.itemsize)
+
+    def box_access(self) -> BoxAccess:
+        sizes: Mapping[str, int] = self.header.metadata.chunks
+        # a piece, its chunks decoded and encoded
+        held = 3 * max(PIECE_BYTES, self._unit_bytes(self._chunk)) + LIBRARY_BYTES
+        return BoxAccess((sizes.get("z", 1), sizes["y"], sizes["x"]), held)
 
     def release(self, n: int, depth_stop: int) -> None:
         with self._lock:
@@ -148,10 +168,8 @@ class ZarrReader(VolumeReader):
         count = self.take_missing()
         if count:
             fill = self.array.fill_value
-            self.notes = (
-                *self.notes,
-                f"chunks that are not in the store: {count}; they read as its fill value, {fill}",
-            )
+            times = f" were asked for {count} times" if self._boxes else f": {count}"
+            self.notes = (*self.notes, f"chunks that are not in the store{times}; they read as its fill value, {fill}")
 
     def storage(self) -> dict[str, str]:
         metadata: ZarrMetadata = self.header.metadata
@@ -377,12 +395,28 @@ def _units_at_work(axes: Axes, unit: Sequence[int], channels: int) -> int:
     return min(math.prod(along), AT_WORK)
 
 
-def output_unit(header: VolumeHeader, chunks: Sequence[int] | None = None) -> tuple[int, int, int]:
-    """D, H, W of what is stored as one (a chunk or shard) in the store that `create_zarr` makes of this header."""
-    letters = header.axes.letters
+def box_access(header: VolumeHeader, *, chunks: Sequence[int] | None = None, levels: int = 1) -> BoxAccess:
+    """How boxes are written: in whole chunks or shards of the store that `create_zarr` makes of this header."""
+    letters, itemsize = header.axes.letters, header.dtype.itemsize
     fitted, shards = choose_layout(header, chunks).fitted(letters, header.axes.shape)
     sizes = dict(zip(letters, shards or fitted, strict=True))
-    return sizes.get("z", 1), sizes["y"], sizes["x"]
+    # a piece cut into chunks, and encoded; shards are put together of them
+    piece = (4 if shards else 3) * max(PIECE_BYTES, math.prod(sizes.values()) * itemsize)
+    held = max(piece, zarr_pyramid.level_bytes(shards or fitted, itemsize) if levels > 1 else 0) + LIBRARY_BYTES
+    return BoxAccess((sizes.get("z", 1), sizes["y"], sizes["x"]), held)
+
+
+def store_box(
+    array: Any, axes: Axes, unit: Sequence[int], n: int, starts: tuple[int, int, int], channel_start: int, block: Array
+) -> None:
+    """Write a box (d, h, w, c) of volume n, whose first voxel is at `starts`, some chunks at a time.
+
+    unit : of what is stored as one, in storage order
+    """
+    place = axes.place(n, starts, channel_start, block.shape)
+    values = axes.storage_order(block)
+    for piece in pieces(place, unit, PIECE_BYTES // (math.prod(unit) * block.itemsize)):
+        array[piece] = values[within(piece, place)]
 
 
 @dataclass(frozen=True)
@@ -401,12 +435,9 @@ class ZarrTarget:
 
     def write(self, n: int, starts: tuple[int, int, int], channel_start: int, block: Array) -> tuple[Array, Array]:
         """Write whole chunks of volume n: block (d, h, w, c), whose first voxel is at `starts`. Returns its `value_range`."""
-        depth, row, column = starts
-        first = self.axes.storage_start(n, depth, channel_start, row, column)
-        values = self.axes.storage_order(block)
         with store_write_errors(self.path), zarr_store.unless_given_up(self.node):
             array = _open_to_write(self.node)
-            array[tuple(slice(s, s + size) for s, size in zip(first, values.shape, strict=True))] = values
+            store_box(array, self.axes, array.shards or array.chunks, n, starts, channel_start, block)
         if not self.ranges:
             return np.empty(0), np.empty(0)
         low, high = np.full(self.axes.canonical_shape[4], np.inf), np.full(self.axes.canonical_shape[4], -np.inf)
@@ -497,6 +528,12 @@ class ZarrWriter(VolumeWriter):
         starts = axes.storage_start(n, depth_start, channel_start)
         with store_write_errors(self.path):
             self.array[tuple(slice(s, s + size) for s, size in zip(starts, values.shape, strict=True))] = values
+
+    def write_box(self, n: int, starts: tuple[int, int, int], channel_start: int, block: Array) -> None:
+        if self.windows:
+            self._note_values(channel_start, block)
+        with store_write_errors(self.path):
+            store_box(self.array, self.header.axes, self._unit, n, starts, channel_start, block)
 
     def _note_values(self, channel_start: int, block: Array) -> None:
         part = slice(channel_start, channel_start + block.shape[3])
@@ -665,6 +702,7 @@ FORMAT = VolumeFormat(
     claims_also=zarr_store.claims,
     check_target=zarr_store.check_store_target,
     output_bytes=output_bytes,
+    box_access=box_access,
     chunked=True,
     reads_urls=True,
 )

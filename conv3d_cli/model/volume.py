@@ -150,15 +150,41 @@ class Axes:
             return view.reshape(*view.shape[:3], -1)[..., start:stop]
         return view if channel else view[..., np.newaxis]
 
-    def assign(
-        self, array: Array, n: int, depth: slice, channels: slice, values: Array, rows: slice = slice(None)
-    ) -> None:
+    def assign(self, array: Array, n: int, depth: slice, channels: slice, values: Array) -> None:
         """Write `values` (d, h, w, c) where `block` would read them."""
         if len(self.channel_letters) < 2:
-            self.block(array, n, depth, channels, rows)[...] = values
+            self.block(array, n, depth, channels)[...] = values
         else:
             for position, c in enumerate(range(*channels.indices(self.canonical_shape[4]))):
-                self.block(array, n, depth, slice(c, c + 1), rows)[..., 0] = values[..., position]
+                self.block(array, n, depth, slice(c, c + 1))[..., 0] = values[..., position]
+
+    def place(
+        self, n: int, starts: tuple[int, int, int], channel_start: int, shape: tuple[int, ...]
+    ) -> tuple[slice, ...]:
+        """Where a box (d, h, w, c) of volume `n` lies in storage order: a slice for each letter.
+
+        Where c and s make up the channels, the box holds one channel or all of them.
+        >>> Axes("tczyx", (2, 3, 4, 5, 6)).place(1, (0, 2, 3), 1, (4, 2, 1, 2))
+        (slice(1, 2, None), slice(1, 3, None), slice(0, 4, None), slice(2, 4, None), slice(3, 4, None))
+        """
+        first = self.storage_start(n, starts[0], channel_start, *starts[1:])
+        whole = shape[3] == self.canonical_shape[4]
+        sizes = dict(zip(SPATIAL, shape, strict=False)) | dict.fromkeys(self.batch_letters, 1)
+        for letter in self.channel_letters:
+            sizes[letter] = self.size(letter) if whole else (shape[3] if len(self.channel_letters) == 1 else 1)
+        return tuple(slice(start, start + sizes[a]) for start, a in zip(first, self.letters, strict=True))
+
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+        """A box (d, h, w, c) to be filled, its memory in the order of storage.
+
+        >>> Axes("czyx", (2, 3, 4, 5)).empty((1, 4, 5, 2), np.dtype(np.uint8)).strides
+        (20, 5, 1, 20)
+        """
+        order = [
+            SPATIAL.find(a) if a in SPATIAL else 3 for a in self.letters if a in SPATIAL + self.channel_letters[:1]
+        ]
+        order = [axis for axis in range(4) if axis not in order] + order
+        return np.empty([shape[axis] for axis in order], dtype).transpose([order.index(axis) for axis in range(4)])
 
     def storage_order(self, block: Array) -> Array:
         """Block (d, h, w, c) with one axis for each letter, in storage order; batch axes have size 1.
@@ -225,21 +251,32 @@ class VolumeHeader:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
+@dataclass(frozen=True)
+class BoxAccess:
+    """What boxes of a volume cost that can be read or written anywhere.
+
+    unit : (D, H, W)    voxels that are decoded, encoded or stored as one; 1 where each voxel has its place
+    held : int          bytes taken meanwhile, beside the box
+    """
+
+    unit: tuple[int, int, int]
+    held: int
+
+
 class VolumeReader(abc.ABC):
     """An open volume: a header, and slabs of it on demand.
 
     `sequential` readers (a compressed stream) can be read only forward in storage order: never a plane that lies before
     the last one read. `finish` is called after the last read and raises FormatError if what remains of the file shows it
-    to be corrupt (a wrong checksum), so that no output is committed from it. `by_rows` says that `read_box` touches no more
-    than the rows it is asked for. `channels_together` readers store several channels in one piece, so that one by one each
-    would be read several times. `notes` are short sentences about how the file was understood; more may come with `finish`.
+    to be corrupt (a wrong checksum), so that no output is committed from it. `channels_together` readers store several
+    channels in one piece, so that one by one each would be read several times. `notes` are short sentences about how the file
+    was understood; more may come with `finish`.
     Close it, or use it as a context manager.
     """
 
     header: VolumeHeader
     path: str
     sequential: bool = False
-    by_rows: bool = False
     channels_together: bool = False
     notes: tuple[str, ...] = ()
 
@@ -252,8 +289,12 @@ class VolumeReader(abc.ABC):
         """
 
     def read_box(self, n: int, depth: slice, rows: slice, columns: slice, channels: slice) -> Array:
-        """As `read`, of some rows and columns."""
+        """As `read`, of some rows and columns; where `box_access` is not None, in memory of its own, and no more is touched."""
         return self.read(n, depth, channels)[:, rows, columns]
+
+    def box_access(self) -> BoxAccess | None:
+        """What `read_box` costs; None if only whole planes can be had."""
+        return None
 
     def release(self, n: int, depth_stop: int) -> None:  # noqa: B027 - optional
         """Planes of volume n before `depth_stop` will not be read again; a memory map may drop them."""
@@ -284,7 +325,7 @@ class VolumeReader(abc.ABC):
 class VolumeWriter(abc.ABC):
     """A volume being written: slabs in, then `commit`, which makes the file appear; `abort` leaves nothing.
 
-    A `sequential` writer takes slabs only in storage order without gaps; one that works `by_rows` takes bands of rows, too.
+    A `sequential` writer takes slabs only in storage order without gaps; others may take boxes, too.
     `notes` are short sentences about what the format could not hold (no spacing in .npy, no float64 in ImageJ TIFF). Used as
     a context manager it aborts unless committed.
     """
@@ -292,7 +333,6 @@ class VolumeWriter(abc.ABC):
     header: VolumeHeader
     path: str
     sequential: bool = False
-    by_rows: bool = False
     notes: tuple[str, ...] = ()
 
     @abc.abstractmethod
@@ -302,14 +342,13 @@ class VolumeWriter(abc.ABC):
         Raises: WriteError if the disk is full or the like.
         """
 
-    def write_rows(self, n: int, depth_start: int, channel_start: int, row_start: int, block: Array) -> None:
-        """As `write`, of some rows of the planes; only where `by_rows` says so."""
+    def write_box(self, n: int, starts: tuple[int, int, int], channel_start: int, block: Array) -> None:
+        """As `write`, of a box whose first voxel is at `starts` (D, H, W); only where the format says so (`box_access`)."""
         raise NotImplementedError(f"{self.path} takes whole planes")
 
-    def block(self, n: int, depth: slice, channels: slice, rows: slice | None = None) -> Array:
+    def block(self, n: int, depth: slice, channels: slice) -> Array:
         """An array (d, h, w, c) for the caller to fill and hand to `write`: memory of its own, or a view of the target."""
         _, _, height, width, _ = self.header.shape
-        height = height if rows is None else rows.stop - rows.start
         shape = (depth.stop - depth.start, height, width, channels.stop - channels.start)
         return np.empty(shape, self.header.dtype)
 
@@ -366,8 +405,6 @@ class Volume:
 class ArrayReader(VolumeReader):
     """A `VolumeReader` over an array in memory or in a memory map."""
 
-    by_rows = True
-
     def __init__(self, array: Array, header: VolumeHeader, path: str = "array") -> None:
         if array.shape != header.axes.shape:
             raise ShapeError(
@@ -376,36 +413,25 @@ class ArrayReader(VolumeReader):
         self.array, self.header, self.path = array, header, path
 
     def read(self, n: int, depth: slice, channels: slice) -> Array:
-        return self.read_box(n, depth, slice(None), slice(None), channels)
-
-    def read_box(self, n: int, depth: slice, rows: slice, columns: slice, channels: slice) -> Array:
-        block = self.header.axes.block(self.array, n, depth, channels, rows, columns)
+        block = self.header.axes.block(self.array, n, depth, channels)
         return block if block.dtype == self.header.dtype and block.dtype.isnative else block.astype(self.header.dtype)
 
 
 class ArrayWriter(VolumeWriter):
     """A `VolumeWriter` into an array in memory; slabs are views of it, so nothing is copied."""
 
-    by_rows = True
-
     def __init__(self, array: Array, header: VolumeHeader, path: str = "array") -> None:
         self.array, self.header, self.path = array, header, path
 
-    def block(self, n: int, depth: slice, channels: slice, rows: slice | None = None) -> Array:
+    def block(self, n: int, depth: slice, channels: slice) -> Array:
         block = self.header.axes.block(self.array, n, depth, channels)
-        if not np.may_share_memory(block, self.array):
-            return super().block(n, depth, channels, rows)
-        return block if rows is None else block[:, rows]
+        return block if np.may_share_memory(block, self.array) else super().block(n, depth, channels)
 
     def write(self, n: int, depth_start: int, channel_start: int, block: Array) -> None:
-        self.write_rows(n, depth_start, channel_start, 0, block)
-
-    def write_rows(self, n: int, depth_start: int, channel_start: int, row_start: int, block: Array) -> None:
         if not np.may_share_memory(block, self.array):
             depth = slice(depth_start, depth_start + block.shape[0])
             channels = slice(channel_start, channel_start + block.shape[3])
-            rows = slice(row_start, row_start + block.shape[1])
-            self.header.axes.assign(self.array, n, depth, channels, block, rows)
+            self.header.axes.assign(self.array, n, depth, channels, block)
 
     def commit(self) -> None:
         pass

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from conv3d_cli.cluster.compute import compute_box
-from conv3d_cli.cluster.tasks import Box
+from conv3d_cli.boxes.compute import BoxSource, chain_of, compute_box
+from conv3d_cli.boxes.cut import Box
 from conv3d_cli.engine import Team
 from conv3d_cli.job import Job, Stage, prepare_job, run_job
 from conv3d_cli.model.kernel import Kernel
@@ -39,6 +39,12 @@ CASES: dict[str, dict[str, Any]] = {
     "fft": {"stages": (Stage(Kernel(weights(9, 9, 9)), boundary="wrap"),), "algorithm": "fft"},
     "strided": {"stages": (Stage(Kernel(weights(3, 5, 4)), strides=(2, 1, 3), boundary="mirror"),)},
     "integers": {"stages": (Stage("box:size=3"),), "dtype": "int16"},
+    "wrapped layers": {
+        "stages": (
+            Stage(Kernel(weights(3, 5, 3, 1, 2)), padding="same", boundary="wrap"),
+            Stage(Kernel(weights(5, 3, 7, 2, 1)), padding="same", boundary="wrap", strides=(1, 2, 3)),
+        )
+    },
     "layers": {
         "stages": (
             Stage(Kernel(weights(3, 3, 3, 1, 16), np.arange(16.0)), padding="same", activations=("relu",)),
@@ -65,11 +71,13 @@ def test_same_bits(name: str, bad: bool, tmp_path: Path, monkeypatch: pytest.Mon
         with prepare_job(job) as prepared, Team(2) as team:
             convolutions = [stage.convolution for stage in prepared.stages]
             n, channels = prepared.passage.parts[0]
+            every = slice(0, prepared.reader.header.shape[4])
             everything = Box(*((0, size) for size in convolutions[-1].problem.out_size))
             for box in [everything, *random_boxes(everything.shape, 12, numbers)]:
                 filters = prepared.header.shape[4]
                 out = np.empty((*box.shape, filters), prepared.header.dtype)
-                clipped = compute_box(convolutions, prepared.reader, n, channels, box, out, team)
+                given = BoxSource(prepared.reader, n, every, chain_of(convolutions)).read(box)
+                clipped = compute_box(convolutions, given, (1.0, 0.0), channels, box, out, team)
                 expected = whole.reshape(*everything.shape, filters)[tuple(slice(*span) for span in box)]
                 np.testing.assert_array_equal(out, expected)
                 if box == everything:
