@@ -230,8 +230,9 @@ def test_an_interrupt_ends_all_that_run_side_by_side(scans: list[Path], tmp_path
 def test_seconds_and_rates_of_the_stages(run: Any, volume: Path, tmp_path: Path) -> None:
     result = run("apply", volume, "-k", "box:size=3", "-o", tmp_path / "o.npy", "--json", "-v")
     (record,) = records(result.stdout)
-    size = np.load(tmp_path / "o.npy").nbytes
-    assert record["write_mb_per_s"] == pytest.approx(size / 1e6 / record["write_seconds"], rel=0.2)
+    size, seconds = np.load(tmp_path / "o.npy").nbytes, record["write_seconds"]
+    least, most = (size / 1e6 / max(seconds + rounding, 1e-9) for rounding in (5e-5, -5e-5))
+    assert least - 0.1 <= record["write_mb_per_s"] <= most + 0.1
     for stage in ("read", "compute", "write"):
         assert 0 < record[f"{stage}_seconds"] <= record["seconds"] + 1e-3
         assert record[f"{stage}_mb_per_s"] > 0
