@@ -21,7 +21,8 @@ from conv3d_cli.cluster.run import chunk_of, cut_prepared
 from conv3d_cli.cluster.tasks import Box, Cutting, input_box, read_share, whole_chunks
 from conv3d_cli.engine import Team
 from conv3d_cli.formats import create_volume
-from conv3d_cli.formats.zarr_store import one_thread
+from conv3d_cli.formats.zarr import ZarrReader, ZarrWriter
+from conv3d_cli.formats.zarr_store import OneThread
 from conv3d_cli.job import PreparedJob
 from conv3d_cli.model.volume import Array, VolumeHeader, VolumeReader
 
@@ -145,19 +146,22 @@ def computed_share(prepared: PreparedJob, cutting: Cutting) -> float:
 
 def measure_rates(prepared: PreparedJob, cutting: Cutting) -> Rates:
     """Read, compute and write one task in the middle of the volume, on one thread."""
-    one_thread()
     box = next(itertools.islice(cutting.boxes(), cutting.count // 2, None))
     n, channels = prepared.passage.parts[0]
     convolutions = [stage.convolution for stage in prepared.stages]
     problems = [convolution.problem for convolution in convolutions]
     reader = prepared.reader
+    assert isinstance(reader, ZarrReader)
     needed = box
     for convolution in reversed(convolutions):
         needed = input_box(convolution.problem, align(convolution, needed))
-    started = time.perf_counter()
     depth, rows, columns = (slice(*span) for span in needed)
-    voxels = reader.read_box(n, depth, rows, columns, channels)
-    read = time.perf_counter() - started
+    with OneThread() as thread:
+        reader.read_boxes_on(thread)
+        for _ in range(2):  # the first time takes new memory
+            started = time.perf_counter()
+            voxels = reader.read_box(n, depth, rows, columns, channels)
+            read = time.perf_counter() - started
     decoded = math.prod(whole_chunks(problems, box, chunk_of(reader.header))) * voxels.shape[3] * voxels.itemsize
 
     filters = prepared.header.shape[4] if convolutions[-1].is_layer else channels.stop - channels.start
@@ -170,11 +174,13 @@ def measure_rates(prepared: PreparedJob, cutting: Cutting) -> Rates:
             compute = time.perf_counter() - started
 
     header = box_header(prepared.header, box)
-    with tempfile.TemporaryDirectory(prefix="conv3d-") as folder:
+    with tempfile.TemporaryDirectory(prefix="conv3d-") as folder, OneThread() as thread:
         writer = create_volume(f"{folder}/trial.zarr", header, threads=1, chunks=cutting.chunk)
+        assert isinstance(writer, ZarrWriter)
         with writer:
+            target = writer.target()
             started = time.perf_counter()
-            writer.write(0, 0, 0, out[..., : header.shape[4]])
+            target.write(0, (0, 0, 0), 0, out[..., : header.shape[4]], thread)
             write = time.perf_counter() - started
     return Rates(decoded / max(read, 1e-6), out.nbytes / max(write, 1e-6), compute / math.prod(box.shape))
 

@@ -13,7 +13,7 @@ import pickle
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,10 +26,10 @@ from conv3d_cli.errors import ClusterError, Conv3DError, SpecError
 from conv3d_cli.formats import create_volume, output_format
 from conv3d_cli.formats.zarr import NAME as ZARR
 from conv3d_cli.formats.zarr import ZarrMetadata, ZarrReader, ZarrTarget, ZarrWriter, output_unit
-from conv3d_cli.formats.zarr_store import local_folder, one_thread
+from conv3d_cli.formats.zarr_store import OneThread, give_back_memory, keep_freed_memory, local_folder
 from conv3d_cli.job import Job, JobReport, PreparedJob, Stage, all_losses, check_paths, clipped_note, prepare_job
 from conv3d_cli.model.spec import triple
-from conv3d_cli.model.volume import VolumeHeader
+from conv3d_cli.model.volume import Array, VolumeHeader, VolumeReader
 
 CURE = "pip install 'conv3d[cluster]'"
 RETRIES = 2  # of a task that fails, beside those that Dask grants when a worker dies
@@ -38,9 +38,8 @@ CONNECT_SECONDS = 10
 
 @dataclass(frozen=True)
 class Task:
-    """What a worker is sent: a job, the same for all, and the box of one of its parts."""
+    """What a worker is sent beside the job: the box of one of its parts."""
 
-    job: bytes
     target: ZarrTarget
     part: int
     box: Box
@@ -56,7 +55,7 @@ class Outcome:
 
     voxels: int
     clipped: int
-    seconds: tuple[float, float]  # in all, writing
+    seconds: tuple[float, float, float]  # reading, computing, writing
     low: np.ndarray
     high: np.ndarray
     missing: int
@@ -133,33 +132,32 @@ def run_on_cluster(
         with writer:
             sent = pickle.dumps(settled(job, prepared))
             target = writer.target()
-            tasks = [
-                Task(sent, target, part, box) for part in range(len(prepared.passage.parts)) for box in cutting.boxes()
-            ]
+            tasks = [Task(target, part, box) for part in range(len(prepared.passage.parts)) for box in cutting.boxes()]
             total = math.prod(prepared.header.shape)
             done = clipped = missing = 0
-            seconds = [0.0, 0.0]
-            for outcome in _outcomes(client, tasks, scheduler):
+            seconds = np.zeros(3)
+            for outcome in _outcomes(client, sent, tasks, scheduler):
                 if outcome.error is not None:
                     kind, message = outcome.error
                     raise getattr(errors, kind)(message)
                 done, clipped, missing = done + outcome.voxels, clipped + outcome.clipped, missing + outcome.missing
-                seconds = [a + b for a, b in zip(seconds, outcome.seconds, strict=True)]
+                seconds += outcome.seconds
                 writer.note_range(outcome.low, outcome.high)
                 if progress is not None:
                     progress(done, total)
             finish = time.perf_counter()
             writer.commit()
-            seconds[1] += time.perf_counter() - finish
+            seconds[2] += time.perf_counter() - finish
     notes = [*prepared.notes, *writer.notes]
     notes.append(f"{len(tasks)} tasks of {'x'.join(map(str, cutting.block))} voxels on {len(workers)} workers")
     if missing:
         notes.append(f"chunks that are not in the input were asked for {missing} times; they read as its fill value")
     notes += clipped_note(job, clipped, total)
     header = prepared.header
+    reading, computing, writing = map(float, seconds)
     return JobReport(
         job.source, job.target, total, prepared.reader.header.nbytes, header.nbytes, clipped,
-        time.perf_counter() - started, 0.0, seconds[0] - seconds[1], seconds[1], all_losses(prepared), notes,
+        time.perf_counter() - started, reading, computing, writing, all_losses(prepared), notes,
     )  # fmt: skip
 
 
@@ -213,10 +211,12 @@ def chunk_of(header: VolumeHeader) -> tuple[int, int, int]:
     return sizes.get("z", 1), sizes["y"], sizes["x"]
 
 
-def _outcomes(client: Any, tasks: list[Task], scheduler: str) -> Iterator[Outcome]:
+def _outcomes(client: Any, job: bytes, tasks: list[Task], scheduler: str) -> Iterator[Outcome]:
     """What the tasks give, as they end. Raises: ClusterError."""
     distributed = import_distributed()
-    futures = client.map(run_task, tasks, retries=RETRIES, pure=False, key="conv3d")
+    # The job is a task's result, which Dask brings to each worker once, and makes anew if it is lost.
+    sent = client.submit(bytes, job, pure=False)
+    futures = client.map(run_task, tasks, job=sent, retries=RETRIES, pure=False, key="conv3d")
     try:
         for future in distributed.as_completed(futures, loop=client.loop):
             try:
@@ -232,7 +232,9 @@ def _outcomes(client: Any, tasks: list[Task], scheduler: str) -> Iterator[Outcom
             future.release()
             yield outcome
     finally:
-        client.cancel(futures, force=True)
+        client.cancel([*futures, sent], force=True)
+        with suppress(Exception):  # a worker may be lost; its memory is, too
+            client.run(put_down, job)
 
 
 def cluster_size(scheduler: str) -> tuple[int, int]:
@@ -254,48 +256,96 @@ def worker_threads(client: Any, scheduler: str) -> dict[str, int]:
 # On a worker
 
 
-class _Open(threading.local):
-    """The job that a worker's thread works on, with its reader open."""
+class _Open:
+    """The job that a worker's thread works on: its reader is open, and the memory of its boxes kept."""
 
-    def __init__(self) -> None:
-        self.key = b""
-        self.stack = ExitStack()
-        self.prepared: Any = None
-        self.team: Any = None
-
-    def get(self, job: bytes) -> tuple[PreparedJob, Any]:
+    def __init__(self, job: bytes) -> None:
         from conv3d_cli.engine import Team
 
-        if job != self.key:
-            one_thread()
-            self.stack.close()
-            self.key, self.stack = b"", ExitStack()
-            self.prepared = self.stack.enter_context(prepare_job(pickle.loads(job)))
-            self.team = self.stack.enter_context(Team(1))
-            self.key = job
-        return self.prepared, self.team
+        self.job = job
+        self.busy = threading.Lock()
+        with ExitStack() as stack:
+            self.prepared = stack.enter_context(prepare_job(pickle.loads(job)))
+            self.team = stack.enter_context(Team(1))
+            self.thread = stack.enter_context(OneThread())
+            assert isinstance(self.prepared.reader, ZarrReader)
+            self.reader = TimedReader(self.prepared.reader)
+            self.prepared.reader.read_boxes_on(self.thread)
+            self._stack = stack.pop_all()
+
+    def close(self) -> None:
+        """Close the reader and give the memory back."""
+        self._stack.close()
 
 
-_open = _Open()
+_open: dict[int, _Open] = {}  # by thread
 
 
-def run_task(task: Task) -> Outcome:
+class TimedReader(VolumeReader):
+    """A reader of boxes with the seconds that it took."""
+
+    def __init__(self, reader: ZarrReader) -> None:
+        self.header, self.path = reader.header, reader.path
+        self.seconds = 0.0
+        self._reader = reader
+
+    def read(self, n: int, depth: slice, channels: slice) -> Array:
+        raise NotImplementedError
+
+    def read_box(self, n: int, depth: slice, rows: slice, columns: slice, channels: slice) -> Array:
+        started = time.perf_counter()
+        voxels = self._reader.read_box(n, depth, rows, columns, channels)
+        self.seconds += time.perf_counter() - started
+        return voxels
+
+
+def _pick_up(job: bytes) -> _Open:
+    """What this thread has open of a job."""
+    me = threading.get_ident()
+    found = _open.get(me)
+    if found is None or found.job != job:
+        if found is not None:
+            _open.pop(me).close()
+        keep_freed_memory()
+        found = _open[me] = _Open(job)
+    return found
+
+
+def put_down(job: bytes) -> None:
+    """On each worker, when a job has ended: close what its threads have open, but where one still works in vain."""
+    for me, found in list(_open.items()):
+        if found.job == job and found.busy.acquire(blocking=False):
+            try:
+                _open.pop(me, None)
+                found.close()
+            finally:
+                found.busy.release()
+    give_back_memory()
+
+
+def run_task(task: Task, job: bytes) -> Outcome:
     """Compute a box and write its chunks. Errors of our own are sent back, since trying again would not help."""
     started = time.perf_counter()
     try:
-        prepared, team = _open.get(task.job)
-        n, channels = prepared.passage.parts[task.part]
-        convolutions = [stage.convolution for stage in prepared.stages]
-        whole = convolutions[-1].is_layer or len(convolutions) > 1
-        outputs = slice(0, prepared.header.shape[4]) if whole else convolutions[-1].outputs(channels)
-        out = np.empty((*task.box.shape, outputs.stop - outputs.start), prepared.header.dtype)
-        clipped = compute_box(convolutions, prepared.reader, n, channels, task.box, out, team)
-        missing = prepared.reader.take_missing() if isinstance(prepared.reader, ZarrReader) else 0
-        writing = time.perf_counter()
-        depth, height, width = (span[0] for span in task.box)
-        low, high = task.target.write(n, (depth, height, width), outputs.start, out)
-        ended = time.perf_counter()
-        return Outcome(out.size, clipped, (ended - started, ended - writing), low, high, missing)
+        at = _pick_up(job)
+        with at.busy:
+            prepared = at.prepared
+            n, channels = prepared.passage.parts[task.part]
+            convolutions = [stage.convolution for stage in prepared.stages]
+            whole = convolutions[-1].is_layer or len(convolutions) > 1
+            outputs = slice(0, prepared.header.shape[4]) if whole else convolutions[-1].outputs(channels)
+            shape = (*task.box.shape, outputs.stop - outputs.start)
+            out = at.thread.room("output", shape, prepared.header.dtype)
+            at.reader.seconds = 0.0
+            clipped = compute_box(convolutions, at.reader, n, channels, task.box, out, at.team)
+            missing = prepared.reader.take_missing() if isinstance(prepared.reader, ZarrReader) else 0
+            writing = time.perf_counter()
+            depth, height, width = (span[0] for span in task.box)
+            low, high = task.target.write(n, (depth, height, width), outputs.start, out, at.thread)
+            ended = time.perf_counter()
+        reading = at.reader.seconds
+        seconds = (reading, writing - started - reading, ended - writing)
+        return Outcome(out.size, clipped, seconds, low, high, missing)
     except Conv3DError as error:
         nothing = np.empty(0)
-        return Outcome(0, 0, (0.0, 0.0), nothing, nothing, 0, (type(error).__name__, str(error)))
+        return Outcome(0, 0, (0.0, 0.0, 0.0), nothing, nothing, 0, (type(error).__name__, str(error)))

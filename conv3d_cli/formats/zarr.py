@@ -76,6 +76,7 @@ class ZarrReader(VolumeReader):
         levels: Sequence[tuple[str, str]],
     ) -> None:
         self.array, self.header, self.path = array, header, path
+        self._boxes = array
         self._watch, self._levels = watch, levels
         metadata: ZarrMetadata = header.metadata
         self._row = metadata.chunks.get("z", 1)
@@ -110,8 +111,12 @@ class ZarrReader(VolumeReader):
 
     def read_box(self, n: int, depth: slice, rows: slice, columns: slice, channels: slice) -> Array:
         with zarr_errors(self.path, f"planes {depth.start} to {depth.stop - 1}"):
-            block = self.header.axes.block(self.array, n, depth, channels, rows, columns)
+            block = self.header.axes.block(self._boxes, n, depth, channels, rows, columns)
             return block.astype(self.header.dtype, copy=False)
+
+    def read_boxes_on(self, thread: zarr_store.OneThread) -> None:
+        """Have `read_box` work on the thread that calls; the next box may take the memory of the last."""
+        self._boxes = thread.array(self.array, self.path)
 
     def release(self, n: int, depth_stop: int) -> None:
         with self._lock:
@@ -399,13 +404,15 @@ class ZarrTarget:
     axes: Axes
     ranges: bool = False
 
-    def write(self, n: int, starts: tuple[int, int, int], channel_start: int, block: Array) -> tuple[Array, Array]:
+    def write(
+        self, n: int, starts: tuple[int, int, int], channel_start: int, block: Array, thread: zarr_store.OneThread
+    ) -> tuple[Array, Array]:
         """Write whole chunks of volume n: block (d, h, w, c), whose first voxel is at `starts`. Returns its `value_range`."""
         depth, row, column = starts
         first = self.axes.storage_start(n, depth, channel_start, row, column)
         values = self.axes.storage_order(block)
         with store_write_errors(self.path), zarr_store.unless_given_up(self.node):
-            array = _open_to_write(self.node)
+            array = thread.array(_open_to_write(self.node), self.node)
             array[tuple(slice(s, s + size) for s, size in zip(first, values.shape, strict=True))] = values
         if not self.ranges:
             return np.empty(0), np.empty(0)
@@ -419,7 +426,7 @@ class ZarrTarget:
 def _open_to_write(node: str) -> Any:
     import zarr
 
-    return zarr.open_array(node, mode="r+")
+    return zarr.open_array(node if zarr_store.is_url(node) else zarr_store.folder_to_write(node), mode="r+")
 
 
 def value_range(block: Array) -> tuple[Array, Array]:

@@ -175,16 +175,18 @@ def test_a_late_chunk_leaves_nothing(tmp_path: Path) -> None:
     from conv3d_cli.errors import WriteError
     from conv3d_cli.formats import create_volume
     from conv3d_cli.formats.zarr import ZarrWriter
+    from conv3d_cli.formats.zarr_store import OneThread
     from conv3d_cli.model.volume import Axes, VolumeHeader
 
     header = VolumeHeader(Axes("zyx", (4, 8, 8)), np.dtype(np.float32))
     writer = create_volume(str(tmp_path / "x.zarr"), header, chunks=(2, 8, 8))
     assert isinstance(writer, ZarrWriter)
     target, block = writer.target(), np.ones((2, 8, 8, 1), np.float32)
-    target.write(0, (0, 0, 0), 0, block)
-    writer.abort()
-    with pytest.raises(WriteError, match="its job has ended"):
-        target.write(0, (2, 0, 0), 0, block)
+    with OneThread() as thread:
+        target.write(0, (0, 0, 0), 0, block, thread)
+        writer.abort()
+        with pytest.raises(WriteError, match="its job has ended"):
+            target.write(0, (2, 0, 0), 0, block, thread)
     assert not list(tmp_path.iterdir())
 
 
