@@ -21,8 +21,8 @@ import numpy as np
 
 from conv3d_cli import errors
 from conv3d_cli.cluster.compute import compute_box
-from conv3d_cli.cluster.tasks import Box, Cutting, cut
-from conv3d_cli.errors import ClusterError, Conv3DError, SpecError
+from conv3d_cli.cluster.tasks import TASK_BYTES, Box, Cutting, cut, task_size
+from conv3d_cli.errors import ClusterError, Conv3DError, MemoryLimitError, SpecError
 from conv3d_cli.formats import create_volume, output_format
 from conv3d_cli.formats.zarr import NAME as ZARR
 from conv3d_cli.formats.zarr import ZarrMetadata, ZarrReader, ZarrTarget, ZarrWriter, output_unit
@@ -34,6 +34,9 @@ from conv3d_cli.model.volume import Array, VolumeHeader, VolumeReader
 CURE = "pip install 'conv3d[cluster]'"
 RETRIES = 2  # of a task that fails, beside those that Dask grants when a worker dies
 CONNECT_SECONDS = 10
+PAUSED_SECONDS = 10
+MEMORY_CURE = "give workers more memory, fewer threads each, or smaller --chunks"
+WORKER_BYTES = 240 << 20  # Python with Dask, zarr and the engine
 
 
 @dataclass(frozen=True)
@@ -119,7 +122,7 @@ def run_on_cluster(
         if decided is not None:
             decided(prepared)
         workers = worker_threads(client, scheduler)
-        cutting = cut_prepared(prepared, sum(workers.values()))
+        cutting = cut_prepared(prepared, sum(workers.values()), memory_for_tasks(client))
         writer = create_volume(
             job.target,
             prepared.header,
@@ -195,13 +198,23 @@ def settled(job: Job, prepared: PreparedJob) -> Job:
     return replace(job, source=job.source if folder is None else os.path.abspath(folder), stages=stages, threads=1)
 
 
-def cut_prepared(prepared: PreparedJob, threads: int) -> Cutting:
-    """The tasks of a job's parts on a cluster with so many threads."""
+def cut_prepared(prepared: PreparedJob, threads: int, task_bytes: float = TASK_BYTES) -> Cutting:
+    """The tasks of a job's parts on a cluster with so many threads, each of at most so many bytes.
+
+    Raises: MemoryLimitError if a task of one chunk is larger.
+    """
     source, output = prepared.reader.header, prepared.header
     problems = [stage.convolution.problem for stage in prepared.stages]
     voxel = source.dtype.itemsize * problems[0].in_channels + output.dtype.itemsize * problems[-1].filters
     chunks = None if prepared.job.chunks is None else triple(prepared.job.chunks, "chunks")
-    return cut(problems, chunk_of(source), output_unit(output, chunks), voxel, threads, len(prepared.passage.parts))
+    unit = output_unit(output, chunks)
+    cutting = cut(problems, chunk_of(source), unit, voxel, threads, len(prepared.passage.parts), task_bytes)
+    if (needed := task_size(problems, cutting.block, voxel)) > task_bytes < TASK_BYTES:
+        raise MemoryLimitError(
+            f"a task of {'x'.join(map(str, cutting.block))} voxels takes {needed / 1e6:.0f} MB with what it reads; under the "
+            f"workers' memory limit a thread has {max(task_bytes, 0) / 1e6:.0f} MB for it: {MEMORY_CURE}"
+        )
+    return cutting
 
 
 def chunk_of(header: VolumeHeader) -> tuple[int, int, int]:
@@ -212,19 +225,23 @@ def chunk_of(header: VolumeHeader) -> tuple[int, int, int]:
 
 
 def _outcomes(client: Any, job: bytes, tasks: list[Task], scheduler: str) -> Iterator[Outcome]:
-    """What the tasks give, as they end. Raises: ClusterError."""
+    """What the tasks give, as they end. Raises: ClusterError, MemoryLimitError."""
     distributed = import_distributed()
     # The job is a task's result, which Dask brings to each worker once, and makes anew if it is lost.
     sent = client.submit(bytes, job, pure=False)
     futures = client.map(run_task, tasks, job=sent, retries=RETRIES, pure=False, key="conv3d")
     try:
-        for future in distributed.as_completed(futures, loop=client.loop):
+        for future in _as_they_end(client, distributed.as_completed(futures, loop=client.loop)):
             try:
                 outcome = future.result()
             except distributed.KilledWorker as error:
+                if _ran_out_of_memory(client):
+                    raise MemoryLimitError(
+                        f"workers ran out of memory again and again at one task: {MEMORY_CURE}"
+                    ) from error
                 raise ClusterError(
-                    f"workers died again and again at one task, perhaps for want of memory: {error.last_worker}; "
-                    "give them more, fewer threads each, or smaller --chunks"
+                    f"workers died again and again at one task, the last at {error.last_worker.address}, perhaps for want of "
+                    f"memory: {MEMORY_CURE}"
                 ) from error
             except Exception as error:
                 words = " ".join(str(error).split())[:200]
@@ -235,6 +252,49 @@ def _outcomes(client: Any, job: bytes, tasks: list[Task], scheduler: str) -> Ite
         client.cancel([*futures, sent], force=True)
         with suppress(Exception):  # a worker may be lost; its memory is, too
             client.run(put_down, job)
+
+
+def _as_they_end(client: Any, completed: Any) -> Iterator[Any]:
+    """Futures as they end. Raises: MemoryLimitError if for a while none does, and all workers are paused.
+
+    Dask pauses a worker that has filled 80 % of its memory, and waits for ever for it to become free.
+    """
+    last = time.monotonic()
+    while not completed.is_empty():
+        if completed.has_ready():
+            yield next(completed)
+            last = time.monotonic()
+            continue
+        time.sleep(0.01)
+        if time.monotonic() - last > PAUSED_SECONDS:
+            last = time.monotonic()
+            workers = client.scheduler_info(n_workers=-1)["workers"].values()
+            if workers and all(worker["status"] == "paused" for worker in workers):
+                full = max(worker["metrics"]["memory"] for worker in workers) / 1e6
+                raise MemoryLimitError(
+                    f"all workers are paused, since their memory is full ({full:.0f} MB taken): {MEMORY_CURE}"
+                )
+
+
+def _ran_out_of_memory(client: Any) -> bool:
+    """Whether a nanny, which watches a worker, says that it ended one for its memory: asked once it has started another."""
+    with suppress(Exception):
+        client.wait_for_workers(1, timeout=CONNECT_SECONDS)
+        logs = client.get_worker_logs(n=50, nanny=True)
+        return any("memory budget" in line for lines in logs.values() for _, line in lines)
+    return False
+
+
+def memory_for_tasks(client: Any) -> float:
+    """Bytes that a task may hold by the memory limits of the workers, at most `TASK_BYTES`."""
+    workers = client.scheduler_info(n_workers=-1)["workers"].values()
+    # Dask pauses a worker at 80 % of its limit; an algorithm has scratch, and chunks are held twice while they are decoded
+    rooms = [
+        (0.75 * worker["memory_limit"] - WORKER_BYTES) / worker["nthreads"] / 1.5
+        for worker in workers
+        if worker["memory_limit"]
+    ]
+    return min([TASK_BYTES, *rooms])
 
 
 def cluster_size(scheduler: str) -> tuple[int, int]:

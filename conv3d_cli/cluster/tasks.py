@@ -70,9 +70,15 @@ class Cutting:
 
 
 def cut(
-    problems: Sequence[ConvProblem], in_chunk: Triple, out_chunk: Triple, voxel_bytes: int, threads: int, parts: int = 1
+    problems: Sequence[ConvProblem],
+    in_chunk: Triple,
+    out_chunk: Triple,
+    voxel_bytes: int,
+    threads: int,
+    parts: int = 1,
+    task_bytes: float = TASK_BYTES,
 ) -> Cutting:
-    """Blocks of whole output chunks, at most `TASK_BYTES` each, and enough of them for all threads of the cluster.
+    """Blocks of whole output chunks, of at most `task_bytes` unless one chunk is more, and enough for all threads of the cluster.
 
     problems : the convolutions, first to last
     voxel_bytes : of an input voxel and an output voxel together, all channels
@@ -87,13 +93,20 @@ def cut(
             longer = list(block)
             longer[axis] = min(-(-2 * block[axis] // out_chunk[axis]) * out_chunk[axis], size[axis])
             new = Cutting(size, out_chunk, (longer[0], longer[1], longer[2]))
-            whole = [(0, n) for n in new.block]
-            held = math.prod(input_box(problems[-1], Box(*whole)).shape) + math.prod(new.block)
-            if held * voxel_bytes / 2 <= TASK_BYTES and new.count * parts >= TASKS_A_THREAD * threads:
+            if (
+                task_size(problems, new.block, voxel_bytes) <= task_bytes
+                and new.count * parts >= TASKS_A_THREAD * threads
+            ):
                 wider.append((read_share(problems, new, in_chunk), axis, new.block))
         if not wider:
             return Cutting(size, out_chunk, (block[0], block[1], block[2]))
         block = min(wider)[2]
+
+
+def task_size(problems: Sequence[ConvProblem], block: Triple, voxel_bytes: int) -> float:
+    """Bytes of the input and output voxels that a task holds; see `cut`."""
+    whole = [(0, n) for n in block]
+    return (math.prod(input_box(problems[-1], Box(*whole)).shape) + math.prod(block)) * voxel_bytes / 2
 
 
 def input_span(problem: ConvProblem, axis: int, span: Span) -> Span:

@@ -30,13 +30,11 @@ def contents(store: Path) -> dict[str, bytes]:
 class Cluster:
     """A scheduler and workers, started as people start them."""
 
-    def __init__(self, folder: Path, workers: int) -> None:
+    def __init__(self, folder: Path, workers: int, options: tuple[str, ...] = ("--no-nanny",)) -> None:
         self.file = folder / "scheduler.json"
         self.processes = [self._start("dask_scheduler", "--port", "0", "--no-dashboard", "--host", "127.0.0.1")]
         self.workers = [
-            self._start(
-                "dask_worker", "--nthreads", "1", "--no-nanny", "--no-dashboard", "--local-directory", str(folder)
-            )
+            self._start("dask_worker", "--nthreads", "1", "--no-dashboard", "--local-directory", str(folder), *options)
             for _ in range(workers)
         ]
         import distributed
@@ -50,9 +48,14 @@ class Cluster:
         return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
     def stop(self) -> None:
+        for process in self.workers:
+            process.terminate()  # a nanny ends its worker
         for process in (*self.workers, *self.processes):
-            process.kill()
-            process.wait()
+            try:
+                process.wait(5 if process in self.workers else 0)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
 
 
 @pytest.fixture(scope="module")
@@ -207,3 +210,41 @@ def test_planes_larger_than_memory_are_no_matter(tmp_path: Path) -> None:
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     assert "100 workers of 8 threads" in result.output
+
+
+def test_workers_without_memory(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Too little for a task is told before any work; a worker that dies of it all the same is no mystery."""
+    arguments = [store / "x.ome.zarr", "-k", "box:size=3", "-o", tmp_path / "out.zarr", "--overwrite", "--scheduler"]
+    (tmp_path / "dask").mkdir()
+    small = Cluster(tmp_path / "dask", 1, ("--nanny", "--memory-limit", "120MB"))
+    try:
+        refused = apply(*arguments, small.address)
+        assert refused.exit_code == 6, refused.output
+        assert "under the workers' memory limit a thread has 0 MB" in refused.output
+        monkeypatch.setattr("conv3d_cli.cluster.run.WORKER_BYTES", 0)
+        killed = apply(*arguments, small.address)
+        assert killed.exit_code == 6, killed.output
+        assert "workers ran out of memory" in killed.output
+        assert killed.output.strip().count("\n") == 0
+        assert [p.name for p in tmp_path.iterdir()] == ["dask"]
+    finally:
+        small.stop()
+
+
+def test_a_worker_that_is_full_is_not_waited_for(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import distributed
+
+    monkeypatch.setattr("conv3d_cli.cluster.run.PAUSED_SECONDS", 2)
+    (tmp_path / "dask").mkdir()
+    full = Cluster(tmp_path / "dask", 1, ("--no-nanny", "--memory-limit", "600MB"))
+    try:
+        with distributed.Client(full.address) as client:
+            client.submit(lambda: setattr(__import__("sys"), "held", bytearray(b"x") * (480 << 20))).result(30)
+        result = apply(
+            store / "x.ome.zarr", "-k", "box:size=3", "-o", tmp_path / "out.zarr", "--scheduler", full.address
+        )
+        assert result.exit_code == 6, result.output
+        assert "all workers are paused" in result.output
+        assert [p.name for p in tmp_path.iterdir()] == ["dask"]
+    finally:
+        full.stop()
