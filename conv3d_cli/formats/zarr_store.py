@@ -293,29 +293,22 @@ class _ArrayHere:
         self._array, self._thread = array.async_array, thread
 
     def __getitem__(self, selection: Any) -> Any:
-        return self._thread.run(self._array.getitem(selection, prototype=_lending(self._thread)))
+        from zarr.core.buffer import cpu
+
+        selection = selection if isinstance(selection, tuple) else (selection,)
+        selection += (slice(None),) * (self._array.ndim - len(selection))
+        shape = [
+            len(range(*index.indices(size)))
+            for index, size in zip(selection, self._array.shape, strict=True)
+            if isinstance(index, slice)
+        ]
+        room: Any = self._thread.room("read", shape, self._array.dtype)
+        # of slices and numbers, the library's orthogonal selection is the plain one; and it takes the place to read to
+        self._thread.run(self._array.get_orthogonal_selection(selection, out=cpu.NDBuffer(room)))
+        return room
 
     def __setitem__(self, selection: Any, values: Any) -> None:
         self._thread.run(self._array.setitem(selection, values))
-
-
-def _lending(thread: OneThread) -> Any:
-    """How the library makes its arrays: the first that it asks for, which takes what is read, in the thread's room."""
-    from zarr.core.buffer import BufferPrototype, cpu
-
-    lent = False
-
-    class Lent(cpu.NDBuffer):
-        @classmethod
-        def empty(cls, shape: Any, dtype: Any, order: Any = "C") -> Any:
-            nonlocal lent
-            if lent or order != "C":
-                return super().empty(shape, dtype, order)
-            lent = True
-            room: Any = thread.room("read", shape, np.dtype(dtype))
-            return cls(room)
-
-    return BufferPrototype(buffer=cpu.Buffer, nd_buffer=Lent)
 
 
 def keep_freed_memory() -> None:

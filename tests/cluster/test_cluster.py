@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -87,10 +88,12 @@ def test_same_bytes_as_a_local_run(
     monkeypatch.chdir(store)
     local = apply("x.ome.zarr", *options, "-o", tmp_path / "local.zarr")
     assert local.exit_code == 0, local.output
-    spread = apply("x.ome.zarr", *options, "-o", tmp_path / "spread.zarr", "--scheduler", cluster.address)
+    spread = apply("x.ome.zarr", *options, "-o", tmp_path / "spread.zarr", "--scheduler", cluster.address, "--json")
     assert spread.exit_code == 0, spread.output
     assert "tasks of" in spread.output
     assert "on 2 workers" in spread.output
+    told = json.loads(spread.output[spread.output.index("{") :])
+    assert min(told["read_seconds"], told["compute_seconds"], told["write_seconds"]) > 0
     assert contents(tmp_path / "spread.zarr") == contents(tmp_path / "local.zarr")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["local.zarr", "spread.zarr"]
 
