@@ -115,16 +115,37 @@ def thread_count(wish: int | None) -> int:
     return usable_cpus()
 
 
+# What glibc does with memory that is freed; other C libraries do as they like.
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+
+
 def give_back_at_once(size: int) -> None:
-    """Have memory of at least `size` bytes go back to the system as soon as it is free; where the C library is not glibc, as it
-    likes."""
-    mmap_threshold = -3
+    """Have memory of at least `size` bytes go back to the system as soon as it is free."""
+    _call_libc("mallopt", M_MMAP_THRESHOLD, size)
+
+
+def keep_freed_memory() -> None:
+    """Have the C library keep what chunks of up to 32 MB leave, for the next: some 100 MB a thread at most.
+
+    Dask starts its workers with MALLOC_TRIM_THRESHOLD_ so low that every chunk's memory goes back to the system and is zeroed
+    when the next one needs it.
+    """
+    _call_libc("mallopt", M_MMAP_THRESHOLD, 32 << 20)  # the most that glibc takes
+    _call_libc("mallopt", M_TRIM_THRESHOLD, 128 << 20)
+
+
+def give_back_memory() -> None:
+    """Have the C library return to the system what it kept."""
+    _call_libc("malloc_trim", 0)
+
+
+def _call_libc(name: str, *arguments: int) -> None:
     try:
         import ctypes
 
-        ctypes.CDLL(None).mallopt(mmap_threshold, size)
+        getattr(ctypes.CDLL(None), name)(*arguments)
     except (ImportError, OSError, AttributeError, TypeError):
-        pass
+        pass  # another system
 
 
 def byte_size(text: str) -> int:

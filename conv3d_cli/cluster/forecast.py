@@ -21,8 +21,10 @@ from conv3d_cli.boxes.cut import Box, Cutting, decoded_sizes, shares
 from conv3d_cli.cluster.run import chunks_of, cut_prepared, read_channels
 from conv3d_cli.engine import Team
 from conv3d_cli.formats import create_volume
-from conv3d_cli.formats.zarr_store import one_thread
+from conv3d_cli.formats.zarr import ZarrReader, ZarrWriter
+from conv3d_cli.formats.zarr_store import OneThread
 from conv3d_cli.job import PreparedJob
+from conv3d_cli.machine import give_back_memory, keep_freed_memory
 from conv3d_cli.model.volume import VolumeHeader
 
 
@@ -130,14 +132,18 @@ def forecast(
 
 def measure_rates(prepared: PreparedJob, cutting: Cutting) -> Rates:
     """Read, compute and write one task in the middle of the volume, on one thread."""
-    one_thread()
+    keep_freed_memory()  # as workers do
     box = next(itertools.islice(cutting.boxes(), cutting.count // 2, None))
     n, channels = prepared.passage.parts[0]
     convolutions = [stage.convolution for stage in prepared.stages]
     chain, reader = chain_of(convolutions), prepared.reader
-    started = time.perf_counter()
-    given = BoxSource(reader, n, read_channels(prepared, 0), chain).read(box)
-    read = time.perf_counter() - started
+    assert isinstance(reader, ZarrReader)
+    with OneThread() as thread:
+        reader.read_boxes_on(thread)
+        for _ in range(2):  # the first time takes new memory
+            started = time.perf_counter()
+            given = BoxSource(reader, n, read_channels(prepared, 0), chain).read(box)
+            read = time.perf_counter() - started
     decoded = math.prod(decoded_sizes(chain, box, chunks_of(prepared)[0]))
     decoded *= given.voxels.shape[3] * given.voxels.itemsize
 
@@ -150,12 +156,16 @@ def measure_rates(prepared: PreparedJob, cutting: Cutting) -> Rates:
             compute = time.perf_counter() - started
 
     header = box_header(prepared.header, box)
-    with tempfile.TemporaryDirectory(prefix="conv3d-") as folder:
+    with tempfile.TemporaryDirectory(prefix="conv3d-") as folder, OneThread() as thread:
         writer = create_volume(f"{folder}/trial.zarr", header, threads=1, chunks=cutting.chunk)
+        assert isinstance(writer, ZarrWriter)
         with writer:
-            started = time.perf_counter()
-            writer.write(0, 0, 0, out[..., : header.shape[4]])
-            write = time.perf_counter() - started
+            target = writer.target()
+            for _ in range(2):
+                started = time.perf_counter()
+                target.write(0, (0, 0, 0), 0, out[..., : header.shape[4]], thread)
+                write = time.perf_counter() - started
+    give_back_memory()
     return Rates(decoded / max(read, 1e-6), out.nbytes / max(write, 1e-6), compute / math.prod(box.shape))
 
 

@@ -13,7 +13,7 @@ import pickle
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,12 +22,13 @@ import numpy as np
 from conv3d_cli import errors
 from conv3d_cli.boxes.compute import BoxSource, chain_of, compute_box
 from conv3d_cli.boxes.cut import Box, Cutting, axis_shares, cut
-from conv3d_cli.errors import ClusterError, Conv3DError, SpecError
+from conv3d_cli.errors import ClusterError, Conv3DError, MemoryLimitError, SpecError
 from conv3d_cli.formats import create_volume, output_access, output_format
 from conv3d_cli.formats.zarr import NAME as ZARR
 from conv3d_cli.formats.zarr import ZarrReader, ZarrTarget, ZarrWriter
-from conv3d_cli.formats.zarr_store import local_folder, one_thread
+from conv3d_cli.formats.zarr_store import OneThread, local_folder
 from conv3d_cli.job import Job, JobReport, PreparedJob, Stage, all_losses, check_paths, clipped_note, prepare_job
+from conv3d_cli.machine import give_back_memory, keep_freed_memory
 
 CURE = "pip install 'conv3d[cluster]'"
 RETRIES = 2  # of a task that fails, beside those that Dask grants when a worker dies
@@ -36,13 +37,15 @@ CONNECT_SECONDS = 10
 # chunks of 64 x 128 x 128 and a Gaussian of 25 taps, tasks of 96 MB decode each chunk 8.4 times, of 384 MB 2.7 times.
 TASK_BYTES = 384 << 20
 TASKS_A_THREAD = 4  # at least, so that the last one is not waited for long
+PAUSED_SECONDS = 10
+MEMORY_CURE = "give workers more memory, fewer threads each, or smaller --chunks"
+WORKER_BYTES = 240 << 20  # Python with Dask, zarr and the engine
 
 
 @dataclass(frozen=True)
 class Task:
-    """What a worker is sent: a job, the same for all, and the box of one of its parts."""
+    """What a worker is sent beside the job: the box of one of its parts."""
 
-    job: bytes
     target: ZarrTarget
     part: int
     box: Box
@@ -58,7 +61,7 @@ class Outcome:
 
     voxels: int
     clipped: int
-    seconds: tuple[float, float]  # in all, writing
+    seconds: tuple[float, float, float]  # reading, computing, writing
     low: np.ndarray
     high: np.ndarray
     missing: int
@@ -122,7 +125,7 @@ def run_on_cluster(
         if decided is not None:
             decided(prepared)
         workers = worker_threads(client, scheduler)
-        cutting = cut_prepared(prepared, sum(workers.values()))
+        cutting = cut_prepared(prepared, sum(workers.values()), memory_for_tasks(client))
         writer = create_volume(
             job.target,
             prepared.header,
@@ -135,33 +138,32 @@ def run_on_cluster(
         with writer:
             sent = pickle.dumps(settled(job, prepared))
             target = writer.target()
-            tasks = [
-                Task(sent, target, part, box) for part in range(len(prepared.passage.parts)) for box in cutting.boxes()
-            ]
+            tasks = [Task(target, part, box) for part in range(len(prepared.passage.parts)) for box in cutting.boxes()]
             total = math.prod(prepared.header.shape)
             done = clipped = missing = 0
-            seconds = [0.0, 0.0]
-            for outcome in _outcomes(client, tasks, scheduler):
+            seconds = np.zeros(3)
+            for outcome in _outcomes(client, sent, tasks, scheduler):
                 if outcome.error is not None:
                     kind, message = outcome.error
                     raise getattr(errors, kind)(message)
                 done, clipped, missing = done + outcome.voxels, clipped + outcome.clipped, missing + outcome.missing
-                seconds = [a + b for a, b in zip(seconds, outcome.seconds, strict=True)]
+                seconds += outcome.seconds
                 writer.note_range(outcome.low, outcome.high)
                 if progress is not None:
                     progress(done, total)
             finish = time.perf_counter()
             writer.commit()
-            seconds[1] += time.perf_counter() - finish
+            seconds[2] += time.perf_counter() - finish
     notes = [*prepared.notes, *writer.notes]
     notes.append(f"{len(tasks)} tasks of {'x'.join(map(str, cutting.block))} voxels on {len(workers)} workers")
     if missing:
         notes.append(f"chunks that are not in the input were asked for {missing} times; they read as its fill value")
     notes += clipped_note(job, clipped, total)
     header = prepared.header
+    reading, computing, writing = map(float, seconds)
     return JobReport(
         job.source, job.target, total, prepared.reader.header.nbytes, header.nbytes, clipped,
-        time.perf_counter() - started, 0.0, seconds[0] - seconds[1], seconds[1], all_losses(prepared), notes,
+        time.perf_counter() - started, reading, computing, writing, all_losses(prepared), notes,
     )  # fmt: skip
 
 
@@ -199,22 +201,34 @@ def settled(job: Job, prepared: PreparedJob) -> Job:
     return replace(job, source=job.source if folder is None else os.path.abspath(folder), stages=stages, threads=1)
 
 
-def cut_prepared(prepared: PreparedJob, threads: int) -> Cutting:
-    """The tasks of a job's parts on a cluster with so many threads: at most `TASK_BYTES` each, and enough for all threads."""
+def cut_prepared(prepared: PreparedJob, threads: int, task_bytes: float = TASK_BYTES) -> Cutting:
+    """The tasks of a job's parts on a cluster with so many threads: at most `task_bytes` each, and enough for all threads.
+
+    Raises: MemoryLimitError if a task of one chunk is larger, where workers have less than `TASK_BYTES`.
+    """
     chain = chain_of([stage.convolution for stage in prepared.stages])
     source, output, parts = prepared.reader.header, prepared.header, len(prepared.passage.parts)
     in_chunk, chunk = chunks_of(prepared)
     in_voxel = source.dtype.itemsize * chain.problems[0].in_channels
     out_voxel = output.dtype.itemsize * chain.problems[-1].filters
 
-    def allowed(cutting: Cutting) -> bool:
+    def size(cutting: Cutting) -> int:
         held = math.prod(one.held for one in axis_shares(chain, cutting, in_chunk)) * in_voxel
-        small = held + math.prod(cutting.block) * out_voxel <= TASK_BYTES
+        return held + math.prod(cutting.block) * out_voxel
+
+    def allowed(cutting: Cutting) -> bool:
+        small = size(cutting) <= task_bytes
         return cutting.block == single.block or (small and cutting.count * parts >= TASKS_A_THREAD * threads)
 
-    block = [min(n, size) for n, size in zip(chunk, chain.problems[-1].out_size, strict=True)]
+    block = [min(n, whole) for n, whole in zip(chunk, chain.problems[-1].out_size, strict=True)]
     single = Cutting(chain.problems[-1].out_size, chunk, (block[0], block[1], block[2]))
-    return cut(chain, in_chunk, chunk, allowed) or single
+    cutting = cut(chain, in_chunk, chunk, allowed) or single
+    if (needed := size(cutting)) > task_bytes < TASK_BYTES:
+        raise MemoryLimitError(
+            f"a task of {'x'.join(map(str, cutting.block))} voxels takes {needed / 1e6:.0f} MB with what it reads; under the "
+            f"workers' memory limit a thread has {max(task_bytes, 0) / 1e6:.0f} MB for it: {MEMORY_CURE}"
+        )
+    return cutting
 
 
 def chunks_of(prepared: PreparedJob) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
@@ -233,18 +247,24 @@ def read_channels(prepared: PreparedJob, part: int) -> slice:
     return prepared.passage.parts[part][1] if len(prepared.stages) == 1 else slice(0, first.in_channels)
 
 
-def _outcomes(client: Any, tasks: list[Task], scheduler: str) -> Iterator[Outcome]:
-    """What the tasks give, as they end. Raises: ClusterError."""
+def _outcomes(client: Any, job: bytes, tasks: list[Task], scheduler: str) -> Iterator[Outcome]:
+    """What the tasks give, as they end. Raises: ClusterError, MemoryLimitError."""
     distributed = import_distributed()
-    futures = client.map(run_task, tasks, retries=RETRIES, pure=False, key="conv3d")
+    # The job is a task's result, which Dask brings to each worker once, and makes anew if it is lost.
+    sent = client.submit(bytes, job, pure=False)
+    futures = client.map(run_task, tasks, job=sent, retries=RETRIES, pure=False, key="conv3d")
     try:
-        for future in distributed.as_completed(futures, loop=client.loop):
+        for future in _as_they_end(client, distributed.as_completed(futures, loop=client.loop)):
             try:
                 outcome = future.result()
             except distributed.KilledWorker as error:
+                if _ran_out_of_memory(client):
+                    raise MemoryLimitError(
+                        f"workers ran out of memory again and again at one task: {MEMORY_CURE}"
+                    ) from error
                 raise ClusterError(
-                    f"workers died again and again at one task, perhaps for want of memory: {error.last_worker}; "
-                    "give them more, fewer threads each, or smaller --chunks"
+                    f"workers died again and again at one task, the last at {error.last_worker.address}, perhaps for want of "
+                    f"memory: {MEMORY_CURE}"
                 ) from error
             except Exception as error:
                 words = " ".join(str(error).split())[:200]
@@ -252,7 +272,52 @@ def _outcomes(client: Any, tasks: list[Task], scheduler: str) -> Iterator[Outcom
             future.release()
             yield outcome
     finally:
-        client.cancel(futures, force=True)
+        client.cancel([*futures, sent], force=True)
+        with suppress(Exception):  # a worker may be lost; its memory is, too
+            client.run(put_down, job)
+
+
+def _as_they_end(client: Any, completed: Any) -> Iterator[Any]:
+    """Futures as they end. Raises: MemoryLimitError if for a while none does, and all workers are paused.
+
+    Dask pauses a worker that has filled 80 % of its memory, and waits for ever for it to become free.
+    """
+    last = time.monotonic()
+    while not completed.is_empty():
+        if completed.has_ready():
+            yield next(completed)
+            last = time.monotonic()
+            continue
+        time.sleep(0.01)
+        if time.monotonic() - last > PAUSED_SECONDS:
+            last = time.monotonic()
+            workers = client.scheduler_info(n_workers=-1)["workers"].values()
+            if workers and all(worker["status"] == "paused" for worker in workers):
+                full = max(worker["metrics"]["memory"] for worker in workers) / 1e6
+                raise MemoryLimitError(
+                    f"all workers are paused, since their memory is full ({full:.0f} MB taken): {MEMORY_CURE}"
+                )
+
+
+def _ran_out_of_memory(client: Any) -> bool:
+    """Whether a nanny, which watches a worker, says that it ended one for its memory: asked once it has started another."""
+    with suppress(Exception):
+        client.wait_for_workers(1, timeout=CONNECT_SECONDS)
+        logs = client.get_worker_logs(n=50, nanny=True)
+        return any("memory budget" in line for lines in logs.values() for _, line in lines)
+    return False
+
+
+def memory_for_tasks(client: Any) -> float:
+    """Bytes that a task may hold by the memory limits of the workers, at most `TASK_BYTES`."""
+    workers = client.scheduler_info(n_workers=-1)["workers"].values()
+    # Dask pauses a worker at 80 % of its limit; an algorithm has scratch, and chunks are held twice while they are decoded
+    rooms = [
+        (0.75 * worker["memory_limit"] - WORKER_BYTES) / worker["nthreads"] / 1.5
+        for worker in workers
+        if worker["memory_limit"]
+    ]
+    return min([TASK_BYTES, *rooms])
 
 
 def cluster_size(scheduler: str) -> tuple[int, int]:
@@ -274,48 +339,76 @@ def worker_threads(client: Any, scheduler: str) -> dict[str, int]:
 # On a worker
 
 
-class _Open(threading.local):
-    """The job that a worker's thread works on, with its reader open."""
+class _Open:
+    """The job that a worker's thread works on: its reader is open, and the memory of its boxes kept."""
 
-    def __init__(self) -> None:
-        self.key = b""
-        self.stack = ExitStack()
-        self.prepared: Any = None
-        self.team: Any = None
-
-    def get(self, job: bytes) -> tuple[PreparedJob, Any]:
+    def __init__(self, job: bytes) -> None:
         from conv3d_cli.engine import Team
 
-        if job != self.key:
-            one_thread()
-            self.stack.close()
-            self.key, self.stack = b"", ExitStack()
-            self.prepared = self.stack.enter_context(prepare_job(pickle.loads(job)))
-            self.team = self.stack.enter_context(Team(1))
-            self.key = job
-        return self.prepared, self.team
+        self.job = job
+        self.busy = threading.Lock()
+        with ExitStack() as stack:
+            self.prepared = stack.enter_context(prepare_job(pickle.loads(job)))
+            self.team = stack.enter_context(Team(1))
+            self.thread = stack.enter_context(OneThread())
+            assert isinstance(self.prepared.reader, ZarrReader)
+            self.reader = self.prepared.reader
+            self.reader.read_boxes_on(self.thread)
+            self._stack = stack.pop_all()
+
+    def close(self) -> None:
+        """Close the reader and give the memory back."""
+        self._stack.close()
 
 
-_open = _Open()
+_open: dict[int, _Open] = {}  # by thread
 
 
-def run_task(task: Task) -> Outcome:
+def _pick_up(job: bytes) -> _Open:
+    """What this thread has open of a job."""
+    me = threading.get_ident()
+    found = _open.get(me)
+    if found is None or found.job != job:
+        if found is not None:
+            _open.pop(me).close()
+        keep_freed_memory()
+        found = _open[me] = _Open(job)
+    return found
+
+
+def put_down(job: bytes) -> None:
+    """On each worker, when a job has ended: close what its threads have open, but where one still works in vain."""
+    for me, found in list(_open.items()):
+        if found.job == job and found.busy.acquire(blocking=False):
+            try:
+                _open.pop(me, None)
+                found.close()
+            finally:
+                found.busy.release()
+    give_back_memory()
+
+
+def run_task(task: Task, job: bytes) -> Outcome:
     """Compute a box and write its chunks. Errors of our own are sent back, since trying again would not help."""
     started = time.perf_counter()
     try:
-        prepared, team = _open.get(task.job)
-        n, channels = prepared.passage.parts[task.part]
-        convolutions = [stage.convolution for stage in prepared.stages]
-        outputs = convolutions[-1].stored(channels, prepared.header.shape[4])
-        out = np.empty((*task.box.shape, outputs.stop - outputs.start), prepared.header.dtype)
-        given = BoxSource(prepared.reader, n, read_channels(prepared, task.part), chain_of(convolutions)).read(task.box)
-        clipped = compute_box(convolutions, given, prepared.reader.header.scale, channels, task.box, out, team)
-        missing = prepared.reader.take_missing() if isinstance(prepared.reader, ZarrReader) else 0
-        writing = time.perf_counter()
-        depth, height, width = (span[0] for span in task.box)
-        low, high = task.target.write(n, (depth, height, width), outputs.start, out)
-        ended = time.perf_counter()
-        return Outcome(out.size, clipped, (ended - started, ended - writing), low, high, missing)
+        at = _pick_up(job)
+        with at.busy:
+            prepared = at.prepared
+            n, channels = prepared.passage.parts[task.part]
+            convolutions = [stage.convolution for stage in prepared.stages]
+            outputs = convolutions[-1].stored(channels, prepared.header.shape[4])
+            out = at.thread.room("output", (*task.box.shape, outputs.stop - outputs.start), prepared.header.dtype)
+            given = BoxSource(at.reader, n, read_channels(prepared, task.part), chain_of(convolutions)).read(task.box)
+            computing = time.perf_counter()
+            clipped = compute_box(convolutions, given, prepared.reader.header.scale, channels, task.box, out, at.team)
+            missing = at.reader.take_missing()
+            writing = time.perf_counter()
+            depth, height, width = (span[0] for span in task.box)
+            low, high = task.target.write(n, (depth, height, width), outputs.start, out, at.thread)
+            ended = time.perf_counter()
+        seconds = (computing - started, writing - computing, ended - writing)
+        return Outcome(out.size, clipped, seconds, low, high, missing)
     except Conv3DError as error:
         nothing = np.empty(0)
-        return Outcome(0, 0, (0.0, 0.0), nothing, nothing, 0, (type(error).__name__, str(error)))
+        return Outcome(0, 0, (0.0, 0.0, 0.0), nothing, nothing, 0, (type(error).__name__, str(error)))

@@ -78,6 +78,7 @@ class ZarrReader(VolumeReader):
         levels: Sequence[tuple[str, str]],
     ) -> None:
         self.array, self.header, self.path = array, header, path
+        self._on_thread: Any = None
         self._watch, self._levels = watch, levels
         metadata: ZarrMetadata = header.metadata
         self._row = metadata.chunks.get("z", 1)
@@ -117,6 +118,9 @@ class ZarrReader(VolumeReader):
         shape = tuple(s.stop - s.start for s in (depth, rows, columns, channels))
         place = axes.place(n, (depth.start, rows.start, columns.start), channels.start, shape)
         with zarr_errors(self.path, f"planes {depth.start} to {depth.stop - 1}"):
+            if self._on_thread is not None:
+                block = axes.block(self._on_thread, n, depth, channels, rows, columns)
+                return block.astype(self.header.dtype, copy=False)
             return read_pieces(self.array, axes, self.header.dtype, place, unit, PIECE_BYTES // self._unit_bytes(unit))
 
     @property
@@ -132,6 +136,10 @@ class ZarrReader(VolumeReader):
         # a piece, its chunks decoded and encoded
         held = 3 * max(PIECE_BYTES, self._unit_bytes(self._chunk)) + LIBRARY_BYTES
         return BoxAccess((sizes.get("z", 1), sizes["y"], sizes["x"]), held)
+
+    def read_boxes_on(self, thread: zarr_store.OneThread) -> None:
+        """Have `read_box` work on the thread that calls; the next box may take the memory of the last."""
+        self._on_thread = thread.array(self.array, self.path)
 
     def release(self, n: int, depth_stop: int) -> None:
         with self._lock:
@@ -433,11 +441,14 @@ class ZarrTarget:
     axes: Axes
     ranges: bool = False
 
-    def write(self, n: int, starts: tuple[int, int, int], channel_start: int, block: Array) -> tuple[Array, Array]:
+    def write(
+        self, n: int, starts: tuple[int, int, int], channel_start: int, block: Array, thread: zarr_store.OneThread
+    ) -> tuple[Array, Array]:
         """Write whole chunks of volume n: block (d, h, w, c), whose first voxel is at `starts`. Returns its `value_range`."""
         with store_write_errors(self.path), zarr_store.unless_given_up(self.node):
             array = _open_to_write(self.node)
-            store_box(array, self.axes, array.shards or array.chunks, n, starts, channel_start, block)
+            unit = array.shards or array.chunks
+            store_box(thread.array(array, self.node), self.axes, unit, n, starts, channel_start, block)
         if not self.ranges:
             return np.empty(0), np.empty(0)
         low, high = np.full(self.axes.canonical_shape[4], np.inf), np.full(self.axes.canonical_shape[4], -np.inf)
@@ -450,7 +461,7 @@ class ZarrTarget:
 def _open_to_write(node: str) -> Any:
     import zarr
 
-    return zarr.open_array(node, mode="r+")
+    return zarr.open_array(node if zarr_store.is_url(node) else zarr_store.folder_to_write(node), mode="r+")
 
 
 def value_range(block: Array) -> tuple[Array, Array]:

@@ -6,17 +6,22 @@ Names of URLs are never touched by os.path. zarr is imported here, late; only fo
 
 from __future__ import annotations
 
+import asyncio
+import math
 import os
 import shutil
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
+from types import TracebackType
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
+
+import numpy as np
 
 from conv3d_cli.atomic import AtomicFolder, check_target, write_errors
 from conv3d_cli.errors import Conv3DError, FormatError, MemoryLimitError, OutputExistsError, SpecError, WriteError
@@ -76,13 +81,6 @@ def import_zarr(path: str, error: type[Conv3DError] = FormatError) -> Any:
     if tuple(int(part) for part in zarr.__version__.split(".")[:2]) < (3, 1):  # 3.0 reads big-endian voxels wrongly
         raise error(f"cannot {verb} {path}: Zarr needs zarr 3.1 or newer, not {zarr.__version__}: {CURE}")
     return zarr
-
-
-def one_thread() -> None:
-    """Have the library decode and encode on one thread of this process, where as many tasks as there are threads read at once."""
-    import zarr
-
-    zarr.config.set({"threading.max_workers": 1})
 
 
 @contextmanager
@@ -225,6 +223,94 @@ def ancestors(path: str) -> Iterator[tuple[str, str]]:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# On one thread
+
+
+class _CallingThread(asyncio.SelectorEventLoop):
+    """An event loop that hands nothing to other threads: what waits for a file or a codec does it itself."""
+
+    def run_in_executor(self, executor: Any, func: Any, *args: Any) -> Any:  # type: ignore[override]
+        done = self.create_future()
+        try:
+            done.set_result(func(*args))
+        except Exception as error:
+            done.set_exception(error)
+        return done
+
+
+class OneThread:
+    """Arrays of stores in folders, read and written by the thread that asks, and in memory that is kept from read to read.
+
+    By itself the library passes each chunk from its event loop's thread to those of a pool, both shared by all that a process
+    does: a worker of one thread takes more than a core, and eight threads of a worker wait for one. Memory that is new is
+    zeroed by the system page by page, which took as long as decoding. One that is closed is of no further use.
+
+    keep : bool     whether the memory of a box that was read serves the next: what `array` gave before is then overwritten
+    """
+
+    def __init__(self, keep: bool = True) -> None:
+        self._loop = _CallingThread()
+        self._keep = keep
+        self._rooms: dict[str, np.ndarray[Any, Any]] = {}
+
+    def room(self, name: str, shape: Sequence[int], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
+        """An array of this shape, not initialized: the same memory whenever the name is the same."""
+        size = math.prod(shape) * dtype.itemsize
+        if not self._keep:
+            return np.empty(shape, dtype)
+        if name not in self._rooms or self._rooms[name].size < size:
+            self._rooms.pop(name, None)
+            self._rooms[name] = np.empty(size, np.uint8)
+        return self._rooms[name][:size].view(dtype).reshape(shape)
+
+    def array(self, array: Any, path: str) -> Any:
+        """What reads and writes like the zarr Array of that name: itself if it is no folder's, since servers are waited for."""
+        return array if local_folder(path) is None else _ArrayHere(array, self)
+
+    def __enter__(self) -> OneThread:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def run(self, work: Coroutine[Any, Any, Any]) -> Any:
+        """The result of a coroutine of the library's."""
+        return self._loop.run_until_complete(work)
+
+    def close(self) -> None:
+        """Give the memory back."""
+        self._rooms = {}
+        self._loop.close()
+
+
+class _ArrayHere:
+    """A zarr Array on a thread."""
+
+    def __init__(self, array: Any, thread: OneThread) -> None:
+        self._array, self._thread = array.async_array, thread
+
+    def __getitem__(self, selection: Any) -> Any:
+        from zarr.core.buffer import cpu
+
+        selection = selection if isinstance(selection, tuple) else (selection,)
+        selection += (slice(None),) * (self._array.ndim - len(selection))
+        shape = [
+            len(range(*index.indices(size)))
+            for index, size in zip(selection, self._array.shape, strict=True)
+            if isinstance(index, slice)
+        ]
+        room: Any = self._thread.room("read", shape, self._array.dtype)
+        # of slices and numbers, the library's orthogonal selection is the plain one; and it takes the place to read to
+        self._thread.run(self._array.get_orthogonal_selection(selection, out=cpu.NDBuffer(room)))
+        return room
+
+    def __setitem__(self, selection: Any, values: Any) -> None:
+        self._thread.run(self._array.setitem(selection, values))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # Writing
 
 
@@ -249,6 +335,33 @@ def new_store(path: str, overwrite: bool) -> NewStore:
     check_store_target(path, overwrite)
     folder = local_folder(path)
     return RemoteStore(path, overwrite) if folder is None else StoreFolder(folder, overwrite)
+
+
+@lru_cache(maxsize=1)
+def _flowing_store() -> Any:
+    from zarr.storage import LocalStore
+
+    class FlowingStore(LocalStore):
+        """A folder whose files go to the disk as they are written: `commit`, which waits for them, has little left."""
+
+        async def set(self, key: str, value: Any) -> None:
+            await super().set(key, value)
+            await asyncio.to_thread(_start_flushing, self.root / key)
+
+    return FlowingStore if hasattr(os, "posix_fadvise") else LocalStore
+
+
+def _start_flushing(file: Path) -> None:
+    number = os.open(file, os.O_RDONLY)
+    try:
+        os.posix_fadvise(number, 0, 0, os.POSIX_FADV_DONTNEED)  # of what is not on the disk yet, it starts the writing
+    finally:
+        os.close(number)
+
+
+def folder_to_write(folder: str) -> Any:
+    """A node in a folder, as zarr takes it."""
+    return _flowing_store()(folder)
 
 
 def check_store_target(path: str, overwrite: bool, make_folder: bool = False) -> None:
@@ -296,9 +409,7 @@ class StoreFolder(AtomicFolder):
 
     def node(self, name: str) -> Any:
         """The store of a node in the temporary folder."""
-        from zarr.storage import LocalStore
-
-        return LocalStore(self.temporary / name if name else self.temporary)
+        return folder_to_write(os.fspath(self.temporary / name if name else self.temporary))
 
     def commit(self) -> None:
         """As any folder, without what processes left that were killed while they wrote a chunk."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -30,13 +31,11 @@ def contents(store: Path) -> dict[str, bytes]:
 class Cluster:
     """A scheduler and workers, started as people start them."""
 
-    def __init__(self, folder: Path, workers: int) -> None:
+    def __init__(self, folder: Path, workers: int, options: tuple[str, ...] = ("--no-nanny",)) -> None:
         self.file = folder / "scheduler.json"
         self.processes = [self._start("dask_scheduler", "--port", "0", "--no-dashboard", "--host", "127.0.0.1")]
         self.workers = [
-            self._start(
-                "dask_worker", "--nthreads", "1", "--no-nanny", "--no-dashboard", "--local-directory", str(folder)
-            )
+            self._start("dask_worker", "--nthreads", "1", "--no-dashboard", "--local-directory", str(folder), *options)
             for _ in range(workers)
         ]
         import distributed
@@ -50,9 +49,14 @@ class Cluster:
         return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
     def stop(self) -> None:
+        for process in self.workers:
+            process.terminate()  # a nanny ends its worker
         for process in (*self.workers, *self.processes):
-            process.kill()
-            process.wait()
+            try:
+                process.wait(5 if process in self.workers else 0)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
 
 
 @pytest.fixture(scope="module")
@@ -84,10 +88,12 @@ def test_same_bytes_as_a_local_run(
     monkeypatch.chdir(store)
     local = apply("x.ome.zarr", *options, "-o", tmp_path / "local.zarr")
     assert local.exit_code == 0, local.output
-    spread = apply("x.ome.zarr", *options, "-o", tmp_path / "spread.zarr", "--scheduler", cluster.address)
+    spread = apply("x.ome.zarr", *options, "-o", tmp_path / "spread.zarr", "--scheduler", cluster.address, "--json")
     assert spread.exit_code == 0, spread.output
     assert "tasks of" in spread.output
     assert "on 2 workers" in spread.output
+    told = json.loads(spread.output[spread.output.index("{") :])
+    assert min(told["read_seconds"], told["compute_seconds"], told["write_seconds"]) > 0
     assert contents(tmp_path / "spread.zarr") == contents(tmp_path / "local.zarr")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["local.zarr", "spread.zarr"]
 
@@ -175,16 +181,18 @@ def test_a_late_chunk_leaves_nothing(tmp_path: Path) -> None:
     from conv3d_cli.errors import WriteError
     from conv3d_cli.formats import create_volume
     from conv3d_cli.formats.zarr import ZarrWriter
+    from conv3d_cli.formats.zarr_store import OneThread
     from conv3d_cli.model.volume import Axes, VolumeHeader
 
     header = VolumeHeader(Axes("zyx", (4, 8, 8)), np.dtype(np.float32))
     writer = create_volume(str(tmp_path / "x.zarr"), header, chunks=(2, 8, 8))
     assert isinstance(writer, ZarrWriter)
     target, block = writer.target(), np.ones((2, 8, 8, 1), np.float32)
-    target.write(0, (0, 0, 0), 0, block)
-    writer.abort()
-    with pytest.raises(WriteError, match="its job has ended"):
-        target.write(0, (2, 0, 0), 0, block)
+    with OneThread() as thread:
+        target.write(0, (0, 0, 0), 0, block, thread)
+        writer.abort()
+        with pytest.raises(WriteError, match="its job has ended"):
+            target.write(0, (2, 0, 0), 0, block, thread)
     assert not list(tmp_path.iterdir())
 
 
@@ -205,3 +213,41 @@ def test_planes_larger_than_memory_are_no_matter(tmp_path: Path) -> None:
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     assert "100 workers of 8 threads" in result.output
+
+
+def test_workers_without_memory(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Too little for a task is told before any work; a worker that dies of it all the same is no mystery."""
+    arguments = [store / "x.ome.zarr", "-k", "box:size=3", "-o", tmp_path / "out.zarr", "--overwrite", "--scheduler"]
+    (tmp_path / "dask").mkdir()
+    small = Cluster(tmp_path / "dask", 1, ("--nanny", "--memory-limit", "120MB"))
+    try:
+        refused = apply(*arguments, small.address)
+        assert refused.exit_code == 6, refused.output
+        assert "under the workers' memory limit a thread has 0 MB" in refused.output
+        monkeypatch.setattr("conv3d_cli.cluster.run.WORKER_BYTES", 0)
+        killed = apply(*arguments, small.address)
+        assert killed.exit_code == 6, killed.output
+        assert "workers ran out of memory" in killed.output
+        assert killed.output.strip().count("\n") == 0
+        assert [p.name for p in tmp_path.iterdir()] == ["dask"]
+    finally:
+        small.stop()
+
+
+def test_a_worker_that_is_full_is_not_waited_for(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import distributed
+
+    monkeypatch.setattr("conv3d_cli.cluster.run.PAUSED_SECONDS", 2)
+    (tmp_path / "dask").mkdir()
+    full = Cluster(tmp_path / "dask", 1, ("--no-nanny", "--memory-limit", "600MB"))
+    try:
+        with distributed.Client(full.address) as client:
+            client.submit(lambda: setattr(__import__("sys"), "held", bytearray(b"x") * (480 << 20))).result(30)
+        result = apply(
+            store / "x.ome.zarr", "-k", "box:size=3", "-o", tmp_path / "out.zarr", "--scheduler", full.address
+        )
+        assert result.exit_code == 6, result.output
+        assert "all workers are paused" in result.output
+        assert [p.name for p in tmp_path.iterdir()] == ["dask"]
+    finally:
+        full.stop()
