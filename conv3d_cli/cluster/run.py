@@ -38,6 +38,7 @@ CONNECT_SECONDS = 10
 TASK_BYTES = 384 << 20
 TASKS_A_THREAD = 4  # at least, so that the last one is not waited for long
 PAUSED_SECONDS = 10
+LAST_SECONDS = 2  # that a job which failed waits for tasks still at work, so that they write nothing when it has tidied up
 MEMORY_CURE = "give workers more memory, fewer threads each, or smaller --chunks"
 WORKER_BYTES = 240 << 20  # Python with Dask, zarr and the engine
 
@@ -377,9 +378,9 @@ def _pick_up(job: bytes) -> _Open:
 
 
 def put_down(job: bytes) -> None:
-    """On each worker, when a job has ended: close what its threads have open, but where one still works in vain."""
+    """On each worker, when a job has ended: close what its threads have open, but where one works on and on."""
     for me, found in list(_open.items()):
-        if found.job == job and found.busy.acquire(blocking=False):
+        if found.job == job and found.busy.acquire(timeout=LAST_SECONDS):
             try:
                 _open.pop(me, None)
                 found.close()

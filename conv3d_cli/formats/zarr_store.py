@@ -398,10 +398,12 @@ def unless_given_up(node: str) -> Iterator[None]:
         return
     if not is_node(node):
         raise WriteError("the unfinished store is gone: its job has ended")
-    yield
-    if not is_node(node):
-        shutil.rmtree(os.path.dirname(node), ignore_errors=True)
-        raise WriteError("the unfinished store is gone: its job has ended")
+    try:
+        yield
+    finally:
+        if not is_node(node):
+            shutil.rmtree(os.path.dirname(node), ignore_errors=True)
+            raise WriteError("the unfinished store is gone: its job has ended")
 
 
 class StoreFolder(AtomicFolder):
