@@ -10,12 +10,20 @@ from numpy.typing import ArrayLike, NDArray
 
 from conv3d_cli.engine import Team
 from conv3d_cli.errors import ShapeError, SpecError
-from conv3d_cli.job import plan_part
+from conv3d_cli.job import DEEP_SLAB_BYTES, LEAST_SLAB, plan_part
 from conv3d_cli.layer import activations
 from conv3d_cli.machine import thread_count
 from conv3d_cli.model.kernel import Kernel
+from conv3d_cli.model.missing import MIN_COVERAGE, Missing
 from conv3d_cli.model.spec import Boundary, ConvSpec
-from conv3d_cli.model.volume import ArrayReader, ArrayWriter, Axes, VolumeHeader, parts_in_storage_order
+from conv3d_cli.model.volume import (
+    ArrayReader,
+    ArrayWriter,
+    Axes,
+    VolumeHeader,
+    VolumeReader,
+    parts_in_storage_order,
+)
 from conv3d_cli.stream import Convolution, Passage, stream
 
 BATCH_LETTERS = "tabdefghijklmnopqruvw"
@@ -33,6 +41,12 @@ def conv3d(
     data_format: str = "channels_last",
     activation: str | Mapping[str, Any] | activations.Activation | Callable[..., Any] | None = None,
     boundary: str | Boundary = "zeros",
+    mask: ArrayLike | None = None,
+    mask_mode: str = "clip",
+    mask_labels: bool = False,
+    nan: str = "propagate",
+    missing: float | None = None,
+    min_coverage: float = MIN_COVERAGE,
     threads: int | None = None,
     algorithm: str = "auto",
     allow_strided_dilation: bool = False,
@@ -45,7 +59,9 @@ def conv3d(
     bias : (filters,), one number for all of them, or None
     strides, dilation_rate : int or 3 ints, in D, H, W order
     padding : "valid", "same" (Keras' split), "full", a number, three numbers, or three (before, after) pairs
-    boundary : what padding reads: "zeros", "constant=V", "nearest", "symmetric", "mirror" or "wrap"
+    boundary : what padding reads: "zeros", "constant=V", "nearest", "symmetric", "mirror" or "wrap"; or "renormalize": nothing
+    mask : (D, H, W) of weights from 0 on, or None; with it each result is a mean, sum(w m x) / sum(w m)
+    mask_mode, mask_labels, nan, missing, min_coverage : see `model.missing.Missing`
     threads : int or None       None: all CPUs this process may use
     allow_strided_dilation : bool       compute strides > 1 with dilation > 1, which Keras refuses
     Returns float64 if x is float64, else float32, in the layout of x.
@@ -54,6 +70,9 @@ def conv3d(
 
     >>> conv3d(np.ones((4, 4, 4)), np.ones((3, 3, 3))).shape
     (2, 2, 2)
+    >>> holed = np.ones((4, 4, 4)); holed[1, 2, 2] = np.nan
+    >>> float(conv3d(holed, np.ones((3, 3, 3)) / 27, padding="same", boundary="nearest", nan="ignore").max())
+    1.0
     >>> conv3d(np.ones((1, 5, 5, 5, 2)), np.ones((3, 3, 3, 2, 8)), strides=2, padding="same").shape
     (1, 3, 3, 3, 8)
     """
@@ -74,6 +93,12 @@ def conv3d(
     precision = "float64" if x.dtype.kind == "f" and x.dtype.itemsize >= 8 else "float32"  # in either byte order
     stored = x.dtype if x.dtype.kind != "f" or x.dtype.itemsize in (4, 8) else np.dtype(precision)
     header = VolumeHeader(Axes(letters, x.shape), stored.newbyteorder("="))
+    policy = Missing(nan, missing, None if mask is None else "mask", mask_mode, mask_labels, min_coverage)
+    edge = Boundary.parse(boundary)
+    if policy.divides(edge):
+        from conv3d_cli.normalized import mean_kernel
+
+        kernel = mean_kernel(kernel)
     problem = spec.resolve(header.shape, kernel.weights.shape, kernel.centre)
     sizes = dict(zip("zyxc", (*problem.out_size, problem.filters), strict=True))
     out_axes = header.axes.renamed(letters, sizes)
@@ -83,10 +108,39 @@ def conv3d(
     plan = plan_part(spec, kernel, problem, problem.in_channels, precision, workers, algorithm)
     in_tiles = [function] if function.kind == "voxel" else []
     convolution = Convolution(plan, kernel.is_layer, kernel.bias_for(problem.filters), in_tiles)
-    passage = Passage(convolution, parts, problem.out_size[0])
+    reader: VolumeReader = ArrayReader(x, header)
+    depth = problem.out_size[0]
+    if policy.concerns(edge):
+        # in slabs, whose weights and sums stay in the caches
+        step = plan.depth_step
+        plane = max(1, x.itemsize * x.size // max(1, len(parts) * problem.in_size[0]))
+        depth = min(depth, step * -(-max(DEEP_SLAB_BYTES // plane, LEAST_SLAB) // step))
+        convolution, reader = with_missing(convolution, reader, policy, kernel, mask, len(parts) > 1)
+    passage = Passage(convolution, parts, depth)
     with Team(workers) as team:
-        stream(passage, ArrayReader(x, header), ArrayWriter(out, VolumeHeader(out_axes, out.dtype)), team)
+        stream(passage, reader, ArrayWriter(out, VolumeHeader(out_axes, out.dtype)), team)
     return out if function.kind == "voxel" else function(out)
+
+
+def with_missing(
+    convolution: Convolution, reader: VolumeReader, policy: Missing, kernel: Kernel, mask: ArrayLike | None, many: bool
+) -> tuple[Convolution, VolumeReader]:
+    """A convolution and its input, made to do what `policy` asks for; `mask`: (D, H, W)."""
+    from conv3d_cli.normalized import WeighedReader, check_centre, check_labels, check_mask, normalized
+
+    check_centre(policy, convolution.problem, kernel)
+    weights = None
+    if mask is not None:
+        array = np.asarray(mask)
+        if array.ndim != 3 or array.dtype.kind not in "buif":
+            raise ShapeError(f"the mask must be (D, H, W) of real numbers, received {array.ndim} axes of {array.dtype}")
+        weights = ArrayReader(array, VolumeHeader(Axes("zyx", array.shape), array.dtype), "mask")
+        check_mask(weights, reader.header)
+        if policy.labels:
+            check_labels(weights)
+    if policy.weighs:
+        reader = WeighedReader(reader, weights, policy, convolution.plan.dtype)
+    return normalized(convolution, policy, kernel, many), reader
 
 
 def _axis_letters(rank: int, kernel: Kernel, data_format: str) -> str:

@@ -22,7 +22,7 @@ STAGE_KEYS = (
 )  # fmt: skip
 JOB_KEYS = (
     "axes", "data_format", "dtype", "precision", "threads", "max_memory", "algorithm", "gz_level", "overwrite",
-    "chunks", "levels", "compression",
+    "chunks", "levels", "compression", "mask", "mask_mode", "mask_labels", "nan", "missing", "min_coverage",
 )  # fmt: skip
 MODEL_SUFFIXES = (".keras", ".h5", ".hdf5")  # files that hold a whole model: its layers and their weights
 
@@ -47,6 +47,12 @@ _TYPES: dict[str, tuple[type | tuple[type, ...], str]] = {
     "gz_level": (int, "a whole number from 0 to 3"),
     "levels": (int, "a whole number"),
     "compression": (str, "none, deflate or zstd"),
+    "mask": (str, "a file's name"),
+    "mask_mode": _NAME,
+    "mask_labels": _BOOLEAN,
+    "nan": _NAME,
+    "missing": ((int, float), "a number"),
+    "min_coverage": ((int, float), "a number"),
     "chunks": ((int, list), "a whole number, or three as in [32, 128, 128]"),
     "max_memory": ((str, int), 'a size such as "2G"'),
     "kernel": ((str, list), 'a text such as "gaussian:fwhm=6mm" or a nested list of numbers'),
@@ -63,7 +69,7 @@ class Config:
 
 
 def read_config(path: str) -> Config:
-    """Read a config; kernel and bias paths in it are relative to its folder.
+    """Read a config; kernel, bias and mask paths in it are relative to its folder.
 
     Raises: FormatError if a file is missing or damaged, ConfigError or UnknownNameError if it cannot be understood.
     """
@@ -71,6 +77,8 @@ def read_config(path: str) -> Config:
         return read_model_file(path)
     values = _parse(path)
     folder = Path(path).parent
+    if isinstance(values.get("mask"), str):
+        values["mask"] = str(folder / values["mask"])
     if _is_keras(values):
         return from_keras(values, path)
     layers = values.pop("layers", None)

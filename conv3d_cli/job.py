@@ -35,8 +35,9 @@ from conv3d_cli.layer import get_activation, get_constraint, get_initializer, ge
 from conv3d_cli.machine import format_bytes, memory_ceiling, thread_count
 from conv3d_cli.model.grid import Grid, grid_after
 from conv3d_cli.model.kernel import Kernel
+from conv3d_cli.model.missing import NOTHING, Missing
 from conv3d_cli.model.spec import Boundary, ConvProblem, ConvSpec, VoxelTransform, triple
-from conv3d_cli.model.volume import Axes, VolumeHeader, VolumeReader, parts_in_storage_order
+from conv3d_cli.model.volume import Axes, VolumeHeader, VolumeReader, VolumeWriter, parts_in_storage_order
 from conv3d_cli.slabs import cut_slabs, most_planes
 from conv3d_cli.stream import WRITES_BEHIND, Convolution, LayerReader, Passage, channels_after, stream
 
@@ -155,6 +156,10 @@ class Job:
     dtype : str                 of the output voxels; integers are rounded half to even and saturated
     precision : str             of the arithmetic, "float32" or "float64"
     max_memory : int or None    bytes for the whole process; None: see `machine.memory_ceiling`
+    missing : Missing           what is done about voxels that are missing, or outside a mask
+    scale : str                 of integer NIfTI outputs: "none", or "auto", a slope and an intercept that the values fill
+    strict : bool               clipped voxels, means without voxels, and what the format cannot hold are errors
+    coverage : str or None      where the part of the kernel's weight that each mean holds is written
     on_cluster : bool           workers hold boxes, not slabs: no ceiling for slabs of whole planes
     chunks, levels              of a Zarr output: voxels (D, H, W) of a chunk; levels of resolution
     compression : str           of a TIFF output: "none", "deflate" or "zstd"
@@ -175,6 +180,8 @@ class Job:
     chunks: int | Sequence[int] | None = None
     levels: int = 1
     compression: str = "none"
+    missing: Missing = NOTHING
+    coverage: str | None = None
     on_cluster: bool = False
 
     def __post_init__(self) -> None:
@@ -192,6 +199,25 @@ class Job:
         if self.levels < 1:
             raise SpecError(f"levels must be at least 1 (the full resolution alone), received {self.levels}")
         check_compression(self.compression)
+        means = self.missing.weighs or self.missing.nan == "ignore"
+        if means and len(self.stages) > 1:
+            raise SpecError("a mask and missing voxels are for one convolution, and this is a stack of layers")
+        boundaries = [stage.spec(is_layer=False).boundary for stage in self.stages]
+        if self.coverage is not None and not self.missing.divides(Boundary.parse(boundaries[-1])):
+            raise SpecError(
+                "--coverage-out tells what means are made of: pass --mask, --nan ignore, --missing or --boundary renormalize"
+            )
+        if self.scale not in ("none", "auto"):
+            raise SpecError(f"scale must be none or auto, received '{self.scale}'")
+        if self.scale == "auto" and (output_format(self.target).name != "NIfTI" or np.dtype(self.dtype).kind == "f"):
+            raise SpecError(
+                "--scale auto is for integer NIfTI outputs, which hold a slope and an intercept: pass --dtype int16 (or the "
+                "like) and a .nii, .nii.gz or .hdr name"
+            )
+        if self.on_cluster and (self.strict or self.scale != "none"):
+            raise SpecError("--scheduler does not take --strict and --scale yet: leave it out")
+        if self.on_cluster and self.missing != NOTHING:
+            raise SpecError("--scheduler does not take --mask, --nan and --missing yet: leave it out")
 
     @property
     def channels_first(self) -> bool:
@@ -227,6 +253,7 @@ class PreparedJob:
     boxes : Boxes or None       how it is cut where whole planes do not fit; None: in slabs of whole planes
     spool_input : list of bool  for each stage, whether its input waits in a temporary file
     memory : int                predicted peak of the whole process in bytes
+    mask : VolumeReader or None     open, random access
     """
 
     job: Job
@@ -238,6 +265,7 @@ class PreparedJob:
     spool_input: list[bool]
     spool_output: bool
     memory: int
+    mask: VolumeReader | None = None
     notes: list[str] = field(default_factory=list)
 
 
@@ -270,14 +298,40 @@ def prepare_job(job: Job) -> Iterator[PreparedJob]:
     """
     with ExitStack() as stack:
         reader = stack.enter_context(open_volume(job.source, axes=job.axes, channels_first=job.channels_first))
-        try:
-            prepared = _prepare(job, reader)
-        except ShapeError as error:
-            raise ShapeError(f"{error} (volume {reader.path}, {describe_shape(reader.header.axes)})") from error
+        with _naming(reader):
+            mask = None if job.missing.mask is None else stack.enter_context(_open_mask(job.missing, reader.header))
+            prepared = _prepare(job, reader, mask)
         yield prepared
 
 
-def _prepare(job: Job, reader: VolumeReader) -> PreparedJob:
+@contextmanager
+def _naming(reader: VolumeReader) -> Iterator[None]:
+    """Errors of what does not fit name the volume."""
+    try:
+        yield
+    except ShapeError as error:
+        raise ShapeError(f"{error} (volume {reader.path}, {describe_shape(reader.header.axes)})") from error
+
+
+def _open_mask(missing: Missing, header: VolumeHeader) -> VolumeReader:
+    """The mask, checked against the volume, with random access."""
+    from conv3d_cli.normalized import check_labels, check_mask
+
+    assert missing.mask is not None
+    mask = open_volume(missing.mask)
+    if mask.sequential:
+        mask = spool_reader(mask)
+    try:
+        check_mask(mask, header)
+        if missing.labels:
+            check_labels(mask)
+    except BaseException:
+        mask.close()
+        raise
+    return mask
+
+
+def _prepare(job: Job, reader: VolumeReader, mask: VolumeReader | None) -> PreparedJob:
     header = reader.header
     notes = list(reader.notes)
     kernels, shape, grid, transform = [], header.shape, header.grid, VoxelTransform()
@@ -286,6 +340,9 @@ def _prepare(job: Job, reader: VolumeReader) -> PreparedJob:
         try:
             kernel, losses = resolve_kernel(stage, shape, grid, notes, number)
             spec = stage.spec(kernel.is_layer)
+            missing = job.missing if number == 0 else NOTHING
+            if missing.divides(Boundary.parse(spec.boundary)):
+                kernel = _mean_kernel(kernel, notes)
             problem = spec.resolve(shape, kernel.weights.shape, kernel.centre)
             functions = [get_activation(identifier) for identifier in stage.activations]
             channels = channels_after(problem.filters, functions, job.channels_first)
@@ -321,6 +378,9 @@ def _prepare(job: Job, reader: VolumeReader) -> PreparedJob:
             job.channels_first,
             get_regularizer(stage.activity_regularizer),
         )
+        missing = job.missing if position == 0 else NOTHING
+        if missing.concerns(problem.boundary):
+            convolution = _normalized(convolution, missing, kernel, len(parts) > 1, job)
         stages.append(PreparedStage(stage, kernel, spec, problem, convolution, losses))
     sequential = (reader.sequential or len(stages) > 1) and not spool_input[-1]
     plans = [s.plan for s in stages]
@@ -331,10 +391,13 @@ def _prepare(job: Job, reader: VolumeReader) -> PreparedJob:
             job.target, out_header, written, chunks=job.chunks, levels=job.levels, compression=job.compression
         ),
     )
+    if job.missing.concerns(plans[0].problem.boundary):
+        held = _held_by_means(held, job, plans[0], len(parts) > 1)
+    in_dtype = plans[0].dtype if job.missing.weighs else header.dtype
     ceiling = UNLIMITED if job.on_cluster else job.max_memory
     cut = cut_job(
         plans,
-        header.dtype,
+        in_dtype,
         out_header.dtype,
         sequential,
         ceiling,
@@ -347,7 +410,7 @@ def _prepare(job: Job, reader: VolumeReader) -> PreparedJob:
         notes.append("the input waits in a temporary file first: its stream cannot be read in the order needed")
     passage = Passage(stages[-1].convolution, parts, cut.depth)
     return PreparedJob(
-        job, reader, stages, out_header, passage, cut.boxes, spool_input, spool_output, cut.memory, notes
+        job, reader, stages, out_header, passage, cut.boxes, spool_input, spool_output, cut.memory, mask, notes
     )
 
 
@@ -366,11 +429,43 @@ def _box_job(
     writing = output_access(job.target, out_header, chunks=job.chunks, levels=job.levels, compression=job.compression)
     convolutions = [stage.convolution for stage in stages]
     along_width = job.channels_first and any(a.kind == "axis" for c in convolutions[:-1] for a in c.activations)
+    if job.missing.concerns(convolutions[0].problem.boundary):
+        return None
     if reading is None or writing is None or along_width or any(c.activity is not None for c in convolutions[:-1]):
         return None
     stored = convolutions[-1].stored(parts[0][1], out_header.shape[4])
     base = PROCESS_BYTES + sum(c.plan.scratch_bytes for c in convolutions)
     return BoxJob(convolutions, reader.header, out_header, reading, writing, stored.stop - stored.start, base)
+
+
+def _mean_kernel(kernel: Kernel, notes: list[str]) -> Kernel:
+    from conv3d_cli.normalized import mean_kernel
+
+    if abs(kernel.sum - 1) > 1e-6 and kernel.sum > 0:
+        notes.append(f"the result is a mean: the weights of {kernel.name} are divided by their sum, {kernel.sum:.6g}")
+    return mean_kernel(kernel)
+
+
+def _normalized(convolution: Convolution, missing: Missing, kernel: Kernel, many: bool, job: Job) -> Convolution:
+    """The convolution with what `Missing` asks for.
+
+    many : bool     whether it runs over several parts, which may share their coverage
+    """
+    from conv3d_cli.normalized import check_centre, normalized
+
+    check_centre(missing, convolution.problem, kernel)
+    return normalized(convolution, missing, kernel, many, tells_coverage=job.coverage is not None)
+
+
+def _held_by_means(held: Held, job: Job, plan: Plan, many: bool) -> Held:
+    """What a normalised convolution holds beside a plain one."""
+    from conv3d_cli.normalized import KEPT_BYTES, held_bytes
+
+    kept = min(KEPT_BYTES, math.prod(plan.problem.out_size) * plan.dtype.itemsize) if many else 0
+    return Held(
+        lambda planes: held.reader(planes) + held_bytes(job.missing, plan.problem, plan.dtype, planes),
+        held.writer + kept + plan.scratch_bytes,
+    )
 
 
 def plan_part(
@@ -663,6 +758,10 @@ def check_paths(job: Job, make_folder: bool = False) -> None:
         levels=job.levels,
         compression=job.compression,
     )
+    if job.coverage is not None:
+        if os.path.realpath(job.coverage) in (os.path.realpath(job.target), os.path.realpath(job.source)):
+            raise OutputExistsError(f"cannot write {job.coverage}: it is the input or the output; name another file")
+        check_output(job.coverage, overwrite=job.overwrite, make_folder=make_folder)
 
 
 def run_job(
@@ -689,6 +788,8 @@ def run_job(
             for position, spooled in enumerate(prepared.spool_input):
                 if spooled:
                     reader = stack.enter_context(spool_reader(reader))
+                if position == 0 and job.missing.weighs:
+                    reader = _weighed(reader, prepared)
                 if position < len(stages) - 1:
                     reader = LayerReader(reader, stages[position].convolution, team)
         writer = create_volume(
@@ -703,19 +804,32 @@ def run_job(
         )
         if prepared.spool_output:
             writer = SpooledWriter(writer)
-        with writer:
+        with writer, _naming(prepared.reader):
+            coverage = None if job.coverage is None else stack.enter_context(_coverage_writer(job, prepared))
             if prepared.boxes is None:
-                times = stream(prepared.passage, reader, writer, team, progress)
+                times = stream(prepared.passage, reader, writer, team, progress, coverage)
             else:
                 from conv3d_cli.boxes.run import stream_boxes  # late: few jobs need it
 
                 convolutions, parts = [stage.convolution for stage in stages], prepared.passage.parts
                 times = stream_boxes(convolutions, prepared.boxes.cutting, parts, reader, writer, team, progress)
             reader.finish()
+            bare = _bare_note(prepared)
+            if job.strict:
+                _refuse_losses(
+                    [*clipped_note(job, times.clipped, math.prod(prepared.header.shape)), *bare, *writer.notes]
+                )
             finish = time.perf_counter()
+            if coverage is not None:
+                coverage.commit()
             writer.commit()
             times.write += time.perf_counter() - finish
-    notes = [*prepared.notes, *(note for note in prepared.reader.notes if note not in prepared.notes), *writer.notes]
+    notes = [
+        *prepared.notes,
+        *(note for note in prepared.reader.notes if note not in prepared.notes),
+        *writer.notes,
+        *bare,
+    ]
     voxels = math.prod(prepared.header.shape)
     notes += clipped_note(job, times.clipped, voxels)
     seconds = time.perf_counter() - started
@@ -723,6 +837,44 @@ def run_job(
         job.source, job.target, voxels, prepared.reader.header.nbytes, prepared.header.nbytes, times.clipped, seconds,
         times.read, times.compute, times.write, all_losses(prepared), notes,
     )  # fmt: skip
+
+
+def _weighed(reader: VolumeReader, prepared: PreparedJob) -> VolumeReader:
+    from conv3d_cli.normalized import WeighedReader
+
+    return WeighedReader(reader, prepared.mask, prepared.job.missing, prepared.stages[0].plan.dtype)
+
+
+def _coverage_writer(job: Job, prepared: PreparedJob) -> VolumeWriter:
+    """A volume like the output, of float32."""
+    assert job.coverage is not None
+    header = prepared.header
+    letters = output_format(job.coverage).output_letters(header.axes.letters, header.shape[4], np.dtype(np.float32))
+    sizes = {a: header.shape[4] for a in letters if a in "cs" and len([c for c in letters if c in "cs"]) == 1}
+    own = replace(header, axes=header.axes.renamed(letters, sizes), dtype=np.dtype(np.float32))
+    writer = create_volume(job.coverage, own, overwrite=job.overwrite, gz_level=job.gz_level, threads=job.threads)
+    return SpooledWriter(writer) if writer.sequential else writer
+
+
+def _refuse_losses(notes: list[str]) -> None:
+    if notes:
+        raise ShapeError(f"--strict: {'; '.join(notes)}; nothing was written")
+
+
+def _bare_note(prepared: PreparedJob) -> list[str]:
+    """A note on means that had too few voxels. Raises: ShapeError if all of them had."""
+    bare = sum(getattr(stage.convolution, "bare", 0) for stage in prepared.stages)
+    total = math.prod(prepared.stages[-1].problem.out_size) * sum(
+        part.stop - part.start if not prepared.stages[-1].convolution.is_layer else 1
+        for _, part in prepared.passage.parts
+    )
+    missing = prepared.job.missing
+    if bare and bare == total and missing.mask is None:
+        raise ShapeError("no voxel is left: all of them are missing")
+    what = "0" if missing.mask is not None else "NaN"
+    share = 100 * bare / max(1, total)
+    told = bare and missing.mask is None
+    return [f"{bare} voxels ({share:.2g} %) had too little of the kernel's weight and are {what}"] if told else []
 
 
 def clipped_note(job: Job, clipped: int, voxels: int) -> list[str]:

@@ -8,7 +8,7 @@ ones still needed.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -47,12 +47,14 @@ class SlabInput:
     """What the engine needs of a slab: source (planes, rows, W, C) and, for every depth position, its plane in it or -1.
 
     rows, columns : list or None    the same for every height and width position of a box; None: whole planes
+    start : int             the first output plane
     """
 
     source: Array
     planes: list[int]
     rows: list[int] | None = None
     columns: list[int] | None = None
+    start: int = 0
 
 
 class SlabSource:
@@ -73,12 +75,13 @@ class SlabSource:
         if not runs:  # the slab lies wholly outside: any plane will do, none is read
             _, _, height, width, _ = self.reader.header.shape
             shape = (1, height, width, self.channels.stop - self.channels.start)
-            return SlabInput(np.zeros(shape, self.reader.header.dtype), planes)
+            return SlabInput(np.zeros(shape, self.reader.header.dtype), planes, start=start)
         if self.reader.sequential:
-            return self._read_forward(planes, first_needed(self.problem)[start], runs[-1][1])
+            slab = self._read_forward(planes, first_needed(self.problem)[start], runs[-1][1])
+            return replace(slab, start=start)
         blocks = [self.reader.read(self.n, slice(*run), self.channels) for run in runs]
         source = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
-        return SlabInput(source, places(planes, runs))
+        return SlabInput(source, places(planes, runs), start=start)
 
     def _read_forward(self, planes: list[int], start: int, stop: int) -> SlabInput:
         kept: list[Array] = []

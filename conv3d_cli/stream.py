@@ -56,6 +56,11 @@ class Convolution:
     activity: Penalty | None = None
     activity_sum: float = 0.0
 
+    @property
+    def coverage(self) -> Array | None:
+        """What the last slab's means hold of the kernel's weight, (d, h, w, c or 1); None where no means are taken."""
+        return None
+
     def __post_init__(self) -> None:
         if self.bias is not None:
             self.bias = self.bias.astype(self.plan.dtype)
@@ -90,6 +95,14 @@ class Convolution:
 
         around : (sizes, place) or None     what is computed where that is more than `out`, and where `out` lies in it
         """
+        return self._plain(slab, out, team, scale, outputs, progress, around)
+
+    def _plain(
+        self, slab: SlabInput, out: Array, team: Team, scale: tuple[float, float], outputs: slice,
+        progress: Callable[[int], None] | None = None,
+        around: tuple[tuple[int, int, int], tuple[slice, slice, slice]] | None = None, noted: list[int] | None = None,
+    ) -> int:  # fmt: skip
+        """See `convolve`; noted: see `Plan.convolve_slab`."""
         bias = None if self.bias is None else self.bias[outputs]
         whole = self.on_slabs or around is not None
         size = out.shape[:3] if around is None else around[0]
@@ -97,11 +110,14 @@ class Convolution:
         clipped = self.plan.convolve_slab(
             slab.source, sums, slab.planes, team, rows=slab.rows, columns=slab.columns,
             scale=scale, bias=bias, activation=self._activate if self._in_tiles else None, progress=progress,
+            noted=noted,
         )  # fmt: skip
         if not whole:
             return clipped
-        if around is not None:
-            sums = sums[around[1]]
+        return self._finish(sums if around is None else sums[around[1]], out)
+
+    def _finish(self, sums: Array, out: Array) -> int:
+        """What is left to do with a slab's activated sums; how many voxels the output's dtype could not hold."""
         for activation in self._on_slabs:
             if self.channels_first and activation.kind == "axis":
                 sums = np.moveaxis(activation(np.moveaxis(sums, 2, -1)), -1, 2)
@@ -226,10 +242,12 @@ def stream(
     writer: VolumeWriter,
     team: Team,
     progress: Callable[[int, int], None] | None = None,
+    coverage: VolumeWriter | None = None,
 ) -> StageTimes:
     """Move every slab from reader to writer through the engine: one read ahead, two writes behind.
 
     progress : callable     told (voxels finished, voxels in all), from any thread
+    coverage : writer       takes the convolution's coverage; of the output's shape
     """
     convolution = passage.convolution
     depth, size = passage.slab_depth, convolution.problem.out_size[0]
@@ -260,7 +278,15 @@ def stream(
         sources[part].release(stop)
         if stop == size:
             del sources[part]
-        return lambda: writer.write(n, start, stored.start, block)
+        told = convolution.coverage
+
+        def write() -> None:
+            writer.write(n, start, stored.start, block)
+            if coverage is not None:
+                part = np.ones((), np.float32) if told is None else told.astype(np.float32)
+                coverage.write(n, start, stored.start, np.broadcast_to(part, block.shape))
+
+        return write
 
     overlap(len(steps), read, compute, times, behind=WRITES_BEHIND)
     return times

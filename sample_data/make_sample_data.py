@@ -1,6 +1,7 @@
 """Makes everything in this folder, the same bytes each time: `python sample_data/make_sample_data.py`.
 
 head.nii.gz     a head-like phantom, int16 with a scale, anisotropic voxels, oblique affine, sform and qform
+masks/          its brain as a mask, brain.nii.gz; left and right halves and the ventricles as 1, 2, 3, regions.nii.gz
 series.nii.gz   a 4-D series of eight time points, TR 2 s
 beads.tif       an ImageJ hyperstack of beads in two channels, 0.3 x 0.1 x 0.1 micron
 cube.npy        a float32 cube with two channels
@@ -71,6 +72,14 @@ def head() -> None:
     header["descrip"] = b"head-like phantom"
     header.set_slope_inter(0.5, 0)
     save_nifti(image, HERE / "head.nii.gz")
+    brain = ellipsoid(grid, (0, 0, 0), (36, 44, 38))
+    regions = np.where(brain, np.where(grid[0] < 0, 1, 2), 0)
+    for side in (-8, 8):
+        regions[ellipsoid(grid, (side, 2, 4), (5, 14, 8))] = 3
+    for name, labels in (("brain", brain), ("regions", regions)):
+        mask = nib.Nifti1Image(labels.astype(np.uint8), affine)
+        mask.header.set_xyzt_units("mm", "sec")
+        save_nifti(mask, HERE / "masks" / f"{name}.nii.gz")
 
 
 def series() -> None:

@@ -158,7 +158,8 @@ def _slab(convolution: Convolution, source: Array, runs: tuple[Runs, Runs, Runs]
         places(convolution.problem.source_indices(axis, *span), of_axis)
         for axis, (of_axis, span) in enumerate(zip(runs, box, strict=True))
     ]
-    return SlabInput(source, *indices)
+    planes, rows, columns = indices
+    return SlabInput(source, planes, rows, columns, start=box.depth[0])
 
 
 def _within(box: Box, around: Box) -> Slices:

@@ -16,6 +16,7 @@ from conv3d_cli.cli.options import (
     kernel_options,
     layer_options,
     make_job,
+    missing_options,
     run_options,
     store_options,
     tiff_options,
@@ -34,6 +35,7 @@ from conv3d_cli.errors import SpecError
 @kernel_options
 @layer_options
 @data_options
+@missing_options
 @run_options
 @click.option(
     "--gz-level",
@@ -55,6 +57,15 @@ from conv3d_cli.errors import SpecError
     type=click.IntRange(min=1),
     metavar="N",
     help="Volumes at a time, which share threads and memory.  [default: up to 4 where every file is small]",
+)
+@click.option(
+    "--verify",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Then compute N voxels again by another way, in float64, from the files; exit 7 if one differs.",
+)
+@click.option(
+    "--strict", is_flag=True, help="Refuse results that were clipped, lack voxels, or lose what the format cannot hold."
 )
 @click.option("--overwrite", is_flag=True, help="Replace existing outputs.")
 @click.option("--skip-existing", is_flag=True, help="Leave inputs alone whose output exists.")
@@ -88,6 +99,8 @@ def apply(ctx: click.Context, inputs: tuple[str, ...], **_: Any) -> None:
     targets = _targets(inputs, params, settings)
     if params["skip_existing"] and settings.get("overwrite"):
         raise SpecError("--skip-existing and --overwrite contradict each other; pass one of them")
+    if params["coverage_out"] and len(inputs) > 1:
+        raise SpecError(f"--coverage-out names one file, received {len(inputs)} inputs; run them apart")
     jobs = [make_job(source, target, settings) for source, target in zip(inputs, targets, strict=True)]
     if params["out_dir"] and not params["dry_run"] and "://" not in params["out_dir"]:
         _make_folder(params["out_dir"])
@@ -99,6 +112,7 @@ def apply(ctx: click.Context, inputs: tuple[str, ...], **_: Any) -> None:
         skip_existing=params["skip_existing"],
         make_folder=bool(params["out_dir"]),
         scheduler=params["scheduler"],
+        verify=params["verify"],
     )
     batch.run(jobs, params["jobs"])
     batch.close()

@@ -57,6 +57,7 @@ class Batch:
     skip_existing: bool = False
     make_folder: bool = False
     scheduler: str | None = None
+    verify: int | None = None
     exit_code: int = 0
     rows: list[tuple[str, str, str]] = field(default_factory=list)
 
@@ -130,6 +131,10 @@ class Batch:
                 with prepare_job(job) as prepared:
                     words = [describe(prepared)] if self.verbose or not self.as_json else []
                     return Attempt(job, "planned", plan_record(prepared), told=words)
+            if self.verify is not None:
+                from conv3d_cli.verification import check_verifiable
+
+                check_verifiable(job)
             decided = (lambda prepared: say(describe(prepared))) if self.verbose and not self.quiet else None
             if self.scheduler is None:
                 report = run_job(job, progress, decided)
@@ -137,13 +142,23 @@ class Batch:
                 from conv3d_cli.cluster.run import run_on_cluster
 
                 report = run_on_cluster(job, self.scheduler, progress, decided)
+            verified = {}
+            if self.verify is not None:
+                from conv3d_cli.verification import verify_output
+
+                found = verify_output(job, self.verify)
+                verified = {"verified": found.voxels, "verified_worst": found.worst}
         except Conv3DError as error:
             record = {"input": job.source, "output": job.target, "error": one_line(error), "exit_code": error.exit_code}
             return Attempt(job, "failed", record, one_line(error), told, error)
         told += [f"note: {job.source}: {note}" for note in report.notes]
         if self.verbose:
             told.append(describe_run(report))
-        return Attempt(job, "done", run_record(report), f"{report.seconds:.2f} s", told)
+            if verified:
+                told.append(
+                    f"verified   {found.voxels} voxels; the largest difference is {100 * found.worst:.2g} % of the bound"
+                )
+        return Attempt(job, "done", {**run_record(report), **verified}, f"{report.seconds:.2f} s", told)
 
     def _tell(self, attempt: Attempt, say: Callable[[str], None] | None = None) -> None:
         for text in attempt.told if not self.quiet else ():

@@ -15,6 +15,7 @@ from conv3d_cli.cli.options import (
     kernel_options,
     layer_options,
     make_job,
+    missing_options,
     run_options,
     store_options,
 )
@@ -27,6 +28,7 @@ from conv3d_cli.machine import byte_size
 @kernel_options
 @layer_options
 @data_options
+@missing_options
 @run_options
 @store_options
 @cluster_options

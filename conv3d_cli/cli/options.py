@@ -139,6 +139,29 @@ data_options = options(
     ),
 )  # fmt: skip
 
+missing_options = options(
+    "Masks and missing voxels",
+    click.option(
+        "--mask", metavar="FILE",
+        help="Weights of the voxels, on the same grid: each result is a mean, sum(w m x) / sum(w m), and outside it is 0.",
+    ),
+    click.option(
+        "--mask-mode", type=click.Choice(["clip", "extend", "keep"]), default="clip", show_default=True,
+        help="Outside the mask: 0, the mean of what is near, or the voxel as it was.",
+    ),
+    click.option("--mask-labels", is_flag=True, help="The mask's numbers are regions, which are not mixed; 0 is outside."),
+    click.option(
+        "--nan", type=click.Choice(["propagate", "ignore", "zero", "error"]), default="propagate", show_default=True,
+        help="NaN and infinity: into every window, left out of the mean, taken as 0, or refused (exit 4).",
+    ),
+    click.option("--missing", type=float, metavar="VALUE", help="A stored value that is left out of the mean, e.g. -32768."),
+    click.option(
+        "--min-coverage", type=float, default=1e-3, show_default=True, metavar="PART",
+        help="A mean over less of the kernel's weight is none: 0 under a mask, else NaN.",
+    ),
+    click.option("--coverage-out", metavar="FILE", help="Where the part of the weight that each mean holds is written."),
+)  # fmt: skip
+
 threads_option = click.option(
     "-j", "--threads", type=click.IntRange(min=1), metavar="N",
     help="Threads.  [default: $CONV3D_THREADS, $OMP_NUM_THREADS, or all CPUs this process may use]",
@@ -182,6 +205,11 @@ cluster_options = options(
     click.option("--write-rate", metavar="SIZE", help="Bytes a second a thread writes.  [default: as tried here]"),
 )  # fmt: skip
 
+# options of what is missing, and their names in `Missing`
+MISSING_SETTINGS = {
+    "mask": "mask", "mask_mode": "mask_mode", "mask_labels": "labels", "nan": "nan", "missing": "value",
+    "min_coverage": "min_coverage",
+}  # fmt: skip
 # options of a stage and of the job, by their parameters' names
 STAGE_OPTIONS = tuple(key for key in STAGE_KEYS if key not in ("name", "use_bias"))
 LAYER_VALUES = tuple(key for key in STAGE_KEYS if key.endswith(("initializer", "regularizer", "constraint")))
@@ -225,6 +253,8 @@ def job_settings(ctx: click.Context) -> dict[str, Any]:
 def _run_settings(given: dict[str, Any], config: Config) -> dict[str, Any]:
     """Arguments for `Job` that are not of a stage."""
     settings = {**config.job, **{key: given[key] for key in JOB_KEYS if key in given}}
+    if "coverage_out" in given:
+        settings["coverage_out"] = given["coverage_out"]
     if isinstance(settings.get("max_memory"), str):
         settings["max_memory"] = byte_size(settings["max_memory"])
     return settings
@@ -245,6 +275,10 @@ def _layer_value(key: str, value: Any) -> Any:
 def make_job(source: str, target: str, settings: dict[str, Any]) -> Job:
     """A job of these settings. Raises: SpecError for what no volume could make legal."""
     from conv3d_cli.job import Job, Stage
+    from conv3d_cli.model.missing import Missing
 
+    settings = dict(settings)
+    named = {name: settings.pop(option) for option, name in MISSING_SETTINGS.items() if option in settings}
+    coverage = settings.pop("coverage_out", None)
     arguments = {**settings, "stages": tuple(Stage(**stage) for stage in settings["stages"])}
-    return Job(source=source, target=target, **arguments)
+    return Job(source=source, target=target, missing=Missing(**named), coverage=coverage, **arguments)

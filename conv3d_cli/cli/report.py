@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from conv3d_cli.machine import format_bytes
+from conv3d_cli.model.missing import NOTHING, Missing
 
 if TYPE_CHECKING:
     from conv3d_cli.cluster.forecast import Forecast
@@ -81,6 +83,8 @@ def plan_record(prepared: PreparedJob) -> dict[str, Any]:
         "grid_before": grid_record(source.grid),
         "grid_after": grid_record(prepared.header.grid),
         "voxel_offset": list(prepared.header.transform.offset),
+        "missing": asdict(job.missing) if job.missing != NOTHING else None,
+        "coverage": job.coverage,
         "threads": prepared.stages[0].plan.threads,
         "slab_depth": prepared.passage.slab_depth,
         "boxes": None if prepared.boxes is None else _boxes_record(prepared.boxes),
@@ -110,6 +114,7 @@ def describe(prepared: PreparedJob) -> str:
         if len(layers) > 1:
             rows.append((f"layer {number + 1}", stage.stage.name or ""))
         rows += _layer_rows(layer, stage, record)
+    rows += [("missing", text) for text in _missing_words(prepared.job.missing)]
     rows += [
         ("output", f"{named}  {_shape(record, 'output')} {record['output_dtype']}"),
         ("grid", _grid_text(before, after, record["voxel_offset"])),
@@ -117,6 +122,20 @@ def describe(prepared: PreparedJob) -> str:
         *(("note", note) for note in record["notes"]),
     ]
     return "\n".join(f"{name:<10} {text}".rstrip() for name, text in rows)
+
+
+def _missing_words(missing: Missing) -> list[str]:
+    """What is done about missing voxels, in words; nothing where nothing is."""
+    words = []
+    if missing.mask is not None:
+        outside = {"clip": "0 outside", "extend": "means outside, too", "keep": "the voxel itself outside"}
+        regions = "regions of " if missing.labels else "weights from "
+        words.append(f"{regions}{missing.mask}, {outside[missing.mask_mode]}")
+    if missing.nan != "propagate":
+        words.append({"ignore": "NaN left out", "zero": "NaN taken as 0", "error": "NaN refused"}[missing.nan])
+    if missing.value is not None:
+        words.append(f"{missing.value:g} left out")
+    return ["; ".join(words) + f"; means of at least {missing.min_coverage:g} of the weight"] if words else []
 
 
 def _memory_text(record: dict[str, Any], depth: int) -> str:

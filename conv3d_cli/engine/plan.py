@@ -66,6 +66,7 @@ class _Run(NamedTuple):
     scale: tuple[float, float]
     bias: NDArray[Any] | None
     activation: Activation | None
+    noted: list[int] | None = None
 
 
 class _Box(NamedTuple):
@@ -146,10 +147,13 @@ class Plan:
         return (numbers * self.dtype.itemsize + layout.workspace_bytes) * self.threads
 
     def loops(
-        self, source: np.dtype[Any], out: np.dtype[Any], scale: tuple[float, float] = (1.0, 0.0)
+        self, source: np.dtype[Any], out: np.dtype[Any], scale: tuple[float, float] = (1.0, 0.0), watched: bool = False
     ) -> list[MachineCode]:
-        """The driver, packing and store for a source's and an output's dtype, and the algorithm's own: ready to run."""
-        checked = int(self._is_fenced(source, scale) and not self.prepared.checks)
+        """The driver, packing and store for a source's and an output's dtype, and the algorithm's own: ready to run.
+
+        watched : bool      steps with NaN or infinity are to be noted, whatever the algorithm
+        """
+        checked = int(self._is_fenced(source, scale, watched) and not self.prepared.checks)
         codes = [
             machine_code("drive", "run_tasks"),
             machine_code("pack", f"pack_{self.prepared.layout.pack}", source.name, self.dtype.name, checked),
@@ -177,6 +181,7 @@ class Plan:
         bias: NDArray[Any] | None = None,
         activation: Activation | None = None,
         progress: Callable[[int], None] | None = None,
+        noted: list[int] | None = None,
     ) -> int:
         """Convolve some depth planes of one volume, or a band of rows of them, or a box.
 
@@ -187,6 +192,8 @@ class Plan:
         rows, columns : list of int or None     the same along height and width; None: source and out hold all of them
         bias : (filters,)                   added before the activation
         progress : callable                 told the voxels finished, from any thread
+        noted : list or None                takes the numbers of steps whose window holds NaN or infinity, which are then not
+                                            done over: what they gave is not to be used
         The slab must begin at a multiple of `depth_step`, the band at one of `height_step`; a box, and end, at multiples of
         `grain`. Returns how many voxels the output's dtype could not hold.
         """
@@ -219,7 +226,7 @@ class Plan:
             Tile(*out.shape[:3]),
         )
         bias = None if bias is None else np.ascontiguousarray(bias, self.dtype)
-        return self._convolve_box(box, _Run(source_view, out_view, team, scale, bias, activation), progress)
+        return self._convolve_box(box, _Run(source_view, out_view, team, scale, bias, activation, noted), progress)
 
     def store(self, values: NDArray[Any], out: NDArray[Any]) -> int:
         """Put values (d, h, w, c) into an array of that shape, rounded and saturated as a convolution does it."""
@@ -249,9 +256,11 @@ class Plan:
         tasks = len(box.groups) // together * math.prod(counts)
         steps_per_task = tile.depth // layout.step_depth
         clipped = np.zeros(tasks * steps_per_task, np.int64)
-        flags = np.zeros(tasks * steps_per_task, np.uint8) if self._is_fenced(source.flat.dtype, run.scale) else None
+        watched = run.noted is not None
+        fenced = self._is_fenced(source.flat.dtype, run.scale, watched)
+        flags = np.zeros(tasks * steps_per_task, np.uint8) if fenced else None
         integer = out.flat.dtype.kind != "f"
-        drive, pack, store, *_ = self.loops(source.flat.dtype, out.flat.dtype, run.scale)
+        drive, pack, store, *_ = self.loops(source.flat.dtype, out.flat.dtype, run.scale, watched)
         fields: dict[str, Any] = {
             "pack": pack.address, "store": store.address,
             "first_group": box.groups.start // together,
@@ -292,7 +301,9 @@ class Plan:
                 progress(sum(voxels(t) for t in range(first, last)))
 
         run.team.run(-(-tasks // share), work)
-        if flags is not None:
+        if run.noted is not None:
+            run.noted.extend([] if flags is None else np.flatnonzero(flags).tolist())
+        elif flags is not None:
             for number in np.flatnonzero(flags).tolist():
                 clipped[number] = self._repair(number, steps_per_task, tile, counts, box, run)
         return int(clipped.sum()) if integer else 0
@@ -321,12 +332,12 @@ class Plan:
         )
         return self.fallback._convolve_box(part, run)
 
-    def _is_fenced(self, source: np.dtype[Any], scale: tuple[float, float]) -> bool:
-        """Whether packing must look for NaN and infinity."""
+    def _is_fenced(self, source: np.dtype[Any], scale: tuple[float, float], watched: bool = False) -> bool:
+        """Whether packing must look for NaN and infinity: where they would spread, or where they are watched for."""
         values = [self.problem.boundary.value, *scale]
         small = source.kind != "f" and source.itemsize <= 4  # integers that stay below 2^64 when scaled
         finite = small and all(math.isfinite(v) and abs(v) < 1e9 for v in values)
-        return self.prepared.fenced and not finite
+        return (self.prepared.fenced or watched) and not finite
 
     def _worker(self, number: int) -> _Worker:
         """One thread's step record with its memory, made when first needed."""

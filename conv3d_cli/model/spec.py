@@ -77,6 +77,7 @@ BOUNDARIES = {
     "symmetric": _symmetric,
     "mirror": _mirror,
     "wrap": _wrap,
+    "renormalize": None,  # nothing is there, and a sum is divided by the weights inside: see normalized.py
 }
 
 
@@ -85,7 +86,8 @@ class Boundary:
     """What a kernel reads outside the volume.
 
     mode : str      zeros `0000|abcd`, constant `vvvv|abcd`, nearest `aaaa|abcd`, symmetric `dcba|abcd` (scipy's
-                    reflect), mirror `dcb|abcd` (numpy's and torch's reflect), wrap `abcd|abcd`
+                    reflect), mirror `dcb|abcd` (numpy's and torch's reflect), wrap `abcd|abcd`; renormalize nothing:
+                    a sum is divided by the weights inside
     value : float   the voxel value of mode "constant", in the volume's own units
     """
 
@@ -97,10 +99,6 @@ class Boundary:
             raise SpecError(
                 "boundary 'reflect' means two things: write 'symmetric' for scipy's (dcba|abcd) "
                 "or 'mirror' for numpy's and torch's (dcb|abcd)"
-            )
-        if self.mode == "renormalize":
-            raise SpecError(
-                "boundary 'renormalize' is not available yet; 'symmetric' and 'nearest' keep edges from darkening"
             )
         if self.mode not in BOUNDARIES:
             raise unknown_name("boundary", self.mode, BOUNDARIES)

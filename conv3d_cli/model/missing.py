@@ -1,0 +1,70 @@
+"""Missing: what is done about voxels that are not there, or count less than others. The computing is normalized.py's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from conv3d_cli.errors import SpecError, unknown_name
+from conv3d_cli.model.spec import Boundary
+
+NAN_MODES = ("propagate", "ignore", "zero", "error")
+MASK_MODES = ("clip", "extend", "keep")
+MIN_COVERAGE = (
+    1e-3  # of the kernel's weight; below it a mean hangs on a tail, and on rounding where a transform computes it
+)
+
+
+@dataclass(frozen=True)
+class Missing:
+    """What is done about voxels that are not there, or count less.
+
+    nan : str               NaN and infinity: "propagate" into their windows, "ignore" (left out of the mean), "zero", "error"
+    value : float or None   a stored value that stands for a missing voxel
+    mask : str or None      a volume of weights on the same grid, at least 0
+    mask_mode : str         voxels outside the mask: "clip" (0), "extend" (their mean), "keep" (as they were)
+    labels : bool           the mask's numbers are regions, which are not mixed; 0 is outside
+    min_coverage : float    a mean over less of the kernel's weight is none: 0 under a mask, else NaN
+
+    Raises: SpecError.
+    """
+
+    nan: str = "propagate"
+    value: float | None = None
+    mask: str | None = None
+    mask_mode: str = "clip"
+    labels: bool = False
+    min_coverage: float = MIN_COVERAGE
+
+    def __post_init__(self) -> None:
+        if self.nan not in NAN_MODES:
+            raise unknown_name("nan", self.nan, NAN_MODES)
+        if self.mask_mode not in MASK_MODES:
+            raise unknown_name("mask_mode", self.mask_mode, MASK_MODES)
+        if not 0 < self.min_coverage <= 1:
+            raise SpecError(
+                f"min_coverage is a part of the kernel's weight, above 0 and up to 1, received {self.min_coverage}"
+            )
+        if self.value is not None and self.nan in ("zero", "error"):
+            raise SpecError(
+                f"missing={self.value} leaves voxels out, and nan={self.nan} does not: use nan=ignore or propagate"
+            )
+        if self.labels and self.value is not None and self.nan != "ignore":
+            raise SpecError("a missing value within labels leaves NaN out as well: pass nan=ignore, too")
+        if self.mask is None and (self.labels or self.mask_mode != "clip"):
+            raise SpecError("mask_mode and labels are of a mask, and there is none: name one with --mask")
+
+    @property
+    def weighs(self) -> bool:
+        """Whether each voxel comes with a weight, so that there is no plain convolution to try."""
+        return self.mask is not None or self.value is not None
+
+    def concerns(self, boundary: Boundary) -> bool:
+        """Whether there is anything to do at all."""
+        return self.weighs or self.nan != "propagate" or boundary.mode == "renormalize"
+
+    def divides(self, boundary: Boundary) -> bool:
+        """Whether means are taken, which a kernel of mixed signs has none of."""
+        return self.weighs or self.nan == "ignore" or boundary.mode == "renormalize"
+
+
+NOTHING = Missing()
