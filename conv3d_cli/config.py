@@ -23,6 +23,7 @@ STAGE_KEYS = (
 JOB_KEYS = (
     "axes", "data_format", "dtype", "precision", "threads", "max_memory", "algorithm", "gz_level", "overwrite",
     "chunks", "levels", "compression", "mask", "mask_mode", "mask_labels", "nan", "missing", "min_coverage",
+    "scale", "strict",
 )  # fmt: skip
 MODEL_SUFFIXES = (".keras", ".h5", ".hdf5")  # files that hold a whole model: its layers and their weights
 
@@ -47,6 +48,8 @@ _TYPES: dict[str, tuple[type | tuple[type, ...], str]] = {
     "gz_level": (int, "a whole number from 0 to 3"),
     "levels": (int, "a whole number"),
     "compression": (str, "none, deflate or zstd"),
+    "scale": _NAME,
+    "strict": _BOOLEAN,
     "mask": (str, "a file's name"),
     "mask_mode": _NAME,
     "mask_labels": _BOOLEAN,

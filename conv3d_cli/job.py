@@ -29,7 +29,7 @@ from conv3d_cli.formats import (
     output_bytes,
     output_format,
 )
-from conv3d_cli.formats.base import SpooledWriter, spool_reader
+from conv3d_cli.formats.base import ScaledWriter, SpooledWriter, spool_reader
 from conv3d_cli.kernels import read_kernel
 from conv3d_cli.layer import get_activation, get_constraint, get_initializer, get_regularizer
 from conv3d_cli.machine import format_bytes, memory_ceiling, thread_count
@@ -182,6 +182,8 @@ class Job:
     compression: str = "none"
     missing: Missing = NOTHING
     coverage: str | None = None
+    scale: str = "none"
+    strict: bool = False
     on_cluster: bool = False
 
     def __post_init__(self) -> None:
@@ -359,6 +361,8 @@ def _prepare(job: Job, reader: VolumeReader, mask: VolumeReader | None) -> Prepa
     # layers mix channels, stacks compute them together, and a softmax looks at all of them
     together = kernels[0].is_layer or len(resolved) > 1 or any(a.kind != "voxel" for a in resolved[-1][-1])
     together |= reader.channels_together
+    if job.scale == "auto" and "s" in out_header.axes.letters:
+        raise ShapeError("--scale auto is not for RGB voxels, whose readers know no slope; leave it out")
     parts, spool_input, spool_output = _stream_order(
         reader, out_header, together, [problem for *_, problem, _ in resolved], is_stream(job.target, job.compression)
     )
@@ -398,7 +402,7 @@ def _prepare(job: Job, reader: VolumeReader, mask: VolumeReader | None) -> Prepa
     cut = cut_job(
         plans,
         in_dtype,
-        out_header.dtype,
+        np.dtype(np.float32) if job.scale == "auto" else out_header.dtype,
         sequential,
         ceiling,
         held,
@@ -792,17 +796,8 @@ def run_job(
                     reader = _weighed(reader, prepared)
                 if position < len(stages) - 1:
                     reader = LayerReader(reader, stages[position].convolution, team)
-        writer = create_volume(
-            job.target,
-            prepared.header,
-            overwrite=job.overwrite,
-            gz_level=job.gz_level,
-            threads=job.threads,
-            chunks=job.chunks,
-            levels=job.levels,
-            compression=job.compression,
-        )
-        if prepared.spool_output:
+        writer = _writer(job, prepared.header)
+        if prepared.spool_output and job.scale == "none":
             writer = SpooledWriter(writer)
         with writer, _naming(prepared.reader):
             coverage = None if job.coverage is None else stack.enter_context(_coverage_writer(job, prepared))
@@ -837,6 +832,26 @@ def run_job(
         job.source, job.target, voxels, prepared.reader.header.nbytes, prepared.header.nbytes, times.clipped, seconds,
         times.read, times.compute, times.write, all_losses(prepared), notes,
     )  # fmt: skip
+
+
+def _writer(job: Job, header: VolumeHeader) -> VolumeWriter:
+    """The output's writer."""
+
+    def create(header: VolumeHeader) -> VolumeWriter:
+        return create_volume(
+            job.target,
+            header,
+            overwrite=job.overwrite,
+            gz_level=job.gz_level,
+            threads=job.threads,
+            chunks=job.chunks,
+            levels=job.levels,
+            compression=job.compression,
+        )
+
+    if job.scale == "none":
+        return create(header)
+    return ScaledWriter(header, job.target, lambda scale: create(replace(header, scale=scale)))
 
 
 def _weighed(reader: VolumeReader, prepared: PreparedJob) -> VolumeReader:

@@ -124,7 +124,6 @@ class WeighedReader(VolumeReader):
         self.reader, self.mask, self.missing, self.path = reader, mask, missing, reader.path
         self.header = replace(reader.header, dtype=real, scale=(1.0, 0.0))
         self.sequential, self.channels_together = reader.sequential, reader.channels_together
-        self.by_rows = reader.by_rows and (mask is None or mask.by_rows)
         self.notes = reader.notes
 
     @property
@@ -135,11 +134,6 @@ class WeighedReader(VolumeReader):
     def read(self, n: int, depth: slice, channels: slice) -> Array:
         block = self.reader.read(n, depth, channels)
         return self._weigh(block, None if self.mask is None else self.mask.read(0, depth, slice(0, 1)))
-
-    def read_box(self, n: int, depth: slice, rows: slice, columns: slice, channels: slice) -> Array:
-        block = self.reader.read_box(n, depth, rows, columns, channels)
-        mask = None if self.mask is None else self.mask.read_box(0, depth, rows, columns, slice(0, 1))
-        return self._weigh(block, mask)
 
     def _weigh(self, block: Array, mask: Array | None) -> Array:
         missing, real = self.missing, self.header.dtype

@@ -36,6 +36,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "boxes": {*NOUNS, "engine", "slabs", "stream"},
     "job": {*NOUNS, "layer", "kernels", "formats", "engine", "slabs", "stream", "boxes", "normalized"},
     "cluster": {*NOUNS, "boxes", "engine", "formats", "job"},
+    "verification": {*NOUNS, "layer", "formats", "job"},
     "api": {*NOUNS, "layer", "engine", "job", "normalized", "stream"},
     "bench": {*NOUNS, "engine", "api"},
     "config": {*NOUNS, "layer", "kernels"},

@@ -134,6 +134,10 @@ data_options = options(
         help="Of the output; integers are rounded half to even and saturated, and clipped voxels are counted.",
     ),
     click.option(
+        "--scale", type=click.Choice(["none", "auto"]), default="none", show_default=True,
+        help="auto: a slope and an intercept that the values fill, for integer NIfTI outputs.",
+    ),
+    click.option(
         "--precision", type=click.Choice(["float32", "float64"]), default="float32", show_default=True,
         help="Of the arithmetic.",
     ),

@@ -432,3 +432,73 @@ class SpooledWriter(VolumeWriter):
     def abort(self) -> None:
         self._file.close()
         self.writer.abort()
+
+
+class ScaledWriter(VolumeWriter):
+    """Real numbers for an integer output that holds a slope and an intercept, chosen so that the values fill the integers.
+
+    The range is known when all values are: until then they wait in an unnamed temporary file, as float32.
+
+    create : callable       (scale) -> the writer of integers; called at `commit`
+    header : VolumeHeader   of the integers; this writer takes float32
+    """
+
+    def __init__(self, header: VolumeHeader, path: str, create: Callable[[tuple[float, float]], VolumeWriter]) -> None:
+        self.stored, self.path, self._create = header.dtype, path, create
+        self.header = replace(header, dtype=np.dtype(np.float32))
+        self._low, self._high, self._lost = math.inf, -math.inf, 0
+        with self._errors():
+            self._file = unnamed_file()  # closed by abort
+            reserve_space(self._file, self.header.nbytes)
+
+    def _errors(self) -> write_errors:
+        return write_errors(f"a temporary copy of {self.path} in {temporary_folder()}")
+
+    def write(self, n: int, depth_start: int, channel_start: int, block: Array) -> None:
+        known = np.isfinite(block)
+        finite = block if known.all() else block[known]
+        self._lost += block.size - finite.size
+        if self._lost:
+            self.notes = (f"{self._lost} voxels are NaN or infinite, which integers do not hold: they become 0",)
+        if finite.size:
+            self._low, self._high = min(self._low, float(finite.min())), max(self._high, float(finite.max()))
+        with self._errors():
+            header = self.header
+            write_block(self._file, header.axes, header.dtype, 0, n, (depth_start, 0, 0), channel_start, block)
+
+    def scale(self) -> tuple[float, float]:
+        """The slope and intercept, as float32 numbers, under which the values fill the dtype."""
+        limits = np.iinfo(self.stored)
+        if self._low > self._high:
+            return 1.0, 0.0
+        if self._low == self._high:
+            return 1.0, self._low  # a float32 number
+        least, most = float(limits.min), float(limits.max)
+        # the intercept as the header holds it; then the slope that keeps both ends inside
+        if least == 0:
+            intercept = float(np.nextafter(np.float32(self._low), np.float32(-np.inf)))
+            needed = (self._high - intercept) / most
+        else:
+            intercept = float(np.float32((self._low + self._high) / 2))
+            needed = max((self._high - intercept) / most, (self._low - intercept) / least)
+        slope = float(np.nextafter(np.float32(needed), np.float32(np.inf)))
+        return slope, intercept
+
+    def commit(self) -> None:
+        limits, (slope, intercept) = np.iinfo(self.stored), self.scale()
+        header = self.header
+        with self._create((slope, intercept)) as writer:
+            with RawReader(self._file, header, self.path, header.dtype, 0) as reader:
+                for n, channels in parts_in_storage_order(header.axes, channels_together=False):
+                    for start in range(0, header.shape[1], 8):
+                        depth = slice(start, min(start + 8, header.shape[1]))
+                        values = reader.read(n, depth, channels).astype(np.float64)
+                        whole = np.rint((np.where(np.isfinite(values), values, 0.0) - intercept) / slope)
+                        whole = np.clip(whole, float(limits.min), float(limits.max)).astype(self.stored)
+                        writer.write(n, start, channels.start, whole)
+                        reader.release(n, depth.stop)
+            writer.commit()
+            self.notes = (*self.notes, *writer.notes, f"scale: slope {slope:.7g}, intercept {intercept:.7g}")
+
+    def abort(self) -> None:
+        self._file.close()

@@ -298,7 +298,7 @@ def output_header(volume: VolumeHeader, axes: Axes, pair: bool) -> tuple[Any, li
     codes = {count: code for code, count in RGB_SAMPLES.items()}
     header["datatype"] = codes[samples] if rgb else WRITTEN[volume.dtype]
     header["bitpix"] = 8 * volume.dtype.itemsize * samples
-    header["scl_slope"], header["scl_inter"] = 1, 0
+    header["scl_slope"], header["scl_inter"] = volume.scale
     header["cal_min"], header["cal_max"] = 0, 0
     if source is None or (axes.canonical_shape[4], rgb) != (source.channels, source.rgb):
         header["intent_code"] = VECTOR_INTENT if axes.size("c") > 1 else 0
