@@ -38,6 +38,7 @@ CONNECT_SECONDS = 10
 TASK_BYTES = 384 << 20
 TASKS_A_THREAD = 4  # at least, so that the last one is not waited for long
 PAUSED_SECONDS = 10
+GONE_SECONDS = 120  # that workers which all have gone are waited for: a batch system may be starting others
 LAST_SECONDS = 2  # that a job which failed waits for tasks still at work, so that they write nothing when it has tidied up
 MEMORY_CURE = "give workers more memory, fewer threads each, or smaller --chunks"
 WORKER_BYTES = 240 << 20  # Python with Dask, zarr and the engine
@@ -279,11 +280,12 @@ def _outcomes(client: Any, job: bytes, tasks: list[Task], scheduler: str) -> Ite
 
 
 def _as_they_end(client: Any, completed: Any) -> Iterator[Any]:
-    """Futures as they end. Raises: MemoryLimitError if for a while none does, and all workers are paused.
+    """Futures as they end. Raises: MemoryLimitError if for a while none does, and all workers are paused; ClusterError if there
+    are none any more.
 
-    Dask pauses a worker that has filled 80 % of its memory, and waits for ever for it to become free.
+    Dask pauses a worker that has filled 80 % of its memory, and waits for ever for it to become free, and for new workers.
     """
-    last = time.monotonic()
+    last = there = time.monotonic()
     while not completed.is_empty():
         if completed.has_ready():
             yield next(completed)
@@ -293,6 +295,9 @@ def _as_they_end(client: Any, completed: Any) -> Iterator[Any]:
         if time.monotonic() - last > PAUSED_SECONDS:
             last = time.monotonic()
             workers = client.scheduler_info(n_workers=-1)["workers"].values()
+            there = last if workers else there
+            if last - there > GONE_SECONDS:
+                raise ClusterError("all workers have gone; start some, with the conv3d that is here, and run again")
             if workers and all(worker["status"] == "paused" for worker in workers):
                 full = max(worker["metrics"]["memory"] for worker in workers) / 1e6
                 raise MemoryLimitError(

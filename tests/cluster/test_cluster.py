@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -133,6 +134,25 @@ def test_a_killed_worker_loses_nothing(store: Path, tmp_path: Path) -> None:
         assert contents(target) == contents(tmp_path / "local.zarr")
     finally:
         cluster.stop()
+
+
+def test_all_workers_gone(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The only worker is killed in mid-run, and none comes: one line, not a wait for ever."""
+    monkeypatch.setattr("conv3d_cli.cluster.run.PAUSED_SECONDS", 0.3)
+    monkeypatch.setattr("conv3d_cli.cluster.run.GONE_SECONDS", 1)
+    (tmp_path / "dask").mkdir()
+    cluster = Cluster(tmp_path / "dask", workers=1)
+    try:
+        killer = threading.Timer(0.5, cluster.workers[0].kill)
+        killer.start()
+        options = ["-k", "gaussian:sigma=9vox", "--algorithm", "direct", "--scheduler", cluster.address]
+        result = apply(store / "x.ome.zarr", *options, "-o", tmp_path / "out.zarr")
+        killer.join()
+    finally:
+        cluster.stop()
+    assert result.exit_code == 1, result.output
+    assert "all workers have gone" in result.output
+    assert [p.name for p in tmp_path.iterdir()] == ["dask"]
 
 
 def test_a_corrupt_chunk_is_the_inputs_fault(cluster: Cluster, store: Path, tmp_path: Path) -> None:
