@@ -1,4 +1,4 @@
-"""Makes everything in this folder, the same bytes each time: `python sample_data/make_sample_data.py`.
+"""Makes everything in this folder but pictures/, the same bytes each time: `python sample_data/make_sample_data.py`.
 
 head.nii.gz     a head-like phantom, int16 with a scale, anisotropic voxels, oblique affine, sform and qform
 masks/          its brain as a mask, brain.nii.gz; left and right halves and the ventricles as 1, 2, 3, regions.nii.gz

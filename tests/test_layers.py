@@ -38,7 +38,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cluster": {*NOUNS, "boxes", "engine", "formats", "job"},
     "verification": {*NOUNS, "layer", "formats", "job"},
     "api": {*NOUNS, "layer", "engine", "job", "normalized", "stream"},
-    "bench": {*NOUNS, "engine", "api"},
+    "pictures": {*NOUNS, "formats", "comparison"},
+    "bench": {*NOUNS, "engine", "api", "pictures"},
     "config": {*NOUNS, "layer", "kernels"},
     "conv3d_layer": {*NOUNS, "layer", "api"},
 }
@@ -69,7 +70,7 @@ HOMES = {
     "scipy": ["bench/peers.py"],
     "SimpleITK": ["bench/peers.py"],
     "diplib": ["bench/peers.py"],
-    "matplotlib": ["bench/plot.py"],
+    "matplotlib": ["bench/plot.py", "pictures/plotting.py", "pictures/figure.py"],
 }
 # what `conv3d --help` passes through
 WITHOUT_NUMPY = ["__init__.py", "__main__.py", "errors.py", "atomic.py", "machine.py", "batch.py", "model/__init__.py"]

@@ -2,27 +2,14 @@
 
 from __future__ import annotations
 
-from conv3d_cli.atomic import AtomicFile, check_target, suffix_of
 from conv3d_cli.bench.report import BenchReport, heading
-from conv3d_cli.errors import SpecError
+from conv3d_cli.pictures.plotting import save_figure
 
-SUFFIXES = (".png", ".svg", ".pdf")
 COLOURS = {"torch": "#ee4c2c", "ndimage": "#8caae6", "signal": "#4c6fb5", "ITK": "#8e6bbf", "DIPlib": "#5c9a5c"}
 
 
-def check_plotting(path: str) -> None:
-    """Raises: SpecError if Matplotlib is missing or the name ends in no format of pictures; WriteError."""
-    if suffix_of(path) not in SUFFIXES:
-        raise SpecError(f"a plot is written as {', '.join(SUFFIXES)}, received '{path}'")
-    check_target(path, overwrite=True)
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise SpecError("--plot needs Matplotlib: pip install 'conv3d[plot]'") from None
-
-
 def plot_roofline(report: BenchReport, path: str) -> None:
-    """Write a picture of all cases and peers; the suffix of `path` chooses the format (`SUFFIXES`)."""
+    """Write a picture of all cases and peers; the suffix of `path` chooses the format (see `plotting.SUFFIXES`)."""
     from matplotlib.figure import Figure
 
     limits = report.used
@@ -61,6 +48,4 @@ def plot_roofline(report: BenchReport, path: str) -> None:
     axes.grid(which="major", color="#dddddd", linewidth=0.5)
     axes.set_axisbelow(True)
     axes.legend(loc="lower right", fontsize=8)
-    with AtomicFile(path, overwrite=True) as output:
-        figure.savefig(output.file, format=suffix_of(path)[1:])
-        output.commit()
+    save_figure(figure, path, overwrite=True)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+import shlex
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -21,7 +24,10 @@ from conv3d_cli.cli.options import (
     store_options,
     tiff_options,
 )
-from conv3d_cli.errors import SpecError
+from conv3d_cli.errors import Conv3DError, SpecError
+
+if TYPE_CHECKING:
+    from conv3d_cli.job import Job
 
 
 @click.command(cls=SectionedCommand)
@@ -69,6 +75,12 @@ from conv3d_cli.errors import SpecError
 )
 @click.option("--overwrite", is_flag=True, help="Replace existing outputs.")
 @click.option("--skip-existing", is_flag=True, help="Leave inputs alone whose output exists.")
+@click.option(
+    "--report",
+    "page",
+    metavar="PAGE",
+    help="Also write an HTML page, complete in itself: slices and histograms before and after, decisions, times, notes.",
+)
 @click.option("--dry-run", is_flag=True, help="Check everything and say what would be done; write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per volume on stdout.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress and no notes.")
@@ -104,6 +116,8 @@ def apply(ctx: click.Context, inputs: tuple[str, ...], **_: Any) -> None:
     jobs = [make_job(source, target, settings) for source, target in zip(inputs, targets, strict=True)]
     if params["out_dir"] and not params["dry_run"] and "://" not in params["out_dir"]:
         _make_folder(params["out_dir"])
+    if params["page"]:
+        _check_page(params["page"], bool(settings.get("overwrite")), params["dry_run"])
     batch = Batch(
         params["as_json"],
         params["quiet"],
@@ -114,10 +128,42 @@ def apply(ctx: click.Context, inputs: tuple[str, ...], **_: Any) -> None:
         scheduler=params["scheduler"],
         verify=params["verify"],
     )
-    batch.run(jobs, params["jobs"])
+    if params["page"]:
+        _run_with_page(batch, jobs, params["jobs"], params["page"], bool(settings.get("overwrite")))
+    else:
+        batch.run(jobs, params["jobs"])
     batch.close()
     if batch.exit_code:
         ctx.exit(batch.exit_code)
+
+
+def _check_page(path: str, overwrite: bool, dry_run: bool) -> None:
+    """Refuse a page that could not be written, before any work."""
+    from conv3d_cli.atomic import check_target, suffix_of
+
+    if dry_run:
+        raise SpecError("--dry-run writes nothing, and --report is a file: leave one of them out")
+    if suffix_of(path) not in (".html", ".htm"):
+        raise SpecError(f"a report is an HTML page, as in --report report.html, received '{path}'")
+    check_target(path, overwrite)
+
+
+def _run_with_page(batch: Batch, jobs: Sequence[Job], at_once: int | None, path: str, overwrite: bool) -> None:
+    """Run jobs; the page appears when all were tried, failed ones too, and not where the batch is interrupted."""
+    from conv3d_cli.pictures.page import Report
+
+    with Report(path, overwrite) as page:
+        batch.page = page
+        failed = None
+        try:
+            batch.run(jobs, at_once)
+        except Conv3DError as error:
+            failed = error
+        page.finish(
+            f"conv3d apply: {len(jobs)} volume{'s' if len(jobs) > 1 else ''}", shlex.join(["conv3d", *sys.argv[1:]])
+        )
+        if failed is not None:
+            raise failed
 
 
 def _targets(inputs: tuple[str, ...], params: dict[str, Any], settings: dict[str, Any]) -> list[str]:

@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from conv3d_cli.cli.batch_page import Sight, entry_of
 from conv3d_cli.cli.progress import ProgressBar
 from conv3d_cli.errors import Conv3DError, MemoryLimitError, SpecError
 from conv3d_cli.machine import memory_ceiling, thread_count
 
 if TYPE_CHECKING:
-    from conv3d_cli.job import Job
+    from conv3d_cli.job import Job, PreparedJob
+    from conv3d_cli.pictures.page import Report
 
 # Volumes at a time, unless they are told. Side by side, one is opened or flushed to the disk while another is computed, and
 # each has fewer threads to wait for: 200 scans of 64 x 64 x 32 take a fifth less time two at a time, 8 of 224^3 a tenth
@@ -36,6 +38,7 @@ class Attempt:
     status : str            "done", "planned", "skipped" or "failed"
     record : dict           for --json
     told : list of str      what there is to say about it, once it is its turn
+    sight : Sight or None   for the page of --report
     """
 
     job: Job
@@ -44,11 +47,15 @@ class Attempt:
     remark: str = ""
     told: list[str] = field(default_factory=list)
     error: Conv3DError | None = None
+    sight: Sight | None = None
 
 
 @dataclass
 class Batch:
-    """Runs jobs and keeps the account; a failed volume does not stop the rest."""
+    """Runs jobs and keeps the account; a failed volume does not stop the rest.
+
+    page : Report or None       takes an entry for each job; whoever opened it finishes it
+    """
 
     as_json: bool
     quiet: bool
@@ -58,6 +65,7 @@ class Batch:
     make_folder: bool = False
     scheduler: str | None = None
     verify: int | None = None
+    page: Report | None = None
     exit_code: int = 0
     rows: list[tuple[str, str, str]] = field(default_factory=list)
 
@@ -81,6 +89,7 @@ class Batch:
                 attempt = self._attempt(job, progress, progress.say)
             if attempt.error is not None and len(jobs) == 1 and not self.rows:
                 self._tell(attempt)
+                self._show(attempt)
                 raise attempt.error
             self._account(attempt)
 
@@ -125,6 +134,14 @@ class Batch:
             return Attempt(job, "skipped", {"input": job.source, "output": job.target}, "output exists")
         told: list[str] = []
         say = told.append if say is None else say
+        sight = Sight(job) if self.page is not None else None
+
+        def decided(prepared: PreparedJob) -> None:
+            if self.verbose and not self.quiet:
+                say(describe(prepared))
+            if sight is not None:
+                sight.look_before(prepared)
+
         try:
             if self.dry_run:
                 check_paths(job, make_folder=self.make_folder)
@@ -135,7 +152,6 @@ class Batch:
                 from conv3d_cli.verification import check_verifiable
 
                 check_verifiable(job)
-            decided = (lambda prepared: say(describe(prepared))) if self.verbose and not self.quiet else None
             if self.scheduler is None:
                 report = run_job(job, progress, decided)
             else:
@@ -150,7 +166,9 @@ class Batch:
                 verified = {"verified": found.voxels, "verified_worst": found.worst}
         except Conv3DError as error:
             record = {"input": job.source, "output": job.target, "error": one_line(error), "exit_code": error.exit_code}
-            return Attempt(job, "failed", record, one_line(error), told, error)
+            return Attempt(job, "failed", record, one_line(error), told, error, sight)
+        if sight is not None:
+            report = sight.look_after(report)
         told += [f"note: {job.source}: {note}" for note in report.notes]
         if self.verbose:
             told.append(describe_run(report))
@@ -158,7 +176,7 @@ class Batch:
                 told.append(
                     f"verified   {found.voxels} voxels; the largest difference is {100 * found.worst:.2g} % of the bound"
                 )
-        return Attempt(job, "done", {**run_record(report), **verified}, f"{report.seconds:.2f} s", told)
+        return Attempt(job, "done", {**run_record(report), **verified}, f"{report.seconds:.2f} s", told, sight=sight)
 
     def _tell(self, attempt: Attempt, say: Callable[[str], None] | None = None) -> None:
         for text in attempt.told if not self.quiet else ():
@@ -166,9 +184,16 @@ class Batch:
         if self.as_json:
             click.echo(json.dumps({"status": attempt.status, **attempt.record}))
 
+    def _show(self, attempt: Attempt) -> None:
+        """Put a job on the page, if there is one, and forget its pictures."""
+        if self.page is not None:
+            self.page.add(entry_of(attempt))
+            attempt.sight = None
+
     def _account(self, attempt: Attempt, say: Callable[[str], None] | None = None) -> None:
         """Say what came of a job, and write it down."""
         self._tell(attempt, say)
+        self._show(attempt)
         self.rows.append((attempt.status, attempt.job.target, attempt.remark))
         if attempt.error is not None:
             self.exit_code = self.exit_code or attempt.error.exit_code

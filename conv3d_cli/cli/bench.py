@@ -98,13 +98,15 @@ def bench(
     """
     from conv3d_cli.atomic import check_target
     from conv3d_cli.bench.cases import choose_cases
-    from conv3d_cli.bench.plot import check_plotting, plot_roofline
+    from conv3d_cli.bench.plot import plot_roofline
     from conv3d_cli.bench.report import markdown as as_markdown
     from conv3d_cli.machine import thread_count
 
     # before minutes of measuring
     if plot_path:
-        check_plotting(plot_path)
+        from conv3d_cli.pictures.plotting import check_plotting
+
+        check_plotting(plot_path, "--plot", overwrite=True)
     if json_path not in (None, "-"):
         check_target(str(json_path), overwrite=True)
     cases = choose_cases(patterns, size)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -10,9 +9,8 @@ import click
 
 if TYPE_CHECKING:
     from conv3d_cli.model.grid import Grid
-    from conv3d_cli.model.kernel import Kernel, Weights
+    from conv3d_cli.model.kernel import Kernel
 
-SHADES = " .:-=+*#%@"
 _COLUMNS = 24  # of the terminal's characters that a slice is enlarged to where the kernel is small
 _AXIS_WORDS = ("depth", "height", "width")
 
@@ -69,30 +67,38 @@ def grid_options(command: Any) -> Any:
 @kernel.command()
 @click.argument("text", metavar="KERNEL")
 @grid_options
+@click.option("-o", "--output", metavar="OUT", help="Write the picture, .png .svg .pdf, in place of the terminal's.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing picture.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def show(text: str, like: str | None, spacing: str | None, as_json: bool) -> None:
+def show(text: str, like: str | None, spacing: str | None, output: str | None, overwrite: bool, as_json: bool) -> None:
     """Show a kernel: size, sum, centre, separability, symmetry, FWHM, and a picture.
 
     \b
       conv3d kernel show gaussian:fwhm=6mm --spacing 3,1.5,1.5mm
       conv3d kernel show log:sigma=2mm --like brain.nii.gz
-      conv3d kernel show psf.tif --json
+      conv3d kernel show psf.tif -o psf.png
 
     Separable rank 1: the kernel is a product of three 1-D kernels and runs much faster. FWHM is measured on the profile
-    along each axis (the sum over the two others), and left out where that is no single bump.
+    along each axis (the sum over the two others), and left out where that is no single bump. The picture shows the slices
+    through the centre, and these profiles; in a file it needs Matplotlib: pip install 'conv3d[plot]'.
     """
     from conv3d_cli.kernels import read_kernel
 
+    if output is not None:
+        from conv3d_cli.pictures.plotting import check_plotting
+
+        check_plotting(output, "-o", overwrite)
     grid = _read_grid(like, spacing)
     shown = read_kernel(text, grid)
     facts = kernel_facts(shown, grid)
     if as_json:
         click.echo(json.dumps(facts, ensure_ascii=False))
-        return
-    for line in _fact_lines(facts):
-        click.echo(line)
-    click.echo()
-    _draw(shown)
+    else:
+        click.echo("\n".join(_fact_lines(facts)))
+        if output is None:
+            click.echo()
+    if output is not None or not as_json:
+        _draw(shown, grid, output, overwrite)
 
 
 @kernel.command()
@@ -263,109 +269,31 @@ def _triple(values: list[float | None]) -> str:
 # The picture
 
 
-def _draw(shown: Kernel) -> None:
-    """The three central slices: half-blocks in colour on a terminal, shades of ASCII elsewhere."""
-    import shutil
+def _draw(shown: Kernel, grid: Grid | None, output: str | None, overwrite: bool) -> None:
+    """The three central slices and the profiles: on the terminal, or into a file."""
     import sys
 
-    import numpy as np
+    from conv3d_cli.cli import drawing
+    from conv3d_cli.pictures.kernels import kernel_panels
 
-    weights = shown.weights if not shown.is_layer else shown.weights[..., 0, 0]
-    scale = float(np.abs(weights).max()) or 1.0
-    if shown.is_layer:
-        click.echo("first filter, first channel:")
-    width = shutil.get_terminal_size((100, 24)).columns
-    for title, plane in central_slices(shown, weights):
-        if not _in_colour(sys.stdout):
-            rows = ascii_picture(plane / scale, width)
-            click.echo("\n".join([title, *(row.rstrip() for row in rows), ""]))
-        else:
-            click.echo(title)
-            _print_blocks(plane / scale, width)
-            click.echo()
-    legend = f"from 0 '{SHADES[0]}' to the largest absolute weight, {scale:.4g}, '{SHADES[-1]}'"
-    if _in_colour(sys.stdout):
-        legend = f"black is 0; orange positive, blue negative, full at {scale:.4g}"
-    elif weights.min() < 0:
-        legend += "; '-' after it: negative"
-    click.echo(legend)
+    picture = kernel_panels(shown, None if grid is None else grid.spacing)
+    caption = list(picture.caption)
+    if output is not None:
+        from conv3d_cli.pictures.figure import make_figure
+        from conv3d_cli.pictures.plotting import save_figure
 
-
-def _in_colour(stream: Any) -> bool:
-    import os
-
-    encoding = (getattr(stream, "encoding", None) or "").lower().replace("-", "")
-    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
-    return stream.isatty() and encoding == "utf8" and not plain
-
-
-def central_slices(shown: Kernel, weights: Weights) -> list[tuple[str, Weights]]:
-    """The planes through the centre across depth, height and width, each with its title."""
-    import numpy as np
-
-    centre = shown.centre or [(k - 1) / 2 for k in shown.size]
-    slices = []
-    for axis, (letter, word) in enumerate(zip("dhw", _AXIS_WORDS, strict=True)):
-        position = int(centre[axis] + 0.5)
-        down, right = (w for w in _AXIS_WORDS if w != word)
-        slices.append(
-            (f"{letter} = {position}: {down} down, {right} to the right", np.take(weights, position, axis=axis))
-        )
-    return slices
-
-
-def ascii_picture(plane: Weights, columns: int) -> list[str]:
-    """A plane of values in -1..1 as text: two characters a voxel, the second a minus where the value is negative.
-
-    >>> import numpy as np
-    >>> ascii_picture(np.array([[-1.0, 0.0, 1.0]]), 80)
-    ['@-  @@']
-    """
-    rows = []
-    for row in _shrink(plane, max(1, columns // 2)):
-        levels = [min(len(SHADES) - 1, int(abs(value) * (len(SHADES) - 1) + 0.999)) for value in row]
-        rows.append("".join(SHADES[i] + ("-" if v < 0 and i else SHADES[i]) for i, v in zip(levels, row, strict=True)))
-    return rows
-
-
-def _print_blocks(plane: Weights, columns: int) -> None:
-    import numpy as np
-    from rich.console import Console
-    from rich.text import Text
-
-    plane = _shrink(plane, columns)
-    enlarge = max(1, _COLUMNS // max(plane.shape))
-    plane = plane.repeat(enlarge, axis=0).repeat(enlarge, axis=1)
-    if len(plane) % 2:
-        plane = np.pad(plane, [(0, 1), (0, 0)])
-    console = Console(highlight=False, soft_wrap=True)
-    for upper, lower in zip(plane[::2], plane[1::2], strict=True):
-        line = Text()
-        for style, run in itertools.groupby(zip(upper, lower, strict=True), _half_block_style):
-            line.append("▀" * len(list(run)), style=style)
-        console.print(line)
-
-
-def _half_block_style(pair: tuple[float, float]) -> str:
-    return f"{_colour(pair[0])} on {_colour(pair[1])}"
-
-
-def _colour(value: float) -> str:
-    """Black at 0, orange at 1, blue at -1; the square root lifts the tails of bell shapes above black."""
-    strength = min(1.0, abs(value)) ** 0.5
-    full = (255, 170, 60) if value > 0 else (70, 150, 255)
-    return "rgb({},{},{})".format(*(round(strength * part) for part in full))
-
-
-def _shrink(plane: Weights, columns: int) -> Weights:
-    """At most `columns` wide and high, each cell the value of largest magnitude of a block of voxels."""
-    import numpy as np
-
-    step = -(-max(plane.shape) // columns)
-    if step == 1:
-        return plane
-    high, wide = (-(-n // step) for n in plane.shape)
-    padded = np.zeros((high * step, wide * step))
-    padded[: plane.shape[0], : plane.shape[1]] = plane
-    blocks = padded.reshape(high, step, wide, step).transpose(0, 2, 1, 3).reshape(high, wide, step * step)
-    return np.take_along_axis(blocks, np.abs(blocks).argmax(axis=2)[..., None], axis=2)[..., 0]
+        full = f"black is 0; orange positive, blue negative, full at {picture.scale:.4g}"
+        save_figure(make_figure([picture.slices, picture.profiles], [shown.name, *caption, full]), output, overwrite)
+        return
+    colour = drawing.in_colour(sys.stdout)
+    # so large that small kernels are seen, and not larger
+    most = max(1, _COLUMNS // max(shown.size)) if colour else 2
+    if colour:
+        legend = f"black is 0; orange positive, blue negative, full at {picture.scale:.4g}"
+    else:
+        shades = drawing.SHADES
+        legend = f"from 0 '{shades[0]}' to the largest absolute weight, {picture.scale:.4g}, '{shades[-1]}'"
+        if picture.negative:
+            legend += "; '-' after it: negative"
+    drawing.draw([picture.slices, picture.profiles], picture.voxel, most)
+    click.echo(drawing.wrapped([*caption, legend]))

@@ -39,7 +39,9 @@ TASK_BYTES = 384 << 20
 TASKS_A_THREAD = 4  # at least, so that the last one is not waited for long
 PAUSED_SECONDS = 10
 GONE_SECONDS = 120  # that workers which all have gone are waited for: a batch system may be starting others
-LAST_SECONDS = 2  # that a job which failed waits for tasks still at work, so that they write nothing when it has tidied up
+LAST_SECONDS = (
+    2  # that a job which failed waits for tasks still at work, so that they write nothing when it has tidied up
+)
 MEMORY_CURE = "give workers more memory, fewer threads each, or smaller --chunks"
 WORKER_BYTES = 240 << 20  # Python with Dask, zarr and the engine
 

@@ -44,7 +44,7 @@ def read_grid(header: Any, path: str) -> Grid:
         voxel_sizes = _voxel_sizes(header, path)
         affine = _qform_matrix(header, voxel_sizes, path) if has_qform else _plain_matrix(header, voxel_sizes)
     unit = SPATIAL_UNITS.get(int(header["xyzt_units"]) & 7, "mm")
-    return Grid(spacing_of_affine(affine), unit, affine, qform)
+    return Grid(spacing_of_affine(affine), unit, affine, qform, anatomical=has_sform or has_qform)
 
 
 def _sform_matrix(header: Any, path: str) -> Affine:

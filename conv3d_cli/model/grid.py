@@ -52,12 +52,14 @@ class Grid:
     unit : str or None                      "nm" | "um" | "mm" | "cm" | "m"; None if unknown
     affine : (4, 4) float64 or None         voxel (i, j, k, 1) = (w, h, d, 1) -> world, in `unit`; None if unknown
     qform : (4, 4) float64 or None          a second such matrix, where a file holds two (NIfTI)
+    anatomical : bool                       world x, y, z point to a subject's right, front and head, as a file says (NIfTI)
     """
 
     spacing: tuple[float, float, float] | None = None
     unit: str | None = None
     affine: Affine | None = None
     qform: Affine | None = None
+    anatomical: bool = False
 
     def spacing_in(self, unit: str) -> tuple[float, float, float]:
         """The spacing (D, H, W) in another unit.

@@ -167,7 +167,7 @@ def test_a_wrong_pattern_is_one_line(run: Run) -> None:
 
 def test_targets_are_checked_before_measuring(run: Run, tmp_path: Path) -> None:
     assert "does not exist" in run("bench", "--json", tmp_path / "no" / "x.json", code=1).stderr
-    assert "a plot is written as .png" in run("bench", "--plot", tmp_path / "x.bmp", code=2).stderr
+    assert "a picture is written as .png" in run("bench", "--plot", tmp_path / "x.bmp", code=2).stderr
 
 
 def test_plot_needs_matplotlib(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

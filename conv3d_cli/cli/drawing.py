@@ -1,0 +1,192 @@
+"""Pictures on the terminal: half-blocks in colour, characters of different weight where there is none.
+
+A character is about twice as high as wide, so `▀`, its upper half in one colour and the lower in another, is two square cells.
+Rich turns 24-bit colours into the 256 or 16 that a terminal has.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import sys
+import textwrap
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+    from conv3d_cli.pictures.panels import Panel, Shades
+
+SHADES = " .:-=+*#%@"
+GAP = 2  # columns between panels
+
+
+def in_colour(stream: Any) -> bool:
+    """Whether a stream is a terminal that shows colours and half-blocks."""
+    encoding = (getattr(stream, "encoding", None) or "").lower().replace("-", "")
+    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+    return stream.isatty() and encoding == "utf8" and not plain
+
+
+def draw(rows: Sequence[Sequence[Panel]], voxel: float, most: int = 8, lines: int | None = None) -> None:
+    """Print panels on stdout, all at one scale, as large as the terminal's width allows.
+
+    voxel : float           a voxel's shortest side, in the panels' unit of length
+    most : int              cells of that side, at most
+    lines : int or None     that a row of panels may take; None: as many as it needs
+    """
+    columns = shutil.get_terminal_size((100, 24)).columns
+    scale = fitting_scale(rows, columns, voxel, most, lines)
+    widths = _column_widths(rows, scale)
+    if not in_colour(sys.stdout):
+        for row in rows:
+            for line in text_lines(row, scale, widths):
+                click.echo(line)
+            click.echo()
+        return
+    from rich.console import Console
+
+    console = Console(highlight=False, width=columns)
+    for row in rows:
+        for styled in _coloured_lines(row, scale, widths):
+            console.print(styled, soft_wrap=True)
+        console.print()
+
+
+def terminal_lines() -> int | None:
+    """Lines of the terminal on stdout; None if it is none."""
+    return shutil.get_terminal_size((100, 24)).lines if sys.stdout.isatty() else None
+
+
+def fitting_scale(
+    rows: Sequence[Sequence[Panel]], columns: int, voxel: float, most: int, lines: int | None = None
+) -> float:
+    """Cells for each unit of length, so that every row of panels fits; whole cells for a voxel's side where there is room."""
+    scale = most / voxel
+    for row in rows:
+        letters = sum(4 for panel in row if any(panel.letters))
+        room = max(len(row), columns - GAP * (len(row) - 1) - letters)
+        scale = min(scale, room / sum(panel.extent[1] for panel in row))
+        if lines is not None:
+            scale = min(scale, 2 * max(4, lines) / max(panel.extent[0] for panel in row))
+    # where titles are wider than pictures, or panels of another row wider than those of this one, the others leave them room
+    narrowest = _column_widths(rows, 0.0)
+    while sum(widths := _column_widths(rows, scale)) + GAP * (len(widths) - 1) > columns and widths != narrowest:
+        scale *= 0.95
+    cells = scale * voxel
+    return int(cells) / voxel if cells >= 1 else scale
+
+
+def _column_widths(rows: Sequence[Sequence[Panel]], scale: float) -> list[int]:
+    """Characters that panels take which stand below one another."""
+    return [max(_width(row[i], scale) for row in rows if i < len(row)) for i in range(max(map(len, rows)))]
+
+
+def text_lines(row: Sequence[Panel], scale: float, widths: Sequence[int]) -> list[str]:
+    """Panels side by side in ASCII. Of signed ones every second character is a minus where the value is negative."""
+    blocks = []
+    for panel in row:
+        high, wide = _cells(panel, scale)
+        blocks.append((panel, [_characters(line, panel.signed) for line in panel.paint(-(-high // 2), wide)], wide))
+    return [line.rstrip() for line in _side_by_side(blocks, widths, "".join)]
+
+
+def _coloured_lines(row: Sequence[Panel], scale: float, widths: Sequence[int]) -> list[Text]:
+    from rich.text import Text
+
+    blocks = []
+    for panel in row:
+        high, wide = _cells(panel, scale)
+        blocks.append((panel, _half_blocks(panel.paint(high, wide), panel.palette), wide))
+    return _side_by_side(
+        blocks, widths, lambda parts: Text().join(p if isinstance(p, Text) else Text(p) for p in parts)
+    )
+
+
+def _cells(panel: Panel, scale: float) -> tuple[int, int]:
+    height, width = (max(1, round(side * scale)) for side in panel.extent)
+    return height, width
+
+
+def _characters(shades: Shades, signed: bool) -> str:
+    """One line: the darkest shade is a space, or of signed values the middle one; ? where there is no number."""
+    from conv3d_cli.pictures.panels import NOT_A_NUMBER
+
+    brightest, heaviest = NOT_A_NUMBER - 1, len(SHADES) - 1
+    found = []
+    for position, shade in enumerate(map(int, shades)):
+        if shade == NOT_A_NUMBER:
+            found.append("?")
+            continue
+        strength = abs(2 * shade - brightest) / brightest if signed else shade / brightest
+        level = min(heaviest, int(strength * heaviest + 0.999 if signed else strength * heaviest + 0.5))
+        found.append("-" if signed and position % 2 and 2 * shade < brightest and level else SHADES[level])
+    return "".join(found)
+
+
+def _half_blocks(shades: Shades, palette: Shades) -> list[Text]:
+    from rich.text import Text
+
+    names = ["rgb({},{},{})".format(*map(int, colour)) for colour in palette]
+    lines = []
+    for top in range(0, len(shades), 2):
+        line = Text()
+        if top + 1 < len(shades):
+            cells = zip(shades[top].tolist(), shades[top + 1].tolist(), strict=True)
+            for (upper, lower), run in itertools.groupby(cells):
+                line.append("▀" * len(list(run)), style=f"{names[upper]} on {names[lower]}")
+        else:
+            for upper, alone in itertools.groupby(shades[top].tolist()):
+                line.append("▀" * len(list(alone)), style=names[upper])
+        lines.append(line)
+    return lines
+
+
+def _width(panel: Panel, scale: float) -> int:
+    """Columns of a panel with its letters and title."""
+    return max(_cells(panel, scale)[1] + (4 if any(panel.letters) else 0), len(panel.title))
+
+
+def _side_by_side(blocks: Sequence[tuple[Panel, list[Any], int]], widths: Sequence[int], join: Any) -> list[Any]:
+    """Lines of several pictures, with their titles above and the letters around them."""
+    framed = [_framed(panel, lines, wide, join) for panel, lines, wide in blocks]
+    result = []
+    for number in range(max(map(len, framed))):
+        parts: list[Any] = []
+        for lines, width in zip(framed, widths, strict=False):
+            line, length = lines[number] if number < len(lines) else ("", 0)
+            parts += [line, " " * (width - length + GAP)]
+        result.append(join(parts[:-1]))
+    return result
+
+
+def _framed(panel: Panel, lines: list[Any], wide: int, join: Any) -> list[tuple[Any, int]]:
+    """Lines and how wide each is."""
+    left, right, top, bottom = panel.letters
+    lettered = any(panel.letters)
+    over = " " * ((wide + 3) // 2)
+    framed: list[tuple[Any, int]] = [(panel.title, len(panel.title))]
+    if lettered:
+        framed.append((over + top, len(over) + 1))
+    for number, line in enumerate(lines):
+        if lettered:
+            middle = number == (len(lines) - 1) // 2
+            before, after = (f"{left} ", f" {right}") if middle else ("  ", "  ")
+            framed.append((join([before, line, after]), wide + 4))
+        else:
+            framed.append((line, wide))
+    if lettered:
+        framed.append((over + bottom, len(over) + 1))
+    return framed
+
+
+def wrapped(lines: Sequence[str]) -> str:
+    """Lines of words, broken where a terminal ends."""
+    if not sys.stdout.isatty():
+        return "\n".join(lines)
+    columns = shutil.get_terminal_size((100, 24)).columns
+    return "\n".join(textwrap.fill(line, columns, subsequent_indent="  ") for line in lines)

@@ -1,0 +1,173 @@
+"""`conv3d view`: three orthogonal slices of volumes, on the terminal or as a picture."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+from conv3d_cli.errors import SpecError
+
+if TYPE_CHECKING:
+    from conv3d_cli.pictures.panels import Panel, Window
+    from conv3d_cli.pictures.slices import Slices
+
+NARROWEST = 26  # columns of the terminal that a volume gets beside others
+
+
+@click.command()
+@click.argument("files", nargs=-1, required=True, metavar="FILE...")
+@click.option("-o", "--output", metavar="OUT", help="Write a picture, .png .svg .pdf, in place of the terminal's.")
+@click.option(
+    "--at", metavar="PLACE", help="Where the slices meet: voxel D,H,W, or X,Y,Z in the world with a unit, as -12,0,8mm."
+    "  [default: the middle]",
+)  # fmt: skip
+@click.option("--window", metavar="LO,HI", help="Values drawn black and white.  [default: 0.5 to 99.5 % of all drawn]")
+@click.option("-n", "time_point", type=int, default=0, show_default=True, metavar="N", help="Time point, from 0.")
+@click.option("-c", "--channel", type=int, default=0, show_default=True, metavar="C", help="Channel, from 0.")
+@click.option("--axes", metavar="LETTERS", help="Axes in storage order, in place of what the files say.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing picture.")
+def view(
+    files: tuple[str, ...], output: str | None, at: str | None, window: str | None, time_point: int, channel: int,
+    axes: str | None, overwrite: bool,
+) -> None:  # fmt: skip
+    """Look at volumes: three slices each, under one grey window; of two on the same grid their difference, too.
+
+    \b
+      conv3d view brain.nii.gz
+      conv3d view brain.nii.gz smooth.nii.gz --at -12,0,8mm
+      conv3d view brain.nii.gz smooth.nii.gz -o view.png
+
+    Voxels keep their proportions. Where a file says where right, front and head are (NIfTI), slices stand upright with
+    L on the left, and letters at the edges; elsewhere rows are drawn as stored, the first on top. Only the planes shown are
+    read, or a compressed file is passed through once. Pictures in files need Matplotlib: pip install 'conv3d[plot]'.
+    """
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before NumPy is imported
+    from conv3d_cli.pictures.slices import Place, read_slices
+
+    place = None if at is None else Place.parse(at)
+    given = None if window is None else parse_window(window)
+    if output is not None:
+        from conv3d_cli.pictures.plotting import check_plotting
+
+        check_plotting(output, "-o", overwrite)
+    shown = [read_slices(path, place, time_point, channel, axes) for path in files]
+    for slices in shown:
+        for note in slices.notes:
+            click.echo(f"note: {slices.path}: {note}", err=True)
+    show(shown, given, output, overwrite)
+
+
+def parse_window(text: str) -> Window:
+    """Two numbers, the lower first. Raises: SpecError for anything else.
+
+    >>> parse_window("-10,1e3")
+    (-10.0, 1000.0)
+    """
+    try:
+        low, high = (float(part) for part in text.split(","))
+    except ValueError:
+        low, high = 0.0, 0.0
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise SpecError(f"a window is two numbers LO,HI with LO < HI, as in --window 0,1000, received '{text}'")
+    return low, high
+
+
+def show(shown: Sequence[Slices], given: Window | None, output: str | None, overwrite: bool) -> None:
+    """Draw volumes side by side, on the terminal or into a file."""
+    from conv3d_cli.pictures.panels import (
+        difference_panels,
+        geometry_words,
+        panels_of,
+        robust_window,
+        shortest_side,
+        window_words,
+    )
+
+    window = robust_window([slices.values for slices in shown]) if given is None else given
+    columns = [panels_of(slices, window) for slices in shown]
+    headings = column_names([slices.path for slices in shown])
+    caption = [window_words(window, given is not None)]
+    if len(shown) == 2:
+        reason = why_not_subtracted(*shown)
+        if reason is None:
+            difference, words = difference_panels(*shown)
+            columns.append(difference)
+            headings.append("difference")
+            full = difference[0].window[1]
+            caption.append(
+                f"difference: second - first, in these slices; {words}"
+                + (f"; black 0, orange above, blue below, full at {full:.6g}" if full else "")
+            )
+        else:
+            click.echo(f"note: no difference is drawn: {reason}", err=True)
+    ways = [f"{'dhw'[i]}: {panel.words}" for i, panel in enumerate(columns[0])]
+    caption += ["; ".join(ways), *_by_file(headings, [geometry_words(slices) for slices in shown])]
+    if _has_nan(shown):
+        caption.append("NaN is violet" if output is not None else "NaN is violet, or ?")
+    if output is not None:
+        from conv3d_cli.pictures.figure import make_figure
+        from conv3d_cli.pictures.plotting import save_figure
+
+        rows = [columns[0]] if len(columns) == 1 else list(zip(*columns, strict=True))
+        save_figure(make_figure(rows, caption, headings), output, overwrite)
+        return
+    _print(columns, min(shortest_side(slices) for slices in shown), headings, caption)
+
+
+def _print(columns: Sequence[Sequence[Panel]], voxel: float, headings: Sequence[str], caption: Sequence[str]) -> None:
+    import shutil
+    from dataclasses import replace
+
+    from conv3d_cli.cli.drawing import draw, terminal_lines, wrapped
+
+    if len(columns) == 1:
+        lines = terminal_lines()
+        click.echo(headings[0])
+        draw([columns[0]], voxel, lines=None if lines is None else lines - len(caption) - 6)
+    else:
+        at_once = max(1, shutil.get_terminal_size((100, 24)).columns // NARROWEST)
+        for start in range(0, len(columns), at_once):
+            block = range(start, min(start + at_once, len(columns)))
+            names = [f"{chr(ord('a') + i % 26)}: {headings[i]}" for i in block]
+            click.echo("\n".join(names))
+            draw([
+                [replace(columns[i][axis], title=f"{chr(ord('a') + i % 26)}: {columns[i][axis].title}") for i in block]
+                for axis in range(3)
+            ], voxel)  # fmt: skip
+    click.echo(wrapped(caption))
+
+
+def column_names(paths: Sequence[str]) -> list[str]:
+    """File names, with their folders where two are the same."""
+    short = [os.path.basename(path.rstrip("/")) or path for path in paths]
+    return [path if short.count(name) > 1 else name for path, name in zip(paths, short, strict=True)]
+
+
+def why_not_subtracted(first: Slices, second: Slices) -> str | None:
+    """Why two volumes have no difference, voxel by voxel; None if they have."""
+    from conv3d_cli.comparison import grid_differences
+
+    sizes = first.header.shape[1:4], second.header.shape[1:4]
+    if sizes[0] != sizes[1]:
+        return f"{'x'.join(map(str, sizes[0]))} and {'x'.join(map(str, sizes[1]))} voxels"
+    if first.at != second.at:
+        return "the place lies in different voxels of them"
+    differences = grid_differences(first.header.grid, second.header.grid, first.header)
+    return differences[0] if differences else None
+
+
+def _by_file(names: Sequence[str], words: Sequence[list[str]]) -> list[str]:
+    """What there is to say about each file; once, if it is the same."""
+    if all(word == words[0] for word in words):
+        return ["; ".join(words[0])]
+    return [f"{name}: {'; '.join(word)}" for name, word in zip(names, words, strict=False)]
+
+
+def _has_nan(shown: Sequence[Slices]) -> bool:
+    import numpy as np
+
+    return any(bool(np.isnan(slices.values).any()) for slices in shown)
