@@ -23,7 +23,7 @@ STAGE_KEYS = (
 JOB_KEYS = (
     "axes", "data_format", "dtype", "precision", "threads", "max_memory", "algorithm", "gz_level", "overwrite",
     "chunks", "levels", "compression", "mask", "mask_mode", "mask_labels", "nan", "missing", "min_coverage",
-    "scale", "strict",
+    "scale", "strict", "like",
 )  # fmt: skip
 MODEL_SUFFIXES = (".keras", ".h5", ".hdf5")  # files that hold a whole model: its layers and their weights
 
@@ -54,6 +54,7 @@ _TYPES: dict[str, tuple[type | tuple[type, ...], str]] = {
     "mask_mode": _NAME,
     "mask_labels": _BOOLEAN,
     "nan": _NAME,
+    "like": _NAME,
     "missing": ((int, float), "a number"),
     "min_coverage": ((int, float), "a number"),
     "chunks": ((int, list), "a whole number, or three as in [32, 128, 128]"),

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from conv3d_cli.boxes.cut import Cutting, Share
     from conv3d_cli.boxes.run import BoxJob
     from conv3d_cli.engine import Plan
+    from conv3d_cli.presets import Applied
 
 INTEGER_DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64")
 OUTPUT_DTYPES = (*INTEGER_DTYPES, "float32", "float64")
@@ -160,6 +161,7 @@ class Job:
     scale : str                 of integer NIfTI outputs: "none", or "auto", a slope and an intercept that the values fill
     strict : bool               clipped voxels, means without voxels, and what the format cannot hold are errors
     coverage : str or None      where the part of the kernel's weight that each mean holds is written
+    preset : Applied or None    the preset that set some of this, for reports
     on_cluster : bool           workers hold boxes, not slabs: no ceiling for slabs of whole planes
     chunks, levels              of a Zarr output: voxels (D, H, W) of a chunk; levels of resolution
     compression : str           of a TIFF output: "none", "deflate" or "zstd"
@@ -184,6 +186,7 @@ class Job:
     coverage: str | None = None
     scale: str = "none"
     strict: bool = False
+    preset: Applied | None = None
     on_cluster: bool = False
 
     def __post_init__(self) -> None:

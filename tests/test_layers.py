@@ -30,11 +30,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "engine": NOUNS,
     "slabs": NOUNS,
     "batch": NOUNS,
+    "presets": {*NOUNS, "kernels"},
     "comparison": {*NOUNS, "formats"},
     "stream": {*NOUNS, "layer", "engine", "slabs"},
     "normalized": {*NOUNS, "engine", "slabs", "stream"},
     "boxes": {*NOUNS, "engine", "slabs", "stream"},
-    "job": {*NOUNS, "layer", "kernels", "formats", "engine", "slabs", "stream", "boxes", "normalized"},
+    "job": {*NOUNS, "layer", "kernels", "formats", "engine", "slabs", "stream", "boxes", "normalized", "presets"},
     "cluster": {*NOUNS, "boxes", "engine", "formats", "job"},
     "verification": {*NOUNS, "layer", "formats", "job"},
     "api": {*NOUNS, "layer", "engine", "job", "normalized", "stream"},
@@ -74,7 +75,7 @@ HOMES = {
 }
 # what `conv3d --help` passes through
 WITHOUT_NUMPY = ["__init__.py", "__main__.py", "errors.py", "atomic.py", "machine.py", "batch.py", "model/__init__.py"]
-WITHOUT_NUMPY += ["config.py", "model/spec.py", "cli/__init__.py", "cli/options.py"]
+WITHOUT_NUMPY += ["config.py", "presets.py", "model/spec.py", "cli/__init__.py", "cli/options.py"]
 
 MODULES = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.py"))
 

@@ -17,6 +17,7 @@ from conv3d_cli.config import JOB_KEYS, STAGE_KEYS, Config, read_config, stage_a
 from conv3d_cli.errors import SpecError
 from conv3d_cli.machine import byte_size
 from conv3d_cli.model.spec import BOUNDARIES
+from conv3d_cli.presets import PRESETS, apply_preset, refuse_stack
 
 if TYPE_CHECKING:
     from conv3d_cli.job import Job
@@ -83,6 +84,10 @@ kernel_options = options(
         "-c", "--config", metavar="FILE",
         help="TOML or JSON with these options as keys (underscores), kernel included, or [[layers]] for a stack; Keras' JSON; "
         "a saved model (.keras, .h5). Paths in it are relative to it.",
+    ),
+    click.option(
+        "--like", type=click.Choice(list(PRESETS)),
+        help="Padding, boundary, flip and Gaussian of another tool; your other options win. See `conv3d presets`.",
     ),
     click.option("--flip/--no-flip", default=False, help="Flip the kernel: true convolution. Default: correlation, as Keras."),
     click.option("--normalize/--no-normalize", default=False, help="Scale the kernel so that its weights sum to 1."),
@@ -220,10 +225,22 @@ LAYER_VALUES = tuple(key for key in STAGE_KEYS if key.endswith(("initializer", "
 
 
 def job_settings(ctx: click.Context) -> dict[str, Any]:
-    """Arguments for `Job` but source and target, merged from options and config.
+    """Arguments for `Job` but source and target, merged from options, config and preset, in this order.
 
-    Raises: SpecError, ConfigError, FormatError.
+    Raises: SpecError, ConfigError, FormatError, UnknownNameError.
     """
+    settings = _asked_for(ctx)
+    name = settings.pop("like", None)
+    if name is None:
+        return settings
+    stages = settings.pop("stages")
+    refuse_stack(name, len(stages))
+    stage, run, applied = apply_preset(name, stages[0], settings)
+    return {"stages": [stage], **run, "preset": applied}
+
+
+def _asked_for(ctx: click.Context) -> dict[str, Any]:
+    """What options and config say, as arguments for `Job`."""
     given = {
         name: value
         for name, value in ctx.params.items()

@@ -78,6 +78,7 @@ def plan_record(prepared: PreparedJob) -> dict[str, Any]:
         "output_axes": prepared.header.axes.letters,
         "output_shape": list(prepared.header.axes.shape),
         "output_dtype": str(prepared.header.dtype),
+        "preset": None if job.preset is None else asdict(job.preset),
         **(stages[0] if len(stages) == 1 else {"layers": stages}),
         "precision": job.precision,
         "grid_before": grid_record(source.grid),
@@ -110,6 +111,7 @@ def describe(prepared: PreparedJob) -> str:
     before, after = prepared.reader.header.grid, prepared.header.grid
     named = record["output"] if record["output"] != record["input"] else f"as {prepared.header.format}"
     rows = [("input", f"{record['input']}  {_shape(record, 'input')} {record['input_dtype']}")]
+    rows += [] if prepared.job.preset is None else [("like", str(prepared.job.preset))]
     for number, (layer, stage) in enumerate(zip(layers, prepared.stages, strict=True)):
         if len(layers) > 1:
             rows.append((f"layer {number + 1}", stage.stage.name or ""))

@@ -13,8 +13,9 @@ from typing import Literal
 
 import numpy as np
 
-from conv3d_cli.errors import SpecError
+from conv3d_cli.errors import SpecError, unknown_name
 from conv3d_cli.kernels.lengths import MAX_WEIGHTS, Axis, Floats, Lengths, Sizes, axis_number, voxels
+from conv3d_cli.kernels.sampling import SAMPLINGS, SamplingName
 from conv3d_cli.model.kernel import Kernel, Weights
 from conv3d_cli.model.spec import triple
 
@@ -57,15 +58,22 @@ def box(size: Sizes = 3) -> Kernel:
     return Kernel(np.full(shape, 1 / math.prod(shape)), name="box")
 
 
-def gaussian(fwhm: Lengths | None = None, sigma: Lengths | None = None, truncate: float = 4) -> Kernel:
+def gaussian(
+    fwhm: Lengths | None = None,
+    sigma: Lengths | None = None,
+    truncate: float = 4,
+    sampling: SamplingName = "scipy",
+) -> Kernel:
     """Gaussian smoothing, by full width at half maximum (fwhm) or standard deviation (sigma).
 
     Formula: w = exp(-(d²/σd² + h²/σh² + w²/σw²) / 2), then scaled to sum 1; FWHM = 2·sqrt(2·ln 2)·σ = 2.3548·σ
 
     fwhm, sigma : lengths       one of the two; 0 on an axis: no smoothing along it
     truncate : number           the kernel reaches int(truncate·σ + 0.5) voxels to each side
+    sampling : a tool's name    whose weights and reach are taken (`conv3d presets` tells them); all but scipy set the reach
 
-    Source: scipy.ndimage.gaussian_filter, to which it is equal up to rounding; nilearn uses the same.
+    Source: scipy.ndimage.gaussian_filter, to which it is equal up to rounding; nilearn uses the same. The other samplings:
+    kernels/sampling.py.
 
     >>> gaussian(sigma=(0, 0, 1), truncate=1).weights.round(4).tolist()
     [[[0.2741, 0.4519, 0.2741]]]
@@ -80,7 +88,20 @@ def gaussian(fwhm: Lengths | None = None, sigma: Lengths | None = None, truncate
             f"gaussian needs fwhm or sigma{', not both' if fwhm is not None else ''}, as in gaussian:fwhm=6mm or "
             "gaussian:sigma=1.5vox"
         )
-    return Kernel(_gaussian_weights(deviations, truncate, "gaussian"), name="gaussian")
+    if sampling == "scipy":
+        return Kernel(_gaussian_weights(deviations, truncate, "gaussian"), name="gaussian")
+    if sampling not in SAMPLINGS:
+        raise unknown_name("sampling", sampling, ["scipy", *SAMPLINGS])
+    if truncate != 4:
+        raise SpecError(f"sampling={sampling} sets how far the Gaussian reaches; leave out truncate={truncate:g}")
+    tool = SAMPLINGS[sampling]
+    reach = [_whole(tool.reach(deviation), "gaussian", "sigma") if deviation else 0 for deviation in deviations]
+    _require_size([2 * r + 1 for r in reach], "gaussian", "sigma")
+    profiles = [
+        tool.weights(deviation, radius) if deviation else np.ones(1)
+        for deviation, radius in zip(deviations, reach, strict=True)
+    ]
+    return Kernel(_outer([profile / profile.sum() for profile in profiles]), name="gaussian")
 
 
 def ball(radius: Lengths) -> Kernel:

@@ -124,7 +124,7 @@ class Kernel:
         sums, absolute = self.weights.sum(axis=axes), np.abs(self.weights).sum(axis=axes)
         if np.any(np.abs(sums) <= 1e-12 * absolute):
             raise ShapeError(
-                f"kernel {self.name} sums to 0 (as derivatives do), so it cannot be normalized; leave out --normalize"
+                f"kernel {self.name} sums to 0 (as derivatives do), so it cannot be normalized; pass --no-normalize"
             )
         return replace(self, weights=self.weights / sums)
 
