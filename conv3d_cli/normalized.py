@@ -76,7 +76,30 @@ def coverage_problem(problem: ConvProblem, channels: int) -> ConvProblem:
     boundary = problem.boundary
     if boundary.mode in ("zeros", "constant"):
         boundary = Boundary("constant", 1.0)
+    elif boundary.mode == "mirror-one":
+        boundary = Boundary("mirror-one", 1.0)
     return replace(problem, in_channels=channels, filters=channels, groups=channels, boundary=boundary)
+
+
+def coverage_kernel(kernel: Kernel, problem: ConvProblem, missing: Missing) -> Kernel:
+    """The kernel that the weights go through: the same, but under renormalize-depth what it weighs along depth alone.
+
+    Raises: ShapeError where that is not what means are divided by: voxels are missing, or outputs lie outside the volume.
+    """
+    if problem.boundary.mode != "renormalize-depth":
+        return kernel
+    if missing.weighs or missing.nan == "ignore":
+        raise ShapeError(
+            "boundary renormalize-depth is for volumes without missing voxels: take --boundary renormalize with a mask, --missing "
+            "or --nan ignore"
+        )
+    centre = [(k - 1) // 2 for k in kernel.size]
+    for axis in (1, 2):
+        if max(problem.pad_before[axis], problem.pad_after[axis]) > kernel.size[axis] // 2 * problem.dilation_rate[axis]:
+            raise ShapeError("boundary renormalize-depth is for outputs inside the volume: take --padding same or valid")
+    weights = np.zeros_like(kernel.weights)
+    weights[:, centre[1], centre[2]] = kernel.weights.sum(axis=(1, 2))
+    return replace(kernel, weights=weights)
 
 
 def normalized(
@@ -93,7 +116,7 @@ def normalized(
     if missing.divides(plan.problem.boundary):
         channels = 1 if alike and not missing.labels else plan.problem.in_channels
         problem = coverage_problem(plan.problem, channels)
-        weights = kernel.for_channels(channels)
+        weights = coverage_kernel(kernel, plan.problem, missing).for_channels(channels)
         try:
             name = plan.algorithm.name
             coverage_plan = make_plan(problem, weights, dtype=plan.dtype, threads=plan.threads, algorithm=name)
@@ -291,7 +314,7 @@ class NormalizedConvolution(Convolution):
                 weights = slab.source[..., channels : 2 * channels]
             values = slab.source[..., :channels]
             return self._mean(slab, values, weights, out, team, outputs, progress)
-        renormalizes = self.problem.boundary.mode == "renormalize"
+        renormalizes = self.problem.boundary.renormalizes
         if not self._lately and not renormalizes:
             noted: list[int] = []
             before = self.activity_sum
@@ -309,6 +332,9 @@ class NormalizedConvolution(Convolution):
         if lost and missing.nan == "error":
             raise ShapeError(f"NaN or infinity among the voxels, {lost} of them here, and --nan error was asked for")
         values, weights = (both[:, i].transpose(0, 2, 3, 1) for i in (0, 1))
+        if missing.nan == "zero" and renormalizes:  # a zero is a voxel
+            ones = np.broadcast_to(np.ones(1, real), values.shape)
+            return self._mean(slab, values, ones, out, team, outputs, progress)
         if missing.nan == "zero":
             return self._plain(replace(slab, source=values), out, team, (1.0, 0.0), outputs, progress)
         if not lost and not renormalizes:

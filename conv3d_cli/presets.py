@@ -44,11 +44,11 @@ PRESETS = {
         "niimath 1e75bbf, core.c and coreFLT.c, made to equal fslmaths",
     ),
     "spm": Preset(
-        "spm_smooth", "same", "renormalize", "spm",
+        "spm_smooth", "same", "renormalize-depth", "spm",
         "SPM12 spm_smooth.m, spm_smoothkern.m, spm_conv_vol.c", nan="zero",
     ),
     "afni": Preset(
-        "3dmerge -1blur_fwhm", "same", "zeros", "afni",
+        "3dmerge -1blur_fwhm", "same", "mirror-one", "afni",
         "afni edt_blur.c (fir_gaussian_load, fir_blurx)",
     ),
     "mrtrix": Preset(
@@ -140,6 +140,9 @@ def apply_preset(
     kernel = stage.get("kernel")
     wishes: dict[str, Any] = {"padding": preset.padding, "boundary": preset.boundary}
     remark = ""
+    missing = run.get("mask") is not None or run.get("missing") is not None or run.get("nan") == "ignore"
+    if preset.boundary == "renormalize-depth" and missing and "boundary" not in stage:
+        wishes["boundary"], remark = "renormalize", "with a mask edges are renormalized along all axes"
     if _is_builtin(kernel):
         if preset.sampling != "scipy":
             wishes["sampling"] = preset.sampling

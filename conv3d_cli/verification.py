@@ -208,7 +208,7 @@ def _means(
 ) -> tuple[Reals, Reals]:  # fmt: skip
     """Means, by definition: see normalized.py."""
     problem, spans = stage.problem, source
-    renormalizes = problem.boundary.mode == "renormalize"
+    renormalizes = problem.boundary.renormalizes
     certainty = np.ones_like(values)
     mask = prepared.mask
     if mask is not None:
@@ -225,6 +225,10 @@ def _means(
     products = np.where(certainty > 0, np.where(certainty > 0, values, 0.0) * certainty, 0.0)
     top = _taps(products, indices, spans, problem, weights, 1, problem.boundary.value)
     size = _taps(np.abs(products), indices, spans, problem, np.abs(weights), 1, abs(problem.boundary.value))
+    if problem.boundary.mode == "renormalize-depth":  # along height and width zeros are data
+        along = np.zeros_like(weights)
+        along[:, (weights.shape[1] - 1) // 2, (weights.shape[2] - 1) // 2] = weights.sum(axis=(1, 2))
+        weights = along
     bottom = _taps(certainty, indices, spans, problem, weights, 1, outside)
     share = 2 * BOUNDS[prepared.job.precision]
     bounds = share * size / np.maximum(bottom, 1e-30) ** 2

@@ -13,6 +13,9 @@ def outside(position: int, size: int, mode: str) -> int | None:
         return position
     if mode in ("zeros", "constant"):
         return None
+    if mode == "mirror-one":
+        beside = {-1: 1, size: size - 2}
+        return beside.get(position) if size > 1 else None
     if mode == "nearest":
         return 0 if position < 0 else size - 1
     if mode == "wrap":

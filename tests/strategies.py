@@ -23,7 +23,7 @@ Triple = tuple[int, int, int]
 
 INTEGER_DTYPES = ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64")
 REAL_DTYPES = ("bool", *INTEGER_DTYPES, "float16", "float32", "float64", "longdouble")
-BOUNDARIES = ("zeros", "constant", "nearest", "symmetric", "mirror", "wrap")
+BOUNDARIES = ("zeros", "constant", "nearest", "symmetric", "mirror", "wrap", "mirror-one")
 LAYOUTS = ("C", "F", "shuffled axes", "reversed", "every other", "swapped bytes", "unaligned", "read-only")
 
 

@@ -29,9 +29,11 @@ def by_definition(
     w = kernel / kernel.sum()
     products = np.where(m > 0, np.where(m > 0, x, 0) * m, 0)
     own = replace(geometry, boundary="zeros") if renormalize else geometry
-    weight_of_outside = (
-        replace(own, boundary="constant", constant=1.0) if own.boundary in ("zeros", "constant") else own
-    )
+    weight_of_outside = own
+    if own.boundary in ("zeros", "constant"):
+        weight_of_outside = replace(own, boundary="constant", constant=1.0)
+    elif own.boundary == "mirror-one":
+        weight_of_outside = replace(own, constant=1.0)
     weights = own if renormalize else weight_of_outside
     return own.by_definition(products, w), weights.by_definition(m, w)
 

@@ -60,11 +60,11 @@ class Missing:
 
     def concerns(self, boundary: Boundary) -> bool:
         """Whether there is anything to do at all."""
-        return self.weighs or self.nan != "propagate" or boundary.mode == "renormalize"
+        return self.weighs or self.nan != "propagate" or boundary.renormalizes
 
     def divides(self, boundary: Boundary) -> bool:
         """Whether means are taken, which a kernel of mixed signs has none of."""
-        return self.weighs or self.nan == "ignore" or boundary.mode == "renormalize"
+        return self.weighs or self.nan == "ignore" or boundary.renormalizes
 
 
 NOTHING = Missing()

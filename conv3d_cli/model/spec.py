@@ -69,7 +69,11 @@ def _wrap(position: int, size: int) -> int:
     return position % size
 
 
-# name -> the input index that stands for a position outside; None: no voxel, a constant value
+def _mirror_one(position: int, size: int) -> int:
+    return position if 0 <= position < size else _mirror(position, size) if position in (-1, size) and size > 1 else -1
+
+
+# name -> the input index that stands for a position outside, -1 for a constant; None: a constant everywhere
 BOUNDARIES = {
     "zeros": None,
     "constant": None,
@@ -78,6 +82,8 @@ BOUNDARIES = {
     "mirror": _mirror,
     "wrap": _wrap,
     "renormalize": None,  # nothing is there, and a sum is divided by the weights inside: see normalized.py
+    "renormalize-depth": None,  # the same along depth; zeros along height and width
+    "mirror-one": _mirror_one,
 }
 
 
@@ -87,8 +93,9 @@ class Boundary:
 
     mode : str      zeros `0000|abcd`, constant `vvvv|abcd`, nearest `aaaa|abcd`, symmetric `dcba|abcd` (scipy's
                     reflect), mirror `dcb|abcd` (numpy's and torch's reflect), wrap `abcd|abcd`; renormalize nothing:
-                    a sum is divided by the weights inside
-    value : float   the voxel value of mode "constant", in the volume's own units
+                    a sum is divided by the weights inside. As SPM: renormalize-depth, along depth only, beside zeros;
+                    as AFNI: mirror-one `00b|abcd`
+    value : float   the voxel value of mode "constant", in the volume's own units; of mirror-one only where weights go through it
     """
 
     mode: str = "zeros"
@@ -102,7 +109,7 @@ class Boundary:
             )
         if self.mode not in BOUNDARIES:
             raise unknown_name("boundary", self.mode, BOUNDARIES)
-        if self.mode != "constant" and self.value != 0:
+        if self.mode not in ("constant", "mirror-one") and self.value != 0:
             raise SpecError(f"boundary '{self.mode}' takes no value, received {self.value!r}; only constant=V does")
 
     @classmethod
@@ -137,6 +144,11 @@ class Boundary:
             return position
         index = BOUNDARIES[self.mode]
         return -1 if index is None else index(position, size)
+
+    @property
+    def renormalizes(self) -> bool:
+        """Whether sums are divided by the weights inside the volume."""
+        return self.mode in ("renormalize", "renormalize-depth")
 
     def __str__(self) -> str:
         if self.mode != "constant":

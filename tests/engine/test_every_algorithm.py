@@ -21,7 +21,7 @@ from conv3d_cli.engine import ALGORITHMS, Plan, Team, make_plan
 from conv3d_cli.model.spec import Boundary, ConvSpec
 
 TOLERANCE = {"float32": 2e-6, "float64": 1e-14}  # of sum|w| * max|x|
-MODES = ["zeros", "constant=2.5", "nearest", "symmetric", "mirror", "wrap"]
+MODES = ["zeros", "constant=2.5", "nearest", "symmetric", "mirror", "wrap", "mirror-one"]
 
 
 def outer_products(count: int) -> Any:

@@ -142,7 +142,7 @@ def test_constants_have_no_source(boundary: str) -> None:
 
 
 def test_strategies_know_every_boundary() -> None:
-    assert {*BOUNDARIES, "renormalize"} == set(spec_module.BOUNDARIES)
+    assert {*BOUNDARIES, "renormalize", "renormalize-depth"} == set(spec_module.BOUNDARIES)
 
 
 @given(geometries())
