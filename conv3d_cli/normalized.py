@@ -90,13 +90,18 @@ def coverage_kernel(kernel: Kernel, problem: ConvProblem, missing: Missing) -> K
         return kernel
     if missing.weighs or missing.nan == "ignore":
         raise ShapeError(
-            "boundary renormalize-depth is for volumes without missing voxels: take --boundary renormalize with a mask, --missing "
-            "or --nan ignore"
+            "boundary renormalize-depth is for volumes without missing voxels: take --boundary renormalize with a mask, "
+            "--missing or --nan ignore"
         )
     centre = [(k - 1) // 2 for k in kernel.size]
     for axis in (1, 2):
-        if max(problem.pad_before[axis], problem.pad_after[axis]) > kernel.size[axis] // 2 * problem.dilation_rate[axis]:
-            raise ShapeError("boundary renormalize-depth is for outputs inside the volume: take --padding same or valid")
+        if (
+            max(problem.pad_before[axis], problem.pad_after[axis])
+            > kernel.size[axis] // 2 * problem.dilation_rate[axis]
+        ):
+            raise ShapeError(
+                "boundary renormalize-depth is for outputs inside the volume: take --padding same or valid"
+            )
     weights = np.zeros_like(kernel.weights)
     weights[:, centre[1], centre[2]] = kernel.weights.sum(axis=(1, 2))
     return replace(kernel, weights=weights)

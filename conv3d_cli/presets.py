@@ -149,7 +149,8 @@ def apply_preset(
     else:
         wishes |= {"flip": preset.flip, "normalize": preset.normalize}
     new_stage, new_run = dict(stage), dict(run)
-    settings, yours = {}, {}
+    settings: dict[str, Any] = {}
+    yours: dict[str, Any] = {}
     for key, value in wishes.items():
         if key == "sampling":
             given = _gaussian_parameters(kernel)

@@ -27,7 +27,9 @@ def command(name: str) -> str | None:
     return shutil.which(name) or (str(beside) if beside.exists() else None)
 
 
-def run_on_file(volume: Array, spacing: tuple[float, ...], folder: Path, arguments: Callable[[str, str], list[str]]) -> Array:
+def run_on_file(
+    volume: Array, spacing: tuple[float, ...], folder: Path, arguments: Callable[[str, str], list[str]]
+) -> Array:
     """A volume through a program from NIfTI to NIfTI."""
     source, target = folder / "tool_in.nii.gz", folder / "tool_out.nii.gz"
     image = nib.Nifti1Image(volume.astype(np.float32), np.diag([*spacing, 1.0]))
@@ -46,7 +48,9 @@ def along_lines(volume: Array, do: Callable[[Array, int], Array]) -> Array:
     return volume
 
 
-def filtered(line: Array, weights: Array, renormalized: bool = False, mirrored: bool = False, repeated: bool = False) -> Array:
+def filtered(
+    line: Array, weights: Array, renormalized: bool = False, mirrored: bool = False, repeated: bool = False
+) -> Array:
     """A line through symmetric weights; outside it are zeros, nothing, zeros but for one mirrored voxel, or the end again."""
     reach, n = len(weights) // 2, len(line)
     padded = np.pad(line, reach, mode="edge" if repeated else "constant")

@@ -18,9 +18,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from tools import TOOLS, installed, sigmas  # noqa: E402
+from tools import TOOLS, installed, sigmas
 
-from conv3d_cli.cli import main  # noqa: E402
+from conv3d_cli.cli import main
 
 FWHM = 6.0
 FORMULAS = ("spm", "afni", "imagej", "wb")
@@ -40,7 +40,18 @@ def scans() -> list[Path]:
 def like(name: str, path: Path, folder: Path) -> np.ndarray:
     """What `conv3d apply --like` makes of a scan."""
     target = folder / "ours.nii.gz"
-    arguments = ["apply", str(path), "-k", f"gaussian:fwhm={FWHM}mm", "--like", name, "-o", str(target), "--overwrite", "-q"]
+    arguments = [
+        "apply",
+        str(path),
+        "-k",
+        f"gaussian:fwhm={FWHM}mm",
+        "--like",
+        name,
+        "-o",
+        str(target),
+        "--overwrite",
+        "-q",
+    ]
     main(arguments, standalone_mode=False)
     return np.asarray(nib.load(target).get_fdata())
 
