@@ -199,7 +199,7 @@ def test_a_mask_under_spm_renormalizes_along_all_axes(tmp_path: Path, scan: Any)
         "-o",
         tmp_path / "o.nii.gz",
     ).output
-    assert "boundary renormalize, sampling spm; with a mask edges are renormalized along all axes" in words
+    assert "boundary renormalize, sampling spm, nan zero; with a mask edges are renormalized along all axes" in words
 
 
 @pytest.mark.parametrize(
