@@ -81,7 +81,7 @@ def conv3d(
                 block = slice(g * per_group, (g + 1) * per_group)
                 these = slice(g * filters // groups, (g + 1) * filters // groups)
                 if None in position:
-                    values = np.full((count, per_group), constant if boundary == "constant" else 0.0)
+                    values = np.full((count, per_group), constant if boundary in ("constant", "mirror-one") else 0.0)
                 else:
                     values = x[(slice(None), *position, block)]
                 with np.errstate(invalid="ignore"):  # zero times infinity is meant

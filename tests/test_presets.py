@@ -207,7 +207,7 @@ def test_a_mask_under_spm_renormalizes_along_all_axes(tmp_path: Path, scan: Any)
     [
         (["--like", "matlab"], 2, "'matlab' is not one of"),
         (["--like", "fsl", "-k", "sobel:axis=d"], 4, "another --boundary than renormalize"),
-        (["--like", "imagej", "-k", "{zero}"], 4, "pass --no-normalize"),
+        (["--like", "imagej", "-k", "{zero}"], 4, "or pass --no-normalize where --like sets it"),
         (["-k", "gaussian:fwhm=3mm:sampling=spm:truncate=3"], 2, "leave out truncate=3"),
         (["--boundary", "renormalize-depth", "--padding", "full"], 4, "take --padding same or valid"),
         (["--boundary", "renormalize-depth", "--nan", "ignore"], 4, "take --boundary renormalize with a mask"),

@@ -62,8 +62,8 @@ def is_builtin(text: str) -> bool:
 def describe_builtins() -> list[BuiltinKernel]:
     """Name, parameters and summary of every built-in kernel.
 
-    >>> [f"{k.name} {' '.join(map(str, k.parameters))}" for k in describe_builtins()][1:4]
-    ['box [size=3]', 'gaussian [fwhm=LENGTH] [sigma=LENGTH] [truncate=4]', 'ball radius=LENGTH']
+    >>> [f"{k.name} {' '.join(map(str, k.parameters))}" for k in describe_builtins()][1:6:2]
+    ['box [size=3]', 'ball radius=LENGTH', 'log sigma=LENGTH [truncate=4]']
     """
     return [describe(function) for function in BUILTIN_KERNELS]
 

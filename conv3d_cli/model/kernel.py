@@ -124,7 +124,8 @@ class Kernel:
         sums, absolute = self.weights.sum(axis=axes), np.abs(self.weights).sum(axis=axes)
         if np.any(np.abs(sums) <= 1e-12 * absolute):
             raise ShapeError(
-                f"kernel {self.name} sums to 0 (as derivatives do), so it cannot be normalized; pass --no-normalize"
+                f"kernel {self.name} sums to 0 (as derivatives do), so it cannot be normalized; leave out --normalize, "
+                "or pass --no-normalize where --like sets it"
             )
         return replace(self, weights=self.weights / sums)
 
