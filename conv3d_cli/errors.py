@@ -10,9 +10,18 @@ from collections.abc import Iterable
 
 
 class Conv3DError(Exception):
-    """Root of the package's errors. `exit_code` is what the command line ends with."""
+    """Root of the package's errors. `exit_code` is what the command line ends with.
+
+    Its text is one line that a terminal can show, whatever names from a file stand in it.
+    >>> str(FormatError("unknown key 'a\\nb\\x1b[2J'"))
+    "unknown key 'a b\\\\x1b[2J'"
+    """
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        return text if text.isprintable() else "".join(map(_shown, text))
 
 
 class SpecError(Conv3DError, ValueError):
@@ -67,6 +76,14 @@ class WriteError(Conv3DError, OSError):
     """An output cannot be written (disk full, no permission, a dtype or size the format cannot hold)."""
 
     exit_code = 1
+
+
+def _shown(character: str) -> str:
+    if character.isprintable():
+        return character
+    if character.isspace() and character not in "\x1c\x1d\x1e\x1f":  # which Python takes for spaces
+        return " "
+    return character.encode("unicode_escape").decode("ascii")
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
