@@ -49,7 +49,8 @@ def read_grid(header: Any, path: str) -> Grid:
 
 def _sform_matrix(header: Any, path: str) -> Affine:
     affine = np.eye(4)
-    affine[:3] = [header["srow_x"], header["srow_y"], header["srow_z"]]
+    with np.errstate(invalid="ignore"):  # of a signalling NaN, which is refused below
+        affine[:3] = [header["srow_x"], header["srow_y"], header["srow_z"]]
     if not _meaningful(affine) or min(spacing_of_affine(affine)) == 0:
         raise FormatError(
             f"cannot read {path}: its sform has no meaning: rows {affine[:3].tolist()}; repair it, or set sform_code to 0"

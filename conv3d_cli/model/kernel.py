@@ -49,14 +49,14 @@ class Kernel:
             )
         if weights.size == 0:
             raise ShapeError(f"kernel {self.name} is empty, shape {weights.shape}")
-        weights = weights.astype(np.float64)
+        weights = _as_doubles(weights)
         _require_finite(weights, f"kernel {self.name}")
         object.__setattr__(self, "weights", weights)
         if self.bias is not None:
             bias = np.atleast_1d(np.asarray(self.bias))
             if bias.dtype.kind not in "buif" and bias.size:
                 raise ShapeError(f"the bias of kernel {self.name} must hold real numbers, received dtype {bias.dtype}")
-            bias = bias.astype(np.float64)
+            bias = _as_doubles(bias)
             _require_finite(bias, f"the bias of kernel {self.name}")
             expected = {1, weights.shape[4]} if weights.ndim == 5 else None
             if bias.ndim != 1 or bias.size == 0 or (expected and bias.size not in expected):
@@ -176,6 +176,11 @@ def _profile_width(profile: Weights) -> float | None:
     right = peak + int(np.nonzero(padded[peak:] < half)[0][0])
     rise, fall = padded[left + 1] - padded[left], padded[right - 1] - padded[right]
     return float((right - (half - padded[right]) / fall) - (left + (half - padded[left]) / rise))
+
+
+def _as_doubles(values: Weights) -> Weights:
+    with np.errstate(invalid="ignore"):  # of a signalling NaN, which is refused next
+        return values.astype(np.float64)
 
 
 def _require_finite(values: Weights, what: str) -> None:
