@@ -296,7 +296,7 @@ class PagedArray:
         try:
             name = tifffile.COMPRESSION(code).name.lower().replace("_", " ")
         except ValueError:
-            name = f"unknown ({int(code)})"
+            name = f"unknown ({code})"  # also several numbers, where one belongs
         return {"compression": name}
 
     def close(self) -> None:
