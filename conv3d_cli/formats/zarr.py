@@ -264,6 +264,8 @@ def open_zarr(path: str, *, axes: str | None = None, channels_first: bool = Fals
             f"cannot read {path}: --axes {letters} names {len(letters)} axes, the array has {len(shape)}: shape {shape}"
         )
     found = Axes(letters, shape)
+    if min(array.chunks) < 1:
+        raise FormatError(f"cannot read {path}: a chunk has no voxels: its metadata say {_sizes(array.chunks)}")
     if image is not None and dataset is not None:
         grid = zarr_ome.read_grid(image.axes, dataset, letters)
     metadata = ZarrMetadata(
