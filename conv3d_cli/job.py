@@ -31,6 +31,7 @@ from conv3d_cli.formats import (
 )
 from conv3d_cli.formats.base import ScaledWriter, SpooledWriter, spool_reader
 from conv3d_cli.kernels import read_kernel
+from conv3d_cli.kernels.lengths import MAX_WEIGHTS
 from conv3d_cli.layer import get_activation, get_constraint, get_initializer, get_regularizer
 from conv3d_cli.machine import format_bytes, memory_ceiling, thread_count
 from conv3d_cli.model.grid import Grid, grid_after
@@ -545,7 +546,7 @@ def _named(identifier: Any) -> str:
 def draw_kernel(stage: Stage, channels: int, seed: int) -> Kernel:
     """A kernel drawn by the stage's initializers for a volume of `channels`: the same for the same seed.
 
-    Raises: ShapeError if groups do not divide the channels.
+    Raises: ShapeError if groups do not divide the channels; SpecError for more weights than any kernel may have.
     """
     from conv3d_cli.layer.config import derived_seed
 
@@ -556,6 +557,11 @@ def draw_kernel(stage: Stage, channels: int, seed: int) -> Kernel:
             f"groups must divide the input channels, received groups={stage.groups} and {channels} channels"
         )
     shape = (*triple(stage.kernel_size, "kernel_size"), channels // stage.groups, stage.filters)
+    if math.prod(shape) > MAX_WEIGHTS:
+        raise SpecError(
+            f"a drawn kernel of shape {shape} would have more than {MAX_WEIGHTS:,} weights; give a smaller kernel_size or "
+            "fewer filters"
+        )
 
     def draw(identifier: Any, which: str, shape: tuple[int, ...]) -> np.ndarray:
         # The same numbers as a Conv3D of this seed; None draws glorot_uniform, as in Keras. There is always a seed, where
