@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from conv3d_cli.errors import ShapeError
+from conv3d_cli.errors import ShapeError, SpecError
 from conv3d_cli.model.grid import grid_after
 from conv3d_cli.model.spec import ConvProblem
 from conv3d_cli.model.volume import Array, VolumeHeader, VolumeReader, VolumeWriter
@@ -63,7 +63,11 @@ class Convolution:
 
     def __post_init__(self) -> None:
         if self.bias is not None:
-            self.bias = self.bias.astype(self.plan.dtype)
+            with np.errstate(over="ignore"):
+                bias = self.bias.astype(self.plan.dtype)
+            if not np.isfinite(bias).all():
+                raise SpecError(f"the bias {self.bias.tolist()} is beyond {self.plan.dtype}; pass --precision float64")
+            self.bias = bias
         useful = [a for a in self.activations if not a.is_linear]
         split = next((i for i, a in enumerate(useful) if a.kind != "voxel"), len(useful))
         self._in_tiles, self._on_slabs = useful[:split], useful[split:]
