@@ -9,7 +9,7 @@ DEMO := demo_output
 # the version that the README's table was measured with
 TORCH ?= torch==2.13.0
 
-.PHONY: help install demo test test-all test-keras lint bench clean
+.PHONY: help install demo test test-all test-keras lint fuzz bench clean
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */:/' | awk -F: '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -50,6 +50,15 @@ lint: install ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+.venv-fuzz/.installed: pyproject.toml
+	test -d .venv-fuzz || $(PYTHON) -m venv .venv-fuzz
+	.venv-fuzz/bin/python -m pip install --quiet --editable '.[dev]' 'atheris>=3'
+	@touch $@
+
+fuzz: .venv-fuzz/.installed ## look for files that break a reader, a minute each; FUZZ='nifti 60' for one kind and its seconds
+	CONV3D_FUZZ_EXAMPLES=300 .venv-fuzz/bin/python -m pytest -q tests/fuzz
+	.venv-fuzz/bin/python tests/fuzz/fuzz.py $(FUZZ)
+
 .venv-bench/.installed: pyproject.toml
 	test -d .venv-bench || $(PYTHON) -m venv .venv-bench
 	.venv-bench/bin/python -m pip install --quiet '$(TORCH)'
@@ -60,5 +69,5 @@ bench: .venv-bench/.installed ## measure the engine against the machine's limits
 	.venv-bench/bin/conv3d bench $(BENCH)
 
 clean: ## remove the environment, results and caches
-	rm -rf $(VENV) .venv-keras .venv-bench $(DEMO) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) .venv-keras .venv-bench .venv-fuzz .fuzz $(DEMO) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,516 @@
+"""What strangers' files may be: one line of `TARGETS` for every reader, its seeds, and what is promised of it.
+
+The promise: any bytes give a result or a Conv3DError of one line, soon, without memory out of proportion to the file.
+`fuzz.py` (coverage-guided), `test_fuzz.py` (the kept files, Hypothesis) and `coverage.py` all go through `try_input`.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import struct
+import time
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+
+from conv3d_cli.errors import Conv3DError
+
+TESTS = Path(__file__).parent.parent
+DATA = TESTS / "data"
+SAMPLES = TESTS.parent / "sample_data"
+FINDS = Path(__file__).parent / "finds"  # TARGET/what-it-was.SUFFIX
+CORPUS = Path(__file__).parent / "corpus"  # TARGET.zip
+
+READ_AT_MOST = 4 << 20  # bytes of voxels that are read of one input
+READ_SECONDS = 1.0  # for all blocks of one input: chunks of one voxel each are slow, and no fault
+HELD_AT_MOST = 64 << 20  # what a job with a small --max-memory would refuse to hold
+
+Seeds = Callable[[], dict[str, bytes]]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A reader that takes strangers' files.
+
+    name : str              FORMAT, or KIND-FORMAT
+    suffix : str            of the file that the bytes are put into; "" for a text that is no file
+    read : callable         (path or text) -> anything
+    seeds : callable        () -> whole inputs by name, made anew each time
+    sources : tuple         the modules that read it, whose coverage is told
+    words : tuple           of the format, for the fuzzer to try
+    layout : callable       (bytes, folder) -> path: puts bytes into several files
+    isolated : callable     the same reader through its own process, where `read` calls a C library that may crash;
+                            what breaks `read` is a find only if it breaks this one
+    """
+
+    name: str
+    suffix: str
+    read: Callable[[str], object]
+    seeds: Seeds
+    sources: tuple[str, ...]
+    words: tuple[str, ...] = ()
+    layout: Callable[[bytes, Path], Path] | None = None
+    isolated: Callable[[str], object] | None = None
+
+
+class BrokenPromiseError(AssertionError):
+    """A reader did with a file what none may."""
+
+
+def try_input(target: Target, data: bytes, folder: Path, isolated: bool = False) -> str:
+    """What a reader says of these bytes: "read", or the one line they are refused with.
+
+    folder : Path       where files may be made
+    isolated : bool     C libraries in a process of their own, as users have it
+    Raises: BrokenPromiseError for a message of many lines; whatever else the reader raises against its promise.
+    """
+    if target.layout is not None:
+        source = str(target.layout(data, folder))
+    elif target.suffix:
+        path = folder / f"input{target.suffix}"
+        path.write_bytes(data)
+        source = str(path)
+    else:
+        source = data.decode("utf-8", "replace")
+    read = target.isolated if isolated and target.isolated is not None else target.read
+    try:
+        with warnings.catch_warnings(), _zip_without_sums():
+            warnings.simplefilter("error")
+            read(source)
+    except Conv3DError as error:
+        text = str(error)
+        if len(text.splitlines()) != 1 or len(text) > 2000 + 4 * len(source):
+            raise BrokenPromiseError(f"not one line of moderate length: {text!r:.3000}") from error
+        return text
+    return "read"
+
+
+@contextmanager
+def _zip_without_sums() -> Iterator[None]:
+    """Members of archives are read whatever their check sums: else no change to them would reach their readers."""
+    with mock.patch.object(zipfile.ZipExtFile, "_update_crc", return_value=None):
+        yield
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Volumes
+
+
+def read_volume_file(path: str) -> None:
+    """Open a volume and read its first planes as a job would, in small blocks."""
+    from conv3d_cli.formats import open_volume
+    from conv3d_cli.model.volume import parts_in_storage_order
+
+    with open_volume(path) as reader:
+        header = reader.header
+        reader.storage()
+        _, depth, height, width, channels = header.shape
+        together = reader.channels_together or not reader.sequential
+        plane = height * width * (channels if together else 1) * header.dtype.itemsize
+        if plane + reader.held_bytes(2, channels if together else 1) > HELD_AT_MOST:
+            return
+        left, begin = READ_AT_MOST, time.monotonic()
+        for n, part in parts_in_storage_order(header.axes, channels_together=together):
+            for start in range(0, depth, 2):
+                block = reader.read(n, slice(start, min(start + 2, depth)), part)
+                block.tobytes()
+                left -= max(block.nbytes, 64)
+                if left < 0 or time.monotonic() - begin > READ_SECONDS:
+                    return
+        reader.finish()
+
+
+def _volumes(suffix: str, dtypes: tuple[str, ...], letters: tuple[str, ...] = ("zyx", "tzyx"), **options: str) -> Seeds:
+    """Small volumes as this package writes them."""
+
+    def seeds() -> dict[str, bytes]:
+        import tempfile
+
+        from conv3d_cli.formats import write_volume
+        from conv3d_cli.model.grid import Grid, affine_from_spacing
+        from conv3d_cli.model.volume import Volume
+
+        made = {}
+        sizes = {"t": 2, "c": 2, "s": 3, "z": 3, "y": 4, "x": 5}
+        with tempfile.TemporaryDirectory() as folder:
+            for dtype in dtypes:
+                for axes in letters:
+                    shape = tuple(sizes[a] for a in axes)
+                    values = np.arange(np.prod(shape)).reshape(shape).astype(dtype)
+                    grid = Grid((2.0, 1.5, 1.0), "mm", affine_from_spacing((2.0, 1.5, 1.0), (3.0, -2.0, 1.0)))
+                    path = Path(folder) / f"{dtype}_{axes}{suffix}"
+                    write_volume(str(path), Volume(values, axes, grid), **options)  # type: ignore[arg-type]
+                    made[f"{dtype}_{axes}"] = _gathered(path)
+        return made
+
+    return seeds
+
+
+def _gathered(path: Path) -> bytes:
+    """A file's bytes; a pair's and a folder's as `_pair` and `_store` take them apart."""
+    if path.suffix == ".hdr":
+        return path.read_bytes().ljust(352, b"\0") + path.with_suffix(".img").read_bytes()
+    if path.is_dir():
+        names = [name for name in _STORE if (path / name).is_file()]
+        return b"\n".join(b"--- %s\n%s" % (name.encode(), (path / name).read_bytes()) for name in names)
+    return path.read_bytes()
+
+
+def _pair(data: bytes, folder: Path) -> Path:
+    (folder / "input.hdr").write_bytes(data[:352])
+    (folder / "input.img").write_bytes(data[352:])
+    return folder / "input.hdr"
+
+
+# the files that a store of a fuzzed input may have: names are never taken from the input
+_STORE = (
+    "zarr.json",
+    ".zgroup",
+    ".zattrs",
+    ".zarray",
+    "0/zarr.json",
+    "0/.zarray",
+    "0/.zattrs",
+    "0/c/0/0/0",
+    "0/0/0/0",
+    "0/0.0.0",
+)
+
+
+def _store(data: bytes, folder: Path) -> Path:
+    root = folder / "input.zarr"
+    shutil.rmtree(root, ignore_errors=True)
+    root.mkdir()
+    for section in (b"\n" + data).split(b"\n--- ")[1:]:
+        name, _, content = section.partition(b"\n")
+        if name.decode("latin-1") in _STORE:
+            file = root / name.decode()
+            file.parent.mkdir(parents=True, exist_ok=True)
+            if not file.exists():
+                file.write_bytes(content)
+    return root
+
+
+def _tiffs() -> dict[str, bytes]:
+    """What tifffile and this package write: ImageJ, OME, compressed pages, tiles, predictor, big-endian, BigTIFF."""
+    import tifffile
+
+    made = _volumes(".tif", ("uint8", "float32"), ("zyx", "tzcyx", "zyxs"))()
+    made |= {f"ome_{name}": seed for name, seed in _volumes(".ome.tif", ("uint16",), ("zyx", "tczyx"))().items()}
+    made |= {
+        f"{kind}_{name}": seed
+        for kind in ("deflate", "zstd")
+        for name, seed in _volumes(".tif", ("uint16",), ("zyx",), compression=kind)().items()
+    }
+    values = np.arange(3 * 16 * 32, dtype=np.uint16).reshape(3, 16, 32)
+    cases: dict[str, dict[str, object]] = {
+        "imagej": {"imagej": True, "metadata": {"axes": "ZYX", "spacing": 2.0, "unit": "um"}, "resolution": (2, 2)},
+        "tiles": {"tile": (16, 16), "compression": "zlib", "predictor": True},
+        "strips": {"rowsperstrip": 5, "byteorder": ">"},
+        "big": {"bigtiff": True, "metadata": None},
+    }
+    for name, options in cases.items():
+        buffer = io.BytesIO()
+        tifffile.imwrite(buffer, values, photometric="minisblack", **options)  # type: ignore[arg-type]
+        made[name] = buffer.getvalue()
+    return made
+
+
+def _npys() -> dict[str, bytes]:
+    made = {}
+    for name, array in {
+        "c": np.zeros((2, 3, 4), "f4"), "fortran": np.zeros((2, 3, 4), ">i2", order="F"), "five": np.zeros((1, 2, 3, 4, 2), "u1"),
+    }.items():  # fmt: skip
+        buffer = io.BytesIO()
+        np.save(buffer, array)
+        made[name] = buffer.getvalue()
+    return made
+
+
+def _zarrs() -> dict[str, bytes]:
+    """NGFF 0.5 as this package writes it, and 0.4 by hand: the older metadata files."""
+    made = _volumes(".zarr", ("float32", "uint8"), ("zyx",))()
+    axes = [{"name": a, "type": "space", "unit": "micrometer"} for a in "zyx"]
+    scale = [{"type": "scale", "scale": [2.0, 0.5, 0.5]}]
+    image = {"version": "0.4", "axes": axes, "datasets": [{"path": "0", "coordinateTransformations": scale}]}
+    array = {
+        "zarr_format": 2, "shape": [3, 4, 5], "chunks": [3, 4, 5], "dtype": "<u2", "compressor": None, "fill_value": 0,
+        "order": "C", "filters": None, "dimension_separator": "/",
+    }  # fmt: skip
+    files = {".zgroup": {"zarr_format": 2}, ".zattrs": {"multiscales": [image]}, "0/.zarray": array}
+    parts = [b"--- %s\n%s" % (name.encode(), json.dumps(content).encode()) for name, content in files.items()]
+    made["ngff04"] = b"\n".join([*parts, b"--- 0/0/0/0\n" + np.arange(60, dtype="<u2").tobytes()])
+    made["array"] = b"--- .zarray\n" + json.dumps(array).encode()
+    return made
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Kernels, configs, weights
+
+
+def read_kernel_text(text: str) -> None:
+    from conv3d_cli.kernels import read_kernel
+    from conv3d_cli.model.grid import Grid
+
+    read_kernel(text, Grid((2.0, 1.5, 1.0), "mm"))
+
+
+def _kernels(suffix: str) -> Seeds:
+    """Kernels as this package writes them."""
+
+    def seeds() -> dict[str, bytes]:
+        from conv3d_cli.kernels import find_kernel_file
+        from conv3d_cli.model.kernel import Kernel
+
+        kind = find_kernel_file(f"x{suffix}")
+        assert kind is not None
+        values = np.arange(1.0, 28.0).reshape(3, 3, 3)
+        made = {"filter": kind.encode(Kernel(values))}
+        if kind.layers:
+            weights = np.ones((1, 2, 3, 2, 2))
+            bias, centre = (np.ones(2), (0.0, 1.0, 1.0)) if kind.extras else (None, None)
+            made["layer"] = kind.encode(Kernel(weights, bias, centre))
+        if suffix == ".json":
+            made["built_in"] = b'{"kernel": "gaussian:sigma=1vox", "flip": true, "normalize": true, "name": "x"}'
+            made["axes"] = b'{"weights": [[[1, 2], [3, 4.5e0]]], "axes": "ijk", "centre": [0, 1, 0], "bias": 1}'
+        if suffix == ".toml":
+            made["built_in"] = b'kernel = "box:size=3,1,1"\nnormalize = true\nbias = [1.0]\n'
+        return made
+
+    return seeds
+
+
+def prepare_config(path: str) -> None:
+    """A config all the way to the job that `conv3d explain` describes."""
+    from conv3d_cli.cli.options import make_job
+    from conv3d_cli.config import read_config
+    from conv3d_cli.job import prepare_job
+    from conv3d_cli.machine import byte_size
+
+    volume = Path(path).with_name("volume.npy")
+    if not volume.exists():
+        np.save(volume, np.ones((8, 9, 10, 2), np.float32))
+        shutil.copy(SAMPLES / "layer.npz", volume.parent)
+    config = read_config(path)
+    settings = {**config.job, "stages": config.stages}
+    ceiling = settings.get("max_memory")
+    settings["max_memory"] = byte_size(ceiling) if isinstance(ceiling, str) else ceiling
+    with prepare_job(make_job(str(volume), f"{path}.out.npy", settings)):
+        pass
+
+
+def _configs(suffix: str) -> Seeds:
+    def seeds() -> dict[str, bytes]:
+        if suffix == ".toml":
+            made = {name: (SAMPLES / f"{name}.toml").read_bytes() for name in ("layer", "stack")}
+            made["filter"] = (
+                b'kernel = "gaussian:fwhm=3vox"\nboundary = "constant=2"\npadding = "same"\nstrides = [2, 1, 1]\n'
+                b'dtype = "int16"\nprecision = "float64"\nmax_memory = "2G"\nthreads = 2\n'
+            )
+            made["drawn"] = (
+                b'kernel_size = 3\nfilters = 4\nseed = 1\ngroups = 2\nactivation = "relu"\nuse_bias = true\n'
+                b'kernel_initializer = "he_normal"\nkernel_regularizer = "l2"\nkernel_constraint = "unit_norm"\n'
+            )
+            return made
+        layer = {"filters": 2, "kernel_size": [1, 2, 2], "strides": 1, "padding": "same", "activation": "relu"}
+        made = {
+            "layers": json.dumps(
+                [layer, {**layer, "kernel_initializer": {"class_name": "Ones", "config": {}}}]
+            ).encode(),
+            "keras_model": (DATA / "models" / "small.json").read_bytes(),
+            "keras_layer": json.dumps(
+                {"class_name": "Conv3D", "config": {**layer, "trainable": True, "data_format": "channels_last"}}
+            ).encode(),
+            "filter": b'{"kernel": [[[1, 2, 1]]], "bias": [0.5], "nan": "zero", "padding": [[1, 1], [0, 0], [1, 2]]}',
+        }
+        return made
+
+    return seeds
+
+
+def _weights(*names: str) -> Seeds:
+    return lambda: {name: (DATA / "weights" / name).read_bytes() for name in names}
+
+
+def read_weights(path: str) -> None:
+    """Every layer of a weights file, and the whole model's config, through the public door."""
+    from conv3d_cli.kernels import weights
+
+    for layer in weights.read_layers(path):
+        layer.as_kernel(path)
+    weights.model_config(path)
+
+
+def read_keras_here(path: str) -> None:
+    """As `read_weights`, but in this process, where the fuzzer sees the code."""
+    from conv3d_cli.kernels.weights import keras
+    from conv3d_cli.kernels.weights.layer import reading
+
+    with reading(path):
+        for layer in keras.read_keras(path):
+            layer.as_kernel(path)
+        keras.read_keras_config(path)
+
+
+def read_h5_here(path: str) -> None:
+    """As `read_weights`, but in this process."""
+    from conv3d_cli.kernels.weights import legacy
+    from conv3d_cli.kernels.weights.layer import reading
+
+    with reading(path):
+        for layer in legacy.read_h5(path):
+            layer.as_kernel(path)
+        legacy.read_h5_config(path)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Texts
+
+
+def read_grammar(text: str) -> None:
+    """A text by one of the small grammars; its first letter says which."""
+    from conv3d_cli.kernels import is_builtin
+    from conv3d_cli.kernels.lengths import read_axis, read_count, read_lengths, read_number, read_sizes
+    from conv3d_cli.machine import byte_size
+    from conv3d_cli.model.grid import Grid
+    from conv3d_cli.model.spec import Boundary, ConvSpec
+    from conv3d_cli.model.volume import Axes
+
+    rest, grid = text[1:], Grid((2.0, 1.5, 1.0), "mm")
+    match text[:1]:
+        case "k":
+            if is_builtin(rest):  # others are names of files
+                read_kernel_text(rest)
+        case "l":
+            read_lengths(rest, "sigma", grid)
+        case "s":
+            read_sizes(rest, "size", grid)
+        case "n":
+            read_number(rest, "truncate", grid)
+        case "c":
+            read_count(rest, "count", grid)
+        case "x":
+            read_axis(rest, "axis", grid)
+        case "a":
+            Axes(rest, (3,) * len(rest))
+        case "p":
+            ConvSpec(padding=rest).resolve((1, 4, 5, 6, 1), (3, 3, 3))  # type: ignore[arg-type]
+        case "b":
+            Boundary.parse(rest)
+        case "m":
+            byte_size(rest)
+
+
+def _texts() -> dict[str, bytes]:
+    texts = [
+        "kgaussian:fwhm=6mm", "kgaussian:sigma=1.5,1,1vox:truncate=3", "kbox:size=3,5,5", "kball:radius=2um", "ksobel:axis=d",
+        "klaplacian:neighbours=18", "kdog:sigma=1vox:ratio=1.6", "l8,6,3mm", "l2 µm", "l.5e1vox", "s3,5,5", "n-1.5e3", "c7",
+        "xz", "atzyx", "psame", "p1,2,3", "p1:2,0:0,3:4", "bconstant=2.5", "bnearest", "m2G", "m500M", "m1.5 GiB",
+    ]  # fmt: skip
+    return {f"text{number}": text.encode() for number, text in enumerate(texts)}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The table
+
+_NIFTI = ("formats/nifti.py", "formats/nifti_header.py", "formats/nifti_grid.py")
+_PACKED = ("formats/packed.py", "formats/codecs.py")
+_TIFF = tuple(f"formats/tiff{part}.py" for part in ("", "_metadata", "_ome", "_packed", "_pages"))
+_ZARR = tuple(f"formats/zarr{part}.py" for part in ("", "_ome", "_store"))
+_KERNEL = ("kernels/files.py",)
+_CONFIG = ("config.py", "layer/config.py", "layer/_catalogue.py", "layer/_keras_json.py")
+_LAYERS = ("kernels/weights/layer.py",)
+_HDF5 = ("kernels/weights/hdf5.py", *_LAYERS)
+_KEYS = (
+    '"kernel"', '"weights"', '"bias"', '"centre"', '"axes"', '"ijk"', '"flip"', '"normalize"', '"name"', "true", "null", "1e999",
+    "NaN", "-1", "[[", "]]", '"box:size=3"', "99999999999999999999",
+)  # fmt: skip
+_CONFIG_WORDS = (
+    "kernel", "kernel_size", "filters", "strides", "padding", "dilation_rate", "groups", "boundary", "activation", "bias",
+    "use_bias", "seed", "kernel_initializer", "kernel_regularizer", "kernel_constraint", "class_name", "config", "layers",
+    "registered_name", "glorot_uniform", "relu", "softmax", "unit_norm", "l1l2", "same", "valid", "full", "dtype", "chunks",
+    "levels", "missing", "nan", "max_memory", "threads", "nested", "data_format", "inf", "1e308", "-1", "true",
+)  # fmt: skip
+_ZARR_WORDS = (
+    '"shape"', '"chunks"', '"chunk_shape"', '"data_type"', '"dtype"', '"fill_value"', '"codecs"', '"multiscales"', '"datasets"',
+    '"axes"', '"scale"', '"translation"', '"coordinateTransformations"', '"path"', '"zarr_format"', '"attributes"', "NaN", "null",
+    '"Infinity"', "-1", "1e999", '"sharding_indexed"', '"../.."', '"float64"', '"<c16"',
+    "\n--- 0/zarr.json\n", "\n--- 0/.zarray\n",
+)  # fmt: skip
+
+TARGETS: tuple[Target, ...] = (
+    Target("nifti-nii", ".nii", read_volume_file, _volumes(".nii", ("uint8", "float32"), ("zyx", "tzyx", "zyxs")), _NIFTI),
+    Target("nifti-gz", ".nii.gz", read_volume_file, _volumes(".nii.gz", ("int16",)), (*_NIFTI, *_PACKED)),
+    Target("nifti-zst", ".nii.zst", read_volume_file, _volumes(".nii.zst", ("int16",)), (*_NIFTI, *_PACKED)),
+    Target("nifti-pair", "", read_volume_file, _volumes(".hdr", ("int16", "float64")), _NIFTI, layout=_pair),
+    Target("tiff", ".tif", read_volume_file, _tiffs, _TIFF),
+    Target("npy", ".npy", read_volume_file, _npys, ("formats/npy.py",)),
+    Target("zarr", "", read_volume_file, _zarrs, _ZARR, _ZARR_WORDS, layout=_store),
+    Target("kernel-npy", ".npy", read_kernel_text, _kernels(".npy"), _KERNEL),
+    Target("kernel-npz", ".npz", read_kernel_text, _kernels(".npz"), _KERNEL, ("kernel.npy", "bias.npy", "centre.npy")),
+    Target("kernel-json", ".json", read_kernel_text, _kernels(".json"), _KERNEL, _KEYS),
+    Target("kernel-toml", ".toml", read_kernel_text, _kernels(".toml"), _KERNEL, _KEYS),
+    Target("kernel-txt", ".txt", read_kernel_text, _kernels(".txt"), _KERNEL),
+    Target("kernel-nifti", ".nii", read_kernel_text, _kernels(".nii"), _KERNEL),
+    Target("kernel-tiff", ".tif", read_kernel_text, _kernels(".tif"), _KERNEL),
+    Target("config-toml", ".toml", prepare_config, _configs(".toml"), _CONFIG, _CONFIG_WORDS),
+    Target("config-json", ".json", prepare_config, _configs(".json"), _CONFIG, tuple(f'"{w}"' for w in _CONFIG_WORDS)),
+    Target(
+        "weights-keras", ".keras", read_keras_here, _weights("two.keras", "special.keras"),
+        ("kernels/weights/keras.py", *_HDF5), isolated=read_weights,
+    ),
+    Target(
+        "weights-h5", ".h5", read_h5_here, _weights("keras2.h5", "keras2_weights_only.h5"),
+        ("kernels/weights/legacy.py", *_HDF5), isolated=read_weights,
+    ),
+    Target(
+        "weights-safetensors", ".safetensors", read_weights, _weights("net.safetensors", "dtypes.safetensors"),
+        ("kernels/weights/safetensors.py", *_LAYERS), ('"F32"', '"BF16"', '"dtype"', '"shape"', '"data_offsets"', "__metadata__"),
+    ),
+    Target(
+        "weights-onnx", ".onnx", read_weights, _weights("attributes.onnx", "net.onnx", "external.onnx"),
+        ("kernels/weights/onnx.py", *_LAYERS),
+    ),
+    Target(
+        "weights-pytorch", ".pt", read_weights, _weights("state.pt", "before_1_6.pt", "module.pt", "dtypes.pt"),
+        ("kernels/weights/pytorch.py", "kernels/weights/pickles.py", *_LAYERS),
+    ),
+    Target(
+        "texts", "", read_grammar, _texts, ("kernels/grammar.py", "kernels/lengths.py", "model/spec.py"),
+        ("gaussian", "sigma=", "fwhm=", "size=", "vox", "mm", "um", ":", ",", "1e308", "-", "inf", "nan", "constant=", "axis="),
+    ),
+)  # fmt: skip
+
+
+def find_targets(name: str) -> list[Target]:
+    """The targets of a name, or of a kind: "kernel" is all of kernel-...; "all" is all."""
+    return [t for t in TARGETS if name == "all" or t.name == name or t.name.startswith(f"{name}-")]
+
+
+def corpus_of(target: Target) -> dict[str, bytes]:
+    """Kept inputs: each reached code that those before it did not."""
+    path = CORPUS / f"{target.name}.zip"
+    if not path.exists():
+        return {}
+    with zipfile.ZipFile(path) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def nifti_of(size: int) -> bytes:
+    """A NIfTI-1 file of 377 bytes whose header claims `size` voxels along each of three axes."""
+    head = bytearray(352)
+    struct.pack_into("<i", head, 0, 348)
+    struct.pack_into("<8h", head, 40, 3, size, size, size, 1, 1, 1, 1)
+    struct.pack_into("<2h", head, 70, 16, 32)
+    struct.pack_into("<8f", head, 76, 1, 1, 1, 1, 0, 0, 0, 0)
+    struct.pack_into("<3f", head, 108, 352, 0, 0)
+    head[344:348] = b"n+1\0"
+    return bytes(head) + bytes(25)
