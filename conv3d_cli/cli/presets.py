@@ -34,4 +34,4 @@ def presets(as_json: bool) -> None:
         tells = f"{preset.tool}; {gaussian if preset.gaussian else 'none'}"
         rows.append((name, preset.padding, preset.boundary, preset.nan, files or "as they are", tells))
     for name, padding, boundary, nan, files, tells in rows:
-        click.echo(f"{name:<8} {padding:<8} {boundary:<12} {nan:<10} {files:<13} {tells}")
+        click.echo(f"{name:<8} {padding:<8} {boundary:<17} {nan:<10} {files:<13} {tells}")
