@@ -37,6 +37,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "boxes": {*NOUNS, "engine", "slabs", "stream"},
     "job": {*NOUNS, "layer", "kernels", "formats", "engine", "slabs", "stream", "boxes", "normalized", "presets"},
     "cluster": {*NOUNS, "boxes", "engine", "formats", "job"},
+    "smoothness": {*NOUNS, "formats", "job", "kernels"},
     "verification": {*NOUNS, "layer", "formats", "job"},
     "api": {*NOUNS, "layer", "engine", "job", "normalized", "stream"},
     "pictures": {*NOUNS, "formats", "comparison"},

@@ -65,6 +65,11 @@ if TYPE_CHECKING:
     help="Volumes at a time, which share threads and memory.  [default: up to 4 where every file is small]",
 )
 @click.option(
+    "--to-fwhm",
+    metavar="LENGTH",
+    help="Smooth by the Gaussian that makes the volume as smooth as this, e.g. 8mm or 8,6,6mm, in place of -k.",
+)
+@click.option(
     "--verify",
     type=click.IntRange(min=1),
     metavar="N",
@@ -108,6 +113,10 @@ def apply(ctx: click.Context, inputs: tuple[str, ...], **_: Any) -> None:
     # Before NumPy is imported: its BLAS starts a thread for every CPU, which spins for work that does not come.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     settings = job_settings(ctx)
+    if params["to_fwhm"]:
+        if len(settings["stages"]) > 1 or "kernel" in settings["stages"][0]:
+            raise SpecError("--to-fwhm finds its kernel: leave out -k, and the config's")
+        settings["stages"] = [{**settings["stages"][0], "kernel": "identity"}]
     targets = _targets(inputs, params, settings)
     if params["skip_existing"] and settings.get("overwrite"):
         raise SpecError("--skip-existing and --overwrite contradict each other; pass one of them")
@@ -127,6 +136,7 @@ def apply(ctx: click.Context, inputs: tuple[str, ...], **_: Any) -> None:
         make_folder=bool(params["out_dir"]),
         scheduler=params["scheduler"],
         verify=params["verify"],
+        to_fwhm=params["to_fwhm"],
     )
     if params["page"]:
         _run_with_page(batch, jobs, params["jobs"], params["page"], bool(settings.get("overwrite")))

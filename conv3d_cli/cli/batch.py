@@ -65,6 +65,7 @@ class Batch:
     make_folder: bool = False
     scheduler: str | None = None
     verify: int | None = None
+    to_fwhm: str | None = None
     page: Report | None = None
     exit_code: int = 0
     rows: list[tuple[str, str, str]] = field(default_factory=list)
@@ -142,12 +143,20 @@ class Batch:
             if sight is not None:
                 sight.look_before(prepared)
 
+        found_smoothness = []
         try:
+            if self.to_fwhm is not None:
+                from conv3d_cli.smoothness import match_fwhm
+
+                check_paths(job, make_folder=self.make_folder)
+                matched = match_fwhm(job, self.to_fwhm)
+                job, found_smoothness = matched.job, [matched.words()]
             if self.dry_run:
                 check_paths(job, make_folder=self.make_folder)
                 with prepare_job(job) as prepared:
                     words = [describe(prepared)] if self.verbose or not self.as_json else []
-                    return Attempt(job, "planned", plan_record(prepared), told=words)
+                    told = [*(f"note: {job.source}: {words}" for words in found_smoothness), *words]
+                    return Attempt(job, "planned", plan_record(prepared), told=told)
             if self.verify is not None:
                 from conv3d_cli.verification import check_verifiable
 
@@ -169,6 +178,7 @@ class Batch:
             return Attempt(job, "failed", record, one_line(error), told, error, sight)
         if sight is not None:
             report = sight.look_after(report)
+        report = replace(report, notes=[*found_smoothness, *report.notes])
         told += [f"note: {job.source}: {note}" for note in report.notes]
         if self.verbose:
             told.append(describe_run(report))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from conv3d_cli.errors import Conv3DError
+from conv3d_cli.errors import Conv3DError, SpecError
 
 if TYPE_CHECKING:
     from conv3d_cli.model.volume import VolumeReader
@@ -16,24 +16,36 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
 @click.option("--axes", metavar="LETTERS", help="Axes in storage order, in place of what the file says.")
+@click.option("--fwhm", is_flag=True, help="Also estimate the smoothness along each axis; this reads the voxels.")
+@click.option("--mask", metavar="FILE", help="Voxels that count for --fwhm: where this is above 0.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per file.")
 @click.pass_context
-def info(ctx: click.Context, files: tuple[str, ...], axes: str | None, as_json: bool) -> None:
+def info(
+    ctx: click.Context, files: tuple[str, ...], axes: str | None, fwhm: bool, mask: str | None, as_json: bool
+) -> None:
     """Show axes, shape, dtype, spacing, affine and size of volumes, from their headers; of Zarr chunks and levels, too.
 
     \b
       conv3d info brain.nii.gz
       conv3d info *.tif --json
       conv3d info image.zarr https://host/image.zarr/1
+      conv3d info residuals.nii.gz --fwhm --mask brain.nii.gz
+
+    --fwhm is the FWHM of the Gaussian that makes white noise as smooth, from first differences (Forman et al. 1995); of a series,
+    of what its mean over time leaves.
     """
     from conv3d_cli.cli import one_line
     from conv3d_cli.formats import open_volume
 
+    if mask is not None and not fwhm:
+        raise SpecError("--mask is for --fwhm: pass both, or neither")
     exit_code = 0
     for position, path in enumerate(files):
         try:
             with open_volume(path, axes=axes) as reader:
                 record = header_record(reader)
+            if fwhm:
+                record["fwhm"] = smoothness(path, axes, mask)
         except Conv3DError as error:
             if len(files) == 1:
                 raise
@@ -46,6 +58,19 @@ def info(ctx: click.Context, files: tuple[str, ...], axes: str | None, as_json: 
             click.echo(("\n" if position else "") + describe(record))
     if exit_code:
         ctx.exit(exit_code)
+
+
+def smoothness(path: str, axes: str | None, mask: str | None) -> list[float | None]:
+    """FWHM along D, H, W in the grid's unit, in voxels if it has none; None along an axis of one voxel."""
+    from contextlib import ExitStack
+
+    from conv3d_cli.smoothness import estimate_fwhm, opened
+
+    with ExitStack() as stack:
+        reader = stack.enter_context(opened(path, axes))
+        found = estimate_fwhm(reader, None if mask is None else stack.enter_context(opened(mask)))
+        spacing = reader.header.grid.spacing or (1.0, 1.0, 1.0)
+    return [length * s if length == length else None for length, s in zip(found, spacing, strict=True)]
 
 
 def header_record(reader: VolumeReader) -> dict[str, Any]:
@@ -91,4 +116,7 @@ def describe(record: dict[str, Any]) -> str:
         rows.append(("affine", f"{lines[0]}   (i,j,k) to {record['unit']}"))
         rows += [("", line) for line in lines[1:]]
     rows += list(record.get("storage", {}).items())
+    if "fwhm" in record:
+        lengths = ",".join("unknown" if length is None else f"{length:.4g}" for length in record["fwhm"])
+        rows.append(("fwhm", f"{lengths} {record['unit'] or 'vox'} (depth,height,width), as of white noise"))
     return "\n".join(f"{name:<8} {text}" for name, text in rows)
