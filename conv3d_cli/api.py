@@ -126,7 +126,7 @@ def with_missing(
     convolution: Convolution, reader: VolumeReader, policy: Missing, kernel: Kernel, mask: ArrayLike | None, many: bool
 ) -> tuple[Convolution, VolumeReader]:
     """A convolution and its input, made to do what `policy` asks for; `mask`: (D, H, W)."""
-    from conv3d_cli.normalized import WeighedReader, check_centre, check_labels, check_mask, normalized
+    from conv3d_cli.normalized import WeighedReader, check_centre, check_mask, normalized
 
     check_centre(policy, convolution.problem, kernel)
     weights = None
@@ -135,9 +135,7 @@ def with_missing(
         if array.ndim != 3 or array.dtype.kind not in "buif":
             raise ShapeError(f"the mask must be (D, H, W) of real numbers, received {array.ndim} axes of {array.dtype}")
         weights = ArrayReader(array, VolumeHeader(Axes("zyx", array.shape), array.dtype), "mask")
-        check_mask(weights, reader.header)
-        if policy.labels:
-            check_labels(weights)
+        check_mask(weights, reader.header, policy.labels)
     if policy.weighs:
         reader = WeighedReader(reader, weights, policy, convolution.plan.dtype)
     return normalized(convolution, policy, kernel, many), reader

@@ -29,7 +29,7 @@ from conv3d_cli.formats import (
     output_bytes,
     output_format,
 )
-from conv3d_cli.formats.base import ScaledWriter, SpooledWriter, spool_reader
+from conv3d_cli.formats.base import ScaledWriter, SpooledWriter, random_access, spool_reader
 from conv3d_cli.kernels import read_kernel
 from conv3d_cli.kernels.lengths import MAX_WEIGHTS
 from conv3d_cli.layer import get_activation, get_constraint, get_initializer, get_regularizer
@@ -321,16 +321,12 @@ def _naming(reader: VolumeReader) -> Iterator[None]:
 
 def _open_mask(missing: Missing, header: VolumeHeader) -> VolumeReader:
     """The mask, checked against the volume, with random access."""
-    from conv3d_cli.normalized import check_labels, check_mask
+    from conv3d_cli.normalized import check_mask
 
     assert missing.mask is not None
-    mask = open_volume(missing.mask)
-    if mask.sequential:
-        mask = spool_reader(mask)
+    mask = random_access(open_volume(missing.mask))
     try:
-        check_mask(mask, header)
-        if missing.labels:
-            check_labels(mask)
+        check_mask(mask, header, missing.labels)
     except BaseException:
         mask.close()
         raise
@@ -394,13 +390,14 @@ def _prepare(job: Job, reader: VolumeReader, mask: VolumeReader | None) -> Prepa
     plans = [s.plan for s in stages]
     written = channels if not kernels[-1].is_layer and len(stages) == 1 else out_header.shape[4]
     held = Held(
-        lambda planes: reader.held_bytes(planes, plans[0].problem.in_channels),
+        lambda planes: (
+            reader.held_bytes(planes, plans[0].problem.in_channels)
+            + sum(s.convolution.held_bytes(planes) for s in stages)
+        ),
         output_bytes(
             job.target, out_header, written, chunks=job.chunks, levels=job.levels, compression=job.compression
         ),
     )
-    if job.missing.concerns(plans[0].problem.boundary):
-        held = _held_by_means(held, job, plans[0], len(parts) > 1)
     in_dtype = plans[0].dtype if job.missing.weighs else header.dtype
     ceiling = UNLIMITED if job.on_cluster else job.max_memory
     cut = cut_job(
@@ -437,7 +434,7 @@ def _box_job(
     writing = output_access(job.target, out_header, chunks=job.chunks, levels=job.levels, compression=job.compression)
     convolutions = [stage.convolution for stage in stages]
     along_width = job.channels_first and any(a.kind == "axis" for c in convolutions[:-1] for a in c.activations)
-    if job.missing.concerns(convolutions[0].problem.boundary):
+    if not all(convolution.takes_boxes for convolution in convolutions):
         return None
     if reading is None or writing is None or along_width or any(c.activity is not None for c in convolutions[:-1]):
         return None
@@ -463,17 +460,6 @@ def _normalized(convolution: Convolution, missing: Missing, kernel: Kernel, many
 
     check_centre(missing, convolution.problem, kernel)
     return normalized(convolution, missing, kernel, many, tells_coverage=job.coverage is not None)
-
-
-def _held_by_means(held: Held, job: Job, plan: Plan, many: bool) -> Held:
-    """What a normalised convolution holds beside a plain one."""
-    from conv3d_cli.normalized import KEPT_BYTES, held_bytes
-
-    kept = min(KEPT_BYTES, math.prod(plan.problem.out_size) * plan.dtype.itemsize) if many else 0
-    return Held(
-        lambda planes: held.reader(planes) + held_bytes(job.missing, plan.problem, plan.dtype, planes),
-        held.writer + kept + plan.scratch_bytes,
-    )
 
 
 def plan_part(
@@ -887,18 +873,16 @@ def _refuse_losses(notes: list[str]) -> None:
 
 def _bare_note(prepared: PreparedJob) -> list[str]:
     """A note on means that had too few voxels. Raises: ShapeError if all of them had."""
-    bare = sum(getattr(stage.convolution, "bare", 0) for stage in prepared.stages)
-    total = math.prod(prepared.stages[-1].problem.out_size) * sum(
-        part.stop - part.start if not prepared.stages[-1].convolution.is_layer else 1
-        for _, part in prepared.passage.parts
-    )
-    missing = prepared.job.missing
-    if bare and bare == total and missing.mask is None:
+    if prepared.job.missing.mask is not None:
+        return []  # outside a mask that is meant
+    bare = [(stage.convolution.bare, math.prod(stage.problem.out_shape)) for stage in prepared.stages]
+    if any(count == total for count, total in bare):
         raise ShapeError("no voxel is left: all of them are missing")
-    what = "0" if missing.mask is not None else "NaN"
-    share = 100 * bare / max(1, total)
-    told = bare and missing.mask is None
-    return [f"{bare} voxels ({share:.2g} %) had too little of the kernel's weight and are {what}"] if told else []
+    return [
+        f"{count} voxels ({100 * count / total:.2g} %) had too little of the kernel's weight and are NaN"
+        for count, total in bare
+        if count
+    ]
 
 
 def clipped_note(job: Job, clipped: int, voxels: int) -> list[str]:

@@ -141,8 +141,8 @@ def normalized(
 class WeighedReader(VolumeReader):
     """A volume's voxels times their weights, the weights, and what else the means need, as further channels.
 
-    A block is (d, h, w, 3·c), or 2·c: products, weights, and the voxels themselves where `keeps`. Under `labels` there are two
-    parts: voxels, and labels in place of weights.
+    A block is (d, h, w, 2·c), or 3·c: products, weights, and under `mask_mode` keep the voxels themselves. Under `labels` it is
+    voxels, and labels in place of weights.
 
     reader : VolumeReader           stays the caller's to close
     mask : VolumeReader or None     random access, one channel, the same D, H, W
@@ -154,11 +154,6 @@ class WeighedReader(VolumeReader):
         self.sequential, self.channels_together = reader.sequential, reader.channels_together
         self.notes = reader.notes
 
-    @property
-    def layers(self) -> int:
-        """Of channels, in a block."""
-        return layers_of(self.missing)
-
     def read(self, n: int, depth: slice, channels: slice) -> Array:
         block = self.reader.read(n, depth, channels)
         return self._weigh(block, None if self.mask is None else self.mask.read(0, depth, slice(0, 1)))
@@ -168,7 +163,7 @@ class WeighedReader(VolumeReader):
         slope, intercept = self.reader.header.scale
         depth, height, width, channels = block.shape
         # a plane's channels lie one after another, so that the engine packs rows of one kind
-        out = np.empty((depth, self.layers, channels, height, width), real)
+        out = np.empty((depth, layers_of(missing), channels, height, width), real)
         given = None
         if mask is not None:
             given = mask[..., 0].astype(real)
@@ -179,10 +174,10 @@ class WeighedReader(VolumeReader):
             values = block.astype(real)
             if (slope, intercept) != (1.0, 0.0):
                 values = values * real.type(slope) + real.type(intercept)
-            out[:, -1] = values.transpose(0, 3, 1, 2)
+            out[:, 0 if missing.labels else 2] = values.transpose(0, 3, 1, 2)
         if missing.labels:
             assert given is not None
-            out[:, 0], out[:, 1] = out[:, 1].copy(), given[:, None]
+            out[:, 1] = given[:, None]
             if missing.value is not None:
                 out[:, 0][(block == missing.value).transpose(0, 3, 1, 2)] = np.nan
         else:
@@ -206,17 +201,10 @@ def layers_of(missing: Missing) -> int:
     return 3 if missing.mask_mode == "keep" and not missing.labels else 2
 
 
-def held_bytes(missing: Missing, problem: ConvProblem, real: np.dtype[Any], planes: int) -> int:
-    """Memory that a normalised convolution takes beside a plain one's, in slabs of so many input planes."""
-    plane = math.prod(problem.in_size[1:]) * problem.in_channels * real.itemsize
-    # read, joined and computed from: weights beside the voxels; sums and coverage of about as many planes
-    extra = (layers_of(missing) - 1) * 4 + 1 if missing.weighs else 2
-    return planes * plane * (extra + 3)
-
-
-def check_mask(mask: VolumeReader, header: VolumeHeader) -> None:
+def check_mask(mask: VolumeReader, header: VolumeHeader, labels: bool = False) -> None:
     """That a mask has the volume's grid, one channel, and numbers from 0 on, of which one is above it.
 
+    labels : bool       its numbers are regions: whole, and below `MOST_LABELS`
     Raises: ShapeError.
     """
     size, wanted = mask.header.shape, header.shape
@@ -240,6 +228,8 @@ def check_mask(mask: VolumeReader, header: VolumeHeader) -> None:
         least, most = float(values.min()), float(values.max())
         if not (math.isfinite(least) and math.isfinite(most)):
             raise ShapeError(f"the mask {mask.path} holds NaN or infinity; weights are numbers from 0 on")
+        if labels and (most >= MOST_LABELS or (values.dtype.kind == "f" and (values != np.rint(values)).any())):
+            raise ShapeError(f"the labels in {mask.path} must be whole numbers from 0 to {MOST_LABELS - 1}")
         low, high = min(low, least * slope + intercept), max(high, most * slope + intercept)
         mask.release(0, start)
     if low < 0:
@@ -259,14 +249,6 @@ def _voxels_apart(grid: Grid, other: Grid, size: tuple[int, ...]) -> NDArray[np.
     return np.asarray(np.abs(moved).max(axis=1)[::-1])
 
 
-def check_labels(mask: VolumeReader) -> None:
-    """That a mask's numbers can be regions. Raises: ShapeError."""
-    for start in range(0, mask.header.shape[1], 16):
-        values = mask.read(0, slice(start, min(start + 16, mask.header.shape[1])), slice(0, 1))
-        if values.max() >= MOST_LABELS or (values.dtype.kind == "f" and (values != np.rint(values)).any()):
-            raise ShapeError(f"the labels in {mask.path} must be whole numbers from 0 to {MOST_LABELS - 1}")
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Computing
 
@@ -277,24 +259,39 @@ class NormalizedConvolution(Convolution):
 
     coverage_plan : Plan or None    of `coverage_problem`; None where no means are taken
     keeps_coverage : bool           the same coverage serves every part: it depends on mask and place alone
+    tells_coverage : bool           `coverage` is asked for after each slab
     """
+
+    takes_boxes = False
 
     missing: Missing = NOTHING
     coverage_plan: Plan | None = None
     keeps_coverage: bool = False
     tells_coverage: bool = False
-    bare: int = 0
+    _bare: int = 0
     _told: Array | None = None
     _kept: dict[Any, Array] = field(default_factory=dict)
     _kept_bytes: int = 0
-    _spare: dict[str, Array] = field(
-        default_factory=dict
-    )  # memory of the last slab: fresh pages cost more than the sums
+    # memory of the last slab: fresh pages cost more than the sums
+    _spare: dict[str, Array] = field(default_factory=dict)
     _lately: bool = False  # whether the last slab held a missing voxel: the next one is then not tried plainly
 
     @property
     def coverage(self) -> Array | None:
         return self._told
+
+    @property
+    def bare(self) -> int:
+        return self._bare
+
+    def held_bytes(self, planes: int) -> int:
+        plan = self.plan
+        plane = math.prod(self.problem.in_size[1:]) * self.problem.in_channels * plan.dtype.itemsize
+        # read, joined and computed from: weights beside the voxels; sums and coverage of about as many planes
+        copies = 3 + ((layers_of(self.missing) - 1) * 4 + 1 if self.missing.weighs else 2)
+        kept = math.prod(self.problem.out_size) * plan.dtype.itemsize if self.keeps_coverage else 0
+        scratch = 0 if self.coverage_plan is None else self.coverage_plan.scratch_bytes
+        return planes * plane * copies + min(KEPT_BYTES, kept) + scratch
 
     def convolve(
         self,
@@ -356,10 +353,9 @@ class NormalizedConvolution(Convolution):
         if missing.mask is not None and missing.mask_mode != "extend":
             inside = self._at_centre(slab, weights, out.shape) > 0
             if missing.mask_mode == "clip" and not self.tells_coverage and not inside.any():
-                out[...] = 0
                 if progress is not None:
                     progress(out.size)
-                return 0
+                return self._finish(np.zeros((*out.shape[:3], self.problem.filters), self.plan.dtype), out)
         coverage = self._coverage(slab, weights, out.shape, team)
         sums = self._memory("sums", (*out.shape[:3], self.problem.filters))
         self.plan.convolve_slab(
@@ -373,7 +369,7 @@ class NormalizedConvolution(Convolution):
             progress=progress,
         )
         fill = 0.0 if missing.mask is not None else math.nan
-        self.bare += divide(sums, coverage, missing.min_coverage, fill, team)
+        self._bare += divide(sums, coverage, missing.min_coverage, fill, team)
         if self.tells_coverage:
             self._told = coverage
         self._activated(sums, outputs)
@@ -467,7 +463,7 @@ class NormalizedConvolution(Convolution):
                 part, coverage = np.empty_like(sums), np.empty_like(sums)
                 self.plan.convolve_slab(products, part, slab.planes, team, rows=slab.rows, columns=slab.columns)
                 self._sum_weights(slab, weights, coverage, team)
-                self.bare += divide(part, coverage, missing.min_coverage, 0.0, team)
+                self._bare += divide(part, coverage, missing.min_coverage, 0.0, team)
                 here = (own == label)[..., None]
                 np.copyto(sums, part, where=here)
                 np.copyto(covered, coverage, where=here)

@@ -13,8 +13,7 @@ from __future__ import annotations
 import math
 import os
 import tempfile
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,18 +21,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conv3d_cli.errors import ShapeError, SpecError
-from conv3d_cli.formats import open_volume
-from conv3d_cli.formats.base import spool_reader
+from conv3d_cli.formats import open_volume, output_format
+from conv3d_cli.formats.base import random_access
 from conv3d_cli.job import Job, run_job
-from conv3d_cli.kernels.lengths import read_lengths
+from conv3d_cli.kernels.builtin import FWHM_PER_SIGMA
+from conv3d_cli.kernels.lengths import Floats, read_lengths
 from conv3d_cli.model.spec import AXIS_NAMES
 from conv3d_cli.model.volume import VolumeReader
 
-FWHM = 2 * math.sqrt(2 * math.log(2))  # of a Gaussian of standard deviation 1
 BLOCK_BYTES = 32 << 20  # of all time points of some planes, as float64
 CLOSE, ROUNDS = 0.02, 6  # a matched smoothness is this near to what was asked for; runs at most
-
-Triple = tuple[float, float, float]
 
 
 @dataclass
@@ -56,7 +53,7 @@ class Moments:
         return max(0.0, self.squares / self.count - (self.total / self.count) ** 2) if self.count else 0.0
 
 
-def estimate_fwhm(reader: VolumeReader, mask: VolumeReader | None = None) -> Triple:
+def estimate_fwhm(reader: VolumeReader, mask: VolumeReader | None = None) -> Floats:
     """A volume's smoothness along D, H, W in voxels; NaN along an axis of one voxel, 0 for white noise.
 
     reader, mask : random access; only voxels where the mask is above 0 and whose values are all finite count
@@ -99,7 +96,8 @@ def _residuals(
     if count > 1:
         block -= block.mean(axis=0)
     if mask is not None:
-        known = known & (mask.read(0, depth, slice(0, 1))[..., 0] > 0)
+        slope, intercept = mask.header.scale
+        known = known & (mask.read(0, depth, slice(0, 1))[..., 0] * slope + intercept > 0)
     return block, known
 
 
@@ -114,15 +112,7 @@ def _fwhm(variance: float, step: Moments) -> float:
     correlation = 1 - step.variance / (2 * variance)
     if correlation <= 0:
         return 0.0
-    return math.inf if correlation >= 1 else FWHM * math.sqrt(-1 / (4 * math.log(correlation)))
-
-
-@contextmanager
-def opened(path: str, axes: str | None = None, channels_first: bool = False) -> Iterator[VolumeReader]:
-    """A volume with random access; what can only be streamed is unpacked into $TMPDIR."""
-    reader = open_volume(path, axes=axes, channels_first=channels_first)
-    with spool_reader(reader) if reader.sequential else reader as found:
-        yield found
+    return math.inf if correlation >= 1 else FWHM_PER_SIGMA * math.sqrt(-1 / (4 * math.log(correlation)))
 
 
 @dataclass(frozen=True)
@@ -134,16 +124,16 @@ class Matched:
     """
 
     job: Job
-    before: Triple
-    kernel: Triple
-    after: Triple
-    spacing: Triple | None
+    before: Floats
+    kernel: Floats
+    after: Floats
+    spacing: Floats | None
     unit: str | None
 
     def words(self) -> str:
         """What was found, for people."""
 
-        def text(lengths: Triple) -> str:
+        def text(lengths: Floats) -> str:
             scaled = [length * s for length, s in zip(lengths, self.spacing or (1.0, 1.0, 1.0), strict=True)]
             return ",".join(f"{length:.3g}" for length in scaled)
 
@@ -164,10 +154,14 @@ def match_fwhm(job: Job, target: str) -> Matched:
     if len(job.stages) > 1 or stage.spec(is_layer=False).strides not in (1, (1, 1, 1), [1, 1, 1]):
         raise SpecError("--to-fwhm smooths on the volume's own grid: leave out layers and --strides")
     with ExitStack() as stack:
-        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="conv3d-"))
-        reader = stack.enter_context(opened(job.source, job.axes, job.channels_first))
-        mask = None if job.missing.mask is None else stack.enter_context(opened(job.missing.mask))
+        trial = os.path.join(stack.enter_context(tempfile.TemporaryDirectory(prefix="conv3d-")), "trial.npy")
+        volume = open_volume(job.source, axes=job.axes, channels_first=job.channels_first)
+        reader, mask = stack.enter_context(random_access(volume)), None
+        if job.missing.mask is not None:
+            mask = stack.enter_context(random_access(open_volume(job.missing.mask)))
         wanted = read_lengths(target, "to-fwhm", reader.header.grid)
+        axes = reader.header.axes
+        letters = output_format(trial).output_letters(axes.letters, axes.canonical_shape[4], np.dtype(np.float32))
         before = estimate_fwhm(reader, mask)
         for axis, present, wish in zip(AXIS_NAMES, before, wanted, strict=True):
             if present > wish * (1 + CLOSE):
@@ -180,13 +174,12 @@ def match_fwhm(job: Job, target: str) -> Matched:
             kernel = (math.sqrt(squares[0]), math.sqrt(squares[1]), math.sqrt(squares[2]))
             text = f"gaussian:fwhm={','.join(f'{k:.6g}' for k in kernel)}vox"
             matched = replace(job, stages=(replace(stage, kernel=text),))
-            trial = os.path.join(folder, "trial.npy")
             missing = replace(job.missing, mask_mode="clip")
             run_job(
                 replace(matched, target=trial, overwrite=True, dtype="float32", scale="none", strict=False, coverage=None,
                         missing=missing, compression="none", chunks=None, levels=1)
             )  # fmt: skip
-            with opened(trial, reader.header.axes.letters) as found:
+            with open_volume(trial, axes=letters) as found:
                 after = estimate_fwhm(found, mask)
             away = [a / w - 1 for a, w in zip(after, wanted, strict=True) if math.isfinite(a)]
             if max(map(abs, away), default=0.0) <= CLOSE:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,10 +56,21 @@ class Convolution:
     activity: Penalty | None = None
     activity_sum: float = 0.0
 
+    takes_boxes: ClassVar[bool] = True  # whether parts of planes may be computed by themselves
+
     @property
     def coverage(self) -> Array | None:
         """What the last slab's means hold of the kernel's weight, (d, h, w, c or 1); None where no means are taken."""
         return None
+
+    @property
+    def bare(self) -> int:
+        """How many means so far held too little of the kernel's weight to be one."""
+        return 0
+
+    def held_bytes(self, planes: int) -> int:
+        """Memory taken beside input, output and the plan's scratch, in slabs of so many input planes."""
+        return 0
 
     def __post_init__(self) -> None:
         if self.bias is not None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -16,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conv3d_cli.errors import DifferenceError, SpecError
-from conv3d_cli.formats import open_volume
-from conv3d_cli.formats.base import spool_reader
+from conv3d_cli.formats import open_volume, output_format
+from conv3d_cli.formats.base import random_access
 from conv3d_cli.job import Job, PreparedJob, PreparedStage, prepare_job
 from conv3d_cli.layer import get_activation
 from conv3d_cli.model.missing import NOTHING, Missing
@@ -47,7 +48,7 @@ def check_verifiable(job: Job) -> None:
     """That the files can be read again after the run. Raises: SpecError."""
     if "-" in (job.source, job.target):
         raise SpecError("--verify reads input and output again, which a pipe cannot give: name files")
-    if job.source == job.target:
+    if os.path.realpath(job.source) == os.path.realpath(job.target):
         raise SpecError("--verify reads the input again, which this output replaces: name another output")
     if any(get_activation(a).kind != "voxel" for stage in job.stages for a in stage.activations):
         raise SpecError("--verify looks at voxels one by one, and this activation at a whole axis: leave it out")
@@ -60,10 +61,10 @@ def verify_output(job: Job, count: int) -> Verified:
     """
     with ExitStack() as stack:
         prepared = stack.enter_context(prepare_job(job))
-        reader = stack.enter_context(_random_access(prepared.reader))
-        # axes that the file cannot name are read as they were written
-        letters = None if job.target.endswith((".nii", ".nii.gz", ".zarr")) else prepared.header.axes.letters
-        written = stack.enter_context(_random_access(open_volume(job.target, axes=letters)))
+        reader = stack.enter_context(random_access(prepared.reader))
+        # an array has no names of axes: here they are known
+        letters = prepared.header.axes.letters if output_format(job.target).name == "NumPy" else None
+        written = stack.enter_context(random_access(open_volume(job.target, axes=letters)))
         slope, intercept = written.header.scale
         shape = prepared.header.shape
         picks = np.random.default_rng(SEED).choice(math.prod(shape), size=min(count, math.prod(shape)), replace=False)
@@ -83,10 +84,6 @@ def verify_output(job: Job, count: int) -> Verified:
                 )
             worst = max(worst, abs(found - value) / bound)
     return Verified(len(picks), worst)
-
-
-def _random_access(reader: VolumeReader) -> VolumeReader:
-    return spool_reader(reader) if reader.sequential else reader
 
 
 def _voxel(prepared: PreparedJob, reader: VolumeReader, place: tuple[int, int, int, int, int]) -> tuple[float, float]:
@@ -232,9 +229,8 @@ def _means(
     bottom = _taps(certainty, indices, spans, problem, weights, 1, outside)
     share = 2 * BOUNDS[prepared.job.precision]
     bounds = share * size / np.maximum(bottom, 1e-30) ** 2
-    bounds = np.where(
-        abs(bottom / missing.min_coverage - 1) < 1e-3, np.inf, bounds
-    )  # rounding decides whether it counts
+    # so near to the least that counts, rounding decides
+    bounds = np.where(abs(bottom / missing.min_coverage - 1) < 1e-3, np.inf, bounds)
     with np.errstate(invalid="ignore", divide="ignore"):
         means = np.where(bottom >= missing.min_coverage, top / bottom, 0.0 if mask is not None else np.nan)
     return means, bounds

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import BOUNDARIES, Geometry, geometries
 
-from conv3d_cli import Kernel, conv3d
+from conv3d_cli import Kernel, Volume, conv3d, read_volume, write_volume
 from conv3d_cli.cli import main
 from conv3d_cli.engine import ALGORITHMS
 from conv3d_cli.errors import ShapeError, SpecError
@@ -356,6 +356,51 @@ def test_outside_a_mask_is_0_whatever_the_bias(scan: Path, tmp_path: Path) -> No
         mask = scan / ("l.nii" if labels else "m.nii")
         apply(scan / "x.nii", *arguments, "--mask", mask, *labels, "--overwrite")
         assert (load(tmp_path / "o.nii")[load(mask) == 0] == 0).all()
+
+
+STACK = '[[layers]]\nkernel = "box:size=3"\n\n[[layers]]\nkernel = "ball:radius=3vox"\nboundary = "renormalize"\n'
+
+
+def test_means_of_a_later_layer_are_computed_in_whole_planes(tmp_path: Path) -> None:
+    """Not in boxes: one line under a ceiling that no plane fits, and the same bits under the one that it names."""
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).random((5, 1500, 1200), np.float32))
+    (tmp_path / "stack.toml").write_text(STACK)
+    arguments = [tmp_path / "x.npy", "-c", tmp_path / "stack.toml", "--chunks", "5,70,70", "-o"]
+    refused = apply(*arguments, tmp_path / "a.zarr", "--max-memory", "1M", code=6)
+    assert "plane" in refused
+    apply(*arguments, tmp_path / "a.zarr", "--max-memory", refused.split("--max-memory ")[1].split()[0])
+    apply(*arguments, tmp_path / "b.zarr", "--max-memory", "2G")
+    np.testing.assert_array_equal(*(read_volume(str(tmp_path / name)).data for name in ("a.zarr", "b.zarr")))
+
+
+def test_means_are_not_for_a_cluster(tmp_path: Path) -> None:
+    """Said before any scheduler is asked for."""
+    write_volume(str(tmp_path / "x.zarr"), Volume(np.zeros((4, 5, 6), np.float32), "zyx"))
+    (tmp_path / "stack.toml").write_text(STACK)
+    arguments = [
+        tmp_path / "x.zarr",
+        "-c",
+        tmp_path / "stack.toml",
+        "-o",
+        tmp_path / "o.zarr",
+        "--scheduler",
+        "tcp://no:1",
+    ]
+    assert "renormalize" in apply(*arguments, code=2)
+
+
+def test_what_lies_outside_a_mask_does_not_depend_on_slabs(tmp_path: Path) -> None:
+    """A softmax of what is 0 outside is not 0, in a slab wholly outside as in one that is cut."""
+    np.save(tmp_path / "x.npy", np.random.default_rng(1).random((40, 300, 300, 3), np.float32))
+    mask = np.zeros((40, 300, 300), np.uint8)
+    mask[:5] = 1
+    np.save(tmp_path / "m.npy", mask)
+    kernel = ["-k", "box:size=3", "--mask", tmp_path / "m.npy", "--activation", "softmax", "-o"]
+    refused = apply(tmp_path / "x.npy", *kernel, tmp_path / "a.npy", "--max-memory", "1M", code=6)
+    apply(tmp_path / "x.npy", *kernel, tmp_path / "a.npy", "--max-memory", refused.split("--max-memory ")[1].split()[0])
+    apply(tmp_path / "x.npy", *kernel, tmp_path / "b.npy", "--max-memory", "2G")
+    assert (tmp_path / "a.npy").read_bytes() == (tmp_path / "b.npy").read_bytes()
+    np.testing.assert_allclose(np.load(tmp_path / "a.npy")[20], 1 / 3)
 
 
 def test_policies_that_contradict() -> None:

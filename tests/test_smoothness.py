@@ -14,7 +14,9 @@ from click.testing import CliRunner
 from scipy import ndimage
 
 from conv3d_cli.cli import main
-from conv3d_cli.smoothness import FWHM, estimate_fwhm, opened
+from conv3d_cli.formats import open_volume
+from conv3d_cli.kernels.builtin import FWHM_PER_SIGMA
+from conv3d_cli.smoothness import estimate_fwhm
 
 EXAMPLE = Path(nib.__file__).parent / "tests" / "data" / "example4d.nii.gz"
 SPACING = np.array([3.0, 2.0, 1.5])  # mm along D, H, W
@@ -35,7 +37,7 @@ def write(path: Path, data: np.ndarray) -> Path:
 def noise(fwhm: tuple[float, float, float], shape: tuple[int, ...] = (48, 50, 52), seed: int = 0) -> np.ndarray:
     """White noise smoothed by a Gaussian of so many mm, far from any edge."""
     white = np.random.default_rng(seed).standard_normal([n + 24 for n in shape])
-    smooth = ndimage.gaussian_filter(white, np.array(fwhm) / FWHM / SPACING, mode="wrap", truncate=6)
+    smooth = ndimage.gaussian_filter(white, np.array(fwhm) / FWHM_PER_SIGMA / SPACING, mode="wrap", truncate=6)
     return 1000 + 5 * smooth[tuple(slice(12, -12) for _ in shape)]
 
 
@@ -77,7 +79,7 @@ def test_only_the_mask_counts(tmp_path: Path) -> None:
 
 def test_blocks_of_planes_do_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path / "x.nii", noise((6, 6, 6), (13, 14, 15)))
-    with opened(str(path)) as reader:
+    with open_volume(str(path)) as reader:
         whole = estimate_fwhm(reader)
         monkeypatch.setattr("conv3d_cli.smoothness.BLOCK_BYTES", 1)
         assert estimate_fwhm(reader) == pytest.approx(whole, rel=1e-9)

@@ -111,6 +111,7 @@ def test_exit_7(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     [
         (["-o", "-"], "pipe"),
         (["-o", "c.npy", "--overwrite"], "replaces"),
+        (["-o", "./c.npy", "--overwrite"], "replaces"),
         (["-o", "o.npy", "--activation", "softmax"], "whole axis"),
     ],
 )

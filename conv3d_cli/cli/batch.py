@@ -143,19 +143,19 @@ class Batch:
             if sight is not None:
                 sight.look_before(prepared)
 
-        found_smoothness = []
+        smoothness: list[str] = []  # what --to-fwhm found
         try:
             if self.to_fwhm is not None:
                 from conv3d_cli.smoothness import match_fwhm
 
                 check_paths(job, make_folder=self.make_folder)
                 matched = match_fwhm(job, self.to_fwhm)
-                job, found_smoothness = matched.job, [matched.words()]
+                job, smoothness = matched.job, [matched.words()]
             if self.dry_run:
                 check_paths(job, make_folder=self.make_folder)
                 with prepare_job(job) as prepared:
-                    words = [describe(prepared)] if self.verbose or not self.as_json else []
-                    told = [*(f"note: {job.source}: {words}" for words in found_smoothness), *words]
+                    told += [f"note: {job.source}: {note}" for note in smoothness]
+                    told += [describe(prepared)] if self.verbose or not self.as_json else []
                     return Attempt(job, "planned", plan_record(prepared), told=told)
             if self.verify is not None:
                 from conv3d_cli.verification import check_verifiable
@@ -178,7 +178,7 @@ class Batch:
             return Attempt(job, "failed", record, one_line(error), told, error, sight)
         if sight is not None:
             report = sight.look_after(report)
-        report = replace(report, notes=[*found_smoothness, *report.notes])
+        report = replace(report, notes=[*smoothness, *report.notes])
         told += [f"note: {job.source}: {note}" for note in report.notes]
         if self.verbose:
             told.append(describe_run(report))

@@ -44,8 +44,8 @@ def info(
         try:
             with open_volume(path, axes=axes) as reader:
                 record = header_record(reader)
-            if fwhm:
-                record["fwhm"] = smoothness(path, axes, mask)
+                if fwhm:
+                    record["fwhm"] = smoothness(reader, mask)
         except Conv3DError as error:
             if len(files) == 1:
                 raise
@@ -60,15 +60,17 @@ def info(
         ctx.exit(exit_code)
 
 
-def smoothness(path: str, axes: str | None, mask: str | None) -> list[float | None]:
+def smoothness(volume: VolumeReader, mask: str | None) -> list[float | None]:
     """FWHM along D, H, W in the grid's unit, in voxels if it has none; None along an axis of one voxel."""
     from contextlib import ExitStack
 
-    from conv3d_cli.smoothness import estimate_fwhm, opened
+    from conv3d_cli.formats import open_volume
+    from conv3d_cli.formats.base import random_access
+    from conv3d_cli.smoothness import estimate_fwhm
 
     with ExitStack() as stack:
-        reader = stack.enter_context(opened(path, axes))
-        found = estimate_fwhm(reader, None if mask is None else stack.enter_context(opened(mask)))
+        reader = stack.enter_context(random_access(volume))
+        found = estimate_fwhm(reader, None if mask is None else stack.enter_context(random_access(open_volume(mask))))
         spacing = reader.header.grid.spacing or (1.0, 1.0, 1.0)
     return [length * s if length == length else None for length, s in zip(found, spacing, strict=True)]
 

@@ -278,19 +278,17 @@ def _draw(shown: Kernel, grid: Grid | None, output: str | None, overwrite: bool)
 
     picture = kernel_panels(shown, None if grid is None else grid.spacing)
     caption = list(picture.caption)
+    legend = f"black is 0; orange positive, blue negative, full at {picture.scale:.4g}"
     if output is not None:
         from conv3d_cli.pictures.figure import make_figure
         from conv3d_cli.pictures.plotting import save_figure
 
-        full = f"black is 0; orange positive, blue negative, full at {picture.scale:.4g}"
-        save_figure(make_figure([picture.slices, picture.profiles], [shown.name, *caption, full]), output, overwrite)
+        save_figure(make_figure([picture.slices, picture.profiles], [shown.name, *caption, legend]), output, overwrite)
         return
     colour = drawing.in_colour(sys.stdout)
     # so large that small kernels are seen, and not larger
     most = max(1, _COLUMNS // max(shown.size)) if colour else 2
-    if colour:
-        legend = f"black is 0; orange positive, blue negative, full at {picture.scale:.4g}"
-    else:
+    if not colour:
         shades = drawing.SHADES
         legend = f"from 0 '{shades[0]}' to the largest absolute weight, {picture.scale:.4g}, '{shades[-1]}'"
         if picture.negative:

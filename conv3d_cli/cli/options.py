@@ -16,6 +16,7 @@ from click.core import ParameterSource
 from conv3d_cli.config import JOB_KEYS, STAGE_KEYS, Config, read_config, stage_arguments
 from conv3d_cli.errors import SpecError
 from conv3d_cli.machine import byte_size
+from conv3d_cli.model.missing import MASK_MODES, MIN_COVERAGE, NAN_MODES, Missing
 from conv3d_cli.model.spec import BOUNDARIES
 from conv3d_cli.presets import PRESETS, apply_preset, refuse_stack
 
@@ -155,17 +156,17 @@ missing_options = options(
         help="Weights of the voxels, on the same grid: each result is a mean, sum(w m x) / sum(w m), and outside it is 0.",
     ),
     click.option(
-        "--mask-mode", type=click.Choice(["clip", "extend", "keep"]), default="clip", show_default=True,
+        "--mask-mode", type=click.Choice(MASK_MODES), default="clip", show_default=True,
         help="Outside the mask: 0, the mean of what is near, or the voxel as it was.",
     ),
     click.option("--mask-labels", is_flag=True, help="The mask's numbers are regions, which are not mixed; 0 is outside."),
     click.option(
-        "--nan", type=click.Choice(["propagate", "ignore", "zero", "error"]), default="propagate", show_default=True,
+        "--nan", type=click.Choice(NAN_MODES), default="propagate", show_default=True,
         help="NaN and infinity: into every window, left out of the mean, taken as 0, or refused (exit 4).",
     ),
     click.option("--missing", type=float, metavar="VALUE", help="A stored value that is left out of the mean, e.g. -32768."),
     click.option(
-        "--min-coverage", type=float, default=1e-3, show_default=True, metavar="PART",
+        "--min-coverage", type=float, default=MIN_COVERAGE, show_default=True, metavar="PART",
         help="A mean over less of the kernel's weight is none: 0 under a mask, else NaN.",
     ),
     click.option("--coverage-out", metavar="FILE", help="Where the part of the weight that each mean holds is written."),
@@ -296,7 +297,6 @@ def _layer_value(key: str, value: Any) -> Any:
 def make_job(source: str, target: str, settings: dict[str, Any]) -> Job:
     """A job of these settings. Raises: SpecError for what no volume could make legal."""
     from conv3d_cli.job import Job, Stage
-    from conv3d_cli.model.missing import Missing
 
     settings = dict(settings)
     named = {name: settings.pop(option) for option, name in MISSING_SETTINGS.items() if option in settings}

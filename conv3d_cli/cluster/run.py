@@ -39,9 +39,8 @@ TASK_BYTES = 384 << 20
 TASKS_A_THREAD = 4  # at least, so that the last one is not waited for long
 PAUSED_SECONDS = 10
 GONE_SECONDS = 120  # that workers which all have gone are waited for: a batch system may be starting others
-LAST_SECONDS = (
-    2  # that a job which failed waits for tasks still at work, so that they write nothing when it has tidied up
-)
+# that a job which failed waits for tasks still at work, so that they write nothing when it has tidied up
+LAST_SECONDS = 2
 MEMORY_CURE = "give workers more memory, fewer threads each, or smaller --chunks"
 WORKER_BYTES = 240 << 20  # Python with Dask, zarr and the engine
 
@@ -181,6 +180,10 @@ def check_suited(prepared: PreparedJob) -> None:
                 f"Convert it first: conv3d apply {path} -k identity -o {path}.zarr"
             )
     for stage in prepared.stages:
+        if not stage.convolution.takes_boxes:
+            raise SpecError(
+                "boundary renormalize takes means over whole planes, which tasks cut: leave out --scheduler"
+            )
         if stage.stage.activity_regularizer is not None:
             raise SpecError("activity_regularizer looks at the whole output: leave it out with --scheduler")
         if job.channels_first and any(a.kind == "axis" for a in stage.convolution.activations):

@@ -120,11 +120,6 @@ class Plan:
         return self.prepared.layout.step_depth
 
     @property
-    def height_step(self) -> int:
-        """Bands of rows must begin at multiples of this, so that the same rows are computed together whatever the band."""
-        return min(self.prepared.layout.tile.height, self.problem.out_size[1])
-
-    @property
     def grain(self) -> Tile:
         """Boxes that begin and end at multiples of this have the bits of the whole volume.
 
@@ -194,8 +189,8 @@ class Plan:
         progress : callable                 told the voxels finished, from any thread
         noted : list or None                takes the numbers of steps whose window holds NaN or infinity, which are then not
                                             done over: what they gave is not to be used
-        The slab must begin at a multiple of `depth_step`, the band at one of `height_step`; a box, and end, at multiples of
-        `grain`. Returns how many voxels the output's dtype could not hold.
+        The slab must begin at a multiple of `depth_step`, a band or a box begin and end at multiples of `grain`.
+        Returns how many voxels the output's dtype could not hold.
         """
         problem = self.problem
         # The loops do not check bounds; whatever they are led to by a wrong table is read.

@@ -389,6 +389,11 @@ def spool_reader(reader: VolumeReader) -> VolumeReader:
         raise
 
 
+def random_access(reader: VolumeReader) -> VolumeReader:
+    """A reader that may be asked for planes in any order: itself, or one of `spool_reader`, which takes it over."""
+    return spool_reader(reader) if reader.sequential else reader
+
+
 class SpooledWriter(VolumeWriter):
     """Slabs in any order for a sequential writer: they wait in an unnamed temporary file until `commit`.
 

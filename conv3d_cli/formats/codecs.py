@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from conv3d_cli.errors import Conv3DError, FormatError
+from conv3d_cli.machine import thread_count
 
 WINDOW_BYTES = 1 << 15  # deflate looks back this far
 # Fixed, since there is little to choose: raw and smoothed scans, in blocks of 1 MiB on one CPU, pack at 610 to 930 MB/s,
@@ -60,6 +61,11 @@ class Codec:
     packer: Callable[[int], Packer]
     need: Callable[[str, type[Conv3DError]], None] = lambda path, error: None
     window: Callable[[str], int] = lambda path: 0
+
+
+def codec_threads(threads: int | None = None) -> int:
+    """Threads that pack or unpack blocks side by side: those of the job, of which more than 4 find little to do."""
+    return min(4, thread_count(threads))
 
 
 def codec_named(path: str) -> Codec | None:

@@ -16,8 +16,7 @@ import numpy as np
 from conv3d_cli.atomic import AtomicFile, write_errors
 from conv3d_cli.errors import FormatError
 from conv3d_cli.formats.base import RawReader, reserve_space, temporary_folder, unnamed_file, write_at
-from conv3d_cli.formats.codecs import WINDOW_BYTES, Codec
-from conv3d_cli.machine import thread_count
+from conv3d_cli.formats.codecs import WINDOW_BYTES, Codec, codec_threads
 from conv3d_cli.model.volume import SPATIAL, Array, Axes, VolumeHeader, VolumeReader, VolumeWriter
 
 READ_BYTES = 1 << 18  # through the cache into the slab: measured as fast as unpacking into the slab itself
@@ -208,7 +207,7 @@ class PackedBlocks:
         self._file, self._packer = file, codec.packer(level)
         self._pending = bytearray()
         self._window = b""
-        self._threads = min(4, thread_count(threads))
+        self._threads = codec_threads(threads)
         self._pool = ThreadPoolExecutor(self._threads, "conv3d-pack")
         self._blocks: collections.deque[tuple[Future[tuple[bytes, int]], int]] = collections.deque()
         file.write(self._packer.head)

@@ -26,7 +26,7 @@ from conv3d_cli.formats.tiff_metadata import Description, TiffMetadata
 from conv3d_cli.formats.tiff_packed import (
     COMPRESSIONS,
     PackedStackWriter,
-    check_compression,
+    need_codec,
     packing_bytes,
 )
 from conv3d_cli.formats.tiff_pages import PagedArray, mapped_offset, read_directories, tiff_errors, usable_pages
@@ -282,7 +282,7 @@ def create_tiff(
     compression : str       "none" or one of COMPRESSIONS
     gz_level : int          of deflate
     """
-    check_compression(path, compression)
+    need_codec(path, compression)
     layout = choose_layout(path, header, compression != "none")
     output = AtomicFile(path, overwrite)
     writer: VolumeWriter

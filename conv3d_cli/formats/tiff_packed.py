@@ -22,9 +22,8 @@ import numpy as np
 
 from conv3d_cli.atomic import AtomicFile, write_errors
 from conv3d_cli.errors import WriteError
-from conv3d_cli.formats.codecs import ZSTD_LEVEL, need_zstd, zstd_module
+from conv3d_cli.formats.codecs import ZSTD_LEVEL, codec_threads, need_zstd, zstd_module
 from conv3d_cli.formats.packed import first_voxel
-from conv3d_cli.machine import thread_count
 from conv3d_cli.model.volume import Array, Axes, VolumeHeader, VolumeWriter
 
 DEFLATE, OLD_DEFLATE, ZSTD = 8, 32946, 50000  # TIFF's numbers
@@ -32,11 +31,6 @@ COMPRESSIONS = {"deflate": DEFLATE, "zstd": ZSTD}
 HORIZONTAL = 2  # the predictor for integers
 MSB_FIRST = 1  # the order of bits in all but old fax files
 STRIP_BYTES = 1 << 18  # of voxels in a strip, what tifffile takes, too; part of what decides an output's bytes
-
-
-def worker_count(threads: int | None = None) -> int:
-    """Threads that pack or unpack."""
-    return min(4, thread_count(threads))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -189,7 +183,7 @@ class PackedStackWriter(VolumeWriter):
         self._rows = strip_rows(self._page_shape, dtype)
         self._first = first
         self._next = 0  # the page that comes next
-        self._workers = worker_count(threads)
+        self._workers = codec_threads(threads)
         self._pool = ThreadPoolExecutor(self._workers, "conv3d-pack")
         self._page = {
             "shape": self._page_shape,
@@ -258,10 +252,10 @@ def packing_bytes(header: VolumeHeader, compression: str) -> int:
     if compression == "none":
         return 0
     row = header.shape[3] * header.shape[4] * header.dtype.itemsize
-    return 2 * worker_count() * 3 * max(STRIP_BYTES, row)
+    return 2 * codec_threads() * 3 * max(STRIP_BYTES, row)
 
 
-def check_compression(path: str, compression: str) -> None:
+def need_codec(path: str, compression: str) -> None:
     """Raises: WriteError with the cure where a codec is missing."""
     if compression == "zstd":
         need_zstd(path, WriteError)

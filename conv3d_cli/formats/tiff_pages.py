@@ -20,7 +20,8 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from conv3d_cli.errors import Conv3DError, FormatError, MemoryLimitError
-from conv3d_cli.formats.tiff_packed import segment_bytes, unpack_here, worker_count
+from conv3d_cli.formats.codecs import codec_threads
+from conv3d_cli.formats.tiff_packed import segment_bytes, unpack_here
 from conv3d_cli.model.volume import Array
 
 # How far a codec can shrink voxels: nothing is allocated for a page that claims to hold more than its bytes can.
@@ -275,7 +276,7 @@ class PagedArray:
         self._last: tuple[int, Array] | None = None
         # Whole pages of the last read, a slab that is still in use: those that the next one reads again are its halo.
         self._kept: dict[int, Array] = {}
-        self._workers = worker_count()
+        self._workers = codec_threads()
         self._pool = ThreadPoolExecutor(self._workers, "conv3d-tiff")
         self._lock = threading.RLock()  # of the file's position
         for keyframe in {id(page.keyframe): page.keyframe for page in pages}.values():

@@ -243,21 +243,17 @@ class OneThread:
 
     By itself the library passes each chunk from its event loop's thread to those of a pool, both shared by all that a process
     does: a worker of one thread takes more than a core, and eight threads of a worker wait for one. Memory that is new is
-    zeroed by the system page by page, which took as long as decoding. One that is closed is of no further use.
-
-    keep : bool     whether the memory of a box that was read serves the next: what `array` gave before is then overwritten
+    zeroed by the system page by page, which took as long as decoding: that of a box that was read serves the next, so what
+    `array` gave before is then overwritten. One that is closed is of no further use.
     """
 
-    def __init__(self, keep: bool = True) -> None:
+    def __init__(self) -> None:
         self._loop = _CallingThread()
-        self._keep = keep
         self._rooms: dict[str, np.ndarray[Any, Any]] = {}
 
     def room(self, name: str, shape: Sequence[int], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
         """An array of this shape, not initialized: the same memory whenever the name is the same."""
         size = math.prod(shape) * dtype.itemsize
-        if not self._keep:
-            return np.empty(shape, dtype)
         if name not in self._rooms or self._rooms[name].size < size:
             self._rooms.pop(name, None)
             self._rooms[name] = np.empty(size, np.uint8)

@@ -51,12 +51,10 @@ def _interpolated(sigma: float, reach: int) -> Weights:
     """
 
     def integral(x: float) -> float:
-        x = -abs(
-            x
-        )  # second differences of G(x) - max(x, 0) are those of G away from 0; near it the triangle is added back
-        return x * 0.5 * math.erfc(-x / (sigma * math.sqrt(2))) + sigma * math.exp(-0.5 * (x / sigma) ** 2) / math.sqrt(
-            2 * math.pi
-        )
+        # second differences of G(x) - max(x, 0) are those of G away from 0; near it the triangle is added back
+        x = -abs(x)
+        density = math.exp(-0.5 * (x / sigma) ** 2) / math.sqrt(2 * math.pi)
+        return x * 0.5 * math.erfc(-x / (sigma * math.sqrt(2))) + sigma * density
 
     values = [
         integral(x - 1) - 2 * integral(x) + integral(x + 1) + max(0.0, 1 - abs(x)) for x in _positions(reach).tolist()

@@ -9,9 +9,8 @@ from conv3d_cli.model.spec import Boundary
 
 NAN_MODES = ("propagate", "ignore", "zero", "error")
 MASK_MODES = ("clip", "extend", "keep")
-MIN_COVERAGE = (
-    1e-3  # of the kernel's weight; below it a mean hangs on a tail, and on rounding where a transform computes it
-)
+# Of the kernel's weight: below it a mean hangs on a tail, and on rounding where a transform computes it.
+MIN_COVERAGE = 1e-3
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from conv3d_cli.model.grid import Grid
-from conv3d_cli.pictures.slices import AXES, Values
+from conv3d_cli.model.spec import AXIS_NAMES
+from conv3d_cli.pictures.slices import Values
 
 LETTERS = (("L", "R"), ("P", "A"), ("I", "S"))  # against and along world x, y, z
 NAMES = ("sagittal", "coronal", "axial")  # of a plane across world x, y, z
@@ -48,8 +49,8 @@ class Orientation:
     @property
     def words(self) -> str:
         """Which way the axes run."""
-        down = f"{AXES[self.down]} {'up' if self.flip_down else 'down'}"
-        return f"{down}, {AXES[self.right]} {'leftwards' if self.flip_right else 'to the right'}"
+        down = f"{AXIS_NAMES[self.down]} {'up' if self.flip_down else 'down'}"
+        return f"{down}, {AXIS_NAMES[self.right]} {'leftwards' if self.flip_right else 'to the right'}"
 
 
 def orientations(grid: Grid) -> tuple[Orientation, Orientation, Orientation]:

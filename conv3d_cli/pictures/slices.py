@@ -22,7 +22,6 @@ Values = NDArray[np.float64]
 
 MOST = 1024  # samples of an axis
 PIECE_BYTES = 32 << 20  # of a file, read at once
-AXES = ("depth", "height", "width")
 
 
 @dataclass(frozen=True, eq=False)
