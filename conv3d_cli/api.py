@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from conv3d_cli.ceiling import DEEP_SLAB_BYTES, LEAST_SLAB
 from conv3d_cli.engine import Team
 from conv3d_cli.errors import ShapeError, SpecError
-from conv3d_cli.job import DEEP_SLAB_BYTES, LEAST_SLAB, plan_part
+from conv3d_cli.job import plan_part
 from conv3d_cli.layer import activations
 from conv3d_cli.machine import thread_count
 from conv3d_cli.model.kernel import Kernel

@@ -12,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from strategies import small_numbers
 
-from conv3d_cli import conv3d, job, read_volume
+from conv3d_cli import ceiling, conv3d, read_volume
 from conv3d_cli.job import Job, Stage, run_job
 from conv3d_cli.model.kernel import Kernel
 
@@ -22,9 +22,9 @@ LETTERS = "rtzyxc"  # the order in which results are compared
 @pytest.fixture(autouse=True, scope="module")
 def thin_slabs() -> Any:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(job, "SLAB_BYTES", 1)
-        patch.setattr(job, "DEEP_SLAB_BYTES", 1)
-        patch.setattr(job, "LEAST_SLAB", 2)
+        patch.setattr(ceiling, "SLAB_BYTES", 1)
+        patch.setattr(ceiling, "DEEP_SLAB_BYTES", 1)
+        patch.setattr(ceiling, "LEAST_SLAB", 2)
         yield
 
 

@@ -240,7 +240,7 @@ def volumes_at_once(jobs: Sequence[Job]) -> int:
 
 def share(job: Job, count: int) -> Job:
     """A job that leaves room for others: its part of the threads, and of the memory that is not the process's own."""
-    from conv3d_cli.job import PROCESS_BYTES
+    from conv3d_cli.ceiling import PROCESS_BYTES
 
     ceiling = memory_ceiling(job.max_memory)
     beside = max(0, ceiling - PROCESS_BYTES)

@@ -10,8 +10,9 @@ from conv3d_cli.machine import format_bytes
 from conv3d_cli.model.missing import NOTHING, Missing
 
 if TYPE_CHECKING:
+    from conv3d_cli.ceiling import Boxes
     from conv3d_cli.cluster.forecast import Forecast
-    from conv3d_cli.job import Boxes, JobReport, PreparedJob, PreparedStage
+    from conv3d_cli.job import JobReport, PreparedJob, PreparedStage
     from conv3d_cli.model.grid import Grid
 
 

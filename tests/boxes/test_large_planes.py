@@ -23,9 +23,10 @@ from hypothesis import strategies as st
 from conv3d_cli import job as job_module
 from conv3d_cli.boxes.cut import Cutting
 from conv3d_cli.boxes.run import BoxJob
+from conv3d_cli.ceiling import PROCESS_BYTES, Boxes, Cut
 from conv3d_cli.cli import main
 from conv3d_cli.formats import write_volume
-from conv3d_cli.job import PROCESS_BYTES, Boxes, Cut, Job, Stage, prepare_job, run_job
+from conv3d_cli.job import Job, Stage, prepare_job, run_job
 from conv3d_cli.model.kernel import Kernel
 from conv3d_cli.model.volume import Volume
 

@@ -718,8 +718,8 @@ def test_each_chunk_is_read_and_written_once(
     data = rng.random((2, 2, 13, 10, 12)).astype(np.float32)
     source = make_store(tmp_path / "a.zarr", data, describe("tczyx", [1] * 5, "0.5"), "0.5", chunks=chunks)
     traffic[1].clear()
-    monkeypatch.setattr("conv3d_cli.job.SLAB_BYTES", slab_bytes)
-    monkeypatch.setattr("conv3d_cli.job.LEAST_SLAB", 1)
+    monkeypatch.setattr("conv3d_cli.ceiling.SLAB_BYTES", slab_bytes)
+    monkeypatch.setattr("conv3d_cli.ceiling.LEAST_SLAB", 1)
     weights = rng.random((3, 3, 3, 2, 3) if layer else (3, 3, 3))
     run_job(Job(str(source), str(tmp_path / "b.zarr"), (Stage(Kernel(weights), padding="same"),), threads=2))
     read, written = traffic
@@ -811,8 +811,8 @@ def test_the_same_bytes_for_any_threads_and_memory(
     write_volume(str(tmp_path / "a.zarr"), volume(rng, "czyx", (2, 20, 33, 40)), chunks=(6, 10, 16))
     results = []
     for threads, slab in itertools.product((1, 3), (1, 1 << 24)):
-        monkeypatch.setattr("conv3d_cli.job.SLAB_BYTES", slab)
-        monkeypatch.setattr("conv3d_cli.job.LEAST_SLAB", 1)
+        monkeypatch.setattr("conv3d_cli.ceiling.SLAB_BYTES", slab)
+        monkeypatch.setattr("conv3d_cli.ceiling.LEAST_SLAB", 1)
         job = Job(str(tmp_path / "a.zarr"), str(tmp_path / "b.zarr"), (Stage("gaussian:sigma=1vox"),), threads=threads)
         run_job(replace(job, levels=3, overwrite=True))
         results.append(all_files(tmp_path / "b.zarr"))
