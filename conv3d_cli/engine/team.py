@@ -90,16 +90,21 @@ def apart(function: Callable[..., Any], *arguments: Any) -> Any:
     outcome: Any = None
     failure: BaseException | None = None
 
+    done = threading.Event()
+
     def run() -> None:
         nonlocal outcome, failure
         try:
             outcome = function(*arguments)
         except BaseException as error:
             failure = error
+        finally:
+            done.set()
 
-    thread = threading.Thread(target=run, name="conv3d-apart")
-    thread.start()
-    thread.join()
+    threading.Thread(target=run, name="conv3d-apart").start()
+    # Not by join(): an interrupt there has Python 3.11 take the thread for ended (in _wait_for_tstate_lock), so that the
+    # interpreter does not wait for it at exit and is taken apart under LLVM's feet.
+    done.wait()
     if failure is not None:
         raise failure
     return outcome

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import _thread
+import subprocess
+import sys
 import threading
 import time
 
@@ -58,3 +60,28 @@ def test_an_interrupt_of_the_caller_waits_for_the_workers() -> None:
         with pytest.raises(KeyboardInterrupt):
             team.run(1000, work)
         assert not busy
+
+
+INTERRUPTED = """
+import os, signal, time
+from conv3d_cli.engine.team import apart
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+def slow():
+    time.sleep(0.2)
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(0.5)
+    print("finished", flush=True)
+
+try:
+    apart(slow)
+except KeyboardInterrupt:
+    print("left", flush=True)
+"""
+
+
+def test_the_process_does_not_end_under_what_was_begun_apart() -> None:
+    """The caller leaves at once, but an interpreter that is taken apart while LLVM works ends in a segmentation fault."""
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, text=True, timeout=30)
+    assert (done.returncode, done.stdout.split()) == (0, ["left", "finished"]), done.stderr
