@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from conv3d_cli.errors import ConfigError, FormatError, SpecError, unknown_name
+from conv3d_cli.inputs import near_names
 
 STAGE_KEYS = (
     "name", "kernel", "kernel_size", "filters", "strides", "padding", "dilation_rate", "groups", "boundary",
@@ -104,7 +105,7 @@ def _parse(path: str) -> dict[str, Any]:
     try:
         text = file.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise FormatError(f"cannot read config {path}: no such file") from None
+        raise FormatError(f"cannot read config {path}: no such file{near_names(path)}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise FormatError(f"cannot read config {path}: {error}") from error
     import tomllib

@@ -74,7 +74,7 @@ def bench(
     sources: tuple[str, ...],
     quiet: bool,
 ) -> None:
-    """Measure the engine against the machine's limits, and against other libraries in the same run.
+    """Measure the engine beside the machine and other libraries.
 
     \b
       conv3d bench --quick

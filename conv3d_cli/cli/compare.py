@@ -18,15 +18,15 @@ from conv3d_cli.errors import DifferenceError
 @click.option("-q", "--quiet", is_flag=True, help="Only the exit code.")
 @click.pass_context
 def compare(ctx: click.Context, first: str, second: str, rtol: float, atol: float, as_json: bool, quiet: bool) -> None:
-    """Compare data, grid and dtype of two volumes; exit with 7 if they differ.
+    """Compare two volumes; exit with 7 if they differ.
 
     \b
       conv3d compare a.nii.gz b.nii.gz
       conv3d compare a.nii.gz b.nii --rtol 1e-5 --atol 1e-6
       conv3d compare a.ome.zarr b.tif
 
-    Without tolerances voxels must be equal; NaN equals NaN. Where |A - B| <= atol + rtol |B|, they agree.
-    Grids must agree to 1e-5 of a voxel; a dtype may differ only under a tolerance.
+    Data, grid and dtype are compared. Without tolerances voxels must be equal; NaN equals NaN. Where |A - B| <= atol
+    + rtol |B|, they agree. Grids must agree to 1e-5 of a voxel; a dtype may differ only under a tolerance.
     """
     from conv3d_cli.comparison import compare_volumes
 

@@ -46,13 +46,15 @@ def explain(
     write_rate: str | None,
     **_: Any,
 ) -> None:
-    """Say what `apply` would do: pads, output shape and grid, algorithm, work, memory.
+    """Say what `apply` would do, and what it would take.
 
     \b
       conv3d explain brain.nii.gz -k gaussian:fwhm=6mm
       conv3d explain stack.tif -k psf.npy --strides 2 --json
+      conv3d explain image.ome.zarr -k gaussian:sigma=2um --workers 100
 
-    No voxel is read and nothing is written; only with --workers or --scheduler one task of the job is tried out here.
+    That is: pads, the output's shape and grid, algorithm and who declined, flops, bytes, memory, time. No voxel is
+    read and nothing is written; only with --workers or --scheduler one task of the job is tried out here.
     """
     from conv3d_cli.cli.report import describe, describe_forecast, plan_record
     from conv3d_cli.job import prepare_job

@@ -23,13 +23,15 @@ if TYPE_CHECKING:
 def info(
     ctx: click.Context, files: tuple[str, ...], axes: str | None, fwhm: bool, mask: str | None, as_json: bool
 ) -> None:
-    """Show axes, shape, dtype, spacing, affine and size of volumes, from their headers; of Zarr chunks and levels, too.
+    """Show the axes, shape, dtype, spacing and affine of volumes.
 
     \b
       conv3d info brain.nii.gz
       conv3d info *.tif --json
       conv3d info image.zarr https://host/image.zarr/1
       conv3d info residuals.nii.gz --fwhm --mask brain.nii.gz
+
+    Only headers are read; of Zarr, chunks and levels are told, too.
 
     --fwhm is the FWHM of the Gaussian that makes white noise as smooth, from first differences (Forman et al. 1995); of a series,
     of what its mean over time leaves.

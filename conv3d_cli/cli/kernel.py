@@ -71,7 +71,7 @@ def grid_options(command: Any) -> Any:
 @click.option("--overwrite", is_flag=True, help="Replace an existing picture.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def show(text: str, like: str | None, spacing: str | None, output: str | None, overwrite: bool, as_json: bool) -> None:
-    """Show a kernel: size, sum, centre, separability, symmetry, FWHM, and a picture.
+    """Show a kernel's size, sum, centre, FWHM, and a picture.
 
     \b
       conv3d kernel show gaussian:fwhm=6mm --spacing 3,1.5,1.5mm
@@ -140,7 +140,7 @@ def make(
 @click.argument("target", metavar="DST", type=click.Path())
 @click.option("--overwrite", is_flag=True, help="Replace the file if it exists.")
 def convert(source: str, target: str, overwrite: bool) -> None:
-    """Convert trained Conv3D layers between the files of Keras, PyTorch and ONNX.
+    """Convert trained layers between Keras, PyTorch and ONNX.
 
     \b
       conv3d kernel convert model.keras net.safetensors

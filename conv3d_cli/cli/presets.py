@@ -11,7 +11,7 @@ import click
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="One JSON object of all presets.")
 def presets(as_json: bool) -> None:
-    """List what `apply --like TOOL` sets: edges, padding, flip, Gaussian.
+    """List what `apply --like TOOL` sets, tool by tool.
 
     \b
       conv3d presets

@@ -34,16 +34,17 @@ def view(
     files: tuple[str, ...], output: str | None, at: str | None, window: str | None, time_point: int, channel: int,
     axes: str | None, overwrite: bool,
 ) -> None:  # fmt: skip
-    """Look at volumes: three slices each, under one grey window; of two on the same grid their difference, too.
+    """Look at volumes: three slices of each, and what differs.
 
     \b
       conv3d view brain.nii.gz
       conv3d view brain.nii.gz smooth.nii.gz --at -12,0,8mm
       conv3d view brain.nii.gz smooth.nii.gz -o view.png
 
-    Voxels keep their proportions. Where a file says where right, front and head are (NIfTI), slices stand upright with
-    L on the left, and letters at the edges; elsewhere rows are drawn as stored, the first on top. Only the planes shown are
-    read, or a compressed file is passed through once. Pictures in files need Matplotlib: pip install 'conv3d[plot]'.
+    Volumes share one grey window; of two on the same grid the difference is drawn, too. Voxels keep their
+    proportions. Where a file says where right, front and head are (NIfTI), slices stand upright with L on the left,
+    and letters at the edges; elsewhere rows are drawn as stored, the first on top. Only the planes shown are read, or
+    a compressed file is passed through once. Pictures in files need Matplotlib: pip install 'conv3d[plot]'.
     """
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before NumPy is imported
     from conv3d_cli.pictures.slices import Place, read_slices

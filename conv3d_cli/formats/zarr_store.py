@@ -25,6 +25,7 @@ import numpy as np
 
 from conv3d_cli.atomic import AtomicFolder, check_target, write_errors
 from conv3d_cli.errors import Conv3DError, FormatError, MemoryLimitError, OutputExistsError, SpecError, WriteError
+from conv3d_cli.inputs import near_names
 
 MARKERS = ("zarr.json", ".zgroup", ".zarray", ".zattrs")  # a folder that holds one of them is a Zarr node
 READ_ONLY_SCHEMES = ("http", "https")
@@ -170,7 +171,7 @@ def open_node(path: str, watch: ChunkWatch | None = None) -> Any:
     folder = local_folder(path)
     if folder is not None:
         if not os.path.lexists(folder):
-            raise FormatError(f"cannot read {path}: no such file or folder")
+            raise FormatError(f"cannot read {path}: no such file or folder{near_names(folder)}")
         if not os.path.isdir(folder):
             raise FormatError(f"cannot read {path}: it is a file; a Zarr store is a folder")
         if not is_node(folder):
