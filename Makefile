@@ -34,8 +34,8 @@ demo: install ## install and run the main job on sample data and on a real scan
 	$(BIN)/conv3d info $(DEMO)/head_smooth.nii.gz $(DEMO)/series_half.nii.gz $(DEMO)/beads_blurred.tif
 	@echo; echo "The results are in $(DEMO)/:"; find $(DEMO) -type f | sort | sed 's/^/  /'
 
-test: install ## run the tests (a few minutes)
-	$(BIN)/python -m pytest -q
+test: install ## run the tests on all CPUs (a few minutes)
+	$(BIN)/python -m pytest -q -n auto --dist worksteal
 
 test-all: install ## run all tests, the slow ones too
 	$(BIN)/python -m pytest -q -m 'not keras'

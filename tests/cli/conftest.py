@@ -19,6 +19,12 @@ Run = Callable[..., Result]
 Shell = Callable[..., "subprocess.CompletedProcess[bytes]"]
 
 
+@pytest.fixture(autouse=True)
+def _a_terminal_of_100_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the tests are run in."""
+    monkeypatch.setenv("COLUMNS", "100")
+
+
 @pytest.fixture
 def run() -> Run:
     """Call `conv3d ARGS...`; paths and numbers are turned into text. Fails on an exit code that was not expected."""
