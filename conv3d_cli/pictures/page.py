@@ -37,7 +37,7 @@ body { font: 15px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 72em;
 h1 { font-size: 1.4em } h2 { font-size: 1.1em; margin: 2.2em 0 .4em; border-top: 1px solid #ddd; padding-top: 1em }
 table { border-collapse: collapse; width: 100%; font-size: .9em }
 th, td { text-align: left; padding: .25em .8em .25em 0; border-bottom: 1px solid #eee; vertical-align: top }
-td { overflow-wrap: anywhere }
+td { overflow-wrap: anywhere } td:first-child { white-space: nowrap; overflow-wrap: normal }
 td.number, th.number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums }
 .done { color: #1a7f37 } .failed { color: #b3261e } .skipped { color: #777 }
 .pictures { display: flex; flex-wrap: wrap; gap: 1.5em; align-items: flex-start }
