@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import os
 import tempfile
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
@@ -29,7 +30,8 @@ from conv3d_cli.kernels.lengths import Floats, read_lengths
 from conv3d_cli.model.spec import AXIS_NAMES
 from conv3d_cli.model.volume import VolumeReader
 
-BLOCK_BYTES = 32 << 20  # of all time points of some planes, as float64
+BLOCK_BYTES = 32 << 20  # of planes at a time, and of what is summed over them
+HELD_PLANES = 10  # for each: at the first time, now, a step, sums of values, squares and steps
 CLOSE, ROUNDS = 0.02, 6  # a matched smoothness is this near to what was asked for; runs at most
 
 
@@ -40,12 +42,6 @@ class Moments:
     count: int = 0
     total: float = 0.0
     squares: float = 0.0
-
-    def add(self, values: NDArray[np.float64]) -> None:
-        """Take values in."""
-        self.count += values.size
-        self.total += float(values.sum())
-        self.squares += float(np.square(values).sum())
 
     @property
     def variance(self) -> float:
@@ -65,17 +61,14 @@ def estimate_fwhm(reader: VolumeReader, mask: VolumeReader | None = None) -> Flo
             f"the mask {mask.path} is {mask.header.shape[1:4]} voxels, the volume {(depth, height, width)}"
         )
     values, steps = Moments(), (Moments(), Moments(), Moments())
-    planes = max(1, BLOCK_BYTES // (8 * count * height * width))
+    planes = max(1, BLOCK_BYTES // (8 * HELD_PLANES * height * width))
     for channel in range(channels):
         for start in range(0, depth, planes):
             stop = min(start + planes, depth)
-            block, known = _residuals(reader, mask, slice(start, min(stop + 1, depth)), channel)
-            own, inside = block[:, : stop - start], known[: stop - start]
-            values.add(own[:, inside])
-            for axis, (data, valid) in enumerate(((block, known), (own, inside), (own, inside))):
-                pairs = _shifted(valid, axis, 1) & _shifted(valid, axis, -1)
-                difference = _shifted(data, axis + 1, 1) - _shifted(data, axis + 1, -1)
-                steps[axis].add(difference[:, pairs])
+            sums = _sums_over_time(reader, slice(start, min(stop + 1, depth)), channel, count)
+            if mask is not None:
+                sums.known &= _inside(mask, slice(start, min(stop + 1, depth)))
+            sums.add_to(values, steps, stop - start)
             reader.release(0, start)
     if values.variance <= 0:
         raise ShapeError(f"the smoothness of {reader.path} cannot be told: its voxels are all the same, or none counts")
@@ -83,22 +76,69 @@ def estimate_fwhm(reader: VolumeReader, mask: VolumeReader | None = None) -> Flo
     return d, h, w
 
 
-def _residuals(
-    reader: VolumeReader, mask: VolumeReader | None, depth: slice, channel: int
-) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Planes of all time points without their mean (n, d, h, w), and which voxels count (d, h, w)."""
-    count = reader.header.shape[0]
-    block = np.stack(
-        [reader.read(n, depth, slice(channel, channel + 1))[..., 0].astype(np.float64) for n in range(count)]
-    )
-    known: NDArray[np.bool_] = np.asarray(np.isfinite(block).all(axis=0))
-    block = np.where(known, block, 0.0)
-    if count > 1:
-        block -= block.mean(axis=0)
-    if mask is not None:
-        slope, intercept = mask.header.scale
-        known = known & (mask.read(0, depth, slice(0, 1))[..., 0] * slope + intercept > 0)
-    return block, known
+@dataclass
+class _Sums:
+    """Of some planes (d, h, w), over time: of values and squares, and of squared steps along each axis.
+
+    Values are counted from those at the first time, so that a large mean takes nothing from their digits; of one volume they
+    are the values themselves.
+    """
+
+    count: int
+    known: NDArray[np.bool_]
+    values: NDArray[np.float64]
+    squares: NDArray[np.float64]
+    steps: list[NDArray[np.float64]]
+
+    def add_to(self, values: Moments, steps: Sequence[Moments], own: int) -> None:
+        """Put them to a volume's: of the first `own` planes, and of the steps from them to the next."""
+        for moments, axis in ((values, None), *zip(steps, range(3), strict=True)):
+            planes = slice(None) if axis == 0 else slice(0, own)  # a plane more, to which the last one steps
+            total, known = self.values[planes], self.known[planes]
+            squares = self.squares[planes] if axis is None else self.steps[axis][planes]
+            if axis is not None:
+                total = _steps(total, axis)
+                known = _shifted(known, axis, 1) & _shifted(known, axis, -1)
+            total, squares = total[known], squares[known]
+            moments.count += self.count * total.size
+            if self.count > 1:  # about the mean over time
+                squares = squares - total**2 / self.count
+            else:
+                moments.total += float(total.sum())
+            moments.squares += float(squares.sum())
+
+
+def _sums_over_time(reader: VolumeReader, depth: slice, channel: int, count: int) -> _Sums:
+    """Read planes time after time; voxels that are not finite at one of them do not count."""
+    shape = (depth.stop - depth.start, *reader.header.shape[2:4])
+    sums = _Sums(count, np.ones(shape, np.bool_), np.zeros(shape), np.zeros(shape), [])
+    sums.steps = [np.zeros_like(_shifted(sums.values, axis, 1)) for axis in range(3)]
+    first = None
+    for n in range(count):
+        now = reader.read(n, depth, slice(channel, channel + 1))[..., 0].astype(np.float64)
+        finite = np.isfinite(now)
+        sums.known &= finite
+        now[~finite] = 0
+        if count > 1:
+            first = now.copy() if first is None else first
+            now -= first
+        sums.values += now
+        sums.squares += now * now
+        for axis, squares in enumerate(sums.steps):
+            step = _steps(now, axis)
+            squares += np.square(step, out=step)
+    return sums
+
+
+def _inside(mask: VolumeReader, depth: slice) -> NDArray[np.bool_]:
+    slope, intercept = mask.header.scale
+    inside: NDArray[np.bool_] = mask.read(0, depth, slice(0, 1))[..., 0] * slope + intercept > 0
+    return inside
+
+
+def _steps(array: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
+    """From each voxel to the next along an axis."""
+    return _shifted(array, axis, 1) - _shifted(array, axis, -1)
 
 
 def _shifted(array: NDArray[Any], axis: int, by: int) -> NDArray[Any]:
