@@ -206,7 +206,7 @@ def describe_forecast(forecast: Forecast) -> str:
         (
             "cluster",
             f"{forecast.workers} worker{'s' if forecast.workers > 1 else ''} of {each} thread{'s' if each > 1 else ''}: "
-            f"{forecast.tasks} tasks of {block} voxels, whole chunks of {chunk}",
+            f"{forecast.tasks} task{'s' if forecast.tasks > 1 else ''} of {block} voxels, whole chunks of {chunk}",
         ),
         (
             "reads",

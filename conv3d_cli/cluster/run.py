@@ -158,7 +158,10 @@ def run_on_cluster(
             writer.commit()
             seconds[2] += time.perf_counter() - finish
     notes = [*prepared.notes, *writer.notes]
-    notes.append(f"{len(tasks)} tasks of {'x'.join(map(str, cutting.block))} voxels on {len(workers)} workers")
+    block, plural = "x".join(map(str, cutting.block)), "s" if len(tasks) > 1 else ""
+    notes.append(
+        f"{len(tasks)} task{plural} of {block} voxels, on {len(workers)} worker{'s' if len(workers) > 1 else ''}"
+    )
     if missing:
         notes.append(f"chunks that are not in the input were asked for {missing} times; they read as its fill value")
     notes += clipped_note(job, clipped, total)
