@@ -173,7 +173,8 @@ def axis_letters(axes: Sequence[Axis]) -> str:
     if set(known) <= set(SPATIAL) and {"y", "x"} <= set(known):
         letters.update(zip(space, known, strict=True))
     else:
-        letters.update(zip(space[-3:], SPATIAL[-len(space[-3:]) :], strict=True))
+        last = space[-len(SPATIAL) :]
+        letters.update(zip(last, SPATIAL[len(SPATIAL) - len(last) :], strict=True))
     for i, axis in enumerate(axes):
         if i in letters:
             continue

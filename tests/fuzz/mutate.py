@@ -73,6 +73,8 @@ def mutate(data: bytes, chance: random.Random, change: ChangeBytes) -> bytes:
 def _mutate_zip(data: bytes, chance: random.Random, change: ChangeBytes) -> bytes:
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         members = {info.filename: archive.read(info) for info in archive.infolist() if info.file_size < 1 << 20}
+    if not members:
+        raise zipfile.BadZipFile
     name = chance.choice(list(members))
     members[name] = mutate(members[name], chance, change)
     if chance.random() < 0.1:
