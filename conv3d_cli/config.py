@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -158,7 +159,7 @@ def _kernel_arguments(value: Any, folder: Path | None) -> dict[str, Any]:
 
         file = value.partition("::")[0]
         # a name that is neither a built-in nor a file stays as it is, so that the nearest built-in is suggested
-        if folder is not None and not is_builtin(value) and (Path(file).suffix or (folder / file).exists()):
+        if folder is not None and not is_builtin(value) and (Path(file).suffix or os.path.exists(folder / file)):
             value = str(folder / value)
         if not may_name_a_layer(value):
             return {"kernel": value}

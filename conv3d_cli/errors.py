@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+LONGEST_MESSAGE = 2000
+"""Characters of a message; what is between its ends is left out."""
+
 
 class Conv3DError(Exception):
     """Root of the package's errors. `exit_code` is what the command line ends with.
 
-    Its text is one line that a terminal can show, whatever names from a file stand in it.
+    Its text is one line that a terminal can show, whatever names and values from a file stand in it.
     >>> str(FormatError("unknown key 'a\\nb\\x1b[2J'"))
     "unknown key 'a b\\\\x1b[2J'"
     """
@@ -21,7 +24,10 @@ class Conv3DError(Exception):
 
     def __str__(self) -> str:
         text = super().__str__()
-        return text if text.isprintable() else "".join(map(_shown, text))
+        text = text if text.isprintable() else "".join(map(_shown, text))
+        if len(text) > LONGEST_MESSAGE:
+            text = f"{text[: LONGEST_MESSAGE // 2]} [...] {text[-LONGEST_MESSAGE // 2 :]}"
+        return text
 
 
 class SpecError(Conv3DError, ValueError):

@@ -68,3 +68,11 @@ def test_unknown_names_get_a_suggestion(name: object, suggestion: str | None) ->
 
 def test_names_may_come_from_any_iterable() -> None:
     assert "available: a, b" in str(unknown_name("thing", "q", iter(["a", "b"])))
+
+
+def test_messages_are_of_moderate_length() -> None:
+    received = "\x1b" * 10**5
+    text = str(Conv3DError(f"strides must be whole numbers, received {received}; say strides=2"))
+    assert text.startswith("strides must be whole numbers, received ")
+    assert text.endswith("; say strides=2")
+    assert len(text) < errors.LONGEST_MESSAGE + 10

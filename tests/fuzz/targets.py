@@ -21,7 +21,7 @@ from unittest import mock
 
 import numpy as np
 
-from conv3d_cli.errors import Conv3DError
+from conv3d_cli.errors import LONGEST_MESSAGE, Conv3DError
 
 TESTS = Path(__file__).parent.parent
 DATA = TESTS / "data"
@@ -87,7 +87,7 @@ def try_input(target: Target, data: bytes, folder: Path, isolated: bool = False)
             read(source)
     except Conv3DError as error:
         text = str(error)
-        if len(text.splitlines()) != 1 or len(text) > 2000 + 4 * len(source):
+        if len(text.splitlines()) != 1 or len(text) > LONGEST_MESSAGE + 10:
             raise BrokenPromiseError(f"not one line of moderate length: {text!r:.3000}") from error
         return text
     return "read"

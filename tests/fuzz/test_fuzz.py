@@ -130,8 +130,12 @@ def test_the_check_notices_what_it_is_for(tmp_path: Path) -> None:
     def greedy(path: str) -> None:
         bytearray(200 << 20)
 
+    class Talkative(FormatError):
+        def __str__(self) -> str:
+            return "x" * 9000
+
     def talkative(path: str) -> None:
-        raise FormatError("x" * 9000)
+        raise Talkative
 
     for read, kind in (
         (crash, KeyError),
