@@ -41,6 +41,7 @@ def conv3d(
     groups: int = 1,
     data_format: str = "channels_last",
     activation: str | Mapping[str, Any] | activations.Activation | Callable[..., Any] | None = None,
+    magnitude: bool = False,
     boundary: str | Boundary = "zeros",
     mask: ArrayLike | None = None,
     mask_mode: str = "clip",
@@ -56,11 +57,13 @@ def conv3d(
 
     x : (D, H, W), or (..., D, H, W, C) with any batch axes; (..., C, D, H, W) under data_format="channels_first".
         Real numbers of any dtype.
-    kernel : (kd, kh, kw), applied to every channel separately; or (kd, kh, kw, C/groups, filters)
+    kernel : (kd, kh, kw), applied to every channel separately; or (kd, kh, kw, C/groups, filters); or a `Kernel`, which may be a
+        bank: `read_kernel("gradient:axis=dhw")` makes three channels of each
     bias : (filters,), one number for all of them, or None
     strides, dilation_rate : int or 3 ints, in D, H, W order
     padding : "valid", "same" (Keras' split), "full", a number, three numbers, or three (before, after) pairs
     boundary : what padding reads: "zeros", "constant=V", "nearest", "symmetric", "mirror" or "wrap"; or "renormalize": nothing
+    magnitude : of a bank, the root of the sum of its filters' squares: a channel for each of the input's
     mask : (D, H, W) of weights from 0 on, or None; with it each result is a mean, sum(w m x) / sum(w m)
     mask_mode, mask_labels, nan, missing, min_coverage : see `model.missing.Missing`
     threads : int or None       None: all CPUs this process may use
@@ -76,6 +79,11 @@ def conv3d(
     1.0
     >>> conv3d(np.ones((1, 5, 5, 5, 2)), np.ones((3, 3, 3, 2, 8)), strides=2, padding="same").shape
     (1, 3, 3, 3, 8)
+    >>> from conv3d_cli import read_kernel
+    >>> ramp = np.add.outer(3 * np.arange(5.0), np.zeros((5, 5))) + 4 * np.arange(5.0)
+    >>> slopes = read_kernel("gradient:axis=dhw")
+    >>> conv3d(ramp, slopes)[0, 0, 0].tolist(), conv3d(ramp, slopes, magnitude=True)[0, 0, 0].tolist()
+    ([3.0, 0.0, 4.0], 5.0)
     """
     x = np.asarray(x)
     if x.dtype.kind not in "buif":
@@ -85,6 +93,8 @@ def conv3d(
         kernel = Kernel(kernel.weights, np.asarray(bias), kernel.centre, kernel.name)
     if data_format not in ("channels_last", "channels_first"):
         raise SpecError(f"data_format must be 'channels_last' or 'channels_first', received {data_format!r}")
+    if magnitude and not kernel.is_bank:
+        raise SpecError(f"magnitude is of a bank of derivatives, as in axis=dhw, and {kernel.name} is one kernel")
     letters = _axis_letters(x.ndim, kernel, data_format)
     spec = ConvSpec(
         strides, padding, dilation_rate, groups, boundary=boundary, allow_strided_dilation=allow_strided_dilation
@@ -101,14 +111,20 @@ def conv3d(
 
         kernel = mean_kernel(kernel)
     problem = spec.resolve(header.shape, kernel.weights.shape, kernel.centre)
-    sizes = dict(zip("zyxc", (*problem.out_size, problem.filters), strict=True))
+    channels = problem.filters // (kernel.filters_per_channel if magnitude else 1)
+    sizes = dict(zip("zyxc", (*problem.out_size, channels), strict=True))
+    if "c" not in letters and channels > 1:  # the vectors of a (D, H, W) array
+        letters = f"{letters}c" if data_format == "channels_last" else f"c{letters}"
     out_axes = header.axes.renamed(letters, sizes)
     out = np.empty(out_axes.shape, precision)
     parts = list(parts_in_storage_order(header.axes, channels_together=True))
     workers = thread_count(threads)
     plan = plan_part(spec, kernel, problem, problem.in_channels, precision, workers, algorithm)
     in_tiles = [function] if function.kind == "voxel" else []
-    convolution = Convolution(plan, kernel.is_layer, kernel.bias_for(problem.filters), in_tiles)
+    convolution = Convolution(
+        plan, kernel.is_layer, kernel.bias_for(problem.filters), in_tiles,
+        per_channel=kernel.filters_per_channel, magnitude=magnitude,
+    )  # fmt: skip
     reader: VolumeReader = ArrayReader(x, header)
     depth = problem.out_size[0]
     if policy.concerns(edge):

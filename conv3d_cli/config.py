@@ -21,6 +21,7 @@ STAGE_KEYS = (
     "name", "kernel", "kernel_size", "filters", "strides", "padding", "dilation_rate", "groups", "boundary",
     "allow_strided_dilation", "activation", "bias", "use_bias", "flip", "normalize", "kernel_initializer", "bias_initializer",
     "seed", "kernel_regularizer", "bias_regularizer", "activity_regularizer", "kernel_constraint", "bias_constraint",
+    "orient", "magnitude",
 )  # fmt: skip
 JOB_KEYS = (
     "axes", "data_format", "dtype", "precision", "threads", "max_memory", "algorithm", "gz_level", "overwrite",
@@ -38,6 +39,8 @@ _TYPES: dict[str, tuple[type | tuple[type, ...], str]] = {
     "use_bias": _BOOLEAN,
     "overwrite": _BOOLEAN,
     "allow_strided_dilation": _BOOLEAN,
+    "magnitude": _BOOLEAN,
+    "orient": (str, "voxel or world"),
     "name": _NAME,
     "data_format": _NAME,
     "dtype": _NAME,

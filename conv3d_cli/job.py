@@ -62,6 +62,7 @@ class Stage:
     padding, boundary                   None: same and symmetric for a 3-D kernel (a filter), valid and zeros for a 5-D one
     activations : tuple                 identifiers as `layer.activations.get` takes them, applied in order
     bias : sequence of floats or None   None: the kernel's own, unless `use_bias` is False
+    magnitude : bool                    of a bank (`sobel:axis=xyz`): the root of the sum of its filters' squares
     seed : int or None                  of the initializers
     notes : tuple of str                what should be known of the kernel's file
     """
@@ -89,6 +90,7 @@ class Stage:
     activity_regularizer: Any = None
     kernel_constraint: Any = None
     bias_constraint: Any = None
+    magnitude: bool = False
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -332,8 +334,9 @@ def _prepare(job: Job, reader: VolumeReader, mask: VolumeReader | None) -> Prepa
             if missing.divides(Boundary.parse(spec.boundary)):
                 kernel = _mean_kernel(kernel, notes)
             problem = spec.resolve(shape, kernel.weights.shape, kernel.centre)
+            filters = problem.filters // (kernel.filters_per_channel if stage.magnitude else 1)
             functions = [get_activation(identifier) for identifier in stage.activations]
-            channels = channels_after(problem.filters, functions, job.channels_first)
+            channels = channels_after(filters, functions, job.channels_first)
         except ShapeError as error:
             where = f"layer {stage.name or number + 1}: " if len(job.stages) > 1 else ""
             raise ShapeError(f"{where}{error}") from error
@@ -344,8 +347,15 @@ def _prepare(job: Job, reader: VolumeReader, mask: VolumeReader | None) -> Prepa
         transform = transform.then(problem.voxel_transform)
 
     out_header = output_header(job.target, header, shape, grid, transform, np.dtype(job.dtype))
-    # layers mix channels, stacks compute them together, and a softmax looks at all of them
-    together = kernels[0].is_layer or len(resolved) > 1 or any(a.kind != "voxel" for a in resolved[-1][-1])
+    if kernels[-1].is_bank and not job.stages[-1].magnitude:
+        out_header = replace(out_header, components=kernels[-1].filter_names)
+    # layers mix channels, banks make several of one, stacks compute them together, and a softmax looks at all of them
+    together = (
+        kernels[0].is_layer
+        or kernels[0].is_bank
+        or len(resolved) > 1
+        or any(a.kind != "voxel" for a in resolved[-1][-1])
+    )
     together |= reader.channels_together
     if job.scale == "auto" and "s" in out_header.axes.letters:
         raise ShapeError("--scale auto is not for RGB voxels, whose readers know no slope; leave it out")
@@ -367,6 +377,8 @@ def _prepare(job: Job, reader: VolumeReader, mask: VolumeReader | None) -> Prepa
             functions,
             job.channels_first,
             get_regularizer(stage.activity_regularizer),
+            per_channel=kernel.filters_per_channel,
+            magnitude=stage.magnitude,
         )
         missing = job.missing if position == 0 else NOTHING
         if missing.concerns(problem.boundary):
@@ -374,7 +386,8 @@ def _prepare(job: Job, reader: VolumeReader, mask: VolumeReader | None) -> Prepa
         stages.append(PreparedStage(stage, kernel, spec, problem, convolution, losses))
     sequential = (reader.sequential or len(stages) > 1) and not spool_input[-1]
     plans = [s.plan for s in stages]
-    written = channels if not kernels[-1].is_layer and len(stages) == 1 else out_header.shape[4]
+    one_by_one = not (kernels[-1].is_layer or kernels[-1].is_bank) and len(stages) == 1
+    written = channels if one_by_one else out_header.shape[4]
     held = Held(
         lambda planes: (
             reader.held_bytes(planes, plans[0].problem.in_channels)
@@ -479,6 +492,11 @@ def resolve_kernel(
         raise ShapeError(
             f"kernel_size={stage.kernel_size} was asked for, but the kernel {kernel.name} is {kernel.size}"
         )
+    if stage.magnitude and not kernel.is_bank:
+        raise SpecError(
+            f"magnitude is of several derivatives, as in sobel:axis=xyz, and {kernel.name} is one kernel; name its axes, or "
+            "leave magnitude out"
+        )
     if stage.flip:
         kernel = kernel.flipped()
     if stage.normalize:
@@ -489,7 +507,9 @@ def resolve_kernel(
         kernel = replace(kernel, bias=np.asarray(stage.bias, np.float64))
 
     def layer_shaped(weights: np.ndarray) -> np.ndarray:
-        return weights if weights.ndim == 5 else weights[..., None, None]
+        return (
+            weights if weights.ndim == 5 else weights[..., None, :] if weights.ndim == 4 else weights[..., None, None]
+        )
 
     constrain, constrain_bias = get_constraint(stage.kernel_constraint), get_constraint(stage.bias_constraint)
     if constrain is not None:

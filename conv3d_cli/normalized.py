@@ -130,7 +130,7 @@ def normalized(
     return NormalizedConvolution(
         plan, convolution.is_layer, convolution.bias, convolution.activations, convolution.channels_first,
         convolution.activity, missing=missing, coverage_plan=coverage_plan, keeps_coverage=alike and many,
-        tells_coverage=tells_coverage,
+        tells_coverage=tells_coverage, per_channel=convolution.per_channel, magnitude=convolution.magnitude,
     )  # fmt: skip
 
 
@@ -291,7 +291,7 @@ class NormalizedConvolution(Convolution):
         copies = 3 + ((layers_of(self.missing) - 1) * 4 + 1 if self.missing.weighs else 2)
         kept = math.prod(self.problem.out_size) * plan.dtype.itemsize if self.keeps_coverage else 0
         scratch = 0 if self.coverage_plan is None else self.coverage_plan.scratch_bytes
-        return planes * plane * copies + min(KEPT_BYTES, kept) + scratch
+        return super().held_bytes(planes) + planes * plane * copies + min(KEPT_BYTES, kept) + scratch
 
     def convolve(
         self,
@@ -355,7 +355,7 @@ class NormalizedConvolution(Convolution):
             if missing.mask_mode == "clip" and not self.tells_coverage and not inside.any():
                 if progress is not None:
                     progress(out.size)
-                return self._finish(np.zeros((*out.shape[:3], self.problem.filters), self.plan.dtype), out)
+                return self._finish(np.zeros((*out.shape[:3], self.problem.filters), self.plan.dtype), out, team)
         coverage = self._coverage(slab, weights, out.shape, team)
         sums = self._memory("sums", (*out.shape[:3], self.problem.filters))
         self.plan.convolve_slab(
@@ -375,7 +375,7 @@ class NormalizedConvolution(Convolution):
         self._activated(sums, outputs)
         if inside is not None:
             self._put_outside(slab, inside, sums)
-        return self._finish(sums, out)
+        return self._finish(sums, out, team)
 
     def _memory(self, name: str, shape: tuple[int, ...]) -> Array:
         """An array to fill, in the memory that the last one of this name had."""
@@ -475,4 +475,4 @@ class NormalizedConvolution(Convolution):
             self._told = covered
         if progress is not None:
             progress(sums.size)
-        return self._finish(sums, out)
+        return self._finish(sums, out, team)

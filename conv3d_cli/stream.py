@@ -40,12 +40,15 @@ class Convolution:
     """One convolution made ready: the engine's plan, and what happens to its sums.
 
     plan : Plan                     of one part of a volume: all channels, or one where channels are streamed one by one
-    is_layer : bool                 whether a part gives all filters, or (a 3-D kernel) its own channels
+    is_layer : bool                 whether a part gives all filters, or (a 3-D kernel, a bank) those of its own channels
     bias : (filters,) or None
     activations : list              in order; those that look at one voxel run in the engine's tiles, from the first that
                                     needs a whole axis on they run on the slab
     channels_first : bool           the last axis of a softmax is then the width, as in Keras
     activity : callable or None     penalty of the output, summed over slabs in `activity_sum`
+    per_channel : int               filters of each channel, where it is no layer
+    magnitude : bool                the filters of a channel become one number: the root of the sum of their squares, taken after
+                                    the bias and before the activations
     """
 
     plan: Plan
@@ -55,6 +58,8 @@ class Convolution:
     channels_first: bool = False
     activity: Penalty | None = None
     activity_sum: float = 0.0
+    per_channel: int = 1
+    magnitude: bool = False
 
     takes_boxes: ClassVar[bool] = True  # whether parts of planes may be computed by themselves
 
@@ -70,7 +75,12 @@ class Convolution:
 
     def held_bytes(self, planes: int) -> int:
         """Memory taken beside input, output and the plan's scratch, in slabs of so many input planes."""
-        return 0
+        return self._sums_bytes(planes) if self.magnitude else 0
+
+    def _sums_bytes(self, planes: int) -> int:
+        problem = self.problem
+        made = min(planes // problem.strides[0] + 1, problem.out_size[0])
+        return made * math.prod(problem.out_size[1:]) * problem.filters * self.plan.dtype.itemsize
 
     def __post_init__(self) -> None:
         if self.bias is not None:
@@ -80,7 +90,7 @@ class Convolution:
                 raise SpecError(f"the bias {self.bias.tolist()} is beyond {self.plan.dtype}; pass --precision float64")
             self.bias = bias
         useful = [a for a in self.activations if not a.is_linear]
-        split = next((i for i, a in enumerate(useful) if a.kind != "voxel"), len(useful))
+        split = next((i for i, a in enumerate(useful) if a.kind != "voxel" or self.magnitude), len(useful))
         self._in_tiles, self._on_slabs = useful[:split], useful[split:]
 
     @property
@@ -88,13 +98,23 @@ class Convolution:
         return self.plan.problem
 
     def outputs(self, channels: slice) -> slice:
-        """The output channels that these input channels give, before a glu halves them."""
-        return slice(0, self.problem.filters) if self.is_layer else channels
+        """The filters that these input channels go through."""
+        if self.is_layer:
+            return slice(0, self.problem.filters)
+        return slice(channels.start * self.per_channel, channels.stop * self.per_channel)
 
     def stored(self, channels: slice, count: int) -> slice:
         """Where the output of these input channels belongs in a volume of `count` channels."""
         every = self.is_layer or any(activation.halves for activation in self.activations)
-        return slice(0, count) if every else self.outputs(channels)
+        if every:
+            return slice(0, count)
+        return channels if self.magnitude else self.outputs(channels)
+
+    @property
+    def channels_out(self) -> int:
+        """Channels of the output. Raises: ShapeError, see `channels_after`."""
+        filters = self.problem.filters // (self.per_channel if self.magnitude else 1)
+        return channels_after(filters, self.activations, self.channels_first)
 
     def convolve(
         self,
@@ -121,7 +141,12 @@ class Convolution:
         bias = None if self.bias is None else self.bias[outputs]
         whole = self.on_slabs or around is not None
         size = out.shape[:3] if around is None else around[0]
-        sums = np.empty((*size, self.problem.filters), self.plan.dtype) if whole else out
+        sums = out
+        if self.magnitude:  # a plane's filters one after another: their squares are added row by row
+            depth, height, width = size
+            sums = np.empty((depth, self.problem.filters, height, width), self.plan.dtype).transpose(0, 2, 3, 1)
+        elif whole:
+            sums = np.empty((*size, self.problem.filters), self.plan.dtype)
         clipped = self.plan.convolve_slab(
             slab.source, sums, slab.planes, team, rows=slab.rows, columns=slab.columns,
             scale=scale, bias=bias, activation=self._activate if self._in_tiles else None, progress=progress,
@@ -129,10 +154,12 @@ class Convolution:
         )  # fmt: skip
         if not whole:
             return clipped
-        return self._finish(sums if around is None else sums[around[1]], out)
+        return self._finish(sums if around is None else sums[around[1]], out, team)
 
-    def _finish(self, sums: Array, out: Array) -> int:
+    def _finish(self, sums: Array, out: Array, team: Team) -> int:
         """What is left to do with a slab's activated sums; how many voxels the output's dtype could not hold."""
+        if self.magnitude:
+            sums = magnitudes(sums, self.per_channel, team)
         for activation in self._on_slabs:
             if self.channels_first and activation.kind == "axis":
                 sums = np.moveaxis(activation(np.moveaxis(sums, 2, -1)), -1, 2)
@@ -145,11 +172,34 @@ class Convolution:
     @property
     def on_slabs(self) -> bool:
         """Whether something runs on whole slabs after the sums: then they are held in the arithmetic's dtype first."""
-        return bool(self._on_slabs) or self.activity is not None
+        return bool(self._on_slabs) or self.magnitude or self.activity is not None
 
     def _activate(self, tile: NDArray[Any]) -> None:
         for activation in self._in_tiles:
             activation.in_place(tile)
+
+
+def magnitudes(sums: Array, count: int, team: Team) -> Array:
+    """The root of the sum of squares of every `count` filters: (d, h, w, c·count) -> (d, h, w, c), rounded once.
+
+    >>> from conv3d_cli.engine import Team
+    >>> with Team(1) as team:
+    ...     magnitudes(np.array([[[[3e30, 4e30]]]], np.float32), 2, team).tolist()
+    [[[[5.000000168623835e+30]]]]
+    """
+    depth, height, width, filters = sums.shape
+    result = np.empty((depth, height, width, filters // count), sums.dtype)
+
+    def plane(_: int, d: int) -> None:
+        with np.errstate(over="ignore", invalid="ignore", under="ignore"):
+            for c in range(filters // count):
+                total = np.zeros((height, width))
+                for f in range(c * count, (c + 1) * count):
+                    total += np.square(sums[d, :, :, f], dtype=np.float64)
+                result[d, :, :, c] = np.sqrt(total, out=total)
+
+    team.run(depth, plane)
+    return result
 
 
 def channels_after(channels: int, activations: Sequence[Activation], channels_first: bool) -> int:
@@ -182,10 +232,9 @@ class LayerReader(VolumeReader):
         self.reader, self.convolution, self.path = reader, convolution, reader.path
         self.team = team
         source, problem = reader.header, convolution.problem
-        channels = channels_after(problem.filters, convolution.activations, convolution.channels_first)
         # Channels lie within a plane here, whatever the file's order: they are computed together.
         letters = source.axes.batch_letters + "zyxc"
-        sizes = {**dict(zip("zyx", problem.out_size, strict=True)), "c": channels}
+        sizes = {**dict(zip("zyx", problem.out_size, strict=True)), "c": convolution.channels_out}
         self.header = VolumeHeader(
             source.axes.renamed(letters, sizes),
             convolution.plan.dtype,

@@ -111,6 +111,9 @@ def _box(
     spans = [(min(f), max(f) + 1) if (f := [i for i in found if i >= 0]) else (0, 1) for found in indices]
     source: Spans = (spans[0], spans[1], spans[2])
     missing = prepared.job.missing if number == 0 else NOTHING
+    # of a bank, the one filter that is asked for, or all of them where their magnitude is
+    per_channel = 1 if stage.stage.magnitude else kernel.filters_per_channel
+    channel, which = divmod(channel, per_channel)
     if number == 0:
         values = _read(
             reader, n, slice(0, problem.in_channels) if kernel.is_layer else slice(channel, channel + 1), source
@@ -120,7 +123,9 @@ def _box(
         values, bounds = _box(prepared, number - 1, reader, n, channel, source)
         if not kernel.is_layer and values.shape[3] > 1:
             values, bounds = (a[..., channel : channel + 1] for a in (values, bounds))
-    weights = kernel.weights if kernel.is_layer else kernel.weights[..., None, None]
+    weights = kernel.for_channels(1)
+    if kernel.is_bank and not stage.stage.magnitude:
+        weights = weights[..., which : which + 1]
     groups = problem.groups if kernel.is_layer else 1
     fill = problem.boundary.value
     share = BOUNDS[prepared.job.precision]
@@ -135,10 +140,31 @@ def _box(
         sums = _taps(values, indices, spans, problem, weights, groups, fill)
         around = share * _taps(np.abs(values), indices, spans, problem, np.abs(weights), groups, abs(fill))
         around += _taps(bounds, indices, spans, problem, np.abs(weights), groups, 0.0)
+        if number == 0:
+            around += share * np.abs(weights).sum(axis=(0, 1, 2, 3)) * _largest_beside(stage, reader, n, channel, box)
     bias = kernel.bias_for(problem.filters)
     if bias is not None:
-        sums = sums + (bias if kernel.is_layer else bias[channel])
+        sums = sums + (bias if kernel.is_layer else bias[channel])  # a bank has one for all its filters
+    if stage.stage.magnitude:
+        sums, around = (np.sqrt((a**2).sum(axis=3, keepdims=True)) for a in (sums, around))
+        around += share * sums
     return _activated(stage, sums, around)
+
+
+def _largest_beside(stage: PreparedStage, reader: VolumeReader, n: int, channel: int, box: Spans) -> float:
+    """The largest finite voxel of the tile that a box lies in, where the algorithm rounds a tile as a whole (transforms); else 0."""
+    grain = stage.plan.grain
+    if max(grain) == 1:
+        return 0.0
+    read = []
+    for axis, (start, stop) in enumerate(box):
+        step, size = grain[axis], stage.problem.out_size[axis]
+        tile = start // step * step, min(-(-stop // step) * step, size)
+        found = [i for i in stage.problem.source_indices(axis, *tile) if i >= 0]
+        read.append((min(found), max(found) + 1) if found else (0, 1))
+    channels = slice(0, stage.problem.in_channels) if stage.kernel.is_layer else slice(channel, channel + 1)
+    sizes = np.abs(_read(reader, n, channels, (read[0], read[1], read[2])))
+    return float(sizes.max(initial=0.0, where=np.isfinite(sizes)))
 
 
 def _read(reader: VolumeReader, n: int, channels: slice, box: Spans) -> Reals:

@@ -43,7 +43,7 @@ class Sight:
         # a kernel of sum 1 without an activation keeps the scale of values
         self.shared = all(
             abs(stage.kernel.sum - 1) < 1e-3 and all(name in (None, "linear") for name in stage.stage.activations)
-            and not stage.kernel.is_layer
+            and not (stage.kernel.is_layer or stage.kernel.is_bank)
             for stage in prepared.stages
         )  # fmt: skip
         self.before = self._look(self.job.source, prepared.reader.header.axes.letters)

@@ -45,7 +45,8 @@ def list_() -> None:
         if parameters:
             click.echo(f"{'':<10}   {parameters}")
     click.echo(
-        "\nWrite a kernel as name:parameter=value:parameter=value; [brackets] may be left out. LENGTH is one number for all\n"
+        "\nWrite a kernel as name:parameter=value:parameter=value; [brackets] may be left out. AXES is d, h or w (z, y, x), or\n"
+        "several, as in axis=xyz: a channel each, or one with apply's --magnitude. LENGTH is one number for all\n"
         "axes or three, depth,height,width, with a unit (vox nm um mm cm m): gaussian:fwhm=6mm, log:sigma=1.5,1,1vox."
     )
 
@@ -133,6 +134,11 @@ def make(
     if normalize:
         made = made.normalized()
     write_kernel(output, made, overwrite=overwrite)
+    if made.is_bank:
+        click.echo(
+            f"note: {text} makes {made.filters_per_channel} channels of one: {output} is a Conv3D layer for one channel",
+            err=True,
+        )
 
 
 @kernel.command()
@@ -210,6 +216,8 @@ def kernel_facts(shown: Kernel, grid: Grid | None) -> dict[str, Any]:
         "absolute_sum": float(np.abs(weights).sum()),
         "min": float(weights.min()),
         "max": float(weights.max()),
+        "filters": list(shown.filter_names) or None,
+        "built": shown.built or None,
         "centre": list(shown.centre or [(k - 1) / 2 for k in shown.size]),
         "separable_rank": shown.separable_rank(),
         "symmetric": list(shown.symmetries()),
@@ -237,6 +245,8 @@ def _fact_lines(facts: dict[str, Any]) -> list[str]:
     lines = {
         "kernel": facts["kernel"],
         "shape": f"{' x '.join(map(str, facts['shape']))} {facts['dtype']} ({_shape_words(facts['shape'])})",
+        **({"filters": ", ".join(facts["filters"])} if facts["filters"] else {}),
+        **({"built": facts["built"]} if facts["built"] else {}),
         "sum": f"{facts['sum']:.6g} (of absolute values: {facts['absolute_sum']:.6g})",
         "range": f"{facts['min']:.6g} to {facts['max']:.6g}",
         "centre": _triple(facts["centre"]),
@@ -258,6 +268,8 @@ def _fact_lines(facts: dict[str, Any]) -> list[str]:
 
 def _shape_words(shape: list[int]) -> str:
     words = "depth x height x width"
+    if len(shape) == 4:
+        return f"{words} x filters, over every channel"
     return words if len(shape) == 3 else f"{words} x in_channels/groups x filters"
 
 

@@ -90,6 +90,15 @@ kernel_options = options(
         "--like", type=click.Choice(list(PRESETS)),
         help="Padding, boundary, flip and Gaussian of another tool; your other options win. See `conv3d presets`.",
     ),
+    click.option(
+        "--orient", type=click.Choice(["voxel", "world"]), default="voxel", show_default=True,
+        help="Axes that derivatives and three different lengths of a built-in are along: the volume's, or those of its affine "
+        "(NIfTI: x to the right, y to the front, z up; slopes per mm).",
+    ),
+    click.option(
+        "--magnitude", is_flag=True,
+        help="Of derivatives along several axes (sobel:axis=xyz): the root of the sum of squares, in place of a channel each.",
+    ),
     click.option("--flip/--no-flip", default=False, help="Flip the kernel: true convolution. Default: correlation, as Keras."),
     click.option("--normalize/--no-normalize", default=False, help="Scale the kernel so that its weights sum to 1."),
     click.option("--bias", metavar="FILE|VALUE", help="Added to each filter: a number, several (1,2,3) or a .npy/.txt file."),
@@ -301,5 +310,14 @@ def make_job(source: str, target: str, settings: dict[str, Any]) -> Job:
     settings = dict(settings)
     named = {name: settings.pop(option) for option, name in MISSING_SETTINGS.items() if option in settings}
     coverage = settings.pop("coverage_out", None)
-    arguments = {**settings, "stages": tuple(Stage(**stage) for stage in settings["stages"])}
+    arguments = {**settings, "stages": tuple(Stage(**_oriented(stage)) for stage in settings["stages"])}
     return Job(source=source, target=target, missing=Missing(**named), coverage=coverage, **arguments)
+
+
+def _oriented(stage: dict[str, Any]) -> dict[str, Any]:
+    """Arguments for `Stage`, with `orient` as a parameter of the kernel. Raises: SpecError where it takes none."""
+    from conv3d_cli.kernels import orient_kernel
+
+    orient = stage.get("orient", "voxel")
+    rest = {key: value for key, value in stage.items() if key != "orient"}
+    return rest if orient == "voxel" else {**rest, "kernel": orient_kernel(rest.get("kernel"), orient)}

@@ -45,7 +45,10 @@ def stage_record(stage: PreparedStage, parts: int) -> dict[str, Any]:
         "kernel": kernel.name,
         "kernel_shape": list(kernel.weights.shape),
         "kernel_sum": kernel.sum,
-        "kind": "layer" if kernel.is_layer else "filter",
+        "kind": "layer" if kernel.is_layer else "bank" if kernel.is_bank else "filter",
+        "filters": list(kernel.filter_names) or None,
+        "built": kernel.built or None,
+        "magnitude": stage.stage.magnitude,
         "bias": None if kernel.bias is None else kernel.bias.size,
         "strides": list(problem.strides),
         "dilation_rate": list(problem.dilation_rate),
@@ -154,9 +157,11 @@ def _memory_text(record: dict[str, Any], depth: int) -> str:
 
 def _layer_rows(layer: dict[str, Any], stage: PreparedStage, record: dict[str, Any]) -> list[tuple[str, str]]:
     """One convolution's decisions."""
-    kind = (
-        "a layer, over channels together" if layer["kind"] == "layer" else "a filter, over every channel and time point"
-    )
+    kind = {
+        "layer": "a layer, over channels together",
+        "filter": "a filter, over every channel and time point",
+        "bank": f"filters {', '.join(layer['filters'] or ())}, each over every channel and time point",
+    }[layer["kind"]]
     pads = ",".join(f"{lo}:{hi}" for lo, hi in layer["padding"])
     strides, dilation = triple_text(layer["strides"]), triple_text(layer["dilation_rate"])
     seconds = layer["predicted_seconds"][layer["algorithm"]]
@@ -168,9 +173,11 @@ def _layer_rows(layer: dict[str, Any], stage: PreparedStage, record: dict[str, A
         ("padding", f"{pads} (before:after along depth,height,width), boundary {layer['boundary']}"),
         ("strides", f"{strides}, dilation rate {dilation}, groups {layer['groups']}"),
     ]
-    if layer["activation"] != "linear" or layer["bias"] is not None:
+    rows += [("built", layer["built"])] if layer["built"] else []
+    if layer["activation"] != "linear" or layer["bias"] is not None or layer["magnitude"]:
         bias = "no bias" if layer["bias"] is None else f"bias of {layer['bias']}"
-        rows.append(("epilogue", f"{bias}, activation {layer['activation']}"))
+        magnitude = ", magnitude of the filters" if layer["magnitude"] else ""
+        rows.append(("epilogue", f"{bias}{magnitude}, activation {layer['activation']}"))
     rows += [(f"{name} loss", f"{value:.9g}") for name, value in layer["losses"].items()]
     rows += [
         ("algorithm", f"{layer['algorithm']} ({stage.plan.algorithm.summary}), {record['precision']}"),

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from conv3d_cli.errors import FormatError, WriteError
-from conv3d_cli.model.grid import UNITS, Affine, Grid, affine_from_spacing, spacing_of_affine
+from conv3d_cli.model.grid import UNITS, Affine, Grid, affine_from_spacing, shear, spacing_of_affine
 
 SPATIAL_UNITS = {1: "m", 2: "mm", 3: "um"}  # xyzt_units & 7
 ALIGNED = 2  # NIFTI_XFORM_ALIGNED_ANAT: coordinates are those of another file
@@ -219,5 +219,4 @@ def _is_plain(affine: Affine) -> bool:
 
 def _is_sheared(affine: Affine) -> bool:
     """Whether the columns stand oblique on one another, beyond the rounding of a float32 header."""
-    directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
-    return not np.allclose(directions.T @ directions, np.eye(3), atol=1e-5)
+    return shear(affine[:3, :3]) > 1e-5

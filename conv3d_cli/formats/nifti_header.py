@@ -25,7 +25,7 @@ NAME = "NIfTI"
 LETTERS = "xyztcab"  # of dimensions 1 to 7
 RGB_LETTERS = "xyztdab"  # where `s` is the channel axis, dimension 5 counts volumes like the others
 LARGEST_NIFTI1_SIZE = 32767
-VECTOR_INTENT = 1007
+VECTOR_INTENT, MATRIX_INTENT = 1007, 1004
 
 # datatype code -> NumPy type; the RGB codes are uint8 with a sample axis
 DATATYPES: dict[int, Any] = {
@@ -300,16 +300,32 @@ def output_header(volume: VolumeHeader, axes: Axes, pair: bool) -> tuple[Any, li
     header["bitpix"] = 8 * volume.dtype.itemsize * samples
     header["scl_slope"], header["scl_inter"] = volume.scale
     header["cal_min"], header["cal_max"] = 0, 0
-    if source is None or (axes.canonical_shape[4], rgb) != (source.channels, source.rgb):
+    if volume.components or source is None or (axes.canonical_shape[4], rgb) != (source.channels, source.rgb):
         header["intent_code"] = VECTOR_INTENT if axes.size("c") > 1 else 0
         header["intent_name"] = b""
         header["intent_p1"] = header["intent_p2"] = header["intent_p3"] = 0
+    if volume.components and not rgb:
+        notes += _write_components(header, volume.components, axes.size("c"))
     if source is not None and _slices_changed(volume, source, sizes):
         for field in ("slice_start", "slice_end", "slice_duration", "slice_code"):
             header[field] = 0
         header["dim_info"] = int(header["dim_info"]) & 0b1111  # frequency and phase stay
     notes += write_grid(header, volume.grid, None if source is None else source.grid)
     return header, notes
+
+
+def _write_components(header: Any, components: tuple[str, ...], channels: int) -> list[str]:
+    """The intent of an output of derivatives: a vector; of several input channels a matrix, stored row by row, a row for each of
+    them. Its name tells the axes. Returns notes."""
+    letters = [name.rpartition(" ")[2] for name in components]
+    header["intent_name"] = ",".join(letters).encode("ascii", "replace")[:15]
+    if channels > len(components):
+        header["intent_code"] = MATRIX_INTENT
+        header["intent_p1"], header["intent_p2"] = channels // len(components), len(components)
+    places = ["wxhydz".find(letter) // 2 for letter in letters]
+    if places != sorted(places):
+        return [f"readers of NIfTI take components in the order x, y, z, and these are {', '.join(letters)}: see axis="]
+    return []
 
 
 def source_of(volume: VolumeHeader) -> NiftiSource | None:

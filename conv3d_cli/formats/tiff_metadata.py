@@ -278,6 +278,8 @@ def imagej_items(header: VolumeHeader, axes: Axes) -> tuple[dict[str, Any], tupl
             items["finterval"] = source.interval
         items.update(_imagej_channels(source, axes))
         items["Labels"] = _labels(source, header, axes)
+    if header.components and "s" not in axes.letters:
+        items["Labels"] = _component_labels(header, source) * (axes.size("t") * axes.size("z"))
     kept = {key: _escape(value) for key, value in items.items() if value is not None}
     if same and source is not None and isinstance(source.items.get("Info"), str):
         kept["Info"] = source.items["Info"]
@@ -324,6 +326,12 @@ def _labels(source: TiffMetadata, header: VolumeHeader, axes: Axes) -> list[str]
         for z in range(slices)
         for c in range(channels)
     ]
+
+
+def _component_labels(header: VolumeHeader, source: TiffMetadata | None) -> list[str]:
+    """A label for each channel: what component of which of the source's channels it is."""
+    known = source.items.get("Channel", []) if source is not None and source.dialect == "ome" else []
+    return header.component_labels([channel.get("Name") for channel in known])
 
 
 def _escape(value: Any) -> Any:
@@ -377,9 +385,12 @@ def physical_sizes(attributes: Mapping[str, Any], axes: Axes) -> tuple[Numbers |
 def shaped_items(header: VolumeHeader) -> tuple[dict[str, Any], str]:
     """What is written into the JSON beside shape and axes, and a note."""
     found, note = calibration(header.grid, None, {})
+    items: dict[str, Any] = {}
+    if header.components:
+        items["channels"] = _component_labels(header, tiff_source(header))
     if found is None:
-        return {}, note
-    items: dict[str, Any] = {"spacing": list(found.numbers)}
+        return items, note
+    items["spacing"] = list(found.numbers)
     if found.words[2]:
         items["unit"] = found.words[2]
     if any(found.origin):

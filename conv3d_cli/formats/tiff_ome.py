@@ -168,6 +168,8 @@ def ome_xml(header: VolumeHeader, axes: Axes, dtype: np.dtype[Any]) -> tuple[str
         ElementTree.SubElement(image, "Description").text = kept["Description"]
     body = ElementTree.SubElement(image, "Pixels", pixels)
     attributes = kept.get("Channel", [])
+    if header.components and samples == 1:
+        attributes = [{"Name": label} for label in header.component_labels([c.get("Name") for c in attributes])]
     for c in range(channels):
         own = attributes[c] if len(attributes) == channels else {}
         ElementTree.SubElement(body, "Channel", {"ID": f"Channel:0:{c}", "SamplesPerPixel": str(samples), **own})

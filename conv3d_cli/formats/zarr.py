@@ -609,6 +609,7 @@ def create_zarr(
         raise WriteError(f"cannot write {path}: OME-Zarr holds no empty volume, shape {header.shape}")
     source = header.metadata if isinstance(header.metadata, ZarrMetadata) else None
     image = source.image if source is not None else None
+    channels = zarr_ome.output_channels(image, header)
     layout = choose_layout(header, chunks)
     zarr = zarr_store.import_zarr(path, WriteError)
     compressor, codec_note = _compressors(source, layout.zarr_format, header.dtype)
@@ -659,7 +660,7 @@ def create_zarr(
         # The group comes last: before it there is no image, whatever a reader at a URL may find.
         version = "0.4" if layout.zarr_format == 2 else "0.5"
         named = [zarr_ome.Level(str(number), factor) for number, factor in enumerate(factors)]
-        attributes = zarr_ome.image_attributes(letters, header.grid, version, named, image, windows)
+        attributes = zarr_ome.image_attributes(letters, header.grid, version, named, image, channels, windows)
         zarr.create_group(store.node(""), zarr_format=layout.zarr_format, attributes=attributes)
 
     store = zarr_store.new_store(path, overwrite)
@@ -671,7 +672,7 @@ def create_zarr(
     except BaseException:
         store.abort()
         raise
-    writer.windows = bool(zarr_ome.kept_channels(image, header.shape[4]))
+    writer.windows = bool(channels)
     writer.notes = tuple(notes)
     return writer
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from conv3d_cli.errors import FormatError, WriteError
 from conv3d_cli.model.grid import UNITS, Grid, affine_from_spacing
-from conv3d_cli.model.volume import CHANNEL, SPATIAL
+from conv3d_cli.model.volume import CHANNEL, SPATIAL, VolumeHeader
 
 WORDS = {"nm": "nanometer", "um": "micrometer", "mm": "millimeter", "cm": "centimeter", "m": "meter"}
 NAMES = {word: name for name, word in WORDS.items()}
@@ -240,14 +240,16 @@ def image_attributes(
     version: str,
     levels: Sequence[Level],
     source: OmeImage | None,
+    channels: Sequence[Mapping[str, Any]] = (),
     windows: Sequence[tuple[float, float]] = (),
 ) -> dict[str, Any]:
     """The attributes of the group of an image.
 
     letters : str       axes in storage order, as `output_letters` gives them
     grid : Grid         of the finest level
-    source : OmeImage or None   the image it was made of: its name, channels and time are kept
-    windows : list      smallest and largest value of each channel, where channels are kept
+    source : OmeImage or None   the image it was made of: its name and time are kept
+    channels : list     see `output_channels`
+    windows : list      smallest and largest value of each channel, where there are `channels`
     """
     place, _ = scale_and_translation(grid)
     times = _kept_axes(source)
@@ -285,7 +287,7 @@ def image_attributes(
         multiscale["name"] = source.name
     if len(levels) > 1:
         multiscale["type"] = "local mean"
-    omero = _kept_omero(source, windows)
+    omero = _rendering(source, channels, windows)
     extra = {"omero": omero} if omero else {}
     if version == "0.4":
         return {"multiscales": [{"version": version, **multiscale}], **extra}
@@ -322,25 +324,29 @@ def _kept_axes(source: OmeImage | None) -> dict[str, tuple[Axis, tuple[float, fl
     return {letter: (axis, (s, t)) for letter, axis, s, t in entries if letter not in SPATIAL + CHANNEL}
 
 
-def kept_channels(source: OmeImage | None, channels: int) -> list[dict[str, Any]]:
-    """The source's channels if the output has as many, else none."""
+def output_channels(source: OmeImage | None, header: VolumeHeader) -> list[dict[str, Any]]:
+    """Channels of an output as omero has them: the source's if there are as many; components by their names; else none."""
     found = source.omero.get("channels") if source is not None else None
-    if not isinstance(found, list) or len(found) != channels or not all(isinstance(c, Mapping) for c in found):
-        return []
-    return [dict(c) for c in found]
+    known = [dict(c) for c in found if isinstance(c, Mapping)] if isinstance(found, list) else []
+    if header.components:
+        return [{"label": label} for label in header.component_labels([c.get("label") for c in known])]
+    return known if len(known) == header.shape[4] else []
 
 
-def _kept_omero(source: OmeImage | None, windows: Sequence[tuple[float, float]]) -> dict[str, Any]:
-    """Rendering of the output: its channels are the source's, shown from their smallest to their largest value."""
-    channels = kept_channels(source, len(windows))
-    if not channels or source is None:
+def _rendering(
+    source: OmeImage | None, given: Sequence[Mapping[str, Any]], windows: Sequence[tuple[float, float]]
+) -> dict[str, Any]:
+    """Rendering of the output: its channels, shown from their smallest to their largest value."""
+    channels = [dict(channel) for channel in given]
+    if not channels:
         return {}
     for channel, (low, high) in zip(channels, windows, strict=True):
         channel.setdefault("color", "FFFFFF")  # 0.4 and 0.5 ask for a colour and a window
         channel["window"] = {"min": low, "max": high, "start": low, "end": high}
-    kept: dict[str, Any] = {key: source.omero[key] for key in ("name",) if key in source.omero}
+    omero = {} if source is None else source.omero
+    kept: dict[str, Any] = {key: omero[key] for key in ("name",) if key in omero}
     kept["channels"] = channels
-    rendering = source.omero.get("rdefs")
+    rendering = omero.get("rdefs")
     if isinstance(rendering, Mapping) and "model" in rendering:
         kept["rdefs"] = {"model": rendering["model"]}
     return kept

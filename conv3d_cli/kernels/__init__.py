@@ -12,7 +12,7 @@ from pathlib import Path
 
 from conv3d_cli.errors import SpecError, UnknownNameError, unknown_name
 from conv3d_cli.kernels import builtin, files
-from conv3d_cli.kernels.files import KERNEL_FILES, find_kernel_file, known_suffixes, read_bias, write_kernel
+from conv3d_cli.kernels.files import KERNEL_FILES, find_kernel_file, known_suffixes, read_bias
 from conv3d_cli.kernels.grammar import BuiltinKernel, KernelFunction, build_kernel, describe
 from conv3d_cli.model.grid import Grid
 from conv3d_cli.model.kernel import Kernel
@@ -26,6 +26,7 @@ __all__ = [
     "is_builtin",
     "known_suffixes",
     "may_name_a_layer",
+    "orient_kernel",
     "read_bias",
     "read_kernel",
     "write_kernel",
@@ -44,6 +45,7 @@ BUILTIN_KERNELS: tuple[KernelFunction, ...] = (
     builtin.prewitt,
     builtin.scharr,
     builtin.gradient,
+    builtin.gaussian_derivative,
     builtin.sharpen,
     builtin.unsharp,
 )
@@ -68,6 +70,25 @@ def describe_builtins() -> list[BuiltinKernel]:
     return [describe(function) for function in BUILTIN_KERNELS]
 
 
+def orient_kernel(kernel: str | Kernel | None, orient: str) -> str:
+    """The text of a built-in kernel with its parameter `orient` set.
+
+    Raises: SpecError for a kernel that has none, or says another.
+    >>> orient_kernel("sobel:axis=x", "world")
+    'sobel:axis=x:orient=world'
+    """
+    able = [k.name for k in describe_builtins() if any(p.name == "orient" for p in k.parameters)]
+    name, *pairs = (part.strip() for part in kernel.split(":")) if isinstance(kernel, str) else ("this kernel",)
+    if name not in able:
+        raise SpecError(
+            f"--orient {orient} is for {', '.join(able)}; {name} has no direction in the world: leave it out"
+        )
+    given = [pair.partition("=")[2].strip() for pair in pairs if pair.partition("=")[0].strip() == "orient"]
+    if given and given != [orient]:
+        raise SpecError(f"--orient {orient} contradicts orient={given[0]} of the kernel: leave one of them out")
+    return kernel if given and isinstance(kernel, str) else f"{kernel}:orient={orient}"
+
+
 def may_name_a_layer(text: str) -> bool:
     """Whether a kernel's text may stand for a layer in a weights file; if not, `kernels.weights` need not be loaded.
 
@@ -75,6 +96,11 @@ def may_name_a_layer(text: str) -> bool:
     (True, False, False)
     """
     return "::" in text or not (is_builtin(text) or find_kernel_file(text) is not None)
+
+
+def write_kernel(path: str, kernel: Kernel, *, overwrite: bool = False) -> None:
+    """Save a kernel by the suffix of its name; a bank as the Conv3D layer it is for one channel. See `files.write_kernel`."""
+    files.write_kernel(path, kernel.as_layer() if kernel.is_bank else kernel, overwrite=overwrite)
 
 
 def read_kernel(text: str, grid: Grid | None = None, *, folder: Path | None = None) -> Kernel:

@@ -14,8 +14,18 @@ from typing import Literal
 import numpy as np
 
 from conv3d_cli.errors import SpecError, unknown_name
-from conv3d_cli.kernels.lengths import MAX_WEIGHTS, Axis, Floats, Lengths, Sizes, axis_number, voxels
+from conv3d_cli.kernels.lengths import MAX_WEIGHTS, Axes, Floats, Lengths, Sizes, axis_numbers, voxels
 from conv3d_cli.kernels.sampling import SAMPLINGS, SamplingName
+from conv3d_cli.kernels.world import (
+    VOXEL_AXES,
+    Ellipsoid,
+    OrientKind,
+    PerKind,
+    laplacian_parts,
+    spread,
+    voxel_places,
+    wanted_slopes,
+)
 from conv3d_cli.model.kernel import Kernel, Weights
 from conv3d_cli.model.spec import triple
 
@@ -63,6 +73,7 @@ def gaussian(
     sigma: Lengths | None = None,
     truncate: float = 4,
     sampling: SamplingName = "scipy",
+    orient: OrientKind = VOXEL_AXES,
 ) -> Kernel:
     """Gaussian smoothing, by full width at half maximum (fwhm) or standard deviation (sigma).
 
@@ -71,6 +82,10 @@ def gaussian(
     fwhm, sigma : lengths       one of the two; 0 on an axis: no smoothing along it
     truncate : number           the kernel reaches int(truncate·σ + 0.5) voxels to each side
     sampling : a tool's name    whose weights and reach are taken (`conv3d presets` tells them); all but scipy set the reach
+    orient : voxel or world     the axes that three different lengths are along: the volume's D,H,W, or the world's z,y,x
+
+    Where lengths in mm do not lie along voxel axes at right angles (a sheared grid; orient=world on an oblique one) the kernel is
+    w = exp(-xᵀ·S⁻¹·x / 2) at x mm from the centre, S = diag(σ²), in the box that holds the ellipsoid of truncate·σ.
 
     Source: scipy.ndimage.gaussian_filter, to which it is equal up to rounding; nilearn uses the same. The other samplings:
     kernels/sampling.py.
@@ -78,22 +93,26 @@ def gaussian(
     >>> gaussian(sigma=(0, 0, 1), truncate=1).weights.round(4).tolist()
     [[[0.2741, 0.4519, 0.2741]]]
     """
-    if fwhm is not None and sigma is None:
-        d, h, w = (width / FWHM_PER_SIGMA for width in voxels(fwhm, "fwhm", zero=True))
-        deviations: Floats = (d, h, w)
-    elif sigma is not None and fwhm is None:
-        deviations = voxels(sigma, "sigma", zero=True)
-    else:
+    if (fwhm is None) == (sigma is None):
         raise SpecError(
             f"gaussian needs fwhm or sigma{', not both' if fwhm is not None else ''}, as in gaussian:fwhm=6mm or "
             "gaussian:sigma=1.5vox"
         )
+    name, given = ("fwhm", fwhm) if fwhm is not None else ("sigma", sigma)
+    assert given is not None
+    tool_axes = (
+        sampling != "scipy" and orient.steps is None
+    )  # other tools go along the voxel axes, whatever their angles
+    found = voxels(given, name, zero=True) if tool_axes else spread(given, name, orient, zero=True)
+    deviations = found if fwhm is None else _sigma(found)
     if sampling == "scipy":
-        return Kernel(_gaussian_weights(deviations, truncate, "gaussian"), name="gaussian")
+        return Kernel(_gaussian_weights(deviations, truncate, "gaussian"), name="gaussian", built=_built(deviations))
     if sampling not in SAMPLINGS:
         raise unknown_name("sampling", sampling, ["scipy", *SAMPLINGS])
     if truncate != 4:
         raise SpecError(f"sampling={sampling} sets how far the Gaussian reaches; leave out truncate={truncate:g}")
+    if isinstance(deviations, Ellipsoid):
+        raise SpecError(f"sampling={sampling} goes along voxel axes, and here {deviations.why}; leave it out")
     tool = SAMPLINGS[sampling]
     reach = [_whole(tool.reach(deviation), "gaussian", "sigma") if deviation else 0 for deviation in deviations]
     _require_size([2 * r + 1 for r in reach], "gaussian", "sigma")
@@ -104,24 +123,32 @@ def gaussian(
     return Kernel(_outer([profile / profile.sum() for profile in profiles]), name="gaussian")
 
 
-def ball(radius: Lengths) -> Kernel:
+def ball(radius: Lengths, orient: OrientKind = VOXEL_AXES) -> Kernel:
     """Mean of the voxels within a radius: a ball, in voxels an ellipsoid where the spacing differs between axes.
 
     Formula: w = 1/n for the n voxels with (d/rd)² + (h/rh)² + (w/rw)² <= 1 (to 1e-6, for rounded spacings), else 0; sum 1
 
-    radius : lengths    from the central voxel's centre; below 1 voxel on an axis, only the central plane is left
+    radius : lengths            from the central voxel's centre; below 1 voxel on an axis, only the central plane is left
+    orient : voxel or world     the axes that three different lengths are along: the volume's D,H,W, or the world's z,y,x
+
+    In mm it is a ball in the world on sheared grids as well.
 
     Source: the sphere of fslmaths -kernel sphere and 3dLocalstat -nbhd SPHERE, by voxel centres.
 
     >>> int((ball(radius=1).weights > 0).sum()), ball(radius=(0.5, 1, 2)).size
     (7, (1, 3, 5))
     """
-    radii = voxels(radius, "radius")
+    found = spread(radius, "radius", orient)
+    radii = found.half_widths if isinstance(found, Ellipsoid) else found
     reach = [_whole(r * (1 + _ROUNDING), "ball", "radius") for r in radii]
     _require_size([2 * r + 1 for r in reach], "ball", "radius")
-    squares = [(np.arange(-n, n + 1) / r) ** 2 for n, r in zip(reach, radii, strict=True)]
-    inside = squares[0][:, None, None] + squares[1][:, None] + squares[2] <= 1 + 2 * _ROUNDING
-    return Kernel(inside / inside.sum(), name="ball")
+    if isinstance(found, Ellipsoid):
+        distances = found.squares(reach)
+    else:
+        squares = [(np.arange(-n, n + 1) / r) ** 2 for n, r in zip(reach, radii, strict=True)]
+        distances = squares[0][:, None, None] + squares[1][:, None] + squares[2]
+    inside = distances <= 1 + 2 * _ROUNDING
+    return Kernel(inside / inside.sum(), name="ball", built=_built(found))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -151,81 +178,100 @@ def laplacian(neighbours: Literal[6, 18, 26] = 6) -> Kernel:
     return Kernel(np.array(by_distance)[distance] / scale, name="laplacian")
 
 
-def log(sigma: Lengths, truncate: float = 4) -> Kernel:
+def log(sigma: Lengths, truncate: float = 4, per: PerKind | None = None, orient: OrientKind = VOXEL_AXES) -> Kernel:
     """Laplacian of Gaussian: edges and blobs at a scale; negative on bright blobs of radius sqrt(3)·sigma.
 
     Formula: w = Σ over axes a of (a²/σa⁴ - 1/σa²) · g, with g the gaussian kernel; the scale is per voxel²
 
-    sigma : lengths     of the Gaussian, positive on every axis
-    truncate : number   the kernel reaches int(truncate·σ + 0.5) voxels to each side
+    sigma : lengths             of the Gaussian, positive on every axis
+    truncate : number           the kernel reaches int(truncate·σ + 0.5) voxels to each side
+    per : vox or a unit         the Laplacian of the world, per mm² or the like: of the polynomials of degree 2 that fit best,
+                                weighted by g, so that it is exact on these
+    orient : voxel or world     the axes that three different lengths are along: the volume's D,H,W, or the world's z,y,x
 
     Source: Marr and Hildreth, Theory of edge detection, Proc. R. Soc. Lond. B 207 (1980) 187-217; sampled as in
-    scipy.ndimage.gaussian_laplace, to which it is equal up to rounding.
+    scipy.ndimage.gaussian_laplace, to which it is equal up to rounding unless per is given.
 
     >>> round(float(log(sigma=1).weights[4, 4, 4]), 4)
     -0.1905
     """
-    deviations = voxels(sigma, "sigma")
-    smooth = _profiles(deviations, truncate, "log")
-    if min(len(profile) for profile in smooth) == 1:
+    deviations = spread(sigma, "sigma", orient)
+    reach = _reach(deviations, truncate, "log")
+    if min(reach) == 0:
         raise SpecError(
-            f"log needs at least one voxel to each side, received sigma={_voxel_text(deviations)} and truncate={truncate:g}; "
-            "give a larger sigma"
+            f"log needs at least one voxel to each side, received sigma={_voxel_text(_half_widths(deviations))} and "
+            f"truncate={truncate:g}; give a larger sigma"
         )
-    weights = np.zeros([len(profile) for profile in smooth])
-    for axis, deviation in enumerate(deviations):
-        positions = np.arange(len(smooth[axis])) - len(smooth[axis]) // 2
-        profiles = list(smooth)
-        profiles[axis] = smooth[axis] * (positions**2 / deviation**4 - 1 / deviation**2)
-        weights += _outer(profiles)
-    return Kernel(weights, name="log")
+    if per is not None:
+        weights = _fitted_curvature(_gaussian_weights(deviations, truncate, "log"), reach, laplacian_parts(per))
+    elif isinstance(deviations, Ellipsoid):
+        inverse = np.linalg.inv(deviations.covariance)
+        slopes = np.einsum("ab,bdhw->adhw", inverse, voxel_places(reach))
+        weights = ((slopes**2).sum(axis=0) - np.trace(inverse)) * _gaussian_weights(deviations, truncate, "log")
+    else:
+        profiles = _profiles(deviations, truncate, "log")
+        weights = np.zeros([len(profile) for profile in profiles])
+        for axis in range(3):
+            weights += _along(profiles, axis, _differentiated(profiles[axis], deviations[axis], 2))
+    words = "" if per is None else f"per {per.word}²"
+    return Kernel(weights, name="log", built=_built(deviations, words))
 
 
-def dog(sigma: Lengths, sigma2: Lengths | None = None, ratio: float = 1.6, truncate: float = 4) -> Kernel:
+def dog(
+    sigma: Lengths,
+    sigma2: Lengths | None = None,
+    ratio: float = 1.6,
+    truncate: float = 4,
+    orient: OrientKind = VOXEL_AXES,
+) -> Kernel:
     """Difference of Gaussians: a band of scales; positive on bright blobs.
 
     Formula: w = gaussian(sigma) - gaussian(sigma2), each of sum 1, with sigma2 = ratio·sigma unless it is given; sum 0
 
-    sigma : lengths     of the narrower Gaussian
-    sigma2 : lengths    of the wider one
-    ratio : number      above 1; at 1.6 the shape is close to the Laplacian of Gaussian with its sign turned
-    truncate : number   the kernel reaches int(truncate·sigma2 + 0.5) voxels to each side
+    sigma : lengths             of the narrower Gaussian
+    sigma2 : lengths            of the wider one
+    ratio : number              above 1; at 1.6 the shape is close to the Laplacian of Gaussian with its sign turned
+    truncate : number           the kernel reaches int(truncate·sigma2 + 0.5) voxels to each side
+    orient : voxel or world     the axes that three different lengths are along: the volume's D,H,W, or the world's z,y,x
 
     Source: Marr and Hildreth, Theory of edge detection, Proc. R. Soc. Lond. B 207 (1980) 187-217, appendix B.
 
     >>> abs(dog(sigma=1).sum) < 1e-12, dog(sigma=0, sigma2=(0, 0, 0.3)).weights.round(4).tolist()
     (True, [[[-0.0038, 0.0077, -0.0038]]])
     """
-    narrow = voxels(sigma, "sigma", zero=True)
+    narrow = spread(sigma, "sigma", orient, zero=True)
     if sigma2 is not None and ratio != 1.6:
         raise SpecError(f"dog takes sigma2 or ratio, not both, received ratio={ratio:g} and sigma2")
     if sigma2 is not None:
-        wide = voxels(sigma2, "sigma2", zero=True)
+        wide = spread(sigma2, "sigma2", orient, zero=True)
     elif ratio > 1 and math.isfinite(ratio):
-        d, h, w = (ratio * value for value in narrow)
-        wide = (d, h, w)
+        d, h, w = (ratio * value for value in _half_widths(narrow))
+        wide = narrow.scaled(ratio) if isinstance(narrow, Ellipsoid) else (d, h, w)
     else:
         raise SpecError(f"ratio must be above 1, as in ratio=1.6, received ratio={ratio:g}")
-    if any(a > b for a, b in zip(narrow, wide, strict=True)) or narrow == wide:
+    low, high = _half_widths(narrow), _half_widths(wide)
+    if any(a > b for a, b in zip(low, high, strict=True)) or low == high:
         raise SpecError(
             "dog subtracts a wider Gaussian from a narrower one, "
-            f"received sigma={_voxel_text(narrow)} and sigma2={_voxel_text(wide)}"
+            f"received sigma={_voxel_text(low)} and sigma2={_voxel_text(high)}"
         )
     weights = -_gaussian_weights(wide, truncate, "dog")
     _add_centred(weights, _gaussian_weights(narrow, truncate, "dog"))
-    return Kernel(weights, name="dog")
+    return Kernel(weights, name="dog", built=_built(wide))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # First derivatives
 
 
-def sobel(axis: Axis) -> Kernel:
-    """Sobel derivative along one axis, smoothed across it: positive where values rise along the axis.
+def sobel(axis: Axes, per: PerKind | None = None, orient: OrientKind = VOXEL_AXES) -> Kernel:
+    """Sobel derivative along an axis, smoothed across it: positive where values rise along the axis.
 
-    Formula: [-1, 0, 1] along the axis ⊗ [1, 2, 1] along the two others; divide by 32 for the slope per voxel
+    Formula: [-1, 0, 1] along the axis ⊗ [1, 2, 1] along the two others: 32 times the slope per voxel
 
-    axis : d, h or w    (z, y, x)
+    axis : d, h or w            (z, y, x); several, as in xyz: a channel for each, in this order
+    per : vox or a unit         a true slope per voxel, per mm or the like of the spacing, in place of 32 times the one per voxel
+    orient : voxel or world     slopes along the volume's own axes, or along those of the world, per mm
 
     Source: Sobel and Feldman, A 3x3 isotropic gradient operator for image processing (1968); scipy.ndimage.sobel, to which
     it is equal.
@@ -233,15 +279,17 @@ def sobel(axis: Axis) -> Kernel:
     >>> sobel(axis="w").weights[1].tolist()
     [[-2.0, 0.0, 2.0], [-4.0, 0.0, 4.0], [-2.0, 0.0, 2.0]]
     """
-    return _derivative(axis, [-1, 0, 1], [1, 2, 1], "sobel")
+    return _first_derivative("sobel", axis, per, orient, [-1, 0, 1], [1, 2, 1])
 
 
-def prewitt(axis: Axis) -> Kernel:
-    """Prewitt derivative along one axis, averaged across it: positive where values rise along the axis.
+def prewitt(axis: Axes, per: PerKind | None = None, orient: OrientKind = VOXEL_AXES) -> Kernel:
+    """Prewitt derivative along an axis, averaged across it: positive where values rise along the axis.
 
-    Formula: [-1, 0, 1] along the axis ⊗ [1, 1, 1] along the two others; divide by 18 for the slope per voxel
+    Formula: [-1, 0, 1] along the axis ⊗ [1, 1, 1] along the two others: 18 times the slope per voxel
 
-    axis : d, h or w    (z, y, x)
+    axis : d, h or w            (z, y, x); several, as in xyz: a channel for each, in this order
+    per : vox or a unit         a true slope per voxel, per mm or the like of the spacing, in place of 18 times the one per voxel
+    orient : voxel or world     slopes along the volume's own axes, or along those of the world, per mm
 
     Source: Prewitt, Object enhancement and extraction, in Picture Processing and Psychopictorics (1970);
     scipy.ndimage.prewitt, to which it is equal.
@@ -249,15 +297,17 @@ def prewitt(axis: Axis) -> Kernel:
     >>> prewitt(axis="h").weights[0].tolist()
     [[-1.0, -1.0, -1.0], [0.0, 0.0, 0.0], [1.0, 1.0, 1.0]]
     """
-    return _derivative(axis, [-1, 0, 1], [1, 1, 1], "prewitt")
+    return _first_derivative("prewitt", axis, per, orient, [-1, 0, 1], [1, 1, 1])
 
 
-def scharr(axis: Axis) -> Kernel:
-    """Scharr derivative along one axis, whose direction is truer than sobel's: positive where values rise along the axis.
+def scharr(axis: Axes, per: PerKind | None = None, orient: OrientKind = VOXEL_AXES) -> Kernel:
+    """Scharr derivative along an axis, whose direction is truer than sobel's: positive where values rise along the axis.
 
-    Formula: [-1, 0, 1] along the axis ⊗ [3, 10, 3] along the two others; divide by 512 for the slope per voxel
+    Formula: [-1, 0, 1] along the axis ⊗ [3, 10, 3] along the two others: 512 times the slope per voxel
 
-    axis : d, h or w    (z, y, x)
+    axis : d, h or w            (z, y, x); several, as in xyz: a channel for each, in this order
+    per : vox or a unit         a true slope per voxel, per mm or the like of the spacing, in place of 512 times the one per voxel
+    orient : voxel or world     slopes along the volume's own axes, or along those of the world, per mm
 
     Source: Scharr, Optimale Operatoren in der Digitalen Bildverarbeitung, thesis, Heidelberg (2000), in whole numbers and
     not normalised, as sobel and prewitt are.
@@ -265,22 +315,79 @@ def scharr(axis: Axis) -> Kernel:
     >>> scharr(axis="w").weights[0].tolist()
     [[-9.0, 0.0, 9.0], [-30.0, 0.0, 30.0], [-9.0, 0.0, 9.0]]
     """
-    return _derivative(axis, [-1, 0, 1], [3, 10, 3], "scharr")
+    return _first_derivative("scharr", axis, per, orient, [-1, 0, 1], [3, 10, 3])
 
 
-def gradient(axis: Axis) -> Kernel:
-    """Central difference along one axis: the slope per voxel, without smoothing.
+def gradient(axis: Axes, per: PerKind | None = None, orient: OrientKind = VOXEL_AXES) -> Kernel:
+    """Central difference along an axis: the slope per voxel, without smoothing.
 
     Formula: [-0.5, 0, 0.5] along the axis
 
-    axis : d, h or w    (z, y, x)
+    axis : d, h or w            (z, y, x); several, as in xyz: a channel for each, in this order
+    per : vox or a unit         a true slope per voxel, per mm or the like of the spacing
+    orient : voxel or world     slopes along the volume's own axes, or along those of the world, per mm
 
     Source: numpy.gradient, to which it is equal inside the volume.
 
-    >>> gradient(axis="w").weights.tolist()
-    [[[-0.5, 0.0, 0.5]]]
+    >>> gradient(axis="w").weights.tolist(), gradient(axis="xyz").filter_names
+    ([[[-0.5, 0.0, 0.5]]], ('gradient x', 'gradient y', 'gradient z'))
     """
-    return _derivative(axis, [-0.5, 0, 0.5], [1], "gradient")
+    return _first_derivative("gradient", axis, per, orient, [-0.5, 0, 0.5], [0, 1, 0])
+
+
+def gaussian_derivative(
+    sigma: Lengths,
+    axis: Axes,
+    order: Literal[1, 2] = 1,
+    truncate: float = 4,
+    per: PerKind | None = None,
+    orient: OrientKind = VOXEL_AXES,
+) -> Kernel:
+    """Derivative of a Gaussian along an axis: the slope (or curvature) at a scale, positive where values rise along the axis.
+
+    Formula: order 1: w = a/σa² · g, order 2: w = (a²/σa⁴ - 1/σa²) · g, along axis a, with g the gaussian kernel; per voxel.
+    With per or orient=world: the derivative of the polynomial of that degree that fits best, weighted by g
+
+    sigma : lengths             of the Gaussian; 0 on an axis: no smoothing along it
+    axis : d, h or w            (z, y, x); several, as in xyz: a channel for each, in this order
+    order : 1 or 2              of the derivative
+    truncate : number           the kernel reaches int(truncate·σ + 0.5) voxels to each side
+    per : vox or a unit         exactly the slope of a ramp, per voxel, per mm or the like; of order 2 the curvature per mm²
+    orient : voxel or world     slopes along the volume's own axes, or along those of the world, per mm
+
+    Source: scipy.ndimage.gaussian_filter with order, to which it is equal up to rounding unless per or orient are given. Several
+    axes with --magnitude: scipy.ndimage.gaussian_gradient_magnitude.
+
+    >>> gaussian_derivative(sigma=(0, 0, 1), axis="w", truncate=1).weights.round(4).tolist()
+    [[[-0.2741, 0.0, 0.2741]]]
+    """
+    if order not in (1, 2):
+        raise SpecError(f"order is 1 or 2, received {order!r}")
+    slopes = wanted_slopes(axis, per, orient)
+    deviations = spread(sigma, "sigma", orient, zero=True)
+    reach = _reach(deviations, truncate, "gaussian_derivative")
+    used = axis_numbers(axis) if slopes is None else np.flatnonzero(slopes.parts.any(axis=1))
+    if any(reach[a] == 0 for a in used):
+        raise SpecError(
+            "gaussian_derivative needs at least one voxel to each side along the axes of its slope, received "
+            f"sigma={_voxel_text(_half_widths(deviations))} and truncate={truncate:g}; give a larger sigma"
+        )
+    if slopes is not None:
+        smooth = _gaussian_weights(deviations, truncate, "gaussian_derivative")
+        if order == 1:
+            filters = _fitted_slopes(smooth, reach, slopes.parts)
+        else:
+            filters = [_fitted_curvature(smooth, reach, np.outer(part, part)) for part in slopes.parts.T]
+    elif isinstance(deviations, Ellipsoid):
+        inverse = np.linalg.inv(deviations.covariance)
+        smooth = _gaussian_weights(deviations, truncate, "gaussian_derivative")
+        ways = np.einsum("ab,bdhw->adhw", inverse, voxel_places(reach))
+        filters = [smooth * (ways[a] if order == 1 else ways[a] ** 2 - inverse[a, a]) for a in axis_numbers(axis)]
+    else:
+        profiles = _profiles(deviations, truncate, "gaussian_derivative")
+        filters = [_along(profiles, a, _differentiated(profiles[a], deviations[a], order)) for a in axis_numbers(axis)]
+    words = "" if slopes is None else slopes.words if order == 1 else slopes.words.replace("slopes", "curvatures") + "²"
+    return _kernel_or_bank("gaussian_derivative", axis, filters, _built(deviations, words))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -304,14 +411,15 @@ def sharpen(amount: float = 1) -> Kernel:
     return Kernel(weights, name="sharpen")
 
 
-def unsharp(sigma: Lengths, amount: float = 1, truncate: float = 4) -> Kernel:
+def unsharp(sigma: Lengths, amount: float = 1, truncate: float = 4, orient: OrientKind = VOXEL_AXES) -> Kernel:
     """Unsharp mask: sharpens by adding what a Gaussian takes away.
 
     Formula: w = identity + amount · (identity - gaussian(sigma)); sum 1
 
-    sigma : lengths     of the Gaussian; 0 on an axis: no smoothing along it
-    amount : number     0 leaves the volume as it is
-    truncate : number   the kernel reaches int(truncate·σ + 0.5) voxels to each side
+    sigma : lengths             of the Gaussian; 0 on an axis: no smoothing along it
+    amount : number             0 leaves the volume as it is
+    truncate : number           the kernel reaches int(truncate·σ + 0.5) voxels to each side
+    orient : voxel or world     the axes that three different lengths are along: the volume's D,H,W, or the world's z,y,x
 
     Source: Gonzalez and Woods, Digital Image Processing, section 3.6 (unsharp masking, highboost filtering).
 
@@ -319,32 +427,97 @@ def unsharp(sigma: Lengths, amount: float = 1, truncate: float = 4) -> Kernel:
     [[[-0.2741, 1.5481, -0.2741]]]
     """
     factor = _finite(amount, "amount")
-    weights = -factor * _gaussian_weights(voxels(sigma, "sigma", zero=True), truncate, "unsharp")
+    deviations = spread(sigma, "sigma", orient, zero=True)
+    weights = -factor * _gaussian_weights(deviations, truncate, "unsharp")
     _add_centred(weights, np.full((1, 1, 1), 1 + factor))
-    return Kernel(weights, name="unsharp")
+    return Kernel(weights, name="unsharp", built=_built(deviations))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Shared parts
 
 
-def _gaussian_weights(deviations: Floats, truncate: float, name: str) -> Weights:
-    return _outer(_profiles(deviations, truncate, name))
+def _gaussian_weights(deviations: Floats | Ellipsoid, truncate: float, name: str) -> Weights:
+    if not isinstance(deviations, Ellipsoid):
+        return _outer(_profiles(deviations, truncate, name))
+    weights = np.exp(-0.5 * deviations.squares(_reach(deviations, truncate, name)))
+    return np.asarray(weights / weights.sum())
+
+
+def _reach(deviations: Floats | Ellipsoid, truncate: float, name: str) -> list[int]:
+    """Voxels to each side, the number of weights checked before any is made."""
+    if not 0 < truncate < math.inf:
+        raise SpecError(f"truncate must be positive, as in truncate=4, received truncate={truncate:g}")
+    reach = [_whole(truncate * deviation + 0.5, name, "sigma") for deviation in _half_widths(deviations)]
+    _require_size([2 * r + 1 for r in reach], name, "sigma")
+    return reach
 
 
 def _profiles(deviations: Floats, truncate: float, name: str) -> list[Weights]:
-    """One sampled Gaussian of sum 1 for each axis, its size checked before any is made."""
-    if not 0 < truncate < math.inf:
-        raise SpecError(f"truncate must be positive, as in truncate=4, received truncate={truncate:g}")
-    reach = [_whole(truncate * deviation + 0.5, name, "sigma") for deviation in deviations]
-    _require_size([2 * r + 1 for r in reach], name, "sigma")
+    """One sampled Gaussian of sum 1 for each axis."""
     profiles = []
-    for radius, deviation in zip(reach, deviations, strict=True):
+    for radius, deviation in zip(_reach(deviations, truncate, name), deviations, strict=True):
         profile = np.ones(1)
         if radius:
             profile = np.exp(-0.5 * (np.arange(-radius, radius + 1) / deviation) ** 2)
         profiles.append(profile / profile.sum())
     return profiles
+
+
+def _differentiated(profile: Weights, deviation: float, order: int) -> Weights:
+    """A sampled Gaussian's derivative along its axis, as a correlation kernel."""
+    positions = np.arange(len(profile)) - len(profile) // 2
+    return profile * (positions / deviation**2 if order == 1 else positions**2 / deviation**4 - 1 / deviation**2)
+
+
+def _along(profiles: Sequence[Weights], axis: int, profile: Weights) -> Weights:
+    """The outer product of profiles, with another one along an axis."""
+    return _outer([profile if a == axis else other for a, other in enumerate(profiles)])
+
+
+def _half_widths(lengths: Floats | Ellipsoid) -> Floats:
+    return lengths.half_widths if isinstance(lengths, Ellipsoid) else lengths
+
+
+def _sigma(fwhm: Floats | Ellipsoid) -> Floats | Ellipsoid:
+    if isinstance(fwhm, Ellipsoid):
+        return fwhm.scaled(1 / FWHM_PER_SIGMA)
+    d, h, w = (width / FWHM_PER_SIGMA for width in fwhm)
+    return d, h, w
+
+
+def _built(lengths: Floats | Ellipsoid, words: str = "") -> str:
+    """How a kernel was made, for people."""
+    true = [f"true to the world: {lengths.why}"] if isinstance(lengths, Ellipsoid) else []
+    return "; ".join([*true, *([words] if words else [])])
+
+
+def _fitted_slopes(smooth: Weights, reach: Sequence[int], parts: Weights) -> list[Weights]:
+    """For each column of `parts` (3, n), the kernel of that slope of the plane that fits best, weighted by `smooth`: with the
+    positions i, smooth · i · (Σ smooth·i·iᵀ)⁻¹ · part."""
+    used = [a for a in range(3) if reach[a]]
+    places = voxel_places(reach)[used]
+    moments = np.einsum("adhw,dhw,bdhw->ab", places, smooth, places, optimize=True)
+    solved = np.linalg.solve(_cleared(moments), parts[used])
+    return [smooth * np.einsum("a,adhw->dhw", column, places) for column in solved.T]
+
+
+def _fitted_curvature(smooth: Weights, reach: Sequence[int], parts: Weights) -> Weights:
+    """The kernel of Σ parts[a, b] · ∂²/∂a∂b of the polynomial of degree 2 that fits best, weighted by `smooth`."""
+    used = [a for a in range(3) if reach[a]]
+    places = voxel_places(reach)
+    pairs = [(a, b) for a in used for b in used if a <= b]
+    basis = np.stack([np.ones_like(smooth), *(places[a] * places[b] for a, b in pairs)])
+    wanted = np.array([0.0, *(2 * parts[a, b] for a, b in pairs)])
+    moments = np.einsum("mdhw,dhw,ndhw->mn", basis, smooth, basis, optimize=True)
+    solved = np.linalg.solve(_cleared(moments), wanted)
+    return smooth * np.einsum("m,mdhw->dhw", solved, basis)
+
+
+def _cleared(moments: Weights) -> Weights:
+    """Moments that symmetry makes 0 made so: what rounding leaves would not let a kernel factorise."""
+    scale = np.sqrt(moments.diagonal())
+    return np.where(np.abs(moments) < 1e-12 * np.outer(scale, scale), 0.0, moments)
 
 
 def _outer(profiles: Sequence[Weights]) -> Weights:
@@ -358,10 +531,31 @@ def _add_centred(weights: Weights, smaller: Weights) -> None:
     weights[tuple(slice(s, s + n) for s, n in zip(starts, smaller.shape, strict=True))] += smaller
 
 
-def _derivative(axis: str, along: Sequence[float], across: Sequence[float], name: str) -> Kernel:
-    profiles = [np.array(across, dtype=np.float64) for _ in range(3)]
-    profiles[axis_number(axis)] = np.array(along, dtype=np.float64)
-    return Kernel(_outer(profiles) + 0.0, name=name)  # + 0.0: no minus zeros in files and pictures
+def _first_derivative(
+    name: str, axis: str, per: PerKind | None, orient: OrientKind, along: Sequence[float], across: Sequence[float]
+) -> Kernel:
+    """The kernels of 3 x 3 x 3 that differentiate along an axis, combined into the slopes that are wanted."""
+    three = [_along([np.array(across, np.float64)] * 3, a, np.array(along, np.float64)) for a in range(3)]
+    slopes = wanted_slopes(axis, per, orient)
+    if slopes is None:
+        return _kernel_or_bank(name, axis, [three[a] for a in axis_numbers(axis)], "")
+    scale = (along[2] - along[0]) * sum(across) ** 2  # of a slope of 1 per voxel
+    filters = [sum((p / scale * one for p, one in zip(part, three, strict=True) if p), np.zeros((3, 3, 3)))
+               for part in slopes.parts.T]  # fmt: skip
+    return _kernel_or_bank(name, axis, filters, slopes.words)
+
+
+def _kernel_or_bank(name: str, axis: str, filters: Sequence[Weights], built: str) -> Kernel:
+    """The kernel of one axis, or the bank of several, without planes of zeros on both sides."""
+    weights = np.stack(filters, axis=-1) + 0.0  # no minus zeros in files and pictures
+    for a in range(3):
+        planes = np.moveaxis(weights, a, 0)
+        while len(planes) > 2 and not planes[0].any() and not planes[-1].any():
+            planes = planes[1:-1]
+        weights = np.moveaxis(planes, 0, a)
+    if len(filters) == 1:
+        return Kernel(weights[..., 0], name=name, built=built)
+    return Kernel(weights, name=name, filter_names=tuple(f"{name} {letter}" for letter in axis), built=built)
 
 
 def _whole(value: float, name: str, parameter: str) -> int:

@@ -13,6 +13,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from conv3d_cli.errors import ShapeError, SpecError, UnknownNameError, unknown_name
 from conv3d_cli.model.grid import UNITS, Grid, unit_name
 from conv3d_cli.model.spec import Triple, triple
@@ -73,8 +76,24 @@ def _unit(text: str, name: str, value: str) -> str:
     return unit
 
 
+class InWorld(tuple[float, float, float]):
+    """Voxels along D, H, W of lengths that were given in a unit, and what they were.
+
+    lengths : 3 floats      as given, in the unit
+    steps : (3, 3)          as `Grid.steps_in` has them, in the unit
+    """
+
+    lengths: Floats
+    steps: NDArray[np.float64]
+
+    def __new__(cls, voxels: Floats, lengths: Floats, steps: NDArray[np.float64]) -> InWorld:
+        made = super().__new__(cls, voxels)
+        made.lengths, made.steps = lengths, steps
+        return made
+
+
 def read_lengths(text: str, name: str, grid: Grid | None) -> Floats:
-    """One length or three as voxels along D, H, W of a grid.
+    """One length or three as voxels along D, H, W of a grid; as `InWorld` if they have a unit of length.
 
     grid : Grid or None     of the volume the kernel is for; None if no volume is known
     Raises: as `parse_lengths`; ShapeError for a length in mm, um, ... without a voxel spacing.
@@ -99,7 +118,9 @@ def read_lengths(text: str, name: str, grid: Grid | None) -> Floats:
             f"{name}={text} needs a positive voxel spacing, the volume has {spacing} {unit}; give it in {VOXEL}"
         )
     d, h, w = (value / step for value, step in zip(values, spacing, strict=True))
-    return d, h, w
+    steps = grid.steps_in(unit)
+    assert steps is not None, spacing
+    return InWorld((d, h, w), values, steps)
 
 
 def voxels(value: float | Sequence[float], name: str, zero: bool = False) -> Floats:
@@ -153,21 +174,25 @@ def read_sizes(text: str, name: str, grid: Grid | None = None) -> Triple:
 AXIS_LETTERS = {"d": 0, "z": 0, "h": 1, "y": 1, "w": 2, "x": 2}
 
 
-def axis_number(axis: str) -> int:
-    """0, 1, 2 for d or z (depth), h or y (height), w or x (width).
+def axis_numbers(axis: str) -> tuple[int, ...]:
+    """For each letter 0, 1, 2 for d or z (depth), h or y (height), w or x (width).
 
-    Raises: SpecError.
-    >>> axis_number("d"), axis_number("x")
-    (0, 2)
+    Raises: SpecError for other letters, and for an axis that is named twice.
+    >>> axis_numbers("d"), axis_numbers("xyz")
+    ((0,), (2, 1, 0))
     """
-    if axis not in AXIS_LETTERS:
-        raise SpecError(f"axis is d, h or w (depth, height, width; z, y, x mean the same), received axis={axis}")
-    return AXIS_LETTERS[axis]
+    numbers = tuple(AXIS_LETTERS.get(letter, -1) for letter in axis) if isinstance(axis, str) else ()
+    if not numbers or -1 in numbers or len(set(numbers)) < len(numbers):
+        raise SpecError(
+            "axis is d, h or w (depth, height, width; z, y, x mean the same), or several of them for a channel each, as in "
+            f"axis=xyz, received axis={axis}"
+        )
+    return numbers
 
 
-def read_axis(text: str, name: str, grid: Grid | None = None) -> str:
-    """An axis letter, checked."""
-    axis_number(text.lower())
+def read_axes(text: str, name: str, grid: Grid | None = None) -> str:
+    """Axis letters, checked."""
+    axis_numbers(text.lower())
     return text.lower()
 
 
@@ -211,7 +236,7 @@ class Kind:
 
 Lengths = Annotated[float | Sequence[float], Kind(read_lengths, "LENGTH", "2vox")]
 Sizes = Annotated[int | Sequence[int], Kind(read_sizes, "VOXELS", "3")]
-Axis = Annotated[str, Kind(read_axis, "d|h|w", "d")]
+Axes = Annotated[str, Kind(read_axes, "AXES", "d")]
 NUMBER = Kind(read_number, "NUMBER", "1")
 COUNT = Kind(read_count, "COUNT", "1")
 

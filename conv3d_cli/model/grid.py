@@ -16,6 +16,10 @@ from conv3d_cli.model.spec import ConvProblem, VoxelTransform
 
 Affine = NDArray[np.float64]
 
+# Cosines between axes: below it they count as orthogonal. A Gaussian's weights then differ by less than 4e-5 of the largest.
+ORTHOGONAL = 1e-4
+LEAST_VOLUME = 1e-6  # of the cell that three unit steps span: 1 where they are orthogonal
+
 # length of one unit in mm
 UNITS = {"nm": 1e-6, "um": 1e-3, "mm": 1.0, "cm": 10.0, "m": 1000.0}
 # As files spell them: the micro sign, the Greek letter, and ImageJ's escape, which is written out in its text.
@@ -77,6 +81,23 @@ class Grid:
         d, h, w = (float(s) if factor == 1 else float(f"{s * factor:.12g}") for s in self.spacing)
         return d, h, w
 
+    def steps_in(self, unit: str | None = None) -> NDArray[np.float64] | None:
+        """(3, 3) world displacements of one voxel's step, in `unit` (None: the grid's own): column a is the step along D, H or W,
+        its rows are the world's z, y, x. None without a spacing; without an affine the axes are the world's.
+
+        Raises: ShapeError if the axes lie in one plane.
+        >>> Grid((3.0, 1.0, 1.0), "mm", np.diag([-1.0, 1.0, 3.0, 1.0])).steps_in().tolist()
+        [[3.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, -1.0]]
+        """
+        if self.spacing is None or self.unit is None:
+            return None
+        factor = 1.0 if unit is None else UNITS[self.unit] / UNITS[unit]
+        steps = np.diag(self.spacing) if self.affine is None else self.affine[2::-1, 2::-1]
+        lengths = np.linalg.norm(steps, axis=0)
+        if not np.isfinite(lengths).all() or not lengths.all() or abs(np.linalg.det(steps / lengths)) < LEAST_VOLUME:
+            raise ShapeError("the volume's affine has no inverse: its axes lie in one plane")
+        return steps * factor + 0.0
+
     def world(self, index: tuple[float, float, float]) -> NDArray[np.float64]:
         """World coordinates (3,) of voxel (d, h, w), in `unit`.
 
@@ -132,3 +153,18 @@ def spacing_of_affine(affine: Affine) -> tuple[float, float, float]:
     """Voxel spacing (D, H, W): the lengths of the affine's columns."""
     i, j, k = (float(np.linalg.norm(affine[:3, column])) for column in range(3))
     return k, j, i
+
+
+def unit_steps(steps: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Columns of length 1."""
+    return np.asarray(steps / np.linalg.norm(steps, axis=0))
+
+
+def shear(steps: NDArray[np.float64]) -> float:
+    """How far three steps (columns) are from standing at right angles: the largest |cosine| between two of them.
+
+    >>> round(shear(np.array([[1.0, 0.0, 0.0], [0.0, 2.0, 2.0], [0.0, 0.0, 2.0]])), 6)
+    0.707107
+    """
+    units = unit_steps(steps)
+    return float(np.abs(np.triu(units.T @ units, 1)).max())

@@ -1,7 +1,8 @@
 """The weights: what is multiplied with the volume, and the facts about them that people and planners ask for.
 
-A 3-D kernel (kd, kh, kw) is a filter, applied to every channel and time point separately; a 5-D one
-(kd, kh, kw, in_channels/groups, filters) is a Conv3D layer. Axes are D, H, W. Reading files and building named kernels
+A 3-D kernel (kd, kh, kw) is a filter, applied to every channel and time point separately; a bank (kd, kh, kw, filters) is
+several of them, each with a name, which make several channels of each; a 5-D one (kd, kh, kw, in_channels/groups, filters) is
+a Conv3D layer. Axes are D, H, W. Reading files and building named kernels
 is the work of `kernels/`.
 """
 
@@ -22,10 +23,12 @@ Weights = NDArray[np.float64]
 class Kernel:
     """Weights, bias and anchor of a convolution.
 
-    weights : (kd, kh, kw) or (kd, kh, kw, in_channels/groups, filters) floats, finite
+    weights : (kd, kh, kw), (kd, kh, kw, filters) or (kd, kh, kw, in_channels/groups, filters) floats, finite
     bias : (filters,) floats or None        also one number, which all filters share
     centre : (d, h, w) floats or None       kernel voxel an output voxel lies under; None: the middle, (k - 1) / 2
     name : str                              what messages call it
+    filter_names : tuple of str             of a bank; without them 4-D weights are refused
+    built : str                             how it was made for its volume, for people
 
     Raises ShapeError for a wrong rank, an empty kernel, or weights that are NaN or infinite.
     >>> Kernel(np.ones((3, 3, 3)) / 2).sum
@@ -36,12 +39,15 @@ class Kernel:
     bias: Weights | None = None
     centre: tuple[float, float, float] | None = None
     name: str = "kernel"
+    filter_names: tuple[str, ...] = ()
+    built: str = ""
 
     def __post_init__(self) -> None:
         weights = np.asarray(self.weights)
         if weights.dtype.kind not in "buif":
             raise ShapeError(f"kernel {self.name} must hold real numbers, received dtype {weights.dtype}")
-        if weights.ndim not in (3, 5):
+        bank = weights.ndim == 4 and len(self.filter_names) == weights.shape[3]
+        if weights.ndim not in (3, 5) and not bank:
             cure = f"; give it the shape {(1,) * (3 - weights.ndim) + weights.shape}" if weights.ndim < 3 else ""
             raise ShapeError(
                 f"kernel {self.name} must be 3-D (depth, height, width) or 5-D (depth, height, width, in_channels/groups, "
@@ -58,9 +64,9 @@ class Kernel:
                 raise ShapeError(f"the bias of kernel {self.name} must hold real numbers, received dtype {bias.dtype}")
             bias = _as_doubles(bias)
             _require_finite(bias, f"the bias of kernel {self.name}")
-            expected = {1, weights.shape[4]} if weights.ndim == 5 else None
+            expected = {1, weights.shape[4]} if weights.ndim == 5 else {1} if bank else None
             if bias.ndim != 1 or bias.size == 0 or (expected and bias.size not in expected):
-                filters = weights.shape[4] if weights.ndim == 5 else "one a channel"
+                filters = weights.shape[4] if weights.ndim == 5 else "of a bank: 1" if bank else "one a channel"
                 raise ShapeError(
                     f"the bias of kernel {self.name} must be one number a filter ({filters}), received shape {bias.shape}"
                 )
@@ -85,13 +91,30 @@ class Kernel:
         return self.weights.ndim == 5
 
     @property
+    def is_bank(self) -> bool:
+        """True for a 4-D kernel: each of its filters makes a channel of each channel."""
+        return self.weights.ndim == 4
+
+    @property
+    def filters_per_channel(self) -> int:
+        """Output channels for one of the input's, where it does not mix them."""
+        return self.weights.shape[3] if self.is_bank else 1
+
+    def as_layer(self) -> Kernel:
+        """A filter or a bank as the Conv3D layer it is for a volume of one channel."""
+        return replace(self, weights=self.for_channels(1), filter_names=())
+
+    @property
     def sum(self) -> float:
         return float(self.weights.sum())
 
     def for_channels(self, channels: int) -> Weights:
-        """The weights in 5-D for a volume of `channels`: a 3-D kernel is repeated, without a copy, one filter a channel."""
+        """The weights in 5-D for a volume of `channels`: a 3-D kernel is repeated, without a copy, one filter a channel; of a
+        bank all filters of a channel follow one another."""
         if self.is_layer:
             return self.weights
+        if self.is_bank:
+            return np.tile(self.weights[..., None, :], channels)
         return np.broadcast_to(self.weights[..., None, None], (*self.size, 1, channels))
 
     def bias_for(self, filters: int) -> Weights | None:
@@ -131,7 +154,7 @@ class Kernel:
 
     def separable_rank(self, tolerance: float = 1e-7) -> int | None:
         """1 if a 3-D kernel is an outer product of three vectors, within `tolerance` of its norm; else the larger rank of
-        its two unfoldings (a lower bound of the number of separable terms). None for a layer.
+        its two unfoldings (a lower bound of the number of separable terms). Of a bank, the largest; None for a layer.
 
         >>> Kernel(np.ones((3, 3, 3))).separable_rank()
         1
@@ -139,11 +162,12 @@ class Kernel:
         if self.is_layer:
             return None
         d, h, w = self.size
-        ranks = []
-        for matrix in (self.weights.reshape(d, h * w), self.weights.reshape(d * h, w)):
-            values = np.linalg.svd(matrix, compute_uv=False)
-            ranks.append(int(np.sum(values > tolerance * max(values[0], 1e-300))))
-        return max(1, *ranks)
+        ranks = [1]
+        for one in np.moveaxis(self.weights.reshape(d, h, w, -1), 3, 0):
+            for matrix in (one.reshape(d, h * w), one.reshape(d * h, w)):
+                values = np.linalg.svd(matrix, compute_uv=False)
+                ranks.append(int(np.sum(values > tolerance * max(values[0], 1e-300))))
+        return max(ranks)
 
     def symmetries(self) -> tuple[bool, bool, bool]:
         """Whether mirroring along D, H, W leaves the weights as they are (to 1e-9 of the largest)."""
@@ -156,7 +180,7 @@ class Kernel:
     def fwhm(self) -> tuple[float | None, float | None, float | None]:
         """Full width at half maximum in voxels along D, H, W of the profile (the sum over the other axes), by linear
         interpolation; None where the profile is not a single positive bump."""
-        weights = self.weights if not self.is_layer else self.weights.sum(axis=(3, 4))
+        weights = self.weights.sum(axis=tuple(range(3, self.weights.ndim)))
         d, h, w = (
             _profile_width(weights.sum(axis=tuple(other for other in range(3) if other != axis))) for axis in range(3)
         )

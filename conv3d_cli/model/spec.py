@@ -322,26 +322,27 @@ class ConvSpec:
         """Every integer of this convolution for a volume and a kernel.
 
         input_shape : (N, D, H, W, C)
-        kernel_shape : (kd, kh, kw, C/groups, filters); or (kd, kh, kw), which is applied to each channel separately
+        kernel_shape : (kd, kh, kw, C/groups, filters); (kd, kh, kw), which is applied to each channel separately; or
+            (kd, kh, kw, filters), all of which are
         centre : 3 floats, the kernel voxel (D, H, W) an output voxel lies under; None: its middle, (k - 1) / 2
         Raises: ShapeError if channels, groups, filters and sizes do not fit, or no output voxel is left.
         """
         batch, *in_size, channels = (int(n) for n in input_shape)
         kernel_size = tuple(int(n) for n in kernel_shape[:3])
-        if len(kernel_shape) not in (3, 5) or min(kernel_shape, default=0) < 1:
+        if len(kernel_shape) not in (3, 4, 5) or min(kernel_shape, default=0) < 1:
             raise ShapeError(
-                "a kernel is (depth, height, width) or (depth, height, width, in_channels/groups, filters), "
+                "a kernel is (depth, height, width), a bank of filters or (depth, height, width, in_channels/groups, filters), "
                 f"each at least 1, received shape {tuple(kernel_shape)}"
             )
         if min(in_size) < 1 or channels < 1:
             raise ShapeError(f"the volume has no voxels: depth, height, width {tuple(in_size)}, {channels} channels")
-        if len(kernel_shape) == 3:
+        if len(kernel_shape) < 5:
             if self.groups != 1:
                 raise ShapeError(
                     f"a 3-D kernel is applied to every channel separately and takes no groups, received groups={self.groups}; "
                     "a layer needs a 5-D kernel (depth, height, width, in_channels/groups, filters)"
                 )
-            groups, filters = channels, channels
+            groups, filters = channels, channels * math.prod(kernel_shape[3:])
         else:
             groups, filters = int(self.groups), int(kernel_shape[4])
             if channels % groups:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import abc
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
@@ -231,6 +231,7 @@ class VolumeHeader:
     format : str                name of the format that read it ("NIfTI", "TIFF", "NumPy", or "" for an array)
     metadata : object           what that format wants to keep for writing; other formats ignore it
     transform : VoxelTransform  of an output: where its voxels lie in the volume `metadata` describes
+    components : tuple of str   of an output: what the channels made of one input channel are, in turn; () if they have no names
     """
 
     axes: Axes
@@ -240,11 +241,26 @@ class VolumeHeader:
     format: str = ""
     metadata: Any = None
     transform: VoxelTransform = field(default_factory=VoxelTransform)
+    components: tuple[str, ...] = ()
 
     @property
     def shape(self) -> tuple[int, int, int, int, int]:
         """(N, D, H, W, C)."""
         return self.axes.canonical_shape
+
+    def component_labels(self, sources: Sequence[str | None] = ()) -> list[str]:
+        """A name for each channel, where they are components; after the input channel's own name where there are several of
+        them.
+
+        >>> axes = Axes("czyx", (4, 1, 1, 1))
+        >>> VolumeHeader(axes, np.dtype(np.float32), components=("sobel x", "sobel y")).component_labels(["DAPI"])
+        ['1: sobel x', '1: sobel y', '2: sobel x', '2: sobel y']
+        """
+        channels = self.shape[4]
+        count = channels // max(1, len(self.components))
+        names = list(sources) if len(sources) == count else [None] * count
+        first = [name or str(number + 1) for number, name in enumerate(names)]
+        return [f"{one}: {own}" if count > 1 or names[0] else own for one in first for own in self.components]
 
     @property
     def nbytes(self) -> int:

@@ -37,9 +37,9 @@ def kernel_panels(kernel: Kernel, spacing: tuple[float, float, float] | None = N
     """Panels of the planes through the centre across D, H, W, and of the sums over the two other axes.
 
     spacing : (D, H, W) or None     of voxels, which are drawn in proportion; None: cubes
-    Of a layer, the first filter's first channel.
+    Of a layer, the first filter's first channel; of a bank, the first filter.
     """
-    weights = kernel.weights[..., 0, 0] if kernel.is_layer else kernel.weights
+    weights = kernel.for_channels(1)[..., 0, 0]
     scale = float(np.abs(weights).max())
     centre = kernel.centre or tuple((k - 1) / 2 for k in kernel.size)
     turns = orientations(Grid())
@@ -60,7 +60,7 @@ def kernel_panels(kernel: Kernel, spacing: tuple[float, float, float] | None = N
             Panel(title, bars(profile), (max(sides) / 2, sides[axis]), (-1.0, 1.0), signed=True, measures=False)
         )
     words = "; ".join(f"{'dhw'[turn.axis]} = {turn.words}" for turn in turns)
-    first = ["first filter, first channel"] if kernel.is_layer else []
+    first = ["first filter, first channel"] if kernel.is_layer else list(kernel.filter_names[:1])
     caption = [
         *first,
         f"slices: {words}",

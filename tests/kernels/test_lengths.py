@@ -148,6 +148,7 @@ def test_numbers_and_counts() -> None:
 
 
 def test_axes() -> None:
-    assert [lengths.read_axis(letter, "axis") for letter in "dHz"] == ["d", "h", "z"]
-    with pytest.raises(SpecError, match=r"axis is d, h or w .*received axis=i"):
-        lengths.axis_number("i")
+    assert [lengths.read_axes(letters, "axis") for letters in ("d", "H", "xYz")] == ["d", "h", "xyz"]
+    for wrong in ("i", "", "dd", "dz", "dhwx", "all"):
+        with pytest.raises(SpecError, match=rf"axis is d, h or w .*received axis={wrong}"):
+            lengths.axis_numbers(wrong)
