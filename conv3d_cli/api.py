@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -90,7 +91,7 @@ def conv3d(
         raise ShapeError(f"x must hold real numbers, received dtype {x.dtype}")
     kernel = kernel if isinstance(kernel, Kernel) else Kernel(np.asarray(kernel))
     if bias is not None:
-        kernel = Kernel(kernel.weights, np.asarray(bias), kernel.centre, kernel.name)
+        kernel = replace(kernel, bias=np.asarray(bias))
     if data_format not in ("channels_last", "channels_first"):
         raise SpecError(f"data_format must be 'channels_last' or 'channels_first', received {data_format!r}")
     if magnitude and not kernel.is_bank:
@@ -127,11 +128,12 @@ def conv3d(
     )  # fmt: skip
     reader: VolumeReader = ArrayReader(x, header)
     depth = problem.out_size[0]
-    if policy.concerns(edge):
+    if policy.concerns(edge) or magnitude:
         # in slabs, whose weights and sums stay in the caches
         step = plan.depth_step
         plane = max(1, x.itemsize * x.size // max(1, len(parts) * problem.in_size[0]))
         depth = min(depth, step * -(-max(DEEP_SLAB_BYTES // plane, LEAST_SLAB) // step))
+    if policy.concerns(edge):
         convolution, reader = with_missing(convolution, reader, policy, kernel, mask, len(parts) > 1)
     passage = Passage(convolution, parts, depth)
     with Team(workers) as team:

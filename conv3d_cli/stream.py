@@ -142,9 +142,10 @@ class Convolution:
         whole = self.on_slabs or around is not None
         size = out.shape[:3] if around is None else around[0]
         sums = out
-        if self.magnitude:  # a plane's filters one after another: their squares are added row by row
-            depth, height, width = size
-            sums = np.empty((depth, self.problem.filters, height, width), self.plan.dtype).transpose(0, 2, 3, 1)
+        if self.magnitude:
+            from conv3d_cli.engine.magnitude import room_for_vectors
+
+            sums = room_for_vectors(size, self.problem.filters, self.plan.dtype)
         elif whole:
             sums = np.empty((*size, self.problem.filters), self.plan.dtype)
         clipped = self.plan.convolve_slab(
@@ -159,6 +160,8 @@ class Convolution:
     def _finish(self, sums: Array, out: Array, team: Team) -> int:
         """What is left to do with a slab's activated sums; how many voxels the output's dtype could not hold."""
         if self.magnitude:
+            from conv3d_cli.engine.magnitude import magnitudes
+
             sums = magnitudes(sums, self.per_channel, team)
         for activation in self._on_slabs:
             if self.channels_first and activation.kind == "axis":
@@ -177,29 +180,6 @@ class Convolution:
     def _activate(self, tile: NDArray[Any]) -> None:
         for activation in self._in_tiles:
             activation.in_place(tile)
-
-
-def magnitudes(sums: Array, count: int, team: Team) -> Array:
-    """The root of the sum of squares of every `count` filters: (d, h, w, c·count) -> (d, h, w, c), rounded once.
-
-    >>> from conv3d_cli.engine import Team
-    >>> with Team(1) as team:
-    ...     magnitudes(np.array([[[[3e30, 4e30]]]], np.float32), 2, team).tolist()
-    [[[[5.000000168623835e+30]]]]
-    """
-    depth, height, width, filters = sums.shape
-    result = np.empty((depth, height, width, filters // count), sums.dtype)
-
-    def plane(_: int, d: int) -> None:
-        with np.errstate(over="ignore", invalid="ignore", under="ignore"):
-            for c in range(filters // count):
-                total = np.zeros((height, width))
-                for f in range(c * count, (c + 1) * count):
-                    total += np.square(sums[d, :, :, f], dtype=np.float64)
-                result[d, :, :, c] = np.sqrt(total, out=total)
-
-    team.run(depth, plane)
-    return result
 
 
 def channels_after(channels: int, activations: Sequence[Activation], channels_first: bool) -> int:

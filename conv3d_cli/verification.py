@@ -152,7 +152,7 @@ def _box(
 
 
 def _largest_beside(stage: PreparedStage, reader: VolumeReader, n: int, channel: int, box: Spans) -> float:
-    """The largest finite voxel of the tile that a box lies in, where the algorithm rounds a tile as a whole (transforms); else 0."""
+    """The largest finite voxel that the tile of a box reads, where the algorithm rounds a tile as a whole; else 0."""
     grain = stage.plan.grain
     if max(grain) == 1:
         return 0.0

@@ -204,7 +204,7 @@ def settled(job: Job, prepared: PreparedJob) -> Job:
             kernel=done.kernel, strides=done.stage.strides, padding=done.stage.padding,
             dilation_rate=done.stage.dilation_rate, groups=done.stage.groups, boundary=done.stage.boundary,
             allow_strided_dilation=done.stage.allow_strided_dilation, activations=done.stage.activations,
-            name=done.stage.name,
+            name=done.stage.name, magnitude=done.stage.magnitude,
         )
         for done in prepared.stages
     )  # fmt: skip

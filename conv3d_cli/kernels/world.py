@@ -138,8 +138,7 @@ def wanted_slopes(axis: str, per: Per | None, orient: Orient) -> Slopes | None:
     if orient.steps is None:
         if per is None:
             return None
-        inverse: Matrix = 1 / per.lengths
-        return Slopes(np.diag(inverse)[:, numbers], f"slopes per {per.word}")
+        return Slopes(np.asarray(np.eye(3) / per.lengths, np.float64)[:, numbers], f"slopes per {per.word}")
     steps, unit = orient.steps, orient.unit
     if per is not None and per.unit == VOXEL:
         raise SpecError("a voxel has no length along an axis of the world: with orient=world take per=mm, not per=vox")
@@ -221,7 +220,7 @@ def spread(value: float | Sequence[float], name: str, orient: Orient, zero: bool
     if 0 in lengths:
         return _without_zeros(along, lengths, units, name, orient)
     axes = np.eye(3)
-    why = "lengths along its axes, to which the voxel axes are oblique"
+    why = "the lengths are along the world's axes, oblique to the voxel axes"
     if not right:
         cosine = shear(value.steps)
         why = f"the voxel axes stand at {math.degrees(math.acos(min(1.0, cosine))):.4g} degrees"

@@ -253,15 +253,17 @@ def _tiling(
     fold_d, fold_h = folds
     held = workspace + rows * layout.row_step * itemsize
     far = 1.0 if held <= TILE_BYTES else 1.2 if held <= 4 * TILE_BYTES else 2.0
-    channels = max(problem.in_channels, problem.filters)
-    strided = 0.0 if channels == 1 else INTERLEAVED if channels <= 8 else MANY_CHANNELS
-    strided += MANY_GROUPS if problem.groups > 8 else 0.0
+    strided_in, strided_out = (
+        (0.0 if channels == 1 else INTERLEAVED if channels <= 8 else MANY_CHANNELS)
+        + (MANY_GROUPS if problem.groups > 8 else 0.0)
+        for channels in (problem.in_channels, problem.filters)
+    )
     nanoseconds = (
-        (PACK + strided) * packed
+        (PACK + strided_in) * packed
         + HEIGHT[fold_h] * filters * terms * kh * halves
         + WIDTH * filters * kept * terms * kw * filtered
         + DEPTH[fold_d] * far * filters * kept * kd * put
-        + (STORE + strided) * filters * put
+        + (STORE + strided_out) * filters * put
     )
     tasks = problem.groups * math.prod(-(-n // size) for n, size in zip(problem.out_size, tile, strict=True))
     shared = -(-tasks // 4) * 4  # so that four threads have equal shares
