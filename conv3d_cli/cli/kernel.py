@@ -40,14 +40,15 @@ def list_() -> None:
     from conv3d_cli.kernels import describe_builtins
 
     rows = [(k.name, " ".join(map(str, k.parameters)), k.summary) for k in describe_builtins()]
+    width = max(len(name) for name, *_ in rows)
     for name, parameters, summary in rows:
-        click.echo(f"{name:<10} {summary}")
+        click.echo(f"{name:<{width}} {summary}")
         if parameters:
-            click.echo(f"{'':<10}   {parameters}")
+            click.echo(f"{'':<{width}}   {parameters}")
     click.echo(
-        "\nWrite a kernel as name:parameter=value:parameter=value; [brackets] may be left out. AXES is d, h or w (z, y, x), or\n"
-        "several, as in axis=xyz: a channel each, or one with apply's --magnitude. LENGTH is one number for all\n"
-        "axes or three, depth,height,width, with a unit (vox nm um mm cm m): gaussian:fwhm=6mm, log:sigma=1.5,1,1vox."
+        "\nWrite a kernel as name:parameter=value:parameter=value; [brackets] may be left out. LENGTH is one number for all\n"
+        "axes or three, depth,height,width, with a unit (vox nm um mm cm m): gaussian:fwhm=6mm, log:sigma=1.5,1,1vox. AXES is\n"
+        "d, h or w (z, y, x), or several, as in axis=xyz: a channel for each, or their magnitude (apply --magnitude)."
     )
 
 

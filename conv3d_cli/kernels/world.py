@@ -138,13 +138,13 @@ def wanted_slopes(axis: str, per: Per | None, orient: Orient) -> Slopes | None:
     if orient.steps is None:
         if per is None:
             return None
-        return Slopes(np.asarray(np.eye(3) / per.lengths, np.float64)[:, numbers], f"slopes per {per.word}")
+        return Slopes((np.eye(3) / per.lengths)[:, numbers], f"slopes per {per.word}")
     steps, unit = orient.steps, orient.unit
     if per is not None and per.unit == VOXEL:
         raise SpecError("a voxel has no length along an axis of the world: with orient=world take per=mm, not per=vox")
     if per is not None:
         steps, unit = per.steps, per.unit
-    parts = np.linalg.inv(steps)
+    parts: Matrix = np.asarray(np.linalg.inv(steps), np.float64)
     parts[np.abs(parts) * np.linalg.norm(steps, axis=0)[:, None] < ROUNDING] = 0
     words = f"slopes along the axes of the world, per {unit}"
     return Slopes(parts[:, numbers], f"{words}; {orient.remark}" if orient.remark else words)
