@@ -89,6 +89,10 @@ class Convolution:
             if not np.isfinite(bias).all():
                 raise SpecError(f"the bias {self.bias.tolist()} is beyond {self.plan.dtype}; pass --precision float64")
             self.bias = bias
+        if self.magnitude:
+            from conv3d_cli.engine.magnitude import VectorRoom  # late: it knows the compiler's loops
+
+            self._vectors = VectorRoom()
         useful = [a for a in self.activations if not a.is_linear]
         split = next((i for i, a in enumerate(useful) if a.kind != "voxel" or self.magnitude), len(useful))
         self._in_tiles, self._on_slabs = useful[:split], useful[split:]
@@ -143,9 +147,7 @@ class Convolution:
         size = out.shape[:3] if around is None else around[0]
         sums = out
         if self.magnitude:
-            from conv3d_cli.engine.magnitude import room_for_vectors
-
-            sums = room_for_vectors(size, self.problem.filters, self.plan.dtype)
+            sums = self._vectors.array(size, self.problem.filters, self.plan.dtype)
         elif whole:
             sums = np.empty((*size, self.problem.filters), self.plan.dtype)
         clipped = self.plan.convolve_slab(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import tifffile
 from click.testing import CliRunner
 from nibabel.testing import data_path
 from scipy import ndimage
+from tools import command
 
 from conv3d_cli import Kernel, Volume, conv3d, read_kernel, read_volume, write_volume
 from conv3d_cli import job as job_module
@@ -416,3 +418,22 @@ def test_what_python_is_refused() -> None:
         Kernel(np.ones((3, 3, 3, 2)))
     with pytest.raises(Conv3DError, match="weights below 0"):
         conv3d(x, read_kernel("sobel:axis=xyz"), nan="ignore")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Another tool
+
+
+@pytest.mark.skipif(command("mrfilter") is None, reason="MRtrix3 is not installed")
+def test_slopes_of_the_world_are_mrtrixs(tmp_path: Path) -> None:
+    image = nib.load(Path(data_path) / "example4d.nii.gz")
+    nib.Nifti1Image(image.get_fdata()[..., 0].astype(np.float32), image.affine).to_filename(tmp_path / "x.nii")
+    names = [str(tmp_path / name) for name in ("x.nii", "theirs.nii")]
+    options = ["-scanner", "-stdev", "0"]
+    subprocess.run([str(command("mrfilter")), "-quiet", names[0], "gradient", names[1], *options], check=True)
+    apply(names[0], "-k", "gradient:axis=xyz", "--orient", "world", "-o", tmp_path / "ours.nii")
+    theirs, ours = nib.as_closest_canonical(nib.load(names[1])), nib.load(tmp_path / "ours.nii")
+    ours = nib.as_closest_canonical(ours.slicer[..., 0, :])
+    np.testing.assert_allclose(ours.affine, theirs.affine, atol=1e-4)
+    expected = theirs.get_fdata()
+    np.testing.assert_allclose(ours.get_fdata()[INSIDE], expected[INSIDE], rtol=0, atol=1e-6 * np.abs(expected).max())

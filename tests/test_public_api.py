@@ -58,6 +58,7 @@ def test_signature_of_conv3d() -> None:
         "groups": 1,
         "data_format": "channels_last",
         "activation": None,
+        "magnitude": False,
         "boundary": "zeros",
         "mask": None,
         "mask_mode": "clip",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,19 @@ from conv3d_cli.engine.team import Team
 Array = NDArray[Any]
 
 
-def room_for_vectors(size: tuple[int, int, int], filters: int, dtype: np.dtype[Any]) -> Array:
-    """An array (d, h, w, filters) to be filled, as `magnitudes` takes it quickest: a plane's filters one after another."""
-    depth, height, width = size
-    return np.empty((depth, filters, height, width), dtype).transpose(0, 2, 3, 1)
+class VectorRoom:
+    """Memory for slabs of sums, used again by the next: fresh pages cost more than the sums."""
+
+    def __init__(self) -> None:
+        self._flat = np.empty(0)
+
+    def array(self, size: tuple[int, int, int], filters: int, dtype: np.dtype[Any]) -> Array:
+        """An array (d, h, w, filters) to be filled, as `magnitudes` takes it quickest: a plane's filters one after another."""
+        depth, height, width = size
+        count = math.prod((*size, filters))
+        if self._flat.size < count or self._flat.dtype != dtype:
+            self._flat = np.empty(count, dtype)
+        return self._flat[:count].reshape(depth, filters, height, width).transpose(0, 2, 3, 1)
 
 
 def magnitudes(sums: Array, count: int, team: Team) -> Array:
