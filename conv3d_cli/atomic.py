@@ -2,8 +2,8 @@
 
 An `AtomicFile` is a temporary file in the target's own folder; `commit` flushes it to the disk and renames it over the
 target, `abort` removes it. So no reader, and no `make`, ever sees half an output, and an existing target stays untouched
-until the new one is whole. `AtomicFolder` is the same for outputs that are folders (Zarr). Formats and kernel writers use
-them; they know nothing of volumes.
+until the new one is whole. `AtomicFolder` is the same for outputs that are folders (Zarr). Within an `AtomicGroup` several of
+them wait for each other. Formats and kernel writers use them; they know nothing of volumes.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import errno
 import os
 import shutil
 import time
+from contextvars import ContextVar, Token
 from pathlib import Path
 from types import TracebackType
 
@@ -112,15 +113,24 @@ class AtomicFile:
                 self.file.flush()
                 os.fsync(self.file.fileno())
                 self.file.close()
-                if not self._overwrite and os.path.lexists(self._target):
-                    raise OutputExistsError(
-                        f"cannot write {self.path}: file appeared meanwhile; pass --overwrite to replace it"
-                    )
-                os.replace(self.temporary, self._target)
+            place_or_stage(self)
         except BaseException:
             self.abort()
             raise
         self._open = False
+
+    def place(self) -> None:
+        """Take the target's place, once whole and on the disk."""
+        with write_errors(self.path):
+            if not self._overwrite and os.path.lexists(self._target):
+                raise OutputExistsError(
+                    f"cannot write {self.path}: file appeared meanwhile; pass --overwrite to replace it"
+                )
+            os.replace(self.temporary, self._target)
+
+    def discard(self) -> None:
+        """Remove what is whole and has not taken its place."""
+        self.temporary.unlink(missing_ok=True)
 
     def abort(self) -> None:
         """Remove the temporary file; the target stays as it was."""
@@ -173,10 +183,20 @@ class AtomicFolder:
 
     def commit(self) -> None:
         """Flush to the disk and take the target's place; after an error the target is as it was, and nothing else is left."""
-        aside = None
         try:
             with write_errors(self.path):
                 _flush_folder(self.temporary)
+            place_or_stage(self)
+        except BaseException:
+            self.abort()
+            raise
+        self._open = False
+
+    def place(self) -> None:
+        """Take the target's place, once whole and on the disk."""
+        aside = None
+        try:
+            with write_errors(self.path):
                 if os.path.lexists(self._target):
                     if not self._overwrite:
                         raise OutputExistsError(
@@ -188,11 +208,13 @@ class AtomicFolder:
         except BaseException:
             if aside is not None and os.path.lexists(aside) and not os.path.lexists(self._target):
                 os.rename(aside, self._target)
-            self.abort()
             raise
-        self._open = False
         if aside is not None:
             _remove_folder(aside)
+
+    def discard(self) -> None:
+        """Remove what is whole and has not taken its place."""
+        _remove_folder(self.temporary)
 
     def abort(self) -> None:
         """Remove the temporary folder; the target stays as it was."""
@@ -207,6 +229,61 @@ class AtomicFolder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.abort()
+
+
+class AtomicGroup:
+    """Files and folders that take their places together, or none of them.
+
+    Within it (and in its own thread) `commit` of an `AtomicFile` or an `AtomicFolder` writes all to the disk and stops short of
+    the rename, so that what will be there can still be read, and something be written about it. `commit` of the group then
+    renames them in their order; without it they vanish.
+
+    staged : list       what is whole and waits: `path` is its target, `temporary` where it is
+
+    >>> import tempfile, os
+    >>> folder = tempfile.mkdtemp()
+    >>> with AtomicGroup() as group:
+    ...     for name in ("a", "b"):
+    ...         with AtomicFile(os.path.join(folder, name)) as output:
+    ...             n = output.file.write(b"abc"); output.commit()
+    ...     waiting = [output.temporary.read_bytes() for output in group.staged], os.path.exists(os.path.join(folder, "a"))
+    ...     group.commit()
+    >>> waiting, sorted(os.listdir(folder))
+    (([b'abc', b'abc'], False), ['a', 'b'])
+    """
+
+    def __init__(self) -> None:
+        self.staged: list[AtomicFile | AtomicFolder] = []
+
+    def commit(self) -> None:
+        """Give all of them their places. What could still fail is a rename within a folder; those before it are done then."""
+        while self.staged:
+            self.staged[0].place()
+            del self.staged[0]
+
+    def __enter__(self) -> AtomicGroup:
+        self._before: Token[AtomicGroup | None] = _group.set(self)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        _group.reset(self._before)
+        for output in self.staged:
+            output.discard()
+        self.staged = []
+
+
+_group: ContextVar[AtomicGroup | None] = ContextVar("_group", default=None)
+
+
+def place_or_stage(output: AtomicFile | AtomicFolder) -> None:
+    """Give an output that is whole its place, or leave it to the group that it belongs to."""
+    group = _group.get()
+    if group is None:
+        output.place()
+    else:
+        group.staged.append(output)
 
 
 def _flush_folder(folder: Path) -> None:

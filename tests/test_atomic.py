@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from conv3d_cli.atomic import AtomicFile, AtomicFolder, check_target, suffix_of, write_errors
+from conv3d_cli.atomic import AtomicFile, AtomicFolder, AtomicGroup, check_target, suffix_of, write_errors
 from conv3d_cli.errors import FormatError, OutputExistsError, WriteError
 
 
@@ -449,3 +449,56 @@ def test_files_of_a_folder_are_on_the_disk_before_it_has_its_name(
         fill(output, "new")
         output.commit()
     assert names(tmp_path) == ["a.zarr"]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# groups
+
+
+def test_a_group_takes_its_places_together(tmp_path: Path) -> None:
+    with AtomicGroup() as group:
+        with AtomicFile(tmp_path / "a") as output, AtomicFolder(tmp_path / "b") as folder:
+            output.file.write(b"abc")
+            (folder.temporary / "x").write_bytes(b"x")
+            output.commit()
+            folder.commit()
+        assert [output.path for output in group.staged] == [tmp_path / "a", tmp_path / "b"]
+        assert not {"a", "b"} & set(names(tmp_path))
+        assert group.staged[0].temporary.read_bytes() == b"abc"
+        group.commit()
+    assert names(tmp_path) == ["a", "b"]
+
+
+def test_a_group_without_a_commit_leaves_what_was_there(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"old")
+    with pytest.raises(KeyboardInterrupt), AtomicGroup():  # noqa: PT012
+        with AtomicFile(tmp_path / "a", overwrite=True) as output, AtomicFolder(tmp_path / "b") as folder:
+            output.commit()
+            folder.commit()
+        raise KeyboardInterrupt
+    assert names(tmp_path) == ["a"]
+    assert (tmp_path / "a").read_bytes() == b"old"
+
+
+def test_one_that_cannot_take_its_place_keeps_those_behind_it_from_theirs(tmp_path: Path) -> None:
+    with pytest.raises(OutputExistsError), AtomicGroup() as group:  # noqa: PT012
+        for name in ("a", "b"):
+            with AtomicFile(tmp_path / name) as output:
+                output.commit()
+        (tmp_path / "a").write_bytes(b"another's")
+        group.commit()
+    assert names(tmp_path) == ["a"]
+    assert (tmp_path / "a").read_bytes() == b"another's"
+
+
+def test_a_group_is_its_own_threads_alone(tmp_path: Path) -> None:
+    def work() -> None:
+        with AtomicFile(tmp_path / "a") as output:
+            output.commit()
+
+    with AtomicGroup() as group:
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+        assert not group.staged
+    assert names(tmp_path) == ["a"]
