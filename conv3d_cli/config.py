@@ -103,6 +103,43 @@ def read_config(path: str) -> Config:
     return Config(path, [stage_arguments(layer, folder) for layer in layers], values)
 
 
+def config_files(path: str) -> list[str]:
+    """The kernel and bias files that a config names, from the current folder; it must have been read without an error."""
+    if path.lower().endswith(MODEL_SUFFIXES):
+        return []
+    values = _parse(path)
+    layers = values.get("layers", [values])
+    found = []
+    for layer in layers if not _is_keras(values) else []:
+        texts = [layer.get("kernel"), layer.get("bias")]
+        named = [text for text, names in zip(texts, (is_kernel_file, is_bias_file), strict=True) if names(text)]
+        found += [os.path.join(os.path.dirname(path), text.partition("::")[0]) for text in named]
+    return found
+
+
+def is_kernel_file(value: Any) -> bool:
+    """Whether a kernel, as an option or a config says it, is a file's name (and maybe a layer's).
+
+    >>> is_kernel_file("psf.tif"), is_kernel_file("box:size=3"), is_kernel_file([[[1.0]]])
+    (True, False, False)
+    """
+    from conv3d_cli.kernels import is_builtin
+
+    return isinstance(value, str) and not is_builtin(value)
+
+
+def is_bias_file(value: Any) -> bool:
+    """Whether a bias, as an option or a config says it, is a file's name.
+
+    >>> is_bias_file("bias.npy"), is_bias_file("1,2"), is_bias_file([1.0, 2.0])
+    (True, False, False)
+    """
+    try:
+        return isinstance(value, str) and not [float(part) for part in value.split(",")]
+    except ValueError:
+        return True
+
+
 def _parse(path: str) -> dict[str, Any]:
     file = Path(path)
     is_json = file.suffix.lower() == ".json"

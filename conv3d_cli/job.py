@@ -151,6 +151,7 @@ class Job:
     strict : bool               clipped voxels, means without voxels, and what the format cannot hold are errors
     coverage : str or None      where the part of the kernel's weight that each mean holds is written
     preset : Applied or None    the preset that set some of this, for reports
+    history : str               a line that is added to the output's history (see `VolumeHeader`); "" adds none
     on_cluster : bool           workers hold boxes, not slabs: no ceiling for slabs of whole planes
     chunks, levels              of a Zarr output: voxels (D, H, W) of a chunk; levels of resolution
     compression : str           of a TIFF output: "none", "deflate" or "zstd"
@@ -176,6 +177,7 @@ class Job:
     scale: str = "none"
     strict: bool = False
     preset: Applied | None = None
+    history: str = ""
     on_cluster: bool = False
 
     def __post_init__(self) -> None:
@@ -349,6 +351,8 @@ def _prepare(job: Job, reader: VolumeReader, mask: VolumeReader | None) -> Prepa
     out_header = output_header(job.target, header, shape, grid, transform, np.dtype(job.dtype))
     if kernels[-1].is_bank and not job.stages[-1].magnitude:
         out_header = replace(out_header, components=kernels[-1].filter_names)
+    if job.history:
+        out_header = replace(out_header, history=(*header.history, job.history))
     # layers mix channels, banks make several of one, stacks compute them together, and a softmax looks at all of them
     together = (
         kernels[0].is_layer

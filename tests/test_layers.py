@@ -51,6 +51,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "presets",
     },
     "cluster": {*NOUNS, "boxes", "engine", "formats", "job"},
+    "provenance": {*NOUNS, "comparison", "config", "engine", "formats", "job", "kernels"},
     "smoothness": {*NOUNS, "formats", "job", "kernels"},
     "verification": {*NOUNS, "layer", "formats", "job"},
     "api": {*NOUNS, "ceiling", "layer", "engine", "job", "normalized", "stream"},

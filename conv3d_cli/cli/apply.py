@@ -15,11 +15,13 @@ from conv3d_cli.cli.batch import Batch
 from conv3d_cli.cli.options import (
     SectionedCommand,
     data_options,
+    given_options,
     job_settings,
     kernel_options,
     layer_options,
     make_job,
     missing_options,
+    provenance_options,
     run_options,
     store_options,
     tiff_options,
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
 @layer_options
 @data_options
 @missing_options
+@provenance_options
 @run_options
 @click.option(
     "--gz-level",
@@ -123,6 +126,15 @@ def apply(ctx: click.Context, inputs: tuple[str, ...], **_: Any) -> None:
     if params["coverage_out"] and len(inputs) > 1:
         raise SpecError(f"--coverage-out names one file, received {len(inputs)} inputs; run them apart")
     jobs = [make_job(source, target, settings) for source, target in zip(inputs, targets, strict=True)]
+    recordings = {}
+    if params["history"]:
+        from conv3d_cli.provenance.command import with_history
+
+        jobs = [with_history(job, given_options(ctx)) for job in jobs]
+    if params["sidecar"]:
+        from conv3d_cli.provenance.run import plan_recordings
+
+        recordings = plan_recordings(jobs, given_options(ctx))
     if params["out_dir"] and not params["dry_run"] and "://" not in params["out_dir"]:
         _make_folder(params["out_dir"])
     if params["page"]:
@@ -137,6 +149,7 @@ def apply(ctx: click.Context, inputs: tuple[str, ...], **_: Any) -> None:
         scheduler=params["scheduler"],
         verify=params["verify"],
         to_fwhm=params["to_fwhm"],
+        recordings=recordings,
     )
     if params["page"]:
         _run_with_page(batch, jobs, params["jobs"], params["page"], bool(settings.get("overwrite")))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -18,8 +18,9 @@ from conv3d_cli.errors import Conv3DError, MemoryLimitError, SpecError
 from conv3d_cli.machine import memory_ceiling, thread_count
 
 if TYPE_CHECKING:
-    from conv3d_cli.job import Job, PreparedJob
+    from conv3d_cli.job import Job, JobReport, PreparedJob
     from conv3d_cli.pictures.page import Report
+    from conv3d_cli.provenance.run import Recording
 
 # Volumes at a time, unless they are told. Side by side, one is opened or flushed to the disk while another is computed, and
 # each has fewer threads to wait for: 200 scans of 64 x 64 x 32 take a fifth less time two at a time, 8 of 224^3 a tenth
@@ -55,6 +56,7 @@ class Batch:
     """Runs jobs and keeps the account; a failed volume does not stop the rest.
 
     page : Report or None       takes an entry for each job; whoever opened it finishes it
+    recordings : dict           what is written beside each output, by its name
     """
 
     as_json: bool
@@ -67,6 +69,7 @@ class Batch:
     verify: int | None = None
     to_fwhm: str | None = None
     page: Report | None = None
+    recordings: Mapping[str, Recording] = field(default_factory=dict)
     exit_code: int = 0
     rows: list[tuple[str, str, str]] = field(default_factory=list)
 
@@ -129,7 +132,7 @@ class Batch:
         from conv3d_cli.cli import one_line
         from conv3d_cli.cli.report import describe, describe_run, plan_record, run_record
         from conv3d_cli.formats import output_exists
-        from conv3d_cli.job import check_paths, prepare_job, run_job
+        from conv3d_cli.job import prepare_job
 
         if self.skip_existing and output_exists(job.target):
             return Attempt(job, "skipped", {"input": job.source, "output": job.target}, "output exists")
@@ -148,11 +151,11 @@ class Batch:
             if self.to_fwhm is not None:
                 from conv3d_cli.smoothness import match_fwhm
 
-                check_paths(job, make_folder=self.make_folder)
+                self._check(job)
                 matched = match_fwhm(job, self.to_fwhm)
                 job, smoothness = matched.job, [matched.words()]
             if self.dry_run:
-                check_paths(job, make_folder=self.make_folder)
+                self._check(job)
                 with prepare_job(job) as prepared:
                     told += [f"note: {job.source}: {note}" for note in smoothness]
                     told += [describe(prepared)] if self.verbose or not self.as_json else []
@@ -161,12 +164,7 @@ class Batch:
                 from conv3d_cli.verification import check_verifiable
 
                 check_verifiable(job)
-            if self.scheduler is None:
-                report = run_job(job, progress, decided)
-            else:
-                from conv3d_cli.cluster.run import run_on_cluster
-
-                report = run_on_cluster(job, self.scheduler, progress, decided)
+            report = self._run(job, progress, decided)
             verified = {}
             if self.verify is not None:
                 from conv3d_cli.verification import verify_output
@@ -186,7 +184,38 @@ class Batch:
                 told.append(
                     f"verified   {found.voxels} voxels; the largest difference is {100 * found.worst:.2g} % of the bound"
                 )
-        return Attempt(job, "done", {**run_record(report), **verified}, f"{report.seconds:.2f} s", told, sight=sight)
+        record = {**run_record(report), **verified}
+        if job.target in self.recordings:
+            record["sidecar"] = self.recordings[job.target].sidecar
+        return Attempt(job, "done", record, f"{report.seconds:.2f} s", told, sight=sight)
+
+    def _check(self, job: Job) -> None:
+        """Refuse what could not be written, before any work."""
+        from conv3d_cli.job import check_paths
+
+        check_paths(job, make_folder=self.make_folder)
+        if job.target in self.recordings:
+            from conv3d_cli.provenance.run import check_sidecar
+
+            check_sidecar(self.recordings[job.target], job.overwrite, self.make_folder)
+
+    def _run(self, job: Job, progress: Callable[[int, int], None], decided: Callable[[PreparedJob], None]) -> JobReport:
+        """Run one job, here or on the cluster, with what is written beside its output."""
+
+        def run(job: Job, decided: Callable[[PreparedJob], None]) -> JobReport:
+            if self.scheduler is None:
+                from conv3d_cli.job import run_job
+
+                return run_job(job, progress, decided)
+            from conv3d_cli.cluster.run import run_on_cluster
+
+            return run_on_cluster(job, self.scheduler, progress, decided)
+
+        if job.target not in self.recordings:
+            return run(job, decided)
+        from conv3d_cli.provenance.run import run_recorded
+
+        return run_recorded(job, self.recordings[job.target], run, decided)
 
     def _tell(self, attempt: Attempt, say: Callable[[str], None] | None = None) -> None:
         for text in attempt.told if not self.quiet else ():

@@ -91,6 +91,7 @@ def header_record(reader: VolumeReader) -> dict[str, Any]:
         "scale": list(header.scale),
         "bytes": header.nbytes,
         **grid_record(header.grid),
+        **({"history": list(header.history)} if header.history else {}),
         **({"storage": storage} if (storage := reader.storage()) else {}),
     }
 
@@ -120,6 +121,7 @@ def describe(record: dict[str, Any]) -> str:
         rows.append(("affine", f"{lines[0]}   (i,j,k) to {record['unit']}"))
         rows += [("", line) for line in lines[1:]]
     rows += list(record.get("storage", {}).items())
+    rows += [("history" if number == 0 else "", line) for number, line in enumerate(record.get("history", []))]
     if "fwhm" in record:
         lengths = ",".join("unknown" if length is None else f"{length:.4g}" for length in record["fwhm"])
         rows.append(("fwhm", f"{lengths} {record['unit'] or 'vox'} (depth,height,width), as of white noise"))

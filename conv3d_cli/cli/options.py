@@ -213,6 +213,18 @@ store_options = options(
     ),
 )  # fmt: skip
 
+provenance_options = options(
+    "Provenance",
+    click.option(
+        "--sidecar", is_flag=True,
+        help="Also write OUT.json: inputs with their digests, kernel, pads, versions, the command. `conv3d rerun` repeats it.",
+    ),
+    click.option(
+        "--history", is_flag=True,
+        help="Write the command into the output: a NIfTI comment and descrip, ImageJ Info, an OME annotation, Zarr attributes.",
+    ),
+)  # fmt: skip
+
 cluster_options = options(
     "A cluster",
     click.option("--scheduler", metavar="ADDRESS", help="Forecast for the workers of this Dask scheduler, or local:N."),
@@ -249,13 +261,18 @@ def job_settings(ctx: click.Context) -> dict[str, Any]:
     return {"stages": [stage], **run, "preset": applied}
 
 
-def _asked_for(ctx: click.Context) -> dict[str, Any]:
-    """What options and config say, as arguments for `Job`."""
-    given = {
+def given_options(ctx: click.Context) -> dict[str, Any]:
+    """The options that were given, by their parameters' names; arguments, too."""
+    return {
         name: value
         for name, value in ctx.params.items()
         if ctx.get_parameter_source(name) not in (ParameterSource.DEFAULT, None)
     }
+
+
+def _asked_for(ctx: click.Context) -> dict[str, Any]:
+    """What options and config say, as arguments for `Job`."""
+    given = given_options(ctx)
     config = read_config(ctx.params["config"]) if ctx.params.get("config") else Config()
     options = {key: _layer_value(key, given[key]) for key in STAGE_OPTIONS if key in given}
     if given.get("no_bias"):

@@ -58,6 +58,17 @@ def open_volume(path: str, *, axes: str | None = None, channels_first: bool = Fa
     return found.open(path, axes=axes, channels_first=channels_first)
 
 
+def input_files(path: str) -> tuple[str, ...]:
+    """All files and folders that a volume is read from: a pair's two, the whole store that an array lies in.
+
+    Raises: FormatError if one of a pair is missing.
+    >>> input_files("a.tif")
+    ('a.tif',)
+    """
+    found = find_format(path)
+    return (path,) if found is None or path == "-" else found.files(path)
+
+
 def _check_url(found: VolumeFormat, path: str, verb: str) -> None:
     if is_url(path) and not found.reads_urls:
         raise (FormatError if verb == "read" else SpecError)(

@@ -54,6 +54,7 @@ class VolumeFormat:
     output_letters : callable
                             (letters, channels, dtype) -> letters: the storage order this format gives to a volume that
                             has these axes, with a channel axis added where `channels` needs one
+    files : callable        (path) -> names of all files and folders that an input of this name is made of
     claims_also : callable  (path) -> bool: names that are this format's whatever their suffix
     check_target : callable (path, overwrite, make_folder): raises if the output cannot be written there
     output_bytes : callable (header, channels, *, chunks, levels) -> int: memory that writing takes beside the blocks of
@@ -70,6 +71,7 @@ class VolumeFormat:
     open: Callable[..., VolumeReader]
     create: Callable[..., VolumeWriter]
     output_letters: Callable[[str, int, np.dtype[Any]], str]
+    files: Callable[[str], tuple[str, ...]] = lambda path: (path,)
     claims_also: Callable[[str], bool] = lambda path: False
     check_target: Callable[..., None] = check_target
     output_bytes: Callable[..., int] = lambda header, channels, **options: 0

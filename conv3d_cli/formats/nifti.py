@@ -27,11 +27,13 @@ from conv3d_cli.formats.nifti_header import (
     NAME,
     RGB_LETTERS,
     NiftiSource,
+    add_history,
     header_bytes,
     output_header,
     output_letters,
     read_extensions,
     read_header,
+    read_history,
     read_layout,
     read_scale,
     read_voxel_offset,
@@ -72,6 +74,11 @@ def _input_names(path: str) -> tuple[str, str]:
         what = "voxels" if kind == ".img" else "header"
         raise FormatError(f"cannot read {path}: the {what} of this pair must stand beside it, no file {others[0]}")
     return (path, other) if kind == ".img" else (other, path)
+
+
+def input_files(path: str) -> tuple[str, ...]:
+    """The files of an input: one, or the header and the voxels of a pair. Raises: FormatError if one of a pair is missing."""
+    return tuple(dict.fromkeys(_input_names(path)))
 
 
 def _output_names(path: str) -> tuple[str, str]:
@@ -140,7 +147,8 @@ def _volume_header(
     letters = (RGB_LETTERS if samples else LETTERS)[: len(sizes)][::-1] + ("s" if samples else "")
     volume_axes = Axes(axes or letters, sizes[::-1] + ((samples,) if samples else ()))
     scale = (1.0, 0.0) if samples else read_scale(source.header, path)
-    volume = VolumeHeader(volume_axes, real_dtype(stored, path), source.grid, scale, NAME, source)
+    history = read_history(source.extensions)
+    volume = VolumeHeader(volume_axes, real_dtype(stored, path), source.grid, scale, NAME, source, history=history)
     dimensions = {a: len(sizes) - i for i, a in enumerate(volume_axes.letters) if a in SPATIAL}
     if any(dimensions[a] != 1 + "xyz".index(a) for a in dimensions):
         # `axes` says that other dimensions are space: the header's word on slices and orientation is void
@@ -170,7 +178,7 @@ def create_nifti(
     axes = stored_axes(header.axes, header.dtype)
     try:
         fields, notes = output_header(header, axes, pair)
-        prefix = header_bytes(fields, () if source is None else source.extensions)
+        prefix = header_bytes(fields, add_history(fields, () if source is None else source.extensions, header.history))
     except WriteError as error:
         raise WriteError(f"cannot write {path}: {error}") from None
     opened = [AtomicFile(voxel_path, overwrite)]
@@ -247,5 +255,6 @@ FORMAT = VolumeFormat(
     open=open_nifti,
     create=create_nifti,
     output_letters=output_letters,
+    files=input_files,
     check_target=check_nifti_target,
 )

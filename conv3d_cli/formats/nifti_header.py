@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from conv3d_cli.errors import FormatError, WriteError
 from conv3d_cli.formats.base import real_dtype
 from conv3d_cli.formats.nifti_grid import write_grid
 from conv3d_cli.model.grid import Grid
-from conv3d_cli.model.volume import CHANNEL, SPATIAL, Axes, VolumeHeader
+from conv3d_cli.model.volume import CHANNEL, SPATIAL, Axes, VolumeHeader, is_history
 
 NAME = "NIfTI"
 LETTERS = "xyztcab"  # of dimensions 1 to 7
@@ -44,6 +44,8 @@ DATATYPES: dict[int, Any] = {
     1792: np.complex128,
     2048: np.clongdouble,
 }
+COMMENT_CODE = 6  # of an extension: plain text
+DESCRIP_BYTES = 79  # and a zero
 RGB_SAMPLES = {128: 3, 2304: 4}
 WRITTEN = {np.dtype(DATATYPES[code]): code for code in (2, 4, 8, 16, 64, 256, 512, 768)}
 
@@ -356,6 +358,30 @@ def _slices_changed(volume: VolumeHeader, source: NiftiSource, sizes: list[int])
         or source.grid.spacing is None
         or spacing[axis] != source.grid.spacing[axis]
     )
+
+
+def read_history(extensions: Extensions) -> tuple[str, ...]:
+    """The lines of history among the comments that follow a header."""
+    texts = (content.rstrip(b"\0").decode(errors="replace") for code, content in extensions if code == COMMENT_CODE)
+    return tuple(text for text in texts if is_history(text))
+
+
+def add_history(header: Any, extensions: Extensions, history: Sequence[str]) -> Extensions:
+    """Note the lines that are not in the file yet: each as a comment, and the last one's step in `descrip`, behind what stands
+    there if both have room."""
+    known = read_history(extensions)
+    new = [line for line in history if line not in known]
+    if new:
+        step = new[-1].partition(": ")[0].encode()
+        before = bytes(header["descrip"].tobytes()).rstrip(b"\0 ")
+        both = before + b"; " + step if before else step
+        header["descrip"] = _cut(both if len(both) <= DESCRIP_BYTES else step, DESCRIP_BYTES)
+    return (*extensions, *((COMMENT_CODE, line.encode()) for line in new))
+
+
+def _cut(text: bytes, size: int) -> bytes:
+    """At most `size` bytes of UTF-8, no letter torn."""
+    return text[:size].decode(errors="ignore").encode()
 
 
 def header_bytes(header: Any, extensions: Extensions) -> bytes:

@@ -118,6 +118,8 @@ def create_npy(
         notes += (".npy holds no voxel spacing and no affine: they are left out",)
     if header.format != "NumPy" and not _reads_the_same(header.axes):
         notes += (f".npy holds no axis names: read it with --axes {header.axes.letters}",)
+    if header.history:
+        notes += (".npy holds no history: it is left out; apply --sidecar writes it beside",)
     if path == "-":
         return PipeWriter(header, prefix, notes, fortran)
     output = AtomicFile(path, overwrite)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -85,6 +85,7 @@ def open_tiff(path: str, *, axes: str | None = None, channels_first: bool = Fals
             described.scale if series.dtype.name in ("uint8", "uint16") else (1.0, 0.0),
             "TIFF",
             TiffMetadata(_dialect(tiff, series), found, described.units, described.interval, described.items),
+            history=described.history,
         )
         offset = mapped_offset(series, directories, path)
         reader: RawReader | PagedReader
@@ -199,7 +200,8 @@ def _describe(tiff: Any, series: Any, axes: Axes, path: str) -> Description:
         unit_tag = page.tags.valueof(296)
         if dialect == "ome":
             image = tiff_ome.parse_ome(tiff.ome_metadata)
-            return Description() if image is None else tiff_ome.read_ome(*image, axes)
+            found = Description() if image is None else tiff_ome.read_ome(*image, axes)
+            return replace(found, history=tiff_ome.ome_history(tiff.ome_metadata))
         if dialect == "imagej":
             metadata = dict(tiff.imagej_metadata or {})
             if page.photometric == PALETTE and page.colormap is not None:

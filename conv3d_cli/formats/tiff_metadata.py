@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from conv3d_cli.model.grid import UNITS, Grid, affine_from_spacing, unit_name
-from conv3d_cli.model.volume import Axes, VolumeHeader
+from conv3d_cli.model.volume import Axes, VolumeHeader, is_history
 
 Numbers = tuple[float, float, float]  # D, H, W
 Words = tuple[str | None, str | None, str | None]
@@ -67,6 +67,7 @@ class Description:
     interval: float | None = None
     items: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    history: tuple[str, ...] = ()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -228,6 +229,7 @@ def read_imagej(
         interval * second if interval and second else None,
         dict(metadata),
         tuple(notes),
+        tuple(filter(is_history, str(metadata.get("Info", "")).splitlines())),
     )
 
 
@@ -281,8 +283,12 @@ def imagej_items(header: VolumeHeader, axes: Axes) -> tuple[dict[str, Any], tupl
     if header.components and "s" not in axes.letters:
         items["Labels"] = _component_labels(header, source) * (axes.size("t") * axes.size("z"))
     kept = {key: _escape(value) for key, value in items.items() if value is not None}
-    if same and source is not None and isinstance(source.items.get("Info"), str):
-        kept["Info"] = source.items["Info"]
+    info = source.items.get("Info") if same and source is not None else None
+    known = info.splitlines() if isinstance(info, str) else []
+    if new := [line for line in header.history if line not in known]:
+        kept["Info"] = "\n".join([*known, *new])
+    elif isinstance(info, str):
+        kept["Info"] = info
     return kept, resolution, note
 
 
@@ -354,14 +360,19 @@ def read_shaped(
     if isinstance(spacing, list) and len(spacing) == 3 and all(map(positive, spacing)):
         words = _words(*[metadata.get("unit")] * 3)
         zero = _triple(origin) if isinstance(origin, list) and len(origin) == 3 else None
-        return Description(make_grid(_triple(spacing), words, zero), words)
+        return Description(make_grid(_triple(spacing), words, zero), words, history=_shaped_history(metadata))
     if "PhysicalSizeX" in metadata:
         sizes, words, notes = physical_sizes(metadata, axes)
         return Description(Grid() if sizes is None else make_grid(sizes, words), words, notes=notes)
     if "unit" in metadata:
         found = read_imagej(metadata, resolution, unit_tag, axes)
         return Description(found.grid, found.units, notes=found.notes)
-    return Description()
+    return Description(history=_shaped_history(metadata))
+
+
+def _shaped_history(metadata: Mapping[str, Any]) -> tuple[str, ...]:
+    lines = metadata.get("history")
+    return tuple(line for line in lines if isinstance(line, str)) if isinstance(lines, list) else ()
 
 
 def _triple(values: Sequence[Any]) -> Numbers:
@@ -385,7 +396,7 @@ def physical_sizes(attributes: Mapping[str, Any], axes: Axes) -> tuple[Numbers |
 def shaped_items(header: VolumeHeader) -> tuple[dict[str, Any], str]:
     """What is written into the JSON beside shape and axes, and a note."""
     found, note = calibration(header.grid, None, {})
-    items: dict[str, Any] = {}
+    items: dict[str, Any] = {"history": list(header.history)} if header.history else {}
     if header.components:
         items["channels"] = _component_labels(header, tiff_source(header))
     if found is None:

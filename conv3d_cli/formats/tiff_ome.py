@@ -31,6 +31,7 @@ from conv3d_cli.model.volume import Axes, VolumeHeader
 
 OME_WORDS = {"um": "µm"}
 OME_SCHEMA = "http://www.openmicroscopy.org/Schemas/OME/2016-06"
+HISTORY_NAMESPACE = "conv3d/history"  # of the comments that hold a line each
 OME_TYPES = {
     "int8": "int8",
     "int16": "int16",
@@ -56,6 +57,19 @@ def parse_ome(text: str) -> tuple[Any, Any] | None:
                 if _tag(pixels) == "Pixels" and any(_tag(part) == "TiffData" for part in pixels):
                     return image, pixels
     return None
+
+
+def ome_history(text: str) -> tuple[str, ...]:
+    """The lines of history among the annotations of an OME-XML text. Raises: ElementTree.ParseError."""
+    from xml.etree import ElementTree
+
+    return tuple(
+        value.text
+        for note in ElementTree.fromstring(text).iter()
+        if _tag(note) == "CommentAnnotation" and note.get("Namespace") == HISTORY_NAMESPACE
+        for value in note
+        if _tag(value) == "Value" and value.text
+    )
 
 
 def _tag(element: Any) -> str:
@@ -177,6 +191,12 @@ def ome_xml(header: VolumeHeader, axes: Axes, dtype: np.dtype[Any]) -> tuple[str
     ElementTree.SubElement(body, "TiffData", {"IFD": "0", "PlaneCount": str(count)})
     if found is not None and any(found.origin):
         _add_positions(body, axes, present, found)
+    if header.history:
+        notes = ElementTree.SubElement(root, "StructuredAnnotations")
+        for number, line in enumerate(header.history):
+            own = {"ID": f"Annotation:{number}", "Namespace": HISTORY_NAMESPACE}
+            comment = ElementTree.SubElement(notes, "CommentAnnotation", own)
+            ElementTree.SubElement(comment, "Value").text = line
     return '<?xml version="1.0" encoding="UTF-8"?>' + ElementTree.tostring(root, encoding="unicode"), note
 
 

@@ -276,7 +276,8 @@ def open_zarr(path: str, *, axes: str | None = None, channels_first: bool = Fals
         array.dtype.itemsize,
         None if image is None or dataset is None or letters != image.letters else replace(image, datasets=(dataset,)),
     )
-    header = VolumeHeader(found, real_dtype(array.dtype, path), grid, format=NAME, metadata=metadata)
+    history = () if image is None else image.history
+    header = VolumeHeader(found, real_dtype(array.dtype, path), grid, format=NAME, metadata=metadata, history=history)
     watch.blosc = (
         bool(metadata.compressors) and not metadata.shards and _codec_name(metadata.compressors[-1]).startswith("blosc")
     )
@@ -660,7 +661,9 @@ def create_zarr(
         # The group comes last: before it there is no image, whatever a reader at a URL may find.
         version = "0.4" if layout.zarr_format == 2 else "0.5"
         named = [zarr_ome.Level(str(number), factor) for number, factor in enumerate(factors)]
-        attributes = zarr_ome.image_attributes(letters, header.grid, version, named, image, channels, windows)
+        attributes = zarr_ome.image_attributes(
+            letters, header.grid, version, named, image, channels, windows, header.history
+        )
         zarr.create_group(store.node(""), zarr_format=layout.zarr_format, attributes=attributes)
 
     store = zarr_store.new_store(path, overwrite)
@@ -713,6 +716,7 @@ FORMAT = VolumeFormat(
     open=open_zarr,
     create=create_zarr,
     output_letters=zarr_ome.output_letters,
+    files=zarr_store.store_files,
     claims_also=zarr_store.claims,
     check_target=zarr_store.check_store_target,
     output_bytes=output_bytes,

@@ -63,6 +63,7 @@ class OmeImage:
     name : str          "" if it has none
     omero : dict        rendering: channels with label, color, window
     images : int        in the group; this is the first
+    history : tuple     lines of `VolumeHeader.history`: the list "history" of the attribute "conv3d"
     """
 
     version: str
@@ -71,6 +72,7 @@ class OmeImage:
     name: str = ""
     omero: dict[str, Any] = field(default_factory=dict)
     images: int = 1
+    history: tuple[str, ...] = ()
 
     @property
     def letters(self) -> str:
@@ -120,10 +122,16 @@ def read_image(attributes: Mapping[str, Any], path: str) -> OmeImage | None:
             str(multiscale.get("name") or ""),
             dict(omero) if isinstance(omero, Mapping) else {},
             len(found["multiscales"]),
+            _read_history(attributes.get("conv3d")),
         )
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         cause = f"{error} is missing" if isinstance(error, KeyError) else error
         raise FormatError(f"cannot read {path}: its OME metadata are damaged ({cause})") from error
+
+
+def _read_history(own: Any) -> tuple[str, ...]:
+    lines = own.get("history") if isinstance(own, Mapping) else None
+    return tuple(line for line in lines if isinstance(line, str)) if isinstance(lines, list) else ()
 
 
 def _read_axis(entry: Any) -> Axis:
@@ -242,6 +250,7 @@ def image_attributes(
     source: OmeImage | None,
     channels: Sequence[Mapping[str, Any]] = (),
     windows: Sequence[tuple[float, float]] = (),
+    history: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The attributes of the group of an image.
 
@@ -250,6 +259,7 @@ def image_attributes(
     source : OmeImage or None   the image it was made of: its name and time are kept
     channels : list     see `output_channels`
     windows : list      smallest and largest value of each channel, where there are `channels`
+    history : list      see `OmeImage`
     """
     place, _ = scale_and_translation(grid)
     times = _kept_axes(source)
@@ -289,9 +299,10 @@ def image_attributes(
         multiscale["type"] = "local mean"
     omero = _rendering(source, channels, windows)
     extra = {"omero": omero} if omero else {}
+    own = {"conv3d": {"history": list(history)}} if history else {}
     if version == "0.4":
-        return {"multiscales": [{"version": version, **multiscale}], **extra}
-    return {"ome": {"version": version, "multiscales": [multiscale], **extra}}
+        return {"multiscales": [{"version": version, **multiscale}], **extra, **own}
+    return {"ome": {"version": version, "multiscales": [multiscale], **extra}, **own}
 
 
 def scale_and_translation(grid: Grid) -> tuple[dict[str, tuple[float, float]], str]:

@@ -72,6 +72,16 @@ def is_node(folder: str) -> bool:
     return os.path.isdir(folder) and any(os.path.isfile(os.path.join(folder, name)) for name in MARKERS)
 
 
+def store_files(path: str) -> tuple[str, ...]:
+    """The folder of the store that an input is or lies in, from whose top its metadata are read; a URL as it is."""
+    folder = local_folder(path)
+    if folder is None:
+        return (path,)
+    while is_node(os.path.dirname(folder)):
+        folder = os.path.dirname(folder)
+    return (folder,)
+
+
 def import_zarr(path: str, error: type[Conv3DError] = FormatError) -> Any:
     """The zarr library, version 3.1 or newer. Raises: `error` with the cure if it is missing."""
     verb = "read" if error is FormatError else "write"

@@ -232,6 +232,7 @@ class VolumeHeader:
     metadata : object           what that format wants to keep for writing; other formats ignore it
     transform : VoxelTransform  of an output: where its voxels lie in the volume `metadata` describes
     components : tuple of str   of an output: what the channels made of one input channel are, in turn; () if they have no names
+    history : tuple of str      how it was made, the oldest step first, a line each: "PROGRAM STEP: COMMAND"
     """
 
     axes: Axes
@@ -242,6 +243,7 @@ class VolumeHeader:
     metadata: Any = None
     transform: VoxelTransform = field(default_factory=VoxelTransform)
     components: tuple[str, ...] = ()
+    history: tuple[str, ...] = ()
 
     @property
     def shape(self) -> tuple[int, int, int, int, int]:
@@ -265,6 +267,11 @@ class VolumeHeader:
     @property
     def nbytes(self) -> int:
         return math.prod(self.shape) * self.dtype.itemsize
+
+
+def is_history(text: str) -> bool:
+    """Whether a comment in a file is a line of a `VolumeHeader`'s history."""
+    return text.startswith("conv3d ") and ": " in text
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,123 @@
+"""The command that makes an output, as it could be typed again: of the options that were given those that shape the result.
+
+How many threads, how much memory, how many volumes and what is told are no part of it, since the result has the same bits
+whatever they are.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from conv3d_cli.config import is_bias_file, is_kernel_file
+from conv3d_cli.formats.zarr_store import local_folder
+from conv3d_cli.job import Job
+
+# options of `apply`, in the order in which they are written
+SHAPING = (
+    "kernel", "config", "to_fwhm", "like", "flip", "normalize", "bias", "no_bias", "padding", "boundary", "strides",
+    "dilation_rate", "allow_strided_dilation", "groups", "filters", "activation", "kernel_size", "kernel_initializer",
+    "bias_initializer", "seed", "kernel_regularizer", "bias_regularizer", "activity_regularizer", "kernel_constraint",
+    "bias_constraint", "axes", "data_format", "dtype", "scale", "precision", "mask", "mask_mode", "mask_labels", "nan", "missing",
+    "min_coverage", "coverage_out", "algorithm", "gz_level", "compression", "chunks", "levels", "history",
+)  # fmt: skip
+SHORT = {"kernel": "-k", "config": "-c"}
+
+Rename = Callable[[str], str]
+
+
+def names_file(option: str, value: Any) -> bool:
+    """Whether an option's value is the name of a file.
+
+    >>> names_file("kernel", "psf.tif"), names_file("kernel", "box:size=3"), names_file("bias", "1.5")
+    (True, False, False)
+    """
+    if option == "kernel":
+        return is_kernel_file(value)
+    if option == "bias":
+        return is_bias_file(value)
+    return option in ("config", "mask", "coverage_out")
+
+
+def option_words(given: Mapping[str, Any], rename: Rename) -> list[str]:
+    """Options as words of a command line.
+
+    given : by the option's name with underscores; others than those that shape the result are left out
+    rename : callable       what a file is called there
+
+    >>> option_words({"kernel": "k/psf.npy", "strides": [2, 1, 1], "flip": True, "threads": 2}, os.path.basename)
+    ['-k', 'psf.npy', '--flip', '--strides', '2,1,1']
+    """
+    words = []
+    for option in SHAPING:
+        value = given.get(option)
+        if value is None or (value is False and option not in ("flip", "normalize")):
+            continue
+        flag = SHORT.get(option, "--" + option.replace("_", "-"))
+        if isinstance(value, bool):
+            words.append(flag if value else flag.replace("--", "--no-", 1))
+        elif names_file(option, value):
+            file, colons, layer = value.partition("::") if option == "kernel" else (value, "", "")
+            words += [flag, rename(file) + colons + layer]
+        else:
+            words += [flag, ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)]
+    return words
+
+
+def command_line(source: str, given: Mapping[str, Any], rename: Rename, target: str | None = None) -> str:
+    """The command, with quotes where a shell needs them.
+
+    >>> command_line("in/a b.nii", {"kernel": "box:size=3"}, os.path.basename, "out/c.nii")
+    "conv3d apply 'a b.nii' -k box:size=3 -o c.nii"
+    """
+    words = ["conv3d", "apply", rename(source), *option_words(given, rename)]
+    return shlex.join([*words, "-o", rename(target)] if target is not None else words)
+
+
+def relative_to(folder: str) -> Rename:
+    """What files are called in a folder: relative to it, with "/", through no link to a folder; absolute where there is no way.
+
+    >>> relative_to("/data/out")("/data/in/a.nii"), relative_to("/data/out")("/data/out/-a.nii")
+    ('../in/a.nii', './-a.nii')
+    """
+    here = os.path.realpath(folder or ".")
+
+    def rename(path: str) -> str:
+        parent, name = os.path.split(local_folder(path) or path)
+        # a link that is a file keeps its name: what it leads to may be called after its contents
+        whole = os.path.join(os.path.realpath(parent or "."), name)
+        try:
+            found = os.path.relpath(whole, here).replace(os.sep, "/")
+        except ValueError:  # another drive
+            return whole
+        return f"./{found}" if found.startswith("-") else found
+
+    return rename
+
+
+def history_line(source: str, given: Mapping[str, Any], version: str) -> str:
+    """Version, kernel and command in a line, which goes into the output itself: with bare names and without the output's, so
+    that it is the same wherever they lie.
+
+    >>> history_line("raw/head.nii.gz", {"kernel": "gaussian:fwhm=6mm", "overwrite": True}, "1.0")
+    'conv3d 1.0 gaussian:fwhm=6mm: conv3d apply head.nii.gz -k gaussian:fwhm=6mm'
+    """
+    given = {option: value for option, value in given.items() if option not in ("coverage_out", "history")}
+    kernel = given.get("kernel", given.get("config", f"to-fwhm {given['to_fwhm']}" if "to_fwhm" in given else "drawn"))
+    step = bare_name(kernel) if isinstance(kernel, str) and is_kernel_file(kernel) else kernel
+    return f"conv3d {version} {step}: {command_line(source, given, bare_name)}"
+
+
+def bare_name(path: str) -> str:
+    """A file's name without its folder."""
+    return os.path.basename(path.rstrip("/"))
+
+
+def with_history(job: Job, given: Mapping[str, Any]) -> Job:
+    """A job whose output tells how it was made; see `history_line`."""
+    from importlib.metadata import version
+
+    return replace(job, history=history_line(job.source, given, version("conv3d")))

@@ -1,0 +1,171 @@
+"""A run whose sidecar appears together with its output, or neither of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from conv3d_cli.atomic import AtomicFile, AtomicFolder, AtomicGroup, check_target
+from conv3d_cli.digests import file_digest
+from conv3d_cli.errors import FormatError, OutputExistsError, SpecError
+from conv3d_cli.job import Job, JobReport, PreparedJob
+from conv3d_cli.provenance.command import Rename, command_line, relative_to
+from conv3d_cli.provenance.inputs import InputFile, files_of
+from conv3d_cli.provenance.record import (
+    KEY,
+    RECORD_VERSION,
+    FileRecord,
+    decided,
+    kernel_text,
+    sidecar_name,
+    sidecar_text,
+)
+
+Decided = Callable[[PreparedJob], None]
+Fields = Callable[[PreparedJob, Sequence[InputFile], Rename], dict[str, Any]]
+Run = Callable[[Job, Decided], JobReport]
+
+
+def own_fields(prepared: PreparedJob, inputs: Sequence[InputFile], rename: Rename) -> dict[str, Any]:
+    """Keys of BIDS for an output outside a BIDS dataset; its sources are relative to the sidecar."""
+    from importlib.metadata import version
+
+    kernels = ", then ".join(kernel_text(stage, rename) for stage in prepared.stages)
+    return {
+        "Description": f"Convolved with {kernels}",
+        "Sources": [rename(file.path) for file in inputs if file.role in ("volume", "mask")],
+        "GeneratedBy": [{"Name": "conv3d", "Version": version("conv3d")}],
+    }
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What is to be written beside an output.
+
+    sidecar : str       its name
+    given : dict        the options of the command line, by their parameters' names
+    fields : callable   (prepared, inputs, rename) -> the keys of BIDS, which stand before the record
+    """
+
+    sidecar: str
+    given: Mapping[str, Any] = field(default_factory=dict)
+    fields: Fields = own_fields
+
+    @property
+    def rename(self) -> Rename:
+        """What files are called in the sidecar."""
+        return relative_to(os.path.dirname(self.sidecar))
+
+
+def plan_recordings(jobs: Sequence[Job], given: Mapping[str, Any]) -> dict[str, Recording]:
+    """The recording of each job, by its output.
+
+    Raises: SpecError for jobs that cannot be recorded, or that would write the same sidecar; OutputExistsError where one would
+    replace something that is read.
+    """
+    found: dict[str, Recording] = {}
+    writers: dict[str, str] = {}
+    for job in jobs:
+        name = sidecar_name(job.target)
+        real = os.path.realpath(name)
+        if real in writers:
+            raise SpecError(
+                f"two outputs would have the sidecar {name}: {writers[real]} and {job.target}; use different folders "
+                "(--out-dir) or run them apart"
+            )
+        writers[real] = job.target
+        found[job.target] = Recording(name, given)
+    for job in jobs:
+        for file in check_recordable(job, given):
+            if (real := os.path.realpath(file.path)) in writers:
+                raise OutputExistsError(
+                    f"the sidecar of {writers[real]} would replace {file.path}, which is read; name another output"
+                )
+    return found
+
+
+def check_recordable(job: Job, given: Mapping[str, Any]) -> list[InputFile]:
+    """The files of a job that can be repeated from its record. Raises: SpecError for another."""
+    if job.source == "-":
+        raise SpecError("--sidecar names the input, and a pipe has no name: pass a file")
+    if os.path.realpath(job.source) == os.path.realpath(job.target):
+        raise SpecError(f"--sidecar names the input {job.source}, which this output replaces: name another output")
+    try:
+        files = files_of(job, given)
+    except FormatError:
+        return []  # of a volume that is damaged, which is said when it is its turn
+    for file in files:
+        if "://" in file.path:
+            raise SpecError(f"--sidecar takes digests of files, and {file.path} is a URL: name a local copy")
+    return files
+
+
+def check_sidecar(recording: Recording, overwrite: bool, make_folder: bool = False) -> None:
+    """Refuse a sidecar that exists (unless `overwrite`) or cannot be written, before any work.
+
+    Raises: OutputExistsError, WriteError.
+    """
+    check_target(recording.sidecar, overwrite, make_folder)
+
+
+def run_recorded(job: Job, recording: Recording, run: Run, told: Decided | None = None) -> JobReport:
+    """Run a job; its output and its sidecar appear together.
+
+    run : callable      (job, decided) -> report; it writes its outputs with `atomic`
+    told : callable     is told what was decided, too
+    Raises: what `run` does; FormatError if an input changes while it is read; OutputExistsError, WriteError of the sidecar.
+    """
+    check_sidecar(recording, job.overwrite)
+    rename = recording.rename
+    files = files_of(job, recording.given)
+    stamps = [_stamp(file) for file in files]
+    inputs = [FileRecord(file.role, rename(file.path), file_digest(file.path)) for file in files]
+    facts: dict[str, Any] = {}
+    fields: dict[str, Any] = {}
+
+    def note(prepared: PreparedJob) -> None:
+        facts.update(decided(prepared, rename))
+        fields.update(recording.fields(prepared, files, rename))
+        if told is not None:
+            told(prepared)
+
+    with AtomicGroup() as group:
+        report = run(job, note)
+        for file, stamp in zip(files, stamps, strict=True):
+            if _stamp(file) != stamp:
+                raise FormatError(f"{file.path} was written to while it was read: run again; nothing was written")
+        outputs = [_output_record(output, job, rename) for output in group.staged]
+        values = {
+            **fields,
+            KEY: {
+                "RecordVersion": RECORD_VERSION,
+                "Command": command_line(job.source, recording.given, rename, job.target),
+                "Inputs": [entry.as_json() for entry in inputs],
+                "Outputs": [entry.as_json() for entry in outputs],
+                **facts,
+                "ClippedVoxels": report.clipped,
+            },
+        }
+        with AtomicFile(recording.sidecar, job.overwrite) as sidecar:
+            sidecar.file.write(sidecar_text(values))
+            sidecar.commit()
+        # The sidecar takes its place first: whoever sees the output finds the rest there.
+        group.staged.insert(0, group.staged.pop())
+        group.commit()
+    return report
+
+
+def _stamp(file: InputFile) -> Any:
+    try:
+        return file.stamp()
+    except OSError:
+        return None  # what cannot be read is said where it is read
+
+
+def _output_record(output: AtomicFile | AtomicFolder, job: Job, rename: Rename) -> FileRecord:
+    coverage = job.coverage is not None and os.path.realpath(output.path) == os.path.realpath(job.coverage)
+    return FileRecord(
+        "coverage" if coverage else "volume", rename(os.fspath(output.path)), file_digest(output.temporary)
+    )
