@@ -56,6 +56,12 @@ class ShapeError(Conv3DError, ValueError):
     exit_code = 4
 
 
+class ChangedInputError(Conv3DError, ValueError):
+    """An input is no longer what a record says that it was (`rerun`)."""
+
+    exit_code = 4
+
+
 class OutputExistsError(Conv3DError, FileExistsError):
     """The output exists already, or is one of the inputs."""
 

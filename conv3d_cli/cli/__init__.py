@@ -20,6 +20,7 @@ from conv3d_cli.cli.explain import explain
 from conv3d_cli.cli.info import info
 from conv3d_cli.cli.kernel import kernel
 from conv3d_cli.cli.presets import presets
+from conv3d_cli.cli.rerun import rerun
 from conv3d_cli.cli.view import view
 from conv3d_cli.cli.warmup import warmup
 from conv3d_cli.errors import Conv3DError
@@ -107,5 +108,5 @@ def main() -> None:
         pass  # not in the main thread (embedded in another program): its signals are not ours
 
 
-for command in (apply, info, view, explain, kernel, presets, compare, warmup, bench):
+for command in (apply, info, view, explain, kernel, presets, compare, rerun, warmup, bench):
     main.add_command(command)

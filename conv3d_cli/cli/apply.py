@@ -115,11 +115,7 @@ def apply(ctx: click.Context, inputs: tuple[str, ...], **_: Any) -> None:
     params = ctx.params
     # Before NumPy is imported: its BLAS starts a thread for every CPU, which spins for work that does not come.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    settings = job_settings(ctx)
-    if params["to_fwhm"]:
-        if len(settings["stages"]) > 1 or "kernel" in settings["stages"][0]:
-            raise SpecError("--to-fwhm finds its kernel: leave out -k, and the config's")
-        settings["stages"] = [{**settings["stages"][0], "kernel": "identity"}]
+    settings = apply_settings(ctx)
     targets = _targets(inputs, params, settings)
     if params["skip_existing"] and settings.get("overwrite"):
         raise SpecError("--skip-existing and --overwrite contradict each other; pass one of them")
@@ -158,6 +154,16 @@ def apply(ctx: click.Context, inputs: tuple[str, ...], **_: Any) -> None:
     batch.close()
     if batch.exit_code:
         ctx.exit(batch.exit_code)
+
+
+def apply_settings(ctx: click.Context) -> dict[str, Any]:
+    """Arguments for `make_job`, from options, config and preset. Raises: as `job_settings`."""
+    settings = job_settings(ctx)
+    if ctx.params["to_fwhm"]:
+        if len(settings["stages"]) > 1 or "kernel" in settings["stages"][0]:
+            raise SpecError("--to-fwhm finds its kernel: leave out -k, and the config's")
+        settings["stages"] = [{**settings["stages"][0], "kernel": "identity"}]
+    return settings
 
 
 def _check_page(path: str, overwrite: bool, dry_run: bool) -> None:

@@ -39,7 +39,7 @@ def names_file(option: str, value: Any) -> bool:
         return is_kernel_file(value)
     if option == "bias":
         return is_bias_file(value)
-    return option in ("config", "mask", "coverage_out")
+    return value is not None and option in ("config", "mask", "coverage_out")
 
 
 def option_words(given: Mapping[str, Any], rename: Rename) -> list[str]:

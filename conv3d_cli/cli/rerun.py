@@ -1,0 +1,144 @@
+"""`conv3d rerun`: a run of `apply --sidecar` once more, and whether it gives the same."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import tempfile
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from conv3d_cli.cli.apply import apply, apply_settings
+from conv3d_cli.cli.batch import echo
+from conv3d_cli.cli.options import given_options, make_job, threads_option
+from conv3d_cli.cli.progress import ProgressBar
+from conv3d_cli.errors import DifferenceError, FormatError, SpecError
+from conv3d_cli.machine import byte_size
+
+if TYPE_CHECKING:
+    from conv3d_cli.job import Job, PreparedJob
+
+
+@click.command()
+@click.argument("sidecar", metavar="SIDECAR")
+@click.option(
+    "-o", "--output", metavar="OUT", help="Keep the result there, in the same format.  [default: it is not kept]"
+)
+@click.option("--force", is_flag=True, help="Run though an input has changed.")
+@click.option("--overwrite", is_flag=True, help="Replace OUT if it exists.")
+@threads_option
+@click.option("--max-memory", metavar="SIZE", help="Ceiling for the whole process, e.g. 500M or 2G.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+@click.option("-q", "--quiet", is_flag=True, help="Only the exit code, and errors.")
+def rerun(
+    sidecar: str,
+    output: str | None,
+    force: bool,
+    overwrite: bool,
+    threads: int | None,
+    max_memory: str | None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Run again what a sidecar of `apply --sidecar` records, and compare with what was recorded.
+
+    \b
+      conv3d rerun smooth.json
+      conv3d rerun derivatives/sub-01/func/sub-01_desc-sm6mm_bold.json -o again.nii.gz
+      conv3d rerun smooth.json --force --json
+
+    First the inputs' digests are compared, and one that has changed ends the command with 4. A result that is not what was
+    recorded ends it with 7, and by how much is told where the recorded output is still there. Names start from the
+    sidecar's folder; a result that is not kept waits in $TMPDIR.
+    """
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    from conv3d_cli.job import run_job
+    from conv3d_cli.provenance.record import decided, read_sidecar
+    from conv3d_cli.provenance.rerun import check_inputs, judge, other_versions, other_weights
+
+    record, folder = read_sidecar(sidecar), os.path.dirname(sidecar)
+    notes = check_inputs(record, folder, sidecar, force)
+    job, target_fwhm = _job_of(record.command, folder, sidecar)
+    original = job.target
+
+    def compare_decisions(prepared: PreparedJob) -> None:
+        now = decided(prepared, str)
+        notes.extend(other_versions(record, now["Versions"]))
+        notes.extend(other_weights(record, now["Layers"]))
+
+    with ExitStack() as stack:
+        scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="conv3d-"))
+        target = output or os.path.join(scratch, os.path.basename(original.rstrip("/")))
+        _check_format(original, target)
+        job = replace(
+            job,
+            target=target,
+            coverage=None
+            if job.coverage is None
+            else os.path.join(scratch, f"coverage-{os.path.basename(job.coverage)}"),
+            threads=threads,
+            max_memory=None if max_memory is None else byte_size(max_memory),
+            overwrite=overwrite,
+        )
+        if target_fwhm is not None:
+            from conv3d_cli.smoothness import match_fwhm
+
+            job = match_fwhm(job, target_fwhm).job
+        with ProgressBar(os.path.basename(job.source.rstrip("/")), quiet) as progress:
+            run_job(job, progress, compare_decisions)
+        verdict = judge(record, original, target, job.coverage)
+    for note in notes if not quiet else ():
+        echo(f"note: {note}")
+    if as_json:
+        found: dict[str, Any] = {"sidecar": sidecar, "status": verdict.status, "stale": verdict.stale, "notes": notes}
+        if verdict.comparison is not None:
+            found["comparison"] = {**verdict.comparison.record(), "second": "rerun"}
+        click.echo(json.dumps(found))
+    if not verdict.good:
+        raise DifferenceError(f"{verdict.words} ({sidecar})")
+    if not as_json and not quiet:
+        click.echo(verdict.words)
+
+
+def _job_of(command: str, folder: str, sidecar: str) -> tuple[Job, str | None]:
+    """The job that a recorded command asks for, with names from the current folder, and its --to-fwhm.
+
+    Only what shapes the result is taken from it: a file that it would write beside the output is none of a rerun's.
+    """
+    from conv3d_cli.provenance.command import names_file, with_history
+    from conv3d_cli.provenance.rerun import placed
+
+    try:
+        words = shlex.split(command)
+        if words[:2] != ["conv3d", "apply"] or {"-h", "--help"} & set(words):
+            raise ValueError("it is no `conv3d apply`")
+        context = apply.make_context("conv3d apply", words[2:])
+        inputs, output = context.params["inputs"], context.params["output"]
+        if len(inputs) != 1 or output is None:
+            raise ValueError("it names not one input and one output")
+    except (click.ClickException, click.exceptions.Exit, ValueError) as error:
+        words_of_it = error.format_message() if isinstance(error, click.ClickException) else error
+        raise FormatError(f"cannot read {sidecar}: its command cannot be understood: {words_of_it}") from None
+    for option, value in context.params.items():
+        if names_file(option, value):
+            context.params[option] = placed(folder, value)
+    settings = apply_settings(context)
+    job = make_job(placed(folder, inputs[0]), placed(folder, output), settings)
+    if context.params["history"]:
+        job = with_history(job, given_options(context))
+    return job, context.params["to_fwhm"]
+
+
+def _check_format(original: str, target: str) -> None:
+    """Refuse an output in another format, whose bytes could not be the same."""
+    from conv3d_cli.atomic import suffix_of
+
+    if suffix_of(original) != suffix_of(target.rstrip("/")):
+        raise SpecError(
+            f"a rerun writes the format that was recorded: name {target} with the suffix {suffix_of(original)}, or convert it "
+            "with conv3d apply -k identity"
+        )
