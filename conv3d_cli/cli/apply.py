@@ -30,6 +30,7 @@ from conv3d_cli.errors import Conv3DError, SpecError
 
 if TYPE_CHECKING:
     from conv3d_cli.job import Job
+    from conv3d_cli.provenance.bids import Dataset
 
 
 @click.command(cls=SectionedCommand)
@@ -116,7 +117,8 @@ def apply(ctx: click.Context, inputs: tuple[str, ...], **_: Any) -> None:
     # Before NumPy is imported: its BLAS starts a thread for every CPU, which spins for work that does not come.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     settings = apply_settings(ctx)
-    targets = _targets(inputs, params, settings)
+    dataset = _dataset(inputs, ctx) if params["bids"] or params["desc"] is not None else None
+    targets = _targets(inputs, params, settings) if dataset is None else dataset.targets
     if params["skip_existing"] and settings.get("overwrite"):
         raise SpecError("--skip-existing and --overwrite contradict each other; pass one of them")
     if params["coverage_out"] and len(inputs) > 1:
@@ -127,12 +129,16 @@ def apply(ctx: click.Context, inputs: tuple[str, ...], **_: Any) -> None:
         from conv3d_cli.provenance.command import with_history
 
         jobs = [with_history(job, given_options(ctx)) for job in jobs]
-    if params["sidecar"]:
+    if params["sidecar"] or dataset is not None:
         from conv3d_cli.provenance.run import plan_recordings
 
-        recordings = plan_recordings(jobs, given_options(ctx))
+        fields, copies = ({}, {}) if dataset is None else (dataset.fields, dataset.copies)
+        recordings = plan_recordings(jobs, given_options(ctx), fields, copies)
     if params["out_dir"] and not params["dry_run"] and "://" not in params["out_dir"]:
-        _make_folder(params["out_dir"])
+        for folder in (params["out_dir"], *({} if dataset is None else dict.fromkeys(map(os.path.dirname, targets)))):
+            _make_folder(folder)
+        if dataset is not None:
+            dataset.write()
     if params["page"]:
         _check_page(params["page"], bool(settings.get("overwrite")), params["dry_run"])
     batch = Batch(
@@ -212,6 +218,21 @@ def _targets(inputs: tuple[str, ...], params: dict[str, Any], settings: dict[str
     if "-" in inputs:
         raise SpecError("standard input has no name to make an output's from; pass -o")
     return plan_outputs(inputs, out_dir, params["suffix"], params["prefix"], bool(settings.get("overwrite")))
+
+
+def _dataset(inputs: tuple[str, ...], ctx: click.Context) -> Dataset:
+    """The derivative dataset that --bids asks for."""
+    from conv3d_cli.provenance.bids import plan_dataset
+
+    params = ctx.params
+    if not params["bids"]:
+        raise SpecError("--desc is the label of --bids: pass both")
+    if params["out_dir"] is None:
+        raise SpecError("--bids writes a dataset: name its folder, as in --out-dir derivatives/conv3d")
+    for name in ("output", "suffix", "prefix"):
+        if params[name]:
+            raise SpecError(f"--bids names the outputs: leave out --{name}")
+    return plan_dataset(inputs, params["out_dir"], given_options(ctx))
 
 
 def _make_folder(path: str) -> None:

@@ -223,6 +223,11 @@ provenance_options = options(
         "--history", is_flag=True,
         help="Write the command into the output: a NIfTI comment and descrip, ImageJ Info, an OME annotation, Zarr attributes.",
     ),
+    click.option(
+        "--bids", is_flag=True,
+        help="Write a BIDS derivative dataset into --out-dir: folders and entities kept, desc-LABEL added, sidecars.",
+    ),
+    click.option("--desc", metavar="LABEL", help="The label of --bids.  [default: out of the kernel, as in desc-sm6mm]"),
 )  # fmt: skip
 
 cluster_options = options(

@@ -247,7 +247,7 @@ def read_json(path: str) -> dict[str, Any]:
     check_input(path)
     try:
         with open(path, encoding="utf-8") as file:
-            values = json.load(file)
+            values = json.load(file, parse_constant=lambda name: None)  # NaN, which JSON has not, and programs write
     except (OSError, ValueError, RecursionError) as error:  # UnicodeDecodeError and JSON's errors are ValueErrors
         raise FormatError(f"cannot read {path}: it is not valid JSON ({error})") from None
     if not isinstance(values, dict):

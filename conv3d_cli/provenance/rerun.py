@@ -15,7 +15,11 @@ from conv3d_cli.provenance.record import Record
 
 
 def placed(folder: str, name: str) -> str:
-    """A name that starts in a folder, from here, as short as it is true: "out" and "../a.nii" give "a.nii", unless out is a link."""
+    """A name that starts in a folder, from here, as short as it is true.
+
+    >>> placed("no/link", "../a.nii")
+    'no/a.nii'
+    """
     path = os.path.join(folder, name)
     short = os.path.normpath(path)
     return short if os.path.realpath(short) == os.path.realpath(path) else path

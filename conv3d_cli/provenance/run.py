@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from conv3d_cli.atomic import AtomicFile, AtomicFolder, AtomicGroup, check_target
@@ -47,11 +48,13 @@ class Recording:
     sidecar : str       its name
     given : dict        the options of the command line, by their parameters' names
     fields : callable   (prepared, inputs, rename) -> the keys of BIDS, which stand before the record
+    copies : list       files that are copied to stand beside the output, unless they stand there already: (from, to)
     """
 
     sidecar: str
     given: Mapping[str, Any] = field(default_factory=dict)
     fields: Fields = own_fields
+    copies: Sequence[tuple[str, str]] = ()
 
     @property
     def rename(self) -> Rename:
@@ -59,9 +62,16 @@ class Recording:
         return relative_to(os.path.dirname(self.sidecar))
 
 
-def plan_recordings(jobs: Sequence[Job], given: Mapping[str, Any]) -> dict[str, Recording]:
+def plan_recordings(
+    jobs: Sequence[Job],
+    given: Mapping[str, Any],
+    fields: Mapping[str, Fields],
+    copies: Mapping[str, Sequence[tuple[str, str]]],
+) -> dict[str, Recording]:
     """The recording of each job, by its output.
 
+    fields : dict       what gives the keys of BIDS, by output; `own_fields` where there is none
+    copies : dict       what is copied to stand beside it: see `Recording`
     Raises: SpecError for jobs that cannot be recorded, or that would write the same sidecar; OutputExistsError where one would
     replace something that is read.
     """
@@ -76,7 +86,7 @@ def plan_recordings(jobs: Sequence[Job], given: Mapping[str, Any]) -> dict[str, 
                 "(--out-dir) or run them apart"
             )
         writers[real] = job.target
-        found[job.target] = Recording(name, given)
+        found[job.target] = Recording(name, given, fields.get(job.target, own_fields), copies.get(job.target, ()))
     for job in jobs:
         for file in check_recordable(job, given):
             if (real := os.path.realpath(file.path)) in writers:
@@ -107,7 +117,8 @@ def check_sidecar(recording: Recording, overwrite: bool, make_folder: bool = Fal
 
     Raises: OutputExistsError, WriteError.
     """
-    check_target(recording.sidecar, overwrite, make_folder)
+    for path in (recording.sidecar, *_new_copies(recording)):
+        check_target(path, overwrite, make_folder)
 
 
 def run_recorded(job: Job, recording: Recording, run: Run, told: Decided | None = None) -> JobReport:
@@ -148,13 +159,28 @@ def run_recorded(job: Job, recording: Recording, run: Run, told: Decided | None 
                 "ClippedVoxels": report.clipped,
             },
         }
-        with AtomicFile(recording.sidecar, job.overwrite) as sidecar:
-            sidecar.file.write(sidecar_text(values))
-            sidecar.commit()
-        # The sidecar takes its place first: whoever sees the output finds the rest there.
-        group.staged.insert(0, group.staged.pop())
+        volumes = len(group.staged)
+        for path, text in {**_new_copies(recording), recording.sidecar: sidecar_text(values)}.items():
+            with AtomicFile(path, job.overwrite) as beside:
+                beside.file.write(text)
+                beside.commit()
+        # They take their places first: whoever sees the output finds the rest there.
+        group.staged = [*group.staged[volumes:], *group.staged[:volumes]]
         group.commit()
     return report
+
+
+def _new_copies(recording: Recording) -> dict[str, bytes]:
+    """What the copies hold that are not there yet, with the same bytes."""
+    found = {target: _bytes_of(source) for source, target in recording.copies}
+    return {path: text for path, text in found.items() if not (os.path.isfile(path) and _bytes_of(path) == text)}
+
+
+def _bytes_of(path: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise FormatError(f"cannot read {path}: {error.strerror}") from None
 
 
 def _stamp(file: InputFile) -> Any:

@@ -27,7 +27,7 @@ from conv3d_cli.provenance.record import sidecar_name
 # options of apply that leave the result's bits alone, or say where it goes
 NOT_SHAPING = {
     "inputs", "output", "out_dir", "suffix", "prefix", "threads", "max_memory", "scheduler", "jobs", "verify", "strict",
-    "overwrite", "skip_existing", "page", "dry_run", "as_json", "quiet", "verbose", "sidecar",
+    "overwrite", "skip_existing", "page", "dry_run", "as_json", "quiet", "verbose", "sidecar", "bids", "desc",
 }  # fmt: skip
 
 
