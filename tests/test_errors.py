@@ -21,6 +21,7 @@ PROMISED = {
     "ShapeError": (ValueError, 4),
     "OutputExistsError": (FileExistsError, 5),
     "MemoryLimitError": (MemoryError, 6),
+    "ChangedInputError": (ValueError, 4),
     "DifferenceError": (ValueError, 7),
     "WriteError": (OSError, 1),
     "ClusterError": (ConnectionError, 1),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import tempfile
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -56,6 +55,8 @@ def rerun(
     sidecar's folder; a result that is not kept waits in $TMPDIR.
     """
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    import tempfile
+
     from conv3d_cli.job import run_job
     from conv3d_cli.provenance.record import decided, read_sidecar
     from conv3d_cli.provenance.rerun import check_inputs, judge, other_versions, other_weights
