@@ -187,6 +187,7 @@ class Batch:
         record = {**run_record(report), **verified}
         if job.target in self.recordings:
             record["sidecar"] = self.recordings[job.target].sidecar
+            told += [f"sidecar    {record['sidecar']}"] if self.verbose else []
         return Attempt(job, "done", record, f"{report.seconds:.2f} s", told, sight=sight)
 
     def _check(self, job: Job) -> None:

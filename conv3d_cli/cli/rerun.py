@@ -20,6 +20,7 @@ from conv3d_cli.machine import byte_size
 
 if TYPE_CHECKING:
     from conv3d_cli.job import Job, PreparedJob
+    from conv3d_cli.provenance.record import Record
 
 
 @click.command()
@@ -43,16 +44,16 @@ def rerun(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Run again what a sidecar of `apply --sidecar` records, and compare with what was recorded.
+    """Run again what a sidecar records, and compare the results.
 
     \b
       conv3d rerun smooth.json
       conv3d rerun derivatives/sub-01/func/sub-01_desc-sm6mm_bold.json -o again.nii.gz
       conv3d rerun smooth.json --force --json
 
-    First the inputs' digests are compared, and one that has changed ends the command with 4. A result that is not what was
-    recorded ends it with 7, and by how much is told where the recorded output is still there. Names start from the
-    sidecar's folder; a result that is not kept waits in $TMPDIR.
+    SIDECAR is what `apply --sidecar` has written. First the inputs' digests are compared, and one that has changed ends
+    the command with 4. A result that is not what was recorded ends it with 7, and by how much is told where the recorded
+    output is still there. Names start from the sidecar's folder; a result that is not kept waits in $TMPDIR.
     """
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     import tempfile
@@ -63,7 +64,7 @@ def rerun(
 
     record, folder = read_sidecar(sidecar), os.path.dirname(sidecar)
     notes = check_inputs(record, folder, sidecar, force)
-    job, target_fwhm = _job_of(record.command, folder, sidecar)
+    job, target_fwhm = job_of(record, folder, sidecar)
     original = job.target
 
     def compare_decisions(prepared: PreparedJob) -> None:
@@ -105,33 +106,40 @@ def rerun(
         click.echo(verdict.words)
 
 
-def _job_of(command: str, folder: str, sidecar: str) -> tuple[Job, str | None]:
-    """The job that a recorded command asks for, with names from the current folder, and its --to-fwhm.
+def job_of(record: Record, folder: str, sidecar: str) -> tuple[Job, str | None]:
+    """The job that a record asks for, with names from the current folder, and its --to-fwhm.
 
-    Only what shapes the result is taken from it: a file that it would write beside the output is none of a rerun's.
+    Only what shapes the result is taken from its command: a file that it would write beside the output is none of a rerun's, and
+    it reads none but those whose digests the record has.
+    Raises: FormatError for a command that cannot be understood; else as `apply_settings` and `make_job`.
     """
     from conv3d_cli.provenance.command import names_file, with_history
     from conv3d_cli.provenance.rerun import placed
 
     try:
-        words = shlex.split(command)
+        words = shlex.split(record.command)
         if words[:2] != ["conv3d", "apply"] or {"-h", "--help"} & set(words):
             raise ValueError("it is no `conv3d apply`")
         context = apply.make_context("conv3d apply", words[2:])
-        inputs, output = context.params["inputs"], context.params["output"]
+        params = context.params
+        inputs, output = params["inputs"], params["output"]
         if len(inputs) != 1 or output is None:
             raise ValueError("it names not one input and one output")
+        files = {option: value for option, value in params.items() if names_file(option, value)}
+        known = [entry.path for entry in record.inputs]
+        for name in (*inputs, *(value for option, value in files.items() if option != "coverage_out")):
+            file = name.partition("::")[0]
+            if not any(file == path or file.startswith(f"{path}/") for path in known):
+                raise ValueError(f"it reads {file}, which is not among the inputs")
     except (click.ClickException, click.exceptions.Exit, ValueError) as error:
-        words_of_it = error.format_message() if isinstance(error, click.ClickException) else error
-        raise FormatError(f"cannot read {sidecar}: its command cannot be understood: {words_of_it}") from None
-    for option, value in context.params.items():
-        if names_file(option, value):
-            context.params[option] = placed(folder, value)
-    settings = apply_settings(context)
-    job = make_job(placed(folder, inputs[0]), placed(folder, output), settings)
-    if context.params["history"]:
+        cause = error.format_message() if isinstance(error, click.ClickException) else error
+        raise FormatError(f"cannot read {sidecar}: its command cannot be understood: {cause}") from None
+    for option, value in files.items():
+        params[option] = placed(folder, value)
+    job = make_job(placed(folder, inputs[0]), placed(folder, output), apply_settings(context))
+    if params["history"]:
         job = with_history(job, given_options(context))
-    return job, context.params["to_fwhm"]
+    return job, params["to_fwhm"]
 
 
 def _check_format(original: str, target: str) -> None:

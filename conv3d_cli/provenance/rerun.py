@@ -11,6 +11,7 @@ from conv3d_cli.comparison import Comparison, compare_volumes
 from conv3d_cli.digests import file_digest
 from conv3d_cli.errors import ChangedInputError, Conv3DError, FormatError
 from conv3d_cli.formats import input_files
+from conv3d_cli.formats.zarr_store import is_node
 from conv3d_cli.provenance.record import Record
 
 
@@ -36,6 +37,10 @@ def check_inputs(record: Record, folder: str, sidecar: str, force: bool = False)
         path = placed(folder, entry.path)
         if "://" in entry.path or not os.path.exists(path):
             raise FormatError(f"cannot read {path}: no such file; {sidecar} names it as its {entry.role}")
+        if os.path.isdir(path) and not is_node(path):  # a record may name any folder, and the root takes long
+            raise FormatError(
+                f"cannot read {path}: it is a folder and no Zarr store; {sidecar} names it as its {entry.role}"
+            )
         found = file_digest(path)
         if found != entry.digest:
             changed.append(f"the {entry.role} {path} has changed: {sidecar} was made of {entry.digest}, it is {found}")

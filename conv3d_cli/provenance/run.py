@@ -11,6 +11,7 @@ from typing import Any
 from conv3d_cli.atomic import AtomicFile, AtomicFolder, AtomicGroup, check_target
 from conv3d_cli.digests import file_digest
 from conv3d_cli.errors import FormatError, OutputExistsError, SpecError
+from conv3d_cli.inputs import check_input
 from conv3d_cli.job import Job, JobReport, PreparedJob
 from conv3d_cli.provenance.command import Rename, command_line, relative_to
 from conv3d_cli.provenance.inputs import InputFile, files_of
@@ -132,6 +133,9 @@ def run_recorded(job: Job, recording: Recording, run: Run, told: Decided | None 
     rename = recording.rename
     files = files_of(job, recording.given)
     stamps = [_stamp(file) for file in files]
+    for file in files:
+        if not os.path.isdir(file.path):
+            check_input(file.path)
     inputs = [FileRecord(file.role, rename(file.path), file_digest(file.path)) for file in files]
     facts: dict[str, Any] = {}
     fields: dict[str, Any] = {}

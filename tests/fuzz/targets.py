@@ -307,6 +307,39 @@ def prepare_config(path: str) -> None:
         pass
 
 
+def read_record(path: str) -> None:
+    """Read a sidecar and make the job that it asks for, as `conv3d rerun` does before it looks at the inputs."""
+    from conv3d_cli.cli.rerun import job_of
+    from conv3d_cli.provenance.record import read_sidecar
+
+    job_of(read_sidecar(path), str(Path(path).parent), path)
+
+
+def _records() -> dict[str, bytes]:
+    entry = {"Role": "volume", "Path": "a.nii.gz", "Digest": f"sha256:{'0' * 64}"}
+    commands = {
+        "filter": "-k gaussian:fwhm=6mm --boundary constant=2 --strides 2,1,1 --history",
+        "layer": "--filters 2 --kernel-size 3 --seed 1 --activation relu --padding 1,0:1,2",
+        "means": "-k box:size=3 --nan ignore --coverage-out seen.nii --like fsl --dtype int16 --scale auto",
+    }
+    return {
+        name: json.dumps(
+            {
+                "Sources": ["a.nii.gz"],
+                "Conv3D": {
+                    "RecordVersion": 1,
+                    "Command": f"conv3d apply a.nii.gz {words} -o 'o 1.nii.gz'",
+                    "Inputs": [entry],
+                    "Outputs": [{**entry, "Path": "o 1.nii.gz"}],
+                    "Layers": [{"KernelDigest": "x"}],
+                    "Versions": {"numpy": "2.0"},
+                },
+            }
+        ).encode()
+        for name, words in commands.items()
+    }
+
+
 def _configs(suffix: str) -> Seeds:
     def seeds() -> dict[str, bytes]:
         if suffix == ".toml":
@@ -426,6 +459,18 @@ _PACKED = ("formats/packed.py", "formats/codecs.py")
 _TIFF = tuple(f"formats/tiff{part}.py" for part in ("", "_metadata", "_ome", "_packed", "_pages"))
 _ZARR = tuple(f"formats/zarr{part}.py" for part in ("", "_ome", "_store"))
 _KERNEL = ("kernels/files.py",)
+_RECORD_WORDS = (
+    '"Conv3D"',
+    '"RecordVersion"',
+    '"Command"',
+    '"Inputs"',
+    '"Outputs"',
+    "conv3d apply ",
+    " -k ",
+    " -o ",
+    "--help",
+    "'",
+)
 _CONFIG = ("config.py", "layer/config.py", "layer/_catalogue.py", "layer/_keras_json.py")
 _LAYERS = ("kernels/weights/layer.py",)
 _HDF5 = ("kernels/weights/hdf5.py", *_LAYERS)
@@ -483,6 +528,7 @@ TARGETS: tuple[Target, ...] = (
         "weights-pytorch", ".pt", read_weights, _weights("state.pt", "before_1_6.pt", "module.pt", "dtypes.pt"),
         ("kernels/weights/pytorch.py", "kernels/weights/pickles.py", *_LAYERS),
     ),
+    Target("sidecar", ".json", read_record, _records, ("provenance/record.py", "cli/rerun.py"), _RECORD_WORDS),
     Target(
         "texts", "", read_grammar, _texts, ("kernels/grammar.py", "kernels/lengths.py", "model/spec.py"),
         ("gaussian", "sigma=", "fwhm=", "size=", "vox", "mm", "um", ":", ",", "1e308", "-", "inf", "nan", "constant=", "axis="),
