@@ -103,20 +103,6 @@ def read_config(path: str) -> Config:
     return Config(path, [stage_arguments(layer, folder) for layer in layers], values)
 
 
-def config_files(path: str) -> list[str]:
-    """The kernel and bias files that a config names, from the current folder; it must have been read without an error."""
-    if path.lower().endswith(MODEL_SUFFIXES):
-        return []
-    values = _parse(path)
-    layers = values.get("layers", [values])
-    found = []
-    for layer in layers if not _is_keras(values) else []:
-        texts = [layer.get("kernel"), layer.get("bias")]
-        named = [text for text, names in zip(texts, (is_kernel_file, is_bias_file), strict=True) if names(text)]
-        found += [os.path.join(os.path.dirname(path), text.partition("::")[0]) for text in named]
-    return found
-
-
 def is_kernel_file(value: Any) -> bool:
     """Whether a kernel, as an option or a config says it, is a file's name (and maybe a layer's).
 
@@ -134,10 +120,7 @@ def is_bias_file(value: Any) -> bool:
     >>> is_bias_file("bias.npy"), is_bias_file("1,2"), is_bias_file([1.0, 2.0])
     (True, False, False)
     """
-    try:
-        return isinstance(value, str) and not [float(part) for part in value.split(",")]
-    except ValueError:
-        return True
+    return isinstance(value, str) and _numbers(value) is None
 
 
 def _parse(path: str) -> dict[str, Any]:
@@ -188,19 +171,17 @@ def stage_arguments(values: dict[str, Any], folder: Path | None = None) -> dict[
     if values.get("activation") is not None:
         result["activations"] = (values["activation"],)
     if values.get("bias") is not None:
-        result["bias"] = _bias(values["bias"], folder)
+        result["bias"], files = _bias(values["bias"], folder)
+        result["files"] = (*result.get("files", ()), *files)
     return result
 
 
 def _kernel_arguments(value: Any, folder: Path | None) -> dict[str, Any]:
     """The kernel, with the strides, padding, ... of a layer whose file holds them."""
     if isinstance(value, str):
-        from conv3d_cli.kernels import is_builtin, may_name_a_layer
+        from conv3d_cli.kernels import may_name_a_layer
 
-        file = value.partition("::")[0]
-        # a name that is neither a built-in nor a file stays as it is, so that the nearest built-in is suggested
-        if folder is not None and not is_builtin(value) and (Path(file).suffix or os.path.exists(folder / file)):
-            value = str(folder / value)
+        value = located_kernel(value, folder)
         if not may_name_a_layer(value):
             return {"kernel": value}
         from conv3d_cli.kernels import weights
@@ -214,7 +195,10 @@ def _kernel_arguments(value: Any, folder: Path | None) -> dict[str, Any]:
                 raise SpecError(f"{error}, or pass -c {value} to run the whole model") from None
             raise
         arguments = _saved_arguments(saved.config or {})
-        return {**arguments, "kernel": saved.as_kernel(value), "boundary": "zeros", "notes": saved.notes}
+        files = (weights.split_name(value)[0],)
+        return {
+            **arguments, "kernel": saved.as_kernel(value), "boundary": "zeros", "notes": saved.notes, "files": files,
+        }  # fmt: skip
     import numpy as np
 
     from conv3d_cli.model.kernel import Kernel
@@ -228,6 +212,34 @@ def _kernel_arguments(value: Any, folder: Path | None) -> dict[str, Any]:
     return {"kernel": Kernel(array, name="of the config")}
 
 
+def located_kernel(text: str, folder: Path | None) -> str:
+    """A kernel's text out of a file in `folder`: a path is relative to it, a built-in's name stays.
+
+    >>> located_kernel("psf.npy", Path("a")), located_kernel("box:size=3", Path("a"))
+    ('a/psf.npy', 'box:size=3')
+    """
+    from conv3d_cli.kernels import is_builtin
+
+    file = text.partition("::")[0]
+    # a name that is neither a built-in nor a file stays as it is, so that the nearest built-in is suggested
+    if folder is None or is_builtin(text) or not (Path(file).suffix or os.path.exists(folder / file)):
+        return text
+    return str(folder / text)
+
+
+def located_bias(text: str, folder: Path | None) -> str:
+    """A bias's text out of a file in `folder`: numbers stay, a path is relative to it."""
+    return str(folder / text) if folder is not None and is_bias_file(text) else text
+
+
+def _numbers(text: str) -> list[float] | None:
+    """The numbers of a bias's text; None if it names a file."""
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        return None
+
+
 def _saved_arguments(config: dict[str, Any]) -> dict[str, Any]:
     """Arguments for `Stage` out of what a weights file says of a layer, in Keras' words."""
     names = ("name", "strides", "padding", "dilation_rate", "groups", "use_bias")
@@ -237,22 +249,23 @@ def _saved_arguments(config: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _bias(value: Any, folder: Path | None) -> list[float]:
-    """A bias: numbers, or the file that holds them."""
-    try:
-        if isinstance(value, str):
-            numbers = [float(part) for part in value.split(",")]
-        else:
-            numbers = [float(part) for part in (value if isinstance(value, list) else [value])]
-    except (ValueError, TypeError):
-        if not isinstance(value, str):
-            raise ConfigError(f"bias must be a number, a list of numbers or a file, received {value!r}") from None
-        from conv3d_cli.kernels import read_bias
+def _bias(value: Any, folder: Path | None) -> tuple[list[float], tuple[str, ...]]:
+    """A bias: numbers, or what the file holds; and that file, if there is one."""
+    if isinstance(value, str):
+        numbers = _numbers(value)
+        if numbers is None:
+            from conv3d_cli.kernels import read_bias
 
-        return read_bias(str(folder / value) if folder else value)
+            path = located_bias(value, folder)
+            return read_bias(path), (path,)
+    else:
+        try:
+            numbers = [float(part) for part in (value if isinstance(value, list) else [value])]
+        except (ValueError, TypeError):
+            raise ConfigError(f"bias must be a number, a list of numbers or a file, received {value!r}") from None
     if not all(map(math.isfinite, numbers)):
         raise SpecError(f"bias must hold finite numbers, received {value!r}")
-    return numbers
+    return numbers, ()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -315,4 +328,5 @@ def read_model_file(path: str) -> Config:
     for stage, in_order in zip(config.stages, saved, strict=True):
         layer = by_name.get(stage["name"], in_order)
         stage["kernel"] = layer.as_kernel(f"{path}::{layer.name}")
+        stage["files"] = (path,)
     return config

@@ -1,6 +1,7 @@
 """Digests: short names of the contents of files, arrays and settings, by which a run can tell whether they are the same.
 
-All are SHA-256, written "sha256:" and 64 hexadecimal digits, so that `sha256sum` finds the same of a file.
+All are SHA-256, written "sha256:" and 64 hexadecimal digits, so that `sha256sum` finds the same of a file. A stamp tells without
+reading whether a file was touched.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 DIGEST_NAME = "sha256"
+
+Stamp = list[Any]
 
 
 def file_digest(path: str | os.PathLike[str]) -> str:
@@ -120,3 +123,23 @@ def settings_digest(settings: Mapping[str, Any]) -> str:
     """
     text = json.dumps(settings, sort_keys=True, separators=(",", ":"))
     return f"{DIGEST_NAME}:{hashlib.new(DIGEST_NAME, text.encode()).hexdigest()}"
+
+
+def stamp_of(path: str) -> Stamp:
+    """What tells that a file was not touched: size, inode, times of modification and change in ns; of a folder, a digest of
+    those of all in it, and the last of the times. Raises: FormatError."""
+    try:
+        if not os.path.isdir(path):
+            status = os.stat(path)
+            return [status.st_size, status.st_ino, status.st_mtime_ns, status.st_ctime_ns]
+        listed, last = [], 0
+        for where, folders, names in os.walk(path, followlinks=True):
+            folders.sort()
+            for name in sorted(names):
+                status = os.stat(os.path.join(where, name))
+                times = (status.st_mtime_ns, status.st_ctime_ns)
+                listed.append([os.path.relpath(where, path), name, status.st_size, status.st_ino, *times])
+                last = max(last, *times)
+        return [settings_digest({"files": listed}), len(listed), last, last]
+    except OSError as error:
+        raise FormatError(f"cannot read {path}: {error.strerror or error}") from None

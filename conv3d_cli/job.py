@@ -65,6 +65,7 @@ class Stage:
     magnitude : bool                    of a bank (`sobel:axis=xyz`): the root of the sum of its filters' squares
     seed : int or None                  of the initializers
     notes : tuple of str                what should be known of the kernel's file
+    files : tuple of str                that weights and bias were read from already
     """
 
     kernel: str | Kernel | None = None
@@ -92,6 +93,7 @@ class Stage:
     bias_constraint: Any = None
     magnitude: bool = False
     notes: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         # Everything that no volume could make legal is refused here, before any file is touched.
@@ -155,6 +157,7 @@ class Job:
     on_cluster : bool           workers hold boxes, not slabs: no ceiling for slabs of whole planes
     chunks, levels              of a Zarr output: voxels (D, H, W) of a chunk; levels of resolution
     compression : str           of a TIFF output: "none", "deflate" or "zstd"
+    files : tuple of str        that these settings came from: configs, a manifest
     """
 
     source: str
@@ -179,6 +182,7 @@ class Job:
     preset: Applied | None = None
     history: str = ""
     on_cluster: bool = False
+    files: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.stages:

@@ -8,8 +8,14 @@ from typing import Any
 
 import pytest
 
-from conv3d_cli.batch import plan_outputs
+from conv3d_cli.batch import check_outputs, output_name
 from conv3d_cli.errors import OutputExistsError, SpecError
+
+
+def plan_outputs(inputs: list[str], *names: str, overwrite: bool = False, **named: str) -> list[str]:
+    outputs = [output_name(name, *names, **named) for name in inputs]
+    check_outputs(inputs, outputs, overwrite)
+    return outputs
 
 
 @pytest.mark.parametrize(

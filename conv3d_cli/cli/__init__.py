@@ -6,6 +6,7 @@ that help is quick.
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from types import FrameType
@@ -16,6 +17,7 @@ import click
 from conv3d_cli.cli.apply import apply
 from conv3d_cli.cli.bench import bench
 from conv3d_cli.cli.compare import compare
+from conv3d_cli.cli.completion import COMPLETE_VAR, completion, prepare, register_shells
 from conv3d_cli.cli.explain import explain
 from conv3d_cli.cli.info import info
 from conv3d_cli.cli.kernel import kernel
@@ -50,6 +52,13 @@ def one_line(error: BaseException) -> str:
 
 class ErrorTranslator(click.Group):
     """A group whose commands end with one line and the right exit code, never a traceback for a user's mistake."""
+
+    def main(self, *arguments: Any, **options: Any) -> Any:
+        """Run the command line, or tell the shell that asks how one goes on."""
+        if COMPLETE_VAR in os.environ:
+            register_shells()
+            prepare(self)
+        return super().main(*arguments, **{"complete_var": COMPLETE_VAR, **options})
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; see errors.py for the exit codes."""
@@ -108,5 +117,5 @@ def main() -> None:
         pass  # not in the main thread (embedded in another program): its signals are not ours
 
 
-for command in (apply, info, view, explain, kernel, presets, compare, rerun, warmup, bench):
+for command in (apply, info, view, explain, kernel, presets, compare, rerun, warmup, bench, completion):
     main.add_command(command)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -14,11 +15,13 @@ import click
 
 from conv3d_cli.cli.batch_page import Sight, entry_of
 from conv3d_cli.cli.progress import ProgressBar
+from conv3d_cli.cli.table import TableRow, show_table
 from conv3d_cli.errors import Conv3DError, MemoryLimitError, SpecError
 from conv3d_cli.machine import memory_ceiling, thread_count
 
 if TYPE_CHECKING:
     from conv3d_cli.job import Job, JobReport, PreparedJob
+    from conv3d_cli.ledger import Ledger
     from conv3d_cli.pictures.page import Report
     from conv3d_cli.provenance.run import Recording
 
@@ -36,10 +39,11 @@ class Stopped(BaseException):
 class Attempt:
     """What came of one job.
 
-    status : str            "done", "planned", "skipped" or "failed"
+    status : str            "done", "planned", "skipped", "failed" or "not run"
     record : dict           for --json
     told : list of str      what there is to say about it, once it is its turn
     sight : Sight or None   for the page of --report
+    volume_bytes : int      of the input's voxels, where they went through
     """
 
     job: Job
@@ -49,6 +53,7 @@ class Attempt:
     told: list[str] = field(default_factory=list)
     error: Conv3DError | None = None
     sight: Sight | None = None
+    volume_bytes: int = 0
 
 
 @dataclass
@@ -57,6 +62,8 @@ class Batch:
 
     page : Report or None       takes an entry for each job; whoever opened it finishes it
     recordings : dict           what is written beside each output, by its name
+    ledger : Ledger or None     knows what is done already, and is told what is
+    fail_fast : bool            nothing is begun after the first failure, and what runs beside it is cancelled
     """
 
     as_json: bool
@@ -70,8 +77,11 @@ class Batch:
     to_fwhm: str | None = None
     page: Report | None = None
     recordings: Mapping[str, Recording] = field(default_factory=dict)
+    ledger: Ledger | None = None
+    fail_fast: bool = False
     exit_code: int = 0
-    rows: list[tuple[str, str, str]] = field(default_factory=list)
+    rows: list[TableRow] = field(default_factory=list)
+    started: float = field(default_factory=time.perf_counter)
 
     def run(self, jobs: Sequence[Job], at_once: int | None = None) -> None:
         """Run or plan jobs, and account for them in their order.
@@ -87,6 +97,9 @@ class Batch:
         if count > 1 and self.scheduler is None and not self.dry_run:
             jobs = self._side_by_side(jobs, count)
         for number, job in enumerate(jobs, 1):
+            if self.fail_fast and self.exit_code:
+                self._account(not_run(job))
+                continue
             name = os.path.basename(job.source.rstrip("/"))
             label = name if len(jobs) == 1 else f"{number}/{len(jobs)} {name}"
             with ProgressBar(label, self.quiet) as progress:
@@ -98,18 +111,33 @@ class Batch:
             self._account(attempt)
 
     def _side_by_side(self, jobs: Sequence[Job], count: int) -> list[Job]:
-        """Run jobs, `count` at a time; those that need more memory than their share are left, to be run alone."""
+        """Run jobs, `count` at a time; those that need more memory than their share are left, to be run alone.
+
+        Jobs are accounted for in their order, each as soon as it and those before it are done.
+        """
         stop = threading.Event()
 
         def advance(done: int, total: int) -> None:
             if stop.is_set():
                 raise Stopped
 
+        def attempt_beside(job: Job) -> Attempt:
+            if stop.is_set():
+                return not_run(job)
+            try:
+                attempt = self._attempt(share(job, count), advance)
+            except Stopped:
+                return not_run(job)
+            if self.fail_fast and attempt.error is not None and not isinstance(attempt.error, MemoryLimitError):
+                self.exit_code = self.exit_code or attempt.error.exit_code  # the first one's in time
+                stop.set()
+            return attempt
+
         pool = ThreadPoolExecutor(count, thread_name_prefix="conv3d-job")
         left = []
         try:
             with ProgressBar(f"{len(jobs)} volumes", self.quiet, volumes=True) as progress:
-                attempts = [pool.submit(self._attempt, share(job, count), advance) for job in jobs]
+                attempts = [pool.submit(attempt_beside, job) for job in jobs]
                 for number, (job, future) in enumerate(zip(jobs, attempts, strict=True), 1):
                     attempt = future.result()
                     if isinstance(attempt.error, MemoryLimitError):
@@ -135,7 +163,7 @@ class Batch:
         from conv3d_cli.job import prepare_job
 
         if self.skip_existing and output_exists(job.target):
-            return Attempt(job, "skipped", {"input": job.source, "output": job.target}, "output exists")
+            return skipped(job, "output exists")
         told: list[str] = []
         say = told.append if say is None else say
         sight = Sight(job) if self.page is not None else None
@@ -145,9 +173,19 @@ class Batch:
                 say(describe(prepared))
             if sight is not None:
                 sight.look_before(prepared)
+            if ledger is not None and standing is not None:
+                ledger.begin(standing)
 
         smoothness: list[str] = []  # what --to-fwhm found
+        ledger, standing = self.ledger, None
         try:
+            if ledger is not None:
+                standing = ledger.standing(job)
+                if standing.done:
+                    return skipped(job, "done already")
+                job = standing.allow()
+            if self.make_folder and not self.dry_run and "://" not in job.target:
+                make_folder_of(job.target)
             if self.to_fwhm is not None:
                 from conv3d_cli.smoothness import match_fwhm
 
@@ -171,9 +209,17 @@ class Batch:
 
                 found = verify_output(job, self.verify)
                 verified = {"verified": found.voxels, "verified_worst": found.worst}
+            if ledger is not None and standing is not None:
+                report = replace(report, notes=[*report.notes, *ledger.finish(standing)])
         except Conv3DError as error:
+            if ledger is not None and standing is not None:
+                ledger.give_up(standing)
             record = {"input": job.source, "output": job.target, "error": one_line(error), "exit_code": error.exit_code}
             return Attempt(job, "failed", record, one_line(error), told, error, sight)
+        except BaseException:
+            if ledger is not None and standing is not None:
+                ledger.give_up(standing)
+            raise
         if sight is not None:
             report = sight.look_after(report)
         report = replace(report, notes=[*smoothness, *report.notes])
@@ -188,7 +234,7 @@ class Batch:
         if job.target in self.recordings:
             record["sidecar"] = self.recordings[job.target].sidecar
             told += [f"sidecar    {record['sidecar']}"] if self.verbose else []
-        return Attempt(job, "done", record, f"{report.seconds:.2f} s", told, sight=sight)
+        return Attempt(job, "done", record, "", told, sight=sight, volume_bytes=report.bytes_in)
 
     def _check(self, job: Job) -> None:
         """Refuse what could not be written, before any work."""
@@ -234,7 +280,8 @@ class Batch:
         """Say what came of a job, and write it down."""
         self._tell(attempt, say)
         self._show(attempt)
-        self.rows.append((attempt.status, attempt.job.target, attempt.remark))
+        seconds = attempt.record.get("seconds")
+        self.rows.append(TableRow(attempt.status, attempt.job.target, attempt.remark, seconds, attempt.volume_bytes))
         if attempt.error is not None:
             self.exit_code = self.exit_code or attempt.error.exit_code
             (say or echo)(f"Error: {attempt.remark}")
@@ -243,11 +290,25 @@ class Batch:
         """The table at the end of a batch."""
         if len(self.rows) < 2 or self.quiet:
             return
-        width = max(len(target) for _, target, _ in self.rows)
-        for status, target, remark in self.rows:
-            echo(f"{status:<8} {target:<{width}}  {remark}".rstrip())
-        counts = {s: sum(row[0] == s for row in self.rows) for s in ("done", "planned", "skipped", "failed")}
-        echo(", ".join(f"{count} {status}" for status, count in counts.items() if count))
+        show_table(self.rows, time.perf_counter() - self.started)
+
+
+def skipped(job: Job, reason: str) -> Attempt:
+    """A job that needs no work."""
+    return Attempt(job, "skipped", {"input": job.source, "output": job.target, "reason": reason}, reason)
+
+
+def not_run(job: Job) -> Attempt:
+    """A job that another's failure kept from being run, or from being finished."""
+    return Attempt(job, "not run", {"input": job.source, "output": job.target})
+
+
+def make_folder_of(target: str) -> None:
+    """Make the folder that an output goes to. Raises: WriteError."""
+    from conv3d_cli.atomic import write_errors
+
+    with write_errors(target):
+        os.makedirs(os.path.dirname(target) or ".", exist_ok=True)
 
 
 def echo(text: str) -> None:

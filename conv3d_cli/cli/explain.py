@@ -11,6 +11,7 @@ from conv3d_cli.cli.options import (
     SectionedCommand,
     cluster_options,
     data_options,
+    given_options,
     job_settings,
     kernel_options,
     layer_options,
@@ -59,7 +60,7 @@ def explain(
     from conv3d_cli.cli.report import describe, describe_forecast, plan_record
     from conv3d_cli.job import prepare_job
 
-    settings = {**job_settings(ctx), "on_cluster": scheduler is not None or workers is not None}
+    settings = {**job_settings(given_options(ctx)), "on_cluster": scheduler is not None or workers is not None}
     with prepare_job(make_job(source, output or source, settings)) as prepared:
         record, text = plan_record(prepared), describe(prepared)
         if scheduler is not None or workers is not None:

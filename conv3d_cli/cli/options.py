@@ -74,6 +74,34 @@ class SectionedCommand(click.Command):
                 formatter.write_dl(records + (last if title == list(sections)[-1] else []))
 
 
+batch_options = options(
+    "Many volumes",
+    click.option("--out-dir", metavar="DIR", help="Folder for the outputs; made if it is missing."),
+    click.option("--suffix", default="", metavar="TEXT", help="Put before the file's suffix: --suffix _sm6 makes a_sm6.nii.gz."),
+    click.option("--prefix", default="", metavar="TEXT", help="Put before the file's name."),
+    click.option("-r", "--recursive", is_flag=True, help="Of a folder, its subfolders, too; --out-dir gets the same tree."),
+    click.option(
+        "--glob", metavar="PATTERN", multiple=True,
+        help="Of a folder, only volumes of such names: '*_bold.nii.gz', 'sub-*/**/*_T1w.nii*'. May be given again.",
+    ),
+    click.option(
+        "--manifest", metavar="FILE",
+        help="In place of INPUT: a table (.csv, .tsv), one volume a row, with columns input, output, kernel, and any option's "
+        "name. Paths in it are relative to it, outputs to --out-dir if given.",
+    ),
+    click.option(
+        "--jobs", type=click.IntRange(min=1), metavar="N",
+        help="Volumes at a time, which share threads and memory.  [default: up to 4 where every file is small]",
+    ),
+    click.option("--skip-existing", is_flag=True, help="Leave volumes alone whose output exists."),
+    click.option(
+        "--resume", is_flag=True,
+        help="Leave volumes alone that an earlier --resume finished from the same bytes with the same options.",
+    ),
+    click.option("--fail-fast", is_flag=True, help="Stop at the first volume that fails."),
+    click.option("--depfile", metavar="FILE", help="Write what each output was made from, as rules for make or ninja."),
+)  # fmt: skip
+
 kernel_options = options(
     "Kernel",
     click.option(
@@ -248,15 +276,21 @@ MISSING_SETTINGS = {
 }  # fmt: skip
 # options of a stage and of the job, by their parameters' names
 STAGE_OPTIONS = tuple(key for key in STAGE_KEYS if key not in ("name", "use_bias"))
+# columns of a manifest; what is left out is of the whole command
+MANIFEST_OPTIONS = (
+    *STAGE_OPTIONS, "no_bias", "config", "coverage_out",
+    *(key for key in JOB_KEYS if key not in ("threads", "max_memory", "overwrite")),
+)  # fmt: skip
 LAYER_VALUES = tuple(key for key in STAGE_KEYS if key.endswith(("initializer", "regularizer", "constraint")))
 
 
-def job_settings(ctx: click.Context) -> dict[str, Any]:
+def job_settings(given: dict[str, Any]) -> dict[str, Any]:
     """Arguments for `Job` but source and target, merged from options, config and preset, in this order.
 
+    given : dict    options by their parameters' names, as `given_options` gives them
     Raises: SpecError, ConfigError, FormatError, UnknownNameError.
     """
-    settings = _asked_for(ctx)
+    settings = _asked_for(given)
     name = settings.pop("like", None)
     if name is None:
         return settings
@@ -275,10 +309,9 @@ def given_options(ctx: click.Context) -> dict[str, Any]:
     }
 
 
-def _asked_for(ctx: click.Context) -> dict[str, Any]:
+def _asked_for(given: dict[str, Any]) -> dict[str, Any]:
     """What options and config say, as arguments for `Job`."""
-    given = given_options(ctx)
-    config = read_config(ctx.params["config"]) if ctx.params.get("config") else Config()
+    config = read_config(given["config"]) if given.get("config") else Config()
     options = {key: _layer_value(key, given[key]) for key in STAGE_OPTIONS if key in given}
     if given.get("no_bias"):
         options["use_bias"] = False
@@ -298,14 +331,20 @@ def _asked_for(ctx: click.Context) -> dict[str, Any]:
     stage = config.stages[0]
     if "kernel" in options:
         # another kernel: what the config's kernel brought along goes with it
-        stage = {key: value for key, value in stage.items() if key not in ("kernel", "kernel_size", "filters", "bias")}
-    stages = [{**stage, **stage_arguments(options)}] if options else config.stages
-    return {"stages": stages, **_run_settings(given, config)}
+        left = ("kernel", "kernel_size", "filters", "bias", "files")
+        stage = {key: value for key, value in stage.items() if key not in left}
+    if not options:
+        return {"stages": config.stages, **_run_settings(given, config)}
+    own = stage_arguments(options)
+    files = (*stage.get("files", ()), *own.get("files", ()))
+    return {"stages": [{**stage, **own, "files": files}], **_run_settings(given, config)}
 
 
 def _run_settings(given: dict[str, Any], config: Config) -> dict[str, Any]:
     """Arguments for `Job` that are not of a stage."""
     settings = {**config.job, **{key: given[key] for key in JOB_KEYS if key in given}}
+    if config.path:
+        settings["files"] = (config.path,)
     if "coverage_out" in given:
         settings["coverage_out"] = given["coverage_out"]
     if isinstance(settings.get("max_memory"), str):

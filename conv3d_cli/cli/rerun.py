@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from conv3d_cli.cli.apply import apply, apply_settings
+from conv3d_cli.cli.apply import apply
 from conv3d_cli.cli.batch import echo
+from conv3d_cli.cli.jobs import apply_settings
 from conv3d_cli.cli.options import given_options, make_job, threads_option
 from conv3d_cli.cli.progress import ProgressBar
 from conv3d_cli.errors import DifferenceError, FormatError, SpecError

@@ -58,17 +58,6 @@ def open_volume(path: str, *, axes: str | None = None, channels_first: bool = Fa
     return found.open(path, axes=axes, channels_first=channels_first)
 
 
-def input_files(path: str) -> tuple[str, ...]:
-    """All files and folders that a volume is read from: a pair's two, the whole store that an array lies in.
-
-    Raises: FormatError if one of a pair is missing.
-    >>> input_files("a.tif")
-    ('a.tif',)
-    """
-    found = find_format(path)
-    return (path,) if found is None or path == "-" else found.files(path)
-
-
 def _check_url(found: VolumeFormat, path: str, verb: str) -> None:
     if is_url(path) and not found.reads_urls:
         raise (FormatError if verb == "read" else SpecError)(
@@ -160,6 +149,17 @@ def lies_within(source: str, target: str) -> bool:
     return os.path.isdir(outer) and os.path.join(os.path.realpath(inner), "").startswith(
         os.path.join(os.path.realpath(outer), "")
     )
+
+
+def volume_files(path: str) -> tuple[str, ...]:
+    """The files that a volume consists of: one, both of a pair, or the folder of a whole Zarr store.
+
+    Raises: FormatError if one of a pair is missing.
+    >>> volume_files("a.nii.gz"), volume_files("a.zarr/1")
+    (('a.nii.gz',), ('a.zarr',))
+    """
+    found = find_format(path)
+    return (path,) if found is None or path == "-" else found.files(path)
 
 
 def output_exists(path: str) -> bool:

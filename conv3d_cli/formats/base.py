@@ -54,8 +54,8 @@ class VolumeFormat:
     output_letters : callable
                             (letters, channels, dtype) -> letters: the storage order this format gives to a volume that
                             has these axes, with a channel axis added where `channels` needs one
-    files : callable        (path) -> names of all files and folders that an input of this name is made of
     claims_also : callable  (path) -> bool: names that are this format's whatever their suffix
+    files : callable        (path) -> names: the files that a volume consists of, or the folder
     check_target : callable (path, overwrite, make_folder): raises if the output cannot be written there
     output_bytes : callable (header, channels, *, chunks, levels) -> int: memory that writing takes beside the blocks of
                             `channels` that are handed in
@@ -71,8 +71,8 @@ class VolumeFormat:
     open: Callable[..., VolumeReader]
     create: Callable[..., VolumeWriter]
     output_letters: Callable[[str, int, np.dtype[Any]], str]
-    files: Callable[[str], tuple[str, ...]] = lambda path: (path,)
     claims_also: Callable[[str], bool] = lambda path: False
+    files: Callable[[str], tuple[str, ...]] = lambda path: (path,)
     check_target: Callable[..., None] = check_target
     output_bytes: Callable[..., int] = lambda header, channels, **options: 0
     box_access: Callable[..., BoxAccess | None] = lambda header, **options: BoxAccess((1, 1, 1), 0)

@@ -72,16 +72,6 @@ def is_node(folder: str) -> bool:
     return os.path.isdir(folder) and any(os.path.isfile(os.path.join(folder, name)) for name in MARKERS)
 
 
-def store_files(path: str) -> tuple[str, ...]:
-    """The folder of the store that an input is or lies in, from whose top its metadata are read; a URL as it is."""
-    folder = local_folder(path)
-    if folder is None:
-        return (path,)
-    while is_node(os.path.dirname(folder)):
-        folder = os.path.dirname(folder)
-    return (folder,)
-
-
 def import_zarr(path: str, error: type[Conv3DError] = FormatError) -> Any:
     """The zarr library, version 3.1 or newer. Raises: `error` with the cure if it is missing."""
     verb = "read" if error is FormatError else "write"
@@ -231,6 +221,19 @@ def ancestors(path: str) -> Iterator[tuple[str, str]]:
             return
         inner = f"{name}/{inner}" if inner else name
         yield above, inner
+
+
+def outermost(path: str) -> str:
+    """The whole store that a name means a part of; URLs stay as they are.
+
+    >>> outermost("a.zarr/s/1"), outermost("a.zarr"), outermost("https://host/a.zarr/1")
+    ('a.zarr', 'a.zarr', 'https://host/a.zarr/1')
+    """
+    folder = local_folder(path)
+    if folder is None:
+        return path
+    above = [name for name, _ in ancestors(folder) if name.lower().endswith(".zarr") or is_node(name)]
+    return above[-1] if above else folder
 
 
 # ---------------------------------------------------------------------------------------------------------------------

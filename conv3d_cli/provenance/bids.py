@@ -160,20 +160,20 @@ def _letters(text: str) -> str:
     return re.sub(r"[^0-9a-zA-Z]", "", re.sub(r"(?<=\d)\.(?=\d)", "p", re.sub(r",\s*", "x", text)))
 
 
-def plan_names(inputs: Sequence[str], out_dir: str, label: str, replaces: bool) -> dict[str, BidsFile]:
-    """The output of each input in a derivative dataset, by the input.
+def plan_names(inputs: Sequence[str], out_dir: str, labels: Sequence[str], replaces: bool) -> list[BidsFile]:
+    """The output of each input in a derivative dataset.
 
-    label, replaces : see `BidsFile.described`
+    labels, replaces : of each; see `BidsFile.described`
     Raises: SpecError for names that are none of BIDS, or two inputs of one output; OutputExistsError where it is an input.
     """
-    if not LABEL.fullmatch(label):
-        raise SpecError(f"a label of BIDS is of letters and digits alone, received --desc {label!r}")
+    if wrong := next((label for label in labels if not LABEL.fullmatch(label)), None):
+        raise SpecError(f"a label of BIDS is of letters and digits alone, received --desc {wrong!r}")
     if "://" in out_dir:
         raise SpecError(f"--bids writes a dataset into a folder here, and {out_dir} is a URL: name a folder")
-    found: dict[str, BidsFile] = {}
+    found: list[BidsFile] = []
     writers: dict[str, str] = {}
     sources = {os.path.realpath(name): name for name in inputs}
-    for name in inputs:
+    for name, label in zip(inputs, labels, strict=True):
         output = replace(read_name(name), root=out_dir).described(label, replaces)
         real = os.path.realpath(output.path)
         if real in writers:
@@ -186,7 +186,7 @@ def plan_names(inputs: Sequence[str], out_dir: str, label: str, replaces: bool) 
                 f"the output of {name} would replace the input {sources[real]}; pass another --desc or --out-dir"
             )
         writers[real] = name
-        found[name] = output
+        found.append(output)
     return found
 
 
@@ -436,20 +436,21 @@ class Dataset:
         self.datasets.write()
 
 
-def plan_dataset(inputs: Sequence[str], out_dir: str, given: Mapping[str, Any]) -> Dataset:
+def plan_dataset(inputs: Sequence[str], out_dir: str, given: Sequence[Mapping[str, Any]]) -> Dataset:
     """Names and descriptions of a command's outputs, before any work.
 
-    given : the options of the command line, by their parameters' names; `desc` is the label, else one is made of them
+    given : of each input, the options by their parameters' names; `desc` is the label, else one is made of them
     Raises: as `plan_names`, `find_datasets` and `Derivatives.description`.
     """
-    label = given.get("desc")
-    names = plan_names(inputs, out_dir, kernel_label(given) if label is None else label, replaces=label is not None)
+    labels = [options["desc"] if options.get("desc") is not None else kernel_label(options) for options in given]
+    replaces = any(options.get("desc") is not None for options in given)
+    outputs = plan_names(inputs, out_dir, labels, replaces)
     datasets = find_datasets(inputs, out_dir)
     datasets.description()
-    sources = {output.path: read_name(name) for name, output in names.items()}
+    sources = {output.path: read_name(name) for name, output in zip(inputs, outputs, strict=True)}
     return Dataset(
         datasets,
-        list(sources),
+        [output.path for output in outputs],
         {path: BidsFields(source, datasets) for path, source in sources.items()},
-        {output.path: copies(sources[output.path], output) for output in names.values()},
+        {output.path: copies(sources[output.path], output) for output in outputs},
     )

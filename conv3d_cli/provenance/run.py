@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from conv3d_cli.atomic import AtomicFile, AtomicFolder, AtomicGroup, check_target
-from conv3d_cli.digests import file_digest
+from conv3d_cli.digests import Stamp, file_digest, stamp_of
 from conv3d_cli.errors import FormatError, OutputExistsError, SpecError
 from conv3d_cli.inputs import check_input
 from conv3d_cli.job import Job, JobReport, PreparedJob
@@ -65,12 +65,13 @@ class Recording:
 
 def plan_recordings(
     jobs: Sequence[Job],
-    given: Mapping[str, Any],
+    given: Sequence[Mapping[str, Any]],
     fields: Mapping[str, Fields],
     copies: Mapping[str, Sequence[tuple[str, str]]],
 ) -> dict[str, Recording]:
     """The recording of each job, by its output.
 
+    given : list        the options that shape each job, by their parameters' names
     fields : dict       what gives the keys of BIDS, by output; `own_fields` where there is none
     copies : dict       what is copied to stand beside it: see `Recording`
     Raises: SpecError for jobs that cannot be recorded, or that would write the same sidecar; OutputExistsError where one would
@@ -78,7 +79,7 @@ def plan_recordings(
     """
     found: dict[str, Recording] = {}
     writers: dict[str, str] = {}
-    for job in jobs:
+    for job, options in zip(jobs, given, strict=True):
         name = sidecar_name(job.target)
         real = os.path.realpath(name)
         if real in writers:
@@ -87,9 +88,9 @@ def plan_recordings(
                 "(--out-dir) or run them apart"
             )
         writers[real] = job.target
-        found[job.target] = Recording(name, given, fields.get(job.target, own_fields), copies.get(job.target, ()))
-    for job in jobs:
-        for file in check_recordable(job, given):
+        found[job.target] = Recording(name, options, fields.get(job.target, own_fields), copies.get(job.target, ()))
+    for job, options in zip(jobs, given, strict=True):
+        for file in check_recordable(job, options):
             if (real := os.path.realpath(file.path)) in writers:
                 raise OutputExistsError(
                     f"the sidecar of {writers[real]} would replace {file.path}, which is read; name another output"
@@ -187,10 +188,10 @@ def _bytes_of(path: str) -> bytes:
         raise FormatError(f"cannot read {path}: {error.strerror}") from None
 
 
-def _stamp(file: InputFile) -> Any:
+def _stamp(file: InputFile) -> Stamp | None:
     try:
-        return file.stamp()
-    except OSError:
+        return stamp_of(file.path)
+    except FormatError:
         return None  # what cannot be read is said where it is read
 
 

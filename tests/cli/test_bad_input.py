@@ -73,7 +73,7 @@ CASES: list[tuple[str, list[str], int, str]] = [
     # files
     ("missing", ["apply", "nix.npy", *KERNEL, *OUT], 3, "cannot read nix.npy: no such file"),
     ("missing nifti", ["apply", "nix.nii.gz", *KERNEL, *OUT], 3, "no such file"),
-    ("a folder", ["apply", ".", *KERNEL, *OUT], 3, "cannot read"),
+    ("a folder", ["apply", ".", *KERNEL, *OUT], 2, "is a folder"),
     ("empty npy", ["apply", "empty.npy", *KERNEL, *OUT], 3, "empty"),
     ("empty nifti", ["apply", "empty.nii.gz", *KERNEL, *OUT], 3, "empty"),
     ("empty tiff", ["apply", "empty.tif", *KERNEL, *OUT], 3, "empty"),

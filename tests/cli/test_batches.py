@@ -66,9 +66,12 @@ def test_a_name_that_becomes_too_long(run: Any, error_line: Any, volume: Path, t
     assert "1 done, 1 failed" in result.stderr
 
 
-@pytest.mark.parametrize(
-    ("name", "words"), [(".", "it is a folder"), ("/dev/stdin", "- for a .npy pipe"), ("", "no format")]
-)
+def test_a_folder_and_one_output(run: Any, error_line: Any, tmp_path: Path) -> None:
+    result = run("apply", tmp_path, "-k", "identity", "-o", tmp_path / "o.npy", code=2)
+    assert "is a folder; pass --out-dir" in error_line(result.stderr)
+
+
+@pytest.mark.parametrize(("name", "words"), [("/dev/stdin", "- for a .npy pipe"), ("", "no format")])
 def test_an_input_without_a_suffix(run: Any, error_line: Any, tmp_path: Path, name: str, words: str) -> None:
     result = run("apply", name, "-k", "identity", "-o", tmp_path / "o.npy", code=3)
     assert words in error_line(result.stderr)

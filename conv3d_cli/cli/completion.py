@@ -1,0 +1,239 @@
+"""`conv3d completion`: what a shell runs to complete command lines, and what it is told.
+
+Click asks a parameter's type for completions. The types here are put in their places only when a shell asks (`prepare`), by
+what the parameter's metavar promises: files, a kernel, an activation.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
+# Set by the shell's script while it asks; the same under every name that the command is called by.
+COMPLETE_VAR = "_CONV3D_COMPLETE"
+SHELLS = ("bash", "zsh", "fish")
+
+
+@click.command()
+@click.argument("shell", type=click.Choice(SHELLS))
+def completion(shell: str) -> None:
+    """Print a shell's script for completing command lines.
+
+    \b
+      conv3d completion bash > ~/.local/share/bash-completion/completions/conv3d
+      conv3d completion zsh > ~/.zfunc/_conv3d      # fpath+=~/.zfunc; compinit in ~/.zshrc
+      conv3d completion fish > ~/.config/fish/completions/conv3d.fish
+
+    Or for one session: eval "$(conv3d completion bash)". Completed are commands, options, kernels with their
+    parameters, presets, activations, and names of files.
+    """
+    from click.shell_completion import get_completion_class
+
+    register_shells()
+    kind = get_completion_class(shell)
+    assert kind is not None
+    root = click.get_current_context().find_root().command
+    click.echo(kind(root, {}, "conv3d", COMPLETE_VAR).source())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is completed
+
+
+class Completed(click.ParamType):
+    """A type that leaves values as they are, and completes them by a function of what is typed so far."""
+
+    name = "text"
+
+    def __init__(self, find: Callable[[str], list[CompletionItem]]) -> None:
+        self._find = find
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """What may stand here."""
+        return self._find(incomplete)
+
+
+def files(incomplete: str) -> list[CompletionItem]:
+    """Files, which the shell finds."""
+    from click.shell_completion import CompletionItem
+
+    return [CompletionItem(incomplete, type="file")]
+
+
+def folders(incomplete: str) -> list[CompletionItem]:
+    """Folders, which the shell finds."""
+    from click.shell_completion import CompletionItem
+
+    return [CompletionItem(incomplete, type="dir")]
+
+
+def kernels(incomplete: str) -> list[CompletionItem]:
+    """Built-in kernels, their parameters after a colon, the words that a parameter may be; and files.
+
+    >>> [item.value for item in kernels("gau")], [item.value for item in kernels("sobel:axis=")]
+    (['gaussian:', 'gau'], ['sobel:axis=d', 'sobel:axis=h', 'sobel:axis=w'])
+    >>> [item.value for item in kernels("gaussian:fwhm=6mm:tr")]
+    ['gaussian:fwhm=6mm:truncate=']
+    """
+    from click.shell_completion import CompletionItem
+
+    from conv3d_cli.kernels import describe_builtins
+
+    known = {kernel.name: kernel for kernel in describe_builtins()}
+    name, colon, _ = incomplete.partition(":")
+    if not colon:
+        begun = [kernel for kernel in known.values() if kernel.name.startswith(incomplete)]
+        # one that says nothing without a parameter
+        open_ended = {k.name for k in begun if any(p.required or p.default is None for p in k.parameters)}
+        names = [f"{kernel.name}:" if kernel.name in open_ended else kernel.name for kernel in begun]
+        return [*map(CompletionItem, names), *files(incomplete)]
+    if name not in known:
+        return files(incomplete)
+    before, _, typed = incomplete.rpartition(":")
+    key, equals, value = typed.partition("=")
+    parameters = {parameter.name: parameter for parameter in known[name].parameters}
+    if equals:
+        words = parameters[key].kind.form.split("|") if key in parameters else []
+        found = [f"{key}={word}" for word in words if len(words) > 1 and word.startswith(value)]
+    else:
+        used = {pair.partition("=")[0] for pair in before.split(":")[1:]}
+        found = [f"{key}=" for key in parameters if key.startswith(typed) and key not in used]
+    return [CompletionItem(f"{before}:{text}") for text in found]
+
+
+def activations(incomplete: str) -> list[CompletionItem]:
+    """Keras' activations."""
+    from click.shell_completion import CompletionItem
+
+    from conv3d_cli.layer.activations import ACTIVATIONS
+
+    names = [function.__name__ for function in ACTIVATIONS]
+    return [CompletionItem(name) for name in names if name.startswith(incomplete)]
+
+
+BY_METAVAR: dict[str, Callable[[str], list[CompletionItem]]] = {
+    **dict.fromkeys(("FILE", "FILE...", "INPUT", "INPUT...", "OUT", "PAGE", "A", "B", "SRC[::NAME]", "DST"), files),
+    **dict.fromkeys(("FILE|VALUE", "FILE.png"), files),
+    "DIR": folders,
+    "KERNEL": kernels,
+}
+
+
+def prepare(command: click.Command) -> None:
+    """Give the parameters of a command, and of those in it, the types that complete them."""
+    for parameter in command.params:
+        find = activations if parameter.name == "activation" else BY_METAVAR.get(parameter.metavar or "")
+        if find is not None:
+            parameter.type = Completed(find)
+    for inner in command.commands.values() if isinstance(command, click.Group) else ():
+        prepare(inner)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Shells
+
+# Bash cuts words at : and = as well, which kernels hold: so we are given the line, and what stands before the last of them
+# is taken off the answers. Files are added by hand, since they may stand beside other answers.
+_BASH = """\
+%(complete_func)s() {
+    local IFS=$'\\n' line="${COMP_LINE:0:COMP_POINT}" type value word before="" name
+    word="${line##*[[:space:]]}"
+    case "$word" in
+        *[:=]*) before="${word%%"${word##*[:=]}"}" ;;
+    esac
+    COMPREPLY=()
+    while IFS=',' read -r type value; do
+        case "$type" in
+            dir) compopt -o dirnames ;;
+            file)
+                if (( ${#COMPREPLY[@]} == 0 )); then
+                    compopt -o default
+                else
+                    for name in $(compgen -f -- "$word"); do
+                        [[ -d "$name" ]] && { name="$name/"; compopt -o nospace; }
+                        COMPREPLY+=("$(printf '%%q' "${name#"$before"}")")
+                    done
+                fi ;;
+            plain)
+                case "$value" in *[:=]) compopt -o nospace ;; esac
+                COMPREPLY+=("${value#"$before"}") ;;
+        esac
+    done < <(COMP_WORDS="$line" %(complete_var)s=bash_complete "$1" 2>/dev/null)
+}
+complete -o nosort -F %(complete_func)s %(prog_name)s
+"""
+
+# As Click's, but no space is put after an answer that goes on, such as gaussian:
+_ZSH = """\
+#compdef %(prog_name)s
+
+%(complete_func)s() {
+    local -a plain open described response
+    local type key descr
+    (( ! $+commands[%(prog_name)s] )) && return 1
+    response=("${(@f)$(COMP_WORDS="${words[*]}" COMP_CWORD=$((CURRENT-1)) %(complete_var)s=zsh_complete %(prog_name)s)}")
+    for type key descr in ${response}; do
+        if [[ "$type" == "plain" ]]; then
+            if [[ "$descr" != "_" ]]; then
+                described+=("$key":"$descr")
+            elif [[ "$key" == *[:=] ]]; then
+                open+=("$key")
+            else
+                plain+=("$key")
+            fi
+        elif [[ "$type" == "dir" ]]; then
+            _path_files -/
+        elif [[ "$type" == "file" ]]; then
+            _path_files -f
+        fi
+    done
+    [[ -n "$described" ]] && _describe -V unsorted described -U
+    [[ -n "$plain" ]] && compadd -U -V unsorted -a plain
+    [[ -n "$open" ]] && compadd -U -S '' -V unsorted -a open
+}
+
+if [[ $zsh_eval_context[-1] == loadautofunc ]]; then
+    %(complete_func)s "$@"
+else
+    compdef %(complete_func)s %(prog_name)s
+fi
+"""
+
+
+def words_of(line: str) -> tuple[list[str], str]:
+    r"""The words of a command line after the command, and the last one, which is not finished: "" behind a space.
+
+    >>> words_of("conv3d apply a.nii -k gaussian:fw"), words_of("conv3d app"), words_of("conv3d view my\\ scan.nii ")
+    ((['apply', 'a.nii', '-k'], 'gaussian:fw'), ([], 'app'), (['view', 'my scan.nii'], ''))
+    """
+    from click.shell_completion import split_arg_string
+
+    words = split_arg_string(line)[1:]
+    finished = line[-1:].isspace() and not line.endswith("\\ ")
+    return (words, "") if finished or not words else (words[:-1], words[-1])
+
+
+def register_shells() -> None:
+    """Make our scripts those that Click knows by the shells' names."""
+    from click.shell_completion import BashComplete, ZshComplete, add_completion_class
+
+    class Bash(BashComplete):
+        source_template = _BASH
+
+        def source(self) -> str:
+            return self.source_template % self.source_vars()  # Click's asks bash for its version
+
+        def get_completion_args(self) -> tuple[list[str], str]:
+            return words_of(os.environ["COMP_WORDS"])
+
+    class Zsh(ZshComplete):
+        source_template = _ZSH
+
+    add_completion_class(Bash)
+    add_completion_class(Zsh)

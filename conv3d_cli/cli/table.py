@@ -1,0 +1,101 @@
+"""The table at the end of a batch, on stderr: in colours on a terminal, plain and aligned elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import click
+
+STYLES = {"done": "green", "planned": "cyan", "skipped": "yellow", "failed": "bold red", "not run": "yellow"}
+# Rows that say nothing new are told as a number where there are more of them.
+FEW = 10
+
+
+@dataclass(frozen=True)
+class TableRow:
+    """One volume.
+
+    status : str                "done", "planned", "skipped", "failed" or "not run"
+    seconds : float or None     that it took, from opening to the output's place
+    volume_bytes : int          of the input's voxels, unpacked
+    """
+
+    status: str
+    target: str
+    remark: str = ""
+    seconds: float | None = None
+    volume_bytes: int = 0
+
+
+def cells(rows: Sequence[TableRow]) -> list[tuple[str, str, str, str, str]]:
+    """Texts of a table: status, output, seconds, MB/s, remark. Failed volumes stand last, next to the sum.
+
+    >>> cells([TableRow("failed", "b.npy", "no such file"), TableRow("done", "a.npy", "", 0.5, 1_000_000)])
+    [('done', 'a.npy', '0.50', '2.0', ''), ('failed', 'b.npy', '', '', 'no such file')]
+    """
+    shown = [row for row in rows if row.status != "failed"]
+    for status in ("skipped", "not run"):
+        same = [row for row in shown if row.status == status]
+        if len(same) > FEW:
+            shown = [row for row in shown if row.status != status]
+            shown.append(TableRow(status, f"{len(same)} volumes", _shared(same)))
+    shown += [row for row in rows if row.status == "failed"]
+    return [(row.status, row.target, *_times(row), row.remark) for row in shown]
+
+
+def _shared(rows: Sequence[TableRow]) -> str:
+    remarks = {row.remark for row in rows}
+    return remarks.pop() if len(remarks) == 1 else ""
+
+
+def _times(row: TableRow) -> tuple[str, str]:
+    if row.seconds is None:
+        return "", ""
+    return f"{row.seconds:.2f}", f"{row.volume_bytes / 1e6 / row.seconds:.1f}" if row.seconds > 0 else ""
+
+
+def summary(rows: Sequence[TableRow], seconds: float) -> str:
+    """How many volumes came to what, in how long a time, and at what rate.
+
+    >>> summary([TableRow("done", "a.npy", "", 0.5, 3_000_000), TableRow("failed", "b.npy")], 1.5)
+    '1 done, 1 failed in 1.5 s, 2.0 MB/s'
+    """
+    counts = {status: sum(row.status == status for row in rows) for status in STYLES}
+    text = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
+    total = sum(row.volume_bytes for row in rows)
+    if total and seconds > 0:
+        return f"{text} in {seconds:.1f} s, {total / 1e6 / seconds:.1f} MB/s"
+    return f"{text} in {seconds:.1f} s"
+
+
+HEAD = ("", "output", "seconds", "MB/s", "")
+
+
+def show_table(rows: Sequence[TableRow], seconds: float) -> None:
+    """Write the table and the sum to stderr."""
+    texts = cells(rows)
+    if sys.stderr.isatty():
+        _show_on_terminal(texts)
+    else:
+        widths = [max(len(text) for text in column) for column in zip(HEAD, *texts, strict=True)]
+        for line in (HEAD, *texts) if any(row.seconds is not None for row in rows) else texts:
+            status, target, took, rate, remark = line
+            numbers = f"  {took:>{widths[2]}}  {rate:>{widths[3]}}"
+            numbers = numbers if any(row.seconds is not None for row in rows) else ""
+            click.echo(f"{status:<{widths[0]}}  {target:<{widths[1]}}{numbers}  {remark}".rstrip(), err=True)
+    click.echo(summary(rows, seconds), err=True)
+
+
+def _show_on_terminal(texts: Sequence[tuple[str, ...]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for head, side in zip(HEAD, ("left", "left", "right", "right", "left"), strict=True):
+        table.add_column(head, justify=side, overflow="fold")  # type: ignore[arg-type]
+    for status, *others in texts:
+        table.add_row(Text(status, STYLES[status]), *map(Text, others))
+    Console(stderr=True, highlight=False).print(table)
