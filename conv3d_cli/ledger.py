@@ -1,8 +1,9 @@
 """The record behind `apply --resume`: which outputs are done, from which bytes, with which settings.
 
 In each folder of outputs stands one file, `.conv3d-resume.jsonl`, to which a line of JSON is added as a volume is begun and
-again as it is done; the last line on an output counts. Lines are added under a lock, so that several runs at once can
-share a folder; a line that a killed run did not finish is passed over.
+again as it is done. Lines are added under a lock, so that several runs at once can share a folder; a line that a killed run
+did not finish is passed over. An output that no run is known to have done, but one is known to have begun, was left by a
+run that was killed.
 
 An output counts as done if it was made by this version, with the same settings, from the same bytes, and is still what
 was written. Bytes are compared by SHA-256. A file whose size, inode, and times of last modification and change are as they
@@ -16,6 +17,7 @@ import json
 import os
 import threading
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from importlib.metadata import version
 from typing import Any
@@ -84,11 +86,16 @@ class Ledger:
 
     also : dict         settings of the run that decide what "done" means, beside each job's own
     read_only : bool    nothing is written
+    beside : dict       files that are written beside an output and belong to it, by its name
     """
 
-    def __init__(self, also: Record | None = None, read_only: bool = False) -> None:
+    def __init__(
+        self, also: Record | None = None, read_only: bool = False, beside: Mapping[str, Sequence[str]] | None = None
+    ) -> None:
         self._also = also or {}
+        self._beside = beside or {}
         self._read_only = read_only
+        self._run = os.urandom(4).hex()
         self._books: dict[str, _Book] = {}
         self._digests: dict[str, tuple[Stamp, str]] = {}
         self._lock = threading.Lock()
@@ -97,42 +104,45 @@ class Ledger:
         """Whether a job is done. Raises: FormatError if an input cannot be read."""
         settings = {**settings_of(job), **self._also}
         standing = Standing(job, False, settings=settings)
-        read = [path for paths in input_files(job).values() for path in paths]
-        standing.stamps = {path: stamp_of(path) for path in read}
+        inputs = input_files(job)
+        standing.stamps = {path: stamp_of(path) for paths in inputs.values() for path in paths}
         try:
-            there = all(os.path.lexists(path) for path in output_files(job))
+            outputs = self._outputs(job)
         except FormatError:  # half a pair
-            there = os.path.lexists(job.target)
-        if not there:
+            outputs = ()
+        if not any(os.path.lexists(path) for path in (job.target, *outputs)):
             return standing
-        record = self._book(job).find(_name(job))
-        if record is None or record["state"] == "failed":
+        known = self._book(job).find(_name(job))
+        fresh: list[str] = []  # files that had to be read
+        ours = known.done is not None and self._same(known.done["outputs"], outputs, fresh)
+        if known.done is not None and ours:
+            standing.why = self._change(known.done, settings, inputs, fresh)
+            standing.done = not standing.why
+        elif any(not self._change(begun, settings, inputs, []) for begun in known.begun.values()):
+            standing.left = True
+            standing.why = "a run that was ended left it"
+        elif known.done is not None:
+            standing.why = "it was changed since it was made"
+        elif known.begun:
+            standing.why = self._change(list(known.begun.values())[-1], settings, inputs, [])
+        else:
             standing.why = f"{LEDGER_NAME} beside it does not know it"
-            return standing
-        changed = _first_difference(record, settings)
-        fresh: Record = {}
-        for role, paths in input_files(job).items() if not changed else ():
-            if not self._same(record["inputs"].get(role, []), paths, fresh, f"inputs/{role}"):
-                changed = f"its {role} changed since"
-                break
-        if record["state"] == "begun":
-            standing.left = not changed
-            standing.why = changed or ""
-            return standing
-        if not changed and not self._same(record["outputs"], output_files(job), fresh, "outputs"):
-            changed = "it was changed since it was made"
-        standing.why = changed
-        standing.done = not changed
-        if (
-            standing.done and fresh and not self._read_only
-        ):  # read, and found the same: the next time their stamps will tell
+        if standing.done and fresh and not self._read_only:  # the next time their stamps will tell
             self._book(job).add(self._done_record(job, settings))
         return standing
+
+    def _change(self, record: Record, settings: Record, inputs: Mapping[str, tuple[str, ...]], fresh: list[str]) -> str:
+        """In what a job differs from one that was written down; "" if in nothing."""
+        changed = _first_difference(record, settings)
+        for role, paths in inputs.items() if not changed else ():
+            if not self._same(record["inputs"].get(role, []), paths, fresh):
+                return f"its {role} changed since"
+        return changed
 
     def begin(self, standing: Standing) -> None:
         """Write down that a job is begun: what a killed run leaves behind is known by it."""
         job = standing.job
-        record = {"state": "begun", "output": _name(job), "version": VERSION, "settings": standing.settings}
+        record = self._record("begun", job) | {"version": VERSION, "settings": standing.settings}
         stamps = {role: [standing.stamps[path] for path in paths] for role, paths in input_files(job).items()}
         inputs = {
             role: [{"digest": None, "stamp": stamp if is_settled(stamp) else None} for stamp in found]
@@ -160,17 +170,21 @@ class Ledger:
         if not standing.begun:
             return
         try:
-            self._book(standing.job).add({"state": "failed", "output": _name(standing.job)})
+            self._book(standing.job).add(self._record("failed", standing.job))
         except WriteError:
             pass  # what the job failed of is told, and "begun" claims no more than it did
 
     def _done_record(self, job: Job, settings: Record) -> Record:
         inputs = {role: [self._entry(path) for path in paths] for role, paths in input_files(job).items()}
-        outputs = [self._entry(path) for path in output_files(job)]
-        return {
-            "state": "done", "output": _name(job), "version": VERSION, "settings": settings, "inputs": inputs,
-            "outputs": outputs,
-        }  # fmt: skip
+        outputs = [self._entry(path) for path in self._outputs(job)]
+        made = {"version": VERSION, "settings": settings, "inputs": inputs, "outputs": outputs}
+        return self._record("done", job) | made
+
+    def _record(self, state: str, job: Job) -> Record:
+        return {"state": state, "output": _name(job), "run": self._run}
+
+    def _outputs(self, job: Job) -> tuple[str, ...]:
+        return (*output_files(job), *self._beside.get(job.target, ()))
 
     def _book(self, job: Job) -> _Book:
         folder = os.path.dirname(os.path.realpath(job.target))
@@ -195,11 +209,11 @@ class Ledger:
                 self._digests[path] = stamp, digest
         return digest
 
-    def _same(self, entries: list[Record], paths: tuple[str, ...], fresh: Record, what: str) -> bool:
-        """Whether files hold the bytes that were written down; those that had to be read for it are put into `fresh`."""
-        if len(entries) != len(paths):
+    def _same(self, entries: list[Record], paths: Sequence[str], fresh: list[str]) -> bool:
+        """Whether files hold the bytes that were written down; those that had to be read for it are added to `fresh`."""
+        if len(entries) != len(paths) or not all(map(os.path.exists, paths)):
             return False
-        for number, (entry, path) in enumerate(zip(entries, paths, strict=True)):
+        for entry, path in zip(entries, paths, strict=True):
             if entry["stamp"] is not None and entry["stamp"] == stamp_of(path):
                 if entry["digest"] is not None:
                     with self._lock:
@@ -207,43 +221,54 @@ class Ledger:
                 continue
             if entry["digest"] is None or self._digest(path) != entry["digest"]:
                 return False
-            fresh[f"{what}/{number}"] = path
+            fresh.append(path)
         return True
 
 
+@dataclass
+class _Known:
+    """What is written down of an output.
+
+    done : dict or None     how it was made last
+    begun : dict            what each run set out to make it, and has not said to have done or failed
+    """
+
+    done: Record | None = None
+    begun: dict[str, Record] = field(default_factory=dict)
+
+
 class _Book:
-    """One folder's file: its lines, and what the last one on each output says."""
+    """One folder's file: what its lines say of each output."""
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self._records: dict[str, Record] = {}
+        self._known: dict[str, _Known] = {}
         self._read = 0
         self._inode = 0
         self._lock = threading.Lock()
 
-    def find(self, output: str) -> Record | None:
-        """The last record on an output, other runs' included."""
+    def find(self, output: str) -> _Known:
+        """What is written down of an output, by other runs, too."""
         with self._lock:
             self._read_on()
-            return self._records.get(output)
+            known = self._known.get(output, _Known())
+            return _Known(known.done, dict(known.begun))
 
     def add(self, record: Record) -> None:
         """Add a line. Raises: WriteError."""
         line = json.dumps(record).encode() + b"\n"
-        with self._lock, write_errors(self.path):
-            with open(self.path, "a+b", buffering=0) as file:
-                if fcntl is not None:
-                    try:
-                        fcntl.flock(file, fcntl.LOCK_EX)  # given back when the file is closed, however the process ends
-                    except OSError:
-                        pass  # some network file systems have no locks; lines are added at the end all the same
-                end = file.seek(0, os.SEEK_END)
-                if end and os.pread(file.fileno(), 1, end - 1) != b"\n":
-                    line = b"\n" + line  # a killed run did not finish its line
-                written = 0
-                while written < len(line):
-                    written += file.write(line[written:])
-            self._records[record["output"]] = record
+        with self._lock, write_errors(self.path), open(self.path, "a+b", buffering=0) as file:
+            if fcntl is not None:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX)  # given back when the file is closed, however the process ends
+                except OSError:
+                    pass  # some network file systems have no locks; lines are added at the end all the same
+            end = file.seek(0, os.SEEK_END)
+            if end and os.pread(file.fileno(), 1, end - 1) != b"\n":
+                line = b"\n" + line  # a killed run did not finish its line
+            written = 0
+            while written < len(line):
+                written += file.write(line[written:])
 
     def _read_on(self) -> None:
         """Read what was added since the last time."""
@@ -251,13 +276,13 @@ class _Book:
             with open(self.path, "rb") as file:
                 status = os.fstat(file.fileno())
                 if status.st_ino != self._inode or status.st_size < self._read:
-                    self._records, self._read, self._inode = {}, 0, status.st_ino
+                    self._known, self._read, self._inode = {}, 0, status.st_ino
                 if status.st_size == self._read:
                     return
                 file.seek(self._read)
                 added = file.read()
         except FileNotFoundError:
-            self._records, self._read = {}, 0
+            self._known, self._read = {}, 0
             return
         except OSError as error:
             raise FormatError(f"cannot read {self.path}: {error.strerror or error}") from None
@@ -266,15 +291,21 @@ class _Book:
         for line in whole.splitlines():
             try:
                 record = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
             if _is_record(record):
-                self._records[record["output"]] = record
+                known = self._known.setdefault(record["output"], _Known())
+                if record["state"] == "begun":
+                    known.begun[record["run"]] = record
+                else:
+                    known.begun.pop(record["run"], None)
+                if record["state"] == "done":
+                    known.done = record
 
 
 def _is_record(record: Any) -> bool:
     """Whether a line is one of ours: the file lies where anyone may write."""
-    if not isinstance(record, dict) or not isinstance(record.get("output"), str):
+    if not isinstance(record, dict) or not all(isinstance(record.get(key), str) for key in ("output", "run")):
         return False
     if record.get("state") == "failed":
         return True

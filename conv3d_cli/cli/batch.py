@@ -39,7 +39,7 @@ class Stopped(BaseException):
 class Attempt:
     """What came of one job.
 
-    status : str            "done", "planned", "skipped", "failed" or "not run"
+    status : str            "done", "planned", "skipped", "failed" or "cancelled"
     record : dict           for --json
     told : list of str      what there is to say about it, once it is its turn
     sight : Sight or None   for the page of --report
@@ -98,7 +98,7 @@ class Batch:
             jobs = self._side_by_side(jobs, count)
         for number, job in enumerate(jobs, 1):
             if self.fail_fast and self.exit_code:
-                self._account(not_run(job))
+                self._account(cancelled(job))
                 continue
             name = os.path.basename(job.source.rstrip("/"))
             label = name if len(jobs) == 1 else f"{number}/{len(jobs)} {name}"
@@ -123,11 +123,11 @@ class Batch:
 
         def attempt_beside(job: Job) -> Attempt:
             if stop.is_set():
-                return not_run(job)
+                return cancelled(job)
             try:
                 attempt = self._attempt(share(job, count), advance)
             except Stopped:
-                return not_run(job)
+                return cancelled(job)
             if self.fail_fast and attempt.error is not None and not isinstance(attempt.error, MemoryLimitError):
                 self.exit_code = self.exit_code or attempt.error.exit_code  # the first one's in time
                 stop.set()
@@ -298,9 +298,9 @@ def skipped(job: Job, reason: str) -> Attempt:
     return Attempt(job, "skipped", {"input": job.source, "output": job.target, "reason": reason}, reason)
 
 
-def not_run(job: Job) -> Attempt:
+def cancelled(job: Job) -> Attempt:
     """A job that another's failure kept from being run, or from being finished."""
-    return Attempt(job, "not run", {"input": job.source, "output": job.target})
+    return Attempt(job, "cancelled", {"input": job.source, "output": job.target})
 
 
 def make_folder_of(target: str) -> None:

@@ -144,6 +144,7 @@ _BASH = """\
 %(complete_func)s() {
     local IFS=$'\\n' line="${COMP_LINE:0:COMP_POINT}" type value word before="" name
     word="${line##*[[:space:]]}"
+    case "$word" in --*=*) word="${word#*=}" ;; esac
     case "$word" in
         *[:=]*) before="${word%%"${word##*[:=]}"}" ;;
     esac

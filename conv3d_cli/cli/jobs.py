@@ -129,7 +129,7 @@ def _from_manifest(ctx: click.Context, inputs: Sequence[str]) -> Planned:
         (inputs, "INPUT"),
         (params["output"], "-o"),
         (params["glob"], "--glob"),
-        (params["recursive"], "-r"),
+        (params["recursive"], "--recursive"),
     ):
         if wrong:
             raise SpecError(f"--manifest names the volumes and their outputs; leave out {what}")

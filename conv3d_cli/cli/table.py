@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import click
 
-STYLES = {"done": "green", "planned": "cyan", "skipped": "yellow", "failed": "bold red", "not run": "yellow"}
+STYLES = {"done": "green", "planned": "cyan", "skipped": "yellow", "failed": "bold red", "cancelled": "yellow"}
 # Rows that say nothing new are told as a number where there are more of them.
 FEW = 10
 
@@ -17,7 +17,7 @@ FEW = 10
 class TableRow:
     """One volume.
 
-    status : str                "done", "planned", "skipped", "failed" or "not run"
+    status : str                "done", "planned", "skipped", "failed" or "cancelled"
     seconds : float or None     that it took, from opening to the output's place
     volume_bytes : int          of the input's voxels, unpacked
     """
@@ -36,7 +36,7 @@ def cells(rows: Sequence[TableRow]) -> list[tuple[str, str, str, str, str]]:
     [('done', 'a.npy', '0.50', '2.0', ''), ('failed', 'b.npy', '', '', 'no such file')]
     """
     shown = [row for row in rows if row.status != "failed"]
-    for status in ("skipped", "not run"):
+    for status in ("skipped", "cancelled"):
         same = [row for row in shown if row.status == status]
         if len(same) > FEW:
             shown = [row for row in shown if row.status != status]
