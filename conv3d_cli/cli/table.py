@@ -71,31 +71,36 @@ def summary(rows: Sequence[TableRow], seconds: float) -> str:
 
 
 HEAD = ("", "output", "seconds", "MB/s", "")
+SIDES = ("left", "left", "right", "right", "left")
 
 
 def show_table(rows: Sequence[TableRow], seconds: float) -> None:
     """Write the table and the sum to stderr."""
-    texts = cells(rows)
+    timed = any(row.seconds is not None for row in rows)
+    columns = (0, 1, 2, 3, 4) if timed else (0, 1, 4)
+    lines = [[texts[column] for column in columns] for texts in (HEAD, *cells(rows))]
+    sides = [SIDES[column] for column in columns]
     if sys.stderr.isatty():
-        _show_on_terminal(texts)
+        _show_on_terminal(lines, sides)
     else:
-        widths = [max(len(text) for text in column) for column in zip(HEAD, *texts, strict=True)]
-        for line in (HEAD, *texts) if any(row.seconds is not None for row in rows) else texts:
-            status, target, took, rate, remark = line
-            numbers = f"  {took:>{widths[2]}}  {rate:>{widths[3]}}"
-            numbers = numbers if any(row.seconds is not None for row in rows) else ""
-            click.echo(f"{status:<{widths[0]}}  {target:<{widths[1]}}{numbers}  {remark}".rstrip(), err=True)
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        for line in lines if timed else lines[1:]:
+            fitted = [
+                text.rjust(width) if side == "right" else text.ljust(width)
+                for text, width, side in zip(line, widths, sides, strict=True)
+            ]
+            click.echo("  ".join(fitted).rstrip(), err=True)
     click.echo(summary(rows, seconds), err=True)
 
 
-def _show_on_terminal(texts: Sequence[tuple[str, ...]]) -> None:
+def _show_on_terminal(lines: Sequence[Sequence[str]], sides: Sequence[str]) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for head, side in zip(HEAD, ("left", "left", "right", "right", "left"), strict=True):
+    for head, side in zip(lines[0], sides, strict=True):
         table.add_column(head, justify=side, overflow="fold")  # type: ignore[arg-type]
-    for status, *others in texts:
+    for status, *others in lines[1:]:
         table.add_row(Text(status, STYLES[status]), *map(Text, others))
     Console(stderr=True, highlight=False).print(table)

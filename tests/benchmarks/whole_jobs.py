@@ -1,11 +1,12 @@
 """Whole jobs beside what people use for them: seconds, CPU seconds and peak memory of each process, in turn.
 
-python tests/benchmarks/whole_jobs.py [fmri] [stack] [decode] [many] [large] [cluster] [--rounds 5] [--folder DIR]
+python tests/benchmarks/whole_jobs.py [fmri] [stack] [decode] [many] [resume] [large] [cluster] [--rounds 5] [--folder DIR]
 
 fmri      4-D scan 64x64x48x300 int16, Gaussian of FWHM 6 mm: .nii.gz beside niimath, .nii beside mrfilter
 stack     250 MB uint16 TIFF, Gaussian of 2 voxels, beside a script of tifffile and scipy.ndimage; the same from and to deflate
 decode    that TIFF in deflate: its pages decoded in slabs, beside tifffile.imread
 many      200 scans 64x64x32 int16 .nii.gz in one command, one and two at a time, beside a process each
+resume    these scans under --resume: when nothing is left to do, and when all files were touched
 large     1 and 8 GB int16 .nii.gz: memory, and the rate beside the slowest stage's alone
 cluster   2 GB OME-Zarr on Dask: two workers of one thread beside one
 """
@@ -18,6 +19,7 @@ import os
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -179,6 +181,25 @@ def many(folder: Path, rounds: int) -> None:
     in_turn(commands, rounds, folder)
 
 
+def resume(folder: Path, rounds: int) -> None:
+    """A folder of small scans that are done already."""
+    make(make_many, folder)
+    out = folder / "done"
+    command = [*apply(folder / "scans", out, "gaussian:fwhm=6mm")[:-4], "--out-dir", str(out), "--resume", "-q"]
+    report("conv3d --resume, 200 scans, none done", [run(command)])
+    report("all done, stamps too new: outputs are read", [run(command)])
+    ledger = (out / ".conv3d-resume.jsonl").read_bytes()
+    in_turn({"all done": command, "conv3d --version": [*command[:3], "--version"]}, rounds, folder)
+    assert (out / ".conv3d-resume.jsonl").read_bytes() == ledger, "something was read or made again"
+    times = []
+    for _ in range(rounds):
+        for path in [*(folder / "scans").iterdir(), *out.glob("*.nii.gz")]:
+            path.touch()
+        time.sleep(0.1)
+        times.append(run(command))
+    report("all done, but touched: inputs and outputs are read", times)
+
+
 UNPACK = """
 import sys
 from isal import igzip
@@ -258,7 +279,7 @@ def cluster(folder: Path, rounds: int) -> None:
                 report(f"{Path(text).name}: {workers} worker{'s' if workers > 1 else ''}", runs[1:])
 
 
-JOBS = {"fmri": fmri, "stack": stack, "decode": decode, "many": many, "large": large, "cluster": cluster}
+JOBS = {"fmri": fmri, "stack": stack, "decode": decode, "many": many, "resume": resume, "large": large, "cluster": cluster}
 
 
 def main() -> None:
