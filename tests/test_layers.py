@@ -56,7 +56,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "ledger": {*NOUNS, "digests", "formats", "job", "job_files", "kernels"},
     "depfile": {*NOUNS, "formats", "job", "job_files"},
     "cluster": {*NOUNS, "boxes", "engine", "formats", "job"},
-    "provenance": {*NOUNS, "comparison", "config", "engine", "formats", "job", "kernels"},
+    "provenance": {*NOUNS, "comparison", "config", "engine", "formats", "job", "job_files", "kernels"},
     "smoothness": {*NOUNS, "formats", "job", "kernels"},
     "verification": {*NOUNS, "layer", "formats", "job"},
     "api": {*NOUNS, "ceiling", "layer", "engine", "job", "normalized", "stream"},

@@ -110,7 +110,7 @@ def apply(ctx: click.Context, inputs: tuple[str, ...], **_: Any) -> None:
     overwrite = any(job.overwrite for job in jobs)
     _check_account(params, jobs, overwrite)
     recordings = _recordings(planned) if params["sidecar"] or params["bids"] else {}
-    ledger = _ledger(params, jobs) if params["resume"] else None
+    ledger = _ledger(params, jobs, recordings) if params["resume"] else None
     if params["out_dir"] and not params["dry_run"] and "://" not in params["out_dir"]:
         _make_folder(params["out_dir"])
         if planned.dataset is not None:
@@ -166,13 +166,14 @@ def _recordings(planned: Planned) -> Mapping[str, Recording]:
     return plan_recordings(planned.jobs, planned.given, fields, copies)
 
 
-def _ledger(params: dict[str, Any], jobs: Sequence[Job]) -> Ledger:
+def _ledger(params: dict[str, Any], jobs: Sequence[Job], recordings: Mapping[str, Recording]) -> Ledger:
     """The record behind --resume; what is done with an output afterwards counts, too."""
     from conv3d_cli.ledger import Ledger, check_resumable
 
     for job in jobs:
         check_resumable(job)
-    return Ledger({name: params[name] for name in ("verify", "to_fwhm") if params[name]}, params["dry_run"])
+    also = {name: params[name] for name in ("verify", "to_fwhm") if params[name]}
+    return Ledger(also, params["dry_run"], {target: (r.sidecar,) for target, r in recordings.items()})
 
 
 def _check_depfile(path: str, jobs: Sequence[Job], dry_run: bool) -> None:

@@ -76,8 +76,8 @@ def folders(incomplete: str) -> list[CompletionItem]:
 def kernels(incomplete: str) -> list[CompletionItem]:
     """Built-in kernels, their parameters after a colon, the words that a parameter may be; and files.
 
-    >>> [item.value for item in kernels("gau")], [item.value for item in kernels("sobel:axis=")]
-    (['gaussian:', 'gau'], ['sobel:axis=d', 'sobel:axis=h', 'sobel:axis=w'])
+    >>> [item.value for item in kernels("gau")], [item.value for item in kernels("sobel:axis=d")]
+    (['gaussian:', 'gaussian_derivative:', 'gau'], ['sobel:axis=d', 'sobel:axis=dhw'])
     >>> [item.value for item in kernels("gaussian:fwhm=6mm:tr")]
     ['gaussian:fwhm=6mm:truncate=']
     """
@@ -99,8 +99,8 @@ def kernels(incomplete: str) -> list[CompletionItem]:
     key, equals, value = typed.partition("=")
     parameters = {parameter.name: parameter for parameter in known[name].parameters}
     if equals:
-        words = parameters[key].kind.form.split("|") if key in parameters else []
-        found = [f"{key}={word}" for word in words if len(words) > 1 and word.startswith(value)]
+        words = parameters[key].kind.words if key in parameters else ()
+        found = [f"{key}={word}" for word in words if word.startswith(value)]
     else:
         used = {pair.partition("=")[0] for pair in before.split(":")[1:]}
         found = [f"{key}=" for key in parameters if key.startswith(typed) and key not in used]

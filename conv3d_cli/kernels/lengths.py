@@ -227,16 +227,18 @@ class Kind:
     read : callable     (text, name, grid) -> value
     form : str          how help writes what it stands for
     example : str       a value that every parameter of this kind takes, for messages
+    words : tuple       values to offer where one is typed; () for numbers
     """
 
     read: Callable[[str, str, Grid | None], Any]
     form: str
     example: str
+    words: tuple[str, ...] = ()
 
 
 Lengths = Annotated[float | Sequence[float], Kind(read_lengths, "LENGTH", "2vox")]
 Sizes = Annotated[int | Sequence[int], Kind(read_sizes, "VOXELS", "3")]
-Axes = Annotated[str, Kind(read_axes, "AXES", "d")]
+Axes = Annotated[str, Kind(read_axes, "AXES", "d", ("d", "h", "w", "dhw", "xyz"))]
 NUMBER = Kind(read_number, "NUMBER", "1")
 COUNT = Kind(read_count, "COUNT", "1")
 
@@ -255,4 +257,4 @@ def choice_kind(choices: tuple[Any, ...]) -> Kind:
             raise SpecError(f"{name} is {', '.join(most)} or {last}, received {name}={text}")
         return by_text[text]
 
-    return Kind(read, "|".join(by_text), next(iter(by_text)))
+    return Kind(read, "|".join(by_text), next(iter(by_text)), tuple(by_text))

@@ -108,8 +108,8 @@ def read_per(text: str, name: str, grid: Grid | None) -> Per:
     return Per(unit, steps)
 
 
-OrientKind = Annotated[Orient, Kind(read_orient, "voxel|world", "voxel")]
-PerKind = Annotated[Per, Kind(read_per, "|".join([VOXEL, *UNITS]), VOXEL)]
+OrientKind = Annotated[Orient, Kind(read_orient, "voxel|world", "voxel", ("voxel", "world"))]
+PerKind = Annotated[Per, Kind(read_per, "|".join([VOXEL, *UNITS]), VOXEL, (VOXEL, *UNITS))]
 
 
 @dataclass(frozen=True, eq=False)

@@ -169,7 +169,9 @@ def lengths_in_voxels(kernel: str, grid: Grid) -> dict[str, list[float]]:
     {'fwhm': [2.0, 4.0, 4.0]}
     """
     found = {}
-    for pair in kernel.split(":")[1:] if not is_kernel_file(kernel) else ():
+    # the world's axes are not D, H, W
+    along_voxels = not is_kernel_file(kernel) and ":orient=world" not in kernel
+    for pair in kernel.split(":")[1:] if along_voxels else ():
         name, _, value = (part.strip() for part in pair.partition("="))
         try:
             parse_lengths(value, name)

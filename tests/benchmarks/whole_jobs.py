@@ -279,7 +279,15 @@ def cluster(folder: Path, rounds: int) -> None:
                 report(f"{Path(text).name}: {workers} worker{'s' if workers > 1 else ''}", runs[1:])
 
 
-JOBS = {"fmri": fmri, "stack": stack, "decode": decode, "many": many, "resume": resume, "large": large, "cluster": cluster}
+JOBS = {
+    "fmri": fmri,
+    "stack": stack,
+    "decode": decode,
+    "many": many,
+    "resume": resume,
+    "large": large,
+    "cluster": cluster,
+}
 
 
 def main() -> None:

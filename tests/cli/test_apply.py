@@ -12,6 +12,7 @@ import numpy as np
 import oracle
 import pytest
 import scipy.ndimage
+import scipy.spatial
 import tifffile
 from click.testing import CliRunner
 
@@ -300,7 +301,9 @@ def test_name_clashes_are_found_before_work_starts(run: Any, tmp_path: Path) -> 
 
 def head(tmp_path: Path, rng: np.random.Generator, suffix: str = ".nii.gz") -> Path:
     """A small oblique scan with a scale."""
-    affine = np.array([[1.9, 0.3, 0.1, -20], [-0.3, 1.9, 0.2, 30], [0.05, -0.3, 2.9, 7], [0, 0, 0, 1]])
+    affine = np.eye(4)
+    affine[:3, :3] = scipy.spatial.transform.Rotation.from_rotvec([0.1, -0.05, 0.15]).as_matrix() * (1.9, 1.9, 2.9)
+    affine[:3, 3] = -20, 30, 7
     image = nib.Nifti1Image(rng.integers(-500, 500, (9, 8, 7)).astype(np.int16), affine)
     image.header.set_slope_inter(0.5, 10)
     image.header.set_sform(affine, 2)

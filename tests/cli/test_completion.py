@@ -50,10 +50,10 @@ printf '%s\\n' "${COMPREPLY[@]}"
     [
         ("conv3d ap", ["apply"], []),
         ("conv3d apply --outp", ["--output"], []),
-        ("conv3d apply -k gau", ["gaussian:"], ["nospace"]),
-        ("conv3d apply -k gaussian:", ["fwhm=", "sigma=", "truncate=", "sampling="], ["nospace"] * 4),
+        ("conv3d apply -k gau", ["gaussian:", "gaussian_derivative:"], ["nospace"] * 2),
+        ("conv3d apply -k gaussian:", ["fwhm=", "sigma=", "truncate=", "sampling=", "orient="], ["nospace"] * 5),
         ("conv3d apply -k gaussian:fwhm=6mm:sa", ["sampling="], ["nospace"]),
-        ("conv3d apply -k sobel:axis=", ["d", "h", "w"], []),
+        ("conv3d apply -k sobel:axis=", ["d", "h", "w", "dhw", "xyz"], []),
         ("conv3d apply --kernel=box:si", ["size="], ["nospace"]),
         ("conv3d apply -k p", ["prewitt:", "psf.npy", "prepared/"], ["nospace", "nospace"]),
         ("conv3d apply --like f", ["fsl"], []),

@@ -307,3 +307,32 @@ def test_one_depfile_for_a_batch(run: Any, scans: Path, tmp_path: Path, monkeypa
     assert not Path("y.nii.gz").exists()
     run("apply", "in/deep/s0.nii.gz", "-k", "k.npy", "-o", "y.nii.gz", "--depfile", "x.d", "--dry-run", code=2)
     run("apply", "in/deep/s0.nii.gz", "-k", "k.npy", "-o", "y.nii.gz", "--depfile", "https://h/x.d", code=2)
+
+
+def test_a_sidecar_belongs_to_its_output(run: Any, volume: Path, tmp_path: Path) -> None:
+    command = ["apply", volume, "-k", "box:size=3", "-o", tmp_path / "o.npy", "--resume", "--sidecar"]
+    run(*command)
+    assert json.loads(run(*command, "--json").stdout)["status"] == "skipped"
+    sidecar = (tmp_path / "o.json").read_bytes()
+    (tmp_path / "o.json").unlink()
+    run(*command, "--overwrite")
+    assert (tmp_path / "o.json").read_bytes() == sidecar
+    (tmp_path / "o.json").write_text("{}")
+    run(*command, "--overwrite")
+    assert (tmp_path / "o.json").read_bytes() == sidecar
+
+
+def test_rows_of_a_manifest_have_records_of_their_own(run: Any, volume: Path, tmp_path: Path) -> None:
+    """Each row's sidecar holds the command with the row's options, from which it can be made again."""
+    (tmp_path / "t.csv").write_text(
+        f"input,output,kernel,strides\n{volume.name},a.npy,,2\n{volume.name},b.npy,gradient:axis=dh,\n"
+    )
+    run("apply", "--manifest", tmp_path / "t.csv", "-k", "sobel:axis=xyz", "--magnitude", "--sidecar", "--threads", 1)
+    commands = [json.loads((tmp_path / name).read_text())["Conv3D"]["Command"] for name in ("a.json", "b.json")]
+    assert commands == [
+        f"conv3d apply {volume.name} -k sobel:axis=xyz --magnitude --strides 2 -o a.npy",
+        f"conv3d apply {volume.name} -k gradient:axis=dh --magnitude -o b.npy",
+    ]
+    run("rerun", tmp_path / "a.json")
+    np.save(volume, np.load(volume) + 1)
+    assert "--force" in run("rerun", tmp_path / "b.json", code=4).stderr

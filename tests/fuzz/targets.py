@@ -411,7 +411,7 @@ def read_h5_here(path: str) -> None:
 def read_grammar(text: str) -> None:
     """A text by one of the small grammars; its first letter says which."""
     from conv3d_cli.kernels import is_builtin
-    from conv3d_cli.kernels.lengths import read_axis, read_count, read_lengths, read_number, read_sizes
+    from conv3d_cli.kernels.lengths import read_axes, read_count, read_lengths, read_number, read_sizes
     from conv3d_cli.machine import byte_size
     from conv3d_cli.model.grid import Grid
     from conv3d_cli.model.spec import Boundary, ConvSpec
@@ -431,7 +431,7 @@ def read_grammar(text: str) -> None:
         case "c":
             read_count(rest, "count", grid)
         case "x":
-            read_axis(rest, "axis", grid)
+            read_axes(rest, "axis", grid)
         case "a":
             Axes(rest, (3,) * len(rest))
         case "p":

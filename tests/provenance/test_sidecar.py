@@ -28,6 +28,7 @@ from conv3d_cli.provenance.record import sidecar_name
 NOT_SHAPING = {
     "inputs", "output", "out_dir", "suffix", "prefix", "threads", "max_memory", "scheduler", "jobs", "verify", "strict",
     "overwrite", "skip_existing", "page", "dry_run", "as_json", "quiet", "verbose", "sidecar", "bids", "desc",
+    "recursive", "glob", "manifest", "resume", "fail_fast", "depfile",
 }  # fmt: skip
 
 
@@ -215,7 +216,7 @@ def test_a_stack_of_layers(desk: Path) -> None:
     conv3d("in/a.nii.gz", "-c", "s.toml", "-o", "o.npy", "--sidecar")
     found = record(Path("o.json"))
     assert [layer["Kernel"] for layer in found["Layers"]] == ["in/k.npy", "box:size=3"]
-    assert [entry["Role"] for entry in found["Inputs"]] == ["volume", "config", "kernel"]
+    assert [entry["Role"] for entry in found["Inputs"]] == ["volume", "kernel", "config"]
     assert found["Output"]["Shape"] == [5, 7, 6]
 
 
