@@ -14,6 +14,7 @@ from fnmatch import fnmatchcase
 
 from conv3d_cli.errors import FormatError, SpecError
 from conv3d_cli.formats import find_format
+from conv3d_cli.inputs import check_input
 
 # What a BIDS dataset holds beside its raw data, at its top; each can be named as a folder of its own.
 BIDS_MARK = "dataset_description.json"
@@ -69,6 +70,8 @@ def find_volumes(
     bare, among = [], 0
     for name in inputs:
         if name not in folders:
+            if name != "-" and "://" not in name and find_format(name) is None and not os.path.exists(name):
+                check_input(name)  # neither a folder nor a volume: said before its output gets a name
             result.append(Found(name))
             continue
         found = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from conv3d_cli.atomic import suffix_of
 from conv3d_cli.batch import check_outputs, identity, made_before, output_name
 from conv3d_cli.cli.options import MANIFEST_OPTIONS, given_options, job_settings, make_job
 from conv3d_cli.config import located_bias, located_kernel
@@ -74,7 +76,7 @@ def _from_arguments(ctx: click.Context, inputs: Sequence[str]) -> Planned:
     if output is not None and renamed:
         raise SpecError("-o names one output; leave out --out-dir, --suffix and --prefix")
     if output is None and not renamed:
-        raise SpecError("no output: pass -o OUT, or --out-dir, --suffix or --prefix for many inputs")
+        raise SpecError(f"no output: {_output_options(inputs, given)}")
     if renamed and "-" in inputs:
         raise SpecError("standard input has no name to make an output's from; pass -o")
     if output is not None and (folder := next((name for name in inputs if os.path.isdir(name)), None)) is not None:
@@ -102,6 +104,17 @@ def _from_arguments(ctx: click.Context, inputs: Sequence[str]) -> Planned:
         raise SpecError(f"--coverage-out names one file, received {len(sources)} inputs; run them apart")
     jobs = [make_job(source, target, settings) for source, target in zip(sources, targets, strict=True)]
     return Planned(jobs, [given] * len(jobs), notes, dataset)
+
+
+def _output_options(inputs: Sequence[str], given: dict[str, Any]) -> str:
+    """What to type for an output, for messages, with a name that it could have."""
+    kernel = str(given.get("kernel", "")).partition(":")[0]
+    word = kernel if kernel.isidentifier() else "out"
+    source = inputs[0]
+    if len(inputs) > 1 or (os.path.isdir(source) and not suffix_of(source)):
+        return f"pass --out-dir DIR, as in --out-dir {word}, or --suffix or --prefix"
+    name = f"{word}.npy" if source == "-" else os.path.basename(output_name(source, None, f"_{word}"))
+    return f"pass -o OUT, as in -o {shlex.quote(name)}, or --out-dir, --suffix or --prefix for many inputs"
 
 
 def _expand(inputs: Sequence[str], params: dict[str, Any], settings: dict[str, Any]) -> tuple[list[Found], list[str]]:
