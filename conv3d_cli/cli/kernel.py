@@ -48,7 +48,8 @@ def list_() -> None:
     click.echo(
         "\nWrite a kernel as name:parameter=value:parameter=value; [brackets] may be left out. LENGTH is one number for all\n"
         "axes or three, depth,height,width, with a unit (vox nm um mm cm m): gaussian:fwhm=6mm, log:sigma=1.5,1,1vox. AXES is\n"
-        "d, h or w (z, y, x), or several, as in axis=xyz: a channel for each, or their magnitude (apply --magnitude)."
+        "d, h or w (z, y, x), or several, as in axis=xyz: a channel for each, or their magnitude (apply --magnitude).\n"
+        "FORMULA is arithmetic of the offsets d, h, w and the distance r from the centre, in the unit of the radius."
     )
 
 

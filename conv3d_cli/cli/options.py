@@ -106,7 +106,8 @@ kernel_options = options(
     "Kernel",
     click.option(
         "-k", "--kernel", metavar="KERNEL",
-        help="A built-in with parameters (gaussian:fwhm=6mm, box:size=5, sobel:axis=d; see `conv3d kernel list`) or a file: "
+        help="A built-in with parameters (gaussian:fwhm=6mm, sobel:axis=d; see `conv3d kernel list`), a formula "
+        "(expr:\"exp(-r**2/36)\":radius=9mm), or a file: "
         ".npy .npz .json .toml .txt .nii .nii.gz .tif, or FILE::LAYER of .keras .h5 .safetensors .onnx .pt.",
     ),
     click.option(

@@ -1,6 +1,7 @@
 """Kernels by name or from a file: `gaussian:fwhm=6mm`, `psf.tif`, `model.keras::conv3d_1`.
 
-A built-in kernel is one function in `builtin.py` and one line in `BUILTIN_KERNELS`; its signature is its grammar. A kernel
+A built-in kernel is one function in `builtin.py` and one line in `BUILTIN_KERNELS`; its signature is its grammar. One of them
+takes a formula (`expressions.py`). A kernel
 file's format is claimed by the suffix (`files.py`), and so is that of a file of trained layers (`weights/`). What a kernel
 is, and what can be asked of it, is `model/kernel.py`.
 """
@@ -11,7 +12,7 @@ import os
 from pathlib import Path
 
 from conv3d_cli.errors import SpecError, UnknownNameError, unknown_name
-from conv3d_cli.kernels import builtin, files
+from conv3d_cli.kernels import builtin, expressions, files
 from conv3d_cli.kernels.files import KERNEL_FILES, find_kernel_file, known_suffixes, read_bias
 from conv3d_cli.kernels.grammar import BuiltinKernel, KernelFunction, build_kernel, describe
 from conv3d_cli.model.grid import Grid
@@ -32,7 +33,7 @@ __all__ = [
     "write_kernel",
 ]
 
-# in the order `conv3d kernel list` shows them: averages, second derivatives, first derivatives, sharpening
+# in the order `conv3d kernel list` shows them: averages, second derivatives, first derivatives, sharpening, any
 BUILTIN_KERNELS: tuple[KernelFunction, ...] = (
     builtin.identity,
     builtin.box,
@@ -48,6 +49,7 @@ BUILTIN_KERNELS: tuple[KernelFunction, ...] = (
     builtin.gaussian_derivative,
     builtin.sharpen,
     builtin.unsharp,
+    expressions.expr,
 )
 
 

@@ -1,7 +1,7 @@
 """The text of a built-in kernel, `name:key=value:key=value`, read by the signature of the function it names.
 
-A parameter's annotation says how its value is written (`lengths.py`), its default whether it may be left out. Nothing here
-knows a particular kernel.
+A parameter's annotation says how its value is written (`lengths.py`), its default whether it may be left out; a first one that
+is `bare` may stand without its name. Nothing here knows a particular kernel.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def build_kernel(text: str, functions: Sequence[KernelFunction], grid: Grid | No
     grid : Grid or None         of the volume it is for, which lengths in mm need
     Raises: UnknownNameError for the name; SpecError for a parameter; ShapeError for mm without a voxel spacing.
     """
-    name, *pairs = (part.strip() for part in text.split(":"))
+    name, *pairs = _parts(text)
     function = next((f for f in functions if f.__name__ == name), None)
     if function is None:
         raise unknown_name("kernel", name, [f.__name__ for f in functions])
@@ -94,18 +94,39 @@ def build_kernel(text: str, functions: Sequence[KernelFunction], grid: Grid | No
     texts = _split(pairs, kernel)
     for parameter in kernel.parameters:
         if parameter.required and parameter.name not in texts:
-            raise SpecError(
-                f"{name} needs {parameter.name}={parameter.kind.form}, as in {name}:{parameter.name}={parameter.kind.example}"
-            )
+            example = ":".join(f"{p.name}={p.kind.example}" for p in kernel.parameters if p.required)
+            raise SpecError(f"{name} needs {parameter.name}={parameter.kind.form}, as in {name}:{example}")
     values = {p.name: p.kind.read(texts[p.name], p.name, grid) for p in kernel.parameters if p.name in texts}
     return replace(function(**values), name=text.strip())
+
+
+def _parts(text: str) -> list[str]:
+    """The parts of a text between colons, but for those within quotes.
+
+    Raises: SpecError for a quote that is not closed.
+    >>> _parts('expr:"a:b" : radius=2vox')
+    ['expr', '"a:b"', 'radius=2vox']
+    """
+    parts, quote = [""], ""
+    for character in text:
+        if character == ":" and not quote:
+            parts.append("")
+            continue
+        if character in "'\"":
+            quote = "" if character == quote else quote or character
+        parts[-1] += character
+    if quote:
+        raise SpecError(f"a quote {quote} is not closed in {text.strip()}")
+    return [part.strip() for part in parts]
 
 
 def _split(pairs: Sequence[str], kernel: BuiltinKernel) -> dict[str, str]:
     known = {parameter.name: parameter for parameter in kernel.parameters}
     texts: dict[str, str] = {}
-    for pair in pairs:
+    for number, pair in enumerate(pairs):
         key, equals, value = (part.strip() for part in pair.partition("="))
+        if number == 0 and pair and key not in known and kernel.parameters and kernel.parameters[0].kind.bare:
+            key, equals, value = kernel.parameters[0].name, "=", pair
         if not equals or not key or not value:
             raise SpecError(f"parameters are key=value, joined by ':'; received '{pair}'; {_usage(kernel)}")
         if key not in known:

@@ -228,12 +228,14 @@ class Kind:
     form : str          how help writes what it stands for
     example : str       a value that every parameter of this kind takes, for messages
     words : tuple       values to offer where one is typed; () for numbers
+    bare : bool         whether it may stand without its name, as the first parameter
     """
 
     read: Callable[[str, str, Grid | None], Any]
     form: str
     example: str
     words: tuple[str, ...] = ()
+    bare: bool = False
 
 
 Lengths = Annotated[float | Sequence[float], Kind(read_lengths, "LENGTH", "2vox")]

@@ -144,9 +144,11 @@ def fuzz_here(target: Target, options: list[str]) -> int:
         import conv3d_cli.formats
         import conv3d_cli.job
         import conv3d_cli.kernels.builtin
+        import conv3d_cli.kernels.expressions
         import conv3d_cli.kernels.weights
         import conv3d_cli.layer
-    conv3d_cli.kernels.builtin.MAX_WEIGHTS = conv3d_cli.job.MAX_WEIGHTS = WEIGHTS_AT_MOST
+    for module in (conv3d_cli.kernels.builtin, conv3d_cli.kernels.expressions, conv3d_cli.job):
+        module.MAX_WEIGHTS = WEIGHTS_AT_MOST
     shared = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     with tempfile.TemporaryDirectory(dir=shared) as name:
         folder = Path(name)

@@ -446,6 +446,7 @@ def _texts() -> dict[str, bytes]:
     texts = [
         "kgaussian:fwhm=6mm", "kgaussian:sigma=1.5,1,1vox:truncate=3", "kbox:size=3,5,5", "kball:radius=2um", "ksobel:axis=d",
         "klaplacian:neighbours=18", "kdog:sigma=1vox:ratio=1.6", "l8,6,3mm", "l2 µm", "l.5e1vox", "s3,5,5", "n-1.5e3", "c7",
+        'kexpr:"exp(-r**2/36)":radius=3mm', "kexpr:where(r>0 and d<2,sinc(r)/r,-1e3%2):radius=2,1,3vox:shape=box",
         "xz", "atzyx", "psame", "p1,2,3", "p1:2,0:0,3:4", "bconstant=2.5", "bnearest", "m2G", "m500M", "m1.5 GiB",
     ]  # fmt: skip
     return {f"text{number}": text.encode() for number, text in enumerate(texts)}
@@ -530,8 +531,12 @@ TARGETS: tuple[Target, ...] = (
     ),
     Target("sidecar", ".json", read_record, _records, ("provenance/record.py", "cli/rerun.py"), _RECORD_WORDS),
     Target(
-        "texts", "", read_grammar, _texts, ("kernels/grammar.py", "kernels/lengths.py", "model/spec.py"),
-        ("gaussian", "sigma=", "fwhm=", "size=", "vox", "mm", "um", ":", ",", "1e308", "-", "inf", "nan", "constant=", "axis="),
+        "texts", "", read_grammar, _texts,
+        ("kernels/grammar.py", "kernels/lengths.py", "kernels/expressions.py", "model/spec.py"),
+        (
+            "gaussian", "sigma=", "fwhm=", "size=", "vox", "mm", "um", ":", ",", "1e308", "-", "inf", "nan", "constant=", "axis=",
+            "expr:", "radius=", "shape=box", "exp(", "where(", "sinc(", "**", "%", "<=", " and ", "not ", "(", ")", '"', "lambda",
+        ),
     ),
 )  # fmt: skip
 

@@ -72,7 +72,9 @@ class TestEveryKernel:
             assert any(parameter.name in line.partition(" : ")[0] for line in text.splitlines() if " : " in line)
 
     def test_doctest_runs(self, description: grammar.BuiltinKernel) -> None:
-        (example,) = doctest.DocTestFinder().find(description.function, description.name, globs=vars(builtin).copy())
+        (example,) = doctest.DocTestFinder().find(
+            description.function, description.name, globs=description.function.__globals__.copy()
+        )
         result = doctest.DocTestRunner().run(example)
         assert result.attempted >= 1
         assert result.failed == 0

@@ -1,0 +1,379 @@
+"""Kernels by a formula: `expr:"exp(-r**2/36)":radius=9mm`.
+
+A formula is arithmetic, and nothing of it is run as Python: it is parsed to a tree, every node of which is one that is known
+here or is refused, and computed in float64 alone, so that no number in it can grow beyond that. Offsets from the kernel's
+centre stand in the unit of the radius. What the text around a formula is, `name:key=value`, is `grammar.py`'s.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import math
+import operator
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from conv3d_cli.errors import SpecError, suggestion
+from conv3d_cli.kernels.lengths import MAX_WEIGHTS, VOXEL, Floats, Kind, parse_lengths, read_lengths, voxels
+from conv3d_cli.model.grid import Grid
+from conv3d_cli.model.kernel import Kernel
+
+Array = NDArray[np.float64]
+Names = Mapping[str, Any]
+Term = Callable[[Names], Any]  # a part of a formula: its value where the names have theirs
+
+MAX_TEXT = 1000  # characters
+_MAX_DEPTH = 200  # of what stands within something else
+_SLAB_WEIGHTS = 1 << 20  # computed at a time: a formula of many terms needs an array for each
+# Lengths made of decimal or float32 spacings miss whole voxels by rounding: 3 mm / 0.1 mm is not quite 30.
+_ROUNDING = 1e-6
+_RIGHT_ANGLE = 1e-4  # cosines below this are rounding of an affine in float32
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What a formula may be made of
+
+
+def _truth(value: Any) -> Any:
+    """1 or 0 for true or false."""
+    return np.where(value, 1.0, 0.0)
+
+
+def _all(values: Sequence[Any]) -> Any:
+    return _truth(functools.reduce(np.logical_and, [value != 0 for value in values]))
+
+
+def _any(values: Sequence[Any]) -> Any:
+    return _truth(functools.reduce(np.logical_or, [value != 0 for value in values]))
+
+
+# name: how many arguments it takes (None: two or more), and what it does
+FUNCTIONS: dict[str, tuple[int | None, Callable[..., Any]]] = {
+    "abs": (1, np.abs),
+    "cos": (1, np.cos),
+    "exp": (1, np.exp),
+    "floor": (1, np.floor),
+    "log": (1, np.log),
+    "max": (None, lambda *values: functools.reduce(np.maximum, values)),
+    "min": (None, lambda *values: functools.reduce(np.minimum, values)),
+    "sign": (1, np.sign),
+    "sin": (1, np.sin),
+    "sinc": (1, np.sinc),  # sin(pi x) / (pi x)
+    "sqrt": (1, np.sqrt),
+    "tan": (1, np.tan),
+    "tanh": (1, np.tanh),
+    "where": (3, lambda condition, a, b: np.where(condition != 0, a, b)),
+}
+OFFSETS = {"d": "d", "z": "d", "h": "h", "y": "h", "w": "w", "x": "w", "r": "r"}
+CONSTANTS = {"pi": math.pi, "e": math.e}
+ALLOWED = (
+    "allowed are numbers, + - * / % **, comparisons, and, or, not, the names "
+    f"{', '.join([*OFFSETS, *CONSTANTS])}, and {', '.join(FUNCTIONS)}"
+)
+_UNARY: dict[type[ast.AST], Callable[[Any], Any]] = {
+    ast.UAdd: operator.pos,
+    ast.USub: operator.neg,
+    ast.Not: lambda value: _truth(value == 0),
+}
+_BINARY: dict[type[ast.AST], Callable[[Any, Any], Any]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.Mod: operator.mod,
+    ast.Pow: operator.pow,
+}
+_COMPARISONS: dict[type[ast.AST], Callable[[Any, Any], Any]] = {
+    ast.Lt: operator.lt,
+    ast.LtE: operator.le,
+    ast.Gt: operator.gt,
+    ast.GtE: operator.ge,
+    ast.Eq: operator.eq,
+    ast.NotEq: operator.ne,
+}
+_BOOLEAN: dict[type[ast.AST], Callable[[Sequence[Any]], Any]] = {ast.And: _all, ast.Or: _any}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# From a text to a function
+
+
+@dataclass(frozen=True)
+class Formula:
+    """A formula that holds nothing but what is allowed.
+
+    Calling it with values of d, h, w and r, float64 numbers or arrays that broadcast, gives its value there; NaN and infinite
+    where it has none.
+    >>> formula = parse_formula("where(r > 0, 2 - r, 5)")
+    >>> formula({"d": 0.0, "h": 0.0, "w": 0.0, "r": np.array([0.0, 0.5])}).tolist()
+    [5.0, 1.5]
+    """
+
+    text: str
+    term: Term
+
+    def __call__(self, names: Names) -> Any:
+        with np.errstate(all="ignore"):  # whoever asks looks at what came out
+            return self.term(names)
+
+
+def parse_formula(text: str) -> Formula:
+    """Read a formula; quotes around it, which a shell may have left, are no part of it.
+
+    Raises: SpecError, which lists what is allowed, for anything else, for more than `MAX_TEXT` characters, or where it is nested
+    too deeply.
+    >>> parse_formula('"r.real"')  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ...
+    conv3d_cli.errors.SpecError: the formula r.real holds the attribute .real; allowed are numbers, ...
+    """
+    text = text.strip()
+    if len(text) > 1 and text[0] in "'\"" and text[-1] == text[0]:
+        text = text[1:-1].strip()
+    if len(text) > MAX_TEXT:
+        raise SpecError(f"a formula has at most {MAX_TEXT} characters, received {len(text):,}: {_short(text)}")
+    if not text.isprintable():
+        raise SpecError(f"a formula is one line without control characters, received {_short(ascii(text))}")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # of what Python only just reads, as in 1if
+            tree = ast.parse(text, mode="eval")
+    except (SyntaxError, ValueError, Warning) as error:
+        reason = error.msg if isinstance(error, SyntaxError) else str(error)
+        raise SpecError(f"not a formula: {_short(text)} ({reason}); {ALLOWED}") from None
+    except (RecursionError, MemoryError):  # Python's parser says either of what is nested too deeply
+        raise SpecError(f"the formula is nested too deeply: {_short(text)}") from None
+    return Formula(text, _term(tree.body, text, _MAX_DEPTH))
+
+
+def _term(node: ast.AST, text: str, depth: int) -> Term:
+    """What computes a node of the tree. Raises: SpecError for one that is not allowed."""
+    if depth == 0:
+        raise SpecError(f"the formula is nested more than {_MAX_DEPTH} deep: {_short(text)}")
+
+    def inner(part: ast.AST) -> Term:
+        return _term(part, text, depth - 1)
+
+    match node:
+        case ast.Constant(value=int() | float() as number) if not isinstance(number, bool):
+            return _constant(number, text)
+        case ast.Name(id=name) if name in CONSTANTS:
+            return _constant(CONSTANTS[name], text)
+        case ast.Name(id=name) if name in OFFSETS:
+            offset = OFFSETS[name]
+            return lambda names: names[offset]
+        case ast.UnaryOp(op=op, operand=operand) if type(op) in _UNARY:
+            one, unary = inner(operand), _UNARY[type(op)]
+            return lambda names: unary(one(names))
+        case ast.BinOp(left=left, op=op, right=right) if type(op) in _BINARY:
+            first, second, binary = inner(left), inner(right), _BINARY[type(op)]
+            return lambda names: binary(first(names), second(names))
+        case ast.BoolOp(op=op, values=values) if type(op) in _BOOLEAN:
+            terms, combined = [inner(value) for value in values], _BOOLEAN[type(op)]
+            return lambda names: combined([term(names) for term in terms])
+        case ast.Compare(left=left, ops=ops, comparators=others) if all(type(op) in _COMPARISONS for op in ops):
+            compared = [_COMPARISONS[type(op)] for op in ops]
+            sides = [inner(side) for side in (left, *others)]
+            return lambda names: _chain(compared, [side(names) for side in sides])
+        case ast.Call(func=ast.Name(id=name), args=arguments, keywords=[]) if name in FUNCTIONS:
+            count, function = FUNCTIONS[name]
+            if len(arguments) != count if count else len(arguments) < 2:
+                takes = f"takes {count}" if count else "takes two or more"
+                raise SpecError(f"{name}() {takes}, received {len(arguments)} in the formula {_short(text)}")
+            given = [inner(argument) for argument in arguments]
+            return lambda names: function(*(argument(names) for argument in given))
+    raise SpecError(f"the formula {_short(text)} holds {_description(node)}; {ALLOWED}")
+
+
+def _constant(number: float, text: str) -> Term:
+    try:
+        value = np.float64(number)
+    except OverflowError:
+        value = np.float64(np.inf)
+    if not np.isfinite(value):
+        raise SpecError(f"the formula {_short(text)} holds a number beyond float64")
+    return lambda names: value
+
+
+def _chain(compared: Sequence[Callable[[Any, Any], Any]], sides: Sequence[Any]) -> Any:
+    """0 < d < 3 is both of its comparisons."""
+    pairs = zip(compared, sides[:-1], sides[1:], strict=True)
+    return _all([_truth(compare(a, b)) for compare, a, b in pairs])
+
+
+def _description(node: ast.AST) -> str:
+    """What a node that is not allowed is, for people."""
+    match node:
+        case ast.Name(id=name):
+            return f"the name {name}{_meant(name, [*OFFSETS, *CONSTANTS, *FUNCTIONS])}"
+        case ast.Call(func=ast.Name(id=name)) if name not in FUNCTIONS:
+            return f"the function {name}(){_meant(name, FUNCTIONS)}"
+        case ast.Attribute(attr=name) | ast.Call(func=ast.Attribute(attr=name)):
+            return f"the attribute .{name}"
+        case ast.Constant(value=str() as value):
+            return f"the text {_short(ascii(value))}"
+        case ast.Constant(value=value):
+            return f"{_short(ascii(value))}, which is no real number"
+        case ast.Call():
+            return "a call that is no more than FUNCTION(a, b, ...)"
+        case ast.Compare(ops=ops):
+            return f"the comparison {next(type(op).__name__ for op in ops if type(op) not in _COMPARISONS)}"
+        case ast.BinOp(op=ast.BitXor()):
+            return "^, where a power is written **"
+        case ast.BinOp(op=op) | ast.UnaryOp(op=op):
+            return f"the operator {type(op).__name__}"
+    return f"what Python calls {type(node).__name__}"
+
+
+def _meant(name: str, known: Any) -> str:
+    hint = suggestion(name, known).rstrip("; ")
+    return f" ({hint})" if hint else ""
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Where it is sampled
+
+
+@dataclass(frozen=True, eq=False)
+class Extent:
+    """How far from the centre a formula is sampled, and what a voxel measures there.
+
+    lengths : 3 floats      along D, H, W, in `unit`
+    spacing : 3 floats      of voxels along D, H, W, in `unit`
+    cosines : (3, 3)        between the axes D, H, W: the identity unless the grid is sheared
+    """
+
+    lengths: Floats
+    spacing: Floats
+    cosines: Array
+    unit: str
+
+
+def read_extent(text: str, name: str, grid: Grid | None) -> Extent:
+    """One length or three with a unit, and the voxels of the grid in that unit.
+
+    Raises: as `lengths.read_lengths`.
+    >>> read_extent("0.9cm", "radius", Grid((3.0, 1.5, 1.5), "mm")).spacing
+    (0.3, 0.15, 0.15)
+    """
+    lengths, unit = parse_lengths(text, name)
+    read_lengths(text, name, grid)  # refuses what is no length on this grid
+    if unit == VOXEL or grid is None:
+        return Extent(lengths, (1.0, 1.0, 1.0), np.eye(3), VOXEL)
+    return Extent(lengths, grid.spacing_in(unit), _cosines(grid), unit)
+
+
+def _cosines(grid: Grid) -> Array:
+    """Between the voxel axes; those that are 0 but for rounding are 0."""
+    if grid.affine is None:
+        return np.eye(3)
+    steps = grid.affine[:3, 2::-1]
+    units = steps / np.linalg.norm(steps, axis=0)
+    cosines = units.T @ units
+    cosines[np.abs(cosines) < _RIGHT_ANGLE] = 0
+    np.fill_diagonal(cosines, 1)
+    return np.asarray(cosines)
+
+
+FormulaText = Annotated[
+    Formula | str, Kind(lambda text, name, grid: parse_formula(text), '"FORMULA"', '"exp(-r)"', bare=True)
+]
+Radius = Annotated[Extent | float | Sequence[float], Kind(read_extent, "LENGTH", "2vox")]
+
+
+def expr(formula: FormulaText, radius: Radius, shape: Literal["ball", "box"] = "ball") -> Kernel:
+    """A kernel by a formula of the offset from its centre, as in expr:"exp(-r**2/36)":radius=9mm.
+
+    Formula: w = FORMULA within the radius, 0 outside; not normalised (--normalize does that)
+
+    formula : text          of d, h, w (z, y, x mean the same), the offsets along depth, height and width, and r, the distance, in
+                            the unit of the radius: + - * / % **, comparisons (1 or 0), and, or, not, pi, e, abs cos exp floor
+                            log max min sign sin sinc sqrt tan tanh, where(condition, a, b); sinc(x) is sin(pi x)/(pi x)
+    radius : lengths        how far it is sampled: in mm or the like on a volume with spacing, else in vox
+    shape : ball or box     within a ball of that radius (of three: an ellipsoid), or a box of twice the radius
+
+    Source: the kernels of AFNI's 3dmerge -1filter_expr, in the syntax of Python; angles are in radians, log is natural.
+
+    >>> expr("2 - r", radius=1).weights[1].tolist()
+    [[0.0, 1.0, 0.0], [1.0, 2.0, 1.0], [0.0, 1.0, 0.0]]
+    """
+    if isinstance(formula, str):
+        formula = parse_formula(formula)
+    if not isinstance(radius, Extent):
+        radius = Extent(voxels(radius, "radius", zero=True), (1.0, 1.0, 1.0), np.eye(3), VOXEL)
+    widths = radius.lengths if shape == "box" else _half_widths(radius)
+    reach = [_whole(width / step) for width, step in zip(widths, radius.spacing, strict=True)]
+    size = tuple(2 * n + 1 for n in reach)
+    if math.prod(size) > MAX_WEIGHTS:
+        raise SpecError(
+            f"expr would have {' x '.join(map(str, size))} weights, more than {MAX_WEIGHTS:,}; give a smaller radius (is the "
+            "unit right?)"
+        )
+    weights = np.empty(size)
+    offsets = [np.arange(-n, n + 1.0) * step for n, step in zip(reach, radius.spacing, strict=True)]
+    planes = max(1, _SLAB_WEIGHTS // (size[1] * size[2]))
+    for start in range(0, size[0], planes):
+        slab = slice(start, start + planes)
+        weights[slab] = _sample(formula, radius, shape, [offsets[0][slab], offsets[1], offsets[2]])
+    if not weights.any():
+        raise SpecError(f"the formula {_short(formula.text)} is 0 everywhere within the radius; is its unit right?")
+    return Kernel(weights + 0.0, name="expr")  # + 0.0: no minus zeros in files and pictures
+
+
+def _sample(formula: Formula, radius: Extent, shape: str, offsets: Sequence[Array]) -> Array:
+    """The formula at offsets along D, H, W, with 0 outside the radius.
+
+    Raises: SpecError, with the place, if it has no finite value within.
+    """
+    d, h, w = offsets[0][:, None, None], offsets[1][:, None], offsets[2]
+    size = tuple(map(len, offsets))
+    r = np.sqrt(np.maximum(_squares(radius.cosines, d, h, w), 0.0))
+    values = np.broadcast_to(np.asarray(formula({"d": d, "h": h, "w": w, "r": r}), np.float64), size)
+    if shape == "ball":
+        inside = _squares(
+            radius.cosines, *(a / (length or 1.0) for a, length in zip((d, h, w), radius.lengths, strict=True))
+        )
+        values = np.where(inside <= 1 + 2 * _ROUNDING, values, 0.0)
+    if not np.isfinite(values).all():
+        index = np.argwhere(~np.isfinite(values))[0]
+        place = ", ".join(f"{name}={a[i]:g}" for name, a, i in zip("dhw", offsets, index, strict=True))
+        raise SpecError(
+            f"the formula {_short(formula.text)} is {values[tuple(index)]} at {place} {radius.unit}; give it a value there, "
+            "as in where(r > 0, sin(r)/r, 1)"
+        )
+    return values
+
+
+def _squares(cosines: Array, d: Any, h: Any, w: Any) -> Any:
+    """The square of a vector of these parts along D, H, W; the same bits for opposite vectors."""
+    square = d * d + h * h + w * w
+    for (a, b), cosine in zip(((d, h), (d, w), (h, w)), cosines[np.triu_indices(3, 1)], strict=True):
+        if cosine:
+            square = square + 2 * cosine * (a * b)
+    return square
+
+
+def _half_widths(extent: Extent) -> Floats:
+    """How far the ellipsoid reaches along D, H, W; beyond its lengths on a sheared grid."""
+    used = [a for a, length in enumerate(extent.lengths) if length]
+    spread = np.zeros(3)
+    if used:
+        spread[used] = np.sqrt(np.linalg.inv(extent.cosines[np.ix_(used, used)]).diagonal())
+    d, h, w = (length * float(s) for length, s in zip(extent.lengths, spread, strict=True))
+    return d, h, w
+
+
+def _whole(value: float) -> int:
+    if value > MAX_WEIGHTS:
+        raise SpecError(f"expr would reach {value:.3g} voxels to each side; give a smaller radius (is the unit right?)")
+    return int(value * (1 + _ROUNDING))
