@@ -22,6 +22,7 @@ STAGE_KEYS = (
     "allow_strided_dilation", "activation", "bias", "use_bias", "flip", "normalize", "kernel_initializer", "bias_initializer",
     "seed", "kernel_regularizer", "bias_regularizer", "activity_regularizer", "kernel_constraint", "bias_constraint",
     "orient", "magnitude",
+    "kernel_spacing", "crop_kernel",
 )  # fmt: skip
 JOB_KEYS = (
     "axes", "data_format", "dtype", "precision", "threads", "max_memory", "algorithm", "gz_level", "overwrite",
@@ -36,6 +37,8 @@ _NAME = (str, "a name")
 _TYPES: dict[str, tuple[type | tuple[type, ...], str]] = {
     "flip": _BOOLEAN,
     "normalize": _BOOLEAN,
+    "kernel_spacing": (str, "match, resample or ignore"),
+    "crop_kernel": ((int, float), "a number such as 1e-6"),
     "use_bias": _BOOLEAN,
     "overwrite": _BOOLEAN,
     "allow_strided_dilation": _BOOLEAN,

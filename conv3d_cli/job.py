@@ -19,6 +19,7 @@ import numpy as np
 
 from conv3d_cli.ceiling import PROCESS_BYTES, UNLIMITED, Boxes, Held, cut_job
 from conv3d_cli.errors import OutputExistsError, ShapeError, SpecError
+from conv3d_cli.fitting import Fitting, fit_kernel
 from conv3d_cli.formats import (
     check_compression,
     check_output,
@@ -64,6 +65,7 @@ class Stage:
     bias : sequence of floats or None   None: the kernel's own, unless `use_bias` is False
     magnitude : bool                    of a bank (`sobel:axis=xyz`): the root of the sum of its filters' squares
     seed : int or None                  of the initializers
+    kernel_spacing, crop_kernel         what is done so that the kernel fits: see `Fitting`
     notes : tuple of str                what should be known of the kernel's file
     files : tuple of str                that weights and bias were read from already
     """
@@ -92,6 +94,8 @@ class Stage:
     kernel_constraint: Any = None
     bias_constraint: Any = None
     magnitude: bool = False
+    kernel_spacing: str = "match"
+    crop_kernel: float | None = None
     notes: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
 
@@ -105,6 +109,7 @@ class Stage:
         if self.kernel_size is not None:
             triple(self.kernel_size, "kernel_size")
         self.spec(is_layer=False)
+        _ = self.fitting
         for identifier in self.activations:
             activation = get_activation(identifier)
             if activation.kind == "tensor":
@@ -124,6 +129,11 @@ class Stage:
             )
         for identifier in (self.kernel_constraint, self.bias_constraint):
             get_constraint(identifier)
+
+    @property
+    def fitting(self) -> Fitting:
+        """What is done so that the kernel fits. Raises: SpecError."""
+        return Fitting(self.kernel_spacing, self.crop_kernel)
 
     def spec(self, is_layer: bool) -> ConvSpec:
         """The specification, with the defaults of a layer or a filter."""
@@ -487,7 +497,7 @@ def resolve_kernel(
     """The stage's kernel for a volume (N, D, H, W, C) with its options applied, and the penalties of its weights.
 
     number : int        of the stage; the seed of a drawn kernel that has none
-    In order: read or drawn, flipped, normalized, bias set, constraints. What a constraint changed is noted.
+    In order: read or drawn, made to fit, flipped, normalized, bias set, constraints. What a constraint changed is noted.
     """
     if stage.kernel is None:
         seed = number if stage.seed is None else stage.seed
@@ -495,7 +505,10 @@ def resolve_kernel(
         if stage.seed is None:
             notes.append(f"kernel {kernel.name} is drawn by its initializer with seed {seed}; --seed N draws another")
     else:
-        kernel = stage.kernel if isinstance(stage.kernel, Kernel) else read_kernel(stage.kernel, grid)
+        given = stage.kernel if isinstance(stage.kernel, Kernel) else None
+        kernel = given or read_kernel(str(stage.kernel), grid)
+        kernel, found = fit_kernel(kernel, None if given else str(stage.kernel), grid, stage.fitting, stage.normalize)
+        notes += found
     if stage.kernel_size is not None and kernel.size != triple(stage.kernel_size, "kernel_size"):
         raise ShapeError(
             f"kernel_size={stage.kernel_size} was asked for, but the kernel {kernel.name} is {kernel.size}"

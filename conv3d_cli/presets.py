@@ -147,7 +147,8 @@ def apply_preset(
         if preset.sampling != "scipy":
             wishes["sampling"] = preset.sampling
     else:
-        wishes |= {"flip": preset.flip, "normalize": preset.normalize}
+        # no tool here looks at the spacing of a kernel's file
+        wishes |= {"flip": preset.flip, "normalize": preset.normalize, "kernel_spacing": "ignore"}
     new_stage, new_run = dict(stage), dict(run)
     settings: dict[str, Any] = {}
     yours: dict[str, Any] = {}

@@ -37,9 +37,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "ceiling": {*NOUNS, "boxes", "engine", "slabs", "stream"},
     "normalized": {*NOUNS, "engine", "slabs", "stream"},
     "boxes": {*NOUNS, "engine", "slabs", "stream"},
+    "fitting": {*NOUNS, "formats", "kernels"},
     "job": {
         *NOUNS,
         "ceiling",
+        "fitting",
         "layer",
         "kernels",
         "formats",

@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from conv3d_cli.cli.options import fitting_options
+
 if TYPE_CHECKING:
     from conv3d_cli.model.grid import Grid
     from conv3d_cli.model.kernel import Kernel
 
 _COLUMNS = 24  # of the terminal's characters that a slice is enlarged to where the kernel is small
+BORDER = 1e-6  # of Σ|w|: what `show` tells of borders
 _AXIS_WORDS = ("depth", "height", "width")
 
 
@@ -67,32 +70,52 @@ def grid_options(command: Any) -> Any:
     return like(spacing(command))
 
 
+def fitted(command: Any) -> Any:
+    """The options of what is done so that a kernel file fits a volume, as `apply` has them."""
+    for option in reversed(fitting_options):
+        command = option(command)
+    return command
+
+
 @kernel.command()
 @click.argument("text", metavar="KERNEL")
 @grid_options
+@fitted
 @click.option("-o", "--output", metavar="OUT", help="Write the picture, .png .svg .pdf, in place of the terminal's.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing picture.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def show(text: str, like: str | None, spacing: str | None, output: str | None, overwrite: bool, as_json: bool) -> None:
+def show(
+    text: str,
+    like: str | None,
+    spacing: str | None,
+    kernel_spacing: str,
+    crop_kernel: float | None,
+    output: str | None,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
     """Show a kernel's size, sum, centre, FWHM, and a picture.
 
     \b
       conv3d kernel show gaussian:fwhm=6mm --spacing 3,1.5,1.5mm
       conv3d kernel show log:sigma=2mm --like brain.nii.gz
       conv3d kernel show psf.tif -o psf.png
+      conv3d kernel show psf.tif --like brain.nii.gz --kernel-spacing resample
 
     Separable rank 1: the kernel is a product of three 1-D kernels and runs much faster. FWHM is measured on the profile
     along each axis (the sum over the two others), and left out where that is no single bump. The picture shows the slices
     through the centre, and these profiles; in a file it needs Matplotlib: pip install 'conv3d[plot]'.
     """
-    from conv3d_cli.kernels import read_kernel
+    from conv3d_cli.fitting import spacing_of_kernel
 
     if output is not None:
         from conv3d_cli.pictures.plotting import check_plotting
 
         check_plotting(output, "-o", overwrite)
     grid = _read_grid(like, spacing)
-    shown = read_kernel(text, grid)
+    shown = _read_fitted(text, grid, kernel_spacing, crop_kernel)
+    if grid is None:  # then lengths are told by the kernel's own
+        grid = spacing_of_kernel(text)
     facts = kernel_facts(shown, grid)
     if as_json:
         click.echo(json.dumps(facts, ensure_ascii=False))
@@ -108,13 +131,22 @@ def show(text: str, like: str | None, spacing: str | None, output: str | None, o
 @click.argument("text", metavar="KERNEL")
 @click.option("-o", "--output", required=True, type=click.Path(), help="File to write; the suffix says the format.")
 @grid_options
+@fitted
 @click.option("--normalize", is_flag=True, help="Scale the weights (of each filter) to sum 1.")
 @click.option(
     "--flip", is_flag=True, help="Mirror along all axes: the saved kernel then convolves instead of correlates."
 )
 @click.option("--overwrite", is_flag=True, help="Replace the file if it exists.")
 def make(
-    text: str, output: str, like: str | None, spacing: str | None, normalize: bool, flip: bool, overwrite: bool
+    text: str,
+    output: str,
+    like: str | None,
+    spacing: str | None,
+    kernel_spacing: str,
+    crop_kernel: float | None,
+    normalize: bool,
+    flip: bool,
+    overwrite: bool,
 ) -> None:
     """Save a kernel, or convert a kernel file to another format.
 
@@ -122,15 +154,16 @@ def make(
       conv3d kernel make gaussian:sigma=1.5vox -o smooth.npy
       conv3d kernel make ball:radius=5mm --like brain.nii.gz -o ball.nii.gz
       conv3d kernel make psf.tif --normalize --flip -o psf.json
+      conv3d kernel make psf.tif --crop-kernel 1e-6 -o psf.npz
 
     Formats: .npy .npz .json .toml .txt .nii .nii.gz .tif. Weights are written as float64 and read back exactly; the same
     command writes the same bytes. A bias or a centre off the middle needs .npz, .json or .toml.
     """
     from conv3d_cli.atomic import check_target
-    from conv3d_cli.kernels import read_kernel, write_kernel
+    from conv3d_cli.kernels import write_kernel
 
     check_target(output, overwrite)
-    made = read_kernel(text, _read_grid(like, spacing))
+    made = _read_fitted(text, _read_grid(like, spacing), kernel_spacing, crop_kernel, normalize)
     if flip:
         made = made.flipped()
     if normalize:
@@ -176,6 +209,18 @@ def convert(source: str, target: str, overwrite: bool) -> None:
 # Reading
 
 
+def _read_fitted(text: str, grid: Grid | None, spacing: str, crop: float | None, normalize: bool = False) -> Kernel:
+    """A kernel made to fit a volume of this grid; notes go to stderr."""
+    from conv3d_cli.fitting import Fitting, fit_kernel
+    from conv3d_cli.kernels import read_kernel
+
+    fitting = Fitting(spacing, crop)
+    made, notes = fit_kernel(read_kernel(text, grid), text, grid, fitting, normalize)
+    for note in notes:
+        click.echo(f"note: {note}", err=True)
+    return made
+
+
 def _read_grid(like: str | None, spacing: str | None) -> Grid | None:
     """The grid of --like or --spacing; None without either.
 
@@ -208,6 +253,8 @@ def kernel_facts(shown: Kernel, grid: Grid | None) -> dict[str, Any]:
     """What `show` tells of a kernel, as JSON holds it; triples are D, H, W."""
     import numpy as np
 
+    from conv3d_cli.kernels.cropping import crop_kernel
+
     weights = shown.weights
     fwhm = shown.fwhm()
     facts: dict[str, Any] = {
@@ -228,6 +275,7 @@ def kernel_facts(shown: Kernel, grid: Grid | None) -> dict[str, Any]:
         "unit": None,
         "fwhm": None,
         "bias": None if shown.bias is None else shown.bias.tolist(),
+        "borders": None if shown.is_layer else list(crop_kernel(shown, BORDER).removed),
     }
     if grid is not None and grid.spacing is not None and grid.unit is not None:
         facts["spacing"], facts["unit"] = list(grid.spacing), grid.unit
@@ -265,6 +313,9 @@ def _fact_lines(facts: dict[str, Any]) -> list[str]:
     if facts["bias"] is not None:
         shown = [f"{value:.6g}" for value in facts["bias"][:8]]
         lines["bias"] = ", ".join(shown) + (f", ... ({len(facts['bias'])} values)" if len(facts["bias"]) > 8 else "")
+    if any(facts["borders"] or ()):
+        left = " x ".join(str(k - 2 * n) for k, n in zip(facts["shape"], facts["borders"], strict=True))
+        lines["borders"] = f"--crop-kernel {BORDER:g} leaves {left}"
     return [f"{label + ':':<17}{text}" for label, text in lines.items()]
 
 

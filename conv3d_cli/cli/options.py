@@ -102,6 +102,18 @@ batch_options = options(
     click.option("--depfile", metavar="FILE", help="Write what each output was made from, as rules for make or ninja."),
 )  # fmt: skip
 
+fitting_options = (
+    click.option(
+        "--kernel-spacing", type=click.Choice(["match", "resample", "ignore"]), default="match", show_default=True,
+        help="Where a kernel file (NIfTI, TIFF) tells another voxel spacing than the volume's: refuse it, sample the kernel "
+        "anew (its sum stays), or apply it voxel by voxel.",
+    ),
+    click.option(
+        "--crop-kernel", type=float, metavar="PART",
+        help="Cut off the kernel's borders that hold at most this part of Σ|w|, e.g. 1e-6; 0: borders of zeros.",
+    ),
+)  # fmt: skip
+
 kernel_options = options(
     "Kernel",
     click.option(
@@ -130,6 +142,7 @@ kernel_options = options(
     ),
     click.option("--flip/--no-flip", default=False, help="Flip the kernel: true convolution. Default: correlation, as Keras."),
     click.option("--normalize/--no-normalize", default=False, help="Scale the kernel so that its weights sum to 1."),
+    *fitting_options,
     click.option("--bias", metavar="FILE|VALUE", help="Added to each filter: a number, several (1,2,3) or a .npy/.txt file."),
     click.option("--no-bias", is_flag=True, help="Leave out a bias that the kernel file holds."),
 )  # fmt: skip

@@ -50,6 +50,7 @@ class KernelFile:
     encode : callable   kernel -> the whole file
     layers : bool       whether it holds 5-D kernels
     extras : bool       whether it holds a bias and a centre
+    spaced : bool       whether it can tell how large its voxels are
     """
 
     name: str
@@ -58,6 +59,7 @@ class KernelFile:
     encode: Callable[[Kernel], bytes]
     layers: bool
     extras: bool
+    spaced: bool = False
 
 
 def find_kernel_file(path: str | os.PathLike[str]) -> KernelFile | None:
@@ -476,7 +478,7 @@ def _encode_txt(kernel: Kernel) -> bytes:
 
 
 def _read_nifti(path: str, build: BuildKernel) -> Kernel:
-    """A NIfTI volume as a kernel: axes by name, k, j, i -> D, H, W. Spacing and affine are not looked at."""
+    """A NIfTI volume as a kernel: axes by name, k, j, i -> D, H, W. Spacing is `fitting.py`'s to look at."""
     from nibabel.nifti1 import Nifti1Header
     from nibabel.nifti2 import Nifti2Header
 
@@ -676,7 +678,7 @@ KERNEL_FILES: tuple[KernelFile, ...] = (
     KernelFile("JSON", (".json",), _read_json, _encode_json, layers=True, extras=True),
     KernelFile("TOML", (".toml",), _read_toml, _encode_toml, layers=True, extras=True),
     KernelFile("plain text", (".txt",), _read_txt, _encode_txt, layers=False, extras=False),
-    KernelFile("NIfTI", (".nii.gz",), _read_nifti, _encode_nifti_gz, layers=False, extras=False),
-    KernelFile("NIfTI", (".nii",), _read_nifti, _encode_nifti, layers=False, extras=False),
-    KernelFile("TIFF", (".tif", ".tiff"), _read_tiff, _encode_tiff, layers=False, extras=False),
+    KernelFile("NIfTI", (".nii.gz",), _read_nifti, _encode_nifti_gz, layers=False, extras=False, spaced=True),
+    KernelFile("NIfTI", (".nii",), _read_nifti, _encode_nifti, layers=False, extras=False, spaced=True),
+    KernelFile("TIFF", (".tif", ".tiff"), _read_tiff, _encode_tiff, layers=False, extras=False, spaced=True),
 )

@@ -7,20 +7,19 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 from click.testing import CliRunner, Result
 
-from conv3d_cli import formats
+from conv3d_cli import Volume, write_volume
 from conv3d_cli.cli import drawing
 from conv3d_cli.cli.kernel import kernel, kernel_facts
 from conv3d_cli.errors import Conv3DError, FormatError, OutputExistsError, ShapeError, SpecError, UnknownNameError
 from conv3d_cli.kernels import BUILTIN_KERNELS, read_kernel, write_kernel
-from conv3d_cli.model.grid import Grid
+from conv3d_cli.model.grid import Grid, affine_from_spacing
 from conv3d_cli.model.kernel import Kernel
-from conv3d_cli.model.volume import ArrayReader, Axes, VolumeHeader
 
 # by name, since the group of the same name hides the module in its package
 
@@ -45,16 +44,12 @@ def error_of(*arguments: str | Path) -> Conv3DError:
 
 
 @pytest.fixture
-def like(monkeypatch: pytest.MonkeyPatch) -> str:
+def like(tmp_path: Path) -> str:
     """The name of a volume with 3 x 1.5 x 1.5 mm voxels."""
-
-    def open_volume(path: str, **options: Any) -> ArrayReader:
-        assert path == "brain.nii"
-        header = VolumeHeader(Axes("zyx", (2, 2, 2)), np.dtype("f4"), Grid((3.0, 1.5, 1.5), "mm"))
-        return ArrayReader(np.zeros((2, 2, 2), "f4"), header)
-
-    monkeypatch.setattr(formats, "open_volume", open_volume)
-    return "brain.nii"
+    path = str(tmp_path / "brain.nii")
+    spacing = (3.0, 1.5, 1.5)
+    write_volume(path, Volume(np.zeros((2, 2, 2), "f4"), "zyx", Grid(spacing, "mm", affine_from_spacing(spacing))))
+    return path
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -80,7 +75,10 @@ def test_help_is_fast() -> None:
 
 def test_the_lines_in_the_help_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, like: str) -> None:
     monkeypatch.chdir(tmp_path)
-    write_kernel("psf.tif", Kernel(np.arange(1.0, 9).reshape(2, 2, 2)))
+    tifffile.imwrite(
+        "psf.tif", np.arange(1, 9, dtype="f4").reshape(2, 2, 2), imagej=True, resolution=(1 / 1.5, 1 / 1.5),
+        metadata={"axes": "ZYX", "spacing": 3.0, "unit": "mm"},
+    )  # fmt: skip
     lines = [
         line.split()[2:]
         for command in ([], ["list"], ["show"], ["make"])
