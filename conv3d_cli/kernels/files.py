@@ -1,4 +1,4 @@
-"""Kernel files: .npy, .npz, .json, .toml, .txt, NIfTI and TIFF, each claimed by its suffix.
+"""Kernel files: .npy, .npz, .json, .toml, .txt, MINC .kern, NIfTI and TIFF, each claimed by its suffix.
 
 Nothing in a file is believed: sizes are held against the file's length before anything is allocated, pickles are never
 loaded, and whatever is wrong ends as one line that names the file: a FormatError for the file, a ShapeError for the shape
@@ -47,7 +47,7 @@ class KernelFile:
     name : str          as messages call it
     suffixes : tuple    lower case, with the dot
     read : callable     (path, build) -> Kernel
-    encode : callable   kernel -> the whole file
+    encode : callable   kernel -> the whole file; None: the format is read only
     layers : bool       whether it holds 5-D kernels
     extras : bool       whether it holds a bias and a centre
     spaced : bool       whether it can tell how large its voxels are
@@ -56,7 +56,7 @@ class KernelFile:
     name: str
     suffixes: tuple[str, ...]
     read: Callable[[str, BuildKernel], Kernel]
-    encode: Callable[[Kernel], bytes]
+    encode: Callable[[Kernel], bytes] | None
     layers: bool
     extras: bool
     spaced: bool = False
@@ -71,9 +71,9 @@ def find_kernel_file(path: str | os.PathLike[str]) -> KernelFile | None:
     return next((kind for kind in KERNEL_FILES if str(path).lower().endswith(kind.suffixes)), None)
 
 
-def known_suffixes() -> str:
-    """All suffixes, for messages."""
-    return " ".join(suffix for kind in KERNEL_FILES for suffix in kind.suffixes)
+def known_suffixes(written: bool = False) -> str:
+    """All suffixes, for messages; or only those of formats that are written."""
+    return " ".join(suffix for kind in KERNEL_FILES if kind.encode or not written for suffix in kind.suffixes)
 
 
 def read_kernel_file(path: str, build: BuildKernel) -> Kernel:
@@ -97,7 +97,11 @@ def write_kernel(path: str | os.PathLike[str], kernel: Kernel, *, overwrite: boo
     """
     kind = find_kernel_file(path)
     if kind is None:
-        raise SpecError(f"cannot write {path}: no kernel format has this suffix; known are {known_suffixes()}")
+        raise SpecError(
+            f"cannot write {path}: no kernel format has this suffix; known are {known_suffixes(written=True)}"
+        )
+    if kind.encode is None:
+        raise SpecError(f"cannot write {path}: {kind.name} kernels are only read; write {known_suffixes(written=True)}")
     middle = tuple((k - 1) / 2 for k in kernel.size)
     if kernel.centre == middle:
         kernel = replace(kernel, centre=None)
@@ -431,7 +435,10 @@ def _encode_toml(kernel: Kernel) -> bytes:
 
 
 def _read_txt(path: str, build: BuildKernel) -> Kernel:
-    """Rows of numbers along W; a blank line starts the next depth plane; # begins a comment."""
+    """Rows of numbers along W; a blank line starts the next depth plane; # begins a comment.
+
+    So what ImageJ's Convolve saves, rows of numbers parted by blanks, tabs or commas, is one plane.
+    """
     planes: list[list[list[float]]] = [[]]
     for number, row, is_comment in _text_rows(path):
         if not row:
@@ -471,6 +478,12 @@ def _encode_txt(kernel: Kernel) -> bytes:
     d, h, w = kernel.size
     planes = ["\n".join(" ".join(map(repr, row)) for row in plane) for plane in kernel.weights.tolist()]
     return (f"# {d} planes (depth) of {h} rows (height) of {w} numbers (width)\n" + "\n\n".join(planes) + "\n").encode()
+
+
+def _read_minc(path: str, build: BuildKernel) -> Kernel:
+    from conv3d_cli.kernels.minc import parse_kernel
+
+    return parse_kernel(_read_text(path), path)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -678,6 +691,7 @@ KERNEL_FILES: tuple[KernelFile, ...] = (
     KernelFile("JSON", (".json",), _read_json, _encode_json, layers=True, extras=True),
     KernelFile("TOML", (".toml",), _read_toml, _encode_toml, layers=True, extras=True),
     KernelFile("plain text", (".txt",), _read_txt, _encode_txt, layers=False, extras=False),
+    KernelFile("MINC", (".kern", ".kernel"), _read_minc, None, layers=False, extras=False),
     KernelFile("NIfTI", (".nii.gz",), _read_nifti, _encode_nifti_gz, layers=False, extras=False, spaced=True),
     KernelFile("NIfTI", (".nii",), _read_nifti, _encode_nifti, layers=False, extras=False, spaced=True),
     KernelFile("TIFF", (".tif", ".tiff"), _read_tiff, _encode_tiff, layers=False, extras=False, spaced=True),

@@ -39,6 +39,7 @@ from conv3d_cli.model.grid import Grid
 from conv3d_cli.model.kernel import Kernel
 
 SUFFIXES = [suffix for kind in KERNEL_FILES for suffix in kind.suffixes]
+WRITTEN = [suffix for kind in KERNEL_FILES for suffix in kind.suffixes if kind.encode]
 EVERYTHING = [".npz", ".json", ".toml"]  # hold 5-D weights, bias and centre
 LAYERS = [".npy", *EVERYTHING]
 ANY_FLOAT = st.floats(allow_nan=False, allow_infinity=False)
@@ -80,7 +81,7 @@ def weights(rng: np.random.Generator) -> np.ndarray:
 # Round trips
 
 
-@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("suffix", WRITTEN)
 @settings(deadline=None, max_examples=12)
 @given(
     array=numpy_strategies.arrays(
@@ -119,7 +120,7 @@ def test_bias_and_centre_round_trip(tmp_path: Path, rng: np.random.Generator, su
     assert back.centre == (0, 0.5, 3)
 
 
-@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("suffix", WRITTEN)
 def test_same_bytes_each_time(
     tmp_path: Path, weights: np.ndarray, suffix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -130,14 +131,14 @@ def test_same_bytes_each_time(
     assert sorted(os.listdir(tmp_path)) == [f"a{suffix}", f"b{suffix}"]
 
 
-@pytest.mark.parametrize("suffix", [s for s in SUFFIXES if s not in LAYERS])
+@pytest.mark.parametrize("suffix", [s for s in WRITTEN if s not in LAYERS])
 def test_what_cannot_be_held_is_refused(tmp_path: Path, suffix: str) -> None:
     with pytest.raises(WriteError, match=r"cannot hold 5-D weights; write \.npz \.json \.toml instead"):
         write_kernel(tmp_path / f"k{suffix}", Kernel(np.ones((1, 1, 1, 2, 2))))
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("suffix", [s for s in SUFFIXES if s not in EVERYTHING])
+@pytest.mark.parametrize("suffix", [s for s in WRITTEN if s not in EVERYTHING])
 def test_bias_and_centre_are_not_lost_silently(tmp_path: Path, suffix: str) -> None:
     with pytest.raises(WriteError, match="cannot hold a bias"):
         write_kernel(tmp_path / f"k{suffix}", Kernel(np.ones((1, 1, 3)), bias=np.array([1.0])))
@@ -160,7 +161,7 @@ def test_write_refuses_unknown_suffixes_and_existing_files(tmp_path: Path, weigh
 
 
 def test_other_programs_read_what_is_written(tmp_path: Path, weights: np.ndarray) -> None:
-    for suffix in SUFFIXES:
+    for suffix in WRITTEN:
         write_kernel(tmp_path / f"k{suffix}", Kernel(weights))
     assert np.array_equal(np.load(tmp_path / "k.npy", allow_pickle=False), weights)
     with np.load(tmp_path / "k.npz", allow_pickle=False) as archive:
@@ -257,7 +258,7 @@ def test_noise_of_any_kind(tmp_path: Path, rng: np.random.Generator, suffix: str
         check_refused(write_bytes(tmp_path / f"k{suffix}", content))
 
 
-@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("suffix", WRITTEN)
 def test_every_truncation(tmp_path: Path, weights: np.ndarray, suffix: str) -> None:
     write_kernel(tmp_path / f"whole{suffix}", Kernel(weights))
     whole = (tmp_path / f"whole{suffix}").read_bytes()
@@ -271,7 +272,7 @@ def test_every_truncation(tmp_path: Path, weights: np.ndarray, suffix: str) -> N
             assert suffix == ".txt" or np.array_equal(kernel.weights, weights)
 
 
-@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("suffix", WRITTEN)
 def test_any_byte_changed(tmp_path: Path, weights: np.ndarray, suffix: str, rng: np.random.Generator) -> None:
     write_kernel(tmp_path / f"whole{suffix}", Kernel(weights))
     whole = (tmp_path / f"whole{suffix}").read_bytes()
@@ -826,4 +827,5 @@ def test_libraries_are_imported_only_when_needed() -> None:
 
 
 def test_every_kind_is_listed() -> None:
-    assert kernel_files.known_suffixes() == ".npy .npz .json .toml .txt .nii.gz .nii .tif .tiff"
+    assert kernel_files.known_suffixes() == ".npy .npz .json .toml .txt .kern .kernel .nii.gz .nii .tif .tiff"
+    assert kernel_files.known_suffixes(written=True) == ".npy .npz .json .toml .txt .nii.gz .nii .tif .tiff"

@@ -38,7 +38,7 @@ def convert_layers(source: str, target: str | os.PathLike[str], *, overwrite: bo
     holds_layers = find_weights_file(target) is not None
     if not holds_layers and find_kernel_file(target) is None:
         raise SpecError(
-            f"cannot write {target}: no format has this suffix; known are {weights_suffixes()} {known_suffixes()}"
+            f"cannot write {target}: no format has this suffix; known are {weights_suffixes()} {known_suffixes(written=True)}"
         )
     if find_weights_file(path) is None:
         layers, notes = _from_kernel_file(path, name)
