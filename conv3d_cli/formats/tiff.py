@@ -29,9 +29,10 @@ from conv3d_cli.formats.tiff_packed import (
     need_codec,
     packing_bytes,
 )
-from conv3d_cli.formats.tiff_pages import PagedArray, mapped_offset, read_directories, tiff_errors, usable_pages
+from conv3d_cli.formats.tiff_pages import PagedArray, mapped_offset, tiff_errors, usable_pages
 from conv3d_cli.inputs import check_input
 from conv3d_cli.model.volume import ArrayReader, Axes, VolumeHeader, VolumeReader, VolumeWriter
+from conv3d_cli.tiff_directories import read_directories
 
 IMAGEJ_DTYPES = ("uint8", "int16", "uint16", "float32")
 CLASSIC_LIMIT = 2**32 - 2**25  # bytes of voxels and directories in a file with 32-bit offsets

@@ -1,21 +1,19 @@
 """The pages of a TIFF file: finding them, distrusting them, decoding them when they are asked for.
 
-tifffile decodes; this module sees to it that nothing is believed which the file cannot keep (a chain of directories that
-ends in the void or in a circle, planes that are not there, pages larger than their bytes can make), because tifffile
-fills such gaps with zeros and a line in its log. Only tiff.py uses this module.
+tifffile decodes; this module sees to it that nothing is believed which the file cannot keep (planes that are not there, pages
+larger than their bytes can make), because tifffile fills such gaps with zeros and a line in its log. The chain that leads
+from page to page is `tiff_directories.py`'s. Only tiff.py uses this module.
 """
 
 from __future__ import annotations
 
 import math
-import struct
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import groupby, product
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -23,43 +21,13 @@ from conv3d_cli.errors import Conv3DError, FormatError, MemoryLimitError
 from conv3d_cli.formats.codecs import codec_threads
 from conv3d_cli.formats.tiff_packed import segment_bytes, unpack_here
 from conv3d_cli.model.volume import Array
+from conv3d_cli.tiff_directories import Directory
 
 # How far a codec can shrink voxels: nothing is allocated for a page that claims to hold more than its bytes can.
 MOST_SHRUNK = {8: 1100, 32946: 1100, 5: 4096, 32773: 130}  # deflate (two numbers), LZW, PackBits
 MOST_SHRUNK_BY_OTHERS = 1 << 16
 UNSUSPECTED_PAGE = 1 << 26  # bytes
-MOST_TAGS = 4096
-ALL_ROWS = 2**32 - 1
 UNPACKED_IN_PLACE = (5, 8, 32946, 50000)  # LZW, deflate, zstd: tifffile puts their strips where they belong
-
-# tags that must be alike in all pages of a volume, with their defaults
-LAYOUT_TAGS = {
-    256: 0,  # ImageWidth
-    257: 0,  # ImageLength
-    258: 1,  # BitsPerSample
-    259: 1,  # Compression
-    266: 1,  # FillOrder
-    277: 1,  # SamplesPerPixel
-    278: ALL_ROWS,  # RowsPerStrip
-    284: 1,  # PlanarConfiguration
-    317: 1,  # Predictor
-    322: 0,  # TileWidth
-    323: 0,  # TileLength
-    339: 1,  # SampleFormat
-    32997: 1,  # ImageDepth
-}
-INTEGER_TYPES = {1: "B", 3: "H", 4: "I", 16: "Q"}
-# tags without which a page is something else: ImageDescription, offsets and byte counts of strips and tiles
-NEEDED_TAGS = (270, 273, 279, 324, 325)
-TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 13: 4, 16: 8, 18: 8}
-
-
-@dataclass(frozen=True)
-class Directory:
-    """Where the directory of a page stands in the file, and the values of its LAYOUT_TAGS."""
-
-    offset: int
-    layout: tuple[tuple[int, ...], ...]
 
 
 @contextmanager
@@ -89,82 +57,6 @@ def tiff_errors(path: str, what: str = "") -> Iterator[None]:
         raise FormatError(f"cannot read {path}: {what}damaged, or of a kind that cannot be read ({cause})") from error
     finally:
         logger.removeFilter(silence)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The chain of page directories
-
-
-def read_directories(path: str) -> list[Directory]:
-    """The directory of each page, by following their chain through the file.
-
-    Raises: FormatError if it is not TIFF, or if the chain leaves the file, breaks off, or runs in a circle.
-    """
-    with open(path, "rb") as file:
-        size = file.seek(0, 2)
-        file.seek(0)
-        start = file.read(16)
-        order = {b"II": "<", b"MM": ">"}.get(start[:2], "")
-        version = struct.unpack(order + "H", start[2:4])[0] if order and len(start) >= 8 else 0
-        if version == 43 and len(start) == 16:
-            count_format, entry_format, next_format, where = "Q", "HHQ8s", "Q", start[8:16]
-        elif version == 42:
-            count_format, entry_format, next_format, where = "H", "HHI4s", "I", start[4:8]
-        else:
-            raise FormatError(f"cannot read {path}: not a TIFF file (it begins with {start[:4]!r})")
-        directories: list[Directory] = []
-        seen: set[int] = set()
-        (offset,) = struct.unpack(order + next_format, where)
-        while offset:
-            page = f"the directory of page {len(directories) + 1}"
-            if offset in seen:
-                raise FormatError(
-                    f"cannot read {path}: damaged: {page} is that of an earlier page, the chain is a circle"
-                )
-            seen.add(offset)
-            file.seek(min(offset, size))
-            head = file.read(struct.calcsize(order + count_format))
-            count = struct.unpack(order + count_format, head)[0] if len(head) == struct.calcsize(count_format) else 0
-            entries = file.read(min(count, MOST_TAGS) * struct.calcsize(order + entry_format))
-            tail = file.read(struct.calcsize(next_format))
-            if not 0 < count <= MOST_TAGS or len(tail) < struct.calcsize(next_format):
-                raise FormatError(
-                    f"cannot read {path}: truncated or damaged: {page} should be at byte {offset}, the file has {size} bytes"
-                )
-            tags = list(struct.iter_unpack(order + entry_format, entries))
-            for code, kind, count, value in tags:
-                length = count * TYPE_BYTES.get(kind, 1)
-                if code in NEEDED_TAGS and length > len(value) and _pointer(order, value) + length > size:
-                    raise FormatError(
-                        f"cannot read {path}: truncated or damaged: {page} points beyond the end of the file ({size} bytes)"
-                    )
-            directories.append(Directory(offset, _layout(file, order, tags)))
-            (offset,) = struct.unpack(order + next_format, tail)
-    if not directories:
-        raise FormatError(f"cannot read {path}: truncated or damaged: it holds no pages")
-    return directories
-
-
-def _pointer(order: str, value: bytes) -> int:
-    return int.from_bytes(value, "little" if order == "<" else "big")
-
-
-def _layout(file: BinaryIO, order: str, tags: Sequence[tuple[Any, ...]]) -> tuple[tuple[int, ...], ...]:
-    found: dict[int, tuple[int, ...]] = {code: (default,) for code, default in LAYOUT_TAGS.items()}
-    for code, kind, count, value in tags:
-        if code not in found or kind not in INTEGER_TYPES or not 0 < count <= 64:
-            continue
-        form = f"{order}{count}{INTEGER_TYPES[kind]}"
-        if struct.calcsize(form) > len(value):
-            file.seek(_pointer(order, value))
-            value = file.read(struct.calcsize(form))
-        if len(value) >= struct.calcsize(form):
-            # one value for all samples of a pixel, or the same one several times
-            values = struct.unpack(form, value[: struct.calcsize(form)])
-            found[code] = values[:1] if len(set(values)) == 1 else values
-    rows, length = found[278], found[257]
-    found[278] = min(rows, length)
-    return tuple(found.values())
 
 
 # ---------------------------------------------------------------------------------------------------------------------

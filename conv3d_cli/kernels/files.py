@@ -29,6 +29,7 @@ from conv3d_cli.errors import Conv3DError, FormatError, ShapeError, SpecError, W
 from conv3d_cli.inputs import check_input
 from conv3d_cli.kernels.lengths import MAX_WEIGHTS
 from conv3d_cli.model.kernel import Kernel
+from conv3d_cli.tiff_directories import read_directories
 
 if TYPE_CHECKING:
     import zipfile
@@ -574,6 +575,7 @@ def _read_tiff(path: str, build: BuildKernel) -> Kernel:
     import tifffile
 
     size = check_input(path)
+    read_directories(path)
     # never follow an OME header into other files
     with tifffile.TiffFile(path, _multifile=False) as tif:
         if not tif.series or not tif.series[0].shape:

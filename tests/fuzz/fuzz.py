@@ -137,14 +137,16 @@ def fuzz_here(target: Target, options: list[str]) -> int:
     import atheris
 
     with atheris.instrument_imports(include=["conv3d_cli.formats", "conv3d_cli.kernels", "conv3d_cli.layer", "conv3d_cli.model",
-                                             "conv3d_cli.config", "tifffile"]):  # fmt: skip
+                                             "conv3d_cli.config", "conv3d_cli.fitting", "tifffile"]):  # fmt: skip
         import tifffile  # noqa: F401
 
         import conv3d_cli.config
+        import conv3d_cli.fitting
         import conv3d_cli.formats
         import conv3d_cli.job
         import conv3d_cli.kernels.builtin
         import conv3d_cli.kernels.expressions
+        import conv3d_cli.kernels.minc
         import conv3d_cli.kernels.weights
         import conv3d_cli.layer
     for module in (conv3d_cli.kernels.builtin, conv3d_cli.kernels.expressions, conv3d_cli.job):

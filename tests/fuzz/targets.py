@@ -263,6 +263,44 @@ def read_kernel_text(text: str) -> None:
     read_kernel(text, Grid((2.0, 1.5, 1.0), "mm"))
 
 
+def read_spaced_kernel(path: str) -> None:
+    """A kernel file that may tell how large its voxels are, resampled to a volume's, and without its borders."""
+    from conv3d_cli.fitting import Fitting, fit_kernel, spacing_of_kernel
+    from conv3d_cli.kernels import read_kernel, resampling
+    from conv3d_cli.model.grid import Grid
+
+    kernel = read_kernel(path)
+    policy = "ignore" if spacing_of_kernel(path) is None else "resample"
+    with mock.patch.object(resampling, "MAX_WEIGHTS", 200_000):  # legal giants only cost time
+        fit_kernel(kernel, path, Grid((2.0, 1.5, 1.0), "mm"), Fitting(policy, 1e-6))
+
+
+def _spaced_kernels(suffix: str) -> Seeds:
+    """As `_kernels`, and one whose voxels are not the volume's."""
+
+    def seeds() -> dict[str, bytes]:
+        import nibabel
+        import tifffile
+
+        values = np.arange(1, 61, dtype=np.float32).reshape(3, 4, 5)
+        if suffix == ".nii":
+            image = nibabel.Nifti1Image(values, np.diag([1.0, 1.5, 4.0, 1.0]))
+            image.header.set_xyzt_units("mm")
+            return {**_kernels(suffix)(), "spaced": bytes(image.to_bytes())}
+        buffer = io.BytesIO()
+        metadata = {"axes": "ZYX", "spacing": 4.0, "unit": "mm"}
+        tifffile.imwrite(buffer, values, imagej=True, metadata=metadata, resolution=(1, 1 / 1.5))
+        return {**_kernels(suffix)(), "spaced": buffer.getvalue()}
+
+    return seeds
+
+
+def _minc_kernels() -> dict[str, bytes]:
+    """A file with comments, and the least that one may hold."""
+    least = b"MNI Morphology Kernel File\nKernel_Type = Normal_Kernel;\nKernel = 1 0 0 0 0 -.5e1;"
+    return {"asymmetric": (DATA / "asymmetric.kern").read_bytes(), "least": least}
+
+
 def _kernels(suffix: str) -> Seeds:
     """Kernels as this package writes them."""
 
@@ -272,6 +310,7 @@ def _kernels(suffix: str) -> Seeds:
 
         kind = find_kernel_file(f"x{suffix}")
         assert kind is not None
+        assert kind.encode is not None
         values = np.arange(1.0, 28.0).reshape(3, 3, 3)
         made = {"filter": kind.encode(Kernel(values))}
         if kind.layers:
@@ -281,6 +320,8 @@ def _kernels(suffix: str) -> Seeds:
         if suffix == ".json":
             made["built_in"] = b'{"kernel": "gaussian:sigma=1vox", "flip": true, "normalize": true, "name": "x"}'
             made["axes"] = b'{"weights": [[[1, 2], [3, 4.5e0]]], "axes": "ijk", "centre": [0, 1, 0], "bias": 1}'
+        if suffix == ".txt":
+            made["imagej"] = b"-1\t-1\t-1\r\n-1\t24\t-1\r\n0.5,1e-3,.5\r\n\r\n"
         if suffix == ".toml":
             made["built_in"] = b'kernel = "box:size=3,1,1"\nnormalize = true\nbias = [1.0]\n'
         return made
@@ -442,6 +483,22 @@ def read_grammar(text: str) -> None:
             byte_size(rest)
 
 
+def read_expression(text: str) -> None:
+    """A formula, parsed, and sampled over a few voxels that are not cubes."""
+    from conv3d_cli.kernels.expressions import expr, parse_formula, read_extent
+    from conv3d_cli.model.grid import Grid
+
+    expr(parse_formula(text), read_extent("4mm", "radius", Grid((2.0, 1.5, 1.0), "mm")))
+
+
+def _expressions() -> dict[str, bytes]:
+    texts = [
+        "exp(-r**2/36)", '"1"', "where(r > 0 and d < 2, sinc(r)/r, -1e3 % 2)", "max(0, 1 - abs(x), +y) or not z", "cos(pi*w)*e",
+        "-1 <= d*h < 3 != w", "(((r)))", "floor(tanh(sign(log(r + .5))))", "2**-r", "min(sqrt(r), tan(h), sin(d))",
+    ]  # fmt: skip
+    return {f"formula{number}": text.encode() for number, text in enumerate(texts)}
+
+
 def _texts() -> dict[str, bytes]:
     texts = [
         "kgaussian:fwhm=6mm", "kgaussian:sigma=1.5,1,1vox:truncate=3", "kbox:size=3,5,5", "kball:radius=2um", "ksobel:axis=d",
@@ -457,7 +514,7 @@ def _texts() -> dict[str, bytes]:
 
 _NIFTI = ("formats/nifti.py", "formats/nifti_header.py", "formats/nifti_grid.py")
 _PACKED = ("formats/packed.py", "formats/codecs.py")
-_TIFF = tuple(f"formats/tiff{part}.py" for part in ("", "_metadata", "_ome", "_packed", "_pages"))
+_TIFF = ("tiff_directories.py", *(f"formats/tiff{part}.py" for part in ("", "_metadata", "_ome", "_packed", "_pages")))
 _ZARR = tuple(f"formats/zarr{part}.py" for part in ("", "_ome", "_store"))
 _KERNEL = ("kernels/files.py",)
 _RECORD_WORDS = (
@@ -472,6 +529,7 @@ _RECORD_WORDS = (
     "--help",
     "'",
 )
+_SPACED = (*_KERNEL, "fitting.py", "kernels/resampling.py", "kernels/cropping.py")
 _CONFIG = ("config.py", "layer/config.py", "layer/_catalogue.py", "layer/_keras_json.py")
 _LAYERS = ("kernels/weights/layer.py",)
 _HDF5 = ("kernels/weights/hdf5.py", *_LAYERS)
@@ -505,8 +563,12 @@ TARGETS: tuple[Target, ...] = (
     Target("kernel-json", ".json", read_kernel_text, _kernels(".json"), _KERNEL, _KEYS),
     Target("kernel-toml", ".toml", read_kernel_text, _kernels(".toml"), _KERNEL, _KEYS),
     Target("kernel-txt", ".txt", read_kernel_text, _kernels(".txt"), _KERNEL),
-    Target("kernel-nifti", ".nii", read_kernel_text, _kernels(".nii"), _KERNEL),
-    Target("kernel-tiff", ".tif", read_kernel_text, _kernels(".tif"), _KERNEL),
+    Target(
+        "kernel-minc", ".kern", read_kernel_text, _minc_kernels, ("kernels/minc.py",),
+        ("MNI Morphology Kernel File\n", "Kernel_Type", "Normal_Kernel", " = ", ";", "%", "#", "1e999", "nan", "-1.0", "0.5"),
+    ),
+    Target("kernel-nifti", ".nii", read_spaced_kernel, _spaced_kernels(".nii"), _SPACED),
+    Target("kernel-tiff", ".tif", read_spaced_kernel, _spaced_kernels(".tif"), _SPACED),
     Target("config-toml", ".toml", prepare_config, _configs(".toml"), _CONFIG, _CONFIG_WORDS),
     Target("config-json", ".json", prepare_config, _configs(".json"), _CONFIG, tuple(f'"{w}"' for w in _CONFIG_WORDS)),
     Target(
@@ -530,6 +592,13 @@ TARGETS: tuple[Target, ...] = (
         ("kernels/weights/pytorch.py", "kernels/weights/pickles.py", *_LAYERS),
     ),
     Target("sidecar", ".json", read_record, _records, ("provenance/record.py", "cli/rerun.py"), _RECORD_WORDS),
+    Target(
+        "expressions", "", read_expression, _expressions, ("kernels/expressions.py",),
+        (
+            "exp(", "where(", "sinc(", "max(", "sqrt(", "log(", "**", "%", "<=", "!=", " and ", " or ", "not ", "(", ")", ",",
+            '"', "lambda", "r", "d", "pi", "e", "1e308", "1j", "0x", "if", "else", ":=", "[", "{", "^", "True", ".real", "f'{",
+        ),
+    ),
     Target(
         "texts", "", read_grammar, _texts,
         ("kernels/grammar.py", "kernels/lengths.py", "kernels/expressions.py", "model/spec.py"),

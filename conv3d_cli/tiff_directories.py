@@ -1,0 +1,118 @@
+"""Where the pages of a TIFF file stand: its directories, by following their chain through the file.
+
+Nothing is believed which the file cannot keep: a chain may end in the void, and one that runs in a circle would keep tifffile
+busy for ever. Volumes and kernels are both looked at here before tifffile opens them.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+from conv3d_cli.errors import FormatError
+
+MOST_TAGS = 4096
+ALL_ROWS = 2**32 - 1
+
+# tags that must be alike in all pages of a volume, with their defaults
+LAYOUT_TAGS = {
+    256: 0,  # ImageWidth
+    257: 0,  # ImageLength
+    258: 1,  # BitsPerSample
+    259: 1,  # Compression
+    266: 1,  # FillOrder
+    277: 1,  # SamplesPerPixel
+    278: ALL_ROWS,  # RowsPerStrip
+    284: 1,  # PlanarConfiguration
+    317: 1,  # Predictor
+    322: 0,  # TileWidth
+    323: 0,  # TileLength
+    339: 1,  # SampleFormat
+    32997: 1,  # ImageDepth
+}
+INTEGER_TYPES = {1: "B", 3: "H", 4: "I", 16: "Q"}
+# tags without which a page is something else: ImageDescription, offsets and byte counts of strips and tiles
+NEEDED_TAGS = (270, 273, 279, 324, 325)
+TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 13: 4, 16: 8, 18: 8}
+
+
+@dataclass(frozen=True)
+class Directory:
+    """Where the directory of a page stands in the file, and the values of its LAYOUT_TAGS."""
+
+    offset: int
+    layout: tuple[tuple[int, ...], ...]
+
+
+def read_directories(path: str) -> list[Directory]:
+    """The directory of each page, by following their chain through the file.
+
+    Raises: FormatError if it is not TIFF, or if the chain leaves the file, breaks off, or runs in a circle.
+    """
+    with open(path, "rb") as file:
+        size = file.seek(0, 2)
+        file.seek(0)
+        start = file.read(16)
+        order = {b"II": "<", b"MM": ">"}.get(start[:2], "")
+        version = struct.unpack(order + "H", start[2:4])[0] if order and len(start) >= 8 else 0
+        if version == 43 and len(start) == 16:
+            count_format, entry_format, next_format, where = "Q", "HHQ8s", "Q", start[8:16]
+        elif version == 42:
+            count_format, entry_format, next_format, where = "H", "HHI4s", "I", start[4:8]
+        else:
+            raise FormatError(f"cannot read {path}: not a TIFF file (it begins with {start[:4]!r})")
+        directories: list[Directory] = []
+        seen: set[int] = set()
+        (offset,) = struct.unpack(order + next_format, where)
+        while offset:
+            page = f"the directory of page {len(directories) + 1}"
+            if offset in seen:
+                raise FormatError(
+                    f"cannot read {path}: damaged: {page} is that of an earlier page, the chain is a circle"
+                )
+            seen.add(offset)
+            file.seek(min(offset, size))
+            head = file.read(struct.calcsize(order + count_format))
+            count = struct.unpack(order + count_format, head)[0] if len(head) == struct.calcsize(count_format) else 0
+            entries = file.read(min(count, MOST_TAGS) * struct.calcsize(order + entry_format))
+            tail = file.read(struct.calcsize(next_format))
+            if not 0 < count <= MOST_TAGS or len(tail) < struct.calcsize(next_format):
+                raise FormatError(
+                    f"cannot read {path}: truncated or damaged: {page} should be at byte {offset}, the file has {size} bytes"
+                )
+            tags = list(struct.iter_unpack(order + entry_format, entries))
+            for code, kind, count, value in tags:
+                length = count * TYPE_BYTES.get(kind, 1)
+                if code in NEEDED_TAGS and length > len(value) and _pointer(order, value) + length > size:
+                    raise FormatError(
+                        f"cannot read {path}: truncated or damaged: {page} points beyond the end of the file ({size} bytes)"
+                    )
+            directories.append(Directory(offset, _layout(file, order, tags)))
+            (offset,) = struct.unpack(order + next_format, tail)
+    if not directories:
+        raise FormatError(f"cannot read {path}: truncated or damaged: it holds no pages")
+    return directories
+
+
+def _pointer(order: str, value: bytes) -> int:
+    return int.from_bytes(value, "little" if order == "<" else "big")
+
+
+def _layout(file: BinaryIO, order: str, tags: Sequence[tuple[Any, ...]]) -> tuple[tuple[int, ...], ...]:
+    found: dict[int, tuple[int, ...]] = {code: (default,) for code, default in LAYOUT_TAGS.items()}
+    for code, kind, count, value in tags:
+        if code not in found or kind not in INTEGER_TYPES or not 0 < count <= 64:
+            continue
+        form = f"{order}{count}{INTEGER_TYPES[kind]}"
+        if struct.calcsize(form) > len(value):
+            file.seek(_pointer(order, value))
+            value = file.read(struct.calcsize(form))
+        if len(value) >= struct.calcsize(form):
+            # one value for all samples of a pixel, or the same one several times
+            values = struct.unpack(form, value[: struct.calcsize(form)])
+            found[code] = values[:1] if len(set(values)) == 1 else values
+    rows, length = found[278], found[257]
+    found[278] = min(rows, length)
+    return tuple(found.values())
