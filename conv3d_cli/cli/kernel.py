@@ -28,7 +28,7 @@ def kernel() -> None:
       conv3d kernel make gaussian:sigma=1.5vox -o smooth.npy
 
     A KERNEL is a built-in with parameters (name:key=value:key=value), a file
-    (.npy .npz .json .toml .txt .nii .nii.gz .tif), or a layer in a weights file, FILE::NAME
+    (.npy .npz .json .toml .txt .kern .nii .nii.gz .tif), or a layer in a weights file, FILE::NAME
     (.keras .weights.h5 .h5 .hdf5 .safetensors .onnx .pt .pth).
     """
 
@@ -156,8 +156,8 @@ def make(
       conv3d kernel make psf.tif --normalize --flip -o psf.json
       conv3d kernel make psf.tif --crop-kernel 1e-6 -o psf.npz
 
-    Formats: .npy .npz .json .toml .txt .nii .nii.gz .tif. Weights are written as float64 and read back exactly; the same
-    command writes the same bytes. A bias or a centre off the middle needs .npz, .json or .toml.
+    Written: .npy .npz .json .toml .txt .nii .nii.gz .tif; .kern is only read. Weights are written as float64 and read back
+    exactly; the same command writes the same bytes. A bias or a centre off the middle needs .npz, .json or .toml.
     """
     from conv3d_cli.atomic import check_target
     from conv3d_cli.kernels import write_kernel

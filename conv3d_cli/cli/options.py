@@ -120,7 +120,7 @@ kernel_options = options(
         "-k", "--kernel", metavar="KERNEL",
         help="A built-in with parameters (gaussian:fwhm=6mm, sobel:axis=d; see `conv3d kernel list`), a formula "
         "(expr:\"exp(-r**2/36)\":radius=9mm), or a file: "
-        ".npy .npz .json .toml .txt .nii .nii.gz .tif, or FILE::LAYER of .keras .h5 .safetensors .onnx .pt.",
+        ".npy .npz .json .toml .txt .kern .nii .nii.gz .tif, or FILE::LAYER of .keras .h5 .safetensors .onnx .pt.",
     ),
     click.option(
         "-c", "--config", metavar="FILE",

@@ -1,9 +1,8 @@
 """Kernels by name or from a file: `gaussian:fwhm=6mm`, `psf.tif`, `model.keras::conv3d_1`.
 
 A built-in kernel is one function in `builtin.py` and one line in `BUILTIN_KERNELS`; its signature is its grammar. One of them
-takes a formula (`expressions.py`). A kernel
-file's format is claimed by the suffix (`files.py`), and so is that of a file of trained layers (`weights/`). What a kernel
-is, and what can be asked of it, is `model/kernel.py`.
+takes a formula (`expressions.py`). A kernel file's format is claimed by the suffix (`files.py`), and so is that of a file of
+trained layers (`weights/`). What a kernel is, and what can be asked of it, is `model/kernel.py`.
 """
 
 from __future__ import annotations
