@@ -18,9 +18,9 @@ from conv3d_cli.job import Job
 
 # options of `apply`, in the order in which they are written
 SHAPING = (
-    "kernel", "config", "to_fwhm", "like", "orient", "magnitude", "flip", "normalize", "bias", "no_bias", "padding",
-    "boundary", "strides",
-    "dilation_rate", "allow_strided_dilation", "groups", "filters", "activation", "kernel_size", "kernel_initializer",
+    "kernel", "config", "to_fwhm", "like", "orient", "magnitude", "flip", "normalize", "kernel_spacing", "crop_kernel",
+    "bias", "no_bias", "padding", "boundary", "strides", "dilation_rate", "allow_strided_dilation", "groups", "filters",
+    "activation", "kernel_size", "kernel_initializer",
     "bias_initializer", "seed", "kernel_regularizer", "bias_regularizer", "activity_regularizer", "kernel_constraint",
     "bias_constraint", "axes", "data_format", "dtype", "scale", "precision", "mask", "mask_mode", "mask_labels", "nan", "missing",
     "min_coverage", "coverage_out", "algorithm", "gz_level", "compression", "chunks", "levels", "history",
