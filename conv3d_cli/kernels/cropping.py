@@ -69,9 +69,11 @@ def crop_kernel(kernel: Kernel, tolerance: float) -> Cropped:
     ((3, 3, 3), (4, 4, 4), 0.0)
     """
     check_tolerance(tolerance)
-    if kernel.weights.ndim != 3:
+    if kernel.is_layer:
         raise ShapeError(f"kernel {kernel.name} is a layer, and only filters (3-D kernels) are cropped")
     absolute = np.abs(kernel.weights)
+    if kernel.is_bank:
+        absolute = absolute.sum(axis=-1)  # what one of its filters loses is no more than what all do
     budget = tolerance * float(absolute.sum())
     if not absolute.any():  # no part of nothing is more than another
         return Cropped(kernel, (0, 0, 0), 0.0, 0.0)

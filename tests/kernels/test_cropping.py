@@ -69,3 +69,13 @@ def test_what_is_refused() -> None:
     for tolerance in (-1e-6, 0.2, float("nan"), float("inf"), "1e-6"):
         with pytest.raises(SpecError, match=r"the part of Σ\|w\| that may be lost"):
             crop_kernel(Kernel(np.ones((3, 3, 3))), tolerance)  # type: ignore[arg-type]
+
+
+def test_filters_of_a_bank_are_cropped_together() -> None:
+    bank = read_kernel("gaussian_derivative:sigma=2vox:axis=dhw:truncate=6")
+    cropped = crop_kernel(bank, 1e-6)
+    assert all(cropped.removed)
+    assert cropped.kernel.filter_names == bank.filter_names
+    d, h, w = cropped.removed
+    assert np.array_equal(cropped.kernel.weights, bank.weights[d:-d, h:-h, w:-w])
+    assert 0 < cropped.lost <= 1e-6 * np.abs(bank.weights).sum()
