@@ -16,13 +16,15 @@ from conv3d_cli.cli.options import (
     SectionedCommand,
     batch_options,
     data_options,
+    geometry_options,
     kernel_options,
     layer_options,
     missing_options,
-    provenance_options,
+    options,
+    packing_options,
     run_options,
     store_options,
-    tiff_options,
+    trust_options,
 )
 from conv3d_cli.errors import Conv3DError, SpecError
 
@@ -35,55 +37,39 @@ if TYPE_CHECKING:
 @click.command(cls=SectionedCommand)
 @click.argument("inputs", nargs=-1, metavar="INPUT...")
 @click.option("-o", "--output", metavar="OUT", help="Output; its suffix is its format. `-` writes .npy to stdout.")
-@batch_options
-@kernel_options
-@layer_options
-@data_options
-@missing_options
-@provenance_options
-@run_options
-@click.option(
-    "--gz-level",
-    type=click.IntRange(0, 3),
-    default=1,
-    show_default=True,
-    help="Of .nii.gz and deflate outputs: 0 is quickest; 1 takes a tenth longer for a quarter less; 2 and 3 gain little. "
-    ".nii.zst has one level.",
-)
-@tiff_options
-@store_options
-@click.option(
-    "--scheduler",
-    metavar="ADDRESS",
-    help="Run on a Dask cluster, from Zarr to Zarr: tcp://host:8786, or local:N for N processes here.",
-)
-@click.option(
-    "--to-fwhm",
-    metavar="LENGTH",
-    help="Smooth by the Gaussian that makes the volume as smooth as this, e.g. 8mm or 8,6,6mm, in place of -k.",
-)
-@click.option(
-    "--verify",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Then compute N voxels again by another way, in float64, from the files; exit 7 if one differs.",
-)
-@click.option(
-    "--strict", is_flag=True, help="Refuse results that were clipped, lack voxels, or lose what the format cannot hold."
-)
 @click.option("--overwrite", is_flag=True, help="Replace existing outputs.")
-@click.option(
-    "--report",
-    "page",
-    metavar="PAGE",
-    help="Also write an HTML page, complete in itself: slices and histograms before and after, decisions, times, notes.",
-)
 @click.option("--dry-run", is_flag=True, help="Check everything and say what would be done; write nothing.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object per volume on stdout.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress and no notes.")
 @click.option(
     "-v", "--verbose", is_flag=True, help="Say what was decided: kernel, pads, grid, algorithm, memory, times."
 )
+@click.option("--json", "as_json", is_flag=True, help="One JSON object per volume on stdout.")
+@kernel_options
+@options(
+    "Kernel",
+    click.option(
+        "--to-fwhm",
+        metavar="LENGTH",
+        help="Smooth by the Gaussian that makes the volume as smooth as this, e.g. 8mm or 8,6,6mm, in place of -k.",
+    ),
+)
+@geometry_options
+@batch_options
+@data_options
+@missing_options
+@trust_options
+@run_options
+@options(
+    "Running",
+    click.option(
+        "--scheduler",
+        metavar="ADDRESS",
+        help="Run on a Dask cluster, from Zarr to Zarr: tcp://host:8786, or local:N for N processes here.",
+    ),
+)
+@packing_options
+@store_options
+@layer_options
 @click.pass_context
 def apply(ctx: click.Context, inputs: tuple[str, ...], **_: Any) -> None:
     """Convolve volumes.

@@ -11,6 +11,7 @@ from conv3d_cli.cli.options import (
     SectionedCommand,
     cluster_options,
     data_options,
+    geometry_options,
     given_options,
     job_settings,
     kernel_options,
@@ -27,12 +28,13 @@ from conv3d_cli.machine import byte_size
 @click.argument("source", metavar="INPUT")
 @click.option("-o", "--output", metavar="OUT", help="Output name, for its format.  [default: the input's format]")
 @kernel_options
-@layer_options
+@geometry_options
 @data_options
 @missing_options
 @run_options
 @store_options
 @cluster_options
+@layer_options
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 @click.pass_context
 def explain(

@@ -58,20 +58,15 @@ class SectionedCommand(click.Command):
     """A command whose help lists its options under titles."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the options section by section, those without a title first and --help last."""
+        """Write the options section by section, those without a title first, --help among them."""
         sections: dict[str, list[tuple[str, str]]] = {"Options": []}
-        last = []
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx) if isinstance(parameter, click.Option) else None
-            if record is None:
-                continue
-            if parameter.name == "help":
-                last.append(record)
-            else:
+            if record is not None:
                 sections.setdefault(getattr(parameter, "section", "Options"), []).append(record)
         for title, records in sections.items():
             with formatter.section(title):
-                formatter.write_dl(records + (last if title == list(sections)[-1] else []))
+                formatter.write_dl(records)
 
 
 batch_options = options(
@@ -147,8 +142,8 @@ kernel_options = options(
     click.option("--no-bias", is_flag=True, help="Leave out a bias that the kernel file holds."),
 )  # fmt: skip
 
-layer_options = options(
-    "Layer, in Keras' words",
+geometry_options = options(
+    "Edges and steps",
     click.option(
         "--padding", metavar="MODE",
         help="valid, same (Keras' split: the odd voxel after), same_lower (before), full, N, N,N,N or LO:HI,LO:HI,LO:HI.  "
@@ -162,6 +157,10 @@ layer_options = options(
     click.option("--strides", type=Triple(), default=1, show_default=True, help="Step between output voxels."),
     click.option("--dilation-rate", type=Triple(), default=1, show_default=True, help="Spread of the kernel's taps."),
     click.option("--allow-strided-dilation", is_flag=True, help="Compute strides > 1 with dilation > 1, which Keras refuses."),
+)  # fmt: skip
+
+layer_options = options(
+    "Layer, in Keras' words",
     click.option("--groups", type=int, default=1, show_default=True, help="Groups of channels (5-D kernels)."),
     click.option("--filters", type=int, help="Output channels; checked against the kernel, needed where it is drawn."),
     click.option("--activation", metavar="NAME", help="Any of Keras', e.g. relu, gelu, softmax.  [default: linear]"),
@@ -235,28 +234,44 @@ run_options = options(
     click.option("--algorithm", metavar="NAME", default="auto", show_default=True, help="Force one; see `conv3d explain`."),
 )  # fmt: skip
 
-tiff_options = options(
-    "TIFF outputs",
+packing_options = options(
+    "Formats of outputs",
+    click.option(
+        "--gz-level", type=click.IntRange(0, 3), default=1, show_default=True,
+        help="Of .nii.gz and deflate: 0 is quickest; 1 takes a tenth longer for a quarter less; 2 and 3 gain little. .nii.zst "
+        "has one level.",
+    ),
     click.option(
         "--compression", type=click.Choice(["none", "deflate", "zstd"]), default="none", show_default=True,
-        help="Of their pages. Every reader of TIFF knows deflate (--gz-level is its level); zstd is quicker.",
+        help="Of a TIFF's pages. Every reader of TIFF knows deflate (--gz-level is its level); zstd is quicker.",
     ),
 )  # fmt: skip
 
 store_options = options(
-    "Zarr outputs",
+    "Formats of outputs",
     click.option(
         "--chunks", type=Triple(),
-        help="Voxels of a chunk.  [default: the input's if it is Zarr, else 32,128,128]",
+        help="Voxels of a Zarr chunk.  [default: the input's if it is Zarr, else 32,128,128]",
     ),
     click.option(
         "--levels", type=click.IntRange(min=1), default=1, show_default=True,
-        help="Levels of resolution, each the mean of 2 voxels along axes that are long and fine enough.",
+        help="Levels of resolution in Zarr, each the mean of 2 voxels along axes that are long and fine enough.",
     ),
 )  # fmt: skip
 
-provenance_options = options(
-    "Provenance",
+trust_options = options(
+    "Checks and provenance",
+    click.option(
+        "--verify", type=click.IntRange(min=1), metavar="N",
+        help="Then compute N voxels again by another way, in float64, from the files; exit 7 if one differs.",
+    ),
+    click.option(
+        "--strict", is_flag=True, help="Refuse results that were clipped, lack voxels, or lose what the format cannot hold."
+    ),
+    click.option(
+        "--report", "page", metavar="PAGE",
+        help="Also write an HTML page, complete in itself: slices and histograms before and after, decisions, times, notes.",
+    ),
     click.option(
         "--sidecar", is_flag=True,
         help="Also write OUT.json: inputs with their digests, kernel, pads, versions, the command. `conv3d rerun` repeats it.",
