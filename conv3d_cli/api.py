@@ -134,7 +134,7 @@ def conv3d(
         plane = max(1, x.itemsize * x.size // max(1, len(parts) * problem.in_size[0]))
         depth = min(depth, step * -(-max(DEEP_SLAB_BYTES // plane, LEAST_SLAB) // step))
     if policy.concerns(edge):
-        convolution, reader = with_missing(convolution, reader, policy, kernel, mask, len(parts) > 1)
+        convolution = with_missing(convolution, header, policy, kernel, mask, len(parts) > 1)
     passage = Passage(convolution, parts, depth)
     with Team(workers) as team:
         stream(passage, reader, ArrayWriter(out, VolumeHeader(out_axes, out.dtype)), team)
@@ -142,10 +142,10 @@ def conv3d(
 
 
 def with_missing(
-    convolution: Convolution, reader: VolumeReader, policy: Missing, kernel: Kernel, mask: ArrayLike | None, many: bool
-) -> tuple[Convolution, VolumeReader]:
-    """A convolution and its input, made to do what `policy` asks for; `mask`: (D, H, W)."""
-    from conv3d_cli.normalized import WeighedReader, check_centre, check_mask, normalized
+    convolution: Convolution, header: VolumeHeader, policy: Missing, kernel: Kernel, mask: ArrayLike | None, many: bool
+) -> Convolution:
+    """A convolution made to do what `policy` asks for; `mask`: (D, H, W)."""
+    from conv3d_cli.normalized import check_centre, check_mask, normalized
 
     check_centre(policy, convolution.problem, kernel)
     weights = None
@@ -154,10 +154,8 @@ def with_missing(
         if array.ndim != 3 or array.dtype.kind not in "buif":
             raise ShapeError(f"the mask must be (D, H, W) of real numbers, received {array.ndim} axes of {array.dtype}")
         weights = ArrayReader(array, VolumeHeader(Axes("zyx", array.shape), array.dtype), "mask")
-        check_mask(weights, reader.header, policy.labels)
-    if policy.weighs:
-        reader = WeighedReader(reader, weights, policy, convolution.plan.dtype)
-    return normalized(convolution, policy, kernel, many), reader
+        check_mask(weights, header, policy.labels)
+    return normalized(convolution, policy, kernel, weights, many)
 
 
 def _axis_letters(rank: int, kernel: Kernel, data_format: str) -> str:

@@ -400,7 +400,7 @@ def _prepare(job: Job, reader: VolumeReader, mask: VolumeReader | None) -> Prepa
         )
         missing = job.missing if position == 0 else NOTHING
         if missing.concerns(problem.boundary):
-            convolution = _normalized(convolution, missing, kernel, len(parts) > 1, job)
+            convolution = _normalized(convolution, missing, kernel, mask, len(parts) > 1, job)
         stages.append(PreparedStage(stage, kernel, spec, problem, convolution, losses))
     sequential = (reader.sequential or len(stages) > 1) and not spool_input[-1]
     plans = [s.plan for s in stages]
@@ -415,11 +415,10 @@ def _prepare(job: Job, reader: VolumeReader, mask: VolumeReader | None) -> Prepa
             job.target, out_header, written, chunks=job.chunks, levels=job.levels, compression=job.compression
         ),
     )
-    in_dtype = plans[0].dtype if job.missing.weighs else header.dtype
     ceiling = UNLIMITED if job.on_cluster else job.max_memory
     cut = cut_job(
         plans,
-        in_dtype,
+        header.dtype,
         np.dtype(np.float32) if job.scale == "auto" else out_header.dtype,
         sequential,
         ceiling,
@@ -468,7 +467,9 @@ def _mean_kernel(kernel: Kernel, notes: list[str]) -> Kernel:
     return mean_kernel(kernel)
 
 
-def _normalized(convolution: Convolution, missing: Missing, kernel: Kernel, many: bool, job: Job) -> Convolution:
+def _normalized(
+    convolution: Convolution, missing: Missing, kernel: Kernel, mask: VolumeReader | None, many: bool, job: Job
+) -> Convolution:
     """The convolution with what `Missing` asks for.
 
     many : bool     whether it runs over several parts, which may share their coverage
@@ -476,7 +477,7 @@ def _normalized(convolution: Convolution, missing: Missing, kernel: Kernel, many
     from conv3d_cli.normalized import check_centre, normalized
 
     check_centre(missing, convolution.problem, kernel)
-    return normalized(convolution, missing, kernel, many, tells_coverage=job.coverage is not None)
+    return normalized(convolution, missing, kernel, mask, many, tells_coverage=job.coverage is not None)
 
 
 def plan_part(
@@ -722,8 +723,6 @@ def run_job(
             for position, spooled in enumerate(prepared.spool_input):
                 if spooled:
                     reader = stack.enter_context(spool_reader(reader))
-                if position == 0 and job.missing.weighs:
-                    reader = _weighed(reader, prepared)
                 if position < len(stages) - 1:
                     reader = LayerReader(reader, stages[position].convolution, team)
         writer = _writer(job, prepared.header)
@@ -782,12 +781,6 @@ def _writer(job: Job, header: VolumeHeader) -> VolumeWriter:
     if job.scale == "none":
         return create(header)
     return ScaledWriter(header, job.target, lambda scale: create(replace(header, scale=scale)))
-
-
-def _weighed(reader: VolumeReader, prepared: PreparedJob) -> VolumeReader:
-    from conv3d_cli.normalized import WeighedReader
-
-    return WeighedReader(reader, prepared.mask, prepared.job.missing, prepared.stages[0].plan.dtype)
 
 
 def _coverage_writer(job: Job, prepared: PreparedJob) -> VolumeWriter:

@@ -16,25 +16,31 @@ import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from functools import lru_cache
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from conv3d_cli.engine import make_plan
-from conv3d_cli.engine.normalize import divide, weigh
+from conv3d_cli.engine.normalize import WHOLE_ULPS, Division, Weighing, divide, label_extents, survey
+from conv3d_cli.engine.team import OneOf
 from conv3d_cli.errors import ShapeError
 from conv3d_cli.model.grid import UNITS, Grid
 from conv3d_cli.model.kernel import Kernel
 from conv3d_cli.model.missing import NOTHING, Missing
 from conv3d_cli.model.spec import AXIS_NAMES, Boundary, ConvProblem
 from conv3d_cli.model.volume import Array, VolumeHeader, VolumeReader
-from conv3d_cli.slabs import SlabInput
+from conv3d_cli.slabs import SlabInput, SlabSource
 from conv3d_cli.stream import Convolution
+from conv3d_cli.windows import EdgeCoverage, Part, boxes_around, sight, strips_of
 
 if TYPE_CHECKING:
     from conv3d_cli.engine import Plan, Team
 
+Positions = tuple[list[int], list[int], list[int]]
+
+BLOCK = (8, 16, 32)  # outputs of a block that is looked at
 KEPT_BYTES = 128 << 20  # of coverages, which are the same for every time point and channel under a mask
 MOST_LABELS = 1 << 16
 MASK_TOLERANCE = 0.01  # voxels that a mask's corner may lie from the volume's
@@ -81,124 +87,71 @@ def coverage_problem(problem: ConvProblem, channels: int) -> ConvProblem:
     return replace(problem, in_channels=channels, filters=channels, groups=channels, boundary=boundary)
 
 
-def coverage_kernel(kernel: Kernel, problem: ConvProblem, missing: Missing) -> Kernel:
-    """The kernel that the weights go through: the same, but under renormalize-depth what it weighs along depth alone.
-
-    Raises: ShapeError where that is not what means are divided by: voxels are missing, or outputs lie outside the volume.
-    """
-    if problem.boundary.mode != "renormalize-depth":
-        return kernel
-    if missing.weighs or missing.nan == "ignore":
+def check_edges(boundary: Boundary) -> None:
+    """That voxels may be missing beside what a boundary leaves out. Raises: ShapeError."""
+    if boundary.mode == "renormalize-depth":
         raise ShapeError(
             "boundary renormalize-depth is for volumes without missing voxels: take --boundary renormalize with a mask, "
             "--missing or --nan ignore"
         )
-    centre = [(k - 1) // 2 for k in kernel.size]
+
+
+def edge_coverage(problem: ConvProblem, kernel: Kernel) -> EdgeCoverage:
+    """What means hold where only voxels outside the volume are missing; under renormalize-depth, those outside along depth.
+
+    Raises: ShapeError for outputs outside the volume along the other axes.
+    """
+    if problem.boundary.mode != "renormalize-depth":
+        return EdgeCoverage(problem, kernel.weights)
     for axis in (1, 2):
-        if (
-            max(problem.pad_before[axis], problem.pad_after[axis])
-            > kernel.size[axis] // 2 * problem.dilation_rate[axis]
-        ):
+        reach = kernel.size[axis] // 2 * problem.dilation_rate[axis]
+        if max(problem.pad_before[axis], problem.pad_after[axis]) > reach:
             raise ShapeError(
                 "boundary renormalize-depth is for outputs inside the volume: take --padding same or valid"
             )
-    weights = np.zeros_like(kernel.weights)
-    weights[:, centre[1], centre[2]] = kernel.weights.sum(axis=(1, 2))
-    return replace(kernel, weights=weights)
+    return EdgeCoverage(problem, kernel.weights, axes=(0,))
 
 
 def normalized(
-    convolution: Convolution, missing: Missing, kernel: Kernel, many: bool = False, tells_coverage: bool = False
-) -> NormalizedConvolution:
+    convolution: Convolution, missing: Missing, kernel: Kernel, mask: VolumeReader | None = None, many: bool = False,
+    tells_coverage: bool = False,
+) -> NormalizedConvolution:  # fmt: skip
     """A plain convolution, made to do what `missing` asks for.
 
     kernel : Kernel     as it was planned: see `mean_kernel`
+    mask : VolumeReader or None     random access, checked by `check_mask`; stays the caller's to close
     many : bool         whether it runs over several parts of a volume, which may share their coverage
     """
     plan = convolution.plan
-    alike = missing.nan != "ignore" and missing.value is None  # for all channels and time points
-    coverage_plan = None
-    if missing.divides(plan.problem.boundary):
-        channels = 1 if alike and not missing.labels else plan.problem.in_channels
-        problem = coverage_problem(plan.problem, channels)
-        weights = coverage_kernel(kernel, plan.problem, missing).for_channels(channels)
-        try:
-            name = plan.algorithm.name
-            coverage_plan = make_plan(problem, weights, dtype=plan.dtype, threads=plan.threads, algorithm=name)
-        except ShapeError:  # an algorithm for several channels
-            coverage_plan = make_plan(problem, weights, dtype=plan.dtype, threads=plan.threads)
+    boundary = plan.problem.boundary
+    coverage_plan = edges = None
+    if missing.weighs or missing.nan == "ignore":
+        check_edges(boundary)
+        same = alike(missing) and not missing.labels
+        coverage_plan = _coverage_plan(plan, kernel, 1 if same else plan.problem.in_channels)
+        if plan.depth_step % coverage_plan.grain.depth:  # slabs begin where sums of all channels may
+            coverage_plan = _coverage_plan(plan, kernel, plan.problem.in_channels)
+    elif boundary.renormalizes:
+        edges = edge_coverage(plan.problem, kernel)
     return NormalizedConvolution(
         plan, convolution.is_layer, convolution.bias, convolution.activations, convolution.channels_first,
-        convolution.activity, missing=missing, coverage_plan=coverage_plan, keeps_coverage=alike and many,
-        tells_coverage=tells_coverage, per_channel=convolution.per_channel, magnitude=convolution.magnitude,
+        convolution.activity, missing=missing, mask=mask, coverage_plan=coverage_plan, edges=edges,
+        keeps_coverage=alike(missing) and missing.weighs and not missing.labels and many, tells_coverage=tells_coverage,
+        per_channel=convolution.per_channel, magnitude=convolution.magnitude,
     )  # fmt: skip
 
 
+def _coverage_plan(plan: Plan, kernel: Kernel, channels: int) -> Plan:
+    """The plan for weights of so many channels: the algorithm of the sums, if it takes them."""
+    problem, weights = coverage_problem(plan.problem, channels), kernel.for_channels(channels)
+    try:
+        return make_plan(problem, weights, dtype=plan.dtype, threads=plan.threads, algorithm=plan.algorithm.name)
+    except ShapeError:  # an algorithm for several channels
+        return make_plan(problem, weights, dtype=plan.dtype, threads=plan.threads)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
-# Reading voxels with their weights
-
-
-class WeighedReader(VolumeReader):
-    """A volume's voxels times their weights, the weights, and what else the means need, as further channels.
-
-    A block is (d, h, w, 2·c), or 3·c: products, weights, and under `mask_mode` keep the voxels themselves. Under `labels` it is
-    voxels, and labels in place of weights.
-
-    reader : VolumeReader           stays the caller's to close
-    mask : VolumeReader or None     random access, one channel, the same D, H, W
-    """
-
-    def __init__(self, reader: VolumeReader, mask: VolumeReader | None, missing: Missing, real: np.dtype[Any]) -> None:
-        self.reader, self.mask, self.missing, self.path = reader, mask, missing, reader.path
-        self.header = replace(reader.header, dtype=real, scale=(1.0, 0.0))
-        self.sequential, self.channels_together = reader.sequential, reader.channels_together
-        self.notes = reader.notes
-
-    def read(self, n: int, depth: slice, channels: slice) -> Array:
-        block = self.reader.read(n, depth, channels)
-        return self._weigh(block, None if self.mask is None else self.mask.read(0, depth, slice(0, 1)))
-
-    def _weigh(self, block: Array, mask: Array | None) -> Array:
-        missing, real = self.missing, self.header.dtype
-        slope, intercept = self.reader.header.scale
-        depth, height, width, channels = block.shape
-        # a plane's channels lie one after another, so that the engine packs rows of one kind
-        out = np.empty((depth, layers_of(missing), channels, height, width), real)
-        given = None
-        if mask is not None:
-            given = mask[..., 0].astype(real)
-            scale = self.mask.header.scale  # type: ignore[union-attr]
-            if scale != (1.0, 0.0):
-                given = given * real.type(scale[0]) + real.type(scale[1])
-        if missing.labels or missing.mask_mode == "keep":
-            values = block.astype(real)
-            if (slope, intercept) != (1.0, 0.0):
-                values = values * real.type(slope) + real.type(intercept)
-            out[:, 0 if missing.labels else 2] = values.transpose(0, 3, 1, 2)
-        if missing.labels:
-            assert given is not None
-            out[:, 1] = given[:, None]
-            if missing.value is not None:
-                out[:, 0][(block == missing.value).transpose(0, 3, 1, 2)] = np.nan
-        else:
-            weigh(
-                block, given, out[:, :2], scale=(slope, intercept), finite=missing.nan == "ignore", missing=missing.value
-            )  # fmt: skip
-        return out.reshape(depth, -1, height, width).transpose(0, 2, 3, 1)
-
-    def release(self, n: int, depth_stop: int) -> None:
-        self.reader.release(n, depth_stop)
-        if self.mask is not None:
-            self.mask.release(0, depth_stop)
-
-    def finish(self) -> None:
-        self.reader.finish()
-        self.notes = self.reader.notes
-
-
-def layers_of(missing: Missing) -> int:
-    """Kinds of channels in a block of a `WeighedReader`."""
-    return 3 if missing.mask_mode == "keep" and not missing.labels else 2
+# Masks
 
 
 def check_mask(mask: VolumeReader, header: VolumeHeader, labels: bool = False) -> None:
@@ -257,7 +210,9 @@ def _voxels_apart(grid: Grid, other: Grid, size: tuple[int, ...]) -> NDArray[np.
 class NormalizedConvolution(Convolution):
     """A convolution of voxels that may be missing; see `Missing`.
 
-    coverage_plan : Plan or None    of `coverage_problem`; None where no means are taken
+    mask : VolumeReader or None     random access, one channel, the same D, H, W; stays the caller's to close
+    coverage_plan : Plan or None    of `coverage_problem`; None where no means are taken, or `edges` tells the coverage
+    edges : EdgeCoverage or None    where nothing is missing but what is outside the volume
     keeps_coverage : bool           the same coverage serves every part: it depends on mask and place alone
     tells_coverage : bool           `coverage` is asked for after each slab
     """
@@ -265,16 +220,18 @@ class NormalizedConvolution(Convolution):
     takes_boxes = False
 
     missing: Missing = NOTHING
+    mask: VolumeReader | None = None
     coverage_plan: Plan | None = None
+    edges: EdgeCoverage | None = None
     keeps_coverage: bool = False
     tells_coverage: bool = False
     _bare: int = 0
     _told: Array | None = None
-    _kept: dict[Any, Array] = field(default_factory=dict)
+    _kept: dict[int, _Places] = field(default_factory=dict)
     _kept_bytes: int = 0
     # memory of the last slab: fresh pages cost more than the sums
     _spare: dict[str, Array] = field(default_factory=dict)
-    _lately: bool = False  # whether the last slab held a missing voxel: the next one is then not tried plainly
+    _lately: bool = False  # whether the last slab held a missing voxel: the next one is then looked at first
 
     @property
     def coverage(self) -> Array | None:
@@ -286,12 +243,27 @@ class NormalizedConvolution(Convolution):
 
     def held_bytes(self, planes: int) -> int:
         plan = self.plan
-        plane = math.prod(self.problem.in_size[1:]) * self.problem.in_channels * plan.dtype.itemsize
-        # read, joined and computed from: weights beside the voxels; sums and coverage of about as many planes
-        copies = 3 + ((layers_of(self.missing) - 1) * 4 + 1 if self.missing.weighs else 2)
-        kept = math.prod(self.problem.out_size) * plan.dtype.itemsize if self.keeps_coverage else 0
+        area, itemsize = math.prod(self.problem.in_size[1:]), plan.dtype.itemsize
+        # sums, what activations and labels need beside them, and coverage where it is told
+        held = planes * area * self.problem.in_channels * itemsize * (2 + self.missing.labels + self.tells_coverage)
+        if self.mask is not None:  # as stored and as weights, of the slab at hand and of the one that is read
+            held += planes * area * (self.mask.header.dtype.itemsize + 2 * itemsize)
+        kept = math.prod(self.problem.out_size) * itemsize if self.keeps_coverage else 0
         scratch = 0 if self.coverage_plan is None else self.coverage_plan.scratch_bytes
-        return super().held_bytes(planes) + planes * plane * copies + min(KEPT_BYTES, kept) + scratch
+        return super().held_bytes(planes) + held + min(KEPT_BYTES, kept) + scratch
+
+    def with_mask(self, slab: SlabInput, stop: int) -> SlabInput:
+        if self.mask is None:
+            return slab
+        source = SlabSource(self.mask, 0, slice(0, 1), self.problem)
+        found = source.read(slab.start, stop)
+        real = self.plan.dtype
+        weights = found.source[..., 0].astype(real)
+        scale = self.mask.header.scale
+        if scale != (1.0, 0.0):
+            weights = weights * real.type(scale[0]) + real.type(scale[1])
+        source.release(slab.start)
+        return replace(slab, mask=replace(found, source=weights[..., None]))
 
     def convolve(
         self,
@@ -304,78 +276,52 @@ class NormalizedConvolution(Convolution):
         around: tuple[tuple[int, int, int], tuple[slice, slice, slice]] | None = None,
     ) -> int:
         assert around is None, "means are computed in slabs"
-        missing, real = self.missing, self.plan.dtype
-        channels = self.problem.in_channels
+        missing, renormalizes = self.missing, self.problem.boundary.renormalizes
         self._told = None
-        if missing.labels:
-            return self._by_labels(slab, out, team, outputs, progress)
-        if missing.weighs:
-            if slab.source.shape[3] == channels:  # wholly outside: nothing was read
-                weights = np.zeros_like(slab.source)
-            else:
-                weights = slab.source[..., channels : 2 * channels]
-            values = slab.source[..., :channels]
-            return self._mean(slab, values, weights, out, team, outputs, progress)
-        renormalizes = self.problem.boundary.renormalizes
-        if not self._lately and not renormalizes:
-            noted: list[int] = []
+        weighing = self._weighing(slab)
+        noted: list[int] = []
+        tries = not (missing.weighs or renormalizes or self._lately)
+        if (self.coverage_plan is None and self.edges is None) or tries:
             before = self.activity_sum
-            clipped = self._plain(slab, out, team, scale, outputs, progress, noted=noted)
-            if not noted:
+            clipped = self._plain(slab, out, team, scale, outputs, progress, noted=noted, weighing=weighing)
+            if not noted or missing.nan == "zero":
                 return clipped
+            self._refuse(slab, scale)
             self.activity_sum, progress = before, None  # its voxels are counted
-        if missing.nan == "propagate":
-            ones = np.broadcast_to(np.ones(1, real), slab.source.shape)
-            return self._mean(slab, slab.source, ones, out, team, outputs, progress, scale)
-        depth, height, width, _ = slab.source.shape
-        both = self._memory("voxels", (depth, 2, channels, height, width))
-        lost = weigh(slab.source, None, both, scale=scale, finite=True, team=team)
-        self._lately = lost > 0
-        if lost and missing.nan == "error":
-            raise ShapeError(f"NaN or infinity among the voxels, {lost} of them here, and --nan error was asked for")
-        values, weights = (both[:, i].transpose(0, 2, 3, 1) for i in (0, 1))
-        if missing.nan == "zero" and renormalizes:  # a zero is a voxel
-            ones = np.broadcast_to(np.ones(1, real), values.shape)
-            return self._mean(slab, values, ones, out, team, outputs, progress)
-        if missing.nan == "zero":
-            return self._plain(replace(slab, source=values), out, team, (1.0, 0.0), outputs, progress)
-        if not lost and not renormalizes:
-            return self._plain(slab, out, team, scale, outputs, progress)
-        return self._mean(slab, values, weights, out, team, outputs, progress)
+        size = (*out.shape[:3], self.problem.filters)
+        in_place = out.dtype == self.plan.dtype and out.shape == size and not self.on_slabs
+        work = _Work(slab, out if in_place else self._memory("sums", size), team, scale, weighing)
+        if missing.labels:
+            self._by_labels(work)
+        elif self.edges is not None:
+            self._sum(work, whole_of(size), team, noted=noted)
+            if noted:
+                self._refuse(slab, scale)
+            self._divide_edges(work, self.edges)
+        else:
+            summed = tries and in_place and self.bias is None and not self._in_tiles
+            self._mean(work, summed)
+        if progress is not None:
+            progress(out.size)
+        return self._end(work, out, outputs)
 
-    def _mean(
-        self, slab: SlabInput, values: Array, weights: Array, out: Array, team: Team, outputs: slice,
-        progress: Callable[[int], None] | None, scale: tuple[float, float] = (1.0, 0.0),
-    ) -> int:  # fmt: skip
-        """Fill `out` with means of values that are multiplied by their weights."""
-        missing = self.missing
-        inside = None
-        if missing.mask is not None and missing.mask_mode != "extend":
-            inside = self._at_centre(slab, weights, out.shape) > 0
-            if missing.mask_mode == "clip" and not self.tells_coverage and not inside.any():
-                if progress is not None:
-                    progress(out.size)
-                return self._finish(np.zeros((*out.shape[:3], self.problem.filters), self.plan.dtype), out, team)
-        coverage = self._coverage(slab, weights, out.shape, team)
-        sums = self._memory("sums", (*out.shape[:3], self.problem.filters))
-        self.plan.convolve_slab(
-            values,
-            sums,
-            slab.planes,
-            team,
-            rows=slab.rows,
-            columns=slab.columns,
-            scale=scale,
-            progress=progress,
-        )
-        fill = 0.0 if missing.mask is not None else math.nan
-        self._bare += divide(sums, coverage, missing.min_coverage, fill, team)
-        if self.tells_coverage:
-            self._told = coverage
-        self._activated(sums, outputs)
-        if inside is not None:
-            self._put_outside(slab, inside, sums)
-        return self._finish(sums, out, team)
+    def _refuse(self, slab: SlabInput, scale: tuple[float, float]) -> None:
+        """Raises: ShapeError if NaN are errors and there are some."""
+        if self.missing.nan == "error":
+            lost = int((~np.isfinite(slab.source * scale[0] + scale[1])).sum())
+            raise ShapeError(f"NaN or infinity among the voxels, {lost} of them here, and --nan error was asked for")
+
+    def _weighing(self, slab: SlabInput) -> Weighing:
+        """The weights of a slab's voxels."""
+        finite = self.missing.nan != "propagate"
+        if slab.mask is None:
+            return Weighing(finite=finite, missing=self.missing.value)
+        return Weighing(slab.mask.source[..., 0], self._positions(slab.mask), None, finite, self.missing.value)
+
+    def _positions(self, slab: SlabInput) -> Positions:
+        """For every position of the taps along depth, height and width, its place in what was read."""
+        rows, columns = whole_planes(self.problem)
+        return slab.planes, rows if slab.rows is None else slab.rows, columns if slab.columns is None else slab.columns
 
     def _memory(self, name: str, shape: tuple[int, ...]) -> Array:
         """An array to fill, in the memory that the last one of this name had."""
@@ -384,48 +330,218 @@ class NormalizedConvolution(Convolution):
             self._spare[name] = np.empty(count, self.plan.dtype)
         return self._spare[name][:count].reshape(shape)
 
-    def _activated(self, sums: Array, outputs: slice) -> None:
-        """Bias and activations, in place, which a plain convolution has in its tiles."""
-        if self.bias is not None:
-            sums += self.bias[outputs]
-        if self._in_tiles:
-            self._activate(sums)
+    # -- the two sums
 
-    def _coverage(self, slab: SlabInput, weights: Array, shape: tuple[int, ...], team: Team) -> Array:
-        """Weight that the means of a slab hold, as part of the kernel's."""
+    def _sum(
+        self, work: _Work, part: Part, team: Team, out: Array | None = None, noted: list[int] | None = None
+    ) -> int:
+        """The products of a part of a slab, summed into its place, or into `out`."""
+        planes, rows, columns = _cut(self._positions(work.slab), self.problem, part)
+        self.plan.convolve_slab(
+            work.slab.source, work.sums[_slices(part)] if out is None else out, planes, team, rows=rows, columns=columns,
+            scale=work.scale, noted=noted, weighing=_cut_weighing(work.weighing, self.problem, part),
+        )  # fmt: skip
+        return 0
+
+    def _divide(self, work: _Work, part: Part, team: Team, division: Division, sums: Array | None = None) -> int:
+        """Coverage of a part of a slab, by which its sums, or those in `sums`, are divided: how many means are none."""
         plan = self.coverage_plan
         assert plan is not None
-        key = (slab.start, tuple(slab.planes), None if slab.rows is None else tuple(slab.rows))
-        if self.keeps_coverage and key in self._kept:
-            return self._kept[key]
-        size = (*shape[:3], plan.problem.filters)
-        lasting = self.keeps_coverage or self.tells_coverage
-        coverage = np.empty(size, plan.dtype) if lasting else self._memory("coverage", size)
-        self._sum_weights(slab, weights[..., : plan.problem.in_channels], coverage, team)
-        if self.keeps_coverage and self._kept_bytes + coverage.nbytes <= KEPT_BYTES:
-            self._kept[key] = coverage
-            self._kept_bytes += coverage.nbytes
-        return coverage
+        weighing: Weighing | None = _cut_weighing(work.weighing, self.problem, part)._replace(weights=True)
+        source, scale = work.slab.source[..., : plan.problem.in_channels], work.scale
+        planes, rows, columns = _cut(self._positions(work.slab), self.problem, part)
+        if self._by_mask_alone and work.slab.mask is not None:  # then the mask is all that need be read
+            planes, rows, columns = _cut(self._positions(work.slab.mask), self.problem, part)
+            source, scale, weighing = work.slab.mask.source, (1.0, 0.0), None
+        return plan.convolve_slab(
+            source, work.sums[_slices(part)] if sums is None else sums, planes, team, rows=rows, columns=columns, scale=scale,
+            weighing=weighing, division=division,
+        )  # fmt: skip
 
-    def _sum_weights(self, slab: SlabInput, weights: Array, coverage: Array, team: Team) -> None:
+    @property
+    def _by_mask_alone(self) -> bool:
+        """Whether weights are the mask's, whatever the voxels."""
+        return self.mask is not None and not self.missing.labels and alike(self.missing)
+
+    # -- means
+
+    def _mean(self, work: _Work, summed: bool) -> None:
+        """Sums of a slab, divided where their windows lack something; summed: they stand there already."""
+        missing, (depth, height, width, channels) = self.missing, work.sums.shape
+        size = depth, height, width
+        places = self._places(work)
+        self._lately = bool(places.divided)
+        fill = 0.0 if self.mask is not None else math.nan
+        if not summed:
+            self._on_parts(
+                work, places.summed, lambda number, team: self._sum(work, places.summed[number], team), [self.plan]
+            )
         assert self.coverage_plan is not None
-        self.coverage_plan.convolve_slab(weights, coverage, slab.planes, team, rows=slab.rows, columns=slab.columns)
-
-    def _put_outside(self, slab: SlabInput, inside: Array, sums: Array) -> None:
-        """What the mask mode says, where the voxel under the kernel's centre is outside the mask."""
-        if self.missing.mask_mode == "clip":
-            np.copyto(sums, 0, where=~inside)
+        coverage = places.coverage
+        if self.keeps_coverage and coverage is not None:
+            bare = sum(
+                divide(work.sums[p], coverage[p], missing.min_coverage, fill, work.team)
+                for p in map(_slices, places.divided)
+            )
         else:
-            last = slab.source.shape[3] - self.problem.in_channels
-            np.copyto(sums, self._at_centre(slab, slab.source[..., last:], sums.shape), where=~inside)
+            if self.tells_coverage or self.keeps_coverage:
+                coverage = np.ones((*size, self.coverage_plan.problem.filters), self.plan.dtype)
+
+            def one(number: int, team: Team) -> int:
+                part = places.divided[number]
+                told = None if coverage is None else coverage[_slices(part)]
+                return self._divide(work, part, team, Division(missing.min_coverage, fill, told))
+
+            bare = self._on_parts(work, places.divided, one, [self.coverage_plan])
+            if coverage is not None:
+                for strip in strips_of(places.void, places.block, size):
+                    coverage[strip] = 0
+            if self.keeps_coverage and coverage is not None and self._kept_bytes + coverage.nbytes <= KEPT_BYTES:
+                self._kept[work.slab.start] = places._replace(coverage=coverage)
+                self._kept_bytes += coverage.nbytes
+        for strip in strips_of(places.void, places.block, size):
+            work.sums[strip] = fill
+        self._bare += bare + places.void_voxels * channels
+        self._told = coverage if self.tells_coverage else None
+
+    def _places(self, work: _Work) -> _Places:
+        """Where a slab's sums and coverage must be computed."""
+        kept = self._kept.get(work.slab.start)
+        if kept is not None:
+            return kept
+        slab, weighing, problem, coverage_plan = work.slab, work.weighing, self.problem, self.coverage_plan
+        assert coverage_plan is not None
+        depth, height, width, _ = work.sums.shape
+        size = depth, height, width
+        block = block_of(size, self.plan, coverage_plan)
+        lacking = holding = inside = np.zeros((), bool)
+        if slab.mask is not None:
+            found = survey(slab.mask.source, None, (1.0, 0.0), self.plan.dtype, work.team)
+            lacking, holding, inside = sight(found, problem, self._positions(slab.mask), size, block)
+        if slab.mask is None or not self._by_mask_alone:
+            found = survey(slab.source, weighing, work.scale, self.plan.dtype, work.team)
+            seen = sight(found, problem, self._positions(slab), size, block)
+            lacking = lacking | seen.lacking
+            holding = seen.holding if slab.mask is None else holding & seen.holding
+        wanted = holding
+        if slab.mask is not None and self.missing.mask_mode == "clip" and not self.tells_coverage:
+            wanted = wanted & inside  # outside it stands 0, whatever the mean
+        halo = tuple(-(-(e - s) // s) for e, s in zip(problem.extent, problem.strides, strict=True))
+        summed, divided = (boxes_around(flags, block, size, halo) for flags in (wanted, wanted & lacking))  # type: ignore[arg-type]
+        void = np.ones(size, bool) if slab.mask is None and not wanted.all() else None
+        voids = 0
+        if void is not None:
+            for part in divided:
+                void[_slices(part)] = False  # what is bare there is counted in the division
+            voids = sum(int(void[strip].sum()) for strip in strips_of(~wanted, block, size))
+        return _Places(block, summed, divided, ~wanted, voids)
+
+    def _on_parts(self, work: _Work, parts: list[Part], run: Callable[[int, Team], int], plans: list[Plan]) -> int:
+        """Run over parts of a slab by number, large ones by the whole team, others side by side; the sum of what it returns."""
+        team = work.team
+        by_size = sorted(range(len(parts)), key=lambda number: -voxels_of(parts[number]))
+        whole = math.prod(work.sums.shape[:3])
+        large = [number for number in by_size if voxels_of(parts[number]) * 4 * team.threads > whole]
+        small = by_size[len(large) :]
+        counts = [run(number, team) for number in large]
+        for plan in plans if small else []:
+            plan.make_ready(team.workers(len(small)))
+        team.run(len(small), lambda worker, task: counts.append(run(small[task], OneOf(worker))))
+        return sum(counts)
+
+    def _divide_edges(self, work: _Work, edges: EdgeCoverage) -> None:
+        """Divide by what is inside the volume, which outputs near its edges have less of."""
+        missing, real = self.missing, self.plan.dtype
+        depth, height, width, _ = work.sums.shape
+        first = work.slab.start
+        part: Part = ((first, first + depth), (0, height), (0, width))
+        if self.tells_coverage:
+            near = WHOLE_ULPS * float(np.finfo(real).eps)
+            told = edges.at(part, real)
+            self._told = np.where(abs(told - 1) <= near, real.type(1), told)
+        for (planes, rows, columns), own in edges.edges(part):
+            sums = work.sums[planes[0] - first : planes[1] - first, slice(*rows), slice(*columns)]
+            coverage = np.broadcast_to(edges.at(own, real), (*sums.shape[:3], 1))
+            self._bare += divide(sums, coverage, missing.min_coverage, math.nan, work.team)
+
+    # -- labels
+
+    def _by_labels(self, work: _Work) -> None:
+        """Means over the voxels of a voxel's own region: each region's in the box that it lies in."""
+        slab, sums, missing, real = work.slab, work.sums, self.missing, self.plan.dtype
+        assert slab.mask is not None
+        assert self.coverage_plan is not None
+        depth, height, width, _ = sums.shape
+        size = depth, height, width
+        own = np.ascontiguousarray(self._at_centre(slab.mask, slab.mask.source, size)[..., 0])
+        extents = label_extents(own, int(own.max(initial=0)) + 1)
+        grain = common_grain(self.plan, self.coverage_plan)
+        coverage = np.zeros(sums.shape, real) if self.tells_coverage else None
+        sums.fill(0)
+        labels = [label for label in range(1, len(extents)) if extents[label, 0, 1] >= 0]
+        boxes = [_whole_grains(extents[label], grain, size) for label in labels]
+
+        def one(number: int, team: Team) -> int:
+            label, part = labels[number], boxes[number]
+            place = _slices(part)
+            shape = (*(b - a for a, b in part), sums.shape[3])
+            mine = own[place] == label
+            means = self._memory(f"means {team.worker if isinstance(team, OneOf) else 'of all'}", shape)
+            told = None if coverage is None else np.empty(shape, real)
+            regional = work._replace(weighing=work.weighing._replace(label=float(label)))
+            self._sum(regional, part, team, out=means)
+            self._divide(regional, part, team, Division(missing.min_coverage, 0.0, told), sums=means)
+            np.copyto(sums[place], means, where=mine[..., None])
+            if coverage is not None and told is not None:
+                np.copyto(coverage[place], told, where=mine[..., None])
+            return 0
+
+        self._on_parts(work, boxes, one, [self.plan, self.coverage_plan])
+        self._told = coverage
+
+    # -- what comes after
+
+    def _end(self, work: _Work, out: Array, outputs: slice) -> int:
+        """Bias, activations, what stands outside a mask, and the store: how many voxels the output's dtype could not hold."""
+        slab, sums = work.slab, work.sums
+        mask_mode = None if slab.mask is None or self.missing.mask_mode == "extend" else self.missing.mask_mode
+        if self.missing.labels:
+            mask_mode = "keep" if self.missing.mask_mode == "keep" else "clip"
+        inside = voxels = None
+        if slab.mask is not None and mask_mode is not None:
+            inside = self._at_centre(slab.mask, slab.mask.source, sums.shape)
+            voxels = self._at_centre(slab, slab.source, sums.shape) if mask_mode == "keep" else None
+        stores = sums is not out and not self.on_slabs
+        clipped = np.zeros(len(sums), np.int64)
+
+        def end(_: int, plane: int) -> None:
+            part = sums[plane : plane + 1]
+            if self.bias is not None:
+                part += self.bias[outputs]
+            if self._in_tiles:
+                self._activate(part)
+            if inside is not None:
+                beside = inside[plane : plane + 1] <= 0
+                if voxels is None:
+                    np.copyto(part, 0, where=beside)
+                elif beside.any():
+                    values = voxels[plane : plane + 1].astype(part.dtype)
+                    if work.scale != (1.0, 0.0):
+                        values = values * part.dtype.type(work.scale[0]) + part.dtype.type(work.scale[1])
+                    np.copyto(part, values, where=beside)
+            if stores:
+                clipped[plane] = self.plan.store(part, out[plane : plane + 1])
+
+        if stores or inside is not None or self.bias is not None or self._in_tiles:
+            if stores:
+                self.plan.loops(work.slab.source.dtype, out.dtype)  # ready before workers ask for them
+            work.team.run(len(sums), end)
+        return int(clipped.sum()) if sums is out or stores else self._finish(sums, out, work.team)
 
     def _at_centre(self, slab: SlabInput, voxels: Array, shape: tuple[int, ...]) -> Array:
         """Voxels (d, h, w, c) under the kernel's centre for each output; 0 outside the volume."""
         problem = self.problem
-        whole = [slab.planes, slab.rows, slab.columns]
-        for axis, indices in enumerate(whole):
-            if indices is None:
-                indices = problem.source_indices(axis, 0, problem.out_size[axis])
+        for axis, indices in enumerate(self._positions(slab)):
             first = round(problem.centre[axis] * problem.dilation_rate[axis])
             places = np.array(indices[first :: problem.strides[axis]][: shape[axis]])
             if len(places) > 1 and (np.diff(places) == 1).all() and places[0] >= 0:
@@ -436,43 +552,92 @@ class NormalizedConvolution(Convolution):
             voxels = taken
         return voxels
 
-    def _by_labels(
-        self, slab: SlabInput, out: Array, team: Team, outputs: slice, progress: Callable[[int], None] | None
-    ) -> int:
-        """Means over the voxels of a voxel's own region, one region after another."""
-        real, problem, missing = self.plan.dtype, self.problem, self.missing
-        channels = problem.in_channels
-        sums = np.zeros((*out.shape[:3], problem.filters), real)
-        covered = np.zeros_like(sums)
-        if slab.source.shape[3] > channels:
-            values, labels = slab.source[..., :channels], slab.source[..., channels]
-            own = self._at_centre(slab, labels[..., None], out.shape)[..., 0].astype(np.int64)
-            for label in np.flatnonzero(np.bincount(own.ravel())).tolist():
-                if label == 0:
-                    continue
-                mine = (labels == label).astype(real)
-                both = self._memory("voxels", (len(values), 2, channels, *values.shape[1:3]))
-                weigh(
-                    values,
-                    mine,
-                    both,
-                    finite=missing.nan == "ignore" or missing.value is not None,
-                    team=team,
-                )
-                products, weights = (both[:, i].transpose(0, 2, 3, 1) for i in (0, 1))
-                part, coverage = np.empty_like(sums), np.empty_like(sums)
-                self.plan.convolve_slab(products, part, slab.planes, team, rows=slab.rows, columns=slab.columns)
-                self._sum_weights(slab, weights, coverage, team)
-                self._bare += divide(part, coverage, missing.min_coverage, 0.0, team)
-                here = (own == label)[..., None]
-                np.copyto(sums, part, where=here)
-                np.copyto(covered, coverage, where=here)
-            self._activated(sums, outputs)
-            np.copyto(sums, 0, where=(own == 0)[..., None])
-            if missing.mask_mode == "keep":
-                np.copyto(sums, self._at_centre(slab, values, out.shape), where=(own == 0)[..., None])
-        if self.tells_coverage:
-            self._told = covered
-        if progress is not None:
-            progress(sums.size)
-        return self._finish(sums, out, team)
+
+class _Work(NamedTuple):
+    """A slab being computed: its input, the sums of its outputs (d, h, w, c), and how its voxels are weighed."""
+
+    slab: SlabInput
+    sums: Array
+    team: Team
+    scale: tuple[float, float]
+    weighing: Weighing
+
+
+class _Places(NamedTuple):
+    """Parts of a slab: where sums are needed, and where they are divided; blocks that neither reaches, and what is known of them.
+
+    block : outputs of a block, by which `void` is flagged
+    void_voxels : that are bare and not counted in a division
+    coverage : (d, h, w, c) or None     of the whole slab
+    """
+
+    block: tuple[int, int, int]
+    summed: list[Part]
+    divided: list[Part]
+    void: NDArray[np.bool_]
+    void_voxels: int
+    coverage: Array | None = None
+
+
+def alike(missing: Missing) -> bool:
+    """Whether the weights are the same for all channels and time points."""
+    return missing.nan != "ignore" and missing.value is None
+
+
+def whole_of(size: tuple[int, ...]) -> Part:
+    """All outputs of a slab (d, h, w, ...)."""
+    return (0, size[0]), (0, size[1]), (0, size[2])
+
+
+def voxels_of(part: Part) -> int:
+    """How many outputs a part holds."""
+    return math.prod(b - a for a, b in part)
+
+
+def common_grain(*plans: Plan) -> tuple[int, int, int]:
+    """What parts begin and end at multiples of, so that each plan gives them the bits of the whole volume."""
+    depth, height, width = (math.lcm(*sizes) for sizes in zip(*(plan.grain for plan in plans), strict=True))
+    return depth, height, width
+
+
+def block_of(size: tuple[int, ...], *plans: Plan) -> tuple[int, int, int]:
+    """Outputs of the blocks that are looked at: what plans compute together, or small ones."""
+    grain = common_grain(*plans)
+    depth, height, width = (g if g > 1 else min(b, n) for g, b, n in zip(grain, BLOCK, size, strict=False))
+    return depth, height, width
+
+
+def _whole_grains(extent: NDArray[np.int64], grain: tuple[int, int, int], size: tuple[int, ...]) -> Part:
+    """The part that holds outputs from first to last along each axis."""
+    depth, height, width = (
+        (int(first) // g * g, min((int(last) // g + 1) * g, n))
+        for (first, last), g, n in zip(extent, grain, size, strict=True)
+    )
+    return depth, height, width
+
+
+def _slices(part: Part) -> tuple[slice, slice, slice]:
+    depth, height, width = (slice(*span) for span in part)
+    return depth, height, width
+
+
+def _cut(positions: Positions, problem: ConvProblem, part: Part) -> Positions:
+    """The positions that a part of the outputs reads."""
+    planes, rows, columns = (
+        indices[a * stride : (b - 1) * stride + extent]
+        for indices, (a, b), stride, extent in zip(positions, part, problem.strides, problem.extent, strict=True)
+    )
+    return planes, rows, columns
+
+
+def _cut_weighing(weighing: Weighing, problem: ConvProblem, part: Part) -> Weighing:
+    if weighing.mask is None:
+        return weighing
+    return weighing._replace(positions=_cut(weighing.positions, problem, part))
+
+
+@lru_cache(maxsize=4)
+def whole_planes(problem: ConvProblem) -> tuple[list[int], list[int]]:
+    """For every position of the taps along height and width, its row and column."""
+    rows, columns = (problem.source_indices(axis, 0, problem.out_size[axis]) for axis in (1, 2))
+    return rows, columns

@@ -48,6 +48,7 @@ class SlabInput:
 
     rows, columns : list or None    the same for every height and width position of a box; None: whole planes
     start : int             the first output plane
+    mask : SlabInput or None        the same of a mask's weights, (planes, rows, W, 1) of the arithmetic's dtype
     """
 
     source: Array
@@ -55,6 +56,7 @@ class SlabInput:
     rows: list[int] | None = None
     columns: list[int] | None = None
     start: int = 0
+    mask: SlabInput | None = None
 
 
 class SlabSource:

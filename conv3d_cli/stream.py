@@ -28,6 +28,7 @@ from conv3d_cli.slabs import SlabInput, SlabSource
 
 if TYPE_CHECKING:
     from conv3d_cli.engine import Plan, Team
+    from conv3d_cli.engine.normalize import Weighing
     from conv3d_cli.layer.activations import Activation
 
 Penalty = Callable[[Array], float]
@@ -81,6 +82,10 @@ class Convolution:
         problem = self.problem
         made = min(planes // problem.strides[0] + 1, problem.out_size[0])
         return made * math.prod(problem.out_size[1:]) * problem.filters * self.plan.dtype.itemsize
+
+    def with_mask(self, slab: SlabInput, stop: int) -> SlabInput:
+        """The input of output planes up to `stop`, with a mask's beside it if there is one; called where slabs are read."""
+        return slab
 
     def __post_init__(self) -> None:
         if self.bias is not None:
@@ -140,8 +145,9 @@ class Convolution:
         self, slab: SlabInput, out: Array, team: Team, scale: tuple[float, float], outputs: slice,
         progress: Callable[[int], None] | None = None,
         around: tuple[tuple[int, int, int], tuple[slice, slice, slice]] | None = None, noted: list[int] | None = None,
+        weighing: Weighing | None = None,
     ) -> int:  # fmt: skip
-        """See `convolve`; noted: see `Plan.convolve_slab`."""
+        """See `convolve`; noted, weighing: see `Plan.convolve_slab`."""
         bias = None if self.bias is None else self.bias[outputs]
         whole = self.on_slabs or around is not None
         size = out.shape[:3] if around is None else around[0]
@@ -153,7 +159,7 @@ class Convolution:
         clipped = self.plan.convolve_slab(
             slab.source, sums, slab.planes, team, rows=slab.rows, columns=slab.columns,
             scale=scale, bias=bias, activation=self._activate if self._in_tiles else None, progress=progress,
-            noted=noted,
+            noted=noted, weighing=weighing,
         )  # fmt: skip
         if not whole:
             return clipped
@@ -310,7 +316,7 @@ def stream(
         part, start, stop = steps[step]
         if part not in sources:
             sources[part] = SlabSource(reader, *passage.parts[part], convolution.problem)
-        return sources[part].read(start, stop)
+        return convolution.with_mask(sources[part].read(start, stop), stop)
 
     def compute(step: int, slab: SlabInput) -> Callable[[], None]:
         part, start, stop = steps[step]

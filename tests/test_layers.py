@@ -36,7 +36,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "comparison": {*NOUNS, "formats"},
     "stream": {*NOUNS, "layer", "engine", "slabs"},
     "ceiling": {*NOUNS, "boxes", "engine", "slabs", "stream"},
-    "normalized": {*NOUNS, "engine", "slabs", "stream"},
+    "windows": {*NOUNS, "engine"},
+    "normalized": {*NOUNS, "engine", "slabs", "stream", "windows"},
     "boxes": {*NOUNS, "engine", "slabs", "stream"},
     "fitting": {*NOUNS, "formats", "kernels"},
     "job": {

@@ -1,9 +1,9 @@
-"""Voxels with weights, and sums divided by the weight they hold: what a normalised convolution needs beside two plans."""
+"""What a normalised convolution asks of the engine beside two plans: weights, a division, and a look at where weights are."""
 
 from __future__ import annotations
 
 from collections import namedtuple
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,106 +11,182 @@ from numpy.typing import NDArray
 from conv3d_cli.engine.machine_code import load, machine_code
 from conv3d_cli.engine.step import new_step, set_fields
 from conv3d_cli.engine.team import Team
+from conv3d_cli.engine.views import flat_view, is_flattenable
 
 # What the loops are told, as int64 `parameters`. Addresses; steps in elements; counts.
-W: Any = namedtuple(
-    "W", "source source_row source_column mask mask_row mask_column products weights height width finite compare lost"
-)
-D: Any = namedtuple("D", "sums coverage voxels channels bare")
+S: Any = namedtuple("S", "source source_row source_column found height width blocks")
+E: Any = namedtuple("E", "labels labels_row found height width plane")
 # Their places: Numba takes the members of a namedtuple as constants.
-WEIGH_AT, DIVIDE_AT = W(*range(len(W._fields))), D(*range(len(D._fields)))
+SURVEY_AT, EXTENTS_AT = S(*range(len(S._fields))), E(*range(len(E._fields)))
 
-# The weight of a voxel that is missing within a mask: nothing beside any other, and yet above 0, as outside it none is.
-WITHIN = 1e-30
 # A coverage this near to 1, in units of the last place, is whole: what rounding makes of a sum of all weights. Sums are then
 # left as they are, so that a voxel far from anything missing has the bits of the plain convolution.
 WHOLE_ULPS = 32
+# What a survey tells of a block of voxels: some weight in it is not 1; some is above 0; the mask is, somewhere.
+LACKING, HOLDING, INSIDE = 1, 2, 4
+BLOCK_ROWS, BLOCK_COLUMNS = 8, 16  # of a survey
 
 
-def weigh(
-    block: NDArray[Any],
-    mask: NDArray[Any] | None,
-    out: NDArray[Any],
-    *,
-    scale: tuple[float, float] = (1.0, 0.0),
-    finite: bool = False,
-    missing: float | None = None,
-    team: Team | None = None,
-) -> int:
-    """Values times weights, and the weights, of a block of voxels: how many voxels have another weight than 1.
+class Weighing(NamedTuple):
+    """The weights of a source's voxels: the mask's, and 0 where a voxel is missing.
 
-    block : (d, h, w, c)        any real dtype and strides
-    mask : (d, h, w) or None    weights of the arithmetic's dtype, at least 0; None: all 1
-    out : (d, 2, c, h, w)       of the arithmetic's dtype: the products, then the weights; 0 and `WITHIN` where a voxel is missing
-    scale : (slope, intercept)  of the values
-    finite : bool               NaN and infinity are missing
-    missing : float or None     the stored value that is missing
+    mask : (planes, rows, columns) or None  of the arithmetic's dtype, at least 0, rows contiguous; None: all 1
+    positions : lists                   for every position of the taps along depth, height and width its place in the mask
+    label : float or None               the mask's number that weighs 1, where all others weigh 0
+    finite : bool                       NaN and infinity are missing
+    missing : float or None             a stored value that is missing
+    weights : bool                      the weights themselves are convolved, not the products
     """
-    real = out.dtype
-    depth, height, width, channels = block.shape
-    if block.dtype == bool:
-        block = block.view(np.uint8)
-    if not block.dtype.isnative or (block.dtype.kind == "f" and block.dtype.itemsize == 2):
-        block = block.astype(real)
-    one = np.ones(1, real)
-    code = machine_code("normalize", "weigh", block.dtype.name, real.name)
-    load([code])
-    lost = np.zeros((depth, channels), np.int64)
-    itemsize = block.itemsize
 
-    def run(_: int, task: int) -> None:
-        plane, channel = divmod(task, channels)
-        given = one if mask is None else mask[plane]
-        row_step, column_step = (0, 0) if mask is None else (s // real.itemsize for s in given.strides)
-        part = block[plane, ..., channel]
+    mask: NDArray[Any] | None = None
+    positions: tuple[list[int], list[int], list[int]] = ([], [], [])
+    label: float | None = None
+    finite: bool = False
+    missing: float | None = None
+    weights: bool = False
+
+    def is_idle(self, source: np.dtype[Any], scale: tuple[float, float]) -> bool:
+        """Whether all voxels of a dtype weigh 1, and are themselves what is convolved."""
+        finite = source.kind != "f" and scale == (1.0, 0.0)
+        alone = self.mask is None and not self.weights
+        return alone and (finite or not self.finite) and _held(self.missing, source) is None
+
+    def fields(self, source: np.dtype[Any]) -> dict[str, Any]:
+        """For a step record; `source`: dtype of what is stored."""
+        missing = _held(self.missing, source)
+        return {
+            "packs_weights": self.weights, "labelled": self.label is not None,
+            "label": 0.0 if self.label is None else self.label, "finite": self.finite,
+            "compare": missing is not None, "missing": 0.0 if missing is None else missing,
+            "mask": 0 if self.mask is None else self.mask.ctypes.data,
+        }  # fmt: skip
+
+
+class Division(NamedTuple):
+    """What is done with coverage in place of storing it: the sums in `out` are divided by it.
+
+    least : float       the coverage below which `fill` stands in place of a mean
+    coverage : (d, h, w, c) or None     takes it, of the sums' dtype
+    """
+
+    least: float
+    fill: float
+    coverage: NDArray[Any] | None = None
+
+    def fields(self, real: np.dtype[Any], repeat: int) -> dict[str, Any]:
+        """For a step record; `repeat`: channels of sums for one of coverage."""
+        told = self.coverage
+        steps = (0, 0, 0) if told is None else [stride // real.itemsize for stride in told.strides[:3]]
+        assert told is None or told.shape[3] == 1 or told.strides[3] == real.itemsize, told.strides
+        return {
+            "near": WHOLE_ULPS * float(np.finfo(real).eps), "least": self.least, "void": self.fill, "repeat": repeat,
+            "coverage": 0 if told is None else told.ctypes.data,
+            "coverage_plane_step": steps[0], "coverage_row_step": steps[1], "coverage_column_step": steps[2],
+        }  # fmt: skip
+
+
+def _held(missing: float | None, source: np.dtype[Any]) -> float | None:
+    """The missing value, if voxels of that dtype can have it."""
+    if missing is None:
+        return None
+    if source.kind == "f":
+        with np.errstate(over="ignore"):
+            return missing if float(source.type(missing)) == missing else None
+    limits = np.iinfo(np.uint8 if source.kind == "b" else source)
+    return missing if missing.is_integer() and limits.min <= missing <= limits.max else None
+
+
+def divide(sums: NDArray[Any], coverage: NDArray[Any], least: float, fill: float, team: Team) -> int:
+    """Divide sums by their coverage in place, as a `Division` does it: how many means had too little of it.
+
+    sums : (d, h, w, c)
+    coverage : (d, h, w, c), or (d, h, w, 1) for all channels; of the same dtype; any strides, 0 included
+    """
+    real = sums.dtype
+    code = machine_code("normalize", "divide", real.name)
+    load([code])
+    depth, height, width, channels = sums.shape
+    bare = np.zeros(depth, np.int64)
+    own = coverage.shape[3]
+    steps = [stride // real.itemsize for stride in sums.strides]
+    parts = [stride // real.itemsize for stride in coverage.strides]
+    common = {
+        "filters": own, "step_planes": 1, "block_rows": height, "width": width, "acc_row_step": parts[1],
+        "acc_column_step": parts[2], "acc_filter_step": parts[3], "out_row_step": steps[1], "out_column_step": steps[2],
+        "out_filter_step": steps[3], **Division(least, fill).fields(real, channels // own),
+    }  # fmt: skip
+
+    def run(_: int, plane: int) -> None:
+        step = new_step()
+        set_fields(
+            step, accumulator=coverage[plane].ctypes.data, out=sums[plane].ctypes.data, clipped=bare[plane:].ctypes.data, **common
+        )  # fmt: skip
+        code(step.ctypes.data)
+
+    if sums.size:
+        team.run(depth, run)
+    return int(bare.sum())
+
+
+def survey(
+    source: NDArray[Any], weighing: Weighing | None, scale: tuple[float, float], real: np.dtype[Any], team: Team
+) -> NDArray[np.uint8]:
+    """Where the weights are: (planes, row blocks, column blocks), `LACKING`, `HOLDING`, `INSIDE` of the voxels in each.
+
+    source : (planes, rows, columns, c)     voxels; or a mask, which is all weights. A block tells of all channels
+    weighing : Weighing or None             which voxels are missing, whatever its mask; None: the source is a mask
+    """
+    if not is_flattenable(source):
+        source = np.ascontiguousarray(source, dtype=source.dtype.newbyteorder("="))
+    if source.dtype == bool:
+        source = source.view(np.uint8)
+    depth, height, width, channels = source.shape
+    code = machine_code("normalize", "survey", source.dtype.name, real.name, int(weighing is None))
+    load([code])
+    shape = (depth, -(-height // BLOCK_ROWS), -(-width // BLOCK_COLUMNS))
+    found = np.zeros(shape, np.uint8)
+    view = flat_view(source)
+    fields = (Weighing() if weighing is None else weighing._replace(mask=None)).fields(source.dtype)
+
+    def run(_: int, plane: int) -> None:
+        for channel in range(channels):
+            at = view.start + plane * view.strides[0] + channel * view.strides[3]
+            parameters = np.array(
+                S(
+                    source=view.flat.ctypes.data + at * source.itemsize, source_row=view.strides[1],
+                    source_column=view.strides[2], found=found[plane].ctypes.data, height=height, width=width, blocks=shape[2],
+                ),
+                np.int64,
+            )  # fmt: skip
+            step = new_step()
+            set_fields(
+                step, parameters=parameters.ctypes.data, scaled=scale != (1.0, 0.0), slope=scale[0], intercept=scale[1], **fields
+            )  # fmt: skip
+            code(step.ctypes.data)
+
+    team.run(depth, run)
+    return found
+
+
+def label_extents(labels: NDArray[Any], count: int) -> NDArray[np.int64]:
+    """Where each label lies: (count, 3, 2), the first and last plane, row and column of those below `count`.
+
+    labels : (planes, rows, columns)    of the arithmetic's dtype, whole numbers, rows contiguous; 0 is none of them
+    The first is above the last where there is no such label.
+    """
+    code = machine_code("normalize", "label_extents", labels.dtype.name)
+    load([code])
+    found = np.empty((count, 3, 2), np.int64)
+    found[:, :, 0], found[:, :, 1] = 1 << 40, -1
+    for plane, part in enumerate(labels):
         parameters = np.array(
-            W(
-                source=part.ctypes.data, source_row=part.strides[0] // itemsize, source_column=part.strides[1] // itemsize,
-                mask=given.ctypes.data, mask_row=row_step, mask_column=column_step,
-                products=out[plane, 0, channel].ctypes.data, weights=out[plane, 1, channel].ctypes.data, height=height,
-                width=width, finite=int(finite), compare=int(missing is not None), lost=0,
+            E(
+                labels=part.ctypes.data, labels_row=part.strides[0] // labels.itemsize, found=found.ctypes.data,
+                height=part.shape[0], width=part.shape[1], plane=plane,
             ),
             np.int64,
         )  # fmt: skip
         step = new_step()
-        set_fields(
-            step, parameters=parameters.ctypes.data, scaled=scale != (1.0, 0.0), slope=scale[0], intercept=scale[1],
-            fill=0.0 if missing is None else missing,
-        )  # fmt: skip
+        set_fields(step, parameters=parameters.ctypes.data)
         code(step.ctypes.data)
-        lost[plane, channel] = parameters[WEIGH_AT.lost]
-
-    if team is None:
-        for task in range(depth * channels):
-            run(0, task)
-    else:
-        team.run(depth * channels, run)
-    return int(lost.sum())
-
-
-def divide(sums: NDArray[Any], coverage: NDArray[Any], least: float, fill: float, team: Team) -> int:
-    """Divide sums by their coverage in place: how many voxels had too little of it.
-
-    sums : (d, h, w, c), contiguous
-    coverage : (d, h, w, c), or (d, h, w, 1) for all channels; contiguous, of the same dtype; 1 where all weights are there
-    least : float       the coverage below which a voxel becomes `fill`
-    """
-    depth, height, width, channels = sums.shape
-    repeat = channels if coverage.shape[3] != channels else 1
-    code = machine_code("normalize", "divide", sums.dtype.name)
-    load([code])
-    bare = np.zeros(depth, np.int64)
-
-    def run(_: int, plane: int) -> None:
-        voxels = height * width * (1 if repeat > 1 else channels)
-        parameters = np.array(
-            D(sums[plane].ctypes.data, coverage[plane].ctypes.data, voxels=voxels, channels=repeat, bare=0), np.int64
-        )
-        step = new_step()
-        near = WHOLE_ULPS * float(np.finfo(sums.dtype).eps)
-        set_fields(step, parameters=parameters.ctypes.data, slope=near, intercept=least, fill=fill)
-        code(step.ctypes.data)
-        bare[plane] = parameters[DIVIDE_AT.bare]
-
-    team.run(depth, run)
-    return int(bare.sum())
+    return found

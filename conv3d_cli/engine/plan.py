@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
@@ -20,7 +20,8 @@ from conv3d_cli.engine.algorithms import channels, depthwise, direct, few_filter
 from conv3d_cli.engine.costs import factor
 from conv3d_cli.engine.cpu import cpu_class
 from conv3d_cli.engine.machine_code import MachineCode, load, machine_code
-from conv3d_cli.engine.step import F, new_step, set_fields
+from conv3d_cli.engine.normalize import Division, Weighing
+from conv3d_cli.engine.step import HELD_BAD, HELD_MISSING, F, new_step, set_fields
 from conv3d_cli.engine.team import Team
 from conv3d_cli.engine.tile import Algorithm, PreparedAlgorithm, Tile
 from conv3d_cli.engine.views import FlatView, aligned_zeros, flat_view, inner_run, is_flattenable, offset_table
@@ -58,7 +59,7 @@ class _Worker(NamedTuple):
 
 
 class _Run(NamedTuple):
-    """What all boxes of a slab have in common: see `Plan.convolve_slab`."""
+    """What all boxes of a slab have in common: see `Plan.convolve_slab`; sums_channels: of what `out` holds."""
 
     source: FlatView
     out: FlatView
@@ -67,6 +68,9 @@ class _Run(NamedTuple):
     bias: NDArray[Any] | None
     activation: Activation | None
     noted: list[int] | None = None
+    weighing: Weighing | None = None
+    division: Division | None = None
+    sums_channels: int = 1
 
 
 class _Box(NamedTuple):
@@ -74,6 +78,7 @@ class _Box(NamedTuple):
 
     run : (int, int)    positions along the width that follow one another in the source
     out_start : int     of the first group's first voxel, in elements
+    mask : tables       of the mask's planes, rows and columns; empty without one
     """
 
     groups: range
@@ -83,6 +88,7 @@ class _Box(NamedTuple):
     run: tuple[int, int]
     out_start: int
     size: Tile
+    mask: tuple[NDArray[np.int64], ...] = ()
 
 
 @dataclass
@@ -142,17 +148,26 @@ class Plan:
         return (numbers * self.dtype.itemsize + layout.workspace_bytes) * self.threads
 
     def loops(
-        self, source: np.dtype[Any], out: np.dtype[Any], scale: tuple[float, float] = (1.0, 0.0), watched: bool = False
+        self,
+        source: np.dtype[Any],
+        out: np.dtype[Any],
+        scale: tuple[float, float] = (1.0, 0.0),
+        weighing: Weighing | None = None,
+        division: Division | None = None,
     ) -> list[MachineCode]:
-        """The driver, packing and store for a source's and an output's dtype, and the algorithm's own: ready to run.
-
-        watched : bool      steps with NaN or infinity are to be noted, whatever the algorithm
-        """
-        checked = int(self._is_fenced(source, scale, watched) and not self.prepared.checks)
+        """The driver, packing and store for a source's and an output's dtype, and the algorithm's own: ready to run."""
+        layout, real = self.prepared.layout, self.dtype.name
+        checked = int(self._is_fenced(source, scale, weighing) and not self.prepared.checks)
+        if weighing is None:
+            pack = machine_code("pack", f"pack_{layout.pack}", source.name, real, checked)
+        else:
+            pack = machine_code("weigh", f"weigh_{layout.pack}", source.name, real, int(weighing.mask is not None))
         codes = [
             machine_code("drive", "run_tasks"),
-            machine_code("pack", f"pack_{self.prepared.layout.pack}", source.name, self.dtype.name, checked),
-            machine_code("store", "store", self.dtype.name, out.name),
+            pack,
+            machine_code("store", "store", real, out.name)
+            if division is None
+            else machine_code("normalize", "divide", real),
             self.prepared.convolve,
             *([] if self.prepared.absorb is None else [self.prepared.absorb]),
             *([] if self.prepared.packs_weights is None else [self.prepared.packs_weights]),
@@ -177,6 +192,8 @@ class Plan:
         activation: Activation | None = None,
         progress: Callable[[int], None] | None = None,
         noted: list[int] | None = None,
+        weighing: Weighing | None = None,
+        division: Division | None = None,
     ) -> int:
         """Convolve some depth planes of one volume, or a band of rows of them, or a box.
 
@@ -187,18 +204,21 @@ class Plan:
         rows, columns : list of int or None     the same along height and width; None: source and out hold all of them
         bias : (filters,)                   added before the activation
         progress : callable                 told the voxels finished, from any thread
-        noted : list or None                takes the numbers of steps whose window holds NaN or infinity, which are then not
-                                            done over: what they gave is not to be used
+        weighing : Weighing or None         what voxels are multiplied by, or the weights that are convolved in their place
+        noted : list or None                takes the numbers of steps whose window holds a weight other than 1
+        division : Division or None         what is summed is coverage: `out` holds sums, which it divides
         The slab must begin at a multiple of `depth_step`, a band or a box begin and end at multiples of `grain`.
-        Returns how many voxels the output's dtype could not hold.
+        Returns how many voxels the output's dtype could not hold; of a division, how many means had too little coverage.
         """
         problem = self.problem
+        if weighing is not None and weighing.is_idle(source.dtype, scale):
+            weighing = None
         # The loops do not check bounds; whatever they are led to by a wrong table is read.
         whole_rows, whole_columns = _plane_indices(problem)
         rows = whole_rows if rows is None else rows
         columns = whole_columns if columns is None else columns
         assert source.shape[3] == problem.in_channels, source.shape
-        assert out.shape[3] == problem.filters, out.shape
+        assert out.shape[3] == problem.filters or division is not None, out.shape
         if out.size == 0:
             return 0
         for axis, indices in enumerate((planes, rows, columns)):
@@ -211,6 +231,15 @@ class Plan:
             source = np.ascontiguousarray(source, dtype=source.dtype.newbyteorder("="))
         source_view = flat_view(source.view(np.uint8) if source.dtype == bool else source)
         out_view = flat_view(out)
+        mask: tuple[NDArray[np.int64], ...] = ()
+        if weighing is not None and weighing.mask is not None:
+            assert weighing.mask.dtype == self.dtype, weighing.mask.dtype
+            assert weighing.mask.strides[2] == self.dtype.itemsize, weighing.mask.strides
+            for axis, (indices, own) in enumerate(zip(weighing.positions, (planes, rows, columns), strict=True)):
+                assert len(indices) == len(own), (axis, len(indices), len(own))
+                assert max(indices) < weighing.mask.shape[axis], (axis, max(indices), weighing.mask.shape)
+            steps = [stride // self.dtype.itemsize for stride in weighing.mask.strides]
+            mask = tuple(offset_table(indices, step) for indices, step in zip(weighing.positions, steps, strict=True))
         box = _Box(
             range(problem.groups),
             offset_table(planes, source_view.strides[0]),
@@ -219,9 +248,17 @@ class Plan:
             inner_run(columns),
             out_view.start,
             Tile(*out.shape[:3]),
+            mask,
         )
         bias = None if bias is None else np.ascontiguousarray(bias, self.dtype)
-        return self._convolve_box(box, _Run(source_view, out_view, team, scale, bias, activation, noted), progress)
+        run = _Run(source_view, out_view, team, scale, bias, activation, noted, weighing, division, out.shape[3])
+        return self._convolve_box(box, run, progress)
+
+    def make_ready(self, workers: Iterable[int]) -> None:
+        """Make each worker's memory, before they run slabs side by side (see `OneOf`)."""
+        for plan in (self, self.fallback) if self.prepared.fenced else (self,):
+            for number in workers:
+                plan._worker(number)
 
     def store(self, values: NDArray[Any], out: NDArray[Any]) -> int:
         """Put values (d, h, w, c) into an array of that shape, rounded and saturated as a convolution does it."""
@@ -251,11 +288,11 @@ class Plan:
         tasks = len(box.groups) // together * math.prod(counts)
         steps_per_task = tile.depth // layout.step_depth
         clipped = np.zeros(tasks * steps_per_task, np.int64)
-        watched = run.noted is not None
-        fenced = self._is_fenced(source.flat.dtype, run.scale, watched)
-        flags = np.zeros(tasks * steps_per_task, np.uint8) if fenced else None
-        integer = out.flat.dtype.kind != "f"
-        drive, pack, store, *_ = self.loops(source.flat.dtype, out.flat.dtype, run.scale, watched)
+        weighing, division = run.weighing, run.division
+        fenced = self._is_fenced(source.flat.dtype, run.scale, weighing)
+        flags = np.zeros(tasks * steps_per_task, np.uint8) if fenced or run.noted is not None else None
+        counts_voxels = out.flat.dtype.kind != "f" or division is not None
+        drive, pack, store, *_ = self.loops(source.flat.dtype, out.flat.dtype, run.scale, weighing, division)
         fields: dict[str, Any] = {
             "pack": pack.address, "store": store.address,
             "first_group": box.groups.start // together,
@@ -274,11 +311,19 @@ class Plan:
             "has_bias": run.bias is not None and run.activation is None,
             **_out_fields(out, box.out_start),
         }  # fmt: skip
+        if weighing is not None:
+            fields |= weighing.fields(source.flat.dtype)
+            fields["look"] = fenced and not self.prepared.checks
+            fields |= zip(
+                ("mask_planes", "mask_rows", "mask_columns"), (table.ctypes.data for table in box.mask), strict=False
+            )
+        if division is not None:
+            fields |= division.fields(self.dtype, max(1, run.sums_channels // problem.filters))
         share = max(1, tasks // (SHARES * run.team.threads))
         voxels = _voxels_by_task(problem.filters_per_group * together, counts, tile, box.size)
         callbacks = {}
         failures: list[BaseException] = []
-        for number in range(min(run.team.threads, tasks)):
+        for number in run.team.workers(tasks):
             worker = self._worker(number)
             set_fields(worker.step, activate=0, **fields)
             if run.activation is not None:
@@ -296,12 +341,12 @@ class Plan:
                 progress(sum(voxels(t) for t in range(first, last)))
 
         run.team.run(-(-tasks // share), work)
-        if run.noted is not None:
-            run.noted.extend([] if flags is None else np.flatnonzero(flags).tolist())
-        elif flags is not None:
-            for number in np.flatnonzero(flags).tolist():
-                clipped[number] = self._repair(number, steps_per_task, tile, counts, box, run)
-        return int(clipped.sum()) if integer else 0
+        if run.noted is not None and flags is not None:
+            run.noted.extend(np.flatnonzero(flags & HELD_MISSING).tolist())
+        if fenced and flags is not None:
+            for number in np.flatnonzero(flags & HELD_BAD).tolist():
+                clipped[number] = self._repair(number, steps_per_task, tile, counts, box, run._replace(noted=None))
+        return int(clipped.sum()) if counts_voxels else 0
 
     def _repair(self, number: int, steps_per_task: int, tile: Tile, counts: Tile, box: _Box, run: _Run) -> int:
         """Do a step over by the direct sum, since its window holds NaN, infinity or huge numbers."""
@@ -316,23 +361,29 @@ class Plan:
         size = Tile(*(min(n, whole - at) for n, at, whole in zip(extent, start, box.size, strict=True)))
         first = [at * stride for at, stride in zip(start, problem.strides, strict=True)]
         last = [(at + n - 1) * s + e for at, n, s, e in zip(start, size, problem.strides, problem.extent, strict=True)]
+        planes, rows, columns = (
+            table[a:b] for table, a, b in zip((box.planes, box.rows, box.columns), first, last, strict=True)
+        )
         part = _Box(
             box.groups[block * together : (block + 1) * together],
-            box.planes[first[0] : last[0]],
-            box.rows[first[1] : last[1]],
-            box.columns[first[2] : last[2]],
+            planes,
+            rows,
+            columns,
             (max(box.run[0] - first[2], 0), max(box.run[1] - first[2], 0)),
             box.out_start + sum(at * stride for at, stride in zip(start, run.out.strides[:3], strict=True)),
             size,
+            tuple(table[a:b] for table, a, b in zip(box.mask, first, last, strict=False)),
         )
         return self.fallback._convolve_box(part, run)
 
-    def _is_fenced(self, source: np.dtype[Any], scale: tuple[float, float], watched: bool = False) -> bool:
-        """Whether packing must look for NaN and infinity: where they would spread, or where they are watched for."""
+    def _is_fenced(self, source: np.dtype[Any], scale: tuple[float, float], weighing: Weighing | None = None) -> bool:
+        """Whether packing must look for NaN, infinity and huge numbers, which would spread."""
+        if weighing is not None and weighing.weights:
+            return False
         values = [self.problem.boundary.value, *scale]
         small = source.kind != "f" and source.itemsize <= 4  # integers that stay below 2^64 when scaled
         finite = small and all(math.isfinite(v) and abs(v) < 1e9 for v in values)
-        return (self.prepared.fenced or watched) and not finite
+        return self.prepared.fenced and not (finite and (weighing is None or weighing.mask is None))
 
     def _worker(self, number: int) -> _Worker:
         """One thread's step record with its memory, made when first needed."""

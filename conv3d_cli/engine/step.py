@@ -31,6 +31,11 @@ FIELDS = (
     # source: flat memory; offset tables say where positions lie in it
     "source", "source_itemsize", "source_channel_step", "source_column_step", "planes", "rows", "columns",
     "run_start", "run_stop", "fill", "scaled", "slope", "intercept",
+    # weights of the voxels, for packing that weighs: a mask (0: none; its numbers side by side along the width) with its own
+    # offset tables; 1 to pack the weights in place of the products; the mask's number that counts, if `labelled`; whether NaN
+    # and infinity are missing, and a stored value; whether huge numbers are to be noted
+    "mask", "mask_planes", "mask_rows", "mask_columns", "packs_weights", "labelled", "label", "finite", "compare", "missing",
+    "look",
     # scratch: a ring of packed planes, of numbers of `itemsize` bytes
     "itemsize", "scratch", "ring", "pitch", "row_step", "plane_step", "channel_step",
     # the algorithm's own
@@ -39,7 +44,11 @@ FIELDS = (
     "accumulator", "acc_filter_step", "acc_plane_step", "acc_row_step", "acc_column_step",
     # output: flat memory
     "out", "out_filter_step", "out_plane_step", "out_row_step", "out_column_step", "bias", "has_bias", "streaming",
-    # per step of every task: voxels the output could not hold; 1 if its window held NaN or infinity (0: nobody asks)
+    # a division in place of a store: the sums stand in `out`, `repeat` channels of them for one of coverage; which coverage is
+    # near enough to 1, the least that counts, what stands for less; where coverage is put (0: nowhere)
+    "repeat", "near", "least", "void", "coverage", "coverage_plane_step", "coverage_row_step", "coverage_column_step",
+    # per step of every task: voxels the output could not hold, or means of too little; `HELD_BAD` and `HELD_MISSING` of its
+    # window (0: nobody asks)
     "clipped", "flags",
     # the task at hand: its number, group, first voxel and size
     "task", "group", "plane", "row", "column", "depth", "height", "width",
@@ -49,11 +58,14 @@ FIELDS = (
     # window's planes are packed (address of int64 offsets into scratch, in bytes); the position being packed and its place
     # in the ring
     "step_number", "step_plane", "step_planes", "window", "position", "slot", "task_position",
-    # where packing last met NaN or infinity (a position; below 0: nowhere)
-    "last_bad",
+    # where packing last met NaN or infinity, and a voxel whose weight is not 1 (positions; below 0: nowhere)
+    "last_bad", "last_missing",
 )  # fmt: skip
 
-REALS = ("fill", "slope", "intercept")
+REALS = ("fill", "slope", "intercept", "label", "missing", "near", "least", "void")
+
+# Bits of a step's flag: NaN, infinity or huge numbers in its window; voxels whose weight is not 1.
+HELD_BAD, HELD_MISSING = 1, 2
 
 _Fields = namedtuple("_Fields", FIELDS)  # type: ignore[misc]  # a namedtuple, since Numba takes its members as constants
 F: Any = _Fields(*range(len(FIELDS)))

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any
@@ -30,6 +30,10 @@ class Team:
     def __init__(self, threads: int) -> None:
         self.threads = threads
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="conv3d-compute")
+
+    def workers(self, count: int) -> Iterable[int]:
+        """The numbers of those that may be called for so many tasks."""
+        return range(min(self.threads, count))
 
     def run(self, count: int, work: Callable[[int, int], None]) -> None:
         """Call `work(worker, task)` for every task below `count`; the first exception ends all and is raised here."""
@@ -76,6 +80,25 @@ class Team:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._pool.shutdown(wait=True)
+
+
+class OneOf(Team):
+    """A worker of a team, for tasks within a task: they run one after another where they are asked for.
+
+    >>> OneOf(3).run(2, lambda worker, task: print(worker, task))
+    3 0
+    3 1
+    """
+
+    def __init__(self, worker: int) -> None:
+        self.threads, self.worker = 1, worker
+
+    def workers(self, count: int) -> Iterable[int]:
+        return (self.worker,)
+
+    def run(self, count: int, work: Callable[[int, int], None]) -> None:
+        for task in range(count):
+            work(self.worker, task)
 
 
 def apart(function: Callable[..., Any], *arguments: Any) -> Any:

@@ -29,7 +29,7 @@ from conv3d_cli.engine.loops.fft_butterflies import (
     transpose,
 )
 from conv3d_cli.engine.loops.simd import call, inlined, memory, real_field
-from conv3d_cli.engine.step import F
+from conv3d_cli.engine.step import HELD_BAD, F
 
 
 def _axis_loops(lanes, double):
@@ -228,7 +228,7 @@ def convolve_planes(lanes, real):
                     for j in range(step[F.height]):
                         if holds_bad(out + j * acc_row, step[F.width]):
                             step[F.last_bad] = first
-                            memory(step[F.flags], np.uint8)[step[F.step_number]] = 1
+                            memory(step[F.flags], np.uint8)[step[F.step_number]] |= HELD_BAD
             if i < count - 1:  # the last plane is the driver's to store
                 if step[F.activate] != 0:
                     call(step[F.activate], step)

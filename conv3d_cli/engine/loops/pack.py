@@ -18,7 +18,7 @@ from conv3d_cli.engine.views import OUTSIDE_OFFSET
 
 
 @inlined
-def _value(raw, scaled, slope, intercept):
+def value_of(raw, scaled, slope, intercept):
     # In float64, as nibabel does, then rounded once by the caller; for an unscaled float32 it is the number itself.
     if scaled:
         return np.float64(raw) * slope + intercept
@@ -26,7 +26,7 @@ def _value(raw, scaled, slope, intercept):
 
 
 @inlined
-def _positions(step):
+def positions(step):
     """The task's input positions: (rows, columns, first row, first column, and the run of columns, counted from the first,
     that follow one another in the source)."""
     first_row, first_column = step[F.row] * step[F.stride_h], step[F.column] * step[F.stride_w]
@@ -37,7 +37,7 @@ def _positions(step):
     return height, width, first_row, first_column, run_start, run_stop
 
 
-def _finder(real, check):
+def finder(real, check):
     """A function that tells whether a run of packed numbers holds NaN, infinity, or what may become it in a transform.
 
     That is numbers from 2^64 on (float64: 2^512): their products and sums still have room. Always False without `check`.
@@ -63,14 +63,14 @@ def pack_rows(source_dtype, real, check):
     """source_dtype, real: names of dtypes; check: 1 to note in `last_bad` where NaN, infinity or huge numbers were packed."""
     raw_type, kind = np.dtype(source_dtype).type, np.dtype(real).type
     itemsize = np.dtype(real).itemsize
-    holds_huge = _finder(real, check)
+    holds_huge = finder(real, check)
 
     @inlined
     def number(source, at, offset, fill, scaled, slope, intercept):
         """The packed number of a position by its offset in the row that begins at `at`."""
         if offset == OUTSIDE_OFFSET:
             return fill
-        return kind(_value(source[at + offset], scaled, slope, intercept))
+        return kind(value_of(source[at + offset], scaled, slope, intercept))
 
     def loops(step):
         source = memory(step[F.source], raw_type)
@@ -79,7 +79,7 @@ def pack_rows(source_dtype, real, check):
         scaled = step[F.scaled] != 0
         slope, intercept = real_field(step, F.slope), real_field(step, F.intercept)
         stride, pitch, column_step = step[F.stride_w], step[F.pitch], step[F.source_column_step]
-        height, width, first_row, first_column, run_start, run_stop = _positions(step)
+        height, width, first_row, first_column, run_start, run_stop = positions(step)
         columns = memory(step[F.columns] + 8 * first_column, np.int64)
         plane = planes[step[F.position]]
         for c in range(step[F.channels]):
@@ -105,11 +105,11 @@ def pack_rows(source_dtype, real, check):
                             target[run_start + p] = kind(source[here + p])
                     elif column_step == 1:
                         for p in range(run):
-                            target[run_start + p] = kind(_value(source[here + p], True, slope, intercept))
+                            target[run_start + p] = kind(value_of(source[here + p], True, slope, intercept))
                     else:
                         for p in range(run):
                             raw = source[here + p * column_step]
-                            target[run_start + p] = kind(_value(raw, scaled, slope, intercept))
+                            target[run_start + p] = kind(value_of(raw, scaled, slope, intercept))
                     for p in range(run_stop, width):
                         target[p] = number(source, at, columns[p], fill, scaled, slope, intercept)
                 else:
@@ -130,7 +130,7 @@ def pack_voxels(source_dtype, real, check):
     """As `pack_rows`, channels last."""
     raw_type, kind = np.dtype(source_dtype).type, np.dtype(real).type
     itemsize = np.dtype(real).itemsize
-    holds_huge = _finder(real, check)
+    holds_huge = finder(real, check)
 
     def loops(step):
         source = memory(step[F.source], raw_type)
@@ -140,7 +140,7 @@ def pack_voxels(source_dtype, real, check):
         slope, intercept = real_field(step, F.slope), real_field(step, F.intercept)
         pitch, channels = step[F.pitch], step[F.channels]
         channel_step, column_step = step[F.source_channel_step], step[F.source_column_step]
-        height, width, first_row, first_column, run_start, run_stop = _positions(step)
+        height, width, first_row, first_column, run_start, run_stop = positions(step)
         columns = memory(step[F.columns] + 8 * first_column, np.int64)
         # voxels that follow one another without a gap in the source and in the scratch are one long row
         joined = channel_step == 1 and column_step == channels and pitch == channels and not scaled
@@ -169,11 +169,11 @@ def pack_voxels(source_dtype, real, check):
                     here = origin + plane + row + offset
                     if channel_step == 1:
                         for c in range(channels):
-                            target[p * pitch + c] = kind(_value(source[here + c], scaled, slope, intercept))
+                            target[p * pitch + c] = kind(value_of(source[here + c], scaled, slope, intercept))
                     else:
                         for c in range(channels):
                             raw = source[here + c * channel_step]
-                            target[p * pitch + c] = kind(_value(raw, scaled, slope, intercept))
+                            target[p * pitch + c] = kind(value_of(raw, scaled, slope, intercept))
                 p += 1
             if check:
                 for p in range(width):

@@ -1,0 +1,190 @@
+"""Packing for a normalised convolution: voxels times their weights, or the weights alone.
+
+The layouts are those of `loops/pack.py`. A voxel's weight is the mask's number there (1 without a mask; under `labelled` 1 where
+the mask's number is the label), and 0 where the voxel is missing. So neither products nor weights are ever held in memory: both
+sums of a normalised convolution read the same voxels. Where a weight other than 1 was packed is noted in `last_missing`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from conv3d_cli.engine.loops.pack import finder, positions, value_of
+from conv3d_cli.engine.loops.simd import inlined, memory, real_field
+from conv3d_cli.engine.step import F
+from conv3d_cli.engine.views import OUTSIDE_OFFSET
+
+
+def weigher(real):
+    """A function that tells a voxel's weight. given: the mask's number there; raw, value: as stored, and as it is."""
+    kind = np.dtype(real).type
+    zero, one = kind(0), kind(1)
+
+    @inlined
+    def weight(raw, value, given, labelled, label, finite, compare, missing):
+        own = (one if given == label else zero) if labelled else given
+        known = own > zero
+        known &= (not finite) | (value - value == zero)
+        known &= (not compare) | (raw != missing)
+        return own if known else zero
+
+    return weight
+
+
+def weigh_rows(source_dtype, real, masked):
+    """As `pack_rows`; masked: 1 where there is a mask, of dtype `real`."""
+    raw_type, kind = np.dtype(source_dtype).type, np.dtype(real).type
+    itemsize = np.dtype(real).itemsize
+    zero, one = kind(0), kind(1)
+    weight_of, holds_huge = weigher(real), finder(real, 1)
+
+    def loops(step):
+        source, mask = memory(step[F.source], raw_type), memory(step[F.mask], kind)
+        planes, rows = memory(step[F.planes], np.int64), memory(step[F.rows], np.int64)
+        mask_planes, mask_rows = memory(step[F.mask_planes], np.int64), memory(step[F.mask_rows], np.int64)
+        fill = kind(real_field(step, F.fill))
+        scaled = step[F.scaled] != 0
+        slope, intercept = real_field(step, F.slope), real_field(step, F.intercept)
+        packs_weights, labelled = step[F.packs_weights] != 0, step[F.labelled] != 0
+        finite, compare = step[F.finite] != 0, step[F.compare] != 0
+        label = kind(real_field(step, F.label))
+        missing = raw_type(real_field(step, F.missing))
+        stride, pitch, column_step = step[F.stride_w], step[F.pitch], step[F.source_column_step]
+        height, width, first_row, first_column, run_start, run_stop = positions(step)
+        if stride != 1:
+            run_stop = run_start
+        columns = memory(step[F.columns] + 8 * first_column, np.int64)
+        mask_columns = memory(step[F.mask_columns] + 8 * first_column, np.int64)
+        plane = planes[step[F.position]]
+        run = run_stop - run_start
+        lost = False
+        for c in range(step[F.channels]):
+            origin = (step[F.group] * step[F.channels] + c) * step[F.source_channel_step]
+            to = step[F.scratch] + itemsize * (step[F.slot] * step[F.plane_step] + c * step[F.channel_step])
+            for j in range(height):
+                target = memory(to + itemsize * j * step[F.row_step], kind)
+                row = rows[first_row + j]
+                if plane == OUTSIDE_OFFSET or row == OUTSIDE_OFFSET:
+                    for phase in range(stride):
+                        for p in range((width - phase + stride - 1) // stride):
+                            target[phase * pitch + p] = fill
+                    continue
+                at, mask_at = origin + plane + row, 0
+                if masked:
+                    mask_at = mask_planes[step[F.position]] + mask_rows[first_row + j]
+                for phase in range(stride):
+                    count = (width - phase + stride - 1) // stride
+                    for beside in range(count - run):  # the run, if there is one, follows below
+                        p = beside if beside < run_start else beside + run
+                        position = phase + p * stride
+                        offset = columns[position]
+                        packed = fill
+                        if offset != OUTSIDE_OFFSET:
+                            raw = source[at + offset]
+                            value = kind(value_of(raw, scaled, slope, intercept))
+                            given = mask[mask_at + mask_columns[position]] if masked else one
+                            weight = weight_of(raw, value, given, labelled, label, finite, compare, missing)
+                            packed = weight if packs_weights else (value * weight if weight > zero else zero)
+                            lost |= weight != one
+                        target[phase * pitch + p] = packed
+                if run > 0:
+                    here = at + columns[run_start]
+                    given_at = mask_at + (mask_columns[run_start] if masked else 0)
+                    strange = np.int32(0)
+                    if column_step == 1 and not scaled:
+                        for p in range(run):
+                            raw = source[here + p]
+                            value = kind(raw)
+                            given = mask[given_at + p] if masked else one
+                            weight = weight_of(raw, value, given, labelled, label, finite, compare, missing)
+                            packed = value * weight if weight > zero else zero
+                            target[run_start + p] = weight if packs_weights else packed
+                            strange |= np.int32(weight != one)
+                    else:
+                        for p in range(run):
+                            raw = source[here + p * column_step]
+                            value = kind(value_of(raw, scaled, slope, intercept))
+                            given = mask[given_at + p] if masked else one
+                            weight = weight_of(raw, value, given, labelled, label, finite, compare, missing)
+                            packed = value * weight if weight > zero else zero
+                            target[run_start + p] = weight if packs_weights else packed
+                            strange |= np.int32(weight != one)
+                    lost |= strange != 0
+                if step[F.look] != 0:
+                    for phase in range(stride):
+                        count = (width - phase + stride - 1) // stride
+                        if holds_huge(to + itemsize * (j * step[F.row_step] + phase * pitch), count):
+                            step[F.last_bad] = step[F.position]
+        if lost:
+            step[F.last_missing] = step[F.position]
+
+    return loops
+
+
+def weigh_voxels(source_dtype, real, masked):
+    """As `pack_voxels`; masked: 1 where there is a mask, of dtype `real`, the same for all channels."""
+    raw_type, kind = np.dtype(source_dtype).type, np.dtype(real).type
+    itemsize = np.dtype(real).itemsize
+    zero, one = kind(0), kind(1)
+    weight_of, holds_huge = weigher(real), finder(real, 1)
+
+    def loops(step):
+        source, mask = memory(step[F.source], raw_type), memory(step[F.mask], kind)
+        planes, rows = memory(step[F.planes], np.int64), memory(step[F.rows], np.int64)
+        mask_planes, mask_rows = memory(step[F.mask_planes], np.int64), memory(step[F.mask_rows], np.int64)
+        fill = kind(real_field(step, F.fill))
+        scaled = step[F.scaled] != 0
+        slope, intercept = real_field(step, F.slope), real_field(step, F.intercept)
+        packs_weights, labelled = step[F.packs_weights] != 0, step[F.labelled] != 0
+        finite, compare = step[F.finite] != 0, step[F.compare] != 0
+        label = kind(real_field(step, F.label))
+        missing = raw_type(real_field(step, F.missing))
+        pitch, channels, channel_step = step[F.pitch], step[F.channels], step[F.source_channel_step]
+        height, width, first_row, first_column, _, _ = positions(step)
+        columns = memory(step[F.columns] + 8 * first_column, np.int64)
+        mask_columns = memory(step[F.mask_columns] + 8 * first_column, np.int64)
+        plane = planes[step[F.position]]
+        origin = step[F.group] * channels * channel_step
+        to = step[F.scratch] + itemsize * step[F.slot] * step[F.plane_step]
+        lost = False
+        for j in range(height):
+            target = memory(to + itemsize * j * step[F.row_step], kind)
+            row = rows[first_row + j]
+            outside = plane == OUTSIDE_OFFSET or row == OUTSIDE_OFFSET
+            mask_at = 0
+            if masked and not outside:
+                mask_at = mask_planes[step[F.position]] + mask_rows[first_row + j]
+            for p in range(width):
+                offset = columns[p]
+                if outside or offset == OUTSIDE_OFFSET:
+                    for c in range(channels):
+                        target[p * pitch + c] = fill
+                    continue
+                here = origin + plane + row + offset
+                given = mask[mask_at + mask_columns[p]] if masked else one
+                strange = np.int32(0)
+                if channel_step == 1 and not scaled:
+                    for c in range(channels):
+                        raw = source[here + c]
+                        value = kind(raw)
+                        weight = weight_of(raw, value, given, labelled, label, finite, compare, missing)
+                        packed = value * weight if weight > zero else zero
+                        target[p * pitch + c] = weight if packs_weights else packed
+                        strange |= np.int32(weight != one)
+                else:
+                    for c in range(channels):
+                        raw = source[here + c * channel_step]
+                        value = kind(value_of(raw, scaled, slope, intercept))
+                        weight = weight_of(raw, value, given, labelled, label, finite, compare, missing)
+                        packed = value * weight if weight > zero else zero
+                        target[p * pitch + c] = weight if packs_weights else packed
+                        strange |= np.int32(weight != one)
+                lost |= strange != 0
+            if step[F.look] != 0:
+                for p in range(width):
+                    if holds_huge(to + itemsize * (j * step[F.row_step] + p * pitch), channels):
+                        step[F.last_bad] = step[F.position]
+        if lost:
+            step[F.last_missing] = step[F.position]
+
+    return loops
