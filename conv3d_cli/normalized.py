@@ -23,7 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conv3d_cli.engine import make_plan
-from conv3d_cli.engine.normalize import WHOLE_ULPS, Division, Weighing, divide, label_extents, survey
+from conv3d_cli.engine.normalize import Division, Weighing, clear, divide, label_extents, near_one
+from conv3d_cli.engine.plan import Part
 from conv3d_cli.engine.team import OneOf
 from conv3d_cli.errors import ShapeError
 from conv3d_cli.model.grid import UNITS, Grid
@@ -33,14 +34,23 @@ from conv3d_cli.model.spec import AXIS_NAMES, Boundary, ConvProblem
 from conv3d_cli.model.volume import Array, VolumeHeader, VolumeReader
 from conv3d_cli.slabs import SlabInput, SlabSource
 from conv3d_cli.stream import Convolution
-from conv3d_cli.windows import EdgeCoverage, Part, boxes_around, sight, strips_of
+from conv3d_cli.windows import (
+    EdgeCoverage,
+    Positions,
+    Surveyed,
+    boxes_around,
+    common,
+    look,
+    slices_of,
+    strips_of,
+    voxels_in,
+)
 
 if TYPE_CHECKING:
     from conv3d_cli.engine import Plan, Team
 
-Positions = tuple[list[int], list[int], list[int]]
-
 BLOCK = (8, 16, 32)  # outputs of a block that is looked at
+RARE = 4  # where less than one voxel in so many is divided or void, the next slab is summed before it is looked at
 KEPT_BYTES = 128 << 20  # of coverages, which are the same for every time point and channel under a mask
 MOST_LABELS = 1 << 16
 MASK_TOLERANCE = 0.01  # voxels that a mask's corner may lie from the volume's
@@ -257,11 +267,13 @@ class NormalizedConvolution(Convolution):
             return slab
         source = SlabSource(self.mask, 0, slice(0, 1), self.problem)
         found = source.read(slab.start, stop)
-        real = self.plan.dtype
-        weights = found.source[..., 0].astype(real)
-        scale = self.mask.header.scale
-        if scale != (1.0, 0.0):
-            weights = weights * real.type(scale[0]) + real.type(scale[1])
+        weights, real, scale = found.source[..., 0], self.plan.dtype, self.mask.header.scale
+        if weights.dtype.kind in "bu" and weights.dtype.itemsize == 1 and scale == (1.0, 0.0):
+            weights = np.ascontiguousarray(weights).view(np.uint8)  # the loops take it as it is
+        else:
+            weights = np.ascontiguousarray(weights, real)
+            if scale != (1.0, 0.0):
+                weights = weights * real.type(scale[0]) + real.type(scale[1])
         source.release(slab.start)
         return replace(slab, mask=replace(found, source=weights[..., None]))
 
@@ -279,7 +291,7 @@ class NormalizedConvolution(Convolution):
         missing, renormalizes = self.missing, self.problem.boundary.renormalizes
         self._told = None
         weighing = self._weighing(slab)
-        noted: list[int] = []
+        noted: list[Part] = []
         tries = not (missing.weighs or renormalizes or self._lately)
         if (self.coverage_plan is None and self.edges is None) or tries:
             before = self.activity_sum
@@ -300,7 +312,7 @@ class NormalizedConvolution(Convolution):
             self._divide_edges(work, self.edges)
         else:
             summed = tries and in_place and self.bias is None and not self._in_tiles
-            self._mean(work, summed)
+            self._mean(work, summed, noted)
         if progress is not None:
             progress(out.size)
         return self._end(work, out, outputs)
@@ -333,12 +345,12 @@ class NormalizedConvolution(Convolution):
     # -- the two sums
 
     def _sum(
-        self, work: _Work, part: Part, team: Team, out: Array | None = None, noted: list[int] | None = None
+        self, work: _Work, part: Part, team: Team, out: Array | None = None, noted: list[Part] | None = None
     ) -> int:
         """The products of a part of a slab, summed into its place, or into `out`."""
         planes, rows, columns = _cut(self._positions(work.slab), self.problem, part)
         self.plan.convolve_slab(
-            work.slab.source, work.sums[_slices(part)] if out is None else out, planes, team, rows=rows, columns=columns,
+            work.slab.source, work.sums[slices_of(part)] if out is None else out, planes, team, rows=rows, columns=columns,
             scale=work.scale, noted=noted, weighing=_cut_weighing(work.weighing, self.problem, part),
         )  # fmt: skip
         return 0
@@ -354,7 +366,7 @@ class NormalizedConvolution(Convolution):
             planes, rows, columns = _cut(self._positions(work.slab.mask), self.problem, part)
             source, scale, weighing = work.slab.mask.source, (1.0, 0.0), None
         return plan.convolve_slab(
-            source, work.sums[_slices(part)] if sums is None else sums, planes, team, rows=rows, columns=columns, scale=scale,
+            source, work.sums[slices_of(part)] if sums is None else sums, planes, team, rows=rows, columns=columns, scale=scale,
             weighing=weighing, division=division,
         )  # fmt: skip
 
@@ -365,83 +377,110 @@ class NormalizedConvolution(Convolution):
 
     # -- means
 
-    def _mean(self, work: _Work, summed: bool) -> None:
-        """Sums of a slab, divided where their windows lack something; summed: they stand there already."""
-        missing, (depth, height, width, channels) = self.missing, work.sums.shape
-        size = depth, height, width
-        places = self._places(work)
-        self._lately = bool(places.divided)
+    def _mean(self, work: _Work, summed: bool, noted: list[Part]) -> None:
+        """Sums of a slab, divided where their windows lack something.
+
+        summed : they stand there already
+        noted : parts of the slab whose windows may lack something; empty: any may
+        """
+        assert self.coverage_plan is not None
+        missing, sums, team = self.missing, work.sums, work.team
+        depth, height, width, channels = sums.shape
+        places = self._places(work, noted)
+        self._lately = (voxels_in(places.divided) + places.voids) * RARE > depth * height * width
         fill = 0.0 if self.mask is not None else math.nan
         if not summed:
-            self._on_parts(
-                work, places.summed, lambda number, team: self._sum(work, places.summed[number], team), [self.plan]
-            )
-        assert self.coverage_plan is not None
+            self._on_parts(work, places.summed, lambda n, team: self._sum(work, places.summed[n], team), [self.plan])
         coverage = places.coverage
-        if self.keeps_coverage and coverage is not None:
-            bare = sum(
-                divide(work.sums[p], coverage[p], missing.min_coverage, fill, work.team)
-                for p in map(_slices, places.divided)
-            )
+        if coverage is not None:
+            pieces = [(sums[p], coverage[p]) for p in map(slices_of, places.divided)]
+            bare = divide(pieces, Division(missing.min_coverage, fill), team)
         else:
             if self.tells_coverage or self.keeps_coverage:
-                coverage = np.ones((*size, self.coverage_plan.problem.filters), self.plan.dtype)
+                coverage = np.ones((depth, height, width, self.coverage_plan.problem.filters), self.plan.dtype)
+                self._fill(coverage, places.void, 0.0, team)
 
             def one(number: int, team: Team) -> int:
                 part = places.divided[number]
-                told = None if coverage is None else coverage[_slices(part)]
+                told = None if coverage is None else coverage[slices_of(part)]
                 return self._divide(work, part, team, Division(missing.min_coverage, fill, told))
 
             bare = self._on_parts(work, places.divided, one, [self.coverage_plan])
-            if coverage is not None:
-                for strip in strips_of(places.void, places.block, size):
-                    coverage[strip] = 0
             if self.keeps_coverage and coverage is not None and self._kept_bytes + coverage.nbytes <= KEPT_BYTES:
                 self._kept[work.slab.start] = places._replace(coverage=coverage)
                 self._kept_bytes += coverage.nbytes
-        for strip in strips_of(places.void, places.block, size):
-            work.sums[strip] = fill
-        self._bare += bare + places.void_voxels * channels
+        self._fill(sums, places.void, fill, team)
+        self._bare += bare + places.voids * channels
         self._told = coverage if self.tells_coverage else None
 
-    def _places(self, work: _Work) -> _Places:
+    def _fill(self, array: Array, parts: list[Part], value: float, team: Team) -> None:
+        shares = [parts[first :: 2 * team.threads] for first in range(2 * team.threads)]
+
+        def fill(_: int, share: int) -> None:
+            for part in shares[share]:
+                array[slices_of(part)] = value
+
+        if parts:
+            team.run(len(shares), fill)
+
+    def _places(self, work: _Work, noted: list[Part]) -> _Places:
         """Where a slab's sums and coverage must be computed."""
         kept = self._kept.get(work.slab.start)
         if kept is not None:
             return kept
-        slab, weighing, problem, coverage_plan = work.slab, work.weighing, self.problem, self.coverage_plan
+        slab, weighing, problem, coverage_plan, team = (
+            work.slab,
+            work.weighing,
+            self.problem,
+            self.coverage_plan,
+            work.team,
+        )
         assert coverage_plan is not None
         depth, height, width, _ = work.sums.shape
-        size = depth, height, width
-        block = block_of(size, self.plan, coverage_plan)
-        lacking = holding = inside = np.zeros((), bool)
+        block = block_of((depth, height, width), self.plan, coverage_plan)
+        region = whole_of(work.sums.shape)
+        if noted:  # whole blocks of planes that hold them all
+            first, last = min(part[0][0] for part in noted), max(part[0][1] for part in noted)
+            region = (
+                (first // block[0] * block[0], min(-(-last // block[0]) * block[0], depth)),
+                (0, height),
+                (0, width),
+            )
+        lacking = holding = inside = None
         if slab.mask is not None:
-            found = survey(slab.mask.source, None, (1.0, 0.0), self.plan.dtype, work.team)
-            lacking, holding, inside = sight(found, problem, self._positions(slab.mask), size, block)
+            lacking, holding, inside = look(
+                slab.mask.source, self._positions(slab.mask), problem, region, block, None, team
+            )
         if slab.mask is None or not self._by_mask_alone:
-            found = survey(slab.source, weighing, work.scale, self.plan.dtype, work.team)
-            seen = sight(found, problem, self._positions(slab), size, block)
-            lacking = lacking | seen.lacking
-            holding = seen.holding if slab.mask is None else holding & seen.holding
+            seen = look(
+                slab.source,
+                self._positions(slab),
+                problem,
+                region,
+                block,
+                Surveyed(weighing, work.scale, self.plan.dtype),
+                team,
+            )
+            lacking = seen.lacking if lacking is None else lacking | seen.lacking
+            holding = seen.holding if holding is None else holding & seen.holding
+        assert lacking is not None
+        assert holding is not None
         wanted = holding
-        if slab.mask is not None and self.missing.mask_mode == "clip" and not self.tells_coverage:
+        if inside is not None and self.missing.mask_mode == "clip" and not self.tells_coverage:
             wanted = wanted & inside  # outside it stands 0, whatever the mean
         halo = tuple(-(-(e - s) // s) for e, s in zip(problem.extent, problem.strides, strict=True))
-        summed, divided = (boxes_around(flags, block, size, halo) for flags in (wanted, wanted & lacking))  # type: ignore[arg-type]
-        void = np.ones(size, bool) if slab.mask is None and not wanted.all() else None
-        voids = 0
-        if void is not None:
-            for part in divided:
-                void[_slices(part)] = False  # what is bare there is counted in the division
-            voids = sum(int(void[strip].sum()) for strip in strips_of(~wanted, block, size))
-        return _Places(block, summed, divided, ~wanted, voids)
+        summed, divided = (boxes_around(flags, block, region, halo) for flags in (wanted, wanted & lacking))  # type: ignore[arg-type]
+        void = list(strips_of(~wanted, block, region))
+        # what is bare within a division is counted there
+        voids = voxels_in(void) - sum(voxels_in(common(part, other) for other in void) for part in divided)
+        return _Places(summed, divided, void, voids)
 
     def _on_parts(self, work: _Work, parts: list[Part], run: Callable[[int, Team], int], plans: list[Plan]) -> int:
         """Run over parts of a slab by number, large ones by the whole team, others side by side; the sum of what it returns."""
         team = work.team
-        by_size = sorted(range(len(parts)), key=lambda number: -voxels_of(parts[number]))
+        by_size = sorted(range(len(parts)), key=lambda number: -voxels_in([parts[number]]))
         whole = math.prod(work.sums.shape[:3])
-        large = [number for number in by_size if voxels_of(parts[number]) * 4 * team.threads > whole]
+        large = [number for number in by_size if voxels_in([parts[number]]) * 4 * team.threads > whole]
         small = by_size[len(large) :]
         counts = [run(number, team) for number in large]
         for plan in plans if small else []:
@@ -456,13 +495,13 @@ class NormalizedConvolution(Convolution):
         first = work.slab.start
         part: Part = ((first, first + depth), (0, height), (0, width))
         if self.tells_coverage:
-            near = WHOLE_ULPS * float(np.finfo(real).eps)
             told = edges.at(part, real)
-            self._told = np.where(abs(told - 1) <= near, real.type(1), told)
-        for (planes, rows, columns), own in edges.edges(part):
-            sums = work.sums[planes[0] - first : planes[1] - first, slice(*rows), slice(*columns)]
-            coverage = np.broadcast_to(edges.at(own, real), (*sums.shape[:3], 1))
-            self._bare += divide(sums, coverage, missing.min_coverage, math.nan, work.team)
+            self._told = np.where(abs(told - 1) <= near_one(real), real.type(1), told)
+        pieces = [
+            (work.sums[planes[0] - first : planes[1] - first, slice(*rows), slice(*columns)], edges.at(own, real))
+            for (planes, rows, columns), own in edges.edges(part)
+        ]
+        self._bare += divide(pieces, Division(missing.min_coverage, math.nan), work.team)
 
     # -- labels
 
@@ -483,7 +522,7 @@ class NormalizedConvolution(Convolution):
 
         def one(number: int, team: Team) -> int:
             label, part = labels[number], boxes[number]
-            place = _slices(part)
+            place = slices_of(part)
             shape = (*(b - a for a, b in part), sums.shape[3])
             mine = own[place] == label
             means = self._memory(f"means {team.worker if isinstance(team, OneOf) else 'of all'}", shape)
@@ -514,28 +553,33 @@ class NormalizedConvolution(Convolution):
         stores = sums is not out and not self.on_slabs
         clipped = np.zeros(len(sums), np.int64)
 
-        def end(_: int, plane: int) -> None:
+        def activate(_: int, plane: int) -> None:
             part = sums[plane : plane + 1]
             if self.bias is not None:
                 part += self.bias[outputs]
             if self._in_tiles:
                 self._activate(part)
-            if inside is not None:
-                beside = inside[plane : plane + 1] <= 0
-                if voxels is None:
-                    np.copyto(part, 0, where=beside)
-                elif beside.any():
-                    values = voxels[plane : plane + 1].astype(part.dtype)
-                    if work.scale != (1.0, 0.0):
-                        values = values * part.dtype.type(work.scale[0]) + part.dtype.type(work.scale[1])
-                    np.copyto(part, values, where=beside)
-            if stores:
-                clipped[plane] = self.plan.store(part, out[plane : plane + 1])
 
-        if stores or inside is not None or self.bias is not None or self._in_tiles:
-            if stores:
-                self.plan.loops(work.slab.source.dtype, out.dtype)  # ready before workers ask for them
-            work.team.run(len(sums), end)
+        def put_outside(_: int, plane: int) -> None:
+            assert inside is not None
+            assert voxels is not None
+            part, (slope, intercept) = sums[plane : plane + 1], work.scale
+            values = voxels[plane : plane + 1].astype(part.dtype)
+            if (slope, intercept) != (1.0, 0.0):
+                values = values * part.dtype.type(slope) + part.dtype.type(intercept)
+            np.copyto(part, values, where=inside[plane : plane + 1] <= 0)
+
+        def store(_: int, plane: int) -> None:
+            clipped[plane] = self.plan.store(sums[plane : plane + 1], out[plane : plane + 1])
+
+        if self.bias is not None or self._in_tiles:
+            work.team.run(len(sums), activate)
+        if voxels is not None:
+            work.team.run(len(sums), put_outside)
+        elif inside is not None:
+            clear(sums, inside, work.team)
+        if stores:
+            work.team.run(len(sums), store)
         return int(clipped.sum()) if sums is out or stores else self._finish(sums, out, work.team)
 
     def _at_centre(self, slab: SlabInput, voxels: Array, shape: tuple[int, ...]) -> Array:
@@ -564,18 +608,16 @@ class _Work(NamedTuple):
 
 
 class _Places(NamedTuple):
-    """Parts of a slab: where sums are needed, and where they are divided; blocks that neither reaches, and what is known of them.
+    """Parts of a slab: where sums are needed, where they are divided, and where nothing is held.
 
-    block : outputs of a block, by which `void` is flagged
-    void_voxels : that are bare and not counted in a division
+    voids : voxels that nothing was summed for, and that lie in no part that is divided
     coverage : (d, h, w, c) or None     of the whole slab
     """
 
-    block: tuple[int, int, int]
     summed: list[Part]
     divided: list[Part]
-    void: NDArray[np.bool_]
-    void_voxels: int
+    void: list[Part]
+    voids: int
     coverage: Array | None = None
 
 
@@ -587,11 +629,6 @@ def alike(missing: Missing) -> bool:
 def whole_of(size: tuple[int, ...]) -> Part:
     """All outputs of a slab (d, h, w, ...)."""
     return (0, size[0]), (0, size[1]), (0, size[2])
-
-
-def voxels_of(part: Part) -> int:
-    """How many outputs a part holds."""
-    return math.prod(b - a for a, b in part)
 
 
 def common_grain(*plans: Plan) -> tuple[int, int, int]:
@@ -613,11 +650,6 @@ def _whole_grains(extent: NDArray[np.int64], grain: tuple[int, int, int], size: 
         (int(first) // g * g, min((int(last) // g + 1) * g, n))
         for (first, last), g, n in zip(extent, grain, size, strict=True)
     )
-    return depth, height, width
-
-
-def _slices(part: Part) -> tuple[slice, slice, slice]:
-    depth, height, width = (slice(*span) for span in part)
     return depth, height, width
 
 

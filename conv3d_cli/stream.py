@@ -29,6 +29,7 @@ from conv3d_cli.slabs import SlabInput, SlabSource
 if TYPE_CHECKING:
     from conv3d_cli.engine import Plan, Team
     from conv3d_cli.engine.normalize import Weighing
+    from conv3d_cli.engine.plan import Part
     from conv3d_cli.layer.activations import Activation
 
 Penalty = Callable[[Array], float]
@@ -144,7 +145,7 @@ class Convolution:
     def _plain(
         self, slab: SlabInput, out: Array, team: Team, scale: tuple[float, float], outputs: slice,
         progress: Callable[[int], None] | None = None,
-        around: tuple[tuple[int, int, int], tuple[slice, slice, slice]] | None = None, noted: list[int] | None = None,
+        around: tuple[tuple[int, int, int], tuple[slice, slice, slice]] | None = None, noted: list[Part] | None = None,
         weighing: Weighing | None = None,
     ) -> int:  # fmt: skip
         """See `convolve`; noted, weighing: see `Plan.convolve_slab`."""

@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from conv3d_cli.engine.normalize import BLOCK_COLUMNS, BLOCK_ROWS, HOLDING, INSIDE, LACKING
+from conv3d_cli.engine import Team
+from conv3d_cli.engine.normalize import BLOCK_COLUMNS, BLOCK_ROWS, HOLDING, INSIDE, LACKING, Weighing, survey
+from conv3d_cli.engine.plan import Part
 from conv3d_cli.model.spec import ConvProblem
 
 Flags = NDArray[np.bool_]
 Triple = tuple[int, int, int]
 Span = tuple[int, int]
-Part = tuple[Span, Span, Span]  # (start, stop) along depth, height and width
+Positions = tuple[list[int], list[int], list[int]]
 
 UNITS = (1, BLOCK_ROWS, BLOCK_COLUMNS)  # input voxels that a survey tells of together
 
@@ -38,39 +41,64 @@ class Sight(NamedTuple):
     inside: Flags
 
 
-def sight(
-    found: NDArray[np.uint8], problem: ConvProblem, positions: Sequence[Sequence[int]], size: Triple, block: Triple
-) -> Sight:
-    """What blocks of a slab's outputs see.
+class Surveyed(NamedTuple):
+    """Voxels that may be missing: how they are weighed, (slope, intercept), and the dtype they are computed in."""
 
-    found : (planes, row blocks, column blocks)     a survey of the slab's input
-    positions : along each axis, for every position of the taps its place in that input, -1 outside
-    size, block : outputs, and those of a block
+    weighing: Weighing
+    scale: tuple[float, float]
+    real: np.dtype[Any]
+
+
+def look(
+    source: NDArray[Any], positions: Positions, problem: ConvProblem, region: Part, block: Triple, voxels: Surveyed | None,
+    team: Team,
+) -> Sight:  # fmt: skip
+    """What the blocks of a region of a slab's outputs see.
+
+    source : (planes, rows, columns, c)     what was read for the slab: voxels, or (`voxels` is None) a mask
+    positions : along each axis, for every position of the taps its place in the source, -1 outside
+    region, block : outputs, and those of a block; the region is whole along height and width
     Outside counts as data, unless the boundary renormalizes.
     """
-    windows: list[Flags] = []
-    centres: list[Flags] = []
-    beyond: list[Flags] = []
-    for axis, (indices, n, step) in enumerate(zip(positions, size, block, strict=True)):
-        places = np.asarray(indices)
-        units = np.where(places >= 0, places // UNITS[axis], found.shape[axis])  # the last column is outside
-        stride, extent = problem.strides[axis], problem.extent[axis]
-        first = math.floor(problem.centre[axis] * problem.dilation_rate[axis])
-        seen = np.zeros((2, -(-n // step), found.shape[axis] + 1), bool)
-        for number, start in enumerate(range(0, n, step)):
-            stop = min(start + step, n)
-            seen[0, number, units[start * stride : (stop - 1) * stride + extent]] = True
-            seen[1, number, units[start * stride + first : (stop - 1) * stride + first + 1 : stride]] = True
-        windows.append(seen[0, :, :-1])
-        centres.append(seen[1, :, :-1])
-        beyond.append(seen[0, :, -1])
-    outside = beyond[0][:, None, None] | beyond[1][None, :, None] | beyond[2]
+    (start, stop), stride = region[0], problem.strides[0]
+    planes = positions[0][start * stride : (stop - 1) * stride + problem.extent[0]]
+    held = [plane for plane in planes if plane >= 0] or [0]
+    first, last = min(held), max(held) + 1
+    weighing, scale, real = (None, (1.0, 0.0), source.dtype) if voxels is None else voxels
+    found = survey(source[first:last], weighing, scale, real, team)
+    axes = [
+        _axis(problem, 0, tuple(plane - first if plane >= 0 else -1 for plane in planes), stop - start, block[0], len(found)),
+        *(
+            _axis(problem, axis, tuple(positions[axis]), region[axis][1], block[axis], found.shape[axis])
+            for axis in (1, 2)
+        ),
+    ]  # fmt: skip
+    windows, centres, (depth, height, width) = zip(*axes, strict=True)
+    outside = depth[:, None, None] | height[None, :, None] | width
     lacking, holding = (_reached(windows, found & bit != 0) for bit in (LACKING, HOLDING))
     if problem.boundary.renormalizes:
         lacking = lacking | outside
     else:
         holding = holding | outside
     return Sight(lacking, holding, _reached(centres, found & INSIDE != 0))
+
+
+@lru_cache(maxsize=16)
+def _axis(
+    problem: ConvProblem, axis: int, places: tuple[int, ...], size: int, step: int, units: int
+) -> tuple[Flags, Flags, Flags]:
+    """Along an axis, which blocks of input each block of outputs sees (blocks, units), which lie under a centre, and which
+    blocks of outputs see what is outside (blocks,)."""
+    stride, extent = problem.strides[axis], problem.extent[axis]
+    first = math.floor(problem.centre[axis] * problem.dilation_rate[axis])
+    indices = np.asarray(places)
+    unit = np.where(indices >= 0, indices // UNITS[axis], units)  # the last one is outside
+    seen = np.zeros((2, -(-size // step), units + 1), bool)
+    for number, start in enumerate(range(0, size, step)):
+        stop = min(start + step, size)
+        seen[0, number, unit[start * stride : (stop - 1) * stride + extent]] = True
+        seen[1, number, unit[start * stride + first : (stop - 1) * stride + first + 1 : stride]] = True
+    return seen[0, :, :-1], seen[1, :, :-1], seen[0, :, -1]
 
 
 def _reached(windows: Sequence[Flags], blocks: Flags) -> Flags:
@@ -80,12 +108,12 @@ def _reached(windows: Sequence[Flags], blocks: Flags) -> Flags:
     return np.asarray(np.matmul(np.matmul(height, along), width.T))
 
 
-def boxes_around(wanted: Flags, block: Triple, size: Triple, halo: Triple) -> list[Part]:
+def boxes_around(wanted: Flags, block: Triple, region: Part, halo: Triple) -> list[Part]:
     """Boxes of outputs, none of which meet, that hold all wanted blocks: few, for the work is about Π (size + halo) of each.
 
     >>> wanted = np.zeros((1, 4, 9), bool)
     >>> wanted[0, 1:3, 1] = wanted[0, 0, 8] = True
-    >>> boxes_around(wanted, (4, 10, 10), (4, 40, 85), (2, 2, 2))
+    >>> boxes_around(wanted, (4, 10, 10), ((0, 4), (0, 40), (0, 85)), (2, 2, 2))
     [((0, 4), (0, 10), (80, 85)), ((0, 4), (10, 30), (10, 20))]
     """
 
@@ -106,11 +134,41 @@ def boxes_around(wanted: Flags, block: Triple, size: Triple, halo: Triple) -> li
                     break
             else:
                 boxes.append(box)
-    boxes = _apart(boxes)
-    return [
-        tuple((a * step, min(b * step, n)) for (a, b), step, n in zip(box, block, size, strict=True))  # type: ignore[misc]
-        for box in sorted(boxes, key=lambda box: box[1])
-    ]
+    return [_outputs(box, block, region) for box in sorted(_apart(boxes), key=lambda box: box[1])]
+
+
+def _outputs(box: Part, block: Triple, region: Part) -> Part:
+    """The outputs of a box of blocks of a region."""
+    depth, height, width = (
+        (first + a * step, min(first + b * step, last))
+        for (a, b), step, (first, last) in zip(box, block, region, strict=True)
+    )
+    return depth, height, width
+
+
+def slices_of(part: Part) -> tuple[slice, slice, slice]:
+    """For indexing.
+
+    >>> slices_of(((0, 1), (2, 4), (0, 5)))
+    (slice(0, 1, None), slice(2, 4, None), slice(0, 5, None))
+    """
+    depth, height, width = (slice(*span) for span in part)
+    return depth, height, width
+
+
+def voxels_in(parts: Iterable[Part]) -> int:
+    """How many voxels parts hold together, each counted by itself.
+
+    >>> voxels_in([((0, 1), (2, 4), (0, 5)), ((3, 3), (0, 9), (0, 9))])
+    10
+    """
+    return sum(math.prod(max(0, b - a) for a, b in part) for part in parts)
+
+
+def common(first: Part, second: Part) -> Part:
+    """What lies in both; spans that end before they begin where nothing does."""
+    depth, height, width = ((max(a[0], b[0]), min(a[1], b[1])) for a, b in zip(first, second, strict=True))
+    return depth, height, width
 
 
 def _around(first: Part, second: Part) -> Part:
@@ -121,7 +179,7 @@ def _around(first: Part, second: Part) -> Part:
 def _apart(boxes: list[Part]) -> list[Part]:
     """Boxes that meet made one."""
     for first, second in itertools.combinations(range(len(boxes)), 2):
-        if all(max(a[0], b[0]) < min(a[1], b[1]) for a, b in zip(boxes[first], boxes[second], strict=True)):
+        if voxels_in([common(boxes[first], boxes[second])]):
             rest = [box for number, box in enumerate(boxes) if number not in (first, second)]
             return _apart([*rest, _around(boxes[first], boxes[second])])
     return boxes
@@ -137,15 +195,11 @@ def runs_of(flags: Flags) -> Iterator[Span]:
     return ((int(a), int(b)) for a, b in edges.reshape(-1, 2))
 
 
-def strips_of(flags: Flags, block: Triple, size: Triple) -> Iterator[tuple[slice, slice, slice]]:
+def strips_of(flags: Flags, block: Triple, region: Part) -> Iterator[Part]:
     """The outputs of flagged blocks, as runs along the width."""
     for plane, band in itertools.product(*map(range, flags.shape[:2])):
         for columns in runs_of(flags[plane, band]):
-            spans = ((plane, plane + 1), (band, band + 1), columns)
-            depth, height, width = (
-                slice(a * step, min(b * step, n)) for (a, b), step, n in zip(spans, block, size, strict=True)
-            )
-            yield depth, height, width
+            yield _outputs(((plane, plane + 1), (band, band + 1), columns), block, region)
 
 
 class EdgeCoverage:

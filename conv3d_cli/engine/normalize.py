@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import namedtuple
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,10 +15,14 @@ from conv3d_cli.engine.team import Team
 from conv3d_cli.engine.views import flat_view, is_flattenable
 
 # What the loops are told, as int64 `parameters`. Addresses; steps in elements; counts.
-S: Any = namedtuple("S", "source source_row source_column found height width blocks")
-E: Any = namedtuple("E", "labels labels_row found height width plane")
+S: Any = namedtuple("S", "source source_plane source_row source_column found planes height width bands blocks")
+E: Any = namedtuple("E", "labels labels_plane labels_row found planes height width")
+C: Any = namedtuple(
+    "C",
+    "sums sums_plane sums_row sums_column sums_channel mask mask_plane mask_row mask_column planes height width channels",
+)
 # Their places: Numba takes the members of a namedtuple as constants.
-SURVEY_AT, EXTENTS_AT = S(*range(len(S._fields))), E(*range(len(E._fields)))
+SURVEY_AT, EXTENTS_AT, CLEAR_AT = (kind(*range(len(kind._fields))) for kind in (S, E, C))
 
 # A coverage this near to 1, in units of the last place, is whole: what rounding makes of a sum of all weights. Sums are then
 # left as they are, so that a voxel far from anything missing has the bits of the plain convolution.
@@ -30,7 +35,7 @@ BLOCK_ROWS, BLOCK_COLUMNS = 8, 16  # of a survey
 class Weighing(NamedTuple):
     """The weights of a source's voxels: the mask's, and 0 where a voxel is missing.
 
-    mask : (planes, rows, columns) or None  of the arithmetic's dtype, at least 0, rows contiguous; None: all 1
+    mask : (planes, rows, columns) or None  at least 0, rows contiguous; None: all 1
     positions : lists                   for every position of the taps along depth, height and width its place in the mask
     label : float or None               the mask's number that weighs 1, where all others weigh 0
     finite : bool                       NaN and infinity are missing
@@ -79,10 +84,15 @@ class Division(NamedTuple):
         steps = (0, 0, 0) if told is None else [stride // real.itemsize for stride in told.strides[:3]]
         assert told is None or told.shape[3] == 1 or told.strides[3] == real.itemsize, told.strides
         return {
-            "near": WHOLE_ULPS * float(np.finfo(real).eps), "least": self.least, "void": self.fill, "repeat": repeat,
+            "near": near_one(real), "least": self.least, "void": self.fill, "repeat": repeat,
             "coverage": 0 if told is None else told.ctypes.data,
             "coverage_plane_step": steps[0], "coverage_row_step": steps[1], "coverage_column_step": steps[2],
         }  # fmt: skip
+
+
+def near_one(real: np.dtype[Any]) -> float:
+    """How near to 1 a coverage is whole."""
+    return WHOLE_ULPS * float(np.finfo(real).eps)
 
 
 def _held(missing: float | None, source: np.dtype[Any]) -> float | None:
@@ -96,36 +106,76 @@ def _held(missing: float | None, source: np.dtype[Any]) -> float | None:
     return missing if missing.is_integer() and limits.min <= missing <= limits.max else None
 
 
-def divide(sums: NDArray[Any], coverage: NDArray[Any], least: float, fill: float, team: Team) -> int:
-    """Divide sums by their coverage in place, as a `Division` does it: how many means had too little of it.
+def divide(pieces: Sequence[tuple[NDArray[Any], NDArray[Any]]], division: Division, team: Team) -> int:
+    """Divide sums by their coverage in place: how many means had too little of it.
 
-    sums : (d, h, w, c)
-    coverage : (d, h, w, c), or (d, h, w, 1) for all channels; of the same dtype; any strides, 0 included
+    pieces : (sums, coverage) each      sums (d, h, w, c); coverage of the same dtype and shape, or 1 long where it is the same
+                                        for all planes, rows, columns or channels
     """
-    real = sums.dtype
+    if not pieces:
+        return 0
+    real = pieces[0][0].dtype
     code = machine_code("normalize", "divide", real.name)
     load([code])
-    depth, height, width, channels = sums.shape
-    bare = np.zeros(depth, np.int64)
-    own = coverage.shape[3]
-    steps = [stride // real.itemsize for stride in sums.strides]
-    parts = [stride // real.itemsize for stride in coverage.strides]
-    common = {
-        "filters": own, "step_planes": 1, "block_rows": height, "width": width, "acc_row_step": parts[1],
-        "acc_column_step": parts[2], "acc_filter_step": parts[3], "out_row_step": steps[1], "out_column_step": steps[2],
-        "out_filter_step": steps[3], **Division(least, fill).fields(real, channels // own),
-    }  # fmt: skip
+    # in shares, since a task costs some Python
+    tasks = [(*piece, *share) for piece in pieces if piece[0].size for share in _shares(len(piece[0]), team)]
+    bare = np.zeros(len(tasks), np.int64)
 
-    def run(_: int, plane: int) -> None:
+    def run(_: int, task: int) -> None:
+        sums, coverage, first, last = tasks[task]
+        steps = [stride // real.itemsize for stride in sums.strides]
+        parts = [
+            0 if n == 1 else stride // real.itemsize for n, stride in zip(coverage.shape, coverage.strides, strict=True)
+        ]
+        own = coverage.shape[3]
         step = new_step()
         set_fields(
-            step, accumulator=coverage[plane].ctypes.data, out=sums[plane].ctypes.data, clipped=bare[plane:].ctypes.data, **common
+            step, filters=own, step_planes=last - first, block_rows=sums.shape[1], width=sums.shape[2],
+            accumulator=coverage.ctypes.data + first * parts[0] * real.itemsize, acc_plane_step=parts[0],
+            acc_row_step=parts[1], acc_column_step=parts[2], acc_filter_step=parts[3],
+            out=sums[first].ctypes.data, out_plane_step=steps[0], out_row_step=steps[1], out_column_step=steps[2],
+            out_filter_step=steps[3], clipped=bare[task:].ctypes.data, **division.fields(real, sums.shape[3] // own),
         )  # fmt: skip
         code(step.ctypes.data)
 
-    if sums.size:
-        team.run(depth, run)
+    team.run(len(tasks), run)
     return int(bare.sum())
+
+
+def clear(sums: NDArray[Any], inside: NDArray[Any], team: Team) -> None:
+    """Make sums (d, h, w, c) 0 where a mask (d, h, w, 1), of any real dtype, is not above 0."""
+    real, given = sums.dtype, inside.dtype
+    code = machine_code("normalize", "clear", real.name, given.name)
+    load([code])
+    depth, height, width, channels = sums.shape
+    steps = [stride // real.itemsize for stride in sums.strides]
+    own = [stride // given.itemsize for stride in inside.strides]
+    if channels == 1:
+        steps[3] = 0
+    shares = _shares(max(depth, 1), team)
+
+    def run(_: int, share: int) -> None:
+        first, last = shares[share]
+        parameters = np.array(
+            C(
+                sums=sums[first].ctypes.data, sums_plane=steps[0], sums_row=steps[1], sums_column=steps[2],
+                sums_channel=steps[3], mask=inside[first].ctypes.data, mask_plane=own[0], mask_row=own[1], mask_column=own[2],
+                planes=last - first, height=height, width=width, channels=channels,
+            ),
+            np.int64,
+        )  # fmt: skip
+        step = new_step()
+        set_fields(step, parameters=parameters.ctypes.data)
+        code(step.ctypes.data)
+
+    if sums.size:
+        team.run(len(shares), run)
+
+
+def _shares(planes: int, team: Team) -> list[tuple[int, int]]:
+    """Planes in shares for a team's threads: few, since each costs some Python."""
+    size = -(-planes // (2 * team.threads if team.threads > 1 else 1))
+    return [(start, min(start + size, planes)) for start in range(0, planes, size)]
 
 
 def survey(
@@ -148,13 +198,15 @@ def survey(
     view = flat_view(source)
     fields = (Weighing() if weighing is None else weighing._replace(mask=None)).fields(source.dtype)
 
-    def run(_: int, plane: int) -> None:
+    def run(_: int, share: int) -> None:
+        first, last = shares[share]
         for channel in range(channels):
-            at = view.start + plane * view.strides[0] + channel * view.strides[3]
+            at = view.start + first * view.strides[0] + channel * view.strides[3]
             parameters = np.array(
                 S(
-                    source=view.flat.ctypes.data + at * source.itemsize, source_row=view.strides[1],
-                    source_column=view.strides[2], found=found[plane].ctypes.data, height=height, width=width, blocks=shape[2],
+                    source=view.flat.ctypes.data + at * source.itemsize, source_plane=view.strides[0],
+                    source_row=view.strides[1], source_column=view.strides[2], found=found[first].ctypes.data,
+                    planes=last - first, height=height, width=width, bands=shape[1], blocks=shape[2],
                 ),
                 np.int64,
             )  # fmt: skip
@@ -164,7 +216,8 @@ def survey(
             )  # fmt: skip
             code(step.ctypes.data)
 
-    team.run(depth, run)
+    shares = _shares(depth, team)
+    team.run(len(shares), run)
     return found
 
 
@@ -178,15 +231,15 @@ def label_extents(labels: NDArray[Any], count: int) -> NDArray[np.int64]:
     load([code])
     found = np.empty((count, 3, 2), np.int64)
     found[:, :, 0], found[:, :, 1] = 1 << 40, -1
-    for plane, part in enumerate(labels):
-        parameters = np.array(
-            E(
-                labels=part.ctypes.data, labels_row=part.strides[0] // labels.itemsize, found=found.ctypes.data,
-                height=part.shape[0], width=part.shape[1], plane=plane,
-            ),
-            np.int64,
-        )  # fmt: skip
-        step = new_step()
-        set_fields(step, parameters=parameters.ctypes.data)
-        code(step.ctypes.data)
+    parameters = np.array(
+        E(
+            labels=labels.ctypes.data, labels_plane=labels.strides[0] // labels.itemsize,
+            labels_row=labels.strides[1] // labels.itemsize, found=found.ctypes.data, planes=labels.shape[0],
+            height=labels.shape[1], width=labels.shape[2],
+        ),
+        np.int64,
+    )  # fmt: skip
+    step = new_step()
+    set_fields(step, parameters=parameters.ctypes.data)
+    code(step.ctypes.data)
     return found

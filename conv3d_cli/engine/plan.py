@@ -40,6 +40,7 @@ ALGORITHMS: tuple[Algorithm, ...] = (
     direct.ALGORITHM,
 )
 
+Part = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]  # (start, stop) along depth, height and width
 Activation = Callable[[NDArray[Any]], None]  # in place
 
 # Outputs larger than this are stored past the caches: they would only push out what is needed again.
@@ -67,7 +68,7 @@ class _Run(NamedTuple):
     scale: tuple[float, float]
     bias: NDArray[Any] | None
     activation: Activation | None
-    noted: list[int] | None = None
+    noted: list[Part] | None = None
     weighing: Weighing | None = None
     division: Division | None = None
     sums_channels: int = 1
@@ -161,7 +162,13 @@ class Plan:
         if weighing is None:
             pack = machine_code("pack", f"pack_{layout.pack}", source.name, real, checked)
         else:
-            pack = machine_code("weigh", f"weigh_{layout.pack}", source.name, real, int(weighing.mask is not None))
+            pack = machine_code(
+                "weigh",
+                f"weigh_{layout.pack}",
+                source.name,
+                real,
+                "none" if weighing.mask is None else weighing.mask.dtype.name,
+            )
         codes = [
             machine_code("drive", "run_tasks"),
             pack,
@@ -191,7 +198,7 @@ class Plan:
         bias: NDArray[Any] | None = None,
         activation: Activation | None = None,
         progress: Callable[[int], None] | None = None,
-        noted: list[int] | None = None,
+        noted: list[Part] | None = None,
         weighing: Weighing | None = None,
         division: Division | None = None,
     ) -> int:
@@ -205,7 +212,8 @@ class Plan:
         bias : (filters,)                   added before the activation
         progress : callable                 told the voxels finished, from any thread
         weighing : Weighing or None         what voxels are multiplied by, or the weights that are convolved in their place
-        noted : list or None                takes the numbers of steps whose window holds a weight other than 1
+        noted : list or None                takes the parts, (start, stop) along depth, height and width, whose windows may hold a
+                                            weight other than 1
         division : Division or None         what is summed is coverage: `out` holds sums, which it divides
         The slab must begin at a multiple of `depth_step`, a band or a box begin and end at multiples of `grain`.
         Returns how many voxels the output's dtype could not hold; of a division, how many means had too little coverage.
@@ -233,12 +241,11 @@ class Plan:
         out_view = flat_view(out)
         mask: tuple[NDArray[np.int64], ...] = ()
         if weighing is not None and weighing.mask is not None:
-            assert weighing.mask.dtype == self.dtype, weighing.mask.dtype
-            assert weighing.mask.strides[2] == self.dtype.itemsize, weighing.mask.strides
+            assert weighing.mask.strides[2] == weighing.mask.itemsize, weighing.mask.strides
             for axis, (indices, own) in enumerate(zip(weighing.positions, (planes, rows, columns), strict=True)):
                 assert len(indices) == len(own), (axis, len(indices), len(own))
                 assert max(indices) < weighing.mask.shape[axis], (axis, max(indices), weighing.mask.shape)
-            steps = [stride // self.dtype.itemsize for stride in weighing.mask.strides]
+            steps = [stride // weighing.mask.itemsize for stride in weighing.mask.strides]
             mask = tuple(offset_table(indices, step) for indices, step in zip(weighing.positions, steps, strict=True))
         box = _Box(
             range(problem.groups),
@@ -342,23 +349,30 @@ class Plan:
 
         run.team.run(-(-tasks // share), work)
         if run.noted is not None and flags is not None:
-            run.noted.extend(np.flatnonzero(flags & HELD_MISSING).tolist())
+            for number in np.flatnonzero(flags & HELD_MISSING).tolist():
+                start, size = self._place(number, steps_per_task, tile, counts, box)
+                depth, height, width = ((a, a + n) for a, n in zip(start, size, strict=True))
+                run.noted.append((depth, height, width))
         if fenced and flags is not None:
             for number in np.flatnonzero(flags & HELD_BAD).tolist():
                 clipped[number] = self._repair(number, steps_per_task, tile, counts, box, run._replace(noted=None))
         return int(clipped.sum()) if counts_voxels else 0
 
-    def _repair(self, number: int, steps_per_task: int, tile: Tile, counts: Tile, box: _Box, run: _Run) -> int:
-        """Do a step over by the direct sum, since its window holds NaN, infinity or huge numbers."""
-        problem = self.problem
+    def _place(self, number: int, steps_per_task: int, tile: Tile, counts: Tile, box: _Box) -> tuple[Tile, Tile]:
+        """Where a step's outputs begin in the box, and their size."""
         task, index = divmod(number, steps_per_task)
         rest, w = divmod(task, counts.width)
         rest, h = divmod(rest, counts.height)
-        block, d = divmod(rest, counts.depth)
-        together = self.prepared.groups_together
-        start = Tile(d * tile.depth + index * self.depth_step, h * tile.height, w * tile.width)
+        start = Tile(rest % counts.depth * tile.depth + index * self.depth_step, h * tile.height, w * tile.width)
         extent = Tile(self.depth_step, tile.height, tile.width)
-        size = Tile(*(min(n, whole - at) for n, at, whole in zip(extent, start, box.size, strict=True)))
+        return start, Tile(*(min(n, whole - at) for n, at, whole in zip(extent, start, box.size, strict=True)))
+
+    def _repair(self, number: int, steps_per_task: int, tile: Tile, counts: Tile, box: _Box, run: _Run) -> int:
+        """Do a step over by the direct sum, since its window holds NaN, infinity or huge numbers."""
+        problem = self.problem
+        start, size = self._place(number, steps_per_task, tile, counts, box)
+        block = number // steps_per_task // math.prod(counts)
+        together = self.prepared.groups_together
         first = [at * stride for at, stride in zip(start, problem.strides, strict=True)]
         last = [(at + n - 1) * s + e for at, n, s, e in zip(start, size, problem.strides, problem.extent, strict=True)]
         planes, rows, columns = (

@@ -8,6 +8,7 @@ from conv3d_cli.engine.loops.pack import value_of
 from conv3d_cli.engine.loops.simd import inlined, memory, real_field
 from conv3d_cli.engine.loops.weigh import weigher
 from conv3d_cli.engine.normalize import BLOCK_COLUMNS, BLOCK_ROWS, HOLDING, INSIDE, LACKING
+from conv3d_cli.engine.normalize import CLEAR_AT as C
 from conv3d_cli.engine.normalize import EXTENTS_AT as E
 from conv3d_cli.engine.normalize import SURVEY_AT as S
 from conv3d_cli.engine.step import F
@@ -70,7 +71,7 @@ def divide(real):
 
 
 def survey(source_dtype, real, is_mask):
-    """Where the weights of a plane are: `LACKING`, `HOLDING`, `INSIDE` of each block of its voxels.
+    """Where the weights of planes are: `LACKING`, `HOLDING`, `INSIDE` of each block of their voxels.
 
     is_mask: 1 where the voxels are weights themselves
     Parameters: see `engine.normalize.S`; how voxels are weighed as in `loops/weigh.py`.
@@ -79,12 +80,34 @@ def survey(source_dtype, real, is_mask):
     in_size = np.dtype(source_dtype).itemsize
     zero, one = kind(0), kind(1)
     weight_of = weigher(real)
+    is_float = np.dtype(source_dtype).kind == "f"
+    bits, exponent = (np.uint32, 0x7F800000) if in_size == 4 else (np.uint64, 0x7FF0000000000000)
+    of_one = int(np.ones((), source_dtype).view(bits)) if is_float else 0
 
     @inlined
-    def bits(value, raw, finite, compare, missing):
-        weight = value if is_mask else weight_of(raw, value, one, False, zero, finite, compare, missing)
-        above = np.int32(weight > zero)
-        return np.int32(LACKING) * np.int32(weight != one) | np.int32(HOLDING | INSIDE) * above
+    def of_floats(numbers, first):
+        """Of a whole block, by the numbers' bits: which weigh 1 or 0 if they are finite or not, or are weights."""
+        lacking, holding = bits(0), bits(0)
+        for k in range(first, first + BLOCK_COLUMNS):
+            number = numbers[k]
+            if is_mask:
+                lacking |= bits(number != bits(of_one))
+                holding |= bits(number != bits(0))
+            else:
+                lacking |= bits((number & bits(exponent)) == bits(exponent))
+                holding |= bits((number & bits(exponent)) != bits(exponent))
+        return LACKING * (lacking != 0) | (HOLDING | INSIDE) * (holding != 0)
+
+    @inlined
+    def of_any(source, first, last, column_step, scaled, slope, intercept, finite, compare, missing):
+        lacking = holding = False
+        for k in range(first, last):
+            raw = source[k * column_step]
+            value = kind(value_of(raw, scaled, slope, intercept))
+            weight = value if is_mask else weight_of(raw, value, one, False, zero, finite, compare, missing)
+            lacking |= weight != one
+            holding |= weight > zero
+        return LACKING * lacking | (HOLDING | INSIDE) * holding
 
     def loops(step):
         p = memory(step[F.parameters], np.int64)
@@ -92,47 +115,77 @@ def survey(source_dtype, real, is_mask):
         slope, intercept = real_field(step, F.slope), real_field(step, F.intercept)
         finite, compare = step[F.finite] != 0, step[F.compare] != 0
         missing = raw_type(real_field(step, F.missing))
-        width, blocks, column_step = p[S.width], p[S.blocks], p[S.source_column]
-        for row in range(p[S.height]):
-            source = memory(p[S.source] + row * p[S.source_row] * in_size, raw_type)
-            found = memory(p[S.found] + row // BLOCK_ROWS * blocks, np.uint8)
-            for block in range(blocks):
-                first = block * BLOCK_COLUMNS
-                seen = np.int32(0)
-                if width - first >= BLOCK_COLUMNS and column_step == 1 and not scaled:
-                    for k in range(BLOCK_COLUMNS):
-                        raw = source[first + k]
-                        seen |= bits(kind(raw), raw, finite, compare, missing)
-                else:
-                    for k in range(first, min(first + BLOCK_COLUMNS, width)):
-                        raw = source[k * column_step]
-                        seen |= bits(kind(value_of(raw, scaled, slope, intercept)), raw, finite, compare, missing)
-                found[block] |= np.uint8(seen)
+        width, blocks, column_step, bands = p[S.width], p[S.blocks], p[S.source_column], p[S.bands]
+        plain = is_float and column_step == 1 and not scaled and (is_mask or (finite and not compare))
+        for plane in range(p[S.planes]):
+            for row in range(p[S.height]):
+                address = p[S.source] + (plane * p[S.source_plane] + row * p[S.source_row]) * in_size
+                source, numbers = memory(address, raw_type), memory(address, bits)
+                found = memory(p[S.found] + (plane * bands + row // BLOCK_ROWS) * blocks, np.uint8)
+                for block in range(blocks):
+                    first = block * BLOCK_COLUMNS
+                    if plain and width - first >= BLOCK_COLUMNS:
+                        seen = of_floats(numbers, first)
+                    else:
+                        last = min(first + BLOCK_COLUMNS, width)
+                        seen = of_any(
+                            source, first, last, column_step, scaled, slope, intercept, finite, compare, missing
+                        )
+                    found[block] |= np.uint8(seen)
 
     return loops
 
 
-def label_extents(real):
-    """Widen each label's (first, last) plane, row and column by those of a plane of labels.
-
-    Parameters: see `engine.normalize.E`; `found` holds six int64 a label.
-    """
+def clear(real, mask_dtype):
+    """Make sums 0 where a mask is not above 0. Parameters: see `engine.normalize.C`."""
     kind, size = np.dtype(real).type, np.dtype(real).itemsize
+    mask_type, mask_size = np.dtype(mask_dtype).type, np.dtype(mask_dtype).itemsize
+    zero, none = kind(0), mask_type(0)
 
     def loops(step):
         p = memory(step[F.parameters], np.int64)
-        width, plane = p[E.width], p[E.plane]
-        for row in range(p[E.height]):
-            labels = memory(p[E.labels] + row * p[E.labels_row] * size, kind)
-            k = 0
-            while k < width:
-                label, first = labels[k], k
-                while k < width and labels[k] == label:
-                    k += 1
-                if label > kind(0):
-                    found = memory(p[E.found] + 48 * np.int64(label), np.int64)
-                    found[0], found[1] = min(found[0], plane), max(found[1], plane)
-                    found[2], found[3] = min(found[2], row), max(found[3], row)
-                    found[4], found[5] = min(found[4], first), max(found[5], k - 1)
+        width, column, mask_column, channels, channel = (
+            p[C.width], p[C.sums_column], p[C.mask_column], p[C.channels], p[C.sums_channel],
+        )  # fmt: skip
+        for plane in range(p[C.planes]):
+            for row in range(p[C.height]):
+                sums = memory(p[C.sums] + (plane * p[C.sums_plane] + row * p[C.sums_row]) * size, kind)
+                mask = memory(p[C.mask] + (plane * p[C.mask_plane] + row * p[C.mask_row]) * mask_size, mask_type)
+                if column == 1 and mask_column == 1:
+                    for k in range(width):
+                        value = sums[k]
+                        sums[k] = value if mask[k] > none else zero
+                else:
+                    for k in range(width):
+                        for c in range(channels):
+                            value = sums[k * column + c * channel]
+                            sums[k * column + c * channel] = value if mask[k * mask_column] > none else zero
+
+    return loops
+
+
+def label_extents(dtype):
+    """Widen each label's (first, last) plane, row and column by those of planes of labels.
+
+    Parameters: see `engine.normalize.E`; `found` holds six int64 a label.
+    """
+    kind, size = np.dtype(dtype).type, np.dtype(dtype).itemsize
+
+    def loops(step):
+        p = memory(step[F.parameters], np.int64)
+        width = p[E.width]
+        for plane in range(p[E.planes]):
+            for row in range(p[E.height]):
+                labels = memory(p[E.labels] + (plane * p[E.labels_plane] + row * p[E.labels_row]) * size, kind)
+                k = 0
+                while k < width:
+                    label, first = labels[k], k
+                    while k < width and labels[k] == label:
+                        k += 1
+                    if label > kind(0):
+                        found = memory(p[E.found] + 48 * np.int64(label), np.int64)
+                        found[0], found[1] = min(found[0], plane), max(found[1], plane)
+                        found[2], found[3] = min(found[2], row), max(found[3], row)
+                        found[4], found[5] = min(found[4], first), max(found[5], k - 1)
 
     return loops

@@ -31,15 +31,17 @@ def weigher(real):
     return weight
 
 
-def weigh_rows(source_dtype, real, masked):
-    """As `pack_rows`; masked: 1 where there is a mask, of dtype `real`."""
+def weigh_rows(source_dtype, real, mask_dtype):
+    """As `pack_rows`; mask_dtype: "none" without a mask."""
     raw_type, kind = np.dtype(source_dtype).type, np.dtype(real).type
+    masked = mask_dtype != "none"
+    mask_type = np.dtype(mask_dtype).type if masked else kind
     itemsize = np.dtype(real).itemsize
     zero, one = kind(0), kind(1)
     weight_of, holds_huge = weigher(real), finder(real, 1)
 
     def loops(step):
-        source, mask = memory(step[F.source], raw_type), memory(step[F.mask], kind)
+        source, mask = memory(step[F.source], raw_type), memory(step[F.mask], mask_type)
         planes, rows = memory(step[F.planes], np.int64), memory(step[F.rows], np.int64)
         mask_planes, mask_rows = memory(step[F.mask_planes], np.int64), memory(step[F.mask_rows], np.int64)
         fill = kind(real_field(step, F.fill))
@@ -82,7 +84,7 @@ def weigh_rows(source_dtype, real, masked):
                         if offset != OUTSIDE_OFFSET:
                             raw = source[at + offset]
                             value = kind(value_of(raw, scaled, slope, intercept))
-                            given = mask[mask_at + mask_columns[position]] if masked else one
+                            given = kind(mask[mask_at + mask_columns[position]]) if masked else one
                             weight = weight_of(raw, value, given, labelled, label, finite, compare, missing)
                             packed = weight if packs_weights else (value * weight if weight > zero else zero)
                             lost |= weight != one
@@ -91,11 +93,17 @@ def weigh_rows(source_dtype, real, masked):
                     here = at + columns[run_start]
                     given_at = mask_at + (mask_columns[run_start] if masked else 0)
                     strange = np.int32(0)
-                    if column_step == 1 and not scaled:
+                    if column_step == 1 and not scaled and not masked and finite and not (compare or packs_weights):
+                        for p in range(run):  # as the next, and as quick as plain packing
+                            value = kind(source[here + p])
+                            known = value - value == zero
+                            target[run_start + p] = value if known else zero
+                            strange |= np.int32(not known)
+                    elif column_step == 1 and not scaled:
                         for p in range(run):
                             raw = source[here + p]
                             value = kind(raw)
-                            given = mask[given_at + p] if masked else one
+                            given = kind(mask[given_at + p]) if masked else one
                             weight = weight_of(raw, value, given, labelled, label, finite, compare, missing)
                             packed = value * weight if weight > zero else zero
                             target[run_start + p] = weight if packs_weights else packed
@@ -104,7 +112,7 @@ def weigh_rows(source_dtype, real, masked):
                         for p in range(run):
                             raw = source[here + p * column_step]
                             value = kind(value_of(raw, scaled, slope, intercept))
-                            given = mask[given_at + p] if masked else one
+                            given = kind(mask[given_at + p]) if masked else one
                             weight = weight_of(raw, value, given, labelled, label, finite, compare, missing)
                             packed = value * weight if weight > zero else zero
                             target[run_start + p] = weight if packs_weights else packed
@@ -121,15 +129,17 @@ def weigh_rows(source_dtype, real, masked):
     return loops
 
 
-def weigh_voxels(source_dtype, real, masked):
-    """As `pack_voxels`; masked: 1 where there is a mask, of dtype `real`, the same for all channels."""
+def weigh_voxels(source_dtype, real, mask_dtype):
+    """As `pack_voxels`; mask_dtype: "none" without a mask, which is the same for all channels."""
     raw_type, kind = np.dtype(source_dtype).type, np.dtype(real).type
+    masked = mask_dtype != "none"
+    mask_type = np.dtype(mask_dtype).type if masked else kind
     itemsize = np.dtype(real).itemsize
     zero, one = kind(0), kind(1)
     weight_of, holds_huge = weigher(real), finder(real, 1)
 
     def loops(step):
-        source, mask = memory(step[F.source], raw_type), memory(step[F.mask], kind)
+        source, mask = memory(step[F.source], raw_type), memory(step[F.mask], mask_type)
         planes, rows = memory(step[F.planes], np.int64), memory(step[F.rows], np.int64)
         mask_planes, mask_rows = memory(step[F.mask_planes], np.int64), memory(step[F.mask_rows], np.int64)
         fill = kind(real_field(step, F.fill))
@@ -161,7 +171,7 @@ def weigh_voxels(source_dtype, real, masked):
                         target[p * pitch + c] = fill
                     continue
                 here = origin + plane + row + offset
-                given = mask[mask_at + mask_columns[p]] if masked else one
+                given = kind(mask[mask_at + mask_columns[p]]) if masked else one
                 strange = np.int32(0)
                 if channel_step == 1 and not scaled:
                     for c in range(channels):
