@@ -39,10 +39,10 @@ from conv3d_cli.windows import (
     Positions,
     Surveyed,
     boxes_around,
-    common,
     look,
     slices_of,
     strips_of,
+    voxels_beside,
     voxels_in,
 )
 
@@ -470,10 +470,9 @@ class NormalizedConvolution(Convolution):
             wanted = wanted & inside  # outside it stands 0, whatever the mean
         halo = tuple(-(-(e - s) // s) for e, s in zip(problem.extent, problem.strides, strict=True))
         summed, divided = (boxes_around(flags, block, region, halo) for flags in (wanted, wanted & lacking))  # type: ignore[arg-type]
-        void = list(strips_of(~wanted, block, region))
         # what is bare within a division is counted there
-        voids = voxels_in(void) - sum(voxels_in(common(part, other) for other in void) for part in divided)
-        return _Places(summed, divided, void, voids)
+        voids = voxels_beside(~wanted, block, region, divided)
+        return _Places(summed, divided, strips_of(~wanted, block, region), voids)
 
     def _on_parts(self, work: _Work, parts: list[Part], run: Callable[[int, Team], int], plans: list[Plan]) -> int:
         """Run over parts of a slab by number, large ones by the whole team, others side by side; the sum of what it returns."""

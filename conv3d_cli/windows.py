@@ -121,19 +121,18 @@ def boxes_around(wanted: Flags, block: Triple, region: Part, halo: Triple) -> li
         return math.prod((b - a) * step + beside for (a, b), step, beside in zip(box, block, halo, strict=True))
 
     boxes: list[Part] = []  # in blocks
-    for band in range(wanted.shape[1]):
-        for columns in runs_of(np.asarray(wanted[:, band].any(axis=0))):
-            planes = np.flatnonzero(wanted[:, band, slice(*columns)].any(axis=1))
-            box: Part = ((int(planes[0]), int(planes[-1]) + 1), (band, band + 1), columns)
-            for number, other in enumerate(boxes):
-                if other[1][1] < band:
-                    continue
-                joined = _around(box, other)
-                if work(joined) <= work(box) + work(other):
-                    boxes[number] = joined
-                    break
-            else:
-                boxes.append(box)
+    for band, first, last in runs_of(wanted.any(axis=0)):
+        planes = np.flatnonzero(wanted[:, band, first:last].any(axis=1))
+        box: Part = ((int(planes[0]), int(planes[-1]) + 1), (band, band + 1), (first, last))
+        for number, other in enumerate(boxes):
+            if other[1][1] < band:
+                continue
+            joined = _around(box, other)
+            if work(joined) <= work(box) + work(other):
+                boxes[number] = joined
+                break
+        else:
+            boxes.append(box)
     return [_outputs(box, block, region) for box in sorted(_apart(boxes), key=lambda box: box[1])]
 
 
@@ -185,21 +184,37 @@ def _apart(boxes: list[Part]) -> list[Part]:
     return boxes
 
 
-def runs_of(flags: Flags) -> Iterator[Span]:
-    """Where flags are set: (start, stop) of each run.
+def runs_of(flags: Any) -> list[tuple[int, int, int]]:
+    """Where flags (rows, columns) are set: (row, start, stop) of each run of columns.
 
-    >>> list(runs_of(np.array([True, True, False, True])))
-    [(0, 2), (3, 4)]
+    >>> runs_of(np.array([[True, True, False, True], [False, True, True, False]]))
+    [(0, 0, 2), (0, 3, 4), (1, 1, 3)]
     """
-    edges = np.flatnonzero(np.diff(np.concatenate(([False], flags, [False])).astype(np.int8)))
-    return ((int(a), int(b)) for a, b in edges.reshape(-1, 2))
+    changes = np.diff(np.pad(flags.astype(np.int8), ((0, 0), (1, 1))), axis=1)
+    rows, starts = np.nonzero(changes > 0)
+    stops = np.nonzero(changes < 0)[1]
+    return list(zip(rows.tolist(), starts.tolist(), stops.tolist(), strict=True))
 
 
-def strips_of(flags: Flags, block: Triple, region: Part) -> Iterator[Part]:
-    """The outputs of flagged blocks, as runs along the width."""
-    for plane, band in itertools.product(*map(range, flags.shape[:2])):
-        for columns in runs_of(flags[plane, band]):
-            yield _outputs(((plane, plane + 1), (band, band + 1), columns), block, region)
+def strips_of(flags: Flags, block: Triple, region: Part) -> list[Part]:
+    """The outputs of flagged blocks, as runs along the width, and along depth where all of them are flagged."""
+    through = np.asarray(flags.all(axis=0))
+    runs = [((0, len(flags)), run) for run in runs_of(through)]
+    for plane, rest in enumerate(flags & ~through):
+        runs += [((plane, plane + 1), run) for run in runs_of(rest)]
+    return [_outputs((planes, (band, band + 1), (a, b)), block, region) for planes, (band, a, b) in runs]
+
+
+def voxels_beside(flags: Flags, block: Triple, region: Part, parts: Iterable[Part]) -> int:
+    """How many outputs of flagged blocks lie in none of the parts, which are whole blocks."""
+    left = flags.copy()
+    for part in parts:
+        blocks = (
+            ((a - first) // n, -((first - b) // n)) for (a, b), (first, _), n in zip(part, region, block, strict=True)
+        )
+        left[tuple(slice(*span) for span in blocks)] = False
+    depth, height, width = (np.diff([*range(0, b - a, n), b - a]) for (a, b), n in zip(region, block, strict=True))
+    return int(np.einsum("dhw,d,h,w->", left, depth, height, width))
 
 
 class EdgeCoverage:

@@ -80,13 +80,14 @@ def survey(source_dtype, real, is_mask):
     in_size = np.dtype(source_dtype).itemsize
     zero, one = kind(0), kind(1)
     weight_of = weigher(real)
-    is_float = np.dtype(source_dtype).kind == "f"
-    bits, exponent = (np.uint32, 0x7F800000) if in_size == 4 else (np.uint64, 0x7FF0000000000000)
-    of_one = int(np.ones((), source_dtype).view(bits)) if is_float else 0
+    by_bits = is_mask or np.dtype(source_dtype).kind == "f"
+    bits = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}[in_size]
+    exponent = {4: 0x7F800000, 8: 0x7FF0000000000000}.get(in_size, 0)
+    of_one = int(np.ones((), source_dtype).view(bits))
 
     @inlined
-    def of_floats(numbers, first):
-        """Of a whole block, by the numbers' bits: which weigh 1 or 0 if they are finite or not, or are weights."""
+    def of_block(numbers, first):
+        """Of a whole block by its numbers' bits: they are weights, or weigh 1 where they are finite."""
         lacking, holding = bits(0), bits(0)
         for k in range(first, first + BLOCK_COLUMNS):
             number = numbers[k]
@@ -116,7 +117,7 @@ def survey(source_dtype, real, is_mask):
         finite, compare = step[F.finite] != 0, step[F.compare] != 0
         missing = raw_type(real_field(step, F.missing))
         width, blocks, column_step, bands = p[S.width], p[S.blocks], p[S.source_column], p[S.bands]
-        plain = is_float and column_step == 1 and not scaled and (is_mask or (finite and not compare))
+        plain = by_bits and column_step == 1 and not scaled and (is_mask or (finite and not compare))
         for plane in range(p[S.planes]):
             for row in range(p[S.height]):
                 address = p[S.source] + (plane * p[S.source_plane] + row * p[S.source_row]) * in_size
@@ -125,7 +126,7 @@ def survey(source_dtype, real, is_mask):
                 for block in range(blocks):
                     first = block * BLOCK_COLUMNS
                     if plain and width - first >= BLOCK_COLUMNS:
-                        seen = of_floats(numbers, first)
+                        seen = of_block(numbers, first)
                     else:
                         last = min(first + BLOCK_COLUMNS, width)
                         seen = of_any(
