@@ -51,6 +51,10 @@ if TYPE_CHECKING:
 
 BLOCK = (8, 16, 32)  # outputs of a block that is looked at
 RARE = 4  # where less than one voxel in so many is divided or void, the next slab is summed before it is looked at
+MOST = (
+    0.9  # where more of the voxels are divided, the next slabs are not looked at: so many, and while as much is noted
+)
+NOT_LOOKED_AT = 3
 KEPT_BYTES = 128 << 20  # of coverages, which are the same for every time point and channel under a mask
 MOST_LABELS = 1 << 16
 MASK_TOLERANCE = 0.01  # voxels that a mask's corner may lie from the volume's
@@ -242,6 +246,7 @@ class NormalizedConvolution(Convolution):
     # memory of the last slab: fresh pages cost more than the sums
     _spare: dict[str, Array] = field(default_factory=dict)
     _lately: bool = False  # whether the last slab held a missing voxel: the next one is then looked at first
+    _unseen: int = 0  # slabs that are divided everywhere before one is looked at again
 
     @property
     def coverage(self) -> Array | None:
@@ -386,11 +391,18 @@ class NormalizedConvolution(Convolution):
         assert self.coverage_plan is not None
         missing, sums, team = self.missing, work.sums, work.team
         depth, height, width, channels = sums.shape
-        places = self._places(work, noted)
-        self._lately = (voxels_in(places.divided) + places.voids) * RARE > depth * height * width
-        fill = 0.0 if self.mask is not None else math.nan
-        if not summed:
+        whole, voxels = whole_of(sums.shape), depth * height * width
+        if self._unseen and not summed:
+            self._sum(work, whole, team, noted=noted)
+            self._unseen = self._unseen - 1 if voxels_in(set(noted)) > MOST * voxels else 0
+            places = _Places([], [whole], [], 0)
+        else:
+            places = self._places(work, noted, summed)
+            divided = voxels_in(places.divided)
+            self._lately = (divided + places.voids) * RARE > voxels
+            self._unseen = NOT_LOOKED_AT if self.mask is None and divided > MOST * voxels else 0
             self._on_parts(work, places.summed, lambda n, team: self._sum(work, places.summed[n], team), [self.plan])
+        fill = 0.0 if self.mask is not None else math.nan
         coverage = places.coverage
         if coverage is not None:
             pieces = [(sums[p], coverage[p]) for p in map(slices_of, places.divided)]
@@ -423,8 +435,8 @@ class NormalizedConvolution(Convolution):
         if parts:
             team.run(len(shares), fill)
 
-    def _places(self, work: _Work, noted: list[Part]) -> _Places:
-        """Where a slab's sums and coverage must be computed."""
+    def _places(self, work: _Work, noted: list[Part], summed: bool) -> _Places:
+        """Where a slab's sums (unless they stand there) and coverage must be computed."""
         kept = self._kept.get(work.slab.start)
         if kept is not None:
             return kept
@@ -468,11 +480,15 @@ class NormalizedConvolution(Convolution):
         wanted = holding
         if inside is not None and self.missing.mask_mode == "clip" and not self.tells_coverage:
             wanted = wanted & inside  # outside it stands 0, whatever the mean
-        halo = tuple(-(-(e - s) // s) for e, s in zip(problem.extent, problem.strides, strict=True))
-        summed, divided = (boxes_around(flags, block, region, halo) for flags in (wanted, wanted & lacking))  # type: ignore[arg-type]
+        halo_depth, halo_height, halo_width = (
+            -(-(e - s) // s) for e, s in zip(problem.extent, problem.strides, strict=True)
+        )
+        halo = halo_depth, halo_height, halo_width
+        needed = [] if summed else boxes_around(wanted, block, region, halo)
+        divided = boxes_around(wanted & lacking, block, region, halo)
         # what is bare within a division is counted there
         voids = voxels_beside(~wanted, block, region, divided)
-        return _Places(summed, divided, strips_of(~wanted, block, region), voids)
+        return _Places(needed, divided, strips_of(~wanted, block, region), voids)
 
     def _on_parts(self, work: _Work, parts: list[Part], run: Callable[[int, Team], int], plans: list[Plan]) -> int:
         """Run over parts of a slab by number, large ones by the whole team, others side by side; the sum of what it returns."""

@@ -176,6 +176,37 @@ def test_same_bytes_for_any_slab_and_thread_count(scan: Path, options: list[str]
     assert len(results) == 1
 
 
+def test_slabs_that_are_not_looked_at_have_the_same_bits(tmp_path: Path) -> None:
+    """After slabs where most windows lack something, some are divided everywhere: full windows, holes and voids among them."""
+    rng = np.random.default_rng(2)
+    x = rng.standard_normal((120, 300, 300), np.float32)
+    x[:60][rng.random((60, 300, 300)) < 0.02] = np.nan
+    x[60:90, 100:200, 100:200] = np.nan
+    np.save(tmp_path / "x.npy", x)
+    found = set()
+    for name, memory in (("a", "1M"), ("a", "least"), ("b", "2G")):
+        out, seen = tmp_path / f"{name}.npy", tmp_path / f"{name}_seen.npy"
+        arguments = [
+            tmp_path / "x.npy",
+            "-k",
+            "gaussian:sigma=1vox",
+            "--nan",
+            "ignore",
+            "-o",
+            out,
+            "--coverage-out",
+            seen,
+        ]
+        if memory == "1M":
+            least = apply(*arguments, "--max-memory", memory, code=6).split("--max-memory ")[1].split()[0]
+            continue
+        apply(*arguments, "--max-memory", least if memory == "least" else memory)
+        found.add(out.read_bytes() + seen.read_bytes())
+    assert len(found) == 1
+    apply(tmp_path / "x.npy", "-k", "gaussian:sigma=1vox", "-o", tmp_path / "plain.npy")
+    np.testing.assert_array_equal(*(np.load(tmp_path / name)[100:] for name in ("b.npy", "plain.npy")))
+
+
 @pytest.fixture(scope="module")
 def scan(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A series with holes, a mask, and regions, on one grid."""

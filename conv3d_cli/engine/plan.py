@@ -48,6 +48,9 @@ STREAMING_BYTES = 8 << 20
 # Tasks handed to a thread at once: enough of these that no thread waits long for the last one.
 SHARES = 64
 
+# With fewer tasks a thread, one of another size keeps others waiting; but bands below so many rows pack too much halo.
+FEW_TASKS, LEAST_BAND = 8, 32
+
 _callback_type = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 
@@ -290,6 +293,8 @@ class Plan:
         tile = Tile(*(min(n, size) for n, size in zip(layout.tile, box.size, strict=True)))
         # whole steps a task, so that steps stand where they would in one task
         tile = tile._replace(depth=-(-tile.depth // layout.step_depth) * layout.step_depth)
+        if not self.prepared.fenced:
+            tile = _even_bands(tile, box.size, len(box.groups) // self.prepared.groups_together, run.team.threads)
         counts = Tile(*(-(-size // n) for size, n in zip(box.size, tile, strict=True)))
         together = self.prepared.groups_together
         tasks = len(box.groups) // together * math.prod(counts)
@@ -455,6 +460,22 @@ def _out_fields(out: FlatView, start: int) -> dict[str, int]:
         "out_plane_step": out.strides[0], "out_row_step": out.strides[1], "out_column_step": out.strides[2],
         "out_filter_step": out.strides[3], "streaming": int(out.flat.nbytes >= STREAMING_BYTES),
     }  # fmt: skip
+
+
+def _even_bands(tile: Tile, size: Tile, groups: int, threads: int) -> Tile:
+    """The tile, made less high where there are few tasks, so that threads have the same work.
+
+    >>> _even_bands(Tile(32, 64, 256), Tile(32, 200, 256), groups=1, threads=2)
+    Tile(depth=32, height=56, width=256)
+    """
+    bands = -(-size.height // tile.height)
+    others = groups * -(-size.depth // tile.depth) * -(-size.width // tile.width)
+    if bands * others >= FEW_TASKS * threads:
+        return tile
+    shared = next(count for count in range(bands, bands + threads) if count * others % threads == 0)
+    if size.height < LEAST_BAND * shared:
+        return tile
+    return tile._replace(height=min(tile.height, -(-size.height // shared // 8) * 8))
 
 
 def _voxels_by_task(filters: int, counts: Tile, tile: Tile, size: Tile) -> Callable[[int], int]:
