@@ -19,7 +19,7 @@ from conv3d_cli.engine.views import OUTSIDE_OFFSET
 
 @inlined
 def value_of(raw, scaled, slope, intercept):
-    # In float64, as nibabel does, then rounded once by the caller; for an unscaled float32 it is the number itself.
+    """A stored number as it is, in float64 as nibabel has it, which the caller rounds once; unscaled it is the number itself."""
     if scaled:
         return np.float64(raw) * slope + intercept
     return np.float64(raw)
