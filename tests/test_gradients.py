@@ -365,6 +365,15 @@ def test_a_bank_is_saved_as_a_layer(scan: Path, tmp_path: Path) -> None:
     facts = json.loads(invoke("kernel", "show", "sobel:axis=zx:per=mm", "--spacing", "2,1,1mm", "--json").output)
     assert (facts["filters"], facts["built"]) == (["sobel z", "sobel x"], "slopes per mm")
     assert facts["separable_rank"] == 1
+    wide = "gaussian_derivative:sigma=2vox:axis=dhw:truncate=6"
+    assert "--crop-kernel 1e-06 leaves 2" in invoke("kernel", "show", wide).output
+    invoke("kernel", "show", wide, "--crop-kernel", "1e-6")
+    invoke("apply", scan / "x.npy", "-k", wide, "--crop-kernel", "1e-6", "-o", tmp_path / "cropped.npy")
+    whole, cropped = (
+        conv3d(x, read_kernel(wide), padding="same", boundary="symmetric"),
+        np.load(tmp_path / "cropped.npy"),
+    )
+    np.testing.assert_allclose(cropped, whole, rtol=0, atol=1e-5 * np.abs(x).max())
 
 
 def test_verify_finds_a_wrong_component(scan: Path, tmp_path: Path) -> None:

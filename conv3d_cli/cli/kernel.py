@@ -314,7 +314,7 @@ def _fact_lines(facts: dict[str, Any]) -> list[str]:
         shown = [f"{value:.6g}" for value in facts["bias"][:8]]
         lines["bias"] = ", ".join(shown) + (f", ... ({len(facts['bias'])} values)" if len(facts["bias"]) > 8 else "")
     if any(facts["borders"] or ()):
-        left = " x ".join(str(k - 2 * n) for k, n in zip(facts["shape"], facts["borders"], strict=True))
+        left = " x ".join(str(k - 2 * n) for k, n in zip(facts["shape"][:3], facts["borders"], strict=True))
         lines["borders"] = f"--crop-kernel {BORDER:g} leaves {left}"
     return [f"{label + ':':<17}{text}" for label, text in lines.items()]
 
