@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from conv3d_cli.atomic import AtomicFile, check_target, write_errors
+from conv3d_cli.atomic import check_target, text_output, write_errors
 from conv3d_cli.errors import OutputExistsError, SpecError
 from conv3d_cli.job import Job
 from conv3d_cli.job_files import input_files, settings_files
@@ -91,11 +91,11 @@ def check_depfile(path: str, jobs: Sequence[Job]) -> None:
     used = {os.path.realpath(name) for job in jobs for name in (job.source, job.target)}
     if os.path.realpath(path) in used:
         raise OutputExistsError(f"cannot write {path}: it is an input or an output; name another file")
-    check_target(path, overwrite=True)
+    check_target(path, overwrite=True, send=True)
 
 
 def write_depfile(path: str, jobs: Sequence[Job]) -> None:
     """Write the rules of finished jobs; the file appears whole. Raises: WriteError, FormatError."""
-    with AtomicFile(path, overwrite=True) as output, write_errors(path):
+    with text_output(path, overwrite=True) as output, write_errors(path):
         output.file.write(os.fsencode(rules(jobs)))
         output.commit()

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from conv3d_cli.atomic import together
 from conv3d_cli.ceiling import PROCESS_BYTES, UNLIMITED, Boxes, Held, cut_job
 from conv3d_cli.errors import OutputExistsError, ShapeError, SpecError
 from conv3d_cli.fitting import Fitting, fit_kernel
@@ -744,9 +745,10 @@ def run_job(
                     [*clipped_note(job, times.clipped, math.prod(prepared.header.shape)), *bare, *writer.notes]
                 )
             finish = time.perf_counter()
-            if coverage is not None:
-                coverage.commit()
-            writer.commit()
+            with together():
+                if coverage is not None:
+                    coverage.commit()
+                writer.commit()
             times.write += time.perf_counter() - finish
     notes = [
         *prepared.notes,

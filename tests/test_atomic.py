@@ -5,16 +5,37 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import signal
+import socket
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
+from collections.abc import Iterator
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import pytest
 
-from conv3d_cli.atomic import AtomicFile, AtomicFolder, AtomicGroup, check_target, suffix_of, write_errors
+from conv3d_cli.atomic import (
+    AtomicFile,
+    AtomicFolder,
+    AtomicGroup,
+    check_target,
+    suffix_of,
+    text_output,
+    together,
+    write_errors,
+)
 from conv3d_cli.errors import FormatError, OutputExistsError, WriteError
+
+
+@pytest.fixture
+def short_path() -> Iterator[Path]:
+    """A folder whose name leaves room for a socket's, which may have 107 bytes."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
 
 
 def names(folder: Path) -> list[str]:
@@ -502,3 +523,293 @@ def test_a_group_is_its_own_threads_alone(tmp_path: Path) -> None:
         thread.join()
         assert not group.staged
     assert names(tmp_path) == ["a"]
+
+
+@pytest.mark.parametrize("fails", range(3))
+def test_a_group_that_fails_leaves_all_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: int) -> None:
+    """Those that had their places already give them back: a new file goes, an old one returns."""
+    (tmp_path / "b").write_bytes(b"old b")
+    (tmp_path / "c").write_bytes(b"old c")
+    replace, calls = os.replace, []
+
+    def failing(*paths: Path) -> None:
+        calls.append(paths)
+        if len(calls) == fails + 1:
+            raise OSError(errno.EIO, "broken")
+        replace(*paths)
+
+    with pytest.raises(WriteError, match="broken"), AtomicGroup() as group:  # noqa: PT012
+        for name in ("a", "b", "c"):
+            with AtomicFile(tmp_path / name, overwrite=True, vouches=name == "c") as output:
+                output.file.write(b"new")
+                output.commit()
+        monkeypatch.setattr(os, "replace", failing)
+        group.commit()
+    assert {name: (tmp_path / name).read_bytes() for name in names(tmp_path)} == {"b": b"old b", "c": b"old c"}
+
+
+def test_what_cannot_be_put_back_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "b").write_bytes(b"old b")
+
+    def failing(*paths: Path) -> None:
+        raise OSError(errno.EIO, "broken")
+
+    with pytest.raises(WriteError, match="broken") as caught, AtomicGroup() as group:  # noqa: PT012
+        for name in ("a", "b"):
+            with AtomicFile(tmp_path / name, overwrite=True, vouches=name == "b") as output:
+                output.commit()
+        monkeypatch.setattr(os, "replace", failing)
+        group.commit()
+    (kept,) = tmp_path.iterdir()
+    assert f"b before is now {kept} (broken); rename it" in str(caught.value)
+    assert kept.read_bytes() == b"old b"
+
+
+def test_without_hard_links_a_group_does_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*paths: Path) -> None:
+        raise OSError(errno.EPERM, "no hard links here")
+
+    monkeypatch.setattr(os, "link", refused)
+    for text in (b"first", b"second"):
+        with together():
+            for name in ("a", "b"):
+                with AtomicFile(tmp_path / name, overwrite=True) as output:
+                    output.file.write(text)
+                    output.commit()
+        assert {name: (tmp_path / name).read_bytes() for name in names(tmp_path)} == {"a": text, "b": text}
+
+
+def test_together_within_a_group_waits_for_it(tmp_path: Path) -> None:
+    with AtomicGroup() as group:
+        with together(), AtomicFile(tmp_path / "a") as output:
+            output.commit()
+        assert len(group.staged) == 1
+        assert "a" not in names(tmp_path)
+        group.commit()
+    assert names(tmp_path) == ["a"]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# signals and sudden ends
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_signals_wait_until_all_have_their_places(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    class Told(BaseException):
+        pass
+
+    def tell(number: int, frame: object) -> None:
+        raise Told
+
+    replace = os.replace
+
+    def interrupted(*paths: Path) -> None:
+        signal.raise_signal(number)
+        replace(*paths)
+
+    before = signal.signal(number, tell)
+    try:
+        with pytest.raises(Told), together():  # noqa: PT012
+            for name in ("a", "b"):
+                with AtomicFile(tmp_path / name) as output:
+                    output.commit()
+            monkeypatch.setattr(os, "replace", interrupted)
+        assert signal.getsignal(number) is tell
+    finally:
+        signal.signal(number, before)
+    assert names(tmp_path) == ["a", "b"]
+
+
+def test_an_ignored_signal_stays_ignored(tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with AtomicFile(tmp_path / "a") as output:
+            output.commit()
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# permissions
+
+
+def permissions(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o664, 0o444, 0o755])
+@pytest.mark.parametrize("grouped", [False, True])
+def test_who_may_read_and_write_the_old_file_may_the_new_one(tmp_path: Path, mode: int, grouped: bool) -> None:
+    target = tmp_path / "a"
+    target.write_bytes(b"old")
+    target.chmod(mode)
+    with AtomicGroup() if grouped else nullcontext() as group:
+        with AtomicFile(target, overwrite=True) as output:
+            output.file.write(b"new")
+            assert permissions(output.temporary) == 0o600  # nobody else reads it while it is written
+            output.commit()
+        if group is not None:
+            with AtomicFile(tmp_path / "b") as output:
+                output.commit()
+            group.commit()
+    assert (target.read_bytes(), permissions(target)) == (b"new", mode)
+
+
+def test_permissions_are_kept_through_a_link(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"old")
+    (tmp_path / "a").chmod(0o600)
+    (tmp_path / "link").symlink_to("a")
+    with AtomicFile(tmp_path / "link", overwrite=True) as output:
+        output.commit()
+    assert permissions(tmp_path / "a") == 0o600
+
+
+@pytest.mark.parametrize("mode", [0o700, 0o750, 0o775])
+def test_permissions_of_a_folder_are_kept(tmp_path: Path, mode: int) -> None:
+    target = tmp_path / "a.zarr"
+    target.mkdir()
+    target.chmod(mode)
+    with AtomicFolder(target, overwrite=True) as output:
+        assert permissions(output.temporary) == 0o700
+        fill(output, "new")
+        output.commit()
+    assert permissions(target) == mode
+
+
+two_users = pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can act as two users")
+ALICE, BOB = 12001, 12002
+
+
+@two_users
+def test_root_keeps_the_owner(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"old")
+    (tmp_path / "b.zarr" / "inner").mkdir(parents=True)
+    for path in (tmp_path / "a", tmp_path / "b.zarr"):
+        os.chown(path, ALICE, BOB)
+    with AtomicFile(tmp_path / "a", overwrite=True) as output:
+        output.commit()
+    with AtomicFolder(tmp_path / "b.zarr", overwrite=True) as folder:
+        fill(folder, "new")
+        folder.commit()
+    for path in (tmp_path / "a", tmp_path / "b.zarr", *(tmp_path / "b.zarr").rglob("*")):
+        assert (path.stat().st_uid, path.stat().st_gid) == (ALICE, BOB), path
+
+
+@two_users
+@pytest.mark.parametrize(("mode", "expected"), [(0o640, 0o600), (0o660, 0o600), (0o664, 0o644), (0o606, 0o666)])
+def test_what_a_group_might_do_is_not_for_another(tmp_path: Path, mode: int, expected: int) -> None:
+    """Bob replaces Alice's file in a folder that is everybody's, and cannot give it to her."""
+    folder = tmp_path / "shared"
+    folder.mkdir()
+    folder.chmod(0o777)
+    target = folder / "a"
+    target.write_bytes(b"old")
+    os.chown(target, ALICE, ALICE)
+    target.chmod(mode)
+    for parent in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
+        parent.chmod(parent.stat().st_mode | 0o011)
+    script = f"""
+import os
+from conv3d_cli.atomic import AtomicFile
+os.setgid({BOB}); os.setuid({BOB})
+with AtomicFile({str(target)!r}, overwrite=True) as output:
+    output.commit()
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
+    assert (target.stat().st_uid, target.stat().st_gid) == (BOB, BOB)
+    assert permissions(target) == expected
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# devices, FIFOs
+
+
+def special_files(folder: Path) -> dict[str, Path]:
+    """One of each kind that can be made here, and links to them."""
+    made = {"fifo": folder / "fifo.npy", "socket": folder / "socket.npy"}
+    os.mkfifo(made["fifo"])
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(made["socket"]))
+    with suppress(OSError):  # not root, or a container without devices
+        for name, kind, number in (("null", stat.S_IFCHR, (1, 3)), ("disk", stat.S_IFBLK, (7, 250))):
+            os.mknod(folder / f"{name}.npy", kind | 0o666, os.makedev(*number))
+            made[name] = folder / f"{name}.npy"
+    for name, path in list(made.items()):
+        (folder / f"link-{name}.npy").symlink_to(path)
+        made[f"link to {name}"] = folder / f"link-{name}.npy"
+    return made
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_no_file_takes_the_place_of_a_device(short_path: Path, overwrite: bool) -> None:
+    for name, path in special_files(short_path).items():
+        before = path.stat()
+        for attempt in (AtomicFile, AtomicFolder, check_target):
+            with pytest.raises(WriteError, match="which a file would replace; name a plain file"):
+                attempt(path, overwrite)
+        assert os.path.samestat(path.stat(), before), name
+
+
+def test_a_device_that_appears_meanwhile_stays(tmp_path: Path) -> None:
+    with AtomicFile(tmp_path / "a", overwrite=True) as output:
+        os.mkfifo(tmp_path / "a")
+        with pytest.raises(WriteError, match="took its place"):
+            output.commit()
+    assert stat.S_ISFIFO((tmp_path / "a").stat().st_mode)
+    assert names(tmp_path) == ["a"]
+
+
+def test_text_is_sent_into_a_fifo(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    with open(tmp_path / "got", "wb") as got:
+        reading = subprocess.Popen(["cat", str(tmp_path / "fifo")], stdout=got)
+    with reading, text_output(tmp_path / "fifo") as output:
+        output.file.write(b"x" * 300_000)
+        output.commit()
+    assert (tmp_path / "got").read_bytes() == b"x" * 300_000
+    assert names(tmp_path) == ["fifo", "got"]
+    with text_output(tmp_path / "fifo") as output:  # nobody reads, and nothing is sent: no wait
+        output.file.write(b"x")
+
+
+def test_text_is_sent_into_devices_and_not_into_what_takes_none(short_path: Path) -> None:
+    for name, path in special_files(short_path).items():
+        before = path.stat()
+        if "null" in name:
+            with text_output(path) as output:
+                output.file.write(b"abc")
+                output.commit()
+        elif "fifo" not in name:
+            with pytest.raises(WriteError, match=r"a (socket|block device), which a file would replace"):
+                text_output(path)
+        assert os.path.samestat(path.stat(), before), name
+
+
+@pytest.mark.parametrize("name", ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"])
+def test_text_for_standard_output_joins_what_is_there(tmp_path: Path, name: str) -> None:
+    """Also where it is a plain file, which others are writing to."""
+    script = f"""
+from conv3d_cli.atomic import text_output
+print("before", flush=True)
+with text_output({name!r}) as output:
+    output.file.write(b"text\\n")
+    output.commit()
+"""
+    with open(tmp_path / "log", "ab") as log:
+        subprocess.run([sys.executable, "-c", script], check=True, stdout=log)
+    assert (tmp_path / "log").read_text() == "before\ntext\n"
+    assert names(tmp_path) == ["log"]
+
+
+def test_a_plain_text_output_is_atomic(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"old")
+    with pytest.raises(OutputExistsError):
+        text_output(tmp_path / "a")
+    with text_output(tmp_path / "a", overwrite=True) as output:
+        output.file.write(b"new")
+        assert (tmp_path / "a").read_bytes() == b"old"
+        output.commit()
+    assert (tmp_path / "a").read_bytes() == b"new"

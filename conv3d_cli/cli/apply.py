@@ -179,7 +179,7 @@ def _check_page(path: str, overwrite: bool, dry_run: bool) -> None:
         raise SpecError("--dry-run writes nothing, and --report is a file: leave one of them out")
     if suffix_of(path) not in (".html", ".htm"):
         raise SpecError(f"a report is an HTML page, as in --report report.html, received '{path}'")
-    check_target(path, overwrite)
+    check_target(path, overwrite, send=True)
 
 
 def _run_with_page(batch: Batch, jobs: Sequence[Job], at_once: int | None, path: str, overwrite: bool) -> None:

@@ -108,7 +108,7 @@ def bench(
 
         check_plotting(plot_path, "--plot", overwrite=True)
     if json_path not in (None, "-"):
-        check_target(str(json_path), overwrite=True)
+        check_target(str(json_path), overwrite=True, send=True)
     cases = choose_cases(patterns, size)
     count = thread_count(threads)
     if calibrate:
@@ -238,8 +238,8 @@ def _read(paths: tuple[str, ...]) -> BenchReport:
 
 
 def _write(path: str, text: str) -> None:
-    from conv3d_cli.atomic import AtomicFile
+    from conv3d_cli.atomic import text_output
 
-    with AtomicFile(path, overwrite=True) as output:
+    with text_output(path, overwrite=True) as output:
         output.file.write(text.encode())
         output.commit()

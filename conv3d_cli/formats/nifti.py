@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from conv3d_cli.atomic import AtomicFile, check_target, suffix_of, write_errors
+from conv3d_cli.atomic import AtomicFile, check_target, suffix_of, together, write_errors
 from conv3d_cli.errors import FormatError, WriteError
 from conv3d_cli.formats.base import RawReader, RawWriter, SpooledWriter, VolumeFormat, real_dtype, write_at
 from conv3d_cli.formats.codecs import Codec, codec_named, codec_within
@@ -184,7 +184,7 @@ def create_nifti(
     opened = [AtomicFile(voxel_path, overwrite)]
     try:
         if pair:
-            opened.append(AtomicFile(header_path, overwrite))
+            opened.append(AtomicFile(header_path, overwrite, vouches=True))
         with write_errors(header_path):
             head = packed(prefix, codec, gz_level) if pair and codec is not None else prefix
             if pair or codec is None:
@@ -219,7 +219,10 @@ def _voxel_writer(
 
 
 class PairWriter(VolumeWriter):
-    """The writer of a pair's voxels; the header file appears after them, so no header stands without voxels."""
+    """The writer of a pair's voxels and its header file, which take their places together.
+
+    An old header goes first and the new one comes last, so no header ever stands beside voxels that are not its own.
+    """
 
     def __init__(self, voxels: VolumeWriter, head: AtomicFile) -> None:
         self.voxels, self.head = voxels, head
@@ -232,8 +235,9 @@ class PairWriter(VolumeWriter):
         self.voxels.write_box(n, starts, channel_start, block)
 
     def commit(self) -> None:
-        self.voxels.commit()
-        self.head.commit()
+        with together():
+            self.voxels.commit()
+            self.head.commit()
 
     def abort(self) -> None:
         self.voxels.abort()

@@ -14,7 +14,7 @@ from types import TracebackType
 
 import numpy as np
 
-from conv3d_cli.atomic import AtomicFile, write_errors
+from conv3d_cli.atomic import text_output, write_errors
 from conv3d_cli.formats.base import unnamed_file
 from conv3d_cli.pictures.panels import (
     GREY,
@@ -76,7 +76,7 @@ class Report:
 
     def __init__(self, path: str, overwrite: bool = False) -> None:
         self.path = path
-        self._output = AtomicFile(path, overwrite)
+        self._output = text_output(path, overwrite)
         self._sections = unnamed_file()
         self._rows: list[tuple[str, Mapping[str, str]]] = []
 

@@ -9,6 +9,7 @@ import gzip
 import os
 import pickle
 import signal
+import stat
 import struct
 import subprocess
 import sys
@@ -268,3 +269,78 @@ def test_no_bar_and_no_colours_without_a_terminal(folder: Path, shell: Any) -> N
     done = shell("apply", "x.npy", *KERNEL, "-o", "o.npy", cwd=folder)
     assert done.stdout == b""
     assert done.stderr == b""
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Targets that are no plain files
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="FIFOs of POSIX")
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["apply", "x.npy", *KERNEL, "-o", "fifo.npy"],
+        ["apply", "x.npy", *KERNEL, "-o", "fifo.npy", "--overwrite"],
+        ["apply", "x.nii.gz", *GAUSS, "-o", "fifo.nii.gz", "--overwrite"],
+        ["apply", "x.nii.gz", *GAUSS, "-o", "fifo.hdr", "--overwrite"],
+        ["apply", "x.tif", *KERNEL, "-o", "fifo.tif", "--overwrite"],
+        ["apply", "x.npy", *KERNEL, "-o", "fifo.zarr", "--overwrite"],
+        ["apply", "x.npy", *KERNEL, *OUT, "--nan", "ignore", "--coverage-out", "fifo.npy", "--overwrite"],
+        ["apply", "x.npy", *KERNEL, "-o", "side.npy", "--sidecar", "--overwrite"],
+        ["kernel", "make", "box:size=3", "-o", "fifo.npy", "--overwrite"],
+    ],
+    ids=" ".join,
+)
+def test_a_fifo_in_the_outputs_place_stays(folder: Path, shell: Any, error_line: Any, command: list[str]) -> None:
+    fifos = [folder / name for name in ("fifo.npy", "fifo.nii.gz", "fifo.hdr", "fifo.tif", "fifo.zarr", "side.json")]
+    for fifo in fifos:
+        os.mkfifo(fifo)
+    before = sorted(folder.iterdir())
+    done = shell(*command, cwd=folder)
+    assert done.returncode == 1
+    assert "it is a FIFO, which a file would replace; name a plain file" in error_line(done.stderr.decode())
+    assert all(fifo.is_fifo() for fifo in fifos)
+    assert sorted(folder.iterdir()) == before
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="FIFOs of POSIX")
+@pytest.mark.parametrize("option", ["--depfile", "--report"])
+def test_what_is_text_is_sent_into_a_fifo(folder: Path, shell: Any, option: str) -> None:
+    os.mkfifo(folder / "fifo.html")
+    with open(folder / "got", "wb") as got:
+        reading = subprocess.Popen(["cat", folder / "fifo.html"], stdout=got)
+    with reading:
+        done = shell("apply", "x.npy", *KERNEL, *OUT, option, "fifo.html", "-q", cwd=folder)
+        assert (done.returncode, done.stderr) == (0, b"")
+    assert (folder / "fifo.html").is_fifo()
+    text = (folder / "got").read_text()
+    assert text.startswith("out.npy: x.npy" if option == "--depfile" else "<!doctype html>")
+
+
+def test_a_device_takes_the_depfile_and_stays(folder: Path, shell: Any) -> None:
+    null = folder / "null"
+    try:
+        os.mknod(null, stat.S_IFCHR | 0o666, os.makedev(1, 3))
+        null.write_bytes(b"")
+    except OSError as error:
+        pytest.skip(f"no devices can be made here: {error}")
+    done = shell("apply", "x.npy", *KERNEL, *OUT, "--depfile", "null", "-q", cwd=folder)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert stat.S_ISCHR(null.stat().st_mode)
+
+
+def test_a_private_volume_stays_private(folder: Path, shell: Any) -> None:
+    """Also in place, and as a pair, a store, a kernel file."""
+    for name, arguments in {
+        "x.npy": ["apply", "x.npy", *KERNEL],
+        "x.nii.gz": ["apply", "x.nii.gz", *GAUSS],
+        "p.hdr": ["apply", "x.nii.gz", *GAUSS],
+        "x.tif": ["apply", "x.tif", *KERNEL, "--compression", "deflate"],
+        "k.npy": ["kernel", "make", "box:size=3"],
+    }.items():
+        targets = [folder / name] + [folder / "p.img"] * (name == "p.hdr")
+        for target in targets:
+            target.touch()
+            target.chmod(0o600)
+        assert shell(*arguments, "-o", name, "--overwrite", cwd=folder).returncode == 0
+        assert [stat.S_IMODE(target.stat().st_mode) for target in targets] == [0o600] * len(targets), name

@@ -1309,3 +1309,75 @@ def test_the_real_scan_survives(tmp_path: Path) -> None:
             np.testing.assert_array_equal(reference.header[name], back.header[name], err_msg=name)
     assert [e.content for e in back.header.extensions] == [e.content for e in reference.header.extensions]
     assert nifti.FORMAT.claims("BRAIN.NII.GZ")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Pairs whose process ends while they take their places
+
+ENDING = """
+import os, signal, sys
+import numpy as np
+from conv3d_cli.formats import write_volume
+from conv3d_cli.model.volume import Volume
+
+path, call, how = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+calls = 0
+
+def ending(real):
+    def step(*arguments, **options):
+        global calls
+        calls += 1
+        if calls == call:
+            if how == "kill":
+                os._exit(9)
+            signal.raise_signal(getattr(signal, how))
+        return real(*arguments, **options)
+    return step
+
+for name in ("rename", "replace", "link", "unlink"):
+    setattr(os, name, ending(getattr(os, name)))
+write_volume(path, Volume(np.full((4, 5, 6), 2.5, np.float32), "zyx"), overwrite=True)
+"""
+
+
+def pair_after(folder: Path, call: int, how: str, old: bool) -> tuple[int, str]:
+    """(exit code, what is there) after a process that writes float32 over uint8 ended at one of its renames."""
+    for path in folder.iterdir():
+        path.unlink()
+    if old:
+        save(image(np.full((6, 5, 4), 7, np.uint8), pair=True), folder / "o.hdr")
+    command = [sys.executable, "-c", ENDING, str(folder / "o.hdr"), str(call), how]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    there = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    if "o.hdr" not in there or "o.img" not in there:
+        return done.returncode, "none" if how == "kill" else f"none {there}"
+    found = np.asanyarray(nibabel.load(folder / "o.hdr").dataobj)
+    if found.dtype == np.uint8:
+        return done.returncode, "old" if (found == 7).all() else "MIXED"
+    return done.returncode, "new" if (found == 2.5).all() else "MIXED"
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_a_header_never_stands_beside_voxels_of_another(tmp_path: Path, old: bool) -> None:
+    """Whenever the process is killed: nibabel finds the old pair, the new one, or none."""
+    seen = []
+    for call in range(1, 9):
+        code, found = pair_after(tmp_path, call, "kill", old)
+        assert code in (0, 9)
+        seen.append(found)
+        if code == 0:
+            break
+    assert code == 0, "more steps than were tried"
+    assert "MIXED" not in seen
+    assert seen[-1] == "new"
+    assert len(seen) > 2
+    assert not old or seen[0] == "old"
+
+
+@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.parametrize("how", ["SIGTERM", "SIGINT"])
+def test_signals_wait_for_both_files_of_a_pair(tmp_path: Path, how: str, old: bool) -> None:
+    for call in (1, 2, 3):
+        code, found = pair_after(tmp_path, call, how, old)
+        assert found == "new", (call, code)
+        assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
