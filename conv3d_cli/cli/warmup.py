@@ -19,13 +19,17 @@ def warmup(quiet: bool) -> None:
     processes load the compiled loops, also from a folder that is read-only by then. They are kept per CPU model, conv3d
     version and Numba version. What a job needs beyond them is compiled when it runs.
     """
-    from conv3d_cli.engine import cache_folder, warm_up
+    from conv3d_cli.engine import cache_folder, refused_folders, warm_up
 
     started = time.perf_counter()
     compiled, ready = warm_up()
-    if not quiet:
-        where = cache_folder() or "no folder (none can be written): they last for this process only"
-        click.echo(
-            f"{ready} loops ready in {time.perf_counter() - started:.1f} s, {compiled} of them compiled, kept in {where}",
-            err=True,
-        )
+    if quiet:
+        return
+    where = f"kept in {cache_folder()}" if cache_folder() else "kept for this process only: no folder can be written"
+    click.echo(
+        f"{ready} loops ready in {time.perf_counter() - started:.1f} s, {compiled} of them compiled, {where}", err=True
+    )
+    if not cache_folder():
+        for reason in refused_folders():
+            click.echo(f"note: {reason}", err=True)
+        click.echo("note: set CONV3D_CACHE_DIR to a folder that you, and nobody else, may write", err=True)

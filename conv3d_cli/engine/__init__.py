@@ -5,9 +5,9 @@ write its loops in `loops/` and a module with an `ALGORITHM` (see `tile.Algorith
 `plan.ALGORITHMS`; tests/engine/test_every_algorithm.py then runs over it.
 """
 
-from conv3d_cli.engine.machine_code import cache_folder
+from conv3d_cli.engine.machine_code import cache_folder, refused_folders
 from conv3d_cli.engine.plan import ALGORITHMS, Plan, find_algorithm, make_plan
 from conv3d_cli.engine.team import Team
 from conv3d_cli.engine.warm import warm_up
 
-__all__ = ["ALGORITHMS", "Plan", "Team", "cache_folder", "find_algorithm", "make_plan", "warm_up"]
+__all__ = ["ALGORITHMS", "Plan", "Team", "cache_folder", "find_algorithm", "make_plan", "refused_folders", "warm_up"]

@@ -7,20 +7,22 @@ more than most convolutions.
 
 Object files lie in a folder named by a hash of the engine's own sources, of Numba's and llvmlite's versions and of the CPU, so
 a changed file or another machine never runs stale code. Its parent is one of $CONV3D_CACHE_DIR, $NUMBA_CACHE_DIR, the user's
-cache folder, and a private folder under the system's temporary directory: all are read, the first that can be written keeps
-what is new. Without any, loops are compiled in each process.
+cache folder, and $XDG_RUNTIME_DIR: all are read, the first that can be written keeps what is new. Without any, loops are
+compiled in each process.
+
+Whoever writes these files runs code as whoever reads them. So they are read only from a `PrivateFolder`, and each carries a
+seal made with a key that stands in the folder and that only its owner may read.
 """
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import gc
 import hashlib
+import hmac
 import importlib
 import importlib.util
 import os
-import stat
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
@@ -28,10 +30,12 @@ from pathlib import Path
 from typing import Any
 
 from conv3d_cli.engine.cpu import cpu_class, host_features
+from conv3d_cli.engine.private_folder import PrivateFolder
 from conv3d_cli.engine.team import apart
 
-MAGIC = b"conv3d object 2\n"
-SEAL_BYTES = 32
+MAGIC = b"conv3d object 3\n"
+SEAL_BYTES = KEY_BYTES = 32
+KEY_FILE = "key"
 Constant = int | str
 
 _call_type = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
@@ -138,46 +142,52 @@ def _link(symbol: str, code: bytes) -> int:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# On disk: MAGIC, a seal (SHA-256), the symbol, a line feed, the object code
+# On disk: MAGIC, a seal (HMAC-SHA-256), the symbol, a line feed, the object code
 
 
-def _seal(key: tuple[Constant, ...], body: bytes) -> bytes:
-    """A digest of the code and of what it is: neither a damaged file nor one of another loop or machine passes for it."""
-    return hashlib.sha256(f"{source_key()} {key}\n".encode() + body).digest()
+def _seal(secret: bytes, key: tuple[Constant, ...], body: bytes) -> bytes:
+    """A digest of the code and of what it is: no damaged file passes for it, nor another loop's, machine's or author's."""
+    return hmac.digest(secret, f"{source_key()} {key}\n".encode() + body, "sha256")
+
+
+def _secret(folder: PrivateFolder) -> bytes | None:
+    """The key of a folder's seals; None if there is none that is whole and this user's secret."""
+    secret = folder.read(KEY_FILE, secret=True)
+    return secret if secret is not None and len(secret) == KEY_BYTES else None
 
 
 def _read(key: tuple[Constant, ...]) -> tuple[str, bytes] | None:
     """Symbol and object code; None if no file is there and whole (linking a damaged one would end the process)."""
-    for folder in _folders():
+    for path in _folders():
         try:
-            data = (folder / f"{_name(key)}.o").read_bytes() if _is_trusted(folder) else b""
+            with PrivateFolder(path) as folder:
+                secret, data = _secret(folder), folder.read(f"{_name(key)}.o")
         except OSError:
             continue
+        if secret is None or data is None:
+            continue
         head, body = data[: len(MAGIC) + SEAL_BYTES], data[len(MAGIC) + SEAL_BYTES :]
-        if head == MAGIC + _seal(key, body):
+        if hmac.compare_digest(head, MAGIC + _seal(secret, key, body)):
             symbol, _, code = body.partition(b"\n")
             return symbol.decode(), code
     return None
 
 
 def _write(key: tuple[Constant, ...], symbol: str, code: bytes) -> None:
-    """Keep it; a full disk costs the next process a compilation, never this job. Renamed, so that no one reads half."""
-    folder = cache_folder()
-    if folder is None:
+    """Keep it; a full disk costs the next process a compilation, never this job. It appears whole, so no one reads half."""
+    path = cache_folder()
+    if path is None:
         return
-    import tempfile
-
     body = symbol.encode() + b"\n" + code
-    temporary = None
     try:
-        handle, temporary = tempfile.mkstemp(dir=folder, prefix=".writing-")
-        with os.fdopen(handle, "wb") as file:
-            file.write(MAGIC + _seal(key, body) + body)
-        os.replace(temporary, folder / f"{_name(key)}.o")
+        with PrivateFolder(path) as folder:
+            damaged = folder.holds(KEY_FILE)  # if the next line finds no key
+            if _secret(folder) is None:  # of processes that start at once, the first one's stays
+                folder.write(KEY_FILE, os.urandom(KEY_BYTES), replace=damaged)
+            if (secret := _secret(folder)) is not None:
+                folder.write(f"{_name(key)}.o", MAGIC + _seal(secret, key, body) + body)
     except OSError:
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
+        pass
 
 
 @lru_cache(maxsize=1)
@@ -213,10 +223,8 @@ def _parents() -> Iterator[Path]:
         yield Path.home() / ".cache" / "conv3d"
     except RuntimeError:
         pass  # no home at all
-    import tempfile  # late: it brings much along
-
-    user = os.getuid() if hasattr(os, "getuid") else "user"
-    yield Path(tempfile.gettempdir()) / f"conv3d-cache-{user}"
+    if os.environ.get("XDG_RUNTIME_DIR"):
+        yield Path(os.environ["XDG_RUNTIME_DIR"]) / "conv3d"
 
 
 def _folders() -> Iterator[Path]:
@@ -224,30 +232,22 @@ def _folders() -> Iterator[Path]:
     return (parent / source_key() for parent in _parents())
 
 
-def _is_trusted(folder: Path) -> bool:
-    """Whether the folder is there and nobody but this user and the administrator can have put code into it."""
+def _refusal(path: Path) -> str:
+    """Why no object code can be kept in a folder, which is made if it is missing; "" if it can."""
     try:
-        status = folder.stat()
-    except OSError:
-        return False
-    if not hasattr(os, "getuid"):
-        return True
-    return status.st_uid in (os.getuid(), 0) and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-
-
-def _is_writable(folder: Path) -> bool:
-    """Whether files can be put into a trusted folder, which is made if it is missing."""
-    import tempfile
-
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return _is_trusted(folder)
-    except OSError:
-        return False
+        with PrivateFolder(path, make=True) as folder:
+            folder.check_writable()
+    except OSError as error:
+        return f"{path.parent}: {error.strerror or error}"
+    return ""
 
 
 @lru_cache(maxsize=1)
 def cache_folder() -> Path | None:
     """Where new object code is kept; None where no folder can be written."""
-    return next((folder for folder in _folders() if _is_writable(folder)), None)
+    return next((path for path in _folders() if not _refusal(path)), None)
+
+
+def refused_folders() -> list[str]:
+    """The folders that object code might be kept in and cannot be, each with the reason."""
+    return [reason for path in _folders() if (reason := _refusal(path))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import os
@@ -73,8 +74,9 @@ def objects(cache: Path) -> list[Path]:
 
 
 def contents(cache: Path) -> dict[str, bytes]:
-    """Of every file, whatever its name."""
-    return {str(path.relative_to(cache)): path.read_bytes() for path in cache.rglob("*") if path.is_file()}
+    """Of every file but the key, whatever its name."""
+    files = [path for path in cache.rglob("*") if path.is_file() and path.name != machine_code.KEY_FILE]
+    return {str(path.relative_to(cache)): path.read_bytes() for path in files}
 
 
 def test_the_second_process_compiles_nothing(cache: Path, tmp_path: Path) -> None:
@@ -168,22 +170,27 @@ def test_a_changed_engine_file_never_runs_stale_code(tmp_path: Path) -> None:
 
 
 def test_without_a_usable_home_it_still_works(tmp_path: Path) -> None:
-    """HOME cannot be made: the private folder under the temporary directory is used."""
-    (tmp_path / "tmp").mkdir()
-    elsewhere = {"HOME": "/proc/nothing", "XDG_CACHE_HOME": "/proc/nothing", "TMPDIR": str(tmp_path / "tmp")}
+    """HOME cannot be made: the folder of the user's session is used."""
+    (tmp_path / "session").mkdir(mode=0o700)
+    elsewhere = {"HOME": "/proc/nothing", "XDG_CACHE_HOME": "/proc/nothing"}
+    elsewhere["XDG_RUNTIME_DIR"] = str(tmp_path / "session")
     _, _, folder = run(tmp_path, **elsewhere)
     assert folder is not None
-    assert folder.startswith(str(tmp_path / "tmp"))
+    assert folder.startswith(str(tmp_path / "session" / "conv3d"))
     assert run(tmp_path, **elsewhere)[0] == 0
 
 
 NO_FOLDER = {"HOME": "/proc/nothing", "XDG_CACHE_HOME": "/proc/nothing", "CONV3D_CACHE_DIR": "/proc/nothing"}
-NO_TEMPORARY = "import tempfile; tempfile.gettempdir = lambda: '/proc/nothing'\n"
 
 
-def test_no_folder_at_all_compiles_in_memory(tmp_path: Path) -> None:
-    """As on a system where everything is read-only."""
-    assert run(tmp_path, NO_TEMPORARY + SCRIPT, **NO_FOLDER) == (LOOPS, True, None)
+def test_no_folder_at_all_compiles_in_memory(cache: Path, tmp_path: Path) -> None:
+    """As on a system where everything is read-only. The temporary folder, which is everybody's, is neither read nor written."""
+    shared = tmp_path / "shared"
+    shutil.copytree(cache, shared / f"conv3d-cache-{os.getuid()}")
+    before = contents(shared)
+    assert run(tmp_path, **NO_FOLDER, XDG_RUNTIME_DIR="", TMPDIR=str(shared)) == (LOOPS, True, None)
+    assert contents(shared) == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "shared"]
 
 
 def test_a_folder_that_cannot_be_written_is_still_read(cache: Path, tmp_path: Path) -> None:
@@ -191,8 +198,8 @@ def test_a_folder_that_cannot_be_written_is_still_read(cache: Path, tmp_path: Pa
     # by a patch, since permissions do not hold root back
     read_only = f"""
 import conv3d_cli.engine.machine_code as m
-real = m._is_writable
-m._is_writable = lambda folder: not str(folder).startswith({str(cache)!r}) and real(folder)
+real = m._refusal
+m._refusal = lambda folder: "read-only" if str(folder).startswith({str(cache)!r}) else real(folder)
 """
     environment = {"CONV3D_CACHE_DIR": str(cache), "NUMBA_CACHE_DIR": str(tmp_path / "second")}
     assert run(tmp_path, read_only + SCRIPT, **environment)[0] == 0
@@ -204,7 +211,7 @@ m._is_writable = lambda folder: not str(folder).startswith({str(cache)!r}) and r
 
 @pytest.mark.skipif(os.name != "posix", reason="permissions of POSIX")
 def test_a_folder_that_others_may_write_is_not_trusted(cache: Path, tmp_path: Path) -> None:
-    """Its files are code that would be loaded."""
+    """Its files are code that would be loaded; see test_private_folder.py."""
     folder = objects(cache)[0].parent
     folder.chmod(0o777)
     (tmp_path / "next").mkdir()
@@ -213,10 +220,58 @@ def test_a_folder_that_others_may_write_is_not_trusted(cache: Path, tmp_path: Pa
     assert used is not None
     assert used.startswith(str(tmp_path / "next"))
     assert Path(used).stat().st_mode & 0o777 == 0o700
-    if os.getuid() == 0:
-        folder.chmod(0o700)
-        os.chown(folder, 12345, -1)
-        assert not machine_code._is_trusted(folder)
+
+
+def sealed(folder: Path, key: tuple[Any, ...], body: bytes, secret: bytes) -> None:
+    """Put a file there as its owner could whose key is `secret`."""
+    seal = machine_code._seal(secret, key, body)
+    (folder / f"{machine_code._name(key)}.o").write_bytes(machine_code.MAGIC + seal + body)
+
+
+def test_code_without_the_folders_key_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of an archive that was unpacked there: the seal of what conv3d wrote needs a key that the archive's author has not."""
+    monkeypatch.setattr(machine_code, "_folders", lambda: iter([tmp_path / "cache"]))
+    machine_code.cache_folder.cache_clear()
+    key = ("pack", "pack_rows", "int16", "float32")
+    try:
+        machine_code._write(key, "symbol", b"code")
+    finally:
+        machine_code.cache_folder.cache_clear()
+    folder = tmp_path / "cache"
+    secret = (folder / machine_code.KEY_FILE).read_bytes()
+    assert len(secret) == machine_code.KEY_BYTES
+    assert (folder / machine_code.KEY_FILE).stat().st_mode & 0o777 == 0o600
+    assert machine_code._read(key) == ("symbol", b"code")
+    sealed(folder, key, b"symbol\nother", secret)
+    assert machine_code._read(key) == ("symbol", b"other")
+
+    for stranger in (b"", bytes(machine_code.KEY_BYTES), os.urandom(machine_code.KEY_BYTES)):
+        sealed(folder, key, b"symbol\nforged", stranger)
+        assert machine_code._read(key) is None
+    # the digest that anybody can compute, as it was before there was a key
+    digest = hashlib.sha256(f"{machine_code.source_key()} {key}\n".encode() + b"symbol\nforged").digest()
+    file = folder / f"{machine_code._name(key)}.o"
+    for magic in (b"conv3d object 2\n", machine_code.MAGIC):
+        file.write_bytes(magic + digest + b"symbol\nforged")
+        assert machine_code._read(key) is None
+
+    sealed(folder, key, b"symbol\nother", secret)
+    for harm in (b"", secret[:-1], secret + b"x"):  # no key is no seal
+        (folder / machine_code.KEY_FILE).write_bytes(harm)
+        sealed(folder, key, b"symbol\nforged", harm)
+        assert machine_code._read(key) is None
+    (folder / machine_code.KEY_FILE).write_bytes(secret)
+    sealed(folder, key, b"symbol\nother", secret)
+    (folder / machine_code.KEY_FILE).chmod(0o644)  # no secret any more
+    assert machine_code._read(key) is None
+
+
+def test_a_damaged_key_is_replaced(cache: Path, tmp_path: Path) -> None:
+    (key,) = cache.rglob(machine_code.KEY_FILE)
+    key.write_bytes(b"short")
+    assert run(tmp_path, CONV3D_CACHE_DIR=str(cache))[0] == LOOPS
+    assert run(tmp_path, CONV3D_CACHE_DIR=str(cache))[0] == 0
+    assert len(key.read_bytes()) == machine_code.KEY_BYTES
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="limits of POSIX")
