@@ -93,11 +93,7 @@ def connect(scheduler: str) -> Iterator[Any]:
         distributed = import_distributed()
         address: Any = scheduler
         if kind == "local":
-            address = stack.enter_context(
-                distributed.LocalCluster(
-                    n_workers=int(count), threads_per_worker=1, processes=True, dashboard_address=":0", silence_logs=50
-                )
-            )
+            address = stack.enter_context(_private_cluster(int(count)))
         try:
             client = distributed.Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
         except (OSError, ValueError, TimeoutError) as error:
@@ -106,6 +102,38 @@ def connect(scheduler: str) -> Iterator[Any]:
                 f"cannot reach the scheduler at {scheduler}: {words}; start one with `dask scheduler`, or pass local:2"
             ) from error
         yield stack.enter_context(client)
+
+
+@contextmanager
+def _private_cluster(workers: int) -> Iterator[Any]:
+    """Worker processes on this machine that obey this process alone: whoever reaches a scheduler runs code as its owner.
+
+    All speak TLS with a key made for this run, on loopback; the web servers that Dask starts beside them serve no pages.
+    Raises: SpecError with the cure if the library that makes the key is missing.
+    """
+    import dask
+
+    distributed = import_distributed()
+    try:
+        security = distributed.Security.temporary()
+    except ImportError as error:
+        raise SpecError(f"--scheduler local:N needs the cryptography library: {CURE}") from error
+    no_pages: dict[str, list[str]] = {"distributed.scheduler.http.routes": [], "distributed.worker.http.routes": []}
+    with (
+        dask.config.set(no_pages),
+        distributed.LocalCluster(
+            n_workers=workers,
+            threads_per_worker=1,
+            processes=True,
+            host="127.0.0.1",
+            protocol="tls://",
+            security=security,
+            dashboard_address=None,
+            scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},  # without a dashboard: else a port that may be taken
+            silence_logs=50,
+        ) as cluster,
+    ):
+        yield cluster
 
 
 def run_on_cluster(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -17,6 +19,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from conv3d_cli.cli import main
+from conv3d_cli.cluster.run import connect
+from conv3d_cli.errors import SpecError
 
 SHAPE = (40, 96, 96)
 
@@ -271,3 +275,80 @@ def test_a_worker_that_is_full_is_not_waited_for(store: Path, tmp_path: Path, mo
         assert [p.name for p in tmp_path.iterdir()] == ["dask"]
     finally:
         full.stop()
+
+
+LOCAL = """
+import json, sys
+import psutil
+from conv3d_cli.cluster.run import connect
+
+if __name__ == "__main__":
+    with connect("local:2") as client:
+        client.wait_for_workers(2)
+        own = psutil.Process()
+        found = [c.laddr for p in (own, *own.children(recursive=True)) for c in p.net_connections() if c.status == "LISTEN"]
+        print(json.dumps([client.submit(sum, [1, 2]).result(), client.scheduler.address, sorted(set(map(tuple, found)))]))
+        sys.stdout.flush()
+        sys.stdin.read()
+"""
+
+
+def anybody() -> ssl.SSLContext:
+    """A client that believes any server, and shows no certificate."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def is_obeyed(port: int, context: ssl.SSLContext | None) -> bool:
+    """Whether a port answers: with a page, or with Dask's own greeting."""
+    request = b"GET /json/identity.json HTTP/1.0\r\n\r\n"
+    try:
+        plain = socket.create_connection(("127.0.0.1", port), timeout=1)
+        with plain if context is None else context.wrap_socket(plain) as connection:
+            connection.sendall(request)
+            answer = connection.recv(4096)
+    except OSError:  # refused, ended, no answer in time
+        return False
+    return bool(answer) and not answer.startswith((b"HTTP/1.1 404", b"\x15\x03"))  # an alert of TLS
+
+
+def test_a_local_cluster_obeys_its_own_process_alone(tmp_path: Path) -> None:
+    """Whoever reaches a scheduler runs code as its owner: no port answers another user, and none is open to the network."""
+    import distributed
+
+    security = distributed.Security.temporary()  # somebody else's key
+    (tmp_path / "stranger.pem").write_text(security.tls_client_key + security.tls_client_cert)
+    stranger = anybody()
+    stranger.load_cert_chain(tmp_path / "stranger.pem")
+    (tmp_path / "local.py").write_text(LOCAL)
+    command = [sys.executable, str(tmp_path / "local.py")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        total, scheduler, listening = json.loads(process.stdout.readline())
+        assert total == 3
+        assert scheduler.startswith("tls://127.0.0.1:")
+        ports = {port for _, port in listening}
+        assert {host for host, _ in listening} == {"127.0.0.1"}
+        assert int(scheduler.rsplit(":", 1)[1]) in ports
+        for port in ports:
+            assert not is_obeyed(port, None)
+            assert not is_obeyed(port, anybody())
+            assert not is_obeyed(port, stranger)
+        process.communicate("")
+    assert process.returncode == 0
+
+
+def test_a_local_cluster_without_cryptography(monkeypatch: pytest.MonkeyPatch) -> None:
+    import distributed
+
+    def missing() -> None:
+        raise ImportError("no cryptography")
+
+    monkeypatch.setattr(distributed.Security, "temporary", missing)
+    with (
+        pytest.raises(SpecError, match=r"needs the cryptography library: pip install 'conv3d\[cluster\]'"),
+        connect("local:1"),
+    ):
+        pass
