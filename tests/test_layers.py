@@ -86,6 +86,7 @@ HOMES = {
     "numcodecs": ["formats/zarr*.py"],
     "fsspec": ["formats/zarr*.py"],
     "distributed": ["cluster/run.py"],
+    "dask": ["cluster/run.py"],
     "compression": ["formats/codecs.py"],  # zstd, in the standard library from Python 3.14 on
     "backports": ["formats/codecs.py"],
     "h5py": ["kernels/weights/*.py"],
