@@ -80,9 +80,10 @@ class Config:
     job: dict[str, Any] = field(default_factory=dict)
 
 
-def read_config(path: str) -> Config:
+def read_config(path: str, with_kernel: bool = False) -> Config:
     """Read a config; kernel, bias and mask paths in it are relative to its folder.
 
+    with_kernel : bool      a kernel is given beside it: what a Keras layer's own config says of training is left out
     Raises: FormatError if a file is missing or damaged, ConfigError or UnknownNameError if it cannot be understood.
     """
     if path.lower().endswith(MODEL_SUFFIXES):
@@ -92,7 +93,7 @@ def read_config(path: str) -> Config:
     if isinstance(values.get("mask"), str):
         values["mask"] = str(folder / values["mask"])
     if _is_keras(values):
-        return from_keras(values, path)
+        return from_keras(values, path, trained=with_kernel)
     layers = values.pop("layers", None)
     allowed = JOB_KEYS if layers is not None else (*STAGE_KEYS, *JOB_KEYS)
     _check_keys(values, allowed, f"config {path}")
@@ -170,7 +171,8 @@ def stage_arguments(values: dict[str, Any], folder: Path | None = None) -> dict[
     """
     result = {key: value for key, value in values.items() if key not in ("kernel", "bias", "activation")}
     if values.get("kernel") is not None:
-        result = {**_kernel_arguments(values["kernel"], folder), **result}
+        tells = values.keys() >= {"strides", "padding"}
+        result = {**_kernel_arguments(values["kernel"], folder, tells), **result}
     if values.get("activation") is not None:
         result["activations"] = (values["activation"],)
     if values.get("bias") is not None:
@@ -179,8 +181,11 @@ def stage_arguments(values: dict[str, Any], folder: Path | None = None) -> dict[
     return result
 
 
-def _kernel_arguments(value: Any, folder: Path | None) -> dict[str, Any]:
-    """The kernel, with the strides, padding, ... of a layer whose file holds them."""
+def _kernel_arguments(value: Any, folder: Path | None, tells: bool) -> dict[str, Any]:
+    """The kernel, with the strides, padding, ... of a layer whose file holds them.
+
+    tells : bool        strides and padding are given beside it; else a note tells where the file does not hold them
+    """
     if isinstance(value, str):
         from conv3d_cli.kernels import may_name_a_layer
 
@@ -188,6 +193,7 @@ def _kernel_arguments(value: Any, folder: Path | None) -> dict[str, Any]:
         if not may_name_a_layer(value):
             return {"kernel": value}
         from conv3d_cli.kernels import weights
+        from conv3d_cli.kernels.weights.layer import WEIGHTS_ONLY
 
         if weights.find_weights_file(weights.split_name(value)[0]) is None:
             return {"kernel": value}
@@ -199,9 +205,9 @@ def _kernel_arguments(value: Any, folder: Path | None) -> dict[str, Any]:
             raise
         arguments = _saved_arguments(saved.config or {})
         files = (weights.split_name(value)[0],)
-        return {
-            **arguments, "kernel": saved.as_kernel(value), "boundary": "zeros", "notes": saved.notes, "files": files,
-        }  # fmt: skip
+        lacking = [WEIGHTS_ONLY] if saved.config is None and not tells else []
+        notes = tuple(f"layer {saved.name}: {note}" for note in (*saved.notes, *lacking))
+        return {**arguments, "kernel": saved.as_kernel(value), "boundary": "zeros", "notes": notes, "files": files}
     import numpy as np
 
     from conv3d_cli.model.kernel import Kernel
@@ -276,16 +282,19 @@ def _bias(value: Any, folder: Path | None) -> tuple[list[float], tuple[str, ...]
 
 
 def _is_keras(values: dict[str, Any]) -> bool:
-    """Whether JSON is a layer's or a model's own: wrapped with its class, or the bare get_config() of a Conv3D."""
-    return "class_name" in values or ("kernel_size" in values and "trainable" in values)
+    """Whether JSON is a layer's or a model's own: wrapped with its class, or its bare get_config()."""
+    return "class_name" in values or ("trainable" in values and ("kernel_size" in values or "layers" in values))
 
 
-def from_keras(values: dict[str, Any], path: str) -> Config:
-    """A Keras layer's `get_config()`, its wrapped form, or a Sequential model's `to_json()`."""
+def from_keras(values: dict[str, Any], path: str, trained: bool = False) -> Config:
+    """A Keras layer's `get_config()`, its wrapped form, or a model's `to_json()`.
+
+    trained : bool      the weights come from elsewhere: initializers and constraints are left out
+    """
     from conv3d_cli.layer.config import read_model
 
     try:
-        layers = read_model(values)
+        layers = read_model(values, trained)
     except SpecError as error:
         raise type(error)(f"config {path}: {error}") from error
     config = Config(path, [_layer_arguments(layer) for layer in layers])
@@ -300,12 +309,13 @@ def from_keras(values: dict[str, Any], path: str) -> Config:
 def _layer_arguments(layer: Any) -> dict[str, Any]:
     """Arguments for `Stage` out of a `LayerConfig`."""
     same = (
-        "name", "kernel_size", "filters", "strides", "padding", "dilation_rate", "groups", "use_bias", "kernel_initializer",
+        "name", "kernel_size", "filters", "strides", "dilation_rate", "groups", "use_bias", "kernel_initializer",
         "bias_initializer", "seed", "kernel_regularizer", "bias_regularizer", "activity_regularizer", "kernel_constraint",
-        "bias_constraint",
+        "bias_constraint", "notes",
     )  # fmt: skip
     return {
         **{name: getattr(layer, name) for name in same},
+        "padding": layer.spec().padding,
         "boundary": "zeros",
         "activations": (layer.activation, *layer.then),
     }
@@ -321,15 +331,16 @@ def read_model_file(path: str) -> Config:
     model = weights.model_config(path)
     if model is None:
         raise FormatError(f"config {path} holds weights but no model; pass it as a kernel: -k {path}::LAYER")
-    config = from_keras(model, path)
+    config = from_keras(model, path, trained=True)
     saved = weights.read_layers(path)
-    by_name = {layer.name: layer for layer in saved}
     if len(saved) != len(config.stages):
         raise FormatError(
             f"cannot read {path}: its model has {len(config.stages)} Conv3D layers, its weights {len(saved)}"
         )
     for stage, in_order in zip(config.stages, saved, strict=True):
-        layer = by_name.get(stage["name"], in_order)
+        # layers of models within the model may have the same name, and then come in the same order
+        named = [layer for layer in saved if layer.name == stage["name"]]
+        layer = named[0] if len(named) == 1 else in_order
         stage["kernel"] = layer.as_kernel(f"{path}::{layer.name}")
         stage["files"] = (path,)
     return config

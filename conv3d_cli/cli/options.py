@@ -340,7 +340,7 @@ def given_options(ctx: click.Context) -> dict[str, Any]:
 
 def _asked_for(given: dict[str, Any]) -> dict[str, Any]:
     """What options and config say, as arguments for `Job`."""
-    config = read_config(given["config"]) if given.get("config") else Config()
+    config = read_config(given["config"], with_kernel="kernel" in given) if given.get("config") else Config()
     options = {key: _layer_value(key, given[key]) for key in STAGE_OPTIONS if key in given}
     if given.get("no_bias"):
         options["use_bias"] = False
@@ -360,13 +360,13 @@ def _asked_for(given: dict[str, Any]) -> dict[str, Any]:
     stage = config.stages[0]
     if "kernel" in options:
         # another kernel: what the config's kernel brought along goes with it
-        left = ("kernel", "kernel_size", "filters", "bias", "files")
+        left = ("kernel", "kernel_size", "filters", "bias", "files", *(["notes"] if "kernel" in stage else []))
         stage = {key: value for key, value in stage.items() if key not in left}
     if not options:
         return {"stages": config.stages, **_run_settings(given, config)}
     own = stage_arguments(options)
-    files = (*stage.get("files", ()), *own.get("files", ()))
-    return {"stages": [{**stage, **own, "files": files}], **_run_settings(given, config)}
+    both = {key: (*stage.get(key, ()), *own.get(key, ())) for key in ("files", "notes")}
+    return {"stages": [{**stage, **own, **both}], **_run_settings(given, config)}
 
 
 def _run_settings(given: dict[str, Any], config: Config) -> dict[str, Any]:

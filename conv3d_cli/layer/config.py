@@ -24,7 +24,20 @@ from conv3d_cli.layer.activations import Activation, dtype_policy
 from conv3d_cli.layer.constraints import Constraint
 from conv3d_cli.layer.initializers import Initializer, derived_seed
 from conv3d_cli.layer.regularizers import Regularizer
-from conv3d_cli.model.spec import ConvSpec, Triple, triple
+from conv3d_cli.model.keras_json import (
+    CONV3D,
+    MODELS,
+    NO_PADS,
+    PADDING,
+    PASSIVE,
+    class_of,
+    joined_padding,
+    name_of,
+    output_names,
+    pads_of,
+    source_names,
+)
+from conv3d_cli.model.spec import ConvSpec, Pads, Triple, triple
 
 DATA_FORMATS = ("channels_last", "channels_first")
 # policy -> dtype of the weights
@@ -41,6 +54,9 @@ _IGNORED = (
     "build_config", "batch_input_shape", "batch_shape", "input_shape", "shared_object_id", "lora_rank", "lora_alpha",
     "quantization_config", "autocast",
 )  # fmt: skip
+# arguments that act on weights in training only: drawn when a layer is built, constrained after each optimizer's step
+_TRAINING = ("kernel_initializer", "bias_initializer", "kernel_constraint", "bias_constraint")
+_PENALTIES = ("kernel_regularizer", "bias_regularizer", "activity_regularizer")
 
 
 @dataclass(frozen=True)
@@ -56,6 +72,8 @@ class LayerConfig:
     dtype : str or None                 a dtype or policy of Keras; None: what keras.json says, else float32
     seed : int or None                  for initializers without a seed; kernel and bias get different ones
     then : activations                  of the layers after this one, in order; no part of Keras' config of the layer
+    pads : three (before, after) pairs  zeros that ZeroPadding3D layers before it add; no part of Keras' config, either
+    notes : tuple of str                what was left out of the config
     Raises: SpecError (a ValueError), with the facts of Keras' messages.
 
     >>> config = LayerConfig(filters=4, kernel_size=3, activation="relu", padding="SAME")
@@ -84,6 +102,8 @@ class LayerConfig:
     seed: int | None = field(default=None, compare=False)
     trainable: bool = True
     then: tuple[Activation, ...] = ()
+    pads: Pads = NO_PADS
+    notes: tuple[str, ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
         def settle(key: str, value: Any) -> None:
@@ -128,14 +148,15 @@ class LayerConfig:
     # ------------------------------------------------------------------------------------------------------------------
 
     def spec(self) -> ConvSpec:
-        """The geometry alone.
+        """The geometry alone, padding layers before it included.
 
+        Raises: SpecError where these cannot be joined with the layer's own padding.
         >>> LayerConfig(2, 3, padding="same").spec().resolve((1, 6, 6, 7, 1), (3, 3, 3, 1, 2)).out_size
         (6, 6, 7)
         """
         return ConvSpec(
             strides=self.strides,
-            padding=self.padding,
+            padding=joined_padding(self.pads, self.padding, self.kernel_size, self.strides, self.dilation_rate),
             dilation_rate=self.dilation_rate,
             groups=self.groups,
             filters=self.filters,
@@ -186,10 +207,12 @@ class LayerConfig:
     # ------------------------------------------------------------------------------------------------------------------
 
     @classmethod
-    def from_keras(cls, config: Mapping[str, Any], keras2: bool = False) -> LayerConfig:
+    def from_keras(cls, config: Mapping[str, Any], keras2: bool = False, trained: bool = False) -> LayerConfig:
         """The layer of a `get_config()` of Keras 2 or 3, or of the dict around it; of a TOML table with the same keys.
 
         keras2 : bool       hard_sigmoid is Keras 2's (a layer's config alone does not tell)
+        trained : bool      its weights come from elsewhere: initializers and constraints, which act in training only, are
+                            left out, and so are regularizers that are not known
         Raises: SpecError for unknown or missing keys, and all that the class refuses.
         >>> LayerConfig.from_keras({"class_name": "Conv3D", "config": {"filters": 2, "kernel_size": [3, 3, 3]}}).filters
         2
@@ -197,10 +220,10 @@ class LayerConfig:
         if not isinstance(config, Mapping):
             raise SpecError(f"the config of a layer is a table, received {config!r}")
         if "class_name" in config:
-            if config["class_name"] not in ("Conv3D", "Convolution3D"):
-                raise SpecError(f"a layer of class {config['class_name']} is no Conv3D")
+            if class_of(config) not in CONV3D:
+                raise SpecError(f"a layer of class {class_of(config)} is no Conv3D")
             config = _inner(config)
-        known = [f.name for f in fields(cls) if f.name != "then"]
+        known = [f.name for f in fields(cls) if f.name not in ("then", "pads", "notes")]
         values = {key: value for key, value in config.items() if key not in _IGNORED}
         for key in values:
             if key not in known:
@@ -212,7 +235,7 @@ class LayerConfig:
             raise SpecError(f"a Conv3D layer needs {' and '.join(missing)}")
         if keras2 and "activation" in values:
             values["activation"] = _as_keras2(activations.get(values["activation"]))
-        return cls(**values)
+        return cls(notes=_without_training(values) if trained else (), **values)
 
     def to_keras(self) -> dict[str, Any]:
         """What Keras 3's `get_config()` gives: plain values that JSON holds. `then` is no part of it; see `write_model`.
@@ -305,6 +328,28 @@ def _inner(layer: Mapping[str, Any]) -> Mapping[str, Any]:
     return config
 
 
+def _without_training(values: dict[str, Any]) -> tuple[str, ...]:
+    """Take out of a layer's arguments what acts in training only; returns notes on what it lost.
+
+    A known penalty changes no output and is still told.
+    """
+    for key in _TRAINING:
+        values.pop(key, None)
+    notes = []
+    for key in _PENALTIES:
+        try:
+            penalty = regularizers.get(values.get(key))
+        except SpecError as error:
+            reason = str(error).partition(";")[0]
+        else:
+            if key != "activity_regularizer" or penalty is None or penalty.additive:
+                continue
+            reason = f"{type(penalty).__name__} is no plain sum over voxels"
+        del values[key]
+        notes.append(f"layer {values.get('name', 'conv3d')}: its {key} is left out, which changes no output ({reason})")
+    return tuple(notes)
+
+
 def _as_keras2(activation: Activation) -> Activation:
     return activations.get("hard_sigmoid:keras2=true") if activation == activations.get("hard_sigmoid") else activation
 
@@ -312,34 +357,43 @@ def _as_keras2(activation: Activation) -> Activation:
 # ---------------------------------------------------------------------------------------------------------------------
 # Models
 
-MODELS = ("Sequential", "Functional", "Model")
-# layers that do nothing when a model is applied
-PASSIVE = ("InputLayer", "Dropout", "SpatialDropout3D", "GaussianDropout", "GaussianNoise", "AlphaDropout", "Identity")
 ACTIVATION_LAYERS = ("Activation", *(name for name in activations.LAYERS))
 
 
-def read_model(model: Mapping[str, Any]) -> list[LayerConfig]:
-    """The Conv3D layers of a `model.to_json()`, in order; activation layers go into `then` of the layer before them.
+def read_model(model: Mapping[str, Any], trained: bool = False) -> list[LayerConfig]:
+    """The Conv3D layers of a `model.to_json()`, in order; activation layers go into `then` of the layer before them, and
+    ZeroPadding3D layers into `pads` of the one after them.
 
     model : dict        of a Sequential model, or of a functional one whose layers form a chain; of Keras 2 or 3; or of a
-                        single Conv3D layer
+                        single Conv3D layer; or the `get_config()` of either alone
+    trained : bool      its weights come from elsewhere: see `LayerConfig.from_keras`
     Dropout, noise and Identity layers do nothing here, as in Keras when a model is applied.
-    Raises: SpecError for layers of other classes, branches, and activations before the first Conv3D.
+    Raises: SpecError for layers of other classes, branches, activations before the first Conv3D, and padding that is not a
+    Conv3D's.
 
     >>> relu = {"class_name": "ReLU", "config": {"max_value": 6.0}}
     >>> conv = {"class_name": "Conv3D", "config": {"filters": 2, "kernel_size": 3}}
     >>> [layer.then[0].text for layer in read_model({"class_name": "Sequential", "config": {"layers": [conv, relu]}})]
     ['relu:max_value=6.0']
     """
-    if not isinstance(model, Mapping) or not isinstance(model.get("class_name"), str):
-        raise SpecError("a model is a table with class_name and config, as model.to_json() writes it")
+    model = _with_class(model)
     keras2 = str(model.get("keras_version", "")).startswith("2.") or _has_key(model, "batch_input_shape")
     found: list[LayerConfig] = []
+    padding: list[Mapping[str, Any]] = []  # layers that wait for the Conv3D after them
     for layer in _chain(model):
-        class_name = layer["class_name"]
-        config = _inner(layer)
-        if class_name in ("Conv3D", "Convolution3D"):
-            found.append(LayerConfig.from_keras(layer, keras2))
+        config, class_name = _inner(layer), class_of(layer)
+        name = name_of(layer)
+        if class_name in CONV3D:
+            made = LayerConfig.from_keras(layer, keras2, trained)
+            try:
+                # the class itself asks whether its own padding can be joined with these
+                found.append(replace(made, pads=pads_of(padding, config.get("data_format"))) if padding else made)
+            except SpecError as error:
+                names = ", ".join(f"'{name_of(before)}'" for before in padding)
+                raise SpecError(f"layer '{name}' cannot be joined with {names} before it: {error}") from None
+            padding = []
+        elif class_name in PADDING:
+            padding.append(layer)
         elif class_name in ACTIVATION_LAYERS:
             activation = activations.get(layer)
             if keras2:
@@ -348,22 +402,50 @@ def read_model(model: Mapping[str, Any]) -> list[LayerConfig]:
                 continue
             if not found:
                 raise SpecError(
-                    f"the model begins with {class_name} '{config.get('name', class_name)}'; "
-                    "an activation must come after a Conv3D layer"
+                    f"the model begins with {class_name} '{name}'; an activation must come after a Conv3D layer"
+                )
+            if padding and not _keeps_zeros(activation):
+                raise SpecError(
+                    f"layer '{name}', {activation.text}, makes other numbers of the zeros that layer "
+                    f"'{name_of(padding[-1])}' adds before it, so the two cannot be joined with Conv3D layers"
                 )
             found[-1] = replace(found[-1], then=(*found[-1].then, activation))
         elif class_name not in PASSIVE:
-            understood = ", ".join(("Conv3D", *ACTIVATION_LAYERS, *PASSIVE))
-            raise SpecError(
-                f"layer '{config.get('name', class_name)}' is of class {class_name}; understood are {understood}"
-            )
+            understood = ", ".join(("Conv3D", *ACTIVATION_LAYERS, *PADDING, *PASSIVE))
+            raise SpecError(f"layer '{name}' is of class {class_name}; understood are {understood}")
+    if padding:
+        raise SpecError(
+            f"layer '{name_of(padding[-1])}' is of class {class_of(padding[-1])} and no Conv3D layer follows it"
+        )
     if not found:
         raise SpecError("the model has no Conv3D layer")
     return found
 
 
+def _with_class(model: Any) -> Mapping[str, Any]:
+    """The dict with class_name and config; a `get_config()` alone tells by its keys whose it is. Raises: SpecError."""
+    if isinstance(model, Mapping) and isinstance(model.get("class_name"), str):
+        return model
+    if isinstance(model, Mapping) and "class_name" not in model:
+        if "layers" in model:
+            return {"class_name": "Functional" if "output_layers" in model else "Sequential", "config": model}
+        if "kernel_size" in model and "groups" in model:
+            return {"class_name": "Conv3D", "config": model}
+        if "kernel_size" in model:  # a Conv3DTranspose has all keys but this one
+            raise SpecError(
+                "it has kernel_size without groups, so it may be a Conv3D's or a Conv3DTranspose's get_config(); "
+                'write {"class_name": "Conv3D", "config": ...} around it'
+            )
+    raise SpecError("a model is a table with class_name and config, as model.to_json() writes it")
+
+
+def _keeps_zeros(activation: Activation) -> bool:
+    """Whether an activation may as well come before zeros are added."""
+    return activation.kind == "voxel" and not np.any(activation(np.zeros(1)))
+
+
 def write_model(layers: Iterable[LayerConfig], name: str = "sequential") -> dict[str, Any]:
-    """Keras 3's dict of a Sequential model of these layers and the activations after them.
+    """Keras 3's dict of a Sequential model of these layers, the padding before and the activations after them.
 
     >>> model = write_model([LayerConfig(2, 3, then=("relu",))])
     >>> [layer["class_name"] for layer in model["config"]["layers"]]
@@ -371,6 +453,10 @@ def write_model(layers: Iterable[LayerConfig], name: str = "sequential") -> dict
     """
     written: list[dict[str, Any]] = []
     for layer in layers:
+        if layer.pads != NO_PADS:
+            words = {"name": f"{layer.name}_pad", "trainable": True, "dtype": dtype_policy(str(layer.dtype))}
+            words |= {"padding": [list(pair) for pair in layer.pads], "data_format": layer.data_format}
+            written.append(keras_dict("keras.layers", "ZeroPadding3D", words))
         written.append(keras_dict("keras.layers", "Conv3D", layer.to_keras()))
         for number, activation in enumerate(layer.then):
             stored = activations.serialize(activation)
@@ -396,7 +482,7 @@ def _has_key(value: Any, key: str) -> bool:
 
 def _chain(model: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     """The layers of a model in the order they are applied, models within it taken apart."""
-    class_name = model.get("class_name")
+    class_name = class_of(model)
     if class_name not in MODELS:
         yield model
         return
@@ -418,7 +504,7 @@ def _in_order(layers: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) ->
     after: dict[str, str] = {}
     first = []
     for name, layer in named.items():
-        sources = list(_sources(layer.get("inbound_nodes", [])))
+        sources = list(source_names(layer.get("inbound_nodes", [])))
         if not sources:
             first.append(name)
             continue
@@ -434,33 +520,7 @@ def _in_order(layers: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) ->
     order = first
     while order[-1] in after and len(order) <= len(named):
         order.append(after[order[-1]])
-    outputs = set(_output_names(config.get("output_layers", [])))
+    outputs = set(output_names(config.get("output_layers", [])))
     if len(order) != len(named) or (outputs and outputs != {order[-1]}):
         raise SpecError(f"the model is no chain from '{order[0]}' to its output {', '.join(sorted(outputs))}".rstrip())
     return [named[name] for name in order]
-
-
-def _sources(nodes: Any) -> Iterator[str]:
-    """The layers a layer's inbound nodes name: ["conv3d", 0, 0, ...] in Keras 2, a `keras_history` in Keras 3."""
-    if isinstance(nodes, Mapping):
-        if "keras_history" in nodes:
-            yield str(nodes["keras_history"][0])
-        else:
-            for value in nodes.values():
-                yield from _sources(value)
-    elif isinstance(nodes, (list, tuple)):
-        if len(nodes) >= 3 and isinstance(nodes[0], str) and all(isinstance(n, int) for n in nodes[1:3]):
-            yield nodes[0]
-        else:
-            for value in nodes:
-                yield from _sources(value)
-
-
-def _output_names(value: Any) -> Iterator[str]:
-    """["a", 0, 0] or [["a", 0, 0], ...]."""
-    if isinstance(value, (list, tuple)) and value:
-        if isinstance(value[0], str):
-            yield value[0]
-        else:
-            for entry in value:
-                yield from _output_names(entry)

@@ -5,6 +5,7 @@ Each part runs where its libraries are installed (they are no dependency of the 
     python make_weights_files.py keras3     # keras, jax, h5py
     python make_weights_files.py keras2     # tf-keras, tensorflow-cpu
     python make_weights_files.py torch      # torch, safetensors, onnx, onnxscript
+    python make_weights_files.py beside     # keras, jax, h5py, torch, onnx, onnxruntime
 
 Beside the weights stands expected_PART.npz: under "FILE,FILE|LAYER|x" an input and under "FILE,FILE|LAYER|y" the output of that
 layer alone (activation and bias included) as the library computed it; channels last in the files of Keras unless the layer
@@ -262,6 +263,188 @@ def onnx_by_hand(expected):
         expected[f"{file}|{name}|x"], expected[f"{file}|{name}|y"] = x, y
 
 
+# ---------------------------------------------------------------------------------------------------------------------
+# What files hold beside plain layers
+
+
+def beside():
+    """Adapters, subclasses, padding layers, constraints, parametrizations, transposed convolutions, folded weights."""
+    expected = {}
+    beside_keras(expected)
+    beside_torch(expected)
+    beside_onnx(expected)
+    np.savez_compressed(FOLDER / "expected_beside.npz", **expected)
+
+
+def beside_keras(expected):
+    import keras
+    from keras import layers
+
+    def save(name, *stack):
+        """A Sequential model, both as .keras and as .h5; its output is its only Conv3D's."""
+        model = keras.Sequential([keras.Input((None, None, None, 2)), *stack])
+        for weight in model.weights:
+            weight.assign(noise(*weight.shape) / 3)
+        for suffix in (".keras", ".h5"):
+            model.save(FOLDER / f"{name}{suffix}")
+        x = noise(1, 5, 6, 7, 2)
+        files = f"{name}.keras,{name}.h5"
+        expected[f"{files}|conv|x"], expected[f"{files}|conv|y"] = x, np.asarray(model(x))
+        return model
+
+    adapted = layers.Conv3D(4, 3, name="conv")
+    adapted.build((None, None, None, None, 2))
+    adapted.enable_lora(2, lora_alpha=3)
+    save("lora", adapted)
+
+    padder = keras.Sequential([layers.ZeroPadding3D(((1, 0), (2, 1), (0, 3)), name="pad")], name="padder")
+    save("padded", padder, layers.Dropout(0.5), layers.Conv3D(3, (3, 2, 2), strides=2, name="conv"))
+
+    @keras.saving.register_keras_serializable(package="My")
+    class Penalty(keras.regularizers.Regularizer):
+        def __call__(self, x):
+            return 0.5 * keras.ops.sum(keras.ops.abs(x))
+
+        def get_config(self):
+            return {}
+
+    trained = layers.Conv3D(
+        2, 3, name="conv",
+        kernel_constraint=keras.constraints.MinMaxNorm(0, 1, rate=0.5, axis=[0, 1, 2, 3]), bias_constraint="non_neg",
+        kernel_regularizer=Penalty(), bias_regularizer="l2", bias_initializer=keras.initializers.Constant([1, 2]),
+    )  # fmt: skip
+    save("constrained", trained)
+
+    @keras.saving.register_keras_serializable(package="My")
+    class MyConv(layers.Conv3D):
+        pass
+
+    custom = keras.Sequential(
+        [
+            keras.Input((None, None, None, 2)),
+            MyConv(4, 3, strides=2, activation="relu", name="mine"),
+            layers.Conv3D(2, 1, name="plain"),
+        ]
+    )
+    custom.save(FOLDER / "custom.keras")
+    custom.save(FOLDER / "custom.h5")
+
+    twice = keras.Sequential(
+        [
+            keras.Input((None, None, None, 2)),
+            keras.Sequential([keras.Input((None, None, None, 2)), layers.Conv3D(2, 2, name="conv")], name="a"),
+            keras.Sequential([keras.Input((None, None, None, 2)), layers.Conv3D(2, 2, name="conv")], name="b"),
+        ]
+    )
+    for weight in twice.weights:
+        weight.assign(noise(*weight.shape) / 3)
+    twice.save(FOLDER / "twice.keras")
+    x = noise(1, 5, 6, 7, 2)
+    np.savez_compressed(FOLDER / "model_twice.npz", x=x, y=np.asarray(twice(x)))
+
+
+def beside_torch(expected):
+    import torch
+    from torch import nn
+    from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
+
+    torch.manual_seed(2)
+    pruned = nn.Conv3d(3, 2, 2)
+    prune.random_unstructured(pruned, "weight", 0.5)
+    layers = {
+        "normed": weight_norm(nn.Conv3d(3, 2, 2)),
+        "normed_whole": weight_norm(nn.Conv3d(3, 2, 2), dim=None),
+        "normed_inputs": weight_norm(nn.Conv3d(3, 2, 2), dim=1),
+        "parametrized": parametrizations.weight_norm(nn.Conv3d(3, 2, 2)),
+        "pruned": pruned,
+    }
+    refused = {
+        "spectral": spectral_norm(nn.Conv3d(3, 2, 2)),
+        "spectral2": parametrizations.spectral_norm(nn.Conv3d(3, 2, 2)),
+    }
+    with torch.no_grad():
+        for layer in list(layers.values())[:4]:  # sizes that are not what the directions already have
+            sizes = layer.parametrizations.weight.original0 if layer is layers["parametrized"] else layer.weight_g
+            sizes.mul_(1.7)
+    net = nn.ModuleDict({**layers, **refused}).eval()
+    torch.save(net.state_dict(), FOLDER / "norms.pt")
+    for name, layer in layers.items():
+        x = torch.from_numpy(noise(1, 3, 4, 5, 6))
+        with torch.no_grad():
+            expected[f"norms.pt|{name}|x"], expected[f"norms.pt|{name}|y"] = x.numpy(), layer(x).numpy()
+
+    net = nn.ModuleDict(
+        {
+            "conv": nn.Conv3d(1, 4, 3),
+            "up": nn.ConvTranspose3d(4, 4, 2, stride=2, bias=False),
+            "up_b": nn.ConvTranspose3d(4, 4, 2, stride=2),
+            "other": nn.ConvTranspose3d(4, 3, 2),
+            "norm": nn.BatchNorm3d(3),
+        }
+    )
+    torch.save(net.state_dict(), FOLDER / "transposed.pt")
+
+
+def beside_onnx(expected):
+    """Convolutions whose weights lie behind other nodes, computed by onnxruntime without its optimizer."""
+    import onnx
+    import onnxruntime
+    from onnx import TensorProto, helper, numpy_helper
+
+    nodes, inits, outputs = [], [], []
+    node, save = helper.make_node, numpy_helper.from_array
+
+    def add(name, x="x", op="Conv", domain="", **attributes):
+        inputs = [x, f"{name}_w", f"{name}_b"]
+        nodes.append(node(op, inputs, [f"{name}_y"], name=name, domain=domain, pads=[1, 0, 0, 0, 1, 0], **attributes))
+        outputs.append(helper.make_tensor_value_info(f"{name}_y", TensorProto.FLOAT, [None] * 5))
+
+    def plain(name, **attributes):
+        inits.extend([save(noise(3, 2, 2, 3, 2) / 3, f"{name}_w"), save(noise(3), f"{name}_b")])
+        add(name, **attributes)
+
+    codes = RNG.integers(-128, 128, (3, 2, 2, 3, 2)).astype(np.int8)
+    inits += [
+        save(codes, "per_axis_q"), save(np.float32([0.01, 0.02, 0.005]), "per_axis_s"), save(np.int8([0, 3, -7]), "per_axis_z"),
+        save(np.int32([100, -50, 7]), "per_axis_bq"), save(np.float32(0.01), "per_axis_bs"),
+        save((codes.astype(int) + 128).astype(np.uint8), "per_tensor_q"), save(np.float32(0.013), "per_tensor_s"),
+        save(np.uint8(120), "per_tensor_z"), save(noise(3), "per_tensor_b"),
+        save((noise(3, 2, 2, 3, 2) / 3).astype(np.float16), "cast_h"), save(noise(3).astype(np.float64), "cast_d"),
+        save(noise(3, 2, 2, 3, 2) / 3, "shared"), save(np.int64([0, 0, 1, 0, 2, 0, 0, 0, 3, 1]), "pads"),
+        save(noise(2, 2, 2, 2, 2), "up_w"), save(noise(3, 2, 2, 3, 2) / 3, "turned"), save(noise(3), "turned_b"),
+    ]  # fmt: skip
+    nodes += [
+        node("DequantizeLinear", ["per_axis_q", "per_axis_s", "per_axis_z"], ["per_axis_w"], axis=0),
+        node("DequantizeLinear", ["per_axis_bq", "per_axis_bs"], ["per_axis_b"]),
+        node("DequantizeLinear", ["per_tensor_q", "per_tensor_s", "per_tensor_z"], ["per_tensor_w"]),
+        node("Cast", ["cast_h"], ["cast_w"], to=TensorProto.FLOAT),
+        node("Cast", ["cast_d"], ["cast_b"], to=TensorProto.FLOAT),
+        node("Identity", ["shared"], ["identity_w"]),
+        node("Constant", [], ["identity_b"], value_floats=noise(3).tolist()),
+        node("Pad", ["x", "pads"], ["padded_x"], name="pad"),
+        node("ConvTranspose", ["x", "up_w"], ["up_y"], name="up"),
+        node("Transpose", ["turned"], ["turned_w"], name="turn", perm=[0, 1, 2, 3, 4]),
+    ]
+    for name in ("per_axis", "per_tensor", "cast", "identity", "turned"):
+        add(name)
+    plain("fused", op="FusedConv", domain="com.microsoft", activation="LeakyRelu", activation_params=[0.05])
+    plain("padded", x="padded_x", strides=[2, 1, 2])
+    graph = helper.make_graph(
+        nodes, "folded", [helper.make_tensor_value_info("x", TensorProto.FLOAT, [None, 2, None, None, None])], outputs, inits
+    )  # fmt: skip
+    sets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
+    model = helper.make_model(graph, opset_imports=sets, ir_version=10)
+    onnx.save(model, FOLDER / "folded.onnx")
+    x = noise(1, 2, 4, 5, 6)
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(str(FOLDER / "folded.onnx"), options)
+    for output, y in zip(session.get_outputs(), session.run(None, {"x": x}), strict=True):
+        name = output.name.removesuffix("_y")
+        if name != "turned":  # which is refused
+            expected[f"folded.onnx|{name}|x"], expected[f"folded.onnx|{name}|y"] = x, y
+
+
 if __name__ == "__main__":
     FOLDER.mkdir(exist_ok=True)
-    {"keras3": keras3, "keras2": keras2, "torch": torch}[sys.argv[1]]()
+    {"keras3": keras3, "keras2": keras2, "torch": torch, "beside": beside}[sys.argv[1]]()

@@ -426,22 +426,24 @@ def read_weights(path: str) -> None:
 def read_keras_here(path: str) -> None:
     """As `read_weights`, but in this process, where the fuzzer sees the code."""
     from conv3d_cli.kernels.weights import keras
-    from conv3d_cli.kernels.weights.layer import reading
+    from conv3d_cli.kernels.weights.layer import SavedLayer, reading
 
     with reading(path):
-        for layer in keras.read_keras(path):
-            layer.as_kernel(path)
+        for held in keras.read_keras(path):
+            if isinstance(held, SavedLayer):
+                held.as_kernel(path)
         keras.read_keras_config(path)
 
 
 def read_h5_here(path: str) -> None:
     """As `read_weights`, but in this process."""
     from conv3d_cli.kernels.weights import legacy
-    from conv3d_cli.kernels.weights.layer import reading
+    from conv3d_cli.kernels.weights.layer import SavedLayer, reading
 
     with reading(path):
-        for layer in legacy.read_h5(path):
-            layer.as_kernel(path)
+        for held in legacy.read_h5(path):
+            if isinstance(held, SavedLayer):
+                held.as_kernel(path)
         legacy.read_h5_config(path)
 
 
@@ -572,11 +574,11 @@ TARGETS: tuple[Target, ...] = (
     Target("config-toml", ".toml", prepare_config, _configs(".toml"), _CONFIG, _CONFIG_WORDS),
     Target("config-json", ".json", prepare_config, _configs(".json"), _CONFIG, tuple(f'"{w}"' for w in _CONFIG_WORDS)),
     Target(
-        "weights-keras", ".keras", read_keras_here, _weights("two.keras", "special.keras"),
+        "weights-keras", ".keras", read_keras_here, _weights("two.keras", "special.keras", "padded.keras"),
         ("kernels/weights/keras.py", *_HDF5), isolated=read_weights,
     ),
     Target(
-        "weights-h5", ".h5", read_h5_here, _weights("keras2.h5", "keras2_weights_only.h5"),
+        "weights-h5", ".h5", read_h5_here, _weights("keras2.h5", "keras2_weights_only.h5", "lora.h5"),
         ("kernels/weights/legacy.py", *_HDF5), isolated=read_weights,
     ),
     Target(
@@ -584,11 +586,11 @@ TARGETS: tuple[Target, ...] = (
         ("kernels/weights/safetensors.py", *_LAYERS), ('"F32"', '"BF16"', '"dtype"', '"shape"', '"data_offsets"', "__metadata__"),
     ),
     Target(
-        "weights-onnx", ".onnx", read_weights, _weights("attributes.onnx", "net.onnx", "external.onnx"),
+        "weights-onnx", ".onnx", read_weights, _weights("attributes.onnx", "net.onnx", "external.onnx", "folded.onnx"),
         ("kernels/weights/onnx.py", *_LAYERS),
     ),
     Target(
-        "weights-pytorch", ".pt", read_weights, _weights("state.pt", "before_1_6.pt", "module.pt", "dtypes.pt"),
+        "weights-pytorch", ".pt", read_weights, _weights("state.pt", "before_1_6.pt", "module.pt", "dtypes.pt", "norms.pt"),
         ("kernels/weights/pytorch.py", "kernels/weights/pickles.py", *_LAYERS),
     ),
     Target("sidecar", ".json", read_record, _records, ("provenance/record.py", "cli/rerun.py"), _RECORD_WORDS),

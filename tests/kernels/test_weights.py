@@ -48,7 +48,7 @@ held_by = functools.cache(read_layers)  # the files never change, and each costs
 
 def expected() -> list[Any]:
     cases = []
-    for part in ("keras3", "keras2", "torch"):
+    for part in ("keras3", "keras2", "torch", "beside"):
         with np.load(DATA / f"expected_{part}.npz") as held:
             for key in held.files:
                 files, name, which = key.split("|")
@@ -119,6 +119,8 @@ def test_layers_give_the_numbers_of_their_library(file: str, name: str, x: np.nd
         ("dtypes.pt", ["float64", "float32", "float16", "bfloat16", "strided"]),
         ("net.onnx", ["node_conv3d", "node_Conv_16", "node_Conv_17"]),
         ("attributes.onnx", [f"Conv_{i}" for i in range(7)]),
+        ("folded.onnx", ["per_axis", "per_tensor", "cast", "identity", "fused", "padded"]),
+        ("norms.pt", ["normed", "normed_whole", "normed_inputs", "parametrized", "pruned"]),
     ],
 )
 def test_layers_come_in_order(file: str, names: list[str]) -> None:

@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from conv3d_cli.errors import Conv3DError, FormatError, ShapeError
-from conv3d_cli.kernels.weights import isolated, model_config, read_layers
+from conv3d_cli.kernels.weights import OtherLayer, isolated, model_config, read_contents, read_layers
 from conv3d_cli.kernels.weights.pickles import RefusedError, read_pickle
 
 DATA = Path(__file__).parent.parent / "data" / "weights"
@@ -583,13 +583,19 @@ def test_onnx_tensors_that_lie(tmp_path: Path) -> None:
 
         return change
 
-    def dtype(graph: Any) -> None:
-        graph.initializer[0].data_type = 7
+    def dtype(number: int) -> Callable[[Any], None]:
+        def change(graph: Any) -> None:
+            graph.initializer[0].data_type = number
+
+        return change
 
     refused(onnx_file(tmp_path / "net.onnx", shape(4, 2, 2, 3, 5)), "truncated")
     refused(onnx_file(tmp_path / "net.onnx", shape(4, -2, 2, 3, 2)), "has the shape")
     refused(onnx_file(tmp_path / "net.onnx", shape(10**5, 10**5, 2, 3, 2)), "at most", ShapeError)
-    refused(onnx_file(tmp_path / "net.onnx", dtype), "data type 7, which is no float")
+    refused(onnx_file(tmp_path / "net.onnx", dtype(7)), "truncated")  # int64 needs more
+    first = read_contents(onnx_file(tmp_path / "net.onnx", dtype(9)))[0]
+    assert isinstance(first, OtherLayer)
+    assert "stored as ONNX data type 9" in first.reason
 
 
 @pytest.mark.parametrize("dtype", ["FLOAT16", "BFLOAT16", "DOUBLE", "FLOAT8E4M3FN", "FLOAT8E5M2"])

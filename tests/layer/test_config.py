@@ -408,3 +408,83 @@ def test_functions_cannot_be_written() -> None:
     for key in ("activation", "kernel_initializer", "kernel_regularizer", "kernel_constraint"):
         with pytest.raises(SpecError, match="cannot be written to a config"):
             make(**{key: lambda *_, **__: np.zeros(1)}).to_keras()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Configs alone, padding layers, and weights that come from elsewhere
+
+
+def sequential(*layers: dict[str, Any]) -> dict[str, Any]:
+    return {"class_name": "Sequential", "config": {"name": "s", "layers": list(layers)}}
+
+
+def entry(class_name: str, **config: Any) -> dict[str, Any]:
+    return {"class_name": class_name, "config": {"name": class_name.lower(), **config}}
+
+
+def test_a_get_config_alone_is_a_layer_or_a_model() -> None:
+    layer = make(filters=3, strides=2, padding="same")
+    assert read_model(layer.to_keras()) == [layer]
+    assert read_model(sequential(entry("Conv3D", **layer.to_keras()))["config"])[0].strides == (2, 2, 2)
+    chain = functional(("i", "b"), ("b", "a"), ("a", "c"))
+    assert [layer.name for layer in read_model(chain["config"])] == ["b", "a", "c"]
+
+
+def test_a_get_config_that_may_be_a_transposed_convolutions_is_refused() -> None:
+    config = make().to_keras()
+    del config["groups"]
+    with pytest.raises(SpecError, match=r"Conv3DTranspose's get_config\(\); write"):
+        read_model(config)
+
+
+def test_padding_layers_go_into_the_layer_after_them() -> None:
+    pad = entry("ZeroPadding3D", padding=[[1, 0], [0, 2], [1, 1]])
+    conv = entry("Conv3D", filters=1, kernel_size=3, strides=2)
+    (layer,) = read_model(sequential(pad, entry("Dropout"), sequential(conv)))
+    assert layer.padding == "valid"
+    assert layer.spec().padding == ((1, 0), (0, 2), (1, 1))
+    assert read_model(write_model([layer])) == [layer]
+    first, second = read_model(sequential(conv, pad, entry("ReLU"), conv))
+    assert (first.then[0].name, first.spec().padding, second.spec().padding) == ("relu", "valid", layer.spec().padding)
+
+
+@pytest.mark.parametrize(
+    ("layers", "words"),
+    [
+        ([entry("ZeroPadding3D"), entry("Conv3D", filters=1, kernel_size=3, strides=2, padding="same")],
+         "layer 'conv3d' cannot be joined with 'zeropadding3d' before it: its padding 'same' with strides > 1"),
+        ([entry("Cropping3D"), CONV], "'cropping3d' takes voxels of the volume away"),
+        ([CONV, entry("ZeroPadding3D")], "'zeropadding3d' is of class ZeroPadding3D and no Conv3D layer follows it"),
+        ([CONV, entry("ZeroPadding3D"), entry("Activation", activation="sigmoid"), CONV],
+         "'activation', sigmoid, makes other numbers of the zeros that layer 'zeropadding3d' adds"),
+        ([CONV, entry("ZeroPadding3D"), entry("Softmax"), CONV], "makes other numbers of the zeros"),
+        ([{**CONV, "registered_name": "My>Conv3D"}], "is of class My>Conv3D; understood are"),
+    ],
+)  # fmt: skip
+def test_padding_that_is_no_conv3ds_is_refused_by_name(layers: list[dict[str, Any]], words: str) -> None:
+    with pytest.raises(SpecError, match=words):
+        read_model(sequential(*layers))
+
+
+def test_what_acts_in_training_only_is_left_out_where_weights_are_given() -> None:
+    config = {
+        **make().to_keras(),
+        "kernel_initializer": {"class_name": "function", "config": "mine"},
+        "bias_initializer": {"class_name": "Constant", "config": {"value": [1, 2]}},
+        "kernel_constraint": {"class_name": "My>Sphere", "config": {}},
+        "bias_constraint": "non_neg",
+        "kernel_regularizer": {"class_name": "My>Penalty", "config": {}},
+        "bias_regularizer": "l2",
+        "activity_regularizer": {"class_name": "OrthogonalRegularizer", "config": {}},
+    }
+    layer = LayerConfig.from_keras(config, trained=True)
+    assert layer.kernel_constraint is layer.bias_constraint is layer.kernel_regularizer is None
+    assert layer.activity_regularizer is None
+    assert layer.bias_regularizer is not None
+    assert [note.partition(" is left out")[0].rpartition(" ")[2] for note in layer.notes] == [
+        "kernel_regularizer",
+        "activity_regularizer",
+    ]
+    assert "unknown regularizer 'My>Penalty'" in layer.notes[0]
+    with pytest.raises(SpecError):
+        LayerConfig.from_keras(config)

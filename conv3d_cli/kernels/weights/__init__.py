@@ -1,15 +1,16 @@
 """Trained layers straight out of the files they were saved in: Keras, PyTorch, safetensors, ONNX.
 
 `FILE::NAME` is a layer in a weights file; FILE alone is enough where it holds one. A format is one module here with a reader,
-maybe an encoder, and a line in `WEIGHTS_FILES`; what is read is a list of `SavedLayer`, in Keras' words and layout. Plain
-arrays (.npy, .npz, ...) are the work of `kernels/files.py`.
+maybe an encoder, and a line in `WEIGHTS_FILES`. What is read is a list of `SavedLayer`, in Keras' words and layout, and of
+`OtherLayer`: nothing in a file is passed over without a word. Plain arrays (.npy, .npz, ...) are the work of
+`kernels/files.py`.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +19,18 @@ from conv3d_cli.errors import Conv3DError, FormatError, SpecError, UnknownNameEr
 from conv3d_cli.inputs import check_input
 from conv3d_cli.kernels.weights import keras, onnx, pytorch, safetensors
 from conv3d_cli.kernels.weights.isolated import in_another_process
-from conv3d_cli.kernels.weights.layer import SavedLayer, reading
+from conv3d_cli.kernels.weights.layer import OtherLayer, SavedLayer, reading
 
 __all__ = [
     "WEIGHTS_FILES",
+    "OtherLayer",
     "SavedLayer",
     "WeightsFile",
     "choose_layer",
     "find_weights_file",
+    "left_out",
     "model_config",
+    "read_contents",
     "read_layers",
     "saved_layer",
     "split_name",
@@ -35,6 +39,7 @@ __all__ = [
 ]
 
 SEPARATOR = "::"
+_LISTED = 10  # layers that a message names
 
 
 @dataclass(frozen=True)
@@ -43,14 +48,14 @@ class WeightsFile:
 
     name : str              as messages call it
     suffixes : tuple        lower case, with the dot
-    read : callable         path -> the layers in order
+    read : callable         path -> the layers in order, and what else there is
     encode : callable       layers -> the whole file, and notes on what it cannot hold; None: never written
     config : callable       path -> the whole model's JSON, or None
     """
 
     name: str
     suffixes: tuple[str, ...]
-    read: Callable[[str], list[SavedLayer]]
+    read: Callable[[str], list[SavedLayer | OtherLayer]]
     encode: Callable[[Sequence[SavedLayer]], tuple[bytes, list[str]]] | None = None
     config: Callable[[str], dict[str, Any] | None] = lambda path: None
 
@@ -102,10 +107,18 @@ def split_name(text: str) -> tuple[str, str | None]:
 
 
 def read_layers(path: str | os.PathLike[str]) -> list[SavedLayer]:
-    """The Conv3D layers of a weights file, in layer order.
+    """The Conv3D layers of a weights file, in layer order; what else it holds is in `read_contents`.
 
     Raises: FormatError if the file is missing, damaged, of no known kind or without such a layer, or a library is missing;
     ShapeError for absurd shapes.
+    """
+    return [held for held in read_contents(path) if isinstance(held, SavedLayer)]
+
+
+def read_contents(path: str | os.PathLike[str]) -> list[SavedLayer | OtherLayer]:
+    """All that a weights file holds, in layer order: its Conv3D layers, at least one, and what is not read as one.
+
+    Raises: as `read_layers`.
     """
     path = os.fspath(path)
     kind = find_weights_file(path)
@@ -113,10 +126,12 @@ def read_layers(path: str | os.PathLike[str]) -> list[SavedLayer]:
         raise FormatError(f"cannot read {path}: no weights format has this suffix; known are {weights_suffixes()}")
     check_input(path)
     with reading(path):
-        layers = kind.read(path)
-    if not layers:
-        raise FormatError(f"cannot read {path}: it holds no Conv3D layer (5-D weights)")
-    return layers
+        contents = kind.read(path)
+    if not any(isinstance(held, SavedLayer) or held.layer is not None for held in contents):
+        convolutions = [held for held in contents if isinstance(held, OtherLayer) and held.is_convolution]
+        found = f": {_reasons(convolutions)}" if convolutions else " (5-D weights)"
+        raise FormatError(f"cannot read {path}: it holds no Conv3D layer that can be read{found}")
+    return contents
 
 
 def model_config(path: str | os.PathLike[str]) -> dict[str, Any] | None:
@@ -136,28 +151,34 @@ def model_config(path: str | os.PathLike[str]) -> dict[str, Any] | None:
 def saved_layer(text: str) -> SavedLayer:
     """The layer that FILE::NAME, or FILE with a single layer, stands for.
 
-    Raises: as `read_layers`; SpecError if FILE alone holds several; UnknownNameError for a NAME it does not have.
+    Raises: as `read_layers`, and as `choose_layer`.
     """
     path, name = split_name(text)
-    return choose_layer(read_layers(path), path, name)
+    return choose_layer(read_contents(path), path, name)
 
 
-def choose_layer(layers: Sequence[SavedLayer], path: str, name: str | None) -> SavedLayer:
-    """The layer of this name: its own, or else one of its aliases.
+def choose_layer(contents: Sequence[SavedLayer | OtherLayer], path: str, name: str | None) -> SavedLayer:
+    """The layer of this name: its own, or else one of its aliases. Without a name, the only one; a note tells what it leaves.
 
-    Raises: SpecError without a name for several layers, or one that several have; UnknownNameError.
+    Raises: SpecError without a name where the file holds another convolution, or for a name that several have;
+    UnknownNameError; FormatError for what cannot be read as a Conv3D layer.
     """
+    layers = [held for held in contents if isinstance(held, SavedLayer)]
+    others = [held for held in contents if isinstance(held, OtherLayer)]
     listed = ", ".join(map(str, layers[:20])) + (f", ... ({len(layers)} in all)" if len(layers) > 20 else "")
     if name is None:
-        if len(layers) > 1:
-            raise SpecError(
-                f"{path} holds {len(layers)} layers: {listed}; choose one as in {path}{SEPARATOR}{_unique_name(layers, 0)}"
-            )
-        return layers[0]
+        convolutions = [held for held in others if held.is_convolution]
+        if len(layers) == 1 and not convolutions:
+            return replace(layers[0], notes=(*layers[0].notes, *left_out(others, path)))
+        holds = [f"{len(layers)} layer{'s' * (len(layers) > 1)}: {listed}"] if layers else []
+        if convolutions:
+            holds.append(f"{len(convolutions)} that cannot be read: {_reasons(convolutions)}")
+        example = _unique_name(layers, 0) if layers else next(held.tensor for held in convolutions if held.layer)
+        raise SpecError(f"{path} holds {', and '.join(holds)}; choose one as in {path}{SEPARATOR}{example}")
     for has in (
-        lambda layer: layer.name == name,
-        lambda layer: name in layer.aliases[:1],
-        lambda layer: name in layer.aliases,
+        lambda held: held.name == name,
+        lambda held: name in held.aliases[:1],
+        lambda held: name in held.aliases,
     ):
         matches = [layer for layer in layers if has(layer)]
         if len(matches) == 1:
@@ -165,9 +186,32 @@ def choose_layer(layers: Sequence[SavedLayer], path: str, name: str | None) -> S
         if matches:
             names = " or ".join(_unique_name(layers, layers.index(layer)) for layer in matches)
             raise SpecError(f"{path} holds {len(matches)} layers '{name}'; write {names}")
-    known = list(dict.fromkeys(each for layer in layers for each in (layer.name, *layer.aliases)))
+        for other in filter(has, others):
+            cure = f"; if it is one, name its tensor: {path}{SEPARATOR}{other.tensor}" if other.layer else ""
+            raise FormatError(f"cannot read layer '{name}' of {path} as a Conv3D: {other.reason}{cure}")
+    for other in others:
+        if other.layer is not None and name == other.tensor:
+            return other.layer
+    known = list(dict.fromkeys(each for held in contents for each in (held.name, *held.aliases)))
     hint = suggestion(name, known)
     raise UnknownNameError(f"{path} holds no layer '{name}'; {hint}it holds {listed}")
+
+
+def left_out(others: Sequence[OtherLayer], path: str) -> list[str]:
+    """Notes on what is not among the layers of a file: convolutions with the reason, the names of the rest."""
+    convolutions = [other for other in others if other.is_convolution]
+    rest = [other.name for other in others if not other.is_convolution]
+    notes = [f"{path} has convolutions that are left out: {_reasons(convolutions)}"] if convolutions else []
+    if rest:
+        listed = ", ".join(rest[:_LISTED]) + (", ..." if len(rest) > _LISTED else "")
+        notes.append(f"{path} has other layers, which are left out: {listed}")
+    return notes
+
+
+def _reasons(others: Sequence[OtherLayer]) -> str:
+    """Names and reasons, for messages."""
+    listed = ", ".join(f"{other.name} ({other.reason})" for other in others[:_LISTED])
+    return listed + (f", ... ({len(others)} in all)" if len(others) > _LISTED else "")
 
 
 def _unique_name(layers: Sequence[SavedLayer], index: int) -> str:

@@ -6,24 +6,22 @@ It decides which layers are meant and whether the target can hold them; the layo
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from conv3d_cli.errors import SpecError
 from conv3d_cli.kernels.files import find_kernel_file, known_suffixes, read_kernel_file, write_kernel
 from conv3d_cli.kernels.weights import (
+    OtherLayer,
     SavedLayer,
     choose_layer,
     find_weights_file,
-    model_config,
-    read_layers,
+    left_out,
+    read_contents,
     split_name,
     weights_suffixes,
     write_layers,
 )
-from conv3d_cli.kernels.weights.keras import layers_of
 from conv3d_cli.kernels.weights.layer import unheld
 from conv3d_cli.model.kernel import Kernel
 
@@ -43,9 +41,12 @@ def convert_layers(source: str, target: str | os.PathLike[str], *, overwrite: bo
     if find_weights_file(path) is None:
         layers, notes = _from_kernel_file(path, name)
     else:
-        layers, notes = read_layers(path), _left_out(path) if name is None else []
-        if name is not None or not holds_layers:
-            layers = [choose_layer(layers, path, name)]
+        contents = read_contents(path)
+        layers = [held for held in contents if isinstance(held, SavedLayer)]
+        if name is not None or not holds_layers or not layers:
+            layers, notes = [choose_layer(contents, path, name)], []
+        else:
+            notes = left_out([held for held in contents if isinstance(held, OtherLayer)], path)
     notes += [f"{layer.name}: {note}" for layer in layers for note in layer.notes]
     if holds_layers:
         return notes + write_layers(target, layers, overwrite=overwrite)
@@ -76,20 +77,3 @@ def _from_kernel_file(path: str, name: str | None) -> tuple[list[SavedLayer], li
     if bias is not None and bias.size != weights.shape[4]:
         bias = bias.repeat(weights.shape[4])
     return [replace(SavedLayer(stem, None, weights), bias=bias)], notes
-
-
-def _left_out(path: str) -> list[str]:
-    """A note on the layers of a model that are no Conv3D."""
-    others = list(_other_layers(model_config(path) or {}))
-    if not others:
-        return []
-    listed = ", ".join(others[:10]) + (", ..." if len(others) > 10 else "")
-    return [f"{path} has other layers, which are left out: {listed}"]
-
-
-def _other_layers(model: dict[str, Any]) -> Iterator[str]:
-    for entry in layers_of(model):
-        if layers_of(entry):
-            yield from _other_layers(entry)
-        elif entry["class_name"] not in ("Conv3D", "InputLayer"):
-            yield str(entry["config"].get("name", entry["class_name"]))

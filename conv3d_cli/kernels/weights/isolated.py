@@ -18,7 +18,7 @@ import numpy as np
 from conv3d_cli import errors
 from conv3d_cli.errors import Conv3DError, FormatError
 from conv3d_cli.inputs import check_input
-from conv3d_cli.kernels.weights.layer import Array, SavedLayer, reading
+from conv3d_cli.kernels.weights.layer import Array, OtherLayer, SavedLayer, reading
 
 _PATIENCE = 30.0  # seconds; reading takes a tenth of one
 _SPEED = 5e6  # bytes a second at least
@@ -71,30 +71,38 @@ def answer() -> None:
             output.write(np.ascontiguousarray(array).data)
 
 
-def _packed(layers: list[SavedLayer], arrays: list[Array]) -> list[dict[str, Any]]:
-    packed = []
-    for layer in layers:
-        held = [layer.kernel] if layer.bias is None else [layer.kernel, layer.bias]
-        arrays += held
+def _packed(contents: list[SavedLayer | OtherLayer], arrays: list[Array]) -> list[dict[str, Any]]:
+    packed: list[dict[str, Any]] = []
+    for held in contents:
+        if isinstance(held, OtherLayer):
+            packed.append({"other": [held.name, held.reason, held.is_convolution, held.aliases]})
+            continue
+        pair = [held.kernel] if held.bias is None else [held.kernel, held.bias]
+        arrays += pair
         packed.append(
             {
-                "texts": [layer.name, layer.config, layer.aliases, layer.notes],
-                "arrays": [[array.dtype.str, array.shape] for array in held],
+                "texts": [held.name, held.config, held.aliases, held.notes],
+                "arrays": [[array.dtype.str, array.shape] for array in pair],
             }
         )
     return packed
 
 
-def _unpacked(packed: list[dict[str, Any]], data: bytes) -> list[SavedLayer]:
-    layers, start = [], 0
+def _unpacked(packed: list[dict[str, Any]], data: bytes) -> list[SavedLayer | OtherLayer]:
+    contents: list[SavedLayer | OtherLayer] = []
+    start = 0
     for entry in packed:
-        held: list[Array] = []
+        if "other" in entry:
+            name, reason, is_convolution, aliases = entry["other"]
+            contents.append(OtherLayer(name, reason, is_convolution, tuple(aliases)))
+            continue
+        pair: list[Array] = []
         for dtype, shape in entry["arrays"]:
             count = int(np.prod(shape, dtype=object))
-            held.append(np.frombuffer(data, dtype, count, start).reshape(shape))
-            start += held[-1].nbytes
+            pair.append(np.frombuffer(data, dtype, count, start).reshape(shape))
+            start += pair[-1].nbytes
         name, config, aliases, notes = entry["texts"]
-        layers.append(
-            SavedLayer(name, config, held[0], held[1] if len(held) > 1 else None, tuple(aliases), tuple(notes))
+        contents.append(
+            SavedLayer(name, config, pair[0], pair[1] if len(pair) > 1 else None, tuple(aliases), tuple(notes))
         )
-    return layers
+    return contents

@@ -15,7 +15,7 @@ import math
 import re
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import IO, Any
 
@@ -68,6 +68,29 @@ class SavedLayer:
     def __str__(self) -> str:
         bias = "" if self.bias is None else " + bias"
         return f"{self.name} ({'x'.join(map(str, self.kernel.shape))}{bias})"
+
+
+WEIGHTS_ONLY = "the file holds weights only; strides, padding, ... are Keras' defaults where they are not given"
+
+
+@dataclass(frozen=True, eq=False)
+class OtherLayer:
+    """What a weights file holds beside the Conv3D layers that are read from it.
+
+    name : str                  as a `SavedLayer`'s
+    reason : str                why it is not read, as "it is of class Conv3DTranspose"
+    is_convolution : bool       whether it convolves, so that the file alone cannot stand for another layer in it
+    aliases : tuple             other names that stand for it
+    layer : SavedLayer or None  what it is if it is a Conv3D after all, for those who say so by the name of its tensor
+    tensor : str                that name
+    """
+
+    name: str
+    reason: str
+    is_convolution: bool = True
+    aliases: tuple[str, ...] = ()
+    layer: SavedLayer | None = None
+    tensor: str = ""
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -266,7 +289,7 @@ def shrunk(layer: SavedLayer, *, halves: bool = False) -> SavedLayer:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# PyTorch's layout and names
+# PyTorch's layout, and names
 
 
 def from_oidhw(weight: Array) -> Array:
@@ -279,24 +302,21 @@ def to_oidhw(kernel: Array) -> Array:
     return np.ascontiguousarray(kernel.transpose(4, 3, 0, 1, 2))
 
 
-def pair_tensors(shapes: Mapping[str, Sequence[int]], read: Callable[[str], Array], path: str) -> list[SavedLayer]:
-    """The layers of a state dict: every 5-D `NAME.weight`, with `NAME.bias` where there is one.
+_TRANSPOSED = re.compile(r"transp|trans_?conv|conv_?tr(ans)?(?![a-z])|deconv|(?<![a-z])t_?conv|convt(?![a-z])")
+_UP = re.compile(r"(?<![a-z])up(?![a-z])|(?<![a-z])up_?(conv|sampl|scal|scor)")
 
-    A transposed convolution has (in_channels, filters/groups, ...) and is left out where its bias shows it.
-    shapes : name -> shape      in the order of the layers
-    read : callable             name -> the tensor
+
+def sounds_transposed(name: str) -> bool:
+    """Whether a layer's name is one that transposed convolutions have. "up" counts in its last word only: what stands
+    within a module of that name is often a plain convolution.
+
+    >>> [sounds_transposed(name) for name in ("up", "up_1.upsample.deconv", "transpconvs.0", "dec.transp_conv.conv")]
+    [True, True, True, True]
+    >>> [sounds_transposed(name) for name in ("up1.conv.double_conv.0", "update", "transformer.conv", "upper.conv")]
+    [False, False, False, False]
     """
-    layers = []
-    for key, shape in shapes.items():
-        name, dot, last = key.rpartition(".")
-        if last != "weight" or len(shape) != 5:
-            continue
-        bias_key = f"{name}{dot}bias"
-        if bias_key in shapes and tuple(shapes[bias_key]) != (shape[0],):
-            continue
-        bias = read(bias_key) if bias_key in shapes else None
-        layers.append(SavedLayer(name or "weight", None, from_oidhw(read(key)), bias))
-    return layers
+    words = [word for word in re.split(r"[./]", name.lower()) if not word.isdigit()]
+    return any(_TRANSPOSED.search(word) for word in words) or bool(words and _UP.search(words[-1]))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

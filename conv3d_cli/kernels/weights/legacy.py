@@ -8,11 +8,13 @@ Source: Keras 3, keras/src/legacy/saving/legacy_h5_format.py.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from conv3d_cli.errors import FormatError
+import numpy as np
+
+from conv3d_cli.errors import FormatError, ShapeError
 from conv3d_cli.inputs import check_input
 from conv3d_cli.kernels.weights import keras
 from conv3d_cli.kernels.weights.hdf5 import (
@@ -24,11 +26,12 @@ from conv3d_cli.kernels.weights.hdf5 import (
     read_names,
     read_text,
 )
-from conv3d_cli.kernels.weights.layer import SavedLayer, parse_json, require_match
+from conv3d_cli.kernels.weights.layer import Array, OtherLayer, SavedLayer, parse_json, require_match
+from conv3d_cli.model.keras_json import CONV3D
 
 
-def read_h5(path: str) -> list[SavedLayer]:
-    """The Conv3D layers of any HDF5 file of Keras: what it is, it shows itself, whatever its name."""
+def read_h5(path: str) -> list[SavedLayer | OtherLayer]:
+    """What is in any HDF5 file of Keras: what it is, it shows itself, whatever its name."""
     size = check_input(path)
     with open_hdf5(path, path) as root:
         container = root["model_weights"] if is_group(find_member(root, "model_weights")) else root
@@ -50,7 +53,7 @@ def _model_config(root: Any, path: str) -> dict[str, Any] | None:
     return None if text is None else parse_json(text.encode(), "its model_config", path)
 
 
-def _read_legacy(root: Any, container: Any, size: int, path: str) -> list[SavedLayer]:
+def _read_legacy(root: Any, container: Any, size: int, path: str) -> list[SavedLayer | OtherLayer]:
     version = read_text(container, "keras_version") or read_text(root, "keras_version") or "1"
     if version.startswith("1"):
         raise FormatError(
@@ -58,60 +61,99 @@ def _read_legacy(root: Any, container: Any, size: int, path: str) -> list[SavedL
         )
     backend = read_text(container, "backend") or read_text(root, "backend")
     model = _model_config(root, path)
-    configs = None if model is None else dict(_named_configs(model, ()))
-    layers = []
+    entries = None if model is None else _named_entries(model)
+    contents: list[SavedLayer | OtherLayer] = []
     for outer in read_names(container, "layer_names") or []:
         group = find_member(container, outer)
         if not is_group(group):
             raise FormatError(f"cannot read {path}: damaged: it has no group for its layer {outer}")
-        weights = read_names(group, "weight_names") or []
-        for weight in weights:
-            above, _, leaf = weight.rpartition("/")
-            kernel = find_member(group, weight)
-            if leaf.partition(":")[0] != "kernel" or not is_dataset(kernel, 5):
-                continue
+        for above, leaves in _by_layer(read_names(group, "weight_names") or []).items():
             inner = above.rpartition("/")[2] or outer
-            config = None
-            if configs is not None:
-                config = configs.get((outer,) if inner == outer else (outer, inner), configs.get((inner,)))
-                if config is None:
-                    continue  # of a layer that is no Conv3D
-            bias = find_member(
-                group, f"{above}/{leaf.replace('kernel', 'bias')}" if above else leaf.replace("kernel", "bias")
-            )
-            if configs is None and _is_transposed(inner, kernel, bias):
+            aliases = () if inner == outer else (f"{outer}/{inner}",)
+            entry = None
+            if entries is not None:
+                entry = entries.get((outer,) if inner == outer else (outer, inner), entries.get((inner,)))
+            held = {leaf.partition(":")[0]: find_member(group, weight) for leaf, weight in leaves.items()}
+            if entry is None or entry.class_name in CONV3D:
+                reason, is_convolution = _not_conv3d(inner, held, entry)
+                if reason or (entries is not None and entry is None):
+                    reason = reason or "the model's config does not tell its class"
+                    contents.append(OtherLayer(inner, reason, is_convolution, aliases))
+                    continue
+            else:
+                contents.append(replace(entry.other(is_dataset(held.get("kernel"), 5)), name=inner, aliases=aliases))
                 continue
+
+            def read(leaf: str, held: dict[str, Any] = held, inner: str = inner) -> Array:
+                if not is_dataset(held[leaf]):
+                    raise FormatError(f"cannot read {path}: damaged: it has no {leaf} of layer {inner}")
+                return read_dataset(held[leaf], size, f"the {leaf} of layer {inner}", path)
+
             layer = SavedLayer(
                 name=inner,
-                config=config,
-                kernel=read_dataset(kernel, size, f"layer {inner}", path),
-                bias=read_dataset(bias, size, f"the bias of layer {inner}", path) if is_dataset(bias) else None,
-                aliases=() if inner == outer else (f"{outer}/{inner}",),
-                notes=keras.notes_on(config or {}, version),
+                config=None,
+                kernel=_adapted(read, entry) if set(held) >= _LORA and entry is not None else read("kernel"),
+                bias=read("bias") if "bias" in held else None,
+                aliases=aliases,
             )
             if backend == "theano":  # it convolved, where the others correlate
                 layer = replace(layer, kernel=layer.kernel[::-1, ::-1, ::-1].copy())
-            layers.append(require_match(layer, path))
+            contents.append(require_match(layer, path) if entry is None else entry.joined(layer, version, path))
+    # layers without weights
+    names = {held.name for held in contents}
+    found = list(dict.fromkeys((entries or {}).values()))
+    silent = keras.silent_layers(found)
+    for entry in found:
+        if entry.name not in names and entry.class_name not in CONV3D and entry not in silent:
+            contents.append(entry.other(is_convolution=False))
+    return contents
+
+
+def _by_layer(weights: list[str]) -> dict[str, dict[str, str]]:
+    """The weights of each layer in a group: the path above them -> their own names -> their paths."""
+    layers: dict[str, dict[str, str]] = {}
+    for weight in weights:
+        above, _, leaf = weight.rpartition("/")
+        layers.setdefault(above, {})[leaf] = weight
     return layers
 
 
-def _named_configs(model: dict[str, Any], above: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
-    """Every Conv3D's config, by its name alone and by the name of the outermost model with its own."""
-    for entry in keras.layers_of(model):
-        config = entry["config"]
-        name = str(config.get("name", entry.get("name")))
-        entries = [entry, *([config["layer"]] if keras.is_layer(config.get("layer")) else [])]
-        for one in entries:
-            if one["class_name"] == "Conv3D":
-                own = str(one["config"].get("name", name))
-                yield (own,), one["config"]
-                yield (*above[:1], own), one["config"]
-                yield (name, own), one["config"]
-        yield from _named_configs(entry, (*above, name))
+def _named_entries(model: dict[str, Any]) -> dict[tuple[str, ...], keras.Entry]:
+    """The layers of a model by their names alone, and with that of the outermost or the nearest model or wrapper."""
+    named: dict[tuple[str, ...], keras.Entry] = {}
+    for entry in keras.walk_config(model):
+        for key in ((entry.name,), (entry.names[0], entry.name), entry.names[-2:]):
+            named[key] = entry
+    return named
 
 
-def _is_transposed(name: str, kernel: Any, bias: Any) -> bool:
-    """Whether a kernel without a config is a Conv3DTranspose's: (kd, kh, kw, filters, in_channels)."""
-    if "transpose" in name.lower():
-        return True
-    return is_dataset(bias, 1) and bias.shape[0] != kernel.shape[4] and bias.shape[0] == kernel.shape[3]
+def _not_conv3d(name: str, held: dict[str, Any], entry: keras.Entry | None) -> tuple[str, bool]:
+    """Why the weights of a layer are none of a Conv3D that is understood, or ""; and whether they are a convolution's."""
+    kernel, bias = held.get("kernel"), held.get("bias")
+    if not is_dataset(kernel, 5):
+        return "it has no weights of 5 axes", "conv" in name.lower() and is_dataset(kernel)
+    others = set(held) - {"kernel", "bias"}
+    if others == _LORA and entry is None:
+        return "its LoRA weights need the lora_alpha of the model's config, which the file has not", True
+    if others and others != _LORA:
+        return f"it has {', '.join(sorted(others))} beside its kernel, so it is more than a Conv3D", True
+    return ("" if entry is not None else keras.why_transposed(name, kernel, bias)), True
+
+
+_LORA = {"lora_kernel_a", "lora_kernel_b"}
+
+
+def _adapted(read: Callable[[str], Array], entry: keras.Entry) -> Array:
+    """The kernel that a layer with a LoRA adapter convolves with: kernel + alpha / rank · a · b.
+
+    Source: Keras 3, base_conv.py kernel.
+    """
+    kernel, first, second = read("kernel"), read("lora_kernel_a"), read("lora_kernel_b")
+    rank = second.shape[0] if second.ndim == 2 else 0
+    if (first.shape, second.shape) != ((*kernel.shape[:4], rank), (rank, kernel.shape[4])):
+        raise ShapeError(
+            f"layer {entry.name}: its LoRA weights are {first.shape} and {second.shape}, its kernel {kernel.shape}"
+        )
+    alpha = entry.layer["config"].get("lora_alpha")
+    scale = 1.0 if alpha is None else float(alpha) / max(rank, 1)  # before there was an alpha, it was the rank
+    return (kernel + scale * (first.astype(np.float64) @ second)).astype(kernel.dtype)

@@ -9,10 +9,8 @@ Source: ONNX, onnx/defs/nn/defs.cc (Conv), onnx/onnx.proto.
 
 from __future__ import annotations
 
-import os
-import stat
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,25 +18,25 @@ import numpy as np
 from conv3d_cli.errors import FormatError
 from conv3d_cli.inputs import check_input
 from conv3d_cli.kernels.weights.layer import (
-    FLOATS,
+    WEIGHTS_ONLY,
     Array,
     Attributes,
+    OtherLayer,
     SavedLayer,
     attributes_of,
-    decode_floats,
     from_oidhw,
     needing,
     read_exactly,
     require_chain,
     require_match,
-    require_shape,
     shrunk,
     to_oidhw,
     unheld,
 )
+from conv3d_cli.kernels.weights.onnx_constants import STANDARD, Constants, NotConstantError, inner_nodes, is_convolution
+from conv3d_cli.model.keras_json import NO_PADS
 
 MAX_BYTES = 2 << 30  # protobuf's own limit
-_DTYPES = {1: "float32", 10: "float16", 11: "float64", 16: "bfloat16", 17: "float8_e4m3fn", 19: "float8_e5m2"}
 _OPSET, _IR_VERSION = 13, 8  # of the files written: understood since 2021
 # Keras' activation -> the node that computes it, with its attributes
 _ACTIVATIONS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -54,8 +52,8 @@ _ACTIVATIONS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def read_onnx(path: str) -> list[SavedLayer]:
-    """The layers in the order of their nodes."""
+def read_onnx(path: str) -> list[SavedLayer | OtherLayer]:
+    """What the graph holds, in the order of its nodes."""
     size = check_input(path)
     if size > MAX_BYTES:
         raise FormatError(f"cannot read {path}: {size:,} bytes; protobuf holds at most {MAX_BYTES:,}")
@@ -71,29 +69,84 @@ def read_onnx(path: str) -> list[SavedLayer]:
         raise FormatError(f"cannot read {path}: not an ONNX model, or damaged ({str(error)[:100]})") from error
     if not model.HasField("graph"):
         raise FormatError(f"cannot read {path}: not an ONNX model: it holds no graph")
-    graph = model.graph
-    tensors = {tensor.name: tensor for tensor in graph.initializer}
-    for node in graph.node:
-        if node.op_type == "Constant" and node.domain in ("", "ai.onnx") and len(node.output) == 1:
-            for attribute in node.attribute:
-                if attribute.name == "value":
-                    tensors[node.output[0]] = attribute.t
-    layers: list[SavedLayer] = []
-    for node in graph.node:
-        if node.op_type != "Conv" or node.domain not in ("", "ai.onnx") or len(node.input) < 2:
-            continue
-        weight = tensors.get(node.input[1])
-        bias_name = node.input[2] if len(node.input) > 2 else ""
-        if weight is None or len(weight.dims) != 5 or (bias_name and bias_name not in tensors):
-            continue  # computed by the graph itself, or not three-dimensional
-        kernel = from_oidhw(_read_tensor(weight, path))
-        bias = _read_tensor(tensors[bias_name], path).reshape(-1) if bias_name else None
-        short = node.input[1].removesuffix(".weight")
-        name = node.name or short or f"Conv_{len(layers)}"
-        config, notes = _config(node, kernel, bias is not None, path)
-        aliases = tuple(alias for alias in dict.fromkeys([short, node.input[1]]) if alias not in (name, ""))
-        layers.append(require_match(SavedLayer(name, config, kernel, bias, aliases, notes), path))
-    return layers
+    return _read_graph(model, path)
+
+
+def _read_graph(model: Any, path: str) -> list[SavedLayer | OtherLayer]:
+    constants = Constants(model.graph, path)
+    nodes = list(model.graph.node)
+    convolutions: dict[int, SavedLayer | OtherLayer] = {}
+    for number, node in enumerate(nodes):
+        if is_convolution(node):
+            weights = node.input[1] if len(node.input) > 1 else ""
+            short = weights.removesuffix(".weight")
+            name = node.name or short or f"{node.op_type}_{number}"
+            aliases = tuple(alias for alias in dict.fromkeys([short, weights]) if alias not in (name, ""))
+            try:
+                convolutions[number] = _read_convolution(node, name, aliases, constants, path)
+            except NotConstantError as error:
+                convolutions[number] = OtherLayer(name, str(error), aliases=aliases)
+    contents: list[SavedLayer | OtherLayer] = []
+    for number, node in enumerate(nodes):
+        if number in convolutions:
+            contents.append(convolutions[number])
+        elif not constants.made(node):
+            name = node.name or f"{node.op_type}_{number}"
+            contents.append(OtherLayer(name, f"it is a node {node.op_type}", is_convolution=False))
+    for place, node in inner_nodes(model):
+        if is_convolution(node):
+            contents.append(OtherLayer(node.name or node.op_type, f"it lies in {place}, which is not looked into"))
+    return contents
+
+
+def _read_convolution(
+    node: Any, name: str, aliases: tuple[str, ...], constants: Constants, path: str
+) -> SavedLayer | OtherLayer:
+    """A Conv node, or one that ONNX Runtime fused with its activation.
+
+    Raises: NotConstantError if its weights are computed in a way that is not understood; FormatError.
+    """
+    attributes = {attribute.name: attribute for attribute in node.attribute}
+    is_fused = node.op_type == "FusedConv" and node.domain == "com.microsoft"
+    if not is_fused and (node.op_type != "Conv" or node.domain not in STANDARD):
+        domain = f" of {node.domain}" if node.domain not in STANDARD else ""
+        return OtherLayer(name, f"it is a node {node.op_type}{domain}", aliases=aliases)
+    if len(node.input) < 2 or (len(node.input) > 3 and node.input[3]):
+        return OtherLayer(name, f"it is a node {node.op_type} of {len(node.input)} inputs", aliases=aliases)
+    weights = constants.value(node.input[1], "weights")
+    if weights.ndim != 5:
+        return OtherLayer(name, f"its weights have {weights.ndim} axes, not 5", aliases=aliases)
+    if weights.dtype.kind != "f":
+        return OtherLayer(name, f"its weights are {weights.dtype}, not floats", aliases=aliases)
+    bias = constants.value(node.input[2], "bias").reshape(-1) if len(node.input) > 2 and node.input[2] else None
+    kernel = from_oidhw(weights)
+    config, notes = _config(node, kernel, bias is not None, path)
+    if is_fused:
+        config["activation"] = _fused_activation(attributes)
+    layer = require_match(SavedLayer(name, config, kernel, bias, aliases, notes), path)
+    pads, pad_notes = constants.pads_before(node.input[0])
+    if pads != NO_PADS:
+        own = attributes_of(layer).explicit_pads(kernel.shape[:3])
+        if own is None:
+            raise NotConstantError(
+                "its auto_pad with strides depends on the volume, so the Pad before it cannot be joined"
+            )
+        config["padding"] = [[a[0] + b[0], a[1] + b[1]] for a, b in zip(own, pads, strict=True)]
+    return replace(layer, notes=(*notes, *pad_notes))
+
+
+def _fused_activation(attributes: dict[str, Any]) -> Any:
+    """The activation of a FusedConv, as Keras has it. Raises: NotConstantError."""
+    name = attributes["activation"].s.decode(errors="replace") if "activation" in attributes else ""
+    parameters = list(attributes["activation_params"].floats) if "activation_params" in attributes else []
+    if name == "LeakyRelu" and len(parameters) == 1:
+        config = {"name": "leaky_re_lu", "negative_slope": parameters[0]}
+        return {"module": "keras.layers", "class_name": "LeakyReLU", "config": config, "registered_name": None}
+    known = {"": "linear", "Relu": "relu", "Sigmoid": "sigmoid", "Tanh": "tanh"}
+    if name not in known or parameters:
+        given = ", ".join(f"{parameter:g}" for parameter in parameters)
+        raise NotConstantError(f"its fused activation is {name}({given}); known are Relu, Sigmoid, Tanh and LeakyRelu")
+    return known[name]
 
 
 def _config(node: Any, kernel: Array, use_bias: bool, path: str) -> tuple[dict[str, Any], tuple[str, ...]]:
@@ -144,68 +197,6 @@ def _config(node: Any, kernel: Array, use_bias: bool, path: str) -> tuple[dict[s
     return config, tuple(notes)
 
 
-def _read_tensor(tensor: Any, path: str) -> Array:
-    what = f"tensor {tensor.name[:80]}"
-    shape = [int(n) for n in tensor.dims]
-    count = require_shape(shape, what, path)
-    dtype = _DTYPES.get(tensor.data_type)
-    if dtype is None:
-        raise FormatError(f"cannot read {path}: {what} has the ONNX data type {tensor.data_type}, which is no float")
-    needed = count * FLOATS[dtype]
-    if tensor.data_location == 1:
-        raw = _read_external(tensor, needed, what, path)
-    elif tensor.HasField("raw_data"):
-        raw = tensor.raw_data
-    else:
-        return _read_fields(tensor, dtype, count, what, path).reshape(shape)
-    if len(raw) != needed:
-        raise FormatError(f"cannot read {path}: truncated: {what} needs {needed:,} bytes and has {len(raw):,}")
-    return decode_floats(raw, dtype).reshape(shape)
-
-
-def _read_fields(tensor: Any, dtype: str, count: int, what: str, path: str) -> Array:
-    """Numbers in a field of their type; short floats are the bits of integers."""
-    values = {"float32": tensor.float_data, "float64": tensor.double_data}.get(dtype, tensor.int32_data)
-    if len(values) != count:
-        raise FormatError(f"cannot read {path}: truncated: {what} needs {count:,} numbers and has {len(values):,}")
-    if dtype in ("float32", "float64"):
-        return np.array(values, dtype)
-    width = FLOATS[dtype]
-    bits = np.array(values, np.int64) & (256**width - 1)
-    return decode_floats(bits.astype(f"<u{width}").tobytes(), dtype)
-
-
-def _read_external(tensor: Any, needed: int, what: str, path: str) -> bytes:
-    """The bytes of a tensor in a file beside the model: no folders, no links, nothing but a plain file."""
-    entries = {entry.key: entry.value for entry in tensor.external_data}
-    location = entries.get("location", "")
-    plain = location and location not in (".", "..") and not set(location) & {"/", "\\", "\0", ":"}
-    if not plain:
-        raise FormatError(
-            f"cannot read {path}: {what} lies in {location!r}; external data are read only from the model's own folder"
-        )
-    beside = Path(path).parent / location
-    try:
-        if not stat.S_ISREG(os.lstat(beside).st_mode):
-            raise FormatError(f"cannot read {path}: {what} lies in {location}, which is no plain file")
-        offset = int(entries.get("offset") or 0)
-        length = int(entries.get("length") or needed)
-        with open(beside, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            if offset < 0 or length != needed or offset + length > size:
-                raise FormatError(
-                    f"cannot read {path}: {what} needs {needed:,} bytes at {offset:,} of {location}, which has {size:,}"
-                )
-            file.seek(offset)
-            return read_exactly(file, length, path)
-    except FileNotFoundError:
-        raise FormatError(f"cannot read {path}: {what} lies in {location}, which is not beside it") from None
-    except OSError as error:
-        if isinstance(error, FormatError):
-            raise
-        raise FormatError(f"cannot read {path}: {location}: {error.strerror}") from None
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Writing
 
@@ -231,7 +222,7 @@ def encode_onnx(layers: Sequence[SavedLayer]) -> tuple[bytes, list[str]]:
         if whole.kernel.dtype != np.float32:
             notes.append(f"{layer.name}: its weights are rounded to float32, which ONNX runtimes compute in")
         if layer.config is None:
-            notes.append(f"{layer.name}: the file holds weights only; strides, padding, ... are Keras' defaults")
+            notes.append(f"{layer.name}: {WEIGHTS_ONLY}")
         elif attributes.data_format == "channels_last":
             notes.append(f"{layer.name}: ONNX takes its data channels first, (batch, channels, depth, height, width)")
         inputs = [value, f"{name}.weight"]

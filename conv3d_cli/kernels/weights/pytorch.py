@@ -10,6 +10,7 @@ Source: PyTorch, torch/serialization.py.
 from __future__ import annotations
 
 import zipfile
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,12 +22,13 @@ from conv3d_cli.kernels.weights.layer import (
     FLOATS,
     Archive,
     Array,
+    OtherLayer,
     SavedLayer,
     decode_floats,
-    pair_tensors,
     require_shape,
 )
 from conv3d_cli.kernels.weights.pickles import RefusedError, Tensor, read_pickle
+from conv3d_cli.kernels.weights.state_dict import read_state_dict
 
 CURE = (
     "save its weights in PyTorch: from safetensors.torch import save_model; save_model(module, 'net.safetensors'), or "
@@ -35,7 +37,7 @@ CURE = (
 _DEPTH = 8  # dicts within dicts
 
 
-def read_pytorch(path: str) -> list[SavedLayer]:
+def read_pytorch(path: str) -> list[SavedLayer | OtherLayer]:
     """The layers in the order of the state dict."""
     check_input(path)
     if not zipfile.is_zipfile(path):
@@ -68,24 +70,30 @@ def read_pytorch(path: str) -> list[SavedLayer]:
         def read(name: str) -> Array:
             return _read_tensor(tensors[name], name, archive, folder, order, storages, path)
 
-        return pair_tensors({name: tensor.shape for name, tensor in tensors.items()}, read, path)
+        return read_state_dict({name: tensor.shape for name, tensor in tensors.items()}, read)
 
 
 def _named_tensors(content: Any) -> dict[str, Tensor]:
-    """The tensors of a state dict, or of those in a checkpoint: by their keys there, and by all keys where those clash."""
+    """The tensors of a state dict, or of those in a checkpoint: by their keys there, and by all keys where those clash.
+
+    A dict's tensors are named alike, so that none loses the bias that belongs to it.
+    """
     found = list(_walk(content, (), set()))
-    short = [keys[-1] for keys, _ in found]
-    return {".".join(keys) if short.count(keys[-1]) > 1 else keys[-1]: tensor for keys, tensor in found}
+    seen = Counter(key for _, key, _ in found)
+    clashing = {above for above, key, _ in found if seen[key] > 1}
+    return {".".join((*above, key)) if above in clashing else key: tensor for above, key, tensor in found}
 
 
-def _walk(content: Any, above: tuple[str, ...], seen: set[int]) -> Iterator[tuple[tuple[str, ...], Tensor]]:
-    if not isinstance(content, dict) or len(above) >= _DEPTH or id(content) in seen:
+def _walk(content: Any, above: tuple[str, ...], seen: set[int]) -> Iterator[tuple[tuple[str, ...], str, Tensor]]:
+    """The keys above a dict, the key in it, and the tensor there; what lies in a list is named by all of them."""
+    if not isinstance(content, (dict, list, tuple)) or len(above) >= _DEPTH or id(content) in seen:
         return  # a dict that comes twice could come a billion times
     seen.add(id(content))
-    for key, value in content.items():
+    pairs = content.items() if isinstance(content, dict) else [(str(i), part) for i, part in enumerate(content)]
+    for key, value in pairs:
         if isinstance(key, str):
             if isinstance(value, Tensor):
-                yield (*above, key), value
+                yield (above, key, value) if isinstance(content, dict) else ((), ".".join((*above, key)), value)
             yield from _walk(value, (*above, key), seen)
 
 
@@ -112,4 +120,4 @@ def _read_tensor(
         raise FormatError(f"cannot read {path}: {what} reaches beyond its {values.size:,} numbers")
     steps = [stride * values.itemsize for stride in tensor.strides]
     view = np.lib.stride_tricks.as_strided(values[tensor.offset :], tensor.shape, steps, writeable=False)
-    return np.ascontiguousarray(view) if count else np.empty(tensor.shape, values.dtype)
+    return np.array(view, order="C") if count else np.empty(tensor.shape, values.dtype)

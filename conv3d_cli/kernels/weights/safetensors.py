@@ -18,9 +18,9 @@ from conv3d_cli.kernels.weights.layer import (
     FLOATS,
     MAX_JSON,
     Array,
+    OtherLayer,
     SavedLayer,
     decode_floats,
-    pair_tensors,
     parse_json,
     read_exactly,
     require_shape,
@@ -28,6 +28,7 @@ from conv3d_cli.kernels.weights.layer import (
     to_oidhw,
     unheld,
 )
+from conv3d_cli.kernels.weights.state_dict import read_state_dict
 
 # dtype -> its name here
 _DTYPES = {
@@ -41,7 +42,7 @@ _DTYPES = {
 _LENGTH = 8  # bytes of the header's length
 
 
-def read_safetensors(path: str) -> list[SavedLayer]:
+def read_safetensors(path: str) -> list[SavedLayer | OtherLayer]:
     """The layers in the order of their tensors in the file."""
     size = check_input(path)
     with open(path, "rb") as file:
@@ -68,7 +69,7 @@ def read_safetensors(path: str) -> list[SavedLayer]:
             return decode_floats(read_exactly(file, end - begin, path), _DTYPES[dtype]).reshape(shape)
 
         shapes = {name: shape for name, (_, shape, _, _) in tensors.items()}
-        return pair_tensors(shapes, read, path)
+        return read_state_dict(shapes, read)
 
 
 def _checked(header: dict[str, Any], size: int, path: str) -> dict[str, tuple[str, list[int], int, int]]:

@@ -1,0 +1,286 @@
+"""What an ONNX graph knows without being run: tensors that are stored in it, and what simple nodes make of them.
+
+Exporters and optimizers put Cast, Identity, Constant and DequantizeLinear nodes between a convolution and its weights, and a
+Pad node before it. Their results are the same whatever the input, and are computed here as ONNX Runtime computes them; what
+any other node makes is told with its name.
+
+Source: ONNX, onnx/defs/quantization/defs.cc, onnx/defs/tensor/defs.cc; onnx/onnx.proto.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from conv3d_cli.errors import FormatError
+from conv3d_cli.kernels.weights.layer import FLOATS, Array, decode_floats, read_exactly, require_shape
+from conv3d_cli.model.keras_json import NO_PADS
+from conv3d_cli.model.spec import Pads
+
+STANDARD = ("", "ai.onnx")  # the domain of ONNX' own nodes
+_DTYPES = {1: "float32", 10: "float16", 11: "float64", 16: "bfloat16", 17: "float8_e4m3fn", 19: "float8_e5m2"}
+_INTEGERS = {2: "uint8", 3: "int8", 4: "uint16", 5: "int16", 6: "int32", 7: "int64"}
+_CASTS = {1: np.float32, 10: np.float16, 11: np.float64}
+_PASSIVE = ("Identity", "Dropout")  # a Dropout does nothing but in training
+_DEPTH = 16  # nodes between a convolution and a tensor
+
+
+class NotConstantError(Exception):
+    """A value that the graph does not know without being run; the text says why, after "it" and a comma."""
+
+
+def is_convolution(node: Any) -> bool:
+    """Whether a node convolves, by its name: Conv, ConvTranspose, QLinearConv, FusedConv, a function of a Conv3d, ..."""
+    return "conv" in node.op_type.lower()
+
+
+def inner_nodes(model: Any) -> Iterator[tuple[str, Any]]:
+    """The nodes in functions and in the branches of If and the bodies of Loop, and where they lie."""
+
+    def walk(nodes: Any, place: str) -> Iterator[tuple[str, Any]]:
+        for node in nodes:
+            if place:
+                yield place, node
+            for attribute in node.attribute:
+                graphs = [*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])]
+                for graph in graphs:
+                    yield from walk(graph.node, f"the node {_named(node)}")
+
+    yield from walk(model.graph.node, "")
+    for function in model.functions:
+        yield from walk(function.node, f"the function {function.name}")
+
+
+def _named(node: Any) -> str:
+    return f"{node.op_type} '{node.name}'" if node.name else str(node.op_type)
+
+
+class Constants:
+    """The values of a graph that no input changes.
+
+    used : set      outputs of the nodes that were computed here, or joined with a convolution
+    """
+
+    def __init__(self, graph: Any, path: str) -> None:
+        self._path = path
+        self._tensors = {tensor.name: tensor for tensor in graph.initializer}
+        self._makers = {output: node for node in graph.node for output in node.output if output}
+        self._inputs = {value.name for value in graph.input}
+        self.used: set[str] = set()
+
+    def made(self, node: Any) -> bool:
+        """Whether a node does nothing that is left out."""
+        passive = (*_PASSIVE, "Constant")
+        return (node.op_type in passive and node.domain in STANDARD) or bool(self.used & set(node.output))
+
+    def value(self, name: str, what: str) -> Array:
+        """A tensor, in the dtype it has in the graph; short floats come as float32.
+
+        what : str      as messages call it, in the plural
+        Raises: NotConstantError; FormatError for damaged tensors.
+        """
+        known: dict[str, Array] = {}
+        try:
+            return self._value(name, known, 0)
+        except NotConstantError as error:
+            raise NotConstantError(f"its {what} {error}") from None
+
+    def _value(self, name: str, known: dict[str, Array], depth: int) -> Array:
+        if name in known:
+            return known[name]
+        if depth > _DEPTH:
+            raise NotConstantError(f"lie behind more than {_DEPTH} nodes")
+        if name in self._tensors:
+            known[name] = _read_tensor(self._tensors[name], self._path)
+            return known[name]
+        node = self._makers.get(name)
+        if node is None:
+            raise NotConstantError("are an input of the graph" if name in self._inputs else "are nowhere in the graph")
+        attributes = {attribute.name: attribute for attribute in node.attribute}
+
+        def operand(position: int) -> Array | None:
+            there = len(node.input) > position and node.input[position]
+            return self._value(node.input[position], known, depth + 1) if there else None
+
+        result = None
+        if node.domain in STANDARD and node.op_type == "Constant":
+            result = _constant(attributes, self._path)
+        elif node.domain in STANDARD and node.op_type in _PASSIVE:
+            result = operand(0)
+        elif node.domain in STANDARD and node.op_type == "Cast" and attributes["to"].i in _CASTS:
+            source = operand(0)
+            result = None if source is None else source.astype(_CASTS[attributes["to"].i])
+        elif node.domain in (*STANDARD, "com.microsoft") and node.op_type == "DequantizeLinear":
+            if any(self._tensors[i].data_type == 16 for i in node.input[1:2] if i in self._tensors):
+                raise NotConstantError(f"are dequantized to bfloat16 by {_named(node)}, which is not computed")
+            result = _dequantized(operand(0), operand(1), operand(2), attributes, _named(node))
+        if result is None:
+            raise NotConstantError(f"are computed by the graph, by {_named(node)}")
+        self.used |= set(node.output)
+        known[name] = result
+        return result
+
+    def pads_before(self, name: str) -> tuple[Pads, tuple[str, ...]]:
+        """The zeros that Pad nodes add before a convolution of this input, and notes on those that are left out."""
+        sums = [[0, 0], [0, 0], [0, 0]]
+        names: list[str] = []
+        for _ in range(_DEPTH):
+            node = self._makers.get(name)
+            if node is None or node.domain not in STANDARD or node.op_type not in (*_PASSIVE, "Pad") or not node.input:
+                break
+            name = node.input[0]
+            if node.op_type != "Pad":
+                continue
+            try:
+                pads = self._zeros(node)
+            except NotConstantError as error:
+                return NO_PADS, (f"the Pad node {node.name or node.output[0]} before it is left out: {error}",)
+            for pair, (before, after) in zip(sums, pads, strict=True):
+                pair[0] += before
+                pair[1] += after
+            self.used |= set(node.output)
+            names.insert(0, node.name or node.output[0])
+        found = (sums[0][0], sums[0][1]), (sums[1][0], sums[1][1]), (sums[2][0], sums[2][1])
+        return found, ((f"its padding is that of the Pad node before it, too: {', '.join(names)}",) if names else ())
+
+    def _zeros(self, node: Any) -> Pads:
+        """What a Pad node adds along depth, height and width. Raises: NotConstantError if that is not zeros alone."""
+        attributes = {attribute.name: attribute for attribute in node.attribute}
+        mode = attributes["mode"].s.decode(errors="replace") if "mode" in attributes else "constant"
+        if mode != "constant":
+            raise NotConstantError(f"its mode is {mode}")
+
+        def numbers(position: int, attribute: str, what: str) -> list[Any]:
+            if len(node.input) > position and node.input[position]:
+                return self.value(node.input[position], what).reshape(-1).tolist()
+            return list(attributes[attribute].ints) if attribute in attributes else []
+
+        fill = numbers(2, "", "fill values") or ([attributes["value"].f] if "value" in attributes else [0.0])
+        if any(fill):
+            raise NotConstantError(f"it adds {fill[0]:g}, not zeros")
+        pads, axes = numbers(1, "pads", "pads"), numbers(3, "", "axes") or list(range(5))
+        ends = dict(zip([axis % 5 for axis in axes], zip(pads, pads[len(axes) :], strict=False), strict=False))
+        if len(pads) != 2 * len(axes) or len(ends) != len(axes) or any(any(ends.get(axis, ())) for axis in (0, 1)):
+            raise NotConstantError("it pads other axes than depth, height and width")
+        if min(pads, default=0) < 0:
+            raise NotConstantError("it takes voxels away")
+        first, second, third = (ends.get(axis, (0, 0)) for axis in (2, 3, 4))
+        return first, second, third
+
+
+def _constant(attributes: dict[str, Any], path: str) -> Array | None:
+    """The value of a Constant node; None for kinds that no weights are."""
+    if "value" in attributes:
+        return _read_tensor(attributes["value"].t, path)
+    for name, field, dtype in (("value_float", "f", np.float32), ("value_floats", "floats", np.float32),
+                               ("value_int", "i", np.int64), ("value_ints", "ints", np.int64)):  # fmt: skip
+        if name in attributes:
+            return np.array(getattr(attributes[name], field), dtype)
+    return None
+
+
+def _dequantized(
+    values: Array | None, scale: Array | None, zero: Array | None, attributes: dict[str, Any], node: str
+) -> Array | None:
+    """(x - zero point) · scale, one pair for the tensor or for each index of an axis.
+
+    Raises: NotConstantError for other forms.
+    """
+    if values is None or scale is None:
+        return None
+    blocks, output = (int(attributes[name].i) if name in attributes else 0 for name in ("block_size", "output_dtype"))
+    if blocks or output or scale.ndim > 1 or (zero is not None and zero.shape != scale.shape):
+        raise NotConstantError(f"are dequantized by {node} in blocks or to another dtype, which is not computed")
+    if scale.size > 1:
+        axis = int(attributes["axis"].i) if "axis" in attributes else 1
+        if not -values.ndim <= axis < values.ndim or values.shape[axis] != scale.size:
+            raise NotConstantError(f"do not fit the {scale.size} scales of {node}")
+        shape = [1] * values.ndim
+        shape[axis] = scale.size
+        scale, zero = scale.reshape(shape), None if zero is None else zero.reshape(shape)
+    elif scale.ndim:
+        scale, zero = scale.reshape(()), None if zero is None else zero.reshape(())
+    if values.dtype.kind in "iu":
+        values = values.astype(np.int64) - (0 if zero is None else zero.astype(np.int64))
+    elif zero is not None:
+        values = values - zero
+    wide = np.float64 if scale.dtype == np.float64 else np.float32  # half scales are multiplied in float32, too
+    return (values.astype(wide) * scale.astype(wide)).astype(scale.dtype)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Tensors
+
+
+def _read_tensor(tensor: Any, path: str) -> Array:
+    what = f"tensor {tensor.name[:80]}"
+    shape = [int(n) for n in tensor.dims]
+    count = require_shape(shape, what, path)
+    dtype = _DTYPES.get(tensor.data_type, _INTEGERS.get(tensor.data_type))
+    if dtype is None:
+        raise NotConstantError(f"are stored as ONNX data type {tensor.data_type} ({what}), which is not understood")
+    needed = count * (FLOATS[dtype] if dtype in FLOATS else np.dtype(dtype).itemsize)
+    if tensor.data_location == 1:
+        raw = _read_external(tensor, needed, what, path)
+    elif tensor.HasField("raw_data"):
+        raw = tensor.raw_data
+    else:
+        return _read_fields(tensor, dtype, count, what, path).reshape(shape)
+    if len(raw) != needed:
+        raise FormatError(f"cannot read {path}: truncated: {what} needs {needed:,} bytes and has {len(raw):,}")
+    return _decoded(raw, dtype).reshape(shape)
+
+
+def _decoded(raw: bytes, dtype: str) -> Array:
+    if dtype in FLOATS:
+        return decode_floats(raw, dtype)
+    return np.frombuffer(raw, np.dtype(dtype).newbyteorder("<")).astype(dtype)
+
+
+def _read_fields(tensor: Any, dtype: str, count: int, what: str, path: str) -> Array:
+    """Numbers in a field of their type; short floats are the bits of integers."""
+    wide = {"float32": tensor.float_data, "float64": tensor.double_data, "int64": tensor.int64_data}
+    values = wide.get(dtype, tensor.int32_data)
+    if len(values) != count:
+        raise FormatError(f"cannot read {path}: truncated: {what} needs {count:,} numbers and has {len(values):,}")
+    if dtype in wide or dtype in _INTEGERS.values():
+        return np.array(values, dtype)
+    width = FLOATS[dtype]
+    bits = np.array(values, np.int64) & (256**width - 1)
+    return decode_floats(bits.astype(f"<u{width}").tobytes(), dtype)
+
+
+def _read_external(tensor: Any, needed: int, what: str, path: str) -> bytes:
+    """The bytes of a tensor in a file beside the model: no folders, no links, nothing but a plain file."""
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    location = entries.get("location", "")
+    plain = location and location not in (".", "..") and not set(location) & {"/", "\\", "\0", ":"}
+    if not plain:
+        raise FormatError(
+            f"cannot read {path}: {what} lies in {location!r}; external data are read only from the model's own folder"
+        )
+    beside = Path(path).parent / location
+    try:
+        if not stat.S_ISREG(os.lstat(beside).st_mode):
+            raise FormatError(f"cannot read {path}: {what} lies in {location}, which is no plain file")
+        offset = int(entries.get("offset") or 0)
+        length = int(entries.get("length") or needed)
+        with open(beside, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if offset < 0 or length != needed or offset + length > size:
+                raise FormatError(
+                    f"cannot read {path}: {what} needs {needed:,} bytes at {offset:,} of {location}, which has {size:,}"
+                )
+            file.seek(offset)
+            return read_exactly(file, length, path)
+    except FileNotFoundError:
+        raise FormatError(f"cannot read {path}: {what} lies in {location}, which is not beside it") from None
+    except OSError as error:
+        if isinstance(error, FormatError):
+            raise
+        raise FormatError(f"cannot read {path}: {location}: {error.strerror}") from None
