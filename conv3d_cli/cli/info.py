@@ -36,12 +36,11 @@ def info(
     --fwhm is the FWHM of the Gaussian that makes white noise as smooth, from first differences (Forman et al. 1995); of a series,
     of what its mean over time leaves.
     """
-    from conv3d_cli.cli import one_line
+    from conv3d_cli.cli import EXIT_CODE, one_line
     from conv3d_cli.formats import open_volume
 
     if mask is not None and not fwhm:
         raise SpecError("--mask is for --fwhm: pass both, or neither")
-    exit_code = 0
     for position, path in enumerate(files):
         try:
             with open_volume(path, axes=axes) as reader:
@@ -52,14 +51,13 @@ def info(
             if len(files) == 1:
                 raise
             click.echo(f"Error: {one_line(error)}", err=True)
-            exit_code = exit_code or error.exit_code
+            ctx.meta.setdefault(EXIT_CODE, error.exit_code)
             continue
         if as_json:
             click.echo(json.dumps(record))
         else:
             click.echo(("\n" if position else "") + describe(record))
-    if exit_code:
-        ctx.exit(exit_code)
+    ctx.exit(ctx.meta.get(EXIT_CODE, 0))
 
 
 def smoothness(volume: VolumeReader, mask: str | None) -> list[float | None]:
