@@ -101,7 +101,14 @@ HOMES = {
 }
 # what `conv3d --help` passes through
 WITHOUT_NUMPY = ["__init__.py", "__main__.py", "errors.py", "atomic.py", "machine.py", "batch.py", "model/__init__.py"]
-WITHOUT_NUMPY += ["standard_streams.py", "config.py", "presets.py", "model/spec.py", "cli/__init__.py", "cli/options.py"]
+WITHOUT_NUMPY += [
+    "standard_streams.py",
+    "config.py",
+    "presets.py",
+    "model/spec.py",
+    "cli/__init__.py",
+    "cli/options.py",
+]
 
 MODULES = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.py"))
 
