@@ -91,6 +91,7 @@ def header_record(reader: VolumeReader) -> dict[str, Any]:
         **grid_record(header.grid),
         **({"history": list(header.history)} if header.history else {}),
         **({"storage": storage} if (storage := reader.storage()) else {}),
+        **({"notes": list(reader.notes)} if reader.notes else {}),
     }
 
 
@@ -123,4 +124,5 @@ def describe(record: dict[str, Any]) -> str:
     if "fwhm" in record:
         lengths = ",".join("unknown" if length is None else f"{length:.4g}" for length in record["fwhm"])
         rows.append(("fwhm", f"{lengths} {record['unit'] or 'vox'} (depth,height,width), as of white noise"))
+    rows += [("note", text) for text in record.get("notes", [])]
     return "\n".join(f"{name:<8} {text}" for name, text in rows)
