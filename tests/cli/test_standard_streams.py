@@ -12,8 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conv3d_cli import cli
-
 pytestmark = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
 
 BLUR = ["-k", "box:size=3"]
@@ -232,8 +230,3 @@ def test_nothing_to_read(start: Run, tmp_path: Path, redirection: str, cause: st
     assert done.stderr.decode().count("\n") == 1
     assert "Error: cannot read standard input: " in done.stderr.decode()
     assert cause in done.stderr.decode()
-
-
-def test_the_exit_code_of_a_context_is_free() -> None:
-    """Click keeps what libraries put there under names of their own."""
-    assert cli.EXIT_CODE.startswith("conv3d.")
