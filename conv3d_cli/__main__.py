@@ -3,6 +3,8 @@
 import atexit
 import gc
 
+from conv3d_cli.standard_streams import standard_streams
+
 
 def main() -> None:
     """Run the command line, as a process that is short and whose memory goes when it ends."""
@@ -10,9 +12,10 @@ def main() -> None:
     # job makes fewer objects than this; in a batch of many files cycles are found all the same.
     gc.set_threshold(50_000, 5, 5)
     atexit.register(gc.freeze)
-    from conv3d_cli.cli import main as command
+    with standard_streams():
+        from conv3d_cli.cli import main as command
 
-    command()
+        command()
 
 
 if __name__ == "__main__":

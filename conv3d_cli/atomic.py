@@ -598,6 +598,22 @@ def _remove_folder(folder: Path) -> None:
         time.sleep(0.05)
 
 
+def cause_of(error: OSError) -> str:
+    """Why something cannot be written, in plain words, with the cure where there is one.
+
+    >>> cause_of(OSError(errno.ENOSPC, "No space left on device"))
+    'no space left on the disk; free some or choose another folder'
+    """
+    return {
+        errno.ENOSPC: "no space left on the disk; free some or choose another folder",
+        errno.EDQUOT: "the disk quota is used up; free some or choose another folder",
+        errno.EACCES: "permission denied; choose a folder that is writable",
+        errno.EROFS: "the file system is read-only; choose another folder",
+        errno.EFBIG: "the file system or a limit (ulimit -f) refuses a file of this size",
+        errno.EBADF: "it is closed, or not open for writing",
+    }.get(error.errno or 0, error.strerror or str(error))
+
+
 class write_errors:
     """Turn an OSError of the body into a WriteError that names the output and the cause in plain words.
 
@@ -614,11 +630,4 @@ class write_errors:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if isinstance(error, OSError) and not isinstance(error, Conv3DError):
-            cure = {
-                errno.ENOSPC: "no space left on the disk; free some or choose another folder",
-                errno.EDQUOT: "the disk quota is used up; free some or choose another folder",
-                errno.EACCES: "permission denied; choose a folder that is writable",
-                errno.EROFS: "the file system is read-only; choose another folder",
-                errno.EFBIG: "the file system or a limit (ulimit -f) refuses a file of this size",
-            }.get(error.errno or 0, error.strerror or str(error))
-            raise WriteError(f"cannot write {self.path}: {cure}") from error
+            raise WriteError(f"cannot write {self.path}: {cause_of(error)}") from error

@@ -2,7 +2,8 @@
 
 A folder's volumes are the files in it whose format is known, and Zarr stores, in the order of their names. Left out are what
 is hidden (temporary files and version control), pipes and devices, the voxel file of a pair whose header is there too, and
-files that the command uses otherwise (kernel, mask). Nothing is opened.
+files that the command uses otherwise (kernel, mask), and what is no scan (see `discrete`), for which headers are looked into;
+else nothing is opened.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+from conv3d_cli.discrete import OPTION, LeftOut, discrete_word, named_discrete
 from conv3d_cli.errors import FormatError, SpecError
 from conv3d_cli.formats import find_format
 from conv3d_cli.inputs import check_input
@@ -43,6 +45,8 @@ def find_volumes(
     patterns: Sequence[str] = (),
     out_dir: str | None = None,
     used: Sequence[str] = (),
+    discrete: bool = False,
+    dataset: bool = False,
 ) -> tuple[list[Found], list[str]]:
     """Inputs with each folder replaced by the volumes in it, and notes on what was left out.
 
@@ -51,8 +55,11 @@ def find_volumes(
                         `**` stands for any number of folders
     out_dir             is not looked into
     used : paths        files that the command uses otherwise
+    discrete : bool     masks and label maps, too; a pattern that names their word asks for them as well
+    dataset : bool      named ones are left out as those in folders are: what becomes of them has a place by its name (--bids)
     Below the output folder stands the tree below the folder; of several folders, the tree below what holds them all.
-    Raises: FormatError if folders hold no volume or cannot be read; SpecError for patterns where there is no folder.
+    Raises: FormatError if folders hold no volume or cannot be read; SpecError for patterns where there is no folder, and where
+    nothing is left of a dataset.
     """
     folders = [name for name in inputs if is_folder(name)]
     if patterns and not folders:
@@ -68,11 +75,13 @@ def find_volumes(
     result: list[Found] = []
     notes: list[str] = []
     bare, among = [], 0
+    left = LeftOut()
     for name in inputs:
         if name not in folders:
             if name != "-" and "://" not in name and find_format(name) is None and not os.path.exists(name):
                 check_input(name)  # neither a folder nor a volume: said before its output gets a name
-            result.append(Found(name))
+            if not dataset or left.sift(name, discrete):
+                result.append(Found(name))
             continue
         found = []
         for inner in _volumes_in(name, deep, closed, notes):
@@ -82,6 +91,8 @@ def find_volumes(
             if os.path.realpath(path) in others:
                 among += 1
                 continue
+            if not left.sift(path, discrete or any(asks_for(inner, pattern) for pattern in patterns)):
+                continue
             tree = inner if root is None else os.path.relpath(os.path.join(os.path.abspath(name), inner), root)
             found.append(Found(path, os.path.dirname(tree), in_folder=True))
         found = _one_of_a_pair(found)
@@ -90,14 +101,45 @@ def find_volumes(
         result += found
     if bare and not any(volume.in_folder for volume in result):
         what = f" that match {' or '.join(patterns)}" if patterns else ""
-        cure = "" if deep else "; pass --recursive to look into its subfolders"
-        raise FormatError(f"no volumes{what} in {', '.join(bare)}{cure}")
+        cures = left.words() or ([] if deep else ["pass --recursive to look into its subfolders"])
+        raise FormatError("; ".join([f"no volumes{what} in {', '.join(bare)}", *cures]))
+    check_left(result, left)
+    if not dataset:
+        left.taken += named_discrete([name for name in inputs if name not in folders])
     notes += [f"no volumes in {name}" for name in bare]
     if among:
         notes.append(
             f"left out {among} file{'s' if among > 1 else ''} that this command uses otherwise (kernel, mask, ...)"
         )
-    return result, notes
+    return result, notes + left.notes()
+
+
+def check_left(volumes: Sequence[object], left: LeftOut) -> None:
+    """Refuse a dataset of nothing. Raises: FormatError where CIFTI alone was named; else SpecError."""
+    if volumes:
+        return
+    if not left.discrete:
+        raise FormatError(f"--bids: {left.cifti[0]} is CIFTI, no volume; wb_command -cifti-smoothing smooths it")
+    raise SpecError(
+        f"--bids: {left.discrete[0]} is a mask or a label map, and with its values mixed it is none; pass {OPTION} to "
+        "convolve it all the same"
+    )
+
+
+def asks_for(inner: str, pattern: str) -> bool:
+    """Whether a pattern that matches a mask or a label map means it: it names the file, or would not match without its word.
+
+    >>> asks_for("sub-1_desc-brain_mask.nii", "*_mask.nii*"), asks_for("sub-1_desc-brain_mask.nii", "sub-1_*")
+    (True, False)
+    """
+    if not matches(inner, pattern):
+        return False
+    folder, name = os.path.split(inner)
+    if not set("*?[") & set(pattern.rpartition("/")[2]):
+        return True
+    word = discrete_word(name)
+    start = name.rfind(word)
+    return bool(word) and not matches(os.path.join(folder, name[:start] + "x" + name[start + len(word) :]), pattern)
 
 
 def is_folder(name: str) -> bool:

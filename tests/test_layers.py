@@ -25,10 +25,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "digests": LOWEST,
     "machine": LOWEST,
     "tiff_directories": LOWEST,
+    "cifti": LOWEST,
+    "standard_streams": set(),
     "model": NOUNS,
     "layer": NOUNS,
-    "kernels": {*NOUNS, "tiff_directories"},
-    "formats": {*NOUNS, "tiff_directories"},
+    "kernels": {*NOUNS, "cifti", "tiff_directories"},
+    "formats": {*NOUNS, "cifti", "tiff_directories"},
     "engine": NOUNS,
     "slabs": NOUNS,
     "batch": NOUNS,
@@ -54,7 +56,8 @@ MAY_IMPORT: dict[str, set[str]] = {
         "normalized",
         "presets",
     },
-    "discover": {*NOUNS, "formats"},
+    "discrete": {*NOUNS, "cifti", "formats"},
+    "discover": {*NOUNS, "discrete", "formats"},
     "manifest": NOUNS,
     "job_files": {*NOUNS, "formats", "job", "kernels"},
     "ledger": {*NOUNS, "digests", "formats", "job", "job_files", "kernels"},
@@ -70,7 +73,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "conv3d_layer": {*NOUNS, "layer", "api"},
 }
 MAY_IMPORT["cli"] = {*MAY_IMPORT, "cli"}
-MAY_IMPORT["__main__"] = {"cli"}
+MAY_IMPORT["__main__"] = {"cli", "standard_streams"}
 
 # third-party library -> the only places that may know it
 HOMES = {
@@ -101,7 +104,14 @@ HOMES = {
 }
 # what `conv3d --help` passes through
 WITHOUT_NUMPY = ["__init__.py", "__main__.py", "errors.py", "atomic.py", "machine.py", "batch.py", "model/__init__.py"]
-WITHOUT_NUMPY += ["config.py", "presets.py", "model/spec.py", "cli/__init__.py", "cli/options.py"]
+WITHOUT_NUMPY += [
+    "standard_streams.py",
+    "config.py",
+    "presets.py",
+    "model/spec.py",
+    "cli/__init__.py",
+    "cli/options.py",
+]
 
 MODULES = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.py"))
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import click
 
+from conv3d_cli.atomic import cause_of
 from conv3d_cli.cli.apply import apply
 from conv3d_cli.cli.bench import bench
 from conv3d_cli.cli.compare import compare
@@ -26,6 +27,9 @@ from conv3d_cli.cli.rerun import rerun
 from conv3d_cli.cli.view import view
 from conv3d_cli.cli.warmup import warmup
 from conv3d_cli.errors import Conv3DError
+
+EXIT_CODE = "conv3d.exit_code"
+"""Key in a context's `meta`: what the command ends with, where that is decided before its result is printed."""
 
 
 class Terminated(BaseException):
@@ -50,6 +54,17 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
+def _tell_lost_output(error: OSError) -> None:
+    """Say that results could not be printed; nothing where their reader has gone, which is how `| head` ends."""
+    if not isinstance(error, BrokenPipeError):
+        click.echo(f"Error: cannot write {error.filename or 'standard output'}: {cause_of(error)}", err=True)
+
+
+def _what_stands(error: BaseException) -> str:
+    """What an interrupt left behind: the words that a batch has added to it, which knows; else there is nothing."""
+    return "; ".join(getattr(error, "__notes__", ["no output was left behind"]))
+
+
 class ErrorTranslator(click.Group):
     """A group whose commands end with one line and the right exit code, never a traceback for a user's mistake."""
 
@@ -58,7 +73,11 @@ class ErrorTranslator(click.Group):
         if COMPLETE_VAR in os.environ:
             register_shells()
             prepare(self)
-        return super().main(*arguments, **{"complete_var": COMPLETE_VAR, **options})
+        try:
+            return super().main(*arguments, **{"complete_var": COMPLETE_VAR, **options})
+        except OSError as error:  # of --help and --version, which are printed before a command is invoked
+            _tell_lost_output(error)
+            sys.exit(1)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; see errors.py for the exit codes."""
@@ -70,24 +89,16 @@ class ErrorTranslator(click.Group):
         except MemoryError:
             click.echo("Error: out of memory; pass a smaller --max-memory, or work on a machine with more", err=True)
             code = 6
-        except BrokenPipeError:
-            # Whoever read our output has gone. Python would complain once more when it flushes at exit.
-            sys.stderr.close()
-            code = 1
         except OSError as error:
             # Files' errors are Conv3DErrors by now: what is left is our own output, `conv3d info > /dev/full`.
-            where = error.filename or "standard output"
-            click.echo(f"Error: cannot write {where}: {error.strerror or error}", err=True)
-            code = 1
-        except KeyboardInterrupt:
-            click.echo("interrupted; no output was left behind", err=True)
+            _tell_lost_output(error)
+            code = ctx.meta.get(EXIT_CODE) or 1
+        except KeyboardInterrupt as error:
+            click.echo(f"interrupted; {_what_stands(error)}", err=True)
             code = 130
         except Terminated as error:
+            click.echo(f"terminated; {_what_stands(error)}", err=True)
             code = 128 + error.signum
-            try:
-                click.echo("terminated; no output was left behind", err=True)
-            except OSError:
-                pass  # the terminal has gone: that is why
         ctx.exit(code)
 
 

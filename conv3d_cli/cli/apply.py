@@ -88,6 +88,8 @@ def apply(ctx: click.Context, inputs: tuple[str, ...], **_: Any) -> None:
     TIFF (.tif .ome.tif), NumPy (.npy) and OME-Zarr (.zarr .ome.zarr, folders and URLs; image.zarr/1 is a level or array
     in it).
     """
+    from conv3d_cli.cli import EXIT_CODE
+
     params = ctx.params
     # Before NumPy is imported: its BLAS starts a thread for every CPU, which spins for work that does not come.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -125,13 +127,13 @@ def apply(ctx: click.Context, inputs: tuple[str, ...], **_: Any) -> None:
         _run_with_page(batch, jobs, params["jobs"], params["page"], overwrite)
     else:
         batch.run(jobs, params["jobs"])
-    batch.close()
-    if batch.exit_code:
-        ctx.exit(batch.exit_code)
-    if params["depfile"]:
+    if params["depfile"] and not batch.exit_code:
         from conv3d_cli.depfile import write_depfile
 
         write_depfile(params["depfile"], jobs)
+    ctx.meta[EXIT_CODE] = batch.exit_code
+    batch.close()
+    ctx.exit(batch.exit_code)
 
 
 def _check_account(params: dict[str, Any], jobs: Sequence[Job], overwrite: bool) -> None:

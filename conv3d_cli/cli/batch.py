@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -64,6 +64,9 @@ class Batch:
     recordings : dict           what is written beside each output, by its name
     ledger : Ledger or None     knows what is done already, and is told what is
     fail_fast : bool            nothing is begun after the first failure, and what runs beside it is cancelled
+    written : list of str       outputs that stand, in no order
+    complete : list of str      outputs that stand as they are to be, those of earlier runs, too, in no order
+    lost : OSError or None      why stdout took no more lines of --json, which keeps no volume from being made
     """
 
     as_json: bool
@@ -80,6 +83,9 @@ class Batch:
     ledger: Ledger | None = None
     fail_fast: bool = False
     exit_code: int = 0
+    written: list[str] = field(default_factory=list)
+    complete: list[str] = field(default_factory=list)
+    lost: OSError | None = None
     rows: list[TableRow] = field(default_factory=list)
     started: float = field(default_factory=time.perf_counter)
 
@@ -87,8 +93,17 @@ class Batch:
         """Run or plan jobs, and account for them in their order.
 
         at_once : int or None       None: see `volumes_at_once`
-        Raises: the error of a job that is the only one.
+        Raises: the error of a job that is the only one. An interrupt gets a note on what stands.
         """
+        try:
+            self._run_all(jobs, at_once)
+        except Exception:
+            raise
+        except BaseException as interrupt:
+            interrupt.add_note(self._what_stands(jobs))
+            raise
+
+    def _run_all(self, jobs: Sequence[Job], at_once: int | None) -> None:
         if at_once is not None and at_once > 1 and self.scheduler is not None:
             raise SpecError(
                 "--jobs is for this machine, and a cluster takes one volume at a time: leave one of them out"
@@ -135,11 +150,14 @@ class Batch:
 
         pool = ThreadPoolExecutor(count, thread_name_prefix="conv3d-job")
         left = []
+        attempts: list[Future[Attempt]] = []
+        settled = 0
         try:
             with ProgressBar(f"{len(jobs)} volumes", self.quiet, volumes=True) as progress:
                 attempts = [pool.submit(attempt_beside, job) for job in jobs]
                 for number, (job, future) in enumerate(zip(jobs, attempts, strict=True), 1):
                     attempt = future.result()
+                    settled = number
                     if isinstance(attempt.error, MemoryLimitError):
                         left.append(job)
                     else:
@@ -148,7 +166,27 @@ class Batch:
         finally:
             stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
+            for future in attempts[settled:]:  # after an interrupt: what came to an end behind a volume that did not
+                if not future.cancelled() and future.exception() is None and future.result().status != "cancelled":
+                    self._account(future.result())
         return left
+
+    def _what_stands(self, jobs: Sequence[Job]) -> str:
+        """What an interrupt has left of a batch, and how the rest is made."""
+        complete, written = len(self.complete), [name for name in self.written if name not in self.complete]
+        words = [f"{name} is written, and not verified" for name in written]
+        if complete and len(jobs) == 1:
+            words.append(f"{self.complete[0]} is complete")
+        elif complete:
+            words.append(f"{complete} of {len(jobs)} volumes {'is' if complete == 1 else 'are'} complete")
+        if not words:
+            return "no output was left behind"
+        if complete < len(jobs) and not written:
+            if self.ledger is not None:
+                words.append("the same command with --resume does the rest")
+            elif not any(job.overwrite for job in jobs):
+                words.append("the same command with --skip-existing does the rest")
+        return "; ".join(words)
 
     def _attempt(
         self, job: Job, progress: Callable[[int, int], None], say: Callable[[str], None] | None = None
@@ -163,6 +201,7 @@ class Batch:
         from conv3d_cli.job import prepare_job
 
         if self.skip_existing and output_exists(job.target):
+            self.complete.append(job.target)
             return skipped(job, "output exists")
         told: list[str] = []
         say = told.append if say is None else say
@@ -182,6 +221,7 @@ class Batch:
             if ledger is not None:
                 standing = ledger.standing(job)
                 if standing.done:
+                    self.complete.append(job.target)
                     return skipped(job, "done already")
                 job = standing.allow()
             if self.make_folder and not self.dry_run and "://" not in job.target:
@@ -203,12 +243,14 @@ class Batch:
 
                 check_verifiable(job)
             report = self._run(job, progress, decided)
+            self.written.append(job.target)
             verified = {}
             if self.verify is not None:
                 from conv3d_cli.verification import verify_output
 
                 found = verify_output(job, self.verify)
                 verified = {"verified": found.voxels, "verified_worst": found.worst}
+            self.complete.append(job.target)
             if ledger is not None and standing is not None:
                 report = replace(report, notes=[*report.notes, *ledger.finish(standing)])
         except Conv3DError as error:
@@ -267,8 +309,11 @@ class Batch:
     def _tell(self, attempt: Attempt, say: Callable[[str], None] | None = None) -> None:
         for text in attempt.told if not self.quiet else ():
             (say or echo)(text)
-        if self.as_json:
-            click.echo(json.dumps({"status": attempt.status, **attempt.record}))
+        if self.as_json and self.lost is None:
+            try:
+                click.echo(json.dumps({"status": attempt.status, **attempt.record}))
+            except OSError as error:
+                self.lost = error
 
     def _show(self, attempt: Attempt) -> None:
         """Put a job on the page, if there is one, and forget its pictures."""
@@ -287,10 +332,11 @@ class Batch:
             (say or echo)(f"Error: {attempt.remark}")
 
     def close(self) -> None:
-        """The table at the end of a batch."""
-        if len(self.rows) < 2 or self.quiet:
-            return
-        show_table(self.rows, time.perf_counter() - self.started)
+        """The table at the end of a batch. Raises: OSError where stdout has lost lines of --json."""
+        if len(self.rows) > 1 and not self.quiet:
+            show_table(self.rows, time.perf_counter() - self.started)
+        if self.lost is not None:
+            raise self.lost
 
 
 def skipped(job: Job, reason: str) -> Attempt:

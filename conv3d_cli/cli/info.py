@@ -36,12 +36,11 @@ def info(
     --fwhm is the FWHM of the Gaussian that makes white noise as smooth, from first differences (Forman et al. 1995); of a series,
     of what its mean over time leaves.
     """
-    from conv3d_cli.cli import one_line
+    from conv3d_cli.cli import EXIT_CODE, one_line
     from conv3d_cli.formats import open_volume
 
     if mask is not None and not fwhm:
         raise SpecError("--mask is for --fwhm: pass both, or neither")
-    exit_code = 0
     for position, path in enumerate(files):
         try:
             with open_volume(path, axes=axes) as reader:
@@ -52,14 +51,13 @@ def info(
             if len(files) == 1:
                 raise
             click.echo(f"Error: {one_line(error)}", err=True)
-            exit_code = exit_code or error.exit_code
+            ctx.meta.setdefault(EXIT_CODE, error.exit_code)
             continue
         if as_json:
             click.echo(json.dumps(record))
         else:
             click.echo(("\n" if position else "") + describe(record))
-    if exit_code:
-        ctx.exit(exit_code)
+    ctx.exit(ctx.meta.get(EXIT_CODE, 0))
 
 
 def smoothness(volume: VolumeReader, mask: str | None) -> list[float | None]:
@@ -93,6 +91,7 @@ def header_record(reader: VolumeReader) -> dict[str, Any]:
         **grid_record(header.grid),
         **({"history": list(header.history)} if header.history else {}),
         **({"storage": storage} if (storage := reader.storage()) else {}),
+        **({"notes": list(reader.notes)} if reader.notes else {}),
     }
 
 
@@ -125,4 +124,5 @@ def describe(record: dict[str, Any]) -> str:
     if "fwhm" in record:
         lengths = ",".join("unknown" if length is None else f"{length:.4g}" for length in record["fwhm"])
         rows.append(("fwhm", f"{lengths} {record['unit'] or 'vox'} (depth,height,width), as of white noise"))
+    rows += [("note", text) for text in record.get("notes", [])]
     return "\n".join(f"{name:<8} {text}" for name, text in rows)

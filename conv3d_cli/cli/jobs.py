@@ -125,7 +125,9 @@ def _expand(inputs: Sequence[str], params: dict[str, Any], settings: dict[str, A
     for stage in settings["stages"]:
         used += [*stage.get("files", ()), stage.get("kernel")]
     used = [path for path in used if isinstance(path, str)]
-    return find_volumes(inputs, params["recursive"], params["glob"], params["out_dir"], used)
+    return find_volumes(
+        inputs, params["recursive"], params["glob"], params["out_dir"], used, params["include_discrete"], params["bids"]
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -133,6 +135,8 @@ def _expand(inputs: Sequence[str], params: dict[str, Any], settings: dict[str, A
 
 
 def _from_manifest(ctx: click.Context, inputs: Sequence[str]) -> Planned:
+    from conv3d_cli.discover import check_left
+    from conv3d_cli.discrete import LeftOut, named_discrete
     from conv3d_cli.manifest import read_manifest
 
     params = ctx.params
@@ -149,17 +153,24 @@ def _from_manifest(ctx: click.Context, inputs: Sequence[str]) -> Planned:
     rows = read_manifest(path, ("input", "output", *MANIFEST_OPTIONS))
     folder = Path(path).parent
     own = given_options(ctx)
-    sources, labels, given = [], [], []
+    left = LeftOut()
+    kept, sources, labels, given = [], [], [], []
     for row in rows:
         where = f"manifest {path}, line {row.line}"
         source = _located(row.cells["input"], folder)
         if source == "-":
             raise ConfigError(f"{where}, column input: '-' is no file, and a manifest names files")
+        if params["bids"] and not left.sift(source, params["include_discrete"]):
+            continue
+        kept.append(row)
         sources.append(source)
         labels.append(f"{source} (line {row.line})")
         given.append({**own, **_options(ctx, row, folder, where)})
+    rows = kept
     with _told_where(f"manifest {path}"):
+        check_left(rows, left)
         dataset = _dataset(sources, params, given)
+    left.taken += [] if params["bids"] else named_discrete(sources)
     targets = []
     for number, (row, source) in enumerate(zip(rows, sources, strict=True)):
         where = f"manifest {path}, line {row.line}"
@@ -180,7 +191,7 @@ def _from_manifest(ctx: click.Context, inputs: Sequence[str]) -> Planned:
             jobs.append(make_job(source, target, known[key]))
     with _told_where(f"manifest {path}"):
         check_outputs(sources, targets, any(job.overwrite for job in jobs), labels)
-    return Planned(jobs, given, dataset=dataset)
+    return Planned(jobs, given, left.notes(), dataset)
 
 
 def _target(row: Row, source: str, params: dict[str, Any], folder: Path, where: str) -> str:

@@ -80,6 +80,10 @@ batch_options = options(
         help="Of a folder, only volumes of such names: '*_bold.nii.gz', 'sub-*/**/*_T1w.nii*'. May be given again.",
     ),
     click.option(
+        "--include-discrete", is_flag=True,
+        help="Also masks and label maps (*_mask, *_dseg, labels by their header), which folders and --bids leave out.",
+    ),
+    click.option(
         "--manifest", metavar="FILE",
         help="In place of INPUT: a table (.csv, .tsv), one volume a row, with columns input, output, kernel, and any option's "
         "name. Paths in it are relative to it, outputs to --out-dir if given.",

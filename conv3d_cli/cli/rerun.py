@@ -35,7 +35,9 @@ if TYPE_CHECKING:
 @click.option("--max-memory", metavar="SIZE", help="Ceiling for the whole process, e.g. 500M or 2G.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 @click.option("-q", "--quiet", is_flag=True, help="Only the exit code, and errors.")
+@click.pass_context
 def rerun(
+    ctx: click.Context,
     sidecar: str,
     output: str | None,
     force: bool,
@@ -59,6 +61,7 @@ def rerun(
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     import tempfile
 
+    from conv3d_cli.cli import EXIT_CODE
     from conv3d_cli.job import run_job
     from conv3d_cli.provenance.record import decided, read_sidecar
     from conv3d_cli.provenance.rerun import check_inputs, judge, other_versions, other_weights
@@ -96,6 +99,7 @@ def rerun(
         verdict = judge(record, original, target, job.coverage)
     for note in notes if not quiet else ():
         echo(f"note: {note}")
+    ctx.meta[EXIT_CODE] = 0 if verdict.good else DifferenceError.exit_code
     if as_json:
         found: dict[str, Any] = {"sidecar": sidecar, "status": verdict.status, "stale": verdict.stale, "notes": notes}
         if verdict.comparison is not None:

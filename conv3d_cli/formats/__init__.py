@@ -162,6 +162,20 @@ def volume_files(path: str) -> tuple[str, ...]:
     return (path,) if found is None or path == "-" else found.files(path)
 
 
+def content_of(path: str) -> str:
+    """What a file's header says that its values are, if they are no image: "labels" or "cifti"; else, and of URLs, "".
+
+    What cannot be read is "", too: it is told when the volume is opened.
+    """
+    found = find_format(path)
+    if found is None or path == "-" or is_url(path):
+        return ""
+    try:
+        return found.content(path)
+    except (Conv3DError, OSError):
+        return ""
+
+
 def output_exists(path: str) -> bool:
     """Whether there is an output of this name already."""
     try:

@@ -55,6 +55,7 @@ class VolumeFormat:
                             (letters, channels, dtype) -> letters: the storage order this format gives to a volume that
                             has these axes, with a channel axis added where `channels` needs one
     claims_also : callable  (path) -> bool: names that are this format's whatever their suffix
+    content : callable      (path) -> "labels" or "cifti" where a file's header says that it is no image, else ""
     files : callable        (path) -> names: the files that a volume consists of, or the folder
     check_target : callable (path, overwrite, make_folder): raises if the output cannot be written there
     output_bytes : callable (header, channels, *, chunks, levels) -> int: memory that writing takes beside the blocks of
@@ -72,6 +73,7 @@ class VolumeFormat:
     create: Callable[..., VolumeWriter]
     output_letters: Callable[[str, int, np.dtype[Any]], str]
     claims_also: Callable[[str], bool] = lambda path: False
+    content: Callable[[str], str] = lambda path: ""
     files: Callable[[str], tuple[str, ...]] = lambda path: (path,)
     check_target: Callable[..., None] = check_target
     output_bytes: Callable[..., int] = lambda header, channels, **options: 0

@@ -11,18 +11,20 @@ from __future__ import annotations
 
 import math
 import os
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from typing import Any, BinaryIO
 
 import numpy as np
 
+from conv3d_cli import cifti
 from conv3d_cli.atomic import AtomicFile, check_target, suffix_of, together, write_errors
 from conv3d_cli.errors import FormatError, WriteError
 from conv3d_cli.formats.base import RawReader, RawWriter, SpooledWriter, VolumeFormat, real_dtype, write_at
 from conv3d_cli.formats.codecs import Codec, codec_named, codec_within
 from conv3d_cli.formats.nifti_grid import permuted, read_grid
 from conv3d_cli.formats.nifti_header import (
+    LABEL_INTENT,
     LETTERS,
     NAME,
     RGB_LETTERS,
@@ -39,6 +41,7 @@ from conv3d_cli.formats.nifti_header import (
     read_voxel_offset,
     source_of,
     stored_axes,
+    surface_notes,
 )
 from conv3d_cli.formats.packed import PackedStream, PackedWriter, open_packed, packed
 from conv3d_cli.inputs import check_input
@@ -108,6 +111,8 @@ def open_nifti(path: str, *, axes: str | None = None, channels_first: bool = Fal
         head = _open_bytes(header_path, header_codec)
         opened.callback(head.close)
         header = read_header(head.read, header_path, pair)
+        intent = int(header["intent_code"])
+        cifti.refuse_cifti(header_path, intent)
         sizes, stored, samples = read_layout(header, header_path)
         offset = read_voxel_offset(header, header_path, pair)
         promised = offset + math.prod(sizes) * max(1, samples) * stored.itemsize
@@ -120,6 +125,7 @@ def open_nifti(path: str, *, axes: str | None = None, channels_first: bool = Fal
             )
         header_end = header_size * (header_codec.largest_inflation if header_codec else 1) if pair else offset
         extensions = read_extensions(head.read, header, header_end, header_path, pair)
+        cifti.refuse_cifti(header_path, intent, (code for code, _ in extensions))
         channels = samples or (sizes[4] if len(sizes) > 4 else 1)
         source = NiftiSource(header, extensions, pair, read_grid(header, header_path), channels)
         volume = _volume_header(source, sizes, stored, samples, axes, header_path)
@@ -131,10 +137,29 @@ def open_nifti(path: str, *, axes: str | None = None, channels_first: bool = Fal
             reader: VolumeReader = open_packed(voxels, volume, stored, offset)
         else:
             reader = RawReader(voxels, volume, voxel_path, stored, offset)
+        if axes is None:
+            reader.notes = surface_notes(sizes)
         opened.pop_all()
         if pair:
             head.close()
         return reader
+
+
+def nifti_content(path: str) -> str:
+    """ "labels" or "cifti" where the header says that the values are no image, else "". Raises: FormatError."""
+    header_path, voxel_path = _input_names(path)
+    pair = header_path != voxel_path
+    check_input(header_path)
+    with closing(_open_bytes(header_path, codec_within(header_path))) as head:
+        header = read_header(head.read, header_path, pair)
+        intent = int(header["intent_code"])
+        if intent == LABEL_INTENT:
+            return "labels"
+        codes: list[int] = []
+        if not cifti.is_cifti(intent) and not pair and header.sizeof_hdr == 540:
+            end = read_voxel_offset(header, header_path, pair)
+            codes = [code for code, _ in read_extensions(head.read, header, end, header_path, pair)]
+        return "cifti" if cifti.is_cifti(intent, codes) else ""
 
 
 def _open_bytes(path: str, codec: Codec | None) -> BinaryIO | PackedStream:
@@ -259,6 +284,7 @@ FORMAT = VolumeFormat(
     open=open_nifti,
     create=create_nifti,
     output_letters=output_letters,
+    content=nifti_content,
     files=input_files,
     check_target=check_nifti_target,
 )

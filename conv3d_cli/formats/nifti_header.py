@@ -25,7 +25,9 @@ NAME = "NIfTI"
 LETTERS = "xyztcab"  # of dimensions 1 to 7
 RGB_LETTERS = "xyztdab"  # where `s` is the channel axis, dimension 5 counts volumes like the others
 LARGEST_NIFTI1_SIZE = 32767
-VECTOR_INTENT, MATRIX_INTENT = 1007, 1004
+VECTOR_INTENT, MATRIX_INTENT, LABEL_INTENT = 1007, 1004, 1002
+# of FreeSurfer's icospheres that are too long for a NIfTI-1 axis or are cut to fit: 10 * 4^k + 2
+VERTICES = tuple(10 * 4**k + 2 for k in range(5, 8))
 
 # datatype code -> NumPy type; the RGB codes are uint8 with a sample axis
 DATATYPES: dict[int, Any] = {
@@ -136,6 +138,11 @@ def read_layout(header: Any, path: str) -> tuple[tuple[int, ...], np.dtype[Any],
             f"cannot read {path}: its header is damaged: dim[0], the number of axes, is {rank}, not 1 to 7"
         )
     sizes = tuple(int(n) for n in header["dim"][1 : rank + 1])
+    if sizes[0] == -1:  # its own way around the largest size, 32767: the length stands in glmin
+        raise FormatError(
+            f"cannot read {path}: it is FreeSurfer's list of a surface's vertices (dim[1] is -1), no volume; smooth it with "
+            "mri_surf2surf"
+        )
     if min(sizes) < 1:
         raise FormatError(f"cannot read {path}: its header is damaged: an axis has at least 1 voxel, dim is {sizes}")
     if rank == 1:
@@ -155,6 +162,23 @@ def read_layout(header: Any, path: str) -> tuple[tuple[int, ...], np.dtype[Any],
             f"cannot read {path}: its header is damaged: datatype {code} has {expected} bits a voxel, bitpix is {bits}"
         )
     return sizes, stored.newbyteorder(header.endianness), samples
+
+
+def surface_notes(sizes: Sequence[int]) -> tuple[str, ...]:
+    """A note where voxels seem to be a list, such as the vertices of a surface: along one axis, or cut as FreeSurfer cuts them.
+
+    sizes : of dimensions 1, 2, ...
+    >>> [len(surface_notes(sizes)) for sizes in ((27307, 1, 6), (10242, 1, 1), (1, 1, 1, 7), (256, 1, 256), (9, 1), (1, 1, 1))]
+    [1, 1, 1, 0, 1, 0]
+    """
+    x, y, z = (*sizes, 1, 1)[:3]
+    line = sum(n > 1 for n in (x, y, z)) < 2 and math.prod(sizes) > 1
+    if not line and not (y == 1 and x * z in VERTICES):
+        return ()
+    return (
+        f"its {x} x {y} x {z} voxels are a list rather than a volume: if they are the vertices of a surface, as FreeSurfer "
+        "stores them, neighbours in it are not neighbours in the brain (mri_surf2surf smooths along the surface)",
+    )
 
 
 def read_voxel_offset(header: Any, path: str, pair: bool) -> int:
@@ -306,6 +330,8 @@ def output_header(volume: VolumeHeader, axes: Axes, pair: bool) -> tuple[Any, li
         header["intent_code"] = VECTOR_INTENT if axes.size("c") > 1 else 0
         header["intent_name"] = b""
         header["intent_p1"] = header["intent_p2"] = header["intent_p3"] = 0
+    if int(header["intent_code"]) == LABEL_INTENT and volume.dtype.kind == "f":  # labels are whole
+        header["intent_code"], header["intent_name"] = 0, b""
     if volume.components and not rgb:
         notes += _write_components(header, volume.components, axes.size("c"))
     if source is not None and _slices_changed(volume, source, sizes):

@@ -6,6 +6,7 @@ axes are batch, and `axes` overrides. The output keeps the input's axis order an
 
 from __future__ import annotations
 
+import errno
 import io
 import shutil
 import sys
@@ -23,6 +24,7 @@ from conv3d_cli.formats.base import (
     VolumeFormat,
     real_dtype,
     reserve_space,
+    temporary_folder,
     unnamed_file,
     write_block,
 )
@@ -37,11 +39,7 @@ def open_npy(path: str, *, axes: str | None = None, channels_first: bool = False
     shown = "standard input" if path == "-" else path
     file: BinaryIO
     if path == "-":
-        file = unnamed_file()
-        shutil.copyfileobj(sys.stdin.buffer, file, 1 << 20)
-        if not file.tell():
-            raise FormatError("cannot read standard input: it is empty; a .npy file is expected")
-        file.seek(0)
+        file = _standard_input()
     else:
         check_input(path)
         file = open(path, "rb")  # noqa: SIM115 - the reader closes it
@@ -55,6 +53,31 @@ def open_npy(path: str, *, axes: str | None = None, channels_first: bool = False
     except BaseException:
         file.close()
         raise
+
+
+def _standard_input() -> BinaryIO:
+    """What comes through a pipe, in a temporary file. Raises: FormatError; WriteError if there is no room for it."""
+    file = unnamed_file()
+    try:
+        with write_errors(f"a copy of standard input in {temporary_folder()}"):
+            while block := _read_input(1 << 20):
+                file.write(block)
+            size = file.tell()
+            file.seek(0)
+        if not size:
+            raise FormatError("cannot read standard input: it is empty; a .npy file is expected")
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def _read_input(count: int) -> bytes:
+    try:
+        return sys.stdin.buffer.read(count)
+    except OSError as error:
+        cause = "it is closed" if error.errno == errno.EBADF else error.strerror
+        raise FormatError(f"cannot read standard input: {cause}; a .npy file is expected") from None
 
 
 def _read_header(file: BinaryIO, path: str) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:

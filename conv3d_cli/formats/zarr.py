@@ -717,6 +717,7 @@ FORMAT = VolumeFormat(
     create=create_zarr,
     output_letters=zarr_ome.output_letters,
     claims_also=zarr_store.claims,
+    content=zarr_store.content,
     files=lambda path: (zarr_store.outermost(path),),
     check_target=zarr_store.check_store_target,
     output_bytes=output_bytes,

@@ -7,6 +7,7 @@ Names of URLs are never touched by os.path. zarr is imported here, late; only fo
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 import os
 import shutil
@@ -70,6 +71,20 @@ def claims(path: str) -> bool:
 def is_node(folder: str) -> bool:
     """Whether a folder holds Zarr metadata."""
     return os.path.isdir(folder) and any(os.path.isfile(os.path.join(folder, name)) for name in MARKERS)
+
+
+def content(path: str) -> str:
+    """ "labels" where a store in a folder is a label image by its attributes (NGFF's `image-label`), else ""."""
+    for name in (".zattrs", "zarr.json"):
+        try:
+            with open(os.path.join(local_folder(path) or "", name), encoding="utf-8") as file:
+                found = json.load(file)
+            attributes = found.get("attributes", {}) if name == "zarr.json" else found
+            if "image-label" in {**attributes, **attributes.get("ome", {})}:
+                return "labels"
+        except (OSError, ValueError, RecursionError, TypeError, AttributeError):
+            pass  # not there, or damaged, which is told when it is opened
+    return ""
 
 
 def import_zarr(path: str, error: type[Conv3DError] = FormatError) -> Any:

@@ -25,6 +25,7 @@ from numpy.lib import format as npy_format
 from numpy.typing import NDArray
 
 from conv3d_cli.atomic import AtomicFile, write_errors
+from conv3d_cli.cifti import refuse_cifti
 from conv3d_cli.errors import Conv3DError, FormatError, ShapeError, SpecError, WriteError, suggestion
 from conv3d_cli.inputs import check_input
 from conv3d_cli.kernels.lengths import MAX_WEIGHTS
@@ -513,6 +514,7 @@ def _read_nifti(path: str, build: BuildKernel) -> Kernel:
         if magic not in (b"n+1", b"n+2"):
             kind = "one half of an .hdr/.img pair" if magic in (b"ni1", b"ni2") else "not a NIfTI file"
             raise FormatError(f"cannot read {path}: {kind}; save it as a single .nii")
+        refuse_cifti(path, int(header["intent_code"]))
         shape, dtype = header.get_data_shape(), header.get_data_dtype()
         shape = tuple(int(n) for n in shape)
         if any(n < 1 for n in shape):

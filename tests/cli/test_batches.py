@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from conv3d_cli import Volume, write_volume
+from conv3d_cli import Volume, cli, write_volume
 
 
 def records(text: str) -> list[dict[str, Any]]:
@@ -240,3 +240,89 @@ def test_seconds_and_rates_of_the_stages(run: Any, volume: Path, tmp_path: Path)
         assert 0 <= record[f"{stage}_seconds"] <= record["seconds"] + 1e-3
         assert record[f"{stage}_mb_per_s"] > 0
     assert result.stderr.count("MB/s") == 3
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Interrupts
+
+
+def interrupted_at(
+    monkeypatch: pytest.MonkeyPatch, name: str, error: type[BaseException], *values: Any, where: str = "job.run_job"
+) -> None:
+    """The job of this input is interrupted before its first voxel, or where another function is called with it."""
+    from importlib import import_module
+
+    module, function = where.split(".")
+    home = import_module(f"conv3d_cli.{module}")
+    original = getattr(home, function)
+
+    def call(job: Any, *others: Any) -> Any:
+        if Path(job.source).name == name:
+            if function == "run_job":
+                time.sleep(0.5)  # those beside it come to an end
+            raise error(*values)
+        return original(job, *others)
+
+    monkeypatch.setattr(home, function, call)
+
+
+@pytest.fixture
+def five(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    for name in "abcde":
+        np.save(tmp_path / f"{name}.npy", np.ones((4, 5, 6), np.float32))
+    return tmp_path
+
+
+STOPS = [((KeyboardInterrupt,), "interrupted", 130), ((cli.Terminated, signal.SIGTERM), "terminated", 143)]
+
+
+@pytest.mark.parametrize(("stop", "word", "code"), STOPS)
+@pytest.mark.parametrize("jobs", [1, 2])
+@pytest.mark.parametrize(
+    ("options", "cure"),
+    [
+        ([], "; the same command with --skip-existing does the rest"),
+        (["--resume"], "; the same command with --resume does the rest"),
+        (["--overwrite"], ""),  # there is no telling which of the old outputs were replaced
+    ],
+)
+def test_an_interrupted_batch_tells_what_stands(
+    run: Any, five: Path, monkeypatch: pytest.MonkeyPatch, stop: Any, word: str, code: int, jobs: int,
+    options: list[str], cure: str,
+) -> None:  # fmt: skip
+    inputs = [f"{name}.npy" for name in "abcde"]
+    command = ["apply", *inputs, "-k", "box:size=3", "--out-dir", "out", "--json", *options]
+    with monkeypatch.context() as patch:
+        interrupted_at(patch, "c.npy", *stop)
+        result = run(*command, "--jobs", jobs, code=code)
+    done = sorted(path.name for path in (five / "out").glob("*.npy"))
+    assert done[:2] == ["a.npy", "b.npy"]
+    assert result.stderr == f"{word}; {len(done)} of 5 volumes are complete{cure}\n"
+    assert sorted(os.path.basename(record["output"]) for record in records(result.stdout)) == done
+    # the cure cures
+    again = run(*command, *(["--skip-existing"] if not options else []))
+    assert [record["status"] for record in records(again.stdout)].count("done") == 5 - (len(done) if cure else 0)
+
+
+def test_what_an_interrupt_left_is_told_once(run: Any, five: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def told(*arguments: str) -> str:
+        text: str = run("apply", *arguments, "-k", "box:size=3", code=130).stderr
+        return text.strip()
+
+    with monkeypatch.context() as patch:
+        interrupted_at(patch, "b.npy", KeyboardInterrupt)
+        assert told("a.npy", "b.npy", "--suffix", "_1", "--jobs", "1") == (
+            "interrupted; 1 of 2 volumes is complete; the same command with --skip-existing does the rest"
+        )
+        assert told("b.npy", "a.npy", "--suffix", "_2", "--jobs", "1") == "interrupted; no output was left behind"
+        assert told("b.npy", "-o", "o.npy") == "interrupted; no output was left behind"
+        assert told("b.npy", "a.npy", "--suffix", "_1", "--skip-existing", "--jobs", "1").endswith("left behind")
+        assert told("a.npy", "b.npy", "--suffix", "_1", "--skip-existing", "--jobs", "1").startswith(
+            "interrupted; 1 of 2"
+        )
+    interrupted_at(monkeypatch, "b.npy", KeyboardInterrupt, where="verification.verify_output")
+    assert told("a.npy", "b.npy", "--suffix", "_3", "--verify", "9", "--jobs", "1") == (
+        "interrupted; b_3.npy is written, and not verified; 1 of 2 volumes is complete"
+    )
+    assert told("b.npy", "-o", "o.npy", "--verify", "9") == "interrupted; o.npy is written, and not verified"

@@ -28,7 +28,7 @@ from conv3d_cli.provenance.record import sidecar_name
 NOT_SHAPING = {
     "inputs", "output", "out_dir", "suffix", "prefix", "threads", "max_memory", "scheduler", "jobs", "verify", "strict",
     "overwrite", "skip_existing", "page", "dry_run", "as_json", "quiet", "verbose", "sidecar", "bids", "desc",
-    "recursive", "glob", "manifest", "resume", "fail_fast", "depfile",
+    "recursive", "glob", "include_discrete", "manifest", "resume", "fail_fast", "depfile",
 }  # fmt: skip
 
 

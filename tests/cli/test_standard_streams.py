@@ -1,0 +1,232 @@
+"""Standard input, output and error that are closed, full or read by nobody: the work decides the exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytestmark = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+
+BLUR = ["-k", "box:size=3"]
+Run = Callable[..., "subprocess.CompletedProcess[bytes]"]
+# what the shell does before the command starts
+STDERR = {"closed": "2>&-", "full": "2>/dev/full", "gone": "2>gone", "all closed": "<&- >&- 2>&-"}
+STDOUT = {"closed": ">&-", "full": ">/dev/full", "gone": ">gone"}
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Run:
+    """Call `conv3d ARGS...`, or another program, in the folder with redirections in the shell's words.
+
+    To `gone` means: to a pipe whose reader has ended.
+    """
+
+    def call(redirections: str, *arguments: object, program: tuple[str, ...] = ("-m", "conv3d_cli")) -> object:
+        streams: dict[str, int] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        reader, writer = os.pipe()
+        os.close(reader)
+        if redirections.endswith(">gone"):
+            streams["stderr" if redirections.startswith("2") else "stdout"] = writer
+            redirections = ""
+        command = ["sh", "-c", f'exec "$@" {redirections}', "sh", sys.executable, *program, *map(str, arguments)]
+        try:
+            return subprocess.run(command, check=False, cwd=tmp_path, timeout=100, **streams)  # type: ignore[call-overload]
+        finally:
+            os.close(writer)
+
+    return call  # type: ignore[return-value]
+
+
+@pytest.fixture
+def volumes(tmp_path: Path) -> Path:
+    """Volumes with values below 0, which uint8 does not hold: a note."""
+    rng = np.random.default_rng(3)
+    for name in "ab":
+        np.save(tmp_path / f"{name}.npy", (100 * rng.standard_normal((6, 7, 8))).astype(np.float32))
+    np.save(tmp_path / "other.npy", np.zeros((2, 3, 4), np.float32))
+    return tmp_path
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Messages
+
+
+@pytest.mark.parametrize("way", STDERR)
+@pytest.mark.parametrize("jobs", [None, 2])
+def test_no_message_is_worth_a_volume(start: Run, volumes: Path, way: str, jobs: int | None) -> None:
+    inputs, outputs = (["a.npy"], ["-o", "out/a.npy"]) if jobs is None else (["a.npy", "b.npy"], ["--out-dir", "out"])
+    command = ["apply", *inputs, *BLUR, "--dtype", "uint8", "-v", *outputs, *([] if jobs is None else ["--jobs", jobs])]
+    (volumes / "out").mkdir()
+    told = start("", *command, "--overwrite")
+    assert b"clipped" in told.stderr
+    expected = {name: (volumes / "out" / name).read_bytes() for name in inputs}
+    for name in inputs:
+        (volumes / "out" / name).unlink()
+    assert start(STDERR[way], *command).returncode == 0
+    assert {path.name: path.read_bytes() for path in (volumes / "out").iterdir()} == expected
+
+
+@pytest.mark.parametrize("way", ["closed", "full"])
+@pytest.mark.parametrize(
+    ("code", "arguments"),
+    [
+        (1, ["apply", "a.npy", *BLUR, "-o", "nowhere/o.npy"]),
+        (2, ["apply", "a.npy", "-k", "bxo:size=3", "-o", "o.npy"]),
+        (2, ["apply", "--no-such-option"]),
+        (3, ["apply", "none.npy", *BLUR, "-o", "o.npy"]),
+        (3, ["apply", "a.npy", "none.npy", *BLUR, "--out-dir", "out"]),
+        (3, ["info", "none.npy"]),
+        (4, ["apply", "a.npy", *BLUR, "--mask", "other.npy", "-o", "o.npy"]),
+        (5, ["apply", "a.npy", *BLUR, "-o", "b.npy"]),
+        (6, ["apply", "a.npy", *BLUR, "--max-memory", "10M", "-o", "o.npy"]),
+        (7, ["compare", "-q", "a.npy", "b.npy"]),
+        (0, ["kernel", "make", "gaussian:sigma=1vox", "-o", "o.npy"]),
+    ],
+    ids=lambda value: " ".join(map(str, value)) if isinstance(value, list) else str(value),
+)
+def test_an_error_keeps_its_code(start: Run, volumes: Path, way: str, code: int, arguments: list[str]) -> None:
+    assert start(STDERR[way], *arguments).returncode == code
+
+
+@pytest.mark.parametrize(
+    "arguments", [["info"], ["view"], ["compare", "a.npy"], ["explain", *BLUR], ["apply", *BLUR, "-o", "-"]]
+)
+@pytest.mark.parametrize("way", ["closed", "full"])
+def test_results_come_without_stderr(start: Run, volumes: Path, way: str, arguments: list[str]) -> None:
+    whole, alone = start("", *arguments, "a.npy"), start(STDERR[way], *arguments, "a.npy")
+    assert (alone.returncode, alone.stdout) == (0, whole.stdout)
+    assert whole.stdout
+
+
+@pytest.mark.parametrize("way", ["2>&-", "2>/dev/full", "2>/dev/null"])
+def test_what_python_says_by_itself(start: Run, way: str) -> None:
+    """Warnings, log lines, and what is left when the process ends."""
+    program = (
+        "import logging, sys, warnings\n"
+        "from conv3d_cli.standard_streams import standard_streams\n"
+        "with standard_streams():\n"
+        "    warnings.warn('old')\n"
+        "    logging.getLogger('x').error('lost')\n"
+        "    print('half a line', file=sys.stderr, end='')\n"
+        "    sys.exit(5)\n"
+    )
+    assert start(way, program=("-W", "always", "-c", program)).returncode == 5
+
+
+def test_files_get_no_descriptor_of_a_standard_stream(start: Run) -> None:
+    """Processes that are started from here find all three open, too."""
+    program = (
+        "import os, subprocess, sys\n"
+        "from conv3d_cli.standard_streams import standard_streams\n"
+        "with standard_streams():\n"
+        "    assert None not in (sys.stdin, sys.stdout, sys.stderr)\n"
+        "    number = os.open('/dev/null', os.O_RDONLY)\n"
+        "    child = subprocess.run([sys.executable, '-c', 'import os; [os.fstat(n) for n in range(3)]'])\n"
+        "    os._exit(10 * number + child.returncode)\n"
+    )
+    for closed in ("", "2>&-", ">&-", "<&-", "<&- 2>&-", "<&- >&- 2>&-"):
+        assert start(closed, program=("-c", program)).returncode >= 30, closed
+        assert start(closed, program=("-c", program)).returncode % 10 == 0, closed
+
+
+def test_a_slow_reader_of_a_pipe_that_does_not_wait_gets_everything() -> None:
+    program = (
+        "import os, sys\n"
+        "from conv3d_cli.standard_streams import standard_streams\n"
+        "os.set_blocking(2, False)\n"
+        "with standard_streams():\n"
+        "    for number in range(40000): print(f'{number:9}', file=sys.stderr)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE) as process:
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.5)  # it waits for us
+        assert process.stderr is not None
+        assert [int(line) for line in process.stderr] == list(range(40000))
+    assert process.returncode == 0
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Results
+
+
+@pytest.mark.parametrize("way", STDOUT)
+@pytest.mark.parametrize(
+    ("code", "arguments"),
+    [
+        (1, ["--help"]),
+        (1, ["info", "a.npy"]),
+        (1, ["view", "a.npy"]),
+        (1, ["kernel", "show", "box:size=3"]),
+        (1, ["compare", "a.npy", "a.npy"]),
+        (1, ["apply", "a.npy", *BLUR, "-o", "-"]),
+        (1, ["apply", "a.npy", *BLUR, "-o", "o.npy", "--json"]),
+        (0, ["apply", "a.npy", *BLUR, "-o", "o.npy", "-v"]),
+        (7, ["compare", "a.npy", "b.npy"]),
+        (3, ["info", "none.npy", "a.npy"]),
+    ],
+    ids=lambda value: " ".join(map(str, value)) if isinstance(value, list) else str(value),
+)
+def test_lost_results_are_an_error(start: Run, volumes: Path, way: str, code: int, arguments: list[str]) -> None:
+    done = start(STDOUT[way], *arguments)
+    assert done.returncode == code, done.stderr
+    assert b"Traceback" not in done.stderr
+    assert b"Exception ignored" not in done.stderr
+    if code and way != "gone":  # `| head` ends a command without a word
+        cause = {"closed": "it is closed", "full": "no space left"}[way]
+        lines = [line for line in done.stderr.decode().splitlines() if "standard output" in line]
+        assert len(lines) == 1, done.stderr
+        assert lines[0].startswith(f"Error: cannot write standard output: {cause}")
+
+
+@pytest.mark.parametrize("way", STDOUT)
+@pytest.mark.parametrize(("more", "code"), [([], 1), (["none.npy"], 3)])
+def test_a_batch_goes_on_without_a_reader(start: Run, volumes: Path, way: str, more: list[str], code: int) -> None:
+    done = start(
+        STDOUT[way],
+        "apply",
+        "a.npy",
+        *more,
+        "b.npy",
+        *BLUR,
+        "--out-dir",
+        "out",
+        "--json",
+        "--jobs",
+        1,
+        "--depfile",
+        "d.d",
+    )
+    assert done.returncode == code, done.stderr
+    assert sorted(path.name for path in (volumes / "out").iterdir()) == ["a.npy", "b.npy"]
+    assert (volumes / "d.d").exists() == (not more)
+    assert b"2 done" in done.stderr
+
+
+def test_a_rerun_that_differs_says_so_by_its_code(start: Run, volumes: Path) -> None:
+    assert start("", "apply", "a.npy", *BLUR, "-o", "o.npy", "--sidecar").returncode == 0
+    sidecar = volumes / "o.json"
+    record = json.loads(sidecar.read_text())
+    sidecar.write_text(json.dumps(record).replace("box:size=3", "box:size=5"))
+    expected = start("", "rerun", "o.json", "--json").returncode
+    assert expected == 7
+    assert start(">/dev/full", "rerun", "o.json", "--json").returncode == 7
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Input
+
+
+@pytest.mark.parametrize(("redirection", "cause"), [("<&-", "it is closed"), ("</dev/null", "it is empty")])
+def test_nothing_to_read(start: Run, tmp_path: Path, redirection: str, cause: str) -> None:
+    done = start(redirection, "apply", "-", *BLUR, "-o", "o.npy")
+    assert done.returncode == 3
+    assert done.stderr.decode().count("\n") == 1
+    assert "Error: cannot read standard input: " in done.stderr.decode()
+    assert cause in done.stderr.decode()
