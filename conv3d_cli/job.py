@@ -46,6 +46,7 @@ from conv3d_cli.stream import Convolution, LayerReader, Passage, channels_after,
 if TYPE_CHECKING:
     from conv3d_cli.boxes.run import BoxJob
     from conv3d_cli.engine import Plan
+    from conv3d_cli.masks import Mask
     from conv3d_cli.presets import Applied
 
 INTEGER_DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64")
@@ -263,7 +264,7 @@ class PreparedJob:
     boxes : Boxes or None       how it is cut where whole planes do not fit; None: in slabs of whole planes
     spool_input : list of bool  for each stage, whether its input waits in a temporary file
     memory : int                predicted peak of the whole process in bytes
-    mask : VolumeReader or None     open, random access
+    mask : Mask or None         its reader is open, too
     """
 
     job: Job
@@ -275,7 +276,7 @@ class PreparedJob:
     spool_input: list[bool]
     spool_output: bool
     memory: int
-    mask: VolumeReader | None = None
+    mask: Mask | None = None
     notes: list[str] = field(default_factory=list)
 
 
@@ -308,14 +309,16 @@ def prepare_job(job: Job) -> Iterator[PreparedJob]:
     """
     with ExitStack() as stack:
         reader = stack.enter_context(open_volume(job.source, axes=job.axes, channels_first=job.channels_first))
-        with _naming(reader):
-            mask = None if job.missing.mask is None else stack.enter_context(_open_mask(job.missing, reader.header))
+        with naming(reader):
+            path, mask = job.missing.mask, None
+            if path is not None:
+                mask = stack.enter_context(open_mask(path, reader.header, job.missing.labels))
             prepared = _prepare(job, reader, mask)
         yield prepared
 
 
 @contextmanager
-def _naming(reader: VolumeReader) -> Iterator[None]:
+def naming(reader: VolumeReader) -> Iterator[None]:
     """Errors of what does not fit name the volume."""
     try:
         yield
@@ -323,21 +326,16 @@ def _naming(reader: VolumeReader) -> Iterator[None]:
         raise ShapeError(f"{error} (volume {reader.path}, {describe_shape(reader.header.axes)})") from error
 
 
-def _open_mask(missing: Missing, header: VolumeHeader) -> VolumeReader:
-    """The mask, checked against the volume, with random access."""
-    from conv3d_cli.normalized import check_mask
+@contextmanager
+def open_mask(path: str, header: VolumeHeader, labels: bool = False) -> Iterator[Mask]:
+    """The mask in a file, open, checked against the volume that it is for. Raises: FormatError, ShapeError."""
+    from conv3d_cli.masks import check_mask
 
-    assert missing.mask is not None
-    mask = random_access(open_volume(missing.mask))
-    try:
-        check_mask(mask, header, missing.labels)
-    except BaseException:
-        mask.close()
-        raise
-    return mask
+    with random_access(open_volume(path)) as reader:
+        yield check_mask(reader, header, labels)
 
 
-def _prepare(job: Job, reader: VolumeReader, mask: VolumeReader | None) -> PreparedJob:
+def _prepare(job: Job, reader: VolumeReader, mask: Mask | None) -> PreparedJob:
     header = reader.header
     notes = list(reader.notes)
     kernels, shape, grid, transform = [], header.shape, header.grid, VoxelTransform()
@@ -468,7 +466,7 @@ def _mean_kernel(kernel: Kernel, notes: list[str]) -> Kernel:
 
 
 def _normalized(
-    convolution: Convolution, missing: Missing, kernel: Kernel, mask: VolumeReader | None, many: bool, job: Job
+    convolution: Convolution, missing: Missing, kernel: Kernel, mask: Mask | None, many: bool, job: Job
 ) -> Convolution:
     """The convolution with what `Missing` asks for.
 
@@ -728,7 +726,7 @@ def run_job(
         writer = _writer(job, prepared.header)
         if prepared.spool_output and job.scale == "none":
             writer = SpooledWriter(writer)
-        with writer, _naming(prepared.reader):
+        with writer, naming(prepared.reader):
             coverage = None if job.coverage is None else stack.enter_context(_coverage_writer(job, prepared))
             if prepared.boxes is None:
                 times = stream(prepared.passage, reader, writer, team, progress, coverage)
@@ -801,8 +799,14 @@ def _refuse_losses(notes: list[str]) -> None:
 
 def _bare_note(prepared: PreparedJob) -> list[str]:
     """A note on means that had too few voxels. Raises: ShapeError if all of them had."""
-    if prepared.job.missing.mask is not None:
-        return []  # outside a mask that is meant
+    missing, first = prepared.job.missing, prepared.stages[0].convolution
+    if missing.mask is not None:
+        if not first.bare:
+            return []
+        too_little = f"inside the mask had less than {missing.min_coverage:g} of the kernel's weight (--min-coverage)"
+        if not first.any_mean:
+            raise ShapeError(f"no voxel is left: all {first.bare} voxels {too_little}")
+        return [f"{first.bare} voxels {too_little} and are 0"]
     bare = [(stage.convolution.bare, math.prod(stage.problem.out_shape)) for stage in prepared.stages]
     if any(count == total for count, total in bare):
         raise ShapeError("no voxel is left: all of them are missing")

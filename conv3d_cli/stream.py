@@ -72,8 +72,13 @@ class Convolution:
 
     @property
     def bare(self) -> int:
-        """How many means so far held too little of the kernel's weight to be one."""
+        """How many means so far, under a mask of voxels inside it, held too little of the kernel's weight to be one."""
         return 0
+
+    @property
+    def any_mean(self) -> bool:
+        """Whether some voxel inside the mask, if there is one, has a mean."""
+        return True
 
     def held_bytes(self, planes: int) -> int:
         """Memory taken beside input, output and the plan's scratch, in slabs of so many input planes."""
