@@ -37,7 +37,7 @@ from conv3d_cli.kernels.lengths import MAX_WEIGHTS
 from conv3d_cli.layer import get_activation, get_constraint, get_initializer, get_regularizer
 from conv3d_cli.machine import thread_count
 from conv3d_cli.model.grid import Grid, grid_after
-from conv3d_cli.model.kernel import Kernel
+from conv3d_cli.model.kernel import Kernel, require_held
 from conv3d_cli.model.missing import NOTHING, Missing
 from conv3d_cli.model.spec import Boundary, ConvProblem, ConvSpec, VoxelTransform, triple
 from conv3d_cli.model.volume import Axes, VolumeHeader, VolumeReader, VolumeWriter, parts_in_storage_order
@@ -484,6 +484,9 @@ def plan_part(
     """The engine's plan for one part of a volume (they are all alike): `channels` of it."""
     from conv3d_cli.engine import make_plan  # Numba is imported late: `info` and errors do without
 
+    real = np.dtype(precision)
+    kernel.check_range(real)
+    require_held(problem.boundary.value, real, f"boundary {problem.boundary.mode}={problem.boundary.value:g} is")
     # Where a filter's channels are streamed one by one, their number is not the whole volume's.
     part_spec = spec if kernel.is_layer else replace(spec, filters=None)
     part = part_spec.resolve((1, *problem.in_size, channels), kernel.weights.shape, kernel.centre)
@@ -581,7 +584,14 @@ def draw_kernel(stage: Stage, channels: int, seed: int) -> Kernel:
         own = derived_seed(seed, which)
         initializer = get_initializer(DRAWN_KERNEL if identifier is None else identifier, seed=own)
         assert initializer is not None
-        return initializer(shape)
+        with np.errstate(over="ignore"):
+            drawn = initializer(shape)
+        if not np.isfinite(drawn).all():
+            raise SpecError(
+                f"{which}_initializer {_named(identifier)} gives numbers beyond float32, in which Keras draws; lower its "
+                "parameters"
+            )
+        return drawn
 
     weights = draw(stage.kernel_initializer, "kernel", shape)
     bias = None

@@ -75,7 +75,8 @@ def mean_kernel(kernel: Kernel) -> Kernel:
             f"a mean over the voxels that are there needs weights of one sign, and the kernel {kernel.name} {what} (sum "
             f"{kernel.sum:.6g}); take --nan zero in place of --nan ignore and a mask, and another --boundary than renormalize"
         )
-    return replace(kernel, weights=kernel.weights / kernel.sum)
+    moderate = kernel.moderate()
+    return replace(kernel, weights=moderate.weights / moderate.sum)
 
 
 def check_centre(missing: Missing, problem: ConvProblem, kernel: Kernel) -> None:
