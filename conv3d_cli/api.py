@@ -65,7 +65,8 @@ def conv3d(
     padding : "valid", "same" (Keras' split), "full", a number, three numbers, or three (before, after) pairs
     boundary : what padding reads: "zeros", "constant=V", "nearest", "symmetric", "mirror" or "wrap"; or "renormalize": nothing
     magnitude : of a bank, the root of the sum of its filters' squares: a channel for each of the input's
-    mask : (D, H, W) of weights from 0 on, or None; with it each result is a mean, sum(w m x) / sum(w m)
+    mask : (D, H, W) of weights from 0 on, or None; with it each result is a mean, sum(w m x) / sum(w m). Only ratios of its
+        values matter: m is the mask divided by its largest value
     mask_mode, mask_labels, nan, missing, min_coverage : see `model.missing.Missing`
     threads : int or None       None: all CPUs this process may use
     allow_strided_dilation : bool       compute strides > 1 with dilation > 1, which Keras refuses
@@ -145,17 +146,18 @@ def with_missing(
     convolution: Convolution, header: VolumeHeader, policy: Missing, kernel: Kernel, mask: ArrayLike | None, many: bool
 ) -> Convolution:
     """A convolution made to do what `policy` asks for; `mask`: (D, H, W)."""
-    from conv3d_cli.normalized import check_centre, check_mask, normalized
+    from conv3d_cli.masks import check_mask
+    from conv3d_cli.normalized import check_centre, normalized
 
     check_centre(policy, convolution.problem, kernel)
-    weights = None
+    checked = None
     if mask is not None:
         array = np.asarray(mask)
         if array.ndim != 3 or array.dtype.kind not in "buif":
             raise ShapeError(f"the mask must be (D, H, W) of real numbers, received {array.ndim} axes of {array.dtype}")
-        weights = ArrayReader(array, VolumeHeader(Axes("zyx", array.shape), array.dtype), "mask")
-        check_mask(weights, header, policy.labels)
-    return normalized(convolution, policy, kernel, weights, many)
+        reader = ArrayReader(array, VolumeHeader(Axes("zyx", array.shape), array.dtype.newbyteorder("=")), "mask")
+        checked = check_mask(reader, header, policy.labels)
+    return normalized(convolution, policy, kernel, checked, many)
 
 
 def _axis_letters(rank: int, kernel: Kernel, data_format: str) -> str:

@@ -38,7 +38,7 @@ from conv3d_cli.kernels.lengths import MAX_WEIGHTS
 from conv3d_cli.layer import get_activation, get_constraint, get_initializer, get_regularizer
 from conv3d_cli.machine import thread_count
 from conv3d_cli.model.grid import Grid, grid_after
-from conv3d_cli.model.kernel import Kernel
+from conv3d_cli.model.kernel import Kernel, require_held
 from conv3d_cli.model.missing import NOTHING, Missing
 from conv3d_cli.model.spec import Boundary, ConvProblem, ConvSpec, VoxelTransform, triple
 from conv3d_cli.model.volume import Axes, VolumeHeader, VolumeReader, VolumeWriter, parts_in_storage_order
@@ -47,6 +47,7 @@ from conv3d_cli.stream import Convolution, LayerReader, Passage, channels_after,
 if TYPE_CHECKING:
     from conv3d_cli.boxes.run import BoxJob
     from conv3d_cli.engine import Plan
+    from conv3d_cli.masks import Mask
     from conv3d_cli.presets import Applied
 
 INTEGER_DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64")
@@ -264,7 +265,7 @@ class PreparedJob:
     boxes : Boxes or None       how it is cut where whole planes do not fit; None: in slabs of whole planes
     spool_input : list of bool  for each stage, whether its input waits in a temporary file
     memory : int                predicted peak of the whole process in bytes
-    mask : VolumeReader or None     open, random access
+    mask : Mask or None         its reader is open, too
     """
 
     job: Job
@@ -276,7 +277,7 @@ class PreparedJob:
     spool_input: list[bool]
     spool_output: bool
     memory: int
-    mask: VolumeReader | None = None
+    mask: Mask | None = None
     notes: list[str] = field(default_factory=list)
 
 
@@ -309,14 +310,16 @@ def prepare_job(job: Job) -> Iterator[PreparedJob]:
     """
     with ExitStack() as stack:
         reader = stack.enter_context(open_volume(job.source, axes=job.axes, channels_first=job.channels_first))
-        with _naming(reader):
-            mask = None if job.missing.mask is None else stack.enter_context(_open_mask(job.missing, reader.header))
+        with naming(reader):
+            path, mask = job.missing.mask, None
+            if path is not None:
+                mask = stack.enter_context(open_mask(path, reader.header, job.missing.labels))
             prepared = _prepare(job, reader, mask)
         yield prepared
 
 
 @contextmanager
-def _naming(reader: VolumeReader) -> Iterator[None]:
+def naming(reader: VolumeReader) -> Iterator[None]:
     """Errors of what does not fit name the volume."""
     try:
         yield
@@ -324,21 +327,16 @@ def _naming(reader: VolumeReader) -> Iterator[None]:
         raise ShapeError(f"{error} (volume {reader.path}, {describe_shape(reader.header.axes)})") from error
 
 
-def _open_mask(missing: Missing, header: VolumeHeader) -> VolumeReader:
-    """The mask, checked against the volume, with random access."""
-    from conv3d_cli.normalized import check_mask
+@contextmanager
+def open_mask(path: str, header: VolumeHeader, labels: bool = False) -> Iterator[Mask]:
+    """The mask in a file, open, checked against the volume that it is for. Raises: FormatError, ShapeError."""
+    from conv3d_cli.masks import check_mask
 
-    assert missing.mask is not None
-    mask = random_access(open_volume(missing.mask))
-    try:
-        check_mask(mask, header, missing.labels)
-    except BaseException:
-        mask.close()
-        raise
-    return mask
+    with random_access(open_volume(path)) as reader:
+        yield check_mask(reader, header, labels)
 
 
-def _prepare(job: Job, reader: VolumeReader, mask: VolumeReader | None) -> PreparedJob:
+def _prepare(job: Job, reader: VolumeReader, mask: Mask | None) -> PreparedJob:
     header = reader.header
     notes = list(reader.notes)
     kernels, shape, grid, transform = [], header.shape, header.grid, VoxelTransform()
@@ -469,7 +467,7 @@ def _mean_kernel(kernel: Kernel, notes: list[str]) -> Kernel:
 
 
 def _normalized(
-    convolution: Convolution, missing: Missing, kernel: Kernel, mask: VolumeReader | None, many: bool, job: Job
+    convolution: Convolution, missing: Missing, kernel: Kernel, mask: Mask | None, many: bool, job: Job
 ) -> Convolution:
     """The convolution with what `Missing` asks for.
 
@@ -487,6 +485,9 @@ def plan_part(
     """The engine's plan for one part of a volume (they are all alike): `channels` of it."""
     from conv3d_cli.engine import make_plan  # Numba is imported late: `info` and errors do without
 
+    real = np.dtype(precision)
+    kernel.check_range(real)
+    require_held(problem.boundary.value, real, f"boundary {problem.boundary.mode}={problem.boundary.value:g} is")
     # Where a filter's channels are streamed one by one, their number is not the whole volume's.
     part_spec = spec if kernel.is_layer else replace(spec, filters=None)
     part = part_spec.resolve((1, *problem.in_size, channels), kernel.weights.shape, kernel.centre)
@@ -584,7 +585,14 @@ def draw_kernel(stage: Stage, channels: int, seed: int) -> Kernel:
         own = derived_seed(seed, which)
         initializer = get_initializer(DRAWN_KERNEL if identifier is None else identifier, seed=own)
         assert initializer is not None
-        return initializer(shape)
+        with np.errstate(over="ignore"):
+            drawn = initializer(shape)
+        if not np.isfinite(drawn).all():
+            raise SpecError(
+                f"{which}_initializer {_named(identifier)} gives numbers beyond float32, in which Keras draws; lower its "
+                "parameters"
+            )
+        return drawn
 
     weights = draw(stage.kernel_initializer, "kernel", shape)
     bias = None
@@ -729,7 +737,7 @@ def run_job(
         writer = _writer(job, prepared.header)
         if prepared.spool_output and job.scale == "none":
             writer = SpooledWriter(writer)
-        with writer, _naming(prepared.reader):
+        with writer, naming(prepared.reader):
             coverage = None if job.coverage is None else stack.enter_context(_coverage_writer(job, prepared))
             if prepared.boxes is None:
                 times = stream(prepared.passage, reader, writer, team, progress, coverage)
@@ -803,8 +811,14 @@ def _refuse_losses(notes: list[str]) -> None:
 
 def _bare_note(prepared: PreparedJob) -> list[str]:
     """A note on means that had too few voxels. Raises: ShapeError if all of them had."""
-    if prepared.job.missing.mask is not None:
-        return []  # outside a mask that is meant
+    missing, first = prepared.job.missing, prepared.stages[0].convolution
+    if missing.mask is not None:
+        if not first.bare:
+            return []
+        too_little = f"inside the mask had less than {missing.min_coverage:g} of the kernel's weight (--min-coverage)"
+        if not first.any_mean:
+            raise ShapeError(f"no voxel is left: all {first.bare} voxels {too_little}")
+        return [f"{first.bare} voxels {too_little} and are 0"]
     bare = [(stage.convolution.bare, math.prod(stage.problem.out_shape)) for stage in prepared.stages]
     if any(count == total for count, total in bare):
         raise ShapeError("no voxel is left: all of them are missing")

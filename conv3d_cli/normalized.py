@@ -2,9 +2,9 @@
 
     y = Σ w·m·x / Σ w·m
 
-w are the kernel's weights, m the certainty of a voxel: a mask's value, 0 where a voxel is missing. Both sums go through the
-plan as they stand, numerator and coverage through all passes of a separable kernel, and are divided once. Source: H. Knutsson
-and C.-F. Westin, Normalized and differential convolution, CVPR 1993.
+w are the kernel's weights, m the certainty of a voxel: a mask's value as a part of its largest, 0 where a voxel is missing.
+Both sums go through the plan as they stand, numerator and coverage through all passes of a separable kernel, and are divided
+once. Source: H. Knutsson and C.-F. Westin, Normalized and differential convolution, CVPR 1993.
 
 Voxels whose window holds every weight keep the bits of the plain convolution. So data without missing voxels cost nothing: the
 plain convolution is tried first, and what packing notes on the way tells whether it stands.
@@ -12,7 +12,6 @@ plain convolution is tried first, and what packing notes on the way tells whethe
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -27,11 +26,11 @@ from conv3d_cli.engine.normalize import Division, Weighing, clear, divide, label
 from conv3d_cli.engine.plan import Part
 from conv3d_cli.engine.team import OneOf
 from conv3d_cli.errors import ShapeError
-from conv3d_cli.model.grid import UNITS, Grid
+from conv3d_cli.masks import Mask
 from conv3d_cli.model.kernel import Kernel
 from conv3d_cli.model.missing import NOTHING, Missing
-from conv3d_cli.model.spec import AXIS_NAMES, Boundary, ConvProblem
-from conv3d_cli.model.volume import Array, VolumeHeader, VolumeReader
+from conv3d_cli.model.spec import Boundary, ConvProblem
+from conv3d_cli.model.volume import Array
 from conv3d_cli.slabs import SlabInput, SlabSource
 from conv3d_cli.stream import Convolution
 from conv3d_cli.windows import (
@@ -39,6 +38,7 @@ from conv3d_cli.windows import (
     Positions,
     Surveyed,
     boxes_around,
+    flags_beside,
     look,
     slices_of,
     strips_of,
@@ -56,8 +56,6 @@ MOST = (
 )
 NOT_LOOKED_AT = 3
 KEPT_BYTES = 128 << 20  # of coverages, which are the same for every time point and channel under a mask
-MOST_LABELS = 1 << 16
-MASK_TOLERANCE = 0.01  # voxels that a mask's corner may lie from the volume's
 
 
 def mean_kernel(kernel: Kernel) -> Kernel:
@@ -77,7 +75,8 @@ def mean_kernel(kernel: Kernel) -> Kernel:
             f"a mean over the voxels that are there needs weights of one sign, and the kernel {kernel.name} {what} (sum "
             f"{kernel.sum:.6g}); take --nan zero in place of --nan ignore and a mask, and another --boundary than renormalize"
         )
-    return replace(kernel, weights=kernel.weights / kernel.sum)
+    moderate = kernel.moderate()
+    return replace(kernel, weights=moderate.weights / moderate.sum)
 
 
 def check_centre(missing: Missing, problem: ConvProblem, kernel: Kernel) -> None:
@@ -127,13 +126,13 @@ def edge_coverage(problem: ConvProblem, kernel: Kernel) -> EdgeCoverage:
 
 
 def normalized(
-    convolution: Convolution, missing: Missing, kernel: Kernel, mask: VolumeReader | None = None, many: bool = False,
+    convolution: Convolution, missing: Missing, kernel: Kernel, mask: Mask | None = None, many: bool = False,
     tells_coverage: bool = False,
 ) -> NormalizedConvolution:  # fmt: skip
     """A plain convolution, made to do what `missing` asks for.
 
     kernel : Kernel     as it was planned: see `mean_kernel`
-    mask : VolumeReader or None     random access, checked by `check_mask`; stays the caller's to close
+    mask : Mask or None
     many : bool         whether it runs over several parts of a volume, which may share their coverage
     """
     plan = convolution.plan
@@ -165,58 +164,6 @@ def _coverage_plan(plan: Plan, kernel: Kernel, channels: int) -> Plan:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Masks
-
-
-def check_mask(mask: VolumeReader, header: VolumeHeader, labels: bool = False) -> None:
-    """That a mask has the volume's grid, one channel, and numbers from 0 on, of which one is above it.
-
-    labels : bool       its numbers are regions: whole, and below `MOST_LABELS`
-    Raises: ShapeError.
-    """
-    size, wanted = mask.header.shape, header.shape
-    if size[1:4] != wanted[1:4] or size[0] * size[4] != 1:
-        differing = [
-            f"{name} {a} against {b}" for name, a, b in zip(AXIS_NAMES, size[1:4], wanted[1:4], strict=True)
-            if a != b
-        ] + ([f"{size[0]} time points and {size[4]} channels against 1"] if size[0] * size[4] != 1 else [])  # fmt: skip
-        raise ShapeError(f"the mask {mask.path} has another grid than the volume: {', '.join(differing)}; resample it")
-    apart = _voxels_apart(header.grid, mask.header.grid, wanted[1:4])
-    worst = int(apart.argmax())
-    if apart[worst] > MASK_TOLERANCE:
-        raise ShapeError(
-            f"the mask {mask.path} lies elsewhere in the world than the volume: up to {apart[worst]:.3g} voxels along "
-            f"{AXIS_NAMES[worst]}; resample it to the volume's grid"
-        )
-    slope, intercept = mask.header.scale
-    low, high = math.inf, -math.inf
-    for start in range(0, size[1], 16):
-        values = mask.read(0, slice(start, min(start + 16, size[1])), slice(0, 1))
-        least, most = float(values.min()), float(values.max())
-        if not (math.isfinite(least) and math.isfinite(most)):
-            raise ShapeError(f"the mask {mask.path} holds NaN or infinity; weights are numbers from 0 on")
-        if labels and (most >= MOST_LABELS or (values.dtype.kind == "f" and (values != np.rint(values)).any())):
-            raise ShapeError(f"the labels in {mask.path} must be whole numbers from 0 to {MOST_LABELS - 1}")
-        low, high = min(low, least * slope + intercept), max(high, most * slope + intercept)
-        mask.release(0, start)
-    if low < 0:
-        raise ShapeError(f"the mask {mask.path} holds numbers below 0 ({low:g}); weights are numbers from 0 on")
-    if high <= 0:
-        raise ShapeError(f"the mask {mask.path} is empty: it holds 0 alone")
-
-
-def _voxels_apart(grid: Grid, other: Grid, size: tuple[int, ...]) -> NDArray[np.float64]:
-    """How far, in voxels along D, H, W, another grid's corners lie from a grid's; 0 where either is unknown."""
-    if grid.affine is None or other.affine is None or abs(np.linalg.det(grid.affine)) < 1e-30:
-        return np.zeros(3)
-    factor = 1.0 if grid.unit is None or other.unit is None else UNITS[other.unit] / UNITS[grid.unit]
-    corners = np.array([(*c[::-1], 1.0) for c in itertools.product(*((0, n - 1) for n in size))]).T
-    theirs = np.diag([factor, factor, factor, 1.0]) @ other.affine
-    moved = np.linalg.solve(grid.affine, (theirs - grid.affine) @ corners)[:3]
-    return np.asarray(np.abs(moved).max(axis=1)[::-1])
-
-
-# ---------------------------------------------------------------------------------------------------------------------
 # Computing
 
 
@@ -224,7 +171,7 @@ def _voxels_apart(grid: Grid, other: Grid, size: tuple[int, ...]) -> NDArray[np.
 class NormalizedConvolution(Convolution):
     """A convolution of voxels that may be missing; see `Missing`.
 
-    mask : VolumeReader or None     random access, one channel, the same D, H, W; stays the caller's to close
+    mask : Mask or None
     coverage_plan : Plan or None    of `coverage_problem`; None where no means are taken, or `edges` tells the coverage
     edges : EdgeCoverage or None    where nothing is missing but what is outside the volume
     keeps_coverage : bool           the same coverage serves every part: it depends on mask and place alone
@@ -234,12 +181,13 @@ class NormalizedConvolution(Convolution):
     takes_boxes = False
 
     missing: Missing = NOTHING
-    mask: VolumeReader | None = None
+    mask: Mask | None = None
     coverage_plan: Plan | None = None
     edges: EdgeCoverage | None = None
     keeps_coverage: bool = False
     tells_coverage: bool = False
     _bare: int = 0
+    _any_mean: bool = False
     _told: Array | None = None
     _kept: dict[int, _Places] = field(default_factory=dict)
     _kept_bytes: int = 0
@@ -256,13 +204,17 @@ class NormalizedConvolution(Convolution):
     def bare(self) -> int:
         return self._bare
 
+    @property
+    def any_mean(self) -> bool:
+        return self.mask is None or self._any_mean
+
     def held_bytes(self, planes: int) -> int:
         plan = self.plan
         area, itemsize = math.prod(self.problem.in_size[1:]), plan.dtype.itemsize
         # sums, what activations and labels need beside them, and coverage where it is told
         held = planes * area * self.problem.in_channels * itemsize * (2 + self.missing.labels + self.tells_coverage)
         if self.mask is not None:  # as stored and as weights, of the slab at hand and of the one that is read
-            held += planes * area * (self.mask.header.dtype.itemsize + 2 * itemsize)
+            held += planes * area * (self.mask.reader.header.dtype.itemsize + 2 * itemsize)
         kept = math.prod(self.problem.out_size) * itemsize if self.keeps_coverage else 0
         scratch = 0 if self.coverage_plan is None else self.coverage_plan.scratch_bytes
         return super().held_bytes(planes) + held + min(KEPT_BYTES, kept) + scratch
@@ -270,15 +222,9 @@ class NormalizedConvolution(Convolution):
     def with_mask(self, slab: SlabInput, stop: int) -> SlabInput:
         if self.mask is None:
             return slab
-        source = SlabSource(self.mask, 0, slice(0, 1), self.problem)
+        source = SlabSource(self.mask.reader, 0, slice(0, 1), self.problem)
         found = source.read(slab.start, stop)
-        weights, real, scale = found.source[..., 0], self.plan.dtype, self.mask.header.scale
-        if weights.dtype.kind in "bu" and weights.dtype.itemsize == 1 and scale == (1.0, 0.0):
-            weights = np.ascontiguousarray(weights).view(np.uint8)  # the loops take it as it is
-        else:
-            weights = np.ascontiguousarray(weights, real)
-            if scale != (1.0, 0.0):
-                weights = weights * real.type(scale[0]) + real.type(scale[1])
+        weights = self.mask.weights(found.source[..., 0], self.plan.dtype)
         source.release(slab.start)
         return replace(slab, mask=replace(found, source=weights[..., None]))
 
@@ -395,7 +341,7 @@ class NormalizedConvolution(Convolution):
         if self._unseen and not summed:
             self._sum(work, whole, team, noted=noted)
             self._unseen = self._unseen - 1 if voxels_in(set(noted)) > MOST * voxels else 0
-            places = _Places([], [whole], [], 0)
+            places = _Places([], [whole], [], 0, [])
         else:
             places = self._places(work, noted, summed)
             divided = voxels_in(places.divided)
@@ -403,10 +349,12 @@ class NormalizedConvolution(Convolution):
             self._unseen = NOT_LOOKED_AT if self.mask is None and divided > MOST * voxels else 0
             self._on_parts(work, places.summed, lambda n, team: self._sum(work, places.summed[n], team), [self.plan])
         fill = 0.0 if self.mask is not None else math.nan
+        inside = self._mask_at_centre(work)
         coverage = places.coverage
         if coverage is not None:
             pieces = [(sums[p], coverage[p]) for p in map(slices_of, places.divided)]
-            bare = divide(pieces, Division(missing.min_coverage, fill), team)
+            divide(pieces, Division(missing.min_coverage, fill), team)
+            bare = places.bare
         else:
             if self.tells_coverage or self.keeps_coverage:
                 coverage = np.ones((depth, height, width, self.coverage_plan.problem.filters), self.plan.dtype)
@@ -415,15 +363,31 @@ class NormalizedConvolution(Convolution):
             def one(number: int, team: Team) -> int:
                 part = places.divided[number]
                 told = None if coverage is None else coverage[slices_of(part)]
-                return self._divide(work, part, team, Division(missing.min_coverage, fill, told))
+                own = None if inside is None else inside[slices_of(part)]
+                return self._divide(work, part, team, Division(missing.min_coverage, fill, told, own))
 
             bare = self._on_parts(work, places.divided, one, [self.coverage_plan])
+            lost = places.voids
+            if inside is not None:
+                lost = sum(int(np.count_nonzero(inside[slices_of(part)])) for part in places.lost)
+            bare += lost * channels
             if self.keeps_coverage and coverage is not None and self._kept_bytes + coverage.nbytes <= KEPT_BYTES:
-                self._kept[work.slab.start] = places._replace(coverage=coverage)
+                self._kept[work.slab.start] = places._replace(bare=bare, coverage=coverage)
                 self._kept_bytes += coverage.nbytes
         self._fill(sums, places.void, fill, team)
-        self._bare += bare + places.voids * channels
+        self._count(bare, inside)
         self._told = coverage if self.tells_coverage else None
+
+    def _mask_at_centre(self, work: _Work) -> Array | None:
+        """The mask under each output (d, h, w, 1), above 0 inside it; None without one."""
+        mask = work.slab.mask
+        return None if mask is None else self._at_centre(mask, mask.source, work.sums.shape)
+
+    def _count(self, bare: int, inside: Array | None) -> None:
+        """Take note of a slab's means that are none, under a mask of those inside it, and of whether there are others."""
+        self._bare += bare
+        if not self._any_mean and inside is not None:
+            self._any_mean = bool(np.count_nonzero(inside) * self.problem.filters > bare)
 
     def _fill(self, array: Array, parts: list[Part], value: float, team: Team) -> None:
         shares = [parts[first :: 2 * team.threads] for first in range(2 * team.threads)]
@@ -488,7 +452,10 @@ class NormalizedConvolution(Convolution):
         divided = boxes_around(wanted & lacking, block, region, halo)
         # what is bare within a division is counted there
         voids = voxels_beside(~wanted, block, region, divided)
-        return _Places(needed, divided, strips_of(~wanted, block, region), voids)
+        lost = []
+        if inside is not None:
+            lost = strips_of(flags_beside(inside & ~holding, block, region, divided), block, region)
+        return _Places(needed, divided, strips_of(~wanted, block, region), voids, lost)
 
     def _on_parts(self, work: _Work, parts: list[Part], run: Callable[[int, Team], int], plans: list[Plan]) -> int:
         """Run over parts of a slab by number, large ones by the whole team, others side by side; the sum of what it returns."""
@@ -544,13 +511,15 @@ class NormalizedConvolution(Convolution):
             told = None if coverage is None else np.empty(shape, real)
             regional = work._replace(weighing=work.weighing._replace(label=float(label)))
             self._sum(regional, part, team, out=means)
-            self._divide(regional, part, team, Division(missing.min_coverage, 0.0, told), sums=means)
+            division = Division(missing.min_coverage, 0.0, told, mine[..., None].view(np.uint8))
+            bare = self._divide(regional, part, team, division, sums=means)
             np.copyto(sums[place], means, where=mine[..., None])
             if coverage is not None and told is not None:
                 np.copyto(coverage[place], told, where=mine[..., None])
-            return 0
+            return bare
 
-        self._on_parts(work, boxes, one, [self.plan, self.coverage_plan])
+        bare = self._on_parts(work, boxes, one, [self.plan, self.coverage_plan])
+        self._count(bare, own[..., None])
         self._told = coverage
 
     # -- what comes after
@@ -626,13 +595,16 @@ class _Places(NamedTuple):
     """Parts of a slab: where sums are needed, where they are divided, and where nothing is held.
 
     voids : voxels that nothing was summed for, and that lie in no part that is divided
-    coverage : (d, h, w, c) or None     of the whole slab
+    lost : parts of them that hold voxels inside the mask
+    bare, coverage : means that are none, and (d, h, w, c) or None, of the whole slab, where they are kept for the next part
     """
 
     summed: list[Part]
     divided: list[Part]
     void: list[Part]
     voids: int
+    lost: list[Part]
+    bare: int = 0
     coverage: Array | None = None
 
 

@@ -24,9 +24,10 @@ from numpy.typing import NDArray
 from conv3d_cli.errors import ShapeError, SpecError
 from conv3d_cli.formats import open_volume, output_format
 from conv3d_cli.formats.base import random_access
-from conv3d_cli.job import Job, run_job
+from conv3d_cli.job import Job, naming, open_mask, run_job
 from conv3d_cli.kernels.builtin import FWHM_PER_SIGMA
 from conv3d_cli.kernels.lengths import Floats, read_lengths
+from conv3d_cli.masks import Mask
 from conv3d_cli.model.spec import AXIS_NAMES
 from conv3d_cli.model.volume import VolumeReader
 
@@ -49,17 +50,13 @@ class Moments:
         return max(0.0, self.squares / self.count - (self.total / self.count) ** 2) if self.count else 0.0
 
 
-def estimate_fwhm(reader: VolumeReader, mask: VolumeReader | None = None) -> Floats:
+def estimate_fwhm(reader: VolumeReader, mask: Mask | None = None) -> Floats:
     """A volume's smoothness along D, H, W in voxels; NaN along an axis of one voxel, 0 for white noise.
 
-    reader, mask : random access; only voxels where the mask is above 0 and whose values are all finite count
-    Raises: ShapeError if the mask has another size, or nothing varies.
+    reader : random access; only voxels where the mask is above 0 and whose values are all finite count
+    Raises: ShapeError if nothing varies.
     """
     count, depth, height, width, channels = reader.header.shape
-    if mask is not None and mask.header.shape[1:4] != (depth, height, width):
-        raise ShapeError(
-            f"the mask {mask.path} is {mask.header.shape[1:4]} voxels, the volume {(depth, height, width)}"
-        )
     values, steps = Moments(), (Moments(), Moments(), Moments())
     planes = max(1, BLOCK_BYTES // (8 * HELD_PLANES * height * width))
     for channel in range(channels):
@@ -67,7 +64,7 @@ def estimate_fwhm(reader: VolumeReader, mask: VolumeReader | None = None) -> Flo
             stop = min(start + planes, depth)
             sums = _sums_over_time(reader, slice(start, min(stop + 1, depth)), channel, count)
             if mask is not None:
-                sums.known &= _inside(mask, slice(start, min(stop + 1, depth)))
+                sums.known &= mask.inside(mask.reader.read(0, slice(start, min(stop + 1, depth)), slice(0, 1))[..., 0])
             sums.add_to(values, steps, stop - start)
             reader.release(0, start)
     if values.variance <= 0:
@@ -128,12 +125,6 @@ def _sums_over_time(reader: VolumeReader, depth: slice, channel: int, count: int
             step = _steps(now, axis)
             squares += np.square(step, out=step)
     return sums
-
-
-def _inside(mask: VolumeReader, depth: slice) -> NDArray[np.bool_]:
-    slope, intercept = mask.header.scale
-    inside: NDArray[np.bool_] = mask.read(0, depth, slice(0, 1))[..., 0] * slope + intercept > 0
-    return inside
 
 
 def _steps(array: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
@@ -198,7 +189,8 @@ def match_fwhm(job: Job, target: str) -> Matched:
         volume = open_volume(job.source, axes=job.axes, channels_first=job.channels_first)
         reader, mask = stack.enter_context(random_access(volume)), None
         if job.missing.mask is not None:
-            mask = stack.enter_context(random_access(open_volume(job.missing.mask)))
+            with naming(reader):
+                mask = stack.enter_context(open_mask(job.missing.mask, reader.header, job.missing.labels))
         wanted = read_lengths(target, "to-fwhm", reader.header.grid)
         axes = reader.header.axes
         letters = output_format(trial).output_letters(axes.letters, axes.canonical_shape[4], np.dtype(np.float32))

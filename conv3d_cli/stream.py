@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from conv3d_cli.errors import ShapeError, SpecError
+from conv3d_cli.errors import ShapeError
 from conv3d_cli.model.grid import grid_after
+from conv3d_cli.model.kernel import require_held
 from conv3d_cli.model.spec import ConvProblem
 from conv3d_cli.model.volume import Array, VolumeHeader, VolumeReader, VolumeWriter
 from conv3d_cli.slabs import SlabInput, SlabSource
@@ -72,8 +73,13 @@ class Convolution:
 
     @property
     def bare(self) -> int:
-        """How many means so far held too little of the kernel's weight to be one."""
+        """How many means so far, under a mask of voxels inside it, held too little of the kernel's weight to be one."""
         return 0
+
+    @property
+    def any_mean(self) -> bool:
+        """Whether some voxel inside the mask, if there is one, has a mean."""
+        return True
 
     def held_bytes(self, planes: int) -> int:
         """Memory taken beside input, output and the plan's scratch, in slabs of so many input planes."""
@@ -89,12 +95,15 @@ class Convolution:
         return slab
 
     def __post_init__(self) -> None:
+        real = self.plan.dtype
         if self.bias is not None:
-            with np.errstate(over="ignore"):
-                bias = self.bias.astype(self.plan.dtype)
-            if not np.isfinite(bias).all():
-                raise SpecError(f"the bias {self.bias.tolist()} is beyond {self.plan.dtype}; pass --precision float64")
-            self.bias = bias
+            largest = float(max(self.bias, key=abs))
+            require_held(largest, real, f"the bias, with {largest:.3g}, is")
+            self.bias = self.bias.astype(real)
+        for activation in self.activations:
+            for key, value in activation.config.items():
+                if isinstance(value, int | float):
+                    require_held(value, real, f"{key} of activation {activation.name} is")
         if self.magnitude:
             from conv3d_cli.engine.magnitude import VectorRoom  # late: it knows the compiler's loops
 

@@ -11,7 +11,7 @@ import math
 import os
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,6 +62,8 @@ def verify_output(job: Job, count: int) -> Verified:
     with ExitStack() as stack:
         prepared = stack.enter_context(prepare_job(job))
         reader = stack.enter_context(random_access(prepared.reader))
+        mask = None if prepared.mask is None else prepared.mask.reader
+        sources = _Sources(reader, mask, 1.0 if mask is None or job.missing.labels else _largest(mask))
         # an array has no names of axes: here they are known
         letters = prepared.header.axes.letters if output_format(job.target).name == "NumPy" else None
         written = stack.enter_context(random_access(open_volume(job.target, axes=letters)))
@@ -70,7 +72,7 @@ def verify_output(job: Job, count: int) -> Verified:
         picks = np.random.default_rng(SEED).choice(math.prod(shape), size=min(count, math.prod(shape)), replace=False)
         worst = 0.0
         for n, d, h, w, c in np.stack(np.unravel_index(np.sort(picks), shape), axis=1).tolist():
-            value, bound = _voxel(prepared, reader, (n, d, h, w, c))
+            value, bound = _voxel(prepared, sources, (n, d, h, w, c))
             block = written.read_box(n, slice(d, d + 1), slice(h, h + 1), slice(w, w + 1), slice(c, c + 1))
             found = float(block[0, 0, 0, 0]) * slope + intercept
             bound += LEAST
@@ -86,10 +88,34 @@ def verify_output(job: Job, count: int) -> Verified:
     return Verified(len(picks), worst)
 
 
-def _voxel(prepared: PreparedJob, reader: VolumeReader, place: tuple[int, int, int, int, int]) -> tuple[float, float]:
+class _Sources(NamedTuple):
+    """The volume, and its mask with the largest number in it, which weights are parts of; 1 of regions."""
+
+    volume: VolumeReader
+    mask: VolumeReader | None
+    largest: float
+
+    def certainty(self, box: Spans, labels: bool) -> Reals:
+        """The mask in a box (d, h, w, 1): parts of the largest, or the numbers of regions."""
+        assert self.mask is not None
+        values = _read(self.mask, 0, slice(0, 1), box)
+        if labels:
+            return np.rint(values)
+        # slope and intercept are rounded to float32: such a 0 is a little beside it
+        return np.where(np.abs(values) < abs(self.mask.header.scale[1]) / 2**22, 0.0, values) / self.largest
+
+
+def _largest(mask: VolumeReader) -> float:
+    """The largest number in a mask."""
+    _, depth, height, width, _ = mask.header.shape
+    planes = (_read(mask, 0, slice(0, 1), ((d, d + 1), (0, height), (0, width))) for d in range(depth))
+    return max(float(plane.max()) for plane in planes)
+
+
+def _voxel(prepared: PreparedJob, sources: _Sources, place: tuple[int, int, int, int, int]) -> tuple[float, float]:
     """What an output voxel should be, and how far from it one may lie."""
     n, d, h, w, c = place
-    values, bounds = _box(prepared, len(prepared.stages) - 1, reader, n, c, ((d, d + 1), (h, h + 1), (w, w + 1)))
+    values, bounds = _box(prepared, len(prepared.stages) - 1, sources, n, c, ((d, d + 1), (h, h + 1), (w, w + 1)))
     channel = 0 if values.shape[3] == 1 else c
     value, bound = float(values[0, 0, 0, channel]), float(bounds[0, 0, 0, channel])
     dtype = prepared.header.dtype
@@ -102,7 +128,7 @@ def _voxel(prepared: PreparedJob, reader: VolumeReader, place: tuple[int, int, i
 
 
 def _box(
-    prepared: PreparedJob, number: int, reader: VolumeReader, n: int, channel: int, box: Spans
+    prepared: PreparedJob, number: int, sources: _Sources, n: int, channel: int, box: Spans
 ) -> tuple[Reals, Reals]:
     """A box of a stage's output (d, h, w, c) and the bound of each voxel; of a filter, the one channel that is asked for."""
     stage = prepared.stages[number]
@@ -116,11 +142,11 @@ def _box(
     channel, which = divmod(channel, per_channel)
     if number == 0:
         values = _read(
-            reader, n, slice(0, problem.in_channels) if kernel.is_layer else slice(channel, channel + 1), source
+            sources.volume, n, slice(0, problem.in_channels) if kernel.is_layer else slice(channel, channel + 1), source
         )
         bounds = np.zeros_like(values)
     else:
-        values, bounds = _box(prepared, number - 1, reader, n, channel, source)
+        values, bounds = _box(prepared, number - 1, sources, n, channel, source)
         if not kernel.is_layer and values.shape[3] > 1:
             values, bounds = (a[..., channel : channel + 1] for a in (values, bounds))
     weights = kernel.for_channels(1)
@@ -132,16 +158,17 @@ def _box(
     if missing.nan == "zero":
         values = np.where(np.isfinite(values), values, 0.0)
     if missing.divides(problem.boundary):
-        outside = _outside(prepared, missing, values, source, indices, problem)
+        outside = _outside(sources, missing, values, source, indices, problem)
         if outside is not None:
             return np.full((1, 1, 1, 1), outside), np.full((1, 1, 1, 1), 1e-6 * abs(outside))
-        sums, around = _means(prepared, stage, missing, values, source, indices, weights)
+        sums, around = _means(prepared, sources, stage, missing, values, source, indices, weights)
     else:
         sums = _taps(values, indices, spans, problem, weights, groups, fill)
         around = share * _taps(np.abs(values), indices, spans, problem, np.abs(weights), groups, abs(fill))
         around += _taps(bounds, indices, spans, problem, np.abs(weights), groups, 0.0)
         if number == 0:
-            around += share * np.abs(weights).sum(axis=(0, 1, 2, 3)) * _largest_beside(stage, reader, n, channel, box)
+            largest = _largest_beside(stage, sources.volume, n, channel, box)
+            around += share * np.abs(weights).sum(axis=(0, 1, 2, 3)) * largest
     bias = kernel.bias_for(problem.filters)
     if bias is not None:
         sums = sums + (bias if kernel.is_layer else bias[channel])  # a bank has one for all its filters
@@ -214,28 +241,28 @@ def _at_centre(problem: ConvProblem, source: Spans, indices: list[list[int]]) ->
 
 
 def _outside(
-    prepared: PreparedJob, missing: Missing, values: Reals, source: Spans, indices: list[list[int]], problem: ConvProblem
+    sources: _Sources, missing: Missing, values: Reals, source: Spans, indices: list[list[int]], problem: ConvProblem
 ) -> float | None:  # fmt: skip
     """What stands at an output outside the mask; None inside it, or without one."""
-    if prepared.mask is None or (missing.mask_mode == "extend" and not missing.labels):
+    if sources.mask is None or (missing.mask_mode == "extend" and not missing.labels):
         return None
     own = _at_centre(problem, source, indices)
-    if own is not None and _read(prepared.mask, 0, slice(0, 1), source)[own][0] > 0:
+    if own is not None and sources.certainty(source, missing.labels)[own][0] > 0:
         return None
     return float(values[own][0]) if own is not None and missing.mask_mode == "keep" else 0.0
 
 
 def _means(
-    prepared: PreparedJob, stage: PreparedStage, missing: Missing, values: Reals, source: Spans, indices: list[list[int]],
-    weights: Any,
+    prepared: PreparedJob, sources: _Sources, stage: PreparedStage, missing: Missing, values: Reals, source: Spans,
+    indices: list[list[int]], weights: Any,
 ) -> tuple[Reals, Reals]:  # fmt: skip
     """Means, by definition: see normalized.py."""
     problem, spans = stage.problem, source
     renormalizes = problem.boundary.renormalizes
     certainty = np.ones_like(values)
-    mask = prepared.mask
+    mask = sources.mask
     if mask is not None:
-        certainty = _read(mask, 0, slice(0, 1), source)
+        certainty = sources.certainty(source, missing.labels)
     if missing.labels:
         own = _at_centre(problem, source, indices)
         certainty = (certainty == (certainty[own][0] if own is not None else 0.0)).astype(np.float64)

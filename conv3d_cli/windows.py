@@ -207,14 +207,20 @@ def strips_of(flags: Flags, block: Triple, region: Part) -> list[Part]:
 
 def voxels_beside(flags: Flags, block: Triple, region: Part, parts: Iterable[Part]) -> int:
     """How many outputs of flagged blocks lie in none of the parts, which are whole blocks."""
+    left = flags_beside(flags, block, region, parts)
+    depth, height, width = (np.diff([*range(0, b - a, n), b - a]) for (a, b), n in zip(region, block, strict=True))
+    return int(np.einsum("dhw,d,h,w->", left, depth, height, width))
+
+
+def flags_beside(flags: Flags, block: Triple, region: Part, parts: Iterable[Part]) -> Flags:
+    """The flags of blocks that lie in none of the parts, which are whole blocks."""
     left = flags.copy()
     for part in parts:
         blocks = (
             ((a - first) // n, -((first - b) // n)) for (a, b), (first, _), n in zip(part, region, block, strict=True)
         )
         left[tuple(slice(*span) for span in blocks)] = False
-    depth, height, width = (np.diff([*range(0, b - a, n), b - a]) for (a, b), n in zip(region, block, strict=True))
-    return int(np.einsum("dhw,d,h,w->", left, depth, height, width))
+    return left
 
 
 class EdgeCoverage:

@@ -64,13 +64,16 @@ def smoothness(volume: VolumeReader, mask: str | None) -> list[float | None]:
     """FWHM along D, H, W in the grid's unit, in voxels if it has none; None along an axis of one voxel."""
     from contextlib import ExitStack
 
-    from conv3d_cli.formats import open_volume
     from conv3d_cli.formats.base import random_access
+    from conv3d_cli.job import naming, open_mask
     from conv3d_cli.smoothness import estimate_fwhm
 
     with ExitStack() as stack:
-        reader = stack.enter_context(random_access(volume))
-        found = estimate_fwhm(reader, None if mask is None else stack.enter_context(random_access(open_volume(mask))))
+        reader, checked = stack.enter_context(random_access(volume)), None
+        if mask is not None:
+            with naming(reader):
+                checked = stack.enter_context(open_mask(mask, reader.header))
+        found = estimate_fwhm(reader, checked)
         spacing = reader.header.grid.spacing or (1.0, 1.0, 1.0)
     return [length * s if length == length else None for length, s in zip(found, spacing, strict=True)]
 

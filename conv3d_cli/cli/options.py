@@ -207,7 +207,8 @@ missing_options = options(
     "Masks and missing voxels",
     click.option(
         "--mask", metavar="FILE",
-        help="Weights of the voxels, on the same grid: each result is a mean, sum(w m x) / sum(w m), and outside it is 0.",
+        help="Weights of the voxels, on the same grid: each result is a mean, sum(w m x) / sum(w m), and outside it is 0. Only "
+        "ratios of mask values matter.",
     ),
     click.option(
         "--mask-mode", type=click.Choice(MASK_MODES), default="clip", show_default=True,
@@ -221,7 +222,7 @@ missing_options = options(
     click.option("--missing", type=float, metavar="VALUE", help="A stored value that is left out of the mean, e.g. -32768."),
     click.option(
         "--min-coverage", type=float, default=MIN_COVERAGE, show_default=True, metavar="PART",
-        help="A mean over less of the kernel's weight is none: 0 under a mask, else NaN.",
+        help="A mean over less of the kernel's weight, a part of 1, is none: 0 under a mask, else NaN.",
     ),
     click.option("--coverage-out", metavar="FILE", help="Where the part of the weight that each mean holds is written."),
 )  # fmt: skip

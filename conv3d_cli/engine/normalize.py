@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from conv3d_cli.engine.machine_code import load, machine_code
+from conv3d_cli.engine.machine_code import MachineCode, load, machine_code
 from conv3d_cli.engine.step import new_step, set_fields
 from conv3d_cli.engine.team import Team
 from conv3d_cli.engine.views import flat_view, is_flattenable
@@ -72,21 +72,31 @@ class Division(NamedTuple):
 
     least : float       the coverage below which `fill` stands in place of a mean
     coverage : (d, h, w, c) or None     takes it, of the sums' dtype
+    inside : (d, h, w, 1) or None       of any real dtype, above 0 where too little coverage is counted; None: everywhere
     """
 
     least: float
     fill: float
     coverage: NDArray[Any] | None = None
+    inside: NDArray[Any] | None = None
+
+    def code(self, real: np.dtype[Any]) -> MachineCode:
+        """The loop that divides."""
+        return machine_code("normalize", "divide", real.name, "none" if self.inside is None else self.inside.dtype.name)
 
     def fields(self, real: np.dtype[Any], repeat: int) -> dict[str, Any]:
         """For a step record; `repeat`: channels of sums for one of coverage."""
         told = self.coverage
         steps = (0, 0, 0) if told is None else [stride // real.itemsize for stride in told.strides[:3]]
         assert told is None or told.shape[3] == 1 or told.strides[3] == real.itemsize, told.strides
+        inside = self.inside
+        own = (0, 0, 0) if inside is None else [stride // inside.itemsize for stride in inside.strides[:3]]
         return {
             "near": near_one(real), "least": self.least, "void": self.fill, "repeat": repeat,
             "coverage": 0 if told is None else told.ctypes.data,
             "coverage_plane_step": steps[0], "coverage_row_step": steps[1], "coverage_column_step": steps[2],
+            "inside": 0 if inside is None else inside.ctypes.data,
+            "inside_plane_step": own[0], "inside_row_step": own[1], "inside_column_step": own[2],
         }  # fmt: skip
 
 
@@ -114,8 +124,9 @@ def divide(pieces: Sequence[tuple[NDArray[Any], NDArray[Any]]], division: Divisi
     """
     if not pieces:
         return 0
+    assert division.inside is None, "pieces have no place in a slab"
     real = pieces[0][0].dtype
-    code = machine_code("normalize", "divide", real.name)
+    code = division.code(real)
     load([code])
     # in shares, since a task costs some Python
     tasks = [(*piece, *share) for piece in pieces if piece[0].size for share in _shares(len(piece[0]), team)]

@@ -175,9 +175,7 @@ class Plan:
         codes = [
             machine_code("drive", "run_tasks"),
             pack,
-            machine_code("store", "store", real, out.name)
-            if division is None
-            else machine_code("normalize", "divide", real),
+            machine_code("store", "store", real, out.name) if division is None else division.code(self.dtype),
             self.prepared.convolve,
             *([] if self.prepared.absorb is None else [self.prepared.absorb]),
             *([] if self.prepared.packs_weights is None else [self.prepared.packs_weights]),

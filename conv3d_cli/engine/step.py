@@ -45,8 +45,10 @@ FIELDS = (
     # output: flat memory
     "out", "out_filter_step", "out_plane_step", "out_row_step", "out_column_step", "bias", "has_bias", "streaming",
     # a division in place of a store: the sums stand in `out`, `repeat` channels of them for one of coverage; which coverage is
-    # near enough to 1, the least that counts, what stands for less; where coverage is put (0: nowhere)
+    # near enough to 1, the least that counts, what stands for less; where coverage is put (0: nowhere); where numbers stand, one
+    # for each place, which are above 0 where too little coverage is counted (0: it is counted everywhere)
     "repeat", "near", "least", "void", "coverage", "coverage_plane_step", "coverage_row_step", "coverage_column_step",
+    "inside", "inside_plane_step", "inside_row_step", "inside_column_step",
     # per step of every task: voxels the output could not hold, or means of too little; `HELD_BAD` and `HELD_MISSING` of its
     # window (0: nobody asks)
     "clipped", "flags",

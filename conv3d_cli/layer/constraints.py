@@ -44,8 +44,10 @@ def _weights(w: ArrayLike) -> Array:
 
 def _lengths(w: Array, axis: int | list[int]) -> Array:
     axes = tuple(axis) if isinstance(axis, list) else axis
+    largest = float(np.abs(w).max(initial=0))
+    unit = largest if largest > 1e150 else 1.0  # squares of larger ones overflow
     try:
-        return np.sqrt(np.sum(np.square(w, dtype=np.float64), axis=axes, keepdims=True))
+        return unit * np.sqrt(np.sum(np.square(w / unit, dtype=np.float64), axis=axes, keepdims=True))
     except ValueError as error:  # AxisError, or an axis twice
         raise ShapeError(f"axis={axis} does not fit weights of shape {w.shape}: {error}") from error
 

@@ -44,7 +44,13 @@ def _factor(value: Any, name: str) -> float:
 
 
 def _sum(x: NDArray[Any]) -> float:
-    return float(np.sum(x, dtype=np.float64))
+    with np.errstate(over="ignore"):  # infinite then
+        return float(np.sum(x, dtype=np.float64))
+
+
+def _squares(x: ArrayLike) -> NDArray[np.float64]:
+    with np.errstate(over="ignore"):
+        return np.square(np.asarray(x, np.float64))
 
 
 @dataclass(frozen=True)
@@ -84,7 +90,7 @@ class L2(Regularizer):
         object.__setattr__(self, "l2", _factor(0.01 if self.l2 is None else self.l2, "l2"))
 
     def __call__(self, x: ArrayLike) -> float:
-        return self.l2 * _sum(np.square(np.asarray(x, np.float64)))
+        return self.l2 * _sum(_squares(x))
 
     def get_config(self) -> dict[str, Any]:
         return {"l2": self.l2}
@@ -109,7 +115,7 @@ class L1L2(Regularizer):
 
     def __call__(self, x: ArrayLike) -> float:
         x = np.asarray(x, np.float64)
-        return self.l1 * _sum(np.abs(x)) + self.l2 * _sum(np.square(x))
+        return self.l1 * _sum(np.abs(x)) + self.l2 * _sum(_squares(x))
 
     def get_config(self) -> dict[str, Any]:
         return {"l1": self.l1, "l2": self.l2}

@@ -8,15 +8,19 @@ is the work of `kernels/`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from conv3d_cli.errors import ShapeError
+from conv3d_cli.errors import ShapeError, SpecError
 
 Weights = NDArray[np.float64]
+
+# what is, with its cure
+BEYOND = "beyond {0}; compute in float64 (--precision float64 --dtype float64; in Python, on float64 arrays)"
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +110,8 @@ class Kernel:
 
     @property
     def sum(self) -> float:
-        return float(self.weights.sum())
+        with np.errstate(over="ignore"):  # infinite then
+            return float(self.weights.sum())
 
     def for_channels(self, channels: int) -> Weights:
         """The weights in 5-D for a volume of `channels`: a 3-D kernel is repeated, without a copy, one filter a channel; of a
@@ -144,13 +149,32 @@ class Kernel:
         Raises: ShapeError if a sum is zero to rounding.
         """
         axes = (0, 1, 2) if not self.is_layer else (0, 1, 2, 3)
-        sums, absolute = self.weights.sum(axis=axes), np.abs(self.weights).sum(axis=axes)
+        weights = self.moderate().weights
+        sums, absolute = weights.sum(axis=axes), np.abs(weights).sum(axis=axes)
         if np.any(np.abs(sums) <= 1e-12 * absolute):
             raise ShapeError(
                 f"kernel {self.name} sums to 0 (as derivatives do), so it cannot be normalized; leave out --normalize, "
                 "or pass --no-normalize where --like sets it"
             )
-        return replace(self, weights=self.weights / sums)
+        return replace(self, weights=weights / sums)
+
+    def moderate(self) -> Kernel:
+        """The kernel times a power of two that keeps its sums within float64; itself where they are."""
+        largest = float(np.abs(self.weights).max())
+        if 1e-200 < largest < 1e200 or largest == 0:
+            return self
+        return replace(self, weights=np.ldexp(self.weights, -math.frexp(largest)[1]))
+
+    def check_range(self, dtype: np.dtype[np.float32 | np.float64]) -> None:
+        """That the weights keep their size in the arithmetic's dtype. Raises: SpecError."""
+        largest = float(max(self.weights.max(), -self.weights.min()))
+        require_held(largest, dtype, f"kernel {self.name} has weights of up to {largest:.3g}, which are")
+        if (
+            abs(float(dtype.type(largest)) - largest) > 1e-6 * largest
+        ):  # few digits are left of so small a number, or none
+            raise SpecError(
+                f"kernel {self.name} has weights of {largest:.3g} at most, which are {BEYOND.format(dtype)}"
+            )
 
     def separable_rank(self, tolerance: float = 1e-7) -> int | None:
         """1 if a 3-D kernel is an outer product of three vectors, within `tolerance` of its norm; else the larger rank of
@@ -187,6 +211,16 @@ class Kernel:
         return d, h, w
 
 
+def require_held(value: float, dtype: np.dtype[np.float32 | np.float64], what: str) -> None:
+    """That a finite number stays finite in a dtype; `what` is the subject of the message, and its verb.
+
+    Raises: SpecError.
+    >>> require_held(1e30, np.dtype(np.float32), "the bias is")
+    """
+    if float(np.finfo(dtype).max) < abs(value) < math.inf:
+        raise SpecError(f"{what} {BEYOND.format(dtype)}")
+
+
 def _profile_width(profile: Weights) -> float | None:
     peak = int(profile.argmax())
     half = profile[peak] / 2
@@ -203,7 +237,7 @@ def _profile_width(profile: Weights) -> float | None:
 
 
 def _as_doubles(values: Weights) -> Weights:
-    with np.errstate(invalid="ignore"):  # of a signalling NaN, which is refused next
+    with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is refused next
         return values.astype(np.float64)
 
 

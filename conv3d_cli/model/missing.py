@@ -19,10 +19,10 @@ class Missing:
 
     nan : str               NaN and infinity: "propagate" into their windows, "ignore" (left out of the mean), "zero", "error"
     value : float or None   a stored value that stands for a missing voxel
-    mask : str or None      a volume of weights on the same grid, at least 0
+    mask : str or None      a volume of weights on the same grid, at least 0; only their ratios matter
     mask_mode : str         voxels outside the mask: "clip" (0), "extend" (their mean), "keep" (as they were)
     labels : bool           the mask's numbers are regions, which are not mixed; 0 is outside
-    min_coverage : float    a mean over less of the kernel's weight is none: 0 under a mask, else NaN
+    min_coverage : float    a mean over less of the kernel's weight, a part of 1, is none: 0 under a mask, else NaN
 
     Raises: SpecError.
     """

@@ -165,6 +165,10 @@ def reject(problem: ConvProblem, weights: NDArray[Any]) -> str | None:
         return f"the kernel is not a sum of outer products of at most {MOST_TERMS} filters an axis"
     if factors.taps >= problem.taps:
         return f"the separate filters have {factors.taps} taps, the kernel {problem.taps}"
+    real = _as_real(weights).dtype
+    largest = float(np.abs(_scaled(factors, halved=False).depth).max())
+    if largest > float(np.finfo(real).max):  # the last pass makes good what the first two are scaled down by
+        return f"the weights add up to so much that a factor of them, {largest:.3g}, is beyond {real}"
     return None
 
 

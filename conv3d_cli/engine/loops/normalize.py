@@ -14,26 +14,32 @@ from conv3d_cli.engine.normalize import SURVEY_AT as S
 from conv3d_cli.engine.step import F
 
 
-def divide(real):
+def divide(real, inside_dtype):
     """The end of a step of coverage: the sums in `out` are divided by what stands in the accumulator.
 
-    Not where that is whole (within `near` of 1); `void` stands where it is less than `least`. `clipped` counts these. `repeat`
-    channels of sums belong to one of coverage. What is whole is exactly 1 where coverage is put.
+    Not where that is whole (within `near` of 1); `void` stands where it is less than `least`. `clipped` counts these,
+    where `inside` is above 0. `repeat` channels of sums belong to one of coverage. What is whole is exactly 1 where coverage is
+    put. inside_dtype: "none" where all are counted
     """
     kind, itemsize = np.dtype(real).type, np.dtype(real).itemsize
+    masked = inside_dtype != "none"
+    inside_type = np.dtype(inside_dtype).type if masked else kind
+    inside_size, none = np.dtype(inside_type).itemsize, inside_type(0)
 
     def loops(step):
         filters, planes, height, width = step[F.filters], step[F.step_planes], step[F.block_rows], step[F.width]
         near, least = kind(real_field(step, F.near)), kind(real_field(step, F.least))
         void, one = kind(real_field(step, F.void)), kind(1)
         repeat, part_step, sum_step = step[F.repeat], step[F.acc_column_step], step[F.out_column_step]
-        put_step = step[F.coverage_column_step]
+        put_step, inside_step = step[F.coverage_column_step], step[F.inside_column_step]
         first_filter = step[F.group] * filters
         column = step[F.column]
         bare = 0
         for i in range(planes):
             for j in range(height):
                 plane, row = step[F.step_plane] + i, step[F.row] + step[F.block_row] + j
+                inside_at = plane * step[F.inside_plane_step] + row * step[F.inside_row_step] + column * inside_step
+                inside = memory(step[F.inside] + inside_size * inside_at, inside_type)
                 base = plane * step[F.out_plane_step] + row * step[F.out_row_step] + column * sum_step
                 for f in range(filters):
                     from_row = i * step[F.acc_plane_step] + j * step[F.acc_row_step] + f * step[F.acc_filter_step]
@@ -48,7 +54,7 @@ def divide(real):
                                 mean = value if abs(part - one) <= near else mean
                                 seen = part >= least
                                 sums[k] = mean if seen else void
-                                bare += not seen
+                                bare += (not seen) & (inside[k * inside_step] > none) if masked else not seen
                         else:
                             for k in range(width):
                                 part, value = parts[k * part_step], sums[k * sum_step]
@@ -56,7 +62,7 @@ def divide(real):
                                 mean = value if abs(part - one) <= near else mean
                                 seen = part >= least
                                 sums[k * sum_step] = mean if seen else void
-                                bare += not seen
+                                bare += (not seen) & (inside[k * inside_step] > none) if masked else not seen
                     if step[F.coverage] != 0:
                         at = plane * step[F.coverage_plane_step] + row * step[F.coverage_row_step]
                         at += column * put_step + first_filter + f

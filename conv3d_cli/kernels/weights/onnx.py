@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from conv3d_cli.errors import FormatError
+from conv3d_cli.errors import FormatError, WriteError
 from conv3d_cli.inputs import check_input
 from conv3d_cli.kernels.weights.layer import (
     WEIGHTS_ONLY,
@@ -221,6 +221,9 @@ def encode_onnx(layers: Sequence[SavedLayer]) -> tuple[bytes, list[str]]:
         names.add(name)
         if whole.kernel.dtype != np.float32:
             notes.append(f"{layer.name}: its weights are rounded to float32, which ONNX runtimes compute in")
+            for array in (whole.kernel, whole.bias):
+                if array is not None and np.abs(array).max(initial=0) > np.finfo(np.float32).max:
+                    raise WriteError(f"{layer.name} has weights beyond float32, which ONNX holds: take another format")
         if layer.config is None:
             notes.append(f"{layer.name}: {WEIGHTS_ONLY}")
         elif attributes.data_format == "channels_last":
