@@ -77,7 +77,7 @@ def open_tiff(path: str, *, axes: str | None = None, channels_first: bool = Fals
     try:
         series = _first_series(tiff, axes is not None, path)
         pages = usable_pages(tiff, series, directories, path)
-        found, notes = _stored_axes(series, axes, channels_first, path)
+        found, notes = _stored_axes(tiff, series, axes, channels_first, path)
         described = _describe(tiff, series, found, path)
         header = VolumeHeader(
             found,
@@ -141,14 +141,14 @@ def _first_series(tiff: Any, axes_given: bool, path: str) -> Any:
         return series
 
 
-def _stored_axes(series: Any, given: str | None, channels_first: bool, path: str) -> tuple[Axes, list[str]]:
+def _stored_axes(tiff: Any, series: Any, given: str | None, channels_first: bool, path: str) -> tuple[Axes, list[str]]:
     """Axes of the series, and notes about what had to be guessed.
 
     Raises: FormatError; SpecError for axes given that are none.
     """
     letters, shape = series.axes.lower(), tuple(int(n) for n in series.shape)
     if given is not None:
-        full = tuple(int(n) for n in series.get_shape(False))
+        full = _full_shape(tiff, series)
         shape = full if len(given) == len(full) else shape
         if len(given) != len(shape):
             raise FormatError(
@@ -170,6 +170,13 @@ def _stored_axes(series: Any, given: str | None, channels_first: bool, path: str
     if len(unnamed) > 1:
         notes.append(f"the file does not name its axes: read as {named}; --axes says otherwise")
     return Axes(named, shape), notes
+
+
+def _full_shape(tiff: Any, series: Any) -> tuple[int, ...]:
+    """The shape of the first series with its axes of size 1, which tifffile leaves out."""
+    # tifffile has either the one or, from 2026.5.2 on, the other
+    whole = series.get_shape(False) if hasattr(series, "get_shape") else tiff.series(squeeze=False)[0].shape
+    return tuple(int(n) for n in whole)
 
 
 def _different(letters: str) -> str:
