@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,6 +23,7 @@ from conv3d_cli.atomic import AtomicFile, suffix_of, write_errors
 from conv3d_cli.errors import FormatError, WriteError
 from conv3d_cli.formats import tiff_metadata, tiff_ome
 from conv3d_cli.formats.base import RawReader, RawWriter, VolumeFormat, real_dtype
+from conv3d_cli.formats.tiff_files import OmeImage, check_beside, find_image, input_files
 from conv3d_cli.formats.tiff_metadata import Description, TiffMetadata
 from conv3d_cli.formats.tiff_packed import (
     COMPRESSIONS,
@@ -67,18 +69,23 @@ class PagedReader(ArrayReader):
 
 
 def open_tiff(path: str, *, axes: str | None = None, channels_first: bool = False) -> VolumeReader:
-    """Open the first image series of a TIFF file."""
+    """Open the first image series of a TIFF file; of an OME-TIFF the image that the file stands for (`tiff_files.py`)."""
     check_input(path)
-    directories = read_directories(path)
-    with tiff_errors(path):
-        import tifffile
-
-        tiff = tifffile.TiffFile(path)
+    directories = {os.path.realpath(path): read_directories(path)}
+    tiff, image = _open_file(path, axes is not None)
     try:
-        series = _first_series(tiff, axes is not None, path)
-        pages = usable_pages(tiff, series, directories, path)
+        absent = ""
+        for name in () if image is None else image.files:
+            if not os.path.exists(name):
+                absent = absent or f": there is no file {name}"
+            elif os.path.realpath(name) not in directories:
+                check_input(name)
+                directories[os.path.realpath(name)] = read_directories(name)
+        series = _first_series(tiff, image, absent, path)
+        pages = usable_pages(tiff, series, directories, path, absent)
+        check_beside(series, pages, path)
         found, notes = _stored_axes(tiff, series, axes, channels_first, path)
-        described = _describe(tiff, series, found, path)
+        described = _describe(tiff, series, image, found, path)
         header = VolumeHeader(
             found,
             real_dtype(series.dtype, path),
@@ -88,7 +95,7 @@ def open_tiff(path: str, *, axes: str | None = None, channels_first: bool = Fals
             TiffMetadata(_dialect(tiff, series), found, described.units, described.interval, described.items),
             history=described.history,
         )
-        offset = mapped_offset(series, directories, path)
+        offset = mapped_offset(tiff, series, pages, directories[os.path.realpath(path)], path)
         reader: RawReader | PagedReader
         if offset is None:
             array = PagedArray(pages, found.shape, series.dtype, path, tiff.filehandle)
@@ -101,31 +108,52 @@ def open_tiff(path: str, *, axes: str | None = None, channels_first: bool = Fals
                 file.close()
                 raise
             tiff.close()
-        reader.notes = (*notes, *_series_notes(tiff, series), *described.notes)
+        reader.notes = (*notes, *_series_notes(tiff, series, image), *described.notes)
         return reader
     except BaseException:
         tiff.close()
         raise
 
 
-def _first_series(tiff: Any, axes_given: bool, path: str) -> Any:
+def _open_file(path: str, axes_given: bool) -> tuple[Any, OmeImage | None]:
+    """tifffile's view of a file, and the image of an OME-TIFF that it is told of, None where no image is described.
+
+    Raises: FormatError.
+    """
     with tiff_errors(path):
-        described = True
-        if tiff.is_ome:
-            if tiff_ome.promised_planes(tiff.ome_metadata) > MOST_PLANES:
+        import tifffile
+
+        tiff = tifffile.TiffFile(path)
+        if not tiff.is_ome:
+            return tiff, None
+        try:
+            text = str(tiff.ome_metadata)
+            image = find_image(text, path)
+            xml = text if image is None else image.xml
+            if tiff_ome.promised_planes(xml) > MOST_PLANES:
                 raise FormatError(f"cannot read {path}: damaged: its OME-XML speaks of more than {MOST_PLANES} planes")
-            described = tiff_ome.parse_ome(tiff.ome_metadata) is not None
-            if not described and not axes_given:
+            if image is None and not axes_given:
                 raise FormatError(
                     f"cannot read {path}: its OME-XML describes no planes of this file; "
                     "open the file that holds the description, or name the axes with --axes"
                 )
+        finally:
+            tiff.close()
+        return tifffile.TiffFile(path, omexml=xml), image
+
+
+def _first_series(tiff: Any, image: OmeImage | None, absent: str, path: str) -> Any:
+    """absent : str     why planes may be missing, for the message"""
+    with tiff_errors(path):
+        described = image is not None or not tiff.is_ome
         if not tiff.series:
             raise FormatError(f"cannot read {path}: it holds no image")
         series = tiff.series[0]
         dialect = next((d for d in ("shaped", "ome", "imagej") if getattr(tiff, f"is_{d}")), None)
         if series.kind in ("generic", "uniform") and dialect is not None and described:
             # tifffile falls back to bare pages where a description cannot be true of the file
+            if absent:
+                raise FormatError(f"cannot read {path}: its planes are missing{absent}")
             raise FormatError(
                 f"cannot read {path}: truncated or damaged: its description ({dialect}) does not fit its pages"
             )
@@ -200,15 +228,14 @@ def _dialect(tiff: Any, series: Any) -> str:
     return "ome" if tiff.is_ome else "imagej" if tiff.is_imagej else "plain"
 
 
-def _describe(tiff: Any, series: Any, axes: Axes, path: str) -> Description:
+def _describe(tiff: Any, series: Any, image: OmeImage | None, axes: Axes, path: str) -> Description:
     page = series.keyframe
     dialect = _dialect(tiff, series)
     with tiff_errors(path):
         resolution = [page.tags.valueof(code) for code in (282, 283)]
         unit_tag = page.tags.valueof(296)
         if dialect == "ome":
-            image = tiff_ome.parse_ome(tiff.ome_metadata)
-            found = Description() if image is None else tiff_ome.read_ome(*image, axes)
+            found = Description() if image is None else tiff_ome.read_ome(image.image, image.pixels, axes)
             return replace(found, history=tiff_ome.ome_history(tiff.ome_metadata))
         if dialect == "imagej":
             metadata = dict(tiff.imagej_metadata or {})
@@ -220,10 +247,15 @@ def _describe(tiff: Any, series: Any, axes: Axes, path: str) -> Description:
     return Description()
 
 
-def _series_notes(tiff: Any, series: Any) -> list[str]:
+def _series_notes(tiff: Any, series: Any, image: OmeImage | None) -> list[str]:
     notes = []
-    if len(tiff.series) > 1:
-        notes.append(f"the file holds {len(tiff.series)} image series: the first is used, shape {series.shape}")
+    count = image.here if image is not None and series.kind == "ome" else len(tiff.series)
+    if count > 1:
+        notes.append(f"the file holds {count} image series: the first is used, shape {series.shape}")
+    elif count == 0 and image is not None and image.described > 1:
+        notes.append(
+            f"the file describes {image.described} images in other files: the first is used, shape {series.shape}"
+        )
     if series.is_pyramidal:
         notes.append(f"the file holds {len(series.levels)} levels of resolution: the full one is used")
     if series.keyframe.photometric == PALETTE and not tiff.is_imagej:
@@ -453,6 +485,7 @@ FORMAT = VolumeFormat(
     open=open_tiff,
     create=create_tiff,
     output_letters=output_letters,
+    files=input_files,
     output_bytes=output_bytes,
     compressions=tuple(COMPRESSIONS),
 )

@@ -44,21 +44,6 @@ OME_TYPES = {
 }
 
 
-def parse_ome(text: str) -> tuple[Any, Any] | None:
-    """The first Image of an OME-XML text that has planes in TIFF files, and its Pixels; None if there is none.
-
-    Raises: ElementTree.ParseError.
-    """
-    from xml.etree import ElementTree
-
-    for image in ElementTree.fromstring(text):
-        if _tag(image) == "Image":
-            for pixels in image:
-                if _tag(pixels) == "Pixels" and any(_tag(part) == "TiffData" for part in pixels):
-                    return image, pixels
-    return None
-
-
 def ome_history(text: str) -> tuple[str, ...]:
     """The lines of history among the annotations of an OME-XML text. Raises: ElementTree.ParseError."""
     from xml.etree import ElementTree
@@ -66,13 +51,14 @@ def ome_history(text: str) -> tuple[str, ...]:
     return tuple(
         value.text
         for note in ElementTree.fromstring(text).iter()
-        if _tag(note) == "CommentAnnotation" and note.get("Namespace") == HISTORY_NAMESPACE
+        if local_tag(note) == "CommentAnnotation" and note.get("Namespace") == HISTORY_NAMESPACE
         for value in note
-        if _tag(value) == "Value" and value.text
+        if local_tag(value) == "Value" and value.text
     )
 
 
-def _tag(element: Any) -> str:
+def local_tag(element: Any) -> str:
+    """The name of an element without its namespace."""
     return str(element.tag).rpartition("}")[2]
 
 
@@ -82,7 +68,7 @@ def promised_planes(text: str) -> float:
 
     most = 0.0
     for element in ElementTree.fromstring(text).iter():
-        tag = _tag(element)
+        tag = local_tag(element)
         if tag == "Pixels":
             most = max(most, math.prod(int(element.get(f"Size{a}", 1)) for a in "ZCT"))
         elif tag == "TiffData":
@@ -101,12 +87,12 @@ def read_ome(image: Any, pixels: Any, axes: Axes) -> Description:
     second = SECONDS.get(pixels.get("TimeIncrementUnit", "s"))
     items = {
         "Image": {"Name": image.get("Name")} if image.get("Name") else {},
-        "Description": next((part.text for part in image if _tag(part) == "Description"), None),
+        "Description": next((part.text for part in image if local_tag(part) == "Description"), None),
         "Pixels": {key: pixels.get(key) for key in ("TimeIncrement", "TimeIncrementUnit") if pixels.get(key)},
         "Channel": [
             {key: value for key, value in part.attrib.items() if key not in ("ID", "SamplesPerPixel")}
             for part in pixels
-            if _tag(part) == "Channel"
+            if local_tag(part) == "Channel"
         ],
     }
     return Description(
@@ -118,7 +104,7 @@ def _first_position(pixels: Any, sizes: Numbers, words: Words) -> Numbers | None
     """Where zero lies, in voxels, by the planes' positions; None if they are missing or are not those of a plain stack:
     in steps of one plane, or all at one place."""
     first: dict[int, list[float]] = {}
-    for plane in (part for part in pixels if _tag(part) == "Plane"):
+    for plane in (part for part in pixels if local_tag(part) == "Plane"):
         place = []
         for letter, size, word in zip("ZYX", sizes, words, strict=True):
             length, own = unit_length(plane.get(f"Position{letter}Unit")), unit_length(word)

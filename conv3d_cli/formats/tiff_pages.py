@@ -8,8 +8,9 @@ from page to page is `tiff_directories.py`'s. Only tiff.py uses this module.
 from __future__ import annotations
 
 import math
+import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import groupby, product
@@ -63,40 +64,82 @@ def tiff_errors(path: str, what: str = "") -> Iterator[None]:
 # Pages of a series
 
 
-def usable_pages(tiff: Any, series: Any, directories: Sequence[Directory], path: str) -> list[Any]:
-    """The series' pages, after a check that they are all there, alike, and within the file.
+def usable_pages(
+    tiff: Any, series: Any, directories: Mapping[str, Sequence[Directory]], path: str, absent: str = ""
+) -> list[Any]:
+    """The series' pages, after a check that they are all there, alike, and within their files.
 
     (A volume above 4 GB in an ImageJ file has one page, with all its voxels behind it.)
+    directories : dict      of each file, by its real path
+    absent : str            why planes may be missing, for the message
     Raises: FormatError.
     """
     keyframe = series.keyframe
     with tiff_errors(path):
-        tiff.pages.useframes = True  # the light kind, for pages that were not needed so far
-        tiff.pages.set_keyframe(keyframe.index)
+        if keyframe.parent is tiff:
+            tiff.pages.useframes = True  # the light kind, for pages that were not needed so far
+            tiff.pages.set_keyframe(keyframe.index)
         pages = list(series)
         missing = sum(page is None for page in pages)
         if missing:
-            raise FormatError(f"cannot read {path}: {missing} of its {len(pages)} planes are missing")
-        own = [page.index for page in pages if page.parent is tiff and len(page.treeindex) == 1]
-        for place, index in enumerate(own):
-            follows = series.kind != "generic" or index == own[0] + place
-            if not follows or directories[index].layout != directories[own[0]].layout:
-                odd = index if follows else own[0] + place
-                raise FormatError(
-                    f"cannot read {path}: page {odd + 1} differs from page {own[0] + 1} in size, type or compression; "
-                    "a volume's pages must be alike"
-                )
+            raise FormatError(f"cannot read {path}: {missing} of its {len(pages)} planes are missing{absent}")
+        _check_alike(pages, series, directories, path)
         if not series.is_truncated and math.prod(series.shape) != len(pages) * math.prod(keyframe.shape):
             raise FormatError(
                 f"cannot read {path}: truncated or damaged: its description speaks of shape {series.shape}, "
                 f"the file holds {len(pages)} pages of {keyframe.shape}"
             )
-        return [_usable_page(page, keyframe, path) for page in pages]
+        return [_usable_page(page, path, "" if page.parent is tiff else f" of {_file(page)}") for page in pages]
 
 
-def _usable_page(page: Any, keyframe: Any, path: str) -> Any:
-    """The page itself, or a fuller reading of it, if what it claims is possible. Raises: FormatError."""
-    name = f"page {page.index + 1}"
+def _file(page: Any) -> str:
+    return os.path.realpath(page.parent.filehandle.path)
+
+
+def _check_alike(pages: Sequence[Any], series: Any, directories: Mapping[str, Sequence[Directory]], path: str) -> None:
+    """Refuse pages that differ: within a file in whatever their directories say, between files in size and type.
+
+    Raises: FormatError.
+    """
+    layouts = {file: {d.offset: d.layout for d in found} for file, found in directories.items()}
+    groups: dict[int, list[Any]] = {}
+    for page in pages:
+        groups.setdefault(id(page.parent), []).append(page)
+    keyframe = series.keyframe
+    for group in groups.values():
+        file = _file(group[0])
+        known = layouts.get(file, {})
+        own = [page for page in group if len(page.treeindex) == 1 and page.offset in known]
+        for place, page in enumerate(own):
+            follows = series.kind != "generic" or page.index == own[0].index + place
+            if not follows or known[page.offset] != known[own[0].offset]:
+                odd = page.index if follows else own[0].index + place
+                of = "" if page.parent is series.parent else f" of {file}"
+                raise FormatError(
+                    f"cannot read {path}: page {odd + 1}{of} differs from page {own[0].index + 1} in size, type or "
+                    "compression; a volume's pages must be alike"
+                )
+        models = {id(page.keyframe): page.keyframe for page in group}.values()  # by which tifffile decodes the pages
+        alike = all((model.shape, model.dtype) == (keyframe.shape, keyframe.dtype) for model in models)
+        for model in models:
+            if own and model.parent is not own[0].parent:  # that of a file of the same name in another folder
+                alike = alike and model.parent.byteorder == own[0].parent.byteorder
+                alike = alike and layouts[_file(model)].get(model.offset) == known[own[0].offset]
+        if not alike:
+            raise FormatError(
+                f"cannot read {path}: the planes in {file} differ from those in {_file(keyframe)} in size, type or "
+                "compression; a volume's planes must be alike"
+            )
+
+
+def _usable_page(page: Any, path: str, of: str) -> Any:
+    """The page itself, or a fuller reading of it, if what it claims is possible.
+
+    of : str        its file, for messages
+    Raises: FormatError.
+    """
+    name = f"page {page.index + 1}{of}"
+    keyframe = page.keyframe
     offsets, counts = page.dataoffsets, page.databytecounts
     size = page.parent.filehandle.size
     voxels = math.prod(keyframe.shaped)
@@ -123,17 +166,34 @@ def _usable_page(page: Any, keyframe: Any, path: str) -> Any:
             f"cannot read {path}: truncated or damaged: {name} claims {voxels} voxels, its {held} bytes hold {possible} at most"
         )
     if keyframe.is_contiguous and any(offsets[i] + counts[i] != offsets[i + 1] for i in range(len(offsets) - 1)):
-        return page.aspage()  # as a frame it would be believed to be in one piece because the first page is
+        return _whole_page(page)  # as a frame it would be believed to be in one piece because the first page is
     return page
 
 
-def mapped_offset(series: Any, directories: Sequence[Directory], path: str) -> int | None:
-    """Where the series' voxels begin if they lie in the file in one piece, uncompressed; else None.
+def _whole_page(frame: Any) -> Any:
+    handle = frame.parent.filehandle
+    closed = handle.closed
+    if closed:  # another file than the one that was opened
+        handle.open()
+    try:
+        return frame.aspage()
+    finally:
+        if closed:
+            handle.close()
+
+
+def mapped_offset(
+    tiff: Any, series: Any, pages: Sequence[Any], directories: Sequence[Directory], path: str
+) -> int | None:
+    """Where the series' voxels begin if they lie in the opened file in one piece, uncompressed; else None.
+
+    directories : list      those of the file
 
     Raises: FormatError if page directories lie where voxels should be: the description promises more than there is.
     """
     with tiff_errors(path):
-        offset = None if series.is_multifile else series.dataoffset
+        # tifffile's number counts the bytes of whichever file the pages lie in
+        offset = series.dataoffset if all(page.parent is tiff for page in pages) else None
     if offset is None:
         return None
     end = offset + math.prod(series.shape) * series.dtype.itemsize

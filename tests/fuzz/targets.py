@@ -514,7 +514,10 @@ def _texts() -> dict[str, bytes]:
 
 _NIFTI = ("formats/nifti.py", "formats/nifti_header.py", "formats/nifti_grid.py")
 _PACKED = ("formats/packed.py", "formats/codecs.py")
-_TIFF = ("tiff_directories.py", *(f"formats/tiff{part}.py" for part in ("", "_metadata", "_ome", "_packed", "_pages")))
+_TIFF = (
+    "tiff_directories.py",
+    *(f"formats/tiff{part}.py" for part in ("", "_files", "_metadata", "_ome", "_packed", "_pages")),
+)
 _ZARR = tuple(f"formats/zarr{part}.py" for part in ("", "_ome", "_store"))
 _KERNEL = ("kernels/files.py",)
 _RECORD_WORDS = (
