@@ -256,5 +256,6 @@ FORMAT = VolumeFormat(
     create=create_nifti,
     output_letters=output_letters,
     files=input_files,
+    written=lambda path: tuple(dict.fromkeys(_output_names(path))),
     check_target=check_nifti_target,
 )

@@ -718,6 +718,7 @@ FORMAT = VolumeFormat(
     output_letters=zarr_ome.output_letters,
     claims_also=zarr_store.claims,
     files=lambda path: (zarr_store.outermost(path),),
+    written=lambda path: (zarr_store.outermost(path),),
     check_target=zarr_store.check_store_target,
     output_bytes=output_bytes,
     box_access=box_access,
