@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,7 +22,7 @@ from conv3d_cli.atomic import AtomicFile, suffix_of, write_errors
 from conv3d_cli.errors import FormatError, WriteError
 from conv3d_cli.formats import tiff_metadata, tiff_ome
 from conv3d_cli.formats.base import RawReader, RawWriter, VolumeFormat, real_dtype
-from conv3d_cli.formats.tiff_files import OmeImage, check_beside, find_image, input_files
+from conv3d_cli.formats.tiff_files import check_beside, input_files
 from conv3d_cli.formats.tiff_metadata import Description, TiffMetadata
 from conv3d_cli.formats.tiff_packed import (
     COMPRESSIONS,
@@ -31,15 +30,13 @@ from conv3d_cli.formats.tiff_packed import (
     need_codec,
     packing_bytes,
 )
-from conv3d_cli.formats.tiff_pages import PagedArray, mapped_offset, tiff_errors, usable_pages
-from conv3d_cli.inputs import check_input
+from conv3d_cli.formats.tiff_pages import PagedArray
 from conv3d_cli.model.volume import ArrayReader, Axes, VolumeHeader, VolumeReader, VolumeWriter
-from conv3d_cli.tiff_directories import read_directories
+from conv3d_cli.tiff_series import OpenSeries, dialect_of, mapped_offset, open_series, tiff_errors, value_scale
 
 IMAGEJ_DTYPES = ("uint8", "int16", "uint16", "float32")
 CLASSIC_LIMIT = 2**32 - 2**25  # bytes of voxels and directories in a file with 32-bit offsets
 DIRECTORY_BYTES = 400  # of one page, generously
-MOST_PLANES = 1 << 22  # that tifffile may be asked to make room for
 MINISWHITE, PALETTE = 0, 3
 IMAGEJ_BINARY = ("Info", "info", "Labels", "LUTs")  # metadata in tags of their own, not in the description
 SPARE_LETTERS = "taburefghijklmnopqvwd"
@@ -69,36 +66,26 @@ class PagedReader(ArrayReader):
 
 
 def open_tiff(path: str, *, axes: str | None = None, channels_first: bool = False) -> VolumeReader:
-    """Open the first image series of a TIFF file; of an OME-TIFF the image that the file stands for (`tiff_files.py`)."""
-    check_input(path)
-    directories = {os.path.realpath(path): read_directories(path)}
-    tiff, image = _open_file(path, axes is not None)
+    """Open the first image series of a TIFF file; of an OME-TIFF the image that the file stands for (`tiff_images.py`)."""
+    opened = open_series(path, axes is not None)
+    tiff, series = opened.tiff, opened.series
     try:
-        absent = ""
-        for name in () if image is None else image.files:
-            if not os.path.exists(name):
-                absent = absent or f": there is no file {name}"
-            elif os.path.realpath(name) not in directories:
-                check_input(name)
-                directories[os.path.realpath(name)] = read_directories(name)
-        series = _first_series(tiff, image, absent, path)
-        pages = usable_pages(tiff, series, directories, path, absent)
-        check_beside(series, pages, path)
+        check_beside(series, opened.pages, path)
         found, notes = _stored_axes(tiff, series, axes, channels_first, path)
-        described = _describe(tiff, series, image, found, path)
+        described = _describe(opened, found, path)
         header = VolumeHeader(
             found,
             real_dtype(series.dtype, path),
             described.grid,
-            described.scale if series.dtype.name in ("uint8", "uint16") else (1.0, 0.0),
+            value_scale(opened),
             "TIFF",
-            TiffMetadata(_dialect(tiff, series), found, described.units, described.interval, described.items),
+            TiffMetadata(dialect_of(tiff, series), found, described.units, described.interval, described.items),
             history=described.history,
         )
-        offset = mapped_offset(tiff, series, pages, directories[os.path.realpath(path)], path)
+        offset = mapped_offset(opened, path)
         reader: RawReader | PagedReader
         if offset is None:
-            array = PagedArray(pages, found.shape, series.dtype, path, tiff.filehandle)
+            array = PagedArray(opened.pages, found.shape, series.dtype, path, tiff.filehandle)
             reader = PagedReader(tiff, array, header, path)
         else:
             file = open(path, "rb")  # noqa: SIM115 - the reader closes it
@@ -108,65 +95,11 @@ def open_tiff(path: str, *, axes: str | None = None, channels_first: bool = Fals
                 file.close()
                 raise
             tiff.close()
-        reader.notes = (*notes, *_series_notes(tiff, series, image), *described.notes)
+        reader.notes = (*notes, *_series_notes(opened), *described.notes)
         return reader
     except BaseException:
         tiff.close()
         raise
-
-
-def _open_file(path: str, axes_given: bool) -> tuple[Any, OmeImage | None]:
-    """tifffile's view of a file, and the image of an OME-TIFF that it is told of, None where no image is described.
-
-    Raises: FormatError.
-    """
-    with tiff_errors(path):
-        import tifffile
-
-        tiff = tifffile.TiffFile(path)
-        if not tiff.is_ome:
-            return tiff, None
-        try:
-            text = str(tiff.ome_metadata)
-            image = find_image(text, path)
-            xml = text if image is None else image.xml
-            if tiff_ome.promised_planes(xml) > MOST_PLANES:
-                raise FormatError(f"cannot read {path}: damaged: its OME-XML speaks of more than {MOST_PLANES} planes")
-            if image is None and not axes_given:
-                raise FormatError(
-                    f"cannot read {path}: its OME-XML describes no planes of this file; "
-                    "open the file that holds the description, or name the axes with --axes"
-                )
-        finally:
-            tiff.close()
-        return tifffile.TiffFile(path, omexml=xml), image
-
-
-def _first_series(tiff: Any, image: OmeImage | None, absent: str, path: str) -> Any:
-    """absent : str     why planes may be missing, for the message"""
-    with tiff_errors(path):
-        described = image is not None or not tiff.is_ome
-        if not tiff.series:
-            raise FormatError(f"cannot read {path}: it holds no image")
-        series = tiff.series[0]
-        dialect = next((d for d in ("shaped", "ome", "imagej") if getattr(tiff, f"is_{d}")), None)
-        if series.kind in ("generic", "uniform") and dialect is not None and described:
-            # tifffile falls back to bare pages where a description cannot be true of the file
-            if absent:
-                raise FormatError(f"cannot read {path}: its planes are missing{absent}")
-            raise FormatError(
-                f"cannot read {path}: truncated or damaged: its description ({dialect}) does not fit its pages"
-            )
-        for other in tiff.series[1:]:
-            if series.kind == "generic" and (other.keyframe.shape, other.dtype) == (
-                series.keyframe.shape,
-                series.dtype,
-            ):
-                raise FormatError(
-                    f"cannot read {path}: its pages are stored in different ways (compression, strips); "
-                    "save them again in one way"
-                )
-        return series
 
 
 def _stored_axes(tiff: Any, series: Any, given: str | None, channels_first: bool, path: str) -> tuple[Axes, list[str]]:
@@ -221,16 +154,9 @@ def _different(letters: str) -> str:
     return named
 
 
-def _dialect(tiff: Any, series: Any) -> str:
-    # Micro-Manager files have a kind of their own, beside OME's or ImageJ's description
-    if series.kind in ("shaped", "ome", "imagej"):
-        return str(series.kind)
-    return "ome" if tiff.is_ome else "imagej" if tiff.is_imagej else "plain"
-
-
-def _describe(tiff: Any, series: Any, image: OmeImage | None, axes: Axes, path: str) -> Description:
-    page = series.keyframe
-    dialect = _dialect(tiff, series)
+def _describe(opened: OpenSeries, axes: Axes, path: str) -> Description:
+    tiff, image, page = opened.tiff, opened.image, opened.series.keyframe
+    dialect = dialect_of(tiff, opened.series)
     with tiff_errors(path):
         resolution = [page.tags.valueof(code) for code in (282, 283)]
         unit_tag = page.tags.valueof(296)
@@ -247,7 +173,8 @@ def _describe(tiff: Any, series: Any, image: OmeImage | None, axes: Axes, path: 
     return Description()
 
 
-def _series_notes(tiff: Any, series: Any, image: OmeImage | None) -> list[str]:
+def _series_notes(opened: OpenSeries) -> list[str]:
+    tiff, image, series = opened.tiff, opened.image, opened.series
     notes = []
     count = image.here if image is not None and series.kind == "ome" else len(tiff.series)
     if count > 1:

@@ -23,11 +23,12 @@ from conv3d_cli.formats.tiff_metadata import (
     physical_sizes,
     positive,
     tiff_source,
-    to_number,
     unit_length,
 )
 from conv3d_cli.model.grid import Grid
 from conv3d_cli.model.volume import Axes, VolumeHeader
+from conv3d_cli.tiff_images import local_tag
+from conv3d_cli.tiff_series import to_number
 
 OME_WORDS = {"um": "µm"}
 OME_SCHEMA = "http://www.openmicroscopy.org/Schemas/OME/2016-06"
@@ -55,28 +56,6 @@ def ome_history(text: str) -> tuple[str, ...]:
         for value in note
         if local_tag(value) == "Value" and value.text
     )
-
-
-def local_tag(element: Any) -> str:
-    """The name of an element without its namespace."""
-    return str(element.tag).rpartition("}")[2]
-
-
-def promised_planes(text: str) -> float:
-    """Planes that an OME description speaks of: tifffile makes room for them before it looks for them."""
-    from xml.etree import ElementTree
-
-    most = 0.0
-    for element in ElementTree.fromstring(text).iter():
-        tag = local_tag(element)
-        if tag == "Pixels":
-            most = max(most, math.prod(int(element.get(f"Size{a}", 1)) for a in "ZCT"))
-        elif tag == "TiffData":
-            most = max(most, *(int(element.get(key, 0)) for key in ("PlaneCount", "NumPlanes")))
-        elif tag.startswith("ModuloAlong") and "Start" in element.attrib:
-            steps = (float(element.get("End", 0)) - float(element.get("Start", 0))) / float(element.get("Step", 1))
-            most = max(most, abs(steps))
-    return most
 
 
 def read_ome(image: Any, pixels: Any, axes: Axes) -> Description:
