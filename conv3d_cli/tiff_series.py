@@ -78,10 +78,11 @@ def tiff_errors(path: str, what: str = "") -> Iterator[None]:
 # Finding the series
 
 
-def open_series(path: str, axes_given: bool = False) -> OpenSeries:
+def open_series(path: str, axes_given: bool = False, one_file: bool = False) -> OpenSeries:
     """Open a TIFF file and find the first image series in it; of an OME-TIFF the image that the file stands for.
 
     axes_given : bool       a file may be read by its pages where its OME-XML describes none of them
+    one_file : bool         planes in other files are refused, not followed
     Raises: FormatError.
     """
     check_input(path)
@@ -89,6 +90,8 @@ def open_series(path: str, axes_given: bool = False) -> OpenSeries:
     directories = {own: read_directories(path)}
     tiff, image = _open_file(path, axes_given)
     try:
+        if one_file and image is not None and any(name != path for name in image.files):
+            raise FormatError(f"cannot read {path}: its planes lie in other files; save them as one file")
         absent = ""
         for name in () if image is None else image.files:
             if not os.path.exists(name):
@@ -98,6 +101,8 @@ def open_series(path: str, axes_given: bool = False) -> OpenSeries:
                 directories[os.path.realpath(name)] = read_directories(name)
         series = _first_series(tiff, image, absent, path)
         pages = _usable_pages(tiff, series, directories, path, absent)
+        if one_file and any(page.parent is not tiff for page in pages):  # by a list of Micro-Manager's
+            raise FormatError(f"cannot read {path}: its planes lie in other files; save them as one file")
     except BaseException:
         tiff.close()
         raise

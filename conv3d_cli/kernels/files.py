@@ -525,7 +525,7 @@ def _read_nifti(path: str, build: BuildKernel) -> Kernel:
         count = math.prod(shape)
         _require_weights(count, shape, path)
         offset = float(header["vox_offset"])
-        if not (math.isfinite(offset) and length <= offset <= size + (1 << 30)):
+        if not (header.single_vox_offset <= offset <= size + (1 << 30) and offset == int(offset)):
             raise FormatError(f"cannot read {path}: its header puts the voxels at byte {offset:g}")
         needed = int(offset) + count * dtype.itemsize
         if not zipped:
@@ -569,7 +569,7 @@ def _encode_nifti_gz(kernel: Kernel) -> bytes:
 
 def _read_tiff(path: str, build: BuildKernel) -> Kernel:
     """A TIFF stack as a kernel: pages, rows, columns -> D, H, W. Its values are those of a volume in the same file."""
-    found = open_series(path)
+    found = open_series(path, one_file=True)
     with found.tiff:
         series = found.series
         axes, shape, dtype = series.axes, tuple(int(n) for n in series.shape), series.dtype
@@ -581,8 +581,6 @@ def _read_tiff(path: str, build: BuildKernel) -> Kernel:
             raise ShapeError(
                 f"kernel {path} must be a stack zyx of one channel, received axes {axes.lower()} with shape {shape}"
             )
-        if any(page.parent is not found.tiff for page in found.pages):
-            raise FormatError(f"cannot read {path}: its planes lie in other files; save the kernel as one file")
         offset = mapped_offset(found, path)
         if offset is None:
             values = np.stack([page.asarray(maxworkers=1) for page in found.pages])
