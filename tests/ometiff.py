@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -86,4 +88,68 @@ def write_split(folder: Path, names: Sequence[str] = ("a.ome.tif", "b.ome.tif"),
     images = image_xml(0, data.shape, [(names[z // 2], z % 2) for z in range(4)], uuids)
     for k, name in enumerate(names):
         write_file(folder / name, data[2 * k : 2 * k + 2], images, uuids[name], **options)
+    return data
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Micro-Manager's files, which list their planes beside TIFF's directories
+
+_DIRECTORY = 162  # bytes of one with its 13 tags; voxels follow
+
+
+def _write_pages(
+    path: Path, data: Array, header: bytes, index: bytes = b"", indices: Sequence[Sequence[int]] = ()
+) -> list[int]:
+    """Pages (n, h, w) of uint16 behind a header that stands at byte 8; returns where their voxels begin."""
+    _, height, width = data.shape
+    size, position, body, places = 2 * height * width, 8 + len(header), b"", []
+    for number, page in enumerate(data):
+        end = position + _DIRECTORY + size
+        following = 0 if number == len(data) - 1 else end + 8
+        tags = [
+            (256, 4, 1, width),
+            (257, 4, 1, height),
+            (258, 3, 1, 16),
+            (259, 3, 1, 1),
+            (262, 3, 1, 1),
+            (270, 2, 4, 0),
+        ]
+        tags += [(273, 4, 1, position + _DIRECTORY), (277, 3, 1, 1), (278, 4, 1, height), (279, 4, 1, size)]
+        tags += [(282, 4, 1, 1), (283, 4, 1, 1), (51123, 2, 8, end)]
+        directory = struct.pack("<H", 13) + b"".join(struct.pack("<HHII", *tag) for tag in tags)
+        body += (directory + struct.pack("<I", following)).ljust(_DIRECTORY, b"\0") + page.astype("<u2").tobytes()
+        body += b"{}\0\0\0\0\0\0"
+        places.append(position)
+        position = end + 8
+    if indices:
+        header = header.replace(index, struct.pack("<I", position))
+        body += struct.pack("<II", 3453623, len(indices))
+        body += b"".join(struct.pack("<5I", *where, place) for where, place in zip(indices, places, strict=True))
+    path.write_bytes(struct.pack("<2sHI", b"II", 42, 8 + len(header)) + header + body)
+    return [place + _DIRECTORY for place in places]
+
+
+def write_mmstack(folder: Path) -> Array:
+    """s_MMStack_0.tif and s_MMStack_1.tif: two positions of three slices, of axes r z y x."""
+    data = planes(5, (2, 3, 6, 8))
+    summary = {"MicroManagerVersion": "1.4", "Frames": 1, "Slices": 3, "Channels": 1, "Positions": 2, "Prefix": "s"}
+    text = json.dumps(summary).encode()
+    for position in range(2):
+        header = struct.pack("<I4s6I", 54773648, b"here", 483765892, 0, 99384722, 0, 2355492, len(text)) + text
+        where = [(0, z, 0, position) for z in range(3)]
+        _write_pages(folder / f"s_MMStack_{position}.tif", data[position], header, b"here", where)
+    return data
+
+
+def write_ndtiff(folder: Path, names: Sequence[str]) -> Array:
+    """A file for each slice, and the index that names them in the first file's folder."""
+    data = planes(6, (len(names), 6, 8))
+    index = b""
+    for z, (name, page) in enumerate(zip(names, data, strict=True)):
+        header = struct.pack("<5I", 483729, 3, 0, 2355492, 2) + b"{}"
+        (place,) = _write_pages(folder / name, page[None], header)
+        axes = json.dumps({"z": z}).encode()
+        index += struct.pack("<I", len(axes)) + axes + struct.pack("<I", len(name)) + name.encode()
+        index += struct.pack("<IiiiiIii", place, 8, 6, 1, 0, 0, 0, 0)
+    ((folder / names[0]).parent / "NDTiff.index").write_bytes(index)
     return data

@@ -71,9 +71,10 @@ class PagedArray:
         return {"compression": name}
 
     def close(self) -> None:
-        """End the threads; the files are the caller's."""
+        """End the threads and close the other files; the one that was opened is the caller's."""
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._kept = {}
+        self._close_others()
 
     def __getitem__(self, index: tuple[int | slice, ...]) -> Array:
         inner = index[self._split :]
@@ -137,7 +138,10 @@ class PagedArray:
     def _open(self, handle: Any) -> None:
         """Open the file of a page, and no more than one beside the first."""
         if handle.closed:
-            for other in {id(page.parent): page.parent.filehandle for page in self.pages}.values():
-                if other is not self._first:
-                    other.close()
+            self._close_others()
             handle.open()
+
+    def _close_others(self) -> None:
+        for other in {id(page.parent): page.parent.filehandle for page in self.pages}.values():
+            if other is not self._first:
+                other.close()

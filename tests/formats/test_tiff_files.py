@@ -10,7 +10,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
-from ometiff import SCHEMA, STORED, Place, image_xml, planes, write_file, write_positions, write_split
+from ometiff import (
+    SCHEMA,
+    STORED,
+    Place,
+    image_xml,
+    planes,
+    write_file,
+    write_mmstack,
+    write_ndtiff,
+    write_positions,
+    write_split,
+)
 
 from conv3d_cli.errors import FormatError, OutputExistsError
 from conv3d_cli.formats import open_volume, read_volume, replaced_part, volume_files, written_files
@@ -251,6 +262,34 @@ def test_links_to_a_set(tmp_path: Path) -> None:
     (tmp_path / "both" / "b.ome.tif").symlink_to(tmp_path / "apart" / "b")
     (tmp_path / "store" / "b.ome.tif").unlink()
     check_position(tmp_path / "both" / "a.ome.tif", 0, data)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Micro-Manager's lists of planes
+
+
+def test_a_stack_of_micro_manager_in_two_files(tmp_path: Path) -> None:
+    data = write_mmstack(tmp_path)
+    names = [str(tmp_path / f"s_MMStack_{k}.tif") for k in range(2)]
+    for name, other in (names, names[::-1]):
+        volume = read_volume(name)
+        assert volume.axes == "rzyx"
+        np.testing.assert_array_equal(volume.data, data)
+        assert volume_files(name) == (name, other)
+
+
+def test_a_folder_of_micro_manager(tmp_path: Path) -> None:
+    data = write_ndtiff(tmp_path, ("a.tif", "b.tif", "c.tif"))
+    for name in ("a.tif", "b.tif", "c.tif"):
+        np.testing.assert_array_equal(read_volume(str(tmp_path / name)).data, data)
+        assert volume_files(str(tmp_path / name))[0] == str(tmp_path / name)
+        assert {os.path.basename(file) for file in volume_files(str(tmp_path / name))} == {
+            "a.tif", "b.tif", "c.tif", "NDTiff.index"
+        }  # fmt: skip
+    (tmp_path / "in").mkdir()
+    write_ndtiff(tmp_path / "in", ("a.tif", "../b.tif"))
+    with pytest.raises(FormatError, match=r"its list of planes names .*b\.tif, which lies outside the file's folder"):
+        open_volume(str(tmp_path / "in" / "a.tif"))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
