@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from conv3d_cli.errors import Conv3DError, FormatError
+from conv3d_cli.inputs import check_input
 from conv3d_cli.tiff_images import find_image
-from conv3d_cli.tiff_series import tiff_errors
+from conv3d_cli.tiff_series import open_series, tiff_errors
 
 NDTIFF_INDEX = "NDTiff.index"  # Micro-Manager's list of the planes in all files of a folder
 
@@ -17,16 +18,19 @@ def input_files(path: str) -> tuple[str, ...]:
     """The files that a volume is read from, the named one first; that one alone if it cannot be read, which opening it says."""
     others: tuple[str, ...] = ()
     try:
+        check_input(path)  # to open a pipe would wait for a writer
         with tiff_errors(path):
             import tifffile
 
             with tifffile.TiffFile(path) as tiff:
-                if tiff.is_ome and not tiff.is_micromanager:
+                listed = tiff.is_micromanager  # which knows its planes by lists of its own
+                if tiff.is_ome and not listed:
                     image = find_image(str(tiff.ome_metadata), path)
                     others = () if image is None else image.files
-                elif tiff.is_micromanager:  # which knows its planes by lists of its own
-                    series = tiff.series[0]
-                    others = series_files(series, [page for page in series if page is not None], path)
+        if listed:
+            found = open_series(path, axes_given=True)
+            with found.tiff:
+                others = series_files(found.series, found.pages, path)
     except Conv3DError:
         pass
     return tuple(dict.fromkeys((path, *others)))

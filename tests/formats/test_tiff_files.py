@@ -308,6 +308,9 @@ def test_the_files_of_a_volume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert volume_files("none.ome.tif") == ("none.ome.tif",)
     Path("bad.ome.tif").write_bytes(b"II*\0rubbish")
     assert volume_files("bad.ome.tif") == ("bad.ome.tif",)
+    if hasattr(os, "mkfifo"):
+        os.mkfifo("pipe.tif")
+        assert volume_files("pipe.tif") == ("pipe.tif",)  # and no writer is waited for
 
 
 def test_no_output_replaces_a_part_of_its_input(tmp_path: Path) -> None:
