@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from conv3d_cli.atomic import suffix_of
@@ -34,16 +34,31 @@ def output_name(name: str, out_dir: str | None = None, suffix: str = "", prefix:
 
 
 def check_outputs(
-    inputs: Sequence[str], outputs: Sequence[str], overwrite: bool = False, labels: Sequence[str] | None = None
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    overwrite: bool = False,
+    labels: Sequence[str] | None = None,
+    files: Callable[[str], Sequence[str]] = lambda name: (name,),
 ) -> None:
     """Refuse clashes before any work.
 
     labels : texts or None      what messages call the inputs; None: by their names
+    files : callable            the files that an input is read from; asked only where outputs replace files beside it
     Raises: SpecError if two inputs would write the same file; OutputExistsError if an output is an input (under
     `overwrite` only if it is another one's).
     """
     labels = inputs if labels is None else labels
     sources = {identity(whole_store(name)): label for name, label in zip(inputs, labels, strict=True)}
+    replaced = {
+        os.path.dirname(identity(target)) for target in outputs if "://" not in target and os.path.exists(target)
+    }
+    for name, label in zip(inputs, labels, strict=True):
+        folder = os.path.dirname(identity(name))
+        if "://" not in name and any(
+            os.path.join(other, "").startswith(os.path.join(folder, "")) for other in replaced
+        ):
+            for file in files(name):
+                sources.setdefault(identity(file), label)
     writers: dict[str, str] = {}
     for name, target, label in zip(inputs, outputs, labels, strict=True):
         real = identity(target)

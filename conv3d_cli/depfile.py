@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from conv3d_cli.atomic import check_target, text_output, write_errors
 from conv3d_cli.errors import OutputExistsError, SpecError
+from conv3d_cli.formats import readable_files
 from conv3d_cli.job import Job
 from conv3d_cli.job_files import input_files, settings_files
 
@@ -85,10 +86,11 @@ def check_depfile(path: str, jobs: Sequence[Job]) -> None:
             if "://" in name or (name == "-" and role == "output"):
                 what = "a URL" if "://" in name else "a pipe"
                 raise SpecError(f"--depfile tells make about files, and the {role} {name} is {what}: leave it out")
-        for name in (job.source, job.target, *(() if job.coverage is None else (job.coverage,))):
-            if any(character in name for character in "\t\r\n\\") or ("%" in name and name != job.source):
+        read = readable_files(job.source)
+        for name in (*read, job.target, *(() if job.coverage is None else (job.coverage,))):
+            if any(character in name for character in "\t\r\n\\") or ("%" in name and name not in read):
                 raise SpecError(f"--depfile: make has no way to write the name {name!r}; rename it")
-    used = {os.path.realpath(name) for job in jobs for name in (job.source, job.target)}
+    used = {os.path.realpath(name) for job in jobs for name in (job.source, *readable_files(job.source), job.target)}
     if os.path.realpath(path) in used:
         raise OutputExistsError(f"cannot write {path}: it is an input or an output; name another file")
     check_target(path, overwrite=True, send=True)

@@ -31,6 +31,7 @@ from conv3d_cli.formats import (
     output_access,
     output_bytes,
     output_format,
+    replaced_part,
 )
 from conv3d_cli.formats.base import ScaledWriter, SpooledWriter, random_access, spool_reader
 from conv3d_cli.kernels import read_kernel
@@ -694,6 +695,11 @@ def check_paths(job: Job, make_folder: bool = False) -> None:
         raise OutputExistsError(
             f"cannot write {job.target}: it is the input; name another file, or pass --overwrite to replace it at the end"
         )
+    if part := replaced_part(job.source, job.target):
+        raise OutputExistsError(
+            f"cannot write {job.target}: {part} is one of the files that the input {job.source} is read from; "
+            "name another file"
+        )
     check_output(
         job.target,
         overwrite=job.overwrite,
@@ -703,7 +709,10 @@ def check_paths(job: Job, make_folder: bool = False) -> None:
         compression=job.compression,
     )
     if job.coverage is not None:
-        if os.path.realpath(job.coverage) in (os.path.realpath(job.target), os.path.realpath(job.source)):
+        if os.path.realpath(job.coverage) in (
+            os.path.realpath(job.target),
+            os.path.realpath(job.source),
+        ) or replaced_part(job.source, job.coverage):
             raise OutputExistsError(f"cannot write {job.coverage}: it is the input or the output; name another file")
         check_output(job.coverage, overwrite=job.overwrite, make_folder=make_folder)
 

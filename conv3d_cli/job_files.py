@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from conv3d_cli.formats import volume_files
+from conv3d_cli.formats import volume_files, written_files
 from conv3d_cli.job import Job, Stage
 from conv3d_cli.kernels import is_builtin
 
@@ -32,9 +32,9 @@ def settings_files(job: Job) -> tuple[str, ...]:
 
 
 def output_files(job: Job) -> tuple[str, ...]:
-    """The files that a job has written; a Zarr store is a folder here. Raises: FormatError if one of a pair is missing."""
-    coverage = () if job.coverage is None else volume_files(job.coverage)
-    return (*volume_files(job.target), *coverage)
+    """The files that a job writes; a Zarr store is a folder here."""
+    coverage = () if job.coverage is None else written_files(job.coverage)
+    return (*written_files(job.target), *coverage)
 
 
 def kernel_file(stage: Stage) -> str | None:

@@ -106,10 +106,7 @@ class Ledger:
         standing = Standing(job, False, settings=settings)
         inputs = input_files(job)
         standing.stamps = {path: stamp_of(path) for paths in inputs.values() for path in paths}
-        try:
-            outputs = self._outputs(job)
-        except FormatError:  # half a pair
-            outputs = ()
+        outputs = self._outputs(job)
         if not any(os.path.lexists(path) for path in (job.target, *outputs)):
             return standing
         known = self._book(job).find(_name(job))

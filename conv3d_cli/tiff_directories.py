@@ -1,7 +1,7 @@
 """Where the pages of a TIFF file stand: its directories, by following their chain through the file.
 
 Nothing is believed which the file cannot keep: a chain may end in the void, and one that runs in a circle would keep tifffile
-busy for ever. Volumes and kernels are both looked at here before tifffile opens them.
+busy for ever. Files are looked at here before tifffile opens them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""From the arguments of `conv3d apply` to jobs: files, folders or a manifest, and where each output goes. Nothing is opened."""
+"""From the arguments of `conv3d apply` to jobs: files, folders or a manifest, and where each output goes. No volume is opened."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def _from_arguments(ctx: click.Context, inputs: Sequence[str]) -> Planned:
         if old:
             notes.append(f"left out {len(old)} volume{'s' if len(old) > 1 else ''} that this command writes")
             sources, targets = ([x for i, x in enumerate(names) if i not in old] for names in (sources, targets))
-        check_outputs(sources, targets, bool(settings.get("overwrite")))
+        check_outputs(sources, targets, bool(settings.get("overwrite")), files=_read_from)
     if params["coverage_out"] and len(sources) > 1:
         raise SpecError(f"--coverage-out names one file, received {len(sources)} inputs; run them apart")
     jobs = [make_job(source, target, settings) for source, target in zip(sources, targets, strict=True)]
@@ -190,8 +190,15 @@ def _from_manifest(ctx: click.Context, inputs: Sequence[str]) -> Planned:
                 known[key] = {**settings, "files": (*settings.get("files", ()), path)}
             jobs.append(make_job(source, target, known[key]))
     with _told_where(f"manifest {path}"):
-        check_outputs(sources, targets, any(job.overwrite for job in jobs), labels)
+        check_outputs(sources, targets, any(job.overwrite for job in jobs), labels, _read_from)
     return Planned(jobs, given, left.notes(), dataset)
+
+
+def _read_from(source: str) -> tuple[str, ...]:
+    """The files that an input is read from."""
+    from conv3d_cli.formats import readable_files
+
+    return readable_files(source)
 
 
 def _target(row: Row, source: str, params: dict[str, Any], folder: Path, where: str) -> str:

@@ -152,7 +152,7 @@ def lies_within(source: str, target: str) -> bool:
 
 
 def volume_files(path: str) -> tuple[str, ...]:
-    """The files that a volume consists of: one, both of a pair, or the folder of a whole Zarr store.
+    """The files that a volume is read from: one, both of a pair, all of an OME-TIFF, or the folder of a whole Zarr store.
 
     Raises: FormatError if one of a pair is missing.
     >>> volume_files("a.nii.gz"), volume_files("a.zarr/1")
@@ -174,6 +174,36 @@ def content_of(path: str) -> str:
         return found.content(path)
     except (Conv3DError, OSError):
         return ""
+
+
+def written_files(path: str) -> tuple[str, ...]:
+    """The files that an output of this name consists of, whether it is there or not, or the folder of a Zarr store.
+
+    >>> written_files("a.ome.tif"), written_files("a.img")
+    (('a.ome.tif',), ('a.hdr', 'a.img'))
+    """
+    found = find_format(path)
+    return (path,) if found is None or path == "-" else found.written(path)
+
+
+def readable_files(path: str) -> tuple[str, ...]:
+    """As `volume_files`, and the name alone where half a pair is missing, which opening it says."""
+    try:
+        return volume_files(path)
+    except FormatError:
+        return (path,)
+
+
+def replaced_part(source: str, target: str) -> str:
+    """The file of a volume that an output would replace while others of its files stay; "" if there is none.
+
+    (A volume that is replaced as a whole is its user's to replace.)
+    """
+    if source == "-" or "://" in source or "://" in target:
+        return ""
+    read = {os.path.realpath(name): name for name in readable_files(source)}
+    written = {os.path.realpath(name) for name in written_files(target)}
+    return "" if set(read) <= written else next((name for real, name in read.items() if real in written), "")
 
 
 def output_exists(path: str) -> bool:

@@ -56,7 +56,8 @@ class VolumeFormat:
                             has these axes, with a channel axis added where `channels` needs one
     claims_also : callable  (path) -> bool: names that are this format's whatever their suffix
     content : callable      (path) -> "labels" or "cifti" where a file's header says that it is no image, else ""
-    files : callable        (path) -> names: the files that a volume consists of, or the folder
+    files : callable        (path) -> names: the files that a volume is read from, the named one first; or the folder
+    written : callable      (path) -> names: the files that an output of this name consists of, or the folder
     check_target : callable (path, overwrite, make_folder): raises if the output cannot be written there
     output_bytes : callable (header, channels, *, chunks, levels) -> int: memory that writing takes beside the blocks of
                             `channels` that are handed in
@@ -75,6 +76,7 @@ class VolumeFormat:
     claims_also: Callable[[str], bool] = lambda path: False
     content: Callable[[str], str] = lambda path: ""
     files: Callable[[str], tuple[str, ...]] = lambda path: (path,)
+    written: Callable[[str], tuple[str, ...]] = lambda path: (path,)
     check_target: Callable[..., None] = check_target
     output_bytes: Callable[..., int] = lambda header, channels, **options: 0
     box_access: Callable[..., BoxAccess | None] = lambda header, **options: BoxAccess((1, 1, 1), 0)

@@ -286,5 +286,6 @@ FORMAT = VolumeFormat(
     output_letters=output_letters,
     content=nifti_content,
     files=input_files,
+    written=lambda path: tuple(dict.fromkeys(_output_names(path))),
     check_target=check_nifti_target,
 )

@@ -22,6 +22,7 @@ from conv3d_cli.atomic import AtomicFile, suffix_of, write_errors
 from conv3d_cli.errors import FormatError, WriteError
 from conv3d_cli.formats import tiff_metadata, tiff_ome
 from conv3d_cli.formats.base import RawReader, RawWriter, VolumeFormat, real_dtype
+from conv3d_cli.formats.tiff_files import check_beside, input_files
 from conv3d_cli.formats.tiff_metadata import Description, TiffMetadata
 from conv3d_cli.formats.tiff_packed import (
     COMPRESSIONS,
@@ -29,15 +30,13 @@ from conv3d_cli.formats.tiff_packed import (
     need_codec,
     packing_bytes,
 )
-from conv3d_cli.formats.tiff_pages import PagedArray, mapped_offset, tiff_errors, usable_pages
-from conv3d_cli.inputs import check_input
+from conv3d_cli.formats.tiff_pages import PagedArray
 from conv3d_cli.model.volume import ArrayReader, Axes, VolumeHeader, VolumeReader, VolumeWriter
-from conv3d_cli.tiff_directories import read_directories
+from conv3d_cli.tiff_series import OpenSeries, dialect_of, mapped_offset, open_series, tiff_errors, value_scale
 
 IMAGEJ_DTYPES = ("uint8", "int16", "uint16", "float32")
 CLASSIC_LIMIT = 2**32 - 2**25  # bytes of voxels and directories in a file with 32-bit offsets
 DIRECTORY_BYTES = 400  # of one page, generously
-MOST_PLANES = 1 << 22  # that tifffile may be asked to make room for
 MINISWHITE, PALETTE = 0, 3
 IMAGEJ_BINARY = ("Info", "info", "Labels", "LUTs")  # metadata in tags of their own, not in the description
 SPARE_LETTERS = "taburefghijklmnopqvwd"
@@ -67,31 +66,26 @@ class PagedReader(ArrayReader):
 
 
 def open_tiff(path: str, *, axes: str | None = None, channels_first: bool = False) -> VolumeReader:
-    """Open the first image series of a TIFF file."""
-    check_input(path)
-    directories = read_directories(path)
-    with tiff_errors(path):
-        import tifffile
-
-        tiff = tifffile.TiffFile(path)
+    """Open the first image series of a TIFF file; of an OME-TIFF the image that the file stands for (`tiff_images.py`)."""
+    opened = open_series(path, axes is not None)
+    tiff, series = opened.tiff, opened.series
     try:
-        series = _first_series(tiff, axes is not None, path)
-        pages = usable_pages(tiff, series, directories, path)
-        found, notes = _stored_axes(series, axes, channels_first, path)
-        described = _describe(tiff, series, found, path)
+        check_beside(series, opened.pages, path)
+        found, notes = _stored_axes(tiff, series, axes, channels_first, path)
+        described = _describe(opened, found, path)
         header = VolumeHeader(
             found,
             real_dtype(series.dtype, path),
             described.grid,
-            described.scale if series.dtype.name in ("uint8", "uint16") else (1.0, 0.0),
+            value_scale(opened),
             "TIFF",
-            TiffMetadata(_dialect(tiff, series), found, described.units, described.interval, described.items),
+            TiffMetadata(dialect_of(tiff, series), found, described.units, described.interval, described.items),
             history=described.history,
         )
-        offset = mapped_offset(series, directories, path)
+        offset = mapped_offset(opened, path)
         reader: RawReader | PagedReader
         if offset is None:
-            array = PagedArray(pages, found.shape, series.dtype, path, tiff.filehandle)
+            array = PagedArray(opened.pages, found.shape, series.dtype, path, tiff.filehandle)
             reader = PagedReader(tiff, array, header, path)
         else:
             file = open(path, "rb")  # noqa: SIM115 - the reader closes it
@@ -101,54 +95,21 @@ def open_tiff(path: str, *, axes: str | None = None, channels_first: bool = Fals
                 file.close()
                 raise
             tiff.close()
-        reader.notes = (*notes, *_series_notes(tiff, series), *described.notes)
+        reader.notes = (*notes, *_series_notes(opened), *described.notes)
         return reader
     except BaseException:
         tiff.close()
         raise
 
 
-def _first_series(tiff: Any, axes_given: bool, path: str) -> Any:
-    with tiff_errors(path):
-        described = True
-        if tiff.is_ome:
-            if tiff_ome.promised_planes(tiff.ome_metadata) > MOST_PLANES:
-                raise FormatError(f"cannot read {path}: damaged: its OME-XML speaks of more than {MOST_PLANES} planes")
-            described = tiff_ome.parse_ome(tiff.ome_metadata) is not None
-            if not described and not axes_given:
-                raise FormatError(
-                    f"cannot read {path}: its OME-XML describes no planes of this file; "
-                    "open the file that holds the description, or name the axes with --axes"
-                )
-        if not tiff.series:
-            raise FormatError(f"cannot read {path}: it holds no image")
-        series = tiff.series[0]
-        dialect = next((d for d in ("shaped", "ome", "imagej") if getattr(tiff, f"is_{d}")), None)
-        if series.kind in ("generic", "uniform") and dialect is not None and described:
-            # tifffile falls back to bare pages where a description cannot be true of the file
-            raise FormatError(
-                f"cannot read {path}: truncated or damaged: its description ({dialect}) does not fit its pages"
-            )
-        for other in tiff.series[1:]:
-            if series.kind == "generic" and (other.keyframe.shape, other.dtype) == (
-                series.keyframe.shape,
-                series.dtype,
-            ):
-                raise FormatError(
-                    f"cannot read {path}: its pages are stored in different ways (compression, strips); "
-                    "save them again in one way"
-                )
-        return series
-
-
-def _stored_axes(series: Any, given: str | None, channels_first: bool, path: str) -> tuple[Axes, list[str]]:
+def _stored_axes(tiff: Any, series: Any, given: str | None, channels_first: bool, path: str) -> tuple[Axes, list[str]]:
     """Axes of the series, and notes about what had to be guessed.
 
     Raises: FormatError; SpecError for axes given that are none.
     """
     letters, shape = series.axes.lower(), tuple(int(n) for n in series.shape)
     if given is not None:
-        full = tuple(int(n) for n in series.get_shape(False))
+        full = _full_shape(tiff, series)
         shape = full if len(given) == len(full) else shape
         if len(given) != len(shape):
             raise FormatError(
@@ -172,6 +133,13 @@ def _stored_axes(series: Any, given: str | None, channels_first: bool, path: str
     return Axes(named, shape), notes
 
 
+def _full_shape(tiff: Any, series: Any) -> tuple[int, ...]:
+    """The shape of the first series with its axes of size 1, which tifffile leaves out."""
+    # tifffile has either the one or, from 2026.5.2 on, the other
+    whole = series.get_shape(False) if hasattr(series, "get_shape") else tiff.series(squeeze=False)[0].shape
+    return tuple(int(n) for n in whole)
+
+
 def _different(letters: str) -> str:
     """Axis letters with those that are unnamed, none, or repeated replaced by spare ones.
 
@@ -186,22 +154,14 @@ def _different(letters: str) -> str:
     return named
 
 
-def _dialect(tiff: Any, series: Any) -> str:
-    # Micro-Manager files have a kind of their own, beside OME's or ImageJ's description
-    if series.kind in ("shaped", "ome", "imagej"):
-        return str(series.kind)
-    return "ome" if tiff.is_ome else "imagej" if tiff.is_imagej else "plain"
-
-
-def _describe(tiff: Any, series: Any, axes: Axes, path: str) -> Description:
-    page = series.keyframe
-    dialect = _dialect(tiff, series)
+def _describe(opened: OpenSeries, axes: Axes, path: str) -> Description:
+    tiff, image, page = opened.tiff, opened.image, opened.series.keyframe
+    dialect = dialect_of(tiff, opened.series)
     with tiff_errors(path):
         resolution = [page.tags.valueof(code) for code in (282, 283)]
         unit_tag = page.tags.valueof(296)
         if dialect == "ome":
-            image = tiff_ome.parse_ome(tiff.ome_metadata)
-            found = Description() if image is None else tiff_ome.read_ome(*image, axes)
+            found = Description() if image is None else tiff_ome.read_ome(image.image, image.pixels, axes)
             return replace(found, history=tiff_ome.ome_history(tiff.ome_metadata))
         if dialect == "imagej":
             metadata = dict(tiff.imagej_metadata or {})
@@ -213,10 +173,16 @@ def _describe(tiff: Any, series: Any, axes: Axes, path: str) -> Description:
     return Description()
 
 
-def _series_notes(tiff: Any, series: Any) -> list[str]:
+def _series_notes(opened: OpenSeries) -> list[str]:
+    tiff, image, series = opened.tiff, opened.image, opened.series
     notes = []
-    if len(tiff.series) > 1:
-        notes.append(f"the file holds {len(tiff.series)} image series: the first is used, shape {series.shape}")
+    count = image.here if image is not None and series.kind == "ome" else len(tiff.series)
+    if count > 1:
+        notes.append(f"the file holds {count} image series: the first is used, shape {series.shape}")
+    elif count == 0 and image is not None and image.described > 1:
+        notes.append(
+            f"the file describes {image.described} images in other files: the first is used, shape {series.shape}"
+        )
     if series.is_pyramidal:
         notes.append(f"the file holds {len(series.levels)} levels of resolution: the full one is used")
     if series.keyframe.photometric == PALETTE and not tiff.is_imagej:
@@ -446,6 +412,7 @@ FORMAT = VolumeFormat(
     open=open_tiff,
     create=create_tiff,
     output_letters=output_letters,
+    files=input_files,
     output_bytes=output_bytes,
     compressions=tuple(COMPRESSIONS),
 )

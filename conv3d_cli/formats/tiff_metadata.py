@@ -17,6 +17,7 @@ import numpy as np
 
 from conv3d_cli.model.grid import UNITS, Grid, affine_from_spacing, unit_name
 from conv3d_cli.model.volume import Axes, VolumeHeader, is_history
+from conv3d_cli.tiff_series import to_number
 
 Numbers = tuple[float, float, float]  # D, H, W
 Words = tuple[str | None, str | None, str | None]
@@ -59,11 +60,10 @@ class TiffMetadata:
 
 @dataclass(frozen=True)
 class Description:
-    """What a file's text says: a grid, the words of its units, the scale of its values, things to keep, remarks."""
+    """What a file's text says: a grid, the words of its units, things to keep, remarks."""
 
     grid: Grid = field(default_factory=Grid)
     units: Words = (None, None, None)
-    scale: tuple[float, float] = (1.0, 0.0)
     interval: float | None = None
     items: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
@@ -181,15 +181,6 @@ def positive(value: Any) -> float | None:
     return number if 0 < number < math.inf else None
 
 
-def to_number(value: Any) -> float:
-    """A metadata value as a finite number, 0 if it is none."""
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        return 0.0
-    return number if math.isfinite(number) else 0.0
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # ImageJ
 
@@ -225,7 +216,6 @@ def read_imagej(
     return Description(
         make_grid((1.0 if d is None else d, h, w), words, zero),
         words,
-        _imagej_scale(metadata),
         interval * second if interval and second else None,
         dict(metadata),
         tuple(notes),
@@ -244,17 +234,6 @@ def _pixel_size(resolution: Any) -> float:
     except (TypeError, ValueError, IndexError, ZeroDivisionError):
         return 1.0
     return size if 0 < size < math.inf else 1.0
-
-
-def _imagej_scale(metadata: Mapping[str, Any]) -> tuple[float, float]:
-    """Slope and intercept of ImageJ's straight-line calibration of values (function 0, used only with a value unit).
-
-    It is how ImageJ stores signed 16-bit voxels: unsigned, with c0=-32768.
-    """
-    if metadata.get("cf") != 0 or "vunit" not in metadata:
-        return 1.0, 0.0
-    slope, intercept = to_number(metadata.get("c1")), to_number(metadata.get("c0"))
-    return (slope, intercept) if slope else (1.0, 0.0)
 
 
 def imagej_items(header: VolumeHeader, axes: Axes) -> tuple[dict[str, Any], tuple[Any, Any] | None, str]:

@@ -23,11 +23,12 @@ from conv3d_cli.formats.tiff_metadata import (
     physical_sizes,
     positive,
     tiff_source,
-    to_number,
     unit_length,
 )
 from conv3d_cli.model.grid import Grid
 from conv3d_cli.model.volume import Axes, VolumeHeader
+from conv3d_cli.tiff_images import local_tag
+from conv3d_cli.tiff_series import to_number
 
 OME_WORDS = {"um": "µm"}
 OME_SCHEMA = "http://www.openmicroscopy.org/Schemas/OME/2016-06"
@@ -44,21 +45,6 @@ OME_TYPES = {
 }
 
 
-def parse_ome(text: str) -> tuple[Any, Any] | None:
-    """The first Image of an OME-XML text that has planes in TIFF files, and its Pixels; None if there is none.
-
-    Raises: ElementTree.ParseError.
-    """
-    from xml.etree import ElementTree
-
-    for image in ElementTree.fromstring(text):
-        if _tag(image) == "Image":
-            for pixels in image:
-                if _tag(pixels) == "Pixels" and any(_tag(part) == "TiffData" for part in pixels):
-                    return image, pixels
-    return None
-
-
 def ome_history(text: str) -> tuple[str, ...]:
     """The lines of history among the annotations of an OME-XML text. Raises: ElementTree.ParseError."""
     from xml.etree import ElementTree
@@ -66,31 +52,10 @@ def ome_history(text: str) -> tuple[str, ...]:
     return tuple(
         value.text
         for note in ElementTree.fromstring(text).iter()
-        if _tag(note) == "CommentAnnotation" and note.get("Namespace") == HISTORY_NAMESPACE
+        if local_tag(note) == "CommentAnnotation" and note.get("Namespace") == HISTORY_NAMESPACE
         for value in note
-        if _tag(value) == "Value" and value.text
+        if local_tag(value) == "Value" and value.text
     )
-
-
-def _tag(element: Any) -> str:
-    return str(element.tag).rpartition("}")[2]
-
-
-def promised_planes(text: str) -> float:
-    """Planes that an OME description speaks of: tifffile makes room for them before it looks for them."""
-    from xml.etree import ElementTree
-
-    most = 0.0
-    for element in ElementTree.fromstring(text).iter():
-        tag = _tag(element)
-        if tag == "Pixels":
-            most = max(most, math.prod(int(element.get(f"Size{a}", 1)) for a in "ZCT"))
-        elif tag == "TiffData":
-            most = max(most, *(int(element.get(key, 0)) for key in ("PlaneCount", "NumPlanes")))
-        elif tag.startswith("ModuloAlong") and "Start" in element.attrib:
-            steps = (float(element.get("End", 0)) - float(element.get("Start", 0))) / float(element.get("Step", 1))
-            most = max(most, abs(steps))
-    return most
 
 
 def read_ome(image: Any, pixels: Any, axes: Axes) -> Description:
@@ -101,12 +66,12 @@ def read_ome(image: Any, pixels: Any, axes: Axes) -> Description:
     second = SECONDS.get(pixels.get("TimeIncrementUnit", "s"))
     items = {
         "Image": {"Name": image.get("Name")} if image.get("Name") else {},
-        "Description": next((part.text for part in image if _tag(part) == "Description"), None),
+        "Description": next((part.text for part in image if local_tag(part) == "Description"), None),
         "Pixels": {key: pixels.get(key) for key in ("TimeIncrement", "TimeIncrementUnit") if pixels.get(key)},
         "Channel": [
             {key: value for key, value in part.attrib.items() if key not in ("ID", "SamplesPerPixel")}
             for part in pixels
-            if _tag(part) == "Channel"
+            if local_tag(part) == "Channel"
         ],
     }
     return Description(
@@ -118,7 +83,7 @@ def _first_position(pixels: Any, sizes: Numbers, words: Words) -> Numbers | None
     """Where zero lies, in voxels, by the planes' positions; None if they are missing or are not those of a plain stack:
     in steps of one plane, or all at one place."""
     first: dict[int, list[float]] = {}
-    for plane in (part for part in pixels if _tag(part) == "Plane"):
+    for plane in (part for part in pixels if local_tag(part) == "Plane"):
         place = []
         for letter, size, word in zip("ZYX", sizes, words, strict=True):
             length, own = unit_length(plane.get(f"Position{letter}Unit")), unit_length(word)

@@ -1,148 +1,26 @@
-"""The pages of a TIFF file: finding them, distrusting them, decoding them when they are asked for.
+"""The pages of a TIFF volume, decoded when they are asked for. Only tiff.py uses this module.
 
-tifffile decodes; this module sees to it that nothing is believed which the file cannot keep (planes that are not there, pages
-larger than their bytes can make), because tifffile fills such gaps with zeros and a line in its log. The chain that leads
-from page to page is `tiff_directories.py`'s. Only tiff.py uses this module.
+`tiff_series.py` has looked at them: they are there, alike, and within their files.
 """
 
 from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from itertools import groupby, product
 from typing import Any
 
 import numpy as np
 
-from conv3d_cli.errors import Conv3DError, FormatError, MemoryLimitError
+from conv3d_cli.errors import FormatError
 from conv3d_cli.formats.codecs import codec_threads
 from conv3d_cli.formats.tiff_packed import segment_bytes, unpack_here
 from conv3d_cli.model.volume import Array
-from conv3d_cli.tiff_directories import Directory
+from conv3d_cli.tiff_series import tiff_errors
 
-# How far a codec can shrink voxels: nothing is allocated for a page that claims to hold more than its bytes can.
-MOST_SHRUNK = {8: 1100, 32946: 1100, 5: 4096, 32773: 130}  # deflate (two numbers), LZW, PackBits
-MOST_SHRUNK_BY_OTHERS = 1 << 16
-UNSUSPECTED_PAGE = 1 << 26  # bytes
 UNPACKED_IN_PLACE = (5, 8, 32946, 50000)  # LZW, deflate, zstd: tifffile puts their strips where they belong
-
-
-@contextmanager
-def tiff_errors(path: str, what: str = "") -> Iterator[None]:
-    """Turn whatever tifffile raises in the body into a FormatError of one line, and keep its log off the screen."""
-    import logging
-
-    thread = threading.get_ident()
-
-    def silence(record: logging.LogRecord) -> bool:
-        return record.thread != thread
-
-    logger = logging.getLogger("tifffile")
-    logger.addFilter(silence)
-    try:
-        yield
-    except Conv3DError:
-        raise
-    except Exception as error:  # tifffile raises a dozen kinds: struct.error, KeyError, zlib.error, RuntimeError, ...
-        what = f"{what}: " if what else ""
-        if isinstance(error, MemoryError):
-            raise MemoryLimitError(f"cannot read {path}: {what}it does not fit into memory ({error})") from error
-        if "imagecodecs" in str(error) or isinstance(error, ImportError):
-            cure = "its compression needs imagecodecs: pip install 'conv3d[tiff]'"
-            raise FormatError(f"cannot read {path}: {what}{cure}") from error
-        cause = " ".join(str(error).split())[:200] or type(error).__name__
-        raise FormatError(f"cannot read {path}: {what}damaged, or of a kind that cannot be read ({cause})") from error
-    finally:
-        logger.removeFilter(silence)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Pages of a series
-
-
-def usable_pages(tiff: Any, series: Any, directories: Sequence[Directory], path: str) -> list[Any]:
-    """The series' pages, after a check that they are all there, alike, and within the file.
-
-    (A volume above 4 GB in an ImageJ file has one page, with all its voxels behind it.)
-    Raises: FormatError.
-    """
-    keyframe = series.keyframe
-    with tiff_errors(path):
-        tiff.pages.useframes = True  # the light kind, for pages that were not needed so far
-        tiff.pages.set_keyframe(keyframe.index)
-        pages = list(series)
-        missing = sum(page is None for page in pages)
-        if missing:
-            raise FormatError(f"cannot read {path}: {missing} of its {len(pages)} planes are missing")
-        own = [page.index for page in pages if page.parent is tiff and len(page.treeindex) == 1]
-        for place, index in enumerate(own):
-            follows = series.kind != "generic" or index == own[0] + place
-            if not follows or directories[index].layout != directories[own[0]].layout:
-                odd = index if follows else own[0] + place
-                raise FormatError(
-                    f"cannot read {path}: page {odd + 1} differs from page {own[0] + 1} in size, type or compression; "
-                    "a volume's pages must be alike"
-                )
-        if not series.is_truncated and math.prod(series.shape) != len(pages) * math.prod(keyframe.shape):
-            raise FormatError(
-                f"cannot read {path}: truncated or damaged: its description speaks of shape {series.shape}, "
-                f"the file holds {len(pages)} pages of {keyframe.shape}"
-            )
-        return [_usable_page(page, keyframe, path) for page in pages]
-
-
-def _usable_page(page: Any, keyframe: Any, path: str) -> Any:
-    """The page itself, or a fuller reading of it, if what it claims is possible. Raises: FormatError."""
-    name = f"page {page.index + 1}"
-    offsets, counts = page.dataoffsets, page.databytecounts
-    size = page.parent.filehandle.size
-    voxels = math.prod(keyframe.shaped)
-    bits = keyframe.bitspersample if isinstance(keyframe.bitspersample, int) else max(keyframe.bitspersample)
-    if keyframe.dtype is None:
-        raise FormatError(f"cannot read {path}: {name} holds voxels of an unknown type ({bits} bits)")
-    if voxels == 0:
-        raise FormatError(f"cannot read {path}: {name} is empty, shape {keyframe.shape}")
-    segments = math.prod(keyframe.chunked)
-    if min(len(offsets), len(counts)) < segments or (not keyframe.is_tiled and not all(offsets[:segments])):
-        raise FormatError(
-            f"cannot read {path}: truncated or damaged: {name} lacks some of its {segments} strips or tiles"
-        )
-    if any(offset + count > size for offset, count in zip(offsets, counts, strict=False)):
-        raise FormatError(f"cannot read {path}: truncated: {name} lies beyond the end of the file ({size} bytes)")
-    held = sum(counts)
-    if keyframe.compression == 1:
-        possible = held * 8 // bits
-    else:
-        ratio = MOST_SHRUNK.get(keyframe.compression, MOST_SHRUNK_BY_OTHERS)
-        possible = max(held * ratio, UNSUSPECTED_PAGE) // keyframe.dtype.itemsize
-    if voxels > possible:
-        raise FormatError(
-            f"cannot read {path}: truncated or damaged: {name} claims {voxels} voxels, its {held} bytes hold {possible} at most"
-        )
-    if keyframe.is_contiguous and any(offsets[i] + counts[i] != offsets[i + 1] for i in range(len(offsets) - 1)):
-        return page.aspage()  # as a frame it would be believed to be in one piece because the first page is
-    return page
-
-
-def mapped_offset(series: Any, directories: Sequence[Directory], path: str) -> int | None:
-    """Where the series' voxels begin if they lie in the file in one piece, uncompressed; else None.
-
-    Raises: FormatError if page directories lie where voxels should be: the description promises more than there is.
-    """
-    with tiff_errors(path):
-        offset = None if series.is_multifile else series.dataoffset
-    if offset is None:
-        return None
-    end = offset + math.prod(series.shape) * series.dtype.itemsize
-    if any(offset <= directory.offset < end for directory in directories):
-        raise FormatError(
-            f"cannot read {path}: truncated or damaged: its description speaks of shape {series.shape}, "
-            "but there are page directories where such voxels would lie"
-        )
-    return int(offset)
 
 
 class PagedArray:
@@ -193,9 +71,10 @@ class PagedArray:
         return {"compression": name}
 
     def close(self) -> None:
-        """End the threads; the files are the caller's."""
+        """End the threads and close the other files; the one that was opened is the caller's."""
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._kept = {}
+        self._close_others()
 
     def __getitem__(self, index: tuple[int | slice, ...]) -> Array:
         inner = index[self._split :]
@@ -259,7 +138,10 @@ class PagedArray:
     def _open(self, handle: Any) -> None:
         """Open the file of a page, and no more than one beside the first."""
         if handle.closed:
-            for other in {id(page.parent): page.parent.filehandle for page in self.pages}.values():
-                if other is not self._first:
-                    other.close()
+            self._close_others()
             handle.open()
+
+    def _close_others(self) -> None:
+        for other in {id(page.parent): page.parent.filehandle for page in self.pages}.values():
+            if other is not self._first:
+                other.close()

@@ -719,6 +719,7 @@ FORMAT = VolumeFormat(
     claims_also=zarr_store.claims,
     content=zarr_store.content,
     files=lambda path: (zarr_store.outermost(path),),
+    written=lambda path: (zarr_store.outermost(path),),
     check_target=zarr_store.check_store_target,
     output_bytes=output_bytes,
     box_access=box_access,

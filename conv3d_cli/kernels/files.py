@@ -30,7 +30,7 @@ from conv3d_cli.errors import Conv3DError, FormatError, ShapeError, SpecError, W
 from conv3d_cli.inputs import check_input
 from conv3d_cli.kernels.lengths import MAX_WEIGHTS
 from conv3d_cli.model.kernel import Kernel
-from conv3d_cli.tiff_directories import read_directories
+from conv3d_cli.tiff_series import mapped_offset, open_series, value_scale
 
 if TYPE_CHECKING:
     import zipfile
@@ -527,7 +527,7 @@ def _read_nifti(path: str, build: BuildKernel) -> Kernel:
         count = math.prod(shape)
         _require_weights(count, shape, path)
         offset = float(header["vox_offset"])
-        if not (math.isfinite(offset) and length <= offset <= size + (1 << 30)):
+        if not (header.single_vox_offset <= offset <= size + (1 << 30) and offset == int(offset)):
             raise FormatError(f"cannot read {path}: its header puts the voxels at byte {offset:g}")
         needed = int(offset) + count * dtype.itemsize
         if not zipped:
@@ -568,24 +568,13 @@ def _encode_nifti_gz(kernel: Kernel) -> bytes:
 # ---------------------------------------------------------------------------------------------------------------------
 # TIFF
 
-_TIFF_COMPRESSION = 2000  # times; deflate reaches 1032
-_TIFF_UNSUSPECTED = 16 << 20  # bytes of voxels that are never thought a lie
-
 
 def _read_tiff(path: str, build: BuildKernel) -> Kernel:
-    """A TIFF stack as a kernel: pages, rows, columns -> D, H, W."""
-    import tifffile
-
-    size = check_input(path)
-    read_directories(path)
-    # never follow an OME header into other files
-    with tifffile.TiffFile(path, _multifile=False) as tif:
-        if not tif.series or not tif.series[0].shape:
-            raise FormatError(f"cannot read {path}: the TIFF holds no image")
-        series = tif.series[0]
+    """A TIFF stack as a kernel: pages, rows, columns -> D, H, W. Its values are those of a volume in the same file."""
+    found = open_series(path, one_file=True)
+    with found.tiff:
+        series = found.series
         axes, shape, dtype = series.axes, tuple(int(n) for n in series.shape), series.dtype
-        if dtype is None:
-            raise FormatError(f"cannot read {path}: its pages differ, or hold no numbers")
         _require_real(dtype, path)
         _require_weights(math.prod(shape), shape, path)
         kept = [letter for letter, n in zip(axes, shape, strict=True) if n > 1 or letter in "YX"]
@@ -594,26 +583,19 @@ def _read_tiff(path: str, build: BuildKernel) -> Kernel:
             raise ShapeError(
                 f"kernel {path} must be a stack zyx of one channel, received axes {axes.lower()} with shape {shape}"
             )
-        _require_pages(series, size, path)
-        values = series.asarray()
+        offset = mapped_offset(found, path)
+        if offset is None:
+            values = np.stack([page.asarray(maxworkers=1) for page in found.pages])
+        else:
+            with open(path, "rb") as file:
+                file.seek(offset)
+                content = _read_up_to(file, math.prod(shape) * dtype.itemsize)
+            _require_bytes(offset + math.prod(shape) * dtype.itemsize, offset + len(content), path)
+            values = np.frombuffer(content, dtype.newbyteorder(found.tiff.byteorder))
+        slope, intercept = value_scale(found)
     plane = tuple(n for letter, n in zip(axes, shape, strict=True) if letter in "YX")
-    return Kernel(values.reshape(-1, *plane), name=path)
-
-
-def _require_pages(series: Any, size: int, path: str) -> None:
-    """Every strip or tile must lie inside the file: where one is missing, tifffile would fill in zeros."""
-    if series.dataoffset is not None:
-        _require_bytes(series.dataoffset + series.nbytes, size, path)
-        return
-    if series.nbytes > max(_TIFF_UNSUSPECTED, _TIFF_COMPRESSION * size):
-        raise FormatError(f"cannot read {path}: its header promises {series.nbytes} bytes in a file of {size}")
-    for page in series.pages:
-        if page is None:
-            raise FormatError(f"cannot read {path}: truncated: pages are missing")
-        for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True):
-            if not offset or not count:
-                raise FormatError(f"cannot read {path}: a part of page {page.index} is missing")
-            _require_bytes(offset + count, size, path)
+    weights = values.reshape(-1, *plane).astype(np.float64)
+    return Kernel(weights if (slope, intercept) == (1, 0) else weights * slope + intercept, name=path)
 
 
 def _encode_tiff(kernel: Kernel) -> bytes:

@@ -10,7 +10,7 @@ from typing import Any
 from conv3d_cli.comparison import Comparison, compare_volumes
 from conv3d_cli.digests import file_digest
 from conv3d_cli.errors import ChangedInputError, Conv3DError, FormatError
-from conv3d_cli.formats import volume_files
+from conv3d_cli.formats import written_files
 from conv3d_cli.formats.zarr_store import is_node
 from conv3d_cli.provenance.record import Record
 
@@ -133,6 +133,6 @@ def _judge_volume(record: Record, original: str, produced: str) -> Verdict:
 def _digests(path: str) -> list[str] | None:
     """Digests of all files of a volume, sorted; None if it is not there."""
     try:
-        return sorted(file_digest(file) for file in volume_files(path))
+        return sorted(file_digest(file) for file in written_files(path))
     except Conv3DError:
         return None

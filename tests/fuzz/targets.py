@@ -516,7 +516,8 @@ def _texts() -> dict[str, bytes]:
 
 _NIFTI = ("formats/nifti.py", "formats/nifti_header.py", "formats/nifti_grid.py")
 _PACKED = ("formats/packed.py", "formats/codecs.py")
-_TIFF = ("tiff_directories.py", *(f"formats/tiff{part}.py" for part in ("", "_metadata", "_ome", "_packed", "_pages")))
+_SERIES = ("tiff_directories.py", "tiff_images.py", "tiff_series.py")
+_TIFF = (*_SERIES, *(f"formats/tiff{part}.py" for part in ("", "_files", "_metadata", "_ome", "_packed", "_pages")))
 _ZARR = tuple(f"formats/zarr{part}.py" for part in ("", "_ome", "_store"))
 _KERNEL = ("kernels/files.py",)
 _RECORD_WORDS = (
@@ -570,7 +571,7 @@ TARGETS: tuple[Target, ...] = (
         ("MNI Morphology Kernel File\n", "Kernel_Type", "Normal_Kernel", " = ", ";", "%", "#", "1e999", "nan", "-1.0", "0.5"),
     ),
     Target("kernel-nifti", ".nii", read_spaced_kernel, _spaced_kernels(".nii"), _SPACED),
-    Target("kernel-tiff", ".tif", read_spaced_kernel, _spaced_kernels(".tif"), _SPACED),
+    Target("kernel-tiff", ".tif", read_spaced_kernel, _spaced_kernels(".tif"), (*_SPACED, *_SERIES)),
     Target("config-toml", ".toml", prepare_config, _configs(".toml"), _CONFIG, _CONFIG_WORDS),
     Target("config-json", ".json", prepare_config, _configs(".json"), _CONFIG, tuple(f'"{w}"' for w in _CONFIG_WORDS)),
     Target(
