@@ -26,7 +26,8 @@ from conv3d_cli.model.volume import (
     VolumeReader,
     parts_in_storage_order,
 )
-from conv3d_cli.stream import Convolution, Passage, stream
+from conv3d_cli.prepared import Convolution
+from conv3d_cli.stream import Passage, stream
 
 BATCH_LETTERS = "tabdefghijklmnopqruvw"
 

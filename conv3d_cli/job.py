@@ -43,7 +43,8 @@ from conv3d_cli.model.kernel import Kernel, require_held
 from conv3d_cli.model.missing import NOTHING, Missing
 from conv3d_cli.model.spec import Boundary, ConvProblem, ConvSpec, VoxelTransform, triple
 from conv3d_cli.model.volume import Axes, VolumeHeader, VolumeReader, VolumeWriter, parts_in_storage_order
-from conv3d_cli.stream import Convolution, LayerReader, Passage, channels_after, stream
+from conv3d_cli.prepared import Convolution, channels_after
+from conv3d_cli.stream import LayerReader, Passage, stream
 
 if TYPE_CHECKING:
     from conv3d_cli.boxes.run import BoxJob

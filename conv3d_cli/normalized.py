@@ -31,8 +31,8 @@ from conv3d_cli.model.kernel import Kernel
 from conv3d_cli.model.missing import NOTHING, Missing
 from conv3d_cli.model.spec import Boundary, ConvProblem
 from conv3d_cli.model.volume import Array
+from conv3d_cli.prepared import Convolution
 from conv3d_cli.slabs import SlabInput, SlabSource
-from conv3d_cli.stream import Convolution
 from conv3d_cli.windows import (
     EdgeCoverage,
     Positions,

@@ -15,8 +15,8 @@ import numpy as np
 from conv3d_cli.boxes.cut import Box, Chain, Cutting, Runs, Triple, common, count_of, held_runs, needs, without
 from conv3d_cli.engine import Team
 from conv3d_cli.model.volume import Array, VolumeReader
+from conv3d_cli.prepared import Convolution
 from conv3d_cli.slabs import SlabInput, places
-from conv3d_cli.stream import Convolution
 
 Slices = tuple[slice, slice, slice]
 

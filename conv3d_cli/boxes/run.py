@@ -13,7 +13,8 @@ from conv3d_cli.boxes.cut import Chain, Cutting, Share, axis_shares, cut, shares
 from conv3d_cli.engine import Team
 from conv3d_cli.machine import give_back_at_once
 from conv3d_cli.model.volume import BoxAccess, VolumeHeader, VolumeReader, VolumeWriter
-from conv3d_cli.stream import Convolution, StageTimes, counted, overlap
+from conv3d_cli.prepared import Convolution
+from conv3d_cli.stream import StageTimes, counted, overlap
 
 # Held at once: a box's input and output while another is read, and another written.
 IN_FLIGHT_IN, WRITES_BEHIND = 2, 1
