@@ -29,7 +29,9 @@ from conv3d_cli.kernels.builtin import FWHM_PER_SIGMA
 from conv3d_cli.kernels.lengths import Floats, read_lengths
 from conv3d_cli.model.spec import AXIS_NAMES
 from conv3d_cli.model.volume import VolumeReader
-from conv3d_cli.pipeline.run import Job, naming, open_mask, run_job
+from conv3d_cli.pipeline.prepare import naming, open_mask
+from conv3d_cli.pipeline.request import Job
+from conv3d_cli.pipeline.run import run_job
 
 BLOCK_BYTES = 32 << 20  # of planes at a time, and of what is summed over them
 HELD_PLANES = 10  # for each: at the first time, now, a step, sums of values, squares and steps

@@ -23,7 +23,8 @@ from conv3d_cli.layer import get_activation
 from conv3d_cli.model.missing import NOTHING, Missing
 from conv3d_cli.model.spec import ConvProblem
 from conv3d_cli.model.volume import VolumeReader
-from conv3d_cli.pipeline.run import Job, PreparedJob, PreparedStage, prepare_job
+from conv3d_cli.pipeline.prepare import PreparedJob, PreparedStage, prepare_job
+from conv3d_cli.pipeline.request import Job
 
 # Of sum|w| max|x| in a voxel's window: what tests hold every algorithm to, with room for the store's own rounding.
 BOUNDS = {"float32": 4e-6, "float64": 2e-14}

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from conv3d_cli.errors import OutputExistsError, SpecError
 from conv3d_cli.formats import readable_files
 from conv3d_cli.pipeline.files import input_files, settings_files
-from conv3d_cli.pipeline.run import Job
+from conv3d_cli.pipeline.request import Job
 from conv3d_cli.system.atomic import check_target, text_output, write_errors
 
 COLUMNS = 120

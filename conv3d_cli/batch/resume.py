@@ -28,7 +28,7 @@ from conv3d_cli.errors import FormatError, OutputExistsError, SpecError, WriteEr
 from conv3d_cli.formats import lies_within, volume_files
 from conv3d_cli.model.kernel import Kernel
 from conv3d_cli.pipeline.files import input_files, kernel_file, output_files
-from conv3d_cli.pipeline.run import Job, Stage
+from conv3d_cli.pipeline.request import Job, Stage
 from conv3d_cli.system.atomic import suffix_of, write_errors
 from conv3d_cli.system.digests import Stamp, array_digest, file_digest, stamp_of
 

@@ -30,7 +30,7 @@ from conv3d_cli.errors import Conv3DError, SpecError
 
 if TYPE_CHECKING:
     from conv3d_cli.batch.resume import Ledger
-    from conv3d_cli.pipeline.run import Job
+    from conv3d_cli.pipeline.request import Job
     from conv3d_cli.provenance.run import Recording
 
 

@@ -22,7 +22,9 @@ from conv3d_cli.system.machine import memory_ceiling, thread_count
 if TYPE_CHECKING:
     from conv3d_cli.batch.resume import Ledger
     from conv3d_cli.pictures.page import Report
-    from conv3d_cli.pipeline.run import Job, JobReport, PreparedJob
+    from conv3d_cli.pipeline.prepare import PreparedJob
+    from conv3d_cli.pipeline.request import Job
+    from conv3d_cli.pipeline.run import JobReport
     from conv3d_cli.provenance.run import Recording
 
 # Volumes at a time, unless they are told. Side by side, one is opened or flushed to the disk while another is computed, and
@@ -198,7 +200,7 @@ class Batch:
         from conv3d_cli.cli import one_line
         from conv3d_cli.cli.report import describe, describe_run, plan_record, run_record
         from conv3d_cli.formats import output_exists
-        from conv3d_cli.pipeline.run import prepare_job
+        from conv3d_cli.pipeline.prepare import prepare_job
 
         if self.skip_existing and output_exists(job.target):
             self.complete.append(job.target)

@@ -66,7 +66,7 @@ def smoothness(volume: VolumeReader, mask: str | None) -> list[float | None]:
 
     from conv3d_cli.analysis.smoothness import estimate_fwhm
     from conv3d_cli.formats.base import random_access
-    from conv3d_cli.pipeline.run import naming, open_mask
+    from conv3d_cli.pipeline.prepare import naming, open_mask
 
     with ExitStack() as stack:
         reader, checked = stack.enter_context(random_access(volume)), None

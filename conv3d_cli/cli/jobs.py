@@ -22,7 +22,7 @@ from conv3d_cli.system.atomic import suffix_of
 if TYPE_CHECKING:
     from conv3d_cli.batch.discover import Found
     from conv3d_cli.batch.manifest import Row
-    from conv3d_cli.pipeline.run import Job
+    from conv3d_cli.pipeline.request import Job
     from conv3d_cli.provenance.bids import Dataset
 
 # columns whose texts are paths

@@ -21,7 +21,7 @@ from conv3d_cli.settings.presets import PRESETS, apply_preset, refuse_stack
 from conv3d_cli.system.machine import byte_size
 
 if TYPE_CHECKING:
-    from conv3d_cli.pipeline.run import Job
+    from conv3d_cli.pipeline.request import Job
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -400,7 +400,7 @@ def _layer_value(key: str, value: Any) -> Any:
 
 def make_job(source: str, target: str, settings: dict[str, Any]) -> Job:
     """A job of these settings. Raises: SpecError for what no volume could make legal."""
-    from conv3d_cli.pipeline.run import Job, Stage
+    from conv3d_cli.pipeline.request import Job, Stage
 
     settings = dict(settings)
     named = {name: settings.pop(option) for option, name in MISSING_SETTINGS.items() if option in settings}

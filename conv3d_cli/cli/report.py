@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from conv3d_cli.cluster.forecast import Forecast
     from conv3d_cli.model.grid import Grid
     from conv3d_cli.pipeline.memory import Boxes
-    from conv3d_cli.pipeline.run import JobReport, PreparedJob, PreparedStage
+    from conv3d_cli.pipeline.prepare import PreparedJob, PreparedStage
+    from conv3d_cli.pipeline.run import JobReport
 
 
 def triple_text(values: Iterable[float]) -> str:

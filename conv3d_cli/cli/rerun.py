@@ -20,7 +20,8 @@ from conv3d_cli.errors import DifferenceError, FormatError, SpecError
 from conv3d_cli.system.machine import byte_size
 
 if TYPE_CHECKING:
-    from conv3d_cli.pipeline.run import Job, PreparedJob
+    from conv3d_cli.pipeline.prepare import PreparedJob
+    from conv3d_cli.pipeline.request import Job
     from conv3d_cli.provenance.record import Record
 
 

@@ -24,7 +24,7 @@ from conv3d_cli.formats.zarr.store import OneThread
 from conv3d_cli.model.volume import VolumeHeader
 from conv3d_cli.pipeline.boxes.compute import BoxSource, chain_of, compute_box
 from conv3d_cli.pipeline.boxes.partition import Box, Cutting, decoded_sizes, shares
-from conv3d_cli.pipeline.run import PreparedJob
+from conv3d_cli.pipeline.prepare import PreparedJob
 from conv3d_cli.system.machine import give_back_memory, keep_freed_memory
 
 

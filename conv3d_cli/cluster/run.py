@@ -27,16 +27,9 @@ from conv3d_cli.formats.zarr.format import ZarrReader, ZarrTarget, ZarrWriter
 from conv3d_cli.formats.zarr.store import OneThread, local_folder
 from conv3d_cli.pipeline.boxes.compute import BoxSource, chain_of, compute_box
 from conv3d_cli.pipeline.boxes.partition import Box, Cutting, axis_shares, cut
-from conv3d_cli.pipeline.run import (
-    Job,
-    JobReport,
-    PreparedJob,
-    Stage,
-    all_losses,
-    check_paths,
-    clipped_note,
-    prepare_job,
-)
+from conv3d_cli.pipeline.prepare import PreparedJob, prepare_job
+from conv3d_cli.pipeline.request import Job, Stage
+from conv3d_cli.pipeline.run import JobReport, all_losses, check_paths, clipped_note
 from conv3d_cli.system.machine import give_back_memory, keep_freed_memory
 
 CURE = "pip install 'conv3d[cluster]'"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from conv3d_cli.formats import volume_files, written_files
 from conv3d_cli.kernels import is_builtin
-from conv3d_cli.pipeline.run import Job, Stage
+from conv3d_cli.pipeline.request import Job, Stage
 
 
 def input_files(job: Job) -> dict[str, tuple[str, ...]]:

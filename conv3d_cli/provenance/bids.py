@@ -15,7 +15,7 @@ from importlib.metadata import version
 from typing import Any
 
 from conv3d_cli.errors import OutputExistsError, SpecError
-from conv3d_cli.pipeline.run import PreparedJob
+from conv3d_cli.pipeline.prepare import PreparedJob
 from conv3d_cli.provenance.command import Rename, relative_to
 from conv3d_cli.provenance.inputs import InputFile
 from conv3d_cli.provenance.record import KEY, kernel_text, read_json, sidecar_text

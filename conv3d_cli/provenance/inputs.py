@@ -9,7 +9,7 @@ from typing import Any
 
 from conv3d_cli.model.kernel import Kernel
 from conv3d_cli.pipeline.files import input_files
-from conv3d_cli.pipeline.run import Job
+from conv3d_cli.pipeline.request import Job
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from conv3d_cli.kernels.lengths import parse_lengths, read_lengths
 from conv3d_cli.model.grid import Grid
 from conv3d_cli.model.missing import NOTHING
 from conv3d_cli.model.volume import VolumeHeader
-from conv3d_cli.pipeline.run import PreparedJob, PreparedStage
+from conv3d_cli.pipeline.prepare import PreparedJob, PreparedStage
 from conv3d_cli.provenance.command import Rename
 from conv3d_cli.settings.config import is_kernel_file
 from conv3d_cli.system.atomic import suffix_of

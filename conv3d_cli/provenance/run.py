@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from conv3d_cli.errors import FormatError, OutputExistsError, SpecError
-from conv3d_cli.pipeline.run import Job, JobReport, PreparedJob
+from conv3d_cli.pipeline.prepare import PreparedJob
+from conv3d_cli.pipeline.request import Job
+from conv3d_cli.pipeline.run import JobReport
 from conv3d_cli.provenance.command import Rename, command_line, relative_to
 from conv3d_cli.provenance.inputs import InputFile, files_of
 from conv3d_cli.provenance.record import (

@@ -15,7 +15,8 @@ from conv3d_cli import Volume, write_volume
 from conv3d_cli.analysis.verify import verify_output
 from conv3d_cli.cli import main
 from conv3d_cli.errors import DifferenceError
-from conv3d_cli.pipeline.run import Job, Stage, run_job
+from conv3d_cli.pipeline.request import Job, Stage
+from conv3d_cli.pipeline.run import run_job
 
 
 @pytest.fixture(scope="module")

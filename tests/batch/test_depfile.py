@@ -13,7 +13,7 @@ import pytest
 from conv3d_cli.batch.depfile import check_depfile, rules, write_depfile
 from conv3d_cli.errors import OutputExistsError, SpecError
 from conv3d_cli.model.missing import Missing
-from conv3d_cli.pipeline.run import Job, Stage
+from conv3d_cli.pipeline.request import Job, Stage
 
 NAMES = [
     "plain.npy",

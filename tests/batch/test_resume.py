@@ -21,7 +21,8 @@ from conv3d_cli.batch.resume import LEDGER_NAME, Ledger, check_resumable, is_set
 from conv3d_cli.errors import OutputExistsError, SpecError
 from conv3d_cli.model.kernel import Kernel
 from conv3d_cli.model.missing import Missing
-from conv3d_cli.pipeline.run import Job, Stage, run_job
+from conv3d_cli.pipeline.request import Job, Stage
+from conv3d_cli.pipeline.run import run_job
 
 
 @pytest.fixture

@@ -28,7 +28,9 @@ from conv3d_cli.formats.zarr.pyramid import halve, level_factors
 from conv3d_cli.model.grid import Grid, affine_from_spacing
 from conv3d_cli.model.kernel import Kernel
 from conv3d_cli.model.volume import Volume, parts_in_storage_order
-from conv3d_cli.pipeline.run import Job, Stage, prepare_job, run_job
+from conv3d_cli.pipeline.prepare import prepare_job
+from conv3d_cli.pipeline.request import Job, Stage
+from conv3d_cli.pipeline.run import run_job
 
 zarr = pytest.importorskip("zarr")
 

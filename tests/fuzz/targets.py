@@ -332,7 +332,7 @@ def _kernels(suffix: str) -> Seeds:
 def prepare_config(path: str) -> None:
     """A config all the way to the job that `conv3d explain` describes."""
     from conv3d_cli.cli.options import make_job
-    from conv3d_cli.pipeline.run import prepare_job
+    from conv3d_cli.pipeline.prepare import prepare_job
     from conv3d_cli.settings.config import read_config
     from conv3d_cli.system.machine import byte_size
 

@@ -25,7 +25,8 @@ from conv3d_cli.pipeline import run as job_module
 from conv3d_cli.pipeline.boxes.partition import Cutting
 from conv3d_cli.pipeline.boxes.stream import BoxJob
 from conv3d_cli.pipeline.memory import Boxes, Cut
-from conv3d_cli.pipeline.run import Job, Stage, run_job
+from conv3d_cli.pipeline.request import Job, Stage
+from conv3d_cli.pipeline.run import run_job
 
 SLOPE = np.array([0.7, -1.3, 2.1])  # per mm along x, y, z
 ANGLE = np.radians(25)

@@ -15,7 +15,9 @@ from conv3d_cli.convolution.slabs import SlabInput, SlabSource
 from conv3d_cli.engine import Plan
 from conv3d_cli.errors import Conv3DError, FormatError, MemoryLimitError, OutputExistsError, SpecError, WriteError
 from conv3d_cli.model.kernel import Kernel
-from conv3d_cli.pipeline.run import Job, Stage, check_paths, prepare_job, run_job
+from conv3d_cli.pipeline.prepare import prepare_job
+from conv3d_cli.pipeline.request import Job, Stage
+from conv3d_cli.pipeline.run import check_paths, run_job
 
 IDENTITY = Stage(Kernel(np.ones((1, 1, 1))))
 

@@ -15,7 +15,8 @@ from strategies import small_numbers
 from conv3d_cli import conv3d, read_volume
 from conv3d_cli.model.kernel import Kernel
 from conv3d_cli.pipeline import memory as ceiling
-from conv3d_cli.pipeline.run import Job, Stage, run_job
+from conv3d_cli.pipeline.request import Job, Stage
+from conv3d_cli.pipeline.run import run_job
 
 LETTERS = "rtzyxc"  # the order in which results are compared
 

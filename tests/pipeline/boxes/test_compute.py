@@ -12,7 +12,9 @@ from conv3d_cli.engine import Team
 from conv3d_cli.model.kernel import Kernel
 from conv3d_cli.pipeline.boxes.compute import BoxSource, chain_of, compute_box
 from conv3d_cli.pipeline.boxes.partition import Box
-from conv3d_cli.pipeline.run import Job, Stage, prepare_job, run_job
+from conv3d_cli.pipeline.prepare import prepare_job
+from conv3d_cli.pipeline.request import Job, Stage
+from conv3d_cli.pipeline.run import run_job
 
 SHAPE = (23, 70, 90)
 

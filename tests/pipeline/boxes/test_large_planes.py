@@ -28,7 +28,9 @@ from conv3d_cli.pipeline import run as job_module
 from conv3d_cli.pipeline.boxes.partition import Cutting
 from conv3d_cli.pipeline.boxes.stream import BoxJob
 from conv3d_cli.pipeline.memory import PROCESS_BYTES, Boxes, Cut
-from conv3d_cli.pipeline.run import Job, Stage, prepare_job, run_job
+from conv3d_cli.pipeline.prepare import prepare_job
+from conv3d_cli.pipeline.request import Job, Stage
+from conv3d_cli.pipeline.run import run_job
 
 zarr = pytest.importorskip("zarr")
 
