@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from conv3d_cli.api import conv3d
-    from conv3d_cli.conv3d_layer import Conv3D
     from conv3d_cli.errors import Conv3DError
     from conv3d_cli.formats import read_volume, write_volume
+    from conv3d_cli.keras import Conv3D
     from conv3d_cli.kernels import read_kernel
     from conv3d_cli.model.grid import Grid
     from conv3d_cli.model.kernel import Kernel
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "conv3d": "conv3d_cli.api",
-    "Conv3D": "conv3d_cli.conv3d_layer",
+    "Conv3D": "conv3d_cli.keras",
     "read_volume": "conv3d_cli.formats",
     "write_volume": "conv3d_cli.formats",
     "read_kernel": "conv3d_cli.kernels",

@@ -3,7 +3,7 @@
 import atexit
 import gc
 
-from conv3d_cli.standard_streams import standard_streams
+from conv3d_cli.system.standard_streams import standard_streams
 
 
 def main() -> None:

@@ -9,12 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from conv3d_cli.ceiling import DEEP_SLAB_BYTES, LEAST_SLAB
+from conv3d_cli.convolution.prepared import Convolution
 from conv3d_cli.engine import Team
 from conv3d_cli.errors import ShapeError, SpecError
-from conv3d_cli.job import plan_part
 from conv3d_cli.layer import activations
-from conv3d_cli.machine import thread_count
 from conv3d_cli.model.kernel import Kernel
 from conv3d_cli.model.missing import MIN_COVERAGE, Missing
 from conv3d_cli.model.spec import Boundary, ConvSpec
@@ -26,7 +24,10 @@ from conv3d_cli.model.volume import (
     VolumeReader,
     parts_in_storage_order,
 )
-from conv3d_cli.stream import Convolution, Passage, stream
+from conv3d_cli.pipeline.memory import DEEP_SLAB_BYTES, LEAST_SLAB
+from conv3d_cli.pipeline.prepare import plan_part
+from conv3d_cli.pipeline.stream import Passage, stream
+from conv3d_cli.system.machine import thread_count
 
 BATCH_LETTERS = "tabdefghijklmnopqruvw"
 
@@ -109,7 +110,7 @@ def conv3d(
     policy = Missing(nan, missing, None if mask is None else "mask", mask_mode, mask_labels, min_coverage)
     edge = Boundary.parse(boundary)
     if policy.divides(edge):
-        from conv3d_cli.normalized import mean_kernel
+        from conv3d_cli.convolution.masked import mean_kernel
 
         kernel = mean_kernel(kernel)
     problem = spec.resolve(header.shape, kernel.weights.shape, kernel.centre)
@@ -146,8 +147,8 @@ def with_missing(
     convolution: Convolution, header: VolumeHeader, policy: Missing, kernel: Kernel, mask: ArrayLike | None, many: bool
 ) -> Convolution:
     """A convolution made to do what `policy` asks for; `mask`: (D, H, W)."""
-    from conv3d_cli.masks import check_mask
-    from conv3d_cli.normalized import check_centre, normalized
+    from conv3d_cli.convolution.masked import check_centre, normalized
+    from conv3d_cli.convolution.masks import check_mask
 
     check_centre(policy, convolution.problem, kernel)
     checked = None

@@ -14,7 +14,6 @@ from typing import Any
 
 import click
 
-from conv3d_cli.atomic import cause_of
 from conv3d_cli.cli.apply import apply
 from conv3d_cli.cli.bench import bench
 from conv3d_cli.cli.compare import compare
@@ -27,6 +26,7 @@ from conv3d_cli.cli.rerun import rerun
 from conv3d_cli.cli.view import view
 from conv3d_cli.cli.warmup import warmup
 from conv3d_cli.errors import Conv3DError
+from conv3d_cli.system.atomic import cause_of
 
 EXIT_CODE = "conv3d.exit_code"
 """Key in a context's `meta`: what the command ends with, where that is decided before its result is printed."""

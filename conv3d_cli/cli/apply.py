@@ -29,8 +29,8 @@ from conv3d_cli.cli.options import (
 from conv3d_cli.errors import Conv3DError, SpecError
 
 if TYPE_CHECKING:
-    from conv3d_cli.job import Job
-    from conv3d_cli.ledger import Ledger
+    from conv3d_cli.batch.resume import Ledger
+    from conv3d_cli.pipeline.request import Job
     from conv3d_cli.provenance.run import Recording
 
 
@@ -128,7 +128,7 @@ def apply(ctx: click.Context, inputs: tuple[str, ...], **_: Any) -> None:
     else:
         batch.run(jobs, params["jobs"])
     if params["depfile"] and not batch.exit_code:
-        from conv3d_cli.depfile import write_depfile
+        from conv3d_cli.batch.depfile import write_depfile
 
         write_depfile(params["depfile"], jobs)
     ctx.meta[EXIT_CODE] = batch.exit_code
@@ -156,7 +156,7 @@ def _recordings(planned: Planned) -> Mapping[str, Recording]:
 
 def _ledger(params: dict[str, Any], jobs: Sequence[Job], recordings: Mapping[str, Recording]) -> Ledger:
     """The record behind --resume; what is done with an output afterwards counts, too."""
-    from conv3d_cli.ledger import Ledger, check_resumable
+    from conv3d_cli.batch.resume import Ledger, check_resumable
 
     for job in jobs:
         check_resumable(job)
@@ -166,7 +166,7 @@ def _ledger(params: dict[str, Any], jobs: Sequence[Job], recordings: Mapping[str
 
 def _check_depfile(path: str, jobs: Sequence[Job], dry_run: bool) -> None:
     """Refuse rules that make could not use, before any work."""
-    from conv3d_cli.depfile import check_depfile
+    from conv3d_cli.batch.depfile import check_depfile
 
     if dry_run:
         raise SpecError("--dry-run writes nothing, and --depfile is a file: leave one of them out")
@@ -175,7 +175,7 @@ def _check_depfile(path: str, jobs: Sequence[Job], dry_run: bool) -> None:
 
 def _check_page(path: str, overwrite: bool, dry_run: bool) -> None:
     """Refuse a page that could not be written, before any work."""
-    from conv3d_cli.atomic import check_target, suffix_of
+    from conv3d_cli.system.atomic import check_target, suffix_of
 
     if dry_run:
         raise SpecError("--dry-run writes nothing, and --report is a file: leave one of them out")
@@ -203,7 +203,7 @@ def _run_with_page(batch: Batch, jobs: Sequence[Job], at_once: int | None, path:
 
 
 def _make_folder(path: str) -> None:
-    from conv3d_cli.atomic import write_errors
+    from conv3d_cli.system.atomic import write_errors
 
     with write_errors(path):
         os.makedirs(path, exist_ok=True)

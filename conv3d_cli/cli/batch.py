@@ -17,12 +17,14 @@ from conv3d_cli.cli.batch_page import Sight, entry_of
 from conv3d_cli.cli.progress import ProgressBar
 from conv3d_cli.cli.table import TableRow, show_table
 from conv3d_cli.errors import Conv3DError, MemoryLimitError, SpecError
-from conv3d_cli.machine import memory_ceiling, thread_count
+from conv3d_cli.system.machine import memory_ceiling, thread_count
 
 if TYPE_CHECKING:
-    from conv3d_cli.job import Job, JobReport, PreparedJob
-    from conv3d_cli.ledger import Ledger
+    from conv3d_cli.batch.resume import Ledger
     from conv3d_cli.pictures.page import Report
+    from conv3d_cli.pipeline.prepare import PreparedJob
+    from conv3d_cli.pipeline.request import Job
+    from conv3d_cli.pipeline.run import JobReport
     from conv3d_cli.provenance.run import Recording
 
 # Volumes at a time, unless they are told. Side by side, one is opened or flushed to the disk while another is computed, and
@@ -198,7 +200,7 @@ class Batch:
         from conv3d_cli.cli import one_line
         from conv3d_cli.cli.report import describe, describe_run, plan_record, run_record
         from conv3d_cli.formats import output_exists
-        from conv3d_cli.job import prepare_job
+        from conv3d_cli.pipeline.prepare import prepare_job
 
         if self.skip_existing and output_exists(job.target):
             self.complete.append(job.target)
@@ -227,7 +229,7 @@ class Batch:
             if self.make_folder and not self.dry_run and "://" not in job.target:
                 make_folder_of(job.target)
             if self.to_fwhm is not None:
-                from conv3d_cli.smoothness import match_fwhm
+                from conv3d_cli.analysis.smoothness import match_fwhm
 
                 self._check(job)
                 matched = match_fwhm(job, self.to_fwhm)
@@ -239,14 +241,14 @@ class Batch:
                     told += [describe(prepared)] if self.verbose or not self.as_json else []
                     return Attempt(job, "planned", plan_record(prepared), told=told)
             if self.verify is not None:
-                from conv3d_cli.verification import check_verifiable
+                from conv3d_cli.analysis.verify import check_verifiable
 
                 check_verifiable(job)
             report = self._run(job, progress, decided)
             self.written.append(job.target)
             verified = {}
             if self.verify is not None:
-                from conv3d_cli.verification import verify_output
+                from conv3d_cli.analysis.verify import verify_output
 
                 found = verify_output(job, self.verify)
                 verified = {"verified": found.voxels, "verified_worst": found.worst}
@@ -280,7 +282,7 @@ class Batch:
 
     def _check(self, job: Job) -> None:
         """Refuse what could not be written, before any work."""
-        from conv3d_cli.job import check_paths
+        from conv3d_cli.pipeline.run import check_paths
 
         check_paths(job, make_folder=self.make_folder)
         if job.target in self.recordings:
@@ -293,7 +295,7 @@ class Batch:
 
         def run(job: Job, decided: Callable[[PreparedJob], None]) -> JobReport:
             if self.scheduler is None:
-                from conv3d_cli.job import run_job
+                from conv3d_cli.pipeline.run import run_job
 
                 return run_job(job, progress, decided)
             from conv3d_cli.cluster.run import run_on_cluster
@@ -351,7 +353,7 @@ def cancelled(job: Job) -> Attempt:
 
 def make_folder_of(target: str) -> None:
     """Make the folder that an output goes to. Raises: WriteError."""
-    from conv3d_cli.atomic import write_errors
+    from conv3d_cli.system.atomic import write_errors
 
     with write_errors(target):
         os.makedirs(os.path.dirname(target) or ".", exist_ok=True)
@@ -377,7 +379,7 @@ def volumes_at_once(jobs: Sequence[Job]) -> int:
 
 def share(job: Job, count: int) -> Job:
     """A job that leaves room for others: its part of the threads, and of the memory that is not the process's own."""
-    from conv3d_cli.ceiling import PROCESS_BYTES
+    from conv3d_cli.pipeline.memory import PROCESS_BYTES
 
     ceiling = memory_ceiling(job.max_memory)
     beside = max(0, ceiling - PROCESS_BYTES)

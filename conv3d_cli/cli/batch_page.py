@@ -11,9 +11,11 @@ from conv3d_cli.errors import Conv3DError
 
 if TYPE_CHECKING:
     from conv3d_cli.cli.batch import Attempt
-    from conv3d_cli.job import Job, JobReport, PreparedJob
     from conv3d_cli.pictures.page import Entry
     from conv3d_cli.pictures.slices import Slices
+    from conv3d_cli.pipeline.prepare import PreparedJob
+    from conv3d_cli.pipeline.request import Job
+    from conv3d_cli.pipeline.run import JobReport
 
 
 @dataclass

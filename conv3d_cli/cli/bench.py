@@ -96,11 +96,11 @@ def bench(
                   where it fills an output at hand, of call where it allocates
     error         largest difference from float64, as part of sum|w| max|x|
     """
-    from conv3d_cli.atomic import check_target
     from conv3d_cli.bench.cases import choose_cases
     from conv3d_cli.bench.plot import plot_roofline
     from conv3d_cli.bench.report import markdown as as_markdown
-    from conv3d_cli.machine import thread_count
+    from conv3d_cli.system.atomic import check_target
+    from conv3d_cli.system.machine import thread_count
 
     # before minutes of measuring
     if plot_path:
@@ -238,7 +238,7 @@ def _read(paths: tuple[str, ...]) -> BenchReport:
 
 
 def _write(path: str, text: str) -> None:
-    from conv3d_cli.atomic import text_output
+    from conv3d_cli.system.atomic import text_output
 
     with text_output(path, overwrite=True) as output:
         output.file.write(text.encode())

@@ -28,8 +28,8 @@ def compare(ctx: click.Context, first: str, second: str, rtol: float, atol: floa
     Data, grid and dtype are compared. Without tolerances voxels must be equal; NaN equals NaN. Where |A - B| <= atol
     + rtol |B|, they agree. Grids must agree to 1e-5 of a voxel; a dtype may differ only under a tolerance.
     """
+    from conv3d_cli.analysis.compare import compare_volumes
     from conv3d_cli.cli import EXIT_CODE
-    from conv3d_cli.comparison import compare_volumes
 
     result = compare_volumes(first, second, rtol=rtol, atol=atol)
     ctx.meta[EXIT_CODE] = DifferenceError.exit_code if result.differences else 0

@@ -21,7 +21,7 @@ from conv3d_cli.cli.options import (
     run_options,
     store_options,
 )
-from conv3d_cli.machine import byte_size
+from conv3d_cli.system.machine import byte_size
 
 
 @click.command(cls=SectionedCommand)
@@ -60,7 +60,7 @@ def explain(
     read and nothing is written; only with --workers or --scheduler one task of the job is tried out here.
     """
     from conv3d_cli.cli.report import describe, describe_forecast, plan_record
-    from conv3d_cli.job import prepare_job
+    from conv3d_cli.pipeline.prepare import prepare_job
 
     settings = {**job_settings(given_options(ctx)), "on_cluster": scheduler is not None or workers is not None}
     with prepare_job(make_job(source, output or source, settings)) as prepared:

@@ -64,9 +64,9 @@ def smoothness(volume: VolumeReader, mask: str | None) -> list[float | None]:
     """FWHM along D, H, W in the grid's unit, in voxels if it has none; None along an axis of one voxel."""
     from contextlib import ExitStack
 
+    from conv3d_cli.analysis.smoothness import estimate_fwhm
     from conv3d_cli.formats.base import random_access
-    from conv3d_cli.job import naming, open_mask
-    from conv3d_cli.smoothness import estimate_fwhm
+    from conv3d_cli.pipeline.prepare import naming, open_mask
 
     with ExitStack() as stack:
         reader, checked = stack.enter_context(random_access(volume)), None
@@ -101,7 +101,7 @@ def header_record(reader: VolumeReader) -> dict[str, Any]:
 def describe(record: dict[str, Any]) -> str:
     """A header record in aligned lines."""
     from conv3d_cli.cli.report import triple_text
-    from conv3d_cli.machine import format_bytes
+    from conv3d_cli.system.machine import format_bytes
 
     slope, intercept = record["scale"]
     rows = [

@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from conv3d_cli.atomic import suffix_of
-from conv3d_cli.batch import check_outputs, identity, made_before, output_name
+from conv3d_cli.batch.names import check_outputs, identity, made_before, output_name
 from conv3d_cli.cli.options import MANIFEST_OPTIONS, given_options, job_settings, make_job
-from conv3d_cli.config import located_bias, located_kernel
 from conv3d_cli.errors import ConfigError, Conv3DError, SpecError
+from conv3d_cli.settings.config import located_bias, located_kernel
+from conv3d_cli.system.atomic import suffix_of
 
 if TYPE_CHECKING:
-    from conv3d_cli.discover import Found
-    from conv3d_cli.job import Job
-    from conv3d_cli.manifest import Row
+    from conv3d_cli.batch.discover import Found
+    from conv3d_cli.batch.manifest import Row
+    from conv3d_cli.pipeline.request import Job
     from conv3d_cli.provenance.bids import Dataset
 
 # columns whose texts are paths
@@ -80,7 +80,7 @@ def _from_arguments(ctx: click.Context, inputs: Sequence[str]) -> Planned:
     if renamed and "-" in inputs:
         raise SpecError("standard input has no name to make an output's from; pass -o")
     if output is not None and (folder := next((name for name in inputs if os.path.isdir(name)), None)) is not None:
-        from conv3d_cli.discover import is_folder
+        from conv3d_cli.batch.discover import is_folder
 
         if is_folder(folder):
             raise SpecError(f"-o names one output, and {folder} is a folder; pass --out-dir for the volumes in it")
@@ -119,7 +119,7 @@ def _output_options(inputs: Sequence[str], given: dict[str, Any]) -> str:
 
 def _expand(inputs: Sequence[str], params: dict[str, Any], settings: dict[str, Any]) -> tuple[list[Found], list[str]]:
     """Inputs with folders replaced by the volumes in them."""
-    from conv3d_cli.discover import find_volumes
+    from conv3d_cli.batch.discover import find_volumes
 
     used = [*settings.get("files", ()), settings.get("mask"), params["coverage_out"]]
     for stage in settings["stages"]:
@@ -135,9 +135,9 @@ def _expand(inputs: Sequence[str], params: dict[str, Any], settings: dict[str, A
 
 
 def _from_manifest(ctx: click.Context, inputs: Sequence[str]) -> Planned:
-    from conv3d_cli.discover import check_left
-    from conv3d_cli.discrete import LeftOut, named_discrete
-    from conv3d_cli.manifest import read_manifest
+    from conv3d_cli.batch.discover import check_left
+    from conv3d_cli.batch.discrete import LeftOut, named_discrete
+    from conv3d_cli.batch.manifest import read_manifest
 
     params = ctx.params
     _check_bids(params)

@@ -106,7 +106,7 @@ def show(
     along each axis (the sum over the two others), and left out where that is no single bump. The picture shows the slices
     through the centre, and these profiles; in a file it needs Matplotlib: pip install 'conv3d[plot]'.
     """
-    from conv3d_cli.fitting import spacing_of_kernel
+    from conv3d_cli.pipeline.kernel_fit import spacing_of_kernel
 
     if output is not None:
         from conv3d_cli.pictures.plotting import check_plotting
@@ -159,8 +159,8 @@ def make(
     Written: .npy .npz .json .toml .txt .nii .nii.gz .tif; .kern is only read. Weights are written as float64 and read back
     exactly; the same command writes the same bytes. A bias or a centre off the middle needs .npz, .json or .toml.
     """
-    from conv3d_cli.atomic import check_target
     from conv3d_cli.kernels import write_kernel
+    from conv3d_cli.system.atomic import check_target
 
     check_target(output, overwrite)
     made = _read_fitted(text, _read_grid(like, spacing), kernel_spacing, crop_kernel, normalize)
@@ -197,8 +197,8 @@ def convert(source: str, target: str, overwrite: bool) -> None:
     Strides, padding, dilation, groups and activation are kept where DST can hold them; a note on stderr says what it cannot.
     No code in any file is run; in PyTorch files only tensors are read.
     """
-    from conv3d_cli.atomic import check_target
     from conv3d_cli.kernels.weights.convert import convert_layers
+    from conv3d_cli.system.atomic import check_target
 
     check_target(target, overwrite)
     for note in convert_layers(source, target, overwrite=overwrite):
@@ -211,8 +211,8 @@ def convert(source: str, target: str, overwrite: bool) -> None:
 
 def _read_fitted(text: str, grid: Grid | None, spacing: str, crop: float | None, normalize: bool = False) -> Kernel:
     """A kernel made to fit a volume of this grid; notes go to stderr."""
-    from conv3d_cli.fitting import Fitting, fit_kernel
     from conv3d_cli.kernels import read_kernel
+    from conv3d_cli.pipeline.kernel_fit import Fitting, fit_kernel
 
     fitting = Fitting(spacing, crop)
     made, notes = fit_kernel(read_kernel(text, grid), text, grid, fitting, normalize)

@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from conv3d_cli.config import JOB_KEYS, STAGE_KEYS, Config, read_config, stage_arguments
 from conv3d_cli.errors import SpecError
-from conv3d_cli.machine import byte_size
 from conv3d_cli.model.missing import MASK_MODES, MIN_COVERAGE, NAN_MODES, Missing
 from conv3d_cli.model.spec import BOUNDARIES
-from conv3d_cli.presets import PRESETS, apply_preset, refuse_stack
+from conv3d_cli.settings.config import JOB_KEYS, STAGE_KEYS, Config, read_config, stage_arguments
+from conv3d_cli.settings.presets import PRESETS, apply_preset, refuse_stack
+from conv3d_cli.system.machine import byte_size
 
 if TYPE_CHECKING:
-    from conv3d_cli.job import Job
+    from conv3d_cli.pipeline.request import Job
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -400,7 +400,7 @@ def _layer_value(key: str, value: Any) -> Any:
 
 def make_job(source: str, target: str, settings: dict[str, Any]) -> Job:
     """A job of these settings. Raises: SpecError for what no volume could make legal."""
-    from conv3d_cli.job import Job, Stage
+    from conv3d_cli.pipeline.request import Job, Stage
 
     settings = dict(settings)
     named = {name: settings.pop(option) for option, name in MISSING_SETTINGS.items() if option in settings}

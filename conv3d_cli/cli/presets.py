@@ -20,7 +20,7 @@ def presets(as_json: bool) -> None:
     Flip and normalize are of kernel files; built-in kernels stay as they are named. An option of yours beats the preset.
     """
     from conv3d_cli.kernels.sampling import SAMPLINGS
-    from conv3d_cli.presets import PRESETS
+    from conv3d_cli.settings.presets import PRESETS
 
     if as_json:
         click.echo(json.dumps({name: asdict(preset) for name, preset in PRESETS.items()}))

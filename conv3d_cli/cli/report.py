@@ -6,14 +6,15 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from conv3d_cli.machine import format_bytes
 from conv3d_cli.model.missing import NOTHING, Missing
+from conv3d_cli.system.machine import format_bytes
 
 if TYPE_CHECKING:
-    from conv3d_cli.ceiling import Boxes
     from conv3d_cli.cluster.forecast import Forecast
-    from conv3d_cli.job import JobReport, PreparedJob, PreparedStage
     from conv3d_cli.model.grid import Grid
+    from conv3d_cli.pipeline.memory import Boxes
+    from conv3d_cli.pipeline.prepare import PreparedJob, PreparedStage
+    from conv3d_cli.pipeline.run import JobReport
 
 
 def triple_text(values: Iterable[float]) -> str:

@@ -17,10 +17,11 @@ from conv3d_cli.cli.jobs import apply_settings
 from conv3d_cli.cli.options import given_options, make_job, threads_option
 from conv3d_cli.cli.progress import ProgressBar
 from conv3d_cli.errors import DifferenceError, FormatError, SpecError
-from conv3d_cli.machine import byte_size
+from conv3d_cli.system.machine import byte_size
 
 if TYPE_CHECKING:
-    from conv3d_cli.job import Job, PreparedJob
+    from conv3d_cli.pipeline.prepare import PreparedJob
+    from conv3d_cli.pipeline.request import Job
     from conv3d_cli.provenance.record import Record
 
 
@@ -62,7 +63,7 @@ def rerun(
     import tempfile
 
     from conv3d_cli.cli import EXIT_CODE
-    from conv3d_cli.job import run_job
+    from conv3d_cli.pipeline.run import run_job
     from conv3d_cli.provenance.record import decided, read_sidecar
     from conv3d_cli.provenance.rerun import check_inputs, judge, other_versions, other_weights
 
@@ -91,7 +92,7 @@ def rerun(
             overwrite=overwrite,
         )
         if target_fwhm is not None:
-            from conv3d_cli.smoothness import match_fwhm
+            from conv3d_cli.analysis.smoothness import match_fwhm
 
             job = match_fwhm(job, target_fwhm).job
         with ProgressBar(os.path.basename(job.source.rstrip("/")), quiet) as progress:
@@ -149,7 +150,7 @@ def job_of(record: Record, folder: str, sidecar: str) -> tuple[Job, str | None]:
 
 def _check_format(original: str, target: str) -> None:
     """Refuse an output in another format, whose bytes could not be the same."""
-    from conv3d_cli.atomic import suffix_of
+    from conv3d_cli.system.atomic import suffix_of
 
     if suffix_of(original) != suffix_of(target.rstrip("/")):
         raise SpecError(

@@ -150,7 +150,7 @@ def column_names(paths: Sequence[str]) -> list[str]:
 
 def why_not_subtracted(first: Slices, second: Slices) -> str | None:
     """Why two volumes have no difference, voxel by voxel; None if they have."""
-    from conv3d_cli.comparison import grid_differences
+    from conv3d_cli.analysis.compare import grid_differences
 
     sizes = first.header.shape[1:4], second.header.shape[1:4]
     if sizes[0] != sizes[1]:

@@ -16,16 +16,16 @@ from typing import Any
 
 import numpy as np
 
-from conv3d_cli.boxes.compute import BoxSource, chain_of, compute_box
-from conv3d_cli.boxes.cut import Box, Cutting, decoded_sizes, shares
 from conv3d_cli.cluster.run import chunks_of, cut_prepared, read_channels
 from conv3d_cli.engine import Team
 from conv3d_cli.formats import create_volume
-from conv3d_cli.formats.zarr import ZarrReader, ZarrWriter
-from conv3d_cli.formats.zarr_store import OneThread
-from conv3d_cli.job import PreparedJob
-from conv3d_cli.machine import give_back_memory, keep_freed_memory
+from conv3d_cli.formats.zarr.format import ZarrReader, ZarrWriter
+from conv3d_cli.formats.zarr.store import OneThread
 from conv3d_cli.model.volume import VolumeHeader
+from conv3d_cli.pipeline.boxes.compute import BoxSource, chain_of, compute_box
+from conv3d_cli.pipeline.boxes.partition import Box, Cutting, decoded_sizes, shares
+from conv3d_cli.pipeline.prepare import PreparedJob
+from conv3d_cli.system.machine import give_back_memory, keep_freed_memory
 
 
 @dataclass(frozen=True)

@@ -20,15 +20,17 @@ from typing import Any
 import numpy as np
 
 from conv3d_cli import errors
-from conv3d_cli.boxes.compute import BoxSource, chain_of, compute_box
-from conv3d_cli.boxes.cut import Box, Cutting, axis_shares, cut
 from conv3d_cli.errors import ClusterError, Conv3DError, MemoryLimitError, SpecError
 from conv3d_cli.formats import create_volume, output_access, output_format
-from conv3d_cli.formats.zarr import NAME as ZARR
-from conv3d_cli.formats.zarr import ZarrReader, ZarrTarget, ZarrWriter
-from conv3d_cli.formats.zarr_store import OneThread, local_folder
-from conv3d_cli.job import Job, JobReport, PreparedJob, Stage, all_losses, check_paths, clipped_note, prepare_job
-from conv3d_cli.machine import give_back_memory, keep_freed_memory
+from conv3d_cli.formats.zarr.format import NAME as ZARR
+from conv3d_cli.formats.zarr.format import ZarrReader, ZarrTarget, ZarrWriter
+from conv3d_cli.formats.zarr.store import OneThread, local_folder
+from conv3d_cli.pipeline.boxes.compute import BoxSource, chain_of, compute_box
+from conv3d_cli.pipeline.boxes.partition import Box, Cutting, axis_shares, cut
+from conv3d_cli.pipeline.prepare import PreparedJob, prepare_job
+from conv3d_cli.pipeline.request import Job, Stage
+from conv3d_cli.pipeline.run import JobReport, all_losses, check_paths, clipped_note
+from conv3d_cli.system.machine import give_back_memory, keep_freed_memory
 
 CURE = "pip install 'conv3d[cluster]'"
 RETRIES = 2  # of a task that fails, beside those that Dask grants when a worker dies

@@ -30,8 +30,8 @@ from pathlib import Path
 from typing import Any
 
 from conv3d_cli.engine.cpu import cpu_class, host_features
-from conv3d_cli.engine.private_folder import PrivateFolder
 from conv3d_cli.engine.team import apart
+from conv3d_cli.system.private_folder import PrivateFolder
 
 MAGIC = b"conv3d object 3\n"
 SEAL_BYTES = KEY_BYTES = 32

@@ -11,10 +11,13 @@ import os
 from collections.abc import Sequence
 
 from conv3d_cli.errors import Conv3DError, FormatError, OutputExistsError, SpecError
-from conv3d_cli.formats import nifti, npy, tiff, zarr
+from conv3d_cli.formats import npy
 from conv3d_cli.formats.base import VolumeFormat
 from conv3d_cli.formats.codecs import codec_named
-from conv3d_cli.formats.zarr_store import is_url, local_folder
+from conv3d_cli.formats.nifti import format as nifti
+from conv3d_cli.formats.tiff import format as tiff
+from conv3d_cli.formats.zarr import format as zarr
+from conv3d_cli.formats.zarr.store import is_url, local_folder
 from conv3d_cli.model.spec import triple
 from conv3d_cli.model.volume import BoxAccess, Volume, VolumeHeader, VolumeReader, VolumeWriter, parts_in_storage_order
 

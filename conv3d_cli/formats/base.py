@@ -17,7 +17,6 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from conv3d_cli.atomic import AtomicFile, check_target, write_errors
 from conv3d_cli.errors import FormatError
 from conv3d_cli.model.volume import (
     SPATIAL,
@@ -30,6 +29,7 @@ from conv3d_cli.model.volume import (
     VolumeWriter,
     parts_in_storage_order,
 )
+from conv3d_cli.system.atomic import AtomicFile, check_target, write_errors
 
 # Boxes of a memory map are copied, in pieces of this size, whose pages are then given back.
 PIECE_BYTES = 16 << 20

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from conv3d_cli.errors import Conv3DError, FormatError
-from conv3d_cli.machine import thread_count
+from conv3d_cli.system.machine import thread_count
 
 WINDOW_BYTES = 1 << 15  # deflate looks back this far
 # Fixed, since there is little to choose: raw and smoothed scans, in blocks of 1 MiB on one CPU, pack at 610 to 930 MB/s,

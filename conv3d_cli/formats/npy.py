@@ -16,7 +16,6 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.lib import format as npy_format
 
-from conv3d_cli.atomic import AtomicFile, write_errors
 from conv3d_cli.errors import FormatError
 from conv3d_cli.formats.base import (
     RawReader,
@@ -28,8 +27,9 @@ from conv3d_cli.formats.base import (
     unnamed_file,
     write_block,
 )
-from conv3d_cli.inputs import check_input
 from conv3d_cli.model.volume import Array, Axes, VolumeHeader, VolumeReader, VolumeWriter
+from conv3d_cli.system.atomic import AtomicFile, write_errors
+from conv3d_cli.system.inputs import check_input
 
 BATCH_LETTERS = "tabdefghijklmnopqruvw"  # every letter that is neither space nor channel
 

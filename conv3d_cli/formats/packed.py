@@ -13,11 +13,11 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from conv3d_cli.atomic import AtomicFile, write_errors
 from conv3d_cli.errors import FormatError
 from conv3d_cli.formats.base import RawReader, reserve_space, temporary_folder, unnamed_file, write_at
 from conv3d_cli.formats.codecs import WINDOW_BYTES, Codec, codec_threads
 from conv3d_cli.model.volume import SPATIAL, Array, Axes, VolumeHeader, VolumeReader, VolumeWriter
+from conv3d_cli.system.atomic import AtomicFile, write_errors
 
 READ_BYTES = 1 << 18  # through the cache into the slab: measured as fast as unpacking into the slab itself
 # packed at a time; part of what decides an output's bytes (zstd packs blocks of 4 MiB no more than 0.3 % tighter)

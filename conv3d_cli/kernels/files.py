@@ -24,13 +24,13 @@ import numpy as np
 from numpy.lib import format as npy_format
 from numpy.typing import NDArray
 
-from conv3d_cli.atomic import AtomicFile, write_errors
-from conv3d_cli.cifti import refuse_cifti
 from conv3d_cli.errors import Conv3DError, FormatError, ShapeError, SpecError, WriteError, suggestion
-from conv3d_cli.inputs import check_input
+from conv3d_cli.formats.nifti.cifti import refuse_cifti
+from conv3d_cli.formats.tiff.series import mapped_offset, open_series, value_scale
 from conv3d_cli.kernels.lengths import MAX_WEIGHTS
 from conv3d_cli.model.kernel import Kernel
-from conv3d_cli.tiff_series import mapped_offset, open_series, value_scale
+from conv3d_cli.system.atomic import AtomicFile, write_errors
+from conv3d_cli.system.inputs import check_input
 
 if TYPE_CHECKING:
     import zipfile
@@ -493,7 +493,7 @@ def _read_minc(path: str, build: BuildKernel) -> Kernel:
 
 
 def _read_nifti(path: str, build: BuildKernel) -> Kernel:
-    """A NIfTI volume as a kernel: axes by name, k, j, i -> D, H, W. Spacing is `fitting.py`'s to look at."""
+    """A NIfTI volume as a kernel: axes by name, k, j, i -> D, H, W. Its spacing is looked at in pipeline/kernel_fit.py."""
     from nibabel.nifti1 import Nifti1Header
     from nibabel.nifti2 import Nifti2Header
 

@@ -1,4 +1,4 @@
-"""Missing: what is done about voxels that are not there, or count less than others. The computing is normalized.py's."""
+"""Missing: what is done about voxels that are not there, or count less than others. The computing is in convolution/masked.py."""
 
 from __future__ import annotations
 

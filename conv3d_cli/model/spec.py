@@ -81,7 +81,7 @@ BOUNDARIES = {
     "symmetric": _symmetric,
     "mirror": _mirror,
     "wrap": _wrap,
-    "renormalize": None,  # nothing is there, and a sum is divided by the weights inside: see normalized.py
+    "renormalize": None,  # nothing is there, and a sum is divided by the weights inside: see convolution/masked.py
     "renormalize-depth": None,  # the same along depth; zeros along height and width
     "mirror-one": _mirror_one,
 }

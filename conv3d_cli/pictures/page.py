@@ -14,7 +14,6 @@ from types import TracebackType
 
 import numpy as np
 
-from conv3d_cli.atomic import text_output, write_errors
 from conv3d_cli.formats.base import unnamed_file
 from conv3d_cli.pictures.panels import (
     GREY,
@@ -27,6 +26,7 @@ from conv3d_cli.pictures.panels import (
 )
 from conv3d_cli.pictures.png import encode_png
 from conv3d_cli.pictures.slices import Slices, Values
+from conv3d_cli.system.atomic import text_output, write_errors
 
 PIXELS = 150  # of the longest side of a thumbnail
 BINS = 64

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from conv3d_cli.atomic import AtomicFile, check_target, suffix_of
 from conv3d_cli.errors import SpecError
+from conv3d_cli.system.atomic import AtomicFile, check_target, suffix_of
 
 # of each kind of file, what would hold a time or a version
 SUFFIXES: dict[str, dict[str, None]] = {

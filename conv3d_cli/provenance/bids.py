@@ -14,13 +14,13 @@ from functools import cached_property
 from importlib.metadata import version
 from typing import Any
 
-from conv3d_cli.atomic import AtomicFile, suffix_of
-from conv3d_cli.config import is_kernel_file
 from conv3d_cli.errors import OutputExistsError, SpecError
-from conv3d_cli.job import PreparedJob
+from conv3d_cli.pipeline.prepare import PreparedJob
 from conv3d_cli.provenance.command import Rename, relative_to
 from conv3d_cli.provenance.inputs import InputFile
 from conv3d_cli.provenance.record import KEY, kernel_text, read_json, sidecar_text
+from conv3d_cli.settings.config import is_kernel_file
+from conv3d_cli.system.atomic import AtomicFile, suffix_of
 
 BIDS_VERSION = "1.10.0"
 DESCRIPTION = "dataset_description.json"

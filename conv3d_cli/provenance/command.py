@@ -12,9 +12,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from conv3d_cli.config import is_bias_file, is_kernel_file
-from conv3d_cli.formats.zarr_store import local_folder
-from conv3d_cli.job import Job
+from conv3d_cli.formats.zarr.store import local_folder
+from conv3d_cli.pipeline.request import Job
+from conv3d_cli.settings.config import is_bias_file, is_kernel_file
 
 # options of `apply`, in the order in which they are written
 SHAPING = (

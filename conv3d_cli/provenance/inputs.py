@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from conv3d_cli.job import Job
-from conv3d_cli.job_files import input_files
 from conv3d_cli.model.kernel import Kernel
+from conv3d_cli.pipeline.files import input_files
+from conv3d_cli.pipeline.request import Job
 
 
 @dataclass(frozen=True)

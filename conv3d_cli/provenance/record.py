@@ -12,17 +12,17 @@ import os
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from conv3d_cli.atomic import suffix_of
-from conv3d_cli.config import is_kernel_file
-from conv3d_cli.digests import array_digest
 from conv3d_cli.engine.cpu import cpu_class
 from conv3d_cli.errors import FormatError, SpecError
-from conv3d_cli.job import PreparedJob, PreparedStage
 from conv3d_cli.kernels.lengths import parse_lengths, read_lengths
 from conv3d_cli.model.grid import Grid
 from conv3d_cli.model.missing import NOTHING
 from conv3d_cli.model.volume import VolumeHeader
+from conv3d_cli.pipeline.prepare import PreparedJob, PreparedStage
 from conv3d_cli.provenance.command import Rename
+from conv3d_cli.settings.config import is_kernel_file
+from conv3d_cli.system.atomic import suffix_of
+from conv3d_cli.system.digests import array_digest
 
 KEY = "Conv3D"
 RECORD_VERSION = 1
@@ -244,7 +244,7 @@ def read_sidecar(path: str) -> Record:
 
 def read_json(path: str) -> dict[str, Any]:
     """A JSON file that holds an object. Raises: FormatError."""
-    from conv3d_cli.inputs import check_input
+    from conv3d_cli.system.inputs import check_input
 
     check_input(path)
     try:

@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from conv3d_cli.comparison import Comparison, compare_volumes
-from conv3d_cli.digests import file_digest
+from conv3d_cli.analysis.compare import Comparison, compare_volumes
 from conv3d_cli.errors import ChangedInputError, Conv3DError, FormatError
 from conv3d_cli.formats import written_files
-from conv3d_cli.formats.zarr_store import is_node
+from conv3d_cli.formats.zarr.store import is_node
 from conv3d_cli.provenance.record import Record
+from conv3d_cli.system.digests import file_digest
 
 
 def placed(folder: str, name: str) -> str:

@@ -8,11 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from conv3d_cli.atomic import AtomicFile, AtomicFolder, AtomicGroup, check_target
-from conv3d_cli.digests import Stamp, file_digest, stamp_of
 from conv3d_cli.errors import FormatError, OutputExistsError, SpecError
-from conv3d_cli.inputs import check_input
-from conv3d_cli.job import Job, JobReport, PreparedJob
+from conv3d_cli.pipeline.prepare import PreparedJob
+from conv3d_cli.pipeline.request import Job
+from conv3d_cli.pipeline.run import JobReport
 from conv3d_cli.provenance.command import Rename, command_line, relative_to
 from conv3d_cli.provenance.inputs import InputFile, files_of
 from conv3d_cli.provenance.record import (
@@ -24,6 +23,9 @@ from conv3d_cli.provenance.record import (
     sidecar_name,
     sidecar_text,
 )
+from conv3d_cli.system.atomic import AtomicFile, AtomicFolder, AtomicGroup, check_target
+from conv3d_cli.system.digests import Stamp, file_digest, stamp_of
+from conv3d_cli.system.inputs import check_input
 
 Decided = Callable[[PreparedJob], None]
 Fields = Callable[[PreparedJob, Sequence[InputFile], Rename], dict[str, Any]]

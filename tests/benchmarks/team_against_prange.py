@@ -16,7 +16,7 @@ import numba
 import numpy as np
 
 from conv3d_cli.engine import Team
-from conv3d_cli.machine import usable_cpus
+from conv3d_cli.system.machine import usable_cpus
 
 OPTIONS = {"nogil": True, "fastmath": {"contract", "nsz"}, "error_model": "numpy"}
 BLOCKS, NUMBERS, SWEEPS = 256, 1 << 16, 16

@@ -13,7 +13,7 @@ import tifffile
 from ometiff import planes, write_file, write_positions, write_split
 
 from conv3d_cli import read_volume
-from conv3d_cli.digests import file_digest
+from conv3d_cli.system.digests import file_digest
 
 
 @pytest.fixture

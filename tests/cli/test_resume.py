@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from conv3d_cli import Volume, write_volume
-from conv3d_cli.ledger import LEDGER_NAME
+from conv3d_cli.batch.resume import LEDGER_NAME
 
 EXAMPLE = Path(nib.__file__).parent / "tests" / "data" / "example4d.nii.gz"
 COMMAND = [sys.executable, "-m", "conv3d_cli", "apply"]

@@ -110,7 +110,7 @@ def test_what_python_says_by_itself(start: Run, way: str) -> None:
     """Warnings, log lines, and what is left when the process ends."""
     program = (
         "import logging, sys, warnings\n"
-        "from conv3d_cli.standard_streams import standard_streams\n"
+        "from conv3d_cli.system.standard_streams import standard_streams\n"
         "with standard_streams():\n"
         "    warnings.warn('old')\n"
         "    logging.getLogger('x').error('lost')\n"
@@ -124,7 +124,7 @@ def test_files_get_no_descriptor_of_a_standard_stream(start: Run) -> None:
     """Processes that are started from here find all three open, too."""
     program = (
         "import os, subprocess, sys\n"
-        "from conv3d_cli.standard_streams import standard_streams\n"
+        "from conv3d_cli.system.standard_streams import standard_streams\n"
         "with standard_streams():\n"
         "    assert None not in (sys.stdin, sys.stdout, sys.stderr)\n"
         "    number = os.open('/dev/null', os.O_RDONLY)\n"
@@ -139,7 +139,7 @@ def test_files_get_no_descriptor_of_a_standard_stream(start: Run) -> None:
 def test_a_slow_reader_of_a_pipe_that_does_not_wait_gets_everything() -> None:
     program = (
         "import os, sys\n"
-        "from conv3d_cli.standard_streams import standard_streams\n"
+        "from conv3d_cli.system.standard_streams import standard_streams\n"
         "os.set_blocking(2, False)\n"
         "with standard_streams():\n"
         "    for number in range(40000): print(f'{number:9}', file=sys.stderr)\n"

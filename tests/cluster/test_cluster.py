@@ -204,8 +204,8 @@ def test_a_late_chunk_leaves_nothing(tmp_path: Path) -> None:
     """A worker that is slow, or was thought dead, writes after the job has ended."""
     from conv3d_cli.errors import WriteError
     from conv3d_cli.formats import create_volume
-    from conv3d_cli.formats.zarr import ZarrWriter
-    from conv3d_cli.formats.zarr_store import OneThread
+    from conv3d_cli.formats.zarr.format import ZarrWriter
+    from conv3d_cli.formats.zarr.store import OneThread
     from conv3d_cli.model.volume import Axes, VolumeHeader
 
     header = VolumeHeader(Axes("zyx", (4, 8, 8)), np.dtype(np.float32))

@@ -16,8 +16,8 @@ from strategies import small_numbers
 from conv3d_cli.errors import FormatError, WriteError
 from conv3d_cli.formats import base
 from conv3d_cli.formats.base import SpooledWriter, real_dtype, reserve_space, spool_reader, write_at
-from conv3d_cli.inputs import check_input
 from conv3d_cli.model.volume import Array, ArrayReader, Axes, VolumeHeader, VolumeWriter, parts_in_storage_order
+from conv3d_cli.system.inputs import check_input
 
 
 class Stream(ArrayReader):

@@ -25,8 +25,9 @@ else:
     from backports import zstd
 
 from conv3d_cli.errors import FormatError, OutputExistsError, WriteError
-from conv3d_cli.formats import create_volume, nifti, open_volume, packed, read_volume, write_volume
+from conv3d_cli.formats import create_volume, open_volume, packed, read_volume, write_volume
 from conv3d_cli.formats.codecs import codec_named
+from conv3d_cli.formats.nifti import format as nifti
 from conv3d_cli.model.grid import Grid, affine_from_spacing, grid_after
 from conv3d_cli.model.spec import VoxelTransform
 from conv3d_cli.model.volume import Axes, Volume, VolumeHeader

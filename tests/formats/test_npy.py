@@ -23,10 +23,11 @@ from strategies import REAL_DTYPES, small_numbers
 from conv3d_cli.errors import Conv3DError, FormatError, OutputExistsError, SpecError, WriteError
 from conv3d_cli.formats import npy, read_volume, write_volume
 from conv3d_cli.formats.npy import create_npy, open_npy
-from conv3d_cli.job import Job, Stage, run_job
 from conv3d_cli.model.grid import Grid
 from conv3d_cli.model.kernel import Kernel
 from conv3d_cli.model.volume import Axes, Volume, VolumeHeader, VolumeWriter, parts_in_storage_order
+from conv3d_cli.pipeline.request import Job, Stage
+from conv3d_cli.pipeline.run import run_job
 
 
 def npy_bytes(header: str, data: bytes = b"", version: tuple[int, int] = (1, 0)) -> bytes:

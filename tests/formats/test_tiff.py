@@ -23,7 +23,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conv3d_cli.errors import FormatError, OutputExistsError, SpecError, WriteError
-from conv3d_cli.formats import create_volume, open_volume, read_volume, tiff, write_volume
+from conv3d_cli.formats import create_volume, open_volume, read_volume, write_volume
+from conv3d_cli.formats.tiff import format as tiff
 from conv3d_cli.model.grid import Grid, affine_from_spacing, grid_after
 from conv3d_cli.model.spec import VoxelTransform
 from conv3d_cli.model.volume import Array, Axes, Volume, VolumeHeader, VolumeReader

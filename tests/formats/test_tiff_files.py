@@ -25,8 +25,9 @@ from ometiff import (
 
 from conv3d_cli.errors import FormatError, OutputExistsError
 from conv3d_cli.formats import open_volume, read_volume, replaced_part, volume_files, written_files
-from conv3d_cli.job import Job, Stage, check_paths
 from conv3d_cli.model.volume import Array
+from conv3d_cli.pipeline.request import Job, Stage
+from conv3d_cli.pipeline.run import check_paths
 
 
 def check_position(path: Path, number: int, data: Array) -> None:

@@ -17,7 +17,9 @@ import pytest
 import tifffile
 
 from conv3d_cli.errors import FormatError, SpecError, WriteError
-from conv3d_cli.formats import create_volume, open_volume, read_volume, tiff, tiff_packed, write_volume
+from conv3d_cli.formats import create_volume, open_volume, read_volume, write_volume
+from conv3d_cli.formats.tiff import compressed as tiff_packed
+from conv3d_cli.formats.tiff import format as tiff
 from conv3d_cli.model.grid import Grid, affine_from_spacing
 from conv3d_cli.model.volume import Array, Axes, Volume, VolumeHeader
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from conv3d_cli.formats import zarr_store
-from conv3d_cli.formats.zarr_store import OneThread, open_node
+from conv3d_cli.formats.zarr import store as zarr_store
+from conv3d_cli.formats.zarr.store import OneThread, open_node
 
 zarr = pytest.importorskip("zarr")
 

@@ -136,20 +136,20 @@ def fuzz_here(target: Target, options: list[str]) -> int:
     """The child's work: fuzz one reader until the time is over or something is found."""
     import atheris
 
-    with atheris.instrument_imports(include=["conv3d_cli.formats", "conv3d_cli.kernels", "conv3d_cli.layer", "conv3d_cli.model",
-                                             "conv3d_cli.config", "conv3d_cli.fitting", "tifffile"]):  # fmt: skip
+    rooms = ("formats", "kernels", "layer", "model", "settings.config", "pipeline.kernel_fit")
+    with atheris.instrument_imports(include=[*(f"conv3d_cli.{room}" for room in rooms), "tifffile"]):
         import tifffile  # noqa: F401
 
-        import conv3d_cli.config
-        import conv3d_cli.fitting
         import conv3d_cli.formats
-        import conv3d_cli.job
         import conv3d_cli.kernels.builtin
         import conv3d_cli.kernels.expressions
         import conv3d_cli.kernels.minc
         import conv3d_cli.kernels.weights
         import conv3d_cli.layer
-    for module in (conv3d_cli.kernels.builtin, conv3d_cli.kernels.expressions, conv3d_cli.job):
+        import conv3d_cli.pipeline.kernel_fit
+        import conv3d_cli.pipeline.run
+        import conv3d_cli.settings.config
+    for module in (conv3d_cli.kernels.builtin, conv3d_cli.kernels.expressions, conv3d_cli.pipeline.run):
         module.MAX_WEIGHTS = WEIGHTS_AT_MOST
     shared = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     with tempfile.TemporaryDirectory(dir=shared) as name:

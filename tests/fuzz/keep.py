@@ -25,8 +25,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from fuzz import WEIGHTS_AT_MOST, WORK
 from targets import CORPUS, TARGETS, Target, corpus_of, find_targets, try_input
 
-import conv3d_cli.job
 import conv3d_cli.kernels.builtin
+import conv3d_cli.pipeline.run
 
 ROOT = Path(conv3d_cli.__file__).parent
 LARGEST = 12_000  # bytes of a kept input
@@ -78,7 +78,7 @@ def main() -> None:
     parser.add_argument("target", nargs="?", default="all")
     parser.add_argument("--keep", action="store_true")
     arguments = parser.parse_args()
-    conv3d_cli.kernels.builtin.MAX_WEIGHTS = conv3d_cli.job.MAX_WEIGHTS = WEIGHTS_AT_MOST
+    conv3d_cli.kernels.builtin.MAX_WEIGHTS = conv3d_cli.pipeline.run.MAX_WEIGHTS = WEIGHTS_AT_MOST
     print(f"{'reader':<22}{'inputs':>8}{'lines reached':>16}{'':>8}")
     for target in find_targets(arguments.target):
         lines, kept, count = Lines(target), {}, 0

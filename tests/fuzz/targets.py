@@ -265,9 +265,9 @@ def read_kernel_text(text: str) -> None:
 
 def read_spaced_kernel(path: str) -> None:
     """A kernel file that may tell how large its voxels are, resampled to a volume's, and without its borders."""
-    from conv3d_cli.fitting import Fitting, fit_kernel, spacing_of_kernel
     from conv3d_cli.kernels import read_kernel, resampling
     from conv3d_cli.model.grid import Grid
+    from conv3d_cli.pipeline.kernel_fit import Fitting, fit_kernel, spacing_of_kernel
 
     kernel = read_kernel(path)
     policy = "ignore" if spacing_of_kernel(path) is None else "resample"
@@ -332,9 +332,9 @@ def _kernels(suffix: str) -> Seeds:
 def prepare_config(path: str) -> None:
     """A config all the way to the job that `conv3d explain` describes."""
     from conv3d_cli.cli.options import make_job
-    from conv3d_cli.config import read_config
-    from conv3d_cli.job import prepare_job
-    from conv3d_cli.machine import byte_size
+    from conv3d_cli.pipeline.prepare import prepare_job
+    from conv3d_cli.settings.config import read_config
+    from conv3d_cli.system.machine import byte_size
 
     volume = Path(path).with_name("volume.npy")
     if not volume.exists():
@@ -455,10 +455,10 @@ def read_grammar(text: str) -> None:
     """A text by one of the small grammars; its first letter says which."""
     from conv3d_cli.kernels import is_builtin
     from conv3d_cli.kernels.lengths import read_axes, read_count, read_lengths, read_number, read_sizes
-    from conv3d_cli.machine import byte_size
     from conv3d_cli.model.grid import Grid
     from conv3d_cli.model.spec import Boundary, ConvSpec
     from conv3d_cli.model.volume import Axes
+    from conv3d_cli.system.machine import byte_size
 
     rest, grid = text[1:], Grid((2.0, 1.5, 1.0), "mm")
     match text[:1]:
@@ -514,11 +514,14 @@ def _texts() -> dict[str, bytes]:
 # ---------------------------------------------------------------------------------------------------------------------
 # The table
 
-_NIFTI = ("formats/nifti.py", "formats/nifti_header.py", "formats/nifti_grid.py")
+_NIFTI = ("formats/nifti/format.py", "formats/nifti/header.py", "formats/nifti/grid.py")
 _PACKED = ("formats/packed.py", "formats/codecs.py")
-_SERIES = ("tiff_directories.py", "tiff_images.py", "tiff_series.py")
-_TIFF = (*_SERIES, *(f"formats/tiff{part}.py" for part in ("", "_files", "_metadata", "_ome", "_packed", "_pages")))
-_ZARR = tuple(f"formats/zarr{part}.py" for part in ("", "_ome", "_store"))
+_SERIES = tuple(f"formats/tiff/{part}.py" for part in ("directories", "images", "series"))
+_TIFF = (
+    *_SERIES,
+    *(f"formats/tiff/{part}.py" for part in ("format", "files", "metadata", "ome", "compressed", "pages")),
+)
+_ZARR = tuple(f"formats/zarr/{part}.py" for part in ("format", "ome", "store"))
 _KERNEL = ("kernels/files.py",)
 _RECORD_WORDS = (
     '"Conv3D"',
@@ -532,8 +535,8 @@ _RECORD_WORDS = (
     "--help",
     "'",
 )
-_SPACED = (*_KERNEL, "fitting.py", "kernels/resampling.py", "kernels/cropping.py")
-_CONFIG = ("config.py", "layer/config.py", "layer/_catalogue.py", "layer/_keras_json.py")
+_SPACED = (*_KERNEL, "pipeline/kernel_fit.py", "kernels/resampling.py", "kernels/cropping.py")
+_CONFIG = ("settings/config.py", "layer/config.py", "layer/_catalogue.py", "layer/_keras_json.py")
 _LAYERS = ("kernels/weights/layer.py",)
 _HDF5 = ("kernels/weights/hdf5.py", *_LAYERS)
 _KEYS = (

@@ -17,8 +17,8 @@ from click.testing import CliRunner
 
 from conv3d_cli import Volume, read_volume, write_volume
 from conv3d_cli.cli import main
-from conv3d_cli.digests import file_digest
 from conv3d_cli.model.grid import Grid, affine_from_spacing
+from conv3d_cli.system.digests import file_digest
 
 EXAMPLE = Path(nibabel.__file__).parent / "tests" / "data" / "example4d.nii.gz"
 

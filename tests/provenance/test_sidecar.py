@@ -19,10 +19,10 @@ from click.testing import CliRunner
 
 from conv3d_cli import Volume, read_kernel, read_volume, write_volume
 from conv3d_cli.cli import main
-from conv3d_cli.digests import array_digest, file_digest
 from conv3d_cli.model.grid import Grid, affine_from_spacing
 from conv3d_cli.provenance.command import SHAPING, command_line, relative_to
 from conv3d_cli.provenance.record import sidecar_name
+from conv3d_cli.system.digests import array_digest, file_digest
 
 # options of apply that leave the result's bits alone, or say where it goes
 NOT_SHAPING = {
@@ -308,7 +308,7 @@ def test_a_failed_run_leaves_nothing(desk: Path) -> None:
 
 
 def test_an_input_that_changes_meanwhile(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import conv3d_cli.job as job
+    import conv3d_cli.pipeline.run as job
 
     run_job = job.run_job
 

@@ -14,12 +14,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from conv3d_cli.atomic import AtomicFile, write_errors
 from conv3d_cli.errors import Conv3DError, FormatError, SpecError, UnknownNameError, WriteError, suggestion
-from conv3d_cli.inputs import check_input
 from conv3d_cli.kernels.weights import keras, onnx, pytorch, safetensors
 from conv3d_cli.kernels.weights.isolated import in_another_process
 from conv3d_cli.kernels.weights.layer import OtherLayer, SavedLayer, reading
+from conv3d_cli.system.atomic import AtomicFile, write_errors
+from conv3d_cli.system.inputs import check_input
 
 __all__ = [
     "WEIGHTS_FILES",

@@ -17,8 +17,8 @@ import numpy as np
 
 from conv3d_cli import errors
 from conv3d_cli.errors import Conv3DError, FormatError
-from conv3d_cli.inputs import check_input
 from conv3d_cli.kernels.weights.layer import Array, OtherLayer, SavedLayer, reading
+from conv3d_cli.system.inputs import check_input
 
 _PATIENCE = 30.0  # seconds; reading takes a tenth of one
 _SPEED = 5e6  # bytes a second at least

@@ -23,10 +23,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conv3d_cli.errors import Conv3DError, FormatError, ShapeError, SpecError, WriteError
-from conv3d_cli.inputs import check_input
 from conv3d_cli.kernels.lengths import MAX_WEIGHTS
 from conv3d_cli.model.kernel import Kernel
 from conv3d_cli.model.spec import Triple, triple
+from conv3d_cli.system.inputs import check_input
 
 Array = NDArray[Any]
 

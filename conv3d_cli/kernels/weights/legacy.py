@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from conv3d_cli.errors import FormatError, ShapeError
-from conv3d_cli.inputs import check_input
 from conv3d_cli.kernels.weights import keras
 from conv3d_cli.kernels.weights.hdf5 import (
     find_member,
@@ -28,6 +27,7 @@ from conv3d_cli.kernels.weights.hdf5 import (
 )
 from conv3d_cli.kernels.weights.layer import Array, OtherLayer, SavedLayer, parse_json, require_match
 from conv3d_cli.model.keras_json import CONV3D
+from conv3d_cli.system.inputs import check_input
 
 
 def read_h5(path: str) -> list[SavedLayer | OtherLayer]:

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 
 from conv3d_cli.errors import FormatError, WriteError
-from conv3d_cli.inputs import check_input
 from conv3d_cli.kernels.weights.layer import (
     WEIGHTS_ONLY,
     Array,
@@ -35,6 +34,7 @@ from conv3d_cli.kernels.weights.layer import (
 )
 from conv3d_cli.kernels.weights.onnx_constants import STANDARD, Constants, NotConstantError, inner_nodes, is_convolution
 from conv3d_cli.model.keras_json import NO_PADS
+from conv3d_cli.system.inputs import check_input
 
 MAX_BYTES = 2 << 30  # protobuf's own limit
 _OPSET, _IR_VERSION = 13, 8  # of the files written: understood since 2021

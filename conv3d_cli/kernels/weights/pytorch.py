@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 
 from conv3d_cli.errors import FormatError
-from conv3d_cli.inputs import check_input
 from conv3d_cli.kernels.weights.layer import (
     FLOATS,
     Archive,
@@ -29,6 +28,7 @@ from conv3d_cli.kernels.weights.layer import (
 )
 from conv3d_cli.kernels.weights.pickles import RefusedError, Tensor, read_pickle
 from conv3d_cli.kernels.weights.state_dict import read_state_dict
+from conv3d_cli.system.inputs import check_input
 
 CURE = (
     "save its weights in PyTorch: from safetensors.torch import save_model; save_model(module, 'net.safetensors'), or "

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from conv3d_cli.errors import FormatError
-from conv3d_cli.inputs import check_input
 from conv3d_cli.kernels.weights.layer import (
     FLOATS,
     MAX_JSON,
@@ -29,6 +28,7 @@ from conv3d_cli.kernels.weights.layer import (
     unheld,
 )
 from conv3d_cli.kernels.weights.state_dict import read_state_dict
+from conv3d_cli.system.inputs import check_input
 
 # dtype -> its name here
 _DTYPES = {

@@ -1,0 +1,95 @@
+"""A manifest: a table of volumes, one a row, with the output and the options of each. Here it is only read.
+
+Columns are separated by tabs in .tsv files; elsewhere by what separates the names in the first line: tabs, commas or
+semicolons. An empty cell, and BIDS' `n/a`, says nothing.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from conv3d_cli.errors import ConfigError, FormatError, unknown_name
+from conv3d_cli.system.inputs import check_input
+
+EMPTY = ("", "n/a")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One volume of a manifest.
+
+    line : int      in the file, from 1
+    cells : dict    texts by column, with underscores; columns without a text are missing
+    """
+
+    line: int
+    cells: dict[str, str]
+
+
+def read_manifest(path: str, known: Sequence[str]) -> list[Row]:
+    """The rows of a manifest.
+
+    known : names       the columns it may have, with underscores; `input` is needed
+    Raises: FormatError if the file cannot be read; ConfigError, which names the line, if it is no such table.
+    """
+    check_input(path)
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:  # spreadsheets put a byte order mark before UTF-8
+            text = file.read()
+    except UnicodeDecodeError as error:
+        raise FormatError(f"cannot read manifest {path}: it is not UTF-8 text ({error})") from None
+    except OSError as error:
+        raise FormatError(f"cannot read manifest {path}: {error.strerror or error}") from None
+    lines = text.splitlines(keepends=True)
+    reader = csv.reader(lines, delimiter=_delimiter(path, lines), strict=True)
+    columns: list[str] = []
+    rows, line = [], 1
+    try:
+        for cells in reader:
+            if any(cell.strip() for cell in cells):
+                where = f"manifest {path}, line {line}"
+                if not columns:
+                    columns = _columns([cell.strip() for cell in cells], known, where)
+                else:
+                    rows.append(_row([cell.strip() for cell in cells], columns, line, where))
+            line = reader.line_num + 1  # a text in quotes may go over several lines
+    except csv.Error as error:
+        raise ConfigError(f"manifest {path}, line {reader.line_num}: {error}") from None
+    if not rows:
+        raise ConfigError(
+            f"manifest {path} holds no volumes: its first line names the columns, each other one is a volume"
+        )
+    return rows
+
+
+def _delimiter(path: str, lines: Sequence[str]) -> str:
+    header = next((line for line in lines if line.strip()), "")
+    if path.lower().endswith(".tsv") or "\t" in header:
+        return "\t"
+    return ";" if header.count(";") > header.count(",") else ","
+
+
+def _columns(names: list[str], known: Sequence[str], where: str) -> list[str]:
+    """The names of the columns, with underscores."""
+    columns = [name.replace("-", "_") for name in names]
+    for name, column in zip(names, columns, strict=True):
+        if column not in known:
+            raise ConfigError(f"{where}: {unknown_name('column', name, known)}")
+        if columns.count(column) > 1:
+            raise ConfigError(f"{where}: the column {name} stands there twice; leave one out")
+    if "input" not in columns:
+        raise ConfigError(f"{where}: no column input, which names the volumes; received {', '.join(names)}")
+    return columns
+
+
+def _row(cells: list[str], columns: list[str], line: int, where: str) -> Row:
+    if len(cells) != len(columns):
+        raise ConfigError(
+            f"{where}: {len(cells)} cells where the first line names {len(columns)} columns; an empty cell is written as n/a"
+        )
+    row = Row(line, {column: cell for column, cell in zip(columns, cells, strict=True) if cell not in EMPTY})
+    if "input" not in row.cells:
+        raise ConfigError(f"{where}, column input: empty, and it names the volume")
+    return row

@@ -1,0 +1,105 @@
+"""Many inputs: the name of each output, and clashes found before any work starts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from conv3d_cli.errors import OutputExistsError, SpecError
+from conv3d_cli.system.atomic import suffix_of
+
+
+def output_name(name: str, out_dir: str | None = None, suffix: str = "", prefix: str = "", below: str = "") -> str:
+    """The output of an input: its name with prefix and suffix, in `out_dir` (there in the folder `below`) or beside it.
+
+    An input inside a Zarr store gives a store of that store's name.
+    Raises: SpecError if prefix or suffix hold a folder.
+    >>> output_name("a/x.ome.zarr/1", "out", suffix="_sm"), output_name("https://host/y.zarr", "out", below="raw")
+    ('out/x_sm.ome.zarr', 'out/raw/y.zarr')
+    """
+    for option, text in (("--suffix", suffix), ("--prefix", prefix)):
+        if os.sep in text or "\0" in text:
+            raise SpecError(f"{option} is a part of a file's name, received {text!r}; name a folder with --out-dir")
+    whole = whole_store(name)
+    ending = suffix_of(whole)
+    parent, slash, file = whole.rpartition("/") if "://" in whole else ("", "", Path(whole).name)
+    stem = file[: len(file) - len(ending)]
+    new = f"{prefix}{stem}{suffix}{file[len(stem) :]}"
+    if out_dir is not None and "://" in out_dir:
+        return "/".join([out_dir.rstrip("/"), *below.split(os.sep), new] if below else [out_dir.rstrip("/"), new])
+    if slash and out_dir is None:
+        return f"{parent}/{new}"
+    return str((Path(out_dir, below) if out_dir is not None else Path(whole).parent) / new)
+
+
+def check_outputs(
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    overwrite: bool = False,
+    labels: Sequence[str] | None = None,
+    files: Callable[[str], Sequence[str]] = lambda name: (name,),
+) -> None:
+    """Refuse clashes before any work.
+
+    labels : texts or None      what messages call the inputs; None: by their names
+    files : callable            the files that an input is read from; asked only where outputs replace files beside it
+    Raises: SpecError if two inputs would write the same file; OutputExistsError if an output is an input (under
+    `overwrite` only if it is another one's).
+    """
+    labels = inputs if labels is None else labels
+    sources = {identity(whole_store(name)): label for name, label in zip(inputs, labels, strict=True)}
+    replaced = {
+        os.path.dirname(identity(target)) for target in outputs if "://" not in target and os.path.exists(target)
+    }
+    for name, label in zip(inputs, labels, strict=True):
+        folder = os.path.dirname(identity(name))
+        if "://" not in name and any(
+            os.path.join(other, "").startswith(os.path.join(folder, "")) for other in replaced
+        ):
+            for file in files(name):
+                sources.setdefault(identity(file), label)
+    writers: dict[str, str] = {}
+    for name, target, label in zip(inputs, outputs, labels, strict=True):
+        real = identity(target)
+        if real in writers:
+            raise SpecError(
+                f"two inputs would write {target}: {writers[real]} and {label}; "
+                "use different folders (--out-dir) or run them apart"
+            )
+        own = identity(whole_store(name)) == real
+        if real in sources and not (own and overwrite):
+            # --overwrite lets a volume replace itself; another's input may not have been read yet
+            cure = "or --overwrite" if own else "or run them apart"
+            raise OutputExistsError(
+                f"the output of {label} would replace the input {sources[real]}; pass --suffix, --prefix, another --out-dir, "
+                f"{cure}"
+            )
+        writers[real] = label
+
+
+def made_before(inputs: Sequence[str], outputs: Sequence[str]) -> set[int]:
+    """Positions of inputs that are the outputs of others: what an earlier run left among the volumes of a folder.
+
+    >>> made_before(["a.npy", "a_sm.npy", "b.npy"], ["a_sm.npy", "a_sm_sm.npy", "b_sm.npy"])
+    {1}
+    """
+    sources = [identity(whole_store(name)) for name in inputs]
+    targets = {identity(target): number for number, target in enumerate(outputs)}
+    return {number for number, source in enumerate(sources) if targets.get(source, number) != number}
+
+
+def whole_store(name: str) -> str:
+    """The file or store that an input names, or names a part of: up to the last .zarr, without a slash at the end."""
+    parts = name.rstrip("/").split("/")
+    stores = [i for i, part in enumerate(parts) if part.lower().endswith(".zarr")]
+    if stores and suffix_of(parts[-1]) == "":
+        parts = parts[: stores[-1] + 1]
+    elif not stores and "://" not in name and os.path.isdir(name):
+        return "/".join(parts) + ".zarr"  # a store under another name; what is made of it is named as a store
+    return "/".join(parts)
+
+
+def identity(name: str) -> str:
+    """A name that is the same for all names of a file; URLs stand for themselves."""
+    return name if "://" in name else os.path.realpath(name)

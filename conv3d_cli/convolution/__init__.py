@@ -1,0 +1,1 @@
+"""One convolution made ready for its voxels: plain, or with masks and missing voxels."""

@@ -1,0 +1,1 @@
+"""NIfTI: what its header means, its grid, and the format itself."""

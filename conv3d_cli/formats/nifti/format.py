@@ -1,0 +1,291 @@
+"""NIfTI-1 and NIfTI-2: `.nii`, `.nii.gz`, `.nii.zst`, `.hdr`/`.img` pairs, either byte order, scaled integers, vectors, RGB.
+
+Uncompressed voxels are a memory map; compressed ones are unpacked forward only, slab by slab. Nothing is made room for on
+the word of a header that promises more than its file can hold. What headers mean is in header.py and grid.py.
+
+Dimensions 1 to 7 are the letters x y z t c a b, so a 4-D series is `tzyx` and a 5-D vector volume `ctzyx`. An RGB pixel is
+the axis `s`, fastest of all.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from contextlib import ExitStack, closing
+from dataclasses import replace
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from conv3d_cli.errors import FormatError, WriteError
+from conv3d_cli.formats.base import RawReader, RawWriter, SpooledWriter, VolumeFormat, real_dtype, write_at
+from conv3d_cli.formats.codecs import Codec, codec_named, codec_within
+from conv3d_cli.formats.nifti import cifti
+from conv3d_cli.formats.nifti.grid import permuted, read_grid
+from conv3d_cli.formats.nifti.header import (
+    LABEL_INTENT,
+    LETTERS,
+    NAME,
+    RGB_LETTERS,
+    NiftiSource,
+    add_history,
+    header_bytes,
+    output_header,
+    output_letters,
+    read_extensions,
+    read_header,
+    read_history,
+    read_layout,
+    read_scale,
+    read_voxel_offset,
+    source_of,
+    stored_axes,
+    surface_notes,
+)
+from conv3d_cli.formats.packed import PackedStream, PackedWriter, open_packed, packed
+from conv3d_cli.model.volume import SPATIAL, Array, Axes, VolumeHeader, VolumeReader, VolumeWriter
+from conv3d_cli.system.atomic import AtomicFile, check_target, suffix_of, together, write_errors
+from conv3d_cli.system.inputs import check_input
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Names
+
+
+def _is_pair(path: str) -> bool:
+    return suffix_of(path) in (".hdr", ".img", ".hdr.gz", ".img.gz")
+
+
+def _renamed(path: str, suffix: str) -> str:
+    """The path with another suffix, in capitals if its own is."""
+    old = path[len(path) - len(suffix_of(path)) :]
+    return path[: len(path) - len(old)] + (suffix.upper() if old.isupper() else suffix)
+
+
+def _input_names(path: str) -> tuple[str, str]:
+    """Header and voxel file of an input, the same name twice if it is one file.
+
+    Raises: FormatError if one of a pair is missing (the other half may be compressed or not).
+    """
+    if not _is_pair(path):
+        return path, path
+    check_input(path)
+    suffix = suffix_of(path)
+    kind, tail = (".img" if suffix.startswith(".hdr") else ".hdr"), suffix[4:]
+    others = [_renamed(path, kind + tail), _renamed(path, kind + ("" if tail else ".gz"))]
+    other = next((name for name in others if os.path.exists(name)), None)
+    if other is None:
+        what = "voxels" if kind == ".img" else "header"
+        raise FormatError(f"cannot read {path}: the {what} of this pair must stand beside it, no file {others[0]}")
+    return (path, other) if kind == ".img" else (other, path)
+
+
+def input_files(path: str) -> tuple[str, ...]:
+    """The files of an input: one, or the header and the voxels of a pair. Raises: FormatError if one of a pair is missing."""
+    return tuple(dict.fromkeys(_input_names(path)))
+
+
+def _output_names(path: str) -> tuple[str, str]:
+    """Header and voxel file of an output, the same name twice if it is one file."""
+    if not _is_pair(path):
+        return path, path
+    tail = suffix_of(path)[4:]
+    return _renamed(path, ".hdr" + tail), _renamed(path, ".img" + tail)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Reading
+
+
+def open_nifti(path: str, *, axes: str | None = None, channels_first: bool = False) -> VolumeReader:
+    """Open a NIfTI file, or a pair by either name.
+
+    axes : str or None      letters in storage order (dimension 7 first) that replace the file's
+    Raises: FormatError if it is missing, truncated, corrupt, or its header cannot be true.
+    """
+    header_path, voxel_path = _input_names(path)
+    pair = header_path != voxel_path
+    header_size, voxel_size = check_input(header_path), check_input(voxel_path)
+    header_codec = codec_within(header_path)  # where the content tells, it is believed, and not the name
+    voxel_codec = codec_named(voxel_path) if pair else header_codec
+    with ExitStack() as opened:
+        head = _open_bytes(header_path, header_codec)
+        opened.callback(head.close)
+        header = read_header(head.read, header_path, pair)
+        intent = int(header["intent_code"])
+        cifti.refuse_cifti(header_path, intent)
+        sizes, stored, samples = read_layout(header, header_path)
+        offset = read_voxel_offset(header, header_path, pair)
+        promised = offset + math.prod(sizes) * max(1, samples) * stored.itemsize
+        what = f"its header promises {promised} bytes (shape {sizes[::-1]}, {stored})"
+        if voxel_codec is None and promised > voxel_size:
+            raise FormatError(f"cannot read {voxel_path}: truncated: {what}, the file has {voxel_size}")
+        if voxel_codec is not None and promised > voxel_size * voxel_codec.largest_inflation:
+            raise FormatError(
+                f"cannot read {voxel_path}: truncated or damaged: {what}, more than {voxel_size} packed bytes can hold"
+            )
+        header_end = header_size * (header_codec.largest_inflation if header_codec else 1) if pair else offset
+        extensions = read_extensions(head.read, header, header_end, header_path, pair)
+        cifti.refuse_cifti(header_path, intent, (code for code, _ in extensions))
+        channels = samples or (sizes[4] if len(sizes) > 4 else 1)
+        source = NiftiSource(header, extensions, pair, read_grid(header, header_path), channels)
+        volume = _volume_header(source, sizes, stored, samples, axes, header_path)
+        voxels = head
+        if pair:
+            voxels = _open_bytes(voxel_path, voxel_codec)
+            opened.callback(voxels.close)
+        if isinstance(voxels, PackedStream):
+            reader: VolumeReader = open_packed(voxels, volume, stored, offset)
+        else:
+            reader = RawReader(voxels, volume, voxel_path, stored, offset)
+        if axes is None:
+            reader.notes = surface_notes(sizes)
+        opened.pop_all()
+        if pair:
+            head.close()
+        return reader
+
+
+def nifti_content(path: str) -> str:
+    """ "labels" or "cifti" where the header says that the values are no image, else "". Raises: FormatError."""
+    header_path, voxel_path = _input_names(path)
+    pair = header_path != voxel_path
+    check_input(header_path)
+    with closing(_open_bytes(header_path, codec_within(header_path))) as head:
+        header = read_header(head.read, header_path, pair)
+        intent = int(header["intent_code"])
+        if intent == LABEL_INTENT:
+            return "labels"
+        codes: list[int] = []
+        if not cifti.is_cifti(intent) and not pair and header.sizeof_hdr == 540:
+            end = read_voxel_offset(header, header_path, pair)
+            codes = [code for code, _ in read_extensions(head.read, header, end, header_path, pair)]
+        return "cifti" if cifti.is_cifti(intent, codes) else ""
+
+
+def _open_bytes(path: str, codec: Codec | None) -> BinaryIO | PackedStream:
+    return open(path, "rb") if codec is None else PackedStream(path, codec)
+
+
+def _volume_header(
+    source: NiftiSource, sizes: tuple[int, ...], stored: np.dtype[Any], samples: int, axes: str | None, path: str
+) -> VolumeHeader:
+    letters = (RGB_LETTERS if samples else LETTERS)[: len(sizes)][::-1] + ("s" if samples else "")
+    volume_axes = Axes(axes or letters, sizes[::-1] + ((samples,) if samples else ()))
+    scale = (1.0, 0.0) if samples else read_scale(source.header, path)
+    history = read_history(source.extensions)
+    volume = VolumeHeader(volume_axes, real_dtype(stored, path), source.grid, scale, NAME, source, history=history)
+    dimensions = {a: len(sizes) - i for i, a in enumerate(volume_axes.letters) if a in SPATIAL}
+    if any(dimensions[a] != 1 + "xyz".index(a) for a in dimensions):
+        # `axes` says that other dimensions are space: the header's word on slices and orientation is void
+        return replace(volume, grid=permuted(source.grid, dimensions), metadata=None)
+    return volume
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Writing
+
+
+def create_nifti(
+    path: str, header: VolumeHeader, *, overwrite: bool = False, gz_level: int = 1, threads: int | None = None
+) -> VolumeWriter:
+    """Start a NIfTI file, or a pair by either name.
+
+    header : VolumeHeader   of any axis order; the writer's own header has the file's
+    gz_level : int          0 to 3, isal's levels, of .gz
+    Raises: OutputExistsError; WriteError for a dtype or a shape that NIfTI cannot hold.
+    """
+    header_path, voxel_path = _output_names(path)
+    pair = header_path != voxel_path
+    codec = codec_named(path)
+    if codec is not None:
+        codec.need(path, WriteError)
+    source = source_of(header)
+    axes = stored_axes(header.axes, header.dtype)
+    try:
+        fields, notes = output_header(header, axes, pair)
+        prefix = header_bytes(fields, add_history(fields, () if source is None else source.extensions, header.history))
+    except WriteError as error:
+        raise WriteError(f"cannot write {path}: {error}") from None
+    opened = [AtomicFile(voxel_path, overwrite)]
+    try:
+        if pair:
+            opened.append(AtomicFile(header_path, overwrite, vouches=True))
+        with write_errors(header_path):
+            head = packed(prefix, codec, gz_level) if pair and codec is not None else prefix
+            if pair or codec is None:
+                write_at(opened[-1].file, memoryview(head), 0)
+        writer = _voxel_writer(
+            opened[0], replace(header, axes=axes), voxel_path, b"" if pair else prefix, codec, gz_level, threads
+        )
+        if pair:
+            writer = PairWriter(writer, opened[1])
+        writer.notes = tuple(notes)
+        # The caller writes in the order of its own axes. Where the file's differ, a stream has to wait for the whole.
+        return SpooledWriter(writer) if writer.sequential and axes != header.axes else writer
+    except BaseException:
+        for output in opened:
+            output.abort()
+        raise
+
+
+def _voxel_writer(
+    output: AtomicFile,
+    header: VolumeHeader,
+    path: str,
+    prefix: bytes,
+    codec: Codec | None,
+    level: int,
+    threads: int | None,
+) -> VolumeWriter:
+    stored = header.dtype.newbyteorder("<")
+    if codec is None:
+        return RawWriter(output, header, path, len(prefix), stored)
+    return PackedWriter(output, header, path, prefix, stored, codec, level, threads)
+
+
+class PairWriter(VolumeWriter):
+    """The writer of a pair's voxels and its header file, which take their places together.
+
+    An old header goes first and the new one comes last, so no header ever stands beside voxels that are not its own.
+    """
+
+    def __init__(self, voxels: VolumeWriter, head: AtomicFile) -> None:
+        self.voxels, self.head = voxels, head
+        self.header, self.path, self.sequential = voxels.header, voxels.path, voxels.sequential
+
+    def write(self, n: int, depth_start: int, channel_start: int, block: Array) -> None:
+        self.voxels.write(n, depth_start, channel_start, block)
+
+    def write_box(self, n: int, starts: tuple[int, int, int], channel_start: int, block: Array) -> None:
+        self.voxels.write_box(n, starts, channel_start, block)
+
+    def commit(self) -> None:
+        with together():
+            self.voxels.commit()
+            self.head.commit()
+
+    def abort(self) -> None:
+        self.voxels.abort()
+        self.head.abort()
+
+
+def check_nifti_target(path: str, overwrite: bool, make_folder: bool = False) -> None:
+    """As `check_target`; also that what packs it is there. Raises: OutputExistsError, WriteError."""
+    check_target(path, overwrite, make_folder)
+    codec = codec_named(path)
+    if codec is not None:
+        codec.need(path, WriteError)
+
+
+FORMAT = VolumeFormat(
+    name=NAME,
+    suffixes=(".nii.gz", ".nii.zst", ".nii", ".hdr.gz", ".img.gz", ".hdr", ".img"),
+    summary="NIfTI-1 and NIfTI-2, compressed or not, and .hdr/.img pairs; affines, units and extensions are kept",
+    open=open_nifti,
+    create=create_nifti,
+    output_letters=output_letters,
+    content=nifti_content,
+    files=input_files,
+    written=lambda path: tuple(dict.fromkeys(_output_names(path))),
+    check_target=check_nifti_target,
+)

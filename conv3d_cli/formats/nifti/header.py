@@ -1,0 +1,428 @@
+"""The NIfTI header: what is believed of one, and the one that is written for a volume.
+
+nibabel knows the fields' layout; its own checks are not used, for they correct fields that are to be written back as they
+are, and log to standard error. A volume that came from NIfTI keeps its header: fields that nothing changed keep their
+bytes.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from conv3d_cli.errors import FormatError, WriteError
+from conv3d_cli.formats.base import real_dtype
+from conv3d_cli.formats.nifti.grid import write_grid
+from conv3d_cli.model.grid import Grid
+from conv3d_cli.model.volume import CHANNEL, SPATIAL, Axes, VolumeHeader, is_history
+
+NAME = "NIfTI"
+LETTERS = "xyztcab"  # of dimensions 1 to 7
+RGB_LETTERS = "xyztdab"  # where `s` is the channel axis, dimension 5 counts volumes like the others
+LARGEST_NIFTI1_SIZE = 32767
+VECTOR_INTENT, MATRIX_INTENT, LABEL_INTENT = 1007, 1004, 1002
+# of FreeSurfer's icospheres that are too long for a NIfTI-1 axis or are cut to fit: 10 * 4^k + 2
+VERTICES = tuple(10 * 4**k + 2 for k in range(5, 8))
+
+# datatype code -> NumPy type; the RGB codes are uint8 with a sample axis
+DATATYPES: dict[int, Any] = {
+    2: np.uint8,
+    4: np.int16,
+    8: np.int32,
+    16: np.float32,
+    32: np.complex64,
+    64: np.float64,
+    256: np.int8,
+    512: np.uint16,
+    768: np.uint32,
+    1024: np.int64,
+    1280: np.uint64,
+    1536: np.longdouble,
+    1792: np.complex128,
+    2048: np.clongdouble,
+}
+COMMENT_CODE = 6  # of an extension: plain text
+DESCRIP_BYTES = 79  # and a zero
+RGB_SAMPLES = {128: 3, 2304: 4}
+WRITTEN = {np.dtype(DATATYPES[code]): code for code in (2, 4, 8, 16, 64, 256, 512, 768)}
+
+Extensions = tuple[tuple[int, bytes], ...]
+
+
+@dataclass(frozen=True, eq=False)
+class NiftiSource:
+    """What a NIfTI volume keeps of its file, to be written again.
+
+    header : nibabel Nifti1Header or Nifti2Header       as read, nothing corrected
+    extensions : tuple of (code, bytes)                 contents, byte for byte
+    pair : bool                                         whether it came as .hdr and .img
+    grid : Grid                                         what `header` says of it
+    channels : int                                      vector components or RGB samples
+    """
+
+    header: Any
+    extensions: Extensions
+    pair: bool
+    grid: Grid
+    channels: int
+
+    @property
+    def rgb(self) -> bool:
+        return int(self.header["datatype"]) in RGB_SAMPLES
+
+    def size(self, dimension: int) -> int:
+        """Size of dimension 1 to 7; 1 beyond those the file has."""
+        sizes = self.header["dim"]
+        return int(sizes[dimension]) if dimension <= sizes[0] else 1
+
+
+def header_class(version: int, pair: bool) -> Any:
+    """nibabel's class for NIfTI-1 or NIfTI-2, of a pair or of a single file."""
+    if version == 1:
+        from nibabel.nifti1 import Nifti1Header, Nifti1PairHeader
+
+        return Nifti1PairHeader if pair else Nifti1Header
+    from nibabel.nifti2 import Nifti2Header, Nifti2PairHeader
+
+    return Nifti2PairHeader if pair else Nifti2Header
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Reading
+
+
+def read_header(read: Callable[[int], bytes], path: str, pair: bool) -> Any:
+    """The header's fields as a nibabel header, as they stand in the file.
+
+    read : callable     (count) -> bytes, from the start of the file
+    Raises: FormatError if it is not a NIfTI header, or one of the other kind (pair or single file).
+    """
+    start = read(4)
+    little, big = int.from_bytes(start, "little"), int.from_bytes(start, "big")
+    if len(start) < 4 or (little not in (348, 540) and big not in (348, 540)):
+        received = little if len(start) == 4 else f"only {len(start)}"
+        raise FormatError(
+            f"cannot read {path}: not a NIfTI file: the first 4 bytes are the header's size, 348 or 540, received {received}"
+        )
+    order, length = ("<", little) if little in (348, 540) else (">", big)
+    block = start + read(length - 4)
+    if len(block) < length:
+        raise FormatError(f"cannot read {path}: truncated: a header has {length} bytes, the file {len(block)}")
+    version = 1 if length == 348 else 2
+    magic = block[344:348] if version == 1 else block[4:8]
+    single, half = f"n+{version}\0".encode(), f"ni{version}\0".encode()
+    if magic not in (single, half):
+        hint = "; it may be Analyze 7.5: convert it to NIfTI" if pair and version == 1 else ""
+        raise FormatError(f"cannot read {path}: not NIfTI-{version}: its magic is {magic!r}, not {single!r}{hint}")
+    if version == 2 and block[8:12] not in (b"\r\n\x1a\n", bytes(4)):
+        raise FormatError(f"cannot read {path}: corrupt: its line ends were changed, as by a copy in text mode")
+    if pair != (magic == half):
+        cure = "it holds its own voxels: name it .nii" if pair else "its voxels are in another file: name it .hdr"
+        raise FormatError(f"cannot read {path}: by its magic {magic!r} {cure}")
+    return header_class(version, pair)(block, order, check=False)
+
+
+def read_layout(header: Any, path: str) -> tuple[tuple[int, ...], np.dtype[Any], int]:
+    """Sizes of dimensions 1, 2, ..., the stored dtype, and the samples of an RGB pixel (0 if it is none).
+
+    Raises: FormatError if there is no such layout, or if its voxels are not real numbers.
+    """
+    rank = int(header["dim"][0])
+    if not 1 <= rank <= 7:
+        raise FormatError(
+            f"cannot read {path}: its header is damaged: dim[0], the number of axes, is {rank}, not 1 to 7"
+        )
+    sizes = tuple(int(n) for n in header["dim"][1 : rank + 1])
+    if sizes[0] == -1:  # its own way around the largest size, 32767: the length stands in glmin
+        raise FormatError(
+            f"cannot read {path}: it is FreeSurfer's list of a surface's vertices (dim[1] is -1), no volume; smooth it with "
+            "mri_surf2surf"
+        )
+    if min(sizes) < 1:
+        raise FormatError(f"cannot read {path}: its header is damaged: an axis has at least 1 voxel, dim is {sizes}")
+    if rank == 1:
+        raise FormatError(f"cannot read {path}: it has 1 axis of {sizes[0]} values; a volume has 2 or 3 axes of space")
+    code, bits = int(header["datatype"]), int(header["bitpix"])
+    samples = RGB_SAMPLES.get(code, 0)
+    if not samples and code not in DATATYPES:
+        name = {0: " (unknown)", 1: " (binary)"}.get(code, "")
+        raise FormatError(f"cannot read {path}: its datatype {code}{name} is not supported; convert it to float32")
+    stored = np.dtype(np.uint8 if samples else DATATYPES[code])
+    if code == 1536 and stored.itemsize != 16:
+        raise FormatError(f"cannot read {path}: its datatype 1536 (float128) is unknown to this machine; convert it")
+    real_dtype(stored, path)
+    expected = 8 * stored.itemsize * max(1, samples)
+    if bits != expected:
+        raise FormatError(
+            f"cannot read {path}: its header is damaged: datatype {code} has {expected} bits a voxel, bitpix is {bits}"
+        )
+    return sizes, stored.newbyteorder(header.endianness), samples
+
+
+def surface_notes(sizes: Sequence[int]) -> tuple[str, ...]:
+    """A note where voxels seem to be a list, such as the vertices of a surface: along one axis, or cut as FreeSurfer cuts them.
+
+    sizes : of dimensions 1, 2, ...
+    >>> [len(surface_notes(sizes)) for sizes in ((27307, 1, 6), (10242, 1, 1), (1, 1, 1, 7), (256, 1, 256), (9, 1), (1, 1, 1))]
+    [1, 1, 1, 0, 1, 0]
+    """
+    x, y, z = (*sizes, 1, 1)[:3]
+    line = sum(n > 1 for n in (x, y, z)) < 2 and math.prod(sizes) > 1
+    if not line and not (y == 1 and x * z in VERTICES):
+        return ()
+    return (
+        f"its {x} x {y} x {z} voxels are a list rather than a volume: if they are the vertices of a surface, as FreeSurfer "
+        "stores them, neighbours in it are not neighbours in the brain (mri_surf2surf smooths along the surface)",
+    )
+
+
+def read_voxel_offset(header: Any, path: str, pair: bool) -> int:
+    """Bytes before the first voxel.
+
+    Raises: FormatError if they cannot be so many.
+    """
+    value = float(header["vox_offset"])
+    least = 0 if pair else header.single_vox_offset
+    if not math.isfinite(value) or value != int(value) or value < least:
+        raise FormatError(
+            f"cannot read {path}: its header is damaged: vox_offset, where voxels start, is {value:g}, not {least} or more"
+        )
+    return int(value)
+
+
+def read_scale(header: Any, path: str) -> tuple[float, float]:
+    """Slope and intercept; (1, 0) where the header has none.
+
+    Raises: FormatError for a slope without an intercept.
+    """
+    slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
+    if not math.isfinite(slope) or slope == 0:
+        return 1.0, 0.0
+    if not math.isfinite(intercept):
+        raise FormatError(
+            f"cannot read {path}: its header is damaged: scl_slope is {slope:g}, scl_inter is {intercept}"
+        )
+    return slope, intercept
+
+
+def read_extensions(read: Callable[[int], bytes], header: Any, end: int, path: str, pair: bool) -> Extensions:
+    """The extensions that follow a header, as (code, content) with all padding.
+
+    end : int       no extension reaches beyond this byte of the file
+    Raises: FormatError if one is damaged. nibabel's reader strips zeros from their ends and believes any size.
+    """
+    found: list[tuple[int, bytes]] = []
+    extender = read(4)
+    if len(extender) < 4 or not extender[0]:
+        return ()
+    room = end - header.sizeof_hdr - 4
+    while room >= 16:
+        head = read(8)
+        if pair and not head:
+            break
+        size, code = struct.unpack(header.endianness + "ii", head) if len(head) == 8 else (-1, 0)
+        if size == 0:
+            break  # zeros between the last extension and the voxels
+        content = read(size - 8) if 8 <= size <= room else b""
+        if size < 8 or len(content) < size - 8:
+            raise FormatError(
+                f"cannot read {path}: its header is damaged: extension {len(found) + 1} says it has {size} bytes, "
+                f"of at most {room}"
+            )
+        found.append((code, content))
+        room -= size
+    return tuple(found)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Axes
+
+
+def output_letters(letters: str, channels: int, dtype: np.dtype[Any]) -> str:
+    """NIfTI's order, slowest first: batch, c, the fastest batch axis (t), z y x; s last where 3 or 4 uint8 are a colour.
+
+    Batch axes keep their order, so that volume n of the input is volume n of the output.
+
+    >>> byte, real = np.dtype(np.uint8), np.dtype(np.float32)
+    >>> output_letters("tzyxc", 2, real), output_letters("zyx", 4, real), output_letters("xyz", 1, real)
+    ('ctzyx', 'czyx', 'zyx')
+    >>> output_letters("tzyxs", 3, byte), output_letters("tzyxs", 3, real), output_letters("tczyxs", 6, byte)
+    ('tzyxs', 'ctzyx', 'ctzyx')
+    """
+    batch = "".join(a for a in letters if a not in SPATIAL + CHANNEL)
+    space = "".join(a for a in SPATIAL if a in letters)
+    if "s" in letters and "c" not in letters and channels in (3, 4) and dtype == np.uint8:
+        return batch + space + "s"
+    vector = "c" if "c" in letters or channels > 1 else ""
+    return batch[:-1] + vector + batch[-1:] + space
+
+
+def stored_axes(axes: Axes, dtype: np.dtype[Any]) -> Axes:
+    """The axes of the file that holds a volume with these; all channels are one axis."""
+    channels = axes.canonical_shape[4]
+    letters = output_letters(axes.letters, channels, dtype)
+    return axes.renamed(letters, {"c": channels, "s": channels})
+
+
+def _dimensions(axes: Axes) -> dict[str, int]:
+    """The dimension (1 to 7) that each letter of `stored_axes` but s takes.
+
+    Raises: WriteError if there are more axes than dimensions.
+    """
+    places = (7, 6, 5, 4) if axes.letters.endswith("s") else (7, 6, 4)
+    batch = axes.batch_letters
+    if len(batch) > len(places):
+        raise WriteError(
+            f"NIfTI has {len(places)} axes beside space and channels, received {len(batch)} ('{batch}'); write .npy"
+        )
+    dimensions = {a: 1 + "xyz".index(a) for a in axes.letters if a in SPATIAL}
+    dimensions |= zip(batch, places[len(places) - len(batch) :], strict=True)
+    return dimensions | ({"c": 5} if "c" in axes.letters else {})
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Writing
+
+
+def output_header(volume: VolumeHeader, axes: Axes, pair: bool) -> tuple[Any, list[str]]:
+    """The nibabel header of an output, little-endian, but for vox_offset; and notes on what it cannot hold.
+
+    axes : Axes     `stored_axes` of the volume
+    Raises: WriteError, without the path, for what NIfTI cannot hold.
+    """
+    if volume.dtype not in WRITTEN:
+        raise _dtype_error(volume.dtype)
+    notes: list[str] = []
+    source = source_of(volume)
+    dimensions = _dimensions(axes)
+    sizes = [max(dimensions.values())] + [1] * 7
+    for letter, dimension in dimensions.items():
+        sizes[dimension] = axes.size(letter)
+    version = 2 if source is not None and int(source.header["sizeof_hdr"]) == 540 else 1
+    if version == 1 and max(sizes) > LARGEST_NIFTI1_SIZE:
+        version = 2
+        notes.append(f"an axis has more than {LARGEST_NIFTI1_SIZE} voxels: written as NIfTI-2")
+    batch = axes.batch_letters
+    if batch not in ("", "t") and source is None:
+        places = ", ".join(str(dimensions[a]) for a in batch)
+        notes.append(f"NIfTI has no names for axes: '{batch}' are its dimensions {places}")
+
+    header = header_class(version, pair)(endianness="<")
+    if source is not None:
+        for field in header:
+            if field in source.header and field not in ("sizeof_hdr", "magic", "eol_check", "vox_offset"):
+                header[field] = source.header[field]
+    if source is None or source.header["dim"][0] != sizes[0] or any(source.size(d) != sizes[d] for d in range(1, 8)):
+        header["dim"] = sizes
+    rgb = axes.letters.endswith("s")
+    samples = axes.size("s")
+    codes = {count: code for code, count in RGB_SAMPLES.items()}
+    header["datatype"] = codes[samples] if rgb else WRITTEN[volume.dtype]
+    header["bitpix"] = 8 * volume.dtype.itemsize * samples
+    header["scl_slope"], header["scl_inter"] = volume.scale
+    header["cal_min"], header["cal_max"] = 0, 0
+    if volume.components or source is None or (axes.canonical_shape[4], rgb) != (source.channels, source.rgb):
+        header["intent_code"] = VECTOR_INTENT if axes.size("c") > 1 else 0
+        header["intent_name"] = b""
+        header["intent_p1"] = header["intent_p2"] = header["intent_p3"] = 0
+    if int(header["intent_code"]) == LABEL_INTENT and volume.dtype.kind == "f":  # labels are whole
+        header["intent_code"], header["intent_name"] = 0, b""
+    if volume.components and not rgb:
+        notes += _write_components(header, volume.components, axes.size("c"))
+    if source is not None and _slices_changed(volume, source, sizes):
+        for field in ("slice_start", "slice_end", "slice_duration", "slice_code"):
+            header[field] = 0
+        header["dim_info"] = int(header["dim_info"]) & 0b1111  # frequency and phase stay
+    notes += write_grid(header, volume.grid, None if source is None else source.grid)
+    return header, notes
+
+
+def _write_components(header: Any, components: tuple[str, ...], channels: int) -> list[str]:
+    """The intent of an output of derivatives: a vector; of several input channels a matrix, stored row by row, a row for each of
+    them. Its name tells the axes. Returns notes."""
+    letters = [name.rpartition(" ")[2] for name in components]
+    header["intent_name"] = ",".join(letters).encode("ascii", "replace")[:15]
+    if channels > len(components):
+        header["intent_code"] = MATRIX_INTENT
+        header["intent_p1"], header["intent_p2"] = channels // len(components), len(components)
+    places = ["wxhydz".find(letter) // 2 for letter in letters]
+    if places != sorted(places):
+        return [f"readers of NIfTI take components in the order x, y, z, and these are {', '.join(letters)}: see axis="]
+    return []
+
+
+def source_of(volume: VolumeHeader) -> NiftiSource | None:
+    """What the volume keeps of a NIfTI file, if it comes from one."""
+    return volume.metadata if volume.format == NAME and isinstance(volume.metadata, NiftiSource) else None
+
+
+def _dtype_error(dtype: np.dtype[Any]) -> WriteError:
+    cures = {
+        "bool": "NIfTI has no bool; pass --dtype uint8",
+        "float16": "NIfTI has no float16; pass --dtype float32",
+        "int64": "most readers of NIfTI refuse int64; pass --dtype int32 or float64",
+        "uint64": "most readers of NIfTI refuse uint64; pass --dtype uint32 or float64",
+    }
+    return WriteError(cures.get(dtype.name, f"NIfTI volumes of {dtype.name} are not written; pass --dtype float64"))
+
+
+def _slices_changed(volume: VolumeHeader, source: NiftiSource, sizes: list[int]) -> bool:
+    """Whether the slices that the slice timing speaks of are not the output's."""
+    dimension = (int(source.header["dim_info"]) >> 4) & 3 or 3
+    axis = 3 - dimension  # of D, H, W
+    transform, spacing = volume.transform, volume.grid.spacing
+    return (
+        sizes[dimension] != source.size(dimension)
+        or transform.step[axis] != 1
+        or transform.offset[axis] != 0
+        or spacing is None
+        or source.grid.spacing is None
+        or spacing[axis] != source.grid.spacing[axis]
+    )
+
+
+def read_history(extensions: Extensions) -> tuple[str, ...]:
+    """The lines of history among the comments that follow a header."""
+    texts = (content.rstrip(b"\0").decode(errors="replace") for code, content in extensions if code == COMMENT_CODE)
+    return tuple(text for text in texts if is_history(text))
+
+
+def add_history(header: Any, extensions: Extensions, history: Sequence[str]) -> Extensions:
+    """Note the lines that are not in the file yet: each as a comment, and the last one's step in `descrip`, behind what stands
+    there if both have room."""
+    known = read_history(extensions)
+    new = [line for line in history if line not in known]
+    if new:
+        step = new[-1].partition(": ")[0].encode()
+        before = bytes(header["descrip"].tobytes()).rstrip(b"\0 ")
+        both = before + b"; " + step if before else step
+        header["descrip"] = _cut(both if len(both) <= DESCRIP_BYTES else step, DESCRIP_BYTES)
+    return (*extensions, *((COMMENT_CODE, line.encode()) for line in new))
+
+
+def _cut(text: bytes, size: int) -> bytes:
+    """At most `size` bytes of UTF-8, no letter torn."""
+    return text[:size].decode(errors="ignore").encode()
+
+
+def header_bytes(header: Any, extensions: Extensions) -> bytes:
+    """The bytes before the voxels (of a pair: the .hdr file); sets vox_offset."""
+    parts = []
+    for code, content in extensions:
+        padded = content + bytes(-(len(content) + 8) % 16)
+        parts.append(struct.pack("<ii", len(padded) + 8, code) + padded)
+    tail = b"".join(parts)
+    extender = bytes([1 if tail else 0, 0, 0, 0])
+    if not header.is_single:
+        header["vox_offset"] = 0
+        return header.binaryblock + (extender + tail if tail else b"")
+    offset = header.single_vox_offset + len(tail)
+    header["vox_offset"] = offset
+    if int(header["vox_offset"]) != offset:  # NIfTI-1 keeps it as a float32
+        raise WriteError(f"its extensions of {len(tail)} bytes are too long for NIfTI-1")
+    return header.binaryblock + extender + tail

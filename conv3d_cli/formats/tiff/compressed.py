@@ -1,0 +1,261 @@
+"""Compressed TIFF: strips and tiles unpacked side by side, and pages written in packed strips.
+
+tifffile knows what strips and tiles are, and their predictors. Deflate and zstd are unpacked here, faster and never into
+more than a strip's own voxels; other codecs are tifffile's, which for most of them needs imagecodecs. Only the TIFF modules
+use this one.
+
+What is written any program may be asked to read. Integers of up to 32 bits go through the horizontal predictor, which saves
+a quarter of a noisy scan; floating-point numbers go as they are, since their predictor is unknown to ImageJ.
+"""
+
+from __future__ import annotations
+
+import collections
+import copy
+import math
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from conv3d_cli.errors import WriteError
+from conv3d_cli.formats.codecs import ZSTD_LEVEL, codec_threads, need_zstd, zstd_module
+from conv3d_cli.formats.packed import first_voxel
+from conv3d_cli.model.volume import Array, Axes, VolumeHeader, VolumeWriter
+from conv3d_cli.system.atomic import AtomicFile, write_errors
+
+DEFLATE, OLD_DEFLATE, ZSTD = 8, 32946, 50000  # TIFF's numbers
+COMPRESSIONS = {"deflate": DEFLATE, "zstd": ZSTD}
+HORIZONTAL = 2  # the predictor for integers
+MSB_FIRST = 1  # the order of bits in all but old fax files
+STRIP_BYTES = 1 << 18  # of voxels in a strip, what tifffile takes, too; part of what decides an output's bytes
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Unpacking
+
+
+def unpack_deflate(data: bytes, size: int) -> bytes:
+    """The first `size` bytes of a zlib stream, fewer if there are no more. Raises: ValueError if it breaks off."""
+    from isal import isal_zlib
+
+    stream = isal_zlib.decompressobj()
+    values: bytes = stream.decompress(data, size)
+    if not stream.eof and not stream.decompress(stream.unconsumed_tail, 1) and not stream.eof:  # the checksum follows
+        raise ValueError("its deflate stream breaks off")
+    return values
+
+
+def unpack_zstd(data: bytes, size: int) -> bytes:
+    """The first `size` bytes of a zstd frame, fewer if there are no more. Raises: ValueError if it breaks off."""
+    stream = zstd_module().ZstdDecompressor()
+    values: bytes = stream.decompress(data, max_length=size)
+    while not stream.eof and len(values) < size:
+        if stream.needs_input:
+            raise ValueError("its zstd stream breaks off")
+        values += stream.decompress(b"", max_length=size - len(values))
+    if not stream.eof and not stream.decompress(b"", max_length=1) and not stream.eof:
+        raise ValueError("its zstd stream breaks off")
+    return values
+
+
+def _unpacker(compression: int) -> Callable[[bytes, int], bytes] | None:
+    if compression in (DEFLATE, OLD_DEFLATE):
+        return unpack_deflate
+    if compression == ZSTD:
+        try:
+            zstd_module()
+        except ImportError:
+            return None
+        return unpack_zstd
+    return None
+
+
+def unpack_here(keyframe: Any) -> None:
+    """Have a page, and those like it, unpacked by this module where it can; tifffile does the rest as with uncompressed ones."""
+    unpack = _unpacker(keyframe.compression)
+    if unpack is None or keyframe.fillorder != MSB_FIRST or keyframe.dtype is None:
+        return
+    unpacked = copy.copy(keyframe)
+    unpacked.compression = 1
+    for name in ("decode", "hash"):  # worked out from the compression, once
+        unpacked.__dict__.pop(name, None)
+    size = segment_bytes(keyframe)
+
+    def decode(data: bytes | None, index: int, **options: Any) -> Any:
+        return unpacked.decode(None if data is None else unpack(data, size), index, **options)
+
+    keyframe.__dict__["decode"] = decode
+
+
+def segment_bytes(keyframe: Any) -> int:
+    """Bytes of an unpacked strip or tile."""
+    if keyframe.is_tiled:
+        voxels = keyframe.tiledepth * keyframe.tilelength * keyframe.tilewidth
+    else:
+        voxels = min(keyframe.rowsperstrip, keyframe.imagelength) * keyframe.imagewidth
+    samples = keyframe.samplesperpixel if keyframe.planarconfig == 1 else 1
+    return int(voxels * samples * keyframe.dtype.itemsize)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Packing
+
+
+def differences(values: Array) -> Array:
+    """Each voxel (rows, width, samples) less its neighbour to the left, modulo 2^bits: TIFF's predictor 2.
+
+    >>> differences(np.array([[[5], [7], [4]]], np.uint8)).ravel().tolist()
+    [5, 2, 253]
+    """
+    result = values.copy()
+    np.subtract(values[:, 1:], values[:, :-1], out=result[:, 1:])
+    return result
+
+
+def predictor_of(dtype: np.dtype[Any]) -> int | None:
+    """The predictor that voxels of a dtype are packed with."""
+    return HORIZONTAL if dtype.kind in "iu" and dtype.itemsize <= 4 else None
+
+
+def _pack(data: memoryview, compression: int, level: int) -> bytes:
+    if compression == ZSTD:
+        packed: bytes = zstd_module().compress(data, ZSTD_LEVEL)
+        return packed
+    import zlib
+
+    from isal import isal_zlib
+
+    packed = isal_zlib.compress(data, level)
+    # isal's quickest levels make noise a fifth longer; stored as it is, the file stays within what its offsets reach
+    return packed if len(packed) < len(data) else zlib.compress(data, 0)
+
+
+def ahead(pool: Executor, function: Callable[[Any], Any], items: Iterable[Any], count: int) -> Iterator[Any]:
+    """function(item) for each item, in order; no more than `count` are begun before they are asked for."""
+    begun: collections.deque[Future[Any]] = collections.deque()
+    for item in items:
+        begun.append(pool.submit(function, item))
+        if len(begun) >= count:
+            yield begun.popleft().result()
+    while begun:
+        yield begun.popleft().result()
+
+
+class PackedStackWriter(VolumeWriter):
+    """A TIFF volume written page after page in storage order, its strips packed on a few threads.
+
+    Strips are cut and packed the same way whatever the slabs and threads, so that these change no byte.
+
+    output : AtomicFile     committed by this writer
+    axes : Axes             as stored; the same volumes, planes and channels as the header's
+    dtype : numpy dtype     as stored, little-endian
+    big : bool              64-bit offsets
+    page, first : dict      arguments of tifffile's `write` for every page, and those for the first alone
+    compression : str       one of COMPRESSIONS
+    level : int             0 to 3, isal's, of deflate
+    """
+
+    sequential = True
+
+    def __init__(
+        self,
+        output: AtomicFile,
+        header: VolumeHeader,
+        path: str,
+        axes: Axes,
+        dtype: np.dtype[Any],
+        *,
+        big: bool,
+        page: dict[str, Any],
+        first: dict[str, Any],
+        compression: str,
+        level: int,
+        threads: int | None = None,
+    ) -> None:
+        import tifffile
+
+        self.output, self.header, self.path = output, header, path
+        self._axes, self._dtype, self._code, self._level = axes, dtype, COMPRESSIONS[compression], level
+        self._page_shape = tuple(axes.size(a) for a in axes.letters if a in "yxs")
+        self._rows = strip_rows(self._page_shape, dtype)
+        self._first = first
+        self._next = 0  # the page that comes next
+        self._workers = codec_threads(threads)
+        self._pool = ThreadPoolExecutor(self._workers, "conv3d-pack")
+        self._page = {
+            "shape": self._page_shape,
+            "dtype": dtype,
+            "compression": self._code,
+            "predictor": predictor_of(dtype),
+            "rowsperstrip": self._rows,
+            "metadata": None,
+            "software": False,
+            **page,
+        }
+        with write_errors(path):
+            self._tiff = tifffile.TiffWriter(output.file, bigtiff=big, byteorder="<", ome=False, shaped=False)
+
+    def write(self, n: int, depth_start: int, channel_start: int, block: Array) -> None:
+        start = first_voxel(self._axes, n, depth_start, channel_start)
+        in_one_piece = block.shape[3] == self._axes.canonical_shape[4] or block.shape[0] == 1
+        if start != self._next * math.prod(self._page_shape) or not in_one_piece:
+            raise RuntimeError(
+                f"{self.path} is compressed and takes slabs only in storage order: page {self._next} comes next, "
+                f"received voxel {start} with {block.shape[3]} channels"
+            )
+        values = self._axes.storage_order(block)
+        where = values.ndim - len(self._page_shape)
+        pages = [values[index] for index in np.ndindex(*values.shape[:where])]
+        height = self._page_shape[0]
+        strips = (page[row : row + self._rows] for page in pages for row in range(0, height, self._rows))
+        packed = ahead(self._pool, self._pack_strip, strips, 2 * self._workers)
+        with write_errors(self.path):
+            for _ in pages:
+                own = self._first if self._next == 0 else {}
+                try:
+                    self._tiff.write(islice(packed, -(-height // self._rows)), **{**self._page, **own})
+                except (ValueError, RuntimeError) as error:
+                    raise WriteError(f"cannot write {self.path}: {error}") from error
+                self._next += 1
+
+    def _pack_strip(self, strip: Array) -> bytes:
+        values = np.ascontiguousarray(strip, self._dtype)
+        if self._page["predictor"] is not None:
+            values = differences(values.reshape(*values.shape[:2], -1))
+        return _pack(values.reshape(-1).view(np.uint8).data, self._code, self._level)
+
+    def commit(self) -> None:
+        pages = math.prod(self._axes.shape) // math.prod(self._page_shape)
+        if self._next != pages:
+            raise RuntimeError(f"{self.path}: {self._next} of {pages} pages were written")
+        self._pool.shutdown()
+        with write_errors(self.path):
+            self._tiff.close()
+        self.output.commit()
+
+    def abort(self) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        self.output.abort()
+
+
+def strip_rows(page_shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
+    """Rows of a strip of pages (height, width[, samples])."""
+    row = math.prod(page_shape[1:]) * dtype.itemsize
+    return int(min(page_shape[0], max(1, STRIP_BYTES // row)))
+
+
+def packing_bytes(header: VolumeHeader, compression: str) -> int:
+    """Memory that packing takes: strips in flight, each with its differences and its packed bytes."""
+    if compression == "none":
+        return 0
+    row = header.shape[3] * header.shape[4] * header.dtype.itemsize
+    return 2 * codec_threads() * 3 * max(STRIP_BYTES, row)
+
+
+def need_codec(path: str, compression: str) -> None:
+    """Raises: WriteError with the cure where a codec is missing."""
+    if compression == "zstd":
+        need_zstd(path, WriteError)

@@ -1,0 +1,67 @@
+"""The files that a TIFF volume is read from. Only tiff.py uses this module."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from conv3d_cli.errors import Conv3DError, FormatError
+from conv3d_cli.formats.tiff.images import find_image
+from conv3d_cli.formats.tiff.series import open_series, tiff_errors
+from conv3d_cli.system.inputs import check_input
+
+NDTIFF_INDEX = "NDTiff.index"  # Micro-Manager's list of the planes in all files of a folder
+
+
+def input_files(path: str) -> tuple[str, ...]:
+    """The files that a volume is read from, the named one first; that one alone if it cannot be read, which opening it says."""
+    others: tuple[str, ...] = ()
+    try:
+        check_input(path)  # to open a pipe would wait for a writer
+        with tiff_errors(path):
+            import tifffile
+
+            with tifffile.TiffFile(path) as tiff:
+                listed = tiff.is_micromanager  # which knows its planes by lists of its own
+                if tiff.is_ome and not listed:
+                    image = find_image(str(tiff.ome_metadata), path)
+                    others = () if image is None else image.files
+        if listed:
+            found = open_series(path, axes_given=True)
+            with found.tiff:
+                others = series_files(found.series, found.pages, path)
+    except Conv3DError:
+        pass
+    return tuple(dict.fromkeys((path, *others)))
+
+
+def series_files(series: Any, pages: Sequence[Any], path: str) -> tuple[str, ...]:
+    """The files that the pages of a series lie in, and the list that named them."""
+    parents = {id(page.parent): page.parent for page in pages}.values()
+    files = [path if parent is series.parent else _shown(parent.filehandle.path, path) for parent in parents]
+    if series.kind == "ndtiff":
+        files.append(os.path.join(os.path.dirname(path), NDTIFF_INDEX))
+    return tuple(dict.fromkeys(files))
+
+
+def check_beside(series: Any, pages: Sequence[Any], path: str) -> None:
+    """Refuse a series some of whose pages lie in files outside the folder, where a list of Micro-Manager's names them.
+
+    (The files of an OME-TIFF were looked at by the names that its XML gives them.)
+    Raises: FormatError.
+    """
+    if series.kind == "ome":
+        return
+    inner = os.path.join(os.path.realpath(os.path.dirname(path)), "")
+    for file in series_files(series, pages, path):
+        if not os.path.realpath(file).startswith((inner, os.path.join(os.path.dirname(os.path.realpath(path)), ""))):
+            raise FormatError(
+                f"cannot read {path}: its list of planes names {file}, which lies outside the file's folder and is not followed"
+            )
+
+
+def _shown(file: str, path: str) -> str:
+    """The name of a file as the user would give it: below the folder of the file that was named."""
+    folder, real = os.path.dirname(path), os.path.join(os.path.realpath(os.path.dirname(path)), "")
+    return os.path.join(folder, file[len(real) :]) if file.startswith(real) else file

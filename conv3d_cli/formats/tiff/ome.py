@@ -1,0 +1,180 @@
+"""OME-XML, the description of an OME-TIFF file: read into a grid and things to keep, and written anew.
+
+Of the model's many elements those are kept that stay true of a convolved volume: sizes, positions, channels with their
+names and colours, the image's name and description, the time increment. Only tiff.py uses this module.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from conv3d_cli.formats.tiff.images import local_tag
+from conv3d_cli.formats.tiff.metadata import (
+    SECONDS,
+    Calibration,
+    Description,
+    Numbers,
+    Words,
+    calibration,
+    make_grid,
+    physical_sizes,
+    positive,
+    tiff_source,
+    unit_length,
+)
+from conv3d_cli.formats.tiff.series import to_number
+from conv3d_cli.model.grid import Grid
+from conv3d_cli.model.volume import Axes, VolumeHeader
+
+OME_WORDS = {"um": "µm"}
+OME_SCHEMA = "http://www.openmicroscopy.org/Schemas/OME/2016-06"
+HISTORY_NAMESPACE = "conv3d/history"  # of the comments that hold a line each
+OME_TYPES = {
+    "int8": "int8",
+    "int16": "int16",
+    "int32": "int32",
+    "uint8": "uint8",
+    "uint16": "uint16",
+    "uint32": "uint32",
+    "float32": "float",
+    "float64": "double",
+}
+
+
+def ome_history(text: str) -> tuple[str, ...]:
+    """The lines of history among the annotations of an OME-XML text. Raises: ElementTree.ParseError."""
+    from xml.etree import ElementTree
+
+    return tuple(
+        value.text
+        for note in ElementTree.fromstring(text).iter()
+        if local_tag(note) == "CommentAnnotation" and note.get("Namespace") == HISTORY_NAMESPACE
+        for value in note
+        if local_tag(value) == "Value" and value.text
+    )
+
+
+def read_ome(image: Any, pixels: Any, axes: Axes) -> Description:
+    """What OME-XML says: physical sizes, positions, names of the image and its channels, the time increment."""
+    sizes, words, notes = physical_sizes(pixels.attrib, axes)
+    grid = Grid() if sizes is None else make_grid(sizes, words, _first_position(pixels, sizes, words))
+    increment = positive(pixels.get("TimeIncrement"))
+    second = SECONDS.get(pixels.get("TimeIncrementUnit", "s"))
+    items = {
+        "Image": {"Name": image.get("Name")} if image.get("Name") else {},
+        "Description": next((part.text for part in image if local_tag(part) == "Description"), None),
+        "Pixels": {key: pixels.get(key) for key in ("TimeIncrement", "TimeIncrementUnit") if pixels.get(key)},
+        "Channel": [
+            {key: value for key, value in part.attrib.items() if key not in ("ID", "SamplesPerPixel")}
+            for part in pixels
+            if local_tag(part) == "Channel"
+        ],
+    }
+    return Description(
+        grid, words, interval=increment * second if increment and second else None, items=items, notes=notes
+    )
+
+
+def _first_position(pixels: Any, sizes: Numbers, words: Words) -> Numbers | None:
+    """Where zero lies, in voxels, by the planes' positions; None if they are missing or are not those of a plain stack:
+    in steps of one plane, or all at one place."""
+    first: dict[int, list[float]] = {}
+    for plane in (part for part in pixels if local_tag(part) == "Plane"):
+        place = []
+        for letter, size, word in zip("ZYX", sizes, words, strict=True):
+            length, own = unit_length(plane.get(f"Position{letter}Unit")), unit_length(word)
+            if plane.get(f"Position{letter}Unit") == word:
+                length = own = 1.0
+            if plane.get(f"Position{letter}") is None or length is None or own is None:
+                return None
+            place.append(to_number(plane.get(f"Position{letter}")) * length / own / size)
+        z = int(plane.get("TheZ", 0))
+        if any(abs(a - b) > 1e-3 for a, b in zip(first.setdefault(z, place), place, strict=True)):
+            return None
+    if 0 not in first:
+        return None
+    depth, height, width = first[0]
+    for z, (d, h, w) in first.items():
+        if min(abs(d - depth - z), abs(d - depth)) > 0.01 or abs(h - height) > 0.01 or abs(w - width) > 0.01:
+            return None
+    return float(f"{-depth:.12g}"), float(f"{-height:.12g}"), float(f"{-width:.12g}")
+
+
+def ome_xml(header: VolumeHeader, axes: Axes, dtype: np.dtype[Any]) -> tuple[str, str]:
+    """OME-XML of a file of these axes (t z c in some order, y, x, perhaps s), and a note.
+
+    It carries no UUID and no date, both optional: the same volume gives the same bytes.
+    """
+    from xml.etree import ElementTree
+
+    source = tiff_source(header)
+    same = source is not None and source.dialect == "ome"
+    kept = source.items if same and source is not None else {}
+    found, note = calibration(header.grid, source.units if same and source is not None else None, OME_WORDS)
+
+    present = [a for a in axes.letters if a in "tzc"]
+    order = "".join(reversed(present)) + "".join(a for a in "czt" if a not in present)
+    samples, channels = axes.size("s"), axes.size("c")
+    pixels = {"ID": "Pixels:0", "DimensionOrder": f"XY{order.upper()}", "Type": OME_TYPES[dtype.name]}
+    for letter in "xyzct":
+        pixels[f"Size{letter.upper()}"] = str(channels * samples if letter == "c" else axes.size(letter))
+    pixels["BigEndian"] = "false"
+    if samples > 1:
+        pixels["Interleaved"] = "true"
+    if found is not None:
+        for letter, number, word in zip("ZYX", found.numbers, found.words, strict=True):
+            pixels[f"PhysicalSize{letter}"] = repr(number)
+            pixels[f"PhysicalSize{letter}Unit"] = word or "pixel"
+    if source is not None and source.interval and not same:
+        pixels.update({"TimeIncrement": repr(source.interval), "TimeIncrementUnit": "s"})
+    pixels.update(kept.get("Pixels", {}))
+
+    root = ElementTree.Element(
+        "OME",
+        {
+            "xmlns": OME_SCHEMA,
+            "xmlns:xsi": "http://www.w3.org/2001/XMLSchema-instance",
+            "xsi:schemaLocation": f"{OME_SCHEMA} {OME_SCHEMA}/ome.xsd",
+            "Creator": "conv3d",
+        },
+    )
+    image = ElementTree.SubElement(root, "Image", {"ID": "Image:0", **kept.get("Image", {})})
+    if kept.get("Description"):
+        ElementTree.SubElement(image, "Description").text = kept["Description"]
+    body = ElementTree.SubElement(image, "Pixels", pixels)
+    attributes = kept.get("Channel", [])
+    if header.components and samples == 1:
+        attributes = [{"Name": label} for label in header.component_labels([c.get("Name") for c in attributes])]
+    for c in range(channels):
+        own = attributes[c] if len(attributes) == channels else {}
+        ElementTree.SubElement(body, "Channel", {"ID": f"Channel:0:{c}", "SamplesPerPixel": str(samples), **own})
+    count = math.prod(axes.size(a) for a in present)
+    ElementTree.SubElement(body, "TiffData", {"IFD": "0", "PlaneCount": str(count)})
+    if found is not None and any(found.origin):
+        _add_positions(body, axes, present, found)
+    if header.history:
+        notes = ElementTree.SubElement(root, "StructuredAnnotations")
+        for number, line in enumerate(header.history):
+            own = {"ID": f"Annotation:{number}", "Namespace": HISTORY_NAMESPACE}
+            comment = ElementTree.SubElement(notes, "CommentAnnotation", own)
+            ElementTree.SubElement(comment, "Value").text = line
+    return '<?xml version="1.0" encoding="UTF-8"?>' + ElementTree.tostring(root, encoding="unicode"), note
+
+
+def _add_positions(body: Any, axes: Axes, present: Sequence[str], found: Calibration) -> None:
+    from xml.etree import ElementTree
+
+    for index in np.ndindex(*(axes.size(a) for a in present)):
+        place = {f"The{a.upper()}": str(i) for a, i in zip(present, index, strict=True)}
+        plane = {key: place.get(key, "0") for key in ("TheZ", "TheC", "TheT")}
+        starts = (int(plane["TheZ"]), 0, 0)
+        for letter, start, zero, number, word in zip(
+            "ZYX", starts, found.origin, found.numbers, found.words, strict=True
+        ):
+            plane[f"Position{letter}"] = repr(float(f"{(start - zero) * number:.15g}"))
+            plane[f"Position{letter}Unit"] = word or "pixel"
+        ElementTree.SubElement(body, "Plane", plane)

@@ -1,0 +1,340 @@
+"""The image series of a TIFF file that is read, by volumes and kernels alike: found, distrusted, and what its numbers stand for.
+
+tifffile decodes; this module sees to it that nothing is believed which the file cannot keep (planes that are not there, pages
+larger than their bytes can make), because tifffile fills such gaps with zeros and a line in its log. The chain that leads
+from page to page is `tiff_directories.py`'s, the choice among the images of an OME-TIFF `tiff_images.py`'s.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from conv3d_cli.errors import Conv3DError, FormatError, MemoryLimitError
+from conv3d_cli.formats.tiff.directories import Directory, read_directories
+from conv3d_cli.formats.tiff.images import OmeImage, find_image, promised_planes
+from conv3d_cli.system.inputs import check_input
+
+MOST_PLANES = 1 << 22  # that tifffile may be asked to make room for
+# How far a codec can shrink voxels: nothing is allocated for a page that claims to hold more than its bytes can.
+MOST_SHRUNK = {8: 1100, 32946: 1100, 5: 4096, 32773: 130}  # deflate (two numbers), LZW, PackBits
+MOST_SHRUNK_BY_OTHERS = 1 << 16
+UNSUSPECTED_PAGE = 1 << 26  # bytes
+
+
+@dataclass(frozen=True)
+class OpenSeries:
+    """A file opened with tifffile, and the series in it that is read; to be closed by its owner.
+
+    tiff : TiffFile             of tifffile
+    image : OmeImage or None    what the series is made of in an OME-TIFF
+    series : TiffPageSeries     of tifffile
+    pages : list                those of the series, each looked at; they may lie in other files
+    directories : list          where the pages of the file that was opened stand
+    """
+
+    tiff: Any
+    image: OmeImage | None
+    series: Any
+    pages: list[Any]
+    directories: Sequence[Directory]
+
+
+@contextmanager
+def tiff_errors(path: str, what: str = "") -> Iterator[None]:
+    """Turn whatever tifffile raises in the body into a FormatError of one line, and keep its log off the screen."""
+    import logging
+
+    thread = threading.get_ident()
+
+    def silence(record: logging.LogRecord) -> bool:
+        return record.thread != thread
+
+    logger = logging.getLogger("tifffile")
+    logger.addFilter(silence)
+    try:
+        yield
+    except Conv3DError:
+        raise
+    except Exception as error:  # tifffile raises a dozen kinds: struct.error, KeyError, zlib.error, RuntimeError, ...
+        what = f"{what}: " if what else ""
+        if isinstance(error, MemoryError):
+            raise MemoryLimitError(f"cannot read {path}: {what}it does not fit into memory ({error})") from error
+        if "imagecodecs" in str(error) or isinstance(error, ImportError):
+            cure = "its compression needs imagecodecs: pip install 'conv3d[tiff]'"
+            raise FormatError(f"cannot read {path}: {what}{cure}") from error
+        cause = " ".join(str(error).split())[:200] or type(error).__name__
+        raise FormatError(f"cannot read {path}: {what}damaged, or of a kind that cannot be read ({cause})") from error
+    finally:
+        logger.removeFilter(silence)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Finding the series
+
+
+def open_series(path: str, axes_given: bool = False, one_file: bool = False) -> OpenSeries:
+    """Open a TIFF file and find the first image series in it; of an OME-TIFF the image that the file stands for.
+
+    axes_given : bool       a file may be read by its pages where its OME-XML describes none of them
+    one_file : bool         planes in other files are refused, not followed
+    Raises: FormatError.
+    """
+    check_input(path)
+    own = os.path.realpath(path)
+    directories = {own: read_directories(path)}
+    tiff, image = _open_file(path, axes_given)
+    try:
+        if one_file and image is not None and any(name != path for name in image.files):
+            raise FormatError(f"cannot read {path}: its planes lie in other files; save them as one file")
+        absent = ""
+        for name in () if image is None else image.files:
+            if not os.path.exists(name):
+                absent = absent or f": there is no file {name}"
+            elif os.path.realpath(name) not in directories:
+                check_input(name)
+                directories[os.path.realpath(name)] = read_directories(name)
+        series = _first_series(tiff, image, absent, path)
+        pages = _usable_pages(tiff, series, directories, path, absent)
+        if one_file and any(page.parent is not tiff for page in pages):  # by a list of Micro-Manager's
+            raise FormatError(f"cannot read {path}: its planes lie in other files; save them as one file")
+    except BaseException:
+        tiff.close()
+        raise
+    return OpenSeries(tiff, image, series, pages, directories[own])
+
+
+def _open_file(path: str, axes_given: bool) -> tuple[Any, OmeImage | None]:
+    """tifffile's view of a file, and the image of an OME-TIFF that it is told of, None where no image is described.
+
+    Raises: FormatError.
+    """
+    with tiff_errors(path):
+        import tifffile
+
+        tiff = tifffile.TiffFile(path)
+        if not tiff.is_ome:
+            return tiff, None
+        try:
+            text = str(tiff.ome_metadata)
+            image = find_image(text, path)
+            xml = text if image is None else image.xml
+            if promised_planes(xml) > MOST_PLANES:
+                raise FormatError(f"cannot read {path}: damaged: its OME-XML speaks of more than {MOST_PLANES} planes")
+            if image is None and not axes_given:
+                raise FormatError(
+                    f"cannot read {path}: its OME-XML describes no planes of this file; "
+                    "open the file that holds the description, or name the axes with --axes"
+                )
+        finally:
+            tiff.close()
+        return tifffile.TiffFile(path, omexml=xml), image
+
+
+def _first_series(tiff: Any, image: OmeImage | None, absent: str, path: str) -> Any:
+    """absent : str     why planes may be missing, for the message"""
+    with tiff_errors(path):
+        described = image is not None or not tiff.is_ome
+        if not tiff.series:
+            raise FormatError(f"cannot read {path}: it holds no image")
+        series = tiff.series[0]
+        dialect = next((d for d in ("shaped", "ome", "imagej") if getattr(tiff, f"is_{d}")), None)
+        if series.kind in ("generic", "uniform") and dialect is not None and described:
+            # tifffile falls back to bare pages where a description cannot be true of the file
+            if absent:
+                raise FormatError(f"cannot read {path}: its planes are missing{absent}")
+            raise FormatError(
+                f"cannot read {path}: truncated or damaged: its description ({dialect}) does not fit its pages"
+            )
+        for other in tiff.series[1:]:
+            if series.kind == "generic" and (other.keyframe.shape, other.dtype) == (
+                series.keyframe.shape,
+                series.dtype,
+            ):
+                raise FormatError(
+                    f"cannot read {path}: its pages are stored in different ways (compression, strips); "
+                    "save them again in one way"
+                )
+        return series
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Pages of a series
+
+
+def _usable_pages(
+    tiff: Any, series: Any, directories: Mapping[str, Sequence[Directory]], path: str, absent: str = ""
+) -> list[Any]:
+    """The series' pages, after a check that they are all there, alike, and within their files.
+
+    (A volume above 4 GB in an ImageJ file has one page, with all its voxels behind it.)
+    directories : dict      of each file, by its real path
+    absent : str            why planes may be missing, for the message
+    Raises: FormatError.
+    """
+    keyframe = series.keyframe
+    with tiff_errors(path):
+        if keyframe.parent is tiff:
+            tiff.pages.useframes = True  # the light kind, for pages that were not needed so far
+            tiff.pages.set_keyframe(keyframe.index)
+        pages = list(series)
+        missing = sum(page is None for page in pages)
+        if missing:
+            raise FormatError(f"cannot read {path}: {missing} of its {len(pages)} planes are missing{absent}")
+        _check_alike(pages, series, directories, path)
+        if not series.is_truncated and math.prod(series.shape) != len(pages) * math.prod(keyframe.shape):
+            raise FormatError(
+                f"cannot read {path}: truncated or damaged: its description speaks of shape {series.shape}, "
+                f"the file holds {len(pages)} pages of {keyframe.shape}"
+            )
+        return [_usable_page(page, path, "" if page.parent is tiff else f" of {_file(page)}") for page in pages]
+
+
+def _file(page: Any) -> str:
+    return os.path.realpath(page.parent.filehandle.path)
+
+
+def _check_alike(pages: Sequence[Any], series: Any, directories: Mapping[str, Sequence[Directory]], path: str) -> None:
+    """Refuse pages that differ: within a file in whatever their directories say, between files in size and type.
+
+    Raises: FormatError.
+    """
+    layouts = {file: {d.offset: d.layout for d in found} for file, found in directories.items()}
+    groups: dict[int, list[Any]] = {}
+    for page in pages:
+        groups.setdefault(id(page.parent), []).append(page)
+    keyframe = series.keyframe
+    for group in groups.values():
+        file = _file(group[0])
+        known = layouts.get(file, {})
+        own = [page for page in group if len(page.treeindex) == 1 and page.offset in known]
+        for place, page in enumerate(own):
+            follows = series.kind != "generic" or page.index == own[0].index + place
+            if not follows or known[page.offset] != known[own[0].offset]:
+                odd = page.index if follows else own[0].index + place
+                of = "" if page.parent is series.parent else f" of {file}"
+                raise FormatError(
+                    f"cannot read {path}: page {odd + 1}{of} differs from page {own[0].index + 1} in size, type or "
+                    "compression; a volume's pages must be alike"
+                )
+        models = {id(page.keyframe): page.keyframe for page in group}.values()  # by which tifffile decodes the pages
+        alike = all((model.shape, model.dtype) == (keyframe.shape, keyframe.dtype) for model in models)
+        for model in models:
+            if own and model.parent is not own[0].parent:  # that of a file of the same name in another folder
+                alike = alike and model.parent.byteorder == own[0].parent.byteorder
+                alike = alike and layouts[_file(model)].get(model.offset) == known[own[0].offset]
+        if not alike:
+            raise FormatError(
+                f"cannot read {path}: the planes in {file} differ from those in {_file(keyframe)} in size, type or "
+                "compression; a volume's planes must be alike"
+            )
+
+
+def _usable_page(page: Any, path: str, of: str) -> Any:
+    """The page itself, or a fuller reading of it, if what it claims is possible.
+
+    of : str        its file, for messages
+    Raises: FormatError.
+    """
+    name = f"page {page.index + 1}{of}"
+    keyframe = page.keyframe
+    offsets, counts = page.dataoffsets, page.databytecounts
+    size = page.parent.filehandle.size
+    voxels = math.prod(keyframe.shaped)
+    bits = keyframe.bitspersample if isinstance(keyframe.bitspersample, int) else max(keyframe.bitspersample)
+    if keyframe.dtype is None:
+        raise FormatError(f"cannot read {path}: {name} holds voxels of an unknown type ({bits} bits)")
+    if voxels == 0:
+        raise FormatError(f"cannot read {path}: {name} is empty, shape {keyframe.shape}")
+    segments = math.prod(keyframe.chunked)
+    if min(len(offsets), len(counts)) < segments or (not keyframe.is_tiled and not all(offsets[:segments])):
+        raise FormatError(
+            f"cannot read {path}: truncated or damaged: {name} lacks some of its {segments} strips or tiles"
+        )
+    if any(offset + count > size for offset, count in zip(offsets, counts, strict=False)):
+        raise FormatError(f"cannot read {path}: truncated: {name} lies beyond the end of the file ({size} bytes)")
+    held = sum(counts)
+    if keyframe.compression == 1:
+        possible = held * 8 // bits
+    else:
+        ratio = MOST_SHRUNK.get(keyframe.compression, MOST_SHRUNK_BY_OTHERS)
+        possible = max(held * ratio, UNSUSPECTED_PAGE) // keyframe.dtype.itemsize
+    if voxels > possible:
+        raise FormatError(
+            f"cannot read {path}: truncated or damaged: {name} claims {voxels} voxels, its {held} bytes hold {possible} at most"
+        )
+    if keyframe.is_contiguous and any(offsets[i] + counts[i] != offsets[i + 1] for i in range(len(offsets) - 1)):
+        return _whole_page(page)  # as a frame it would be believed to be in one piece because the first page is
+    return page
+
+
+def _whole_page(frame: Any) -> Any:
+    handle = frame.parent.filehandle
+    closed = handle.closed
+    if closed:  # another file than the one that was opened
+        handle.open()
+    try:
+        return frame.aspage()
+    finally:
+        if closed:
+            handle.close()
+
+
+def mapped_offset(found: OpenSeries, path: str) -> int | None:
+    """Where the series' voxels begin if they lie in the opened file in one piece, uncompressed; else None.
+
+    Raises: FormatError if page directories lie where voxels should be: the description promises more than there is.
+    """
+    series = found.series
+    with tiff_errors(path):
+        # tifffile's number counts the bytes of whichever file the pages lie in
+        offset = series.dataoffset if all(page.parent is found.tiff for page in found.pages) else None
+    if offset is None:
+        return None
+    end = offset + math.prod(series.shape) * series.dtype.itemsize
+    if any(offset <= directory.offset < end for directory in found.directories):
+        raise FormatError(
+            f"cannot read {path}: truncated or damaged: its description speaks of shape {series.shape}, "
+            "but there are page directories where such voxels would lie"
+        )
+    return int(offset)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What its numbers stand for
+
+
+def dialect_of(tiff: Any, series: Any) -> str:
+    """Whose description a series has: "imagej", "ome", "shaped" (tifffile's JSON) or "plain"."""
+    # Micro-Manager files have a kind of their own, beside OME's or ImageJ's description
+    if series.kind in ("shaped", "ome", "imagej"):
+        return str(series.kind)
+    return "ome" if tiff.is_ome else "imagej" if tiff.is_imagej else "plain"
+
+
+def value_scale(found: OpenSeries) -> tuple[float, float]:
+    """Slope and intercept of ImageJ's straight-line calibration of values (function 0, used only with a value unit).
+
+    It is how ImageJ stores signed 16-bit voxels: unsigned, with c0=-32768. (1, 0) where there is none.
+    """
+    if dialect_of(found.tiff, found.series) != "imagej" or found.series.dtype.name not in ("uint8", "uint16"):
+        return 1.0, 0.0
+    metadata = found.tiff.imagej_metadata or {}
+    if metadata.get("cf") != 0 or "vunit" not in metadata:
+        return 1.0, 0.0
+    slope, intercept = to_number(metadata.get("c1")), to_number(metadata.get("c0"))
+    return (slope, intercept) if slope else (1.0, 0.0)
+
+
+def to_number(value: Any) -> float:
+    """A metadata value as a finite number, 0 if it is none."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return 0.0
+    return number if math.isfinite(number) else 0.0

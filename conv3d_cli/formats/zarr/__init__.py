@@ -1,0 +1,1 @@
+"""OME-Zarr: stores, metadata, pyramids, and the format itself."""

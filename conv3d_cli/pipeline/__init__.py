@@ -1,0 +1,1 @@
+"""One volume from file to file: what is asked for, what is decided, and the stream of slabs or boxes."""

@@ -1,0 +1,210 @@
+"""What is asked for: a job, and the convolutions it is made of, in Keras' words. Nothing here knows a voxel."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from conv3d_cli.errors import SpecError
+from conv3d_cli.formats import (
+    check_compression,
+    output_format,
+)
+from conv3d_cli.layer import get_activation, get_constraint, get_initializer, get_regularizer
+from conv3d_cli.model.kernel import Kernel
+from conv3d_cli.model.missing import NOTHING, Missing
+from conv3d_cli.model.spec import Boundary, ConvSpec, triple
+from conv3d_cli.pipeline.kernel_fit import Fitting
+from conv3d_cli.system.machine import thread_count
+
+if TYPE_CHECKING:
+    from conv3d_cli.settings.presets import Applied
+
+
+INTEGER_DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64")
+OUTPUT_DTYPES = (*INTEGER_DTYPES, "float32", "float64")
+
+DRAWN_KERNEL, DRAWN_BIAS = "glorot_uniform", "zeros"  # Keras' initializers where none is named
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One convolution of a job, as the command line and configs say it, in Keras' words.
+
+    kernel : str, Kernel or None        a built-in with parameters, a file, a kernel; None: drawn by `kernel_initializer`
+    kernel_size, filters                needed without a kernel; else checked against it
+    padding, boundary                   None: same and symmetric for a 3-D kernel (a filter), valid and zeros for a 5-D one
+    activations : tuple                 identifiers as `layer.activations.get` takes them, applied in order
+    bias : sequence of floats or None   None: the kernel's own, unless `use_bias` is False
+    magnitude : bool                    of a bank (`sobel:axis=xyz`): the root of the sum of its filters' squares
+    seed : int or None                  of the initializers
+    kernel_spacing, crop_kernel         what is done so that the kernel fits: see `Fitting`
+    notes : tuple of str                what should be known of the kernel's file
+    files : tuple of str                that weights and bias were read from already
+    """
+
+    kernel: str | Kernel | None = None
+    name: str | None = None
+    kernel_size: int | Sequence[int] | None = None
+    filters: int | None = None
+    strides: int | Sequence[int] = 1
+    padding: str | int | Sequence[object] | None = None
+    dilation_rate: int | Sequence[int] = 1
+    groups: int = 1
+    boundary: str | Boundary | None = None
+    allow_strided_dilation: bool = False
+    activations: tuple[Any, ...] = ()
+    bias: Sequence[float] | None = None
+    use_bias: bool = True
+    flip: bool = False
+    normalize: bool = False
+    kernel_initializer: Any = DRAWN_KERNEL
+    bias_initializer: Any = DRAWN_BIAS
+    seed: int | None = None
+    kernel_regularizer: Any = None
+    bias_regularizer: Any = None
+    activity_regularizer: Any = None
+    kernel_constraint: Any = None
+    bias_constraint: Any = None
+    magnitude: bool = False
+    kernel_spacing: str = "match"
+    crop_kernel: float | None = None
+    notes: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        # Everything that no volume could make legal is refused here, before any file is touched.
+        if self.kernel is None and (self.filters is None or self.kernel_size is None):
+            raise SpecError(
+                "no kernel: pass -k, for example -k gaussian:fwhm=6mm, a config with a kernel (-c), "
+                "or --filters and --kernel-size for a kernel drawn by --kernel-initializer"
+            )
+        if self.kernel_size is not None:
+            triple(self.kernel_size, "kernel_size")
+        self.spec(is_layer=False)
+        _ = self.fitting
+        for identifier in self.activations:
+            activation = get_activation(identifier)
+            if activation.kind == "tensor":
+                raise SpecError(
+                    f"activation '{activation.text}' needs the whole output at once, and a volume is streamed; "
+                    "only the last axis (axis=-1) can be streamed"
+                )
+        for identifier, default in ((self.kernel_initializer, DRAWN_KERNEL), (self.bias_initializer, DRAWN_BIAS)):
+            if identifier != default:
+                get_initializer(identifier, seed=self.seed)
+        for identifier in (self.kernel_regularizer, self.bias_regularizer):
+            get_regularizer(identifier)
+        activity = get_regularizer(self.activity_regularizer)
+        if activity is not None and not activity.additive:
+            raise SpecError(
+                "the activity_regularizer must be a plain sum over voxels (l1, l2, l1l2) to be summed while streaming"
+            )
+        for identifier in (self.kernel_constraint, self.bias_constraint):
+            get_constraint(identifier)
+
+    @property
+    def fitting(self) -> Fitting:
+        """What is done so that the kernel fits. Raises: SpecError."""
+        return Fitting(self.kernel_spacing, self.crop_kernel)
+
+    def spec(self, is_layer: bool) -> ConvSpec:
+        """The specification, with the defaults of a layer or a filter."""
+        padding, boundary = ("valid", "zeros") if is_layer else ("same", "symmetric")
+        return ConvSpec(
+            strides=self.strides,
+            padding=padding if self.padding is None else self.padding,
+            dilation_rate=self.dilation_rate,
+            groups=self.groups,
+            filters=self.filters,
+            boundary=boundary if self.boundary is None else self.boundary,
+            allow_strided_dilation=self.allow_strided_dilation,
+        )
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is asked for: a volume, the convolutions it goes through, and how to run.
+
+    source, target : str        paths; "-" is a .npy pipe
+    stages : tuple of Stage     in order; one for a filter or a layer, several for a stack, run in one pass
+    dtype : str                 of the output voxels; integers are rounded half to even and saturated
+    precision : str             of the arithmetic, "float32" or "float64"
+    max_memory : int or None    bytes for the whole process; None: see `machine.memory_ceiling`
+    missing : Missing           what is done about voxels that are missing, or outside a mask
+    scale : str                 of integer NIfTI outputs: "none", or "auto", a slope and an intercept that the values fill
+    strict : bool               clipped voxels, means without voxels, and what the format cannot hold are errors
+    coverage : str or None      where the part of the kernel's weight that each mean holds is written
+    preset : Applied or None    the preset that set some of this, for reports
+    history : str               a line that is added to the output's history (see `VolumeHeader`); "" adds none
+    on_cluster : bool           workers hold boxes, not slabs: no ceiling for slabs of whole planes
+    chunks, levels              of a Zarr output: voxels (D, H, W) of a chunk; levels of resolution
+    compression : str           of a TIFF output: "none", "deflate" or "zstd"
+    files : tuple of str        that these settings came from: configs, a manifest
+    """
+
+    source: str
+    target: str
+    stages: tuple[Stage, ...]
+    axes: str | None = None
+    data_format: str = "channels_last"
+    dtype: str = "float32"
+    precision: str = "float32"
+    threads: int | None = None
+    max_memory: int | None = None
+    algorithm: str = "auto"
+    overwrite: bool = False
+    gz_level: int = 1
+    chunks: int | Sequence[int] | None = None
+    levels: int = 1
+    compression: str = "none"
+    missing: Missing = NOTHING
+    coverage: str | None = None
+    scale: str = "none"
+    strict: bool = False
+    preset: Applied | None = None
+    history: str = ""
+    on_cluster: bool = False
+    files: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.stages:
+            raise SpecError("no layers: a stack needs at least one")
+        if self.dtype not in OUTPUT_DTYPES:
+            raise SpecError(f"dtype must be one of {', '.join(OUTPUT_DTYPES)}, received '{self.dtype}'")
+        if self.precision not in ("float32", "float64"):
+            raise SpecError(f"precision must be float32 or float64, received '{self.precision}'")
+        if self.data_format not in ("channels_last", "channels_first"):
+            raise SpecError(f"data_format must be channels_last or channels_first, received '{self.data_format}'")
+        thread_count(self.threads)
+        if self.chunks is not None:
+            triple(self.chunks, "chunks")
+        if self.levels < 1:
+            raise SpecError(f"levels must be at least 1 (the full resolution alone), received {self.levels}")
+        check_compression(self.compression)
+        means = self.missing.weighs or self.missing.nan == "ignore"
+        if means and len(self.stages) > 1:
+            raise SpecError("a mask and missing voxels are for one convolution, and this is a stack of layers")
+        boundaries = [stage.spec(is_layer=False).boundary for stage in self.stages]
+        if self.coverage is not None and not self.missing.divides(Boundary.parse(boundaries[-1])):
+            raise SpecError(
+                "--coverage-out tells what means are made of: pass --mask, --nan ignore, --missing or --boundary renormalize"
+            )
+        if self.scale not in ("none", "auto"):
+            raise SpecError(f"scale must be none or auto, received '{self.scale}'")
+        if self.scale == "auto" and (output_format(self.target).name != "NIfTI" or np.dtype(self.dtype).kind == "f"):
+            raise SpecError(
+                "--scale auto is for integer NIfTI outputs, which hold a slope and an intercept: pass --dtype int16 (or the "
+                "like) and a .nii, .nii.gz or .hdr name"
+            )
+        if self.on_cluster and (self.strict or self.scale != "none"):
+            raise SpecError("--scheduler does not take --strict and --scale yet: leave it out")
+        if self.on_cluster and self.missing != NOTHING:
+            raise SpecError("--scheduler does not take --mask, --nan and --missing yet: leave it out")
+
+    @property
+    def channels_first(self) -> bool:
+        return self.data_format == "channels_first"

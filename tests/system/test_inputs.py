@@ -1,0 +1,37 @@
+"""Names of input files that are not there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from conv3d_cli.errors import FormatError
+from conv3d_cli.system.inputs import check_input
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("scan.nii", "no such file; did you mean {0}/scan.nii.gz?"),
+        ("scna.nii.gz", "no such file; did you mean {0}/scan.nii.gz?"),
+        ("other.npy", "no such file"),
+        ("sub/scan.nii.gz", "no such file; there is no folder '{0}/sub'"),
+        ("sub/more/scan.nii.gz", "no such file; there is no folder '{0}/sub'"),
+        ("scan.nii.gz/x.npy", "Not a directory"),
+    ],
+)
+def test_a_missing_file_is_told_with_what_is_near(tmp_path: Path, name: str, says: str) -> None:
+    (tmp_path / "scan.nii.gz").write_bytes(b"x")
+    with pytest.raises(FormatError) as caught:
+        check_input(str(tmp_path / name))
+    assert str(caught.value) == f"cannot read {tmp_path / name}: {says.format(tmp_path)}"
+
+
+def test_a_missing_file_beside_the_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("scan.nii.gz").write_bytes(b"x")
+    for name, says in {"scam.nii.gz": "did you mean scan.nii.gz?", "data/x.npy": "there is no folder 'data'"}.items():
+        with pytest.raises(FormatError, match="no such file; ") as caught:
+            check_input(name)
+        assert str(caught.value).endswith(says)
