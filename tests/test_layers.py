@@ -110,6 +110,13 @@ def test_imports_go_down(path: Path) -> None:
             assert FLOOR_OF[room] > FLOOR_OF[part], f"{path}:{line}: {part} must not import {name}"
 
 
+def test_the_map_names_every_room() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    rooms = {path.name for path in ROOT.iterdir() if (path / "__init__.py").exists()}
+    assert {room for rooms_of_floor in FLOORS for room in rooms_of_floor} >= rooms
+    assert not [room for room in rooms if f"`{room}/`" not in text]
+
+
 @pytest.mark.parametrize("path", MODULES, ids=str)
 def test_libraries_stay_at_home(path: Path) -> None:
     for line, name in imported(path):
