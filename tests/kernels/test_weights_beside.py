@@ -62,11 +62,14 @@ def test_a_name_that_is_nowhere_may_mean_what_is_not_read() -> None:
         saved_layer(f"{DATA / 'transposed.pt'}::othr")
 
 
-def test_other_layers_are_noted_where_the_file_alone_is_a_layer() -> None:
+def test_the_file_alone_is_no_name_for_one_layer_of_several() -> None:
+    """A normalization or an activation of its own is part of what the file computes."""
     plain = SavedLayer("a", None, np.ones((1, 1, 1, 1, 1)))
     norm = OtherLayer("norm", "it has no weights of 5 axes", is_convolution=False)
-    assert choose_layer([plain, norm], "f.pt", None).notes == ("f.pt has other layers, which are left out: norm",)
-    assert choose_layer([plain, norm], "f.pt", "a").notes == ()
+    with pytest.raises(SpecError, match=r"1 layer: a .*, and 1 that is no Conv3D: norm; choose one, as in f\.pt::a$"):
+        choose_layer([plain, norm], "f.pt", None)
+    assert choose_layer([plain, norm], "f.pt", "a") is plain
+    assert choose_layer([plain], "f.pt", None) is plain
 
 
 def test_a_file_of_what_is_not_read_says_why(tmp_path: Path) -> None:
@@ -141,7 +144,7 @@ def test_the_name_of_its_tensor_says_that_it_is_a_conv3d() -> None:
     layer = choose_layer(contents, "net.pt", "up.weight")
     assert layer.kernel.shape == (2, 2, 2, 4, 4)
     assert "does not tell a Conv3d from a ConvTranspose3d" in layer.notes[0]
-    with pytest.raises(SpecError, match=r"choose one as in net\.pt::up\.weight$"):
+    with pytest.raises(SpecError, match=r"choose one, as in net\.pt::up\.weight$"):
         choose_layer(contents, "net.pt", None)
 
 
@@ -328,7 +331,7 @@ def test_weights_that_are_not_known(nodes: list[Any], why: str, tmp_path: Path) 
         read_layers(onnx_graph(tmp_path / "net.onnx", made, tensors))
 
 
-def test_a_pad_node_that_adds_no_zeros_is_told(tmp_path: Path) -> None:
+def test_a_pad_node_that_adds_no_zeros_refuses_its_layer(tmp_path: Path) -> None:
     helper = pytest.importorskip("onnx").helper
     tensors = {"w": np.ones((1, 1, 2, 2, 2), np.float32), "p": np.int64([0, 0, 1, 1, 1, 0, 0, 1, 1, 1])}
     tensors |= {
@@ -346,10 +349,17 @@ def test_a_pad_node_that_adds_no_zeros_is_told(tmp_path: Path) -> None:
         nodes = [helper.make_node("Pad", inputs, ["z"], name="pad", **attributes)]
         nodes.append(helper.make_node("Conv", ["z", "w"], ["y"], name="conv"))
         path = onnx_graph(tmp_path / "net.onnx", nodes, tensors)
-        (layer,) = read_layers(path)
-        assert layer.config is not None
-        assert layer.config["padding"] == "valid"
-        assert layer.notes == (f"the Pad node pad before it is left out: {why}",) or why in layer.notes[0]
+        for name in ("", "::conv"):
+            with pytest.raises(FormatError, match=rf"conv.*the Pad node pad before it is no padding of zeros: .*{why}"):
+                saved_layer(f"{path}{name}")
+    # a Pad that is understood does not hide one before it
+    nodes = [
+        helper.make_node("Pad", ["x", "p"], ["z"], name="far", mode="reflect"),
+        helper.make_node("Pad", ["z", "p"], ["n"], name="near"),
+        helper.make_node("Conv", ["n", "w"], ["y"], name="conv"),
+    ]
+    with pytest.raises(FormatError, match="the Pad node far before it is no padding of zeros: its mode is reflect"):
+        saved_layer(f"{onnx_graph(tmp_path / 'two.onnx', nodes, tensors)}::conv")
 
 
 def test_convolutions_in_branches_and_functions_are_told(tmp_path: Path) -> None:

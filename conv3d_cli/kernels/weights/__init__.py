@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -158,23 +158,26 @@ def saved_layer(text: str) -> SavedLayer:
 
 
 def choose_layer(contents: Sequence[SavedLayer | OtherLayer], path: str, name: str | None) -> SavedLayer:
-    """The layer of this name: its own, or else one of its aliases. Without a name, the only one; a note tells what it leaves.
+    """The layer of this name: its own, or else one of its aliases. Without a name, the only one.
 
-    Raises: SpecError without a name where the file holds another convolution, or for a name that several have;
+    Raises: SpecError without a name where the file holds any other layer, or for a name that several have;
     UnknownNameError; FormatError for what cannot be read as a Conv3D layer.
     """
     layers = [held for held in contents if isinstance(held, SavedLayer)]
     others = [held for held in contents if isinstance(held, OtherLayer)]
     listed = ", ".join(map(str, layers[:20])) + (f", ... ({len(layers)} in all)" if len(layers) > 20 else "")
     if name is None:
+        if len(layers) == 1 and not others:
+            return layers[0]
         convolutions = [held for held in others if held.is_convolution]
-        if len(layers) == 1 and not convolutions:
-            return replace(layers[0], notes=(*layers[0].notes, *left_out(others, path)))
+        rest = [held.name for held in others if not held.is_convolution]
         holds = [f"{len(layers)} layer{'s' * (len(layers) > 1)}: {listed}"] if layers else []
         if convolutions:
             holds.append(f"{len(convolutions)} that cannot be read: {_reasons(convolutions)}")
+        if rest:
+            holds.append(f"{len(rest)} that {'is' if len(rest) == 1 else 'are'} no Conv3D: {_names(rest)}")
         example = _unique_name(layers, 0) if layers else next(held.tensor for held in convolutions if held.layer)
-        raise SpecError(f"{path} holds {', and '.join(holds)}; choose one as in {path}{SEPARATOR}{example}")
+        raise SpecError(f"{path} holds {', and '.join(holds)}; choose one, as in {path}{SEPARATOR}{example}")
     for has in (
         lambda held: held.name == name,
         lambda held: name in held.aliases[:1],
@@ -203,9 +206,12 @@ def left_out(others: Sequence[OtherLayer], path: str) -> list[str]:
     rest = [other.name for other in others if not other.is_convolution]
     notes = [f"{path} has convolutions that are left out: {_reasons(convolutions)}"] if convolutions else []
     if rest:
-        listed = ", ".join(rest[:_LISTED]) + (", ..." if len(rest) > _LISTED else "")
-        notes.append(f"{path} has other layers, which are left out: {listed}")
+        notes.append(f"{path} has other layers, which are left out: {_names(rest)}")
     return notes
+
+
+def _names(names: Sequence[str]) -> str:
+    return ", ".join(names[:_LISTED]) + (", ..." if len(names) > _LISTED else "")
 
 
 def _reasons(others: Sequence[OtherLayer]) -> str:

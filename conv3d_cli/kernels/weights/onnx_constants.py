@@ -19,7 +19,6 @@ import numpy as np
 
 from conv3d_cli.errors import FormatError
 from conv3d_cli.kernels.weights.layer import FLOATS, Array, decode_floats, read_exactly, require_shape
-from conv3d_cli.model.keras_json import NO_PADS
 from conv3d_cli.model.spec import Pads
 
 STANDARD = ("", "ai.onnx")  # the domain of ONNX' own nodes
@@ -126,7 +125,10 @@ class Constants:
         return result
 
     def pads_before(self, name: str) -> tuple[Pads, tuple[str, ...]]:
-        """The zeros that Pad nodes add before a convolution of this input, and notes on those that are left out."""
+        """The zeros that Pad nodes add before a convolution of this input, and a note on them.
+
+        Raises: NotConstantError for Pad nodes that do anything else.
+        """
         sums = [[0, 0], [0, 0], [0, 0]]
         names: list[str] = []
         for _ in range(_DEPTH):
@@ -139,7 +141,9 @@ class Constants:
             try:
                 pads = self._zeros(node)
             except NotConstantError as error:
-                return NO_PADS, (f"the Pad node {node.name or node.output[0]} before it is left out: {error}",)
+                raise NotConstantError(
+                    f"the Pad node {node.name or node.output[0]} before it is no padding of zeros: {error}"
+                ) from None
             for pair, (before, after) in zip(sums, pads, strict=True):
                 pair[0] += before
                 pair[1] += after
