@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from conv3d_cli.cli.batch import Batch, echo
+from conv3d_cli.cli.batch import Batch
 from conv3d_cli.cli.jobs import Planned, plan_jobs
+from conv3d_cli.cli.messages import EXIT_CODE, echo
 from conv3d_cli.cli.options import (
     SectionedCommand,
     batch_options,
@@ -88,8 +89,6 @@ def apply(ctx: click.Context, inputs: tuple[str, ...], **_: Any) -> None:
     TIFF (.tif .ome.tif), NumPy (.npy) and OME-Zarr (.zarr .ome.zarr, folders and URLs; image.zarr/1 is a level or array
     in it).
     """
-    from conv3d_cli.cli import EXIT_CODE
-
     params = ctx.params
     # Before NumPy is imported: its BLAS starts a thread for every CPU, which spins for work that does not come.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

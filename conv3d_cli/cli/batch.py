@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from conv3d_cli.cli.batch_page import Sight, entry_of
+from conv3d_cli.cli.messages import echo
 from conv3d_cli.cli.progress import ProgressBar
 from conv3d_cli.cli.table import TableRow, show_table
-from conv3d_cli.errors import Conv3DError, MemoryLimitError, SpecError
+from conv3d_cli.errors import Conv3DError, MemoryLimitError, SpecError, one_line
 from conv3d_cli.system.machine import memory_ceiling, thread_count
 
 if TYPE_CHECKING:
@@ -197,7 +198,6 @@ class Batch:
 
         say : callable or None      for what is told before the first voxel; None: it is kept for later
         """
-        from conv3d_cli.cli import one_line
         from conv3d_cli.cli.report import describe, describe_run, plan_record, run_record
         from conv3d_cli.formats import output_exists
         from conv3d_cli.pipeline.prepare import prepare_job
@@ -357,11 +357,6 @@ def make_folder_of(target: str) -> None:
 
     with write_errors(target):
         os.makedirs(os.path.dirname(target) or ".", exist_ok=True)
-
-
-def echo(text: str) -> None:
-    """A line on stderr."""
-    click.echo(text, err=True)
 
 
 def volumes_at_once(jobs: Sequence[Job]) -> int:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from conv3d_cli.errors import Conv3DError, SpecError
+from conv3d_cli.cli.messages import EXIT_CODE
+from conv3d_cli.errors import Conv3DError, SpecError, one_line
 
 if TYPE_CHECKING:
     from conv3d_cli.model.volume import VolumeReader
@@ -36,7 +37,6 @@ def info(
     --fwhm is the FWHM of the Gaussian that makes white noise as smooth, from first differences (Forman et al. 1995); of a series,
     of what its mean over time leaves.
     """
-    from conv3d_cli.cli import EXIT_CODE, one_line
     from conv3d_cli.formats import open_volume
 
     if mask is not None and not fwhm:

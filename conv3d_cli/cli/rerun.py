@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from conv3d_cli.cli.apply import apply
-from conv3d_cli.cli.batch import echo
 from conv3d_cli.cli.jobs import apply_settings
+from conv3d_cli.cli.messages import EXIT_CODE, echo
 from conv3d_cli.cli.options import given_options, make_job, threads_option
 from conv3d_cli.cli.progress import ProgressBar
 from conv3d_cli.errors import DifferenceError, FormatError, SpecError
@@ -62,7 +62,6 @@ def rerun(
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     import tempfile
 
-    from conv3d_cli.cli import EXIT_CODE
     from conv3d_cli.pipeline.run import run_job
     from conv3d_cli.provenance.record import decided, read_sidecar
     from conv3d_cli.provenance.rerun import check_inputs, judge, other_versions, other_weights
