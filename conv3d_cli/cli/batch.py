@@ -198,7 +198,7 @@ class Batch:
 
         say : callable or None      for what is told before the first voxel; None: it is kept for later
         """
-        from conv3d_cli.cli.report import describe, describe_run, plan_record, run_record
+        from conv3d_cli.batch.report import describe, describe_run, plan_record, run_record
         from conv3d_cli.formats import output_exists
         from conv3d_cli.pipeline.prepare import prepare_job
 

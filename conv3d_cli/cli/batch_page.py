@@ -38,7 +38,7 @@ class Sight:
 
     def look_before(self, prepared: PreparedJob) -> None:
         """Keep what was decided, and the input as it is before an output may take its place."""
-        from conv3d_cli.cli.report import describe
+        from conv3d_cli.batch.report import describe
 
         started = time.perf_counter()
         self.decided = describe(prepared)
@@ -56,7 +56,7 @@ class Sight:
         """Look at the output; the report without the time that looking took."""
         from dataclasses import replace
 
-        from conv3d_cli.cli.report import describe_run
+        from conv3d_cli.batch.report import describe_run
 
         report = replace(report, seconds=max(0.0, report.seconds - self.seconds))
         self.done = describe_run(report)

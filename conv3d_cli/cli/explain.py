@@ -59,7 +59,7 @@ def explain(
     That is: pads, the output's shape and grid, algorithm and who declined, flops, bytes, memory, time. No voxel is
     read and nothing is written; only with --workers or --scheduler one task of the job is tried out here.
     """
-    from conv3d_cli.cli.report import describe, describe_forecast, plan_record
+    from conv3d_cli.batch.report import describe, describe_forecast, plan_record
     from conv3d_cli.pipeline.prepare import prepare_job
 
     settings = {**job_settings(given_options(ctx)), "on_cluster": scheduler is not None or workers is not None}

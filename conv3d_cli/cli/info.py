@@ -80,7 +80,7 @@ def smoothness(volume: VolumeReader, mask: str | None) -> list[float | None]:
 
 def header_record(reader: VolumeReader) -> dict[str, Any]:
     """A volume's header as JSON."""
-    from conv3d_cli.cli.report import grid_record
+    from conv3d_cli.batch.report import grid_record
 
     header = reader.header
     return {
@@ -100,7 +100,7 @@ def header_record(reader: VolumeReader) -> dict[str, Any]:
 
 def describe(record: dict[str, Any]) -> str:
     """A header record in aligned lines."""
-    from conv3d_cli.cli.report import triple_text
+    from conv3d_cli.batch.report import triple_text
     from conv3d_cli.system.machine import format_bytes
 
     slope, intercept = record["scale"]

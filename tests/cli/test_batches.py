@@ -247,7 +247,11 @@ def test_seconds_and_rates_of_the_stages(run: Any, volume: Path, tmp_path: Path)
 
 
 def interrupted_at(
-    monkeypatch: pytest.MonkeyPatch, name: str, error: type[BaseException], *values: Any, where: str = "pipeline.run.run_job"
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    error: type[BaseException],
+    *values: Any,
+    where: str = "pipeline.run.run_job",
 ) -> None:
     """The job of this input is interrupted before its first voxel, or where another function is called with it."""
     from importlib import import_module
