@@ -111,6 +111,60 @@ def test_imports_go_down(path: Path) -> None:
             assert FLOOR_OF[room] > FLOOR_OF[part], f"{path}:{line}: {part} must not import {name}"
 
 
+def name_of(path: Path) -> str:
+    """`cli/apply.py` -> "conv3d_cli.cli.apply", `cli/__init__.py` -> "conv3d_cli.cli"."""
+    return ".".join(("conv3d_cli", *path.with_suffix("").parts)).removesuffix(".__init__")
+
+
+def circle_among(arrows: dict[str, set[str]]) -> list[str]:
+    """Modules that import one another in a circle, from one back to itself; [] if there is none."""
+    finished: set[str] = set()
+
+    def walk(module: str, way: list[str]) -> list[str]:
+        if module in way:
+            return [*way[way.index(module) :], module]
+        if module not in finished:
+            for other in sorted(arrows.get(module, ())):
+                if found := walk(other, [*way, module]):
+                    return found
+            finished.add(module)
+        return []
+
+    return next((found for module in sorted(arrows) if (found := walk(module, []))), [])
+
+
+def arrows_inside(room: str) -> dict[str, set[str]]:
+    """Which modules of a room each of its modules imports: at its top, in functions, and for type checkers."""
+    arrows: dict[str, set[str]] = {name_of(path): set() for path in MODULES if path.parts[0] == room}
+    for path in MODULES:
+        if (module := name_of(path)) not in arrows:
+            continue
+        for node in ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                package = ("conv3d_cli", *path.parent.parts)
+                start = package[: len(package) - node.level + 1] if node.level else ()
+                base = ".".join([*start, *([node.module] if node.module else [])])
+                # `from conv3d_cli.cli import apply` names a module; EXIT_CODE would be in the package's own
+                names = [f"{base}.{a.name}" if f"{base}.{a.name}" in arrows else base for a in node.names]
+            else:
+                continue
+            arrows[module] |= {name for name in names if name in arrows and name != module}
+    return arrows
+
+
+@pytest.mark.parametrize("room", sorted({path.parts[0] for path in MODULES if len(path.parts) > 1}))
+def test_no_circle_inside_a_room(room: str) -> None:
+    circle = circle_among(arrows_inside(room))
+    assert not circle, f"a circle of imports: {' -> '.join(circle)}"
+
+
+def test_a_circle_is_found() -> None:
+    assert circle_among({"a": {"b", "c"}, "b": set(), "c": {"d"}, "d": {"b", "c"}}) == ["c", "d", "c"]
+    assert circle_among({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
+
+
 @pytest.mark.parametrize("path", MODULES, ids=str)
 def test_libraries_stay_at_home(path: Path) -> None:
     for line, name in imported(path):

@@ -6,8 +6,8 @@ did not finish is passed over. An output that no run is known to have done, but 
 run that was killed.
 
 An output counts as done if it was made by this version, with the same settings, from the same bytes, and is still what
-was written. Bytes are compared by SHA-256. A file whose size, inode, and times of last modification and change are as they
-were is not read again: no program can set the time of change, so a copy with its times kept is read. Where the clock may
+was written. Bytes are compared by SHA-256. A file whose fingerprint (size, inode, times of last modification and change) is as
+it was is not read again: no program can set the time of change, so a copy with its times kept is read. Where the clock may
 not have moved on between a change and our look, nothing is concluded from it.
 """
 
@@ -30,7 +30,7 @@ from conv3d_cli.model.kernel import Kernel
 from conv3d_cli.pipeline.files import input_files, kernel_file, output_files
 from conv3d_cli.pipeline.request import Job, Stage
 from conv3d_cli.system.atomic import suffix_of, write_errors
-from conv3d_cli.system.digests import Stamp, array_digest, file_digest, stamp_of
+from conv3d_cli.system.digests import FileFingerprint, array_digest, file_digest, fingerprint_of
 
 try:
     import fcntl
@@ -38,7 +38,7 @@ except ImportError:  # Windows: one run at a time
     fcntl = None  # type: ignore[assignment]
 
 VERSION = version("conv3d")
-LEDGER_NAME = ".conv3d-resume.jsonl"
+LOG_NAME = ".conv3d-resume.jsonl"
 
 # A file changed within this time before it is looked at may change once more without its times telling: they move in steps of
 # some milliseconds, and on file systems that count in seconds, of up to two.
@@ -54,35 +54,41 @@ Record = dict[str, Any]
 
 
 @dataclass
-class Standing:
-    """How a job stands before it is run.
+class ResumeStatus:
+    """What the resume log knows of a job before it runs.
 
-    done : bool             its output is what it would write
-    why : str               why an output that is there does not count as done
-    left : bool             a run that was killed may have left that output behind
+    done : bool             its output exists and is what the job would write
+    reason : str            why an existing output does not count as done
+    interrupted : bool      a run that was killed may have left the output
+    settings : dict         that shape the output, as JSON: see `settings_of`
+    fingerprints : dict     of each input file, when the job was looked at
+    begun : bool            the log says that this run has begun the job and not ended it
     """
 
     job: Job
     done: bool
-    why: str = ""
-    left: bool = False
+    reason: str = ""
+    interrupted: bool = False
     settings: Record = field(default_factory=dict)
-    stamps: dict[str, Stamp] = field(default_factory=dict)
+    fingerprints: dict[str, FileFingerprint] = field(default_factory=dict)
     begun: bool = False
 
-    def allow(self) -> Job:
-        """The job, which may replace what a killed run left. Raises: OutputExistsError for an output that is something else."""
-        if self.left:
+    def allowed_job(self) -> Job:
+        """The job, which may replace what a killed run has left.
+
+        Raises: OutputExistsError for any other output, unless the job may overwrite it.
+        """
+        if self.interrupted:
             return replace(self.job, overwrite=True)
-        if self.why and not self.job.overwrite:
+        if self.reason and not self.job.overwrite:
             raise OutputExistsError(
-                f"cannot write {self.job.target}: file exists, and {self.why}; pass --overwrite to make it again"
+                f"cannot write {self.job.target}: file exists, and {self.reason}; pass --overwrite to make it again"
             )
         return self.job
 
 
-class Ledger:
-    """What is known of outputs, folder by folder; used by several threads.
+class ResumeLog:
+    """The logs of all folders that a batch writes to; used by several threads.
 
     also : dict         settings of the run that decide what "done" means, beside each job's own
     read_only : bool    nothing is written
@@ -96,37 +102,37 @@ class Ledger:
         self._beside = beside or {}
         self._read_only = read_only
         self._run = os.urandom(4).hex()
-        self._books: dict[str, _Book] = {}
-        self._digests: dict[str, tuple[Stamp, str]] = {}
+        self._folders: dict[str, FolderLog] = {}
+        self._digests: dict[str, tuple[FileFingerprint, str]] = {}
         self._lock = threading.Lock()
 
-    def standing(self, job: Job) -> Standing:
-        """Whether a job is done. Raises: FormatError if an input cannot be read."""
+    def status(self, job: Job) -> ResumeStatus:
+        """What is known of a job. Raises: FormatError if an input cannot be read."""
         settings = {**settings_of(job), **self._also}
-        standing = Standing(job, False, settings=settings)
+        status = ResumeStatus(job, False, settings=settings)
         inputs = input_files(job)
-        standing.stamps = {path: stamp_of(path) for paths in inputs.values() for path in paths}
+        status.fingerprints = {path: fingerprint_of(path) for paths in inputs.values() for path in paths}
         outputs = self._outputs(job)
         if not any(os.path.lexists(path) for path in (job.target, *outputs)):
-            return standing
-        known = self._book(job).find(_name(job))
+            return status
+        known = self._folder_log(job).find(_name(job))
         fresh: list[str] = []  # files that had to be read
         ours = known.done is not None and self._same(known.done["outputs"], outputs, fresh)
         if known.done is not None and ours:
-            standing.why = self._change(known.done, settings, inputs, fresh)
-            standing.done = not standing.why
+            status.reason = self._change(known.done, settings, inputs, fresh)
+            status.done = not status.reason
         elif any(not self._change(begun, settings, inputs, []) for begun in known.begun.values()):
-            standing.left = True
-            standing.why = "a run that was ended left it"
+            status.interrupted = True
+            status.reason = "a run that was ended left it"
         elif known.done is not None:
-            standing.why = "it was changed since it was made"
+            status.reason = "it was changed since it was made"
         elif known.begun:
-            standing.why = self._change(list(known.begun.values())[-1], settings, inputs, [])
+            status.reason = self._change(list(known.begun.values())[-1], settings, inputs, [])
         else:
-            standing.why = f"{LEDGER_NAME} beside it does not know it"
-        if standing.done and fresh and not self._read_only:  # the next time their stamps will tell
-            self._book(job).add(self._done_record(job, settings))
-        return standing
+            status.reason = f"{LOG_NAME} beside it does not know it"
+        if status.done and fresh and not self._read_only:  # their fingerprints will do the next time
+            self._folder_log(job).add(self._done_record(job, settings))
+        return status
 
     def _change(self, record: Record, settings: Record, inputs: Mapping[str, tuple[str, ...]], fresh: list[str]) -> str:
         """In what a job differs from one that was written down; "" if in nothing."""
@@ -136,38 +142,39 @@ class Ledger:
                 return f"its {role} changed since"
         return changed
 
-    def begin(self, standing: Standing) -> None:
+    def begin(self, status: ResumeStatus) -> None:
         """Write down that a job is begun: what a killed run leaves behind is known by it."""
-        job = standing.job
-        record = self._record("begun", job) | {"version": VERSION, "settings": standing.settings}
-        stamps = {role: [standing.stamps[path] for path in paths] for role, paths in input_files(job).items()}
+        job = status.job
+        record = self._record("begun", job) | {"version": VERSION, "settings": status.settings}
+        found = {role: [status.fingerprints[path] for path in paths] for role, paths in input_files(job).items()}
         inputs = {
-            role: [{"digest": None, "stamp": stamp if is_settled(stamp) else None} for stamp in found]
-            for role, found in stamps.items()
+            role: [{"digest": None, "stamp": one if is_settled(one) else None} for one in fingerprints]
+            for role, fingerprints in found.items()
         }
-        self._book(job).add({**record, "inputs": inputs})
-        standing.begun = True
+        self._folder_log(job).add({**record, "inputs": inputs})
+        status.begun = True
 
-    def finish(self, standing: Standing) -> list[str]:
+    def finish(self, status: ResumeStatus) -> list[str]:
         """Write down that a job is done; notes on it. Raises: WriteError."""
-        job = standing.job
+        job = status.job
         try:
-            record = self._done_record(job, standing.settings)
-            unchanged = all(stamp_of(path) == stamp for path, stamp in standing.stamps.items())
+            record = self._done_record(job, status.settings)
+            unchanged = all(fingerprint_of(path) == before for path, before in status.fingerprints.items())
         except FormatError:  # gone
             unchanged = False
         if unchanged:
-            self._book(job).add(record)
+            self._folder_log(job).add(record)
+            status.begun = False
             return []
-        self.give_up(standing)
+        self.give_up(status)
         return ["a file that was read changed meanwhile: --resume will not count this output as done"]
 
-    def give_up(self, standing: Standing) -> None:
+    def give_up(self, status: ResumeStatus) -> None:
         """Write down that a job that was begun came to nothing."""
-        if not standing.begun:
+        if not status.begun:
             return
         try:
-            self._book(standing.job).add(self._record("failed", standing.job))
+            self._folder_log(status.job).add(self._record("failed", status.job))
         except WriteError:
             pass  # what the job failed of is told, and "begun" claims no more than it did
 
@@ -183,27 +190,28 @@ class Ledger:
     def _outputs(self, job: Job) -> tuple[str, ...]:
         return (*output_files(job), *self._beside.get(job.target, ()))
 
-    def _book(self, job: Job) -> _Book:
+    def _folder_log(self, job: Job) -> FolderLog:
         folder = os.path.dirname(os.path.realpath(job.target))
         with self._lock:
-            return self._books.setdefault(folder, _Book(os.path.join(folder, LEDGER_NAME)))
+            return self._folders.setdefault(folder, FolderLog(os.path.join(folder, LOG_NAME)))
 
     def _entry(self, path: str) -> Record:
-        stamp = stamp_of(path)
+        fingerprint = fingerprint_of(path)
         digest = self._digest(path)
-        return {"digest": digest, "stamp": stamp if stamp == stamp_of(path) and is_settled(stamp) else None}
+        settled = fingerprint == fingerprint_of(path) and is_settled(fingerprint)
+        return {"digest": digest, "stamp": fingerprint if settled else None}
 
     def _digest(self, path: str) -> str:
-        """The digest of a file's bytes, taken once while its stamp stays."""
-        stamp = stamp_of(path)
+        """The digest of a file's bytes, computed once while its fingerprint stays the same."""
+        fingerprint = fingerprint_of(path)
         with self._lock:
             known = self._digests.get(path)
-        if known is not None and known[0] == stamp:
+        if known is not None and known[0] == fingerprint:
             return known[1]
         digest = file_digest(path)
-        if is_settled(stamp):
+        if is_settled(fingerprint):
             with self._lock:
-                self._digests[path] = stamp, digest
+                self._digests[path] = fingerprint, digest
         return digest
 
     def _same(self, entries: list[Record], paths: Sequence[str], fresh: list[str]) -> bool:
@@ -211,7 +219,7 @@ class Ledger:
         if len(entries) != len(paths) or not all(map(os.path.exists, paths)):
             return False
         for entry, path in zip(entries, paths, strict=True):
-            if entry["stamp"] is not None and entry["stamp"] == stamp_of(path):
+            if entry["stamp"] is not None and entry["stamp"] == fingerprint_of(path):
                 if entry["digest"] is not None:
                     with self._lock:
                         self._digests[path] = entry["stamp"], entry["digest"]
@@ -234,8 +242,8 @@ class _Known:
     begun: dict[str, Record] = field(default_factory=dict)
 
 
-class _Book:
-    """One folder's file: what its lines say of each output."""
+class FolderLog:
+    """The log of one folder: what its lines say about each output."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -408,9 +416,9 @@ def _first_difference(record: Record, settings: Record) -> str:
     return f"it was made with other settings ({', '.join(dict.fromkeys(names))})" if names else ""
 
 
-def is_settled(stamp: Stamp) -> bool:
-    """Whether a change from now on would show in the stamp."""
-    last = max(stamp[2:])
+def is_settled(fingerprint: FileFingerprint) -> bool:
+    """Whether any later change of the file would change its fingerprint, too."""
+    last = max(fingerprint[2:])
     return time.time_ns() - last > (STEP_NS if last % 1_000_000_000 else COARSE_STEP_NS)
 
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from conv3d_cli.cli.batch import Batch
 from conv3d_cli.cli.jobs import Planned, plan_jobs
 from conv3d_cli.cli.messages import EXIT_CODE, echo
 from conv3d_cli.cli.options import (
@@ -27,10 +26,12 @@ from conv3d_cli.cli.options import (
     store_options,
     trust_options,
 )
+from conv3d_cli.cli.reporter import TerminalReporter
 from conv3d_cli.errors import Conv3DError, SpecError
 
 if TYPE_CHECKING:
-    from conv3d_cli.batch.resume import Ledger
+    from conv3d_cli.batch.resume import ResumeLog
+    from conv3d_cli.batch.runner import BatchRunner
     from conv3d_cli.pipeline.request import Job
     from conv3d_cli.provenance.run import Recording
 
@@ -92,12 +93,15 @@ def apply(ctx: click.Context, inputs: tuple[str, ...], **_: Any) -> None:
     params = ctx.params
     # Before NumPy is imported: its BLAS starts a thread for every CPU, which spins for work that does not come.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    from conv3d_cli.batch.runner import BatchRunner
+    from conv3d_cli.batch.steps import BatchOptions
+
     planned = plan_jobs(ctx, inputs)
     jobs = planned.jobs
     overwrite = any(job.overwrite for job in jobs)
     _check_account(params, jobs, overwrite)
     recordings = _recordings(planned) if params["sidecar"] or params["bids"] else {}
-    ledger = _ledger(params, jobs, recordings) if params["resume"] else None
+    resume_log = _resume_log(params, jobs, recordings) if params["resume"] else None
     if params["out_dir"] and not params["dry_run"] and "://" not in params["out_dir"]:
         _make_folder(params["out_dir"])
         if planned.dataset is not None:
@@ -108,22 +112,24 @@ def apply(ctx: click.Context, inputs: tuple[str, ...], **_: Any) -> None:
         _check_depfile(params["depfile"], jobs, params["dry_run"])
     for note in planned.notes if not params["quiet"] else ():
         echo(f"note: {note}")
-    batch = Batch(
-        params["as_json"],
-        params["quiet"],
-        params["verbose"],
+    reporter = TerminalReporter(params["as_json"], params["quiet"])
+    options = BatchOptions(
         dry_run=params["dry_run"],
         skip_existing=params["skip_existing"],
         make_folder=bool(params["out_dir"]),
         scheduler=params["scheduler"],
         verify=params["verify"],
         to_fwhm=params["to_fwhm"],
-        recordings=recordings,
         fail_fast=params["fail_fast"],
-        ledger=ledger,
+        details=params["verbose"] and not params["quiet"],
+        describe_plans=params["verbose"] or not params["as_json"],
+        previews=bool(params["page"]),
+        recordings=recordings,
+        resume_log=resume_log,
     )
+    batch = BatchRunner(options, reporter)
     if params["page"]:
-        _run_with_page(batch, jobs, params["jobs"], params["page"], overwrite)
+        _run_with_page(batch, reporter, jobs, params["jobs"], params["page"], overwrite)
     else:
         batch.run(jobs, params["jobs"])
     if params["depfile"] and not batch.exit_code:
@@ -131,7 +137,7 @@ def apply(ctx: click.Context, inputs: tuple[str, ...], **_: Any) -> None:
 
         write_depfile(params["depfile"], jobs)
     ctx.meta[EXIT_CODE] = batch.exit_code
-    batch.close()
+    batch.finish()
     ctx.exit(batch.exit_code)
 
 
@@ -153,14 +159,14 @@ def _recordings(planned: Planned) -> Mapping[str, Recording]:
     return plan_recordings(planned.jobs, planned.given, fields, copies)
 
 
-def _ledger(params: dict[str, Any], jobs: Sequence[Job], recordings: Mapping[str, Recording]) -> Ledger:
+def _resume_log(params: dict[str, Any], jobs: Sequence[Job], recordings: Mapping[str, Recording]) -> ResumeLog:
     """The record behind --resume; what is done with an output afterwards counts, too."""
-    from conv3d_cli.batch.resume import Ledger, check_resumable
+    from conv3d_cli.batch.resume import ResumeLog, check_resumable
 
     for job in jobs:
         check_resumable(job)
     also = {name: params[name] for name in ("verify", "to_fwhm") if params[name]}
-    return Ledger(also, params["dry_run"], {target: (r.sidecar,) for target, r in recordings.items()})
+    return ResumeLog(also, params["dry_run"], {target: (r.sidecar,) for target, r in recordings.items()})
 
 
 def _check_depfile(path: str, jobs: Sequence[Job], dry_run: bool) -> None:
@@ -183,12 +189,19 @@ def _check_page(path: str, overwrite: bool, dry_run: bool) -> None:
     check_target(path, overwrite, send=True)
 
 
-def _run_with_page(batch: Batch, jobs: Sequence[Job], at_once: int | None, path: str, overwrite: bool) -> None:
+def _run_with_page(
+    batch: BatchRunner,
+    reporter: TerminalReporter,
+    jobs: Sequence[Job],
+    at_once: int | None,
+    path: str,
+    overwrite: bool,
+) -> None:
     """Run jobs; the page appears when all were tried, failed ones too, and not where the batch is interrupted."""
     from conv3d_cli.pictures.page import Report
 
     with Report(path, overwrite) as page:
-        batch.page = page
+        reporter.page = page
         failed = None
         try:
             batch.run(jobs, at_once)

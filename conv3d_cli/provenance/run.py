@@ -24,7 +24,7 @@ from conv3d_cli.provenance.record import (
     sidecar_text,
 )
 from conv3d_cli.system.atomic import AtomicFile, AtomicFolder, AtomicGroup, check_target
-from conv3d_cli.system.digests import Stamp, file_digest, stamp_of
+from conv3d_cli.system.digests import FileFingerprint, file_digest, fingerprint_of
 from conv3d_cli.system.inputs import check_input
 
 Decided = Callable[[PreparedJob], None]
@@ -135,7 +135,7 @@ def run_recorded(job: Job, recording: Recording, run: Run, told: Decided | None 
     check_sidecar(recording, job.overwrite)
     rename = recording.rename
     files = files_of(job, recording.given)
-    stamps = [_stamp(file) for file in files]
+    fingerprints = [_fingerprint(file) for file in files]
     for file in files:
         if not os.path.isdir(file.path):
             check_input(file.path)
@@ -151,8 +151,8 @@ def run_recorded(job: Job, recording: Recording, run: Run, told: Decided | None 
 
     with AtomicGroup() as group:
         report = run(job, note)
-        for file, stamp in zip(files, stamps, strict=True):
-            if _stamp(file) != stamp:
+        for file, before in zip(files, fingerprints, strict=True):
+            if _fingerprint(file) != before:
                 raise FormatError(f"{file.path} was written to while it was read: run again; nothing was written")
         outputs = [_output_record(output, job, rename) for output in group.staged]
         values = {
@@ -190,9 +190,9 @@ def _bytes_of(path: str) -> bytes:
         raise FormatError(f"cannot read {path}: {error.strerror}") from None
 
 
-def _stamp(file: InputFile) -> Stamp | None:
+def _fingerprint(file: InputFile) -> FileFingerprint | None:
     try:
-        return stamp_of(file.path)
+        return fingerprint_of(file.path)
     except FormatError:
         return None  # what cannot be read is said where it is read
 

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from conv3d_cli import Volume, write_volume
-from conv3d_cli.batch.resume import LEDGER_NAME
+from conv3d_cli.batch.resume import LOG_NAME
 
 EXAMPLE = Path(nib.__file__).parent / "tests" / "data" / "example4d.nii.gz"
 COMMAND = [sys.executable, "-m", "conv3d_cli", "apply"]
@@ -51,8 +51,8 @@ def test_only_what_changed_is_made_again(run: Any, scans: Path, tmp_path: Path, 
     assert statuses(result.stdout) == dict.fromkeys(names, "skipped")
     assert all(json.loads(line)["reason"] == "done already" for line in result.stdout.splitlines())
     assert "5 skipped" in result.stderr
-    assert (out / LEDGER_NAME).exists()
-    assert (out / "deep" / LEDGER_NAME).exists()
+    assert (out / LOG_NAME).exists()
+    assert (out / "deep" / LOG_NAME).exists()
 
     write_volume(str(scans / "deep/s1.nii.gz"), Volume(np.ones((9, 14, 17), np.int16), "zyx"), overwrite=True)
     (out / "deep/s2.nii.gz").unlink()
@@ -196,7 +196,7 @@ def test_what_runs_beside_a_failure_is_cancelled(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 3, done.stderr
     assert statuses(done.stdout) == {"large.npy": "cancelled", "none.npy": "failed"}
-    assert [path.name for path in (tmp_path / "out").iterdir()] in ([], [LEDGER_NAME])
+    assert [path.name for path in (tmp_path / "out").iterdir()] in ([], [LOG_NAME])
     assert "1 failed, 1 cancelled" in done.stderr
 
 
