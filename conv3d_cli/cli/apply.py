@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from conv3d_cli.cli.jobs import Planned, plan_jobs
+from conv3d_cli.cli.jobs import plan_command
 from conv3d_cli.cli.messages import EXIT_CODE, echo
 from conv3d_cli.cli.options import (
     SectionedCommand,
@@ -30,6 +30,7 @@ from conv3d_cli.cli.reporter import TerminalReporter
 from conv3d_cli.errors import Conv3DError, SpecError
 
 if TYPE_CHECKING:
+    from conv3d_cli.batch.plan import JobPlan
     from conv3d_cli.batch.resume import ResumeLog
     from conv3d_cli.batch.runner import BatchRunner
     from conv3d_cli.pipeline.request import Job
@@ -73,7 +74,7 @@ if TYPE_CHECKING:
 @store_options
 @layer_options
 @click.pass_context
-def apply(ctx: click.Context, inputs: tuple[str, ...], **_: Any) -> None:
+def apply(ctx: click.Context, **_: Any) -> None:
     """Convolve volumes.
 
     \b
@@ -96,21 +97,21 @@ def apply(ctx: click.Context, inputs: tuple[str, ...], **_: Any) -> None:
     from conv3d_cli.batch.runner import BatchRunner
     from conv3d_cli.batch.steps import BatchOptions
 
-    planned = plan_jobs(ctx, inputs)
-    jobs = planned.jobs
+    plan = plan_command(ctx)
+    jobs = plan.jobs
     overwrite = any(job.overwrite for job in jobs)
     _check_account(params, jobs, overwrite)
-    recordings = _recordings(planned) if params["sidecar"] or params["bids"] else {}
+    recordings = _recordings(plan) if params["sidecar"] or params["bids"] else {}
     resume_log = _resume_log(params, jobs, recordings) if params["resume"] else None
     if params["out_dir"] and not params["dry_run"] and "://" not in params["out_dir"]:
         _make_folder(params["out_dir"])
-        if planned.dataset is not None:
-            planned.dataset.write()
+        if plan.dataset is not None:
+            plan.dataset.write()
     if params["page"]:
         _check_page(params["page"], overwrite, params["dry_run"])
     if params["depfile"]:
         _check_depfile(params["depfile"], jobs, params["dry_run"])
-    for note in planned.notes if not params["quiet"] else ():
+    for note in plan.notes if not params["quiet"] else ():
         echo(f"note: {note}")
     reporter = TerminalReporter(params["as_json"], params["quiet"])
     options = BatchOptions(
@@ -151,12 +152,12 @@ def _check_account(params: dict[str, Any], jobs: Sequence[Job], overwrite: bool)
         raise SpecError("-o - writes the volume to stdout, where --json would mix with it; leave one of them out")
 
 
-def _recordings(planned: Planned) -> Mapping[str, Recording]:
+def _recordings(plan: JobPlan) -> Mapping[str, Recording]:
     """What is written beside each output, by its name."""
     from conv3d_cli.provenance.run import plan_recordings
 
-    fields, copies = ({}, {}) if planned.dataset is None else (planned.dataset.fields, planned.dataset.copies)
-    return plan_recordings(planned.jobs, planned.given, fields, copies)
+    fields, copies = ({}, {}) if plan.dataset is None else (plan.dataset.fields, plan.dataset.copies)
+    return plan_recordings(plan.jobs, plan.given, fields, copies)
 
 
 def _resume_log(params: dict[str, Any], jobs: Sequence[Job], recordings: Mapping[str, Recording]) -> ResumeLog:
