@@ -71,6 +71,7 @@ WITHOUT_NUMPY = [
     "cli/options.py",
     "model/__init__.py",
     "model/spec.py",
+    "pipeline/outputs.py",
     "settings/config.py",
     "settings/presets.py",
     "system/atomic.py",

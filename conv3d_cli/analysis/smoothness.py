@@ -210,7 +210,7 @@ def match_fwhm(job: Job, target: str) -> Matched:
             matched = replace(job, stages=(replace(stage, kernel=text),))
             missing = replace(job.missing, mask_mode="clip")
             run_job(
-                replace(matched, target=trial, overwrite=True, dtype="float32", scale="none", strict=False, coverage=None,
+                replace(matched, target=trial, overwrite=True, dtype="float32", scale="none", strict=False, beside=(),
                         missing=missing, compression="none", chunks=None, levels=1)
             )  # fmt: skip
             with open_volume(trial, axes=letters) as found:

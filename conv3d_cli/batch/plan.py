@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from conv3d_cli.batch.names import check_outputs, identity, made_before, output_name
 from conv3d_cli.errors import ConfigError, Conv3DError, SpecError
+from conv3d_cli.pipeline.outputs import OUTPUT_OPTIONS, ROLES
 from conv3d_cli.settings.config import located_bias, located_kernel
 from conv3d_cli.system.atomic import suffix_of
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from conv3d_cli.provenance.bids import Dataset
 
 # columns of a manifest whose texts are paths
-_READ_PATHS, _WRITTEN_PATHS = ("input", "mask", "config"), ("output", "coverage_out")
+_READ_PATHS, _WRITTEN_PATHS = ("input", "mask", "config"), ("output", *OUTPUT_OPTIONS)
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ def plan_jobs(request: BatchRequest, options: JobOptions) -> JobPlan:
     that is an input; FormatError if folders hold no volume, or config or manifest cannot be read.
     """
     plan = (_plan_inputs if request.manifest is None else _plan_manifest)(request, options)
-    _check_coverage(plan.jobs)
+    _check_beside(plan.jobs)
     if request.history:
         from conv3d_cli.provenance.command import with_history
 
@@ -157,8 +158,9 @@ def _plan_inputs(request: BatchRequest, options: JobOptions) -> JobPlan:
             notes.append(f"left out {len(old)} volume{'s' if len(old) > 1 else ''} that this command writes")
             sources, targets = ([x for i, x in enumerate(names) if i not in old] for names in (sources, targets))
         check_outputs(sources, targets, settings.overwrite, files=_read_from)
-    if given.get("coverage_out") and len(sources) > 1:
-        raise SpecError(f"--coverage-out names one file, received {len(sources)} inputs; run them apart")
+    for role in ROLES.values():
+        if given.get(role.option) and len(sources) > 1:
+            raise SpecError(f"{role.flag} names one file, received {len(sources)} inputs; run them apart")
     jobs = [settings.job(source, target) for source, target in zip(sources, targets, strict=True)]
     return JobPlan(jobs, [given] * len(jobs), notes, dataset)
 
@@ -327,14 +329,11 @@ def _dataset(sources: Sequence[str], request: BatchRequest, given: Sequence[dict
     return plan_dataset(sources, request.out_dir, given)
 
 
-def _check_coverage(jobs: Sequence[Job]) -> None:
-    """Refuse a coverage that two jobs would write, or that is another's output or input."""
+def _check_beside(jobs: Sequence[Job]) -> None:
+    """Refuse a file beside an output that two jobs would write, or that is another's output or input."""
     others = {identity(name) for job in jobs for name in (job.source, job.target)}
-    for job in jobs:
-        if job.coverage is not None:
-            real = identity(job.coverage)
-            if real in others:
-                raise SpecError(
-                    f"the coverage {job.coverage} is also an input, an output or another's coverage; rename it"
-                )
-            others.add(real)
+    for role, path in ((output.role, output.path) for job in jobs for output in job.beside):
+        real = identity(path)
+        if real in others:
+            raise SpecError(f"the {role} {path} is also an input, an output or another's {role}; rename it")
+        others.add(real)

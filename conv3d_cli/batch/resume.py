@@ -46,7 +46,7 @@ STEP_NS, COARSE_STEP_NS = 20_000_000, 2_000_000_000
 
 # Fields of `Job` that do not shape the output, or are looked at apart.
 NO_SETTINGS = {
-    "source", "target", "stages", "threads", "max_memory", "overwrite", "missing", "coverage", "preset", "files",
+    "source", "target", "stages", "threads", "max_memory", "overwrite", "missing", "beside", "preset", "files",
 }  # fmt: skip
 NO_STAGE_SETTINGS = {"kernel", "name", "notes", "files"}
 
@@ -330,7 +330,7 @@ def _is_record(record: Any) -> bool:
 
 def check_resumable(job: Job) -> None:
     """Refuse a job whose bytes are not at hand. Raises: SpecError."""
-    for path in (job.source, job.target):
+    for path in (job.source, *(output.path for output in job.outputs)):
         if path == "-" or "://" in path:
             what = "a pipe" if path == "-" else "a URL"
             raise SpecError(f"--resume compares the bytes of files, and {path} is {what}: leave it out, or name a file")
@@ -356,8 +356,7 @@ def settings_of(job: Job) -> Record:
         result["missing"] = {**missing, "mask": _part(job.missing.mask)}
     if (part := _part(job.source)) is not None:
         result["part"] = part
-    if job.coverage is not None:
-        result["coverage"] = os.path.basename(job.coverage)
+    result |= {output.role: os.path.basename(output.path) for output in job.beside}
     return json.loads(json.dumps(result, default=_plain))
 
 

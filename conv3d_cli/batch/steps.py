@@ -140,13 +140,15 @@ def resume(run: JobRun) -> None:
 
 
 def make_folders(run: JobRun) -> None:
-    """Make the folder that the output goes to. Raises: WriteError."""
-    target = run.job.target
-    if run.options.make_folder and not run.options.dry_run and "://" not in target:
-        from conv3d_cli.system.atomic import write_errors
+    """Make the folders that the outputs go to. Raises: WriteError."""
+    if not run.options.make_folder or run.options.dry_run:
+        return
+    from conv3d_cli.system.atomic import write_errors
 
-        with write_errors(target):
-            os.makedirs(os.path.dirname(target) or ".", exist_ok=True)
+    for output in run.job.outputs:
+        if "://" not in output.path:
+            with write_errors(output.path):
+                os.makedirs(os.path.dirname(output.path) or ".", exist_ok=True)
 
 
 def match_smoothness(run: JobRun) -> None:

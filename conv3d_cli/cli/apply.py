@@ -28,6 +28,7 @@ from conv3d_cli.cli.options import (
 )
 from conv3d_cli.cli.reporter import TerminalReporter
 from conv3d_cli.errors import Conv3DError, SpecError
+from conv3d_cli.pipeline.outputs import ROLES, VOLUME
 
 if TYPE_CHECKING:
     from conv3d_cli.batch.plan import JobPlan
@@ -148,8 +149,12 @@ def _check_account(params: dict[str, Any], jobs: Sequence[Job], overwrite: bool)
         raise SpecError("--skip-existing and --overwrite contradict each other; pass one of them")
     if params["skip_existing"] and params["resume"]:
         raise SpecError("--resume looks at what an output was made from, --skip-existing at its name; pass one of them")
-    if params["as_json"] and any(job.target == "-" for job in jobs):
-        raise SpecError("-o - writes the volume to stdout, where --json would mix with it; leave one of them out")
+    for output in (output for job in jobs for output in job.outputs):
+        if params["as_json"] and output.path == "-":
+            flag = "-o" if output.role == VOLUME else ROLES[output.role].flag
+            raise SpecError(
+                f"{flag} - writes the volume to stdout, where --json would mix with it; leave one of them out"
+            )
 
 
 def _recordings(plan: JobPlan) -> Mapping[str, Recording]:

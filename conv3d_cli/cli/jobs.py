@@ -10,6 +10,7 @@ import click
 
 from conv3d_cli.cli.options import MANIFEST_OPTIONS, given_options, job_settings, make_job
 from conv3d_cli.errors import SpecError
+from conv3d_cli.pipeline.outputs import OUTPUT_OPTIONS
 
 if TYPE_CHECKING:
     from conv3d_cli.batch.plan import JobPlan
@@ -80,7 +81,7 @@ class MergedSettings:
     @property
     def used_files(self) -> list[str]:
         """Files that jobs use beside their inputs."""
-        found = [*self.arguments.get("files", ()), self.arguments.get("mask"), self.arguments.get("coverage_out")]
+        found = [*self.arguments.get("files", ()), *map(self.arguments.get, ("mask", *OUTPUT_OPTIONS))]
         for stage in self.arguments["stages"]:
             found += [*stage.get("files", ()), stage.get("kernel")]
         return [path for path in found if isinstance(path, str)]

@@ -16,6 +16,7 @@ from click.core import ParameterSource
 from conv3d_cli.errors import SpecError
 from conv3d_cli.model.missing import MASK_MODES, MIN_COVERAGE, NAN_MODES, Missing
 from conv3d_cli.model.spec import BOUNDARIES
+from conv3d_cli.pipeline.outputs import OUTPUT_OPTIONS, outputs_beside
 from conv3d_cli.settings.config import JOB_KEYS, STAGE_KEYS, Config, read_config, stage_arguments
 from conv3d_cli.settings.presets import PRESETS, apply_preset, refuse_stack
 from conv3d_cli.system.machine import byte_size
@@ -312,7 +313,7 @@ MISSING_SETTINGS = {
 STAGE_OPTIONS = tuple(key for key in STAGE_KEYS if key not in ("name", "use_bias"))
 # columns of a manifest; what is left out is of the whole command
 MANIFEST_OPTIONS = (
-    *STAGE_OPTIONS, "no_bias", "config", "coverage_out",
+    *STAGE_OPTIONS, "no_bias", "config", *OUTPUT_OPTIONS,
     *(key for key in JOB_KEYS if key not in ("threads", "max_memory", "overwrite")),
 )  # fmt: skip
 LAYER_VALUES = tuple(key for key in STAGE_KEYS if key.endswith(("initializer", "regularizer", "constraint")))
@@ -379,8 +380,7 @@ def _run_settings(given: dict[str, Any], config: Config) -> dict[str, Any]:
     settings = {**config.job, **{key: given[key] for key in JOB_KEYS if key in given}}
     if config.path:
         settings["files"] = (config.path,)
-    if "coverage_out" in given:
-        settings["coverage_out"] = given["coverage_out"]
+    settings |= {option: given[option] for option in OUTPUT_OPTIONS if option in given}
     if isinstance(settings.get("max_memory"), str):
         settings["max_memory"] = byte_size(settings["max_memory"])
     return settings
@@ -404,9 +404,9 @@ def make_job(source: str, target: str, settings: dict[str, Any]) -> Job:
 
     settings = dict(settings)
     named = {name: settings.pop(option) for option, name in MISSING_SETTINGS.items() if option in settings}
-    coverage = settings.pop("coverage_out", None)
+    beside = outputs_beside({option: settings.pop(option, None) for option in OUTPUT_OPTIONS})
     arguments = {**settings, "stages": tuple(Stage(**_oriented(stage)) for stage in settings["stages"])}
-    return Job(source=source, target=target, missing=Missing(**named), coverage=coverage, **arguments)
+    return Job(source=source, target=target, missing=Missing(**named), beside=beside, **arguments)
 
 
 def _oriented(stage: dict[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from conv3d_cli.cli.messages import EXIT_CODE, echo
 from conv3d_cli.cli.options import given_options, make_job, threads_option
 from conv3d_cli.cli.progress import ProgressBar
 from conv3d_cli.errors import DifferenceError, FormatError, SpecError
+from conv3d_cli.pipeline.outputs import OUTPUT_OPTIONS
 from conv3d_cli.system.machine import byte_size
 
 if TYPE_CHECKING:
@@ -83,9 +84,10 @@ def rerun(
         job = replace(
             job,
             target=target,
-            coverage=None
-            if job.coverage is None
-            else os.path.join(scratch, f"coverage-{os.path.basename(job.coverage)}"),
+            beside=tuple(
+                replace(one, path=os.path.join(scratch, f"{one.role}-{os.path.basename(one.path)}"))
+                for one in job.beside
+            ),
             threads=threads,
             max_memory=None if max_memory is None else byte_size(max_memory),
             overwrite=overwrite,
@@ -96,7 +98,7 @@ def rerun(
             job = match_fwhm(job, target_fwhm).job
         with ProgressBar(os.path.basename(job.source.rstrip("/")), quiet) as progress:
             run_job(job, progress, compare_decisions)
-        verdict = judge(record, original, target, job.coverage)
+        verdict = judge(record, original, target, job.beside)
     for note in notes if not quiet else ():
         echo(f"note: {note}")
     ctx.meta[EXIT_CODE] = 0 if verdict.good else DifferenceError.exit_code
@@ -132,7 +134,7 @@ def job_of(record: Record, folder: str, sidecar: str) -> tuple[Job, str | None]:
             raise ValueError("it names not one input and one output")
         files = {option: value for option, value in params.items() if names_file(option, value)}
         known = [entry.path for entry in record.inputs]
-        for name in (*inputs, *(value for option, value in files.items() if option != "coverage_out")):
+        for name in (*inputs, *(value for option, value in files.items() if option not in OUTPUT_OPTIONS)):
             file = name.partition("::")[0]
             if not any(file == path or file.startswith(f"{path}/") for path in known):
                 raise ValueError(f"it reads {file}, which is not among the inputs")

@@ -27,6 +27,7 @@ from conv3d_cli.formats.zarr.format import ZarrReader, ZarrTarget, ZarrWriter
 from conv3d_cli.formats.zarr.store import OneThread, local_folder
 from conv3d_cli.pipeline.boxes.compute import BoxSource, chain_of, compute_box
 from conv3d_cli.pipeline.boxes.partition import Box, Cutting, axis_shares, cut
+from conv3d_cli.pipeline.outputs import ROLES
 from conv3d_cli.pipeline.prepare import PreparedJob, prepare_job
 from conv3d_cli.pipeline.request import Job, Stage
 from conv3d_cli.pipeline.run import JobReport, all_losses, check_paths, clipped_note
@@ -223,6 +224,8 @@ def check_suited(prepared: PreparedJob) -> None:
             raise SpecError(
                 "under channels_first this activation runs along the width, which tasks cut: leave out --scheduler"
             )
+    for output in job.beside:
+        raise SpecError(f"--scheduler does not take {ROLES[output.role].flag} yet: leave it out")
 
 
 def settled(job: Job, prepared: PreparedJob) -> Job:

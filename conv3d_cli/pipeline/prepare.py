@@ -225,15 +225,16 @@ def _box_job(
     out_header: VolumeHeader,
     parts: list[tuple[int, slice]],
 ) -> BoxJob | None:
-    """The job as one that is done box by box; None if it cannot be: both ends must give and take boxes, no convolution but the
-    last may look at more than its voxels, and penalties are summed where each voxel is computed once."""
+    """The job as one that is done box by box; None if it cannot be: both ends must give and take boxes, nothing is written
+    beside the output, no convolution but the last may look at more than its voxels, and penalties are summed where each
+    voxel is computed once."""
     from conv3d_cli.pipeline.boxes.stream import BoxJob
 
     reading = reader.box_access()
     writing = output_access(job.target, out_header, chunks=job.chunks, levels=job.levels, compression=job.compression)
     convolutions = [stage.convolution for stage in stages]
     along_width = job.channels_first and any(a.kind == "axis" for c in convolutions[:-1] for a in c.activations)
-    if not all(convolution.takes_boxes for convolution in convolutions):
+    if job.beside or not all(convolution.takes_boxes for convolution in convolutions):
         return None
     if reading is None or writing is None or along_width or any(c.activity is not None for c in convolutions[:-1]):
         return None
@@ -260,7 +261,7 @@ def _normalized(
     from conv3d_cli.convolution.masked import check_centre, normalized
 
     check_centre(missing, convolution.problem, kernel)
-    return normalized(convolution, missing, kernel, mask, many, tells_coverage=job.coverage is not None)
+    return normalized(convolution, missing, kernel, mask, many, tells_coverage=job.path_of("coverage") is not None)
 
 
 def plan_part(

@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from conv3d_cli.formats.zarr.store import local_folder
+from conv3d_cli.pipeline.outputs import OUTPUT_OPTIONS
 from conv3d_cli.pipeline.request import Job
 from conv3d_cli.settings.config import is_bias_file, is_kernel_file
 
@@ -23,7 +24,7 @@ SHAPING = (
     "activation", "kernel_size", "kernel_initializer",
     "bias_initializer", "seed", "kernel_regularizer", "bias_regularizer", "activity_regularizer", "kernel_constraint",
     "bias_constraint", "axes", "data_format", "dtype", "scale", "precision", "mask", "mask_mode", "mask_labels", "nan", "missing",
-    "min_coverage", "coverage_out", "algorithm", "gz_level", "compression", "chunks", "levels", "history",
+    "min_coverage", *OUTPUT_OPTIONS, "algorithm", "gz_level", "compression", "chunks", "levels", "history",
 )  # fmt: skip
 SHORT = {"kernel": "-k", "config": "-c"}
 
@@ -40,7 +41,7 @@ def names_file(option: str, value: Any) -> bool:
         return is_kernel_file(value)
     if option == "bias":
         return is_bias_file(value)
-    return value is not None and option in ("config", "mask", "coverage_out")
+    return value is not None and option in ("config", "mask", *OUTPUT_OPTIONS)
 
 
 def option_words(given: Mapping[str, Any], rename: Rename) -> list[str]:
@@ -106,7 +107,7 @@ def history_line(source: str, given: Mapping[str, Any], version: str) -> str:
     >>> history_line("raw/head.nii.gz", {"kernel": "gaussian:fwhm=6mm", "overwrite": True}, "1.0")
     'conv3d 1.0 gaussian:fwhm=6mm: conv3d apply head.nii.gz -k gaussian:fwhm=6mm'
     """
-    given = {option: value for option, value in given.items() if option not in ("coverage_out", "history")}
+    given = {option: value for option, value in given.items() if option not in (*OUTPUT_OPTIONS, "history")}
     kernel = given.get("kernel", given.get("config", f"to-fwhm {given['to_fwhm']}" if "to_fwhm" in given else "drawn"))
     step = bare_name(kernel) if isinstance(kernel, str) and is_kernel_file(kernel) else kernel
     return f"conv3d {version} {step}: {command_line(source, given, bare_name)}"

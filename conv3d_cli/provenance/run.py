@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from conv3d_cli.errors import FormatError, OutputExistsError, SpecError
+from conv3d_cli.formats import written_files
+from conv3d_cli.pipeline.outputs import ROLES, VOLUME
 from conv3d_cli.pipeline.prepare import PreparedJob
 from conv3d_cli.pipeline.request import Job
 from conv3d_cli.pipeline.run import JobReport
@@ -104,6 +106,10 @@ def check_recordable(job: Job, given: Mapping[str, Any]) -> list[InputFile]:
     """The files of a job that can be repeated from its record. Raises: SpecError for another."""
     if job.source == "-":
         raise SpecError("--sidecar names the input, and a pipe has no name: pass a file")
+    for output in job.beside:
+        if output.path == "-":
+            flag = ROLES[output.role].flag
+            raise SpecError(f"--sidecar records the {output.role}, and a pipe leaves no file: pass {flag} FILE")
     if os.path.realpath(job.source) == os.path.realpath(job.target):
         raise SpecError(f"--sidecar names the input {job.source}, which this output replaces: name another output")
     try:
@@ -198,7 +204,6 @@ def _fingerprint(file: InputFile) -> FileFingerprint | None:
 
 
 def _output_record(output: AtomicFile | AtomicFolder, job: Job, rename: Rename) -> FileRecord:
-    coverage = job.coverage is not None and os.path.realpath(output.path) == os.path.realpath(job.coverage)
-    return FileRecord(
-        "coverage" if coverage else "volume", rename(os.fspath(output.path)), file_digest(output.temporary)
-    )
+    real = os.path.realpath(output.path)
+    roles = {os.path.realpath(file): one.role for one in job.outputs for file in written_files(one.path)}
+    return FileRecord(roles.get(real, VOLUME), rename(os.fspath(output.path)), file_digest(output.temporary))

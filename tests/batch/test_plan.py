@@ -13,6 +13,7 @@ import pytest
 from conv3d_cli.batch.plan import BatchRequest, plan_jobs
 from conv3d_cli.errors import ConfigError, OutputExistsError, SpecError
 from conv3d_cli.model.missing import Missing
+from conv3d_cli.pipeline.outputs import Output, outputs_beside
 from conv3d_cli.pipeline.request import Job, Stage
 
 
@@ -40,7 +41,7 @@ class Settings:
             overwrite=self.overwrite,
             files=value["files"],
             missing=Missing(mask=value.get("mask")),
-            coverage=value.get("coverage_out"),
+            beside=outputs_beside(value),
         )
 
 
@@ -140,7 +141,9 @@ def test_what_is_wrong_in_a_manifest_is_said_with_its_place(folder: Path, table:
 
 def test_a_coverage_is_one_jobs_own(folder: Path) -> None:
     one = {"mask": "mask.npy", "coverage_out": "c.npy"}
-    assert plan_jobs(BatchRequest(("in/a.npy",), output="x.npy"), Options(one)).jobs[0].coverage == "c.npy"
+    assert plan_jobs(BatchRequest(("in/a.npy",), output="x.npy"), Options(one)).jobs[0].beside == (
+        Output("coverage", "c.npy"),
+    )
     with pytest.raises(SpecError, match="--coverage-out names one file, received 2 inputs"):
         pairs(BatchRequest(("in",), out_dir="out"), **one)
     (folder / "m.csv").write_text("input,output,coverage_out\nin/a.npy,x.npy,c.npy\nin/b.npy,y.npy,c.npy\n")
