@@ -36,7 +36,7 @@ class OutputRole:
 
     name : str              in records and messages
     values : callable       (convolution) -> its values for the slab that was convolved last, (d, h, w, c or 1)
-    of_means : bool         only jobs that take means have it
+    of_means : bool         only jobs that take means have it; its values are made of their coverage
     purpose : str           what it is for, to go on after the option's name in a message
     """
 
