@@ -1,14 +1,13 @@
-"""The record behind `apply --resume`: which outputs are done, from which bytes, with which settings.
+"""The log behind `apply --resume`: which outputs are done, from which bytes, with which settings.
 
-In each folder of outputs stands one file, `.conv3d-resume.jsonl`, to which a line of JSON is added as a volume is begun and
-again as it is done. Lines are added under a lock, so that several runs at once can share a folder; a line that a killed run
-did not finish is passed over. An output that no run is known to have done, but one is known to have begun, was left by a
-run that was killed.
+Each folder of outputs holds one file, `.conv3d-resume.jsonl`. A run adds a line of JSON when it begins a volume and another
+when the volume is done. It adds lines under a lock, so several runs can share a folder, and skips a line that a killed run
+did not finish. If the log says that a run began an output, and no line says that it was done, a killed run left it.
 
-An output counts as done if it was made by this version, with the same settings, from the same bytes, and is still what
-was written. Bytes are compared by SHA-256. A file whose fingerprint (size, inode, times of last modification and change) is as
-it was is not read again: no program can set the time of change, so a copy with its times kept is read. Where the clock may
-not have moved on between a change and our look, nothing is concluded from it.
+An output is done if this version made it, with the same settings, from the same bytes, and it has not changed since. Bytes
+are compared by SHA-256. A file is not read again while its fingerprint (size, inode, times of last modification and change)
+stays the same: no program can set the time of change, so a copy with the old times is read. If the clock may not have moved
+between a change and our look at the file, the fingerprint is not trusted. In the log, fingerprints are called "stamp".
 """
 
 from __future__ import annotations
@@ -40,11 +39,11 @@ except ImportError:  # Windows: one run at a time
 VERSION = version("conv3d")
 LOG_NAME = ".conv3d-resume.jsonl"
 
-# A file changed within this time before it is looked at may change once more without its times telling: they move in steps of
-# some milliseconds, and on file systems that count in seconds, of up to two.
+# A file that changed less than this before we looked may change again without new times: the times of file systems move in
+# steps of some milliseconds, and in steps of up to two seconds where they count in seconds.
 STEP_NS, COARSE_STEP_NS = 20_000_000, 2_000_000_000
 
-# Fields of `Job` that do not shape the output, or are looked at apart.
+# Fields of `Job` that do not shape the output, or that are compared in another way.
 NO_SETTINGS = {
     "source", "target", "stages", "threads", "max_memory", "overwrite", "missing", "beside", "preset", "files",
 }  # fmt: skip
@@ -90,9 +89,9 @@ class ResumeStatus:
 class ResumeLog:
     """The logs of all folders that a batch writes to; used by several threads.
 
-    also : dict         settings of the run that decide what "done" means, beside each job's own
-    read_only : bool    nothing is written
-    beside : dict       files that are written beside an output and belong to it, by its name
+    also : dict         settings of the run that count beside each job's own, such as how many voxels are verified
+    read_only : bool    write nothing
+    beside : dict       from an output's path to the paths of files that belong to it, such as its sidecar
     """
 
     def __init__(
@@ -116,7 +115,7 @@ class ResumeLog:
         if not any(os.path.lexists(path) for path in (job.target, *outputs)):
             return status
         known = self._folder_log(job).find(_name(job))
-        fresh: list[str] = []  # files that had to be read
+        fresh: list[str] = []  # files that had to be read, because their fingerprints did not do
         ours = known.done is not None and self._same(known.done["outputs"], outputs, fresh)
         if known.done is not None and ours:
             status.reason = self._change(known.done, settings, inputs, fresh)
@@ -130,12 +129,12 @@ class ResumeLog:
             status.reason = self._change(list(known.begun.values())[-1], settings, inputs, [])
         else:
             status.reason = f"{LOG_NAME} beside it does not know it"
-        if status.done and fresh and not self._read_only:  # their fingerprints will do the next time
+        if status.done and fresh and not self._read_only:  # the next time, their fingerprints will do
             self._folder_log(job).add(self._done_record(job, settings))
         return status
 
     def _change(self, record: Record, settings: Record, inputs: Mapping[str, tuple[str, ...]], fresh: list[str]) -> str:
-        """In what a job differs from one that was written down; "" if in nothing."""
+        """How a job differs from a record; "" if it does not. Files that had to be read are added to `fresh`."""
         changed = _first_difference(record, settings)
         for role, paths in inputs.items() if not changed else ():
             if not self._same(record["inputs"].get(role, []), paths, fresh):
@@ -143,7 +142,7 @@ class ResumeLog:
         return changed
 
     def begin(self, status: ResumeStatus) -> None:
-        """Write down that a job is begun: what a killed run leaves behind is known by it."""
+        """Write down that a job begins, so that a later run recognises what is left if this one is killed."""
         job = status.job
         record = self._record("begun", job) | {"version": VERSION, "settings": status.settings}
         found = {role: [status.fingerprints[path] for path in paths] for role, paths in input_files(job).items()}
@@ -155,12 +154,12 @@ class ResumeLog:
         status.begun = True
 
     def finish(self, status: ResumeStatus) -> list[str]:
-        """Write down that a job is done; notes on it. Raises: WriteError."""
+        """Write down that a job is done. Returns notes for the user. Raises: WriteError."""
         job = status.job
         try:
             record = self._done_record(job, status.settings)
             unchanged = all(fingerprint_of(path) == before for path, before in status.fingerprints.items())
-        except FormatError:  # gone
+        except FormatError:  # a file is gone
             unchanged = False
         if unchanged:
             self._folder_log(job).add(record)
@@ -170,13 +169,13 @@ class ResumeLog:
         return ["a file that was read changed meanwhile: --resume will not count this output as done"]
 
     def give_up(self, status: ResumeStatus) -> None:
-        """Write down that a job that was begun came to nothing."""
+        """Write down that a job failed, if the log says that it began."""
         if not status.begun:
             return
         try:
             self._folder_log(status.job).add(self._record("failed", status.job))
         except WriteError:
-            pass  # what the job failed of is told, and "begun" claims no more than it did
+            pass  # the user sees the job's own error, and "begun" is still true
 
     def _done_record(self, job: Job, settings: Record) -> Record:
         inputs = {role: [self._entry(path) for path in paths] for role, paths in input_files(job).items()}
@@ -215,7 +214,7 @@ class ResumeLog:
         return digest
 
     def _same(self, entries: list[Record], paths: Sequence[str], fresh: list[str]) -> bool:
-        """Whether files hold the bytes that were written down; those that had to be read for it are added to `fresh`."""
+        """Whether files hold the recorded bytes. Files that had to be read are added to `fresh`."""
         if len(entries) != len(paths) or not all(map(os.path.exists, paths)):
             return False
         for entry, path in zip(entries, paths, strict=True):
@@ -231,11 +230,11 @@ class ResumeLog:
 
 
 @dataclass
-class _Known:
-    """What is written down of an output.
+class OutputHistory:
+    """What the log says about an output.
 
-    done : dict or None     how it was made last
-    begun : dict            what each run set out to make it, and has not said to have done or failed
+    done : dict or None     the record of the last run that made it
+    begun : dict            records of runs that began it and neither finished nor failed, by the run's number
     """
 
     done: Record | None = None
@@ -247,17 +246,17 @@ class FolderLog:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self._known: dict[str, _Known] = {}
+        self._known: dict[str, OutputHistory] = {}
         self._read = 0
         self._inode = 0
         self._lock = threading.Lock()
 
-    def find(self, output: str) -> _Known:
-        """What is written down of an output, by other runs, too."""
+    def find(self, output: str) -> OutputHistory:
+        """What the log says about an output, with lines that other runs have added since."""
         with self._lock:
             self._read_on()
-            known = self._known.get(output, _Known())
-            return _Known(known.done, dict(known.begun))
+            known = self._known.get(output, OutputHistory())
+            return OutputHistory(known.done, dict(known.begun))
 
     def add(self, record: Record) -> None:
         """Add a line. Raises: WriteError."""
@@ -276,7 +275,7 @@ class FolderLog:
                 written += file.write(line[written:])
 
     def _read_on(self) -> None:
-        """Read what was added since the last time."""
+        """Read the lines that were added since the last time."""
         try:
             with open(self.path, "rb") as file:
                 status = os.fstat(file.fileno())
@@ -299,7 +298,7 @@ class FolderLog:
             except (ValueError, RecursionError):
                 continue
             if _is_record(record):
-                known = self._known.setdefault(record["output"], _Known())
+                known = self._known.setdefault(record["output"], OutputHistory())
                 if record["state"] == "begun":
                     known.begun[record["run"]] = record
                 else:
@@ -309,7 +308,7 @@ class FolderLog:
 
 
 def _is_record(record: Any) -> bool:
-    """Whether a line is one of ours: the file lies where anyone may write."""
+    """Whether a line is one that this program writes: anyone may write to the file."""
     if not isinstance(record, dict) or not all(isinstance(record.get(key), str) for key in ("output", "run")):
         return False
     if record.get("state") == "failed":
@@ -329,7 +328,7 @@ def _is_record(record: Any) -> bool:
 
 
 def check_resumable(job: Job) -> None:
-    """Refuse a job whose bytes are not at hand. Raises: SpecError."""
+    """Refuse a job whose files cannot be compared. Raises: SpecError."""
     for path in (job.source, *(output.path for output in job.outputs)):
         if path == "-" or "://" in path:
             what = "a pipe" if path == "-" else "a URL"
@@ -342,7 +341,7 @@ def check_resumable(job: Job) -> None:
 
 
 def settings_of(job: Job) -> Record:
-    """What shapes a job's output beside the files it reads, as JSON: what differs from the defaults.
+    """The settings that shape a job's output, beside the files it reads: those that differ from the defaults, as JSON.
 
     >>> settings_of(Job("a.npy", "b.npy", (Stage("box:size=3", strides=2),), threads=3))
     {'stages': [{'strides': 2, 'kernel': 'box:size=3'}]}
@@ -361,7 +360,7 @@ def settings_of(job: Job) -> Record:
 
 
 def _part(path: str | None) -> str | None:
-    """Which part of its files a volume is: a level or array in a Zarr store; None for all."""
+    """The level or array that a volume is in its Zarr store; None if it is all of its files."""
     if path is None:
         return None
     files = volume_files(path)
@@ -376,7 +375,7 @@ def _differing(value: Any, but: set[str]) -> Record:
 
 
 def _kernel_words(stage: Stage) -> Any:
-    """A kernel wherever it lies: a built-in's text, a file's kind (its bytes count by themselves), or digests."""
+    """A kernel without its path: a built-in's text, a file's suffix (its bytes are compared apart), or digests."""
     if isinstance(stage.kernel, Kernel):
         return _plain(stage.kernel)
     path = kernel_file(stage)
@@ -384,7 +383,7 @@ def _kernel_words(stage: Stage) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """What JSON does not hold, as something it does."""
+    """A value that JSON cannot hold, as one that it can."""
     if isinstance(value, Kernel):
         bias = None if value.bias is None else array_digest(value.bias)
         return {"weights": array_digest(value.weights), "bias": bias, "centre": value.centre}
@@ -398,7 +397,7 @@ def _plain(value: Any) -> Any:
 
 
 def _first_difference(record: Record, settings: Record) -> str:
-    """Why a record does not stand for these settings; "" if it does."""
+    """How a record's version or settings differ from these; "" if they do not."""
     if record.get("version") != VERSION:
         return f"it was made by version {record.get('version')}"
     before = record["settings"]

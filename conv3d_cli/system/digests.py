@@ -127,8 +127,11 @@ def settings_digest(settings: Mapping[str, Any]) -> str:
 
 
 def fingerprint_of(path: str) -> FileFingerprint:
-    """What tells that a file was not touched: size, inode, times of modification and change in ns; of a folder, a digest of
-    those of all in it, and the last of the times. Raises: FormatError."""
+    """The fingerprint of a file, which stays the same while nobody writes to it: size, inode, times of modification and of
+    change in ns. For a folder: a digest of the fingerprints in it, their number, and the latest time, twice.
+
+    Raises: FormatError.
+    """
     try:
         if not os.path.isdir(path):
             status = os.stat(path)
