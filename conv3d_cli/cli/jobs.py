@@ -7,16 +7,17 @@ import os
 import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from conv3d_cli.batch.names import check_outputs, identity, made_before, output_name
-from conv3d_cli.cli.options import MANIFEST_OPTIONS, given_options, job_settings, make_job
 from conv3d_cli.errors import ConfigError, Conv3DError, SpecError
 from conv3d_cli.settings.config import located_bias, located_kernel
+from conv3d_cli.settings.option import File
+from conv3d_cli.settings.options import MANIFEST_OPTIONS, OPTION, Settings
 from conv3d_cli.system.atomic import suffix_of
 
 if TYPE_CHECKING:
@@ -24,9 +25,7 @@ if TYPE_CHECKING:
     from conv3d_cli.batch.manifest import Row
     from conv3d_cli.pipeline.request import Job
     from conv3d_cli.provenance.bids import Dataset
-
-# columns whose texts are paths
-_READ_PATHS, _WRITTEN_PATHS = ("input", "mask", "config"), ("output", "coverage_out")
+    from conv3d_cli.settings.merge import JobSettings
 
 
 @dataclass
@@ -34,28 +33,30 @@ class Planned:
     """What a command asks for.
 
     jobs : list         one for each volume, in the order of the arguments or of the manifest's lines
-    given : list        the options that shape each, by their parameters' names: of the command line and of its row
+    given : list        what was given for each, on the command line and in its row
     notes : list        on what was left out
     dataset : Dataset or None   that --bids makes of the outputs
     """
 
     jobs: list[Job]
-    given: list[dict[str, Any]]
+    given: list[Settings]
     notes: list[str] = field(default_factory=list)
     dataset: Dataset | None = None
 
 
-def plan_jobs(ctx: click.Context, inputs: Sequence[str]) -> Planned:
+def plan_jobs(ctx: click.Context, inputs: Sequence[str], asked: Settings) -> Planned:
     """The jobs of a command.
+
+    asked : Settings        what was given on the command line
 
     Raises: Conv3DError for anything that is wrong before data are read: options, names, clashes between outputs, an output
     that is an input; FormatError if folders hold no volume, or config or manifest cannot be read.
     """
-    if ctx.params["desc"] is not None and not ctx.params["bids"]:
+    if asked.desc is not None and not asked.bids:
         raise SpecError("--desc is the label of --bids: pass both")
-    planned = (_from_arguments if ctx.params["manifest"] is None else _from_manifest)(ctx, inputs)
+    planned = (_from_arguments if asked.manifest is None else _from_manifest)(ctx, inputs, asked)
     _check_coverage(planned.jobs)
-    if ctx.params["history"]:
+    if asked.history:
         from conv3d_cli.provenance.command import with_history
 
         planned.jobs = [with_history(job, given) for job, given in zip(planned.jobs, planned.given, strict=True)]
@@ -66,17 +67,19 @@ def plan_jobs(ctx: click.Context, inputs: Sequence[str]) -> Planned:
 # Files and folders
 
 
-def _from_arguments(ctx: click.Context, inputs: Sequence[str]) -> Planned:
+def _from_arguments(ctx: click.Context, inputs: Sequence[str], asked: Settings) -> Planned:
+    from conv3d_cli.pipeline.make import make_job
+
     if not inputs:
         raise click.UsageError("no input: name volumes or folders, or a table of them with --manifest", ctx)
-    params, settings, given = ctx.params, apply_settings(ctx), given_options(ctx)
-    _check_bids(params)
-    output, out_dir = params["output"], params["out_dir"]
-    renamed = out_dir is not None or params["suffix"] or params["prefix"]
+    settings = apply_settings(asked)
+    _check_bids(asked)
+    output, out_dir, suffix, prefix = asked.output, asked.out_dir, asked.suffix or "", asked.prefix or ""
+    renamed = out_dir is not None or suffix or prefix
     if output is not None and renamed:
         raise SpecError("-o names one output; leave out --out-dir, --suffix and --prefix")
     if output is None and not renamed:
-        raise SpecError(f"no output: {_output_options(inputs, given)}")
+        raise SpecError(f"no output: {_output_options(inputs, asked)}")
     if renamed and "-" in inputs:
         raise SpecError("standard input has no name to make an output's from; pass -o")
     if output is not None and (folder := next((name for name in inputs if os.path.isdir(name)), None)) is not None:
@@ -84,9 +87,9 @@ def _from_arguments(ctx: click.Context, inputs: Sequence[str]) -> Planned:
 
         if is_folder(folder):
             raise SpecError(f"-o names one output, and {folder} is a folder; pass --out-dir for the volumes in it")
-    found, notes = _expand(inputs, params, settings)
+    found, notes = _expand(inputs, asked, settings)
     sources = [volume.path for volume in found]
-    dataset = _dataset(sources, params, [given] * len(sources))
+    dataset = _dataset(sources, asked, [asked] * len(sources))
     if output is not None:
         if len(sources) > 1:
             raise SpecError(f"-o names one output, received {len(sources)} inputs; pass --out-dir for many")
@@ -94,21 +97,21 @@ def _from_arguments(ctx: click.Context, inputs: Sequence[str]) -> Planned:
     elif dataset is not None:
         targets = dataset.targets
     else:
-        targets = [output_name(v.path, out_dir, params["suffix"], params["prefix"], v.below) for v in found]
+        targets = [output_name(v.path, out_dir, suffix, prefix, v.below) for v in found]
         old = {number for number in made_before(sources, targets) if found[number].in_folder}
         if old:
             notes.append(f"left out {len(old)} volume{'s' if len(old) > 1 else ''} that this command writes")
             sources, targets = ([x for i, x in enumerate(names) if i not in old] for names in (sources, targets))
-        check_outputs(sources, targets, bool(settings.get("overwrite")), files=_read_from)
-    if params["coverage_out"] and len(sources) > 1:
+        check_outputs(sources, targets, bool(settings.run.overwrite), files=_read_from)
+    if asked.coverage_out and len(sources) > 1:
         raise SpecError(f"--coverage-out names one file, received {len(sources)} inputs; run them apart")
     jobs = [make_job(source, target, settings) for source, target in zip(sources, targets, strict=True)]
-    return Planned(jobs, [given] * len(jobs), notes, dataset)
+    return Planned(jobs, [asked] * len(jobs), notes, dataset)
 
 
-def _output_options(inputs: Sequence[str], given: dict[str, Any]) -> str:
+def _output_options(inputs: Sequence[str], asked: Settings) -> str:
     """What to type for an output, for messages, with a name that it could have."""
-    kernel = str(given.get("kernel", "")).partition(":")[0]
+    kernel = str(asked.kernel or "").partition(":")[0]
     word = kernel if kernel.isidentifier() else "out"
     source = inputs[0]
     if len(inputs) > 1 or (os.path.isdir(source) and not suffix_of(source)):
@@ -117,16 +120,22 @@ def _output_options(inputs: Sequence[str], given: dict[str, Any]) -> str:
     return f"pass -o OUT, as in -o {shlex.quote(name)}, or --out-dir, --suffix or --prefix for many inputs"
 
 
-def _expand(inputs: Sequence[str], params: dict[str, Any], settings: dict[str, Any]) -> tuple[list[Found], list[str]]:
+def _expand(inputs: Sequence[str], asked: Settings, settings: JobSettings) -> tuple[list[Found], list[str]]:
     """Inputs with folders replaced by the volumes in them."""
     from conv3d_cli.batch.discover import find_volumes
 
-    used = [*settings.get("files", ()), settings.get("mask"), params["coverage_out"]]
-    for stage in settings["stages"]:
-        used += [*stage.get("files", ()), stage.get("kernel")]
-    used = [path for path in used if isinstance(path, str)]
+    used = [*settings.run.files, settings.run.mask, asked.coverage_out]
+    for stage in settings.stages:
+        used += [*stage.files, stage.kernel if isinstance(stage.kernel, str) else None]
+    paths = [path for path in used if path is not None]
     return find_volumes(
-        inputs, params["recursive"], params["glob"], params["out_dir"], used, params["include_discrete"], params["bids"]
+        inputs,
+        bool(asked.recursive),
+        asked.glob or (),
+        asked.out_dir,
+        paths,
+        bool(asked.include_discrete),
+        bool(asked.bids),
     )
 
 
@@ -134,25 +143,24 @@ def _expand(inputs: Sequence[str], params: dict[str, Any], settings: dict[str, A
 # A manifest
 
 
-def _from_manifest(ctx: click.Context, inputs: Sequence[str]) -> Planned:
+def _from_manifest(ctx: click.Context, inputs: Sequence[str], asked: Settings) -> Planned:
     from conv3d_cli.batch.discover import check_left
     from conv3d_cli.batch.discrete import LeftOut, named_discrete
     from conv3d_cli.batch.manifest import read_manifest
+    from conv3d_cli.pipeline.make import make_job
 
-    params = ctx.params
-    _check_bids(params)
-    path = params["manifest"]
+    _check_bids(asked)
+    path = str(asked.manifest)
     for wrong, what in (
         (inputs, "INPUT"),
-        (params["output"], "-o"),
-        (params["glob"], "--glob"),
-        (params["recursive"], "--recursive"),
+        (asked.output, "-o"),
+        (asked.glob, "--glob"),
+        (asked.recursive, "--recursive"),
     ):
         if wrong:
             raise SpecError(f"--manifest names the volumes and their outputs; leave out {what}")
     rows = read_manifest(path, ("input", "output", *MANIFEST_OPTIONS))
     folder = Path(path).parent
-    own = given_options(ctx)
     left = LeftOut()
     kept, sources, labels, given = [], [], [], []
     for row in rows:
@@ -160,34 +168,35 @@ def _from_manifest(ctx: click.Context, inputs: Sequence[str]) -> Planned:
         source = _located(row.cells["input"], folder)
         if source == "-":
             raise ConfigError(f"{where}, column input: '-' is no file, and a manifest names files")
-        if params["bids"] and not left.sift(source, params["include_discrete"]):
+        if asked.bids and not left.sift(source, bool(asked.include_discrete)):
             continue
         kept.append(row)
         sources.append(source)
         labels.append(f"{source} (line {row.line})")
-        given.append({**own, **_options(ctx, row, folder, where)})
+        given.append(replace(asked, **_options(ctx, row, folder, asked, where)))
     rows = kept
     with _told_where(f"manifest {path}"):
         check_left(rows, left)
-        dataset = _dataset(sources, params, given)
-    left.taken += [] if params["bids"] else named_discrete(sources)
+        dataset = _dataset(sources, asked, given)
+    left.taken += [] if asked.bids else named_discrete(sources)
     targets = []
     for number, (row, source) in enumerate(zip(rows, sources, strict=True)):
         where = f"manifest {path}, line {row.line}"
         if dataset is None:
-            targets.append(_target(row, source, params, folder, where))
+            targets.append(_target(row, source, asked, folder, where))
         elif "output" in row.cells:
             raise ConfigError(f"{where}, column output: --bids names the outputs; leave the column out")
         else:
             targets.append(dataset.targets[number])
-    known: dict[str, dict[str, Any]] = {}  # settings by what was given
+    known: dict[str, JobSettings] = {}  # by what was given
     jobs = []
     for row, source, target, options in zip(rows, sources, targets, given, strict=True):
         with _told_where(f"manifest {path}, line {row.line}"):
-            key = json.dumps(options, sort_keys=True)
+            key = json.dumps(options.given(), sort_keys=True)
             if key not in known:
-                settings = apply_settings(ctx, options)
-                known[key] = {**settings, "files": (*settings.get("files", ()), path)}
+                settings = apply_settings(options)
+                run = replace(settings.run, files=(*settings.run.files, path))
+                known[key] = replace(settings, run=run)
             jobs.append(make_job(source, target, known[key]))
     with _told_where(f"manifest {path}"):
         check_outputs(sources, targets, any(job.overwrite for job in jobs), labels, _read_from)
@@ -201,20 +210,20 @@ def _read_from(source: str) -> tuple[str, ...]:
     return readable_files(source)
 
 
-def _target(row: Row, source: str, params: dict[str, Any], folder: Path, where: str) -> str:
+def _target(row: Row, source: str, asked: Settings, folder: Path, where: str) -> str:
     """Where a row's output goes: its own column, below --out-dir if there is one, else a name made of the input's."""
-    out_dir = params["out_dir"]
+    out_dir, suffix, prefix = asked.out_dir, asked.suffix or "", asked.prefix or ""
     if "output" in row.cells:
         target = _located(row.cells["output"], folder if out_dir is None else Path(out_dir))
         if target == "-":
             raise ConfigError(f"{where}, column output: '-' is no file, and a manifest names files")
         return target
-    if out_dir is None and not params["suffix"] and not params["prefix"]:
+    if out_dir is None and not suffix and not prefix:
         raise ConfigError(f"{where}, column output: no output; name one, or pass --out-dir, --suffix or --prefix")
-    return output_name(source, out_dir, params["suffix"], params["prefix"])
+    return output_name(source, out_dir, suffix, prefix)
 
 
-def _options(ctx: click.Context, row: Row, folder: Path, where: str) -> dict[str, Any]:
+def _options(ctx: click.Context, row: Row, folder: Path, asked: Settings, where: str) -> dict[str, Any]:
     """A row's options, as they would be on the command line. Raises: ConfigError, which names line and column."""
     parameters = {parameter.name: parameter for parameter in ctx.command.params}
     options: dict[str, Any] = {}
@@ -228,15 +237,15 @@ def _options(ctx: click.Context, row: Row, folder: Path, where: str) -> dict[str
             value = kind.convert(text, parameter, ctx)
         except click.BadParameter as error:
             raise ConfigError(f"{where}, column {column}: {error.message}") from None
-        if column == "kernel":
+        file = OPTION[column].file
+        if file is File.KERNEL:
             value = located_kernel(value, folder)
-        elif column == "bias":
+        elif file is File.BIAS:
             value = located_bias(value, folder)
-        elif column in _READ_PATHS:
+        elif file is File.READ:
             value = _located(value, folder)
-        elif column in _WRITTEN_PATHS:
-            out_dir = ctx.params["out_dir"]
-            value = _located(value, folder if out_dir is None else Path(out_dir))
+        elif file is File.WRITTEN:
+            value = _located(value, folder if asked.out_dir is None else Path(asked.out_dir))
         options[column] = value
     return options
 
@@ -259,38 +268,40 @@ def _told_where(where: str) -> Iterator[None]:
 # Both
 
 
-def apply_settings(ctx: click.Context, given: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Arguments for `make_job` but source and target; under --to-fwhm the kernel is found later.
+def apply_settings(given: Settings) -> JobSettings:
+    """The settings of `apply`'s jobs; under --to-fwhm the kernel is found later.
 
-    given : dict or None    options by their parameters' names; None: those of the command line
-    Raises: as `job_settings`.
+    given : Settings        what was given on the command line, and in a manifest's row
+    Raises: as `merge_settings`; SpecError for --to-fwhm beside a kernel.
     """
-    settings = job_settings(given_options(ctx) if given is None else given)
-    if ctx.params["to_fwhm"]:
-        if len(settings["stages"]) > 1 or "kernel" in settings["stages"][0]:
+    from conv3d_cli.settings.merge import merge_settings
+
+    settings = merge_settings(given)
+    if given.to_fwhm:
+        if len(settings.stages) > 1 or settings.stages[0].kernel is not None:
             raise SpecError("--to-fwhm finds its kernel: leave out -k, and the config's")
-        settings["stages"] = [{**settings["stages"][0], "kernel": "identity"}]
+        settings = replace(settings, stages=(replace(settings.stages[0], kernel="identity"),))
     return settings
 
 
-def _check_bids(params: dict[str, Any]) -> None:
+def _check_bids(asked: Settings) -> None:
     """Refuse options that would name what --bids names."""
-    if not params["bids"]:
+    if not asked.bids:
         return
-    if params["out_dir"] is None:
+    if asked.out_dir is None:
         raise SpecError("--bids writes a dataset: name its folder, as in --out-dir derivatives/conv3d")
-    for name in ("output", "suffix", "prefix"):
-        if params[name]:
+    for name, value in (("output", asked.output), ("suffix", asked.suffix), ("prefix", asked.prefix)):
+        if value:
             raise SpecError(f"--bids names the outputs: leave out --{name}")
 
 
-def _dataset(sources: Sequence[str], params: dict[str, Any], given: Sequence[dict[str, Any]]) -> Dataset | None:
+def _dataset(sources: Sequence[str], asked: Settings, given: Sequence[Settings]) -> Dataset | None:
     """The derivative dataset that --bids asks for."""
-    if not params["bids"]:
+    if not asked.bids or asked.out_dir is None:
         return None
     from conv3d_cli.provenance.bids import plan_dataset
 
-    return plan_dataset(sources, params["out_dir"], given)
+    return plan_dataset(sources, asked.out_dir, given)
 
 
 def _check_coverage(jobs: Sequence[Job]) -> None:
