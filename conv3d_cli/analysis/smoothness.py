@@ -208,11 +208,7 @@ def match_fwhm(job: Job, target: str) -> Matched:
             kernel = (math.sqrt(squares[0]), math.sqrt(squares[1]), math.sqrt(squares[2]))
             text = f"gaussian:fwhm={','.join(f'{k:.6g}' for k in kernel)}vox"
             matched = replace(job, stages=(replace(stage, kernel=text),))
-            missing = replace(job.missing, mask_mode="clip")
-            run_job(
-                replace(matched, target=trial, overwrite=True, dtype="float32", scale="none", strict=False, coverage=None,
-                        missing=missing, compression="none", chunks=None, levels=1)
-            )  # fmt: skip
+            run_job(replace(matched.as_trial(trial), missing=replace(job.missing, mask_mode="clip")))
             with open_volume(trial, axes=letters) as found:
                 after = estimate_fwhm(found, mask)
             away = [a / w - 1 for a, w in zip(after, wanted, strict=True) if math.isfinite(a)]

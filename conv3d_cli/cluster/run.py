@@ -28,7 +28,7 @@ from conv3d_cli.formats.zarr.store import OneThread, local_folder
 from conv3d_cli.pipeline.boxes.compute import BoxSource, chain_of, compute_box
 from conv3d_cli.pipeline.boxes.partition import Box, Cutting, axis_shares, cut
 from conv3d_cli.pipeline.prepare import PreparedJob, prepare_job
-from conv3d_cli.pipeline.request import Job, Stage
+from conv3d_cli.pipeline.request import Job
 from conv3d_cli.pipeline.run import JobReport, all_losses, check_paths, clipped_note
 from conv3d_cli.system.machine import give_back_memory, keep_freed_memory
 
@@ -229,15 +229,7 @@ def settled(job: Job, prepared: PreparedJob) -> Job:
     """The job with its kernels read, drawn and constrained, so that workers need no kernel files and decide nothing anew, and
     with a path from the root, since each has a folder of its own."""
     folder = local_folder(job.source)
-    stages = tuple(
-        Stage(
-            kernel=done.kernel, strides=done.stage.strides, padding=done.stage.padding,
-            dilation_rate=done.stage.dilation_rate, groups=done.stage.groups, boundary=done.stage.boundary,
-            allow_strided_dilation=done.stage.allow_strided_dilation, activations=done.stage.activations,
-            name=done.stage.name, magnitude=done.stage.magnitude,
-        )
-        for done in prepared.stages
-    )  # fmt: skip
+    stages = tuple(done.stage.with_made_kernel(done.kernel) for done in prepared.stages)
     return replace(job, source=job.source if folder is None else os.path.abspath(folder), stages=stages, threads=1)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -19,6 +20,7 @@ from conv3d_cli.cli.apply import apply
 from conv3d_cli.cli.explain import explain
 from conv3d_cli.cli.options import given_settings
 from conv3d_cli.errors import ConfigError
+from conv3d_cli.model.kernel import Kernel
 from conv3d_cli.model.missing import Missing
 from conv3d_cli.pipeline.request import Job, Stage
 from conv3d_cli.provenance.command import option_words
@@ -189,6 +191,31 @@ def test_a_log_of_before_still_says_the_same() -> None:
             }
         ],
     }  # fmt: skip
+
+
+STAGE_ROWS = [row for row in SETTING if row.place is Place.STAGE and row.name != "kernel"]
+
+
+@pytest.mark.parametrize("row", STAGE_ROWS, ids=names(STAGE_ROWS))
+def test_a_stage_with_its_kernel_made_keeps_what_is_still_to_be_done(row: Option) -> None:
+    stage = Stage("box:size=3", files=("k.npy",), notes=("a note",), **{row.field: value_of(row)})
+    kernel = Kernel(np.ones((3, 3, 3)))
+    made = stage.with_made_kernel(kernel)
+    plain = Stage(kernel)
+    assert getattr(made, row.field) == getattr(plain if row.makes_kernel else stage, row.field)
+    assert (made.kernel, made.files, made.notes) == (kernel, (), ())
+
+
+def test_a_trial_keeps_what_is_computed_and_not_how_it_is_stored() -> None:
+    job = Job(
+        "a.npy", "b.nii", (Stage("box:size=3"),), dtype="int16", scale="auto", strict=True, gz_level=3, levels=2,
+        chunks=8, compression="zstd", coverage="c.nii", missing=Missing(nan="ignore"), precision="float64", axes="zyx",
+        threads=2, max_memory=1 << 30, algorithm="direct",
+    )  # fmt: skip
+    assert job.as_trial("t.npy") == Job(
+        "a.npy", "t.npy", job.stages, missing=job.missing, precision="float64", axes="zyx", threads=2,
+        max_memory=1 << 30, algorithm="direct", overwrite=True,
+    )  # fmt: skip
 
 
 # ---------------------------------------------------------------------------------------------------------------------
