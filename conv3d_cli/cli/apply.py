@@ -12,7 +12,7 @@ import click
 
 from conv3d_cli.cli.batch import Batch, echo
 from conv3d_cli.cli.jobs import Planned, plan_jobs
-from conv3d_cli.cli.options import SectionedCommand, apply_options, given_settings
+from conv3d_cli.cli.options import SectionedCommand, apply_options, given_settings, help_json_option
 from conv3d_cli.errors import Conv3DError, SpecError
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 @click.command(cls=SectionedCommand)
 @click.argument("inputs", nargs=-1, metavar="INPUT...")
 @apply_options
+@help_json_option
 @click.pass_context
 def apply(ctx: click.Context, /, inputs: tuple[str, ...], **_: Any) -> None:
     """Convolve volumes.

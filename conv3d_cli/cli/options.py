@@ -5,6 +5,7 @@ The titles of the help are the sections of the table. No NumPy at import.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
@@ -124,6 +125,20 @@ def _click_type(kind: Kind[Any]) -> Any:
     if kind.low is not None or kind.high is not None:
         return click.IntRange(kind.low, kind.high)
     return {"triple": Triple(), "integer": click.INT, "number": click.FLOAT}.get(kind.name, click.STRING)
+
+
+def help_json_option(command: Command) -> Command:
+    """--help-json: the table as JSON, for programs that build command lines."""
+
+    def show(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+        if value and not ctx.resilient_parsing:
+            rows = [row.record() for row in OPTIONS if row.section]
+            click.echo(json.dumps(rows, indent=1, ensure_ascii=False))
+            ctx.exit()
+
+    return click.option("--help-json", is_flag=True, hidden=True, is_eager=True, expose_value=False, callback=show)(
+        command
+    )
 
 
 def given_settings(ctx: click.Context) -> Settings:

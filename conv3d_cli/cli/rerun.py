@@ -126,7 +126,7 @@ def job_of(record: Record, folder: str, sidecar: str) -> tuple[Job, str | None]:
 
     try:
         words = shlex.split(record.command)
-        if words[:2] != ["conv3d", "apply"] or {"-h", "--help"} & set(words):
+        if words[:2] != ["conv3d", "apply"] or {"-h", "--help", "--help-json"} & set(words):
             raise ValueError("it is no `conv3d apply`")
         context = apply.make_context("conv3d apply", words[2:])
         inputs, given = context.params["inputs"], given_settings(context)

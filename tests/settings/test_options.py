@@ -105,7 +105,7 @@ def names(rows: list[Option]) -> list[str]:
 
 
 def test_a_commands_options_are_those_of_the_table() -> None:
-    assert [p.name for p in apply.params] == ["inputs", *(row.name for row in OPTIONS if row.section)]
+    assert [p.name for p in apply.params] == ["inputs", *(row.name for row in OPTIONS if row.section), "help_json"]
     shared = {row.name for row in OPTIONS if row.explains}
     assert shared <= {p.name for p in explain.params}
     assert "strides" in shared
@@ -133,6 +133,47 @@ def test_switches_and_defaults_that_were_given_are_recorded() -> None:
 
 def test_what_was_not_given_is_none() -> None:
     assert given_settings(apply.make_context("apply", ["a.npy"])).given() == {}
+
+
+def test_the_table_as_json() -> None:
+    result = CliRunner().invoke(main, ["apply", "--help-json"])
+    assert result.exit_code == 0
+    rows = {row["name"]: row for row in json.loads(result.output)}
+    assert list(rows) == [row.name for row in OPTIONS if row.section]
+    assert rows["nan"]["choices"] == ["propagate", "ignore", "zero", "error"]
+    assert rows["gz_level"] == {
+        "name": "gz_level",
+        "flags": ["--gz-level"],
+        "section": "Formats of outputs",
+        "type": "integer",
+        "choices": None,
+        "minimum": 0,
+        "maximum": 3,
+        "metavar": None,
+        "default": 1,
+        "repeats": False,
+        "file": None,
+        "belongs_to": "job",
+        "shapes_result": True,
+        "config_key": True,
+        "manifest_column": True,
+        "help": OPTION["gz_level"].help,
+    }
+    assert rows["flip"]["flags"] == ["--flip", "--no-flip"]
+    assert rows["kernel"]["flags"] == ["-k", "--kernel"]
+    assert (rows["mask"]["file"], rows["coverage_out"]["file"], rows["kernel"]["file"]) == ("read", "written", "kernel")
+    text = " ".join(
+        CliRunner().invoke(main, ["apply", "--help"], terminal_width=5000, max_content_width=5000).output.split()
+    )
+    for row in rows.values():
+        assert " ".join(row["help"].split()) in text, row["name"]
+        assert all(flag in text for flag in row["flags"]), row["name"]
+    assert "--help-json" not in text
+
+
+def test_apply_says_what_its_options_are_without_an_input() -> None:
+    result = CliRunner().invoke(main, ["apply", "--help-json", "--nonsense"])
+    assert result.exit_code == 2  # as --help would: what is wrong is said first
 
 
 # ---------------------------------------------------------------------------------------------------------------------
