@@ -49,7 +49,7 @@ def completion(shell: str) -> None:
 # What is completed
 
 
-class Completed(click.ParamType):
+class Completed(click.ParamType):  # type: ignore[type-arg]  # Click 8.1 knows no argument
     """A type that leaves values as they are, and completes them by a function of what is typed so far."""
 
     name = "text"

@@ -18,7 +18,7 @@ from conv3d_cli.settings.options import OPTION, OPTIONS, Settings
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
-class Triple(click.ParamType):
+class Triple(click.ParamType):  # type: ignore[type-arg]  # Click 8.1 knows no argument
     """One whole number or three, in D,H,W order."""
 
     name = "N|N,N,N"
