@@ -12,7 +12,7 @@ import click
 
 from conv3d_cli.cli.batch import Batch, echo
 from conv3d_cli.cli.jobs import Planned, plan_jobs
-from conv3d_cli.cli.options import SectionedCommand, apply_options, given_settings, help_json_option
+from conv3d_cli.cli.options import SectionedCommand, apply_options, given_settings, help_json_option, text_parser
 from conv3d_cli.errors import Conv3DError, SpecError
 
 if TYPE_CHECKING:
@@ -49,7 +49,9 @@ def apply(ctx: click.Context, /, inputs: tuple[str, ...], **_: Any) -> None:
     asked = given_settings(ctx)
     # Before NumPy is imported: its BLAS starts a thread for every CPU, which spins for work that does not come.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    planned = plan_jobs(ctx, inputs, asked)
+    if not inputs and asked.manifest is None:
+        raise click.UsageError("no input: name volumes or folders, or a table of them with --manifest", ctx)
+    planned = plan_jobs(inputs, asked, text_parser(ctx))
     jobs = planned.jobs
     overwrite = any(job.overwrite for job in jobs)
     _check_account(asked, jobs, overwrite)

@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import click
 
 from conv3d_cli.batch.names import check_outputs, identity, made_before, output_name
 from conv3d_cli.errors import ConfigError, Conv3DError, SpecError
@@ -26,6 +24,8 @@ if TYPE_CHECKING:
     from conv3d_cli.pipeline.request import Job
     from conv3d_cli.provenance.bids import Dataset
     from conv3d_cli.settings.merge import JobSettings
+
+Parse = Callable[[str, str], Any]
 
 
 @dataclass
@@ -44,17 +44,18 @@ class Planned:
     dataset: Dataset | None = None
 
 
-def plan_jobs(ctx: click.Context, inputs: Sequence[str], asked: Settings) -> Planned:
+def plan_jobs(inputs: Sequence[str], asked: Settings, parse: Parse) -> Planned:
     """The jobs of a command.
 
     asked : Settings        what was given on the command line
+    parse : callable        (option, text) -> the value that the text is of an option; ValueError tells why it is none
 
     Raises: Conv3DError for anything that is wrong before data are read: options, names, clashes between outputs, an output
     that is an input; FormatError if folders hold no volume, or config or manifest cannot be read.
     """
     if asked.desc is not None and not asked.bids:
         raise SpecError("--desc is the label of --bids: pass both")
-    planned = (_from_arguments if asked.manifest is None else _from_manifest)(ctx, inputs, asked)
+    planned = _from_arguments(inputs, asked) if asked.manifest is None else _from_manifest(inputs, asked, parse)
     _check_coverage(planned.jobs)
     if asked.history:
         from conv3d_cli.provenance.command import with_history
@@ -67,11 +68,9 @@ def plan_jobs(ctx: click.Context, inputs: Sequence[str], asked: Settings) -> Pla
 # Files and folders
 
 
-def _from_arguments(ctx: click.Context, inputs: Sequence[str], asked: Settings) -> Planned:
+def _from_arguments(inputs: Sequence[str], asked: Settings) -> Planned:
     from conv3d_cli.pipeline.make import make_job
 
-    if not inputs:
-        raise click.UsageError("no input: name volumes or folders, or a table of them with --manifest", ctx)
     settings = apply_settings(asked)
     _check_bids(asked)
     output, out_dir, suffix, prefix = asked.output, asked.out_dir, asked.suffix or "", asked.prefix or ""
@@ -143,7 +142,7 @@ def _expand(inputs: Sequence[str], asked: Settings, settings: JobSettings) -> tu
 # A manifest
 
 
-def _from_manifest(ctx: click.Context, inputs: Sequence[str], asked: Settings) -> Planned:
+def _from_manifest(inputs: Sequence[str], asked: Settings, parse: Parse) -> Planned:
     from conv3d_cli.batch.discover import check_left
     from conv3d_cli.batch.discrete import LeftOut, named_discrete
     from conv3d_cli.batch.manifest import read_manifest
@@ -173,7 +172,7 @@ def _from_manifest(ctx: click.Context, inputs: Sequence[str], asked: Settings) -
         kept.append(row)
         sources.append(source)
         labels.append(f"{source} (line {row.line})")
-        given.append(replace(asked, **_options(ctx, row, folder, asked, where)))
+        given.append(replace(asked, **_options(parse, row, folder, asked, where)))
     rows = kept
     with _told_where(f"manifest {path}"):
         check_left(rows, left)
@@ -223,20 +222,16 @@ def _target(row: Row, source: str, asked: Settings, folder: Path, where: str) ->
     return output_name(source, out_dir, suffix, prefix)
 
 
-def _options(ctx: click.Context, row: Row, folder: Path, asked: Settings, where: str) -> dict[str, Any]:
+def _options(parse: Parse, row: Row, folder: Path, asked: Settings, where: str) -> dict[str, Any]:
     """A row's options, as they would be on the command line. Raises: ConfigError, which names line and column."""
-    parameters = {parameter.name: parameter for parameter in ctx.command.params}
     options: dict[str, Any] = {}
     for column, text in row.cells.items():
         if column in ("input", "output"):
             continue
-        parameter = parameters[column]
-        kind = click.BOOL if getattr(parameter, "is_flag", False) else parameter.type
-        value: Any
         try:
-            value = kind.convert(text, parameter, ctx)
-        except click.BadParameter as error:
-            raise ConfigError(f"{where}, column {column}: {error.message}") from None
+            value = parse(column, text)
+        except ValueError as error:
+            raise ConfigError(f"{where}, column {column}: {error}") from None
         file = OPTION[column].file
         if file is File.KERNEL:
             value = located_kernel(value, folder)

@@ -150,3 +150,20 @@ def given_settings(ctx: click.Context) -> Settings:
             if name in OPTION and ctx.get_parameter_source(name) not in (ParameterSource.DEFAULT, None)
         }
     )
+
+
+def text_parser(ctx: click.Context) -> Callable[[str, str], Any]:
+    """(option, text) -> the option's value, as the command line would have it; of a flag: true or false.
+
+    It raises ValueError for a text that is no value.
+    """
+    parameters = {parameter.name: parameter for parameter in ctx.command.params}
+
+    def parse(name: str, text: str) -> Any:
+        parameter = parameters[name]
+        try:
+            return (click.BOOL if OPTION[name].kind.is_flag else parameter.type).convert(text, parameter, ctx)
+        except click.BadParameter as error:
+            raise ValueError(error.message) from None
+
+    return parse
