@@ -169,7 +169,7 @@ def run_on_cluster(
         )
         assert isinstance(writer, ZarrWriter)
         with writer:
-            sent = pickle.dumps(settled(job, prepared))
+            sent = pickle.dumps(frozen_job(job, prepared))
             target = writer.target()
             tasks = [Task(target, part, box) for part in range(len(prepared.passage.parts)) for box in cutting.boxes()]
             total = math.prod(prepared.header.shape)
@@ -225,9 +225,12 @@ def check_suited(prepared: PreparedJob) -> None:
             )
 
 
-def settled(job: Job, prepared: PreparedJob) -> Job:
-    """The job with its kernels read, drawn and constrained, so that workers need no kernel files and decide nothing anew, and
-    with a path from the root, since each has a folder of its own."""
+def frozen_job(job: Job, prepared: PreparedJob) -> Job:
+    """The job for workers, which need no kernel files and decide nothing anew.
+
+    Its kernels are read or drawn, adapted and constrained; its input has an absolute path, since each worker has a folder
+    of its own.
+    """
     folder = local_folder(job.source)
     stages = tuple(done.stage.with_made_kernel(done.kernel) for done in prepared.stages)
     return replace(job, source=job.source if folder is None else os.path.abspath(folder), stages=stages, threads=1)
@@ -353,7 +356,7 @@ def memory_for_tasks(client: Any) -> float:
         for worker in workers
         if worker["memory_limit"]
     ]
-    return min([TASK_BYTES, *rooms])
+    return float(min([TASK_BYTES, *rooms]))
 
 
 def cluster_size(scheduler: str) -> tuple[int, int]:
