@@ -131,7 +131,8 @@ def _sums_over_time(reader: VolumeReader, depth: slice, channel: int, count: int
 
 def _steps(array: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
     """From each voxel to the next along an axis."""
-    return _shifted(array, axis, 1) - _shifted(array, axis, -1)
+    step: NDArray[np.float64] = _shifted(array, axis, 1) - _shifted(array, axis, -1)
+    return step
 
 
 def _shifted(array: NDArray[Any], axis: int, by: int) -> NDArray[Any]:
