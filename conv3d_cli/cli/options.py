@@ -136,9 +136,15 @@ def help_json_option(command: Command) -> Command:
             click.echo(json.dumps(rows, indent=1, ensure_ascii=False))
             ctx.exit()
 
-    return click.option("--help-json", is_flag=True, hidden=True, is_eager=True, expose_value=False, callback=show)(
-        command
-    )
+    return click.option(
+        "--help-json",
+        is_flag=True,
+        hidden=True,
+        is_eager=True,
+        expose_value=False,
+        callback=show,
+        help="Print these options as JSON.",
+    )(command)
 
 
 def given_settings(ctx: click.Context) -> Settings:
