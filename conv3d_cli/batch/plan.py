@@ -7,14 +7,16 @@ import os
 import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from conv3d_cli.batch.names import check_outputs, identity, made_before, output_name
 from conv3d_cli.errors import ConfigError, Conv3DError, SpecError
-from conv3d_cli.pipeline.outputs import OUTPUT_OPTIONS, ROLES
+from conv3d_cli.pipeline.outputs import ROLES
 from conv3d_cli.settings.config import located_bias, located_kernel
+from conv3d_cli.settings.option import File
+from conv3d_cli.settings.options import OPTION, Settings
 from conv3d_cli.system.atomic import suffix_of
 
 if TYPE_CHECKING:
@@ -22,9 +24,6 @@ if TYPE_CHECKING:
     from conv3d_cli.batch.manifest import Row
     from conv3d_cli.pipeline.request import Job
     from conv3d_cli.provenance.bids import Dataset
-
-# columns of a manifest whose texts are paths
-_READ_PATHS, _WRITTEN_PATHS = ("input", "mask", "config"), ("output", *OUTPUT_OPTIONS)
 
 
 @dataclass(frozen=True)
@@ -73,14 +72,14 @@ class JobOptions(Protocol):
     """The options of a command: what was given, and how to read it."""
 
     @property
-    def given(self) -> dict[str, Any]:
-        """Options that were given, by their names with underscores."""
+    def given(self) -> Settings:
+        """Options that were given."""
 
     @property
     def columns(self) -> Sequence[str]:
         """Options that a manifest may have a column for."""
 
-    def settings(self, given: dict[str, Any], files: Sequence[str] = ()) -> JobSettings:
+    def settings(self, given: Settings, files: Sequence[str] = ()) -> JobSettings:
         """What given options, config and preset ask for together.
 
         files : paths       of files that the options come from, such as a manifest
@@ -96,13 +95,13 @@ class JobPlan:
     """What a command asks for.
 
     jobs : list                 one for each volume, in the order of the inputs or of the manifest's lines
-    given : list of dict        options that shape each job, by name: of the command line and of its row
+    given : list of Settings    what was given for each job: on the command line and in its row
     notes : list of str         on volumes that were left out
     dataset : Dataset or None   that --bids makes of the outputs
     """
 
     jobs: list[Job]
-    given: list[dict[str, Any]]
+    given: list[Settings]
     notes: list[str] = field(default_factory=list)
     dataset: Dataset | None = None
 
@@ -159,15 +158,15 @@ def _plan_inputs(request: BatchRequest, options: JobOptions) -> JobPlan:
             sources, targets = ([x for i, x in enumerate(names) if i not in old] for names in (sources, targets))
         check_outputs(sources, targets, settings.overwrite, files=_read_from)
     for role in ROLES.values():
-        if given.get(role.option) and len(sources) > 1:
+        if getattr(given, role.option, None) and len(sources) > 1:
             raise SpecError(f"{role.flag} names one file, received {len(sources)} inputs; run them apart")
     jobs = [settings.job(source, target) for source, target in zip(sources, targets, strict=True)]
     return JobPlan(jobs, [given] * len(jobs), notes, dataset)
 
 
-def _output_options(inputs: Sequence[str], given: dict[str, Any]) -> str:
+def _output_options(inputs: Sequence[str], given: Settings) -> str:
     """What to type for an output, for messages, with an example of its name."""
-    kernel = str(given.get("kernel", "")).partition(":")[0]
+    kernel = str(given.kernel or "").partition(":")[0]
     word = kernel if kernel.isidentifier() else "out"
     source = inputs[0]
     if len(inputs) > 1 or (os.path.isdir(source) and not suffix_of(source)):
@@ -221,7 +220,7 @@ def _plan_manifest(request: BatchRequest, options: JobOptions) -> JobPlan:
         kept.append(row)
         sources.append(source)
         labels.append(f"{source} (line {row.line})")
-        given.append({**own, **_row_options(options, row, folder, request.out_dir, where)})
+        given.append(replace(own, **_row_options(options, row, folder, request.out_dir, where)))
     rows = kept
     with _errors_name(f"manifest {path}"):
         check_left(rows, left)
@@ -240,7 +239,7 @@ def _plan_manifest(request: BatchRequest, options: JobOptions) -> JobPlan:
     jobs = []
     for row, source, target, row_options in zip(rows, sources, targets, given, strict=True):
         with _errors_name(f"manifest {path}, line {row.line}"):
-            key = json.dumps(row_options, sort_keys=True)
+            key = json.dumps(row_options.given(), sort_keys=True)
             if key not in known:
                 known[key] = options.settings(row_options, (path,))
             jobs.append(known[key].job(source, target))
@@ -278,13 +277,14 @@ def _row_options(options: JobOptions, row: Row, folder: Path, out_dir: str | Non
             value = options.parse(column, text)
         except ValueError as error:
             raise ConfigError(f"{where}, column {column}: {error}") from None
-        if column == "kernel":
+        file = OPTION[column].file
+        if file is File.KERNEL:
             value = located_kernel(value, folder)
-        elif column == "bias":
+        elif file is File.BIAS:
             value = located_bias(value, folder)
-        elif column in _READ_PATHS:
+        elif file is File.READ:
             value = _located(value, folder)
-        elif column in _WRITTEN_PATHS:
+        elif file is File.WRITTEN:
             value = _located(value, folder if out_dir is None else Path(out_dir))
         found[column] = value
     return found
@@ -319,7 +319,7 @@ def _check_bids(request: BatchRequest) -> None:
             raise SpecError(f"--bids names the outputs: leave out --{name}")
 
 
-def _dataset(sources: Sequence[str], request: BatchRequest, given: Sequence[dict[str, Any]]) -> Dataset | None:
+def _dataset(sources: Sequence[str], request: BatchRequest, given: Sequence[Settings]) -> Dataset | None:
     """The derivative dataset that --bids asks for."""
     if not request.bids:
         return None

@@ -28,6 +28,8 @@ from conv3d_cli.formats import lies_within, volume_files
 from conv3d_cli.model.kernel import Kernel
 from conv3d_cli.pipeline.files import input_files, kernel_file, output_files
 from conv3d_cli.pipeline.request import Job, Stage
+from conv3d_cli.settings.option import Place
+from conv3d_cli.settings.options import OPTIONS, fields_not_compared
 from conv3d_cli.system.atomic import suffix_of, write_errors
 from conv3d_cli.system.digests import FileFingerprint, array_digest, file_digest, fingerprint_of
 
@@ -43,11 +45,11 @@ LOG_NAME = ".conv3d-resume.jsonl"
 # steps of some milliseconds, and in steps of up to two seconds where they count in seconds.
 STEP_NS, COARSE_STEP_NS = 20_000_000, 2_000_000_000
 
-# Fields of `Job` that do not shape the output, or that are compared in another way.
-NO_SETTINGS = {
-    "source", "target", "stages", "threads", "max_memory", "overwrite", "missing", "beside", "preset", "files",
-}  # fmt: skip
-NO_STAGE_SETTINGS = {"kernel", "name", "notes", "files"}
+# Fields of `Job` and of `Stage` that are not compared: those that no output depends on, and those that are looked at apart.
+NO_SETTINGS = {"source", "target", "stages", "missing", "beside", "preset", "files", *fields_not_compared(Place.JOB)}
+NO_STAGE_SETTINGS = {"kernel", "notes", "files", *fields_not_compared(Place.STAGE)}
+# Options of the whole command that decide what "done" means.
+RUN_OPTIONS = tuple(o for o in OPTIONS if o.place is Place.COMMAND and o.resumes and o.file is None)
 
 Record = dict[str, Any]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from conv3d_cli.model.missing import NOTHING, Missing
 from conv3d_cli.model.spec import Boundary, ConvSpec, triple
 from conv3d_cli.pipeline.kernel_fit import Fitting
 from conv3d_cli.pipeline.outputs import ROLES, VOLUME, Output
+from conv3d_cli.settings.options import OPTIONS
 from conv3d_cli.system.machine import thread_count
 
 if TYPE_CHECKING:
@@ -106,6 +107,17 @@ class Stage:
             )
         for identifier in (self.kernel_constraint, self.bias_constraint):
             get_constraint(identifier)
+
+    def with_made_kernel(self, kernel: Kernel) -> Stage:
+        """The stage with its kernel as it was read or drawn, adapted to the volume and constrained.
+
+        What was used up in making it has its default, and no file is named any more.
+
+        >>> made = Stage("box:size=3", strides=2, flip=True).with_made_kernel(Kernel(np.ones((3, 3, 3))))
+        >>> made.strides, made.flip
+        (2, False)
+        """
+        return replace(self, **{**_defaults(Stage, _MAKES_KERNEL), "kernel": kernel, "notes": (), "files": ()})
 
     @property
     def fitting(self) -> Fitting:
@@ -219,3 +231,19 @@ class Job:
     @property
     def channels_first(self) -> bool:
         return self.data_format == "channels_first"
+
+    def as_trial(self, target: str) -> Job:
+        """The same convolution into another file, whose format need not hold what the job's own output does.
+
+        Voxels are stored as float32, and nothing is written beside them.
+        """
+        return replace(self, **{**_defaults(Job, _STORES), "beside": (), "target": target, "overwrite": True})
+
+
+_MAKES_KERNEL = {option.field for option in OPTIONS if option.makes_kernel}
+_STORES = {option.field for option in OPTIONS if option.stores}
+
+
+def _defaults(kind: type[Stage] | type[Job], names: set[str]) -> dict[str, Any]:
+    """The defaults of some fields."""
+    return {field.name: field.default for field in fields(kind) if field.name in names}

@@ -25,6 +25,7 @@ from conv3d_cli.provenance.record import (
     sidecar_name,
     sidecar_text,
 )
+from conv3d_cli.settings.options import Settings
 from conv3d_cli.system.atomic import AtomicFile, AtomicFolder, AtomicGroup, check_target
 from conv3d_cli.system.digests import FileFingerprint, file_digest, fingerprint_of
 from conv3d_cli.system.inputs import check_input
@@ -51,13 +52,13 @@ class Recording:
     """What is to be written beside an output.
 
     sidecar : str       its name
-    given : dict        the options of the command line, by their parameters' names
+    given : Settings    what was given on the command line, and in a manifest's row
     fields : callable   (prepared, inputs, rename) -> the keys of BIDS, which stand before the record
     copies : list       files that are copied to stand beside the output, unless they stand there already: (from, to)
     """
 
     sidecar: str
-    given: Mapping[str, Any] = field(default_factory=dict)
+    given: Settings = field(default_factory=Settings)
     fields: Fields = own_fields
     copies: Sequence[tuple[str, str]] = ()
 
@@ -69,13 +70,13 @@ class Recording:
 
 def plan_recordings(
     jobs: Sequence[Job],
-    given: Sequence[Mapping[str, Any]],
+    given: Sequence[Settings],
     fields: Mapping[str, Fields],
     copies: Mapping[str, Sequence[tuple[str, str]]],
 ) -> dict[str, Recording]:
     """The recording of each job, by its output.
 
-    given : list        the options that shape each job, by their parameters' names
+    given : list        what was given for each job
     fields : dict       what gives the keys of BIDS, by output; `own_fields` where there is none
     copies : dict       what is copied to stand beside it: see `Recording`
     Raises: SpecError for jobs that cannot be recorded, or that would write the same sidecar; OutputExistsError where one would
@@ -102,7 +103,7 @@ def plan_recordings(
     return found
 
 
-def check_recordable(job: Job, given: Mapping[str, Any]) -> list[InputFile]:
+def check_recordable(job: Job, given: Settings) -> list[InputFile]:
     """The files of a job that can be repeated from its record. Raises: SpecError for another."""
     if job.source == "-":
         raise SpecError("--sidecar names the input, and a pipe has no name: pass a file")

@@ -15,10 +15,11 @@ from conv3d_cli.errors import ConfigError, OutputExistsError, SpecError
 from conv3d_cli.model.missing import Missing
 from conv3d_cli.pipeline.outputs import Output, outputs_beside
 from conv3d_cli.pipeline.request import Job, Stage
+from conv3d_cli.settings.options import Settings
 
 
 @dataclass
-class Settings:
+class Merged:
     """A kernel, a number of threads, and whether to overwrite."""
 
     values: dict[str, Any]
@@ -49,11 +50,15 @@ class Settings:
 class Options:
     """Options that are given as a dict; a manifest may set the kernel, the threads and two files."""
 
-    given: dict[str, Any] = field(default_factory=dict)
+    values: dict[str, Any] = field(default_factory=dict)
     columns: Sequence[str] = ("kernel", "threads", "mask", "coverage_out")
 
-    def settings(self, given: dict[str, Any], files: Sequence[str] = ()) -> Settings:
-        return Settings({**given, "files": tuple(files)})
+    @property
+    def given(self) -> Settings:
+        return Settings(**self.values)
+
+    def settings(self, given: Settings, files: Sequence[str] = ()) -> Merged:
+        return Merged({**given.given(), "files": tuple(files)})
 
     def parse(self, column: str, text: str) -> Any:
         if column == "threads" and not text.isdigit():
@@ -119,7 +124,7 @@ def test_a_manifest(folder: Path) -> None:
     assert [job.stages[0].kernel for job in plan.jobs] == ["box:size=5", "identity"]
     assert [job.threads for job in plan.jobs] == [3, None]
     assert [job.files for job in plan.jobs] == [("in/m.csv",)] * 2
-    assert plan.given == [{"kernel": "box:size=5", "threads": 3}, {"kernel": "identity"}]
+    assert plan.given == [Settings(kernel="box:size=5", threads=3), Settings(kernel="identity")]
     # without a folder for outputs, names start from the manifest's
     assert pairs(BatchRequest(manifest="in/m.csv"))[1] == ("in/b.npy", "in/deep/y.npy")
 

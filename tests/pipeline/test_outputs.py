@@ -30,6 +30,7 @@ from conv3d_cli.pipeline.run import check_paths, run_job
 from conv3d_cli.provenance.record import Record, read_sidecar
 from conv3d_cli.provenance.rerun import judge
 from conv3d_cli.provenance.run import plan_recordings, run_recorded
+from conv3d_cli.settings.options import Settings
 from conv3d_cli.system.digests import file_digest
 
 
@@ -154,7 +155,7 @@ def test_the_resume_log_looks_at_all(job: Job) -> None:
 
 
 def test_records_and_reruns_look_at_all(job: Job) -> None:
-    given = {"kernel": "box:size=3", "mask": "m.npy"}
+    given = Settings(kernel="box:size=3", mask="m.npy")
     (recording,) = plan_recordings([job], [given], {}, {}).values()
     run_recorded(job, recording, lambda job, decided: run_job(job, None, decided))
     outputs = json.loads(Path("y.json").read_text())["Conv3D"]["Outputs"]
