@@ -28,7 +28,11 @@ class Triple(click.ParamType):  # type: ignore[type-arg]  # Click 8.1 knows no a
             return value
         parts = [part.strip() for part in value.split(",")]
         if not all(part.lstrip("+-").isdigit() for part in parts):
-            self.fail(f"'{value}' is not a whole number, or three as in 2,1,1 (depth,height,width)", param, ctx)
+            self.fail(
+                f"'{value}' is not a whole number, or three as in 2,1,1 (depth,height,width)",
+                param,
+                ctx,
+            )
         numbers = [int(part) for part in parts]
         return numbers[0] if len(numbers) == 1 else numbers
 
@@ -52,7 +56,7 @@ class SectionedCommand(click.Command):
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options section by section, those without a title first, --help among them.
 
-        Sections stand in the order of `SECTIONS`, others after them in the order in which they are met.
+        Sections have the order of `SECTIONS`; others follow in the order of their options.
         """
         sections: dict[str, list[tuple[str, str]]] = {"Options": []}
         for parameter in self.get_params(ctx):
@@ -159,9 +163,10 @@ def given_settings(ctx: click.Context) -> Settings:
 
 
 def text_parser(ctx: click.Context) -> Callable[[str, str], Any]:
-    """(option, text) -> the option's value, as the command line would have it; of a flag: true or false.
+    """A function (option, text) -> value, which reads a text as the command line does.
 
-    It raises ValueError for a text that is no value.
+    A flag is read from true or false.
+    The function raises ValueError, with the reason, for a text that is no value of the option.
     """
     parameters = {parameter.name: parameter for parameter in ctx.command.params}
 

@@ -1,4 +1,4 @@
-"""Settings become a job: the one place where a `Job`, its `Stage`s and its `Missing` are made of options."""
+"""The one place where settings become a `Job`, with its `Stage`s and its `Missing`."""
 
 from __future__ import annotations
 

@@ -123,8 +123,10 @@ def _check_keys(values: dict[str, Any], allowed: tuple[str, ...], where: str) ->
 
 
 def layer_settings(values: Settings, folder: Path | None = None) -> Settings:
-    """The settings of one convolution with its files read: the bias as numbers, the kernel of a weights file with the
-    strides, padding, ... of its layer, which those of `values` beat.
+    """The settings of one convolution with its files read.
+
+    A bias becomes numbers. A kernel of a weights file brings the strides, padding, ... of its layer, which
+    those of `values` beat.
 
     values : Settings           of one convolution, as one source says them
     folder : Path or None       what the paths of kernel and bias are relative to

@@ -1,7 +1,7 @@
-"""What was given, a config and a preset become the settings of one job, in this order: the first that says a thing wins.
+"""The command line, a config and a preset become the settings of one job.
 
-What nobody says keeps the default that `Stage`, `Job` and `Missing` have. Jobs are made of the merged settings by
-`pipeline/make.py`.
+The first of the three that sets a value wins. Values that none of them sets keep the defaults of
+`Stage`, `Job` and `Missing`. `pipeline/make.py` makes the job.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ _OF_KERNEL = ("kernel", "kernel_size", "filters", "bias", "files")
 class JobSettings:
     """What a job is made of, beside the names of its input and output.
 
-    stages : tuple of Settings      of each convolution in turn, with its files read; one, unless a config is a stack
-    run : Settings                  of the job and its missing voxels; `files` are the configs that it came from
-    preset : Applied or None        what a preset set, and did not set
+    stages : tuple of Settings      one for each convolution in turn, with its files read
+    run : Settings                  of the job and its missing voxels; its files are configs, manifests
+    preset : Applied or None        what a preset set, and what it left alone
     """
 
     stages: tuple[Settings, ...]
@@ -66,7 +66,10 @@ def merge_settings(given: Settings) -> JobSettings:
 
 
 def _stages(given: Settings, config: Config) -> tuple[Settings, ...]:
-    """The convolutions of a config, with what was given of them. Raises: SpecError for a stack, and as `layer_settings`."""
+    """The settings of each convolution: those of the config, and above them what was given.
+
+    Raises: SpecError if a stack is given more than a seed; else as `layer_settings`.
+    """
     own = given.only(Place.STAGE)
     if not own.no_bias:
         own = own.without("no_bias")
@@ -88,7 +91,7 @@ def _stages(given: Settings, config: Config) -> tuple[Settings, ...]:
 
 
 def _layer_value(flag: str, value: Any) -> Any:
-    """An initializer, regularizer or constraint: a name, or Keras' serialised form where the text is a JSON object."""
+    """An initializer, regularizer or constraint: a name, or the dict of its serialised form."""
     if isinstance(value, str) and value.lstrip().startswith("{"):
         try:
             return json.loads(value)
@@ -102,9 +105,10 @@ def _layer_value(flag: str, value: Any) -> Any:
 
 
 def apply_preset(name: str, stage: Settings, run: Settings) -> tuple[Settings, Settings, Applied]:
-    """The settings of a convolution and of its job with what a preset adds to them, and an account of it.
+    """The settings of a convolution and of its job over those of a preset, and its account.
 
-    A preset sets what is not given: padding, boundary, how a Gaussian is sampled, and how a kernel's file is read.
+    A preset sets, where they are not given, padding, boundary, --nan, the sampling of a Gaussian,
+    and how a kernel's file is used.
     Raises: UnknownNameError.
 
     >>> stage, run, applied = apply_preset("fsl", Settings(kernel="gaussian:fwhm=6mm", padding="valid"), Settings())
@@ -119,7 +123,10 @@ def apply_preset(name: str, stage: Settings, run: Settings) -> tuple[Settings, S
     remark = ""
     missing = run.mask is not None or run.missing is not None or run.nan == "ignore"
     if preset.boundary == "renormalize-depth" and missing and stage.boundary is None:
-        wishes["boundary"], remark = "renormalize", "with a mask edges are renormalized along all axes"
+        wishes["boundary"], remark = (
+            "renormalize",
+            "with a mask edges are renormalized along all axes",
+        )
     builtin = _is_builtin(kernel)
     if not builtin:
         # no tool here looks at the spacing of a kernel's file

@@ -1,4 +1,4 @@
-"""What an option of `conv3d apply` is: one row of the table in `options.py`, and the kinds of values that options take.
+"""What an option of `conv3d apply` is: a row of the table in `options.py`, and kinds of values.
 
 No Click and no NumPy here: help is printed without them.
 """
@@ -85,7 +85,8 @@ class Value:
 class Kind(Generic[T]):
     """The values that an option takes on the command line.
 
-    name : str              for machines: "text", "flag", "switch" (--x/--no-x), "integer", "number", "triple", "choice"
+    name : str              for programs: "text", "flag", "switch" (--x/--no-x), "integer",
+                            "number", "triple" or "choice"
     value : Value           what a config's value must be, unless the option says otherwise
     choices : tuple of str  all values there are
     low, high : int         range of an integer, both ends included
@@ -159,11 +160,14 @@ class Option:
     config : Value or None  what a config's value must be; None: configs have no such key
     manifest : bool         may be a column of a manifest
     explains : bool         also an option of `conv3d explain`
-    field : str             the field of `Stage`, `Job` or `Missing` that it sets; "" where it sets none by itself
+    field : str             the field of `Stage`, `Job` or `Missing` that it sets; "" if it sets
+                            none by itself
     resumes : bool          whether --resume makes an output anew that was made under another value
-    gives_kernel : bool     says where the kernel comes from, so that a recorded command begins with it
-    makes_kernel : bool     used up once the kernel is made: a cluster's tasks, which get the kernel, need it no more
-    stores : bool           says how the result is stored, and what is done where the format cannot hold it
+    gives_kernel : bool     says where the kernel comes from; a recorded command begins with it
+    makes_kernel : bool     has done its work when the kernel is made; a cluster's tasks get the
+                            kernel and not the option
+    stores : bool           says how the result is stored, or what happens if the format cannot
+                            hold it
     """
 
     name: str
@@ -248,8 +252,11 @@ def option(
 ) -> T | None:
     """A field of `Settings`; see `Option` for what its row says.
 
-    Unless it is said, configs, manifests and `explain` have the option if it belongs to a convolution or a job, --resume
-    looks at it if it shapes the result, and it sets the field of its own name.
+    By default an option of a convolution or a job is also a config key, a manifest column and an
+    option of `explain`; --resume compares an option that shapes the result; and an option sets the
+    field of its own name.
+
+    Raises: ValueError for a row without help, or with a section that the help does not have.
     """
     if section not in SECTIONS and section:
         raise ValueError(f"no section {section!r} of the help: {SECTIONS}")
@@ -277,5 +284,5 @@ def option(
         "makes_kernel": makes_kernel,
         "stores": stores,
     }
-    # what the class body gets is a dataclass's field; what a type checker sees is the type of its values
+    # The class body gets a dataclass's field; a type checker sees the type of the values.
     return cast("T | None", dataclasses.field(default=None, metadata=values))

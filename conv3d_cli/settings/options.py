@@ -1,11 +1,12 @@
 """Every option of `conv3d apply`, said once: each is one field of `Settings`.
 
-A field's row says where the option belongs, what values it takes, who may set it, whether the result depends on it, and its
-help (see `Option`). Everything else that needs a list of options derives it from here: Click's options and their help, the
-keys of configs, the columns of manifests, the command that a sidecar records, what --resume compares, and what a cluster's
-tasks still need.
+A field's row says what the option belongs to, what values it takes, who may set it, whether the
+result depends on it, and its help (see `Option`). All other lists of options are derived from this
+table: Click's options and their help, the keys of configs, the columns of manifests, the command
+that a sidecar records, what --resume compares, and what a cluster's tasks still need.
 
-To add an option, add its field, and use it. No Click and no NumPy here: help is printed without them.
+To add an option, add its field, and use it. This module needs neither Click nor NumPy, so that help
+is quick.
 """
 
 from __future__ import annotations
@@ -42,12 +43,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What one source says: the command line, a manifest's row, a config, one of its layers, a preset. None: not given.
+    """The options that one source sets: a command line, a manifest's row, a config or its layer.
 
-    The fields without a row are what is found while the files of a convolution are read:
+    None means: not given. Three fields are no options; they are set as a convolution's files are read:
 
-    activations : tuple         the activations in the order in which they are applied; set out of `activation`
-    notes : tuple of str        what should be known of the kernel's file
+    activations : tuple         the activations, in the order in which they are applied
+    notes : tuple of str        what a user should know of the kernel's file
     files : tuple of str        the files that the values came from
     """
 
@@ -63,7 +64,13 @@ class Settings:
         help="Output; its suffix is its format. `-` writes .npy to stdout.",
     )
     overwrite: bool | None = option(
-        FLAG, Place.JOB, "Options", shapes=False, manifest=False, explains=False, help="Replace existing outputs."
+        FLAG,
+        Place.JOB,
+        "Options",
+        shapes=False,
+        manifest=False,
+        explains=False,
+        help="Replace existing outputs.",
     )
     dry_run: bool | None = option(
         FLAG,
@@ -84,12 +91,24 @@ class Settings:
         help="Say what was decided: kernel, pads, grid, algorithm, memory, times.",
     )
     as_json: bool | None = option(
-        FLAG, Place.COMMAND, "Options", shapes=False, flag="json", help="One JSON object per volume on stdout."
+        FLAG,
+        Place.COMMAND,
+        "Options",
+        shapes=False,
+        flag="json",
+        help="One JSON object per volume on stdout.",
     )
 
     # The kernel
     name: str | None = option(
-        TEXT, Place.STAGE, "", shapes=False, config=Value((str,), "a name"), manifest=False, explains=False, help=""
+        TEXT,
+        Place.STAGE,
+        "",
+        shapes=False,
+        config=Value((str,), "a name"),
+        manifest=False,
+        explains=False,
+        help="",
     )
     kernel: str | Kernel | Sequence[Any] | None = option(
         TEXT,
@@ -116,8 +135,9 @@ class Settings:
         gives_kernel=True,
         manifest=True,
         explains=True,
-        help="TOML or JSON with these options as keys (underscores), kernel included, or [[layers]] for a stack; "
-        "Keras' JSON; a saved model (.keras, .h5). Paths in it are relative to it.",
+        help="TOML or JSON with these options as keys (underscores), kernel included, or "
+        "[[layers]] for a stack; Keras' JSON; a saved model (.keras, .h5). Paths in it are "
+        "relative to it.",
     )
     like: str | None = option(
         choice(*PRESETS),
@@ -134,16 +154,17 @@ class Settings:
         shapes=True,
         default="voxel",
         field="",
-        help="Axes that derivatives and three different lengths of a built-in are along: the volume's, or those of its "
-        "affine (NIfTI: x to the right, y to the front, z up; slopes per mm).",
+        help="Axes that derivatives and three different lengths of a built-in are along: the "
+        "volume's, or those of its affine (NIfTI: x to the right, y to the front, z up; slopes "
+        "per mm).",
     )
     magnitude: bool | None = option(
         FLAG,
         Place.STAGE,
         "Kernel",
         shapes=True,
-        help="Of derivatives along several axes (sobel:axis=xyz): the root of the sum of squares, in place of a channel "
-        "each.",
+        help="Of derivatives along several axes (sobel:axis=xyz): the root of the sum of "
+        "squares, in place of a channel each.",
     )
     flip: bool | None = option(
         SWITCH,
@@ -168,8 +189,8 @@ class Settings:
         shapes=True,
         default="match",
         makes_kernel=True,
-        help="Where a kernel file (NIfTI, TIFF) tells another voxel spacing than the volume's: refuse it, sample the "
-        "kernel anew (its sum stays), or apply it voxel by voxel.",
+        help="Where a kernel file (NIfTI, TIFF) tells another voxel spacing than the volume's: "
+        "refuse it, sample the kernel anew (its sum stays), or apply it voxel by voxel.",
     )
     crop_kernel: float | None = option(
         NUMBER,
@@ -202,7 +223,14 @@ class Settings:
         help="Leave out a bias that the kernel file holds.",
     )
     use_bias: bool | None = option(
-        FLAG, Place.STAGE, "", shapes=True, manifest=False, explains=False, makes_kernel=True, help=""
+        FLAG,
+        Place.STAGE,
+        "",
+        shapes=True,
+        manifest=False,
+        explains=False,
+        makes_kernel=True,
+        help="",
     )
     to_fwhm: str | None = option(
         TEXT,
@@ -222,8 +250,8 @@ class Settings:
         shapes=True,
         metavar="MODE",
         config=ANY,
-        help="valid, same (Keras' split: the odd voxel after), same_lower (before), full, N, N,N,N or "
-        "LO:HI,LO:HI,LO:HI.  [default: same for a 3-D kernel, valid for a 5-D one]",
+        help="valid, same (Keras' split: the odd voxel after), same_lower (before), full, N, "
+        "N,N,N or LO:HI,LO:HI,LO:HI.  [default: same for a 3-D kernel, valid for a 5-D one]",
     )
     boundary: str | None = option(
         TEXT,
@@ -236,10 +264,22 @@ class Settings:
         "[default: symmetric for a 3-D kernel, zeros for a 5-D one]",
     )
     strides: int | Sequence[int] | None = option(
-        TRIPLE, Place.STAGE, "Edges and steps", shapes=True, default=1, config=ANY, help="Step between output voxels."
+        TRIPLE,
+        Place.STAGE,
+        "Edges and steps",
+        shapes=True,
+        default=1,
+        config=ANY,
+        help="Step between output voxels.",
     )
     dilation_rate: int | Sequence[int] | None = option(
-        TRIPLE, Place.STAGE, "Edges and steps", shapes=True, default=1, config=ANY, help="Spread of the kernel's taps."
+        TRIPLE,
+        Place.STAGE,
+        "Edges and steps",
+        shapes=True,
+        default=1,
+        config=ANY,
+        help="Spread of the kernel's taps.",
     )
     allow_strided_dilation: bool | None = option(
         FLAG,
@@ -268,7 +308,12 @@ class Settings:
         help="Put before the file's suffix: --suffix _sm6 makes a_sm6.nii.gz.",
     )
     prefix: str | None = option(
-        TEXT, Place.COMMAND, "Many volumes", shapes=False, metavar="TEXT", help="Put before the file's name."
+        TEXT,
+        Place.COMMAND,
+        "Many volumes",
+        shapes=False,
+        metavar="TEXT",
+        help="Put before the file's name.",
     )
     recursive: bool | None = option(
         FLAG,
@@ -300,8 +345,9 @@ class Settings:
         shapes=False,
         metavar="FILE",
         file=File.READ,
-        help="In place of INPUT: a table (.csv, .tsv), one volume a row, with columns input, output, kernel, and any "
-        "option's name. Paths in it are relative to it, outputs to --out-dir if given.",
+        help="In place of INPUT: a table (.csv, .tsv), one volume a row, with columns input, "
+        "output, kernel, and any option's name. Paths in it are relative to it, outputs to "
+        "--out-dir if given.",
     )
     jobs: int | None = option(
         integer(low=1),
@@ -312,7 +358,11 @@ class Settings:
         help="Volumes at a time, which share threads and memory.  [default: up to 4 where every file is small]",
     )
     skip_existing: bool | None = option(
-        FLAG, Place.COMMAND, "Many volumes", shapes=False, help="Leave volumes alone whose output exists."
+        FLAG,
+        Place.COMMAND,
+        "Many volumes",
+        shapes=False,
+        help="Leave volumes alone whose output exists.",
     )
     resume: bool | None = option(
         FLAG,
@@ -322,7 +372,11 @@ class Settings:
         help="Leave volumes alone that an earlier --resume finished from the same bytes with the same options.",
     )
     fail_fast: bool | None = option(
-        FLAG, Place.COMMAND, "Many volumes", shapes=False, help="Stop at the first volume that fails."
+        FLAG,
+        Place.COMMAND,
+        "Many volumes",
+        shapes=False,
+        help="Stop at the first volume that fails.",
     )
     depfile: str | None = option(
         TEXT,
@@ -373,7 +427,12 @@ class Settings:
         help="auto: a slope and an intercept that the values fill, for integer NIfTI outputs.",
     )
     precision: str | None = option(
-        choice("float32", "float64"), Place.JOB, "Data", shapes=True, default="float32", help="Of the arithmetic."
+        choice("float32", "float64"),
+        Place.JOB,
+        "Data",
+        shapes=True,
+        default="float32",
+        help="Of the arithmetic.",
     )
 
     # Masks and missing voxels
@@ -385,8 +444,8 @@ class Settings:
         metavar="FILE",
         file=File.READ,
         config=Value((str,), "a file's name"),
-        help="Weights of the voxels, on the same grid: each result is a mean, sum(w m x) / sum(w m), and outside it is "
-        "0. Only ratios of mask values matter.",
+        help="Weights of the voxels, on the same grid: each result is a mean, sum(w m x) / sum(w "
+        "m), and outside it is 0. Only ratios of mask values matter.",
     )
     mask_mode: str | None = option(
         choice(*MASK_MODES),
@@ -469,16 +528,16 @@ class Settings:
         shapes=False,
         metavar="PAGE",
         file=File.WRITTEN,
-        help="Also write an HTML page, complete in itself: slices and histograms before and after, decisions, times, "
-        "notes.",
+        help="Also write an HTML page, complete in itself: slices and histograms before and "
+        "after, decisions, times, notes.",
     )
     sidecar: bool | None = option(
         FLAG,
         Place.COMMAND,
         "Checks and provenance",
         shapes=False,
-        help="Also write OUT.json: inputs with their digests, kernel, pads, versions, the command. `conv3d rerun` "
-        "repeats it.",
+        help="Also write OUT.json: inputs with their digests, kernel, pads, versions, the "
+        "command. `conv3d rerun` repeats it.",
     )
     history: bool | None = option(
         FLAG,
@@ -489,8 +548,8 @@ class Settings:
         manifest=False,
         explains=False,
         field="",
-        help="Write the command into the output: a NIfTI comment and descrip, ImageJ Info, an OME annotation, Zarr "
-        "attributes.",
+        help="Write the command into the output: a NIfTI comment and descrip, ImageJ Info, an "
+        "OME annotation, Zarr attributes.",
     )
     bids: bool | None = option(
         FLAG,
@@ -557,8 +616,8 @@ class Settings:
         default=1,
         explains=False,
         stores=True,
-        help="Of .nii.gz and deflate: 0 is quickest; 1 takes a tenth longer for a quarter less; 2 and 3 gain little. "
-        ".nii.zst has one level.",
+        help="Of .nii.gz and deflate: 0 is quickest; 1 takes a tenth longer for a quarter less; "
+        "2 and 3 gain little. .nii.zst has one level.",
     )
     compression: str | None = option(
         choice("none", "deflate", "zstd"),
@@ -749,7 +808,7 @@ class Settings:
 
 
 def overlay(below: Settings, above: Settings) -> Settings:
-    """Both together: a value that `above` gives beats that of `below`; notes and files of both are kept.
+    """Both settings as one: values of `above` beat those of `below`; notes and files add up.
 
     >>> overlay(Settings(strides=2, padding="valid"), Settings(strides=3)).given()
     {'padding': 'valid', 'strides': 3}

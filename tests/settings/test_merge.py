@@ -44,8 +44,17 @@ def test_the_order(folder: Path, given: str | None, in_config: str | None, prese
 
 def test_the_order_of_the_jobs_own_options(folder: Path) -> None:
     path = config('dtype = "float64"\nnan = "zero"\nlike = "spm"\nmax_memory = "2G"\nlevels = 2\n')
-    job = make_job("a.npy", "b.npy", merge_settings(Settings(config=path, kernel="k.npy", dtype="int16", levels=1)))
-    assert (job.dtype, job.missing.nan, job.max_memory, job.levels) == ("int16", "zero", 2 * 1024**3, 1)
+    job = make_job(
+        "a.npy",
+        "b.npy",
+        merge_settings(Settings(config=path, kernel="k.npy", dtype="int16", levels=1)),
+    )
+    assert (job.dtype, job.missing.nan, job.max_memory, job.levels) == (
+        "int16",
+        "zero",
+        2 * 1024**3,
+        1,
+    )
     assert job.preset is not None
     assert job.preset.name == "spm"
     job = make_job("a.npy", "b.npy", merge_settings(Settings(config=path, kernel="k.npy", like="mrtrix")))
@@ -56,13 +65,23 @@ def test_the_order_of_the_jobs_own_options(folder: Path) -> None:
 def test_false_is_given(folder: Path) -> None:
     path = config("flip = true\nstrict = true\nmagnitude = true\n")
     settings = merge_settings(Settings(config=path, kernel="k.npy", flip=False, strict=False))
-    assert (settings.stages[0].flip, settings.run.strict, settings.stages[0].magnitude) == (False, False, True)
+    assert (settings.stages[0].flip, settings.run.strict, settings.stages[0].magnitude) == (
+        False,
+        False,
+        True,
+    )
 
 
 def test_another_kernel_takes_away_what_came_with_the_configs(folder: Path) -> None:
     path = config('kernel = "k.npy"\nbias = "b.npy"\nfilters = 1\nkernel_size = 3\nstrides = 2\n')
     (stage,) = merge_settings(Settings(config=path)).stages
-    assert stage.given() == {"kernel": "k.npy", "bias": [0.5], "filters": 1, "kernel_size": 3, "strides": 2}
+    assert stage.given() == {
+        "kernel": "k.npy",
+        "bias": [0.5],
+        "filters": 1,
+        "kernel_size": 3,
+        "strides": 2,
+    }
     assert stage.files == ("b.npy",)
     (stage,) = merge_settings(Settings(config=path, kernel="box:size=5")).stages
     assert stage.given() == {"kernel": "box:size=5", "strides": 2}
@@ -82,7 +101,10 @@ def test_a_stack_takes_a_seed_and_nothing_else(folder: Path) -> None:
         (Settings(flip=False), "--flip"),
         (Settings(kernel="box"), "--kernel"),
     ):
-        with pytest.raises(SpecError, match=f"^{flag} cannot be given for a stack of 2 layers; set it in the config"):
+        with pytest.raises(
+            SpecError,
+            match=f"^{flag} cannot be given for a stack of 2 layers; set it in the config",
+        ):
             merge_settings(Settings(**{**given.given(), "config": "stack.json"}))
     with pytest.raises(SpecError, match="--like fsl is for one convolution"):
         merge_settings(Settings(config="stack.json", like="fsl"))
@@ -100,14 +122,22 @@ def test_json_of_keras_is_read_and_damaged_json_refused() -> None:
 def test_null_in_a_config_is_not_given(folder: Path) -> None:
     Path("c.json").write_text('{"padding": null, "strides": null, "activation": null, "bias": null, "kernel": "k.npy"}')
     job = make_job("a.npy", "b.npy", merge_settings(Settings(config="c.json")))
-    assert (job.stages[0].padding, job.stages[0].strides, job.stages[0].activations) == (None, 1, ())
+    assert (job.stages[0].padding, job.stages[0].strides, job.stages[0].activations) == (
+        None,
+        1,
+        (),
+    )
 
 
 def test_orientation_becomes_a_parameter_of_the_kernel() -> None:
     job = make_job("a.nii", "b.nii", merge_settings(Settings(kernel="sobel:axis=x", orient="world")))
     assert job.stages[0].kernel == "sobel:axis=x:orient=world"
     with pytest.raises(SpecError, match="this kernel has no direction in the world"):
-        make_job("a.nii", "b.nii", merge_settings(Settings(config=None, kernel_size=3, filters=1, orient="world")))
+        make_job(
+            "a.nii",
+            "b.nii",
+            merge_settings(Settings(config=None, kernel_size=3, filters=1, orient="world")),
+        )
 
 
 def test_a_kernel_in_a_config_may_be_numbers(folder: Path) -> None:

@@ -83,7 +83,13 @@ def job_with(row: Option) -> tuple[Job, Job]:
     """A job as it is without an option and with it."""
     stage = Stage("box:size=3")
     missing = Missing(mask="m.npy") if row.name in ("mask_mode", "mask_labels") else Missing()
-    job = Job("a.npy", "b.nii", (stage,), dtype="int16" if row.name == "scale" else "float32", missing=missing)
+    job = Job(
+        "a.npy",
+        "b.nii",
+        (stage,),
+        dtype="int16" if row.name == "scale" else "float32",
+        missing=missing,
+    )
     value = {row.field: value_of(row)}
     if row.place is Place.STAGE:
         return job, replace(job, stages=(replace(stage, **value),))
@@ -104,7 +110,11 @@ def names(rows: list[Option]) -> list[str]:
 
 
 def test_a_commands_options_are_those_of_the_table() -> None:
-    assert [p.name for p in apply.params] == ["inputs", *(row.name for row in OPTIONS if row.section), "help_json"]
+    assert [p.name for p in apply.params] == [
+        "inputs",
+        *(row.name for row in OPTIONS if row.section),
+        "help_json",
+    ]
     shared = {row.name for row in OPTIONS if row.explains}
     assert shared <= {p.name for p in explain.params}
     assert "strides" in shared
@@ -160,7 +170,11 @@ def test_the_table_as_json() -> None:
     }
     assert rows["flip"]["flags"] == ["--flip", "--no-flip"]
     assert rows["kernel"]["flags"] == ["-k", "--kernel"]
-    assert (rows["mask"]["file"], rows["coverage_out"]["file"], rows["kernel"]["file"]) == ("read", "written", "kernel")
+    assert (rows["mask"]["file"], rows["coverage_out"]["file"], rows["kernel"]["file"]) == (
+        "read",
+        "written",
+        "kernel",
+    )
     text = " ".join(
         CliRunner().invoke(main, ["apply", "--help"], terminal_width=5000, max_content_width=5000).output.split()
     )
@@ -216,9 +230,8 @@ def test_a_log_of_before_still_says_the_same() -> None:
     job = Job(
         "a.npy", "b.nii", (stage,), axes="zyx", dtype="int16", precision="float64", threads=3, max_memory=1 << 30,
         algorithm="direct", overwrite=True, gz_level=2, chunks=16, levels=2, compression="zstd",
-        missing=Missing(nan="ignore", mask="m.npy", labels=True), beside=(Output("coverage", "out/c.nii"),),
-        scale="auto", strict=True,
-        history="h", files=("c.toml",),
+        missing=Missing(nan="ignore", mask="m.npy", labels=True), beside=(Output("coverage", "out/c.nii"),), scale="auto",
+        strict=True, history="h", files=("c.toml",),
     )  # fmt: skip
     assert settings_of(job) == {
         "algorithm": "direct", "axes": "zyx", "chunks": 16, "compression": "zstd", "coverage": "c.nii",
@@ -339,7 +352,8 @@ def test_every_shaping_option_has_its_place_in_recorded_commands() -> None:
 
 
 def test_the_files_beside_an_output_are_those_of_the_roles() -> None:
-    assert {o.name for o in OPTIONS if o.place is Place.JOB and o.file is File.WRITTEN} == set(OUTPUT_OPTIONS)
+    written = {o.name for o in OPTIONS if o.place is Place.JOB and o.file is File.WRITTEN}
+    assert written == set(OUTPUT_OPTIONS)
 
 
 def test_words_of_a_config_say_what_is_allowed() -> None:
@@ -352,7 +366,11 @@ def test_the_table_is_typed() -> None:
     """Every field of Settings has None for not given, but what is found while files are read."""
     given = {f.name for f in dataclasses.fields(Settings) if f.metadata}
     assert given == set(OPTION)
-    assert {f.name for f in dataclasses.fields(Settings)} - given == {"activations", "notes", "files"}
+    assert {f.name for f in dataclasses.fields(Settings)} - given == {
+        "activations",
+        "notes",
+        "files",
+    }
     assert Settings().given() == {}
 
 
@@ -360,7 +378,12 @@ def test_overlay_keeps_both_files_and_notes() -> None:
     below = Settings(kernel="a.npy", files=("a",), notes=("x",), activations=("relu",))
     above = Settings(strides=2, files=("b",), notes=("y",))
     both = overlay(below, above)
-    assert (both.kernel, both.strides, both.files, both.notes) == ("a.npy", 2, ("a", "b"), ("x", "y"))
+    assert (both.kernel, both.strides, both.files, both.notes) == (
+        "a.npy",
+        2,
+        ("a", "b"),
+        ("x", "y"),
+    )
     assert both.activations == ("relu",)
     assert overlay(below, Settings(activations=("gelu",))).activations == ("gelu",)
     assert overlay(Settings(flip=True), Settings(flip=False)).flip is False  # given is not None, false or not
