@@ -98,6 +98,15 @@ def _shown(character: str) -> str:
     return character.encode("unicode_escape").decode("ascii")
 
 
+def one_line(error: BaseException) -> str:
+    """An error's message on one line.
+
+    >>> one_line(ValueError("a\\n  b"))
+    'a b'
+    """
+    return " ".join(str(error).split())
+
+
 def suggestion(name: str, known: Iterable[str]) -> str:
     """What a wrong name may have meant, for messages; "" if nothing is near.
 

@@ -115,11 +115,12 @@ def _difference(left: NDArray[Any], right: NDArray[Any]) -> NDArray[np.float64]:
     """|left - right|; 0 for NaN and NaN, infinity for NaN and a number."""
     if left.dtype == right.dtype and left.dtype.kind in "iu":
         # modulo 2^64 the difference of the larger and the smaller is exact
-        larger, smaller = np.maximum(left, right).astype(np.uint64), np.minimum(left, right).astype(np.uint64)
+        larger: NDArray[np.uint64] = np.maximum(left, right).astype(np.uint64)
+        smaller: NDArray[np.uint64] = np.minimum(left, right).astype(np.uint64)
         return (larger - smaller).astype(np.float64)
     left, right = left.astype(np.float64), right.astype(np.float64)
     with np.errstate(invalid="ignore", over="ignore"):
-        difference = np.abs(left - right)
+        difference: NDArray[np.float64] = np.abs(left - right)
     difference[(left == right) | (np.isnan(left) & np.isnan(right))] = 0
     difference[np.isnan(difference)] = np.inf  # one is NaN, or infinities of other signs
     return difference

@@ -131,7 +131,8 @@ def _sums_over_time(reader: VolumeReader, depth: slice, channel: int, count: int
 
 def _steps(array: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
     """From each voxel to the next along an axis."""
-    return _shifted(array, axis, 1) - _shifted(array, axis, -1)
+    step: NDArray[np.float64] = _shifted(array, axis, 1) - _shifted(array, axis, -1)
+    return step
 
 
 def _shifted(array: NDArray[Any], axis: int, by: int) -> NDArray[Any]:
@@ -208,11 +209,7 @@ def match_fwhm(job: Job, target: str) -> Matched:
             kernel = (math.sqrt(squares[0]), math.sqrt(squares[1]), math.sqrt(squares[2]))
             text = f"gaussian:fwhm={','.join(f'{k:.6g}' for k in kernel)}vox"
             matched = replace(job, stages=(replace(stage, kernel=text),))
-            missing = replace(job.missing, mask_mode="clip")
-            run_job(
-                replace(matched, target=trial, overwrite=True, dtype="float32", scale="none", strict=False, coverage=None,
-                        missing=missing, compression="none", chunks=None, levels=1)
-            )  # fmt: skip
+            run_job(replace(matched.as_trial(trial), missing=replace(job.missing, mask_mode="clip")))
             with open_volume(trial, axes=letters) as found:
                 after = estimate_fwhm(found, mask)
             away = [a / w - 1 for a, w in zip(after, wanted, strict=True) if math.isfinite(a)]

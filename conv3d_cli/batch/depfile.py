@@ -12,7 +12,8 @@ from collections.abc import Sequence
 
 from conv3d_cli.errors import OutputExistsError, SpecError
 from conv3d_cli.formats import readable_files
-from conv3d_cli.pipeline.files import input_files, settings_files
+from conv3d_cli.pipeline.files import input_files, output_files, settings_files
+from conv3d_cli.pipeline.outputs import VOLUME
 from conv3d_cli.pipeline.request import Job
 from conv3d_cli.system.atomic import check_target, text_output, write_errors
 
@@ -60,7 +61,7 @@ def rules(jobs: Sequence[Job]) -> str:
     """The text of a depfile for finished jobs."""
     text, phony = "", dict[str, None]()
     for job in jobs:
-        targets = [job.target] if job.coverage is None else [job.target, job.coverage]
+        targets = [output.path for output in job.outputs]
         needed = prerequisites(job)
         phony |= dict.fromkeys(needed)
         line = " ".join(map(escape, targets)) + ":"
@@ -69,7 +70,7 @@ def rules(jobs: Sequence[Job]) -> str:
                 text, line = f"{text}{line} \\\n", " "
             line += f" {word}"
         text += f"{line}\n"
-    made = {target for job in jobs for target in (job.target, job.coverage)}
+    made = {output.path for job in jobs for output in job.outputs}
     # make takes % in the name of a target for a pattern
     return text + "".join(f"\n{escape(name)}:\n" for name in phony if name not in made and "%" not in name)
 
@@ -82,16 +83,17 @@ def check_depfile(path: str, jobs: Sequence[Job]) -> None:
     if path == "-" or "://" in path:
         raise SpecError(f"--depfile names a file, received {path}")
     for job in jobs:
-        for role, name in (("input", job.source), ("output", job.target)):
-            if "://" in name or (name == "-" and role == "output"):
+        outputs = [("output" if output.role == VOLUME else output.role, output.path) for output in job.outputs]
+        for role, name in (("input", job.source), *outputs):
+            if "://" in name or (name == "-" and role != "input"):
                 what = "a URL" if "://" in name else "a pipe"
                 raise SpecError(f"--depfile tells make about files, and the {role} {name} is {what}: leave it out")
         read = readable_files(job.source)
-        for name in (*read, job.target, *(() if job.coverage is None else (job.coverage,))):
+        for name in (*read, *(path for _, path in outputs)):
             if any(character in name for character in "\t\r\n\\") or ("%" in name and name not in read):
                 raise SpecError(f"--depfile: make has no way to write the name {name!r}; rename it")
-    used = {os.path.realpath(name) for job in jobs for name in (job.source, *readable_files(job.source), job.target)}
-    if os.path.realpath(path) in used:
+    used = [name for job in jobs for name in (job.source, *readable_files(job.source), *output_files(job))]
+    if os.path.realpath(path) in map(os.path.realpath, used):
         raise OutputExistsError(f"cannot write {path}: it is an input or an output; name another file")
     check_target(path, overwrite=True, send=True)
 

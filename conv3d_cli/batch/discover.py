@@ -26,7 +26,7 @@ PICTURES = ("_photo.tif", "_photo.tiff")
 
 
 @dataclass(frozen=True)
-class Found:
+class InputPath:
     """One volume among the inputs.
 
     path : str          as it is opened
@@ -47,7 +47,7 @@ def find_volumes(
     used: Sequence[str] = (),
     discrete: bool = False,
     dataset: bool = False,
-) -> tuple[list[Found], list[str]]:
+) -> tuple[list[InputPath], list[str]]:
     """Inputs with each folder replaced by the volumes in it, and notes on what was left out.
 
     recursive : bool    subfolders, too; a pattern with a slash looks there by itself
@@ -72,7 +72,7 @@ def find_volumes(
         root = os.path.commonpath([os.path.dirname(os.path.abspath(folder)) for folder in folders])
     closed = {os.path.realpath(out_dir)} if out_dir is not None and "://" not in out_dir else set()
     others = {os.path.realpath(path) for path in used}
-    result: list[Found] = []
+    result: list[InputPath] = []
     notes: list[str] = []
     bare, among = [], 0
     left = LeftOut()
@@ -81,7 +81,7 @@ def find_volumes(
             if name != "-" and "://" not in name and find_format(name) is None and not os.path.exists(name):
                 check_input(name)  # neither a folder nor a volume: said before its output gets a name
             if not dataset or left.sift(name, discrete):
-                result.append(Found(name))
+                result.append(InputPath(name))
             continue
         found = []
         for inner in _volumes_in(name, deep, closed, notes):
@@ -94,7 +94,7 @@ def find_volumes(
             if not left.sift(path, discrete or any(asks_for(inner, pattern) for pattern in patterns)):
                 continue
             tree = inner if root is None else os.path.relpath(os.path.join(os.path.abspath(name), inner), root)
-            found.append(Found(path, os.path.dirname(tree), in_folder=True))
+            found.append(InputPath(path, os.path.dirname(tree), in_folder=True))
         found = _one_of_a_pair(found)
         if not found:
             bare.append(name)
@@ -237,7 +237,7 @@ def _kind(entry: os.DirEntry[str]) -> str | None:
         return "file"
 
 
-def _one_of_a_pair(found: list[Found]) -> list[Found]:
+def _one_of_a_pair(found: list[InputPath]) -> list[InputPath]:
     """Without voxel files (.img) whose header (.hdr) is there, too: the pair is one volume."""
     headers = {_pair_stem(volume.path) for volume in found if _half(volume.path) == "hdr"}
     return [volume for volume in found if not (_half(volume.path) == "img" and _pair_stem(volume.path) in headers)]

@@ -1,14 +1,13 @@
-"""The record behind `apply --resume`: which outputs are done, from which bytes, with which settings.
+"""The log behind `apply --resume`: which outputs are done, from which bytes, with which settings.
 
-In each folder of outputs stands one file, `.conv3d-resume.jsonl`, to which a line of JSON is added as a volume is begun and
-again as it is done. Lines are added under a lock, so that several runs at once can share a folder; a line that a killed run
-did not finish is passed over. An output that no run is known to have done, but one is known to have begun, was left by a
-run that was killed.
+Each folder of outputs holds one file, `.conv3d-resume.jsonl`. A run adds a line of JSON when it begins a volume and another
+when the volume is done. It adds lines under a lock, so several runs can share a folder, and skips a line that a killed run
+did not finish. If the log says that a run began an output, and no line says that it was done, a killed run left it.
 
-An output counts as done if it was made by this version, with the same settings, from the same bytes, and is still what
-was written. Bytes are compared by SHA-256. A file whose size, inode, and times of last modification and change are as they
-were is not read again: no program can set the time of change, so a copy with its times kept is read. Where the clock may
-not have moved on between a change and our look, nothing is concluded from it.
+An output is done if this version made it, with the same settings, from the same bytes, and it has not changed since. Bytes
+are compared by SHA-256. A file is not read again while its fingerprint (size, inode, times of last modification and change)
+stays the same: no program can set the time of change, so a copy with the old times is read. If the clock may not have moved
+between a change and our look at the file, the fingerprint is not trusted. In the log, fingerprints are called "stamp".
 """
 
 from __future__ import annotations
@@ -29,8 +28,10 @@ from conv3d_cli.formats import lies_within, volume_files
 from conv3d_cli.model.kernel import Kernel
 from conv3d_cli.pipeline.files import input_files, kernel_file, output_files
 from conv3d_cli.pipeline.request import Job, Stage
+from conv3d_cli.settings.option import Place
+from conv3d_cli.settings.options import OPTIONS, fields_not_compared
 from conv3d_cli.system.atomic import suffix_of, write_errors
-from conv3d_cli.system.digests import Stamp, array_digest, file_digest, stamp_of
+from conv3d_cli.system.digests import FileFingerprint, array_digest, file_digest, fingerprint_of
 
 try:
     import fcntl
@@ -38,55 +39,61 @@ except ImportError:  # Windows: one run at a time
     fcntl = None  # type: ignore[assignment]
 
 VERSION = version("conv3d")
-LEDGER_NAME = ".conv3d-resume.jsonl"
+LOG_NAME = ".conv3d-resume.jsonl"
 
-# A file changed within this time before it is looked at may change once more without its times telling: they move in steps of
-# some milliseconds, and on file systems that count in seconds, of up to two.
+# A file that changed less than this before we looked may change again without new times: the times of file systems move in
+# steps of some milliseconds, and in steps of up to two seconds where they count in seconds.
 STEP_NS, COARSE_STEP_NS = 20_000_000, 2_000_000_000
 
-# Fields of `Job` that do not shape the output, or are looked at apart.
-NO_SETTINGS = {
-    "source", "target", "stages", "threads", "max_memory", "overwrite", "missing", "coverage", "preset", "files",
-}  # fmt: skip
-NO_STAGE_SETTINGS = {"kernel", "name", "notes", "files"}
+# Fields of `Job` and of `Stage` that are not compared: those that no output depends on, and those that are looked at apart.
+NO_SETTINGS = {"source", "target", "stages", "missing", "beside", "preset", "files", *fields_not_compared(Place.JOB)}
+NO_STAGE_SETTINGS = {"kernel", "notes", "files", *fields_not_compared(Place.STAGE)}
+# Options of the whole command that decide what "done" means.
+RUN_OPTIONS = tuple(o for o in OPTIONS if o.place is Place.COMMAND and o.resumes and o.file is None)
 
 Record = dict[str, Any]
 
 
 @dataclass
-class Standing:
-    """How a job stands before it is run.
+class ResumeStatus:
+    """What the resume log knows of a job before it runs.
 
-    done : bool             its output is what it would write
-    why : str               why an output that is there does not count as done
-    left : bool             a run that was killed may have left that output behind
+    done : bool             its output exists and is what the job would write
+    reason : str            why an existing output does not count as done
+    interrupted : bool      a run that was killed may have left the output
+    settings : dict         that shape the output, as JSON: see `settings_of`
+    fingerprints : dict     of each input file, when the job was looked at
+    begun : bool            the log says that this run has begun the job and not ended it
     """
 
     job: Job
     done: bool
-    why: str = ""
-    left: bool = False
+    reason: str = ""
+    interrupted: bool = False
     settings: Record = field(default_factory=dict)
-    stamps: dict[str, Stamp] = field(default_factory=dict)
+    fingerprints: dict[str, FileFingerprint] = field(default_factory=dict)
     begun: bool = False
 
-    def allow(self) -> Job:
-        """The job, which may replace what a killed run left. Raises: OutputExistsError for an output that is something else."""
-        if self.left:
+    def allowed_job(self) -> Job:
+        """The job, which may replace what a killed run has left.
+
+        Raises: OutputExistsError for any other output, unless the job may overwrite it.
+        """
+        if self.interrupted:
             return replace(self.job, overwrite=True)
-        if self.why and not self.job.overwrite:
+        if self.reason and not self.job.overwrite:
             raise OutputExistsError(
-                f"cannot write {self.job.target}: file exists, and {self.why}; pass --overwrite to make it again"
+                f"cannot write {self.job.target}: file exists, and {self.reason}; pass --overwrite to make it again"
             )
         return self.job
 
 
-class Ledger:
-    """What is known of outputs, folder by folder; used by several threads.
+class ResumeLog:
+    """The logs of all folders that a batch writes to; used by several threads.
 
-    also : dict         settings of the run that decide what "done" means, beside each job's own
-    read_only : bool    nothing is written
-    beside : dict       files that are written beside an output and belong to it, by its name
+    also : dict         settings of the run that count beside each job's own, such as how many voxels are verified
+    read_only : bool    write nothing
+    beside : dict       from an output's path to the paths of files that belong to it, such as its sidecar
     """
 
     def __init__(
@@ -96,80 +103,81 @@ class Ledger:
         self._beside = beside or {}
         self._read_only = read_only
         self._run = os.urandom(4).hex()
-        self._books: dict[str, _Book] = {}
-        self._digests: dict[str, tuple[Stamp, str]] = {}
+        self._folders: dict[str, FolderLog] = {}
+        self._digests: dict[str, tuple[FileFingerprint, str]] = {}
         self._lock = threading.Lock()
 
-    def standing(self, job: Job) -> Standing:
-        """Whether a job is done. Raises: FormatError if an input cannot be read."""
+    def status(self, job: Job) -> ResumeStatus:
+        """What is known of a job. Raises: FormatError if an input cannot be read."""
         settings = {**settings_of(job), **self._also}
-        standing = Standing(job, False, settings=settings)
+        status = ResumeStatus(job, False, settings=settings)
         inputs = input_files(job)
-        standing.stamps = {path: stamp_of(path) for paths in inputs.values() for path in paths}
+        status.fingerprints = {path: fingerprint_of(path) for paths in inputs.values() for path in paths}
         outputs = self._outputs(job)
         if not any(os.path.lexists(path) for path in (job.target, *outputs)):
-            return standing
-        known = self._book(job).find(_name(job))
-        fresh: list[str] = []  # files that had to be read
+            return status
+        known = self._folder_log(job).find(_name(job))
+        fresh: list[str] = []  # files that had to be read, because their fingerprints did not do
         ours = known.done is not None and self._same(known.done["outputs"], outputs, fresh)
         if known.done is not None and ours:
-            standing.why = self._change(known.done, settings, inputs, fresh)
-            standing.done = not standing.why
+            status.reason = self._change(known.done, settings, inputs, fresh)
+            status.done = not status.reason
         elif any(not self._change(begun, settings, inputs, []) for begun in known.begun.values()):
-            standing.left = True
-            standing.why = "a run that was ended left it"
+            status.interrupted = True
+            status.reason = "a run that was ended left it"
         elif known.done is not None:
-            standing.why = "it was changed since it was made"
+            status.reason = "it was changed since it was made"
         elif known.begun:
-            standing.why = self._change(list(known.begun.values())[-1], settings, inputs, [])
+            status.reason = self._change(list(known.begun.values())[-1], settings, inputs, [])
         else:
-            standing.why = f"{LEDGER_NAME} beside it does not know it"
-        if standing.done and fresh and not self._read_only:  # the next time their stamps will tell
-            self._book(job).add(self._done_record(job, settings))
-        return standing
+            status.reason = f"{LOG_NAME} beside it does not know it"
+        if status.done and fresh and not self._read_only:  # the next time, their fingerprints will do
+            self._folder_log(job).add(self._done_record(job, settings))
+        return status
 
     def _change(self, record: Record, settings: Record, inputs: Mapping[str, tuple[str, ...]], fresh: list[str]) -> str:
-        """In what a job differs from one that was written down; "" if in nothing."""
+        """How a job differs from a record; "" if it does not. Files that had to be read are added to `fresh`."""
         changed = _first_difference(record, settings)
         for role, paths in inputs.items() if not changed else ():
             if not self._same(record["inputs"].get(role, []), paths, fresh):
                 return f"its {role} changed since"
         return changed
 
-    def begin(self, standing: Standing) -> None:
-        """Write down that a job is begun: what a killed run leaves behind is known by it."""
-        job = standing.job
-        record = self._record("begun", job) | {"version": VERSION, "settings": standing.settings}
-        stamps = {role: [standing.stamps[path] for path in paths] for role, paths in input_files(job).items()}
+    def begin(self, status: ResumeStatus) -> None:
+        """Write down that a job begins, so that a later run recognises what is left if this one is killed."""
+        job = status.job
+        record = self._record("begun", job) | {"version": VERSION, "settings": status.settings}
+        found = {role: [status.fingerprints[path] for path in paths] for role, paths in input_files(job).items()}
         inputs = {
-            role: [{"digest": None, "stamp": stamp if is_settled(stamp) else None} for stamp in found]
-            for role, found in stamps.items()
+            role: [{"digest": None, "stamp": one if is_settled(one) else None} for one in fingerprints]
+            for role, fingerprints in found.items()
         }
-        self._book(job).add({**record, "inputs": inputs})
-        standing.begun = True
+        self._folder_log(job).add({**record, "inputs": inputs})
+        status.begun = True
 
-    def finish(self, standing: Standing) -> list[str]:
-        """Write down that a job is done; notes on it. Raises: WriteError."""
-        job = standing.job
+    def finish(self, status: ResumeStatus) -> list[str]:
+        """Write down that a job is done. Returns notes for the user. Raises: WriteError."""
+        job = status.job
         try:
-            record = self._done_record(job, standing.settings)
-            unchanged = all(stamp_of(path) == stamp for path, stamp in standing.stamps.items())
-        except FormatError:  # gone
+            record = self._done_record(job, status.settings)
+            unchanged = all(fingerprint_of(path) == before for path, before in status.fingerprints.items())
+        except FormatError:  # a file is gone
             unchanged = False
         if unchanged:
-            self._book(job).add(record)
+            self._folder_log(job).add(record)
+            status.begun = False
             return []
-        self.give_up(standing)
+        self.give_up(status)
         return ["a file that was read changed meanwhile: --resume will not count this output as done"]
 
-    def give_up(self, standing: Standing) -> None:
-        """Write down that a job that was begun came to nothing."""
-        if not standing.begun:
+    def give_up(self, status: ResumeStatus) -> None:
+        """Write down that a job failed, if the log says that it began."""
+        if not status.begun:
             return
         try:
-            self._book(standing.job).add(self._record("failed", standing.job))
+            self._folder_log(status.job).add(self._record("failed", status.job))
         except WriteError:
-            pass  # what the job failed of is told, and "begun" claims no more than it did
+            pass  # the user sees the job's own error, and "begun" is still true
 
     def _done_record(self, job: Job, settings: Record) -> Record:
         inputs = {role: [self._entry(path) for path in paths] for role, paths in input_files(job).items()}
@@ -183,35 +191,36 @@ class Ledger:
     def _outputs(self, job: Job) -> tuple[str, ...]:
         return (*output_files(job), *self._beside.get(job.target, ()))
 
-    def _book(self, job: Job) -> _Book:
+    def _folder_log(self, job: Job) -> FolderLog:
         folder = os.path.dirname(os.path.realpath(job.target))
         with self._lock:
-            return self._books.setdefault(folder, _Book(os.path.join(folder, LEDGER_NAME)))
+            return self._folders.setdefault(folder, FolderLog(os.path.join(folder, LOG_NAME)))
 
     def _entry(self, path: str) -> Record:
-        stamp = stamp_of(path)
+        fingerprint = fingerprint_of(path)
         digest = self._digest(path)
-        return {"digest": digest, "stamp": stamp if stamp == stamp_of(path) and is_settled(stamp) else None}
+        settled = fingerprint == fingerprint_of(path) and is_settled(fingerprint)
+        return {"digest": digest, "stamp": fingerprint if settled else None}
 
     def _digest(self, path: str) -> str:
-        """The digest of a file's bytes, taken once while its stamp stays."""
-        stamp = stamp_of(path)
+        """The digest of a file's bytes, computed once while its fingerprint stays the same."""
+        fingerprint = fingerprint_of(path)
         with self._lock:
             known = self._digests.get(path)
-        if known is not None and known[0] == stamp:
+        if known is not None and known[0] == fingerprint:
             return known[1]
         digest = file_digest(path)
-        if is_settled(stamp):
+        if is_settled(fingerprint):
             with self._lock:
-                self._digests[path] = stamp, digest
+                self._digests[path] = fingerprint, digest
         return digest
 
     def _same(self, entries: list[Record], paths: Sequence[str], fresh: list[str]) -> bool:
-        """Whether files hold the bytes that were written down; those that had to be read for it are added to `fresh`."""
+        """Whether files hold the recorded bytes. Files that had to be read are added to `fresh`."""
         if len(entries) != len(paths) or not all(map(os.path.exists, paths)):
             return False
         for entry, path in zip(entries, paths, strict=True):
-            if entry["stamp"] is not None and entry["stamp"] == stamp_of(path):
+            if entry["stamp"] is not None and entry["stamp"] == fingerprint_of(path):
                 if entry["digest"] is not None:
                     with self._lock:
                         self._digests[path] = entry["stamp"], entry["digest"]
@@ -223,33 +232,33 @@ class Ledger:
 
 
 @dataclass
-class _Known:
-    """What is written down of an output.
+class OutputHistory:
+    """What the log says about an output.
 
-    done : dict or None     how it was made last
-    begun : dict            what each run set out to make it, and has not said to have done or failed
+    done : dict or None     the record of the last run that made it
+    begun : dict            records of runs that began it and neither finished nor failed, by the run's number
     """
 
     done: Record | None = None
     begun: dict[str, Record] = field(default_factory=dict)
 
 
-class _Book:
-    """One folder's file: what its lines say of each output."""
+class FolderLog:
+    """The log of one folder: what its lines say about each output."""
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self._known: dict[str, _Known] = {}
+        self._known: dict[str, OutputHistory] = {}
         self._read = 0
         self._inode = 0
         self._lock = threading.Lock()
 
-    def find(self, output: str) -> _Known:
-        """What is written down of an output, by other runs, too."""
+    def find(self, output: str) -> OutputHistory:
+        """What the log says about an output, with lines that other runs have added since."""
         with self._lock:
             self._read_on()
-            known = self._known.get(output, _Known())
-            return _Known(known.done, dict(known.begun))
+            known = self._known.get(output, OutputHistory())
+            return OutputHistory(known.done, dict(known.begun))
 
     def add(self, record: Record) -> None:
         """Add a line. Raises: WriteError."""
@@ -268,7 +277,7 @@ class _Book:
                 written += file.write(line[written:])
 
     def _read_on(self) -> None:
-        """Read what was added since the last time."""
+        """Read the lines that were added since the last time."""
         try:
             with open(self.path, "rb") as file:
                 status = os.fstat(file.fileno())
@@ -291,7 +300,7 @@ class _Book:
             except (ValueError, RecursionError):
                 continue
             if _is_record(record):
-                known = self._known.setdefault(record["output"], _Known())
+                known = self._known.setdefault(record["output"], OutputHistory())
                 if record["state"] == "begun":
                     known.begun[record["run"]] = record
                 else:
@@ -301,7 +310,7 @@ class _Book:
 
 
 def _is_record(record: Any) -> bool:
-    """Whether a line is one of ours: the file lies where anyone may write."""
+    """Whether a line is one that this program writes: anyone may write to the file."""
     if not isinstance(record, dict) or not all(isinstance(record.get(key), str) for key in ("output", "run")):
         return False
     if record.get("state") == "failed":
@@ -321,8 +330,8 @@ def _is_record(record: Any) -> bool:
 
 
 def check_resumable(job: Job) -> None:
-    """Refuse a job whose bytes are not at hand. Raises: SpecError."""
-    for path in (job.source, job.target):
+    """Refuse a job whose files cannot be compared. Raises: SpecError."""
+    for path in (job.source, *(output.path for output in job.outputs)):
         if path == "-" or "://" in path:
             what = "a pipe" if path == "-" else "a URL"
             raise SpecError(f"--resume compares the bytes of files, and {path} is {what}: leave it out, or name a file")
@@ -334,7 +343,7 @@ def check_resumable(job: Job) -> None:
 
 
 def settings_of(job: Job) -> Record:
-    """What shapes a job's output beside the files it reads, as JSON: what differs from the defaults.
+    """The settings that shape a job's output, beside the files it reads: those that differ from the defaults, as JSON.
 
     >>> settings_of(Job("a.npy", "b.npy", (Stage("box:size=3", strides=2),), threads=3))
     {'stages': [{'strides': 2, 'kernel': 'box:size=3'}]}
@@ -348,13 +357,12 @@ def settings_of(job: Job) -> Record:
         result["missing"] = {**missing, "mask": _part(job.missing.mask)}
     if (part := _part(job.source)) is not None:
         result["part"] = part
-    if job.coverage is not None:
-        result["coverage"] = os.path.basename(job.coverage)
+    result |= {output.role: os.path.basename(output.path) for output in job.beside}
     return json.loads(json.dumps(result, default=_plain))
 
 
 def _part(path: str | None) -> str | None:
-    """Which part of its files a volume is: a level or array in a Zarr store; None for all."""
+    """The level or array that a volume is in its Zarr store; None if it is all of its files."""
     if path is None:
         return None
     files = volume_files(path)
@@ -369,7 +377,7 @@ def _differing(value: Any, but: set[str]) -> Record:
 
 
 def _kernel_words(stage: Stage) -> Any:
-    """A kernel wherever it lies: a built-in's text, a file's kind (its bytes count by themselves), or digests."""
+    """A kernel without its path: a built-in's text, a file's suffix (its bytes are compared apart), or digests."""
     if isinstance(stage.kernel, Kernel):
         return _plain(stage.kernel)
     path = kernel_file(stage)
@@ -377,7 +385,7 @@ def _kernel_words(stage: Stage) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """What JSON does not hold, as something it does."""
+    """A value that JSON cannot hold, as one that it can."""
     if isinstance(value, Kernel):
         bias = None if value.bias is None else array_digest(value.bias)
         return {"weights": array_digest(value.weights), "bias": bias, "centre": value.centre}
@@ -391,7 +399,7 @@ def _plain(value: Any) -> Any:
 
 
 def _first_difference(record: Record, settings: Record) -> str:
-    """Why a record does not stand for these settings; "" if it does."""
+    """How a record's version or settings differ from these; "" if they do not."""
     if record.get("version") != VERSION:
         return f"it was made by version {record.get('version')}"
     before = record["settings"]
@@ -408,9 +416,9 @@ def _first_difference(record: Record, settings: Record) -> str:
     return f"it was made with other settings ({', '.join(dict.fromkeys(names))})" if names else ""
 
 
-def is_settled(stamp: Stamp) -> bool:
-    """Whether a change from now on would show in the stamp."""
-    last = max(stamp[2:])
+def is_settled(fingerprint: FileFingerprint) -> bool:
+    """Whether any later change of the file would change its fingerprint, too."""
+    last = max(fingerprint[2:])
     return time.time_ns() - last > (STEP_NS if last % 1_000_000_000 else COARSE_STEP_NS)
 
 

@@ -125,7 +125,8 @@ def _torch(memory: str) -> Callable[[Case, Array, Array], Call]:
 
 
 def _from_torch(result: Any) -> Array:
-    return result[0].permute(1, 2, 3, 0).detach().numpy()
+    array: Array = result[0].permute(1, 2, 3, 0).detach().numpy()
+    return array
 
 
 def _torch_seconds(case: Case, threads: int) -> float:
@@ -175,7 +176,8 @@ def _by_fourier(name: str) -> Callable[[Case, Array, Array], Call]:
 
         def run() -> Array:
             with fft.set_workers(threads):
-                return function(x.astype(np.float32, copy=False), flipped, mode="same")
+                result: Array = function(x.astype(np.float32, copy=False), flipped, mode="same")
+            return result
 
         return Call(run, _with_channel)
 
@@ -222,7 +224,8 @@ def _itk_recursive(case: Case, volume: Array, weights: Array) -> Call:
 def _from_itk(image: Any) -> Array:
     import SimpleITK as sitk
 
-    return sitk.GetArrayViewFromImage(image)[..., None]
+    array: Array = sitk.GetArrayViewFromImage(image)
+    return array[..., None]
 
 
 def _reach(case: Case) -> int:

@@ -21,15 +21,13 @@ from conv3d_cli.cli.completion import COMPLETE_VAR, completion, prepare, registe
 from conv3d_cli.cli.explain import explain
 from conv3d_cli.cli.info import info
 from conv3d_cli.cli.kernel import kernel
+from conv3d_cli.cli.messages import EXIT_CODE
 from conv3d_cli.cli.presets import presets
 from conv3d_cli.cli.rerun import rerun
 from conv3d_cli.cli.view import view
 from conv3d_cli.cli.warmup import warmup
-from conv3d_cli.errors import Conv3DError
+from conv3d_cli.errors import Conv3DError, one_line
 from conv3d_cli.system.atomic import cause_of
-
-EXIT_CODE = "conv3d.exit_code"
-"""Key in a context's `meta`: what the command ends with, where that is decided before its result is printed."""
 
 
 class Terminated(BaseException):
@@ -43,15 +41,6 @@ class Terminated(BaseException):
 def _terminate(signum: int, frame: FrameType | None) -> None:
     signal.signal(signum, signal.SIG_IGN)  # once is enough: a terminal that closes sends it twice, and we must tidy up
     raise Terminated(signum)
-
-
-def one_line(error: BaseException) -> str:
-    """An error's message on one line.
-
-    >>> one_line(ValueError("a\\n  b"))
-    'a b'
-    """
-    return " ".join(str(error).split())
 
 
 def _tell_lost_output(error: OSError) -> None:

@@ -10,68 +10,28 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from conv3d_cli.cli.batch import Batch, echo
-from conv3d_cli.cli.jobs import Planned, plan_jobs
-from conv3d_cli.cli.options import (
-    SectionedCommand,
-    batch_options,
-    data_options,
-    geometry_options,
-    kernel_options,
-    layer_options,
-    missing_options,
-    options,
-    packing_options,
-    run_options,
-    store_options,
-    trust_options,
-)
+from conv3d_cli.cli.jobs import plan_command
+from conv3d_cli.cli.messages import EXIT_CODE, echo
+from conv3d_cli.cli.options import SectionedCommand, apply_options, given_settings, help_json_option
+from conv3d_cli.cli.reporter import TerminalReporter
 from conv3d_cli.errors import Conv3DError, SpecError
+from conv3d_cli.pipeline.outputs import ROLES, VOLUME
 
 if TYPE_CHECKING:
-    from conv3d_cli.batch.resume import Ledger
+    from conv3d_cli.batch.plan import JobPlan
+    from conv3d_cli.batch.resume import ResumeLog
+    from conv3d_cli.batch.runner import BatchRunner
     from conv3d_cli.pipeline.request import Job
     from conv3d_cli.provenance.run import Recording
+    from conv3d_cli.settings.options import Settings
 
 
 @click.command(cls=SectionedCommand)
 @click.argument("inputs", nargs=-1, metavar="INPUT...")
-@click.option("-o", "--output", metavar="OUT", help="Output; its suffix is its format. `-` writes .npy to stdout.")
-@click.option("--overwrite", is_flag=True, help="Replace existing outputs.")
-@click.option("--dry-run", is_flag=True, help="Check everything and say what would be done; write nothing.")
-@click.option("-q", "--quiet", is_flag=True, help="No progress and no notes.")
-@click.option(
-    "-v", "--verbose", is_flag=True, help="Say what was decided: kernel, pads, grid, algorithm, memory, times."
-)
-@click.option("--json", "as_json", is_flag=True, help="One JSON object per volume on stdout.")
-@kernel_options
-@options(
-    "Kernel",
-    click.option(
-        "--to-fwhm",
-        metavar="LENGTH",
-        help="Smooth by the Gaussian that makes the volume as smooth as this, e.g. 8mm or 8,6,6mm, in place of -k.",
-    ),
-)
-@geometry_options
-@batch_options
-@data_options
-@missing_options
-@trust_options
-@run_options
-@options(
-    "Running",
-    click.option(
-        "--scheduler",
-        metavar="ADDRESS",
-        help="Run on a Dask cluster, from Zarr to Zarr: tcp://host:8786, or local:N for N processes here.",
-    ),
-)
-@packing_options
-@store_options
-@layer_options
+@apply_options
+@help_json_option
 @click.pass_context
-def apply(ctx: click.Context, inputs: tuple[str, ...], **_: Any) -> None:
+def apply(ctx: click.Context, /, inputs: tuple[str, ...], **_: Any) -> None:
     """Convolve volumes.
 
     \b
@@ -88,80 +48,88 @@ def apply(ctx: click.Context, inputs: tuple[str, ...], **_: Any) -> None:
     TIFF (.tif .ome.tif), NumPy (.npy) and OME-Zarr (.zarr .ome.zarr, folders and URLs; image.zarr/1 is a level or array
     in it).
     """
-    from conv3d_cli.cli import EXIT_CODE
-
-    params = ctx.params
+    asked = given_settings(ctx)
     # Before NumPy is imported: its BLAS starts a thread for every CPU, which spins for work that does not come.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    planned = plan_jobs(ctx, inputs)
-    jobs = planned.jobs
+    from conv3d_cli.batch.runner import BatchRunner
+    from conv3d_cli.batch.steps import BatchOptions
+
+    plan = plan_command(ctx, inputs, asked)
+    jobs = plan.jobs
     overwrite = any(job.overwrite for job in jobs)
-    _check_account(params, jobs, overwrite)
-    recordings = _recordings(planned) if params["sidecar"] or params["bids"] else {}
-    ledger = _ledger(params, jobs, recordings) if params["resume"] else None
-    if params["out_dir"] and not params["dry_run"] and "://" not in params["out_dir"]:
-        _make_folder(params["out_dir"])
-        if planned.dataset is not None:
-            planned.dataset.write()
-    if params["page"]:
-        _check_page(params["page"], overwrite, params["dry_run"])
-    if params["depfile"]:
-        _check_depfile(params["depfile"], jobs, params["dry_run"])
-    for note in planned.notes if not params["quiet"] else ():
+    _check_account(asked, jobs, overwrite)
+    recordings = _recordings(plan) if asked.sidecar or asked.bids else {}
+    resume_log = _resume_log(asked, jobs, recordings) if asked.resume else None
+    if asked.out_dir and not asked.dry_run and "://" not in asked.out_dir:
+        _make_folder(asked.out_dir)
+        if plan.dataset is not None:
+            plan.dataset.write()
+    if asked.report:
+        _check_page(asked.report, overwrite, bool(asked.dry_run))
+    if asked.depfile:
+        _check_depfile(asked.depfile, jobs, bool(asked.dry_run))
+    for note in plan.notes if not asked.quiet else ():
         echo(f"note: {note}")
-    batch = Batch(
-        params["as_json"],
-        params["quiet"],
-        params["verbose"],
-        dry_run=params["dry_run"],
-        skip_existing=params["skip_existing"],
-        make_folder=bool(params["out_dir"]),
-        scheduler=params["scheduler"],
-        verify=params["verify"],
-        to_fwhm=params["to_fwhm"],
+    reporter = TerminalReporter(bool(asked.as_json), bool(asked.quiet))
+    options = BatchOptions(
+        dry_run=bool(asked.dry_run),
+        skip_existing=bool(asked.skip_existing),
+        make_folder=bool(asked.out_dir),
+        scheduler=asked.scheduler,
+        verify=asked.verify,
+        to_fwhm=asked.to_fwhm,
+        fail_fast=bool(asked.fail_fast),
+        details=bool(asked.verbose and not asked.quiet),
+        describe_plans=bool(asked.verbose or not asked.as_json),
+        previews=bool(asked.report),
         recordings=recordings,
-        fail_fast=params["fail_fast"],
-        ledger=ledger,
+        resume_log=resume_log,
     )
-    if params["page"]:
-        _run_with_page(batch, jobs, params["jobs"], params["page"], overwrite)
+    batch = BatchRunner(options, reporter)
+    if asked.report:
+        _run_with_page(batch, reporter, jobs, asked.jobs, asked.report, overwrite)
     else:
-        batch.run(jobs, params["jobs"])
-    if params["depfile"] and not batch.exit_code:
+        batch.run(jobs, asked.jobs)
+    if asked.depfile and not batch.exit_code:
         from conv3d_cli.batch.depfile import write_depfile
 
-        write_depfile(params["depfile"], jobs)
+        write_depfile(asked.depfile, jobs)
     ctx.meta[EXIT_CODE] = batch.exit_code
-    batch.close()
+    batch.finish()
     ctx.exit(batch.exit_code)
 
 
-def _check_account(params: dict[str, Any], jobs: Sequence[Job], overwrite: bool) -> None:
+def _check_account(asked: Settings, jobs: Sequence[Job], overwrite: bool) -> None:
     """Refuse options about what is done already, and about the account, that contradict each other."""
-    if params["skip_existing"] and overwrite:
+    if asked.skip_existing and overwrite:
         raise SpecError("--skip-existing and --overwrite contradict each other; pass one of them")
-    if params["skip_existing"] and params["resume"]:
+    if asked.skip_existing and asked.resume:
         raise SpecError("--resume looks at what an output was made from, --skip-existing at its name; pass one of them")
-    if params["as_json"] and any(job.target == "-" for job in jobs):
-        raise SpecError("-o - writes the volume to stdout, where --json would mix with it; leave one of them out")
+    for output in (output for job in jobs for output in job.outputs):
+        if asked.as_json and output.path == "-":
+            flag = "-o" if output.role == VOLUME else ROLES[output.role].flag
+            raise SpecError(
+                f"{flag} - writes the volume to stdout, where --json would mix with it; leave one of them out"
+            )
 
 
-def _recordings(planned: Planned) -> Mapping[str, Recording]:
+def _recordings(plan: JobPlan) -> Mapping[str, Recording]:
     """What is written beside each output, by its name."""
     from conv3d_cli.provenance.run import plan_recordings
 
-    fields, copies = ({}, {}) if planned.dataset is None else (planned.dataset.fields, planned.dataset.copies)
-    return plan_recordings(planned.jobs, planned.given, fields, copies)
+    fields, copies = ({}, {}) if plan.dataset is None else (plan.dataset.fields, plan.dataset.copies)
+    return plan_recordings(plan.jobs, plan.given, fields, copies)
 
 
-def _ledger(params: dict[str, Any], jobs: Sequence[Job], recordings: Mapping[str, Recording]) -> Ledger:
+def _resume_log(asked: Settings, jobs: Sequence[Job], recordings: Mapping[str, Recording]) -> ResumeLog:
     """The record behind --resume; what is done with an output afterwards counts, too."""
-    from conv3d_cli.batch.resume import Ledger, check_resumable
+    from conv3d_cli.batch.resume import RUN_OPTIONS, ResumeLog, check_resumable
 
     for job in jobs:
         check_resumable(job)
-    also = {name: params[name] for name in ("verify", "to_fwhm") if params[name]}
-    return Ledger(also, params["dry_run"], {target: (r.sidecar,) for target, r in recordings.items()})
+    return ResumeLog(
+        asked.given(RUN_OPTIONS), bool(asked.dry_run), {target: (r.sidecar,) for target, r in recordings.items()}
+    )
 
 
 def _check_depfile(path: str, jobs: Sequence[Job], dry_run: bool) -> None:
@@ -184,12 +152,19 @@ def _check_page(path: str, overwrite: bool, dry_run: bool) -> None:
     check_target(path, overwrite, send=True)
 
 
-def _run_with_page(batch: Batch, jobs: Sequence[Job], at_once: int | None, path: str, overwrite: bool) -> None:
+def _run_with_page(
+    batch: BatchRunner,
+    reporter: TerminalReporter,
+    jobs: Sequence[Job],
+    at_once: int | None,
+    path: str,
+    overwrite: bool,
+) -> None:
     """Run jobs; the page appears when all were tried, failed ones too, and not where the batch is interrupted."""
     from conv3d_cli.pictures.page import Report
 
     with Report(path, overwrite) as page:
-        batch.page = page
+        reporter.page = page
         failed = None
         try:
             batch.run(jobs, at_once)

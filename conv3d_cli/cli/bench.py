@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from conv3d_cli.cli.options import SectionedCommand, options, threads_option
+from conv3d_cli.cli.options import SectionedCommand, options, table_options
 from conv3d_cli.errors import FormatError, SpecError
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ what_options = options(
 
 how_options = options(
     "How",
-    threads_option,
+    table_options("threads"),
     click.option("--repeat", type=click.IntRange(min=1), metavar="N", help="Rounds; the median counts.  [default: 9]"),
     click.option(
         "--patience", type=click.FloatRange(min=0), default=15.0, show_default=True, metavar="SECONDS",

@@ -6,6 +6,7 @@ import json
 
 import click
 
+from conv3d_cli.cli.messages import EXIT_CODE
 from conv3d_cli.errors import DifferenceError
 
 
@@ -29,7 +30,6 @@ def compare(ctx: click.Context, first: str, second: str, rtol: float, atol: floa
     + rtol |B|, they agree. Grids must agree to 1e-5 of a voxel; a dtype may differ only under a tolerance.
     """
     from conv3d_cli.analysis.compare import compare_volumes
-    from conv3d_cli.cli import EXIT_CODE
 
     result = compare_volumes(first, second, rtol=rtol, atol=atol)
     ctx.meta[EXIT_CODE] = DifferenceError.exit_code if result.differences else 0

@@ -1,7 +1,7 @@
 """`conv3d completion`: what a shell runs to complete command lines, and what it is told.
 
-Click asks a parameter's type for completions. The types here are put in their places only when a shell asks (`prepare`), by
-what the parameter's metavar promises: files, a kernel, an activation.
+Click asks a parameter's type for completions. The types here are put in their places only when a shell asks (`prepare`): by
+what the table of options says of an option, and by the metavar of what is not in the table.
 """
 
 from __future__ import annotations
@@ -11,6 +11,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import click
+
+from conv3d_cli.cli.options import TableOption
+from conv3d_cli.settings.option import File
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -46,7 +49,7 @@ def completion(shell: str) -> None:
 # What is completed
 
 
-class Completed(click.ParamType):
+class Completed(click.ParamType):  # type: ignore[type-arg]  # Click 8.1 knows no argument
     """A type that leaves values as they are, and completes them by a function of what is typed so far."""
 
     name = "text"
@@ -117,10 +120,15 @@ def activations(incomplete: str) -> list[CompletionItem]:
     return [CompletionItem(name) for name in names if name.startswith(incomplete)]
 
 
+BY_FILE: dict[File | None, Callable[[str], list[CompletionItem]]] = {
+    File.READ: files,
+    File.WRITTEN: files,
+    File.FOLDER: folders,
+    File.KERNEL: kernels,
+    File.BIAS: files,
+}
 BY_METAVAR: dict[str, Callable[[str], list[CompletionItem]]] = {
-    **dict.fromkeys(("FILE", "FILE...", "INPUT", "INPUT...", "OUT", "PAGE", "A", "B", "SRC[::NAME]", "DST"), files),
-    **dict.fromkeys(("FILE|VALUE", "FILE.png"), files),
-    "DIR": folders,
+    **dict.fromkeys(("FILE", "FILE...", "INPUT", "INPUT...", "OUT", "A", "B", "SRC[::NAME]", "DST", "FILE.png"), files),
     "KERNEL": kernels,
 }
 
@@ -128,7 +136,10 @@ BY_METAVAR: dict[str, Callable[[str], list[CompletionItem]]] = {
 def prepare(command: click.Command) -> None:
     """Give the parameters of a command, and of those in it, the types that complete them."""
     for parameter in command.params:
-        find = activations if parameter.name == "activation" else BY_METAVAR.get(parameter.metavar or "")
+        if isinstance(parameter, TableOption):
+            find = activations if parameter.name == "activation" else BY_FILE.get(parameter.file)
+        else:
+            find = BY_METAVAR.get(parameter.metavar or "")
         if find is not None:
             parameter.type = Completed(find)
     for inner in command.commands.values() if isinstance(command, click.Group) else ():

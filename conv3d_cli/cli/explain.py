@@ -3,42 +3,45 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import click
 
-from conv3d_cli.cli.options import (
-    SectionedCommand,
-    cluster_options,
-    data_options,
-    geometry_options,
-    given_options,
-    job_settings,
-    kernel_options,
-    layer_options,
-    make_job,
-    missing_options,
-    run_options,
-    store_options,
-)
+from conv3d_cli.cli.options import SectionedCommand, explain_options, given_settings, options
 from conv3d_cli.system.machine import byte_size
+
+cluster_options = options(
+    "A cluster",
+    click.option("--scheduler", metavar="ADDRESS", help="Forecast for the workers of this Dask scheduler, or local:N."),
+    click.option("--workers", type=click.IntRange(min=1), metavar="N", help="Forecast for N workers."),
+    click.option(
+        "--worker-threads",
+        type=click.IntRange(min=1),
+        default=1,
+        show_default=True,
+        metavar="N",
+        help="Of each of them.",
+    ),
+    click.option(
+        "--read-rate",
+        metavar="SIZE",
+        help="Bytes a second a thread reads, e.g. 200M.  [default: as tried here]",
+    ),
+    click.option("--write-rate", metavar="SIZE", help="Bytes a second a thread writes.  [default: as tried here]"),
+)
 
 
 @click.command(cls=SectionedCommand)
 @click.argument("source", metavar="INPUT")
 @click.option("-o", "--output", metavar="OUT", help="Output name, for its format.  [default: the input's format]")
-@kernel_options
-@geometry_options
-@data_options
-@missing_options
-@run_options
-@store_options
+@explain_options
 @cluster_options
-@layer_options
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 @click.pass_context
 def explain(
     ctx: click.Context,
+    /,
     source: str,
     output: str | None,
     as_json: bool,
@@ -59,11 +62,14 @@ def explain(
     That is: pads, the output's shape and grid, algorithm and who declined, flops, bytes, memory, time. No voxel is
     read and nothing is written; only with --workers or --scheduler one task of the job is tried out here.
     """
-    from conv3d_cli.cli.report import describe, describe_forecast, plan_record
+    from conv3d_cli.batch.report import describe, describe_forecast, plan_record
+    from conv3d_cli.pipeline.make import make_job
     from conv3d_cli.pipeline.prepare import prepare_job
+    from conv3d_cli.settings.merge import merge_settings
 
-    settings = {**job_settings(given_options(ctx)), "on_cluster": scheduler is not None or workers is not None}
-    with prepare_job(make_job(source, output or source, settings)) as prepared:
+    job = make_job(source, output or source, merge_settings(given_settings(ctx)))
+    job = replace(job, on_cluster=scheduler is not None or workers is not None)
+    with prepare_job(job) as prepared:
         record, text = plan_record(prepared), describe(prepared)
         if scheduler is not None or workers is not None:
             from conv3d_cli.cluster.forecast import forecast

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from conv3d_cli.errors import Conv3DError, SpecError
+from conv3d_cli.cli.messages import EXIT_CODE
+from conv3d_cli.errors import Conv3DError, SpecError, one_line
 
 if TYPE_CHECKING:
     from conv3d_cli.model.volume import VolumeReader
@@ -36,7 +37,6 @@ def info(
     --fwhm is the FWHM of the Gaussian that makes white noise as smooth, from first differences (Forman et al. 1995); of a series,
     of what its mean over time leaves.
     """
-    from conv3d_cli.cli import EXIT_CODE, one_line
     from conv3d_cli.formats import open_volume
 
     if mask is not None and not fwhm:
@@ -80,7 +80,7 @@ def smoothness(volume: VolumeReader, mask: str | None) -> list[float | None]:
 
 def header_record(reader: VolumeReader) -> dict[str, Any]:
     """A volume's header as JSON."""
-    from conv3d_cli.cli.report import grid_record
+    from conv3d_cli.batch.report import grid_record
 
     header = reader.header
     return {
@@ -100,7 +100,7 @@ def header_record(reader: VolumeReader) -> dict[str, Any]:
 
 def describe(record: dict[str, Any]) -> str:
     """A header record in aligned lines."""
-    from conv3d_cli.cli.report import triple_text
+    from conv3d_cli.batch.report import triple_text
     from conv3d_cli.system.machine import format_bytes
 
     slope, intercept = record["scale"]

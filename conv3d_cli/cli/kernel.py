@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from conv3d_cli.cli.options import fitting_options
+from conv3d_cli.cli.options import table_options
 
 if TYPE_CHECKING:
     from conv3d_cli.model.grid import Grid
@@ -70,11 +70,8 @@ def grid_options(command: Any) -> Any:
     return like(spacing(command))
 
 
-def fitted(command: Any) -> Any:
-    """The options of what is done so that a kernel file fits a volume, as `apply` has them."""
-    for option in reversed(fitting_options):
-        command = option(command)
-    return command
+# what is done so that a kernel file fits a volume, as `apply` has it
+fitted = table_options("kernel_spacing", "crop_kernel")
 
 
 @kernel.command()

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from conv3d_cli.cli.apply import apply
-from conv3d_cli.cli.batch import echo
 from conv3d_cli.cli.jobs import apply_settings
-from conv3d_cli.cli.options import given_options, make_job, threads_option
+from conv3d_cli.cli.messages import EXIT_CODE, echo
+from conv3d_cli.cli.options import given_settings, table_options
 from conv3d_cli.cli.progress import ProgressBar
 from conv3d_cli.errors import DifferenceError, FormatError, SpecError
 from conv3d_cli.system.machine import byte_size
@@ -32,8 +32,7 @@ if TYPE_CHECKING:
 )
 @click.option("--force", is_flag=True, help="Run though an input has changed.")
 @click.option("--overwrite", is_flag=True, help="Replace OUT if it exists.")
-@threads_option
-@click.option("--max-memory", metavar="SIZE", help="Ceiling for the whole process, e.g. 500M or 2G.")
+@table_options("threads", "max_memory")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 @click.option("-q", "--quiet", is_flag=True, help="Only the exit code, and errors.")
 @click.pass_context
@@ -62,7 +61,6 @@ def rerun(
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     import tempfile
 
-    from conv3d_cli.cli import EXIT_CODE
     from conv3d_cli.pipeline.run import run_job
     from conv3d_cli.provenance.record import decided, read_sidecar
     from conv3d_cli.provenance.rerun import check_inputs, judge, other_versions, other_weights
@@ -84,9 +82,10 @@ def rerun(
         job = replace(
             job,
             target=target,
-            coverage=None
-            if job.coverage is None
-            else os.path.join(scratch, f"coverage-{os.path.basename(job.coverage)}"),
+            beside=tuple(
+                replace(one, path=os.path.join(scratch, f"{one.role}-{os.path.basename(one.path)}"))
+                for one in job.beside
+            ),
             threads=threads,
             max_memory=None if max_memory is None else byte_size(max_memory),
             overwrite=overwrite,
@@ -97,7 +96,7 @@ def rerun(
             job = match_fwhm(job, target_fwhm).job
         with ProgressBar(os.path.basename(job.source.rstrip("/")), quiet) as progress:
             run_job(job, progress, compare_decisions)
-        verdict = judge(record, original, target, job.coverage)
+        verdict = judge(record, original, target, job.beside)
     for note in notes if not quiet else ():
         echo(f"note: {note}")
     ctx.meta[EXIT_CODE] = 0 if verdict.good else DifferenceError.exit_code
@@ -119,33 +118,36 @@ def job_of(record: Record, folder: str, sidecar: str) -> tuple[Job, str | None]:
     it reads none but those whose digests the record has.
     Raises: FormatError for a command that cannot be understood; else as `apply_settings` and `make_job`.
     """
-    from conv3d_cli.provenance.command import names_file, with_history
+    from conv3d_cli.pipeline.make import make_job
+    from conv3d_cli.provenance.command import named_files, with_history
     from conv3d_cli.provenance.rerun import placed
+    from conv3d_cli.settings.option import File
+    from conv3d_cli.settings.options import OPTION
 
     try:
         words = shlex.split(record.command)
-        if words[:2] != ["conv3d", "apply"] or {"-h", "--help"} & set(words):
+        if words[:2] != ["conv3d", "apply"] or {"-h", "--help", "--help-json"} & set(words):
             raise ValueError("it is no `conv3d apply`")
         context = apply.make_context("conv3d apply", words[2:])
-        params = context.params
-        inputs, output = params["inputs"], params["output"]
-        if len(inputs) != 1 or output is None:
+        inputs, given = context.params["inputs"], given_settings(context)
+        if len(inputs) != 1 or given.output is None:
             raise ValueError("it names not one input and one output")
-        files = {option: value for option, value in params.items() if names_file(option, value)}
+        files = named_files(given)
         known = [entry.path for entry in record.inputs]
-        for name in (*inputs, *(value for option, value in files.items() if option != "coverage_out")):
+        read = [value for name, value in files.items() if OPTION[name].file is not File.WRITTEN]
+        for name in (*inputs, *read):
             file = name.partition("::")[0]
             if not any(file == path or file.startswith(f"{path}/") for path in known):
                 raise ValueError(f"it reads {file}, which is not among the inputs")
     except (click.ClickException, click.exceptions.Exit, ValueError) as error:
         cause = error.format_message() if isinstance(error, click.ClickException) else error
         raise FormatError(f"cannot read {sidecar}: its command cannot be understood: {cause}") from None
-    for option, value in files.items():
-        params[option] = placed(folder, value)
-    job = make_job(placed(folder, inputs[0]), placed(folder, output), apply_settings(context))
-    if params["history"]:
-        job = with_history(job, given_options(context))
-    return job, params["to_fwhm"]
+    changed: dict[str, Any] = {name: placed(folder, value) for name, value in files.items()}
+    given = replace(given, **changed)
+    job = make_job(placed(folder, inputs[0]), placed(folder, str(given.output)), apply_settings(given))
+    if given.history:
+        job = with_history(job, given)
+    return job, given.to_fwhm
 
 
 def _check_format(original: str, target: str) -> None:

@@ -4,29 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import click
+
+from conv3d_cli.batch.results import TableRow
 
 STYLES = {"done": "green", "planned": "cyan", "skipped": "yellow", "failed": "bold red", "cancelled": "yellow"}
 # Rows that say nothing new are told as a number where there are more of them.
 FEW = 10
-
-
-@dataclass(frozen=True)
-class TableRow:
-    """One volume.
-
-    status : str                "done", "planned", "skipped", "failed" or "cancelled"
-    seconds : float or None     that it took, from opening to the output's place
-    volume_bytes : int          of the input's voxels, unpacked
-    """
-
-    status: str
-    target: str
-    remark: str = ""
-    seconds: float | None = None
-    volume_bytes: int = 0
 
 
 def cells(rows: Sequence[TableRow]) -> list[tuple[str, str, str, str, str]]:

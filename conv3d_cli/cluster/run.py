@@ -27,8 +27,9 @@ from conv3d_cli.formats.zarr.format import ZarrReader, ZarrTarget, ZarrWriter
 from conv3d_cli.formats.zarr.store import OneThread, local_folder
 from conv3d_cli.pipeline.boxes.compute import BoxSource, chain_of, compute_box
 from conv3d_cli.pipeline.boxes.partition import Box, Cutting, axis_shares, cut
+from conv3d_cli.pipeline.outputs import ROLES
 from conv3d_cli.pipeline.prepare import PreparedJob, prepare_job
-from conv3d_cli.pipeline.request import Job, Stage
+from conv3d_cli.pipeline.request import Job
 from conv3d_cli.pipeline.run import JobReport, all_losses, check_paths, clipped_note
 from conv3d_cli.system.machine import give_back_memory, keep_freed_memory
 
@@ -169,7 +170,7 @@ def run_on_cluster(
         )
         assert isinstance(writer, ZarrWriter)
         with writer:
-            sent = pickle.dumps(settled(job, prepared))
+            sent = pickle.dumps(frozen_job(job, prepared))
             target = writer.target()
             tasks = [Task(target, part, box) for part in range(len(prepared.passage.parts)) for box in cutting.boxes()]
             total = math.prod(prepared.header.shape)
@@ -223,21 +224,18 @@ def check_suited(prepared: PreparedJob) -> None:
             raise SpecError(
                 "under channels_first this activation runs along the width, which tasks cut: leave out --scheduler"
             )
+    for output in job.beside:
+        raise SpecError(f"--scheduler does not take {ROLES[output.role].flag} yet: leave it out")
 
 
-def settled(job: Job, prepared: PreparedJob) -> Job:
-    """The job with its kernels read, drawn and constrained, so that workers need no kernel files and decide nothing anew, and
-    with a path from the root, since each has a folder of its own."""
+def frozen_job(job: Job, prepared: PreparedJob) -> Job:
+    """The job for workers, which need no kernel files and decide nothing anew.
+
+    Its kernels are read or drawn, adapted and constrained; its input has an absolute path, since each worker has a folder
+    of its own.
+    """
     folder = local_folder(job.source)
-    stages = tuple(
-        Stage(
-            kernel=done.kernel, strides=done.stage.strides, padding=done.stage.padding,
-            dilation_rate=done.stage.dilation_rate, groups=done.stage.groups, boundary=done.stage.boundary,
-            allow_strided_dilation=done.stage.allow_strided_dilation, activations=done.stage.activations,
-            name=done.stage.name, magnitude=done.stage.magnitude,
-        )
-        for done in prepared.stages
-    )  # fmt: skip
+    stages = tuple(done.stage.with_made_kernel(done.kernel) for done in prepared.stages)
     return replace(job, source=job.source if folder is None else os.path.abspath(folder), stages=stages, threads=1)
 
 
@@ -361,7 +359,7 @@ def memory_for_tasks(client: Any) -> float:
         for worker in workers
         if worker["memory_limit"]
     ]
-    return min([TASK_BYTES, *rooms])
+    return float(min([TASK_BYTES, *rooms]))
 
 
 def cluster_size(scheduler: str) -> tuple[int, int]:

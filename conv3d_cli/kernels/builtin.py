@@ -511,7 +511,8 @@ def _fitted_curvature(smooth: Weights, reach: Sequence[int], parts: Weights) -> 
     wanted = np.array([0.0, *(2 * parts[a, b] for a, b in pairs)])
     moments = np.einsum("mdhw,dhw,ndhw->mn", basis, smooth, basis, optimize=True)
     solved = np.linalg.solve(_cleared(moments), wanted)
-    return smooth * np.einsum("m,mdhw->dhw", solved, basis)
+    polynomial: Weights = np.einsum("m,mdhw->dhw", solved, basis)
+    return smooth * polynomial
 
 
 def _cleared(moments: Weights) -> Weights:

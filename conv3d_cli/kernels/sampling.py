@@ -59,7 +59,8 @@ def _interpolated(sigma: float, reach: int) -> Weights:
     values = [
         integral(x - 1) - 2 * integral(x) + integral(x + 1) + max(0.0, 1 - abs(x)) for x in _positions(reach).tolist()
     ]
-    return np.maximum(np.array(values), 0)
+    weights: Weights = np.maximum(np.array(values), 0)
+    return weights
 
 
 _AFNI_PARTS = 11  # NG of edt_blur.c: half the parts of a voxel

@@ -186,7 +186,9 @@ class Ellipsoid:
     def squares(self, reach: Sequence[int]) -> Matrix:
         """iᵀ·covariance⁻¹·i for the voxels up to `reach` from the centre: (2·reach + 1) along D, H, W."""
         places = voxel_places(reach)
-        return np.einsum("adhw,ab,bdhw->dhw", places, np.linalg.inv(self.covariance), places, optimize=True)
+        inverse = np.linalg.inv(self.covariance)
+        squares: Matrix = np.einsum("adhw,ab,bdhw->dhw", places, inverse, places, optimize=True)
+        return squares
 
 
 def voxel_places(reach: Sequence[int]) -> Matrix:

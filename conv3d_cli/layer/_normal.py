@@ -81,4 +81,5 @@ def normal_cdf(x: NDArray[Any]) -> NDArray[Any]:
         tail += coefficient
     tail *= decay
     tail /= 4 * size + 2  # erfc is half of the tail's double: 2 · (1 + 2x)
-    return np.where(x > 0, 1 - tail, tail)
+    result: NDArray[Any] = np.where(x > 0, 1 - tail, tail)
+    return result

@@ -472,7 +472,7 @@ def softmax(x: Array, axis: int | list[int] = -1) -> Array:
     """
     axes = tuple(axis) if isinstance(axis, (list, tuple)) else axis
     with np.errstate(all="ignore"):
-        y = x - np.max(x, axis=axes, keepdims=True)
+        y: Array = x - np.max(x, axis=axes, keepdims=True)
         np.exp(y, out=y)
         y /= np.sum(y, axis=axes, keepdims=True)
     return y
@@ -485,7 +485,7 @@ def log_softmax(x: Array, axis: int = -1) -> Array:
     [[0.25, 0.75]]
     """
     with np.errstate(all="ignore"):
-        y = x - np.max(x, axis=axis, keepdims=True)
+        y: Array = x - np.max(x, axis=axis, keepdims=True)
         y -= np.log(np.sum(np.exp(y), axis=axis, keepdims=True))
     return y
 
@@ -752,7 +752,7 @@ def serialize(activation: Any) -> str | dict[str, Any]:
     class_name = activation.layer["class_name"] if activation.layer is not None else None
     if class_name is None:
         if not activation.config:
-            return activation.name
+            return str(activation.name)
         class_name = next((c for c in _LAYER_KEYS if LAYERS[c].function == activation.name), None)
         refused = class_name in _NEVER_NEGATIVE and any((v or 0) < 0 for v in activation.config.values())
         if class_name is None or refused:

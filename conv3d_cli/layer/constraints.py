@@ -47,7 +47,8 @@ def _lengths(w: Array, axis: int | list[int]) -> Array:
     largest = float(np.abs(w).max(initial=0))
     unit = largest if largest > 1e150 else 1.0  # squares of larger ones overflow
     try:
-        return unit * np.sqrt(np.sum(np.square(w / unit, dtype=np.float64), axis=axes, keepdims=True))
+        squares: Array = np.sum(np.square(w / unit, dtype=np.float64), axis=axes, keepdims=True)
+        return np.asarray(unit * np.sqrt(squares))
     except ValueError as error:  # AxisError, or an axis twice
         raise ShapeError(f"axis={axis} does not fit weights of shape {w.shape}: {error}") from error
 
@@ -207,7 +208,8 @@ def get(identifier: Any) -> Constraint | None:
         if cls is None:
             raise unknown_name("constraint", name, names())
         check_keys(name, config, cls)
-        return cls(**config)
+        found: Constraint = cls(**config)
+        return found
     if inspect.isclass(identifier) and issubclass(identifier, Constraint):
         return identifier()
     if callable(identifier):

@@ -484,7 +484,8 @@ class Orthogonal(RandomInitializer):
         q = q * np.sign(np.diagonal(r))
         if rows < columns:
             q = q.T
-        return (self.gain * q).reshape(shape).astype(dtype)
+        drawn: Array = (self.gain * q).reshape(shape).astype(dtype)
+        return drawn
 
     def get_config(self) -> dict[str, Any]:
         return {"seed": self.seed, "gain": self.gain}
@@ -566,7 +567,8 @@ def _without_seed(identifier: Any) -> Initializer | None:
         if isinstance(identifier, Mapping) and isinstance(config, Mapping):  # older Keras 2 wrote a dtype along
             config = {key: value for key, value in config.items() if key != "dtype"}
         check_keys(name, config, cls)
-        return cls(**config)
+        found: Initializer = cls(**config)
+        return found
     if isinstance(identifier, (np.ndarray, np.generic)):
         values = np.asarray(identifier)
         return FunctionInitializer(lambda shape, dtype: values)

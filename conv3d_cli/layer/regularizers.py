@@ -213,7 +213,8 @@ def get(identifier: Any) -> Regularizer | None:
         if cls is None:
             raise unknown_name("regularizer", name, names())
         check_keys(name, config, cls)
-        return cls(**({"l1": 0.01, "l2": 0.01, **config} if name == _L1_L2 else config))
+        found: Regularizer = cls(**({"l1": 0.01, "l2": 0.01, **config} if name == _L1_L2 else config))
+        return found
     if inspect.isclass(identifier) and issubclass(identifier, Regularizer):
         return identifier()
     if callable(identifier):

@@ -106,7 +106,8 @@ class Grid:
         if self.affine is None:
             raise ShapeError("the volume has no affine")
         d, h, w = index
-        return (self.affine @ np.array([w, h, d, 1.0]))[:3]
+        point: NDArray[np.float64] = self.affine @ np.array([w, h, d, 1.0])
+        return point[:3]
 
 
 def transform_matrix(transform: VoxelTransform) -> Affine:

@@ -140,7 +140,7 @@ class Axes:
             else:
                 index.append(slice(None))
             kept += letter
-        view = array[tuple(index)]
+        view: NDArray[Any] = array[tuple(index)]
         for letter in SPATIAL:
             if letter not in kept:  # only z may be missing
                 view, kept = view[np.newaxis], letter + kept

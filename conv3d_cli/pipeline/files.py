@@ -33,8 +33,7 @@ def settings_files(job: Job) -> tuple[str, ...]:
 
 def output_files(job: Job) -> tuple[str, ...]:
     """The files that a job writes; a Zarr store is a folder here."""
-    coverage = () if job.coverage is None else written_files(job.coverage)
-    return (*written_files(job.target), *coverage)
+    return tuple(file for output in job.outputs for file in written_files(output.path))
 
 
 def kernel_file(stage: Stage) -> str | None:

@@ -93,7 +93,7 @@ def draw_kernel(stage: Stage, channels: int, seed: int) -> Kernel:
 
     Raises: ShapeError if groups do not divide the channels; SpecError for more weights than any kernel may have.
     """
-    from conv3d_cli.layer.config import derived_seed
+    from conv3d_cli.layer.initializers import derived_seed
 
     assert stage.kernel_size is not None
     assert stage.filters is not None

@@ -31,6 +31,7 @@ from conv3d_cli.model.spec import Boundary, ConvProblem, ConvSpec, VoxelTransfor
 from conv3d_cli.model.volume import Axes, VolumeHeader, VolumeReader, parts_in_storage_order
 from conv3d_cli.pipeline.kernels import resolve_kernel
 from conv3d_cli.pipeline.memory import PROCESS_BYTES, UNLIMITED, Boxes, Held, cut_job
+from conv3d_cli.pipeline.outputs import ROLES
 from conv3d_cli.pipeline.request import Job, Stage
 from conv3d_cli.pipeline.stream import Passage
 from conv3d_cli.system.machine import thread_count
@@ -225,15 +226,16 @@ def _box_job(
     out_header: VolumeHeader,
     parts: list[tuple[int, slice]],
 ) -> BoxJob | None:
-    """The job as one that is done box by box; None if it cannot be: both ends must give and take boxes, no convolution but the
-    last may look at more than its voxels, and penalties are summed where each voxel is computed once."""
+    """The job as one that is done box by box; None if it cannot be: both ends must give and take boxes, nothing is written
+    beside the output, no convolution but the last may look at more than its voxels, and penalties are summed where each
+    voxel is computed once."""
     from conv3d_cli.pipeline.boxes.stream import BoxJob
 
     reading = reader.box_access()
     writing = output_access(job.target, out_header, chunks=job.chunks, levels=job.levels, compression=job.compression)
     convolutions = [stage.convolution for stage in stages]
     along_width = job.channels_first and any(a.kind == "axis" for c in convolutions[:-1] for a in c.activations)
-    if not all(convolution.takes_boxes for convolution in convolutions):
+    if job.beside or not all(convolution.takes_boxes for convolution in convolutions):
         return None
     if reading is None or writing is None or along_width or any(c.activity is not None for c in convolutions[:-1]):
         return None
@@ -260,7 +262,8 @@ def _normalized(
     from conv3d_cli.convolution.masked import check_centre, normalized
 
     check_centre(missing, convolution.problem, kernel)
-    return normalized(convolution, missing, kernel, mask, many, tells_coverage=job.coverage is not None)
+    tells_coverage = any(ROLES[output.role].of_means for output in job.beside)
+    return normalized(convolution, missing, kernel, mask, many, tells_coverage)
 
 
 def plan_part(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +18,8 @@ from conv3d_cli.model.kernel import Kernel
 from conv3d_cli.model.missing import NOTHING, Missing
 from conv3d_cli.model.spec import Boundary, ConvSpec, triple
 from conv3d_cli.pipeline.kernel_fit import Fitting
+from conv3d_cli.pipeline.outputs import ROLES, VOLUME, Output
+from conv3d_cli.settings.options import OPTIONS
 from conv3d_cli.system.machine import thread_count
 
 if TYPE_CHECKING:
@@ -106,6 +108,17 @@ class Stage:
         for identifier in (self.kernel_constraint, self.bias_constraint):
             get_constraint(identifier)
 
+    def with_made_kernel(self, kernel: Kernel) -> Stage:
+        """The stage with its kernel as it was read or drawn, adapted to the volume and constrained.
+
+        What was used up in making it has its default, and no file is named any more.
+
+        >>> made = Stage("box:size=3", strides=2, flip=True).with_made_kernel(Kernel(np.ones((3, 3, 3))))
+        >>> made.strides, made.flip
+        (2, False)
+        """
+        return replace(self, **{**_defaults(Stage, _MAKES_KERNEL), "kernel": kernel, "notes": (), "files": ()})
+
     @property
     def fitting(self) -> Fitting:
         """What is done so that the kernel fits. Raises: SpecError."""
@@ -137,7 +150,7 @@ class Job:
     missing : Missing           what is done about voxels that are missing, or outside a mask
     scale : str                 of integer NIfTI outputs: "none", or "auto", a slope and an intercept that the values fill
     strict : bool               clipped voxels, means without voxels, and what the format cannot hold are errors
-    coverage : str or None      where the part of the kernel's weight that each mean holds is written
+    beside : tuple of Output    volumes that are written beside the output: see `outputs.ROLES`
     preset : Applied or None    the preset that set some of this, for reports
     history : str               a line that is added to the output's history (see `VolumeHeader`); "" adds none
     on_cluster : bool           workers hold boxes, not slabs: no ceiling for slabs of whole planes
@@ -162,7 +175,7 @@ class Job:
     levels: int = 1
     compression: str = "none"
     missing: Missing = NOTHING
-    coverage: str | None = None
+    beside: tuple[Output, ...] = ()
     scale: str = "none"
     strict: bool = False
     preset: Applied | None = None
@@ -189,10 +202,11 @@ class Job:
         if means and len(self.stages) > 1:
             raise SpecError("a mask and missing voxels are for one convolution, and this is a stack of layers")
         boundaries = [stage.spec(is_layer=False).boundary for stage in self.stages]
-        if self.coverage is not None and not self.missing.divides(Boundary.parse(boundaries[-1])):
-            raise SpecError(
-                "--coverage-out tells what means are made of: pass --mask, --nan ignore, --missing or --boundary renormalize"
-            )
+        for role in (ROLES[output.role] for output in self.beside):
+            if role.of_means and not self.missing.divides(Boundary.parse(boundaries[-1])):
+                raise SpecError(
+                    f"{role.flag} {role.purpose}: pass --mask, --nan ignore, --missing or --boundary renormalize"
+                )
         if self.scale not in ("none", "auto"):
             raise SpecError(f"scale must be none or auto, received '{self.scale}'")
         if self.scale == "auto" and (output_format(self.target).name != "NIfTI" or np.dtype(self.dtype).kind == "f"):
@@ -206,5 +220,30 @@ class Job:
             raise SpecError("--scheduler does not take --mask, --nan and --missing yet: leave it out")
 
     @property
+    def outputs(self) -> tuple[Output, ...]:
+        """All volumes that the job writes, its main output first."""
+        return (Output(VOLUME, self.target), *self.beside)
+
+    def path_of(self, role: str) -> str | None:
+        """Where the volume of a role is written; None if the job has none."""
+        return next((output.path for output in self.outputs if output.role == role), None)
+
+    @property
     def channels_first(self) -> bool:
         return self.data_format == "channels_first"
+
+    def as_trial(self, target: str) -> Job:
+        """The same convolution into another file, whose format need not hold what the job's own output does.
+
+        Voxels are stored as float32, and nothing is written beside them.
+        """
+        return replace(self, **{**_defaults(Job, _STORES), "beside": (), "target": target, "overwrite": True})
+
+
+_MAKES_KERNEL = {option.field for option in OPTIONS if option.makes_kernel}
+_STORES = {option.field for option in OPTIONS if option.stores}
+
+
+def _defaults(kind: type[Stage] | type[Job], names: set[str]) -> dict[str, Any]:
+    """The defaults of some fields."""
+    return {field.name: field.default for field in fields(kind) if field.name in names}

@@ -23,9 +23,11 @@ from conv3d_cli.formats import (
     lies_within,
     output_format,
     replaced_part,
+    written_files,
 )
 from conv3d_cli.formats.base import ScaledWriter, SpooledWriter, spool_reader
 from conv3d_cli.model.volume import VolumeHeader, VolumeWriter
+from conv3d_cli.pipeline.outputs import ROLES
 from conv3d_cli.pipeline.prepare import PreparedJob, naming, prepare_job
 from conv3d_cli.pipeline.request import Job
 from conv3d_cli.pipeline.stream import LayerReader, stream
@@ -60,15 +62,28 @@ class JobReport:
 def check_paths(job: Job, make_folder: bool = False) -> None:
     """Refuse an output that exists or is the input, before any work.
 
-    make_folder : bool      its folder may be missing as long as it can be made
+    make_folder : bool      folders may be missing as long as they can be made
     Raises: OutputExistsError, WriteError, SpecError for an unknown suffix.
     """
     output_format(job.target)
+    for output in job.outputs:
+        if "-" not in (job.source, output.path) and lies_within(job.source, output.path):
+            # a store is replaced as a whole, with what else it holds: levels, labels, other images
+            raise OutputExistsError(f"cannot write {output.path}: the input lies in it; name another store")
+    _check_target(job, make_folder)
+    taken = {os.path.realpath(path) for path in (job.source, *written_files(job.target))}
+    for output in job.beside:
+        own = {os.path.realpath(path) for path in written_files(output.path)}
+        if own & taken or replaced_part(job.source, output.path):
+            raise OutputExistsError(f"cannot write {output.path}: it is the input or the output; name another file")
+        check_output(output.path, overwrite=job.overwrite, make_folder=make_folder)
+        taken |= own
+
+
+def _check_target(job: Job, make_folder: bool) -> None:
+    """Refuse the main output; see `check_paths`."""
     if job.target == "-":
         return
-    if lies_within(job.source, job.target):
-        # a store is replaced as a whole, with what else it holds: levels, labels, other images
-        raise OutputExistsError(f"cannot write {job.target}: the input lies in it; name another store")
     if (
         os.path.exists(job.source)
         and os.path.exists(job.target)
@@ -91,13 +106,6 @@ def check_paths(job: Job, make_folder: bool = False) -> None:
         levels=job.levels,
         compression=job.compression,
     )
-    if job.coverage is not None:
-        if os.path.realpath(job.coverage) in (
-            os.path.realpath(job.target),
-            os.path.realpath(job.source),
-        ) or replaced_part(job.source, job.coverage):
-            raise OutputExistsError(f"cannot write {job.coverage}: it is the input or the output; name another file")
-        check_output(job.coverage, overwrite=job.overwrite, make_folder=make_folder)
 
 
 def run_job(
@@ -130,9 +138,9 @@ def run_job(
         if prepared.spool_output and job.scale == "none":
             writer = SpooledWriter(writer)
         with writer, naming(prepared.reader):
-            coverage = None if job.coverage is None else stack.enter_context(_coverage_writer(job, prepared))
+            beside = [(ROLES[o.role], stack.enter_context(_writer_beside(o.path, prepared))) for o in job.beside]
             if prepared.boxes is None:
-                times = stream(prepared.passage, reader, writer, team, progress, coverage)
+                times = stream(prepared.passage, reader, writer, team, progress, beside)
             else:
                 from conv3d_cli.pipeline.boxes.stream import stream_boxes  # late: few jobs need it
 
@@ -146,8 +154,8 @@ def run_job(
                 )
             finish = time.perf_counter()
             with together():
-                if coverage is not None:
-                    coverage.commit()
+                for _, other in beside:
+                    other.commit()
                 writer.commit()
             times.write += time.perf_counter() - finish
     notes = [
@@ -185,14 +193,13 @@ def _writer(job: Job, header: VolumeHeader) -> VolumeWriter:
     return ScaledWriter(header, job.target, lambda scale: create(replace(header, scale=scale)))
 
 
-def _coverage_writer(job: Job, prepared: PreparedJob) -> VolumeWriter:
-    """A volume like the output, of float32."""
-    assert job.coverage is not None
-    header = prepared.header
-    letters = output_format(job.coverage).output_letters(header.axes.letters, header.shape[4], np.dtype(np.float32))
+def _writer_beside(path: str, prepared: PreparedJob) -> VolumeWriter:
+    """The writer of a volume like the output, of float32."""
+    job, header = prepared.job, prepared.header
+    letters = output_format(path).output_letters(header.axes.letters, header.shape[4], np.dtype(np.float32))
     sizes = {a: header.shape[4] for a in letters if a in "cs" and len([c for c in letters if c in "cs"]) == 1}
     own = replace(header, axes=header.axes.renamed(letters, sizes), dtype=np.dtype(np.float32))
-    writer = create_volume(job.coverage, own, overwrite=job.overwrite, gz_level=job.gz_level, threads=job.threads)
+    writer = create_volume(path, own, overwrite=job.overwrite, gz_level=job.gz_level, threads=job.threads)
     return SpooledWriter(writer) if writer.sequential else writer
 
 

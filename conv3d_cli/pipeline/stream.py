@@ -11,7 +11,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -26,6 +26,7 @@ from conv3d_cli.model.volume import Array, VolumeHeader, VolumeReader, VolumeWri
 
 if TYPE_CHECKING:
     from conv3d_cli.engine import Team
+    from conv3d_cli.pipeline.outputs import OutputRole
 
 WRITES_BEHIND = 2  # slabs
 
@@ -116,12 +117,12 @@ def stream(
     writer: VolumeWriter,
     team: Team,
     progress: Callable[[int, int], None] | None = None,
-    coverage: VolumeWriter | None = None,
+    beside: Sequence[tuple[OutputRole, VolumeWriter]] = (),
 ) -> StageTimes:
     """Move every slab from reader to writer through the engine: one read ahead, two writes behind.
 
     progress : callable     told (voxels finished, voxels in all), from any thread
-    coverage : writer       takes the convolution's coverage; of the output's shape
+    beside : roles and their writers      that take other values of each slab, of the output's shape
     """
     convolution = passage.convolution
     depth, size = passage.slab_depth, convolution.problem.out_size[0]
@@ -152,13 +153,12 @@ def stream(
         sources[part].release(stop)
         if stop == size:
             del sources[part]
-        told = convolution.coverage
+        values = [role.values(convolution) for role, _ in beside]
 
         def write() -> None:
             writer.write(n, start, stored.start, block)
-            if coverage is not None:
-                part = np.ones((), np.float32) if told is None else told.astype(np.float32)
-                coverage.write(n, start, stored.start, np.broadcast_to(part, block.shape))
+            for (_, other), part in zip(beside, values, strict=True):
+                other.write(n, start, stored.start, np.broadcast_to(part.astype(np.float32), block.shape))
 
         return write
 

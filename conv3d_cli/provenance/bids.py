@@ -20,6 +20,7 @@ from conv3d_cli.provenance.command import Rename, relative_to
 from conv3d_cli.provenance.inputs import InputFile
 from conv3d_cli.provenance.record import KEY, kernel_text, read_json, sidecar_text
 from conv3d_cli.settings.config import is_kernel_file
+from conv3d_cli.settings.options import Settings
 from conv3d_cli.system.atomic import AtomicFile, suffix_of
 
 BIDS_VERSION = "1.10.0"
@@ -130,19 +131,20 @@ def read_name(path: str) -> BidsFile:
     return replace(found, root=root or ".")
 
 
-def kernel_label(given: Mapping[str, Any]) -> str:
+def kernel_label(given: Settings) -> str:
     """A label for `desc` out of the options: what was done, in letters and digits.
 
-    >>> [kernel_label({"kernel": text}) for text in ("gaussian:fwhm=6mm", "gaussian:fwhm=8,6,6mm", "box:size=3", "k/my_psf.tif")]
-    ['sm6mm', 'sm8x6x6mm', 'boxSize3', 'mypsf']
-    >>> kernel_label({"kernel": "log:sigma=1.5mm"}), kernel_label({"to_fwhm": "8mm"}), kernel_label({"config": "c/edge.toml"})
-    ('logSigma1p5mm', 'toFwhm8mm', 'edge')
+    >>> kernels = ("gaussian:fwhm=6mm", "gaussian:fwhm=8,6,6mm", "box:size=3", "log:sigma=1.5mm", "k/my_psf.tif")
+    >>> [kernel_label(Settings(kernel=text)) for text in kernels]
+    ['sm6mm', 'sm8x6x6mm', 'boxSize3', 'logSigma1p5mm', 'mypsf']
+    >>> kernel_label(Settings(to_fwhm="8mm")), kernel_label(Settings(config="c/edge.toml"))
+    ('toFwhm8mm', 'edge')
     """
-    if "to_fwhm" in given:
-        return _letters(f"toFwhm{given['to_fwhm']}")
-    kernel = given.get("kernel")
+    if given.to_fwhm is not None:
+        return _letters(f"toFwhm{given.to_fwhm}")
+    kernel = given.kernel if isinstance(given.kernel, str) else None
     if kernel is None or is_kernel_file(kernel):
-        file, _, layer = (kernel or given.get("config") or "").partition("::")
+        file, _, layer = (kernel or given.config or "").partition("::")
         name = os.path.basename(file)
         return _letters(name[: len(name) - len(suffix_of(name))] + layer.title()) or "conv"
     name, *pairs = (part.strip() for part in kernel.split(":"))
@@ -208,7 +210,7 @@ class SourceDataset:
 
     @property
     def raw(self) -> bool:
-        return self.description.get("DatasetType", "raw") == "raw"
+        return bool(self.description.get("DatasetType", "raw") == "raw")
 
 
 @dataclass(frozen=True)
@@ -436,14 +438,14 @@ class Dataset:
         self.datasets.write()
 
 
-def plan_dataset(inputs: Sequence[str], out_dir: str, given: Sequence[Mapping[str, Any]]) -> Dataset:
+def plan_dataset(inputs: Sequence[str], out_dir: str, given: Sequence[Settings]) -> Dataset:
     """Names and descriptions of a command's outputs, before any work.
 
-    given : of each input, the options by their parameters' names; `desc` is the label, else one is made of them
+    given : list        what was given for each input; `desc` is the label, else one is made of the kernel
     Raises: as `plan_names`, `find_datasets` and `Derivatives.description`.
     """
-    labels = [options["desc"] if options.get("desc") is not None else kernel_label(options) for options in given]
-    replaces = any(options.get("desc") is not None for options in given)
+    labels = [kernel_label(options) if options.desc is None else options.desc for options in given]
+    replaces = any(options.desc is not None for options in given)
     outputs = plan_names(inputs, out_dir, labels, replaces)
     datasets = find_datasets(inputs, out_dir)
     datasets.description()

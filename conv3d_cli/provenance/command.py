@@ -8,70 +8,72 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 from conv3d_cli.formats.zarr.store import local_folder
+from conv3d_cli.pipeline.outputs import OUTPUT_OPTIONS
 from conv3d_cli.pipeline.request import Job
 from conv3d_cli.settings.config import is_bias_file, is_kernel_file
-
-# options of `apply`, in the order in which they are written
-SHAPING = (
-    "kernel", "config", "to_fwhm", "like", "orient", "magnitude", "flip", "normalize", "kernel_spacing", "crop_kernel",
-    "bias", "no_bias", "padding", "boundary", "strides", "dilation_rate", "allow_strided_dilation", "groups", "filters",
-    "activation", "kernel_size", "kernel_initializer",
-    "bias_initializer", "seed", "kernel_regularizer", "bias_regularizer", "activity_regularizer", "kernel_constraint",
-    "bias_constraint", "axes", "data_format", "dtype", "scale", "precision", "mask", "mask_mode", "mask_labels", "nan", "missing",
-    "min_coverage", "coverage_out", "algorithm", "gz_level", "compression", "chunks", "levels", "history",
-)  # fmt: skip
-SHORT = {"kernel": "-k", "config": "-c"}
+from conv3d_cli.settings.option import File, Option
+from conv3d_cli.settings.options import OPTION, SHAPING, Settings
 
 Rename = Callable[[str], str]
 
 
-def names_file(option: str, value: Any) -> bool:
+def names_file(option: Option, value: object) -> bool:
     """Whether an option's value is the name of a file.
 
-    >>> names_file("kernel", "psf.tif"), names_file("kernel", "box:size=3"), names_file("bias", "1.5")
-    (True, False, False)
+    >>> names_file(OPTION["kernel"], "psf.tif"), names_file(OPTION["kernel"], "box:size=3")
+    (True, False)
+    >>> names_file(OPTION["bias"], "1.5"), names_file(OPTION["mask"], "m.nii"), names_file(OPTION["flip"], True)
+    (False, True, False)
     """
-    if option == "kernel":
+    if option.file is File.KERNEL:
         return is_kernel_file(value)
-    if option == "bias":
+    if option.file is File.BIAS:
         return is_bias_file(value)
-    return value is not None and option in ("config", "mask", "coverage_out")
+    return value is not None and option.file in (File.READ, File.WRITTEN)
 
 
-def option_words(given: Mapping[str, Any], rename: Rename) -> list[str]:
-    """Options as words of a command line.
+def named_files(given: Settings) -> dict[str, str]:
+    """The files that the options of a recorded command name, by the options.
 
-    given : by the option's name with underscores; others than those that shape the result are left out
+    >>> named_files(Settings(kernel="box:size=3", mask="m.nii", report="page.html"))
+    {'mask': 'm.nii'}
+    """
+    return {name: value for name, value in given.given(SHAPING).items() if names_file(OPTION[name], value)}
+
+
+def option_words(given: Settings, rename: Rename) -> list[str]:
+    """Options as words of a command line; those that do not shape the result are left out.
+
     rename : callable       what a file is called there
 
-    >>> option_words({"kernel": "k/psf.npy", "strides": [2, 1, 1], "flip": True, "threads": 2}, os.path.basename)
+    >>> option_words(Settings(kernel="k/psf.npy", strides=[2, 1, 1], flip=True, threads=2), os.path.basename)
     ['-k', 'psf.npy', '--flip', '--strides', '2,1,1']
     """
     words = []
-    for option in SHAPING:
-        value = given.get(option)
-        if value is None or (value is False and option not in ("flip", "normalize")):
-            continue
-        flag = SHORT.get(option, "--" + option.replace("_", "-"))
-        if isinstance(value, bool):
-            words.append(flag if value else flag.replace("--", "--no-", 1))
+    for name, value in given.given(SHAPING).items():
+        option = OPTION[name]
+        flag = option.written
+        if option.kind.is_flag:
+            if value:
+                words.append(flag)
+            elif option.kind.name == "switch":
+                words.append(flag.replace("--", "--no-", 1))
         elif names_file(option, value):
-            file, colons, layer = value.partition("::") if option == "kernel" else (value, "", "")
+            file, colons, layer = value.partition("::") if option.file is File.KERNEL else (value, "", "")
             words += [flag, rename(file) + colons + layer]
         else:
             words += [flag, ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)]
     return words
 
 
-def command_line(source: str, given: Mapping[str, Any], rename: Rename, target: str | None = None) -> str:
+def command_line(source: str, given: Settings, rename: Rename, target: str | None = None) -> str:
     """The command, with quotes where a shell needs them.
 
-    >>> command_line("in/a b.nii", {"kernel": "box:size=3"}, os.path.basename, "out/c.nii")
+    >>> command_line("in/a b.nii", Settings(kernel="box:size=3"), os.path.basename, "out/c.nii")
     "conv3d apply 'a b.nii' -k box:size=3 -o c.nii"
     """
     words = ["conv3d", "apply", rename(source), *option_words(given, rename)]
@@ -99,15 +101,16 @@ def relative_to(folder: str) -> Rename:
     return rename
 
 
-def history_line(source: str, given: Mapping[str, Any], version: str) -> str:
+def history_line(source: str, given: Settings, version: str) -> str:
     """Version, kernel and command in a line, which goes into the output itself: with bare names and without the output's, so
     that it is the same wherever they lie.
 
-    >>> history_line("raw/head.nii.gz", {"kernel": "gaussian:fwhm=6mm", "overwrite": True}, "1.0")
+    >>> history_line("raw/head.nii.gz", Settings(kernel="gaussian:fwhm=6mm", overwrite=True), "1.0")
     'conv3d 1.0 gaussian:fwhm=6mm: conv3d apply head.nii.gz -k gaussian:fwhm=6mm'
     """
-    given = {option: value for option, value in given.items() if option not in ("coverage_out", "history")}
-    kernel = given.get("kernel", given.get("config", f"to-fwhm {given['to_fwhm']}" if "to_fwhm" in given else "drawn"))
+    given = given.without("history", *OUTPUT_OPTIONS)
+    drawn = "drawn" if given.to_fwhm is None else f"to-fwhm {given.to_fwhm}"
+    kernel = given.kernel or given.config or drawn
     step = bare_name(kernel) if isinstance(kernel, str) and is_kernel_file(kernel) else kernel
     return f"conv3d {version} {step}: {command_line(source, given, bare_name)}"
 
@@ -117,7 +120,7 @@ def bare_name(path: str) -> str:
     return os.path.basename(path.rstrip("/"))
 
 
-def with_history(job: Job, given: Mapping[str, Any]) -> Job:
+def with_history(job: Job, given: Settings) -> Job:
     """A job whose output tells how it was made; see `history_line`."""
     from importlib.metadata import version
 

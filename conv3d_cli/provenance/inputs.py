@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from conv3d_cli.model.kernel import Kernel
 from conv3d_cli.pipeline.files import input_files
 from conv3d_cli.pipeline.request import Job
+from conv3d_cli.settings.options import Settings
 
 
 @dataclass(frozen=True)
@@ -20,10 +20,10 @@ class InputFile:
     path: str
 
 
-def files_of(job: Job, given: Mapping[str, Any]) -> list[InputFile]:
+def files_of(job: Job, given: Settings) -> list[InputFile]:
     """Everything that a job reads, each file once.
 
-    given : the options that shape it, by their names: a manifest's row is written out in them, a config is not
+    given : Settings        what was given: a manifest's row is part of it, what a config says is not
     Raises: FormatError if half of a pair is missing.
     """
     found: dict[str, InputFile] = {}
@@ -32,12 +32,12 @@ def files_of(job: Job, given: Mapping[str, Any]) -> list[InputFile]:
     return list(found.values())
 
 
-def _named(job: Job, given: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def _named(job: Job, given: Settings) -> Iterator[tuple[str, str]]:
     for role, paths in input_files(job).items():
         for path in paths:
             yield "volume" if role == "input" else role.partition(" of layer ")[0], path
-    if given.get("config") is not None:
-        yield "config", given["config"]
+    if given.config is not None:
+        yield "config", given.config
     for stage in job.stages:
         weights = stage.kernel.name.partition("::")[0] if isinstance(stage.kernel, Kernel) else None
         for path in stage.files:

@@ -56,7 +56,7 @@ def sidecar_name(target: str) -> str:
 class FileRecord:
     """A file by its name, as the sidecar calls it, and its digest.
 
-    role : str      of an input: see `inputs.InputFile`; of an output "volume" or "coverage"
+    role : str      of an input: see `inputs.InputFile`; of an output: see `pipeline.outputs`
     """
 
     role: str

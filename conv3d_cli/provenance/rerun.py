@@ -11,6 +11,7 @@ from conv3d_cli.analysis.compare import Comparison, compare_volumes
 from conv3d_cli.errors import ChangedInputError, Conv3DError, FormatError
 from conv3d_cli.formats import written_files
 from conv3d_cli.formats.zarr.store import is_node
+from conv3d_cli.pipeline.outputs import VOLUME, Output
 from conv3d_cli.provenance.record import Record
 from conv3d_cli.system.digests import file_digest
 
@@ -95,22 +96,27 @@ class Verdict:
         return self.status != "different" and not self.stale
 
 
-def judge(record: Record, original: str, produced: str, coverage: str | None = None) -> Verdict:
+def judge(record: Record, original: str, produced: str, beside: Sequence[Output] = ()) -> Verdict:
     """Compare the result of a rerun with the record, and where it differs with the output that was recorded.
 
     original : str      the output that was recorded; it may be gone
     produced : str      that of the rerun
-    coverage : str or None      the rerun's coverage, where one was asked for
+    beside : outputs    that the rerun has written beside it
     """
     verdict = _judge_volume(record, original, produced)
-    recorded = sorted(entry.digest for entry in record.outputs if entry.role == "coverage")
-    if verdict.status == "same" and coverage is not None and _digests(coverage) != recorded:
-        return Verdict("different", "the volume comes again, and its coverage is not what was recorded")
+    for output in beside if verdict.status == "same" else ():
+        if _digests(output.path) != _recorded(record, output.role):
+            return Verdict("different", f"the volume comes again, and its {output.role} is not what was recorded")
     return verdict
 
 
+def _recorded(record: Record, role: str) -> list[str]:
+    """Digests of all files of an output, sorted, as they were recorded."""
+    return sorted(entry.digest for entry in record.outputs if entry.role == role)
+
+
 def _judge_volume(record: Record, original: str, produced: str) -> Verdict:
-    recorded = sorted(entry.digest for entry in record.outputs if entry.role == "volume")
+    recorded = _recorded(record, VOLUME)
     there = _digests(original)
     stale = there is not None and there != recorded
     if _digests(produced) == recorded:

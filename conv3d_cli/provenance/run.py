@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from conv3d_cli.errors import FormatError, OutputExistsError, SpecError
+from conv3d_cli.formats import written_files
+from conv3d_cli.pipeline.outputs import ROLES, VOLUME
 from conv3d_cli.pipeline.prepare import PreparedJob
 from conv3d_cli.pipeline.request import Job
 from conv3d_cli.pipeline.run import JobReport
@@ -23,8 +25,9 @@ from conv3d_cli.provenance.record import (
     sidecar_name,
     sidecar_text,
 )
+from conv3d_cli.settings.options import Settings
 from conv3d_cli.system.atomic import AtomicFile, AtomicFolder, AtomicGroup, check_target
-from conv3d_cli.system.digests import Stamp, file_digest, stamp_of
+from conv3d_cli.system.digests import FileFingerprint, file_digest, fingerprint_of
 from conv3d_cli.system.inputs import check_input
 
 Decided = Callable[[PreparedJob], None]
@@ -49,13 +52,13 @@ class Recording:
     """What is to be written beside an output.
 
     sidecar : str       its name
-    given : dict        the options of the command line, by their parameters' names
+    given : Settings    what was given on the command line, and in a manifest's row
     fields : callable   (prepared, inputs, rename) -> the keys of BIDS, which stand before the record
     copies : list       files that are copied to stand beside the output, unless they stand there already: (from, to)
     """
 
     sidecar: str
-    given: Mapping[str, Any] = field(default_factory=dict)
+    given: Settings = field(default_factory=Settings)
     fields: Fields = own_fields
     copies: Sequence[tuple[str, str]] = ()
 
@@ -67,13 +70,13 @@ class Recording:
 
 def plan_recordings(
     jobs: Sequence[Job],
-    given: Sequence[Mapping[str, Any]],
+    given: Sequence[Settings],
     fields: Mapping[str, Fields],
     copies: Mapping[str, Sequence[tuple[str, str]]],
 ) -> dict[str, Recording]:
     """The recording of each job, by its output.
 
-    given : list        the options that shape each job, by their parameters' names
+    given : list        what was given for each job
     fields : dict       what gives the keys of BIDS, by output; `own_fields` where there is none
     copies : dict       what is copied to stand beside it: see `Recording`
     Raises: SpecError for jobs that cannot be recorded, or that would write the same sidecar; OutputExistsError where one would
@@ -100,10 +103,14 @@ def plan_recordings(
     return found
 
 
-def check_recordable(job: Job, given: Mapping[str, Any]) -> list[InputFile]:
+def check_recordable(job: Job, given: Settings) -> list[InputFile]:
     """The files of a job that can be repeated from its record. Raises: SpecError for another."""
     if job.source == "-":
         raise SpecError("--sidecar names the input, and a pipe has no name: pass a file")
+    for output in job.beside:
+        if output.path == "-":
+            flag = ROLES[output.role].flag
+            raise SpecError(f"--sidecar records the {output.role}, and a pipe leaves no file: pass {flag} FILE")
     if os.path.realpath(job.source) == os.path.realpath(job.target):
         raise SpecError(f"--sidecar names the input {job.source}, which this output replaces: name another output")
     try:
@@ -135,7 +142,7 @@ def run_recorded(job: Job, recording: Recording, run: Run, told: Decided | None 
     check_sidecar(recording, job.overwrite)
     rename = recording.rename
     files = files_of(job, recording.given)
-    stamps = [_stamp(file) for file in files]
+    fingerprints = [_fingerprint(file) for file in files]
     for file in files:
         if not os.path.isdir(file.path):
             check_input(file.path)
@@ -151,8 +158,8 @@ def run_recorded(job: Job, recording: Recording, run: Run, told: Decided | None 
 
     with AtomicGroup() as group:
         report = run(job, note)
-        for file, stamp in zip(files, stamps, strict=True):
-            if _stamp(file) != stamp:
+        for file, before in zip(files, fingerprints, strict=True):
+            if _fingerprint(file) != before:
                 raise FormatError(f"{file.path} was written to while it was read: run again; nothing was written")
         outputs = [_output_record(output, job, rename) for output in group.staged]
         values = {
@@ -190,15 +197,14 @@ def _bytes_of(path: str) -> bytes:
         raise FormatError(f"cannot read {path}: {error.strerror}") from None
 
 
-def _stamp(file: InputFile) -> Stamp | None:
+def _fingerprint(file: InputFile) -> FileFingerprint | None:
     try:
-        return stamp_of(file.path)
+        return fingerprint_of(file.path)
     except FormatError:
         return None  # what cannot be read is said where it is read
 
 
 def _output_record(output: AtomicFile | AtomicFolder, job: Job, rename: Rename) -> FileRecord:
-    coverage = job.coverage is not None and os.path.realpath(output.path) == os.path.realpath(job.coverage)
-    return FileRecord(
-        "coverage" if coverage else "volume", rename(os.fspath(output.path)), file_digest(output.temporary)
-    )
+    real = os.path.realpath(output.path)
+    roles = {os.path.realpath(file): one.role for one in job.outputs for file in written_files(one.path)}
+    return FileRecord(roles.get(real, VOLUME), rename(os.fspath(output.path)), file_digest(output.temporary))

@@ -1,1 +1,1 @@
-"""Where settings come from besides the command line: config files and presets."""
+"""What is asked for: the table of options, config files, presets, and how they are merged."""

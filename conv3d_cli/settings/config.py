@@ -1,8 +1,8 @@
-"""Config files into stages: TOML and JSON with the options as keys, Keras' own JSON, and whole saved models.
+"""Config files into settings: TOML and JSON with the options as keys, Keras' own JSON, and whole saved models.
 
 A config says what one convolution is, or a stack of them (`[[layers]]`, a Keras Sequential model, a `.keras` file with its
-weights), and may set options of the run. What a stage and a job are is in `pipeline/run.py`; Keras' JSON is read by
-`layer/config.py` and weights by `kernels/weights`.
+weights), and may set options of the job. Which keys there are, and what their values must be, the table in `options.py`
+says; Keras' JSON is read by `layer/config.py` and weights by `kernels/weights`.
 """
 
 from __future__ import annotations
@@ -10,74 +10,30 @@ from __future__ import annotations
 import json
 import math
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from conv3d_cli.errors import ConfigError, FormatError, SpecError, unknown_name
+from conv3d_cli.settings.option import File, Place
+from conv3d_cli.settings.options import JOB_KEYS, OPTION, OPTIONS, STAGE_KEYS, Settings, overlay
 from conv3d_cli.system.inputs import near_names
 
-STAGE_KEYS = (
-    "name", "kernel", "kernel_size", "filters", "strides", "padding", "dilation_rate", "groups", "boundary",
-    "allow_strided_dilation", "activation", "bias", "use_bias", "flip", "normalize", "kernel_initializer", "bias_initializer",
-    "seed", "kernel_regularizer", "bias_regularizer", "activity_regularizer", "kernel_constraint", "bias_constraint",
-    "orient", "magnitude",
-    "kernel_spacing", "crop_kernel",
-)  # fmt: skip
-JOB_KEYS = (
-    "axes", "data_format", "dtype", "precision", "threads", "max_memory", "algorithm", "gz_level", "overwrite",
-    "chunks", "levels", "compression", "mask", "mask_mode", "mask_labels", "nan", "missing", "min_coverage",
-    "scale", "strict", "like",
-)  # fmt: skip
-MODEL_SUFFIXES = (".keras", ".h5", ".hdf5")  # files that hold a whole model: its layers and their weights
+if TYPE_CHECKING:
+    from conv3d_cli.layer.config import LayerConfig
 
-_BOOLEAN = (bool, "true or false")
-_NAME = (str, "a name")
-# what a value must be; keys that are not here are checked where they are used
-_TYPES: dict[str, tuple[type | tuple[type, ...], str]] = {
-    "flip": _BOOLEAN,
-    "normalize": _BOOLEAN,
-    "kernel_spacing": (str, "match, resample or ignore"),
-    "crop_kernel": ((int, float), "a number such as 1e-6"),
-    "use_bias": _BOOLEAN,
-    "overwrite": _BOOLEAN,
-    "allow_strided_dilation": _BOOLEAN,
-    "magnitude": _BOOLEAN,
-    "orient": (str, "voxel or world"),
-    "name": _NAME,
-    "data_format": _NAME,
-    "dtype": _NAME,
-    "precision": _NAME,
-    "algorithm": _NAME,
-    "boundary": (str, 'a text such as "nearest"'),
-    "axes": (str, 'letters such as "tzyx"'),
-    "threads": (int, "a whole number"),
-    "seed": (int, "a whole number"),
-    "gz_level": (int, "a whole number from 0 to 3"),
-    "levels": (int, "a whole number"),
-    "compression": (str, "none, deflate or zstd"),
-    "scale": _NAME,
-    "strict": _BOOLEAN,
-    "mask": (str, "a file's name"),
-    "mask_mode": _NAME,
-    "mask_labels": _BOOLEAN,
-    "nan": _NAME,
-    "like": _NAME,
-    "missing": ((int, float), "a number"),
-    "min_coverage": ((int, float), "a number"),
-    "chunks": ((int, list), "a whole number, or three as in [32, 128, 128]"),
-    "max_memory": ((str, int), 'a size such as "2G"'),
-    "kernel": ((str, list), 'a text such as "gaussian:fwhm=6mm" or a nested list of numbers'),
-}
+# keys whose texts are paths whatever they say; a kernel and a bias are paths where they are nothing else
+FILE_KEYS = tuple(option.name for option in OPTIONS if option.config is not None and option.file is File.READ)
+MODEL_SUFFIXES = (".keras", ".h5", ".hdf5")  # files that hold a whole model: its layers and their weights
 
 
 @dataclass
 class Config:
-    """What a config file says: arguments for each `Stage` of the stack, and for the `Job`."""
+    """What a config file says: of each convolution of the stack, and of the job."""
 
     path: str = ""
-    stages: list[dict[str, Any]] = field(default_factory=lambda: [{}])
-    job: dict[str, Any] = field(default_factory=dict)
+    stages: list[Settings] = field(default_factory=lambda: [Settings()])
+    job: Settings = field(default_factory=Settings)
 
 
 def read_config(path: str, with_kernel: bool = False) -> Config:
@@ -90,21 +46,23 @@ def read_config(path: str, with_kernel: bool = False) -> Config:
         return read_model_file(path)
     values = _parse(path)
     folder = Path(path).parent
-    if isinstance(values.get("mask"), str):
-        values["mask"] = str(folder / values["mask"])
+    for key in FILE_KEYS:
+        if isinstance(values.get(key), str):
+            values[key] = str(folder / values[key])
     if _is_keras(values):
         return from_keras(values, path, trained=with_kernel)
     layers = values.pop("layers", None)
     allowed = JOB_KEYS if layers is not None else (*STAGE_KEYS, *JOB_KEYS)
     _check_keys(values, allowed, f"config {path}")
     if layers is None:
-        stage = {key: value for key, value in values.items() if key in STAGE_KEYS}
-        return Config(path, [stage_arguments(stage, folder)], {k: v for k, v in values.items() if k in JOB_KEYS})
+        whole = Settings(**values)
+        stage = whole.only(Place.STAGE)
+        return Config(path, [layer_settings(stage, folder)], whole.only(Place.JOB, Place.MISSING))
     if not isinstance(layers, list) or not layers or not all(isinstance(layer, dict) for layer in layers):
         raise ConfigError(f"config {path}: layers must be a list of tables, one a layer, received {layers!r:.80}")
     for number, layer in enumerate(layers):
         _check_keys(layer, STAGE_KEYS, f"config {path}: layer {number + 1}")
-    return Config(path, [stage_arguments(layer, folder) for layer in layers], values)
+    return Config(path, [layer_settings(Settings(**layer), folder) for layer in layers], Settings(**values))
 
 
 def is_kernel_file(value: Any) -> bool:
@@ -158,56 +116,66 @@ def _check_keys(values: dict[str, Any], allowed: tuple[str, ...], where: str) ->
     for key, value in values.items():
         if key not in allowed:
             raise ConfigError(f"{where}: {unknown_name('key', key, allowed)}")
-        kind, words = _TYPES.get(key, (object, ""))
-        fits = isinstance(value, kind) and not (kind is int and isinstance(value, bool))
-        if not fits or (key == "gz_level" and value not in range(4)):
-            raise ConfigError(f"{where}: {key} must be {words}, received {value!r}")
+        option = OPTION[key]
+        rule = option.config
+        if rule is not None and not (rule.allows(value) and option.kind.in_range(value)):
+            raise ConfigError(f"{where}: {key} must be {rule.words}, received {value!r}")
 
 
-def stage_arguments(values: dict[str, Any], folder: Path | None = None) -> dict[str, Any]:
-    """Arguments for `Stage` from options in Keras' words: kernels and biases resolved, layers of weights files unfolded.
+def layer_settings(values: Settings, folder: Path | None = None) -> Settings:
+    """The settings of one convolution with its files read.
 
-    folder : Path or None       what kernel and bias paths are relative to
+    A bias becomes numbers. A kernel of a weights file brings the strides, padding, ... of its layer, which
+    those of `values` beat.
+
+    values : Settings           of one convolution, as one source says them
+    folder : Path or None       what the paths of kernel and bias are relative to
+    Raises: SpecError, ConfigError, FormatError, UnknownNameError.
+
+    >>> layer_settings(Settings(bias="1,2", strides=2)).given()
+    {'bias': [1.0, 2.0], 'strides': 2}
     """
-    result = {key: value for key, value in values.items() if key not in ("kernel", "bias", "activation")}
-    if values.get("kernel") is not None:
-        tells = values.keys() >= {"strides", "padding"}
-        result = {**_kernel_arguments(values["kernel"], folder, tells), **result}
-    if values.get("activation") is not None:
-        result["activations"] = (values["activation"],)
-    if values.get("bias") is not None:
-        result["bias"], files = _bias(values["bias"], folder)
-        result["files"] = (*result.get("files", ()), *files)
+    result = values
+    if values.kernel is not None:
+        complete = values.strides is not None and values.padding is not None
+        result = overlay(_kernel_settings(values.kernel, folder, complete), values.without("kernel"))
+    if values.activation is not None:
+        result = replace(result, activations=(values.activation,))
+    if values.no_bias:
+        result = replace(result, use_bias=False)
+    if values.bias is not None:
+        numbers, files = _bias(values.bias, folder)
+        result = replace(result, bias=numbers, files=(*result.files, *files))
     return result
 
 
-def _kernel_arguments(value: Any, folder: Path | None, tells: bool) -> dict[str, Any]:
+def _kernel_settings(value: Any, folder: Path | None, complete: bool) -> Settings:
     """The kernel, with the strides, padding, ... of a layer whose file holds them.
 
-    tells : bool        strides and padding are given beside it; else a note tells where the file does not hold them
+    complete : bool     strides and padding are given beside it; else a note says that the file does not hold them
     """
     if isinstance(value, str):
         from conv3d_cli.kernels import may_name_a_layer
 
         value = located_kernel(value, folder)
         if not may_name_a_layer(value):
-            return {"kernel": value}
+            return Settings(kernel=value)
         from conv3d_cli.kernels import weights
         from conv3d_cli.kernels.weights.layer import WEIGHTS_ONLY
 
         if weights.find_weights_file(weights.split_name(value)[0]) is None:
-            return {"kernel": value}
+            return Settings(kernel=value)
         try:
             saved = weights.saved_layer(value)
         except SpecError as error:
             if value.lower().endswith(MODEL_SUFFIXES):  # no layer named: perhaps the whole model is meant
                 raise SpecError(f"{error}, or pass -c {value} to run the whole model") from None
             raise
-        arguments = _saved_arguments(saved.config or {})
         files = (weights.split_name(value)[0],)
-        lacking = [WEIGHTS_ONLY] if saved.config is None and not tells else []
+        lacking = [WEIGHTS_ONLY] if saved.config is None and not complete else []
         notes = tuple(f"layer {saved.name}: {note}" for note in (*saved.notes, *lacking))
-        return {**arguments, "kernel": saved.as_kernel(value), "boundary": "zeros", "notes": notes, "files": files}
+        of_layer = _saved_settings(saved.config or {})
+        return replace(of_layer, kernel=saved.as_kernel(value), boundary="zeros", notes=notes, files=files)
     import numpy as np
 
     from conv3d_cli.model.kernel import Kernel
@@ -218,7 +186,7 @@ def _kernel_arguments(value: Any, folder: Path | None, tells: bool) -> dict[str,
         raise ConfigError(
             "the kernel in the config must be a nested list of numbers with rows of equal length"
         ) from None
-    return {"kernel": Kernel(array, name="of the config")}
+    return Settings(kernel=Kernel(array, name="of the config"))
 
 
 def located_kernel(text: str, folder: Path | None) -> str:
@@ -249,13 +217,12 @@ def _numbers(text: str) -> list[float] | None:
         return None
 
 
-def _saved_arguments(config: dict[str, Any]) -> dict[str, Any]:
-    """Arguments for `Stage` out of what a weights file says of a layer, in Keras' words."""
+def _saved_settings(config: dict[str, Any]) -> Settings:
+    """What a weights file says of a layer, in Keras' words."""
     names = ("name", "strides", "padding", "dilation_rate", "groups", "use_bias")
-    result = {key: config[key] for key in names if config.get(key) is not None}
-    if config.get("activation") is not None:
-        result["activations"] = (config["activation"],)
-    return result
+    activation = config.get("activation")
+    found: dict[str, Any] = {key: config.get(key) for key in names}
+    return Settings(**found, activations=None if activation is None else (activation,))
 
 
 def _bias(value: Any, folder: Path | None) -> tuple[list[float], tuple[str, ...]]:
@@ -297,28 +264,28 @@ def from_keras(values: dict[str, Any], path: str, trained: bool = False) -> Conf
         layers = read_model(values, trained)
     except SpecError as error:
         raise type(error)(f"config {path}: {error}") from error
-    config = Config(path, [_layer_arguments(layer) for layer in layers])
+    config = Config(path, [_keras_settings(layer) for layer in layers])
     formats = {layer.data_format for layer in layers if layer.data_format}
     if len(formats) > 1:
         raise ConfigError(f"config {path}: all layers must have the same data_format, received {sorted(formats)}")
     if formats:
-        config.job["data_format"] = formats.pop()
+        config.job = Settings(data_format=formats.pop())
     return config
 
 
-def _layer_arguments(layer: Any) -> dict[str, Any]:
-    """Arguments for `Stage` out of a `LayerConfig`."""
+def _keras_settings(layer: LayerConfig) -> Settings:
+    """What a layer of Keras' says of a convolution."""
     same = (
         "name", "kernel_size", "filters", "strides", "dilation_rate", "groups", "use_bias", "kernel_initializer",
         "bias_initializer", "seed", "kernel_regularizer", "bias_regularizer", "activity_regularizer", "kernel_constraint",
         "bias_constraint", "notes",
     )  # fmt: skip
-    return {
+    return Settings(
         **{name: getattr(layer, name) for name in same},
-        "padding": layer.spec().padding,
-        "boundary": "zeros",
-        "activations": (layer.activation, *layer.then),
-    }
+        padding=layer.spec().padding,
+        boundary="zeros",
+        activations=(layer.activation, *layer.then),
+    )
 
 
 def read_model_file(path: str) -> Config:
@@ -337,10 +304,10 @@ def read_model_file(path: str) -> Config:
         raise FormatError(
             f"cannot read {path}: its model has {len(config.stages)} Conv3D layers, its weights {len(saved)}"
         )
+    stages = []
     for stage, in_order in zip(config.stages, saved, strict=True):
         # layers of models within the model may have the same name, and then come in the same order
-        named = [layer for layer in saved if layer.name == stage["name"]]
+        named = [layer for layer in saved if layer.name == stage.name]
         layer = named[0] if len(named) == 1 else in_order
-        stage["kernel"] = layer.as_kernel(f"{path}::{layer.name}")
-        stage["files"] = (path,)
-    return config
+        stages.append(replace(stage, kernel=layer.as_kernel(f"{path}::{layer.name}"), files=(path,)))
+    return replace(config, stages=stages)

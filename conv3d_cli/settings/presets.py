@@ -7,11 +7,10 @@ are named after what they compute. How its Gaussian is sampled is `kernels/sampl
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from conv3d_cli.errors import SpecError, unknown_name
+from conv3d_cli.errors import unknown_name
 
 
 @dataclass(frozen=True)
@@ -120,84 +119,3 @@ def find_preset(name: str) -> Preset:
     if name not in PRESETS:
         raise unknown_name("preset", name, PRESETS)
     return PRESETS[name]
-
-
-def apply_preset(
-    name: str, stage: Mapping[str, Any], run: Mapping[str, Any]
-) -> tuple[dict[str, Any], dict[str, Any], Applied]:
-    """Arguments of a stage and of the run with what a preset sets beside them, and an account of it.
-
-    stage, run : dict       what was asked for; a key that is there is the user's
-    Raises: UnknownNameError.
-
-    >>> stage, run, applied = apply_preset("fsl", {"kernel": "gaussian:fwhm=6mm", "padding": "valid"}, {})
-    >>> stage["kernel"], stage["padding"], stage["boundary"]
-    ('gaussian:fwhm=6mm:sampling=fsl', 'valid', 'renormalize')
-    >>> applied.yours
-    {'padding': 'valid'}
-    """
-    preset = find_preset(name)
-    kernel = stage.get("kernel")
-    wishes: dict[str, Any] = {"padding": preset.padding, "boundary": preset.boundary}
-    remark = ""
-    missing = run.get("mask") is not None or run.get("missing") is not None or run.get("nan") == "ignore"
-    if preset.boundary == "renormalize-depth" and missing and "boundary" not in stage:
-        wishes["boundary"], remark = "renormalize", "with a mask edges are renormalized along all axes"
-    if _is_builtin(kernel):
-        if preset.sampling != "scipy":
-            wishes["sampling"] = preset.sampling
-    else:
-        # no tool here looks at the spacing of a kernel's file
-        wishes |= {"flip": preset.flip, "normalize": preset.normalize, "kernel_spacing": "ignore"}
-    new_stage, new_run = dict(stage), dict(run)
-    settings: dict[str, Any] = {}
-    yours: dict[str, Any] = {}
-    for key, value in wishes.items():
-        if key == "sampling":
-            given = _gaussian_parameters(kernel)
-            if given is None:
-                continue
-            kept = {k: v for k, v in given.items() if k in ("truncate", "sampling")}
-            if kept:
-                yours |= kept
-                continue
-            new_stage["kernel"] = f"{kernel}:sampling={value}"
-        elif key in stage:
-            if stage[key] != value:
-                yours[key] = stage[key]
-            continue
-        else:
-            new_stage[key] = value
-        if value is not False:
-            settings[key] = value
-    if "nan" in run:
-        if run["nan"] != preset.nan:
-            yours["nan"] = run["nan"]
-    elif preset.nan != "propagate" and "missing" not in run:
-        new_run["nan"] = settings["nan"] = preset.nan
-    if not preset.gaussian and _gaussian_parameters(kernel) is not None:
-        remark = f"{name} has no Gaussian and no mm: it is sampled as conv3d does"
-    return new_stage, new_run, Applied(name, settings, yours, remark)
-
-
-def _is_builtin(kernel: Any) -> bool:
-    from conv3d_cli.kernels import is_builtin  # late: it knows NumPy, and `--help` does without
-
-    return isinstance(kernel, str) and is_builtin(kernel)
-
-
-def _gaussian_parameters(kernel: Any) -> dict[str, str] | None:
-    """Parameters of a `gaussian:...` text as written; None for another kernel."""
-    if not isinstance(kernel, str):
-        return None
-    name, *pairs = (part.strip() for part in kernel.split(":"))
-    if name != "gaussian":
-        return None
-    split = (pair.partition("=") for pair in pairs)
-    return {key.strip(): value.strip() for key, _, value in split}
-
-
-def refuse_stack(name: str, layers: int) -> None:
-    """Raises: SpecError, since a preset is of one convolution."""
-    if layers > 1:
-        raise SpecError(f"--like {name} is for one convolution, and this is a stack of {layers} layers: leave it out")

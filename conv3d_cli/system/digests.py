@@ -1,7 +1,7 @@
 """Digests: short names of the contents of files, arrays and settings, by which a run can tell whether they are the same.
 
-All are SHA-256, written "sha256:" and 64 hexadecimal digits, so that `sha256sum` finds the same of a file. A stamp tells without
-reading whether a file was touched.
+All are SHA-256, written "sha256:" and 64 hexadecimal digits, so that `sha256sum` finds the same of a file. A
+fingerprint tells whether a file was touched, without reading it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 DIGEST_NAME = "sha256"
 
-Stamp = list[Any]
+FileFingerprint = list[Any]
+"""What `fingerprint_of` finds: [size, inode, time of modification in ns, time of change in ns] of a file."""
 
 
 def file_digest(path: str | os.PathLike[str]) -> str:
@@ -125,9 +126,12 @@ def settings_digest(settings: Mapping[str, Any]) -> str:
     return f"{DIGEST_NAME}:{hashlib.new(DIGEST_NAME, text.encode()).hexdigest()}"
 
 
-def stamp_of(path: str) -> Stamp:
-    """What tells that a file was not touched: size, inode, times of modification and change in ns; of a folder, a digest of
-    those of all in it, and the last of the times. Raises: FormatError."""
+def fingerprint_of(path: str) -> FileFingerprint:
+    """The fingerprint of a file, which stays the same while nobody writes to it: size, inode, times of modification and of
+    change in ns. For a folder: a digest of the fingerprints in it, their number, and the latest time, twice.
+
+    Raises: FormatError.
+    """
     try:
         if not os.path.isdir(path):
             status = os.stat(path)

@@ -13,6 +13,7 @@ import pytest
 from conv3d_cli.batch.depfile import check_depfile, rules, write_depfile
 from conv3d_cli.errors import OutputExistsError, SpecError
 from conv3d_cli.model.missing import Missing
+from conv3d_cli.pipeline.outputs import Output
 from conv3d_cli.pipeline.request import Job, Stage
 
 NAMES = [
@@ -86,7 +87,14 @@ def test_everything_that_is_read_is_there(tmp_path: Path, monkeypatch: pytest.Mo
     for name in ("m.zarr/zarr.json", "m.zarr/c/0/0"):
         Path(name).touch()
     stage = Stage("psf.npy", bias=(1.0,), files=("bias.npy",))
-    job = Job("a.hdr", "o.npy", (stage,), missing=Missing(mask="m.zarr"), coverage="c.npy", files=("c.toml", "m.csv"))
+    job = Job(
+        "a.hdr",
+        "o.npy",
+        (stage,),
+        missing=Missing(mask="m.zarr"),
+        beside=(Output("coverage", "c.npy"),),
+        files=("c.toml", "m.csv"),
+    )
     first, *others = rules([job]).split("\n\n")
     assert first == "o.npy c.npy: a.hdr a.img m.zarr/zarr.json m.zarr/c/0/0 psf.npy c.toml m.csv bias.npy"
     assert [text.strip() for text in others] == [f"{name}:" for name in first.split()[2:]]

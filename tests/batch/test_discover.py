@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from conv3d_cli.batch.discover import Found, find_volumes, matches
+from conv3d_cli.batch.discover import InputPath, find_volumes, matches
 from conv3d_cli.errors import FormatError, SpecError
 
 
@@ -56,7 +56,7 @@ def test_and_for_the_tree_below_it(tree: Path) -> None:
 def test_several_folders_keep_the_tree_below_what_holds_them(tree: Path) -> None:
     found = find_volumes(["in/sub-01", "in/b.npy", "in/sub-02"], recursive=True)[0]
     assert [v.below for v in found] == ["sub-01/anat", "sub-01/func", "", "sub-02/anat"]
-    assert found[2] == Found("in/b.npy")
+    assert found[2] == InputPath("in/b.npy")
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from conv3d_cli.batch import resume as ledger_module
-from conv3d_cli.batch.resume import LEDGER_NAME, Ledger, check_resumable, is_settled, settings_of, stamp_of
+from conv3d_cli.batch import resume as resume_module
+from conv3d_cli.batch.resume import LOG_NAME, ResumeLog, check_resumable, fingerprint_of, is_settled, settings_of
 from conv3d_cli.errors import OutputExistsError, SpecError
 from conv3d_cli.model.kernel import Kernel
 from conv3d_cli.model.missing import Missing
@@ -38,17 +38,17 @@ def job(tmp_path: Path, rng: np.random.Generator) -> Job:
 
 
 def run(job: Job, **options: Any) -> None:
-    book = Ledger(**options)
-    standing = book.standing(job)
-    run_job(standing.allow(), decided=lambda prepared: book.begin(standing))
-    assert not book.finish(standing)
+    log = ResumeLog(**options)
+    status = log.status(job)
+    run_job(status.allowed_job(), decided=lambda prepared: log.begin(status))
+    assert not log.finish(status)
 
 
 def why(job: Job, **options: Any) -> str:
     """Why a job is not done; "" if it is."""
-    standing = Ledger(**options).standing(job)
-    assert standing.done == (not standing.why)
-    return standing.why
+    status = ResumeLog(**options).status(job)
+    assert status.done == (not status.reason)
+    return status.reason
 
 
 def change(path: str, keep_times: bool = False) -> None:
@@ -61,7 +61,7 @@ def change(path: str, keep_times: bool = False) -> None:
 
 
 def test_done_once_it_is_done(job: Job) -> None:
-    assert not Ledger().standing(job).done
+    assert not ResumeLog().status(job).done
     run(job)
     assert why(job) == ""
     assert why(replace(job, threads=1, max_memory=1 << 30, overwrite=True)) == ""  # these do not change the bits
@@ -78,7 +78,7 @@ def test_other_bytes_in(job: Job, tmp_path: Path, name: str, words: str, keep_ti
     change(str(tmp_path / name), keep_times)
     assert words in why(job)
     with pytest.raises(OutputExistsError, match=f"{words}.*pass --overwrite"):
-        Ledger().standing(job).allow()
+        ResumeLog().status(job).allowed_job()
     run(replace(job, overwrite=True))
     assert why(job) == ""
 
@@ -91,9 +91,9 @@ def test_another_output(job: Job, keep_times: bool) -> None:
     change(job.target, keep_times)
     assert why(job) == "it was changed since it was made"
     os.unlink(job.target)
-    standing = Ledger().standing(job)
-    assert not standing.done
-    assert standing.allow() == job
+    status = ResumeLog().status(job)
+    assert not status.done
+    assert status.allowed_job() == job
 
 
 def test_same_bytes_elsewhere_are_the_same(job: Job, tmp_path: Path) -> None:
@@ -112,9 +112,9 @@ def test_same_bytes_elsewhere_are_the_same(job: Job, tmp_path: Path) -> None:
 
 def test_bytes_are_read_only_where_stamps_differ(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
-    digest = ledger_module.file_digest
+    digest = resume_module.file_digest
     monkeypatch.setattr(
-        ledger_module, "file_digest", lambda path: (read.append(os.path.basename(path)), digest(path))[1]
+        resume_module, "file_digest", lambda path: (read.append(os.path.basename(path)), digest(path))[1]
     )
     time.sleep(0.03)
     run(job)
@@ -135,9 +135,9 @@ def test_bytes_are_read_only_where_stamps_differ(job: Job, monkeypatch: pytest.M
 def test_a_stamp_is_believed_when_the_clock_has_moved_on(tmp_path: Path) -> None:
     path = tmp_path / "x"
     path.write_bytes(b"x")
-    assert not is_settled(stamp_of(str(path)))
+    assert not is_settled(fingerprint_of(str(path)))
     time.sleep(0.03)
-    assert is_settled(stamp_of(str(path)))
+    assert is_settled(fingerprint_of(str(path)))
     coarse = (time.time_ns() // 10**9 - 1) * 10**9  # a file system that counts in seconds
     assert not is_settled([1, 1, coarse, coarse])
     assert is_settled([1, 1, coarse - 2 * 10**9, coarse - 2 * 10**9])
@@ -175,7 +175,7 @@ def test_verification_is_part_of_done(job: Job) -> None:
 
 def test_another_version(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     run(job)
-    monkeypatch.setattr(ledger_module, "VERSION", "99.0")
+    monkeypatch.setattr(resume_module, "VERSION", "99.0")
     assert why(job).startswith("it was made by version ")
 
 
@@ -191,9 +191,9 @@ def test_kernels_in_memory_count_by_their_numbers() -> None:
 
 def test_what_is_not_known(job: Job) -> None:
     run_job(job)
-    assert f"{LEDGER_NAME} beside it does not know it" in why(job)
+    assert f"{LOG_NAME} beside it does not know it" in why(job)
     with pytest.raises(OutputExistsError, match="does not know it; pass --overwrite"):
-        Ledger().standing(job).allow()
+        ResumeLog().status(job).allowed_job()
 
 
 def test_what_belongs_to_an_output_is_part_of_it(job: Job, tmp_path: Path) -> None:
@@ -207,34 +207,34 @@ def test_what_belongs_to_an_output_is_part_of_it(job: Job, tmp_path: Path) -> No
 
 def test_what_a_killed_run_left_may_be_replaced(job: Job, tmp_path: Path) -> None:
     time.sleep(0.03)
-    book = Ledger()
-    book.begin(book.standing(job))
+    log = ResumeLog()
+    log.begin(log.status(job))
     np.save(job.target, np.zeros(3))  # it was renamed into place, and the run killed before it could say so
-    standing = Ledger().standing(job)
-    assert (standing.done, standing.left) == (False, True)
-    assert standing.allow().overwrite
+    status = ResumeLog().status(job)
+    assert (status.done, status.interrupted) == (False, True)
+    assert status.allowed_job().overwrite
     change(str(tmp_path / "k.npy"))
     with pytest.raises(OutputExistsError, match="its kernel changed"):
-        Ledger().standing(job).allow()
+        ResumeLog().status(job).allowed_job()
 
 
 def test_what_came_to_nothing_gives_no_leave(job: Job) -> None:
-    book = Ledger()
-    standing = book.standing(job)
-    book.begin(standing)
-    book.give_up(standing)
+    log = ResumeLog()
+    status = log.status(job)
+    log.begin(status)
+    log.give_up(status)
     np.save(job.target, np.zeros(3))
     with pytest.raises(OutputExistsError, match="does not know it"):
-        Ledger().standing(job).allow()
+        ResumeLog().status(job).allowed_job()
 
 
 def test_a_run_that_comes_too_late_takes_nothing_back(job: Job) -> None:
     """Two runs begin the same volume; one is done, the other finds that a file appeared meanwhile."""
-    late = Ledger()
-    standing = late.standing(job)
-    late.begin(standing)
+    late = ResumeLog()
+    status = late.status(job)
+    late.begin(status)
     run(replace(job, overwrite=True))
-    late.give_up(standing)
+    late.give_up(status)
     assert why(job) == ""
 
 
@@ -242,26 +242,26 @@ def test_what_is_known_to_be_done_otherwise_was_not_left(job: Job) -> None:
     """A run with other options was killed before it replaced the output: that is still what the first one made."""
     run(job)
     other = replace(job, dtype="float64")
-    book = Ledger()
-    book.begin(book.standing(other))
+    log = ResumeLog()
+    log.begin(log.status(other))
     assert why(job) == ""
     with pytest.raises(OutputExistsError, match=r"other settings \(dtype\)"):
-        Ledger().standing(other).allow()
+        ResumeLog().status(other).allowed_job()
 
 
 def test_an_input_that_changes_during_the_run_is_not_written_down(job: Job) -> None:
-    book = Ledger()
-    standing = book.standing(job)
-    run_job(job, decided=lambda prepared: book.begin(standing))
+    log = ResumeLog()
+    status = log.status(job)
+    run_job(job, decided=lambda prepared: log.begin(status))
     change(job.source)
-    (note,) = book.finish(standing)
+    (note,) = log.finish(status)
     assert "changed meanwhile" in note
     assert "does not know it" in why(job)
 
 
 def test_lines_that_are_not_ours_are_passed_over(job: Job, tmp_path: Path) -> None:
     run(job)
-    path = tmp_path / LEDGER_NAME
+    path = tmp_path / LOG_NAME
     whole = path.read_bytes()
     assert b'"run": ' in whole
     nonsense = [
@@ -286,15 +286,15 @@ def test_lines_that_are_not_ours_are_passed_over(job: Job, tmp_path: Path) -> No
 
 ADD = """
 import sys
-from conv3d_cli.batch.resume import _Book
-book = _Book(sys.argv[1])
+from conv3d_cli.batch.resume import FolderLog
+log = FolderLog(sys.argv[1])
 for number in range(200):
-    book.add({"state": "failed", "run": "r", "output": f"{sys.argv[2]}-{number}" + "x" * 5000})
+    log.add({"state": "failed", "run": "r", "output": f"{sys.argv[2]}-{number}" + "x" * 5000})
 """
 
 
 def test_runs_at_once_do_not_disturb_each_other(tmp_path: Path) -> None:
-    path = tmp_path / LEDGER_NAME
+    path = tmp_path / LOG_NAME
     runs = [subprocess.Popen([sys.executable, "-c", ADD, path, name]) for name in "ab"]
     assert [process.wait(60) for process in runs] == [0, 0]
     lines = [json.loads(line)["output"].rstrip("x") for line in path.read_text().splitlines()]

@@ -188,9 +188,9 @@ def resume(folder: Path, rounds: int) -> None:
     command = [*apply(folder / "scans", out, "gaussian:fwhm=6mm")[:-4], "--out-dir", str(out), "--resume", "-q"]
     report("conv3d --resume, 200 scans, none done", [run(command)])
     report("all done, stamps too new: outputs are read", [run(command)])
-    ledger = (out / ".conv3d-resume.jsonl").read_bytes()
+    log = (out / ".conv3d-resume.jsonl").read_bytes()
     in_turn({"all done": command, "conv3d --version": [*command[:3], "--version"]}, rounds, folder)
-    assert (out / ".conv3d-resume.jsonl").read_bytes() == ledger, "something was read or made again"
+    assert (out / ".conv3d-resume.jsonl").read_bytes() == log, "something was read or made again"
     times = []
     for _ in range(rounds):
         for path in [*(folder / "scans").iterdir(), *out.glob("*.nii.gz")]:

@@ -13,9 +13,10 @@ import click
 import pytest
 
 from conv3d_cli.cli import main
-from conv3d_cli.cli.completion import BY_METAVAR, activations, kernels
+from conv3d_cli.cli.completion import BY_FILE, BY_METAVAR, activations, kernels
 from conv3d_cli.kernels import BUILTIN_KERNELS
 from conv3d_cli.layer.activations import ACTIVATIONS
+from conv3d_cli.settings.option import File
 
 
 @pytest.fixture
@@ -165,3 +166,7 @@ def test_asking_loads_nothing_heavy() -> None:
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "plain,--overwrite"
     assert not {"numpy", "numba", "rich", "nibabel"} & set(done.stderr.split())
+
+
+def test_every_kind_of_file_in_the_table_is_completed() -> None:
+    assert set(BY_FILE) == set(File)

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import numpy as np
 import pytest
 
 from conv3d_cli import Volume, write_volume
-from conv3d_cli.batch.resume import LEDGER_NAME
+from conv3d_cli.batch.resume import LOG_NAME
 
 EXAMPLE = Path(nib.__file__).parent / "tests" / "data" / "example4d.nii.gz"
 COMMAND = [sys.executable, "-m", "conv3d_cli", "apply"]
@@ -51,8 +52,8 @@ def test_only_what_changed_is_made_again(run: Any, scans: Path, tmp_path: Path, 
     assert statuses(result.stdout) == dict.fromkeys(names, "skipped")
     assert all(json.loads(line)["reason"] == "done already" for line in result.stdout.splitlines())
     assert "5 skipped" in result.stderr
-    assert (out / LEDGER_NAME).exists()
-    assert (out / "deep" / LEDGER_NAME).exists()
+    assert (out / LOG_NAME).exists()
+    assert (out / "deep" / LOG_NAME).exists()
 
     write_volume(str(scans / "deep/s1.nii.gz"), Volume(np.ones((9, 14, 17), np.int16), "zyx"), overwrite=True)
     (out / "deep/s2.nii.gz").unlink()
@@ -196,7 +197,7 @@ def test_what_runs_beside_a_failure_is_cancelled(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 3, done.stderr
     assert statuses(done.stdout) == {"large.npy": "cancelled", "none.npy": "failed"}
-    assert [path.name for path in (tmp_path / "out").iterdir()] in ([], [LEDGER_NAME])
+    assert [path.name for path in (tmp_path / "out").iterdir()] in ([], [LOG_NAME])
     assert "1 failed, 1 cancelled" in done.stderr
 
 
@@ -336,3 +337,44 @@ def test_rows_of_a_manifest_have_records_of_their_own(run: Any, volume: Path, tm
     run("rerun", tmp_path / "a.json")
     np.save(volume, np.load(volume) + 1)
     assert "--force" in run("rerun", tmp_path / "b.json", code=4).stderr
+
+
+def test_a_kept_log_is_understood(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """tests/data/resume/kept.jsonl was written by an earlier state of the program: its format stays.
+
+    It tells of two outputs that were done, one of them with its coverage; of one that a killed run had begun; and of one that
+    had failed. What it says of this machine (the version, and the file times and inode of an input) is set to what holds here.
+    """
+    monkeypatch.chdir(tmp_path)
+    volume = np.arange(60, dtype=np.float32).reshape(3, 4, 5)
+    mask = np.ones((3, 4, 5), np.float32)
+    mask[0] = 0
+    np.save("x.npy", volume)
+    np.save("late.npy", volume + 1)
+    np.save("mask.npy", mask)
+    # what the run of then has written: copies, and 0 outside the mask, where the coverage is 0
+    np.save("plain.npy", volume)
+    np.save("masked.npy", volume * mask)
+    np.save("coverage.npy", mask)
+    np.save("late_out.npy", volume - 1)  # the killed run's
+    text = (Path(__file__).parents[1] / "data" / "resume" / "kept.jsonl").read_text()
+    status = os.stat("late.npy")
+    here = [status.st_size, status.st_ino, status.st_mtime_ns, status.st_ctime_ns]
+    text = text.replace('"version": "0.1.0"', f'"version": "{version("conv3d")}"')
+    text = text.replace("[368, 2163461, 1795981329538426461, 1795981329538426461]", str(here))
+    Path(LOG_NAME).write_text(text)
+
+    def status_of(*arguments: str, code: int = 0) -> str:
+        result = run("apply", *arguments, "-k", "identity", "--resume", "--json", code=code)
+        return str(json.loads(result.stdout)["status"])
+
+    masked = ("x.npy", "--mask", "mask.npy", "--coverage-out", "coverage.npy", "-o", "masked.npy")
+    assert status_of("x.npy", "-o", "plain.npy") == "skipped"
+    assert status_of(*masked) == "skipped"
+    assert status_of("late.npy", "-o", "late_out.npy") == "done"  # what a killed run left may be replaced
+    np.testing.assert_array_equal(np.load("late_out.npy"), volume + 1)
+    assert status_of("x.npy", "-o", "failed.npy") == "done"
+    assert status_of("x.npy", "-o", "plain.npy", "--dtype", "float64", code=5) == "failed"
+    np.save("coverage.npy", mask / 2)
+    assert status_of(*masked, code=5) == "failed"
+    assert Path(LOG_NAME).read_text().startswith(text)

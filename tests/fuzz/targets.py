@@ -331,19 +331,16 @@ def _kernels(suffix: str) -> Seeds:
 
 def prepare_config(path: str) -> None:
     """A config all the way to the job that `conv3d explain` describes."""
-    from conv3d_cli.cli.options import make_job
+    from conv3d_cli.pipeline.make import make_job
     from conv3d_cli.pipeline.prepare import prepare_job
-    from conv3d_cli.settings.config import read_config
-    from conv3d_cli.system.machine import byte_size
+    from conv3d_cli.settings.merge import merge_settings
+    from conv3d_cli.settings.options import Settings
 
     volume = Path(path).with_name("volume.npy")
     if not volume.exists():
         np.save(volume, np.ones((8, 9, 10, 2), np.float32))
         shutil.copy(SAMPLES / "layer.npz", volume.parent)
-    config = read_config(path)
-    settings = {**config.job, "stages": config.stages}
-    ceiling = settings.get("max_memory")
-    settings["max_memory"] = byte_size(ceiling) if isinstance(ceiling, str) else ceiling
+    settings = merge_settings(Settings(config=path))
     with prepare_job(make_job(str(volume), f"{path}.out.npy", settings)):
         pass
 

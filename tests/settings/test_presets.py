@@ -16,7 +16,9 @@ from tools import TOOLS, command, installed, run_on_file
 from conv3d_cli.cli import main
 from conv3d_cli.kernels import read_kernel
 from conv3d_cli.kernels.sampling import SAMPLINGS, SamplingName
-from conv3d_cli.settings.presets import PRESETS, apply_preset
+from conv3d_cli.settings.merge import apply_preset
+from conv3d_cli.settings.options import Settings
+from conv3d_cli.settings.presets import PRESETS
 
 EXAMPLE = Path(nib.__file__).parent / "tests" / "data" / "example4d.nii.gz"
 GOLDEN = np.load(Path(__file__).parents[1] / "data" / "preset_golden.npz")
@@ -248,8 +250,8 @@ def test_every_preset_is_listed_and_every_sampling_named() -> None:
 @pytest.mark.parametrize("name", PRESETS)
 @pytest.mark.parametrize("sigma", [0.0, 0.05, 0.4, 1.0, 7.5])
 def test_every_gaussian_is_one(name: str, sigma: float) -> None:
-    stage, _, _ = apply_preset(name, {"kernel": f"gaussian:sigma={sigma},1,0vox"}, {})
-    kernel = read_kernel(stage["kernel"])
+    stage, _, _ = apply_preset(name, Settings(kernel=f"gaussian:sigma={sigma},1,0vox"), Settings())
+    kernel = read_kernel(str(stage.kernel))
     assert kernel.sum == pytest.approx(1, abs=1e-12)
     assert kernel.symmetries() == (True, True, True)
     assert kernel.size[2] == 1

@@ -146,5 +146,5 @@ def read_dataset(dataset: Any, size: int, what: str, path: str) -> Array:
         return decode_floats(dataset[()].tobytes(), "bfloat16").reshape(shape)
     if dataset.dtype.kind != "f":
         raise FormatError(f"cannot read {path}: {what} holds {dataset.dtype}, not floats")
-    values = dataset[()]
+    values: Array = dataset[()]
     return values.astype("=f8" if values.dtype.itemsize > 8 else f"=f{values.dtype.itemsize}")

@@ -214,7 +214,8 @@ def _dequantized(
     elif zero is not None:
         values = values - zero
     wide = np.float64 if scale.dtype == np.float64 else np.float32  # half scales are multiplied in float32, too
-    return (values.astype(wide) * scale.astype(wide)).astype(scale.dtype)
+    product: Array = values.astype(wide) * scale.astype(wide)
+    return product.astype(scale.dtype)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

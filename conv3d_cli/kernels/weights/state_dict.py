@@ -25,7 +25,8 @@ def _weight_norm(size: Array, direction: Array) -> Array:
     axes = tuple(axis for axis in range(direction.ndim) if size.ndim == 0 or size.shape[axis] == 1)
     wide = direction.astype(np.float64)
     with np.errstate(all="ignore"):  # a direction of zeros gives NaN, as in PyTorch; NaN is refused later
-        return (wide * (size / np.sqrt((wide**2).sum(axes, keepdims=True)))).astype(direction.dtype)
+        scaled: Array = wide * (size / np.sqrt((wide**2).sum(axes, keepdims=True)))
+        return scaled.astype(direction.dtype)
 
 
 def _is_norm_of(size: Sequence[int], direction: Sequence[int]) -> bool:
@@ -41,7 +42,8 @@ def _is_norm_of(size: Sequence[int], direction: Sequence[int]) -> bool:
 
 
 def _pruned(weight: Array, mask: Array) -> Array:
-    return weight * mask.astype(weight.dtype)
+    pruned: Array = weight * mask.astype(weight.dtype)
+    return pruned
 
 
 # the two tensors that a module holds in place of `weight`: what PyTorch calls it, how it computes, what their shapes must be

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from conv3d_cli.model.missing import NOTHING, Missing
+from conv3d_cli.pipeline.outputs import ROLES
 from conv3d_cli.system.machine import format_bytes
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ def plan_record(prepared: PreparedJob) -> dict[str, Any]:
         "grid_after": grid_record(prepared.header.grid),
         "voxel_offset": list(prepared.header.transform.offset),
         "missing": asdict(job.missing) if job.missing != NOTHING else None,
-        "coverage": job.coverage,
+        **{role: job.path_of(role) for role in ROLES},
         "threads": prepared.stages[0].plan.threads,
         "slab_depth": prepared.passage.slab_depth,
         "boxes": None if prepared.boxes is None else _boxes_record(prepared.boxes),

@@ -1,0 +1,339 @@
+"""From what a command names to its jobs: which volumes, and where each output goes. No volume is opened."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from conv3d_cli.batch.names import check_outputs, identity, made_before, output_name
+from conv3d_cli.errors import ConfigError, Conv3DError, SpecError
+from conv3d_cli.pipeline.outputs import ROLES
+from conv3d_cli.settings.config import located_bias, located_kernel
+from conv3d_cli.settings.option import File
+from conv3d_cli.settings.options import OPTION, Settings
+from conv3d_cli.system.atomic import suffix_of
+
+if TYPE_CHECKING:
+    from conv3d_cli.batch.discover import InputPath
+    from conv3d_cli.batch.manifest import Row
+    from conv3d_cli.pipeline.request import Job
+    from conv3d_cli.provenance.bids import Dataset
+
+
+@dataclass(frozen=True)
+class BatchRequest:
+    """Which volumes a command takes, and how it names their outputs.
+
+    inputs : tuple of str       volumes, and folders of volumes
+    manifest : str or None      a table of volumes and outputs, in place of inputs
+    output : str or None        the output of a single volume; "-" is a pipe
+    out_dir : str or None       folder of the outputs; None: each stands beside its input
+    suffix, prefix : str        of outputs' names
+    recursive, patterns, include_discrete       see `discover.find_volumes`
+    bids : bool                 the outputs make a derivative dataset of BIDS in `out_dir`
+    history : bool              each output holds a line on how it was made
+    """
+
+    inputs: tuple[str, ...] = ()
+    manifest: str | None = None
+    output: str | None = None
+    out_dir: str | None = None
+    suffix: str = ""
+    prefix: str = ""
+    recursive: bool = False
+    patterns: tuple[str, ...] = ()
+    include_discrete: bool = False
+    bids: bool = False
+    history: bool = False
+
+
+class JobSettings(Protocol):
+    """Everything that shapes a job beside its volumes, read and checked."""
+
+    @property
+    def overwrite(self) -> bool:
+        """Whether outputs may replace files."""
+
+    @property
+    def used_files(self) -> Sequence[str]:
+        """Files that jobs use beside their inputs: configs, kernels, a mask, what they write beside the output."""
+
+    def job(self, source: str, target: str) -> Job:
+        """The job of one volume. Raises: SpecError."""
+
+
+class JobOptions(Protocol):
+    """The options of a command: what was given, and how to read it."""
+
+    @property
+    def given(self) -> Settings:
+        """Options that were given."""
+
+    @property
+    def columns(self) -> Sequence[str]:
+        """Options that a manifest may have a column for."""
+
+    def settings(self, given: Settings, files: Sequence[str] = ()) -> JobSettings:
+        """What given options, config and preset ask for together.
+
+        files : paths       of files that the options come from, such as a manifest
+        Raises: SpecError, ConfigError, FormatError.
+        """
+
+    def parse(self, column: str, text: str) -> Any:
+        """The value of an option, from its text in a manifest. Raises: ValueError with the message."""
+
+
+@dataclass
+class JobPlan:
+    """What a command asks for.
+
+    jobs : list                 one for each volume, in the order of the inputs or of the manifest's lines
+    given : list of Settings    what was given for each job: on the command line and in its row
+    notes : list of str         on volumes that were left out
+    dataset : Dataset or None   that --bids makes of the outputs
+    """
+
+    jobs: list[Job]
+    given: list[Settings]
+    notes: list[str] = field(default_factory=list)
+    dataset: Dataset | None = None
+
+
+def plan_jobs(request: BatchRequest, options: JobOptions) -> JobPlan:
+    """The jobs of a command.
+
+    Raises: Conv3DError for anything that is wrong before data are read: options, names, two outputs with one name, an output
+    that is an input; FormatError if folders hold no volume, or config or manifest cannot be read.
+    """
+    plan = (_plan_inputs if request.manifest is None else _plan_manifest)(request, options)
+    _check_beside(plan.jobs)
+    if request.history:
+        from conv3d_cli.provenance.command import with_history
+
+        plan.jobs = [with_history(job, given) for job, given in zip(plan.jobs, plan.given, strict=True)]
+    return plan
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Files and folders
+
+
+def _plan_inputs(request: BatchRequest, options: JobOptions) -> JobPlan:
+    inputs, output, out_dir, given = request.inputs, request.output, request.out_dir, options.given
+    settings = options.settings(given)
+    _check_bids(request)
+    renamed = out_dir is not None or request.suffix or request.prefix
+    if output is not None and renamed:
+        raise SpecError("-o names one output; leave out --out-dir, --suffix and --prefix")
+    if output is None and not renamed:
+        raise SpecError(f"no output: {_output_options(inputs, given)}")
+    if renamed and "-" in inputs:
+        raise SpecError("standard input has no name to make an output's from; pass -o")
+    if output is not None and (folder := next((name for name in inputs if os.path.isdir(name)), None)) is not None:
+        from conv3d_cli.batch.discover import is_folder
+
+        if is_folder(folder):
+            raise SpecError(f"-o names one output, and {folder} is a folder; pass --out-dir for the volumes in it")
+    found, notes = _expand(request, settings)
+    sources = [volume.path for volume in found]
+    dataset = _dataset(sources, request, [given] * len(sources))
+    if output is not None:
+        if len(sources) > 1:
+            raise SpecError(f"-o names one output, received {len(sources)} inputs; pass --out-dir for many")
+        targets = [output]
+    elif dataset is not None:
+        targets = dataset.targets
+    else:
+        targets = [output_name(v.path, out_dir, request.suffix, request.prefix, v.below) for v in found]
+        old = {number for number in made_before(sources, targets) if found[number].in_folder}
+        if old:
+            notes.append(f"left out {len(old)} volume{'s' if len(old) > 1 else ''} that this command writes")
+            sources, targets = ([x for i, x in enumerate(names) if i not in old] for names in (sources, targets))
+        check_outputs(sources, targets, settings.overwrite, files=_read_from)
+    for role in ROLES.values():
+        if getattr(given, role.option, None) and len(sources) > 1:
+            raise SpecError(f"{role.flag} names one file, received {len(sources)} inputs; run them apart")
+    jobs = [settings.job(source, target) for source, target in zip(sources, targets, strict=True)]
+    return JobPlan(jobs, [given] * len(jobs), notes, dataset)
+
+
+def _output_options(inputs: Sequence[str], given: Settings) -> str:
+    """What to type for an output, for messages, with an example of its name."""
+    kernel = str(given.kernel or "").partition(":")[0]
+    word = kernel if kernel.isidentifier() else "out"
+    source = inputs[0]
+    if len(inputs) > 1 or (os.path.isdir(source) and not suffix_of(source)):
+        return f"pass --out-dir DIR, as in --out-dir {word}, or --suffix or --prefix"
+    name = f"{word}.npy" if source == "-" else os.path.basename(output_name(source, None, f"_{word}"))
+    return f"pass -o OUT, as in -o {shlex.quote(name)}, or --out-dir, --suffix or --prefix for many inputs"
+
+
+def _expand(request: BatchRequest, settings: JobSettings) -> tuple[list[InputPath], list[str]]:
+    """Inputs with folders replaced by the volumes in them."""
+    from conv3d_cli.batch.discover import find_volumes
+
+    return find_volumes(
+        request.inputs, request.recursive, request.patterns, request.out_dir, settings.used_files,
+        request.include_discrete, request.bids,
+    )  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A manifest
+
+
+def _plan_manifest(request: BatchRequest, options: JobOptions) -> JobPlan:
+    from conv3d_cli.batch.discover import check_left
+    from conv3d_cli.batch.discrete import LeftOut, named_discrete
+    from conv3d_cli.batch.manifest import read_manifest
+
+    path = request.manifest
+    assert path is not None
+    _check_bids(request)
+    for wrong, what in (
+        (request.inputs, "INPUT"),
+        (request.output, "-o"),
+        (request.patterns, "--glob"),
+        (request.recursive, "--recursive"),
+    ):
+        if wrong:
+            raise SpecError(f"--manifest names the volumes and their outputs; leave out {what}")
+    rows = read_manifest(path, ("input", "output", *options.columns))
+    folder = Path(path).parent
+    own = options.given
+    left = LeftOut()
+    kept, sources, labels, given = [], [], [], []
+    for row in rows:
+        where = f"manifest {path}, line {row.line}"
+        source = _located(row.cells["input"], folder)
+        if source == "-":
+            raise ConfigError(f"{where}, column input: '-' is no file, and a manifest names files")
+        if request.bids and not left.sift(source, request.include_discrete):
+            continue
+        kept.append(row)
+        sources.append(source)
+        labels.append(f"{source} (line {row.line})")
+        given.append(replace(own, **_row_options(options, row, folder, request.out_dir, where)))
+    rows = kept
+    with _errors_name(f"manifest {path}"):
+        check_left(rows, left)
+        dataset = _dataset(sources, request, given)
+    left.taken += [] if request.bids else named_discrete(sources)
+    targets = []
+    for number, (row, source) in enumerate(zip(rows, sources, strict=True)):
+        where = f"manifest {path}, line {row.line}"
+        if dataset is None:
+            targets.append(_target(row, source, request, folder, where))
+        elif "output" in row.cells:
+            raise ConfigError(f"{where}, column output: --bids names the outputs; leave the column out")
+        else:
+            targets.append(dataset.targets[number])
+    known: dict[str, JobSettings] = {}  # by the options they come from
+    jobs = []
+    for row, source, target, row_options in zip(rows, sources, targets, given, strict=True):
+        with _errors_name(f"manifest {path}, line {row.line}"):
+            key = json.dumps(row_options.given(), sort_keys=True)
+            if key not in known:
+                known[key] = options.settings(row_options, (path,))
+            jobs.append(known[key].job(source, target))
+    with _errors_name(f"manifest {path}"):
+        check_outputs(sources, targets, any(job.overwrite for job in jobs), labels, _read_from)
+    return JobPlan(jobs, given, left.notes(), dataset)
+
+
+def _read_from(source: str) -> tuple[str, ...]:
+    """The files that an input is read from."""
+    from conv3d_cli.formats import readable_files
+
+    return readable_files(source)
+
+
+def _target(row: Row, source: str, request: BatchRequest, folder: Path, where: str) -> str:
+    """Where a row's output goes: its own column, below `out_dir` if there is one, else a name made of the input's."""
+    if "output" in row.cells:
+        target = _located(row.cells["output"], folder if request.out_dir is None else Path(request.out_dir))
+        if target == "-":
+            raise ConfigError(f"{where}, column output: '-' is no file, and a manifest names files")
+        return target
+    if request.out_dir is None and not request.suffix and not request.prefix:
+        raise ConfigError(f"{where}, column output: no output; name one, or pass --out-dir, --suffix or --prefix")
+    return output_name(source, request.out_dir, request.suffix, request.prefix)
+
+
+def _row_options(options: JobOptions, row: Row, folder: Path, out_dir: str | None, where: str) -> dict[str, Any]:
+    """A row's options, as if they were on the command line. Raises: ConfigError, which names line and column."""
+    found: dict[str, Any] = {}
+    for column, text in row.cells.items():
+        if column in ("input", "output"):
+            continue
+        try:
+            value = options.parse(column, text)
+        except ValueError as error:
+            raise ConfigError(f"{where}, column {column}: {error}") from None
+        file = OPTION[column].file
+        if file is File.KERNEL:
+            value = located_kernel(value, folder)
+        elif file is File.BIAS:
+            value = located_bias(value, folder)
+        elif file is File.READ:
+            value = _located(value, folder)
+        elif file is File.WRITTEN:
+            value = _located(value, folder if out_dir is None else Path(out_dir))
+        found[column] = value
+    return found
+
+
+def _located(text: str, folder: Path) -> str:
+    """A path from a file in `folder`, which it is relative to; URLs stay as they are."""
+    return text if "://" in text or text == "-" else str(folder / text)
+
+
+@contextmanager
+def _errors_name(place: str) -> Iterator[None]:
+    """Begin the errors of the body with a place."""
+    try:
+        yield
+    except Conv3DError as error:
+        raise type(error)(f"{place}: {error}") from error
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Both
+
+
+def _check_bids(request: BatchRequest) -> None:
+    """Refuse options that would name what --bids names."""
+    if not request.bids:
+        return
+    if request.out_dir is None:
+        raise SpecError("--bids writes a dataset: name its folder, as in --out-dir derivatives/conv3d")
+    for name in ("output", "suffix", "prefix"):
+        if getattr(request, name):
+            raise SpecError(f"--bids names the outputs: leave out --{name}")
+
+
+def _dataset(sources: Sequence[str], request: BatchRequest, given: Sequence[Settings]) -> Dataset | None:
+    """The derivative dataset that --bids asks for."""
+    if not request.bids:
+        return None
+    from conv3d_cli.provenance.bids import plan_dataset
+
+    assert request.out_dir is not None
+    return plan_dataset(sources, request.out_dir, given)
+
+
+def _check_beside(jobs: Sequence[Job]) -> None:
+    """Refuse a file beside an output that two jobs would write, or that is another's output or input."""
+    others = {identity(name) for job in jobs for name in (job.source, job.target)}
+    for role, path in ((output.role, output.path) for job in jobs for output in job.beside):
+        real = identity(path)
+        if real in others:
+            raise SpecError(f"the {role} {path} is also an input, an output or another's {role}; rename it")
+        others.add(real)

@@ -1,0 +1,79 @@
+"""The volumes of a job in pictures, before and after it, for the page of `apply --report`."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from conv3d_cli.errors import Conv3DError
+
+if TYPE_CHECKING:
+    from conv3d_cli.pictures.slices import Slices
+    from conv3d_cli.pipeline.prepare import PreparedJob
+    from conv3d_cli.pipeline.request import Job
+    from conv3d_cli.pipeline.run import JobReport
+
+
+@dataclass
+class Preview:
+    """What a page shows of one job: three slices of each volume, which are read apart from the job.
+
+    decided, done : str             what was decided and what was done, in aligned lines
+    before, after : Slices or None  of the input and the output
+    same_window : bool              show both with the same grey-level window
+    notes : list of str             why a picture is missing
+    seconds : float                 that the job waited for the first picture
+    output_letters : str            axes of the output in storage order
+    """
+
+    job: Job
+    decided: str = ""
+    done: str = ""
+    before: Slices | None = None
+    after: Slices | None = None
+    same_window: bool = False
+    notes: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+    output_letters: str = ""
+
+    def look_before(self, prepared: PreparedJob) -> None:
+        """Keep what was decided, and slices of the input before an output may replace it."""
+        from conv3d_cli.batch.report import describe
+
+        started = time.perf_counter()
+        self.decided = describe(prepared)
+        # a kernel of sum 1 without an activation keeps the scale of values
+        self.same_window = all(
+            abs(stage.kernel.sum - 1) < 1e-3 and all(name in (None, "linear") for name in stage.stage.activations)
+            and not (stage.kernel.is_layer or stage.kernel.is_bank)
+            for stage in prepared.stages
+        )  # fmt: skip
+        self.before = self._look(self.job.source, prepared.reader.header.axes.letters)
+        self.output_letters = prepared.header.axes.letters
+        self.seconds += time.perf_counter() - started
+
+    def look_after(self, report: JobReport) -> JobReport:
+        """Keep slices of the output. Returns the report without the time that `look_before` took."""
+        from conv3d_cli.batch.report import describe_run
+
+        report = replace(report, seconds=max(0.0, report.seconds - self.seconds))
+        self.done = describe_run(report)
+        self.after = self._look(self.job.target, self.output_letters)
+        return report
+
+    def _look(self, path: str, letters: str) -> Slices | None:
+        """Three slices of a file; None, with a note, if it cannot be read a second time."""
+        from conv3d_cli.formats import find_format
+        from conv3d_cli.pictures.slices import read_slices
+
+        if path == "-":
+            self.notes.append("what passes through a pipe has no picture")
+            return None
+        found = find_format(path)
+        try:
+            # a .npy file does not name its axes; the job knows them
+            return read_slices(path, axes=letters if found is not None and found.name == "NumPy" else None, most=512)
+        except Conv3DError as error:
+            self.notes.append(f"no picture: {error}")
+            return None

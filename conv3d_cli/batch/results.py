@@ -1,0 +1,111 @@
+"""What came of each job of a batch, and the protocol of whoever shows it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from conv3d_cli.errors import Conv3DError, one_line
+
+if TYPE_CHECKING:
+    from conv3d_cli.batch.preview import Preview
+    from conv3d_cli.pipeline.request import Job
+
+Say = Callable[[str], None]
+"""Takes a message for the user."""
+
+
+@dataclass(frozen=True)
+class TableRow:
+    """One volume in the table at the end of a batch.
+
+    status : str                "done", "planned", "skipped", "failed" or "cancelled"
+    target : str                path of the output
+    remark : str                why it was skipped or failed
+    seconds : float or None     from opening the input to the output in its place; None if it was not run
+    volume_bytes : int          of the input's voxels, unpacked
+    """
+
+    status: str
+    target: str
+    remark: str = ""
+    seconds: float | None = None
+    volume_bytes: int = 0
+
+
+@dataclass
+class JobResult:
+    """What came of one job.
+
+    status : str                "done", "planned", "skipped", "failed" or "cancelled"
+    record : dict               the job's object for --json
+    remark : str                why it was skipped or failed
+    messages : list of str      for the user; shown after those of all earlier jobs
+    error : Conv3DError or None
+    preview : Preview or None   pictures for the page of --report; dropped when they are shown
+    volume_bytes : int          of the input's voxels, unpacked; 0 unless the job is done
+    """
+
+    job: Job
+    status: str
+    record: dict[str, Any]
+    remark: str = ""
+    messages: list[str] = field(default_factory=list)
+    error: Conv3DError | None = None
+    preview: Preview | None = None
+    volume_bytes: int = 0
+
+    def row(self) -> TableRow:
+        """This job in the table at the end."""
+        return TableRow(self.status, self.job.target, self.remark, self.record.get("seconds"), self.volume_bytes)
+
+
+def skipped(job: Job, reason: str) -> JobResult:
+    """The result of a job that needs no work."""
+    return JobResult(job, "skipped", {"input": job.source, "output": job.target, "reason": reason}, reason)
+
+
+def cancelled(job: Job) -> JobResult:
+    """The result of a job that was not begun, or not finished, because another one failed."""
+    return JobResult(job, "cancelled", {"input": job.source, "output": job.target})
+
+
+def failed(job: Job, error: Conv3DError, messages: list[str], preview: Preview | None = None) -> JobResult:
+    """The result of a job that ended with an error."""
+    text = one_line(error)
+    record = {"input": job.source, "output": job.target, "error": text, "exit_code": error.exit_code}
+    return JobResult(job, "failed", record, text, messages, error, preview)
+
+
+class Progress(Protocol):
+    """The progress of one volume, or of many."""
+
+    def __call__(self, done: int, total: int) -> None:
+        """Show that `done` voxels (or volumes) of `total` are finished. Called from any thread."""
+
+    def say(self, text: str) -> None:
+        """Show a message beside the progress."""
+
+
+class Reporter(Protocol):
+    """Shows a batch to its user, while it runs and at its end. The command line has one; tests have another."""
+
+    def progress(self, label: str, volumes: bool = False) -> AbstractContextManager[Progress]:
+        """Show progress until the context ends: of the voxels of one volume, or of a number of volumes."""
+
+    def say(self, text: str) -> None:
+        """Show a message that is never left out."""
+
+    def show(self, result: JobResult, say: Say) -> None:
+        """Show what came of a job, its messages by `say`. Results come in the order of their jobs.
+
+        The reporter drops the result's preview. Raises: WriteError if a page cannot be written.
+        """
+
+    def finish(self, rows: Sequence[TableRow], seconds: float) -> None:
+        """Show the table of all jobs, which took so many seconds together.
+
+        Raises: OSError if stdout did not take all records.
+        """

@@ -1,0 +1,13 @@
+"""What all commands share to tell their user how they went: lines on stderr, and the exit code."""
+
+from __future__ import annotations
+
+import click
+
+EXIT_CODE = "conv3d.exit_code"
+"""Key in a context's `meta`: the exit code, for commands that know it before they print their result."""
+
+
+def echo(text: str) -> None:
+    """Print a line on stderr."""
+    click.echo(text, err=True)

@@ -1,0 +1,64 @@
+"""How `conv3d apply` shows a batch: messages and progress on stderr, records on stdout, a page, a table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import click
+
+from conv3d_cli.cli.messages import echo
+from conv3d_cli.cli.progress import ProgressBar
+from conv3d_cli.cli.table import show_table
+
+if TYPE_CHECKING:
+    from conv3d_cli.batch.results import JobResult, Say, TableRow
+    from conv3d_cli.pictures.page import Report
+
+
+@dataclass
+class TerminalReporter:
+    """The `Reporter` of the command line.
+
+    as_json : bool              a line of JSON for each job, on stdout
+    quiet : bool                no progress, no messages, no table
+    page : Report or None       takes an entry for each job; whoever opens it finishes it
+    lost : OSError or None      why stdout took no more records; jobs run on
+    """
+
+    as_json: bool = False
+    quiet: bool = False
+    page: Report | None = None
+    lost: OSError | None = None
+
+    def progress(self, label: str, volumes: bool = False) -> ProgressBar:
+        """A bar on a terminal, nothing elsewhere."""
+        return ProgressBar(label, self.quiet, volumes)
+
+    def say(self, text: str) -> None:
+        """Print a message on stderr."""
+        echo(text)
+
+    def show(self, result: JobResult, say: Say) -> None:
+        """Print a job's messages and its record, and put it on the page."""
+        for text in result.messages if not self.quiet else ():
+            say(text)
+        if self.as_json and self.lost is None:
+            try:
+                click.echo(json.dumps({"status": result.status, **result.record}))
+            except OSError as error:
+                self.lost = error
+        if self.page is not None:
+            from conv3d_cli.batch.page import page_entry
+
+            self.page.add(page_entry(result))
+        result.preview = None
+
+    def finish(self, rows: Sequence[TableRow], seconds: float) -> None:
+        """Print the table of several jobs. Raises: OSError if stdout did not take all records."""
+        if len(rows) > 1 and not self.quiet:
+            show_table(rows, seconds)
+        if self.lost is not None:
+            raise self.lost

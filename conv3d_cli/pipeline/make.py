@@ -1,0 +1,46 @@
+"""The one place where settings become a `Job`, with its `Stage`s and its `Missing`."""
+
+from __future__ import annotations
+
+from conv3d_cli.kernels import orient_kernel
+from conv3d_cli.model.kernel import Kernel
+from conv3d_cli.model.missing import Missing
+from conv3d_cli.pipeline.outputs import outputs_beside
+from conv3d_cli.pipeline.request import Job, Stage
+from conv3d_cli.settings.merge import JobSettings
+from conv3d_cli.settings.option import Place
+from conv3d_cli.settings.options import Settings
+
+
+def make_job(source: str, target: str, settings: JobSettings) -> Job:
+    """The job that reads `source` and writes `target`.
+
+    Raises: SpecError, UnknownNameError for what no volume could make legal.
+
+    >>> from conv3d_cli.settings.merge import merge_settings
+    >>> job = make_job("a.nii", "b.nii", merge_settings(Settings(kernel="box:size=3", nan="ignore", gz_level=2)))
+    >>> job.stages[0].kernel, job.missing.nan, job.gz_level
+    ('box:size=3', 'ignore', 2)
+    """
+    return Job(
+        source=source,
+        target=target,
+        stages=tuple(map(make_stage, settings.stages)),
+        missing=Missing(**settings.run.arguments(Place.MISSING)),
+        beside=outputs_beside(settings.run.given()),
+        preset=settings.preset,
+        files=settings.run.files,
+        **settings.run.arguments(Place.JOB),
+    )
+
+
+def make_stage(settings: Settings) -> Stage:
+    """One convolution, with the direction of --orient as a parameter of its kernel.
+
+    Raises: SpecError, UnknownNameError; SpecError for a direction where the kernel takes none.
+    """
+    values = settings.arguments(Place.STAGE)
+    kernel = settings.kernel
+    if settings.orient not in (None, "voxel"):
+        values["kernel"] = orient_kernel(kernel if isinstance(kernel, (str, Kernel)) else None, str(settings.orient))
+    return Stage(activations=settings.activations or (), notes=settings.notes, files=settings.files, **values)

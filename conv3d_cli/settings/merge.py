@@ -1,0 +1,170 @@
+"""The command line, a config and a preset become the settings of one job.
+
+The first of the three that sets a value wins. Values that none of them sets keep the defaults of
+`Stage`, `Job` and `Missing`. `pipeline/make.py` makes the job.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from typing import Any
+
+from conv3d_cli.errors import SpecError
+from conv3d_cli.settings.config import Config, layer_settings, read_config
+from conv3d_cli.settings.option import Place
+from conv3d_cli.settings.options import OPTIONS, Settings, overlay
+from conv3d_cli.settings.presets import Applied, find_preset
+from conv3d_cli.system.machine import byte_size
+
+# options whose text may be Keras' serialised form as JSON
+LAYER_VALUES = tuple(o for o in OPTIONS if o.name.endswith(("initializer", "regularizer", "constraint")))
+# what a config says of its kernel: it goes with the kernel where another one is given
+_OF_KERNEL = ("kernel", "kernel_size", "filters", "bias", "files")
+
+
+@dataclass(frozen=True)
+class JobSettings:
+    """What a job is made of, beside the names of its input and output.
+
+    stages : tuple of Settings      one for each convolution in turn, with its files read
+    run : Settings                  of the job and its missing voxels; its files are configs, manifests
+    preset : Applied or None        what a preset set, and what it left alone
+    """
+
+    stages: tuple[Settings, ...]
+    run: Settings
+    preset: Applied | None = None
+
+
+def merge_settings(given: Settings) -> JobSettings:
+    """The settings of a job out of what was given, the config that it names, and the preset.
+
+    Raises: SpecError, ConfigError, FormatError, UnknownNameError.
+
+    >>> merged = merge_settings(Settings(kernel="box:size=3", padding="full", like="fsl", threads=2))
+    >>> merged.stages[0].given()
+    {'kernel': 'box:size=3', 'padding': 'full', 'boundary': 'renormalize'}
+    >>> merged.run.threads, str(merged.preset)
+    (2, 'fsl: boundary renormalize; yours instead: padding full')
+    """
+    config = read_config(given.config, with_kernel=given.kernel is not None) if given.config else Config()
+    stages = _stages(given, config)
+    run = overlay(config.job, given.only(Place.JOB, Place.MISSING))
+    if config.path:
+        run = replace(run, files=(config.path,))
+    if isinstance(run.max_memory, str):
+        run = replace(run, max_memory=byte_size(run.max_memory))
+    if run.like is None:
+        return JobSettings(stages, run)
+    if len(stages) > 1:
+        raise SpecError(
+            f"--like {run.like} is for one convolution, and this is a stack of {len(stages)} layers: leave it out"
+        )
+    stage, run, applied = apply_preset(run.like, stages[0], run)
+    return JobSettings((stage,), run, applied)
+
+
+def _stages(given: Settings, config: Config) -> tuple[Settings, ...]:
+    """The settings of each convolution: those of the config, and above them what was given.
+
+    Raises: SpecError if a stack is given more than a seed; else as `layer_settings`.
+    """
+    own = given.only(Place.STAGE)
+    if not own.no_bias:
+        own = own.without("no_bias")
+    names = own.given()
+    if not names:
+        return tuple(config.stages)
+    if len(config.stages) > 1:
+        if own.seed is not None and len(names) == 1:  # one seed for a stack: each layer draws numbers of its own
+            return tuple(replace(stage, seed=own.seed + number) for number, stage in enumerate(config.stages))
+        flags = ", ".join(o.flags[-1].partition("/")[0] for o in OPTIONS if o.name in names and o.name != "seed")
+        raise SpecError(
+            f"{flags} cannot be given for a stack of {len(config.stages)} layers; set it in the config {config.path}"
+        )
+    stage = config.stages[0]
+    if own.kernel is not None:
+        stage = stage.without(*_OF_KERNEL, *(["notes"] if stage.kernel is not None else []))
+    parsed = {o.name: _layer_value(o.flags[0], names[o.name]) for o in LAYER_VALUES if o.name in names}
+    return (overlay(stage, layer_settings(replace(own, **parsed))),)
+
+
+def _layer_value(flag: str, value: Any) -> Any:
+    """An initializer, regularizer or constraint: a name, or the dict of its serialised form."""
+    if isinstance(value, str) and value.lstrip().startswith("{"):
+        try:
+            return json.loads(value)
+        except ValueError as error:
+            raise SpecError(f"{flag} must be a name or a JSON object, received {value!r} ({error})") from None
+    return value
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Presets
+
+
+def apply_preset(name: str, stage: Settings, run: Settings) -> tuple[Settings, Settings, Applied]:
+    """The settings of a convolution and of its job over those of a preset, and its account.
+
+    A preset sets, where they are not given, padding, boundary, --nan, the sampling of a Gaussian,
+    and how a kernel's file is used.
+    Raises: UnknownNameError.
+
+    >>> stage, run, applied = apply_preset("fsl", Settings(kernel="gaussian:fwhm=6mm", padding="valid"), Settings())
+    >>> stage.kernel, stage.padding, stage.boundary
+    ('gaussian:fwhm=6mm:sampling=fsl', 'valid', 'renormalize')
+    >>> applied.yours
+    {'padding': 'valid'}
+    """
+    preset = find_preset(name)
+    kernel = stage.kernel
+    wishes: dict[str, Any] = {"padding": preset.padding, "boundary": preset.boundary}
+    remark = ""
+    missing = run.mask is not None or run.missing is not None or run.nan == "ignore"
+    if preset.boundary == "renormalize-depth" and missing and stage.boundary is None:
+        wishes["boundary"], remark = (
+            "renormalize",
+            "with a mask edges are renormalized along all axes",
+        )
+    builtin = _is_builtin(kernel)
+    if not builtin:
+        # no tool here looks at the spacing of a kernel's file
+        wishes |= {"flip": preset.flip, "normalize": preset.normalize, "kernel_spacing": "ignore"}
+    given = stage.given()
+    yours = {key: given[key] for key, value in wishes.items() if given.get(key, value) != value}
+    added = {key: value for key, value in wishes.items() if key not in given}
+    settings = {key: value for key, value in added.items() if value is not False}
+    parameters = _gaussian_parameters(kernel)
+    if builtin and preset.sampling != "scipy" and parameters is not None:
+        kept = {key: value for key, value in parameters.items() if key in ("truncate", "sampling")}
+        yours |= kept
+        if not kept:
+            settings["sampling"] = preset.sampling
+            added["kernel"] = f"{kernel}:sampling={preset.sampling}"
+    if run.nan is not None:
+        if run.nan != preset.nan:
+            yours["nan"] = run.nan
+    elif preset.nan != "propagate" and run.missing is None:
+        settings["nan"] = preset.nan
+        run = replace(run, nan=preset.nan)
+    if not preset.gaussian and parameters is not None:
+        remark = f"{name} has no Gaussian and no mm: it is sampled as conv3d does"
+    return replace(stage, **added), run, Applied(name, settings, yours, remark)
+
+
+def _is_builtin(kernel: Any) -> bool:
+    from conv3d_cli.kernels import is_builtin  # late: it knows NumPy, and `--help` does without
+
+    return isinstance(kernel, str) and is_builtin(kernel)
+
+
+def _gaussian_parameters(kernel: Any) -> dict[str, str] | None:
+    """Parameters of a `gaussian:...` text as written; None for another kernel."""
+    if not isinstance(kernel, str):
+        return None
+    name, *pairs = (part.strip() for part in kernel.split(":"))
+    if name != "gaussian":
+        return None
+    split = (pair.partition("=") for pair in pairs)
+    return {key.strip(): value.strip() for key, _, value in split}
