@@ -1,4 +1,4 @@
-"""From what a command names to its jobs: which volumes, and where each output goes. No volume is opened."""
+"""Which volumes a command works on, and where each output goes. No volume is opened."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class JobSettings(Protocol):
 
     @property
     def used_files(self) -> Sequence[str]:
-        """Files that jobs use beside their inputs: configs, kernels, a mask, what they write beside the output."""
+        """Files that jobs use beside inputs and outputs: configs, kernels, a mask, a coverage."""
 
     def job(self, source: str, target: str) -> Job:
         """The job of one volume. Raises: SpecError."""
@@ -87,14 +87,14 @@ class JobOptions(Protocol):
         """
 
     def parse(self, column: str, text: str) -> Any:
-        """The value of an option, from its text in a manifest. Raises: ValueError with the message."""
+        """The value of an option, from its text in a manifest. Raises: ValueError with a message."""
 
 
 @dataclass
 class JobPlan:
     """What a command asks for.
 
-    jobs : list                 one for each volume, in the order of the inputs or of the manifest's lines
+    jobs : list                 one for each volume, in the order of the inputs or of the manifest
     given : list of Settings    what was given for each job: on the command line and in its row
     notes : list of str         on volumes that were left out
     dataset : Dataset or None   that --bids makes of the outputs
@@ -109,8 +109,9 @@ class JobPlan:
 def plan_jobs(request: BatchRequest, options: JobOptions) -> JobPlan:
     """The jobs of a command.
 
-    Raises: Conv3DError for anything that is wrong before data are read: options, names, two outputs with one name, an output
-    that is an input; FormatError if folders hold no volume, or config or manifest cannot be read.
+    Raises: Conv3DError for anything that is wrong before data are read: options, names, two outputs with
+    one name, an output that is an input; FormatError if folders hold no volume, or config or manifest
+    cannot be read.
     """
     plan = (_plan_inputs if request.manifest is None else _plan_manifest)(request, options)
     _check_beside(plan.jobs)
@@ -256,7 +257,7 @@ def _read_from(source: str) -> tuple[str, ...]:
 
 
 def _target(row: Row, source: str, request: BatchRequest, folder: Path, where: str) -> str:
-    """Where a row's output goes: its own column, below `out_dir` if there is one, else a name made of the input's."""
+    """Where a row's output goes: to its own column, else to a name that is made of the input's."""
     if "output" in row.cells:
         target = _located(row.cells["output"], folder if request.out_dir is None else Path(request.out_dir))
         if target == "-":
@@ -268,7 +269,7 @@ def _target(row: Row, source: str, request: BatchRequest, folder: Path, where: s
 
 
 def _row_options(options: JobOptions, row: Row, folder: Path, out_dir: str | None, where: str) -> dict[str, Any]:
-    """A row's options, as if they were on the command line. Raises: ConfigError, which names line and column."""
+    """A row's options, as if they were on the command line. Raises: ConfigError with the column."""
     found: dict[str, Any] = {}
     for column, text in row.cells.items():
         if column in ("input", "output"):
@@ -330,7 +331,7 @@ def _dataset(sources: Sequence[str], request: BatchRequest, given: Sequence[Sett
 
 
 def _check_beside(jobs: Sequence[Job]) -> None:
-    """Refuse a file beside an output that two jobs would write, or that is another's output or input."""
+    """Refuse a file beside an output that is also another's, or an input or output."""
     others = {identity(name) for job in jobs for name in (job.source, job.target)}
     for role, path in ((output.role, output.path) for job in jobs for output in job.beside):
         real = identity(path)

@@ -24,7 +24,7 @@ class TableRow:
     status : str                "done", "planned", "skipped", "failed" or "cancelled"
     target : str                path of the output
     remark : str                why it was skipped or failed
-    seconds : float or None     from opening the input to the output in its place; None if it was not run
+    seconds : float or None     that it took; None if it was not run
     volume_bytes : int          of the input's voxels, unpacked
     """
 
@@ -90,10 +90,10 @@ class Progress(Protocol):
 
 
 class Reporter(Protocol):
-    """Shows a batch to its user, while it runs and at its end. The command line has one; tests have another."""
+    """Shows a batch to its user, while it runs and at its end."""
 
     def progress(self, label: str, volumes: bool = False) -> AbstractContextManager[Progress]:
-        """Show progress until the context ends: of the voxels of one volume, or of a number of volumes."""
+        """Show progress until the context ends: of one volume's voxels, or of many volumes."""
 
     def say(self, text: str) -> None:
         """Show a message that is never left out."""

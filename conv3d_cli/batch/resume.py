@@ -1,13 +1,15 @@
 """The log behind `apply --resume`: which outputs are done, from which bytes, with which settings.
 
-Each folder of outputs holds one file, `.conv3d-resume.jsonl`. A run adds a line of JSON when it begins a volume and another
-when the volume is done. It adds lines under a lock, so several runs can share a folder, and skips a line that a killed run
-did not finish. If the log says that a run began an output, and no line says that it was done, a killed run left it.
+Each folder of outputs holds one file, `.conv3d-resume.jsonl`. A run adds a line of JSON when it
+begins a volume and another when the volume is done. It adds lines under a lock, so several runs can
+share a folder, and skips a line that a killed run did not finish. If the log says that a run began
+an output, and no line says that it was done, a killed run left it.
 
-An output is done if this version made it, with the same settings, from the same bytes, and it has not changed since. Bytes
-are compared by SHA-256. A file is not read again while its fingerprint (size, inode, times of last modification and change)
-stays the same: no program can set the time of change, so a copy with the old times is read. If the clock may not have moved
-between a change and our look at the file, the fingerprint is not trusted. In the log, fingerprints are called "stamp".
+An output is done if this version made it, with the same settings, from the same bytes, and it has
+not changed since. Bytes are compared by SHA-256. A file is not read again while its fingerprint
+(size, inode, times of last modification and change) stays the same: no program can set the time of
+change, so a copy with the old times is read. If the clock may not have moved between a change and
+our look at the file, the fingerprint is not trusted. In the log, fingerprints are called "stamp".
 """
 
 from __future__ import annotations
@@ -41,8 +43,8 @@ except ImportError:  # Windows: one run at a time
 VERSION = version("conv3d")
 LOG_NAME = ".conv3d-resume.jsonl"
 
-# A file that changed less than this before we looked may change again without new times: the times of file systems move in
-# steps of some milliseconds, and in steps of up to two seconds where they count in seconds.
+# A file that changed less than this before we looked may change again without new times: the times
+# of file systems move in steps of some milliseconds, or of up to two seconds.
 STEP_NS, COARSE_STEP_NS = 20_000_000, 2_000_000_000
 
 # Fields of `Job` and of `Stage` that are not compared: those that no output depends on, and those that are looked at apart.
@@ -91,9 +93,9 @@ class ResumeStatus:
 class ResumeLog:
     """The logs of all folders that a batch writes to; used by several threads.
 
-    also : dict         settings of the run that count beside each job's own, such as how many voxels are verified
+    also : dict         settings of the run that count beside each job's own, such as `verify`
     read_only : bool    write nothing
-    beside : dict       from an output's path to the paths of files that belong to it, such as its sidecar
+    beside : dict       from an output's path to the paths of files that belong to it: its sidecar
     """
 
     def __init__(
@@ -136,7 +138,7 @@ class ResumeLog:
         return status
 
     def _change(self, record: Record, settings: Record, inputs: Mapping[str, tuple[str, ...]], fresh: list[str]) -> str:
-        """How a job differs from a record; "" if it does not. Files that had to be read are added to `fresh`."""
+        """How a job differs from a record; "" if not. Files that had to be read are added to `fresh`."""
         changed = _first_difference(record, settings)
         for role, paths in inputs.items() if not changed else ():
             if not self._same(record["inputs"].get(role, []), paths, fresh):
@@ -144,7 +146,7 @@ class ResumeLog:
         return changed
 
     def begin(self, status: ResumeStatus) -> None:
-        """Write down that a job begins, so that a later run recognises what is left if this one is killed."""
+        """Write down that a job begins: a later run then knows what this one left, if it is killed."""
         job = status.job
         record = self._record("begun", job) | {"version": VERSION, "settings": status.settings}
         found = {role: [status.fingerprints[path] for path in paths] for role, paths in input_files(job).items()}
@@ -236,7 +238,7 @@ class OutputHistory:
     """What the log says about an output.
 
     done : dict or None     the record of the last run that made it
-    begun : dict            records of runs that began it and neither finished nor failed, by the run's number
+    begun : dict            by run: records of runs that began it, and neither finished nor failed
     """
 
     done: Record | None = None
@@ -343,7 +345,9 @@ def check_resumable(job: Job) -> None:
 
 
 def settings_of(job: Job) -> Record:
-    """The settings that shape a job's output, beside the files it reads: those that differ from the defaults, as JSON.
+    """The settings that shape a job's output, as JSON: those that differ from the defaults.
+
+    The files that the job reads are compared by their bytes, and stand here without their paths.
 
     >>> settings_of(Job("a.npy", "b.npy", (Stage("box:size=3", strides=2),), threads=3))
     {'stages': [{'strides': 2, 'kernel': 'box:size=3'}]}
@@ -358,7 +362,8 @@ def settings_of(job: Job) -> Record:
     if (part := _part(job.source)) is not None:
         result["part"] = part
     result |= {output.role: os.path.basename(output.path) for output in job.beside}
-    return json.loads(json.dumps(result, default=_plain))
+    found: Record = json.loads(json.dumps(result, default=_plain))
+    return found
 
 
 def _part(path: str | None) -> str | None:
@@ -377,7 +382,7 @@ def _differing(value: Any, but: set[str]) -> Record:
 
 
 def _kernel_words(stage: Stage) -> Any:
-    """A kernel without its path: a built-in's text, a file's suffix (its bytes are compared apart), or digests."""
+    """A kernel without its path: a built-in's text, a file's suffix, or digests of its weights."""
     if isinstance(stage.kernel, Kernel):
         return _plain(stage.kernel)
     path = kernel_file(stage)
@@ -418,7 +423,7 @@ def _first_difference(record: Record, settings: Record) -> str:
 
 def is_settled(fingerprint: FileFingerprint) -> bool:
     """Whether any later change of the file would change its fingerprint, too."""
-    last = max(fingerprint[2:])
+    last: int = max(fingerprint[2:])
     return time.time_ns() - last > (STEP_NS if last % 1_000_000_000 else COARSE_STEP_NS)
 
 

@@ -1,4 +1,4 @@
-"""Running the jobs of a batch: side by side where that helps, in their order for whoever is told of them."""
+"""Running the jobs of a batch: side by side where that helps, and reported in their order."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ from conv3d_cli.system.machine import memory_ceiling, thread_count
 if TYPE_CHECKING:
     from conv3d_cli.pipeline.request import Job
 
-# Volumes at a time, unless the user says how many. Side by side, one volume is opened or flushed to the disk while another is
-# computed, and each has fewer threads to wait for: 200 scans of 64 x 64 x 32 take a fifth less time two at a time, 8 of
-# 224^3 a tenth (2 CPUs, 2026-11). A large file fills the CPUs by itself, and two would take the memory of two.
+# Volumes at a time, unless the user says how many. Side by side, one volume is opened or flushed to
+# the disk while another is computed, and each has fewer threads to wait for: 200 scans of 64 x 64 x 32
+# take a fifth less time two at a time, 8 of 224^3 a tenth (2 CPUs, 2026-11). A large file fills the
+# CPUs by itself, and two would take the memory of two.
 AT_ONCE, SMALL_FILE_BYTES = 4, 32 << 20
 
 
 class Stopped(BaseException):
-    """The batch was interrupted: raised in the threads of its jobs, so that they leave nothing behind."""
+    """The batch was interrupted. Raised in the threads of its jobs: they then leave nothing behind."""
 
 
 @dataclass
@@ -49,7 +50,7 @@ class BatchRunner:
         """Run or plan jobs, and account for them in their order.
 
         at_once : int or None       jobs at a time; None: see `volumes_at_once`
-        Raises: the error of a job that is the only one. An interrupt gets a note on the outputs that are complete.
+        Raises: the error of a job that is the only one. An interrupt gets a note on what is complete.
         """
         try:
             self._run_all(jobs, at_once)
@@ -82,7 +83,7 @@ class BatchRunner:
             self._account(result, self.reporter.say)
 
     def _side_by_side(self, jobs: Sequence[Job], count: int) -> list[Job]:
-        """Run jobs, `count` at a time. Returns those that need more than their part of the memory, to be run alone.
+        """Run jobs, `count` at a time. Returns those that need more than their part of the memory.
 
         Jobs are accounted for in their order, each as soon as it and those before it are done.
         """
@@ -162,7 +163,7 @@ class BatchRunner:
 
 
 def volumes_at_once(jobs: Sequence[Job]) -> int:
-    """How many volumes to work on at a time: several if each is a small file, so that memory and CPUs suffice."""
+    """How many volumes to work on at a time: several if each is a small file."""
     if len(jobs) < 2:
         return 1
     try:
@@ -175,7 +176,10 @@ def volumes_at_once(jobs: Sequence[Job]) -> int:
 
 
 def split_resources(job: Job, count: int) -> Job:
-    """A job with its part of the threads, and of the memory beside the process's own, if `count` run at a time."""
+    """A job with its part of the threads and of the memory, if `count` jobs run at a time.
+
+    The memory that the process itself takes is not divided.
+    """
     from conv3d_cli.pipeline.memory import PROCESS_BYTES
 
     ceiling = memory_ceiling(job.max_memory)

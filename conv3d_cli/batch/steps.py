@@ -1,6 +1,7 @@
 """The steps of one job of a batch, in their order: `STEPS`.
 
-A step looks at a `JobRun` and changes it. A step that sets `result` ends the run: a job that is done already needs no more.
+A step looks at a `JobRun` and changes it. A step that sets `result` ends the run: a job that is done
+already needs no more.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ class BatchOptions:
     make_folder : bool          make the folders of outputs
     scheduler : str or None     run on this Dask cluster: see `cluster.run`
     verify : int or None        compute so many voxels of each output again
-    to_fwhm : str or None       choose each kernel so that the output is as smooth as this: see `analysis.smoothness`
-    fail_fast : bool            after the first failure begin no other job, and cancel those that run
+    to_fwhm : str or None       choose kernels that make outputs as smooth as this
+    fail_fast : bool            after a failure begin no other job, and cancel those that run
     details : bool              describe each job and its times in messages
     describe_plans : bool       under `dry_run`: describe each plan in messages
     previews : bool             take pictures of inputs and outputs
@@ -59,7 +60,7 @@ class FinishedOutputs:
     """Outputs of a batch that are in their places, in no order.
 
     written : list of str       by this batch; not all may be verified
-    complete : list of str      as they are to be: verified if that was asked for, or made by an earlier run
+    complete : list of str      verified if that was asked for, or made by an earlier run
     """
 
     written: list[str] = field(default_factory=list)
@@ -99,7 +100,10 @@ class JobRun:
         return self.options.recordings.get(self.job.target)
 
     def check_paths(self) -> None:
-        """Refuse files that could not be written, before any work. Raises: OutputExistsError, WriteError, SpecError."""
+        """Refuse files that could not be written, before any work.
+
+        Raises: OutputExistsError, WriteError, SpecError.
+        """
         from conv3d_cli.pipeline.run import check_paths
 
         check_paths(self.job, make_folder=self.options.make_folder)
@@ -128,7 +132,10 @@ def skip_existing(run: JobRun) -> None:
 
 
 def resume(run: JobRun) -> None:
-    """Skip a job that the resume log knows to be done. Raises: OutputExistsError for an output that is something else."""
+    """Skip a job that the resume log knows to be done.
+
+    Raises: OutputExistsError for an output that is something else.
+    """
     if run.options.resume_log is None:
         return
     run.status = run.options.resume_log.status(run.job)

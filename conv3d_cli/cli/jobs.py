@@ -1,4 +1,4 @@
-"""From the options of `conv3d apply` to the plan of its jobs: what `batch/plan.py` asks of the command line."""
+"""The options of `conv3d apply`, as `batch/plan.py` asks for them."""
 
 from __future__ import annotations
 

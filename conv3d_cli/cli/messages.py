@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 EXIT_CODE = "conv3d.exit_code"
-"""Key in a context's `meta`: the exit code, for commands that know it before they print their result."""
+"""Key in a context's `meta`: the exit code, if it is known before the result is printed."""
 
 
 def echo(text: str) -> None:

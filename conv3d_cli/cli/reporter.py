@@ -1,4 +1,4 @@
-"""How `conv3d apply` shows a batch: messages and progress on stderr, records on stdout, a page, a table."""
+"""How `conv3d apply` shows a batch: messages, progress, records, a page, a table."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The volumes that a job writes: its output, and others beside it, each of a kind in `ROLES`.
 
-Whoever looks at a job's files loops over `Job.outputs`. So a new kind of volume is one entry of `ROLES`, its option (in
-cli/options.py), and the code that computes it.
+Whoever looks at a job's files loops over `Job.outputs`. So a new kind of volume is one entry of
+`ROLES`, its option (in cli/options.py), and the code that computes it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class OutputRole:
     """A kind of volume beside the output: float32, with the output's shape and grid.
 
     name : str              in records and messages
-    values : callable       (convolution) -> its values for the slab that was convolved last, (d, h, w, c or 1)
+    values : callable       (convolution) -> its values for the last slab, (d, h, w, c or 1)
     of_means : bool         only jobs that take means have it; its values are made of their coverage
     purpose : str           what it is for, to go on after the option's name in a message
     """
@@ -57,7 +57,7 @@ class OutputRole:
 
 
 def _coverage(convolution: Convolution) -> Array:
-    """The part of the kernel's weight that each mean of a slab holds; 1 where no weight was missing."""
+    """The part of the kernel's weight that each mean of the last slab holds."""
     import numpy as np
 
     return np.ones((), np.float32) if convolution.coverage is None else convolution.coverage

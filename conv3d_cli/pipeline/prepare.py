@@ -31,7 +31,6 @@ from conv3d_cli.model.spec import Boundary, ConvProblem, ConvSpec, VoxelTransfor
 from conv3d_cli.model.volume import Axes, VolumeHeader, VolumeReader, parts_in_storage_order
 from conv3d_cli.pipeline.kernels import resolve_kernel
 from conv3d_cli.pipeline.memory import PROCESS_BYTES, UNLIMITED, Boxes, Held, cut_job
-from conv3d_cli.pipeline.outputs import ROLES
 from conv3d_cli.pipeline.request import Job, Stage
 from conv3d_cli.pipeline.stream import Passage
 from conv3d_cli.system.machine import thread_count
@@ -262,8 +261,7 @@ def _normalized(
     from conv3d_cli.convolution.masked import check_centre, normalized
 
     check_centre(missing, convolution.problem, kernel)
-    tells_coverage = any(ROLES[output.role].of_means for output in job.beside)
-    return normalized(convolution, missing, kernel, mask, many, tells_coverage)
+    return normalized(convolution, missing, kernel, mask, many, tells_coverage=job.needs_coverage)
 
 
 def plan_part(

@@ -229,6 +229,11 @@ class Job:
         return next((output.path for output in self.outputs if output.role == role), None)
 
     @property
+    def needs_coverage(self) -> bool:
+        """Whether a volume beside the output is made of the coverage of means."""
+        return any(ROLES[output.role].of_means for output in self.beside)
+
+    @property
     def channels_first(self) -> bool:
         return self.data_format == "channels_first"
 

@@ -68,6 +68,8 @@ def test_outputs_of_a_job(job: Job) -> None:
     assert job.path_of("volume") == "y.npy"
     assert job.path_of("sevens") == "s.npy"
     assert replace(job, beside=()).path_of("sevens") is None
+    assert job.needs_coverage
+    assert not replace(job, beside=job.beside[1:]).needs_coverage
     assert outputs_beside({"sevens_out": "s.npy", "coverage_out": None}) == (Output("sevens", "s.npy"),)
     assert output_files(job) == ("y.npy", "c.npy", "s.npy")
 
