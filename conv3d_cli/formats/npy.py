@@ -11,6 +11,7 @@ import io
 import shutil
 import sys
 import warnings
+from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -18,6 +19,8 @@ from numpy.lib import format as npy_format
 
 from conv3d_cli.errors import FormatError
 from conv3d_cli.formats.base import (
+    DEFAULT_OPTIONS,
+    OutputOptions,
     RawReader,
     RawWriter,
     VolumeFormat,
@@ -31,7 +34,15 @@ from conv3d_cli.model.volume import Array, Axes, VolumeHeader, VolumeReader, Vol
 from conv3d_cli.system.atomic import AtomicFile, write_errors
 from conv3d_cli.system.inputs import check_input
 
+NAME = "NumPy"
 BATCH_LETTERS = "tabdefghijklmnopqruvw"  # every letter that is neither space nor channel
+
+
+@dataclass(frozen=True)
+class NpySource:
+    """What a volume keeps of the .npy file it came from: whether its first axis lies fastest."""
+
+    fortran_order: bool
 
 
 def open_npy(path: str, *, axes: str | None = None, channels_first: bool = False) -> VolumeReader:
@@ -46,9 +57,8 @@ def open_npy(path: str, *, axes: str | None = None, channels_first: bool = False
     try:
         shape, fortran, stored = _read_header(file, shown)
         names = axes or axis_names(len(shape), channels_first, shown)
-        header = VolumeHeader(
-            Axes(names, shape), real_dtype(stored, shown), format="NumPy", metadata={"fortran_order": fortran}
-        )
+        source = NpySource(fortran)
+        header = VolumeHeader(Axes(names, shape), real_dtype(stored, shown), format=NAME, metadata=source)
         return RawReader(file, header, shown, stored, file.tell(), fortran)
     except BaseException:
         file.close()
@@ -131,15 +141,16 @@ def _reads_the_same(axes: Axes) -> bool:
 
 
 def create_npy(
-    path: str, header: VolumeHeader, *, overwrite: bool = False, gz_level: int = 1, threads: int | None = None
+    path: str, header: VolumeHeader, *, overwrite: bool = False, options: OutputOptions = DEFAULT_OPTIONS
 ) -> VolumeWriter:
     """Start a .npy file, or standard output for "-"."""
-    fortran = header.format == "NumPy" and bool(header.metadata and header.metadata.get("fortran_order"))
+    source = header.metadata if isinstance(header.metadata, NpySource) else None
+    fortran = source is not None and source.fortran_order
     prefix = _header_bytes(header.axes.shape, fortran, header.dtype)
     notes: tuple[str, ...] = ()
     if header.grid.spacing is not None:
         notes += (".npy holds no voxel spacing and no affine: they are left out",)
-    if header.format != "NumPy" and not _reads_the_same(header.axes):
+    if source is None and not _reads_the_same(header.axes):
         notes += (f".npy holds no axis names: read it with --axes {header.axes.letters}",)
     if header.history:
         notes += (".npy holds no history: it is left out; apply --sidecar writes it beside",)
@@ -208,10 +219,14 @@ class PipeWriter(VolumeWriter):
 
 
 FORMAT = VolumeFormat(
-    name="NumPy",
+    name=NAME,
     suffixes=(".npy", "-"),
     summary="arrays of every real dtype; `-` reads and writes a pipe",
     open=open_npy,
     create=create_npy,
     output_letters=output_letters,
+    names_axes=False,
+    holds_spacing=False,
+    holds_history=False,
+    streamed=lambda path, options: path == "-",
 )

@@ -18,7 +18,16 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from conv3d_cli.errors import FormatError, WriteError
-from conv3d_cli.formats.base import RawReader, RawWriter, SpooledWriter, VolumeFormat, real_dtype, write_at
+from conv3d_cli.formats.base import (
+    DEFAULT_OPTIONS,
+    OutputOptions,
+    RawReader,
+    RawWriter,
+    SpooledWriter,
+    VolumeFormat,
+    real_dtype,
+    write_at,
+)
 from conv3d_cli.formats.codecs import Codec, codec_named, codec_within
 from conv3d_cli.formats.nifti import cifti
 from conv3d_cli.formats.nifti.grid import permuted, read_grid
@@ -186,12 +195,11 @@ def _volume_header(
 
 
 def create_nifti(
-    path: str, header: VolumeHeader, *, overwrite: bool = False, gz_level: int = 1, threads: int | None = None
+    path: str, header: VolumeHeader, *, overwrite: bool = False, options: OutputOptions = DEFAULT_OPTIONS
 ) -> VolumeWriter:
     """Start a NIfTI file, or a pair by either name.
 
     header : VolumeHeader   of any axis order; the writer's own header has the file's
-    gz_level : int          0 to 3, isal's levels, of .gz
     Raises: OutputExistsError; WriteError for a dtype or a shape that NIfTI cannot hold.
     """
     header_path, voxel_path = _output_names(path)
@@ -211,11 +219,11 @@ def create_nifti(
         if pair:
             opened.append(AtomicFile(header_path, overwrite, vouches=True))
         with write_errors(header_path):
-            head = packed(prefix, codec, gz_level) if pair and codec is not None else prefix
+            head = packed(prefix, codec, options.gz_level) if pair and codec is not None else prefix
             if pair or codec is None:
                 write_at(opened[-1].file, memoryview(head), 0)
         writer = _voxel_writer(
-            opened[0], replace(header, axes=axes), voxel_path, b"" if pair else prefix, codec, gz_level, threads
+            opened[0], replace(header, axes=axes), voxel_path, b"" if pair else prefix, codec, options
         )
         if pair:
             writer = PairWriter(writer, opened[1])
@@ -234,13 +242,12 @@ def _voxel_writer(
     path: str,
     prefix: bytes,
     codec: Codec | None,
-    level: int,
-    threads: int | None,
+    options: OutputOptions,
 ) -> VolumeWriter:
     stored = header.dtype.newbyteorder("<")
     if codec is None:
         return RawWriter(output, header, path, len(prefix), stored)
-    return PackedWriter(output, header, path, prefix, stored, codec, level, threads)
+    return PackedWriter(output, header, path, prefix, stored, codec, options.gz_level, options.threads)
 
 
 class PairWriter(VolumeWriter):
@@ -284,6 +291,10 @@ FORMAT = VolumeFormat(
     open=open_nifti,
     create=create_nifti,
     output_letters=output_letters,
+    holds_affine=True,
+    holds_scale=True,
+    streamed=lambda path, options: codec_named(path) is not None,
+    libraries=("nibabel", "isal"),
     content=nifti_content,
     files=input_files,
     written=lambda path: tuple(dict.fromkeys(_output_names(path))),
