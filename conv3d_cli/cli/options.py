@@ -248,7 +248,7 @@ packing_options = options(
     ),
     click.option(
         "--compression", type=click.Choice(["none", "deflate", "zstd"]), default="none", show_default=True,
-        help="Of a TIFF's pages. Every reader of TIFF knows deflate (--gz-level is its level); zstd is quicker.",
+        help="Of a TIFF's pages, or deflate of a .nrrd. Every reader knows deflate (--gz-level is its level); zstd is quicker.",
     ),
 )  # fmt: skip
 

@@ -15,6 +15,7 @@ from conv3d_cli.errors import Conv3DError, FormatError, OutputExistsError, SpecE
 from conv3d_cli.formats import npy
 from conv3d_cli.formats.base import OutputOptions, VolumeFormat
 from conv3d_cli.formats.nifti import format as nifti
+from conv3d_cli.formats.nrrd import format as nrrd
 from conv3d_cli.formats.tiff import format as tiff
 from conv3d_cli.formats.zarr import format as zarr
 from conv3d_cli.formats.zarr.store import is_url, local_folder
@@ -22,7 +23,7 @@ from conv3d_cli.model.spec import triple
 from conv3d_cli.model.volume import BoxAccess, Volume, VolumeHeader, VolumeReader, VolumeWriter, parts_in_storage_order
 
 # in this order, since a name such as volumes.zarr/head.nii.gz is claimed by two
-FORMATS: tuple[VolumeFormat, ...] = (nifti.FORMAT, tiff.FORMAT, npy.FORMAT, zarr.FORMAT)
+FORMATS: tuple[VolumeFormat, ...] = (nifti.FORMAT, tiff.FORMAT, npy.FORMAT, nrrd.FORMAT, zarr.FORMAT)
 
 
 def find_format(path: str) -> VolumeFormat | None:

@@ -29,7 +29,7 @@ from conv3d_cli.model.volume import (
     VolumeWriter,
     parts_in_storage_order,
 )
-from conv3d_cli.system.atomic import AtomicFile, check_target, write_errors
+from conv3d_cli.system.atomic import AtomicFile, check_target, together, write_errors
 
 # Boxes of a memory map are copied, in pieces of this size, whose pages are then given back.
 PIECE_BYTES = 16 << 20
@@ -321,6 +321,32 @@ class RawWriter(VolumeWriter):
 
     def abort(self) -> None:
         self.output.abort()
+
+
+class PairWriter(VolumeWriter):
+    """The writer of a pair's voxels and its header file, which take their places together.
+
+    An old header goes first and the new one comes last, so no header ever stands beside voxels that are not its own.
+    """
+
+    def __init__(self, voxels: VolumeWriter, head: AtomicFile) -> None:
+        self.voxels, self.head = voxels, head
+        self.header, self.path, self.sequential = voxels.header, voxels.path, voxels.sequential
+
+    def write(self, n: int, depth_start: int, channel_start: int, block: Array) -> None:
+        self.voxels.write(n, depth_start, channel_start, block)
+
+    def write_box(self, n: int, starts: tuple[int, int, int], channel_start: int, block: Array) -> None:
+        self.voxels.write_box(n, starts, channel_start, block)
+
+    def commit(self) -> None:
+        with together():
+            self.voxels.commit()
+            self.head.commit()
+
+    def abort(self) -> None:
+        self.voxels.abort()
+        self.head.abort()
 
 
 def reserve_space(file: BinaryIO, size: int) -> None:

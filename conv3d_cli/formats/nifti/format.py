@@ -21,6 +21,7 @@ from conv3d_cli.errors import FormatError, WriteError
 from conv3d_cli.formats.base import (
     DEFAULT_OPTIONS,
     OutputOptions,
+    PairWriter,
     RawReader,
     RawWriter,
     SpooledWriter,
@@ -52,8 +53,8 @@ from conv3d_cli.formats.nifti.header import (
     surface_notes,
 )
 from conv3d_cli.formats.packed import PackedStream, PackedWriter, open_packed, packed
-from conv3d_cli.model.volume import SPATIAL, Array, Axes, VolumeHeader, VolumeReader, VolumeWriter
-from conv3d_cli.system.atomic import AtomicFile, check_target, suffix_of, together, write_errors
+from conv3d_cli.model.volume import SPATIAL, Axes, VolumeHeader, VolumeReader, VolumeWriter
+from conv3d_cli.system.atomic import AtomicFile, check_target, suffix_of, write_errors
 from conv3d_cli.system.inputs import check_input
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -248,32 +249,6 @@ def _voxel_writer(
     if codec is None:
         return RawWriter(output, header, path, len(prefix), stored)
     return PackedWriter(output, header, path, prefix, stored, codec, options.gz_level, options.threads)
-
-
-class PairWriter(VolumeWriter):
-    """The writer of a pair's voxels and its header file, which take their places together.
-
-    An old header goes first and the new one comes last, so no header ever stands beside voxels that are not its own.
-    """
-
-    def __init__(self, voxels: VolumeWriter, head: AtomicFile) -> None:
-        self.voxels, self.head = voxels, head
-        self.header, self.path, self.sequential = voxels.header, voxels.path, voxels.sequential
-
-    def write(self, n: int, depth_start: int, channel_start: int, block: Array) -> None:
-        self.voxels.write(n, depth_start, channel_start, block)
-
-    def write_box(self, n: int, starts: tuple[int, int, int], channel_start: int, block: Array) -> None:
-        self.voxels.write_box(n, starts, channel_start, block)
-
-    def commit(self) -> None:
-        with together():
-            self.voxels.commit()
-            self.head.commit()
-
-    def abort(self) -> None:
-        self.voxels.abort()
-        self.head.abort()
 
 
 def check_nifti_target(path: str, overwrite: bool, make_folder: bool = False) -> None:
