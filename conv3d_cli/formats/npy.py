@@ -55,7 +55,7 @@ def open_npy(path: str, *, axes: str | None = None, channels_first: bool = False
         check_input(path)
         file = open(path, "rb")  # noqa: SIM115 - the reader closes it
     try:
-        shape, fortran, stored = _read_header(file, shown)
+        shape, fortran, stored = read_array_header(file, shown)
         names = axes or axis_names(len(shape), channels_first, shown)
         source = NpySource(fortran)
         header = VolumeHeader(Axes(names, shape), real_dtype(stored, shown), format=NAME, metadata=source)
@@ -90,7 +90,11 @@ def _read_input(count: int) -> bytes:
         raise FormatError(f"cannot read standard input: {cause}; a .npy file is expected") from None
 
 
-def _read_header(file: BinaryIO, path: str) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+def read_array_header(file: BinaryIO, path: str) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, whether the first axis lies fastest, and dtype of a .npy array; the file is left where the values begin.
+
+    Raises: FormatError if the header is damaged, or would have pickles loaded.
+    """
     try:
         version = npy_format.read_magic(file)
         if version not in ((1, 0), (2, 0), (3, 0)):
@@ -100,7 +104,8 @@ def _read_header(file: BinaryIO, path: str) -> tuple[tuple[int, ...], bool, np.d
             warnings.simplefilter("ignore")  # that Python 2 wrote the file is no news to its owner
             shape, fortran, dtype = read(file)
     except Exception as error:  # a damaged header makes its parser raise nearly anything (tokenize.TokenError, ...)
-        raise FormatError(f"cannot read {path}: not a .npy file, or its header is damaged ({error})") from error
+        reason = " ".join(str(error).split())[:200]
+        raise FormatError(f"cannot read {path}: not a .npy array, or its header is damaged ({reason})") from error
     if dtype.hasobject:
         raise FormatError(f"cannot read {path}: it holds pickled Python objects, which are never loaded; save numbers")
     if any(n < 0 for n in shape):

@@ -276,10 +276,10 @@ def read_spaced_kernel(path: str) -> None:
     """A kernel file that may tell how large its voxels are, resampled to a volume's, and without its borders."""
     from conv3d_cli.kernels import read_kernel, resampling
     from conv3d_cli.model.grid import Grid
-    from conv3d_cli.pipeline.kernel_fit import Fitting, fit_kernel, spacing_of_kernel
+    from conv3d_cli.pipeline.kernel_fit import Fitting, fit_kernel
 
     kernel = read_kernel(path)
-    policy = "ignore" if spacing_of_kernel(path) is None else "resample"
+    policy = "ignore" if kernel.grid is None else "resample"
     with mock.patch.object(resampling, "MAX_WEIGHTS", 200_000):  # legal giants only cost time
         fit_kernel(kernel, path, Grid((2.0, 1.5, 1.0), "mm"), Fitting(policy, 1e-6))
 
