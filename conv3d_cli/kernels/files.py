@@ -616,21 +616,24 @@ _BIAS_FILES: dict[str, Callable[[str, int], Any]] = {
 _VOLUME_ENCODERS = {".nii": _encode_nifti, ".nii.gz": _encode_nifti_gz, ".tif": _encode_tiff, ".tiff": _encode_tiff}
 
 
-def _volume_kinds() -> Iterator[KernelFile]:
-    """A kind for each suffix of each format that holds nothing but volumes."""
-    for found in FORMATS:
-        for suffix in found.suffixes:
-            if found.names_axes:  # arrays are read above, with more axes than volumes have
-                encode = _VOLUME_ENCODERS.get(suffix)
-                yield KernelFile(found.name, (suffix,), _read_volume, encode, layers=False, extras=False, volume=True)
-
-
-KERNEL_FILES: tuple[KernelFile, ...] = (
+_OWN_KINDS = (
     KernelFile(".npy", (".npy",), _read_npy, _encode_npy, layers=True, extras=False),
     KernelFile(".npz", (".npz",), _read_npz, _encode_npz, layers=True, extras=True),
     KernelFile("JSON", (".json",), _read_json, _encode_json, layers=True, extras=True),
     KernelFile("TOML", (".toml",), _read_toml, _encode_toml, layers=True, extras=True),
     KernelFile("plain text", (".txt",), _read_txt, _encode_txt, layers=False, extras=False),
     KernelFile("MINC", (".kern", ".kernel"), _read_minc, None, layers=False, extras=False),
-    *_volume_kinds(),
 )
+
+
+def _volume_kinds() -> Iterator[KernelFile]:
+    """A kind for each suffix of the formats of volumes; but arrays, whose kernels have more axes, are read above."""
+    taken = {"-"}.union(*(kind.suffixes for kind in _OWN_KINDS))
+    for found in FORMATS:
+        for suffix in found.suffixes:
+            if suffix not in taken:
+                encode = _VOLUME_ENCODERS.get(suffix)
+                yield KernelFile(found.name, (suffix,), _read_volume, encode, layers=False, extras=False, volume=True)
+
+
+KERNEL_FILES: tuple[KernelFile, ...] = (*_OWN_KINDS, *_volume_kinds())
