@@ -1,8 +1,10 @@
 """Volume formats: one file each, one line each in `FORMATS`.
 
 A format is claimed by its file's suffix. To add one, write a module with a `FORMAT = VolumeFormat(...)` whose `open`
-returns a `VolumeReader` and whose `create` returns a `VolumeWriter`, and put it into `FORMATS`; the contract test in
-tests/formats/test_every_format.py then runs over it. Third-party libraries are imported inside `open` and `create`.
+returns a `VolumeReader` and whose `create` returns a `VolumeWriter`, and put it into `FORMATS`. What it can hold and how it
+stores it are fields of `VolumeFormat`; nothing else in the package knows it by name. The contract test in
+tests/formats/test_every_format.py then runs over it, and kernels are read from it. Third-party libraries are imported inside
+`open` and `create`.
 """
 
 from __future__ import annotations

@@ -105,7 +105,7 @@ def read_array_header(file: BinaryIO, path: str) -> tuple[tuple[int, ...], bool,
             shape, fortran, dtype = read(file)
     except Exception as error:  # a damaged header makes its parser raise nearly anything (tokenize.TokenError, ...)
         reason = " ".join(str(error).split())[:200]
-        raise FormatError(f"cannot read {path}: not a .npy array, or its header is damaged ({reason})") from error
+        raise FormatError(f"cannot read {path}: not a .npy file, or its header is damaged ({reason})") from error
     if dtype.hasobject:
         raise FormatError(f"cannot read {path}: it holds pickled Python objects, which are never loaded; save numbers")
     if any(n < 0 for n in shape):
