@@ -12,6 +12,7 @@ import pytest
 
 import conv3d_cli
 from conv3d_cli import Volume, write_volume
+from conv3d_cli.formats import FORMATS
 
 ROOT = Path(conv3d_cli.__file__).parent
 
@@ -193,6 +194,16 @@ def test_no_numpy_where_help_passes(path: str) -> None:
     tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
     at_import = {alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names}
     assert "numpy" not in at_import
+
+
+@pytest.mark.parametrize("path", MODULES, ids=str)
+def test_nobody_asks_for_a_format_by_its_name(path: Path) -> None:
+    """A format's facts say what it can do; its display name is for people, and stands in its own module."""
+    names = {found.name for found in FORMATS}
+    if path.parts[0] != "formats":
+        for node in ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant):
+                assert node.value not in names, f"{path}:{node.lineno}: '{node.value}' is a format's name"
 
 
 def test_the_walk_sees_every_kind_of_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,8 +65,8 @@ def verify_output(job: Job, count: int) -> Verified:
         reader = stack.enter_context(random_access(prepared.reader))
         mask = None if prepared.mask is None else prepared.mask.reader
         sources = _Sources(reader, mask, 1.0 if mask is None or job.missing.labels else _largest(mask))
-        # an array has no names of axes: here they are known
-        letters = prepared.header.axes.letters if output_format(job.target).name == "NumPy" else None
+        # where the file does not name its axes: here they are known
+        letters = None if output_format(job.target).names_axes else prepared.header.axes.letters
         written = stack.enter_context(random_access(open_volume(job.target, axes=letters)))
         slope, intercept = written.header.scale
         shape = prepared.header.shape

@@ -45,7 +45,8 @@ def apply(ctx: click.Context, /, inputs: tuple[str, ...], **_: Any) -> None:
     Triples are in depth,height,width order. `-` reads or writes .npy on a pipe.
 
     INPUTs are volumes, and folders, which stand for the volumes in them. Volumes are NIfTI (.nii .nii.gz .nii.zst .hdr),
-    TIFF (.tif .ome.tif), NumPy (.npy) and OME-Zarr (.zarr .ome.zarr, folders and URLs; image.zarr/1 is a level or array
+    TIFF (.tif .ome.tif), NumPy (.npy), NRRD (.nrrd .nhdr) and OME-Zarr (.zarr .ome.zarr, folders and URLs; image.zarr/1
+    is a level or array
     in it).
     """
     asked = given_settings(ctx)

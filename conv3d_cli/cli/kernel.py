@@ -28,7 +28,7 @@ def kernel() -> None:
       conv3d kernel make gaussian:sigma=1.5vox -o smooth.npy
 
     A KERNEL is a built-in with parameters (name:key=value:key=value), a file
-    (.npy .npz .json .toml .txt .kern .nii .nii.gz .tif), or a layer in a weights file, FILE::NAME
+    (.npy .npz .json .toml .txt .kern, or any volume), or a layer in a weights file, FILE::NAME
     (.keras .weights.h5 .h5 .hdf5 .safetensors .onnx .pt .pth).
     """
 
@@ -103,8 +103,6 @@ def show(
     along each axis (the sum over the two others), and left out where that is no single bump. The picture shows the slices
     through the centre, and these profiles; in a file it needs Matplotlib: pip install 'conv3d[plot]'.
     """
-    from conv3d_cli.pipeline.kernel_fit import spacing_of_kernel
-
     if output is not None:
         from conv3d_cli.pictures.plotting import check_plotting
 
@@ -112,7 +110,7 @@ def show(
     grid = _read_grid(like, spacing)
     shown = _read_fitted(text, grid, kernel_spacing, crop_kernel)
     if grid is None:  # then lengths are told by the kernel's own
-        grid = spacing_of_kernel(text)
+        grid = shown.grid
     facts = kernel_facts(shown, grid)
     if as_json:
         click.echo(json.dumps(facts, ensure_ascii=False))

@@ -21,8 +21,7 @@ import numpy as np
 
 from conv3d_cli import errors
 from conv3d_cli.errors import ClusterError, Conv3DError, MemoryLimitError, SpecError
-from conv3d_cli.formats import create_volume, output_access, output_format
-from conv3d_cli.formats.zarr.format import NAME as ZARR
+from conv3d_cli.formats import create_volume, find_format, output_access, output_format
 from conv3d_cli.formats.zarr.format import ZarrReader, ZarrTarget, ZarrWriter
 from conv3d_cli.formats.zarr.store import OneThread, local_folder
 from conv3d_cli.pipeline.boxes.compute import BoxSource, chain_of, compute_box
@@ -207,8 +206,8 @@ def run_on_cluster(
 def check_suited(prepared: PreparedJob) -> None:
     """Refuse what a cluster cannot do. Raises: SpecError."""
     job = prepared.job
-    for path, name in ((job.source, prepared.reader.header.format), (job.target, output_format(job.target).name)):
-        if name != ZARR:
+    for path, found in ((job.source, find_format(job.source)), (job.target, output_format(job.target))):
+        if found is None or not found.chunked:
             raise SpecError(
                 f"--scheduler reads and writes Zarr stores, which many can work on at once; {path} is none. "
                 f"Convert it first: conv3d apply {path} -k identity -o {path}.zarr"

@@ -1,20 +1,23 @@
 """Volume formats: one file each, one line each in `FORMATS`.
 
 A format is claimed by its file's suffix. To add one, write a module with a `FORMAT = VolumeFormat(...)` whose `open`
-returns a `VolumeReader` and whose `create` returns a `VolumeWriter`, and put it into `FORMATS`; the contract test in
-tests/formats/test_every_format.py then runs over it. Third-party libraries are imported inside `open` and `create`.
+returns a `VolumeReader` and whose `create` returns a `VolumeWriter`, and put it into `FORMATS`. What it can hold and how it
+stores it are fields of `VolumeFormat`; nothing else in the package knows it by name. The contract test in
+tests/formats/test_every_format.py then runs over it, and kernels are read from it. Third-party libraries are imported inside
+`open` and `create`.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from conv3d_cli.errors import Conv3DError, FormatError, OutputExistsError, SpecError
 from conv3d_cli.formats import npy
-from conv3d_cli.formats.base import VolumeFormat
-from conv3d_cli.formats.codecs import codec_named
+from conv3d_cli.formats.base import OutputOptions, VolumeFormat
 from conv3d_cli.formats.nifti import format as nifti
+from conv3d_cli.formats.nrrd import format as nrrd
 from conv3d_cli.formats.tiff import format as tiff
 from conv3d_cli.formats.zarr import format as zarr
 from conv3d_cli.formats.zarr.store import is_url, local_folder
@@ -22,7 +25,7 @@ from conv3d_cli.model.spec import triple
 from conv3d_cli.model.volume import BoxAccess, Volume, VolumeHeader, VolumeReader, VolumeWriter, parts_in_storage_order
 
 # in this order, since a name such as volumes.zarr/head.nii.gz is claimed by two
-FORMATS: tuple[VolumeFormat, ...] = (nifti.FORMAT, tiff.FORMAT, npy.FORMAT, zarr.FORMAT)
+FORMATS: tuple[VolumeFormat, ...] = (nifti.FORMAT, tiff.FORMAT, npy.FORMAT, nrrd.FORMAT, zarr.FORMAT)
 
 
 def find_format(path: str) -> VolumeFormat | None:
@@ -41,8 +44,11 @@ def known_suffixes() -> str:
 
 
 def is_stream(path: str, compression: str = "none") -> bool:
-    """Whether a volume of this name can only be written forward: a pipe or a compressed file."""
-    return path == "-" or codec_named(path) is not None or compression != "none"
+    """Whether a volume of this name can only be written forward: a pipe or a compressed file.
+
+    Raises: SpecError for an unknown suffix.
+    """
+    return output_format(path).streamed(path, OutputOptions(compression=compression))
 
 
 def open_volume(path: str, *, axes: str | None = None, channels_first: bool = False) -> VolumeReader:
@@ -64,7 +70,8 @@ def open_volume(path: str, *, axes: str | None = None, channels_first: bool = Fa
 def _check_url(found: VolumeFormat, path: str, verb: str) -> None:
     if is_url(path) and not found.reads_urls:
         raise (FormatError if verb == "read" else SpecError)(
-            f"cannot {verb} {path}: {found.name} files have no URL here, only Zarr stores have; name a file"
+            f"cannot {verb} {path}: {found.name} is read and written in files, and only "
+            f"{_names(lambda f: f.reads_urls)} at URLs; name a file"
         )
 
 
@@ -85,32 +92,47 @@ def create_volume(
     gz_level, threads           of compressed outputs; they do not change what is unpacked, threads not even the bytes
     chunks : int or 3 ints      D, H, W of a chunk, for a format that has chunks; None leaves them to it
     levels : int                of resolution, for such a format
-    compression : str           "none", "deflate" or "zstd", for TIFF
+    compression : str           "none", or one of the format's `compressions`
     Raises: SpecError for an unknown suffix; OutputExistsError; WriteError if the format cannot hold it.
     """
     found = output_format(path)
-    own = _own_options(found, path, chunks, levels, compression)
-    return found.create(path, header, overwrite=overwrite, gz_level=gz_level, threads=threads, **own)
+    options = _options(found, path, chunks, levels, compression)
+    return found.create(path, header, overwrite=overwrite, options=replace(options, gz_level=gz_level, threads=threads))
 
 
-def _own_options(
+def _options(
     found: VolumeFormat, path: str, chunks: int | Sequence[int] | None, levels: int, compression: str
-) -> dict[str, object]:
-    """The options that only some formats have. Raises: SpecError where they are given to one that has none."""
-    own: dict[str, object] = {}
-    if found.chunked:
-        own |= {"chunks": None if chunks is None else triple(chunks, "chunks"), "levels": levels}
-    elif chunks is not None or levels != 1:
+) -> OutputOptions:
+    """The options of an output. Raises: SpecError for one that its format does not have."""
+    check_compression(compression)
+    if not found.chunked and (chunks is not None or levels != 1):
         option = "--chunks" if chunks is not None else "--levels"
-        raise SpecError(f"cannot write {path}: {option} is for Zarr outputs, and {found.name} has none; leave it out")
-    if found.compressions:
-        check_compression(compression)
-        own["compression"] = compression
-    elif compression != "none":
+        able = _names(lambda f: f.chunked)
+        raise SpecError(f"cannot write {path}: {option} is for {able}, and {found.name} has none; leave it out")
+    if compression not in ("none", *found.compressions):
+        able = _names(lambda f: compression in f.compressions)
+        own = " or ".join(found.compressions) or "none"
         raise SpecError(
-            f"cannot write {path}: --compression is for TIFF outputs, and {found.name} has none; leave it out"
+            f"cannot write {path}: --compression {compression} is for {able}, and {found.name} has {own}"
+            + ("" if found.compressions else "; leave it out")
         )
-    return own
+    return OutputOptions(
+        chunks=None if chunks is None else triple(chunks, "chunks"), levels=levels, compression=compression
+    )
+
+
+def _names(holds: Callable[[VolumeFormat], bool]) -> str:
+    """The formats of which something holds, for messages: "TIFF and NRRD"."""
+    return " and ".join(found.name for found in FORMATS if holds(found))
+
+
+def scaled_formats() -> str:
+    """The formats that hold a slope and an intercept, with their suffixes, for messages.
+
+    >>> scaled_formats()
+    'NIfTI (.nii.gz .nii.zst .nii .hdr.gz .img.gz .hdr .img)'
+    """
+    return " and ".join(f"{found.name} ({' '.join(found.suffixes)})" for found in FORMATS if found.holds_scale)
 
 
 def check_compression(compression: str) -> None:
@@ -135,7 +157,7 @@ def check_output(
     Raises: OutputExistsError, WriteError, SpecError.
     """
     found = output_format(path)
-    _own_options(found, path, chunks, levels, compression)
+    _options(found, path, chunks, levels, compression)
     if path != "-":
         found.check_target(path, overwrite, make_folder)
 
@@ -231,7 +253,7 @@ def output_bytes(
 ) -> int:
     """Memory that writing a volume takes, beside the blocks (d, h, w, channels) that are handed to the writer."""
     found = output_format(path)
-    return found.output_bytes(header, channels, **_own_options(found, path, chunks, levels, compression))
+    return found.output_bytes(header, channels, _options(found, path, chunks, levels, compression))
 
 
 def output_access(
@@ -244,9 +266,8 @@ def output_access(
 ) -> BoxAccess | None:
     """How the writer of a volume takes boxes; None if it takes only whole planes: a stream."""
     found = output_format(path)
-    if is_stream(path, compression):
-        return None
-    return found.box_access(header, **_own_options(found, path, chunks, levels, compression))
+    options = _options(found, path, chunks, levels, compression)
+    return None if found.streamed(path, options) else found.box_access(header, options)
 
 
 def output_format(path: str) -> VolumeFormat:
@@ -299,11 +320,9 @@ def write_volume(
 ) -> None:
     """Write a whole volume; the format is the suffix's, the file appears complete or not at all.
 
-    chunks, levels, compression     of Zarr and TIFF outputs: see `create_volume`
+    chunks, levels, compression     see `create_volume`
     Raises: OutputExistsError, WriteError, SpecError for an unknown suffix.
     """
-    from dataclasses import replace
-
     header = volume.header
     target = output_format(path)
     letters = target.output_letters(header.axes.letters, header.shape[4], header.dtype)

@@ -13,7 +13,7 @@ import mmap
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 
@@ -29,7 +29,7 @@ from conv3d_cli.model.volume import (
     VolumeWriter,
     parts_in_storage_order,
 )
-from conv3d_cli.system.atomic import AtomicFile, check_target, write_errors
+from conv3d_cli.system.atomic import AtomicFile, check_target, together, write_errors
 
 # Boxes of a memory map are copied, in pieces of this size, whose pages are then given back.
 PIECE_BYTES = 16 << 20
@@ -43,46 +43,116 @@ _CANNOT_RESERVE = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.ENODEV, e
 
 
 @dataclass(frozen=True)
-class VolumeFormat:
-    """One file format.
+class OutputOptions:
+    """How an output is stored. A format uses those options that its `VolumeFormat` says it has.
 
-    name : str              as people call it
+    gz_level : int              0 to 3, isal's levels, of gzip and deflate
+    threads : int or None       that pack; they change no byte. None: see `machine.thread_count`
+    chunks : 3 ints or None     D, H, W of a chunk; None leaves them to the format
+    levels : int                of resolution, the full one included
+    compression : str           "none", or one of the format's `compressions`
+    """
+
+    gz_level: int = 1
+    threads: int | None = None
+    chunks: tuple[int, int, int] | None = None
+    levels: int = 1
+    compression: str = "none"
+
+
+DEFAULT_OPTIONS = OutputOptions()
+
+
+class OpenVolume(Protocol):
+    """Opens a file for reading: see `conv3d_cli.formats.open_volume`."""
+
+    def __call__(self, path: str, *, axes: str | None = None, channels_first: bool = False) -> VolumeReader: ...
+
+
+class CreateVolume(Protocol):
+    """Starts an output: see `conv3d_cli.formats.create_volume`.
+
+    The axes of `header` are in the order that the format's `output_letters` gives.
+    """
+
+    def __call__(
+        self, path: str, header: VolumeHeader, *, overwrite: bool = False, options: OutputOptions = DEFAULT_OPTIONS
+    ) -> VolumeWriter: ...
+
+
+class CheckTarget(Protocol):
+    """Raises OutputExistsError or WriteError if an output of this name cannot be written."""
+
+    def __call__(self, path: str, overwrite: bool, make_folder: bool = False) -> None: ...
+
+
+@dataclass(frozen=True)
+class VolumeFormat:
+    """One file format: its functions, and the facts about it that the rest of the package asks for.
+
+    name : str              as people call it; for messages only
     suffixes : tuple        lower case, with the dot; double ones first
     summary : str           one line for help and README
-    open : callable         (path, *, axes, channels_first) -> VolumeReader
-    create : callable       (path, header, *, overwrite, gz_level, threads) -> VolumeWriter
+    open, create            see `OpenVolume`, `CreateVolume`
     output_letters : callable
                             (letters, channels, dtype) -> letters: the storage order this format gives to a volume that
                             has these axes, with a channel axis added where `channels` needs one
+
+    What a file of this format can hold:
+
+    names_axes : bool       the letters of its axes; if not, `--axes` has to repeat them
+    holds_spacing : bool    the distance of voxels
+    holds_affine : bool     a rotation
+    holds_scale : bool      a slope and an intercept for integer voxels (`--scale auto`)
+    holds_history : bool    the lines of `VolumeHeader.history`
+
+    How it is stored:
+
+    chunked : bool          in chunks and levels, which `OutputOptions` may choose
+    compressions : tuple    values of `OutputOptions.compression` that it has beside "none"
+    streamed : callable     (path, options) -> bool: an output can only be written forward
+    libraries : tuple       distributions whose version may change the bytes of an output; sidecars record them
+    reads_urls : bool       a name may be a URL
+
+    Its files:
+
     claims_also : callable  (path) -> bool: names that are this format's whatever their suffix
     content : callable      (path) -> "labels" or "cifti" where a file's header says that it is no image, else ""
     files : callable        (path) -> names: the files that a volume is read from, the named one first; or the folder
     written : callable      (path) -> names: the files that an output of this name consists of, or the folder
-    check_target : callable (path, overwrite, make_folder): raises if the output cannot be written there
-    output_bytes : callable (header, channels, *, chunks, levels) -> int: memory that writing takes beside the blocks of
-                            `channels` that are handed in
-    box_access : callable   (header, *, chunks, levels) -> BoxAccess or None: how the writer of an uncompressed output takes boxes
-    chunked : bool          `create` and `output_bytes` take chunks and levels as well
-    compressions : tuple    names that they take as `compression` beside "none"
-    reads_urls : bool       a name may be a URL
+    check_target            see `CheckTarget`
+
+    What writing takes:
+
+    output_bytes : callable (header, channels, options) -> int: memory beside the blocks of `channels` that are handed in
+    box_access : callable   (header, options) -> BoxAccess or None: how the writer takes boxes, unless `streamed`
     """
 
     name: str
     suffixes: tuple[str, ...]
     summary: str
-    open: Callable[..., VolumeReader]
-    create: Callable[..., VolumeWriter]
+    open: OpenVolume
+    create: CreateVolume
     output_letters: Callable[[str, int, np.dtype[Any]], str]
+    names_axes: bool = True
+    holds_spacing: bool = True
+    holds_affine: bool = False
+    holds_scale: bool = False
+    holds_history: bool = True
+    chunked: bool = False
+    compressions: tuple[str, ...] = ()
+    streamed: Callable[[str, OutputOptions], bool] = lambda path, options: options.compression != "none"
+    libraries: tuple[str, ...] = ()
+    reads_urls: bool = False
     claims_also: Callable[[str], bool] = lambda path: False
     content: Callable[[str], str] = lambda path: ""
     files: Callable[[str], tuple[str, ...]] = lambda path: (path,)
     written: Callable[[str], tuple[str, ...]] = lambda path: (path,)
-    check_target: Callable[..., None] = check_target
-    output_bytes: Callable[..., int] = lambda header, channels, **options: 0
-    box_access: Callable[..., BoxAccess | None] = lambda header, **options: BoxAccess((1, 1, 1), 0)
-    chunked: bool = False
-    compressions: tuple[str, ...] = ()
-    reads_urls: bool = False
+    check_target: CheckTarget = check_target
+    output_bytes: Callable[[VolumeHeader, int, OutputOptions], int] = lambda header, channels, options: 0
+    box_access: Callable[[VolumeHeader, OutputOptions], BoxAccess | None] = lambda header, options: BoxAccess(
+        (1, 1, 1), 0
+    )
 
     def claims(self, path: str) -> bool:
         """Whether the file name ends with one of the suffixes, in any case; "-" alone is a pipe."""
@@ -251,6 +321,32 @@ class RawWriter(VolumeWriter):
 
     def abort(self) -> None:
         self.output.abort()
+
+
+class PairWriter(VolumeWriter):
+    """The writer of a pair's voxels and its header file, which take their places together.
+
+    An old header goes first and the new one comes last, so no header ever stands beside voxels that are not its own.
+    """
+
+    def __init__(self, voxels: VolumeWriter, head: AtomicFile) -> None:
+        self.voxels, self.head = voxels, head
+        self.header, self.path, self.sequential = voxels.header, voxels.path, voxels.sequential
+
+    def write(self, n: int, depth_start: int, channel_start: int, block: Array) -> None:
+        self.voxels.write(n, depth_start, channel_start, block)
+
+    def write_box(self, n: int, starts: tuple[int, int, int], channel_start: int, block: Array) -> None:
+        self.voxels.write_box(n, starts, channel_start, block)
+
+    def commit(self) -> None:
+        with together():
+            self.voxels.commit()
+            self.head.commit()
+
+    def abort(self) -> None:
+        self.voxels.abort()
+        self.head.abort()
 
 
 def reserve_space(file: BinaryIO, size: int) -> None:

@@ -11,7 +11,7 @@ import struct
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 from conv3d_cli.errors import Conv3DError, FormatError
 from conv3d_cli.system.machine import thread_count
@@ -47,7 +47,7 @@ class Codec:
     suffix : str                lower case, with the dot
     magics : tuple of bytes     a packed file begins with one of them
     largest_inflation : int     bytes that a packed byte can become
-    open : callable             (path) -> (file that reads forward, the errors that it raises)
+    open : callable             (path, file) -> (file that reads forward from there, the errors that it raises)
     packer : callable           (level) -> Packer
     need : callable             (path, error): raises `error` with the cure where a package is missing
     window : callable           (path) -> bytes that unpacking it holds, where they are worth counting
@@ -57,7 +57,7 @@ class Codec:
     suffix: str
     magics: tuple[bytes, ...]
     largest_inflation: int
-    open: Callable[[str], tuple[Any, Any]]
+    open: Callable[[str, BinaryIO], tuple[Any, Any]]
     packer: Callable[[int], Packer]
     need: Callable[[str, type[Conv3DError]], None] = lambda path, error: None
     window: Callable[[str], int] = lambda path: 0
@@ -88,12 +88,12 @@ def codec_within(path: str) -> Codec | None:
 # gzip
 
 
-def _open_gzip(path: str) -> tuple[Any, Any]:
+def _open_gzip(path: str, file: BinaryIO) -> tuple[Any, Any]:
     import zlib
 
     from isal import igzip, isal_zlib
 
-    return igzip.open(path, "rb"), (OSError, zlib.error, isal_zlib.error)
+    return igzip.open(file, "rb"), (OSError, zlib.error, isal_zlib.error)
 
 
 class GzipPacker:
@@ -154,14 +154,14 @@ def need_zstd(path: str, error: type[Conv3DError]) -> None:
         ) from cause
 
 
-def _open_zstd(path: str) -> tuple[Any, Any]:
+def _open_zstd(path: str, file: BinaryIO) -> tuple[Any, Any]:
     zstd = zstd_module()
     if _zstd_window(path) > LARGEST_WINDOW:
         raise FormatError(
             f"cannot read {path}: its zstd stream needs a window of {_zstd_window(path) >> 20} MiB, the limit is "
             f"{LARGEST_WINDOW >> 20}; pack it again without --long"
         )
-    return zstd.open(path, "rb"), (OSError, zstd.ZstdError)  # frames one after another are one stream
+    return zstd.open(file, "rb"), (OSError, zstd.ZstdError)  # frames one after another are one stream
 
 
 def _zstd_window(path: str) -> int:

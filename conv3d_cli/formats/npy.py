@@ -11,6 +11,7 @@ import io
 import shutil
 import sys
 import warnings
+from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -18,6 +19,8 @@ from numpy.lib import format as npy_format
 
 from conv3d_cli.errors import FormatError
 from conv3d_cli.formats.base import (
+    DEFAULT_OPTIONS,
+    OutputOptions,
     RawReader,
     RawWriter,
     VolumeFormat,
@@ -31,7 +34,15 @@ from conv3d_cli.model.volume import Array, Axes, VolumeHeader, VolumeReader, Vol
 from conv3d_cli.system.atomic import AtomicFile, write_errors
 from conv3d_cli.system.inputs import check_input
 
+NAME = "NumPy"
 BATCH_LETTERS = "tabdefghijklmnopqruvw"  # every letter that is neither space nor channel
+
+
+@dataclass(frozen=True)
+class NpySource:
+    """What a volume keeps of the .npy file it came from: whether its first axis lies fastest."""
+
+    fortran_order: bool
 
 
 def open_npy(path: str, *, axes: str | None = None, channels_first: bool = False) -> VolumeReader:
@@ -44,11 +55,10 @@ def open_npy(path: str, *, axes: str | None = None, channels_first: bool = False
         check_input(path)
         file = open(path, "rb")  # noqa: SIM115 - the reader closes it
     try:
-        shape, fortran, stored = _read_header(file, shown)
+        shape, fortran, stored = read_array_header(file, shown)
         names = axes or axis_names(len(shape), channels_first, shown)
-        header = VolumeHeader(
-            Axes(names, shape), real_dtype(stored, shown), format="NumPy", metadata={"fortran_order": fortran}
-        )
+        source = NpySource(fortran)
+        header = VolumeHeader(Axes(names, shape), real_dtype(stored, shown), format=NAME, metadata=source)
         return RawReader(file, header, shown, stored, file.tell(), fortran)
     except BaseException:
         file.close()
@@ -80,7 +90,11 @@ def _read_input(count: int) -> bytes:
         raise FormatError(f"cannot read standard input: {cause}; a .npy file is expected") from None
 
 
-def _read_header(file: BinaryIO, path: str) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+def read_array_header(file: BinaryIO, path: str) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, whether the first axis lies fastest, and dtype of a .npy array; the file is left where the values begin.
+
+    Raises: FormatError if the header is damaged, or would have pickles loaded.
+    """
     try:
         version = npy_format.read_magic(file)
         if version not in ((1, 0), (2, 0), (3, 0)):
@@ -90,7 +104,8 @@ def _read_header(file: BinaryIO, path: str) -> tuple[tuple[int, ...], bool, np.d
             warnings.simplefilter("ignore")  # that Python 2 wrote the file is no news to its owner
             shape, fortran, dtype = read(file)
     except Exception as error:  # a damaged header makes its parser raise nearly anything (tokenize.TokenError, ...)
-        raise FormatError(f"cannot read {path}: not a .npy file, or its header is damaged ({error})") from error
+        reason = " ".join(str(error).split())[:200]
+        raise FormatError(f"cannot read {path}: not a .npy file, or its header is damaged ({reason})") from error
     if dtype.hasobject:
         raise FormatError(f"cannot read {path}: it holds pickled Python objects, which are never loaded; save numbers")
     if any(n < 0 for n in shape):
@@ -131,15 +146,16 @@ def _reads_the_same(axes: Axes) -> bool:
 
 
 def create_npy(
-    path: str, header: VolumeHeader, *, overwrite: bool = False, gz_level: int = 1, threads: int | None = None
+    path: str, header: VolumeHeader, *, overwrite: bool = False, options: OutputOptions = DEFAULT_OPTIONS
 ) -> VolumeWriter:
     """Start a .npy file, or standard output for "-"."""
-    fortran = header.format == "NumPy" and bool(header.metadata and header.metadata.get("fortran_order"))
+    source = header.metadata if isinstance(header.metadata, NpySource) else None
+    fortran = source is not None and source.fortran_order
     prefix = _header_bytes(header.axes.shape, fortran, header.dtype)
     notes: tuple[str, ...] = ()
     if header.grid.spacing is not None:
         notes += (".npy holds no voxel spacing and no affine: they are left out",)
-    if header.format != "NumPy" and not _reads_the_same(header.axes):
+    if source is None and not _reads_the_same(header.axes):
         notes += (f".npy holds no axis names: read it with --axes {header.axes.letters}",)
     if header.history:
         notes += (".npy holds no history: it is left out; apply --sidecar writes it beside",)
@@ -208,10 +224,14 @@ class PipeWriter(VolumeWriter):
 
 
 FORMAT = VolumeFormat(
-    name="NumPy",
+    name=NAME,
     suffixes=(".npy", "-"),
     summary="arrays of every real dtype; `-` reads and writes a pipe",
     open=open_npy,
     create=create_npy,
     output_letters=output_letters,
+    names_axes=False,
+    holds_spacing=False,
+    holds_history=False,
+    streamed=lambda path, options: path == "-",
 )

@@ -27,13 +27,20 @@ BLOCK_BYTES = 1 << 20
 class PackedStream:
     """A packed file unpacked forward; whatever is wrong with it becomes a FormatError that names the file.
 
+    start : int         bytes of the file before the stream
     position : int      unpacked bytes read so far
     """
 
-    def __init__(self, path: str, codec: Codec) -> None:
+    def __init__(self, path: str, codec: Codec, start: int = 0) -> None:
         self.path, self.codec, self.position = path, codec, 0
         codec.need(path, FormatError)
-        self._file, self._errors = codec.open(path)
+        self._packed = open(path, "rb")  # noqa: SIM115 - closed by `close`
+        try:
+            self._packed.seek(start)
+            self._file, self._errors = codec.open(path, self._packed)
+        except BaseException:
+            self._packed.close()
+            raise
 
     def read(self, count: int) -> bytes:
         """The next `count` bytes; fewer only at the end of the stream."""
@@ -74,6 +81,7 @@ class PackedStream:
 
     def close(self) -> None:
         self._file.close()
+        self._packed.close()
 
     def __enter__(self) -> PackedStream:
         return self

@@ -1,4 +1,4 @@
-"""Kernel files: .npy, .npz, .json, .toml, .txt, MINC .kern, NIfTI and TIFF, each claimed by its suffix.
+"""Kernel files: .npy, .npz, .json, .toml, .txt, MINC .kern, and every format of volumes, each claimed by its suffix.
 
 Nothing in a file is believed: sizes are held against the file's length before anything is allocated, pickles are never
 loaded, and whatever is wrong ends as one line that names the file: a FormatError for the file, a ShapeError for the shape
@@ -25,10 +25,11 @@ from numpy.lib import format as npy_format
 from numpy.typing import NDArray
 
 from conv3d_cli.errors import Conv3DError, FormatError, ShapeError, SpecError, WriteError, suggestion
-from conv3d_cli.formats.nifti.cifti import refuse_cifti
-from conv3d_cli.formats.tiff.series import mapped_offset, open_series, value_scale
+from conv3d_cli.formats import FORMATS, open_volume, output_format, write_volume
+from conv3d_cli.formats.npy import read_array_header
 from conv3d_cli.kernels.lengths import MAX_WEIGHTS
 from conv3d_cli.model.kernel import Kernel
+from conv3d_cli.model.volume import Volume
 from conv3d_cli.system.atomic import AtomicFile, write_errors
 from conv3d_cli.system.inputs import check_input
 
@@ -49,10 +50,10 @@ class KernelFile:
     name : str          as messages call it
     suffixes : tuple    lower case, with the dot
     read : callable     (path, build) -> Kernel
-    encode : callable   kernel -> the whole file; None: the format is read only
+    encode : callable   kernel -> the whole file; None: a volume's format writes it, or it is read only
     layers : bool       whether it holds 5-D kernels
     extras : bool       whether it holds a bias and a centre
-    spaced : bool       whether it can tell how large its voxels are
+    volume : bool       whether it is a format of volumes
     """
 
     name: str
@@ -61,7 +62,12 @@ class KernelFile:
     encode: Callable[[Kernel], bytes] | None
     layers: bool
     extras: bool
-    spaced: bool = False
+    volume: bool = False
+
+    @property
+    def written(self) -> bool:
+        """Whether kernels can be written as such a file."""
+        return self.encode is not None or self.volume
 
 
 def find_kernel_file(path: str | os.PathLike[str]) -> KernelFile | None:
@@ -75,7 +81,7 @@ def find_kernel_file(path: str | os.PathLike[str]) -> KernelFile | None:
 
 def known_suffixes(written: bool = False) -> str:
     """All suffixes, for messages; or only those of formats that are written."""
-    return " ".join(suffix for kind in KERNEL_FILES if kind.encode or not written for suffix in kind.suffixes)
+    return " ".join(suffix for kind in KERNEL_FILES if kind.written or not written for suffix in kind.suffixes)
 
 
 def read_kernel_file(path: str, build: BuildKernel) -> Kernel:
@@ -84,8 +90,9 @@ def read_kernel_file(path: str, build: BuildKernel) -> Kernel:
     build : callable    makes the kernel of a built-in text, which .json and .toml may hold
     Raises: FormatError if the file is missing, empty, damaged or of no known kind; ShapeError for the shape or the values.
     """
-    check_input(path)
     kind = find_kernel_file(path)
+    if kind is None or not kind.volume:  # a volume may be a folder
+        check_input(path)
     if kind is None:
         raise FormatError(f"cannot read {path}: no kernel format has this suffix; known are {known_suffixes()}")
     with _reading(path):
@@ -102,7 +109,7 @@ def write_kernel(path: str | os.PathLike[str], kernel: Kernel, *, overwrite: boo
         raise SpecError(
             f"cannot write {path}: no kernel format has this suffix; known are {known_suffixes(written=True)}"
         )
-    if kind.encode is None:
+    if not kind.written:
         raise SpecError(f"cannot write {path}: {kind.name} kernels are only read; write {known_suffixes(written=True)}")
     middle = tuple((k - 1) / 2 for k in kernel.size)
     if kernel.centre == middle:
@@ -115,6 +122,9 @@ def write_kernel(path: str | os.PathLike[str], kernel: Kernel, *, overwrite: boo
         if has and not holds:
             able = [k.suffixes[0] for k in KERNEL_FILES if k.layers and k.extras]
             raise WriteError(f"cannot write {path}: {kind.name} cannot hold {what}; write {' '.join(able)} instead")
+    if kind.encode is None:
+        write_volume(os.fspath(path), Volume(kernel.weights, "zyx"), overwrite=overwrite)
+        return
     with AtomicFile(path, overwrite) as output:
         content = kind.encode(kernel)
         with write_errors(path):
@@ -191,17 +201,7 @@ def _read_array(file: IO[bytes], path: str, size: int) -> Array:
     """An array in .npy format from a file or a zip member of `size` bytes."""
     start = file.read(1 << 16)  # more than NumPy allows a header to have, whatever length it claims
     head = io.BytesIO(start)
-    try:
-        version = npy_format.read_magic(head)
-        read = npy_format.read_array_header_1_0 if version == (1, 0) else npy_format.read_array_header_2_0
-        shape, fortran, dtype = read(head)
-    except Exception as error:  # the header is Python text; damaged, it raises whatever the tokenizer does
-        reason = " ".join(str(error).split())[:200]
-        raise FormatError(f"cannot read {path}: not a .npy array, or its header is damaged ({reason})") from error
-    if dtype.hasobject:
-        raise FormatError(f"cannot read {path}: it holds pickled Python objects, which are never loaded; save numbers")
-    if any(n < 0 for n in shape):
-        raise FormatError(f"cannot read {path}: its header holds a negative size, shape {shape}")
+    shape, fortran, dtype = read_array_header(head, path)
     _require_real(dtype, path)
     count = math.prod(shape)
     _require_weights(count, shape, path)
@@ -212,6 +212,15 @@ def _read_array(file: IO[bytes], path: str, size: int) -> Array:
     file.read(1)  # at its end a zip member checks its sum
     values = np.frombuffer(data, dtype, count, head.tell())
     return values.reshape(shape[::-1]).T if fortran else values.reshape(shape)
+
+
+def _read_up_to(file: Any, count: int) -> bytes:
+    """At most `count` bytes; memory grows with what is there, not with what a header promises."""
+    parts = []
+    while count > 0 and (part := file.read(min(count, 1 << 20))):
+        parts.append(part)
+        count -= len(part)
+    return b"".join(parts)
 
 
 def _encode_array(array: Array) -> bytes:
@@ -489,68 +498,33 @@ def _read_minc(path: str, build: BuildKernel) -> Kernel:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# NIfTI
+# Volumes
 
 
-def _read_nifti(path: str, build: BuildKernel) -> Kernel:
-    """A NIfTI volume as a kernel: axes by name, k, j, i -> D, H, W. Its spacing is looked at in pipeline/kernel_fit.py."""
-    from nibabel.nifti1 import Nifti1Header
-    from nibabel.nifti2 import Nifti2Header
-
-    size = check_input(path)
-    with open(path, "rb") as raw:
-        zipped = raw.read(2) == b"\x1f\x8b"  # by content: a .nii.gz that is not compressed is no rarity
-        raw.seek(0)
-        file: Any = gzip.GzipFile(fileobj=raw) if zipped else raw
-        start = file.read(4)
-        sizes = {int.from_bytes(start, "little"), int.from_bytes(start, "big")}
-        header_type = Nifti1Header if 348 in sizes else Nifti2Header if 540 in sizes else None
-        length = 348 if 348 in sizes else 540
-        block = start + file.read(length - 4)
-        if header_type is None or len(block) < length:
-            raise FormatError(f"cannot read {path}: not a NIfTI file, or shorter than its header")
-        header = header_type(block, check=False)
-        magic = bytes(header["magic"].tobytes()[:3])
-        if magic not in (b"n+1", b"n+2"):
-            kind = "one half of an .hdr/.img pair" if magic in (b"ni1", b"ni2") else "not a NIfTI file"
-            raise FormatError(f"cannot read {path}: {kind}; save it as a single .nii")
-        refuse_cifti(path, int(header["intent_code"]))
-        shape, dtype = header.get_data_shape(), header.get_data_dtype()
-        shape = tuple(int(n) for n in shape)
-        if any(n < 1 for n in shape):
-            raise FormatError(f"cannot read {path}: its header holds the shape {shape}")
-        while len(shape) > 3 and shape[-1] == 1:
-            shape = shape[:-1]
-        if not 1 <= len(shape) <= 3:
-            raise ShapeError(f"kernel {path} must be 3-D, received a NIfTI of shape {shape}; save one volume of it")
-        _require_real(dtype, path)
-        count = math.prod(shape)
-        _require_weights(count, shape, path)
-        offset = float(header["vox_offset"])
-        if not (header.single_vox_offset <= offset <= size + (1 << 30) and offset == int(offset)):
-            raise FormatError(f"cannot read {path}: its header puts the voxels at byte {offset:g}")
-        needed = int(offset) + count * dtype.itemsize
-        if not zipped:
-            _require_bytes(needed, size, path)
-        content = _read_up_to(file, needed - length)
-        _require_bytes(needed, length + len(content), path)
-        if zipped:
-            file.read(1 << 20)  # at its end gzip checks its sum
-        values = np.frombuffer(content, dtype, count, int(offset) - length).reshape(shape, order="F")
-        slope, intercept = header.get_slope_inter()
-    weights = values.astype(np.float64).reshape(shape + (1,) * (3 - len(shape)), order="F").transpose(2, 1, 0)
-    if slope is not None and (slope, intercept) != (1, 0):
-        weights = weights * slope + (intercept or 0)
-    return Kernel(weights, name=path)
-
-
-def _read_up_to(file: Any, count: int) -> bytes:
-    """At most `count` bytes; memory grows with what is there, not with what a header promises."""
-    parts = []
-    while count > 0 and (part := file.read(min(count, 1 << 20))):
-        parts.append(part)
-        count -= len(part)
-    return b"".join(parts)
+def _read_volume(path: str, build: BuildKernel) -> Kernel:
+    """A volume as a kernel, by whichever format its name asks for: axes by name, values as of the same file as an input."""
+    found = output_format(path)
+    if len(found.files(path)) > len(found.written(path)):
+        raise FormatError(f"cannot read {path}: its planes lie in other files; save them as one file")
+    with open_volume(path) as reader:
+        header = reader.header
+        axes, (_, depth, height, width, _) = header.axes, header.shape
+        _require_weights(math.prod(axes.shape), axes.shape, path)
+        if math.prod(header.shape) != depth * height * width:
+            raise ShapeError(
+                f"kernel {path} must be a stack zyx of one channel, received axes {axes.letters} with shape {axes.shape}; "
+                "save one volume of it"
+            )
+        weights = np.empty((depth, height, width))
+        for start in range(0, depth, 16):
+            planes = slice(start, min(start + 16, depth))
+            weights[planes] = reader.read(0, planes, slice(0, 1))[..., 0]
+        reader.finish()
+    slope, intercept = header.scale
+    if header.scale != (1.0, 0.0):
+        weights = weights * slope + intercept
+    known = header.grid.spacing is not None and header.grid.unit is not None
+    return Kernel(weights, name=path, grid=header.grid if known else None)
 
 
 def _encode_nifti(kernel: Kernel) -> bytes:
@@ -563,39 +537,6 @@ def _encode_nifti(kernel: Kernel) -> bytes:
 
 def _encode_nifti_gz(kernel: Kernel) -> bytes:
     return gzip.compress(_encode_nifti(kernel), compresslevel=6, mtime=0)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# TIFF
-
-
-def _read_tiff(path: str, build: BuildKernel) -> Kernel:
-    """A TIFF stack as a kernel: pages, rows, columns -> D, H, W. Its values are those of a volume in the same file."""
-    found = open_series(path, one_file=True)
-    with found.tiff:
-        series = found.series
-        axes, shape, dtype = series.axes, tuple(int(n) for n in series.shape), series.dtype
-        _require_real(dtype, path)
-        _require_weights(math.prod(shape), shape, path)
-        kept = [letter for letter, n in zip(axes, shape, strict=True) if n > 1 or letter in "YX"]
-        # I, Q: pages without a name
-        if "".join(kept).translate(str.maketrans("IQ", "ZZ")) not in ("ZYX", "YX"):
-            raise ShapeError(
-                f"kernel {path} must be a stack zyx of one channel, received axes {axes.lower()} with shape {shape}"
-            )
-        offset = mapped_offset(found, path)
-        if offset is None:
-            values = np.stack([page.asarray(maxworkers=1) for page in found.pages])
-        else:
-            with open(path, "rb") as file:
-                file.seek(offset)
-                content = _read_up_to(file, math.prod(shape) * dtype.itemsize)
-            _require_bytes(offset + math.prod(shape) * dtype.itemsize, offset + len(content), path)
-            values = np.frombuffer(content, dtype.newbyteorder(found.tiff.byteorder))
-        slope, intercept = value_scale(found)
-    plane = tuple(n for letter, n in zip(axes, shape, strict=True) if letter in "YX")
-    weights = values.reshape(-1, *plane).astype(np.float64)
-    return Kernel(weights if (slope, intercept) == (1, 0) else weights * slope + intercept, name=path)
 
 
 def _encode_tiff(kernel: Kernel) -> bytes:
@@ -669,16 +610,30 @@ _BIAS_FILES: dict[str, Callable[[str, int], Any]] = {
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The catalogue: a new format is a reader, an encoder and a line here
+# The catalogue: a new kind is a reader, an encoder and a line here; a format of volumes joins by itself
 
-KERNEL_FILES: tuple[KernelFile, ...] = (
+# Files of these are made here, as they always were; those of other formats of volumes by the format.
+_VOLUME_ENCODERS = {".nii": _encode_nifti, ".nii.gz": _encode_nifti_gz, ".tif": _encode_tiff, ".tiff": _encode_tiff}
+
+
+_OWN_KINDS = (
     KernelFile(".npy", (".npy",), _read_npy, _encode_npy, layers=True, extras=False),
     KernelFile(".npz", (".npz",), _read_npz, _encode_npz, layers=True, extras=True),
     KernelFile("JSON", (".json",), _read_json, _encode_json, layers=True, extras=True),
     KernelFile("TOML", (".toml",), _read_toml, _encode_toml, layers=True, extras=True),
     KernelFile("plain text", (".txt",), _read_txt, _encode_txt, layers=False, extras=False),
     KernelFile("MINC", (".kern", ".kernel"), _read_minc, None, layers=False, extras=False),
-    KernelFile("NIfTI", (".nii.gz",), _read_nifti, _encode_nifti_gz, layers=False, extras=False, spaced=True),
-    KernelFile("NIfTI", (".nii",), _read_nifti, _encode_nifti, layers=False, extras=False, spaced=True),
-    KernelFile("TIFF", (".tif", ".tiff"), _read_tiff, _encode_tiff, layers=False, extras=False, spaced=True),
 )
+
+
+def _volume_kinds() -> Iterator[KernelFile]:
+    """A kind for each suffix of the formats of volumes; but arrays, whose kernels have more axes, are read above."""
+    taken = {"-"}.union(*(kind.suffixes for kind in _OWN_KINDS))
+    for found in FORMATS:
+        for suffix in found.suffixes:
+            if suffix not in taken:
+                encode = _VOLUME_ENCODERS.get(suffix)
+                yield KernelFile(found.name, (suffix,), _read_volume, encode, layers=False, extras=False, volume=True)
+
+
+KERNEL_FILES: tuple[KernelFile, ...] = (*_OWN_KINDS, *_volume_kinds())

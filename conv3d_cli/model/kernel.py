@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conv3d_cli.errors import ShapeError, SpecError
+from conv3d_cli.model.grid import Grid
 
 Weights = NDArray[np.float64]
 
@@ -33,6 +34,7 @@ class Kernel:
     name : str                              what messages call it
     filter_names : tuple of str             of a bank; without them 4-D weights are refused
     built : str                             how it was made for its volume, for people
+    grid : Grid or None                     of the file it was read from: how large its voxels are there
 
     Raises ShapeError for a wrong rank, an empty kernel, or weights that are NaN or infinite.
     >>> Kernel(np.ones((3, 3, 3)) / 2).sum
@@ -45,6 +47,7 @@ class Kernel:
     name: str = "kernel"
     filter_names: tuple[str, ...] = ()
     built: str = ""
+    grid: Grid | None = None
 
     def __post_init__(self) -> None:
         weights = np.asarray(self.weights)

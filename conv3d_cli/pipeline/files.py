@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from conv3d_cli.formats import volume_files, written_files
+from conv3d_cli.formats import readable_files, volume_files, written_files
 from conv3d_cli.kernels import is_builtin
 from conv3d_cli.pipeline.request import Job, Stage
 
@@ -22,7 +22,7 @@ def input_files(job: Job) -> dict[str, tuple[str, ...]]:
         files["mask"] = volume_files(job.missing.mask)
     for number, stage in enumerate(job.stages, 1):
         if (path := kernel_file(stage)) is not None:
-            files["kernel" if len(job.stages) == 1 else f"kernel of layer {number}"] = (path,)
+            files["kernel" if len(job.stages) == 1 else f"kernel of layer {number}"] = readable_files(path)
     return files
 
 

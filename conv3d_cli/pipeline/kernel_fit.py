@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from conv3d_cli.errors import FormatError, ShapeError, SpecError
-from conv3d_cli.formats import open_volume
-from conv3d_cli.kernels import find_kernel_file, is_builtin
+from conv3d_cli.errors import ShapeError, SpecError
+from conv3d_cli.kernels import is_builtin
 from conv3d_cli.kernels.cropping import check_tolerance, crop_kernel
 from conv3d_cli.kernels.lengths import Floats
 from conv3d_cli.kernels.resampling import differing_axes, resample_kernel
@@ -52,7 +51,7 @@ def fit_kernel(
     Raises: ShapeError if spacings differ and must not, or what was asked for cannot be done.
     """
     notes = []
-    own = None if text is None else spacing_of_kernel(text)
+    own = None if text is None else kernel.grid
     if fitting.spacing == "resample" and text is not None and not is_builtin(text):
         kernel, note = _resampled(kernel, own, grid)
         notes += note
@@ -68,19 +67,6 @@ def fit_kernel(
                 + (f"no sum is off by more than {bound:.2g} of the largest |x|" if bound else "the rest were zeros")
             )
     return kernel, notes
-
-
-def spacing_of_kernel(text: str) -> Grid | None:
-    """The grid that a kernel's file (NIfTI, TIFF) tells; None if it tells no spacing, or is no such file."""
-    kind = None if is_builtin(text) else find_kernel_file(text)
-    if kind is None or not kind.spaced:
-        return None
-    try:
-        with open_volume(text) as reader:
-            grid = reader.header.grid
-    except FormatError:  # its weights were read: what is damaged is its word on places
-        return None
-    return grid if grid.spacing is not None and grid.unit is not None else None
 
 
 def _matching(kernel: Kernel, own: Grid, grid: Grid | None) -> list[str]:
@@ -107,7 +93,7 @@ def _matching(kernel: Kernel, own: Grid, grid: Grid | None) -> list[str]:
 def _resampled(kernel: Kernel, own: Grid | None, grid: Grid | None) -> tuple[Kernel, list[str]]:
     if own is None:
         raise ShapeError(
-            f"kernel {kernel.name} cannot be resampled: it tells no voxel spacing, which NIfTI and TIFF files can; leave out "
+            f"kernel {kernel.name} cannot be resampled: it tells no voxel spacing, as files of volumes can; leave out "
             "--kernel-spacing resample to apply it voxel by voxel"
         )
     if grid is None or grid.spacing is None or grid.unit is None:

@@ -12,6 +12,7 @@ from conv3d_cli.errors import SpecError
 from conv3d_cli.formats import (
     check_compression,
     output_format,
+    scaled_formats,
 )
 from conv3d_cli.layer import get_activation, get_constraint, get_initializer, get_regularizer
 from conv3d_cli.model.kernel import Kernel
@@ -209,10 +210,10 @@ class Job:
                 )
         if self.scale not in ("none", "auto"):
             raise SpecError(f"scale must be none or auto, received '{self.scale}'")
-        if self.scale == "auto" and (output_format(self.target).name != "NIfTI" or np.dtype(self.dtype).kind == "f"):
+        if self.scale == "auto" and (not output_format(self.target).holds_scale or np.dtype(self.dtype).kind == "f"):
             raise SpecError(
-                "--scale auto is for integer NIfTI outputs, which hold a slope and an intercept: pass --dtype int16 (or the "
-                "like) and a .nii, .nii.gz or .hdr name"
+                f"--scale auto is for integer outputs that hold a slope and an intercept, {scaled_formats()}: "
+                "pass --dtype int16 (or the like) and such a name"
             )
         if self.on_cluster and (self.strict or self.scale != "none"):
             raise SpecError("--scheduler does not take --strict and --scale yet: leave it out")

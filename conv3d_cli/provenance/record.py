@@ -26,14 +26,8 @@ from conv3d_cli.system.digests import array_digest
 
 KEY = "Conv3D"
 RECORD_VERSION = 1
-# Libraries whose version may change bits: of the sums and their compiled loops; of the bytes that a format makes of them.
+# Libraries whose version may change bits of the sums and their compiled loops; a format names those that make bytes of them.
 ARITHMETIC = ("numpy", "numba", "llvmlite")
-FORMAT_LIBRARIES = {
-    "NIfTI": ("nibabel", "isal"),
-    "TIFF": ("tifffile", "imagecodecs"),
-    "OME-Zarr": ("zarr", "numcodecs"),
-    "NumPy": (),
-}
 
 
 def sidecar_name(target: str) -> str:
@@ -201,7 +195,7 @@ def versions_of(header: VolumeHeader, target: str) -> dict[str, str]:
     from conv3d_cli.formats import output_format
 
     found = {"CPU": cpu_class().name}
-    for name in ("conv3d", *ARITHMETIC, *FORMAT_LIBRARIES[output_format(target).name]):
+    for name in ("conv3d", *ARITHMETIC, *output_format(target).libraries):
         try:
             found[name] = version(name)
         except PackageNotFoundError:

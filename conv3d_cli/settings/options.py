@@ -627,7 +627,8 @@ class Settings:
         default="none",
         explains=False,
         stores=True,
-        help="Of a TIFF's pages. Every reader of TIFF knows deflate (--gz-level is its level); zstd is quicker.",
+        help="Of a TIFF's pages, or deflate of a .nrrd. Every reader knows deflate (--gz-level is its level); "
+        "zstd is quicker.",
     )
     chunks: int | Sequence[int] | None = option(
         TRIPLE,

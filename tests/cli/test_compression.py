@@ -79,7 +79,7 @@ def test_compressed_in_and_out(run: Any, tmp_path: Path, rng: np.random.Generato
 def test_refused(run: Any, source: Path, tmp_path: Path) -> None:
     start = ["apply", source, "-k", "box:size=3", "-o"]
     for target in (tmp_path / "b.nii.gz", tmp_path / "b.npy", "-"):
-        assert "--compression is for TIFF" in run(*start, target, "--compression", "deflate", code=2).stderr
+        assert "--compression deflate is for TIFF" in run(*start, target, "--compression", "deflate", code=2).stderr
     assert "lzw" in run(*start, tmp_path / "b.tif", "--compression", "lzw", code=2).stderr
     config = tmp_path / "c.toml"
     config.write_text('kernel = "box:size=3"\ncompression = "lzw"\n')

@@ -1,29 +1,41 @@
 """One contract for every volume format and every suffix: what goes in comes out, wholly or not at all.
 
-A new format joins by standing in `FORMATS`; what it cannot hold by its nature is named in the tables below.
+A new format joins by standing in `FORMATS`; what it cannot hold by its nature its own facts say (`VolumeFormat`), and each
+fact is held to what the format does.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner, Result
 
+from conv3d_cli.cli import main
 from conv3d_cli.errors import FormatError, OutputExistsError, SpecError, WriteError
-from conv3d_cli.formats import FORMATS, create_volume, find_format, open_volume, read_volume, write_volume
+from conv3d_cli.formats import (
+    FORMATS,
+    create_volume,
+    find_format,
+    is_stream,
+    open_volume,
+    output_access,
+    read_volume,
+    write_volume,
+)
 from conv3d_cli.formats.base import VolumeFormat, real_dtype
 from conv3d_cli.model.grid import Grid, affine_from_spacing
 from conv3d_cli.model.volume import Axes, Volume, VolumeHeader, VolumeReader, parts_in_storage_order
 
 CASES = [(found, suffix) for found in FORMATS for suffix in found.suffixes if suffix != "-"]
-WITHOUT_AXIS_NAMES = {"NumPy"}
-WITHOUT_SPACING = {"NumPy"}
-WITH_AFFINE = {"NIfTI"}
 
 DTYPES = [
     "uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "float16", "float32", "float64", "bool"
@@ -90,7 +102,7 @@ def read_back(path: str, written: str) -> Volume:
     """Read a volume; a format that keeps no axis names is told them."""
     found = find_format(path)
     assert found is not None
-    return read_volume(path, axes=written if found.name in WITHOUT_AXIS_NAMES else None)
+    return read_volume(path, axes=None if found.names_axes else written)
 
 
 def output_header(path: str, volume: Volume) -> VolumeHeader:
@@ -229,7 +241,7 @@ def test_spacing_comes_back(case: tuple[VolumeFormat, str], path: str, unit: str
     volume = replace(make("zyx", "float32", rng), grid=grid)
     write_volume(path, volume)
     back = read_back(path, "zyx").grid
-    if case[0].name in WITHOUT_SPACING:
+    if not case[0].holds_spacing:
         assert back.spacing is None
         return
     np.testing.assert_allclose(back.spacing_in("um"), grid.spacing_in("um"), rtol=1e-6)
@@ -239,13 +251,11 @@ def test_what_is_lost_is_said(case: tuple[VolumeFormat, str], path: str, rng: np
     grid = Grid((2.5, 0.75, 0.25), "um", affine_from_spacing((2.5, 0.75, 0.25)))
     header = output_header(path, replace(make("zyx", "float32", rng), grid=grid))
     with create_volume(path, header) as writer:
-        assert bool(writer.notes) == (case[0].name in WITHOUT_SPACING)
+        assert bool(writer.notes) == (not case[0].holds_spacing)
         assert all("\n" not in note for note in writer.notes)
 
 
 def test_affine_comes_back(case: tuple[VolumeFormat, str], path: str, rng: np.random.Generator) -> None:
-    if case[0].name not in WITH_AFFINE:
-        pytest.skip("holds no rotation")
     turn, _ = np.linalg.qr(rng.normal(size=(3, 3)))
     affine = np.eye(4)
     affine[:3, :3] = turn * (0.5, 2, 3)
@@ -253,6 +263,9 @@ def test_affine_comes_back(case: tuple[VolumeFormat, str], path: str, rng: np.ra
     grid = Grid((3.0, 2.0, 0.5), "mm", affine)
     write_volume(path, replace(make("zyx", "uint8", rng), grid=grid))
     back = read_volume(path).grid
+    if not case[0].holds_affine:
+        assert back.affine is None or not np.allclose(back.affine, affine)
+        return
     assert back.affine is not None
     np.testing.assert_allclose(back.affine, affine, rtol=1e-6, atol=1e-6)
     np.testing.assert_allclose(back.spacing, (3, 2, 0.5), rtol=1e-6)
@@ -280,6 +293,7 @@ def test_slabs_in_any_order(path: str, rng: np.random.Generator) -> None:
     header = output_header(path, volume)
     with create_volume(path, header) as writer:
         sequential = writer.sequential
+    assert sequential == is_stream(path) == (output_access(path, header) is None)
     if sequential:
         pytest.skip("a stream")
     write_slabs(path, volume, 2, backwards=True)
@@ -296,7 +310,9 @@ def test_reading_in_slabs(path: str, letters: str, depth: int, rng: np.random.Ge
     volume = make(letters, "uint8", rng)
     whole = canonical(volume)
     write_volume(path, volume)
-    names = output_header(path, volume).axes.letters if path.endswith(".npy") else None
+    found = find_format(path)
+    assert found is not None
+    names = None if found.names_axes else output_header(path, volume).axes.letters
     with open_volume(path, axes=names) as reader:
         assert reader.header.shape == volume.shape
         assert reader.header.dtype == volume.data.dtype
@@ -370,6 +386,164 @@ def test_folders_are_not_made(path: str, rng: np.random.Generator) -> None:
     target = Path(path).parent / "missing" / Path(path).name
     with pytest.raises(WriteError, match="missing"):
         write_volume(str(target), make("zyx", "float32", rng))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Facts, each held to what the format does
+
+
+def test_axis_names_come_back(case: tuple[VolumeFormat, str], path: str, rng: np.random.Generator) -> None:
+    """Unless the format says that it holds none: then channels that lie first are taken for something else."""
+    volume = make("czyx", "uint8", rng)
+    write_volume(path, volume)
+    back = read_volume(path)
+    assert (named_sizes(back) == named_sizes(volume)) == case[0].names_axes
+
+
+@pytest.mark.parametrize("option", ["chunks", "levels"])
+def test_options_of_chunks(case: tuple[VolumeFormat, str], path: str, option: str, rng: np.random.Generator) -> None:
+    volume = make("zyx", "uint8", rng)
+    options: dict[str, int] = {option: 2}
+    if not case[0].chunked:
+        with pytest.raises(SpecError, match=rf"--{option} is for [\w-]+, and {case[0].name} has none"):
+            write_volume(path, volume, **options)
+        return
+    write_volume(path, volume, **options)
+    np.testing.assert_array_equal(read_volume(path).data, volume.data)
+
+
+@pytest.mark.parametrize("compression", sorted({name for found in FORMATS for name in found.compressions}))
+@pytest.mark.parametrize("letters", AXES)
+def test_compressions(
+    case: tuple[VolumeFormat, str], path: str, compression: str, letters: str, rng: np.random.Generator
+) -> None:
+    volume = make(letters, "uint16", rng)
+    refusal = ""
+    try:
+        write_volume(path, volume, compression=compression)
+    except SpecError as error:
+        refusal = str(error)
+    if refusal:  # of the format, or of this suffix of it
+        assert "--compression" in refusal
+        assert compression not in case[0].compressions or f"{case[1]} is written raw" in refusal
+        return
+    assert compression in case[0].compressions
+    assert is_stream(path, compression)
+    back = read_back(path, output_header(path, volume).axes.letters)
+    np.testing.assert_array_equal(canonical(back), canonical(volume))
+
+
+def test_boxes(path: str, rng: np.random.Generator) -> None:
+    """Boxes in any order, where a format takes them: written, and read."""
+    volume = make("tczyx", "float32", rng)
+    header, whole = output_header(path, volume), canonical(volume)
+    if output_access(path, header) is None:
+        pytest.skip("a stream")
+    n, depth, height, _, channels = header.shape
+    with create_volume(path, header) as writer:
+        for part in reversed(range(n)):
+            for c in range(channels):
+                for d, h, w in ((2, 2, 0), (0, 2, 0), (2, 0, 0), (0, 0, 0)):
+                    place = (slice(d, d + 2 if d == 0 else depth), slice(h, h + 2 if h == 0 else height))
+                    writer.write_box(part, (d, h, w), c, np.ascontiguousarray(whole[part][place][..., c : c + 1]))
+        writer.commit()
+    found = find_format(path)
+    assert found is not None
+    with open_volume(path, axes=None if found.names_axes else header.axes.letters) as reader:
+        assert reader.box_access() is not None
+        box = reader.read_box(1, slice(1, 4), slice(1, 3), slice(0, 2), slice(1, 2))
+        np.testing.assert_array_equal(box, whole[1, 1:4, 1:3, 0:2, 1:2])
+    np.testing.assert_array_equal(canonical(read_back(path, header.axes.letters)), whole)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The command over every format
+
+
+def conv3d(*arguments: str, code: int = 0) -> Result:
+    result = CliRunner().invoke(main, [*arguments])
+    assert result.exit_code == code, (result.output, result.exception)
+    assert code == 0 or result.stderr.strip().splitlines()[-1].startswith("Error: "), result.stderr
+    return result
+
+
+@pytest.fixture
+def scan(path: str, rng: np.random.Generator) -> str:
+    """A volume of this format that is convolved into `path`."""
+    folder = Path(path).parent / "in"
+    folder.mkdir()
+    name = str(folder / f"scan{Path(path).name.removeprefix('sub-01.v2')}")
+    spacing = (2.0, 1.5, 1.0)
+    grid = Grid(spacing, "mm", affine_from_spacing(spacing, (1, 2, 3)), anatomical=True)
+    write_volume(name, Volume(rng.normal(size=(7, 6, 5)).astype(np.float32), "zyx", grid))
+    return name
+
+
+def test_apply_with_a_sidecar(case: tuple[VolumeFormat, str], path: str, scan: str) -> None:
+    conv3d("apply", scan, "-k", "box:size=3", "-o", path, "--sidecar")
+    sidecar = Path(path.removesuffix(case[1]) + ".json")
+    record = json.loads(sidecar.read_text())
+    versions = record["Conv3D"]["Versions"]
+    used = [name for name in case[0].libraries if find_spec(name) is not None]  # some are extras
+    assert {name: versions[name] for name in used} == {name: version(name) for name in used}
+    conv3d("rerun", str(sidecar))
+
+
+def test_apply_with_history(case: tuple[VolumeFormat, str], path: str, scan: str) -> None:
+    """It is kept, and carried on by the next run; or its loss is told."""
+    told = conv3d("apply", scan, "-k", "box:size=3", "-o", path, "--history").stderr
+    assert ("holds no history" in told) == (not case[0].holds_history)
+    with open_volume(path) as reader:
+        first = reader.header.history
+    assert len(first) == case[0].holds_history
+    again = path.replace("sub-01", "again")
+    conv3d("apply", path, "-k", "gaussian:sigma=1vox", "-o", again, "--history")
+    with open_volume(again) as reader:
+        steps = [line.partition(": ")[2] for line in reader.header.history]
+    assert len(steps) == 2 * case[0].holds_history
+    assert all("apply" in step for step in steps)
+    if case[0].holds_history:
+        assert "gaussian" in steps[1]
+        assert reader.header.history[0] == first[0]
+
+
+@pytest.mark.parametrize("axes", ["zyx", "czyx"])
+def test_apply_and_verify(path: str, scan: str, axes: str, rng: np.random.Generator) -> None:
+    if axes == "czyx":
+        write_volume(scan, make("czyx", "float32", rng), overwrite=True)
+    found = find_format(scan)
+    assert found is not None
+    named = [] if found.names_axes else ["--axes", axes]
+    conv3d("apply", scan, *named, "-k", "gaussian:sigma=1vox", "-o", path, "--verify", "100")
+
+
+def test_apply_with_a_scale(case: tuple[VolumeFormat, str], path: str, scan: str) -> None:
+    """Integers with a slope and an intercept, where a format holds them; else they are refused before any work."""
+    job = ["apply", scan, "-k", "box:size=3", "-o", path, "--dtype", "int16", "--scale", "auto"]
+    if not case[0].holds_scale:
+        assert "NIfTI (.nii.gz" in conv3d(*job, code=2).stderr
+        assert not os.path.exists(path)
+        return
+    conv3d(*job)
+    plain = str(Path(path).parent / "plain.npy")
+    conv3d("apply", scan, "-k", "box:size=3", "-o", plain)
+    with open_volume(path) as reader:
+        assert reader.header.dtype == np.int16
+        slope = reader.header.scale[0]
+    assert 0 < slope < 1e-3
+    np.testing.assert_allclose(read_volume(path).data, np.load(plain), atol=slope)
+
+
+def test_apply_with_a_mask(case: tuple[VolumeFormat, str], path: str, scan: str, rng: np.random.Generator) -> None:
+    """A mask in this format does what the same mask in .npy does."""
+    inside = (rng.random((7, 6, 5)) < 0.7).astype(np.uint8)
+    folder = Path(scan).parent
+    mask = str(folder / f"mask{case[1]}")
+    write_volume(mask, Volume(inside, "zyx", read_volume(scan).grid))
+    np.save(folder / "mask.npy", inside)
+    conv3d("apply", scan, "-k", "box:size=3", "-o", path, "--mask", mask)
+    conv3d("apply", scan, "-k", "box:size=3", "-o", str(folder / "by_npy.npy"), "--mask", str(folder / "mask.npy"))
+    np.testing.assert_array_equal(read_volume(path).data, np.load(folder / "by_npy.npy"))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from strategies import REAL_DTYPES, small_numbers
 
 from conv3d_cli.errors import Conv3DError, FormatError, OutputExistsError, SpecError, WriteError
 from conv3d_cli.formats import npy, read_volume, write_volume
-from conv3d_cli.formats.npy import create_npy, open_npy
+from conv3d_cli.formats.npy import NpySource, create_npy, open_npy
 from conv3d_cli.model.grid import Grid
 from conv3d_cli.model.kernel import Kernel
 from conv3d_cli.model.volume import Axes, Volume, VolumeHeader, VolumeWriter, parts_in_storage_order
@@ -386,7 +386,7 @@ def test_slabs_in_any_order(
     order: Any,
 ) -> None:
     values = small_numbers(axes.shape, dtype, 5)
-    header = VolumeHeader(axes, values.dtype, format="NumPy", metadata={"fortran_order": fortran})
+    header = VolumeHeader(axes, values.dtype, format="NumPy", metadata=NpySource(fortran))
     path = tmp_path_factory.getbasetemp() / "slabs.npy"
     slabs = slabs_of(axes, depth, together)
     order.shuffle(slabs)
@@ -403,7 +403,7 @@ def test_slabs_in_any_order(
 def test_a_pipe_of_any_axes(axes: Axes, fortran: bool, depth: int) -> None:
     """Slab after slab in the order they are computed, though the axes may lie across slabs."""
     values = small_numbers(axes.shape, "int16", 6)
-    header = VolumeHeader(axes, values.dtype, format="NumPy", metadata={"fortran_order": fortran})
+    header = VolumeHeader(axes, values.dtype, format="NumPy", metadata=NpySource(fortran))
     pipe = io.BytesIO()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "stdout", SimpleNamespace(buffer=pipe))
@@ -534,8 +534,8 @@ def test_a_layer_keeps_numpys_axis_order(tmp_path: Path, order: Any, first: bool
 def test_axes_that_another_format_named_are_told(tmp_path: Path, letters: str, told: bool) -> None:
     """A series out of NIfTI (tzyx) would be read back as zyxc."""
     axes = Axes(letters, tuple(range(2, 2 + len(letters))))
-    for source in ("NIfTI", "NumPy"):
-        header = VolumeHeader(axes, np.dtype(np.float32), format=source)
+    for source, metadata in (("NIfTI", None), ("NumPy", NpySource(fortran_order=False))):
+        header = VolumeHeader(axes, np.dtype(np.float32), format=source, metadata=metadata)
         with npy.create_npy(str(tmp_path / f"{source}.npy"), header) as writer:
             notes = " ".join(writer.notes)
         assert (f"--axes {letters}" in notes) == (told and source == "NIfTI")

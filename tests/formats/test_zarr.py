@@ -422,7 +422,7 @@ def test_reading_from_a_web_server(server: tuple[str, Path], rng: np.random.Gene
     assert text.startswith(f"cannot read {address}/no.zarr: no such Zarr store")
     with pytest.raises(WriteError, match="a web server can only be read from"):
         write_volume(f"{address}/b.zarr", expected)
-    with pytest.raises(FormatError, match="only Zarr stores"):
+    with pytest.raises(FormatError, match="only OME-Zarr at URLs"):
         read_volume(f"{address}/a.nii.gz")
     run_job(Job(f"{address}/a.ome.zarr", str(tmp_path / "b.npy"), (Stage(Kernel(np.ones((1, 1, 1)))),), threads=1))
     np.testing.assert_array_equal(np.load(tmp_path / "b.npy"), expected.data)
@@ -891,7 +891,7 @@ def test_a_store_is_never_written_over_its_input(tmp_path: Path, rng: np.random.
 def test_other_formats_have_no_chunks(tmp_path: Path, option: str, value: Any, rng: np.random.Generator) -> None:
     write_volume(str(tmp_path / "a.zarr"), volume(rng))
     job = Job(str(tmp_path / "a.zarr"), str(tmp_path / "b.npy"), (Stage("box:size=3"),), **{option: value})
-    with pytest.raises(SpecError, match=rf"--{option} is for Zarr outputs"):
+    with pytest.raises(SpecError, match=rf"--{option} is for OME-Zarr"):
         run_job(job)
     with pytest.raises(SpecError, match=option):
         replace(job, target=str(tmp_path / "b.zarr"), **{option: 0})

@@ -224,6 +224,15 @@ def _tiffs() -> dict[str, bytes]:
     return made
 
 
+def _nrrds() -> dict[str, bytes]:
+    """What SimpleITK, pynrrd and this package write: worlds, vectors, series, gzip, spacings."""
+    made = _volumes(".nrrd", ("uint8", "float32"), ("zyx", "tzcyx", "zyxs"))()
+    made |= {
+        f"gzip_{name}": seed for name, seed in _volumes(".nrrd", ("int16",), ("zyx",), compression="deflate")().items()
+    }
+    return made | {path.stem: path.read_bytes() for path in sorted((DATA / "nrrd").glob("*.nrrd"))}
+
+
 def _npys() -> dict[str, bytes]:
     made = {}
     for name, array in {
@@ -267,10 +276,10 @@ def read_spaced_kernel(path: str) -> None:
     """A kernel file that may tell how large its voxels are, resampled to a volume's, and without its borders."""
     from conv3d_cli.kernels import read_kernel, resampling
     from conv3d_cli.model.grid import Grid
-    from conv3d_cli.pipeline.kernel_fit import Fitting, fit_kernel, spacing_of_kernel
+    from conv3d_cli.pipeline.kernel_fit import Fitting, fit_kernel
 
     kernel = read_kernel(path)
-    policy = "ignore" if spacing_of_kernel(path) is None else "resample"
+    policy = "ignore" if kernel.grid is None else "resample"
     with mock.patch.object(resampling, "MAX_WEIGHTS", 200_000):  # legal giants only cost time
         fit_kernel(kernel, path, Grid((2.0, 1.5, 1.0), "mm"), Fitting(policy, 1e-6))
 
@@ -519,6 +528,13 @@ _TIFF = (
     *(f"formats/tiff/{part}.py" for part in ("format", "files", "metadata", "ome", "compressed", "pages")),
 )
 _ZARR = tuple(f"formats/zarr/{part}.py" for part in ("format", "ome", "store"))
+_NRRD = (*(f"formats/nrrd/{part}.py" for part in ("format", "header", "axes", "grid")), *_PACKED)
+_NRRD_WORDS = (
+    "\nspace: RAS\n", "\nspace dimension: 4\n", "space directions: ", "none", "(1,0,0)", "(nan,nan,nan)", "\nspace origin: ",
+    "\nspacings: ", "\naxis mins: ", "\naxis maxs: ", "\nunits: ", '"um"', "\nkinds: ", "list", "time", "RGB-color", "\nlabels: ",
+    "\ncenters: ", "node", "\nencoding: ", "gzip", "raw", "\nline skip: ", "\nbyte skip: -1\n", "\ndata file: ", "LIST", "LOCAL",
+    "\nendian: big\n", "\ntype: ", "double", "block", "\nx:=y", "\n\n", "-1", "1e999", "99999999999999999",
+)  # fmt: skip
 _KERNEL = ("kernels/files.py",)
 _RECORD_WORDS = (
     '"Conv3D"',
@@ -559,6 +575,7 @@ TARGETS: tuple[Target, ...] = (
     Target("nifti-zst", ".nii.zst", read_volume_file, _volumes(".nii.zst", ("int16",)), (*_NIFTI, *_PACKED)),
     Target("nifti-pair", "", read_volume_file, _volumes(".hdr", ("int16", "float64")), _NIFTI, layout=_pair),
     Target("tiff", ".tif", read_volume_file, _tiffs, _TIFF),
+    Target("nrrd", ".nrrd", read_volume_file, _nrrds, _NRRD, _NRRD_WORDS),
     Target("npy", ".npy", read_volume_file, _npys, ("formats/npy.py",)),
     Target("zarr", "", read_volume_file, _zarrs, _ZARR, _ZARR_WORDS, layout=_store),
     Target("kernel-npy", ".npy", read_kernel_text, _kernels(".npy"), _KERNEL),

@@ -16,6 +16,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import nibabel
 import numpy as np
@@ -35,14 +36,17 @@ from conv3d_cli.errors import (
     UnknownNameError,
     WriteError,
 )
-from conv3d_cli.formats import read_volume
+from conv3d_cli.formats import FORMATS, create_volume, read_volume, write_volume, written_files
 from conv3d_cli.kernels import KERNEL_FILES, find_kernel_file, read_bias, read_kernel, write_kernel
 from conv3d_cli.kernels import files as kernel_files
-from conv3d_cli.model.grid import Grid
+from conv3d_cli.model.grid import Grid, affine_from_spacing
 from conv3d_cli.model.kernel import Kernel
+from conv3d_cli.model.volume import Axes, Volume, VolumeHeader
 
 SUFFIXES = [suffix for kind in KERNEL_FILES for suffix in kind.suffixes]
-WRITTEN = [suffix for kind in KERNEL_FILES for suffix in kind.suffixes if kind.encode]
+WRITTEN = [suffix for kind in KERNEL_FILES for suffix in kind.suffixes if kind.written]
+STORES = [suffix for found in FORMATS if found.chunked for suffix in found.suffixes]  # are folders
+ONE_FILE = [suffix for suffix in WRITTEN if suffix not in STORES and written_files(f"k{suffix}") == (f"k{suffix}",)]
 EVERYTHING = [".npz", ".json", ".toml"]  # hold 5-D weights, bias and centre
 LAYERS = [".npy", *EVERYTHING]
 ANY_FLOAT = st.floats(allow_nan=False, allow_infinity=False)
@@ -123,7 +127,7 @@ def test_bias_and_centre_round_trip(tmp_path: Path, rng: np.random.Generator, su
     assert back.centre == (0, 0.5, 3)
 
 
-@pytest.mark.parametrize("suffix", WRITTEN)
+@pytest.mark.parametrize("suffix", ONE_FILE)
 def test_same_bytes_each_time(
     tmp_path: Path, weights: np.ndarray, suffix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -164,7 +168,7 @@ def test_write_refuses_unknown_suffixes_and_existing_files(tmp_path: Path, weigh
 
 
 def test_other_programs_read_what_is_written(tmp_path: Path, weights: np.ndarray) -> None:
-    for suffix in WRITTEN:
+    for suffix in ONE_FILE:
         write_kernel(tmp_path / f"k{suffix}", Kernel(weights))
     assert np.array_equal(np.load(tmp_path / "k.npy", allow_pickle=False), weights)
     with np.load(tmp_path / "k.npz", allow_pickle=False) as archive:
@@ -188,7 +192,7 @@ def test_suffixes_in_any_case(tmp_path: Path, weights: np.ndarray) -> None:
     write_kernel(tmp_path / "K.NII.GZ", Kernel(weights))
     assert np.array_equal(read_kernel(str(tmp_path / "K.NII.GZ")).weights, weights)
     assert (tmp_path / "K.NII.GZ").read_bytes()[:2] == b"\x1f\x8b"
-    assert find_kernel_file("k.ome.tif") is find_kernel_file("k.tiff")
+    assert find_kernel_file("K.OME.TIF") is find_kernel_file("k.ome.tif")
 
 
 def test_paths_are_relative_to_a_folder(tmp_path: Path, weights: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,7 +232,7 @@ def test_files_that_are_no_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_empty_files(tmp_path: Path, suffix: str) -> None:
-    with pytest.raises(FormatError, match=r"cannot read .*: the file is empty"):
+    with pytest.raises(FormatError, match=r"cannot read .*: (the file is empty|it is a file; a Zarr store)"):
         read_kernel(write_bytes(tmp_path / f"k{suffix}", b""))
 
 
@@ -261,7 +265,7 @@ def test_noise_of_any_kind(tmp_path: Path, rng: np.random.Generator, suffix: str
         check_refused(write_bytes(tmp_path / f"k{suffix}", content))
 
 
-@pytest.mark.parametrize("suffix", WRITTEN)
+@pytest.mark.parametrize("suffix", ONE_FILE)
 def test_every_truncation(tmp_path: Path, weights: np.ndarray, suffix: str) -> None:
     write_kernel(tmp_path / f"whole{suffix}", Kernel(weights))
     whole = (tmp_path / f"whole{suffix}").read_bytes()
@@ -275,7 +279,7 @@ def test_every_truncation(tmp_path: Path, weights: np.ndarray, suffix: str) -> N
             assert suffix == ".txt" or np.array_equal(kernel.weights, weights)
 
 
-@pytest.mark.parametrize("suffix", WRITTEN)
+@pytest.mark.parametrize("suffix", ONE_FILE)
 def test_any_byte_changed(tmp_path: Path, weights: np.ndarray, suffix: str, rng: np.random.Generator) -> None:
     write_kernel(tmp_path / f"whole{suffix}", Kernel(weights))
     whole = (tmp_path / f"whole{suffix}").read_bytes()
@@ -629,26 +633,32 @@ def put(offset: int, layout: str, *values: Any) -> Callable[[bytearray], None]:
 
 
 BAD_NIFTI = [
-    (damaged_nifti(put(40, "<8h", 3, 32000, 32000, 32000, 1, 1, 1, 1)), "at most 100,000,000"),
-    (damaged_nifti(put(40, "<8h", 3, 300, 300, 300, 1, 1, 1, 1)), "truncated: its header promises 216000352 bytes"),
-    (damaged_nifti(put(40, "<8h", 3, -2, 3, 4, 1, 1, 1, 1)), "its header holds the shape"),
-    (damaged_nifti(put(40, "<8h", 3, 0, 3, 4, 1, 1, 1, 1)), "its header holds the shape"),
+    (
+        damaged_nifti(put(40, "<8h", 3, 32000, 32000, 32000, 1, 1, 1, 1)),
+        "truncated.*: its header promises 262144000000352 bytes",
+    ),
+    (damaged_nifti(put(40, "<8h", 3, 300, 300, 300, 1, 1, 1, 1)), "truncated.*: its header promises 216000352 bytes"),
+    (damaged_nifti(put(40, "<8h", 3, -2, 3, 4, 1, 1, 1, 1)), "an axis has at least 1 voxel"),
+    (damaged_nifti(put(40, "<8h", 3, 0, 3, 4, 1, 1, 1, 1)), "an axis has at least 1 voxel"),
     (damaged_nifti(put(40, "<8h", 0, 2, 3, 4, 1, 1, 1, 1)), ""),
     (damaged_nifti(put(70, "<h", 9999)), ""),
-    (damaged_nifti(put(108, "<f", float("nan"))), "puts the voxels at byte nan"),
-    (damaged_nifti(put(108, "<f", -5)), "puts the voxels at byte -5"),
-    (damaged_nifti(put(108, "<f", 348)), "puts the voxels at byte 348"),  # among the extensions
-    (damaged_nifti(put(108, "<f", 352.5)), "puts the voxels at byte 352.5"),
-    (damaged_nifti(put(108, "<f", 1e30)), "puts the voxels at byte 1e"),
+    (damaged_nifti(put(108, "<f", float("nan"))), "vox_offset, where voxels start, is nan"),
+    (damaged_nifti(put(108, "<f", -5)), "vox_offset, where voxels start, is -5"),
+    (damaged_nifti(put(108, "<f", 348)), "vox_offset, where voxels start, is 348"),  # among the extensions
+    (damaged_nifti(put(108, "<f", 352.5)), "vox_offset, where voxels start, is 352.5"),
+    (damaged_nifti(put(108, "<f", 1e30)), "truncated"),
     (damaged_nifti(put(108, "<f", 1e6)), "truncated"),
-    (damaged_nifti(put(344, "<4s", b"ni1\0")), "half of an .hdr/.img pair"),
-    (damaged_nifti(put(344, "<4s", b"abc\0")), "not a NIfTI file"),
+    (damaged_nifti(put(344, "<4s", b"ni1\0")), "its voxels are in another file: name it .hdr"),
+    (damaged_nifti(put(344, "<4s", b"abc\0")), "not NIfTI-1"),
     (damaged_nifti(put(0, "<i", 349)), "not a NIfTI file"),
     (damaged_nifti(put(112, "<ff", 1, float("inf"))), ""),
-    (damaged_nifti(lambda c: None, np.ones((2, 3, 4, 5))), r"must be 3-D, received a NIfTI of shape \(2, 3, 4, 5\)"),
+    (
+        damaged_nifti(lambda c: None, np.ones((2, 3, 4, 5))),
+        r"stack zyx of one channel, received axes tzyx with shape \(5, 4, 3, 2\)",
+    ),
     (damaged_nifti(lambda c: None, np.full((2, 3, 4), np.nan)), "24 NaN or infinite"),
-    (damaged_nifti(lambda c: None, np.ones((2, 3, 4), np.complex64)), "real numbers"),
-    (damaged_nifti(lambda c: None, np.zeros((2, 3, 4), [(c, "u1") for c in "RGB"])), "real numbers"),
+    (damaged_nifti(lambda c: None, np.ones((2, 3, 4), np.complex64)), "complex"),
+    (damaged_nifti(lambda c: None, np.zeros((2, 3, 4), [(c, "u1") for c in "RGB"])), "stack zyx of one channel"),
 ]
 
 
@@ -721,7 +731,7 @@ def larger_than_it_is(side: int, **options: Any) -> bytes:
         (tiff_bytes(np.ones((2, 3, 4, 5), np.float32), metadata={"axes": "CZYX"}), ShapeError, "received axes czyx"),
         (tiff_bytes(np.ones((2, 3, 4, 5), np.float32), metadata={"axes": "TZYX"}), ShapeError, "received axes tzyx"),
         (tiff_bytes(np.full((3, 4, 5), np.nan, np.float32)), ShapeError, "60 NaN or infinite"),
-        (tiff_bytes(np.ones((3, 4, 5), np.complex64)), ShapeError, "real numbers"),
+        (tiff_bytes(np.ones((3, 4, 5), np.complex64)), FormatError, "complex"),
         (b"II*\0\x08\0\0\0\0\0\0\0\0\0", FormatError, ""),
         (b"MM\0*" + b"\xff" * 40, FormatError, ""),
         (b"not a tiff at all", FormatError, ""),
@@ -885,5 +895,50 @@ def test_libraries_are_imported_only_when_needed() -> None:
 
 
 def test_every_kind_is_listed() -> None:
-    assert kernel_files.known_suffixes() == ".npy .npz .json .toml .txt .kern .kernel .nii.gz .nii .tif .tiff"
-    assert kernel_files.known_suffixes(written=True) == ".npy .npz .json .toml .txt .nii.gz .nii .tif .tiff"
+    """Every format of volumes is one of kernels."""
+    own = ".npy .npz .json .toml .txt"
+    volumes = " ".join(suffix for found in FORMATS for suffix in found.suffixes if suffix not in (".npy", "-"))
+    assert kernel_files.known_suffixes() == f"{own} .kern .kernel {volumes}"
+    assert kernel_files.known_suffixes(written=True) == f"{own} {volumes}"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Every format of volumes
+
+VOLUMES = [suffix for found in FORMATS for suffix in found.suffixes if suffix not in (".npy", "-")]
+
+
+@pytest.mark.parametrize("suffix", VOLUMES)
+def test_a_volume_as_a_kernel(tmp_path: Path, suffix: str, rng: np.random.Generator) -> None:
+    """Weights, and the grid that it tells, in one reading."""
+    path = str(tmp_path / f"k{suffix}")
+    data = rng.integers(0, 200, (3, 4, 5)).astype(np.uint8)
+    spacing = (3.0, 2.0, 1.5)
+    write_volume(path, Volume(data, "zyx", Grid(spacing, "mm", affine_from_spacing(spacing))))
+    kernel = read_kernel(path)
+    assert np.array_equal(kernel.weights, data)
+    assert kernel.grid is not None
+    assert kernel.grid.spacing_in("mm") == pytest.approx(spacing)
+    assert kernel.flipped().normalized().grid is kernel.grid
+
+
+@pytest.mark.parametrize("suffix", VOLUMES)
+@pytest.mark.parametrize("axes", ["tzyx", "czyx", "tczyx"])
+def test_several_volumes_are_no_kernel(tmp_path: Path, suffix: str, axes: str) -> None:
+    path = str(tmp_path / f"k{suffix}")
+    write_volume(path, Volume(np.ones((2, 3, 4, 5, 6)[-len(axes) :], np.float32), axes))
+    check_refused(path, "must be a stack zyx of one channel, received axes .*; save one volume of it", ShapeError)
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nrrd", ".tif"])
+def test_the_limit_of_a_volume(tmp_path: Path, suffix: str) -> None:
+    """Before anything is read: the file has no blocks on the disk."""
+    path = tmp_path / f"k{suffix}"
+    header = VolumeHeader(Axes("zyx", (101, 1000, 1000)), np.dtype(np.uint8))
+
+    def sparse(file: Any, size: int) -> None:
+        file.truncate(max(size, os.fstat(file.fileno()).st_size))
+
+    with mock.patch("conv3d_cli.formats.base.reserve_space", sparse), create_volume(str(path), header) as writer:
+        writer.commit()
+    check_refused(str(path), "has 101,000,000 weights.*at most 100,000,000 are allowed", ShapeError)

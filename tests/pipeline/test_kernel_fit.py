@@ -15,10 +15,10 @@ from nibabel.testing import data_path
 
 from conv3d_cli import read_volume
 from conv3d_cli.cli import main
-from conv3d_cli.errors import ShapeError, SpecError
+from conv3d_cli.errors import FormatError, ShapeError, SpecError
 from conv3d_cli.kernels import read_kernel
 from conv3d_cli.model.grid import Grid
-from conv3d_cli.pipeline.kernel_fit import Fitting, fit_kernel, spacing_of_kernel
+from conv3d_cli.pipeline.kernel_fit import Fitting, fit_kernel
 
 SAMPLES = Path(__file__).parents[2] / "sample_data"
 
@@ -170,13 +170,14 @@ def test_a_later_layer_meets_the_grid_it_runs_on(tmp_path: Path, rng: np.random.
         assert "layer 2: kernel" in said or not code
 
 
-def test_damaged_words_on_places_do_not_spoil_the_weights(tmp_path: Path) -> None:
+def test_a_place_without_meaning_is_refused(tmp_path: Path) -> None:
+    """As of a volume: nobody can say then whether the kernel's voxels are the volume's."""
     kernel = write_nifti(tmp_path / "k.nii", psf(5, (1, 1, 1), 1), (2.0, 2.0, 2.0))
     content = bytearray((tmp_path / "k.nii").read_bytes())
     content[280:284] = b"\x00\x00\xc0\x7f"  # srow_x[0] is NaN
     (tmp_path / "k.nii").write_bytes(content)
-    assert spacing_of_kernel(kernel) is None
-    assert read_kernel(kernel).size == (5, 5, 5)
+    with pytest.raises(FormatError, match=r"its sform has no meaning.*; repair it, or set sform_code to 0"):
+        read_kernel(kernel)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

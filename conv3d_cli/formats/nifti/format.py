@@ -18,7 +18,17 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from conv3d_cli.errors import FormatError, WriteError
-from conv3d_cli.formats.base import RawReader, RawWriter, SpooledWriter, VolumeFormat, real_dtype, write_at
+from conv3d_cli.formats.base import (
+    DEFAULT_OPTIONS,
+    OutputOptions,
+    PairWriter,
+    RawReader,
+    RawWriter,
+    SpooledWriter,
+    VolumeFormat,
+    real_dtype,
+    write_at,
+)
 from conv3d_cli.formats.codecs import Codec, codec_named, codec_within
 from conv3d_cli.formats.nifti import cifti
 from conv3d_cli.formats.nifti.grid import permuted, read_grid
@@ -43,8 +53,8 @@ from conv3d_cli.formats.nifti.header import (
     surface_notes,
 )
 from conv3d_cli.formats.packed import PackedStream, PackedWriter, open_packed, packed
-from conv3d_cli.model.volume import SPATIAL, Array, Axes, VolumeHeader, VolumeReader, VolumeWriter
-from conv3d_cli.system.atomic import AtomicFile, check_target, suffix_of, together, write_errors
+from conv3d_cli.model.volume import SPATIAL, Axes, VolumeHeader, VolumeReader, VolumeWriter
+from conv3d_cli.system.atomic import AtomicFile, check_target, suffix_of, write_errors
 from conv3d_cli.system.inputs import check_input
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -186,12 +196,11 @@ def _volume_header(
 
 
 def create_nifti(
-    path: str, header: VolumeHeader, *, overwrite: bool = False, gz_level: int = 1, threads: int | None = None
+    path: str, header: VolumeHeader, *, overwrite: bool = False, options: OutputOptions = DEFAULT_OPTIONS
 ) -> VolumeWriter:
     """Start a NIfTI file, or a pair by either name.
 
     header : VolumeHeader   of any axis order; the writer's own header has the file's
-    gz_level : int          0 to 3, isal's levels, of .gz
     Raises: OutputExistsError; WriteError for a dtype or a shape that NIfTI cannot hold.
     """
     header_path, voxel_path = _output_names(path)
@@ -211,11 +220,11 @@ def create_nifti(
         if pair:
             opened.append(AtomicFile(header_path, overwrite, vouches=True))
         with write_errors(header_path):
-            head = packed(prefix, codec, gz_level) if pair and codec is not None else prefix
+            head = packed(prefix, codec, options.gz_level) if pair and codec is not None else prefix
             if pair or codec is None:
                 write_at(opened[-1].file, memoryview(head), 0)
         writer = _voxel_writer(
-            opened[0], replace(header, axes=axes), voxel_path, b"" if pair else prefix, codec, gz_level, threads
+            opened[0], replace(header, axes=axes), voxel_path, b"" if pair else prefix, codec, options
         )
         if pair:
             writer = PairWriter(writer, opened[1])
@@ -234,39 +243,12 @@ def _voxel_writer(
     path: str,
     prefix: bytes,
     codec: Codec | None,
-    level: int,
-    threads: int | None,
+    options: OutputOptions,
 ) -> VolumeWriter:
     stored = header.dtype.newbyteorder("<")
     if codec is None:
         return RawWriter(output, header, path, len(prefix), stored)
-    return PackedWriter(output, header, path, prefix, stored, codec, level, threads)
-
-
-class PairWriter(VolumeWriter):
-    """The writer of a pair's voxels and its header file, which take their places together.
-
-    An old header goes first and the new one comes last, so no header ever stands beside voxels that are not its own.
-    """
-
-    def __init__(self, voxels: VolumeWriter, head: AtomicFile) -> None:
-        self.voxels, self.head = voxels, head
-        self.header, self.path, self.sequential = voxels.header, voxels.path, voxels.sequential
-
-    def write(self, n: int, depth_start: int, channel_start: int, block: Array) -> None:
-        self.voxels.write(n, depth_start, channel_start, block)
-
-    def write_box(self, n: int, starts: tuple[int, int, int], channel_start: int, block: Array) -> None:
-        self.voxels.write_box(n, starts, channel_start, block)
-
-    def commit(self) -> None:
-        with together():
-            self.voxels.commit()
-            self.head.commit()
-
-    def abort(self) -> None:
-        self.voxels.abort()
-        self.head.abort()
+    return PackedWriter(output, header, path, prefix, stored, codec, options.gz_level, options.threads)
 
 
 def check_nifti_target(path: str, overwrite: bool, make_folder: bool = False) -> None:
@@ -284,6 +266,10 @@ FORMAT = VolumeFormat(
     open=open_nifti,
     create=create_nifti,
     output_letters=output_letters,
+    holds_affine=True,
+    holds_scale=True,
+    streamed=lambda path, options: codec_named(path) is not None,
+    libraries=("nibabel", "isal"),
     content=nifti_content,
     files=input_files,
     written=lambda path: tuple(dict.fromkeys(_output_names(path))),

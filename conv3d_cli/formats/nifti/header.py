@@ -358,7 +358,7 @@ def _write_components(header: Any, components: tuple[str, ...], channels: int) -
 
 def source_of(volume: VolumeHeader) -> NiftiSource | None:
     """What the volume keeps of a NIfTI file, if it comes from one."""
-    return volume.metadata if volume.format == NAME and isinstance(volume.metadata, NiftiSource) else None
+    return volume.metadata if isinstance(volume.metadata, NiftiSource) else None
 
 
 def _dtype_error(dtype: np.dtype[Any]) -> WriteError:

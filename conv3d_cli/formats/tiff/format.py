@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from conv3d_cli.errors import FormatError, WriteError
-from conv3d_cli.formats.base import RawReader, RawWriter, VolumeFormat, real_dtype
+from conv3d_cli.formats.base import DEFAULT_OPTIONS, OutputOptions, RawReader, RawWriter, VolumeFormat, real_dtype
 from conv3d_cli.formats.tiff import metadata as tiff_metadata
 from conv3d_cli.formats.tiff import ome as tiff_ome
 from conv3d_cli.formats.tiff.compressed import (
@@ -239,19 +239,13 @@ def output_letters(letters: str, channels: int, dtype: np.dtype[Any] | None = No
 
 
 def create_tiff(
-    path: str,
-    header: VolumeHeader,
-    *,
-    overwrite: bool = False,
-    gz_level: int = 1,
-    threads: int | None = None,
-    compression: str = "none",
+    path: str, header: VolumeHeader, *, overwrite: bool = False, options: OutputOptions = DEFAULT_OPTIONS
 ) -> VolumeWriter:
-    """Start a TIFF file. Uncompressed, its directories and descriptions are written and voxels follow; else page after page is.
+    """Start a TIFF file.
 
-    compression : str       "none" or one of COMPRESSIONS
-    gz_level : int          of deflate
+    Uncompressed, its directories and descriptions are written and voxels follow; else page after page is.
     """
+    compression = options.compression
     need_codec(path, compression)
     layout = choose_layout(path, header, compression != "none")
     output = AtomicFile(path, overwrite)
@@ -265,7 +259,7 @@ def create_tiff(
             page, first, note = _page_arguments(header, layout)
             writer = PackedStackWriter(
                 output, header, path, layout.axes, layout.dtype, big=layout.big, page=page, first=first,
-                compression=compression, level=gz_level, threads=threads,
+                compression=compression, level=options.gz_level, threads=options.threads,
             )  # fmt: skip
     except BaseException:
         output.abort()
@@ -401,11 +395,6 @@ def _colours(axes: Axes) -> dict[str, Any]:
     return {"photometric": "rgb", "planarconfig": "contig"} if "s" in axes.letters else {"photometric": "minisblack"}
 
 
-def output_bytes(header: VolumeHeader, channels: int, *, compression: str = "none") -> int:
-    """Memory that writing takes beside the blocks that are handed in: see `VolumeFormat.output_bytes`."""
-    return packing_bytes(header, compression)
-
-
 FORMAT = VolumeFormat(
     name="TIFF",
     suffixes=(".ome.tiff", ".ome.tif", ".tiff", ".tif"),
@@ -414,6 +403,7 @@ FORMAT = VolumeFormat(
     create=create_tiff,
     output_letters=output_letters,
     files=input_files,
-    output_bytes=output_bytes,
     compressions=tuple(COMPRESSIONS),
+    libraries=("tifffile", "imagecodecs"),
+    output_bytes=lambda header, channels, options: packing_bytes(header, options.compression),
 )

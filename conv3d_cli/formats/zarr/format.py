@@ -22,7 +22,15 @@ from typing import Any
 import numpy as np
 
 from conv3d_cli.errors import FormatError, SpecError, WriteError
-from conv3d_cli.formats.base import VolumeFormat, pieces, read_pieces, real_dtype, within
+from conv3d_cli.formats.base import (
+    DEFAULT_OPTIONS,
+    OutputOptions,
+    VolumeFormat,
+    pieces,
+    read_pieces,
+    real_dtype,
+    within,
+)
 from conv3d_cli.formats.npy import axis_names
 from conv3d_cli.formats.zarr import ome as zarr_ome
 from conv3d_cli.formats.zarr import pyramid as zarr_pyramid
@@ -384,16 +392,16 @@ def choose_layout(header: VolumeHeader, chunks: Sequence[int] | None = None) -> 
     )
 
 
-def output_bytes(header: VolumeHeader, channels: int, *, chunks: Sequence[int] | None = None, levels: int = 1) -> int:
+def output_bytes(header: VolumeHeader, channels: int, options: OutputOptions) -> int:
     """Memory that writing takes beside the blocks that are handed in: see `VolumeFormat.output_bytes`."""
-    layout = choose_layout(header, chunks)
+    layout = choose_layout(header, options.chunks)
     axes, shape = header.axes, header.axes.shape
     fitted, shards = layout.fitted(axes.letters, shape)
     unit = shards or fitted
     _, depth, height, width, _ = header.shape
     row = min(unit[axes.letters.index("z")] if "z" in axes.letters else 1, depth) * height * width * channels
     at_work = _units_at_work(axes, unit, channels) * math.prod(unit) * (3 if shards else 2)
-    levels_bytes = zarr_pyramid.level_bytes(unit, header.dtype.itemsize) if levels > 1 else 0
+    levels_bytes = zarr_pyramid.level_bytes(unit, header.dtype.itemsize) if options.levels > 1 else 0
     return max((row + at_work) * header.dtype.itemsize, levels_bytes) + LIBRARY_BYTES
 
 
@@ -408,14 +416,14 @@ def _units_at_work(axes: Axes, unit: Sequence[int], channels: int) -> int:
     return min(math.prod(along), AT_WORK)
 
 
-def box_access(header: VolumeHeader, *, chunks: Sequence[int] | None = None, levels: int = 1) -> BoxAccess:
+def box_access(header: VolumeHeader, options: OutputOptions) -> BoxAccess:
     """How boxes are written: in whole chunks or shards of the store that `create_zarr` makes of this header."""
     letters, itemsize = header.axes.letters, header.dtype.itemsize
-    fitted, shards = choose_layout(header, chunks).fitted(letters, header.axes.shape)
+    fitted, shards = choose_layout(header, options.chunks).fitted(letters, header.axes.shape)
     sizes = dict(zip(letters, shards or fitted, strict=True))
     # a piece cut into chunks, and encoded; shards are put together of them
     piece = (4 if shards else 3) * max(PIECE_BYTES, math.prod(sizes.values()) * itemsize)
-    held = max(piece, zarr_pyramid.level_bytes(shards or fitted, itemsize) if levels > 1 else 0) + LIBRARY_BYTES
+    held = max(piece, zarr_pyramid.level_bytes(shards or fitted, itemsize) if options.levels > 1 else 0) + LIBRARY_BYTES
     return BoxAccess((sizes.get("z", 1), sizes["y"], sizes["x"]), held)
 
 
@@ -590,20 +598,10 @@ class ZarrWriter(VolumeWriter):
 
 
 def create_zarr(
-    path: str,
-    header: VolumeHeader,
-    *,
-    overwrite: bool = False,
-    gz_level: int = 1,
-    threads: int | None = None,
-    chunks: Sequence[int] | None = None,
-    levels: int = 1,
+    path: str, header: VolumeHeader, *, overwrite: bool = False, options: OutputOptions = DEFAULT_OPTIONS
 ) -> VolumeWriter:
-    """Start an OME-Zarr store.
-
-    chunks : 3 ints or None     D, H, W
-    levels : int                of resolution, the full one included
-    """
+    """Start an OME-Zarr store."""
+    chunks, levels = options.chunks, options.levels
     letters, shape = header.axes.letters, header.axes.shape
     if levels < 1:
         raise SpecError(f"levels must be at least 1 (the full resolution), received {levels}")
@@ -718,6 +716,9 @@ FORMAT = VolumeFormat(
     open=open_zarr,
     create=create_zarr,
     output_letters=zarr_ome.output_letters,
+    chunked=True,
+    libraries=("zarr", "numcodecs"),
+    reads_urls=True,
     claims_also=zarr_store.claims,
     content=zarr_store.content,
     files=lambda path: (zarr_store.outermost(path),),
@@ -725,6 +726,4 @@ FORMAT = VolumeFormat(
     check_target=zarr_store.check_store_target,
     output_bytes=output_bytes,
     box_access=box_access,
-    chunked=True,
-    reads_urls=True,
 )

@@ -1,0 +1,306 @@
+"""NRRD: `.nrrd`, and `.nhdr` with its voxels in a file beside it; raw or gzip, either byte order, every real type.
+
+Raw voxels are a memory map; packed ones are unpacked forward only, slab by slab. The place in the world is kept in the
+world that the file names, key/value pairs as they are. `.nhdr` outputs are raw.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from conv3d_cli.errors import FormatError, SpecError, WriteError
+from conv3d_cli.formats.base import (
+    DEFAULT_OPTIONS,
+    OutputOptions,
+    PairWriter,
+    RawReader,
+    RawWriter,
+    VolumeFormat,
+    real_dtype,
+    write_at,
+)
+from conv3d_cli.formats.codecs import codec_named
+from conv3d_cli.formats.nrrd.axes import AxisFacts, axis_letters, kind_of, output_letters, read_axes
+from conv3d_cli.formats.nrrd.grid import Space, grid_fields, read_grid, read_space
+from conv3d_cli.formats.nrrd.header import NrrdHeader, header_text, number, quoted, read_header, type_name
+from conv3d_cli.formats.packed import PackedStream, PackedWriter, open_packed
+from conv3d_cli.model.volume import SPATIAL, Axes, VolumeHeader, VolumeReader, VolumeWriter, is_history
+from conv3d_cli.system.atomic import AtomicFile, suffix_of, write_errors
+from conv3d_cli.system.inputs import check_input
+
+HISTORY = "conv3d_history"  # the key whose value holds a line for each step
+SEGMENTS = "Segment0_ID"  # a key of 3D Slicer's label maps
+KEPT = ("content", "sample units", "measurement frame")  # fields that stay true of an output
+GZIP = codec_named(".gz")
+
+
+@dataclass(frozen=True)
+class NrrdSource:
+    """What a volume keeps of the NRRD file it came from.
+
+    axes : Axes         as the file has them
+    facts : dict        what the file says of each, by its letter
+    space : Space       the world that the file names
+    fields, keys        texts that go into an output as they are
+    """
+
+    axes: Axes
+    facts: Mapping[str, AxisFacts]
+    space: Space
+    fields: Mapping[str, str]
+    keys: Mapping[str, str]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Reading
+
+
+def open_nrrd(path: str, *, axes: str | None = None, channels_first: bool = False) -> VolumeReader:
+    """Open a NRRD file, or a detached header with its voxels.
+
+    axes : str or None      letters in storage order (the slowest first) that replace what the file says
+    Raises: FormatError if it is missing, truncated, damaged, or stored in a way that is not read here.
+    """
+    header = _read_header_of(path)
+    facts = read_axes(header)
+    if axes is None:
+        letters, notes = axis_letters(header, facts, channels_first)
+        stored = Axes(letters[::-1], header.sizes()[::-1])
+    else:
+        stored, notes = Axes(axes, header.sizes()[::-1]), []
+    places = {a: len(stored.letters) - 1 - i for i, a in enumerate(stored.letters) if a in SPATIAL}
+    grid, more = read_grid(header, places)
+    for name in header.unknown:
+        more.append(f"its field '{name}' is none of NRRD's: it is left out")
+    if "old min" in header.fields:
+        more.append("its values stand for others ('old min', 'old max'): they are used as they are stored")
+    keys = dict(header.keys)
+    history = tuple(line for line in keys.get(HISTORY, "").split("\n") if is_history(line))
+    own = dict(zip(reversed(stored.letters), facts, strict=True))
+    source = NrrdSource(
+        stored, own, read_space(header), {name: header.fields[name] for name in KEPT if name in header.fields}, keys
+    )
+    dtype = header.dtype()
+    volume = VolumeHeader(
+        stored,
+        real_dtype(dtype, path),
+        grid,
+        format=FORMAT.name,
+        metadata=source if axes is None else None,
+        history=history,
+    )
+    reader = _open_voxels(header, volume, dtype)
+    reader.notes = (*notes, *more)
+    return reader
+
+
+def _read_header_of(path: str) -> NrrdHeader:
+    check_input(path)
+    with open(path, "rb") as file:
+        return read_header(file, path)
+
+
+def input_files(path: str) -> tuple[str, ...]:
+    """The files of an input: one, or a header and its voxels. Raises: FormatError if the header cannot be read."""
+    return tuple(dict.fromkeys((path, _voxel_file(_read_header_of(path)))))
+
+
+def _voxel_file(header: NrrdHeader) -> str:
+    """The file that holds the voxels. Raises: FormatError if there are several, or none."""
+    name = header.fields.get("data file", "")
+    if not name or name == "LOCAL":
+        if not header.attached:
+            raise header.error(
+                "truncated: its header has no end, and names no 'data file'" + _leftover_pair(header.path)
+            )
+        return header.path
+    words = name.split()
+    if words[0] == "LIST" or ("%" in words[0] and len(words) in (4, 5)):
+        raise header.error(
+            "its voxels lie in several files ('data file' is a list or a pattern); make one file of them: "
+            f"unu save -f nrrd -i {os.path.basename(header.path)} -o one.nrrd"
+        )
+    if "://" in name or name == "-":
+        raise header.error(f"its voxels are not in a file beside it, but at {name[:80]}; save them as one file")
+    return os.path.join(os.path.dirname(header.path), name)
+
+
+def _leftover_pair(path: str) -> str:
+    return "" if suffix_of(path) == ".nrrd" else "; add the line 'data file: NAME'"
+
+
+def _open_voxels(header: NrrdHeader, volume: VolumeHeader, stored: np.dtype[Any]) -> VolumeReader:
+    encoding = header.need("encoding").lower()
+    if encoding not in ("raw", "gzip", "gz"):
+        raise header.error(
+            f"its encoding is {encoding[:40]}, and raw and gzip are read; convert it: unu save -f nrrd -e gzip"
+        )
+    path = _voxel_file(header)
+    try:
+        size = check_input(path)
+    except FormatError as error:  # path is not what the user named
+        raise header.error(str(error).removeprefix("cannot read ") + " (its 'data file')") from None
+    with ExitStack() as opened:
+        file: BinaryIO = opened.enter_context(open(path, "rb"))
+        file.seek(header.size if path == header.path else 0)
+        for _ in range(header.whole("line skip", 0, 0)):
+            if not file.readline():
+                raise header.error(f"truncated: {path} has fewer lines than 'line skip' says")
+        start, skip = file.tell(), header.whole("byte skip", 0, -1)
+        nbytes = math.prod(volume.axes.shape) * stored.itemsize
+        if encoding == "raw":
+            offset = size - nbytes if skip == -1 else start + skip
+            if offset < 0:
+                raise header.error(f"truncated: its header promises {nbytes} bytes of voxels, {path} has {size}")
+            reader: VolumeReader = RawReader(file, volume, path, stored, offset)
+            opened.pop_all()
+            return reader
+    if skip == -1:
+        raise header.error("'byte skip' is -1, which is for raw voxels, and these are packed")
+    assert GZIP is not None
+    if skip + nbytes > (size - start) * GZIP.largest_inflation:
+        raise header.error(
+            f"truncated or damaged: its header promises {skip + nbytes} bytes (shape {volume.axes.shape}, {stored}), more "
+            f"than {size - start} packed bytes can hold"
+        )
+    return open_packed(PackedStream(path, GZIP, start), volume, stored, skip)
+
+
+def nrrd_content(path: str) -> str:
+    """ "labels" for a segmentation of 3D Slicer, else "". Raises: FormatError."""
+    return "labels" if SEGMENTS in _read_header_of(path).keys else ""
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Writing
+
+
+def output_names(path: str) -> tuple[str, ...]:
+    """The files of an output: one, or a detached header and its voxels.
+
+    >>> output_names("a.nrrd"), output_names("A.NHDR")
+    (('a.nrrd',), ('A.NHDR', 'A.RAW'))
+    """
+    suffix = path[len(path) - len(".nhdr") :]
+    if suffix.lower() != ".nhdr":
+        return (path,)
+    return path, path[: len(path) - len(suffix)] + (".RAW" if suffix.isupper() else ".raw")
+
+
+def create_nrrd(
+    path: str, header: VolumeHeader, *, overwrite: bool = False, options: OutputOptions = DEFAULT_OPTIONS
+) -> VolumeWriter:
+    """Start a NRRD file, or a detached header with its voxels.
+
+    Raises: OutputExistsError; WriteError for what NRRD cannot hold; SpecError for a compressed .nhdr.
+    """
+    packs = options.compression != "none"
+    names = output_names(path)
+    if packs and len(names) == 2:
+        raise SpecError(f"cannot write {path}: --compression is for .nrrd, and .nhdr is written raw; leave it out")
+    fields, keys, notes = output_fields(path, header, "gzip" if packs else "raw")
+    if len(names) == 2:
+        fields["data file"] = os.path.basename(names[1])
+    text = header_text(fields, keys) + (b"" if len(names) == 2 else b"\n")
+    stored = np.dtype(np.uint8) if header.dtype == np.bool_ else header.dtype.newbyteorder("<")
+    opened = [AtomicFile(names[-1], overwrite)]
+    try:
+        if len(names) == 2:
+            opened.append(AtomicFile(path, overwrite, vouches=True))
+        with write_errors(path):
+            if packs:
+                opened[0].file.write(text)
+            else:
+                write_at(opened[-1].file, memoryview(text), 0)
+        writer: VolumeWriter
+        if packs:
+            assert GZIP is not None
+            writer = PackedWriter(opened[0], header, path, b"", stored, GZIP, options.gz_level, options.threads)
+        else:
+            writer = RawWriter(opened[0], header, names[-1], 0 if len(names) == 2 else len(text), stored)
+        if len(names) == 2:
+            writer = PairWriter(writer, opened[1])
+    except BaseException:
+        for output in opened:
+            output.abort()
+        raise
+    writer.notes = tuple(notes)
+    return writer
+
+
+def output_fields(path: str, header: VolumeHeader, encoding: str) -> tuple[dict[str, str], dict[str, str], list[str]]:
+    """The fields and key/value pairs of an output, and notes. Raises: WriteError."""
+    if math.prod(header.shape) == 0:
+        raise WriteError(f"cannot write {path}: NRRD holds no empty volume, shape {header.shape}")
+    notes = []
+    dtype = header.dtype
+    if dtype == np.bool_:
+        dtype = np.dtype(np.uint8)
+        notes.append("truth values are stored as 0 and 1 (uint8)")
+    source = header.metadata if isinstance(header.metadata, NrrdSource) else None
+    letters = header.axes.letters[::-1]
+    facts = [_facts_of(letter, header.axes, source) for letter in letters]
+    known = dict(zip(letters, facts, strict=True))
+    others = {a: fact.sampling for a, fact in known.items() if a not in SPATIAL and not math.isnan(fact.sampling.step)}
+    nodes = {a for a, fact in known.items() if fact.center.lower() == "node"}
+    fields = {
+        "type": type_name(dtype, path),
+        "dimension": str(len(letters)),
+        "sizes": " ".join(map(str, header.axes.shape[::-1])),
+    }
+    fields |= grid_fields(header.grid, letters, None if source is None else source.space, others, nodes)
+    fields["kinds"] = " ".join(fact.kind or "???" for fact in facts)
+    if any(fact.label for fact in facts):
+        fields["labels"] = quoted(fact.label for fact in facts)
+    if any(fact.center for fact in facts):
+        fields["centers"] = " ".join(fact.center or "???" for fact in facts)
+    if any(not math.isnan(fact.thickness) for fact in facts):
+        fields["thicknesses"] = " ".join(number(fact.thickness) for fact in facts)
+    if source is not None:
+        same_world = "space origin" in fields and fields.get("space", "") == source.space.name
+        fields |= {k: v for k, v in source.fields.items() if k != "measurement frame" or same_world}
+    if dtype.itemsize > 1:
+        fields["endian"] = "little"
+    fields["encoding"] = encoding
+    keys = {} if source is None else dict(source.keys)
+    if header.history:
+        keys[HISTORY] = "\n".join(header.history)
+    return fields, keys, notes
+
+
+def _facts_of(letter: str, axes: Axes, source: NrrdSource | None) -> AxisFacts:
+    """What an output says of an axis: what its file said, where that stays true."""
+    if source is None or letter not in source.facts:
+        kind = kind_of(letter, axes)
+        return AxisFacts(kind, letter if kind == "list" else "")
+    own = source.facts[letter]
+    if letter in SPATIAL:
+        return own if own.kind else replace(own, kind="domain")
+    if axes.size(letter) != source.axes.size(letter) or not own.kind:
+        kind = kind_of(letter, axes)
+        label = own.label or (letter if kind == "list" else "")
+        return replace(own, kind=kind, label=label)
+    return own
+
+
+FORMAT = VolumeFormat(
+    name="NRRD",
+    suffixes=(".nrrd", ".nhdr"),
+    summary="NRRD of raw or gzip voxels, and detached headers; space, units and key/value pairs are kept",
+    open=open_nrrd,
+    create=create_nrrd,
+    output_letters=output_letters,
+    holds_affine=True,
+    compressions=("deflate",),
+    libraries=("isal",),
+    content=nrrd_content,
+    files=input_files,
+    written=output_names,
+)
