@@ -38,7 +38,6 @@ def grid_record(grid: Grid) -> dict[str, Any]:
 
 def stage_record(stage: PreparedStage, parts: int) -> dict[str, Any]:
     """Everything that was decided about one convolution, as JSON; it runs once for each of `parts`."""
-    from conv3d_cli.engine.costs import limit_seconds
     from conv3d_cli.engine.cpu import cpu_class
 
     problem, plan, kernel = stage.problem, stage.plan, stage.kernel
@@ -62,7 +61,7 @@ def stage_record(stage: PreparedStage, parts: int) -> dict[str, Any]:
         "predicted_seconds": {name: seconds * parts for name, seconds in plan.seconds.items()},
         "flops": problem.flops,
         "bytes": plan.bytes_moved * parts,
-        "limit": limit_seconds(cpu_class().name, problem.flops, plan.bytes_moved * parts, plan.threads),
+        "limit": cpu_class().limit_seconds(problem.flops, plan.bytes_moved * parts, plan.threads),
         "scratch": plan.scratch_bytes,
         "losses": stage.losses,
     }

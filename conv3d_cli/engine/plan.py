@@ -17,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conv3d_cli.engine.algorithms import channels, depthwise, direct, few_filters, fft, separable, sparse, winograd
-from conv3d_cli.engine.costs import factor
 from conv3d_cli.engine.cpu import cpu_class
 from conv3d_cli.engine.machine_code import MachineCode, load, machine_code
 from conv3d_cli.engine.normalize import Division, Weighing
@@ -526,7 +525,7 @@ def make_plan(
     for candidate in ALGORITHMS:
         reason = candidate.reject(problem, rounded)
         if reason is None:
-            cost = factor(cpu_class().name, candidate.name)
+            cost = cpu_class().factor(candidate.name)
             seconds[candidate.name] = cost * candidate.seconds(problem, rounded, threads)
             continue
         refusals.append((candidate.name, reason))
