@@ -238,7 +238,8 @@ class NormalizedConvolution(Convolution):
         progress: Callable[[int], None] | None = None,
         around: tuple[tuple[int, int, int], tuple[slice, slice, slice]] | None = None,
     ) -> int:
-        assert around is None, "means are computed in slabs"
+        if around is not None:
+            raise ValueError("means are computed in slabs of whole planes, and a box was asked for")
         missing, renormalizes = self.missing, self.problem.boundary.renormalizes
         self._told = None
         weighing = self._weighing(slab)
@@ -495,7 +496,7 @@ class NormalizedConvolution(Convolution):
         depth, height, width, _ = sums.shape
         size = depth, height, width
         own = np.ascontiguousarray(self._at_centre(slab.mask, slab.mask.source, size)[..., 0])
-        extents = label_extents(own, int(own.max(initial=0)) + 1)
+        extents = label_extents(own)
         grain = common_grain(self.plan, self.coverage_plan)
         coverage = np.zeros(sums.shape, real) if self.tells_coverage else None
         sums.fill(0)

@@ -84,11 +84,21 @@ class Division(NamedTuple):
         """The loop that divides."""
         return machine_code("normalize", "divide", real.name, "none" if self.inside is None else self.inside.dtype.name)
 
+    def check_shapes(self, sums: tuple[int, ...], filters: int) -> None:
+        """That its arrays fit sums (d, h, w, c) divided by coverage of so many filters. Raises: ValueError."""
+        coverage, inside = self.coverage, self.inside
+        if coverage is not None:
+            if coverage.shape != (*sums[:3], filters):
+                raise ValueError(f"the coverage is {(*sums[:3], filters)}, received {coverage.shape}")
+            if filters > 1 and coverage.strides[3] != coverage.itemsize:
+                raise ValueError(f"a voxel's coverages lie side by side, received strides {coverage.strides}")
+        if inside is not None and inside.shape != (*sums[:3], 1):
+            raise ValueError(f"the mask of outputs is {(*sums[:3], 1)}, received {inside.shape}")
+
     def fields(self, real: np.dtype[Any], repeat: int) -> dict[str, Any]:
         """For a step record; `repeat`: channels of sums for one of coverage."""
         told = self.coverage
         steps = (0, 0, 0) if told is None else [stride // real.itemsize for stride in told.strides[:3]]
-        assert told is None or told.shape[3] == 1 or told.strides[3] == real.itemsize, told.strides
         inside = self.inside
         own = (0, 0, 0) if inside is None else [stride // inside.itemsize for stride in inside.strides[:3]]
         return {
@@ -113,7 +123,7 @@ def _held(missing: float | None, source: np.dtype[Any]) -> float | None:
         with np.errstate(over="ignore"):
             return missing if float(source.type(missing)) == missing else None
     limits = np.iinfo(np.uint8 if source.kind == "b" else source)
-    return missing if missing.is_integer() and limits.min <= missing <= limits.max else None
+    return missing if float(missing).is_integer() and limits.min <= missing <= limits.max else None
 
 
 def divide(pieces: Sequence[tuple[NDArray[Any], NDArray[Any]]], division: Division, team: Team) -> int:
@@ -124,8 +134,15 @@ def divide(pieces: Sequence[tuple[NDArray[Any], NDArray[Any]]], division: Divisi
     """
     if not pieces:
         return 0
-    assert division.inside is None, "pieces have no place in a slab"
+    if division.inside is not None or division.coverage is not None:
+        raise ValueError("pieces have no place in a slab, so neither `inside` nor `coverage` belongs to them")
     real = pieces[0][0].dtype
+    for sums, coverage in pieces:
+        sizes = zip(coverage.shape[:3], sums.shape[:3], strict=True)
+        if any(n not in (1, size) for n, size in sizes) or sums.shape[3] % coverage.shape[3]:
+            raise ValueError(f"coverage {coverage.shape} does not fit sums {sums.shape}")
+        if sums.dtype != real or coverage.dtype != real:
+            raise ValueError(f"sums and coverages have one dtype, received {sums.dtype} and {coverage.dtype}")
     code = division.code(real)
     load([code])
     # in shares, since a task costs some Python
@@ -156,6 +173,8 @@ def divide(pieces: Sequence[tuple[NDArray[Any], NDArray[Any]]], division: Divisi
 def clear(sums: NDArray[Any], inside: NDArray[Any], team: Team) -> None:
     """Make sums (d, h, w, c) 0 where a mask (d, h, w, 1), of any real dtype, is not above 0."""
     real, given = sums.dtype, inside.dtype
+    if inside.shape != (*sums.shape[:3], 1):
+        raise ValueError(f"the mask of outputs is {(*sums.shape[:3], 1)}, received {inside.shape}")
     code = machine_code("normalize", "clear", real.name, given.name)
     load([code])
     depth, height, width, channels = sums.shape
@@ -232,12 +251,15 @@ def survey(
     return found
 
 
-def label_extents(labels: NDArray[Any], count: int) -> NDArray[np.int64]:
-    """Where each label lies: (count, 3, 2), the first and last plane, row and column of those below `count`.
+def label_extents(labels: NDArray[Any]) -> NDArray[np.int64]:
+    """Where each label from 0 to the largest lies: (labels, 3, 2), its first and last plane, row and column.
 
-    labels : (planes, rows, columns)    of the arithmetic's dtype, whole numbers, rows contiguous; 0 is none of them
+    labels : (planes, rows, columns)    whole numbers, rows contiguous; 0 is no label
     The first is above the last where there is no such label.
     """
+    if labels.size and labels.shape[2] > 1 and labels.strides[2] != labels.itemsize:
+        raise ValueError(f"rows of labels are contiguous, received strides {labels.strides}")
+    count = int(labels.max(initial=0)) + 1
     code = machine_code("normalize", "label_extents", labels.dtype.name)
     load([code])
     found = np.empty((count, 3, 2), np.int64)

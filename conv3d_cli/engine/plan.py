@@ -23,7 +23,7 @@ from conv3d_cli.engine.normalize import Division, Weighing
 from conv3d_cli.engine.step import HELD_BAD, HELD_MISSING, F, new_step, set_fields
 from conv3d_cli.engine.team import Team
 from conv3d_cli.engine.tile import Algorithm, PreparedAlgorithm, Tile
-from conv3d_cli.engine.views import FlatView, aligned_zeros, flat_view, inner_run, is_flattenable, offset_table
+from conv3d_cli.engine.views import OUTSIDE, FlatView, aligned_zeros, flat_view, inner_run, is_flattenable, offset_table
 from conv3d_cli.errors import ShapeError, unknown_name
 from conv3d_cli.model.spec import ConvProblem
 
@@ -41,6 +41,8 @@ ALGORITHMS: tuple[Algorithm, ...] = (
 
 Part = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]  # (start, stop) along depth, height and width
 Activation = Callable[[NDArray[Any]], None]  # in place
+Tables = tuple[list[int], list[int], list[int]]  # of planes, rows and columns
+_TABLE_NAMES = ("planes", "rows", "columns")
 
 # Outputs larger than this are stored past the caches: they would only push out what is needed again.
 STREAMING_BYTES = 8 << 20
@@ -221,30 +223,18 @@ class Plan:
         problem = self.problem
         if weighing is not None and weighing.is_idle(source.dtype, scale):
             weighing = None
-        # The loops do not check bounds; whatever they are led to by a wrong table is read.
         whole_rows, whole_columns = _plane_indices(problem)
         rows = whole_rows if rows is None else rows
         columns = whole_columns if columns is None else columns
-        assert source.shape[3] == problem.in_channels, source.shape
-        assert out.shape[3] == problem.filters or division is not None, out.shape
+        _check_tables(problem, source, out, (planes, rows, columns), bias, weighing, division)
         if out.size == 0:
             return 0
-        for axis, indices in enumerate((planes, rows, columns)):
-            assert max(indices) < source.shape[axis], (axis, max(indices), source.shape)
-            assert len(indices) == (out.shape[axis] - 1) * problem.strides[axis] + problem.extent[axis], (
-                axis,
-                out.shape,
-            )
         if not is_flattenable(source):
             source = np.ascontiguousarray(source, dtype=source.dtype.newbyteorder("="))
         source_view = flat_view(source.view(np.uint8) if source.dtype == bool else source)
         out_view = flat_view(out)
         mask: tuple[NDArray[np.int64], ...] = ()
         if weighing is not None and weighing.mask is not None:
-            assert weighing.mask.strides[2] == weighing.mask.itemsize, weighing.mask.strides
-            for axis, (indices, own) in enumerate(zip(weighing.positions, (planes, rows, columns), strict=True)):
-                assert len(indices) == len(own), (axis, len(indices), len(own))
-                assert max(indices) < weighing.mask.shape[axis], (axis, max(indices), weighing.mask.shape)
             steps = [stride // weighing.mask.itemsize for stride in weighing.mask.strides]
             mask = tuple(offset_table(indices, step) for indices, step in zip(weighing.positions, steps, strict=True))
         box = _Box(
@@ -268,7 +258,12 @@ class Plan:
                 plan._worker(number)
 
     def store(self, values: NDArray[Any], out: NDArray[Any]) -> int:
-        """Put values (d, h, w, c) into an array of that shape, rounded and saturated as a convolution does it."""
+        """Put values (d, h, w, c) into an array of that shape, rounded and saturated as a convolution does it.
+
+        Returns how many values the array's dtype could not hold. Raises: ValueError for another shape.
+        """
+        if values.shape != out.shape:
+            raise ValueError(f"values {values.shape} do not fit an output {out.shape}")
         if out.size == 0:
             return 0
         values = np.ascontiguousarray(values, self.dtype)
@@ -457,6 +452,52 @@ def _out_fields(out: FlatView, start: int) -> dict[str, int]:
         "out_plane_step": out.strides[0], "out_row_step": out.strides[1], "out_column_step": out.strides[2],
         "out_filter_step": out.strides[3], "streaming": int(out.flat.nbytes >= STREAMING_BYTES),
     }  # fmt: skip
+
+
+def _check_tables(
+    problem: ConvProblem, source: NDArray[Any], out: NDArray[Any], tables: Tables, bias: NDArray[Any] | None,
+    weighing: Weighing | None, division: Division | None,
+) -> None:  # fmt: skip
+    """That the loops, which check no bounds, will read and write within the arrays of `Plan.convolve_slab`.
+
+    Raises: IndexError for a position beyond the source or the mask, ValueError for sizes that do not fit.
+    """
+    if source.ndim != 4 or source.shape[3] != problem.in_channels:
+        raise ValueError(f"the source is (planes, rows, columns, {problem.in_channels}), received {source.shape}")
+    repeats = division is not None and out.ndim == 4 and out.shape[3] % problem.filters == 0
+    if out.ndim != 4 or (out.shape[3] != problem.filters and not repeats):
+        raise ValueError(f"the output is (d, h, w, {problem.filters}), received {out.shape}")
+    if bias is not None and bias.shape != (problem.filters,):
+        raise ValueError(f"the bias has {problem.filters} numbers, received the shape {bias.shape}")
+    if division is not None:
+        division.check_shapes(out.shape, problem.filters)
+    if out.size == 0:
+        return
+    for axis, indices in enumerate(tables):
+        _check_table(f"the source's {_TABLE_NAMES[axis]}", indices, source.shape[axis])
+        positions = (out.shape[axis] - 1) * problem.strides[axis] + problem.extent[axis]
+        if len(indices) != positions:
+            raise ValueError(
+                f"{out.shape[axis]} outputs read {positions} {_TABLE_NAMES[axis]}, received {len(indices)}"
+            )
+    if weighing is None or weighing.mask is None:
+        return
+    mask = weighing.mask
+    if mask.ndim != 3 or (mask.strides[2] != mask.itemsize and mask.shape[2] > 1):
+        raise ValueError(
+            f"the mask has rows of adjacent numbers, received strides {mask.strides} of {mask.itemsize} bytes"
+        )
+    for axis, (indices, own) in enumerate(zip(weighing.positions, tables, strict=True)):
+        _check_table(f"the mask's {_TABLE_NAMES[axis]}", indices, mask.shape[axis])
+        if len(indices) != len(own):
+            raise ValueError(f"the mask has {len(indices)} {_TABLE_NAMES[axis]} for {len(own)} of the source")
+
+
+def _check_table(name: str, indices: list[int], size: int) -> None:
+    """That indices are below a size, or `OUTSIDE`."""
+    if max(indices) >= size or min(indices) < OUTSIDE:
+        wrong = next(i for i in indices if not OUTSIDE <= i < size)
+        raise IndexError(f"{name} are 0 to {size - 1}, or {OUTSIDE} outside; received {wrong}")
 
 
 def _even_bands(tile: Tile, size: Tile, groups: int, threads: int) -> Tile:
