@@ -99,12 +99,12 @@ def plan_record(prepared: PreparedJob) -> dict[str, Any]:
 
 
 def _boxes_record(boxes: Boxes) -> dict[str, Any]:
-    cutting, share = boxes
+    partition, repeated = boxes
     return {
-        "count": cutting.count,
-        "block": list(cutting.block),
-        "decoded": round(share.decoded, 4),
-        "computed": round(share.computed, 4),
+        "count": partition.count,
+        "block": list(partition.block),
+        "decoded": round(repeated.decoded, 4),
+        "computed": round(repeated.computed, 4),
     }
 
 
@@ -206,7 +206,7 @@ def _grid_text(before: Grid, after: Grid, offset: list[float]) -> str:
 
 def describe_forecast(forecast: Forecast) -> str:
     """What a job would take on a cluster, in aligned lines."""
-    block, chunk = ("x".join(map(str, sizes)) for sizes in (forecast.cutting.block, forecast.cutting.chunk))
+    block, chunk = ("x".join(map(str, sizes)) for sizes in (forecast.partition.block, forecast.partition.chunk))
     each = forecast.threads // forecast.workers
     rates = forecast.rates
     rows = [

@@ -30,20 +30,18 @@ from conv3d_cli.convolution.regions import (
     boxes_around,
     flags_beside,
     look,
-    slices_of,
     strips_of,
     voxels_beside,
-    voxels_in,
 )
 from conv3d_cli.convolution.slabs import SlabInput, SlabSource
 from conv3d_cli.engine import make_plan
 from conv3d_cli.engine.normalize import Division, Weighing, clear, divide, label_extents, near_one
-from conv3d_cli.engine.plan import Part
 from conv3d_cli.engine.team import OneOf
 from conv3d_cli.errors import ShapeError
+from conv3d_cli.model.box import Box, Slices, align, count_voxels
 from conv3d_cli.model.kernel import Kernel
 from conv3d_cli.model.missing import NOTHING, Missing
-from conv3d_cli.model.spec import Boundary, ConvProblem
+from conv3d_cli.model.spec import Boundary, ConvProblem, Triple
 from conv3d_cli.model.volume import Array
 
 if TYPE_CHECKING:
@@ -142,7 +140,7 @@ def normalized(
         check_edges(boundary)
         same = alike(missing) and not missing.labels
         coverage_plan = _coverage_plan(plan, kernel, 1 if same else plan.problem.in_channels)
-        if plan.depth_step % coverage_plan.grain.depth:  # slabs begin where sums of all channels may
+        if plan.depth_step % coverage_plan.block_alignment.depth:  # slabs begin where sums of all channels may
             coverage_plan = _coverage_plan(plan, kernel, plan.problem.in_channels)
     elif boundary.renormalizes:
         edges = edge_coverage(plan.problem, kernel)
@@ -236,14 +234,14 @@ class NormalizedConvolution(Convolution):
         scale: tuple[float, float],
         outputs: slice,
         progress: Callable[[int], None] | None = None,
-        around: tuple[tuple[int, int, int], tuple[slice, slice, slice]] | None = None,
+        around: tuple[Triple, Slices] | None = None,
     ) -> int:
         if around is not None:
             raise ValueError("means are computed in slabs of whole planes, and a box was asked for")
         missing, renormalizes = self.missing, self.problem.boundary.renormalizes
         self._told = None
         weighing = self._weighing(slab)
-        noted: list[Part] = []
+        noted: list[Box] = []
         tries = not (missing.weighs or renormalizes or self._lately)
         if (self.coverage_plan is None and self.edges is None) or tries:
             before = self.activity_sum
@@ -258,7 +256,7 @@ class NormalizedConvolution(Convolution):
         if missing.labels:
             self._by_labels(work)
         elif self.edges is not None:
-            self._sum(work, whole_of(size), team, noted=noted)
+            self._sum(work, Box.whole(size), team, noted=noted)
             if noted:
                 self._refuse(slab, scale)
             self._divide_edges(work, self.edges)
@@ -296,18 +294,16 @@ class NormalizedConvolution(Convolution):
 
     # -- the two sums
 
-    def _sum(
-        self, work: _Work, part: Part, team: Team, out: Array | None = None, noted: list[Part] | None = None
-    ) -> int:
+    def _sum(self, work: _Work, part: Box, team: Team, out: Array | None = None, noted: list[Box] | None = None) -> int:
         """The products of a part of a slab, summed into its place, or into `out`."""
         planes, rows, columns = _cut(self._positions(work.slab), self.problem, part)
         self.plan.convolve_slab(
-            work.slab.source, work.sums[slices_of(part)] if out is None else out, planes, team, rows=rows, columns=columns,
+            work.slab.source, work.sums[part.slices] if out is None else out, planes, team, rows=rows, columns=columns,
             scale=work.scale, noted=noted, weighing=_cut_weighing(work.weighing, self.problem, part),
         )  # fmt: skip
         return 0
 
-    def _divide(self, work: _Work, part: Part, team: Team, division: Division, sums: Array | None = None) -> int:
+    def _divide(self, work: _Work, part: Box, team: Team, division: Division, sums: Array | None = None) -> int:
         """Coverage of a part of a slab, by which its sums, or those in `sums`, are divided: how many means are none."""
         plan = self.coverage_plan
         assert plan is not None
@@ -318,7 +314,7 @@ class NormalizedConvolution(Convolution):
             planes, rows, columns = _cut(self._positions(work.slab.mask), self.problem, part)
             source, scale, weighing = work.slab.mask.source, (1.0, 0.0), None
         return plan.convolve_slab(
-            source, work.sums[slices_of(part)] if sums is None else sums, planes, team, rows=rows, columns=columns, scale=scale,
+            source, work.sums[part.slices] if sums is None else sums, planes, team, rows=rows, columns=columns, scale=scale,
             weighing=weighing, division=division,
         )  # fmt: skip
 
@@ -329,7 +325,7 @@ class NormalizedConvolution(Convolution):
 
     # -- means
 
-    def _mean(self, work: _Work, summed: bool, noted: list[Part]) -> None:
+    def _mean(self, work: _Work, summed: bool, noted: list[Box]) -> None:
         """Sums of a slab, divided where their windows lack something.
 
         summed : they stand there already
@@ -338,14 +334,14 @@ class NormalizedConvolution(Convolution):
         assert self.coverage_plan is not None
         missing, sums, team = self.missing, work.sums, work.team
         depth, height, width, channels = sums.shape
-        whole, voxels = whole_of(sums.shape), depth * height * width
+        whole, voxels = Box.whole(sums.shape), depth * height * width
         if self._unseen and not summed:
             self._sum(work, whole, team, noted=noted)
-            self._unseen = self._unseen - 1 if voxels_in(set(noted)) > MOST * voxels else 0
+            self._unseen = self._unseen - 1 if count_voxels(set(noted)) > MOST * voxels else 0
             places = _Places([], [whole], [], 0, [])
         else:
             places = self._places(work, noted, summed)
-            divided = voxels_in(places.divided)
+            divided = count_voxels(places.divided)
             self._lately = (divided + places.voids) * RARE > voxels
             self._unseen = NOT_LOOKED_AT if self.mask is None and divided > MOST * voxels else 0
             self._on_parts(work, places.summed, lambda n, team: self._sum(work, places.summed[n], team), [self.plan])
@@ -353,7 +349,7 @@ class NormalizedConvolution(Convolution):
         inside = self._mask_at_centre(work)
         coverage = places.coverage
         if coverage is not None:
-            pieces = [(sums[p], coverage[p]) for p in map(slices_of, places.divided)]
+            pieces = [(sums[p], coverage[p]) for p in (part.slices for part in places.divided)]
             divide(pieces, Division(missing.min_coverage, fill), team)
             bare = places.bare
         else:
@@ -363,14 +359,14 @@ class NormalizedConvolution(Convolution):
 
             def one(number: int, team: Team) -> int:
                 part = places.divided[number]
-                told = None if coverage is None else coverage[slices_of(part)]
-                own = None if inside is None else inside[slices_of(part)]
+                told = None if coverage is None else coverage[part.slices]
+                own = None if inside is None else inside[part.slices]
                 return self._divide(work, part, team, Division(missing.min_coverage, fill, told, own))
 
             bare = self._on_parts(work, places.divided, one, [self.coverage_plan])
             lost = places.voids
             if inside is not None:
-                lost = sum(int(np.count_nonzero(inside[slices_of(part)])) for part in places.lost)
+                lost = sum(int(np.count_nonzero(inside[part.slices])) for part in places.lost)
             bare += lost * channels
             if self.keeps_coverage and coverage is not None and self._kept_bytes + coverage.nbytes <= KEPT_BYTES:
                 self._kept[work.slab.start] = places._replace(bare=bare, coverage=coverage)
@@ -390,17 +386,17 @@ class NormalizedConvolution(Convolution):
         if not self._any_mean and inside is not None:
             self._any_mean = bool(np.count_nonzero(inside) * self.problem.filters > bare)
 
-    def _fill(self, array: Array, parts: list[Part], value: float, team: Team) -> None:
+    def _fill(self, array: Array, parts: list[Box], value: float, team: Team) -> None:
         shares = [parts[first :: 2 * team.threads] for first in range(2 * team.threads)]
 
         def fill(_: int, share: int) -> None:
             for part in shares[share]:
-                array[slices_of(part)] = value
+                array[part.slices] = value
 
         if parts:
             team.run(len(shares), fill)
 
-    def _places(self, work: _Work, noted: list[Part], summed: bool) -> _Places:
+    def _places(self, work: _Work, noted: list[Box], summed: bool) -> _Places:
         """Where a slab's sums (unless they stand there) and coverage must be computed."""
         kept = self._kept.get(work.slab.start)
         if kept is not None:
@@ -415,14 +411,10 @@ class NormalizedConvolution(Convolution):
         assert coverage_plan is not None
         depth, height, width, _ = work.sums.shape
         block = block_of((depth, height, width), self.plan, coverage_plan)
-        region = whole_of(work.sums.shape)
+        region = Box.whole(work.sums.shape)
         if noted:  # whole blocks of planes that hold them all
             first, last = min(part[0][0] for part in noted), max(part[0][1] for part in noted)
-            region = (
-                (first // block[0] * block[0], min(-(-last // block[0]) * block[0], depth)),
-                (0, height),
-                (0, width),
-            )
+            region = region._replace(depth=align((first, last), block[0], depth))
         lacking = holding = inside = None
         if slab.mask is not None:
             lacking, holding, inside = look(
@@ -458,12 +450,12 @@ class NormalizedConvolution(Convolution):
             lost = strips_of(flags_beside(inside & ~holding, block, region, divided), block, region)
         return _Places(needed, divided, strips_of(~wanted, block, region), voids, lost)
 
-    def _on_parts(self, work: _Work, parts: list[Part], run: Callable[[int, Team], int], plans: list[Plan]) -> int:
+    def _on_parts(self, work: _Work, parts: list[Box], run: Callable[[int, Team], int], plans: list[Plan]) -> int:
         """Run over parts of a slab by number, large ones by the whole team, others side by side; the sum of what it returns."""
         team = work.team
-        by_size = sorted(range(len(parts)), key=lambda number: -voxels_in([parts[number]]))
+        by_size = sorted(range(len(parts)), key=lambda number: -count_voxels([parts[number]]))
         whole = math.prod(work.sums.shape[:3])
-        large = [number for number in by_size if voxels_in([parts[number]]) * 4 * team.threads > whole]
+        large = [number for number in by_size if count_voxels([parts[number]]) * 4 * team.threads > whole]
         small = by_size[len(large) :]
         counts = [run(number, team) for number in large]
         for plan in plans if small else []:
@@ -476,14 +468,11 @@ class NormalizedConvolution(Convolution):
         missing, real = self.missing, self.plan.dtype
         depth, height, width, _ = work.sums.shape
         first = work.slab.start
-        part: Part = ((first, first + depth), (0, height), (0, width))
+        part = Box((first, first + depth), (0, height), (0, width))
         if self.tells_coverage:
             told = edges.at(part, real)
             self._told = np.where(abs(told - 1) <= near_one(real), real.type(1), told)
-        pieces = [
-            (work.sums[planes[0] - first : planes[1] - first, slice(*rows), slice(*columns)], edges.at(own, real))
-            for (planes, rows, columns), own in edges.edges(part)
-        ]
+        pieces = [(work.sums[box.within(part).slices], edges.at(own, real)) for box, own in edges.edges(part)]
         self._bare += divide(pieces, Division(missing.min_coverage, math.nan), work.team)
 
     # -- labels
@@ -497,16 +486,16 @@ class NormalizedConvolution(Convolution):
         size = depth, height, width
         own = np.ascontiguousarray(self._at_centre(slab.mask, slab.mask.source, size)[..., 0])
         extents = label_extents(own)
-        grain = common_grain(self.plan, self.coverage_plan)
+        alignment = common_alignment(self.plan, self.coverage_plan)
         coverage = np.zeros(sums.shape, real) if self.tells_coverage else None
         sums.fill(0)
         labels = [label for label in range(1, len(extents)) if extents[label, 0, 1] >= 0]
-        boxes = [_whole_grains(extents[label], grain, size) for label in labels]
+        boxes = [_box_of(extents[label]).align(alignment, size) for label in labels]
 
         def one(number: int, team: Team) -> int:
             label, part = labels[number], boxes[number]
-            place = slices_of(part)
-            shape = (*(b - a for a, b in part), sums.shape[3])
+            place = part.slices
+            shape = (*part.size, sums.shape[3])
             mine = own[place] == label
             means = self._memory(f"means {team.worker if isinstance(team, OneOf) else 'of all'}", shape)
             told = None if coverage is None else np.empty(shape, real)
@@ -600,11 +589,11 @@ class _Places(NamedTuple):
     bare, coverage : means that are none, and (d, h, w, c) or None, of the whole slab, where they are kept for the next part
     """
 
-    summed: list[Part]
-    divided: list[Part]
-    void: list[Part]
+    summed: list[Box]
+    divided: list[Box]
+    void: list[Box]
     voids: int
-    lost: list[Part]
+    lost: list[Box]
     bare: int = 0
     coverage: Array | None = None
 
@@ -614,34 +603,26 @@ def alike(missing: Missing) -> bool:
     return missing.nan != "ignore" and missing.value is None
 
 
-def whole_of(size: tuple[int, ...]) -> Part:
-    """All outputs of a slab (d, h, w, ...)."""
-    return (0, size[0]), (0, size[1]), (0, size[2])
-
-
-def common_grain(*plans: Plan) -> tuple[int, int, int]:
-    """What parts begin and end at multiples of, so that each plan gives them the bits of the whole volume."""
-    depth, height, width = (math.lcm(*sizes) for sizes in zip(*(plan.grain for plan in plans), strict=True))
+def common_alignment(*plans: Plan) -> Triple:
+    """The multiples at which boxes begin and end, so that each plan gives them the bits of the whole volume."""
+    depth, height, width = (math.lcm(*sizes) for sizes in zip(*(plan.block_alignment for plan in plans), strict=True))
     return depth, height, width
 
 
-def block_of(size: tuple[int, ...], *plans: Plan) -> tuple[int, int, int]:
-    """Outputs of the blocks that are looked at: what plans compute together, or small ones."""
-    grain = common_grain(*plans)
-    depth, height, width = (g if g > 1 else min(b, n) for g, b, n in zip(grain, BLOCK, size, strict=False))
+def block_of(size: tuple[int, ...], *plans: Plan) -> Triple:
+    """The outputs of a block that is classified as a whole: what plans compute together, or a small block."""
+    alignment = common_alignment(*plans)
+    depth, height, width = (g if g > 1 else min(b, n) for g, b, n in zip(alignment, BLOCK, size, strict=False))
     return depth, height, width
 
 
-def _whole_grains(extent: NDArray[np.int64], grain: tuple[int, int, int], size: tuple[int, ...]) -> Part:
-    """The part that holds outputs from first to last along each axis."""
-    depth, height, width = (
-        (int(first) // g * g, min((int(last) // g + 1) * g, n))
-        for (first, last), g, n in zip(extent, grain, size, strict=True)
-    )
-    return depth, height, width
+def _box_of(extent: NDArray[np.int64]) -> Box:
+    """The box from the first to the last output, (3, 2), along each axis."""
+    depth, height, width = ((int(first), int(last) + 1) for first, last in extent)
+    return Box(depth, height, width)
 
 
-def _cut(positions: Positions, problem: ConvProblem, part: Part) -> Positions:
+def _cut(positions: Positions, problem: ConvProblem, part: Box) -> Positions:
     """The positions that a part of the outputs reads."""
     planes, rows, columns = (
         indices[a * stride : (b - 1) * stride + extent]
@@ -650,7 +631,7 @@ def _cut(positions: Positions, problem: ConvProblem, part: Part) -> Positions:
     return planes, rows, columns
 
 
-def _cut_weighing(weighing: Weighing, problem: ConvProblem, part: Part) -> Weighing:
+def _cut_weighing(weighing: Weighing, problem: ConvProblem, part: Box) -> Weighing:
     if weighing.mask is None:
         return weighing
     return weighing._replace(positions=_cut(weighing.positions, problem, part))

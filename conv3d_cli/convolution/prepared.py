@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 from conv3d_cli.convolution.slabs import SlabInput
 from conv3d_cli.errors import ShapeError
 from conv3d_cli.model.kernel import require_held
-from conv3d_cli.model.spec import ConvProblem
+from conv3d_cli.model.spec import ConvProblem, Triple
 from conv3d_cli.model.volume import Array
 
 if TYPE_CHECKING:
     from conv3d_cli.engine import Plan, Team
     from conv3d_cli.engine.normalize import Weighing
-    from conv3d_cli.engine.plan import Part
     from conv3d_cli.layer.activations import Activation
+    from conv3d_cli.model.box import Box, Slices
 
 Penalty = Callable[[Array], float]
 
@@ -130,7 +130,7 @@ class Convolution:
         scale: tuple[float, float],
         outputs: slice,
         progress: Callable[[int], None] | None = None,
-        around: tuple[tuple[int, int, int], tuple[slice, slice, slice]] | None = None,
+        around: tuple[Triple, Slices] | None = None,
     ) -> int:
         """Fill out (d, h, w, c) with a slab's result; how many voxels its dtype could not hold.
 
@@ -141,7 +141,7 @@ class Convolution:
     def _plain(
         self, slab: SlabInput, out: Array, team: Team, scale: tuple[float, float], outputs: slice,
         progress: Callable[[int], None] | None = None,
-        around: tuple[tuple[int, int, int], tuple[slice, slice, slice]] | None = None, noted: list[Part] | None = None,
+        around: tuple[Triple, Slices] | None = None, noted: list[Box] | None = None,
         weighing: Weighing | None = None,
     ) -> int:  # fmt: skip
         """See `convolve`; noted, weighing: see `Plan.convolve_slab`."""

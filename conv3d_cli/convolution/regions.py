@@ -17,12 +17,10 @@ from numpy.typing import NDArray
 
 from conv3d_cli.engine import Team
 from conv3d_cli.engine.normalize import BLOCK_COLUMNS, BLOCK_ROWS, HOLDING, INSIDE, LACKING, Weighing, survey
-from conv3d_cli.engine.plan import Part
-from conv3d_cli.model.spec import ConvProblem
+from conv3d_cli.model.box import Box, Span
+from conv3d_cli.model.spec import ConvProblem, Triple
 
 Flags = NDArray[np.bool_]
-Triple = tuple[int, int, int]
-Span = tuple[int, int]
 Positions = tuple[list[int], list[int], list[int]]
 
 UNITS = (1, BLOCK_ROWS, BLOCK_COLUMNS)  # input voxels that a survey tells of together
@@ -50,7 +48,7 @@ class Surveyed(NamedTuple):
 
 
 def look(
-    source: NDArray[Any], positions: Positions, problem: ConvProblem, region: Part, block: Triple, voxels: Surveyed | None,
+    source: NDArray[Any], positions: Positions, problem: ConvProblem, region: Box, block: Triple, voxels: Surveyed | None,
     team: Team,
 ) -> Sight:  # fmt: skip
     """What the blocks of a region of a slab's outputs see.
@@ -108,26 +106,28 @@ def _reached(windows: Sequence[Flags], blocks: Flags) -> Flags:
     return np.asarray(np.matmul(np.matmul(height, along), width.T))
 
 
-def boxes_around(wanted: Flags, block: Triple, region: Part, halo: Triple) -> list[Part]:
+def boxes_around(wanted: Flags, block: Triple, region: Box, halo: Triple) -> list[Box]:
     """Boxes of outputs, none of which meet, that hold all wanted blocks: few, for the work is about Π (size + halo) of each.
 
     >>> wanted = np.zeros((1, 4, 9), bool)
     >>> wanted[0, 1:3, 1] = wanted[0, 0, 8] = True
-    >>> boxes_around(wanted, (4, 10, 10), ((0, 4), (0, 40), (0, 85)), (2, 2, 2))
-    [((0, 4), (0, 10), (80, 85)), ((0, 4), (10, 30), (10, 20))]
+    >>> for box in boxes_around(wanted, (4, 10, 10), Box.whole((4, 40, 85)), (2, 2, 2)):
+    ...     print(*box)
+    (0, 4) (0, 10) (80, 85)
+    (0, 4) (10, 30) (10, 20)
     """
 
-    def work(box: Part) -> int:
+    def work(box: Box) -> int:
         return math.prod((b - a) * step + beside for (a, b), step, beside in zip(box, block, halo, strict=True))
 
-    boxes: list[Part] = []  # in blocks
+    boxes: list[Box] = []  # in blocks
     for band, first, last in runs_of(wanted.any(axis=0)):
         planes = np.flatnonzero(wanted[:, band, first:last].any(axis=1))
-        box: Part = ((int(planes[0]), int(planes[-1]) + 1), (band, band + 1), (first, last))
+        box = Box((int(planes[0]), int(planes[-1]) + 1), (band, band + 1), (first, last))
         for number, other in enumerate(boxes):
             if other[1][1] < band:
                 continue
-            joined = _around(box, other)
+            joined = box.hull(other)
             if work(joined) <= work(box) + work(other):
                 boxes[number] = joined
                 break
@@ -136,51 +136,21 @@ def boxes_around(wanted: Flags, block: Triple, region: Part, halo: Triple) -> li
     return [_outputs(box, block, region) for box in sorted(_apart(boxes), key=lambda box: box[1])]
 
 
-def _outputs(box: Part, block: Triple, region: Part) -> Part:
+def _outputs(box: Box, block: Triple, region: Box) -> Box:
     """The outputs of a box of blocks of a region."""
     depth, height, width = (
         (first + a * step, min(first + b * step, last))
         for (a, b), step, (first, last) in zip(box, block, region, strict=True)
     )
-    return depth, height, width
+    return Box(depth, height, width)
 
 
-def slices_of(part: Part) -> tuple[slice, slice, slice]:
-    """For indexing.
-
-    >>> slices_of(((0, 1), (2, 4), (0, 5)))
-    (slice(0, 1, None), slice(2, 4, None), slice(0, 5, None))
-    """
-    depth, height, width = (slice(*span) for span in part)
-    return depth, height, width
-
-
-def voxels_in(parts: Iterable[Part]) -> int:
-    """How many voxels parts hold together, each counted by itself.
-
-    >>> voxels_in([((0, 1), (2, 4), (0, 5)), ((3, 3), (0, 9), (0, 9))])
-    10
-    """
-    return sum(math.prod(max(0, b - a) for a, b in part) for part in parts)
-
-
-def common(first: Part, second: Part) -> Part:
-    """What lies in both; spans that end before they begin where nothing does."""
-    depth, height, width = ((max(a[0], b[0]), min(a[1], b[1])) for a, b in zip(first, second, strict=True))
-    return depth, height, width
-
-
-def _around(first: Part, second: Part) -> Part:
-    depth, height, width = ((min(a[0], b[0]), max(a[1], b[1])) for a, b in zip(first, second, strict=True))
-    return depth, height, width
-
-
-def _apart(boxes: list[Part]) -> list[Part]:
+def _apart(boxes: list[Box]) -> list[Box]:
     """Boxes that meet made one."""
     for first, second in itertools.combinations(range(len(boxes)), 2):
-        if voxels_in([common(boxes[first], boxes[second])]):
+        if not boxes[first].intersect(boxes[second]).is_empty:
             rest = [box for number, box in enumerate(boxes) if number not in (first, second)]
-            return _apart([*rest, _around(boxes[first], boxes[second])])
+            return _apart([*rest, boxes[first].hull(boxes[second])])
     return boxes
 
 
@@ -196,30 +166,30 @@ def runs_of(flags: Any) -> list[tuple[int, int, int]]:
     return list(zip(rows.tolist(), starts.tolist(), stops.tolist(), strict=True))
 
 
-def strips_of(flags: Flags, block: Triple, region: Part) -> list[Part]:
+def strips_of(flags: Flags, block: Triple, region: Box) -> list[Box]:
     """The outputs of flagged blocks, as runs along the width, and along depth where all of them are flagged."""
     through = np.asarray(flags.all(axis=0))
     runs = [((0, len(flags)), run) for run in runs_of(through)]
     for plane, rest in enumerate(flags & ~through):
         runs += [((plane, plane + 1), run) for run in runs_of(rest)]
-    return [_outputs((planes, (band, band + 1), (a, b)), block, region) for planes, (band, a, b) in runs]
+    return [_outputs(Box(planes, (band, band + 1), (a, b)), block, region) for planes, (band, a, b) in runs]
 
 
-def voxels_beside(flags: Flags, block: Triple, region: Part, parts: Iterable[Part]) -> int:
+def voxels_beside(flags: Flags, block: Triple, region: Box, parts: Iterable[Box]) -> int:
     """How many outputs of flagged blocks lie in none of the parts, which are whole blocks."""
     left = flags_beside(flags, block, region, parts)
     depth, height, width = (np.diff([*range(0, b - a, n), b - a]) for (a, b), n in zip(region, block, strict=True))
     return int(np.einsum("dhw,d,h,w->", left, depth, height, width))
 
 
-def flags_beside(flags: Flags, block: Triple, region: Part, parts: Iterable[Part]) -> Flags:
+def flags_beside(flags: Flags, block: Triple, region: Box, parts: Iterable[Box]) -> Flags:
     """The flags of blocks that lie in none of the parts, which are whole blocks."""
     left = flags.copy()
     for part in parts:
         blocks = (
             ((a - first) // n, -((first - b) // n)) for (a, b), (first, _), n in zip(part, region, block, strict=True)
         )
-        left[tuple(slice(*span) for span in blocks)] = False
+        left[Box(*blocks).slices] = False
     return left
 
 
@@ -248,13 +218,13 @@ class EdgeCoverage:
             self.whole.append(np.asarray(kept.all(axis=1)))
         self.table = table  # (classes along depth, height, width)
 
-    def at(self, part: Part, real: np.dtype[np.float64]) -> NDArray[np.float64]:
+    def at(self, part: Box, real: np.dtype[np.float64]) -> NDArray[np.float64]:
         """The coverage of a box of outputs (d, h, w, 1)."""
         return self.table[np.ix_(*(of[a:b] for of, (a, b) in zip(self.classes, part, strict=True)))].astype(real)[
             ..., None
         ]
 
-    def edges(self, part: Part) -> Iterator[tuple[Part, Part]]:
+    def edges(self, part: Box) -> Iterator[tuple[Box, Box]]:
         """The outputs of a box that leave a tap outside, in boxes; and for each the box of coverage that stands for it.
 
         The second is 1 long where coverage is the same along that axis.
@@ -264,7 +234,7 @@ class EdgeCoverage:
             depth, height, width
         ):
             if not (d and h and w):
-                yield (planes, rows, columns), (own_planes, own_rows, own_columns)
+                yield Box(planes, rows, columns), Box(own_planes, own_rows, own_columns)
 
     def _runs(self, axis: int, span: Span) -> list[tuple[Span, Span, bool]]:
         """A span in runs of outputs that leave no tap outside and others: (run, what stands for it, whether they do not)."""

@@ -22,9 +22,10 @@ from conv3d_cli.engine.machine_code import MachineCode, load, machine_code
 from conv3d_cli.engine.normalize import Division, Weighing
 from conv3d_cli.engine.step import HELD_BAD, HELD_MISSING, F, new_step, set_fields
 from conv3d_cli.engine.team import Team
-from conv3d_cli.engine.tile import Algorithm, PreparedAlgorithm, Tile
+from conv3d_cli.engine.tile import Algorithm, PreparedAlgorithm
 from conv3d_cli.engine.views import OUTSIDE, FlatView, aligned_zeros, flat_view, inner_run, is_flattenable, offset_table
 from conv3d_cli.errors import ShapeError, unknown_name
+from conv3d_cli.model.box import Box, Size
 from conv3d_cli.model.spec import ConvProblem
 
 # In order of preference where the predicted times are equal. `direct` accepts everything and stands last.
@@ -39,7 +40,6 @@ ALGORITHMS: tuple[Algorithm, ...] = (
     direct.ALGORITHM,
 )
 
-Part = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]  # (start, stop) along depth, height and width
 Activation = Callable[[NDArray[Any]], None]  # in place
 Tables = tuple[list[int], list[int], list[int]]  # of planes, rows and columns
 _TABLE_NAMES = ("planes", "rows", "columns")
@@ -72,7 +72,7 @@ class _Run(NamedTuple):
     scale: tuple[float, float]
     bias: NDArray[Any] | None
     activation: Activation | None
-    noted: list[Part] | None = None
+    noted: list[Box] | None = None
     weighing: Weighing | None = None
     division: Division | None = None
     sums_channels: int = 1
@@ -92,7 +92,7 @@ class _Box(NamedTuple):
     columns: NDArray[np.int64]
     run: tuple[int, int]
     out_start: int
-    size: Tile
+    size: Size
     mask: tuple[NDArray[np.int64], ...] = ()
 
 
@@ -131,14 +131,14 @@ class Plan:
         return self.prepared.layout.step_depth
 
     @property
-    def grain(self) -> Tile:
-        """Boxes that begin and end at multiples of this have the bits of the whole volume.
+    def block_alignment(self) -> Size:
+        """Boxes of outputs that begin and end at multiples of this get the bits of the whole volume.
 
-        1 where each voxel is summed on its own. Else tiles: a transform rounds all voxels of a tile together, and steps with
-        NaN or infinity are done over as a whole.
+        It is 1 where each voxel is summed on its own. Else it is a tile: a transform rounds all voxels of a tile
+        together, and a step with NaN or infinity is computed again as a whole.
         """
         tile = self.prepared.layout.tile
-        return Tile(self.depth_step, *tile[1:]) if self.prepared.fenced else Tile(1, 1, 1)
+        return Size(self.depth_step, *tile[1:]) if self.prepared.fenced else Size(1, 1, 1)
 
     @property
     def bytes_moved(self) -> int:
@@ -200,7 +200,7 @@ class Plan:
         bias: NDArray[Any] | None = None,
         activation: Activation | None = None,
         progress: Callable[[int], None] | None = None,
-        noted: list[Part] | None = None,
+        noted: list[Box] | None = None,
         weighing: Weighing | None = None,
         division: Division | None = None,
     ) -> int:
@@ -217,7 +217,7 @@ class Plan:
         noted : list or None                takes the parts, (start, stop) along depth, height and width, whose windows may hold a
                                             weight other than 1
         division : Division or None         what is summed is coverage: `out` holds sums, which it divides
-        The slab must begin at a multiple of `depth_step`, a band or a box begin and end at multiples of `grain`.
+        The slab must begin at a multiple of `depth_step`, a band or a box begin and end at multiples of `block_alignment`.
         Returns how many voxels the output's dtype could not hold; of a division, how many means had too little coverage.
         """
         problem = self.problem
@@ -244,7 +244,7 @@ class Plan:
             offset_table(columns, source_view.strides[2]),
             inner_run(columns),
             out_view.start,
-            Tile(*out.shape[:3]),
+            Size(*out.shape[:3]),
             mask,
         )
         bias = None if bias is None else np.ascontiguousarray(bias, self.dtype)
@@ -282,12 +282,12 @@ class Plan:
         """Cut a box into tasks and have the team run them; how many voxels the output's dtype could not hold."""
         source, out = run.source, run.out
         problem, layout = self.problem, self.prepared.layout
-        tile = Tile(*(min(n, size) for n, size in zip(layout.tile, box.size, strict=True)))
+        tile = Size(*(min(n, size) for n, size in zip(layout.tile, box.size, strict=True)))
         # whole steps a task, so that steps stand where they would in one task
         tile = tile._replace(depth=-(-tile.depth // layout.step_depth) * layout.step_depth)
         if not self.prepared.fenced:
             tile = _even_bands(tile, box.size, len(box.groups) // self.prepared.groups_together, run.team.threads)
-        counts = Tile(*(-(-size // n) for size, n in zip(box.size, tile, strict=True)))
+        counts = Size(*(-(-size // n) for size, n in zip(box.size, tile, strict=True)))
         together = self.prepared.groups_together
         tasks = len(box.groups) // together * math.prod(counts)
         steps_per_task = tile.depth // layout.step_depth
@@ -347,24 +347,22 @@ class Plan:
         run.team.run(-(-tasks // share), work)
         if run.noted is not None and flags is not None:
             for number in np.flatnonzero(flags & HELD_MISSING).tolist():
-                start, size = self._place(number, steps_per_task, tile, counts, box)
-                depth, height, width = ((a, a + n) for a, n in zip(start, size, strict=True))
-                run.noted.append((depth, height, width))
+                run.noted.append(Box.at(*self._place(number, steps_per_task, tile, counts, box)))
         if fenced and flags is not None:
             for number in np.flatnonzero(flags & HELD_BAD).tolist():
                 clipped[number] = self._repair(number, steps_per_task, tile, counts, box, run._replace(noted=None))
         return int(clipped.sum()) if counts_voxels else 0
 
-    def _place(self, number: int, steps_per_task: int, tile: Tile, counts: Tile, box: _Box) -> tuple[Tile, Tile]:
+    def _place(self, number: int, steps_per_task: int, tile: Size, counts: Size, box: _Box) -> tuple[Size, Size]:
         """Where a step's outputs begin in the box, and their size."""
         task, index = divmod(number, steps_per_task)
         rest, w = divmod(task, counts.width)
         rest, h = divmod(rest, counts.height)
-        start = Tile(rest % counts.depth * tile.depth + index * self.depth_step, h * tile.height, w * tile.width)
-        extent = Tile(self.depth_step, tile.height, tile.width)
-        return start, Tile(*(min(n, whole - at) for n, at, whole in zip(extent, start, box.size, strict=True)))
+        start = Size(rest % counts.depth * tile.depth + index * self.depth_step, h * tile.height, w * tile.width)
+        extent = Size(self.depth_step, tile.height, tile.width)
+        return start, Size(*(min(n, whole - at) for n, at, whole in zip(extent, start, box.size, strict=True)))
 
-    def _repair(self, number: int, steps_per_task: int, tile: Tile, counts: Tile, box: _Box, run: _Run) -> int:
+    def _repair(self, number: int, steps_per_task: int, tile: Size, counts: Size, box: _Box, run: _Run) -> int:
         """Do a step over by the direct sum, since its window holds NaN, infinity or huge numbers."""
         problem = self.problem
         start, size = self._place(number, steps_per_task, tile, counts, box)
@@ -500,11 +498,11 @@ def _check_table(name: str, indices: list[int], size: int) -> None:
         raise IndexError(f"{name} are 0 to {size - 1}, or {OUTSIDE} outside; received {wrong}")
 
 
-def _even_bands(tile: Tile, size: Tile, groups: int, threads: int) -> Tile:
+def _even_bands(tile: Size, size: Size, groups: int, threads: int) -> Size:
     """The tile, made less high where there are few tasks, so that threads have the same work.
 
-    >>> _even_bands(Tile(32, 64, 256), Tile(32, 200, 256), groups=1, threads=2)
-    Tile(depth=32, height=56, width=256)
+    >>> _even_bands(Size(32, 64, 256), Size(32, 200, 256), groups=1, threads=2)
+    Size(depth=32, height=56, width=256)
     """
     bands = -(-size.height // tile.height)
     others = groups * -(-size.depth // tile.depth) * -(-size.width // tile.width)
@@ -516,7 +514,7 @@ def _even_bands(tile: Tile, size: Tile, groups: int, threads: int) -> Tile:
     return tile._replace(height=min(tile.height, -(-size.height // shared // 8) * 8))
 
 
-def _voxels_by_task(filters: int, counts: Tile, tile: Tile, size: Tile) -> Callable[[int], int]:
+def _voxels_by_task(filters: int, counts: Size, tile: Size, size: Size) -> Callable[[int], int]:
     """How many output numbers a task gives."""
 
     def voxels(task: int) -> int:

@@ -137,7 +137,7 @@ def run_job(
                 from conv3d_cli.pipeline.boxes.stream import stream_boxes  # late: few jobs need it
 
                 convolutions, parts = [stage.convolution for stage in stages], prepared.passage.parts
-                times = stream_boxes(convolutions, prepared.boxes.cutting, parts, reader, writer, team, progress)
+                times = stream_boxes(convolutions, prepared.boxes.partition, parts, reader, writer, team, progress)
             reader.finish()
             bare = _bare_note(prepared)
             if job.strict:

@@ -13,7 +13,7 @@ from test_every_algorithm import MODES, TOLERANCE, Case, run
 
 from conv3d_cli.engine import make_plan
 from conv3d_cli.engine.algorithms import fft
-from conv3d_cli.engine.tile import Tile
+from conv3d_cli.model.box import Size
 from conv3d_cli.model.spec import ConvSpec
 
 
@@ -48,7 +48,7 @@ def check(case: Case, precision: str = "float32", **kwargs: Any) -> None:
 
 
 def force(monkeypatch: pytest.MonkeyPatch, tile: tuple[int, int, int]) -> None:
-    monkeypatch.setattr(fft, "choose_tile", lambda problem: (Tile(*tile), 1.0))
+    monkeypatch.setattr(fft, "choose_tile", lambda problem: (Size(*tile), 1.0))
 
 
 @pytest.mark.parametrize("precision", ["float32", "float64"])

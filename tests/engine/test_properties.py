@@ -69,7 +69,9 @@ def test_tall_cases_have_bands(algorithm: str) -> None:
         weights = np.ones_like(weights) if algorithm == "separable" else weights
         problem = case.spec().resolve(volume.shape, weights.shape)
         if not accepts(problem, weights):
-            bands.append(-(-problem.out_size[1] // make_plan(problem, weights, algorithm=algorithm).grain.height))
+            bands.append(
+                -(-problem.out_size[1] // make_plan(problem, weights, algorithm=algorithm).block_alignment.height)
+            )
     assert max(bands) > 1
 
 

@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 
 from conv3d_cli.engine.cpu import cpu_class
 from conv3d_cli.engine.machine_code import machine_code
-from conv3d_cli.engine.tile import Algorithm, PreparedAlgorithm, Tile, TileLayout, packed_size, rows_layout
+from conv3d_cli.engine.tile import Algorithm, PreparedAlgorithm, TileLayout, packed_size, rows_layout
+from conv3d_cli.model.box import Size
 from conv3d_cli.model.spec import ConvProblem
 
 Array = NDArray[np.float64]
@@ -213,7 +214,7 @@ def _best_tiling(problem: ConvProblem, kept: int, terms: int, folds: tuple[bool,
     widths = {-(-width // n) for n in range(1, -(-width // 64) + 1) if -(-width // n) <= 1024}
     depths = {-(-depth // n) for n in (1, 2, 4) if depth // n >= 2 * problem.extent[0] or n == 1}
     found = [
-        _tiling(problem, kept, terms, folds, itemsize, Tile(-(-d // step_depth) * step_depth, h, w), step_depth)
+        _tiling(problem, kept, terms, folds, itemsize, Size(-(-d // step_depth) * step_depth, h, w), step_depth)
         for d in depths
         for h in heights
         for w in widths
@@ -222,7 +223,7 @@ def _best_tiling(problem: ConvProblem, kept: int, terms: int, folds: tuple[bool,
 
 
 def _tiling(
-    problem: ConvProblem, kept: int, terms: int, folds: tuple[bool, bool], itemsize: int, tile: Tile, step_depth: int
+    problem: ConvProblem, kept: int, terms: int, folds: tuple[bool, bool], itemsize: int, tile: Size, step_depth: int
 ) -> _Tiling:
     sums = _sums()
     kd, kh, kw = problem.kernel_size
