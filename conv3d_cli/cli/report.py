@@ -182,7 +182,11 @@ def _layer_rows(layer: dict[str, Any], stage: PreparedStage, record: dict[str, A
     rows += [
         ("algorithm", f"{layer['algorithm']} ({stage.plan.algorithm.summary}), {record['precision']}"),
         *((f"  {name}", f"declined: {reason}") for name, reason in layer["refused"].items()),
-        *([("  fence", "steps with NaN or infinity are done over by direct")] if stage.plan.prepared.fenced else []),
+        *(
+            [("  nonfinite", "steps with NaN or infinity are computed again by direct")]
+            if stage.plan.prepared.spreads_nonfinite
+            else []
+        ),
         *((f"  {name}", f"about {time:.2g} s") for name, time in layer["predicted_seconds"].items() if time != seconds),
         ("work", f"{layer['flops'] / 1e9:.3g} Gflop as a direct sum, {format_bytes(layer['bytes'])} through memory, about "
                  f"{seconds:.2g} s on {record['threads']} threads, {format_bytes(layer['scratch'])} of scratch"),

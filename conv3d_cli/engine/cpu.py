@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-from conv3d_cli.engine.team import apart
+from conv3d_cli.engine.team import run_in_thread
 from conv3d_cli.errors import unknown_name
 
 
@@ -132,7 +132,7 @@ def host_features() -> dict[str, bool]:
         except RuntimeError:
             return {}
 
-    found: dict[str, bool] = apart(ask)
+    found: dict[str, bool] = run_in_thread(ask)
     return found
 
 

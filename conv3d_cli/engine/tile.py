@@ -177,8 +177,9 @@ class PreparedAlgorithm:
     pack_weights : callable         the weights in whatever order `convolve` wants; called when the first step is run
     packs_weights : MachineCode or None     what `pack_weights` runs
     parameters : array              int64 numbers for `convolve`
-    fenced : bool                   NaN and infinity would spread: steps whose window holds one are done over by `direct`
-    checks : bool                   `absorb` and `convolve` find such steps themselves, so packing need not look
+    spreads_nonfinite : bool        NaN and infinity would spread beyond the windows that hold them: steps with one in
+                                    their window are computed again by `direct`
+    checks_nonfinite : bool         `absorb` and `convolve` find such steps themselves, so packing need not look
     calls : dict                    functions that `convolve` calls: the place in `parameters` of each one's address, which
                                     stands there once it is loaded
     keep : list                     arrays whose addresses stand in `parameters`
@@ -190,8 +191,8 @@ class PreparedAlgorithm:
     pack_weights: Callable[[], NDArray[Any]]
     parameters: NDArray[np.int64]
     absorb: MachineCode | None = None
-    fenced: bool = False
-    checks: bool = False
+    spreads_nonfinite: bool = False
+    checks_nonfinite: bool = False
     calls: dict[int, MachineCode] = field(default_factory=dict)
     packs_weights: MachineCode | None = None
     keep: list[Any] = field(default_factory=list)

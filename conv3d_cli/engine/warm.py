@@ -67,7 +67,7 @@ def warm_up(
             usual = [a.name for a in ALGORITHMS if seconds.get(a.name, np.inf) <= USUAL_LOSS * min(seconds.values())]
             for name in usual:
                 plan = make_plan(problem, weights, dtype=precision, algorithm=name)
-                for run in (plan, plan.fallback) if plan.prepared.fenced else (plan,):
+                for run in (plan, plan.fallback) if plan.prepared.spreads_nonfinite else (plan,):
                     for source, out in pairs(precision):
                         ready |= set(run.loops(np.dtype(source), np.dtype(out)))
         if progress is not None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from conv3d_cli.engine import Team, make_plan
-from conv3d_cli.engine.normalize import Division, Weighing, clear, divide, label_extents
+from conv3d_cli.engine.weighting import Certainty, Division, clear, divide, label_extents
 from conv3d_cli.model.spec import ConvSpec
 
 PROBLEM = ConvSpec(padding="same").resolve((1, 4, 8, 9, 2), (3, 3, 3, 2, 3))
@@ -61,13 +61,13 @@ def test_wrong_tables_are_refused(wrong: dict[str, Any], error: type[Exception],
 )
 def test_a_wrong_mask_is_refused(mask: Any, positions: Any, error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
-        convolve(weighing=Weighing(np.ones(mask, np.float32), positions))
+        convolve(certainty=Certainty(np.ones(mask, np.float32), positions))
 
 
 def test_a_mask_whose_rows_are_not_contiguous_is_refused() -> None:
     mask = np.ones((4, 8, 18), np.float32)[:, :, ::2]
     with pytest.raises(ValueError, match="rows of adjacent numbers"):
-        convolve(weighing=Weighing(mask, (WHOLE[0], WHOLE[1], WHOLE[2])))
+        convolve(certainty=Certainty(mask, (WHOLE[0], WHOLE[1], WHOLE[2])))
 
 
 @pytest.mark.parametrize(

@@ -132,7 +132,7 @@ def test_bad_and_huge_voxels_reach_their_windows_and_no_further(value: float, we
     np.testing.assert_allclose(got, expected, rtol=1e-5)
 
 
-def test_huge_constants_outside_and_scales_are_fenced() -> None:
+def test_huge_constants_outside_and_scales_are_computed_again() -> None:
     case = Case((6, 7, 8), (5, 5, 5), boundary="constant=1e35")
     volume, weights = np.ones((1, 6, 7, 8, 1), np.int16), np.full((5, 5, 5, 1, 1), 0.5)
     problem = case.spec().resolve(volume.shape, weights.shape)

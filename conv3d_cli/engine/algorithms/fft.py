@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from conv3d_cli.engine.cpu import cpu_class
 from conv3d_cli.engine.machine_code import MachineCode, machine_code
-from conv3d_cli.engine.step import new_step, set_fields
+from conv3d_cli.engine.step import AlgorithmData, Output, Source, StepRecord
 from conv3d_cli.engine.tile import Algorithm, PreparedAlgorithm, TileLayout, spread_rows
 from conv3d_cli.engine.views import aligned_zeros
 from conv3d_cli.model.box import Size
@@ -304,10 +304,8 @@ def multiply(matrix: NDArray[Any], columns: NDArray[Any], dtype: np.dtype[Any]) 
     source = np.ascontiguousarray(columns, dtype)
     *stack, terms, count = source.shape
     out = aligned_zeros(math.prod(stack) * rows * count, dtype)
-    step, parameters = new_step(), np.array([math.prod(stack), rows, terms, count], np.int64)
-    set_fields(step, source=source.ctypes.data, weights=transposed.ctypes.data, out=out.ctypes.data,
-               parameters=parameters.ctypes.data)  # fmt: skip
-    products_code(dtype)(step.ctypes.data)
+    parameters = np.array([math.prod(stack), rows, terms, count], np.int64)
+    products_code(dtype)(StepRecord(Source(source), AlgorithmData(transposed, parameters), Output(out)))
     whole = out.reshape(*stack, rows, count)
     return whole if rows == len(matrix) else np.ascontiguousarray(whole[..., : len(matrix), :])
 
@@ -338,8 +336,8 @@ def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -
     places["fence"] = int(np.array(HUGE).view(np.int64))
     parameters = np.array([places[name] for name in P._fields], np.int64)
     return PreparedAlgorithm(
-        layout, planes, lambda: kernel_spectrum(problem, weights, tile, dtype), parameters, absorb=absorb, fenced=True,
-        checks=True, calls={P.convolve_depth: depth}, packs_weights=products_code(dtype), keep=keep,
+        layout, planes, lambda: kernel_spectrum(problem, weights, tile, dtype), parameters, absorb=absorb, spreads_nonfinite=True,
+        checks_nonfinite=True, calls={P.convolve_depth: depth}, packs_weights=products_code(dtype), keep=keep,
     )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ SIAM Review 51 (2009) 455-500, section 4, with the core kept in `width`). Accept
 within the rounding of the arithmetic. The passes run over tiles, see `loops/separable.py`.
 
 NaN and infinity reach the same voxels as in the direct sum where there is one term: a product is not finite if one factor
-is. Several terms may be of opposite signs; then such steps are fenced.
+is. Several terms may be of opposite signs; then such steps are computed again.
 """
 
 from __future__ import annotations
@@ -334,7 +334,7 @@ def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -
         lambda: packed,
         parameters,
         absorb=absorb,
-        fenced=factors.kept * factors.terms > 1,
+        spreads_nonfinite=factors.kept * factors.terms > 1,
         keep=[offsets],
     )
 

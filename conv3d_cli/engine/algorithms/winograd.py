@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from conv3d_cli.engine.cpu import cpu_class
 from conv3d_cli.engine.machine_code import machine_code
-from conv3d_cli.engine.step import new_step, set_fields
+from conv3d_cli.engine.step import AlgorithmData, Output, Source, StepRecord
 from conv3d_cli.engine.tile import Algorithm, PreparedAlgorithm, voxels_layout
 from conv3d_cli.engine.views import aligned_zeros
 from conv3d_cli.model.box import Size
@@ -163,12 +163,10 @@ def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -
         taps[..., :filters] = source.reshape(27, channels, groups, filters)
         packed = aligned_zeros(groups * (DEPTH + 2) * depth_weights // size, dtype)
         cut = np.array([groups, channels, padded_channels, shape.blocks, shape.vectors, shape.last_vectors], np.int64)
-        step = new_step()
-        set_fields(step, source=taps.ctypes.data, out=packed.ctypes.data, parameters=cut.ctypes.data)
-        transform(step.ctypes.data)
+        transform(StepRecord(Source(taps), Output(packed), AlgorithmData(parameters=cut)))
         return packed
 
-    return PreparedAlgorithm(layout, code, pack_weights, parameters, fenced=True, packs_weights=transform)
+    return PreparedAlgorithm(layout, code, pack_weights, parameters, spreads_nonfinite=True, packs_weights=transform)
 
 
 @lru_cache(maxsize=64)
