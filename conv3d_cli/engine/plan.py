@@ -41,7 +41,16 @@ from conv3d_cli.engine.step import (
 )
 from conv3d_cli.engine.team import Team
 from conv3d_cli.engine.tile import Algorithm, PreparedAlgorithm
-from conv3d_cli.engine.views import OUTSIDE, FlatView, aligned_zeros, flat_view, inner_run, is_flattenable, offset_table
+from conv3d_cli.engine.views import (
+    OUTSIDE,
+    OUTSIDE_OFFSET,
+    FlatView,
+    aligned_zeros,
+    flat_view,
+    inner_run,
+    is_flattenable,
+    offset_table,
+)
 from conv3d_cli.engine.weighting import Certainty, Division
 from conv3d_cli.errors import ShapeError, unknown_name
 from conv3d_cli.model.box import Box, Size
@@ -274,6 +283,7 @@ class Plan:
         _check_tables(problem, source, out, (planes, rows, columns), bias, certainty, division)
         if out.size == 0:
             return SlabResult(0, [])
+        _check_memory(out, division, certainty, self.dtype)
         if not is_flattenable(source):
             source = np.ascontiguousarray(source, dtype=source.dtype.newbyteorder("="))
         source_view = flat_view(source.view(np.uint8) if source.dtype == bool else source)
@@ -281,9 +291,13 @@ class Plan:
         mask_tables: Offsets | tuple[()] = ()
         if certainty is not None and certainty.mask is not None:
             mask_tables = _offset_tables(certainty.positions, certainty.mask.strides, certainty.mask.itemsize)
+        tables = _offset_tables((planes, rows, columns), source_view.strides)
+        for own, table in zip(mask_tables, tables, strict=False):
+            if ((own == OUTSIDE_OFFSET) & (table != OUTSIDE_OFFSET)).any():
+                raise IndexError("the mask lies outside at a position where the source does not")
         region = _Region(
             range(problem.groups),
-            _offset_tables((planes, rows, columns), source_view.strides),
+            tables,
             inner_run(columns),
             out_view.start,
             Size(*out.shape[:3]),
@@ -536,7 +550,7 @@ def _check_tables(
     problem: ConvProblem, source: NDArray[Any], out: NDArray[Any], tables: Tables, bias: NDArray[Any] | None,
     certainty: Certainty | None, division: Division | None,
 ) -> None:  # fmt: skip
-    """That the loops, which check no bounds, will read and write within the arrays of `Plan.convolve_slab`.
+    """Check that the loops, which check no bounds, will stay within the arrays of `Plan.convolve_slab`.
 
     Raises: IndexError for a position beyond the source or the mask, ValueError for sizes that do not fit.
     """
@@ -561,18 +575,39 @@ def _check_tables(
     if certainty is None or certainty.mask is None:
         return
     mask = certainty.mask
-    if mask.ndim != 3 or (mask.strides[2] != mask.itemsize and mask.shape[2] > 1):
-        raise ValueError(
-            f"the mask has rows of adjacent numbers, received strides {mask.strides} of {mask.itemsize} bytes"
-        )
+    if mask.ndim != 3:
+        raise ValueError(f"the mask is (planes, rows, columns), received {mask.shape}")
     for axis, (indices, own) in enumerate(zip(certainty.positions, tables, strict=True)):
         _check_table(f"the mask's {_TABLE_NAMES[axis]}", indices, mask.shape[axis])
         if len(indices) != len(own):
             raise ValueError(f"the mask has {len(indices)} {_TABLE_NAMES[axis]} for {len(own)} of the source")
 
 
+def _check_memory(
+    out: NDArray[Any], division: Division | None, certainty: Certainty | None, real: np.dtype[Any]
+) -> None:
+    """Check that the loops may write to `out`, and that arrays have the strides and dtypes that the loops assume.
+
+    Raises: ValueError.
+    """
+    if not (out.flags.writeable and is_flattenable(out)):
+        raise ValueError("the output is a writable array of aligned numbers in native byte order")
+    if division is not None and out.dtype != real:
+        raise ValueError(f"sums that are divided are {real}, received {out.dtype}")
+    if division is not None:
+        division.check_memory(real)
+    if certainty is None or certainty.mask is None:
+        return
+    mask = certainty.mask
+    if not is_flattenable(mask) or (mask.strides[2] != mask.itemsize and mask.shape[2] > 1):
+        raise ValueError(
+            "the mask has rows of adjacent numbers in native byte order, "
+            f"received {mask.dtype.str} in strides {mask.strides}"
+        )
+
+
 def _check_table(name: str, indices: list[int], size: int) -> None:
-    """That indices are below a size, or `OUTSIDE`."""
+    """Check that indices are below a size, or `OUTSIDE`. Raises: IndexError."""
     if max(indices) >= size or min(indices) < OUTSIDE:
         wrong = next(i for i in indices if not OUTSIDE <= i < size)
         raise IndexError(f"{name} are 0 to {size - 1}, or {OUTSIDE} outside; received {wrong}")

@@ -131,6 +131,16 @@ class Division(NamedTuple):
         if inside is not None and inside.shape != (*sums[:3], 1):
             raise ValueError(f"the mask of outputs is {(*sums[:3], 1)}, received {inside.shape}")
 
+    def check_memory(self, real: np.dtype[Any]) -> None:
+        """Check that the arrays are laid out as the loops assume, for sums of a dtype. Raises: ValueError."""
+        if self.coverage is not None:
+            if self.coverage.dtype != real:
+                raise ValueError(f"the coverage of {real} sums is {real}, received {self.coverage.dtype}")
+            if not (self.coverage.flags.writeable and is_flattenable(self.coverage)):
+                raise ValueError("the coverage is a writable array of aligned numbers")
+        if self.inside is not None and not is_flattenable(self.inside):
+            raise ValueError("the mask of outputs holds aligned numbers in native byte order")
+
     def fields(self, real: np.dtype[Any], repeat: int) -> DivisionFields:
         """The fields of a step record; `repeat`: channels of sums for one of coverage."""
         return DivisionFields(

@@ -70,9 +70,34 @@ def test_a_mask_whose_rows_are_not_contiguous_is_refused() -> None:
         convolve(certainty=Certainty(mask, (WHOLE[0], WHOLE[1], WHOLE[2])))
 
 
+def test_a_mask_that_is_outside_where_the_source_is_not_is_refused() -> None:
+    positions = (WHOLE[0], [-1, *WHOLE[1][1:3], -1, *WHOLE[1][4:]], WHOLE[2])
+    with pytest.raises(IndexError, match="the mask lies outside"):
+        convolve(certainty=Certainty(np.ones((4, 8, 9), np.float32), positions))
+
+
+@pytest.mark.parametrize("dtype", [">f4", np.float32])
+def test_an_output_that_may_not_be_written_is_refused(dtype: Any) -> None:
+    plan = make_plan(PROBLEM, np.ones((3, 3, 3, 2, 3)), algorithm="direct")
+    out = np.zeros((4, 8, 9, 3), dtype)
+    out.flags.writeable = dtype != np.float32
+    with Team(1) as team, pytest.raises(ValueError, match="writable array"):
+        plan.convolve_slab(np.ones((4, 8, 9, 2), np.float32), out, WHOLE[0], team)
+    assert not out.any()
+
+
+def test_sums_of_another_dtype_are_not_divided() -> None:
+    plan = make_plan(PROBLEM, np.ones((3, 3, 3, 2, 3)), algorithm="direct")
+    out = np.zeros((4, 8, 9, 3), np.uint8)
+    with Team(1) as team, pytest.raises(ValueError, match="sums that are divided are float32, received uint8"):
+        plan.convolve_slab(np.ones((4, 8, 9, 2), np.float32), out, WHOLE[0], team, division=Division(0.1, 0.0))
+
+
 @pytest.mark.parametrize(
     ("division", "words"),
     [
+        (Division(0.1, 0.0, coverage=np.ones((4, 8, 9, 3))), "coverage of float32 sums is float32"),
+        (Division(0.1, 0.0, inside=np.ones((4, 8, 9, 1), ">f4")), "native byte order"),
         (Division(0.1, 0.0, coverage=np.ones((3, 8, 9, 3), np.float32)), r"the coverage is \(4, 8, 9, 3\)"),
         (Division(0.1, 0.0, coverage=np.ones((4, 8, 9, 6), np.float32)[..., ::2]), "side by side"),
         (Division(0.1, 0.0, inside=np.ones((4, 8, 8, 1), np.uint8)), r"the mask of outputs is \(4, 8, 9, 1\)"),
