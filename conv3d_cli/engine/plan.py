@@ -43,7 +43,6 @@ from conv3d_cli.engine.team import Team
 from conv3d_cli.engine.tile import Algorithm, PreparedAlgorithm
 from conv3d_cli.engine.views import (
     OUTSIDE,
-    OUTSIDE_OFFSET,
     FlatView,
     aligned_zeros,
     flat_view,
@@ -169,6 +168,7 @@ class Plan:
     refusals: list[tuple[str, str]]
     seconds: dict[str, float]
     _workers: dict[int, _Worker] = field(default_factory=dict)
+    _loops: dict[tuple[Any, ...], list[MachineCode]] = field(default_factory=dict)
 
     @cached_property
     def prepared(self) -> PreparedAlgorithm:
@@ -216,18 +216,29 @@ class Plan:
         division: Division | None = None,
     ) -> list[MachineCode]:
         """The driver, packing and store for a source's and an output's dtype, and the algorithm's own: ready to run."""
+        checked = self._looks_for_nonfinite(source, scale, certainty) and not self.prepared.checks_nonfinite
+        mask = None if certainty is None or certainty.mask is None else certainty.mask.dtype
+        inside = None if division is None or division.inside is None else division.inside.dtype
+        key = (source, out, checked, certainty is not None, mask, division is not None, inside)
+        if key not in self._loops:  # found once: naming them takes as long as to compute a small box
+            self._loops[key] = self._load_loops(source, out, checked, certainty, division)
+        return self._loops[key]
+
+    def _load_loops(
+        self,
+        source: np.dtype[Any],
+        out: np.dtype[Any],
+        checked: bool,
+        certainty: Certainty | None,
+        division: Division | None,
+    ) -> list[MachineCode]:
+        """See `loops`; checked: whether packing looks for NaN, infinity and huge numbers."""
         layout, real = self.prepared.layout, self.dtype.name
-        checked = int(self._looks_for_nonfinite(source, scale, certainty) and not self.prepared.checks_nonfinite)
         if certainty is None:
-            pack = machine_code("pack", f"pack_{layout.pack}", source.name, real, checked)
+            pack = machine_code("pack", f"pack_{layout.pack}", source.name, real, int(checked))
         else:
-            pack = machine_code(
-                "weighted_pack",
-                f"pack_weighted_{layout.pack}",
-                source.name,
-                real,
-                "none" if certainty.mask is None else certainty.mask.dtype.name,
-            )
+            mask = "none" if certainty.mask is None else certainty.mask.dtype.name
+            pack = machine_code("weighted_pack", f"pack_weighted_{layout.pack}", source.name, real, mask)
         codes = [
             machine_code("drive", "run_tasks"),
             pack,
@@ -292,9 +303,6 @@ class Plan:
         if certainty is not None and certainty.mask is not None:
             mask_tables = _offset_tables(certainty.positions, certainty.mask.strides, certainty.mask.itemsize)
         tables = _offset_tables((planes, rows, columns), source_view.strides)
-        for own, table in zip(mask_tables, tables, strict=False):
-            if ((own == OUTSIDE_OFFSET) & (table != OUTSIDE_OFFSET)).any():
-                raise IndexError("the mask lies outside at a position where the source does not")
         region = _Region(
             range(problem.groups),
             tables,
@@ -534,10 +542,12 @@ def _output_fields(out: FlatView, start: int) -> Output:
 
 def _offset_tables(tables: Tables, strides: Sequence[int], itemsize: int = 1) -> Offsets:
     """The offsets of planes, rows and columns in memory of these strides."""
-    planes, rows, columns = (
-        offset_table(indices, stride // itemsize) for indices, stride in zip(tables, strides[:3], strict=True)
+    planes, rows, columns = tables
+    return (
+        offset_table(planes, strides[0] // itemsize),
+        offset_table(rows, strides[1] // itemsize),
+        offset_table(columns, strides[2] // itemsize),
     )
-    return planes, rows, columns
 
 
 def _cut_tables(tables: Offsets, places: Sequence[slice]) -> Offsets:
@@ -566,7 +576,7 @@ def _check_tables(
     if out.size == 0:
         return
     for axis, indices in enumerate(tables):
-        _check_table(f"the source's {_TABLE_NAMES[axis]}", indices, source.shape[axis])
+        _check_table("source", axis, indices, source.shape[axis])
         positions = (out.shape[axis] - 1) * problem.strides[axis] + problem.extent[axis]
         if len(indices) != positions:
             raise ValueError(
@@ -578,9 +588,11 @@ def _check_tables(
     if mask.ndim != 3:
         raise ValueError(f"the mask is (planes, rows, columns), received {mask.shape}")
     for axis, (indices, own) in enumerate(zip(certainty.positions, tables, strict=True)):
-        _check_table(f"the mask's {_TABLE_NAMES[axis]}", indices, mask.shape[axis])
+        _check_table("mask", axis, indices, mask.shape[axis])
         if len(indices) != len(own):
             raise ValueError(f"the mask has {len(indices)} {_TABLE_NAMES[axis]} for {len(own)} of the source")
+        if indices != own and any(i == OUTSIDE != other for i, other in zip(indices, own, strict=True)):
+            raise IndexError(f"the mask's {_TABLE_NAMES[axis]} lie outside where the source's do not")
 
 
 def _check_memory(
@@ -606,11 +618,12 @@ def _check_memory(
         )
 
 
-def _check_table(name: str, indices: list[int], size: int) -> None:
+def _check_table(owner: str, axis: int, indices: list[int], size: int) -> None:
     """Check that indices are below a size, or `OUTSIDE`. Raises: IndexError."""
     if max(indices) >= size or min(indices) < OUTSIDE:
         wrong = next(i for i in indices if not OUTSIDE <= i < size)
-        raise IndexError(f"{name} are 0 to {size - 1}, or {OUTSIDE} outside; received {wrong}")
+        name = _TABLE_NAMES[axis]
+        raise IndexError(f"the {owner}'s {name} are 0 to {size - 1}, or {OUTSIDE} outside; received {wrong}")
 
 
 def _even_bands(tile: Size, size: Size, groups: int, threads: int) -> Size:

@@ -17,8 +17,9 @@ from __future__ import annotations
 
 import struct
 from collections import namedtuple
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from operator import attrgetter
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -49,9 +50,9 @@ def _address(memory: Memory) -> int:
     """
     if memory is None:
         return 0
-    if isinstance(memory, Pointer):
-        return int(memory.array.ctypes.data) + memory.offset * memory.array.itemsize
-    return int(memory.ctypes.data)
+    array, offset = memory if isinstance(memory, Pointer) else (memory, 0)
+    first: int = array.__array_interface__["data"][0]  # half the time of `array.ctypes.data`
+    return first + offset * array.itemsize
 
 
 class FieldGroup:
@@ -63,17 +64,17 @@ class FieldGroup:
 
     place: ClassVar[slice]  # in a record
     kinds: ClassVar[tuple[tuple[str, str], ...]]  # of each field: its name, and "int", "float" or "Memory"
+    values: ClassVar[Callable[[FieldGroup], tuple[Any, ...]]]  # of all fields
+    reals: ClassVar[tuple[int, ...]]  # places of those that are floats, in the group
+    memories: ClassVar[tuple[int, ...]]  # and of those that are memory
 
     def numbers(self) -> list[int]:
         """The fields as the record holds them: floats by their bits, memory by its address."""
-        found = []
-        for name, kind in self.kinds:
-            value = getattr(self, name)
-            if kind == "Memory":
-                value = _address(value)
-            elif kind == "float":
-                value = _long.unpack(_real.pack(value))[0]
-            found.append(value)
+        found = list(type(self).values(self))
+        for place in self.memories:
+            found[place] = _address(found[place])
+        for place in self.reals:
+            (found[place],) = _long.unpack(_real.pack(found[place]))
         return found
 
 
@@ -294,7 +295,13 @@ def _lay_out() -> tuple[str, ...]:
     for group in GROUPS:
         group.kinds = tuple((field.name, str(field.type)) for field in fields(group))  # type: ignore[arg-type]
         group.place = slice(len(names), len(names) + len(group.kinds))
-        names += [name for name, _ in group.kinds]
+        own = [name for name, _ in group.kinds]
+        group.values = attrgetter(*own)
+        group.reals, group.memories = (
+            tuple(place for place, (_, kind) in enumerate(group.kinds) if kind == wanted)
+            for wanted in ("float", "Memory")
+        )
+        names += own
     return tuple(names)
 
 

@@ -72,7 +72,7 @@ def test_a_mask_whose_rows_are_not_contiguous_is_refused() -> None:
 
 def test_a_mask_that_is_outside_where_the_source_is_not_is_refused() -> None:
     positions = (WHOLE[0], [-1, *WHOLE[1][1:3], -1, *WHOLE[1][4:]], WHOLE[2])
-    with pytest.raises(IndexError, match="the mask lies outside"):
+    with pytest.raises(IndexError, match="the mask's rows lie outside where the source's do not"):
         convolve(certainty=Certainty(np.ones((4, 8, 9), np.float32), positions))
 
 
