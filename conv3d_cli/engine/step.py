@@ -324,7 +324,7 @@ class StepRecord:
 
     def __init__(self, *groups: FieldGroup) -> None:
         self.numbers = np.zeros(len(FIELDS), np.int64)
-        self.address = int(self.numbers.ctypes.data)
+        self.address = _address(self.numbers)
         self.groups = groups
         fill([self], *groups)
 

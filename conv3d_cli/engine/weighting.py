@@ -29,6 +29,7 @@ from conv3d_cli.engine.step import (
     StepRecord,
     StepResults,
     Sums,
+    fill,
 )
 from conv3d_cli.engine.team import Team
 from conv3d_cli.engine.views import flat_view, is_flattenable
@@ -184,10 +185,11 @@ def divide(pieces: Sequence[tuple[NDArray[Any], NDArray[Any]]], division: Divisi
         return 0
     if division.inside is not None or division.coverage is not None:
         raise ValueError("pieces have no place in a slab, so neither `inside` nor `coverage` belongs to them")
-    real = pieces[0][0].dtype
+    real, channels, filters = pieces[0][0].dtype, pieces[0][0].shape[3], pieces[0][1].shape[3]
     for sums, coverage in pieces:
         sizes = zip(coverage.shape[:3], sums.shape[:3], strict=True)
-        if any(n not in (1, size) for n, size in sizes) or sums.shape[3] % coverage.shape[3]:
+        fits = sums.shape[3] == channels and coverage.shape[3] == filters and channels % filters == 0
+        if not fits or any(n not in (1, size) for n, size in sizes):
             raise ValueError(f"coverage {coverage.shape} does not fit sums {sums.shape}")
         if sums.dtype != real or coverage.dtype != real:
             raise ValueError(f"sums and coverages have one dtype, received {sums.dtype} and {coverage.dtype}")
@@ -197,23 +199,23 @@ def divide(pieces: Sequence[tuple[NDArray[Any], NDArray[Any]]], division: Divisi
     tasks = [(*piece, *run) for piece in pieces if piece[0].size for run in _plane_runs(len(piece[0]), team)]
     below = np.zeros(len(tasks), np.int64)
 
-    def work(_: int, task: int) -> None:
+    same = Geometry(filters=filters), division.fields(real, channels // filters)
+    steps = {worker: StepRecord(*same) for worker in team.workers(len(tasks))}
+
+    def work(worker: int, task: int) -> None:
         sums, coverage, first, last = tasks[task]
-        planes, rows, columns, filters = (stride // real.itemsize for stride in sums.strides)
-        steps = [
+        plane, row, column, channel = (stride // real.itemsize for stride in sums.strides)
+        own = [
             0 if n == 1 else stride // real.itemsize for n, stride in zip(coverage.shape, coverage.strides, strict=True)
         ]
-        own = coverage.shape[3]
-        code(
-            StepRecord(
-                Geometry(filters=own),
-                Progress(step_planes=last - first, block_rows=sums.shape[1], width=sums.shape[2]),
-                Sums(Pointer(coverage, first * steps[0]), steps[3], steps[0], steps[1], steps[2]),
-                Output(sums[first], filters, planes, rows, columns),
-                StepResults(below[task:]),
-                division.fields(real, sums.shape[3] // own),
-            )
+        groups = (
+            Progress(step_planes=last - first, block_rows=sums.shape[1], width=sums.shape[2]),
+            Sums(Pointer(coverage, first * own[0]), own[3], own[0], own[1], own[2]),
+            Output(Pointer(sums, first * plane), channel, plane, row, column),
+            StepResults(Pointer(below, task)),
         )
+        fill([steps[worker]], *groups)
+        code(steps[worker])
 
     team.run(len(tasks), work)
     return int(below.sum())

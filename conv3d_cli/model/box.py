@@ -132,8 +132,9 @@ class Box(NamedTuple):
         >>> Box((4, 6), (8, 9), (0, 5)).within(Box((4, 9), (5, 9), (0, 5)))
         Box(depth=(0, 2), height=(3, 4), width=(0, 5))
         """
-        d, h, w = outer.start
-        return self.shift((-d, -h, -w))
+        (a, b), (c, d), (e, f) = self
+        (z, _), (y, _), (x, _) = outer
+        return Box((a - z, b - z), (c - y, d - y), (e - x, f - x))
 
     def shift(self, offset: Sequence[int]) -> Box:
         """The box moved by some voxels along each axis.
