@@ -1,7 +1,8 @@
 """The plan: which algorithm computes a problem, what it costs, and the run over a slab.
 
-`make_plan` asks every algorithm in order whether it accepts and how long it would take, and keeps the answers for
-`explain`. `Plan.convolve_slab` hands tasks to a team of threads. The choice depends on problem, weights and CPU class alone.
+`make_plan` asks every algorithm in order whether it accepts the problem and how long it would take, and keeps the
+answers for `explain`. `Plan.convolve_slab` checks that the loops will stay within its arrays, and hands tasks to a
+team of threads. The choice of an algorithm depends on the problem, the weights and the CPU class alone.
 """
 
 from __future__ import annotations

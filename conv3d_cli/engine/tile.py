@@ -173,7 +173,7 @@ class PreparedAlgorithm:
     """An algorithm made ready for one problem and its weights; shared by all threads, changed by none.
 
     convolve : MachineCode          sums a step (`step_planes` planes) of a group into the accumulator
-    absorb : MachineCode or None    told of every packed plane, in order, before the ring goes on
+    absorb : MachineCode or None    runs on each packed plane, in order, before the next one is packed
     pack_weights : callable         the weights in whatever order `convolve` wants; called when the first step is run
     packs_weights : MachineCode or None     what `pack_weights` runs
     parameters : array              int64 numbers for `convolve`

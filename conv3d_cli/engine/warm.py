@@ -55,7 +55,7 @@ def warm_up(
     """Load the loops of problems for usual dtypes; what is not on disk is compiled.
 
     problems : (problem, weights) each      None: the usual ones
-    progress : callable     told (problems done, problems in all)
+    progress : callable     gets (problems done, problems in all)
     Returns how many loops were compiled, and how many are ready.
     """
     before = len(compiled_here())
