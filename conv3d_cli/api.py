@@ -147,7 +147,7 @@ def with_missing(
     convolution: Convolution, header: VolumeHeader, policy: Missing, kernel: Kernel, mask: ArrayLike | None, many: bool
 ) -> Convolution:
     """A convolution made to do what `policy` asks for; `mask`: (D, H, W)."""
-    from conv3d_cli.convolution.masked import check_centre, normalized
+    from conv3d_cli.convolution.masked import check_centre, masked_convolution
     from conv3d_cli.convolution.masks import check_mask
 
     check_centre(policy, convolution.problem, kernel)
@@ -158,7 +158,7 @@ def with_missing(
             raise ShapeError(f"the mask must be (D, H, W) of real numbers, received {array.ndim} axes of {array.dtype}")
         reader = ArrayReader(array, VolumeHeader(Axes("zyx", array.shape), array.dtype.newbyteorder("=")), "mask")
         checked = check_mask(reader, header, policy.labels)
-    return normalized(convolution, policy, kernel, checked, many)
+    return masked_convolution(convolution, policy, kernel, checked, many)
 
 
 def _axis_letters(rank: int, kernel: Kernel, data_format: str) -> str:

@@ -20,6 +20,7 @@ from conv3d_cli.errors import DifferenceError, SpecError
 from conv3d_cli.formats import open_volume, output_format
 from conv3d_cli.formats.base import random_access
 from conv3d_cli.layer import get_activation
+from conv3d_cli.model.box import Box
 from conv3d_cli.model.missing import NOTHING, Missing
 from conv3d_cli.model.spec import ConvProblem
 from conv3d_cli.model.volume import VolumeReader
@@ -33,8 +34,6 @@ LEAST = 1e-37  # what float32 cannot tell from 0
 SEED = 0  # the same voxels each time
 
 Reals = NDArray[np.float64]
-Span = tuple[int, int]
-Spans = tuple[Span, Span, Span]
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ def verify_output(job: Job, count: int) -> Verified:
         worst = 0.0
         for n, d, h, w, c in np.stack(np.unravel_index(np.sort(picks), shape), axis=1).tolist():
             value, bound = _voxel(prepared, sources, (n, d, h, w, c))
-            block = written.read_box(n, slice(d, d + 1), slice(h, h + 1), slice(w, w + 1), slice(c, c + 1))
+            block = written.read_box(n, *Box.at((d, h, w), (1, 1, 1)).slices, slice(c, c + 1))
             found = float(block[0, 0, 0, 0]) * slope + intercept
             bound += LEAST
             bound += abs(slope) / 2 if prepared.header.dtype.kind != "f" else ROUNDING * abs(value)
@@ -96,7 +95,7 @@ class _Sources(NamedTuple):
     mask: VolumeReader | None
     largest: float
 
-    def certainty(self, box: Spans, labels: bool) -> Reals:
+    def certainty(self, box: Box, labels: bool) -> Reals:
         """The mask in a box (d, h, w, 1): parts of the largest, or the numbers of regions."""
         assert self.mask is not None
         values = _read(self.mask, 0, slice(0, 1), box)
@@ -109,14 +108,14 @@ class _Sources(NamedTuple):
 def _largest(mask: VolumeReader) -> float:
     """The largest number in a mask."""
     _, depth, height, width, _ = mask.header.shape
-    planes = (_read(mask, 0, slice(0, 1), ((d, d + 1), (0, height), (0, width))) for d in range(depth))
+    planes = (_read(mask, 0, slice(0, 1), Box((d, d + 1), (0, height), (0, width))) for d in range(depth))
     return max(float(plane.max()) for plane in planes)
 
 
 def _voxel(prepared: PreparedJob, sources: _Sources, place: tuple[int, int, int, int, int]) -> tuple[float, float]:
     """What an output voxel should be, and how far from it one may lie."""
     n, d, h, w, c = place
-    values, bounds = _box(prepared, len(prepared.stages) - 1, sources, n, c, ((d, d + 1), (h, h + 1), (w, w + 1)))
+    values, bounds = _box(prepared, len(prepared.stages) - 1, sources, n, c, Box.at((d, h, w), (1, 1, 1)))
     channel = 0 if values.shape[3] == 1 else c
     value, bound = float(values[0, 0, 0, channel]), float(bounds[0, 0, 0, channel])
     dtype = prepared.header.dtype
@@ -128,15 +127,13 @@ def _voxel(prepared: PreparedJob, sources: _Sources, place: tuple[int, int, int,
     return value, bound
 
 
-def _box(
-    prepared: PreparedJob, number: int, sources: _Sources, n: int, channel: int, box: Spans
-) -> tuple[Reals, Reals]:
+def _box(prepared: PreparedJob, number: int, sources: _Sources, n: int, channel: int, box: Box) -> tuple[Reals, Reals]:
     """A box of a stage's output (d, h, w, c) and the bound of each voxel; of a filter, the one channel that is asked for."""
     stage = prepared.stages[number]
     problem, kernel = stage.problem, stage.kernel
     indices = [problem.source_indices(axis, *span) for axis, span in enumerate(box)]
     spans = [(min(f), max(f) + 1) if (f := [i for i in found if i >= 0]) else (0, 1) for found in indices]
-    source: Spans = (spans[0], spans[1], spans[2])
+    source = Box(*spans)
     missing = prepared.job.missing if number == 0 else NOTHING
     # of a bank, the one filter that is asked for, or all of them where their magnitude is
     per_channel = 1 if stage.stage.magnitude else kernel.filters_per_channel
@@ -179,26 +176,23 @@ def _box(
     return _activated(stage, sums, around)
 
 
-def _largest_beside(stage: PreparedStage, reader: VolumeReader, n: int, channel: int, box: Spans) -> float:
+def _largest_beside(stage: PreparedStage, reader: VolumeReader, n: int, channel: int, box: Box) -> float:
     """The largest finite voxel that the tile of a box reads, where the algorithm rounds a tile as a whole; else 0."""
-    grain = stage.plan.grain
-    if max(grain) == 1:
+    alignment = stage.plan.block_alignment
+    if max(alignment) == 1:
         return 0.0
     read = []
-    for axis, (start, stop) in enumerate(box):
-        step, size = grain[axis], stage.problem.out_size[axis]
-        tile = start // step * step, min(-(-stop // step) * step, size)
+    for axis, tile in enumerate(box.align(alignment, stage.problem.out_size)):
         found = [i for i in stage.problem.source_indices(axis, *tile) if i >= 0]
         read.append((min(found), max(found) + 1) if found else (0, 1))
     channels = slice(0, stage.problem.in_channels) if stage.kernel.is_layer else slice(channel, channel + 1)
-    sizes = np.abs(_read(reader, n, channels, (read[0], read[1], read[2])))
+    sizes = np.abs(_read(reader, n, channels, Box(*read)))
     return float(sizes.max(initial=0.0, where=np.isfinite(sizes)))
 
 
-def _read(reader: VolumeReader, n: int, channels: slice, box: Spans) -> Reals:
-    depth, rows, columns = (slice(*span) for span in box)
+def _read(reader: VolumeReader, n: int, channels: slice, box: Box) -> Reals:
     slope, intercept = reader.header.scale
-    return reader.read_box(n, depth, rows, columns, channels).astype(np.float64) * slope + intercept
+    return reader.read_box(n, *box.slices, channels).astype(np.float64) * slope + intercept
 
 
 def _taps(
@@ -232,7 +226,7 @@ def _taps(
     return sums
 
 
-def _at_centre(problem: ConvProblem, source: Spans, indices: list[list[int]]) -> tuple[int, int, int] | None:
+def _at_centre(problem: ConvProblem, source: Box, indices: list[list[int]]) -> tuple[int, int, int] | None:
     """Where, in the box that was read, the voxel under the kernel's centre is, for a box of one output; None: outside."""
     here = [found[round(c * d)] for found, c, d in zip(indices, problem.centre, problem.dilation_rate, strict=True)]
     if min(here) < 0:
@@ -242,7 +236,7 @@ def _at_centre(problem: ConvProblem, source: Spans, indices: list[list[int]]) ->
 
 
 def _outside(
-    sources: _Sources, missing: Missing, values: Reals, source: Spans, indices: list[list[int]], problem: ConvProblem
+    sources: _Sources, missing: Missing, values: Reals, source: Box, indices: list[list[int]], problem: ConvProblem
 ) -> float | None:  # fmt: skip
     """What stands at an output outside the mask; None inside it, or without one."""
     if sources.mask is None or (missing.mask_mode == "extend" and not missing.labels):
@@ -254,7 +248,7 @@ def _outside(
 
 
 def _means(
-    prepared: PreparedJob, sources: _Sources, stage: PreparedStage, missing: Missing, values: Reals, source: Spans,
+    prepared: PreparedJob, sources: _Sources, stage: PreparedStage, missing: Missing, values: Reals, source: Box,
     indices: list[list[int]], weights: Any,
 ) -> tuple[Reals, Reals]:  # fmt: skip
     """Means, by definition: see convolution/masked.py."""

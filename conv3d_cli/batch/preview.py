@@ -72,8 +72,9 @@ class Preview:
             return None
         found = find_format(path)
         try:
-            # a .npy file does not name its axes; the job knows them
-            return read_slices(path, axes=letters if found is not None and found.name == "NumPy" else None, most=512)
+            # where the file does not name its axes, the job knows them
+            named = found is None or found.names_axes
+            return read_slices(path, axes=None if named else letters, most=512)
         except Conv3DError as error:
             self.notes.append(f"no picture: {error}")
             return None

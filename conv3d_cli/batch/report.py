@@ -39,7 +39,6 @@ def grid_record(grid: Grid) -> dict[str, Any]:
 
 def stage_record(stage: PreparedStage, parts: int) -> dict[str, Any]:
     """Everything that was decided about one convolution, as JSON; it runs once for each of `parts`."""
-    from conv3d_cli.engine.costs import limit_seconds
     from conv3d_cli.engine.cpu import cpu_class
 
     problem, plan, kernel = stage.problem, stage.plan, stage.kernel
@@ -63,7 +62,7 @@ def stage_record(stage: PreparedStage, parts: int) -> dict[str, Any]:
         "predicted_seconds": {name: seconds * parts for name, seconds in plan.seconds.items()},
         "flops": problem.flops,
         "bytes": plan.bytes_moved * parts,
-        "limit": limit_seconds(cpu_class().name, problem.flops, plan.bytes_moved * parts, plan.threads),
+        "limit": cpu_class().limit_seconds(problem.flops, plan.bytes_moved * parts, plan.threads),
         "scratch": plan.scratch_bytes,
         "losses": stage.losses,
     }
@@ -101,12 +100,12 @@ def plan_record(prepared: PreparedJob) -> dict[str, Any]:
 
 
 def _boxes_record(boxes: Boxes) -> dict[str, Any]:
-    cutting, share = boxes
+    partition, repeated = boxes
     return {
-        "count": cutting.count,
-        "block": list(cutting.block),
-        "decoded": round(share.decoded, 4),
-        "computed": round(share.computed, 4),
+        "count": partition.count,
+        "block": list(partition.block),
+        "decoded": round(repeated.decoded, 4),
+        "computed": round(repeated.computed, 4),
     }
 
 
@@ -184,7 +183,11 @@ def _layer_rows(layer: dict[str, Any], stage: PreparedStage, record: dict[str, A
     rows += [
         ("algorithm", f"{layer['algorithm']} ({stage.plan.algorithm.summary}), {record['precision']}"),
         *((f"  {name}", f"declined: {reason}") for name, reason in layer["refused"].items()),
-        *([("  fence", "steps with NaN or infinity are done over by direct")] if stage.plan.prepared.fenced else []),
+        *(
+            [("  nonfinite", "steps with NaN or infinity are computed again by direct")]
+            if stage.plan.prepared.spreads_nonfinite
+            else []
+        ),
         *((f"  {name}", f"about {time:.2g} s") for name, time in layer["predicted_seconds"].items() if time != seconds),
         ("work", f"{layer['flops'] / 1e9:.3g} Gflop as a direct sum, {format_bytes(layer['bytes'])} through memory, about "
                  f"{seconds:.2g} s on {record['threads']} threads, {format_bytes(layer['scratch'])} of scratch"),
@@ -208,7 +211,7 @@ def _grid_text(before: Grid, after: Grid, offset: list[float]) -> str:
 
 def describe_forecast(forecast: Forecast) -> str:
     """What a job would take on a cluster, in aligned lines."""
-    block, chunk = ("x".join(map(str, sizes)) for sizes in (forecast.cutting.block, forecast.cutting.chunk))
+    block, chunk = ("x".join(map(str, sizes)) for sizes in (forecast.partition.block, forecast.partition.chunk))
     each = forecast.threads // forecast.workers
     rates = forecast.rates
     rows = [

@@ -1,7 +1,7 @@
 """The planner's constants fitted: what each algorithm takes on this machine against what its `seconds` predicts.
 
 An algorithm's factor is the median of measured / predicted over the problems it accepts; the spread tells how well its formula
-fits, which no constant can mend. The row goes into `engine/costs.py`.
+fits, which no constant can mend. The factors go into the CPU's row in `engine/cpu.py`.
 """
 
 from __future__ import annotations
@@ -80,11 +80,11 @@ def factors(pairs: Iterable[Pair]) -> dict[str, tuple[float, float, float]]:
 
 
 def as_source(fitted: dict[str, tuple[float, float, float]], cpu_class: str, origin: str) -> str:
-    """The row to paste: what each algorithm's predicted time is to be multiplied by.
+    """The factors to paste into a class's row: what each algorithm's predicted time is to be multiplied by.
 
     >>> print(as_source({"direct": (1.25, 0.9, 1.1)}, "avx512", "some CPU, 2 threads"))
-    # some CPU, 2 threads
-    "avx512": {"direct": 1.25},
+    # avx512: some CPU, 2 threads
+    factors={"direct": 1.25},
     """
     row = ", ".join(f'"{name}": {factor:.3g}' for name, (factor, _, _) in fitted.items())
-    return f'# {origin}\n"{cpu_class}": {{{row}}},'
+    return f"# {cpu_class}: {origin}\nfactors={{{row}}},"

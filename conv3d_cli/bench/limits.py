@@ -11,7 +11,7 @@ import numpy as np
 from conv3d_cli.engine import Team
 from conv3d_cli.engine.cpu import cpu_class
 from conv3d_cli.engine.machine_code import machine_code
-from conv3d_cli.engine.step import new_step, set_fields
+from conv3d_cli.engine.step import Output, Pointer, Source, StepRecord, Tasks
 
 COPY_BYTES = 64 << 20  # a volume of 256^3 float32, as in the table of cases
 FMA_ROUNDS = 1_000_000
@@ -64,15 +64,12 @@ def _fma_rate(team: Team, repeats: int) -> float:
     # two FMA units of latency 4 or 5 need 8 to 10 independent sums; two registers hold factor and addend
     accumulators = min(12, cpu.registers - 4)
     code = machine_code("limits", "multiply_add", accumulators, cpu.lanes)
-    steps, places = [], []
+    steps = []
     for _ in range(team.threads):
         place = np.zeros(4 * cpu.lanes + 64, np.float32)
         place[:2] = 0.999, 0.001  # sums stay near 1: neither infinity nor subnormal numbers
-        step = new_step()
-        set_fields(step, out_depth=FMA_ROUNDS, out=place.ctypes.data)
-        steps.append(step)
-        places.append(place)
-    seconds = _best(team, lambda worker, task: code(steps[task].ctypes.data), repeats)
+        steps.append(StepRecord(Tasks(out_depth=FMA_ROUNDS), Output(place)))
+    seconds = _best(team, lambda worker, task: code(steps[task]), repeats)
     return 2.0 * accumulators * cpu.lanes * FMA_ROUNDS * team.threads / seconds
 
 
@@ -85,13 +82,16 @@ def _copy_rate(team: Team, streaming: int, repeats: int) -> float:
     # written once, since memory never touched is no memory yet
     source = np.ones(share * team.threads + 4096, np.uint8)
     target = np.ones(share * team.threads + 4096, np.uint8)
-    starts = [array.ctypes.data + -array.ctypes.data % 4096 for array in (source, target)]
-    steps = []
-    for worker in range(team.threads):
-        step = new_step()
-        set_fields(step, out_depth=groups, source=starts[0] + worker * share, out=starts[1] + worker * share)
-        steps.append(step)
-    seconds = _best(team, lambda worker, task: code(steps[task].ctypes.data), repeats)
+    first, to = (-array.ctypes.data % 4096 for array in (source, target))  # the first byte of a page
+    steps = [
+        StepRecord(
+            Tasks(out_depth=groups),
+            Source(Pointer(source, first + worker * share)),
+            Output(Pointer(target, to + worker * share)),
+        )
+        for worker in range(team.threads)
+    ]
+    seconds = _best(team, lambda worker, task: code(steps[task]), repeats)
     return 2.0 * share * team.threads / seconds
 
 

@@ -21,9 +21,10 @@ from conv3d_cli.engine import Team
 from conv3d_cli.formats import create_volume
 from conv3d_cli.formats.zarr.format import ZarrReader, ZarrWriter
 from conv3d_cli.formats.zarr.store import OneThread
+from conv3d_cli.model.box import Box
 from conv3d_cli.model.volume import VolumeHeader
-from conv3d_cli.pipeline.boxes.compute import BoxSource, chain_of, compute_box
-from conv3d_cli.pipeline.boxes.partition import Box, Cutting, decoded_sizes, shares
+from conv3d_cli.pipeline.boxes.compute import BoxSource, compute_box, layer_chain
+from conv3d_cli.pipeline.boxes.partition import Partition, decoded_sizes, redundancy
 from conv3d_cli.pipeline.prepare import PreparedJob
 from conv3d_cli.system.machine import give_back_memory, keep_freed_memory
 
@@ -47,7 +48,7 @@ class Forecast:
     computed : voxels computed for one of the output: more than 1 where tasks cut an algorithm's tiles
     """
 
-    cutting: Cutting
+    partition: Partition
     parts: int
     workers: int
     threads: int
@@ -60,7 +61,7 @@ class Forecast:
     @property
     def tasks(self) -> int:
         """Of all parts."""
-        return self.cutting.count * self.parts
+        return self.partition.count * self.parts
 
     @property
     def read_seconds(self) -> float:
@@ -70,7 +71,7 @@ class Forecast:
     @property
     def compute_seconds(self) -> float:
         """Computing."""
-        return math.prod(self.cutting.size) * self.parts * self.computed * self.rates.voxel_seconds
+        return math.prod(self.partition.size) * self.parts * self.computed * self.rates.voxel_seconds
 
     @property
     def write_seconds(self) -> float:
@@ -89,8 +90,8 @@ class Forecast:
             "workers": self.workers,
             "threads": self.threads,
             "tasks": self.tasks,
-            "task": list(self.cutting.block),
-            "chunk": list(self.cutting.chunk),
+            "task": list(self.partition.block),
+            "chunk": list(self.partition.chunk),
             "bytes_in": self.bytes_in,
             "bytes_read": int(self.bytes_read),
             "bytes_out": self.bytes_out,
@@ -117,26 +118,26 @@ def forecast(
     Raises: FormatError if the input cannot be read.
     """
     threads = workers * threads_each
-    cutting = cut_prepared(prepared, threads)
-    chain = chain_of([stage.convolution for stage in prepared.stages])
+    partition = cut_prepared(prepared, threads)
+    chain = layer_chain([stage.convolution for stage in prepared.stages])
     source, parts = prepared.reader.header, len(prepared.passage.parts)
     bytes_part = math.prod(chain.problems[0].in_size) * chain.problems[0].in_channels * source.dtype.itemsize
-    share = shares(chain, cutting, chunks_of(prepared)[0])
-    rates = measure_rates(prepared, cutting)
+    repeated = redundancy(chain, partition, chunks_of(prepared)[0])
+    rates = measure_rates(prepared, partition)
     rates = Rates(read_rate or rates.read, write_rate or rates.write, rates.voxel_seconds)
     return Forecast(
-        cutting, parts, workers, threads, bytes_part * parts, bytes_part * parts * share.decoded,
-        math.prod(prepared.header.shape) * prepared.header.dtype.itemsize, share.computed, rates,
+        partition, parts, workers, threads, bytes_part * parts, bytes_part * parts * repeated.decoded,
+        math.prod(prepared.header.shape) * prepared.header.dtype.itemsize, repeated.computed, rates,
     )  # fmt: skip
 
 
-def measure_rates(prepared: PreparedJob, cutting: Cutting) -> Rates:
+def measure_rates(prepared: PreparedJob, partition: Partition) -> Rates:
     """Read, compute and write one task in the middle of the volume, on one thread."""
     keep_freed_memory()  # as workers do
-    box = next(itertools.islice(cutting.boxes(), cutting.count // 2, None))
+    box = next(itertools.islice(partition.boxes(), partition.count // 2, None))
     n, channels = prepared.passage.parts[0]
     convolutions = [stage.convolution for stage in prepared.stages]
-    chain, reader = chain_of(convolutions), prepared.reader
+    chain, reader = layer_chain(convolutions), prepared.reader
     assert isinstance(reader, ZarrReader)
     with OneThread() as thread:
         reader.read_boxes_on(thread)
@@ -148,7 +149,7 @@ def measure_rates(prepared: PreparedJob, cutting: Cutting) -> Rates:
     decoded *= given.voxels.shape[3] * given.voxels.itemsize
 
     stored = convolutions[-1].stored(channels, prepared.header.shape[4])
-    out = np.empty((*box.shape, stored.stop - stored.start), prepared.header.dtype)
+    out = np.empty((*box.size, stored.stop - stored.start), prepared.header.dtype)
     with Team(1) as team:
         for _ in range(2):  # the first time loads, or compiles, the loops
             started = time.perf_counter()
@@ -157,7 +158,7 @@ def measure_rates(prepared: PreparedJob, cutting: Cutting) -> Rates:
 
     header = box_header(prepared.header, box)
     with tempfile.TemporaryDirectory(prefix="conv3d-") as folder, OneThread() as thread:
-        writer = create_volume(f"{folder}/trial.zarr", header, threads=1, chunks=cutting.chunk)
+        writer = create_volume(f"{folder}/trial.zarr", header, threads=1, chunks=partition.chunk)
         assert isinstance(writer, ZarrWriter)
         with writer:
             target = writer.target()
@@ -166,10 +167,10 @@ def measure_rates(prepared: PreparedJob, cutting: Cutting) -> Rates:
                 target.write(0, (0, 0, 0), 0, out[..., : header.shape[4]], thread)
                 write = time.perf_counter() - started
     give_back_memory()
-    return Rates(decoded / max(read, 1e-6), out.nbytes / max(write, 1e-6), compute / math.prod(box.shape))
+    return Rates(decoded / max(read, 1e-6), out.nbytes / max(write, 1e-6), compute / math.prod(box.size))
 
 
 def box_header(header: VolumeHeader, box: Box) -> VolumeHeader:
     """The header of a volume of a box's size, one of the batch."""
-    sizes = dict(zip("zyx", box.shape, strict=True)) | dict.fromkeys(header.axes.batch_letters, 1)
+    sizes = dict(zip("zyx", box.size, strict=True)) | dict.fromkeys(header.axes.batch_letters, 1)
     return replace(header, axes=header.axes.renamed(header.axes.letters, sizes))

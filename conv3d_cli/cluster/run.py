@@ -24,8 +24,9 @@ from conv3d_cli.errors import ClusterError, Conv3DError, MemoryLimitError, SpecE
 from conv3d_cli.formats import create_volume, find_format, output_access, output_format
 from conv3d_cli.formats.zarr.format import ZarrReader, ZarrTarget, ZarrWriter
 from conv3d_cli.formats.zarr.store import OneThread, local_folder
-from conv3d_cli.pipeline.boxes.compute import BoxSource, chain_of, compute_box
-from conv3d_cli.pipeline.boxes.partition import Box, Cutting, axis_shares, cut
+from conv3d_cli.model.box import Box
+from conv3d_cli.pipeline.boxes.compute import BoxSource, compute_box, layer_chain
+from conv3d_cli.pipeline.boxes.partition import Partition, choose_partition, work_by_axis
 from conv3d_cli.pipeline.outputs import ROLES
 from conv3d_cli.pipeline.prepare import PreparedJob, prepare_job
 from conv3d_cli.pipeline.request import Job
@@ -158,7 +159,7 @@ def run_on_cluster(
         if decided is not None:
             decided(prepared)
         workers = worker_threads(client, scheduler)
-        cutting = cut_prepared(prepared, sum(workers.values()), memory_for_tasks(client))
+        partition = cut_prepared(prepared, sum(workers.values()), memory_for_tasks(client))
         writer = create_volume(
             job.target,
             prepared.header,
@@ -171,7 +172,9 @@ def run_on_cluster(
         with writer:
             sent = pickle.dumps(frozen_job(job, prepared))
             target = writer.target()
-            tasks = [Task(target, part, box) for part in range(len(prepared.passage.parts)) for box in cutting.boxes()]
+            tasks = [
+                Task(target, part, box) for part in range(len(prepared.passage.parts)) for box in partition.boxes()
+            ]
             total = math.prod(prepared.header.shape)
             done = clipped = missing = 0
             seconds = np.zeros(3)
@@ -188,7 +191,7 @@ def run_on_cluster(
             writer.commit()
             seconds[2] += time.perf_counter() - finish
     notes = [*prepared.notes, *writer.notes]
-    block, plural = "x".join(map(str, cutting.block)), "s" if len(tasks) > 1 else ""
+    block, plural = "x".join(map(str, partition.block)), "s" if len(tasks) > 1 else ""
     notes.append(
         f"{len(tasks)} task{plural} of {block} voxels, on {len(workers)} worker{'s' if len(workers) > 1 else ''}"
     )
@@ -238,34 +241,34 @@ def frozen_job(job: Job, prepared: PreparedJob) -> Job:
     return replace(job, source=job.source if folder is None else os.path.abspath(folder), stages=stages, threads=1)
 
 
-def cut_prepared(prepared: PreparedJob, threads: int, task_bytes: float = TASK_BYTES) -> Cutting:
+def cut_prepared(prepared: PreparedJob, threads: int, task_bytes: float = TASK_BYTES) -> Partition:
     """The tasks of a job's parts on a cluster with so many threads: at most `task_bytes` each, and enough for all threads.
 
     Raises: MemoryLimitError if a task of one chunk is larger, where workers have less than `TASK_BYTES`.
     """
-    chain = chain_of([stage.convolution for stage in prepared.stages])
+    chain = layer_chain([stage.convolution for stage in prepared.stages])
     source, output, parts = prepared.reader.header, prepared.header, len(prepared.passage.parts)
     in_chunk, chunk = chunks_of(prepared)
     in_voxel = source.dtype.itemsize * chain.problems[0].in_channels
     out_voxel = output.dtype.itemsize * chain.problems[-1].filters
 
-    def size(cutting: Cutting) -> int:
-        held = math.prod(one.held for one in axis_shares(chain, cutting, in_chunk)) * in_voxel
-        return held + math.prod(cutting.block) * out_voxel
+    def size(partition: Partition) -> int:
+        held = math.prod(one.held for one in work_by_axis(chain, partition, in_chunk)) * in_voxel
+        return held + math.prod(partition.block) * out_voxel
 
-    def allowed(cutting: Cutting) -> bool:
-        small = size(cutting) <= task_bytes
-        return cutting.block == single.block or (small and cutting.count * parts >= TASKS_A_THREAD * threads)
+    def allowed(partition: Partition) -> bool:
+        small = size(partition) <= task_bytes
+        return partition.block == single.block or (small and partition.count * parts >= TASKS_A_THREAD * threads)
 
     block = [min(n, whole) for n, whole in zip(chunk, chain.problems[-1].out_size, strict=True)]
-    single = Cutting(chain.problems[-1].out_size, chunk, (block[0], block[1], block[2]))
-    cutting = cut(chain, in_chunk, chunk, allowed) or single
-    if (needed := size(cutting)) > task_bytes < TASK_BYTES:
+    single = Partition(chain.problems[-1].out_size, chunk, (block[0], block[1], block[2]))
+    partition = choose_partition(chain, in_chunk, chunk, allowed) or single
+    if (needed := size(partition)) > task_bytes < TASK_BYTES:
         raise MemoryLimitError(
-            f"a task of {'x'.join(map(str, cutting.block))} voxels takes {needed / 1e6:.0f} MB with what it reads; under the "
+            f"a task of {'x'.join(map(str, partition.block))} voxels takes {needed / 1e6:.0f} MB with what it reads; under the "
             f"workers' memory limit a thread has {max(task_bytes, 0) / 1e6:.0f} MB for it: {MEMORY_CURE}"
         )
-    return cutting
+    return partition
 
 
 def chunks_of(prepared: PreparedJob) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
@@ -439,8 +442,10 @@ def run_task(task: Task, job: bytes) -> Outcome:
             n, channels = prepared.passage.parts[task.part]
             convolutions = [stage.convolution for stage in prepared.stages]
             outputs = convolutions[-1].stored(channels, prepared.header.shape[4])
-            out = at.thread.room("output", (*task.box.shape, outputs.stop - outputs.start), prepared.header.dtype)
-            given = BoxSource(at.reader, n, read_channels(prepared, task.part), chain_of(convolutions)).read(task.box)
+            out = at.thread.room("output", (*task.box.size, outputs.stop - outputs.start), prepared.header.dtype)
+            given = BoxSource(at.reader, n, read_channels(prepared, task.part), layer_chain(convolutions)).read(
+                task.box
+            )
             computing = time.perf_counter()
             clipped = compute_box(convolutions, given, prepared.reader.header.scale, channels, task.box, out, at.team)
             missing = at.reader.take_missing()

@@ -1,22 +1,23 @@
-"""Normalised convolution: voxels that are missing, or count less, are left out of a weighted mean.
+"""Masked convolution: voxels that are missing, or count less, are left out of a weighted mean.
 
-    y = Σ w·m·x / Σ w·m
+    y = numerator / coverage = Σ w·c·x / Σ w·c
 
-w are the kernel's weights, m the certainty of a voxel: a mask's value as a part of its largest, 0 where a voxel is missing.
-Both sums go through the plan as they stand, numerator and coverage through all passes of a separable kernel, and are divided
-once. Source: H. Knutsson and C.-F. Westin, Normalized and differential convolution, CVPR 1993.
+w is the kernel (the applicability, of sum 1), c the certainty of a voxel: the mask's value as a part of its
+largest, and 0 where the voxel is missing. Coverage is the fraction of the kernel's weight that was available.
+Both sums go through a plan of their own, in all passes of a separable kernel, and are divided once. This is the
+normalised convolution of H. Knutsson and C.-F. Westin, Normalized and differential convolution, CVPR 1993.
 
-Voxels whose window holds every weight keep the bits of the plain convolution. So data without missing voxels cost nothing: the
-plain convolution is tried first, and what packing notes on the way tells whether it stands.
+Outputs whose coverage is 1 keep the bits of the plain convolution. So data without missing voxels cost nothing:
+the plain convolution is tried first, and packing flags the windows that hold a certainty other than 1.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,42 +25,42 @@ from numpy.typing import NDArray
 from conv3d_cli.convolution.masks import Mask
 from conv3d_cli.convolution.prepared import Convolution
 from conv3d_cli.convolution.regions import (
+    CertaintySource,
     EdgeCoverage,
     Positions,
-    Surveyed,
     boxes_around,
-    flags_beside,
-    look,
-    slices_of,
+    classify_blocks,
+    count_outside,
+    flags_outside,
     strips_of,
-    voxels_beside,
-    voxels_in,
 )
 from conv3d_cli.convolution.slabs import SlabInput, SlabSource
 from conv3d_cli.engine import make_plan
-from conv3d_cli.engine.normalize import Division, Weighing, clear, divide, label_extents, near_one
-from conv3d_cli.engine.plan import Part
-from conv3d_cli.engine.team import OneOf
+from conv3d_cli.engine.team import SerialWorker
+from conv3d_cli.engine.weighting import Certainty, Division, clear, divide, label_extents, near_one
 from conv3d_cli.errors import ShapeError
+from conv3d_cli.model.box import Box, Size, Slices, align, count_voxels
 from conv3d_cli.model.kernel import Kernel
 from conv3d_cli.model.missing import NOTHING, Missing
-from conv3d_cli.model.spec import Boundary, ConvProblem
+from conv3d_cli.model.spec import Boundary, ConvProblem, Triple
 from conv3d_cli.model.volume import Array
 
 if TYPE_CHECKING:
     from conv3d_cli.engine import Plan, Team
+    from conv3d_cli.engine.plan import SlabResult
 
-BLOCK = (8, 16, 32)  # outputs of a block that is looked at
-RARE = 4  # where less than one voxel in so many is divided or void, the next slab is summed before it is looked at
-MOST = (
-    0.9  # where more of the voxels are divided, the next slabs are not looked at: so many, and while as much is noted
-)
-NOT_LOOKED_AT = 3
-KEPT_BYTES = 128 << 20  # of coverages, which are the same for every time point and channel under a mask
+BLOCK = (8, 16, 32)  # outputs that are classified together
+# If fewer than 1 in 4 outputs of a slab have missing voxels in their windows, compute the next slab's plain convolution
+# first and check it afterwards.
+RECHECK_FRACTION = 1 / 4
+# If more than this fraction of the outputs needs division, skip the classification of the next slabs and divide all
+# their outputs, for so many slabs and as long as this many are flagged.
+MOSTLY_INCOMPLETE, SKIPPED_SLABS = 0.9, 3
+KEPT_BYTES = 128 << 20  # of coverages, which under a mask are the same for every time point and channel
 
 
 def mean_kernel(kernel: Kernel) -> Kernel:
-    """The kernel with weights that sum to 1, of which means are made.
+    """The kernel with weights that sum to 1, which means need.
 
     Raises: ShapeError for a layer, and for weights below 0 or of sum 0.
     """
@@ -80,7 +81,7 @@ def mean_kernel(kernel: Kernel) -> Kernel:
 
 
 def check_centre(missing: Missing, problem: ConvProblem, kernel: Kernel) -> None:
-    """That an output lies under one voxel, where the mask is to be looked up there. Raises: ShapeError."""
+    """Check that each output lies at a voxel, if the mask is to be read there. Raises: ShapeError."""
     if missing.mask is None or (missing.mask_mode == "extend" and not missing.labels):
         return
     if any(c * d % 1 for c, d in zip(problem.centre, problem.dilation_rate, strict=True)):
@@ -91,7 +92,7 @@ def check_centre(missing: Missing, problem: ConvProblem, kernel: Kernel) -> None
 
 
 def coverage_problem(problem: ConvProblem, channels: int) -> ConvProblem:
-    """The convolution that the weights go through: what is outside counts, as data do, unless the boundary renormalizes."""
+    """The convolution of the certainties. The outside has certainty 1, unless the boundary renormalizes."""
     boundary = problem.boundary
     if boundary.mode in ("zeros", "constant"):
         boundary = Boundary("constant", 1.0)
@@ -101,7 +102,7 @@ def coverage_problem(problem: ConvProblem, channels: int) -> ConvProblem:
 
 
 def check_edges(boundary: Boundary) -> None:
-    """That voxels may be missing beside what a boundary leaves out. Raises: ShapeError."""
+    """Check that the boundary may be combined with missing voxels. Raises: ShapeError."""
     if boundary.mode == "renormalize-depth":
         raise ShapeError(
             "boundary renormalize-depth is for volumes without missing voxels: take --boundary renormalize with a mask, "
@@ -110,7 +111,7 @@ def check_edges(boundary: Boundary) -> None:
 
 
 def edge_coverage(problem: ConvProblem, kernel: Kernel) -> EdgeCoverage:
-    """What means hold where only voxels outside the volume are missing; under renormalize-depth, those outside along depth.
+    """The coverage where only voxels outside the volume are missing (renormalize-depth: those outside along depth).
 
     Raises: ShapeError for outputs outside the volume along the other axes.
     """
@@ -125,37 +126,47 @@ def edge_coverage(problem: ConvProblem, kernel: Kernel) -> EdgeCoverage:
     return EdgeCoverage(problem, kernel.weights, axes=(0,))
 
 
-def normalized(
-    convolution: Convolution, missing: Missing, kernel: Kernel, mask: Mask | None = None, many: bool = False,
-    tells_coverage: bool = False,
-) -> NormalizedConvolution:  # fmt: skip
+def masked_convolution(
+    convolution: Convolution,
+    missing: Missing,
+    kernel: Kernel,
+    mask: Mask | None = None,
+    many: bool = False,
+    reports_coverage: bool = False,
+) -> MaskedConvolution:
     """A plain convolution, made to do what `missing` asks for.
 
     kernel : Kernel     as it was planned: see `mean_kernel`
     mask : Mask or None
     many : bool         whether it runs over several parts of a volume, which may share their coverage
+    reports_coverage : bool     whether `coverage` is asked for after each slab
     """
     plan = convolution.plan
     boundary = plan.problem.boundary
     coverage_plan = edges = None
     if missing.weighs or missing.nan == "ignore":
         check_edges(boundary)
-        same = alike(missing) and not missing.labels
+        same = certainty_is_shared(missing) and not missing.labels
         coverage_plan = _coverage_plan(plan, kernel, 1 if same else plan.problem.in_channels)
-        if plan.depth_step % coverage_plan.grain.depth:  # slabs begin where sums of all channels may
+        if plan.depth_step % coverage_plan.block_alignment.depth:  # slabs begin where sums of all channels may
             coverage_plan = _coverage_plan(plan, kernel, plan.problem.in_channels)
     elif boundary.renormalizes:
         edges = edge_coverage(plan.problem, kernel)
-    return NormalizedConvolution(
-        plan, convolution.is_layer, convolution.bias, convolution.activations, convolution.channels_first,
-        convolution.activity, missing=missing, mask=mask, coverage_plan=coverage_plan, edges=edges,
-        keeps_coverage=alike(missing) and missing.weighs and not missing.labels and many, tells_coverage=tells_coverage,
-        per_channel=convolution.per_channel, magnitude=convolution.magnitude,
-    )  # fmt: skip
+    given = {field.name: getattr(convolution, field.name) for field in fields(Convolution)}
+    keeps_coverage = certainty_is_shared(missing) and missing.weighs and not missing.labels and many
+    return MaskedConvolution(
+        **given,
+        missing=missing,
+        mask=mask,
+        coverage_plan=coverage_plan,
+        edges=edges,
+        keeps_coverage=keeps_coverage,
+        reports_coverage=reports_coverage,
+    )
 
 
 def _coverage_plan(plan: Plan, kernel: Kernel, channels: int) -> Plan:
-    """The plan for weights of so many channels: the algorithm of the sums, if it takes them."""
+    """The plan for certainties of so many channels: by the algorithm of the numerators, if it takes them."""
     problem, weights = coverage_problem(plan.problem, channels), kernel.for_channels(channels)
     try:
         return make_plan(problem, weights, dtype=plan.dtype, threads=plan.threads, algorithm=plan.algorithm.name)
@@ -168,14 +179,46 @@ def _coverage_plan(plan: Plan, kernel: Kernel, channels: int) -> Plan:
 
 
 @dataclass
-class NormalizedConvolution(Convolution):
+class SlabHistory:
+    """What a masked convolution keeps from one slab to the next.
+
+    below_min_coverage : int    outputs so far with too little coverage
+    any_mean : bool             whether some output inside the mask had enough
+    coverage : array or None    of the last slab (d, h, w, c or 1), if it is reported
+    had_missing : bool          whether the last slab had many windows with missing voxels: the next is classified first
+    slabs_until_recheck : int   slabs to divide everywhere before the next one is classified again
+    coverage_cache : dict       by a slab's first output plane: its boxes and coverage, for the next part of the volume
+    cached_bytes : int          of these coverages
+    buffers : dict              memory of the last slab, by its use: fresh pages cost more than the sums
+    """
+
+    below_min_coverage: int = 0
+    any_mean: bool = False
+    coverage: Array | None = None
+    had_missing: bool = False
+    slabs_until_recheck: int = 0
+    coverage_cache: dict[int, _SlabBoxes] = field(default_factory=dict)
+    cached_bytes: int = 0
+    buffers: dict[str, Array] = field(default_factory=dict)
+
+    def buffer(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+        """An array to fill, in the memory that the last one of this name had."""
+        count = math.prod(shape)
+        if name not in self.buffers or self.buffers[name].size < count:
+            self.buffers[name] = np.empty(count, dtype)
+        return self.buffers[name][:count].reshape(shape)
+
+
+@dataclass
+class MaskedConvolution(Convolution):
     """A convolution of voxels that may be missing; see `Missing`.
 
     mask : Mask or None
-    coverage_plan : Plan or None    of `coverage_problem`; None where no means are taken, or `edges` tells the coverage
-    edges : EdgeCoverage or None    where nothing is missing but what is outside the volume
-    keeps_coverage : bool           the same coverage serves every part: it depends on mask and place alone
-    tells_coverage : bool           `coverage` is asked for after each slab
+    coverage_plan : Plan or None    of `coverage_problem`; None where no means are taken, or `edges` gives the coverage
+    edges : EdgeCoverage or None    where only voxels outside the volume are missing
+    keeps_coverage : bool           coverage depends on the mask alone, and serves every part of the volume
+    reports_coverage : bool         `coverage` is asked for after each slab
+    history : SlabHistory           what changes from slab to slab
     """
 
     takes_boxes = False
@@ -185,35 +228,27 @@ class NormalizedConvolution(Convolution):
     coverage_plan: Plan | None = None
     edges: EdgeCoverage | None = None
     keeps_coverage: bool = False
-    tells_coverage: bool = False
-    _bare: int = 0
-    _any_mean: bool = False
-    _told: Array | None = None
-    _kept: dict[int, _Places] = field(default_factory=dict)
-    _kept_bytes: int = 0
-    # memory of the last slab: fresh pages cost more than the sums
-    _spare: dict[str, Array] = field(default_factory=dict)
-    _lately: bool = False  # whether the last slab held a missing voxel: the next one is then looked at first
-    _unseen: int = 0  # slabs that are divided everywhere before one is looked at again
+    reports_coverage: bool = False
+    history: SlabHistory = field(default_factory=SlabHistory)
 
     @property
     def coverage(self) -> Array | None:
-        return self._told
+        return self.history.coverage
 
     @property
-    def bare(self) -> int:
-        return self._bare
+    def below_min_coverage(self) -> int:
+        return self.history.below_min_coverage
 
     @property
     def any_mean(self) -> bool:
-        return self.mask is None or self._any_mean
+        return self.mask is None or self.history.any_mean
 
     def held_bytes(self, planes: int) -> int:
         plan = self.plan
         area, itemsize = math.prod(self.problem.in_size[1:]), plan.dtype.itemsize
-        # sums, what activations and labels need beside them, and coverage where it is told
-        held = planes * area * self.problem.in_channels * itemsize * (2 + self.missing.labels + self.tells_coverage)
-        if self.mask is not None:  # as stored and as weights, of the slab at hand and of the one that is read
+        # sums, the copies that activations and labels make of them, and coverage where it is reported
+        held = planes * area * self.problem.in_channels * itemsize * (2 + self.missing.labels + self.reports_coverage)
+        if self.mask is not None:  # as stored and as certainties, of this slab and of the one that is being read
             held += planes * area * (self.mask.reader.header.dtype.itemsize + 2 * itemsize)
         kept = math.prod(self.problem.out_size) * itemsize if self.keeps_coverage else 0
         scratch = 0 if self.coverage_plan is None else self.coverage_plan.scratch_bytes
@@ -224,9 +259,9 @@ class NormalizedConvolution(Convolution):
             return slab
         source = SlabSource(self.mask.reader, 0, slice(0, 1), self.problem)
         found = source.read(slab.start, stop)
-        weights = self.mask.weights(found.source[..., 0], self.plan.dtype)
+        certainty = self.mask.certainty(found.source[..., 0], self.plan.dtype)
         source.release(slab.start)
-        return replace(slab, mask=replace(found, source=weights[..., None]))
+        return replace(slab, mask=replace(found, source=certainty[..., None]))
 
     def convolve(
         self,
@@ -236,34 +271,37 @@ class NormalizedConvolution(Convolution):
         scale: tuple[float, float],
         outputs: slice,
         progress: Callable[[int], None] | None = None,
-        around: tuple[tuple[int, int, int], tuple[slice, slice, slice]] | None = None,
+        around: tuple[Triple, Slices] | None = None,
     ) -> int:
-        assert around is None, "means are computed in slabs"
-        missing, renormalizes = self.missing, self.problem.boundary.renormalizes
-        self._told = None
-        weighing = self._weighing(slab)
-        noted: list[Part] = []
-        tries = not (missing.weighs or renormalizes or self._lately)
+        if around is not None:
+            raise ValueError("means are computed in slabs of whole planes, and a box was asked for")
+        missing, history = self.missing, self.history
+        history.coverage = None
+        certainty = self._certainty(slab)
+        flagged: list[Box] = []
+        tries = not (missing.weighs or self.problem.boundary.renormalizes or history.had_missing)
         if (self.coverage_plan is None and self.edges is None) or tries:
             before = self.activity_sum
-            clipped = self._plain(slab, out, team, scale, outputs, progress, noted=noted, weighing=weighing)
-            if not noted or missing.nan == "zero":
+            clipped, flagged = self._plain(
+                slab, out, team, scale, outputs, progress, flags_incomplete=True, certainty=certainty
+            )
+            if not flagged or missing.nan == "zero":
                 return clipped
             self._refuse(slab, scale)
             self.activity_sum, progress = before, None  # its voxels are counted
         size = (*out.shape[:3], self.problem.filters)
         in_place = out.dtype == self.plan.dtype and out.shape == size and not self.on_slabs
-        work = _Work(slab, out if in_place else self._memory("sums", size), team, scale, weighing)
+        sums = out if in_place else history.buffer("sums", size, self.plan.dtype)
+        work = _Work(slab, sums, team, scale, certainty)
         if missing.labels:
             self._by_labels(work)
         elif self.edges is not None:
-            self._sum(work, whole_of(size), team, noted=noted)
-            if noted:
+            if self._sum(work, Box.whole(size), team, flags_incomplete=True).flagged:
                 self._refuse(slab, scale)
             self._divide_edges(work, self.edges)
         else:
             summed = tries and in_place and self.bias is None and not self._in_tiles
-            self._mean(work, summed, noted)
+            self._mean(work, summed, flagged)
         if progress is not None:
             progress(out.size)
         return self._end(work, out, outputs)
@@ -274,258 +312,240 @@ class NormalizedConvolution(Convolution):
             lost = int((~np.isfinite(slab.source * scale[0] + scale[1])).sum())
             raise ShapeError(f"NaN or infinity among the voxels, {lost} of them here, and --nan error was asked for")
 
-    def _weighing(self, slab: SlabInput) -> Weighing:
-        """The weights of a slab's voxels."""
-        finite = self.missing.nan != "propagate"
+    def _certainty(self, slab: SlabInput) -> Certainty:
+        """The certainty of a slab's voxels."""
+        given = Certainty(nonfinite_missing=self.missing.nan != "propagate", missing_value=self.missing.value)
         if slab.mask is None:
-            return Weighing(finite=finite, missing=self.missing.value)
-        return Weighing(slab.mask.source[..., 0], self._positions(slab.mask), None, finite, self.missing.value)
+            return given
+        return given._replace(mask=slab.mask.source[..., 0], positions=self._positions(slab.mask))
 
     def _positions(self, slab: SlabInput) -> Positions:
-        """For every position of the taps along depth, height and width, its place in what was read."""
+        """The place in what was read of each position of the taps along depth, height and width."""
         rows, columns = whole_planes(self.problem)
         return slab.planes, rows if slab.rows is None else slab.rows, columns if slab.columns is None else slab.columns
-
-    def _memory(self, name: str, shape: tuple[int, ...]) -> Array:
-        """An array to fill, in the memory that the last one of this name had."""
-        count = math.prod(shape)
-        if name not in self._spare or self._spare[name].size < count:
-            self._spare[name] = np.empty(count, self.plan.dtype)
-        return self._spare[name][:count].reshape(shape)
 
     # -- the two sums
 
     def _sum(
-        self, work: _Work, part: Part, team: Team, out: Array | None = None, noted: list[Part] | None = None
-    ) -> int:
-        """The products of a part of a slab, summed into its place, or into `out`."""
-        planes, rows, columns = _cut(self._positions(work.slab), self.problem, part)
-        self.plan.convolve_slab(
-            work.slab.source, work.sums[slices_of(part)] if out is None else out, planes, team, rows=rows, columns=columns,
-            scale=work.scale, noted=noted, weighing=_cut_weighing(work.weighing, self.problem, part),
+        self, work: _Work, box: Box, team: Team, out: Array | None = None, flags_incomplete: bool = False
+    ) -> SlabResult:
+        """Compute the numerators of a box of a slab, in their place or in `out`."""
+        planes, rows, columns = _cut(self._positions(work.slab), self.problem, box)
+        return self.plan.convolve_slab(
+            work.slab.source, work.sums[box.slices] if out is None else out, planes, team, rows=rows, columns=columns,
+            scale=work.scale, flags_incomplete=flags_incomplete,
+            certainty=_cut_certainty(work.certainty, self.problem, box),
         )  # fmt: skip
-        return 0
 
-    def _divide(self, work: _Work, part: Part, team: Team, division: Division, sums: Array | None = None) -> int:
-        """Coverage of a part of a slab, by which its sums, or those in `sums`, are divided: how many means are none."""
+    def _divide(self, work: _Work, box: Box, team: Team, division: Division, sums: Array | None = None) -> int:
+        """Divide a box of a slab's sums, or `sums`, by its coverage. Returns how many outputs have too little of it."""
         plan = self.coverage_plan
         assert plan is not None
-        weighing: Weighing | None = _cut_weighing(work.weighing, self.problem, part)._replace(weights=True)
+        certainty: Certainty | None = _cut_certainty(work.certainty, self.problem, box)._replace(replaces_source=True)
         source, scale = work.slab.source[..., : plan.problem.in_channels], work.scale
-        planes, rows, columns = _cut(self._positions(work.slab), self.problem, part)
+        planes, rows, columns = _cut(self._positions(work.slab), self.problem, box)
         if self._by_mask_alone and work.slab.mask is not None:  # then the mask is all that need be read
-            planes, rows, columns = _cut(self._positions(work.slab.mask), self.problem, part)
-            source, scale, weighing = work.slab.mask.source, (1.0, 0.0), None
+            planes, rows, columns = _cut(self._positions(work.slab.mask), self.problem, box)
+            source, scale, certainty = work.slab.mask.source, (1.0, 0.0), None
         return plan.convolve_slab(
-            source, work.sums[slices_of(part)] if sums is None else sums, planes, team, rows=rows, columns=columns, scale=scale,
-            weighing=weighing, division=division,
-        )  # fmt: skip
+            source, work.sums[box.slices] if sums is None else sums, planes, team, rows=rows, columns=columns,
+            scale=scale, certainty=certainty, division=division,
+        ).clipped  # fmt: skip
 
     @property
     def _by_mask_alone(self) -> bool:
-        """Whether weights are the mask's, whatever the voxels."""
-        return self.mask is not None and not self.missing.labels and alike(self.missing)
+        """Whether certainty is the mask's, whatever the voxels are."""
+        return self.mask is not None and not self.missing.labels and certainty_is_shared(self.missing)
 
     # -- means
 
-    def _mean(self, work: _Work, summed: bool, noted: list[Part]) -> None:
-        """Sums of a slab, divided where their windows lack something.
+    def _mean(self, work: _Work, summed: bool, flagged: list[Box]) -> None:
+        """Compute a slab's numerators, and divide those whose windows have missing voxels.
 
-        summed : they stand there already
-        noted : parts of the slab whose windows may lack something; empty: any may
+        summed : the numerators stand there already
+        flagged : the boxes of the slab whose windows may have missing voxels; empty: any may
         """
         assert self.coverage_plan is not None
-        missing, sums, team = self.missing, work.sums, work.team
-        depth, height, width, channels = sums.shape
-        whole, voxels = whole_of(sums.shape), depth * height * width
-        if self._unseen and not summed:
-            self._sum(work, whole, team, noted=noted)
-            self._unseen = self._unseen - 1 if voxels_in(set(noted)) > MOST * voxels else 0
-            places = _Places([], [whole], [], 0, [])
+        missing, sums, team, history = self.missing, work.sums, work.team, self.history
+        voxels, channels = math.prod(sums.shape[:3]), sums.shape[3]
+        whole = Box.whole(sums.shape)
+        if history.slabs_until_recheck and not summed:
+            flagged = self._sum(work, whole, team, flags_incomplete=True).flagged
+            mostly = count_voxels(set(flagged)) > MOSTLY_INCOMPLETE * voxels
+            history.slabs_until_recheck = history.slabs_until_recheck - 1 if mostly else 0
+            boxes = _SlabBoxes([], [whole], [], 0, [])
         else:
-            places = self._places(work, noted, summed)
-            divided = voxels_in(places.divided)
-            self._lately = (divided + places.voids) * RARE > voxels
-            self._unseen = NOT_LOOKED_AT if self.mask is None and divided > MOST * voxels else 0
-            self._on_parts(work, places.summed, lambda n, team: self._sum(work, places.summed[n], team), [self.plan])
-        fill = 0.0 if self.mask is not None else math.nan
+            boxes = self._boxes(work, flagged, summed)
+            divided = count_voxels(boxes.divided)
+            history.had_missing = divided + boxes.empty_count > RECHECK_FRACTION * voxels
+            mostly = self.mask is None and divided > MOSTLY_INCOMPLETE * voxels
+            history.slabs_until_recheck = SKIPPED_SLABS if mostly else 0
+            self._on_boxes(
+                work, boxes.summed, lambda n, team: self._sum(work, boxes.summed[n], team).clipped, [self.plan]
+            )
+        empty_value = 0.0 if self.mask is not None else math.nan
         inside = self._mask_at_centre(work)
-        coverage = places.coverage
+        coverage = boxes.coverage
         if coverage is not None:
-            pieces = [(sums[p], coverage[p]) for p in map(slices_of, places.divided)]
-            divide(pieces, Division(missing.min_coverage, fill), team)
-            bare = places.bare
+            pieces = [(sums[place], coverage[place]) for place in (box.slices for box in boxes.divided)]
+            divide(pieces, Division(missing.min_coverage, empty_value), team)
+            below = boxes.below_min_coverage
         else:
-            if self.tells_coverage or self.keeps_coverage:
-                coverage = np.ones((depth, height, width, self.coverage_plan.problem.filters), self.plan.dtype)
-                self._fill(coverage, places.void, 0.0, team)
+            if self.reports_coverage or self.keeps_coverage:
+                coverage = np.ones((*sums.shape[:3], self.coverage_plan.problem.filters), self.plan.dtype)
+                self._fill(coverage, boxes.empty, 0.0, team)
 
-            def one(number: int, team: Team) -> int:
-                part = places.divided[number]
-                told = None if coverage is None else coverage[slices_of(part)]
-                own = None if inside is None else inside[slices_of(part)]
-                return self._divide(work, part, team, Division(missing.min_coverage, fill, told, own))
+            def divide_box(number: int, team: Team) -> int:
+                box = boxes.divided[number]
+                own = None if coverage is None else coverage[box.slices]
+                counted = None if inside is None else inside[box.slices]
+                return self._divide(work, box, team, Division(missing.min_coverage, empty_value, own, counted))
 
-            bare = self._on_parts(work, places.divided, one, [self.coverage_plan])
-            lost = places.voids
+            below = self._on_boxes(work, boxes.divided, divide_box, [self.coverage_plan])
+            empty = boxes.empty_count
             if inside is not None:
-                lost = sum(int(np.count_nonzero(inside[slices_of(part)])) for part in places.lost)
-            bare += lost * channels
-            if self.keeps_coverage and coverage is not None and self._kept_bytes + coverage.nbytes <= KEPT_BYTES:
-                self._kept[work.slab.start] = places._replace(bare=bare, coverage=coverage)
-                self._kept_bytes += coverage.nbytes
-        self._fill(sums, places.void, fill, team)
-        self._count(bare, inside)
-        self._told = coverage if self.tells_coverage else None
+                empty = sum(int(np.count_nonzero(inside[box.slices])) for box in boxes.empty_in_mask)
+            below += empty * channels
+            if self.keeps_coverage and coverage is not None and history.cached_bytes + coverage.nbytes <= KEPT_BYTES:
+                history.coverage_cache[work.slab.start] = boxes._replace(below_min_coverage=below, coverage=coverage)
+                history.cached_bytes += coverage.nbytes
+        self._fill(sums, boxes.empty, empty_value, team)
+        self._count(below, inside)
+        history.coverage = coverage if self.reports_coverage else None
 
     def _mask_at_centre(self, work: _Work) -> Array | None:
         """The mask under each output (d, h, w, 1), above 0 inside it; None without one."""
         mask = work.slab.mask
         return None if mask is None else self._at_centre(mask, mask.source, work.sums.shape)
 
-    def _count(self, bare: int, inside: Array | None) -> None:
-        """Take note of a slab's means that are none, under a mask of those inside it, and of whether there are others."""
-        self._bare += bare
-        if not self._any_mean and inside is not None:
-            self._any_mean = bool(np.count_nonzero(inside) * self.problem.filters > bare)
+    def _count(self, below: int, inside: Array | None) -> None:
+        """Count a slab's outputs without enough coverage (with a mask: inside it), and see whether others have enough."""
+        history = self.history
+        history.below_min_coverage += below
+        if not history.any_mean and inside is not None:
+            history.any_mean = bool(np.count_nonzero(inside) * self.problem.filters > below)
 
-    def _fill(self, array: Array, parts: list[Part], value: float, team: Team) -> None:
-        shares = [parts[first :: 2 * team.threads] for first in range(2 * team.threads)]
+    def _fill(self, array: Array, boxes: list[Box], value: float, team: Team) -> None:
+        """Set boxes of an array to a value."""
+        tasks = [boxes[first :: 2 * team.threads] for first in range(2 * team.threads)]
 
-        def fill(_: int, share: int) -> None:
-            for part in shares[share]:
-                array[slices_of(part)] = value
+        def fill(_: int, task: int) -> None:
+            for box in tasks[task]:
+                array[box.slices] = value
 
-        if parts:
-            team.run(len(shares), fill)
+        if boxes:
+            team.run(len(tasks), fill)
 
-    def _places(self, work: _Work, noted: list[Part], summed: bool) -> _Places:
-        """Where a slab's sums (unless they stand there) and coverage must be computed."""
-        kept = self._kept.get(work.slab.start)
+    def _boxes(self, work: _Work, flagged: list[Box], summed: bool) -> _SlabBoxes:
+        """The boxes of a slab to sum (none if it is summed), and those to divide by coverage."""
+        kept = self.history.coverage_cache.get(work.slab.start)
         if kept is not None:
             return kept
-        slab, weighing, problem, coverage_plan, team = (
-            work.slab,
-            work.weighing,
-            self.problem,
-            self.coverage_plan,
-            work.team,
-        )
-        assert coverage_plan is not None
+        slab, problem, plan, team = work.slab, self.problem, self.coverage_plan, work.team
+        assert plan is not None
         depth, height, width, _ = work.sums.shape
-        block = block_of((depth, height, width), self.plan, coverage_plan)
-        region = whole_of(work.sums.shape)
-        if noted:  # whole blocks of planes that hold them all
-            first, last = min(part[0][0] for part in noted), max(part[0][1] for part in noted)
-            region = (
-                (first // block[0] * block[0], min(-(-last // block[0]) * block[0], depth)),
-                (0, height),
-                (0, width),
-            )
-        lacking = holding = inside = None
+        block = block_of((depth, height, width), self.plan, plan)
+        region = Box.whole(work.sums.shape)
+        if flagged:  # whole blocks of planes that hold them all
+            first, last = min(box.depth[0] for box in flagged), max(box.depth[1] for box in flagged)
+            region = region._replace(depth=align((first, last), block[0], depth))
+        found = in_mask = None
         if slab.mask is not None:
-            lacking, holding, inside = look(
-                slab.mask.source, self._positions(slab.mask), problem, region, block, None, team
-            )
-        if slab.mask is None or not self._by_mask_alone:
-            seen = look(
-                slab.source,
-                self._positions(slab),
-                problem,
-                region,
-                block,
-                Surveyed(weighing, work.scale, self.plan.dtype),
-                team,
-            )
-            lacking = seen.lacking if lacking is None else lacking | seen.lacking
-            holding = seen.holding if holding is None else holding & seen.holding
-        assert lacking is not None
-        assert holding is not None
-        wanted = holding
-        if inside is not None and self.missing.mask_mode == "clip" and not self.tells_coverage:
-            wanted = wanted & inside  # outside it stands 0, whatever the mean
+            positions = self._positions(slab.mask)
+            found = classify_blocks(slab.mask.source, positions, problem, region, block, None, team)
+            in_mask = found.in_mask
+        if found is None or not self._by_mask_alone:
+            voxels = CertaintySource(work.certainty, work.scale, self.plan.dtype)
+            own = classify_blocks(slab.source, self._positions(slab), problem, region, block, voxels, team)
+            incomplete = own.incomplete if found is None else found.incomplete | own.incomplete
+            present = own.present if found is None else found.present & own.present
+        else:
+            incomplete, present = found.incomplete, found.present
+        wanted = present
+        if in_mask is not None and self.missing.mask_mode == "clip" and not self.reports_coverage:
+            wanted = wanted & in_mask  # outside the mask stands 0, whatever the mean
         halo_depth, halo_height, halo_width = (
             -(-(e - s) // s) for e, s in zip(problem.extent, problem.strides, strict=True)
         )
         halo = halo_depth, halo_height, halo_width
         needed = [] if summed else boxes_around(wanted, block, region, halo)
-        divided = boxes_around(wanted & lacking, block, region, halo)
-        # what is bare within a division is counted there
-        voids = voxels_beside(~wanted, block, region, divided)
-        lost = []
-        if inside is not None:
-            lost = strips_of(flags_beside(inside & ~holding, block, region, divided), block, region)
-        return _Places(needed, divided, strips_of(~wanted, block, region), voids, lost)
+        divided = boxes_around(wanted & incomplete, block, region, halo)
+        # outputs below `min_coverage` within a division are counted there
+        empty_count = count_outside(~wanted, block, region, divided)
+        empty_in_mask = []
+        if in_mask is not None:
+            empty_in_mask = strips_of(flags_outside(in_mask & ~present, block, region, divided), block, region)
+        return _SlabBoxes(needed, divided, strips_of(~wanted, block, region), empty_count, empty_in_mask)
 
-    def _on_parts(self, work: _Work, parts: list[Part], run: Callable[[int, Team], int], plans: list[Plan]) -> int:
-        """Run over parts of a slab by number, large ones by the whole team, others side by side; the sum of what it returns."""
+    def _on_boxes(self, work: _Work, boxes: list[Box], run: Callable[[int, Team], int], plans: list[Plan]) -> int:
+        """Run over boxes of a slab by number: large ones by the whole team, others side by side.
+
+        Returns the sum of what `run` returns.
+        """
         team = work.team
-        by_size = sorted(range(len(parts)), key=lambda number: -voxels_in([parts[number]]))
+        by_size = sorted(range(len(boxes)), key=lambda number: -boxes[number].size.voxels)
         whole = math.prod(work.sums.shape[:3])
-        large = [number for number in by_size if voxels_in([parts[number]]) * 4 * team.threads > whole]
+        large = [number for number in by_size if boxes[number].size.voxels * 4 * team.threads > whole]
         small = by_size[len(large) :]
         counts = [run(number, team) for number in large]
         for plan in plans if small else []:
             plan.make_ready(team.workers(len(small)))
-        team.run(len(small), lambda worker, task: counts.append(run(small[task], OneOf(worker))))
+        team.run(len(small), lambda worker, task: counts.append(run(small[task], SerialWorker(worker))))
         return sum(counts)
 
     def _divide_edges(self, work: _Work, edges: EdgeCoverage) -> None:
-        """Divide by what is inside the volume, which outputs near its edges have less of."""
+        """Divide by the weight inside the volume, of which outputs near its edges have less than 1."""
         missing, real = self.missing, self.plan.dtype
-        depth, height, width, _ = work.sums.shape
-        first = work.slab.start
-        part: Part = ((first, first + depth), (0, height), (0, width))
-        if self.tells_coverage:
-            told = edges.at(part, real)
-            self._told = np.where(abs(told - 1) <= near_one(real), real.type(1), told)
-        pieces = [
-            (work.sums[planes[0] - first : planes[1] - first, slice(*rows), slice(*columns)], edges.at(own, real))
-            for (planes, rows, columns), own in edges.edges(part)
-        ]
-        self._bare += divide(pieces, Division(missing.min_coverage, math.nan), work.team)
+        slab = Box.at((work.slab.start, 0, 0), work.sums.shape[:3])
+        if self.reports_coverage:
+            coverage = edges.at(slab, real)
+            self.history.coverage = np.where(abs(coverage - 1) <= near_one(real), real.type(1), coverage)
+        pieces = [(work.sums[box.within(slab).slices], edges.at(own, real)) for box, own in edges.edges(slab)]
+        self.history.below_min_coverage += divide(pieces, Division(missing.min_coverage, math.nan), work.team)
 
     # -- labels
 
     def _by_labels(self, work: _Work) -> None:
-        """Means over the voxels of a voxel's own region: each region's in the box that it lies in."""
+        """Means over the voxels of the output's own region: those of each region in the box that it lies in."""
         slab, sums, missing, real = work.slab, work.sums, self.missing, self.plan.dtype
         assert slab.mask is not None
         assert self.coverage_plan is not None
-        depth, height, width, _ = sums.shape
-        size = depth, height, width
-        own = np.ascontiguousarray(self._at_centre(slab.mask, slab.mask.source, size)[..., 0])
-        extents = label_extents(own, int(own.max(initial=0)) + 1)
-        grain = common_grain(self.plan, self.coverage_plan)
-        coverage = np.zeros(sums.shape, real) if self.tells_coverage else None
+        size = Size(*sums.shape[:3])
+        labels = np.ascontiguousarray(self._at_centre(slab.mask, slab.mask.source, size)[..., 0])
+        extents = label_extents(labels)
+        alignment = common_alignment(self.plan, self.coverage_plan)
+        coverage = np.zeros(sums.shape, real) if self.reports_coverage else None
         sums.fill(0)
-        labels = [label for label in range(1, len(extents)) if extents[label, 0, 1] >= 0]
-        boxes = [_whole_grains(extents[label], grain, size) for label in labels]
+        present = [label for label in range(1, len(extents)) if extents[label, 0, 1] >= 0]
+        boxes = [_box_of(extents[label]).align(alignment, size) for label in present]
 
         def one(number: int, team: Team) -> int:
-            label, part = labels[number], boxes[number]
-            place = slices_of(part)
-            shape = (*(b - a for a, b in part), sums.shape[3])
-            mine = own[place] == label
-            means = self._memory(f"means {team.worker if isinstance(team, OneOf) else 'of all'}", shape)
-            told = None if coverage is None else np.empty(shape, real)
-            regional = work._replace(weighing=work.weighing._replace(label=float(label)))
-            self._sum(regional, part, team, out=means)
-            division = Division(missing.min_coverage, 0.0, told, mine[..., None].view(np.uint8))
-            bare = self._divide(regional, part, team, division, sums=means)
-            np.copyto(sums[place], means, where=mine[..., None])
-            if coverage is not None and told is not None:
-                np.copyto(coverage[place], told, where=mine[..., None])
-            return bare
+            label, box = present[number], boxes[number]
+            shape = (*box.size, sums.shape[3])
+            inside = (labels[box.slices] == label)[..., None]
+            worker = team.worker if isinstance(team, SerialWorker) else "of all"
+            means = self.history.buffer(f"means {worker}", shape, real)
+            own = None if coverage is None else np.empty(shape, real)
+            regional = work._replace(certainty=work.certainty._replace(label=float(label)))
+            self._sum(regional, box, team, out=means)
+            division = Division(missing.min_coverage, 0.0, own, inside.view(np.uint8))
+            below = self._divide(regional, box, team, division, sums=means)
+            np.copyto(sums[box.slices], means, where=inside)
+            if coverage is not None and own is not None:
+                np.copyto(coverage[box.slices], own, where=inside)
+            return below
 
-        bare = self._on_parts(work, boxes, one, [self.plan, self.coverage_plan])
-        self._count(bare, own[..., None])
-        self._told = coverage
+        below = self._on_boxes(work, boxes, one, [self.plan, self.coverage_plan])
+        self._count(below, labels[..., None])
+        self.history.coverage = coverage
 
     # -- what comes after
 
     def _end(self, work: _Work, out: Array, outputs: slice) -> int:
-        """Bias, activations, what stands outside a mask, and the store: how many voxels the output's dtype could not hold."""
+        """Add the bias, apply activations, fill the outside of a mask, and store.
+
+        Returns how many voxels the output's dtype could not hold.
+        """
         slab, sums = work.slab, work.sums
         mask_mode = None if slab.mask is None or self.missing.mask_mode == "extend" else self.missing.mask_mode
         if self.missing.labels:
@@ -582,77 +602,71 @@ class NormalizedConvolution(Convolution):
 
 
 class _Work(NamedTuple):
-    """A slab being computed: its input, the sums of its outputs (d, h, w, c), and how its voxels are weighed."""
+    """A slab being computed: its input, the sums of its outputs (d, h, w, c), and the certainty of its voxels."""
 
     slab: SlabInput
     sums: Array
     team: Team
     scale: tuple[float, float]
-    weighing: Weighing
+    certainty: Certainty
 
 
-class _Places(NamedTuple):
-    """Parts of a slab: where sums are needed, where they are divided, and where nothing is held.
+class _SlabBoxes(NamedTuple):
+    """Boxes of a slab to sum, boxes to divide by coverage, and boxes without any voxel of certainty above 0.
 
-    voids : voxels that nothing was summed for, and that lie in no part that is divided
-    lost : parts of them that hold voxels inside the mask
-    bare, coverage : means that are none, and (d, h, w, c) or None, of the whole slab, where they are kept for the next part
+    empty_count : outputs in `empty` that no box in `divided` covers
+    empty_in_mask : the boxes of them that hold outputs inside the mask
+    below_min_coverage, coverage : of the whole slab, where they are kept for the next part of the volume:
+        outputs with too little coverage, and (d, h, w, c)
     """
 
-    summed: list[Part]
-    divided: list[Part]
-    void: list[Part]
-    voids: int
-    lost: list[Part]
-    bare: int = 0
+    summed: list[Box]
+    divided: list[Box]
+    empty: list[Box]
+    empty_count: int
+    empty_in_mask: list[Box]
+    below_min_coverage: int = 0
     coverage: Array | None = None
 
 
-def alike(missing: Missing) -> bool:
-    """Whether the weights are the same for all channels and time points."""
+def certainty_is_shared(missing: Missing) -> bool:
+    """Whether certainty is the same for all channels and time points."""
     return missing.nan != "ignore" and missing.value is None
 
 
-def whole_of(size: tuple[int, ...]) -> Part:
-    """All outputs of a slab (d, h, w, ...)."""
-    return (0, size[0]), (0, size[1]), (0, size[2])
-
-
-def common_grain(*plans: Plan) -> tuple[int, int, int]:
-    """What parts begin and end at multiples of, so that each plan gives them the bits of the whole volume."""
-    depth, height, width = (math.lcm(*sizes) for sizes in zip(*(plan.grain for plan in plans), strict=True))
+def common_alignment(*plans: Plan) -> Triple:
+    """The multiples at which boxes begin and end, so that each plan gives them the bits of the whole volume."""
+    depth, height, width = (math.lcm(*sizes) for sizes in zip(*(plan.block_alignment for plan in plans), strict=True))
     return depth, height, width
 
 
-def block_of(size: tuple[int, ...], *plans: Plan) -> tuple[int, int, int]:
-    """Outputs of the blocks that are looked at: what plans compute together, or small ones."""
-    grain = common_grain(*plans)
-    depth, height, width = (g if g > 1 else min(b, n) for g, b, n in zip(grain, BLOCK, size, strict=False))
+def block_of(size: tuple[int, ...], *plans: Plan) -> Triple:
+    """The outputs of a block that is classified as a whole: what plans compute together, or a small block."""
+    alignment = common_alignment(*plans)
+    depth, height, width = (g if g > 1 else min(b, n) for g, b, n in zip(alignment, BLOCK, size, strict=False))
     return depth, height, width
 
 
-def _whole_grains(extent: NDArray[np.int64], grain: tuple[int, int, int], size: tuple[int, ...]) -> Part:
-    """The part that holds outputs from first to last along each axis."""
-    depth, height, width = (
-        (int(first) // g * g, min((int(last) // g + 1) * g, n))
-        for (first, last), g, n in zip(extent, grain, size, strict=True)
-    )
-    return depth, height, width
+def _box_of(extent: NDArray[np.int64]) -> Box:
+    """The box from the first to the last output, (3, 2), along each axis."""
+    depth, height, width = ((int(first), int(last) + 1) for first, last in extent)
+    return Box(depth, height, width)
 
 
-def _cut(positions: Positions, problem: ConvProblem, part: Part) -> Positions:
-    """The positions that a part of the outputs reads."""
+def _cut(positions: Positions, problem: ConvProblem, box: Box) -> Positions:
+    """The positions that a box of outputs reads."""
     planes, rows, columns = (
         indices[a * stride : (b - 1) * stride + extent]
-        for indices, (a, b), stride, extent in zip(positions, part, problem.strides, problem.extent, strict=True)
+        for indices, (a, b), stride, extent in zip(positions, box, problem.strides, problem.extent, strict=True)
     )
     return planes, rows, columns
 
 
-def _cut_weighing(weighing: Weighing, problem: ConvProblem, part: Part) -> Weighing:
-    if weighing.mask is None:
-        return weighing
-    return weighing._replace(positions=_cut(weighing.positions, problem, part))
+def _cut_certainty(certainty: Certainty, problem: ConvProblem, box: Box) -> Certainty:
+    """The certainty of the voxels that a box of outputs reads."""
+    if certainty.mask is None:
+        return certainty
+    return certainty._replace(positions=_cut(certainty.positions, problem, box))
 
 
 @lru_cache(maxsize=4)

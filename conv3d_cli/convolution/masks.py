@@ -1,7 +1,8 @@
-"""Masks: a volume's values as weights, or as the numbers of regions, checked against the volume that they are for.
+"""Masks: a volume's values as certainties, or as the numbers of regions, checked against the volume they are for.
 
-Only ratios of a mask's values matter: weights are its values divided by the largest. So 0/255 is the mask 0/1, and a
-coverage is a part of 1. What is checked and what is used come from the same function, `_scaled`.
+Only ratios of a mask's values matter: certainties are its values divided by the largest. So the masks 0/255 and
+0/1 are the same, and a coverage is a fraction of 1. The check and the use of a mask read it by the same function,
+`_scaled`.
 """
 
 from __future__ import annotations
@@ -42,12 +43,11 @@ class Mask:
     largest: float = 1.0
     binary: bool = False
 
-    def weights(self, stored: Array, real: np.dtype[np.float32 | np.float64]) -> Array:
-        """What stored voxels weigh: a part of 1; of regions, their numbers. Above 0 wherever the mask is.
+    def certainty(self, stored: Array, real: np.dtype[np.float32 | np.float64]) -> Array:
+        """The certainty of stored voxels, a fraction of 1; of regions, their numbers. Above 0 wherever the mask is.
 
         stored : (planes, rows, columns)    as the reader gives them
-        Returns the same shape, rows contiguous: uint8 of a binary mask, and where they are stored so and need no change; else
-        `real`.
+        Returns the same shape, rows contiguous: uint8 for a binary mask, and for bytes that need no change; else `real`.
         """
         divisor = 1.0 if self.labels else self.largest
         as_stored = divisor == 1 and self.reader.header.scale == (1.0, 0.0)
@@ -57,23 +57,23 @@ class Mask:
             return np.not_equal(stored, 0, order="C").view(np.uint8)
         if as_stored and (stored.dtype.kind != "f" or (stored.dtype == real and not self.labels)):
             return np.ascontiguousarray(stored, real)
-        weights = np.empty(stored.shape, real)
+        certainty = np.empty(stored.shape, real)
         rows = max(1, PIECE // stored.shape[2])
         for plane, start in itertools.product(range(len(stored)), range(0, stored.shape[1], rows)):
             here = plane, slice(start, start + rows)
-            weights[here] = self._parts(stored[here], divisor, real)
-        return weights
+            certainty[here] = self._fractions(stored[here], divisor, real)
+        return certainty
 
     def inside(self, stored: Array) -> NDArray[np.bool_]:
         """Where stored voxels are above 0."""
         inside: NDArray[np.bool_] = _scaled(stored, self.reader.header.scale, self.labels) > 0
         return inside
 
-    def _parts(self, stored: Array, divisor: float, real: np.dtype[np.float32 | np.float64]) -> Array:
+    def _fractions(self, stored: Array, divisor: float, real: np.dtype[np.float32 | np.float64]) -> Array:
         values = _scaled(stored, self.reader.header.scale, self.labels)
-        parts = (values / divisor).astype(real)
-        # what is too small a part for the dtype is inside none the less
-        return np.maximum(parts, np.finfo(real).tiny, out=parts, where=values > 0)
+        fractions = (values / divisor).astype(real)
+        # a fraction too small for the dtype is inside the mask none the less
+        return np.maximum(fractions, np.finfo(real).tiny, out=fractions, where=values > 0)
 
 
 def _scaled(stored: Array, scale: tuple[float, float], labels: bool) -> NDArray[np.float64]:
@@ -93,7 +93,7 @@ def _scaled(stored: Array, scale: tuple[float, float], labels: bool) -> NDArray[
 
 
 def check_mask(reader: VolumeReader, header: VolumeHeader, labels: bool = False) -> Mask:
-    """The mask of a volume, if it has the volume's grid, one channel, and numbers from 0 on, of which one is above it.
+    """Check that a mask fits a volume: the same grid, one channel, numbers from 0 on, and one of them above 0.
 
     reader : VolumeReader   random access; all of it is read
     labels : bool           its numbers are regions: whole, or within `LABEL_TOLERANCE` of it, and below `MOST_LABELS`
@@ -108,11 +108,11 @@ def check_mask(reader: VolumeReader, header: VolumeHeader, labels: bool = False)
         raise ShapeError(
             f"the mask {reader.path} has another grid than the volume: {', '.join(differing)}; resample it"
         )
-    apart = _voxels_apart(header.grid, reader.header.grid, wanted[1:4])
-    worst = int(apart.argmax())
-    if apart[worst] > MASK_TOLERANCE:
+    distances = _corner_distances(header.grid, reader.header.grid, wanted[1:4])
+    worst = int(distances.argmax())
+    if distances[worst] > MASK_TOLERANCE:
         raise ShapeError(
-            f"the mask {reader.path} lies elsewhere in the world than the volume: up to {apart[worst]:.3g} voxels along "
+            f"the mask {reader.path} lies elsewhere in the world than the volume: up to {distances[worst]:.3g} voxels along "
             f"{AXIS_NAMES[worst]}; resample it to the volume's grid"
         )
     scale = reader.header.scale
@@ -145,7 +145,7 @@ def _holds_two(stored: Array, most: Array) -> bool:
 
 
 def _check_labels(reader: VolumeReader, stored: Array, high: float) -> None:
-    """That voxels are numbers of regions, the highest of which is `high`. Raises: ShapeError."""
+    """Check that voxels are numbers of regions, the highest of which is `high`. Raises: ShapeError."""
     scale = reader.header.scale
     broken = None
     if stored.dtype.kind == "f" or scale != (1.0, 0.0):
@@ -164,8 +164,8 @@ def _check_labels(reader: VolumeReader, stored: Array, high: float) -> None:
     )
 
 
-def _voxels_apart(grid: Grid, other: Grid, size: tuple[int, ...]) -> NDArray[np.float64]:
-    """How far, in voxels along D, H, W, another grid's corners lie from a grid's; 0 where either is unknown."""
+def _corner_distances(grid: Grid, other: Grid, size: tuple[int, ...]) -> NDArray[np.float64]:
+    """The largest distances between the corners of two grids along D, H, W, in voxels; 0 if either is unknown."""
     if grid.affine is None or other.affine is None or abs(np.linalg.det(grid.affine)) < 1e-30:
         return np.zeros(3)
     factor = 1.0 if grid.unit is None or other.unit is None else UNITS[other.unit] / UNITS[grid.unit]

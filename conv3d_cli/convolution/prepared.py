@@ -13,14 +13,15 @@ from numpy.typing import NDArray
 from conv3d_cli.convolution.slabs import SlabInput
 from conv3d_cli.errors import ShapeError
 from conv3d_cli.model.kernel import require_held
-from conv3d_cli.model.spec import ConvProblem
+from conv3d_cli.model.spec import ConvProblem, Triple
 from conv3d_cli.model.volume import Array
 
 if TYPE_CHECKING:
     from conv3d_cli.engine import Plan, Team
-    from conv3d_cli.engine.normalize import Weighing
-    from conv3d_cli.engine.plan import Part
+    from conv3d_cli.engine.plan import SlabResult
+    from conv3d_cli.engine.weighting import Certainty
     from conv3d_cli.layer.activations import Activation
+    from conv3d_cli.model.box import Slices
 
 Penalty = Callable[[Array], float]
 
@@ -51,21 +52,24 @@ class Convolution:
     per_channel: int = 1
     magnitude: bool = False
 
-    takes_boxes: ClassVar[bool] = True  # whether parts of planes may be computed by themselves
+    takes_boxes: ClassVar[bool] = True  # whether boxes may be computed by themselves
 
     @property
     def coverage(self) -> Array | None:
-        """What the last slab's means hold of the kernel's weight, (d, h, w, c or 1); None where no means are taken."""
+        """The fraction of the kernel's weight that was available to each output of the last slab.
+
+        (d, h, w, c or 1), of the arithmetic's dtype; None for a plain convolution.
+        """
         return None
 
     @property
-    def bare(self) -> int:
-        """How many means so far, under a mask of voxels inside it, held too little of the kernel's weight to be one."""
+    def below_min_coverage(self) -> int:
+        """How many outputs so far (with a mask: inside it) had less than `min_coverage` of the kernel's weight."""
         return 0
 
     @property
     def any_mean(self) -> bool:
-        """Whether some voxel inside the mask, if there is one, has a mean."""
+        """Whether some output (with a mask: inside it) has enough coverage for a mean."""
         return True
 
     def held_bytes(self, planes: int) -> int:
@@ -130,21 +134,21 @@ class Convolution:
         scale: tuple[float, float],
         outputs: slice,
         progress: Callable[[int], None] | None = None,
-        around: tuple[tuple[int, int, int], tuple[slice, slice, slice]] | None = None,
+        around: tuple[Triple, Slices] | None = None,
     ) -> int:
-        """Fill out (d, h, w, c) with a slab's result; how many voxels its dtype could not hold.
+        """Fill out (d, h, w, c) with a slab's result. Returns how many voxels its dtype could not hold.
 
-        around : (sizes, place) or None     what is computed where that is more than `out`, and where `out` lies in it
+        around : (sizes, place) or None     a larger box to compute, and the place of `out` in it
         """
-        return self._plain(slab, out, team, scale, outputs, progress, around)
+        return self._plain(slab, out, team, scale, outputs, progress, around).clipped
 
     def _plain(
         self, slab: SlabInput, out: Array, team: Team, scale: tuple[float, float], outputs: slice,
         progress: Callable[[int], None] | None = None,
-        around: tuple[tuple[int, int, int], tuple[slice, slice, slice]] | None = None, noted: list[Part] | None = None,
-        weighing: Weighing | None = None,
-    ) -> int:  # fmt: skip
-        """See `convolve`; noted, weighing: see `Plan.convolve_slab`."""
+        around: tuple[Triple, Slices] | None = None, flags_incomplete: bool = False,
+        certainty: Certainty | None = None,
+    ) -> SlabResult:  # fmt: skip
+        """See `convolve`; flags_incomplete, certainty and the result: see `Plan.convolve_slab`."""
         bias = None if self.bias is None else self.bias[outputs]
         whole = self.on_slabs or around is not None
         size = out.shape[:3] if around is None else around[0]
@@ -153,17 +157,17 @@ class Convolution:
             sums = self._vectors.array(size, self.problem.filters, self.plan.dtype)
         elif whole:
             sums = np.empty((*size, self.problem.filters), self.plan.dtype)
-        clipped = self.plan.convolve_slab(
+        result = self.plan.convolve_slab(
             slab.source, sums, slab.planes, team, rows=slab.rows, columns=slab.columns,
             scale=scale, bias=bias, activation=self._activate if self._in_tiles else None, progress=progress,
-            noted=noted, weighing=weighing,
+            flags_incomplete=flags_incomplete, certainty=certainty,
         )  # fmt: skip
         if not whole:
-            return clipped
-        return self._finish(sums if around is None else sums[around[1]], out, team)
+            return result
+        return result._replace(clipped=self._finish(sums if around is None else sums[around[1]], out, team))
 
     def _finish(self, sums: Array, out: Array, team: Team) -> int:
-        """What is left to do with a slab's activated sums; how many voxels the output's dtype could not hold."""
+        """Do what is left to do with a slab's activated sums. Returns how many voxels the output's dtype could not hold."""
         if self.magnitude:
             from conv3d_cli.engine.magnitude import magnitudes
 

@@ -44,11 +44,13 @@ def cut_slabs(problem: ConvProblem, depth: int) -> list[Slab]:
 
 @dataclass(frozen=True)
 class SlabInput:
-    """What the engine needs of a slab: source (planes, rows, W, C) and, for every depth position, its plane in it or -1.
+    """The input of a slab, as the engine takes it.
 
-    rows, columns : list or None    the same for every height and width position of a box; None: whole planes
-    start : int             the first output plane
-    mask : SlabInput or None        the same of a mask's weights, (planes, rows, W, 1) of the arithmetic's dtype
+    source : (planes, rows, W, C)   the input planes that were read
+    planes : list of int            for each depth position that taps span, its plane in `source`; -1: a constant
+    rows, columns : list or None    the same for the height and width positions of a box; None: whole planes
+    start : int                     the first output plane
+    mask : SlabInput or None        the same of a mask: its certainties (planes, rows, W, 1), or numbers of regions
     """
 
     source: Array
@@ -60,9 +62,9 @@ class SlabInput:
 
 
 class SlabSource:
-    """The inputs of slabs of one part (a volume n and some of its channels), asked for in order.
+    """Reads the inputs of the slabs of one part (a volume n and some of its channels), in order.
 
-    reader : VolumeReader       a sequential one is read forward only; planes that later outputs need again are kept
+    reader : VolumeReader       if it is sequential, it is read forward only, and planes that later slabs need are kept
     """
 
     def __init__(self, reader: VolumeReader, n: int, channels: slice, problem: ConvProblem) -> None:

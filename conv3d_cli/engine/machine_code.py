@@ -30,7 +30,8 @@ from pathlib import Path
 from typing import Any
 
 from conv3d_cli.engine.cpu import cpu_class, host_features
-from conv3d_cli.engine.team import apart
+from conv3d_cli.engine.step import StepRecord
+from conv3d_cli.engine.team import run_in_thread
 from conv3d_cli.system.private_folder import PrivateFolder
 
 MAGIC = b"conv3d object 3\n"
@@ -46,7 +47,7 @@ class MachineCode:
 
     key : tuple             module, factory, constants
     compiled : bool         whether this process had to compile it
-    Call it with the address of a step record; it runs without the GIL.
+    Call it with a step record; it runs without the GIL.
     """
 
     def __init__(self, key: tuple[Constant, ...]) -> None:
@@ -61,10 +62,10 @@ class MachineCode:
             load([self])
         return self._address
 
-    def __call__(self, step_address: int) -> None:
+    def __call__(self, step: StepRecord) -> None:
         if self._call is None:
             self._call = _call_type(self.address)
-        self._call(step_address)
+        self._call(step.address)
 
 
 _known: dict[tuple[Constant, ...], MachineCode] = {}
@@ -78,10 +79,10 @@ def machine_code(module: str, factory: str, *constants: Constant) -> MachineCode
 
 
 def load(codes: Iterable[MachineCode]) -> None:
-    """Have them ready to run, in a thread that the caller waits for: see `team.apart`."""
+    """Have them ready to run, in a thread that the caller waits for: see `team.run_in_thread`."""
     missing = [code for code in codes if not code._address]
     if missing:
-        apart(_load, missing)
+        run_in_thread(_load, missing)
 
 
 def compiled_here() -> list[str]:

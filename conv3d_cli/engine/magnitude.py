@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conv3d_cli.engine.machine_code import load, machine_code
-from conv3d_cli.engine.step import new_step, set_fields
+from conv3d_cli.engine.step import Output, Progress, Source, StepRecord
 from conv3d_cli.engine.team import Team
 
 Array = NDArray[Any]
@@ -47,12 +47,8 @@ def magnitudes(sums: Array, count: int, team: Team) -> Array:
     load([code])
 
     def plane(_: int, d: int) -> None:
-        step = new_step()
         for c in range(channels):
-            set_fields(
-                step, source=planes[d, c * count].ctypes.data, out=result[d, c].ctypes.data, width=height * width
-            )
-            code(step.ctypes.data)
+            code(StepRecord(Source(planes[d, c * count]), Output(result[d, c]), Progress(width=height * width)))
 
     team.run(depth, plane)
     return result.transpose(0, 2, 3, 1)

@@ -1,14 +1,15 @@
 """The plan: which algorithm computes a problem, what it costs, and the run over a slab.
 
-`make_plan` asks every algorithm in order whether it accepts and how long it would take, and keeps the answers for
-`explain`. `Plan.convolve_slab` hands tasks to a team of threads. The choice depends on problem, weights and CPU class alone.
+`make_plan` asks every algorithm in order whether it accepts the problem and how long it would take, and keeps the
+answers for `explain`. `Plan.convolve_slab` checks that the loops will stay within its arrays, and hands tasks to a
+team of threads. The choice of an algorithm depends on the problem, the weights and the CPU class alone.
 """
 
 from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
@@ -17,15 +18,42 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conv3d_cli.engine.algorithms import channels, depthwise, direct, few_filters, fft, separable, sparse, winograd
-from conv3d_cli.engine.costs import factor
 from conv3d_cli.engine.cpu import cpu_class
 from conv3d_cli.engine.machine_code import MachineCode, load, machine_code
-from conv3d_cli.engine.normalize import Division, Weighing
-from conv3d_cli.engine.step import HELD_BAD, HELD_MISSING, F, new_step, set_fields
+from conv3d_cli.engine.step import (
+    HAS_INCOMPLETE,
+    HAS_NONFINITE,
+    AlgorithmData,
+    Epilogue,
+    F,
+    FieldGroup,
+    Functions,
+    Geometry,
+    Output,
+    Pointer,
+    Progress,
+    Scratch,
+    Source,
+    StepRecord,
+    StepResults,
+    Sums,
+    Tasks,
+    fill,
+)
 from conv3d_cli.engine.team import Team
-from conv3d_cli.engine.tile import Algorithm, PreparedAlgorithm, Tile
-from conv3d_cli.engine.views import FlatView, aligned_zeros, flat_view, inner_run, is_flattenable, offset_table
+from conv3d_cli.engine.tile import Algorithm, PreparedAlgorithm
+from conv3d_cli.engine.views import (
+    OUTSIDE,
+    FlatView,
+    aligned_zeros,
+    flat_view,
+    inner_run,
+    is_flattenable,
+    offset_table,
+)
+from conv3d_cli.engine.weighting import Certainty, Division
 from conv3d_cli.errors import ShapeError, unknown_name
+from conv3d_cli.model.box import Box, Size
 from conv3d_cli.model.spec import ConvProblem
 
 # In order of preference where the predicted times are equal. `direct` accepts everything and stands last.
@@ -40,8 +68,10 @@ ALGORITHMS: tuple[Algorithm, ...] = (
     direct.ALGORITHM,
 )
 
-Part = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]  # (start, stop) along depth, height and width
 Activation = Callable[[NDArray[Any]], None]  # in place
+Tables = tuple[list[int], list[int], list[int]]  # of planes, rows and columns
+Offsets = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]  # the same, as offsets in memory
+_TABLE_NAMES = ("planes", "rows", "columns")
 
 # Outputs larger than this are stored past the caches: they would only push out what is needed again.
 STREAMING_BYTES = 8 << 20
@@ -54,16 +84,30 @@ FEW_TASKS, LEAST_BAND = 8, 32
 _callback_type = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 
-class _Worker(NamedTuple):
-    """A thread's step record and the memory it points to."""
+class SlabResult(NamedTuple):
+    """What a run over a slab tells beside its output.
 
-    step: NDArray[np.int64]
-    memory: tuple[NDArray[Any], ...]
+    clipped : int       voxels that the output's dtype could not hold; of a division, outputs below `min_coverage`
+    flagged : list of Box   the outputs, in the slab, whose windows may hold a voxel of another certainty than 1;
+                        empty if they were not asked for
+    """
+
+    clipped: int
+    flagged: list[Box]
+
+
+class _Worker(NamedTuple):
+    """A thread's step record, and the sums that an activation written in Python works on."""
+
+    step: StepRecord
     accumulator: NDArray[Any]
 
 
 class _Run(NamedTuple):
-    """What all boxes of a slab have in common: see `Plan.convolve_slab`; sums_channels: of what `out` holds."""
+    """What all regions of a slab have in common; see `Plan.convolve_slab`.
+
+    sums_channels : int     channels of `out`: of a division, several may share one channel of coverage
+    """
 
     source: FlatView
     out: FlatView
@@ -71,28 +115,40 @@ class _Run(NamedTuple):
     scale: tuple[float, float]
     bias: NDArray[Any] | None
     activation: Activation | None
-    noted: list[Part] | None = None
-    weighing: Weighing | None = None
+    flags_incomplete: bool = False
+    certainty: Certainty | None = None
     division: Division | None = None
     sums_channels: int = 1
 
 
-class _Box(NamedTuple):
-    """A box of a slab's outputs: its groups, offset tables of its input positions, where its output begins, and its size.
+class _Region(NamedTuple):
+    """Outputs to compute: a box of a slab and some groups, with the offsets that its loops read and write at.
 
+    tables : planes, rows, columns      offsets of the input positions
     run : (int, int)    positions along the width that follow one another in the source
-    out_start : int     of the first group's first voxel, in elements
-    mask : tables       of the mask's planes, rows and columns; empty without one
+    out_start : int     the first group's first voxel, in elements
+    mask_tables : planes, rows, columns     of the mask; empty without one
     """
 
     groups: range
-    planes: NDArray[np.int64]
-    rows: NDArray[np.int64]
-    columns: NDArray[np.int64]
+    tables: Offsets
     run: tuple[int, int]
     out_start: int
-    size: Tile
-    mask: tuple[NDArray[np.int64], ...] = ()
+    size: Size
+    mask_tables: Offsets | tuple[()] = ()
+
+
+class _Cut(NamedTuple):
+    """How a region is cut into tasks: see `Tasks` of the step record.
+
+    tile : Size         of a task, whole steps deep
+    counts : Size       tasks along each axis
+    """
+
+    tile: Size
+    counts: Size
+    steps_per_task: int
+    tasks: int
 
 
 @dataclass
@@ -113,6 +169,7 @@ class Plan:
     refusals: list[tuple[str, str]]
     seconds: dict[str, float]
     _workers: dict[int, _Worker] = field(default_factory=dict)
+    _loops: dict[tuple[Any, ...], list[MachineCode]] = field(default_factory=dict)
 
     @cached_property
     def prepared(self) -> PreparedAlgorithm:
@@ -130,14 +187,14 @@ class Plan:
         return self.prepared.layout.step_depth
 
     @property
-    def grain(self) -> Tile:
-        """Boxes that begin and end at multiples of this have the bits of the whole volume.
+    def block_alignment(self) -> Size:
+        """Boxes of outputs that begin and end at multiples of this get the bits of the whole volume.
 
-        1 where each voxel is summed on its own. Else tiles: a transform rounds all voxels of a tile together, and steps with
-        NaN or infinity are done over as a whole.
+        It is 1 where each voxel is summed on its own. Else it is a tile: a transform rounds all voxels of a tile
+        together, and a step with NaN or infinity is computed again as a whole.
         """
         tile = self.prepared.layout.tile
-        return Tile(self.depth_step, *tile[1:]) if self.prepared.fenced else Tile(1, 1, 1)
+        return Size(self.depth_step, *tile[1:]) if self.prepared.spreads_nonfinite else Size(1, 1, 1)
 
     @property
     def bytes_moved(self) -> int:
@@ -156,22 +213,33 @@ class Plan:
         source: np.dtype[Any],
         out: np.dtype[Any],
         scale: tuple[float, float] = (1.0, 0.0),
-        weighing: Weighing | None = None,
+        certainty: Certainty | None = None,
         division: Division | None = None,
     ) -> list[MachineCode]:
         """The driver, packing and store for a source's and an output's dtype, and the algorithm's own: ready to run."""
+        checked = self._looks_for_nonfinite(source, scale, certainty) and not self.prepared.checks_nonfinite
+        mask = None if certainty is None or certainty.mask is None else certainty.mask.dtype
+        inside = None if division is None or division.inside is None else division.inside.dtype
+        key = (source, out, checked, certainty is not None, mask, division is not None, inside)
+        if key not in self._loops:  # found once: naming them takes as long as to compute a small box
+            self._loops[key] = self._load_loops(source, out, checked, certainty, division)
+        return self._loops[key]
+
+    def _load_loops(
+        self,
+        source: np.dtype[Any],
+        out: np.dtype[Any],
+        checked: bool,
+        certainty: Certainty | None,
+        division: Division | None,
+    ) -> list[MachineCode]:
+        """See `loops`; checked: whether packing looks for NaN, infinity and huge numbers."""
         layout, real = self.prepared.layout, self.dtype.name
-        checked = int(self._is_fenced(source, scale, weighing) and not self.prepared.checks)
-        if weighing is None:
-            pack = machine_code("pack", f"pack_{layout.pack}", source.name, real, checked)
+        if certainty is None:
+            pack = machine_code("pack", f"pack_{layout.pack}", source.name, real, int(checked))
         else:
-            pack = machine_code(
-                "weigh",
-                f"weigh_{layout.pack}",
-                source.name,
-                real,
-                "none" if weighing.mask is None else weighing.mask.dtype.name,
-            )
+            mask = "none" if certainty.mask is None else certainty.mask.dtype.name
+            pack = machine_code("weighted_pack", f"pack_weighted_{layout.pack}", source.name, real, mask)
         codes = [
             machine_code("drive", "run_tasks"),
             pack,
@@ -199,10 +267,10 @@ class Plan:
         bias: NDArray[Any] | None = None,
         activation: Activation | None = None,
         progress: Callable[[int], None] | None = None,
-        noted: list[Part] | None = None,
-        weighing: Weighing | None = None,
+        flags_incomplete: bool = False,
+        certainty: Certainty | None = None,
         division: Division | None = None,
-    ) -> int:
+    ) -> SlabResult:
         """Convolve some depth planes of one volume, or a band of rows of them, or a box.
 
         source : (planes, rows, columns, C)     any real dtype and strides; values are source * scale[0] + scale[1]
@@ -211,223 +279,238 @@ class Plan:
                                             a constant stands (see `ConvProblem.source_indices`)
         rows, columns : list of int or None     the same along height and width; None: source and out hold all of them
         bias : (filters,)                   added before the activation
-        progress : callable                 told the voxels finished, from any thread
-        weighing : Weighing or None         what voxels are multiplied by, or the weights that are convolved in their place
-        noted : list or None                takes the parts, (start, stop) along depth, height and width, whose windows may hold a
-                                            weight other than 1
-        division : Division or None         what is summed is coverage: `out` holds sums, which it divides
-        The slab must begin at a multiple of `depth_step`, a band or a box begin and end at multiples of `grain`.
-        Returns how many voxels the output's dtype could not hold; of a division, how many means had too little coverage.
+        progress : callable                 gets the number of voxels finished, from any thread
+        flags_incomplete : bool             find the outputs whose windows hold a certainty other than 1
+        certainty : Certainty or None       what voxels are multiplied by, or what is convolved in their place
+        division : Division or None         coverage is computed, and `out`, which holds sums, is divided by it
+        The slab must begin at a multiple of `depth_step`, a band or a box begin and end at multiples of `block_alignment`.
+        Raises: IndexError, ValueError if a table or an array would lead the loops outside memory.
         """
         problem = self.problem
-        if weighing is not None and weighing.is_idle(source.dtype, scale):
-            weighing = None
-        # The loops do not check bounds; whatever they are led to by a wrong table is read.
+        if certainty is not None and certainty.changes_nothing(source.dtype, scale):
+            certainty = None
         whole_rows, whole_columns = _plane_indices(problem)
         rows = whole_rows if rows is None else rows
         columns = whole_columns if columns is None else columns
-        assert source.shape[3] == problem.in_channels, source.shape
-        assert out.shape[3] == problem.filters or division is not None, out.shape
+        _check_tables(problem, source, out, (planes, rows, columns), bias, certainty, division)
         if out.size == 0:
-            return 0
-        for axis, indices in enumerate((planes, rows, columns)):
-            assert max(indices) < source.shape[axis], (axis, max(indices), source.shape)
-            assert len(indices) == (out.shape[axis] - 1) * problem.strides[axis] + problem.extent[axis], (
-                axis,
-                out.shape,
-            )
+            return SlabResult(0, [])
+        _check_memory(out, division, certainty, self.dtype)
         if not is_flattenable(source):
             source = np.ascontiguousarray(source, dtype=source.dtype.newbyteorder("="))
         source_view = flat_view(source.view(np.uint8) if source.dtype == bool else source)
         out_view = flat_view(out)
-        mask: tuple[NDArray[np.int64], ...] = ()
-        if weighing is not None and weighing.mask is not None:
-            assert weighing.mask.strides[2] == weighing.mask.itemsize, weighing.mask.strides
-            for axis, (indices, own) in enumerate(zip(weighing.positions, (planes, rows, columns), strict=True)):
-                assert len(indices) == len(own), (axis, len(indices), len(own))
-                assert max(indices) < weighing.mask.shape[axis], (axis, max(indices), weighing.mask.shape)
-            steps = [stride // weighing.mask.itemsize for stride in weighing.mask.strides]
-            mask = tuple(offset_table(indices, step) for indices, step in zip(weighing.positions, steps, strict=True))
-        box = _Box(
+        mask_tables: Offsets | tuple[()] = ()
+        if certainty is not None and certainty.mask is not None:
+            mask_tables = _offset_tables(certainty.positions, certainty.mask.strides, certainty.mask.itemsize)
+        tables = _offset_tables((planes, rows, columns), source_view.strides)
+        region = _Region(
             range(problem.groups),
-            offset_table(planes, source_view.strides[0]),
-            offset_table(rows, source_view.strides[1]),
-            offset_table(columns, source_view.strides[2]),
+            tables,
             inner_run(columns),
             out_view.start,
-            Tile(*out.shape[:3]),
-            mask,
+            Size(*out.shape[:3]),
+            mask_tables,
         )
         bias = None if bias is None else np.ascontiguousarray(bias, self.dtype)
-        run = _Run(source_view, out_view, team, scale, bias, activation, noted, weighing, division, out.shape[3])
-        return self._convolve_box(box, run, progress)
+        run = _Run(
+            source_view, out_view, team, scale, bias, activation, flags_incomplete, certainty, division, out.shape[3]
+        )
+        return self._convolve_region(region, run, progress)
 
     def make_ready(self, workers: Iterable[int]) -> None:
-        """Make each worker's memory, before they run slabs side by side (see `OneOf`)."""
-        for plan in (self, self.fallback) if self.prepared.fenced else (self,):
+        """Make each worker's memory, before they run slabs side by side (see `SerialWorker`)."""
+        for plan in (self, self.fallback) if self.prepared.spreads_nonfinite else (self,):
             for number in workers:
                 plan._worker(number)
 
     def store(self, values: NDArray[Any], out: NDArray[Any]) -> int:
-        """Put values (d, h, w, c) into an array of that shape, rounded and saturated as a convolution does it."""
+        """Put values (d, h, w, c) into an array of that shape, rounded and saturated as a convolution does it.
+
+        Returns how many values the array's dtype could not hold. Raises: ValueError for another shape.
+        """
+        if values.shape != out.shape:
+            raise ValueError(f"values {values.shape} do not fit an output {out.shape}")
         if out.size == 0:
             return 0
         values = np.ascontiguousarray(values, self.dtype)
         view = flat_view(out)
-        step, clipped = new_step(), np.zeros(1, np.int64)
+        clipped = np.zeros(1, np.int64)
         plane_step, row_step, column_step, filter_step = (stride // values.itemsize for stride in values.strides)
-        set_fields(
-            step, filters=out.shape[3], step_planes=out.shape[0], block_rows=out.shape[1], width=out.shape[2],
-            accumulator=values.ctypes.data, acc_filter_step=filter_step, acc_plane_step=plane_step,
-            acc_row_step=row_step, acc_column_step=column_step, clipped=clipped.ctypes.data, **_out_fields(view, view.start),
-        )  # fmt: skip
-        machine_code("store", "store", self.dtype.name, view.flat.dtype.name)(step.ctypes.data)
+        step = StepRecord(
+            Geometry(filters=out.shape[3]),
+            Progress(step_planes=out.shape[0], block_rows=out.shape[1], width=out.shape[2]),
+            Sums(values, filter_step, plane_step, row_step, column_step),
+            StepResults(clipped),
+            _output_fields(view, view.start),
+        )
+        machine_code("store", "store", self.dtype.name, view.flat.dtype.name)(step)
         return int(clipped[0])
 
-    def _convolve_box(self, box: _Box, run: _Run, progress: Callable[[int], None] | None = None) -> int:
-        """Cut a box into tasks and have the team run them; how many voxels the output's dtype could not hold."""
-        source, out = run.source, run.out
-        problem, layout = self.problem, self.prepared.layout
-        tile = Tile(*(min(n, size) for n, size in zip(layout.tile, box.size, strict=True)))
-        # whole steps a task, so that steps stand where they would in one task
-        tile = tile._replace(depth=-(-tile.depth // layout.step_depth) * layout.step_depth)
-        if not self.prepared.fenced:
-            tile = _even_bands(tile, box.size, len(box.groups) // self.prepared.groups_together, run.team.threads)
-        counts = Tile(*(-(-size // n) for size, n in zip(box.size, tile, strict=True)))
-        together = self.prepared.groups_together
-        tasks = len(box.groups) // together * math.prod(counts)
-        steps_per_task = tile.depth // layout.step_depth
-        clipped = np.zeros(tasks * steps_per_task, np.int64)
-        weighing, division = run.weighing, run.division
-        fenced = self._is_fenced(source.flat.dtype, run.scale, weighing)
-        flags = np.zeros(tasks * steps_per_task, np.uint8) if fenced or run.noted is not None else None
-        counts_voxels = out.flat.dtype.kind != "f" or division is not None
-        drive, pack, store, *_ = self.loops(source.flat.dtype, out.flat.dtype, run.scale, weighing, division)
-        fields: dict[str, Any] = {
-            "pack": pack.address, "store": store.address,
-            "first_group": box.groups.start // together,
-            "depth_blocks": counts.depth, "height_bands": counts.height, "width_bands": counts.width,
-            "tile_depth": tile.depth, "tile_height": tile.height, "tile_width": tile.width,
-            "steps_per_task": steps_per_task,
-            "out_depth": box.size.depth, "out_height": box.size.height, "out_width": box.size.width,
-            "block_height": layout.block_height or tile.height, "source_itemsize": source.flat.itemsize,
-            "source": source.flat.ctypes.data + source.start * source.flat.itemsize,
-            "source_channel_step": source.strides[3], "source_column_step": source.strides[2],
-            "planes": box.planes.ctypes.data, "rows": box.rows.ctypes.data, "columns": box.columns.ctypes.data,
-            "run_start": box.run[0], "run_stop": box.run[1],
-            "fill": problem.boundary.value, "scaled": run.scale != (1.0, 0.0), "slope": run.scale[0], "intercept": run.scale[1],
-            "clipped": clipped.ctypes.data, "flags": 0 if flags is None else flags.ctypes.data,
-            "bias": 0 if run.bias is None else run.bias.ctypes.data,
-            "has_bias": run.bias is not None and run.activation is None,
-            **_out_fields(out, box.out_start),
-        }  # fmt: skip
-        if weighing is not None:
-            fields |= weighing.fields(source.flat.dtype)
-            fields["look"] = fenced and not self.prepared.checks
-            fields |= zip(
-                ("mask_planes", "mask_rows", "mask_columns"), (table.ctypes.data for table in box.mask), strict=False
-            )
+    def _convolve_region(self, region: _Region, run: _Run, progress: Callable[[int], None] | None = None) -> SlabResult:
+        """Cut a region into tasks and have the team run them."""
+        source, out, certainty, division = run.source, run.out, run.certainty, run.division
+        cut = self._cut(region, run.team.threads)
+        steps = cut.tasks * cut.steps_per_task
+        clipped = np.zeros(steps, np.int64)
+        looks = self._looks_for_nonfinite(source.flat.dtype, run.scale, certainty)
+        flags = np.zeros(steps, np.uint8) if looks or run.flags_incomplete else None
+        drive, pack, store, *_ = self.loops(source.flat.dtype, out.flat.dtype, run.scale, certainty, division)
+        groups: list[FieldGroup] = [
+            self._functions(pack, store),
+            self._task_fields(region, cut),
+            self._source_fields(region, run),
+            StepResults(clipped, flags),
+            _output_fields(out, region.out_start),
+        ]
+        if certainty is not None:
+            own = certainty.fields(source.flat.dtype, *region.mask_tables)
+            own.flags_nonfinite = looks and not self.prepared.checks_nonfinite
+            groups.append(own)
         if division is not None:
-            fields |= division.fields(self.dtype, max(1, run.sums_channels // problem.filters))
-        share = max(1, tasks // (SHARES * run.team.threads))
-        voxels = _voxels_by_task(problem.filters_per_group * together, counts, tile, box.size)
-        callbacks = {}
+            groups.append(division.fields(self.dtype, max(1, run.sums_channels // self.problem.filters)))
+        workers = list(run.team.workers(cut.tasks))
+        fill([self._worker(number).step for number in workers], *groups)
         failures: list[BaseException] = []
-        for number in run.team.workers(tasks):
-            worker = self._worker(number)
-            set_fields(worker.step, activate=0, **fields)
-            if run.activation is not None:
-                callbacks[number] = self._callback(worker, run.bias, run.activation, failures)
-                set_fields(worker.step, activate=ctypes.cast(callbacks[number], ctypes.c_void_p).value or 0)
+        epilogues = [self._add_epilogue(self._worker(number), run, failures) for number in workers]
 
-        def work(number: int, task: int) -> None:
+        together = max(1, cut.tasks // (SHARES * run.team.threads))
+        voxels = _voxels_by_task(self.problem.filters_per_group * self.prepared.groups_together, cut, region.size)
+
+        def work(number: int, share: int) -> None:
             step = self._workers[number].step
-            first, last = task * share, min((task + 1) * share, tasks)
+            first, last = share * together, min((share + 1) * together, cut.tasks)
             step[F.first_task], step[F.last_task] = first, last
-            drive(step.ctypes.data)
+            drive(step)
             if failures:
                 raise failures[0]
             if progress is not None:
-                progress(sum(voxels(t) for t in range(first, last)))
+                progress(sum(voxels(task) for task in range(first, last)))
 
-        run.team.run(-(-tasks // share), work)
-        if run.noted is not None and flags is not None:
-            for number in np.flatnonzero(flags & HELD_MISSING).tolist():
-                start, size = self._place(number, steps_per_task, tile, counts, box)
-                depth, height, width = ((a, a + n) for a, n in zip(start, size, strict=True))
-                run.noted.append((depth, height, width))
-        if fenced and flags is not None:
-            for number in np.flatnonzero(flags & HELD_BAD).tolist():
-                clipped[number] = self._repair(number, steps_per_task, tile, counts, box, run._replace(noted=None))
-        return int(clipped.sum()) if counts_voxels else 0
+        run.team.run(-(-cut.tasks // together), work)
+        del groups, epilogues  # held until here, since the loops follow their addresses
+        flagged = []
+        if run.flags_incomplete and flags is not None:
+            numbers = np.flatnonzero(flags & HAS_INCOMPLETE).tolist()
+            flagged = [self._box_of_step(number, cut, region) for number in numbers]
+        if looks and flags is not None:
+            for number in np.flatnonzero(flags & HAS_NONFINITE).tolist():
+                clipped[number] = self._recompute_nonfinite(number, cut, region, run)
+        counts = out.flat.dtype.kind != "f" or division is not None
+        return SlabResult(int(clipped.sum()) if counts else 0, flagged)
 
-    def _place(self, number: int, steps_per_task: int, tile: Tile, counts: Tile, box: _Box) -> tuple[Tile, Tile]:
-        """Where a step's outputs begin in the box, and their size."""
-        task, index = divmod(number, steps_per_task)
-        rest, w = divmod(task, counts.width)
-        rest, h = divmod(rest, counts.height)
-        start = Tile(rest % counts.depth * tile.depth + index * self.depth_step, h * tile.height, w * tile.width)
-        extent = Tile(self.depth_step, tile.height, tile.width)
-        return start, Tile(*(min(n, whole - at) for n, at, whole in zip(extent, start, box.size, strict=True)))
+    def _cut(self, region: _Region, threads: int) -> _Cut:
+        """The tasks of a region."""
+        layout, together = self.prepared.layout, self.prepared.groups_together
+        tile = Size(*(min(n, size) for n, size in zip(layout.tile, region.size, strict=True)))
+        # whole steps a task, so that steps stand where they would in one task
+        tile = tile._replace(depth=-(-tile.depth // layout.step_depth) * layout.step_depth)
+        groups = len(region.groups) // together
+        if not self.prepared.spreads_nonfinite:
+            tile = _even_bands(tile, region.size, groups, threads)
+        counts = Size(*(-(-size // n) for size, n in zip(region.size, tile, strict=True)))
+        return _Cut(tile, counts, tile.depth // layout.step_depth, groups * counts.voxels)
 
-    def _repair(self, number: int, steps_per_task: int, tile: Tile, counts: Tile, box: _Box, run: _Run) -> int:
-        """Do a step over by the direct sum, since its window holds NaN, infinity or huge numbers."""
-        problem = self.problem
-        start, size = self._place(number, steps_per_task, tile, counts, box)
-        block = number // steps_per_task // math.prod(counts)
-        together = self.prepared.groups_together
-        first = [at * stride for at, stride in zip(start, problem.strides, strict=True)]
-        last = [(at + n - 1) * s + e for at, n, s, e in zip(start, size, problem.strides, problem.extent, strict=True)]
-        planes, rows, columns = (
-            table[a:b] for table, a, b in zip((box.planes, box.rows, box.columns), first, last, strict=True)
+    def _functions(self, pack: MachineCode, store: MachineCode) -> Functions:
+        prepared = self.prepared
+        absorb = 0 if prepared.absorb is None else prepared.absorb.address
+        return Functions(pack.address, absorb, prepared.convolve.address, store.address)
+
+    def _task_fields(self, region: _Region, cut: _Cut) -> Tasks:
+        return Tasks(
+            first_group=region.groups.start // self.prepared.groups_together,
+            depth_blocks=cut.counts.depth, height_bands=cut.counts.height, width_bands=cut.counts.width,
+            tile_depth=cut.tile.depth, tile_height=cut.tile.height, tile_width=cut.tile.width,
+            steps_per_task=cut.steps_per_task,
+            out_depth=region.size.depth, out_height=region.size.height, out_width=region.size.width,
+            block_height=self.prepared.layout.block_height or cut.tile.height,
+        )  # fmt: skip
+
+    def _source_fields(self, region: _Region, run: _Run) -> Source:
+        source, (planes, rows, columns) = run.source, region.tables
+        return Source(
+            Pointer(source.flat, source.start), source.flat.itemsize, source.strides[3], source.strides[2],
+            planes, rows, columns, *region.run, fill=self.problem.boundary.value,
+            scaled=run.scale != (1.0, 0.0), slope=run.scale[0], intercept=run.scale[1],
+        )  # fmt: skip
+
+    def _add_epilogue(self, worker: _Worker, run: _Run, failures: list[BaseException]) -> Any:
+        """Fill a worker's `Epilogue`. Returns what must live as long as the run: the group, and the function it calls."""
+        callback = None
+        epilogue = Epilogue(bias=run.bias, has_bias=run.bias is not None)
+        if run.activation is not None:
+            callback = self._callback(worker, run.bias, run.activation, failures)
+            epilogue = Epilogue(ctypes.cast(callback, ctypes.c_void_p).value or 0, run.bias)
+        fill([worker.step], epilogue)
+        return epilogue, callback
+
+    def _box_of_step(self, number: int, cut: _Cut, region: _Region) -> Box:
+        """The outputs of a step, counted from the region's first one."""
+        task, index = divmod(number, cut.steps_per_task)
+        rest, w = divmod(task, cut.counts.width)
+        rest, h = divmod(rest, cut.counts.height)
+        plane = rest % cut.counts.depth * cut.tile.depth + index * self.depth_step
+        start = (plane, h * cut.tile.height, w * cut.tile.width)
+        extent = (self.depth_step, cut.tile.height, cut.tile.width)
+        return Box.at(start, extent).intersect(Box.whole(region.size))
+
+    def _recompute_nonfinite(self, number: int, cut: _Cut, region: _Region, run: _Run) -> int:
+        """Compute a step again by the direct sum, since its window holds NaN, infinity or huge numbers.
+
+        Returns how many voxels the output's dtype could not hold.
+        """
+        problem, together = self.problem, self.prepared.groups_together
+        box = self._box_of_step(number, cut, region)
+        block = number // cut.steps_per_task // cut.counts.voxels
+        places = [
+            slice(start * stride, (stop - 1) * stride + extent)
+            for (start, stop), stride, extent in zip(box, problem.strides, problem.extent, strict=True)
+        ]
+        first = places[2].start
+        step = _Region(
+            region.groups[block * together : (block + 1) * together],
+            _cut_tables(region.tables, places),
+            (max(region.run[0] - first, 0), max(region.run[1] - first, 0)),
+            region.out_start + sum(at * stride for at, stride in zip(box.start, run.out.strides[:3], strict=True)),
+            box.size,
+            _cut_tables(region.mask_tables, places) if region.mask_tables else (),
         )
-        part = _Box(
-            box.groups[block * together : (block + 1) * together],
-            planes,
-            rows,
-            columns,
-            (max(box.run[0] - first[2], 0), max(box.run[1] - first[2], 0)),
-            box.out_start + sum(at * stride for at, stride in zip(start, run.out.strides[:3], strict=True)),
-            size,
-            tuple(table[a:b] for table, a, b in zip(box.mask, first, last, strict=False)),
-        )
-        return self.fallback._convolve_box(part, run)
+        return self.fallback._convolve_region(step, run._replace(flags_incomplete=False)).clipped
 
-    def _is_fenced(self, source: np.dtype[Any], scale: tuple[float, float], weighing: Weighing | None = None) -> bool:
-        """Whether packing must look for NaN, infinity and huge numbers, which would spread."""
-        if weighing is not None and weighing.weights:
+    def _looks_for_nonfinite(
+        self, source: np.dtype[Any], scale: tuple[float, float], certainty: Certainty | None = None
+    ) -> bool:
+        """Whether steps with NaN, infinity or huge numbers, which would spread, must be found and computed again."""
+        if certainty is not None and certainty.replaces_source:
             return False
         values = [self.problem.boundary.value, *scale]
         small = source.kind != "f" and source.itemsize <= 4  # integers that stay below 2^64 when scaled
         finite = small and all(math.isfinite(v) and abs(v) < 1e9 for v in values)
-        return self.prepared.fenced and not (finite and (weighing is None or weighing.mask is None))
+        return self.prepared.spreads_nonfinite and not (finite and (certainty is None or certainty.mask is None))
 
     def _worker(self, number: int) -> _Worker:
         """One thread's step record with its memory, made when first needed."""
         if number not in self._workers:
             problem, prepared = self.problem, self.prepared
-            layout = prepared.layout
+            layout, together = prepared.layout, prepared.groups_together
             # Zeros, since register tiles read beyond a row's end into lanes that are not kept: they should be no NaN.
             scratch = aligned_zeros(layout.origin + layout.scratch_size, self.dtype)[layout.origin :]
             accumulator = aligned_zeros(layout.accumulator_size, self.dtype)
             workspace = aligned_zeros(layout.workspace_bytes, np.dtype(np.uint8))
             window = np.zeros((layout.step_depth - 1) * problem.strides[0] + problem.extent[0], np.int64)
-            step = new_step()
-            set_fields(
-                step, absorb=0 if prepared.absorb is None else prepared.absorb.address, convolve=prepared.convolve.address,
-                step_depth=layout.step_depth, itemsize=self.dtype.itemsize,
-                stride_d=problem.strides[0], stride_h=problem.strides[1], stride_w=problem.strides[2],
-                extent_d=problem.extent[0], extent_h=problem.extent[1], extent_w=problem.extent[2],
-                channels=problem.channels_per_group * prepared.groups_together,
-                filters=problem.filters_per_group * prepared.groups_together,
-                scratch=scratch.ctypes.data, ring=layout.ring, pitch=layout.pitch, row_step=layout.row_step,
-                plane_step=layout.plane_step, channel_step=layout.channel_step,
-                weights=prepared.weights.ctypes.data, parameters=prepared.parameters.ctypes.data,
-                workspace=workspace.ctypes.data, accumulator=accumulator.ctypes.data, window=window.ctypes.data,
-                acc_filter_step=layout.sums[0], acc_plane_step=layout.sums[1], acc_row_step=layout.sums[2],
-                acc_column_step=layout.sums[3],
+            step = StepRecord(
+                Geometry(
+                    *problem.strides, *problem.extent, problem.channels_per_group * together,
+                    problem.filters_per_group * together, layout.step_depth,
+                ),
+                Scratch(
+                    self.dtype.itemsize, scratch, layout.ring, layout.pitch, layout.row_step, layout.plane_step,
+                    layout.channel_step, window,
+                ),
+                AlgorithmData(prepared.weights, prepared.parameters, workspace),
+                Sums(accumulator, *layout.sums),
             )  # fmt: skip
-            self._workers[number] = _Worker(step, (scratch, workspace, window), accumulator)
+            self._workers[number] = _Worker(step, accumulator)
         return self._workers[number]
 
     def _callback(
@@ -452,19 +535,103 @@ class Plan:
         return _callback_type(activate)
 
 
-def _out_fields(out: FlatView, start: int) -> dict[str, int]:
-    return {
-        "out": out.flat.ctypes.data + start * out.flat.itemsize,
-        "out_plane_step": out.strides[0], "out_row_step": out.strides[1], "out_column_step": out.strides[2],
-        "out_filter_step": out.strides[3], "streaming": int(out.flat.nbytes >= STREAMING_BYTES),
-    }  # fmt: skip
+def _output_fields(out: FlatView, start: int) -> Output:
+    """An output from an element on."""
+    planes, rows, columns, filters = out.strides
+    return Output(Pointer(out.flat, start), filters, planes, rows, columns, out.flat.nbytes >= STREAMING_BYTES)
 
 
-def _even_bands(tile: Tile, size: Tile, groups: int, threads: int) -> Tile:
+def _offset_tables(tables: Tables, strides: Sequence[int], itemsize: int = 1) -> Offsets:
+    """The offsets of planes, rows and columns in memory of these strides."""
+    planes, rows, columns = tables
+    return (
+        offset_table(planes, strides[0] // itemsize),
+        offset_table(rows, strides[1] // itemsize),
+        offset_table(columns, strides[2] // itemsize),
+    )
+
+
+def _cut_tables(tables: Offsets, places: Sequence[slice]) -> Offsets:
+    """The part of each table that lies at its place."""
+    planes, rows, columns = (table[place] for table, place in zip(tables, places, strict=True))
+    return planes, rows, columns
+
+
+def _check_tables(
+    problem: ConvProblem, source: NDArray[Any], out: NDArray[Any], tables: Tables, bias: NDArray[Any] | None,
+    certainty: Certainty | None, division: Division | None,
+) -> None:  # fmt: skip
+    """Check that the loops, which check no bounds, will stay within the arrays of `Plan.convolve_slab`.
+
+    Raises: IndexError for a position beyond the source or the mask, ValueError for sizes that do not fit.
+    """
+    if source.ndim != 4 or source.shape[3] != problem.in_channels:
+        raise ValueError(f"the source is (planes, rows, columns, {problem.in_channels}), received {source.shape}")
+    repeats = division is not None and out.ndim == 4 and out.shape[3] % problem.filters == 0
+    if out.ndim != 4 or (out.shape[3] != problem.filters and not repeats):
+        raise ValueError(f"the output is (d, h, w, {problem.filters}), received {out.shape}")
+    if bias is not None and bias.shape != (problem.filters,):
+        raise ValueError(f"the bias has {problem.filters} numbers, received the shape {bias.shape}")
+    if division is not None:
+        division.check_shapes(out.shape, problem.filters)
+    if out.size == 0:
+        return
+    for axis, indices in enumerate(tables):
+        _check_table("source", axis, indices, source.shape[axis])
+        positions = (out.shape[axis] - 1) * problem.strides[axis] + problem.extent[axis]
+        if len(indices) != positions:
+            raise ValueError(
+                f"{out.shape[axis]} outputs read {positions} {_TABLE_NAMES[axis]}, received {len(indices)}"
+            )
+    if certainty is None or certainty.mask is None:
+        return
+    mask = certainty.mask
+    if mask.ndim != 3:
+        raise ValueError(f"the mask is (planes, rows, columns), received {mask.shape}")
+    for axis, (indices, own) in enumerate(zip(certainty.positions, tables, strict=True)):
+        _check_table("mask", axis, indices, mask.shape[axis])
+        if len(indices) != len(own):
+            raise ValueError(f"the mask has {len(indices)} {_TABLE_NAMES[axis]} for {len(own)} of the source")
+        if indices != own and any(i == OUTSIDE != other for i, other in zip(indices, own, strict=True)):
+            raise IndexError(f"the mask's {_TABLE_NAMES[axis]} lie outside where the source's do not")
+
+
+def _check_memory(
+    out: NDArray[Any], division: Division | None, certainty: Certainty | None, real: np.dtype[Any]
+) -> None:
+    """Check that the loops may write to `out`, and that arrays have the strides and dtypes that the loops assume.
+
+    Raises: ValueError.
+    """
+    if not (out.flags.writeable and is_flattenable(out)):
+        raise ValueError("the output is a writable array of aligned numbers in native byte order")
+    if division is not None and out.dtype != real:
+        raise ValueError(f"sums that are divided are {real}, received {out.dtype}")
+    if division is not None:
+        division.check_memory(real)
+    if certainty is None or certainty.mask is None:
+        return
+    mask = certainty.mask
+    if not is_flattenable(mask) or (mask.strides[2] != mask.itemsize and mask.shape[2] > 1):
+        raise ValueError(
+            "the mask has rows of adjacent numbers in native byte order, "
+            f"received {mask.dtype.str} in strides {mask.strides}"
+        )
+
+
+def _check_table(owner: str, axis: int, indices: list[int], size: int) -> None:
+    """Check that indices are below a size, or `OUTSIDE`. Raises: IndexError."""
+    if max(indices) >= size or min(indices) < OUTSIDE:
+        wrong = next(i for i in indices if not OUTSIDE <= i < size)
+        name = _TABLE_NAMES[axis]
+        raise IndexError(f"the {owner}'s {name} are 0 to {size - 1}, or {OUTSIDE} outside; received {wrong}")
+
+
+def _even_bands(tile: Size, size: Size, groups: int, threads: int) -> Size:
     """The tile, made less high where there are few tasks, so that threads have the same work.
 
-    >>> _even_bands(Tile(32, 64, 256), Tile(32, 200, 256), groups=1, threads=2)
-    Tile(depth=32, height=56, width=256)
+    >>> _even_bands(Size(32, 64, 256), Size(32, 200, 256), groups=1, threads=2)
+    Size(depth=32, height=56, width=256)
     """
     bands = -(-size.height // tile.height)
     others = groups * -(-size.depth // tile.depth) * -(-size.width // tile.width)
@@ -476,14 +643,15 @@ def _even_bands(tile: Tile, size: Tile, groups: int, threads: int) -> Tile:
     return tile._replace(height=min(tile.height, -(-size.height // shared // 8) * 8))
 
 
-def _voxels_by_task(filters: int, counts: Tile, tile: Tile, size: Tile) -> Callable[[int], int]:
-    """How many output numbers a task gives."""
+def _voxels_by_task(filters: int, cut: _Cut, size: Size) -> Callable[[int], int]:
+    """A function that tells how many output numbers a task gives."""
 
     def voxels(task: int) -> int:
-        rest, w = divmod(task, counts.width)
-        rest, h = divmod(rest, counts.height)
-        d = rest % counts.depth
-        return filters * math.prod(min(n, whole - i * n) for i, n, whole in zip((d, h, w), tile, size, strict=True))
+        rest, w = divmod(task, cut.counts.width)
+        rest, h = divmod(rest, cut.counts.height)
+        d = rest % cut.counts.depth
+        sizes = zip((d, h, w), cut.tile, size, strict=True)
+        return filters * math.prod(min(n, whole - i * n) for i, n, whole in sizes)
 
     return voxels
 
@@ -526,7 +694,7 @@ def make_plan(
     for candidate in ALGORITHMS:
         reason = candidate.reject(problem, rounded)
         if reason is None:
-            cost = factor(cpu_class().name, candidate.name)
+            cost = cpu_class().factor(candidate.name)
             seconds[candidate.name] = cost * candidate.seconds(problem, rounded, threads)
             continue
         refusals.append((candidate.name, reason))

@@ -82,10 +82,10 @@ class Team:
         self._pool.shutdown(wait=True)
 
 
-class OneOf(Team):
-    """A worker of a team, for tasks within a task: they run one after another where they are asked for.
+class SerialWorker(Team):
+    """One worker of a team, for tasks within its task: it runs them one after another.
 
-    >>> OneOf(3).run(2, lambda worker, task: print(worker, task))
+    >>> SerialWorker(3).run(2, lambda worker, task: print(worker, task))
     3 0
     3 1
     """
@@ -101,13 +101,13 @@ class OneOf(Team):
             work(self.worker, task)
 
 
-def apart(function: Callable[..., Any], *arguments: Any) -> Any:
+def run_in_thread(function: Callable[..., Any], *arguments: Any) -> Any:
     """function(*arguments) in a thread of its own; the caller only waits, and may be interrupted.
 
     LLVM is used this way: an interrupt inside its bindings is swallowed, or leaves their lock taken. What was begun is done
     to its end even if the caller has gone.
 
-    >>> apart(max, 1, 2)
+    >>> run_in_thread(max, 1, 2)
     2
     """
     outcome: Any = None
@@ -124,7 +124,7 @@ def apart(function: Callable[..., Any], *arguments: Any) -> Any:
         finally:
             done.set()
 
-    threading.Thread(target=run, name="conv3d-apart").start()
+    threading.Thread(target=run, name="conv3d-llvm").start()
     # Not by join(): an interrupt there has Python 3.11 take the thread for ended (in _wait_for_tstate_lock), so that the
     # interpreter does not wait for it at exit and is taken apart under LLVM's feet.
     done.wait()

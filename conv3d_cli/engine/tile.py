@@ -18,22 +18,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conv3d_cli.engine.machine_code import MachineCode
+from conv3d_cli.model.box import Size
 from conv3d_cli.model.spec import ConvProblem
-
-
-class Tile(NamedTuple):
-    """Output voxels along depth, height and width."""
-
-    depth: int
-    height: int
-    width: int
 
 
 @dataclass(frozen=True)
 class TileLayout:
     """How a task's input and sums lie in a thread's memory. Steps and sizes are in numbers.
 
-    tile : Tile             the largest task; those at the volume's edge are smaller
+    tile : Size             the largest task; those at the volume's edge are smaller
     step_depth : int        output planes computed at once
     ring : int              packed planes held: at least the window of a step, or 1 where planes are absorbed at once
     pack : str              "rows": (channel, plane, row, phase-split width); "voxels": (plane, row, column, channel)
@@ -46,7 +39,7 @@ class TileLayout:
     block_height : int      rows that are computed, then stored, at once; 0: all of the task's
     """
 
-    tile: Tile
+    tile: Size
     step_depth: int
     ring: int
     pack: Literal["rows", "voxels"]
@@ -62,9 +55,9 @@ class TileLayout:
     origin: int = 0
 
 
-def packed_size(problem: ConvProblem, tile: Tile) -> Tile:
+def packed_size(problem: ConvProblem, tile: Size) -> Size:
     """Input positions that a box of outputs reads: (planes, rows, columns)."""
-    return Tile(*((n - 1) * s + e for n, s, e in zip(tile, problem.strides, problem.extent, strict=True)))
+    return Size(*((n - 1) * s + e for n, s, e in zip(tile, problem.strides, problem.extent, strict=True)))
 
 
 def spread_rows(length: int) -> int:
@@ -75,7 +68,7 @@ def spread_rows(length: int) -> int:
 
 def rows_layout(
     problem: ConvProblem,
-    tile: Tile,
+    tile: Size,
     *,
     step_depth: int = 1,
     ring: int | None = None,
@@ -112,7 +105,7 @@ def rows_layout(
 
 def voxels_layout(
     problem: ConvProblem,
-    tile: Tile,
+    tile: Size,
     *,
     filters: int,
     step_depth: int = 1,
@@ -140,9 +133,9 @@ def voxels_layout(
 LEAST_ROWS, LEAST_COLUMNS = 4, 64
 
 
-def shrink_tile(problem: ConvProblem, tile: Tile, fits: Callable[[Tile], bool]) -> Tile:
+def shrink_tile(problem: ConvProblem, tile: Size, fits: Callable[[Size], bool]) -> Size:
     """The tile, cut to the output's size, with height and width halved in turn until `fits`, or down to the least."""
-    tile = Tile(*(min(size, wish) for size, wish in zip(problem.out_size, tile, strict=True)))
+    tile = Size(*(min(size, wish) for size, wish in zip(problem.out_size, tile, strict=True)))
     while not fits(tile):
         if tile.height > LEAST_ROWS and (tile.height >= tile.width // 8 or tile.width <= LEAST_COLUMNS):
             tile = tile._replace(height=max(LEAST_ROWS, -(-tile.height // 2)))
@@ -153,7 +146,7 @@ def shrink_tile(problem: ConvProblem, tile: Tile, fits: Callable[[Tile], bool]) 
     return tile
 
 
-def enough_tasks(problem: ConvProblem, tile: Tile, step_depth: int = 1, wish: int = 48) -> Tile:
+def enough_tasks(problem: ConvProblem, tile: Size, step_depth: int = 1, wish: int = 48) -> Size:
     """The tile, made less deep until threads have `wish` tasks to share, or packing the halo anew would cost too much."""
     least = step_depth * math.ceil(max(8, 2 * (problem.extent[0] - 1)) / step_depth)
     columns = problem.groups * math.prod(-(-n // t) for n, t in zip(problem.out_size[1:], tile[1:], strict=True))
@@ -180,12 +173,13 @@ class PreparedAlgorithm:
     """An algorithm made ready for one problem and its weights; shared by all threads, changed by none.
 
     convolve : MachineCode          sums a step (`step_planes` planes) of a group into the accumulator
-    absorb : MachineCode or None    told of every packed plane, in order, before the ring goes on
+    absorb : MachineCode or None    runs on each packed plane, in order, before the next one is packed
     pack_weights : callable         the weights in whatever order `convolve` wants; called when the first step is run
     packs_weights : MachineCode or None     what `pack_weights` runs
     parameters : array              int64 numbers for `convolve`
-    fenced : bool                   NaN and infinity would spread: steps whose window holds one are done over by `direct`
-    checks : bool                   `absorb` and `convolve` find such steps themselves, so packing need not look
+    spreads_nonfinite : bool        NaN and infinity would spread beyond the windows that hold them: steps with one in
+                                    their window are computed again by `direct`
+    checks_nonfinite : bool         `absorb` and `convolve` find such steps themselves, so packing need not look
     calls : dict                    functions that `convolve` calls: the place in `parameters` of each one's address, which
                                     stands there once it is loaded
     keep : list                     arrays whose addresses stand in `parameters`
@@ -197,8 +191,8 @@ class PreparedAlgorithm:
     pack_weights: Callable[[], NDArray[Any]]
     parameters: NDArray[np.int64]
     absorb: MachineCode | None = None
-    fenced: bool = False
-    checks: bool = False
+    spreads_nonfinite: bool = False
+    checks_nonfinite: bool = False
     calls: dict[int, MachineCode] = field(default_factory=dict)
     packs_weights: MachineCode | None = None
     keep: list[Any] = field(default_factory=list)

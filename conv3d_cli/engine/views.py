@@ -38,7 +38,9 @@ def flat_view(array: NDArray[Any]) -> FlatView:
     >>> flat_view(np.arange(6)[::-2]).start, flat_view(np.arange(6)[::-2]).strides
     (4, (-2,))
     """
-    itemsize = array.itemsize
+    itemsize, flags = array.itemsize, array.flags
+    if flags.c_contiguous and flags.writeable and array.size:
+        return FlatView(array.reshape(-1), 0, tuple([stride // itemsize for stride in array.strides]))
     steps = [(n - 1) * stride for n, stride in zip(array.shape, array.strides, strict=True)]
     lowest = sum(step for step in steps if step < 0)
     highest = sum(step for step in steps if step > 0)
@@ -49,11 +51,12 @@ def flat_view(array: NDArray[Any]) -> FlatView:
 
 def is_flattenable(array: NDArray[Any]) -> bool:
     """Whether `flat_view` takes it: native byte order, aligned, whole strides."""
+    flags = array.flags
     return (
         array.dtype.isnative
-        and bool(array.flags.aligned)
-        and all(stride % array.itemsize == 0 for stride in array.strides)
+        and flags.aligned
         and array.size > 0
+        and (flags.forc or all(stride % array.itemsize == 0 for stride in array.strides))
     )
 
 

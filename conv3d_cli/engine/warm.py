@@ -55,7 +55,7 @@ def warm_up(
     """Load the loops of problems for usual dtypes; what is not on disk is compiled.
 
     problems : (problem, weights) each      None: the usual ones
-    progress : callable     told (problems done, problems in all)
+    progress : callable     gets (problems done, problems in all)
     Returns how many loops were compiled, and how many are ready.
     """
     before = len(compiled_here())
@@ -67,7 +67,7 @@ def warm_up(
             usual = [a.name for a in ALGORITHMS if seconds.get(a.name, np.inf) <= USUAL_LOSS * min(seconds.values())]
             for name in usual:
                 plan = make_plan(problem, weights, dtype=precision, algorithm=name)
-                for run in (plan, plan.fallback) if plan.prepared.fenced else (plan,):
+                for run in (plan, plan.fallback) if plan.prepared.spreads_nonfinite else (plan,):
                     for source, out in pairs(precision):
                         ready |= set(run.loops(np.dtype(source), np.dtype(out)))
         if progress is not None:

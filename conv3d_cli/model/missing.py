@@ -1,4 +1,4 @@
-"""Missing: what is done about voxels that are not there, or count less than others. The computing is in convolution/masked.py."""
+"""Missing: the policy for voxels that are missing, or count less than others; convolution/masked.py computes with it."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ MIN_COVERAGE = 1e-3
 
 @dataclass(frozen=True)
 class Missing:
-    """What is done about voxels that are not there, or count less.
+    """What is done about voxels that are missing, or count less than others.
 
     nan : str               NaN and infinity: "propagate" into their windows, "ignore" (left out of the mean), "zero", "error"
-    value : float or None   a stored value that stands for a missing voxel
-    mask : str or None      a volume of weights on the same grid, at least 0; only their ratios matter
-    mask_mode : str         voxels outside the mask: "clip" (0), "extend" (their mean), "keep" (as they were)
+    value : float or None   the stored value of a missing voxel
+    mask : str or None      a volume of certainties on the same grid, at least 0; only their ratios matter
+    mask_mode : str         outputs outside the mask: "clip" (0), "extend" (their mean), "keep" (the voxel as it was)
     labels : bool           the mask's numbers are regions, which are not mixed; 0 is outside
-    min_coverage : float    a mean over less of the kernel's weight, a part of 1, is none: 0 under a mask, else NaN
+    min_coverage : float    outputs that see less than this fraction of the kernel's weight are set to 0 (with a mask)
+                            or NaN
 
     Raises: SpecError.
     """
@@ -54,7 +55,7 @@ class Missing:
 
     @property
     def weighs(self) -> bool:
-        """Whether each voxel comes with a weight, so that there is no plain convolution to try."""
+        """Whether each voxel has a certainty, so that the plain convolution need not be tried first."""
         return self.mask is not None or self.value is not None
 
     def concerns(self, boundary: Boundary) -> bool:

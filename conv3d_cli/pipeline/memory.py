@@ -19,7 +19,7 @@ from conv3d_cli.system.machine import format_bytes, memory_ceiling
 
 if TYPE_CHECKING:
     from conv3d_cli.engine import Plan
-    from conv3d_cli.pipeline.boxes.partition import Cutting, Share
+    from conv3d_cli.pipeline.boxes.partition import Partition, Redundancy
     from conv3d_cli.pipeline.boxes.stream import BoxJob
 
 # Input and output of a slab, unless the ceiling asks for less. The first ones leave less to wait for at both ends of the
@@ -37,10 +37,10 @@ IN_FLIGHT_IN, IN_FLIGHT_STREAM, IN_FLIGHT_OUT = 2, 4, 1 + WRITES_BEHIND
 
 
 class Boxes(NamedTuple):
-    """How a job is cut into boxes, and what they decode and compute as multiples of the voxels there are."""
+    """How a job is divided into boxes, and how often they decode and compute a voxel."""
 
-    cutting: Cutting
-    share: Share
+    partition: Partition
+    redundancy: Redundancy
 
 
 class Cut(NamedTuple):
@@ -115,10 +115,10 @@ def cut_job(
     least, planes = peak(step), "one plane" if step == 1 else f"{step} planes"
     boxes = box_job()
     if boxes is not None:
-        cutting = boxes.cut(limit)
-        if cutting is not None:
-            return Cut(depth, boxes.memory(cutting), Boxes(cutting, boxes.share(cutting)))
-        smallest = boxes.least()
+        partition = boxes.choose_partition(limit)
+        if partition is not None:
+            return Cut(depth, boxes.memory(partition), Boxes(partition, boxes.redundancy(partition)))
+        smallest = boxes.smallest_partition()
         if boxes.memory(smallest) < least:
             least, planes = boxes.memory(smallest), f"a box of {'x'.join(map(str, smallest.block))} voxels"
     other = "" if step == 1 else f", or another --algorithm than {plan.algorithm.name}"

@@ -258,10 +258,10 @@ def _normalized(
 
     many : bool     whether it runs over several parts, which may share their coverage
     """
-    from conv3d_cli.convolution.masked import check_centre, normalized
+    from conv3d_cli.convolution.masked import check_centre, masked_convolution
 
     check_centre(missing, convolution.problem, kernel)
-    return normalized(convolution, missing, kernel, mask, many, tells_coverage=job.needs_coverage)
+    return masked_convolution(convolution, missing, kernel, mask, many, reports_coverage=job.needs_coverage)
 
 
 def plan_part(

@@ -145,12 +145,12 @@ def run_job(
                 from conv3d_cli.pipeline.boxes.stream import stream_boxes  # late: few jobs need it
 
                 convolutions, parts = [stage.convolution for stage in stages], prepared.passage.parts
-                times = stream_boxes(convolutions, prepared.boxes.cutting, parts, reader, writer, team, progress)
+                times = stream_boxes(convolutions, prepared.boxes.partition, parts, reader, writer, team, progress)
             reader.finish()
-            bare = _bare_note(prepared)
+            too_little = _coverage_note(prepared)
             if job.strict:
                 _refuse_losses(
-                    [*clipped_note(job, times.clipped, math.prod(prepared.header.shape)), *bare, *writer.notes]
+                    [*clipped_note(job, times.clipped, math.prod(prepared.header.shape)), *too_little, *writer.notes]
                 )
             finish = time.perf_counter()
             with together():
@@ -162,7 +162,7 @@ def run_job(
         *prepared.notes,
         *(note for note in prepared.reader.notes if note not in prepared.notes),
         *writer.notes,
-        *bare,
+        *too_little,
     ]
     voxels = math.prod(prepared.header.shape)
     notes += clipped_note(job, times.clipped, voxels)
@@ -208,22 +208,22 @@ def _refuse_losses(notes: list[str]) -> None:
         raise ShapeError(f"--strict: {'; '.join(notes)}; nothing was written")
 
 
-def _bare_note(prepared: PreparedJob) -> list[str]:
-    """A note on means that had too few voxels. Raises: ShapeError if all of them had."""
+def _coverage_note(prepared: PreparedJob) -> list[str]:
+    """A note on outputs without enough coverage. Raises: ShapeError if none has enough."""
     missing, first = prepared.job.missing, prepared.stages[0].convolution
     if missing.mask is not None:
-        if not first.bare:
+        if not first.below_min_coverage:
             return []
         too_little = f"inside the mask had less than {missing.min_coverage:g} of the kernel's weight (--min-coverage)"
         if not first.any_mean:
-            raise ShapeError(f"no voxel is left: all {first.bare} voxels {too_little}")
-        return [f"{first.bare} voxels {too_little} and are 0"]
-    bare = [(stage.convolution.bare, math.prod(stage.problem.out_shape)) for stage in prepared.stages]
-    if any(count == total for count, total in bare):
+            raise ShapeError(f"no voxel is left: all {first.below_min_coverage} voxels {too_little}")
+        return [f"{first.below_min_coverage} voxels {too_little} and are 0"]
+    counts = [(stage.convolution.below_min_coverage, math.prod(stage.problem.out_shape)) for stage in prepared.stages]
+    if any(count == total for count, total in counts):
         raise ShapeError("no voxel is left: all of them are missing")
     return [
         f"{count} voxels ({100 * count / total:.2g} %) had too little of the kernel's weight and are NaN"
-        for count, total in bare
+        for count, total in counts
         if count
     ]
 

@@ -449,3 +449,11 @@ def test_oracle_knows_nothing_of_masks() -> None:
     top, bottom = by_definition(geometry, x, m, np.ones((3, 3, 3)))
     assert top / bottom == pytest.approx(np.delete(np.arange(27.0), 13).mean())
     assert oracle.conv3d(x, np.ones((3, 3, 3, 1, 1))).item() == 351
+
+
+def test_a_missing_value_may_be_a_whole_number_in_python() -> None:
+    """It failed for an int beside voxels that are integers."""
+    volume = np.arange(60, dtype=np.int16).reshape(3, 4, 5)
+    got, expected = (conv3d(volume, np.ones((1, 1, 3)), padding="same", missing=value) for value in (12, 12.0))
+    np.testing.assert_array_equal(got, expected)
+    assert got[0, 2, 1] == pytest.approx((10 + 11) / 2)

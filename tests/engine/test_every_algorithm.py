@@ -176,7 +176,7 @@ def run(
     out = np.empty(problem.out_shape, out_dtype or plan.dtype)
     depth, height, _ = problem.out_size
     step = -(-(slab_depth or depth) // plan.depth_step) * plan.depth_step
-    band = height if band is None else -(-band // plan.grain.height) * plan.grain.height
+    band = height if band is None else -(-band // plan.block_alignment.height) * plan.block_alignment.height
     with Team(plan.threads) as team:
         for start, first in itertools.product(range(0, depth, step), range(0, max(height, 1), max(band, 1))):
             stop, last = min(start + step, depth), min(first + band, height)

@@ -13,7 +13,7 @@ from test_every_algorithm import MODES, TOLERANCE, Case, run
 
 from conv3d_cli.engine import make_plan
 from conv3d_cli.engine.algorithms import fft
-from conv3d_cli.engine.tile import Tile
+from conv3d_cli.model.box import Size
 from conv3d_cli.model.spec import ConvSpec
 
 
@@ -48,7 +48,7 @@ def check(case: Case, precision: str = "float32", **kwargs: Any) -> None:
 
 
 def force(monkeypatch: pytest.MonkeyPatch, tile: tuple[int, int, int]) -> None:
-    monkeypatch.setattr(fft, "choose_tile", lambda problem: (Tile(*tile), 1.0))
+    monkeypatch.setattr(fft, "choose_tile", lambda problem: (Size(*tile), 1.0))
 
 
 @pytest.mark.parametrize("precision", ["float32", "float64"])
@@ -132,7 +132,7 @@ def test_bad_and_huge_voxels_reach_their_windows_and_no_further(value: float, we
     np.testing.assert_allclose(got, expected, rtol=1e-5)
 
 
-def test_huge_constants_outside_and_scales_are_fenced() -> None:
+def test_huge_constants_outside_and_scales_are_computed_again() -> None:
     case = Case((6, 7, 8), (5, 5, 5), boundary="constant=1e35")
     volume, weights = np.ones((1, 6, 7, 8, 1), np.int16), np.full((5, 5, 5, 1, 1), 0.5)
     problem = case.spec().resolve(volume.shape, weights.shape)

@@ -64,7 +64,7 @@ def test_an_interrupt_of_the_caller_waits_for_the_workers() -> None:
 
 INTERRUPTED = """
 import os, signal, time
-from conv3d_cli.engine.team import apart
+from conv3d_cli.engine.team import run_in_thread
 
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -75,7 +75,7 @@ def slow():
     print("finished", flush=True)
 
 try:
-    apart(slow)
+    run_in_thread(slow)
 except KeyboardInterrupt:
     print("left", flush=True)
 """

@@ -21,8 +21,8 @@ from conv3d_cli import Kernel, Volume, conv3d, read_kernel, read_volume, write_v
 from conv3d_cli.analysis.verify import verify_output
 from conv3d_cli.cli import main
 from conv3d_cli.errors import Conv3DError, DifferenceError, ShapeError, SpecError
-from conv3d_cli.pipeline import run as job_module
-from conv3d_cli.pipeline.boxes.partition import Cutting
+from conv3d_cli.pipeline import prepare as job_module
+from conv3d_cli.pipeline.boxes.partition import Partition
 from conv3d_cli.pipeline.boxes.stream import BoxJob
 from conv3d_cli.pipeline.memory import Boxes, Cut
 from conv3d_cli.pipeline.request import Job, Stage
@@ -191,8 +191,8 @@ def boxes_of(block: tuple[int, int, int]) -> Callable[..., Cut]:
         box_job = arguments[-1]()
         assert isinstance(box_job, BoxJob)
         least = box_job.chunk
-        cutting = Cutting(box_job.convolutions[-1].problem.out_size, least, tuple(map(max, block, least)))  # type: ignore[arg-type]
-        return Cut(1, box_job.memory(cutting), Boxes(cutting, box_job.share(cutting)))
+        partition = Partition(box_job.convolutions[-1].problem.out_size, least, tuple(map(max, block, least)))  # type: ignore[arg-type]
+        return Cut(1, box_job.memory(partition), Boxes(partition, box_job.redundancy(partition)))
 
     return cut_job
 

@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 
 from conv3d_cli.engine.cpu import cpu_class
 from conv3d_cli.engine.machine_code import machine_code
-from conv3d_cli.engine.tile import Algorithm, PreparedAlgorithm, Tile, TileLayout, chunk_terms, voxels_layout
+from conv3d_cli.engine.tile import Algorithm, PreparedAlgorithm, TileLayout, chunk_terms, voxels_layout
 from conv3d_cli.engine.views import aligned_zeros
+from conv3d_cli.model.box import Size
 from conv3d_cli.model.spec import ConvProblem
 
 CHUNK_TERMS = 96
@@ -257,12 +258,12 @@ def plan_layout(problem: ConvProblem, dtype: np.dtype[Any], blocks: Blocks, of_p
     pitch = channels + 16 if channels * dtype.itemsize % 2048 == 0 else channels
     depth, height, width = problem.out_size
 
-    def layout(tile: Tile, step_depth: int) -> TileLayout:
+    def layout(tile: Size, step_depth: int) -> TileLayout:
         return voxels_layout(
             problem, tile, filters=blocks.padded * together, step_depth=step_depth, channel_pitch=pitch
         )
 
-    def used(tile: Tile, step_depth: int) -> float:
+    def used(tile: Size, step_depth: int) -> float:
         """Bytes a pass touches."""
         found = layout(tile, step_depth)
         share = min(1.0, max(2, blocks.odd) * blocks.lanes / blocks.padded)
@@ -288,16 +289,16 @@ def plan_layout(problem: ConvProblem, dtype: np.dtype[Any], blocks: Blocks, of_p
     return in_blocks(found, dtype.itemsize) if weights_bytes <= PASS_BYTES else found
 
 
-def cut_evenly(problem: ConvProblem, fits: Callable[[Tile], bool]) -> Tile:
+def cut_evenly(problem: ConvProblem, fits: Callable[[Size], bool]) -> Size:
     """Tiles of nearly equal size over a plane, halved in turn until they fit; as deep as the output."""
     depth, height, width = problem.out_size
-    tile = Tile(depth, height, min(width, 128))
+    tile = Size(depth, height, min(width, 128))
     while not fits(tile) and tile.height * tile.width > 64:
         if tile.height > 4 or tile.width <= 24:
             tile = tile._replace(height=-(-tile.height // 2))
         else:
             tile = tile._replace(width=-(-tile.width // 2))
-    return Tile(depth, even_part(height, tile.height), even_part(width, tile.width))
+    return Size(depth, even_part(height, tile.height), even_part(width, tile.width))
 
 
 def in_blocks(layout: TileLayout, itemsize: int) -> TileLayout:

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from conv3d_cli.engine.algorithms.channels import CHUNK_TERMS, aligned, column_items, cut_evenly, in_blocks, predicted
 from conv3d_cli.engine.cpu import cpu_class
 from conv3d_cli.engine.machine_code import machine_code
-from conv3d_cli.engine.tile import Algorithm, PreparedAlgorithm, Tile, TileLayout, chunk_terms, voxels_layout
+from conv3d_cli.engine.tile import Algorithm, PreparedAlgorithm, TileLayout, chunk_terms, voxels_layout
+from conv3d_cli.model.box import Size
 from conv3d_cli.model.spec import ConvProblem
 
 # Bytes of packed planes: most of a common L2, as halos are packed twice and memory binds.
@@ -127,7 +128,7 @@ def plan_layout(problem: ConvProblem, dtype: np.dtype[Any], together: int) -> Ti
     depth, height, width = problem.out_size
     filters = together * problem.filters_per_group
 
-    def layout(tile: Tile) -> TileLayout:
+    def layout(tile: Size) -> TileLayout:
         return voxels_layout(problem, tile, filters=filters, channel_pitch=together * problem.channels_per_group)
 
     tile = cut_evenly(problem, lambda tile: layout(tile).scratch_size * dtype.itemsize <= TILE_BYTES)

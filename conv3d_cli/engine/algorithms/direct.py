@@ -20,13 +20,13 @@ from conv3d_cli.engine.machine_code import machine_code
 from conv3d_cli.engine.tile import (
     Algorithm,
     PreparedAlgorithm,
-    Tile,
     TileLayout,
     chunk_terms,
     enough_tasks,
     rows_layout,
     shrink_tile,
 )
+from conv3d_cli.model.box import Size
 from conv3d_cli.model.spec import ConvProblem
 
 # Bytes of packed planes and sums a task may hold: well within a common L2, beside the plane that is fetched meanwhile.
@@ -149,15 +149,15 @@ def plan_layout(problem: ConvProblem, dtype: np.dtype[Any], rows: int, numbers: 
     # so that a row's voxels, which follow the padding, lie on vectors: they are stored once and loaded often
     origin = -problem.pad_before[2] % 16 if problem.strides[2] == 1 else 0
 
-    def layout(tile: Tile) -> TileLayout:
+    def layout(tile: Size) -> TileLayout:
         return rows_layout(problem, tile, spare_rows=rows, spare_columns=numbers, block_height=4 * rows, origin=origin)
 
-    def fits(tile: Tile) -> bool:
+    def fits(tile: Size) -> bool:
         found = layout(tile)
         return (found.scratch_size + found.accumulator_size) * dtype.itemsize <= TILE_BYTES
 
     height = -(-96 // rows) * rows
-    tile = shrink_tile(problem, Tile(64, height, 512), fits)
+    tile = shrink_tile(problem, Size(64, height, 512), fits)
     return layout(enough_tasks(problem, tile))
 
 

@@ -2,7 +2,7 @@
 
 Vectors along one or three filters would be nearly empty. It runs the depthwise micro-kernel (`loops/depthwise.py`) with items for
 every vector of channels. Where the channels are no whole vectors, the last vector begins earlier and meets weights of zero in the
-lanes it shares; so steps with NaN or infinity are fenced there.
+lanes it shares; so steps with NaN or infinity are computed again there.
 
 Order of summation of one output voxel (the same for any tile, slab or thread): in each lane chunks of at most about 96 terms from
 zero, then the lanes in pairs.
@@ -82,7 +82,9 @@ def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -
     code = machine_code(
         "depthwise", "sum_lanes", 1, taps, int(bool(items.short)), *geometry, 1, 1, rows, lanes, dtype.name
     )
-    return PreparedAlgorithm(layout, code, lambda: aligned(packed), parameters, fenced=channels % lanes != 0, keep=keep)
+    return PreparedAlgorithm(
+        layout, code, lambda: aligned(packed), parameters, spreads_nonfinite=channels % lanes != 0, keep=keep
+    )
 
 
 ALGORITHM = Algorithm(

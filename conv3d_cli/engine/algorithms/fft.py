@@ -24,9 +24,10 @@ from numpy.typing import NDArray
 
 from conv3d_cli.engine.cpu import cpu_class
 from conv3d_cli.engine.machine_code import MachineCode, machine_code
-from conv3d_cli.engine.step import new_step, set_fields
-from conv3d_cli.engine.tile import Algorithm, PreparedAlgorithm, Tile, TileLayout, spread_rows
+from conv3d_cli.engine.step import AlgorithmData, Output, Source, StepRecord
+from conv3d_cli.engine.tile import Algorithm, PreparedAlgorithm, TileLayout, spread_rows
 from conv3d_cli.engine.views import aligned_zeros
+from conv3d_cli.model.box import Size
 from conv3d_cli.model.spec import ConvProblem
 
 # What the loops need beyond the step record, as int64 numbers. `stages_*` and `convolve_depth` are addresses; from `plane` on,
@@ -121,7 +122,7 @@ def line_instructions(radices: tuple[int, ...]) -> float:
 
 
 @lru_cache(maxsize=64)
-def choose_tile(problem: ConvProblem) -> tuple[Tile, float] | None:
+def choose_tile(problem: ConvProblem) -> tuple[Size, float] | None:
     """The quickest tile and its predicted seconds on one thread; None if there is none.
 
     Seconds are instructions, bytes that leave the inner caches, and packing, each at a measured rate (see `Rates`).
@@ -177,7 +178,7 @@ def choose_tile(problem: ConvProblem) -> tuple[Tile, float] | None:
     total = total * (1 + 1 / (bands * blocks))  # threads wait for the last task
     total = total * (RATES.several_filters if filters > 1 and channels == 1 else 1)
     best = int(np.argmin(np.where(fits, total, np.inf)))
-    return Tile(int(planes[best]), int(rows[best]), int(columns[best])), float(total[best]) * 1e-9
+    return Size(int(planes[best]), int(rows[best]), int(columns[best])), float(total[best]) * 1e-9
 
 
 def task_depth(kept_planes: Any) -> Any:
@@ -185,11 +186,11 @@ def task_depth(kept_planes: Any) -> Any:
     return kept_planes * -(-MOST_PLANES // kept_planes)
 
 
-def plan_layout(problem: ConvProblem, tile: Tile, dtype: np.dtype[Any]) -> tuple[TileLayout, dict[str, int]]:
+def plan_layout(problem: ConvProblem, tile: Size, dtype: np.dtype[Any]) -> tuple[TileLayout, dict[str, int]]:
     """The memory of a task, and its `P` fields that are sizes and places."""
     size = dtype.itemsize
     lanes = cpu_class().lanes * 4 // size
-    kept = Tile(*(n - e + 1 for n, e in zip(tile, problem.extent, strict=True)))
+    kept = Size(*(n - e + 1 for n, e in zip(tile, problem.extent, strict=True)))
     filters, channels = problem.filters_per_group, problem.channels_per_group
     element = 2 * lanes * size
     # an odd number of cache lines apart, or lines along height and depth would share cache sets
@@ -220,7 +221,7 @@ def plan_layout(problem: ConvProblem, tile: Tile, dtype: np.dtype[Any]) -> tuple
     sums_row = spread_rows(2 * kept.width + 16)
     sums_plane = tile.height * sums_row
     layout = TileLayout(
-        Tile(task_depth(kept.depth), kept.height, 2 * kept.width), kept.depth, 1, "rows", row_step, row_step, channel_step,
+        Size(task_depth(kept.depth), kept.height, 2 * kept.width), kept.depth, 1, "rows", row_step, row_step, channel_step,
         channel_step, channels * channel_step + 16, (sums_plane, 0, sums_row, 1), filters * sums_plane, workspace,
     )  # fmt: skip
     return layout, places
@@ -258,7 +259,7 @@ def stage_table(radices: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[NDArray
     return np.array(table, np.int64), keep
 
 
-def kernel_spectrum(problem: ConvProblem, weights: NDArray[Any], tile: Tile, dtype: np.dtype[Any]) -> NDArray[Any]:
+def kernel_spectrum(problem: ConvProblem, weights: NDArray[Any], tile: Size, dtype: np.dtype[Any]) -> NDArray[Any]:
     """The spectra by which lines along depth are multiplied: conjugate, since taps are not flipped, and scaled by 1/n.
 
     Returns (group, row block, column, filter, channel, depth, re | im, lane), frequencies in the transforms' order.
@@ -303,10 +304,8 @@ def multiply(matrix: NDArray[Any], columns: NDArray[Any], dtype: np.dtype[Any]) 
     source = np.ascontiguousarray(columns, dtype)
     *stack, terms, count = source.shape
     out = aligned_zeros(math.prod(stack) * rows * count, dtype)
-    step, parameters = new_step(), np.array([math.prod(stack), rows, terms, count], np.int64)
-    set_fields(step, source=source.ctypes.data, weights=transposed.ctypes.data, out=out.ctypes.data,
-               parameters=parameters.ctypes.data)  # fmt: skip
-    products_code(dtype)(step.ctypes.data)
+    parameters = np.array([math.prod(stack), rows, terms, count], np.int64)
+    products_code(dtype)(StepRecord(Source(source), AlgorithmData(transposed, parameters), Output(out)))
     whole = out.reshape(*stack, rows, count)
     return whole if rows == len(matrix) else np.ascontiguousarray(whole[..., : len(matrix), :])
 
@@ -337,8 +336,8 @@ def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -
     places["fence"] = int(np.array(HUGE).view(np.int64))
     parameters = np.array([places[name] for name in P._fields], np.int64)
     return PreparedAlgorithm(
-        layout, planes, lambda: kernel_spectrum(problem, weights, tile, dtype), parameters, absorb=absorb, fenced=True,
-        checks=True, calls={P.convolve_depth: depth}, packs_weights=products_code(dtype), keep=keep,
+        layout, planes, lambda: kernel_spectrum(problem, weights, tile, dtype), parameters, absorb=absorb, spreads_nonfinite=True,
+        checks_nonfinite=True, calls={P.convolve_depth: depth}, packs_weights=products_code(dtype), keep=keep,
     )  # fmt: skip
 
 

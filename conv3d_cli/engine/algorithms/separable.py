@@ -10,7 +10,7 @@ SIAM Review 51 (2009) 455-500, section 4, with the core kept in `width`). Accept
 within the rounding of the arithmetic. The passes run over tiles, see `loops/separable.py`.
 
 NaN and infinity reach the same voxels as in the direct sum where there is one term: a product is not finite if one factor
-is. Several terms may be of opposite signs; then such steps are fenced.
+is. Several terms may be of opposite signs; then such steps are computed again.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 
 from conv3d_cli.engine.cpu import cpu_class
 from conv3d_cli.engine.machine_code import machine_code
-from conv3d_cli.engine.tile import Algorithm, PreparedAlgorithm, Tile, TileLayout, packed_size, rows_layout
+from conv3d_cli.engine.tile import Algorithm, PreparedAlgorithm, TileLayout, packed_size, rows_layout
+from conv3d_cli.model.box import Size
 from conv3d_cli.model.spec import ConvProblem
 
 Array = NDArray[np.float64]
@@ -213,7 +214,7 @@ def _best_tiling(problem: ConvProblem, kept: int, terms: int, folds: tuple[bool,
     widths = {-(-width // n) for n in range(1, -(-width // 64) + 1) if -(-width // n) <= 1024}
     depths = {-(-depth // n) for n in (1, 2, 4) if depth // n >= 2 * problem.extent[0] or n == 1}
     found = [
-        _tiling(problem, kept, terms, folds, itemsize, Tile(-(-d // step_depth) * step_depth, h, w), step_depth)
+        _tiling(problem, kept, terms, folds, itemsize, Size(-(-d // step_depth) * step_depth, h, w), step_depth)
         for d in depths
         for h in heights
         for w in widths
@@ -222,7 +223,7 @@ def _best_tiling(problem: ConvProblem, kept: int, terms: int, folds: tuple[bool,
 
 
 def _tiling(
-    problem: ConvProblem, kept: int, terms: int, folds: tuple[bool, bool], itemsize: int, tile: Tile, step_depth: int
+    problem: ConvProblem, kept: int, terms: int, folds: tuple[bool, bool], itemsize: int, tile: Size, step_depth: int
 ) -> _Tiling:
     sums = _sums()
     kd, kh, kw = problem.kernel_size
@@ -333,7 +334,7 @@ def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -
         lambda: packed,
         parameters,
         absorb=absorb,
-        fenced=factors.kept * factors.terms > 1,
+        spreads_nonfinite=factors.kept * factors.terms > 1,
         keep=[offsets],
     )
 

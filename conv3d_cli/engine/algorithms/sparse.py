@@ -62,7 +62,7 @@ def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -
     """Items that hold a weight."""
     shape, _ = _shape(problem, weights)
     prepared = direct.prepare_items(problem, weights, dtype, shape, sparse=True)
-    prepared.fenced = True
+    prepared.spreads_nonfinite = True
     return prepared
 
 

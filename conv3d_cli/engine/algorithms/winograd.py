@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 
 from conv3d_cli.engine.cpu import cpu_class
 from conv3d_cli.engine.machine_code import machine_code
-from conv3d_cli.engine.step import new_step, set_fields
-from conv3d_cli.engine.tile import Algorithm, PreparedAlgorithm, Tile, voxels_layout
+from conv3d_cli.engine.step import AlgorithmData, Output, Source, StepRecord
+from conv3d_cli.engine.tile import Algorithm, PreparedAlgorithm, voxels_layout
 from conv3d_cli.engine.views import aligned_zeros
+from conv3d_cli.model.box import Size
 from conv3d_cli.model.spec import ConvProblem
 
 # Outputs of a tile along an axis -> the points it is evaluated at, besides infinity. For 4 outputs the usual 0, 1, -1, 2, -2
@@ -138,7 +139,7 @@ def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -
     # An odd number of cache lines from one position to the next, so that they do not share cache sets.
     evaluated_step = room * shape.chunk * shape.chunks * size + 64
     product_step = room * max(shape.vectors, shape.last_vectors) * lanes * size + 64
-    tile = Tile(task_depth(problem, shape, rows, columns), rows * shape.height, columns * shape.width)
+    tile = Size(task_depth(problem, shape, rows, columns), rows * shape.height, columns * shape.width)
     layout = voxels_layout(
         problem, tile, filters=padded_filters, step_depth=DEPTH, channel_pitch=-(-channels // 16) * 16,
         workspace_bytes=shape.positions * (evaluated_step + product_step),
@@ -162,12 +163,10 @@ def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -
         taps[..., :filters] = source.reshape(27, channels, groups, filters)
         packed = aligned_zeros(groups * (DEPTH + 2) * depth_weights // size, dtype)
         cut = np.array([groups, channels, padded_channels, shape.blocks, shape.vectors, shape.last_vectors], np.int64)
-        step = new_step()
-        set_fields(step, source=taps.ctypes.data, out=packed.ctypes.data, parameters=cut.ctypes.data)
-        transform(step.ctypes.data)
+        transform(StepRecord(Source(taps), Output(packed), AlgorithmData(parameters=cut)))
         return packed
 
-    return PreparedAlgorithm(layout, code, pack_weights, parameters, fenced=True, packs_weights=transform)
+    return PreparedAlgorithm(layout, code, pack_weights, parameters, spreads_nonfinite=True, packs_weights=transform)
 
 
 @lru_cache(maxsize=64)

@@ -9,8 +9,8 @@ from typing import Any
 from conv3d_cli.engine.cpu import cpu_class
 
 if os.environ.get("CONV3D_CPU"):  # a forced class: also tell LLVM, before Numba reads its settings
-    os.environ.setdefault("NUMBA_CPU_NAME", cpu_class().target)
-    os.environ.setdefault("NUMBA_CPU_FEATURES", "+fma,+avx2" if cpu_class().name == "avx2" else "")
+    os.environ.setdefault("NUMBA_CPU_NAME", cpu_class().llvm_cpu)
+    os.environ.setdefault("NUMBA_CPU_FEATURES", cpu_class().llvm_features)
 
 from numba import cfunc, types
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from conv3d_cli.engine.loops.simd import call, memory
-from conv3d_cli.engine.step import HELD_BAD, HELD_MISSING, F
+from conv3d_cli.engine.step import HAS_INCOMPLETE, HAS_NONFINITE, F
 
 
 def run_tasks():
@@ -30,7 +30,7 @@ def run_tasks():
             step[F.width] = min(step[F.tile_width], step[F.out_width] - step[F.column])
             packed = first_plane * stride
             step[F.task_position] = packed
-            step[F.last_bad] = step[F.last_missing] = -1
+            step[F.last_nonfinite] = step[F.last_incomplete] = -1
             number = task * step[F.steps_per_task]
             plane = first_plane
             while plane < end_plane:
@@ -52,8 +52,8 @@ def run_tasks():
                     window[i] = (first + i) % ring * plane_bytes
                 if step[F.flags] != 0:
                     flags = memory(step[F.flags], np.uint8)
-                    flags[number] = HELD_BAD * (step[F.last_bad] >= first) + HELD_MISSING * (
-                        step[F.last_missing] >= first
+                    flags[number] = HAS_NONFINITE * (step[F.last_nonfinite] >= first) + HAS_INCOMPLETE * (
+                        step[F.last_incomplete] >= first
                     )
                 row = 0
                 while row < step[F.height]:

@@ -29,7 +29,7 @@ from conv3d_cli.engine.loops.fft_butterflies import (
     transpose,
 )
 from conv3d_cli.engine.loops.simd import call, inlined, memory, real_field
-from conv3d_cli.engine.step import HELD_BAD, F
+from conv3d_cli.engine.step import HAS_NONFINITE, F
 
 
 def _axis_loops(lanes, double):
@@ -111,7 +111,7 @@ def absorb_plane(lanes, real):
                 first = memory(spectrum, kind)
                 for k in range(2 * lanes):
                     if not abs(np.float64(first[k])) < fence:
-                        step[F.last_bad] = step[F.position]
+                        step[F.last_nonfinite] = step[F.position]
 
     return loops
 
@@ -227,8 +227,8 @@ def convolve_planes(lanes, real):
                     out = step[F.accumulator] + f * step[F.acc_filter_step] * itemsize
                     for j in range(step[F.height]):
                         if holds_bad(out + j * acc_row, step[F.width]):
-                            step[F.last_bad] = first
-                            memory(step[F.flags], np.uint8)[step[F.step_number]] |= HELD_BAD
+                            step[F.last_nonfinite] = first
+                            memory(step[F.flags], np.uint8)[step[F.step_number]] |= HAS_NONFINITE
             if i < count - 1:  # the last plane is the driver's to store
                 if step[F.activate] != 0:
                     call(step[F.activate], step)

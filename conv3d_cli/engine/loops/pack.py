@@ -60,7 +60,7 @@ def finder(real, check):
 
 
 def pack_rows(source_dtype, real, check):
-    """source_dtype, real: names of dtypes; check: 1 to note in `last_bad` where NaN, infinity or huge numbers were packed."""
+    """source_dtype, real: names of dtypes; check: 1 to write to `last_nonfinite` where NaN, infinity or huge numbers are."""
     raw_type, kind = np.dtype(source_dtype).type, np.dtype(real).type
     itemsize = np.dtype(real).itemsize
     holds_huge = finder(real, check)
@@ -121,7 +121,7 @@ def pack_rows(source_dtype, real, check):
                     for phase in range(stride):
                         count = (width - phase + stride - 1) // stride
                         if holds_huge(to + itemsize * (j * step[F.row_step] + phase * pitch), count):
-                            step[F.last_bad] = step[F.position]
+                            step[F.last_nonfinite] = step[F.position]
 
     return loops
 
@@ -178,6 +178,6 @@ def pack_voxels(source_dtype, real, check):
             if check:
                 for p in range(width):
                     if holds_huge(to + itemsize * (j * step[F.row_step] + p * pitch), channels):
-                        step[F.last_bad] = step[F.position]
+                        step[F.last_nonfinite] = step[F.position]
 
     return loops

@@ -19,7 +19,7 @@ from numba.extending import intrinsic
 # A function that loops share; it becomes part of each, since a call could hand on an error, which machine code has no use for.
 inlined = njit(inline="always", error_model="numpy")
 
-I1, I32, I64 = ir.IntType(1), ir.IntType(32), ir.IntType(64)
+I32, I64 = ir.IntType(32), ir.IntType(64)
 REAL_TYPES = {"float32": ir.FloatType(), "float64": ir.DoubleType()}
 
 

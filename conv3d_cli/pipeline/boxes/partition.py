@@ -1,86 +1,72 @@
-"""How the output of a job is cut into boxes, and what each of them reads and computes.
+"""How the output of a job is divided into boxes, and what each box reads and computes.
 
-A box is a block of whole output chunks, so no two boxes write one chunk, and a box that is computed twice writes the same bytes.
-It reads what its taps need (its halo included) from the input's chunks, each of which is decoded whole. A larger
-block reads and computes less beside what it needs. Along one axis boxes may be walked: then
-what the next one needs of chunks that are decoded is kept, and each chunk is decoded once along that axis.
+A box is a block of whole output chunks. So no two boxes write to one chunk, and a box that is computed twice
+writes the same bytes. A box reads the voxels under its taps (its halo included) from the input's chunks, each of
+which is decoded whole. Larger blocks read and compute less that other blocks read and compute, too. Boxes may
+sweep along one axis: each box then keeps the part of its decoded chunks that the next box needs, so that each
+chunk is decoded only once along that axis.
 
-All of it is done axis by axis: what a box reads is the product of runs of positions along depth, height and width.
+All of this is worked out axis by axis: what a box reads is the product of runs of positions along depth, height
+and width.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
-from conv3d_cli.model.spec import ConvProblem
+from conv3d_cli.model.box import Box, Runs, Span, align_runs, count_positions, intersect, merge, split, subtract
+from conv3d_cli.model.spec import ConvProblem, Triple
 
-Triple = tuple[int, int, int]
-Span = tuple[int, int]  # (start, stop)
-Runs = tuple[Span, ...]  # in order and apart
-
-BOX_VOXELS = 1 << 18  # that are decoded or computed in the time that a box costs beside
-LEAST_STEP = 1.25  # from one length that is tried to the next
+BOX_VOXELS = 1 << 18  # the fixed cost of a box, as the voxels that are decoded or computed in the same time
+LEAST_STEP = 1.25  # from one block length that is tried to the next
 GAP = 4  # positions between two runs that are read through
 
 
-class Box(NamedTuple):
-    """Output voxels: (start, stop) along depth, height and width."""
-
-    depth: Span
-    height: Span
-    width: Span
-
-    @property
-    def shape(self) -> Triple:
-        """Sizes along depth, height and width."""
-        return (self.depth[1] - self.depth[0], self.height[1] - self.height[0], self.width[1] - self.width[0])
-
-
 @dataclass(frozen=True, eq=False)
-class Chain:
-    """Convolutions from the input to the output, as cutting sees them.
+class LayerChain:
+    """The convolutions from the input to the output, as far as a partition depends on them.
 
     problems : of one part of a volume
-    grains : the multiples at which what each computes begins and ends (`Plan.grain`)
+    alignments : what each convolution computes begins and ends at multiples of these (`Plan.block_alignment`)
     """
 
     problems: tuple[ConvProblem, ...]
-    grains: tuple[Triple, ...]
+    alignments: tuple[Triple, ...]
 
 
 @dataclass(frozen=True)
-class Cutting:
-    """The boxes of one part of a volume.
+class Partition:
+    """The boxes that the output of one part of a volume is divided into.
 
     size : output voxels, D, H, W
     chunk : of the output
-    block : of a box, whole chunks
-    walk : the axis (0, 1, 2) along which boxes follow one another, each with what the last one leaves; None: each on its own
+    block : size of a box, in whole chunks
+    sweep : the axis (0, 1, 2) along which each box keeps what the next one needs; None: boxes are independent
     """
 
     size: Triple
     chunk: Triple
     block: Triple
-    walk: int | None = None
+    sweep: int | None = None
 
     def boxes(self) -> Iterator[Box]:
-        """Every box: in storage order, or row by row along `walk`.
+        """Every box: in storage order, or row by row along `sweep`.
 
-        >>> list(Cutting((3, 4, 5), (2, 4, 4), (2, 4, 8)).boxes())
+        >>> list(Partition((3, 4, 5), (2, 4, 4), (2, 4, 8)).boxes())
         [Box(depth=(0, 2), height=(0, 4), width=(0, 5)), Box(depth=(2, 3), height=(0, 4), width=(0, 5))]
         """
-        order = [0, 1, 2] if self.walk is None else [*(a for a in range(3) if a != self.walk), self.walk]
+        order = [0, 1, 2] if self.sweep is None else [*(a for a in range(3) if a != self.sweep), self.sweep]
         for spans in itertools.product(*(self.spans(axis) for axis in order)):
             yield Box(*(spans[order.index(axis)] for axis in range(3)))
 
     def spans(self, axis: int) -> list[Span]:
-        """Where boxes lie along an axis."""
-        return cut_axis(self.size[axis], self.block[axis])
+        """The spans of the boxes along an axis."""
+        return split(self.size[axis], self.block[axis])
 
     @property
     def count(self) -> int:
@@ -88,51 +74,44 @@ class Cutting:
         return math.prod(-(-size // step) for size, step in zip(self.size, self.block, strict=True))
 
 
-def cut_axis(size: int, step: int) -> list[Span]:
-    """An axis in spans of a step.
-
-    >>> cut_axis(5, 2)
-    [(0, 2), (2, 4), (4, 5)]
-    """
-    return [(start, min(start + step, size)) for start in range(0, size, step)]
-
-
-class Share(NamedTuple):
-    """What all boxes together decode and compute, as multiples of the input's and the output's voxels: 1 where nothing is done
-    twice."""
+class Redundancy(NamedTuple):
+    """How often all boxes together decode the input's voxels and compute the output's; 1 if each only once."""
 
     decoded: float
     computed: float
 
 
-def cut(
-    chain: Chain,
+def choose_partition(
+    chain: LayerChain,
     in_chunk: Triple,
     out_chunk: Triple,
-    allowed: Callable[[Cutting], bool],
-    walks: Sequence[int | None] = (None,),
-) -> Cutting | None:
-    """The cutting that decodes and computes least of those that are allowed; None if not even single chunks are.
+    allowed: Callable[[Partition], bool],
+    sweeps: Sequence[int | None] = (None,),
+) -> Partition | None:
+    """The allowed partition that decodes and computes least; None if not even boxes of one chunk are allowed.
 
-    allowed : told a cutting; if it is not, none with larger blocks is
-    walks : axes along which boxes may be walked
+    allowed : callable      (partition) -> bool; if it refuses a partition, it refuses all with larger blocks
+    sweeps : axes along which boxes may sweep
     """
     size = chain.problems[-1].out_size
     lengths = [block_lengths(n, chunk) for n, chunk in zip(size, out_chunk, strict=True)]
-    best: tuple[float, Cutting] | None = None
-    for walk, (depth, height) in itertools.product(walks, itertools.product(*lengths[:2])):
+    best: tuple[float, Partition] | None = None
+    for sweep, (depth, height) in itertools.product(sweeps, itertools.product(*lengths[:2])):
         for width in lengths[2]:
-            cutting = Cutting(size, out_chunk, (depth, height, width), walk)
-            if not allowed(cutting):
+            partition = Partition(size, out_chunk, (depth, height, width), sweep)
+            if not allowed(partition):
                 break
-            cost = sum(shares(chain, cutting, in_chunk)) + cutting.count * BOX_VOXELS / math.prod(size)
+            fixed = partition.count * BOX_VOXELS / math.prod(size)
+            cost = sum(redundancy(chain, partition, in_chunk)) + fixed
             if best is None or cost < best[0]:
-                best = cost, cutting
+                best = cost, partition
     return None if best is None else best[1]
 
 
 def block_lengths(size: int, chunk: int) -> list[int]:
-    """Lengths of blocks worth a trial along an axis: whole chunks, the least for each number of blocks, none close to another.
+    """The lengths of blocks to try along an axis: whole chunks, the shortest for each number of blocks.
+
+    Lengths that differ by less than `LEAST_STEP` from a shorter one are left out.
 
     >>> block_lengths(100, 8)
     [8, 16, 24, 32, 40, 56, 100]
@@ -149,60 +128,8 @@ def block_lengths(size: int, chunk: int) -> list[int]:
 # What a box reads and computes, along one axis
 
 
-def merged(runs: Iterable[Span], gap: int = 0) -> Runs:
-    """Runs in order, those that meet (or lie no more than `gap` apart) made one.
-
-    >>> merged([(5, 7), (0, 3), (3, 4)])
-    ((0, 4), (5, 7))
-    """
-    found: list[Span] = []
-    for start, stop in sorted(runs):
-        if found and start - found[-1][1] <= gap:
-            found[-1] = (found[-1][0], max(found[-1][1], stop))
-        else:
-            found.append((start, stop))
-    return tuple(found)
-
-
-def common(first: Runs, second: Runs) -> Runs:
-    """The positions that lie in both.
-
-    >>> common(((0, 4), (8, 9)), ((2, 20),))
-    ((2, 4), (8, 9))
-    """
-    both = ((max(a[0], b[0]), min(a[1], b[1])) for a in first for b in second)
-    return merged(run for run in both if run[0] < run[1])
-
-
-def without(runs: Runs, others: Runs) -> Runs:
-    """The positions of runs that lie in none of the others.
-
-    >>> without(((0, 4), (8, 9)), ((2, 3),))
-    ((0, 2), (3, 4), (8, 9))
-    """
-    left = list(runs)
-    for start, stop in others:
-        pieces = [(max(run[0], at), min(run[1], to)) for run in left for at, to in ((0, start), (stop, run[1]))]
-        left = [run for run in pieces if run[0] < run[1]]
-    return tuple(sorted(left))
-
-
-def count_of(runs: Runs) -> int:
-    """How many positions there are."""
-    return sum(stop - start for start, stop in runs)
-
-
-def whole_units(runs: Runs, unit: int, size: int) -> Runs:
-    """The chunks (or other units) that positions lie in, whole.
-
-    >>> whole_units(((3, 4), (9, 10)), 4, 10)
-    ((0, 4), (8, 10))
-    """
-    return merged((start // unit * unit, min(-(-stop // unit) * unit, size)) for start, stop in runs)
-
-
 def input_runs(problem: ConvProblem, axis: int, outputs: Runs) -> Runs:
-    """The input positions that outputs read, and few between them; (0, 1) if they read none.
+    """The input positions that outputs read, with gaps of up to `GAP` filled; (0, 1) if they read none.
 
     >>> from conv3d_cli.model.spec import ConvSpec
     >>> input_runs(ConvSpec(padding="same", boundary="wrap").resolve((1, 29, 9, 9, 1), (3, 3, 3, 1, 1)), 0, ((25, 29),))
@@ -216,32 +143,40 @@ def input_runs(problem: ConvProblem, axis: int, outputs: Runs) -> Runs:
             found.append((max(first, 0), min(last, size)))
         beside = itertools.chain(range(first, min(last, 0)), range(max(first, size), last))
         found += [(i, i + 1) for i in {problem.boundary.source_index(p, size) for p in beside} if i >= 0]
-    return merged(found, GAP) or ((0, 1),)
+    return merge(found, GAP) or ((0, 1),)
 
 
 @lru_cache(maxsize=4096)
-def needs(chain: Chain, axis: int, span: Span) -> tuple[Runs, ...]:
-    """What a box needs along an axis: the input positions it reads, then what each convolution computes for it."""
+def needs(chain: LayerChain, axis: int, span: Span) -> tuple[Runs, ...]:
+    """What a box needs along an axis: the input positions it reads, then the outputs of each convolution."""
     made: list[Runs] = [(span,)]
-    for problem, grain in zip(reversed(chain.problems), reversed(chain.grains), strict=True):
-        made[0] = whole_units(made[0], grain[axis], problem.out_size[axis])
+    for problem, alignment in zip(reversed(chain.problems), reversed(chain.alignments), strict=True):
+        made[0] = align_runs(made[0], alignment[axis], problem.out_size[axis])
         made.insert(0, input_runs(problem, axis, made[0]))
     return tuple(made)
 
 
-def held_runs(chain: Chain, axis: int, span: Span, following: Span | None, unit: int) -> Runs:
-    """What is read for a box along an axis: what it needs, and of the chunks that it decodes what the following one needs."""
+def held_runs(chain: LayerChain, axis: int, span: Span, following: Span | None, unit: int) -> Runs:
+    """What is read for a box along an axis.
+
+    It is what the box needs, and what the following box needs of the same chunks of `unit` positions.
+    """
     needed = needs(chain, axis, span)[0]
     if following is None:
         return needed
     size = chain.problems[0].in_size[axis]
-    kept = common(needs(chain, axis, following)[0], whole_units(needed, unit, size))
-    return merged((*needed, *kept))
+    kept = intersect(needs(chain, axis, following)[0], align_runs(needed, unit, size))
+    return merge((*needed, *kept))
 
 
-class AxisShare(NamedTuple):
-    """What boxes do along an axis. held, made: the most positions that one reads, and that each convolution computes for it;
-    decoded, computed: positions of all boxes together, of the input and of each convolution."""
+class AxisWork(NamedTuple):
+    """What boxes do along an axis, in positions.
+
+    held : the most that one box reads
+    made : the most that each convolution computes for one box
+    decoded : what all boxes together decode of the input
+    computed : what each convolution computes for all boxes together
+    """
 
     held: int
     made: tuple[int, ...]
@@ -250,43 +185,41 @@ class AxisShare(NamedTuple):
 
 
 @lru_cache(maxsize=4096)
-def axis_share(chain: Chain, axis: int, step: int, unit: int, walked: bool) -> AxisShare:
+def axis_work(chain: LayerChain, axis: int, step: int, unit: int, swept: bool) -> AxisWork:
     """What boxes of `step` outputs do along an axis of an input in chunks of `unit`."""
     size = chain.problems[0].in_size[axis]
-    spans = cut_axis(chain.problems[-1].out_size[axis], step)
+    spans = split(chain.problems[-1].out_size[axis], step)
     held, decoded = 0, 0
     before: Runs = ()
     lengths = []
     for span, following in zip(spans, [*spans[1:], None], strict=True):
-        runs = held_runs(chain, axis, span, following if walked else None, unit)
-        decoded += count_of(whole_units(without(runs, before), unit, size))
-        held, before = max(held, count_of(runs)), runs if walked else ()
-        lengths.append([count_of(made) for made in needs(chain, axis, span)[1:]])
+        runs = held_runs(chain, axis, span, following if swept else None, unit)
+        decoded += count_positions(align_runs(subtract(runs, before), unit, size))
+        held, before = max(held, count_positions(runs)), runs if swept else ()
+        lengths.append([count_positions(made) for made in needs(chain, axis, span)[1:]])
     made, computed = zip(*((max(one), sum(one)) for one in zip(*lengths, strict=True)), strict=True)
-    return AxisShare(held, made, decoded, computed)
+    return AxisWork(held, made, decoded, computed)
 
 
-def axis_shares(chain: Chain, cutting: Cutting, in_chunk: Triple) -> list[AxisShare]:
+def work_by_axis(chain: LayerChain, partition: Partition, in_chunk: Triple) -> list[AxisWork]:
     """What boxes do along depth, height and width."""
-    return [
-        axis_share(chain, axis, cutting.block[axis], in_chunk[axis], axis == cutting.walk) for axis in range(3)
-    ]  # fmt: skip
+    return [axis_work(chain, axis, partition.block[axis], in_chunk[axis], axis == partition.sweep) for axis in range(3)]
 
 
-def shares(chain: Chain, cutting: Cutting, in_chunk: Triple) -> Share:
-    """What all boxes together decode, and what the last convolution computes for them."""
-    axes = axis_shares(chain, cutting, in_chunk)
+def redundancy(chain: LayerChain, partition: Partition, in_chunk: Triple) -> Redundancy:
+    """How often all boxes together decode the input, and how often the last convolution computes its output."""
+    axes = work_by_axis(chain, partition, in_chunk)
     size, out_size = chain.problems[0].in_size, chain.problems[-1].out_size
-    return Share(
+    return Redundancy(
         math.prod(one.decoded / n for one, n in zip(axes, size, strict=True)),
         math.prod(one.computed[-1] / n for one, n in zip(axes, out_size, strict=True)),
     )
 
 
-def decoded_sizes(chain: Chain, box: Box, chunk: Triple) -> Triple:
-    """Sizes of what is decoded for a box on its own: whole chunks of the input."""
+def decoded_sizes(chain: LayerChain, box: Box, chunk: Triple) -> Triple:
+    """Sizes of what is decoded for an independent box: whole chunks of the input."""
     sizes = [
-        count_of(whole_units(needs(chain, axis, span)[0], chunk[axis], chain.problems[0].in_size[axis]))
+        count_positions(align_runs(needs(chain, axis, span)[0], chunk[axis], chain.problems[0].in_size[axis]))
         for axis, span in enumerate(box)
     ]
     return sizes[0], sizes[1], sizes[2]

@@ -1,4 +1,4 @@
-"""A job box by box on this machine, where whole planes do not fit: how large boxes may be, and the loop over them."""
+"""A job done box by box on this machine, where whole planes do not fit: the size of its boxes, and the loop over them."""
 
 from __future__ import annotations
 
@@ -11,12 +11,19 @@ from functools import cached_property
 from conv3d_cli.convolution.prepared import Convolution
 from conv3d_cli.engine import Team
 from conv3d_cli.model.volume import BoxAccess, VolumeHeader, VolumeReader, VolumeWriter
-from conv3d_cli.pipeline.boxes.compute import BoxInput, BoxSource, chain_of, compute_box
-from conv3d_cli.pipeline.boxes.partition import Chain, Cutting, Share, axis_shares, cut, shares
+from conv3d_cli.pipeline.boxes.compute import BoxInput, BoxSource, compute_box, layer_chain
+from conv3d_cli.pipeline.boxes.partition import (
+    LayerChain,
+    Partition,
+    Redundancy,
+    choose_partition,
+    redundancy,
+    work_by_axis,
+)
 from conv3d_cli.pipeline.stream import StageTimes, counted, overlap
 from conv3d_cli.system.machine import give_back_at_once
 
-# Held at once: a box's input and output while another is read, and another written.
+# In memory at once: a box's input and output, while another box is read, and another written.
 IN_FLIGHT_IN, WRITES_BEHIND = 2, 1
 # Larger arrays go back to the system when they are dropped. Else they stay in pools of several threads: 1.15 GB from Zarr to
 # .npy in boxes of 29 MB under 500 MB took 520 MB, and takes 343 MB, in the same time (2026-11).
@@ -25,10 +32,13 @@ KEPT_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class BoxJob:
-    """A job that may be done box by box: its convolutions, and what its two ends hold and cost.
+    """A job that may be done box by box.
 
-    channels : that are written of a part
-    base : bytes of the process beside voxels
+    convolutions : from the input to the output
+    source, output : headers of the volumes at both ends
+    reading, writing : how parts of planes are read and written, and what that costs
+    channels : channels of the output that one part writes
+    base : bytes of the process, voxels not counted
     """
 
     convolutions: Sequence[Convolution]
@@ -40,13 +50,13 @@ class BoxJob:
     base: int
 
     @cached_property
-    def chain(self) -> Chain:
-        """The convolutions as cutting sees them."""
-        return chain_of(self.convolutions)
+    def chain(self) -> LayerChain:
+        """What a partition depends on of the convolutions."""
+        return layer_chain(self.convolutions)
 
     @cached_property
     def chunk(self) -> tuple[int, int, int]:
-        """What blocks are made of: what the target stores as one; where that is a voxel, the tiles of the last convolution."""
+        """The unit of blocks: a chunk of the target, or a tile of the last convolution where the target has no chunks."""
         plan = self.convolutions[-1].plan
         tile = (plan.depth_step, *plan.prepared.layout.tile[1:])
         found = [
@@ -57,48 +67,54 @@ class BoxJob:
             found[2] = plan.problem.out_size[2]  # which such an activation runs along
         return found[0], found[1], found[2]
 
-    def memory(self, cutting: Cutting) -> int:
-        """The peak of the process."""
-        axes = axis_shares(self.chain, cutting, self.reading.unit)
+    def memory(self, partition: Partition) -> int:
+        """Peak memory of the process, in bytes."""
+        axes = work_by_axis(self.chain, partition, self.reading.unit)
         first, last = self.convolutions[0], self.convolutions[-1]
         held = math.prod(one.held for one in axes) * first.problem.in_channels * self.source.dtype.itemsize
-        box = math.prod(cutting.block)
-        most = made = 0  # what a convolution holds of its own and the one before's
+        box = math.prod(partition.block)
+        most = made = 0  # bytes of a convolution's own values, and of those before it
         for position, convolution in enumerate(self.convolutions):
             values = convolution.problem.filters * convolution.plan.dtype.itemsize
             sums = math.prod(one.made[position] for one in axes) * values
             copies = 0 if convolution is last else sums
             if convolution.on_slabs:
                 copies += 3 * sums  # activations make copies
-            elif convolution is last and not self._fits(cutting):
-                copies += sums + box * values  # what is computed beside the box, then the box alone
+            elif convolution is last and not self._fits(partition):
+                copies += sums + box * values  # an aligned box around the box, then the box alone
             most, made = max(most, made + copies), sums
         out = (1 + WRITES_BEHIND) * box * self.channels * self.output.dtype.itemsize
         return self.base + IN_FLIGHT_IN * held + most + out + self.reading.held + self.writing.held
 
-    def _fits(self, cutting: Cutting) -> bool:
-        """Whether all boxes begin and end where the last convolution's tasks may."""
-        grain = self.convolutions[-1].plan.grain
-        return all(n % g == 0 or n == size for n, g, size in zip(cutting.block, grain, cutting.size, strict=True))
-
-    def least(self) -> Cutting:
-        """The smallest boxes."""
-        return Cutting(self.convolutions[-1].problem.out_size, self.chunk, self.chunk)
-
-    def cut(self, limit: int) -> Cutting | None:
-        """The boxes under a ceiling that decode and compute least; None if not even the smallest fit."""
-        return cut(
-            self.chain, self.reading.unit, self.chunk, lambda cutting: self.memory(cutting) <= limit, (None, 0, 1, 2)
+    def _fits(self, partition: Partition) -> bool:
+        """Whether all boxes are aligned as the last convolution asks, so that nothing beside them is computed."""
+        alignment = self.convolutions[-1].plan.block_alignment
+        return all(
+            n % unit == 0 or n == size for n, unit, size in zip(partition.block, alignment, partition.size, strict=True)
         )
 
-    def share(self, cutting: Cutting) -> Share:
-        """What boxes decode and compute."""
-        return shares(self.chain, cutting, self.reading.unit)
+    def smallest_partition(self) -> Partition:
+        """The partition into the smallest boxes."""
+        return Partition(self.convolutions[-1].problem.out_size, self.chunk, self.chunk)
+
+    def choose_partition(self, limit: int) -> Partition | None:
+        """The partition under a limit of bytes that decodes and computes least; None if no box is small enough."""
+        return choose_partition(
+            self.chain,
+            self.reading.unit,
+            self.chunk,
+            lambda partition: self.memory(partition) <= limit,
+            (None, 0, 1, 2),
+        )
+
+    def redundancy(self, partition: Partition) -> Redundancy:
+        """How often boxes decode the input and compute the output."""
+        return redundancy(self.chain, partition, self.reading.unit)
 
 
 def stream_boxes(
     convolutions: Sequence[Convolution],
-    cutting: Cutting,
+    partition: Partition,
     parts: Sequence[tuple[int, slice]],
     reader: VolumeReader,
     writer: VolumeWriter,
@@ -107,14 +123,14 @@ def stream_boxes(
 ) -> StageTimes:
     """Move every box from reader to writer through the convolutions: one is read ahead, one written behind.
 
-    parts : (n, input channels) of the last convolution, as they are streamed
-    progress : told (voxels finished, voxels in all), from any thread
+    parts : (n, input channels) of the last convolution, in the order they are streamed
+    progress : callable     gets (voxels finished, voxels in all), from any thread
     """
     give_back_at_once(KEPT_BYTES)
     first, last = convolutions[0], convolutions[-1]
     access = reader.box_access()
     assert access is not None, reader.path
-    chain, boxes = chain_of(convolutions), list(cutting.boxes())
+    chain, boxes = layer_chain(convolutions), list(partition.boxes())
     steps = [(part, number) for part in range(len(parts)) for number in range(len(boxes))]
     times = StageTimes()
     advance = counted(progress, len(parts) * math.prod(last.problem.out_shape))
@@ -126,19 +142,18 @@ def stream_boxes(
         if part not in sources:
             sources.clear()
             given = channels if len(convolutions) == 1 else slice(0, first.problem.in_channels)
-            sources[part] = BoxSource(reader, n, given, chain, cutting, access.unit)
+            sources[part] = BoxSource(reader, n, given, chain, partition, access.unit)
         return sources[part].read(boxes[number], boxes[number + 1] if number + 1 < len(boxes) else None)
 
     def compute(step: int, given: BoxInput) -> Callable[[], None]:
         part, number = steps[step]
         (n, channels), box = parts[part], boxes[number]
         stored = last.stored(channels, writer.header.shape[4])
-        out = writer.header.axes.empty((*box.shape, stored.stop - stored.start), writer.header.dtype)
+        out = writer.header.axes.empty((*box.size, stored.stop - stored.start), writer.header.dtype)
         started = time.perf_counter()
         times.clipped += compute_box(convolutions, given, reader.header.scale, channels, box, out, team, advance)
         times.compute += time.perf_counter() - started
-        starts = (box.depth[0], box.height[0], box.width[0])
-        return lambda: writer.write_box(n, starts, stored.start, out)
+        return lambda: writer.write_box(n, box.start, stored.start, out)
 
     overlap(len(steps), read, compute, times, behind=WRITES_BEHIND)
     return times

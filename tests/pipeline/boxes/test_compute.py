@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from conv3d_cli.engine import Team
+from conv3d_cli.model.box import Box
 from conv3d_cli.model.kernel import Kernel
-from conv3d_cli.pipeline.boxes.compute import BoxSource, chain_of, compute_box
-from conv3d_cli.pipeline.boxes.partition import Box
+from conv3d_cli.pipeline.boxes.compute import BoxSource, compute_box, layer_chain
 from conv3d_cli.pipeline.prepare import prepare_job
 from conv3d_cli.pipeline.request import Job, Stage
 from conv3d_cli.pipeline.run import run_job
@@ -75,12 +75,12 @@ def test_same_bits(name: str, bad: bool, tmp_path: Path, monkeypatch: pytest.Mon
             n, channels = prepared.passage.parts[0]
             every = slice(0, prepared.reader.header.shape[4])
             everything = Box(*((0, size) for size in convolutions[-1].problem.out_size))
-            for box in [everything, *random_boxes(everything.shape, 12, numbers)]:
+            for box in [everything, *random_boxes(everything.size, 12, numbers)]:
                 filters = prepared.header.shape[4]
-                out = np.empty((*box.shape, filters), prepared.header.dtype)
-                given = BoxSource(prepared.reader, n, every, chain_of(convolutions)).read(box)
+                out = np.empty((*box.size, filters), prepared.header.dtype)
+                given = BoxSource(prepared.reader, n, every, layer_chain(convolutions)).read(box)
                 clipped = compute_box(convolutions, given, (1.0, 0.0), channels, box, out, team)
-                expected = whole.reshape(*everything.shape, filters)[tuple(slice(*span) for span in box)]
+                expected = whole.reshape(*everything.size, filters)[tuple(slice(*span) for span in box)]
                 np.testing.assert_array_equal(out, expected)
                 if box == everything:
                     assert clipped == report.clipped

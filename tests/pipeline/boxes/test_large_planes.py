@@ -24,8 +24,8 @@ from conv3d_cli.cli import main
 from conv3d_cli.formats import write_volume
 from conv3d_cli.model.kernel import Kernel
 from conv3d_cli.model.volume import Volume
-from conv3d_cli.pipeline import run as job_module
-from conv3d_cli.pipeline.boxes.partition import Cutting
+from conv3d_cli.pipeline import prepare as job_module
+from conv3d_cli.pipeline.boxes.partition import Partition
 from conv3d_cli.pipeline.boxes.stream import BoxJob
 from conv3d_cli.pipeline.memory import PROCESS_BYTES, Boxes, Cut
 from conv3d_cli.pipeline.prepare import prepare_job
@@ -102,8 +102,8 @@ def test_the_ceiling_asks_for_boxes(mosaic: Path) -> None:
     job = Job(str(mosaic / "x.npy"), "out.npy", (Stage(str(mosaic / "random3.npy")),), max_memory=ceiling)
     with prepare_job(job) as prepared:
         assert prepared.boxes is not None
-        assert prepared.boxes.cutting.block < SHAPE
-        assert prepared.boxes.share.decoded < 1.2
+        assert prepared.boxes.partition.block < SHAPE
+        assert prepared.boxes.redundancy.decoded < 1.2
         assert prepared.memory <= ceiling
     result = CliRunner().invoke(
         main, ["explain", str(mosaic / "x.npy"), "-k", str(mosaic / "random3.npy"), "--max-memory", f"{ceiling >> 20}M"]
@@ -122,14 +122,14 @@ def test_a_stream_has_no_boxes(mosaic: Path, tmp_path: Path) -> None:
 # Any geometry
 
 
-def always_boxes(draw: Callable[[BoxJob], Cutting]) -> Callable[..., Cut]:
+def always_boxes(draw: Callable[[BoxJob], Partition]) -> Callable[..., Cut]:
     """`cut_job` for small volumes: boxes where they are possible, drawn by the test."""
 
     def cut_job(*arguments: Any) -> Cut:
         box_job = arguments[-1]()
         assert box_job is not None
-        cutting = draw(box_job)
-        return Cut(1, box_job.memory(cutting), Boxes(cutting, box_job.share(cutting)))
+        partition = draw(box_job)
+        return Cut(1, box_job.memory(partition), Boxes(partition, box_job.redundancy(partition)))
 
     return cut_job
 
@@ -189,7 +189,7 @@ def test_any_boxes_have_the_bits_of_whole_planes(tmp_path_factory: pytest.TempPa
         for which in ("whole", "boxes")
     ]  # fmt: skip
 
-    def draw(box_job: BoxJob) -> Cutting:
+    def draw(box_job: BoxJob) -> Partition:
         size = box_job.convolutions[-1].problem.out_size
         unit = box_job.writing.unit
         # two or three boxes along an axis, and perhaps a rest
@@ -197,7 +197,7 @@ def test_any_boxes_have_the_bits_of_whole_planes(tmp_path_factory: pytest.TempPa
             min(n * math.ceil(whole / n / data.draw(st.integers(2, 3))), whole)
             for n, whole in zip(unit, size, strict=True)
         ]
-        return Cutting(size, unit, (block[0], block[1], block[2]), data.draw(st.sampled_from([None, 0, 1, 2])))
+        return Partition(size, unit, (block[0], block[1], block[2]), data.draw(st.sampled_from([None, 0, 1, 2])))
 
     whole = run_job(jobs[0])
     with pytest.MonkeyPatch.context() as patch:
@@ -282,6 +282,6 @@ def test_chunks_are_decoded_as_often_as_said_and_written_once(
     decided: list[Any] = []
     run_job(job, decided=decided.append)
     assert decided[0].boxes is not None
-    assert sum(read.values()) == round(decided[0].boxes.share.decoded * 16 * 16)
+    assert sum(read.values()) == round(decided[0].boxes.redundancy.decoded * 16 * 16)
     assert set(written.values()) - {0} == {1}
     assert len([key for key, count in written.items() if count]) == 16 * 16

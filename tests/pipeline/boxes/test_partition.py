@@ -11,69 +11,67 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from conv3d_cli.model.box import Box
 from conv3d_cli.model.spec import ConvProblem, ConvSpec
 from conv3d_cli.pipeline.boxes.partition import (
-    Box,
-    Chain,
-    Cutting,
-    common,
-    cut,
+    LayerChain,
+    Partition,
+    choose_partition,
     decoded_sizes,
     held_runs,
-    merged,
     needs,
-    shares,
-    whole_units,
-    without,
+    redundancy,
 )
 
 sizes = st.tuples(*[st.integers(1, 60)] * 3)
 few = st.tuples(*[st.integers(1, 20)] * 3)
-walks = st.sampled_from([None, 0, 1, 2])
+sweeps = st.sampled_from([None, 0, 1, 2])
 
 
 def problem(size: tuple[int, ...], kernel: int = 3, strides: int = 1, boundary: str = "zeros") -> ConvProblem:
     return ConvSpec(padding="same", strides=strides, boundary=boundary).resolve((1, *size, 1), (kernel,) * 3 + (1, 1))
 
 
-def chain_of(*problems: ConvProblem, grain: int = 1) -> Chain:
-    return Chain(problems, ((grain, grain, grain),) * len(problems))
+def layer_chain(*problems: ConvProblem, alignment: int = 1) -> LayerChain:
+    return LayerChain(problems, ((alignment, alignment, alignment),) * len(problems))
 
 
-@given(size=sizes, in_chunk=few, out_chunk=few, most=st.integers(1, 30000), strides=st.integers(1, 3), walk=walks)
+@given(size=sizes, in_chunk=few, out_chunk=few, most=st.integers(1, 30000), strides=st.integers(1, 3), sweep=sweeps)
 def test_every_chunk_is_in_one_box(
     size: tuple[int, int, int],
     in_chunk: tuple[int, int, int],
     out_chunk: tuple[int, int, int],
     most: int,
     strides: int,
-    walk: int | None,
+    sweep: int | None,
 ) -> None:
     one = problem(size, strides=strides)
-    cutting = cut(chain_of(one), in_chunk, out_chunk, lambda one: math.prod(one.block) <= most, [walk])
-    if cutting is None:
+    partition = choose_partition(
+        layer_chain(one), in_chunk, out_chunk, lambda one: math.prod(one.block) <= most, [sweep]
+    )
+    if partition is None:
         assert math.prod(min(n, size) for n, size in zip(out_chunk, one.out_size, strict=True)) > most
         return
-    assert math.prod(cutting.block) <= most
+    assert math.prod(partition.block) <= most
     seen = np.zeros(one.out_size, int)
-    for box in cutting.boxes():
+    for box in partition.boxes():
         seen[tuple(slice(*span) for span in box)] += 1
         assert all(start % n == 0 for (start, _), n in zip(box, out_chunk, strict=True))
         assert all(stop % n == 0 or stop == s for (_, stop), n, s in zip(box, out_chunk, one.out_size, strict=True))
     assert (seen == 1).all()
-    assert len(list(cutting.boxes())) == cutting.count
+    assert len(list(partition.boxes())) == partition.count
 
 
-@pytest.mark.parametrize("walk", [None, 0, 2])
+@pytest.mark.parametrize("sweep", [None, 0, 2])
 @pytest.mark.parametrize("in_chunk", [(64, 1, 1), (1, 16, 16), (1, 200, 200), (32, 32, 32)])
-def test_blocks_grow_where_less_is_read(in_chunk: tuple[int, int, int], walk: int | None) -> None:
+def test_blocks_grow_where_less_is_read(in_chunk: tuple[int, int, int], sweep: int | None) -> None:
     """Not far from the best of all blocks that are small enough."""
-    chain, most = chain_of(problem((200, 200, 200), 9)), 64 * 24 * 24
-    cutting = cut(chain, in_chunk, (8, 8, 8), lambda one: math.prod(one.block) <= most, [walk])
-    assert cutting is not None
+    chain, most = layer_chain(problem((200, 200, 200), 9)), 64 * 24 * 24
+    partition = choose_partition(chain, in_chunk, (8, 8, 8), lambda one: math.prod(one.block) <= most, [sweep])
+    assert partition is not None
     blocks = [b for b in itertools.product(range(8, 201, 8), repeat=3) if math.prod(b) <= most]
-    best = min(sum(shares(chain, replace(cutting, block=block), in_chunk)) for block in blocks)
-    assert sum(shares(chain, cutting, in_chunk)) <= 1.2 * best
+    best = min(sum(redundancy(chain, replace(partition, block=block), in_chunk)) for block in blocks)
+    assert sum(redundancy(chain, partition, in_chunk)) <= 1.2 * best
 
 
 class Counted:
@@ -91,57 +89,44 @@ def positions(runs: tuple[tuple[int, int], ...]) -> set[int]:
 
 
 @given(
-    size=few, chunk=st.tuples(*[st.integers(1, 7)] * 3), block=st.tuples(*[st.integers(1, 9)] * 3), walk=walks,
-    kernel=st.sampled_from([1, 3, 5]), boundary=st.sampled_from(["zeros", "wrap"]), grain=st.integers(1, 4),
+    size=few, chunk=st.tuples(*[st.integers(1, 7)] * 3), block=st.tuples(*[st.integers(1, 9)] * 3), sweep=sweeps,
+    kernel=st.sampled_from([1, 3, 5]), boundary=st.sampled_from(["zeros", "wrap"]), alignment=st.integers(1, 4),
 )  # fmt: skip
 def test_what_is_decoded_is_counted(
-    size: tuple[int, int, int], chunk: tuple[int, int, int], block: tuple[int, int, int], walk: int | None,
-    kernel: int, boundary: str, grain: int,
+    size: tuple[int, int, int], chunk: tuple[int, int, int], block: tuple[int, int, int], sweep: int | None,
+    kernel: int, boundary: str, alignment: int,
 ) -> None:  # fmt: skip
-    chain = chain_of(problem(size, kernel, boundary=boundary), grain=grain)
-    cutting = Cutting(size, (1, 1, 1), block, walk)
+    chain = layer_chain(problem(size, kernel, boundary=boundary), alignment=alignment)
+    partition = Partition(size, (1, 1, 1), block, sweep)
     whole = [(-(-n // c)) for n, c in zip(size, chunk, strict=True)]
     counted = 1.0
     for axis in range(3):
         reader, before = Counted(chunk[axis]), set[int]()
-        spans = cutting.spans(axis)
+        spans = partition.spans(axis)
         total = 0
         for span, following in zip(spans, [*spans[1:], None], strict=True):
-            held = positions(held_runs(chain, axis, span, following if axis == walk else None, chunk[axis]))
+            held = positions(held_runs(chain, axis, span, following if axis == sweep else None, chunk[axis]))
             assert held >= positions(needs(chain, axis, span)[0])
             new = held - before
             reader.read(new)
             total += sum(
                 min((c + 1) * chunk[axis], size[axis]) - c * chunk[axis] for c in {p // chunk[axis] for p in new}
             )
-            before = held if axis == walk else set()
+            before = held if axis == sweep else set()
         if (
-            axis == walk
+            axis == sweep
             and boundary == "zeros"
             and block[axis] % chunk[axis] == 0
             and kernel // 2 <= chunk[axis]
-            and grain == 1
+            and alignment == 1
         ):
             assert reader.decoded == whole[axis]
         counted *= total / size[axis]
-    assert np.isclose(shares(chain, cutting, chunk).decoded, counted)
-
-
-@given(
-    st.lists(st.tuples(st.integers(0, 30), st.integers(1, 6))),
-    st.lists(st.tuples(st.integers(0, 30), st.integers(1, 6))),
-)
-def test_runs_are_sets(first: list[tuple[int, int]], second: list[tuple[int, int]]) -> None:
-    a, b = (merged((start, start + n) for start, n in runs) for runs in (first, second))
-    assert positions(common(a, b)) == positions(a) & positions(b)
-    assert positions(without(a, b)) == positions(a) - positions(b)
-    assert positions(whole_units(a, 4, 40)) == {
-        p for i in positions(a) for p in range(i // 4 * 4, min(i // 4 * 4 + 4, 40))
-    }
+    assert np.isclose(redundancy(chain, partition, chunk).decoded, counted)
 
 
 def test_a_stack_reads_the_halos_of_all_its_layers() -> None:
-    chain = chain_of(problem((50, 50, 50), 5), problem((50, 50, 50), 3))
+    chain = layer_chain(problem((50, 50, 50), 5), problem((50, 50, 50), 3))
     box = Box((20, 30), (0, 10), (45, 50))
     assert [needs(chain, axis, span)[0] for axis, span in enumerate(box)] == [((17, 33),), ((0, 13),), ((42, 50),)]
     assert decoded_sizes(chain, box, (1, 1, 1)) == (16, 13, 8)

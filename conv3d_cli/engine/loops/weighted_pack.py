@@ -1,8 +1,9 @@
-"""Packing for a normalised convolution: voxels times their weights, or the weights alone.
+"""Packing for a masked convolution: voxels times their certainty, or the certainty alone.
 
-The layouts are those of `loops/pack.py`. A voxel's weight is the mask's number there (1 without a mask; under `labelled` 1 where
-the mask's number is the label), and 0 where the voxel is missing. So neither products nor weights are ever held in memory: both
-sums of a normalised convolution read the same voxels. Where a weight other than 1 was packed is noted in `last_missing`.
+The layouts are those of `loops/pack.py`. A voxel's certainty is the mask's number there (1 without a mask; under
+`labelled` 1 where the mask's number is the label), and 0 where the voxel is missing. So neither products nor
+certainties are ever held in memory: both sums of a masked convolution read the same voxels. `last_incomplete`
+takes the last position where a certainty other than 1 was packed.
 """
 
 from __future__ import annotations
@@ -15,30 +16,30 @@ from conv3d_cli.engine.step import F
 from conv3d_cli.engine.views import OUTSIDE_OFFSET
 
 
-def weigher(real):
-    """A function that tells a voxel's weight. given: the mask's number there; raw, value: as stored, and as it is."""
+def certainty_function(real):
+    """A function that gives a voxel's certainty. given: the mask's number there; raw, value: the voxel as stored, and scaled."""
     kind = np.dtype(real).type
     zero, one = kind(0), kind(1)
 
     @inlined
-    def weight(raw, value, given, labelled, label, finite, compare, missing):
+    def certainty(raw, value, given, labelled, label, nonfinite_missing, compares, missing):
         own = (one if given == label else zero) if labelled else given
         known = own > zero
-        known &= (not finite) | (value - value == zero)
-        known &= (not compare) | (raw != missing)
+        known &= (not nonfinite_missing) | (value - value == zero)
+        known &= (not compares) | (raw != missing)
         return own if known else zero
 
-    return weight
+    return certainty
 
 
-def weigh_rows(source_dtype, real, mask_dtype):
+def pack_weighted_rows(source_dtype, real, mask_dtype):
     """As `pack_rows`; mask_dtype: "none" without a mask."""
     raw_type, kind = np.dtype(source_dtype).type, np.dtype(real).type
     masked = mask_dtype != "none"
     mask_type = np.dtype(mask_dtype).type if masked else kind
     itemsize = np.dtype(real).itemsize
     zero, one = kind(0), kind(1)
-    weight_of, holds_huge = weigher(real), finder(real, 1)
+    certainty_of, holds_huge = certainty_function(real), finder(real, 1)
 
     def loops(step):
         source, mask = memory(step[F.source], raw_type), memory(step[F.mask], mask_type)
@@ -47,10 +48,10 @@ def weigh_rows(source_dtype, real, mask_dtype):
         fill = kind(real_field(step, F.fill))
         scaled = step[F.scaled] != 0
         slope, intercept = real_field(step, F.slope), real_field(step, F.intercept)
-        packs_weights, labelled = step[F.packs_weights] != 0, step[F.labelled] != 0
-        finite, compare = step[F.finite] != 0, step[F.compare] != 0
+        packs_certainty, labelled = step[F.packs_certainty] != 0, step[F.labelled] != 0
+        nonfinite_missing, compares = step[F.nonfinite_missing] != 0, step[F.compares] != 0
         label = kind(real_field(step, F.label))
-        missing = raw_type(real_field(step, F.missing))
+        missing = raw_type(real_field(step, F.missing_value))
         stride, pitch, column_step = step[F.stride_w], step[F.pitch], step[F.source_column_step]
         height, width, first_row, first_column, run_start, run_stop = positions(step)
         if stride != 1:
@@ -59,7 +60,7 @@ def weigh_rows(source_dtype, real, mask_dtype):
         mask_columns = memory(step[F.mask_columns] + 8 * first_column, np.int64)
         plane = planes[step[F.position]]
         run = run_stop - run_start
-        lost = False
+        incomplete = False
         for c in range(step[F.channels]):
             origin = (step[F.group] * step[F.channels] + c) * step[F.source_channel_step]
             to = step[F.scratch] + itemsize * (step[F.slot] * step[F.plane_step] + c * step[F.channel_step])
@@ -85,58 +86,70 @@ def weigh_rows(source_dtype, real, mask_dtype):
                             raw = source[at + offset]
                             value = kind(value_of(raw, scaled, slope, intercept))
                             given = kind(mask[mask_at + mask_columns[position]]) if masked else one
-                            weight = weight_of(raw, value, given, labelled, label, finite, compare, missing)
-                            packed = weight if packs_weights else (value * weight if weight > zero else zero)
-                            lost |= weight != one
+                            certainty = certainty_of(
+                                raw, value, given, labelled, label, nonfinite_missing, compares, missing
+                            )
+                            packed = certainty if packs_certainty else (value * certainty if certainty > zero else zero)
+                            incomplete |= certainty != one
                         target[phase * pitch + p] = packed
                 if run > 0:
                     here = at + columns[run_start]
                     given_at = mask_at + (mask_columns[run_start] if masked else 0)
-                    strange = np.int32(0)
-                    if column_step == 1 and not scaled and not masked and finite and not (compare or packs_weights):
+                    differs = np.int32(0)
+                    if (
+                        column_step == 1
+                        and not scaled
+                        and not masked
+                        and nonfinite_missing
+                        and not (compares or packs_certainty)
+                    ):
                         for p in range(run):  # as the next, and as quick as plain packing
                             value = kind(source[here + p])
                             known = value - value == zero
                             target[run_start + p] = value if known else zero
-                            strange |= np.int32(not known)
+                            differs |= np.int32(not known)
                     elif column_step == 1 and not scaled:
                         for p in range(run):
                             raw = source[here + p]
                             value = kind(raw)
                             given = kind(mask[given_at + p]) if masked else one
-                            weight = weight_of(raw, value, given, labelled, label, finite, compare, missing)
-                            packed = value * weight if weight > zero else zero
-                            target[run_start + p] = weight if packs_weights else packed
-                            strange |= np.int32(weight != one)
+                            certainty = certainty_of(
+                                raw, value, given, labelled, label, nonfinite_missing, compares, missing
+                            )
+                            packed = value * certainty if certainty > zero else zero
+                            target[run_start + p] = certainty if packs_certainty else packed
+                            differs |= np.int32(certainty != one)
                     else:
                         for p in range(run):
                             raw = source[here + p * column_step]
                             value = kind(value_of(raw, scaled, slope, intercept))
                             given = kind(mask[given_at + p]) if masked else one
-                            weight = weight_of(raw, value, given, labelled, label, finite, compare, missing)
-                            packed = value * weight if weight > zero else zero
-                            target[run_start + p] = weight if packs_weights else packed
-                            strange |= np.int32(weight != one)
-                    lost |= strange != 0
-                if step[F.look] != 0:
+                            certainty = certainty_of(
+                                raw, value, given, labelled, label, nonfinite_missing, compares, missing
+                            )
+                            packed = value * certainty if certainty > zero else zero
+                            target[run_start + p] = certainty if packs_certainty else packed
+                            differs |= np.int32(certainty != one)
+                    incomplete |= differs != 0
+                if step[F.flags_nonfinite] != 0:
                     for phase in range(stride):
                         count = (width - phase + stride - 1) // stride
                         if holds_huge(to + itemsize * (j * step[F.row_step] + phase * pitch), count):
-                            step[F.last_bad] = step[F.position]
-        if lost:
-            step[F.last_missing] = step[F.position]
+                            step[F.last_nonfinite] = step[F.position]
+        if incomplete:
+            step[F.last_incomplete] = step[F.position]
 
     return loops
 
 
-def weigh_voxels(source_dtype, real, mask_dtype):
+def pack_weighted_voxels(source_dtype, real, mask_dtype):
     """As `pack_voxels`; mask_dtype: "none" without a mask, which is the same for all channels."""
     raw_type, kind = np.dtype(source_dtype).type, np.dtype(real).type
     masked = mask_dtype != "none"
     mask_type = np.dtype(mask_dtype).type if masked else kind
     itemsize = np.dtype(real).itemsize
     zero, one = kind(0), kind(1)
-    weight_of, holds_huge = weigher(real), finder(real, 1)
+    certainty_of, holds_huge = certainty_function(real), finder(real, 1)
 
     def loops(step):
         source, mask = memory(step[F.source], raw_type), memory(step[F.mask], mask_type)
@@ -145,10 +158,10 @@ def weigh_voxels(source_dtype, real, mask_dtype):
         fill = kind(real_field(step, F.fill))
         scaled = step[F.scaled] != 0
         slope, intercept = real_field(step, F.slope), real_field(step, F.intercept)
-        packs_weights, labelled = step[F.packs_weights] != 0, step[F.labelled] != 0
-        finite, compare = step[F.finite] != 0, step[F.compare] != 0
+        packs_certainty, labelled = step[F.packs_certainty] != 0, step[F.labelled] != 0
+        nonfinite_missing, compares = step[F.nonfinite_missing] != 0, step[F.compares] != 0
         label = kind(real_field(step, F.label))
-        missing = raw_type(real_field(step, F.missing))
+        missing = raw_type(real_field(step, F.missing_value))
         pitch, channels, channel_step = step[F.pitch], step[F.channels], step[F.source_channel_step]
         height, width, first_row, first_column, _, _ = positions(step)
         columns = memory(step[F.columns] + 8 * first_column, np.int64)
@@ -156,7 +169,7 @@ def weigh_voxels(source_dtype, real, mask_dtype):
         plane = planes[step[F.position]]
         origin = step[F.group] * channels * channel_step
         to = step[F.scratch] + itemsize * step[F.slot] * step[F.plane_step]
-        lost = False
+        incomplete = False
         for j in range(height):
             target = memory(to + itemsize * j * step[F.row_step], kind)
             row = rows[first_row + j]
@@ -172,29 +185,33 @@ def weigh_voxels(source_dtype, real, mask_dtype):
                     continue
                 here = origin + plane + row + offset
                 given = kind(mask[mask_at + mask_columns[p]]) if masked else one
-                strange = np.int32(0)
+                differs = np.int32(0)
                 if channel_step == 1 and not scaled:
                     for c in range(channels):
                         raw = source[here + c]
                         value = kind(raw)
-                        weight = weight_of(raw, value, given, labelled, label, finite, compare, missing)
-                        packed = value * weight if weight > zero else zero
-                        target[p * pitch + c] = weight if packs_weights else packed
-                        strange |= np.int32(weight != one)
+                        certainty = certainty_of(
+                            raw, value, given, labelled, label, nonfinite_missing, compares, missing
+                        )
+                        packed = value * certainty if certainty > zero else zero
+                        target[p * pitch + c] = certainty if packs_certainty else packed
+                        differs |= np.int32(certainty != one)
                 else:
                     for c in range(channels):
                         raw = source[here + c * channel_step]
                         value = kind(value_of(raw, scaled, slope, intercept))
-                        weight = weight_of(raw, value, given, labelled, label, finite, compare, missing)
-                        packed = value * weight if weight > zero else zero
-                        target[p * pitch + c] = weight if packs_weights else packed
-                        strange |= np.int32(weight != one)
-                lost |= strange != 0
-            if step[F.look] != 0:
+                        certainty = certainty_of(
+                            raw, value, given, labelled, label, nonfinite_missing, compares, missing
+                        )
+                        packed = value * certainty if certainty > zero else zero
+                        target[p * pitch + c] = certainty if packs_certainty else packed
+                        differs |= np.int32(certainty != one)
+                incomplete |= differs != 0
+            if step[F.flags_nonfinite] != 0:
                 for p in range(width):
                     if holds_huge(to + itemsize * (j * step[F.row_step] + p * pitch), channels):
-                        step[F.last_bad] = step[F.position]
-        if lost:
-            step[F.last_missing] = step[F.position]
+                        step[F.last_nonfinite] = step[F.position]
+        if incomplete:
+            step[F.last_incomplete] = step[F.position]
 
     return loops

@@ -1,4 +1,4 @@
-"""What a normalised convolution does beside its two sums: the division, and a look at where weights are."""
+"""What a masked convolution does beside its two sums: the division by coverage, and flags of where certainty is 0 or 1."""
 
 from __future__ import annotations
 
@@ -6,20 +6,21 @@ import numpy as np
 
 from conv3d_cli.engine.loops.pack import value_of
 from conv3d_cli.engine.loops.simd import inlined, memory, real_field
-from conv3d_cli.engine.loops.weigh import weigher
-from conv3d_cli.engine.normalize import BLOCK_COLUMNS, BLOCK_ROWS, HOLDING, INSIDE, LACKING
-from conv3d_cli.engine.normalize import CLEAR_AT as C
-from conv3d_cli.engine.normalize import EXTENTS_AT as E
-from conv3d_cli.engine.normalize import SURVEY_AT as S
+from conv3d_cli.engine.loops.weighted_pack import certainty_function
 from conv3d_cli.engine.step import F
+from conv3d_cli.engine.weighting import BLOCK_COLUMNS, BLOCK_ROWS, IN_MASK, INCOMPLETE, PRESENT
+from conv3d_cli.engine.weighting import CLEAR_AT as CLEAR
+from conv3d_cli.engine.weighting import EXTENT_AT as EXTENT
+from conv3d_cli.engine.weighting import FLAG_AT as FLAG
 
 
 def divide(real, inside_dtype):
-    """The end of a step of coverage: the sums in `out` are divided by what stands in the accumulator.
+    """Divide the sums in `out` by the coverage in the accumulator, at the end of a step of coverage.
 
-    Not where that is whole (within `near` of 1); `void` stands where it is less than `least`. `clipped` counts these,
-    where `inside` is above 0. `repeat` channels of sums belong to one of coverage. What is whole is exactly 1 where coverage is
-    put. inside_dtype: "none" where all are counted
+    Sums stay as they are where coverage is within `near_one` of 1, and become `empty_value` where it is less than
+    `min_coverage`. `clipped` counts the latter where `inside` is above 0. One channel of coverage divides `repeat`
+    channels of sums. The coverage that is put out is exactly 1 where it is within `near_one` of it.
+    inside_dtype: "none" to count everywhere
     """
     kind, itemsize = np.dtype(real).type, np.dtype(real).itemsize
     masked = inside_dtype != "none"
@@ -28,13 +29,13 @@ def divide(real, inside_dtype):
 
     def loops(step):
         filters, planes, height, width = step[F.filters], step[F.step_planes], step[F.block_rows], step[F.width]
-        near, least = kind(real_field(step, F.near)), kind(real_field(step, F.least))
-        void, one = kind(real_field(step, F.void)), kind(1)
+        near, least = kind(real_field(step, F.near_one)), kind(real_field(step, F.min_coverage))
+        empty, one = kind(real_field(step, F.empty_value)), kind(1)
         repeat, part_step, sum_step = step[F.repeat], step[F.acc_column_step], step[F.out_column_step]
         put_step, inside_step = step[F.coverage_column_step], step[F.inside_column_step]
         first_filter = step[F.group] * filters
         column = step[F.column]
-        bare = 0
+        below = 0
         for i in range(planes):
             for j in range(height):
                 plane, row = step[F.step_plane] + i, step[F.row] + step[F.block_row] + j
@@ -53,16 +54,16 @@ def divide(real, inside_dtype):
                                 mean = value / part
                                 mean = value if abs(part - one) <= near else mean
                                 seen = part >= least
-                                sums[k] = mean if seen else void
-                                bare += (not seen) & (inside[k * inside_step] > none) if masked else not seen
+                                sums[k] = mean if seen else empty
+                                below += (not seen) & (inside[k * inside_step] > none) if masked else not seen
                         else:
                             for k in range(width):
                                 part, value = parts[k * part_step], sums[k * sum_step]
                                 mean = value / part
                                 mean = value if abs(part - one) <= near else mean
                                 seen = part >= least
-                                sums[k * sum_step] = mean if seen else void
-                                bare += (not seen) & (inside[k * inside_step] > none) if masked else not seen
+                                sums[k * sum_step] = mean if seen else empty
+                                below += (not seen) & (inside[k * inside_step] > none) if masked else not seen
                     if step[F.coverage] != 0:
                         at = plane * step[F.coverage_plane_step] + row * step[F.coverage_row_step]
                         at += column * put_step + first_filter + f
@@ -71,21 +72,21 @@ def divide(real, inside_dtype):
                             part = parts[k * part_step]
                             put[k * put_step] = one if abs(part - one) <= near else part
         counts = memory(step[F.clipped], np.int64)
-        counts[step[F.step_number]] += bare
+        counts[step[F.step_number]] += below
 
     return loops
 
 
-def survey(source_dtype, real, is_mask):
-    """Where the weights of planes are: `LACKING`, `HOLDING`, `INSIDE` of each block of their voxels.
+def certainty_flags(source_dtype, real, is_mask):
+    """`INCOMPLETE`, `PRESENT` and `IN_MASK` of each block of voxels of some planes.
 
-    is_mask: 1 where the voxels are weights themselves
-    Parameters: see `engine.normalize.S`; how voxels are weighed as in `loops/weigh.py`.
+    is_mask: 1 where the voxels are certainties themselves
+    Parameters: see `engine.weighting.FlagArguments`; certainty is that of `loops/weighted_pack.py`.
     """
     raw_type, kind = np.dtype(source_dtype).type, np.dtype(real).type
     in_size = np.dtype(source_dtype).itemsize
     zero, one = kind(0), kind(1)
-    weight_of = weigher(real)
+    certainty_of = certainty_function(real)
     by_bits = is_mask or np.dtype(source_dtype).kind == "f"
     bits = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}[in_size]
     exponent = {4: 0x7F800000, 8: 0x7FF0000000000000}.get(in_size, 0)
@@ -93,42 +94,49 @@ def survey(source_dtype, real, is_mask):
 
     @inlined
     def of_block(numbers, first):
-        """Of a whole block by its numbers' bits: they are weights, or weigh 1 where they are finite."""
-        lacking, holding = bits(0), bits(0)
+        """Flags of a whole block by its numbers' bits: they are certainties, or have certainty 1 where finite."""
+        incomplete, present = bits(0), bits(0)
         for k in range(first, first + BLOCK_COLUMNS):
             number = numbers[k]
             if is_mask:
-                lacking |= bits(number != bits(of_one))
-                holding |= bits(number != bits(0))
+                incomplete |= bits(number != bits(of_one))
+                present |= bits(number != bits(0))
             else:
-                lacking |= bits((number & bits(exponent)) == bits(exponent))
-                holding |= bits((number & bits(exponent)) != bits(exponent))
-        return LACKING * (lacking != 0) | (HOLDING | INSIDE) * (holding != 0)
+                incomplete |= bits((number & bits(exponent)) == bits(exponent))
+                present |= bits((number & bits(exponent)) != bits(exponent))
+        return INCOMPLETE * (incomplete != 0) | (PRESENT | IN_MASK) * (present != 0)
 
     @inlined
-    def of_any(source, first, last, column_step, scaled, slope, intercept, finite, compare, missing):
-        lacking = holding = False
+    def of_any(source, first, last, column_step, scaled, slope, intercept, nonfinite_missing, compares, missing):
+        incomplete = present = False
         for k in range(first, last):
             raw = source[k * column_step]
             value = kind(value_of(raw, scaled, slope, intercept))
-            weight = value if is_mask else weight_of(raw, value, one, False, zero, finite, compare, missing)
-            lacking |= weight != one
-            holding |= weight > zero
-        return LACKING * lacking | (HOLDING | INSIDE) * holding
+            certainty = value
+            if not is_mask:
+                certainty = certainty_of(raw, value, one, False, zero, nonfinite_missing, compares, missing)
+            incomplete |= certainty != one
+            present |= certainty > zero
+        return INCOMPLETE * incomplete | (PRESENT | IN_MASK) * present
 
     def loops(step):
         p = memory(step[F.parameters], np.int64)
         scaled = step[F.scaled] != 0
         slope, intercept = real_field(step, F.slope), real_field(step, F.intercept)
-        finite, compare = step[F.finite] != 0, step[F.compare] != 0
-        missing = raw_type(real_field(step, F.missing))
-        width, blocks, column_step, bands = p[S.width], p[S.blocks], p[S.source_column], p[S.bands]
-        plain = by_bits and column_step == 1 and not scaled and (is_mask or (finite and not compare))
-        for plane in range(p[S.planes]):
-            for row in range(p[S.height]):
-                address = p[S.source] + (plane * p[S.source_plane] + row * p[S.source_row]) * in_size
+        nonfinite_missing, compares = step[F.nonfinite_missing] != 0, step[F.compares] != 0
+        missing = raw_type(real_field(step, F.missing_value))
+        width, blocks, column_step, bands = (
+            p[FLAG.width],
+            p[FLAG.blocks],
+            p[FLAG.source_column],
+            p[FLAG.bands],
+        )
+        plain = by_bits and column_step == 1 and not scaled and (is_mask or (nonfinite_missing and not compares))
+        for plane in range(p[FLAG.planes]):
+            for row in range(p[FLAG.height]):
+                address = p[FLAG.source] + (plane * p[FLAG.source_plane] + row * p[FLAG.source_row]) * in_size
                 source, numbers = memory(address, raw_type), memory(address, bits)
-                found = memory(p[S.found] + (plane * bands + row // BLOCK_ROWS) * blocks, np.uint8)
+                found = memory(p[FLAG.found] + (plane * bands + row // BLOCK_ROWS) * blocks, np.uint8)
                 for block in range(blocks):
                     first = block * BLOCK_COLUMNS
                     if plain and width - first >= BLOCK_COLUMNS:
@@ -136,7 +144,16 @@ def survey(source_dtype, real, is_mask):
                     else:
                         last = min(first + BLOCK_COLUMNS, width)
                         seen = of_any(
-                            source, first, last, column_step, scaled, slope, intercept, finite, compare, missing
+                            source,
+                            first,
+                            last,
+                            column_step,
+                            scaled,
+                            slope,
+                            intercept,
+                            nonfinite_missing,
+                            compares,
+                            missing,
                         )
                     found[block] |= np.uint8(seen)
 
@@ -144,7 +161,7 @@ def survey(source_dtype, real, is_mask):
 
 
 def clear(real, mask_dtype):
-    """Make sums 0 where a mask is not above 0. Parameters: see `engine.normalize.C`."""
+    """Make sums 0 where a mask is not above 0. Parameters: see `engine.weighting.ClearArguments`."""
     kind, size = np.dtype(real).type, np.dtype(real).itemsize
     mask_type, mask_size = np.dtype(mask_dtype).type, np.dtype(mask_dtype).itemsize
     zero, none = kind(0), mask_type(0)
@@ -152,12 +169,15 @@ def clear(real, mask_dtype):
     def loops(step):
         p = memory(step[F.parameters], np.int64)
         width, column, mask_column, channels, channel = (
-            p[C.width], p[C.sums_column], p[C.mask_column], p[C.channels], p[C.sums_channel],
+            p[CLEAR.width], p[CLEAR.sums_column], p[CLEAR.mask_column], p[CLEAR.channels], p[CLEAR.sums_channel],
         )  # fmt: skip
-        for plane in range(p[C.planes]):
-            for row in range(p[C.height]):
-                sums = memory(p[C.sums] + (plane * p[C.sums_plane] + row * p[C.sums_row]) * size, kind)
-                mask = memory(p[C.mask] + (plane * p[C.mask_plane] + row * p[C.mask_row]) * mask_size, mask_type)
+        for plane in range(p[CLEAR.planes]):
+            for row in range(p[CLEAR.height]):
+                sums = memory(p[CLEAR.sums] + (plane * p[CLEAR.sums_plane] + row * p[CLEAR.sums_row]) * size, kind)
+                mask = memory(
+                    p[CLEAR.mask] + (plane * p[CLEAR.mask_plane] + row * p[CLEAR.mask_row]) * mask_size,
+                    mask_type,
+                )
                 if column == 1 and mask_column == 1:
                     for k in range(width):
                         value = sums[k]
@@ -174,23 +194,26 @@ def clear(real, mask_dtype):
 def label_extents(dtype):
     """Widen each label's (first, last) plane, row and column by those of planes of labels.
 
-    Parameters: see `engine.normalize.E`; `found` holds six int64 a label.
+    Parameters: see `engine.weighting.ExtentArguments`; `found` holds six int64 a label.
     """
     kind, size = np.dtype(dtype).type, np.dtype(dtype).itemsize
 
     def loops(step):
         p = memory(step[F.parameters], np.int64)
-        width = p[E.width]
-        for plane in range(p[E.planes]):
-            for row in range(p[E.height]):
-                labels = memory(p[E.labels] + (plane * p[E.labels_plane] + row * p[E.labels_row]) * size, kind)
+        width = p[EXTENT.width]
+        for plane in range(p[EXTENT.planes]):
+            for row in range(p[EXTENT.height]):
+                labels = memory(
+                    p[EXTENT.labels] + (plane * p[EXTENT.labels_plane] + row * p[EXTENT.labels_row]) * size,
+                    kind,
+                )
                 k = 0
                 while k < width:
                     label, first = labels[k], k
                     while k < width and labels[k] == label:
                         k += 1
                     if label > kind(0):
-                        found = memory(p[E.found] + 48 * np.int64(label), np.int64)
+                        found = memory(p[EXTENT.found] + 48 * np.int64(label), np.int64)
                         found[0], found[1] = min(found[0], plane), max(found[1], plane)
                         found[2], found[3] = min(found[2], row), max(found[3], row)
                         found[4], found[5] = min(found[4], first), max(found[5], k - 1)
