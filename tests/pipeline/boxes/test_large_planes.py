@@ -24,7 +24,7 @@ from conv3d_cli.cli import main
 from conv3d_cli.formats import write_volume
 from conv3d_cli.model.kernel import Kernel
 from conv3d_cli.model.volume import Volume
-from conv3d_cli.pipeline import run as job_module
+from conv3d_cli.pipeline import prepare as job_module
 from conv3d_cli.pipeline.boxes.partition import Cutting
 from conv3d_cli.pipeline.boxes.stream import BoxJob
 from conv3d_cli.pipeline.memory import PROCESS_BYTES, Boxes, Cut
