@@ -23,7 +23,7 @@ from conv3d_cli.engine.machine_code import MachineCode, load, machine_code
 from conv3d_cli.engine.normalize import Division, Weighing
 from conv3d_cli.engine.step import HELD_BAD, HELD_MISSING, F, new_step, set_fields
 from conv3d_cli.engine.team import Team
-from conv3d_cli.engine.tile import Algorithm, PreparedAlgorithm, Tile
+from conv3d_cli.engine.tile import Algorithm, PreparedAlgorithm, Tile, WeightBytes
 from conv3d_cli.engine.views import FlatView, aligned_zeros, flat_view, inner_run, is_flattenable, offset_table
 from conv3d_cli.errors import ShapeError, unknown_name
 from conv3d_cli.model.spec import ConvProblem
@@ -146,10 +146,35 @@ class Plan:
 
     @property
     def scratch_bytes(self) -> int:
-        """Memory of all threads' tiles."""
+        """Memory of the tiles of all threads that have work in a whole volume."""
+        return self.scratch_for(self.problem.out_size)
+
+    def scratch_for(self, size: tuple[int, int, int]) -> int:
+        """Memory of the tiles of the threads that have work in a box of outputs (d, h, w)."""
         layout = self.prepared.layout
         numbers = layout.scratch_size + layout.accumulator_size
-        return (numbers * self.dtype.itemsize + layout.workspace_bytes) * self.threads
+        _, tasks = self._tasks(Tile(*size), self.problem.groups, self.threads)
+        return (numbers * self.dtype.itemsize + layout.workspace_bytes) * min(self.threads, tasks)
+
+    def _tasks(self, size: Tile, groups: int, threads: int) -> tuple[Tile, int]:
+        """How large the tasks of a box of outputs are, and how many."""
+        layout, together = self.prepared.layout, self.prepared.groups_together
+        tile = Tile(*(min(n, whole) for n, whole in zip(layout.tile, size, strict=True)))
+        # whole steps a task, so that steps stand where they would in one task
+        tile = tile._replace(depth=-(-tile.depth // layout.step_depth) * layout.step_depth)
+        if not self.prepared.fenced:
+            tile = _even_bands(tile, size, groups // together, threads)
+        counts = (-(-whole // n) for whole, n in zip(size, tile, strict=True))
+        return tile, groups // together * math.prod(counts)
+
+    @property
+    def weight_bytes(self) -> WeightBytes:
+        """Memory of the packed weights, those of `fallback` included where a step may need it."""
+        own = self.prepared.weight_bytes
+        if not self.prepared.fenced:
+            return own
+        repair = direct.weight_bytes(self.problem, self.dtype, direct.item_shape(self.problem)[0])
+        return WeightBytes(own.kept + repair.kept, max(own.packing, repair.packing))
 
     def loops(
         self,
@@ -288,14 +313,9 @@ class Plan:
         """Cut a box into tasks and have the team run them; how many voxels the output's dtype could not hold."""
         source, out = run.source, run.out
         problem, layout = self.problem, self.prepared.layout
-        tile = Tile(*(min(n, size) for n, size in zip(layout.tile, box.size, strict=True)))
-        # whole steps a task, so that steps stand where they would in one task
-        tile = tile._replace(depth=-(-tile.depth // layout.step_depth) * layout.step_depth)
-        if not self.prepared.fenced:
-            tile = _even_bands(tile, box.size, len(box.groups) // self.prepared.groups_together, run.team.threads)
+        tile, tasks = self._tasks(box.size, len(box.groups), run.team.threads)
         counts = Tile(*(-(-size // n) for size, n in zip(box.size, tile, strict=True)))
         together = self.prepared.groups_together
-        tasks = len(box.groups) // together * math.prod(counts)
         steps_per_task = tile.depth // layout.step_depth
         clipped = np.zeros(tasks * steps_per_task, np.int64)
         weighing, division = run.weighing, run.division
@@ -503,6 +523,16 @@ def find_algorithm(name: str) -> Algorithm:
         if algorithm.name == name:
             return algorithm
     raise unknown_name("algorithm", name, ["auto", *(a.name for a in ALGORITHMS)])
+
+
+def planning_bytes(problem: ConvProblem, dtype: np.dtype[Any]) -> int:
+    """Memory that `make_plan` takes while it looks at the weights: copies in the arithmetic's dtype and in float64, and what
+    the factorisation of a filter takes and leaves."""
+    weights = problem.taps * problem.filters
+    rounded = 0 if dtype.itemsize == 8 else dtype.itemsize * weights
+    if problem.channels_per_group > 1:
+        return rounded + 16 * weights
+    return rounded + (dtype.itemsize + 8) * weights + 40 * problem.taps + 700 * problem.filters
 
 
 def make_plan(

@@ -31,7 +31,17 @@ from conv3d_cli.model.missing import NOTHING
 from conv3d_cli.model.spec import ConvProblem, VoxelTransform
 from conv3d_cli.model.volume import Axes, VolumeHeader, VolumeReader, parts_in_storage_order
 from conv3d_cli.pipeline.kernels import resolve_kernel
-from conv3d_cli.pipeline.memory import PROCESS_BYTES, UNLIMITED, Boxes, Cut, Held, cut_job
+from conv3d_cli.pipeline.memory import (
+    UNLIMITED,
+    Boxes,
+    Cut,
+    MemoryUse,
+    SlabJob,
+    check_planning,
+    cut_job,
+    reading_kernels,
+    weights_held,
+)
 from conv3d_cli.pipeline.request import Job, Stage
 from conv3d_cli.pipeline.stream import Passage
 from conv3d_cli.system.machine import thread_count
@@ -69,7 +79,7 @@ class PreparedJob:
     header : VolumeHeader       of the output
     boxes : Boxes or None       how it is cut where whole planes do not fit; None: in slabs of whole planes
     spool_input : list of bool  for each stage, whether its input waits in a temporary file
-    memory : int                predicted peak of the whole process in bytes
+    memory_use : MemoryUse      what it holds at its peak
     mask : Mask or None         its reader is open, too
     """
 
@@ -81,9 +91,14 @@ class PreparedJob:
     boxes: Boxes | None
     spool_input: list[bool]
     spool_output: bool
-    memory: int
+    memory_use: MemoryUse
     mask: Mask | None = None
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def memory(self) -> int:
+        """The predicted peak of the whole process in bytes."""
+        return self.memory_use.total
 
 
 @contextmanager
@@ -138,12 +153,13 @@ class _Order(NamedTuple):
 
 def _prepare(job: Job, reader: VolumeReader, mask: Mask | None) -> PreparedJob:
     notes = list(reader.notes)
-    chain = _resolve_stages(job, reader.header, notes)
+    with reading_kernels(_ceiling(job)):
+        chain = _resolve_stages(job, reader.header, notes)
     header = _output_header(job, reader.header, chain)
     order = _stream_order(job, reader, header, chain)
     if order.spool_output:
         notes.append("the output waits in a temporary file last: its stream cannot be written in the order computed")
-    stages = _assemble_stages(job, chain, order, mask)
+    stages, planning = _assemble_stages(job, chain, order, mask)
     cut = _cut(job, reader, stages, header, order)
     # what boxes need is read and computed wherever it lies
     spool_input = order.spool_input if cut.boxes is None else [False] * len(stages)
@@ -151,8 +167,9 @@ def _prepare(job: Job, reader: VolumeReader, mask: Mask | None) -> PreparedJob:
         notes.append("the input waits in a temporary file first: its stream cannot be read in the order needed")
     passage = Passage(stages[-1].convolution, order.parts, cut.depth)
     return PreparedJob(
-        job, reader, stages, header, passage, cut.boxes, spool_input, order.spool_output, cut.memory, mask, notes
-    )
+        job, reader, stages, header, passage, cut.boxes, spool_input, order.spool_output,
+        max(cut.memory, *planning, key=lambda use: use.total), mask, notes,
+    )  # fmt: skip
 
 
 def _resolve_stages(job: Job, header: VolumeHeader, notes: list[str]) -> list[_Stage]:
@@ -199,14 +216,24 @@ def _output_header(job: Job, source: VolumeHeader, chain: list[_Stage]) -> Volum
     return header
 
 
-def _assemble_stages(job: Job, chain: list[_Stage], order: _Order, mask: Mask | None) -> list[PreparedStage]:
-    """All stages made ready. Only the last one may compute channels one by one; those before it give whole volumes."""
-    stages = []
+def _assemble_stages(
+    job: Job, chain: list[_Stage], order: _Order, mask: Mask | None
+) -> tuple[list[PreparedStage], list[MemoryUse]]:
+    """All stages made ready, and what it took to look at their weights.
+
+    Only the last one may compute channels one by one; those before it give whole volumes.
+    Raises: MemoryLimitError for more weights than the ceiling allows.
+    """
+    stages, planning = [], []
+    kernels: list[Kernel] = []
     for position, (stage, resolved, losses) in enumerate(chain):
         channels = resolved.problem.in_channels
         if position == len(chain) - 1 and order.parts:
             every = order.parts[0][1]
             channels = every.stop - every.start
+        part = resolved.problem.part(channels)
+        kernels.append(resolved.kernel)
+        planning.append(check_planning(kernels, part, np.dtype(job.precision), _ceiling(job)))
         convolution = assemble(
             resolved,
             channels,
@@ -219,37 +246,41 @@ def _assemble_stages(job: Job, chain: list[_Stage], order: _Order, mask: Mask | 
             tells_coverage=job.coverage is not None,
         )
         stages.append(PreparedStage(stage, resolved.kernel, resolved.problem, convolution, losses))
-    return stages
+    return stages, planning
 
 
 def _cut(job: Job, reader: VolumeReader, stages: list[PreparedStage], header: VolumeHeader, order: _Order) -> Cut:
     """Slabs, or boxes, that fit under the ceiling of memory. Raises: MemoryLimitError."""
-    plans = [stage.plan for stage in stages]
-    last = stages[-1].kernel
-    one_by_one = not (last.is_layer or last.is_bank) and len(stages) == 1
-    held = Held(
-        lambda planes: (
-            reader.held_bytes(planes, plans[0].problem.in_channels)
-            + sum(stage.convolution.held_bytes(planes) for stage in stages)
-        ),
-        output_bytes(
-            job.target,
-            header,
-            plans[-1].problem.in_channels if one_by_one else header.shape[4],
-            chunks=job.chunks,
-            levels=job.levels,
-            compression=job.compression,
-        ),
-    )
-    return cut_job(
-        plans,
+    convolutions = [stage.convolution for stage in stages]
+    channels = _channels_written(convolutions[-1], order, header)
+    in_channels = convolutions[0].problem.in_channels
+    given = [stage.stage.kernel for stage in stages if isinstance(stage.stage.kernel, Kernel)]
+    weights = weights_held([*given, *(stage.kernel for stage in stages)], convolutions)
+    slab_job = SlabJob(
+        convolutions,
         reader.header.dtype,
         np.dtype(np.float32) if job.scale == "auto" else header.dtype,
-        (reader.sequential or len(stages) > 1) and not order.spool_input[-1],
-        UNLIMITED if job.on_cluster else job.max_memory,
-        held,
-        lambda: _box_job(job, reader, stages, header, order.parts),
+        sequential=(reader.sequential or len(stages) > 1) and not order.spool_input[-1],
+        channels=channels,
+        weights=weights,
+        reader=lambda planes: reader.held_bytes(planes, in_channels),
+        writer=output_bytes(
+            job.target, header, channels, chunks=job.chunks, levels=job.levels, compression=job.compression
+        ),
     )
+    return cut_job(slab_job, _ceiling(job), lambda: _box_job(job, reader, stages, header, channels, weights))
+
+
+def _channels_written(convolution: Convolution, order: _Order, header: VolumeHeader) -> int:
+    """Channels that are written of a part."""
+    if not order.parts:
+        return header.shape[4]
+    stored = convolution.stored(order.parts[0][1], header.shape[4])
+    return stored.stop - stored.start
+
+
+def _ceiling(job: Job) -> int | None:
+    return UNLIMITED if job.on_cluster else job.max_memory
 
 
 def _box_job(
@@ -257,7 +288,8 @@ def _box_job(
     reader: VolumeReader,
     stages: list[PreparedStage],
     out_header: VolumeHeader,
-    parts: list[tuple[int, slice]],
+    channels: int,
+    weights: dict[str, int],
 ) -> BoxJob | None:
     """The job as one that is done box by box; None if it cannot be: both ends must give and take boxes, no convolution but the
     last may look at more than its voxels, and penalties are summed where each voxel is computed once."""
@@ -271,9 +303,7 @@ def _box_job(
         return None
     if reading is None or writing is None or along_width or any(c.activity is not None for c in convolutions[:-1]):
         return None
-    stored = convolutions[-1].stored(parts[0][1], out_header.shape[4])
-    base = PROCESS_BYTES + sum(c.plan.scratch_bytes for c in convolutions)
-    return BoxJob(convolutions, reader.header, out_header, reading, writing, stored.stop - stored.start, base)
+    return BoxJob(convolutions, reader.header, out_header, reading, writing, channels, weights)
 
 
 def output_header(
