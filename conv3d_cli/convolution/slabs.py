@@ -133,8 +133,10 @@ def last_needed(problem: ConvProblem) -> tuple[int, ...]:
     >>> last_needed(ConvSpec(padding="same").resolve((1, 5, 4, 4, 1), (3, 3, 3, 1, 1)))
     (2, 3, 4, 5, 5)
     """
-    spans = (problem.source_indices(0, plane, plane + 1) for plane in range(problem.out_size[0]))
-    return tuple(itertools.accumulate((max(span) + 1 for span in spans), max))
+    indices = problem.source_indices(0, 0, problem.out_size[0])
+    highest = list(itertools.accumulate(indices, max))
+    last_tap, stride = problem.extent[0] - 1, problem.strides[0]
+    return tuple(highest[plane * stride + last_tap] + 1 for plane in range(problem.out_size[0]))
 
 
 def plane_runs(planes: Sequence[int], gap: int = 4) -> list[tuple[int, int]]:
