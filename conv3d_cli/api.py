@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from conv3d_cli.convolution.prepared import Convolution
+from conv3d_cli.convolution.assemble import assemble, resolve_convolution
 from conv3d_cli.engine import Team
 from conv3d_cli.errors import ShapeError, SpecError
 from conv3d_cli.layer import activations
@@ -25,9 +25,11 @@ from conv3d_cli.model.volume import (
     parts_in_storage_order,
 )
 from conv3d_cli.pipeline.memory import DEEP_SLAB_BYTES, LEAST_SLAB
-from conv3d_cli.pipeline.prepare import plan_part
 from conv3d_cli.pipeline.stream import Passage, stream
 from conv3d_cli.system.machine import thread_count
+
+if TYPE_CHECKING:
+    from conv3d_cli.convolution.masks import Mask
 
 BATCH_LETTERS = "tabdefghijklmnopqruvw"
 
@@ -108,13 +110,11 @@ def conv3d(
     stored = x.dtype if x.dtype.kind != "f" or x.dtype.itemsize in (4, 8) else np.dtype(precision)
     header = VolumeHeader(Axes(letters, x.shape), stored.newbyteorder("="))
     policy = Missing(nan, missing, None if mask is None else "mask", mask_mode, mask_labels, min_coverage)
-    edge = Boundary.parse(boundary)
-    if policy.divides(edge):
-        from conv3d_cli.convolution.masked import mean_kernel
-
-        kernel = mean_kernel(kernel)
-    problem = spec.resolve(header.shape, kernel.weights.shape, kernel.centre)
-    channels = problem.filters // (kernel.filters_per_channel if magnitude else 1)
+    resolved = resolve_convolution(
+        spec, kernel, header.shape, magnitude=magnitude, missing=policy,
+        activations=[function] if function.kind == "voxel" else [],
+    )  # fmt: skip
+    problem, channels = resolved.problem, resolved.channels_out
     sizes = dict(zip("zyxc", (*problem.out_size, channels), strict=True))
     if "c" not in letters and channels > 1:  # the vectors of a (D, H, W) array
         letters = f"{letters}c" if data_format == "channels_last" else f"c{letters}"
@@ -122,43 +122,32 @@ def conv3d(
     out = np.empty(out_axes.shape, precision)
     parts = list(parts_in_storage_order(header.axes, channels_together=True))
     workers = thread_count(threads)
-    plan = plan_part(spec, kernel, problem, problem.in_channels, precision, workers, algorithm)
-    in_tiles = [function] if function.kind == "voxel" else []
-    convolution = Convolution(
-        plan, kernel.is_layer, kernel.bias_for(problem.filters), in_tiles,
-        per_channel=kernel.filters_per_channel, magnitude=magnitude,
+    convolution = assemble(
+        resolved, problem.in_channels, precision=precision, threads=workers, algorithm=algorithm,
+        mask=None if mask is None else _checked_mask(mask, header, mask_labels), several_parts=len(parts) > 1,
     )  # fmt: skip
     reader: VolumeReader = ArrayReader(x, header)
     depth = problem.out_size[0]
-    if policy.concerns(edge) or magnitude:
+    if policy.concerns(problem.boundary) or magnitude:
         # in slabs, whose weights and sums stay in the caches
-        step = plan.depth_step
+        step = convolution.plan.depth_step
         plane = max(1, x.itemsize * x.size // max(1, len(parts) * problem.in_size[0]))
         depth = min(depth, step * -(-max(DEEP_SLAB_BYTES // plane, LEAST_SLAB) // step))
-    if policy.concerns(edge):
-        convolution = with_missing(convolution, header, policy, kernel, mask, len(parts) > 1)
     passage = Passage(convolution, parts, depth)
     with Team(workers) as team:
         stream(passage, reader, ArrayWriter(out, VolumeHeader(out_axes, out.dtype)), team)
     return out if function.kind == "voxel" else function(out)
 
 
-def with_missing(
-    convolution: Convolution, header: VolumeHeader, policy: Missing, kernel: Kernel, mask: ArrayLike | None, many: bool
-) -> Convolution:
-    """A convolution made to do what `policy` asks for; `mask`: (D, H, W)."""
-    from conv3d_cli.convolution.masked import check_centre, masked_convolution
+def _checked_mask(mask: ArrayLike, header: VolumeHeader, labels: bool) -> Mask:
+    """The mask (D, H, W) of the volume that `header` describes. Raises: ShapeError."""
     from conv3d_cli.convolution.masks import check_mask
 
-    check_centre(policy, convolution.problem, kernel)
-    checked = None
-    if mask is not None:
-        array = np.asarray(mask)
-        if array.ndim != 3 or array.dtype.kind not in "buif":
-            raise ShapeError(f"the mask must be (D, H, W) of real numbers, received {array.ndim} axes of {array.dtype}")
-        reader = ArrayReader(array, VolumeHeader(Axes("zyx", array.shape), array.dtype.newbyteorder("=")), "mask")
-        checked = check_mask(reader, header, policy.labels)
-    return masked_convolution(convolution, policy, kernel, checked, many)
+    array = np.asarray(mask)
+    if array.ndim != 3 or array.dtype.kind not in "buif":
+        raise ShapeError(f"the mask must be (D, H, W) of real numbers, received {array.ndim} axes of {array.dtype}")
+    reader = ArrayReader(array, VolumeHeader(Axes("zyx", array.shape), array.dtype.newbyteorder("=")), "mask")
+    return check_mask(reader, header, labels)
 
 
 def _axis_letters(rank: int, kernel: Kernel, data_format: str) -> str:

@@ -95,6 +95,7 @@ def plan_record(prepared: PreparedJob) -> dict[str, Any]:
         "slab_depth": prepared.passage.slab_depth,
         "boxes": None if prepared.boxes is None else _boxes_record(prepared.boxes),
         "memory": prepared.memory,
+        "memory_terms": dict(prepared.memory_use.terms),
         "notes": prepared.notes,
     }
 
@@ -125,7 +126,7 @@ def describe(prepared: PreparedJob) -> str:
     rows += [
         ("output", f"{named}  {_shape(record, 'output')} {record['output_dtype']}"),
         ("grid", _grid_text(before, after, record["voxel_offset"])),
-        *([] if prepared.job.on_cluster else [("memory", _memory_text(record, depth))]),
+        *([] if prepared.job.on_cluster else [("memory", _memory_text(record, depth)), ("", str(prepared.memory_use))]),
         *(("note", note) for note in record["notes"]),
     ]
     return "\n".join(f"{name:<10} {text}".rstrip() for name, text in rows)

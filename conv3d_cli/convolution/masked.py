@@ -243,16 +243,25 @@ class MaskedConvolution(Convolution):
     def any_mean(self) -> bool:
         return self.mask is None or self.history.any_mean
 
-    def held_bytes(self, planes: int) -> int:
+    @property
+    def plans(self) -> list[Plan]:
+        return [self.plan] if self.coverage_plan is None else [self.plan, self.coverage_plan]
+
+    def memory(self, planes: int, made: int) -> dict[str, int]:
         plan = self.plan
         area, itemsize = math.prod(self.problem.in_size[1:]), plan.dtype.itemsize
-        # sums, the copies that activations and labels make of them, and coverage where it is reported
-        held = planes * area * self.problem.in_channels * itemsize * (2 + self.missing.labels + self.reports_coverage)
-        if self.mask is not None:  # as stored and as certainties, of this slab and of the one that is being read
-            held += planes * area * (self.mask.reader.header.dtype.itemsize + 2 * itemsize)
+        voxels = planes * area * self.problem.in_channels * itemsize
+        use = super().memory(planes, made)
+        # sums, and what activations and labels need beside them
+        use["sums"] = use.get("sums", 0) + voxels * (2 + self.missing.labels)
+        if self.mask is not None:  # as stored and as certainties, of the slab at hand and of the one that is read
+            stored, weight = self.mask.reader.header.dtype.itemsize, self.mask.weight_itemsize(plan.dtype)
+            use["masks"] = planes * area * (stored + 2 * weight)
         kept = math.prod(self.problem.out_size) * itemsize if self.keeps_coverage else 0
-        scratch = 0 if self.coverage_plan is None else self.coverage_plan.scratch_bytes
-        return super().held_bytes(planes) + held + min(KEPT_BYTES, kept) + scratch
+        use["coverage"] = min(KEPT_BYTES, kept) + (voxels if self.reports_coverage else 0)
+        if self.coverage_plan is not None:
+            use["scratch"] = self.coverage_plan.scratch_for((made, *self.problem.out_size[1:]))
+        return use
 
     def with_mask(self, slab: SlabInput, stop: int) -> SlabInput:
         if self.mask is None:

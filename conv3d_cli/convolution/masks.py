@@ -50,7 +50,7 @@ class Mask:
         Returns the same shape, rows contiguous: uint8 for a binary mask, and for bytes that need no change; else `real`.
         """
         divisor = 1.0 if self.labels else self.largest
-        as_stored = divisor == 1 and self.reader.header.scale == (1.0, 0.0)
+        as_stored = self._as_stored
         if as_stored and stored.dtype.kind in "bu" and stored.dtype.itemsize == 1:
             return np.ascontiguousarray(stored).view(np.uint8)
         if self.binary:
@@ -63,6 +63,17 @@ class Mask:
             here = plane, slice(start, start + rows)
             certainty[here] = self._fractions(stored[here], divisor, real)
         return certainty
+
+    @property
+    def _as_stored(self) -> bool:
+        """Whether stored values are what voxels weigh."""
+        return (self.labels or self.largest == 1) and self.reader.header.scale == (1.0, 0.0)
+
+    def weight_itemsize(self, real: np.dtype[np.float32 | np.float64]) -> int:
+        """Bytes of a voxel in what `weights` returns."""
+        stored = self.reader.header.dtype
+        one_byte = stored.kind in "bu" and stored.itemsize == 1
+        return 1 if self.binary or (self._as_stored and one_byte) else real.itemsize
 
     def inside(self, stored: Array) -> NDArray[np.bool_]:
         """Where stored voxels are above 0."""

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from conv3d_cli.model.box import Slices
 
 Penalty = Callable[[Array], float]
+SLAB_COPIES = 3  # of its sums, that activations of whole slabs make
 
 
 @dataclass
@@ -72,13 +73,23 @@ class Convolution:
         """Whether some output (with a mask: inside it) has enough coverage for a mean."""
         return True
 
-    def held_bytes(self, planes: int) -> int:
-        """Memory taken beside input, output and the plan's scratch, in slabs of so many input planes."""
-        return self._sums_bytes(planes) if self.magnitude else 0
+    @property
+    def plans(self) -> list[Plan]:
+        """All plans that run."""
+        return [self.plan]
 
-    def _sums_bytes(self, planes: int) -> int:
+    def memory(self, planes: int, made: int) -> dict[str, int]:
+        """Bytes taken beside input, output, the plan's scratch and weights, by name.
+
+        planes, made : int      planes of the input at hand, and of the output computed at once
+        """
+        sums = self._sums_bytes(made)
+        if self.magnitude:
+            return {"sums": sums}
+        return {"sums": (1 + SLAB_COPIES) * sums} if self.on_slabs else {}
+
+    def _sums_bytes(self, made: int) -> int:
         problem = self.problem
-        made = min(planes // problem.strides[0] + 1, problem.out_size[0])
         return made * math.prod(problem.out_size[1:]) * problem.filters * self.plan.dtype.itemsize
 
     def with_mask(self, slab: SlabInput, stop: int) -> SlabInput:

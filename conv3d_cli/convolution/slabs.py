@@ -7,6 +7,7 @@ ones still needed.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -107,7 +108,7 @@ class SlabSource:
         self.reader.release(self.n, needed[stop] if stop < len(needed) else self.problem.in_size[0])
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=64)
 def first_needed(problem: ConvProblem) -> tuple[int, ...]:
     """For every output plane, the first input plane that it or any later one spans; the input's size if none is.
 
@@ -124,6 +125,20 @@ def first_needed(problem: ConvProblem) -> tuple[int, ...]:
         lowest = min([lowest, *(p for p in spanned if p >= 0)])
         result.append(lowest)
     return tuple(reversed(result))
+
+
+@lru_cache(maxsize=64)
+def last_needed(problem: ConvProblem) -> tuple[int, ...]:
+    """For every output plane, the input plane after the last one that it or any earlier one spans; 0 if none is.
+
+    >>> from conv3d_cli.model.spec import ConvSpec
+    >>> last_needed(ConvSpec(padding="same").resolve((1, 5, 4, 4, 1), (3, 3, 3, 1, 1)))
+    (2, 3, 4, 5, 5)
+    """
+    indices = problem.source_indices(0, 0, problem.out_size[0])
+    highest = list(itertools.accumulate(indices, max))
+    last_tap, stride = problem.extent[0] - 1, problem.strides[0]
+    return tuple(highest[plane * stride + last_tap] + 1 for plane in range(problem.out_size[0]))
 
 
 def plane_runs(planes: Sequence[int], gap: int = 4) -> list[tuple[int, int]]:

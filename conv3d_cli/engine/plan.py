@@ -41,7 +41,7 @@ from conv3d_cli.engine.step import (
     fill,
 )
 from conv3d_cli.engine.team import Team
-from conv3d_cli.engine.tile import Algorithm, PreparedAlgorithm
+from conv3d_cli.engine.tile import Algorithm, PreparedAlgorithm, WeightBytes
 from conv3d_cli.engine.views import (
     OUTSIDE,
     FlatView,
@@ -203,10 +203,24 @@ class Plan:
 
     @property
     def scratch_bytes(self) -> int:
-        """Memory of all threads' tiles."""
+        """Memory of the tiles of all threads that have work in a whole volume."""
+        return self.scratch_for(self.problem.out_size)
+
+    def scratch_for(self, size: tuple[int, int, int]) -> int:
+        """Memory of the tiles of the threads that have work in a box of outputs (d, h, w)."""
         layout = self.prepared.layout
         numbers = layout.scratch_size + layout.accumulator_size
-        return (numbers * self.dtype.itemsize + layout.workspace_bytes) * self.threads
+        tasks = self._cut(Size(*size), self.problem.groups, self.threads).tasks
+        return (numbers * self.dtype.itemsize + layout.workspace_bytes) * min(self.threads, tasks)
+
+    @property
+    def weight_bytes(self) -> WeightBytes:
+        """Memory of the packed weights, those of `fallback` included where a step may need it."""
+        own = self.prepared.weight_bytes
+        if not self.prepared.spreads_nonfinite:
+            return own
+        repair = direct.weight_bytes(self.problem, self.dtype, direct.item_shape(self.problem)[0])
+        return WeightBytes(own.kept + repair.kept, max(own.packing, repair.packing))
 
     def loops(
         self,
@@ -350,7 +364,7 @@ class Plan:
     def _convolve_region(self, region: _Region, run: _Run, progress: Callable[[int], None] | None = None) -> SlabResult:
         """Cut a region into tasks and have the team run them."""
         source, out, certainty, division = run.source, run.out, run.certainty, run.division
-        cut = self._cut(region, run.team.threads)
+        cut = self._cut(region.size, len(region.groups), run.team.threads)
         steps = cut.tasks * cut.steps_per_task
         clipped = np.zeros(steps, np.int64)
         looks = self._looks_for_nonfinite(source.flat.dtype, run.scale, certainty)
@@ -399,17 +413,16 @@ class Plan:
         counts = out.flat.dtype.kind != "f" or division is not None
         return SlabResult(int(clipped.sum()) if counts else 0, flagged)
 
-    def _cut(self, region: _Region, threads: int) -> _Cut:
-        """The tasks of a region."""
+    def _cut(self, size: Size, groups: int, threads: int) -> _Cut:
+        """The tasks of a region of outputs: how large they are, and how many."""
         layout, together = self.prepared.layout, self.prepared.groups_together
-        tile = Size(*(min(n, size) for n, size in zip(layout.tile, region.size, strict=True)))
+        tile = Size(*(min(n, whole) for n, whole in zip(layout.tile, size, strict=True)))
         # whole steps a task, so that steps stand where they would in one task
         tile = tile._replace(depth=-(-tile.depth // layout.step_depth) * layout.step_depth)
-        groups = len(region.groups) // together
         if not self.prepared.spreads_nonfinite:
-            tile = _even_bands(tile, region.size, groups, threads)
-        counts = Size(*(-(-size // n) for size, n in zip(region.size, tile, strict=True)))
-        return _Cut(tile, counts, tile.depth // layout.step_depth, groups * counts.voxels)
+            tile = _even_bands(tile, size, groups // together, threads)
+        counts = Size(*(-(-whole // n) for whole, n in zip(size, tile, strict=True)))
+        return _Cut(tile, counts, tile.depth // layout.step_depth, groups // together * counts.voxels)
 
     def _functions(self, pack: MachineCode, store: MachineCode) -> Functions:
         prepared = self.prepared
@@ -671,6 +684,16 @@ def find_algorithm(name: str) -> Algorithm:
         if algorithm.name == name:
             return algorithm
     raise unknown_name("algorithm", name, ["auto", *(a.name for a in ALGORITHMS)])
+
+
+def planning_bytes(problem: ConvProblem, dtype: np.dtype[Any]) -> int:
+    """Memory that `make_plan` takes while it looks at the weights: copies in the arithmetic's dtype and in float64, and what
+    the factorisation of a filter takes and leaves."""
+    weights = problem.taps * problem.filters
+    rounded = 0 if dtype.itemsize == 8 else dtype.itemsize * weights
+    if problem.channels_per_group > 1:
+        return rounded + 16 * weights
+    return rounded + (dtype.itemsize + 8) * weights + 40 * problem.taps + 700 * problem.filters
 
 
 def make_plan(

@@ -168,6 +168,20 @@ def chunk_terms(terms: int, least: int) -> int:
     return max(least, math.isqrt(terms))
 
 
+class WeightBytes(NamedTuple):
+    """Memory that an algorithm takes for its weights, beside those it is given.
+
+    kept : int      of the packed weights, and what is known of each of them
+    packing : int   more than that, while they are packed
+    """
+
+    kept: int
+    packing: int
+
+
+NO_WEIGHTS = WeightBytes(0, 0)
+
+
 @dataclass
 class PreparedAlgorithm:
     """An algorithm made ready for one problem and its weights; shared by all threads, changed by none.
@@ -184,6 +198,7 @@ class PreparedAlgorithm:
                                     stands there once it is loaded
     keep : list                     arrays whose addresses stand in `parameters`
     groups_together : int           groups that a task packs, sums and stores as if they were one; divides their number
+    weight_bytes : WeightBytes      what the packed weights take
     """
 
     layout: TileLayout
@@ -197,6 +212,7 @@ class PreparedAlgorithm:
     packs_weights: MachineCode | None = None
     keep: list[Any] = field(default_factory=list)
     groups_together: int = 1
+    weight_bytes: WeightBytes = NO_WEIGHTS
 
     @cached_property
     def weights(self) -> NDArray[Any]:

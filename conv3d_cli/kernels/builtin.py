@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 
 from conv3d_cli.errors import SpecError, unknown_name
-from conv3d_cli.kernels.lengths import MAX_WEIGHTS, Axes, Floats, Lengths, Sizes, axis_numbers, voxels
+from conv3d_cli.kernels.lengths import MAX_WEIGHTS, Axes, Floats, Lengths, Sizes, axis_numbers, require_memory, voxels
 from conv3d_cli.kernels.sampling import SAMPLINGS, SamplingName
 from conv3d_cli.kernels.world import (
     VOXEL_AXES,
@@ -570,6 +570,7 @@ def _require_size(shape: Sequence[int], name: str, parameter: str) -> None:
     if math.prod(shape) > MAX_WEIGHTS:
         d, h, w = shape
         raise SpecError(f"{name} would have {d} x {h} x {w} weights, more than {MAX_WEIGHTS:,}; {_smaller(parameter)}")
+    require_memory(math.prod(shape), name)
 
 
 def _smaller(parameter: str) -> str:

@@ -20,7 +20,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conv3d_cli.errors import SpecError, suggestion
-from conv3d_cli.kernels.lengths import MAX_WEIGHTS, VOXEL, Floats, Kind, parse_lengths, read_lengths, voxels
+from conv3d_cli.kernels.lengths import (
+    MAX_WEIGHTS,
+    VOXEL,
+    Floats,
+    Kind,
+    parse_lengths,
+    read_lengths,
+    require_memory,
+    voxels,
+)
 from conv3d_cli.model.grid import Grid
 from conv3d_cli.model.kernel import Kernel
 
@@ -319,6 +328,7 @@ def expr(formula: FormulaText, radius: Radius, shape: Literal["ball", "box"] = "
             f"expr would have {' x '.join(map(str, size))} weights, more than {MAX_WEIGHTS:,}; give a smaller radius (is the "
             "unit right?)"
         )
+    require_memory(math.prod(size), "expr")
     weights = np.empty(size)
     offsets = [np.arange(-n, n + 1.0) * step for n, step in zip(reach, radius.spacing, strict=True)]
     planes = max(1, _SLAB_WEIGHTS // (size[1] * size[2]))

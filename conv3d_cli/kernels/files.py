@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from conv3d_cli.errors import Conv3DError, FormatError, ShapeError, SpecError, WriteError, suggestion
 from conv3d_cli.formats import FORMATS, open_volume, output_format, write_volume
 from conv3d_cli.formats.npy import read_array_header
-from conv3d_cli.kernels.lengths import MAX_WEIGHTS
+from conv3d_cli.kernels.lengths import MAX_WEIGHTS, require_memory
 from conv3d_cli.model.kernel import Kernel
 from conv3d_cli.model.volume import Volume
 from conv3d_cli.system.atomic import AtomicFile, write_errors
@@ -165,6 +165,7 @@ def _reading(path: str) -> Iterator[None]:
 def _require_weights(count: int, shape: tuple[int, ...], path: str) -> None:
     if count > MAX_WEIGHTS:
         raise ShapeError(f"kernel {path} has {count:,} weights, shape {shape}; at most {MAX_WEIGHTS:,} are allowed")
+    require_memory(count, path)
 
 
 def _require_real(dtype: np.dtype[Any], path: str) -> None:

@@ -9,20 +9,59 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from conv3d_cli.errors import ShapeError, SpecError, UnknownNameError, unknown_name
+from conv3d_cli.errors import MemoryLimitError, ShapeError, SpecError, UnknownNameError, unknown_name
 from conv3d_cli.model.grid import UNITS, Grid, unit_name
 from conv3d_cli.model.spec import Triple, triple
+from conv3d_cli.system.machine import format_bytes
 
 Floats = tuple[float, float, float]
 
 MAX_WEIGHTS = 100_000_000  # 800 MB of float64; anything larger is a slip of the unit, not a kernel
+READING_BYTES = 26  # of memory for each weight while a kernel is read or built: three copies in float64, and flags
+# (of the whole process, of which is the interpreter's): see `memory_for_weights`
+_ceiling: ContextVar[tuple[int, int] | None] = ContextVar("memory_for_weights", default=None)
+
+
+@contextmanager
+def memory_for_weights(ceiling: int, process: int) -> Iterator[None]:
+    """Have kernels that are read or built within refused, as soon as their size is known, if they are too large.
+
+    ceiling, process : int      bytes for the whole process, of which so many are taken without a kernel
+    """
+    token = _ceiling.set((ceiling, process))
+    try:
+        yield
+    finally:
+        _ceiling.reset(token)
+
+
+def require_memory(weights: int, name: str) -> None:
+    """That so many weights may be read or built here. Raises: MemoryLimitError.
+
+    >>> with memory_for_weights(1000, 0):
+    ...     require_memory(1000, "box")
+    Traceback (most recent call last):
+    ...
+    conv3d_cli.errors.MemoryLimitError: kernel box has 1,000 weights, for which ...
+    """
+    ceiling, process = _ceiling.get() or (math.inf, 0)
+    needed = process + weights * READING_BYTES
+    if needed > ceiling:
+        raise MemoryLimitError(
+            f"kernel {name} has {weights:,} weights, for which the whole process needs at least {format_bytes(needed)} of "
+            f"memory; the ceiling is {format_bytes(ceiling)}: pass --max-memory {-(-needed >> 20)}M or more, or a smaller kernel"
+        )
+
+
 VOXEL = "vox"
 _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 

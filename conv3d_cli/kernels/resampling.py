@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conv3d_cli.errors import ShapeError
-from conv3d_cli.kernels.lengths import MAX_WEIGHTS, Floats
+from conv3d_cli.kernels.lengths import MAX_WEIGHTS, Floats, require_memory
 from conv3d_cli.model.kernel import Kernel
 
 Array = NDArray[np.float64]
@@ -89,6 +89,7 @@ def resample_kernel(kernel: Kernel, own: Floats, wanted: Floats) -> Kernel:
             f"kernel {kernel.name} would have {math.prod(size):.3g} weights at the volume's spacing, more than {MAX_WEIGHTS:,}; "
             "are the units of both right?"
         )
+    require_memory(math.prod(size), kernel.name)
     weights = kernel.weights
     for a in sorted(axes, key=lambda a: size[a] / kernel.size[a]):  # those that shrink first
         weights = np.moveaxis(_resample(np.moveaxis(weights, a, 0), centre[a], own[a], wanted[a], reach[a]), 0, a)

@@ -12,13 +12,14 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from conv3d_cli.errors import ShapeError, SpecError, unknown_name
 
 Triple = tuple[int, int, int]
 Pads = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
+Padding = str | Pads  # one of PADDINGS, or voxels (before, after) along D, H, W
 AXIS_NAMES = ("depth", "height", "width")
 PADDINGS = ("valid", "same", "full", "same_lower")
 FARTHEST = 1 << 24  # voxels of a stride, a dilation, a padding: products of them still count in 64 bits
@@ -199,7 +200,7 @@ def pad_sizes(
     return padding
 
 
-def parse_padding(padding: str | int | Sequence[object]) -> str | Pads:
+def parse_padding(padding: str | int | Sequence[object]) -> Padding:
     """Read `valid`, `same`, `full`, `1`, `1,2,2` or `0:1,1:1,2:2` (or their Python forms) into a name or three pairs.
 
     Raises: SpecError; for "causal" one that says what Keras says.
@@ -269,49 +270,67 @@ class VoxelTransform:
         return self.step == (1, 1, 1) and self.offset == (0.0, 0.0, 0.0)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class ConvSpec:
     """A convolution as it is asked for, in Keras' words, before the sizes of volume and kernel are known.
 
-    strides, dilation_rate : int or 3 ints      at least 1, in D, H, W order
-    padding : "valid" | "same" | "same_lower" | "full" | int | 3 ints | 3 (before, after) pairs
-    groups : int                                divides input channels and filters
-    filters : int or None                       expected output channels; None takes the kernel's
-    boundary : str or Boundary                  what padding reads: see `Boundary`
-    allow_strided_dilation : bool               compute strides > 1 with dilation > 1, which Keras refuses
+    The constructor takes numbers and text; the fields hold what it parsed.
 
-    Raises SpecError for values that no volume could make legal.
-    >>> ConvSpec(strides=2, padding="same").resolve((1, 6, 6, 7, 1), (3, 3, 3, 1, 1)).out_size
+    strides, dilation_rate : Triple     at least 1; given as an int or 3 ints in D, H, W order
+    padding : Padding                   given as "valid", "same", "same_lower", "full", an int, 3 ints, 3 (before, after)
+                                        pairs, or text of these
+    groups : int                        divides input channels and filters
+    filters : int or None               expected output channels; None takes the kernel's
+    boundary : Boundary                 what padding reads; given as a `Boundary` or its text
+    allow_strided_dilation : bool       compute strides > 1 with dilation > 1, which Keras refuses
+
+    Raises: SpecError for values that no volume could make legal.
+    >>> spec = ConvSpec(strides=2, padding="same", boundary="constant=1.5")
+    >>> spec.strides, spec.padding, spec.boundary
+    ((2, 2, 2), 'same', Boundary(mode='constant', value=1.5))
+    >>> spec.resolve((1, 6, 6, 7, 1), (3, 3, 3, 1, 1)).out_size
     (3, 3, 4)
     """
 
-    strides: int | Sequence[int] = 1
-    padding: str | int | Sequence[object] = "valid"
-    dilation_rate: int | Sequence[int] = 1
-    groups: int = 1
-    filters: int | None = None
-    boundary: str | Boundary = "zeros"
-    allow_strided_dilation: bool = False
+    strides: Triple
+    padding: Padding
+    dilation_rate: Triple
+    groups: int
+    filters: int | None
+    boundary: Boundary
+    allow_strided_dilation: bool
 
-    def __post_init__(self) -> None:
-        strides, dilation_rate = triple(self.strides, "strides"), triple(self.dilation_rate, "dilation_rate")
-        for name, values in (("strides", strides), ("dilation_rate", dilation_rate)):
+    def __init__(
+        self,
+        strides: int | Sequence[int] = 1,
+        padding: str | int | Sequence[object] = "valid",
+        dilation_rate: int | Sequence[int] = 1,
+        groups: int = 1,
+        filters: int | None = None,
+        boundary: str | Boundary = "zeros",
+        allow_strided_dilation: bool = False,
+    ) -> None:
+        steps, rates = triple(strides, "strides"), triple(dilation_rate, "dilation_rate")
+        for name, values in (("strides", steps), ("dilation_rate", rates)):
             if max(values) > FARTHEST:
                 raise SpecError(f"{name} of more than {FARTHEST} voxels cannot be computed, received {max(values)}")
-        if max(strides) > 1 and max(dilation_rate) > 1 and not self.allow_strided_dilation:
+        if max(steps) > 1 and max(rates) > 1 and not allow_strided_dilation:
             raise SpecError(
                 "strides > 1 are not supported in conjunction with dilation_rate > 1 (as in Keras), "
-                f"received strides={strides} and dilation_rate={dilation_rate}; "
+                f"received strides={steps} and dilation_rate={rates}; "
                 "pass --allow-strided-dilation (allow_strided_dilation=True) to compute it"
             )
-        for name in ("groups", "filters"):
-            value = getattr(self, name)
-            if value is None and name == "filters":
-                continue
-            if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < 1:
-                raise SpecError(f"{name} must be a whole number of at least 1, received {value!r}")
-        parse_padding(self.padding)
-        Boundary.parse(self.boundary)
+        parsed = {
+            "strides": steps,
+            "dilation_rate": rates,
+            "groups": _positive(groups, "groups"),
+            "filters": None if filters is None else _positive(filters, "filters"),
+            "padding": parse_padding(padding),
+            "boundary": Boundary.parse(boundary),
+            "allow_strided_dilation": bool(allow_strided_dilation),
+        }
+        for name, value in parsed.items():
+            object.__setattr__(self, name, value)
 
     def resolve(
         self,
@@ -344,7 +363,7 @@ class ConvSpec:
                 )
             groups, filters = channels, channels * math.prod(kernel_shape[3:])
         else:
-            groups, filters = int(self.groups), int(kernel_shape[4])
+            groups, filters = self.groups, int(kernel_shape[4])
             if channels % groups:
                 raise ShapeError(
                     f"groups must divide the input channels, received groups={groups} and {channels} channels"
@@ -359,8 +378,7 @@ class ConvSpec:
         if self.filters is not None and self.filters != filters:
             raise ShapeError(f"filters={self.filters} was asked for, but the kernel gives {filters} output channels")
 
-        strides, dilation_rate = triple(self.strides, "strides"), triple(self.dilation_rate, "dilation_rate")
-        padding = parse_padding(self.padding)
+        strides, dilation_rate, padding = self.strides, self.dilation_rate, self.padding
         pads, out_size = [], []
         for axis in range(3):
             wish = padding if isinstance(padding, str) else padding[axis]
@@ -393,13 +411,21 @@ class ConvSpec:
             pad_before=_as_triple([before for before, _ in pads]),
             pad_after=_as_triple([after for _, after in pads]),
             out_size=_as_triple(out_size),
-            boundary=Boundary.parse(self.boundary),
+            boundary=self.boundary,
             centre=(float(centre[0]), float(centre[1]), float(centre[2])),
         )
 
     def _padding_text(self) -> str:
-        padding = parse_padding(self.padding)
-        return f"'{padding}'" if isinstance(padding, str) else ",".join(f"{lo}:{hi}" for lo, hi in padding)
+        if isinstance(self.padding, str):
+            return f"'{self.padding}'"
+        return ",".join(f"{before}:{after}" for before, after in self.padding)
+
+
+def _positive(value: int, name: str) -> int:
+    """A whole number of at least 1. Raises: SpecError."""
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < 1:
+        raise SpecError(f"{name} must be a whole number of at least 1, received {value!r}")
+    return int(value)
 
 
 def _as_triple(values: Sequence[int]) -> Triple:
@@ -428,6 +454,21 @@ class ConvProblem:
     out_size: Triple
     boundary: Boundary
     centre: tuple[float, float, float]
+
+    def part(self, channels: int) -> ConvProblem:
+        """The same convolution of one volume of the batch, and of `channels` of its channels.
+
+        channels : int      all of them, or any number where every channel has filters of its own (groups = in_channels)
+        >>> whole = ConvSpec().resolve((2, 8, 8, 8, 6), (3, 3, 3))
+        >>> whole.part(1).in_shape, whole.part(1).filters
+        ((1, 8, 8, 8, 1), 1)
+        """
+        if channels == self.in_channels:
+            return replace(self, batch=1)
+        if self.groups != self.in_channels:
+            raise ShapeError(f"a layer mixes all {self.in_channels} channels, received {channels} of them")
+        filters = self.filters // self.in_channels * channels
+        return replace(self, batch=1, in_channels=channels, groups=channels, filters=filters)
 
     @property
     def channels_per_group(self) -> int:

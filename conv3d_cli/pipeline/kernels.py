@@ -11,7 +11,7 @@ import numpy as np
 
 from conv3d_cli.errors import ShapeError, SpecError
 from conv3d_cli.kernels import read_kernel
-from conv3d_cli.kernels.lengths import MAX_WEIGHTS
+from conv3d_cli.kernels.lengths import MAX_WEIGHTS, require_memory
 from conv3d_cli.layer import get_constraint, get_initializer, get_regularizer
 from conv3d_cli.model.grid import Grid
 from conv3d_cli.model.kernel import Kernel
@@ -107,6 +107,7 @@ def draw_kernel(stage: Stage, channels: int, seed: int) -> Kernel:
             f"a drawn kernel of shape {shape} would have more than {MAX_WEIGHTS:,} weights; give a smaller kernel_size or "
             "fewer filters"
         )
+    require_memory(math.prod(shape), "drawn by its initializer")
 
     def draw(identifier: Any, which: str, shape: tuple[int, ...]) -> np.ndarray:
         # The same numbers as a Conv3D of this seed; None draws glorot_uniform, as in Keras. There is always a seed, where

@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from conv3d_cli.convolution.prepared import Convolution, channels_after
+from conv3d_cli.convolution.assemble import ResolvedConvolution, assemble, resolve_convolution
+from conv3d_cli.convolution.prepared import Convolution
 from conv3d_cli.errors import ShapeError
 from conv3d_cli.formats import (
     is_stream,
@@ -25,12 +26,22 @@ from conv3d_cli.formats import (
 from conv3d_cli.formats.base import random_access
 from conv3d_cli.layer import get_activation, get_regularizer
 from conv3d_cli.model.grid import Grid, grid_after
-from conv3d_cli.model.kernel import Kernel, require_held
-from conv3d_cli.model.missing import NOTHING, Missing
-from conv3d_cli.model.spec import Boundary, ConvProblem, ConvSpec, VoxelTransform
+from conv3d_cli.model.kernel import Kernel
+from conv3d_cli.model.missing import NOTHING
+from conv3d_cli.model.spec import ConvProblem, VoxelTransform
 from conv3d_cli.model.volume import Axes, VolumeHeader, VolumeReader, parts_in_storage_order
 from conv3d_cli.pipeline.kernels import resolve_kernel
-from conv3d_cli.pipeline.memory import PROCESS_BYTES, UNLIMITED, Boxes, Held, cut_job
+from conv3d_cli.pipeline.memory import (
+    UNLIMITED,
+    Boxes,
+    Cut,
+    MemoryUse,
+    SlabJob,
+    check_planning,
+    cut_job,
+    reading_kernels,
+    weights_held,
+)
 from conv3d_cli.pipeline.request import Job, Stage
 from conv3d_cli.pipeline.stream import Passage
 from conv3d_cli.system.machine import thread_count
@@ -51,7 +62,6 @@ class PreparedStage:
 
     stage: Stage
     kernel: Kernel
-    spec: ConvSpec
     problem: ConvProblem
     convolution: Convolution
     losses: dict[str, float]
@@ -69,7 +79,7 @@ class PreparedJob:
     header : VolumeHeader       of the output
     boxes : Boxes or None       how it is cut where whole planes do not fit; None: in slabs of whole planes
     spool_input : list of bool  for each stage, whether its input waits in a temporary file
-    memory : int                predicted peak of the whole process in bytes
+    memory_use : MemoryUse      what it holds at its peak
     mask : Mask or None         its reader is open, too
     """
 
@@ -81,9 +91,14 @@ class PreparedJob:
     boxes: Boxes | None
     spool_input: list[bool]
     spool_output: bool
-    memory: int
+    memory_use: MemoryUse
     mask: Mask | None = None
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def memory(self) -> int:
+        """The predicted peak of the whole process in bytes."""
+        return self.memory_use.total
 
 
 @contextmanager
@@ -120,102 +135,152 @@ def open_mask(path: str, header: VolumeHeader, labels: bool = False) -> Iterator
         yield check_mask(reader, header, labels)
 
 
+class _Stage(NamedTuple):
+    """A stage whose sizes are known, and the penalties of its weights."""
+
+    stage: Stage
+    resolved: ResolvedConvolution
+    losses: dict[str, float]
+
+
+class _Order(NamedTuple):
+    """In which order a volume is streamed: see `_stream_order`."""
+
+    parts: list[tuple[int, slice]]
+    spool_input: list[bool]
+    spool_output: bool
+
+
 def _prepare(job: Job, reader: VolumeReader, mask: Mask | None) -> PreparedJob:
-    header = reader.header
     notes = list(reader.notes)
-    kernels, shape, grid, transform = [], header.shape, header.grid, VoxelTransform()
-    resolved = []
+    with reading_kernels(_ceiling(job)):
+        chain = _resolve_stages(job, reader.header, notes)
+    header = _output_header(job, reader.header, chain)
+    order = _stream_order(job, reader, header, chain)
+    if order.spool_output:
+        notes.append("the output waits in a temporary file last: its stream cannot be written in the order computed")
+    stages, planning = _assemble_stages(job, chain, order, mask)
+    cut = _cut(job, reader, stages, header, order)
+    # what boxes need is read and computed wherever it lies
+    spool_input = order.spool_input if cut.boxes is None else [False] * len(stages)
+    if any(spool_input):
+        notes.append("the input waits in a temporary file first: its stream cannot be read in the order needed")
+    passage = Passage(stages[-1].convolution, order.parts, cut.depth)
+    return PreparedJob(
+        job, reader, stages, header, passage, cut.boxes, spool_input, order.spool_output,
+        max(cut.memory, *planning, key=lambda use: use.total), mask, notes,
+    )  # fmt: skip
+
+
+def _resolve_stages(job: Job, header: VolumeHeader, notes: list[str]) -> list[_Stage]:
+    """Kernels, problems and activations of all stages; each reads the output of the one before."""
+    chain: list[_Stage] = []
+    shape, grid = header.shape, header.grid
     for number, stage in enumerate(job.stages):
         try:
             kernel, losses = resolve_kernel(stage, shape, grid, notes, number)
-            spec = stage.spec(kernel.is_layer)
-            missing = job.missing if number == 0 else NOTHING
-            if missing.divides(Boundary.parse(spec.boundary)):
-                kernel = _mean_kernel(kernel, notes)
-            problem = spec.resolve(shape, kernel.weights.shape, kernel.centre)
-            filters = problem.filters // (kernel.filters_per_channel if stage.magnitude else 1)
-            functions = [get_activation(identifier) for identifier in stage.activations]
-            channels = channels_after(filters, functions, job.channels_first)
+            resolved = resolve_convolution(
+                stage.spec(kernel.is_layer),
+                kernel,
+                shape,
+                activations=[get_activation(identifier) for identifier in stage.activations],
+                channels_first=job.channels_first,
+                magnitude=stage.magnitude,
+                missing=job.missing if number == 0 else NOTHING,
+            )
         except ShapeError as error:
             where = f"layer {stage.name or number + 1}: " if len(job.stages) > 1 else ""
             raise ShapeError(f"{where}{error}") from error
-        kernels.append(kernel)
-        notes += stage.notes
-        resolved.append((stage, kernel, losses, spec, problem, functions))
-        shape, grid = (shape[0], *problem.out_size, channels), grid_after(grid, problem)
-        transform = transform.then(problem.voxel_transform)
+        notes += [*resolved.notes, *stage.notes]
+        chain.append(_Stage(stage, resolved, losses))
+        problem = resolved.problem
+        shape, grid = (shape[0], *problem.out_size, resolved.channels_out), grid_after(grid, problem)
+    return chain
 
-    out_header = output_header(job.target, header, shape, grid, transform, np.dtype(job.dtype))
-    if kernels[-1].is_bank and not job.stages[-1].magnitude:
-        out_header = replace(out_header, components=kernels[-1].filter_names)
+
+def _output_header(job: Job, source: VolumeHeader, chain: list[_Stage]) -> VolumeHeader:
+    """The header of what is written. Raises: ShapeError for a scale that its voxels cannot have."""
+    grid, transform = source.grid, VoxelTransform()
+    for _, resolved, _ in chain:
+        grid = grid_after(grid, resolved.problem)
+        transform = transform.then(resolved.problem.voxel_transform)
+    last = chain[-1].resolved
+    shape = (source.shape[0], *last.problem.out_size, last.channels_out)
+    header = output_header(job.target, source, shape, grid, transform, np.dtype(job.dtype))
+    if last.kernel.is_bank and not last.magnitude:
+        header = replace(header, components=last.kernel.filter_names)
     if job.history:
-        out_header = replace(out_header, history=(*header.history, job.history))
-    # layers mix channels, banks make several of one, stacks compute them together, and a softmax looks at all of them
-    together = (
-        kernels[0].is_layer
-        or kernels[0].is_bank
-        or len(resolved) > 1
-        or any(a.kind != "voxel" for a in resolved[-1][-1])
-    )
-    together |= reader.channels_together
-    if job.scale == "auto" and "s" in out_header.axes.letters:
+        header = replace(header, history=(*source.history, job.history))
+    if job.scale == "auto" and "s" in header.axes.letters:
         raise ShapeError("--scale auto is not for RGB voxels, whose readers know no slope; leave it out")
-    parts, spool_input, spool_output = _stream_order(
-        reader, out_header, together, [problem for *_, problem, _ in resolved], is_stream(job.target, job.compression)
-    )
-    if spool_output:
-        notes.append("the output waits in a temporary file last: its stream cannot be written in the order computed")
+    return header
 
-    stages = []
-    for position, (stage, kernel, losses, spec, problem, functions) in enumerate(resolved):
-        # Only the last stage streams a filter's channels one by one; those before it compute them together.
-        last = position == len(resolved) - 1
-        channels = parts[0][1].stop - parts[0][1].start if last and parts else problem.in_channels
-        convolution = Convolution(
-            plan_part(spec, kernel, problem, channels, job.precision, thread_count(job.threads), job.algorithm),
-            kernel.is_layer,
-            kernel.bias_for(problem.filters),
-            functions,
-            job.channels_first,
-            get_regularizer(stage.activity_regularizer),
-            per_channel=kernel.filters_per_channel,
-            magnitude=stage.magnitude,
+
+def _assemble_stages(
+    job: Job, chain: list[_Stage], order: _Order, mask: Mask | None
+) -> tuple[list[PreparedStage], list[MemoryUse]]:
+    """All stages made ready, and what it took to look at their weights.
+
+    Only the last one may compute channels one by one; those before it give whole volumes.
+    Raises: MemoryLimitError for more weights than the ceiling allows.
+    """
+    stages, planning = [], []
+    kernels: list[Kernel] = []
+    for position, (stage, resolved, losses) in enumerate(chain):
+        channels = resolved.problem.in_channels
+        if position == len(chain) - 1 and order.parts:
+            every = order.parts[0][1]
+            channels = every.stop - every.start
+        part = resolved.problem.part(channels)
+        kernels.append(resolved.kernel)
+        planning.append(check_planning(kernels, part, np.dtype(job.precision), _ceiling(job)))
+        convolution = assemble(
+            resolved,
+            channels,
+            precision=job.precision,
+            threads=thread_count(job.threads),
+            algorithm=job.algorithm,
+            activity=get_regularizer(stage.activity_regularizer),
+            mask=mask,
+            several_parts=len(order.parts) > 1,
+            reports_coverage=job.needs_coverage,
         )
-        missing = job.missing if position == 0 else NOTHING
-        if missing.concerns(problem.boundary):
-            convolution = _normalized(convolution, missing, kernel, mask, len(parts) > 1, job)
-        stages.append(PreparedStage(stage, kernel, spec, problem, convolution, losses))
-    sequential = (reader.sequential or len(stages) > 1) and not spool_input[-1]
-    plans = [s.plan for s in stages]
-    one_by_one = not (kernels[-1].is_layer or kernels[-1].is_bank) and len(stages) == 1
-    written = channels if one_by_one else out_header.shape[4]
-    held = Held(
-        lambda planes: (
-            reader.held_bytes(planes, plans[0].problem.in_channels)
-            + sum(s.convolution.held_bytes(planes) for s in stages)
+        stages.append(PreparedStage(stage, resolved.kernel, resolved.problem, convolution, losses))
+    return stages, planning
+
+
+def _cut(job: Job, reader: VolumeReader, stages: list[PreparedStage], header: VolumeHeader, order: _Order) -> Cut:
+    """Slabs, or boxes, that fit under the ceiling of memory. Raises: MemoryLimitError."""
+    convolutions = [stage.convolution for stage in stages]
+    channels = _channels_written(convolutions[-1], order, header)
+    in_channels = convolutions[0].problem.in_channels
+    given = [stage.stage.kernel for stage in stages if isinstance(stage.stage.kernel, Kernel)]
+    weights = weights_held([*given, *(stage.kernel for stage in stages)], convolutions)
+    slab_job = SlabJob(
+        convolutions,
+        reader.header.dtype,
+        np.dtype(np.float32) if job.scale == "auto" else header.dtype,
+        sequential=(reader.sequential or len(stages) > 1) and not order.spool_input[-1],
+        channels=channels,
+        weights=weights,
+        reader=lambda planes: reader.held_bytes(planes, in_channels),
+        writer=output_bytes(
+            job.target, header, channels, chunks=job.chunks, levels=job.levels, compression=job.compression
         ),
-        output_bytes(
-            job.target, out_header, written, chunks=job.chunks, levels=job.levels, compression=job.compression
-        ),
     )
-    ceiling = UNLIMITED if job.on_cluster else job.max_memory
-    cut = cut_job(
-        plans,
-        header.dtype,
-        np.dtype(np.float32) if job.scale == "auto" else out_header.dtype,
-        sequential,
-        ceiling,
-        held,
-        lambda: _box_job(job, reader, stages, out_header, parts),
-    )
-    if cut.boxes is not None:
-        spool_input = [False] * len(stages)  # what boxes need is read and computed wherever it lies
-    if any(spool_input):
-        notes.append("the input waits in a temporary file first: its stream cannot be read in the order needed")
-    passage = Passage(stages[-1].convolution, parts, cut.depth)
-    return PreparedJob(
-        job, reader, stages, out_header, passage, cut.boxes, spool_input, spool_output, cut.memory, mask, notes
-    )
+    return cut_job(slab_job, _ceiling(job), lambda: _box_job(job, reader, stages, header, channels, weights))
+
+
+def _channels_written(convolution: Convolution, order: _Order, header: VolumeHeader) -> int:
+    """Channels that are written of a part."""
+    if not order.parts:
+        return header.shape[4]
+    stored = convolution.stored(order.parts[0][1], header.shape[4])
+    return int(stored.stop - stored.start)
+
+
+def _ceiling(job: Job) -> int | None:
+    return UNLIMITED if job.on_cluster else job.max_memory
 
 
 def _box_job(
@@ -223,7 +288,8 @@ def _box_job(
     reader: VolumeReader,
     stages: list[PreparedStage],
     out_header: VolumeHeader,
-    parts: list[tuple[int, slice]],
+    channels: int,
+    weights: dict[str, int],
 ) -> BoxJob | None:
     """The job as one that is done box by box; None if it cannot be: both ends must give and take boxes, nothing is written
     beside the output, no convolution but the last may look at more than its voxels, and penalties are summed where each
@@ -238,45 +304,7 @@ def _box_job(
         return None
     if reading is None or writing is None or along_width or any(c.activity is not None for c in convolutions[:-1]):
         return None
-    stored = convolutions[-1].stored(parts[0][1], out_header.shape[4])
-    base = PROCESS_BYTES + sum(c.plan.scratch_bytes for c in convolutions)
-    return BoxJob(convolutions, reader.header, out_header, reading, writing, stored.stop - stored.start, base)
-
-
-def _mean_kernel(kernel: Kernel, notes: list[str]) -> Kernel:
-    from conv3d_cli.convolution.masked import mean_kernel
-
-    if abs(kernel.sum - 1) > 1e-6 and kernel.sum > 0:
-        notes.append(f"the result is a mean: the weights of {kernel.name} are divided by their sum, {kernel.sum:.6g}")
-    return mean_kernel(kernel)
-
-
-def _normalized(
-    convolution: Convolution, missing: Missing, kernel: Kernel, mask: Mask | None, many: bool, job: Job
-) -> Convolution:
-    """The convolution with what `Missing` asks for.
-
-    many : bool     whether it runs over several parts, which may share their coverage
-    """
-    from conv3d_cli.convolution.masked import check_centre, masked_convolution
-
-    check_centre(missing, convolution.problem, kernel)
-    return masked_convolution(convolution, missing, kernel, mask, many, reports_coverage=job.needs_coverage)
-
-
-def plan_part(
-    spec: ConvSpec, kernel: Kernel, problem: ConvProblem, channels: int, precision: str, threads: int, algorithm: str
-) -> Plan:
-    """The engine's plan for one part of a volume (they are all alike): `channels` of it."""
-    from conv3d_cli.engine import make_plan  # Numba is imported late: `info` and errors do without
-
-    real = np.dtype(precision)
-    kernel.check_range(real)
-    require_held(problem.boundary.value, real, f"boundary {problem.boundary.mode}={problem.boundary.value:g} is")
-    # Where a filter's channels are streamed one by one, their number is not the whole volume's.
-    part_spec = spec if kernel.is_layer else replace(spec, filters=None)
-    part = part_spec.resolve((1, *problem.in_size, channels), kernel.weights.shape, kernel.centre)
-    return make_plan(part, kernel.for_channels(channels), dtype=precision, threads=threads, algorithm=algorithm)
+    return BoxJob(convolutions, reader.header, out_header, reading, writing, channels, weights)
 
 
 def output_header(
@@ -312,34 +340,38 @@ def output_header(
     )
 
 
-def _stream_order(
-    reader: VolumeReader,
-    out_header: VolumeHeader,
-    together: bool,
-    problems: list[ConvProblem],
-    writes_stream: bool,
-) -> tuple[list[tuple[int, slice]], list[bool], bool]:
-    """Parts in the order they are streamed; for each stage whether its input is spooled for that order; and the output.
+def _stream_order(job: Job, reader: VolumeReader, header: VolumeHeader, chain: list[_Stage]) -> _Order:
+    """Parts in the order they are streamed; for each stage whether its input waits in a temporary file; and the output.
 
-    together : bool         all channels of a volume are one part
-    writes_stream : bool    the output can only be written forward
+    header : VolumeHeader   of the output
     """
-    in_axes, out_axes = reader.header.axes, out_header.axes
+    in_axes, out_axes = reader.header.axes, header.axes
+    problems = [resolved.problem for _, resolved, _ in chain]
+    writes_stream = is_stream(job.target, job.compression)
     # planes of the far end stand beside those of the near one
     spooled = [p.boundary.mode == "wrap" and (p.pad_before[0] > 0 or p.pad_after[0] > 0) for p in problems]
+    together = reader.channels_together or _mixes_channels(chain)
     spooled[0] |= together and in_axes.canonical_shape[4] > 1 and not in_axes.channels_within_plane
     spooled[0] &= reader.sequential
     if together:
         count = in_axes.canonical_shape[0]
         parts = [(n, slice(0, problems[-1].in_channels)) for n in range(count)]
         scattered = out_axes.canonical_shape[4] > 1 and not out_axes.channels_within_plane
-        return parts, spooled, writes_stream and scattered
+        return _Order(parts, spooled, writes_stream and scattered)
     readable = list(parts_in_storage_order(in_axes, channels_together=False))
     if not writes_stream:
-        return readable, spooled, False
+        return _Order(readable, spooled, False)
     writable = list(parts_in_storage_order(out_axes, channels_together=False))
     spooled[0] |= reader.sequential and readable != writable
-    return writable, spooled, False
+    return _Order(writable, spooled, False)
+
+
+def _mixes_channels(chain: list[_Stage]) -> bool:
+    """Whether all channels of a volume are computed together: layers mix them, banks make several of one, stacks compute
+    them together, and a softmax looks at all of them."""
+    kernel = chain[0].resolved.kernel
+    looks_at_all = any(activation.kind != "voxel" for activation in chain[-1].resolved.activations)
+    return kernel.is_layer or kernel.is_bank or len(chain) > 1 or looks_at_all
 
 
 def describe_shape(axes: Axes) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 INTEGER_DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64")
 OUTPUT_DTYPES = (*INTEGER_DTYPES, "float32", "float64")
 
+FILTER_BOUNDARY, LAYER_BOUNDARY = Boundary("symmetric"), Boundary("zeros")  # where none is given
 DRAWN_KERNEL, DRAWN_BIAS = "glorot_uniform", "zeros"  # Keras' initializers where none is named
 
 
@@ -87,8 +89,7 @@ class Stage:
             )
         if self.kernel_size is not None:
             triple(self.kernel_size, "kernel_size")
-        self.spec(is_layer=False)
-        _ = self.fitting
+        _ = self._filter_spec, self.fitting
         for identifier in self.activations:
             activation = get_activation(identifier)
             if activation.kind == "tensor":
@@ -125,18 +126,27 @@ class Stage:
         """What is done so that the kernel fits. Raises: SpecError."""
         return Fitting(self.kernel_spacing, self.crop_kernel)
 
-    def spec(self, is_layer: bool) -> ConvSpec:
-        """The specification, with the defaults of a layer or a filter."""
-        padding, boundary = ("valid", "zeros") if is_layer else ("same", "symmetric")
+    @cached_property
+    def _filter_spec(self) -> ConvSpec:
+        """The specification, parsed, with the defaults of a filter. Raises: SpecError."""
         return ConvSpec(
             strides=self.strides,
-            padding=padding if self.padding is None else self.padding,
+            padding="same" if self.padding is None else self.padding,
             dilation_rate=self.dilation_rate,
             groups=self.groups,
             filters=self.filters,
-            boundary=boundary if self.boundary is None else self.boundary,
+            boundary=FILTER_BOUNDARY if self.boundary is None else self.boundary,
             allow_strided_dilation=self.allow_strided_dilation,
         )
+
+    def spec(self, is_layer: bool) -> ConvSpec:
+        """The specification, with the defaults of a layer (a 5-D kernel) or a filter."""
+        spec = self._filter_spec
+        if is_layer and self.padding is None:
+            spec = replace(spec, padding="valid")
+        if is_layer and self.boundary is None:
+            spec = replace(spec, boundary=LAYER_BOUNDARY)
+        return spec
 
 
 @dataclass(frozen=True)
@@ -202,9 +212,9 @@ class Job:
         means = self.missing.weighs or self.missing.nan == "ignore"
         if means and len(self.stages) > 1:
             raise SpecError("a mask and missing voxels are for one convolution, and this is a stack of layers")
-        boundaries = [stage.spec(is_layer=False).boundary for stage in self.stages]
+        boundary = self.stages[-1].spec(is_layer=False).boundary
         for role in (ROLES[output.role] for output in self.beside):
-            if role.of_means and not self.missing.divides(Boundary.parse(boundaries[-1])):
+            if role.of_means and not self.missing.divides(boundary):
                 raise SpecError(
                     f"{role.flag} {role.purpose}: pass --mask, --nan ignore, --missing or --boundary renormalize"
                 )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
+import pickle
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -383,3 +385,32 @@ def test_numpy_integers_become_plain_ones() -> None:
     assert problem.flops == 2 * 60 * 120 * 120 * 100 * 27
     numbers = itertools.chain(problem.in_shape, problem.out_shape, problem.strides, problem.pad_before, problem.extent)
     assert all(type(n) is int for n in numbers)
+
+
+def test_a_specification_holds_what_it_parsed() -> None:
+    spec = ConvSpec(
+        strides=2, padding="0:1,1,2", dilation_rate=[1, 1, 1], boundary="constant=-1.5", filters=np.int64(4)
+    )
+    assert spec.strides == (2, 2, 2)
+    assert spec.padding == ((0, 1), (1, 1), (2, 2))
+    assert spec.dilation_rate == (1, 1, 1)
+    assert spec.boundary == Boundary("constant", -1.5)
+    again = ConvSpec(2, ((0, 1), 1, 2), filters=4, boundary=Boundary("constant", -1.5))
+    assert spec == again
+    assert hash(spec) == hash(again)
+    assert replace(spec, boundary="mirror").boundary == Boundary("mirror")
+    assert pickle.loads(pickle.dumps(spec)) == spec
+
+
+def test_a_part_is_the_problem_of_a_volume_of_its_channels() -> None:
+    spec = ConvSpec(padding="same", strides=2)
+    for kernel_shape in ((3, 3, 3), (3, 3, 3, 2), (3, 2, 1, 1, 6)):
+        whole = ConvSpec(padding="same", strides=2, groups=3 if len(kernel_shape) == 5 else 1).resolve(
+            (4, 9, 8, 7, 3), kernel_shape
+        )
+        assert whole.part(3).in_shape == (1, 9, 8, 7, 3)
+        assert whole.part(3).filters == whole.filters
+        if len(kernel_shape) < 5:
+            assert whole.part(1) == spec.resolve((1, 9, 8, 7, 1), kernel_shape)
+    with pytest.raises(ValueError, match="mixes all 2 channels"):
+        ConvSpec().resolve((1, 9, 8, 7, 2), (3, 3, 3, 2, 6)).part(1)

@@ -212,8 +212,8 @@ def test_bits_do_not_depend_on_threads_slabs_or_boxes(
     assert bits(threads=2) == one
     whole = job_module.cut_job
 
-    def one_step(plans: Any, *arguments: Any) -> Cut:
-        return whole(plans, *arguments)._replace(depth=plans[-1].depth_step)
+    def one_step(job: Any, *arguments: Any) -> Cut:
+        return whole(job, *arguments)._replace(depth=job.last.plan.depth_step)
 
     monkeypatch.setattr(job_module, "cut_job", one_step)
     assert bits() == one
@@ -230,7 +230,11 @@ def test_memory_is_counted(scan: Path, tmp_path: Path) -> None:
         for options in ([], ["--magnitude"])
     ]
     plane = 256 * 256 * 4
-    assert memory[1]["memory"] - memory[0]["memory"] >= 3 * plane * memory[1]["slab_depth"]
+    assert "sums" not in memory[0]["memory_terms"]
+    assert memory[1]["memory_terms"]["sums"] >= 3 * plane * memory[1]["slab_depth"]
+    for record, channels in zip(memory, (3, 1), strict=True):
+        assert record["memory_terms"]["output"] == 3 * channels * plane * record["slab_depth"]
+        assert record["memory"] == sum(record["memory_terms"].values())
 
 
 # ---------------------------------------------------------------------------------------------------------------------

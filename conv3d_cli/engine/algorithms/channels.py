@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from conv3d_cli.engine.cpu import cpu_class
 from conv3d_cli.engine.machine_code import machine_code
-from conv3d_cli.engine.tile import Algorithm, PreparedAlgorithm, TileLayout, chunk_terms, voxels_layout
+from conv3d_cli.engine.tile import Algorithm, PreparedAlgorithm, TileLayout, WeightBytes, chunk_terms, voxels_layout
 from conv3d_cli.engine.views import aligned_zeros
 from conv3d_cli.model.box import Size
 from conv3d_cli.model.spec import ConvProblem
@@ -223,7 +223,14 @@ def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -
     return PreparedAlgorithm(
         layout, code, lambda: _pack_weights(weights, order, blocks, groups, dtype), parameters, keep=keep,
         groups_together=together,
+        weight_bytes=padded_bytes(problem.taps * groups * blocks.padded, dtype, problem.taps),
     )  # fmt: skip
+
+
+def padded_bytes(weights: int, dtype: np.dtype[Any], terms: int) -> WeightBytes:
+    """What so many weights of so many terms take, filters padded to whole vectors, and the terms' places: three copies more
+    while they are packed."""
+    return WeightBytes(weights * dtype.itemsize + 16 * terms, 3 * weights * dtype.itemsize)
 
 
 def _pack_weights(

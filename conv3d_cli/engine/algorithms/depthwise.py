@@ -14,7 +14,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from conv3d_cli.engine.algorithms.channels import CHUNK_TERMS, aligned, column_items, cut_evenly, in_blocks, predicted
+from conv3d_cli.engine.algorithms.channels import (
+    CHUNK_TERMS,
+    aligned,
+    column_items,
+    cut_evenly,
+    in_blocks,
+    padded_bytes,
+    predicted,
+)
 from conv3d_cli.engine.cpu import cpu_class
 from conv3d_cli.engine.machine_code import machine_code
 from conv3d_cli.engine.tile import Algorithm, PreparedAlgorithm, TileLayout, chunk_terms, voxels_layout
@@ -119,8 +127,9 @@ def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -
         problem.filters_per_group, rows, lanes, dtype.name,
     )  # fmt: skip
     return PreparedAlgorithm(
-        layout, code, lambda: aligned(np.concatenate(runs)), parameters, keep=keep, groups_together=together
-    )
+        layout, code, lambda: aligned(np.concatenate(runs)), parameters, keep=keep, groups_together=together,
+        weight_bytes=padded_bytes(2 * sum(run.size for run in runs), dtype, problem.taps),
+    )  # fmt: skip
 
 
 def plan_layout(problem: ConvProblem, dtype: np.dtype[Any], together: int) -> TileLayout:

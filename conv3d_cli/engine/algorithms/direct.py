@@ -21,6 +21,7 @@ from conv3d_cli.engine.tile import (
     Algorithm,
     PreparedAlgorithm,
     TileLayout,
+    WeightBytes,
     chunk_terms,
     enough_tasks,
     rows_layout,
@@ -140,7 +141,18 @@ def prepare_items(
     )  # fmt: skip
     short = 1 if long_parts < parts else 0
     code = machine_code("spatial", "sum_taps", taps, short, row_stride, rows, columns, lanes, dtype.name)
-    return PreparedAlgorithm(layout, code, lambda: np.ascontiguousarray(packed), parameters, keep=keep)
+    return PreparedAlgorithm(
+        layout, code, lambda: np.ascontiguousarray(packed), parameters, keep=keep,
+        weight_bytes=weight_bytes(problem, dtype, taps),
+    )  # fmt: skip
+
+
+def weight_bytes(problem: ConvProblem, dtype: np.dtype[Any], taps: int) -> WeightBytes:
+    """What items of `taps` weights take: themselves, their places, and three copies while they are packed."""
+    kd, kh, kw = problem.kernel_size
+    weights = problem.taps * problem.filters * dtype.itemsize
+    items = problem.channels_per_group * kd * kw * -(-kh // taps)
+    return WeightBytes(weights + 24 * items, 3 * weights + 96 * items)
 
 
 def plan_layout(problem: ConvProblem, dtype: np.dtype[Any], rows: int, numbers: int) -> TileLayout:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from conv3d_cli.engine.algorithms.channels import aligned, column_items, predicted
+from conv3d_cli.engine.algorithms.channels import aligned, column_items, padded_bytes, predicted
 from conv3d_cli.engine.algorithms.depthwise import MOST_ROWS, MOST_TAPS, cut_chunks, item_taps, plan_layout
 from conv3d_cli.engine.cpu import cpu_class
 from conv3d_cli.engine.machine_code import machine_code
@@ -83,8 +83,9 @@ def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -
         "depthwise", "sum_lanes", 1, taps, int(bool(items.short)), *geometry, 1, 1, rows, lanes, dtype.name
     )
     return PreparedAlgorithm(
-        layout, code, lambda: aligned(packed), parameters, spreads_nonfinite=channels % lanes != 0, keep=keep
-    )
+        layout, code, lambda: aligned(packed), parameters, spreads_nonfinite=channels % lanes != 0, keep=keep,
+        weight_bytes=padded_bytes(2 * packed.size, dtype, problem.taps),
+    )  # fmt: skip
 
 
 ALGORITHM = Algorithm(

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from conv3d_cli.engine.cpu import cpu_class
 from conv3d_cli.engine.machine_code import MachineCode, machine_code
 from conv3d_cli.engine.step import AlgorithmData, Output, Source, StepRecord
-from conv3d_cli.engine.tile import Algorithm, PreparedAlgorithm, TileLayout, spread_rows
+from conv3d_cli.engine.tile import Algorithm, PreparedAlgorithm, TileLayout, WeightBytes, spread_rows
 from conv3d_cli.engine.views import aligned_zeros
 from conv3d_cli.model.box import Size
 from conv3d_cli.model.spec import ConvProblem
@@ -338,7 +338,26 @@ def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -
     return PreparedAlgorithm(
         layout, planes, lambda: kernel_spectrum(problem, weights, tile, dtype), parameters, absorb=absorb, spreads_nonfinite=True,
         checks_nonfinite=True, calls={P.convolve_depth: depth}, packs_weights=products_code(dtype), keep=keep,
+        weight_bytes=spectrum_bytes(problem, tile, dtype),
     )  # fmt: skip
+
+
+def spectrum_bytes(problem: ConvProblem, tile: Size, dtype: np.dtype[Any]) -> WeightBytes:
+    """What the spectra take: themselves, and while they are made the steps of `kernel_spectrum`, axis after axis."""
+    real, (kd, kh, kw) = dtype.itemsize, problem.kernel_size
+    kernels = problem.filters * problem.channels_per_group
+    lines = kernels * kd * kh * tile.width
+    planes = kernels * kd * tile.height * tile.width
+    kept = 2 * real * kernels * math.prod(tile)
+    taps = 8 * kernels * kd * kh * (kw + problem.extent[2])
+    along_width = 2 * 16 * lines + 2 * taps  # complex: what is transformed, the transform, and in its order
+    along_height = (2 * 16 + 2 * real) * lines + 2 * real * planes  # real and imaginary parts apart, rounded, summed
+    rows = -(-2 * tile.depth // PRODUCT_ROWS) * PRODUCT_ROWS
+    summed = real * kernels * rows * tile.height * tile.width
+    along_depth = (
+        16 * lines + 2 * 2 * real * planes + summed
+    )  # planes, and in order; their sums, of which some are kept
+    return WeightBytes(kept, taps + max(along_width, along_height, along_depth))
 
 
 ALGORITHM = Algorithm(

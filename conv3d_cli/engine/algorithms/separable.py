@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from conv3d_cli.engine.cpu import cpu_class
 from conv3d_cli.engine.machine_code import machine_code
-from conv3d_cli.engine.tile import Algorithm, PreparedAlgorithm, TileLayout, packed_size, rows_layout
+from conv3d_cli.engine.tile import Algorithm, PreparedAlgorithm, TileLayout, WeightBytes, packed_size, rows_layout
 from conv3d_cli.model.box import Size
 from conv3d_cli.model.spec import ConvProblem
 
@@ -336,6 +336,7 @@ def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -
         absorb=absorb,
         spreads_nonfinite=factors.kept * factors.terms > 1,
         keep=[offsets],
+        weight_bytes=WeightBytes(packed.nbytes, packed.nbytes + 2 * weights.size * dtype.itemsize),
     )
 
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from conv3d_cli.engine.cpu import cpu_class
 from conv3d_cli.engine.machine_code import machine_code
 from conv3d_cli.engine.step import AlgorithmData, Output, Source, StepRecord
-from conv3d_cli.engine.tile import Algorithm, PreparedAlgorithm, voxels_layout
+from conv3d_cli.engine.tile import Algorithm, PreparedAlgorithm, WeightBytes, voxels_layout
 from conv3d_cli.engine.views import aligned_zeros
 from conv3d_cli.model.box import Size
 from conv3d_cli.model.spec import ConvProblem
@@ -166,7 +166,11 @@ def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -
         transform(StepRecord(Source(taps), Output(packed), AlgorithmData(parameters=cut)))
         return packed
 
-    return PreparedAlgorithm(layout, code, pack_weights, parameters, spreads_nonfinite=True, packs_weights=transform)
+    taps = 27 * channels * groups * padded_filters * source.dtype.itemsize
+    return PreparedAlgorithm(
+        layout, code, pack_weights, parameters, spreads_nonfinite=True, packs_weights=transform,
+        weight_bytes=WeightBytes(groups * (DEPTH + 2) * depth_weights, taps),
+    )  # fmt: skip
 
 
 @lru_cache(maxsize=64)

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conv3d_cli.errors import Conv3DError, FormatError, ShapeError, SpecError, WriteError
-from conv3d_cli.kernels.lengths import MAX_WEIGHTS
+from conv3d_cli.kernels.lengths import MAX_WEIGHTS, require_memory
 from conv3d_cli.model.kernel import Kernel
 from conv3d_cli.model.spec import Triple, triple
 from conv3d_cli.system.inputs import check_input
@@ -246,6 +246,7 @@ def require_shape(shape: Sequence[int], what: str, path: str) -> int:
         raise ShapeError(
             f"{what} in {path} has {count:,} weights, shape {tuple(shape)}; at most {MAX_WEIGHTS:,} are allowed"
         )
+    require_memory(count, path)
     return count
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from conv3d_cli.convolution.prepared import Convolution
+from conv3d_cli.convolution.prepared import SLAB_COPIES, Convolution
 from conv3d_cli.engine import Team
 from conv3d_cli.model.volume import BoxAccess, VolumeHeader, VolumeReader, VolumeWriter
 from conv3d_cli.pipeline.boxes.compute import BoxInput, BoxSource, compute_box, layer_chain
@@ -20,11 +20,11 @@ from conv3d_cli.pipeline.boxes.partition import (
     redundancy,
     work_by_axis,
 )
+from conv3d_cli.pipeline.memory import PROCESS, SLABS_READ, MemoryUse
 from conv3d_cli.pipeline.stream import StageTimes, counted, overlap
 from conv3d_cli.system.machine import give_back_at_once
 
-# In memory at once: a box's input and output, while another box is read, and another written.
-IN_FLIGHT_IN, WRITES_BEHIND = 2, 1
+BOXES_BEHIND = 1  # boxes that are written, or wait for it, beside the one that is computed
 # Larger arrays go back to the system when they are dropped. Else they stay in pools of several threads: 1.15 GB from Zarr to
 # .npy in boxes of 29 MB under 500 MB took 520 MB, and takes 343 MB, in the same time (2026-11).
 KEPT_BYTES = 1 << 20
@@ -34,11 +34,8 @@ KEPT_BYTES = 1 << 20
 class BoxJob:
     """A job that may be done box by box.
 
-    convolutions : from the input to the output
-    source, output : headers of the volumes at both ends
-    reading, writing : how parts of planes are read and written, and what that costs
-    channels : channels of the output that one part writes
-    base : bytes of the process, voxels not counted
+    channels : that are written of a part
+    weights : see `memory.weights_held`
     """
 
     convolutions: Sequence[Convolution]
@@ -47,7 +44,7 @@ class BoxJob:
     reading: BoxAccess
     writing: BoxAccess
     channels: int
-    base: int
+    weights: Mapping[str, int]
 
     @cached_property
     def chain(self) -> LayerChain:
@@ -67,24 +64,33 @@ class BoxJob:
             found[2] = plan.problem.out_size[2]  # which such an activation runs along
         return found[0], found[1], found[2]
 
-    def memory(self, partition: Partition) -> int:
-        """Peak memory of the process, in bytes."""
+    def memory(self, partition: Partition) -> MemoryUse:
+        """The peak of the process."""
         axes = work_by_axis(self.chain, partition, self.reading.unit)
         first, last = self.convolutions[0], self.convolutions[-1]
         held = math.prod(one.held for one in axes) * first.problem.in_channels * self.source.dtype.itemsize
         box = math.prod(partition.block)
-        most = made = 0  # bytes of a convolution's own values, and of those before it
+        most = made = scratch = 0  # what a convolution holds of its own and the one before's
         for position, convolution in enumerate(self.convolutions):
+            size = axes[0].made[position], axes[1].made[position], axes[2].made[position]
+            scratch += convolution.plan.scratch_for(size)
             values = convolution.problem.filters * convolution.plan.dtype.itemsize
-            sums = math.prod(one.made[position] for one in axes) * values
+            sums = math.prod(size) * values
             copies = 0 if convolution is last else sums
             if convolution.on_slabs:
-                copies += 3 * sums  # activations make copies
+                copies += SLAB_COPIES * sums
             elif convolution is last and not self._fits(partition):
-                copies += sums + box * values  # an aligned box around the box, then the box alone
+                copies += sums + box * values  # what is computed beside the box, then the box alone
             most, made = max(most, made + copies), sums
-        out = (1 + WRITES_BEHIND) * box * self.channels * self.output.dtype.itemsize
-        return self.base + IN_FLIGHT_IN * held + most + out + self.reading.held + self.writing.held
+        return PROCESS.plus(
+            **self.weights,
+            scratch=scratch,
+            input=SLABS_READ * held,
+            layers=most,
+            output=(1 + BOXES_BEHIND) * box * self.channels * self.output.dtype.itemsize,
+            reader=self.reading.held,
+            writer=self.writing.held,
+        )
 
     def _fits(self, partition: Partition) -> bool:
         """Whether all boxes are aligned as the last convolution asks, so that nothing beside them is computed."""
@@ -103,7 +109,7 @@ class BoxJob:
             self.chain,
             self.reading.unit,
             self.chunk,
-            lambda partition: self.memory(partition) <= limit,
+            lambda partition: self.memory(partition).total <= limit,
             (None, 0, 1, 2),
         )
 
@@ -155,5 +161,5 @@ def stream_boxes(
         times.compute += time.perf_counter() - started
         return lambda: writer.write_box(n, box.start, stored.start, out)
 
-    overlap(len(steps), read, compute, times, behind=WRITES_BEHIND)
+    overlap(len(steps), read, compute, times, behind=BOXES_BEHIND)
     return times

@@ -1,0 +1,137 @@
+"""The convolution put together from what is asked for: the one way from a `ConvSpec` and a kernel to a `Convolution`.
+
+`resolve_convolution` needs the volume's shape alone and settles every integer; `assemble` then plans the arithmetic, for all
+channels or for those that are computed at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from conv3d_cli.convolution.prepared import Convolution, Penalty, channels_after
+from conv3d_cli.model.kernel import Kernel, require_held
+from conv3d_cli.model.missing import NOTHING, Missing
+from conv3d_cli.model.spec import ConvProblem, ConvSpec
+
+if TYPE_CHECKING:
+    from conv3d_cli.convolution.masks import Mask
+    from conv3d_cli.engine import Plan
+    from conv3d_cli.layer.activations import Activation
+
+
+@dataclass(frozen=True)
+class ResolvedConvolution:
+    """A convolution of a volume whose shape is known, before its arithmetic is planned.
+
+    kernel : Kernel             as it is applied: of sum 1 where means are taken
+    problem : ConvProblem       of the whole volume
+    activations : sequence      applied in order
+    channels_first : bool       the last axis of a softmax is then the width, as in Keras
+    magnitude : bool            the filters of a channel become the root of the sum of their squares
+    missing : Missing           what is done about voxels that are missing
+    channels_out : int          channels of the output
+    notes : tuple of str        what was done to the kernel
+    """
+
+    kernel: Kernel
+    problem: ConvProblem
+    activations: Sequence[Activation]
+    channels_first: bool
+    magnitude: bool
+    missing: Missing
+    channels_out: int
+    notes: tuple[str, ...] = ()
+
+
+def resolve_convolution(
+    spec: ConvSpec,
+    kernel: Kernel,
+    shape: Sequence[int],
+    *,
+    activations: Sequence[Activation] = (),
+    channels_first: bool = False,
+    magnitude: bool = False,
+    missing: Missing = NOTHING,
+) -> ResolvedConvolution:
+    """Settle every integer of a convolution.
+
+    shape : (N, D, H, W, C)     of the volume
+    Raises: ShapeError if kernel and volume do not fit, or means are asked of a kernel that has none.
+
+    >>> kernel = Kernel(np.ones((3, 3, 3)))
+    >>> resolve_convolution(ConvSpec(), kernel, (1, 5, 5, 5, 2)).problem.out_shape
+    (1, 3, 3, 3, 2)
+    """
+    notes: tuple[str, ...] = ()
+    if missing.divides(spec.boundary):
+        from conv3d_cli.convolution.masked import mean_kernel  # late: it knows the compiler's loops
+
+        if abs(kernel.sum - 1) > 1e-6 and kernel.sum > 0:
+            notes = (f"the result is a mean: the weights of {kernel.name} are divided by their sum, {kernel.sum:.6g}",)
+        kernel = mean_kernel(kernel)
+    problem = spec.resolve(shape, kernel.weights.shape, kernel.centre)
+    filters = problem.filters // (kernel.filters_per_channel if magnitude else 1)
+    channels = channels_after(filters, activations, channels_first)
+    return ResolvedConvolution(kernel, problem, activations, channels_first, magnitude, missing, channels, notes)
+
+
+def assemble(
+    resolved: ResolvedConvolution,
+    channels: int,
+    *,
+    precision: str,
+    threads: int,
+    algorithm: str = "auto",
+    activity: Penalty | None = None,
+    mask: Mask | None = None,
+    several_parts: bool = False,
+    reports_coverage: bool = False,
+) -> Convolution:
+    """A convolution made ready for its voxels.
+
+    channels : int              channels that are computed at once: one, or all of them
+    precision : str             of the arithmetic, "float32" or "float64"
+    activity : callable         penalty of the output
+    mask : Mask or None         checked against the volume
+    several_parts : bool        it runs over several volumes or channels, which may share their coverage
+    reports_coverage : bool       `Convolution.coverage` is asked for after each slab
+    Raises: SpecError for weights beyond the precision; UnknownNameError, ShapeError for an algorithm that cannot compute this.
+
+    >>> resolved = resolve_convolution(ConvSpec(), Kernel(np.ones((3, 3, 3))), (1, 5, 5, 5, 2))
+    >>> convolution = assemble(resolved, channels=1, precision="float32", threads=1)
+    >>> convolution.problem.in_shape, convolution.channels_out
+    ((1, 5, 5, 5, 1), 1)
+    """
+    kernel, problem, missing = resolved.kernel, resolved.problem, resolved.missing
+    convolution = Convolution(
+        _plan(kernel, problem.part(channels), precision, threads, algorithm),
+        kernel.is_layer,
+        kernel.bias_for(problem.filters),
+        resolved.activations,
+        resolved.channels_first,
+        activity,
+        per_channel=kernel.filters_per_channel,
+        magnitude=resolved.magnitude,
+    )
+    if not missing.concerns(problem.boundary):
+        return convolution
+    from conv3d_cli.convolution.masked import check_centre, masked_convolution  # late: it knows the compiler's loops
+
+    check_centre(missing, convolution.problem, kernel)
+    return masked_convolution(convolution, missing, kernel, mask, several_parts, reports_coverage)
+
+
+def _plan(kernel: Kernel, problem: ConvProblem, precision: str, threads: int, algorithm: str) -> Plan:
+    """The engine's plan of one part of a volume (they are all alike)."""
+    from conv3d_cli.engine import make_plan  # Numba is imported late: `info` and errors do without
+
+    real = np.dtype(precision)
+    kernel.check_range(real)
+    boundary = problem.boundary
+    require_held(boundary.value, real, f"boundary {boundary.mode}={boundary.value:g} is")
+    weights = kernel.for_channels(problem.in_channels)
+    return make_plan(problem, weights, dtype=precision, threads=threads, algorithm=algorithm)

@@ -1,0 +1,191 @@
+"""What a job is forecast to hold: what child processes take, the planes of a chain, weights, and threads that have work."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from conv3d_cli.convolution.slabs import SlabInput, SlabSource
+from conv3d_cli.engine.plan import ALGORITHMS, make_plan, planning_bytes
+from conv3d_cli.model.kernel import Kernel
+from conv3d_cli.model.spec import ConvSpec
+from conv3d_cli.pipeline.memory import PROCESS_BYTES, chain_planes
+from conv3d_cli.pipeline.prepare import prepare_job
+from conv3d_cli.pipeline.request import Job, Stage
+from conv3d_cli.pipeline.run import run_job
+
+MIB = 1 << 20
+PROCESS_LEAST = 85 * MIB  # the interpreter with its libraries and compiled loops
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder, numbers = tmp_path_factory.mktemp("memory"), np.random.default_rng(0)
+    np.save(folder / "small.npy", np.ones((16, 16, 16), np.float32))
+    np.save(folder / "x.npy", numbers.standard_normal((120, 160, 160)).astype(np.float32))
+    np.save(folder / "mask.npy", (numbers.random((120, 160, 160)) > 0.3).astype(np.uint8))
+    np.save(folder / "wide.npy", np.ones((8, 8, 8, 512), np.float32))
+    np.save(folder / "layer.npy", np.ones((3, 3, 3, 512, 1024), np.float32))
+    np.save(folder / "k17.npy", numbers.standard_normal((17, 17, 17)))
+    np.save(folder / "k60.npy", numbers.standard_normal((60, 60, 60)))
+    return folder
+
+
+def conv3d(folder: Path, *arguments: str) -> tuple[int, str, int]:
+    """A process of its own: exit code, the last line on stderr, peak memory in bytes."""
+    child = subprocess.Popen(
+        [sys.executable, "-m", "conv3d_cli", *arguments], cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    assert child.stderr is not None
+    with child.stderr as stderr:
+        message = stderr.read().decode().strip()
+    _, status, usage = os.wait4(child.pid, 0)
+    child.returncode = os.waitstatus_to_exitcode(status)
+    return child.returncode, message, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+JOBS = {
+    "filter": "x.npy -k gaussian:sigma=2vox",
+    "fft": "x.npy -k k17.npy",
+    "mask": "x.npy -k gaussian:sigma=2vox --mask mask.npy",
+    "kernel": "small.npy -k k60.npy",
+    "wide layer": "wide.npy --axes zyxc -k layer.npy --padding same",
+}
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_the_forecast_is_above_the_peak_and_not_far(folder: Path, name: str) -> None:
+    arguments = [*JOBS[name].split(), "-o", f"{name.split()[0]}.npy", "--overwrite", "--threads", "2"]
+    planned = subprocess.run(
+        [sys.executable, "-m", "conv3d_cli", "apply", *arguments, "--dry-run", "--json"],
+        cwd=folder, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    record = json.loads(planned.stdout)
+    assert record["memory"] == sum(record["memory_terms"].values())
+    code, message, peak = conv3d(folder, "apply", *arguments)
+    assert code == 0, message
+    assert peak <= record["memory"]
+    beside = record["memory"] - record["memory_terms"]["process"]
+    assert beside <= 1.5 * max(0, peak - PROCESS_LEAST) + 40 * MIB, record["memory_terms"]
+
+
+@pytest.mark.parametrize(
+    ("ceiling", "arguments"),
+    [
+        (240, "wide.npy --axes zyxc -k layer.npy --padding same"),
+        (300, "small.npy -k box:size=250"),
+        (300, "small.npy -k gaussian:sigma=30vox --algorithm direct"),
+        (300, "small.npy -k expr:exp(-r):radius=110vox"),
+        (600, "small.npy -k box:size=250"),
+    ],
+)
+def test_a_kernel_too_large_for_the_ceiling_is_refused_below_it(folder: Path, ceiling: int, arguments: str) -> None:
+    code, message, peak = conv3d(folder, "apply", *arguments.split(), "-o", "never.npy", "--max-memory", f"{ceiling}M")
+    assert code == 6, message
+    assert "weights" in message
+    assert "pass --max-memory" in message
+    assert message.count("\n") == 0
+    assert peak <= ceiling * MIB
+    assert not (folder / "never.npy").exists()
+
+
+def test_a_refusal_names_memory_that_does(folder: Path) -> None:
+    job = Job(str(folder / "small.npy"), "y.npy", (Stage(str(folder / "k60.npy")),), max_memory=1)
+    with pytest.raises(MemoryError) as refused, prepare_job(job):
+        pass
+    least = int(str(refused.value).partition("--max-memory ")[2].partition("M")[0]) * MIB
+    job = Job(str(folder / "small.npy"), "y.npy", (Stage(str(folder / "k60.npy")),), max_memory=least)
+    with prepare_job(job) as prepared:
+        assert prepared.memory <= least
+
+
+def test_threads_without_work_take_no_memory(folder: Path) -> None:
+    np.save(folder / "cube.npy", np.ones((31, 31, 31), np.float32))
+    found = {}
+    for threads in (8, 128):
+        stages = (Stage(str(folder / "k17.npy")),)
+        job = Job(str(folder / "cube.npy"), "y.npy", stages, algorithm="fft", threads=threads)
+        with prepare_job(job) as prepared:
+            found[threads] = prepared.memory
+    assert found[128] == found[8] < PROCESS_BYTES + 40 * MIB
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("shape", [(40, 40, 40, 1, 1), (3, 3, 3, 96, 128), (3, 3, 3, 1, 512), (5, 5, 5, 64, 2)])
+def test_packed_weights_take_what_was_said(shape: tuple[int, int, int, int, int], dtype: str) -> None:
+    import tracemalloc
+
+    groups = shape[4] if shape[3] == 1 else 1
+    spec = ConvSpec(padding="same", groups=groups)
+    problem = spec.resolve((1, 16, 16, 16, shape[3] * groups), shape)
+    weights = np.random.default_rng(1).standard_normal(shape)
+    for algorithm in ALGORITHMS:
+        if algorithm.reject(problem, weights) is not None:
+            continue
+        make_plan(problem, weights, dtype=dtype, algorithm=algorithm.name).prepared.weights  # noqa: B018 - loads loops
+        tracemalloc.start()
+        try:
+            plan = make_plan(problem, weights, dtype=dtype, algorithm=algorithm.name)
+            assert tracemalloc.get_traced_memory()[1] <= planning_bytes(problem, np.dtype(dtype)) + MIB
+            tracemalloc.reset_peak()
+            plan.prepared.weights  # noqa: B018 - packed now
+            kept, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert kept <= plan.prepared.weight_bytes.kept + MIB, algorithm.name
+        assert peak <= sum(plan.prepared.weight_bytes) + MIB, algorithm.name
+
+
+@pytest.mark.parametrize("dilations", [(1, 2, 4, 2, 1), (4,), (1, 1), (3, 1, 2)])
+@pytest.mark.parametrize("strides", [1, 2])
+def test_chains_hold_the_planes_that_were_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dilations: tuple[int, ...], strides: int
+) -> None:
+    np.save(tmp_path / "x.npy", np.ones((64, 6, 6), np.float32))
+    weights = np.random.default_rng(2).standard_normal((3, 3, 3, 1, 1))
+    stages = tuple(
+        Stage(Kernel(weights), padding="same", dilation_rate=d, strides=strides if d == 1 and n == 0 else 1)
+        for n, d in enumerate(dilations)
+    )
+    windows: dict[int, int] = {}
+    read = SlabSource.read
+
+    def spied(self: SlabSource, start: int, stop: int) -> SlabInput:
+        slab = read(self, start, stop)
+        windows[id(self)] = max(windows.get(id(self), 0), len(slab.source))
+        kept.append(self)
+        return slab
+
+    kept: list[Any] = []
+    monkeypatch.setattr(SlabSource, "read", spied)
+    monkeypatch.setattr("conv3d_cli.pipeline.memory.SLAB_BYTES", 1)
+    monkeypatch.setattr("conv3d_cli.pipeline.memory.DEEP_SLAB_BYTES", 1)
+    job = Job(str(tmp_path / "x.npy"), str(tmp_path / "y.npy"), stages)
+    with prepare_job(job) as prepared:
+        plans = [stage.plan for stage in prepared.stages]
+        depth = prepared.passage.slab_depth
+    run_job(job)
+    problems, steps = [plan.problem for plan in plans], [plan.depth_step for plan in plans]
+    counted = sorted(one.window for one in chain_planes(problems, steps, depth))
+    if len(stages) > 1:
+        assert sorted(windows.values()) == counted
+        assert math.prod(counted) < 64 ** len(stages)  # less than whole volumes
+
+
+def test_explain_prints_the_terms(folder: Path) -> None:
+    text = subprocess.run(
+        [sys.executable, "-m", "conv3d_cli", "explain", "x.npy", "-k", "k17.npy"],
+        cwd=folder, capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    lines = text.splitlines()
+    memory = next(number for number, line in enumerate(lines) if line.startswith("memory"))
+    for term in ("process 222.0 MiB", "input ", "output ", "scratch ", "weights ", "packed weights "):
+        assert term in lines[memory + 1]
