@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from processes import LIMIT, started, wait_until
 
 from conv3d_cli import Volume, cli, write_volume
 
@@ -214,13 +215,12 @@ def test_an_interrupt_ends_all_that_run_side_by_side(scans: list[Path], tmp_path
         large.append(path)
     out = tmp_path / "out"
     command = [sys.executable, "-m", "conv3d_cli", "apply", *large, "-k", "gaussian:sigma=4vox", "--out-dir", out]
-    process = subprocess.Popen([*command, "--jobs", "2", "--algorithm", "direct"], stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and not (out.is_dir() and any(out.iterdir())):
-        time.sleep(0.01)
-    assert process.poll() is None
-    process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)
+    command += ["--jobs", "2", "--algorithm", "direct"]
+    with started(command, stderr=subprocess.PIPE) as process:
+        wait_until(lambda: out.is_dir() and any(out.iterdir()), process)
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=LIMIT)
     assert process.returncode == 130, stderr
     assert b"interrupted" in stderr
     assert b"Traceback" not in stderr
