@@ -137,12 +137,12 @@ def test_the_walk_sees_every_kind_of_import(tmp_path: Path, monkeypatch: pytest.
         "def f():\n"
         "    from ..engine import plan\n"
         "    from . import grid\n"
-        "    from conv3d_cli import job\n"
+        "    from conv3d_cli import api\n"
         "if False:\n"
         "    from conv3d_cli.cli.apply import apply\n"
     )
     assert [name for _, name in sorted(imported(Path("model/new.py")))] == [
-        "numba.core", "conv3d_cli.engine", "conv3d_cli.model", "conv3d_cli.pipeline.run", "conv3d_cli.cli.apply",
+        "numba.core", "conv3d_cli.engine", "conv3d_cli.model", "conv3d_cli.api", "conv3d_cli.cli.apply",
     ]  # fmt: skip
 
 

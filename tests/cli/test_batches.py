@@ -247,12 +247,12 @@ def test_seconds_and_rates_of_the_stages(run: Any, volume: Path, tmp_path: Path)
 
 
 def interrupted_at(
-    monkeypatch: pytest.MonkeyPatch, name: str, error: type[BaseException], *values: Any, where: str = "job.run_job"
+    monkeypatch: pytest.MonkeyPatch, name: str, error: type[BaseException], *values: Any, where: str = "pipeline.run.run_job"
 ) -> None:
     """The job of this input is interrupted before its first voxel, or where another function is called with it."""
     from importlib import import_module
 
-    module, function = where.split(".")
+    module, _, function = where.rpartition(".")
     home = import_module(f"conv3d_cli.{module}")
     original = getattr(home, function)
 
@@ -321,7 +321,7 @@ def test_what_an_interrupt_left_is_told_once(run: Any, five: Path, monkeypatch: 
         assert told("a.npy", "b.npy", "--suffix", "_1", "--skip-existing", "--jobs", "1").startswith(
             "interrupted; 1 of 2"
         )
-    interrupted_at(monkeypatch, "b.npy", KeyboardInterrupt, where="verification.verify_output")
+    interrupted_at(monkeypatch, "b.npy", KeyboardInterrupt, where="analysis.verify.verify_output")
     assert told("a.npy", "b.npy", "--suffix", "_3", "--verify", "9", "--jobs", "1") == (
         "interrupted; b_3.npy is written, and not verified; 1 of 2 volumes is complete"
     )
