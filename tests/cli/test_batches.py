@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -247,9 +248,17 @@ def test_seconds_and_rates_of_the_stages(run: Any, volume: Path, tmp_path: Path)
 
 
 def interrupted_at(
-    monkeypatch: pytest.MonkeyPatch, name: str, error: type[BaseException], *values: Any, where: str = "pipeline.run.run_job"
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    error: type[BaseException],
+    *values: Any,
+    where: str = "pipeline.run.run_job",
+    after: Sequence[Path] = (),
 ) -> None:
-    """The job of this input is interrupted before its first voxel, or where another function is called with it."""
+    """The job of this input is interrupted before its first voxel, or where another function is called with it.
+
+    after : paths       outputs that are waited for before the first voxel
+    """
     from importlib import import_module
 
     module, _, function = where.rpartition(".")
@@ -259,7 +268,8 @@ def interrupted_at(
     def call(job: Any, *others: Any) -> Any:
         if Path(job.source).name == name:
             if function == "run_job":
-                time.sleep(0.5)  # those beside it come to an end
+                wait_until(lambda: all(path.exists() for path in after))
+                time.sleep(0.5)  # what is written is told as well
             raise error(*values)
         return original(job, *others)
 
@@ -294,7 +304,7 @@ def test_an_interrupted_batch_tells_what_stands(
     inputs = [f"{name}.npy" for name in "abcde"]
     command = ["apply", *inputs, "-k", "box:size=3", "--out-dir", "out", "--json", *options]
     with monkeypatch.context() as patch:
-        interrupted_at(patch, "c.npy", *stop)
+        interrupted_at(patch, "c.npy", *stop, after=[five / "out" / "a.npy", five / "out" / "b.npy"])
         result = run(*command, "--jobs", jobs, code=code)
     done = sorted(path.name for path in (five / "out").glob("*.npy"))
     assert done[:2] == ["a.npy", "b.npy"]
