@@ -1,21 +1,172 @@
-"""Fixtures that every test may use: a seeded generator and a private cache folder for compiled loops."""
+"""Fixtures that every test may use: the command line, sample volumes, a seeded generator, a cache for compiled loops.
+
+`README.md` beside this file says how to write a test with them.
+"""
 
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
+import sys
 import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner, Result
 
-# Before anything imports Numba: tests compile into a folder of their own, kept between runs of the suite.
-os.environ.setdefault("CONV3D_CACHE_DIR", os.path.join(tempfile.gettempdir(), f"conv3d-test-cache-{os.getuid()}"))
+# Before anything imports Numba: tests compile into a folder of their own, which is kept for the next run.
+CACHE = os.path.join(tempfile.gettempdir(), f"conv3d-test-cache-{os.getuid()}")
+os.environ.setdefault("CONV3D_CACHE_DIR", CACHE)
 
-# `make test` runs them inside make, which would have a make that a test runs take over its options and print its folders.
+# `make test` runs the tests inside make. A make that a test starts must not inherit its options.
 for name in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL"):
     os.environ.pop(name, None)
+
+# Helper modules assert, too: a failure there shows its values as one in a test does.
+pytest.register_assert_rewrite("cases", "oracle", "tools")
+
+ROOT = Path(__file__).parent.parent
+Run = Callable[..., Result]
+Shell = Callable[..., "subprocess.CompletedProcess[bytes]"]
 
 
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(20260101)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The command line
+
+
+@pytest.fixture(autouse=True)
+def _a_terminal_of_100_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The width of help and messages does not depend on the window that the tests run in."""
+    monkeypatch.setenv("COLUMNS", "100")
+
+
+@pytest.fixture(scope="session")
+def run() -> Run:
+    """Call `conv3d ARGUMENTS...` in this process; paths and numbers are turned into text.
+
+    The test fails if the exit code is not `code`; `code=None` accepts every exit code.
+    """
+
+    def call(*arguments: Any, code: int | None = 0) -> Result:
+        from conv3d_cli.cli import main  # late: a test of imports must find a fresh interpreter
+
+        result = CliRunner().invoke(main, [str(a) for a in arguments])
+        error = None if isinstance(result.exception, SystemExit) else result.exception
+        assert error is None, (repr(error), result.output)
+        assert code in (None, result.exit_code), (result.exit_code, result.output)
+        return result
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def shell() -> Shell:
+    """Call `conv3d ARGUMENTS...` as a process of its own, where exit codes and streams are real."""
+
+    def call(*arguments: Any, **kwargs: Any) -> subprocess.CompletedProcess[bytes]:
+        command = [sys.executable, "-m", "conv3d_cli", *(str(a) for a in arguments)]
+        return subprocess.run(command, capture_output=True, check=False, env=dict(os.environ), **kwargs)
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def error_line() -> Callable[[str], str]:
+    """The message of a failed command, which must be one line (a usage hint may stand above it)."""
+
+    def only(text: str) -> str:
+        lines = [line for line in text.strip().splitlines() if line.startswith("Error: ")]
+        assert len(lines) == 1, text
+        assert text.strip().splitlines()[-1] == lines[0], text
+        assert "Traceback" not in text
+        return lines[0]
+
+    return only
+
+
+@pytest.fixture
+def commands(tmp_path: Path) -> dict[str, str]:
+    """Variables of an environment in which `conv3d` is the one under test, for scripts and makefiles."""
+    script = tmp_path / "bin" / "conv3d"
+    script.parent.mkdir()
+    script.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m conv3d_cli "$@"\n')
+    script.chmod(0o755)
+    return {**os.environ, "PATH": f"{script.parent}{os.pathsep}{os.environ['PATH']}"}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Sample data
+
+
+@pytest.fixture
+def volume(tmp_path: Path, rng: np.random.Generator) -> Path:
+    """A small .npy volume."""
+    path = tmp_path / "volume.npy"
+    np.save(path, rng.standard_normal((7, 9, 11)).astype(np.float32))
+    return path
+
+
+@pytest.fixture
+def kernel(tmp_path: Path, rng: np.random.Generator) -> Path:
+    """A 3x3x3 kernel file."""
+    path = tmp_path / "kernel.npy"
+    np.save(path, rng.standard_normal((3, 3, 3)))
+    return path
+
+
+@pytest.fixture
+def scan(tmp_path: Path) -> Path:
+    """The first time point of nibabel's example4d: 24 planes 2.2 mm apart, voxels of 2 mm."""
+    import nibabel
+
+    source = Path(nibabel.__file__).parent / "tests" / "data" / "example4d.nii.gz"
+    image = nibabel.load(source)
+    path = tmp_path / "scan.nii"
+    values = np.asarray(image.dataobj[..., 0])
+    nibabel.save(nibabel.Nifti1Image(values, image.affine, image.header), path)
+    return path
+
+
+@pytest.fixture
+def mask(scan: Path) -> Path:
+    """A mask on the grid of `scan`: 1 where the scan is brighter than its mean, else 0."""
+    import nibabel
+
+    image = nibabel.load(scan)
+    values = np.asarray(image.dataobj)
+    path = scan.with_name("mask.nii")
+    inside = (values > values.mean()).astype(np.uint8)
+    nibabel.save(nibabel.Nifti1Image(inside, image.affine), path)
+    return path
+
+
+@pytest.fixture
+def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, with a scan a.nii.gz of 3 x 1.5 x 1.5 mm, its mask.nii, and a kernel k.npy."""
+    from conv3d_cli import Grid, Volume, write_volume
+    from conv3d_cli.model.grid import affine_from_spacing
+
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    spacing = (3.0, 1.5, 1.5)
+    grid = Grid(spacing, "mm", affine_from_spacing(spacing, (0.0, 0.0, 0.0)))
+    scan = rng.integers(0, 900, (7, 9, 8)).astype(np.int16)
+    write_volume("a.nii.gz", Volume(scan, "zyx", grid))
+    write_volume("mask.nii", Volume((rng.random(scan.shape) < 0.9).astype(np.uint8), "zyx", grid))
+    np.save("k.npy", rng.random((3, 3, 3)))
+    return tmp_path
+
+
+@pytest.fixture
+def sample_data(tmp_path: Path) -> Path:
+    """A copy of the folder sample_data, which a test may write to."""
+    return Path(shutil.copytree(ROOT / "sample_data", tmp_path / "sample_data"))

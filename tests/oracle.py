@@ -72,18 +72,22 @@ def conv3d(
     ]
     out_size = [(size[a] + sum(pads[a]) - (ksize[a] - 1) * dilation_rate[a] - 1) // strides[a] + 1 for a in range(3)]
     out = np.zeros((count, *out_size, filters))
-    for o in itertools.product(*(range(n) for n in out_size)):
-        for k in itertools.product(*(range(n) for n in ksize)):
-            position = [
-                outside(o[a] * strides[a] + k[a] * dilation_rate[a] - pads[a][0], size[a], boundary) for a in range(3)
-            ]
-            for g in range(groups):
-                block = slice(g * per_group, (g + 1) * per_group)
-                these = slice(g * filters // groups, (g + 1) * filters // groups)
-                if None in position:
-                    values = np.full((count, per_group), constant if boundary in ("constant", "mirror-one") else 0.0)
-                else:
-                    values = x[(slice(None), *position, block)]
-                with np.errstate(invalid="ignore"):  # zero times infinity is meant
-                    out[(slice(None), *o, these)] += values @ kernel[k][:, these]
+    # places[axis][output][tap]: the voxel that lies there, None outside
+    places = [
+        [
+            [outside(o * strides[a] + k * dilation_rate[a] - pads[a][0], size[a], boundary) for k in range(ksize[a])]
+            for o in range(out_size[a])
+        ]
+        for a in range(3)
+    ]
+    beyond = np.full((count, per_group), constant if boundary in ("constant", "mirror-one") else 0.0)
+    runs = [(slice(g * per_group, (g + 1) * per_group), slice(g * filters // groups, (g + 1) * filters // groups))
+            for g in range(groups)]  # fmt: skip
+    with np.errstate(invalid="ignore"):  # zero times infinity is meant
+        for d, h, w in itertools.product(*(range(n) for n in out_size)):
+            for i, j, k in itertools.product(*(range(n) for n in ksize)):
+                position = places[0][d][i], places[1][h][j], places[2][w][k]
+                for block, these in runs:
+                    values = beyond if None in position else x[(slice(None), *position, block)]
+                    out[:, d, h, w, these] += values @ kernel[i, j, k, :, these]
     return out if bias is None else out + bias

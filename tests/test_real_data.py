@@ -4,26 +4,19 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pytest
 import scipy.ndimage
-from click.testing import CliRunner
-
-from conv3d_cli.cli import main
 
 EXAMPLE = Path(nib.__file__).parent / "tests" / "data" / "example4d.nii.gz"
 
 
-def apply(*arguments: object) -> None:
-    result = CliRunner().invoke(main, ["apply", *(str(a) for a in arguments)])
-    assert result.exit_code == 0, result.output
-
-
-def test_example4d_smoothed_in_mm(tmp_path: Path) -> None:
+def test_example4d_smoothed_in_mm(tmp_path: Path, run: Any) -> None:
     """Every time point as nilearn and scipy would smooth it; header facts kept."""
-    apply(EXAMPLE, "-k", "gaussian:fwhm=6mm", "-o", tmp_path / "out.nii.gz")
+    run("apply", EXAMPLE, "-k", "gaussian:fwhm=6mm", "-o", tmp_path / "out.nii.gz")
     source, out = nib.load(EXAMPLE), nib.load(tmp_path / "out.nii.gz")
     data = source.get_fdata()
     zooms = np.linalg.norm(source.affine[:3, :3], axis=0)
@@ -40,11 +33,12 @@ def test_example4d_smoothed_in_mm(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("boundary", ["zeros", "nearest", "mirror", "symmetric", "wrap"])
-def test_example4d_with_a_random_kernel(tmp_path: Path, boundary: str) -> None:
+def test_example4d_with_a_random_kernel(tmp_path: Path, boundary: str, run: Any) -> None:
     kernel = np.random.default_rng(3).standard_normal((5, 3, 4))
     np.save(tmp_path / "k.npy", kernel)
     # an even size: scipy's centre of 4 is voxel 2, ours under `same` lies between 1 and 2; pads say which is meant
-    apply(
+    run(
+        "apply",
         EXAMPLE,
         "-k",
         tmp_path / "k.npy",
@@ -65,7 +59,7 @@ def test_example4d_with_a_random_kernel(tmp_path: Path, boundary: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("nilearn") is None, reason="needs nilearn's template: pip install nilearn")
-def test_mni152_with_a_random_kernel(tmp_path: Path) -> None:
+def test_mni152_with_a_random_kernel(tmp_path: Path, run: Any) -> None:
     """The MNI152 T1 template, 197 x 233 x 189 voxels, with a dense 5x5x5 kernel."""
     spec = importlib.util.find_spec("nilearn")
     assert spec is not None
@@ -74,7 +68,7 @@ def test_mni152_with_a_random_kernel(tmp_path: Path) -> None:
     template = next(folder.glob("mni_icbm152_t1_tal_nlin_sym_09a_converted*.nii.gz"))
     kernel = np.random.default_rng(4).standard_normal((5, 5, 5))
     np.save(tmp_path / "k.npy", kernel)
-    apply(template, "-k", tmp_path / "k.npy", "--boundary", "zeros", "-o", tmp_path / "o.nii.gz")
+    run("apply", template, "-k", tmp_path / "k.npy", "--boundary", "zeros", "-o", tmp_path / "o.nii.gz")
     data = nib.load(template).get_fdata()
     expected = scipy.ndimage.correlate(data, kernel.transpose(2, 1, 0), mode="constant")
     bound = 2e-6 * np.abs(kernel).sum() * np.abs(data).max()

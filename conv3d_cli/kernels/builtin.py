@@ -2,7 +2,9 @@
 
 A function's signature is its grammar on the command line: `gaussian:sigma=1.5,1,1vox` calls `gaussian(sigma=(1.5, 1, 1))`,
 and lengths in mm arrive here as voxels already. To add a kernel, write such a function and put its name into
-`BUILTIN_KERNELS` (`kernels/__init__.py`). All are correlation kernels, as Keras and scipy.ndimage apply them.
+`BUILTIN_KERNELS` (`kernels/__init__.py`). If it takes lengths and is to be right on sheared grids, it takes an `orient` too
+and reads its lengths by `spread`; without it, lengths in mm are refused there. All are correlation kernels, as Keras and
+scipy.ndimage apply them.
 """
 
 from __future__ import annotations

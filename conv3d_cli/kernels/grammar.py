@@ -1,7 +1,8 @@
 """The text of a built-in kernel, `name:key=value:key=value`, read by the signature of the function it names.
 
 A parameter's annotation says how its value is written (`lengths.py`), its default whether it may be left out; a first one that
-is `bare` may stand without its name. Nothing here knows a particular kernel.
+is `bare` may stand without its name. A function that takes lengths and no `orient` (`world.py`) knows the voxel axes only:
+on a sheared grid it gets no lengths in mm. Nothing here knows a particular kernel.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from conv3d_cli.errors import SpecError, suggestion, unknown_name
-from conv3d_cli.kernels.lengths import COUNT, NUMBER, Kind, choice_kind
-from conv3d_cli.model.grid import Grid
+from conv3d_cli.errors import ShapeError, SpecError, suggestion, unknown_name
+from conv3d_cli.kernels.lengths import COUNT, NUMBER, VOXEL, InWorld, Kind, choice_kind
+from conv3d_cli.kernels.world import angle_words, read_orient
+from conv3d_cli.model.grid import ORTHOGONAL, Grid, shear
 from conv3d_cli.model.kernel import Kernel
 
 KernelFunction = Callable[..., Kernel]
@@ -84,7 +86,8 @@ def build_kernel(text: str, functions: Sequence[KernelFunction], grid: Grid | No
 
     functions : sequence        the catalogue
     grid : Grid or None         of the volume it is for, which lengths in mm need
-    Raises: UnknownNameError for the name; SpecError for a parameter; ShapeError for mm without a voxel spacing.
+    Raises: UnknownNameError for the name; SpecError for a parameter; ShapeError for mm without a voxel spacing, and for mm on
+    a sheared grid if the function does not ask for the axes of the world.
     """
     name, *pairs = _parts(text)
     function = next((f for f in functions if f.__name__ == name), None)
@@ -97,7 +100,20 @@ def build_kernel(text: str, functions: Sequence[KernelFunction], grid: Grid | No
             example = ":".join(f"{p.name}={p.kind.example}" for p in kernel.parameters if p.required)
             raise SpecError(f"{name} needs {parameter.name}={parameter.kind.form}, as in {name}:{example}")
     values = {p.name: p.kind.read(texts[p.name], p.name, grid) for p in kernel.parameters if p.name in texts}
+    if not any(parameter.kind.read is read_orient for parameter in kernel.parameters):
+        _refuse_sheared_lengths(name, texts, values)
     return replace(function(**values), name=text.strip())
+
+
+def _refuse_sheared_lengths(name: str, texts: dict[str, str], values: dict[str, Any]) -> None:
+    """The function would take them along the voxel axes, and its kernel would have another shape in the world."""
+    for parameter, value in values.items():
+        if isinstance(value, InWorld) and shear(value.steps) > ORTHOGONAL:
+            d, h, w = (f"{length:.4g}" for length in value)
+            raise ShapeError(
+                f"{name} measures along the voxel axes only, and here {angle_words(value.steps)}; give {parameter} in voxels, "
+                f"as in {parameter}={d},{h},{w}{VOXEL}, received {parameter}={texts[parameter]}"
+            )
 
 
 def _parts(text: str) -> list[str]:

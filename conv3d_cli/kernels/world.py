@@ -224,13 +224,24 @@ def spread(value: float | Sequence[float], name: str, orient: Orient, zero: bool
     axes = np.eye(3)
     why = "the lengths are along the world's axes, oblique to the voxel axes"
     if not right:
-        cosine = shear(value.steps)
-        why = f"the voxel axes stand at {math.degrees(math.acos(min(1.0, cosine))):.4g} degrees"
+        why = angle_words(value.steps)
         if orient.steps is None:
             left, _, rotation = np.linalg.svd(units)
             axes = left @ rotation
     half = np.linalg.inv(value.steps) @ axes * lengths
     return Ellipsoid(half @ half.T, why)
+
+
+def angle_words(steps: Matrix) -> str:
+    """How far the axes of a sheared grid are from right angles, for people.
+
+    steps : (3, 3)      as `Grid.steps_in` has them
+
+    >>> angle_words(np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 1.0], [0.0, 0.0, 1.0]]))
+    'the voxel axes stand at 45 degrees'
+    """
+    cosine = min(1.0, shear(steps))
+    return f"the voxel axes stand at {math.degrees(math.acos(cosine)):.4g} degrees"
 
 
 def _without_zeros(along: Floats, lengths: Floats, units: Matrix, name: str, orient: Orient) -> Floats:

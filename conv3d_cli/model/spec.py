@@ -267,6 +267,7 @@ class VoxelTransform:
 
     @property
     def is_identity(self) -> bool:
+        """Whether the output has the voxels of the input, in the same places."""
         return self.step == (1, 1, 1) and self.offset == (0.0, 0.0, 0.0)
 
 
@@ -472,10 +473,12 @@ class ConvProblem:
 
     @property
     def channels_per_group(self) -> int:
+        """Input channels that each filter sees."""
         return self.in_channels // self.groups
 
     @property
     def filters_per_group(self) -> int:
+        """Filters that see the same input channels."""
         return self.filters // self.groups
 
     @property
@@ -490,10 +493,12 @@ class ConvProblem:
 
     @property
     def in_shape(self) -> tuple[int, int, int, int, int]:
+        """(N, D, H, W, C) of the input."""
         return (self.batch, *self.in_size, self.in_channels)
 
     @property
     def out_shape(self) -> tuple[int, int, int, int, int]:
+        """(N, D, H, W, filters) of the output."""
         return (self.batch, *self.out_size, self.filters)
 
     @property

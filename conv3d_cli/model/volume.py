@@ -59,14 +59,21 @@ class Axes:
 
     @property
     def batch_letters(self) -> str:
+        """The axes that are neither spatial nor channels, in storage order.
+
+        >>> Axes("tczyx", (5, 2, 10, 20, 30)).batch_letters
+        't'
+        """
         return "".join(a for a in self.letters if a not in SPATIAL + CHANNEL)
 
     @property
     def batch_shape(self) -> tuple[int, ...]:
+        """Sizes of the batch axes; their product is the N of (N, D, H, W, C)."""
         return tuple(self.size(a) for a in self.batch_letters)
 
     @property
     def channel_letters(self) -> str:
+        """The channel axes, c and s, in storage order; the product of their sizes is the C of (N, D, H, W, C)."""
         return "".join(a for a in self.letters if a in CHANNEL)
 
     @property
@@ -266,6 +273,7 @@ class VolumeHeader:
 
     @property
     def nbytes(self) -> int:
+        """Bytes of all voxels in their stored type, uncompressed."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 
@@ -421,6 +429,11 @@ class Volume:
 
     @property
     def header(self) -> VolumeHeader:
+        """The header that a file with these voxels would have.
+
+        >>> Volume(np.zeros((2, 3, 4), np.int16), "zyx").header.nbytes
+        48
+        """
         axes = Axes(self.axes, self.data.shape)
         return VolumeHeader(axes, self.data.dtype, self.grid, format=self.format, metadata=self.metadata)
 

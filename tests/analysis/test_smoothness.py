@@ -10,22 +10,14 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
-from click.testing import CliRunner
 from scipy import ndimage
 
 from conv3d_cli.analysis.smoothness import estimate_fwhm
-from conv3d_cli.cli import main
 from conv3d_cli.formats import open_volume
 from conv3d_cli.kernels.builtin import FWHM_PER_SIGMA
 
 EXAMPLE = Path(nib.__file__).parent / "tests" / "data" / "example4d.nii.gz"
 SPACING = np.array([3.0, 2.0, 1.5])  # mm along D, H, W
-
-
-def run(*arguments: object, code: int = 0) -> Any:
-    result = CliRunner().invoke(main, [str(a) for a in arguments])
-    assert result.exit_code == code, (result.exit_code, result.output, result.exception)
-    return result
 
 
 def write(path: Path, data: np.ndarray) -> Path:
@@ -41,12 +33,18 @@ def noise(fwhm: tuple[float, float, float], shape: tuple[int, ...] = (48, 50, 52
     return 1000 + 5 * smooth[tuple(slice(12, -12) for _ in shape)]
 
 
-def found(path: Path, *options: object) -> list[float]:
-    return json.loads(run("info", path, "--fwhm", "--json", *options).stdout)["fwhm"]
+@pytest.fixture
+def found(run: Any) -> Any:
+    """The FWHM that `conv3d info` estimates for a file."""
+
+    def call(path: Path, *options: object) -> list[float]:
+        return json.loads(run("info", path, "--fwhm", "--json", *options).stdout)["fwhm"]
+
+    return call
 
 
 @pytest.mark.parametrize("fwhm", [(9.0, 6.0, 4.5), (6.0, 8.0, 6.0), (12.0, 5.0, 8.0)])
-def test_noise_of_a_known_smoothness(fwhm: tuple[float, float, float], tmp_path: Path) -> None:
+def test_noise_of_a_known_smoothness(fwhm: tuple[float, float, float], tmp_path: Path, run: Any, found: Any) -> None:
     """To 5 % where the Gaussian is two voxels wide or more: below, a sampled Gaussian is none."""
     path = write(tmp_path / "x.nii.gz", noise(fwhm))
     assert found(path) == pytest.approx(fwhm, rel=0.05)
@@ -54,12 +52,12 @@ def test_noise_of_a_known_smoothness(fwhm: tuple[float, float, float], tmp_path:
     assert "mm (depth,height,width), as of white noise" in text
 
 
-def test_white_noise_has_none(tmp_path: Path) -> None:
+def test_white_noise_has_none(tmp_path: Path, found: Any) -> None:
     data = np.random.default_rng(1).standard_normal((40, 40, 40))
     assert max(found(write(tmp_path / "x.nii", data))) < 1.2 * SPACING.max()
 
 
-def test_a_series_is_measured_about_its_mean(tmp_path: Path) -> None:
+def test_a_series_is_measured_about_its_mean(tmp_path: Path, found: Any) -> None:
     """Anatomy that stays is not noise."""
     anatomy = 500 * np.sin(np.arange(40) / 6)[:, None, None] * np.cos(np.arange(42) / 5)[:, None] * np.ones(44)
     series = np.stack([anatomy + noise((6, 6, 6), (40, 42, 44), seed) for seed in range(4)])
@@ -67,7 +65,7 @@ def test_a_series_is_measured_about_its_mean(tmp_path: Path) -> None:
     assert min(found(write(tmp_path / "one.nii", series[0]))) > 8
 
 
-def test_only_the_mask_counts(tmp_path: Path) -> None:
+def test_only_the_mask_counts(tmp_path: Path, found: Any) -> None:
     data = noise((9, 6, 4.5))
     mask = np.zeros(data.shape)
     mask[5:40, 6:44, 7:45] = 1
@@ -85,7 +83,7 @@ def test_blocks_of_planes_do_not_matter(tmp_path: Path, monkeypatch: pytest.Monk
         assert estimate_fwhm(reader) == pytest.approx(whole, rel=1e-9)
 
 
-def test_what_has_no_smoothness(tmp_path: Path) -> None:
+def test_what_has_no_smoothness(tmp_path: Path, run: Any, found: Any) -> None:
     run("info", write(tmp_path / "c.nii", np.full((5, 6, 7), 3.0)), "--fwhm", code=4)
     flat = found(write(tmp_path / "flat.nii", noise((6, 6, 6))[:1]))
     assert flat[0] is None
@@ -94,7 +92,7 @@ def test_what_has_no_smoothness(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("target", ["12mm", "12,10,9mm"])
-def test_smoothed_to_a_target(target: str, tmp_path: Path) -> None:
+def test_smoothed_to_a_target(target: str, tmp_path: Path, run: Any, found: Any) -> None:
     path = write(tmp_path / "x.nii.gz", noise((9, 6, 4.5)))
     out = tmp_path / "o.nii.gz"
     text = run("apply", path, "--to-fwhm", target, "-o", out).output
@@ -104,12 +102,12 @@ def test_smoothed_to_a_target(target: str, tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path)) == ["o.nii.gz", "x.nii.gz"]
 
 
-def test_a_real_series_is_smoothed_to_a_target(tmp_path: Path) -> None:
+def test_a_real_series_is_smoothed_to_a_target(tmp_path: Path, run: Any, found: Any) -> None:
     run("apply", EXAMPLE, "--to-fwhm", "10mm", "-o", tmp_path / "o.nii")
     assert found(tmp_path / "o.nii") == pytest.approx([10, 10, 10], rel=0.05)
 
 
-def test_what_is_refused(tmp_path: Path) -> None:
+def test_what_is_refused(tmp_path: Path, run: Any) -> None:
     path = write(tmp_path / "x.nii", noise((9, 6, 4.5)))
     target = ["-o", tmp_path / "o.nii", "--to-fwhm"]
     assert "smoother than 8mm along depth already" in run("apply", path, *target, "8mm", code=4).output

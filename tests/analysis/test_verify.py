@@ -9,11 +9,9 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
-from click.testing import CliRunner
 
 from conv3d_cli import Volume, write_volume
 from conv3d_cli.analysis.verify import verify_output
-from conv3d_cli.cli import main
 from conv3d_cli.errors import DifferenceError
 from conv3d_cli.pipeline.request import Job, Stage
 from conv3d_cli.pipeline.run import run_job
@@ -44,12 +42,6 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def apply(*arguments: object, code: int = 0) -> Any:
-    result = CliRunner().invoke(main, ["apply", *map(str, arguments)])
-    assert result.exit_code == code, (result.exit_code, result.output, result.exception)
-    return result
-
-
 CASES = [
     ("x.nii.gz", "-k gaussian:sigma=2vox --nan ignore", ".nii"),
     ("x.nii.gz", "-k gaussian:fwhm=5mm --nan ignore --mask m.nii.gz", ".nii.gz"),
@@ -73,11 +65,11 @@ CASES = [
 
 @pytest.mark.parametrize(("source", "options", "suffix"), CASES, ids=[f"{s} {o}" for s, o, _ in CASES])
 def test_right_outputs_hold(
-    files: Path, source: str, options: str, suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    files: Path, source: str, options: str, suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Any
 ) -> None:
     monkeypatch.chdir(files)
     out = tmp_path / f"o{suffix}"
-    result = apply(source, *options.split(), "-o", out, "--verify", 300, "--json", "-v")
+    result = run("apply", source, *options.split(), "-o", out, "--verify", 300, "--json", "-v")
     record = json.loads(result.stdout)
     assert record["verified"] == min(300, record["voxels"])
     assert 0 <= record["verified_worst"] <= 1
@@ -97,12 +89,12 @@ def test_a_wrong_voxel_is_found(files: Path, change: float, tmp_path: Path) -> N
         verify_output(job, 10**6)
 
 
-def test_exit_7(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_exit_7(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Any) -> None:
     """A bound that nothing keeps: the command says which voxel, and that the file stays."""
     monkeypatch.setattr("conv3d_cli.analysis.verify.BOUNDS", {"float32": 1e-16, "float64": 0.0})
     arguments = [files / "c.npy", "-k", "box:size=5", "-o", tmp_path / "o.tif", "--verify", 500]
     monkeypatch.setattr("conv3d_cli.analysis.verify.ROUNDING", 0.0)
-    text = apply(*arguments, code=7).output
+    text = run("apply", *arguments, code=7).output
     assert "do not use it" in text
     assert (tmp_path / "o.tif").exists()
 
@@ -117,21 +109,23 @@ def test_exit_7(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     ],
 )
 def test_what_cannot_be_verified(
-    files: Path, arguments: list[str], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    files: Path, arguments: list[str], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Any
 ) -> None:
     np.save(tmp_path / "c.npy", np.load(files / "c.npy"))
     monkeypatch.chdir(tmp_path)
-    assert words in apply("c.npy", "-k", "identity", *arguments, "--verify", 5, code=2).output
+    assert words in run("apply", "c.npy", "-k", "identity", *arguments, "--verify", 5, code=2).output
     assert not (tmp_path / "o.npy").exists()
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int16", "int32", "uint16"])
 @pytest.mark.parametrize(("low", "high"), [(-3.5, 1e5), (1e6, 1e6 + 1), (0.25, 0.25), (-1e-7, 2e-7), (1e-3, 1e30)])
-def test_scaled_integers_hold_every_value_to_half_a_step(dtype: str, low: float, high: float, tmp_path: Path) -> None:
+def test_scaled_integers_hold_every_value_to_half_a_step(
+    dtype: str, low: float, high: float, tmp_path: Path, run: Any
+) -> None:
     x = np.random.default_rng(0).uniform(low, high, (6, 7, 8)).astype(np.float32)
     x.flat[:2] = low, high
     write_volume(str(tmp_path / "x.nii"), Volume(x, "zyx"))
-    apply(tmp_path / "x.nii", "-k", "identity", "-o", tmp_path / "o.nii.gz", "--dtype", dtype, "--scale", "auto")
+    run("apply", tmp_path / "x.nii", "-k", "identity", "-o", tmp_path / "o.nii.gz", "--dtype", dtype, "--scale", "auto")
     image = nib.load(tmp_path / "o.nii.gz")
     assert image.get_data_dtype() == np.dtype(dtype)
     step = image.dataobj.slope
@@ -142,31 +136,36 @@ def test_scaled_integers_hold_every_value_to_half_a_step(dtype: str, low: float,
     assert abs(back - x).max() <= 0.5001 * step + 1e-7 * abs(x).max()
 
 
-def test_nan_in_scaled_integers_is_told(files: Path, tmp_path: Path) -> None:
+def test_nan_in_scaled_integers_is_told(files: Path, tmp_path: Path, run: Any) -> None:
     options = ["-k", "identity", "--dtype", "int16", "--scale", "auto"]
-    text = apply(files / "x.nii.gz", *options, "-o", tmp_path / "o.nii").output
+    text = run("apply", files / "x.nii.gz", *options, "-o", tmp_path / "o.nii").output
     assert "NaN" in text
     assert "slope" in text
-    refused = apply(files / "x.nii.gz", *options, "-o", tmp_path / "p.nii", "--strict", code=4).output
+    refused = run("apply", files / "x.nii.gz", *options, "-o", tmp_path / "p.nii", "--strict", code=4).output
     assert "--strict" in refused
     assert not (tmp_path / "p.nii").exists()
 
 
-def test_scale_is_for_integers_in_nifti(files: Path, tmp_path: Path) -> None:
+def test_scale_is_for_integers_in_nifti(files: Path, tmp_path: Path, run: Any) -> None:
     for options in (["-o", "o.tif", "--dtype", "int16"], ["-o", "o.nii"]):
         options[1] = str(tmp_path / options[1])
-        assert "--dtype int16" in apply(files / "i.nii", "-k", "identity", "--scale", "auto", *options, code=2).output
+        assert (
+            "--dtype int16"
+            in run("apply", files / "i.nii", "-k", "identity", "--scale", "auto", *options, code=2).output
+        )
 
 
-def test_strict(files: Path, tmp_path: Path) -> None:
+def test_strict(files: Path, tmp_path: Path, run: Any) -> None:
     """Clipped voxels, means without voxels and what a format cannot hold end the job; nothing is written."""
-    clipped = apply(files / "i.nii", "-k", "identity", "--dtype", "uint8", "-o", tmp_path / "o.nii", "--strict", code=4)
+    clipped = run(
+        "apply", files / "i.nii", "-k", "identity", "--dtype", "uint8", "-o", tmp_path / "o.nii", "--strict", code=4
+    )
     assert "clipped" in clipped.output
-    lost = apply(
-        files / "x.nii.gz", "-k", "box:size=3", "--nan", "ignore", "-o", tmp_path / "o.nii", "--strict", code=4
+    lost = run(
+        "apply", files / "x.nii.gz", "-k", "box:size=3", "--nan", "ignore", "-o", tmp_path / "o.nii", "--strict", code=4
     )
     assert "weight" in lost.output
-    form = apply(files / "i.nii", "-k", "identity", "-o", tmp_path / "o.npy", "--strict", code=4)
+    form = run("apply", files / "i.nii", "-k", "identity", "-o", tmp_path / "o.npy", "--strict", code=4)
     assert "--strict" in form.output
     assert not list(tmp_path.iterdir())
-    apply(files / "i.nii", "-k", "identity", "-o", tmp_path / "o.nii", "--strict")
+    run("apply", files / "i.nii", "-k", "identity", "-o", tmp_path / "o.nii", "--strict")

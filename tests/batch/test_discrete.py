@@ -10,12 +10,10 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
-from click.testing import CliRunner
 from nibabel.cifti2 import BrainModelAxis, Cifti2Image, SeriesAxis
 
 from conv3d_cli.batch.discover import asks_for
 from conv3d_cli.batch.discrete import CIFTI, DISCRETE, PROBABILITY, kind_of
-from conv3d_cli.cli import main
 
 BLUR = ["-k", "box:size=3"]
 MASKS = [
@@ -54,13 +52,6 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / "hidden.nii").rename(tmp_path / "ds" / name)
     (tmp_path / "ds/sub-01/anat/sub-01_desc-aparcaseg_dseg.tsv").write_text("index\tname\n")
     return tmp_path
-
-
-def apply(*arguments: Any, code: int = 0) -> str:
-    """What `conv3d apply` said on stderr."""
-    result = CliRunner().invoke(main, ["apply", *map(str, arguments)])
-    assert result.exit_code == code, (result.exit_code, result.output, result.exception)
-    return result.stderr
 
 
 def volumes(folder: Path) -> list[str]:
@@ -157,8 +148,8 @@ def test_patterns_that_ask(pattern: str, asks: bool) -> None:
 # Folders
 
 
-def test_a_folder_leaves_them_out_and_says_so(tree: Path) -> None:
-    told = apply("ds", "-r", *BLUR, "--out-dir", "out")
+def test_a_folder_leaves_them_out_and_says_so(tree: Path, run: Any) -> None:
+    told = run("apply", "ds", "-r", *BLUR, "--out-dir", "out").stderr
     assert volumes(tree / "out") == sorted(SCANS)
     notes = [line for line in told.splitlines() if line.startswith("note: left out")]
     assert len(notes) == 2
@@ -168,10 +159,10 @@ def test_a_folder_leaves_them_out_and_says_so(tree: Path) -> None:
     assert "wb_command -cifti-smoothing" in notes[1]
 
 
-def test_labels_by_their_header(tree: Path) -> None:
+def test_labels_by_their_header(tree: Path, run: Any) -> None:
     save(tree / "flat/atlas.nii.gz", "labels")
     save(tree / "flat/scan.nii.gz")
-    assert "left out 1 mask or label map (atlas.nii.gz)" in apply("flat", *BLUR, "--out-dir", "out")
+    assert "left out 1 mask or label map (atlas.nii.gz)" in run("apply", "flat", *BLUR, "--out-dir", "out").stderr
     assert volumes(tree / "out") == ["scan.nii.gz"]
 
 
@@ -185,58 +176,61 @@ def test_labels_by_their_header(tree: Path) -> None:
         (["--glob", "*.nii.gz"], [SCANS[0]]),
     ],
 )
-def test_whoever_asks_for_them_gets_them(tree: Path, options: list[str], expected: list[str]) -> None:
-    told = apply("ds", "-r", *BLUR, "--out-dir", "out", *options)
+def test_whoever_asks_for_them_gets_them(tree: Path, options: list[str], expected: list[str], run: Any) -> None:
+    told = run("apply", "ds", "-r", *BLUR, "--out-dir", "out", *options).stderr
     assert volumes(tree / "out") == sorted(expected)
     taken = len(set(MASKS) & set(expected))
     assert (f"the values of {taken} mask" in told) == (taken > 0)
 
 
-def test_a_folder_of_nothing_else_is_an_error(tree: Path) -> None:
+def test_a_folder_of_nothing_else_is_an_error(tree: Path, run: Any) -> None:
     save(tree / "flat/a_mask.nii")
-    told = apply("flat", *BLUR, "--out-dir", "out", code=3)
+    told = run("apply", "flat", *BLUR, "--out-dir", "out", code=3).stderr
     assert told.startswith("Error: no volumes in flat; left out 1 mask or label map (a_mask.nii), ")
     assert "--include-discrete takes it" in told
     assert told.count("\n") == 1
-    told = apply("ds", "-r", "--glob", "*.dtseries.nii", *BLUR, "--out-dir", "out", code=3)
+    told = run("apply", "ds", "-r", "--glob", "*.dtseries.nii", *BLUR, "--out-dir", "out", code=3).stderr
     assert "left out 1 CIFTI file" in told
     assert not (tree / "out").exists()
 
 
-def test_one_named_file_and_its_output_are_a_wish(tree: Path) -> None:
+def test_one_named_file_and_its_output_are_a_wish(tree: Path, run: Any) -> None:
     save(tree / "a_mask.nii.gz")
-    assert apply("a_mask.nii.gz", *BLUR, "-o", "soft.nii.gz") == ""
-    told = apply(tree / "ds" / MASKS[0], *BLUR, "-o", "soft2.nii.gz")  # of BIDS: at least a note
+    assert run("apply", "a_mask.nii.gz", *BLUR, "-o", "soft.nii.gz").stderr == ""
+    told = run("apply", tree / "ds" / MASKS[0], *BLUR, "-o", "soft2.nii.gz").stderr  # of BIDS: at least a note
     assert told.startswith(
         "note: the values of 1 mask or label map (sub-01_task-rest_desc-brain_mask.nii.gz) are mixed"
     )
     expected = nibabel.load(tree / "soft.nii.gz").get_fdata()
     assert np.array_equal(nibabel.load(tree / "soft2.nii.gz").get_fdata(), expected)
-    told = apply("a_mask.nii.gz", tree / "ds" / SCANS[1], *BLUR, "--out-dir", "out")  # as a shell's pattern names them
+    told = run(
+        "apply", "a_mask.nii.gz", tree / "ds" / SCANS[1], *BLUR, "--out-dir", "out"
+    ).stderr  # as a shell's pattern names them
     assert "note: the values of 1 mask or label map (a_mask.nii.gz) are mixed" in told
 
 
-def test_the_mask_of_the_command_is_no_volume_of_it(tree: Path) -> None:
+def test_the_mask_of_the_command_is_no_volume_of_it(tree: Path, run: Any) -> None:
     save(tree / "flat/a_mask.nii")
     save(tree / "flat/b.nii")
-    told = apply("flat", *BLUR, "--mask", "flat/a_mask.nii", "--out-dir", "out")
+    told = run("apply", "flat", *BLUR, "--mask", "flat/a_mask.nii", "--out-dir", "out").stderr
     assert "left out 1 file that this command uses otherwise" in told
     assert "mask or label map" not in told
 
 
-def test_a_manifest_names_them(tree: Path) -> None:
+def test_a_manifest_names_them(tree: Path, run: Any) -> None:
     (tree / "t.tsv").write_text("input\n" + "".join(f"ds/{name}\n" for name in (MASKS[0], SCANS[0], LISTS[1])))
-    told = apply("--manifest", "t.tsv", *BLUR, "--out-dir", "out", code=3)
+    told = run("apply", "--manifest", "t.tsv", *BLUR, "--out-dir", "out", code=3).stderr
     assert "the values of 1 mask or label map" in told
     assert told.count("is CIFTI") >= 1
     assert len(volumes(tree / "out")) == 2
-    told = apply("--manifest", "t.tsv", *BLUR, "--out-dir", "bids", "--bids")
+    told = run("apply", "--manifest", "t.tsv", *BLUR, "--out-dir", "bids", "--bids").stderr
     assert "left out 1 mask" in told
     assert "left out 1 CIFTI" in told
     assert volumes(tree / "bids") == [SCANS[0].replace("preproc", "preprocBoxSize3")]
     (tree / "t.tsv").write_text(f"input\nds/{MASKS[0]}\n")
-    assert "manifest t.tsv: --bids: ds/sub-01/func" in apply(
-        "--manifest", "t.tsv", *BLUR, "--out-dir", "b2", "--bids", code=2
+    assert (
+        "manifest t.tsv: --bids: ds/sub-01/func"
+        in run("apply", "--manifest", "t.tsv", *BLUR, "--out-dir", "b2", "--bids", code=2).stderr
     )
 
 
@@ -244,9 +238,9 @@ def test_a_manifest_names_them(tree: Path) -> None:
 # BIDS
 
 
-def test_bids_leaves_them_out(tree: Path) -> None:
+def test_bids_leaves_them_out(tree: Path, run: Any) -> None:
     save(tree / "ds/sub-01/anat/sub-01_label-GM_probseg.nii")
-    told = apply("ds", "-r", *BLUR, "--bids", "--out-dir", "out")
+    told = run("apply", "ds", "-r", *BLUR, "--bids", "--out-dir", "out").stderr
     assert [name.rpartition("_")[2] for name in volumes(tree / "out")] == ["T1w.nii", "probseg.nii", "bold.nii.gz"]
     assert "left out 3 masks and label maps" in told
     assert "left out 2 CIFTI files" in told
@@ -254,24 +248,24 @@ def test_bids_leaves_them_out(tree: Path) -> None:
 
 
 @pytest.mark.parametrize("name", MASKS)
-def test_bids_refuses_one_that_is_named_alone(tree: Path, name: str) -> None:
-    told = apply(tree / "ds" / name, *BLUR, "--bids", "--out-dir", "out", code=2)
+def test_bids_refuses_one_that_is_named_alone(tree: Path, name: str, run: Any) -> None:
+    told = run("apply", tree / "ds" / name, *BLUR, "--bids", "--out-dir", "out", code=2).stderr
     assert told.startswith(f"Error: --bids: {tree / 'ds' / name} is a mask or a label map, ")
     assert "pass --include-discrete" in told
     assert told.count("\n") == 1
     assert not (tree / "out").exists()
-    apply(tree / "ds" / name, *BLUR, "--bids", "--out-dir", "out", "--include-discrete")
+    run("apply", tree / "ds" / name, *BLUR, "--bids", "--out-dir", "out", "--include-discrete")
     assert len(volumes(tree / "out")) == 1
 
 
 @pytest.mark.parametrize("name", LISTS)
-def test_cifti_does_not_end_a_bids_batch(tree: Path, name: str) -> None:
-    told = apply(
-        tree / "ds" / name, tree / "ds" / SCANS[0], tree / "ds" / MASKS[0], *BLUR, "--bids", "--out-dir", "out"
-    )
+def test_cifti_does_not_end_a_bids_batch(tree: Path, name: str, run: Any) -> None:
+    told = run(
+        "apply", tree / "ds" / name, tree / "ds" / SCANS[0], tree / "ds" / MASKS[0], *BLUR, "--bids", "--out-dir", "out"
+    ).stderr
     assert "left out 1 CIFTI file" in told
     assert len(volumes(tree / "out")) == 1
-    told = apply(tree / "ds" / name, *BLUR, "--bids", "--out-dir", "alone", "--include-discrete", code=3)
+    told = run("apply", tree / "ds" / name, *BLUR, "--bids", "--out-dir", "alone", "--include-discrete", code=3).stderr
     assert "is CIFTI, no volume; wb_command -cifti-smoothing smooths it" in told
 
 
@@ -288,13 +282,12 @@ def test_cifti_does_not_end_a_bids_batch(tree: Path, name: str) -> None:
         "kernel show FILE", "info scan.nii --fwhm --mask FILE",
     ],
 )  # fmt: skip
-def test_every_reader_refuses_cifti_by_its_content(tree: Path, command: str, name: str) -> None:
+def test_every_reader_refuses_cifti_by_its_content(tree: Path, command: str, name: str, run: Any) -> None:
     save(tree / "scan.nii")
     save(tree / "c.nii", "cifti")
     if name.endswith(".gz"):
         subprocess.run(["gzip", "c.nii"], check=True, cwd=tree)
-    result = CliRunner().invoke(main, command.replace("FILE", name).split())
-    assert result.exit_code == 3, (result.output, result.exception)
+    result = run(*command.replace("FILE", name).split(), code=3)
     (line,) = result.stderr.splitlines()
     assert line.startswith(f"Error: cannot read {name}: it is CIFTI, no volume")
     assert "wb_command -cifti-smoothing" in line

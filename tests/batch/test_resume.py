@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from processes import LIMIT, started
 
 from conv3d_cli.batch import resume as resume_module
 from conv3d_cli.batch.resume import LOG_NAME, ResumeLog, check_resumable, fingerprint_of, is_settled, settings_of
@@ -295,8 +295,9 @@ for number in range(200):
 
 def test_runs_at_once_do_not_disturb_each_other(tmp_path: Path) -> None:
     path = tmp_path / LOG_NAME
-    runs = [subprocess.Popen([sys.executable, "-c", ADD, path, name]) for name in "ab"]
-    assert [process.wait(60) for process in runs] == [0, 0]
+    a, b = (started([sys.executable, "-c", ADD, path, name]) for name in "ab")
+    with a as first, b as second:
+        assert [process.wait(LIMIT) for process in (first, second)] == [0, 0]
     lines = [json.loads(line)["output"].rstrip("x") for line in path.read_text().splitlines()]
     assert sorted(lines) == sorted(f"{name}-{number}" for name in "ab" for number in range(200))
 

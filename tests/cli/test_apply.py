@@ -14,9 +14,7 @@ import pytest
 import scipy.ndimage
 import scipy.spatial
 import tifffile
-from click.testing import CliRunner
 
-from conv3d_cli.cli import main
 from conv3d_cli.engine import ALGORITHMS
 from conv3d_cli.formats import write_volume
 from conv3d_cli.model.volume import Volume
@@ -182,7 +180,7 @@ def test_the_least_ceiling_changes_no_bit(run: Any, tmp_path: Path, kernel: Path
     np.save(tmp_path / "x.npy", rng.standard_normal((60, 128, 128)).astype(np.float32))
     run("apply", tmp_path / "x.npy", "-k", kernel, "-o", tmp_path / "a.npy")
     job = [tmp_path / "x.npy", "-k", kernel, "-o", tmp_path / "b.npy"]
-    refusal = CliRunner().invoke(main, ["apply", *map(str, job), "--max-memory", "1M"])
+    refusal = run("apply", *job, "--max-memory", "1M", code=6)
     least = re.search(r"--max-memory (\d+M)", refusal.output)
     assert least, refusal.output
     decided = json.loads(run("explain", *job, "--max-memory", least[1], "--json").stdout)

@@ -21,6 +21,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import tifffile
+from processes import LIMIT, started, wait_until
 
 
 @pytest.fixture
@@ -205,20 +206,14 @@ def test_signals_leave_nothing_behind(tmp_path: Path, number: signal.Signals, co
     x = np.zeros((160, 160, 160), np.float32)
     np.save(tmp_path / "x.npy", x)
     np.save(tmp_path / "k.npy", np.ones((55, 55, 55)))  # seconds on any machine, with two threads
-    process = subprocess.Popen(
-        [sys.executable, "-m", "conv3d_cli", "apply", "x.npy", "-k", "k.npy", "-o", target, "--algorithm", "direct", "-j2"],
-        cwd=tmp_path, stderr=subprocess.PIPE,
-    )  # fmt: skip
-    deadline = time.monotonic() + 30
-    while not [p for p in tmp_path.iterdir() if ".tmp" in p.name]:
-        assert time.monotonic() < deadline
-        assert process.poll() is None, process.stderr.read()  # type: ignore[union-attr]
-        time.sleep(0.02)
-    time.sleep(0.3)
-    process.send_signal(number)
-    if number != signal.SIGINT:
-        process.send_signal(number)  # a terminal that closes says so twice
-    _, err = process.communicate(timeout=30)
+    command = [sys.executable, "-m", "conv3d_cli", "apply", "x.npy", "-k", "k.npy", "-o", target]
+    with started([*command, "--algorithm", "direct", "-j2"], cwd=tmp_path, stderr=subprocess.PIPE) as process:
+        wait_until(lambda: [p for p in tmp_path.iterdir() if ".tmp" in p.name], process)
+        time.sleep(0.3)
+        process.send_signal(number)
+        if number != signal.SIGINT:
+            process.send_signal(number)  # a terminal that closes says so twice
+        _, err = process.communicate(timeout=LIMIT)
     assert process.returncode == code, err
     assert b"Traceback" not in err
     assert sorted(p.name for p in tmp_path.iterdir()) == ["k.npy", "x.npy"]
@@ -230,21 +225,16 @@ def test_an_interrupt_while_loops_are_compiled(tmp_path: Path, wait: float) -> N
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         pytest.skip("these tests run under nohup, which conv3d respects")
     np.save(tmp_path / "x.npy", np.zeros((20, 20, 20), np.float32))
-    process = subprocess.Popen(
-        [sys.executable, "-m", "conv3d_cli", "apply", "x.npy", "-k", "box:size=3", "-o", "out.npy"],
-        cwd=tmp_path, stderr=subprocess.PIPE, env={
-            **os.environ, "CONV3D_CACHE_DIR": str(tmp_path / "cache"),
-            "HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path),  # loops of earlier runs are not found
-        },
-    )  # fmt: skip
-    deadline = time.monotonic() + 30
-    while not (tmp_path / "cache").exists():
-        assert time.monotonic() < deadline
-        assert process.poll() is None, process.stderr.read()  # type: ignore[union-attr]
-        time.sleep(0.01)
-    time.sleep(wait)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=30)
+    command = [sys.executable, "-m", "conv3d_cli", "apply", "x.npy", "-k", "box:size=3", "-o", "out.npy"]
+    environment = {
+        **os.environ, "CONV3D_CACHE_DIR": str(tmp_path / "cache"),
+        "HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path),  # loops of earlier runs are not found
+    }  # fmt: skip
+    with started(command, cwd=tmp_path, stderr=subprocess.PIPE, env=environment) as process:
+        wait_until((tmp_path / "cache").exists, process)
+        time.sleep(wait)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=LIMIT)
     assert (process.returncode, err) == (130, b"interrupted; no output was left behind\n")
     assert not [p for p in tmp_path.iterdir() if p.name not in ("x.npy", "cache")]
 

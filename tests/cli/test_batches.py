@@ -9,11 +9,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from processes import LIMIT, started, wait_until
 
 from conv3d_cli import Volume, cli, write_volume
 
@@ -214,13 +216,12 @@ def test_an_interrupt_ends_all_that_run_side_by_side(scans: list[Path], tmp_path
         large.append(path)
     out = tmp_path / "out"
     command = [sys.executable, "-m", "conv3d_cli", "apply", *large, "-k", "gaussian:sigma=4vox", "--out-dir", out]
-    process = subprocess.Popen([*command, "--jobs", "2", "--algorithm", "direct"], stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and not (out.is_dir() and any(out.iterdir())):
-        time.sleep(0.01)
-    assert process.poll() is None
-    process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)
+    command += ["--jobs", "2", "--algorithm", "direct"]
+    with started(command, stderr=subprocess.PIPE) as process:
+        wait_until(lambda: out.is_dir() and any(out.iterdir()), process)
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=LIMIT)
     assert process.returncode == 130, stderr
     assert b"interrupted" in stderr
     assert b"Traceback" not in stderr
@@ -252,8 +253,12 @@ def interrupted_at(
     error: type[BaseException],
     *values: Any,
     where: str = "pipeline.run.run_job",
+    after: Sequence[Path] = (),
 ) -> None:
-    """The job of this input is interrupted before its first voxel, or where another function is called with it."""
+    """The job of this input is interrupted before its first voxel, or where another function is called with it.
+
+    after : paths       outputs that are waited for before the first voxel
+    """
     from importlib import import_module
 
     module, _, function = where.rpartition(".")
@@ -263,7 +268,8 @@ def interrupted_at(
     def call(job: Any, *others: Any) -> Any:
         if Path(job.source).name == name:
             if function == "run_job":
-                time.sleep(0.5)  # those beside it come to an end
+                wait_until(lambda: all(path.exists() for path in after))
+                time.sleep(0.5)  # what is written is told as well
             raise error(*values)
         return original(job, *others)
 
@@ -298,7 +304,7 @@ def test_an_interrupted_batch_tells_what_stands(
     inputs = [f"{name}.npy" for name in "abcde"]
     command = ["apply", *inputs, "-k", "box:size=3", "--out-dir", "out", "--json", *options]
     with monkeypatch.context() as patch:
-        interrupted_at(patch, "c.npy", *stop)
+        interrupted_at(patch, "c.npy", *stop, after=[five / "out" / "a.npy", five / "out" / "b.npy"])
         result = run(*command, "--jobs", jobs, code=code)
     done = sorted(path.name for path in (five / "out").glob("*.npy"))
     assert done[:2] == ["a.npy", "b.npy"]

@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 import pytest
+from processes import LIMIT
 
 from conv3d_cli.cli import main
 from conv3d_cli.cli.completion import BY_FILE, BY_METAVAR, activations, kernels
@@ -20,18 +21,13 @@ from conv3d_cli.settings.option import File
 
 
 @pytest.fixture
-def desk(tmp_path: Path) -> tuple[Path, dict[str, str]]:
+def desk(tmp_path: Path, commands: dict[str, str]) -> tuple[Path, dict[str, str]]:
     """A folder with files, and an environment in which `conv3d` is this one."""
-    (tmp_path / "bin").mkdir()
-    script = tmp_path / "bin" / "conv3d"
-    script.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m conv3d_cli "$@"\n')
-    script.chmod(0o755)
     folder = tmp_path / "desk"
     (folder / "prepared").mkdir(parents=True)
     for name in ("psf.npy", "a scan.nii"):
         (folder / name).touch()
-    path = f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"
-    return folder, {**os.environ, "PATH": path, "HOME": str(tmp_path), "TERM": "dumb"}
+    return folder, {**commands, "HOME": str(tmp_path), "TERM": "dumb"}
 
 
 # bash asks a function with COMP_LINE and COMP_POINT, and takes the answers from COMPREPLY; compopt works only in completion.
@@ -124,7 +120,7 @@ def test_zsh(desk: tuple[Path, dict[str, str]], line: str, expected: str) -> Non
     folder, environment = desk
     done = subprocess.run(
         ["zsh", "-f", "-c", ZSH, "zsh", line, expected], cwd=folder, env=environment, capture_output=True, text=True,
-        timeout=30, check=False,
+        timeout=LIMIT, check=False,
     )  # fmt: skip
     assert "found" in done.stdout, done.stdout + done.stderr
 

@@ -16,6 +16,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+from processes import LIMIT, started, wait_until
 
 from conv3d_cli import Volume, write_volume
 from conv3d_cli.batch.resume import LOG_NAME
@@ -106,12 +107,10 @@ def test_after_a_kill_the_rest_is_done(tmp_path: Path) -> None:
         "--jobs",
         "2",
     ]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and not (out.is_dir() and list(out.glob("l*.npy"))):
-        time.sleep(0.002)
-    process.kill()
-    process.communicate(timeout=60)
+    with started(command, stderr=subprocess.PIPE) as process:
+        wait_until(lambda: out.is_dir() and list(out.glob("l*.npy")), process)
+        process.kill()
+        process.communicate(timeout=LIMIT)
     finished = {path.name: path.stat().st_mtime_ns for path in out.glob("l*.npy")}
     assert 0 < len(finished) < 6
     done = subprocess.run([*command, "--json"], capture_output=True, text=True, check=False)
@@ -128,11 +127,12 @@ def test_after_a_kill_the_rest_is_done(tmp_path: Path) -> None:
 def test_two_runs_at_once(scans: Path, tmp_path: Path) -> None:
     """Both end well, or find that the other was there first; the record is whole, and a third has nothing to do."""
     command = [*COMMAND, scans, "-r", "-k", "gaussian:sigma=1vox", "--out-dir", tmp_path / "out", "--resume", "-q"]
-    runs = [subprocess.Popen(command, stderr=subprocess.PIPE) for _ in range(2)]
-    for process in runs:
-        _, stderr = process.communicate(timeout=60)
-        assert process.returncode in (0, 5), stderr
-        assert b"Traceback" not in stderr
+    both = started(command, stderr=subprocess.PIPE), started(command, stderr=subprocess.PIPE)
+    with both[0] as first, both[1] as second:
+        for process in (first, second):
+            _, stderr = process.communicate(timeout=LIMIT)
+            assert process.returncode in (0, 5), stderr
+            assert b"Traceback" not in stderr
     third = subprocess.run([*command, "--json"], capture_output=True, text=True, check=False)
     assert third.returncode == 0, third.stderr
     assert set(statuses(third.stdout).values()) == {"skipped"}
@@ -214,14 +214,13 @@ def test_json_lines_come_as_it_goes(tmp_path: Path, jobs: str) -> None:
         *COMMAND, tmp_path / "a.npy", tmp_path / "b.npy", "-k", "gaussian:sigma=6vox", "--algorithm", "direct",
         "--out-dir", tmp_path / "out", "--jobs", jobs, "--json",
     ]  # fmt: skip
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    assert process.stdout is not None
-    first = json.loads(process.stdout.readline())
-    assert (os.path.basename(first["input"]), first["status"]) == ("a.npy", "done")
-    assert process.poll() is None
-    assert not (tmp_path / "out/b.npy").exists()
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
+    with started(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        first = json.loads(process.stdout.readline())
+        assert (os.path.basename(first["input"]), first["status"]) == ("a.npy", "done")
+        assert process.poll() is None
+        assert not (tmp_path / "out/b.npy").exists()
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=LIMIT)
     assert process.returncode == 130
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from processes import LIMIT
 
 pytestmark = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
 
@@ -37,7 +38,7 @@ def start(tmp_path: Path) -> Run:
             redirections = ""
         command = ["sh", "-c", f'exec "$@" {redirections}', "sh", sys.executable, *program, *map(str, arguments)]
         try:
-            return subprocess.run(command, check=False, cwd=tmp_path, timeout=100, **streams)  # type: ignore[call-overload]
+            return subprocess.run(command, check=False, cwd=tmp_path, timeout=LIMIT, **streams)  # type: ignore[call-overload]
         finally:
             os.close(writer)
 

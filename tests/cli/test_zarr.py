@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from processes import LIMIT, started, wait_until
 
 from conv3d_cli.formats import read_volume, write_volume
 from conv3d_cli.model.grid import Grid, affine_from_spacing
@@ -135,11 +136,10 @@ def test_an_interrupt_leaves_no_store(tmp_path: Path, number: int, seconds: floa
     write_volume(str(tmp_path / "a.zarr"), Volume(rng.normal(size=(96, 256, 256)).astype(np.float32), "zyx"))
     (tmp_path / "out").mkdir()
     command = ["apply", "a.zarr", "-k", "gaussian:sigma=2vox", "-o", "out/b.zarr", "--levels", "4", "--chunks", "16"]
-    process = subprocess.Popen([sys.executable, "-m", "conv3d_cli", *command], cwd=tmp_path, stderr=subprocess.DEVNULL)
-    while process.poll() is None and not os.listdir(tmp_path / "out"):
-        time.sleep(0.01)
-    time.sleep(seconds)
-    process.send_signal(number)
-    code = process.wait(60)
+    with started([sys.executable, "-m", "conv3d_cli", *command], cwd=tmp_path, stderr=subprocess.DEVNULL) as process:
+        wait_until(lambda: os.listdir(tmp_path / "out"), process)
+        time.sleep(seconds)
+        process.send_signal(number)
+        code = process.wait(LIMIT)
     left = os.listdir(tmp_path / "out")
     assert (code, left) in [(128 + number, []), (0, ["b.zarr"])]

@@ -10,23 +10,18 @@ import ssl
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
+from processes import LIMIT, started, wait_until
 
-from conv3d_cli.cli import main
 from conv3d_cli.cluster.run import connect
 from conv3d_cli.errors import SpecError
 
 SHAPE = (40, 96, 96)
-
-
-def apply(*arguments: object) -> Result:
-    return CliRunner().invoke(main, ["apply", *map(str, arguments)])
 
 
 def contents(store: Path) -> dict[str, bytes]:
@@ -43,11 +38,18 @@ class Cluster:
             self._start("dask_worker", "--nthreads", "1", "--no-dashboard", "--local-directory", str(folder), *options)
             for _ in range(workers)
         ]
+        try:
+            self.address = self._wait_for_workers()
+        except BaseException:
+            self.stop()
+            raise
+
+    def _wait_for_workers(self) -> str:
         import distributed
 
-        with distributed.Client(scheduler_file=str(self.file), timeout=60) as client:
-            client.wait_for_workers(workers, timeout=60)
-            self.address = client.scheduler.address
+        with distributed.Client(scheduler_file=str(self.file), timeout=LIMIT) as client:
+            client.wait_for_workers(len(self.workers), timeout=LIMIT)
+            return str(client.scheduler.address)
 
     def _start(self, module: str, *arguments: str) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", f"distributed.cli.{module}", "--scheduler-file", str(self.file), *arguments]
@@ -72,15 +74,23 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def store(tmp_path_factory: pytest.TempPathFactory, run: Any) -> Path:
     folder = tmp_path_factory.mktemp("store")
     volume = np.random.default_rng(0).integers(0, 1000, SHAPE).astype(np.uint16)
     np.save(folder / "x.npy", volume)
     np.save(folder / "k.npy", np.random.default_rng(1).standard_normal((5, 5, 5)))
-    made = apply(
-        folder / "x.npy", "-k", "identity", "--dtype", "uint16", "--chunks", "8,32,32", "-o", folder / "x.ome.zarr"
+    run(
+        "apply",
+        folder / "x.npy",
+        "-k",
+        "identity",
+        "--dtype",
+        "uint16",
+        "--chunks",
+        "8,32,32",
+        "-o",
+        folder / "x.ome.zarr",
     )
-    assert made.exit_code == 0, made.output
     return folder
 
 
@@ -88,13 +98,13 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     "options", [["-k", "gaussian:sigma=2vox"], ["-k", "k.npy", "--dtype", "int16", "--chunks", "16,16,16"]], ids=str
 )
 def test_same_bytes_as_a_local_run(
-    cluster: Cluster, store: Path, options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cluster: Cluster, store: Path, options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Any
 ) -> None:
     monkeypatch.chdir(store)
-    local = apply("x.ome.zarr", *options, "-o", tmp_path / "local.zarr")
-    assert local.exit_code == 0, local.output
-    spread = apply("x.ome.zarr", *options, "-o", tmp_path / "spread.zarr", "--scheduler", cluster.address, "--json")
-    assert spread.exit_code == 0, spread.output
+    run("apply", "x.ome.zarr", *options, "-o", tmp_path / "local.zarr")
+    spread = run(
+        "apply", "x.ome.zarr", *options, "-o", tmp_path / "spread.zarr", "--scheduler", cluster.address, "--json"
+    )
     assert "tasks of" in spread.output
     assert "on 2 workers" in spread.output
     told = json.loads(spread.output[spread.output.index("{") :])
@@ -103,101 +113,86 @@ def test_same_bytes_as_a_local_run(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["local.zarr", "spread.zarr"]
 
 
-def test_a_killed_worker_loses_nothing(store: Path, tmp_path: Path) -> None:
+def test_a_killed_worker_loses_nothing(store: Path, tmp_path: Path, run: Any) -> None:
     cluster = Cluster(tmp_path, 2)
     try:
         source, target = store / "x.ome.zarr", tmp_path / "out.zarr"
         kernel = tmp_path / "k.npy"
         np.save(kernel, np.random.default_rng(2).standard_normal((9, 9, 9)))
         options = ["-k", str(kernel), "--algorithm", "direct", "--chunks", "8,16,16"]
-        run = subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "conv3d_cli",
-                "apply",
-                source,
-                *options,
-                "-o",
-                target,
-                "--scheduler",
-                cluster.address,
-            ],
-            stderr=subprocess.PIPE,
-        )
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline and len(list(tmp_path.glob(".out.*.tmp.zarr/0/c/*/*/*"))) < 5:
-            assert run.poll() is None, run.stderr and run.stderr.read()
-            time.sleep(0.01)
-        os.kill(cluster.workers[0].pid, signal.SIGKILL)
-        assert not target.exists()
-        _, told = run.communicate(timeout=120)
-        assert run.returncode == 0, told
-        local = apply(source, *options, "-o", tmp_path / "local.zarr")
-        assert local.exit_code == 0
+        command = [sys.executable, "-m", "conv3d_cli", "apply", source, *options, "-o", target]
+        with started([*command, "--scheduler", cluster.address], stderr=subprocess.PIPE) as job:
+            wait_until(lambda: len(list(tmp_path.glob(".out.*.tmp.zarr/0/c/*/*/*"))) >= 5, job)
+            os.kill(cluster.workers[0].pid, signal.SIGKILL)
+            assert not target.exists()
+            _, told = job.communicate(timeout=LIMIT)
+        assert job.returncode == 0, told
+        run("apply", source, *options, "-o", tmp_path / "local.zarr")
         assert contents(target) == contents(tmp_path / "local.zarr")
     finally:
         cluster.stop()
 
 
-def test_all_workers_gone(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_workers_gone(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Any) -> None:
     """The only worker is killed in mid-run, and none comes: one line, not a wait for ever."""
     monkeypatch.setattr("conv3d_cli.cluster.run.PAUSED_SECONDS", 0.3)
     monkeypatch.setattr("conv3d_cli.cluster.run.GONE_SECONDS", 1)
     (tmp_path / "dask").mkdir()
+
+    def begun() -> bool:
+        return any(tmp_path.glob(".out.*.tmp.zarr/*"))
+
     cluster = Cluster(tmp_path / "dask", workers=1)
     try:
-        killer = threading.Timer(0.5, cluster.workers[0].kill)
+        killer = threading.Thread(target=lambda: (wait_until(begun), cluster.workers[0].kill()))
         killer.start()
         options = ["-k", "gaussian:sigma=9vox", "--algorithm", "direct", "--scheduler", cluster.address]
-        result = apply(store / "x.ome.zarr", *options, "-o", tmp_path / "out.zarr")
+        result = run("apply", store / "x.ome.zarr", *options, "-o", tmp_path / "out.zarr", code=1)
         killer.join()
     finally:
         cluster.stop()
-    assert result.exit_code == 1, result.output
     assert "all workers have gone" in result.output
     assert [p.name for p in tmp_path.iterdir()] == ["dask"]
 
 
-def test_a_corrupt_chunk_is_the_inputs_fault(cluster: Cluster, store: Path, tmp_path: Path) -> None:
+def test_a_corrupt_chunk_is_the_inputs_fault(cluster: Cluster, store: Path, tmp_path: Path, run: Any) -> None:
     import shutil
 
     shutil.copytree(store / "x.ome.zarr", tmp_path / "bad.ome.zarr")
     chunk = sorted(p for p in (tmp_path / "bad.ome.zarr" / "0" / "c").rglob("*") if p.is_file())[7]
     chunk.write_bytes(chunk.read_bytes()[:50])
-    result = apply(
-        tmp_path / "bad.ome.zarr", "-k", "box:size=3", "-o", tmp_path / "out.zarr", "--scheduler", cluster.address
+    result = run(
+        "apply",
+        tmp_path / "bad.ome.zarr",
+        "-k",
+        "box:size=3",
+        "-o",
+        tmp_path / "out.zarr",
+        "--scheduler",
+        cluster.address,
+        code=3,
     )
-    assert result.exit_code == 3, result.output
     assert result.output.strip().count("\n") == 0
     assert [p.name for p in tmp_path.iterdir()] == ["bad.ome.zarr"]
 
 
-def test_no_scheduler(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_scheduler(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Any) -> None:
     monkeypatch.setattr("conv3d_cli.cluster.run.CONNECT_SECONDS", 1)
     arguments = [store / "x.ome.zarr", "-k", "box:size=3", "-o", tmp_path / "out.zarr"]
-    result = apply(*arguments, "--scheduler", "tcp://127.0.0.1:9")
-    assert result.exit_code == 1
+    result = run("apply", *arguments, "--scheduler", "tcp://127.0.0.1:9", code=1)
     assert "cannot reach the scheduler at tcp://127.0.0.1:9" in result.output
-    result = apply(*arguments, "--scheduler", "local:none")
-    assert result.exit_code == 2
-    result = apply(store / "x.npy", "-k", "box:size=3", "-o", tmp_path / "out.zarr", "--scheduler", "local:1")
-    assert result.exit_code == 2
+    run("apply", *arguments, "--scheduler", "local:none", code=2)
+    result = run(
+        "apply", store / "x.npy", "-k", "box:size=3", "-o", tmp_path / "out.zarr", "--scheduler", "local:1", code=2
+    )
     assert "x.npy is none" in result.output
     assert not list(tmp_path.iterdir())
 
 
-def test_a_forecast(cluster: Cluster, store: Path) -> None:
-    result = CliRunner().invoke(
-        main, ["explain", str(store / "x.ome.zarr"), "-k", "box:size=3", "--scheduler", cluster.address]
-    )
-    assert result.exit_code == 0, result.output
-    assert "2 workers of 1 thread" in result.output
-    result = CliRunner().invoke(
-        main, ["explain", str(store / "x.ome.zarr"), "-k", "box:size=3", "--workers", "10", "--read-rate", "100M"]
-    )
-    assert result.exit_code == 0, result.output
-    assert "takes" in result.output
+def test_a_forecast(cluster: Cluster, store: Path, run: Any) -> None:
+    job = [store / "x.ome.zarr", "-k", "box:size=3"]
+    assert "2 workers of 1 thread" in run("explain", *job, "--scheduler", cluster.address).output
+    assert "takes" in run("explain", *job, "--workers", "10", "--read-rate", "100M").output
 
 
 def test_a_late_chunk_leaves_nothing(tmp_path: Path) -> None:
@@ -220,7 +215,7 @@ def test_a_late_chunk_leaves_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_planes_larger_than_memory_are_no_matter(tmp_path: Path) -> None:
+def test_planes_larger_than_memory_are_no_matter(tmp_path: Path, run: Any) -> None:
     """A store of 10 TB, of which there are metadata alone."""
     import zarr
 
@@ -230,27 +225,21 @@ def test_planes_larger_than_memory_are_no_matter(tmp_path: Path) -> None:
     axes = [{"name": a, "type": "space", "unit": "micrometer"} for a in "zyx"]
     dataset = {"path": "0", "coordinateTransformations": scales}
     group.attrs["ome"] = {"version": "0.5", "multiscales": [{"axes": axes, "datasets": [dataset]}]}
-    result = CliRunner().invoke(
-        main,
-        ["explain", str(tmp_path / "huge.ome.zarr"), "-k", "gaussian:sigma=2um", "--dtype", "uint16", "--workers", "100",
-         "--worker-threads", "8", "--read-rate", "300M", "--write-rate", "200M"],
-    )  # fmt: skip
-    assert result.exit_code == 0, result.output
+    spread = ["--workers", "100", "--worker-threads", "8", "--read-rate", "300M", "--write-rate", "200M"]
+    result = run("explain", tmp_path / "huge.ome.zarr", "-k", "gaussian:sigma=2um", "--dtype", "uint16", *spread)
     assert "100 workers of 8 threads" in result.output
 
 
-def test_workers_without_memory(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_without_memory(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Any) -> None:
     """Too little for a task is told before any work; a worker that dies of it all the same is no mystery."""
     arguments = [store / "x.ome.zarr", "-k", "box:size=3", "-o", tmp_path / "out.zarr", "--overwrite", "--scheduler"]
     (tmp_path / "dask").mkdir()
     small = Cluster(tmp_path / "dask", 1, ("--nanny", "--memory-limit", "120MB"))
     try:
-        refused = apply(*arguments, small.address)
-        assert refused.exit_code == 6, refused.output
+        refused = run("apply", *arguments, small.address, code=6)
         assert "under the workers' memory limit a thread has 0 MB" in refused.output
         monkeypatch.setattr("conv3d_cli.cluster.run.WORKER_BYTES", 0)
-        killed = apply(*arguments, small.address)
-        assert killed.exit_code == 6, killed.output
+        killed = run("apply", *arguments, small.address, code=6)
         assert "workers ran out of memory" in killed.output
         assert killed.output.strip().count("\n") == 0
         assert [p.name for p in tmp_path.iterdir()] == ["dask"]
@@ -258,7 +247,9 @@ def test_workers_without_memory(store: Path, tmp_path: Path, monkeypatch: pytest
         small.stop()
 
 
-def test_a_worker_that_is_full_is_not_waited_for(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_that_is_full_is_not_waited_for(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Any
+) -> None:
     import distributed
 
     monkeypatch.setattr("conv3d_cli.cluster.run.PAUSED_SECONDS", 2)
@@ -267,10 +258,17 @@ def test_a_worker_that_is_full_is_not_waited_for(store: Path, tmp_path: Path, mo
     try:
         with distributed.Client(full.address) as client:
             client.submit(lambda: setattr(__import__("sys"), "held", bytearray(b"x") * (480 << 20))).result(30)
-        result = apply(
-            store / "x.ome.zarr", "-k", "box:size=3", "-o", tmp_path / "out.zarr", "--scheduler", full.address
+        result = run(
+            "apply",
+            store / "x.ome.zarr",
+            "-k",
+            "box:size=3",
+            "-o",
+            tmp_path / "out.zarr",
+            "--scheduler",
+            full.address,
+            code=6,
         )
-        assert result.exit_code == 6, result.output
         assert "all workers are paused" in result.output
         assert [p.name for p in tmp_path.iterdir()] == ["dask"]
     finally:

@@ -10,13 +10,11 @@ import nibabel as nib
 import numpy as np
 import oracle
 import pytest
-from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import BOUNDARIES, Geometry, geometries
 
 from conv3d_cli import Kernel, Volume, conv3d, read_volume, write_volume
-from conv3d_cli.cli import main
 from conv3d_cli.engine import ALGORITHMS
 from conv3d_cli.errors import ShapeError, SpecError
 from conv3d_cli.model.missing import MIN_COVERAGE, Missing
@@ -154,7 +152,9 @@ def test_voxels_far_from_any_hole_keep_their_bits(kernel: str, boundary: str) ->
                                      ["--mask", "m.nii", "--mask-mode", "keep", "--nan", "ignore"],
                                      ["--boundary", "renormalize"], ["--missing", "7", "--boundary", "mirror"]])  # fmt: skip
 @pytest.mark.parametrize("kernel", ["gaussian:sigma=1.5vox", "k9.npy"])
-def test_same_bytes_for_any_slab_and_thread_count(scan: Path, options: list[str], kernel: str, tmp_path: Path) -> None:
+def test_same_bytes_for_any_slab_and_thread_count(
+    scan: Path, options: list[str], kernel: str, tmp_path: Path, run: Any
+) -> None:
     results = set()
     options = [str(scan / o) if o.endswith(".nii") else o for o in options]
     k = str(scan / kernel) if kernel.endswith(".npy") else kernel
@@ -167,16 +167,14 @@ def test_same_bytes_for_any_slab_and_thread_count(scan: Path, options: list[str]
         out = tmp_path / "o.nii"
         arguments = ["apply", str(scan / name), "-k", k, "-o", str(out), "-j", str(threads), "--overwrite", *options]
         if memory == "least":
-            refused = CliRunner().invoke(main, [*arguments, "--max-memory", "1M"])
-            assert refused.exit_code == 6, refused.output
+            refused = run(*arguments, "--max-memory", "1M", code=6)
             memory = refused.output.split("--max-memory ")[1].split()[0]
-        done = CliRunner().invoke(main, [*arguments, "--max-memory", memory])
-        assert done.exit_code == 0, done.output
+        run(*arguments, "--max-memory", memory)
         results.add(out.read_bytes())
     assert len(results) == 1
 
 
-def test_slabs_that_are_not_looked_at_have_the_same_bits(tmp_path: Path) -> None:
+def test_slabs_that_are_not_looked_at_have_the_same_bits(tmp_path: Path, run: Any) -> None:
     """After slabs where most windows lack something, some are divided everywhere: full windows, holes and voids among them."""
     rng = np.random.default_rng(2)
     x = rng.standard_normal((120, 300, 300), np.float32)
@@ -198,12 +196,12 @@ def test_slabs_that_are_not_looked_at_have_the_same_bits(tmp_path: Path) -> None
             seen,
         ]
         if memory == "1M":
-            least = apply(*arguments, "--max-memory", memory, code=6).split("--max-memory ")[1].split()[0]
+            least = run("apply", *arguments, "--max-memory", memory, code=6).output.split("--max-memory ")[1].split()[0]
             continue
-        apply(*arguments, "--max-memory", least if memory == "least" else memory)
+        run("apply", *arguments, "--max-memory", least if memory == "least" else memory)
         found.add(out.read_bytes() + seen.read_bytes())
     assert len(found) == 1
-    apply(tmp_path / "x.npy", "-k", "gaussian:sigma=1vox", "-o", tmp_path / "plain.npy")
+    run("apply", tmp_path / "x.npy", "-k", "gaussian:sigma=1vox", "-o", tmp_path / "plain.npy")
     np.testing.assert_array_equal(*(np.load(tmp_path / name)[100:] for name in ("b.npy", "plain.npy")))
 
 
@@ -224,37 +222,40 @@ def scan(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def apply(*arguments: object, code: int = 0) -> str:
-    result = CliRunner().invoke(main, ["apply", *map(str, arguments)])
-    assert result.exit_code == code, (result.exit_code, result.output)
-    return result.output
-
-
 def load(path: Path) -> np.ndarray:
     return np.asarray(nib.load(path).dataobj)
 
 
-def test_regions_are_not_mixed(scan: Path, tmp_path: Path) -> None:
+def test_regions_are_not_mixed(scan: Path, tmp_path: Path, run: Any) -> None:
     """Each region's result is that of a mask of it alone."""
     labels = load(scan / "l.nii")
     kernel = ["-k", "gaussian:sigma=1.5vox", "--nan", "ignore"]
-    apply(scan / "x.nii", *kernel, "--mask", scan / "l.nii", "--mask-labels", "-o", tmp_path / "all.nii")
+    run("apply", scan / "x.nii", *kernel, "--mask", scan / "l.nii", "--mask-labels", "-o", tmp_path / "all.nii")
     together = load(tmp_path / "all.nii")
     for label in (1, 2, 5):
         own = nib.Nifti1Image((labels == label).astype(np.uint8), nib.load(scan / "l.nii").affine)
         own.to_filename(tmp_path / "one.nii")
-        apply(scan / "x.nii", *kernel, "--mask", tmp_path / "one.nii", "-o", tmp_path / "alone.nii", "--overwrite")
+        run(
+            "apply",
+            scan / "x.nii",
+            *kernel,
+            "--mask",
+            tmp_path / "one.nii",
+            "-o",
+            tmp_path / "alone.nii",
+            "--overwrite",
+        )
         np.testing.assert_array_equal(together[labels == label], load(tmp_path / "alone.nii")[labels == label])
     assert (together[labels == 0] == 0).all()
 
 
-def test_mask_modes(scan: Path, tmp_path: Path) -> None:
+def test_mask_modes(scan: Path, tmp_path: Path, run: Any) -> None:
     mask = load(scan / "m.nii") > 0
     results = {}
     for mode in ("clip", "extend", "keep"):
         out = tmp_path / f"{mode}.nii"
         kernel = ["-k", "box:size=5", "--nan", "ignore"]
-        apply(scan / "x.nii", *kernel, "--mask", scan / "m.nii", "--mask-mode", mode, "-o", out)
+        run("apply", scan / "x.nii", *kernel, "--mask", scan / "m.nii", "--mask-mode", mode, "-o", out)
         results[mode] = load(out)
     x = load(scan / "x.nii")
     assert (results["clip"][~mask] == 0).all()
@@ -266,8 +267,8 @@ def test_mask_modes(scan: Path, tmp_path: Path) -> None:
     assert np.isfinite(results["extend"]).all()
 
 
-def test_coverage_is_written(scan: Path, tmp_path: Path) -> None:
-    apply(
+def test_coverage_is_written(scan: Path, tmp_path: Path, run: Any) -> None:
+    run("apply",
         scan / "x.nii", "-k", "box:size=3", "--nan", "ignore", "-o", tmp_path / "o.nii", "--coverage-out", tmp_path / "c.nii.gz"
     )  # fmt: skip
     known = np.isfinite(load(scan / "x.nii")).astype(float)
@@ -277,26 +278,26 @@ def test_coverage_is_written(scan: Path, tmp_path: Path) -> None:
     assert np.isnan(load(tmp_path / "o.nii")).any()  # the middle of the hole
 
 
-def test_coverage_of_several_outputs_is_refused(scan: Path, tmp_path: Path) -> None:
+def test_coverage_of_several_outputs_is_refused(scan: Path, tmp_path: Path, run: Any) -> None:
     arguments = [scan / "x.nii", scan / "x.nii.gz", "-k", "box:size=3", "--nan", "ignore", "--out-dir", tmp_path]
-    assert "one file" in apply(*arguments, "--coverage-out", tmp_path / "c.nii", code=2)
+    assert "one file" in run("apply", *arguments, "--coverage-out", tmp_path / "c.nii", code=2).output
     plain = [scan / "x.nii", "-k", "box:size=3", "-o", tmp_path / "o.nii", "--coverage-out", tmp_path / "c.nii"]
-    assert "--coverage-out" in apply(*plain, code=2)
+    assert "--coverage-out" in run("apply", *plain, code=2).output
 
 
-def test_nan_zero_and_nan_error(scan: Path, tmp_path: Path) -> None:
+def test_nan_zero_and_nan_error(scan: Path, tmp_path: Path, run: Any) -> None:
     """Zero is for any kernel, a layer or a signed one, too; an error leaves nothing behind."""
-    apply(scan / "x.nii", "-k", "sobel:axis=d", "--nan", "zero", "-o", tmp_path / "o.nii")
+    run("apply", scan / "x.nii", "-k", "sobel:axis=d", "--nan", "zero", "-o", tmp_path / "o.nii")
     x = load(scan / "x.nii")
     nib.Nifti1Image(np.where(np.isfinite(x), x, 0), nib.load(scan / "x.nii").affine).to_filename(
         tmp_path / "zeroed.nii"
     )
-    apply(tmp_path / "zeroed.nii", "-k", "sobel:axis=d", "-o", tmp_path / "plain.nii")
+    run("apply", tmp_path / "zeroed.nii", "-k", "sobel:axis=d", "-o", tmp_path / "plain.nii")
     np.testing.assert_array_equal(load(tmp_path / "o.nii"), load(tmp_path / "plain.nii"))
-    text = apply(scan / "x.nii", "-k", "box:size=3", "--nan", "error", "-o", tmp_path / "e.nii", code=4)
+    text = run("apply", scan / "x.nii", "-k", "box:size=3", "--nan", "error", "-o", tmp_path / "e.nii", code=4).output
     assert "x.nii" in text
     assert not (tmp_path / "e.nii").exists()
-    apply(tmp_path / "zeroed.nii", "-k", "box:size=3", "--nan", "error", "-o", tmp_path / "e.nii")
+    run("apply", tmp_path / "zeroed.nii", "-k", "box:size=3", "--nan", "error", "-o", tmp_path / "e.nii")
 
 
 def moved(path: Path, source: Path, affine: np.ndarray | None = None, data: Any = None) -> Path:
@@ -318,10 +319,10 @@ def moved(path: Path, source: Path, affine: np.ndarray | None = None, data: Any 
         (lambda a, d: (a, np.where(d > 0, np.nan, d)), "NaN"),
     ],
 )
-def test_masks_that_do_not_fit(scan: Path, tmp_path: Path, change: Any, words: str) -> None:
+def test_masks_that_do_not_fit(scan: Path, tmp_path: Path, change: Any, words: str, run: Any) -> None:
     affine, data = change(nib.load(scan / "m.nii").affine, load(scan / "m.nii"))
     mask = moved(tmp_path / "bad.nii", scan / "m.nii", affine, data)
-    text = apply(scan / "x.nii", "-k", "box:size=3", "--mask", mask, "-o", tmp_path / "o.nii", code=4)
+    text = run("apply", scan / "x.nii", "-k", "box:size=3", "--mask", mask, "-o", tmp_path / "o.nii", code=4).output
     assert words in text
     assert "bad.nii" in text
     assert not (tmp_path / "o.nii").exists()
@@ -340,29 +341,40 @@ def test_masks_that_do_not_fit(scan: Path, tmp_path: Path, change: Any, words: s
         (["-k", "box:size=3", "--mask", "m.nii", "--mask-labels"], 4, "whole numbers"),
     ],
 )
-def test_what_is_refused(scan: Path, tmp_path: Path, arguments: list[str], code: int, words: str) -> None:
+def test_what_is_refused(scan: Path, tmp_path: Path, arguments: list[str], code: int, words: str, run: Any) -> None:
     given = [str(scan / a) if a.endswith(".nii") else a for a in arguments]
-    assert words in apply(scan / "x.nii", *given, "-o", tmp_path / "o.nii", code=code)
+    assert words in run("apply", scan / "x.nii", *given, "-o", tmp_path / "o.nii", code=code).output
 
 
-def test_nothing_but_nan_is_an_error(scan: Path, tmp_path: Path) -> None:
+def test_nothing_but_nan_is_an_error(scan: Path, tmp_path: Path, run: Any) -> None:
     empty = moved(tmp_path / "nan.nii", scan / "x.nii", None, np.full((8, 9, 10), np.nan, np.float32))
-    text = apply(empty, "-k", "box:size=3", "--nan", "ignore", "-o", tmp_path / "o.nii", code=4)
+    text = run("apply", empty, "-k", "box:size=3", "--nan", "ignore", "-o", tmp_path / "o.nii", code=4).output
     assert "all of them are missing" in text
     assert not (tmp_path / "o.nii").exists()
 
 
-def test_a_mask_in_a_config_is_beside_it(scan: Path, tmp_path: Path) -> None:
+def test_a_mask_in_a_config_is_beside_it(scan: Path, tmp_path: Path, run: Any) -> None:
     (scan / "job.toml").write_text('kernel = "box:size=3"\nmask = "m.nii"\nnan = "ignore"\n')
-    apply(scan / "x.nii", "-c", scan / "job.toml", "-o", tmp_path / "a.nii")
-    apply(scan / "x.nii", "-k", "box:size=3", "--mask", scan / "m.nii", "--nan", "ignore", "-o", tmp_path / "b.nii")
+    run("apply", scan / "x.nii", "-c", scan / "job.toml", "-o", tmp_path / "a.nii")
+    run(
+        "apply",
+        scan / "x.nii",
+        "-k",
+        "box:size=3",
+        "--mask",
+        scan / "m.nii",
+        "--nan",
+        "ignore",
+        "-o",
+        tmp_path / "b.nii",
+    )
     assert (tmp_path / "a.nii").read_bytes() == (tmp_path / "b.nii").read_bytes()
 
 
-def test_bias_activation_and_integers_come_after_the_mean(scan: Path, tmp_path: Path) -> None:
+def test_bias_activation_and_integers_come_after_the_mean(scan: Path, tmp_path: Path, run: Any) -> None:
     options = ["--nan", "ignore", "--mask", scan / "m.nii", "--mask-mode", "extend"]
-    apply(scan / "x.nii", "-k", "box:size=3", *options, "-o", tmp_path / "plain.nii")
-    apply(
+    run("apply", scan / "x.nii", "-k", "box:size=3", *options, "-o", tmp_path / "plain.nii")
+    run("apply",
         scan / "x.nii", "-k", "box:size=3", *options, "--bias", "-4", "--activation", "relu", "--dtype", "int16",
         "-o", tmp_path / "o.nii",
     )  # fmt: skip
@@ -370,7 +382,7 @@ def test_bias_activation_and_integers_come_after_the_mean(scan: Path, tmp_path: 
     np.testing.assert_array_equal(load(tmp_path / "o.nii"), np.rint(np.maximum(mean - 4, 0)).astype(np.int16))
 
 
-def test_outside_a_mask_is_0_whatever_the_bias(scan: Path, tmp_path: Path) -> None:
+def test_outside_a_mask_is_0_whatever_the_bias(scan: Path, tmp_path: Path, run: Any) -> None:
     arguments = [
         "-k",
         "box:size=3",
@@ -385,26 +397,26 @@ def test_outside_a_mask_is_0_whatever_the_bias(scan: Path, tmp_path: Path) -> No
     ]
     for labels in ([], ["--mask-labels"]):
         mask = scan / ("l.nii" if labels else "m.nii")
-        apply(scan / "x.nii", *arguments, "--mask", mask, *labels, "--overwrite")
+        run("apply", scan / "x.nii", *arguments, "--mask", mask, *labels, "--overwrite")
         assert (load(tmp_path / "o.nii")[load(mask) == 0] == 0).all()
 
 
 STACK = '[[layers]]\nkernel = "box:size=3"\n\n[[layers]]\nkernel = "ball:radius=3vox"\nboundary = "renormalize"\n'
 
 
-def test_means_of_a_later_layer_are_computed_in_whole_planes(tmp_path: Path) -> None:
+def test_means_of_a_later_layer_are_computed_in_whole_planes(tmp_path: Path, run: Any) -> None:
     """Not in boxes: one line under a ceiling that no plane fits, and the same bits under the one that it names."""
     np.save(tmp_path / "x.npy", np.random.default_rng(0).random((5, 1500, 1200), np.float32))
     (tmp_path / "stack.toml").write_text(STACK)
     arguments = [tmp_path / "x.npy", "-c", tmp_path / "stack.toml", "--chunks", "5,70,70", "-o"]
-    refused = apply(*arguments, tmp_path / "a.zarr", "--max-memory", "1M", code=6)
+    refused = run("apply", *arguments, tmp_path / "a.zarr", "--max-memory", "1M", code=6).output
     assert "plane" in refused
-    apply(*arguments, tmp_path / "a.zarr", "--max-memory", refused.split("--max-memory ")[1].split()[0])
-    apply(*arguments, tmp_path / "b.zarr", "--max-memory", "2G")
+    run("apply", *arguments, tmp_path / "a.zarr", "--max-memory", refused.split("--max-memory ")[1].split()[0])
+    run("apply", *arguments, tmp_path / "b.zarr", "--max-memory", "2G")
     np.testing.assert_array_equal(*(read_volume(str(tmp_path / name)).data for name in ("a.zarr", "b.zarr")))
 
 
-def test_means_are_not_for_a_cluster(tmp_path: Path) -> None:
+def test_means_are_not_for_a_cluster(tmp_path: Path, run: Any) -> None:
     """Said before any scheduler is asked for."""
     write_volume(str(tmp_path / "x.zarr"), Volume(np.zeros((4, 5, 6), np.float32), "zyx"))
     (tmp_path / "stack.toml").write_text(STACK)
@@ -417,19 +429,26 @@ def test_means_are_not_for_a_cluster(tmp_path: Path) -> None:
         "--scheduler",
         "tcp://no:1",
     ]
-    assert "renormalize" in apply(*arguments, code=2)
+    assert "renormalize" in run("apply", *arguments, code=2).output
 
 
-def test_what_lies_outside_a_mask_does_not_depend_on_slabs(tmp_path: Path) -> None:
+def test_what_lies_outside_a_mask_does_not_depend_on_slabs(tmp_path: Path, run: Any) -> None:
     """A softmax of what is 0 outside is not 0, in a slab wholly outside as in one that is cut."""
     np.save(tmp_path / "x.npy", np.random.default_rng(1).random((40, 300, 300, 3), np.float32))
     mask = np.zeros((40, 300, 300), np.uint8)
     mask[:5] = 1
     np.save(tmp_path / "m.npy", mask)
     kernel = ["-k", "box:size=3", "--mask", tmp_path / "m.npy", "--activation", "softmax", "-o"]
-    refused = apply(tmp_path / "x.npy", *kernel, tmp_path / "a.npy", "--max-memory", "1M", code=6)
-    apply(tmp_path / "x.npy", *kernel, tmp_path / "a.npy", "--max-memory", refused.split("--max-memory ")[1].split()[0])
-    apply(tmp_path / "x.npy", *kernel, tmp_path / "b.npy", "--max-memory", "2G")
+    refused = run("apply", tmp_path / "x.npy", *kernel, tmp_path / "a.npy", "--max-memory", "1M", code=6).output
+    run(
+        "apply",
+        tmp_path / "x.npy",
+        *kernel,
+        tmp_path / "a.npy",
+        "--max-memory",
+        refused.split("--max-memory ")[1].split()[0],
+    )
+    run("apply", tmp_path / "x.npy", *kernel, tmp_path / "b.npy", "--max-memory", "2G")
     assert (tmp_path / "a.npy").read_bytes() == (tmp_path / "b.npy").read_bytes()
     np.testing.assert_allclose(np.load(tmp_path / "a.npy")[20], 1 / 3)
 

@@ -10,11 +10,9 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
-from click.testing import CliRunner
 from scipy import ndimage
 
 from conv3d_cli import conv3d
-from conv3d_cli.cli import main
 from conv3d_cli.errors import ShapeError
 
 AFFINE = np.diag([2.0, 2.0, 2.0, 1.0])
@@ -29,12 +27,6 @@ def volume(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("volume") / "x.nii"
     nib.Nifti1Image(np.random.default_rng(1).uniform(1, 100, SIZE).astype(np.float32), AFFINE).to_filename(path)
     return path
-
-
-def run(*arguments: object, code: int = 0) -> Any:
-    result = CliRunner().invoke(main, [*map(str, arguments)])
-    assert result.exit_code == code, (result.exit_code, result.output, result.exception)
-    return result
 
 
 def load(path: Path) -> np.ndarray:
@@ -68,7 +60,7 @@ def by_definition(x: np.ndarray, m: np.ndarray, least: float = 1e-3) -> tuple[np
 # -- regions
 
 
-def test_labels_with_a_slope_are_the_labels(volume: Path, tmp_path: Path) -> None:
+def test_labels_with_a_slope_are_the_labels(volume: Path, tmp_path: Path, run: Any) -> None:
     """As an atlas of 116 regions that was saved from real numbers: within 0.001 of whole, by nibabel."""
     sloped = by_nibabel(tmp_path / "sloped.nii", LABELS)
     found = load(sloped)
@@ -86,7 +78,7 @@ def test_labels_with_a_slope_are_the_labels(volume: Path, tmp_path: Path) -> Non
     np.testing.assert_allclose(load(tmp_path / "of_sloped.nii"), means, rtol=1e-5)
 
 
-def test_labels_outside_are_0_with_a_slope(volume: Path, tmp_path: Path) -> None:
+def test_labels_outside_are_0_with_a_slope(volume: Path, tmp_path: Path, run: Any) -> None:
     """A background that slope and intercept make 0.0004 is no region."""
     labels = np.where(BALL, LABELS, 0)
     sloped = stored(tmp_path / "sloped.nii", (labels * 10).astype(np.uint16), 0.1, 0.0004)
@@ -106,7 +98,7 @@ def test_labels_outside_are_0_with_a_slope(volume: Path, tmp_path: Path) -> None
     ],
 )  # fmt: skip
 def test_labels_that_are_none(
-    volume: Path, tmp_path: Path, numbers: np.ndarray, slope: float, intercept: float, words: str
+    volume: Path, tmp_path: Path, numbers: np.ndarray, slope: float, intercept: float, words: str, run: Any
 ) -> None:
     mask = stored(tmp_path / "bad.nii", numbers.astype(np.uint16), slope, intercept)
     arguments = ["-k", "box:size=3", "--mask", mask, "--mask-labels", "-o", tmp_path / "o.nii"]
@@ -135,7 +127,9 @@ def test_real_numbers_near_whole_ones_are_labels(beside: float, fits: bool) -> N
 
 @pytest.mark.parametrize("factor", [255.0, 0.002, 0.0009, 1e-6, 1e-30, 1e-44, 7e12, 3e38])
 @pytest.mark.parametrize("mode", ["clip", "extend", "keep"])
-def test_a_factor_on_a_binary_mask_changes_no_bit(volume: Path, tmp_path: Path, factor: float, mode: str) -> None:
+def test_a_factor_on_a_binary_mask_changes_no_bit(
+    volume: Path, tmp_path: Path, factor: float, mode: str, run: Any
+) -> None:
     dtype = np.uint8 if factor == 255 else np.float32
     for name, m in (("one", BALL.astype(np.uint8)), ("scaled", (BALL * factor).astype(dtype))):
         nib.Nifti1Image(m, AFFINE).to_filename(tmp_path / f"{name}.nii")
@@ -208,7 +202,7 @@ def test_numbers_that_differ_from_block_to_block_are_no_binary_mask() -> None:
             np.testing.assert_allclose(found, means, rtol=1e-5, atol=1e-7)
 
 
-def test_half_of_the_weight_is_half_for_0_and_255(volume: Path, tmp_path: Path) -> None:
+def test_half_of_the_weight_is_half_for_0_and_255(volume: Path, tmp_path: Path, run: Any) -> None:
     nib.Nifti1Image(BALL.astype(np.uint8) * 255, AFFINE).to_filename(tmp_path / "m.nii")
     arguments = ["-k", "box:size=5", "--mask", tmp_path / "m.nii", "--mask-mode", "extend", "--min-coverage", "0.5"]
     run("apply", volume, *arguments, "-o", tmp_path / "o.nii", "--coverage-out", tmp_path / "c.nii")
@@ -218,7 +212,7 @@ def test_half_of_the_weight_is_half_for_0_and_255(volume: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize(("slope", "intercept"), [(-1.0, 1.0), (-1.0, 0.0), (-0.5, 0.5)])
-def test_a_negative_slope(volume: Path, tmp_path: Path, slope: float, intercept: float) -> None:
+def test_a_negative_slope(volume: Path, tmp_path: Path, slope: float, intercept: float, run: Any) -> None:
     numbers = (BALL if intercept == 0 else ~BALL).astype(np.int16) * (-1 if intercept == 0 else 1)
     mask = stored(tmp_path / "m.nii", numbers, slope, intercept)
     np.testing.assert_array_equal(load(mask) > 0, BALL)
@@ -229,7 +223,7 @@ def test_a_negative_slope(volume: Path, tmp_path: Path, slope: float, intercept:
 
 @pytest.mark.parametrize("most", [0.3, 0.7, 0.9, 1.1, 3.7, 1e-5, 12345.6])
 @pytest.mark.parametrize("dtype", ["uint8", "int16"])
-def test_what_rounding_leaves_of_a_0_is_0(volume: Path, tmp_path: Path, most: float, dtype: str) -> None:
+def test_what_rounding_leaves_of_a_0_is_0(volume: Path, tmp_path: Path, most: float, dtype: str, run: Any) -> None:
     """nibabel's slope and intercept are rounded to float32, so that its 0 may be 1e-9 or -1e-9."""
     mask = by_nibabel(tmp_path / "m.nii", BALL * most, dtype)
     run("apply", volume, "-k", "box:size=5", "--mask", mask, "--verify", "200", "-o", tmp_path / "o.nii")
@@ -243,7 +237,7 @@ def test_what_rounding_leaves_of_a_0_is_0(volume: Path, tmp_path: Path, most: fl
     "options", [[], ["--coverage-out", "c.nii"], ["--mask-mode", "extend"], ["--mask-mode", "keep"]]
 )
 @pytest.mark.parametrize("times", [1, 3])
-def test_voxels_inside_without_a_mean_are_counted(tmp_path: Path, options: list[str], times: int) -> None:
+def test_voxels_inside_without_a_mean_are_counted(tmp_path: Path, options: list[str], times: int, run: Any) -> None:
     """A hole that no window bridges, and a rim of little weight; of a series in each volume."""
     rng = np.random.default_rng(6)
     x = rng.uniform(1, 100, (40, 48, 80, times)).astype(np.float32)
@@ -266,7 +260,7 @@ def test_voxels_inside_without_a_mean_are_counted(tmp_path: Path, options: list[
     assert not (tmp_path / "s.nii").exists()
 
 
-def test_a_series_under_a_mask_alone_counts_each_volume(tmp_path: Path) -> None:
+def test_a_series_under_a_mask_alone_counts_each_volume(tmp_path: Path, run: Any) -> None:
     """Its coverage is computed once, and kept."""
     x = np.random.default_rng(7).uniform(1, 100, (*SIZE, 4)).astype(np.float32)
     nib.Nifti1Image(x, AFFINE).to_filename(tmp_path / "x.nii")
@@ -277,7 +271,7 @@ def test_a_series_under_a_mask_alone_counts_each_volume(tmp_path: Path) -> None:
     assert f"{lost} voxels inside the mask" in run("apply", tmp_path / "x.nii", *arguments).stderr
 
 
-def test_regions_without_a_mean_are_counted(volume: Path, tmp_path: Path) -> None:
+def test_regions_without_a_mean_are_counted(volume: Path, tmp_path: Path, run: Any) -> None:
     labels = np.where(BALL, LABELS % 5 + 1, 0)
     nib.Nifti1Image(labels.astype(np.uint8), AFFINE).to_filename(tmp_path / "l.nii")
     coverage = sum((labels == n) * by_definition(load(volume), labels == n)[1] for n in range(1, 6))
@@ -287,7 +281,7 @@ def test_regions_without_a_mean_are_counted(volume: Path, tmp_path: Path) -> Non
     assert f"{lost} voxels inside the mask" in run("apply", volume, *arguments, "-o", tmp_path / "o.nii").stderr
 
 
-def test_no_mean_at_all_is_an_error(volume: Path, tmp_path: Path) -> None:
+def test_no_mean_at_all_is_an_error(volume: Path, tmp_path: Path, run: Any) -> None:
     m = np.zeros(SIZE, np.uint8)
     m[14, 10, 10] = 1
     nib.Nifti1Image(m, AFFINE).to_filename(tmp_path / "m.nii")
@@ -297,7 +291,7 @@ def test_no_mean_at_all_is_an_error(volume: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "o.nii").exists()
 
 
-def test_a_whole_mask_is_silent(volume: Path, tmp_path: Path) -> None:
+def test_a_whole_mask_is_silent(volume: Path, tmp_path: Path, run: Any) -> None:
     nib.Nifti1Image(BALL.astype(np.uint8), AFFINE).to_filename(tmp_path / "m.nii")
     arguments = ["-k", "box:size=5", "--mask", tmp_path / "m.nii", "--strict", "-o", tmp_path / "o.nii"]
     assert run("apply", volume, *arguments).stderr == ""
@@ -316,7 +310,7 @@ def test_a_whole_mask_is_silent(volume: Path, tmp_path: Path) -> None:
     ],
 )
 def test_smoothness_takes_no_mask_from_elsewhere(
-    volume: Path, tmp_path: Path, affine: np.ndarray, shape: tuple[int, ...], words: str
+    volume: Path, tmp_path: Path, affine: np.ndarray, shape: tuple[int, ...], words: str, run: Any
 ) -> None:
     nib.Nifti1Image(np.ones(shape, np.uint8), affine).to_filename(tmp_path / "m.nii")
     text = run("info", volume, "--fwhm", "--mask", tmp_path / "m.nii", code=4).stderr
@@ -325,7 +319,7 @@ def test_smoothness_takes_no_mask_from_elsewhere(
     assert "x.nii" in text
 
 
-def test_smoothness_under_masks_of_any_scale(volume: Path, tmp_path: Path) -> None:
+def test_smoothness_under_masks_of_any_scale(volume: Path, tmp_path: Path, run: Any) -> None:
     found = []
     for name, make in (
         ("one", lambda p: nib.Nifti1Image(BALL.astype(np.uint8), AFFINE).to_filename(p)),

@@ -13,9 +13,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import nrrd
 import numpy as np
-import SimpleITK as sitk
 
 HERE = Path(__file__).parent / "nrrd"
 OBLIQUE = np.array([[0.8, 0.6, 0.0], [-0.6, 0.8, 0.0], [0.0, 0.0, 1.0]]) * [[1.5], [2.0], [3.0]]  # a row for each axis
@@ -24,6 +22,9 @@ ORIGIN = np.array([-90.0, 126.5, -72.25])
 
 def main() -> None:
     """Write the files and what they hold."""
+    import nrrd
+    import SimpleITK as sitk
+
     HERE.mkdir(exist_ok=True)
     rng = np.random.default_rng(7)
     volume = rng.integers(-1000, 1000, (3, 4, 5)).astype(np.int16)  # D, H, W

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_every_algorithm import Case, run
+from cases import Case, check, run
 
 from conv3d_cli.engine import make_plan
 from conv3d_cli.engine.algorithms import channels, depthwise
@@ -28,6 +28,11 @@ each = pytest.mark.parametrize(("name", "case"), list(zip(NAMES, TYPICAL, strict
 def plan_of(name: str, case: Case, weights: Any, **options: Any) -> Any:
     problem = case.spec().resolve((1, *case.size, case.in_channels * case.groups), weights.shape)
     return make_plan(problem, weights, algorithm=name, **options)
+
+
+@each
+def test_typical_cases(name: str, case: Case) -> None:
+    check(name, case, "float32")
 
 
 @each
@@ -89,9 +94,8 @@ def test_groups_together_divide_the_groups() -> None:
 
 def test_narrower_vectors() -> None:
     """The same cases in a process that is told of a lesser CPU; its compiler still may use this one's instructions."""
-    code = (
-        "import sys; sys.path[:0] = ['tests', 'tests/engine']; import test_channels as t;"
-        "from test_every_algorithm import check;"
-        "[check(n, c, 'float32') or sys.exit(1) for n, c in zip(t.NAMES, t.TYPICAL)]"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "CONV3D_CPU": "avx2"})
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"{__file__}::test_typical_cases"],
+        env={**os.environ, "CONV3D_CPU": "avx2"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout

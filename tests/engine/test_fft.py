@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cases import MODES, TOLERANCE, Case, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_every_algorithm import MODES, TOLERANCE, Case, run
 
 from conv3d_cli.engine import make_plan
 from conv3d_cli.engine.algorithms import fft

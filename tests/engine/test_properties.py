@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_every_algorithm import CASES, Case, run
+from cases import CASES, Case, run
 
 from conv3d_cli.engine import ALGORITHMS, Team, machine_code, make_plan
 from conv3d_cli.layer import activations

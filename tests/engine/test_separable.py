@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_every_algorithm import Case, run
+from cases import Case, run
 
 from conv3d_cli.engine import make_plan
 from conv3d_cli.engine.algorithms import separable

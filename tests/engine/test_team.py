@@ -9,6 +9,7 @@ import threading
 import time
 
 import pytest
+from processes import LIMIT
 
 from conv3d_cli.engine import Team
 
@@ -28,7 +29,7 @@ def test_every_task_is_done_once(threads: int, count: int) -> None:
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 @pytest.mark.parametrize("bad_worker", [0, 1])
 def test_a_failure_in_any_worker_is_raised_and_ends_the_work(error: type[BaseException], bad_worker: int) -> None:
-    both = threading.Barrier(2, timeout=10)
+    both = threading.Barrier(2, timeout=LIMIT)
     done: list[int] = []
 
     def work(worker: int, task: int) -> None:
@@ -63,25 +64,29 @@ def test_an_interrupt_of_the_caller_waits_for_the_workers() -> None:
 
 
 INTERRUPTED = """
-import os, signal, time
+import os, signal, threading, time
 from conv3d_cli.engine.team import run_in_thread
 
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+left = threading.Event()
+
 def slow():
     time.sleep(0.2)
     os.kill(os.getpid(), signal.SIGINT)
-    time.sleep(0.5)
+    left.wait()
+    time.sleep(0.5)  # while the interpreter ends
     print("finished", flush=True)
 
 try:
     run_in_thread(slow)
 except KeyboardInterrupt:
     print("left", flush=True)
+    left.set()
 """
 
 
 def test_the_process_does_not_end_under_what_was_begun_apart() -> None:
     """The caller leaves at once, but an interpreter that is taken apart while LLVM works ends in a segmentation fault."""
-    done = subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, text=True, timeout=30)
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, text=True, timeout=LIMIT)
     assert (done.returncode, done.stdout.split()) == (0, ["left", "finished"]), done.stderr

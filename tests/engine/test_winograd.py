@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from cases import MODES, Case, check, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_every_algorithm import MODES, Case, check, run
 
 from conv3d_cli.engine import Plan, make_plan
 from conv3d_cli.engine.algorithms import winograd
@@ -38,7 +38,7 @@ def test_transforms_of_a_kernel_are_its_values_at_the_points(outputs: int) -> No
 @pytest.mark.parametrize("vectors", [1, 2, 3, 5])
 def test_every_block_of_filters_and_width_of_tile(size: tuple[int, int, int], vectors: int) -> None:
     case = Case(size, (3, 3, 3), in_channels=36, filters=max(LANES * vectors - 3, 8))
-    assert check("winograd", case, "float32")
+    check("winograd", case, "float32")
 
 
 def test_a_narrow_volume_takes_narrow_tiles_and_a_wide_one_wide_tiles() -> None:
@@ -63,7 +63,7 @@ def test_a_narrow_volume_takes_narrow_tiles_and_a_wide_one_wide_tiles() -> None:
     ),
 )
 def test_random_case(case: Case) -> None:
-    assert check("winograd", case, "float32")
+    check("winograd", case, "float32")
 
 
 @pytest.mark.parametrize(("channels", "filters"), [(16, 16), (64, 32), (160, 13)])

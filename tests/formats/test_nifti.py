@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from processes import LIMIT
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -1165,7 +1166,7 @@ except WriteError as error:
     print(error, threading.active_count())
 """
         done = subprocess.run(
-            [sys.executable, "-c", code, str(tmp_path / f"v{suffix}")], capture_output=True, text=True, timeout=60
+            [sys.executable, "-c", code, str(tmp_path / f"v{suffix}")], capture_output=True, text=True, timeout=LIMIT
         )
         assert done.returncode == 0, done.stderr
         assert done.stdout.startswith(f"cannot write {tmp_path}")
@@ -1258,7 +1259,7 @@ for work in (
 """
         (tmp_path / "v.nii.zst").write_bytes(zstd_frame(image(smooth()).to_bytes()))
         done = subprocess.run(
-            [sys.executable, "-c", code, str(tmp_path / "v.nii.zst")], capture_output=True, text=True, timeout=60
+            [sys.executable, "-c", code, str(tmp_path / "v.nii.zst")], capture_output=True, text=True, timeout=LIMIT
         )
         lines = done.stdout.splitlines()
         assert [line.split()[1] for line in lines] == ["read", "write", "write"], done.stderr

@@ -10,9 +10,7 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
-from click.testing import CliRunner
 
-from conv3d_cli.cli import main
 from conv3d_cli.errors import FormatError
 from conv3d_cli.formats import open_volume
 
@@ -46,7 +44,7 @@ def test_cifti_by_its_intent(tmp_path: Path, intent: int, version: int) -> None:
         open_volume(str(nifti(tmp_path / "b.nii", (4, 5, 6), version, other))).close()
 
 
-def test_cifti_by_its_extension(tmp_path: Path) -> None:
+def test_cifti_by_its_extension(tmp_path: Path, run: Any) -> None:
     path = with_extension(nifti(tmp_path / "a.nii", (1, 1, 1, 1, 3, 20), 2), 32)
     with pytest.raises(FormatError, match="it is CIFTI, no volume"):
         open_volume(str(path))
@@ -55,8 +53,7 @@ def test_cifti_by_its_extension(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     nifti(tmp_path / "in/scan.nii", (4, 5, 6))
     path.rename(tmp_path / "in/a.nii")
-    result = CliRunner().invoke(main, ["apply", str(tmp_path / "in"), "-k", "box", "--out-dir", str(tmp_path / "out")])
-    assert result.exit_code == 0
+    result = run("apply", tmp_path / "in", "-k", "box", "--out-dir", tmp_path / "out")
     assert "left out 1 CIFTI file (a.nii)" in result.stderr
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["scan.nii"]
 
@@ -90,19 +87,17 @@ def test_freesurfers_own_way_around_long_axes(tmp_path: Path) -> None:
         ((2, 3, 4), False),
     ],
 )
-def test_lists_are_told(tmp_path: Path, shape: tuple[int, ...], is_list: bool) -> None:
+def test_lists_are_told(tmp_path: Path, shape: tuple[int, ...], is_list: bool, run: Any) -> None:
     path = nifti(tmp_path / "a.nii", shape)
     with open_volume(str(path)) as reader:
         assert [note for note in reader.notes if "surface" in note] == list(reader.notes)
         assert len(reader.notes) == is_list
     if shape == (27307, 1, 6, 2):
         return
-    runner = CliRunner()
-    told = runner.invoke(main, ["apply", str(path), "-k", "box", "-o", str(tmp_path / "o.npy")])
-    assert told.exit_code == 0, told.output
+    told = run("apply", path, "-k", "box", "-o", tmp_path / "o.npy")
     assert ("are a list rather than a volume" in told.stderr) == is_list
-    assert ("note     its" in runner.invoke(main, ["info", str(path)]).stdout) == is_list
-    record = json.loads(runner.invoke(main, ["info", "--json", str(path)]).stdout)
+    assert ("note     its" in run("info", path).stdout) == is_list
+    record = json.loads(run("info", "--json", path).stdout)
     assert len(record.get("notes", [])) == is_list
 
 
@@ -111,10 +106,9 @@ def test_axes_that_are_given_are_believed(tmp_path: Path) -> None:
         assert not reader.notes
 
 
-def test_means_of_labels_are_no_labels(tmp_path: Path) -> None:
+def test_means_of_labels_are_no_labels(tmp_path: Path, run: Any) -> None:
     path = nifti(tmp_path / "a.nii", (4, 5, 6), intent=1002, dtype=np.int16)
     for dtype, intent in (("float32", 0), ("int16", 1002)):
         output = tmp_path / f"{dtype}.nii"
-        done = CliRunner().invoke(main, ["apply", str(path), "-k", "identity", "-o", str(output), "--dtype", dtype])
-        assert done.exit_code == 0
+        run("apply", path, "-k", "identity", "-o", output, "--dtype", dtype)
         assert int(nibabel.load(output).header["intent_code"]) == intent

@@ -21,6 +21,7 @@ import pytest
 import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from processes import LIMIT
 
 from conv3d_cli.errors import FormatError, OutputExistsError, SpecError, WriteError
 from conv3d_cli.formats import create_volume, open_volume, read_volume, write_volume
@@ -999,7 +1000,7 @@ def test_full_disk(tmp_path: Path) -> None:
                 raise SystemExit("no error")
     """
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script), str(tmp_path)], capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", textwrap.dedent(script), str(tmp_path)], capture_output=True, text=True, timeout=LIMIT
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert list(tmp_path.iterdir()) == []
@@ -1007,7 +1008,7 @@ def test_full_disk(tmp_path: Path) -> None:
 
 def test_tifffile_is_not_imported_to_start() -> None:
     script = "import sys, conv3d_cli.formats; assert 'tifffile' not in sys.modules"
-    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=LIMIT)
 
 
 SPACINGS = st.floats(1e-4, 1e4).map(lambda value: float(f"{value:.4g}"))

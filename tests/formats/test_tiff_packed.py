@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
+from processes import LIMIT
 
 from conv3d_cli.errors import FormatError, SpecError, WriteError
 from conv3d_cli.formats import create_volume, open_volume, read_volume, write_volume
@@ -166,7 +167,7 @@ def test_full_disk(tmp_path: Path) -> None:
             raise SystemExit("no error")
     """
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script), str(tmp_path)], capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", textwrap.dedent(script), str(tmp_path)], capture_output=True, text=True, timeout=LIMIT
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert list(tmp_path.iterdir()) == []

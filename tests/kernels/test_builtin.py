@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -11,8 +12,9 @@ from scipy import ndimage
 
 from conv3d_cli.errors import Conv3DError, ShapeError, SpecError, UnknownNameError
 from conv3d_cli.kernels import BUILTIN_KERNELS, builtin, describe_builtins, grammar, is_builtin, read_kernel
-from conv3d_cli.kernels.lengths import Lengths
-from conv3d_cli.model.grid import Grid
+from conv3d_cli.kernels.lengths import Lengths, voxels
+from conv3d_cli.kernels.world import VOXEL_AXES, Ellipsoid, OrientKind, spread
+from conv3d_cli.model.grid import UNITS, Grid
 from conv3d_cli.model.kernel import Kernel
 
 GRID = Grid((3.0, 1.5, 1.5), "mm")
@@ -105,6 +107,168 @@ class TestEveryKernel:
                 text = ":".join([description.name, *(f"{p.name}={p.kind.example}" for p in others)])
                 with pytest.raises(SpecError, match=rf"{description.name} needs {parameter.name}="):
                     read_kernel(text)
+
+
+def takes_mm(parameter: grammar.Parameter) -> bool:
+    try:
+        return isinstance(parameter.kind.read("6mm", parameter.name, GRID), tuple)
+    except Conv3DError:
+        return False
+
+
+WITH_LENGTHS = [(d, p) for d in DESCRIPTIONS for p in d.parameters if takes_mm(p)]
+
+
+def text_with(description: grammar.BuiltinKernel, **values: str) -> str:
+    """A text with these parameters, and with the others that the function needs."""
+    values = {p.name: p.kind.example for p in description.parameters if p.required} | values
+    if "sigma2" in values:
+        values["sigma"] = "1vox"
+    return ":".join([description.name, *(f"{name}={value}" for name, value in values.items())])
+
+
+# Of the texts below that leave out what they may, the sum of the weights: 1 of averages and of what sharpens, 0 of derivatives.
+SUMS = {
+    "identity": 1, "box": 1, "gaussian": 1, "ball": 1, "sharpen": 1, "unsharp": 1, "laplacian": 0, "log": 0, "dog": 0,
+    "sobel": 0, "prewitt": 0, "scharr": 0, "gradient": 0, "gaussian_derivative": 0,
+}  # fmt: skip
+NO_SUM = {"expr"}  # whatever the formula says
+
+
+@pytest.mark.parametrize("description", DESCRIPTIONS, ids=lambda d: d.name)
+class TestTheContractOfKernels:
+    """What holds for any kernel, and for one that is added: nothing here knows a function's formula."""
+
+    def test_its_sum_is_known(self, description: grammar.BuiltinKernel) -> None:
+        name = description.name
+        assert name in SUMS or name in NO_SUM, f"{name} is new: write the sum of its weights into SUMS of this file"
+        weights = read_kernel(minimal_text(description)).weights
+        scale = np.abs(weights).sum()
+        if name in SUMS:  # samples of a second derivative miss 0 by what lies beyond `truncate`
+            assert abs(weights.sum() - SUMS[name]) <= (2e-3 if name == "log" else 1e-12) * scale, weights.sum()
+
+    def test_it_is_even_or_odd_along_each_axis(self, description: grammar.BuiltinKernel) -> None:
+        """So that a symmetric object stays where it is, and nobody has to ask whether the kernel is flipped."""
+        if description.name in NO_SUM:
+            return
+        weights = read_kernel(minimal_text(description)).weights
+        for axis in range(3):
+            turned = np.flip(weights, axis)
+            assert np.array_equal(turned, weights) or np.array_equal(turned, -weights), axis
+
+
+by_length = pytest.mark.parametrize(
+    ("description", "parameter"), WITH_LENGTHS, ids=[f"{d.name}-{p.name}" for d, p in WITH_LENGTHS]
+)
+
+
+def made_or_refused(text: str, grid: Grid | None = None) -> Kernel | Conv3DError:
+    """The kernel, or the error of one line that a text makes."""
+    try:
+        return read_kernel(text, grid)
+    except Conv3DError as error:
+        return error
+
+
+@by_length
+@pytest.mark.parametrize(
+    "value", ["0vox", "0,2,2vox", "2,0,0vox", "0mm", "0.3vox", "1vox", "2.5vox", "3,1,2vox", "7vox", "6mm"]
+)
+def test_a_length_gives_finite_weights_or_one_line(
+    description: grammar.BuiltinKernel, parameter: grammar.Parameter, value: str
+) -> None:
+    made = made_or_refused(text_with(description, **{parameter.name: value}), GRID)
+    if isinstance(made, Kernel):
+        assert np.isfinite(made.weights).all()
+        assert made.weights.any()
+    else:  # too narrow for a slope, say
+        assert isinstance(made, SpecError)
+        assert parameter.name in str(made)
+        assert "\n" not in str(made)
+
+
+@by_length
+@pytest.mark.parametrize("value", ["1e5vox", "1,1,1e9vox", "1e30vox", "1e308vox", "9e9m"])
+def test_a_huge_length_is_refused_at_once(
+    description: grammar.BuiltinKernel, parameter: grammar.Parameter, value: str
+) -> None:
+    tracemalloc.start()
+    try:
+        with pytest.raises(SpecError, match=r"give a smaller|positive|one voxel to each side") as caught:
+            read_kernel(text_with(description, **{parameter.name: value}), GRID)
+        assert tracemalloc.get_traced_memory()[1] < 10 << 20
+    finally:
+        tracemalloc.stop()
+    assert "\n" not in str(caught.value)
+
+
+@by_length
+def test_a_length_is_the_same_in_every_unit(description: grammar.BuiltinKernel, parameter: grammar.Parameter) -> None:
+    """6 mm on voxels of 3 x 1.5 x 1.5 mm are 2, 4 and 4 voxels, however they are written."""
+    assert set(PER_MM) == set(UNITS), "a unit is new: write how many of it make a mm"
+    if description.name == "expr":
+        expected = read_kernel('expr:"1/(1+r)":radius=6mm', GRID)
+        for unit, factor in PER_MM.items():
+            scaled = f"1/(1+r/{factor!r})"
+            made = read_kernel(f'expr:"{scaled}":radius={6 * factor!r}{unit}', GRID)
+            np.testing.assert_allclose(made.weights, expected.weights, rtol=1e-12)
+        return
+    expected = read_kernel(text_with(description, **{parameter.name: "2,4,4vox"}), GRID)
+    for unit, factor in PER_MM.items():
+        made = read_kernel(text_with(description, **{parameter.name: f"{6 * factor!r}{unit}"}), GRID)
+        np.testing.assert_allclose(made.weights, expected.weights, rtol=1e-9, atol=1e-15, err_msg=unit)
+
+
+PER_MM = {"nm": 1e6, "um": 1e3, "mm": 1.0, "cm": 0.1, "m": 1e-3}
+SPACING = (3.0, 1.5, 2.0)
+# x leans on z by 45 degrees: columns are the steps along i, j, k
+SHEARED = Grid(
+    SPACING, "mm", np.array([[2.0, 0, 3 * 0.5**0.5, 0], [0, 1.5, 0, 0], [0, 0, 3 * 0.5**0.5, 0], [0, 0, 0, 1]])
+)
+STRAIGHT = Grid(SPACING, "mm", np.diag([2.0, 1.5, 3.0, 1.0]))
+
+
+@by_length
+def test_a_length_in_mm_does_not_forget_the_world(
+    description: grammar.BuiltinKernel, parameter: grammar.Parameter
+) -> None:
+    """On a sheared grid its kernel is another than at right angles: made true to the world, or refused."""
+    text = text_with(description, **{parameter.name: "7mm"})
+    straight = read_kernel(text, STRAIGHT)
+    sheared = made_or_refused(text, SHEARED)
+    if isinstance(sheared, Conv3DError):
+        assert "the voxel axes stand at 45 degrees" in str(sheared)
+        return
+    assert not np.array_equal(sheared.weights, straight.weights), f"{description.name} takes mm along sheared axes"
+    in_voxels = text_with(description, **{parameter.name: "2vox"})
+    if description.name != "expr":  # whose offsets are in the unit of its radius
+        assert np.array_equal(read_kernel(in_voxels, SHEARED).weights, read_kernel(in_voxels, STRAIGHT).weights)
+
+
+def test_a_kernel_that_knows_voxel_axes_only_gets_no_mm_on_a_sheared_grid() -> None:
+    def triangle(radius: Lengths, level: float = 1) -> Kernel:
+        """A tent."""
+        profiles = [np.maximum(0, 1 - np.abs(np.arange(-9, 10)) / r) for r in voxels(radius, "radius")]
+        return Kernel(np.einsum("d,h,w->dhw", *profiles), name="triangle")
+
+    functions = (*BUILTIN_KERNELS, triangle)
+    made = grammar.build_kernel("triangle:radius=6mm", functions, STRAIGHT)
+    assert np.array_equal(made.weights, triangle((2.0, 4.0, 3.0)).weights)
+    for allowed in ("triangle:radius=2,4,3vox", "triangle:radius=2,4,3vox:level=1"):
+        assert np.array_equal(grammar.build_kernel(allowed, functions, SHEARED).weights, made.weights)
+    with pytest.raises(ShapeError) as caught:
+        grammar.build_kernel("triangle:radius=6mm", functions, SHEARED)
+    assert str(caught.value) == (
+        "triangle measures along the voxel axes only, and here the voxel axes stand at 45 degrees; give radius in voxels, "
+        "as in radius=2,4,3vox, received radius=6mm"
+    )
+
+    def round_tent(radius: Lengths, orient: OrientKind = VOXEL_AXES) -> Kernel:
+        """A tent that asks for the world."""
+        found = spread(radius, "radius", orient)
+        return Kernel(np.ones((1, 1, 1 + isinstance(found, Ellipsoid))), name="round_tent")
+
+    assert grammar.build_kernel("round_tent:radius=6mm", (round_tent,), SHEARED).size == (1, 1, 2)
 
 
 def test_names_are_unique() -> None:

@@ -8,17 +8,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
-import nibabel
 import numpy as np
 import pytest
-from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nibabel.testing import data_path
 
 from conv3d_cli import read_volume
-from conv3d_cli.cli import main
 from conv3d_cli.errors import Conv3DError, ShapeError, SpecError
 from conv3d_cli.kernels import expressions, read_kernel
 from conv3d_cli.kernels.expressions import FUNCTIONS, MAX_TEXT, expr, parse_formula
@@ -194,10 +191,10 @@ def test_what_is_no_formula(formula: str, says: str) -> None:
     "formula", ["9**9**9**9", "10.0**400", "(-8)**0.5", "1/r", "log(r)", "sin(r)/r", "0/0", "exp(900 - r)"]
 )
 def test_no_value_at_a_place(formula: str) -> None:
-    begin = time.perf_counter()
+    begin = time.thread_time()
     with pytest.raises(SpecError, match=r"is (-?inf|nan) at d=-?\d+, h=-?\d+, w=-?\d+ vox; give it a value there"):
         expr(formula, radius=2)
-    assert time.perf_counter() - begin < 1  # no number of a million digits was made
+    assert time.thread_time() - begin < 1  # no number of a million digits was made
 
 
 def test_values_outside_the_radius_do_not_matter() -> None:
@@ -226,18 +223,8 @@ def test_radius_and_size() -> None:
 # From the command line
 
 
-@pytest.fixture
-def scan(tmp_path: Path) -> Path:
-    """The first time point of nibabel's example4d: 24 planes of 2.2 mm, voxels of 2 mm."""
-    image = nibabel.load(Path(data_path) / "example4d.nii.gz")
-    path = tmp_path / "scan.nii"
-    nibabel.save(nibabel.Nifti1Image(np.asarray(image.dataobj[..., 0]), image.affine, image.header), path)
-    return path
-
-
-def test_a_real_scan_by_a_formula_and_by_the_built_in_gaussian(scan: Path, tmp_path: Path) -> None:
+def test_a_real_scan_by_a_formula_and_by_the_built_in_gaussian(scan: Path, tmp_path: Path, run: Any) -> None:
     """As far as truncate=4 goes, in a box, a formula is the Gaussian; so it is out of either kind of config."""
-    run = CliRunner().invoke
     formula = 'expr:"exp(-(d**2/2.2**2 + h**2/2**2 + w**2/2**2)/2)":radius=8.8,8,8mm:shape=box'
     (tmp_path / "a.toml").write_text(f"kernel = '{formula}'\nnormalize = true\n")
     (tmp_path / "b.json").write_text(json.dumps({"kernel": formula, "normalize": True}))
@@ -245,11 +232,10 @@ def test_a_real_scan_by_a_formula_and_by_the_built_in_gaussian(scan: Path, tmp_p
     for name, words in {
         "built": ["-k", "gaussian:sigma=2.2,2,2mm"],
         "formula": ["-k", formula, "--normalize"],
-        "toml": ["-c", str(tmp_path / "a.toml")],
-        "json": ["-c", str(tmp_path / "b.json")],
+        "toml": ["-c", tmp_path / "a.toml"],
+        "json": ["-c", tmp_path / "b.json"],
     }.items():
-        done = run(main, ["apply", str(scan), *words, "-q", "-o", str(tmp_path / f"{name}.nii")])
-        assert done.exit_code == 0, done.output
+        run("apply", scan, *words, "-q", "-o", tmp_path / f"{name}.nii")
         outputs[name] = read_volume(str(tmp_path / f"{name}.nii")).data
     np.testing.assert_allclose(outputs["formula"], outputs["built"], rtol=0, atol=2e-6 * outputs["built"].max())
     assert np.array_equal(outputs["formula"], outputs["toml"])
@@ -268,10 +254,7 @@ def test_quotes_survive_a_shell(tmp_path: Path) -> None:
     assert np.array_equal(made[0], made[1])
 
 
-def test_a_wrong_formula_is_a_wrong_word(scan: Path, tmp_path: Path) -> None:
-    done = CliRunner().invoke(
-        main, ["apply", str(scan), "-k", 'expr:"open(r)":radius=3mm', "-o", str(tmp_path / "o.nii")]
-    )
-    assert done.exit_code == 2
+def test_a_wrong_formula_is_a_wrong_word(scan: Path, tmp_path: Path, run: Any) -> None:
+    done = run("apply", scan, "-k", 'expr:"open(r)":radius=3mm', "-o", tmp_path / "o.nii", code=2)
     assert "holds the function open()" in done.output
     assert not (tmp_path / "o.nii").exists()

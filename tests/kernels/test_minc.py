@@ -3,27 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import tifffile
-from click.testing import CliRunner
 from scipy.ndimage import correlate
 
 from conv3d_cli import read_volume
-from conv3d_cli.cli import main
 from conv3d_cli.errors import Conv3DError, FormatError, ShapeError, SpecError
 from conv3d_cli.kernels import read_kernel, write_kernel
 from conv3d_cli.model.kernel import Kernel
 
 DATA = Path(__file__).parent.parent / "data"
 START = "MNI Morphology Kernel File\nKernel_Type = Normal_Kernel;\nKernel =\n"
-
-
-def run(*words: object, code: int = 0) -> str:
-    done = CliRunner().invoke(main, list(map(str, words)))
-    assert done.exit_code == code, done.output
-    return done.output
 
 
 def written(path: Path, text: str) -> str:
@@ -35,7 +28,7 @@ def written(path: Path, text: str) -> str:
 # MINC
 
 
-def test_as_mincmorph_convolves(tmp_path: Path) -> None:
+def test_as_mincmorph_convolves(tmp_path: Path, run: Any) -> None:
     """Axis order, direction and the sum of repeated offsets; mincmorph leaves the voxels at the edges alone."""
     golden = np.load(DATA / "minc_golden.npz")
     np.save(tmp_path / "x.npy", golden["volume"])
@@ -98,15 +91,15 @@ def test_damaged_files(tmp_path: Path, text: str, error: type[Conv3DError], mess
     assert len(str(caught.value).splitlines()) == 1
 
 
-def test_it_is_only_read(tmp_path: Path) -> None:
+def test_it_is_only_read(tmp_path: Path, run: Any) -> None:
     message = r"MINC kernels are only read; write \.npy .*\.txt \.nii\.gz"
     with pytest.raises(SpecError, match=message):
         write_kernel(tmp_path / "k.kern", Kernel(np.ones((3, 3, 3))))
-    assert "MINC kernels are only read" in run("kernel", "make", "box", "-o", tmp_path / "k.kern", code=2)
+    assert "MINC kernels are only read" in run("kernel", "make", "box", "-o", tmp_path / "k.kern", code=2).output
     assert not list(tmp_path.iterdir())
     run("kernel", "make", DATA / "asymmetric.kern", "-o", tmp_path / "k.npy")
     assert np.array_equal(np.load(tmp_path / "k.npy"), read_kernel(str(DATA / "asymmetric.kern")).weights)
-    assert "5 x 3 x 3" in run("kernel", "show", DATA / "asymmetric.kern")
+    assert "5 x 3 x 3" in run("kernel", "show", DATA / "asymmetric.kern").output
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -125,7 +118,7 @@ def test_kernels_that_imagej_saves(tmp_path: Path, between: str, end: str) -> No
         assert kernel.weights.tolist() == [ROWS]
 
 
-def test_as_imagej_convolves(tmp_path: Path) -> None:
+def test_as_imagej_convolves(tmp_path: Path, run: Any) -> None:
     """Each plane by itself, not flipped, edges repeated, scaled to sum 1: ij.plugin.filter.Convolver."""
     planes = np.random.default_rng(3).integers(0, 4096, (4, 11, 13)).astype(np.uint16)
     tifffile.imwrite(tmp_path / "x.tif", planes, imagej=True, metadata={"axes": "ZYX"})

@@ -5,12 +5,11 @@ from __future__ import annotations
 import functools
 import itertools
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
 
-from conv3d_cli.cli import main
 from conv3d_cli.errors import OutputExistsError, ShapeError, SpecError, WriteError
 from conv3d_cli.kernels import read_kernel, write_kernel
 from conv3d_cli.kernels.weights import SavedLayer, model_config, read_layers, saved_layer, write_layers
@@ -29,11 +28,16 @@ def libraries() -> None:
         pytest.importorskip(library)
 
 
-def convert(*arguments: object, code: int = 0) -> Result:
-    result = CliRunner().invoke(main, ["kernel", "convert", *map(str, arguments)])
-    assert result.exit_code == code, result.output
-    assert not result.stdout
-    return result
+@pytest.fixture
+def convert(run: Any) -> Any:
+    """`conv3d kernel convert`, which writes nothing to stdout."""
+
+    def call(*arguments: object, code: int = 0) -> Any:
+        result = run("kernel", "convert", *arguments, code=code)
+        assert not result.stdout
+        return result
+
+    return call
 
 
 def layer_of(name: str = "a", **config: object) -> SavedLayer:
@@ -97,7 +101,7 @@ def test_onnx_pads_become_keras_words_or_a_layer(tmp_path: Path) -> None:
     assert classes == ["InputLayer", "ZeroPadding3D", "Conv3D"]
 
 
-def test_what_gets_lost_is_told(tmp_path: Path) -> None:
+def test_what_gets_lost_is_told(tmp_path: Path, convert: Any) -> None:
     told = convert(DATA / "two.keras", tmp_path / "net.safetensors").stderr.splitlines()
     assert f"note: {DATA / 'two.keras'} has other layers, which are left out: activation" in told
     assert (
@@ -114,7 +118,7 @@ def test_what_gets_lost_is_told(tmp_path: Path) -> None:
     assert told[-1] == "note: conv3d_1: ONNX is written without activation=silu"
 
 
-def test_a_filter_becomes_a_layer(tmp_path: Path) -> None:
+def test_a_filter_becomes_a_layer(tmp_path: Path, convert: Any) -> None:
     write_kernel(tmp_path / "psf.json", Kernel(np.arange(6.0).reshape(1, 2, 3), np.array([2.0])))
     told = convert(tmp_path / "psf.json", tmp_path / "psf.keras").stderr
     assert "psf: the filter becomes a layer with one input channel and one filter" in told
@@ -186,7 +190,7 @@ def test_targets_that_are_not_written(target: str, words: str, tmp_path: Path) -
     assert not list(tmp_path.iterdir())
 
 
-def test_existing_files_are_kept(tmp_path: Path) -> None:
+def test_existing_files_are_kept(tmp_path: Path, convert: Any) -> None:
     target = tmp_path / "a.safetensors"
     target.write_bytes(b"mine")
     with pytest.raises(OutputExistsError):

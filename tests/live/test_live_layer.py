@@ -14,12 +14,10 @@ os.environ.setdefault("KERAS_BACKEND", "jax")
 keras = pytest.importorskip("keras")
 pytest.importorskip("h5py")
 
-from click.testing import CliRunner  # noqa: E402 - after the guard
-from hypothesis import given, settings  # noqa: E402
+from hypothesis import given, settings  # noqa: E402 - after the guard
 from hypothesis import strategies as st  # noqa: E402
 
 from conv3d_cli import Conv3D  # noqa: E402
-from conv3d_cli.cli import main  # noqa: E402
 
 pytestmark = [pytest.mark.keras, pytest.mark.filterwarnings("default")]
 
@@ -84,7 +82,7 @@ def test_outputs_losses_and_config(configuration: tuple[dict[str, Any], tuple[in
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_saved_models_from_the_command_line(tmp_path: Path, seed: int) -> None:
+def test_saved_models_from_the_command_line(tmp_path: Path, seed: int, run: Any) -> None:
     """A random Sequential model, saved by Keras, run by `conv3d apply -c model.keras`."""
     rng = np.random.default_rng(seed)
     keras.utils.set_random_seed(seed)
@@ -102,9 +100,7 @@ def test_saved_models_from_the_command_line(tmp_path: Path, seed: int) -> None:
     expected = np.asarray(model(x, training=False))
     model.save(tmp_path / "model.keras")
     np.save(tmp_path / "x.npy", x)
-    arguments = ["apply", str(tmp_path / "x.npy"), "-c", str(tmp_path / "model.keras"), "-o", str(tmp_path / "y.npy")]
-    result = CliRunner().invoke(main, arguments)
-    assert result.exit_code == 0, result.output
+    run("apply", tmp_path / "x.npy", "-c", tmp_path / "model.keras", "-o", tmp_path / "y.npy")
     np.testing.assert_allclose(np.load(tmp_path / "y.npy"), expected, rtol=1e-4, atol=1e-5)
 
 

@@ -12,14 +12,12 @@ import nibabel as nib
 import numpy as np
 import pytest
 import tifffile
-from click.testing import CliRunner
 from nibabel.testing import data_path
 from scipy import ndimage
 from tools import command
 
 from conv3d_cli import Kernel, Volume, conv3d, read_kernel, read_volume, write_volume
 from conv3d_cli.analysis.verify import verify_output
-from conv3d_cli.cli import main
 from conv3d_cli.errors import Conv3DError, DifferenceError, ShapeError, SpecError
 from conv3d_cli.pipeline import prepare as job_module
 from conv3d_cli.pipeline.boxes.partition import Partition
@@ -39,16 +37,6 @@ AFFINES = {
     "turned and sheared": TURN @ np.array([[1, 0, 0.3], [0, 1, 0.2], [0, 0, 1]]) @ np.diag([-0.9, 1.1, 2.5]),
 }
 INSIDE = (slice(1, -1),) * 3
-
-
-def invoke(*arguments: object, code: int = 0) -> Any:
-    result = CliRunner().invoke(main, [*map(str, arguments)])
-    assert result.exit_code == code, (result.exit_code, result.output, result.exception)
-    return result
-
-
-def apply(*arguments: object, code: int = 0) -> Any:
-    return invoke("apply", *arguments, code=code)
 
 
 def affine_of(columns: np.ndarray) -> np.ndarray:
@@ -79,15 +67,15 @@ def scan(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("name", AFFINES)
 @pytest.mark.parametrize("kernel", ["gradient", "scharr", "gaussian_derivative:sigma=1.2mm:truncate=2"])
-def test_a_ramp_of_the_world_has_its_slope_everywhere_inside(kernel: str, name: str, tmp_path: Path) -> None:
+def test_a_ramp_of_the_world_has_its_slope_everywhere_inside(kernel: str, name: str, tmp_path: Path, run: Any) -> None:
     affine = affine_of(AFFINES[name])
     i, j, k = np.indices((11, 10, 9))
     world = np.einsum("xa,aijk->xijk", affine[:3, :3], np.stack([i, j, k]))
     ramp = np.tensordot(SLOPE, world, axes=1) + 50
     nib.Nifti1Image(np.stack([ramp, 3 * ramp], axis=-1), affine).to_filename(tmp_path / "x.nii")
     common = ["--orient", "world", "--precision", "float64", "--dtype", "float64"]
-    apply(tmp_path / "x.nii", "-k", f"{kernel}:axis=xyz", *common, "-o", tmp_path / "g.nii.gz")
-    apply(tmp_path / "x.nii", "-k", f"{kernel}:axis=dhw", *common, "--magnitude", "-o", tmp_path / "m.nii")
+    run("apply", tmp_path / "x.nii", "-k", f"{kernel}:axis=xyz", *common, "-o", tmp_path / "g.nii.gz")
+    run("apply", tmp_path / "x.nii", "-k", f"{kernel}:axis=dhw", *common, "--magnitude", "-o", tmp_path / "m.nii")
     found = nib.load(tmp_path / "g.nii.gz")
     assert found.shape == (11, 10, 9, 2, 3)
     np.testing.assert_allclose(found.affine, affine, atol=1e-5)
@@ -101,9 +89,9 @@ def test_a_ramp_of_the_world_has_its_slope_everywhere_inside(kernel: str, name: 
         np.testing.assert_allclose(magnitudes, np.linalg.norm(expected), rtol=3e-6)
 
 
-def test_example4d_by_numpys_gradient_and_its_affine(tmp_path: Path) -> None:
+def test_example4d_by_numpys_gradient_and_its_affine(tmp_path: Path, run: Any) -> None:
     source = Path(data_path) / "example4d.nii.gz"
-    apply(source, "-k", "gradient:axis=xyz", "--orient", "world", "-o", tmp_path / "g.nii.gz", "--verify", 60)
+    run("apply", source, "-k", "gradient:axis=xyz", "--orient", "world", "-o", tmp_path / "g.nii.gz", "--verify", 60)
     image, found = nib.load(source), nib.load(tmp_path / "g.nii.gz")
     values = image.get_fdata()
     slopes = np.stack(np.gradient(values, axis=(0, 1, 2)), axis=-1) @ np.linalg.inv(image.affine[:3, :3])
@@ -111,25 +99,25 @@ def test_example4d_by_numpys_gradient_and_its_affine(tmp_path: Path) -> None:
     np.testing.assert_allclose(received[INSIDE], slopes[INSIDE], atol=1e-6 * np.abs(values).max())
     assert np.array_equal(found.affine, image.affine)
     # a turned grid changes no length of the gradient
-    apply(source, "-k", "gradient:axis=dhw:per=mm", "--magnitude", "-o", tmp_path / "m.nii.gz")
+    run("apply", source, "-k", "gradient:axis=dhw:per=mm", "--magnitude", "-o", tmp_path / "m.nii.gz")
     lengths = nib.load(tmp_path / "m.nii.gz").get_fdata()
     np.testing.assert_allclose(lengths, np.linalg.norm(received, axis=-1), atol=1e-6 * lengths.max())
 
 
-def test_explain_and_json_say_how_a_kernel_was_made(tmp_path: Path) -> None:
+def test_explain_and_json_say_how_a_kernel_was_made(tmp_path: Path, run: Any) -> None:
     nib.Nifti1Image(np.zeros((9, 8, 7), np.uint8), affine_of(AFFINES["turned and sheared"])).to_filename(
         tmp_path / "x.nii"
     )
-    text = invoke("explain", tmp_path / "x.nii", "-k", "gaussian:fwhm=4mm").output
+    text = run("explain", tmp_path / "x.nii", "-k", "gaussian:fwhm=4mm").output
     assert "true to the world: the voxel axes stand at " in text
-    record = json.loads(invoke("explain", tmp_path / "x.nii", "-k", "sobel:axis=zx:per=um", "--json").output)
+    record = json.loads(run("explain", tmp_path / "x.nii", "-k", "sobel:axis=zx:per=um", "--json").output)
     assert record["kind"] == "bank"
     assert record["filters"] == ["sobel z", "sobel x"]
     assert record["built"] == "slopes per um"
-    text = invoke("explain", tmp_path / "x.nii", "-k", "sobel:axis=zx", "--orient", "world", "--magnitude").output
+    text = run("explain", tmp_path / "x.nii", "-k", "sobel:axis=zx", "--orient", "world", "--magnitude").output
     assert "magnitude of the filters" in text
     assert "slopes along the axes of the world, per mm" in text
-    assert "built" not in invoke("explain", tmp_path / "x.nii", "-k", "gaussian:sigma=1vox").output
+    assert "built" not in run("explain", tmp_path / "x.nii", "-k", "gaussian:sigma=1vox").output
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -137,10 +125,16 @@ def test_explain_and_json_say_how_a_kernel_was_made(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("sigma", ["1.3,1.3,1.3", "2,0.8,1.1"])
-def test_magnitude_is_scipys(scan: Path, tmp_path: Path, sigma: str) -> None:
+def test_magnitude_is_scipys(scan: Path, tmp_path: Path, sigma: str, run: Any) -> None:
     x = np.load(scan / "x.npy")
-    apply(
-        scan / "x.npy", "-k", f"gaussian_derivative:sigma={sigma}vox:axis=dhw", "--magnitude", "-o", tmp_path / "m.npy"
+    run(
+        "apply",
+        scan / "x.npy",
+        "-k",
+        f"gaussian_derivative:sigma={sigma}vox:axis=dhw",
+        "--magnitude",
+        "-o",
+        tmp_path / "m.npy",
     )
     expected = ndimage.gaussian_gradient_magnitude(x.astype(np.float64), [float(s) for s in sigma.split(",")])
     np.testing.assert_allclose(np.load(tmp_path / "m.npy"), expected, rtol=0, atol=1e-6 * expected.max())
@@ -221,12 +215,12 @@ def test_bits_do_not_depend_on_threads_slabs_or_boxes(
     assert bits() == one
 
 
-def test_memory_is_counted(scan: Path, tmp_path: Path) -> None:
+def test_memory_is_counted(scan: Path, tmp_path: Path, run: Any) -> None:
     """The sums of a magnitude, of which the output holds a third, are part of what is predicted."""
     data = np.zeros((64, 256, 256), np.float32)
     np.save(tmp_path / "x.npy", data)
     memory = [
-        json.loads(invoke("explain", tmp_path / "x.npy", "-k", "sobel:axis=dhw", *options, "--json").output)
+        json.loads(run("explain", tmp_path / "x.npy", "-k", "sobel:axis=dhw", *options, "--json").output)
         for options in ([], ["--magnitude"])
     ]
     plane = 256 * 256 * 4
@@ -243,13 +237,15 @@ def test_memory_is_counted(scan: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz", ".tif", ".ome.tif", ".npy", ".ome.zarr"])
 @pytest.mark.parametrize("magnitude", [False, True])
-def test_every_format_holds_the_same_vectors(scan: Path, tmp_path: Path, suffix: str, magnitude: bool) -> None:
+def test_every_format_holds_the_same_vectors(
+    scan: Path, tmp_path: Path, suffix: str, magnitude: bool, run: Any
+) -> None:
     if suffix.endswith("zarr"):
         pytest.importorskip("zarr")
     options = ["--magnitude"] if magnitude else []
     for name in ("x.nii.gz", "v.nii"):
         out = tmp_path / f"{name[0]}{suffix}"
-        apply(scan / name, "-k", "scharr:axis=xyz:per=mm", *options, "-o", out, "-q", "--verify", 40)
+        run("apply", scan / name, "-k", "scharr:axis=xyz:per=mm", *options, "-o", out, "-q", "--verify", 40)
         source = np.moveaxis(nib.load(scan / name).get_fdata(), (0, 1, 2), (2, 1, 0))  # z y x t c
         source = source[..., None] if source.ndim == 4 else source
         steps = [2.5, 1.1, 0.9]
@@ -279,44 +275,46 @@ def in_order(volume: Volume, wanted: str) -> np.ndarray:
     return data.transpose([letters.index(letter) for letter in wanted])
 
 
-def test_nifti_says_vector_or_matrix(scan: Path, tmp_path: Path) -> None:
-    apply(scan / "x.nii.gz", "-k", "sobel:axis=xyz", "-o", tmp_path / "g.nii")
+def test_nifti_says_vector_or_matrix(scan: Path, tmp_path: Path, run: Any) -> None:
+    run("apply", scan / "x.nii.gz", "-k", "sobel:axis=xyz", "-o", tmp_path / "g.nii")
     header = nib.load(tmp_path / "g.nii").header
     assert header["dim"].tolist()[:6] == [5, 11, 12, 13, 2, 3]
     assert (int(header["intent_code"]), header["intent_name"].item()) == (1007, b"x,y,z")
-    told = apply(scan / "x.nii.gz", "-k", "sobel:axis=dhw", "-o", tmp_path / "r.nii").output
+    told = run("apply", scan / "x.nii.gz", "-k", "sobel:axis=dhw", "-o", tmp_path / "r.nii").output
     assert "readers of NIfTI take components in the order x, y, z, and these are d, h, w" in told
-    assert "order x, y, z" not in apply(scan / "x.nii.gz", "-k", "sobel:axis=wh", "-o", tmp_path / "r.tif").output
+    assert (
+        "order x, y, z" not in run("apply", scan / "x.nii.gz", "-k", "sobel:axis=wh", "-o", tmp_path / "r.tif").output
+    )
     # a vector's derivatives: a row for each component
-    apply(scan / "v.nii", "-k", "gradient:axis=xyz", "-o", tmp_path / "j.nii")
+    run("apply", scan / "v.nii", "-k", "gradient:axis=xyz", "-o", tmp_path / "j.nii")
     header = nib.load(tmp_path / "j.nii").header
     assert header["dim"].tolist()[:6] == [5, 9, 8, 7, 3, 6]
     assert [float(header[f]) for f in ("intent_code", "intent_p1", "intent_p2")] == [1004, 2, 3]
-    apply(scan / "v.nii", "-k", "gradient:axis=xyz", "--magnitude", "-o", tmp_path / "l.nii")
+    run("apply", scan / "v.nii", "-k", "gradient:axis=xyz", "--magnitude", "-o", tmp_path / "l.nii")
     assert int(nib.load(tmp_path / "l.nii").header["intent_code"]) == int(
         nib.load(scan / "v.nii").header["intent_code"]
     )
     # gone once it is one number
-    apply(tmp_path / "g.nii", "-k", "box:size=1", "-o", tmp_path / "same.nii")
+    run("apply", tmp_path / "g.nii", "-k", "box:size=1", "-o", tmp_path / "same.nii")
     assert int(nib.load(tmp_path / "same.nii").header["intent_code"]) == 1007
 
 
-def test_channels_have_names(scan: Path, tmp_path: Path) -> None:
+def test_channels_have_names(scan: Path, tmp_path: Path, run: Any) -> None:
     write = ["-k", "sobel:axis=xy", "-q", "-o"]
-    apply(scan / "x.npy", *write, tmp_path / "one.ome.tif")
+    run("apply", scan / "x.npy", *write, tmp_path / "one.ome.tif")
     with tifffile.TiffFile(tmp_path / "one.ome.tif") as file:
         assert 'Name="sobel x"' in file.ome_metadata
         assert 'Name="sobel y"' in file.ome_metadata
-    apply(tmp_path / "one.ome.tif", *write, tmp_path / "two.ome.tif")
+    run("apply", tmp_path / "one.ome.tif", *write, tmp_path / "two.ome.tif")
     with tifffile.TiffFile(tmp_path / "two.ome.tif") as file:
         assert 'Name="sobel x: sobel y"' in file.ome_metadata
     for packed in ([], ["--compression", "deflate"]):
-        apply(scan / "x.npy", *write, tmp_path / "one.tif", "--overwrite", *packed)
+        run("apply", scan / "x.npy", *write, tmp_path / "one.tif", "--overwrite", *packed)
         with tifffile.TiffFile(tmp_path / "one.tif") as file:
             assert file.imagej_metadata["Labels"][:3] == ["sobel x", "sobel y", "sobel x"]
     zarr = pytest.importorskip("zarr")
     for source, target in [(scan / "x.npy", "one.ome.zarr"), (tmp_path / "one.ome.zarr", "two.ome.zarr")]:
-        apply(source, *write, tmp_path / target)
+        run("apply", source, *write, tmp_path / target)
     channels = dict(zarr.open_group(tmp_path / "one.ome.zarr").attrs)["ome"]["omero"]["channels"]
     assert [c["label"] for c in channels] == ["sobel x", "sobel y"]
     values = read_volume(str(tmp_path / "one.ome.zarr")).data
@@ -329,7 +327,7 @@ def test_channels_have_names(scan: Path, tmp_path: Path) -> None:
 # Stacks, configs, files of kernels
 
 
-def test_a_stack_smooths_then_takes_the_magnitude(scan: Path, tmp_path: Path) -> None:
+def test_a_stack_smooths_then_takes_the_magnitude(scan: Path, tmp_path: Path, run: Any) -> None:
     (tmp_path / "stack.toml").write_text(
         '[[layers]]\nkernel = "gaussian:sigma=1,1,1vox"\n'
         '[[layers]]\nkernel = "sobel:axis=dhw"\nmagnitude = true\n'
@@ -337,7 +335,7 @@ def test_a_stack_smooths_then_takes_the_magnitude(scan: Path, tmp_path: Path) ->
     )
     source = tmp_path / "x.tif"
     write_volume(str(source), Volume(np.load(scan / "x.npy"), "zyx", read_volume(str(scan / "v.nii")).grid))
-    apply(source, "-c", tmp_path / "stack.toml", "-o", tmp_path / "o.ome.tif", "-q", "--verify", 20)
+    run("apply", source, "-c", tmp_path / "stack.toml", "-o", tmp_path / "o.ome.tif", "-q", "--verify", 20)
     smooth = ndimage.gaussian_filter(np.load(scan / "x.npy").astype(np.float64), 1)
     edges = gradient_magnitude(smooth, ndimage.sobel)
     steps = read_volume(str(source)).grid.spacing
@@ -347,33 +345,36 @@ def test_a_stack_smooths_then_takes_the_magnitude(scan: Path, tmp_path: Path) ->
     np.testing.assert_allclose(in_order(found, "czyx"), expected, rtol=0, atol=1e-5 * edges.max())
 
 
-def test_config_keys(scan: Path, tmp_path: Path) -> None:
+def test_config_keys(scan: Path, tmp_path: Path, run: Any) -> None:
     (tmp_path / "k.toml").write_text('kernel = "gradient:axis=xyz"\norient = "world"\nmagnitude = true\n')
-    apply(scan / "x.nii.gz", "-c", tmp_path / "k.toml", "-o", tmp_path / "a.nii")
-    apply(scan / "x.nii.gz", "-k", "gradient:axis=xyz:orient=world", "--magnitude", "-o", tmp_path / "b.nii")
+    run("apply", scan / "x.nii.gz", "-c", tmp_path / "k.toml", "-o", tmp_path / "a.nii")
+    run("apply", scan / "x.nii.gz", "-k", "gradient:axis=xyz:orient=world", "--magnitude", "-o", tmp_path / "b.nii")
     assert (tmp_path / "a.nii").read_bytes() == (tmp_path / "b.nii").read_bytes()
     for line, message in [('orient = "up"', "orient is voxel"), ("magnitude = 1", "magnitude must be true or false")]:
         (tmp_path / "k.toml").write_text(f'kernel = "gradient:axis=xyz"\n{line}\n')
-        assert message in apply(scan / "x.nii.gz", "-c", tmp_path / "k.toml", "-o", tmp_path / "c.nii", code=2).output
+        assert (
+            message
+            in run("apply", scan / "x.nii.gz", "-c", tmp_path / "k.toml", "-o", tmp_path / "c.nii", code=2).output
+        )
 
 
-def test_a_bank_is_saved_as_a_layer(scan: Path, tmp_path: Path) -> None:
-    made = invoke("kernel", "make", "sobel:axis=dhw", "-o", tmp_path / "k.npz")
+def test_a_bank_is_saved_as_a_layer(scan: Path, tmp_path: Path, run: Any) -> None:
+    made = run("kernel", "make", "sobel:axis=dhw", "-o", tmp_path / "k.npz")
     assert "is a Conv3D layer for one channel" in made.output
     layer = read_kernel(str(tmp_path / "k.npz"))
     assert layer.weights.shape == (3, 3, 3, 1, 3)
     x = np.load(scan / "x.npy")
     assert np.array_equal(conv3d(x[None, ..., None], layer)[0], conv3d(x, read_kernel("sobel:axis=dhw")))
-    shown = invoke("kernel", "show", "sobel:axis=zx", "--spacing", "2,1,1mm").output
+    shown = run("kernel", "show", "sobel:axis=zx", "--spacing", "2,1,1mm").output
     assert "3 x 3 x 3 x 2 float64 (depth x height x width x filters, over every channel)" in shown
     assert "sobel z, sobel x" in shown
-    facts = json.loads(invoke("kernel", "show", "sobel:axis=zx:per=mm", "--spacing", "2,1,1mm", "--json").output)
+    facts = json.loads(run("kernel", "show", "sobel:axis=zx:per=mm", "--spacing", "2,1,1mm", "--json").output)
     assert (facts["filters"], facts["built"]) == (["sobel z", "sobel x"], "slopes per mm")
     assert facts["separable_rank"] == 1
     wide = "gaussian_derivative:sigma=2vox:axis=dhw:truncate=6"
-    assert "--crop-kernel 1e-06 leaves 2" in invoke("kernel", "show", wide).output
-    invoke("kernel", "show", wide, "--crop-kernel", "1e-6")
-    invoke("apply", scan / "x.npy", "-k", wide, "--crop-kernel", "1e-6", "-o", tmp_path / "cropped.npy")
+    assert "--crop-kernel 1e-06 leaves 2" in run("kernel", "show", wide).output
+    run("kernel", "show", wide, "--crop-kernel", "1e-6")
+    run("apply", scan / "x.npy", "-k", wide, "--crop-kernel", "1e-6", "-o", tmp_path / "cropped.npy")
     whole, cropped = (
         conv3d(x, read_kernel(wide), padding="same", boundary="symmetric"),
         np.load(tmp_path / "cropped.npy"),
@@ -418,8 +419,8 @@ def test_verify_finds_a_wrong_component(scan: Path, tmp_path: Path) -> None:
         (["-k", "sobel:axis=xyz", "--bias", "1,2,3"], 4, "one number a filter (of a bank: 1)"),
     ],
 )  # fmt: skip
-def test_what_is_refused(scan: Path, tmp_path: Path, arguments: list[str], code: int, message: str) -> None:
-    result = apply(scan / "v.nii", *arguments, "-o", tmp_path / "o.nii", code=code)
+def test_what_is_refused(scan: Path, tmp_path: Path, arguments: list[str], code: int, message: str, run: Any) -> None:
+    result = run("apply", scan / "v.nii", *arguments, "-o", tmp_path / "o.nii", code=code)
     assert message in " ".join(result.output.split())
     assert not list(tmp_path.iterdir())
 
@@ -439,13 +440,13 @@ def test_what_python_is_refused() -> None:
 
 
 @pytest.mark.skipif(command("mrfilter") is None, reason="MRtrix3 is not installed")
-def test_slopes_of_the_world_are_mrtrixs(tmp_path: Path) -> None:
+def test_slopes_of_the_world_are_mrtrixs(tmp_path: Path, run: Any) -> None:
     image = nib.load(Path(data_path) / "example4d.nii.gz")
     nib.Nifti1Image(image.get_fdata()[..., 0].astype(np.float32), image.affine).to_filename(tmp_path / "x.nii")
     names = [str(tmp_path / name) for name in ("x.nii", "theirs.nii")]
     options = ["-scanner", "-stdev", "0"]
     subprocess.run([str(command("mrfilter")), "-quiet", names[0], "gradient", names[1], *options], check=True)
-    apply(names[0], "-k", "gradient:axis=xyz", "--orient", "world", "-o", tmp_path / "ours.nii")
+    run("apply", names[0], "-k", "gradient:axis=xyz", "--orient", "world", "-o", tmp_path / "ours.nii")
     theirs, ours = nib.as_closest_canonical(nib.load(names[1])), nib.load(tmp_path / "ours.nii")
     ours = nib.as_closest_canonical(ours.slicer[..., 0, :])
     np.testing.assert_allclose(ours.affine, theirs.affine, atol=1e-4)

@@ -10,11 +10,8 @@ import nibabel
 import numpy as np
 import pytest
 import tifffile
-from click.testing import CliRunner
-from nibabel.testing import data_path
 
 from conv3d_cli import read_volume
-from conv3d_cli.cli import main
 from conv3d_cli.errors import FormatError, ShapeError, SpecError
 from conv3d_cli.kernels import read_kernel
 from conv3d_cli.model.grid import Grid
@@ -46,37 +43,22 @@ def write_tiff(path: Path, values: np.ndarray, spacing: tuple[float, float, floa
     return str(path)
 
 
-@pytest.fixture
-def scan(tmp_path: Path) -> str:
-    """The first time point of nibabel's example4d: 24 planes 2.2 mm apart, voxels of 2 mm."""
-    image = nibabel.load(Path(data_path) / "example4d.nii.gz")
-    path = tmp_path / "scan.nii"
-    nibabel.save(nibabel.Nifti1Image(np.asarray(image.dataobj[..., 0]), image.affine, image.header), path)
-    return str(path)
-
-
-def run(*words: Any, code: int = 0) -> str:
-    done = CliRunner().invoke(main, list(map(str, words)))
-    assert done.exit_code == code, done.output
-    return done.output
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Spacing
 
 
-def test_a_psf_of_other_voxels_is_refused_or_resampled(scan: str, tmp_path: Path) -> None:
+def test_a_psf_of_other_voxels_is_refused_or_resampled(scan: Path, tmp_path: Path, run: Any) -> None:
     """A Gaussian of 4.5 mm sampled at 1.25 mm: resampled to the scan it smooths as that Gaussian does."""
     kernel, out = (
         write_nifti(tmp_path / "psf.nii", psf(31, (1.25, 1.25, 1.25), 4.5), (1.25, 1.25, 1.25)),
         tmp_path / "o.nii",
     )
-    said = run("apply", scan, "-k", kernel, "-o", out, code=4)
+    said = run("apply", scan, "-k", kernel, "-o", out, code=4).output
     assert "has voxels of 1.25,1.25,1.25 mm, the volume of 2.2,2,2 mm; pass --kernel-spacing resample" in said
     assert len(said.strip().splitlines()) == 1
     assert not out.exists()
 
-    said = run("apply", scan, "-k", kernel, "--kernel-spacing", "resample", "-o", out)
+    said = run("apply", scan, "-k", kernel, "--kernel-spacing", "resample", "-o", out).output
     assert "is resampled from voxels of 1.25,1.25,1.25 mm to 2.2,2,2 mm, from 31x31x31 to " in said
     run("apply", scan, "-k", "gaussian:sigma=4.5mm", "-o", tmp_path / "expected.nii")
     result, expected = read_volume(str(out)), read_volume(str(tmp_path / "expected.nii"))
@@ -88,27 +70,28 @@ def test_a_psf_of_other_voxels_is_refused_or_resampled(scan: str, tmp_path: Path
     assert np.abs(voxel_by_voxel - expected.data).max() > 0.02 * expected.data.max()
 
 
-def test_the_same_spacing_costs_nothing_and_says_nothing(tmp_path: Path) -> None:
-    said = run("apply", SAMPLES / "beads.tif", "-k", SAMPLES / "psf.tif", "-o", tmp_path / "o.tif")
+def test_the_same_spacing_costs_nothing_and_says_nothing(tmp_path: Path, run: Any) -> None:
+    said = run("apply", SAMPLES / "beads.tif", "-k", SAMPLES / "psf.tif", "-o", tmp_path / "o.tif").output
     assert said == ""
     before = read_volume(str(tmp_path / "o.tif")).data
     for policy in ("resample", "ignore"):
         words = ["-k", SAMPLES / "psf.tif", "--kernel-spacing", policy, "-o", tmp_path / f"{policy}.tif"]
-        assert run("apply", SAMPLES / "beads.tif", *words) == ""
+        assert run("apply", SAMPLES / "beads.tif", *words).output == ""
         assert np.array_equal(read_volume(str(tmp_path / f"{policy}.tif")).data, before)
 
 
-def test_micrometres_meet_nanometres(tmp_path: Path, rng: np.random.Generator) -> None:
+def test_micrometres_meet_nanometres(tmp_path: Path, rng: np.random.Generator, run: Any) -> None:
     volume = write_tiff(tmp_path / "v.tif", rng.random((9, 11, 13)), (300, 100, 100), "nm")
     words = ["apply", volume, "-k", SAMPLES / "psf.tif", "-o", tmp_path / "o.tif"]
-    assert run(*words) == ""
+    assert run(*words).output == ""
     other = write_tiff(tmp_path / "other.tif", rng.random((9, 11, 13)), (600, 100, 200), "nm")
-    assert "voxels of 0.3,0.1,0.1 um, the volume of 600,100,200 nm" in run(
-        "apply", other, *words[2:], "--overwrite", code=4
+    assert (
+        "voxels of 0.3,0.1,0.1 um, the volume of 600,100,200 nm"
+        in run("apply", other, *words[2:], "--overwrite", code=4).output
     )
 
 
-def test_an_even_psf_stays_in_its_place(tmp_path: Path) -> None:
+def test_an_even_psf_stays_in_its_place(tmp_path: Path, run: Any) -> None:
     """A point blurred by an even PSF, by one resampled to odd: the blob's centre in the world is the point's either way."""
     point = np.zeros((21, 21, 21))
     point[10, 10, 10] = 1
@@ -122,43 +105,49 @@ def test_an_even_psf_stays_in_its_place(tmp_path: Path) -> None:
     np.testing.assert_allclose((affine @ [w, h, d, 1])[:3], 5.0, atol=0.005)
 
 
-def test_files_that_tell_no_size_are_applied_voxel_by_voxel(scan: str, tmp_path: Path) -> None:
+def test_files_that_tell_no_size_are_applied_voxel_by_voxel(scan: Path, tmp_path: Path, run: Any) -> None:
     """1 mm is what tools write that know no better; a file without a header is no more to be believed."""
     bare = write_nifti(tmp_path / "bare.nii", psf(5, (1, 1, 1), 1.0), (1.0, 1.0, 1.0))
     np.save(tmp_path / "bare.npy", psf(5, (1, 1, 1), 1.0))
-    said = run("apply", scan, "-k", bare, "-o", tmp_path / "a.nii")
+    said = run("apply", scan, "-k", bare, "-o", tmp_path / "a.nii").output
     assert "note: " in said
     assert "as of files that tell no size" in said
     for name, words in {"b": ["-k", tmp_path / "bare.npy"], "c": ["-k", bare, "--kernel-spacing", "ignore"]}.items():
-        assert run("apply", scan, *words, "-o", tmp_path / f"{name}.nii") == ""
+        assert run("apply", scan, *words, "-o", tmp_path / f"{name}.nii").output == ""
         assert (tmp_path / "a.nii").read_bytes() == (tmp_path / f"{name}.nii").read_bytes()
-    assert "cannot be resampled: it tells no voxel spacing" in run(
-        "apply", scan, "-k", tmp_path / "bare.npy", "--kernel-spacing", "resample", "-o", tmp_path / "d.nii", code=4
+    assert (
+        "cannot be resampled: it tells no voxel spacing"
+        in run(
+            "apply", scan, "-k", tmp_path / "bare.npy", "--kernel-spacing", "resample", "-o", tmp_path / "d.nii", code=4
+        ).output
     )
     np.save(tmp_path / "v.npy", np.zeros((8, 8, 8), np.float32))
-    said = run("apply", tmp_path / "v.npy", "-k", SAMPLES / "psf.tif", "-o", tmp_path / "o.npy")
+    said = run("apply", tmp_path / "v.npy", "-k", SAMPLES / "psf.tif", "-o", tmp_path / "o.npy").output
     assert "the volume tells no spacing: the kernel is applied voxel by voxel" in said
     words = ["-k", SAMPLES / "psf.tif", "--kernel-spacing", "resample", "-o", tmp_path / "o.npy", "--overwrite"]
-    assert "the volume tells no voxel spacing" in run("apply", tmp_path / "v.npy", *words, code=4)
+    assert "the volume tells no voxel spacing" in run("apply", tmp_path / "v.npy", *words, code=4).output
 
 
-def test_built_in_kernels_have_no_spacing_of_their_own(scan: str, tmp_path: Path) -> None:
+def test_built_in_kernels_have_no_spacing_of_their_own(scan: Path, tmp_path: Path, run: Any) -> None:
     for policy in ("match", "resample"):
         run("apply", scan, "-k", "gaussian:sigma=3mm", "--kernel-spacing", policy, "-o", tmp_path / f"{policy}.nii")
     assert (tmp_path / "match.nii").read_bytes() == (tmp_path / "resample.nii").read_bytes()
 
 
-def test_presets_do_not_look_at_it_and_an_option_wins(scan: str, tmp_path: Path) -> None:
+def test_presets_do_not_look_at_it_and_an_option_wins(scan: Path, tmp_path: Path, run: Any) -> None:
     """No tool there does: ITK's ConvolutionImageFilter and fslmaths take a kernel voxel by voxel."""
     kernel = write_nifti(tmp_path / "psf.nii", psf(7, (1.25, 1.25, 1.25), 2), (1.25, 1.25, 1.25))
-    assert "kernel_spacing ignore" in run("apply", scan, "-k", kernel, "--like", "itk", "-v", "-o", tmp_path / "a.nii")
+    assert (
+        "kernel_spacing ignore"
+        in run("apply", scan, "-k", kernel, "--like", "itk", "-v", "-o", tmp_path / "a.nii").output
+    )
     said = run(
         "apply", scan, "-k", kernel, "--like", "itk", "--kernel-spacing", "match", "-o", tmp_path / "b.nii", code=4
-    )
+    ).output
     assert "pass --kernel-spacing resample" in said
 
 
-def test_a_later_layer_meets_the_grid_it_runs_on(tmp_path: Path, rng: np.random.Generator) -> None:
+def test_a_later_layer_meets_the_grid_it_runs_on(tmp_path: Path, rng: np.random.Generator, run: Any) -> None:
     """After strides of 2 voxels are twice as large, and a PSF of those voxels matches."""
     volume = write_tiff(tmp_path / "v.tif", rng.random((16, 16, 16)), (0.3, 0.1, 0.1))
     write_tiff(tmp_path / "k.tif", psf(5, (1, 1, 1), 1), (0.6, 0.2, 0.2))
@@ -166,7 +155,7 @@ def test_a_later_layer_meets_the_grid_it_runs_on(tmp_path: Path, rng: np.random.
         (tmp_path / "c.toml").write_text(
             f'[[layers]]\nkernel = "box:size=2"\nstrides = 2\n[[layers]]\nkernel = "{kernel}"\n'
         )
-        said = run("apply", volume, "-c", tmp_path / "c.toml", "-o", tmp_path / f"{code}.tif", code=code)
+        said = run("apply", volume, "-c", tmp_path / "c.toml", "-o", tmp_path / f"{code}.tif", code=code).output
         assert "layer 2: kernel" in said or not code
 
 
@@ -184,48 +173,53 @@ def test_a_place_without_meaning_is_refused(tmp_path: Path) -> None:
 # Borders, configs, other commands
 
 
-def test_a_cropped_psf_is_told_its_error_and_keeps_it(scan: str, tmp_path: Path) -> None:
+def test_a_cropped_psf_is_told_its_error_and_keeps_it(scan: Path, tmp_path: Path, run: Any) -> None:
     np.save(tmp_path / "wide.npy", np.pad(psf(17, (1, 1, 1), 1.6), 6))
     run("apply", scan, "-k", tmp_path / "wide.npy", "--precision", "float64", "-o", tmp_path / "whole.nii")
-    x = read_volume(scan).data
+    x = read_volume(str(scan)).data
     whole = read_volume(str(tmp_path / "whole.nii")).data
     for part, size in (("0", "17x17x17"), ("1e-4", "13x")):
         said = run(
             "apply", scan, "-k", tmp_path / "wide.npy", "--crop-kernel", part, "--precision", "float64", "--overwrite",
             "-o", tmp_path / "cropped.nii",
-        )  # fmt: skip
+        ).output  # fmt: skip
         assert f"is cropped from 29x29x29 to {size}" in said
         cropped = read_volume(str(tmp_path / "cropped.nii"))
         assert cropped.data.shape == whole.shape
-        assert np.array_equal(cropped.grid.affine, read_volume(scan).grid.affine)
+        assert np.array_equal(cropped.grid.affine, read_volume(str(scan)).grid.affine)
         bound = float(part) * float(np.abs(x).max()) + 1e-6 * float(whole.max())  # and a float32 on the way out
         assert np.abs(cropped.data - whole).max() <= bound
-    assert "may be lost" in run("apply", scan, "-k", "box", "--crop-kernel", "2", "-o", tmp_path / "o.nii", code=2)
-    said = run("explain", scan, "-k", tmp_path / "wide.npy", "--crop-kernel", "1e-4")
+    assert (
+        "may be lost" in run("apply", scan, "-k", "box", "--crop-kernel", "2", "-o", tmp_path / "o.nii", code=2).output
+    )
+    said = run("explain", scan, "-k", tmp_path / "wide.npy", "--crop-kernel", "1e-4").output
     assert "no sum is off by more than" in said
 
 
-def test_config_keys(tmp_path: Path) -> None:
+def test_config_keys(tmp_path: Path, run: Any) -> None:
     config = tmp_path / "c.toml"
     config.write_text(f'kernel = "{SAMPLES / "psf.tif"}"\nkernel_spacing = "resample"\ncrop_kernel = 1e-4\n')
-    record = json.loads(run("explain", SAMPLES / "head.nii.gz", "-c", config, "--json"))
+    record = json.loads(run("explain", SAMPLES / "head.nii.gz", "-c", config, "--json").output)
     assert record["kernel_shape"] == [1, 1, 1]  # a PSF of 0.4 um within voxels of millimetres
     assert len(record["notes"]) == 2
     config.write_text(f'kernel = "{SAMPLES / "psf.tif"}"\nkernel_spacing = "guess"\n')
-    assert "kernel_spacing is match, resample or ignore" in run("explain", SAMPLES / "beads.tif", "-c", config, code=2)
+    assert (
+        "kernel_spacing is match, resample or ignore"
+        in run("explain", SAMPLES / "beads.tif", "-c", config, code=2).output
+    )
     config.write_text(f'kernel = "{SAMPLES / "psf.tif"}"\ncrop_kernel = "much"\n')
-    assert "crop_kernel must be a number" in run("explain", SAMPLES / "beads.tif", "-c", config, code=2)
+    assert "crop_kernel must be a number" in run("explain", SAMPLES / "beads.tif", "-c", config, code=2).output
 
 
-def test_show_and_make(tmp_path: Path) -> None:
+def test_show_and_make(tmp_path: Path, run: Any) -> None:
     kernel = write_tiff(tmp_path / "k.tif", np.pad(psf(7, (1, 1, 1), 1), 2), (0.4, 0.2, 0.2))
-    said = run("kernel", "show", kernel)
+    said = run("kernel", "show", kernel).output
     assert "um\n" in said
     assert "voxel spacing:   0.4, 0.2, 0.2 um" in said  # its own
     assert "borders:         --crop-kernel 1e-06 leaves 7 x 7 x 7" in said
     words = ["kernel", "make", kernel, "--spacing", "0.4,0.1,0.4um", "-o", tmp_path / "k.npy"]
-    assert "the volume of 0.4,0.1,0.4 um" in run(*words, code=4)
-    assert "is resampled" in run(*words, "--kernel-spacing", "resample", "--normalize")
+    assert "the volume of 0.4,0.1,0.4 um" in run(*words, code=4).output
+    assert "is resampled" in run(*words, "--kernel-spacing", "resample", "--normalize").output
     made = np.load(tmp_path / "k.npy")
     assert made.sum() == pytest.approx(1, abs=1e-12)
     assert made.shape[0] == 11

@@ -8,11 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 from scipy import ndimage
 
 from conv3d_cli import Kernel, conv3d
-from conv3d_cli.cli import main
 from conv3d_cli.errors import ShapeError, SpecError
 from conv3d_cli.layer import get_constraint
 
@@ -27,14 +25,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     np.savez(tmp_path / "layer.npz", kernel=np.full((3, 3, 3, 1, 2), 1e39), bias=np.zeros(2))
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-def run(text: str, code: int = 0) -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        result = CliRunner().invoke(main, text.split())
-    assert result.exit_code == code, (result.exit_code, result.output, result.exception)
-    return result
 
 
 @pytest.mark.parametrize(
@@ -52,25 +42,25 @@ def run(text: str, code: int = 0) -> Any:
         ("-k box:size=3 --activation threshold:threshold=1:default_value=1e39", "default_value of activation threshold"),
     ],
 )  # fmt: skip
-def test_what_float32_cannot_hold_is_refused(folder: Path, options: str, words: str) -> None:
-    text = run(f"apply x.npy {options} -o o.npy", code=2).stderr
+def test_what_float32_cannot_hold_is_refused(folder: Path, options: str, words: str, run: Any) -> None:
+    text = run(*f"apply x.npy {options} -o o.npy".split(), code=2).stderr
     assert words in text
     assert "--precision float64 --dtype float64" in text
     assert len(text.splitlines()) == 1
     assert not (folder / "o.npy").exists()
-    run(f"apply x.npy {options} --precision float64 --dtype float64 -o o.npy")
+    run(*f"apply x.npy {options} --precision float64 --dtype float64 -o o.npy".split())
     assert np.isfinite(np.load(folder / "o.npy")).all()
 
 
 @pytest.mark.parametrize("what", ["kernel", "bias"])
-def test_what_initializers_draw_is_finite(folder: Path, what: str) -> None:
+def test_what_initializers_draw_is_finite(folder: Path, what: str, run: Any) -> None:
     options = f"--{what}-initializer random_normal:stddev=1e60 --kernel-size 3 --filters 2 --seed 1"
-    text = run(f"apply x.npy {options} -o o.npy", code=2).stderr
+    text = run(*f"apply x.npy {options} -o o.npy".split(), code=2).stderr
     assert f"{what}_initializer random_normal:stddev=1e60 gives numbers beyond float32" in text
 
 
-def test_the_cure_computes_it(folder: Path) -> None:
-    run("apply x.npy -k k.npy --precision float64 --dtype float64 -o o.npy")
+def test_the_cure_computes_it(folder: Path, run: Any) -> None:
+    run("apply", "x.npy", "-k", "k.npy", "--precision", "float64", "--dtype", "float64", "-o", "o.npy")
     expected = ndimage.correlate(X.astype(np.float64), np.full((3, 3, 3), -1.0), mode="reflect") * 1e300
     np.testing.assert_allclose(np.load(folder / "o.npy"), expected, rtol=1e-13)
 
@@ -84,10 +74,10 @@ def test_in_python(folder: Path) -> None:
     assert np.isfinite(found).all()
 
 
-def test_infinity_is_no_limit(folder: Path) -> None:
+def test_infinity_is_no_limit(folder: Path, run: Any) -> None:
     """It is held by float32 as it is."""
-    run("apply x.npy -k box:size=3 --activation relu:max_value=inf -o o.npy")
-    run("apply x.npy -k box:size=3 -o plain.npy")
+    run("apply", "x.npy", "-k", "box:size=3", "--activation", "relu:max_value=inf", "-o", "o.npy")
+    run("apply", "x.npy", "-k", "box:size=3", "-o", "plain.npy")
     np.testing.assert_array_equal(np.load("o.npy"), np.load("plain.npy"))
 
 
@@ -146,15 +136,30 @@ def test_a_kernel_of_long_doubles_is_refused_in_words() -> None:
             Kernel(np.full((3, 3, 3), np.longdouble("1e4000")))
 
 
-def test_constraints_and_penalties_of_large_weights(folder: Path) -> None:
+def test_constraints_and_penalties_of_large_weights(folder: Path, run: Any) -> None:
     """Lengths are right, sums of squares infinite, and nobody sees a warning of NumPy's."""
     constrain = get_constraint("unit_norm:axis=0,1,2")
     assert constrain is not None
     np.testing.assert_allclose(constrain(np.full((3, 3, 3, 1, 1), 1e300)), 27**-0.5, rtol=1e-6)
-    run("apply x.npy -k k.npy --kernel-regularizer l2 --precision float64 --dtype float64 -o o.npy")
+    run(
+        *[
+            "apply",
+            "x.npy",
+            "-k",
+            "k.npy",
+            "--kernel-regularizer",
+            "l2",
+            "--precision",
+            "float64",
+            "--dtype",
+            "float64",
+            "-o",
+            "o.npy",
+        ]
+    )
 
 
-def test_onnx_holds_float32(folder: Path) -> None:
-    text = run("kernel convert layer.npz layer.onnx", code=1).stderr
+def test_onnx_holds_float32(folder: Path, run: Any) -> None:
+    text = run("kernel", "convert", "layer.npz", "layer.onnx", code=1).stderr
     assert "beyond float32" in text
     assert not (folder / "layer.onnx").exists()

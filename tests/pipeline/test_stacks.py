@@ -11,17 +11,8 @@ import nibabel as nib
 import numpy as np
 import oracle
 import pytest
-from click.testing import CliRunner
 
 from conv3d_cli import Conv3D, conv3d
-from conv3d_cli.cli import main
-
-
-def apply(*arguments: object, code: int = 0) -> Any:
-    result = CliRunner().invoke(main, ["apply", *(str(a) for a in arguments)])
-    assert result.exit_code == code, (result.output, result.exception)
-    return result
-
 
 STACK = """
 [[layers]]
@@ -72,31 +63,31 @@ def one_after_another(
 @pytest.mark.parametrize("strides", [1, 2])
 @pytest.mark.parametrize("padding", ["valid", "full"])
 def test_a_stack_is_its_layers_in_turn(
-    tmp_path: Path, rng: np.random.Generator, boundary: str, strides: int, padding: str
+    tmp_path: Path, rng: np.random.Generator, boundary: str, strides: int, padding: str, run: Any
 ) -> None:
     x = rng.standard_normal((2, 9, 7, 8, 1)).astype(np.float32)
     np.save(tmp_path / "x.npy", x)
     config, kernels = stack(tmp_path, rng, boundary=boundary, strides=strides, padding=padding)
-    apply(tmp_path / "x.npy", "-c", config, "-o", tmp_path / "y.npy")
+    run("apply", tmp_path / "x.npy", "-c", config, "-o", tmp_path / "y.npy")
     expected = one_after_another(x, kernels, boundary, strides, padding)
     got = np.load(tmp_path / "y.npy")
     assert got.shape == expected.shape
     np.testing.assert_allclose(got, expected, atol=3e-5)
 
 
-def test_bits_do_not_depend_on_threads_and_memory(tmp_path: Path, rng: np.random.Generator) -> None:
+def test_bits_do_not_depend_on_threads_and_memory(tmp_path: Path, rng: np.random.Generator, run: Any) -> None:
     np.save(tmp_path / "x.npy", rng.standard_normal((1, 60, 70, 80, 1)).astype(np.float32))
     config, _ = stack(tmp_path, rng)
-    apply(tmp_path / "x.npy", "-c", config, "-o", tmp_path / "one.npy", "-j", 1)
+    run("apply", tmp_path / "x.npy", "-c", config, "-o", tmp_path / "one.npy", "-j", 1)
     arguments = ["apply", str(tmp_path / "x.npy"), "-c", str(config), "-o", str(tmp_path / "two.npy"), "-j", "3"]
-    refused = CliRunner().invoke(main, [*arguments, "--max-memory", "1M"])
+    refused = run(*arguments, "--max-memory", "1M", code=6)
     least = re.search(r"--max-memory (\d+M)", refused.output)
     assert least, refused.output
-    apply(*arguments[1:], "--max-memory", least[1])  # so that slabs are as thin as can be
+    run("apply", *arguments[1:], "--max-memory", least[1])  # so that slabs are as thin as can be
     assert (tmp_path / "one.npy").read_bytes() == (tmp_path / "two.npy").read_bytes()
 
 
-def test_a_scan_through_a_stack_keeps_its_place(tmp_path: Path, rng: np.random.Generator) -> None:
+def test_a_scan_through_a_stack_keeps_its_place(tmp_path: Path, rng: np.random.Generator, run: Any) -> None:
     """The affine after two layers is that of both voxel transforms in turn; a stream is read once, forward."""
     affine = np.array([[2, 0.1, 0, -9], [-0.1, 2, 0, 5], [0, 0, 3, 1], [0, 0, 0, 1.0]])
     x = rng.standard_normal((10, 9, 12)).astype(np.float32)
@@ -104,7 +95,7 @@ def test_a_scan_through_a_stack_keeps_its_place(tmp_path: Path, rng: np.random.G
     config = tmp_path / "c.json"
     layer = {"kernel": np.ones((3, 3, 3, 1, 1)).tolist(), "padding": "same", "strides": 2}
     config.write_text(json.dumps([layer, {**layer, "strides": 1, "padding": "valid"}]))
-    result = apply(tmp_path / "x.nii.gz", "-c", config, "-o", tmp_path / "y.nii.gz", "-v")
+    result = run("apply", tmp_path / "x.nii.gz", "-c", config, "-o", tmp_path / "y.nii.gz", "-v")
     assert "layer 2" in result.stderr
     out = nib.load(tmp_path / "y.nii.gz")
     assert out.shape[:3] == (3, 3, 4)
@@ -116,22 +107,23 @@ def test_a_scan_through_a_stack_keeps_its_place(tmp_path: Path, rng: np.random.G
     np.testing.assert_allclose(out.get_fdata().reshape(expected.shape), expected, atol=1e-3)
 
 
-def test_softmax_runs_over_channels_or_width_as_in_keras(tmp_path: Path, rng: np.random.Generator) -> None:
+def test_softmax_runs_over_channels_or_width_as_in_keras(tmp_path: Path, rng: np.random.Generator, run: Any) -> None:
     x = rng.standard_normal((1, 4, 5, 6, 2)).astype(np.float32)
     k = rng.standard_normal((1, 3, 3, 2, 4))
     np.save(tmp_path / "x.npy", x)
     np.save(tmp_path / "f.npy", x.transpose(0, 4, 1, 2, 3))
     np.save(tmp_path / "k.npy", k)
-    apply(tmp_path / "x.npy", "-k", tmp_path / "k.npy", "--activation", "softmax", "-o", tmp_path / "y.npy")
+    run("apply", tmp_path / "x.npy", "-k", tmp_path / "k.npy", "--activation", "softmax", "-o", tmp_path / "y.npy")
     y = oracle.conv3d(x, k)
     expected = np.exp(y) / np.exp(y).sum(axis=-1, keepdims=True)
     np.testing.assert_allclose(np.load(tmp_path / "y.npy"), expected, atol=1e-5)
-    apply(tmp_path / "f.npy", "-k", tmp_path / "k.npy", "--activation", "softmax", "--data-format", "channels_first", "-o",
+    run("apply", tmp_path / "f.npy", "-k", tmp_path / "k.npy", "--activation", "softmax", "--data-format", "channels_first", "-o",
           tmp_path / "g.npy")  # fmt: skip
     y = y.transpose(0, 4, 1, 2, 3)
     expected = np.exp(y) / np.exp(y).sum(axis=-1, keepdims=True)
     np.testing.assert_allclose(np.load(tmp_path / "g.npy"), expected, atol=1e-5)
-    apply(
+    run(
+        "apply",
         tmp_path / "x.npy",
         "-k",
         tmp_path / "k.npy",
@@ -145,26 +137,26 @@ def test_softmax_runs_over_channels_or_width_as_in_keras(tmp_path: Path, rng: np
     assert set(np.unique(np.load(tmp_path / "u.npy"))) <= {0, 1}
 
 
-def test_glu_halves_the_channels(tmp_path: Path, rng: np.random.Generator) -> None:
+def test_glu_halves_the_channels(tmp_path: Path, rng: np.random.Generator, run: Any) -> None:
     x = rng.standard_normal((1, 4, 5, 6, 2)).astype(np.float32)
     k = rng.standard_normal((1, 1, 1, 2, 4))
     np.save(tmp_path / "x.npy", x)
     np.save(tmp_path / "k.npy", k)
-    apply(tmp_path / "x.npy", "-k", tmp_path / "k.npy", "--activation", "glu", "-o", tmp_path / "y.npy")
+    run("apply", tmp_path / "x.npy", "-k", tmp_path / "k.npy", "--activation", "glu", "-o", tmp_path / "y.npy")
     y = oracle.conv3d(x, k)
     expected = y[..., :2] / (1 + np.exp(-y[..., 2:]))
     np.testing.assert_allclose(np.load(tmp_path / "y.npy"), expected, atol=1e-5)
     np.testing.assert_allclose(conv3d(x, k, activation="glu"), expected, atol=1e-5)
     np.save(tmp_path / "odd.npy", k[..., :3])
-    result = apply(
-        tmp_path / "x.npy", "-k", tmp_path / "odd.npy", "--activation", "glu", "-o", tmp_path / "z.npy", code=4
+    result = run(
+        "apply", tmp_path / "x.npy", "-k", tmp_path / "odd.npy", "--activation", "glu", "-o", tmp_path / "z.npy", code=4
     )
     assert "odd" in result.stderr
 
 
 @pytest.mark.parametrize("activation", ["softmax", "glu"])
 def test_a_filter_with_a_whole_axis_activation_sees_all_channels(
-    tmp_path: Path, rng: np.random.Generator, activation: str
+    tmp_path: Path, rng: np.random.Generator, activation: str, run: Any
 ) -> None:
     """Also where the channels of a file lie one after another and would be streamed one by one."""
     x = rng.standard_normal((4, 5, 6, 7)).astype(np.float32)  # c z y x
@@ -172,26 +164,26 @@ def test_a_filter_with_a_whole_axis_activation_sees_all_channels(
     nib.save(nib.Nifti1Image(x.transpose(3, 2, 1, 0)[:, :, :, None], np.eye(4)), tmp_path / "x.nii.gz")
     expected = np.moveaxis(Conv3D(1, 1, activation=activation).activation(np.moveaxis(x, 0, -1)), -1, 0)
     options = ["-k", "identity", "--activation", activation]
-    apply(tmp_path / "x.npy", "--axes", "czyx", *options, "-o", tmp_path / "y.npy")
+    run("apply", tmp_path / "x.npy", "--axes", "czyx", *options, "-o", tmp_path / "y.npy")
     np.testing.assert_allclose(np.load(tmp_path / "y.npy"), expected, atol=1e-6)
-    apply(tmp_path / "x.nii.gz", *options, "-o", tmp_path / "y.nii.gz")
+    run("apply", tmp_path / "x.nii.gz", *options, "-o", tmp_path / "y.nii.gz")
     got = nib.load(tmp_path / "y.nii.gz").get_fdata()[:, :, :, 0].transpose(3, 2, 1, 0)
     np.testing.assert_allclose(got, expected, atol=1e-6)
 
 
-def test_what_cannot_be_streamed_is_refused(tmp_path: Path, rng: np.random.Generator) -> None:
+def test_what_cannot_be_streamed_is_refused(tmp_path: Path, rng: np.random.Generator, run: Any) -> None:
     np.save(tmp_path / "x.npy", rng.standard_normal((4, 5, 6)).astype(np.float32))
     arguments = [tmp_path / "x.npy", "-k", "identity", "-o", tmp_path / "y.npy"]
-    assert "last axis" in apply(*arguments, "--activation", "softmax:axis=1", code=2).stderr
-    assert "plain sum" in apply(*arguments, "--activity-regularizer", "orthogonal_regularizer", code=2).stderr
+    assert "last axis" in run("apply", *arguments, "--activation", "softmax:axis=1", code=2).stderr
+    assert "plain sum" in run("apply", *arguments, "--activity-regularizer", "orthogonal_regularizer", code=2).stderr
 
 
-def test_losses_constraints_and_initializers(tmp_path: Path, rng: np.random.Generator) -> None:
+def test_losses_constraints_and_initializers(tmp_path: Path, rng: np.random.Generator, run: Any) -> None:
     x = rng.standard_normal((3, 5, 5, 5, 2)).astype(np.float32)
     np.save(tmp_path / "x.npy", x)
     options = ["--filters", 4, "--kernel-size", 3, "--seed", 7, "--kernel-regularizer", "l2", "--activity-regularizer",
                '{"class_name": "L1", "config": {"l1": 0.5}}', "--kernel-constraint", "non_neg", "--json"]  # fmt: skip
-    result = apply(tmp_path / "x.npy", *options, "-o", tmp_path / "y.npy")
+    result = run("apply", tmp_path / "x.npy", *options, "-o", tmp_path / "y.npy")
     record = json.loads(result.stdout)
     y = np.load(tmp_path / "y.npy")
     assert y.shape == (3, 3, 3, 3, 4)
@@ -200,18 +192,23 @@ def test_losses_constraints_and_initializers(tmp_path: Path, rng: np.random.Gene
     np.testing.assert_allclose(y, oracle.conv3d(x, kernel), atol=1e-5)
     assert record["losses"]["kernel"] == pytest.approx(0.01 * (kernel.astype(float) ** 2).sum(), rel=1e-6)
     assert "non_neg applied" in result.stderr
-    apply(tmp_path / "x.npy", *options, "-o", tmp_path / "z.npy")
+    run("apply", tmp_path / "x.npy", *options, "-o", tmp_path / "z.npy")
     assert (tmp_path / "y.npy").read_bytes() == (tmp_path / "z.npy").read_bytes()
 
 
-def test_wrong_stacks(tmp_path: Path, rng: np.random.Generator) -> None:
+def test_wrong_stacks(tmp_path: Path, rng: np.random.Generator, run: Any) -> None:
     np.save(tmp_path / "x.npy", rng.standard_normal((5, 5, 5)).astype(np.float32))
     config, _ = stack(tmp_path, rng)
     out = tmp_path / "y.npy"
-    assert "stack of 3 layers" in apply(tmp_path / "x.npy", "-c", config, "--strides", 2, "-o", out, code=2).stderr
+    assert (
+        "stack of 3 layers" in run("apply", tmp_path / "x.npy", "-c", config, "--strides", 2, "-o", out, code=2).stderr
+    )
     (tmp_path / "b.json").write_text(json.dumps([{"kernel": "a.npy"}, {"kernel": "a.npy", "padding": "same"}]))
-    message = apply(tmp_path / "x.npy", "-c", tmp_path / "b.json", "-o", out, code=4).stderr
+    message = run("apply", tmp_path / "x.npy", "-c", tmp_path / "b.json", "-o", out, code=4).stderr
     assert "layer 2" in message
     (tmp_path / "c.toml").write_text("[[layers]]\nkernel = 'a.npy'\nstride = 2\n")
-    assert "did you mean 'strides'" in apply(tmp_path / "x.npy", "-c", tmp_path / "c.toml", "-o", out, code=2).stderr
+    assert (
+        "did you mean 'strides'"
+        in run("apply", tmp_path / "x.npy", "-c", tmp_path / "c.toml", "-o", out, code=2).stderr
+    )
     assert not out.exists()

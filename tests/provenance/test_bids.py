@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 import subprocess
@@ -11,9 +12,6 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
-from click.testing import CliRunner
-
-from conv3d_cli.cli import main
 
 EXAMPLE = Path(nibabel.__file__).parent / "tests" / "data" / "example4d.nii.gz"
 OUT = Path("raw/derivatives/conv3d")
@@ -23,14 +21,10 @@ DWI = "sub-01/ses-a/dwi/sub-01_ses-a_dwi"
 INPUTS = [f"raw/{BOLD}_bold.nii.gz", f"raw/{T1W}.nii.gz", f"raw/{DWI}.nii.gz"]
 
 
-def conv3d(*arguments: Any, code: int = 0) -> Any:
-    result = CliRunner().invoke(main, [*map(str, arguments)])
-    assert result.exit_code == code, (result.exit_code, result.output, result.exception)
-    return result
-
-
-def apply(*arguments: Any, code: int = 0) -> Any:
-    return conv3d("apply", *arguments, "-k", "gaussian:fwhm=6mm", "--bids", "--out-dir", OUT, code=code)
+@pytest.fixture
+def apply(run: Any) -> Any:
+    """`conv3d apply` into the derived dataset OUT."""
+    return functools.partial(run, "apply", "-k", "gaussian:fwhm=6mm", "--bids", "--out-dir", OUT)
 
 
 def error(result: Any) -> str:
@@ -79,7 +73,7 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_a_dataset(desk: Path) -> None:
+def test_a_dataset(desk: Path, apply: Any, run: Any) -> None:
     apply(*INPUTS)
     bold, t1w, dwi = f"{BOLD}_desc-sm6mm_bold", f"{T1W[:-4]}_desc-sm6mm_T1w", f"{DWI[:-4]}_desc-sm6mm_dwi"
     expected = [f"{name}.{end}" for name in (bold, t1w, dwi) for end in ("json", "nii.gz")]
@@ -99,10 +93,10 @@ def test_a_dataset(desk: Path) -> None:
     assert fields["Units"] == "arbitrary"  # a Gaussian keeps the scale
     assert "IntendedFor" not in fields
     assert fields["Conv3D"]["Command"].startswith("conv3d apply ../../../../../sub-01/ses-a/func/")
-    conv3d("rerun", OUT / f"{bold}.json")
+    run("rerun", OUT / f"{bold}.json")
 
 
-def test_the_validator_agrees(desk: Path) -> None:
+def test_the_validator_agrees(desk: Path, apply: Any) -> None:
     """BIDS' own validator, where it is installed: pip install bids-validator-deno."""
     validator = shutil.which("bids-validator-deno")
     if validator is None:
@@ -117,28 +111,26 @@ def test_the_validator_agrees(desk: Path) -> None:
 
 
 @pytest.mark.parametrize("position", ["", "raw", "raw/sub-01/ses-a", "raw/sub-01/ses-a/func"])
-def test_from_every_folder_the_same(desk: Path, position: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_from_every_folder_the_same(desk: Path, position: str, monkeypatch: pytest.MonkeyPatch, run: Any) -> None:
     here = desk / position
     monkeypatch.chdir(here)
     up = "../" * len(Path(position).parts)
     source = (desk / INPUTS[0]).relative_to(here) if position else INPUTS[0]
-    conv3d("apply", source, "-k", "gaussian:fwhm=6mm", "--bids", "--out-dir", f"{up}{OUT}")
+    run("apply", source, "-k", "gaussian:fwhm=6mm", "--bids", "--out-dir", f"{up}{OUT}")
     fields = read(desk / OUT / f"{BOLD}_desc-sm6mm_bold.json")
     assert fields["Sources"] == [f"bids:raw:{BOLD}_bold.nii.gz"]
     assert read(desk / OUT / "dataset_description.json")["DatasetLinks"] == {"raw": "../.."}
 
 
-def test_fields_that_are_no_longer_true(desk: Path) -> None:
+def test_fields_that_are_no_longer_true(desk: Path, run: Any) -> None:
     bold = INPUTS[0]
     write("raw/task-rest_bold.json", {"TaskName": "rest", "Resolution": "native", "SkullStripped": True})
-    conv3d("apply", bold, "-k", "box:size=2", "--strides", "1,1,2", "--padding", "valid", "--bids", "--out-dir", "one")
+    run("apply", bold, "-k", "box:size=2", "--strides", "1,1,2", "--padding", "valid", "--bids", "--out-dir", "one")
     fields = read(f"one/{BOLD}_desc-boxSize2_bold.json")
     assert "SliceTiming" not in fields  # 6 slices became 5
     assert "Resolution" not in fields
     assert fields["SkullStripped"] is True
-    conv3d(
-        "apply", bold, "-k", "box:size=1,2,2", "--strides", "1,2,2", "--padding", "valid", "--bids", "--out-dir", "two"
-    )
+    run("apply", bold, "-k", "box:size=1,2,2", "--strides", "1,2,2", "--padding", "valid", "--bids", "--out-dir", "two")
     fields = read(f"two/{BOLD}_desc-boxSize1x2x2_bold.json")
     assert len(fields["SliceTiming"]) == 6
     assert "Resolution" not in fields
@@ -146,19 +138,19 @@ def test_fields_that_are_no_longer_true(desk: Path) -> None:
         f"raw/{BOLD}_bold.json",
         {"RepetitionTime": 2.0, "SliceTiming": [0] * 18, "SliceEncodingDirection": "j-", "Units": "T"},
     )
-    conv3d("apply", bold, "-k", "sobel:axis=d", "--padding", "1,0,1", "--bids", "--out-dir", "three")
+    run("apply", bold, "-k", "sobel:axis=d", "--padding", "1,0,1", "--bids", "--out-dir", "three")
     fields = read(f"three/{BOLD}_desc-sobelAxisD_bold.json")
     assert not {"SliceTiming", "SliceEncodingDirection", "Units"} & {*fields}
 
 
-def test_labels(desk: Path) -> None:
+def test_labels(desk: Path, apply: Any, run: Any) -> None:
     apply(INPUTS[1], "--desc", "Smooth6")
     assert f"{T1W[:-4]}_desc-Smooth6_T1w.nii.gz" in files(OUT)
     step = OUT / f"{T1W[:-4]}_desc-Smooth6_T1w.nii.gz"
-    conv3d("apply", step, "-k", "log:sigma=3mm", "--bids", "--out-dir", OUT)  # a step further in the same dataset
+    run("apply", step, "-k", "log:sigma=3mm", "--bids", "--out-dir", OUT)  # a step further in the same dataset
     name = f"{T1W[:-4]}_desc-Smooth6LogSigma3mm_T1w.json"
     assert read(OUT / name)["Sources"] == [f"bids::{T1W[:-4]}_desc-Smooth6_T1w.nii.gz"]
-    conv3d("apply", step, "-k", "box:size=3", "--desc", "other", "--bids", "--out-dir", "next")  # and into another
+    run("apply", step, "-k", "box:size=3", "--desc", "other", "--bids", "--out-dir", "next")  # and into another
     fields = read(f"next/{T1W[:-4]}_desc-other_T1w.json")
     assert fields["Sources"] == [f"bids:conv3d:{T1W[:-4]}_desc-Smooth6_T1w.nii.gz"]
     assert fields["SkullStripped"] is False
@@ -166,7 +158,7 @@ def test_labels(desk: Path) -> None:
     assert "letters and digits alone" in error(apply(INPUTS[1], "--desc", "a_b", code=2))
 
 
-def test_a_description_that_is_there(desk: Path) -> None:
+def test_a_description_that_is_there(desk: Path, apply: Any) -> None:
     apply(INPUTS[1])
     path = OUT / "dataset_description.json"
     values = {**read(path), "Name": "My own", "Authors": ["A", "B"]}
@@ -189,14 +181,14 @@ def test_a_description_that_is_there(desk: Path) -> None:
 @pytest.mark.parametrize(
     "values", [{"Name": "x", "DatasetType": "derivative", "GeneratedBy": [{"Name": "fMRIPrep"}]}, {"Name": "raw"}]
 )
-def test_another_programs_dataset_is_left_alone(desk: Path, values: Any) -> None:
+def test_another_programs_dataset_is_left_alone(desk: Path, values: Any, apply: Any) -> None:
     write(OUT / "dataset_description.json", values)
     assert "is of another dataset" in error(apply(INPUTS[1], "--overwrite", code=5))
     assert files(OUT) == ["dataset_description.json"]
     assert read(OUT / "dataset_description.json") == values
 
 
-def test_gradients_of_diffusion(desk: Path) -> None:
+def test_gradients_of_diffusion(desk: Path, apply: Any) -> None:
     apply(INPUTS[2])
     apply(INPUTS[2], "--desc", "again")  # beside the same ones
     write(OUT / f"{DWI}.bvec", "others")
@@ -205,7 +197,7 @@ def test_gradients_of_diffusion(desk: Path) -> None:
     assert (OUT / f"{DWI}.bvec").read_bytes() == Path(f"raw/{DWI}.bvec").read_bytes()
 
 
-def test_masks_and_other_files(desk: Path) -> None:
+def test_masks_and_other_files(desk: Path, apply: Any) -> None:
     mask = f"raw/derivatives/prep/{T1W[:-4]}_desc-brain_mask.nii.gz"
     Path(mask).parent.mkdir(parents=True)
     image = nibabel.load(INPUTS[1])
@@ -219,7 +211,7 @@ def test_masks_and_other_files(desk: Path) -> None:
     assert read(OUT / f"{T1W[:-4]}_desc-m_T1w.json")["Sources"][1] == "../../../m.nii.gz"
 
 
-def test_nothing_is_written_in_a_rehearsal(desk: Path) -> None:
+def test_nothing_is_written_in_a_rehearsal(desk: Path, apply: Any) -> None:
     before = files(".")
     apply(*INPUTS, "--dry-run")
     assert files(".") == before
@@ -245,20 +237,20 @@ def test_nothing_is_written_in_a_rehearsal(desk: Path) -> None:
         ([INPUTS[1], "--out-dir", "s3://bucket/x"], "is a URL", 2),
     ],
 )
-def test_what_is_refused(desk: Path, arguments: list[str], words: str, code: int) -> None:
+def test_what_is_refused(desk: Path, arguments: list[str], words: str, code: int, run: Any) -> None:
     before = files(".")
-    result = conv3d("apply", "-k", "gaussian:fwhm=6mm", "--bids", "--out-dir", OUT, *arguments, code=code)
+    result = run("apply", "-k", "gaussian:fwhm=6mm", "--bids", "--out-dir", OUT, *arguments, code=code)
     assert words in error(result)
     assert files(".") == before
 
 
-def test_options_that_belong_together(desk: Path) -> None:
-    assert "name its folder" in error(conv3d("apply", INPUTS[1], "-k", "identity", "--bids", code=2))
-    result = conv3d("apply", INPUTS[1], "-k", "identity", "--desc", "x", "--out-dir", "o", code=2)
+def test_options_that_belong_together(desk: Path, run: Any) -> None:
+    assert "name its folder" in error(run("apply", INPUTS[1], "-k", "identity", "--bids", code=2))
+    result = run("apply", INPUTS[1], "-k", "identity", "--desc", "x", "--out-dir", "o", code=2)
     assert "--desc is the label of --bids" in error(result)
 
 
-def test_a_damaged_sidecar_of_an_input(desk: Path) -> None:
+def test_a_damaged_sidecar_of_an_input(desk: Path, apply: Any) -> None:
     write(f"raw/{BOLD}_bold.json", "{")
     result = apply(*INPUTS, code=3)
     assert f"{BOLD}_bold.json: it is not valid JSON" in result.stderr

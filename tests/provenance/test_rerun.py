@@ -13,20 +13,11 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
-from click.testing import CliRunner
 
-from conv3d_cli import Volume, read_volume, write_volume
-from conv3d_cli.cli import main
-from conv3d_cli.model.grid import Grid, affine_from_spacing
+from conv3d_cli import read_volume, write_volume
 from conv3d_cli.system.digests import file_digest
 
 EXAMPLE = Path(nibabel.__file__).parent / "tests" / "data" / "example4d.nii.gz"
-
-
-def conv3d(*arguments: Any, code: int = 0) -> Any:
-    result = CliRunner().invoke(main, [*map(str, arguments)])
-    assert result.exit_code == code, (result.exit_code, result.output, result.exception)
-    return result
 
 
 def error(result: Any) -> str:
@@ -36,17 +27,11 @@ def error(result: Any) -> str:
 
 
 @pytest.fixture
-def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a scan, a mask, a kernel, and a smoothed scan with its sidecar in out/, to stand in."""
-    monkeypatch.chdir(tmp_path)
-    rng = np.random.default_rng(0)
-    grid = Grid((3.0, 1.5, 1.5), "mm", affine_from_spacing((3.0, 1.5, 1.5), (0.0, 0.0, 0.0)))
-    write_volume("a.nii.gz", Volume(rng.integers(0, 900, (7, 9, 8)).astype(np.int16), "zyx", grid))
-    write_volume("mask.nii", Volume((rng.random((7, 9, 8)) < 0.9).astype(np.uint8), "zyx", grid))
-    np.save("k.npy", rng.random((3, 3, 3)))
+def desk(desk: Path, run: Any) -> Path:
+    """The desk, with the scan convolved into out/o.nii.gz and its sidecar beside it."""
     Path("out").mkdir()
-    conv3d("apply", "a.nii.gz", "-k", "k.npy", "-o", "out/o.nii.gz", "--sidecar")
-    return tmp_path
+    run("apply", "a.nii.gz", "-k", "k.npy", "-o", "out/o.nii.gz", "--sidecar")
+    return desk
 
 
 def edit(path: str, change: Callable[[dict[str, Any]], None]) -> None:
@@ -79,18 +64,18 @@ def edit(path: str, change: Callable[[dict[str, Any]], None]) -> None:
     ],
 )
 def test_every_kind_of_run_comes_again(
-    desk: Path, name: str, options: list[str], monkeypatch: pytest.MonkeyPatch
+    desk: Path, name: str, options: list[str], monkeypatch: pytest.MonkeyPatch, run: Any
 ) -> None:
     if name.endswith("zarr"):
         pytest.importorskip("zarr")
     Path("c.toml").write_text('kernel = "k.npy"\npadding = "full"\n')
-    conv3d("apply", "a.nii.gz", *options, "-o", f"out/{name}", "--sidecar", "--overwrite", "-j", "2")
+    run("apply", "a.nii.gz", *options, "-o", f"out/{name}", "--sidecar", "--overwrite", "-j", "2")
     before = sorted(str(path) for path in desk.rglob("*"))
-    result = conv3d("rerun", "out/o.json", "-j", "1")
+    result = run("rerun", "out/o.json", "-j", "1")
     assert result.stdout == f"the same: every byte of out/{name} comes again\n"
     assert result.stderr == ""
     monkeypatch.chdir("/")
-    record = json.loads(conv3d("rerun", desk / "out" / "o.json", "--json").stdout)
+    record = json.loads(run("rerun", desk / "out" / "o.json", "--json").stdout)
     assert (record["status"], record["notes"]) == ("same", [])
     assert sorted(str(path) for path in desk.rglob("*")) == before
 
@@ -112,28 +97,28 @@ def test_as_a_process_on_real_data(tmp_path: Path) -> None:
     subprocess.run([*command, "rerun", moved / "o.json", "-q"], check=True)
 
 
-def test_the_result_is_kept_where_it_is_asked_for(desk: Path) -> None:
-    conv3d("rerun", "out/o.json", "-o", "again.nii.gz")
+def test_the_result_is_kept_where_it_is_asked_for(desk: Path, run: Any) -> None:
+    run("rerun", "out/o.json", "-o", "again.nii.gz")
     assert Path("again.nii.gz").read_bytes() == Path("out/o.nii.gz").read_bytes()
-    assert "exists; pass --overwrite" in error(conv3d("rerun", "out/o.json", "-o", "again.nii.gz", code=5))
-    conv3d("rerun", "out/o.json", "-o", "again.nii.gz", "--overwrite")
-    assert "with the suffix .nii.gz" in error(conv3d("rerun", "out/o.json", "-o", "again.nii", code=2))
+    assert "exists; pass --overwrite" in error(run("rerun", "out/o.json", "-o", "again.nii.gz", code=5))
+    run("rerun", "out/o.json", "-o", "again.nii.gz", "--overwrite")
+    assert "with the suffix .nii.gz" in error(run("rerun", "out/o.json", "-o", "again.nii", code=2))
     Path("out/o.nii.gz").unlink()
-    assert "which is not there any more) comes again" in conv3d("rerun", "out/o.json").stdout
+    assert "which is not there any more) comes again" in run("rerun", "out/o.json").stdout
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # What has changed
 
 
-def test_a_changed_input_is_named(desk: Path) -> None:
+def test_a_changed_input_is_named(desk: Path, run: Any) -> None:
     volume = read_volume("a.nii.gz")
     volume.data[3, 4, 5] += 100
     write_volume("a.nii.gz", volume, overwrite=True)
-    line = error(conv3d("rerun", "out/o.json", code=4))
+    line = error(run("rerun", "out/o.json", code=4))
     assert "the volume a.nii.gz has changed" in line
     assert "--force" in line
-    result = conv3d("rerun", "out/o.json", "--force", "--json", code=7)
+    result = run("rerun", "out/o.json", "--force", "--json", code=7)
     assert "note: the volume a.nii.gz has changed" in result.stderr
     assert "out/o.nii.gz" in json.loads(result.stdout)["comparison"]["first"]
     # by how much: the kernel's largest weight times what was added
@@ -142,26 +127,26 @@ def test_a_changed_input_is_named(desk: Path) -> None:
     assert "27 of 504 differ, most by" in error(result)
 
 
-def test_a_changed_kernel_and_a_missing_file(desk: Path) -> None:
+def test_a_changed_kernel_and_a_missing_file(desk: Path, run: Any) -> None:
     np.save("k.npy", np.load("k.npy") * 1.5)
-    assert "the kernel k.npy has changed" in error(conv3d("rerun", "out/o.json", code=4))
-    result = conv3d("rerun", "out/o.json", "--force", code=7)
+    assert "the kernel k.npy has changed" in error(run("rerun", "out/o.json", code=4))
+    result = run("rerun", "out/o.json", "--force", code=7)
     assert "the kernel of layer 1" in result.stderr
     Path("k.npy").unlink()
-    assert "k.npy: no such file; out/o.json names it as its kernel" in error(conv3d("rerun", "out/o.json", code=3))
+    assert "k.npy: no such file; out/o.json names it as its kernel" in error(run("rerun", "out/o.json", code=3))
 
 
-def test_an_output_that_was_changed(desk: Path) -> None:
+def test_an_output_that_was_changed(desk: Path, run: Any) -> None:
     volume = read_volume("out/o.nii.gz")
     volume.data[0, 0, 0] += 1
     write_volume("out/o.nii.gz", volume, overwrite=True)
     assert "out/o.nii.gz is no longer what was recorded, which running again gives" in error(
-        conv3d("rerun", "out/o.json", code=7)
+        run("rerun", "out/o.json", code=7)
     )
 
 
-def test_a_coverage_that_is_another(desk: Path) -> None:
-    conv3d(
+def test_a_coverage_that_is_another(desk: Path, run: Any) -> None:
+    run(
         "apply",
         "a.nii.gz",
         "-k",
@@ -175,20 +160,20 @@ def test_a_coverage_that_is_another(desk: Path) -> None:
         "--sidecar",
     )
     edit("out/p.json", lambda found: found["Outputs"][0].update(Digest="sha256:0"))
-    assert "its coverage is not what was recorded" in error(conv3d("rerun", "out/p.json", code=7))
+    assert "its coverage is not what was recorded" in error(run("rerun", "out/p.json", code=7))
 
 
-def test_through_links(desk: Path) -> None:
+def test_through_links(desk: Path, run: Any) -> None:
     (desk / "elsewhere" / "deep").mkdir(parents=True)
     (desk / "elsewhere" / "a.nii.gz").symlink_to(desk / "a.nii.gz")
     Path("link").symlink_to(desk / "elsewhere" / "deep")
-    conv3d("apply", "elsewhere/a.nii.gz", "-k", "box:size=3", "-o", "link/o.nii.gz", "--sidecar")
+    run("apply", "elsewhere/a.nii.gz", "-k", "box:size=3", "-o", "link/o.nii.gz", "--sidecar")
     assert json.loads(Path("link/o.json").read_text())["Sources"] == ["../a.nii.gz"]
-    conv3d("rerun", "link/o.json")
-    conv3d("rerun", "elsewhere/deep/o.json")
+    run("rerun", "link/o.json")
+    run("rerun", "elsewhere/deep/o.json")
 
 
-def test_other_bytes_around_the_same_voxels(desk: Path) -> None:
+def test_other_bytes_around_the_same_voxels(desk: Path, run: Any) -> None:
     """As where another version of a library packs them."""
     write_volume("out/o.nii.gz", read_volume("out/o.nii.gz"), gz_level=3, overwrite=True)
 
@@ -197,18 +182,18 @@ def test_other_bytes_around_the_same_voxels(desk: Path) -> None:
         found["Versions"]["isal"] = "0.1"
 
     edit("out/o.json", record_it)
-    result = conv3d("rerun", "out/o.json")
+    result = run("rerun", "out/o.json")
     assert "equal: every voxel, the grid and the dtype" in result.stdout
     assert "it was made with isal 0.1, and this is" in result.stderr
 
 
-def test_another_result(desk: Path) -> None:
+def test_another_result(desk: Path, run: Any) -> None:
     edit("out/o.json", lambda found: found.update(Command=found["Command"].replace(" -o", " --flip -o")))
-    line = error(conv3d("rerun", "out/o.json", code=7))
+    line = error(run("rerun", "out/o.json", code=7))
     assert "voxels: " in line
     assert "most by" in line
     Path("out/o.nii.gz").unlink()
-    line = error(conv3d("rerun", "out/o.json", "-o", "kept.nii.gz", code=7))
+    line = error(run("rerun", "out/o.json", "-o", "kept.nii.gz", code=7))
     assert "is not there any more" in line
     assert Path("kept.nii.gz").exists()  # to look at
 
@@ -231,10 +216,10 @@ def test_another_result(desk: Path) -> None:
         ('{"Conv3D": {"RecordVersion": 1}}', "its record is damaged (KeyError: 'Command')"),
     ],
 )
-def test_what_is_no_sidecar(desk: Path, text: str | None, words: str) -> None:
+def test_what_is_no_sidecar(desk: Path, text: str | None, words: str, run: Any) -> None:
     if text is not None:
         Path("x.json").write_text(text)
-    assert words in error(conv3d("rerun", "x.json", code=3))
+    assert words in error(run("rerun", "x.json", code=3))
 
 
 @pytest.mark.parametrize(
@@ -260,12 +245,12 @@ def test_what_is_no_sidecar(desk: Path, text: str | None, words: str) -> None:
     ],
     ids=str,
 )
-def test_a_damaged_record(desk: Path, damage: dict[str, Any]) -> None:
+def test_a_damaged_record(desk: Path, damage: dict[str, Any], run: Any) -> None:
     edit("out/o.json", lambda found: found.update(damage))
-    assert "o.json" in error(conv3d("rerun", "out/o.json", code=3))
+    assert "o.json" in error(run("rerun", "out/o.json", code=3))
 
 
-def test_a_strangers_record_writes_nothing(desk: Path) -> None:
+def test_a_strangers_record_writes_nothing(desk: Path, run: Any) -> None:
     """Options that would write other files are not followed."""
     command = "conv3d apply ../a.nii.gz -k ../k.npy --coverage-out ../evil.nii --nan ignore --report ../evil.html -o /evil.nii.gz"
 
@@ -274,6 +259,6 @@ def test_a_strangers_record_writes_nothing(desk: Path) -> None:
 
     edit("out/o.json", change)
     before = sorted(path.name for path in desk.rglob("*"))
-    conv3d("rerun", "out/o.json", code=7)
+    run("rerun", "out/o.json", code=7)
     assert sorted(path.name for path in desk.rglob("*")) == before
     assert not Path("/evil.nii.gz").exists()

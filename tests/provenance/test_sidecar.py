@@ -14,21 +14,13 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
-from click.testing import CliRunner
 
 from conv3d_cli import Volume, read_kernel, read_volume, write_volume
-from conv3d_cli.cli import main
 from conv3d_cli.model.grid import Grid, affine_from_spacing
 from conv3d_cli.provenance.command import command_line, relative_to
 from conv3d_cli.provenance.record import sidecar_name
 from conv3d_cli.settings.options import Settings
 from conv3d_cli.system.digests import array_digest, file_digest
-
-
-def conv3d(*arguments: Any, code: int = 0) -> Any:
-    result = CliRunner().invoke(main, ["apply", *map(str, arguments)])
-    assert result.exit_code == code, (result.exit_code, result.output)
-    return result
 
 
 def error(result: Any) -> str:
@@ -59,8 +51,9 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 # What it says
 
 
-def test_what_it_says_is_true(desk: Path) -> None:
-    conv3d(
+def test_what_it_says_is_true(desk: Path, run: Any) -> None:
+    run(
+        "apply",
         "in/a.nii.gz",
         "-k",
         "gaussian:fwhm=6mm",
@@ -97,11 +90,13 @@ def test_what_it_says_is_true(desk: Path) -> None:
     assert sizes == [4, 9, 8]
 
 
-def test_everything_that_is_read_is_named(desk: Path) -> None:
+def test_everything_that_is_read_is_named(desk: Path, run: Any) -> None:
     Path("conf").mkdir()
     Path("conf/c.toml").write_text('kernel = "../in/k.npy"\nbias = "../in/bias.npy"\nmask = "../in/mask.nii"\n')
     Path("out").mkdir()
-    conv3d("in/a.nii.gz", "-c", "conf/c.toml", "--coverage-out", "out/seen.nii", "-o", "out/o.nii.gz", "--sidecar")
+    run(
+        "apply", "in/a.nii.gz", "-c", "conf/c.toml", "--coverage-out", "out/seen.nii", "-o", "out/o.nii.gz", "--sidecar"
+    )
     found = record(Path("out/o.json"))
     paths = {
         "volume": "in/a.nii.gz",
@@ -123,7 +118,7 @@ def test_everything_that_is_read_is_named(desk: Path) -> None:
     assert found["Command"] == "conv3d apply ../in/a.nii.gz -c ../conf/c.toml --coverage-out seen.nii -o o.nii.gz"
 
 
-def test_the_command_can_be_typed_again_where_the_sidecar_is(desk: Path) -> None:
+def test_the_command_can_be_typed_again_where_the_sidecar_is(desk: Path, run: Any) -> None:
     Path("out dir").mkdir()
     options = [
         "-k",
@@ -138,7 +133,7 @@ def test_the_command_can_be_typed_again_where_the_sidecar_is(desk: Path) -> None
         "--nan",
         "zero",
     ]
-    conv3d("in/a.nii.gz", *options, "--threads", "1", "-o", "out dir/o 1.nii.gz", "--sidecar")
+    run("apply", "in/a.nii.gz", *options, "--threads", "1", "-o", "out dir/o 1.nii.gz", "--sidecar")
     first = Path("out dir/o 1.nii.gz").read_bytes()
     command = record(Path("out dir/o 1.json"))["Command"]
     assert "--threads" not in command
@@ -148,40 +143,52 @@ def test_the_command_can_be_typed_again_where_the_sidecar_is(desk: Path) -> None
     assert Path("out dir/o 1.nii.gz").read_bytes() == first
 
 
-def test_the_same_bytes_whatever_threads_memory_and_folder(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_same_bytes_whatever_threads_memory_and_folder(
+    desk: Path, monkeypatch: pytest.MonkeyPatch, run: Any
+) -> None:
     arguments = ["-k", "in/k.npy", "--mask", "in/mask.nii", "--sidecar", "--overwrite"]
-    conv3d("in/a.nii.gz", *arguments, "-o", "o.nii.gz", "-j", "1")
+    run("apply", "in/a.nii.gz", *arguments, "-o", "o.nii.gz", "-j", "1")
     first = Path("o.json").read_bytes()
-    conv3d(
-        desk / "in/a.nii.gz", *arguments, "-o", desk / "o.nii.gz", "-j", "2", "--max-memory", "600M", "--verify", "5"
+    run(
+        "apply",
+        desk / "in/a.nii.gz",
+        *arguments,
+        "-o",
+        desk / "o.nii.gz",
+        "-j",
+        "2",
+        "--max-memory",
+        "600M",
+        "--verify",
+        "5",
     )
     assert Path("o.json").read_bytes() == first
     monkeypatch.chdir("in")
-    conv3d("a.nii.gz", "-k", "k.npy", "--mask", "mask.nii", "--sidecar", "--overwrite", "-o", "../o.nii.gz")
+    run("apply", "a.nii.gz", "-k", "k.npy", "--mask", "mask.nii", "--sidecar", "--overwrite", "-o", "../o.nii.gz")
     assert (desk / "o.json").read_bytes() == first
     elsewhere = desk / "copy"  # and the whole folder elsewhere
     shutil.copytree(desk / "in", elsewhere / "in")
     monkeypatch.chdir(elsewhere)
-    conv3d("in/a.nii.gz", *arguments, "-o", "o.nii.gz")
+    run("apply", "in/a.nii.gz", *arguments, "-o", "o.nii.gz")
     assert Path("o.json").read_bytes() == first
 
 
-def test_the_output_is_the_same_with_and_without(desk: Path) -> None:
-    conv3d("in/a.nii.gz", "-k", "in/k.npy", "-o", "plain.nii.gz")
-    conv3d("in/a.nii.gz", "-k", "in/k.npy", "-o", "told.nii.gz", "--sidecar")
+def test_the_output_is_the_same_with_and_without(desk: Path, run: Any) -> None:
+    run("apply", "in/a.nii.gz", "-k", "in/k.npy", "-o", "plain.nii.gz")
+    run("apply", "in/a.nii.gz", "-k", "in/k.npy", "-o", "told.nii.gz", "--sidecar")
     assert Path("plain.nii.gz").read_bytes() == Path("told.nii.gz").read_bytes()
 
 
 @pytest.mark.parametrize("name", ["o.nii", "o.hdr", "o.tif", "o.ome.tif", "o.npy", "o.ome.zarr"])
-def test_every_format(desk: Path, name: str) -> None:
+def test_every_format(desk: Path, name: str, run: Any) -> None:
     if name.endswith("zarr"):
         pytest.importorskip("zarr")
-    conv3d("in/a.nii.gz", "-k", "box:size=3", "-o", name, "--sidecar")
+    run("apply", "in/a.nii.gz", "-k", "box:size=3", "-o", name, "--sidecar")
     outputs = record(Path("o.json"))["Outputs"]
     assert [entry["Path"] for entry in outputs] == (["o.img", "o.hdr"] if name == "o.hdr" else [name])
     assert all(entry["Digest"] == file_digest(entry["Path"]) for entry in outputs)
     Path("next").mkdir()
-    conv3d(name, "-k", "box:size=3", "-o", "next/p.npy", "--sidecar")
+    run("apply", name, "-k", "box:size=3", "-o", "next/p.npy", "--sidecar")
     inputs = record(Path("next/p.json"))["Inputs"]
     assert [entry["Path"] for entry in inputs] == [
         f"../{path}" for path in (["o.hdr", "o.img"] if name == "o.hdr" else [name])
@@ -189,12 +196,12 @@ def test_every_format(desk: Path, name: str) -> None:
     assert [entry["Digest"] for entry in inputs] == [file_digest(entry["Path"][3:]) for entry in inputs]
 
 
-def test_an_array_in_a_store_and_a_cluster(desk: Path) -> None:
+def test_an_array_in_a_store_and_a_cluster(desk: Path, run: Any) -> None:
     pytest.importorskip("zarr")
     pytest.importorskip("distributed")
-    conv3d("in/a.nii.gz", "-k", "identity", "-o", "a.ome.zarr", "--levels", "1")
-    conv3d("a.ome.zarr/0", "-k", "box:size=3", "-o", "here.ome.zarr", "--sidecar")
-    conv3d("a.ome.zarr", "-k", "box:size=3", "-o", "there.ome.zarr", "--sidecar", "--scheduler", "local:1")
+    run("apply", "in/a.nii.gz", "-k", "identity", "-o", "a.ome.zarr", "--levels", "1")
+    run("apply", "a.ome.zarr/0", "-k", "box:size=3", "-o", "here.ome.zarr", "--sidecar")
+    run("apply", "a.ome.zarr", "-k", "box:size=3", "-o", "there.ome.zarr", "--sidecar", "--scheduler", "local:1")
     here, there = record(Path("here.json")), record(Path("there.json"))
     assert (
         here["Inputs"]
@@ -204,29 +211,29 @@ def test_an_array_in_a_store_and_a_cluster(desk: Path) -> None:
     assert here["Outputs"][0]["Digest"] == there["Outputs"][0]["Digest"] == file_digest("there.ome.zarr")
 
 
-def test_a_stack_of_layers(desk: Path) -> None:
+def test_a_stack_of_layers(desk: Path, run: Any) -> None:
     Path("s.toml").write_text('[[layers]]\nkernel = "in/k.npy"\n[[layers]]\nkernel = "box:size=3"\npadding = "valid"\n')
-    conv3d("in/a.nii.gz", "-c", "s.toml", "-o", "o.npy", "--sidecar")
+    run("apply", "in/a.nii.gz", "-c", "s.toml", "-o", "o.npy", "--sidecar")
     found = record(Path("o.json"))
     assert [layer["Kernel"] for layer in found["Layers"]] == ["in/k.npy", "box:size=3"]
     assert [entry["Role"] for entry in found["Inputs"]] == ["volume", "kernel", "config"]
     assert found["Output"]["Shape"] == [5, 7, 6]
 
 
-def test_a_batch_and_side_by_side(desk: Path) -> None:
+def test_a_batch_and_side_by_side(desk: Path, run: Any) -> None:
     names = [f"in/s{n}.npy" for n in range(5)]
     for n, name in enumerate(names):
         np.save(name, np.full((4, 5, 6), n, np.float32))
-    conv3d(*names, "-k", "box:size=3", "--out-dir", "one", "--sidecar", "--jobs", "1")
-    conv3d(*names, "-k", "box:size=3", "--out-dir", "two", "--sidecar", "--jobs", "3")
+    run("apply", *names, "-k", "box:size=3", "--out-dir", "one", "--sidecar", "--jobs", "1")
+    run("apply", *names, "-k", "box:size=3", "--out-dir", "two", "--sidecar", "--jobs", "3")
     for n in range(5):
         assert Path(f"one/s{n}.json").read_bytes() == Path(f"two/s{n}.json").read_bytes()
         assert record(Path(f"two/s{n}.json"))["Outputs"][0]["Digest"] == file_digest(f"two/s{n}.npy")
 
 
-def test_real_data(desk: Path) -> None:
+def test_real_data(desk: Path, run: Any) -> None:
     shutil.copy(Path(nibabel.__file__).parent / "tests" / "data" / "example4d.nii.gz", "e.nii.gz")
-    conv3d("e.nii.gz", "-k", "gaussian:fwhm=6mm", "--like", "spm", "-o", "o.nii.gz", "--sidecar")
+    run("apply", "e.nii.gz", "-k", "gaussian:fwhm=6mm", "--like", "spm", "-o", "o.nii.gz", "--sidecar")
     found = record(Path("o.json"))
     assert found["Like"]["Tool"] == "spm"
     assert found["Layers"][0]["LengthsInVoxels"].keys() == {"fwhm"}
@@ -256,17 +263,19 @@ def left(folder: Path) -> list[str]:
     )
 
 
-def test_an_existing_sidecar_is_not_replaced(desk: Path) -> None:
+def test_an_existing_sidecar_is_not_replaced(desk: Path, run: Any) -> None:
     Path("o.json").write_text("mine")
-    result = conv3d("in/a.nii.gz", "-k", "box:size=3", "-o", "o.nii.gz", "--sidecar", code=5)
+    result = run("apply", "in/a.nii.gz", "-k", "box:size=3", "-o", "o.nii.gz", "--sidecar", code=5)
     assert "o.json: file exists; pass --overwrite" in error(result)
-    conv3d("in/a.nii.gz", "-k", "box:size=3", "-o", "o.nii.gz", "--sidecar", "--dry-run", code=5)
+    run("apply", "in/a.nii.gz", "-k", "box:size=3", "-o", "o.nii.gz", "--sidecar", "--dry-run", code=5)
     assert left(desk) == ["o.json"]
-    conv3d("in/a.nii.gz", "-k", "box:size=3", "-o", "o.nii.gz", "--sidecar", "--overwrite")
+    run("apply", "in/a.nii.gz", "-k", "box:size=3", "-o", "o.nii.gz", "--sidecar", "--overwrite")
     assert record(Path("o.json"))
 
 
-def test_a_sidecar_that_cannot_be_written_leaves_no_output(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sidecar_that_cannot_be_written_leaves_no_output(
+    desk: Path, monkeypatch: pytest.MonkeyPatch, run: Any
+) -> None:
     """The disk is full at the very end; an output that was there stays."""
     Path("o.nii.gz").write_bytes(b"old")
     Path("o.json").write_bytes(b"old, too")
@@ -278,33 +287,43 @@ def test_a_sidecar_that_cannot_be_written_leaves_no_output(desk: Path, monkeypat
         replace(source, target)
 
     monkeypatch.setattr(os, "replace", full)
-    result = conv3d("in/a.nii.gz", "-k", "box:size=3", "-o", "o.nii.gz", "--sidecar", "--overwrite", code=1)
+    result = run("apply", "in/a.nii.gz", "-k", "box:size=3", "-o", "o.nii.gz", "--sidecar", "--overwrite", code=1)
     assert "o.json: no space left" in error(result)
     assert left(desk) == ["o.json", "o.nii.gz"]
     assert Path("o.nii.gz").read_bytes() + Path("o.json").read_bytes() == b"oldold, too"
 
 
-def test_a_failed_run_leaves_nothing(desk: Path) -> None:
-    conv3d(
-        "in/a.nii.gz", "-k", "unsharp:sigma=2vox", "--dtype", "uint8", "--strict", "-o", "o.nii.gz", "--sidecar", code=4
+def test_a_failed_run_leaves_nothing(desk: Path, run: Any) -> None:
+    run(
+        "apply",
+        "in/a.nii.gz",
+        "-k",
+        "unsharp:sigma=2vox",
+        "--dtype",
+        "uint8",
+        "--strict",
+        "-o",
+        "o.nii.gz",
+        "--sidecar",
+        code=4,
     )
-    conv3d("in/a.nii.gz", "-k", "box:size=99", "--padding", "valid", "-o", "o.nii.gz", "--sidecar", code=4)
-    conv3d("in/none.nii.gz", "-k", "box:size=3", "-o", "o.nii.gz", "--sidecar", code=3)
+    run("apply", "in/a.nii.gz", "-k", "box:size=99", "--padding", "valid", "-o", "o.nii.gz", "--sidecar", code=4)
+    run("apply", "in/none.nii.gz", "-k", "box:size=3", "-o", "o.nii.gz", "--sidecar", code=3)
     assert left(desk) == []
 
 
-def test_an_input_that_changes_meanwhile(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_input_that_changes_meanwhile(desk: Path, monkeypatch: pytest.MonkeyPatch, run: Any) -> None:
     import conv3d_cli.pipeline.run as job
 
     run_job = job.run_job
 
-    def run(*arguments: Any, **named: Any) -> Any:
+    def change_it_then(*arguments: Any, **named: Any) -> Any:
         report = run_job(*arguments, **named)
         os.utime("in/a.nii.gz", ns=(0, 0))
         return report
 
-    monkeypatch.setattr(job, "run_job", run)
-    result = conv3d("in/a.nii.gz", "-k", "box:size=3", "-o", "o.nii.gz", "--sidecar", code=3)
+    monkeypatch.setattr(job, "run_job", change_it_then)
+    result = run("apply", "in/a.nii.gz", "-k", "box:size=3", "-o", "o.nii.gz", "--sidecar", code=3)
     assert "in/a.nii.gz was written to while it was read" in error(result)
     assert left(desk) == []
 
@@ -321,9 +340,9 @@ def test_an_input_that_changes_meanwhile(desk: Path, monkeypatch: pytest.MonkeyP
         (["in/a.nii.gz", "-k", "in/o.json", "-o", "in/o.nii.gz", "--overwrite"], "would replace in/o.json, which is read", 5),
     ],
 )  # fmt: skip
-def test_what_is_refused(desk: Path, arguments: list[str], words: str, code: int) -> None:
+def test_what_is_refused(desk: Path, arguments: list[str], words: str, code: int, run: Any) -> None:
     Path("in/o.json").write_text("[[[1.0]]]")
     arguments = [a.replace("in/b.tif", "in/a.npy") for a in arguments]
     np.save("in/a.npy", np.zeros((3, 3, 3)))
-    assert words in error(conv3d(*arguments, "--sidecar", code=code))
+    assert words in error(run("apply", *arguments, "--sidecar", code=code))
     assert left(desk) == []

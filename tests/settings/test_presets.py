@@ -10,10 +10,8 @@ from typing import Any, get_args
 import nibabel as nib
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
 from tools import TOOLS, command, installed, run_on_file
 
-from conv3d_cli.cli import main
 from conv3d_cli.kernels import read_kernel
 from conv3d_cli.kernels.sampling import SAMPLINGS, SamplingName
 from conv3d_cli.settings.merge import apply_preset
@@ -24,16 +22,6 @@ EXAMPLE = Path(nib.__file__).parent / "tests" / "data" / "example4d.nii.gz"
 GOLDEN = np.load(Path(__file__).parents[1] / "data" / "preset_golden.npz")
 # max |difference| / max |value|: SPM's quotients divide by what little is inside; niimath adds in float32, as we do
 CLOSE = {"spm": 4e-6, "fsl": 6e-6}
-
-
-def invoke(*arguments: object) -> Result:
-    return CliRunner().invoke(main, [str(a) for a in arguments])
-
-
-def apply(*arguments: object) -> Result:
-    result = invoke("apply", *arguments)
-    assert result.exit_code == 0, result.output
-    return result
 
 
 def apart(ours: np.ndarray, theirs: np.ndarray) -> float:
@@ -55,18 +43,18 @@ def scan(tmp_path: Path) -> tuple[Path, np.ndarray, tuple[float, ...]]:
 @pytest.mark.parametrize("fwhm", [1.5, 6.0])
 @pytest.mark.parametrize("name", TOOLS)
 def test_a_gaussian_is_the_tools(
-    tmp_path: Path, scan: tuple[Path, np.ndarray, tuple[float, ...]], name: str, fwhm: float
+    tmp_path: Path, scan: tuple[Path, np.ndarray, tuple[float, ...]], name: str, fwhm: float, run: Any
 ) -> None:
     if not installed(name):
         pytest.skip(f"{name} is not installed")
     path, data, spacing = scan
-    apply(path, "-k", f"gaussian:fwhm={fwhm}mm", "--like", name, "-o", tmp_path / "out.nii.gz", "--verify", 20)
+    run("apply", path, "-k", f"gaussian:fwhm={fwhm}mm", "--like", name, "-o", tmp_path / "out.nii.gz", "--verify", 20)
     theirs = TOOLS[name](data, spacing, fwhm, tmp_path)
     ours = nib.load(tmp_path / "out.nii.gz").get_fdata()
     assert apart(ours, theirs) <= CLOSE.get(name, 1e-6)
 
 
-def test_every_time_point_as_nilearn_does_with_nan(tmp_path: Path) -> None:
+def test_every_time_point_as_nilearn_does_with_nan(tmp_path: Path, run: Any) -> None:
     image_module = pytest.importorskip("nilearn.image")
     image = nib.load(EXAMPLE)
     data = np.asarray(image.dataobj, dtype=np.float32)
@@ -74,19 +62,28 @@ def test_every_time_point_as_nilearn_does_with_nan(tmp_path: Path) -> None:
     holed = nib.Nifti1Image(data, image.affine)
     holed.header.set_xyzt_units("mm", "sec")
     nib.save(holed, tmp_path / "holed.nii.gz")
-    apply(tmp_path / "holed.nii.gz", "-k", "gaussian:fwhm=5mm", "--like", "nilearn", "-o", tmp_path / "out.nii.gz")
+    run(
+        "apply",
+        tmp_path / "holed.nii.gz",
+        "-k",
+        "gaussian:fwhm=5mm",
+        "--like",
+        "nilearn",
+        "-o",
+        tmp_path / "out.nii.gz",
+    )
     theirs = image_module.smooth_img(nib.Nifti1Image(data.copy(), image.affine), 5).get_fdata()
     assert apart(nib.load(tmp_path / "out.nii.gz").get_fdata(), theirs) <= 1e-6
 
 
 @pytest.mark.skipif(command("mrfilter") is None, reason="needs MRtrix3's mrfilter: apt install mrtrix3")
-def test_nan_at_the_edge_of_what_mrfilter_does(tmp_path: Path, scan: Any) -> None:
+def test_nan_at_the_edge_of_what_mrfilter_does(tmp_path: Path, scan: Any, run: Any) -> None:
     """It divides after every axis, we once at the end: NaN are left out by both, and the means differ a little near them."""
     path, data, spacing = scan
     data = data.copy()
     data[20:22, 20, 10] = np.nan
     nib.save(nib.Nifti1Image(data, nib.load(path).affine, nib.load(path).header), path)
-    apply(path, "-k", "gaussian:fwhm=6mm", "--like", "mrtrix", "-o", tmp_path / "out.nii.gz")
+    run("apply", path, "-k", "gaussian:fwhm=6mm", "--like", "mrtrix", "-o", tmp_path / "out.nii.gz")
     theirs = TOOLS["mrtrix"](data, spacing, 6.0, tmp_path)
     ours = nib.load(tmp_path / "out.nii.gz").get_fdata()
     assert np.isfinite(ours).all()
@@ -95,7 +92,7 @@ def test_nan_at_the_edge_of_what_mrfilter_does(tmp_path: Path, scan: Any) -> Non
 
 
 @pytest.mark.skipif(command("niimath") is None, reason="needs niimath: pip install niimath")
-def test_a_kernel_file_is_as_in_fsl(tmp_path: Path, scan: Any) -> None:
+def test_a_kernel_file_is_as_in_fsl(tmp_path: Path, scan: Any, run: Any) -> None:
     """Not flipped, a mean of what is inside; niimath holds weights as 32-bit integers."""
     path, data, spacing = scan
     weights = np.random.default_rng(2).random((5, 3, 3)).astype(np.float32)
@@ -105,20 +102,22 @@ def test_a_kernel_file_is_as_in_fsl(tmp_path: Path, scan: Any) -> None:
     theirs = run_on_file(
         data, spacing, tmp_path, lambda a, b: [program, a, "-kernel", "file", str(kernel), "-fmean", b]
     )
-    apply(path, "-k", kernel, "--like", "fsl", "-o", tmp_path / "out.nii.gz")
+    run("apply", path, "-k", kernel, "--like", "fsl", "-o", tmp_path / "out.nii.gz")
     assert apart(nib.load(tmp_path / "out.nii.gz").get_fdata(), theirs) <= 2e-6
 
 
 @pytest.mark.parametrize("size", [(3, 5, 3), (4, 2, 5)])
-def test_a_kernel_file_is_flipped_as_in_scipy_and_a_builtin_is_not(tmp_path: Path, size: tuple[int, int, int]) -> None:
+def test_a_kernel_file_is_flipped_as_in_scipy_and_a_builtin_is_not(
+    tmp_path: Path, size: tuple[int, int, int], run: Any
+) -> None:
     ndimage = pytest.importorskip("scipy.ndimage")
     volume = GOLDEN["volume"]
     kernel = np.random.default_rng(1).standard_normal(size)
     np.save(tmp_path / "v.npy", volume)
     np.save(tmp_path / "k.npy", kernel)
-    apply(tmp_path / "v.npy", "-k", tmp_path / "k.npy", "--like", "scipy", "-o", tmp_path / "out.npy")
+    run("apply", tmp_path / "v.npy", "-k", tmp_path / "k.npy", "--like", "scipy", "-o", tmp_path / "out.npy")
     assert apart(np.load(tmp_path / "out.npy"), ndimage.convolve(volume.astype(float), kernel)) <= 1e-6
-    apply(tmp_path / "v.npy", "-k", "sobel:axis=h", "--like", "scipy", "-o", tmp_path / "edges.npy")
+    run("apply", tmp_path / "v.npy", "-k", "sobel:axis=h", "--like", "scipy", "-o", tmp_path / "edges.npy")
     assert apart(np.load(tmp_path / "edges.npy"), ndimage.sobel(volume.astype(float), axis=1)) <= 1e-6
 
 
@@ -129,7 +128,7 @@ def test_a_kernel_file_is_flipped_as_in_scipy_and_a_builtin_is_not(tmp_path: Pat
         ("torch", "odd", "torch_odd"), ("torch", "layer", "torch_layer"), ("keras", "layer", "torch_layer"),
     ],
 )  # fmt: skip
-def test_what_itk_and_torch_made(tmp_path: Path, name: str, kernel: str, made: str) -> None:
+def test_what_itk_and_torch_made(tmp_path: Path, name: str, kernel: str, made: str, run: Any) -> None:
     """By tests/data/make_preset_golden.py. ITK's Gaussian ends where its sum is 0.99; all in float32."""
     image = nib.Nifti1Image(GOLDEN["volume"].T, np.diag([2.0, 1.5, 3.0, 1.0]))
     image.header.set_xyzt_units("mm", "sec")
@@ -137,16 +136,16 @@ def test_what_itk_and_torch_made(tmp_path: Path, name: str, kernel: str, made: s
     if kernel in GOLDEN:
         np.save(tmp_path / "k.npy", GOLDEN[kernel])
         kernel = str(tmp_path / "k.npy")
-    apply(tmp_path / "v.nii", "-k", kernel, "--like", name, "-o", tmp_path / "out.npy")
+    run("apply", tmp_path / "v.nii", "-k", kernel, "--like", name, "-o", tmp_path / "out.npy")
     assert apart(np.load(tmp_path / "out.npy"), GOLDEN[made]) <= 1e-6
 
 
-def test_imagej_normalizes_a_kernel_file_and_repeats_the_edge(tmp_path: Path) -> None:
+def test_imagej_normalizes_a_kernel_file_and_repeats_the_edge(tmp_path: Path, run: Any) -> None:
     ndimage = pytest.importorskip("scipy.ndimage")
     kernel = np.random.default_rng(1).random((1, 3, 5))
     np.save(tmp_path / "v.npy", GOLDEN["volume"])
     np.save(tmp_path / "k.npy", kernel)
-    apply(tmp_path / "v.npy", "-k", tmp_path / "k.npy", "--like", "imagej", "-o", tmp_path / "out.npy")
+    run("apply", tmp_path / "v.npy", "-k", tmp_path / "k.npy", "--like", "imagej", "-o", tmp_path / "out.npy")
     expected = ndimage.correlate(GOLDEN["volume"].astype(float), kernel / kernel.sum(), mode="nearest")
     assert apart(np.load(tmp_path / "out.npy"), expected) <= 1e-6
 
@@ -155,12 +154,15 @@ def test_imagej_normalizes_a_kernel_file_and_repeats_the_edge(tmp_path: Path) ->
 # What is asked for wins, and is told
 
 
-def test_options_and_config_keys_beat_the_preset(tmp_path: Path, scan: Any) -> None:
+def test_options_and_config_keys_beat_the_preset(tmp_path: Path, scan: Any, run: Any) -> None:
     path = scan[0]
     (tmp_path / "c.toml").write_text('kernel = "gaussian:fwhm=6mm"\nlike = "fsl"\npadding = "valid"\n')
-    words = apply(path, "-c", tmp_path / "c.toml", "-v", "-o", tmp_path / "a.nii.gz", "--boundary", "zeros").output
+    words = run(
+        "apply", path, "-c", tmp_path / "c.toml", "-v", "-o", tmp_path / "a.nii.gz", "--boundary", "zeros"
+    ).output
     assert "like       fsl: sampling fsl; yours instead: padding valid, boundary zeros\n" in words
-    words = apply(
+    words = run(
+        "apply",
         path,
         "-k",
         "gaussian:fwhm=6mm:truncate=3",
@@ -173,23 +175,24 @@ def test_options_and_config_keys_beat_the_preset(tmp_path: Path, scan: Any) -> N
         "propagate",
     ).output
     assert "spm: padding same, boundary renormalize-depth; yours instead: truncate 3, nan propagate" in words
-    record = json.loads(invoke("explain", path, "-c", tmp_path / "c.toml", "--like", "wb", "--json").stdout)
+    record = json.loads(run("explain", path, "-c", tmp_path / "c.toml", "--like", "wb", "--json").stdout)
     assert record["preset"]["name"] == "wb"
     assert record["kernel"] == "gaussian:fwhm=6mm:sampling=wb"
     assert record["padding"] == [[0, 0]] * 3
 
 
-def test_a_gaussian_of_keras_is_ours_and_that_is_said(tmp_path: Path, scan: Any) -> None:
-    words = invoke("explain", scan[0], "-k", "gaussian:fwhm=6mm", "--like", "keras").output
+def test_a_gaussian_of_keras_is_ours_and_that_is_said(tmp_path: Path, scan: Any, run: Any) -> None:
+    words = run("explain", scan[0], "-k", "gaussian:fwhm=6mm", "--like", "keras").output
     assert (
         "keras: padding valid, boundary zeros; keras has no Gaussian and no mm: it is sampled as conv3d does" in words
     )
 
 
-def test_a_mask_under_spm_renormalizes_along_all_axes(tmp_path: Path, scan: Any) -> None:
+def test_a_mask_under_spm_renormalizes_along_all_axes(tmp_path: Path, scan: Any, run: Any) -> None:
     path, data, _ = scan
     nib.save(nib.Nifti1Image((data > 100).astype(np.uint8), nib.load(path).affine), tmp_path / "mask.nii.gz")
-    words = apply(
+    words = run(
+        "apply",
         path,
         "-k",
         "gaussian:fwhm=6mm",
@@ -217,7 +220,7 @@ def test_a_mask_under_spm_renormalizes_along_all_axes(tmp_path: Path, scan: Any)
         (["-c", "{stack}"], 2, "--like spm is for one convolution, and this is a stack of 2 layers"),
     ],
 )
-def test_refusals(tmp_path: Path, scan: Any, arguments: list[str], code: int, words: str) -> None:
+def test_refusals(tmp_path: Path, scan: Any, arguments: list[str], code: int, words: str, run: Any) -> None:
     files = {
         name: tmp_path / f"{name}.{end}" for name, end in (("zero", "npy"), ("unknown", "toml"), ("stack", "toml"))
     }
@@ -226,8 +229,7 @@ def test_refusals(tmp_path: Path, scan: Any, arguments: list[str], code: int, wo
     files["stack"].write_text('like = "spm"\n[[layers]]\nkernel = "box"\n[[layers]]\nkernel = "box"\n')
     arguments = [argument.format(**files) for argument in arguments]
     kernel = [] if "-k" in arguments or files["stack"].name in arguments[-1] else ["-k", "gaussian:fwhm=4mm"]
-    result = invoke("apply", scan[0], *kernel, *arguments, "-o", tmp_path / "out.nii.gz")
-    assert result.exit_code == code, result.output
+    result = run("apply", scan[0], *kernel, *arguments, "-o", tmp_path / "out.nii.gz", code=code)
     assert words in " ".join(result.output.split())
     assert not (tmp_path / "out.nii.gz").exists()
 
@@ -236,10 +238,10 @@ def test_refusals(tmp_path: Path, scan: Any, arguments: list[str], code: int, wo
 # The table
 
 
-def test_every_preset_is_listed_and_every_sampling_named() -> None:
-    listed = invoke("presets").output
+def test_every_preset_is_listed_and_every_sampling_named(run: Any) -> None:
+    listed = run("presets").output
     assert [line.split()[0] for line in listed.splitlines()] == ["like", *PRESETS]
-    assert json.loads(invoke("presets", "--json").stdout).keys() == PRESETS.keys()
+    assert json.loads(run("presets", "--json").stdout).keys() == PRESETS.keys()
     assert get_args(SamplingName) == ("scipy", *SAMPLINGS)
     assert {preset.sampling for preset in PRESETS.values()} == {"scipy", *SAMPLINGS}
     readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
@@ -266,14 +268,14 @@ def test_every_gaussian_is_one(name: str, sigma: float) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("nilearn") is None, reason="needs nilearn's template: pip install nilearn")
 @pytest.mark.parametrize("name", ["fsl", "mrtrix", "nilearn", "scipy"])
-def test_the_mni_template_is_smoothed_as_the_tool_does(tmp_path: Path, name: str) -> None:
+def test_the_mni_template_is_smoothed_as_the_tool_does(tmp_path: Path, name: str, run: Any) -> None:
     if not installed(name):
         pytest.skip(f"{name} is not installed")
     spec = importlib.util.find_spec("nilearn")
     assert spec is not None
     assert spec.origin is not None
     template = next((Path(spec.origin).parent / "datasets" / "data").glob("mni_icbm152_t1_tal*.nii.gz"))
-    apply(template, "-k", "gaussian:fwhm=6mm", "--like", name, "-o", tmp_path / "out.nii.gz")
+    run("apply", template, "-k", "gaussian:fwhm=6mm", "--like", name, "-o", tmp_path / "out.nii.gz")
     image = nib.load(template)
     spacing = tuple(float(step) for step in np.linalg.norm(image.affine[:3, :3], axis=0))
     theirs = TOOLS[name](np.asarray(image.dataobj, dtype=np.float32), spacing, 6.0, tmp_path)

@@ -251,10 +251,12 @@ class Entry:
 
     @property
     def name(self) -> str:
+        """The layer's own name, without those of the models around it."""
         return self.names[-1]
 
     @property
     def class_name(self) -> str:
+        """The name of its Keras class, such as Conv3D."""
         return class_of(self.layer)
 
     def other(self, is_convolution: bool) -> OtherLayer:

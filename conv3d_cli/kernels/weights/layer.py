@@ -192,6 +192,7 @@ class Archive:
 
     @property
     def names(self) -> list[str]:
+        """The names of its members, in the archive's order."""
         return list(self._members)
 
     def size(self, name: str) -> int:

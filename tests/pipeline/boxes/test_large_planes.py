@@ -16,11 +16,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 import tifffile
-from click.testing import CliRunner
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from conv3d_cli.cli import main
 from conv3d_cli.formats import write_volume
 from conv3d_cli.model.kernel import Kernel
 from conv3d_cli.model.volume import Volume
@@ -51,10 +49,6 @@ def mosaic(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def apply(*arguments: object) -> Any:
-    return CliRunner().invoke(main, ["apply", *map(str, arguments), "-q"])
-
-
 def contents(path: Path) -> dict[str, bytes]:
     files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
     return {str(p.relative_to(path)): p.read_bytes() for p in files}
@@ -76,28 +70,29 @@ def contents(path: Path) -> dict[str, bytes]:
     ],
     ids=lambda value: str(value) if isinstance(value, str) else " ".join(value),
 )
-def test_same_bits_as_whole_planes(mosaic: Path, source: str, kernel: str, options: list[str], tmp_path: Path) -> None:
+def test_same_bits_as_whole_planes(
+    mosaic: Path, source: str, kernel: str, options: list[str], tmp_path: Path, run: Any
+) -> None:
     suffix = Path(source).suffix
     if options[:1] == ["--target"]:
         suffix, options = options[1], options[2:]
     k = mosaic / kernel if kernel.endswith(".npy") else kernel
-    whole = apply(mosaic / source, "-k", k, *options, "-o", tmp_path / f"whole{suffix}", "--max-memory", "2G")
-    assert whole.exit_code == 0, whole.output
-    refused = apply(mosaic / source, "-k", k, *options, "-o", tmp_path / f"no{suffix}", "--max-memory", "1M")
-    assert refused.exit_code == 6
+    run("apply", mosaic / source, "-k", k, *options, "-o", tmp_path / f"whole{suffix}", "--max-memory", "2G", "-q")
+    refused = run(
+        "apply", mosaic / source, "-k", k, *options, "-o", tmp_path / f"no{suffix}", "--max-memory", "1M", "-q", code=6
+    )
     least = re.search(r"--max-memory (\d+)M", refused.output)
     assert least, refused.output
     asked = [mosaic / source, "-k", k, *options, "-o", tmp_path / f"boxes{suffix}", "--max-memory", f"{least[1]}M"]
-    planned = json.loads(CliRunner().invoke(main, ["apply", *map(str, asked), "--dry-run", "--json"]).stdout)
+    planned = json.loads(run("apply", *asked, "--dry-run", "--json").stdout)
     small = planned["memory"] <= int(least[1]) << 20
     assert small
     assert planned["boxes"] or ".zarr" in source + suffix  # the library holds as much as these planes
-    boxed = apply(*asked)
-    assert boxed.exit_code == 0, boxed.output
+    run("apply", *asked, "-q")
     assert contents(tmp_path / f"boxes{suffix}") == contents(tmp_path / f"whole{suffix}")
 
 
-def test_the_ceiling_asks_for_boxes(mosaic: Path) -> None:
+def test_the_ceiling_asks_for_boxes(mosaic: Path, run: Any) -> None:
     ceiling = PROCESS_BYTES + (60 << 20)
     job = Job(str(mosaic / "x.npy"), "out.npy", (Stage(str(mosaic / "random3.npy")),), max_memory=ceiling)
     with prepare_job(job) as prepared:
@@ -105,16 +100,24 @@ def test_the_ceiling_asks_for_boxes(mosaic: Path) -> None:
         assert prepared.boxes.partition.block < SHAPE
         assert prepared.boxes.redundancy.decoded < 1.2
         assert prepared.memory <= ceiling
-    result = CliRunner().invoke(
-        main, ["explain", str(mosaic / "x.npy"), "-k", str(mosaic / "random3.npy"), "--max-memory", f"{ceiling >> 20}M"]
-    )
+    result = run("explain", mosaic / "x.npy", "-k", mosaic / "random3.npy", "--max-memory", f"{ceiling >> 20}M")
     assert "voxels (whole planes are too large)" in result.output
 
 
-def test_a_stream_has_no_boxes(mosaic: Path, tmp_path: Path) -> None:
+def test_a_stream_has_no_boxes(mosaic: Path, tmp_path: Path, run: Any) -> None:
     ceiling = f"{(PROCESS_BYTES >> 20) + 5}M"
-    refused = apply(mosaic / "x.nii", "-k", "box:size=3", "-o", tmp_path / "out.nii.gz", "--max-memory", ceiling)
-    assert refused.exit_code == 6
+    refused = run(
+        "apply",
+        mosaic / "x.nii",
+        "-k",
+        "box:size=3",
+        "-o",
+        tmp_path / "out.nii.gz",
+        "--max-memory",
+        ceiling,
+        "-q",
+        code=6,
+    )
     assert "one plane" in refused.output or "planes at a time" in refused.output
 
 
@@ -239,18 +242,18 @@ print(re.search(r"VmHWM:\\s*(\\d+)", open("/proc/self/status").read())[1])
 @pytest.mark.parametrize(
     ("source", "target"), [("x.zarr", "o.zarr"), ("x.zarr", "o.npy"), ("x.npy", "o.zarr"), ("x.npy", "o.npy")]
 )
-def test_a_process_keeps_to_its_ceiling(wide: Path, source: str, target: str, tmp_path: Path) -> None:
+def test_a_process_keeps_to_its_ceiling(wide: Path, source: str, target: str, tmp_path: Path, run: Any) -> None:
     ceiling = 400
     command = ["apply", str(wide / source), "-k", "box:size=5", "--dtype", "uint16", "-o", str(tmp_path / target)]
     command += ["--levels", "3", "--chunks", "8,256,256"] if target.endswith("zarr") else []
     limited = [*command, "--max-memory", f"{ceiling}M"]
-    planned = json.loads(CliRunner().invoke(main, [*limited, "--dry-run", "--json"]).stdout)
+    planned = json.loads(run(*limited, "--dry-run", "--json").stdout)
     assert planned["boxes"]["decoded"] < 1.4
     ran = subprocess.run([sys.executable, "-c", MEASURED, *limited, "-q"], capture_output=True, text=True, check=True)
     assert int(ran.stdout) << 10 <= ceiling << 20
     (tmp_path / "boxes").mkdir()
     os.rename(tmp_path / target, tmp_path / "boxes" / target)
-    assert apply(*command[1:], "--max-memory", "4G").exit_code == 0
+    run("apply", *command[1:], "--max-memory", "4G", "-q")
     assert contents(tmp_path / "boxes" / target) == contents(tmp_path / target)
 
 
