@@ -15,9 +15,10 @@ from conv3d_cli.formats import content_of
 from conv3d_cli.formats.nifti.cifti import has_cifti_name
 from conv3d_cli.system.atomic import suffix_of
 
+# BIDS' suffixes (roi and dtissue of before it had dseg), and what else people call them
 WORD = re.compile(
-    r"(?:.*_)?(mask|dseg|brainmask|dtissue)", re.IGNORECASE
-)  # the last two: fMRIPrep's, of before BIDS had a word
+    r"(?:.*_)?((?:brain|lesion)?mask|dseg|dtissue|roi|labels?|seg|segmentation|parcellation)", re.IGNORECASE
+)
 # FreeSurfer's segmentations, which have these names in a subject's folder, too
 SEGMENTATION = re.compile(r"(?:.*[_.])?(?:aparc[\w.]*\+aseg|aseg|wmparc)(?:\..*)?", re.IGNORECASE)
 SUBJECT = re.compile(r"sub-[0-9a-zA-Z+]+")

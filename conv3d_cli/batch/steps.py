@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from conv3d_cli.batch.results import JobResult, Say, failed, skipped
 from conv3d_cli.errors import Conv3DError
+from conv3d_cli.system.atomic import placed_outputs
 
 if TYPE_CHECKING:
     from conv3d_cli.batch.preview import Preview
@@ -222,13 +223,20 @@ def convolve(run: JobRun) -> None:
 
         return run_on_cluster(job, options.scheduler, run.progress, decided)
 
-    if run.recording is None:
-        run.report = start(run.job, decided)
-    else:
-        from conv3d_cli.provenance.run import run_recorded
+    placed: list[str] = []
+    try:
+        with placed_outputs() as placed:
+            if run.recording is None:
+                run.report = start(run.job, decided)
+            else:
+                from conv3d_cli.provenance.run import run_recorded
 
-        run.report = run_recorded(run.job, run.recording, start, decided)
-    run.finished.written.append(run.job.target)
+                run.report = run_recorded(run.job, run.recording, start, decided)
+    finally:  # an interrupt that waited for the output to take its place comes here
+        if run.report is not None or os.path.normpath(run.job.target) in map(os.path.normpath, placed):
+            run.finished.written.append(run.job.target)
+            if options.verify is None:
+                run.finished.complete.append(run.job.target)
 
 
 def verify(run: JobRun) -> None:
@@ -238,7 +246,7 @@ def verify(run: JobRun) -> None:
 
         found = verify_output(run.job, run.options.verify)
         run.verified = {"verified": found.voxels, "verified_worst": found.worst}
-    run.finished.complete.append(run.job.target)
+        run.finished.complete.append(run.job.target)
 
 
 def record(run: JobRun) -> None:
@@ -302,6 +310,7 @@ def run_steps(run: JobRun) -> JobResult:
         run.give_up()
         return failed(run.job, error, run.messages, run.preview)
     except BaseException:
-        run.give_up()
+        if run.job.target not in run.finished.written:  # else the next run sees that this one left it
+            run.give_up()
         raise
     return done(run)

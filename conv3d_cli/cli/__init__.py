@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from types import FrameType
 from typing import Any
 
@@ -27,7 +28,7 @@ from conv3d_cli.cli.rerun import rerun
 from conv3d_cli.cli.view import view
 from conv3d_cli.cli.warmup import warmup
 from conv3d_cli.errors import Conv3DError, one_line
-from conv3d_cli.system.atomic import cause_of
+from conv3d_cli.system.atomic import cause_of, placed_outputs
 
 
 class Terminated(BaseException):
@@ -49,9 +50,10 @@ def _tell_lost_output(error: OSError) -> None:
         click.echo(f"Error: cannot write {error.filename or 'standard output'}: {cause_of(error)}", err=True)
 
 
-def _what_stands(error: BaseException) -> str:
-    """What an interrupt left behind: the words that a batch has added to it, which knows; else there is nothing."""
-    return "; ".join(getattr(error, "__notes__", ["no output was left behind"]))
+def _what_stands(error: BaseException, placed: Sequence[str]) -> str:
+    """What an interrupt left behind: in the words of a batch, which knows what is complete, or the outputs that were placed."""
+    written = [f"{path} is written" for path in placed]
+    return "; ".join(getattr(error, "__notes__", written or ["no output was left behind"]))
 
 
 class ErrorTranslator(click.Group):
@@ -70,8 +72,10 @@ class ErrorTranslator(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; see errors.py for the exit codes."""
+        placed: list[str] = []
         try:
-            return super().invoke(ctx)
+            with placed_outputs() as placed:
+                return super().invoke(ctx)
         except Conv3DError as error:
             click.echo(f"Error: {one_line(error)}", err=True)
             code = error.exit_code
@@ -83,10 +87,10 @@ class ErrorTranslator(click.Group):
             _tell_lost_output(error)
             code = ctx.meta.get(EXIT_CODE) or 1
         except KeyboardInterrupt as error:
-            click.echo(f"interrupted; {_what_stands(error)}", err=True)
+            click.echo(f"interrupted; {_what_stands(error, placed)}", err=True)
             code = 130
         except Terminated as error:
-            click.echo(f"terminated; {_what_stands(error)}", err=True)
+            click.echo(f"terminated; {_what_stands(error, placed)}", err=True)
             code = 128 + error.signum
         ctx.exit(code)
 

@@ -111,9 +111,12 @@ def connect(scheduler: str) -> Iterator[Any]:
 def _private_cluster(workers: int) -> Iterator[Any]:
     """Worker processes on this machine that obey this process alone: whoever reaches a scheduler runs code as its owner.
 
-    All speak TLS with a key made for this run, on loopback; the web servers that Dask starts beside them serve no pages.
+    All speak TLS with a key made for this run, on loopback; the web servers that Dask starts beside them serve no pages. What
+    they write (locks, and values that memory has no room for) goes to a folder of their own.
     Raises: SpecError with the cure if the library that makes the key is missing.
     """
+    import tempfile
+
     import dask
 
     distributed = import_distributed()
@@ -121,9 +124,11 @@ def _private_cluster(workers: int) -> Iterator[Any]:
         security = distributed.Security.temporary()
     except ImportError as error:
         raise SpecError(f"--scheduler local:N needs the cryptography library: {CURE}") from error
-    no_pages: dict[str, list[str]] = {"distributed.scheduler.http.routes": [], "distributed.worker.http.routes": []}
+    no_pages: dict[str, Any] = {"distributed.scheduler.http.routes": [], "distributed.worker.http.routes": []}
     with (
-        dask.config.set(no_pages),
+        # Dask's own name in the shared temporary folder can be taken by others before
+        tempfile.TemporaryDirectory(prefix="conv3d-dask-", ignore_cleanup_errors=True) as folder,
+        dask.config.set({**no_pages, "temporary-directory": folder}),
         distributed.LocalCluster(
             n_workers=workers,
             threads_per_worker=1,
@@ -131,6 +136,7 @@ def _private_cluster(workers: int) -> Iterator[Any]:
             host="127.0.0.1",
             protocol="tls://",
             security=security,
+            local_directory=folder,
             dashboard_address=None,
             scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},  # without a dashboard: else a port that may be taken
             silence_logs=50,

@@ -84,8 +84,10 @@ def _stages(given: Settings, config: Config) -> tuple[Settings, ...]:
             f"{flags} cannot be given for a stack of {len(config.stages)} layers; set it in the config {config.path}"
         )
     stage = config.stages[0]
-    if own.kernel is not None:
-        stage = stage.without(*_OF_KERNEL, *(["notes"] if stage.kernel is not None else []))
+    if own.kernel is not None and stage.kernel is not None:
+        stage = stage.without(*_OF_KERNEL, "notes")
+    if own.bias is not None:
+        stage = stage.without("use_bias")  # a bias that is given now is used, whatever the config says of another
     parsed = {o.name: _layer_value(o.flags[0], names[o.name]) for o in LAYER_VALUES if o.name in names}
     return (overlay(stage, layer_settings(replace(own, **parsed))),)
 

@@ -103,7 +103,8 @@ def check_target(
         if special := special_kind(target):
             kind, takes_bytes = special
             if not (send and takes_bytes):
-                raise WriteError(f"cannot write {path}: it is {kind}, which a file would replace; name a plain file")
+                why = "" if send else ", which a file would replace"
+                raise WriteError(f"cannot write {path}: it is {kind}{why}; name a plain file")
             if not os.access(target, os.W_OK):
                 raise WriteError(f"cannot write {path}: permission denied")
             return
@@ -315,15 +316,19 @@ _ACCESS_LIST = "system.posix_acl_access"
 
 def _take_over(new: Path, path: Path, old: os.stat_result) -> None:
     """Give a new file or folder the owner, where this process may, and the permissions of the old one at `path`."""
-    mode = old.st_mode & 0o777
+    # a folder's set-group-ID bit says whose its new files are; on a file it would be a privilege
+    mode = old.st_mode & (0o2777 if stat.S_ISDIR(old.st_mode) else 0o777)
     if not _give(new, old.st_uid, old.st_gid) and not _give(new, -1, old.st_gid):
         # what the old group might do is not for another group, which gets what all others get
         os.chmod(new, mode & ~0o070 | (mode & 0o007) << 3)
         return
     os.chmod(new, mode)
     if hasattr(os, "getxattr"):
-        with suppress(OSError):  # none, or a file system that has none
+        try:
             os.setxattr(new, _ACCESS_LIST, os.getxattr(path, _ACCESS_LIST))
+        except OSError:  # it has none: nor has the new one, not even what its folder hands on
+            with suppress(OSError):
+                os.removexattr(new, _ACCESS_LIST)
 
 
 def _give(path: Path, user: int, group: int) -> bool:
@@ -389,7 +394,7 @@ class AtomicFolder:
                         f"cannot write {self.path}: folder appeared meanwhile; pass --overwrite to replace it"
                     )
                 _take_over(self.temporary, self._target, old)
-                _give_away(self.temporary)
+                _take_over_contents(self.temporary, self._target)
                 self._aside = temporary_name(self._target, "old")
                 os.rename(self._target, self._aside)
             os.rename(self.temporary, self._target)
@@ -463,9 +468,8 @@ class AtomicGroup:
         Old files that vouch for others go first, and their successors come last. So if the process is killed on the way, no
         header describes another's voxels. Signals wait until it is done.
         """
-        with signals_held():
-            _place_all(sorted(self.staged, key=_vouches))
-            self.staged = []
+        _place_all(sorted(self.staged, key=_vouches))
+        self.staged = []
 
     def __enter__(self) -> AtomicGroup:
         self._before: Token[AtomicGroup | None] = _group.set(self)
@@ -488,8 +492,7 @@ def place_or_stage(output: AtomicFile | AtomicFolder) -> None:
     group = _group.get()
     if group is not None:
         group.staged.append(output)
-        return
-    with signals_held():
+    else:
         _place_all([output])
 
 
@@ -498,25 +501,62 @@ def _vouches(output: AtomicFile | AtomicFolder) -> bool:
 
 
 def _place_all(outputs: list[AtomicFile | AtomicFolder]) -> None:
-    """Give outputs their places, all or none."""
+    """Give outputs their places, all or none; signals wait meanwhile."""
+    placed = False
     try:
-        if len(outputs) > 1:  # one alone is renamed over the old one in one step
-            for output in reversed(outputs):
-                output.set_aside()
-        for output in outputs:
-            output.place()
-    except BaseException as error:
-        lost = []
-        for output in outputs:
+        with signals_held():
             try:
-                output.put_back()
-            except WriteError as failed:
-                lost.append(str(failed))
-        if lost:
-            raise WriteError("; ".join([str(error), *lost])) from error
-        raise
+                if len(outputs) > 1:  # one alone is renamed over the old one in one step
+                    for output in reversed(outputs):
+                        output.set_aside()
+                for output in outputs:
+                    output.place()
+            except BaseException as error:
+                _put_back(outputs, error)
+                raise
+            placed = True
+            if (known := _placed.get()) is not None:
+                known += [os.fspath(output.path) for output in outputs]
+    finally:
+        if placed:  # also where a signal that waited interrupts now
+            for output in outputs:
+                output.settle()
+
+
+def _put_back(outputs: list[AtomicFile | AtomicFolder], error: BaseException) -> None:
+    """Undo what was placed. Raises: WriteError, with where the old files are, if that cannot be done."""
+    lost = []
     for output in outputs:
-        output.settle()
+        try:
+            output.put_back()
+        except WriteError as failed:
+            lost.append(str(failed))
+    if lost:
+        raise WriteError("; ".join([str(error), *lost])) from error
+
+
+_placed: ContextVar[list[str] | None] = ContextVar("_placed", default=None)
+
+
+@contextmanager
+def placed_outputs() -> Iterator[list[str]]:
+    """Collect the names of outputs as they take their places: known, too, where an interrupt comes right afterwards.
+
+    >>> import tempfile, os
+    >>> with tempfile.TemporaryDirectory() as folder, placed_outputs() as placed:
+    ...     with AtomicFile(os.path.join(folder, "a")) as output:
+    ...         output.commit()
+    ...     [os.path.basename(path) for path in placed]
+    ['a']
+    """
+    placed: list[str] = []
+    token = _placed.set(placed)
+    try:
+        yield placed
+    finally:
+        _placed.reset(token)
+        if (outer := _placed.get()) is not None:
+            outer += placed
 
 
 @contextmanager
@@ -578,15 +618,32 @@ def _flush_folder(folder: Path) -> None:
                 os.close(number)
 
 
-def _give_away(folder: Path) -> None:
-    """Give all that a folder holds its own owner, where this process may."""
-    owner = os.lstat(folder)
-    if not hasattr(os, "getuid") or (owner.st_uid, owner.st_gid) == (os.getuid(), os.getgid()):
+def _take_over_contents(new: Path, old: Path) -> None:
+    """Give all that a new folder holds the owner of the folder, where this process may, and the permissions of what the old one
+    holds: of a file in it, and of a folder."""
+    owner = os.lstat(new)
+    modes = {is_folder: _mode_within(old, is_folder) for is_folder in (False, True)}
+    changed = {is_folder: mode for is_folder, mode in modes.items() if mode not in (None, _mode_within(new, is_folder))}
+    given = hasattr(os, "getuid") and (owner.st_uid, owner.st_gid) != (os.getuid(), os.getgid())
+    if not changed and not given:
         return
-    for where, folders, names in os.walk(folder):
-        for name in (*folders, *names):
+    for where, folders, names in os.walk(new):
+        for is_folder, name in (*((True, name) for name in folders), *((False, name) for name in names)):
+            path = os.path.join(where, name)
             with suppress(OSError):
-                os.chown(os.path.join(where, name), owner.st_uid, owner.st_gid, follow_symlinks=False)
+                if given:
+                    os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)
+                if (mode := changed.get(is_folder)) is not None:
+                    os.chmod(path, mode)
+
+
+def _mode_within(folder: Path, is_folder: bool) -> int | None:
+    """The permissions of the first file, or folder, within a folder; None if it holds none."""
+    for where, folders, names in os.walk(folder):
+        for name in folders if is_folder else names:
+            with suppress(OSError):
+                return os.lstat(os.path.join(where, name)).st_mode & (0o2777 if is_folder else 0o777)
+    return None
 
 
 def _remove_folder(folder: Path) -> None:

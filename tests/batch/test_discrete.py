@@ -82,6 +82,10 @@ def volumes(folder: Path) -> list[str]:
         ("mask_T1w.nii", ""),
         ("sub-01_mask-no_bold.nii", ""),
         ("unmask.nii", ""),
+        ("sub-01_label-lesion_roi.nii.gz", DISCRETE),
+        ("sub-01_lesionmask.nii", DISCRETE),
+        ("case_labels.nii", DISCRETE),
+        ("case_seg.nii", DISCRETE),
         ("dsegs.nii", ""),
         *(
             (f"a.{kind}.nii", CIFTI)

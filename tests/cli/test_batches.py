@@ -315,6 +315,34 @@ def test_an_interrupted_batch_tells_what_stands(
     assert [record["status"] for record in records(again.stdout)].count("done") == 5 - (len(done) if cure else 0)
 
 
+@pytest.mark.parametrize(
+    ("options", "words"), [([], "o.npy is complete"), (["--verify", "5"], "o.npy is written, and not verified")]
+)
+def test_an_interrupt_while_the_output_takes_its_place(five: Path, shell: Any, options: list[str], words: str) -> None:
+    """Ctrl-C waits for the rename: what stands is told, and --resume knows it."""
+    script = """
+import os, signal, sys
+from conv3d_cli.__main__ import main
+replace = os.replace
+def interrupted(*paths):
+    replace(*paths)
+    if str(paths[1]).endswith("o.npy"):
+        os.kill(os.getpid(), signal.SIGINT)
+os.replace = interrupted
+sys.argv = ["conv3d", *sys.argv[1:]]
+main()
+"""
+    command = ["apply", "a.npy", "-k", "box:size=3", "-o", "o.npy", "--resume", *options]
+    done = subprocess.run(
+        [sys.executable, "-c", script, *command], cwd=five, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr.strip()) == (130, f"interrupted; {words}")
+    np.testing.assert_allclose(np.load(five / "o.npy"), 1, rtol=1e-6)
+    assert not [path for path in five.iterdir() if path.name.endswith(".tmp.npy")]
+    again = shell(*command, "--json", cwd=five)
+    assert (again.returncode, again.stderr) == (0, b"")
+
+
 def test_what_an_interrupt_left_is_told_once(run: Any, five: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def told(*arguments: str) -> str:
         text: str = run("apply", *arguments, "-k", "box:size=3", code=130).stderr

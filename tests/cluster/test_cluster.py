@@ -338,6 +338,27 @@ def test_a_local_cluster_obeys_its_own_process_alone(tmp_path: Path) -> None:
     assert process.returncode == 0
 
 
+def test_a_local_cluster_writes_into_no_folder_of_others(tmp_path: Path) -> None:
+    """Dask's own folder in the shared temporary one may be another's, with links to the user's files as its locks."""
+    taken = tmp_path / "tmp" / "dask-scratch-space"
+    taken.mkdir(parents=True)
+    (tmp_path / "precious").write_text("precious")
+    for name in ("global.lock", "purge.lock"):
+        (taken / name).symlink_to(tmp_path / "precious")
+    np.save(tmp_path / "x.npy", np.ones((8, 8, 8), np.float32))
+    environment = {**os.environ, "TMPDIR": str(tmp_path / "tmp")}
+    for arguments in (
+        ["x.npy", "-k", "identity", "-o", "x.zarr"],
+        ["x.zarr", "-k", "box:size=3", "-o", "y.zarr", "--scheduler", "local:1"],
+    ):
+        command = [sys.executable, "-m", "conv3d_cli", "apply", *arguments, "-q"]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "precious").read_text() == "precious"
+    assert sorted(path.name for path in taken.iterdir()) == ["global.lock", "purge.lock"]
+    assert [path.name for path in (tmp_path / "tmp").iterdir()] == ["dask-scratch-space"]
+
+
 def test_a_local_cluster_without_cryptography(monkeypatch: pytest.MonkeyPatch) -> None:
     import distributed
 

@@ -326,3 +326,15 @@ def test_no_output_replaces_a_part_of_its_input(tmp_path: Path) -> None:
     assert replaced_part(source, str(tmp_path / "c.ome.tif")) == ""
     single = str(write_file(tmp_path / "s.ome.tif", planes(1), "", None))
     assert replaced_part(single, single) == ""  # a whole volume is its user's to replace
+
+
+def test_the_same_description_in_every_file(tmp_path: Path) -> None:
+    """Its UUID is then one file's, and the names of the files say what lies in which."""
+    names, uuids = ("q1.ome.tif", "q2.ome.tif"), {"q1.ome.tif": "urn:uuid:1", "q2.ome.tif": "urn:uuid:2"}
+    data = planes(3, (6, 12, 14))
+    places = [(names[z // 3], z % 3) for z in range(6)]
+    images = image_xml(0, data.shape, places, dict(uuids))
+    for number, name in enumerate(names):
+        write_file(tmp_path / name, data[3 * number : 3 * number + 3], images, uuids["q1.ome.tif"])
+    for name in names:
+        np.testing.assert_array_equal(read_volume(str(tmp_path / name)).data, data)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -39,17 +38,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+MEASURED = """
+import resource, subprocess, sys
+code = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL).returncode
+print(code, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (1 if sys.platform == "darwin" else 1024))
+"""
+
+
 def conv3d(folder: Path, *arguments: str) -> tuple[int, str, int]:
     """A process of its own: exit code, the last line on stderr, peak memory in bytes."""
-    child = subprocess.Popen(
-        [sys.executable, "-m", "conv3d_cli", *arguments], cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    )
-    assert child.stderr is not None
-    with child.stderr as stderr:
-        message = stderr.read().decode().strip()
-    _, status, usage = os.wait4(child.pid, 0)
-    child.returncode = os.waitstatus_to_exitcode(status)
-    return child.returncode, message, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    # A process starts with its parent's peak, and the tests' is large: a small one starts it.
+    command = [sys.executable, "-c", MEASURED, sys.executable, "-m", "conv3d_cli", *arguments]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+    code, peak = map(int, done.stdout.split())
+    return code, done.stderr.strip(), peak
 
 
 JOBS = {

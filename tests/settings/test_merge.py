@@ -88,6 +88,21 @@ def test_another_kernel_takes_away_what_came_with_the_configs(folder: Path) -> N
     assert stage.files == ()
 
 
+def test_what_a_config_says_of_a_kernel_it_lacks_is_asked_of_the_one_given(folder: Path) -> None:
+    """`-c layer.json -k weights.npy`: three filters of size 5 are not two of size 3."""
+    path = config("filters = 3\nkernel_size = 5\n")
+    (stage,) = merge_settings(Settings(config=path, kernel="k.npy")).stages
+    assert (stage.kernel, stage.filters, stage.kernel_size) == ("k.npy", 3, 5)
+
+
+def test_a_bias_that_is_given_is_used(folder: Path) -> None:
+    path = config('kernel = "k.npy"\nuse_bias = false\n')
+    (stage,) = merge_settings(Settings(config=path, bias="b.npy")).stages
+    assert (stage.bias, stage.use_bias) == ([0.5], None)
+    (stage,) = merge_settings(Settings(config=path)).stages
+    assert stage.use_bias is False
+
+
 def test_a_stack_takes_a_seed_and_nothing_else(folder: Path) -> None:
     layer = {"filters": 2, "kernel_size": 3}
     Path("stack.json").write_text(json.dumps([layer, layer]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import shutil
 import signal
 import socket
 import stat
@@ -12,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext, suppress
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from conv3d_cli.system.atomic import (
     AtomicFolder,
     AtomicGroup,
     check_target,
+    placed_outputs,
     suffix_of,
     text_output,
     together,
@@ -632,6 +634,35 @@ def test_an_ignored_signal_stays_ignored(tmp_path: Path) -> None:
         signal.signal(signal.SIGHUP, before)
 
 
+def test_an_interrupt_knows_what_took_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C at the last moment: the old file is tidied up, and the new one is known to stand."""
+    (tmp_path / "a").write_bytes(b"old")
+    (tmp_path / "a.zarr").mkdir()
+    replace, rename = os.replace, os.rename
+
+    def interrupted(step: Callable[..., None]) -> Callable[..., None]:
+        def stopped(*paths: Path) -> None:
+            signal.raise_signal(signal.SIGINT)
+            step(*paths)
+
+        return stopped
+
+    monkeypatch.setattr(os, "replace", interrupted(replace))
+    monkeypatch.setattr(os, "rename", interrupted(rename))
+    with placed_outputs() as outer:
+        for make, name in ((AtomicFile, "a"), (AtomicFolder, "a.zarr")):
+            output = make(tmp_path / name, overwrite=True)
+            with placed_outputs() as placed, pytest.raises(KeyboardInterrupt):
+                output.commit()
+            assert placed == [str(tmp_path / name)]
+        assert outer == [str(tmp_path / "a"), str(tmp_path / "a.zarr")]
+    assert names(tmp_path) == ["a", "a.zarr"]
+    assert (tmp_path / "a").read_bytes() == b""
+    with placed_outputs() as placed, pytest.raises(OutputExistsError), AtomicFile(tmp_path / "a"):
+        pass
+    assert placed == []
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # permissions
 
@@ -677,6 +708,47 @@ def test_permissions_of_a_folder_are_kept(tmp_path: Path, mode: int) -> None:
         fill(output, "new")
         output.commit()
     assert permissions(target) == mode
+
+
+def test_what_is_in_a_folder_is_as_private_as_before(tmp_path: Path) -> None:
+    target = tmp_path / "a.zarr"
+    (target / "0").mkdir(parents=True)
+    (target / "zarr.json").write_text("{}")
+    (target / "zarr.json").chmod(0o640)
+    (target / "0").chmod(0o750)
+    target.chmod(0o2775)
+    with AtomicFolder(target, overwrite=True) as output:
+        (output.temporary / "0" / "1").mkdir(parents=True)
+        for name in ("zarr.json", "0/zarr.json", "0/1/c"):
+            (output.temporary / name).write_text("{}")
+        output.commit()
+    assert permissions(target) == 0o2775
+    found = {str(path.relative_to(target)): permissions(path) for path in target.rglob("*")}
+    assert found == {"0": 0o750, "0/1": 0o750, "zarr.json": 0o640, "0/zarr.json": 0o640, "0/1/c": 0o640}
+
+
+@pytest.mark.skipif(shutil.which("setfacl") is None, reason="needs setfacl")
+def test_access_lists_are_kept_and_none_is_inherited(tmp_path: Path) -> None:
+    """A folder's default list would let others read what the old file did not."""
+
+    def readers(path: Path) -> str:
+        return subprocess.run(["getfacl", "-cpn", path], capture_output=True, text=True, check=True).stdout
+
+    for name in ("plain", "listed"):
+        (tmp_path / name).write_bytes(b"old")
+        (tmp_path / name).chmod(0o640)
+    try:
+        subprocess.run(["setfacl", "-m", "u:12002:r", tmp_path / "listed"], check=True, capture_output=True)
+    except subprocess.CalledProcessError:
+        pytest.skip("a file system without access lists")
+    subprocess.run(["setfacl", "-d", "-m", "u:12002:rwx", tmp_path], check=True)
+    before = {name: readers(tmp_path / name) for name in ("plain", "listed")}
+    for name in before:
+        with AtomicFile(tmp_path / name, overwrite=True) as output:
+            output.commit()
+    assert {name: readers(tmp_path / name) for name in before} == before
+    assert "12002" not in before["plain"]
+    assert "12002" in before["listed"]
 
 
 two_users = pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can act as two users")
@@ -779,7 +851,7 @@ def test_text_is_sent_into_devices_and_not_into_what_takes_none(short_path: Path
                 output.file.write(b"abc")
                 output.commit()
         elif "fifo" not in name:
-            with pytest.raises(WriteError, match=r"a (socket|block device), which a file would replace"):
+            with pytest.raises(WriteError, match=r"it is a (socket|block device); name a plain file"):
                 text_output(path)
         assert os.path.samestat(path.stat(), before), name
 

@@ -54,7 +54,9 @@ def find_image(text: str, path: str) -> OmeImage | None:
                 break
     if not found:
         return None
-    own = (root.get("UUID") or "").strip().lower()
+    own = _own_uuid(root, [part for one in found for part in one[2]], path)
+    if not own:
+        root.attrib.pop("UUID", None)  # tifffile would take another's for this file's
     here = [one for one in found if any(_lies_here(part, own, path) for part in one[2])]
     image, pixels, parts = (here or found)[0]
     files = _name_files(parts, own, path)
@@ -62,6 +64,17 @@ def find_image(text: str, path: str) -> OmeImage | None:
         root.remove(other)
     xml = ElementTree.tostring(root, encoding="unicode")
     return OmeImage(image, pixels, xml, files, len(found), len(here))
+
+
+def _own_uuid(root: Any, parts: list[Any], path: str) -> str:
+    """The UUID of the file itself, "" if it is not known: some writers put the same OME-XML, with one file's UUID, into all."""
+    own = (root.get("UUID") or "").strip().lower()
+    named = [uuid for uuid in map(_uuid, parts) if uuid is not None and _is_name_of(uuid.get("FileName") or "", path)]
+    return own if not named or any((uuid.text or "").strip().lower() == own for uuid in named) else ""
+
+
+def _is_name_of(name: str, path: str) -> bool:
+    return name.lower() == os.path.basename(path).lower()
 
 
 def _uuid(part: Any) -> Any | None:
@@ -78,7 +91,7 @@ def _lies_here(part: Any, own: str, path: str) -> bool:
     if uuid is None or (own and (uuid.text or "").strip().lower() == own):
         return True
     name = uuid.get("FileName") or ""
-    if name.lower() == os.path.basename(path).lower():
+    if _is_name_of(name, path):
         return True
     return any(os.path.realpath(file) == os.path.realpath(path) for file in _candidates(name, path))
 
