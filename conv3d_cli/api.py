@@ -24,7 +24,7 @@ from conv3d_cli.model.volume import (
     VolumeReader,
     parts_in_storage_order,
 )
-from conv3d_cli.pipeline.memory import DEEP_SLAB_BYTES, LEAST_SLAB
+from conv3d_cli.pipeline.blocking import DEEP_SLAB_BYTES, LEAST_SLAB
 from conv3d_cli.pipeline.stream import Passage, stream
 from conv3d_cli.system.machine import thread_count
 

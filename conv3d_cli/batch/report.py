@@ -13,7 +13,7 @@ from conv3d_cli.system.machine import format_bytes
 if TYPE_CHECKING:
     from conv3d_cli.cluster.forecast import Forecast
     from conv3d_cli.model.grid import Grid
-    from conv3d_cli.pipeline.memory import Boxes
+    from conv3d_cli.pipeline.blocking import Boxes
     from conv3d_cli.pipeline.prepare import PreparedJob, PreparedStage
     from conv3d_cli.pipeline.run import JobReport
 

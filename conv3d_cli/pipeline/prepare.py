@@ -30,18 +30,9 @@ from conv3d_cli.model.kernel import Kernel
 from conv3d_cli.model.missing import NOTHING
 from conv3d_cli.model.spec import ConvProblem, VoxelTransform
 from conv3d_cli.model.volume import Axes, VolumeHeader, VolumeReader, parts_in_storage_order
+from conv3d_cli.pipeline.blocking import Boxes, Cut, cut_job
 from conv3d_cli.pipeline.kernels import resolve_kernel
-from conv3d_cli.pipeline.memory import (
-    UNLIMITED,
-    Boxes,
-    Cut,
-    MemoryUse,
-    SlabJob,
-    check_planning,
-    cut_job,
-    reading_kernels,
-    weights_held,
-)
+from conv3d_cli.pipeline.memory import UNLIMITED, MemoryUse, SlabJob, check_planning, reading_kernels, weights_held
 from conv3d_cli.pipeline.request import Job, Stage
 from conv3d_cli.pipeline.stream import Passage
 from conv3d_cli.system.machine import thread_count

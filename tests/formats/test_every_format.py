@@ -14,12 +14,11 @@ from dataclasses import replace
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
 
-from conv3d_cli.cli import main
 from conv3d_cli.errors import FormatError, OutputExistsError, SpecError, WriteError
 from conv3d_cli.formats import (
     FORMATS,
@@ -460,11 +459,16 @@ def test_boxes(path: str, rng: np.random.Generator) -> None:
 # The command over every format
 
 
-def conv3d(*arguments: str, code: int = 0) -> Result:
-    result = CliRunner().invoke(main, [*arguments])
-    assert result.exit_code == code, (result.output, result.exception)
-    assert code == 0 or result.stderr.strip().splitlines()[-1].startswith("Error: "), result.stderr
-    return result
+@pytest.fixture
+def conv3d(run: Any) -> Any:
+    """`conv3d ARGUMENTS...`, whose last line on stderr is the error, if it ends with one."""
+
+    def call(*arguments: str, code: int = 0) -> Any:
+        result = run(*arguments, code=code)
+        assert code == 0 or result.stderr.strip().splitlines()[-1].startswith("Error: "), result.stderr
+        return result
+
+    return call
 
 
 @pytest.fixture
@@ -479,7 +483,7 @@ def scan(path: str, rng: np.random.Generator) -> str:
     return name
 
 
-def test_apply_with_a_sidecar(case: tuple[VolumeFormat, str], path: str, scan: str) -> None:
+def test_apply_with_a_sidecar(conv3d: Any, case: tuple[VolumeFormat, str], path: str, scan: str) -> None:
     conv3d("apply", scan, "-k", "box:size=3", "-o", path, "--sidecar")
     sidecar = Path(path.removesuffix(case[1]) + ".json")
     record = json.loads(sidecar.read_text())
@@ -489,7 +493,7 @@ def test_apply_with_a_sidecar(case: tuple[VolumeFormat, str], path: str, scan: s
     conv3d("rerun", str(sidecar))
 
 
-def test_apply_with_history(case: tuple[VolumeFormat, str], path: str, scan: str) -> None:
+def test_apply_with_history(conv3d: Any, case: tuple[VolumeFormat, str], path: str, scan: str) -> None:
     """It is kept, and carried on by the next run; or its loss is told."""
     told = conv3d("apply", scan, "-k", "box:size=3", "-o", path, "--history").stderr
     assert ("holds no history" in told) == (not case[0].holds_history)
@@ -508,7 +512,7 @@ def test_apply_with_history(case: tuple[VolumeFormat, str], path: str, scan: str
 
 
 @pytest.mark.parametrize("axes", ["zyx", "czyx"])
-def test_apply_and_verify(path: str, scan: str, axes: str, rng: np.random.Generator) -> None:
+def test_apply_and_verify(conv3d: Any, path: str, scan: str, axes: str, rng: np.random.Generator) -> None:
     if axes == "czyx":
         write_volume(scan, make("czyx", "float32", rng), overwrite=True)
     found = find_format(scan)
@@ -517,7 +521,7 @@ def test_apply_and_verify(path: str, scan: str, axes: str, rng: np.random.Genera
     conv3d("apply", scan, *named, "-k", "gaussian:sigma=1vox", "-o", path, "--verify", "100")
 
 
-def test_apply_with_a_scale(case: tuple[VolumeFormat, str], path: str, scan: str) -> None:
+def test_apply_with_a_scale(conv3d: Any, case: tuple[VolumeFormat, str], path: str, scan: str) -> None:
     """Integers with a slope and an intercept, where a format holds them; else they are refused before any work."""
     job = ["apply", scan, "-k", "box:size=3", "-o", path, "--dtype", "int16", "--scale", "auto"]
     if not case[0].holds_scale:
@@ -534,7 +538,9 @@ def test_apply_with_a_scale(case: tuple[VolumeFormat, str], path: str, scan: str
     np.testing.assert_allclose(read_volume(path).data, np.load(plain), atol=slope)
 
 
-def test_apply_with_a_mask(case: tuple[VolumeFormat, str], path: str, scan: str, rng: np.random.Generator) -> None:
+def test_apply_with_a_mask(
+    conv3d: Any, case: tuple[VolumeFormat, str], path: str, scan: str, rng: np.random.Generator
+) -> None:
     """A mask in this format does what the same mask in .npy does."""
     inside = (rng.random((7, 6, 5)) < 0.7).astype(np.uint8)
     folder = Path(scan).parent

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 
 from conv3d_cli.errors import Conv3DError, FormatError, MemoryLimitError, OutputExistsError, SpecError, WriteError
 from conv3d_cli.formats import create_volume, find_format, open_volume, read_volume, write_volume
+from conv3d_cli.formats.zarr import pyramid as zarr_pyramid
 from conv3d_cli.formats.zarr import store as zarr_store
 from conv3d_cli.formats.zarr.format import ZarrWriter
 from conv3d_cli.formats.zarr.pyramid import halve, level_factors
@@ -721,8 +722,8 @@ def test_each_chunk_is_read_and_written_once(
     data = rng.random((2, 2, 13, 10, 12)).astype(np.float32)
     source = make_store(tmp_path / "a.zarr", data, describe("tczyx", [1] * 5, "0.5"), "0.5", chunks=chunks)
     traffic[1].clear()
-    monkeypatch.setattr("conv3d_cli.pipeline.memory.SLAB_BYTES", slab_bytes)
-    monkeypatch.setattr("conv3d_cli.pipeline.memory.LEAST_SLAB", 1)
+    monkeypatch.setattr("conv3d_cli.pipeline.blocking.SLAB_BYTES", slab_bytes)
+    monkeypatch.setattr("conv3d_cli.pipeline.blocking.LEAST_SLAB", 1)
     weights = rng.random((3, 3, 3, 2, 3) if layer else (3, 3, 3))
     run_job(Job(str(source), str(tmp_path / "b.zarr"), (Stage(Kernel(weights), padding="same"),), threads=2))
     read, written = traffic
@@ -814,8 +815,8 @@ def test_the_same_bytes_for_any_threads_and_memory(
     write_volume(str(tmp_path / "a.zarr"), volume(rng, "czyx", (2, 20, 33, 40)), chunks=(6, 10, 16))
     results = []
     for threads, slab in itertools.product((1, 3), (1, 1 << 24)):
-        monkeypatch.setattr("conv3d_cli.pipeline.memory.SLAB_BYTES", slab)
-        monkeypatch.setattr("conv3d_cli.pipeline.memory.LEAST_SLAB", 1)
+        monkeypatch.setattr("conv3d_cli.pipeline.blocking.SLAB_BYTES", slab)
+        monkeypatch.setattr("conv3d_cli.pipeline.blocking.LEAST_SLAB", 1)
         job = Job(str(tmp_path / "a.zarr"), str(tmp_path / "b.zarr"), (Stage("gaussian:sigma=1vox"),), threads=threads)
         run_job(replace(job, levels=3, overwrite=True))
         results.append(all_files(tmp_path / "b.zarr"))
@@ -864,7 +865,7 @@ def test_an_interrupt_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
                 run_job(replace(job, overwrite=True))
         assert all_files(tmp_path / "out") == before
     with monkeypatch.context() as patch:
-        patch.setattr("conv3d_cli.formats.zarr.pyramid.halve", lambda *_: (_ for _ in ()).throw(OSError(28, "full")))
+        patch.setattr(zarr_pyramid, "halve", lambda *_: (_ for _ in ()).throw(OSError(28, "full")))
         with pytest.raises(WriteError, match="no space left"):
             run_job(replace(job, overwrite=True))
     assert all_files(tmp_path / "out") == before

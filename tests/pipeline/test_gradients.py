@@ -20,9 +20,9 @@ from conv3d_cli import Kernel, Volume, conv3d, read_kernel, read_volume, write_v
 from conv3d_cli.analysis.verify import verify_output
 from conv3d_cli.errors import Conv3DError, DifferenceError, ShapeError, SpecError
 from conv3d_cli.pipeline import prepare as job_module
+from conv3d_cli.pipeline.blocking import Boxes, Cut
 from conv3d_cli.pipeline.boxes.partition import Partition
 from conv3d_cli.pipeline.boxes.stream import BoxJob
-from conv3d_cli.pipeline.memory import Boxes, Cut
 from conv3d_cli.pipeline.request import Job, Stage
 from conv3d_cli.pipeline.run import run_job
 

@@ -168,8 +168,8 @@ def test_chains_hold_the_planes_that_were_counted(
 
     kept: list[Any] = []
     monkeypatch.setattr(SlabSource, "read", spied)
-    monkeypatch.setattr("conv3d_cli.pipeline.memory.SLAB_BYTES", 1)
-    monkeypatch.setattr("conv3d_cli.pipeline.memory.DEEP_SLAB_BYTES", 1)
+    monkeypatch.setattr("conv3d_cli.pipeline.blocking.SLAB_BYTES", 1)
+    monkeypatch.setattr("conv3d_cli.pipeline.blocking.DEEP_SLAB_BYTES", 1)
     job = Job(str(tmp_path / "x.npy"), str(tmp_path / "y.npy"), stages)
     with prepare_job(job) as prepared:
         plans = [stage.plan for stage in prepared.stages]

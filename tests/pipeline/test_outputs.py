@@ -11,14 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 
 from conv3d_cli import Volume, write_volume
 from conv3d_cli.batch.depfile import check_depfile, rules
 from conv3d_cli.batch.plan import _check_beside
 from conv3d_cli.batch.report import plan_record
 from conv3d_cli.batch.resume import ResumeLog, check_resumable, settings_of
-from conv3d_cli.cli import main
 from conv3d_cli.errors import MemoryLimitError, OutputExistsError, SpecError
 from conv3d_cli.model.missing import Missing
 from conv3d_cli.pipeline.files import output_files
@@ -213,21 +212,20 @@ Apply = Callable[..., Result]
 
 
 @pytest.fixture
-def apply(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator) -> Apply:
+def apply(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator) -> Apply:
     """`conv3d apply` of a scan and its mask in a folder of their own."""
     monkeypatch.chdir(tmp_path)
     write_volume("v.nii", Volume(rng.standard_normal((6, 7, 8)).astype(np.float32), "zyx"))
     write_volume("m.nii", Volume((rng.random((6, 7, 8)) > 0.3).astype(np.float32), "zyx"))
 
     def call(*arguments: str, code: int = 0) -> Result:
-        result = CliRunner().invoke(main, ["apply", "v.nii", "-k", "box:size=3", "--mask", "m.nii", *arguments])
-        assert result.exit_code == code, result.output
+        result: Result = run("apply", "v.nii", "-k", "box:size=3", "--mask", "m.nii", *arguments, code=code)
         return result
 
     return call
 
 
-def test_both_files_of_a_coverage_are_recorded_as_such(apply: Apply) -> None:
+def test_both_files_of_a_coverage_are_recorded_as_such(run: Any, apply: Apply) -> None:
     apply("-o", "o.nii", "--coverage-out", "c.hdr", "--sidecar")
     outputs = json.loads(Path("o.json").read_text())["Conv3D"]["Outputs"]
     assert {entry["Path"]: entry["Role"] for entry in outputs} == {
@@ -235,8 +233,7 @@ def test_both_files_of_a_coverage_are_recorded_as_such(apply: Apply) -> None:
         "c.hdr": "coverage",
         "c.img": "coverage",
     }
-    again = CliRunner().invoke(main, ["rerun", "o.json"])
-    assert (again.exit_code, again.stdout) == (0, "the same: every byte of o.nii comes again\n")
+    assert run("rerun", "o.json").stdout == "the same: every byte of o.nii comes again\n"
 
 
 def test_rules_do_not_replace_a_coverage(apply: Apply) -> None:

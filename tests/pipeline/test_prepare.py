@@ -8,10 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 
 from conv3d_cli import conv3d
-from conv3d_cli.cli import main
 from conv3d_cli.convolution import assemble
 from conv3d_cli.model import spec as spec_module
 from conv3d_cli.model.spec import Boundary, ConvSpec
@@ -42,20 +40,18 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     return counted
 
 
-def test_apply_parses_a_setting_once(tmp_path: Path, calls: Counter[str]) -> None:
+def test_apply_parses_a_setting_once(run: Any, tmp_path: Path, calls: Counter[str]) -> None:
     np.save(tmp_path / "x.npy", np.arange(7.0 * 8 * 9, dtype=np.float32).reshape(7, 8, 9))
     asked = ["apply", str(tmp_path / "x.npy"), *OPTIONS, "-o", str(tmp_path / "y.npy")]
-    result = CliRunner().invoke(main, asked)
-    assert result.exit_code == 0, result.output
+    run(*asked)
     assert calls == {"parse": 1, "parse_padding": 1, "__init__": 1, "resolve": 1, "_plan": 1}
 
 
-def test_a_layer_with_its_own_defaults_is_parsed_once(tmp_path: Path, calls: Counter[str]) -> None:
+def test_a_layer_with_its_own_defaults_is_parsed_once(run: Any, tmp_path: Path, calls: Counter[str]) -> None:
     np.save(tmp_path / "x.npy", np.ones((4, 5, 6, 2), np.float32))
     np.save(tmp_path / "k.npy", np.ones((3, 3, 3, 2, 4)))
     asked = ["apply", str(tmp_path / "x.npy"), "--axes", "zyxc", "-k", str(tmp_path / "k.npy")]
-    result = CliRunner().invoke(main, [*asked, "--boundary", "nearest", "-o", str(tmp_path / "y.npy")])
-    assert result.exit_code == 0, result.output
+    run(*asked, "--boundary", "nearest", "-o", tmp_path / "y.npy")
     assert np.load(tmp_path / "y.npy").shape == (2, 3, 4, 4)  # valid
     assert calls["parse"] == calls["resolve"] == calls["_plan"] == 1
 

@@ -128,9 +128,9 @@ def test_slabs_are_whole_steps_of_the_plan(
         assert ("one plane at a time needs" if step == 1 else f"{step} planes at a time need ") in str(error.value)
         least = int(str(error.value).partition("--max-memory ")[2].partition("M")[0])
         job = replace(job, max_memory=least << 20)
-        monkeypatch.setattr("conv3d_cli.pipeline.memory.SLAB_BYTES", 1)
-        monkeypatch.setattr("conv3d_cli.pipeline.memory.DEEP_SLAB_BYTES", 1)
-        monkeypatch.setattr("conv3d_cli.pipeline.memory.LEAST_SLAB", 1)
+        monkeypatch.setattr("conv3d_cli.pipeline.blocking.SLAB_BYTES", 1)
+        monkeypatch.setattr("conv3d_cli.pipeline.blocking.DEEP_SLAB_BYTES", 1)
+        monkeypatch.setattr("conv3d_cli.pipeline.blocking.LEAST_SLAB", 1)
     run_job(job)
     assert len(seen) >= (layers if not scarce else -(-37 // step))
     assert all(start % step == 0 and (stop % step == 0 or stop == 37) for start, stop in seen), seen

@@ -14,7 +14,7 @@ from strategies import small_numbers
 
 from conv3d_cli import conv3d, read_volume
 from conv3d_cli.model.kernel import Kernel
-from conv3d_cli.pipeline import memory as ceiling
+from conv3d_cli.pipeline import blocking
 from conv3d_cli.pipeline.request import Job, Stage
 from conv3d_cli.pipeline.run import run_job
 
@@ -24,9 +24,9 @@ LETTERS = "rtzyxc"  # the order in which results are compared
 @pytest.fixture(autouse=True, scope="module")
 def thin_slabs() -> Any:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ceiling, "SLAB_BYTES", 1)
-        patch.setattr(ceiling, "DEEP_SLAB_BYTES", 1)
-        patch.setattr(ceiling, "LEAST_SLAB", 2)
+        patch.setattr(blocking, "SLAB_BYTES", 1)
+        patch.setattr(blocking, "DEEP_SLAB_BYTES", 1)
+        patch.setattr(blocking, "LEAST_SLAB", 2)
         yield
 
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 
-from conv3d_cli.cli import main
 from conv3d_cli.errors import SpecError
 from conv3d_cli.model.kernel import Kernel
 from conv3d_cli.pipeline.make import make_job
@@ -163,12 +162,11 @@ def test_a_kernel_in_a_config_may_be_numbers(folder: Path) -> None:
     assert (stage.activations, stage.use_bias) == (("relu",), False)
 
 
-def test_from_the_command_line_to_the_voxels(folder: Path) -> None:
+def test_from_the_command_line_to_the_voxels(run: Any, folder: Path) -> None:
     volume = np.random.default_rng(0).random((4, 5, 6)).astype(np.float32)
     np.save("a.npy", volume)
     path = config('kernel = "k.npy"\nboundary = "zeros"\nflip = true\ndtype = "float64"\nprecision = "float64"\n')
-    result = CliRunner().invoke(main, ["apply", "a.npy", "-c", path, "--no-flip", "--padding", "valid", "-o", "o.npy"])
-    assert result.exit_code == 0, result.output
+    run("apply", "a.npy", "-c", path, "--no-flip", "--padding", "valid", "-o", "o.npy")
     kernel = np.load("k.npy")
     windows = np.lib.stride_tricks.sliding_window_view(volume.astype(float), (3, 3, 3))
     np.testing.assert_allclose(np.load("o.npy"), np.einsum("dhwijk,ijk->dhw", windows, kernel), rtol=1e-12)

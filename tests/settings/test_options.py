@@ -12,10 +12,8 @@ from typing import Any
 import click
 import numpy as np
 import pytest
-from click.testing import CliRunner
 
 from conv3d_cli.batch.resume import RUN_OPTIONS, settings_of
-from conv3d_cli.cli import main
 from conv3d_cli.cli.apply import apply
 from conv3d_cli.cli.explain import explain
 from conv3d_cli.cli.options import given_settings
@@ -144,10 +142,8 @@ def test_what_was_not_given_is_none() -> None:
     assert given_settings(apply.make_context("apply", ["a.npy"])).given() == {}
 
 
-def test_the_table_as_json() -> None:
-    result = CliRunner().invoke(main, ["apply", "--help-json"])
-    assert result.exit_code == 0
-    rows = {row["name"]: row for row in json.loads(result.output)}
+def test_the_table_as_json(run: Any) -> None:
+    rows = {row["name"]: row for row in json.loads(run("apply", "--help-json").output)}
     assert list(rows) == [row.name for row in OPTIONS if row.section]
     assert rows["nan"]["choices"] == ["propagate", "ignore", "zero", "error"]
     assert rows["gz_level"] == {
@@ -175,18 +171,16 @@ def test_the_table_as_json() -> None:
         "written",
         "kernel",
     )
-    text = " ".join(
-        CliRunner().invoke(main, ["apply", "--help"], terminal_width=5000, max_content_width=5000).output.split()
-    )
+    context = apply.make_context("apply", ["a.npy"], terminal_width=5000, max_content_width=5000)
+    text = " ".join(apply.get_help(context).split())
     for row in rows.values():
         assert " ".join(row["help"].split()) in text, row["name"]
         assert all(flag in text for flag in row["flags"]), row["name"]
     assert "--help-json" not in text
 
 
-def test_apply_says_what_its_options_are_without_an_input() -> None:
-    result = CliRunner().invoke(main, ["apply", "--help-json", "--nonsense"])
-    assert result.exit_code == 2  # as --help would: what is wrong is said first
+def test_apply_says_what_its_options_are_without_an_input(run: Any) -> None:
+    run("apply", "--help-json", "--nonsense", code=2)  # as --help would: what is wrong is said first
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -319,12 +313,14 @@ def test_a_boolean_is_no_number_and_a_range_is_that_of_the_option(tmp_path: Path
 
 
 @pytest.mark.parametrize("row", OPTIONS, ids=names(list(OPTIONS)))
-def test_a_manifest_has_the_columns_of_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, row: Option) -> None:
+def test_a_manifest_has_the_columns_of_the_table(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, row: Option
+) -> None:
     if row.name == "output":
         return  # a column of every manifest
     monkeypatch.chdir(tmp_path)
     Path("m.tsv").write_text(f"input\toutput\t{row.name}\nno.npy\to.npy\tn/a\n")
-    result = CliRunner().invoke(main, ["apply", "--manifest", "m.tsv", "-k", "box"])
+    result = run("apply", "--manifest", "m.tsv", "-k", "box", code=None)
     assert (f"unknown column '{row.name}'" in result.output) == (not row.manifest)
     assert result.exit_code
 
