@@ -78,7 +78,8 @@ class FieldGroup:
         return found
 
 
-@dataclass(eq=False)
+# Without methods that nobody calls: every command imports this, and each method is compiled when it is.
+@dataclass(eq=False, repr=False)
 class Functions(FieldGroup):
     """Compiled functions by their addresses; 0 where there is none."""
 
@@ -88,7 +89,7 @@ class Functions(FieldGroup):
     store: int = 0
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Epilogue(FieldGroup):
     """What happens to sums before they are stored: a bias, then a function that was written in Python."""
 
@@ -97,7 +98,7 @@ class Epilogue(FieldGroup):
     has_bias: int = 0  # 1 if the store adds the bias
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Tasks(FieldGroup):
     """The tasks of a box of outputs, numbered over (group, depth block, height band, width band)."""
 
@@ -117,7 +118,7 @@ class Tasks(FieldGroup):
     block_height: int = 0  # rows that are computed, then stored, while they are in the cache
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Geometry(FieldGroup):
     """The convolution, for the groups that are computed together."""
 
@@ -132,7 +133,7 @@ class Geometry(FieldGroup):
     step_depth: int = 0
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Source(FieldGroup):
     """The input: flat memory, and tables of the offset of each position along depth, height and width."""
 
@@ -151,7 +152,7 @@ class Source(FieldGroup):
     intercept: float = 0.0
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class CertaintyFields(FieldGroup):
     """The certainty of the voxels, for packing that multiplies by it; see `engine.weighting.Certainty`."""
 
@@ -168,7 +169,7 @@ class CertaintyFields(FieldGroup):
     flags_nonfinite: int = 0  # 1 to look for huge numbers among the products
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Scratch(FieldGroup):
     """A ring of packed planes, in numbers of `itemsize` bytes, and where the window's planes lie in it."""
 
@@ -182,7 +183,7 @@ class Scratch(FieldGroup):
     window: Memory = None  # int64 offsets into `scratch`, in bytes
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class AlgorithmData(FieldGroup):
     """An algorithm's own memory: packed weights, int64 parameters, and room to work in."""
 
@@ -191,7 +192,7 @@ class AlgorithmData(FieldGroup):
     workspace: Memory = None
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Sums(FieldGroup):
     """The accumulator of a step: (filters, depth, height, width) in these steps."""
 
@@ -202,7 +203,7 @@ class Sums(FieldGroup):
     acc_column_step: int = 0
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Output(FieldGroup):
     """The output: flat memory."""
 
@@ -214,7 +215,7 @@ class Output(FieldGroup):
     streaming: int = 0  # 1 to store past the caches
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class DivisionFields(FieldGroup):
     """A division in place of a store: `out` holds the sums, the accumulator their coverage.
 
@@ -235,7 +236,7 @@ class DivisionFields(FieldGroup):
     inside_column_step: int = 0
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class StepResults(FieldGroup):
     """One number for each step of every task."""
 
@@ -243,7 +244,7 @@ class StepResults(FieldGroup):
     flags: Memory = None  # uint8: `HAS_NONFINITE` and `HAS_INCOMPLETE` of the window
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Progress(FieldGroup):
     """Where the loops are; they write these fields themselves."""
 

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from conv3d_cli.model.kernel import Kernel
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Settings:
     """The options that one source sets: a command line, a manifest's row, a config or its layer.
 
