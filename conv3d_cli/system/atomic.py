@@ -517,8 +517,11 @@ def _place_all(outputs: list[AtomicFile | AtomicFolder]) -> None:
             placed = True
             if (known := _placed.get()) is not None:
                 known += [os.fspath(output.path) for output in outputs]
+            for output in outputs:
+                if isinstance(output, AtomicFile):
+                    output.settle()
     finally:
-        if placed:  # also where a signal that waited interrupts now
+        if placed:  # large folders take a while: signals need not wait, and where one interrupts, they go all the same
             for output in outputs:
                 output.settle()
 
