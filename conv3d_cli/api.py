@@ -97,19 +97,32 @@ def conv3d(
     if bias is not None:
         kernel = replace(kernel, bias=np.asarray(bias))
     if data_format not in ("channels_last", "channels_first"):
-        raise SpecError(f"data_format must be 'channels_last' or 'channels_first', received {data_format!r}")
+        raise SpecError(
+            f"data_format must be 'channels_last' or 'channels_first', received {data_format!r}"
+        )
     if magnitude and not kernel.is_bank:
-        raise SpecError(f"magnitude is of a bank of derivatives, as in axis=dhw, and {kernel.name} is one kernel")
+        raise SpecError(
+            f"magnitude is of a bank of derivatives, as in axis=dhw, and {kernel.name} is one kernel"
+        )
     letters = _axis_letters(x.ndim, kernel, data_format)
     spec = ConvSpec(
-        strides, padding, dilation_rate, groups, boundary=boundary, allow_strided_dilation=allow_strided_dilation
+        strides,
+        padding,
+        dilation_rate,
+        groups,
+        boundary=boundary,
+        allow_strided_dilation=allow_strided_dilation,
     )
     function = activations.get(activation)
 
-    precision = "float64" if x.dtype.kind == "f" and x.dtype.itemsize >= 8 else "float32"  # in either byte order
+    precision = (
+        "float64" if x.dtype.kind == "f" and x.dtype.itemsize >= 8 else "float32"
+    )  # in either byte order
     stored = x.dtype if x.dtype.kind != "f" or x.dtype.itemsize in (4, 8) else np.dtype(precision)
     header = VolumeHeader(Axes(letters, x.shape), stored.newbyteorder("="))
-    policy = Missing(nan, missing, None if mask is None else "mask", mask_mode, mask_labels, min_coverage)
+    policy = Missing(
+        nan, missing, None if mask is None else "mask", mask_mode, mask_labels, min_coverage
+    )
     resolved = resolve_convolution(
         spec, kernel, header.shape, magnitude=magnitude, missing=policy,
         activations=[function] if function.kind == "voxel" else [],
@@ -145,8 +158,12 @@ def _checked_mask(mask: ArrayLike, header: VolumeHeader, labels: bool) -> Mask:
 
     array = np.asarray(mask)
     if array.ndim != 3 or array.dtype.kind not in "buif":
-        raise ShapeError(f"the mask must be (D, H, W) of real numbers, received {array.ndim} axes of {array.dtype}")
-    reader = ArrayReader(array, VolumeHeader(Axes("zyx", array.shape), array.dtype.newbyteorder("=")), "mask")
+        raise ShapeError(
+            f"the mask must be (D, H, W) of real numbers, received {array.ndim} axes of {array.dtype}"
+        )
+    reader = ArrayReader(
+        array, VolumeHeader(Axes("zyx", array.shape), array.dtype.newbyteorder("=")), "mask"
+    )
     return check_mask(reader, header, labels)
 
 

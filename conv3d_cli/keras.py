@@ -125,7 +125,9 @@ class Conv3D:
         space = tuple(input_shape)[-4:-1] if self.channel_axis == -1 else tuple(input_shape)[-3:]
         channels = input_shape[self.channel_axis]
         config = self.config
-        spec = ConvSpec(config.strides, config.padding, config.dilation_rate, config.groups, config.filters)
+        spec = ConvSpec(
+            config.strides, config.padding, config.dilation_rate, config.groups, config.filters
+        )
         kernel_shape = (*config.kernel_size, (channels or 0) // config.groups, config.filters)
         return spec.resolve((1, *(n or 0 for n in space), channels or 0), kernel_shape)
 
@@ -173,7 +175,9 @@ class Conv3D:
         """
         channels = self._check_channels(input_shape)
         shape = tuple(input_shape)
-        batch, space = (shape[:-4], shape[-4:-1]) if self.channel_axis == -1 else (shape[:-4], shape[-3:])
+        batch, space = (
+            (shape[:-4], shape[-4:-1]) if self.channel_axis == -1 else (shape[:-4], shape[-3:])
+        )
         known = [n if n is not None else 1 << 20 for n in space]  # any size that leaves an output
         stand_in = (*known, channels) if self.channel_axis == -1 else (channels, *known)
         sizes = self._problem((1, *stand_in)).out_size
@@ -289,11 +293,15 @@ class Conv3D:
         """Say in a few lines what the layer is."""
         config = self.config
         shape = "not built" if self.kernel is None else "x".join(map(str, self.kernel.shape))
-        print_fn(f"{self.name} (Conv3D): {config.filters} filters of {config.kernel_size}, groups {config.groups}")
+        print_fn(
+            f"{self.name} (Conv3D): {config.filters} filters of {config.kernel_size}, groups {config.groups}"
+        )
         print_fn(
             f"  strides {config.strides}, padding {config.padding}, dilation {config.dilation_rate}, {config.data_format}"
         )
-        print_fn(f"  activation {self.activation.name}, kernel {shape}, bias {'yes' if config.use_bias else 'no'}")
+        print_fn(
+            f"  activation {self.activation.name}, kernel {shape}, bias {'yes' if config.use_bias else 'no'}"
+        )
         if self.built:
             print_fn(f"  {self.count_params()} parameters")
 

@@ -48,7 +48,10 @@ def head() -> None:
     rng = np.random.default_rng(7)
     shape, spacing = (64, 72, 32), (1.5, 1.5, 3.0)
     grid = np.stack(
-        np.meshgrid(*[(np.arange(n) - (n - 1) / 2) * s for n, s in zip(shape, spacing, strict=True)], indexing="ij")
+        np.meshgrid(
+            *[(np.arange(n) - (n - 1) / 2) * s for n, s in zip(shape, spacing, strict=True)],
+            indexing="ij",
+        )
     )
     values = np.zeros(shape)
     for centre, radii, value in (
@@ -89,7 +92,9 @@ def series() -> None:
     x, y, z = np.meshgrid(*[np.arange(n) - (n - 1) / 2 for n in shape], indexing="ij")
     blob = np.exp(-(x**2 + y**2 + 4 * z**2) / 60)
     times = np.arange(8)
-    values = 400 * blob[..., None] * (1 + 0.2 * np.sin(times * 0.8)) + rng.normal(100, 5, (*shape, times.size))
+    values = 400 * blob[..., None] * (1 + 0.2 * np.sin(times * 0.8)) + rng.normal(
+        100, 5, (*shape, times.size)
+    )
     affine = np.diag([3.0, 3.0, 4.0, 1.0])
     affine[:3, 3] = [-34.5, -37.5, -26.0]
     image = nib.Nifti1Image(np.round(values).astype(np.int16), affine)
@@ -105,7 +110,9 @@ def beads() -> None:
     rng = np.random.default_rng(9)
     stack = rng.poisson(4, (16, 2, 64, 64)).astype(np.uint8)
     for channel in range(2):
-        for z, y, x in zip(rng.integers(2, 14, 20), rng.integers(4, 60, 20), rng.integers(4, 60, 20), strict=True):
+        for z, y, x in zip(
+            rng.integers(2, 14, 20), rng.integers(4, 60, 20), rng.integers(4, 60, 20), strict=True
+        ):
             stack[z, channel, y, x] = rng.integers(150, 250)
     tifffile.imwrite(
         HERE / "beads.tif", stack, imagej=True, resolution=(10.0, 10.0),
@@ -132,7 +139,9 @@ def cube_and_layer() -> None:
     from conv3d_cli.kernels import write_kernel
     from conv3d_cli.model.kernel import Kernel
 
-    write_kernel(str(HERE / "layer.npz"), Kernel(kernel, np.array([0.0, 0.1, -0.1, 0.2])), overwrite=True)
+    write_kernel(
+        str(HERE / "layer.npz"), Kernel(kernel, np.array([0.0, 0.1, -0.1, 0.2])), overwrite=True
+    )
 
 
 def main() -> None:

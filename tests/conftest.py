@@ -74,7 +74,9 @@ def shell() -> Shell:
 
     def call(*arguments: Any, **kwargs: Any) -> subprocess.CompletedProcess[bytes]:
         command = [sys.executable, "-m", "conv3d_cli", *(str(a) for a in arguments)]
-        return subprocess.run(command, capture_output=True, check=False, env=dict(os.environ), **kwargs)
+        return subprocess.run(
+            command, capture_output=True, check=False, env=dict(os.environ), **kwargs
+        )
 
     return call
 

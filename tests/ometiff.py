@@ -27,7 +27,11 @@ def planes(seed: int, shape: Sequence[int] = (4, 12, 14), dtype: Any = np.uint16
 
 
 def image_xml(
-    number: int, shape: Sequence[int], places: Sequence[Place], uuids: dict[str, str | None], kind: str = "uint16"
+    number: int,
+    shape: Sequence[int],
+    places: Sequence[Place],
+    uuids: dict[str, str | None],
+    kind: str = "uint16",
 ) -> str:
     """An Image, of sizes, a position and names that tell it from others, and the places of its z planes."""
     depth, height, width = shape
@@ -57,23 +61,36 @@ def write_file(
     xml = f'<?xml version="1.0" encoding="UTF-8"?><!--{"x" * pad}--><OME xmlns="{SCHEMA}"{own}>{images}</OME>'
     options = {"photometric": "minisblack", "metadata": None, **STORED[stored]}
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tifffile.TiffWriter(path, ome=False, byteorder=">" if stored == "big-endian" else "<") as writer:
+    with tifffile.TiffWriter(
+        path, ome=False, byteorder=">" if stored == "big-endian" else "<"
+    ) as writer:
         if options.pop("contiguous"):
             writer.write(pages, description=xml.encode(), **options)
         else:
             for number, page in enumerate(pages):
-                writer.write(page, description=xml.encode() if not number else None, contiguous=False, **options)
+                writer.write(
+                    page,
+                    description=xml.encode() if not number else None,
+                    contiguous=False,
+                    **options,
+                )
     return path
 
 
 def write_positions(
-    folder: Path, count: int = 3, pad: int = 100, stored: str = "one piece", with_uuids: bool = True, depth: int = 4
+    folder: Path,
+    count: int = 3,
+    pad: int = 100,
+    stored: str = "one piece",
+    with_uuids: bool = True,
+    depth: int = 4,
 ) -> list[Array]:
     """Files p0.ome.tif, p1.ome.tif, ... of a position each; each describes them all."""
     data = [planes(k, (depth, 12, 14)) for k in range(count)]
     uuids = {f"p{k}.ome.tif": f"urn:uuid:{k}" if with_uuids else None for k in range(count)}
     images = "".join(
-        image_xml(k, (depth, 12, 14), [(f"p{k}.ome.tif", z) for z in range(depth)], uuids) for k in range(count)
+        image_xml(k, (depth, 12, 14), [(f"p{k}.ome.tif", z) for z in range(depth)], uuids)
+        for k in range(count)
     )
     for k in range(count):
         name = f"p{k}.ome.tif"
@@ -81,7 +98,9 @@ def write_positions(
     return data
 
 
-def write_split(folder: Path, names: Sequence[str] = ("a.ome.tif", "b.ome.tif"), **options: Any) -> Array:
+def write_split(
+    folder: Path, names: Sequence[str] = ("a.ome.tif", "b.ome.tif"), **options: Any
+) -> Array:
     """One image of four planes, two in each of two files."""
     data = planes(7)
     uuids: dict[str, str | None] = {name: f"urn:uuid:{k}" for k, name in enumerate(names)}
@@ -98,7 +117,11 @@ _DIRECTORY = 162  # bytes of one with its 13 tags; voxels follow
 
 
 def _write_pages(
-    path: Path, data: Array, header: bytes, index: bytes = b"", indices: Sequence[Sequence[int]] = ()
+    path: Path,
+    data: Array,
+    header: bytes,
+    index: bytes = b"",
+    indices: Sequence[Sequence[int]] = (),
 ) -> list[int]:
     """Pages (n, h, w) of uint16 behind a header that stands at byte 8; returns where their voxels begin."""
     _, height, width = data.shape
@@ -114,17 +137,26 @@ def _write_pages(
             (262, 3, 1, 1),
             (270, 2, 4, 0),
         ]
-        tags += [(273, 4, 1, position + _DIRECTORY), (277, 3, 1, 1), (278, 4, 1, height), (279, 4, 1, size)]
+        tags += [
+            (273, 4, 1, position + _DIRECTORY),
+            (277, 3, 1, 1),
+            (278, 4, 1, height),
+            (279, 4, 1, size),
+        ]
         tags += [(282, 4, 1, 1), (283, 4, 1, 1), (51123, 2, 8, end)]
         directory = struct.pack("<H", 13) + b"".join(struct.pack("<HHII", *tag) for tag in tags)
-        body += (directory + struct.pack("<I", following)).ljust(_DIRECTORY, b"\0") + page.astype("<u2").tobytes()
+        body += (directory + struct.pack("<I", following)).ljust(_DIRECTORY, b"\0") + page.astype(
+            "<u2"
+        ).tobytes()
         body += b"{}\0\0\0\0\0\0"
         places.append(position)
         position = end + 8
     if indices:
         header = header.replace(index, struct.pack("<I", position))
         body += struct.pack("<II", 3453623, len(indices))
-        body += b"".join(struct.pack("<5I", *where, place) for where, place in zip(indices, places, strict=True))
+        body += b"".join(
+            struct.pack("<5I", *where, place) for where, place in zip(indices, places, strict=True)
+        )
     path.write_bytes(struct.pack("<2sHI", b"II", 42, 8 + len(header)) + header + body)
     return [place + _DIRECTORY for place in places]
 
@@ -132,10 +164,20 @@ def _write_pages(
 def write_mmstack(folder: Path) -> Array:
     """s_MMStack_0.tif and s_MMStack_1.tif: two positions of three slices, of axes r z y x."""
     data = planes(5, (2, 3, 6, 8))
-    summary = {"MicroManagerVersion": "1.4", "Frames": 1, "Slices": 3, "Channels": 1, "Positions": 2, "Prefix": "s"}
+    summary = {
+        "MicroManagerVersion": "1.4",
+        "Frames": 1,
+        "Slices": 3,
+        "Channels": 1,
+        "Positions": 2,
+        "Prefix": "s",
+    }
     text = json.dumps(summary).encode()
     for position in range(2):
-        header = struct.pack("<I4s6I", 54773648, b"here", 483765892, 0, 99384722, 0, 2355492, len(text)) + text
+        header = (
+            struct.pack("<I4s6I", 54773648, b"here", 483765892, 0, 99384722, 0, 2355492, len(text))
+            + text
+        )
         where = [(0, z, 0, position) for z in range(3)]
         _write_pages(folder / f"s_MMStack_{position}.tif", data[position], header, b"here", where)
     return data

@@ -67,20 +67,34 @@ def conv3d(
     assert per_group * groups == channels, "channels"
     assert filters % groups == 0, "filters"
     pads = [
-        paddings(size[a], ksize[a], strides[a], dilation_rate[a], padding if isinstance(padding, str) else padding[a])
+        paddings(
+            size[a],
+            ksize[a],
+            strides[a],
+            dilation_rate[a],
+            padding if isinstance(padding, str) else padding[a],
+        )
         for a in range(3)
     ]
-    out_size = [(size[a] + sum(pads[a]) - (ksize[a] - 1) * dilation_rate[a] - 1) // strides[a] + 1 for a in range(3)]
+    out_size = [
+        (size[a] + sum(pads[a]) - (ksize[a] - 1) * dilation_rate[a] - 1) // strides[a] + 1
+        for a in range(3)
+    ]
     out = np.zeros((count, *out_size, filters))
     # places[axis][output][tap]: the voxel that lies there, None outside
     places = [
         [
-            [outside(o * strides[a] + k * dilation_rate[a] - pads[a][0], size[a], boundary) for k in range(ksize[a])]
+            [
+                outside(o * strides[a] + k * dilation_rate[a] - pads[a][0], size[a], boundary)
+                for k in range(ksize[a])
+            ]
             for o in range(out_size[a])
         ]
         for a in range(3)
     ]
-    beyond = np.full((count, per_group), constant if boundary in ("constant", "mirror-one") else 0.0)
+    beyond = np.full(
+        (count, per_group), constant if boundary in ("constant", "mirror-one") else 0.0
+    )
     runs = [(slice(g * per_group, (g + 1) * per_group), slice(g * filters // groups, (g + 1) * filters // groups))
             for g in range(groups)]  # fmt: skip
     with np.errstate(invalid="ignore"):  # zero times infinity is meant

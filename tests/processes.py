@@ -36,13 +36,17 @@ def started(command: Sequence[object], **options: Any) -> Iterator[subprocess.Po
             process.kill()
 
 
-def wait_until(condition: Callable[[], object], process: subprocess.Popen[Any] | None = None) -> None:
+def wait_until(
+    condition: Callable[[], object], process: subprocess.Popen[Any] | None = None
+) -> None:
     """Wait until `condition()` is true. With a process that brings it about, the test fails if that ends before."""
     begin = time.monotonic()
     while not condition():
         ended = process is not None and process.poll() is not None
         if ended and not condition():
-            said = process.stderr.read() if process is not None and process.stderr is not None else b""
+            said = (
+                process.stderr.read() if process is not None and process.stderr is not None else b""
+            )
             raise AssertionError(f"the process ended before: {said!r}")
         assert time.monotonic() - begin < LIMIT, "what the test waits for does not come"
         time.sleep(0.005)

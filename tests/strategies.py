@@ -24,7 +24,16 @@ Triple = tuple[int, int, int]
 INTEGER_DTYPES = ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64")
 REAL_DTYPES = ("bool", *INTEGER_DTYPES, "float16", "float32", "float64", "longdouble")
 BOUNDARIES = ("zeros", "constant", "nearest", "symmetric", "mirror", "wrap", "mirror-one")
-LAYOUTS = ("C", "F", "shuffled axes", "reversed", "every other", "swapped bytes", "unaligned", "read-only")
+LAYOUTS = (
+    "C",
+    "F",
+    "shuffled axes",
+    "reversed",
+    "every other",
+    "swapped bytes",
+    "unaligned",
+    "read-only",
+)
 
 
 def sizes(largest: int = 9) -> st.SearchStrategy[int]:
@@ -65,7 +74,11 @@ class Geometry:
 
     @property
     def kernel_shape(self) -> tuple[int, ...]:
-        return self.kernel_size if self.per_group is None else (*self.kernel_size, self.per_group, self.filters)
+        return (
+            self.kernel_size
+            if self.per_group is None
+            else (*self.kernel_size, self.per_group, self.filters)
+        )
 
     @property
     def boundary_text(self) -> str:
@@ -86,7 +99,9 @@ class Geometry:
     def problem(self) -> ConvProblem:
         return self.spec.resolve(self.in_shape, self.kernel_shape)
 
-    def by_definition(self, x: np.ndarray, kernel: np.ndarray, bias: np.ndarray | None = None) -> np.ndarray:
+    def by_definition(
+        self, x: np.ndarray, kernel: np.ndarray, bias: np.ndarray | None = None
+    ) -> np.ndarray:
         """The oracle's answer for x (N, D, H, W, C) and a kernel of `kernel_shape`."""
         groups = self.groups
         if self.per_group is None:
@@ -124,7 +139,9 @@ def geometries(
         may_stride = draw(st.booleans())
         may_dilate = not may_stride
     size, kernel_size, strides, dilation_rate, pads = [], [], [], [], []
-    far = draw(st.sampled_from([None, 0, 1, 2]))  # the axis that may be padded by several times its size
+    far = draw(
+        st.sampled_from([None, 0, 1, 2])
+    )  # the axis that may be padded by several times its size
     for axis in range(3):
         n = draw(sizes(largest))
         d = draw(st.integers(1, 3)) if may_dilate else 1
@@ -165,7 +182,10 @@ def geometries(
     )
     if most_steps is not None:
         problem = geometry.problem
-        assume(math.prod(problem.out_size) * math.prod(problem.kernel_size) * problem.groups <= most_steps)
+        assume(
+            math.prod(problem.out_size) * math.prod(problem.kernel_size) * problem.groups
+            <= most_steps
+        )
     return geometry
 
 
@@ -213,7 +233,10 @@ def laid_out(values: np.ndarray, layout: str, seed: int = 0) -> np.ndarray:
 
 @st.composite
 def arrays(
-    draw: st.DrawFn, shape: tuple[int, ...], dtypes: tuple[str, ...] = REAL_DTYPES, layouts: tuple[str, ...] = LAYOUTS
+    draw: st.DrawFn,
+    shape: tuple[int, ...],
+    dtypes: tuple[str, ...] = REAL_DTYPES,
+    layouts: tuple[str, ...] = LAYOUTS,
 ) -> np.ndarray:
     """Small whole numbers in any real dtype and memory layout."""
     seed = draw(st.integers(0, 999))

@@ -32,12 +32,17 @@ def blocks(language: str) -> Any:
     """The fenced blocks of one language as parameters of a test, named by their first lines."""
     found = re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
     assert found, f"README.md has no {language} block"
-    return [pytest.param(block, id=block.partition("\n")[0].partition("  #")[0].strip()) for block in found]
+    return [
+        pytest.param(block, id=block.partition("\n")[0].partition("  #")[0].strip())
+        for block in found
+    ]
 
 
 def run_block(command: list[str], folder: Path, environment: dict[str, str]) -> None:
     """Run a block of the README in a folder; if it fails, the test tells which and what it said."""
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, (
         f"this block of README.md ends with code {done.returncode} in a copy of sample_data; a reader sees the same:\n\n"
         f"{command[-1]}\n{done.stdout}{done.stderr}"
@@ -72,7 +77,12 @@ def test_make_block_runs(block: str, sample_data: Path, commands: dict[str, str]
 def test_the_example_pipeline_runs(sample_data: Path, commands: dict[str, str]) -> None:
     def make() -> str:
         done = subprocess.run(
-            ["make", "-C", "pipeline"], cwd=sample_data, env=commands, capture_output=True, text=True, check=False
+            ["make", "-C", "pipeline"],
+            cwd=sample_data,
+            env=commands,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
@@ -96,12 +106,16 @@ def test_commands_are_in_the_readme_and_have_examples(name: str) -> None:
     told = f"`conv3d {name}" in README
     assert told, f"write `conv3d {name}` and what it does into README.md"
     usual = f"conv3d {name}" in inspect.cleandoc(main.commands[name].help or "")
-    assert usual, f"the docstring of the command {name} begins with the usual lines, such as `conv3d {name} ...`"
+    assert usual, (
+        f"the docstring of the command {name} begins with the usual lines, such as `conv3d {name} ...`"
+    )
 
 
 @pytest.mark.parametrize("name", list(main.commands))
 def test_options_have_help(name: str) -> None:
-    options = [option for option in main.commands[name].params if option.param_type_name == "option"]
+    options = [
+        option for option in main.commands[name].params if option.param_type_name == "option"
+    ]
     silent = [option.name for option in options if not getattr(option, "help", None)]
     assert not silent, f"conv3d {name}: give these options a help text: {silent}"
 
@@ -109,7 +123,11 @@ def test_options_have_help(name: str) -> None:
 @pytest.mark.parametrize("entry", FORMATS, ids=lambda entry: entry.name)
 def test_suffixes_are_in_the_readme(entry: Any) -> None:
     also = ("-", ".hdr.gz", ".img.gz", ".tiff", ".ome.tiff")  # told together with others
-    missing = [suffix for suffix in entry.suffixes if suffix not in also and suffix.strip(".") not in README]
+    missing = [
+        suffix
+        for suffix in entry.suffixes
+        if suffix not in also and suffix.strip(".") not in README
+    ]
     assert not missing, f"name the suffixes {missing} of {entry.name} in README.md"
 
 
@@ -121,7 +139,9 @@ def test_boundaries_are_in_the_readme(boundary: str) -> None:
 
 def test_catalogues_are_documented() -> None:
     for thing in (*ACTIVATIONS, *BUILTIN_KERNELS):
-        assert inspect.getdoc(thing), f"{thing.__name__} has no docstring, which its help is made of"
+        assert inspect.getdoc(thing), (
+            f"{thing.__name__} has no docstring, which its help is made of"
+        )
     for entry in (*ALGORITHMS, *FORMATS):
         assert entry.summary, f"{entry.name} has no summary, which its help is made of"
 
@@ -138,7 +158,9 @@ def modules() -> list[Path]:
 def test_every_public_definition_has_a_docstring(path: Path) -> None:
     """Modules, and their classes and functions that do not start with an underscore; loops have a shape line instead."""
     tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
-    assert ast.get_docstring(tree), f"{path} has no docstring: say what it decides and what it leaves to others"
+    assert ast.get_docstring(tree), (
+        f"{path} has no docstring: say what it decides and what it leaves to others"
+    )
     missing = [
         f"{path}:{node.lineno}: {node.name}"
         for node in tree.body
@@ -154,7 +176,11 @@ def public_classes(path: Path) -> list[type]:
     """The public classes that a module defines."""
     name = ".".join(path.with_suffix("").parts).removesuffix(".__init__")
     module = importlib.import_module(name)
-    found = [value for value in vars(module).values() if inspect.isclass(value) and value.__module__ == name]
+    found = [
+        value
+        for value in vars(module).values()
+        if inspect.isclass(value) and value.__module__ == name
+    ]
     return [value for value in found if not value.__name__.startswith("_")]
 
 
@@ -162,14 +188,24 @@ def methods_of(cls: type) -> list[str]:
     """Names of the public methods and properties that are written in a class."""
 
     def function_of(value: Any) -> Any:
-        value = getattr(value, "fget", None) or getattr(value, "func", None) or getattr(value, "__func__", value)
+        value = (
+            getattr(value, "fget", None)
+            or getattr(value, "func", None)
+            or getattr(value, "__func__", value)
+        )
         return value if inspect.isfunction(value) and value.__name__ != "<lambda>" else None
 
-    return [name for name, value in vars(cls).items() if not name.startswith("_") and function_of(value)]
+    return [
+        name for name, value in vars(cls).items() if not name.startswith("_") and function_of(value)
+    ]
 
 
 def documented_modules() -> list[Path]:
-    found = [path for path in modules() if {*map(str, [path, *path.parents])} & {f"conv3d_cli/{r}" for r in DOCUMENTED}]
+    found = [
+        path
+        for path in modules()
+        if {*map(str, [path, *path.parents])} & {f"conv3d_cli/{r}" for r in DOCUMENTED}
+    ]
     assert found
     return found
 
@@ -203,8 +239,12 @@ def test_docstrings_describe_the_parameters_of_the_signature(path: Path) -> None
             given = node.args
             names = [*given.posonlyargs, *given.args, *given.kwonlyargs, given.vararg, given.kwarg]
             known = {argument.arg for argument in names if argument is not None}
-            strange = [name for name in described_parameters(ast.get_docstring(node)) if name not in known]
-            wrong += [f"{path}:{node.lineno}: {node.name} has no parameter {name}" for name in strange]
+            strange = [
+                name for name in described_parameters(ast.get_docstring(node)) if name not in known
+            ]
+            wrong += [
+                f"{path}:{node.lineno}: {node.name} has no parameter {name}" for name in strange
+            ]
     assert not wrong
 
 

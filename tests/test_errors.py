@@ -26,7 +26,11 @@ PROMISED = {
     "WriteError": (OSError, 1),
     "ClusterError": (ConnectionError, 1),
 }
-CLASSES = [value for _, value in inspect.getmembers(errors, inspect.isclass) if issubclass(value, Conv3DError)]
+CLASSES = [
+    value
+    for _, value in inspect.getmembers(errors, inspect.isclass)
+    if issubclass(value, Conv3DError)
+]
 
 
 def test_every_error_is_promised() -> None:
@@ -42,7 +46,9 @@ def test_builtin_and_exit_code(error: type[Conv3DError]) -> None:
 
 
 @pytest.mark.parametrize("error", CLASSES)
-def test_the_message_is_what_was_said(error: type[Conv3DError], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_message_is_what_was_said(
+    error: type[Conv3DError], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Also of those that descend from OSError, which treats two arguments otherwise; and through a process pool."""
     monkeypatch.delitem(
         copyreg.dispatch_table, error, raising=False

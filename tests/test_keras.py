@@ -30,7 +30,17 @@ def test_against_the_oracle(
 ) -> None:
     rng = np.random.default_rng(3)
     x = rng.standard_normal((2, 3, 6, 7, 8, 4)).astype(np.float32)
-    layer = Conv3D(6, (3, 2, 3), strides, padding, data_format, dilation_rate, groups, seed=1, bias_initializer="ones")
+    layer = Conv3D(
+        6,
+        (3, 2, 3),
+        strides,
+        padding,
+        data_format,
+        dilation_rate,
+        groups,
+        seed=1,
+        bias_initializer="ones",
+    )
     given = x if data_format == "channels_last" else np.moveaxis(x, -1, -4)
     y = layer(given)
     assert y.dtype == np.float32
@@ -59,7 +69,9 @@ def test_weights() -> None:
         layer.set_weights([kernel[:2], [1, 2]])
     assert len(Conv3D(2, 3, use_bias=False, input_shape=(5, 5, 5, 3)).get_weights()) == 1
     assert Conv3D(2, 3).get_weights() == []
-    one, same, other = (Conv3D(2, 3, seed=s, input_shape=(5, 5, 5, 3)).get_weights()[0] for s in (1, 1, 2))
+    one, same, other = (
+        Conv3D(2, 3, seed=s, input_shape=(5, 5, 5, 3)).get_weights()[0] for s in (1, 1, 2)
+    )
     np.testing.assert_array_equal(one, same)
     assert (one != other).any()
 
@@ -88,7 +100,12 @@ def test_config_round_trip() -> None:
     again = Conv3D.from_config(config)
     assert again.get_config() == layer.get_config()
     assert again.name == "enc"
-    wrapped = {"module": "keras.layers", "class_name": "Conv3D", "config": config, "registered_name": None}
+    wrapped = {
+        "module": "keras.layers",
+        "class_name": "Conv3D",
+        "config": config,
+        "registered_name": None,
+    }
     assert Conv3D.from_config(wrapped).get_config() == layer.get_config()
 
 

@@ -97,7 +97,10 @@ def imported(path: Path) -> list[tuple[int, str]]:
             start = package[: len(package) - node.level + 1] if node.level else ()
             base = ".".join([*start, *([node.module] if node.module else [])])
             # `from conv3d_cli import job` names a module, too
-            found += [(node.lineno, f"{base}.{alias.name}" if base == "conv3d_cli" else base) for alias in node.names]
+            found += [
+                (node.lineno, f"{base}.{alias.name}" if base == "conv3d_cli" else base)
+                for alias in node.names
+            ]
     return found
 
 
@@ -147,7 +150,9 @@ def circle_among(arrows: dict[str, set[str]]) -> list[str]:
 
 def arrows_inside(room: str) -> dict[str, set[str]]:
     """Which modules of a room each of its modules imports: at its top, in functions, and for type checkers."""
-    arrows: dict[str, set[str]] = {name_of(path): set() for path in MODULES if path.parts[0] == room}
+    arrows: dict[str, set[str]] = {
+        name_of(path): set() for path in MODULES if path.parts[0] == room
+    }
     for path in MODULES:
         if (module := name_of(path)) not in arrows:
             continue
@@ -159,7 +164,9 @@ def arrows_inside(room: str) -> dict[str, set[str]]:
                 start = package[: len(package) - node.level + 1] if node.level else ()
                 base = ".".join([*start, *([node.module] if node.module else [])])
                 # `from conv3d_cli.cli import apply` names a module; EXIT_CODE would be in the package's own
-                names = [f"{base}.{a.name}" if f"{base}.{a.name}" in arrows else base for a in node.names]
+                names = [
+                    f"{base}.{a.name}" if f"{base}.{a.name}" in arrows else base for a in node.names
+                ]
             else:
                 continue
             arrows[module] |= {name for name in names if name in arrows and name != module}
@@ -173,7 +180,11 @@ def test_no_circle_inside_a_room(room: str) -> None:
 
 
 def test_a_circle_is_found() -> None:
-    assert circle_among({"a": {"b", "c"}, "b": set(), "c": {"d"}, "d": {"b", "c"}}) == ["c", "d", "c"]
+    assert circle_among({"a": {"b", "c"}, "b": set(), "c": {"d"}, "d": {"b", "c"}}) == [
+        "c",
+        "d",
+        "c",
+    ]
     assert circle_among({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
 
 
@@ -192,7 +203,9 @@ def test_libraries_stay_at_home(path: Path) -> None:
 @pytest.mark.parametrize("path", WITHOUT_NUMPY)
 def test_no_numpy_where_help_passes(path: str) -> None:
     tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
-    at_import = {alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names}
+    at_import = {
+        alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names
+    }
     assert "numpy" not in at_import
 
 
@@ -203,10 +216,14 @@ def test_nobody_asks_for_a_format_by_its_name(path: Path) -> None:
     if path.parts[0] != "formats":
         for node in ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8"))):
             if isinstance(node, ast.Constant):
-                assert node.value not in names, f"{path}:{node.lineno}: '{node.value}' is a format's name"
+                assert node.value not in names, (
+                    f"{path}:{node.lineno}: '{node.value}' is a format's name"
+                )
 
 
-def test_the_walk_sees_every_kind_of_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_walk_sees_every_kind_of_import(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "new.py").write_text(
@@ -238,7 +255,9 @@ except SystemExit as end:
     assert not end.code, end.code
 print(*sorted(sys.modules), file=sys.stderr)
 """
-    ran = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=True)
+    ran = subprocess.run(
+        [sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=True
+    )
     assert ran.stdout.strip(), "the command said nothing"
     return set(ran.stderr.split())
 
@@ -247,7 +266,9 @@ HEAVY = {"numba", "llvmlite", "scipy", "nibabel", "tifffile", "zarr", "numcodecs
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["--version"], ["apply", "--help"], ["info", "--help"], ["bench", "--help"]], ids=" ".join
+    "arguments",
+    [["--help"], ["--version"], ["apply", "--help"], ["info", "--help"], ["bench", "--help"]],
+    ids=" ".join,
 )
 def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
     loaded = loaded_by(*arguments)
@@ -271,15 +292,31 @@ def test_a_warm_job_loads_no_compiler(tmp_path: Path) -> None:
     """Its loops come from disk: importing Numba takes longer than the job. Nor what only other jobs need."""
     path = tmp_path / "x.nii.gz"
     write_volume(str(path), Volume(np.ones((5, 6, 7), np.float32), "zyx"))
-    job = ["apply", str(path), "-k", "box:size=3", "-o", str(tmp_path / "y.nii.gz"), "--json", "--overwrite"]
+    job = [
+        "apply",
+        str(path),
+        "-k",
+        "box:size=3",
+        "-o",
+        str(tmp_path / "y.nii.gz"),
+        "--json",
+        "--overwrite",
+    ]
     loaded_by(*job)  # compiles what is not there yet
-    others = {"conv3d_cli.kernels.weights", "conv3d_cli.layer.activations", "conv3d_cli.layer.initializers", "tomllib"}
+    others = {
+        "conv3d_cli.kernels.weights",
+        "conv3d_cli.layer.activations",
+        "conv3d_cli.layer.initializers",
+        "tomllib",
+    }
     assert not loaded_by(*job) & {"numba", "tifffile", "rich", *others}
 
 
 def test_importing_the_package_loads_nothing() -> None:
     program = "import sys; before = set(sys.modules); import conv3d_cli; print(*sorted(set(sys.modules) - before))"
-    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    ran = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
     ours = {name for name in ran.stdout.split() if name.startswith("conv3d_cli")}
     assert ours == {"conv3d_cli"}
     assert "numpy" not in ran.stdout.split()

@@ -31,7 +31,9 @@ def imported(path: Path) -> list[tuple[int, str]]:
 def test_a_test_lies_in_the_room_that_it_is_about(path: Path) -> None:
     room = path.parent
     if room.parts and room.parts[0] not in BESIDE:
-        assert (PACKAGE / room).is_dir(), f"there is no conv3d_cli/{room}: put {path.name} where what it tests is"
+        assert (PACKAGE / room).is_dir(), (
+            f"there is no conv3d_cli/{room}: put {path.name} where what it tests is"
+        )
 
 
 @pytest.mark.parametrize("path", FILES, ids=str)
@@ -50,15 +52,21 @@ def test_no_process_looks_for_tests_by_a_path(path: Path) -> None:
         return
     for node in ast.walk(ast.parse((HERE / path).read_text(encoding="utf-8"))):
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
-            assert "sys.path" not in node.value, f"{path}:{node.lineno}: run pytest on a test of this file in its place"
+            assert "sys.path" not in node.value, (
+                f"{path}:{node.lineno}: run pytest on a test of this file in its place"
+            )
 
 
 @pytest.mark.parametrize("path", [path for path in FILES if path.name != "conftest.py"], ids=str)
 def test_the_command_is_called_by_the_fixture(path: Path) -> None:
-    if path == Path("cli/test_kernel.py"):  # calls a group of commands by itself, and looks at the errors' classes
+    if path == Path(
+        "cli/test_kernel.py"
+    ):  # calls a group of commands by itself, and looks at the errors' classes
         return
     names = {
-        node.id for node in ast.walk(ast.parse((HERE / path).read_text(encoding="utf-8"))) if isinstance(node, ast.Name)
+        node.id
+        for node in ast.walk(ast.parse((HERE / path).read_text(encoding="utf-8")))
+        if isinstance(node, ast.Name)
     }
     assert "CliRunner" not in names, f"{path}: take the fixture `run`, which checks the exit code"
 
@@ -67,5 +75,9 @@ def test_the_command_is_called_by_the_fixture(path: Path) -> None:
 def test_no_test_gives_up_after_some_seconds(path: Path) -> None:
     """A busy machine takes as long as it takes: `processes.LIMIT` ends what would never end."""
     text = (HERE / path).read_text(encoding="utf-8")
-    found = re.findall(r"(?:timeout=|\.communicate\(|deadline = time\.monotonic\(\) \+ )\d{2,}", text)
-    assert not found, f"{path}: {found}: wait with timeout=LIMIT, or by `wait_until`, of processes.py"
+    found = re.findall(
+        r"(?:timeout=|\.communicate\(|deadline = time\.monotonic\(\) \+ )\d{2,}", text
+    )
+    assert not found, (
+        f"{path}: {found}: wait with timeout=LIMIT, or by `wait_until`, of processes.py"
+    )

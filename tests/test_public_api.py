@@ -39,7 +39,9 @@ def test_names_are_listed_alike_everywhere() -> None:
     assert set(conv3d_cli.__all__) < set(dir(conv3d_cli))
     tree = ast.parse(Path(conv3d_cli.__file__).read_text())
     checked = next(node for node in tree.body if isinstance(node, ast.If))
-    homes = {a.name: n.module for n in checked.body if isinstance(n, ast.ImportFrom) for a in n.names}
+    homes = {
+        a.name: n.module for n in checked.body if isinstance(n, ast.ImportFrom) for a in n.names
+    }
     assert homes == conv3d_cli._HOMES
 
 
@@ -82,7 +84,9 @@ def test_signature_of_conv3d() -> None:
 # conv3d() against the definition
 
 
-def convolve(geometry: Geometry, x: np.ndarray, kernel: Any, bias: Any = None, **keywords: Any) -> np.ndarray:
+def convolve(
+    geometry: Geometry, x: np.ndarray, kernel: Any, bias: Any = None, **keywords: Any
+) -> np.ndarray:
     return conv3d(
         x, kernel, bias,
         strides=geometry.strides, padding=geometry.padding, dilation_rate=geometry.dilation_rate, groups=geometry.groups,
@@ -93,13 +97,19 @@ def convolve(geometry: Geometry, x: np.ndarray, kernel: Any, bias: Any = None, *
 @st.composite
 def problems(draw: st.DrawFn, dtypes: tuple[str, ...] = ("float32", "float64")) -> dict[str, Any]:
     """A geometry with x, kernel and bias, x in any layout; and the answer by definition in (N, D, H, W, F)."""
-    geometry = draw(geometries(largest=5, largest_kernel=3, largest_stride=3, strided_dilation=False, most_steps=600))
+    geometry = draw(
+        geometries(
+            largest=5, largest_kernel=3, largest_stride=3, strided_dilation=False, most_steps=600
+        )
+    )
     seed = draw(st.integers(0, 999))
     values = small_numbers(geometry.in_shape, draw(st.sampled_from(dtypes)), seed)
     kernel = small_numbers(geometry.kernel_shape, "float64", seed + 1)
     bias = draw(st.sampled_from([None, "one each", "one"]))
     numbers = (
-        None if bias is None else small_numbers((geometry.filters if bias == "one each" else 1,), "float64", seed + 2)
+        None
+        if bias is None
+        else small_numbers((geometry.filters if bias == "one each" else 1,), "float64", seed + 2)
     )
     expected = geometry.by_definition(values, kernel, numbers)
     x = laid_out(values, draw(st.sampled_from(LAYOUTS)), seed)
@@ -125,7 +135,9 @@ def test_channels_first(case: dict[str, Any]) -> None:
     assert agree(got, np.moveaxis(case["expected"], -1, 1))
 
 
-@given(problems(), st.sampled_from([(), (1,), (2,), (2, 1), (1, 2, 3), (2, 1, 1, 2)]), st.booleans())
+@given(
+    problems(), st.sampled_from([(), (1,), (2,), (2, 1), (1, 2, 3), (2, 1, 1, 2)]), st.booleans()
+)
 def test_any_batch_axes(case: dict[str, Any], batch: tuple[int, ...], first: bool) -> None:
     """Extended batch shapes: every volume of them is convolved by itself."""
     count = int(np.prod(batch))
@@ -183,7 +195,9 @@ def test_float64_is_computed_in_float64(rng: np.random.Generator) -> None:
     x, kernel = rng.normal(size=(5, 6, 7)), rng.normal(size=(3, 3, 3))
     expected = oracle.conv3d(x[None, ..., None], kernel[..., None, None])[0, ..., 0]
     for layout in LAYOUTS:
-        assert np.allclose(conv3d(laid_out(x, layout), kernel), expected, rtol=0, atol=1e-13), layout
+        assert np.allclose(conv3d(laid_out(x, layout), kernel), expected, rtol=0, atol=1e-13), (
+            layout
+        )
 
 
 def test_values_beyond_float32(rng: np.random.Generator) -> None:
@@ -209,7 +223,9 @@ def test_nested_lists_and_kernels() -> None:
 
 def test_a_boundary_may_be_an_object() -> None:
     x = np.ones((1, 1, 2))
-    assert conv3d(x, np.ones((1, 1, 3)), padding="same", boundary=Boundary("constant", 5.0)).tolist() == [[[7, 7]]]
+    assert conv3d(
+        x, np.ones((1, 1, 3)), padding="same", boundary=Boundary("constant", 5.0)
+    ).tolist() == [[[7, 7]]]
 
 
 def test_as_many_axes_as_there_are_letters() -> None:
@@ -277,7 +293,13 @@ REFUSED: list[tuple[Any, Any, dict[str, Any], type[Conv3DError], list[str]]] = [
     (X, FILTER, {"groups": 2}, ShapeError, ["takes no groups"]),
     (X, FILTER, {"strides": 0}, SpecError, ["strides must be at least 1"]),
     (X, FILTER, {"strides": (1, 2)}, SpecError, ["strides must be one whole number or three"]),
-    (X, FILTER, {"strides": 2, "dilation_rate": 2}, SpecError, ["strides=(2, 2, 2)", "dilation_rate=(2, 2, 2)"]),
+    (
+        X,
+        FILTER,
+        {"strides": 2, "dilation_rate": 2},
+        SpecError,
+        ["strides=(2, 2, 2)", "dilation_rate=(2, 2, 2)"],
+    ),
     (X, FILTER, {"dilation_rate": 1.5}, SpecError, ["dilation_rate"]),
     (X, FILTER, {"dilation_rate": 2}, ShapeError, ["larger than the volume along depth"]),
     (X, np.ones((5, 3, 3)), {}, ShapeError, ["larger than the volume along depth"]),

@@ -28,7 +28,10 @@ def command(name: str) -> str | None:
 
 
 def run_on_file(
-    volume: Array, spacing: tuple[float, ...], folder: Path, arguments: Callable[[str, str], list[str]]
+    volume: Array,
+    spacing: tuple[float, ...],
+    folder: Path,
+    arguments: Callable[[str, str], list[str]],
 ) -> Array:
     """A volume through a program from NIfTI to NIfTI."""
     source, target = folder / "tool_in.nii.gz", folder / "tool_out.nii.gz"
@@ -49,7 +52,11 @@ def along_lines(volume: Array, do: Callable[[Array, int], Array]) -> Array:
 
 
 def filtered(
-    line: Array, weights: Array, renormalized: bool = False, mirrored: bool = False, repeated: bool = False
+    line: Array,
+    weights: Array,
+    renormalized: bool = False,
+    mirrored: bool = False,
+    repeated: bool = False,
 ) -> Array:
     """A line through symmetric weights; outside it are zeros, nothing, zeros but for one mirrored voxel, or the end again."""
     reach, n = len(weights) // 2, len(line)
@@ -73,13 +80,18 @@ def sigmas(fwhm: float, spacing: tuple[float, ...]) -> list[float]:
 def fsl(volume: Array, spacing: tuple[float, ...], fwhm: float, folder: Path) -> Array:
     """niimath -s, a reimplementation of fslmaths."""
     sigma = repr(fwhm / FWHM_PER_SIGMA)
-    return run_on_file(volume, spacing, folder, lambda a, b: [str(command("niimath")), a, "-s", sigma, b])
+    return run_on_file(
+        volume, spacing, folder, lambda a, b: [str(command("niimath")), a, "-s", sigma, b]
+    )
 
 
 def mrtrix(volume: Array, spacing: tuple[float, ...], fwhm: float, folder: Path) -> Array:
     sigma = repr(fwhm / FWHM_PER_SIGMA)
     return run_on_file(
-        volume, spacing, folder, lambda a, b: [str(command("mrfilter")), "-quiet", a, "smooth", b, "-stdev", sigma]
+        volume,
+        spacing,
+        folder,
+        lambda a, b: [str(command("mrfilter")), "-quiet", a, "smooth", b, "-stdev", sigma],
     )
 
 
@@ -94,7 +106,9 @@ def scipy(volume: Array, spacing: tuple[float, ...], fwhm: float, folder: Path) 
     import scipy.ndimage
 
     axes: Any = (0, 1, 2)
-    return np.asarray(scipy.ndimage.gaussian_filter(volume.astype(np.float64), sigmas(fwhm, spacing), axes=axes))
+    return np.asarray(
+        scipy.ndimage.gaussian_filter(volume.astype(np.float64), sigmas(fwhm, spacing), axes=axes)
+    )
 
 
 def itk(volume: Array, spacing: tuple[float, ...], fwhm: float, folder: Path) -> Array:
@@ -102,14 +116,18 @@ def itk(volume: Array, spacing: tuple[float, ...], fwhm: float, folder: Path) ->
 
     image = SimpleITK.GetImageFromArray(volume.astype(np.float32).T)
     image.SetSpacing([float(step) for step in spacing])
-    return np.asarray(SimpleITK.GetArrayFromImage(SimpleITK.DiscreteGaussian(image, (fwhm / FWHM_PER_SIGMA) ** 2))).T
+    return np.asarray(
+        SimpleITK.GetArrayFromImage(SimpleITK.DiscreteGaussian(image, (fwhm / FWHM_PER_SIGMA) ** 2))
+    ).T
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Formulas of tools that are not
 
 
-def spm(volume: Array, spacing: tuple[float, ...], fwhm: float, folder: Path | None = None) -> Array:
+def spm(
+    volume: Array, spacing: tuple[float, ...], fwhm: float, folder: Path | None = None
+) -> Array:
     """spm_smooth.m, spm_smoothkern.m, spm_conv_vol.c: in the plane zeros, along z nothing outside."""
     from scipy.special import erf
 
@@ -125,7 +143,9 @@ def spm(volume: Array, spacing: tuple[float, ...], fwhm: float, folder: Path | N
     return along_lines(np.nan_to_num(volume, nan=0), smooth)
 
 
-def afni(volume: Array, spacing: tuple[float, ...], fwhm: float, folder: Path | None = None) -> Array:
+def afni(
+    volume: Array, spacing: tuple[float, ...], fwhm: float, folder: Path | None = None
+) -> Array:
     """edt_blur.c: weights are means over voxels; outside are zeros but for one mirrored voxel."""
 
     def smooth(line: Array, axis: int) -> Array:
@@ -151,7 +171,9 @@ def wb(volume: Array, spacing: tuple[float, ...], fwhm: float, folder: Path | No
     return along_lines(volume, smooth)
 
 
-def imagej(volume: Array, spacing: tuple[float, ...], fwhm: float, folder: Path | None = None) -> Array:
+def imagej(
+    volume: Array, spacing: tuple[float, ...], fwhm: float, folder: Path | None = None
+) -> Array:
     """GaussianBlur.java, makeGaussianKernel at the accuracy of float images, without its downscaling of wide ones."""
 
     def smooth(line: Array, axis: int) -> Array:
@@ -182,7 +204,10 @@ def installed(name: str) -> bool:
     """Whether a tool can run here; formulas always can, with SciPy."""
     import importlib.util
 
-    programs, libraries = {"fsl": "niimath", "mrtrix": "mrfilter"}, {"nilearn": "nilearn", "itk": "SimpleITK"}
+    programs, libraries = (
+        {"fsl": "niimath", "mrtrix": "mrfilter"},
+        {"nilearn": "nilearn", "itk": "SimpleITK"},
+    )
     if name in programs:
         return command(programs[name]) is not None
     return importlib.util.find_spec(libraries.get(name, "scipy")) is not None

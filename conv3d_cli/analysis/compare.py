@@ -34,7 +34,11 @@ class Comparison:
     def lines(self) -> list[str]:
         """For people."""
         if not self.differences:
-            equal = "all equal" if not self.unequal else f"within tolerance, largest difference {self.largest:.6g}"
+            equal = (
+                "all equal"
+                if not self.unequal
+                else f"within tolerance, largest difference {self.largest:.6g}"
+            )
             return [f"{self.first} and {self.second} agree: {self.voxels} voxels {equal}"]
         return [f"{self.first} and {self.second} differ:", *(f"  {d}" for d in self.differences)]
 
@@ -47,7 +51,9 @@ class Comparison:
             "differences": self.differences,
             "voxels": self.voxels,
             "unequal_voxels": self.unequal,
-            "largest_difference": self.largest if math.isfinite(self.largest) else str(self.largest),
+            "largest_difference": self.largest
+            if math.isfinite(self.largest)
+            else str(self.largest),
             "largest_at": None if self.largest_at is None else list(self.largest_at),
             "rms_difference": self.rms if math.isfinite(self.rms) else str(self.rms),
         }
@@ -62,18 +68,24 @@ def compare_volumes(first: str, second: str, *, rtol: float = 0.0, atol: float =
     result = Comparison(first, second)
     with open_volume(first) as a, open_volume(second) as b:
         if a.header.shape != b.header.shape:
-            result.differences.append(f"shape (N, D, H, W, C): {a.header.shape} against {b.header.shape}")
+            result.differences.append(
+                f"shape (N, D, H, W, C): {a.header.shape} against {b.header.shape}"
+            )
             return result
         result.differences += grid_differences(a.header.grid, b.header.grid, a.header)
         if a.header.dtype != b.header.dtype and not (rtol or atol):
             result.differences.append(f"dtype: {a.header.dtype} against {b.header.dtype}")
-        order = [list(parts_in_storage_order(r.header.axes, channels_together=False)) for r in (a, b)]
+        order = [
+            list(parts_in_storage_order(r.header.axes, channels_together=False)) for r in (a, b)
+        ]
         with spool_reader(b) if b.sequential and order[0] != order[1] else b as second_reader:
             _compare_voxels(result, a, second_reader, rtol, atol)
     return result
 
 
-def _compare_voxels(result: Comparison, a: VolumeReader, b: VolumeReader, rtol: float, atol: float) -> None:
+def _compare_voxels(
+    result: Comparison, a: VolumeReader, b: VolumeReader, rtol: float, atol: float
+) -> None:
     squares, beyond = 0.0, 0
     for n, channels in parts_in_storage_order(a.header.axes, channels_together=False):
         for start in range(0, a.header.shape[1], PLANES):
@@ -90,7 +102,9 @@ def _compare_voxels(result: Comparison, a: VolumeReader, b: VolumeReader, rtol: 
             result.voxels += difference.size
             worst = float(difference.max(initial=0))
             if worst > result.largest:
-                d, h, w, c = (int(i) for i in np.unravel_index(int(difference.argmax()), difference.shape))
+                d, h, w, c = (
+                    int(i) for i in np.unravel_index(int(difference.argmax()), difference.shape)
+                )
                 result.largest, result.largest_at = worst, (n, start + d, h, w, channels.start + c)
     for reader in (a, b):
         reader.finish()
@@ -139,11 +153,17 @@ def grid_differences(a: Grid, b: Grid, header: VolumeHeader) -> list[str]:
     if a.affine is None or b.affine is None:
         other = tuple(s * factor for s in b.spacing)
         close = all(
-            abs(s - o) * n <= GRID_TOLERANCE * s for s, o, n in zip(a.spacing, other, header.shape[1:4], strict=True)
+            abs(s - o) * n <= GRID_TOLERANCE * s
+            for s, o, n in zip(a.spacing, other, header.shape[1:4], strict=True)
         )
-        return [] if close else [f"spacing: {a.spacing} {a.unit or ''} against {b.spacing} {b.unit or ''}"]
+        return (
+            []
+            if close
+            else [f"spacing: {a.spacing} {a.unit or ''} against {b.spacing} {b.unit or ''}"]
+        )
     corners = np.array(
-        [[i, j, k, 1] for i in (0, width - 1) for j in (0, height - 1) for k in (0, depth - 1)], np.float64
+        [[i, j, k, 1] for i in (0, width - 1) for j in (0, height - 1) for k in (0, depth - 1)],
+        np.float64,
     ).T
     scaled = np.diag([factor, factor, factor, 1.0]) @ b.affine
     moved = np.linalg.norm(((a.affine - scaled) @ corners)[:3], axis=0).max()

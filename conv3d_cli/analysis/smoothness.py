@@ -49,7 +49,11 @@ class Moments:
     @property
     def variance(self) -> float:
         """About the mean."""
-        return max(0.0, self.squares / self.count - (self.total / self.count) ** 2) if self.count else 0.0
+        return (
+            max(0.0, self.squares / self.count - (self.total / self.count) ** 2)
+            if self.count
+            else 0.0
+        )
 
 
 def estimate_fwhm(reader: VolumeReader, mask: Mask | None = None) -> Floats:
@@ -66,11 +70,15 @@ def estimate_fwhm(reader: VolumeReader, mask: Mask | None = None) -> Floats:
             stop = min(start + planes, depth)
             sums = _sums_over_time(reader, slice(start, min(stop + 1, depth)), channel, count)
             if mask is not None:
-                sums.known &= mask.inside(mask.reader.read(0, slice(start, min(stop + 1, depth)), slice(0, 1))[..., 0])
+                sums.known &= mask.inside(
+                    mask.reader.read(0, slice(start, min(stop + 1, depth)), slice(0, 1))[..., 0]
+                )
             sums.add_to(values, steps, stop - start)
             reader.release(0, start)
     if values.variance <= 0:
-        raise ShapeError(f"the smoothness of {reader.path} cannot be told: its voxels are all the same, or none counts")
+        raise ShapeError(
+            f"the smoothness of {reader.path} cannot be told: its voxels are all the same, or none counts"
+        )
     d, h, w = (_fwhm(values.variance, step) for step in steps)
     return d, h, w
 
@@ -92,7 +100,9 @@ class _Sums:
     def add_to(self, values: Moments, steps: Sequence[Moments], own: int) -> None:
         """Put them to a volume's: of the first `own` planes, and of the steps from them to the next."""
         for moments, axis in ((values, None), *zip(steps, range(3), strict=True)):
-            planes = slice(None) if axis == 0 else slice(0, own)  # a plane more, to which the last one steps
+            planes = (
+                slice(None) if axis == 0 else slice(0, own)
+            )  # a plane more, to which the last one steps
             total, known = self.values[planes], self.known[planes]
             squares = self.squares[planes] if axis is None else self.steps[axis][planes]
             if axis is not None:
@@ -146,7 +156,11 @@ def _fwhm(variance: float, step: Moments) -> float:
     correlation = 1 - step.variance / (2 * variance)
     if correlation <= 0:
         return 0.0
-    return math.inf if correlation >= 1 else FWHM_PER_SIGMA * math.sqrt(-1 / (4 * math.log(correlation)))
+    return (
+        math.inf
+        if correlation >= 1
+        else FWHM_PER_SIGMA * math.sqrt(-1 / (4 * math.log(correlation)))
+    )
 
 
 @dataclass(frozen=True)
@@ -168,7 +182,10 @@ class Matched:
         """What was found, for people."""
 
         def text(lengths: Floats) -> str:
-            scaled = [length * s for length, s in zip(lengths, self.spacing or (1.0, 1.0, 1.0), strict=True)]
+            scaled = [
+                length * s
+                for length, s in zip(lengths, self.spacing or (1.0, 1.0, 1.0), strict=True)
+            ]
             return ",".join(f"{length:.3g}" for length in scaled)
 
         return (
@@ -186,17 +203,25 @@ def match_fwhm(job: Job, target: str) -> Matched:
     """
     stage = job.stages[0]
     if len(job.stages) > 1 or stage.spec(is_layer=False).strides not in (1, (1, 1, 1), [1, 1, 1]):
-        raise SpecError("--to-fwhm smooths on the volume's own grid: leave out layers and --strides")
+        raise SpecError(
+            "--to-fwhm smooths on the volume's own grid: leave out layers and --strides"
+        )
     with ExitStack() as stack:
-        trial = os.path.join(stack.enter_context(tempfile.TemporaryDirectory(prefix="conv3d-")), "trial.npy")
+        trial = os.path.join(
+            stack.enter_context(tempfile.TemporaryDirectory(prefix="conv3d-")), "trial.npy"
+        )
         volume = open_volume(job.source, axes=job.axes, channels_first=job.channels_first)
         reader, mask = stack.enter_context(random_access(volume)), None
         if job.missing.mask is not None:
             with naming(reader):
-                mask = stack.enter_context(open_mask(job.missing.mask, reader.header, job.missing.labels))
+                mask = stack.enter_context(
+                    open_mask(job.missing.mask, reader.header, job.missing.labels)
+                )
         wanted = read_lengths(target, "to-fwhm", reader.header.grid)
         axes = reader.header.axes
-        letters = output_format(trial).output_letters(axes.letters, axes.canonical_shape[4], np.dtype(np.float32))
+        letters = output_format(trial).output_letters(
+            axes.letters, axes.canonical_shape[4], np.dtype(np.float32)
+        )
         before = estimate_fwhm(reader, mask)
         for axis, present, wish in zip(AXIS_NAMES, before, wanted, strict=True):
             if present > wish * (1 + CLOSE):
@@ -204,12 +229,17 @@ def match_fwhm(job: Job, target: str) -> Matched:
                     f"{job.source} is smoother than {target} along {axis} already: {present:.3g} voxels of FWHM against "
                     f"{wish:.3g}; ask for more"
                 )
-        squares = [max(0.0, w * w - b * b) if math.isfinite(b) else 0.0 for w, b in zip(wanted, before, strict=True)]
+        squares = [
+            max(0.0, w * w - b * b) if math.isfinite(b) else 0.0
+            for w, b in zip(wanted, before, strict=True)
+        ]
         for _ in range(ROUNDS):
             kernel = (math.sqrt(squares[0]), math.sqrt(squares[1]), math.sqrt(squares[2]))
             text = f"gaussian:fwhm={','.join(f'{k:.6g}' for k in kernel)}vox"
             matched = replace(job, stages=(replace(stage, kernel=text),))
-            run_job(replace(matched.as_trial(trial), missing=replace(job.missing, mask_mode="clip")))
+            run_job(
+                replace(matched.as_trial(trial), missing=replace(job.missing, mask_mode="clip"))
+            )
             with open_volume(trial, axes=letters) as found:
                 after = estimate_fwhm(found, mask)
             away = [a / w - 1 for a, w in zip(after, wanted, strict=True) if math.isfinite(a)]
@@ -220,7 +250,9 @@ def match_fwhm(job: Job, target: str) -> Matched:
                 for s, w, b, a in zip(squares, wanted, before, after, strict=True)
             ]
         grid = reader.header.grid
-    return Matched(matched, before, kernel, after, grid.spacing, grid.unit if grid.spacing else None)
+    return Matched(
+        matched, before, kernel, after, grid.spacing, grid.unit if grid.spacing else None
+    )
 
 
 def _correction(wanted: float, before: float, after: float) -> float:

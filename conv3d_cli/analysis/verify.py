@@ -47,11 +47,17 @@ class Verified:
 def check_verifiable(job: Job) -> None:
     """That the files can be read again after the run. Raises: SpecError."""
     if "-" in (job.source, job.target):
-        raise SpecError("--verify reads input and output again, which a pipe cannot give: name files")
+        raise SpecError(
+            "--verify reads input and output again, which a pipe cannot give: name files"
+        )
     if os.path.realpath(job.source) == os.path.realpath(job.target):
-        raise SpecError("--verify reads the input again, which this output replaces: name another output")
+        raise SpecError(
+            "--verify reads the input again, which this output replaces: name another output"
+        )
     if any(get_activation(a).kind != "voxel" for stage in job.stages for a in stage.activations):
-        raise SpecError("--verify looks at voxels one by one, and this activation at a whole axis: leave it out")
+        raise SpecError(
+            "--verify looks at voxels one by one, and this activation at a whole axis: leave it out"
+        )
 
 
 def verify_output(job: Job, count: int) -> Verified:
@@ -63,13 +69,17 @@ def verify_output(job: Job, count: int) -> Verified:
         prepared = stack.enter_context(prepare_job(job))
         reader = stack.enter_context(random_access(prepared.reader))
         mask = None if prepared.mask is None else prepared.mask.reader
-        sources = _Sources(reader, mask, 1.0 if mask is None or job.missing.labels else _largest(mask))
+        sources = _Sources(
+            reader, mask, 1.0 if mask is None or job.missing.labels else _largest(mask)
+        )
         # where the file does not name its axes: here they are known
         letters = None if output_format(job.target).names_axes else prepared.header.axes.letters
         written = stack.enter_context(random_access(open_volume(job.target, axes=letters)))
         slope, intercept = written.header.scale
         shape = prepared.header.shape
-        picks = np.random.default_rng(SEED).choice(math.prod(shape), size=min(count, math.prod(shape)), replace=False)
+        picks = np.random.default_rng(SEED).choice(
+            math.prod(shape), size=min(count, math.prod(shape)), replace=False
+        )
         worst = 0.0
         for n, d, h, w, c in np.stack(np.unravel_index(np.sort(picks), shape), axis=1).tolist():
             value, bound = _voxel(prepared, sources, (n, d, h, w, c))
@@ -102,20 +112,29 @@ class _Sources(NamedTuple):
         if labels:
             return np.rint(values)
         # slope and intercept are rounded to float32: such a 0 is a little beside it
-        return np.where(np.abs(values) < abs(self.mask.header.scale[1]) / 2**22, 0.0, values) / self.largest
+        return (
+            np.where(np.abs(values) < abs(self.mask.header.scale[1]) / 2**22, 0.0, values)
+            / self.largest
+        )
 
 
 def _largest(mask: VolumeReader) -> float:
     """The largest number in a mask."""
     _, depth, height, width, _ = mask.header.shape
-    planes = (_read(mask, 0, slice(0, 1), Box((d, d + 1), (0, height), (0, width))) for d in range(depth))
+    planes = (
+        _read(mask, 0, slice(0, 1), Box((d, d + 1), (0, height), (0, width))) for d in range(depth)
+    )
     return max(float(plane.max()) for plane in planes)
 
 
-def _voxel(prepared: PreparedJob, sources: _Sources, place: tuple[int, int, int, int, int]) -> tuple[float, float]:
+def _voxel(
+    prepared: PreparedJob, sources: _Sources, place: tuple[int, int, int, int, int]
+) -> tuple[float, float]:
     """What an output voxel should be, and how far from it one may lie."""
     n, d, h, w, c = place
-    values, bounds = _box(prepared, len(prepared.stages) - 1, sources, n, c, Box.at((d, h, w), (1, 1, 1)))
+    values, bounds = _box(
+        prepared, len(prepared.stages) - 1, sources, n, c, Box.at((d, h, w), (1, 1, 1))
+    )
     channel = 0 if values.shape[3] == 1 else c
     value, bound = float(values[0, 0, 0, channel]), float(bounds[0, 0, 0, channel])
     dtype = prepared.header.dtype
@@ -123,16 +142,22 @@ def _voxel(prepared: PreparedJob, sources: _Sources, place: tuple[int, int, int,
         value = 0.0 if not math.isfinite(value) else value
     elif dtype.kind != "f":
         limits = np.iinfo(dtype)
-        value = min(max(value, float(limits.min)), float(limits.max)) if not math.isnan(value) else 0.0
+        value = (
+            min(max(value, float(limits.min)), float(limits.max)) if not math.isnan(value) else 0.0
+        )
     return value, bound
 
 
-def _box(prepared: PreparedJob, number: int, sources: _Sources, n: int, channel: int, box: Box) -> tuple[Reals, Reals]:
+def _box(
+    prepared: PreparedJob, number: int, sources: _Sources, n: int, channel: int, box: Box
+) -> tuple[Reals, Reals]:
     """A box of a stage's output (d, h, w, c) and the bound of each voxel; of a filter, the one channel that is asked for."""
     stage = prepared.stages[number]
     problem, kernel = stage.problem, stage.kernel
     indices = [problem.source_indices(axis, *span) for axis, span in enumerate(box)]
-    spans = [(min(f), max(f) + 1) if (f := [i for i in found if i >= 0]) else (0, 1) for found in indices]
+    spans = [
+        (min(f), max(f) + 1) if (f := [i for i in found if i >= 0]) else (0, 1) for found in indices
+    ]
     source = Box(*spans)
     missing = prepared.job.missing if number == 0 else NOTHING
     # of a bank, the one filter that is asked for, or all of them where their magnitude is
@@ -140,7 +165,10 @@ def _box(prepared: PreparedJob, number: int, sources: _Sources, n: int, channel:
     channel, which = divmod(channel, per_channel)
     if number == 0:
         values = _read(
-            sources.volume, n, slice(0, problem.in_channels) if kernel.is_layer else slice(channel, channel + 1), source
+            sources.volume,
+            n,
+            slice(0, problem.in_channels) if kernel.is_layer else slice(channel, channel + 1),
+            source,
         )
         bounds = np.zeros_like(values)
     else:
@@ -162,21 +190,27 @@ def _box(prepared: PreparedJob, number: int, sources: _Sources, n: int, channel:
         sums, around = _means(prepared, sources, stage, missing, values, source, indices, weights)
     else:
         sums = _taps(values, indices, spans, problem, weights, groups, fill)
-        around = share * _taps(np.abs(values), indices, spans, problem, np.abs(weights), groups, abs(fill))
+        around = share * _taps(
+            np.abs(values), indices, spans, problem, np.abs(weights), groups, abs(fill)
+        )
         around += _taps(bounds, indices, spans, problem, np.abs(weights), groups, 0.0)
         if number == 0:
             largest = _largest_beside(stage, sources.volume, n, channel, box)
             around += share * np.abs(weights).sum(axis=(0, 1, 2, 3)) * largest
     bias = kernel.bias_for(problem.filters)
     if bias is not None:
-        sums = sums + (bias if kernel.is_layer else bias[channel])  # a bank has one for all its filters
+        sums = sums + (
+            bias if kernel.is_layer else bias[channel]
+        )  # a bank has one for all its filters
     if stage.stage.magnitude:
         sums, around = (np.sqrt((a**2).sum(axis=3, keepdims=True)) for a in (sums, around))
         around += share * sums
     return _activated(stage, sums, around)
 
 
-def _largest_beside(stage: PreparedStage, reader: VolumeReader, n: int, channel: int, box: Box) -> float:
+def _largest_beside(
+    stage: PreparedStage, reader: VolumeReader, n: int, channel: int, box: Box
+) -> float:
     """The largest finite voxel that the tile of a box reads, where the algorithm rounds a tile as a whole; else 0."""
     alignment = stage.plan.block_alignment
     if max(alignment) == 1:
@@ -185,7 +219,11 @@ def _largest_beside(stage: PreparedStage, reader: VolumeReader, n: int, channel:
     for axis, tile in enumerate(box.align(alignment, stage.problem.out_size)):
         found = [i for i in stage.problem.source_indices(axis, *tile) if i >= 0]
         read.append((min(found), max(found) + 1) if found else (0, 1))
-    channels = slice(0, stage.problem.in_channels) if stage.kernel.is_layer else slice(channel, channel + 1)
+    channels = (
+        slice(0, stage.problem.in_channels)
+        if stage.kernel.is_layer
+        else slice(channel, channel + 1)
+    )
     sizes = np.abs(_read(reader, n, channels, Box(*read)))
     return float(sizes.max(initial=0.0, where=np.isfinite(sizes)))
 
@@ -196,7 +234,13 @@ def _read(reader: VolumeReader, n: int, channels: slice, box: Box) -> Reals:
 
 
 def _taps(
-    values: Reals, indices: list[list[int]], spans: Any, problem: ConvProblem, weights: Any, groups: int, fill: float
+    values: Reals,
+    indices: list[list[int]],
+    spans: Any,
+    problem: ConvProblem,
+    weights: Any,
+    groups: int,
+    fill: float,
 ) -> Reals:
     """The sum over taps of a box that holds the source positions `spans`; `indices`: for every position, or -1."""
     padded = values
@@ -204,7 +248,10 @@ def _taps(
         places = np.array(found)
         padded = padded.take(np.maximum(places - first, 0), axis=axis)
         padded[(slice(None),) * axis + (places < 0,)] = fill
-    out_size = [(n - e) // s + 1 for n, e, s in zip(padded.shape[:3], problem.extent, problem.strides, strict=True)]
+    out_size = [
+        (n - e) // s + 1
+        for n, e, s in zip(padded.shape[:3], problem.extent, problem.strides, strict=True)
+    ]
     per_group, filters = weights.shape[3], weights.shape[4] // groups
     sums = np.zeros((*out_size, weights.shape[4]))
     if math.prod(out_size) == 1 and groups == 1:  # one voxel: its taps at once
@@ -217,18 +264,26 @@ def _taps(
             starts = [t * d for t, d in zip(tap, problem.dilation_rate, strict=True)]
             window = padded[
                 tuple(
-                    slice(a, a + (n - 1) * s + 1, s) for a, n, s in zip(starts, out_size, problem.strides, strict=True)
+                    slice(a, a + (n - 1) * s + 1, s)
+                    for a, n, s in zip(starts, out_size, problem.strides, strict=True)
                 )
             ]
             for g in range(groups):
                 part = weights[tap][:, g * filters : (g + 1) * filters]
-                sums[..., g * filters : (g + 1) * filters] += window[..., g * per_group : (g + 1) * per_group] @ part
+                sums[..., g * filters : (g + 1) * filters] += (
+                    window[..., g * per_group : (g + 1) * per_group] @ part
+                )
     return sums
 
 
-def _at_centre(problem: ConvProblem, source: Box, indices: list[list[int]]) -> tuple[int, int, int] | None:
+def _at_centre(
+    problem: ConvProblem, source: Box, indices: list[list[int]]
+) -> tuple[int, int, int] | None:
     """Where, in the box that was read, the voxel under the kernel's centre is, for a box of one output; None: outside."""
-    here = [found[round(c * d)] for found, c, d in zip(indices, problem.centre, problem.dilation_rate, strict=True)]
+    here = [
+        found[round(c * d)]
+        for found, c, d in zip(indices, problem.centre, problem.dilation_rate, strict=True)
+    ]
     if min(here) < 0:
         return None
     d, h, w = (i - first for i, (first, _) in zip(here, source, strict=True))
@@ -260,7 +315,9 @@ def _means(
         certainty = sources.certainty(source, missing.labels)
     if missing.labels:
         own = _at_centre(problem, source, indices)
-        certainty = (certainty == (certainty[own][0] if own is not None else 0.0)).astype(np.float64)
+        certainty = (certainty == (certainty[own][0] if own is not None else 0.0)).astype(
+            np.float64
+        )
     if missing.value is not None:
         slope, intercept = prepared.reader.header.scale
         certainty = np.where(values == missing.value * slope + intercept, 0.0, certainty)
@@ -269,10 +326,14 @@ def _means(
     outside = 0.0 if renormalizes else 1.0
     products = np.where(certainty > 0, np.where(certainty > 0, values, 0.0) * certainty, 0.0)
     top = _taps(products, indices, spans, problem, weights, 1, problem.boundary.value)
-    size = _taps(np.abs(products), indices, spans, problem, np.abs(weights), 1, abs(problem.boundary.value))
+    size = _taps(
+        np.abs(products), indices, spans, problem, np.abs(weights), 1, abs(problem.boundary.value)
+    )
     if problem.boundary.mode == "renormalize-depth":  # along height and width zeros are data
         along = np.zeros_like(weights)
-        along[:, (weights.shape[1] - 1) // 2, (weights.shape[2] - 1) // 2] = weights.sum(axis=(1, 2))
+        along[:, (weights.shape[1] - 1) // 2, (weights.shape[2] - 1) // 2] = weights.sum(
+            axis=(1, 2)
+        )
         weights = along
     bottom = _taps(certainty, indices, spans, problem, weights, 1, outside)
     share = 2 * BOUNDS[prepared.job.precision]
@@ -280,7 +341,9 @@ def _means(
     # so near to the least that counts, rounding decides
     bounds = np.where(abs(bottom / missing.min_coverage - 1) < 1e-3, np.inf, bounds)
     with np.errstate(invalid="ignore", divide="ignore"):
-        means = np.where(bottom >= missing.min_coverage, top / bottom, 0.0 if mask is not None else np.nan)
+        means = np.where(
+            bottom >= missing.min_coverage, top / bottom, 0.0 if mask is not None else np.nan
+        )
     return means, bounds
 
 

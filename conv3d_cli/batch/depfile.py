@@ -72,7 +72,9 @@ def rules(jobs: Sequence[Job]) -> str:
         text += f"{line}\n"
     made = {output.path for job in jobs for output in job.outputs}
     # make takes % in the name of a target for a pattern
-    return text + "".join(f"\n{escape(name)}:\n" for name in phony if name not in made and "%" not in name)
+    return text + "".join(
+        f"\n{escape(name)}:\n" for name in phony if name not in made and "%" not in name
+    )
 
 
 def check_depfile(path: str, jobs: Sequence[Job]) -> None:
@@ -83,18 +85,31 @@ def check_depfile(path: str, jobs: Sequence[Job]) -> None:
     if path == "-" or "://" in path:
         raise SpecError(f"--depfile names a file, received {path}")
     for job in jobs:
-        outputs = [("output" if output.role == VOLUME else output.role, output.path) for output in job.outputs]
+        outputs = [
+            ("output" if output.role == VOLUME else output.role, output.path)
+            for output in job.outputs
+        ]
         for role, name in (("input", job.source), *outputs):
             if "://" in name or (name == "-" and role != "input"):
                 what = "a URL" if "://" in name else "a pipe"
-                raise SpecError(f"--depfile tells make about files, and the {role} {name} is {what}: leave it out")
+                raise SpecError(
+                    f"--depfile tells make about files, and the {role} {name} is {what}: leave it out"
+                )
         read = readable_files(job.source)
         for name in (*read, *(path for _, path in outputs)):
-            if any(character in name for character in "\t\r\n\\") or ("%" in name and name not in read):
+            if any(character in name for character in "\t\r\n\\") or (
+                "%" in name and name not in read
+            ):
                 raise SpecError(f"--depfile: make has no way to write the name {name!r}; rename it")
-    used = [name for job in jobs for name in (job.source, *readable_files(job.source), *output_files(job))]
+    used = [
+        name
+        for job in jobs
+        for name in (job.source, *readable_files(job.source), *output_files(job))
+    ]
     if os.path.realpath(path) in map(os.path.realpath, used):
-        raise OutputExistsError(f"cannot write {path}: it is an input or an output; name another file")
+        raise OutputExistsError(
+            f"cannot write {path}: it is an input or an output; name another file"
+        )
     check_target(path, overwrite=True, send=True)
 
 

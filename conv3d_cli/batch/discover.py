@@ -63,9 +63,13 @@ def find_volumes(
     """
     folders = [name for name in inputs if is_folder(name)]
     if patterns and not folders:
-        raise SpecError("--glob chooses among the volumes of a folder, and no input is one; name a folder")
+        raise SpecError(
+            "--glob chooses among the volumes of a folder, and no input is one; name a folder"
+        )
     if any(not pattern.strip("/") for pattern in patterns):
-        raise SpecError("--glob needs a pattern, as in --glob '*_bold.nii.gz'; received an empty one")
+        raise SpecError(
+            "--glob needs a pattern, as in --glob '*_bold.nii.gz'; received an empty one"
+        )
     deep = recursive or any("/" in pattern for pattern in patterns)
     root = None
     if len(folders) > 1:
@@ -78,8 +82,15 @@ def find_volumes(
     left = LeftOut()
     for name in inputs:
         if name not in folders:
-            if name != "-" and "://" not in name and find_format(name) is None and not os.path.exists(name):
-                check_input(name)  # neither a folder nor a volume: said before its output gets a name
+            if (
+                name != "-"
+                and "://" not in name
+                and find_format(name) is None
+                and not os.path.exists(name)
+            ):
+                check_input(
+                    name
+                )  # neither a folder nor a volume: said before its output gets a name
             if not dataset or left.sift(name, discrete):
                 result.append(InputPath(name))
             continue
@@ -91,9 +102,15 @@ def find_volumes(
             if os.path.realpath(path) in others:
                 among += 1
                 continue
-            if not left.sift(path, discrete or any(asks_for(inner, pattern) for pattern in patterns)):
+            if not left.sift(
+                path, discrete or any(asks_for(inner, pattern) for pattern in patterns)
+            ):
                 continue
-            tree = inner if root is None else os.path.relpath(os.path.join(os.path.abspath(name), inner), root)
+            tree = (
+                inner
+                if root is None
+                else os.path.relpath(os.path.join(os.path.abspath(name), inner), root)
+            )
             found.append(InputPath(path, os.path.dirname(tree), in_folder=True))
         found = _one_of_a_pair(found)
         if not found:
@@ -119,7 +136,9 @@ def check_left(volumes: Sequence[object], left: LeftOut) -> None:
     if volumes:
         return
     if not left.discrete:
-        raise FormatError(f"--bids: {left.cifti[0]} is CIFTI, no volume; wb_command -cifti-smoothing smooths it")
+        raise FormatError(
+            f"--bids: {left.cifti[0]} is CIFTI, no volume; wb_command -cifti-smoothing smooths it"
+        )
     raise SpecError(
         f"--bids: {left.discrete[0]} is a mask or a label map, and with its values mixed it is none; pass {OPTION} to "
         "convolve it all the same"
@@ -139,7 +158,9 @@ def asks_for(inner: str, pattern: str) -> bool:
         return True
     word = discrete_word(name)
     start = name.rfind(word)
-    return bool(word) and not matches(os.path.join(folder, name[:start] + "x" + name[start + len(word) :]), pattern)
+    return bool(word) and not matches(
+        os.path.join(folder, name[:start] + "x" + name[start + len(word) :]), pattern
+    )
 
 
 def is_folder(name: str) -> bool:
@@ -166,7 +187,9 @@ def _match_parts(parts: list[str], patterns: list[str]) -> bool:
         return not parts
     if patterns[0] == "**":
         return any(_match_parts(parts[start:], patterns[1:]) for start in range(len(parts) + 1))
-    return bool(parts) and fnmatchcase(parts[0], patterns[0]) and _match_parts(parts[1:], patterns[1:])
+    return (
+        bool(parts) and fnmatchcase(parts[0], patterns[0]) and _match_parts(parts[1:], patterns[1:])
+    )
 
 
 def _volumes_in(root: str, deep: bool, closed: set[str], notes: list[str]) -> list[str]:
@@ -180,7 +203,9 @@ def _volumes_in(root: str, deep: bool, closed: set[str], notes: list[str]) -> li
     return sorted(found, key=lambda inner: inner.split(os.sep))
 
 
-def _entries(root: str, deep: bool, closed: set[str], notes: list[str]) -> Iterator[tuple[str, bool]]:
+def _entries(
+    root: str, deep: bool, closed: set[str], notes: list[str]
+) -> Iterator[tuple[str, bool]]:
     """Files and stores below a folder, with whether each is a folder.
 
     Each folder is looked into once, however many links lead there: what stands in the tree itself first, then what links
@@ -240,7 +265,11 @@ def _kind(entry: os.DirEntry[str]) -> str | None:
 def _one_of_a_pair(found: list[InputPath]) -> list[InputPath]:
     """Without voxel files (.img) whose header (.hdr) is there, too: the pair is one volume."""
     headers = {_pair_stem(volume.path) for volume in found if _half(volume.path) == "hdr"}
-    return [volume for volume in found if not (_half(volume.path) == "img" and _pair_stem(volume.path) in headers)]
+    return [
+        volume
+        for volume in found
+        if not (_half(volume.path) == "img" and _pair_stem(volume.path) in headers)
+    ]
 
 
 def _half(path: str) -> str:

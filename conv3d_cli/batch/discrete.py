@@ -17,7 +17,8 @@ from conv3d_cli.system.atomic import suffix_of
 
 # BIDS' suffixes (roi and dtissue of before it had dseg), and what else people call them
 WORD = re.compile(
-    r"(?:.*_)?((?:brain|lesion)?mask|dseg|dtissue|roi|labels?|seg|segmentation|parcellation)", re.IGNORECASE
+    r"(?:.*_)?((?:brain|lesion)?mask|dseg|dtissue|roi|labels?|seg|segmentation|parcellation)",
+    re.IGNORECASE,
 )
 # FreeSurfer's segmentations, which have these names in a subject's folder, too
 SEGMENTATION = re.compile(r"(?:.*[_.])?(?:aparc[\w.]*\+aseg|aseg|wmparc)(?:\..*)?", re.IGNORECASE)
@@ -65,7 +66,8 @@ def named_discrete(paths: Sequence[str]) -> list[str]:
     return [
         path
         for path in paths
-        if kind_of(path, look=False) == DISCRETE and (len(paths) > 1 or os.path.basename(path).startswith("sub-"))
+        if kind_of(path, look=False) == DISCRETE
+        and (len(paths) > 1 or os.path.basename(path).startswith("sub-"))
     ]
 
 
@@ -119,7 +121,9 @@ class LeftOut:
             taken = _count(self.taken, *DISCRETE_NAMES)
             notes.append(f"the values of {taken} are mixed by the kernel: the output is neither")
         if self.probability:
-            notes.append(f"among the volumes: {_count(self.probability, 'probability map', 'probability maps')}")
+            notes.append(
+                f"among the volumes: {_count(self.probability, 'probability map', 'probability maps')}"
+            )
         return notes
 
 

@@ -36,7 +36,9 @@ def read_manifest(path: str, known: Sequence[str]) -> list[Row]:
     """
     check_input(path)
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:  # spreadsheets put a byte order mark before UTF-8
+        with open(
+            path, encoding="utf-8-sig", newline=""
+        ) as file:  # spreadsheets put a byte order mark before UTF-8
             text = file.read()
     except UnicodeDecodeError as error:
         raise FormatError(f"cannot read manifest {path}: it is not UTF-8 text ({error})") from None
@@ -80,7 +82,9 @@ def _columns(names: list[str], known: Sequence[str], where: str) -> list[str]:
         if columns.count(column) > 1:
             raise ConfigError(f"{where}: the column {name} stands there twice; leave one out")
     if "input" not in columns:
-        raise ConfigError(f"{where}: no column input, which names the volumes; received {', '.join(names)}")
+        raise ConfigError(
+            f"{where}: no column input, which names the volumes; received {', '.join(names)}"
+        )
     return columns
 
 
@@ -89,7 +93,10 @@ def _row(cells: list[str], columns: list[str], line: int, where: str) -> Row:
         raise ConfigError(
             f"{where}: {len(cells)} cells where the first line names {len(columns)} columns; an empty cell is written as n/a"
         )
-    row = Row(line, {column: cell for column, cell in zip(columns, cells, strict=True) if cell not in EMPTY})
+    row = Row(
+        line,
+        {column: cell for column, cell in zip(columns, cells, strict=True) if cell not in EMPTY},
+    )
     if "input" not in row.cells:
         raise ConfigError(f"{where}, column input: empty, and it names the volume")
     return row

@@ -10,7 +10,9 @@ from conv3d_cli.errors import OutputExistsError, SpecError
 from conv3d_cli.system.atomic import suffix_of
 
 
-def output_name(name: str, out_dir: str | None = None, suffix: str = "", prefix: str = "", below: str = "") -> str:
+def output_name(
+    name: str, out_dir: str | None = None, suffix: str = "", prefix: str = "", below: str = ""
+) -> str:
     """The output of an input: its name with prefix and suffix, in `out_dir` (there in the folder `below`) or beside it.
 
     An input inside a Zarr store gives a store of that store's name.
@@ -20,14 +22,20 @@ def output_name(name: str, out_dir: str | None = None, suffix: str = "", prefix:
     """
     for option, text in (("--suffix", suffix), ("--prefix", prefix)):
         if os.sep in text or "\0" in text:
-            raise SpecError(f"{option} is a part of a file's name, received {text!r}; name a folder with --out-dir")
+            raise SpecError(
+                f"{option} is a part of a file's name, received {text!r}; name a folder with --out-dir"
+            )
     whole = whole_store(name)
     ending = suffix_of(whole)
     parent, slash, file = whole.rpartition("/") if "://" in whole else ("", "", Path(whole).name)
     stem = file[: len(file) - len(ending)]
     new = f"{prefix}{stem}{suffix}{file[len(stem) :]}"
     if out_dir is not None and "://" in out_dir:
-        return "/".join([out_dir.rstrip("/"), *below.split(os.sep), new] if below else [out_dir.rstrip("/"), new])
+        return "/".join(
+            [out_dir.rstrip("/"), *below.split(os.sep), new]
+            if below
+            else [out_dir.rstrip("/"), new]
+        )
     if slash and out_dir is None:
         return f"{parent}/{new}"
     return str((Path(out_dir, below) if out_dir is not None else Path(whole).parent) / new)
@@ -48,9 +56,13 @@ def check_outputs(
     `overwrite` only if it is another one's).
     """
     labels = inputs if labels is None else labels
-    sources = {identity(whole_store(name)): label for name, label in zip(inputs, labels, strict=True)}
+    sources = {
+        identity(whole_store(name)): label for name, label in zip(inputs, labels, strict=True)
+    }
     replaced = {
-        os.path.dirname(identity(target)) for target in outputs if "://" not in target and os.path.exists(target)
+        os.path.dirname(identity(target))
+        for target in outputs
+        if "://" not in target and os.path.exists(target)
     }
     for name, label in zip(inputs, labels, strict=True):
         folder = os.path.dirname(identity(name))
@@ -86,7 +98,9 @@ def made_before(inputs: Sequence[str], outputs: Sequence[str]) -> set[int]:
     """
     sources = [identity(whole_store(name)) for name in inputs]
     targets = {identity(target): number for number, target in enumerate(outputs)}
-    return {number for number, source in enumerate(sources) if targets.get(source, number) != number}
+    return {
+        number for number, source in enumerate(sources) if targets.get(source, number) != number
+    }
 
 
 def whole_store(name: str) -> str:
@@ -96,7 +110,9 @@ def whole_store(name: str) -> str:
     if stores and suffix_of(parts[-1]) == "":
         parts = parts[: stores[-1] + 1]
     elif not stores and "://" not in name and os.path.isdir(name):
-        return "/".join(parts) + ".zarr"  # a store under another name; what is made of it is named as a store
+        return (
+            "/".join(parts) + ".zarr"
+        )  # a store under another name; what is made of it is named as a store
     return "/".join(parts)
 
 

@@ -118,7 +118,9 @@ def plan_jobs(request: BatchRequest, options: JobOptions) -> JobPlan:
     if request.history:
         from conv3d_cli.provenance.command import with_history
 
-        plan.jobs = [with_history(job, given) for job, given in zip(plan.jobs, plan.given, strict=True)]
+        plan.jobs = [
+            with_history(job, given) for job, given in zip(plan.jobs, plan.given, strict=True)
+        ]
     return plan
 
 
@@ -137,30 +139,45 @@ def _plan_inputs(request: BatchRequest, options: JobOptions) -> JobPlan:
         raise SpecError(f"no output: {_output_options(inputs, given)}")
     if renamed and "-" in inputs:
         raise SpecError("standard input has no name to make an output's from; pass -o")
-    if output is not None and (folder := next((name for name in inputs if os.path.isdir(name)), None)) is not None:
+    if (
+        output is not None
+        and (folder := next((name for name in inputs if os.path.isdir(name)), None)) is not None
+    ):
         from conv3d_cli.batch.discover import is_folder
 
         if is_folder(folder):
-            raise SpecError(f"-o names one output, and {folder} is a folder; pass --out-dir for the volumes in it")
+            raise SpecError(
+                f"-o names one output, and {folder} is a folder; pass --out-dir for the volumes in it"
+            )
     found, notes = _expand(request, settings)
     sources = [volume.path for volume in found]
     dataset = _dataset(sources, request, [given] * len(sources))
     if output is not None:
         if len(sources) > 1:
-            raise SpecError(f"-o names one output, received {len(sources)} inputs; pass --out-dir for many")
+            raise SpecError(
+                f"-o names one output, received {len(sources)} inputs; pass --out-dir for many"
+            )
         targets = [output]
     elif dataset is not None:
         targets = dataset.targets
     else:
-        targets = [output_name(v.path, out_dir, request.suffix, request.prefix, v.below) for v in found]
+        targets = [
+            output_name(v.path, out_dir, request.suffix, request.prefix, v.below) for v in found
+        ]
         old = {number for number in made_before(sources, targets) if found[number].in_folder}
         if old:
-            notes.append(f"left out {len(old)} volume{'s' if len(old) > 1 else ''} that this command writes")
-            sources, targets = ([x for i, x in enumerate(names) if i not in old] for names in (sources, targets))
+            notes.append(
+                f"left out {len(old)} volume{'s' if len(old) > 1 else ''} that this command writes"
+            )
+            sources, targets = (
+                [x for i, x in enumerate(names) if i not in old] for names in (sources, targets)
+            )
         check_outputs(sources, targets, settings.overwrite, files=_read_from)
     for role in ROLES.values():
         if getattr(given, role.option, None) and len(sources) > 1:
-            raise SpecError(f"{role.flag} names one file, received {len(sources)} inputs; run them apart")
+            raise SpecError(
+                f"{role.flag} names one file, received {len(sources)} inputs; run them apart"
+            )
     jobs = [settings.job(source, target) for source, target in zip(sources, targets, strict=True)]
     return JobPlan(jobs, [given] * len(jobs), notes, dataset)
 
@@ -172,7 +189,9 @@ def _output_options(inputs: Sequence[str], given: Settings) -> str:
     source = inputs[0]
     if len(inputs) > 1 or (os.path.isdir(source) and not suffix_of(source)):
         return f"pass --out-dir DIR, as in --out-dir {word}, or --suffix or --prefix"
-    name = f"{word}.npy" if source == "-" else os.path.basename(output_name(source, None, f"_{word}"))
+    name = (
+        f"{word}.npy" if source == "-" else os.path.basename(output_name(source, None, f"_{word}"))
+    )
     return f"pass -o OUT, as in -o {shlex.quote(name)}, or --out-dir, --suffix or --prefix for many inputs"
 
 
@@ -233,7 +252,9 @@ def _plan_manifest(request: BatchRequest, options: JobOptions) -> JobPlan:
         if dataset is None:
             targets.append(_target(row, source, request, folder, where))
         elif "output" in row.cells:
-            raise ConfigError(f"{where}, column output: --bids names the outputs; leave the column out")
+            raise ConfigError(
+                f"{where}, column output: --bids names the outputs; leave the column out"
+            )
         else:
             targets.append(dataset.targets[number])
     known: dict[str, JobSettings] = {}  # by the options they come from
@@ -259,16 +280,22 @@ def _read_from(source: str) -> tuple[str, ...]:
 def _target(row: Row, source: str, request: BatchRequest, folder: Path, where: str) -> str:
     """Where a row's output goes: to its own column, else to a name that is made of the input's."""
     if "output" in row.cells:
-        target = _located(row.cells["output"], folder if request.out_dir is None else Path(request.out_dir))
+        target = _located(
+            row.cells["output"], folder if request.out_dir is None else Path(request.out_dir)
+        )
         if target == "-":
             raise ConfigError(f"{where}, column output: '-' is no file, and a manifest names files")
         return target
     if request.out_dir is None and not request.suffix and not request.prefix:
-        raise ConfigError(f"{where}, column output: no output; name one, or pass --out-dir, --suffix or --prefix")
+        raise ConfigError(
+            f"{where}, column output: no output; name one, or pass --out-dir, --suffix or --prefix"
+        )
     return output_name(source, request.out_dir, request.suffix, request.prefix)
 
 
-def _row_options(options: JobOptions, row: Row, folder: Path, out_dir: str | None, where: str) -> dict[str, Any]:
+def _row_options(
+    options: JobOptions, row: Row, folder: Path, out_dir: str | None, where: str
+) -> dict[str, Any]:
     """A row's options, as if they were on the command line. Raises: ConfigError with the column."""
     found: dict[str, Any] = {}
     for column, text in row.cells.items():
@@ -314,13 +341,17 @@ def _check_bids(request: BatchRequest) -> None:
     if not request.bids:
         return
     if request.out_dir is None:
-        raise SpecError("--bids writes a dataset: name its folder, as in --out-dir derivatives/conv3d")
+        raise SpecError(
+            "--bids writes a dataset: name its folder, as in --out-dir derivatives/conv3d"
+        )
     for name in ("output", "suffix", "prefix"):
         if getattr(request, name):
             raise SpecError(f"--bids names the outputs: leave out --{name}")
 
 
-def _dataset(sources: Sequence[str], request: BatchRequest, given: Sequence[Settings]) -> Dataset | None:
+def _dataset(
+    sources: Sequence[str], request: BatchRequest, given: Sequence[Settings]
+) -> Dataset | None:
     """The derivative dataset that --bids asks for."""
     if not request.bids:
         return None
@@ -336,5 +367,7 @@ def _check_beside(jobs: Sequence[Job]) -> None:
     for role, path in ((output.role, output.path) for job in jobs for output in job.beside):
         real = identity(path)
         if real in others:
-            raise SpecError(f"the {role} {path} is also an input, an output or another's {role}; rename it")
+            raise SpecError(
+                f"the {role} {path} is also an input, an output or another's {role}; rename it"
+            )
         others.add(real)

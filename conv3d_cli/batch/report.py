@@ -115,7 +115,9 @@ def describe(prepared: PreparedJob) -> str:
     record = plan_record(prepared)
     layers, depth = record.get("layers", [record]), record["slab_depth"]
     before, after = prepared.reader.header.grid, prepared.header.grid
-    named = record["output"] if record["output"] != record["input"] else f"as {prepared.header.format}"
+    named = (
+        record["output"] if record["output"] != record["input"] else f"as {prepared.header.format}"
+    )
     rows = [("input", f"{record['input']}  {_shape(record, 'input')} {record['input_dtype']}")]
     rows += [] if prepared.job.preset is None else [("like", str(prepared.job.preset))]
     for number, (layer, stage) in enumerate(zip(layers, prepared.stages, strict=True)):
@@ -126,7 +128,11 @@ def describe(prepared: PreparedJob) -> str:
     rows += [
         ("output", f"{named}  {_shape(record, 'output')} {record['output_dtype']}"),
         ("grid", _grid_text(before, after, record["voxel_offset"])),
-        *([] if prepared.job.on_cluster else [("memory", _memory_text(record, depth)), ("", str(prepared.memory_use))]),
+        *(
+            []
+            if prepared.job.on_cluster
+            else [("memory", _memory_text(record, depth)), ("", str(prepared.memory_use))]
+        ),
         *(("note", note) for note in record["notes"]),
     ]
     return "\n".join(f"{name:<10} {text}".rstrip() for name, text in rows)
@@ -136,14 +142,26 @@ def _missing_words(missing: Missing) -> list[str]:
     """What is done about missing voxels, in words; nothing where nothing is."""
     words = []
     if missing.mask is not None:
-        outside = {"clip": "0 outside", "extend": "means outside, too", "keep": "the voxel itself outside"}
+        outside = {
+            "clip": "0 outside",
+            "extend": "means outside, too",
+            "keep": "the voxel itself outside",
+        }
         regions = "regions of " if missing.labels else "weights from "
         words.append(f"{regions}{missing.mask}, {outside[missing.mask_mode]}")
     if missing.nan != "propagate":
-        words.append({"ignore": "NaN left out", "zero": "NaN taken as 0", "error": "NaN refused"}[missing.nan])
+        words.append(
+            {"ignore": "NaN left out", "zero": "NaN taken as 0", "error": "NaN refused"}[
+                missing.nan
+            ]
+        )
     if missing.value is not None:
         words.append(f"{missing.value:g} left out")
-    return ["; ".join(words) + f"; means of at least {missing.min_coverage:g} of the weight"] if words else []
+    return (
+        ["; ".join(words) + f"; means of at least {missing.min_coverage:g} of the weight"]
+        if words
+        else []
+    )
 
 
 def _memory_text(record: dict[str, Any], depth: int) -> str:
@@ -157,7 +175,9 @@ def _memory_text(record: dict[str, Any], depth: int) -> str:
     )
 
 
-def _layer_rows(layer: dict[str, Any], stage: PreparedStage, record: dict[str, Any]) -> list[tuple[str, str]]:
+def _layer_rows(
+    layer: dict[str, Any], stage: PreparedStage, record: dict[str, Any]
+) -> list[tuple[str, str]]:
     """One convolution's decisions."""
     kind = {
         "layer": "a layer, over channels together",
@@ -172,7 +192,10 @@ def _layer_rows(layer: dict[str, Any], stage: PreparedStage, record: dict[str, A
             "kernel",
             f"{layer['kernel']}  {'x'.join(map(str, layer['kernel_shape']))}, sum {layer['kernel_sum']:.6g}; {kind}",
         ),
-        ("padding", f"{pads} (before:after along depth,height,width), boundary {layer['boundary']}"),
+        (
+            "padding",
+            f"{pads} (before:after along depth,height,width), boundary {layer['boundary']}",
+        ),
         ("strides", f"{strides}, dilation rate {dilation}, groups {layer['groups']}"),
     ]
     rows += [("built", layer["built"])] if layer["built"] else []
@@ -195,7 +218,12 @@ def _layer_rows(layer: dict[str, Any], stage: PreparedStage, record: dict[str, A
     ]  # fmt: skip
     if layer["limit"] is not None:
         least, binds = layer["limit"]
-        rows.append(("limit", f"a direct sum takes at least {least:.2g} s on a CPU of this kind: {binds} binds"))
+        rows.append(
+            (
+                "limit",
+                f"a direct sum takes at least {least:.2g} s on a CPU of this kind: {binds} binds",
+            )
+        )
     return rows
 
 
@@ -204,7 +232,9 @@ def _shape(record: dict[str, Any], which: str) -> str:
 
 
 def _grid_text(before: Grid, after: Grid, offset: list[float]) -> str:
-    moved = f"first voxel at input voxel {triple_text(offset)}" if any(offset) else "origin unchanged"
+    moved = (
+        f"first voxel at input voxel {triple_text(offset)}" if any(offset) else "origin unchanged"
+    )
     if before.spacing is None or after.spacing is None:
         return f"no spacing; {moved}"
     return f"spacing {triple_text(before.spacing)} -> {triple_text(after.spacing)} {before.unit}; {moved}"
@@ -212,7 +242,9 @@ def _grid_text(before: Grid, after: Grid, offset: list[float]) -> str:
 
 def describe_forecast(forecast: Forecast) -> str:
     """What a job would take on a cluster, in aligned lines."""
-    block, chunk = ("x".join(map(str, sizes)) for sizes in (forecast.partition.block, forecast.partition.chunk))
+    block, chunk = (
+        "x".join(map(str, sizes)) for sizes in (forecast.partition.block, forecast.partition.chunk)
+    )
     each = forecast.threads // forecast.workers
     rates = forecast.rates
     rows = [
@@ -231,7 +263,10 @@ def describe_forecast(forecast: Forecast) -> str:
             "computes",
             f"{forecast.computed:.2f} voxels for each of the output, {1e-6 / rates.voxel_seconds:.3g} Mvoxel/s a thread",
         ),
-        ("writes", f"{format_bytes(forecast.bytes_out)}, {format_bytes(int(rates.write))}/s a thread"),
+        (
+            "writes",
+            f"{format_bytes(forecast.bytes_out)}, {format_bytes(int(rates.write))}/s a thread",
+        ),
         (
             "takes",
             f"read {_time(forecast.read_seconds)} + compute {_time(forecast.compute_seconds)} + write "

@@ -59,12 +59,16 @@ class JobResult:
 
     def row(self) -> TableRow:
         """This job in the table at the end."""
-        return TableRow(self.status, self.job.target, self.remark, self.record.get("seconds"), self.volume_bytes)
+        return TableRow(
+            self.status, self.job.target, self.remark, self.record.get("seconds"), self.volume_bytes
+        )
 
 
 def skipped(job: Job, reason: str) -> JobResult:
     """The result of a job that needs no work."""
-    return JobResult(job, "skipped", {"input": job.source, "output": job.target, "reason": reason}, reason)
+    return JobResult(
+        job, "skipped", {"input": job.source, "output": job.target, "reason": reason}, reason
+    )
 
 
 def cancelled(job: Job) -> JobResult:
@@ -72,10 +76,17 @@ def cancelled(job: Job) -> JobResult:
     return JobResult(job, "cancelled", {"input": job.source, "output": job.target})
 
 
-def failed(job: Job, error: Conv3DError, messages: list[str], preview: Preview | None = None) -> JobResult:
+def failed(
+    job: Job, error: Conv3DError, messages: list[str], preview: Preview | None = None
+) -> JobResult:
     """The result of a job that ended with an error."""
     text = one_line(error)
-    record = {"input": job.source, "output": job.target, "error": text, "exit_code": error.exit_code}
+    record = {
+        "input": job.source,
+        "output": job.target,
+        "error": text,
+        "exit_code": error.exit_code,
+    }
     return JobResult(job, "failed", record, text, messages, error, preview)
 
 

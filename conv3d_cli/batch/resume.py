@@ -48,7 +48,16 @@ LOG_NAME = ".conv3d-resume.jsonl"
 STEP_NS, COARSE_STEP_NS = 20_000_000, 2_000_000_000
 
 # Fields of `Job` and of `Stage` that are not compared: those that no output depends on, and those that are looked at apart.
-NO_SETTINGS = {"source", "target", "stages", "missing", "beside", "preset", "files", *fields_not_compared(Place.JOB)}
+NO_SETTINGS = {
+    "source",
+    "target",
+    "stages",
+    "missing",
+    "beside",
+    "preset",
+    "files",
+    *fields_not_compared(Place.JOB),
+}
 NO_STAGE_SETTINGS = {"kernel", "notes", "files", *fields_not_compared(Place.STAGE)}
 # Options of the whole command that decide what "done" means.
 RUN_OPTIONS = tuple(o for o in OPTIONS if o.place is Place.COMMAND and o.resumes and o.file is None)
@@ -99,7 +108,10 @@ class ResumeLog:
     """
 
     def __init__(
-        self, also: Record | None = None, read_only: bool = False, beside: Mapping[str, Sequence[str]] | None = None
+        self,
+        also: Record | None = None,
+        read_only: bool = False,
+        beside: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         self._also = also or {}
         self._beside = beside or {}
@@ -114,7 +126,9 @@ class ResumeLog:
         settings = {**settings_of(job), **self._also}
         status = ResumeStatus(job, False, settings=settings)
         inputs = input_files(job)
-        status.fingerprints = {path: fingerprint_of(path) for paths in inputs.values() for path in paths}
+        status.fingerprints = {
+            path: fingerprint_of(path) for paths in inputs.values() for path in paths
+        }
         outputs = self._outputs(job)
         if not any(os.path.lexists(path) for path in (job.target, *outputs)):
             return status
@@ -133,11 +147,19 @@ class ResumeLog:
             status.reason = self._change(list(known.begun.values())[-1], settings, inputs, [])
         else:
             status.reason = f"{LOG_NAME} beside it does not know it"
-        if status.done and fresh and not self._read_only:  # the next time, their fingerprints will do
+        if (
+            status.done and fresh and not self._read_only
+        ):  # the next time, their fingerprints will do
             self._folder_log(job).add(self._done_record(job, settings))
         return status
 
-    def _change(self, record: Record, settings: Record, inputs: Mapping[str, tuple[str, ...]], fresh: list[str]) -> str:
+    def _change(
+        self,
+        record: Record,
+        settings: Record,
+        inputs: Mapping[str, tuple[str, ...]],
+        fresh: list[str],
+    ) -> str:
         """How a job differs from a record; "" if not. Files that had to be read are added to `fresh`."""
         changed = _first_difference(record, settings)
         for role, paths in inputs.items() if not changed else ():
@@ -149,9 +171,14 @@ class ResumeLog:
         """Write down that a job begins: a later run then knows what this one left, if it is killed."""
         job = status.job
         record = self._record("begun", job) | {"version": VERSION, "settings": status.settings}
-        found = {role: [status.fingerprints[path] for path in paths] for role, paths in input_files(job).items()}
+        found = {
+            role: [status.fingerprints[path] for path in paths]
+            for role, paths in input_files(job).items()
+        }
         inputs = {
-            role: [{"digest": None, "stamp": one if is_settled(one) else None} for one in fingerprints]
+            role: [
+                {"digest": None, "stamp": one if is_settled(one) else None} for one in fingerprints
+            ]
             for role, fingerprints in found.items()
         }
         self._folder_log(job).add({**record, "inputs": inputs})
@@ -162,7 +189,9 @@ class ResumeLog:
         job = status.job
         try:
             record = self._done_record(job, status.settings)
-            unchanged = all(fingerprint_of(path) == before for path, before in status.fingerprints.items())
+            unchanged = all(
+                fingerprint_of(path) == before for path, before in status.fingerprints.items()
+            )
         except FormatError:  # a file is gone
             unchanged = False
         if unchanged:
@@ -170,7 +199,9 @@ class ResumeLog:
             status.begun = False
             return []
         self.give_up(status)
-        return ["a file that was read changed meanwhile: --resume will not count this output as done"]
+        return [
+            "a file that was read changed meanwhile: --resume will not count this output as done"
+        ]
 
     def give_up(self, status: ResumeStatus) -> None:
         """Write down that a job failed, if the log says that it began."""
@@ -182,7 +213,9 @@ class ResumeLog:
             pass  # the user sees the job's own error, and "begun" is still true
 
     def _done_record(self, job: Job, settings: Record) -> Record:
-        inputs = {role: [self._entry(path) for path in paths] for role, paths in input_files(job).items()}
+        inputs = {
+            role: [self._entry(path) for path in paths] for role, paths in input_files(job).items()
+        }
         outputs = [self._entry(path) for path in self._outputs(job)]
         made = {"version": VERSION, "settings": settings, "inputs": inputs, "outputs": outputs}
         return self._record("done", job) | made
@@ -268,7 +301,9 @@ class FolderLog:
         with self._lock, write_errors(self.path), open(self.path, "a+b", buffering=0) as file:
             if fcntl is not None:
                 try:
-                    fcntl.flock(file, fcntl.LOCK_EX)  # given back when the file is closed, however the process ends
+                    fcntl.flock(
+                        file, fcntl.LOCK_EX
+                    )  # given back when the file is closed, however the process ends
                 except OSError:
                     pass  # some network file systems have no locks; lines are added at the end all the same
             end = file.seek(0, os.SEEK_END)
@@ -313,13 +348,17 @@ class FolderLog:
 
 def _is_record(record: Any) -> bool:
     """Whether a line is one that this program writes: anyone may write to the file."""
-    if not isinstance(record, dict) or not all(isinstance(record.get(key), str) for key in ("output", "run")):
+    if not isinstance(record, dict) or not all(
+        isinstance(record.get(key), str) for key in ("output", "run")
+    ):
         return False
     if record.get("state") == "failed":
         return True
 
     def are_entries(value: Any) -> bool:
-        return isinstance(value, list) and all(isinstance(e, dict) and {"digest", "stamp"} <= e.keys() for e in value)
+        return isinstance(value, list) and all(
+            isinstance(e, dict) and {"digest", "stamp"} <= e.keys() for e in value
+        )
 
     inputs = record.get("inputs")
     return (
@@ -336,7 +375,9 @@ def check_resumable(job: Job) -> None:
     for path in (job.source, *(output.path for output in job.outputs)):
         if path == "-" or "://" in path:
             what = "a pipe" if path == "-" else "a URL"
-            raise SpecError(f"--resume compares the bytes of files, and {path} is {what}: leave it out, or name a file")
+            raise SpecError(
+                f"--resume compares the bytes of files, and {path} is {what}: leave it out, or name a file"
+            )
     same = os.path.realpath(job.source) == os.path.realpath(job.target)
     if same or lies_within(job.source, job.target):
         raise SpecError(
@@ -354,7 +395,8 @@ def settings_of(job: Job) -> Record:
     """
     result = _differing(job, NO_SETTINGS)
     result["stages"] = [
-        {**_differing(stage, NO_STAGE_SETTINGS), "kernel": _kernel_words(stage)} for stage in job.stages
+        {**_differing(stage, NO_STAGE_SETTINGS), "kernel": _kernel_words(stage)}
+        for stage in job.stages
     ]
     missing = _differing(job.missing, {"mask"})
     if missing or job.missing.mask is not None:
@@ -377,7 +419,9 @@ def _part(path: str | None) -> str | None:
 
 def _differing(value: Any, but: set[str]) -> Record:
     """The fields of a dataclass that differ from their defaults."""
-    found = {f.name: (getattr(value, f.name), f.default) for f in fields(value) if f.name not in but}
+    found = {
+        f.name: (getattr(value, f.name), f.default) for f in fields(value) if f.name not in but
+    }
     return {name: own for name, (own, default) in found.items() if own != default}
 
 

@@ -99,11 +99,17 @@ class BatchRunner:
             messages: list[str] = []
             try:
                 own = split_resources(job, count)
-                result = run_steps(JobRun(own, self.options, self.finished, advance, messages.append, messages))
+                result = run_steps(
+                    JobRun(own, self.options, self.finished, advance, messages.append, messages)
+                )
             except Stopped:
                 return cancelled(job)
             error = result.error
-            if self.options.fail_fast and error is not None and not isinstance(error, MemoryLimitError):
+            if (
+                self.options.fail_fast
+                and error is not None
+                and not isinstance(error, MemoryLimitError)
+            ):
                 self.exit_code = self.exit_code or error.exit_code  # the first one's in time
                 stop.set()
             return result
@@ -126,8 +132,14 @@ class BatchRunner:
         finally:
             stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
-            for future in results[settled:]:  # after an interrupt: jobs that ended, behind one that did not
-                if not future.cancelled() and future.exception() is None and future.result().status != "cancelled":
+            for future in results[
+                settled:
+            ]:  # after an interrupt: jobs that ended, behind one that did not
+                if (
+                    not future.cancelled()
+                    and future.exception() is None
+                    and future.result().status != "cancelled"
+                ):
                     self._account(future.result(), self.reporter.say)
         return left
 
@@ -139,7 +151,9 @@ class BatchRunner:
         if complete and len(jobs) == 1:
             words.append(f"{complete[0]} is complete")
         elif complete:
-            words.append(f"{len(complete)} of {len(jobs)} volumes {'is' if len(complete) == 1 else 'are'} complete")
+            words.append(
+                f"{len(complete)} of {len(jobs)} volumes {'is' if len(complete) == 1 else 'are'} complete"
+            )
         if not words:
             return "no output was left behind"
         if len(complete) < len(jobs) and not written:
@@ -168,11 +182,14 @@ def volumes_at_once(jobs: Sequence[Job]) -> int:
         return 1
     try:
         largest = max(
-            os.stat(job.source).st_size if os.path.isfile(job.source) else SMALL_FILE_BYTES + 1 for job in jobs
+            os.stat(job.source).st_size if os.path.isfile(job.source) else SMALL_FILE_BYTES + 1
+            for job in jobs
         )
     except OSError:
         return 1
-    return min(AT_ONCE, thread_count(jobs[0].threads), len(jobs)) if largest <= SMALL_FILE_BYTES else 1
+    return (
+        min(AT_ONCE, thread_count(jobs[0].threads), len(jobs)) if largest <= SMALL_FILE_BYTES else 1
+    )
 
 
 def split_resources(job: Job, count: int) -> Job:
@@ -185,5 +202,7 @@ def split_resources(job: Job, count: int) -> Job:
     ceiling = memory_ceiling(job.max_memory)
     beside = max(0, ceiling - PROCESS_BYTES)
     return replace(
-        job, threads=max(1, thread_count(job.threads) // count), max_memory=ceiling - beside + beside // count
+        job,
+        threads=max(1, thread_count(job.threads) // count),
+        max_memory=ceiling - beside + beside // count,
     )

@@ -233,7 +233,9 @@ def convolve(run: JobRun) -> None:
 
                 run.report = run_recorded(run.job, run.recording, start, decided)
     finally:  # an interrupt that waited for the output to take its place comes here
-        if run.report is not None or os.path.normpath(run.job.target) in map(os.path.normpath, placed):
+        if run.report is not None or os.path.normpath(run.job.target) in map(
+            os.path.normpath, placed
+        ):
             run.finished.written.append(run.job.target)
             if options.verify is None:
                 run.finished.complete.append(run.job.target)
@@ -267,7 +269,10 @@ def done(run: JobRun) -> JobResult:
     from conv3d_cli.batch.report import describe_run, run_record
 
     assert run.report is not None
-    report, details = replace(run.report, notes=[*run.notes, *run.report.notes]), run.options.details
+    report, details = (
+        replace(run.report, notes=[*run.notes, *run.report.notes]),
+        run.options.details,
+    )
     messages = [*run.messages, *(f"note: {run.job.source}: {note}" for note in report.notes)]
     messages += [describe_run(report)] if details else []
     if run.verified and details:
@@ -279,7 +284,14 @@ def done(run: JobRun) -> JobResult:
     if run.recording is not None:
         values["sidecar"] = run.recording.sidecar
         messages += [f"sidecar    {run.recording.sidecar}"] if details else []
-    return JobResult(run.job, "done", values, messages=messages, preview=run.preview, volume_bytes=report.bytes_in)
+    return JobResult(
+        run.job,
+        "done",
+        values,
+        messages=messages,
+        preview=run.preview,
+        volume_bytes=report.bytes_in,
+    )
 
 
 STEPS: tuple[Callable[[JobRun], None], ...] = (
@@ -310,7 +322,9 @@ def run_steps(run: JobRun) -> JobResult:
         run.give_up()
         return failed(run.job, error, run.messages, run.preview)
     except BaseException:
-        if run.job.target not in run.finished.written:  # else the next run sees that this one left it
+        if (
+            run.job.target not in run.finished.written
+        ):  # else the next run sees that this one left it
             run.give_up()
         raise
     return done(run)

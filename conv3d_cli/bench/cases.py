@@ -73,7 +73,9 @@ class Case:
     @cached_property
     def problem(self) -> ConvProblem:
         """Every integer of it."""
-        spec = ConvSpec(self.strides, self.padding, self.dilation_rate, self.groups, boundary=self.boundary)
+        spec = ConvSpec(
+            self.strides, self.padding, self.dilation_rate, self.groups, boundary=self.boundary
+        )
         kernel_shape = (*self.kernel_size, self.channels // self.groups, self.filters)
         return spec.resolve((1, *self.size, self.channels), kernel_shape)
 
@@ -89,7 +91,11 @@ class Case:
         """Bytes that must pass through memory: the input and the weights read once, the float32 output written once."""
         problem = self.problem
         weights = problem.taps * problem.filters * 4
-        return math.prod(problem.in_shape) * np.dtype(self.dtype).itemsize + math.prod(problem.out_shape) * 4 + weights
+        return (
+            math.prod(problem.in_shape) * np.dtype(self.dtype).itemsize
+            + math.prod(problem.out_shape) * 4
+            + weights
+        )
 
     def volume(self) -> Array:
         """(D, H, W, channels), the same numbers every time."""
@@ -101,7 +107,10 @@ class Case:
         shape = (*self.kernel_size, self.channels // self.groups, self.filters)
         if self.shape == "dense":
             return np.random.default_rng(1).standard_normal(shape, dtype=np.float32)
-        lines = [np.ones(k) if self.shape == "box" else gaussian_line(k, self.sigma) for k in self.kernel_size]
+        lines = [
+            np.ones(k) if self.shape == "box" else gaussian_line(k, self.sigma)
+            for k in self.kernel_size
+        ]
         d, h, w = (line / line.sum() for line in lines)
         product = d[:, None, None] * h[:, None] * w
         return np.broadcast_to(product[..., None, None], shape).astype(np.float32)
@@ -121,17 +130,31 @@ def _cube(n: int) -> Triple:
     return n, n, n
 
 
-def _dense(name: str, n: int | Triple, k: int | Triple, share: float, ratio: float, **more: Any) -> Case:
+def _dense(
+    name: str, n: int | Triple, k: int | Triple, share: float, ratio: float, **more: Any
+) -> Case:
     size, kernel = (_cube(v) if isinstance(v, int) else v for v in (n, k))
     group = "large" if math.prod(kernel) > 1000 else "dense"
     return Case(name, group, size, kernel, share=share, ratio=ratio, **more)
 
 
-def _gaussian(sigma: float, n: int | Triple = 256, share: float = 0.4, ratio: float = 25, **more: Any) -> Case:
+def _gaussian(
+    sigma: float, n: int | Triple = 256, share: float = 0.4, ratio: float = 25, **more: Any
+) -> Case:
     size = _cube(n) if isinstance(n, int) else n
     kernel = _cube(2 * int(4 * sigma + 0.5) + 1)
     name = more.pop("name", f"gaussian {sigma:g}")
-    return Case(name, "separable", size, kernel, shape="gaussian", sigma=sigma, share=share, ratio=ratio, **more)
+    return Case(
+        name,
+        "separable",
+        size,
+        kernel,
+        shape="gaussian",
+        sigma=sigma,
+        share=share,
+        ratio=ratio,
+        **more,
+    )
 
 
 def _layer(

@@ -44,7 +44,10 @@ class Limits:
     def better(self, other: Limits) -> Limits:
         """The higher figure of each kind."""
         return Limits(
-            self.threads, max(self.fma, other.fma), max(self.copy, other.copy), max(self.plain_copy, other.plain_copy)
+            self.threads,
+            max(self.fma, other.fma),
+            max(self.copy, other.copy),
+            max(self.plain_copy, other.plain_copy),
         )
 
     def record(self) -> dict[str, float]:
@@ -82,7 +85,9 @@ def _copy_rate(team: Team, streaming: int, repeats: int) -> float:
     # written once, since memory never touched is no memory yet
     source = np.ones(share * team.threads + 4096, np.uint8)
     target = np.ones(share * team.threads + 4096, np.uint8)
-    first, to = (-array.ctypes.data % 4096 for array in (source, target))  # the first byte of a page
+    first, to = (
+        -array.ctypes.data % 4096 for array in (source, target)
+    )  # the first byte of a page
     steps = [
         StepRecord(
             Tasks(out_depth=groups),

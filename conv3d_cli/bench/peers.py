@@ -59,7 +59,9 @@ class Peer(NamedTuple):
 
 def _at(gigaflops: float, parallel: bool = True) -> Callable[[Case, int], float]:
     """Time of the direct sum at this speed of a thread."""
-    return lambda case, threads: case.problem.flops / (1e9 * gigaflops * (threads if parallel else 1))
+    return lambda case, threads: (
+        case.problem.flops / (1e9 * gigaflops * (threads if parallel else 1))
+    )
 
 
 def _voxels_at(millions: float) -> Callable[[Case, int], float]:
@@ -105,10 +107,14 @@ def _torch(memory: str) -> Callable[[Case, Array, Array], Call]:
             "stride": case.strides, "padding": case.padding, "dilation": case.dilation_rate, "groups": case.groups,
         }  # fmt: skip
         if memory == "blocked":
-            layer = torch.nn.Conv3d(case.channels, case.filters, case.kernel_size, bias=False, **settings)
+            layer = torch.nn.Conv3d(
+                case.channels, case.filters, case.kernel_size, bias=False, **settings
+            )
             layer.weight = torch.nn.Parameter(w, requires_grad=False)
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", DeprecationWarning)  # of TorchScript, in which the layer is written
+                warnings.simplefilter(
+                    "ignore", DeprecationWarning
+                )  # of TorchScript, in which the layer is written
                 from torch.utils.mkldnn import MkldnnConv3d
 
                 packed = MkldnnConv3d(layer, torch.float32)
@@ -149,7 +155,11 @@ def _correlate(case: Case, volume: Array, weights: Array) -> Call:
 def _convolve(case: Case, volume: Array, weights: Array) -> Call:
     from scipy import ndimage
 
-    out, x, w = np.empty(case.size, np.float32), volume[..., 0], weights[::-1, ::-1, ::-1, 0, 0].copy()
+    out, x, w = (
+        np.empty(case.size, np.float32),
+        volume[..., 0],
+        weights[::-1, ::-1, ::-1, 0, 0].copy(),
+    )
     return Call(lambda: ndimage.convolve(x, w, output=out, mode="constant"), _with_channel)
 
 
@@ -157,14 +167,20 @@ def _gaussian_filter(case: Case, volume: Array, weights: Array) -> Call:
     from scipy import ndimage
 
     out, x = np.empty(case.size, np.float32), volume[..., 0]
-    return Call(lambda: ndimage.gaussian_filter(x, case.sigma, output=out, mode="nearest", truncate=4.0), _with_channel)
+    return Call(
+        lambda: ndimage.gaussian_filter(x, case.sigma, output=out, mode="nearest", truncate=4.0),
+        _with_channel,
+    )
 
 
 def _uniform_filter(case: Case, volume: Array, weights: Array) -> Call:
     from scipy import ndimage
 
     out, x = np.empty(case.size, np.float32), volume[..., 0]
-    return Call(lambda: ndimage.uniform_filter(x, case.kernel_size, output=out, mode="constant"), _with_channel)
+    return Call(
+        lambda: ndimage.uniform_filter(x, case.kernel_size, output=out, mode="constant"),
+        _with_channel,
+    )
 
 
 def _by_fourier(name: str) -> Callable[[Case, Array, Array], Call]:
@@ -218,7 +234,9 @@ def _itk_recursive(case: Case, volume: Array, weights: Array) -> Call:
     import SimpleITK as sitk
 
     x = sitk.GetImageFromArray(volume[..., 0].astype(np.float32))
-    return Call(lambda: sitk.SmoothingRecursiveGaussian(x, case.sigma), _from_itk, 2e-2, _reach(case))
+    return Call(
+        lambda: sitk.SmoothingRecursiveGaussian(x, case.sigma), _from_itk, 2e-2, _reach(case)
+    )
 
 
 def _from_itk(image: Any) -> Array:
@@ -241,8 +259,15 @@ def _dip_convolution(method: str) -> Callable[[Case, Array, Array], Call]:
         import diplib as dip
 
         dip.SetTensorConversionThreshold(0)  # else a last axis of 3 is taken for colours
-        x, w = dip.Image(volume[..., 0].astype(np.float32)), dip.Image(weights[::-1, ::-1, ::-1, 0, 0].copy())
-        return _dip_call(lambda out: dip.Convolution(x, w, out=out, method=method, boundaryCondition=["add zeros"]))
+        x, w = (
+            dip.Image(volume[..., 0].astype(np.float32)),
+            dip.Image(weights[::-1, ::-1, ::-1, 0, 0].copy()),
+        )
+        return _dip_call(
+            lambda out: dip.Convolution(
+                x, w, out=out, method=method, boundaryCondition=["add zeros"]
+            )
+        )
 
     return ready
 
@@ -250,8 +275,13 @@ def _dip_convolution(method: str) -> Callable[[Case, Array, Array], Call]:
 def _dip_uniform(case: Case, volume: Array, weights: Array) -> Call:
     import diplib as dip
 
-    x, kernel = dip.Image(volume[..., 0].copy()), dip.Kernel(list(case.kernel_size[::-1]), "rectangular")
-    return _dip_call(lambda out: dip.Uniform(x, out=out, kernel=kernel, boundaryCondition=["add zeros"]))
+    x, kernel = (
+        dip.Image(volume[..., 0].copy()),
+        dip.Kernel(list(case.kernel_size[::-1]), "rectangular"),
+    )
+    return _dip_call(
+        lambda out: dip.Uniform(x, out=out, kernel=kernel, boundaryCondition=["add zeros"])
+    )
 
 
 def _dip_gaussian(method: str) -> Callable[[Case, Array, Array], Call]:

@@ -5,7 +5,13 @@ from __future__ import annotations
 from conv3d_cli.bench.report import BenchReport, heading
 from conv3d_cli.pictures.plotting import save_figure
 
-COLOURS = {"torch": "#ee4c2c", "ndimage": "#8caae6", "signal": "#4c6fb5", "ITK": "#8e6bbf", "DIPlib": "#5c9a5c"}
+COLOURS = {
+    "torch": "#ee4c2c",
+    "ndimage": "#8caae6",
+    "signal": "#4c6fb5",
+    "ITK": "#8e6bbf",
+    "DIPlib": "#5c9a5c",
+}
 
 
 def plot_roofline(report: BenchReport, path: str) -> None:
@@ -21,10 +27,18 @@ def plot_roofline(report: BenchReport, path: str) -> None:
     roof = [(x, min(limits.fma, x * limits.copy) / 1e9) for x in (left, ridge, right)]
     axes.plot(*zip(*roof, strict=True), color="black", linewidth=1.5)
     axes.annotate(
-        f"FMA peak {limits.fma / 1e9:.0f} GFLOP/s", (right, limits.fma / 1e9), ha="right", va="bottom", fontsize=8
+        f"FMA peak {limits.fma / 1e9:.0f} GFLOP/s",
+        (right, limits.fma / 1e9),
+        ha="right",
+        va="bottom",
+        fontsize=8,
     )
     axes.annotate(
-        f"copy {limits.copy / 1e9:.0f} GB/s", (left, left * limits.copy / 1e9), ha="left", va="bottom", fontsize=8
+        f"copy {limits.copy / 1e9:.0f} GB/s",
+        (left, left * limits.copy / 1e9),
+        ha="left",
+        va="bottom",
+        fontsize=8,
     )
     seen = set()
     for x, case in zip(intensities, report.cases, strict=True):
@@ -35,11 +49,21 @@ def plot_roofline(report: BenchReport, path: str) -> None:
             label = library if library not in seen else None
             seen.add(library)
             colour = COLOURS.get(library, "grey")
-            axes.plot(x, case.case.flops / peer.ms / 1e6, ".", color=colour, markersize=5, alpha=0.7, label=label)
+            axes.plot(
+                x,
+                case.case.flops / peer.ms / 1e6,
+                ".",
+                color=colour,
+                markersize=5,
+                alpha=0.7,
+                label=label,
+            )
         label = "conv3d" if "conv3d" not in seen else None
         seen.add("conv3d")
         axes.plot(x, case.gflops, "o", color="black", markersize=6, label=label)
-        axes.annotate(case.case.name, (x, case.gflops), xytext=(5, 3), textcoords="offset points", fontsize=7)
+        axes.annotate(
+            case.case.name, (x, case.gflops), xytext=(5, 3), textcoords="offset points", fontsize=7
+        )
     axes.set(
         xscale="log", yscale="log", xlabel="flops per byte that must move", ylabel="GFLOP/s",
         title=heading(report)[0],

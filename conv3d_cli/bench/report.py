@@ -15,7 +15,18 @@ from conv3d_cli.bench.peers import installed
 from conv3d_cli.bench.run import Measured, measured_of_record
 from conv3d_cli.errors import FormatError
 
-COLUMNS = ("case", "ms", "call", "% limit", "GFLOP/s", "plan", "strongest peer", "its ms", "ratio", "error")
+COLUMNS = (
+    "case",
+    "ms",
+    "call",
+    "% limit",
+    "GFLOP/s",
+    "plan",
+    "strongest peer",
+    "its ms",
+    "ratio",
+    "error",
+)
 
 
 @dataclass
@@ -130,7 +141,9 @@ def cells(measured: Measured) -> list[str]:
 def is_missed(measured: Measured) -> bool:
     """Whether a target was missed."""
     case = measured.case
-    return (case.share > measured.share) or (measured.ratio is not None and case.ratio > measured.ratio)
+    return (case.share > measured.share) or (
+        measured.ratio is not None and case.ratio > measured.ratio
+    )
 
 
 def heading(report: BenchReport) -> list[str]:
@@ -158,7 +171,12 @@ def heading(report: BenchReport) -> list[str]:
 
 def left_out(report: BenchReport) -> list[str]:
     """What was not timed and why, a line for each peer and case."""
-    return [f"{case.case.name}: {peer.name} {peer.note}" for case in report.cases for peer in case.peers if peer.note]
+    return [
+        f"{case.case.name}: {peer.name} {peer.note}"
+        for case in report.cases
+        for peer in case.peers
+        if peer.note
+    ]
 
 
 def markdown(report: BenchReport) -> str:

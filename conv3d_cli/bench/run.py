@@ -32,7 +32,9 @@ PAUSE = 0.02  # seconds before each turn
 SHORT = 0.2  # seconds: calls up to here are made once untimed before the timed ones
 LEAST = 0.005  # seconds: calls are repeated in a turn up to here, and their mean counts
 LONG = 2.0  # seconds: of such calls the first one counts, too
-BUDGET = 4.0  # seconds a contestant may take for all its rounds; a first and a second call in any case
+BUDGET = (
+    4.0  # seconds a contestant may take for all its rounds; a first and a second call in any case
+)
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,9 @@ class Measured:
     @property
     def strongest(self) -> PeerTime | None:
         """The peer with the least ratio of those that computed the same."""
-        return min((peer for peer in self.peers if peer.ms is not None), key=self.ratio_to, default=None)
+        return min(
+            (peer for peer in self.peers if peer.ms is not None), key=self.ratio_to, default=None
+        )
 
     @property
     def ratio(self) -> float | None:
@@ -154,13 +158,17 @@ class Measured:
 def measured_of_record(record: dict[str, Any]) -> Measured:
     """What `Measured.record` gave."""
     case: dict[str, Any] = {
-        key: tuple(value) if isinstance(value, list) else value for key, value in record["case"].items()
+        key: tuple(value) if isinstance(value, list) else value
+        for key, value in record["case"].items()
     }
     figures: dict[str, Any] = {
-        name: record[name] for name in ("algorithm", "ms", "best_ms", "call_ms", "predicted_ms", "error")
+        name: record[name]
+        for name in ("algorithm", "ms", "best_ms", "call_ms", "predicted_ms", "error")
     }
     peers = [PeerTime(**peer) for peer in record["peers"]]
-    return Measured(Case(record["name"], **case), **figures, limits=Limits(**record["limits"]), peers=peers)
+    return Measured(
+        Case(record["name"], **case), **figures, limits=Limits(**record["limits"]), peers=peers
+    )
 
 
 class _Contestant:
@@ -183,7 +191,9 @@ class _Contestant:
 
     def turn(self) -> None:
         """One timed call, unless there were enough."""
-        if len(self.times) >= self.settings.repeats or (self.times and self.spent > self.settings.budget):
+        if len(self.times) >= self.settings.repeats or (
+            self.times and self.spent > self.settings.budget
+        ):
             return
         time.sleep(PAUSE)
         started = begun = time.perf_counter()
@@ -289,15 +299,23 @@ def _difference(call: Call, result: Any, out: Array, scale: Array) -> float:
     return worst
 
 
-def sampled_error(case: Case, volume: Array, weights: Array, out: Array, samples: int = 64) -> float:
+def sampled_error(
+    case: Case, volume: Array, weights: Array, out: Array, samples: int = 64
+) -> float:
     """Largest difference from the definition in float64, on random voxels and the corners, as a part of sum|w| * max|x|."""
     problem = case.problem
     rng = np.random.default_rng(2)
     places = [[corner >> axis & 1 for axis in range(3)] for corner in range(8)]
-    voxels = [[bit * (n - 1) for bit, n in zip(place, problem.out_size, strict=True)] for place in places]
+    voxels = [
+        [bit * (n - 1) for bit, n in zip(place, problem.out_size, strict=True)] for place in places
+    ]
     voxels += rng.integers(0, problem.out_size, (samples, 3)).tolist()
-    tables = [np.array(problem.source_indices(axis, 0, problem.out_size[axis])) for axis in range(3)]
-    taps = [np.arange(k) * d for k, d in zip(problem.kernel_size, problem.dilation_rate, strict=True)]
+    tables = [
+        np.array(problem.source_indices(axis, 0, problem.out_size[axis])) for axis in range(3)
+    ]
+    taps = [
+        np.arange(k) * d for k, d in zip(problem.kernel_size, problem.dilation_rate, strict=True)
+    ]
     exact = weights.astype(np.float64)
     scale = np.abs(exact).sum(axis=(0, 1, 2, 3)) * max(float(np.abs(volume).max()), 1e-30)
     channels, filters = problem.channels_per_group, problem.filters_per_group
@@ -309,7 +327,9 @@ def sampled_error(case: Case, volume: Array, weights: Array, out: Array, samples
         patch[~inside] = problem.boundary.value
         for group in range(problem.groups):
             own = slice(group * filters, (group + 1) * filters)
-            sums = np.tensordot(patch[..., group * channels : (group + 1) * channels], exact[..., own], 4)
+            sums = np.tensordot(
+                patch[..., group * channels : (group + 1) * channels], exact[..., own], 4
+            )
             gap = np.abs(out[tuple(voxel)][own] - sums) / scale[own]
             worst = max(worst, float(gap.max())) if np.isfinite(gap).all() else math.inf
     return worst
@@ -338,5 +358,7 @@ def keep_freed_memory() -> bool:
     with contextlib.suppress(OSError, AttributeError):
         library = ctypes.CDLL(None)
         trim_threshold, most_mappings = -1, -4  # M_TRIM_THRESHOLD, M_MMAP_MAX of malloc.h
-        return bool(library.mallopt(most_mappings, 0) and library.mallopt(trim_threshold, 2**31 - 1))
+        return bool(
+            library.mallopt(most_mappings, 0) and library.mallopt(trim_threshold, 2**31 - 1)
+        )
     return False

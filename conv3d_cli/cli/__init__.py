@@ -40,14 +40,19 @@ class Terminated(BaseException):
 
 
 def _terminate(signum: int, frame: FrameType | None) -> None:
-    signal.signal(signum, signal.SIG_IGN)  # once is enough: a terminal that closes sends it twice, and we must tidy up
+    signal.signal(
+        signum, signal.SIG_IGN
+    )  # once is enough: a terminal that closes sends it twice, and we must tidy up
     raise Terminated(signum)
 
 
 def _tell_lost_output(error: OSError) -> None:
     """Say that results could not be printed; nothing where their reader has gone, which is how `| head` ends."""
     if not isinstance(error, BrokenPipeError):
-        click.echo(f"Error: cannot write {error.filename or 'standard output'}: {cause_of(error)}", err=True)
+        click.echo(
+            f"Error: cannot write {error.filename or 'standard output'}: {cause_of(error)}",
+            err=True,
+        )
 
 
 def _what_stands(error: BaseException, placed: Sequence[str]) -> str:
@@ -66,7 +71,9 @@ class ErrorTranslator(click.Group):
             prepare(self)
         try:
             return super().main(*arguments, **{"complete_var": COMPLETE_VAR, **options})
-        except OSError as error:  # of --help and --version, which are printed before a command is invoked
+        except (
+            OSError
+        ) as error:  # of --help and --version, which are printed before a command is invoked
             _tell_lost_output(error)
             sys.exit(1)
 
@@ -80,7 +87,10 @@ class ErrorTranslator(click.Group):
             click.echo(f"Error: {one_line(error)}", err=True)
             code = error.exit_code
         except MemoryError:
-            click.echo("Error: out of memory; pass a smaller --max-memory, or work on a machine with more", err=True)
+            click.echo(
+                "Error: out of memory; pass a smaller --max-memory, or work on a machine with more",
+                err=True,
+            )
             code = 6
         except OSError as error:
             # Files' errors are Conv3DErrors by now: what is left is our own output, `conv3d info > /dev/full`.
@@ -95,7 +105,10 @@ class ErrorTranslator(click.Group):
         ctx.exit(code)
 
 
-@click.group(cls=ErrorTranslator, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(
+    cls=ErrorTranslator,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
 @click.version_option(package_name="conv3d", prog_name="conv3d")
 def main() -> None:
     """Convolve 3-D volumes: NIfTI scans, TIFF stacks, OME-Zarr images, NumPy arrays.
@@ -115,11 +128,25 @@ def main() -> None:
     """
     try:
         signal.signal(signal.SIGTERM, _terminate)
-        if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:  # else nohup
+        if (
+            hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
+        ):  # else nohup
             signal.signal(signal.SIGHUP, _terminate)
     except ValueError:
         pass  # not in the main thread (embedded in another program): its signals are not ours
 
 
-for command in (apply, info, view, explain, kernel, presets, compare, rerun, warmup, bench, completion):
+for command in (
+    apply,
+    info,
+    view,
+    explain,
+    kernel,
+    presets,
+    compare,
+    rerun,
+    warmup,
+    bench,
+    completion,
+):
     main.add_command(command)

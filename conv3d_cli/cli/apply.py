@@ -105,7 +105,9 @@ def _check_account(asked: Settings, jobs: Sequence[Job], overwrite: bool) -> Non
     if asked.skip_existing and overwrite:
         raise SpecError("--skip-existing and --overwrite contradict each other; pass one of them")
     if asked.skip_existing and asked.resume:
-        raise SpecError("--resume looks at what an output was made from, --skip-existing at its name; pass one of them")
+        raise SpecError(
+            "--resume looks at what an output was made from, --skip-existing at its name; pass one of them"
+        )
     for output in (output for job in jobs for output in job.outputs):
         if asked.as_json and output.path == "-":
             flag = "-o" if output.role == VOLUME else ROLES[output.role].flag
@@ -118,18 +120,24 @@ def _recordings(plan: JobPlan) -> Mapping[str, Recording]:
     """What is written beside each output, by its name."""
     from conv3d_cli.provenance.run import plan_recordings
 
-    fields, copies = ({}, {}) if plan.dataset is None else (plan.dataset.fields, plan.dataset.copies)
+    fields, copies = (
+        ({}, {}) if plan.dataset is None else (plan.dataset.fields, plan.dataset.copies)
+    )
     return plan_recordings(plan.jobs, plan.given, fields, copies)
 
 
-def _resume_log(asked: Settings, jobs: Sequence[Job], recordings: Mapping[str, Recording]) -> ResumeLog:
+def _resume_log(
+    asked: Settings, jobs: Sequence[Job], recordings: Mapping[str, Recording]
+) -> ResumeLog:
     """The record behind --resume; what is done with an output afterwards counts, too."""
     from conv3d_cli.batch.resume import RUN_OPTIONS, ResumeLog, check_resumable
 
     for job in jobs:
         check_resumable(job)
     return ResumeLog(
-        asked.given(RUN_OPTIONS), bool(asked.dry_run), {target: (r.sidecar,) for target, r in recordings.items()}
+        asked.given(RUN_OPTIONS),
+        bool(asked.dry_run),
+        {target: (r.sidecar,) for target, r in recordings.items()},
     )
 
 
@@ -172,7 +180,8 @@ def _run_with_page(
         except Conv3DError as error:
             failed = error
         page.finish(
-            f"conv3d apply: {len(jobs)} volume{'s' if len(jobs) > 1 else ''}", shlex.join(["conv3d", *sys.argv[1:]])
+            f"conv3d apply: {len(jobs)} volume{'s' if len(jobs) > 1 else ''}",
+            shlex.join(["conv3d", *sys.argv[1:]]),
         )
         if failed is not None:
             raise failed

@@ -189,10 +189,15 @@ def _show(report: BenchReport) -> None:
     click.echo("\n".join(heading(report)) + "\n")
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     for name in COLUMNS:
-        table.add_column(name, justify="left" if name in ("case", "strongest peer") else "right", no_wrap=True)
+        table.add_column(
+            name, justify="left" if name in ("case", "strongest peer") else "right", no_wrap=True
+        )
     for measured in report.cases:
         has_target = measured.case.share or measured.case.ratio
-        table.add_row(*cells(measured), style="red" if is_missed(measured) else "green" if has_target else None)
+        table.add_row(
+            *cells(measured),
+            style="red" if is_missed(measured) else "green" if has_target else None,
+        )
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = 120
@@ -218,8 +223,12 @@ def _calibration(cases: list[Any], threads: int, quiet: bool) -> str:
         )
     lines.append("")
     for name, (factor, least, most) in fitted.items():
-        lines.append(f"{name}: median {factor:.2f}, from {least:.2f} to {most:.2f} times the median")
-    return "\n".join([*lines, "", as_source(fitted, cpu_class().name, f"{cpu_model()}, {threads} threads")])
+        lines.append(
+            f"{name}: median {factor:.2f}, from {least:.2f} to {most:.2f} times the median"
+        )
+    return "\n".join(
+        [*lines, "", as_source(fitted, cpu_class().name, f"{cpu_model()}, {threads} threads")]
+    )
 
 
 def _read(paths: tuple[str, ...]) -> BenchReport:

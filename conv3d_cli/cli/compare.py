@@ -13,12 +13,28 @@ from conv3d_cli.errors import DifferenceError
 @click.command()
 @click.argument("first", metavar="A")
 @click.argument("second", metavar="B")
-@click.option("--rtol", type=click.FloatRange(min=0), default=0.0, show_default=True, help="Relative to |B|.")
-@click.option("--atol", type=click.FloatRange(min=0), default=0.0, show_default=True, help="In the volumes' own units.")
+@click.option(
+    "--rtol", type=click.FloatRange(min=0), default=0.0, show_default=True, help="Relative to |B|."
+)
+@click.option(
+    "--atol",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    show_default=True,
+    help="In the volumes' own units.",
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 @click.option("-q", "--quiet", is_flag=True, help="Only the exit code.")
 @click.pass_context
-def compare(ctx: click.Context, first: str, second: str, rtol: float, atol: float, as_json: bool, quiet: bool) -> None:
+def compare(
+    ctx: click.Context,
+    first: str,
+    second: str,
+    rtol: float,
+    atol: float,
+    as_json: bool,
+    quiet: bool,
+) -> None:
     """Compare two volumes; exit with 7 if they differ.
 
     \b

@@ -57,7 +57,9 @@ class Completed(click.ParamType):  # type: ignore[type-arg]  # Click 8.1 knows n
     def __init__(self, find: Callable[[str], list[CompletionItem]]) -> None:
         self._find = find
 
-    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
         """What may stand here."""
         return self._find(incomplete)
 
@@ -93,8 +95,12 @@ def kernels(incomplete: str) -> list[CompletionItem]:
     if not colon:
         begun = [kernel for kernel in known.values() if kernel.name.startswith(incomplete)]
         # one that says nothing without a parameter
-        open_ended = {k.name for k in begun if any(p.required or p.default is None for p in k.parameters)}
-        names = [f"{kernel.name}:" if kernel.name in open_ended else kernel.name for kernel in begun]
+        open_ended = {
+            k.name for k in begun if any(p.required or p.default is None for p in k.parameters)
+        }
+        names = [
+            f"{kernel.name}:" if kernel.name in open_ended else kernel.name for kernel in begun
+        ]
         return [*map(CompletionItem, names), *files(incomplete)]
     if name not in known:
         return files(incomplete)
@@ -128,7 +134,10 @@ BY_FILE: dict[File | None, Callable[[str], list[CompletionItem]]] = {
     File.BIAS: files,
 }
 BY_METAVAR: dict[str, Callable[[str], list[CompletionItem]]] = {
-    **dict.fromkeys(("FILE", "FILE...", "INPUT", "INPUT...", "OUT", "A", "B", "SRC[::NAME]", "DST", "FILE.png"), files),
+    **dict.fromkeys(
+        ("FILE", "FILE...", "INPUT", "INPUT...", "OUT", "A", "B", "SRC[::NAME]", "DST", "FILE.png"),
+        files,
+    ),
     "KERNEL": kernels,
 }
 

@@ -32,7 +32,9 @@ def in_colour(stream: Any) -> bool:
     return stream.isatty() and encoding == "utf8" and not plain
 
 
-def draw(rows: Sequence[Sequence[Panel]], voxel: float, most: int = 8, lines: int | None = None) -> None:
+def draw(
+    rows: Sequence[Sequence[Panel]], voxel: float, most: int = 8, lines: int | None = None
+) -> None:
     """Print panels on stdout, all at one scale, as large as the terminal's width allows.
 
     voxel : float           a voxel's shortest side, in the panels' unit of length
@@ -75,7 +77,10 @@ def fitting_scale(
             scale = min(scale, 2 * max(4, lines) / max(panel.extent[0] for panel in row))
     # where titles are wider than pictures, or panels of another row wider than those of this one, the others leave them room
     narrowest = _column_widths(rows, 0.0)
-    while sum(widths := _column_widths(rows, scale)) + GAP * (len(widths) - 1) > columns and widths != narrowest:
+    while (
+        sum(widths := _column_widths(rows, scale)) + GAP * (len(widths) - 1) > columns
+        and widths != narrowest
+    ):
         scale *= 0.95
     cells = scale * voxel
     return int(cells) / voxel if cells >= 1 else scale
@@ -83,7 +88,10 @@ def fitting_scale(
 
 def _column_widths(rows: Sequence[Sequence[Panel]], scale: float) -> list[int]:
     """Characters that panels take which stand below one another."""
-    return [max(_width(row[i], scale) for row in rows if i < len(row)) for i in range(max(map(len, rows)))]
+    return [
+        max(_width(row[i], scale) for row in rows if i < len(row))
+        for i in range(max(map(len, rows)))
+    ]
 
 
 def text_lines(row: Sequence[Panel], scale: float, widths: Sequence[int]) -> list[str]:
@@ -91,7 +99,13 @@ def text_lines(row: Sequence[Panel], scale: float, widths: Sequence[int]) -> lis
     blocks = []
     for panel in row:
         high, wide = _cells(panel, scale)
-        blocks.append((panel, [_characters(line, panel.signed) for line in panel.paint(-(-high // 2), wide)], wide))
+        blocks.append(
+            (
+                panel,
+                [_characters(line, panel.signed) for line in panel.paint(-(-high // 2), wide)],
+                wide,
+            )
+        )
     return [line.rstrip() for line in _side_by_side(blocks, widths, "".join)]
 
 
@@ -103,7 +117,9 @@ def _coloured_lines(row: Sequence[Panel], scale: float, widths: Sequence[int]) -
         high, wide = _cells(panel, scale)
         blocks.append((panel, _half_blocks(panel.paint(high, wide), panel.palette), wide))
     return _side_by_side(
-        blocks, widths, lambda parts: Text().join(p if isinstance(p, Text) else Text(p) for p in parts)
+        blocks,
+        widths,
+        lambda parts: Text().join(p if isinstance(p, Text) else Text(p) for p in parts),
     )
 
 
@@ -123,8 +139,12 @@ def _characters(shades: Shades, signed: bool) -> str:
             found.append("?")
             continue
         strength = abs(2 * shade - brightest) / brightest if signed else shade / brightest
-        level = min(heaviest, int(strength * heaviest + 0.999 if signed else strength * heaviest + 0.5))
-        found.append("-" if signed and position % 2 and 2 * shade < brightest and level else SHADES[level])
+        level = min(
+            heaviest, int(strength * heaviest + 0.999 if signed else strength * heaviest + 0.5)
+        )
+        found.append(
+            "-" if signed and position % 2 and 2 * shade < brightest and level else SHADES[level]
+        )
     return "".join(found)
 
 
@@ -151,7 +171,9 @@ def _width(panel: Panel, scale: float) -> int:
     return max(_cells(panel, scale)[1] + (4 if any(panel.letters) else 0), len(panel.title))
 
 
-def _side_by_side(blocks: Sequence[tuple[Panel, list[Any], int]], widths: Sequence[int], join: Any) -> list[Any]:
+def _side_by_side(
+    blocks: Sequence[tuple[Panel, list[Any], int]], widths: Sequence[int], join: Any
+) -> list[Any]:
     """Lines of several pictures, with their titles above and the letters around them."""
     framed = [_framed(panel, lines, wide, join) for panel, lines, wide in blocks]
     result = []

@@ -13,8 +13,14 @@ from conv3d_cli.system.machine import byte_size
 
 cluster_options = options(
     "A cluster",
-    click.option("--scheduler", metavar="ADDRESS", help="Forecast for the workers of this Dask scheduler, or local:N."),
-    click.option("--workers", type=click.IntRange(min=1), metavar="N", help="Forecast for N workers."),
+    click.option(
+        "--scheduler",
+        metavar="ADDRESS",
+        help="Forecast for the workers of this Dask scheduler, or local:N.",
+    ),
+    click.option(
+        "--workers", type=click.IntRange(min=1), metavar="N", help="Forecast for N workers."
+    ),
     click.option(
         "--worker-threads",
         type=click.IntRange(min=1),
@@ -28,13 +34,22 @@ cluster_options = options(
         metavar="SIZE",
         help="Bytes a second a thread reads, e.g. 200M.  [default: as tried here]",
     ),
-    click.option("--write-rate", metavar="SIZE", help="Bytes a second a thread writes.  [default: as tried here]"),
+    click.option(
+        "--write-rate",
+        metavar="SIZE",
+        help="Bytes a second a thread writes.  [default: as tried here]",
+    ),
 )
 
 
 @click.command(cls=SectionedCommand)
 @click.argument("source", metavar="INPUT")
-@click.option("-o", "--output", metavar="OUT", help="Output name, for its format.  [default: the input's format]")
+@click.option(
+    "-o",
+    "--output",
+    metavar="OUT",
+    help="Output name, for its format.  [default: the input's format]",
+)
 @explain_options
 @cluster_options
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
@@ -78,7 +93,9 @@ def explain(
             check_suited(prepared)
             if scheduler is not None:
                 workers, worker_threads = cluster_size(scheduler)
-            rates = [None if rate is None else float(byte_size(rate)) for rate in (read_rate, write_rate)]
+            rates = [
+                None if rate is None else float(byte_size(rate)) for rate in (read_rate, write_rate)
+            ]
             found = forecast(prepared, workers or 1, worker_threads, *rates)
             record["cluster"], text = found.record(), f"{text}\n{describe_forecast(found)}"
         click.echo(json.dumps(record) if as_json else text)

@@ -16,13 +16,24 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
-@click.option("--axes", metavar="LETTERS", help="Axes in storage order, in place of what the file says.")
-@click.option("--fwhm", is_flag=True, help="Also estimate the smoothness along each axis; this reads the voxels.")
+@click.option(
+    "--axes", metavar="LETTERS", help="Axes in storage order, in place of what the file says."
+)
+@click.option(
+    "--fwhm",
+    is_flag=True,
+    help="Also estimate the smoothness along each axis; this reads the voxels.",
+)
 @click.option("--mask", metavar="FILE", help="Voxels that count for --fwhm: where this is above 0.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per file.")
 @click.pass_context
 def info(
-    ctx: click.Context, files: tuple[str, ...], axes: str | None, fwhm: bool, mask: str | None, as_json: bool
+    ctx: click.Context,
+    files: tuple[str, ...],
+    axes: str | None,
+    fwhm: bool,
+    mask: str | None,
+    as_json: bool,
 ) -> None:
     """Show the axes, shape, dtype, spacing and affine of volumes.
 
@@ -75,7 +86,9 @@ def smoothness(volume: VolumeReader, mask: str | None) -> list[float | None]:
                 checked = stack.enter_context(open_mask(mask, reader.header))
         found = estimate_fwhm(reader, checked)
         spacing = reader.header.grid.spacing or (1.0, 1.0, 1.0)
-    return [length * s if length == length else None for length, s in zip(found, spacing, strict=True)]
+    return [
+        length * s if length == length else None for length, s in zip(found, spacing, strict=True)
+    ]
 
 
 def header_record(reader: VolumeReader) -> dict[str, Any]:
@@ -110,22 +123,38 @@ def describe(record: dict[str, Any]) -> str:
         (
             "dtype",
             record["dtype"]
-            + ("" if record["scale"] == [1.0, 0.0] else f", value = stored * {slope:g} + {intercept:g}"),
+            + (
+                ""
+                if record["scale"] == [1.0, 0.0]
+                else f", value = stored * {slope:g} + {intercept:g}"
+            ),
         ),
         ("size", f"{format_bytes(record['bytes'])} of voxels"),
     ]
     spacing = record["spacing"]
     rows.append(
-        ("spacing", "unknown" if spacing is None else f"{triple_text(spacing)} {record['unit']} (depth,height,width)")
+        (
+            "spacing",
+            "unknown"
+            if spacing is None
+            else f"{triple_text(spacing)} {record['unit']} (depth,height,width)",
+        )
     )
     if record["affine"] is not None:
         lines = ["  ".join(f"{value:10.4f}" for value in row) for row in record["affine"][:3]]
         rows.append(("affine", f"{lines[0]}   (i,j,k) to {record['unit']}"))
         rows += [("", line) for line in lines[1:]]
     rows += list(record.get("storage", {}).items())
-    rows += [("history" if number == 0 else "", line) for number, line in enumerate(record.get("history", []))]
+    rows += [
+        ("history" if number == 0 else "", line)
+        for number, line in enumerate(record.get("history", []))
+    ]
     if "fwhm" in record:
-        lengths = ",".join("unknown" if length is None else f"{length:.4g}" for length in record["fwhm"])
-        rows.append(("fwhm", f"{lengths} {record['unit'] or 'vox'} (depth,height,width), as of white noise"))
+        lengths = ",".join(
+            "unknown" if length is None else f"{length:.4g}" for length in record["fwhm"]
+        )
+        rows.append(
+            ("fwhm", f"{lengths} {record['unit'] or 'vox'} (depth,height,width), as of white noise")
+        )
     rows += [("note", text) for text in record.get("notes", [])]
     return "\n".join(f"{name:<8} {text}" for name, text in rows)

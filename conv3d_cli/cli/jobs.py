@@ -30,7 +30,9 @@ def plan_command(ctx: click.Context, inputs: tuple[str, ...], given: Settings) -
     if given.desc is not None and not given.bids:
         raise SpecError("--desc is the label of --bids: pass both")
     if given.manifest is None and not inputs:
-        raise click.UsageError("no input: name volumes or folders, or a table of them with --manifest", ctx)
+        raise click.UsageError(
+            "no input: name volumes or folders, or a table of them with --manifest", ctx
+        )
     request = BatchRequest(
         inputs=inputs,
         manifest=given.manifest,
@@ -59,7 +61,9 @@ class CommandOptions:
     def settings(self, given: Settings, files: Sequence[str] = ()) -> MergedSettings:
         """What options, config and preset ask for together. Raises: as `apply_settings`."""
         merged = apply_settings(given)
-        return MergedSettings(replace(merged, run=replace(merged.run, files=(*merged.run.files, *files))))
+        return MergedSettings(
+            replace(merged, run=replace(merged.run, files=(*merged.run.files, *files)))
+        )
 
     def parse(self, column: str, text: str) -> Any:
         """The value of an option, from its text. Raises: ValueError."""
@@ -81,7 +85,11 @@ class MergedSettings:
     def used_files(self) -> list[str]:
         """Files that jobs use beside their inputs."""
         run = self.merged.run
-        found: list[Any] = [*run.files, run.mask, *(getattr(run, option) for option in OUTPUT_OPTIONS)]
+        found: list[Any] = [
+            *run.files,
+            run.mask,
+            *(getattr(run, option) for option in OUTPUT_OPTIONS),
+        ]
         for stage in self.merged.stages:
             found += [*stage.files, stage.kernel]
         return [path for path in found if isinstance(path, str)]

@@ -59,7 +59,9 @@ def list_() -> None:
 def grid_options(command: Any) -> Any:
     """The two ways to say how large a voxel is: --like VOLUME, --spacing D,H,W."""
     spacing = click.option(
-        "--spacing", metavar="D,H,W", help="Voxel spacing for lengths in mm, with its unit: 2,1,1mm or 0.5um."
+        "--spacing",
+        metavar="D,H,W",
+        help="Voxel spacing for lengths in mm, with its unit: 2,1,1mm or 0.5um.",
     )
     like = click.option(
         "--like",
@@ -78,7 +80,12 @@ fitted = table_options("kernel_spacing", "crop_kernel")
 @click.argument("text", metavar="KERNEL")
 @grid_options
 @fitted
-@click.option("-o", "--output", metavar="OUT", help="Write the picture, .png .svg .pdf, in place of the terminal's.")
+@click.option(
+    "-o",
+    "--output",
+    metavar="OUT",
+    help="Write the picture, .png .svg .pdf, in place of the terminal's.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace an existing picture.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def show(
@@ -124,12 +131,20 @@ def show(
 
 @kernel.command()
 @click.argument("text", metavar="KERNEL")
-@click.option("-o", "--output", required=True, type=click.Path(), help="File to write; the suffix says the format.")
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    type=click.Path(),
+    help="File to write; the suffix says the format.",
+)
 @grid_options
 @fitted
 @click.option("--normalize", is_flag=True, help="Scale the weights (of each filter) to sum 1.")
 @click.option(
-    "--flip", is_flag=True, help="Mirror along all axes: the saved kernel then convolves instead of correlates."
+    "--flip",
+    is_flag=True,
+    help="Mirror along all axes: the saved kernel then convolves instead of correlates.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace the file if it exists.")
 def make(
@@ -204,7 +219,9 @@ def convert(source: str, target: str, overwrite: bool) -> None:
 # Reading
 
 
-def _read_fitted(text: str, grid: Grid | None, spacing: str, crop: float | None, normalize: bool = False) -> Kernel:
+def _read_fitted(
+    text: str, grid: Grid | None, spacing: str, crop: float | None, normalize: bool = False
+) -> Kernel:
     """A kernel made to fit a volume of this grid; notes go to stderr."""
     from conv3d_cli.kernels import read_kernel
     from conv3d_cli.pipeline.kernel_fit import Fitting, fit_kernel
@@ -236,7 +253,9 @@ def _read_grid(like: str | None, spacing: str | None) -> Grid | None:
         return None
     values, unit = parse_lengths(spacing, "spacing")
     if unit == VOXEL or min(values) <= 0:
-        raise SpecError(f"the spacing is positive, in mm, um or the like, as in --spacing 2,1,1mm, received {spacing}")
+        raise SpecError(
+            f"the spacing is positive, in mm, um or the like, as in --spacing 2,1,1mm, received {spacing}"
+        )
     return Grid(values, unit)
 
 
@@ -274,7 +293,9 @@ def kernel_facts(shown: Kernel, grid: Grid | None) -> dict[str, Any]:
     }
     if grid is not None and grid.spacing is not None and grid.unit is not None:
         facts["spacing"], facts["unit"] = list(grid.spacing), grid.unit
-        facts["fwhm"] = [None if f is None else f * s for f, s in zip(fwhm, grid.spacing, strict=True)]
+        facts["fwhm"] = [
+            None if f is None else f * s for f, s in zip(fwhm, grid.spacing, strict=True)
+        ]
     return facts
 
 
@@ -284,7 +305,9 @@ def _fact_lines(facts: dict[str, Any]) -> list[str]:
         separable = "not asked of a layer (5-D)"
     else:
         separable = (
-            f"{rank} (a product of three 1-D kernels)" if rank == 1 else f"{rank} (not a product of 1-D kernels)"
+            f"{rank} (a product of three 1-D kernels)"
+            if rank == 1
+            else f"{rank} (not a product of 1-D kernels)"
         )
     symmetric = [word for word, flag in zip(_AXIS_WORDS, facts["symmetric"], strict=True) if flag]
     lines = {
@@ -307,9 +330,13 @@ def _fact_lines(facts: dict[str, Any]) -> list[str]:
         lines["voxel spacing"] = f"{_triple(facts['spacing'])} {unit}"
     if facts["bias"] is not None:
         shown = [f"{value:.6g}" for value in facts["bias"][:8]]
-        lines["bias"] = ", ".join(shown) + (f", ... ({len(facts['bias'])} values)" if len(facts["bias"]) > 8 else "")
+        lines["bias"] = ", ".join(shown) + (
+            f", ... ({len(facts['bias'])} values)" if len(facts["bias"]) > 8 else ""
+        )
     if any(facts["borders"] or ()):
-        left = " x ".join(str(k - 2 * n) for k, n in zip(facts["shape"][:3], facts["borders"], strict=True))
+        left = " x ".join(
+            str(k - 2 * n) for k, n in zip(facts["shape"][:3], facts["borders"], strict=True)
+        )
         lines["borders"] = f"--crop-kernel {BORDER:g} leaves {left}"
     return [f"{label + ':':<17}{text}" for label, text in lines.items()]
 
@@ -343,7 +370,11 @@ def _draw(shown: Kernel, grid: Grid | None, output: str | None, overwrite: bool)
         from conv3d_cli.pictures.figure import make_figure
         from conv3d_cli.pictures.plotting import save_figure
 
-        save_figure(make_figure([picture.slices, picture.profiles], [shown.name, *caption, legend]), output, overwrite)
+        save_figure(
+            make_figure([picture.slices, picture.profiles], [shown.name, *caption, legend]),
+            output,
+            overwrite,
+        )
         return
     colour = drawing.in_colour(sys.stdout)
     # so large that small kernels are seen, and not larger

@@ -64,7 +64,9 @@ class SectionedCommand(click.Command):
             if record is not None:
                 sections.setdefault(getattr(parameter, "section", "Options"), []).append(record)
         known = {title: number for number, title in enumerate(SECTIONS)}
-        for title, records in sorted(sections.items(), key=lambda item: known.get(item[0], len(known))):
+        for title, records in sorted(
+            sections.items(), key=lambda item: known.get(item[0], len(known))
+        ):
             with formatter.section(title):
                 formatter.write_dl(records)
 
@@ -128,7 +130,9 @@ def _click_type(kind: Kind[Any]) -> Any:
         return click.Choice(kind.choices)
     if kind.low is not None or kind.high is not None:
         return click.IntRange(kind.low, kind.high)
-    return {"triple": Triple(), "integer": click.INT, "number": click.FLOAT}.get(kind.name, click.STRING)
+    return {"triple": Triple(), "integer": click.INT, "number": click.FLOAT}.get(
+        kind.name, click.STRING
+    )
 
 
 def help_json_option(command: Command) -> Command:
@@ -157,7 +161,8 @@ def given_settings(ctx: click.Context) -> Settings:
         **{
             name: value
             for name, value in ctx.params.items()
-            if name in OPTION and ctx.get_parameter_source(name) not in (ParameterSource.DEFAULT, None)
+            if name in OPTION
+            and ctx.get_parameter_source(name) not in (ParameterSource.DEFAULT, None)
         }
     )
 
@@ -173,7 +178,9 @@ def text_parser(ctx: click.Context) -> Callable[[str, str], Any]:
     def parse(name: str, text: str) -> Any:
         parameter = parameters[name]
         try:
-            return (click.BOOL if OPTION[name].kind.is_flag else parameter.type).convert(text, parameter, ctx)
+            return (click.BOOL if OPTION[name].kind.is_flag else parameter.type).convert(
+                text, parameter, ctx
+            )
         except click.BadParameter as error:
             raise ValueError(error.message) from None
 

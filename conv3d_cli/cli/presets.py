@@ -27,11 +27,19 @@ def presets(as_json: bool) -> None:
         return
     rows = [("like", "padding", "boundary", "nan", "kernel files", "the tool; its Gaussian")]
     for name, preset in PRESETS.items():
-        files = " ".join(word for word, is_set in (("flip", preset.flip), ("normalize", preset.normalize)) if is_set)
+        files = " ".join(
+            word
+            for word, is_set in (("flip", preset.flip), ("normalize", preset.normalize))
+            if is_set
+        )
         gaussian = (
-            SAMPLINGS[preset.sampling].words if preset.sampling in SAMPLINGS else "int(4σ + 0.5), at voxels' centres"
+            SAMPLINGS[preset.sampling].words
+            if preset.sampling in SAMPLINGS
+            else "int(4σ + 0.5), at voxels' centres"
         )
         tells = f"{preset.tool}; {gaussian if preset.gaussian else 'none'}"
-        rows.append((name, preset.padding, preset.boundary, preset.nan, files or "as they are", tells))
+        rows.append(
+            (name, preset.padding, preset.boundary, preset.nan, files or "as they are", tells)
+        )
     for name, padding, boundary, nan, files, tells in rows:
         click.echo(f"{name:<8} {padding:<8} {boundary:<17} {nan:<10} {files:<13} {tells}")

@@ -39,7 +39,9 @@ class ProgressBar:
             class Rate(ProgressColumn):
                 def render(self, task: Any) -> Text:
                     speed = task.finished_speed or task.speed
-                    return Text(f"{speed / 1e6:7.1f} Mvoxel/s" if speed else "", style="progress.data.speed")
+                    return Text(
+                        f"{speed / 1e6:7.1f} Mvoxel/s" if speed else "", style="progress.data.speed"
+                    )
 
             done = (MofNCompleteColumn(),) if self._volumes else (TaskProgressColumn(), Rate())
             self._bar = Progress(
@@ -62,7 +64,10 @@ class ProgressBar:
             self._bar.update(self._task, completed=done, total=total)
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         if self._bar is not None:
             self._bar.stop()

@@ -28,7 +28,10 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("sidecar", metavar="SIDECAR")
 @click.option(
-    "-o", "--output", metavar="OUT", help="Keep the result there, in the same format.  [default: it is not kept]"
+    "-o",
+    "--output",
+    metavar="OUT",
+    help="Keep the result there, in the same format.  [default: it is not kept]",
 )
 @click.option("--force", is_flag=True, help="Run though an input has changed.")
 @click.option("--overwrite", is_flag=True, help="Replace OUT if it exists.")
@@ -101,7 +104,12 @@ def rerun(
         echo(f"note: {note}")
     ctx.meta[EXIT_CODE] = 0 if verdict.good else DifferenceError.exit_code
     if as_json:
-        found: dict[str, Any] = {"sidecar": sidecar, "status": verdict.status, "stale": verdict.stale, "notes": notes}
+        found: dict[str, Any] = {
+            "sidecar": sidecar,
+            "status": verdict.status,
+            "stale": verdict.stale,
+            "notes": notes,
+        }
         if verdict.comparison is not None:
             found["comparison"] = {**verdict.comparison.record(), "second": "rerun"}
         click.echo(json.dumps(found))
@@ -141,10 +149,14 @@ def job_of(record: Record, folder: str, sidecar: str) -> tuple[Job, str | None]:
                 raise ValueError(f"it reads {file}, which is not among the inputs")
     except (click.ClickException, click.exceptions.Exit, ValueError) as error:
         cause = error.format_message() if isinstance(error, click.ClickException) else error
-        raise FormatError(f"cannot read {sidecar}: its command cannot be understood: {cause}") from None
+        raise FormatError(
+            f"cannot read {sidecar}: its command cannot be understood: {cause}"
+        ) from None
     changed: dict[str, Any] = {name: placed(folder, value) for name, value in files.items()}
     given = replace(given, **changed)
-    job = make_job(placed(folder, inputs[0]), placed(folder, str(given.output)), apply_settings(given))
+    job = make_job(
+        placed(folder, inputs[0]), placed(folder, str(given.output)), apply_settings(given)
+    )
     if given.history:
         job = with_history(job, given)
     return job, given.to_fwhm

@@ -9,7 +9,13 @@ import click
 
 from conv3d_cli.batch.results import TableRow
 
-STYLES = {"done": "green", "planned": "cyan", "skipped": "yellow", "failed": "bold red", "cancelled": "yellow"}
+STYLES = {
+    "done": "green",
+    "planned": "cyan",
+    "skipped": "yellow",
+    "failed": "bold red",
+    "cancelled": "yellow",
+}
 # Rows that say nothing new are told as a number where there are more of them.
 FEW = 10
 
@@ -38,7 +44,10 @@ def _shared(rows: Sequence[TableRow]) -> str:
 def _times(row: TableRow) -> tuple[str, str]:
     if row.seconds is None:
         return "", ""
-    return f"{row.seconds:.2f}", f"{row.volume_bytes / 1e6 / row.seconds:.1f}" if row.seconds > 0 else ""
+    return (
+        f"{row.seconds:.2f}",
+        f"{row.volume_bytes / 1e6 / row.seconds:.1f}" if row.seconds > 0 else "",
+    )
 
 
 def summary(rows: Sequence[TableRow], seconds: float) -> str:

@@ -20,15 +20,36 @@ NARROWEST = 26  # columns of the terminal that a volume gets beside others
 
 @click.command()
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
-@click.option("-o", "--output", metavar="OUT", help="Write a picture, .png .svg .pdf, in place of the terminal's.")
+@click.option(
+    "-o",
+    "--output",
+    metavar="OUT",
+    help="Write a picture, .png .svg .pdf, in place of the terminal's.",
+)
 @click.option(
     "--at", metavar="PLACE", help="Where the slices meet: voxel D,H,W, or X,Y,Z in the world with a unit, as -12,0,8mm."
     "  [default: the middle]",
 )  # fmt: skip
-@click.option("--window", metavar="LO,HI", help="Values drawn black and white.  [default: 0.5 to 99.5 % of all drawn]")
-@click.option("-n", "time_point", type=int, default=0, show_default=True, metavar="N", help="Time point, from 0.")
-@click.option("-c", "--channel", type=int, default=0, show_default=True, metavar="C", help="Channel, from 0.")
-@click.option("--axes", metavar="LETTERS", help="Axes in storage order, in place of what the files say.")
+@click.option(
+    "--window",
+    metavar="LO,HI",
+    help="Values drawn black and white.  [default: 0.5 to 99.5 % of all drawn]",
+)
+@click.option(
+    "-n",
+    "time_point",
+    type=int,
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Time point, from 0.",
+)
+@click.option(
+    "-c", "--channel", type=int, default=0, show_default=True, metavar="C", help="Channel, from 0."
+)
+@click.option(
+    "--axes", metavar="LETTERS", help="Axes in storage order, in place of what the files say."
+)
 @click.option("--overwrite", is_flag=True, help="Replace an existing picture.")
 def view(
     files: tuple[str, ...], output: str | None, at: str | None, window: str | None, time_point: int, channel: int,
@@ -73,11 +94,15 @@ def parse_window(text: str) -> Window:
     except ValueError:
         low, high = 0.0, 0.0
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
-        raise SpecError(f"a window is two numbers LO,HI with LO < HI, as in --window 0,1000, received '{text}'")
+        raise SpecError(
+            f"a window is two numbers LO,HI with LO < HI, as in --window 0,1000, received '{text}'"
+        )
     return low, high
 
 
-def show(shown: Sequence[Slices], given: Window | None, output: str | None, overwrite: bool) -> None:
+def show(
+    shown: Sequence[Slices], given: Window | None, output: str | None, overwrite: bool
+) -> None:
     """Draw volumes side by side, on the terminal or into a file."""
     from conv3d_cli.pictures.panels import (
         difference_panels,
@@ -119,7 +144,12 @@ def show(shown: Sequence[Slices], given: Window | None, output: str | None, over
     _print(columns, min(shortest_side(slices) for slices in shown), headings, caption)
 
 
-def _print(columns: Sequence[Sequence[Panel]], voxel: float, headings: Sequence[str], caption: Sequence[str]) -> None:
+def _print(
+    columns: Sequence[Sequence[Panel]],
+    voxel: float,
+    headings: Sequence[str],
+    caption: Sequence[str],
+) -> None:
     import shutil
     from dataclasses import replace
 
@@ -145,7 +175,9 @@ def _print(columns: Sequence[Sequence[Panel]], voxel: float, headings: Sequence[
 def column_names(paths: Sequence[str]) -> list[str]:
     """File names, with their folders where two are the same."""
     short = [os.path.basename(path.rstrip("/")) or path for path in paths]
-    return [path if short.count(name) > 1 else name for path, name in zip(paths, short, strict=True)]
+    return [
+        path if short.count(name) > 1 else name for path, name in zip(paths, short, strict=True)
+    ]
 
 
 def why_not_subtracted(first: Slices, second: Slices) -> str | None:

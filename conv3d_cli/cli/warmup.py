@@ -25,11 +25,18 @@ def warmup(quiet: bool) -> None:
     compiled, ready = warm_up()
     if quiet:
         return
-    where = f"kept in {cache_folder()}" if cache_folder() else "kept for this process only: no folder can be written"
+    where = (
+        f"kept in {cache_folder()}"
+        if cache_folder()
+        else "kept for this process only: no folder can be written"
+    )
     click.echo(
-        f"{ready} loops ready in {time.perf_counter() - started:.1f} s, {compiled} of them compiled, {where}", err=True
+        f"{ready} loops ready in {time.perf_counter() - started:.1f} s, {compiled} of them compiled, {where}",
+        err=True,
     )
     if not cache_folder():
         for reason in refused_folders():
             click.echo(f"note: {reason}", err=True)
-        click.echo("note: set CONV3D_CACHE_DIR to a folder that you, and nobody else, may write", err=True)
+        click.echo(
+            "note: set CONV3D_CACHE_DIR to a folder that you, and nobody else, may write", err=True
+        )

@@ -71,7 +71,9 @@ class Forecast:
     @property
     def compute_seconds(self) -> float:
         """Computing."""
-        return math.prod(self.partition.size) * self.parts * self.computed * self.rates.voxel_seconds
+        return (
+            math.prod(self.partition.size) * self.parts * self.computed * self.rates.voxel_seconds
+        )
 
     @property
     def write_seconds(self) -> float:
@@ -121,7 +123,9 @@ def forecast(
     partition = cut_prepared(prepared, threads)
     chain = layer_chain([stage.convolution for stage in prepared.stages])
     source, parts = prepared.reader.header, len(prepared.passage.parts)
-    bytes_part = math.prod(chain.problems[0].in_size) * chain.problems[0].in_channels * source.dtype.itemsize
+    bytes_part = (
+        math.prod(chain.problems[0].in_size) * chain.problems[0].in_channels * source.dtype.itemsize
+    )
     repeated = redundancy(chain, partition, chunks_of(prepared)[0])
     rates = measure_rates(prepared, partition)
     rates = Rates(read_rate or rates.read, write_rate or rates.write, rates.voxel_seconds)
@@ -167,7 +171,9 @@ def measure_rates(prepared: PreparedJob, partition: Partition) -> Rates:
                 target.write(0, (0, 0, 0), 0, out[..., : header.shape[4]], thread)
                 write = time.perf_counter() - started
     give_back_memory()
-    return Rates(decoded / max(read, 1e-6), out.nbytes / max(write, 1e-6), compute / math.prod(box.size))
+    return Rates(
+        decoded / max(read, 1e-6), out.nbytes / max(write, 1e-6), compute / math.prod(box.size)
+    )
 
 
 def box_header(header: VolumeHeader, box: Box) -> VolumeHeader:

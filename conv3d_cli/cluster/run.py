@@ -41,7 +41,9 @@ CONNECT_SECONDS = 10
 TASK_BYTES = 384 << 20
 TASKS_A_THREAD = 4  # at least, so that the last one is not waited for long
 PAUSED_SECONDS = 10
-GONE_SECONDS = 120  # that workers which all have gone are waited for: a batch system may be starting others
+GONE_SECONDS = (
+    120  # that workers which all have gone are waited for: a batch system may be starting others
+)
 # that a job which failed waits for tasks still at work, so that they write nothing when it has tidied up
 LAST_SECONDS = 2
 MEMORY_CURE = "give workers more memory, fewer threads each, or smaller --chunks"
@@ -92,7 +94,9 @@ def connect(scheduler: str) -> Iterator[Any]:
     with ExitStack() as stack:
         kind, _, count = scheduler.partition(":")
         if kind == "local" and (not count.isdigit() or int(count) < 1):
-            raise SpecError(f"--scheduler local:N starts N workers on this machine, received '{scheduler}'")
+            raise SpecError(
+                f"--scheduler local:N starts N workers on this machine, received '{scheduler}'"
+            )
         distributed = import_distributed()
         address: Any = scheduler
         if kind == "local":
@@ -124,7 +128,10 @@ def _private_cluster(workers: int) -> Iterator[Any]:
         security = distributed.Security.temporary()
     except ImportError as error:
         raise SpecError(f"--scheduler local:N needs the cryptography library: {CURE}") from error
-    no_pages: dict[str, Any] = {"distributed.scheduler.http.routes": [], "distributed.worker.http.routes": []}
+    no_pages: dict[str, Any] = {
+        "distributed.scheduler.http.routes": [],
+        "distributed.worker.http.routes": [],
+    }
     with (
         # Dask's own name in the shared temporary folder can be taken by others before
         tempfile.TemporaryDirectory(prefix="conv3d-dask-", ignore_cleanup_errors=True) as folder,
@@ -138,7 +145,9 @@ def _private_cluster(workers: int) -> Iterator[Any]:
             security=security,
             local_directory=folder,
             dashboard_address=None,
-            scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},  # without a dashboard: else a port that may be taken
+            scheduler_kwargs={
+                "dashboard_address": "127.0.0.1:0"
+            },  # without a dashboard: else a port that may be taken
             silence_logs=50,
         ) as cluster,
     ):
@@ -179,7 +188,9 @@ def run_on_cluster(
             sent = pickle.dumps(frozen_job(job, prepared))
             target = writer.target()
             tasks = [
-                Task(target, part, box) for part in range(len(prepared.passage.parts)) for box in partition.boxes()
+                Task(target, part, box)
+                for part in range(len(prepared.passage.parts))
+                for box in partition.boxes()
             ]
             total = math.prod(prepared.header.shape)
             done = clipped = missing = 0
@@ -188,7 +199,11 @@ def run_on_cluster(
                 if outcome.error is not None:
                     kind, message = outcome.error
                     raise getattr(errors, kind)(message)
-                done, clipped, missing = done + outcome.voxels, clipped + outcome.clipped, missing + outcome.missing
+                done, clipped, missing = (
+                    done + outcome.voxels,
+                    clipped + outcome.clipped,
+                    missing + outcome.missing,
+                )
                 seconds += outcome.seconds
                 writer.note_range(outcome.low, outcome.high)
                 if progress is not None:
@@ -202,7 +217,9 @@ def run_on_cluster(
         f"{len(tasks)} task{plural} of {block} voxels, on {len(workers)} worker{'s' if len(workers) > 1 else ''}"
     )
     if missing:
-        notes.append(f"chunks that are not in the input were asked for {missing} times; they read as its fill value")
+        notes.append(
+            f"chunks that are not in the input were asked for {missing} times; they read as its fill value"
+        )
     notes += clipped_note(job, clipped, total)
     header = prepared.header
     reading, computing, writing = map(float, seconds)
@@ -215,7 +232,10 @@ def run_on_cluster(
 def check_suited(prepared: PreparedJob) -> None:
     """Refuse what a cluster cannot do. Raises: SpecError."""
     job = prepared.job
-    for path, found in ((job.source, find_format(job.source)), (job.target, output_format(job.target))):
+    for path, found in (
+        (job.source, find_format(job.source)),
+        (job.target, output_format(job.target)),
+    ):
         if found is None or not found.chunked:
             raise SpecError(
                 f"--scheduler reads and writes Zarr stores, which many can work on at once; {path} is none. "
@@ -227,7 +247,9 @@ def check_suited(prepared: PreparedJob) -> None:
                 "boundary renormalize takes means over whole planes, which tasks cut: leave out --scheduler"
             )
         if stage.stage.activity_regularizer is not None:
-            raise SpecError("activity_regularizer looks at the whole output: leave it out with --scheduler")
+            raise SpecError(
+                "activity_regularizer looks at the whole output: leave it out with --scheduler"
+            )
         if job.channels_first and any(a.kind == "axis" for a in stage.convolution.activations):
             raise SpecError(
                 "under channels_first this activation runs along the width, which tasks cut: leave out --scheduler"
@@ -244,7 +266,12 @@ def frozen_job(job: Job, prepared: PreparedJob) -> Job:
     """
     folder = local_folder(job.source)
     stages = tuple(done.stage.with_made_kernel(done.kernel) for done in prepared.stages)
-    return replace(job, source=job.source if folder is None else os.path.abspath(folder), stages=stages, threads=1)
+    return replace(
+        job,
+        source=job.source if folder is None else os.path.abspath(folder),
+        stages=stages,
+        threads=1,
+    )
 
 
 def cut_prepared(prepared: PreparedJob, threads: int, task_bytes: float = TASK_BYTES) -> Partition:
@@ -264,7 +291,9 @@ def cut_prepared(prepared: PreparedJob, threads: int, task_bytes: float = TASK_B
 
     def allowed(partition: Partition) -> bool:
         small = size(partition) <= task_bytes
-        return partition.block == single.block or (small and partition.count * parts >= TASKS_A_THREAD * threads)
+        return partition.block == single.block or (
+            small and partition.count * parts >= TASKS_A_THREAD * threads
+        )
 
     block = [min(n, whole) for n, whole in zip(chunk, chain.problems[-1].out_size, strict=True)]
     single = Partition(chain.problems[-1].out_size, chunk, (block[0], block[1], block[2]))
@@ -290,7 +319,11 @@ def chunks_of(prepared: PreparedJob) -> tuple[tuple[int, int, int], tuple[int, i
 def read_channels(prepared: PreparedJob, part: int) -> slice:
     """The channels of the input that a part reads."""
     first = prepared.stages[0].convolution.problem
-    return prepared.passage.parts[part][1] if len(prepared.stages) == 1 else slice(0, first.in_channels)
+    return (
+        prepared.passage.parts[part][1]
+        if len(prepared.stages) == 1
+        else slice(0, first.in_channels)
+    )
 
 
 def _outcomes(client: Any, job: bytes, tasks: list[Task], scheduler: str) -> Iterator[Outcome]:
@@ -314,7 +347,9 @@ def _outcomes(client: Any, job: bytes, tasks: list[Task], scheduler: str) -> Ite
                 ) from error
             except Exception as error:
                 words = " ".join(str(error).split())[:200]
-                raise ClusterError(f"a worker of {scheduler} failed: {type(error).__name__}: {words}") from error
+                raise ClusterError(
+                    f"a worker of {scheduler} failed: {type(error).__name__}: {words}"
+                ) from error
             future.release()
             yield outcome
     finally:
@@ -341,7 +376,9 @@ def _as_they_end(client: Any, completed: Any) -> Iterator[Any]:
             workers = client.scheduler_info(n_workers=-1)["workers"].values()
             there = last if workers else there
             if last - there > GONE_SECONDS:
-                raise ClusterError("all workers have gone; start some, with the conv3d that is here, and run again")
+                raise ClusterError(
+                    "all workers have gone; start some, with the conv3d that is here, and run again"
+                )
             if workers and all(worker["status"] == "paused" for worker in workers):
                 full = max(worker["metrics"]["memory"] for worker in workers) / 1e6
                 raise MemoryLimitError(
@@ -381,7 +418,9 @@ def worker_threads(client: Any, scheduler: str) -> dict[str, int]:
     """Threads of each worker, by its address. Raises: ClusterError if there is none."""
     workers: dict[str, int] = client.nthreads()
     if not workers:
-        raise ClusterError(f"the scheduler at {scheduler} has no workers; start some with `dask worker {scheduler}`")
+        raise ClusterError(
+            f"the scheduler at {scheduler} has no workers; start some with `dask worker {scheduler}`"
+        )
     return workers
 
 
@@ -448,12 +487,16 @@ def run_task(task: Task, job: bytes) -> Outcome:
             n, channels = prepared.passage.parts[task.part]
             convolutions = [stage.convolution for stage in prepared.stages]
             outputs = convolutions[-1].stored(channels, prepared.header.shape[4])
-            out = at.thread.room("output", (*task.box.size, outputs.stop - outputs.start), prepared.header.dtype)
-            given = BoxSource(at.reader, n, read_channels(prepared, task.part), layer_chain(convolutions)).read(
-                task.box
+            out = at.thread.room(
+                "output", (*task.box.size, outputs.stop - outputs.start), prepared.header.dtype
             )
+            given = BoxSource(
+                at.reader, n, read_channels(prepared, task.part), layer_chain(convolutions)
+            ).read(task.box)
             computing = time.perf_counter()
-            clipped = compute_box(convolutions, given, prepared.reader.header.scale, channels, task.box, out, at.team)
+            clipped = compute_box(
+                convolutions, given, prepared.reader.header.scale, channels, task.box, out, at.team
+            )
             missing = at.reader.take_missing()
             writing = time.perf_counter()
             depth, height, width = (span[0] for span in task.box)
@@ -463,4 +506,6 @@ def run_task(task: Task, job: bytes) -> Outcome:
         return Outcome(out.size, clipped, seconds, low, high, missing)
     except Conv3DError as error:
         nothing = np.empty(0)
-        return Outcome(0, 0, (0.0, 0.0, 0.0), nothing, nothing, 0, (type(error).__name__, str(error)))
+        return Outcome(
+            0, 0, (0.0, 0.0, 0.0), nothing, nothing, 0, (type(error).__name__, str(error))
+        )

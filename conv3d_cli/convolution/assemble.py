@@ -71,12 +71,16 @@ def resolve_convolution(
         from conv3d_cli.convolution.masked import mean_kernel  # late: it knows the compiler's loops
 
         if abs(kernel.sum - 1) > 1e-6 and kernel.sum > 0:
-            notes = (f"the result is a mean: the weights of {kernel.name} are divided by their sum, {kernel.sum:.6g}",)
+            notes = (
+                f"the result is a mean: the weights of {kernel.name} are divided by their sum, {kernel.sum:.6g}",
+            )
         kernel = mean_kernel(kernel)
     problem = spec.resolve(shape, kernel.weights.shape, kernel.centre)
     filters = problem.filters // (kernel.filters_per_channel if magnitude else 1)
     channels = channels_after(filters, activations, channels_first)
-    return ResolvedConvolution(kernel, problem, activations, channels_first, magnitude, missing, channels, notes)
+    return ResolvedConvolution(
+        kernel, problem, activations, channels_first, magnitude, missing, channels, notes
+    )
 
 
 def assemble(
@@ -119,13 +123,18 @@ def assemble(
     )
     if not missing.concerns(problem.boundary):
         return convolution
-    from conv3d_cli.convolution.masked import check_centre, masked_convolution  # late: it knows the compiler's loops
+    from conv3d_cli.convolution.masked import (
+        check_centre,
+        masked_convolution,
+    )  # late: it knows the compiler's loops
 
     check_centre(missing, convolution.problem, kernel)
     return masked_convolution(convolution, missing, kernel, mask, several_parts, reports_coverage)
 
 
-def _plan(kernel: Kernel, problem: ConvProblem, precision: str, threads: int, algorithm: str) -> Plan:
+def _plan(
+    kernel: Kernel, problem: ConvProblem, precision: str, threads: int, algorithm: str
+) -> Plan:
     """The engine's plan of one part of a volume (they are all alike)."""
     from conv3d_cli.engine import make_plan  # Numba is imported late: `info` and errors do without
 

@@ -56,7 +56,9 @@ RECHECK_FRACTION = 1 / 4
 # If more than this fraction of the outputs needs division, skip the classification of the next slabs and divide all
 # their outputs, for so many slabs and as long as this many are flagged.
 MOSTLY_INCOMPLETE, SKIPPED_SLABS = 0.9, 3
-KEPT_BYTES = 128 << 20  # of coverages, which under a mask are the same for every time point and channel
+KEPT_BYTES = (
+    128 << 20
+)  # of coverages, which under a mask are the same for every time point and channel
 
 
 def mean_kernel(kernel: Kernel) -> Kernel:
@@ -98,7 +100,9 @@ def coverage_problem(problem: ConvProblem, channels: int) -> ConvProblem:
         boundary = Boundary("constant", 1.0)
     elif boundary.mode == "mirror-one":
         boundary = Boundary("mirror-one", 1.0)
-    return replace(problem, in_channels=channels, filters=channels, groups=channels, boundary=boundary)
+    return replace(
+        problem, in_channels=channels, filters=channels, groups=channels, boundary=boundary
+    )
 
 
 def check_edges(boundary: Boundary) -> None:
@@ -148,7 +152,9 @@ def masked_convolution(
         check_edges(boundary)
         same = certainty_is_shared(missing) and not missing.labels
         coverage_plan = _coverage_plan(plan, kernel, 1 if same else plan.problem.in_channels)
-        if plan.depth_step % coverage_plan.block_alignment.depth:  # slabs begin where sums of all channels may
+        if (
+            plan.depth_step % coverage_plan.block_alignment.depth
+        ):  # slabs begin where sums of all channels may
             coverage_plan = _coverage_plan(plan, kernel, plan.problem.in_channels)
     elif boundary.renormalizes:
         edges = edge_coverage(plan.problem, kernel)
@@ -169,7 +175,9 @@ def _coverage_plan(plan: Plan, kernel: Kernel, channels: int) -> Plan:
     """The plan for certainties of so many channels: by the algorithm of the numerators, if it takes them."""
     problem, weights = coverage_problem(plan.problem, channels), kernel.for_channels(channels)
     try:
-        return make_plan(problem, weights, dtype=plan.dtype, threads=plan.threads, algorithm=plan.algorithm.name)
+        return make_plan(
+            problem, weights, dtype=plan.dtype, threads=plan.threads, algorithm=plan.algorithm.name
+        )
     except ShapeError:  # an algorithm for several channels
         return make_plan(problem, weights, dtype=plan.dtype, threads=plan.threads)
 
@@ -254,8 +262,13 @@ class MaskedConvolution(Convolution):
         use = super().memory(planes, made)
         # sums, and what activations and labels need beside them
         use["sums"] = use.get("sums", 0) + voxels * (2 + self.missing.labels)
-        if self.mask is not None:  # as stored and as certainties, of the slab at hand and of the one that is read
-            stored, weight = self.mask.reader.header.dtype.itemsize, self.mask.weight_itemsize(plan.dtype)
+        if (
+            self.mask is not None
+        ):  # as stored and as certainties, of the slab at hand and of the one that is read
+            stored, weight = (
+                self.mask.reader.header.dtype.itemsize,
+                self.mask.weight_itemsize(plan.dtype),
+            )
             use["masks"] = planes * area * (stored + 2 * weight)
         kept = math.prod(self.problem.out_size) * itemsize if self.keeps_coverage else 0
         use["coverage"] = min(KEPT_BYTES, kept) + (voxels if self.reports_coverage else 0)
@@ -292,7 +305,14 @@ class MaskedConvolution(Convolution):
         if (self.coverage_plan is None and self.edges is None) or tries:
             before = self.activity_sum
             clipped, flagged = self._plain(
-                slab, out, team, scale, outputs, progress, flags_incomplete=True, certainty=certainty
+                slab,
+                out,
+                team,
+                scale,
+                outputs,
+                progress,
+                flags_incomplete=True,
+                certainty=certainty,
             )
             if not flagged or missing.nan == "zero":
                 return clipped
@@ -319,11 +339,15 @@ class MaskedConvolution(Convolution):
         """Raises: ShapeError if NaN are errors and there are some."""
         if self.missing.nan == "error":
             lost = int((~np.isfinite(slab.source * scale[0] + scale[1])).sum())
-            raise ShapeError(f"NaN or infinity among the voxels, {lost} of them here, and --nan error was asked for")
+            raise ShapeError(
+                f"NaN or infinity among the voxels, {lost} of them here, and --nan error was asked for"
+            )
 
     def _certainty(self, slab: SlabInput) -> Certainty:
         """The certainty of a slab's voxels."""
-        given = Certainty(nonfinite_missing=self.missing.nan != "propagate", missing_value=self.missing.value)
+        given = Certainty(
+            nonfinite_missing=self.missing.nan != "propagate", missing_value=self.missing.value
+        )
         if slab.mask is None:
             return given
         return given._replace(mask=slab.mask.source[..., 0], positions=self._positions(slab.mask))
@@ -331,12 +355,21 @@ class MaskedConvolution(Convolution):
     def _positions(self, slab: SlabInput) -> Positions:
         """The place in what was read of each position of the taps along depth, height and width."""
         rows, columns = whole_planes(self.problem)
-        return slab.planes, rows if slab.rows is None else slab.rows, columns if slab.columns is None else slab.columns
+        return (
+            slab.planes,
+            rows if slab.rows is None else slab.rows,
+            columns if slab.columns is None else slab.columns,
+        )
 
     # -- the two sums
 
     def _sum(
-        self, work: _Work, box: Box, team: Team, out: Array | None = None, flags_incomplete: bool = False
+        self,
+        work: _Work,
+        box: Box,
+        team: Team,
+        out: Array | None = None,
+        flags_incomplete: bool = False,
     ) -> SlabResult:
         """Compute the numerators of a box of a slab, in their place or in `out`."""
         planes, rows, columns = _cut(self._positions(work.slab), self.problem, box)
@@ -346,14 +379,20 @@ class MaskedConvolution(Convolution):
             certainty=_cut_certainty(work.certainty, self.problem, box),
         )  # fmt: skip
 
-    def _divide(self, work: _Work, box: Box, team: Team, division: Division, sums: Array | None = None) -> int:
+    def _divide(
+        self, work: _Work, box: Box, team: Team, division: Division, sums: Array | None = None
+    ) -> int:
         """Divide a box of a slab's sums, or `sums`, by its coverage. Returns how many outputs have too little of it."""
         plan = self.coverage_plan
         assert plan is not None
-        certainty: Certainty | None = _cut_certainty(work.certainty, self.problem, box)._replace(replaces_source=True)
+        certainty: Certainty | None = _cut_certainty(work.certainty, self.problem, box)._replace(
+            replaces_source=True
+        )
         source, scale = work.slab.source[..., : plan.problem.in_channels], work.scale
         planes, rows, columns = _cut(self._positions(work.slab), self.problem, box)
-        if self._by_mask_alone and work.slab.mask is not None:  # then the mask is all that need be read
+        if (
+            self._by_mask_alone and work.slab.mask is not None
+        ):  # then the mask is all that need be read
             planes, rows, columns = _cut(self._positions(work.slab.mask), self.problem, box)
             source, scale, certainty = work.slab.mask.source, (1.0, 0.0), None
         return plan.convolve_slab(
@@ -364,7 +403,9 @@ class MaskedConvolution(Convolution):
     @property
     def _by_mask_alone(self) -> bool:
         """Whether certainty is the mask's, whatever the voxels are."""
-        return self.mask is not None and not self.missing.labels and certainty_is_shared(self.missing)
+        return (
+            self.mask is not None and not self.missing.labels and certainty_is_shared(self.missing)
+        )
 
     # -- means
 
@@ -390,33 +431,50 @@ class MaskedConvolution(Convolution):
             mostly = self.mask is None and divided > MOSTLY_INCOMPLETE * voxels
             history.slabs_until_recheck = SKIPPED_SLABS if mostly else 0
             self._on_boxes(
-                work, boxes.summed, lambda n, team: self._sum(work, boxes.summed[n], team).clipped, [self.plan]
+                work,
+                boxes.summed,
+                lambda n, team: self._sum(work, boxes.summed[n], team).clipped,
+                [self.plan],
             )
         empty_value = 0.0 if self.mask is not None else math.nan
         inside = self._mask_at_centre(work)
         coverage = boxes.coverage
         if coverage is not None:
-            pieces = [(sums[place], coverage[place]) for place in (box.slices for box in boxes.divided)]
+            pieces = [
+                (sums[place], coverage[place]) for place in (box.slices for box in boxes.divided)
+            ]
             divide(pieces, Division(missing.min_coverage, empty_value), team)
             below = boxes.below_min_coverage
         else:
             if self.reports_coverage or self.keeps_coverage:
-                coverage = np.ones((*sums.shape[:3], self.coverage_plan.problem.filters), self.plan.dtype)
+                coverage = np.ones(
+                    (*sums.shape[:3], self.coverage_plan.problem.filters), self.plan.dtype
+                )
                 self._fill(coverage, boxes.empty, 0.0, team)
 
             def divide_box(number: int, team: Team) -> int:
                 box = boxes.divided[number]
                 own = None if coverage is None else coverage[box.slices]
                 counted = None if inside is None else inside[box.slices]
-                return self._divide(work, box, team, Division(missing.min_coverage, empty_value, own, counted))
+                return self._divide(
+                    work, box, team, Division(missing.min_coverage, empty_value, own, counted)
+                )
 
             below = self._on_boxes(work, boxes.divided, divide_box, [self.coverage_plan])
             empty = boxes.empty_count
             if inside is not None:
-                empty = sum(int(np.count_nonzero(inside[box.slices])) for box in boxes.empty_in_mask)
+                empty = sum(
+                    int(np.count_nonzero(inside[box.slices])) for box in boxes.empty_in_mask
+                )
             below += empty * channels
-            if self.keeps_coverage and coverage is not None and history.cached_bytes + coverage.nbytes <= KEPT_BYTES:
-                history.coverage_cache[work.slab.start] = boxes._replace(below_min_coverage=below, coverage=coverage)
+            if (
+                self.keeps_coverage
+                and coverage is not None
+                and history.cached_bytes + coverage.nbytes <= KEPT_BYTES
+            ):
+                history.coverage_cache[work.slab.start] = boxes._replace(
+                    below_min_coverage=below, coverage=coverage
+                )
                 history.cached_bytes += coverage.nbytes
         self._fill(sums, boxes.empty, empty_value, team)
         self._count(below, inside)
@@ -465,7 +523,9 @@ class MaskedConvolution(Convolution):
             in_mask = found.in_mask
         if found is None or not self._by_mask_alone:
             voxels = CertaintySource(work.certainty, work.scale, self.plan.dtype)
-            own = classify_blocks(slab.source, self._positions(slab), problem, region, block, voxels, team)
+            own = classify_blocks(
+                slab.source, self._positions(slab), problem, region, block, voxels, team
+            )
             incomplete = own.incomplete if found is None else found.incomplete | own.incomplete
             present = own.present if found is None else found.present & own.present
         else:
@@ -483,10 +543,16 @@ class MaskedConvolution(Convolution):
         empty_count = count_outside(~wanted, block, region, divided)
         empty_in_mask = []
         if in_mask is not None:
-            empty_in_mask = strips_of(flags_outside(in_mask & ~present, block, region, divided), block, region)
-        return _SlabBoxes(needed, divided, strips_of(~wanted, block, region), empty_count, empty_in_mask)
+            empty_in_mask = strips_of(
+                flags_outside(in_mask & ~present, block, region, divided), block, region
+            )
+        return _SlabBoxes(
+            needed, divided, strips_of(~wanted, block, region), empty_count, empty_in_mask
+        )
 
-    def _on_boxes(self, work: _Work, boxes: list[Box], run: Callable[[int, Team], int], plans: list[Plan]) -> int:
+    def _on_boxes(
+        self, work: _Work, boxes: list[Box], run: Callable[[int, Team], int], plans: list[Plan]
+    ) -> int:
         """Run over boxes of a slab by number: large ones by the whole team, others side by side.
 
         Returns the sum of what `run` returns.
@@ -494,12 +560,16 @@ class MaskedConvolution(Convolution):
         team = work.team
         by_size = sorted(range(len(boxes)), key=lambda number: -boxes[number].size.voxels)
         whole = math.prod(work.sums.shape[:3])
-        large = [number for number in by_size if boxes[number].size.voxels * 4 * team.threads > whole]
+        large = [
+            number for number in by_size if boxes[number].size.voxels * 4 * team.threads > whole
+        ]
         small = by_size[len(large) :]
         counts = [run(number, team) for number in large]
         for plan in plans if small else []:
             plan.make_ready(team.workers(len(small)))
-        team.run(len(small), lambda worker, task: counts.append(run(small[task], SerialWorker(worker))))
+        team.run(
+            len(small), lambda worker, task: counts.append(run(small[task], SerialWorker(worker)))
+        )
         return sum(counts)
 
     def _divide_edges(self, work: _Work, edges: EdgeCoverage) -> None:
@@ -508,9 +578,16 @@ class MaskedConvolution(Convolution):
         slab = Box.at((work.slab.start, 0, 0), work.sums.shape[:3])
         if self.reports_coverage:
             coverage = edges.at(slab, real)
-            self.history.coverage = np.where(abs(coverage - 1) <= near_one(real), real.type(1), coverage)
-        pieces = [(work.sums[box.within(slab).slices], edges.at(own, real)) for box, own in edges.edges(slab)]
-        self.history.below_min_coverage += divide(pieces, Division(missing.min_coverage, math.nan), work.team)
+            self.history.coverage = np.where(
+                abs(coverage - 1) <= near_one(real), real.type(1), coverage
+            )
+        pieces = [
+            (work.sums[box.within(slab).slices], edges.at(own, real))
+            for box, own in edges.edges(slab)
+        ]
+        self.history.below_min_coverage += divide(
+            pieces, Division(missing.min_coverage, math.nan), work.team
+        )
 
     # -- labels
 
@@ -556,7 +633,11 @@ class MaskedConvolution(Convolution):
         Returns how many voxels the output's dtype could not hold.
         """
         slab, sums = work.slab, work.sums
-        mask_mode = None if slab.mask is None or self.missing.mask_mode == "extend" else self.missing.mask_mode
+        mask_mode = (
+            None
+            if slab.mask is None or self.missing.mask_mode == "extend"
+            else self.missing.mask_mode
+        )
         if self.missing.labels:
             mask_mode = "keep" if self.missing.mask_mode == "keep" else "clip"
         inside = voxels = None
@@ -645,14 +726,18 @@ def certainty_is_shared(missing: Missing) -> bool:
 
 def common_alignment(*plans: Plan) -> Triple:
     """The multiples at which boxes begin and end, so that each plan gives them the bits of the whole volume."""
-    depth, height, width = (math.lcm(*sizes) for sizes in zip(*(plan.block_alignment for plan in plans), strict=True))
+    depth, height, width = (
+        math.lcm(*sizes) for sizes in zip(*(plan.block_alignment for plan in plans), strict=True)
+    )
     return depth, height, width
 
 
 def block_of(size: tuple[int, ...], *plans: Plan) -> Triple:
     """The outputs of a block that is classified as a whole: what plans compute together, or a small block."""
     alignment = common_alignment(*plans)
-    depth, height, width = (g if g > 1 else min(b, n) for g, b, n in zip(alignment, BLOCK, size, strict=False))
+    depth, height, width = (
+        g if g > 1 else min(b, n) for g, b, n in zip(alignment, BLOCK, size, strict=False)
+    )
     return depth, height, width
 
 
@@ -666,7 +751,9 @@ def _cut(positions: Positions, problem: ConvProblem, box: Box) -> Positions:
     """The positions that a box of outputs reads."""
     planes, rows, columns = (
         indices[a * stride : (b - 1) * stride + extent]
-        for indices, (a, b), stride, extent in zip(positions, box, problem.strides, problem.extent, strict=True)
+        for indices, (a, b), stride, extent in zip(
+            positions, box, problem.strides, problem.extent, strict=True
+        )
     )
     return planes, rows, columns
 

@@ -80,7 +80,9 @@ class Mask:
         inside: NDArray[np.bool_] = _scaled(stored, self.reader.header.scale, self.labels) > 0
         return inside
 
-    def _fractions(self, stored: Array, divisor: float, real: np.dtype[np.float32 | np.float64]) -> Array:
+    def _fractions(
+        self, stored: Array, divisor: float, real: np.dtype[np.float32 | np.float64]
+    ) -> Array:
         values = _scaled(stored, self.reader.header.scale, self.labels)
         fractions = (values / divisor).astype(real)
         # a fraction too small for the dtype is inside the mask none the less
@@ -133,16 +135,24 @@ def check_mask(reader: VolumeReader, header: VolumeHeader, labels: bool = False)
         stored = reader.read(0, slice(start, min(start + PLANES, size[1])), slice(0, 1))
         ends = _scaled(np.array([stored.min(), stored.max()]), scale, labels)
         if not np.isfinite(ends).all():
-            raise ShapeError(f"the mask {reader.path} holds NaN or infinity; weights are numbers from 0 on")
+            raise ShapeError(
+                f"the mask {reader.path} holds NaN or infinity; weights are numbers from 0 on"
+            )
         before, low, high = high, min(low, float(ends.min())), max(high, float(ends.max()))
         if binary:  # blocks of 0 leave the other number open
             most = stored.max()
-            binary = before in (-math.inf, 0.0, high) and float(most) in (0.0, high) and _holds_two(stored, most)
+            binary = (
+                before in (-math.inf, 0.0, high)
+                and float(most) in (0.0, high)
+                and _holds_two(stored, most)
+            )
         if labels:
             _check_labels(reader, stored, high)
         reader.release(0, start)
     if low < 0:
-        raise ShapeError(f"the mask {reader.path} holds numbers below 0 ({low:g}); weights are numbers from 0 on")
+        raise ShapeError(
+            f"the mask {reader.path} holds numbers below 0 ({low:g}); weights are numbers from 0 on"
+        )
     if high <= 0:
         raise ShapeError(f"the mask {reader.path} is empty: it holds 0 alone")
     return Mask(reader, labels, high, binary)
@@ -167,8 +177,16 @@ def _check_labels(reader: VolumeReader, stored: Array, high: float) -> None:
                 break
     if high < MOST_LABELS and broken is None:
         return
-    slope = "" if scale == (1.0, 0.0) else f" (stored with the slope {scale[0]:g} and the intercept {scale[1]:g})"
-    cure = "number the regions from 1 on" if broken is None else "store them as integers without a slope"
+    slope = (
+        ""
+        if scale == (1.0, 0.0)
+        else f" (stored with the slope {scale[0]:g} and the intercept {scale[1]:g})"
+    )
+    cure = (
+        "number the regions from 1 on"
+        if broken is None
+        else "store them as integers without a slope"
+    )
     raise ShapeError(
         f"the labels in {reader.path} must be whole numbers from 0 to {MOST_LABELS - 1}, received "
         f"{high if broken is None else broken:.9g}{slope}; {cure}"
@@ -179,7 +197,9 @@ def _corner_distances(grid: Grid, other: Grid, size: tuple[int, ...]) -> NDArray
     """The largest distances between the corners of two grids along D, H, W, in voxels; 0 if either is unknown."""
     if grid.affine is None or other.affine is None or abs(np.linalg.det(grid.affine)) < 1e-30:
         return np.zeros(3)
-    factor = 1.0 if grid.unit is None or other.unit is None else UNITS[other.unit] / UNITS[grid.unit]
+    factor = (
+        1.0 if grid.unit is None or other.unit is None else UNITS[other.unit] / UNITS[grid.unit]
+    )
     corners = np.array([(*c[::-1], 1.0) for c in itertools.product(*((0, n - 1) for n in size))]).T
     theirs = np.diag([factor, factor, factor, 1.0]) @ other.affine
     moved = np.linalg.solve(grid.affine, (theirs - grid.affine) @ corners)[:3]

@@ -107,11 +107,15 @@ class Convolution:
                 if isinstance(value, int | float):
                     require_held(value, real, f"{key} of activation {activation.name} is")
         if self.magnitude:
-            from conv3d_cli.engine.magnitude import VectorRoom  # late: it knows the compiler's loops
+            from conv3d_cli.engine.magnitude import (
+                VectorRoom,
+            )  # late: it knows the compiler's loops
 
             self._vectors = VectorRoom()
         useful = [a for a in self.activations if not a.is_linear]
-        split = next((i for i, a in enumerate(useful) if a.kind != "voxel" or self.magnitude), len(useful))
+        split = next(
+            (i for i, a in enumerate(useful) if a.kind != "voxel" or self.magnitude), len(useful)
+        )
         self._in_tiles, self._on_slabs = useful[:split], useful[split:]
 
     @property
@@ -175,7 +179,9 @@ class Convolution:
         )  # fmt: skip
         if not whole:
             return result
-        return result._replace(clipped=self._finish(sums if around is None else sums[around[1]], out, team))
+        return result._replace(
+            clipped=self._finish(sums if around is None else sums[around[1]], out, team)
+        )
 
     def _finish(self, sums: Array, out: Array, team: Team) -> int:
         """Do what is left to do with a slab's activated sums. Returns how many voxels the output's dtype could not hold."""
@@ -215,6 +221,8 @@ def channels_after(channels: int, activations: Sequence[Activation], channels_fi
                     "for that; use data_format channels_last"
                 )
             if channels % 2:
-                raise ShapeError(f"activation 'glu' halves the channels, received an odd number of them: {channels}")
+                raise ShapeError(
+                    f"activation 'glu' halves the channels, received an odd number of them: {channels}"
+                )
             channels //= 2
     return channels

@@ -108,7 +108,9 @@ def _axis(
     for number, start in enumerate(range(0, size, step)):
         stop = min(start + step, size)
         seen[0, number, unit[start * stride : (stop - 1) * stride + extent]] = True
-        seen[1, number, unit[start * stride + first : (stop - 1) * stride + first + 1 : stride]] = True
+        seen[1, number, unit[start * stride + first : (stop - 1) * stride + first + 1 : stride]] = (
+            True
+        )
     return seen[0, :, :-1], seen[1, :, :-1], seen[0, :, -1]
 
 
@@ -133,7 +135,9 @@ def boxes_around(wanted: Flags, block: Triple, region: Box, halo: Triple) -> lis
     """
 
     def work(box: Box) -> int:
-        return math.prod((b - a) * step + beside for (a, b), step, beside in zip(box, block, halo, strict=True))
+        return math.prod(
+            (b - a) * step + beside for (a, b), step, beside in zip(box, block, halo, strict=True)
+        )
 
     boxes: list[Box] = []  # in blocks
     for band, first, last in runs_of(wanted.any(axis=0)):
@@ -148,7 +152,9 @@ def boxes_around(wanted: Flags, block: Triple, region: Box, halo: Triple) -> lis
                 break
         else:
             boxes.append(box)
-    return [_outputs(box, block, region) for box in sorted(_disjoint(boxes), key=lambda box: box[1])]
+    return [
+        _outputs(box, block, region) for box in sorted(_disjoint(boxes), key=lambda box: box[1])
+    ]
 
 
 def _outputs(box: Box, block: Triple, region: Box) -> Box:
@@ -187,13 +193,18 @@ def strips_of(flags: Flags, block: Triple, region: Box) -> list[Box]:
     runs = [((0, len(flags)), run) for run in runs_of(through)]
     for plane, rest in enumerate(flags & ~through):
         runs += [((plane, plane + 1), run) for run in runs_of(rest)]
-    return [_outputs(Box(planes, (band, band + 1), (a, b)), block, region) for planes, (band, a, b) in runs]
+    return [
+        _outputs(Box(planes, (band, band + 1), (a, b)), block, region)
+        for planes, (band, a, b) in runs
+    ]
 
 
 def count_outside(flags: Flags, block: Triple, region: Box, boxes: Iterable[Box]) -> int:
     """How many outputs of flagged blocks lie in none of the boxes, which are whole blocks."""
     left = flags_outside(flags, block, region, boxes)
-    depth, height, width = (np.diff([*range(0, b - a, n), b - a]) for (a, b), n in zip(region, block, strict=True))
+    depth, height, width = (
+        np.diff([*range(0, b - a, n), b - a]) for (a, b), n in zip(region, block, strict=True)
+    )
     return int(np.einsum("dhw,d,h,w->", left, depth, height, width))
 
 
@@ -202,7 +213,8 @@ def flags_outside(flags: Flags, block: Triple, region: Box, boxes: Iterable[Box]
     left = flags.copy()
     for box in boxes:
         blocks = (
-            ((a - first) // n, -((first - b) // n)) for (a, b), (first, _), n in zip(box, region, block, strict=True)
+            ((a - first) // n, -((first - b) // n))
+            for (a, b), (first, _), n in zip(box, region, block, strict=True)
         )
         left[Box(*blocks).slices] = False
     return left
@@ -217,17 +229,24 @@ class EdgeCoverage:
     axes : the axes along which voxels outside are missing; along others they are data
     """
 
-    def __init__(self, problem: ConvProblem, weights: NDArray[np.float64], axes: Sequence[int] = (0, 1, 2)) -> None:
+    def __init__(
+        self, problem: ConvProblem, weights: NDArray[np.float64], axes: Sequence[int] = (0, 1, 2)
+    ) -> None:
         self.classes: list[NDArray[np.int64]] = []  # the class of each output along each axis
         self.whole: list[Flags] = []  # whether all taps of an output lie inside
         table = weights
         for axis, (n, taps) in enumerate(zip(problem.out_size, problem.kernel_size, strict=True)):
             inside = np.asarray(problem.source_indices(axis, 0, n)) >= 0
-            places = np.arange(n)[:, None] * problem.strides[axis] + np.arange(taps) * problem.dilation_rate[axis]
+            places = (
+                np.arange(n)[:, None] * problem.strides[axis]
+                + np.arange(taps) * problem.dilation_rate[axis]
+            )
             kept = inside[places] if axis in axes else np.ones((n, taps), bool)
             kinds, of_output = np.unique(kept, axis=0, return_inverse=True)
             table = np.moveaxis(
-                np.einsum("ct,t...->c...", kinds.astype(np.float64), np.moveaxis(table, axis, 0)), 0, axis
+                np.einsum("ct,t...->c...", kinds.astype(np.float64), np.moveaxis(table, axis, 0)),
+                0,
+                axis,
             )
             self.classes.append(of_output.reshape(-1))
             self.whole.append(np.asarray(kept.all(axis=1)))
@@ -235,9 +254,9 @@ class EdgeCoverage:
 
     def at(self, part: Box, real: np.dtype[np.float64]) -> NDArray[np.float64]:
         """The coverage of a box of outputs (d, h, w, 1)."""
-        return self.table[np.ix_(*(of[a:b] for of, (a, b) in zip(self.classes, part, strict=True)))].astype(real)[
-            ..., None
-        ]
+        return self.table[
+            np.ix_(*(of[a:b] for of, (a, b) in zip(self.classes, part, strict=True)))
+        ].astype(real)[..., None]
 
     def edges(self, part: Box) -> Iterator[tuple[Box, Box]]:
         """Boxes of the outputs in `part` with a tap outside, each with the box of outputs whose coverage it has.
@@ -245,9 +264,11 @@ class EdgeCoverage:
         The second box is 1 long along an axis where coverage does not change.
         """
         depth, height, width = (self._runs(axis, span) for axis, span in enumerate(part))
-        for (planes, own_planes, d), (rows, own_rows, h), (columns, own_columns, w) in itertools.product(
-            depth, height, width
-        ):
+        for (planes, own_planes, d), (rows, own_rows, h), (
+            columns,
+            own_columns,
+            w,
+        ) in itertools.product(depth, height, width):
             if not (d and h and w):
                 yield Box(planes, rows, columns), Box(own_planes, own_rows, own_columns)
 

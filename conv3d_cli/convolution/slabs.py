@@ -38,7 +38,11 @@ def cut_slabs(problem: ConvProblem, depth: int) -> list[Slab]:
     size = problem.out_size[0]
     starts = range(0, size, depth)
     return [
-        Slab(start, min(start + depth, size), problem.source_indices(0, start, min(start + depth, size)))
+        Slab(
+            start,
+            min(start + depth, size),
+            problem.source_indices(0, start, min(start + depth, size)),
+        )
         for start in starts
     ]
 
@@ -178,5 +182,7 @@ def most_planes(problem: ConvProblem, slabs: Sequence[Slab], sequential: bool) -
         if not runs:
             continue
         lowest = runs[0][0] if lowest is None else min(lowest, runs[0][0])
-        most = max(most, runs[-1][1] - lowest if sequential else sum(stop - start for start, stop in runs))
+        most = max(
+            most, runs[-1][1] - lowest if sequential else sum(stop - start for start, stop in runs)
+        )
     return most

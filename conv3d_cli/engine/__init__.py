@@ -13,4 +13,13 @@ from conv3d_cli.engine.plan import ALGORITHMS, Plan, find_algorithm, make_plan
 from conv3d_cli.engine.team import Team
 from conv3d_cli.engine.warm import warm_up
 
-__all__ = ["ALGORITHMS", "Plan", "Team", "cache_folder", "find_algorithm", "make_plan", "refused_folders", "warm_up"]
+__all__ = [
+    "ALGORITHMS",
+    "Plan",
+    "Team",
+    "cache_folder",
+    "find_algorithm",
+    "make_plan",
+    "refused_folders",
+    "warm_up",
+]

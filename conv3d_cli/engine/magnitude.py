@@ -48,7 +48,13 @@ def magnitudes(sums: Array, count: int, team: Team) -> Array:
 
     def plane(_: int, d: int) -> None:
         for c in range(channels):
-            code(StepRecord(Source(planes[d, c * count]), Output(result[d, c]), Progress(width=height * width)))
+            code(
+                StepRecord(
+                    Source(planes[d, c * count]),
+                    Output(result[d, c]),
+                    Progress(width=height * width),
+                )
+            )
 
     team.run(depth, plane)
     return result.transpose(0, 2, 3, 1)

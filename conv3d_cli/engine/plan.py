@@ -17,7 +17,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from conv3d_cli.engine.algorithms import channels, depthwise, direct, few_filters, fft, separable, sparse, winograd
+from conv3d_cli.engine.algorithms import (
+    channels,
+    depthwise,
+    direct,
+    few_filters,
+    fft,
+    separable,
+    sparse,
+    winograd,
+)
 from conv3d_cli.engine.cpu import cpu_class
 from conv3d_cli.engine.machine_code import MachineCode, load, machine_code
 from conv3d_cli.engine.step import (
@@ -70,7 +79,9 @@ ALGORITHMS: tuple[Algorithm, ...] = (
 
 Activation = Callable[[NDArray[Any]], None]  # in place
 Tables = tuple[list[int], list[int], list[int]]  # of planes, rows and columns
-Offsets = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]  # the same, as offsets in memory
+Offsets = tuple[
+    NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]
+]  # the same, as offsets in memory
 _TABLE_NAMES = ("planes", "rows", "columns")
 
 # Outputs larger than this are stored past the caches: they would only push out what is needed again.
@@ -179,7 +190,9 @@ class Plan:
     @cached_property
     def fallback(self) -> Plan:
         """The plan for steps that hold NaN or infinity, which only the direct sum keeps within their windows."""
-        return make_plan(self.problem, self.weights, dtype=self.dtype, threads=self.threads, algorithm="direct")
+        return make_plan(
+            self.problem, self.weights, dtype=self.dtype, threads=self.threads, algorithm="direct"
+        )
 
     @property
     def depth_step(self) -> int:
@@ -194,12 +207,16 @@ class Plan:
         together, and a step with NaN or infinity is computed again as a whole.
         """
         tile = self.prepared.layout.tile
-        return Size(self.depth_step, *tile[1:]) if self.prepared.spreads_nonfinite else Size(1, 1, 1)
+        return (
+            Size(self.depth_step, *tile[1:]) if self.prepared.spreads_nonfinite else Size(1, 1, 1)
+        )
 
     @property
     def bytes_moved(self) -> int:
         """Bytes that must pass through memory at least: input once, output once, in the arithmetic's dtype."""
-        return (math.prod(self.problem.in_shape) + math.prod(self.problem.out_shape)) * self.dtype.itemsize
+        return (
+            math.prod(self.problem.in_shape) + math.prod(self.problem.out_shape)
+        ) * self.dtype.itemsize
 
     @property
     def scratch_bytes(self) -> int:
@@ -231,11 +248,16 @@ class Plan:
         division: Division | None = None,
     ) -> list[MachineCode]:
         """The driver, packing and store for a source's and an output's dtype, and the algorithm's own: ready to run."""
-        checked = self._looks_for_nonfinite(source, scale, certainty) and not self.prepared.checks_nonfinite
+        checked = (
+            self._looks_for_nonfinite(source, scale, certainty)
+            and not self.prepared.checks_nonfinite
+        )
         mask = None if certainty is None or certainty.mask is None else certainty.mask.dtype
         inside = None if division is None or division.inside is None else division.inside.dtype
         key = (source, out, checked, certainty is not None, mask, division is not None, inside)
-        if key not in self._loops:  # found once: naming them takes as long as to compute a small box
+        if (
+            key not in self._loops
+        ):  # found once: naming them takes as long as to compute a small box
             self._loops[key] = self._load_loops(source, out, checked, certainty, division)
         return self._loops[key]
 
@@ -253,11 +275,15 @@ class Plan:
             pack = machine_code("pack", f"pack_{layout.pack}", source.name, real, int(checked))
         else:
             mask = "none" if certainty.mask is None else certainty.mask.dtype.name
-            pack = machine_code("weighted_pack", f"pack_weighted_{layout.pack}", source.name, real, mask)
+            pack = machine_code(
+                "weighted_pack", f"pack_weighted_{layout.pack}", source.name, real, mask
+            )
         codes = [
             machine_code("drive", "run_tasks"),
             pack,
-            machine_code("store", "store", real, out.name) if division is None else division.code(self.dtype),
+            machine_code("store", "store", real, out.name)
+            if division is None
+            else division.code(self.dtype),
             self.prepared.convolve,
             *([] if self.prepared.absorb is None else [self.prepared.absorb]),
             *([] if self.prepared.packs_weights is None else [self.prepared.packs_weights]),
@@ -316,7 +342,9 @@ class Plan:
         out_view = flat_view(out)
         mask_tables: Offsets | tuple[()] = ()
         if certainty is not None and certainty.mask is not None:
-            mask_tables = _offset_tables(certainty.positions, certainty.mask.strides, certainty.mask.itemsize)
+            mask_tables = _offset_tables(
+                certainty.positions, certainty.mask.strides, certainty.mask.itemsize
+            )
         tables = _offset_tables((planes, rows, columns), source_view.strides)
         region = _Region(
             range(problem.groups),
@@ -328,7 +356,16 @@ class Plan:
         )
         bias = None if bias is None else np.ascontiguousarray(bias, self.dtype)
         run = _Run(
-            source_view, out_view, team, scale, bias, activation, flags_incomplete, certainty, division, out.shape[3]
+            source_view,
+            out_view,
+            team,
+            scale,
+            bias,
+            activation,
+            flags_incomplete,
+            certainty,
+            division,
+            out.shape[3],
         )
         return self._convolve_region(region, run, progress)
 
@@ -350,7 +387,9 @@ class Plan:
         values = np.ascontiguousarray(values, self.dtype)
         view = flat_view(out)
         clipped = np.zeros(1, np.int64)
-        plane_step, row_step, column_step, filter_step = (stride // values.itemsize for stride in values.strides)
+        plane_step, row_step, column_step, filter_step = (
+            stride // values.itemsize for stride in values.strides
+        )
         step = StepRecord(
             Geometry(filters=out.shape[3]),
             Progress(step_planes=out.shape[0], block_rows=out.shape[1], width=out.shape[2]),
@@ -361,7 +400,9 @@ class Plan:
         machine_code("store", "store", self.dtype.name, view.flat.dtype.name)(step)
         return int(clipped[0])
 
-    def _convolve_region(self, region: _Region, run: _Run, progress: Callable[[int], None] | None = None) -> SlabResult:
+    def _convolve_region(
+        self, region: _Region, run: _Run, progress: Callable[[int], None] | None = None
+    ) -> SlabResult:
         """Cut a region into tasks and have the team run them."""
         source, out, certainty, division = run.source, run.out, run.certainty, run.division
         cut = self._cut(region.size, len(region.groups), run.team.threads)
@@ -369,7 +410,9 @@ class Plan:
         clipped = np.zeros(steps, np.int64)
         looks = self._looks_for_nonfinite(source.flat.dtype, run.scale, certainty)
         flags = np.zeros(steps, np.uint8) if looks or run.flags_incomplete else None
-        drive, pack, store, *_ = self.loops(source.flat.dtype, out.flat.dtype, run.scale, certainty, division)
+        drive, pack, store, *_ = self.loops(
+            source.flat.dtype, out.flat.dtype, run.scale, certainty, division
+        )
         groups: list[FieldGroup] = [
             self._functions(pack, store),
             self._task_fields(region, cut),
@@ -382,14 +425,18 @@ class Plan:
             own.flags_nonfinite = looks and not self.prepared.checks_nonfinite
             groups.append(own)
         if division is not None:
-            groups.append(division.fields(self.dtype, max(1, run.sums_channels // self.problem.filters)))
+            groups.append(
+                division.fields(self.dtype, max(1, run.sums_channels // self.problem.filters))
+            )
         workers = list(run.team.workers(cut.tasks))
         fill([self._worker(number).step for number in workers], *groups)
         failures: list[BaseException] = []
         epilogues = [self._add_epilogue(self._worker(number), run, failures) for number in workers]
 
         together = max(1, cut.tasks // (SHARES * run.team.threads))
-        voxels = _voxels_by_task(self.problem.filters_per_group * self.prepared.groups_together, cut, region.size)
+        voxels = _voxels_by_task(
+            self.problem.filters_per_group * self.prepared.groups_together, cut, region.size
+        )
 
         def work(number: int, share: int) -> None:
             step = self._workers[number].step
@@ -422,7 +469,9 @@ class Plan:
         if not self.prepared.spreads_nonfinite:
             tile = _even_bands(tile, size, groups // together, threads)
         counts = Size(*(-(-whole // n) for whole, n in zip(size, tile, strict=True)))
-        return _Cut(tile, counts, tile.depth // layout.step_depth, groups // together * counts.voxels)
+        return _Cut(
+            tile, counts, tile.depth // layout.step_depth, groups // together * counts.voxels
+        )
 
     def _functions(self, pack: MachineCode, store: MachineCode) -> Functions:
         prepared = self.prepared
@@ -477,14 +526,17 @@ class Plan:
         block = number // cut.steps_per_task // cut.counts.voxels
         places = [
             slice(start * stride, (stop - 1) * stride + extent)
-            for (start, stop), stride, extent in zip(box, problem.strides, problem.extent, strict=True)
+            for (start, stop), stride, extent in zip(
+                box, problem.strides, problem.extent, strict=True
+            )
         ]
         first = places[2].start
         step = _Region(
             region.groups[block * together : (block + 1) * together],
             _cut_tables(region.tables, places),
             (max(region.run[0] - first, 0), max(region.run[1] - first, 0)),
-            region.out_start + sum(at * stride for at, stride in zip(box.start, run.out.strides[:3], strict=True)),
+            region.out_start
+            + sum(at * stride for at, stride in zip(box.start, run.out.strides[:3], strict=True)),
             box.size,
             _cut_tables(region.mask_tables, places) if region.mask_tables else (),
         )
@@ -497,9 +549,13 @@ class Plan:
         if certainty is not None and certainty.replaces_source:
             return False
         values = [self.problem.boundary.value, *scale]
-        small = source.kind != "f" and source.itemsize <= 4  # integers that stay below 2^64 when scaled
+        small = (
+            source.kind != "f" and source.itemsize <= 4
+        )  # integers that stay below 2^64 when scaled
         finite = small and all(math.isfinite(v) and abs(v) < 1e9 for v in values)
-        return self.prepared.spreads_nonfinite and not (finite and (certainty is None or certainty.mask is None))
+        return self.prepared.spreads_nonfinite and not (
+            finite and (certainty is None or certainty.mask is None)
+        )
 
     def _worker(self, number: int) -> _Worker:
         """One thread's step record with its memory, made when first needed."""
@@ -507,10 +563,14 @@ class Plan:
             problem, prepared = self.problem, self.prepared
             layout, together = prepared.layout, prepared.groups_together
             # Zeros, since register tiles read beyond a row's end into lanes that are not kept: they should be no NaN.
-            scratch = aligned_zeros(layout.origin + layout.scratch_size, self.dtype)[layout.origin :]
+            scratch = aligned_zeros(layout.origin + layout.scratch_size, self.dtype)[
+                layout.origin :
+            ]
             accumulator = aligned_zeros(layout.accumulator_size, self.dtype)
             workspace = aligned_zeros(layout.workspace_bytes, np.dtype(np.uint8))
-            window = np.zeros((layout.step_depth - 1) * problem.strides[0] + problem.extent[0], np.int64)
+            window = np.zeros(
+                (layout.step_depth - 1) * problem.strides[0] + problem.extent[0], np.int64
+            )
             step = StepRecord(
                 Geometry(
                     *problem.strides, *problem.extent, problem.channels_per_group * together,
@@ -527,7 +587,11 @@ class Plan:
         return self._workers[number]
 
     def _callback(
-        self, worker: _Worker, bias: NDArray[Any] | None, activation: Activation, failures: list[BaseException]
+        self,
+        worker: _Worker,
+        bias: NDArray[Any] | None,
+        activation: Activation,
+        failures: list[BaseException],
     ) -> Any:
         """A function of machine code's convention that adds the bias and applies an activation written in Python."""
         layout = self.prepared.layout
@@ -542,7 +606,9 @@ class Plan:
                     first = step[F.group] * step[F.filters]
                     sums += bias[first : first + step[F.filters], None, None, None]
                 activation(sums)
-            except BaseException as error:  # must not pass through machine code; raised when the task returns
+            except (
+                BaseException
+            ) as error:  # must not pass through machine code; raised when the task returns
                 failures.append(error)
 
         return _callback_type(activate)
@@ -551,7 +617,9 @@ class Plan:
 def _output_fields(out: FlatView, start: int) -> Output:
     """An output from an element on."""
     planes, rows, columns, filters = out.strides
-    return Output(Pointer(out.flat, start), filters, planes, rows, columns, out.flat.nbytes >= STREAMING_BYTES)
+    return Output(
+        Pointer(out.flat, start), filters, planes, rows, columns, out.flat.nbytes >= STREAMING_BYTES
+    )
 
 
 def _offset_tables(tables: Tables, strides: Sequence[int], itemsize: int = 1) -> Offsets:
@@ -579,7 +647,9 @@ def _check_tables(
     Raises: IndexError for a position beyond the source or the mask, ValueError for sizes that do not fit.
     """
     if source.ndim != 4 or source.shape[3] != problem.in_channels:
-        raise ValueError(f"the source is (planes, rows, columns, {problem.in_channels}), received {source.shape}")
+        raise ValueError(
+            f"the source is (planes, rows, columns, {problem.in_channels}), received {source.shape}"
+        )
     repeats = division is not None and out.ndim == 4 and out.shape[3] % problem.filters == 0
     if out.ndim != 4 or (out.shape[3] != problem.filters and not repeats):
         raise ValueError(f"the output is (d, h, w, {problem.filters}), received {out.shape}")
@@ -604,9 +674,15 @@ def _check_tables(
     for axis, (indices, own) in enumerate(zip(certainty.positions, tables, strict=True)):
         _check_table("mask", axis, indices, mask.shape[axis])
         if len(indices) != len(own):
-            raise ValueError(f"the mask has {len(indices)} {_TABLE_NAMES[axis]} for {len(own)} of the source")
-        if indices != own and any(i == OUTSIDE != other for i, other in zip(indices, own, strict=True)):
-            raise IndexError(f"the mask's {_TABLE_NAMES[axis]} lie outside where the source's do not")
+            raise ValueError(
+                f"the mask has {len(indices)} {_TABLE_NAMES[axis]} for {len(own)} of the source"
+            )
+        if indices != own and any(
+            i == OUTSIDE != other for i, other in zip(indices, own, strict=True)
+        ):
+            raise IndexError(
+                f"the mask's {_TABLE_NAMES[axis]} lie outside where the source's do not"
+            )
 
 
 def _check_memory(
@@ -637,7 +713,9 @@ def _check_table(owner: str, axis: int, indices: list[int], size: int) -> None:
     if max(indices) >= size or min(indices) < OUTSIDE:
         wrong = next(i for i in indices if not OUTSIDE <= i < size)
         name = _TABLE_NAMES[axis]
-        raise IndexError(f"the {owner}'s {name} are 0 to {size - 1}, or {OUTSIDE} outside; received {wrong}")
+        raise IndexError(
+            f"the {owner}'s {name} are 0 to {size - 1}, or {OUTSIDE} outside; received {wrong}"
+        )
 
 
 def _even_bands(tile: Size, size: Size, groups: int, threads: int) -> Size:
@@ -672,7 +750,9 @@ def _voxels_by_task(filters: int, cut: _Cut, size: Size) -> Callable[[int], int]
 @lru_cache(maxsize=16)
 def _plane_indices(problem: ConvProblem) -> tuple[list[int], list[int]]:
     """The source rows and columns of a whole plane: the same for every slab of a problem."""
-    return problem.source_indices(1, 0, problem.out_size[1]), problem.source_indices(2, 0, problem.out_size[2])
+    return problem.source_indices(1, 0, problem.out_size[1]), problem.source_indices(
+        2, 0, problem.out_size[2]
+    )
 
 
 def find_algorithm(name: str) -> Algorithm:
@@ -712,7 +792,9 @@ def make_plan(
     """
     forced = None if algorithm == "auto" else find_algorithm(algorithm)
     real = np.dtype(dtype)
-    rounded = weights.astype(real, copy=False)  # what the arithmetic will have: how exact a factorisation must be
+    rounded = weights.astype(
+        real, copy=False
+    )  # what the arithmetic will have: how exact a factorisation must be
     refusals, seconds = [], {}
     for candidate in ALGORITHMS:
         reason = candidate.reject(problem, rounded)

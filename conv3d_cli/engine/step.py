@@ -36,7 +36,9 @@ class Pointer(NamedTuple):
     offset: int = 0
 
 
-Memory = NDArray[Any] | Pointer | None  # an array's first element, another element, or nothing (address 0)
+Memory = (
+    NDArray[Any] | Pointer | None
+)  # an array's first element, another element, or nothing (address 0)
 
 _real, _long = struct.Struct("d"), struct.Struct("q")
 
@@ -63,7 +65,9 @@ class FieldGroup:
     """
 
     place: ClassVar[slice]  # in a record
-    kinds: ClassVar[tuple[tuple[str, str], ...]]  # of each field: its name, and "int", "float" or "Memory"
+    kinds: ClassVar[
+        tuple[tuple[str, str], ...]
+    ]  # of each field: its name, and "int", "float" or "Memory"
     values: ClassVar[Callable[[FieldGroup], tuple[Any, ...]]]  # of all fields
     reals: ClassVar[tuple[int, ...]]  # places of those that are floats, in the group
     memories: ClassVar[tuple[int, ...]]  # and of those that are memory
@@ -240,7 +244,9 @@ class DivisionFields(FieldGroup):
 class StepResults(FieldGroup):
     """One number for each step of every task."""
 
-    clipped: Memory = None  # int64: voxels that the output could not hold; outputs below `min_coverage`
+    clipped: Memory = (
+        None  # int64: voxels that the output could not hold; outputs below `min_coverage`
+    )
     flags: Memory = None  # uint8: `HAS_NONFINITE` and `HAS_INCOMPLETE` of the window
 
 

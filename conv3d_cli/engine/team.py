@@ -63,7 +63,9 @@ class Team:
                     gate.notify_all()
 
         try:
-            workers = [self._pool.submit(labour, worker) for worker in range(min(self.threads, count))]
+            workers = [
+                self._pool.submit(labour, worker) for worker in range(min(self.threads, count))
+            ]
             for future in workers:
                 future.result()
         finally:
@@ -77,7 +79,10 @@ class Team:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self._pool.shutdown(wait=True)
 

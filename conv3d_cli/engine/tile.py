@@ -57,7 +57,9 @@ class TileLayout:
 
 def packed_size(problem: ConvProblem, tile: Size) -> Size:
     """Input positions that a box of outputs reads: (planes, rows, columns)."""
-    return Size(*((n - 1) * s + e for n, s, e in zip(tile, problem.strides, problem.extent, strict=True)))
+    return Size(
+        *((n - 1) * s + e for n, s, e in zip(tile, problem.strides, problem.extent, strict=True))
+    )
 
 
 def spread_rows(length: int) -> int:
@@ -92,7 +94,9 @@ def rows_layout(
     ring = planes if ring is None else ring
     channel_step = ring * plane_step
     spare = (spare_rows * problem.strides[1] + 1) * row_step + spare_columns + 16
-    sums_row = (math.ceil(tile.width / 16) * 16 if sums_pitch is None else sums_pitch) + spare_columns
+    sums_row = (
+        math.ceil(tile.width / 16) * 16 if sums_pitch is None else sums_pitch
+    ) + spare_columns
     sums_plane = ((block_height or tile.height) + spare_rows) * sums_row
     filters = problem.filters_per_group
     return TileLayout(
@@ -137,7 +141,9 @@ def shrink_tile(problem: ConvProblem, tile: Size, fits: Callable[[Size], bool]) 
     """The tile, cut to the output's size, with height and width halved in turn until `fits`, or down to the least."""
     tile = Size(*(min(size, wish) for size, wish in zip(problem.out_size, tile, strict=True)))
     while not fits(tile):
-        if tile.height > LEAST_ROWS and (tile.height >= tile.width // 8 or tile.width <= LEAST_COLUMNS):
+        if tile.height > LEAST_ROWS and (
+            tile.height >= tile.width // 8 or tile.width <= LEAST_COLUMNS
+        ):
             tile = tile._replace(height=max(LEAST_ROWS, -(-tile.height // 2)))
         elif tile.width > LEAST_COLUMNS:
             tile = tile._replace(width=max(LEAST_COLUMNS, -(-tile.width // 2)))
@@ -149,7 +155,9 @@ def shrink_tile(problem: ConvProblem, tile: Size, fits: Callable[[Size], bool]) 
 def enough_tasks(problem: ConvProblem, tile: Size, step_depth: int = 1, wish: int = 48) -> Size:
     """The tile, made less deep until threads have `wish` tasks to share, or packing the halo anew would cost too much."""
     least = step_depth * math.ceil(max(8, 2 * (problem.extent[0] - 1)) / step_depth)
-    columns = problem.groups * math.prod(-(-n // t) for n, t in zip(problem.out_size[1:], tile[1:], strict=True))
+    columns = problem.groups * math.prod(
+        -(-n // t) for n, t in zip(problem.out_size[1:], tile[1:], strict=True)
+    )
     while tile.depth > least and columns * -(-problem.out_size[0] // tile.depth) < wish:
         half = step_depth * math.ceil(tile.depth / 2 / step_depth)
         tile = tile._replace(depth=max(least, half))

@@ -28,7 +28,12 @@ class _Memory:
     """A stretch of memory by address; it keeps the owner alive."""
 
     def __init__(self, address: int, count: int, dtype: np.dtype[Any], owner: object) -> None:
-        self.__array_interface__ = {"data": (address, False), "shape": (count,), "typestr": dtype.str, "version": 3}
+        self.__array_interface__ = {
+            "data": (address, False),
+            "shape": (count,),
+            "typestr": dtype.str,
+            "version": 3,
+        }
         self.owner = owner
 
 
@@ -40,13 +45,19 @@ def flat_view(array: NDArray[Any]) -> FlatView:
     """
     itemsize, flags = array.itemsize, array.flags
     if flags.c_contiguous and flags.writeable and array.size:
-        return FlatView(array.reshape(-1), 0, tuple([stride // itemsize for stride in array.strides]))
+        return FlatView(
+            array.reshape(-1), 0, tuple([stride // itemsize for stride in array.strides])
+        )
     steps = [(n - 1) * stride for n, stride in zip(array.shape, array.strides, strict=True)]
     lowest = sum(step for step in steps if step < 0)
     highest = sum(step for step in steps if step > 0)
     address = array.__array_interface__["data"][0]
     memory = _Memory(address + lowest, (highest - lowest) // itemsize + 1, array.dtype, array)
-    return FlatView(np.asarray(memory), -lowest // itemsize, tuple(stride // itemsize for stride in array.strides))
+    return FlatView(
+        np.asarray(memory),
+        -lowest // itemsize,
+        tuple(stride // itemsize for stride in array.strides),
+    )
 
 
 def is_flattenable(array: NDArray[Any]) -> bool:

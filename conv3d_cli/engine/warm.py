@@ -27,7 +27,9 @@ def usual_problems() -> Iterator[Problem]:
     numbers = np.random.default_rng(0)
 
     def problem(channels: int, weights: NDArray[np.float64], **spec: Any) -> Problem:
-        return ConvSpec(padding="same", **spec).resolve((1, SIZE, SIZE, SIZE, channels), weights.shape), weights
+        return ConvSpec(padding="same", **spec).resolve(
+            (1, SIZE, SIZE, SIZE, channels), weights.shape
+        ), weights
 
     for size in (3, 5, 7, 9, 11, 15):
         line = np.exp(-0.5 * (np.arange(size) - size // 2) ** 2)
@@ -64,7 +66,11 @@ def warm_up(
     for number, (problem, weights) in enumerate(todo):
         for precision in ("float32", "float64"):
             seconds = make_plan(problem, weights, dtype=precision).seconds
-            usual = [a.name for a in ALGORITHMS if seconds.get(a.name, np.inf) <= USUAL_LOSS * min(seconds.values())]
+            usual = [
+                a.name
+                for a in ALGORITHMS
+                if seconds.get(a.name, np.inf) <= USUAL_LOSS * min(seconds.values())
+            ]
             for name in usual:
                 plan = make_plan(problem, weights, dtype=precision, algorithm=name)
                 for run in (plan, plan.fallback) if plan.prepared.spreads_nonfinite else (plan,):

@@ -36,9 +36,12 @@ from conv3d_cli.engine.views import flat_view, is_flattenable
 
 # What the loops get as int64 `parameters`: addresses, steps in elements, counts.
 FlagArguments: Any = namedtuple(
-    "FlagArguments", "source source_plane source_row source_column found planes height width bands blocks"
+    "FlagArguments",
+    "source source_plane source_row source_column found planes height width bands blocks",
 )
-ExtentArguments: Any = namedtuple("ExtentArguments", "labels labels_plane labels_row found planes height width")
+ExtentArguments: Any = namedtuple(
+    "ExtentArguments", "labels labels_plane labels_row found planes height width"
+)
 ClearArguments: Any = namedtuple(
     "ClearArguments",
     "sums sums_plane sums_row sums_column sums_channel mask mask_plane mask_row mask_column planes height width channels",
@@ -82,7 +85,11 @@ class Certainty(NamedTuple):
         """
         finite = source.kind != "f" and scale == (1.0, 0.0)
         unmasked = self.mask is None and not self.replaces_source
-        return unmasked and (finite or not self.nonfinite_missing) and _held(self.missing_value, source) is None
+        return (
+            unmasked
+            and (finite or not self.nonfinite_missing)
+            and _held(self.missing_value, source) is None
+        )
 
     def fields(
         self,
@@ -126,9 +133,13 @@ class Division(NamedTuple):
         coverage, inside = self.coverage, self.inside
         if coverage is not None:
             if coverage.shape != (*sums[:3], filters):
-                raise ValueError(f"the coverage is {(*sums[:3], filters)}, received {coverage.shape}")
+                raise ValueError(
+                    f"the coverage is {(*sums[:3], filters)}, received {coverage.shape}"
+                )
             if filters > 1 and coverage.strides[3] != coverage.itemsize:
-                raise ValueError(f"a voxel's coverages lie side by side, received strides {coverage.strides}")
+                raise ValueError(
+                    f"a voxel's coverages lie side by side, received strides {coverage.strides}"
+                )
         if inside is not None and inside.shape != (*sums[:3], 1):
             raise ValueError(f"the mask of outputs is {(*sums[:3], 1)}, received {inside.shape}")
 
@@ -136,7 +147,9 @@ class Division(NamedTuple):
         """Check that the arrays are laid out as the loops assume, for sums of a dtype. Raises: ValueError."""
         if self.coverage is not None:
             if self.coverage.dtype != real:
-                raise ValueError(f"the coverage of {real} sums is {real}, received {self.coverage.dtype}")
+                raise ValueError(
+                    f"the coverage of {real} sums is {real}, received {self.coverage.dtype}"
+                )
             if not (self.coverage.flags.writeable and is_flattenable(self.coverage)):
                 raise ValueError("the coverage is a writable array of aligned numbers")
         if self.inside is not None and not is_flattenable(self.inside):
@@ -174,7 +187,9 @@ def _held(missing: float | None, source: np.dtype[Any]) -> float | None:
     return missing if float(missing).is_integer() and limits.min <= missing <= limits.max else None
 
 
-def divide(pieces: Sequence[tuple[NDArray[Any], NDArray[Any]]], division: Division, team: Team) -> int:
+def divide(
+    pieces: Sequence[tuple[NDArray[Any], NDArray[Any]]], division: Division, team: Team
+) -> int:
     """Divide sums by their coverage in place. Returns how many outputs have less than `min_coverage`.
 
     pieces : (sums, coverage) each      sums (d, h, w, c); coverage of the same dtype and shape, or 1 long along axes where
@@ -184,19 +199,30 @@ def divide(pieces: Sequence[tuple[NDArray[Any], NDArray[Any]]], division: Divisi
     if not pieces:
         return 0
     if division.inside is not None or division.coverage is not None:
-        raise ValueError("pieces have no place in a slab, so neither `inside` nor `coverage` belongs to them")
+        raise ValueError(
+            "pieces have no place in a slab, so neither `inside` nor `coverage` belongs to them"
+        )
     real, channels, filters = pieces[0][0].dtype, pieces[0][0].shape[3], pieces[0][1].shape[3]
     for sums, coverage in pieces:
         sizes = zip(coverage.shape[:3], sums.shape[:3], strict=True)
-        fits = sums.shape[3] == channels and coverage.shape[3] == filters and channels % filters == 0
+        fits = (
+            sums.shape[3] == channels and coverage.shape[3] == filters and channels % filters == 0
+        )
         if not fits or any(n not in (1, size) for n, size in sizes):
             raise ValueError(f"coverage {coverage.shape} does not fit sums {sums.shape}")
         if sums.dtype != real or coverage.dtype != real:
-            raise ValueError(f"sums and coverages have one dtype, received {sums.dtype} and {coverage.dtype}")
+            raise ValueError(
+                f"sums and coverages have one dtype, received {sums.dtype} and {coverage.dtype}"
+            )
     code = division.code(real)
     load([code])
     # few tasks, since each costs some Python
-    tasks = [(*piece, *run) for piece in pieces if piece[0].size for run in _plane_runs(len(piece[0]), team)]
+    tasks = [
+        (*piece, *run)
+        for piece in pieces
+        if piece[0].size
+        for run in _plane_runs(len(piece[0]), team)
+    ]
     below = np.zeros(len(tasks), np.int64)
 
     same = Geometry(filters=filters), division.fields(real, channels // filters)
@@ -206,7 +232,8 @@ def divide(pieces: Sequence[tuple[NDArray[Any], NDArray[Any]]], division: Divisi
         sums, coverage, first, last = tasks[task]
         plane, row, column, channel = (stride // real.itemsize for stride in sums.strides)
         own = [
-            0 if n == 1 else stride // real.itemsize for n, stride in zip(coverage.shape, coverage.strides, strict=True)
+            0 if n == 1 else stride // real.itemsize
+            for n, stride in zip(coverage.shape, coverage.strides, strict=True)
         ]
         groups = (
             Progress(step_planes=last - first, block_rows=sums.shape[1], width=sums.shape[2]),
@@ -261,7 +288,11 @@ def _plane_runs(planes: int, team: Team) -> list[tuple[int, int]]:
 
 
 def certainty_flags(
-    source: NDArray[Any], certainty: Certainty | None, scale: tuple[float, float], real: np.dtype[Any], team: Team
+    source: NDArray[Any],
+    certainty: Certainty | None,
+    scale: tuple[float, float],
+    real: np.dtype[Any],
+    team: Team,
 ) -> NDArray[np.uint8]:
     """`INCOMPLETE`, `PRESENT` and `IN_MASK` of each block of voxels: (planes, row blocks, column blocks).
 
@@ -275,12 +306,16 @@ def certainty_flags(
     if source.dtype == bool:
         source = source.view(np.uint8)
     depth, height, width, channels = source.shape
-    code = machine_code("weighting", "certainty_flags", source.dtype.name, real.name, int(certainty is None))
+    code = machine_code(
+        "weighting", "certainty_flags", source.dtype.name, real.name, int(certainty is None)
+    )
     load([code])
     shape = (depth, -(-height // BLOCK_ROWS), -(-width // BLOCK_COLUMNS))
     found = np.zeros(shape, np.uint8)
     view = flat_view(source)
-    fields = (Certainty() if certainty is None else certainty._replace(mask=None)).fields(source.dtype)
+    fields = (Certainty() if certainty is None else certainty._replace(mask=None)).fields(
+        source.dtype
+    )
     scaling = Source(scaled=scale != (1.0, 0.0), slope=scale[0], intercept=scale[1])
 
     def work(_: int, number: int) -> None:

@@ -22,10 +22,23 @@ from conv3d_cli.formats.tiff import format as tiff
 from conv3d_cli.formats.zarr import format as zarr
 from conv3d_cli.formats.zarr.store import is_url, local_folder
 from conv3d_cli.model.spec import triple
-from conv3d_cli.model.volume import BoxAccess, Volume, VolumeHeader, VolumeReader, VolumeWriter, parts_in_storage_order
+from conv3d_cli.model.volume import (
+    BoxAccess,
+    Volume,
+    VolumeHeader,
+    VolumeReader,
+    VolumeWriter,
+    parts_in_storage_order,
+)
 
 # in this order, since a name such as volumes.zarr/head.nii.gz is claimed by two
-FORMATS: tuple[VolumeFormat, ...] = (nifti.FORMAT, tiff.FORMAT, npy.FORMAT, nrrd.FORMAT, zarr.FORMAT)
+FORMATS: tuple[VolumeFormat, ...] = (
+    nifti.FORMAT,
+    tiff.FORMAT,
+    npy.FORMAT,
+    nrrd.FORMAT,
+    zarr.FORMAT,
+)
 
 
 def find_format(path: str) -> VolumeFormat | None:
@@ -40,7 +53,10 @@ def find_format(path: str) -> VolumeFormat | None:
 
 def known_suffixes() -> str:
     """All suffixes, for messages."""
-    return " ".join(suffix for f in FORMATS for suffix in f.suffixes if suffix != "-") + ", and - for a .npy pipe"
+    return (
+        " ".join(suffix for f in FORMATS for suffix in f.suffixes if suffix != "-")
+        + ", and - for a .npy pipe"
+    )
 
 
 def is_stream(path: str, compression: str = "none") -> bool:
@@ -51,7 +67,9 @@ def is_stream(path: str, compression: str = "none") -> bool:
     return output_format(path).streamed(path, OutputOptions(compression=compression))
 
 
-def open_volume(path: str, *, axes: str | None = None, channels_first: bool = False) -> VolumeReader:
+def open_volume(
+    path: str, *, axes: str | None = None, channels_first: bool = False
+) -> VolumeReader:
     """Open a volume for reading.
 
     axes : str or None          letters in storage order that replace what the file says (see `Axes`)
@@ -62,7 +80,9 @@ def open_volume(path: str, *, axes: str | None = None, channels_first: bool = Fa
     if found is None:
         if os.path.isdir(path):
             raise FormatError(f"cannot read {path}: it is a folder; name the files in it")
-        raise FormatError(f"cannot read {path}: no format has this suffix; known are {known_suffixes()}")
+        raise FormatError(
+            f"cannot read {path}: no format has this suffix; known are {known_suffixes()}"
+        )
     _check_url(found, path, "read")
     return found.open(path, axes=axes, channels_first=channels_first)
 
@@ -97,18 +117,29 @@ def create_volume(
     """
     found = output_format(path)
     options = _options(found, path, chunks, levels, compression)
-    return found.create(path, header, overwrite=overwrite, options=replace(options, gz_level=gz_level, threads=threads))
+    return found.create(
+        path,
+        header,
+        overwrite=overwrite,
+        options=replace(options, gz_level=gz_level, threads=threads),
+    )
 
 
 def _options(
-    found: VolumeFormat, path: str, chunks: int | Sequence[int] | None, levels: int, compression: str
+    found: VolumeFormat,
+    path: str,
+    chunks: int | Sequence[int] | None,
+    levels: int,
+    compression: str,
 ) -> OutputOptions:
     """The options of an output. Raises: SpecError for one that its format does not have."""
     check_compression(compression)
     if not found.chunked and (chunks is not None or levels != 1):
         option = "--chunks" if chunks is not None else "--levels"
         able = _names(lambda f: f.chunked)
-        raise SpecError(f"cannot write {path}: {option} is for {able}, and {found.name} has none; leave it out")
+        raise SpecError(
+            f"cannot write {path}: {option} is for {able}, and {found.name} has none; leave it out"
+        )
     if compression not in ("none", *found.compressions):
         able = _names(lambda f: compression in f.compressions)
         own = " or ".join(found.compressions) or "none"
@@ -117,7 +148,9 @@ def _options(
             + ("" if found.compressions else "; leave it out")
         )
     return OutputOptions(
-        chunks=None if chunks is None else triple(chunks, "chunks"), levels=levels, compression=compression
+        chunks=None if chunks is None else triple(chunks, "chunks"),
+        levels=levels,
+        compression=compression,
     )
 
 
@@ -132,7 +165,9 @@ def scaled_formats() -> str:
     >>> scaled_formats()
     'NIfTI (.nii.gz .nii.zst .nii .hdr.gz .img.gz .hdr .img)'
     """
-    return " and ".join(f"{found.name} ({' '.join(found.suffixes)})" for found in FORMATS if found.holds_scale)
+    return " and ".join(
+        f"{found.name} ({' '.join(found.suffixes)})" for found in FORMATS if found.holds_scale
+    )
 
 
 def check_compression(compression: str) -> None:
@@ -228,7 +263,11 @@ def replaced_part(source: str, target: str) -> str:
         return ""
     read = {os.path.realpath(name): name for name in readable_files(source)}
     written = {os.path.realpath(name) for name in written_files(target)}
-    return "" if set(read) <= written else next((name for real, name in read.items() if real in written), "")
+    return (
+        ""
+        if set(read) <= written
+        else next((name for real, name in read.items() if real in written), "")
+    )
 
 
 def output_exists(path: str) -> bool:
@@ -277,7 +316,9 @@ def output_format(path: str) -> VolumeFormat:
     """
     found = find_format(path)
     if found is None:
-        raise SpecError(f"cannot write {path}: no format has this suffix; known are {known_suffixes()}")
+        raise SpecError(
+            f"cannot write {path}: no format has this suffix; known are {known_suffixes()}"
+        )
     _check_url(found, path, "write")
     return found
 
@@ -298,12 +339,18 @@ def read_volume(path: str, *, axes: str | None = None, dtype: str | None = None)
         scaled = header.scale != (1.0, 0.0)
         target = np.dtype(dtype) if dtype else (np.dtype(np.float32) if scaled else header.dtype)
         data = np.empty(header.axes.shape, target)
-        for n, channels in parts_in_storage_order(header.axes, channels_together=not reader.sequential):
+        for n, channels in parts_in_storage_order(
+            header.axes, channels_together=not reader.sequential
+        ):
             for start in range(0, header.shape[1], 16):
                 depth = slice(start, min(start + 16, header.shape[1]))
                 block = reader.read(n, depth, channels)
-                with np.errstate(over="ignore", invalid="ignore"):  # what a dtype cannot hold becomes infinite
-                    header.axes.assign(data, n, depth, channels, block * slope + intercept if scaled else block)
+                with np.errstate(
+                    over="ignore", invalid="ignore"
+                ):  # what a dtype cannot hold becomes infinite
+                    header.axes.assign(
+                        data, n, depth, channels, block * slope + intercept if scaled else block
+                    )
         reader.finish()
     return Volume(data, header.axes.letters, header.grid, header.format, header.metadata)
 
@@ -330,10 +377,20 @@ def write_volume(
     sizes = {channel_letters[0]: header.shape[4]} if len(channel_letters) == 1 else {}
     out_header = replace(header, axes=header.axes.renamed(letters, sizes))
     with create_volume(
-        path, out_header, overwrite=overwrite, gz_level=gz_level, chunks=chunks, levels=levels, compression=compression
+        path,
+        out_header,
+        overwrite=overwrite,
+        gz_level=gz_level,
+        chunks=chunks,
+        levels=levels,
+        compression=compression,
     ) as writer:
-        for n, channels in parts_in_storage_order(out_header.axes, channels_together=not writer.sequential):
+        for n, channels in parts_in_storage_order(
+            out_header.axes, channels_together=not writer.sequential
+        ):
             for start in range(0, header.shape[1], 16):
                 depth = slice(start, min(start + 16, header.shape[1]))
-                writer.write(n, start, channels.start, header.axes.block(volume.data, n, depth, channels))
+                writer.write(
+                    n, start, channels.start, header.axes.block(volume.data, n, depth, channels)
+                )
         writer.commit()

@@ -66,7 +66,9 @@ DEFAULT_OPTIONS = OutputOptions()
 class OpenVolume(Protocol):
     """Opens a file for reading: see `conv3d_cli.formats.open_volume`."""
 
-    def __call__(self, path: str, *, axes: str | None = None, channels_first: bool = False) -> VolumeReader: ...
+    def __call__(
+        self, path: str, *, axes: str | None = None, channels_first: bool = False
+    ) -> VolumeReader: ...
 
 
 class CreateVolume(Protocol):
@@ -76,7 +78,12 @@ class CreateVolume(Protocol):
     """
 
     def __call__(
-        self, path: str, header: VolumeHeader, *, overwrite: bool = False, options: OutputOptions = DEFAULT_OPTIONS
+        self,
+        path: str,
+        header: VolumeHeader,
+        *,
+        overwrite: bool = False,
+        options: OutputOptions = DEFAULT_OPTIONS,
     ) -> VolumeWriter: ...
 
 
@@ -141,7 +148,9 @@ class VolumeFormat:
     holds_history: bool = True
     chunked: bool = False
     compressions: tuple[str, ...] = ()
-    streamed: Callable[[str, OutputOptions], bool] = lambda path, options: options.compression != "none"
+    streamed: Callable[[str, OutputOptions], bool] = lambda path, options: (
+        options.compression != "none"
+    )
     libraries: tuple[str, ...] = ()
     reads_urls: bool = False
     claims_also: Callable[[str], bool] = lambda path: False
@@ -149,16 +158,20 @@ class VolumeFormat:
     files: Callable[[str], tuple[str, ...]] = lambda path: (path,)
     written: Callable[[str], tuple[str, ...]] = lambda path: (path,)
     check_target: CheckTarget = check_target
-    output_bytes: Callable[[VolumeHeader, int, OutputOptions], int] = lambda header, channels, options: 0
-    box_access: Callable[[VolumeHeader, OutputOptions], BoxAccess | None] = lambda header, options: BoxAccess(
-        (1, 1, 1), 0
+    output_bytes: Callable[[VolumeHeader, int, OutputOptions], int] = (
+        lambda header, channels, options: 0
+    )
+    box_access: Callable[[VolumeHeader, OutputOptions], BoxAccess | None] = lambda header, options: (
+        BoxAccess((1, 1, 1), 0)
     )
 
     def claims(self, path: str) -> bool:
         """Whether the file name ends with one of the suffixes, in any case; "-" alone is a pipe."""
         if path == "-":
             return "-" in self.suffixes
-        return path.lower().endswith(tuple(s for s in self.suffixes if s != "-")) or self.claims_also(path)
+        return path.lower().endswith(
+            tuple(s for s in self.suffixes if s != "-")
+        ) or self.claims_also(path)
 
 
 def real_dtype(dtype: np.dtype[Any], path: str) -> np.dtype[Any]:
@@ -207,9 +220,17 @@ class RawReader(ArrayReader):
         # np.frombuffer keeps the map open while views of it live; np.ndarray(buffer=map) would not
         buffer = np.frombuffer(self._map, np.uint8) if self._map is not None else b""
         try:
-            array = np.ndarray(header.axes.shape, stored, buffer, offset if count else 0, order="F" if fortran else "C")
+            array = np.ndarray(
+                header.axes.shape,
+                stored,
+                buffer,
+                offset if count else 0,
+                order="F" if fortran else "C",
+            )
         except ValueError as error:  # no voxels, but (0, 2^62, 2^62) of them
-            raise FormatError(f"cannot read {path}: its shape {header.axes.shape} cannot be ({error})") from error
+            raise FormatError(
+                f"cannot read {path}: its shape {header.axes.shape} cannot be ({error})"
+            ) from error
         self._released = 0
         self._start = offset
         super().__init__(array, header, path)
@@ -217,7 +238,9 @@ class RawReader(ArrayReader):
     def box_access(self) -> BoxAccess:
         fastest = self.header.axes.letters[self._fastest]
         near = max(1, NEAR_BYTES // self.array.itemsize)
-        depth, height, width = (min(near, self.header.axes.size(a)) if a == fastest else 1 for a in SPATIAL)
+        depth, height, width = (
+            min(near, self.header.axes.size(a)) if a == fastest else 1 for a in SPATIAL
+        )
         return BoxAccess((depth, height, width), 2 * PIECE_BYTES)
 
     @property
@@ -244,10 +267,20 @@ class RawReader(ArrayReader):
         """Drop the pages that a part of the map lies in."""
         if self._map is None or not hasattr(self._map, "madvise") or not part.size:
             return
-        start = self._start + part.__array_interface__["data"][0] - self.array.__array_interface__["data"][0]
-        stop = start + sum((n - 1) * step for n, step in zip(part.shape, part.strides, strict=True)) + part.itemsize
+        start = (
+            self._start
+            + part.__array_interface__["data"][0]
+            - self.array.__array_interface__["data"][0]
+        )
+        stop = (
+            start
+            + sum((n - 1) * step for n, step in zip(part.shape, part.strides, strict=True))
+            + part.itemsize
+        )
         start = max(start - FAULT_BYTES, 0) // mmap.PAGESIZE * mmap.PAGESIZE
-        self._map.madvise(mmap.MADV_DONTNEED, start, min(stop + FAULT_BYTES, len(self._map)) - start)
+        self._map.madvise(
+            mmap.MADV_DONTNEED, start, min(stop + FAULT_BYTES, len(self._map)) - start
+        )
 
     def release(self, n: int, depth_stop: int) -> None:
         """Give the pages before a plane back; should one be asked for again, it is read anew."""
@@ -255,7 +288,9 @@ class RawReader(ArrayReader):
         if self._map is None or not hasattr(self._map, "madvise") or "z" not in axes.letters:
             return
         first = self.array.__array_interface__["data"][0]
-        block = axes.block(self.array, n, slice(min(depth_stop, axes.size("z") - 1), None), slice(0, 1))
+        block = axes.block(
+            self.array, n, slice(min(depth_stop, axes.size("z") - 1), None), slice(0, 1)
+        )
         stop = self._start + block.__array_interface__["data"][0] - first
         stop -= stop % mmap.PAGESIZE
         if stop - self._released >= 1 << 20:
@@ -293,7 +328,13 @@ class RawWriter(VolumeWriter):
         stored: np.dtype[Any] | None = None,
         fortran: bool = False,
     ) -> None:
-        self.output, self.header, self.path, self.offset, self.fortran = output, header, path, offset, fortran
+        self.output, self.header, self.path, self.offset, self.fortran = (
+            output,
+            header,
+            path,
+            offset,
+            fortran,
+        )
         self.stored = stored or header.dtype
         self.stored_axes = header.axes
         with write_errors(path):
@@ -302,7 +343,9 @@ class RawWriter(VolumeWriter):
     def write(self, n: int, depth_start: int, channel_start: int, block: Array) -> None:
         self.write_box(n, (depth_start, 0, 0), channel_start, block)
 
-    def write_box(self, n: int, starts: tuple[int, int, int], channel_start: int, block: Array) -> None:
+    def write_box(
+        self, n: int, starts: tuple[int, int, int], channel_start: int, block: Array
+    ) -> None:
         with write_errors(self.path):
             write_block(
                 self.output.file,
@@ -336,7 +379,9 @@ class PairWriter(VolumeWriter):
     def write(self, n: int, depth_start: int, channel_start: int, block: Array) -> None:
         self.voxels.write(n, depth_start, channel_start, block)
 
-    def write_box(self, n: int, starts: tuple[int, int, int], channel_start: int, block: Array) -> None:
+    def write_box(
+        self, n: int, starts: tuple[int, int, int], channel_start: int, block: Array
+    ) -> None:
         self.voxels.write_box(n, starts, channel_start, block)
 
     def commit(self) -> None:
@@ -380,7 +425,17 @@ def write_block(
     channels = block.shape[3]
     if len(axes.channel_letters) == 2 and channels not in (1, axes.canonical_shape[4]):
         for c in range(channels):
-            write_block(file, axes, stored, offset, n, starts, channel_start + c, block[..., c : c + 1], fortran)
+            write_block(
+                file,
+                axes,
+                stored,
+                offset,
+                n,
+                starts,
+                channel_start + c,
+                block[..., c : c + 1],
+                fortran,
+            )
         return
     first = axes.storage_start(n, starts[0], channel_start, *starts[1:])
     values, shape = axes.storage_order(block), axes.shape
@@ -413,13 +468,17 @@ def pieces(place: Sequence[slice], unit: Sequence[int], most: int) -> Iterator[t
     for part, step, n in zip(place, reversed(steps), unit, strict=True):
         first = part.start // n * n
         starts = range(first, part.stop, step)
-        spans.append([slice(max(start, part.start), min(start + step, part.stop)) for start in starts])
+        spans.append(
+            [slice(max(start, part.start), min(start + step, part.stop)) for start in starts]
+        )
     yield from itertools.product(*spans)
 
 
 def within(piece: Sequence[slice], place: Sequence[slice]) -> tuple[slice, ...]:
     """Where a piece of a box lies in it."""
-    return tuple(slice(p.start - s.start, p.stop - s.start) for p, s in zip(piece, place, strict=True))
+    return tuple(
+        slice(p.start - s.start, p.stop - s.start) for p, s in zip(piece, place, strict=True)
+    )
 
 
 def read_pieces(
@@ -483,7 +542,9 @@ def spool_reader(reader: VolumeReader) -> VolumeReader:
                 for start in range(0, header.shape[1], 8):
                     depth = slice(start, min(start + 8, header.shape[1]))
                     block = reader.read(n, depth, channels)
-                    write_block(file, header.axes, header.dtype, 0, n, (start, 0, 0), channels.start, block)
+                    write_block(
+                        file, header.axes, header.dtype, 0, n, (start, 0, 0), channels.start, block
+                    )
             reader.finish()
         return RawReader(file, header, reader.path, header.dtype, 0)
     except BaseException:
@@ -524,11 +585,22 @@ class SpooledWriter(VolumeWriter):
     def write(self, n: int, depth_start: int, channel_start: int, block: Array) -> None:
         with self._errors():
             header = self.header
-            write_block(self._file, header.axes, header.dtype, 0, n, (depth_start, 0, 0), channel_start, block)
+            write_block(
+                self._file,
+                header.axes,
+                header.dtype,
+                0,
+                n,
+                (depth_start, 0, 0),
+                channel_start,
+                block,
+            )
 
     def commit(self) -> None:
         header = self.header
-        with RawReader(self._file, replace(header, scale=(1.0, 0.0)), self.path, header.dtype, 0) as reader:
+        with RawReader(
+            self._file, replace(header, scale=(1.0, 0.0)), self.path, header.dtype, 0
+        ) as reader:
             for n, channels in parts_in_storage_order(header.axes, channels_together=False):
                 for start in range(0, header.shape[1], 8):
                     depth = slice(start, min(start + 8, header.shape[1]))
@@ -550,7 +622,9 @@ class ScaledWriter(VolumeWriter):
     header : VolumeHeader   of the integers; this writer takes float32
     """
 
-    def __init__(self, header: VolumeHeader, path: str, create: Callable[[tuple[float, float]], VolumeWriter]) -> None:
+    def __init__(
+        self, header: VolumeHeader, path: str, create: Callable[[tuple[float, float]], VolumeWriter]
+    ) -> None:
         self.stored, self.path, self._create = header.dtype, path, create
         self.header = replace(header, dtype=np.dtype(np.float32))
         self._low, self._high, self._lost = math.inf, -math.inf, 0
@@ -566,12 +640,26 @@ class ScaledWriter(VolumeWriter):
         finite = block if known.all() else block[known]
         self._lost += block.size - finite.size
         if self._lost:
-            self.notes = (f"{self._lost} voxels are NaN or infinite, which integers do not hold: they become 0",)
+            self.notes = (
+                f"{self._lost} voxels are NaN or infinite, which integers do not hold: they become 0",
+            )
         if finite.size:
-            self._low, self._high = min(self._low, float(finite.min())), max(self._high, float(finite.max()))
+            self._low, self._high = (
+                min(self._low, float(finite.min())),
+                max(self._high, float(finite.max())),
+            )
         with self._errors():
             header = self.header
-            write_block(self._file, header.axes, header.dtype, 0, n, (depth_start, 0, 0), channel_start, block)
+            write_block(
+                self._file,
+                header.axes,
+                header.dtype,
+                0,
+                n,
+                (depth_start, 0, 0),
+                channel_start,
+                block,
+            )
 
     def scale(self) -> tuple[float, float]:
         """The slope and intercept, as float32 numbers, under which the values fill the dtype."""
@@ -600,12 +688,20 @@ class ScaledWriter(VolumeWriter):
                     for start in range(0, header.shape[1], 8):
                         depth = slice(start, min(start + 8, header.shape[1]))
                         values = reader.read(n, depth, channels).astype(np.float64)
-                        whole = np.rint((np.where(np.isfinite(values), values, 0.0) - intercept) / slope)
-                        whole = np.clip(whole, float(limits.min), float(limits.max)).astype(self.stored)
+                        whole = np.rint(
+                            (np.where(np.isfinite(values), values, 0.0) - intercept) / slope
+                        )
+                        whole = np.clip(whole, float(limits.min), float(limits.max)).astype(
+                            self.stored
+                        )
                         writer.write(n, start, channels.start, whole)
                         reader.release(n, depth.stop)
             writer.commit()
-            self.notes = (*self.notes, *writer.notes, f"scale: slope {slope:.7g}, intercept {intercept:.7g}")
+            self.notes = (
+                *self.notes,
+                *writer.notes,
+                f"scale: slope {slope:.7g}, intercept {intercept:.7g}",
+            )
 
     def abort(self) -> None:
         self._file.close()

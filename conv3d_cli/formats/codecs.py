@@ -116,7 +116,9 @@ class GzipPacker:
         else:
             compressor = isal_zlib.compressobj(self._level, isal_zlib.DEFLATED, -15)
         # flushed, so that the block ends on a whole byte
-        return compressor.compress(block) + compressor.flush(isal_zlib.Z_SYNC_FLUSH), isal_zlib.crc32(block)
+        return compressor.compress(block) + compressor.flush(
+            isal_zlib.Z_SYNC_FLUSH
+        ), isal_zlib.crc32(block)
 
     def join(self, checksum: int, size: int) -> None:
         from isal import isal_zlib
@@ -127,7 +129,9 @@ class GzipPacker:
     def tail(self) -> bytes:
         from isal import isal_zlib
 
-        return isal_zlib.compress(b"", wbits=-15) + struct.pack("<II", self._crc, self._size & 0xFFFFFFFF)
+        return isal_zlib.compress(b"", wbits=-15) + struct.pack(
+            "<II", self._crc, self._size & 0xFFFFFFFF
+        )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -161,7 +165,10 @@ def _open_zstd(path: str, file: BinaryIO) -> tuple[Any, Any]:
             f"cannot read {path}: its zstd stream needs a window of {_zstd_window(path) >> 20} MiB, the limit is "
             f"{LARGEST_WINDOW >> 20}; pack it again without --long"
         )
-    return zstd.open(file, "rb"), (OSError, zstd.ZstdError)  # frames one after another are one stream
+    return zstd.open(file, "rb"), (
+        OSError,
+        zstd.ZstdError,
+    )  # frames one after another are one stream
 
 
 def _zstd_window(path: str) -> int:

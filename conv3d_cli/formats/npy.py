@@ -58,7 +58,9 @@ def open_npy(path: str, *, axes: str | None = None, channels_first: bool = False
         shape, fortran, stored = read_array_header(file, shown)
         names = axes or axis_names(len(shape), channels_first, shown)
         source = NpySource(fortran)
-        header = VolumeHeader(Axes(names, shape), real_dtype(stored, shown), format=NAME, metadata=source)
+        header = VolumeHeader(
+            Axes(names, shape), real_dtype(stored, shown), format=NAME, metadata=source
+        )
         return RawReader(file, header, shown, stored, file.tell(), fortran)
     except BaseException:
         file.close()
@@ -99,15 +101,23 @@ def read_array_header(file: BinaryIO, path: str) -> tuple[tuple[int, ...], bool,
         version = npy_format.read_magic(file)
         if version not in ((1, 0), (2, 0), (3, 0)):
             raise ValueError(f"version {version[0]}.{version[1]} is not known")
-        read = npy_format.read_array_header_1_0 if version == (1, 0) else npy_format.read_array_header_2_0
+        read = (
+            npy_format.read_array_header_1_0
+            if version == (1, 0)
+            else npy_format.read_array_header_2_0
+        )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that Python 2 wrote the file is no news to its owner
             shape, fortran, dtype = read(file)
     except Exception as error:  # a damaged header makes its parser raise nearly anything (tokenize.TokenError, ...)
         reason = " ".join(str(error).split())[:200]
-        raise FormatError(f"cannot read {path}: not a .npy file, or its header is damaged ({reason})") from error
+        raise FormatError(
+            f"cannot read {path}: not a .npy file, or its header is damaged ({reason})"
+        ) from error
     if dtype.hasobject:
-        raise FormatError(f"cannot read {path}: it holds pickled Python objects, which are never loaded; save numbers")
+        raise FormatError(
+            f"cannot read {path}: it holds pickled Python objects, which are never loaded; save numbers"
+        )
     if any(n < 0 for n in shape):
         raise FormatError(f"cannot read {path}: its header holds a negative size, shape {shape}")
     return shape, fortran, dtype
@@ -146,7 +156,11 @@ def _reads_the_same(axes: Axes) -> bool:
 
 
 def create_npy(
-    path: str, header: VolumeHeader, *, overwrite: bool = False, options: OutputOptions = DEFAULT_OPTIONS
+    path: str,
+    header: VolumeHeader,
+    *,
+    overwrite: bool = False,
+    options: OutputOptions = DEFAULT_OPTIONS,
 ) -> VolumeWriter:
     """Start a .npy file, or standard output for "-"."""
     source = header.metadata if isinstance(header.metadata, NpySource) else None
@@ -176,7 +190,11 @@ def create_npy(
 
 def _header_bytes(shape: tuple[int, ...], fortran: bool, dtype: np.dtype[Any]) -> bytes:
     buffer = io.BytesIO()
-    description = {"descr": npy_format.dtype_to_descr(dtype), "fortran_order": fortran, "shape": shape}
+    description = {
+        "descr": npy_format.dtype_to_descr(dtype),
+        "fortran_order": fortran,
+        "shape": shape,
+    }
     npy_format.write_array_header_1_0(buffer, description)
     return buffer.getvalue()
 
@@ -186,7 +204,9 @@ class PipeWriter(VolumeWriter):
 
     sequential = True
 
-    def __init__(self, header: VolumeHeader, prefix: bytes, notes: tuple[str, ...], fortran: bool) -> None:
+    def __init__(
+        self, header: VolumeHeader, prefix: bytes, notes: tuple[str, ...], fortran: bool
+    ) -> None:
         self.header, self.path, self.notes = header, "standard output", notes
         self._file = sys.stdout.buffer
         self._fortran = fortran
@@ -205,9 +225,24 @@ class PipeWriter(VolumeWriter):
         axes, dtype = self.header.axes, self.header.dtype
         with write_errors(self.path):
             if self._waiting is not None:
-                write_block(self._waiting, axes, dtype, 0, n, (depth_start, 0, 0), channel_start, block, self._fortran)
+                write_block(
+                    self._waiting,
+                    axes,
+                    dtype,
+                    0,
+                    n,
+                    (depth_start, 0, 0),
+                    channel_start,
+                    block,
+                    self._fortran,
+                )
             else:
-                self._file.write(np.ascontiguousarray(axes.storage_order(block), dtype).reshape(-1).view(np.uint8).data)
+                self._file.write(
+                    np.ascontiguousarray(axes.storage_order(block), dtype)
+                    .reshape(-1)
+                    .view(np.uint8)
+                    .data
+                )
 
     def commit(self) -> None:
         with write_errors(self.path):

@@ -14,12 +14,20 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from conv3d_cli.errors import FormatError
-from conv3d_cli.formats.base import RawReader, reserve_space, temporary_folder, unnamed_file, write_at
+from conv3d_cli.formats.base import (
+    RawReader,
+    reserve_space,
+    temporary_folder,
+    unnamed_file,
+    write_at,
+)
 from conv3d_cli.formats.codecs import WINDOW_BYTES, Codec, codec_threads
 from conv3d_cli.model.volume import SPATIAL, Array, Axes, VolumeHeader, VolumeReader, VolumeWriter
 from conv3d_cli.system.atomic import AtomicFile, write_errors
 
-READ_BYTES = 1 << 18  # through the cache into the slab: measured as fast as unpacking into the slab itself
+READ_BYTES = (
+    1 << 18
+)  # through the cache into the slab: measured as fast as unpacking into the slab itself
 # packed at a time; part of what decides an output's bytes (zstd packs blocks of 4 MiB no more than 0.3 % tighter)
 BLOCK_BYTES = 1 << 20
 
@@ -94,7 +102,9 @@ class PackedStream:
 # Reading
 
 
-def open_packed(stream: PackedStream, header: VolumeHeader, stored: np.dtype[Any], offset: int) -> VolumeReader:
+def open_packed(
+    stream: PackedStream, header: VolumeHeader, stored: np.dtype[Any], offset: int
+) -> VolumeReader:
     """A reader of C-ordered voxels in a packed file.
 
     stream : PackedStream   not read beyond `offset`; closed by the reader
@@ -114,10 +124,16 @@ def _planes_follow(axes: Axes) -> bool:
     letters = axes.letters
     tail = letters[min(letters.index(a) for a in SPATIAL if a in letters) :]
     starts_with_depth = "z" not in letters or tail[0] == "z"
-    return starts_with_depth and not any(a in tail for a in axes.batch_letters) and len(axes.channel_letters) < 2
+    return (
+        starts_with_depth
+        and not any(a in tail for a in axes.batch_letters)
+        and len(axes.channel_letters) < 2
+    )
 
 
-def _unpacked(stream: PackedStream, header: VolumeHeader, stored: np.dtype[Any], offset: int) -> RawReader:
+def _unpacked(
+    stream: PackedStream, header: VolumeHeader, stored: np.dtype[Any], offset: int
+) -> RawReader:
     path = stream.path
     size = math.prod(header.axes.shape) * stored.itemsize
     file = unnamed_file()  # the reader made of it closes it
@@ -138,7 +154,9 @@ def _unpacked(stream: PackedStream, header: VolumeHeader, stored: np.dtype[Any],
         raise
 
 
-def _too_short(stream: PackedStream, header: VolumeHeader, stored: np.dtype[Any], offset: int) -> FormatError:
+def _too_short(
+    stream: PackedStream, header: VolumeHeader, stored: np.dtype[Any], offset: int
+) -> FormatError:
     promised = offset + math.prod(header.axes.shape) * stored.itemsize
     return FormatError(
         f"cannot read {stream.path}: truncated: its header promises {promised} bytes "
@@ -154,22 +172,32 @@ class PackedReader(VolumeReader):
 
     sequential = True
 
-    def __init__(self, stream: PackedStream, header: VolumeHeader, stored: np.dtype[Any], offset: int) -> None:
+    def __init__(
+        self, stream: PackedStream, header: VolumeHeader, stored: np.dtype[Any], offset: int
+    ) -> None:
         self.header, self.path = header, stream.path
         self._stream, self._stored, self._offset = stream, stored, offset
 
     def read(self, n: int, depth: slice, channels: slice) -> Array:
         axes = self.header.axes
-        together = axes.channels_within_plane  # then all channels of a plane are unpacked, wanted or not
+        together = (
+            axes.channels_within_plane
+        )  # then all channels of a plane are unpacked, wanted or not
         if not together and channels.stop - channels.start > 1:
-            raise RuntimeError(f"{self.path} holds its channels one after another: they are read one by one")
+            raise RuntimeError(
+                f"{self.path} holds its channels one after another: they are read one by one"
+            )
         unpacked = slice(0, axes.canonical_shape[4]) if together else channels
         sizes = dict.fromkeys(axes.batch_letters, 1)
         sizes |= dict.fromkeys(axes.channel_letters, unpacked.stop - unpacked.start)
         part = axes.renamed(axes.letters, {**sizes, "z": depth.stop - depth.start})
-        position = self._offset + first_voxel(axes, n, depth.start, unpacked.start) * self._stored.itemsize
+        position = (
+            self._offset + first_voxel(axes, n, depth.start, unpacked.start) * self._stored.itemsize
+        )
         if position < self._stream.position:
-            raise RuntimeError(f"{self.path} is compressed and only read forward: plane {depth.start} has passed")
+            raise RuntimeError(
+                f"{self.path} is compressed and only read forward: plane {depth.start} has passed"
+            )
         self._stream.skip_to(position)
         values = np.empty(part.shape, self._stored)
         if self._stream.fill(values.reshape(-1).view(np.uint8).data) < values.nbytes:
@@ -211,7 +239,9 @@ class PackedBlocks:
     threads : int or None       that pack; None: see `machine.thread_count`
     """
 
-    def __init__(self, file: BinaryIO, codec: Codec, level: int, threads: int | None = None) -> None:
+    def __init__(
+        self, file: BinaryIO, codec: Codec, level: int, threads: int | None = None
+    ) -> None:
         self._file, self._packer = file, codec.packer(level)
         self._pending = bytearray()
         self._window = b""

@@ -79,14 +79,24 @@ def orient_kernel(kernel: str | Kernel | None, orient: str) -> str:
     'sobel:axis=x:orient=world'
     """
     able = [k.name for k in describe_builtins() if any(p.name == "orient" for p in k.parameters)]
-    name, *pairs = (part.strip() for part in kernel.split(":")) if isinstance(kernel, str) else ("this kernel",)
+    name, *pairs = (
+        (part.strip() for part in kernel.split(":"))
+        if isinstance(kernel, str)
+        else ("this kernel",)
+    )
     if name not in able:
         raise SpecError(
             f"--orient {orient} is for {', '.join(able)}; {name} has no direction in the world: leave it out"
         )
-    given = [pair.partition("=")[2].strip() for pair in pairs if pair.partition("=")[0].strip() == "orient"]
+    given = [
+        pair.partition("=")[2].strip()
+        for pair in pairs
+        if pair.partition("=")[0].strip() == "orient"
+    ]
     if given and given != [orient]:
-        raise SpecError(f"--orient {orient} contradicts orient={given[0]} of the kernel: leave one of them out")
+        raise SpecError(
+            f"--orient {orient} contradicts orient={given[0]} of the kernel: leave one of them out"
+        )
     return kernel if given and isinstance(kernel, str) else f"{kernel}:orient={orient}"
 
 

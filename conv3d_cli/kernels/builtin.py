@@ -16,7 +16,16 @@ from typing import Literal
 import numpy as np
 
 from conv3d_cli.errors import SpecError, unknown_name
-from conv3d_cli.kernels.lengths import MAX_WEIGHTS, Axes, Floats, Lengths, Sizes, axis_numbers, require_memory, voxels
+from conv3d_cli.kernels.lengths import (
+    MAX_WEIGHTS,
+    Axes,
+    Floats,
+    Lengths,
+    Sizes,
+    axis_numbers,
+    require_memory,
+    voxels,
+)
 from conv3d_cli.kernels.sampling import SAMPLINGS, SamplingName
 from conv3d_cli.kernels.world import (
     VOXEL_AXES,
@@ -108,15 +117,26 @@ def gaussian(
     found = voxels(given, name, zero=True) if tool_axes else spread(given, name, orient, zero=True)
     deviations = found if fwhm is None else _sigma(found)
     if sampling == "scipy":
-        return Kernel(_gaussian_weights(deviations, truncate, "gaussian"), name="gaussian", built=_built(deviations))
+        return Kernel(
+            _gaussian_weights(deviations, truncate, "gaussian"),
+            name="gaussian",
+            built=_built(deviations),
+        )
     if sampling not in SAMPLINGS:
         raise unknown_name("sampling", sampling, ["scipy", *SAMPLINGS])
     if truncate != 4:
-        raise SpecError(f"sampling={sampling} sets how far the Gaussian reaches; leave out truncate={truncate:g}")
+        raise SpecError(
+            f"sampling={sampling} sets how far the Gaussian reaches; leave out truncate={truncate:g}"
+        )
     if isinstance(deviations, Ellipsoid):
-        raise SpecError(f"sampling={sampling} goes along voxel axes, and here {deviations.why}; leave it out")
+        raise SpecError(
+            f"sampling={sampling} goes along voxel axes, and here {deviations.why}; leave it out"
+        )
     tool = SAMPLINGS[sampling]
-    reach = [_whole(tool.reach(deviation), "gaussian", "sigma") if deviation else 0 for deviation in deviations]
+    reach = [
+        _whole(tool.reach(deviation), "gaussian", "sigma") if deviation else 0
+        for deviation in deviations
+    ]
     _require_size([2 * r + 1 for r in reach], "gaussian", "sigma")
     profiles = [
         tool.weights(deviation, radius) if deviation else np.ones(1)
@@ -180,7 +200,9 @@ def laplacian(neighbours: Literal[6, 18, 26] = 6) -> Kernel:
     return Kernel(np.array(by_distance)[distance] / scale, name="laplacian")
 
 
-def log(sigma: Lengths, truncate: float = 4, per: PerKind | None = None, orient: OrientKind = VOXEL_AXES) -> Kernel:
+def log(
+    sigma: Lengths, truncate: float = 4, per: PerKind | None = None, orient: OrientKind = VOXEL_AXES
+) -> Kernel:
     """Laplacian of Gaussian: edges and blobs at a scale; negative on bright blobs of radius sqrt(3)·sigma.
 
     Formula: w = Σ over axes a of (a²/σa⁴ - 1/σa²) · g, with g the gaussian kernel; the scale is per voxel²
@@ -205,11 +227,15 @@ def log(sigma: Lengths, truncate: float = 4, per: PerKind | None = None, orient:
             f"truncate={truncate:g}; give a larger sigma"
         )
     if per is not None:
-        weights = _fitted_curvature(_gaussian_weights(deviations, truncate, "log"), reach, laplacian_parts(per))
+        weights = _fitted_curvature(
+            _gaussian_weights(deviations, truncate, "log"), reach, laplacian_parts(per)
+        )
     elif isinstance(deviations, Ellipsoid):
         inverse = np.linalg.inv(deviations.covariance)
         slopes = np.einsum("ab,bdhw->adhw", inverse, voxel_places(reach))
-        weights = ((slopes**2).sum(axis=0) - np.trace(inverse)) * _gaussian_weights(deviations, truncate, "log")
+        weights = ((slopes**2).sum(axis=0) - np.trace(inverse)) * _gaussian_weights(
+            deviations, truncate, "log"
+        )
     else:
         profiles = _profiles(deviations, truncate, "log")
         weights = np.zeros([len(profile) for profile in profiles])
@@ -379,16 +405,30 @@ def gaussian_derivative(
         if order == 1:
             filters = _fitted_slopes(smooth, reach, slopes.parts)
         else:
-            filters = [_fitted_curvature(smooth, reach, np.outer(part, part)) for part in slopes.parts.T]
+            filters = [
+                _fitted_curvature(smooth, reach, np.outer(part, part)) for part in slopes.parts.T
+            ]
     elif isinstance(deviations, Ellipsoid):
         inverse = np.linalg.inv(deviations.covariance)
         smooth = _gaussian_weights(deviations, truncate, "gaussian_derivative")
         ways = np.einsum("ab,bdhw->adhw", inverse, voxel_places(reach))
-        filters = [smooth * (ways[a] if order == 1 else ways[a] ** 2 - inverse[a, a]) for a in axis_numbers(axis)]
+        filters = [
+            smooth * (ways[a] if order == 1 else ways[a] ** 2 - inverse[a, a])
+            for a in axis_numbers(axis)
+        ]
     else:
         profiles = _profiles(deviations, truncate, "gaussian_derivative")
-        filters = [_along(profiles, a, _differentiated(profiles[a], deviations[a], order)) for a in axis_numbers(axis)]
-    words = "" if slopes is None else slopes.words if order == 1 else slopes.words.replace("slopes", "curvatures") + "²"
+        filters = [
+            _along(profiles, a, _differentiated(profiles[a], deviations[a], order))
+            for a in axis_numbers(axis)
+        ]
+    words = (
+        ""
+        if slopes is None
+        else slopes.words
+        if order == 1
+        else slopes.words.replace("slopes", "curvatures") + "²"
+    )
     return _kernel_or_bank("gaussian_derivative", axis, filters, _built(deviations, words))
 
 
@@ -413,7 +453,9 @@ def sharpen(amount: float = 1) -> Kernel:
     return Kernel(weights, name="sharpen")
 
 
-def unsharp(sigma: Lengths, amount: float = 1, truncate: float = 4, orient: OrientKind = VOXEL_AXES) -> Kernel:
+def unsharp(
+    sigma: Lengths, amount: float = 1, truncate: float = 4, orient: OrientKind = VOXEL_AXES
+) -> Kernel:
     """Unsharp mask: sharpens by adding what a Gaussian takes away.
 
     Formula: w = identity + amount · (identity - gaussian(sigma)); sum 1
@@ -449,8 +491,12 @@ def _gaussian_weights(deviations: Floats | Ellipsoid, truncate: float, name: str
 def _reach(deviations: Floats | Ellipsoid, truncate: float, name: str) -> list[int]:
     """Voxels to each side, the number of weights checked before any is made."""
     if not 0 < truncate < math.inf:
-        raise SpecError(f"truncate must be positive, as in truncate=4, received truncate={truncate:g}")
-    reach = [_whole(truncate * deviation + 0.5, name, "sigma") for deviation in _half_widths(deviations)]
+        raise SpecError(
+            f"truncate must be positive, as in truncate=4, received truncate={truncate:g}"
+        )
+    reach = [
+        _whole(truncate * deviation + 0.5, name, "sigma") for deviation in _half_widths(deviations)
+    ]
     _require_size([2 * r + 1 for r in reach], name, "sigma")
     return reach
 
@@ -469,7 +515,9 @@ def _profiles(deviations: Floats, truncate: float, name: str) -> list[Weights]:
 def _differentiated(profile: Weights, deviation: float, order: int) -> Weights:
     """A sampled Gaussian's derivative along its axis, as a correlation kernel."""
     positions = np.arange(len(profile)) - len(profile) // 2
-    return profile * (positions / deviation**2 if order == 1 else positions**2 / deviation**4 - 1 / deviation**2)
+    return profile * (
+        positions / deviation**2 if order == 1 else positions**2 / deviation**4 - 1 / deviation**2
+    )
 
 
 def _along(profiles: Sequence[Weights], axis: int, profile: Weights) -> Weights:
@@ -535,10 +583,17 @@ def _add_centred(weights: Weights, smaller: Weights) -> None:
 
 
 def _first_derivative(
-    name: str, axis: str, per: PerKind | None, orient: OrientKind, along: Sequence[float], across: Sequence[float]
+    name: str,
+    axis: str,
+    per: PerKind | None,
+    orient: OrientKind,
+    along: Sequence[float],
+    across: Sequence[float],
 ) -> Kernel:
     """The kernels of 3 x 3 x 3 that differentiate along an axis, combined into the slopes that are wanted."""
-    three = [_along([np.array(across, np.float64)] * 3, a, np.array(along, np.float64)) for a in range(3)]
+    three = [
+        _along([np.array(across, np.float64)] * 3, a, np.array(along, np.float64)) for a in range(3)
+    ]
     slopes = wanted_slopes(axis, per, orient)
     if slopes is None:
         return _kernel_or_bank(name, axis, [three[a] for a in axis_numbers(axis)], "")
@@ -558,20 +613,26 @@ def _kernel_or_bank(name: str, axis: str, filters: Sequence[Weights], built: str
         weights = np.moveaxis(planes, 0, a)
     if len(filters) == 1:
         return Kernel(weights[..., 0], name=name, built=built)
-    return Kernel(weights, name=name, filter_names=tuple(f"{name} {letter}" for letter in axis), built=built)
+    return Kernel(
+        weights, name=name, filter_names=tuple(f"{name} {letter}" for letter in axis), built=built
+    )
 
 
 def _whole(value: float, name: str, parameter: str) -> int:
     """Voxels to each side, cut to a whole number; also refuses what no integer type holds."""
     if value > MAX_WEIGHTS:
-        raise SpecError(f"{name} would reach {value:.3g} voxels to each side; {_smaller(parameter)}")
+        raise SpecError(
+            f"{name} would reach {value:.3g} voxels to each side; {_smaller(parameter)}"
+        )
     return int(value)
 
 
 def _require_size(shape: Sequence[int], name: str, parameter: str) -> None:
     if math.prod(shape) > MAX_WEIGHTS:
         d, h, w = shape
-        raise SpecError(f"{name} would have {d} x {h} x {w} weights, more than {MAX_WEIGHTS:,}; {_smaller(parameter)}")
+        raise SpecError(
+            f"{name} would have {d} x {h} x {w} weights, more than {MAX_WEIGHTS:,}; {_smaller(parameter)}"
+        )
     require_memory(math.prod(shape), name)
 
 

@@ -70,15 +70,22 @@ def crop_kernel(kernel: Kernel, tolerance: float) -> Cropped:
     """
     check_tolerance(tolerance)
     if kernel.is_layer:
-        raise ShapeError(f"kernel {kernel.name} is a layer, and only filters (3-D kernels) are cropped")
+        raise ShapeError(
+            f"kernel {kernel.name} is a layer, and only filters (3-D kernels) are cropped"
+        )
     absolute = np.abs(kernel.weights)
     if kernel.is_bank:
-        absolute = absolute.sum(axis=-1)  # what one of its filters loses is no more than what all do
+        absolute = absolute.sum(
+            axis=-1
+        )  # what one of its filters loses is no more than what all do
     budget = tolerance * float(absolute.sum())
     if not absolute.any():  # no part of nothing is more than another
         return Cropped(kernel, (0, 0, 0), 0.0, 0.0)
     centre = kernel.centre or tuple((k - 1) / 2 for k in kernel.size)
-    most = [min(math.floor(c), math.floor(k - 1 - c), (k - 1) // 2) for c, k in zip(centre, kernel.size, strict=True)]
+    most = [
+        min(math.floor(c), math.floor(k - 1 - c), (k - 1) // 2)
+        for c, k in zip(centre, kernel.size, strict=True)
+    ]
     removed, lost = [0, 0, 0], 0.0
     while True:
         left = absolute[tuple(slice(n, k - n) for n, k in zip(removed, kernel.size, strict=True))]
@@ -91,7 +98,11 @@ def crop_kernel(kernel: Kernel, tolerance: float) -> Cropped:
         lost += least
         removed[axis] += 1
     kept = tuple(slice(n, k - n) for n, k in zip(removed, kernel.size, strict=True))
-    moved = None if kernel.centre is None else tuple(c - n for c, n in zip(kernel.centre, removed, strict=True))
+    moved = (
+        None
+        if kernel.centre is None
+        else tuple(c - n for c, n in zip(kernel.centre, removed, strict=True))
+    )
     d, h, w = removed
     cropped = replace(kernel, weights=kernel.weights[kept], centre=moved)  # type: ignore[arg-type]
     return Cropped(cropped, (d, h, w), lost, kernel.sum)

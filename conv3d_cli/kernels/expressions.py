@@ -146,9 +146,13 @@ def parse_formula(text: str) -> Formula:
     if len(text) > 1 and text[0] in "'\"" and text[-1] == text[0]:
         text = text[1:-1].strip()
     if len(text) > MAX_TEXT:
-        raise SpecError(f"a formula has at most {MAX_TEXT} characters, received {len(text):,}: {_short(text)}")
+        raise SpecError(
+            f"a formula has at most {MAX_TEXT} characters, received {len(text):,}: {_short(text)}"
+        )
     if not text.isprintable():
-        raise SpecError(f"a formula is one line without control characters, received {_short(ascii(text))}")
+        raise SpecError(
+            f"a formula is one line without control characters, received {_short(ascii(text))}"
+        )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # of what Python only just reads, as in 1if
@@ -156,7 +160,10 @@ def parse_formula(text: str) -> Formula:
     except (SyntaxError, ValueError, Warning) as error:
         reason = error.msg if isinstance(error, SyntaxError) else str(error)
         raise SpecError(f"not a formula: {_short(text)} ({reason}); {ALLOWED}") from None
-    except (RecursionError, MemoryError):  # Python's parser says either of what is nested too deeply
+    except (
+        RecursionError,
+        MemoryError,
+    ):  # Python's parser says either of what is nested too deeply
         raise SpecError(f"the formula is nested too deeply: {_short(text)}") from None
     return Formula(text, _term(tree.body, text, _MAX_DEPTH))
 
@@ -186,7 +193,9 @@ def _term(node: ast.AST, text: str, depth: int) -> Term:
         case ast.BoolOp(op=op, values=values) if type(op) in _BOOLEAN:
             terms, combined = [inner(value) for value in values], _BOOLEAN[type(op)]
             return lambda names: combined([term(names) for term in terms])
-        case ast.Compare(left=left, ops=ops, comparators=others) if all(type(op) in _COMPARISONS for op in ops):
+        case ast.Compare(left=left, ops=ops, comparators=others) if all(
+            type(op) in _COMPARISONS for op in ops
+        ):
             compared = [_COMPARISONS[type(op)] for op in ops]
             sides = [inner(side) for side in (left, *others)]
             return lambda names: _chain(compared, [side(names) for side in sides])
@@ -194,7 +203,9 @@ def _term(node: ast.AST, text: str, depth: int) -> Term:
             count, function = FUNCTIONS[name]
             if len(arguments) != count if count else len(arguments) < 2:
                 takes = f"takes {count}" if count else "takes two or more"
-                raise SpecError(f"{name}() {takes}, received {len(arguments)} in the formula {_short(text)}")
+                raise SpecError(
+                    f"{name}() {takes}, received {len(arguments)} in the formula {_short(text)}"
+                )
             given = [inner(argument) for argument in arguments]
             return lambda names: function(*(argument(names) for argument in given))
     raise SpecError(f"the formula {_short(text)} holds {_description(node)}; {ALLOWED}")
@@ -295,7 +306,8 @@ def _cosines(grid: Grid) -> Array:
 
 
 FormulaText = Annotated[
-    Formula | str, Kind(lambda text, name, grid: parse_formula(text), '"FORMULA"', '"exp(-r)"', bare=True)
+    Formula | str,
+    Kind(lambda text, name, grid: parse_formula(text), '"FORMULA"', '"exp(-r)"', bare=True),
 ]
 Radius = Annotated[Extent | float | Sequence[float], Kind(read_extent, "LENGTH", "2vox")]
 
@@ -336,7 +348,9 @@ def expr(formula: FormulaText, radius: Radius, shape: Literal["ball", "box"] = "
         slab = slice(start, start + planes)
         weights[slab] = _sample(formula, radius, shape, [offsets[0][slab], offsets[1], offsets[2]])
     if not weights.any():
-        raise SpecError(f"the formula {_short(formula.text)} is 0 everywhere within the radius; is its unit right?")
+        raise SpecError(
+            f"the formula {_short(formula.text)} is 0 everywhere within the radius; is its unit right?"
+        )
     return Kernel(weights + 0.0, name="expr")  # + 0.0: no minus zeros in files and pictures
 
 
@@ -348,15 +362,20 @@ def _sample(formula: Formula, radius: Extent, shape: str, offsets: Sequence[Arra
     d, h, w = offsets[0][:, None, None], offsets[1][:, None], offsets[2]
     size = tuple(map(len, offsets))
     r = np.sqrt(np.maximum(_squares(radius.cosines, d, h, w), 0.0))
-    values = np.broadcast_to(np.asarray(formula({"d": d, "h": h, "w": w, "r": r}), np.float64), size)
+    values = np.broadcast_to(
+        np.asarray(formula({"d": d, "h": h, "w": w, "r": r}), np.float64), size
+    )
     if shape == "ball":
         inside = _squares(
-            radius.cosines, *(a / (length or 1.0) for a, length in zip((d, h, w), radius.lengths, strict=True))
+            radius.cosines,
+            *(a / (length or 1.0) for a, length in zip((d, h, w), radius.lengths, strict=True)),
         )
         values = np.where(inside <= 1 + 2 * _ROUNDING, values, 0.0)
     if not np.isfinite(values).all():
         index = np.argwhere(~np.isfinite(values))[0]
-        place = ", ".join(f"{name}={a[i]:g}" for name, a, i in zip("dhw", offsets, index, strict=True))
+        place = ", ".join(
+            f"{name}={a[i]:g}" for name, a, i in zip("dhw", offsets, index, strict=True)
+        )
         raise SpecError(
             f"the formula {_short(formula.text)} is {values[tuple(index)]} at {place} {radius.unit}; give it a value there, "
             "as in where(r > 0, sin(r)/r, 1)"
@@ -367,7 +386,9 @@ def _sample(formula: Formula, radius: Extent, shape: str, offsets: Sequence[Arra
 def _squares(cosines: Array, d: Any, h: Any, w: Any) -> Any:
     """The square of a vector of these parts along D, H, W; the same bits for opposite vectors."""
     square = d * d + h * h + w * w
-    for (a, b), cosine in zip(((d, h), (d, w), (h, w)), cosines[np.triu_indices(3, 1)], strict=True):
+    for (a, b), cosine in zip(
+        ((d, h), (d, w), (h, w)), cosines[np.triu_indices(3, 1)], strict=True
+    ):
         if cosine:
             square = square + 2 * cosine * (a * b)
     return square
@@ -385,5 +406,7 @@ def _half_widths(extent: Extent) -> Floats:
 
 def _whole(value: float) -> int:
     if value > MAX_WEIGHTS:
-        raise SpecError(f"expr would reach {value:.3g} voxels to each side; give a smaller radius (is the unit right?)")
+        raise SpecError(
+            f"expr would reach {value:.3g} voxels to each side; give a smaller radius (is the unit right?)"
+        )
     return int(value * (1 + _ROUNDING))

@@ -24,7 +24,14 @@ import numpy as np
 from numpy.lib import format as npy_format
 from numpy.typing import NDArray
 
-from conv3d_cli.errors import Conv3DError, FormatError, ShapeError, SpecError, WriteError, suggestion
+from conv3d_cli.errors import (
+    Conv3DError,
+    FormatError,
+    ShapeError,
+    SpecError,
+    WriteError,
+    suggestion,
+)
 from conv3d_cli.formats import FORMATS, open_volume, output_format, write_volume
 from conv3d_cli.formats.npy import read_array_header
 from conv3d_cli.kernels.lengths import MAX_WEIGHTS, require_memory
@@ -37,9 +44,13 @@ if TYPE_CHECKING:
     import zipfile
 
 Array = NDArray[Any]
-BuildKernel = Callable[[str], Kernel]  # makes the kernel of a built-in text such as "gaussian:fwhm=6mm"
+BuildKernel = Callable[
+    [str], Kernel
+]  # makes the kernel of a built-in text such as "gaussian:fwhm=6mm"
 
-MAX_TEXT = 16 << 20  # bytes; parsed text takes some twenty times its size, and arrays have better formats
+MAX_TEXT = (
+    16 << 20
+)  # bytes; parsed text takes some twenty times its size, and arrays have better formats
 _NESTING = 5  # levels of a layer's weights
 
 
@@ -81,7 +92,9 @@ def find_kernel_file(path: str | os.PathLike[str]) -> KernelFile | None:
 
 def known_suffixes(written: bool = False) -> str:
     """All suffixes, for messages; or only those of formats that are written."""
-    return " ".join(suffix for kind in KERNEL_FILES if kind.written or not written for suffix in kind.suffixes)
+    return " ".join(
+        suffix for kind in KERNEL_FILES if kind.written or not written for suffix in kind.suffixes
+    )
 
 
 def read_kernel_file(path: str, build: BuildKernel) -> Kernel:
@@ -94,7 +107,9 @@ def read_kernel_file(path: str, build: BuildKernel) -> Kernel:
     if kind is None or not kind.volume:  # a volume may be a folder
         check_input(path)
     if kind is None:
-        raise FormatError(f"cannot read {path}: no kernel format has this suffix; known are {known_suffixes()}")
+        raise FormatError(
+            f"cannot read {path}: no kernel format has this suffix; known are {known_suffixes()}"
+        )
     with _reading(path):
         return kind.read(path, build)
 
@@ -110,7 +125,9 @@ def write_kernel(path: str | os.PathLike[str], kernel: Kernel, *, overwrite: boo
             f"cannot write {path}: no kernel format has this suffix; known are {known_suffixes(written=True)}"
         )
     if not kind.written:
-        raise SpecError(f"cannot write {path}: {kind.name} kernels are only read; write {known_suffixes(written=True)}")
+        raise SpecError(
+            f"cannot write {path}: {kind.name} kernels are only read; write {known_suffixes(written=True)}"
+        )
     middle = tuple((k - 1) / 2 for k in kernel.size)
     if kernel.centre == middle:
         kernel = replace(kernel, centre=None)
@@ -121,7 +138,9 @@ def write_kernel(path: str | os.PathLike[str], kernel: Kernel, *, overwrite: boo
     ):
         if has and not holds:
             able = [k.suffixes[0] for k in KERNEL_FILES if k.layers and k.extras]
-            raise WriteError(f"cannot write {path}: {kind.name} cannot hold {what}; write {' '.join(able)} instead")
+            raise WriteError(
+                f"cannot write {path}: {kind.name} cannot hold {what}; write {' '.join(able)} instead"
+            )
     if kind.encode is None:
         write_volume(os.fspath(path), Volume(kernel.weights, "zyx"), overwrite=overwrite)
         return
@@ -164,7 +183,9 @@ def _reading(path: str) -> Iterator[None]:
 
 def _require_weights(count: int, shape: tuple[int, ...], path: str) -> None:
     if count > MAX_WEIGHTS:
-        raise ShapeError(f"kernel {path} has {count:,} weights, shape {shape}; at most {MAX_WEIGHTS:,} are allowed")
+        raise ShapeError(
+            f"kernel {path} has {count:,} weights, shape {shape}; at most {MAX_WEIGHTS:,} are allowed"
+        )
     require_memory(count, path)
 
 
@@ -175,7 +196,9 @@ def _require_real(dtype: np.dtype[Any], path: str) -> None:
 
 def _require_bytes(needed: int, size: int, path: str) -> None:
     if needed > size:
-        raise FormatError(f"cannot read {path}: truncated: its header promises {needed} bytes, the file has {size}")
+        raise FormatError(
+            f"cannot read {path}: truncated: its header promises {needed} bytes, the file has {size}"
+        )
 
 
 def _with_extras(path: str, weights: Any, bias: Any = None, centre: Any = None) -> Kernel:
@@ -183,7 +206,9 @@ def _with_extras(path: str, weights: Any, bias: Any = None, centre: Any = None) 
     if centre is not None:
         values = np.asarray(centre)
         if values.shape != (3,) or values.dtype.kind not in "uif":
-            raise ShapeError(f"kernel {path}: the centre is three numbers, depth,height,width, received {centre!r}")
+            raise ShapeError(
+                f"kernel {path}: the centre is three numbers, depth,height,width, received {centre!r}"
+            )
         centre = tuple(float(value) for value in values)
     return Kernel(weights, bias, centre, name=path)
 
@@ -226,7 +251,9 @@ def _read_up_to(file: Any, count: int) -> bytes:
 
 def _encode_array(array: Array) -> bytes:
     buffer = io.BytesIO()
-    npy_format.write_array(buffer, np.ascontiguousarray(array, dtype="<f8"), version=(1, 0), allow_pickle=False)
+    npy_format.write_array(
+        buffer, np.ascontiguousarray(array, dtype="<f8"), version=(1, 0), allow_pickle=False
+    )
     return buffer.getvalue()
 
 
@@ -273,7 +300,9 @@ def _encode_npz(kernel: Kernel) -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, values in arrays.items():
-            member = zipfile.ZipInfo(f"{name}.npy", (1980, 1, 1, 0, 0, 0))  # the zip format's zero: no time stamp
+            member = zipfile.ZipInfo(
+                f"{name}.npy", (1980, 1, 1, 0, 0, 0)
+            )  # the zip format's zero: no time stamp
             member.compress_type = zipfile.ZIP_DEFLATED
             member.create_system = 3
             archive.writestr(member, _encode_array(values))
@@ -334,23 +363,33 @@ def _read_table(table: dict[str, Any], path: str, build: BuildKernel) -> Kernel:
     for key in table:
         if key not in _KEYS:
             hint = suggestion(key, _KEYS)
-            raise FormatError(f"cannot read {path}: unknown key '{key}'; {hint}known are {', '.join(_KEYS)}")
+            raise FormatError(
+                f"cannot read {path}: unknown key '{key}'; {hint}known are {', '.join(_KEYS)}"
+            )
     if ("kernel" in table) == ("weights" in table):
         both = "both 'kernel' and 'weights'" if "kernel" in table else "no key 'kernel'"
-        raise FormatError(f"cannot read {path}: it has {both}; one of them holds the weights or a built-in's name")
+        raise FormatError(
+            f"cannot read {path}: it has {both}; one of them holds the weights or a built-in's name"
+        )
     content = table["kernel"] if "kernel" in table else table["weights"]
     axes = table.get("axes", "dhw")
     if axes not in ("dhw", "ijk"):
-        raise FormatError(f"cannot read {path}: axes is 'dhw' or 'ijk' (nibabel's order), received {axes!r}")
+        raise FormatError(
+            f"cannot read {path}: axes is 'dhw' or 'ijk' (nibabel's order), received {axes!r}"
+        )
     for key in ("flip", "normalize"):
         if not isinstance(table.get(key, False), bool):
-            raise FormatError(f"cannot read {path}: {key} is true or false, received {table[key]!r}")
+            raise FormatError(
+                f"cannot read {path}: {key} is true or false, received {table[key]!r}"
+            )
     if not isinstance(table.get("name", ""), str):
         raise FormatError(f"cannot read {path}: name is a text, received {table['name']!r}")
 
     if isinstance(content, str):
         if "axes" in table:
-            raise FormatError(f"cannot read {path}: axes orders a nested list, the kernel is the built-in '{content}'")
+            raise FormatError(
+                f"cannot read {path}: axes orders a nested list, the kernel is the built-in '{content}'"
+            )
         try:
             weights = build(content).weights
         except Conv3DError as error:
@@ -381,9 +420,13 @@ def _nested_array(content: Any, what: str, path: str) -> Array:
         shape.append(len(level))
         level = level[0] if level else None
     if not shape:
-        raise FormatError(f"cannot read {path}: {what} must be a nested list of numbers, received {_short(content)}")
+        raise FormatError(
+            f"cannot read {path}: {what} must be a nested list of numbers, received {_short(content)}"
+        )
     if len(shape) > _NESTING:
-        raise ShapeError(f"kernel {path} must be 3-D or 5-D, received lists nested {len(shape)} deep")
+        raise ShapeError(
+            f"kernel {path} must be 3-D or 5-D, received lists nested {len(shape)} deep"
+        )
 
     def check(part: Any, index: tuple[int, ...]) -> None:
         expected = shape[len(index)]
@@ -398,13 +441,17 @@ def _nested_array(content: Any, what: str, path: str) -> Array:
                 check(inner, (*index, position))
             elif type(inner) not in (int, float):  # a bool is an int elsewhere
                 where = _place(what, (*index, position))
-                raise ShapeError(f"kernel {path}: {where} must be a number, received {_short(inner)}")
+                raise ShapeError(
+                    f"kernel {path}: {where} must be a number, received {_short(inner)}"
+                )
 
     check(content, ())
     try:
         return np.array(content, dtype=np.float64)
     except OverflowError:
-        raise ShapeError(f"kernel {path}: {what} must hold finite numbers, received one beyond float64") from None
+        raise ShapeError(
+            f"kernel {path}: {what} must hold finite numbers, received one beyond float64"
+        ) from None
 
 
 def _place(what: str, index: tuple[int, ...]) -> str:
@@ -481,15 +528,27 @@ def _text_rows(path: str) -> Iterator[tuple[int, list[float], bool]]:
     for number, line in enumerate(_read_text(path).splitlines(), 1):
         content, hash_mark, _ = line.partition("#")
         try:
-            yield number, [float(word) for word in content.replace(",", " ").split()], bool(hash_mark)
+            yield (
+                number,
+                [float(word) for word in content.replace(",", " ").split()],
+                bool(hash_mark),
+            )
         except ValueError:
-            raise FormatError(f"cannot read {path}: line {number} is not a row of numbers: {_short(line)}") from None
+            raise FormatError(
+                f"cannot read {path}: line {number} is not a row of numbers: {_short(line)}"
+            ) from None
 
 
 def _encode_txt(kernel: Kernel) -> bytes:
     d, h, w = kernel.size
-    planes = ["\n".join(" ".join(map(repr, row)) for row in plane) for plane in kernel.weights.tolist()]
-    return (f"# {d} planes (depth) of {h} rows (height) of {w} numbers (width)\n" + "\n\n".join(planes) + "\n").encode()
+    planes = [
+        "\n".join(" ".join(map(repr, row)) for row in plane) for plane in kernel.weights.tolist()
+    ]
+    return (
+        f"# {d} planes (depth) of {h} rows (height) of {w} numbers (width)\n"
+        + "\n\n".join(planes)
+        + "\n"
+    ).encode()
 
 
 def _read_minc(path: str, build: BuildKernel) -> Kernel:
@@ -506,7 +565,9 @@ def _read_volume(path: str, build: BuildKernel) -> Kernel:
     """A volume as a kernel, by whichever format its name asks for: axes by name, values as of the same file as an input."""
     found = output_format(path)
     if len(found.files(path)) > len(found.written(path)):
-        raise FormatError(f"cannot read {path}: its planes lie in other files; save them as one file")
+        raise FormatError(
+            f"cannot read {path}: its planes lie in other files; save them as one file"
+        )
     with open_volume(path) as reader:
         header = reader.header
         axes, (_, depth, height, width, _) = header.axes, header.shape
@@ -532,7 +593,9 @@ def _encode_nifti(kernel: Kernel) -> bytes:
     from nibabel.nifti1 import Nifti1Image
 
     if max(kernel.size) > 32767:
-        raise WriteError(f"NIfTI-1 cannot hold {kernel.size} voxels (at most 32767 along an axis); write .npy instead")
+        raise WriteError(
+            f"NIfTI-1 cannot hold {kernel.size} voxels (at most 32767 along an axis); write .npy instead"
+        )
     return bytes(Nifti1Image(kernel.weights.transpose(2, 1, 0), np.eye(4)).to_bytes())
 
 
@@ -545,7 +608,9 @@ def _encode_tiff(kernel: Kernel) -> bytes:
 
     buffer = io.BytesIO()
     metadata = {"axes": "ZYX"}
-    tifffile.imwrite(buffer, kernel.weights, photometric="minisblack", software="conv3d", metadata=metadata)
+    tifffile.imwrite(
+        buffer, kernel.weights, photometric="minisblack", software="conv3d", metadata=metadata
+    )
     return buffer.getvalue()
 
 
@@ -561,13 +626,19 @@ def read_bias(path: str) -> list[float]:
     Raises: FormatError if the file is missing or damaged; ShapeError for another shape, or NaN and infinite numbers.
     """
     size = check_input(path)
-    read = next((read for suffix, read in _BIAS_FILES.items() if path.lower().endswith(suffix)), None)
+    read = next(
+        (read for suffix, read in _BIAS_FILES.items() if path.lower().endswith(suffix)), None
+    )
     if read is None:
-        raise FormatError(f"cannot read {path}: no bias file has this suffix; known are {' '.join(_BIAS_FILES)}")
+        raise FormatError(
+            f"cannot read {path}: no bias file has this suffix; known are {' '.join(_BIAS_FILES)}"
+        )
     with _reading(path):
         bias = np.atleast_1d(np.asarray(read(path, size), dtype=np.float64))
     if bias.ndim != 1 or bias.size == 0:
-        raise ShapeError(f"the bias in {path} must be one row of numbers, received shape {bias.shape}")
+        raise ShapeError(
+            f"the bias in {path} must be one row of numbers, received shape {bias.shape}"
+        )
     if not np.isfinite(bias).all():
         raise ShapeError(f"the bias in {path} must hold finite numbers")
     return [float(value) for value in bias]
@@ -585,7 +656,9 @@ def _npz_bias(path: str, size: int) -> Array:
         members = _members(archive)
         chosen = ["bias"] if "bias" in members else list(members)
         if len(chosen) != 1:
-            raise FormatError(f"cannot read {path}: it holds no array 'bias', but {', '.join(members) or 'nothing'}")
+            raise FormatError(
+                f"cannot read {path}: it holds no array 'bias', but {', '.join(members) or 'nothing'}"
+            )
         return _read_member(archive, members[chosen[0]], path)
 
 
@@ -614,7 +687,12 @@ _BIAS_FILES: dict[str, Callable[[str, int], Any]] = {
 # The catalogue: a new kind is a reader, an encoder and a line here; a format of volumes joins by itself
 
 # Files of these are made here, as they always were; those of other formats of volumes by the format.
-_VOLUME_ENCODERS = {".nii": _encode_nifti, ".nii.gz": _encode_nifti_gz, ".tif": _encode_tiff, ".tiff": _encode_tiff}
+_VOLUME_ENCODERS = {
+    ".nii": _encode_nifti,
+    ".nii.gz": _encode_nifti_gz,
+    ".tif": _encode_tiff,
+    ".tiff": _encode_tiff,
+}
 
 
 _OWN_KINDS = (
@@ -634,7 +712,15 @@ def _volume_kinds() -> Iterator[KernelFile]:
         for suffix in found.suffixes:
             if suffix not in taken:
                 encode = _VOLUME_ENCODERS.get(suffix)
-                yield KernelFile(found.name, (suffix,), _read_volume, encode, layers=False, extras=False, volume=True)
+                yield KernelFile(
+                    found.name,
+                    (suffix,),
+                    _read_volume,
+                    encode,
+                    layers=False,
+                    extras=False,
+                    volume=True,
+                )
 
 
 KERNEL_FILES: tuple[KernelFile, ...] = (*_OWN_KINDS, *_volume_kinds())

@@ -71,7 +71,9 @@ def describe(function: KernelFunction) -> BuiltinKernel:
 
 def _kind(annotation: Any) -> Kind:
     if get_origin(annotation) in (Union, types.UnionType):  # sigma: Lengths | None
-        (annotation,) = (argument for argument in get_args(annotation) if argument is not type(None))
+        (annotation,) = (
+            argument for argument in get_args(annotation) if argument is not type(None)
+        )
     if get_origin(annotation) is Annotated:
         return next(extra for extra in annotation.__metadata__ if isinstance(extra, Kind))
     if get_origin(annotation) is Literal:
@@ -81,7 +83,9 @@ def _kind(annotation: Any) -> Kind:
     raise TypeError(f"no way to read a parameter of type {annotation} from text")
 
 
-def build_kernel(text: str, functions: Sequence[KernelFunction], grid: Grid | None = None) -> Kernel:
+def build_kernel(
+    text: str, functions: Sequence[KernelFunction], grid: Grid | None = None
+) -> Kernel:
     """The kernel that `name:key=value:...` stands for; it is called by this text.
 
     functions : sequence        the catalogue
@@ -97,9 +101,17 @@ def build_kernel(text: str, functions: Sequence[KernelFunction], grid: Grid | No
     texts = _split(pairs, kernel)
     for parameter in kernel.parameters:
         if parameter.required and parameter.name not in texts:
-            example = ":".join(f"{p.name}={p.kind.example}" for p in kernel.parameters if p.required)
-            raise SpecError(f"{name} needs {parameter.name}={parameter.kind.form}, as in {name}:{example}")
-    values = {p.name: p.kind.read(texts[p.name], p.name, grid) for p in kernel.parameters if p.name in texts}
+            example = ":".join(
+                f"{p.name}={p.kind.example}" for p in kernel.parameters if p.required
+            )
+            raise SpecError(
+                f"{name} needs {parameter.name}={parameter.kind.form}, as in {name}:{example}"
+            )
+    values = {
+        p.name: p.kind.read(texts[p.name], p.name, grid)
+        for p in kernel.parameters
+        if p.name in texts
+    }
     if not any(parameter.kind.read is read_orient for parameter in kernel.parameters):
         _refuse_sheared_lengths(name, texts, values)
     return replace(function(**values), name=text.strip())
@@ -141,10 +153,18 @@ def _split(pairs: Sequence[str], kernel: BuiltinKernel) -> dict[str, str]:
     texts: dict[str, str] = {}
     for number, pair in enumerate(pairs):
         key, equals, value = (part.strip() for part in pair.partition("="))
-        if number == 0 and pair and key not in known and kernel.parameters and kernel.parameters[0].kind.bare:
+        if (
+            number == 0
+            and pair
+            and key not in known
+            and kernel.parameters
+            and kernel.parameters[0].kind.bare
+        ):
             key, equals, value = kernel.parameters[0].name, "=", pair
         if not equals or not key or not value:
-            raise SpecError(f"parameters are key=value, joined by ':'; received '{pair}'; {_usage(kernel)}")
+            raise SpecError(
+                f"parameters are key=value, joined by ':'; received '{pair}'; {_usage(kernel)}"
+            )
         if key not in known:
             hint = suggestion(key.lower(), known)
             raise SpecError(f"{kernel.name} has no parameter '{key}'; {hint}{_usage(kernel)}")

@@ -18,7 +18,13 @@ from typing import Annotated, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from conv3d_cli.errors import MemoryLimitError, ShapeError, SpecError, UnknownNameError, unknown_name
+from conv3d_cli.errors import (
+    MemoryLimitError,
+    ShapeError,
+    SpecError,
+    UnknownNameError,
+    unknown_name,
+)
 from conv3d_cli.model.grid import UNITS, Grid, unit_name
 from conv3d_cli.model.spec import Triple, triple
 from conv3d_cli.system.machine import format_bytes
@@ -103,7 +109,9 @@ def parse_lengths(text: str, name: str) -> tuple[Floats, str]:
     # the unit stands once, at the end, or with every number; "8mm,6,3" leaves open what 6 and 3 are
     if len(units) != 1 or (not all(written) and (any(written[:-1]) or not written[-1])):
         numbers = ",".join(match[1] for match in matches)
-        raise SpecError(f"{name} takes one unit for all axes, as in {name}={numbers}mm, received {name}={text}")
+        raise SpecError(
+            f"{name} takes one unit for all axes, as in {name}={numbers}mm, received {name}={text}"
+        )
     d, h, w = values * 3 if len(values) == 1 else values
     return (d, h, w), units.pop()
 
@@ -200,8 +208,12 @@ def read_sizes(text: str, name: str, grid: Grid | None = None) -> Triple:
     numbers = [re.match(_NUMBER, piece) for piece in pieces]
     if all(numbers) and re.search(r"[^\W\d_]$", text.strip()):
         bare = ",".join(number[0] for number in numbers if number)
-        raise SpecError(f"{name} counts voxels and takes no unit: {name}={bare}, received {name}={text}")
-    if len(pieces) not in (1, 3) or not all(re.fullmatch(r"[+-]?[0-9]{1,18}", piece) for piece in pieces):
+        raise SpecError(
+            f"{name} counts voxels and takes no unit: {name}={bare}, received {name}={text}"
+        )
+    if len(pieces) not in (1, 3) or not all(
+        re.fullmatch(r"[+-]?[0-9]{1,18}", piece) for piece in pieces
+    ):
         raise SpecError(
             f"{name} is one whole number of voxels or three in depth,height,width order, as in {name}=3 or "
             f"{name}=3,5,5, received {name}={text}"
@@ -220,7 +232,9 @@ def axis_numbers(axis: str) -> tuple[int, ...]:
     >>> axis_numbers("d"), axis_numbers("xyz")
     ((0,), (2, 1, 0))
     """
-    numbers = tuple(AXIS_LETTERS.get(letter, -1) for letter in axis) if isinstance(axis, str) else ()
+    numbers = (
+        tuple(AXIS_LETTERS.get(letter, -1) for letter in axis) if isinstance(axis, str) else ()
+    )
     if not numbers or -1 in numbers or len(set(numbers)) < len(numbers):
         raise SpecError(
             "axis is d, h or w (depth, height, width; z, y, x mean the same), or several of them for a channel each, as in "

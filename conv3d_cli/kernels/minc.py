@@ -47,7 +47,9 @@ def parse_kernel(text: str, path: str) -> Kernel:
         raise FormatError(f"cannot read {path}: a MINC kernel file begins with the line '{HEADER}'")
     kind = re.compile(r"\s*Kernel_Type\s*=\s*([^;\s]*)\s*;").match(text, start.end())
     if kind is None or kind[1] != "Normal_Kernel":
-        raise FormatError(f"cannot read {path}: 'Kernel_Type = Normal_Kernel;' must follow its first line")
+        raise FormatError(
+            f"cannot read {path}: 'Kernel_Type = Normal_Kernel;' must follow its first line"
+        )
     begin = re.compile(r"\s*Kernel\s*=").match(text, kind.end())
     if begin is None:
         raise FormatError(f"cannot read {path}: 'Kernel =' must follow its type")

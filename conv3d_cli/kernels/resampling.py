@@ -75,7 +75,9 @@ def resample_kernel(kernel: Kernel, own: Floats, wanted: Floats) -> Kernel:
     ((1, 1, 19), 1.0)
     """
     if kernel.weights.ndim != 3:
-        raise ShapeError(f"kernel {kernel.name} is a layer, and only filters (3-D kernels) are resampled")
+        raise ShapeError(
+            f"kernel {kernel.name} is a layer, and only filters (3-D kernels) are resampled"
+        )
     if not all(0 < step < math.inf for step in (*own, *wanted)):
         raise ShapeError(
             f"kernel {kernel.name} cannot be resampled from voxels of {own} to {wanted}: they must be positive"
@@ -92,7 +94,9 @@ def resample_kernel(kernel: Kernel, own: Floats, wanted: Floats) -> Kernel:
     require_memory(math.prod(size), kernel.name)
     weights = kernel.weights
     for a in sorted(axes, key=lambda a: size[a] / kernel.size[a]):  # those that shrink first
-        weights = np.moveaxis(_resample(np.moveaxis(weights, a, 0), centre[a], own[a], wanted[a], reach[a]), 0, a)
+        weights = np.moveaxis(
+            _resample(np.moveaxis(weights, a, 0), centre[a], own[a], wanted[a], reach[a]), 0, a
+        )
     if axes and kernel.weights.min() >= 0:
         weights = np.maximum(weights, 0.0)
     absolute = np.abs(weights)

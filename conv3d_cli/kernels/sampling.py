@@ -57,7 +57,8 @@ def _interpolated(sigma: float, reach: int) -> Weights:
         return x * 0.5 * math.erfc(-x / (sigma * math.sqrt(2))) + sigma * density
 
     values = [
-        integral(x - 1) - 2 * integral(x) + integral(x + 1) + max(0.0, 1 - abs(x)) for x in _positions(reach).tolist()
+        integral(x - 1) - 2 * integral(x) + integral(x + 1) + max(0.0, 1 - abs(x))
+        for x in _positions(reach).tolist()
     ]
     weights: Weights = np.maximum(np.array(values), 0)
     return weights
@@ -74,7 +75,10 @@ def _over_voxels(sigma: float, reach: int) -> Weights:
     return np.asarray(np.exp(-0.5 * ((_positions(reach)[:, None] + parts) / sigma) ** 2) @ share)
 
 
-ITK_ERROR, ITK_WIDTH = 0.01, 32  # MaximumError and MaximumKernelWidth, as SimpleITK.DiscreteGaussian has them
+ITK_ERROR, ITK_WIDTH = (
+    0.01,
+    32,
+)  # MaximumError and MaximumKernelWidth, as SimpleITK.DiscreteGaussian has them
 
 
 def _bessel(sigma: float, count: int) -> Weights:
@@ -124,14 +128,30 @@ def _imagej(sigma: float, reach: int) -> Weights:
     return np.concatenate([half[:0:-1], half])
 
 
-SamplingName = Literal["scipy", "fsl", "spm", "afni", "mrtrix", "itk", "imagej", "wb"]  # scipy: as `builtin` does it
+SamplingName = Literal[
+    "scipy", "fsl", "spm", "afni", "mrtrix", "itk", "imagej", "wb"
+]  # scipy: as `builtin` does it
 
 SAMPLINGS = {
-    "fsl": Sampling(lambda s: max(1, _round_up_half(6 * s)), _at_centres, "max(1, round(6σ)), at voxels' centres"),
-    "spm": Sampling(lambda s: _round_up_half(6 * s), _interpolated, "round(6σ), convolved with linear interpolation"),
-    "afni": Sampling(lambda s: max(1, math.ceil(2.5 * s)), _over_voxels, "max(1, ceil(2.5σ)), averaged over voxels"),
+    "fsl": Sampling(
+        lambda s: max(1, _round_up_half(6 * s)),
+        _at_centres,
+        "max(1, round(6σ)), at voxels' centres",
+    ),
+    "spm": Sampling(
+        lambda s: _round_up_half(6 * s),
+        _interpolated,
+        "round(6σ), convolved with linear interpolation",
+    ),
+    "afni": Sampling(
+        lambda s: max(1, math.ceil(2.5 * s)),
+        _over_voxels,
+        "max(1, ceil(2.5σ)), averaged over voxels",
+    ),
     "mrtrix": Sampling(lambda s: math.ceil(2 * s), _at_centres, "ceil(2σ), at voxels' centres"),
     "itk": Sampling(_itk_reach, _itk, "discrete (Bessel) Gaussian to an error of 0.01, at most 32"),
     "imagej": Sampling(_imagej_reach, _imagej, "ceil(4.13σ), its tail bent to 0"),
-    "wb": Sampling(lambda s: max(1, math.floor(3 * s)), _at_centres, "max(1, floor(3σ)), at voxels' centres"),
+    "wb": Sampling(
+        lambda s: max(1, math.floor(3 * s)), _at_centres, "max(1, floor(3σ)), at voxels' centres"
+    ),
 }

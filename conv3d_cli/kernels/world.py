@@ -62,11 +62,15 @@ def read_orient(text: str, name: str, grid: Grid | None) -> Orient:
     steps = None if grid is None else grid.steps_in()
     if grid is None or grid.unit is None or steps is None:
         cure = "pass --like VOLUME" if grid is None else f"leave out {name}=world"
-        raise ShapeError(f"{name}=world needs a place in the world, and the volume has no voxel spacing; {cure}")
+        raise ShapeError(
+            f"{name}=world needs a place in the world, and the volume has no voxel spacing; {cure}"
+        )
     remark = ""
     if not grid.anatomical:
         as_they_are = bool(np.array_equal(steps, np.diag(grid.spacing or ())))
-        remark = "the file tells no orientation: " + ("its own axes are taken" if as_they_are else "x runs to the left")
+        remark = "the file tells no orientation: " + (
+            "its own axes are taken" if as_they_are else "x runs to the left"
+        )
     return Orient(steps, grid.unit, remark)
 
 
@@ -141,7 +145,9 @@ def wanted_slopes(axis: str, per: Per | None, orient: Orient) -> Slopes | None:
         return Slopes((np.eye(3) / per.lengths)[:, numbers], f"slopes per {per.word}")
     steps, unit = orient.steps, orient.unit
     if per is not None and per.unit == VOXEL:
-        raise SpecError("a voxel has no length along an axis of the world: with orient=world take per=mm, not per=vox")
+        raise SpecError(
+            "a voxel has no length along an axis of the world: with orient=world take per=mm, not per=vox"
+        )
     if per is not None:
         steps, unit = per.steps, per.unit
     parts: Matrix = np.asarray(np.linalg.inv(steps), np.float64)
@@ -196,7 +202,9 @@ def voxel_places(reach: Sequence[int]) -> Matrix:
     return np.stack(np.meshgrid(*(np.arange(-r, r + 1.0) for r in reach), indexing="ij"))
 
 
-def spread(value: float | Sequence[float], name: str, orient: Orient, zero: bool = False) -> Floats | Ellipsoid:
+def spread(
+    value: float | Sequence[float], name: str, orient: Orient, zero: bool = False
+) -> Floats | Ellipsoid:
     """A kernel's lengths on its grid: three in voxels along D, H, W wherever those axes serve, else an `Ellipsoid`.
 
     value       as a kernel function takes it, in voxels; `InWorld` where a unit was given
@@ -213,7 +221,9 @@ def spread(value: float | Sequence[float], name: str, orient: Orient, zero: bool
     right = shear(value.steps) <= ORTHOGONAL
     if right and (orient.steps is None or len(set(lengths)) == 1):
         return along
-    if right and np.abs(units).max(axis=0).min() >= 1 - ORTHOGONAL**2:  # every voxel axis is one of the world's
+    if (
+        right and np.abs(units).max(axis=0).min() >= 1 - ORTHOGONAL**2
+    ):  # every voxel axis is one of the world's
         d, h, w = (
             lengths[place] / float(np.linalg.norm(step))
             for place, step in zip(np.abs(units).argmax(axis=0), value.steps.T, strict=True)
@@ -244,10 +254,18 @@ def angle_words(steps: Matrix) -> str:
     return f"the voxel axes stand at {math.degrees(math.acos(cosine)):.4g} degrees"
 
 
-def _without_zeros(along: Floats, lengths: Floats, units: Matrix, name: str, orient: Orient) -> Floats:
+def _without_zeros(
+    along: Floats, lengths: Floats, units: Matrix, name: str, orient: Orient
+) -> Floats:
     """Lengths of which some are 0: they must lie along voxel axes at right angles."""
     kept = [a for a, length in enumerate(lengths) if length]
     if orient.steps is None and (len(kept) < 2 or shear(units[:, kept]) <= ORTHOGONAL):
         return along
-    what = "the axes of the world, to which this volume's are oblique" if orient.steps is not None else "sheared axes"
-    raise SpecError(f"{name} of 0 along one axis cannot be kept along {what}; give a small length in its place")
+    what = (
+        "the axes of the world, to which this volume's are oblique"
+        if orient.steps is not None
+        else "sheared axes"
+    )
+    raise SpecError(
+        f"{name} of 0 along one axis cannot be kept along {what}; give a small length in its place"
+    )

@@ -45,7 +45,9 @@ def read_parameters(pairs: Iterable[str], kind: str, text: str) -> dict[str, Any
     for pair in pairs:
         key, equals, value = (part.strip() for part in pair.partition("="))
         if not key or not equals or not value:
-            raise SpecError(f"parameters of a {kind} are key=value, joined by ':'; received '{pair}' in '{text}'")
+            raise SpecError(
+                f"parameters of a {kind} are key=value, joined by ':'; received '{pair}' in '{text}'"
+            )
         if key in found:
             raise SpecError(f"{key} is given twice in {kind} '{text}'")
         parts = [_value(part.strip()) for part in value.split(",")]
@@ -96,9 +98,15 @@ def check_keys(name: str, config: Any, function: Callable[..., Any], skip: int =
         if key not in known:
             hint = suggestion(str(key), known)
             raise SpecError(f"{name} has no parameter '{key}'; {hint}{takes}")
-    missing = [key for key, default in known.items() if default is inspect.Parameter.empty and key not in config]
+    missing = [
+        key
+        for key, default in known.items()
+        if default is inspect.Parameter.empty and key not in config
+    ]
     if missing:
-        raise SpecError(f"{name} needs {' and '.join(missing)}, as in {name}:{':'.join(f'{m}=1' for m in missing)}")
+        raise SpecError(
+            f"{name} needs {' and '.join(missing)}, as in {name}:{':'.join(f'{m}=1' for m in missing)}"
+        )
 
 
 def require_number(value: Any, what: str) -> float:
@@ -118,7 +126,9 @@ def require_axis(value: Any, what: str) -> int | list[int]:
     """
     several = isinstance(value, (list, tuple))
     axes = list(value) if several else [value]
-    if not axes or not all(isinstance(a, numbers.Integral) and not isinstance(a, bool) for a in axes):
+    if not axes or not all(
+        isinstance(a, numbers.Integral) and not isinstance(a, bool) for a in axes
+    ):
         raise SpecError(f"{what} must be a whole number or a list of them, received {value!r}")
     found = [int(a) for a in axes]
     return found if several else found[0]
@@ -130,7 +140,12 @@ def keras_dict(module: str, class_name: str, config: Mapping[str, Any]) -> dict[
     >>> json.dumps(keras_dict("keras.initializers", "Zeros", {}))
     '{"module": "keras.initializers", "class_name": "Zeros", "config": {}, "registered_name": null}'
     """
-    return {"module": module, "class_name": class_name, "config": dict(config), "registered_name": None}
+    return {
+        "module": module,
+        "class_name": class_name,
+        "config": dict(config),
+        "registered_name": None,
+    }
 
 
 def plain(value: Any) -> Any:

@@ -24,7 +24,9 @@ class KerasSettings:
     image_data_format: str = "channels_last"
 
 
-_read: dict[str, tuple[tuple[int, int], KerasSettings]] = {}  # path -> (time and size of the file, what it says)
+_read: dict[
+    str, tuple[tuple[int, int], KerasSettings]
+] = {}  # path -> (time and size of the file, what it says)
 
 
 def settings_path() -> str:

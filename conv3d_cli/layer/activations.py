@@ -57,7 +57,9 @@ def _blocks(x: Array) -> Iterator[Array]:
             yield from _blocks(part if rows > 1 else part[0])
 
 
-def elementwise(function: Callable[Concatenate[Array, P], None]) -> Callable[Concatenate[Array, P], None]:
+def elementwise(
+    function: Callable[Concatenate[Array, P], None],
+) -> Callable[Concatenate[Array, P], None]:
     """Let a formula work block by block, in float32 or float64, without warnings of overflow."""
 
     @functools.wraps(function)
@@ -68,7 +70,9 @@ def elementwise(function: Callable[Concatenate[Array, P], None]) -> Callable[Con
                 if plain and block.flags.c_contiguous:
                     function(block, *args, **kwargs)
                 else:  # float16 overflows on the way, long double has no polynomials; formulas ravel what they change
-                    wide = block.astype(np.float32 if block.dtype.itemsize < 8 else np.float64, order="C")
+                    wide = block.astype(
+                        np.float32 if block.dtype.itemsize < 8 else np.float64, order="C"
+                    )
                     function(wide, *args, **kwargs)
                     block[...] = wide
 
@@ -105,7 +109,9 @@ def linear(x: Array) -> None:
 
 
 @elementwise
-def relu(x: Array, negative_slope: float = 0.0, max_value: float | None = None, threshold: float = 0.0) -> None:
+def relu(
+    x: Array, negative_slope: float = 0.0, max_value: float | None = None, threshold: float = 0.0
+) -> None:
     """max(x, 0); in general f(x) - negative_slope · max(threshold - x, 0), f(x) = x if x > threshold else 0, cut to 0...max_value
 
     Zeros come out as +0. The sloped part is not cut. Keras 2 calls the slope `alpha`.
@@ -500,7 +506,9 @@ def sparsemax(x: Array, axis: int = -1) -> Array:
     [[0.0, 0.25, 0.75]]
     """
     with np.errstate(all="ignore"):
-        y = np.moveaxis(x - np.max(x, axis=axis, keepdims=True), axis, -1)  # the projection moves along with a shift
+        y = np.moveaxis(
+            x - np.max(x, axis=axis, keepdims=True), axis, -1
+        )  # the projection moves along with a shift
         falling = np.sort(y, axis=-1)[..., ::-1]
         sums = np.cumsum(falling, axis=-1) - 1
         ranks = np.arange(1, y.shape[-1] + 1, dtype=y.dtype)
@@ -520,7 +528,9 @@ def glu(x: Array, axis: int = -1) -> Array:
     [[1.0, 2.0]]
     """
     if x.shape[axis] % 2:
-        raise ShapeError(f"glu halves axis {axis}, which must be even, received {x.shape[axis]} (shape {x.shape})")
+        raise ShapeError(
+            f"glu halves axis {axis}, which must be even, received {x.shape[axis]} (shape {x.shape})"
+        )
     a, b = np.split(x, 2, axis=axis)
     y = np.array(b)
     sigmoid(y)
@@ -557,10 +567,14 @@ class ActivationLayer:
 
 LAYERS = {
     "ReLU": ActivationLayer("relu"),
-    "LeakyReLU": ActivationLayer("leaky_relu", {"negative_slope": 0.3}, {"alpha": "negative_slope"}),
+    "LeakyReLU": ActivationLayer(
+        "leaky_relu", {"negative_slope": 0.3}, {"alpha": "negative_slope"}
+    ),
     "ELU": ActivationLayer("elu"),
     "Softmax": ActivationLayer("softmax"),
-    "ThresholdedReLU": ActivationLayer("threshold", {"threshold": 1.0, "default_value": 0.0}, {"theta": "threshold"}),
+    "ThresholdedReLU": ActivationLayer(
+        "threshold", {"threshold": 1.0, "default_value": 0.0}, {"theta": "threshold"}
+    ),
 }
 # Keras 3's order of keys in a layer's config, for those that can be written
 _LAYER_KEYS = {
@@ -571,7 +585,15 @@ _LAYER_KEYS = {
 }
 _NEVER_NEGATIVE = ("ReLU", "LeakyReLU")
 _LAYER_NAMES = {"ReLU": "re_lu", "LeakyReLU": "leaky_re_lu", "ELU": "elu", "Softmax": "softmax"}
-_LAYER_WORDS = ("name", "trainable", "dtype", "activity_regularizer", "batch_input_shape", "batch_shape", "input_shape")
+_LAYER_WORDS = (
+    "name",
+    "trainable",
+    "dtype",
+    "activity_regularizer",
+    "batch_input_shape",
+    "batch_shape",
+    "input_shape",
+)
 
 
 def names() -> list[str]:
@@ -646,7 +668,9 @@ class Activation:
             self.function(y, **self.config)
             return y
         result = self.function(y)
-        return y if result is None else np.asarray(result)  # a function may also change its argument in place
+        return (
+            y if result is None else np.asarray(result)
+        )  # a function may also change its argument in place
 
     def in_place(self, x: Array) -> None:
         """Change a float array; only for kind "voxel". The engine calls it on a tile."""
@@ -693,10 +717,14 @@ def _from_function(name: str, config: Any) -> Activation:
     if function is None:
         raise unknown_name("activation", name, names())
     if isinstance(config, Mapping) and name in ("relu", "leaky_relu") and "alpha" in config:
-        config = {"negative_slope" if key == "alpha" else key: value for key, value in config.items()}
+        config = {
+            "negative_slope" if key == "alpha" else key: value for key, value in config.items()
+        }
     check_keys(name, config, function, skip=1)
     parameters = inspect.signature(function).parameters
-    values = {key: _checked(name, key, value, parameters[key].default) for key, value in config.items()}
+    values = {
+        key: _checked(name, key, value, parameters[key].default) for key, value in config.items()
+    }
     differing = {key: value for key, value in values.items() if value != parameters[key].default}
     return Activation(function.__name__, function, differing)
 
@@ -724,14 +752,22 @@ def _from_layer(class_name: str, config: Any, keep: bool) -> Activation:
         )
     layer = LAYERS[class_name]
     if not isinstance(config, Mapping):
-        raise SpecError(f"the config of {class_name} must be a table of parameters, received {config!r}")
-    given = {layer.renamed.get(key, key): value for key, value in config.items() if key not in _LAYER_WORDS}
+        raise SpecError(
+            f"the config of {class_name} must be a table of parameters, received {config!r}"
+        )
+    given = {
+        layer.renamed.get(key, key): value
+        for key, value in config.items()
+        if key not in _LAYER_WORDS
+    }
     for key, value in given.items():
         # Keras' layers refuse what its functions let pass.
         if class_name in _NEVER_NEGATIVE and not (key == "max_value" and value is None):
             bad = not isinstance(value, numbers.Real) or isinstance(value, bool) or value < 0
             if bad and key in ("max_value", "negative_slope", "threshold"):
-                raise SpecError(f"{key} of a {class_name} layer cannot be None or negative, received {value!r}")
+                raise SpecError(
+                    f"{key} of a {class_name} layer cannot be None or negative, received {value!r}"
+                )
     activation = _from_function(layer.function, {**layer.defaults, **given})
     words = {key: value for key, value in config.items() if key in ("name", "trainable", "dtype")}
     kept = {"class_name": class_name, **words} if keep and class_name in _LAYER_KEYS else None
@@ -748,17 +784,24 @@ def serialize(activation: Any) -> str | dict[str, Any]:
     """
     activation = get(activation)
     if activation.function not in ACTIVATIONS:
-        raise SpecError(f"activation '{activation.name}' is a Python function, which cannot be written to a config")
+        raise SpecError(
+            f"activation '{activation.name}' is a Python function, which cannot be written to a config"
+        )
     class_name = activation.layer["class_name"] if activation.layer is not None else None
     if class_name is None:
         if not activation.config:
             return str(activation.name)
         class_name = next((c for c in _LAYER_KEYS if LAYERS[c].function == activation.name), None)
-        refused = class_name in _NEVER_NEGATIVE and any((v or 0) < 0 for v in activation.config.values())
+        refused = class_name in _NEVER_NEGATIVE and any(
+            (v or 0) < 0 for v in activation.config.values()
+        )
         if class_name is None or refused:
             return keras_dict("keras.activations", activation.name, plain(activation.config))
     parameters = inspect.signature(activation.function).parameters
-    values = {key: plain(activation.config.get(key, parameters[key].default)) for key in _LAYER_KEYS[class_name]}
+    values = {
+        key: plain(activation.config.get(key, parameters[key].default))
+        for key in _LAYER_KEYS[class_name]
+    }
     words = {"name": _LAYER_NAMES[class_name], "trainable": True, "dtype": dtype_policy("float32")}
     words |= {key: value for key, value in (activation.layer or {}).items() if key != "class_name"}
     return keras_dict("keras.layers", class_name, {**words, **values})

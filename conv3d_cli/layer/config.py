@@ -156,7 +156,9 @@ class LayerConfig:
         """
         return ConvSpec(
             strides=self.strides,
-            padding=joined_padding(self.pads, self.padding, self.kernel_size, self.strides, self.dilation_rate),
+            padding=joined_padding(
+                self.pads, self.padding, self.kernel_size, self.strides, self.dilation_rate
+            ),
             dilation_rate=self.dilation_rate,
             groups=self.groups,
             filters=self.filters,
@@ -207,7 +209,9 @@ class LayerConfig:
     # ------------------------------------------------------------------------------------------------------------------
 
     @classmethod
-    def from_keras(cls, config: Mapping[str, Any], keras2: bool = False, trained: bool = False) -> LayerConfig:
+    def from_keras(
+        cls, config: Mapping[str, Any], keras2: bool = False, trained: bool = False
+    ) -> LayerConfig:
         """The layer of a `get_config()` of Keras 2 or 3, or of the dict around it; of a TOML table with the same keys.
 
         keras2 : bool       hard_sigmoid is Keras 2's (a layer's config alone does not tell)
@@ -301,7 +305,9 @@ def _positive(value: Any, name: str) -> int:
     whole = isinstance(value, numbers.Integral) or (isinstance(value, float) and value.is_integer())
     if not whole or isinstance(value, bool) or value <= 0:
         if name == "groups":
-            raise SpecError(f"the number of groups must be a positive integer, received groups={value!r}")
+            raise SpecError(
+                f"the number of groups must be a positive integer, received groups={value!r}"
+            )
         raise SpecError(
             f"invalid value for argument {name}: expected a strictly positive whole number, received {name}={value!r}"
         )
@@ -311,7 +317,9 @@ def _positive(value: Any, name: str) -> int:
 def _policy(value: Any) -> str:
     if value is None:
         return settings().floatx
-    if isinstance(value, Mapping):  # {"class_name": "DTypePolicy" or "Policy", "config": {"name": ...}}
+    if isinstance(
+        value, Mapping
+    ):  # {"class_name": "DTypePolicy" or "Policy", "config": {"name": ...}}
         config = value.get("config")
         value = config.get("name") if isinstance(config, Mapping) else value
     if isinstance(value, (np.dtype, type)):
@@ -324,7 +332,9 @@ def _policy(value: Any) -> str:
 def _inner(layer: Mapping[str, Any]) -> Mapping[str, Any]:
     config = layer.get("config", {})
     if not isinstance(config, Mapping):
-        raise SpecError(f"the config of {layer.get('class_name')} must be a table, received {config!r}")
+        raise SpecError(
+            f"the config of {layer.get('class_name')} must be a table, received {config!r}"
+        )
     return config
 
 
@@ -346,12 +356,18 @@ def _without_training(values: dict[str, Any]) -> tuple[str, ...]:
                 continue
             reason = f"{type(penalty).__name__} is no plain sum over voxels"
         del values[key]
-        notes.append(f"layer {values.get('name', 'conv3d')}: its {key} is left out, which changes no output ({reason})")
+        notes.append(
+            f"layer {values.get('name', 'conv3d')}: its {key} is left out, which changes no output ({reason})"
+        )
     return tuple(notes)
 
 
 def _as_keras2(activation: Activation) -> Activation:
-    return activations.get("hard_sigmoid:keras2=true") if activation == activations.get("hard_sigmoid") else activation
+    return (
+        activations.get("hard_sigmoid:keras2=true")
+        if activation == activations.get("hard_sigmoid")
+        else activation
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -377,7 +393,9 @@ def read_model(model: Mapping[str, Any], trained: bool = False) -> list[LayerCon
     ['relu:max_value=6.0']
     """
     model = _with_class(model)
-    keras2 = str(model.get("keras_version", "")).startswith("2.") or _has_key(model, "batch_input_shape")
+    keras2 = str(model.get("keras_version", "")).startswith("2.") or _has_key(
+        model, "batch_input_shape"
+    )
     found: list[LayerConfig] = []
     padding: list[Mapping[str, Any]] = []  # layers that wait for the Conv3D after them
     for layer in _chain(model):
@@ -387,10 +405,16 @@ def read_model(model: Mapping[str, Any], trained: bool = False) -> list[LayerCon
             made = LayerConfig.from_keras(layer, keras2, trained)
             try:
                 # the class itself asks whether its own padding can be joined with these
-                found.append(replace(made, pads=pads_of(padding, config.get("data_format"))) if padding else made)
+                found.append(
+                    replace(made, pads=pads_of(padding, config.get("data_format")))
+                    if padding
+                    else made
+                )
             except SpecError as error:
                 names = ", ".join(f"'{name_of(before)}'" for before in padding)
-                raise SpecError(f"layer '{name}' cannot be joined with {names} before it: {error}") from None
+                raise SpecError(
+                    f"layer '{name}' cannot be joined with {names} before it: {error}"
+                ) from None
             padding = []
         elif class_name in PADDING:
             padding.append(layer)
@@ -428,7 +452,10 @@ def _with_class(model: Any) -> Mapping[str, Any]:
         return model
     if isinstance(model, Mapping) and "class_name" not in model:
         if "layers" in model:
-            return {"class_name": "Functional" if "output_layers" in model else "Sequential", "config": model}
+            return {
+                "class_name": "Functional" if "output_layers" in model else "Sequential",
+                "config": model,
+            }
         if "kernel_size" in model and "groups" in model:
             return {"class_name": "Conv3D", "config": model}
         if "kernel_size" in model:  # a Conv3DTranspose has all keys but this one
@@ -454,8 +481,15 @@ def write_model(layers: Iterable[LayerConfig], name: str = "sequential") -> dict
     written: list[dict[str, Any]] = []
     for layer in layers:
         if layer.pads != NO_PADS:
-            words = {"name": f"{layer.name}_pad", "trainable": True, "dtype": dtype_policy(str(layer.dtype))}
-            words |= {"padding": [list(pair) for pair in layer.pads], "data_format": layer.data_format}
+            words = {
+                "name": f"{layer.name}_pad",
+                "trainable": True,
+                "dtype": dtype_policy(str(layer.dtype)),
+            }
+            words |= {
+                "padding": [list(pair) for pair in layer.pads],
+                "data_format": layer.data_format,
+            }
             written.append(keras_dict("keras.layers", "ZeroPadding3D", words))
         written.append(keras_dict("keras.layers", "Conv3D", layer.to_keras()))
         for number, activation in enumerate(layer.then):
@@ -491,14 +525,18 @@ def _chain(model: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     if not isinstance(layers, (list, tuple)) or not all(
         isinstance(layer, Mapping) and isinstance(layer.get("class_name"), str) for layer in layers
     ):
-        raise SpecError(f"the config of {class_name} must hold a list of layers, each with its class_name")
+        raise SpecError(
+            f"the config of {class_name} must hold a list of layers, each with its class_name"
+        )
     if class_name != "Sequential":
         layers = _in_order(layers, config)
     for layer in layers:
         yield from _chain(layer)
 
 
-def _in_order(layers: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def _in_order(
+    layers: Sequence[Mapping[str, Any]], config: Mapping[str, Any]
+) -> list[Mapping[str, Any]]:
     """The layers of a functional model from its input to its output. Raises: SpecError if they form no chain."""
     named = {str(layer.get("name", _inner(layer).get("name"))): layer for layer in layers}
     after: dict[str, str] = {}
@@ -509,18 +547,24 @@ def _in_order(layers: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) ->
             first.append(name)
             continue
         if len(sources) > 1:
-            raise SpecError(f"the model is no chain: layer '{name}' has {len(sources)} inputs, {', '.join(sources)}")
+            raise SpecError(
+                f"the model is no chain: layer '{name}' has {len(sources)} inputs, {', '.join(sources)}"
+            )
         if sources[0] in after:
             raise SpecError(
                 f"the model is no chain: layers '{after[sources[0]]}' and '{name}' both follow '{sources[0]}'"
             )
         after[sources[0]] = name
     if len(first) != 1:
-        raise SpecError(f"the model is no chain: it begins with {len(first)} layers {', '.join(first)}".rstrip())
+        raise SpecError(
+            f"the model is no chain: it begins with {len(first)} layers {', '.join(first)}".rstrip()
+        )
     order = first
     while order[-1] in after and len(order) <= len(named):
         order.append(after[order[-1]])
     outputs = set(output_names(config.get("output_layers", [])))
     if len(order) != len(named) or (outputs and outputs != {order[-1]}):
-        raise SpecError(f"the model is no chain from '{order[0]}' to its output {', '.join(sorted(outputs))}".rstrip())
+        raise SpecError(
+            f"the model is no chain from '{order[0]}' to its output {', '.join(sorted(outputs))}".rstrip()
+        )
     return [named[name] for name in order]

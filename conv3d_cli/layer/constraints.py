@@ -17,7 +17,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from conv3d_cli.errors import ShapeError, SpecError, unknown_name
-from conv3d_cli.layer._catalogue import by_name, check_keys, keras_dict, read_identifier, require_axis, require_number
+from conv3d_cli.layer._catalogue import (
+    by_name,
+    check_keys,
+    keras_dict,
+    read_identifier,
+    require_axis,
+    require_number,
+)
 from conv3d_cli.layer._keras_json import settings
 
 Array = NDArray[Any]
@@ -130,10 +137,17 @@ class MinMaxNorm(Constraint):
     def __call__(self, w: ArrayLike) -> Array:
         w = _weights(w)
         n = _lengths(w, self.axis)
-        return _scaled(w, self.rate * np.clip(n, self.min_value, self.max_value) + (1 - self.rate) * n, n)
+        return _scaled(
+            w, self.rate * np.clip(n, self.min_value, self.max_value) + (1 - self.rate) * n, n
+        )
 
     def get_config(self) -> dict[str, Any]:
-        return {"min_value": self.min_value, "max_value": self.max_value, "rate": self.rate, "axis": self.axis}
+        return {
+            "min_value": self.min_value,
+            "max_value": self.max_value,
+            "rate": self.rate,
+            "axis": self.axis,
+        }
 
 
 @dataclass(frozen=True)
@@ -165,7 +179,9 @@ class FunctionConstraint(Constraint):
         w = _weights(w)
         result = np.asarray(self.function(w.copy()))
         if result.shape != w.shape:
-            raise ShapeError(f"the constraint made shape {result.shape} of weights of shape {w.shape}")
+            raise ShapeError(
+                f"the constraint made shape {result.shape} of weights of shape {w.shape}"
+            )
         return result.astype(w.dtype, copy=False)
 
     def get_config(self) -> dict[str, Any]:
@@ -173,7 +189,12 @@ class FunctionConstraint(Constraint):
 
 
 CONSTRAINTS: tuple[type[Constraint], ...] = (MaxNorm, UnitNorm, MinMaxNorm, NonNeg)
-ALIASES = {"maxnorm": "max_norm", "unitnorm": "unit_norm", "nonneg": "non_neg", "minmaxnorm": "min_max_norm"}
+ALIASES = {
+    "maxnorm": "max_norm",
+    "unitnorm": "unit_norm",
+    "nonneg": "non_neg",
+    "minmaxnorm": "min_max_norm",
+}
 _BY_NAME = by_name(CONSTRAINTS)
 
 

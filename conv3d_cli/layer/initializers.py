@@ -22,7 +22,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conv3d_cli.errors import ShapeError, SpecError, unknown_name
-from conv3d_cli.layer._catalogue import by_name, check_keys, keras_dict, plain, read_identifier, require_number
+from conv3d_cli.layer._catalogue import (
+    by_name,
+    check_keys,
+    keras_dict,
+    plain,
+    read_identifier,
+    require_number,
+)
 
 Array = NDArray[Any]
 # the standard deviation of a standard normal cut at ±2
@@ -143,7 +150,9 @@ def _non_negative(seed: int) -> int:
 
 def _shape(shape: Sequence[int]) -> tuple[int, ...]:
     sizes = tuple(shape)
-    if not all(isinstance(n, numbers.Integral) and not isinstance(n, bool) and n >= 0 for n in sizes):
+    if not all(
+        isinstance(n, numbers.Integral) and not isinstance(n, bool) and n >= 0 for n in sizes
+    ):
         raise ShapeError(f"a shape is whole numbers of at least 0, received {sizes!r}")
     return tuple(int(n) for n in sizes)
 
@@ -163,7 +172,9 @@ class _Numbers:
         pairs = self.uniform(2 * -(-count // 2)).reshape(-1, 2)
         radius = np.sqrt(-2 * np.log1p(-pairs[:, 0]))
         angle = 2 * math.pi * pairs[:, 1]
-        return np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1).reshape(-1)[:count]
+        return np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1).reshape(-1)[
+            :count
+        ]
 
     def truncated_normal(self, count: int) -> Array:
         """As `normal`, without what is beyond ±2."""
@@ -256,7 +267,9 @@ class RandomUniform(RandomInitializer):
 
     def __call__(self, shape: Sequence[int], dtype: Any = "float32") -> Array:
         shape = _shape(shape)
-        values = self.minval + (self.maxval - self.minval) * self.numbers(shape).uniform(math.prod(shape))
+        values = self.minval + (self.maxval - self.minval) * self.numbers(shape).uniform(
+            math.prod(shape)
+        )
         return _within(values.reshape(shape), self.minval, self.maxval, dtype, half_open=True)
 
     def get_config(self) -> dict[str, Any]:
@@ -278,14 +291,18 @@ class TruncatedNormal(RandomInitializer):
         shape = _shape(shape)
         values = self.mean + self.stddev * self.numbers(shape).truncated_normal(math.prod(shape))
         spread = 2 * abs(self.stddev)
-        return _within(values.reshape(shape), self.mean - spread, self.mean + spread, dtype, half_open=False)
+        return _within(
+            values.reshape(shape), self.mean - spread, self.mean + spread, dtype, half_open=False
+        )
 
     def get_config(self) -> dict[str, Any]:
         return {"seed": self.seed, "mean": self.mean, "stddev": self.stddev}
 
 
 def compute_fans(
-    shape: Sequence[int], input_axes: Sequence[int] | None = None, output_axes: Sequence[int] | None = None
+    shape: Sequence[int],
+    input_axes: Sequence[int] | None = None,
+    output_axes: Sequence[int] | None = None,
 ) -> tuple[int, int]:
     """Inputs and outputs of a weight array, as Keras counts them: (fan_in, fan_out).
 
@@ -332,7 +349,9 @@ class VarianceScaling(RandomInitializer):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.scale > 0:
-            raise SpecError(f"argument scale must be a positive float, received scale={self.scale!r}")
+            raise SpecError(
+                f"argument scale must be a positive float, received scale={self.scale!r}"
+            )
         if self.mode not in MODES:
             raise SpecError(f"invalid mode argument: {self.mode!r}; use one of {', '.join(MODES)}")
         distribution = str(self.distribution).lower()
@@ -361,13 +380,18 @@ class VarianceScaling(RandomInitializer):
             stddev = math.sqrt(variance) / TRUNCATED_STDDEV
             limit = 2 * stddev
             values = stddev * stream.truncated_normal(count)
-        return _within(values.reshape(shape), -limit, limit, dtype, half_open=self.distribution == "uniform")
+        return _within(
+            values.reshape(shape), -limit, limit, dtype, half_open=self.distribution == "uniform"
+        )
 
     def get_config(self) -> dict[str, Any]:
         config: dict[str, Any] = {"seed": self.seed}
         if type(self) is VarianceScaling:
             config |= {"scale": self.scale, "mode": self.mode, "distribution": self.distribution}
-        return config | {"input_axes": plain(self.input_axes), "output_axes": plain(self.output_axes)}
+        return config | {
+            "input_axes": plain(self.input_axes),
+            "output_axes": plain(self.output_axes),
+        }
 
 
 def _fixed(value: Any) -> Any:
@@ -509,7 +533,9 @@ class FunctionInitializer(Initializer):
         return values.astype(dtype, copy=False)
 
     def get_config(self) -> dict[str, Any]:
-        raise SpecError("an initializer that is a Python function or an array cannot be written to a config")
+        raise SpecError(
+            "an initializer that is a Python function or an array cannot be written to a config"
+        )
 
 
 INITIALIZERS: tuple[type[Initializer], ...] = (
@@ -559,12 +585,16 @@ def _without_seed(identifier: Any) -> Initializer | None:
     if isinstance(identifier, (str, Mapping)):
         name, config = read_identifier(identifier, "initializer")
         if name in ("stft", "STFT", "STFTInitializer"):
-            raise SpecError(f"{name} makes kernels of three axes (Conv1D); the kernel of a Conv3D has five")
+            raise SpecError(
+                f"{name} makes kernels of three axes (Conv1D); the kernel of a Conv3D has five"
+            )
         plain_name = name.removesuffix("V2")  # Keras 2 knows glorot_uniformV2 and the like
         cls = _BY_NAME.get(ALIASES.get(plain_name, plain_name))
         if cls is None:
             raise unknown_name("initializer", name, names())
-        if isinstance(identifier, Mapping) and isinstance(config, Mapping):  # older Keras 2 wrote a dtype along
+        if isinstance(identifier, Mapping) and isinstance(
+            config, Mapping
+        ):  # older Keras 2 wrote a dtype along
             config = {key: value for key, value in config.items() if key != "dtype"}
         check_keys(name, config, cls)
         found: Initializer = cls(**config)

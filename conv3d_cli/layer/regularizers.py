@@ -38,8 +38,15 @@ class Regularizer:
 
 
 def _factor(value: Any, name: str) -> float:
-    if not isinstance(value, numbers.Real) or isinstance(value, bool) or not math.isfinite(value) or value < 0:
-        raise SpecError(f"invalid value for argument {name}: expected a non-negative float, received {name}={value!r}")
+    if (
+        not isinstance(value, numbers.Real)
+        or isinstance(value, bool)
+        or not math.isfinite(value)
+        or value < 0
+    ):
+        raise SpecError(
+            f"invalid value for argument {name}: expected a non-negative float, received {name}={value!r}"
+        )
     return float(value)
 
 
@@ -139,7 +146,9 @@ class OrthogonalRegularizer(Regularizer):
     def __post_init__(self) -> None:
         object.__setattr__(self, "factor", float(np.float32(_factor(self.factor, "factor"))))
         if self.mode not in ("rows", "columns"):
-            raise SpecError(f"invalid value for argument mode: expected 'rows' or 'columns', received {self.mode!r}")
+            raise SpecError(
+                f"invalid value for argument mode: expected 'rows' or 'columns', received {self.mode!r}"
+            )
 
     def __call__(self, x: ArrayLike) -> float:
         x = np.asarray(x, np.float64)
@@ -213,7 +222,9 @@ def get(identifier: Any) -> Regularizer | None:
         if cls is None:
             raise unknown_name("regularizer", name, names())
         check_keys(name, config, cls)
-        found: Regularizer = cls(**({"l1": 0.01, "l2": 0.01, **config} if name == _L1_L2 else config))
+        found: Regularizer = cls(
+            **({"l1": 0.01, "l2": 0.01, **config} if name == _L1_L2 else config)
+        )
         return found
     if inspect.isclass(identifier) and issubclass(identifier, Regularizer):
         return identifier()

@@ -212,7 +212,11 @@ def subtract(runs: Runs, others: Runs) -> Runs:
     """
     left = list(runs)
     for start, stop in others:
-        pieces = [(max(run[0], at), min(run[1], to)) for run in left for at, to in ((0, start), (stop, run[1]))]
+        pieces = [
+            (max(run[0], at), min(run[1], to))
+            for run in left
+            for at, to in ((0, start), (stop, run[1]))
+        ]
         left = [run for run in pieces if run[0] < run[1]]
     return tuple(sorted(left))
 

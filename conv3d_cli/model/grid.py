@@ -75,7 +75,9 @@ class Grid:
         if unit not in UNITS:
             raise SpecError(f"a unit of length is one of {', '.join(UNITS)}, received '{unit}'")
         if self.spacing is None or self.unit is None:
-            raise ShapeError(f"the volume has no voxel spacing, so a length in {unit} cannot be used; give it in vox")
+            raise ShapeError(
+                f"the volume has no voxel spacing, so a length in {unit} cannot be used; give it in vox"
+            )
         factor = UNITS[self.unit] / UNITS[unit]
         # twelve digits: 0.1 um is 100 nm, not 100.00000000000001
         d, h, w = (float(s) if factor == 1 else float(f"{s * factor:.12g}") for s in self.spacing)
@@ -94,7 +96,11 @@ class Grid:
         factor = 1.0 if unit is None else UNITS[self.unit] / UNITS[unit]
         steps = np.diag(self.spacing) if self.affine is None else self.affine[2::-1, 2::-1]
         lengths = np.linalg.norm(steps, axis=0)
-        if not np.isfinite(lengths).all() or not lengths.all() or abs(np.linalg.det(steps / lengths)) < LEAST_VOLUME:
+        if (
+            not np.isfinite(lengths).all()
+            or not lengths.all()
+            or abs(np.linalg.det(steps / lengths)) < LEAST_VOLUME
+        ):
             raise ShapeError("the volume's affine has no inverse: its axes lie in one plane")
         return steps * factor + 0.0
 
@@ -143,7 +149,9 @@ def grid_after(grid: Grid, change: ConvProblem | VoxelTransform) -> Grid:
     )
 
 
-def affine_from_spacing(spacing: tuple[float, float, float], origin: tuple[float, float, float] = (0, 0, 0)) -> Affine:
+def affine_from_spacing(
+    spacing: tuple[float, float, float], origin: tuple[float, float, float] = (0, 0, 0)
+) -> Affine:
     """An affine without rotation: spacing (D, H, W) on the diagonal, `origin` (D, H, W) = world of voxel 0, same unit."""
     affine = np.diag([*map(float, spacing[::-1]), 1.0])
     affine[:3, 3] = origin[::-1]

@@ -16,7 +16,15 @@ from conv3d_cli.model.spec import Pads, pad_sizes
 CONV3D = ("Conv3D", "Convolution3D")
 MODELS = ("Sequential", "Functional", "Model")
 # layers that do nothing when a model is applied
-PASSIVE = ("InputLayer", "Dropout", "SpatialDropout3D", "GaussianDropout", "GaussianNoise", "AlphaDropout", "Identity")
+PASSIVE = (
+    "InputLayer",
+    "Dropout",
+    "SpatialDropout3D",
+    "GaussianDropout",
+    "GaussianNoise",
+    "AlphaDropout",
+    "Identity",
+)
 PADDING = ("ZeroPadding3D", "Cropping3D")
 NO_PADS: Pads = ((0, 0), (0, 0), (0, 0))
 
@@ -76,7 +84,11 @@ def source_names(nodes: Any) -> Iterator[str]:
             for value in nodes.values():
                 yield from source_names(value)
     elif isinstance(nodes, (list, tuple)):
-        if len(nodes) >= 3 and isinstance(nodes[0], str) and all(isinstance(n, int) for n in nodes[1:3]):
+        if (
+            len(nodes) >= 3
+            and isinstance(nodes[0], str)
+            and all(isinstance(n, int) for n in nodes[1:3])
+        ):
             yield nodes[0]
         else:
             for value in nodes:
@@ -122,7 +134,9 @@ def pads_of(entries: Iterable[Mapping[str, Any]], data_format: Any = None) -> Pa
             pair[0] += -before if crops else before
             pair[1] += -after if crops else after
             if min(pair) < 0:
-                raise SpecError(f"{what} takes voxels of the volume away, which no padding of a Conv3D does")
+                raise SpecError(
+                    f"{what} takes voxels of the volume away, which no padding of a Conv3D does"
+                )
     return (sums[0][0], sums[0][1]), (sums[1][0], sums[1][1]), (sums[2][0], sums[2][1])
 
 
@@ -130,7 +144,9 @@ def _pairs(value: Any, what: str) -> list[tuple[int, int]]:
     """1, [1, 2, 3] or [[1, 0], [2, 2], [0, 0]] as pairs."""
     parts = list(value) if isinstance(value, (list, tuple)) else [value] * 3
     pairs = [tuple(part) if isinstance(part, (list, tuple)) else (part, part) for part in parts]
-    whole = all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for pair in pairs for n in pair)
+    whole = all(
+        isinstance(n, int) and not isinstance(n, bool) and n >= 0 for pair in pairs for n in pair
+    )
     if len(pairs) != 3 or not whole or any(len(pair) != 2 for pair in pairs):
         raise SpecError(
             f"{what} takes N, [N, N, N] or three [before, after] pairs of at least 0, received {value!r:.80}"
@@ -139,7 +155,11 @@ def _pairs(value: Any, what: str) -> list[tuple[int, int]]:
 
 
 def joined_padding(
-    pads: Pads, padding: str, kernel_size: Sequence[int], strides: Sequence[int], dilation_rate: Sequence[int]
+    pads: Pads,
+    padding: str,
+    kernel_size: Sequence[int],
+    strides: Sequence[int],
+    dilation_rate: Sequence[int],
 ) -> str | Pads:
     """The padding of a Conv3D that pads its input by itself, in place of layers before it.
 
@@ -155,7 +175,9 @@ def joined_padding(
     if padding == "valid":
         return pads
     if max(strides) > 1:
-        raise SpecError("its padding 'same' with strides > 1 depends on the volume's size, so the two cannot be joined")
+        raise SpecError(
+            "its padding 'same' with strides > 1 depends on the volume's size, so the two cannot be joined"
+        )
     # without strides "same" adds the same to volumes of any size
     own = [pad_sizes(1, k, 1, d, padding) for k, d in zip(kernel_size, dilation_rate, strict=True)]
     sums = [(a[0] + b[0], a[1] + b[1]) for a, b in zip(pads, own, strict=True)]

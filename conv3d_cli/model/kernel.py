@@ -52,10 +52,16 @@ class Kernel:
     def __post_init__(self) -> None:
         weights = np.asarray(self.weights)
         if weights.dtype.kind not in "buif":
-            raise ShapeError(f"kernel {self.name} must hold real numbers, received dtype {weights.dtype}")
+            raise ShapeError(
+                f"kernel {self.name} must hold real numbers, received dtype {weights.dtype}"
+            )
         bank = weights.ndim == 4 and len(self.filter_names) == weights.shape[3]
         if weights.ndim not in (3, 5) and not bank:
-            cure = f"; give it the shape {(1,) * (3 - weights.ndim) + weights.shape}" if weights.ndim < 3 else ""
+            cure = (
+                f"; give it the shape {(1,) * (3 - weights.ndim) + weights.shape}"
+                if weights.ndim < 3
+                else ""
+            )
             raise ShapeError(
                 f"kernel {self.name} must be 3-D (depth, height, width) or 5-D (depth, height, width, in_channels/groups, "
                 f"filters), received {weights.ndim}-D with shape {weights.shape}{cure}"
@@ -68,18 +74,28 @@ class Kernel:
         if self.bias is not None:
             bias = np.atleast_1d(np.asarray(self.bias))
             if bias.dtype.kind not in "buif" and bias.size:
-                raise ShapeError(f"the bias of kernel {self.name} must hold real numbers, received dtype {bias.dtype}")
+                raise ShapeError(
+                    f"the bias of kernel {self.name} must hold real numbers, received dtype {bias.dtype}"
+                )
             bias = _as_doubles(bias)
             _require_finite(bias, f"the bias of kernel {self.name}")
             expected = {1, weights.shape[4]} if weights.ndim == 5 else {1} if bank else None
             if bias.ndim != 1 or bias.size == 0 or (expected and bias.size not in expected):
-                filters = weights.shape[4] if weights.ndim == 5 else "of a bank: 1" if bank else "one a channel"
+                filters = (
+                    weights.shape[4]
+                    if weights.ndim == 5
+                    else "of a bank: 1"
+                    if bank
+                    else "one a channel"
+                )
                 raise ShapeError(
                     f"the bias of kernel {self.name} must be one number a filter ({filters}), received shape {bias.shape}"
                 )
             object.__setattr__(self, "bias", bias)
         if self.centre is not None:
-            if len(self.centre) != 3 or not all(0 <= c <= k - 1 for c, k in zip(self.centre, self.size, strict=True)):
+            if len(self.centre) != 3 or not all(
+                0 <= c <= k - 1 for c, k in zip(self.centre, self.size, strict=True)
+            ):
                 raise ShapeError(
                     f"the centre of kernel {self.name} must lie inside its size {self.size}, received {tuple(self.centre)}"
                 )
@@ -176,7 +192,9 @@ class Kernel:
     def check_range(self, dtype: np.dtype[np.float32 | np.float64]) -> None:
         """That the weights keep their size in the arithmetic's dtype. Raises: SpecError."""
         largest = float(max(self.weights.max(), -self.weights.min()))
-        require_held(largest, dtype, f"kernel {self.name} has weights of up to {largest:.3g}, which are")
+        require_held(
+            largest, dtype, f"kernel {self.name} has weights of up to {largest:.3g}, which are"
+        )
         if (
             abs(float(dtype.type(largest)) - largest) > 1e-6 * largest
         ):  # few digits are left of so small a number, or none
@@ -205,7 +223,8 @@ class Kernel:
         """Whether mirroring along D, H, W leaves the weights as they are (to 1e-9 of the largest)."""
         tolerance = 1e-9 * float(np.abs(self.weights).max())
         d, h, w = (
-            bool(np.allclose(self.weights, np.flip(self.weights, axis), rtol=0, atol=tolerance)) for axis in range(3)
+            bool(np.allclose(self.weights, np.flip(self.weights, axis), rtol=0, atol=tolerance))
+            for axis in range(3)
         )
         return d, h, w
 
@@ -214,7 +233,8 @@ class Kernel:
         interpolation; None where the profile is not a single positive bump."""
         weights = self.weights.sum(axis=tuple(range(3, self.weights.ndim)))
         d, h, w = (
-            _profile_width(weights.sum(axis=tuple(other for other in range(3) if other != axis))) for axis in range(3)
+            _profile_width(weights.sum(axis=tuple(other for other in range(3) if other != axis)))
+            for axis in range(3)
         )
         return d, h, w
 

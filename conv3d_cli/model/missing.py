@@ -49,9 +49,13 @@ class Missing:
                 f"missing={self.value} leaves voxels out, and nan={self.nan} does not: use nan=ignore or propagate"
             )
         if self.labels and self.value is not None and self.nan != "ignore":
-            raise SpecError("a missing value within labels leaves NaN out as well: pass nan=ignore, too")
+            raise SpecError(
+                "a missing value within labels leaves NaN out as well: pass nan=ignore, too"
+            )
         if self.mask is None and (self.labels or self.mask_mode != "clip"):
-            raise SpecError("mask_mode and labels are of a mask, and there is none: name one with --mask")
+            raise SpecError(
+                "mask_mode and labels are of a mask, and there is none: name one with --mask"
+            )
 
     @property
     def weighs(self) -> bool:

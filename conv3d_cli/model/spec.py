@@ -22,7 +22,9 @@ Pads = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 Padding = str | Pads  # one of PADDINGS, or voxels (before, after) along D, H, W
 AXIS_NAMES = ("depth", "height", "width")
 PADDINGS = ("valid", "same", "full", "same_lower")
-FARTHEST = 1 << 24  # voxels of a stride, a dilation, a padding: products of them still count in 64 bits
+FARTHEST = (
+    1 << 24
+)  # voxels of a stride, a dilation, a padding: products of them still count in 64 bits
 
 
 def triple(value: int | Sequence[int], name: str, minimum: int = 1) -> Triple:
@@ -38,7 +40,9 @@ def triple(value: int | Sequence[int], name: str, minimum: int = 1) -> Triple:
     except (TypeError, LookupError):  # no sequence
         values = []
     if not values or isinstance(value, (str, bytes)):
-        raise SpecError(f"{name} must be one whole number or three in depth,height,width order, received {value!r}")
+        raise SpecError(
+            f"{name} must be one whole number or three in depth,height,width order, received {value!r}"
+        )
     if not all(isinstance(v, numbers.Integral) and not isinstance(v, bool) for v in values):
         raise SpecError(f"{name} must be whole numbers, received {value!r}")
     if min(values) < minimum:
@@ -71,7 +75,13 @@ def _wrap(position: int, size: int) -> int:
 
 
 def _mirror_one(position: int, size: int) -> int:
-    return position if 0 <= position < size else _mirror(position, size) if position in (-1, size) and size > 1 else -1
+    return (
+        position
+        if 0 <= position < size
+        else _mirror(position, size)
+        if position in (-1, size) and size > 1
+        else -1
+    )
 
 
 # name -> the input index that stands for a position outside, -1 for a constant; None: a constant everywhere
@@ -111,7 +121,9 @@ class Boundary:
         if self.mode not in BOUNDARIES:
             raise unknown_name("boundary", self.mode, BOUNDARIES)
         if self.mode not in ("constant", "mirror-one") and self.value != 0:
-            raise SpecError(f"boundary '{self.mode}' takes no value, received {self.value!r}; only constant=V does")
+            raise SpecError(
+                f"boundary '{self.mode}' takes no value, received {self.value!r}; only constant=V does"
+            )
 
     @classmethod
     def parse(cls, text: str | Boundary) -> Boundary:
@@ -127,12 +139,16 @@ class Boundary:
         if mode != "constant":
             boundary = cls(mode)
             if equals:
-                raise SpecError(f"boundary '{mode}' takes no value, received '{text}'; only constant=V does")
+                raise SpecError(
+                    f"boundary '{mode}' takes no value, received '{text}'; only constant=V does"
+                )
             return boundary
         try:
             number = float(value)
         except ValueError:
-            raise SpecError(f"boundary 'constant' needs a number, as in constant=0.5, received '{text}'") from None
+            raise SpecError(
+                f"boundary 'constant' needs a number, as in constant=0.5, received '{text}'"
+            ) from None
         return cls("constant", number)
 
     def source_index(self, position: int, size: int) -> int:
@@ -162,7 +178,9 @@ class Boundary:
 # Sizes
 
 
-def output_size(size: int, kernel_size: int, stride: int, dilation_rate: int, padding: str | tuple[int, int]) -> int:
+def output_size(
+    size: int, kernel_size: int, stride: int, dilation_rate: int, padding: str | tuple[int, int]
+) -> int:
     """Voxels along one axis after convolution; 0 or less where no output fits.
 
     size : int          input voxels along the axis
@@ -213,8 +231,12 @@ def parse_padding(padding: str | int | Sequence[object]) -> Padding:
         if text in PADDINGS:
             return text
         if text == "causal":
-            raise SpecError("padding 'causal' is only for Conv1D; a volume takes 'valid', 'same', 'full' or numbers")
-        parts: list[object] = [tuple(part.split(":")) if ":" in part else part for part in text.split(",")]
+            raise SpecError(
+                "padding 'causal' is only for Conv1D; a volume takes 'valid', 'same', 'full' or numbers"
+            )
+        parts: list[object] = [
+            tuple(part.split(":")) if ":" in part else part for part in text.split(",")
+        ]
     elif isinstance(padding, numbers.Integral) and not isinstance(padding, bool):
         parts = [padding]
     elif isinstance(padding, Sequence):
@@ -229,7 +251,10 @@ def parse_padding(padding: str | int | Sequence[object]) -> Padding:
         try:
             # int("1") reads text; a float such as 1.5 and True must not pass
             pair = tuple(
-                int(v) if isinstance(v, (str, numbers.Integral)) and not isinstance(v, bool) else int("-") for v in both
+                int(v)
+                if isinstance(v, (str, numbers.Integral)) and not isinstance(v, bool)
+                else int("-")
+                for v in both
             )
         except ValueError:
             pair = ()
@@ -314,7 +339,9 @@ class ConvSpec:
         steps, rates = triple(strides, "strides"), triple(dilation_rate, "dilation_rate")
         for name, values in (("strides", steps), ("dilation_rate", rates)):
             if max(values) > FARTHEST:
-                raise SpecError(f"{name} of more than {FARTHEST} voxels cannot be computed, received {max(values)}")
+                raise SpecError(
+                    f"{name} of more than {FARTHEST} voxels cannot be computed, received {max(values)}"
+                )
         if max(steps) > 1 and max(rates) > 1 and not allow_strided_dilation:
             raise SpecError(
                 "strides > 1 are not supported in conjunction with dilation_rate > 1 (as in Keras), "
@@ -355,7 +382,9 @@ class ConvSpec:
                 f"each at least 1, received shape {tuple(kernel_shape)}"
             )
         if min(in_size) < 1 or channels < 1:
-            raise ShapeError(f"the volume has no voxels: depth, height, width {tuple(in_size)}, {channels} channels")
+            raise ShapeError(
+                f"the volume has no voxels: depth, height, width {tuple(in_size)}, {channels} channels"
+            )
         if len(kernel_shape) < 5:
             if self.groups != 1:
                 raise ShapeError(
@@ -370,14 +399,18 @@ class ConvSpec:
                     f"groups must divide the input channels, received groups={groups} and {channels} channels"
                 )
             if filters % groups:
-                raise ShapeError(f"groups must divide the filters, received groups={groups} and {filters} filters")
+                raise ShapeError(
+                    f"groups must divide the filters, received groups={groups} and {filters} filters"
+                )
             if channels // groups != kernel_shape[3]:
                 raise ShapeError(
                     f"the kernel takes {kernel_shape[3]} channels in each of groups={groups}, "
                     f"{kernel_shape[3] * groups} in all, but the volume has {channels}"
                 )
         if self.filters is not None and self.filters != filters:
-            raise ShapeError(f"filters={self.filters} was asked for, but the kernel gives {filters} output channels")
+            raise ShapeError(
+                f"filters={self.filters} was asked for, but the kernel gives {filters} output channels"
+            )
 
         strides, dilation_rate, padding = self.strides, self.dilation_rate, self.padding
         pads, out_size = [], []
@@ -393,7 +426,11 @@ class ConvSpec:
             out_size.append(output_size(*arguments))
             if out_size[-1] < 1:
                 extent = (kernel_size[axis] - 1) * dilation_rate[axis] + 1
-                spread = f" ({extent} with dilation_rate={dilation_rate[axis]})" if extent != kernel_size[axis] else ""
+                spread = (
+                    f" ({extent} with dilation_rate={dilation_rate[axis]})"
+                    if extent != kernel_size[axis]
+                    else ""
+                )
                 raise ShapeError(
                     f"the kernel is larger than the volume along {AXIS_NAMES[axis]}: {kernel_size[axis]} voxels{spread} against "
                     f"{in_size[axis]} with padding {self._padding_text()}; use padding 'same' or a smaller kernel"
@@ -467,7 +504,9 @@ class ConvProblem:
         if channels == self.in_channels:
             return replace(self, batch=1)
         if self.groups != self.in_channels:
-            raise ShapeError(f"a layer mixes all {self.in_channels} channels, received {channels} of them")
+            raise ShapeError(
+                f"a layer mixes all {self.in_channels} channels, received {channels} of them"
+            )
         filters = self.filters // self.in_channels * channels
         return replace(self, batch=1, in_channels=channels, groups=channels, filters=filters)
 
@@ -484,7 +523,9 @@ class ConvProblem:
     @property
     def extent(self) -> Triple:
         """Input voxels a kernel spans along each axis, dilation included."""
-        return _as_triple([(k - 1) * d + 1 for k, d in zip(self.kernel_size, self.dilation_rate, strict=True)])
+        return _as_triple(
+            [(k - 1) * d + 1 for k, d in zip(self.kernel_size, self.dilation_rate, strict=True)]
+        )
 
     @property
     def taps(self) -> int:
@@ -509,7 +550,10 @@ class ConvProblem:
     @property
     def voxel_transform(self) -> VoxelTransform:
         """Where the output voxels lie in the input grid: the kernel's centre, spread by dilation, less the padding."""
-        offset = [c * d - p for c, d, p in zip(self.centre, self.dilation_rate, self.pad_before, strict=True)]
+        offset = [
+            c * d - p
+            for c, d, p in zip(self.centre, self.dilation_rate, self.pad_before, strict=True)
+        ]
         return VoxelTransform(self.strides, (offset[0], offset[1], offset[2]))
 
     def source_indices(self, axis: int, start: int, stop: int) -> list[int]:

@@ -80,7 +80,13 @@ class Axes:
     def canonical_shape(self) -> tuple[int, int, int, int, int]:
         """(N, D, H, W, C)."""
         channels = math.prod(self.size(a) for a in self.channel_letters)
-        return (math.prod(self.batch_shape), self.size("z"), self.size("y"), self.size("x"), channels)
+        return (
+            math.prod(self.batch_shape),
+            self.size("z"),
+            self.size("y"),
+            self.size("x"),
+            channels,
+        )
 
     @property
     def channels_within_plane(self) -> bool:
@@ -132,7 +138,10 @@ class Axes:
         single: dict[str, int] = {}
         if len(self.channel_letters) > 1 and stop - start == 1:
             sizes = tuple(self.size(a) for a in self.channel_letters)
-            single = {a: int(i) for a, i in zip(self.channel_letters, np.unravel_index(start, sizes), strict=True)}
+            single = {
+                a: int(i)
+                for a, i in zip(self.channel_letters, np.unravel_index(start, sizes), strict=True)
+            }
         for letter in self.letters:
             if letter in batch:
                 index.append(int(batch[letter]))
@@ -178,8 +187,12 @@ class Axes:
         whole = shape[3] == self.canonical_shape[4]
         sizes = dict(zip(SPATIAL, shape, strict=False)) | dict.fromkeys(self.batch_letters, 1)
         for letter in self.channel_letters:
-            sizes[letter] = self.size(letter) if whole else (shape[3] if len(self.channel_letters) == 1 else 1)
-        return tuple(slice(start, start + sizes[a]) for start, a in zip(first, self.letters, strict=True))
+            sizes[letter] = (
+                self.size(letter) if whole else (shape[3] if len(self.channel_letters) == 1 else 1)
+            )
+        return tuple(
+            slice(start, start + sizes[a]) for start, a in zip(first, self.letters, strict=True)
+        )
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
         """A box (d, h, w, c) to be filled, its memory in the order of storage.
@@ -188,10 +201,14 @@ class Axes:
         (20, 5, 1, 20)
         """
         order = [
-            SPATIAL.find(a) if a in SPATIAL else 3 for a in self.letters if a in SPATIAL + self.channel_letters[:1]
+            SPATIAL.find(a) if a in SPATIAL else 3
+            for a in self.letters
+            if a in SPATIAL + self.channel_letters[:1]
         ]
         order = [axis for axis in range(4) if axis not in order] + order
-        return np.empty([shape[axis] for axis in order], dtype).transpose([order.index(axis) for axis in range(4)])
+        return np.empty([shape[axis] for axis in order], dtype).transpose(
+            [order.index(axis) for axis in range(4)]
+        )
 
     def storage_order(self, block: Array) -> Array:
         """Block (d, h, w, c) with one axis for each letter, in storage order; batch axes have size 1.
@@ -208,21 +225,33 @@ class Axes:
         values = block.reshape(depth, height, width, *sizes)
         present = [a for a in self.letters if a in letters]
         values = values.transpose(
-            [letters.index(a) for a in letters if a not in present] + [letters.index(a) for a in present]
+            [letters.index(a) for a in letters if a not in present]
+            + [letters.index(a) for a in present]
         )
         return values.reshape(
-            [values.shape[len(letters) - len(present) + present.index(a)] if a in present else 1 for a in self.letters]
+            [
+                values.shape[len(letters) - len(present) + present.index(a)] if a in present else 1
+                for a in self.letters
+            ]
         )
 
     def storage_start(
-        self, n: int, depth_start: int, channel_start: int, row_start: int = 0, column_start: int = 0
+        self,
+        n: int,
+        depth_start: int,
+        channel_start: int,
+        row_start: int = 0,
+        column_start: int = 0,
     ) -> list[int]:
         """Index, in storage order, of the first voxel of volume n at a plane, row, column and channel."""
         starts = {"z": depth_start, "y": row_start, "x": column_start}
         for letters, position in ((self.batch_letters, n), (self.channel_letters, channel_start)):
             sizes = tuple(self.size(a) for a in letters)
             starts.update(
-                (a, int(i)) for a, i in zip(letters, np.unravel_index(position, sizes) if sizes else (), strict=True)
+                (a, int(i))
+                for a, i in zip(
+                    letters, np.unravel_index(position, sizes) if sizes else (), strict=True
+                )
             )
         return [starts[a] for a in self.letters]
 
@@ -269,7 +298,11 @@ class VolumeHeader:
         count = channels // max(1, len(self.components))
         names = list(sources) if len(sources) == count else [None] * count
         first = [name or str(number + 1) for number, name in enumerate(names)]
-        return [f"{one}: {own}" if count > 1 or names[0] else own for one in first for own in self.components]
+        return [
+            f"{one}: {own}" if count > 1 or names[0] else own
+            for one in first
+            for own in self.components
+        ]
 
     @property
     def nbytes(self) -> int:
@@ -348,7 +381,10 @@ class VolumeReader(abc.ABC):
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.close()
 
@@ -373,7 +409,9 @@ class VolumeWriter(abc.ABC):
         Raises: WriteError if the disk is full or the like.
         """
 
-    def write_box(self, n: int, starts: tuple[int, int, int], channel_start: int, block: Array) -> None:
+    def write_box(
+        self, n: int, starts: tuple[int, int, int], channel_start: int, block: Array
+    ) -> None:
         """As `write`, of a box whose first voxel is at `starts` (D, H, W); only where the format says so (`box_access`)."""
         raise NotImplementedError(f"{self.path} takes whole planes")
 
@@ -395,7 +433,10 @@ class VolumeWriter(abc.ABC):
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.abort()
 
@@ -435,7 +476,9 @@ class Volume:
         48
         """
         axes = Axes(self.axes, self.data.shape)
-        return VolumeHeader(axes, self.data.dtype, self.grid, format=self.format, metadata=self.metadata)
+        return VolumeHeader(
+            axes, self.data.dtype, self.grid, format=self.format, metadata=self.metadata
+        )
 
 
 class ArrayReader(VolumeReader):
@@ -450,7 +493,11 @@ class ArrayReader(VolumeReader):
 
     def read(self, n: int, depth: slice, channels: slice) -> Array:
         block = self.header.axes.block(self.array, n, depth, channels)
-        return block if block.dtype == self.header.dtype and block.dtype.isnative else block.astype(self.header.dtype)
+        return (
+            block
+            if block.dtype == self.header.dtype and block.dtype.isnative
+            else block.astype(self.header.dtype)
+        )
 
 
 class ArrayWriter(VolumeWriter):
@@ -461,7 +508,9 @@ class ArrayWriter(VolumeWriter):
 
     def block(self, n: int, depth: slice, channels: slice) -> Array:
         block = self.header.axes.block(self.array, n, depth, channels)
-        return block if np.may_share_memory(block, self.array) else super().block(n, depth, channels)
+        return (
+            block if np.may_share_memory(block, self.array) else super().block(n, depth, channels)
+        )
 
     def write(self, n: int, depth_start: int, channel_start: int, block: Array) -> None:
         if not np.may_share_memory(block, self.array):

@@ -13,7 +13,9 @@ LINE_INCHES = 0.17  # of a line of the caption
 DPI = 110
 
 
-def make_figure(rows: Sequence[Sequence[Panel]], caption: Sequence[str], headings: Sequence[str] = ()) -> Any:
+def make_figure(
+    rows: Sequence[Sequence[Panel]], caption: Sequence[str], headings: Sequence[str] = ()
+) -> Any:
     """A figure of rows of panels, all at one scale, with a bar of shades beside each window.
 
     headings : sequence of str      over the columns
@@ -25,7 +27,10 @@ def make_figure(rows: Sequence[Sequence[Panel]], caption: Sequence[str], heading
     widths = [max(row[i].extent[1] for row in rows if i < len(row)) for i in range(columns)]
     heights = [max(panel.extent[0] for panel in row) for row in rows]
     scale = INCHES / max(max(panel.extent) for row in rows for panel in row)
-    inches = [max(0.8, width * scale) for width in widths], [max(0.3, height * scale) for height in heights]
+    inches = (
+        [max(0.8, width * scale) for width in widths],
+        [max(0.3, height * scale) for height in heights],
+    )
     gap, bar, margin = 0.5, 0.75, 0.35
     below = 0.15 + LINE_INCHES * len(caption)
     over = 0.45 if headings else 0.1
@@ -41,21 +46,36 @@ def make_figure(rows: Sequence[Sequence[Panel]], caption: Sequence[str], heading
         for panel, width in zip(row, inches[0], strict=False):
             own = panel.extent[1] * scale, panel.extent[0] * scale
             place = (left + (width - own[0]) / 2, top - (height + own[1]) / 2)
-            _panel(figure.add_axes((place[0] / wide, place[1] / high, own[0] / wide, own[1] / high)), panel, own)
+            _panel(
+                figure.add_axes((place[0] / wide, place[1] / high, own[0] / wide, own[1] / high)),
+                panel,
+                own,
+            )
             left += width + gap
         top -= height + TEXT_INCHES / 2
     for position, (heading, width) in enumerate(zip(headings, inches[0], strict=False)):
         centre = margin + sum(inches[0][:position]) + gap * position + width / 2
-        figure.text(centre / wide, (high - 0.3) / high, heading, ha="center", fontsize=9, weight="bold")
+        figure.text(
+            centre / wide, (high - 0.3) / high, heading, ha="center", fontsize=9, weight="bold"
+        )
     start = margin + sum(inches[0]) + gap * columns - 0.15
     for number, panel in enumerate(bars):
         length = min(2.2, high - below - over - 0.5)
         middle = (below + high - over) / 2
-        corner = ((start + bar * number) / wide, (middle - length / 2) / high, 0.12 / wide, length / high)
+        corner = (
+            (start + bar * number) / wide,
+            (middle - length / 2) / high,
+            0.12 / wide,
+            length / high,
+        )
         _bar(figure.add_axes(corner), panel)
     for number, line in enumerate(caption):
         figure.text(
-            margin / wide, (below - 0.05 - LINE_INCHES * (number + 1)) / high, line, fontsize=7.5, color="#444444"
+            margin / wide,
+            (below - 0.05 - LINE_INCHES * (number + 1)) / high,
+            line,
+            fontsize=7.5,
+            color="#444444",
         )
     return figure
 
@@ -72,7 +92,8 @@ def _windows(rows: Sequence[Sequence[Panel]]) -> list[Panel]:
 def _panel(axes: Any, panel: Panel, inches: tuple[float, float]) -> None:
     """Draw a panel, whose (width, height) is given in inches; voxels smaller than dots are averaged."""
     cells = [
-        min(count, max(1, round(side * DPI))) for count, side in zip(panel.values.shape, inches[::-1], strict=True)
+        min(count, max(1, round(side * DPI)))
+        for count, side in zip(panel.values.shape, inches[::-1], strict=True)
     ]
     axes.imshow(panel.palette[panel.paint(*cells)], aspect="auto", interpolation="nearest")
     axes.set_xticks([])
@@ -85,7 +106,9 @@ def _panel(axes: Any, panel: Panel, inches: tuple[float, float]) -> None:
         (left, -0.02, 0.5, "right", "center"), (right, 1.02, 0.5, "left", "center"),
         (top, 0.5, 1.01, "center", "bottom"), (bottom, 0.5, -0.015, "center", "top"),
     ):  # fmt: skip
-        axes.text(x, y, letter, transform=axes.transAxes, ha=across, va=along, fontsize=8, color="#666666")
+        axes.text(
+            x, y, letter, transform=axes.transAxes, ha=across, va=along, fontsize=8, color="#666666"
+        )
 
 
 def _bar(axes: Any, panel: Panel) -> None:
@@ -96,7 +119,11 @@ def _bar(axes: Any, panel: Panel) -> None:
     axes.imshow(panel.palette[shades], aspect="auto", origin="lower")
     low, high = panel.window
     values = [low, 0.0, high] if panel.signed else [low, (low + high) / 2, high]
-    axes.set_yticks([0, (NOT_A_NUMBER - 1) / 2, NOT_A_NUMBER - 1], [f"{value:.4g}" for value in values], fontsize=7)
+    axes.set_yticks(
+        [0, (NOT_A_NUMBER - 1) / 2, NOT_A_NUMBER - 1],
+        [f"{value:.4g}" for value in values],
+        fontsize=7,
+    )
     axes.yaxis.tick_right()
     axes.tick_params(length=2, pad=2)
     axes.set_xticks([])

@@ -33,7 +33,9 @@ class KernelPicture:
     negative: bool
 
 
-def kernel_panels(kernel: Kernel, spacing: tuple[float, float, float] | None = None) -> KernelPicture:
+def kernel_panels(
+    kernel: Kernel, spacing: tuple[float, float, float] | None = None
+) -> KernelPicture:
     """Panels of the planes through the centre across D, H, W, and of the sums over the two other axes.
 
     spacing : (D, H, W) or None     of voxels, which are drawn in proportion; None: cubes
@@ -52,12 +54,27 @@ def kernel_panels(kernel: Kernel, spacing: tuple[float, float, float] | None = N
         plane = turn.upright(np.take(weights, position, axis=axis))
         extent = (sides[turn.down], sides[turn.right])
         slices.append(
-            Panel(f"{letter} = {position}", plane, extent, (-scale, scale), words=turn.words, signed=True, bend=BEND)
+            Panel(
+                f"{letter} = {position}",
+                plane,
+                extent,
+                (-scale, scale),
+                words=turn.words,
+                signed=True,
+                bend=BEND,
+            )
         )
         profile = weights.sum(axis=(turn.down, turn.right))
         title = f"along {letter}: {profile.min():.3g} to {profile.max():.3g}"
         profiles.append(
-            Panel(title, bars(profile), (max(sides) / 2, sides[axis]), (-1.0, 1.0), signed=True, measures=False)
+            Panel(
+                title,
+                bars(profile),
+                (max(sides) / 2, sides[axis]),
+                (-1.0, 1.0),
+                signed=True,
+                measures=False,
+            )
         )
     words = "; ".join(f"{'dhw'[turn.axis]} = {turn.words}" for turn in turns)
     first = ["first filter, first channel"] if kernel.is_layer else list(kernel.filter_names[:1])
@@ -79,4 +96,6 @@ def bars(profile: Values) -> Values:
     """
     high, low = max(0.0, float(profile.max())), min(0.0, float(profile.min()))
     level = high - (np.arange(LEVELS)[:, None] + 0.5) / LEVELS * (high - low)
-    return np.where((level > 0) & (level < profile), 1.0, np.where((level < 0) & (level > profile), -1.0, 0.0))
+    return np.where(
+        (level > 0) & (level < profile), 1.0, np.where((level < 0) & (level > profile), -1.0, 0.0)
+    )

@@ -50,7 +50,9 @@ class Orientation:
     def words(self) -> str:
         """Which way the axes run."""
         down = f"{AXIS_NAMES[self.down]} {'up' if self.flip_down else 'down'}"
-        return f"{down}, {AXIS_NAMES[self.right]} {'leftwards' if self.flip_right else 'to the right'}"
+        return (
+            f"{down}, {AXIS_NAMES[self.right]} {'leftwards' if self.flip_right else 'to the right'}"
+        )
 
 
 def orientations(grid: Grid) -> tuple[Orientation, Orientation, Orientation]:
@@ -107,6 +109,7 @@ def _nearest(grid: Grid) -> tuple[tuple[int, bool], ...] | None:
     if directions is None:
         return None
     best = max(
-        itertools.permutations(range(3)), key=lambda order: sum(abs(directions[a][w]) for a, w in enumerate(order))
+        itertools.permutations(range(3)),
+        key=lambda order: sum(abs(directions[a][w]) for a, w in enumerate(order)),
     )
     return tuple((world, bool(directions[axis][world] > 0)) for axis, world in enumerate(best))

@@ -110,7 +110,10 @@ class Report:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.close()
 
@@ -118,7 +121,10 @@ class Report:
 def _text(words: str) -> str:
     """Words as HTML; what no page can hold (control characters, halves of surrogate pairs) as a question mark."""
     shown = "".join(
-        c if c in "\n\t" or ((c.isprintable() or c.isspace()) and not 0xD800 <= ord(c) < 0xE000) else "?" for c in words
+        c
+        if c in "\n\t" or ((c.isprintable() or c.isspace()) and not 0xD800 <= ord(c) < 0xE000)
+        else "?"
+        for c in words
     )
     return html.escape(shown)
 
@@ -128,10 +134,16 @@ def table(rows: Sequence[tuple[str, Mapping[str, str]]]) -> str:
     columns = list(dict.fromkeys(column for _, row in rows for column in row))
     numeric = {c for c in columns if all(_is_number(row.get(c, "")) for _, row in rows)}
     kind = {c: ' class="number"' if c in numeric else "" for c in columns}
-    lines = ["<table>\n<tr><th></th>" + "".join(f"<th{kind[c]}>{_text(c)}</th>" for c in columns) + "</tr>\n"]
+    lines = [
+        "<table>\n<tr><th></th>"
+        + "".join(f"<th{kind[c]}>{_text(c)}</th>" for c in columns)
+        + "</tr>\n"
+    ]
     for number, (status, row) in enumerate(rows, 1):
         cells = "".join(f"<td{kind[c]}>{_text(row.get(c, ''))}</td>" for c in columns)
-        lines.append(f'<tr><td><a href="#v{number}" class="{status}">{status}</a></td>{cells}</tr>\n')
+        lines.append(
+            f'<tr><td><a href="#v{number}" class="{status}">{status}</a></td>{cells}</tr>\n'
+        )
     return "".join(lines) + "</table>\n"
 
 
@@ -144,10 +156,14 @@ def _is_number(text: str) -> bool:
 
 def section(entry: Entry, number: int) -> str:
     """All about one volume."""
-    parts = [f'<h2 id="v{number}"><span class="{entry.status}">{entry.status}</span> {_text(entry.title)}</h2>\n']
+    parts = [
+        f'<h2 id="v{number}"><span class="{entry.status}">{entry.status}</span> {_text(entry.title)}</h2>\n'
+    ]
     if entry.error:
         parts.append(f'<p class="failed">{_text(entry.error)}</p>\n')
-    shown = [(name, s) for name, s in (("before", entry.before), ("after", entry.after)) if s is not None]
+    shown = [
+        (name, s) for name, s in (("before", entry.before), ("after", entry.after)) if s is not None
+    ]
     if shown:
         together = robust_window([s.values for _, s in shown]) if entry.shared else None
         parts.append('<div class="pictures">\n')
@@ -155,7 +171,9 @@ def section(entry: Entry, number: int) -> str:
         parts.append(f"{histogram([(name, s.values) for name, s in shown])}</div>\n")
     parts += [f'<p class="note">note: {_text(note)}</p>\n' for note in entry.notes]
     if entry.decided or entry.done:
-        parts.append(f"<pre>{_text(chr(10).join(text for text in (entry.decided, entry.done) if text))}</pre>\n")
+        parts.append(
+            f"<pre>{_text(chr(10).join(text for text in (entry.decided, entry.done) if text))}</pre>\n"
+        )
     return "".join(parts)
 
 
@@ -165,7 +183,12 @@ def _figure(name: str, slices: Slices, window: Window) -> str:
     height, width = shades.shape
     axes = "x".join(map(str, slices.header.shape[1:4]))
     words = "; ".join(
-        [f"{axes} voxels at {','.join(map(str, slices.at))}", letters, *geometry_words(slices), window_words(window)]
+        [
+            f"{axes} voxels at {','.join(map(str, slices.at))}",
+            letters,
+            *geometry_words(slices),
+            window_words(window),
+        ]
     )
     return (
         f'<figure><img src="data:image/png;base64,{data}" width="{width}" height="{height}" alt="{name}: three slices">'
@@ -177,16 +200,22 @@ def thumbnail(slices: Slices, window: Window) -> tuple[Shades, str]:
     """The three slices side by side as shades, and what lies at their edges in words."""
     panels = panels_of(slices, window)
     scale = PIXELS / max(side for panel in panels for side in panel.extent)
-    painted = [panel.paint(*(max(1, round(side * scale)) for side in panel.extent)) for panel in panels]
+    painted = [
+        panel.paint(*(max(1, round(side * scale)) for side in panel.extent)) for panel in panels
+    ]
     height, gap = max(len(shades) for shades in painted), 4
-    sheet = np.zeros((height, sum(shades.shape[1] for shades in painted) + gap * (len(painted) - 1)), np.uint8)
+    sheet = np.zeros(
+        (height, sum(shades.shape[1] for shades in painted) + gap * (len(painted) - 1)), np.uint8
+    )
     left = 0
     for shades in painted:
         top = (height - len(shades)) // 2
         sheet[top : top + len(shades), left : left + shades.shape[1]] = shades
         left += shades.shape[1] + gap
     if any(panels[0].letters):
-        words = "; ".join(f"{p.title.split(', ')[-1]}: {p.letters[0]} left, {p.letters[2]} top" for p in panels)
+        words = "; ".join(
+            f"{p.title.split(', ')[-1]}: {p.letters[0]} left, {p.letters[2]} top" for p in panels
+        )
     else:
         words = "; ".join(f"{'dhw'[i]}: {panel.words}" for i, panel in enumerate(panels))
     return sheet, words
@@ -204,16 +233,16 @@ def histogram(series: Sequence[tuple[str, Values]]) -> str:
         # values beyond the ends are counted in the last bins
         counts, _ = np.histogram(np.clip(values, low, high), BINS, (low, high))
         tops = height - height * np.sqrt(counts / max(1, counts.max()))
-        points = " ".join(f"{(i + j) * width / BINS:.1f},{y:.1f}" for i, y in enumerate(tops) for j in (0, 1))
+        points = " ".join(
+            f"{(i + j) * width / BINS:.1f},{y:.1f}" for i, y in enumerate(tops) for j in (0, 1)
+        )
         lines.append(
             f'<polyline class="{name}" points="0,{height} {points} {width},{height}" fill="currentColor" fill-opacity="0.15" '
             'stroke="currentColor"/>'
         )
     left_out = [f"{name} {np.size(all_) - values.size}" for (name, all_), (_, values) in zip(series, finite, strict=True)
                 if np.size(all_) > values.size]  # fmt: skip
-    caption = (
-        f"values of the voxels drawn, {low:.6g} to {high:.6g}; heights: square root of the share of the fullest bin"
-    )
+    caption = f"values of the voxels drawn, {low:.6g} to {high:.6g}; heights: square root of the share of the fullest bin"
     caption += f"; not finite: {', '.join(left_out)}" if left_out else ""
     return (
         f'<figure><svg width="{width}" height="{height + 2}" viewBox="0 -1 {width} {height + 2}" role="img">'

@@ -101,7 +101,10 @@ def resize(plane: Values, rows: int, columns: int, peak: bool = False) -> Values
             continue
         starts = np.arange(count) * size // count
         if peak:
-            high, low = np.fmax.reduceat(plane, starts, axis=axis), np.fmin.reduceat(plane, starts, axis=axis)
+            high, low = (
+                np.fmax.reduceat(plane, starts, axis=axis),
+                np.fmin.reduceat(plane, starts, axis=axis),
+            )
             plane = np.where(np.abs(low) > np.abs(high), low, high)
         else:
             known = ~np.isnan(plane)
@@ -143,7 +146,10 @@ def lengths(slices: Slices) -> tuple[float, float, float]:
 def shortest_side(slices: Slices) -> float:
     """The shortest distance between two samples, in the volume's unit."""
     return min(
-        step * side for step, side in zip(slices.steps, slices.header.grid.spacing or (1.0, 1.0, 1.0), strict=True)
+        step * side
+        for step, side in zip(
+            slices.steps, slices.header.grid.spacing or (1.0, 1.0, 1.0), strict=True
+        )
     )
 
 
@@ -164,7 +170,10 @@ def difference_panels(first: Slices, second: Slices) -> tuple[list[Panel], str]:
         planes = [b - a for a, b in zip(first.planes, second.planes, strict=True)]
     window = signed_window(planes)
     turns = orientations(first.header.grid)
-    panels = [_panel(first, plane, turn, window, signed=True) for plane, turn in zip(planes, turns, strict=True)]
+    panels = [
+        _panel(first, plane, turn, window, signed=True)
+        for plane, turn in zip(planes, turns, strict=True)
+    ]
     largest, words = -1.0, "no difference of two numbers"
     for axis, plane in enumerate(planes):
         sizes = np.where(np.isfinite(plane), np.abs(plane), -1.0)
@@ -183,7 +192,9 @@ def difference_panels(first: Slices, second: Slices) -> tuple[list[Panel], str]:
     return panels, words
 
 
-def _panel(slices: Slices, plane: Values, turn: Orientation, window: Window, signed: bool = False) -> Panel:
+def _panel(
+    slices: Slices, plane: Values, turn: Orientation, window: Window, signed: bool = False
+) -> Panel:
     sizes = lengths(slices)
     title = f"{'dhw'[turn.axis]} = {slices.at[turn.axis]}" + (f", {turn.name}" if turn.name else "")
     extent = (sizes[turn.down], sizes[turn.right])
@@ -204,7 +215,9 @@ def geometry_words(slices: Slices) -> list[str]:
     if angle >= OBLIQUE:
         words.append(f"oblique: its axes are up to {angle:.3g} degrees off the letters'")
     if max(slices.steps) > 1:
-        words.append(f"every {','.join(map(str, slices.steps))}th voxel along depth,height,width is drawn")
+        words.append(
+            f"every {','.join(map(str, slices.steps))}th voxel along depth,height,width is drawn"
+        )
     return words
 
 

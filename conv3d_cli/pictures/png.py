@@ -20,12 +20,15 @@ def encode_png(shades: Shades, palette: Shades) -> bytes:
     b'\\x89PNG\\r\\n\\x1a\\n'
     """
     rows, columns = shades.shape
-    unfiltered = np.zeros((rows, columns + 1), np.uint8)  # each row begins with the number of its filter: none
+    unfiltered = np.zeros(
+        (rows, columns + 1), np.uint8
+    )  # each row begins with the number of its filter: none
     unfiltered[:, 1:] = shades
     header = struct.pack(">IIBBBBB", columns, rows, 8, 3, 0, 0, 0)
     chunks = (
         (b"IHDR", header), (b"PLTE", palette.tobytes()), (b"IDAT", zlib.compress(unfiltered.tobytes(), 9)), (b"IEND", b""),
     )  # fmt: skip
     return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        for name, data in chunks
     )

@@ -84,18 +84,26 @@ class Place:
         if self.unit is not None:
             grid = header.grid
             if grid.affine is None or grid.unit is None:
-                raise ShapeError(f"{path} has no place in the world; give the voxel, as in --at 16,36,32")
+                raise ShapeError(
+                    f"{path} has no place in the world; give the voxel, as in --at 16,36,32"
+                )
             factor = UNITS[self.unit] / UNITS[grid.unit]
-            i, j, k = np.linalg.solve(grid.affine[:3, :3], np.multiply(place, factor) - grid.affine[:3, 3])
+            i, j, k = np.linalg.solve(
+                grid.affine[:3, :3], np.multiply(place, factor) - grid.affine[:3, 3]
+            )
             place = (float(k), float(j), float(i))
         # halves go up, as everywhere in the package
         d, h, w = (math.floor(number + 0.5) if abs(number) < 1e15 else -1 for number in place)
         sizes = header.shape[1:4]
         if not all(0 <= index < size for index, size in zip((d, h, w), sizes, strict=True)):
             where = (
-                f"voxel {d},{h},{w}" if self.unit is None else f"{_triple(self.numbers)} {self.unit}, voxel {d},{h},{w}"
+                f"voxel {d},{h},{w}"
+                if self.unit is None
+                else f"{_triple(self.numbers)} {self.unit}, voxel {d},{h},{w}"
             )
-            raise ShapeError(f"{where} lies outside {path}, whose depth,height,width is {_triple(sizes)}")
+            raise ShapeError(
+                f"{where} lies outside {path}, whose depth,height,width is {_triple(sizes)}"
+            )
         return d, h, w
 
 
@@ -104,7 +112,12 @@ def _triple(numbers: Sequence[float]) -> str:
 
 
 def read_slices(
-    path: str, at: Place | None = None, n: int = 0, channel: int = 0, axes: str | None = None, most: int = MOST
+    path: str,
+    at: Place | None = None,
+    n: int = 0,
+    channel: int = 0,
+    axes: str | None = None,
+    most: int = MOST,
 ) -> Slices:
     """Read three slices of a file.
 
@@ -117,15 +130,24 @@ def read_slices(
     with open_volume(path, axes=axes) as reader:
         header = reader.header
         count, *sizes, channels = header.shape
-        for option, what, index, size in (("-n", "time points", n, count), ("-c", "channels", channel, channels)):
+        for option, what, index, size in (
+            ("-n", "time points", n, count),
+            ("-c", "channels", channel, channels),
+        ):
             if not 0 <= index < size:
-                raise ShapeError(f"{path} has {size} {what}, counted from 0, received {option} {index}")
+                raise ShapeError(
+                    f"{path} has {size} {what}, counted from 0, received {option} {index}"
+                )
         if 0 in sizes:
             raise ShapeError(f"{path} has no voxels: its depth,height,width is {_triple(sizes)}")
-        place = (sizes[0] // 2, sizes[1] // 2, sizes[2] // 2) if at is None else at.voxel(header, path)
+        place = (
+            (sizes[0] // 2, sizes[1] // 2, sizes[2] // 2) if at is None else at.voxel(header, path)
+        )
         steps = tuple(-(-size // most) for size in sizes)
         where = _Where(n, slice(channel, channel + 1), place, (steps[0], steps[1], steps[2]))
-        planes = _by_planes(reader, where) if reader.box_access() is None else _by_boxes(reader, where)
+        planes = (
+            _by_planes(reader, where) if reader.box_access() is None else _by_boxes(reader, where)
+        )
         if not reader.sequential or (n, channel) == (count - 1, channels - 1):
             reader.finish()  # of a stream: what is left behind these planes holds its checksum
         notes = reader.notes
@@ -160,10 +182,16 @@ def _by_boxes(reader: VolumeReader, where: _Where) -> list[Array]:
     across_height, across_width = [], []
     # a column of voxels in a file that is mapped takes a page for each: as much as the whole planes, in the end
     access = reader.box_access()
-    beside = height * width if access is not None and access.unit == (1, 1, 1) else max(height, width)
+    beside = (
+        height * width if access is not None and access.unit == (1, 1, 1) else max(height, width)
+    )
     for part in _pieces(reader, depth, beside, steps[0]):
-        across_height.append(box(part, where.one(1), slice(0, width))[:: steps[0], 0, :: steps[2]].copy())
-        across_width.append(box(part, slice(0, height), where.one(2))[:: steps[0], :: steps[1], 0].copy())
+        across_height.append(
+            box(part, where.one(1), slice(0, width))[:: steps[0], 0, :: steps[2]].copy()
+        )
+        across_width.append(
+            box(part, slice(0, height), where.one(2))[:: steps[0], :: steps[1], 0].copy()
+        )
         reader.release(where.n, part.stop)
     return [np.concatenate(parts) for parts in (across_depth, across_height, across_width)]
 
@@ -183,7 +211,10 @@ def _by_planes(reader: VolumeReader, where: _Where) -> list[Array]:
     sizes = [-(-size // step) for size, step in zip((depth, height, width), steps, strict=True)]
     dtype = reader.header.dtype
     across_depth = np.empty((sizes[1], sizes[2]), dtype)
-    across_height, across_width = np.empty((sizes[0], sizes[2]), dtype), np.empty((sizes[0], sizes[1]), dtype)
+    across_height, across_width = (
+        np.empty((sizes[0], sizes[2]), dtype),
+        np.empty((sizes[0], sizes[1]), dtype),
+    )
     for position in range(depth):
         if position % steps[0] and position != d:
             continue

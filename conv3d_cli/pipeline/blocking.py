@@ -37,7 +37,9 @@ class Cut(NamedTuple):
     boxes: Boxes | None = None
 
 
-def cut_job(job: SlabJob, max_memory: int | None, box_job: Callable[[], BoxJob | None] = lambda: None) -> Cut:
+def cut_job(
+    job: SlabJob, max_memory: int | None, box_job: Callable[[], BoxJob | None] = lambda: None
+) -> Cut:
     """The largest slabs that are worth while and fit: multiples of the plan's `depth_step`; where not even one step of whole
     planes fits, boxes, if the job can be done in boxes.
 
@@ -55,10 +57,15 @@ def cut_job(job: SlabJob, max_memory: int | None, box_job: Callable[[], BoxJob |
     if boxes is not None:
         partition = boxes.choose_partition(limit)
         if partition is not None:
-            return Cut(depth, boxes.memory(partition), Boxes(partition, boxes.redundancy(partition)))
+            return Cut(
+                depth, boxes.memory(partition), Boxes(partition, boxes.redundancy(partition))
+            )
         smallest = boxes.smallest_partition()
         if boxes.memory(smallest).total < least.total:
-            least, planes = boxes.memory(smallest), f"a box of {'x'.join(map(str, smallest.block))} voxels"
+            least, planes = (
+                boxes.memory(smallest),
+                f"a box of {'x'.join(map(str, smallest.block))} voxels",
+            )
     other = "" if step == 1 else f", or another --algorithm than {plan.algorithm.name}"
     raise MemoryLimitError(
         f"{planes} at a time need{'' if planes.endswith('planes') else 's'} {format_bytes(least.total)} of memory for the "

@@ -22,13 +22,17 @@ def input_files(job: Job) -> dict[str, tuple[str, ...]]:
         files["mask"] = volume_files(job.missing.mask)
     for number, stage in enumerate(job.stages, 1):
         if (path := kernel_file(stage)) is not None:
-            files["kernel" if len(job.stages) == 1 else f"kernel of layer {number}"] = readable_files(path)
+            files["kernel" if len(job.stages) == 1 else f"kernel of layer {number}"] = (
+                readable_files(path)
+            )
     return files
 
 
 def settings_files(job: Job) -> tuple[str, ...]:
     """The files that a job's settings came from: configs, a manifest, weights files, biases."""
-    return tuple(dict.fromkeys([*job.files, *(path for stage in job.stages for path in stage.files)]))
+    return tuple(
+        dict.fromkeys([*job.files, *(path for stage in job.stages for path in stage.files)])
+    )
 
 
 def output_files(job: Job) -> tuple[str, ...]:

@@ -64,7 +64,11 @@ def fit_kernel(
             bound = cropped.bound(normalize)
             notes.append(
                 f"kernel {kernel.name} is cropped from {_by(size)} to {_by(kernel.size)} weights; "
-                + (f"no sum is off by more than {bound:.2g} of the largest |x|" if bound else "the rest were zeros")
+                + (
+                    f"no sum is off by more than {bound:.2g} of the largest |x|"
+                    if bound
+                    else "the rest were zeros"
+                )
             )
     return kernel, notes
 

@@ -35,11 +35,15 @@ def resolve_kernel(
         seed = number if stage.seed is None else stage.seed
         kernel = draw_kernel(stage, shape[4], seed)
         if stage.seed is None:
-            notes.append(f"kernel {kernel.name} is drawn by its initializer with seed {seed}; --seed N draws another")
+            notes.append(
+                f"kernel {kernel.name} is drawn by its initializer with seed {seed}; --seed N draws another"
+            )
     else:
         given = stage.kernel if isinstance(stage.kernel, Kernel) else None
         kernel = given or read_kernel(str(stage.kernel), grid)
-        kernel, found = fit_kernel(kernel, None if given else str(stage.kernel), grid, stage.fitting, stage.normalize)
+        kernel, found = fit_kernel(
+            kernel, None if given else str(stage.kernel), grid, stage.fitting, stage.normalize
+        )
         notes += found
     if stage.kernel_size is not None and kernel.size != triple(stage.kernel_size, "kernel_size"):
         raise ShapeError(
@@ -61,19 +65,33 @@ def resolve_kernel(
 
     def layer_shaped(weights: np.ndarray) -> np.ndarray:
         return (
-            weights if weights.ndim == 5 else weights[..., None, :] if weights.ndim == 4 else weights[..., None, None]
+            weights
+            if weights.ndim == 5
+            else weights[..., None, :]
+            if weights.ndim == 4
+            else weights[..., None, None]
         )
 
-    constrain, constrain_bias = get_constraint(stage.kernel_constraint), get_constraint(stage.bias_constraint)
+    constrain, constrain_bias = (
+        get_constraint(stage.kernel_constraint),
+        get_constraint(stage.bias_constraint),
+    )
     if constrain is not None:
         constrained = constrain(layer_shaped(kernel.weights))
         kernel = replace(kernel, weights=constrained.reshape(kernel.weights.shape))
-        notes.append(f"kernel_constraint {_named(stage.kernel_constraint)} applied to kernel {kernel.name}")
+        notes.append(
+            f"kernel_constraint {_named(stage.kernel_constraint)} applied to kernel {kernel.name}"
+        )
     if constrain_bias is not None and kernel.bias is not None:
         kernel = replace(kernel, bias=constrain_bias(kernel.bias))
-        notes.append(f"bias_constraint {_named(stage.bias_constraint)} applied to the bias of {kernel.name}")
+        notes.append(
+            f"bias_constraint {_named(stage.bias_constraint)} applied to the bias of {kernel.name}"
+        )
     losses = {}
-    penalty, bias_penalty = get_regularizer(stage.kernel_regularizer), get_regularizer(stage.bias_regularizer)
+    penalty, bias_penalty = (
+        get_regularizer(stage.kernel_regularizer),
+        get_regularizer(stage.bias_regularizer),
+    )
     if penalty is not None:
         losses["kernel"] = float(penalty(layer_shaped(kernel.weights)))
     if bias_penalty is not None and kernel.bias is not None:

@@ -42,5 +42,9 @@ def make_stage(settings: Settings) -> Stage:
     values = settings.arguments(Place.STAGE)
     kernel = settings.kernel
     if settings.orient not in (None, "voxel"):
-        values["kernel"] = orient_kernel(kernel if isinstance(kernel, (str, Kernel)) else None, str(settings.orient))
-    return Stage(activations=settings.activations or (), notes=settings.notes, files=settings.files, **values)
+        values["kernel"] = orient_kernel(
+            kernel if isinstance(kernel, (str, Kernel)) else None, str(settings.orient)
+        )
+    return Stage(
+        activations=settings.activations or (), notes=settings.notes, files=settings.files, **values
+    )

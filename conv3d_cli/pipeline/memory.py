@@ -64,7 +64,9 @@ class MemoryUse:
         'process 3.0 MiB, output 1.0 MiB'
         """
         largest_first = sorted(self.terms.items(), key=lambda term: -term[1])
-        return ", ".join(f"{name.replace('_', ' ')} {format_bytes(count)}" for name, count in largest_first)
+        return ", ".join(
+            f"{name.replace('_', ' ')} {format_bytes(count)}" for name, count in largest_first
+        )
 
 
 PROCESS = MemoryUse({"process": PROCESS_BYTES})
@@ -100,7 +102,8 @@ def check_planning(
     from conv3d_cli.engine.plan import planning_bytes  # late: it knows the compiler
 
     use = MemoryUse({"process": PROCESS_READING_BYTES}).plus(
-        weights=sum(kernel.weights.nbytes for kernel in kernels), planning=planning_bytes(problem, dtype)
+        weights=sum(kernel.weights.nbytes for kernel in kernels),
+        planning=planning_bytes(problem, dtype),
     )
     limit = memory_ceiling(max_memory)
     if use.total > max(limit, PROCESS_BYTES):  # below that no job can run, and `cut_job` says so
@@ -137,7 +140,9 @@ class LayerPlanes(NamedTuple):
     made: int
 
 
-def chain_planes(problems: Sequence[ConvProblem], depth_steps: Sequence[int], depth: int) -> list[LayerPlanes]:
+def chain_planes(
+    problems: Sequence[ConvProblem], depth_steps: Sequence[int], depth: int
+) -> list[LayerPlanes]:
     """The planes that each convolution of a chain has at most, as `stream.LayerReader` asks for them, forward only.
 
     depth_steps : sequence      output planes that each computes at once
@@ -158,7 +163,10 @@ def chain_planes(problems: Sequence[ConvProblem], depth_steps: Sequence[int], de
             if layer < len(problems) - 1:  # whole steps, and none that is made already
                 step = depth_steps[layer]
                 first = max(first, made_to[layer])
-                first, stop = first - first % step, min(-(-stop // step) * step, problem.out_size[0])
+                first, stop = (
+                    first - first % step,
+                    min(-(-stop // step) * step, problem.out_size[0]),
+                )
             if first >= stop:
                 break
             low, high = first_needed(problem)[first], last_needed(problem)[stop - 1]
@@ -213,18 +221,28 @@ class SlabJob:
         """The peak of the process in slabs of `depth` output planes."""
         depth = min(depth, self.last.problem.out_size[0])
         planes = chain_planes(
-            [c.problem for c in self.convolutions], [c.plan.depth_step for c in self.convolutions], depth
+            [c.problem for c in self.convolutions],
+            [c.plan.depth_step for c in self.convolutions],
+            depth,
         )
-        use = PROCESS.plus(**self.weights, output=SLABS_WRITTEN * depth * self.out_plane, writer=self.writer)
+        use = PROCESS.plus(
+            **self.weights, output=SLABS_WRITTEN * depth * self.out_plane, writer=self.writer
+        )
         for convolution, (window, _, made) in zip(self.convolutions, planes, strict=True):
             size = (made, *convolution.problem.out_size[1:])
-            use = use.plus(scratch=convolution.plan.scratch_for(size)).plus(**convolution.memory(window, made))
+            use = use.plus(scratch=convolution.plan.scratch_for(size)).plus(
+                **convolution.memory(window, made)
+            )
         if self.sequential:
             use = use.plus(**self._stream(planes))
         else:
-            window = most_planes(self.last.problem, _slabs(self.last.problem, depth), sequential=False)
+            window = most_planes(
+                self.last.problem, _slabs(self.last.problem, depth), sequential=False
+            )
             use = use.plus(input=SLABS_READ * window * self.in_plane(len(planes) - 1))
-            if len(planes) > 1:  # the last one's input was computed into a file first, with 8 planes at a time
+            if (
+                len(planes) > 1
+            ):  # the last one's input was computed into a file first, with 8 planes at a time
                 use = use.plus(layers=sum(self._windows(planes)[:-1]))
         return use.plus(reader=self.reader(planes[0].read if self.sequential else planes[0].window))
 

@@ -65,7 +65,9 @@ def _coverage(convolution: Convolution) -> Array:
 
 ROLES = {
     role.name: role
-    for role in (OutputRole("coverage", _coverage, of_means=True, purpose="tells what means are made of"),)
+    for role in (
+        OutputRole("coverage", _coverage, of_means=True, purpose="tells what means are made of"),
+    )
 }
 OUTPUT_OPTIONS = tuple(role.option for role in ROLES.values())
 

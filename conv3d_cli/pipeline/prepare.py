@@ -32,7 +32,14 @@ from conv3d_cli.model.spec import ConvProblem, VoxelTransform
 from conv3d_cli.model.volume import Axes, VolumeHeader, VolumeReader, parts_in_storage_order
 from conv3d_cli.pipeline.blocking import Boxes, Cut, cut_job
 from conv3d_cli.pipeline.kernels import resolve_kernel
-from conv3d_cli.pipeline.memory import UNLIMITED, MemoryUse, SlabJob, check_planning, reading_kernels, weights_held
+from conv3d_cli.pipeline.memory import (
+    UNLIMITED,
+    MemoryUse,
+    SlabJob,
+    check_planning,
+    reading_kernels,
+    weights_held,
+)
 from conv3d_cli.pipeline.request import Job, Stage
 from conv3d_cli.pipeline.stream import Passage
 from conv3d_cli.system.machine import thread_count
@@ -99,7 +106,9 @@ def prepare_job(job: Job) -> Iterator[PreparedJob]:
     Raises: FormatError, ShapeError, SpecError, MemoryLimitError, ...
     """
     with ExitStack() as stack:
-        reader = stack.enter_context(open_volume(job.source, axes=job.axes, channels_first=job.channels_first))
+        reader = stack.enter_context(
+            open_volume(job.source, axes=job.axes, channels_first=job.channels_first)
+        )
         with naming(reader):
             path, mask = job.missing.mask, None
             if path is not None:
@@ -114,7 +123,9 @@ def naming(reader: VolumeReader) -> Iterator[None]:
     try:
         yield
     except ShapeError as error:
-        raise ShapeError(f"{error} (volume {reader.path}, {describe_shape(reader.header.axes)})") from error
+        raise ShapeError(
+            f"{error} (volume {reader.path}, {describe_shape(reader.header.axes)})"
+        ) from error
 
 
 @contextmanager
@@ -149,13 +160,17 @@ def _prepare(job: Job, reader: VolumeReader, mask: Mask | None) -> PreparedJob:
     header = _output_header(job, reader.header, chain)
     order = _stream_order(job, reader, header, chain)
     if order.spool_output:
-        notes.append("the output waits in a temporary file last: its stream cannot be written in the order computed")
+        notes.append(
+            "the output waits in a temporary file last: its stream cannot be written in the order computed"
+        )
     stages, planning = _assemble_stages(job, chain, order, mask)
     cut = _cut(job, reader, stages, header, order)
     # what boxes need is read and computed wherever it lies
     spool_input = order.spool_input if cut.boxes is None else [False] * len(stages)
     if any(spool_input):
-        notes.append("the input waits in a temporary file first: its stream cannot be read in the order needed")
+        notes.append(
+            "the input waits in a temporary file first: its stream cannot be read in the order needed"
+        )
     passage = Passage(stages[-1].convolution, order.parts, cut.depth)
     return PreparedJob(
         job, reader, stages, header, passage, cut.boxes, spool_input, order.spool_output,
@@ -185,7 +200,10 @@ def _resolve_stages(job: Job, header: VolumeHeader, notes: list[str]) -> list[_S
         notes += [*resolved.notes, *stage.notes]
         chain.append(_Stage(stage, resolved, losses))
         problem = resolved.problem
-        shape, grid = (shape[0], *problem.out_size, resolved.channels_out), grid_after(grid, problem)
+        shape, grid = (
+            (shape[0], *problem.out_size, resolved.channels_out),
+            grid_after(grid, problem),
+        )
     return chain
 
 
@@ -203,7 +221,9 @@ def _output_header(job: Job, source: VolumeHeader, chain: list[_Stage]) -> Volum
     if job.history:
         header = replace(header, history=(*source.history, job.history))
     if job.scale == "auto" and "s" in header.axes.letters:
-        raise ShapeError("--scale auto is not for RGB voxels, whose readers know no slope; leave it out")
+        raise ShapeError(
+            "--scale auto is not for RGB voxels, whose readers know no slope; leave it out"
+        )
     return header
 
 
@@ -240,7 +260,9 @@ def _assemble_stages(
     return stages, planning
 
 
-def _cut(job: Job, reader: VolumeReader, stages: list[PreparedStage], header: VolumeHeader, order: _Order) -> Cut:
+def _cut(
+    job: Job, reader: VolumeReader, stages: list[PreparedStage], header: VolumeHeader, order: _Order
+) -> Cut:
     """Slabs, or boxes, that fit under the ceiling of memory. Raises: MemoryLimitError."""
     convolutions = [stage.convolution for stage in stages]
     channels = _channels_written(convolutions[-1], order, header)
@@ -256,10 +278,17 @@ def _cut(job: Job, reader: VolumeReader, stages: list[PreparedStage], header: Vo
         weights=weights,
         reader=lambda planes: reader.held_bytes(planes, in_channels),
         writer=output_bytes(
-            job.target, header, channels, chunks=job.chunks, levels=job.levels, compression=job.compression
+            job.target,
+            header,
+            channels,
+            chunks=job.chunks,
+            levels=job.levels,
+            compression=job.compression,
         ),
     )
-    return cut_job(slab_job, _ceiling(job), lambda: _box_job(job, reader, stages, header, channels, weights))
+    return cut_job(
+        slab_job, _ceiling(job), lambda: _box_job(job, reader, stages, header, channels, weights)
+    )
 
 
 def _channels_written(convolution: Convolution, order: _Order, header: VolumeHeader) -> int:
@@ -288,12 +317,21 @@ def _box_job(
     from conv3d_cli.pipeline.boxes.stream import BoxJob
 
     reading = reader.box_access()
-    writing = output_access(job.target, out_header, chunks=job.chunks, levels=job.levels, compression=job.compression)
+    writing = output_access(
+        job.target, out_header, chunks=job.chunks, levels=job.levels, compression=job.compression
+    )
     convolutions = [stage.convolution for stage in stages]
-    along_width = job.channels_first and any(a.kind == "axis" for c in convolutions[:-1] for a in c.activations)
+    along_width = job.channels_first and any(
+        a.kind == "axis" for c in convolutions[:-1] for a in c.activations
+    )
     if job.beside or not all(convolution.takes_boxes for convolution in convolutions):
         return None
-    if reading is None or writing is None or along_width or any(c.activity is not None for c in convolutions[:-1]):
+    if (
+        reading is None
+        or writing is None
+        or along_width
+        or any(c.activity is not None for c in convolutions[:-1])
+    ):
         return None
     return BoxJob(convolutions, reader.header, out_header, reading, writing, channels, weights)
 
@@ -331,7 +369,9 @@ def output_header(
     )
 
 
-def _stream_order(job: Job, reader: VolumeReader, header: VolumeHeader, chain: list[_Stage]) -> _Order:
+def _stream_order(
+    job: Job, reader: VolumeReader, header: VolumeHeader, chain: list[_Stage]
+) -> _Order:
     """Parts in the order they are streamed; for each stage whether its input waits in a temporary file; and the output.
 
     header : VolumeHeader   of the output
@@ -340,7 +380,9 @@ def _stream_order(job: Job, reader: VolumeReader, header: VolumeHeader, chain: l
     problems = [resolved.problem for _, resolved, _ in chain]
     writes_stream = is_stream(job.target, job.compression)
     # planes of the far end stand beside those of the near one
-    spooled = [p.boundary.mode == "wrap" and (p.pad_before[0] > 0 or p.pad_after[0] > 0) for p in problems]
+    spooled = [
+        p.boundary.mode == "wrap" and (p.pad_before[0] > 0 or p.pad_after[0] > 0) for p in problems
+    ]
     together = reader.channels_together or _mixes_channels(chain)
     spooled[0] |= together and in_axes.canonical_shape[4] > 1 and not in_axes.channels_within_plane
     spooled[0] &= reader.sequential

@@ -97,7 +97,10 @@ class Stage:
                     f"activation '{activation.text}' needs the whole output at once, and a volume is streamed; "
                     "only the last axis (axis=-1) can be streamed"
                 )
-        for identifier, default in ((self.kernel_initializer, DRAWN_KERNEL), (self.bias_initializer, DRAWN_BIAS)):
+        for identifier, default in (
+            (self.kernel_initializer, DRAWN_KERNEL),
+            (self.bias_initializer, DRAWN_BIAS),
+        ):
             if identifier != default:
                 get_initializer(identifier, seed=self.seed)
         for identifier in (self.kernel_regularizer, self.bias_regularizer):
@@ -119,7 +122,9 @@ class Stage:
         >>> made.strides, made.flip
         (2, False)
         """
-        return replace(self, **{**_defaults(Stage, _MAKES_KERNEL), "kernel": kernel, "notes": (), "files": ()})
+        return replace(
+            self, **{**_defaults(Stage, _MAKES_KERNEL), "kernel": kernel, "notes": (), "files": ()}
+        )
 
     @property
     def fitting(self) -> Fitting:
@@ -198,20 +203,28 @@ class Job:
         if not self.stages:
             raise SpecError("no layers: a stack needs at least one")
         if self.dtype not in OUTPUT_DTYPES:
-            raise SpecError(f"dtype must be one of {', '.join(OUTPUT_DTYPES)}, received '{self.dtype}'")
+            raise SpecError(
+                f"dtype must be one of {', '.join(OUTPUT_DTYPES)}, received '{self.dtype}'"
+            )
         if self.precision not in ("float32", "float64"):
             raise SpecError(f"precision must be float32 or float64, received '{self.precision}'")
         if self.data_format not in ("channels_last", "channels_first"):
-            raise SpecError(f"data_format must be channels_last or channels_first, received '{self.data_format}'")
+            raise SpecError(
+                f"data_format must be channels_last or channels_first, received '{self.data_format}'"
+            )
         thread_count(self.threads)
         if self.chunks is not None:
             triple(self.chunks, "chunks")
         if self.levels < 1:
-            raise SpecError(f"levels must be at least 1 (the full resolution alone), received {self.levels}")
+            raise SpecError(
+                f"levels must be at least 1 (the full resolution alone), received {self.levels}"
+            )
         check_compression(self.compression)
         means = self.missing.weighs or self.missing.nan == "ignore"
         if means and len(self.stages) > 1:
-            raise SpecError("a mask and missing voxels are for one convolution, and this is a stack of layers")
+            raise SpecError(
+                "a mask and missing voxels are for one convolution, and this is a stack of layers"
+            )
         boundary = self.stages[-1].spec(is_layer=False).boundary
         for role in (ROLES[output.role] for output in self.beside):
             if role.of_means and not self.missing.divides(boundary):
@@ -220,7 +233,9 @@ class Job:
                 )
         if self.scale not in ("none", "auto"):
             raise SpecError(f"scale must be none or auto, received '{self.scale}'")
-        if self.scale == "auto" and (not output_format(self.target).holds_scale or np.dtype(self.dtype).kind == "f"):
+        if self.scale == "auto" and (
+            not output_format(self.target).holds_scale or np.dtype(self.dtype).kind == "f"
+        ):
             raise SpecError(
                 f"--scale auto is for integer outputs that hold a slope and an intercept, {scaled_formats()}: "
                 "pass --dtype int16 (or the like) and such a name"
@@ -228,7 +243,9 @@ class Job:
         if self.on_cluster and (self.strict or self.scale != "none"):
             raise SpecError("--scheduler does not take --strict and --scale yet: leave it out")
         if self.on_cluster and self.missing != NOTHING:
-            raise SpecError("--scheduler does not take --mask, --nan and --missing yet: leave it out")
+            raise SpecError(
+                "--scheduler does not take --mask, --nan and --missing yet: leave it out"
+            )
 
     @property
     def outputs(self) -> tuple[Output, ...]:
@@ -253,7 +270,9 @@ class Job:
 
         Voxels are stored as float32, and nothing is written beside them.
         """
-        return replace(self, **{**_defaults(Job, _STORES), "beside": (), "target": target, "overwrite": True})
+        return replace(
+            self, **{**_defaults(Job, _STORES), "beside": (), "target": target, "overwrite": True}
+        )
 
 
 _MAKES_KERNEL = {option.field for option in OPTIONS if option.makes_kernel}

@@ -69,13 +69,17 @@ def check_paths(job: Job, make_folder: bool = False) -> None:
     for output in job.outputs:
         if "-" not in (job.source, output.path) and lies_within(job.source, output.path):
             # a store is replaced as a whole, with what else it holds: levels, labels, other images
-            raise OutputExistsError(f"cannot write {output.path}: the input lies in it; name another store")
+            raise OutputExistsError(
+                f"cannot write {output.path}: the input lies in it; name another store"
+            )
     _check_target(job, make_folder)
     taken = {os.path.realpath(path) for path in (job.source, *written_files(job.target))}
     for output in job.beside:
         own = {os.path.realpath(path) for path in written_files(output.path)}
         if own & taken or replaced_part(job.source, output.path):
-            raise OutputExistsError(f"cannot write {output.path}: it is the input or the output; name another file")
+            raise OutputExistsError(
+                f"cannot write {output.path}: it is the input or the output; name another file"
+            )
         check_output(output.path, overwrite=job.overwrite, make_folder=make_folder)
         taken |= own
 
@@ -138,19 +142,31 @@ def run_job(
         if prepared.spool_output and job.scale == "none":
             writer = SpooledWriter(writer)
         with writer, naming(prepared.reader):
-            beside = [(ROLES[o.role], stack.enter_context(_writer_beside(o.path, prepared))) for o in job.beside]
+            beside = [
+                (ROLES[o.role], stack.enter_context(_writer_beside(o.path, prepared)))
+                for o in job.beside
+            ]
             if prepared.boxes is None:
                 times = stream(prepared.passage, reader, writer, team, progress, beside)
             else:
                 from conv3d_cli.pipeline.boxes.stream import stream_boxes  # late: few jobs need it
 
-                convolutions, parts = [stage.convolution for stage in stages], prepared.passage.parts
-                times = stream_boxes(convolutions, prepared.boxes.partition, parts, reader, writer, team, progress)
+                convolutions, parts = (
+                    [stage.convolution for stage in stages],
+                    prepared.passage.parts,
+                )
+                times = stream_boxes(
+                    convolutions, prepared.boxes.partition, parts, reader, writer, team, progress
+                )
             reader.finish()
             too_little = _coverage_note(prepared)
             if job.strict:
                 _refuse_losses(
-                    [*clipped_note(job, times.clipped, math.prod(prepared.header.shape)), *too_little, *writer.notes]
+                    [
+                        *clipped_note(job, times.clipped, math.prod(prepared.header.shape)),
+                        *too_little,
+                        *writer.notes,
+                    ]
                 )
             finish = time.perf_counter()
             with together():
@@ -196,10 +212,18 @@ def _writer(job: Job, header: VolumeHeader) -> VolumeWriter:
 def _writer_beside(path: str, prepared: PreparedJob) -> VolumeWriter:
     """The writer of a volume like the output, of float32."""
     job, header = prepared.job, prepared.header
-    letters = output_format(path).output_letters(header.axes.letters, header.shape[4], np.dtype(np.float32))
-    sizes = {a: header.shape[4] for a in letters if a in "cs" and len([c for c in letters if c in "cs"]) == 1}
+    letters = output_format(path).output_letters(
+        header.axes.letters, header.shape[4], np.dtype(np.float32)
+    )
+    sizes = {
+        a: header.shape[4]
+        for a in letters
+        if a in "cs" and len([c for c in letters if c in "cs"]) == 1
+    }
     own = replace(header, axes=header.axes.renamed(letters, sizes), dtype=np.dtype(np.float32))
-    writer = create_volume(path, own, overwrite=job.overwrite, gz_level=job.gz_level, threads=job.threads)
+    writer = create_volume(
+        path, own, overwrite=job.overwrite, gz_level=job.gz_level, threads=job.threads
+    )
     return SpooledWriter(writer) if writer.sequential else writer
 
 
@@ -216,9 +240,14 @@ def _coverage_note(prepared: PreparedJob) -> list[str]:
             return []
         too_little = f"inside the mask had less than {missing.min_coverage:g} of the kernel's weight (--min-coverage)"
         if not first.any_mean:
-            raise ShapeError(f"no voxel is left: all {first.below_min_coverage} voxels {too_little}")
+            raise ShapeError(
+                f"no voxel is left: all {first.below_min_coverage} voxels {too_little}"
+            )
         return [f"{first.below_min_coverage} voxels {too_little} and are 0"]
-    counts = [(stage.convolution.below_min_coverage, math.prod(stage.problem.out_shape)) for stage in prepared.stages]
+    counts = [
+        (stage.convolution.below_min_coverage, math.prod(stage.problem.out_shape))
+        for stage in prepared.stages
+    ]
     if any(count == total for count, total in counts):
         raise ShapeError("no voxel is left: all of them are missing")
     return [
@@ -231,7 +260,11 @@ def _coverage_note(prepared: PreparedJob) -> list[str]:
 def clipped_note(job: Job, clipped: int, voxels: int) -> list[str]:
     """A note on voxels that the output's dtype could not hold, if there were any."""
     share = 100 * clipped / max(1, voxels)
-    return [f"{clipped} voxels ({share:.2g} %) did not fit {job.dtype} and were clipped"] if clipped else []
+    return (
+        [f"{clipped} voxels ({share:.2g} %) did not fit {job.dtype} and were clipped"]
+        if clipped
+        else []
+    )
 
 
 def all_losses(prepared: PreparedJob) -> dict[str, float]:

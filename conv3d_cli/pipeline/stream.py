@@ -55,7 +55,9 @@ class LayerReader(VolumeReader):
             transform=source.transform.then(problem.voxel_transform),
         )
         self._source: SlabSource | None = None
-        self._spare = np.empty((0, *self.header.shape[2:]), self.header.dtype)  # computed beyond what was asked for
+        self._spare = np.empty(
+            (0, *self.header.shape[2:]), self.header.dtype
+        )  # computed beyond what was asked for
         self._spare_from = 0
 
     def read(self, n: int, depth: slice, channels: slice) -> Array:
@@ -66,8 +68,12 @@ class LayerReader(VolumeReader):
         kept = self._spare[max(depth.start - self._spare_from, 0) :]
         if len(kept) < depth.stop - depth.start:
             # whole steps of the plan, so that the same planes are computed together whatever is asked for
-            first, computed = self._compute(max(depth.start, self._spare_from + len(self._spare)), depth.stop)
-            kept = np.concatenate([kept, computed]) if len(kept) else computed[depth.start - first :]
+            first, computed = self._compute(
+                max(depth.start, self._spare_from + len(self._spare)), depth.stop
+            )
+            kept = (
+                np.concatenate([kept, computed]) if len(kept) else computed[depth.start - first :]
+            )
         planes = depth.stop - depth.start
         self._spare, self._spare_from = kept[planes:].copy(), depth.stop
         return kept[:planes, ..., channels]
@@ -126,13 +132,18 @@ def stream(
     """
     convolution = passage.convolution
     depth, size = passage.slab_depth, convolution.problem.out_size[0]
-    assert depth % convolution.plan.depth_step == 0 or depth >= size, (depth, convolution.plan.depth_step)
+    assert depth % convolution.plan.depth_step == 0 or depth >= size, (
+        depth,
+        convolution.plan.depth_step,
+    )
     times = StageTimes()
     advance = counted(progress, len(passage.parts) * math.prod(convolution.problem.out_shape))
     # Made when a part is begun and dropped when it is done: each holds planes, and a series has many parts.
     sources: dict[int, SlabSource] = {}
     steps = [
-        (part, start, min(start + depth, size)) for part in range(len(passage.parts)) for start in range(0, size, depth)
+        (part, start, min(start + depth, size))
+        for part in range(len(passage.parts))
+        for start in range(0, size, depth)
     ]
 
     def read(step: int) -> SlabInput:
@@ -158,7 +169,9 @@ def stream(
         def write() -> None:
             writer.write(n, start, stored.start, block)
             for (_, other), part in zip(beside, values, strict=True):
-                other.write(n, start, stored.start, np.broadcast_to(part.astype(np.float32), block.shape))
+                other.write(
+                    n, start, stored.start, np.broadcast_to(part.astype(np.float32), block.shape)
+                )
 
         return write
 

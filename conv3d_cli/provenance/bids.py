@@ -69,7 +69,10 @@ class BidsFile:
 
     @property
     def name(self) -> str:
-        return "_".join([*(f"{key}-{value}" for key, value in self.entities), self.suffix]) + self.extension
+        return (
+            "_".join([*(f"{key}-{value}" for key, value in self.entities), self.suffix])
+            + self.extension
+        )
 
     @property
     def folders(self) -> list[str]:
@@ -124,10 +127,16 @@ def read_name(path: str) -> BidsFile:
     found = BidsFile("", entities, os.path.basename(os.path.abspath(folder)), match[3], extension)
     parts = [part for part in os.path.abspath(folder).split(os.sep) if part]
     if parts[-len(found.folders) :] != found.folders:
-        raise SpecError(f"--bids keeps folders, and {path} does not lie in {'/'.join(found.folders)}: {FORM}")
+        raise SpecError(
+            f"--bids keeps folders, and {path} does not lie in {'/'.join(found.folders)}: {FORM}"
+        )
     root = folder
     for _ in found.folders:
-        root = os.path.dirname(root) if os.path.basename(root) not in ("", ".", "..") else os.path.join(root, "..")
+        root = (
+            os.path.dirname(root)
+            if os.path.basename(root) not in ("", ".", "..")
+            else os.path.join(root, "..")
+        )
     return replace(found, root=root or ".")
 
 
@@ -162,16 +171,22 @@ def _letters(text: str) -> str:
     return re.sub(r"[^0-9a-zA-Z]", "", re.sub(r"(?<=\d)\.(?=\d)", "p", re.sub(r",\s*", "x", text)))
 
 
-def plan_names(inputs: Sequence[str], out_dir: str, labels: Sequence[str], replaces: bool) -> list[BidsFile]:
+def plan_names(
+    inputs: Sequence[str], out_dir: str, labels: Sequence[str], replaces: bool
+) -> list[BidsFile]:
     """The output of each input in a derivative dataset.
 
     labels, replaces : of each; see `BidsFile.described`
     Raises: SpecError for names that are none of BIDS, or two inputs of one output; OutputExistsError where it is an input.
     """
     if wrong := next((label for label in labels if not LABEL.fullmatch(label)), None):
-        raise SpecError(f"a label of BIDS is of letters and digits alone, received --desc {wrong!r}")
+        raise SpecError(
+            f"a label of BIDS is of letters and digits alone, received --desc {wrong!r}"
+        )
     if "://" in out_dir:
-        raise SpecError(f"--bids writes a dataset into a folder here, and {out_dir} is a URL: name a folder")
+        raise SpecError(
+            f"--bids writes a dataset into a folder here, and {out_dir} is a URL: name a folder"
+        )
     found: list[BidsFile] = []
     writers: dict[str, str] = {}
     sources = {os.path.realpath(name): name for name in inputs}
@@ -247,10 +262,16 @@ class Derivatives:
         found = read_json(path) if os.path.exists(path) else {}
         makers = [maker for maker in found.get("GeneratedBy") or [] if isinstance(maker, dict)]
         if found and (
-            found.get("DatasetType") != "derivative" or "conv3d" not in [maker.get("Name") for maker in makers]
+            found.get("DatasetType") != "derivative"
+            or "conv3d" not in [maker.get("Name") for maker in makers]
         ):
-            names = ", ".join(str(maker.get("Name")) for maker in makers) or "raw data, or of no named program"
-            raise OutputExistsError(f"{path} is of another dataset ({names}): name an --out-dir for conv3d's own")
+            names = (
+                ", ".join(str(maker.get("Name")) for maker in makers)
+                or "raw data, or of no named program"
+            )
+            raise OutputExistsError(
+                f"{path} is of another dataset ({names}): name an --out-dir for conv3d's own"
+            )
         others = [source for source in self.sources.values() if source.link]
         own = {"Name": "conv3d", "Version": version("conv3d")}
         links = {source.link: self.rename(source.root) for source in others}
@@ -290,7 +311,11 @@ def find_datasets(inputs: Sequence[str], out_dir: str) -> Derivatives:
     """
     path = os.path.join(out_dir, DESCRIPTION)
     described = read_json(path).get("DatasetLinks") if os.path.exists(path) else None
-    links = {str(name): str(place) for name, place in described.items()} if isinstance(described, dict) else {}
+    links = (
+        {str(name): str(place) for name, place in described.items()}
+        if isinstance(described, dict)
+        else {}
+    )
     taken = {os.path.realpath(os.path.join(out_dir, place)): name for name, place in links.items()}
     found: dict[str, SourceDataset] = {}
     for name in inputs:
@@ -371,7 +396,9 @@ def copies(source: BidsFile, output: BidsFile) -> list[tuple[str, str]]:
 def kept_fields(fields: Mapping[str, Any], prepared: PreparedJob) -> dict[str, Any]:
     """Those of an input's fields that are still true of the output."""
     before, after = prepared.reader.header, prepared.header
-    moved = any(after.transform.step[axis] != 1 or after.transform.offset[axis] != 0 for axis in range(3))
+    moved = any(
+        after.transform.step[axis] != 1 or after.transform.offset[axis] != 0 for axis in range(3)
+    )
     regridded = moved or before.shape[1:4] != after.shape[1:4]
     scaled = any(
         abs(stage.kernel.sum - 1) > 1e-3 or stage.kernel.is_layer or stage.convolution.activations
@@ -388,7 +415,11 @@ def _slices_changed(direction: Any, prepared: PreparedJob) -> bool:
     axis = {"i": 2, "j": 1, "k": 0}.get(str(direction or "k")[:1], 0)  # of D, H, W
     before, after = prepared.reader.header, prepared.header
     transform = after.transform
-    return before.shape[1 + axis] != after.shape[1 + axis] or transform.step[axis] != 1 or transform.offset[axis] != 0
+    return (
+        before.shape[1 + axis] != after.shape[1 + axis]
+        or transform.step[axis] != 1
+        or transform.offset[axis] != 0
+    )
 
 
 @dataclass(frozen=True)
@@ -398,19 +429,25 @@ class BidsFields:
     source: BidsFile
     datasets: Derivatives
 
-    def __call__(self, prepared: PreparedJob, inputs: Sequence[InputFile], rename: Rename) -> dict[str, Any]:
+    def __call__(
+        self, prepared: PreparedJob, inputs: Sequence[InputFile], rename: Rename
+    ) -> dict[str, Any]:
         kernels = ", then ".join(kernel_text(stage, rename) for stage in prepared.stages)
         fields = inherited_fields(self.source)
         kept = kept_fields(fields, prepared)
         own = self.datasets.sources[os.path.realpath(self.source.root)]
         for key, value in kept.items():
-            if isinstance(value, str) and value.startswith("bids::"):  # of its own dataset, which is another now
+            if isinstance(value, str) and value.startswith(
+                "bids::"
+            ):  # of its own dataset, which is another now
                 kept[key] = f"bids:{own.link}:{value.removeprefix('bids::')}"
         if self.source.datatype in IMAGING and "SkullStripped" not in kept and own.raw:
             kept["SkullStripped"] = False
         return {
             "Description": f"Convolved with {kernels}",
-            "Sources": [self.datasets.uri(file.path) for file in inputs if file.role in ("volume", "mask")],
+            "Sources": [
+                self.datasets.uri(file.path) for file in inputs if file.role in ("volume", "mask")
+            ],
             **kept,
         }
 

@@ -42,7 +42,11 @@ def named_files(given: Settings) -> dict[str, str]:
     >>> named_files(Settings(kernel="box:size=3", mask="m.nii", report="page.html"))
     {'mask': 'm.nii'}
     """
-    return {name: value for name, value in given.given(SHAPING).items() if names_file(OPTION[name], value)}
+    return {
+        name: value
+        for name, value in given.given(SHAPING).items()
+        if names_file(OPTION[name], value)
+    }
 
 
 def option_words(given: Settings, rename: Rename) -> list[str]:
@@ -63,10 +67,15 @@ def option_words(given: Settings, rename: Rename) -> list[str]:
             elif option.kind.name == "switch":
                 words.append(flag.replace("--", "--no-", 1))
         elif names_file(option, value):
-            file, colons, layer = value.partition("::") if option.file is File.KERNEL else (value, "", "")
+            file, colons, layer = (
+                value.partition("::") if option.file is File.KERNEL else (value, "", "")
+            )
             words += [flag, rename(file) + colons + layer]
         else:
-            words += [flag, ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)]
+            words += [
+                flag,
+                ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value),
+            ]
     return words
 
 

@@ -101,7 +101,9 @@ def decided(prepared: PreparedJob, rename: Rename) -> dict[str, Any]:
     """What was decided about a job, for the sidecar; without what depends on threads and memory."""
     job = prepared.job
     found: dict[str, Any] = {
-        "Layers": [layer_record(stage, prepared.reader.header.grid, rename) for stage in prepared.stages],
+        "Layers": [
+            layer_record(stage, prepared.reader.header.grid, rename) for stage in prepared.stages
+        ],
         "Precision": job.precision,
         "Input": volume_record(prepared.reader.header),
         "Output": volume_record(prepared.header),
@@ -114,7 +116,9 @@ def decided(prepared: PreparedJob, rename: Rename) -> dict[str, Any]:
             missing["mask"] = rename(job.missing.mask)
         if job.missing.value is not None and not math.isfinite(job.missing.value):
             missing["value"] = str(job.missing.value)  # which JSON has no number for
-        found["Missing"] = {"".join(map(str.capitalize, key.split("_"))): value for key, value in missing.items()}
+        found["Missing"] = {
+            "".join(map(str.capitalize, key.split("_"))): value for key, value in missing.items()
+        }
     found["Versions"] = versions_of(prepared.header, job.target)
     return found
 
@@ -215,7 +219,9 @@ def read_sidecar(path: str) -> Record:
     values = read_json(path)
     found = values.get(KEY)
     if not isinstance(found, dict):
-        raise FormatError(f"cannot read {path}: it has no key {KEY}: it is not a sidecar of `conv3d apply --sidecar`")
+        raise FormatError(
+            f"cannot read {path}: it has no key {KEY}: it is not a sidecar of `conv3d apply --sidecar`"
+        )
     version = found.get("RecordVersion")
     if version != RECORD_VERSION:
         raise FormatError(
@@ -230,7 +236,9 @@ def read_sidecar(path: str) -> Record:
             {str(key): _text(value) for key, value in found["Versions"].items()},
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise FormatError(f"cannot read {path}: its record is damaged ({type(error).__name__}: {error})") from None
+        raise FormatError(
+            f"cannot read {path}: its record is damaged ({type(error).__name__}: {error})"
+        ) from None
     if not any(entry.role == "volume" for entry in record.outputs):
         raise FormatError(f"cannot read {path}: its record is damaged: it names no output")
     return record
@@ -243,11 +251,19 @@ def read_json(path: str) -> dict[str, Any]:
     check_input(path)
     try:
         with open(path, encoding="utf-8") as file:
-            values = json.load(file, parse_constant=lambda name: None)  # NaN, which JSON has not, and programs write
-    except (OSError, ValueError, RecursionError) as error:  # UnicodeDecodeError and JSON's errors are ValueErrors
+            values = json.load(
+                file, parse_constant=lambda name: None
+            )  # NaN, which JSON has not, and programs write
+    except (
+        OSError,
+        ValueError,
+        RecursionError,
+    ) as error:  # UnicodeDecodeError and JSON's errors are ValueErrors
         raise FormatError(f"cannot read {path}: it is not valid JSON ({error})") from None
     if not isinstance(values, dict):
-        raise FormatError(f"cannot read {path}: it must hold an object, and holds a {type(values).__name__}")
+        raise FormatError(
+            f"cannot read {path}: it must hold an object, and holds a {type(values).__name__}"
+        )
     return values
 
 

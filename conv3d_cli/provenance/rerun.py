@@ -37,14 +37,20 @@ def check_inputs(record: Record, folder: str, sidecar: str, force: bool = False)
     for entry in record.inputs:
         path = placed(folder, entry.path)
         if "://" in entry.path or not os.path.exists(path):
-            raise FormatError(f"cannot read {path}: no such file; {sidecar} names it as its {entry.role}")
-        if os.path.isdir(path) and not is_node(path):  # a record may name any folder, and the root takes long
+            raise FormatError(
+                f"cannot read {path}: no such file; {sidecar} names it as its {entry.role}"
+            )
+        if os.path.isdir(path) and not is_node(
+            path
+        ):  # a record may name any folder, and the root takes long
             raise FormatError(
                 f"cannot read {path}: it is a folder and no Zarr store; {sidecar} names it as its {entry.role}"
             )
         found = file_digest(path)
         if found != entry.digest:
-            changed.append(f"the {entry.role} {path} has changed: {sidecar} was made of {entry.digest}, it is {found}")
+            changed.append(
+                f"the {entry.role} {path} has changed: {sidecar} was made of {entry.digest}, it is {found}"
+            )
     if changed and not force:
         more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
         raise ChangedInputError(f"{changed[0]}{more}; --force runs all the same")
@@ -72,7 +78,9 @@ def other_weights(record: Record, layers: Sequence[Mapping[str, Any]]) -> list[s
     for number, (then, now) in enumerate(zip(record.layers, layers, strict=False), 1):
         for key, what in (("KernelDigest", "kernel"), ("BiasDigest", "bias")):
             if then.get(key) != now.get(key):
-                notes.append(f"the {what} of layer {number} ({now.get('Kernel')}) has other weights than were recorded")
+                notes.append(
+                    f"the {what} of layer {number} ({now.get('Kernel')}) has other weights than were recorded"
+                )
     return notes
 
 
@@ -106,7 +114,10 @@ def judge(record: Record, original: str, produced: str, beside: Sequence[Output]
     verdict = _judge_volume(record, original, produced)
     for output in beside if verdict.status == "same" else ():
         if _digests(output.path) != _recorded(record, output.role):
-            return Verdict("different", f"the volume comes again, and its {output.role} is not what was recorded")
+            return Verdict(
+                "different",
+                f"the volume comes again, and its {output.role} is not what was recorded",
+            )
     return verdict
 
 
@@ -121,7 +132,11 @@ def _judge_volume(record: Record, original: str, produced: str) -> Verdict:
     stale = there is not None and there != recorded
     if _digests(produced) == recorded:
         if stale:
-            return Verdict("same", f"{original} is no longer what was recorded, which running again gives", stale=True)
+            return Verdict(
+                "same",
+                f"{original} is no longer what was recorded, which running again gives",
+                stale=True,
+            )
         gone = " (which is not there any more)" if there is None else ""
         return Verdict("same", f"the same: every byte of {original}{gone} comes again")
     if there is None or stale:

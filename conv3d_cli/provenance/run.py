@@ -35,7 +35,9 @@ Fields = Callable[[PreparedJob, Sequence[InputFile], Rename], dict[str, Any]]
 Run = Callable[[Job, Decided], JobReport]
 
 
-def own_fields(prepared: PreparedJob, inputs: Sequence[InputFile], rename: Rename) -> dict[str, Any]:
+def own_fields(
+    prepared: PreparedJob, inputs: Sequence[InputFile], rename: Rename
+) -> dict[str, Any]:
     """Keys of BIDS for an output outside a BIDS dataset; its sources are relative to the sidecar."""
     from importlib.metadata import version
 
@@ -93,7 +95,9 @@ def plan_recordings(
                 "(--out-dir) or run them apart"
             )
         writers[real] = job.target
-        found[job.target] = Recording(name, options, fields.get(job.target, own_fields), copies.get(job.target, ()))
+        found[job.target] = Recording(
+            name, options, fields.get(job.target, own_fields), copies.get(job.target, ())
+        )
     for job, options in zip(jobs, given, strict=True):
         for file in check_recordable(job, options):
             if (real := os.path.realpath(file.path)) in writers:
@@ -110,16 +114,22 @@ def check_recordable(job: Job, given: Settings) -> list[InputFile]:
     for output in job.beside:
         if output.path == "-":
             flag = ROLES[output.role].flag
-            raise SpecError(f"--sidecar records the {output.role}, and a pipe leaves no file: pass {flag} FILE")
+            raise SpecError(
+                f"--sidecar records the {output.role}, and a pipe leaves no file: pass {flag} FILE"
+            )
     if os.path.realpath(job.source) == os.path.realpath(job.target):
-        raise SpecError(f"--sidecar names the input {job.source}, which this output replaces: name another output")
+        raise SpecError(
+            f"--sidecar names the input {job.source}, which this output replaces: name another output"
+        )
     try:
         files = files_of(job, given)
     except FormatError:
         return []  # of a volume that is damaged, which is said when it is its turn
     for file in files:
         if "://" in file.path:
-            raise SpecError(f"--sidecar takes digests of files, and {file.path} is a URL: name a local copy")
+            raise SpecError(
+                f"--sidecar takes digests of files, and {file.path} is a URL: name a local copy"
+            )
     return files
 
 
@@ -132,7 +142,9 @@ def check_sidecar(recording: Recording, overwrite: bool, make_folder: bool = Fal
         check_target(path, overwrite, make_folder)
 
 
-def run_recorded(job: Job, recording: Recording, run: Run, told: Decided | None = None) -> JobReport:
+def run_recorded(
+    job: Job, recording: Recording, run: Run, told: Decided | None = None
+) -> JobReport:
     """Run a job; its output and its sidecar appear together.
 
     run : callable      (job, decided) -> report; it writes its outputs with `atomic`
@@ -160,7 +172,9 @@ def run_recorded(job: Job, recording: Recording, run: Run, told: Decided | None 
         report = run(job, note)
         for file, before in zip(files, fingerprints, strict=True):
             if _fingerprint(file) != before:
-                raise FormatError(f"{file.path} was written to while it was read: run again; nothing was written")
+                raise FormatError(
+                    f"{file.path} was written to while it was read: run again; nothing was written"
+                )
         outputs = [_output_record(output, job, rename) for output in group.staged]
         values = {
             **fields,
@@ -174,7 +188,10 @@ def run_recorded(job: Job, recording: Recording, run: Run, told: Decided | None 
             },
         }
         volumes = len(group.staged)
-        for path, text in {**_new_copies(recording), recording.sidecar: sidecar_text(values)}.items():
+        for path, text in {
+            **_new_copies(recording),
+            recording.sidecar: sidecar_text(values),
+        }.items():
             with AtomicFile(path, job.overwrite) as beside:
                 beside.file.write(text)
                 beside.commit()
@@ -187,7 +204,11 @@ def run_recorded(job: Job, recording: Recording, run: Run, told: Decided | None 
 def _new_copies(recording: Recording) -> dict[str, bytes]:
     """What the copies hold that are not there yet, with the same bytes."""
     found = {target: _bytes_of(source) for source, target in recording.copies}
-    return {path: text for path, text in found.items() if not (os.path.isfile(path) and _bytes_of(path) == text)}
+    return {
+        path: text
+        for path, text in found.items()
+        if not (os.path.isfile(path) and _bytes_of(path) == text)
+    }
 
 
 def _bytes_of(path: str) -> bytes:
@@ -206,5 +227,9 @@ def _fingerprint(file: InputFile) -> FileFingerprint | None:
 
 def _output_record(output: AtomicFile | AtomicFolder, job: Job, rename: Rename) -> FileRecord:
     real = os.path.realpath(output.path)
-    roles = {os.path.realpath(file): one.role for one in job.outputs for file in written_files(one.path)}
-    return FileRecord(roles.get(real, VOLUME), rename(os.fspath(output.path)), file_digest(output.temporary))
+    roles = {
+        os.path.realpath(file): one.role for one in job.outputs for file in written_files(one.path)
+    }
+    return FileRecord(
+        roles.get(real, VOLUME), rename(os.fspath(output.path)), file_digest(output.temporary)
+    )

@@ -23,8 +23,14 @@ if TYPE_CHECKING:
     from conv3d_cli.layer.config import LayerConfig
 
 # keys whose texts are paths whatever they say; a kernel and a bias are paths where they are nothing else
-FILE_KEYS = tuple(option.name for option in OPTIONS if option.config is not None and option.file is File.READ)
-MODEL_SUFFIXES = (".keras", ".h5", ".hdf5")  # files that hold a whole model: its layers and their weights
+FILE_KEYS = tuple(
+    option.name for option in OPTIONS if option.config is not None and option.file is File.READ
+)
+MODEL_SUFFIXES = (
+    ".keras",
+    ".h5",
+    ".hdf5",
+)  # files that hold a whole model: its layers and their weights
 
 
 @dataclass
@@ -58,11 +64,19 @@ def read_config(path: str, with_kernel: bool = False) -> Config:
         whole = Settings(**values)
         stage = whole.only(Place.STAGE)
         return Config(path, [layer_settings(stage, folder)], whole.only(Place.JOB, Place.MISSING))
-    if not isinstance(layers, list) or not layers or not all(isinstance(layer, dict) for layer in layers):
-        raise ConfigError(f"config {path}: layers must be a list of tables, one a layer, received {layers!r:.80}")
+    if (
+        not isinstance(layers, list)
+        or not layers
+        or not all(isinstance(layer, dict) for layer in layers)
+    ):
+        raise ConfigError(
+            f"config {path}: layers must be a list of tables, one a layer, received {layers!r:.80}"
+        )
     for number, layer in enumerate(layers):
         _check_keys(layer, STAGE_KEYS, f"config {path}: layer {number + 1}")
-    return Config(path, [layer_settings(Settings(**layer), folder) for layer in layers], Settings(**values))
+    return Config(
+        path, [layer_settings(Settings(**layer), folder) for layer in layers], Settings(**values)
+    )
 
 
 def is_kernel_file(value: Any) -> bool:
@@ -99,7 +113,9 @@ def _parse(path: str) -> dict[str, Any]:
     try:
         values = json.loads(text) if is_json else tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # both decoders' errors are ValueErrors
-        raise ConfigError(f"config {path} is not valid {'JSON' if is_json else 'TOML'}: {error}") from error
+        raise ConfigError(
+            f"config {path} is not valid {'JSON' if is_json else 'TOML'}: {error}"
+        ) from error
     if isinstance(values, list):
         values = {"layers": values}
     if isinstance(values, str):  # json.dump(model.to_json()) writes the text of a text
@@ -108,7 +124,9 @@ def _parse(path: str) -> dict[str, Any]:
         except ValueError:
             values = None
     if not isinstance(values, dict):
-        raise ConfigError(f"config {path} must be a table of options, received {type(values).__name__}")
+        raise ConfigError(
+            f"config {path} must be a table of options, received {type(values).__name__}"
+        )
     return values
 
 
@@ -138,7 +156,9 @@ def layer_settings(values: Settings, folder: Path | None = None) -> Settings:
     result = values
     if values.kernel is not None:
         complete = values.strides is not None and values.padding is not None
-        result = overlay(_kernel_settings(values.kernel, folder, complete), values.without("kernel"))
+        result = overlay(
+            _kernel_settings(values.kernel, folder, complete), values.without("kernel")
+        )
     if values.activation is not None:
         result = replace(result, activations=(values.activation,))
     if values.no_bias:
@@ -168,14 +188,18 @@ def _kernel_settings(value: Any, folder: Path | None, complete: bool) -> Setting
         try:
             saved = weights.saved_layer(value)
         except SpecError as error:
-            if value.lower().endswith(MODEL_SUFFIXES):  # no layer named: perhaps the whole model is meant
+            if value.lower().endswith(
+                MODEL_SUFFIXES
+            ):  # no layer named: perhaps the whole model is meant
                 raise SpecError(f"{error}, or pass -c {value} to run the whole model") from None
             raise
         files = (weights.split_name(value)[0],)
         lacking = [WEIGHTS_ONLY] if saved.config is None and not complete else []
         notes = tuple(f"layer {saved.name}: {note}" for note in (*saved.notes, *lacking))
         of_layer = _saved_settings(saved.config or {})
-        return replace(of_layer, kernel=saved.as_kernel(value), boundary="zeros", notes=notes, files=files)
+        return replace(
+            of_layer, kernel=saved.as_kernel(value), boundary="zeros", notes=notes, files=files
+        )
     import numpy as np
 
     from conv3d_cli.model.kernel import Kernel
@@ -199,7 +223,11 @@ def located_kernel(text: str, folder: Path | None) -> str:
 
     file = text.partition("::")[0]
     # a name that is neither a built-in nor a file stays as it is, so that the nearest built-in is suggested
-    if folder is None or is_builtin(text) or not (Path(file).suffix or os.path.exists(folder / file)):
+    if (
+        folder is None
+        or is_builtin(text)
+        or not (Path(file).suffix or os.path.exists(folder / file))
+    ):
         return text
     return str(folder / text)
 
@@ -238,7 +266,9 @@ def _bias(value: Any, folder: Path | None) -> tuple[list[float], tuple[str, ...]
         try:
             numbers = [float(part) for part in (value if isinstance(value, list) else [value])]
         except (ValueError, TypeError):
-            raise ConfigError(f"bias must be a number, a list of numbers or a file, received {value!r}") from None
+            raise ConfigError(
+                f"bias must be a number, a list of numbers or a file, received {value!r}"
+            ) from None
     if not all(map(math.isfinite, numbers)):
         raise SpecError(f"bias must hold finite numbers, received {value!r}")
     return numbers, ()
@@ -250,7 +280,9 @@ def _bias(value: Any, folder: Path | None) -> tuple[list[float], tuple[str, ...]
 
 def _is_keras(values: dict[str, Any]) -> bool:
     """Whether JSON is a layer's or a model's own: wrapped with its class, or its bare get_config()."""
-    return "class_name" in values or ("trainable" in values and ("kernel_size" in values or "layers" in values))
+    return "class_name" in values or (
+        "trainable" in values and ("kernel_size" in values or "layers" in values)
+    )
 
 
 def from_keras(values: dict[str, Any], path: str, trained: bool = False) -> Config:
@@ -267,7 +299,9 @@ def from_keras(values: dict[str, Any], path: str, trained: bool = False) -> Conf
     config = Config(path, [_keras_settings(layer) for layer in layers])
     formats = {layer.data_format for layer in layers if layer.data_format}
     if len(formats) > 1:
-        raise ConfigError(f"config {path}: all layers must have the same data_format, received {sorted(formats)}")
+        raise ConfigError(
+            f"config {path}: all layers must have the same data_format, received {sorted(formats)}"
+        )
     if formats:
         config.job = Settings(data_format=formats.pop())
     return config
@@ -297,7 +331,9 @@ def read_model_file(path: str) -> Config:
 
     model = weights.model_config(path)
     if model is None:
-        raise FormatError(f"config {path} holds weights but no model; pass it as a kernel: -k {path}::LAYER")
+        raise FormatError(
+            f"config {path} holds weights but no model; pass it as a kernel: -k {path}::LAYER"
+        )
     config = from_keras(model, path, trained=True)
     saved = weights.read_layers(path)
     if len(saved) != len(config.stages):
@@ -309,5 +345,7 @@ def read_model_file(path: str) -> Config:
         # layers of models within the model may have the same name, and then come in the same order
         named = [layer for layer in saved if layer.name == stage.name]
         layer = named[0] if len(named) == 1 else in_order
-        stages.append(replace(stage, kernel=layer.as_kernel(f"{path}::{layer.name}"), files=(path,)))
+        stages.append(
+            replace(stage, kernel=layer.as_kernel(f"{path}::{layer.name}"), files=(path,))
+        )
     return replace(config, stages=stages)

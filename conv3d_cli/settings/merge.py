@@ -18,7 +18,9 @@ from conv3d_cli.settings.presets import Applied, find_preset
 from conv3d_cli.system.machine import byte_size
 
 # options whose text may be Keras' serialised form as JSON
-LAYER_VALUES = tuple(o for o in OPTIONS if o.name.endswith(("initializer", "regularizer", "constraint")))
+LAYER_VALUES = tuple(
+    o for o in OPTIONS if o.name.endswith(("initializer", "regularizer", "constraint"))
+)
 # what a config says of its kernel: it goes with the kernel where another one is given
 _OF_KERNEL = ("kernel", "kernel_size", "filters", "bias", "files")
 
@@ -48,7 +50,11 @@ def merge_settings(given: Settings) -> JobSettings:
     >>> merged.run.threads, str(merged.preset)
     (2, 'fsl: boundary renormalize; yours instead: padding full')
     """
-    config = read_config(given.config, with_kernel=given.kernel is not None) if given.config else Config()
+    config = (
+        read_config(given.config, with_kernel=given.kernel is not None)
+        if given.config
+        else Config()
+    )
     stages = _stages(given, config)
     run = overlay(config.job, given.only(Place.JOB, Place.MISSING))
     if config.path:
@@ -77,9 +83,15 @@ def _stages(given: Settings, config: Config) -> tuple[Settings, ...]:
     if not names:
         return tuple(config.stages)
     if len(config.stages) > 1:
-        if own.seed is not None and len(names) == 1:  # one seed for a stack: each layer draws numbers of its own
-            return tuple(replace(stage, seed=own.seed + number) for number, stage in enumerate(config.stages))
-        flags = ", ".join(o.flags[-1].partition("/")[0] for o in OPTIONS if o.name in names and o.name != "seed")
+        if (
+            own.seed is not None and len(names) == 1
+        ):  # one seed for a stack: each layer draws numbers of its own
+            return tuple(
+                replace(stage, seed=own.seed + number) for number, stage in enumerate(config.stages)
+            )
+        flags = ", ".join(
+            o.flags[-1].partition("/")[0] for o in OPTIONS if o.name in names and o.name != "seed"
+        )
         raise SpecError(
             f"{flags} cannot be given for a stack of {len(config.stages)} layers; set it in the config {config.path}"
         )
@@ -87,8 +99,12 @@ def _stages(given: Settings, config: Config) -> tuple[Settings, ...]:
     if own.kernel is not None and stage.kernel is not None:
         stage = stage.without(*_OF_KERNEL, "notes")
     if own.bias is not None:
-        stage = stage.without("use_bias")  # a bias that is given now is used, whatever the config says of another
-    parsed = {o.name: _layer_value(o.flags[0], names[o.name]) for o in LAYER_VALUES if o.name in names}
+        stage = stage.without(
+            "use_bias"
+        )  # a bias that is given now is used, whatever the config says of another
+    parsed = {
+        o.name: _layer_value(o.flags[0], names[o.name]) for o in LAYER_VALUES if o.name in names
+    }
     return (overlay(stage, layer_settings(replace(own, **parsed))),)
 
 
@@ -98,7 +114,9 @@ def _layer_value(flag: str, value: Any) -> Any:
         try:
             return json.loads(value)
         except ValueError as error:
-            raise SpecError(f"{flag} must be a name or a JSON object, received {value!r} ({error})") from None
+            raise SpecError(
+                f"{flag} must be a name or a JSON object, received {value!r} ({error})"
+            ) from None
     return value
 
 

@@ -117,7 +117,9 @@ TEXTS: Kind[tuple[str, ...]] = Kind("text", Value((list,), "a list of texts"), r
 FLAG: Kind[bool] = Kind("flag", Value((bool,), "true or false"))
 SWITCH: Kind[bool] = Kind("switch", Value((bool,), "true or false"))
 NUMBER: Kind[float] = Kind("number", Value((int, float), "a number"))
-TRIPLE: Kind[int | Sequence[int]] = Kind("triple", Value((int, list), "a whole number, or a list of three"))
+TRIPLE: Kind[int | Sequence[int]] = Kind(
+    "triple", Value((int, list), "a whole number, or a list of three")
+)
 
 
 def integer(low: int | None = None, high: int | None = None) -> Kind[int]:

@@ -804,7 +804,9 @@ class Settings:
         >>> Settings(kernel="box:size=3", flip=True).without("kernel").given()
         {'flip': True}
         """
-        empty: dict[str, Any] = {f.name: f.default for f in dataclasses.fields(self) if f.name in names}
+        empty: dict[str, Any] = {
+            f.name: f.default for f in dataclasses.fields(self) if f.name in names
+        }
         return replace(self, **empty)
 
 
@@ -817,7 +819,9 @@ def overlay(below: Settings, above: Settings) -> Settings:
     values = above.given()
     if above.activations is not None:
         values["activations"] = above.activations
-    return replace(below, **values, notes=(*below.notes, *above.notes), files=(*below.files, *above.files))
+    return replace(
+        below, **values, notes=(*below.notes, *above.notes), files=(*below.files, *above.files)
+    )
 
 
 def _options() -> Iterator[Option]:
@@ -842,7 +846,9 @@ SHAPING = tuple(
 )
 # what configs may say of one convolution, and of the job
 STAGE_KEYS = tuple(o.name for o in OPTIONS if o.config is not None and o.place is Place.STAGE)
-JOB_KEYS = tuple(o.name for o in OPTIONS if o.config is not None and o.place in (Place.JOB, Place.MISSING))
+JOB_KEYS = tuple(
+    o.name for o in OPTIONS if o.config is not None and o.place in (Place.JOB, Place.MISSING)
+)
 # columns of a manifest beside input and output; the other options are of the whole command
 MANIFEST_OPTIONS = tuple(o.name for o in OPTIONS if o.manifest)
 
@@ -853,4 +859,8 @@ def fields_not_compared(place: Place) -> set[str]:
     >>> sorted(fields_not_compared(Place.JOB))
     ['max_memory', 'overwrite', 'threads']
     """
-    return {option.field for option in OPTIONS if option.place is place and option.field and not option.resumes}
+    return {
+        option.field
+        for option in OPTIONS
+        if option.place is place and option.field and not option.resumes
+    }

@@ -105,9 +105,14 @@ class Applied:
         >>> str(Applied("wb", {"padding": "same"}, {"boundary": "zeros"}))
         'wb: padding same; yours instead: boundary zeros'
         """
-        parts = [", ".join(f"{key} {value}" for key, value in self.settings.items()) or "nothing left to set"]
+        parts = [
+            ", ".join(f"{key} {value}" for key, value in self.settings.items())
+            or "nothing left to set"
+        ]
         if self.yours:
-            parts.append("yours instead: " + ", ".join(f"{key} {value}" for key, value in self.yours.items()))
+            parts.append(
+                "yours instead: " + ", ".join(f"{key} {value}" for key, value in self.yours.items())
+            )
         return f"{self.name}: " + "; ".join([*parts, *([self.remark] if self.remark else [])])
 
 

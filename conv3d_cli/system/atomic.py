@@ -59,7 +59,9 @@ _SPECIAL_KINDS = {
     stat.S_IFBLK: ("a block device", False),
     stat.S_IFSOCK: ("a socket", False),
 }
-_OPEN_FILE = re.compile(r"/proc/[^/]+(/task/[^/]+)?/fd/\d+")  # a file that a process has open, such as /dev/stdout
+_OPEN_FILE = re.compile(
+    r"/proc/[^/]+(/task/[^/]+)?/fd/\d+"
+)  # a file that a process has open, such as /dev/stdout
 
 
 def special_kind(path: str | os.PathLike[str]) -> tuple[str, bool] | None:
@@ -112,9 +114,13 @@ def check_target(
             raise WriteError(f"cannot write {path}: it is a folder; name a file, or use --out-dir")
         if os.path.lexists(target) and not overwrite:
             kind = "folder" if target.is_dir() else "file"
-            raise OutputExistsError(f"cannot write {path}: {kind} exists; pass --overwrite to replace it")
+            raise OutputExistsError(
+                f"cannot write {path}: {kind} exists; pass --overwrite to replace it"
+            )
         if folder and target.exists() and not target.is_dir():
-            raise WriteError(f"cannot write {path}: it is a file, and a folder is to be written; remove it first")
+            raise WriteError(
+                f"cannot write {path}: it is a file, and a folder is to be written; remove it first"
+            )
         parent = Path(os.path.realpath(target)).parent
         while make_folder and not os.path.lexists(parent):
             parent = parent.parent
@@ -128,7 +134,9 @@ def temporary_name(target: Path, mark: str = "tmp") -> Path:
     """A hidden name beside the target that nothing has, with the target's suffix so that format libraries accept it."""
     suffix = suffix_of(target)
     stem = target.name[: len(target.name) - len(suffix)]
-    stem = os.fsencode(stem)[:80].decode(errors="ignore")  # a name has room for 255 bytes, not characters
+    stem = os.fsencode(stem)[:80].decode(
+        errors="ignore"
+    )  # a name has room for 255 bytes, not characters
     return target.with_name(f".{stem}.{os.urandom(4).hex()}.{mark}{suffix}")
 
 
@@ -152,7 +160,9 @@ class AtomicFile:
     (False, ['a.bin'])
     """
 
-    def __init__(self, path: str | os.PathLike[str], overwrite: bool = False, vouches: bool = False) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], overwrite: bool = False, vouches: bool = False
+    ) -> None:
         check_target(path, overwrite)
         self.path = Path(path)
         self.vouches = vouches
@@ -193,7 +203,9 @@ class AtomicFile:
                         f"cannot write {self.path}: file appeared meanwhile; pass --overwrite to replace it"
                     )
                 if not stat.S_ISREG(old.st_mode):
-                    raise WriteError(f"cannot write {self.path}: something else than a plain file took its place")
+                    raise WriteError(
+                        f"cannot write {self.path}: something else than a plain file took its place"
+                    )
                 _take_over(self.temporary, self._target, old)
             os.replace(self.temporary, self._target)
             self._placed = True
@@ -253,7 +265,10 @@ class AtomicFile:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.abort()
 
@@ -286,7 +301,10 @@ class SentFile:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.abort()
 
@@ -433,7 +451,10 @@ class AtomicFolder:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.abort()
 
@@ -476,7 +497,10 @@ class AtomicGroup:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         _group.reset(self._before)
         for output in self.staged:
@@ -604,7 +628,9 @@ def _kept(path: Path, aside: Path | None) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise WriteError(f"what was {path} before is now {aside} ({error.strerror}); rename it") from error
+        raise WriteError(
+            f"what was {path} before is now {aside} ({error.strerror}); rename it"
+        ) from error
 
 
 def _flush_folder(folder: Path) -> None:
@@ -615,7 +641,10 @@ def _flush_folder(folder: Path) -> None:
             try:
                 os.fsync(number)
             except OSError as error:
-                if name != "." or error.errno not in (errno.EINVAL, errno.EBADF):  # some systems flush no folders
+                if name != "." or error.errno not in (
+                    errno.EINVAL,
+                    errno.EBADF,
+                ):  # some systems flush no folders
                     raise
             finally:
                 os.close(number)
@@ -626,12 +655,19 @@ def _take_over_contents(new: Path, old: Path) -> None:
     holds: of a file in it, and of a folder."""
     owner = os.lstat(new)
     modes = {is_folder: _mode_within(old, is_folder) for is_folder in (False, True)}
-    changed = {is_folder: mode for is_folder, mode in modes.items() if mode not in (None, _mode_within(new, is_folder))}
+    changed = {
+        is_folder: mode
+        for is_folder, mode in modes.items()
+        if mode not in (None, _mode_within(new, is_folder))
+    }
     given = hasattr(os, "getuid") and (owner.st_uid, owner.st_gid) != (os.getuid(), os.getgid())
     if not changed and not given:
         return
     for where, folders, names in os.walk(new):
-        for is_folder, name in (*((True, name) for name in folders), *((False, name) for name in names)):
+        for is_folder, name in (
+            *((True, name) for name in folders),
+            *((False, name) for name in names),
+        ):
             path = os.path.join(where, name)
             with suppress(OSError):
                 if given:
@@ -645,7 +681,9 @@ def _mode_within(folder: Path, is_folder: bool) -> int | None:
     for where, folders, names in os.walk(folder):
         for name in folders if is_folder else names:
             with suppress(OSError):
-                return os.lstat(os.path.join(where, name)).st_mode & (0o2777 if is_folder else 0o777)
+                return os.lstat(os.path.join(where, name)).st_mode & (
+                    0o2777 if is_folder else 0o777
+                )
     return None
 
 
@@ -687,7 +725,10 @@ class write_errors:
         return None
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         if isinstance(error, OSError) and not isinstance(error, Conv3DError):
             raise WriteError(f"cannot write {self.path}: {cause_of(error)}") from error

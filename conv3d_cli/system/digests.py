@@ -47,7 +47,9 @@ def file_digest(path: str | os.PathLike[str]) -> str:
     name = os.fspath(path)
     if name == "-" or "://" in name:
         what = "a pipe" if name == "-" else "a URL"
-        raise SpecError(f"cannot take the digest of {name}: it is {what}, and not a file at hand; name a local copy")
+        raise SpecError(
+            f"cannot take the digest of {name}: it is {what}, and not a file at hand; name a local copy"
+        )
     if not os.path.isdir(name):
         return f"{DIGEST_NAME}:{_of_file(name).hex()}"
     digest = hashlib.new(DIGEST_NAME)
@@ -70,7 +72,9 @@ def _of_file(path: str) -> bytes:
     except FormatError:
         raise
     except (OSError, ValueError) as error:  # ValueError: a null character in the name
-        raise FormatError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
+        raise FormatError(
+            f"cannot read {path}: {getattr(error, 'strerror', None) or error}"
+        ) from None
 
 
 def _files_in(root: str, inner: str, above: tuple[str, ...]) -> list[str]:
@@ -81,7 +85,9 @@ def _files_in(root: str, inner: str, above: tuple[str, ...]) -> list[str]:
     folder = os.path.join(root, inner)
     real = os.path.realpath(folder)
     if real in above:
-        raise FormatError(f"cannot read {folder}: it is a link that leads back to a folder that holds it; remove it")
+        raise FormatError(
+            f"cannot read {folder}: it is a link that leads back to a folder that holds it; remove it"
+        )
     found = []
     try:
         entries = [(entry.name, entry.is_dir()) for entry in os.scandir(folder)]
@@ -142,7 +148,9 @@ def fingerprint_of(path: str) -> FileFingerprint:
             for name in sorted(names):
                 status = os.stat(os.path.join(where, name))
                 times = (status.st_mtime_ns, status.st_ctime_ns)
-                listed.append([os.path.relpath(where, path), name, status.st_size, status.st_ino, *times])
+                listed.append(
+                    [os.path.relpath(where, path), name, status.st_size, status.st_ino, *times]
+                )
                 last = max(last, *times)
         return [settings_digest({"files": listed}), len(listed), last, last]
     except OSError as error:

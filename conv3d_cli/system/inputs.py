@@ -15,7 +15,9 @@ def check_input(path: str) -> int:
     """
     try:
         if stat.S_ISFIFO(os.stat(path).st_mode):  # to open it would wait for a writer
-            raise FormatError(f"cannot read {path}: it is a pipe; pass - to read .npy from standard input")
+            raise FormatError(
+                f"cannot read {path}: it is a pipe; pass - to read .npy from standard input"
+            )
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
     except FileNotFoundError:
@@ -25,7 +27,9 @@ def check_input(path: str) -> int:
     except FormatError:
         raise
     except (OSError, ValueError) as error:  # ValueError: a null character in the name
-        raise FormatError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
+        raise FormatError(
+            f"cannot read {path}: {getattr(error, 'strerror', None) or error}"
+        ) from None
     if size == 0:
         raise FormatError(f"cannot read {path}: the file is empty")
     return size

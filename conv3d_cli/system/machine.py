@@ -107,10 +107,14 @@ def thread_count(wish: int | None) -> int:
             raise SpecError(f"threads must be a whole number of at least 1, received {wish!r}")
         return int(wish)
     for variable in ("CONV3D_THREADS", "OMP_NUM_THREADS"):
-        text = os.environ.get(variable, "").strip().split(",")[0]  # OMP allows one number per nesting level
+        text = (
+            os.environ.get(variable, "").strip().split(",")[0]
+        )  # OMP allows one number per nesting level
         if text:
             if not text.isdecimal() or int(text) < 1:
-                raise SpecError(f"{variable} must be a whole number of at least 1, received '{text}'")
+                raise SpecError(
+                    f"{variable} must be a whole number of at least 1, received '{text}'"
+                )
             return int(text)
     return usable_cpus()
 
@@ -157,7 +161,9 @@ def byte_size(text: str) -> int:
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)i?b?\s*", text.lower())
     if not match:
-        raise SpecError(f"a memory size is a number with K, M, G or T, received '{text}'; for example 500M or 2G")
+        raise SpecError(
+            f"a memory size is a number with K, M, G or T, received '{text}'; for example 500M or 2G"
+        )
     return int(float(match[1]) * 1024 ** " kmgt".index(match[2] or " "))
 
 

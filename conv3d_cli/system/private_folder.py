@@ -125,7 +125,10 @@ class PrivateFolder:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.close()
 
@@ -150,7 +153,9 @@ def _walk(path: Path, make: bool) -> int:
                 if not stat.S_ISLNK(status.st_mode) or links > MAX_LINKS:
                     raise
                 if status.st_uid not in _trusted_users():
-                    raise PermissionError(errno.EPERM, f"the link {here} is another user's") from None
+                    raise PermissionError(
+                        errno.EPERM, f"the link {here} is another user's"
+                    ) from None
                 target = Path(os.readlink(name, dir_fd=number))
                 here = os.path.dirname(here)
                 if target.is_absolute():
@@ -184,7 +189,9 @@ def _fault(status: os.stat_result, sticky: bool = False) -> str:
     """
     if status.st_uid not in _trusted_users():
         return "is another user's"
-    writable = status.st_mode & stat.S_IWOTH or (status.st_mode & stat.S_IWGRP and not _is_own_group(status.st_gid))
+    writable = status.st_mode & stat.S_IWOTH or (
+        status.st_mode & stat.S_IWGRP and not _is_own_group(status.st_gid)
+    )
     if writable and not (sticky and status.st_mode & stat.S_ISVTX):
         return "may be written by others"
     return ""
@@ -195,7 +202,10 @@ def _trusted_users() -> frozenset[int]:
     """This user and root. In a container that maps this user alone, root is whoever has no number there."""
     users = {os.getuid(), 0}
     with suppress(OSError, ValueError):
-        rows = [tuple(map(int, row.split())) for row in Path("/proc/self/uid_map").read_text().splitlines()]
+        rows = [
+            tuple(map(int, row.split()))
+            for row in Path("/proc/self/uid_map").read_text().splitlines()
+        ]
         if not any(first <= 0 < first + count for first, _, count in rows):
             users.add(int(Path("/proc/sys/kernel/overflowuid").read_text()))
     return frozenset(users)

@@ -74,7 +74,13 @@ def test_equal_volumes_agree(compare: Compare, rng: np.random.Generator) -> None
     x = rng.normal(size=(20, 3, 4))
     result = compare(x, x.copy())
     assert result.differences == []
-    assert (result.voxels, result.unequal, result.largest, result.largest_at, result.rms) == (240, 0, 0, None, 0)
+    assert (result.voxels, result.unequal, result.largest, result.largest_at, result.rms) == (
+        240,
+        0,
+        0,
+        None,
+        0,
+    )
     assert result.lines() == ["a and b agree: 240 voxels all equal"]
 
 
@@ -88,7 +94,9 @@ def test_figures_of_a_difference(compare: Compare) -> None:
     assert (result.unequal, result.largest, result.largest_at) == (2, 3, (0, 18, 2, 1, 0))
     assert result.rms == pytest.approx(math.sqrt(10 / 240))
     assert len(result.differences) == 1
-    assert "2 of 240 differ, most by 3 at (n, d, h, w, c) = (0, 18, 2, 1, 0)" in result.differences[0]
+    assert (
+        "2 of 240 differ, most by 3 at (n, d, h, w, c) = (0, 18, 2, 1, 0)" in result.differences[0]
+    )
     assert result.lines()[0] == "a and b differ:"
 
 
@@ -131,7 +139,9 @@ TOLERANCES = [
 
 
 @pytest.mark.parametrize(("a", "b", "rtol", "atol", "agrees"), TOLERANCES)
-def test_tolerances(compare: Compare, a: float, b: float, rtol: float, atol: float, agrees: bool) -> None:
+def test_tolerances(
+    compare: Compare, a: float, b: float, rtol: float, atol: float, agrees: bool
+) -> None:
     """One voxel among equal ones. |a - b| <= atol + rtol·|b|; NaN equals NaN, an infinity itself."""
     result = compare(volume(5, a, 6), volume(5, b, 6), rtol=rtol, atol=atol)
     assert (not result.differences) == agrees
@@ -140,8 +150,12 @@ def test_tolerances(compare: Compare, a: float, b: float, rtol: float, atol: flo
     assert result.record()["agree"] == agrees
 
 
-@given(st.lists(st.tuples(st.floats(), st.floats()), min_size=1), st.floats(0, 1e9), st.floats(0, 1e9))
-def test_tolerances_by_definition(pairs: list[tuple[float, float]], rtol: float, atol: float) -> None:
+@given(
+    st.lists(st.tuples(st.floats(), st.floats()), min_size=1), st.floats(0, 1e9), st.floats(0, 1e9)
+)
+def test_tolerances_by_definition(
+    pairs: list[tuple[float, float]], rtol: float, atol: float
+) -> None:
     def close(a: float, b: float) -> bool:
         if a == b or (math.isnan(a) and math.isnan(b)):
             return True
@@ -149,7 +163,8 @@ def test_tolerances_by_definition(pairs: list[tuple[float, float]], rtol: float,
 
     arrays = [volume(*numbers) for numbers in zip(*pairs, strict=True)]
     readers = {
-        name: ArrayReader(x, VolumeHeader(Axes("zyx", x.shape), x.dtype)) for name, x in zip("ab", arrays, strict=True)
+        name: ArrayReader(x, VolumeHeader(Axes("zyx", x.shape), x.dtype))
+        for name, x in zip("ab", arrays, strict=True)
     }
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(comparison, "open_volume", readers.__getitem__)
@@ -171,7 +186,9 @@ def test_long_integers_are_compared_as_such(compare: Compare, dtype: str) -> Non
     assert compare(a, b).largest == pytest.approx(float(top) - np.iinfo(dtype).min)
 
 
-@pytest.mark.parametrize(("a", "b"), list(itertools.permutations(["uint8", "int16", "float32", "float64"], 2)))
+@pytest.mark.parametrize(
+    ("a", "b"), list(itertools.permutations(["uint8", "int16", "float32", "float64"], 2))
+)
 def test_dtypes_count_without_a_tolerance(compare: Compare, a: str, b: str) -> None:
     result = compare(volume(1, 2, dtype=a), volume(1, 2, dtype=b))
     assert result.differences == [f"dtype: {a} against {b}"]
@@ -210,11 +227,18 @@ def stream(array: np.ndarray, letters: str) -> Stream:
     return Stream(array, VolumeHeader(Axes(letters, array.shape), array.dtype), letters)
 
 
-@pytest.mark.parametrize(("first", "second"), list(itertools.product(["tczyx", "ctzyx", "tzyxc"], repeat=2)))
-def test_streams_of_any_order(compare: Compare, rng: np.random.Generator, first: str, second: str) -> None:
+@pytest.mark.parametrize(
+    ("first", "second"), list(itertools.product(["tczyx", "ctzyx", "tzyxc"], repeat=2))
+)
+def test_streams_of_any_order(
+    compare: Compare, rng: np.random.Generator, first: str, second: str
+) -> None:
     """Each is read forward only, or unpacked first where the orders differ; both are read to their checksums."""
     x = rng.normal(size=(2, 3, 11, 2, 2))  # tczyx
-    a, b = (stream(np.ascontiguousarray(np.einsum(f"tczyx->{letters}", x)), letters) for letters in (first, second))
+    a, b = (
+        stream(np.ascontiguousarray(np.einsum(f"tczyx->{letters}", x)), letters)
+        for letters in (first, second)
+    )
     result = compare(a, b)
     assert not result.differences
     assert result.voxels == x.size
@@ -290,7 +314,11 @@ def placed(spacing: Any = SPACING, origin: Any = (10.0, 20.0, 30.0), unit: str =
         (Grid(SPACING, "mm"), Grid(SPACING, "mm"), True),
         (Grid(SPACING, "mm"), Grid((3000.0, 2000.0, 1000.0), "um"), True),
         (Grid(SPACING, "mm"), Grid((3.0, 2.0, 1.001), "mm"), False),
-        (Grid(SPACING, "mm"), Grid((3.0 + 2.9e-7, 2.0, 1.0), "mm"), True),  # over 101 planes less than 1e-5 of a voxel
+        (
+            Grid(SPACING, "mm"),
+            Grid((3.0 + 2.9e-7, 2.0, 1.0), "mm"),
+            True,
+        ),  # over 101 planes less than 1e-5 of a voxel
         (Grid(SPACING, "mm"), Grid((3.0 + 3.1e-7, 2.0, 1.0), "mm"), False),
         (Grid(SPACING, "mm"), placed(), True),  # one without an affine: what both know agrees
         (Grid(SPACING, "mm"), placed((1, 2, 3)), False),

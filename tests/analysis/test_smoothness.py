@@ -26,10 +26,14 @@ def write(path: Path, data: np.ndarray) -> Path:
     return path
 
 
-def noise(fwhm: tuple[float, float, float], shape: tuple[int, ...] = (48, 50, 52), seed: int = 0) -> np.ndarray:
+def noise(
+    fwhm: tuple[float, float, float], shape: tuple[int, ...] = (48, 50, 52), seed: int = 0
+) -> np.ndarray:
     """White noise smoothed by a Gaussian of so many mm, far from any edge."""
     white = np.random.default_rng(seed).standard_normal([n + 24 for n in shape])
-    smooth = ndimage.gaussian_filter(white, np.array(fwhm) / FWHM_PER_SIGMA / SPACING, mode="wrap", truncate=6)
+    smooth = ndimage.gaussian_filter(
+        white, np.array(fwhm) / FWHM_PER_SIGMA / SPACING, mode="wrap", truncate=6
+    )
     return 1000 + 5 * smooth[tuple(slice(12, -12) for _ in shape)]
 
 
@@ -44,7 +48,9 @@ def found(run: Any) -> Any:
 
 
 @pytest.mark.parametrize("fwhm", [(9.0, 6.0, 4.5), (6.0, 8.0, 6.0), (12.0, 5.0, 8.0)])
-def test_noise_of_a_known_smoothness(fwhm: tuple[float, float, float], tmp_path: Path, run: Any, found: Any) -> None:
+def test_noise_of_a_known_smoothness(
+    fwhm: tuple[float, float, float], tmp_path: Path, run: Any, found: Any
+) -> None:
     """To 5 % where the Gaussian is two voxels wide or more: below, a sampled Gaussian is none."""
     path = write(tmp_path / "x.nii.gz", noise(fwhm))
     assert found(path) == pytest.approx(fwhm, rel=0.05)
@@ -59,7 +65,12 @@ def test_white_noise_has_none(tmp_path: Path, found: Any) -> None:
 
 def test_a_series_is_measured_about_its_mean(tmp_path: Path, found: Any) -> None:
     """Anatomy that stays is not noise."""
-    anatomy = 500 * np.sin(np.arange(40) / 6)[:, None, None] * np.cos(np.arange(42) / 5)[:, None] * np.ones(44)
+    anatomy = (
+        500
+        * np.sin(np.arange(40) / 6)[:, None, None]
+        * np.cos(np.arange(42) / 5)[:, None]
+        * np.ones(44)
+    )
     series = np.stack([anatomy + noise((6, 6, 6), (40, 42, 44), seed) for seed in range(4)])
     assert found(write(tmp_path / "x.nii", series)) == pytest.approx([6, 6, 6], rel=0.06)
     assert min(found(write(tmp_path / "one.nii", series[0]))) > 8
@@ -110,7 +121,9 @@ def test_a_real_series_is_smoothed_to_a_target(tmp_path: Path, run: Any, found: 
 def test_what_is_refused(tmp_path: Path, run: Any) -> None:
     path = write(tmp_path / "x.nii", noise((9, 6, 4.5)))
     target = ["-o", tmp_path / "o.nii", "--to-fwhm"]
-    assert "smoother than 8mm along depth already" in run("apply", path, *target, "8mm", code=4).output
+    assert (
+        "smoother than 8mm along depth already" in run("apply", path, *target, "8mm", code=4).output
+    )
     assert "leave out -k" in run("apply", path, "-k", "box:size=3", *target, "12mm", code=2).output
     assert "needs a unit" in run("apply", path, *target, "12", code=2).output
     assert "--strides" in run("apply", path, *target, "12mm", "--strides", "2", code=2).output

@@ -31,9 +31,15 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     whole.to_filename(folder / "i.nii")
     mask = rng.random((13, 15, 18)) * (rng.random((13, 15, 18)) < 0.6)
     nib.Nifti1Image(mask.astype(np.float32), affine).to_filename(folder / "m.nii.gz")
-    nib.Nifti1Image(rng.integers(0, 3, (13, 15, 18)).astype(np.uint8), affine).to_filename(folder / "l.nii")
+    nib.Nifti1Image(rng.integers(0, 3, (13, 15, 18)).astype(np.uint8), affine).to_filename(
+        folder / "l.nii"
+    )
     np.save(folder / "c.npy", rng.standard_normal((11, 12, 14, 4)).astype(np.float32))
-    np.savez(folder / "layer.npz", kernel=rng.standard_normal((3, 3, 3, 2, 6)), bias=rng.standard_normal(6))
+    np.savez(
+        folder / "layer.npz",
+        kernel=rng.standard_normal((3, 3, 3, 2, 6)),
+        bias=rng.standard_normal(6),
+    )
     np.savez(folder / "second.npz", kernel=rng.standard_normal((3, 2, 3, 6, 2)))
     (folder / "stack.toml").write_text(
         '[[layers]]\nkernel = "layer.npz"\ngroups = 2\nactivation = "relu"\npadding = "same"\nstrides = 2\n'
@@ -45,7 +51,11 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 CASES = [
     ("x.nii.gz", "-k gaussian:sigma=2vox --nan ignore", ".nii"),
     ("x.nii.gz", "-k gaussian:fwhm=5mm --nan ignore --mask m.nii.gz", ".nii.gz"),
-    ("x.nii.gz", "-k box:size=3 --nan ignore --mask m.nii.gz --mask-mode keep --bias 2 --activation tanh", ".nii"),
+    (
+        "x.nii.gz",
+        "-k box:size=3 --nan ignore --mask m.nii.gz --mask-mode keep --bias 2 --activation tanh",
+        ".nii",
+    ),
     ("x.nii.gz", "-k box:size=3 --nan ignore --mask l.nii --mask-labels", ".nii"),
     ("x.nii.gz", "-k sobel:axis=h --nan zero --boundary mirror", ".tif"),
     ("x.nii.gz", "-k log:sigma=1vox --strides 2", ".npy"),
@@ -63,9 +73,17 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("source", "options", "suffix"), CASES, ids=[f"{s} {o}" for s, o, _ in CASES])
+@pytest.mark.parametrize(
+    ("source", "options", "suffix"), CASES, ids=[f"{s} {o}" for s, o, _ in CASES]
+)
 def test_right_outputs_hold(
-    files: Path, source: str, options: str, suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Any
+    files: Path,
+    source: str,
+    options: str,
+    suffix: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    run: Any,
 ) -> None:
     monkeypatch.chdir(files)
     out = tmp_path / f"o{suffix}"
@@ -109,28 +127,50 @@ def test_exit_7(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ru
     ],
 )
 def test_what_cannot_be_verified(
-    files: Path, arguments: list[str], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Any
+    files: Path,
+    arguments: list[str],
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    run: Any,
 ) -> None:
     np.save(tmp_path / "c.npy", np.load(files / "c.npy"))
     monkeypatch.chdir(tmp_path)
-    assert words in run("apply", "c.npy", "-k", "identity", *arguments, "--verify", 5, code=2).output
+    assert (
+        words in run("apply", "c.npy", "-k", "identity", *arguments, "--verify", 5, code=2).output
+    )
     assert not (tmp_path / "o.npy").exists()
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int16", "int32", "uint16"])
-@pytest.mark.parametrize(("low", "high"), [(-3.5, 1e5), (1e6, 1e6 + 1), (0.25, 0.25), (-1e-7, 2e-7), (1e-3, 1e30)])
+@pytest.mark.parametrize(
+    ("low", "high"), [(-3.5, 1e5), (1e6, 1e6 + 1), (0.25, 0.25), (-1e-7, 2e-7), (1e-3, 1e30)]
+)
 def test_scaled_integers_hold_every_value_to_half_a_step(
     dtype: str, low: float, high: float, tmp_path: Path, run: Any
 ) -> None:
     x = np.random.default_rng(0).uniform(low, high, (6, 7, 8)).astype(np.float32)
     x.flat[:2] = low, high
     write_volume(str(tmp_path / "x.nii"), Volume(x, "zyx"))
-    run("apply", tmp_path / "x.nii", "-k", "identity", "-o", tmp_path / "o.nii.gz", "--dtype", dtype, "--scale", "auto")
+    run(
+        "apply",
+        tmp_path / "x.nii",
+        "-k",
+        "identity",
+        "-o",
+        tmp_path / "o.nii.gz",
+        "--dtype",
+        dtype,
+        "--scale",
+        "auto",
+    )
     image = nib.load(tmp_path / "o.nii.gz")
     assert image.get_data_dtype() == np.dtype(dtype)
     step = image.dataobj.slope
     assert (
-        step <= max((high - low) / (np.iinfo(dtype).max - np.iinfo(dtype).min) * 1.01, 2e-7 * abs(high)) or low == high
+        step
+        <= max((high - low) / (np.iinfo(dtype).max - np.iinfo(dtype).min) * 1.01, 2e-7 * abs(high))
+        or low == high
     )
     back = np.asarray(image.dataobj, np.float64).T
     assert abs(back - x).max() <= 0.5001 * step + 1e-7 * abs(x).max()
@@ -141,7 +181,9 @@ def test_nan_in_scaled_integers_is_told(files: Path, tmp_path: Path, run: Any) -
     text = run("apply", files / "x.nii.gz", *options, "-o", tmp_path / "o.nii").output
     assert "NaN" in text
     assert "slope" in text
-    refused = run("apply", files / "x.nii.gz", *options, "-o", tmp_path / "p.nii", "--strict", code=4).output
+    refused = run(
+        "apply", files / "x.nii.gz", *options, "-o", tmp_path / "p.nii", "--strict", code=4
+    ).output
     assert "--strict" in refused
     assert not (tmp_path / "p.nii").exists()
 
@@ -151,21 +193,43 @@ def test_scale_is_for_integers_in_nifti(files: Path, tmp_path: Path, run: Any) -
         options[1] = str(tmp_path / options[1])
         assert (
             "--dtype int16"
-            in run("apply", files / "i.nii", "-k", "identity", "--scale", "auto", *options, code=2).output
+            in run(
+                "apply", files / "i.nii", "-k", "identity", "--scale", "auto", *options, code=2
+            ).output
         )
 
 
 def test_strict(files: Path, tmp_path: Path, run: Any) -> None:
     """Clipped voxels, means without voxels and what a format cannot hold end the job; nothing is written."""
     clipped = run(
-        "apply", files / "i.nii", "-k", "identity", "--dtype", "uint8", "-o", tmp_path / "o.nii", "--strict", code=4
+        "apply",
+        files / "i.nii",
+        "-k",
+        "identity",
+        "--dtype",
+        "uint8",
+        "-o",
+        tmp_path / "o.nii",
+        "--strict",
+        code=4,
     )
     assert "clipped" in clipped.output
     lost = run(
-        "apply", files / "x.nii.gz", "-k", "box:size=3", "--nan", "ignore", "-o", tmp_path / "o.nii", "--strict", code=4
+        "apply",
+        files / "x.nii.gz",
+        "-k",
+        "box:size=3",
+        "--nan",
+        "ignore",
+        "-o",
+        tmp_path / "o.nii",
+        "--strict",
+        code=4,
     )
     assert "weight" in lost.output
-    form = run("apply", files / "i.nii", "-k", "identity", "-o", tmp_path / "o.npy", "--strict", code=4)
+    form = run(
+        "apply", files / "i.nii", "-k", "identity", "-o", tmp_path / "o.npy", "--strict", code=4
+    )
     assert "--strict" in form.output
     assert not list(tmp_path.iterdir())
     run("apply", files / "i.nii", "-k", "identity", "-o", tmp_path / "o.nii", "--strict")

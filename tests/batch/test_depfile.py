@@ -30,7 +30,9 @@ NAMES = [
 
 
 def make(folder: Path, *arguments: str) -> str:
-    done = subprocess.run(["make", *arguments], cwd=folder, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["make", *arguments], cwd=folder, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -69,7 +71,9 @@ def test_ninja_reads_every_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     )
 
     def ninja() -> str:
-        return subprocess.run(["ninja", "-d", "explain"], capture_output=True, text=True, check=True).stdout
+        return subprocess.run(
+            ["ninja", "-d", "explain"], capture_output=True, text=True, check=True
+        ).stdout
 
     ninja()
     assert "no work to do" in ninja()
@@ -96,12 +100,18 @@ def test_everything_that_is_read_is_there(tmp_path: Path, monkeypatch: pytest.Mo
         files=("c.toml", "m.csv"),
     )
     first, *others = rules([job]).split("\n\n")
-    assert first == "o.npy c.npy: a.hdr a.img m.zarr/zarr.json m.zarr/c/0/0 psf.npy c.toml m.csv bias.npy"
+    assert (
+        first
+        == "o.npy c.npy: a.hdr a.img m.zarr/zarr.json m.zarr/c/0/0 psf.npy c.toml m.csv bias.npy"
+    )
     assert [text.strip() for text in others] == [f"{name}:" for name in first.split()[2:]]
 
 
 def test_an_output_that_another_is_made_from_has_one_rule() -> None:
-    chain = [Job("a.npy", "b.npy", (Stage("identity"),)), Job("b.npy", "c.npy", (Stage("identity"),))]
+    chain = [
+        Job("a.npy", "b.npy", (Stage("identity"),)),
+        Job("b.npy", "c.npy", (Stage("identity"),)),
+    ]
     assert rules(chain) == "b.npy: a.npy\nc.npy: b.npy\n\na.npy:\n"
 
 

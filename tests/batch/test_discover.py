@@ -63,7 +63,10 @@ def test_several_folders_keep_the_tree_below_what_holds_them(tree: Path) -> None
     ("patterns", "expected"),
     [
         (["*.npy", "a*"], ["in/a.nii.gz", "in/b.npy"]),
-        (["sub-*/anat/*"], ["in/sub-01/anat/sub-01_T1w.nii.gz", "in/sub-02/anat/sub-02_T1w.nii.gz"]),
+        (
+            ["sub-*/anat/*"],
+            ["in/sub-01/anat/sub-01_T1w.nii.gz", "in/sub-02/anat/sub-02_T1w.nii.gz"],
+        ),
         (["**/*_bold.nii"], ["in/sub-01/func/sub-01_bold.nii"]),
         (["**/b.npy"], ["in/b.npy"]),
         (["./b.npy"], ["in/b.npy"]),
@@ -86,7 +89,9 @@ def test_patterns_are_of_whole_names() -> None:
 def test_links_are_followed_and_loops_end(tree: Path) -> None:
     (tree / "in/sub-01/up").symlink_to(tree / "in")
     (tree / "in/self").symlink_to("self")
-    (tree / "in/again.npy").symlink_to("again.npy")  # named as a volume: that it cannot be read is told when it is
+    (tree / "in/again.npy").symlink_to(
+        "again.npy"
+    )  # named as a volume: that it cannot be read is told when it is
     (tree / "other").mkdir()
     (tree / "other/far.npy").touch()
     (tree / "in/link").symlink_to(tree / "other")
@@ -105,7 +110,9 @@ def test_outputs_and_other_inputs_are_left_out(tree: Path) -> None:
     (tree / "in/out/deep").mkdir(parents=True)
     (tree / "in/out/deep/x.npy").touch()
     assert "in/out/deep/x.npy" in paths(["in"], recursive=True)
-    found, notes = find_volumes(["in"], recursive=True, out_dir="in/out", used=["in/b.npy", "gaussian:fwhm=6mm"])
+    found, notes = find_volumes(
+        ["in"], recursive=True, out_dir="in/out", used=["in/b.npy", "gaussian:fwhm=6mm"]
+    )
     assert not {"in/out/deep/x.npy", "in/b.npy"} & {v.path for v in found}
     assert notes == ["left out 1 file that this command uses otherwise (kernel, mask, ...)"]
 
@@ -125,7 +132,9 @@ def test_nothing_found_is_an_error(tree: Path) -> None:
     (tree / "empty/deep").mkdir(parents=True)
     with pytest.raises(FormatError, match="no volumes in empty; pass --recursive"):
         find_volumes(["empty"])
-    with pytest.raises(FormatError, match=r"no volumes that match \*.tif or x\* in empty, in/sub-01$"):
+    with pytest.raises(
+        FormatError, match=r"no volumes that match \*.tif or x\* in empty, in/sub-01$"
+    ):
         find_volumes(["empty", "in/sub-01"], recursive=True, patterns=["*.tif", "x*"])
     found, notes = find_volumes(["empty", "in"])
     assert len(found) == 6

@@ -22,7 +22,10 @@ MASKS = [
     "sub-01/anat/sub-01_space-MNI152NLin6Asym_label-GM_mask.nii.gz",
 ]
 SCANS = ["sub-01/func/sub-01_task-rest_desc-preproc_bold.nii.gz", "sub-01/anat/sub-01_T1w.nii"]
-LISTS = ["sub-01/func/sub-01_task-rest_space-fsLR_den-91k_bold.dtseries.nii", "sub-01/func/sub-01_task-x_bold.nii"]
+LISTS = [
+    "sub-01/func/sub-01_task-rest_space-fsLR_den-91k_bold.dtseries.nii",
+    "sub-01/func/sub-01_task-x_bold.nii",
+]
 
 
 def save(path: Path, kind: str = "") -> None:
@@ -114,14 +117,20 @@ def test_headers(tmp_path: Path) -> None:
     save(tmp_path / "c.nii", "cifti")
     assert kind_of(str(tmp_path / "c.nii")) == CIFTI
     (tmp_path / "damaged.nii").write_bytes(b"\x5c\x01")
-    for name in ("damaged.nii", "none.nii", "none.zarr"):  # that they cannot be read is told by whoever reads them
+    for name in (
+        "damaged.nii",
+        "none.nii",
+        "none.zarr",
+    ):  # that they cannot be read is told by whoever reads them
         assert kind_of(str(tmp_path / name)) == ""
 
 
 @pytest.mark.parametrize("version", ["0.4", "0.5"])
 def test_label_images_of_ngff(tmp_path: Path, version: str) -> None:
     own: dict[str, Any] = {"image-label": {"version": version}}
-    name, content = (".zattrs", own) if version == "0.4" else ("zarr.json", {"attributes": {"ome": own}})
+    name, content = (
+        (".zattrs", own) if version == "0.4" else ("zarr.json", {"attributes": {"ome": own}})
+    )
     (tmp_path / "a.zarr").mkdir()
     (tmp_path / "a.zarr" / name).write_text(json.dumps(content))
     assert kind_of(str(tmp_path / "a.zarr")) == DISCRETE
@@ -166,7 +175,10 @@ def test_a_folder_leaves_them_out_and_says_so(tree: Path, run: Any) -> None:
 def test_labels_by_their_header(tree: Path, run: Any) -> None:
     save(tree / "flat/atlas.nii.gz", "labels")
     save(tree / "flat/scan.nii.gz")
-    assert "left out 1 mask or label map (atlas.nii.gz)" in run("apply", "flat", *BLUR, "--out-dir", "out").stderr
+    assert (
+        "left out 1 mask or label map (atlas.nii.gz)"
+        in run("apply", "flat", *BLUR, "--out-dir", "out").stderr
+    )
     assert volumes(tree / "out") == ["scan.nii.gz"]
 
 
@@ -180,7 +192,9 @@ def test_labels_by_their_header(tree: Path, run: Any) -> None:
         (["--glob", "*.nii.gz"], [SCANS[0]]),
     ],
 )
-def test_whoever_asks_for_them_gets_them(tree: Path, options: list[str], expected: list[str], run: Any) -> None:
+def test_whoever_asks_for_them_gets_them(
+    tree: Path, options: list[str], expected: list[str], run: Any
+) -> None:
     told = run("apply", "ds", "-r", *BLUR, "--out-dir", "out", *options).stderr
     assert volumes(tree / "out") == sorted(expected)
     taken = len(set(MASKS) & set(expected))
@@ -193,7 +207,9 @@ def test_a_folder_of_nothing_else_is_an_error(tree: Path, run: Any) -> None:
     assert told.startswith("Error: no volumes in flat; left out 1 mask or label map (a_mask.nii), ")
     assert "--include-discrete takes it" in told
     assert told.count("\n") == 1
-    told = run("apply", "ds", "-r", "--glob", "*.dtseries.nii", *BLUR, "--out-dir", "out", code=3).stderr
+    told = run(
+        "apply", "ds", "-r", "--glob", "*.dtseries.nii", *BLUR, "--out-dir", "out", code=3
+    ).stderr
     assert "left out 1 CIFTI file" in told
     assert not (tree / "out").exists()
 
@@ -201,7 +217,9 @@ def test_a_folder_of_nothing_else_is_an_error(tree: Path, run: Any) -> None:
 def test_one_named_file_and_its_output_are_a_wish(tree: Path, run: Any) -> None:
     save(tree / "a_mask.nii.gz")
     assert run("apply", "a_mask.nii.gz", *BLUR, "-o", "soft.nii.gz").stderr == ""
-    told = run("apply", tree / "ds" / MASKS[0], *BLUR, "-o", "soft2.nii.gz").stderr  # of BIDS: at least a note
+    told = run(
+        "apply", tree / "ds" / MASKS[0], *BLUR, "-o", "soft2.nii.gz"
+    ).stderr  # of BIDS: at least a note
     assert told.startswith(
         "note: the values of 1 mask or label map (sub-01_task-rest_desc-brain_mask.nii.gz) are mixed"
     )
@@ -222,7 +240,9 @@ def test_the_mask_of_the_command_is_no_volume_of_it(tree: Path, run: Any) -> Non
 
 
 def test_a_manifest_names_them(tree: Path, run: Any) -> None:
-    (tree / "t.tsv").write_text("input\n" + "".join(f"ds/{name}\n" for name in (MASKS[0], SCANS[0], LISTS[1])))
+    (tree / "t.tsv").write_text(
+        "input\n" + "".join(f"ds/{name}\n" for name in (MASKS[0], SCANS[0], LISTS[1]))
+    )
     told = run("apply", "--manifest", "t.tsv", *BLUR, "--out-dir", "out", code=3).stderr
     assert "the values of 1 mask or label map" in told
     assert told.count("is CIFTI") >= 1
@@ -245,7 +265,11 @@ def test_a_manifest_names_them(tree: Path, run: Any) -> None:
 def test_bids_leaves_them_out(tree: Path, run: Any) -> None:
     save(tree / "ds/sub-01/anat/sub-01_label-GM_probseg.nii")
     told = run("apply", "ds", "-r", *BLUR, "--bids", "--out-dir", "out").stderr
-    assert [name.rpartition("_")[2] for name in volumes(tree / "out")] == ["T1w.nii", "probseg.nii", "bold.nii.gz"]
+    assert [name.rpartition("_")[2] for name in volumes(tree / "out")] == [
+        "T1w.nii",
+        "probseg.nii",
+        "bold.nii.gz",
+    ]
     assert "left out 3 masks and label maps" in told
     assert "left out 2 CIFTI files" in told
     assert "among the volumes: 1 probability map (sub-01_label-GM_probseg.nii)" in told
@@ -265,11 +289,27 @@ def test_bids_refuses_one_that_is_named_alone(tree: Path, name: str, run: Any) -
 @pytest.mark.parametrize("name", LISTS)
 def test_cifti_does_not_end_a_bids_batch(tree: Path, name: str, run: Any) -> None:
     told = run(
-        "apply", tree / "ds" / name, tree / "ds" / SCANS[0], tree / "ds" / MASKS[0], *BLUR, "--bids", "--out-dir", "out"
+        "apply",
+        tree / "ds" / name,
+        tree / "ds" / SCANS[0],
+        tree / "ds" / MASKS[0],
+        *BLUR,
+        "--bids",
+        "--out-dir",
+        "out",
     ).stderr
     assert "left out 1 CIFTI file" in told
     assert len(volumes(tree / "out")) == 1
-    told = run("apply", tree / "ds" / name, *BLUR, "--bids", "--out-dir", "alone", "--include-discrete", code=3).stderr
+    told = run(
+        "apply",
+        tree / "ds" / name,
+        *BLUR,
+        "--bids",
+        "--out-dir",
+        "alone",
+        "--include-discrete",
+        code=3,
+    ).stderr
     assert "is CIFTI, no volume; wb_command -cifti-smoothing smooths it" in told
 
 
@@ -286,7 +326,9 @@ def test_cifti_does_not_end_a_bids_batch(tree: Path, name: str, run: Any) -> Non
         "kernel show FILE", "info scan.nii --fwhm --mask FILE",
     ],
 )  # fmt: skip
-def test_every_reader_refuses_cifti_by_its_content(tree: Path, command: str, name: str, run: Any) -> None:
+def test_every_reader_refuses_cifti_by_its_content(
+    tree: Path, command: str, name: str, run: Any
+) -> None:
     save(tree / "scan.nii")
     save(tree / "c.nii", "cifti")
     if name.endswith(".gz"):

@@ -23,8 +23,14 @@ def write(tmp_path: Path, text: str | bytes, name: str = "m.csv") -> str:
     [
         ("m.csv", 'input,kernel,kernel-size\na.npy,"gaussian:sigma=1,1,2vox",\nb.npy,n/a,3\n'),
         ("m.csv", "input;kernel;kernel_size\r\na.npy;gaussian:sigma=1,1,2vox;\r\n\r\nb.npy;;3\r\n"),
-        ("m.tsv", "input\tkernel\tkernel_size\na.npy\tgaussian:sigma=1,1,2vox\tn/a\n\t\t\nb.npy\t\t3"),
-        ("table", "\ufeffinput\tkernel\tkernel_size\n a.npy \tgaussian:sigma=1,1,2vox\t\nb.npy\t\t3\n"),
+        (
+            "m.tsv",
+            "input\tkernel\tkernel_size\na.npy\tgaussian:sigma=1,1,2vox\tn/a\n\t\t\nb.npy\t\t3",
+        ),
+        (
+            "table",
+            "\ufeffinput\tkernel\tkernel_size\n a.npy \tgaussian:sigma=1,1,2vox\t\nb.npy\t\t3\n",
+        ),
     ],
 )
 def test_the_same_table_in_four_hands(tmp_path: Path, name: str, text: str) -> None:
@@ -49,10 +55,22 @@ def test_lines_are_those_of_the_file(tmp_path: Path) -> None:
         ("input,kernel\n", ConfigError, "holds no volumes"),
         ("\n\n", ConfigError, "holds no volumes"),
         ("kernel,strides\nbox,2\n", ConfigError, "line 1: no column input"),
-        ("input,sigma\na,2\n", ConfigError, "line 1: unknown column 'sigma'; available: input, output"),
+        (
+            "input,sigma\na,2\n",
+            ConfigError,
+            "line 1: unknown column 'sigma'; available: input, output",
+        ),
         ("input,stride\na,2\n", ConfigError, "did you mean 'strides'"),
-        ("input,kernel_size,kernel-size\na,2,3\n", ConfigError, "line 1: the column kernel_size stands there twice"),
-        ("input,kernel\na,box,3\n", ConfigError, "line 2: 3 cells where the first line names 2 columns"),
+        (
+            "input,kernel_size,kernel-size\na,2,3\n",
+            ConfigError,
+            "line 1: the column kernel_size stands there twice",
+        ),
+        (
+            "input,kernel\na,box,3\n",
+            ConfigError,
+            "line 2: 3 cells where the first line names 2 columns",
+        ),
         ("input,kernel\na\n", ConfigError, "line 2: 1 cells"),
         ("input,kernel\na,b\n,box\n", ConfigError, "line 3, column input: empty"),
         ('input,kernel\na,"box\n', ConfigError, "line 2: unexpected end of data"),
@@ -60,7 +78,9 @@ def test_lines_are_those_of_the_file(tmp_path: Path) -> None:
         (b"\x89PNG\r\n\x1a\n\0\0", FormatError, "not UTF-8"),
     ],
 )
-def test_what_is_no_manifest(tmp_path: Path, text: str | bytes, error: type[Exception], words: str) -> None:
+def test_what_is_no_manifest(
+    tmp_path: Path, text: str | bytes, error: type[Exception], words: str
+) -> None:
     with pytest.raises(error) as caught:
         read_manifest(write(tmp_path, text), KNOWN)
     assert words in str(caught.value)

@@ -12,7 +12,9 @@ from conv3d_cli.batch.names import check_outputs, output_name
 from conv3d_cli.errors import OutputExistsError, SpecError
 
 
-def plan_outputs(inputs: list[str], *names: str, overwrite: bool = False, **named: str) -> list[str]:
+def plan_outputs(
+    inputs: list[str], *names: str, overwrite: bool = False, **named: str
+) -> list[str]:
     outputs = [output_name(name, *names, **named) for name in inputs]
     check_outputs(inputs, outputs, overwrite)
     return outputs
@@ -73,7 +75,9 @@ def test_a_link_to_the_same_folder_is_seen_through(tmp_path: Path) -> None:
 
 
 def test_an_output_that_is_its_own_input() -> None:
-    with pytest.raises(OutputExistsError, match=r"a/x\.npy would replace the input a/x\.npy; pass --suffix"):
+    with pytest.raises(
+        OutputExistsError, match=r"a/x\.npy would replace the input a/x\.npy; pass --suffix"
+    ):
         plan_outputs(["a/x.npy"], "a")
     assert plan_outputs(["a/x.npy"], "a", overwrite=True) == ["a/x.npy"]
 
@@ -82,5 +86,7 @@ def test_an_output_that_is_its_own_input() -> None:
 def test_an_output_that_is_another_input(overwrite: bool) -> None:
     """Even with --overwrite: the second volume would be convolved from the first one's output."""
     for inputs in (["x.npy", "x_s.npy"], ["x_s.npy", "x.npy"]):
-        with pytest.raises(OutputExistsError, match=r"the output of x\.npy would replace the input x_s\.npy"):
+        with pytest.raises(
+            OutputExistsError, match=r"the output of x\.npy would replace the input x_s\.npy"
+        ):
             plan_outputs(inputs, suffix="_s", overwrite=overwrite)

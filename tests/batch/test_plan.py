@@ -98,12 +98,17 @@ def test_folders(folder: Path) -> None:
     ]
     deep = BatchRequest(("in",), out_dir="out", recursive=True)
     assert pairs(deep)[-1] == ("in/deep/c.npy", "out/deep/c.npy")
-    assert pairs(BatchRequest(("in",), out_dir="out", patterns=("b*",))) == [("in/b.npy", "out/b.npy")]
+    assert pairs(BatchRequest(("in",), out_dir="out", patterns=("b*",))) == [
+        ("in/b.npy", "out/b.npy")
+    ]
     # the mask is no volume of the folder, nor is what the command wrote before
     np.save("in/a_s.npy", np.ones((2, 3, 4), np.float32))
     plan = plan_jobs(BatchRequest(("in",), suffix="_s"), Options({"mask": "in/b.npy"}))
     assert [(job.source, job.target) for job in plan.jobs] == [("in/a.npy", "in/a_s.npy")]
-    assert sorted(note.split(" that")[0] for note in plan.notes) == ["left out 1 file", "left out 1 volume"]
+    assert sorted(note.split(" that")[0] for note in plan.notes) == [
+        "left out 1 file",
+        "left out 1 volume",
+    ]
 
 
 def test_an_output_must_not_replace_an_input(folder: Path) -> None:
@@ -114,7 +119,9 @@ def test_an_output_must_not_replace_an_input(folder: Path) -> None:
 
 
 def test_a_manifest(folder: Path) -> None:
-    (folder / "in" / "m.csv").write_text("input,output,kernel,threads\na.npy,x.npy,,3\nb.npy,deep/y.npy,identity,\n")
+    (folder / "in" / "m.csv").write_text(
+        "input,output,kernel,threads\na.npy,x.npy,,3\nb.npy,deep/y.npy,identity,\n"
+    )
     request = BatchRequest(manifest="in/m.csv", out_dir="out")
     plan = plan_jobs(request, Options({"kernel": "box:size=5"}))
     assert [(job.source, job.target) for job in plan.jobs] == [
@@ -138,7 +145,9 @@ def test_a_manifest(folder: Path) -> None:
         ("input,sigma\na.npy,1\n", "unknown column 'sigma'"),
     ],
 )
-def test_what_is_wrong_in_a_manifest_is_said_with_its_place(folder: Path, table: str, words: str) -> None:
+def test_what_is_wrong_in_a_manifest_is_said_with_its_place(
+    folder: Path, table: str, words: str
+) -> None:
     (folder / "in" / "m.csv").write_text(table)
     with pytest.raises(ConfigError, match=f"manifest in/m.csv, line .*{words}"):
         pairs(BatchRequest(manifest="in/m.csv", suffix="_s"))
@@ -151,6 +160,10 @@ def test_a_coverage_is_one_jobs_own(folder: Path) -> None:
     )
     with pytest.raises(SpecError, match="--coverage-out names one file, received 2 inputs"):
         pairs(BatchRequest(("in",), out_dir="out"), **one)
-    (folder / "m.csv").write_text("input,output,coverage_out\nin/a.npy,x.npy,c.npy\nin/b.npy,y.npy,c.npy\n")
-    with pytest.raises(SpecError, match=r"the coverage c\.npy is also an input, an output or another's coverage"):
+    (folder / "m.csv").write_text(
+        "input,output,coverage_out\nin/a.npy,x.npy,c.npy\nin/b.npy,y.npy,c.npy\n"
+    )
+    with pytest.raises(
+        SpecError, match=r"the coverage c\.npy is also an input, an output or another's coverage"
+    ):
         pairs(BatchRequest(manifest="m.csv"), mask="mask.npy")

@@ -17,7 +17,14 @@ import pytest
 from processes import LIMIT, started
 
 from conv3d_cli.batch import resume as resume_module
-from conv3d_cli.batch.resume import LOG_NAME, ResumeLog, check_resumable, fingerprint_of, is_settled, settings_of
+from conv3d_cli.batch.resume import (
+    LOG_NAME,
+    ResumeLog,
+    check_resumable,
+    fingerprint_of,
+    is_settled,
+    settings_of,
+)
 from conv3d_cli.errors import OutputExistsError, SpecError
 from conv3d_cli.model.kernel import Kernel
 from conv3d_cli.model.missing import Missing
@@ -33,7 +40,10 @@ def job(tmp_path: Path, rng: np.random.Generator) -> Job:
     np.save(tmp_path / "m.npy", np.ones((5, 6, 7), np.float32))
     stage = Stage(str(tmp_path / "k.npy"))
     return Job(
-        str(tmp_path / "x.npy"), str(tmp_path / "y.npy"), (stage,), missing=Missing(mask=str(tmp_path / "m.npy"))
+        str(tmp_path / "x.npy"),
+        str(tmp_path / "y.npy"),
+        (stage,),
+        missing=Missing(mask=str(tmp_path / "m.npy")),
     )
 
 
@@ -64,11 +74,14 @@ def test_done_once_it_is_done(job: Job) -> None:
     assert not ResumeLog().status(job).done
     run(job)
     assert why(job) == ""
-    assert why(replace(job, threads=1, max_memory=1 << 30, overwrite=True)) == ""  # these do not change the bits
+    assert (
+        why(replace(job, threads=1, max_memory=1 << 30, overwrite=True)) == ""
+    )  # these do not change the bits
 
 
 @pytest.mark.parametrize(
-    ("name", "words"), [("x.npy", "its input changed"), ("k.npy", "its kernel"), ("m.npy", "its mask")]
+    ("name", "words"),
+    [("x.npy", "its input changed"), ("k.npy", "its kernel"), ("m.npy", "its mask")],
 )
 @pytest.mark.parametrize("keep_times", [False, True])
 def test_other_bytes_in(job: Job, tmp_path: Path, name: str, words: str, keep_times: bool) -> None:
@@ -114,7 +127,9 @@ def test_bytes_are_read_only_where_stamps_differ(job: Job, monkeypatch: pytest.M
     read: list[str] = []
     digest = resume_module.file_digest
     monkeypatch.setattr(
-        resume_module, "file_digest", lambda path: (read.append(os.path.basename(path)), digest(path))[1]
+        resume_module,
+        "file_digest",
+        lambda path: (read.append(os.path.basename(path)), digest(path))[1],
     )
     time.sleep(0.03)
     run(job)
@@ -148,7 +163,10 @@ OTHERS: list[tuple[str, Callable[[Job], Job]]] = [
     ("padding", lambda job: replace(job, stages=(replace(job.stages[0], padding="valid"),))),
     ("kernel", lambda job: replace(job, stages=(Stage("box:size=3"),))),
     ("bias", lambda job: replace(job, stages=(replace(job.stages[0], bias=(1.0,)),))),
-    ("activations", lambda job: replace(job, stages=(replace(job.stages[0], activations=("relu",)),))),
+    (
+        "activations",
+        lambda job: replace(job, stages=(replace(job.stages[0], activations=("relu",)),)),
+    ),
     ("stages", lambda job: replace(job, stages=job.stages * 2, missing=Missing())),
     ("dtype", lambda job: replace(job, dtype="int16")),
     ("precision", lambda job: replace(job, precision="float64")),
@@ -160,7 +178,9 @@ OTHERS: list[tuple[str, Callable[[Job], Job]]] = [
 ]
 
 
-@pytest.mark.parametrize(("name", "other"), OTHERS, ids=[f"{name}{i}" for i, (name, _) in enumerate(OTHERS)])
+@pytest.mark.parametrize(
+    ("name", "other"), OTHERS, ids=[f"{name}{i}" for i, (name, _) in enumerate(OTHERS)]
+)
 def test_other_settings_are_named(job: Job, name: str, other: Callable[[Job], Job]) -> None:
     run(job)
     words = why(other(job))
@@ -181,7 +201,9 @@ def test_another_version(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_kernels_in_memory_count_by_their_numbers() -> None:
     def settings(value: float, bias: float = 0.0) -> Any:
-        return settings_of(Job("a.npy", "b.npy", (Stage(Kernel(np.full((3, 3, 3), value), np.array([bias]))),)))
+        return settings_of(
+            Job("a.npy", "b.npy", (Stage(Kernel(np.full((3, 3, 3), value), np.array([bias]))),))
+        )
 
     assert settings(1) == settings(1)
     assert settings(1) != settings(2)
@@ -209,7 +231,9 @@ def test_what_a_killed_run_left_may_be_replaced(job: Job, tmp_path: Path) -> Non
     time.sleep(0.03)
     log = ResumeLog()
     log.begin(log.status(job))
-    np.save(job.target, np.zeros(3))  # it was renamed into place, and the run killed before it could say so
+    np.save(
+        job.target, np.zeros(3)
+    )  # it was renamed into place, and the run killed before it could say so
     status = ResumeLog().status(job)
     assert (status.done, status.interrupted) == (False, True)
     assert status.allowed_job().overwrite
@@ -275,7 +299,9 @@ def test_lines_that_are_not_ours_are_passed_over(job: Job, tmp_path: Path) -> No
     nonsense += [
         b'{"output": "y.npy", "run": "r", "state": "done", "settings": {}, "inputs": {"input": 3}, "outputs": []}'
     ]
-    path.write_bytes(b"\n".join(nonsense) + b"\n" + whole + b"\n".join(nonsense) + b'\n{"state": "done", "out')
+    path.write_bytes(
+        b"\n".join(nonsense) + b"\n" + whole + b"\n".join(nonsense) + b'\n{"state": "done", "out'
+    )
     assert why(job) == ""
     change(job.source)
     run(replace(job, overwrite=True))  # behind a line that a killed run did not finish
@@ -331,6 +357,8 @@ def test_stores_and_pairs(tmp_path: Path, rng: np.random.Generator) -> None:
     change(str(tmp_path / "y.img"))
     assert why(job) == "it was changed since it was made"
     run(replace(job, overwrite=True))
-    chunk = next(path for path in sorted(Path(store).rglob("*")) if path.is_file() and path.name.isdigit())
+    chunk = next(
+        path for path in sorted(Path(store).rglob("*")) if path.is_file() and path.name.isdigit()
+    )
     change(str(chunk))
     assert why(job) == "its input changed since"

@@ -15,7 +15,13 @@ import pytest
 from conv3d_cli.batch import steps
 from conv3d_cli.batch.results import JobResult, Say, TableRow
 from conv3d_cli.batch.resume import ResumeLog
-from conv3d_cli.batch.runner import AT_ONCE, SMALL_FILE_BYTES, BatchRunner, split_resources, volumes_at_once
+from conv3d_cli.batch.runner import (
+    AT_ONCE,
+    SMALL_FILE_BYTES,
+    BatchRunner,
+    split_resources,
+    volumes_at_once,
+)
 from conv3d_cli.batch.steps import STEPS, BatchOptions, FinishedOutputs, JobRun, run_steps
 from conv3d_cli.errors import FormatError, SpecError
 from conv3d_cli.pipeline.memory import PROCESS_BYTES
@@ -67,7 +73,10 @@ def jobs(tmp_path: Path, rng: np.random.Generator) -> list[Job]:
         np.save(tmp_path / f"{name}.npy", rng.standard_normal((4, 5, 6)).astype(np.float32))
     (tmp_path / "broken.npy").write_bytes(b"no volume")
     names = ("a", "broken", "b", "c")
-    return [Job(str(tmp_path / f"{n}.npy"), str(tmp_path / f"out-{n}.npy"), (Stage("box:size=3"),)) for n in names]
+    return [
+        Job(str(tmp_path / f"{n}.npy"), str(tmp_path / f"out-{n}.npy"), (Stage("box:size=3"),))
+        for n in names
+    ]
 
 
 @pytest.mark.parametrize("at_once", [1, 2, 4])
@@ -80,7 +89,9 @@ def test_results_come_in_the_order_of_jobs(jobs: list[Job], at_once: int) -> Non
     assert [row.status for row in listener.rows] == ["done", "failed", "done", "done"]
     assert [row.volume_bytes for row in listener.rows] == [480, 0, 480, 480]
     assert batch.exit_code == FormatError.exit_code == 3
-    assert sorted(batch.finished.complete) == sorted(job.target for job in jobs if "broken" not in job.source)
+    assert sorted(batch.finished.complete) == sorted(
+        job.target for job in jobs if "broken" not in job.source
+    )
     # the error's line stands after the job's own
     where = listener.told.index(("failed", "broken.npy"))
     kind, text = listener.told[where + 1]
@@ -113,7 +124,12 @@ def test_the_error_of_an_only_job_is_raised(jobs: list[Job]) -> None:
 def test_fail_fast(jobs: list[Job]) -> None:
     listener = Listener()
     BatchRunner(BatchOptions(fail_fast=True), listener).run(jobs, 1)
-    assert [result.status for result in listener.results] == ["done", "failed", "cancelled", "cancelled"]
+    assert [result.status for result in listener.results] == [
+        "done",
+        "failed",
+        "cancelled",
+        "cancelled",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -148,7 +164,9 @@ def test_an_interrupt_says_what_is_complete(
 def run_one(job: Job, **options: Any) -> tuple[JobResult, FinishedOutputs]:
     finished = FinishedOutputs()
     said: list[str] = []
-    run = JobRun(job, BatchOptions(**options), finished, lambda done, total: None, said.append, said)
+    run = JobRun(
+        job, BatchOptions(**options), finished, lambda done, total: None, said.append, said
+    )
     return run_steps(run), finished
 
 
@@ -167,7 +185,12 @@ def test_steps_stand_in_their_order(jobs: list[Job], monkeypatch: pytest.MonkeyP
     assert run_one(job, verify=10, details=True)[0].status == "done"
     assert taken == [step.__name__ for step in STEPS]
     assert taken.index("resume") < taken.index("match_smoothness") < taken.index("convolve")
-    assert taken.index("convolve") < taken.index("verify") < taken.index("record") < taken.index("picture")
+    assert (
+        taken.index("convolve")
+        < taken.index("verify")
+        < taken.index("record")
+        < taken.index("picture")
+    )
     taken.clear()
     result, finished = run_one(job, skip_existing=True)
     assert (result.status, result.remark, taken) == ("skipped", "output exists", ["skip_existing"])
@@ -220,7 +243,10 @@ def test_previews_hold_both_volumes(jobs: list[Job]) -> None:
 def test_volumes_at_once(jobs: list[Job], tmp_path: Path) -> None:
     assert volumes_at_once(jobs[:1]) == 1
     assert volumes_at_once([Job(j.source, j.target, j.stages, threads=3) for j in jobs]) == 3
-    assert volumes_at_once([Job(j.source, j.target, j.stages, threads=64) for j in jobs * 3]) == AT_ONCE
+    assert (
+        volumes_at_once([Job(j.source, j.target, j.stages, threads=64) for j in jobs * 3])
+        == AT_ONCE
+    )
     large = tmp_path / "large.npy"
     with open(large, "wb") as file:
         file.truncate(SMALL_FILE_BYTES + 1)
@@ -240,7 +266,9 @@ def test_a_cluster_takes_one_volume_at_a_time(jobs: list[Job]) -> None:
         BatchRunner(BatchOptions(scheduler="local:2"), Listener()).run(jobs, 2)
 
 
-def test_a_failure_stops_what_runs_beside_it(jobs: list[Job], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_stops_what_runs_beside_it(
+    jobs: list[Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Under fail_fast the job beside is told by its progress, and leaves nothing behind."""
     from conv3d_cli.pipeline import run
 

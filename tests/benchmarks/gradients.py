@@ -16,7 +16,10 @@ from scipy import ndimage
 from conv3d_cli import conv3d, read_kernel
 
 SIGMA = 2.0
-KERNELS = {"Sobel": "sobel:axis=dhw", "derivative of a Gaussian": f"gaussian_derivative:sigma={SIGMA}vox:axis=dhw"}
+KERNELS = {
+    "Sobel": "sobel:axis=dhw",
+    "derivative of a Gaussian": f"gaussian_derivative:sigma={SIGMA}vox:axis=dhw",
+}
 
 
 def by_scipy(x: np.ndarray, name: str, magnitude: bool) -> np.ndarray:
@@ -44,7 +47,9 @@ def timed(call: Callable[[], np.ndarray], rounds: int) -> float:
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--size", type=int, default=256)
     options = parser.parse_args()

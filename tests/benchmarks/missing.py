@@ -61,10 +61,14 @@ def make_atlas(folder: Path) -> None:
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--folder", help="where files are made")
-    parser.add_argument("--atlas", action="store_true", help="masks of regions in place of missing voxels")
+    parser.add_argument(
+        "--atlas", action="store_true", help="masks of regions in place of missing voxels"
+    )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="conv3d-bench-", dir=options.folder) as name:
         folder = Path(name)
@@ -87,7 +91,11 @@ def main() -> None:
                 "`--mask`, a ball": ("x", ["--mask", str(folder / "mask.npy")]),
                 "`--boundary renormalize`": ("x", ["--boundary", "renormalize"]),
             }
-        print("| case | " + " | ".join(f"{kernel}: whole process (compute alone)" for kernel in KERNELS) + " |")
+        print(
+            "| case | "
+            + " | ".join(f"{kernel}: whole process (compute alone)" for kernel in KERNELS)
+            + " |"
+        )
         print("|---|" + "---|" * len(KERNELS))
         columns: list[list[str]] = []
         for kernel in KERNELS.values():
@@ -98,11 +106,22 @@ def main() -> None:
                 for case, (source, extra) in cases.items():
                     out = folder / "out.npy"
                     out.unlink(missing_ok=True)
-                    arguments = ["apply", str(folder / f"{source}.npy"), "-k", k, "-o", str(out), "-q", *extra]
+                    arguments = [
+                        "apply",
+                        str(folder / f"{source}.npy"),
+                        "-k",
+                        k,
+                        "-o",
+                        str(out),
+                        "-q",
+                        *extra,
+                    ]
                     command = [sys.executable, "-m", "conv3d_cli", *arguments]
                     took = run(command)[0]
                     out.unlink()
-                    told = json.loads(subprocess.run([*command, "--json"], capture_output=True, check=True).stdout)
+                    told = json.loads(
+                        subprocess.run([*command, "--json"], capture_output=True, check=True).stdout
+                    )
                     if turn:
                         seconds[case].append(took)
                         computing[case].append(told["compute_seconds"])

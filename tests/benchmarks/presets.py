@@ -33,7 +33,9 @@ def scans() -> list[Path]:
     found = [Path(nib.__file__).parent / "tests" / "data" / "example4d.nii.gz"]
     spec = importlib.util.find_spec("nilearn")
     if spec is not None and spec.origin is not None:
-        found += sorted((Path(spec.origin).parent / "datasets" / "data").glob("mni_icbm152_t1_tal*.nii.gz"))
+        found += sorted(
+            (Path(spec.origin).parent / "datasets" / "data").glob("mni_icbm152_t1_tal*.nii.gz")
+        )
     return found
 
 
@@ -64,7 +66,9 @@ def run() -> None:
         folder = Path(name)
         for path in scans():
             image = nib.load(path)
-            volume = np.asarray(image.dataobj[..., 0] if image.ndim == 4 else image.dataobj, dtype=np.float32)
+            volume = np.asarray(
+                image.dataobj[..., 0] if image.ndim == 4 else image.dataobj, dtype=np.float32
+            )
             spacing = tuple(float(step) for step in np.linalg.norm(image.affine[:3, :3], axis=0))
             nib.save(nib.Nifti1Image(volume, np.diag([*spacing, 1.0])), folder / "scan.nii.gz")
             reach = [int(6 * s + 0.5) for s in sigmas(FWHM, spacing)]
@@ -73,9 +77,15 @@ def run() -> None:
                 if not installed(tool):
                     continue
                 theirs = smooth(volume, spacing, FWHM, folder)
-                apart = np.abs(like(tool, folder / "scan.nii.gz", folder) - theirs) / np.abs(theirs).max()
+                apart = (
+                    np.abs(like(tool, folder / "scan.nii.gz", folder) - theirs)
+                    / np.abs(theirs).max()
+                )
                 what = "formula" if tool in FORMULAS else "itself"
-                print(f"| {tool} | {path.name} | {what} | {apart.max():.1e} | {apart[inside].max():.1e} |", flush=True)
+                print(
+                    f"| {tool} | {path.name} | {what} | {apart.max():.1e} | {apart[inside].max():.1e} |",
+                    flush=True,
+                )
 
 
 if __name__ == "__main__":

@@ -56,7 +56,9 @@ def main() -> None:
     threads = usable_cpus()
     numba.set_num_threads(threads)
     with Team(threads) as team:
-        team_first, team_warm = timed(lambda: team.run(BLOCKS, lambda worker, block: block_loops(x[block], one[block])))
+        team_first, team_warm = timed(
+            lambda: team.run(BLOCKS, lambda worker, block: block_loops(x[block], one[block]))
+        )
     prange_first, prange_warm = timed(lambda: prange_loops(x, two))
     assert np.array_equal(one, two)
     print(
@@ -64,7 +66,9 @@ def main() -> None:
     )
     print(f"{'':>8} {'first call':>11} {'warm call':>10}")
     print(f"{'team':>8} {team_first:>11.0f} {team_warm:>10.2f}")
-    print(f"{'prange':>8} {prange_first:>11.0f} {prange_warm:>10.2f}   (threading layer: {numba.threading_layer()})")
+    print(
+        f"{'prange':>8} {prange_first:>11.0f} {prange_warm:>10.2f}   (threading layer: {numba.threading_layer()})"
+    )
 
 
 if __name__ == "__main__":

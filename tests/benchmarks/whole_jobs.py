@@ -41,7 +41,10 @@ def smooth(shape: tuple[int, ...], dtype: type[np.generic]) -> np.ndarray:
     """Smooth numbers with noise, which a compressor treats as it does a scan's."""
     rng = np.random.default_rng(0)
     waves = [np.sin(np.arange(n) / (7 + 3 * i)) for i, n in enumerate(shape)]
-    total = sum(wave.reshape([-1 if i == j else 1 for j in range(len(shape))]) for i, wave in enumerate(waves))
+    total = sum(
+        wave.reshape([-1 if i == j else 1 for j in range(len(shape))])
+        for i, wave in enumerate(waves)
+    )
     return (400 * total + 1500 + rng.integers(-20, 20, shape)).astype(dtype)
 
 
@@ -67,7 +70,9 @@ def in_turn(commands: dict[str, list[str]], rounds: int, folder: Path) -> None:
 
 def program(name: str) -> str | None:
     """Where a program is, in this environment or on the path."""
-    path = shutil.which(name, path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
+    path = shutil.which(
+        name, path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    )
     if path is None:
         print(f"{name} is not installed")
     return path
@@ -86,7 +91,9 @@ def fmri(folder: Path, rounds: int) -> None:
     """A series of 300 volumes."""
     make(make_fmri, folder)
     kernel = "gaussian:fwhm=6mm"
-    commands = {"conv3d, .nii.gz to .nii.gz": apply(folder / "x.nii.gz", folder / "a.nii.gz", kernel)}
+    commands = {
+        "conv3d, .nii.gz to .nii.gz": apply(folder / "x.nii.gz", folder / "a.nii.gz", kernel)
+    }
     if niimath := program("niimath"):
         commands["niimath -s, .nii.gz to .nii.gz"] = [
             niimath, str(folder / "x.nii.gz"), "-s", f"{6 / 2.354820045:.6f}", str(folder / "b.nii.gz"), "-odt", "float",
@@ -185,7 +192,13 @@ def resume(folder: Path, rounds: int) -> None:
     """A folder of small scans that are done already."""
     make(make_many, folder)
     out = folder / "done"
-    command = [*apply(folder / "scans", out, "gaussian:fwhm=6mm")[:-4], "--out-dir", str(out), "--resume", "-q"]
+    command = [
+        *apply(folder / "scans", out, "gaussian:fwhm=6mm")[:-4],
+        "--out-dir",
+        str(out),
+        "--resume",
+        "-q",
+    ]
     report("conv3d --resume, 200 scans, none done", [run(command)])
     report("all done, stamps too new: outputs are read", [run(command)])
     log = (out / ".conv3d-resume.jsonl").read_bytes()
@@ -228,7 +241,9 @@ def large(folder: Path, rounds: int) -> None:
     for gigabytes in (1, 8):
         source, target = folder / f"{gigabytes}.nii.gz", folder / "out.nii.gz"
         make(make_series, source, gigabytes)
-        report(f"{gigabytes} GB: unpacking alone", [run([sys.executable, "-c", UNPACK, str(source)])])
+        report(
+            f"{gigabytes} GB: unpacking alone", [run([sys.executable, "-c", UNPACK, str(source)])]
+        )
         report(f"{gigabytes} GB: conv3d, box of 3", [run(apply(source, target, "box:size=3"))])
         count = str(2 * gigabytes << 30)
         os.rename(target, folder / "done.nii.gz")
@@ -292,7 +307,9 @@ JOBS = {
 
 def main() -> None:
     """Print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("jobs", nargs="*", choices=[*JOBS, []], help="which; all unless named")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--folder", help="where files are made")

@@ -31,10 +31,16 @@ MNI = "datasets/data/mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz"
 def find_scan(folder: Path) -> Path:
     """The MNI152 T1 of nilearn; else a smooth scan of that size."""
     nilearn = importlib.util.find_spec("nilearn")
-    if nilearn is not None and nilearn.origin is not None and (found := Path(nilearn.origin).parent / MNI).exists():
+    if (
+        nilearn is not None
+        and nilearn.origin is not None
+        and (found := Path(nilearn.origin).parent / MNI).exists()
+    ):
         return found
     rng = np.random.default_rng(0)
-    z, y, x = np.meshgrid(*(np.linspace(-1, 1, n, dtype=np.float32) for n in (189, 233, 197)), indexing="ij")
+    z, y, x = np.meshgrid(
+        *(np.linspace(-1, 1, n, dtype=np.float32) for n in (189, 233, 197)), indexing="ij"
+    )
     inside = np.maximum(0, 1 - x * x - y * y - z * z)
     data = (200 * inside * (1 + 0.05 * rng.standard_normal(x.shape))).astype(np.float32)
     path = folder / "scan.nii.gz"
@@ -66,7 +72,11 @@ def run(command: list[str]) -> tuple[float, float, float]:
     _, status, usage = os.wait4(process.pid, 0)
     assert status == 0, (command, status)
     scale = 1 if sys.platform == "darwin" else 1024
-    return time.perf_counter() - started, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * scale / 1e6
+    return (
+        time.perf_counter() - started,
+        usage.ru_utime + usage.ru_stime,
+        usage.ru_maxrss * scale / 1e6,
+    )
 
 
 def apply(source: Path, target: Path, kernel: str) -> list[str]:
@@ -78,12 +88,16 @@ def apply(source: Path, target: Path, kernel: str) -> list[str]:
 def report(name: str, runs: list[tuple[float, float, float]]) -> None:
     """One row: median and least seconds, least CPU seconds, peak memory."""
     seconds, cpu, memory = zip(*runs, strict=True)
-    print(f"{name:<46} {statistics.median(seconds):>8.3f} {min(seconds):>8.3f} {min(cpu):>8.2f} {max(memory):>8.0f}")
+    print(
+        f"{name:<46} {statistics.median(seconds):>8.3f} {min(seconds):>8.3f} {min(cpu):>8.2f} {max(memory):>8.0f}"
+    )
 
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--scan", type=Path, help="a small .nii.gz")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--gigabytes", type=float, default=2.0, help="of the large scan; 0: none")
@@ -98,9 +112,13 @@ def main() -> None:
             "python, no program": [sys.executable, "-c", "pass"],
             "python, import numpy and click": [sys.executable, "-c", "import numpy, click"],
             "conv3d apply, 5x5x5 kernel": apply(scan, folder / "a.nii.gz", str(kernel)),
-            "conv3d apply, Gaussian of sigma 2": apply(scan, folder / "b.nii.gz", "gaussian:sigma=2vox"),
+            "conv3d apply, Gaussian of sigma 2": apply(
+                scan, folder / "b.nii.gz", "gaussian:sigma=2vox"
+            ),
         }
-        niimath = shutil.which("niimath", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
+        niimath = shutil.which(
+            "niimath", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+        )
         if niimath:
             commands["niimath -s 2"] = [niimath, str(scan), "-s", "2", str(folder / "c.nii.gz")]
         else:

@@ -34,10 +34,16 @@ def close(got: np.ndarray, expected: np.ndarray, kernel: np.ndarray, scale: floa
 # geometry
 
 
-def test_a_filter_keeps_size_and_reads_symmetric_edges(run: Any, volume: Path, kernel: Path, tmp_path: Path) -> None:
+def test_a_filter_keeps_size_and_reads_symmetric_edges(
+    run: Any, volume: Path, kernel: Path, tmp_path: Path
+) -> None:
     run("apply", volume, "-k", kernel, "-o", tmp_path / "out.npy")
     x, k = np.load(volume), np.load(kernel)
-    close(np.load(tmp_path / "out.npy"), scipy.ndimage.correlate(x.astype(float), k, mode="reflect"), k)
+    close(
+        np.load(tmp_path / "out.npy"),
+        scipy.ndimage.correlate(x.astype(float), k, mode="reflect"),
+        k,
+    )
 
 
 @pytest.mark.parametrize(
@@ -47,12 +53,18 @@ def test_a_filter_keeps_size_and_reads_symmetric_edges(run: Any, volume: Path, k
         (["--padding", "same", "--boundary", "zeros"], {"padding": "same"}),
         (["--padding", "full", "--boundary", "mirror"], {"padding": "full", "boundary": "mirror"}),
         (["--padding", "2", "--boundary", "wrap"], {"padding": ((2, 2),) * 3, "boundary": "wrap"}),
-        (["--padding", "0,1,2", "--boundary", "nearest"], {"padding": ((0, 0), (1, 1), (2, 2)), "boundary": "nearest"}),
+        (
+            ["--padding", "0,1,2", "--boundary", "nearest"],
+            {"padding": ((0, 0), (1, 1), (2, 2)), "boundary": "nearest"},
+        ),
         (
             ["--padding", "0:1,1:2,3:0", "--boundary", "constant=1.5"],
             {"padding": ((0, 1), (1, 2), (3, 0)), "boundary": "constant", "constant": 1.5},
         ),
-        (["--padding", "same", "--boundary", "zeros", "--strides", "2"], {"padding": "same", "strides": (2, 2, 2)}),
+        (
+            ["--padding", "same", "--boundary", "zeros", "--strides", "2"],
+            {"padding": "same", "strides": (2, 2, 2)},
+        ),
         (["--padding", "valid", "--strides", "1,2,3"], {"strides": (1, 2, 3)}),
         (["--padding", "valid", "--dilation-rate", "2,3,1"], {"dilation_rate": (2, 3, 1)}),
         (
@@ -73,7 +85,12 @@ def test_a_filter_keeps_size_and_reads_symmetric_edges(run: Any, volume: Path, k
     ids=lambda v: " ".join(v) if isinstance(v, list) else "",
 )
 def test_geometry_options(
-    run: Any, volume: Path, kernel: Path, tmp_path: Path, options: list[str], keywords: dict[str, Any]
+    run: Any,
+    volume: Path,
+    kernel: Path,
+    tmp_path: Path,
+    options: list[str],
+    keywords: dict[str, Any],
 ) -> None:
     run("apply", volume, "-k", kernel, "-o", tmp_path / "out.npy", *options)
     x, k = np.load(volume), np.load(kernel)
@@ -83,14 +100,28 @@ def test_geometry_options(
 def test_flip_is_true_convolution(run: Any, volume: Path, kernel: Path, tmp_path: Path) -> None:
     run("apply", volume, "-k", kernel, "--flip", "-o", tmp_path / "out.npy")
     x, k = np.load(volume), np.load(kernel)
-    close(np.load(tmp_path / "out.npy"), scipy.ndimage.convolve(x.astype(float), k, mode="reflect"), k)
+    close(
+        np.load(tmp_path / "out.npy"), scipy.ndimage.convolve(x.astype(float), k, mode="reflect"), k
+    )
 
 
 def test_normalize(run: Any, volume: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "k.npy", np.full((1, 1, 2), 4.0))
-    run("apply", volume, "-k", tmp_path / "k.npy", "--normalize", "--padding", "valid", "-o", tmp_path / "out.npy")
+    run(
+        "apply",
+        volume,
+        "-k",
+        tmp_path / "k.npy",
+        "--normalize",
+        "--padding",
+        "valid",
+        "-o",
+        tmp_path / "out.npy",
+    )
     x = np.load(volume)
-    np.testing.assert_allclose(np.load(tmp_path / "out.npy"), (x[..., 1:] + x[..., :-1]) / 2, atol=1e-6)
+    np.testing.assert_allclose(
+        np.load(tmp_path / "out.npy"), (x[..., 1:] + x[..., :-1]) / 2, atol=1e-6
+    )
 
 
 def test_a_layer_has_keras_defaults_groups_bias_and_activation(
@@ -115,13 +146,34 @@ def test_a_layer_has_keras_defaults_groups_bias_and_activation(
     )
     expected = np.maximum(oracle.conv3d(x, k, bias, groups=2), 0)
     close(np.load(tmp_path / "o.npy"), expected, k)
-    run("apply", tmp_path / "x.npy", "-k", tmp_path / "k.npz", "--groups", 2, "--no-bias", "-o", tmp_path / "o2.npy")
+    run(
+        "apply",
+        tmp_path / "x.npy",
+        "-k",
+        tmp_path / "k.npz",
+        "--groups",
+        2,
+        "--no-bias",
+        "-o",
+        tmp_path / "o2.npy",
+    )
     close(np.load(tmp_path / "o2.npy"), oracle.conv3d(x, k, groups=2), k)
     np.save(tmp_path / "b.npy", bias * 2)
     run("apply", tmp_path / "x.npy", "-k", tmp_path / "k.npz", "--groups", 2, "--bias", tmp_path / "b.npy", "-o",
         tmp_path / "o3.npy")  # fmt: skip
     close(np.load(tmp_path / "o3.npy"), oracle.conv3d(x, k, bias * 2, groups=2), k)
-    run("apply", tmp_path / "x.npy", "-k", tmp_path / "k.npz", "--groups", 2, "--bias", "1", "-o", tmp_path / "o4.npy")
+    run(
+        "apply",
+        tmp_path / "x.npy",
+        "-k",
+        tmp_path / "k.npz",
+        "--groups",
+        2,
+        "--bias",
+        "1",
+        "-o",
+        tmp_path / "o4.npy",
+    )
     close(np.load(tmp_path / "o4.npy"), oracle.conv3d(x, k, np.ones(6), groups=2), k)
 
 
@@ -132,11 +184,29 @@ def test_channels_first_and_axes(run: Any, tmp_path: Path, rng: np.random.Genera
     np.save(tmp_path / "k.npy", k)
     expected = oracle.conv3d(x.transpose(1, 2, 3, 0)[None], k)[0].transpose(3, 0, 1, 2)
     for options in (["--data-format", "channels_first"], ["--axes", "czyx"]):
-        run("apply", tmp_path / "x.npy", "-k", tmp_path / "k.npy", "-o", tmp_path / "o.npy", "--overwrite", *options)
+        run(
+            "apply",
+            tmp_path / "x.npy",
+            "-k",
+            tmp_path / "k.npy",
+            "-o",
+            tmp_path / "o.npy",
+            "--overwrite",
+            *options,
+        )
         close(np.load(tmp_path / "o.npy"), expected, k)
     # as a series of two volumes, a filter runs over each
     np.save(tmp_path / "f.npy", k[..., 0, 0])
-    run("apply", tmp_path / "x.npy", "-k", tmp_path / "f.npy", "--axes", "tzyx", "-o", tmp_path / "t.npy")
+    run(
+        "apply",
+        tmp_path / "x.npy",
+        "-k",
+        tmp_path / "f.npy",
+        "--axes",
+        "tzyx",
+        "-o",
+        tmp_path / "t.npy",
+    )
     each = [scipy.ndimage.correlate(v.astype(float), k[..., 0, 0], mode="reflect") for v in x]
     close(np.load(tmp_path / "t.npy"), np.stack(each), k)
 
@@ -147,7 +217,9 @@ def test_channels_first_and_axes(run: Any, tmp_path: Path, rng: np.random.Genera
 
 def test_integer_output_is_rounded_saturated_and_told(run: Any, tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.array([[[0.5, 1.5, 300.0, -7.0]]], np.float32))
-    result = run("apply", tmp_path / "x.npy", "-k", "identity", "--dtype", "uint8", "-o", tmp_path / "o.npy")
+    result = run(
+        "apply", tmp_path / "x.npy", "-k", "identity", "--dtype", "uint8", "-o", tmp_path / "o.npy"
+    )
     out = np.load(tmp_path / "o.npy")
     assert out.dtype == np.uint8
     assert out.ravel().tolist() == [0, 2, 255, 0]
@@ -161,7 +233,10 @@ def test_precision_float64(run: Any, tmp_path: Path, rng: np.random.Generator) -
     run("apply", tmp_path / "x.npy", "-k", tmp_path / "k.npy", "--precision", "float64", "--dtype", "float64", "-o",
         tmp_path / "o.npy")  # fmt: skip
     np.testing.assert_allclose(
-        np.load(tmp_path / "o.npy"), scipy.ndimage.correlate(x, k, mode="reflect"), rtol=0, atol=1e-13
+        np.load(tmp_path / "o.npy"),
+        scipy.ndimage.correlate(x, k, mode="reflect"),
+        rtol=0,
+        atol=1e-13,
     )
 
 
@@ -175,7 +250,9 @@ def test_running_options_change_no_bit(
     assert (tmp_path / "a.npy").read_bytes() == (tmp_path / "b.npy").read_bytes()
 
 
-def test_the_least_ceiling_changes_no_bit(run: Any, tmp_path: Path, kernel: Path, rng: np.random.Generator) -> None:
+def test_the_least_ceiling_changes_no_bit(
+    run: Any, tmp_path: Path, kernel: Path, rng: np.random.Generator
+) -> None:
     """As much as the refusal of less names: slabs are as thin as can be."""
     np.save(tmp_path / "x.npy", rng.standard_normal((60, 128, 128)).astype(np.float32))
     run("apply", tmp_path / "x.npy", "-k", kernel, "-o", tmp_path / "a.npy")
@@ -194,15 +271,29 @@ def test_overwrite_and_in_place(run: Any, volume: Path, tmp_path: Path) -> None:
     before = np.load(volume)
     run("apply", volume, "-k", "box:size=3", "-o", volume, "--overwrite")
     after = np.load(volume)
-    np.testing.assert_allclose(after, scipy.ndimage.uniform_filter(before.astype(float), 3, mode="reflect"), atol=1e-6)
+    np.testing.assert_allclose(
+        after, scipy.ndimage.uniform_filter(before.astype(float), 3, mode="reflect"), atol=1e-6
+    )
     assert sorted(p.name for p in tmp_path.iterdir()) == ["volume.npy"]
 
 
 def test_dry_run_and_explain_write_nothing(run: Any, volume: Path, tmp_path: Path) -> None:
-    result = run("apply", volume, "-k", "gaussian:sigma=1vox", "-o", tmp_path / "out.npy", "--dry-run", "--strides", 2)
+    result = run(
+        "apply",
+        volume,
+        "-k",
+        "gaussian:sigma=1vox",
+        "-o",
+        tmp_path / "out.npy",
+        "--dry-run",
+        "--strides",
+        2,
+    )
     assert "zyx 4x5x6" in result.stderr
     assert not (tmp_path / "out.npy").exists()
-    record = json.loads(run("explain", volume, "-k", "gaussian:sigma=1vox", "--strides", 2, "--json").stdout)
+    record = json.loads(
+        run("explain", volume, "-k", "gaussian:sigma=1vox", "--strides", 2, "--json").stdout
+    )
     assert record["output_shape"] == [4, 5, 6]
     assert record["padding"] == [[4, 4], [4, 4], [4, 4]]
     assert record["algorithm"] in [a.name for a in ALGORITHMS]
@@ -233,13 +324,24 @@ def test_config_in_toml_and_json(run: Any, volume: Path, tmp_path: Path) -> None
     folder = tmp_path / "configs"
     folder.mkdir()
     np.save(folder / "k.npy", np.ones((1, 1, 3)))
-    (folder / "c.toml").write_text('kernel = "k.npy"\nnormalize = true\nstrides = [1, 1, 2]\nboundary = "nearest"\n')
+    (folder / "c.toml").write_text(
+        'kernel = "k.npy"\nnormalize = true\nstrides = [1, 1, 2]\nboundary = "nearest"\n'
+    )
     (folder / "c.json").write_text(
-        json.dumps({"kernel": [[[1, 1, 1]]], "normalize": True, "strides": [1, 1, 2], "boundary": "nearest"})
+        json.dumps(
+            {
+                "kernel": [[[1, 1, 1]]],
+                "normalize": True,
+                "strides": [1, 1, 2],
+                "boundary": "nearest",
+            }
+        )
     )
     for config in ("c.toml", "c.json"):
         run("apply", volume, "-c", folder / config, "-o", tmp_path / f"{config}.npy")
-    expected = scipy.ndimage.uniform_filter1d(np.load(volume).astype(float), 3, axis=2, mode="nearest")[..., ::2]
+    expected = scipy.ndimage.uniform_filter1d(
+        np.load(volume).astype(float), 3, axis=2, mode="nearest"
+    )[..., ::2]
     for config in ("c.toml", "c.json"):
         np.testing.assert_allclose(np.load(tmp_path / f"{config}.npy"), expected, atol=1e-6)
 
@@ -263,12 +365,31 @@ def test_batch(run: Any, tmp_path: Path, rng: np.random.Generator) -> None:
     for i, v in enumerate(volumes):
         np.save(tmp_path / f"v{i}.npy", v)
     (tmp_path / "broken.npy").write_bytes(b"nothing")
-    inputs = [tmp_path / "v0.npy", tmp_path / "broken.npy", tmp_path / "v1.npy", tmp_path / "v2.npy"]
+    inputs = [
+        tmp_path / "v0.npy",
+        tmp_path / "broken.npy",
+        tmp_path / "v1.npy",
+        tmp_path / "v2.npy",
+    ]
     result = run(
-        "apply", *inputs, "-k", "box:size=3", "--out-dir", tmp_path / "o", "--suffix", "_b", "--prefix", "p-", code=3
+        "apply",
+        *inputs,
+        "-k",
+        "box:size=3",
+        "--out-dir",
+        tmp_path / "o",
+        "--suffix",
+        "_b",
+        "--prefix",
+        "p-",
+        code=3,
     )
     assert "3 done, 1 failed" in result.stderr
-    assert sorted(p.name for p in (tmp_path / "o").iterdir()) == ["p-v0_b.npy", "p-v1_b.npy", "p-v2_b.npy"]
+    assert sorted(p.name for p in (tmp_path / "o").iterdir()) == [
+        "p-v0_b.npy",
+        "p-v1_b.npy",
+        "p-v2_b.npy",
+    ]
     for i, v in enumerate(volumes):
         expected = scipy.ndimage.uniform_filter(v.astype(float), 3, mode="reflect")
         np.testing.assert_allclose(np.load(tmp_path / "o" / f"p-v{i}_b.npy"), expected, atol=1e-6)
@@ -276,7 +397,9 @@ def test_batch(run: Any, tmp_path: Path, rng: np.random.Generator) -> None:
                 "--skip-existing")  # fmt: skip
     assert again.exit_code == 0
     expected = scipy.ndimage.uniform_filter(volumes[0].astype(float), 3, mode="reflect")
-    np.testing.assert_allclose(np.load(tmp_path / "o" / "p-v0_b.npy"), expected, atol=1e-6)  # left alone
+    np.testing.assert_allclose(
+        np.load(tmp_path / "o" / "p-v0_b.npy"), expected, atol=1e-6
+    )  # left alone
 
 
 def test_name_clashes_are_found_before_work_starts(run: Any, tmp_path: Path) -> None:
@@ -285,11 +408,20 @@ def test_name_clashes_are_found_before_work_starts(run: Any, tmp_path: Path) -> 
         np.save(tmp_path / folder / "v.npy", np.zeros((2, 2, 2)))
     out = tmp_path / "out"
     result = run(
-        "apply", tmp_path / "a" / "v.npy", tmp_path / "b" / "v.npy", "-k", "identity", "--out-dir", out, code=2
+        "apply",
+        tmp_path / "a" / "v.npy",
+        tmp_path / "b" / "v.npy",
+        "-k",
+        "identity",
+        "--out-dir",
+        out,
+        code=2,
     )
     assert "two inputs would write" in result.stderr
     assert not out.exists()
-    result = run("apply", tmp_path / "a" / "v.npy", "-k", "identity", "--out-dir", tmp_path / "a", code=5)
+    result = run(
+        "apply", tmp_path / "a" / "v.npy", "-k", "identity", "--out-dir", tmp_path / "a", code=5
+    )
     assert "would replace the input" in result.stderr
 
 
@@ -300,7 +432,9 @@ def test_name_clashes_are_found_before_work_starts(run: Any, tmp_path: Path) -> 
 def head(tmp_path: Path, rng: np.random.Generator, suffix: str = ".nii.gz") -> Path:
     """A small oblique scan with a scale."""
     affine = np.eye(4)
-    affine[:3, :3] = scipy.spatial.transform.Rotation.from_rotvec([0.1, -0.05, 0.15]).as_matrix() * (1.9, 1.9, 2.9)
+    affine[:3, :3] = scipy.spatial.transform.Rotation.from_rotvec(
+        [0.1, -0.05, 0.15]
+    ).as_matrix() * (1.9, 1.9, 2.9)
     affine[:3, 3] = -20, 30, 7
     image = nib.Nifti1Image(rng.integers(-500, 500, (9, 8, 7)).astype(np.int16), affine)
     image.header.set_slope_inter(0.5, 10)
@@ -332,7 +466,9 @@ def test_nifti_strided_grid(run: Any, tmp_path: Path, rng: np.random.Generator) 
     np.testing.assert_allclose(out.affine[:3, :3], 2 * source.affine[:3, :3], atol=1e-6)
 
 
-def test_a_5d_kernel_on_a_scan_gives_a_vector_image(run: Any, tmp_path: Path, rng: np.random.Generator) -> None:
+def test_a_5d_kernel_on_a_scan_gives_a_vector_image(
+    run: Any, tmp_path: Path, rng: np.random.Generator
+) -> None:
     path = head(tmp_path, rng)
     k = rng.standard_normal((3, 3, 3, 1, 4))
     np.save(tmp_path / "k.npy", k)
@@ -341,8 +477,12 @@ def test_a_5d_kernel_on_a_scan_gives_a_vector_image(run: Any, tmp_path: Path, rn
     assert out.shape == (7, 6, 5, 1, 4)
     x = nib.load(path).get_fdata().transpose(2, 1, 0)[None, ..., None]
     expected = oracle.conv3d(x, k)[0]
-    np.testing.assert_allclose(out.get_fdata()[:, :, :, 0].transpose(2, 1, 0, 3), expected, atol=2e-6 * 300 * 100)
-    np.testing.assert_allclose(out.affine[:3, 3], nib.load(path).affine[:3] @ [1, 1, 1, 1], atol=1e-5)
+    np.testing.assert_allclose(
+        out.get_fdata()[:, :, :, 0].transpose(2, 1, 0, 3), expected, atol=2e-6 * 300 * 100
+    )
+    np.testing.assert_allclose(
+        out.affine[:3, 3], nib.load(path).affine[:3] @ [1, 1, 1, 1], atol=1e-5
+    )
     # and back through a layer that takes the four
     np.save(tmp_path / "k2.npy", rng.standard_normal((1, 1, 1, 4, 1)))
     run("apply", tmp_path / "o.nii.gz", "-k", tmp_path / "k2.npy", "-o", tmp_path / "p.nii.gz")
@@ -371,8 +511,20 @@ def test_packed_bytes_depend_on_nothing_else(
 ) -> None:
     x = rng.standard_normal((60, 128, 128)).astype(np.float32)
     write_volume(str(tmp_path / f"x{suffix}"), Volume(x, "zyx"))
-    for name, options in {"a": ["-j", "1"], "b": ["-j", "3"], "c": ["--max-memory", "232M"]}.items():
-        run("apply", tmp_path / f"x{suffix}", "-k", kernel, "-o", tmp_path / f"{name}{suffix}", *options)
+    for name, options in {
+        "a": ["-j", "1"],
+        "b": ["-j", "3"],
+        "c": ["--max-memory", "232M"],
+    }.items():
+        run(
+            "apply",
+            tmp_path / f"x{suffix}",
+            "-k",
+            kernel,
+            "-o",
+            tmp_path / f"{name}{suffix}",
+            *options,
+        )
     assert len({(tmp_path / f"{name}{suffix}").read_bytes() for name in "abc"}) == 1
 
 
@@ -380,7 +532,16 @@ def test_tiff_axes_and_spacing(run: Any, tmp_path: Path, rng: np.random.Generato
     x = rng.integers(0, 255, (5, 2, 8, 9)).astype(np.uint8)
     tifffile.imwrite(tmp_path / "x.tif", x, imagej=True, resolution=(4.0, 4.0),
                      metadata={"axes": "ZCYX", "spacing": 0.5, "unit": "um"})  # fmt: skip
-    run("apply", tmp_path / "x.tif", "-k", "gaussian:sigma=0.5um", "--strides", "1,2,2", "-o", tmp_path / "o.tif")
+    run(
+        "apply",
+        tmp_path / "x.tif",
+        "-k",
+        "gaussian:sigma=0.5um",
+        "--strides",
+        "1,2,2",
+        "-o",
+        tmp_path / "o.tif",
+    )
     with tifffile.TiffFile(tmp_path / "o.tif") as tif:
         assert tif.series[0].axes == "ZCYX"
         out = tif.asarray()
@@ -418,7 +579,16 @@ def test_rgb_stays_rgb_under_uint8_and_becomes_a_vector_otherwise(
     for name in "RGB":
         rgb[name] = rng.integers(0, 255, (6, 5, 4))
     nib.save(nib.Nifti1Image(rgb, np.eye(4)), tmp_path / "rgb.nii.gz")
-    run("apply", tmp_path / "rgb.nii.gz", "-k", "identity", "--dtype", "uint8", "-o", tmp_path / "o.nii.gz")
+    run(
+        "apply",
+        tmp_path / "rgb.nii.gz",
+        "-k",
+        "identity",
+        "--dtype",
+        "uint8",
+        "-o",
+        tmp_path / "o.nii.gz",
+    )
     np.testing.assert_array_equal(np.asanyarray(nib.load(tmp_path / "o.nii.gz").dataobj), rgb)
     run("apply", tmp_path / "rgb.nii.gz", "-k", "identity", "-o", tmp_path / "f.nii.gz")
     out = nib.load(tmp_path / "f.nii.gz")
@@ -428,7 +598,9 @@ def test_rgb_stays_rgb_under_uint8_and_becomes_a_vector_otherwise(
         np.testing.assert_array_equal(out.get_fdata()[..., 0, i], rgb[name])
 
 
-def test_same_input_and_options_same_bytes(run: Any, tmp_path: Path, rng: np.random.Generator) -> None:
+def test_same_input_and_options_same_bytes(
+    run: Any, tmp_path: Path, rng: np.random.Generator
+) -> None:
     scan = head(tmp_path, rng)
     for target in ("a.nii.gz", "a.tif", "a.ome.tif", "a.nii", "a.npy"):
         other = "b" + target[1:]

@@ -55,7 +55,9 @@ def folder(tmp_path: Path, rng: np.random.Generator) -> Path:
     (tmp_path / "lie.nii").write_bytes(header)
     (tmp_path / "lie.nii.gz").write_bytes(gzip.compress(bytes(header)))
     lie = (tmp_path / "x.npy").read_bytes()
-    (tmp_path / "lie.npy").write_bytes(lie.replace(b"(7, 9, 11), }        ", b"(77777, 99999, 11), }"))
+    (tmp_path / "lie.npy").write_bytes(
+        lie.replace(b"(7, 9, 11), }        ", b"(77777, 99999, 11), }")
+    )
     (tmp_path / "brace.npy").write_bytes(lie.replace(b"}", b"("))
     with open(tmp_path / "pickled.npy", "wb") as file:
         np.save(file, np.array([{"a": 1}], dtype=object), allow_pickle=True)
@@ -139,7 +141,9 @@ CASES: list[tuple[str, list[str], int, str]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("arguments", "code", "words"), [c[1:] for c in CASES], ids=[c[0] for c in CASES])
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"), [c[1:] for c in CASES], ids=[c[0] for c in CASES]
+)
 def test_one_line_and_the_right_code(
     folder: Path, run: Any, error_line: Any, arguments: list[str], code: int, words: str
 ) -> None:
@@ -190,7 +194,9 @@ def test_full_disk(folder: Path, error_line: Any) -> None:
 
 def test_unwritable_folder(folder: Path, shell: Any, error_line: Any) -> None:
     if os.geteuid() == 0:
-        done = shell("apply", "x.npy", *KERNEL, "-o", "/proc/out.npy", cwd=folder)  # root may write anywhere else
+        done = shell(
+            "apply", "x.npy", *KERNEL, "-o", "/proc/out.npy", cwd=folder
+        )  # root may write anywhere else
     else:
         (folder / "locked").mkdir(mode=0o500)
         done = shell("apply", "x.npy", *KERNEL, "-o", "locked/out.npy", cwd=folder)
@@ -198,16 +204,22 @@ def test_unwritable_folder(folder: Path, shell: Any, error_line: Any) -> None:
     assert "cannot write" in error_line(done.stderr.decode())
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
 @pytest.mark.parametrize("target", ["out.nii.gz", "out.npy"])
-def test_signals_leave_nothing_behind(tmp_path: Path, number: signal.Signals, code: int, target: str) -> None:
+def test_signals_leave_nothing_behind(
+    tmp_path: Path, number: signal.Signals, code: int, target: str
+) -> None:
     if signal.getsignal(number) == signal.SIG_IGN:
         pytest.skip("these tests run under nohup, which conv3d respects")
     x = np.zeros((160, 160, 160), np.float32)
     np.save(tmp_path / "x.npy", x)
     np.save(tmp_path / "k.npy", np.ones((55, 55, 55)))  # seconds on any machine, with two threads
     command = [sys.executable, "-m", "conv3d_cli", "apply", "x.npy", "-k", "k.npy", "-o", target]
-    with started([*command, "--algorithm", "direct", "-j2"], cwd=tmp_path, stderr=subprocess.PIPE) as process:
+    with started(
+        [*command, "--algorithm", "direct", "-j2"], cwd=tmp_path, stderr=subprocess.PIPE
+    ) as process:
         wait_until(lambda: [p for p in tmp_path.iterdir() if ".tmp" in p.name], process)
         time.sleep(0.3)
         process.send_signal(number)
@@ -225,7 +237,17 @@ def test_an_interrupt_while_loops_are_compiled(tmp_path: Path, wait: float) -> N
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         pytest.skip("these tests run under nohup, which conv3d respects")
     np.save(tmp_path / "x.npy", np.zeros((20, 20, 20), np.float32))
-    command = [sys.executable, "-m", "conv3d_cli", "apply", "x.npy", "-k", "box:size=3", "-o", "out.npy"]
+    command = [
+        sys.executable,
+        "-m",
+        "conv3d_cli",
+        "apply",
+        "x.npy",
+        "-k",
+        "box:size=3",
+        "-o",
+        "out.npy",
+    ]
     environment = {
         **os.environ, "CONV3D_CACHE_DIR": str(tmp_path / "cache"),
         "HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path),  # loops of earlier runs are not found
@@ -239,14 +261,18 @@ def test_an_interrupt_while_loops_are_compiled(tmp_path: Path, wait: float) -> N
     assert not [p for p in tmp_path.iterdir() if p.name not in ("x.npy", "cache")]
 
 
-def test_a_wrong_cpu_class_is_one_line(folder: Path, shell: Any, error_line: Any, monkeypatch: Any) -> None:
+def test_a_wrong_cpu_class_is_one_line(
+    folder: Path, shell: Any, error_line: Any, monkeypatch: Any
+) -> None:
     monkeypatch.setenv("CONV3D_CPU", "z80")
     done = shell("apply", "x.npy", *KERNEL, "-o", "o.npy", cwd=folder)
     assert "unknown CPU class in CONV3D_CPU 'z80'" in error_line(done.stderr.decode())
 
 
 def test_pipes(folder: Path, shell: Any, error_line: Any) -> None:
-    done = shell("apply", "-", *KERNEL, "-o", "-", cwd=folder, input=(folder / "x.npy").read_bytes())
+    done = shell(
+        "apply", "-", *KERNEL, "-o", "-", cwd=folder, input=(folder / "x.npy").read_bytes()
+    )
     assert done.returncode == 0, done.stderr
     assert shell("apply", "x.npy", *KERNEL, "-o", "o.npy", cwd=folder).returncode == 0
     assert done.stdout == (folder / "o.npy").read_bytes()
@@ -275,20 +301,37 @@ def test_no_bar_and_no_colours_without_a_terminal(folder: Path, shell: Any) -> N
         ["apply", "x.nii.gz", *GAUSS, "-o", "fifo.hdr", "--overwrite"],
         ["apply", "x.tif", *KERNEL, "-o", "fifo.tif", "--overwrite"],
         ["apply", "x.npy", *KERNEL, "-o", "fifo.zarr", "--overwrite"],
-        ["apply", "x.npy", *KERNEL, *OUT, "--nan", "ignore", "--coverage-out", "fifo.npy", "--overwrite"],
+        [
+            "apply",
+            "x.npy",
+            *KERNEL,
+            *OUT,
+            "--nan",
+            "ignore",
+            "--coverage-out",
+            "fifo.npy",
+            "--overwrite",
+        ],
         ["apply", "x.npy", *KERNEL, "-o", "side.npy", "--sidecar", "--overwrite"],
         ["kernel", "make", "box:size=3", "-o", "fifo.npy", "--overwrite"],
     ],
     ids=" ".join,
 )
-def test_a_fifo_in_the_outputs_place_stays(folder: Path, shell: Any, error_line: Any, command: list[str]) -> None:
-    fifos = [folder / name for name in ("fifo.npy", "fifo.nii.gz", "fifo.hdr", "fifo.tif", "fifo.zarr", "side.json")]
+def test_a_fifo_in_the_outputs_place_stays(
+    folder: Path, shell: Any, error_line: Any, command: list[str]
+) -> None:
+    fifos = [
+        folder / name
+        for name in ("fifo.npy", "fifo.nii.gz", "fifo.hdr", "fifo.tif", "fifo.zarr", "side.json")
+    ]
     for fifo in fifos:
         os.mkfifo(fifo)
     before = sorted(folder.iterdir())
     done = shell(*command, cwd=folder)
     assert done.returncode == 1
-    assert "it is a FIFO, which a file would replace; name a plain file" in error_line(done.stderr.decode())
+    assert "it is a FIFO, which a file would replace; name a plain file" in error_line(
+        done.stderr.decode()
+    )
     assert all(fifo.is_fifo() for fifo in fifos)
     assert sorted(folder.iterdir()) == before
 
@@ -333,4 +376,6 @@ def test_a_private_volume_stays_private(folder: Path, shell: Any) -> None:
             target.touch()
             target.chmod(0o600)
         assert shell(*arguments, "-o", name, "--overwrite", cwd=folder).returncode == 0
-        assert [stat.S_IMODE(target.stat().st_mode) for target in targets] == [0o600] * len(targets), name
+        assert [stat.S_IMODE(target.stat().st_mode) for target in targets] == [0o600] * len(
+            targets
+        ), name

@@ -26,7 +26,9 @@ def records(text: str) -> list[dict[str, Any]]:
 
 
 def test_json_tells_of_one_failed_volume_too(run: Any, tmp_path: Path) -> None:
-    result = run("apply", tmp_path / "no.npy", "-k", "identity", "-o", tmp_path / "out.npy", "--json", code=3)
+    result = run(
+        "apply", tmp_path / "no.npy", "-k", "identity", "-o", tmp_path / "out.npy", "--json", code=3
+    )
     (record,) = records(result.stdout)
     assert record["status"] == "failed"
     assert record["exit_code"] == 3
@@ -47,7 +49,18 @@ def test_dry_run_with_a_folder_that_is_made_later(run: Any, volume: Path, tmp_pa
     assert not (tmp_path / "a").exists()
     run("apply", volume, "-k", "identity", "--out-dir", folder)
     assert (folder / volume.name).exists()
-    run("apply", volume, "-k", "identity", "--out-dir", volume, "--suffix", "_x", "--dry-run", code=1)
+    run(
+        "apply",
+        volume,
+        "-k",
+        "identity",
+        "--out-dir",
+        volume,
+        "--suffix",
+        "_x",
+        "--dry-run",
+        code=1,
+    )
     run("apply", volume, "-k", "identity", "-o", tmp_path / "none" / "o.npy", "--dry-run", code=1)
 
 
@@ -57,7 +70,9 @@ def test_a_folder_in_suffix_or_prefix(run: Any, error_line: Any, volume: Path, o
     assert "--out-dir" in error_line(result.stderr)
 
 
-def test_a_name_that_becomes_too_long(run: Any, error_line: Any, volume: Path, tmp_path: Path) -> None:
+def test_a_name_that_becomes_too_long(
+    run: Any, error_line: Any, volume: Path, tmp_path: Path
+) -> None:
     long = tmp_path / ("l" * 251 + ".npy")
     shutil.copy(volume, long)
     run("apply", long, "-k", "identity", "--out-dir", tmp_path / "out")
@@ -73,15 +88,21 @@ def test_a_folder_and_one_output(run: Any, error_line: Any, tmp_path: Path) -> N
     assert "is a folder; pass --out-dir" in error_line(result.stderr)
 
 
-@pytest.mark.parametrize(("name", "words"), [("/dev/stdin", "- for a .npy pipe"), ("", "no such file")])
-def test_an_input_without_a_suffix(run: Any, error_line: Any, tmp_path: Path, name: str, words: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "words"), [("/dev/stdin", "- for a .npy pipe"), ("", "no such file")]
+)
+def test_an_input_without_a_suffix(
+    run: Any, error_line: Any, tmp_path: Path, name: str, words: str
+) -> None:
     result = run("apply", name, "-k", "identity", "-o", tmp_path / "o.npy", code=3)
     assert words in error_line(result.stderr)
 
 
 def test_verbose_on_a_pipe(shell: Any, volume: Path, tmp_path: Path) -> None:
     """What was decided is said without opening the input twice."""
-    result = shell("apply", "-", "-k", "identity", "-o", tmp_path / "o.npy", "-v", input=volume.read_bytes())
+    result = shell(
+        "apply", "-", "-k", "identity", "-o", tmp_path / "o.npy", "-v", input=volume.read_bytes()
+    )
     assert result.returncode == 0, result.stderr
     assert b"algorithm" in result.stderr
     np.testing.assert_array_equal(np.load(tmp_path / "o.npy"), np.load(volume))
@@ -98,25 +119,37 @@ def test_verbose_on_a_pipe(shell: Any, volume: Path, tmp_path: Path) -> None:
     ],
 )
 def test_numbers_beyond_reason(
-    run: Any, error_line: Any, volume: Path, kernel: Path, tmp_path: Path, options: list[str], code: int
+    run: Any,
+    error_line: Any,
+    volume: Path,
+    kernel: Path,
+    tmp_path: Path,
+    options: list[str],
+    code: int,
 ) -> None:
     result = run("apply", volume, "-k", kernel, "-o", tmp_path / "o.npy", *options, code=code)
     assert "cannot be computed" in error_line(result.stderr)
 
 
 @pytest.mark.parametrize("name", ["p.npy", "p.nii.gz", "p.hdr", "p.tif"])
-def test_a_named_pipe_is_not_waited_for(run: Any, error_line: Any, tmp_path: Path, name: str) -> None:
+def test_a_named_pipe_is_not_waited_for(
+    run: Any, error_line: Any, tmp_path: Path, name: str
+) -> None:
     os.mkfifo(tmp_path / name)
     result = run("apply", tmp_path / name, "-k", "identity", "-o", tmp_path / "o.npy", code=3)
     assert "it is a pipe" in error_line(result.stderr)
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
-@pytest.mark.parametrize("arguments", [["info"], ["apply", "-k", "identity", "--json", "-o", "o.npy"]])
+@pytest.mark.parametrize(
+    "arguments", [["info"], ["apply", "-k", "identity", "--json", "-o", "o.npy"]]
+)
 def test_stdout_is_full(volume: Path, arguments: list[str]) -> None:
     command = [sys.executable, "-m", "conv3d_cli", *arguments, str(volume)]
     with open("/dev/full", "wb") as full:
-        result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, check=False, cwd=volume.parent)
+        result = subprocess.run(
+            command, stdout=full, stderr=subprocess.PIPE, check=False, cwd=volume.parent
+        )
     assert result.returncode == 1
     assert b"Traceback" not in result.stderr
     assert b"cannot write standard output" in result.stderr
@@ -132,7 +165,18 @@ def test_verbose_stands_above_the_bar(volume: Path, tmp_path: Path) -> None:
     """On a terminal what was decided starts on a line of its own."""
     pty = pytest.importorskip("pty")
     ours, theirs = pty.openpty()
-    command = [sys.executable, "-m", "conv3d_cli", "apply", volume, "-k", "identity", "-o", tmp_path / "o.npy", "-v"]
+    command = [
+        sys.executable,
+        "-m",
+        "conv3d_cli",
+        "apply",
+        volume,
+        "-k",
+        "identity",
+        "-o",
+        tmp_path / "o.npy",
+        "-v",
+    ]
     assert subprocess.run(command, stderr=theirs, check=False).returncode == 0
     os.close(theirs)
     text = b""
@@ -154,34 +198,55 @@ def scans(tmp_path: Path) -> list[Path]:
     (tmp_path / "in").mkdir()
     paths = [tmp_path / "in" / f"s{number:02}.nii.gz" for number in range(12)]
     for number, path in enumerate(paths):
-        write_volume(str(path), Volume(rng.integers(0, 999, (9 + number, 14, 17)).astype(np.int16), "zyx"))
+        write_volume(
+            str(path), Volume(rng.integers(0, 999, (9 + number, 14, 17)).astype(np.int16), "zyx")
+        )
     paths[4].write_bytes(b"not a scan")
     return paths
 
 
-def test_side_by_side_gives_the_same_bytes_and_account(run: Any, scans: list[Path], tmp_path: Path) -> None:
+def test_side_by_side_gives_the_same_bytes_and_account(
+    run: Any, scans: list[Path], tmp_path: Path
+) -> None:
     accounts = []
     for jobs in (1, 3):
         folder = tmp_path / f"out{jobs}"
-        arguments = ["-k", "gaussian:sigma=1vox", "--out-dir", folder, "--jobs", jobs, "--json", "-v"]
+        arguments = [
+            "-k",
+            "gaussian:sigma=1vox",
+            "--out-dir",
+            folder,
+            "--jobs",
+            jobs,
+            "--json",
+            "-v",
+        ]
         result = run("apply", *scans, *arguments, code=3)
         assert "11 done, 1 failed" in result.stderr
         found = records(result.stdout)
         assert [r["input"] for r in found] == [str(path) for path in scans]
         assert [r["status"] for r in found] == ["done"] * 4 + ["failed"] + ["done"] * 7
-        blocks = [line.split()[1] for line in result.stderr.splitlines() if line.startswith("input")]
+        blocks = [
+            line.split()[1] for line in result.stderr.splitlines() if line.startswith("input")
+        ]
         assert blocks == [str(path) for path in scans if path != scans[4]]
         accounts.append({path.name: path.read_bytes() for path in folder.iterdir()})
     assert accounts[0] == accounts[1]
     assert len(accounts[0]) == 11
 
 
-def test_what_does_not_fit_beside_another_runs_alone(run: Any, scans: list[Path], tmp_path: Path) -> None:
+def test_what_does_not_fit_beside_another_runs_alone(
+    run: Any, scans: list[Path], tmp_path: Path
+) -> None:
     """One volume needs more than half of what the ceiling leaves: it waits for the others."""
     large = tmp_path / "in" / "large.nii.gz"
     write_volume(str(large), Volume(np.zeros((12, 1024, 1024), np.float32), "zyx"))
-    refusal = run("apply", large, "-k", "identity", "-o", tmp_path / "o.nii.gz", "--max-memory", "1M", code=6).stderr
-    ceiling = refusal.split("--max-memory ")[1].split()[0]  # the least that one plane at a time needs
+    refusal = run(
+        "apply", large, "-k", "identity", "-o", tmp_path / "o.nii.gz", "--max-memory", "1M", code=6
+    ).stderr
+    ceiling = refusal.split("--max-memory ")[1].split()[
+        0
+    ]  # the least that one plane at a time needs
     paths = [*scans[:3], large, *scans[5:8]]
     arguments = ["--out-dir", tmp_path / "out", "--jobs", "4", "--max-memory", ceiling, "--json"]
     result = run("apply", *paths, "-k", "identity", *arguments)
@@ -190,7 +255,9 @@ def test_what_does_not_fit_beside_another_runs_alone(run: Any, scans: list[Path]
     assert found[-1]["input"] == str(large)
 
 
-def test_several_volumes_and_a_cluster(run: Any, error_line: Any, scans: list[Path], tmp_path: Path) -> None:
+def test_several_volumes_and_a_cluster(
+    run: Any, error_line: Any, scans: list[Path], tmp_path: Path
+) -> None:
     result = run(
         "apply",
         *scans[:2],
@@ -215,7 +282,17 @@ def test_an_interrupt_ends_all_that_run_side_by_side(scans: list[Path], tmp_path
         np.save(path, np.zeros((64, 256, 256), np.float32))
         large.append(path)
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "conv3d_cli", "apply", *large, "-k", "gaussian:sigma=4vox", "--out-dir", out]
+    command = [
+        sys.executable,
+        "-m",
+        "conv3d_cli",
+        "apply",
+        *large,
+        "-k",
+        "gaussian:sigma=4vox",
+        "--out-dir",
+        out,
+    ]
     command += ["--jobs", "2", "--algorithm", "direct"]
     with started(command, stderr=subprocess.PIPE) as process:
         wait_until(lambda: out.is_dir() and any(out.iterdir()), process)
@@ -284,7 +361,10 @@ def five(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-STOPS = [((KeyboardInterrupt,), "interrupted", 130), ((cli.Terminated, signal.SIGTERM), "terminated", 143)]
+STOPS = [
+    ((KeyboardInterrupt,), "interrupted", 130),
+    ((cli.Terminated, signal.SIGTERM), "terminated", 143),
+]
 
 
 @pytest.mark.parametrize(("stop", "word", "code"), STOPS)
@@ -304,7 +384,9 @@ def test_an_interrupted_batch_tells_what_stands(
     inputs = [f"{name}.npy" for name in "abcde"]
     command = ["apply", *inputs, "-k", "box:size=3", "--out-dir", "out", "--json", *options]
     with monkeypatch.context() as patch:
-        interrupted_at(patch, "c.npy", *stop, after=[five / "out" / "a.npy", five / "out" / "b.npy"])
+        interrupted_at(
+            patch, "c.npy", *stop, after=[five / "out" / "a.npy", five / "out" / "b.npy"]
+        )
         result = run(*command, "--jobs", jobs, code=code)
     done = sorted(path.name for path in (five / "out").glob("*.npy"))
     assert done[:2] == ["a.npy", "b.npy"]
@@ -312,13 +394,18 @@ def test_an_interrupted_batch_tells_what_stands(
     assert sorted(os.path.basename(record["output"]) for record in records(result.stdout)) == done
     # the cure cures
     again = run(*command, *(["--skip-existing"] if not options else []))
-    assert [record["status"] for record in records(again.stdout)].count("done") == 5 - (len(done) if cure else 0)
+    assert [record["status"] for record in records(again.stdout)].count("done") == 5 - (
+        len(done) if cure else 0
+    )
 
 
 @pytest.mark.parametrize(
-    ("options", "words"), [([], "o.npy is complete"), (["--verify", "5"], "o.npy is written, and not verified")]
+    ("options", "words"),
+    [([], "o.npy is complete"), (["--verify", "5"], "o.npy is written, and not verified")],
 )
-def test_an_interrupt_while_the_output_takes_its_place(five: Path, shell: Any, options: list[str], words: str) -> None:
+def test_an_interrupt_while_the_output_takes_its_place(
+    five: Path, shell: Any, options: list[str], words: str
+) -> None:
     """Ctrl-C waits for the rename: what stands is told, and --resume knows it."""
     script = """
 import os, signal, sys
@@ -334,7 +421,11 @@ main()
 """
     command = ["apply", "a.npy", "-k", "box:size=3", "-o", "o.npy", "--resume", *options]
     done = subprocess.run(
-        [sys.executable, "-c", script, *command], cwd=five, capture_output=True, text=True, check=False
+        [sys.executable, "-c", script, *command],
+        cwd=five,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert (done.returncode, done.stderr.strip()) == (130, f"interrupted; {words}")
     np.testing.assert_allclose(np.load(five / "o.npy"), 1, rtol=1e-6)
@@ -343,7 +434,9 @@ main()
     assert (again.returncode, again.stderr) == (0, b"")
 
 
-def test_what_an_interrupt_left_is_told_once(run: Any, five: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_an_interrupt_left_is_told_once(
+    run: Any, five: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def told(*arguments: str) -> str:
         text: str = run("apply", *arguments, "-k", "box:size=3", code=130).stderr
         return text.strip()
@@ -353,14 +446,22 @@ def test_what_an_interrupt_left_is_told_once(run: Any, five: Path, monkeypatch: 
         assert told("a.npy", "b.npy", "--suffix", "_1", "--jobs", "1") == (
             "interrupted; 1 of 2 volumes is complete; the same command with --skip-existing does the rest"
         )
-        assert told("b.npy", "a.npy", "--suffix", "_2", "--jobs", "1") == "interrupted; no output was left behind"
-        assert told("b.npy", "-o", "o.npy") == "interrupted; no output was left behind"
-        assert told("b.npy", "a.npy", "--suffix", "_1", "--skip-existing", "--jobs", "1").endswith("left behind")
-        assert told("a.npy", "b.npy", "--suffix", "_1", "--skip-existing", "--jobs", "1").startswith(
-            "interrupted; 1 of 2"
+        assert (
+            told("b.npy", "a.npy", "--suffix", "_2", "--jobs", "1")
+            == "interrupted; no output was left behind"
         )
+        assert told("b.npy", "-o", "o.npy") == "interrupted; no output was left behind"
+        assert told("b.npy", "a.npy", "--suffix", "_1", "--skip-existing", "--jobs", "1").endswith(
+            "left behind"
+        )
+        assert told(
+            "a.npy", "b.npy", "--suffix", "_1", "--skip-existing", "--jobs", "1"
+        ).startswith("interrupted; 1 of 2")
     interrupted_at(monkeypatch, "b.npy", KeyboardInterrupt, where="analysis.verify.verify_output")
     assert told("a.npy", "b.npy", "--suffix", "_3", "--verify", "9", "--jobs", "1") == (
         "interrupted; b_3.npy is written, and not verified; 1 of 2 volumes is complete"
     )
-    assert told("b.npy", "-o", "o.npy", "--verify", "9") == "interrupted; o.npy is written, and not verified"
+    assert (
+        told("b.npy", "-o", "o.npy", "--verify", "9")
+        == "interrupted; o.npy is written, and not verified"
+    )

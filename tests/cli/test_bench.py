@@ -47,7 +47,13 @@ def record_of(run: Run, *arguments: Any) -> dict[str, Any]:
 def test_the_record(run: Run, nobody: None) -> None:
     record = record_of(run, "--quick", "--case", "3^3*", "--case", "gaussian 1")
     assert set(record) == {"date", "machine", "versions", "limits", "cases"}
-    assert set(record["machine"]) == {"cpu", "cpu_class", "threads", "system", "peers_keep_freed_memory"}
+    assert set(record["machine"]) == {
+        "cpu",
+        "cpu_class",
+        "threads",
+        "system",
+        "peers_keep_freed_memory",
+    }
     assert {"python", "conv3d", "numba", "numpy"} <= set(record["versions"])
     assert [limits["threads"] for limits in record["limits"]] == [1]
     dense, gaussian = record["cases"]
@@ -59,7 +65,13 @@ def test_the_record(run: Run, nobody: None) -> None:
     assert gaussian["flops_counted"] == "three passes"
     assert gaussian["flops"] == 2 * 27 * 12**3
     for case in record["cases"]:
-        assert min(case[key] for key in ("ms", "best_ms", "call_ms", "predicted_ms", "limit_ms", "gflops")) > 0
+        assert (
+            min(
+                case[key]
+                for key in ("ms", "best_ms", "call_ms", "predicted_ms", "limit_ms", "gflops")
+            )
+            > 0
+        )
         assert case["best_ms"] <= case["ms"]
         assert case["bound"] in ("fma", "memory")
         assert case["share_of_limit"] == pytest.approx(case["limit_ms"] / case["ms"])
@@ -75,7 +87,10 @@ def test_peers_agree_and_are_timed(run: Run) -> None:
     for case in record["cases"]:
         timed = {peer["name"]: peer for peer in case["peers"] if peer["ms"] is not None}
         assert any(name.startswith("ndimage") for name in timed), case["peers"]
-        ratios = {name: peer["ms"] / case["ms" if peer["fills"] else "call_ms"] for name, peer in timed.items()}
+        ratios = {
+            name: peer["ms"] / case["ms" if peer["fills"] else "call_ms"]
+            for name, peer in timed.items()
+        }
         assert case["strongest_peer"] == min(ratios, key=ratios.__getitem__)
         assert case["ratio"] == pytest.approx(min(ratios.values()))
         assert not [peer["note"] for peer in case["peers"] if peer["note"].startswith("failed")]
@@ -123,11 +138,17 @@ def test_limits_are_plausible() -> None:
     assert 1e7 < limits.plain_copy <= limits.copy < 1e14
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if max(case.kernel_size) <= 9], ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    "case", [case for case in CASES if max(case.kernel_size) <= 9], ids=lambda case: case.name
+)
 def test_every_case_has_a_problem_and_peers(case: Case) -> None:
     problem = case.problem
     assert case.flops <= problem.flops
-    assert case.weights().shape == (*problem.kernel_size, problem.channels_per_group, problem.filters)
+    assert case.weights().shape == (
+        *problem.kernel_size,
+        problem.channels_per_group,
+        problem.filters,
+    )
     if case.strides == 1:
         assert problem.out_size == case.size
     assert [peer for peer in PEERS if peer.takes(case)]
@@ -142,7 +163,8 @@ def test_names_are_unique_and_held_cases_stay_apart() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["3^3", "gaussian 1", "16->16 3^3", "32->64 stride 2", "32->32 dilation 2", "24->24 groups 3"]
+    "name",
+    ["3^3", "gaussian 1", "16->16 3^3", "32->64 stride 2", "32->32 dilation 2", "24->24 groups 3"],
 )
 def test_sampled_error_sees_a_wrong_voxel(name: str) -> None:
     from conv3d_cli import conv3d
@@ -169,7 +191,9 @@ def test_a_wrong_pattern_is_one_line(run: Run) -> None:
 
 def test_targets_are_checked_before_measuring(run: Run, tmp_path: Path) -> None:
     assert "does not exist" in run("bench", "--json", tmp_path / "no" / "x.json", code=1).stderr
-    assert "a picture is written as .png" in run("bench", "--plot", tmp_path / "x.bmp", code=2).stderr
+    assert (
+        "a picture is written as .png" in run("bench", "--plot", tmp_path / "x.bmp", code=2).stderr
+    )
 
 
 def test_plot_needs_matplotlib(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,14 +210,19 @@ def test_plot(run: Run, nobody: None, tmp_path: Path) -> None:
 def test_runs_are_shown_together(run: Run, nobody: None, tmp_path: Path) -> None:
     for name, file in (("3^3", "a.json"), ("box 9^3", "b.json")):
         run("bench", "--case", name, *TINY, "--json", tmp_path / file)
-    both = run("bench", "--from", tmp_path / "a.json", "--from", tmp_path / "b.json", "--markdown").stdout
+    both = run(
+        "bench", "--from", tmp_path / "a.json", "--from", tmp_path / "b.json", "--markdown"
+    ).stdout
     rows = [line for line in both.splitlines() if line.startswith("|")]
     assert [row.split("|")[1].strip() for row in rows] == ["case", "---", "3^3", "box 9^3"]
     assert len({row.count("|") for row in rows}) == 1
     one = run("bench", "--from", tmp_path / "a.json", "--json", "-").stdout
     assert json.loads(one) == json.loads((tmp_path / "a.json").read_text())
     (tmp_path / "c.json").write_text('{"cases": 1}')
-    assert "is no record of `conv3d bench --json`" in run("bench", "--from", tmp_path / "c.json", code=3).stderr
+    assert (
+        "is no record of `conv3d bench --json`"
+        in run("bench", "--from", tmp_path / "c.json", code=3).stderr
+    )
     (tmp_path / "c.json").write_text("{")
     assert "cannot read" in run("bench", "--from", tmp_path / "c.json", code=3).stderr
 
@@ -204,8 +233,13 @@ def test_the_table_fits_100_columns(run: Run, tmp_path: Path) -> None:
         PeerTime("ndimage.gaussian_filter", True, 12345.6, 1e-8),
         PeerTime("slow", note="left out: would take about 99 s"),
     ]
-    report.cases = [Measured(case, "direct", 1234.5, 1234.5, 1234.5, 1234.5, 1e-7, LIMITS, peers) for case in CASES]
-    assert report_of_record(json.loads(json.dumps(report.record())), "x").record() == report.record()
+    report.cases = [
+        Measured(case, "direct", 1234.5, 1234.5, 1234.5, 1234.5, 1e-7, LIMITS, peers)
+        for case in CASES
+    ]
+    assert (
+        report_of_record(json.loads(json.dumps(report.record())), "x").record() == report.record()
+    )
     (tmp_path / "x.json").write_text(json.dumps(report.record()))
     lines = run("bench", "--from", tmp_path / "x.json").stdout.splitlines()
     table = lines[lines.index("") + 1 : lines.index("not timed:")]
@@ -214,7 +248,9 @@ def test_the_table_fits_100_columns(run: Run, tmp_path: Path) -> None:
     assert "31^3: slow left out: would take about 99 s" in lines[-len(CASES) + 5]
 
 
-def test_limits_are_a_cases_own_and_the_best_stand_above(run: Run, nobody: None, tmp_path: Path) -> None:
+def test_limits_are_a_cases_own_and_the_best_stand_above(
+    run: Run, nobody: None, tmp_path: Path
+) -> None:
     run("bench", "--case", "3^3", *TINY, "--json", tmp_path / "a.json")
     record = json.loads((tmp_path / "a.json").read_text())
     (case,) = record["cases"]

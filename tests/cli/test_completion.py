@@ -48,7 +48,11 @@ printf '%s\\n' "${COMPREPLY[@]}"
         ("conv3d ap", ["apply"], []),
         ("conv3d apply --outp", ["--output"], []),
         ("conv3d apply -k gau", ["gaussian:", "gaussian_derivative:"], ["nospace"] * 2),
-        ("conv3d apply -k gaussian:", ["fwhm=", "sigma=", "truncate=", "sampling=", "orient="], ["nospace"] * 5),
+        (
+            "conv3d apply -k gaussian:",
+            ["fwhm=", "sigma=", "truncate=", "sampling=", "orient="],
+            ["nospace"] * 5,
+        ),
         ("conv3d apply -k gaussian:fwhm=6mm:sa", ["sampling="], ["nospace"]),
         ("conv3d apply -k sobel:axis=", ["d", "h", "w", "dhw", "xyz"], []),
         ("conv3d apply --kernel=box:si", ["size="], ["nospace"]),
@@ -56,7 +60,11 @@ printf '%s\\n' "${COMPREPLY[@]}"
         ("conv3d apply --like f", ["fsl"], []),
         ("conv3d apply --like=f", ["fsl"], []),
         ("conv3d apply a.npy --activation le", ["leaky_relu"], []),
-        ("conv3d apply 'a scan.nii' -k box --boundary x --nan ", ["propagate", "ignore", "zero", "error"], []),
+        (
+            "conv3d apply 'a scan.nii' -k box --boundary x --nan ",
+            ["propagate", "ignore", "zero", "error"],
+            [],
+        ),
         ("conv3d kernel show lapl", ["laplacian"], []),
         ("conv3d apply a", [""], ["default"]),
         ("conv3d apply x --mask ", [""], ["default"]),
@@ -65,7 +73,9 @@ printf '%s\\n' "${COMPREPLY[@]}"
         ("conv3d apply -k nothing:", [""], ["default"]),
     ],
 )
-def test_bash(desk: tuple[Path, dict[str, str]], line: str, expected: list[str], options: list[str]) -> None:
+def test_bash(
+    desk: tuple[Path, dict[str, str]], line: str, expected: list[str], options: list[str]
+) -> None:
     folder, environment = desk
     done = subprocess.run(
         ["bash", "--norc", "-c", BASH, "bash", line],
@@ -92,7 +102,14 @@ complete -C "conv3d apply -k gau"; complete -C "conv3d apply --like f"; complete
 @pytest.mark.skipif(shutil.which("fish") is None, reason="needs fish")
 def test_fish(desk: tuple[Path, dict[str, str]]) -> None:
     folder, environment = desk
-    done = subprocess.run(["fish", "-c", FISH], cwd=folder, env=environment, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        ["fish", "-c", FISH],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert {"gaussian:", "fsl", "gaussian:fwhm=6mm:truncate="} <= set(done.stdout.split())
 
 
@@ -139,7 +156,9 @@ def test_another_shell(run: Any) -> None:
 
 
 def test_everything_in_the_catalogues_is_offered() -> None:
-    assert {item.value.rstrip(":") for item in kernels("")} == {f.__name__ for f in BUILTIN_KERNELS} | {""}
+    assert {item.value.rstrip(":") for item in kernels("")} == {
+        f.__name__ for f in BUILTIN_KERNELS
+    } | {""}
     assert len(activations("")) == len(ACTIVATIONS)
     assert kernels("sobel:axis=h:axis=")[0].value == "sobel:axis=h:axis=d"
     assert not kernels("gaussian:fwhm=6mm:fw")  # given already
@@ -158,8 +177,18 @@ def test_every_metavar_is_still_someones() -> None:
 def test_asking_loads_nothing_heavy() -> None:
     """A shell waits at every key: commands and options are completed without NumPy."""
     program = "import sys; from conv3d_cli.cli import main\ntry: main()\nfinally: print(*sys.modules, file=sys.stderr)"
-    environment = {**os.environ, "_CONV3D_COMPLETE": "bash_complete", "COMP_WORDS": "conv3d apply --over"}
-    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
+    environment = {
+        **os.environ,
+        "_CONV3D_COMPLETE": "bash_complete",
+        "COMP_WORDS": "conv3d apply --over",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.stdout.strip() == "plain,--overwrite"
     assert not {"numpy", "numba", "rich", "nibabel"} & set(done.stderr.split())
 

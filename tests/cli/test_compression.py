@@ -43,7 +43,9 @@ def test_the_same_voxels_and_bytes_whatever_the_run(
     assert len(contents) == 1
 
 
-def test_a_layer_and_a_stack(run: Any, source: Path, tmp_path: Path, rng: np.random.Generator) -> None:
+def test_a_layer_and_a_stack(
+    run: Any, source: Path, tmp_path: Path, rng: np.random.Generator
+) -> None:
     np.save(tmp_path / "k.npy", rng.normal(size=(3, 3, 3, 2, 4)))
     start = ["apply", source, "--axes", "czyx", "-k", tmp_path / "k.npy", "-o"]
     run(*start, tmp_path / "b.tif", "--compression", "deflate")
@@ -68,7 +70,8 @@ def test_compressed_in_and_out(run: Any, tmp_path: Path, rng: np.random.Generato
             tmp_path / f"{name}_out.tif",
         )
         np.testing.assert_array_equal(
-            tifffile.imread(tmp_path / f"{name}_out.tif"), tifffile.imread(tmp_path / "plain_out.tif")
+            tifffile.imread(tmp_path / f"{name}_out.tif"),
+            tifffile.imread(tmp_path / "plain_out.tif"),
         )
     assert "adobe deflate" in run("info", tmp_path / "deflate.tif").stdout
     assert "opens no zstd" in run(
@@ -79,7 +82,10 @@ def test_compressed_in_and_out(run: Any, tmp_path: Path, rng: np.random.Generato
 def test_refused(run: Any, source: Path, tmp_path: Path) -> None:
     start = ["apply", source, "-k", "box:size=3", "-o"]
     for target in (tmp_path / "b.nii.gz", tmp_path / "b.npy", "-"):
-        assert "--compression deflate is for TIFF" in run(*start, target, "--compression", "deflate", code=2).stderr
+        assert (
+            "--compression deflate is for TIFF"
+            in run(*start, target, "--compression", "deflate", code=2).stderr
+        )
     assert "lzw" in run(*start, tmp_path / "b.tif", "--compression", "lzw", code=2).stderr
     config = tmp_path / "c.toml"
     config.write_text('kernel = "box:size=3"\ncompression = "lzw"\n')
@@ -90,7 +96,9 @@ def test_refused(run: Any, source: Path, tmp_path: Path) -> None:
         assert file.pages[0].compression == 8
 
 
-def test_a_damaged_page_leaves_no_output(run: Any, tmp_path: Path, rng: np.random.Generator) -> None:
+def test_a_damaged_page_leaves_no_output(
+    run: Any, tmp_path: Path, rng: np.random.Generator
+) -> None:
     data = rng.integers(0, 900, (40, 30, 20)).astype(np.uint16)
     write_volume(str(tmp_path / "a.tif"), Volume(data, "zyx"), compression="deflate")
     with tifffile.TiffFile(tmp_path / "a.tif") as file:
@@ -98,6 +106,8 @@ def test_a_damaged_page_leaves_no_output(run: Any, tmp_path: Path, rng: np.rando
     content = bytearray((tmp_path / "a.tif").read_bytes())
     content[place + 10 : place + 40] = bytes(30)
     (tmp_path / "a.tif").write_bytes(content)
-    error = run("apply", tmp_path / "a.tif", "-k", "box:size=3", "-o", tmp_path / "b.tif", code=3).stderr
+    error = run(
+        "apply", tmp_path / "a.tif", "-k", "box:size=3", "-o", tmp_path / "b.tif", code=3
+    ).stderr
     assert "page 31" in error
     assert [path.name for path in tmp_path.iterdir()] == ["a.tif"]

@@ -18,7 +18,11 @@ EXAMPLE = Path(nib.__file__).parent / "tests" / "data" / "example4d.nii.gz"
 
 
 def volumes(folder: Path) -> list[str]:
-    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
+    return sorted(
+        str(p.relative_to(folder))
+        for p in folder.rglob("*")
+        if p.is_file() and not p.name.startswith(".")
+    )
 
 
 @pytest.fixture
@@ -39,7 +43,16 @@ def dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rng: np.random.Gene
 
 def test_a_bids_tree_keeps_its_folders(run: Any, dataset: Path, tmp_path: Path) -> None:
     out = "bids/derivatives/conv3d"
-    arguments = ["bids", "-r", "-k", "gaussian:sigma=1vox", "--out-dir", out, "--suffix", "_desc-sm"]
+    arguments = [
+        "bids",
+        "-r",
+        "-k",
+        "gaussian:sigma=1vox",
+        "--out-dir",
+        out,
+        "--suffix",
+        "_desc-sm",
+    ]
     result = run("apply", *arguments)
     assert "3 done" in result.stderr
     expected = [
@@ -56,7 +69,17 @@ def test_a_bids_tree_keeps_its_folders(run: Any, dataset: Path, tmp_path: Path) 
 
 
 def test_patterns_choose(run: Any, dataset: Path, tmp_path: Path) -> None:
-    result = run("apply", "bids", "--glob", "sub-*/anat/*_T1w.nii*", "-k", "identity", "--out-dir", "out", "--json")
+    result = run(
+        "apply",
+        "bids",
+        "--glob",
+        "sub-*/anat/*_T1w.nii*",
+        "-k",
+        "identity",
+        "--out-dir",
+        "out",
+        "--json",
+    )
     assert [json.loads(line)["output"] for line in result.stdout.splitlines()] == [
         "out/sub-01/anat/sub-01_T1w.nii.gz", "out/sub-02/anat/sub-02_T1w.nii.gz",
     ]  # fmt: skip
@@ -91,7 +114,9 @@ def test_a_kernel_and_a_mask_in_the_folder_are_no_volumes(run: Any, tmp_path: Pa
     np.save(tmp_path / "k.npy", np.ones((3, 3, 3)))
     (tmp_path / "c.toml").write_text('kernel = "k.npy"\n')
     out = tmp_path / "out"
-    result = run("apply", tmp_path, "-c", tmp_path / "c.toml", "--mask", tmp_path / "m.npy", "--out-dir", out)
+    result = run(
+        "apply", tmp_path, "-c", tmp_path / "c.toml", "--mask", tmp_path / "m.npy", "--out-dir", out
+    )
     assert volumes(out) == ["x.npy"]
     assert "left out 2 files that this command uses otherwise" in result.stderr
 
@@ -101,13 +126,25 @@ def test_a_kernel_and_a_mask_in_the_folder_are_no_volumes(run: Any, tmp_path: Pa
     [
         (["empty", "--out-dir", "o"], 3, "no volumes in empty; pass --recursive"),
         (["bids", "--out-dir", "o"], 3, "no volumes in bids; pass --recursive"),
-        (["bids", "-r", "--glob", "*.tif", "--out-dir", "o"], 3, "no volumes that match *.tif in bids"),
+        (
+            ["bids", "-r", "--glob", "*.tif", "--out-dir", "o"],
+            3,
+            "no volumes that match *.tif in bids",
+        ),
         (["bids", "-r", "-o", "o.npy"], 2, "-o names one output, and bids is a folder"),
         (["bids", "-r"], 2, "no output: pass --out-dir DIR, as in --out-dir identity"),
         (["bids", "-r", "--out-dir", "bids"], 5, "would replace the input"),
-        (["x.npy", "--glob", "*", "--out-dir", "o"], 2, "--glob chooses among the volumes of a folder"),
+        (
+            ["x.npy", "--glob", "*", "--out-dir", "o"],
+            2,
+            "--glob chooses among the volumes of a folder",
+        ),
         (["x.npy"], 2, "no output: pass -o OUT, as in -o x_identity.npy"),
-        (["nowhere/", "--out-dir", "o"], 3, "cannot read nowhere/: no such file; there is no folder 'nowhere'"),
+        (
+            ["nowhere/", "--out-dir", "o"],
+            3,
+            "cannot read nowhere/: no such file; there is no folder 'nowhere'",
+        ),
         ([], 2, "no input: name volumes or folders, or a table of them with --manifest"),
         (["bids/sub-01", "bids/sub-01/anat", "-r", "--out-dir", "o"], 2, "two inputs would write"),
     ],
@@ -138,12 +175,16 @@ def table(tmp_path: Path, rng: np.random.Generator) -> Path:
     return folder
 
 
-def test_each_row_has_its_own_options(run: Any, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_row_has_its_own_options(
+    run: Any, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     (table / "m.csv").write_text(
         "input,output,kernel,strides,flip,bias,config,dtype,mask\n"
         "raw/a.npy,deep/plain.npy,,,,,,,\n"
-        'raw/a.npy,fine.npy,"gaussian:sigma=1,1,2vox","2,1,1",,,,,raw/b.npy\n'.replace(",raw/b.npy", ",")
+        'raw/a.npy,fine.npy,"gaussian:sigma=1,1,2vox","2,1,1",,,,,raw/b.npy\n'.replace(
+            ",raw/b.npy", ","
+        )
         + "raw/b.npy,own.npy,psf.npy,,yes,bias.txt,,,\n"
         "raw/b.npy,,,,n/a,,c.toml,int16,\n"
     )
@@ -172,15 +213,27 @@ def test_outputs_lie_by_the_manifest_where_there_is_no_out_dir(run: Any, table: 
 @pytest.mark.parametrize(
     ("text", "code", "words"),
     [
-        ("input,strides\nraw/a.npy,1\nraw/b.npy,a\n", 2, "line 3, column strides: 'a' is not a whole number"),
-        ("input,flip\nraw/a.npy,perhaps\n", 2, "line 2, column flip: 'perhaps' is not a valid boolean"),
+        (
+            "input,strides\nraw/a.npy,1\nraw/b.npy,a\n",
+            2,
+            "line 3, column strides: 'a' is not a whole number",
+        ),
+        (
+            "input,flip\nraw/a.npy,perhaps\n",
+            2,
+            "line 2, column flip: 'perhaps' is not a valid boolean",
+        ),
         ("input,nan\nraw/a.npy,skip\n", 2, "line 2, column nan: 'skip' is not one of"),
         ("input,strides\nraw/a.npy,0\n", 2, "line 2: strides must be"),
         ("input,threads\nraw/a.npy,2\n", 2, "line 1: unknown column 'threads'"),
         ("input,kernal\nraw/a.npy,box\n", 2, "did you mean 'kernel'"),
         ("input,output\nraw/a.npy,x.npy\nraw/b.npy,./x.npy\n", 2, "two inputs would write"),
         ("input,output\nraw/a.npy,../raw/b.npy\nraw/b.npy,y.npy\n", 5, "would replace the input"),
-        ("input,output,coverage_out,nan\nraw/a.npy,x.npy,y.npy,ignore\nraw/b.npy,y.npy,,\n", 2, "the coverage"),
+        (
+            "input,output,coverage_out,nan\nraw/a.npy,x.npy,y.npy,ignore\nraw/b.npy,y.npy,,\n",
+            2,
+            "the coverage",
+        ),
         ("input\n-\n", 2, "line 2, column input: '-' is no file"),
         ("input,output\nraw/a.npy,-\n", 2, "line 2, column output: '-' is no file"),
         ("input,config\nraw/a.npy,no.toml\n", 3, "line 2: cannot read config"),
@@ -188,11 +241,18 @@ def test_outputs_lie_by_the_manifest_where_there_is_no_out_dir(run: Any, table: 
         ("kernel\nbox\n", 2, "no column input"),
     ],
 )
-def test_mistakes_in_a_manifest(run: Any, error_line: Any, table: Path, text: str, code: int, words: str) -> None:
+def test_mistakes_in_a_manifest(
+    run: Any, error_line: Any, table: Path, text: str, code: int, words: str
+) -> None:
     (table / "m.csv").write_text(text)
     arguments = ["--out-dir", table / "out"]
     result = run(
-        "apply", "--manifest", table / "m.csv", *arguments, *([] if "kern" in text else ["-k", "box"]), code=code
+        "apply",
+        "--manifest",
+        table / "m.csv",
+        *arguments,
+        *([] if "kern" in text else ["-k", "box"]),
+        code=code,
     )
     assert words in error_line(result.stderr)
     assert str(table / "m.csv") in result.stderr or "coverage" in text
@@ -221,7 +281,11 @@ def test_a_manifest_and_other_options(
 def test_a_bad_row_does_not_stop_the_rest(run: Any, table: Path) -> None:
     """A volume that is missing is no mistake in the table."""
     (table / "m.csv").write_text("input\nraw/a.npy\nraw/no.npy\nraw/b.npy\n")
-    result = run("apply", "--manifest", table / "m.csv", "-k", "box", "--out-dir", table / "out", code=3)
+    result = run(
+        "apply", "--manifest", table / "m.csv", "-k", "box", "--out-dir", table / "out", code=3
+    )
     assert "2 done, 1 failed" in result.stderr
     assert volumes(table / "out") == ["a.npy", "b.npy"]
-    assert os.path.basename(result.stderr.strip().splitlines()[-2].split()[1]) == "no.npy"  # next to the sum
+    assert (
+        os.path.basename(result.stderr.strip().splitlines()[-2].split()[1]) == "no.npy"
+    )  # next to the sum

@@ -13,7 +13,9 @@ from conv3d_cli.cli import main
 SIMPLE = ("warmup", "kernel list", "presets")  # hardly take anything: one line says all
 
 
-def commands(group: click.Group, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+def commands(
+    group: click.Group, path: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], click.Command]]:
     yield path, group
     for name, command in group.commands.items():
         if isinstance(command, click.Group):
@@ -26,7 +28,9 @@ COMMANDS = {" ".join(path): command for path, command in commands(main)}
 
 
 def help_lines(command: click.Command) -> list[str]:
-    return command.get_help(click.Context(command, info_name="conv3d", max_content_width=110)).splitlines()
+    return command.get_help(
+        click.Context(command, info_name="conv3d", max_content_width=110)
+    ).splitlines()
 
 
 def examples(command: click.Command) -> list[str]:
@@ -36,7 +40,11 @@ def examples(command: click.Command) -> list[str]:
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_begins_with_the_usual_lines(name: str) -> None:
     assert len(examples(COMMANDS[name])) >= (1 if name in SIMPLE else 3)
-    first = next(number for number, line in enumerate(help_lines(COMMANDS[name])) if line.startswith("    conv3d "))
+    first = next(
+        number
+        for number, line in enumerate(help_lines(COMMANDS[name]))
+        if line.startswith("    conv3d ")
+    )
     assert first <= 6, "only a sentence stands above them"
 
 
@@ -47,11 +55,15 @@ def test_the_lines_are_ones_that_it_takes(name: str) -> None:
         command: click.Command = main
         while isinstance(command, click.Group):
             command = command.commands[words.pop(0)]
-        command.make_context("conv3d", words)  # raises for an option that it does not know, or a wrong value
+        command.make_context(
+            "conv3d", words
+        )  # raises for an option that it does not know, or a wrong value
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_the_first_sentence_is_whole_in_the_list_of_commands(name: str) -> None:
     """`conv3d --help` cuts what is longer than a line of 80."""
     if name and not isinstance(COMMANDS[name], click.Group):
-        assert not COMMANDS[name].get_short_help_str(66).endswith("..."), COMMANDS[name].get_short_help_str(200)
+        assert not COMMANDS[name].get_short_help_str(66).endswith("..."), COMMANDS[
+            name
+        ].get_short_help_str(200)

@@ -16,7 +16,14 @@ from click.testing import CliRunner, Result
 from conv3d_cli import Volume, write_volume
 from conv3d_cli.cli import drawing
 from conv3d_cli.cli.kernel import kernel, kernel_facts
-from conv3d_cli.errors import Conv3DError, FormatError, OutputExistsError, ShapeError, SpecError, UnknownNameError
+from conv3d_cli.errors import (
+    Conv3DError,
+    FormatError,
+    OutputExistsError,
+    ShapeError,
+    SpecError,
+    UnknownNameError,
+)
 from conv3d_cli.kernels import BUILTIN_KERNELS, read_kernel, write_kernel
 from conv3d_cli.model.grid import Grid, affine_from_spacing
 from conv3d_cli.model.kernel import Kernel
@@ -48,7 +55,10 @@ def like(tmp_path: Path) -> str:
     """The name of a volume with 3 x 1.5 x 1.5 mm voxels."""
     path = str(tmp_path / "brain.nii")
     spacing = (3.0, 1.5, 1.5)
-    write_volume(path, Volume(np.zeros((2, 2, 2), "f4"), "zyx", Grid(spacing, "mm", affine_from_spacing(spacing))))
+    write_volume(
+        path,
+        Volume(np.zeros((2, 2, 2), "f4"), "zyx", Grid(spacing, "mm", affine_from_spacing(spacing))),
+    )
     return path
 
 
@@ -68,12 +78,18 @@ def test_help_is_fast() -> None:
         "import sys; from conv3d_cli.cli.kernel import kernel; kernel(['show', '--help'], standalone_mode=False);"
         "sys.exit([m for m in ('numpy', 'numba', 'nibabel', 'tifffile', 'rich') if m in sys.modules] or None)"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    if "conv3d_cli.cli" not in result.stderr:  # the package's own __init__ is another test's business
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    if (
+        "conv3d_cli.cli" not in result.stderr
+    ):  # the package's own __init__ is another test's business
         assert result.returncode == 0, result.stderr
 
 
-def test_the_lines_in_the_help_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, like: str) -> None:
+def test_the_lines_in_the_help_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, like: str
+) -> None:
     monkeypatch.chdir(tmp_path)
     tifffile.imwrite(
         "psf.tif", np.arange(1, 9, dtype="f4").reshape(2, 2, 2), imagej=True, resolution=(1 / 1.5, 1 / 1.5),
@@ -131,7 +147,9 @@ def test_show_like_a_volume(like: str) -> None:
 
 def test_show_like_a_file_on_disk(tmp_path: Path) -> None:
     np.save(tmp_path / "volume.npy", np.zeros((2, 2, 2)))
-    assert "13 x 13 x 13" in output_of("show", "gaussian:sigma=1.5vox", "--like", tmp_path / "volume.npy")
+    assert "13 x 13 x 13" in output_of(
+        "show", "gaussian:sigma=1.5vox", "--like", tmp_path / "volume.npy"
+    )
     error = error_of("show", "gaussian:sigma=1.5mm", "--like", tmp_path / "volume.npy")
     assert isinstance(error, ShapeError)
     assert "no voxel spacing" in str(error)
@@ -177,7 +195,9 @@ def test_show_negative_weights() -> None:
 def test_show_a_layer_with_a_bias(tmp_path: Path, rng: np.random.Generator) -> None:
     write_kernel(tmp_path / "k.npz", Kernel(rng.normal(size=(3, 3, 3, 2, 9)), bias=np.arange(9.0)))
     text = output_of("show", tmp_path / "k.npz")
-    assert "3 x 3 x 3 x 2 x 9 float64 (depth x height x width x in_channels/groups x filters)" in text
+    assert (
+        "3 x 3 x 3 x 2 x 9 float64 (depth x height x width x in_channels/groups x filters)" in text
+    )
     assert "bias:            0, 1, 2, 3, 4, 5, 6, 7, ... (9 values)" in text
     assert "\nfirst filter, first channel\n" in text
     facts = json.loads(output_of("show", tmp_path / "k.npz", "--json"))
@@ -202,7 +222,9 @@ def test_show_a_kernel_of_zeros(tmp_path: Path) -> None:
     assert "range:           0 to 0" in output_of("show", tmp_path / "k.npy")
 
 
-def test_show_in_colour(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_show_in_colour(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(drawing, "in_colour", lambda stream: True)
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm-256color")
@@ -224,7 +246,11 @@ def test_show_in_colour(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     ],
 )
 def test_when_to_colour(
-    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], encoding: str, terminal: bool, expected: bool
+    monkeypatch: pytest.MonkeyPatch,
+    environment: dict[str, str],
+    encoding: str,
+    terminal: bool,
+    expected: bool,
 ) -> None:
     class Stream:
         def __init__(self) -> None:
@@ -266,7 +292,11 @@ def test_facts_use_the_units_of_the_volume() -> None:
         (["k.npy"], FormatError, "cannot read k.npy: no such file"),
         (["sobel"], SpecError, "sobel needs axis"),
         (["gaussian:sigma=2"], SpecError, "sigma=2 needs a unit"),
-        (["gaussian:fwhm=6mm"], ShapeError, "give it in vox, or pass --like VOLUME or --spacing 2,1,1mm"),
+        (
+            ["gaussian:fwhm=6mm"],
+            ShapeError,
+            "give it in vox, or pass --like VOLUME or --spacing 2,1,1mm",
+        ),
         (["box", "--spacing", "2,1,1"], SpecError, "spacing=2,1,1 needs a unit"),
         (["box", "--spacing", "2vox"], SpecError, "the spacing is positive, in mm"),
         (["box", "--spacing", "0,1,1mm"], SpecError, "the spacing is positive"),
@@ -275,7 +305,11 @@ def test_facts_use_the_units_of_the_volume() -> None:
     ],
 )
 def test_wrong_arguments(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], error: type[Conv3DError], message: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    error: type[Conv3DError],
+    message: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for command in (["show"], ["make", "-o", "out.npy"]):
@@ -289,7 +323,9 @@ def test_wrong_arguments(
 # make
 
 
-@pytest.mark.parametrize("suffix", [".npy", ".npz", ".json", ".toml", ".txt", ".nii", ".nii.gz", ".tif"])
+@pytest.mark.parametrize(
+    "suffix", [".npy", ".npz", ".json", ".toml", ".txt", ".nii", ".nii.gz", ".tif"]
+)
 def test_make_saves_what_read_kernel_gives(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"k{suffix}"
     assert output_of("make", "gaussian:fwhm=6mm", "--spacing", "3,1.5,2mm", "-o", path) == ""

@@ -30,14 +30,18 @@ def scan(tmp_path: Path, golden: Any) -> Path:
 
 def test_a_saved_model_on_a_scan(run: Any, tmp_path: Path, scan: Path, golden: Any) -> None:
     """Two Conv3D layers, a dropout, a leaky ReLU and a softmax, in one pass over the file."""
-    result = run("apply", scan, "-c", MODELS / "small.keras", "-o", tmp_path / "out.nii.gz", "--json")
+    result = run(
+        "apply", scan, "-c", MODELS / "small.keras", "-o", tmp_path / "out.nii.gz", "--json"
+    )
     out = nib.load(tmp_path / "out.nii.gz")
     got = out.get_fdata()[:, :, :, 0].transpose(2, 1, 0, 3)
     np.testing.assert_allclose(got, golden["y"][0], rtol=0, atol=1e-6)  # of a softmax
     # The first layer keeps D and W and halves H from voxel 0.5; the second takes 2, 1, 1 voxels off its ends.
     np.testing.assert_allclose(np.diag(out.affine)[:3], [2, 4, 3], atol=1e-6)
     np.testing.assert_allclose(out.affine[:3, 3], [2 * 1, 2 * (0.5 + 2 * 1), 3 * 2], atol=1e-5)
-    assert json.loads(result.stdout)["losses"]["mix.kernel"] == pytest.approx(float(golden["losses"][0]), rel=1e-6)
+    assert json.loads(result.stdout)["losses"]["mix.kernel"] == pytest.approx(
+        float(golden["losses"][0]), rel=1e-6
+    )
 
 
 def test_layer_by_layer_is_the_same(run: Any, tmp_path: Path, scan: Path, golden: Any) -> None:
@@ -48,13 +52,17 @@ def test_layer_by_layer_is_the_same(run: Any, tmp_path: Path, scan: Path, golden
         tmp_path / "b.npy")  # fmt: skip
     logits = np.load(tmp_path / "b.npy")
     expected = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
-    np.testing.assert_allclose(expected.reshape(golden["y"][0].shape), golden["y"][0], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        expected.reshape(golden["y"][0].shape), golden["y"][0], rtol=1e-5, atol=1e-6
+    )
 
 
 def test_a_models_json_draws_weights_by_seed(run: Any, tmp_path: Path, scan: Path) -> None:
     """`model.to_json()` has no weights: they are drawn by the layers' initializers, the same in each run."""
     for name, options in (("a", []), ("b", []), ("c", ["--seed", 5]), ("d", ["--seed", 5])):
-        result = run("apply", scan, "-c", MODELS / "small.json", "-o", tmp_path / f"{name}.npy", *options)
+        result = run(
+            "apply", scan, "-c", MODELS / "small.json", "-o", tmp_path / f"{name}.npy", *options
+        )
         assert ("seed 0" in result.stderr) == (not options)
     a, b, c, d = (np.load(tmp_path / f"{name}.npy") for name in "abcd")
     assert a.shape == (5, 3, 6, 4)

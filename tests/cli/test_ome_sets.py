@@ -45,7 +45,17 @@ def test_a_batch_of_positions(run: Any, tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_a_part_of_the_input_that_changed(run: Any, split: np.ndarray) -> None:
-    arguments = ["a.ome.tif", "-k", "identity", "--out-dir", "out", "--resume", "--sidecar", "--depfile", "rules.mk"]
+    arguments = [
+        "a.ome.tif",
+        "-k",
+        "identity",
+        "--out-dir",
+        "out",
+        "--resume",
+        "--sidecar",
+        "--depfile",
+        "rules.mk",
+    ]
     run("apply", *arguments)
     assert Path("rules.mk").read_text().splitlines()[0] == "out/a.ome.tif: a.ome.tif b.ome.tif"
     record = json.loads(Path("out/a.json").read_text(encoding="utf-8"))["Conv3D"]
@@ -63,7 +73,9 @@ def test_a_part_of_the_input_that_changed(run: Any, split: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize("options", [[], ["--overwrite"]])
-def test_no_output_over_a_part_of_the_input(run: Any, split: np.ndarray, options: list[str]) -> None:
+def test_no_output_over_a_part_of_the_input(
+    run: Any, split: np.ndarray, options: list[str]
+) -> None:
     before = Path("b.ome.tif").read_bytes()
     result = run("apply", "a.ome.tif", "-k", "box", "-o", "b.ome.tif", *options, code=5)
     assert "b.ome.tif is one of the files that the input a.ome.tif is read from" in result.stderr
@@ -84,7 +96,17 @@ def test_no_output_over_a_part_of_the_input(run: Any, split: np.ndarray, options
     )
     os.mkdir("other")
     write_file(Path("other/b.ome.tif"), planes(1), "", None)
-    result = run("apply", "a.ome.tif", "other/b.ome.tif", "-k", "box", "--out-dir", ".", "--overwrite", code=5)
+    result = run(
+        "apply",
+        "a.ome.tif",
+        "other/b.ome.tif",
+        "-k",
+        "box",
+        "--out-dir",
+        ".",
+        "--overwrite",
+        code=5,
+    )
     assert "would replace the input a.ome.tif" in result.stderr
     assert Path("b.ome.tif").read_bytes() == before
     assert sorted(os.listdir()) == ["a.ome.tif", "b.ome.tif", "other"]
@@ -94,7 +116,9 @@ def test_names_that_lead_out_of_the_folder(run: Any, split: np.ndarray) -> None:
     os.mkdir("in")
     for name in ("a.ome.tif", "b.ome.tif"):
         content = Path(name).read_bytes()
-        Path("in", name).write_bytes(content.replace(b'FileName="b.ome.tif"', b'FileName="../bb.tif"'))
+        Path("in", name).write_bytes(
+            content.replace(b'FileName="b.ome.tif"', b'FileName="../bb.tif"')
+        )
     result = run("info", "in/a.ome.tif", code=3)
     assert "lies outside the file's folder and is not followed" in result.stderr
     assert len(result.stderr.splitlines()) == 1

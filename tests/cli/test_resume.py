@@ -56,11 +56,17 @@ def test_only_what_changed_is_made_again(run: Any, scans: Path, tmp_path: Path, 
     assert (out / LOG_NAME).exists()
     assert (out / "deep" / LOG_NAME).exists()
 
-    write_volume(str(scans / "deep/s1.nii.gz"), Volume(np.ones((9, 14, 17), np.int16), "zyx"), overwrite=True)
+    write_volume(
+        str(scans / "deep/s1.nii.gz"), Volume(np.ones((9, 14, 17), np.int16), "zyx"), overwrite=True
+    )
     (out / "deep/s2.nii.gz").unlink()
     os.utime(scans / "deep/s3.nii.gz")
     refused = run("apply", *arguments, code=5)
-    assert statuses(refused.stdout) == {**dict.fromkeys(names, "skipped"), "s1.nii.gz": "failed", "s2.nii.gz": "done"}
+    assert statuses(refused.stdout) == {
+        **dict.fromkeys(names, "skipped"),
+        "s1.nii.gz": "failed",
+        "s2.nii.gz": "done",
+    }
     assert "its input changed since; pass --overwrite" in refused.stderr
     assert (out / "deep/s1.nii.gz").read_bytes() == plain["s1.nii.gz"]
     again = run("apply", *arguments, "--overwrite")
@@ -71,7 +77,9 @@ def test_only_what_changed_is_made_again(run: Any, scans: Path, tmp_path: Path, 
     np.save(kernel, np.ones((3, 3, 3)) / 3)  # same name, other bytes
     assert set(statuses(run("apply", *arguments, "--overwrite").stdout).values()) == {"done"}
     fresh = run("apply", *arguments[:-3], "--dry-run", "--dtype", "int16", code=5)
-    assert fresh.stderr.count("made with other settings (dtype)") == 10  # in a line and in the table
+    assert (
+        fresh.stderr.count("made with other settings (dtype)") == 10
+    )  # in a line and in the table
 
 
 def test_rows_of_a_manifest_stand_by_themselves(run: Any, scans: Path, tmp_path: Path) -> None:
@@ -84,8 +92,16 @@ def test_rows_of_a_manifest_stand_by_themselves(run: Any, scans: Path, tmp_path:
     table.write_text(
         "input,kernel,strides\nin/deep/s0.nii.gz,box,\nin/deep/s1.nii.gz,box,2\nin/deep/s2.nii.gz,k.npy,\n"
     )
-    assert list(statuses(run("apply", *arguments, code=5).stdout).values()) == ["skipped", "failed", "done"]
-    assert list(statuses(run("apply", *arguments, "--overwrite").stdout).values()) == ["skipped", "done", "skipped"]
+    assert list(statuses(run("apply", *arguments, code=5).stdout).values()) == [
+        "skipped",
+        "failed",
+        "done",
+    ]
+    assert list(statuses(run("apply", *arguments, "--overwrite").stdout).values()) == [
+        "skipped",
+        "done",
+        "skipped",
+    ]
 
 
 def test_after_a_kill_the_rest_is_done(tmp_path: Path) -> None:
@@ -126,7 +142,17 @@ def test_after_a_kill_the_rest_is_done(tmp_path: Path) -> None:
 
 def test_two_runs_at_once(scans: Path, tmp_path: Path) -> None:
     """Both end well, or find that the other was there first; the record is whole, and a third has nothing to do."""
-    command = [*COMMAND, scans, "-r", "-k", "gaussian:sigma=1vox", "--out-dir", tmp_path / "out", "--resume", "-q"]
+    command = [
+        *COMMAND,
+        scans,
+        "-r",
+        "-k",
+        "gaussian:sigma=1vox",
+        "--out-dir",
+        tmp_path / "out",
+        "--resume",
+        "-q",
+    ]
     both = started(command, stderr=subprocess.PIPE), started(command, stderr=subprocess.PIPE)
     with both[0] as first, both[1] as second:
         for process in (first, second):
@@ -172,7 +198,16 @@ def test_fail_fast(run: Any, scans: Path, tmp_path: Path, jobs: int) -> None:
     (scans / "deep/s1.nii.gz").write_bytes(b"not a scan")
     (scans / "deep/s3.nii.gz").write_bytes(b"")
     paths = sorted((scans / "deep").iterdir())
-    arguments = [*paths, "-k", "box:size=3", "--out-dir", tmp_path / "out", "--jobs", jobs, "--json"]
+    arguments = [
+        *paths,
+        "-k",
+        "box:size=3",
+        "--out-dir",
+        tmp_path / "out",
+        "--jobs",
+        jobs,
+        "--json",
+    ]
     result = run("apply", *arguments, "--fail-fast", code=3)
     found = statuses(result.stdout)
     assert found["s1.nii.gz"] == "failed"
@@ -180,7 +215,9 @@ def test_fail_fast(run: Any, scans: Path, tmp_path: Path, jobs: int) -> None:
     if jobs == 1:
         assert list(found.values()) == ["done", "failed", "cancelled", "cancelled"]
         assert "1 done, 1 failed, 2 cancelled" in result.stderr
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [n for n, s in found.items() if s == "done"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        n for n, s in found.items() if s == "done"
+    ]
     shutil.rmtree(tmp_path / "out")
     slow = run("apply", *arguments, code=3)
     assert list(statuses(slow.stdout).values()) == ["done", "failed", "done", "failed"]
@@ -283,7 +320,13 @@ def test_make_knows_what_an_output_was_made_from(scans: Path, tmp_path: Path) ->
     assert make() == "making out/deep/s0.nii.gz\n"
     assert "making" not in make()
     later = time.time()
-    for name in ("in/deep/s0.nii.gz", "conf/my psf.npy", "conf/bias.txt", "conf/c.toml", "conf/mask.nii.gz"):
+    for name in (
+        "in/deep/s0.nii.gz",
+        "conf/my psf.npy",
+        "conf/bias.txt",
+        "conf/c.toml",
+        "conf/mask.nii.gz",
+    ):
         later += 10
         os.utime(tmp_path / name, (later, later))
         assert "making" in make(), name
@@ -291,7 +334,9 @@ def test_make_knows_what_an_output_was_made_from(scans: Path, tmp_path: Path) ->
         assert "making" not in make(), name
 
 
-def test_one_depfile_for_a_batch(run: Any, scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_depfile_for_a_batch(
+    run: Any, scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     arguments = ["in/deep", "-k", "k.npy", "--out-dir", "out", "--depfile", "x.d"]
     run("apply", *arguments)
@@ -303,14 +348,46 @@ def test_one_depfile_for_a_batch(run: Any, scans: Path, tmp_path: Path, monkeypa
     Path("x.d").write_text("as it was")
     run("apply", *arguments, "--overwrite", code=3)
     assert Path("x.d").read_text() == "as it was"
-    run("apply", "in/deep/s0.nii.gz", "-k", "k.npy", "-o", "y.nii.gz", "--depfile", "no/x.d", code=1)
+    run(
+        "apply", "in/deep/s0.nii.gz", "-k", "k.npy", "-o", "y.nii.gz", "--depfile", "no/x.d", code=1
+    )
     assert not Path("y.nii.gz").exists()
-    run("apply", "in/deep/s0.nii.gz", "-k", "k.npy", "-o", "y.nii.gz", "--depfile", "x.d", "--dry-run", code=2)
-    run("apply", "in/deep/s0.nii.gz", "-k", "k.npy", "-o", "y.nii.gz", "--depfile", "https://h/x.d", code=2)
+    run(
+        "apply",
+        "in/deep/s0.nii.gz",
+        "-k",
+        "k.npy",
+        "-o",
+        "y.nii.gz",
+        "--depfile",
+        "x.d",
+        "--dry-run",
+        code=2,
+    )
+    run(
+        "apply",
+        "in/deep/s0.nii.gz",
+        "-k",
+        "k.npy",
+        "-o",
+        "y.nii.gz",
+        "--depfile",
+        "https://h/x.d",
+        code=2,
+    )
 
 
 def test_a_sidecar_belongs_to_its_output(run: Any, volume: Path, tmp_path: Path) -> None:
-    command = ["apply", volume, "-k", "box:size=3", "-o", tmp_path / "o.npy", "--resume", "--sidecar"]
+    command = [
+        "apply",
+        volume,
+        "-k",
+        "box:size=3",
+        "-o",
+        tmp_path / "o.npy",
+        "--resume",
+        "--sidecar",
+    ]
     run(*command)
     assert json.loads(run(*command, "--json").stdout)["status"] == "skipped"
     sidecar = (tmp_path / "o.json").read_bytes()
@@ -322,13 +399,28 @@ def test_a_sidecar_belongs_to_its_output(run: Any, volume: Path, tmp_path: Path)
     assert (tmp_path / "o.json").read_bytes() == sidecar
 
 
-def test_rows_of_a_manifest_have_records_of_their_own(run: Any, volume: Path, tmp_path: Path) -> None:
+def test_rows_of_a_manifest_have_records_of_their_own(
+    run: Any, volume: Path, tmp_path: Path
+) -> None:
     """Each row's sidecar holds the command with the row's options, from which it can be made again."""
     (tmp_path / "t.csv").write_text(
         f"input,output,kernel,strides\n{volume.name},a.npy,,2\n{volume.name},b.npy,gradient:axis=dh,\n"
     )
-    run("apply", "--manifest", tmp_path / "t.csv", "-k", "sobel:axis=xyz", "--magnitude", "--sidecar", "--threads", 1)
-    commands = [json.loads((tmp_path / name).read_text())["Conv3D"]["Command"] for name in ("a.json", "b.json")]
+    run(
+        "apply",
+        "--manifest",
+        tmp_path / "t.csv",
+        "-k",
+        "sobel:axis=xyz",
+        "--magnitude",
+        "--sidecar",
+        "--threads",
+        1,
+    )
+    commands = [
+        json.loads((tmp_path / name).read_text())["Conv3D"]["Command"]
+        for name in ("a.json", "b.json")
+    ]
     assert commands == [
         f"conv3d apply {volume.name} -k sobel:axis=xyz --magnitude --strides 2 -o a.npy",
         f"conv3d apply {volume.name} -k gradient:axis=dh --magnitude -o b.npy",
@@ -338,7 +430,9 @@ def test_rows_of_a_manifest_have_records_of_their_own(run: Any, volume: Path, tm
     assert "--force" in run("rerun", tmp_path / "b.json", code=4).stderr
 
 
-def test_a_kept_log_is_understood(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kept_log_is_understood(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """tests/data/resume/kept.jsonl was written by an earlier state of the program: its format stays.
 
     It tells of two outputs that were done, one of them with its coverage; of one that a killed run had begun; and of one that
@@ -370,7 +464,9 @@ def test_a_kept_log_is_understood(run: Any, tmp_path: Path, monkeypatch: pytest.
     masked = ("x.npy", "--mask", "mask.npy", "--coverage-out", "coverage.npy", "-o", "masked.npy")
     assert status_of("x.npy", "-o", "plain.npy") == "skipped"
     assert status_of(*masked) == "skipped"
-    assert status_of("late.npy", "-o", "late_out.npy") == "done"  # what a killed run left may be replaced
+    assert (
+        status_of("late.npy", "-o", "late_out.npy") == "done"
+    )  # what a killed run left may be replaced
     np.testing.assert_array_equal(np.load("late_out.npy"), volume + 1)
     assert status_of("x.npy", "-o", "failed.npy") == "done"
     assert status_of("x.npy", "-o", "plain.npy", "--dtype", "float64", code=5) == "failed"

@@ -29,14 +29,24 @@ def start(tmp_path: Path) -> Run:
     To `gone` means: to a pipe whose reader has ended.
     """
 
-    def call(redirections: str, *arguments: object, program: tuple[str, ...] = ("-m", "conv3d_cli")) -> object:
+    def call(
+        redirections: str, *arguments: object, program: tuple[str, ...] = ("-m", "conv3d_cli")
+    ) -> object:
         streams: dict[str, int] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         reader, writer = os.pipe()
         os.close(reader)
         if redirections.endswith(">gone"):
             streams["stderr" if redirections.startswith("2") else "stdout"] = writer
             redirections = ""
-        command = ["sh", "-c", f'exec "$@" {redirections}', "sh", sys.executable, *program, *map(str, arguments)]
+        command = [
+            "sh",
+            "-c",
+            f'exec "$@" {redirections}',
+            "sh",
+            sys.executable,
+            *program,
+            *map(str, arguments),
+        ]
         try:
             return subprocess.run(command, check=False, cwd=tmp_path, timeout=LIMIT, **streams)  # type: ignore[call-overload]
         finally:
@@ -61,9 +71,24 @@ def volumes(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("way", STDERR)
 @pytest.mark.parametrize("jobs", [None, 2])
-def test_no_message_is_worth_a_volume(start: Run, volumes: Path, way: str, jobs: int | None) -> None:
-    inputs, outputs = (["a.npy"], ["-o", "out/a.npy"]) if jobs is None else (["a.npy", "b.npy"], ["--out-dir", "out"])
-    command = ["apply", *inputs, *BLUR, "--dtype", "uint8", "-v", *outputs, *([] if jobs is None else ["--jobs", jobs])]
+def test_no_message_is_worth_a_volume(
+    start: Run, volumes: Path, way: str, jobs: int | None
+) -> None:
+    inputs, outputs = (
+        (["a.npy"], ["-o", "out/a.npy"])
+        if jobs is None
+        else (["a.npy", "b.npy"], ["--out-dir", "out"])
+    )
+    command = [
+        "apply",
+        *inputs,
+        *BLUR,
+        "--dtype",
+        "uint8",
+        "-v",
+        *outputs,
+        *([] if jobs is None else ["--jobs", jobs]),
+    ]
     (volumes / "out").mkdir()
     told = start("", *command, "--overwrite")
     assert b"clipped" in told.stderr
@@ -92,15 +117,20 @@ def test_no_message_is_worth_a_volume(start: Run, volumes: Path, way: str, jobs:
     ],
     ids=lambda value: " ".join(map(str, value)) if isinstance(value, list) else str(value),
 )
-def test_an_error_keeps_its_code(start: Run, volumes: Path, way: str, code: int, arguments: list[str]) -> None:
+def test_an_error_keeps_its_code(
+    start: Run, volumes: Path, way: str, code: int, arguments: list[str]
+) -> None:
     assert start(STDERR[way], *arguments).returncode == code
 
 
 @pytest.mark.parametrize(
-    "arguments", [["info"], ["view"], ["compare", "a.npy"], ["explain", *BLUR], ["apply", *BLUR, "-o", "-"]]
+    "arguments",
+    [["info"], ["view"], ["compare", "a.npy"], ["explain", *BLUR], ["apply", *BLUR, "-o", "-"]],
 )
 @pytest.mark.parametrize("way", ["closed", "full"])
-def test_results_come_without_stderr(start: Run, volumes: Path, way: str, arguments: list[str]) -> None:
+def test_results_come_without_stderr(
+    start: Run, volumes: Path, way: str, arguments: list[str]
+) -> None:
     whole, alone = start("", *arguments, "a.npy"), start(STDERR[way], *arguments, "a.npy")
     assert (alone.returncode, alone.stdout) == (0, whole.stdout)
     assert whole.stdout
@@ -174,7 +204,9 @@ def test_a_slow_reader_of_a_pipe_that_does_not_wait_gets_everything() -> None:
     ],
     ids=lambda value: " ".join(map(str, value)) if isinstance(value, list) else str(value),
 )
-def test_lost_results_are_an_error(start: Run, volumes: Path, way: str, code: int, arguments: list[str]) -> None:
+def test_lost_results_are_an_error(
+    start: Run, volumes: Path, way: str, code: int, arguments: list[str]
+) -> None:
     done = start(STDOUT[way], *arguments)
     assert done.returncode == code, done.stderr
     assert b"Traceback" not in done.stderr
@@ -188,7 +220,9 @@ def test_lost_results_are_an_error(start: Run, volumes: Path, way: str, code: in
 
 @pytest.mark.parametrize("way", STDOUT)
 @pytest.mark.parametrize(("more", "code"), [([], 1), (["none.npy"], 3)])
-def test_a_batch_goes_on_without_a_reader(start: Run, volumes: Path, way: str, more: list[str], code: int) -> None:
+def test_a_batch_goes_on_without_a_reader(
+    start: Run, volumes: Path, way: str, more: list[str], code: int
+) -> None:
     done = start(
         STDOUT[way],
         "apply",
@@ -224,7 +258,9 @@ def test_a_rerun_that_differs_says_so_by_its_code(start: Run, volumes: Path) -> 
 # Input
 
 
-@pytest.mark.parametrize(("redirection", "cause"), [("<&-", "it is closed"), ("</dev/null", "it is empty")])
+@pytest.mark.parametrize(
+    ("redirection", "cause"), [("<&-", "it is closed"), ("</dev/null", "it is empty")]
+)
 def test_nothing_to_read(start: Run, tmp_path: Path, redirection: str, cause: str) -> None:
     done = start(redirection, "apply", "-", *BLUR, "-o", "o.npy")
     assert done.returncode == 3

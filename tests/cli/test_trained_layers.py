@@ -41,18 +41,32 @@ def test_a_model_gives_keras_numbers(
     result = run("apply", tmp_path / "x.npy", option, DATA / file, "-o", tmp_path / "y.npy")
     assert_close(tmp_path / "y.npy", golden[f"{file}|y"])
     assert "constraint" not in result.stderr
-    assert ("unknown regularizer 'Penalty'" in result.stderr) == (name == "constrained" and option == "-c")
+    assert ("unknown regularizer 'Penalty'" in result.stderr) == (
+        name == "constrained" and option == "-c"
+    )
 
 
 def test_known_penalties_of_a_model_are_told(run: Any, tmp_path: Path, golden: Any) -> None:
     h5py = pytest.importorskip("h5py")
     np.save(tmp_path / "x.npy", golden["constrained.h5|x"])
-    result = run("apply", tmp_path / "x.npy", "-c", DATA / "constrained.h5", "-o", tmp_path / "y.npy", "--json")
+    result = run(
+        "apply",
+        tmp_path / "x.npy",
+        "-c",
+        DATA / "constrained.h5",
+        "-o",
+        tmp_path / "y.npy",
+        "--json",
+    )
     with h5py.File(DATA / "constrained.h5") as file:
         bias = next(
-            file[f"model_weights/conv/{n}"][()] for n in file["model_weights/conv"].attrs["weight_names"] if "bias" in n
+            file[f"model_weights/conv/{n}"][()]
+            for n in file["model_weights/conv"].attrs["weight_names"]
+            if "bias" in n
         )
-    assert json.loads(result.stdout)["losses"] == pytest.approx({"bias": 0.01 * float((bias**2).sum())}, rel=1e-6)
+    assert json.loads(result.stdout)["losses"] == pytest.approx(
+        {"bias": 0.01 * float((bias**2).sum())}, rel=1e-6
+    )
 
 
 def test_constraints_of_options_are_applied(run: Any, tmp_path: Path) -> None:
@@ -93,9 +107,9 @@ def test_padding_survives_convert(run: Any, tmp_path: Path, option: str) -> None
     first = ["apply", tmp_path / "x.npy", "--data-format", "channels_first"]
     result = run(*first, option, tmp_path / "out.keras", "-o", tmp_path / "y.npy")
     assert_close(tmp_path / "y.npy", y)
-    assert ("its padding is that of the layer before it in the model, too: Conv_4_pad" in result.stderr) == (
-        option == "-k"
-    )
+    assert (
+        "its padding is that of the layer before it in the model, too: Conv_4_pad" in result.stderr
+    ) == (option == "-k")
     run("kernel", "convert", tmp_path / "out.keras", tmp_path / "back.onnx")
     run(*first, "-k", tmp_path / "back.onnx", "-o", tmp_path / "z.npy")
     assert_close(tmp_path / "z.npy", y)
@@ -121,14 +135,25 @@ def test_a_state_dict_says_that_it_has_no_strides(run: Any, tmp_path: Path) -> N
     assert note in run(*words, "--padding", "same").stderr
     assert note not in run(*words, "--padding", "same", "--strides", "2").stderr
     assert note not in run(*words, "-q").stderr
-    (tmp_path / "c.toml").write_text(f'kernel = "{DATA / "net.safetensors"}::enc.conv"\npadding = "same"\n')
+    (tmp_path / "c.toml").write_text(
+        f'kernel = "{DATA / "net.safetensors"}::enc.conv"\npadding = "same"\n'
+    )
     assert note in run(*words[:2], "-c", tmp_path / "c.toml", *words[4:]).stderr
 
 
 def test_a_note_on_a_configs_kernel_goes_with_it(run: Any, tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.ones((5, 5, 5, 2), np.float32))
     (tmp_path / "c.toml").write_text(f'kernel = "{DATA / "net.safetensors"}::enc.conv"\n')
-    result = run("apply", tmp_path / "x.npy", "-c", tmp_path / "c.toml", "-k", "box:size=3", "-o", tmp_path / "y.npy")
+    result = run(
+        "apply",
+        tmp_path / "x.npy",
+        "-c",
+        tmp_path / "c.toml",
+        "-k",
+        "box:size=3",
+        "-o",
+        tmp_path / "y.npy",
+    )
     assert "weights only" not in result.stderr
 
 
@@ -161,12 +186,22 @@ CONFIG = {
 def test_a_bare_get_config_with_its_weights(run: Any, tmp_path: Path) -> None:
     """Keras' layer.get_config() as JSON, and the weights as -k: no constraint is applied to them again."""
     rng = np.random.default_rng(5)
-    x, kernel = rng.standard_normal((5, 6, 7, 2)).astype("f4"), rng.standard_normal((2, 2, 2, 2, 3)).astype("f4")
+    x, kernel = (
+        rng.standard_normal((5, 6, 7, 2)).astype("f4"),
+        rng.standard_normal((2, 2, 2, 2, 3)).astype("f4"),
+    )
     np.save(tmp_path / "x.npy", x)
     np.save(tmp_path / "w.npy", kernel)
     (tmp_path / "layer.json").write_text(json.dumps(CONFIG))
     result = run(
-        "apply", tmp_path / "x.npy", "-c", tmp_path / "layer.json", "-k", tmp_path / "w.npy", "-o", tmp_path / "y.npy"
+        "apply",
+        tmp_path / "x.npy",
+        "-c",
+        tmp_path / "layer.json",
+        "-k",
+        tmp_path / "w.npy",
+        "-o",
+        tmp_path / "y.npy",
     )
     windows = np.lib.stride_tricks.sliding_window_view(x, (2, 2, 2), (0, 1, 2))[::2, ::1, ::2]
     expected = np.maximum(np.einsum("xyzcdhw,dhwcf->xyzf", windows, kernel), 0)
@@ -174,15 +209,26 @@ def test_a_bare_get_config_with_its_weights(run: Any, tmp_path: Path) -> None:
     assert "constraint" not in result.stderr
     (tmp_path / "wrapped.json").write_text(json.dumps({"class_name": "Conv3D", "config": CONFIG}))
     run(
-        "apply", tmp_path / "x.npy", "-c", tmp_path / "wrapped.json", "-k", tmp_path / "w.npy", "-o", tmp_path / "z.npy"
+        "apply",
+        tmp_path / "x.npy",
+        "-c",
+        tmp_path / "wrapped.json",
+        "-k",
+        tmp_path / "w.npy",
+        "-o",
+        tmp_path / "z.npy",
     )
     np.testing.assert_array_equal(np.load(tmp_path / "y.npy"), np.load(tmp_path / "z.npy"))
 
 
-def test_a_bare_get_config_without_weights_is_drawn_and_constrained(run: Any, tmp_path: Path) -> None:
+def test_a_bare_get_config_without_weights_is_drawn_and_constrained(
+    run: Any, tmp_path: Path
+) -> None:
     np.save(tmp_path / "x.npy", np.ones((5, 6, 7, 2), np.float32))
     (tmp_path / "layer.json").write_text(json.dumps(CONFIG))
-    result = run("apply", tmp_path / "x.npy", "-c", tmp_path / "layer.json", "-o", tmp_path / "y.npy")
+    result = run(
+        "apply", tmp_path / "x.npy", "-c", tmp_path / "layer.json", "-o", tmp_path / "y.npy"
+    )
     assert "drawn by its initializer" in result.stderr
     assert "kernel_constraint NonNeg applied" in result.stderr
     assert np.load(tmp_path / "y.npy").shape == (2, 5, 3, 3)

@@ -43,10 +43,18 @@ def test_a_known_picture(run: Run, tmp_path: Path) -> None:
     assert lines[0] == "x.nii.gz"
     assert lines[1].split("  ")[0] == "d = 1, axial"
     side = 7  # cells of a voxel, as many as 100 columns hold; between the letters each picture has four of them
-    panels = [[line.ljust(120)[start : start + 4 * side + 4] for line in lines[2:19]] for start in (0, 34, 68)]
+    panels = [
+        [line.ljust(120)[start : start + 4 * side + 4] for line in lines[2:19]]
+        for start in (0, 34, 68)
+    ]
     for number, (panel_lines, rows) in enumerate(zip(panels, (4, 7, 7), strict=True)):
         letters = "LRAP" if number == 0 else "LRSI" if number == 1 else "PASI"
-        assert "".join(panel_lines).replace("@", "").split() == [letters[2], letters[0], letters[1], letters[3]]
+        assert "".join(panel_lines).replace("@", "").split() == [
+            letters[2],
+            letters[0],
+            letters[1],
+            letters[3],
+        ]
         bright = [line[2:-2].rstrip() for line in panel_lines if "@" in line]
         assert bright == [" " * 3 * side + "@" * side] * len(bright), "on the right"
         assert len(bright) in (rows, rows - 1)
@@ -94,7 +102,10 @@ def test_constant_empty_of_numbers_and_tiny(run: Run, tmp_path: Path) -> None:
 def test_series_and_channels(run: Run) -> None:
     one, other = (run("view", SAMPLES / "series.nii.gz", "-n", n).output for n in (0, 7))
     assert one != other
-    assert run("view", SAMPLES / "beads.tif", "-c", 0).output != run("view", SAMPLES / "beads.tif", "-c", 1).output
+    assert (
+        run("view", SAMPLES / "beads.tif", "-c", 0).output
+        != run("view", SAMPLES / "beads.tif", "-c", 1).output
+    )
 
 
 @pytest.mark.parametrize(
@@ -110,7 +121,9 @@ def test_series_and_channels(run: Run) -> None:
         ([HEAD, "-o", "nowhere/x.png"], 1, "folder"),
     ],
 )
-def test_errors(run: Run, error_line: object, arguments: list[object], code: int, message: str) -> None:
+def test_errors(
+    run: Run, error_line: object, arguments: list[object], code: int, message: str
+) -> None:
     result = run("view", *arguments, code=code)
     assert message in error_line(result.output)  # type: ignore[operator]
 
@@ -131,7 +144,9 @@ def panel(values: object, signed: bool = False, extent: tuple[float, float] | No
     return Panel("t", array, size, (-1, 1) if signed else (0, 1), signed=signed)
 
 
-def test_half_blocks_hold_two_rows(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_half_blocks_hold_two_rows(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(drawing, "in_colour", lambda stream: True)
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm-256color")
@@ -140,7 +155,10 @@ def test_half_blocks_hold_two_rows(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     drawing.draw([[panel([[0, 1], [1, 0], [1, 1]])]], voxel=1, most=1)
     lines = capsys.readouterr().out.splitlines()
     black, white = "0;0;0", "255;255;255"
-    assert lines[1] == f"\x1b[38;2;{black};48;2;{white}m▀\x1b[0m\x1b[38;2;{white};48;2;{black}m▀\x1b[0m"
+    assert (
+        lines[1]
+        == f"\x1b[38;2;{black};48;2;{white}m▀\x1b[0m\x1b[38;2;{white};48;2;{black}m▀\x1b[0m"
+    )
     assert lines[2] == f"\x1b[38;2;{white}m▀▀\x1b[0m", "an odd row has nothing below it"
 
 
@@ -155,7 +173,9 @@ def test_fewer_colours(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
 
 
 def test_proportions_and_width() -> None:
-    wide = [[panel(np.zeros((4, 4)), extent=(4.0, 12.0)), panel(np.zeros((4, 4)), extent=(4.0, 6.0))]]
+    wide = [
+        [panel(np.zeros((4, 4)), extent=(4.0, 12.0)), panel(np.zeros((4, 4)), extent=(4.0, 6.0))]
+    ]
     assert drawing.fitting_scale(wide, columns=200, voxel=1.0, most=8) == 8
     assert drawing.fitting_scale(wide, columns=44, voxel=1.0, most=8) == 2, "whole cells"
     assert drawing.fitting_scale(wide, columns=11, voxel=1.0, most=8) == 0.5
@@ -164,7 +184,9 @@ def test_proportions_and_width() -> None:
 
 
 def test_signed_characters() -> None:
-    assert drawing.text_lines([panel([[-1, -1, 0, 0, 1, 1], [-1, -1, 0, 0, 1, 1]], signed=True)], 1, [6]) == [
+    assert drawing.text_lines(
+        [panel([[-1, -1, 0, 0, 1, 1], [-1, -1, 0, 0, 1, 1]], signed=True)], 1, [6]
+    ) == [
         "t",
         "@-  @@",
     ]
@@ -225,21 +247,44 @@ def test_a_page_of_a_batch(run: Run, tmp_path: Path) -> None:
     bad.write_bytes(b"nothing")
     page = tmp_path / "page.html"
     result = run(
-        "apply", HEAD, odd, bad, "-k", "box:size=3", "--out-dir", tmp_path / "out", "--report", page, "-q", code=3
+        "apply",
+        HEAD,
+        odd,
+        bad,
+        "-k",
+        "box:size=3",
+        "--out-dir",
+        tmp_path / "out",
+        "--report",
+        page,
+        "-q",
+        code=3,
     )
     assert "bad.npy" in result.output
     text = page.read_text()
     read = Page(text)
     assert "<b>&'x.npy" in read.words
-    assert not any(tag == "b" and not attributes.get("class") for tag, attributes in read.tags), "text is escaped"
-    links = [value for _, attributes in read.tags for name, value in attributes.items() if name in ("src", "href")]
-    assert all(link is not None and link.startswith(("data:image/png;base64,", "#")) for link in links)
+    assert not any(tag == "b" and not attributes.get("class") for tag, attributes in read.tags), (
+        "text is escaped"
+    )
+    links = [
+        value
+        for _, attributes in read.tags
+        for name, value in attributes.items()
+        if name in ("src", "href")
+    ]
+    assert all(
+        link is not None and link.startswith(("data:image/png;base64,", "#")) for link in links
+    )
     images = [a["src"] for tag, a in read.tags if tag == "img"]
     assert len(images) == 4
     for tag, attributes in read.tags:
         if tag == "img":
             data = base64.b64decode(str(attributes["src"]).split(",")[1])
-            assert struct.unpack(">II", data[16:24]) == (int(attributes["width"] or 0), int(attributes["height"] or 0))
+            assert struct.unpack(">II", data[16:24]) == (
+                int(attributes["width"] or 0),
+                int(attributes["height"] or 0),
+            )
     assert sum(tag == "svg" for tag, _ in read.tags) == 2
     assert "cannot read" in read.words
     assert "algorithm  " in read.words
@@ -253,7 +298,9 @@ def test_a_page_of_a_batch(run: Run, tmp_path: Path) -> None:
 def test_a_page_of_an_output_that_replaces_its_input(run: Run, tmp_path: Path) -> None:
     """What it shows as before was read before."""
     for name in ("x.npy", "y.npy"):
-        np.save(tmp_path / name, np.random.default_rng(0).standard_normal((8, 8, 8)).astype(np.float32))
+        np.save(
+            tmp_path / name, np.random.default_rng(0).standard_normal((8, 8, 8)).astype(np.float32)
+        )
     run(
         "apply",
         tmp_path / "x.npy",
@@ -265,8 +312,20 @@ def test_a_page_of_an_output_that_replaces_its_input(run: Run, tmp_path: Path) -
         "--report",
         tmp_path / "x.html",
     )
-    run("apply", tmp_path / "y.npy", "-k", "box:size=3", "-o", tmp_path / "z.npy", "--report", tmp_path / "y.html")
-    pictures = [[a["src"] for t, a in Page((tmp_path / f"{n}.html").read_text()).tags if t == "img"] for n in "xy"]
+    run(
+        "apply",
+        tmp_path / "y.npy",
+        "-k",
+        "box:size=3",
+        "-o",
+        tmp_path / "z.npy",
+        "--report",
+        tmp_path / "y.html",
+    )
+    pictures = [
+        [a["src"] for t, a in Page((tmp_path / f"{n}.html").read_text()).tags if t == "img"]
+        for n in "xy"
+    ]
     assert pictures[0] == pictures[1]
     assert pictures[0][0] != pictures[0][1]
 
@@ -301,12 +360,22 @@ def test_a_page_of_pipes(shell: Shell, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["--report", "p.txt"], 2, "a report is an HTML page, as in --report report.html, received 'p.txt'"),
-        (["--report", "p.html", "--dry-run"], 2, "--dry-run writes nothing, and --report is a file"),
+        (
+            ["--report", "p.txt"],
+            2,
+            "a report is an HTML page, as in --report report.html, received 'p.txt'",
+        ),
+        (
+            ["--report", "p.html", "--dry-run"],
+            2,
+            "--dry-run writes nothing, and --report is a file",
+        ),
         (["--report", "nowhere/p.html"], 1, "does not exist"),
     ],
 )
-def test_pages_that_cannot_be(run: Run, tmp_path: Path, arguments: list[str], code: int, message: str) -> None:
+def test_pages_that_cannot_be(
+    run: Run, tmp_path: Path, arguments: list[str], code: int, message: str
+) -> None:
     result = run("apply", HEAD, "-k", "box:size=3", "-o", tmp_path / "y.nii", *arguments, code=code)
     assert message in result.output
     assert not (tmp_path / "y.nii").exists()

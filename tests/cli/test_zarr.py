@@ -63,7 +63,17 @@ def test_compare(run: Any, store: Path, tmp_path: Path) -> None:
 def test_apply_with_chunks_and_levels(run: Any, store: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.ome.zarr"
     result = run(
-        "apply", f"{store}/", "-k", "gaussian:sigma=1um", "-o", out, "--chunks", "8,16,32", "--levels", 5, "-v"
+        "apply",
+        f"{store}/",
+        "-k",
+        "gaussian:sigma=1um",
+        "-o",
+        out,
+        "--chunks",
+        "8,16,32",
+        "--levels",
+        5,
+        "-v",
     )
     assert "3 of 5 levels are written" in result.stderr
     assert zarr.open_array(str(out / "0"), mode="r").chunks == (8, 16, 32)
@@ -77,11 +87,15 @@ def test_options_that_are_wrong(run: Any, error_line: Any, store: Path, tmp_path
     start = ("apply", store, "-k", "identity", "-o")
     assert "--chunks" in error_line(run(*start, tmp_path / "a.npy", "--chunks", "8", code=2).stderr)
     assert "--levels" in error_line(run(*start, tmp_path / "a.npy", "--levels", "2", code=2).stderr)
-    assert "chunks" in error_line(run(*start, tmp_path / "a.zarr", "--chunks", "8,0,8", code=2).stderr)
+    assert "chunks" in error_line(
+        run(*start, tmp_path / "a.zarr", "--chunks", "8,0,8", code=2).stderr
+    )
     assert "ends in .zarr" in error_line(run(*start, tmp_path / "a.zarr" / "0", code=2).stderr)
     assert "input lies in it" in error_line(run(*start, store, "--overwrite", code=5).stderr)
     assert "no such file" in error_line(run("info", tmp_path / "no.zarr", code=3).stderr)
-    assert "more" in error_line(run(*start, tmp_path / "a.zarr", "--max-memory", "100M", code=6).stderr)
+    assert "more" in error_line(
+        run(*start, tmp_path / "a.zarr", "--max-memory", "100M", code=6).stderr
+    )
     assert sorted(os.listdir(tmp_path)) == [store.name]
 
 
@@ -97,11 +111,30 @@ def test_a_batch_of_stores(run: Any, store: Path, tmp_path: Path) -> None:
     other = tmp_path / "folder"  # a store by what it holds
     os.rename(store, other)
     write_volume(str(store), read_volume(str(other)))
-    result = run("apply", f"{store}/0", f"{other}/", "-k", "identity", "--out-dir", tmp_path / "out", "--suffix", "_i")
+    result = run(
+        "apply",
+        f"{store}/0",
+        f"{other}/",
+        "-k",
+        "identity",
+        "--out-dir",
+        tmp_path / "out",
+        "--suffix",
+        "_i",
+    )
     assert sorted(os.listdir(tmp_path / "out")) == ["folder_i.zarr", "image_i.ome.zarr"]
     assert "2 done" in result.stderr
     result = run(
-        "apply", store, other, "-k", "identity", "--out-dir", tmp_path / "out", "--suffix", "_i", "--skip-existing"
+        "apply",
+        store,
+        other,
+        "-k",
+        "identity",
+        "--out-dir",
+        tmp_path / "out",
+        "--suffix",
+        "_i",
+        "--skip-existing",
     )
     assert "2 skipped" in result.stderr
     run("apply", store, "-k", "identity", "--suffix", "_j")
@@ -132,11 +165,28 @@ def test_explain_needs_no_voxels(run: Any, store: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("seconds", [0.05, 0.4])
-def test_an_interrupt_leaves_no_store(tmp_path: Path, number: int, seconds: float, rng: np.random.Generator) -> None:
-    write_volume(str(tmp_path / "a.zarr"), Volume(rng.normal(size=(96, 256, 256)).astype(np.float32), "zyx"))
+def test_an_interrupt_leaves_no_store(
+    tmp_path: Path, number: int, seconds: float, rng: np.random.Generator
+) -> None:
+    write_volume(
+        str(tmp_path / "a.zarr"), Volume(rng.normal(size=(96, 256, 256)).astype(np.float32), "zyx")
+    )
     (tmp_path / "out").mkdir()
-    command = ["apply", "a.zarr", "-k", "gaussian:sigma=2vox", "-o", "out/b.zarr", "--levels", "4", "--chunks", "16"]
-    with started([sys.executable, "-m", "conv3d_cli", *command], cwd=tmp_path, stderr=subprocess.DEVNULL) as process:
+    command = [
+        "apply",
+        "a.zarr",
+        "-k",
+        "gaussian:sigma=2vox",
+        "-o",
+        "out/b.zarr",
+        "--levels",
+        "4",
+        "--chunks",
+        "16",
+    ]
+    with started(
+        [sys.executable, "-m", "conv3d_cli", *command], cwd=tmp_path, stderr=subprocess.DEVNULL
+    ) as process:
         wait_until(lambda: os.listdir(tmp_path / "out"), process)
         time.sleep(seconds)
         process.send_signal(number)

@@ -25,17 +25,31 @@ SHAPE = (40, 96, 96)
 
 
 def contents(store: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(store)): p.read_bytes() for p in sorted(store.rglob("*")) if p.is_file()}
+    return {
+        str(p.relative_to(store)): p.read_bytes() for p in sorted(store.rglob("*")) if p.is_file()
+    }
 
 
 class Cluster:
     """A scheduler and workers, started as people start them."""
 
-    def __init__(self, folder: Path, workers: int, options: tuple[str, ...] = ("--no-nanny",)) -> None:
+    def __init__(
+        self, folder: Path, workers: int, options: tuple[str, ...] = ("--no-nanny",)
+    ) -> None:
         self.file = folder / "scheduler.json"
-        self.processes = [self._start("dask_scheduler", "--port", "0", "--no-dashboard", "--host", "127.0.0.1")]
+        self.processes = [
+            self._start("dask_scheduler", "--port", "0", "--no-dashboard", "--host", "127.0.0.1")
+        ]
         self.workers = [
-            self._start("dask_worker", "--nthreads", "1", "--no-dashboard", "--local-directory", str(folder), *options)
+            self._start(
+                "dask_worker",
+                "--nthreads",
+                "1",
+                "--no-dashboard",
+                "--local-directory",
+                str(folder),
+                *options,
+            )
             for _ in range(workers)
         ]
         try:
@@ -52,7 +66,14 @@ class Cluster:
             return str(client.scheduler.address)
 
     def _start(self, module: str, *arguments: str) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", f"distributed.cli.{module}", "--scheduler-file", str(self.file), *arguments]
+        command = [
+            sys.executable,
+            "-m",
+            f"distributed.cli.{module}",
+            "--scheduler-file",
+            str(self.file),
+            *arguments,
+        ]
         return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
     def stop(self) -> None:
@@ -95,15 +116,29 @@ def store(tmp_path_factory: pytest.TempPathFactory, run: Any) -> Path:
 
 
 @pytest.mark.parametrize(
-    "options", [["-k", "gaussian:sigma=2vox"], ["-k", "k.npy", "--dtype", "int16", "--chunks", "16,16,16"]], ids=str
+    "options",
+    [["-k", "gaussian:sigma=2vox"], ["-k", "k.npy", "--dtype", "int16", "--chunks", "16,16,16"]],
+    ids=str,
 )
 def test_same_bytes_as_a_local_run(
-    cluster: Cluster, store: Path, options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Any
+    cluster: Cluster,
+    store: Path,
+    options: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    run: Any,
 ) -> None:
     monkeypatch.chdir(store)
     run("apply", "x.ome.zarr", *options, "-o", tmp_path / "local.zarr")
     spread = run(
-        "apply", "x.ome.zarr", *options, "-o", tmp_path / "spread.zarr", "--scheduler", cluster.address, "--json"
+        "apply",
+        "x.ome.zarr",
+        *options,
+        "-o",
+        tmp_path / "spread.zarr",
+        "--scheduler",
+        cluster.address,
+        "--json",
     )
     assert "tasks of" in spread.output
     assert "on 2 workers" in spread.output
@@ -133,7 +168,9 @@ def test_a_killed_worker_loses_nothing(store: Path, tmp_path: Path, run: Any) ->
         cluster.stop()
 
 
-def test_all_workers_gone(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Any) -> None:
+def test_all_workers_gone(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Any
+) -> None:
     """The only worker is killed in mid-run, and none comes: one line, not a wait for ever."""
     monkeypatch.setattr("conv3d_cli.cluster.run.PAUSED_SECONDS", 0.3)
     monkeypatch.setattr("conv3d_cli.cluster.run.GONE_SECONDS", 1)
@@ -146,7 +183,14 @@ def test_all_workers_gone(store: Path, tmp_path: Path, monkeypatch: pytest.Monke
     try:
         killer = threading.Thread(target=lambda: (wait_until(begun), cluster.workers[0].kill()))
         killer.start()
-        options = ["-k", "gaussian:sigma=9vox", "--algorithm", "direct", "--scheduler", cluster.address]
+        options = [
+            "-k",
+            "gaussian:sigma=9vox",
+            "--algorithm",
+            "direct",
+            "--scheduler",
+            cluster.address,
+        ]
         result = run("apply", store / "x.ome.zarr", *options, "-o", tmp_path / "out.zarr", code=1)
         killer.join()
     finally:
@@ -155,7 +199,9 @@ def test_all_workers_gone(store: Path, tmp_path: Path, monkeypatch: pytest.Monke
     assert [p.name for p in tmp_path.iterdir()] == ["dask"]
 
 
-def test_a_corrupt_chunk_is_the_inputs_fault(cluster: Cluster, store: Path, tmp_path: Path, run: Any) -> None:
+def test_a_corrupt_chunk_is_the_inputs_fault(
+    cluster: Cluster, store: Path, tmp_path: Path, run: Any
+) -> None:
     import shutil
 
     shutil.copytree(store / "x.ome.zarr", tmp_path / "bad.ome.zarr")
@@ -176,14 +222,24 @@ def test_a_corrupt_chunk_is_the_inputs_fault(cluster: Cluster, store: Path, tmp_
     assert [p.name for p in tmp_path.iterdir()] == ["bad.ome.zarr"]
 
 
-def test_no_scheduler(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Any) -> None:
+def test_no_scheduler(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Any
+) -> None:
     monkeypatch.setattr("conv3d_cli.cluster.run.CONNECT_SECONDS", 1)
     arguments = [store / "x.ome.zarr", "-k", "box:size=3", "-o", tmp_path / "out.zarr"]
     result = run("apply", *arguments, "--scheduler", "tcp://127.0.0.1:9", code=1)
     assert "cannot reach the scheduler at tcp://127.0.0.1:9" in result.output
     run("apply", *arguments, "--scheduler", "local:none", code=2)
     result = run(
-        "apply", store / "x.npy", "-k", "box:size=3", "-o", tmp_path / "out.zarr", "--scheduler", "local:1", code=2
+        "apply",
+        store / "x.npy",
+        "-k",
+        "box:size=3",
+        "-o",
+        tmp_path / "out.zarr",
+        "--scheduler",
+        "local:1",
+        code=2,
     )
     assert "x.npy is none" in result.output
     assert not list(tmp_path.iterdir())
@@ -225,14 +281,41 @@ def test_planes_larger_than_memory_are_no_matter(tmp_path: Path, run: Any) -> No
     axes = [{"name": a, "type": "space", "unit": "micrometer"} for a in "zyx"]
     dataset = {"path": "0", "coordinateTransformations": scales}
     group.attrs["ome"] = {"version": "0.5", "multiscales": [{"axes": axes, "datasets": [dataset]}]}
-    spread = ["--workers", "100", "--worker-threads", "8", "--read-rate", "300M", "--write-rate", "200M"]
-    result = run("explain", tmp_path / "huge.ome.zarr", "-k", "gaussian:sigma=2um", "--dtype", "uint16", *spread)
+    spread = [
+        "--workers",
+        "100",
+        "--worker-threads",
+        "8",
+        "--read-rate",
+        "300M",
+        "--write-rate",
+        "200M",
+    ]
+    result = run(
+        "explain",
+        tmp_path / "huge.ome.zarr",
+        "-k",
+        "gaussian:sigma=2um",
+        "--dtype",
+        "uint16",
+        *spread,
+    )
     assert "100 workers of 8 threads" in result.output
 
 
-def test_workers_without_memory(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Any) -> None:
+def test_workers_without_memory(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Any
+) -> None:
     """Too little for a task is told before any work; a worker that dies of it all the same is no mystery."""
-    arguments = [store / "x.ome.zarr", "-k", "box:size=3", "-o", tmp_path / "out.zarr", "--overwrite", "--scheduler"]
+    arguments = [
+        store / "x.ome.zarr",
+        "-k",
+        "box:size=3",
+        "-o",
+        tmp_path / "out.zarr",
+        "--overwrite",
+        "--scheduler",
+    ]
     (tmp_path / "dask").mkdir()
     small = Cluster(tmp_path / "dask", 1, ("--nanny", "--memory-limit", "120MB"))
     try:
@@ -257,7 +340,9 @@ def test_a_worker_that_is_full_is_not_waited_for(
     full = Cluster(tmp_path / "dask", 1, ("--no-nanny", "--memory-limit", "600MB"))
     try:
         with distributed.Client(full.address) as client:
-            client.submit(lambda: setattr(__import__("sys"), "held", bytearray(b"x") * (480 << 20))).result(30)
+            client.submit(
+                lambda: setattr(__import__("sys"), "held", bytearray(b"x") * (480 << 20))
+            ).result(30)
         result = run(
             "apply",
             store / "x.ome.zarr",
@@ -322,7 +407,9 @@ def test_a_local_cluster_obeys_its_own_process_alone(tmp_path: Path) -> None:
     stranger.load_cert_chain(tmp_path / "stranger.pem")
     (tmp_path / "local.py").write_text(LOCAL)
     command = [sys.executable, str(tmp_path / "local.py")]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
         assert process.stdout is not None
         total, scheduler, listening = json.loads(process.stdout.readline())
         assert total == 3
@@ -352,7 +439,9 @@ def test_a_local_cluster_writes_into_no_folder_of_others(tmp_path: Path) -> None
         ["x.zarr", "-k", "box:size=3", "-o", "y.zarr", "--scheduler", "local:1"],
     ):
         command = [sys.executable, "-m", "conv3d_cli", "apply", *arguments, "-q"]
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        )
         assert (done.returncode, done.stderr) == (0, "")
     assert (tmp_path / "precious").read_text() == "precious"
     assert sorted(path.name for path in taken.iterdir()) == ["global.lock", "purge.lock"]
@@ -367,7 +456,9 @@ def test_a_local_cluster_without_cryptography(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(distributed.Security, "temporary", missing)
     with (
-        pytest.raises(SpecError, match=r"needs the cryptography library: pip install 'conv3d\[cluster\]'"),
+        pytest.raises(
+            SpecError, match=r"needs the cryptography library: pip install 'conv3d\[cluster\]'"
+        ),
         connect("local:1"),
     ):
         pass

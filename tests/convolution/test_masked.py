@@ -40,7 +40,11 @@ def agrees(result: np.ndarray, top: np.ndarray, bottom: np.ndarray, fill: float)
     """Equal to top / bottom to float32 where enough weight is seen, which the rounding of the bottom may not decide."""
     clear = abs(bottom / MIN_COVERAGE - 1) > 1e-3
     expected = np.where(bottom >= MIN_COVERAGE, top / np.where(bottom > 0, bottom, 1), fill)
-    bound = 4e-6 * max(1.0, abs(expected[np.isfinite(expected)]).max(initial=0)) / np.maximum(bottom, MIN_COVERAGE)
+    bound = (
+        4e-6
+        * max(1.0, abs(expected[np.isfinite(expected)]).max(initial=0))
+        / np.maximum(bottom, MIN_COVERAGE)
+    )
     np.testing.assert_array_equal(np.isnan(result[clear]), np.isnan(expected[clear]))
     seen = clear & np.isfinite(expected)
     assert (abs(result - expected)[seen] <= bound[seen]).all(), abs(result - expected)[seen].max()
@@ -50,7 +54,12 @@ filters = geometries(kinds=("filter",), largest=7, largest_kernel=4, most_steps=
 
 
 @settings(max_examples=60)
-@given(filters, st.integers(0, 2**32 - 1), st.sampled_from(["ignore", "mask", "both", "value"]), st.booleans())
+@given(
+    filters,
+    st.integers(0, 2**32 - 1),
+    st.sampled_from(["ignore", "mask", "both", "value"]),
+    st.booleans(),
+)
 def test_any_geometry(geometry: Geometry, seed: int, kind: str, renormalize: bool) -> None:
     rng = np.random.default_rng(seed)
     x = rng.standard_normal(geometry.in_shape).astype(np.float32)
@@ -85,14 +94,24 @@ def test_every_algorithm_that_takes_it(algorithm: str, precision: str) -> None:
     rng = np.random.default_rng(3)
     shape = (9, 40, 70)
     line = np.array([1.0, 3, 5, 3, 1])
-    kernel = line[:, None, None] * line[:, None] * line if algorithm == "separable" else rng.random((5, 5, 5)) + 0.1
+    kernel = (
+        line[:, None, None] * line[:, None] * line
+        if algorithm == "separable"
+        else rng.random((5, 5, 5)) + 0.1
+    )
     if algorithm == "sparse":
         kernel[1:4, 1:4] = 0
     x = rng.standard_normal(shape).astype(precision)
     x[4:6, 10:20, 30:40] = np.nan
     options = {"padding": "same", "boundary": "nearest", "nan": "ignore", "algorithm": algorithm}
     try:
-        conv3d(np.zeros(shape, precision), kernel, padding="same", boundary="nearest", algorithm=algorithm)
+        conv3d(
+            np.zeros(shape, precision),
+            kernel,
+            padding="same",
+            boundary="nearest",
+            algorithm=algorithm,
+        )
     except ShapeError:
         with pytest.raises(ShapeError, match="cannot run this"):
             conv3d(x, kernel, **options)  # type: ignore[arg-type]
@@ -132,7 +151,9 @@ def test_voxels_far_from_any_hole_keep_their_bits(kernel: str, boundary: str) ->
     x = rng.standard_normal((24, 40, 45)).astype(np.float32)
     text = "constant=2" if boundary == "constant" else boundary
     plain = conv3d(x, Kernel(w), padding="same", boundary=text)
-    np.testing.assert_array_equal(conv3d(x, Kernel(w), padding="same", boundary=text, nan="ignore"), plain)
+    np.testing.assert_array_equal(
+        conv3d(x, Kernel(w), padding="same", boundary=text, nan="ignore"), plain
+    )
     masked = conv3d(x, Kernel(w), padding="same", boundary=text, mask=np.ones(x.shape))
     np.testing.assert_array_equal(masked, plain)
     x[3, 20, 20] = np.nan
@@ -165,7 +186,18 @@ def test_same_bytes_for_any_slab_and_thread_count(
         ("x.nii.gz", 1, "least"),
     ):
         out = tmp_path / "o.nii"
-        arguments = ["apply", str(scan / name), "-k", k, "-o", str(out), "-j", str(threads), "--overwrite", *options]
+        arguments = [
+            "apply",
+            str(scan / name),
+            "-k",
+            k,
+            "-o",
+            str(out),
+            "-j",
+            str(threads),
+            "--overwrite",
+            *options,
+        ]
         if memory == "least":
             refused = run(*arguments, "--max-memory", "1M", code=6)
             memory = refused.output.split("--max-memory ")[1].split()[0]
@@ -196,13 +228,19 @@ def test_slabs_that_are_not_looked_at_have_the_same_bits(tmp_path: Path, run: An
             seen,
         ]
         if memory == "1M":
-            least = run("apply", *arguments, "--max-memory", memory, code=6).output.split("--max-memory ")[1].split()[0]
+            least = (
+                run("apply", *arguments, "--max-memory", memory, code=6)
+                .output.split("--max-memory ")[1]
+                .split()[0]
+            )
             continue
         run("apply", *arguments, "--max-memory", least if memory == "least" else memory)
         found.add(out.read_bytes() + seen.read_bytes())
     assert len(found) == 1
     run("apply", tmp_path / "x.npy", "-k", "gaussian:sigma=1vox", "-o", tmp_path / "plain.npy")
-    np.testing.assert_array_equal(*(np.load(tmp_path / name)[100:] for name in ("b.npy", "plain.npy")))
+    np.testing.assert_array_equal(
+        *(np.load(tmp_path / name)[100:] for name in ("b.npy", "plain.npy"))
+    )
 
 
 @pytest.fixture(scope="module")
@@ -230,7 +268,16 @@ def test_regions_are_not_mixed(scan: Path, tmp_path: Path, run: Any) -> None:
     """Each region's result is that of a mask of it alone."""
     labels = load(scan / "l.nii")
     kernel = ["-k", "gaussian:sigma=1.5vox", "--nan", "ignore"]
-    run("apply", scan / "x.nii", *kernel, "--mask", scan / "l.nii", "--mask-labels", "-o", tmp_path / "all.nii")
+    run(
+        "apply",
+        scan / "x.nii",
+        *kernel,
+        "--mask",
+        scan / "l.nii",
+        "--mask-labels",
+        "-o",
+        tmp_path / "all.nii",
+    )
     together = load(tmp_path / "all.nii")
     for label in (1, 2, 5):
         own = nib.Nifti1Image((labels == label).astype(np.uint8), nib.load(scan / "l.nii").affine)
@@ -245,7 +292,9 @@ def test_regions_are_not_mixed(scan: Path, tmp_path: Path, run: Any) -> None:
             tmp_path / "alone.nii",
             "--overwrite",
         )
-        np.testing.assert_array_equal(together[labels == label], load(tmp_path / "alone.nii")[labels == label])
+        np.testing.assert_array_equal(
+            together[labels == label], load(tmp_path / "alone.nii")[labels == label]
+        )
     assert (together[labels == 0] == 0).all()
 
 
@@ -255,7 +304,17 @@ def test_mask_modes(scan: Path, tmp_path: Path, run: Any) -> None:
     for mode in ("clip", "extend", "keep"):
         out = tmp_path / f"{mode}.nii"
         kernel = ["-k", "box:size=5", "--nan", "ignore"]
-        run("apply", scan / "x.nii", *kernel, "--mask", scan / "m.nii", "--mask-mode", mode, "-o", out)
+        run(
+            "apply",
+            scan / "x.nii",
+            *kernel,
+            "--mask",
+            scan / "m.nii",
+            "--mask-mode",
+            mode,
+            "-o",
+            out,
+        )
         results[mode] = load(out)
     x = load(scan / "x.nii")
     assert (results["clip"][~mask] == 0).all()
@@ -273,15 +332,39 @@ def test_coverage_is_written(scan: Path, tmp_path: Path, run: Any) -> None:
     )  # fmt: skip
     known = np.isfinite(load(scan / "x.nii")).astype(float)
     padded = np.pad(known, [(1, 1)] * 3 + [(0, 0)], mode="symmetric")
-    parts = [padded[i : i + 23, j : j + 21, k : k + 40] for i in range(3) for j in range(3) for k in range(3)]
+    parts = [
+        padded[i : i + 23, j : j + 21, k : k + 40]
+        for i in range(3)
+        for j in range(3)
+        for k in range(3)
+    ]
     np.testing.assert_allclose(load(tmp_path / "c.nii.gz"), np.mean(parts, axis=0), atol=2e-6)
     assert np.isnan(load(tmp_path / "o.nii")).any()  # the middle of the hole
 
 
 def test_coverage_of_several_outputs_is_refused(scan: Path, tmp_path: Path, run: Any) -> None:
-    arguments = [scan / "x.nii", scan / "x.nii.gz", "-k", "box:size=3", "--nan", "ignore", "--out-dir", tmp_path]
-    assert "one file" in run("apply", *arguments, "--coverage-out", tmp_path / "c.nii", code=2).output
-    plain = [scan / "x.nii", "-k", "box:size=3", "-o", tmp_path / "o.nii", "--coverage-out", tmp_path / "c.nii"]
+    arguments = [
+        scan / "x.nii",
+        scan / "x.nii.gz",
+        "-k",
+        "box:size=3",
+        "--nan",
+        "ignore",
+        "--out-dir",
+        tmp_path,
+    ]
+    assert (
+        "one file" in run("apply", *arguments, "--coverage-out", tmp_path / "c.nii", code=2).output
+    )
+    plain = [
+        scan / "x.nii",
+        "-k",
+        "box:size=3",
+        "-o",
+        tmp_path / "o.nii",
+        "--coverage-out",
+        tmp_path / "c.nii",
+    ]
     assert "--coverage-out" in run("apply", *plain, code=2).output
 
 
@@ -294,10 +377,29 @@ def test_nan_zero_and_nan_error(scan: Path, tmp_path: Path, run: Any) -> None:
     )
     run("apply", tmp_path / "zeroed.nii", "-k", "sobel:axis=d", "-o", tmp_path / "plain.nii")
     np.testing.assert_array_equal(load(tmp_path / "o.nii"), load(tmp_path / "plain.nii"))
-    text = run("apply", scan / "x.nii", "-k", "box:size=3", "--nan", "error", "-o", tmp_path / "e.nii", code=4).output
+    text = run(
+        "apply",
+        scan / "x.nii",
+        "-k",
+        "box:size=3",
+        "--nan",
+        "error",
+        "-o",
+        tmp_path / "e.nii",
+        code=4,
+    ).output
     assert "x.nii" in text
     assert not (tmp_path / "e.nii").exists()
-    run("apply", tmp_path / "zeroed.nii", "-k", "box:size=3", "--nan", "error", "-o", tmp_path / "e.nii")
+    run(
+        "apply",
+        tmp_path / "zeroed.nii",
+        "-k",
+        "box:size=3",
+        "--nan",
+        "error",
+        "-o",
+        tmp_path / "e.nii",
+    )
 
 
 def moved(path: Path, source: Path, affine: np.ndarray | None = None, data: Any = None) -> Path:
@@ -319,10 +421,22 @@ def moved(path: Path, source: Path, affine: np.ndarray | None = None, data: Any 
         (lambda a, d: (a, np.where(d > 0, np.nan, d)), "NaN"),
     ],
 )
-def test_masks_that_do_not_fit(scan: Path, tmp_path: Path, change: Any, words: str, run: Any) -> None:
+def test_masks_that_do_not_fit(
+    scan: Path, tmp_path: Path, change: Any, words: str, run: Any
+) -> None:
     affine, data = change(nib.load(scan / "m.nii").affine, load(scan / "m.nii"))
     mask = moved(tmp_path / "bad.nii", scan / "m.nii", affine, data)
-    text = run("apply", scan / "x.nii", "-k", "box:size=3", "--mask", mask, "-o", tmp_path / "o.nii", code=4).output
+    text = run(
+        "apply",
+        scan / "x.nii",
+        "-k",
+        "box:size=3",
+        "--mask",
+        mask,
+        "-o",
+        tmp_path / "o.nii",
+        code=4,
+    ).output
     assert words in text
     assert "bad.nii" in text
     assert not (tmp_path / "o.nii").exists()
@@ -341,14 +455,20 @@ def test_masks_that_do_not_fit(scan: Path, tmp_path: Path, change: Any, words: s
         (["-k", "box:size=3", "--mask", "m.nii", "--mask-labels"], 4, "whole numbers"),
     ],
 )
-def test_what_is_refused(scan: Path, tmp_path: Path, arguments: list[str], code: int, words: str, run: Any) -> None:
+def test_what_is_refused(
+    scan: Path, tmp_path: Path, arguments: list[str], code: int, words: str, run: Any
+) -> None:
     given = [str(scan / a) if a.endswith(".nii") else a for a in arguments]
     assert words in run("apply", scan / "x.nii", *given, "-o", tmp_path / "o.nii", code=code).output
 
 
 def test_nothing_but_nan_is_an_error(scan: Path, tmp_path: Path, run: Any) -> None:
-    empty = moved(tmp_path / "nan.nii", scan / "x.nii", None, np.full((8, 9, 10), np.nan, np.float32))
-    text = run("apply", empty, "-k", "box:size=3", "--nan", "ignore", "-o", tmp_path / "o.nii", code=4).output
+    empty = moved(
+        tmp_path / "nan.nii", scan / "x.nii", None, np.full((8, 9, 10), np.nan, np.float32)
+    )
+    text = run(
+        "apply", empty, "-k", "box:size=3", "--nan", "ignore", "-o", tmp_path / "o.nii", code=4
+    ).output
     assert "all of them are missing" in text
     assert not (tmp_path / "o.nii").exists()
 
@@ -371,7 +491,9 @@ def test_a_mask_in_a_config_is_beside_it(scan: Path, tmp_path: Path, run: Any) -
     assert (tmp_path / "a.nii").read_bytes() == (tmp_path / "b.nii").read_bytes()
 
 
-def test_bias_activation_and_integers_come_after_the_mean(scan: Path, tmp_path: Path, run: Any) -> None:
+def test_bias_activation_and_integers_come_after_the_mean(
+    scan: Path, tmp_path: Path, run: Any
+) -> None:
     options = ["--nan", "ignore", "--mask", scan / "m.nii", "--mask-mode", "extend"]
     run("apply", scan / "x.nii", "-k", "box:size=3", *options, "-o", tmp_path / "plain.nii")
     run("apply",
@@ -379,7 +501,9 @@ def test_bias_activation_and_integers_come_after_the_mean(scan: Path, tmp_path: 
         "-o", tmp_path / "o.nii",
     )  # fmt: skip
     mean = load(tmp_path / "plain.nii")
-    np.testing.assert_array_equal(load(tmp_path / "o.nii"), np.rint(np.maximum(mean - 4, 0)).astype(np.int16))
+    np.testing.assert_array_equal(
+        load(tmp_path / "o.nii"), np.rint(np.maximum(mean - 4, 0)).astype(np.int16)
+    )
 
 
 def test_outside_a_mask_is_0_whatever_the_bias(scan: Path, tmp_path: Path, run: Any) -> None:
@@ -411,9 +535,17 @@ def test_means_of_a_later_layer_are_computed_in_whole_planes(tmp_path: Path, run
     arguments = [tmp_path / "x.npy", "-c", tmp_path / "stack.toml", "--chunks", "5,70,70", "-o"]
     refused = run("apply", *arguments, tmp_path / "a.zarr", "--max-memory", "1M", code=6).output
     assert "plane" in refused
-    run("apply", *arguments, tmp_path / "a.zarr", "--max-memory", refused.split("--max-memory ")[1].split()[0])
+    run(
+        "apply",
+        *arguments,
+        tmp_path / "a.zarr",
+        "--max-memory",
+        refused.split("--max-memory ")[1].split()[0],
+    )
     run("apply", *arguments, tmp_path / "b.zarr", "--max-memory", "2G")
-    np.testing.assert_array_equal(*(read_volume(str(tmp_path / name)).data for name in ("a.zarr", "b.zarr")))
+    np.testing.assert_array_equal(
+        *(read_volume(str(tmp_path / name)).data for name in ("a.zarr", "b.zarr"))
+    )
 
 
 def test_means_are_not_for_a_cluster(tmp_path: Path, run: Any) -> None:
@@ -439,7 +571,9 @@ def test_what_lies_outside_a_mask_does_not_depend_on_slabs(tmp_path: Path, run: 
     mask[:5] = 1
     np.save(tmp_path / "m.npy", mask)
     kernel = ["-k", "box:size=3", "--mask", tmp_path / "m.npy", "--activation", "softmax", "-o"]
-    refused = run("apply", tmp_path / "x.npy", *kernel, tmp_path / "a.npy", "--max-memory", "1M", code=6).output
+    refused = run(
+        "apply", tmp_path / "x.npy", *kernel, tmp_path / "a.npy", "--max-memory", "1M", code=6
+    ).output
     run(
         "apply",
         tmp_path / "x.npy",
@@ -454,7 +588,12 @@ def test_what_lies_outside_a_mask_does_not_depend_on_slabs(tmp_path: Path, run: 
 
 
 def test_policies_that_contradict() -> None:
-    for wrong in ({"nan": "skip"}, {"mask_mode": "in"}, {"labels": True}, {"nan": "error", "value": 1.0}):
+    for wrong in (
+        {"nan": "skip"},
+        {"mask_mode": "in"},
+        {"labels": True},
+        {"nan": "error", "value": 1.0},
+    ):
         with pytest.raises(SpecError):
             Missing(**wrong)  # type: ignore[arg-type]
     assert not Missing().weighs
@@ -464,7 +603,9 @@ def test_oracle_knows_nothing_of_masks() -> None:
     """The definition here is two plain convolutions of the oracle, divided."""
     x, m = np.arange(27.0).reshape(1, 3, 3, 3, 1), np.ones((1, 3, 3, 3, 1))
     m[0, 1, 1, 1] = 0
-    geometry = Geometry(1, (3, 3, 3), 1, (3, 3, 3), None, 1, 1, (1, 1, 1), (1, 1, 1), "valid", "zeros", 0.0)
+    geometry = Geometry(
+        1, (3, 3, 3), 1, (3, 3, 3), None, 1, 1, (1, 1, 1), (1, 1, 1), "valid", "zeros", 0.0
+    )
     top, bottom = by_definition(geometry, x, m, np.ones((3, 3, 3)))
     assert top / bottom == pytest.approx(np.delete(np.arange(27.0), 13).mean())
     assert oracle.conv3d(x, np.ones((3, 3, 3, 1, 1))).item() == 351
@@ -473,6 +614,8 @@ def test_oracle_knows_nothing_of_masks() -> None:
 def test_a_missing_value_may_be_a_whole_number_in_python() -> None:
     """It failed for an int beside voxels that are integers."""
     volume = np.arange(60, dtype=np.int16).reshape(3, 4, 5)
-    got, expected = (conv3d(volume, np.ones((1, 1, 3)), padding="same", missing=value) for value in (12, 12.0))
+    got, expected = (
+        conv3d(volume, np.ones((1, 1, 3)), padding="same", missing=value) for value in (12, 12.0)
+    )
     np.testing.assert_array_equal(got, expected)
     assert got[0, 2, 1] == pytest.approx((10 + 11) / 2)

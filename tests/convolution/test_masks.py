@@ -25,7 +25,9 @@ KERNEL = np.ones((5, 5, 5))
 @pytest.fixture(scope="module")
 def volume(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("volume") / "x.nii"
-    nib.Nifti1Image(np.random.default_rng(1).uniform(1, 100, SIZE).astype(np.float32), AFFINE).to_filename(path)
+    nib.Nifti1Image(
+        np.random.default_rng(1).uniform(1, 100, SIZE).astype(np.float32), AFFINE
+    ).to_filename(path)
     return path
 
 
@@ -50,7 +52,9 @@ def stored(path: Path, numbers: np.ndarray, slope: float, intercept: float) -> P
     return path
 
 
-def by_definition(x: np.ndarray, m: np.ndarray, least: float = 1e-3) -> tuple[np.ndarray, np.ndarray]:
+def by_definition(
+    x: np.ndarray, m: np.ndarray, least: float = 1e-3
+) -> tuple[np.ndarray, np.ndarray]:
     """(means, coverage) of a box of 5 under a mask, by SciPy in float64; a mean of less than `least` is 0."""
     m = m.astype(np.float64) / m.max()
     top, bottom = (ndimage.uniform_filter(a, 5, mode="reflect") for a in (m * x, m))
@@ -69,7 +73,16 @@ def test_labels_with_a_slope_are_the_labels(volume: Path, tmp_path: Path, run: A
     whole = tmp_path / "whole.nii"
     nib.Nifti1Image(LABELS.astype(np.uint8), AFFINE).to_filename(whole)
     for mask in (sloped, whole):
-        arguments = ["-k", "box:size=5", "--mask", mask, "--mask-labels", "--strict", "--verify", "300"]
+        arguments = [
+            "-k",
+            "box:size=5",
+            "--mask",
+            mask,
+            "--mask-labels",
+            "--strict",
+            "--verify",
+            "300",
+        ]
         run("apply", volume, *arguments, "-o", tmp_path / f"of_{mask.name}")
     np.testing.assert_array_equal(load(tmp_path / "of_sloped.nii"), load(tmp_path / "of_whole.nii"))
     x, means = load(volume).astype(np.float64), np.zeros(SIZE)
@@ -98,7 +111,13 @@ def test_labels_outside_are_0_with_a_slope(volume: Path, tmp_path: Path, run: An
     ],
 )  # fmt: skip
 def test_labels_that_are_none(
-    volume: Path, tmp_path: Path, numbers: np.ndarray, slope: float, intercept: float, words: str, run: Any
+    volume: Path,
+    tmp_path: Path,
+    numbers: np.ndarray,
+    slope: float,
+    intercept: float,
+    words: str,
+    run: Any,
 ) -> None:
     mask = stored(tmp_path / "bad.nii", numbers.astype(np.uint16), slope, intercept)
     arguments = ["-k", "box:size=3", "--mask", mask, "--mask-labels", "-o", tmp_path / "o.nii"]
@@ -109,7 +128,9 @@ def test_labels_that_are_none(
     assert not (tmp_path / "o.nii").exists()
 
 
-@pytest.mark.parametrize(("beside", "fits"), [(0.0099, True), (-0.0099, True), (0.0101, False), (-0.0101, False)])
+@pytest.mark.parametrize(
+    ("beside", "fits"), [(0.0099, True), (-0.0099, True), (0.0101, False), (-0.0101, False)]
+)
 def test_real_numbers_near_whole_ones_are_labels(beside: float, fits: bool) -> None:
     labels = np.where(BALL, LABELS % 3 + 1, 0)
     x = np.random.default_rng(0).random(SIZE)
@@ -146,7 +167,9 @@ def test_a_factor_on_a_binary_mask_changes_no_bit(
         out, seen = tmp_path / f"{name}_out.nii", tmp_path / f"{name}_seen.nii"
         run("apply", volume, *arguments, "--verify", "200", "-o", out, "--coverage-out", seen)
     for kind in ("out", "seen"):
-        assert (tmp_path / f"one_{kind}.nii").read_bytes() == (tmp_path / f"scaled_{kind}.nii").read_bytes()
+        assert (tmp_path / f"one_{kind}.nii").read_bytes() == (
+            tmp_path / f"scaled_{kind}.nii"
+        ).read_bytes()
     means, coverage = by_definition(load(volume).astype(np.float64), BALL, 0.402)
     np.testing.assert_allclose(load(tmp_path / "scaled_seen.nii"), coverage, atol=1e-6)
     if mode == "extend":
@@ -156,7 +179,9 @@ def test_a_factor_on_a_binary_mask_changes_no_bit(
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("factor", [1.0, 1e-30, 1e-3, 1e12, 1e30])
 @pytest.mark.parametrize("kernel", [KERNEL, np.arange(1.0, 28).reshape(3, 3, 3)])
-def test_a_factor_on_weights_changes_rounding_alone(dtype: str, factor: float, kernel: np.ndarray) -> None:
+def test_a_factor_on_weights_changes_rounding_alone(
+    dtype: str, factor: float, kernel: np.ndarray
+) -> None:
     """Weights by inverse variance, in whatever unit."""
     rng = np.random.default_rng(2)
     x = rng.uniform(1, 100, SIZE).astype(dtype)
@@ -175,19 +200,31 @@ def test_weights_with_nan_and_with_a_missing_value() -> None:
     weights = rng.uniform(1, 2, SIZE) * 3e-9
     weights[:, :3] = 0
     there = weights * (np.isfinite(x) & (x != -999))
-    top, bottom = (ndimage.uniform_filter(a, 5, mode="reflect") for a in (np.where(there > 0, x, 0) * there, there))
-    options: dict[str, Any] = {"padding": "same", "boundary": "symmetric", "nan": "ignore", "missing": -999.0}
+    top, bottom = (
+        ndimage.uniform_filter(a, 5, mode="reflect")
+        for a in (np.where(there > 0, x, 0) * there, there)
+    )
+    options: dict[str, Any] = {
+        "padding": "same",
+        "boundary": "symmetric",
+        "nan": "ignore",
+        "missing": -999.0,
+    }
     found = conv3d(x, KERNEL, mask=weights, mask_mode="extend", **options)
     seen = bottom > 2e-3 * weights.max()
     np.testing.assert_allclose(found[seen], (top / np.where(seen, bottom, 1))[seen], rtol=2e-5)
 
 
-@pytest.mark.parametrize("dtype", [bool, np.int8, np.uint8, ">i2", np.uint32, np.int64, np.float16, ">f4", np.float64])
+@pytest.mark.parametrize(
+    "dtype", [bool, np.int8, np.uint8, ">i2", np.uint32, np.int64, np.float16, ">f4", np.float64]
+)
 def test_every_dtype_of_a_binary_mask(dtype: Any) -> None:
     x = np.random.default_rng(4).random(SIZE, np.float32)
     wanted = conv3d(x, KERNEL, padding="same", mask=BALL.astype(np.uint8))
     for factor in (1, 100):
-        np.testing.assert_array_equal(conv3d(x, KERNEL, padding="same", mask=(BALL * factor).astype(dtype)), wanted)
+        np.testing.assert_array_equal(
+            conv3d(x, KERNEL, padding="same", mask=(BALL * factor).astype(dtype)), wanted
+        )
 
 
 def test_numbers_that_differ_from_block_to_block_are_no_binary_mask() -> None:
@@ -198,13 +235,29 @@ def test_numbers_that_differ_from_block_to_block_are_no_binary_mask() -> None:
         m[:, 4] = 0
         means, _ = by_definition(x.astype(np.float64), m)
         for dtype in (np.uint8, np.float32):
-            found = conv3d(x, KERNEL, padding="same", boundary="symmetric", mask=m.astype(dtype), mask_mode="extend")
+            found = conv3d(
+                x,
+                KERNEL,
+                padding="same",
+                boundary="symmetric",
+                mask=m.astype(dtype),
+                mask_mode="extend",
+            )
             np.testing.assert_allclose(found, means, rtol=1e-5, atol=1e-7)
 
 
 def test_half_of_the_weight_is_half_for_0_and_255(volume: Path, tmp_path: Path, run: Any) -> None:
     nib.Nifti1Image(BALL.astype(np.uint8) * 255, AFFINE).to_filename(tmp_path / "m.nii")
-    arguments = ["-k", "box:size=5", "--mask", tmp_path / "m.nii", "--mask-mode", "extend", "--min-coverage", "0.5"]
+    arguments = [
+        "-k",
+        "box:size=5",
+        "--mask",
+        tmp_path / "m.nii",
+        "--mask-mode",
+        "extend",
+        "--min-coverage",
+        "0.5",
+    ]
     run("apply", volume, *arguments, "-o", tmp_path / "o.nii", "--coverage-out", tmp_path / "c.nii")
     _, coverage = by_definition(load(volume).astype(np.float64), BALL)
     np.testing.assert_array_equal(load(tmp_path / "o.nii") != 0, coverage >= 0.5)
@@ -212,21 +265,47 @@ def test_half_of_the_weight_is_half_for_0_and_255(volume: Path, tmp_path: Path, 
 
 
 @pytest.mark.parametrize(("slope", "intercept"), [(-1.0, 1.0), (-1.0, 0.0), (-0.5, 0.5)])
-def test_a_negative_slope(volume: Path, tmp_path: Path, slope: float, intercept: float, run: Any) -> None:
+def test_a_negative_slope(
+    volume: Path, tmp_path: Path, slope: float, intercept: float, run: Any
+) -> None:
     numbers = (BALL if intercept == 0 else ~BALL).astype(np.int16) * (-1 if intercept == 0 else 1)
     mask = stored(tmp_path / "m.nii", numbers, slope, intercept)
     np.testing.assert_array_equal(load(mask) > 0, BALL)
-    run("apply", volume, "-k", "box:size=5", "--mask", mask, "--verify", "200", "-o", tmp_path / "o.nii")
+    run(
+        "apply",
+        volume,
+        "-k",
+        "box:size=5",
+        "--mask",
+        mask,
+        "--verify",
+        "200",
+        "-o",
+        tmp_path / "o.nii",
+    )
     means, _ = by_definition(load(volume).astype(np.float64), BALL)
     np.testing.assert_allclose(load(tmp_path / "o.nii"), np.where(BALL, means, 0), rtol=1e-5)
 
 
 @pytest.mark.parametrize("most", [0.3, 0.7, 0.9, 1.1, 3.7, 1e-5, 12345.6])
 @pytest.mark.parametrize("dtype", ["uint8", "int16"])
-def test_what_rounding_leaves_of_a_0_is_0(volume: Path, tmp_path: Path, most: float, dtype: str, run: Any) -> None:
+def test_what_rounding_leaves_of_a_0_is_0(
+    volume: Path, tmp_path: Path, most: float, dtype: str, run: Any
+) -> None:
     """nibabel's slope and intercept are rounded to float32, so that its 0 may be 1e-9 or -1e-9."""
     mask = by_nibabel(tmp_path / "m.nii", BALL * most, dtype)
-    run("apply", volume, "-k", "box:size=5", "--mask", mask, "--verify", "200", "-o", tmp_path / "o.nii")
+    run(
+        "apply",
+        volume,
+        "-k",
+        "box:size=5",
+        "--mask",
+        mask,
+        "--verify",
+        "200",
+        "-o",
+        tmp_path / "o.nii",
+    )
     np.testing.assert_array_equal(load(tmp_path / "o.nii") != 0, BALL)
 
 
@@ -237,7 +316,9 @@ def test_what_rounding_leaves_of_a_0_is_0(volume: Path, tmp_path: Path, most: fl
     "options", [[], ["--coverage-out", "c.nii"], ["--mask-mode", "extend"], ["--mask-mode", "keep"]]
 )
 @pytest.mark.parametrize("times", [1, 3])
-def test_voxels_inside_without_a_mean_are_counted(tmp_path: Path, options: list[str], times: int, run: Any) -> None:
+def test_voxels_inside_without_a_mean_are_counted(
+    tmp_path: Path, options: list[str], times: int, run: Any
+) -> None:
     """A hole that no window bridges, and a rim of little weight; of a series in each volume."""
     rng = np.random.default_rng(6)
     x = rng.uniform(1, 100, (40, 48, 80, times)).astype(np.float32)
@@ -251,11 +332,24 @@ def test_voxels_inside_without_a_mean_are_counted(tmp_path: Path, options: list[
     coverage = ndimage.uniform_filter(known / 255, (5, 5, 5, 0), mode="reflect")
     lost = (coverage < 1e-3) & (m[..., None] > 0)
     own = [str(tmp_path / option) if option.endswith(".nii") else option for option in options]
-    arguments = [tmp_path / "x.nii", "-k", "box:size=5", "--nan", "ignore", "--mask", tmp_path / "m.nii", *own]
+    arguments = [
+        tmp_path / "x.nii",
+        "-k",
+        "box:size=5",
+        "--nan",
+        "ignore",
+        "--mask",
+        tmp_path / "m.nii",
+        *own,
+    ]
     notes = run("apply", *arguments, "-o", tmp_path / "o.nii").stderr
-    assert f"{lost.sum()} voxels inside the mask had less than 0.001 of the kernel's weight" in notes
+    assert (
+        f"{lost.sum()} voxels inside the mask had less than 0.001 of the kernel's weight" in notes
+    )
     assert (load(tmp_path / "o.nii")[lost.reshape(load(tmp_path / "o.nii").shape)] == 0).all()
-    text = run("apply", *arguments, "--strict", "-o", tmp_path / "s.nii", "--overwrite", code=4).stderr
+    text = run(
+        "apply", *arguments, "--strict", "-o", tmp_path / "s.nii", "--overwrite", code=4
+    ).stderr
     assert str(lost.sum()) in text
     assert not (tmp_path / "s.nii").exists()
 
@@ -267,7 +361,16 @@ def test_a_series_under_a_mask_alone_counts_each_volume(tmp_path: Path, run: Any
     nib.Nifti1Image(BALL.astype(np.uint8), AFFINE).to_filename(tmp_path / "m.nii")
     _, coverage = by_definition(x[..., 0], BALL)
     lost = 4 * int(((coverage < 0.5) & BALL).sum())
-    arguments = ["-k", "box:size=5", "--mask", tmp_path / "m.nii", "--min-coverage", "0.5", "-o", tmp_path / "o.nii"]
+    arguments = [
+        "-k",
+        "box:size=5",
+        "--mask",
+        tmp_path / "m.nii",
+        "--min-coverage",
+        "0.5",
+        "-o",
+        tmp_path / "o.nii",
+    ]
     assert f"{lost} voxels inside the mask" in run("apply", tmp_path / "x.nii", *arguments).stderr
 
 
@@ -277,15 +380,35 @@ def test_regions_without_a_mean_are_counted(volume: Path, tmp_path: Path, run: A
     coverage = sum((labels == n) * by_definition(load(volume), labels == n)[1] for n in range(1, 6))
     lost = int(((coverage < 0.204) & BALL).sum())
     assert lost > 0
-    arguments = ["-k", "box:size=5", "--mask", tmp_path / "l.nii", "--mask-labels", "--min-coverage", "0.204"]
-    assert f"{lost} voxels inside the mask" in run("apply", volume, *arguments, "-o", tmp_path / "o.nii").stderr
+    arguments = [
+        "-k",
+        "box:size=5",
+        "--mask",
+        tmp_path / "l.nii",
+        "--mask-labels",
+        "--min-coverage",
+        "0.204",
+    ]
+    assert (
+        f"{lost} voxels inside the mask"
+        in run("apply", volume, *arguments, "-o", tmp_path / "o.nii").stderr
+    )
 
 
 def test_no_mean_at_all_is_an_error(volume: Path, tmp_path: Path, run: Any) -> None:
     m = np.zeros(SIZE, np.uint8)
     m[14, 10, 10] = 1
     nib.Nifti1Image(m, AFFINE).to_filename(tmp_path / "m.nii")
-    arguments = ["-k", "box:size=5", "--mask", tmp_path / "m.nii", "--min-coverage", "0.5", "-o", tmp_path / "o.nii"]
+    arguments = [
+        "-k",
+        "box:size=5",
+        "--mask",
+        tmp_path / "m.nii",
+        "--min-coverage",
+        "0.5",
+        "-o",
+        tmp_path / "o.nii",
+    ]
     text = run("apply", volume, *arguments, code=4).stderr
     assert "no voxel is left: all 1 voxels inside the mask had less than 0.5" in text
     assert not (tmp_path / "o.nii").exists()
@@ -293,7 +416,15 @@ def test_no_mean_at_all_is_an_error(volume: Path, tmp_path: Path, run: Any) -> N
 
 def test_a_whole_mask_is_silent(volume: Path, tmp_path: Path, run: Any) -> None:
     nib.Nifti1Image(BALL.astype(np.uint8), AFFINE).to_filename(tmp_path / "m.nii")
-    arguments = ["-k", "box:size=5", "--mask", tmp_path / "m.nii", "--strict", "-o", tmp_path / "o.nii"]
+    arguments = [
+        "-k",
+        "box:size=5",
+        "--mask",
+        tmp_path / "m.nii",
+        "--strict",
+        "-o",
+        tmp_path / "o.nii",
+    ]
     assert run("apply", volume, *arguments).stderr == ""
 
 
@@ -303,7 +434,11 @@ def test_a_whole_mask_is_silent(volume: Path, tmp_path: Path, run: Any) -> None:
 @pytest.mark.parametrize(
     ("affine", "shape", "words"),
     [
-        (np.array([[2.0, 0, 0, 500], [0, 2, 0, 0], [0, 0, 2, 0], [0, 0, 0, 1]]), SIZE, "lies elsewhere"),
+        (
+            np.array([[2.0, 0, 0, 500], [0, 2, 0, 0], [0, 0, 2, 0], [0, 0, 0, 1]]),
+            SIZE,
+            "lies elsewhere",
+        ),
         (np.diag([-2.0, 2, 2, 1]), SIZE, "lies elsewhere"),
         (AFFINE, (*SIZE, 2), "2 time points"),
         (AFFINE, (*SIZE[:2], 7), "depth 7 against 22"),

@@ -38,7 +38,9 @@ class WatchedReader(VolumeReader):
         assert 0 <= depth.start < depth.stop <= self.array.shape[1], depth
         assert (n, depth.start) >= self.released, f"plane {depth.start} of volume {n} was released"
         if self.sequential:
-            assert (n, depth.start) >= self.position, f"went back to {n, depth.start} from {self.position}"
+            assert (n, depth.start) >= self.position, (
+                f"went back to {n, depth.start} from {self.position}"
+            )
         self.position = (n, depth.stop)
         self.planes_read += depth.stop - depth.start
         block = self.array[n, depth, :, :, channels]
@@ -54,7 +56,9 @@ def walked_planes(problem: ConvProblem, start: int, stop: int) -> list[int | Non
     """The plane under every depth position of a slab, by walking."""
     first = start * problem.strides[0] - problem.pad_before[0]
     count = (stop - start - 1) * problem.strides[0] + problem.extent[0]
-    return [oracle.outside(first + i, problem.in_size[0], problem.boundary.mode) for i in range(count)]
+    return [
+        oracle.outside(first + i, problem.in_size[0], problem.boundary.mode) for i in range(count)
+    ]
 
 
 def check_all_slabs(problem: ConvProblem, depth: int, sequential: bool) -> None:
@@ -71,7 +75,10 @@ def check_all_slabs(problem: ConvProblem, depth: int, sequential: bool) -> None:
                 if plane is None:
                     assert place == -1
                 else:
-                    assert given_.source[place].ravel().tolist() == reader.array[n, plane].ravel().tolist()
+                    assert (
+                        given_.source[place].ravel().tolist()
+                        == reader.array[n, plane].ravel().tolist()
+                    )
             # the engine looks at its shape even where no plane is needed
             assert given_.source.shape[1:] == (1, 1, problem.in_channels)
             assert max(given_.planes) < len(given_.source)
@@ -80,7 +87,9 @@ def check_all_slabs(problem: ConvProblem, depth: int, sequential: bool) -> None:
             later = [plane for after in slabs[index + 1 :] for plane in after.planes if plane >= 0]
             needed = (n, min(later, default=problem.in_size[0]))
             assert reader.released <= needed
-            if problem.strides[0] <= problem.extent[0]:  # else planes between two outputs are kept for a slab of both
+            if (
+                problem.strides[0] <= problem.extent[0]
+            ):  # else planes between two outputs are kept for a slab of both
                 assert reader.released == needed
         if sequential:
             assert reader.planes_read - read_before <= problem.in_size[0]
@@ -104,17 +113,24 @@ def test_random_access_reads_the_right_planes(geometry: Geometry, depth: int) ->
 def test_slabs_follow_one_another(geometry: Geometry, depth: int) -> None:
     problem = geometry.problem
     slabs = cut_slabs(problem, depth)
-    assert [p for slab in slabs for p in range(slab.start, slab.stop)] == list(range(problem.out_size[0]))
+    assert [p for slab in slabs for p in range(slab.start, slab.stop)] == list(
+        range(problem.out_size[0])
+    )
     assert all(slab.stop - slab.start == depth for slab in slabs[:-1])
     for slab in slabs:
-        assert slab.planes == [-1 if p is None else p for p in walked_planes(problem, slab.start, slab.stop)]
+        assert slab.planes == [
+            -1 if p is None else p for p in walked_planes(problem, slab.start, slab.stop)
+        ]
 
 
 def test_one_slab_reads_a_stream_in_channels() -> None:
     """A part of some channels gets those channels."""
     problem = ConvSpec(padding="same").resolve((1, 4, 1, 1, 3), (3, 1, 1))
     source = SlabSource(WatchedReader(1, 4, 3, True), 0, slice(1, 2), problem)
-    assert [source.read(i, i + 2).source.ravel().tolist() for i in (0, 2)] == [[1, 11, 21], [11, 21, 31]]
+    assert [source.read(i, i + 2).source.ravel().tolist() for i in (0, 2)] == [
+        [1, 11, 21],
+        [11, 21, 31],
+    ]
 
 
 def test_a_slab_wholly_outside_reads_nothing() -> None:
@@ -131,7 +147,9 @@ def test_a_slab_wholly_outside_reads_nothing() -> None:
 
 def test_memory_of_a_long_volume_is_that_of_a_slab() -> None:
     """A stream of 10 000 planes through slabs of 8 with a 5-plane kernel holds 12 planes at a time."""
-    problem = ConvSpec(padding="same", boundary="symmetric").resolve((1, 10_000, 1, 1, 1), (5, 1, 1))
+    problem = ConvSpec(padding="same", boundary="symmetric").resolve(
+        (1, 10_000, 1, 1, 1), (5, 1, 1)
+    )
     slabs = cut_slabs(problem, 8)
     assert most_planes(problem, slabs, sequential=True) == 12
     assert most_planes(problem, slabs, sequential=False) == 12
@@ -164,7 +182,9 @@ def test_runs_hold_what_is_needed(planes: list[int], gap: int) -> None:
 @pytest.mark.parametrize("boundary", ["symmetric", "mirror"])
 def test_padding_that_reaches_back_keeps_early_planes(boundary: Any) -> None:
     """Mirrored twice over: the last slab needs the first plane again, so a stream must keep them all."""
-    problem = ConvSpec(padding=((0, 40), 0, 0), boundary=boundary).resolve((1, 6, 1, 1, 1), (3, 1, 1))
+    problem = ConvSpec(padding=((0, 40), 0, 0), boundary=boundary).resolve(
+        (1, 6, 1, 1, 1), (3, 1, 1)
+    )
     slabs = cut_slabs(problem, 3)
     assert most_planes(problem, slabs, sequential=True) == 6
     check_all_slabs(problem, 3, sequential=True)

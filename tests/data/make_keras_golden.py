@@ -18,7 +18,25 @@ from typing import Any
 
 import numpy as np
 
-SPECIAL = [0.0, -0.0, np.inf, -np.inf, np.nan, 1e-38, -1e-38, 1e-30, -1e-30, 1e-8, -1e-8, 1e-3, -1e-3, 0.5, -0.5, 1, -1]
+SPECIAL = [
+    0.0,
+    -0.0,
+    np.inf,
+    -np.inf,
+    np.nan,
+    1e-38,
+    -1e-38,
+    1e-30,
+    -1e-30,
+    1e-8,
+    -1e-8,
+    1e-3,
+    -1e-3,
+    0.5,
+    -0.5,
+    1,
+    -1,
+]
 SPECIAL += [
     2.5,
     -2.5,
@@ -68,7 +86,9 @@ def assert_agrees(text: str, x: np.ndarray, got: np.ndarray, expected: np.ndarra
         if name in CANCELS:
             slack = slack + 4e-7 * np.abs(x)
         if name.lower().endswith("softmax"):  # exponents and logarithms as large as the values
-            slack = slack + 2.4e-7 * np.abs(x).max() * (1 if name == "log_softmax" else np.abs(expected))
+            slack = slack + 2.4e-7 * np.abs(x).max() * (
+                1 if name == "log_softmax" else np.abs(expected)
+            )
         close = (np.abs(got.astype(np.float64) - expected) <= slack) | (got == expected)
         close |= np.isnan(got) & np.isnan(expected)
         if x.shape == got.shape:
@@ -98,10 +118,10 @@ def activation_table() -> dict[str, Callable[[Any], Any]]:
     from keras import layers
 
     plain = "linear relu leaky_relu relu6 elu celu selu gelu silu hard_silu sigmoid hard_sigmoid log_sigmoid tanh tanh_shrink"
-    plain += (
-        " hard_tanh softplus softsign soft_shrink hard_shrink squareplus sparse_plus sparse_sigmoid mish exponential"
-    )
-    table: dict[str, Callable[[Any], Any]] = {name: a.get(name) for name in [*plain.split(), "swish", "hard_swish"]}
+    plain += " hard_tanh softplus softsign soft_shrink hard_shrink squareplus sparse_plus sparse_sigmoid mish exponential"
+    table: dict[str, Callable[[Any], Any]] = {
+        name: a.get(name) for name in [*plain.split(), "swish", "hard_swish"]
+    }
     return table | {
         "relu:negative_slope=0.25:max_value=5:threshold=1.5": lambda x: a.relu(x, 0.25, 5.0, 1.5),
         "relu:negative_slope=0.1": lambda x: a.relu(x, 0.1),
@@ -164,7 +184,9 @@ def constraint_table() -> dict[str, Callable[[Any], Any]]:
         "unit_norm": c.get("unit_norm"),
         "UnitNorm:axis=0,1,2,3": c.UnitNorm([0, 1, 2, 3]),
         "min_max_norm": c.get("min_max_norm"),
-        "MinMaxNorm:min_value=3:max_value=4:rate=0.25:axis=0,1,2,3": c.MinMaxNorm(3.0, 4.0, 0.25, [0, 1, 2, 3]),
+        "MinMaxNorm:min_value=3:max_value=4:rate=0.25:axis=0,1,2,3": c.MinMaxNorm(
+            3.0, 4.0, 0.25, [0, 1, 2, 3]
+        ),
         "non_neg": c.get("non_neg"),
     }
 
@@ -241,8 +263,12 @@ def model_list() -> list[Any]:
     y = layers.Activation("gelu")(layers.LeakyReLU()(y))
     y = layers.Softmax()(layers.ELU()(layers.ReLU(6.0)(layers.Conv3D(4, 2, name="second")(y))))
     functional = keras.Model(x, y)
-    inner = keras.Sequential([layers.Conv3D(2, 3, name="first", activation="relu"), layers.LeakyReLU()])
-    nested = keras.Sequential([keras.Input((8, 8, 8, 1)), inner, layers.Conv3D(4, 2, name="second")])
+    inner = keras.Sequential(
+        [layers.Conv3D(2, 3, name="first", activation="relu"), layers.LeakyReLU()]
+    )
+    nested = keras.Sequential(
+        [keras.Input((8, 8, 8, 1)), inner, layers.Conv3D(4, 2, name="second")]
+    )
     return [sequential, functional, nested]
 
 
@@ -263,7 +289,9 @@ def main() -> None:
             found[f"{kind}|{text}"] = np.asarray(function(tensor))
     for text, initializer in initializer_table(seed=1).items():
         values = np.asarray(initializer(INITIALIZER_SHAPE), np.float64)
-        found[f"initializer|{text}"] = np.concatenate([[values.mean(), values.std()], np.quantile(values, QUANTILES)])
+        found[f"initializer|{text}"] = np.concatenate(
+            [[values.mean(), values.std()], np.quantile(values, QUANTILES)]
+        )
     folder = Path(__file__).parent
     np.savez_compressed(folder / "keras_catalogues.npz", **found)
     configs = {
@@ -272,7 +300,9 @@ def main() -> None:
         "wrapped": [keras.saving.serialize_keras_object(layer) for layer in layer_list()[:2]],
         "models": [json.loads(model.to_json()) for model in model_list()],
     }
-    (folder / "keras_configs.json").write_text(json.dumps(configs, indent=1) + "\n", encoding="utf-8")
+    (folder / "keras_configs.json").write_text(
+        json.dumps(configs, indent=1) + "\n", encoding="utf-8"
+    )
 
 
 if __name__ == "__main__":

@@ -25,9 +25,13 @@ def main() -> None:
         sizes = [str(n) for n in volume.shape]
         steps = ["-xstep", "1", "-ystep", "2", "-zstep", "3"]
         _run("rawtominc", "-double", "-odouble", "-zyx", *steps, source, *sizes, "-input", raw)
-        _run("mincmorph", "-double", "-convolve", "-kernel", HERE / "asymmetric.kern", source, result)
+        _run(
+            "mincmorph", "-double", "-convolve", "-kernel", HERE / "asymmetric.kern", source, result
+        )
         convolved = np.frombuffer(_run("minctoraw", "-nonormalize", "-double", result), np.float64)
-    np.savez_compressed(HERE / "minc_golden.npz", volume=volume, convolved=convolved.reshape(volume.shape))
+    np.savez_compressed(
+        HERE / "minc_golden.npz", volume=volume, convolved=convolved.reshape(volume.shape)
+    )
 
 
 def _run(*words: str | Path) -> bytes:

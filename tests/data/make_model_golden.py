@@ -21,9 +21,13 @@ def main() -> None:
     model = keras.Sequential(
         [
             keras.Input((9, 10, 8, 1)),
-            keras.layers.Conv3D(4, (3, 2, 3), strides=(1, 2, 1), padding="same", activation="relu", name="edges"),
+            keras.layers.Conv3D(
+                4, (3, 2, 3), strides=(1, 2, 1), padding="same", activation="relu", name="edges"
+            ),
             keras.layers.Dropout(0.5),
-            keras.layers.Conv3D(4, 3, groups=2, dilation_rate=(2, 1, 1), kernel_regularizer="l2", name="mix"),
+            keras.layers.Conv3D(
+                4, 3, groups=2, dilation_rate=(2, 1, 1), kernel_regularizer="l2", name="mix"
+            ),
             keras.layers.LeakyReLU(negative_slope=0.1),
             keras.layers.Softmax(),
         ],

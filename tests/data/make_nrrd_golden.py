@@ -16,7 +16,11 @@ from typing import Any
 import numpy as np
 
 HERE = Path(__file__).parent / "nrrd"
-OBLIQUE = np.array([[0.8, 0.6, 0.0], [-0.6, 0.8, 0.0], [0.0, 0.0, 1.0]]) * [[1.5], [2.0], [3.0]]  # a row for each axis
+OBLIQUE = np.array([[0.8, 0.6, 0.0], [-0.6, 0.8, 0.0], [0.0, 0.0, 1.0]]) * [
+    [1.5],
+    [2.0],
+    [3.0],
+]  # a row for each axis
 ORIGIN = np.array([-90.0, 126.5, -72.25])
 
 
@@ -48,7 +52,10 @@ def main() -> None:
     itk("itk_detached.nhdr", volume)
 
     def teem(name: str, array: np.ndarray, **fields: Any) -> None:
-        header = {"encoding": "raw", **{key.replace("_", " "): value for key, value in fields.items()}}
+        header = {
+            "encoding": "raw",
+            **{key.replace("_", " "): value for key, value in fields.items()},
+        }
         nrrd.write(str(HERE / name), array.T, header, index_order="F")
 
     world = {"space_directions": OBLIQUE, "space_origin": ORIGIN, "kinds": ["domain"] * 3}
@@ -68,7 +75,9 @@ def main() -> None:
         image = sitk.ReadImage(str(path))
         affine = np.eye(4)
         rank = image.GetDimension()
-        affine[:3, :3] = np.array(image.GetDirection()).reshape(rank, rank)[:3, :3] * image.GetSpacing()[:3]
+        affine[:3, :3] = (
+            np.array(image.GetDirection()).reshape(rank, rank)[:3, :3] * image.GetSpacing()[:3]
+        )
         affine[:3, 3] = image.GetOrigin()[:3]
         found[f"{path.name}/affine"] = np.diag([-1, -1, 1, 1]) @ affine
         found[f"{path.name}/data"] = sitk.GetArrayFromImage(image)

@@ -41,9 +41,9 @@ def main() -> None:
         )
     with torch.no_grad():
         stack = torch.from_numpy(volume)[None, None]
-        arrays["torch_odd"] = torch.nn.functional.conv3d(stack, torch.from_numpy(odd.astype(np.float32))[None, None])[
-            0, 0
-        ].numpy()
+        arrays["torch_odd"] = torch.nn.functional.conv3d(
+            stack, torch.from_numpy(odd.astype(np.float32))[None, None]
+        )[0, 0].numpy()
         module = torch.nn.Conv3d(1, 2, 3, bias=False)
         module.weight.copy_(torch.from_numpy(layer.transpose(4, 3, 0, 1, 2).astype(np.float32)))
         arrays["torch_layer"] = module(stack)[0].permute(1, 2, 3, 0).numpy()

@@ -59,9 +59,13 @@ def keras3():
     two = keras.Sequential(
         [
             keras.Input((None, None, None, 2)),
-            layers.Conv3D(4, 3, strides=(1, 2, 1), padding="same", activation="relu", name="conv3d_1"),
+            layers.Conv3D(
+                4, 3, strides=(1, 2, 1), padding="same", activation="relu", name="conv3d_1"
+            ),
             layers.Activation("tanh"),
-            layers.Conv3D(6, (2, 3, 1), dilation_rate=(1, 1, 2), groups=2, use_bias=False, name="narrow"),
+            layers.Conv3D(
+                6, (2, 3, 1), dilation_rate=(1, 1, 2), groups=2, use_bias=False, name="narrow"
+            ),
         ],
         name="two",
     )
@@ -69,7 +73,9 @@ def keras3():
     two.save(FOLDER / "two.keras")
     keep("two.keras", two)
 
-    inner = keras.Sequential([keras.Input((None, None, None, 3)), layers.Conv3D(3, 2, name="inside")], name="block")
+    inner = keras.Sequential(
+        [keras.Input((None, None, None, 3)), layers.Conv3D(3, 2, name="inside")], name="block"
+    )
     inputs = keras.Input((None, None, None, 1))
     x = layers.Conv3D(3, 3, padding="same", activation="swish", name="conv3d_1")(inputs)
     y = inner(x)
@@ -114,14 +120,23 @@ def keras2():
                 expected[f"{files}|{layer.name}|x"] = x
                 expected[f"{files}|{layer.name}|y"] = np.asarray(layer(x))
 
-    inner = keras.Sequential([layers.Conv3D(3, 2, name="inside", input_shape=(None, None, None, 3))], name="block")
+    inner = keras.Sequential(
+        [layers.Conv3D(3, 2, name="inside", input_shape=(None, None, None, 3))], name="block"
+    )
     model = keras.Sequential(
         [
             layers.Conv3D(
-                3, 3, strides=(1, 2, 1), padding="same", activation="relu", input_shape=(None, None, None, 2)
+                3,
+                3,
+                strides=(1, 2, 1),
+                padding="same",
+                activation="relu",
+                input_shape=(None, None, None, 2),
             ),
             inner,
-            layers.Conv3D(2, (2, 1, 1), dilation_rate=2, padding="same", use_bias=False, name="another"),
+            layers.Conv3D(
+                2, (2, 1, 1), dilation_rate=2, padding="same", use_bias=False, name="another"
+            ),
         ]
     )
     model.set_weights([noise(*weight.shape) / 3 for weight in model.get_weights()])
@@ -148,7 +163,9 @@ def torch():
         def __init__(self):
             super().__init__()
             self.enc = nn.ModuleDict({"conv": nn.Conv3d(2, 4, 3, padding=1)})
-            self.mid = nn.Conv3d(4, 6, (2, 3, 1), stride=(1, 2, 1), padding=(1, 0, 2), dilation=(1, 1, 2), groups=2)
+            self.mid = nn.Conv3d(
+                4, 6, (2, 3, 1), stride=(1, 2, 1), padding=(1, 0, 2), dilation=(1, 1, 2), groups=2
+            )
             self.norm = nn.BatchNorm3d(6)
             self.out = nn.Conv3d(6, 1, 1, bias=False)
 
@@ -161,7 +178,10 @@ def torch():
     def keep(files, name, layer, compute):
         x = torch.from_numpy(noise(1, layer.in_channels, 3, 5, 4))
         with torch.no_grad():
-            expected[f"{files}|{name}|x"], expected[f"{files}|{name}|y"] = x.numpy(), compute(x).numpy()
+            expected[f"{files}|{name}|x"], expected[f"{files}|{name}|y"] = (
+                x.numpy(),
+                compute(x).numpy(),
+            )
 
     def plain(layer):
         """A convolution without the attributes that a state dict does not hold."""
@@ -170,7 +190,8 @@ def torch():
     state = net.state_dict()
     torch.save(state, FOLDER / "state.pt")
     torch.save(
-        {"epoch": 3, "lr": 1e-3, "model_state_dict": state, "notes": [None, True, ("a", 2)]}, FOLDER / "checkpoint.pth"
+        {"epoch": 3, "lr": 1e-3, "model_state_dict": state, "notes": [None, True, ("a", 2)]},
+        FOLDER / "checkpoint.pth",
     )
     save_file(state, FOLDER / "net.safetensors", metadata={"format": "pt"})
     for name, layer in convolutions.items():
@@ -182,12 +203,18 @@ def torch():
         mixed |= {f"{dtype}.{key}": value for key, value in layer.state_dict().items()}
         keep("dtypes.pt,dtypes.safetensors", dtype, layer, plain(layer.float()))
     strided = nn.Conv3d(2, 3, 2)
-    strided.weight = nn.Parameter(strided.weight.detach().permute(2, 3, 4, 1, 0).contiguous().permute(4, 3, 0, 1, 2))
-    mixed |= {"strided.weight": strided.weight, "strided.bias": torch.cat([torch.zeros(5), strided.bias.detach()])[5:]}
+    strided.weight = nn.Parameter(
+        strided.weight.detach().permute(2, 3, 4, 1, 0).contiguous().permute(4, 3, 0, 1, 2)
+    )
+    mixed |= {
+        "strided.weight": strided.weight,
+        "strided.bias": torch.cat([torch.zeros(5), strided.bias.detach()])[5:],
+    }
     keep("dtypes.pt", "strided", strided, plain(strided))
     torch.save(mixed, FOLDER / "dtypes.pt")
     save_file(
-        {k: v.detach().contiguous() for k, v in mixed.items() if "strided" not in k}, FOLDER / "dtypes.safetensors"
+        {k: v.detach().contiguous() for k, v in mixed.items() if "strided" not in k},
+        FOLDER / "dtypes.safetensors",
     )
 
     # what is refused: a pickled module, the format before torch 1.6, TorchScript
@@ -215,7 +242,14 @@ def without_traces(path):
 
     model = onnx.load(path, load_external_data=False)
     graph = model.graph
-    for part in [*graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer, graph]:
+    for part in [
+        *graph.node,
+        *graph.value_info,
+        *graph.input,
+        *graph.output,
+        *graph.initializer,
+        graph,
+    ]:
         del part.metadata_props[:]
     path.write_bytes(model.SerializeToString(deterministic=True))
 
@@ -233,13 +267,21 @@ def onnx_by_hand(expected):
         groups = attributes.get("group", 1)
         w, b = noise(filters, channels // groups, *size) / 3, noise(filters)
         if stored == "typed":
-            inits.append(helper.make_tensor(f"{name}_w", TensorProto.FLOAT, w.shape, w.ravel().tolist()))
+            inits.append(
+                helper.make_tensor(f"{name}_w", TensorProto.FLOAT, w.shape, w.ravel().tolist())
+            )
         elif stored == "constant":
-            nodes.append(helper.make_node("Constant", [], [f"{name}_w"], value=numpy_helper.from_array(w)))
+            nodes.append(
+                helper.make_node("Constant", [], [f"{name}_w"], value=numpy_helper.from_array(w))
+            )
         else:
             inits.append(numpy_helper.from_array(w, f"{name}_w"))
         inits.append(numpy_helper.from_array(b, f"{name}_b"))
-        nodes.append(helper.make_node("Conv", ["x", f"{name}_w", f"{name}_b"], [f"{name}_y"], name=name, **attributes))
+        nodes.append(
+            helper.make_node(
+                "Conv", ["x", f"{name}_w", f"{name}_b"], [f"{name}_y"], name=name, **attributes
+            )
+        )
         outputs.append(helper.make_tensor_value_info(f"{name}_y", TensorProto.FLOAT, [None] * 5))
 
     add("Conv_0", {})
@@ -297,7 +339,9 @@ def beside_keras(expected):
     adapted.enable_lora(2, lora_alpha=3)
     save("lora", adapted)
 
-    padder = keras.Sequential([layers.ZeroPadding3D(((1, 0), (2, 1), (0, 3)), name="pad")], name="padder")
+    padder = keras.Sequential(
+        [layers.ZeroPadding3D(((1, 0), (2, 1), (0, 3)), name="pad")], name="padder"
+    )
     save("padded", padder, layers.Dropout(0.5), layers.Conv3D(3, (3, 2, 2), strides=2, name="conv"))
 
     @keras.saving.register_keras_serializable(package="My")
@@ -332,8 +376,12 @@ def beside_keras(expected):
     twice = keras.Sequential(
         [
             keras.Input((None, None, None, 2)),
-            keras.Sequential([keras.Input((None, None, None, 2)), layers.Conv3D(2, 2, name="conv")], name="a"),
-            keras.Sequential([keras.Input((None, None, None, 2)), layers.Conv3D(2, 2, name="conv")], name="b"),
+            keras.Sequential(
+                [keras.Input((None, None, None, 2)), layers.Conv3D(2, 2, name="conv")], name="a"
+            ),
+            keras.Sequential(
+                [keras.Input((None, None, None, 2)), layers.Conv3D(2, 2, name="conv")], name="b"
+            ),
         ]
     )
     for weight in twice.weights:
@@ -363,15 +411,24 @@ def beside_torch(expected):
         "spectral2": parametrizations.spectral_norm(nn.Conv3d(3, 2, 2)),
     }
     with torch.no_grad():
-        for layer in list(layers.values())[:4]:  # sizes that are not what the directions already have
-            sizes = layer.parametrizations.weight.original0 if layer is layers["parametrized"] else layer.weight_g
+        for layer in list(layers.values())[
+            :4
+        ]:  # sizes that are not what the directions already have
+            sizes = (
+                layer.parametrizations.weight.original0
+                if layer is layers["parametrized"]
+                else layer.weight_g
+            )
             sizes.mul_(1.7)
     net = nn.ModuleDict({**layers, **refused}).eval()
     torch.save(net.state_dict(), FOLDER / "norms.pt")
     for name, layer in layers.items():
         x = torch.from_numpy(noise(1, 3, 4, 5, 6))
         with torch.no_grad():
-            expected[f"norms.pt|{name}|x"], expected[f"norms.pt|{name}|y"] = x.numpy(), layer(x).numpy()
+            expected[f"norms.pt|{name}|x"], expected[f"norms.pt|{name}|y"] = (
+                x.numpy(),
+                layer(x).numpy(),
+            )
 
     net = nn.ModuleDict(
         {
@@ -396,7 +453,17 @@ def beside_onnx(expected):
 
     def add(name, x="x", op="Conv", domain="", **attributes):
         inputs = [x, f"{name}_w", f"{name}_b"]
-        nodes.append(node(op, inputs, [f"{name}_y"], name=name, domain=domain, pads=[1, 0, 0, 0, 1, 0], **attributes))
+        nodes.append(
+            node(
+                op,
+                inputs,
+                [f"{name}_y"],
+                name=name,
+                domain=domain,
+                pads=[1, 0, 0, 0, 1, 0],
+                **attributes,
+            )
+        )
         outputs.append(helper.make_tensor_value_info(f"{name}_y", TensorProto.FLOAT, [None] * 5))
 
     def plain(name, **attributes):
@@ -414,9 +481,13 @@ def beside_onnx(expected):
         save(noise(2, 2, 2, 2, 2), "up_w"), save(noise(3, 2, 2, 3, 2) / 3, "turned"), save(noise(3), "turned_b"),
     ]  # fmt: skip
     nodes += [
-        node("DequantizeLinear", ["per_axis_q", "per_axis_s", "per_axis_z"], ["per_axis_w"], axis=0),
+        node(
+            "DequantizeLinear", ["per_axis_q", "per_axis_s", "per_axis_z"], ["per_axis_w"], axis=0
+        ),
         node("DequantizeLinear", ["per_axis_bq", "per_axis_bs"], ["per_axis_b"]),
-        node("DequantizeLinear", ["per_tensor_q", "per_tensor_s", "per_tensor_z"], ["per_tensor_w"]),
+        node(
+            "DequantizeLinear", ["per_tensor_q", "per_tensor_s", "per_tensor_z"], ["per_tensor_w"]
+        ),
         node("Cast", ["cast_h"], ["cast_w"], to=TensorProto.FLOAT),
         node("Cast", ["cast_d"], ["cast_b"], to=TensorProto.FLOAT),
         node("Identity", ["shared"], ["identity_w"]),
@@ -427,7 +498,13 @@ def beside_onnx(expected):
     ]
     for name in ("per_axis", "per_tensor", "cast", "identity", "turned"):
         add(name)
-    plain("fused", op="FusedConv", domain="com.microsoft", activation="LeakyRelu", activation_params=[0.05])
+    plain(
+        "fused",
+        op="FusedConv",
+        domain="com.microsoft",
+        activation="LeakyRelu",
+        activation_params=[0.05],
+    )
     plain("padded", x="padded_x", strides=[2, 1, 2])
     graph = helper.make_graph(
         nodes, "folded", [helper.make_tensor_value_info("x", TensorProto.FLOAT, [None, 2, None, None, None])], outputs, inits

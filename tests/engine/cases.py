@@ -33,8 +33,12 @@ def outer_products(count: int) -> Any:
 
 def symmetric(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     """An outer product of symmetric, positive filters."""
-    depth, height, width = (np.exp(-rng.uniform(0.02, 0.2) * (np.arange(n) - (n - 1) / 2) ** 2) for n in shape[:3])
-    return np.broadcast_to(np.einsum("d,h,w->dhw", depth, height, width)[..., None, None], shape).copy()
+    depth, height, width = (
+        np.exp(-rng.uniform(0.02, 0.2) * (np.arange(n) - (n - 1) / 2) ** 2) for n in shape[:3]
+    )
+    return np.broadcast_to(
+        np.einsum("d,h,w->dhw", depth, height, width)[..., None, None], shape
+    ).copy()
 
 
 def log_like(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
@@ -51,8 +55,12 @@ WEIGHTS: dict[str, Any] = {
     "symmetric": symmetric,
     "log": log_like,
     "box": lambda rng, shape: np.full(shape, 1 / math.prod(shape[:3])),
-    "sparse": lambda rng, shape: rng.standard_normal(shape) * (rng.random((*shape[:3], 1, 1)) < 0.1),
-    "cross": lambda rng, shape: rng.standard_normal(shape) * (sum(np.indices(shape[:3]) == 1)[..., None, None] > 1),
+    "sparse": lambda rng, shape: (
+        rng.standard_normal(shape) * (rng.random((*shape[:3], 1, 1)) < 0.1)
+    ),
+    "cross": lambda rng, shape: (
+        rng.standard_normal(shape) * (sum(np.indices(shape[:3]) == 1)[..., None, None] > 1)
+    ),
     "nothing": lambda rng, shape: np.zeros(shape),
 }
 
@@ -85,8 +93,12 @@ class Case:
     def arrays(self, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
         """A volume (1, D, H, W, C) in float32 and weights (kd, kh, kw, C/groups, F)."""
         rng = np.random.default_rng(seed)
-        volume = rng.standard_normal((1, *self.size, self.in_channels * self.groups)).astype(np.float32)
-        return volume, WEIGHTS[self.weights](rng, (*self.kernel, self.in_channels, self.filters * self.groups))
+        volume = rng.standard_normal((1, *self.size, self.in_channels * self.groups)).astype(
+            np.float32
+        )
+        return volume, WEIGHTS[self.weights](
+            rng, (*self.kernel, self.in_channels, self.filters * self.groups)
+        )
 
     def expected(self, volume: np.ndarray, weights: np.ndarray) -> np.ndarray:
         boundary = Boundary.parse(self.boundary)
@@ -129,39 +141,90 @@ LISTED: list[tuple[str, Case]] = [
     (
         "fft",
         Case(
-            (2, 3, 4), (5, 5, 3), in_channels=2, filters=3, groups=2, dilation_rate=(2, 1, 3), boundary="constant=2.5"
+            (2, 3, 4),
+            (5, 5, 3),
+            in_channels=2,
+            filters=3,
+            groups=2,
+            dilation_rate=(2, 1, 3),
+            boundary="constant=2.5",
         ),
     ),
     # channels summed in two parts
-    ("winograd few-filters", Case((5, 7, 9), (3, 3, 3), in_channels=33, filters=40, boundary="mirror")),
     (
         "winograd few-filters",
-        Case((2, 5, 6), (3, 3, 3), in_channels=9, filters=20, groups=2, padding="full", boundary="wrap"),
+        Case((5, 7, 9), (3, 3, 3), in_channels=33, filters=40, boundary="mirror"),
     ),
-    ("few-filters", Case((3, 3, 29), (3, 3, 5), in_channels=5, filters=7)),  # kernel columns in parts of three and two
-    ("", Case((3, 4, 15), (2, 3, 7), in_channels=2, filters=16, dilation_rate=(1, 1, 2), boundary="mirror")),
+    (
+        "winograd few-filters",
+        Case(
+            (2, 5, 6),
+            (3, 3, 3),
+            in_channels=9,
+            filters=20,
+            groups=2,
+            padding="full",
+            boundary="wrap",
+        ),
+    ),
+    (
+        "few-filters",
+        Case((3, 3, 29), (3, 3, 5), in_channels=5, filters=7),
+    ),  # kernel columns in parts of three and two
+    (
+        "",
+        Case(
+            (3, 4, 15),
+            (2, 3, 7),
+            in_channels=2,
+            filters=16,
+            dilation_rate=(1, 1, 2),
+            boundary="mirror",
+        ),
+    ),
     ("few-filters", Case((3, 4, 15), (1, 3, 3), in_channels=33, filters=40, strides=(1, 2, 2))),
     # several chunks of channels
-    ("winograd few-filters", Case((3, 3, 5), (3, 3, 3), in_channels=70, filters=33, padding="valid")),
+    (
+        "winograd few-filters",
+        Case((3, 3, 5), (3, 3, 3), in_channels=70, filters=33, padding="valid"),
+    ),
     # several passes
-    ("winograd few-filters", Case((4, 4, 4), (3, 3, 3), in_channels=130, filters=80, boundary="nearest")),
+    (
+        "winograd few-filters",
+        Case((4, 4, 4), (3, 3, 3), in_channels=130, filters=80, boundary="nearest"),
+    ),
     ("few-filters", Case((2, 3, 5), (1, 1, 1), in_channels=512, filters=20)),  # voxels 2 KB apart
     ("few-filters depthwise", Case((5, 5, 14), (3, 3, 3), groups=3, in_channels=4, filters=8)),
     # depthwise; the last vector begins earlier
     ("depthwise", Case((3, 4, 27), (3, 3, 5), groups=21, boundary="mirror")),
     ("depthwise", Case((3, 5, 14), (2, 3, 3), groups=8, filters=2, strides=(1, 2, 2))),
-    ("depthwise", Case((3, 5, 9), (3, 2, 3), groups=12, in_channels=2, filters=4, dilation_rate=(1, 1, 2))),
+    (
+        "depthwise",
+        Case((3, 5, 9), (3, 2, 3), groups=12, in_channels=2, filters=4, dilation_rate=(1, 1, 2)),
+    ),
     ("depthwise fft", Case((2, 3, 5), (5, 5, 5), groups=5)),  # several chunks of taps
     # few filters; the last vector of channels begins earlier
     ("few-filters", Case((3, 4, 15), (3, 3, 5), in_channels=35)),
-    ("few-filters", Case((3, 4, 9), (1, 3, 3), in_channels=16, filters=3, strides=(1, 2, 2), groups=2)),
+    (
+        "few-filters",
+        Case((3, 4, 9), (1, 3, 3), in_channels=16, filters=3, strides=(1, 2, 2), groups=2),
+    ),
     ("separable", Case((9, 8, 21), (3, 4, 5), weights="outer", boundary="mirror")),
     ("separable depthwise", Case((5, 6, 7), (3, 3, 3), weights="symmetric", groups=2, filters=2)),
     ("separable fft", Case((11, 3, 18), (9, 9, 9), weights="symmetric", boundary="nearest")),
-    ("separable fft", Case((7, 9, 5), (4, 10, 6), weights="symmetric", padding="full", boundary="wrap")),
-    ("separable", Case((9, 8, 17), (3, 4, 5), weights="symmetric", strides=(2, 3, 2), boundary="symmetric")),
+    (
+        "separable fft",
+        Case((7, 9, 5), (4, 10, 6), weights="symmetric", padding="full", boundary="wrap"),
+    ),
+    (
+        "separable",
+        Case((9, 8, 17), (3, 4, 5), weights="symmetric", strides=(2, 3, 2), boundary="symmetric"),
+    ),
     ("separable", Case((9, 8, 17), (3, 2, 5), weights="symmetric", dilation_rate=(2, 3, 2))),
-    ("separable", Case((9, 8, 17), (2, 3, 4), weights="outer", strides=(3, 2, 4), dilation_rate=(2, 1, 3))),
+    (
+        "separable",
+        Case((9, 8, 17), (2, 3, 4), weights="outer", strides=(3, 2, 4), dilation_rate=(2, 1, 3)),
+    ),
     # more than one chunk an axis
     ("separable fft", Case((2, 5, 4), (2, 70, 3), weights="symmetric", boundary="constant=2.5")),
     ("separable fft", Case((8, 7, 20), (9, 7, 9), weights="log")),
@@ -171,9 +234,20 @@ LISTED: list[tuple[str, Case]] = [
     ("sparse", Case((9, 8, 37), (3, 11, 5), weights="sparse", strides=(1, 2, 3), filters=3)),
     (
         "depthwise sparse",
-        Case((9, 8, 17), (5, 5, 5), weights="sparse", strides=(2, 3, 1), in_channels=2, filters=2, groups=2),
+        Case(
+            (9, 8, 17),
+            (5, 5, 5),
+            weights="sparse",
+            strides=(2, 3, 1),
+            in_channels=2,
+            filters=2,
+            groups=2,
+        ),
     ),
-    ("fft sparse", Case((9, 28, 17), (3, 13, 3), weights="sparse", dilation_rate=(2, 2, 3), boundary="wrap")),
+    (
+        "fft sparse",
+        Case((9, 28, 17), (3, 13, 3), weights="sparse", dilation_rate=(2, 2, 3), boundary="wrap"),
+    ),
     ("separable sparse", Case((9, 8, 37), (3, 3, 3), weights="cross", boundary="nearest")),
     ("separable sparse", Case((4, 5, 6), (3, 3, 3), weights="nothing")),
 ]
@@ -209,13 +283,21 @@ def run(
     out = np.empty(problem.out_shape, out_dtype or plan.dtype)
     depth, height, _ = problem.out_size
     step = -(-(slab_depth or depth) // plan.depth_step) * plan.depth_step
-    band = height if band is None else -(-band // plan.block_alignment.height) * plan.block_alignment.height
+    band = (
+        height
+        if band is None
+        else -(-band // plan.block_alignment.height) * plan.block_alignment.height
+    )
     with Team(plan.threads) as team:
-        for start, first in itertools.product(range(0, depth, step), range(0, max(height, 1), max(band, 1))):
+        for start, first in itertools.product(
+            range(0, depth, step), range(0, max(height, 1), max(band, 1))
+        ):
             stop, last = min(start + step, depth), min(first + band, height)
             planes = problem.source_indices(0, start, stop)
             rows = problem.source_indices(1, first, last) if band < height else None
-            plan.convolve_slab(volume[0], out[0, start:stop, first:last], planes, team, rows=rows, **kwargs)
+            plan.convolve_slab(
+                volume[0], out[0, start:stop, first:last], planes, team, rows=rows, **kwargs
+            )
     return out
 
 
@@ -240,5 +322,7 @@ def check(algorithm: str, case: Case, precision: str) -> None:
     got = run(make_plan(problem, weights, dtype=precision, algorithm=algorithm, threads=2), volume)
     expected = by_oracle(case, precision)
     assert got.shape == expected.shape
-    scale = np.abs(weights).sum() * max(np.abs(volume).max(), abs(Boundary.parse(case.boundary).value))
+    scale = np.abs(weights).sum() * max(
+        np.abs(volume).max(), abs(Boundary.parse(case.boundary).value)
+    )
     assert np.abs(got - expected).max(initial=0) <= TOLERANCE[precision] * scale

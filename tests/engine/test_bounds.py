@@ -17,11 +17,22 @@ PROBLEM = ConvSpec(padding="same").resolve((1, 4, 8, 9, 2), (3, 3, 3, 2, 3))
 WHOLE = [[*range(-1, n), -1] for n in PROBLEM.in_size]
 
 
-def convolve(planes: list[int] | None = None, source: Any = (4, 8, 9, 2), out: Any = (4, 8, 9, 3), **more: Any) -> Any:
+def convolve(
+    planes: list[int] | None = None,
+    source: Any = (4, 8, 9, 2),
+    out: Any = (4, 8, 9, 3),
+    **more: Any,
+) -> Any:
     plan = make_plan(PROBLEM, np.ones((3, 3, 3, 2, 3)), algorithm="direct")
     result = np.zeros(out, np.float32)
     with Team(1) as team:
-        plan.convolve_slab(np.ones(source, np.float32), result, WHOLE[0] if planes is None else planes, team, **more)
+        plan.convolve_slab(
+            np.ones(source, np.float32),
+            result,
+            WHOLE[0] if planes is None else planes,
+            team,
+            **more,
+        )
     return result
 
 
@@ -46,7 +57,9 @@ def test_right_tables_run() -> None:
         ({"bias": np.zeros(2)}, ValueError, "bias has 3 numbers"),
     ],
 )  # fmt: skip
-def test_wrong_tables_are_refused(wrong: dict[str, Any], error: type[Exception], words: str) -> None:
+def test_wrong_tables_are_refused(
+    wrong: dict[str, Any], error: type[Exception], words: str
+) -> None:
     with pytest.raises(error, match=words):
         convolve(**wrong)
 
@@ -54,12 +67,19 @@ def test_wrong_tables_are_refused(wrong: dict[str, Any], error: type[Exception],
 @pytest.mark.parametrize(
     ("mask", "positions", "error", "words"),
     [
-        ((4, 8, 9), (WHOLE[0], WHOLE[1], [*WHOLE[2][:-1], 9]), IndexError, "the mask's columns are 0 to 8"),
+        (
+            (4, 8, 9),
+            (WHOLE[0], WHOLE[1], [*WHOLE[2][:-1], 9]),
+            IndexError,
+            "the mask's columns are 0 to 8",
+        ),
         ((3, 8, 9), tuple(WHOLE), IndexError, "the mask's planes are 0 to 2"),
         ((4, 8, 9), (WHOLE[0][:-1], *WHOLE[1:]), ValueError, "the mask has 5 planes for 6"),
     ],
 )
-def test_a_wrong_mask_is_refused(mask: Any, positions: Any, error: type[Exception], words: str) -> None:
+def test_a_wrong_mask_is_refused(
+    mask: Any, positions: Any, error: type[Exception], words: str
+) -> None:
     with pytest.raises(error, match=words):
         convolve(certainty=Certainty(np.ones(mask, np.float32), positions))
 
@@ -89,8 +109,13 @@ def test_an_output_that_may_not_be_written_is_refused(dtype: Any) -> None:
 def test_sums_of_another_dtype_are_not_divided() -> None:
     plan = make_plan(PROBLEM, np.ones((3, 3, 3, 2, 3)), algorithm="direct")
     out = np.zeros((4, 8, 9, 3), np.uint8)
-    with Team(1) as team, pytest.raises(ValueError, match="sums that are divided are float32, received uint8"):
-        plan.convolve_slab(np.ones((4, 8, 9, 2), np.float32), out, WHOLE[0], team, division=Division(0.1, 0.0))
+    with (
+        Team(1) as team,
+        pytest.raises(ValueError, match="sums that are divided are float32, received uint8"),
+    ):
+        plan.convolve_slab(
+            np.ones((4, 8, 9, 2), np.float32), out, WHOLE[0], team, division=Division(0.1, 0.0)
+        )
 
 
 @pytest.mark.parametrize(
@@ -98,9 +123,15 @@ def test_sums_of_another_dtype_are_not_divided() -> None:
     [
         (Division(0.1, 0.0, coverage=np.ones((4, 8, 9, 3))), "coverage of float32 sums is float32"),
         (Division(0.1, 0.0, inside=np.ones((4, 8, 9, 1), ">f4")), "native byte order"),
-        (Division(0.1, 0.0, coverage=np.ones((3, 8, 9, 3), np.float32)), r"the coverage is \(4, 8, 9, 3\)"),
+        (
+            Division(0.1, 0.0, coverage=np.ones((3, 8, 9, 3), np.float32)),
+            r"the coverage is \(4, 8, 9, 3\)",
+        ),
         (Division(0.1, 0.0, coverage=np.ones((4, 8, 9, 6), np.float32)[..., ::2]), "side by side"),
-        (Division(0.1, 0.0, inside=np.ones((4, 8, 8, 1), np.uint8)), r"the mask of outputs is \(4, 8, 9, 1\)"),
+        (
+            Division(0.1, 0.0, inside=np.ones((4, 8, 8, 1), np.uint8)),
+            r"the mask of outputs is \(4, 8, 9, 1\)",
+        ),
     ],
 )
 def test_a_division_into_other_arrays_is_refused(division: Division, words: str) -> None:
@@ -146,6 +177,8 @@ with Team(1) as team:
     plan = make_plan(problem, np.ones((3, 3, 3, 1, 1)))
     plan.convolve_slab(np.ones((4, 8, 8, 1), np.float32), out, [-1, 0, 1, 2, 3, 4000], team)
 """
-    ran = subprocess.run([sys.executable, "-O", "-c", code], capture_output=True, text=True, check=False)
+    ran = subprocess.run(
+        [sys.executable, "-O", "-c", code], capture_output=True, text=True, check=False
+    )
     assert ran.returncode == 1
     assert "IndexError: the source's planes are 0 to 3, or -1 outside; received 4000" in ran.stderr

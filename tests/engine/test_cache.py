@@ -35,11 +35,19 @@ print(json.dumps([len(compiled_here()), "numba" in sys.modules, folder and str(f
 LOOPS = 4  # drive, pack, the algorithm's own, store
 
 
-def start(cwd: Path, script: str = SCRIPT, **environment: str) -> AbstractContextManager[subprocess.Popen[str]]:
-    env = {k: v for k, v in os.environ.items() if k not in ("CONV3D_CACHE_DIR", "NUMBA_CACHE_DIR", "XDG_CACHE_HOME")}
+def start(
+    cwd: Path, script: str = SCRIPT, **environment: str
+) -> AbstractContextManager[subprocess.Popen[str]]:
+    env = {
+        k: v
+        for k, v in os.environ.items()
+        if k not in ("CONV3D_CACHE_DIR", "NUMBA_CACHE_DIR", "XDG_CACHE_HOME")
+    }
     env.update(HOME=str(cwd), TMPDIR=str(cwd))  # loops of earlier runs are not found
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return started([sys.executable, "-c", script], env=env | environment, cwd=cwd, text=True, **pipes)
+    return started(
+        [sys.executable, "-c", script], env=env | environment, cwd=cwd, text=True, **pipes
+    )
 
 
 def result(process: subprocess.Popen[str]) -> tuple[int, bool, str | None]:
@@ -61,7 +69,9 @@ def compiled_once(cpu: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     Compiling them takes many seconds. So it is done once for a state of the engine's sources, by whichever process of the
     tests comes first, and kept beside the loops of the other tests. Tests take copies; only those compile that must.
     """
-    kept = Path(os.environ["CONV3D_CACHE_DIR"]) / f"for-test-cache-{machine_code.source_key()}-{cpu}"
+    kept = (
+        Path(os.environ["CONV3D_CACHE_DIR"]) / f"for-test-cache-{machine_code.source_key()}-{cpu}"
+    )
     if not kept.exists():
         made = tmp_path_factory.mktemp("compiled") / "cache"
         run(made.parent, CONV3D_CACHE_DIR=str(made), CONV3D_CPU=cpu)
@@ -97,7 +107,9 @@ def objects(cache: Path) -> list[Path]:
 
 def contents(cache: Path) -> dict[str, bytes]:
     """Of every file but the key, whatever its name."""
-    files = [path for path in cache.rglob("*") if path.is_file() and path.name != machine_code.KEY_FILE]
+    files = [
+        path for path in cache.rglob("*") if path.is_file() and path.name != machine_code.KEY_FILE
+    ]
     return {str(path.relative_to(cache)): path.read_bytes() for path in files}
 
 
@@ -127,7 +139,9 @@ def test_a_damaged_file_costs_a_compilation(cache: Path, tmp_path: Path) -> None
     assert run(tmp_path, CONV3D_CACHE_DIR=str(cache))[0] == 0  # mended
 
 
-def test_a_cpu_class_compiles_its_own(cache: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_a_cpu_class_compiles_its_own(
+    cache: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     """A folder that holds the loops of two classes has them apart, and each class finds its own."""
     name = "baseline" if cpu_class().name != "baseline" else "avx2"
     shutil.copytree(compiled_once(name, tmp_path_factory), cache, dirs_exist_ok=True)
@@ -149,7 +163,10 @@ def test_a_folder_in_a_files_place(cache: Path, tmp_path: Path) -> None:
 
 def test_two_first_processes_at_once(tmp_path: Path) -> None:
     cache, counts = tmp_path / "cache", list[int]()
-    first, second = start(tmp_path, CONV3D_CACHE_DIR=str(cache)), start(tmp_path, CONV3D_CACHE_DIR=str(cache))
+    first, second = (
+        start(tmp_path, CONV3D_CACHE_DIR=str(cache)),
+        start(tmp_path, CONV3D_CACHE_DIR=str(cache)),
+    )
     with first as one, second as other:
         for process in (one, other):
             counts.append(result(process)[0])
@@ -162,7 +179,9 @@ def test_two_first_processes_at_once(tmp_path: Path) -> None:
 def test_a_changed_engine_file_never_runs_stale_code(cache: Path, tmp_path: Path) -> None:
     """Whichever file of the engine it is: loops are made of several."""
     package = tmp_path / "conv3d_cli"
-    shutil.copytree(Path(conv3d_cli.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        Path(conv3d_cli.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__")
+    )
     environment = {"PYTHONPATH": str(tmp_path), "CONV3D_CACHE_DIR": str(cache)}
     assert run(tmp_path, **environment)[0] == 0  # the same sources elsewhere
     key = "from conv3d_cli.engine.machine_code import source_key; print(f'[0, false, \"{source_key()}\"]')"
@@ -194,7 +213,11 @@ def test_without_a_usable_home_it_still_works(filled: Path, tmp_path: Path) -> N
     assert run(tmp_path, **elsewhere)[0] == 0
 
 
-NO_FOLDER = {"HOME": "/proc/nothing", "XDG_CACHE_HOME": "/proc/nothing", "CONV3D_CACHE_DIR": "/proc/nothing"}
+NO_FOLDER = {
+    "HOME": "/proc/nothing",
+    "XDG_CACHE_HOME": "/proc/nothing",
+    "CONV3D_CACHE_DIR": "/proc/nothing",
+}
 
 
 def test_no_folder_at_all_compiles_in_memory(cache: Path, tmp_path: Path) -> None:
@@ -224,12 +247,16 @@ m._refusal = lambda folder: "read-only" if str(folder).startswith({str(cache)!r}
 
 
 @pytest.mark.skipif(os.name != "posix", reason="permissions of POSIX")
-def test_a_folder_that_others_may_write_is_not_trusted(cache: Path, filled: Path, tmp_path: Path) -> None:
+def test_a_folder_that_others_may_write_is_not_trusted(
+    cache: Path, filled: Path, tmp_path: Path
+) -> None:
     """Its files are code that would be loaded; see test_private_folder.py."""
     folder = objects(cache)[0].parent
     folder.chmod(0o777)
     cheapest(Path(shutil.copytree(filled, tmp_path / "next"))).unlink()
-    compiled, _, used = run(tmp_path, CONV3D_CACHE_DIR=str(cache), NUMBA_CACHE_DIR=str(tmp_path / "next"))
+    compiled, _, used = run(
+        tmp_path, CONV3D_CACHE_DIR=str(cache), NUMBA_CACHE_DIR=str(tmp_path / "next")
+    )
     assert compiled == 1  # which the next folder lacks; the first one has it
     assert used is not None
     assert used.startswith(str(tmp_path / "next"))
@@ -241,7 +268,10 @@ def test_a_full_disk_costs_a_compilation(cache: Path, tmp_path: Path) -> None:
     full = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
     cheapest(cache).unlink()
     before = contents(cache)
-    assert run(tmp_path, full + SCRIPT, CONV3D_CACHE_DIR=str(cache), PYTHONDONTWRITEBYTECODE="1")[0] == 1
+    assert (
+        run(tmp_path, full + SCRIPT, CONV3D_CACHE_DIR=str(cache), PYTHONDONTWRITEBYTECODE="1")[0]
+        == 1
+    )
     assert contents(cache) == before
 
 
@@ -283,7 +313,9 @@ def test_a_file_that_is_not_whole_is_not_read(folder: Path, harm: Any) -> None:
     assert machine_code._read(KEY) == ("symbol", CODE)
 
 
-def test_a_whole_file_in_a_wrong_place_is_not_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_whole_file_in_a_wrong_place_is_not_read(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Another loop's code, and another CPU's: whole, but not what is asked for."""
     shutil.copy(file_of(folder, KEY), file_of(folder, OTHER))
     assert machine_code._read(OTHER) is None
@@ -319,7 +351,9 @@ def test_code_without_the_folders_key_is_not_read(folder: Path) -> None:
         sealed(folder, KEY, b"symbol\nforged", stranger)
         assert machine_code._read(KEY) is None
     # the digest that anybody can compute, as it was before there was a key
-    digest = hashlib.sha256(f"{machine_code.source_key()} {KEY}\n".encode() + b"symbol\nforged").digest()
+    digest = hashlib.sha256(
+        f"{machine_code.source_key()} {KEY}\n".encode() + b"symbol\nforged"
+    ).digest()
     file = file_of(folder, KEY)
     for magic in (b"conv3d object 2\n", machine_code.MAGIC):
         file.write_bytes(magic + digest + b"symbol\nforged")

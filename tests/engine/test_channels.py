@@ -37,7 +37,9 @@ def test_typical_cases(name: str, case: Case) -> None:
 
 @each
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_non_finite_channels_reach_their_windows_and_no_further(name: str, case: Case, value: float) -> None:
+def test_non_finite_channels_reach_their_windows_and_no_further(
+    name: str, case: Case, value: float
+) -> None:
     volume, weights = case.arrays()
     volume[0, 1, 2, 9, -1] = value
     weights[0, 0, 0] = 0
@@ -71,13 +73,19 @@ def test_equal_terms_do_not_drift(name: str, case: Case, number: float) -> None:
     volume, weights = case.arrays()
     volume[:], weights[:] = number, number
     got = run(plan_of(name, case, weights), volume)
-    expected = np.float64(volume.flat[0]) * np.float64(np.float32(number)) * np.prod(weights.shape[:4])
+    expected = (
+        np.float64(volume.flat[0]) * np.float64(np.float32(number)) * np.prod(weights.shape[:4])
+    )
     np.testing.assert_allclose(got, expected, rtol=2e-6)
 
 
 @pytest.mark.parametrize("filters", range(1, 100, 7))
 def test_filter_blocks_cover_the_filters(filters: int) -> None:
-    problem = Case((3, 3, 3), (3, 3, 3), 4, filters).spec().resolve((1, 3, 3, 3, 4), (3, 3, 3, 4, filters))
+    problem = (
+        Case((3, 3, 3), (3, 3, 3), 4, filters)
+        .spec()
+        .resolve((1, 3, 3, 3, 4), (3, 3, 3, 4, filters))
+    )
     for itemsize in (4, 8):
         blocks = channels.filter_blocks(problem, itemsize)
         assert 0 <= blocks.padded - filters < blocks.lanes
@@ -85,7 +93,11 @@ def test_filter_blocks_cover_the_filters(filters: int) -> None:
 
 def test_groups_together_divide_the_groups() -> None:
     for groups in (4, 17, 24, 96, 300, 1021):
-        problem = Case((3, 3, 3), (1, 1, 1), groups=groups).spec().resolve((1, 3, 3, 3, groups), (1, 1, 1, 1, groups))
+        problem = (
+            Case((3, 3, 3), (1, 1, 1), groups=groups)
+            .spec()
+            .resolve((1, 3, 3, 3, groups), (1, 1, 1, 1, groups))
+        )
         lanes = depthwise.vector_lanes(problem, 4)
         together = depthwise.groups_together(problem, lanes)
         assert groups % together == 0

@@ -24,7 +24,9 @@ MACHINES = [
 
 
 @pytest.mark.parametrize(("name", "features"), MACHINES)
-def test_a_machine_belongs_to_the_first_class_whose_needs_it_meets(name: str, features: dict[str, bool]) -> None:
+def test_a_machine_belongs_to_the_first_class_whose_needs_it_meets(
+    name: str, features: dict[str, bool]
+) -> None:
     assert detect(features).name == name
 
 
@@ -49,7 +51,9 @@ def test_a_forced_class_tells_llvm_its_own_cpu_and_features(row: CpuClass) -> No
         "import os, conv3d_cli.engine.loops.compiler; "
         "print(os.environ['NUMBA_CPU_NAME'] + '|' + os.environ['NUMBA_CPU_FEATURES'])"
     )
-    environment = {k: v for k, v in os.environ.items() if k not in ("NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES")}
+    environment = {
+        k: v for k, v in os.environ.items() if k not in ("NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES")
+    }
     told = subprocess.run(
         [sys.executable, "-c", code],
         env={**environment, "CONV3D_CPU": row.name},

@@ -29,7 +29,11 @@ ACCEPTED = [
 
 @pytest.mark.parametrize(("case", "precision", "algorithm"), ACCEPTED, ids=str)
 def test_listed_case(case: Case, precision: str, algorithm: str) -> None:
-    if cpu_class().name != "avx512" and algorithm != "direct" and (reason := declines(algorithm, case)):
+    if (
+        cpu_class().name != "avx512"
+        and algorithm != "direct"
+        and (reason := declines(algorithm, case))
+    ):
         pytest.skip(f"{algorithm} declines it on this CPU: {reason}")
     check(algorithm, case, precision)
 
@@ -39,15 +43,21 @@ def test_who_accepts_a_listed_case(case: Case) -> None:
     """An algorithm that declines a case is never run on it: the line of the case in `LISTED` says whom to expect."""
     found = {name for name in NAMES if declines(name, case) is None}
     expected = accepting(case)
-    assert not found - expected, f"accepted as well by {found - expected}: add them to the line of {case} in cases.py"
+    assert not found - expected, (
+        f"accepted as well by {found - expected}: add them to the line of {case} in cases.py"
+    )
     if cpu_class().name == "avx512":
         gone = {name: declines(name, case) for name in expected - found}
-        assert not gone, f"declined now, {gone}: mend that, or take them out of the line of {case} in cases.py"
+        assert not gone, (
+            f"declined now, {gone}: mend that, or take them out of the line of {case} in cases.py"
+        )
 
 
 @pytest.mark.parametrize("algorithm", NAMES)
 def test_accepts_at_least_one_listed_case(algorithm: str) -> None:
-    assert any(declines(algorithm, case) is None for case in CASES), f"add a case to cases.py that {algorithm} accepts"
+    assert any(declines(algorithm, case) is None for case in CASES), (
+        f"add a case to cases.py that {algorithm} accepts"
+    )
 
 
 sizes = st.tuples(*[st.integers(1, 9)] * 3)
@@ -78,7 +88,9 @@ def test_random_case(algorithm: str, case: Case, precision: str) -> None:
     reason = declines(algorithm, case)
     if reason is None:
         check(algorithm, case, precision)
-    assert reason is None or algorithm != "direct", f"direct accepts every legal problem, and declined: {reason}"
+    assert reason is None or algorithm != "direct", (
+        f"direct accepts every legal problem, and declined: {reason}"
+    )
 
 
 def test_flops_count_the_taps_that_are_summed() -> None:

@@ -25,14 +25,22 @@ def by_taps(case: Case, volume: np.ndarray, weights: np.ndarray) -> np.ndarray:
         indices = np.array(problem.source_indices(axis, 0, problem.out_size[axis]))
         padded = padded.take(indices, axis=axis + 1)
         padded[(slice(None),) * (axis + 1) + (indices < 0,)] = problem.boundary.value
-    groups, per_group, filters = problem.groups, problem.channels_per_group, problem.filters_per_group
+    groups, per_group, filters = (
+        problem.groups,
+        problem.channels_per_group,
+        problem.filters_per_group,
+    )
     out = np.zeros(problem.out_shape)
     for tap in itertools.product(*map(range, problem.kernel_size)):
         starts = [t * d for t, d in zip(tap, problem.dilation_rate, strict=True)]
-        part = padded[(slice(None), *(slice(s, s + n) for s, n in zip(starts, problem.out_size, strict=True)))]
+        part = padded[
+            (slice(None), *(slice(s, s + n) for s, n in zip(starts, problem.out_size, strict=True)))
+        ]
         for g in range(groups):
             these = slice(g * filters, (g + 1) * filters)
-            out[..., these] += part[..., g * per_group : (g + 1) * per_group] @ weights[tap][:, these]
+            out[..., these] += (
+                part[..., g * per_group : (g + 1) * per_group] @ weights[tap][:, these]
+            )
     return out
 
 
@@ -43,7 +51,9 @@ def check(case: Case, precision: str = "float32", **kwargs: Any) -> None:
     plan = make_plan(problem, weights, dtype=precision, algorithm="fft", threads=2)
     got = run(plan, volume, **kwargs)
     # per filter, so that a small one beside a large one is held to its own size
-    scale = np.abs(weights).sum(axis=(0, 1, 2, 3)) * max(np.abs(volume).max(), abs(problem.boundary.value))
+    scale = np.abs(weights).sum(axis=(0, 1, 2, 3)) * max(
+        np.abs(volume).max(), abs(problem.boundary.value)
+    )
     assert (np.abs(got - by_taps(case, volume, weights)) <= TOLERANCE[precision] * scale).all()
 
 
@@ -53,7 +63,9 @@ def force(monkeypatch: pytest.MonkeyPatch, tile: tuple[int, int, int]) -> None:
 
 @pytest.mark.parametrize("precision", ["float32", "float64"])
 @pytest.mark.parametrize("size", fft.PLANE_SIZES)
-def test_every_size_along_height_and_width(size: int, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_size_along_height_and_width(
+    size: int, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for tile in ((8, size, 16), (8, 16, size)):
         force(monkeypatch, tile)
         check(Case((9, 21, 40), (5, 5, 4), boundary="mirror"), precision)
@@ -68,7 +80,9 @@ def test_every_size_along_depth(size: int, precision: str, monkeypatch: pytest.M
 
 @st.composite
 def large_kernels(draw: st.DrawFn) -> Case:
-    kernel = draw(st.tuples(*[st.integers(1, 9)] * 3).filter(lambda k: np.prod(k) >= fft.LEAST_TAPS))
+    kernel = draw(
+        st.tuples(*[st.integers(1, 9)] * 3).filter(lambda k: np.prod(k) >= fft.LEAST_TAPS)
+    )
     return Case(
         size=draw(st.tuples(*[st.integers(1, 40)] * 3)),
         kernel=kernel,
@@ -101,7 +115,9 @@ def test_same_bits_for_any_threads_and_slabs(monkeypatch: pytest.MonkeyPatch) ->
     for threads, steps in ((1, 1), (2, 2), (5, 3)):
         plan = make_plan(problem, weights, algorithm="fft", threads=threads)
         assert plan.depth_step == 8
-        np.testing.assert_array_equal(run(plan, volume, slab_depth=steps * plan.depth_step), reference)
+        np.testing.assert_array_equal(
+            run(plan, volume, slab_depth=steps * plan.depth_step), reference
+        )
 
 
 def test_what_earlier_tasks_left_behind_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,7 +133,9 @@ def test_what_earlier_tasks_left_behind_does_not_matter(monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 3e38, 1e34])
 @pytest.mark.parametrize("weight", [1.0, 0.0])
-def test_bad_and_huge_voxels_reach_their_windows_and_no_further(value: float, weight: float) -> None:
+def test_bad_and_huge_voxels_reach_their_windows_and_no_further(
+    value: float, weight: float
+) -> None:
     """A number that is finite, but whose multiples are not, must not spoil the voxels of its tile."""
     case = Case((20, 21, 40), (5, 5, 5))
     volume = np.ones((1, 20, 21, 40, 1), np.float32)

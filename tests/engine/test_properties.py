@@ -70,7 +70,10 @@ def test_tall_cases_have_bands(algorithm: str) -> None:
         problem = case.spec().resolve(volume.shape, weights.shape)
         if not accepts(problem, weights):
             bands.append(
-                -(-problem.out_size[1] // make_plan(problem, weights, algorithm=algorithm).block_alignment.height)
+                -(
+                    -problem.out_size[1]
+                    // make_plan(problem, weights, algorithm=algorithm).block_alignment.height
+                )
             )
     assert max(bands) > 1
 
@@ -79,7 +82,9 @@ def test_activation_of_sums_that_lie_apart() -> None:
     """A voxel's filters are padded to whole vectors in some algorithms: the sums of one filter are not contiguous."""
     case = Case((1, 1, 3), (1, 1, 1))
     volume, weights = case.arrays()
-    got = run(plan_for("channels", case, weights), volume, activation=activations.get("sigmoid").in_place)
+    got = run(
+        plan_for("channels", case, weights), volume, activation=activations.get("sigmoid").in_place
+    )
     np.testing.assert_allclose(got, 1 / (1 + np.exp(-case.expected(volume, weights))), rtol=1e-6)
 
 
@@ -98,7 +103,13 @@ def test_same_bits_with_bias_and_activation(activation: activations.Activation) 
     function = activation.in_place
     reference = run(plan_for("direct", case, threads=1), volume, bias=bias, activation=function)
     for threads, depth in ((2, 1), (2, 2), (3, 5)):
-        got = run(plan_for("direct", case, threads=threads), volume, slab_depth=depth, bias=bias, activation=function)
+        got = run(
+            plan_for("direct", case, threads=threads),
+            volume,
+            slab_depth=depth,
+            bias=bias,
+            activation=function,
+        )
         np.testing.assert_array_equal(got, reference)
     plain = activation(run(plan_for("direct", case), volume) + bias)
     np.testing.assert_allclose(reference, plain, rtol=1e-6, atol=1e-6)
@@ -119,7 +130,9 @@ def test_integers_are_exact(algorithm: str) -> None:
     rng = np.random.default_rng(1)
     volume = rng.integers(-100, 100, (1, 5, 6, 7, 1)).astype(np.float32)
     weights = rng.integers(-9, 9, (3, 3, 3, 1, 1)).astype(float)
-    np.testing.assert_array_equal(run(plan_for(algorithm, case, weights), volume), case.expected(volume, weights))
+    np.testing.assert_array_equal(
+        run(plan_for(algorithm, case, weights), volume), case.expected(volume, weights)
+    )
 
 
 @pytest.mark.parametrize("algorithm", NAMES)
@@ -149,7 +162,9 @@ def test_groups_are_slices_put_together(algorithm: str) -> None:
 @pytest.mark.parametrize("algorithm", NAMES)
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("weight", [1.0, 0.0])
-def test_non_finite_voxels_reach_their_windows_and_no_further(algorithm: str, value: float, weight: float) -> None:
+def test_non_finite_voxels_reach_their_windows_and_no_further(
+    algorithm: str, value: float, weight: float
+) -> None:
     """Also through a zero weight, where 0 times infinity is NaN."""
     case = Case((5, 6, 40), (3, 3, 3))
     volume = np.ones((1, 5, 6, 40, 1), np.float32)
@@ -163,7 +178,9 @@ def test_non_finite_voxels_reach_their_windows_and_no_further(algorithm: str, va
 
 
 @pytest.mark.parametrize("algorithm", NAMES)
-@pytest.mark.parametrize("case", [Case((5, 6, 40), (5, 5, 5)), Case((5, 6, 9), (3, 3, 3), in_channels=16, filters=16)])
+@pytest.mark.parametrize(
+    "case", [Case((5, 6, 40), (5, 5, 5)), Case((5, 6, 9), (3, 3, 3), in_channels=16, filters=16)]
+)
 def test_huge_finite_voxels_do_not_overflow(algorithm: str, case: Case) -> None:
     """A sum of transforms may overflow where the direct sum does not."""
     volume, weights = case.arrays()
@@ -187,20 +204,40 @@ def test_many_equal_taps_do_not_drift(algorithm: str, size: int) -> None:
     np.testing.assert_allclose(got, exact, rtol=3e-6)
 
 
-SOURCES = ["uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "float32", "float64", "bool"]
+SOURCES = [
+    "uint8",
+    "int8",
+    "uint16",
+    "int16",
+    "uint32",
+    "int32",
+    "uint64",
+    "int64",
+    "float32",
+    "float64",
+    "bool",
+]
 
 
 @pytest.mark.parametrize("dtype", SOURCES)
 def test_source_dtypes(dtype: str) -> None:
     case = Case((3, 4, 5), (3, 3, 3), boundary="symmetric")
     _, weights = case.arrays()
-    volume = np.random.default_rng(0).integers(0, 2 if dtype == "bool" else 100, (1, 3, 4, 5, 1)).astype(dtype)
+    volume = (
+        np.random.default_rng(0)
+        .integers(0, 2 if dtype == "bool" else 100, (1, 3, 4, 5, 1))
+        .astype(dtype)
+    )
     got = run(plan_for("direct", case), volume)
-    np.testing.assert_allclose(got, case.expected(volume.astype(float), weights), rtol=1e-5, atol=1e-3)
+    np.testing.assert_allclose(
+        got, case.expected(volume.astype(float), weights), rtol=1e-5, atol=1e-3
+    )
 
 
 @pytest.mark.parametrize("order", ["C", "F"])
-@pytest.mark.parametrize("change", ["none", "reversed", "swapped", "unaligned", "readonly", "strided"])
+@pytest.mark.parametrize(
+    "change", ["none", "reversed", "swapped", "unaligned", "readonly", "strided"]
+)
 def test_source_layouts(order: str, change: str) -> None:
     """Whatever the memory layout of the source, the bits are the same."""
     case = Case((4, 5, 6), (3, 3, 3), in_channels=2, filters=2)
@@ -233,7 +270,9 @@ def test_scale_is_applied_to_voxels_and_not_to_the_constant_outside() -> None:
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-3)
 
 
-@pytest.mark.parametrize("dtype", ["uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64"])
+@pytest.mark.parametrize(
+    "dtype", ["uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64"]
+)
 def test_integer_outputs_round_half_to_even_saturate_and_count(dtype: str) -> None:
     limits = np.iinfo(dtype)
     values = [0.5, 1.5, 2.5, -0.5, 3.49, np.nan, np.inf, -np.inf, 1e30, -1e30, 0.0, 7.0]
@@ -252,7 +291,9 @@ def test_extremes_of_int64_survive_float64() -> None:
     """2^63 is no int64, though it is the nearest float64 to its maximum."""
     volume = np.array([2.0**63, -(2.0**63), 2.0**62], np.float64).reshape(1, 1, 1, -1, 1)
     problem = ConvSpec().resolve(volume.shape, (1, 1, 1, 1, 1))
-    got = run(make_plan(problem, np.ones((1, 1, 1, 1, 1)), dtype="float64"), volume, out_dtype="int64")
+    got = run(
+        make_plan(problem, np.ones((1, 1, 1, 1, 1)), dtype="float64"), volume, out_dtype="int64"
+    )
     assert got.ravel().tolist() == [2**63 - 1, -(2**63), 2**62]
 
 
@@ -263,7 +304,9 @@ def test_output_views_of_any_strides() -> None:
     reference = run(plan, volume)
     out = np.full((2, 6, 5, 4), np.nan, np.float32)[:, ::-1]  # (c, w, h, d), w reversed
     with Team(2) as team:
-        plan.convolve_slab(volume[0], out.transpose(3, 2, 1, 0), plan.problem.source_indices(0, 0, 4), team)
+        plan.convolve_slab(
+            volume[0], out.transpose(3, 2, 1, 0), plan.problem.source_indices(0, 0, 4), team
+        )
     np.testing.assert_array_equal(out.transpose(3, 2, 1, 0), reference[0])
 
 
@@ -295,7 +338,9 @@ def test_clipped_voxels_are_counted_once_where_steps_are_done_over(algorithm: st
 
 @pytest.mark.parametrize("algorithm", NAMES)
 @pytest.mark.parametrize("case", CASES[:30:3], ids=str)
-def test_planning_loads_no_machine_code(algorithm: str, case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_planning_loads_no_machine_code(
+    algorithm: str, case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """`explain` and --dry-run tell layout and memory in milliseconds, whatever is not compiled yet."""
     monkeypatch.setattr(machine_code, "load", lambda codes: pytest.fail("loaded"))
     plan = plan_for(algorithm, case)

@@ -17,7 +17,9 @@ def column(kernel: Any, dtype: str = "float64") -> np.ndarray:
     return np.asarray(kernel.weights)[..., None, None].astype(dtype)
 
 
-def plan_for(volume: np.ndarray, weights: np.ndarray, boundary: str = "zeros", **kwargs: Any) -> Any:
+def plan_for(
+    volume: np.ndarray, weights: np.ndarray, boundary: str = "zeros", **kwargs: Any
+) -> Any:
     case = Case(volume.shape[1:4], weights.shape[:3], boundary=boundary)
     problem = case.spec().resolve(volume.shape, weights.shape)
     return make_plan(problem, weights, algorithm="separable", **kwargs)
@@ -33,7 +35,9 @@ OUTER = [
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("kernel", OUTER, ids=lambda k: k.name)
-def test_outer_products_have_one_term_and_keep_signs_zeros_and_symmetry(kernel: Any, dtype: str) -> None:
+def test_outer_products_have_one_term_and_keep_signs_zeros_and_symmetry(
+    kernel: Any, dtype: str
+) -> None:
     weights = column(kernel, dtype)
     factors = separable.factorise(weights)
     assert factors is not None
@@ -71,7 +75,9 @@ REFUSED = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("weights", "reason"), REFUSED, ids=lambda v: v if isinstance(v, str) else "")
+@pytest.mark.parametrize(
+    ("weights", "reason"), REFUSED, ids=lambda v: v if isinstance(v, str) else ""
+)
 def test_refusals_say_why(weights: np.ndarray, reason: str) -> None:
     case = Case((9, 9, 9), weights.shape[:3], weights.shape[3], weights.shape[4])
     problem = case.spec().resolve((1, 9, 9, 9, weights.shape[3]), weights.shape)
@@ -87,7 +93,11 @@ def test_a_kernel_rounded_to_float32_is_exact_enough_for_float32_alone() -> None
 @pytest.mark.parametrize("size", [(9, 9, 9), (41, 41, 41), (3, 65, 101)])
 @pytest.mark.parametrize("kind", ["box", "gaussian"])
 def test_a_constant_stays_constant(size: tuple[int, int, int], kind: str) -> None:
-    kernel = builtin.box(size) if kind == "box" else builtin.gaussian(sigma=tuple((n - 1) / 8 for n in size))
+    kernel = (
+        builtin.box(size)
+        if kind == "box"
+        else builtin.gaussian(sigma=tuple((n - 1) / 8 for n in size))
+    )
     volume = np.full((1, 2, 3, 20, 1), 0.1, np.float32)
     got = run(plan_for(volume, column(kernel), "nearest"), volume)
     np.testing.assert_allclose(got, np.float64(np.float32(0.1)), rtol=2e-6)
@@ -128,5 +138,7 @@ def test_non_finite_voxels_reach_their_windows_and_no_further(name: str, value: 
 
 def test_the_planner_takes_it_for_large_kernels() -> None:
     weights = column(builtin.gaussian(sigma=(2, 2, 2)))
-    problem = Case((64, 64, 64), weights.shape[:3]).spec().resolve((1, 64, 64, 64, 1), weights.shape)
+    problem = (
+        Case((64, 64, 64), weights.shape[:3]).spec().resolve((1, 64, 64, 64, 1), weights.shape)
+    )
     assert make_plan(problem, weights).algorithm is separable.ALGORITHM

@@ -28,7 +28,9 @@ def test_every_task_is_done_once(threads: int, count: int) -> None:
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 @pytest.mark.parametrize("bad_worker", [0, 1])
-def test_a_failure_in_any_worker_is_raised_and_ends_the_work(error: type[BaseException], bad_worker: int) -> None:
+def test_a_failure_in_any_worker_is_raised_and_ends_the_work(
+    error: type[BaseException], bad_worker: int
+) -> None:
     both = threading.Barrier(2, timeout=LIMIT)
     done: list[int] = []
 
@@ -88,5 +90,7 @@ except KeyboardInterrupt:
 
 def test_the_process_does_not_end_under_what_was_begun_apart() -> None:
     """The caller leaves at once, but an interpreter that is taken apart while LLVM works ends in a segmentation fault."""
-    done = subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, text=True, timeout=LIMIT)
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED], capture_output=True, text=True, timeout=LIMIT
+    )
     assert (done.returncode, done.stdout.split()) == (0, ["left", "finished"]), done.stderr

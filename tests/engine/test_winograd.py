@@ -16,11 +16,16 @@ LANES = cpu_class().lanes
 
 
 def plan_for(
-    case: Case, weights: np.ndarray | None = None, algorithm: str = "winograd", dtype: str = "float32"
+    case: Case,
+    weights: np.ndarray | None = None,
+    algorithm: str = "winograd",
+    dtype: str = "float32",
 ) -> Plan:
     volume, random_weights = case.arrays()
     weights = random_weights if weights is None else weights
-    return make_plan(case.spec().resolve(volume.shape, weights.shape), weights, algorithm=algorithm, dtype=dtype)
+    return make_plan(
+        case.spec().resolve(volume.shape, weights.shape), weights, algorithm=algorithm, dtype=dtype
+    )
 
 
 @pytest.mark.parametrize("outputs", [2, 4])
@@ -68,18 +73,23 @@ def test_random_case(case: Case) -> None:
 
 @pytest.mark.parametrize(("channels", "filters"), [(16, 16), (64, 32), (160, 13)])
 @pytest.mark.parametrize("constant", [False, True])
-def test_rounding_is_at_most_four_times_the_direct_sums(channels: int, filters: int, constant: bool) -> None:
+def test_rounding_is_at_most_four_times_the_direct_sums(
+    channels: int, filters: int, constant: bool
+) -> None:
     case = Case((8, 8, 12), (3, 3, 3), in_channels=channels, filters=filters)
     volume, weights = case.arrays()
     if constant:
         volume, weights = np.full_like(volume, 0.1), np.abs(weights)
     weights = weights.astype(np.float32)
     exact = run(plan_for(case, weights, "direct", "float64"), volume)
-    errors = {name: run(plan_for(case, weights, name), volume) - exact for name in ("direct", "winograd")}
+    errors = {
+        name: run(plan_for(case, weights, name), volume) - exact for name in ("direct", "winograd")
+    }
     direct, transformed = (np.sqrt(np.mean(errors[name] ** 2)) for name in ("direct", "winograd"))
     assert transformed <= 4 * direct
     assert (
-        np.abs(errors["winograd"]).max() <= 2e-6 * np.abs(weights).sum(axis=(0, 1, 2, 3)).max() * np.abs(volume).max()
+        np.abs(errors["winograd"]).max()
+        <= 2e-6 * np.abs(weights).sum(axis=(0, 1, 2, 3)).max() * np.abs(volume).max()
     )
 
 

@@ -16,7 +16,14 @@ from strategies import small_numbers
 from conv3d_cli.errors import FormatError, WriteError
 from conv3d_cli.formats import base
 from conv3d_cli.formats.base import SpooledWriter, real_dtype, reserve_space, spool_reader, write_at
-from conv3d_cli.model.volume import Array, ArrayReader, Axes, VolumeHeader, VolumeWriter, parts_in_storage_order
+from conv3d_cli.model.volume import (
+    Array,
+    ArrayReader,
+    Axes,
+    VolumeHeader,
+    VolumeWriter,
+    parts_in_storage_order,
+)
 from conv3d_cli.system.inputs import check_input
 
 
@@ -25,7 +32,9 @@ class Stream(ArrayReader):
 
     sequential = True
 
-    def __init__(self, array: Array, axes: Axes, broken_at: int | None = None, checksum: bool = True) -> None:
+    def __init__(
+        self, array: Array, axes: Axes, broken_at: int | None = None, checksum: bool = True
+    ) -> None:
         super().__init__(array, VolumeHeader(axes, array.dtype, scale=(2.0, 1.0)), "stream.nii.gz")
         self.broken_at, self.checksum = broken_at, checksum
         self.position, self.closed = -1, False
@@ -33,7 +42,9 @@ class Stream(ArrayReader):
     def read(self, n: int, depth: slice, channels: slice) -> Array:
         if self.broken_at is not None and depth.stop > self.broken_at:
             raise FormatError("stream.nii.gz: truncated")
-        wanted = self.header.axes.block(np.arange(self.array.size).reshape(self.array.shape), n, depth, channels)
+        wanted = self.header.axes.block(
+            np.arange(self.array.size).reshape(self.array.shape), n, depth, channels
+        )
         assert wanted.min() > self.position, "went back"
         self.position = int(wanted.max())
         return super().read(n, depth, channels)
@@ -70,10 +81,12 @@ class Sink(VolumeWriter):
         self.aborted = True
 
 
-streaming = st.sampled_from(["zyx", "tzyx", "czyx", "tczyx", "ctzyx", "zyxc", "tzyxs", "zcyx"]).flatmap(
-    lambda letters: st.tuples(*[st.integers(1, 3) if a != "z" else st.integers(1, 20) for a in letters]).map(
-        lambda shape: Axes(letters, shape)
-    )
+streaming = st.sampled_from(
+    ["zyx", "tzyx", "czyx", "tczyx", "ctzyx", "zyxc", "tzyxs", "zcyx"]
+).flatmap(
+    lambda letters: st.tuples(
+        *[st.integers(1, 3) if a != "z" else st.integers(1, 20) for a in letters]
+    ).map(lambda shape: Axes(letters, shape))
 )
 
 
@@ -108,7 +121,9 @@ def test_no_room_for_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(os, "posix_fallocate", refuse, raising=False)
     axes = Axes("zyx", (4, 3, 4))
-    with pytest.raises(WriteError, match=rf"copy of stream\.nii\.gz in {tempfile.gettempdir()}: no space left"):
+    with pytest.raises(
+        WriteError, match=rf"copy of stream\.nii\.gz in {tempfile.gettempdir()}: no space left"
+    ):
         spool_reader(Stream(np.zeros(axes.shape, np.int16), axes))
     sink = Sink(axes)
     with pytest.raises(WriteError, match=r"copy of sink\.nii\.gz .* no space left"):
@@ -128,7 +143,9 @@ def test_no_folder_for_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @given(streaming, st.integers(1, 4), st.randoms())
-def test_slabs_in_any_order_reach_a_stream_in_its_own(axes: Axes, depth: int, order: object) -> None:
+def test_slabs_in_any_order_reach_a_stream_in_its_own(
+    axes: Axes, depth: int, order: object
+) -> None:
     values = small_numbers(axes.shape, "int16", 2)
     slabs = [
         (n, slice(start, min(start + depth, axes.size("z"))), channels)
@@ -173,7 +190,9 @@ def test_reserving_space_never_shortens(tmp_path: Path, monkeypatch: pytest.Monk
 def test_short_writes_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The system may write fewer bytes than it was given."""
     write = os.pwrite
-    monkeypatch.setattr(base.os, "pwrite", lambda number, data, place: write(number, data[:7], place))
+    monkeypatch.setattr(
+        base.os, "pwrite", lambda number, data, place: write(number, data[:7], place)
+    )
     with open(tmp_path / "x", "w+b") as file:
         write_at(file, memoryview(bytes(range(100))), 5)
         assert file.read() == bytes(5) + bytes(range(100))
@@ -198,7 +217,8 @@ def test_dtypes_as_they_are_handed_out(stored: str, given_out: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("stored", "fact"), [("c8", "complex"), ("S3", "not numbers"), ("O", "not numbers"), ("M8[s]", "not numbers")]
+    ("stored", "fact"),
+    [("c8", "complex"), ("S3", "not numbers"), ("O", "not numbers"), ("M8[s]", "not numbers")],
 )
 def test_dtypes_that_are_no_voxels(stored: str, fact: str) -> None:
     with pytest.raises(FormatError, match=f"cannot read x: .*{fact}"):

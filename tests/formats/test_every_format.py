@@ -123,7 +123,9 @@ def write_slabs(path: str, volume: Volume, depth: int, backwards: bool = False) 
     with create_volume(path, header) as writer:
         slabs = [
             (n, start, channels)
-            for n, channels in parts_in_storage_order(header.axes, channels_together=not writer.sequential)
+            for n, channels in parts_in_storage_order(
+                header.axes, channels_together=not writer.sequential
+            )
             for start in range(0, planes, depth)
         ]
         if backwards:
@@ -139,7 +141,11 @@ def write_slabs(path: str, volume: Volume, depth: int, backwards: bool = False) 
 def files_beside(path: str) -> dict[str, bytes]:
     """Every file of the folder, those in folders (a store is one) included."""
     folder = Path(path).parent
-    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    return {
+        str(file.relative_to(folder)): file.read_bytes()
+        for file in folder.rglob("*")
+        if file.is_file()
+    }
 
 
 def clear_folder_of(path: str) -> None:
@@ -160,7 +166,10 @@ def error_of(path: str) -> str:
 def check_message(message: str, path: str) -> None:
     """One line that names the file, or the other one of a pair."""
     assert "\n" not in message
-    assert os.path.splitext(path)[0].removesuffix(".nii").removesuffix(".hdr").removesuffix(".img") in message
+    assert (
+        os.path.splitext(path)[0].removesuffix(".nii").removesuffix(".hdr").removesuffix(".img")
+        in message
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -183,7 +192,9 @@ def test_voxels_and_dtype_come_back(path: str, dtype: str, rng: np.random.Genera
         return
     back = read_back(path, "zyx")
     handed_out = [real_dtype(volume.data.dtype, path)]
-    assert back.data.dtype in ([*handed_out, np.uint8] if dtype == "bool" else handed_out)  # a mask may become 0 and 1
+    assert back.data.dtype in (
+        [*handed_out, np.uint8] if dtype == "bool" else handed_out
+    )  # a mask may become 0 and 1
     assert back.axes == "zyx"
     np.testing.assert_array_equal(back.data, volume.data)
 
@@ -200,7 +211,9 @@ def test_axes_come_back(path: str, letters: str, dtype: str, rng: np.random.Gene
 
 
 @pytest.mark.parametrize("letters", AXES)
-def test_a_second_round_trip_changes_nothing(path: str, letters: str, rng: np.random.Generator) -> None:
+def test_a_second_round_trip_changes_nothing(
+    path: str, letters: str, rng: np.random.Generator
+) -> None:
     write_volume(path, make(letters, "uint8", rng))
     before = files_beside(path)
     write_volume(path, read_volume(path), overwrite=True)
@@ -215,26 +228,35 @@ def test_output_letters_are_settled(case: tuple[VolumeFormat, str], letters: str
             once = case[0].output_letters(letters, channels, np.dtype(dtype))
             assert case[0].output_letters(once, channels, np.dtype(dtype)) == once
             sizes = dict.fromkeys("cs", channels)
-            assert Axes(once, (2,) * len(once)).renamed(once, sizes).canonical_shape[4] in (channels, channels**2)
+            assert Axes(once, (2,) * len(once)).renamed(once, sizes).canonical_shape[4] in (
+                channels,
+                channels**2,
+            )
             assert [a for a in once if a not in "zyxcs"] == [a for a in letters if a not in "zyxcs"]
 
 
 def test_special_floats_come_back(path: str) -> None:
-    data = np.array([np.nan, np.inf, -np.inf, -0.0, 0.0, 1e-45, 3.4e38, 1], np.float32).reshape(2, 2, 2)
+    data = np.array([np.nan, np.inf, -np.inf, -0.0, 0.0, 1e-45, 3.4e38, 1], np.float32).reshape(
+        2, 2, 2
+    )
     write_volume(path, Volume(data, "zyx"))
     back = read_back(path, "zyx").data
     np.testing.assert_array_equal(back.view(np.uint32), data.view(np.uint32))
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (1, 5, 1), (7, 1, 2), (1, 64, 64)])
-def test_axes_of_one_voxel(path: str, shape: tuple[int, int, int], rng: np.random.Generator) -> None:
+def test_axes_of_one_voxel(
+    path: str, shape: tuple[int, int, int], rng: np.random.Generator
+) -> None:
     volume = Volume(rng.normal(size=shape).astype(np.float32), "zyx")
     write_volume(path, volume)
     np.testing.assert_array_equal(canonical(read_back(path, "zyx")), canonical(volume))
 
 
 @pytest.mark.parametrize("unit", ["um", "mm", "nm"])
-def test_spacing_comes_back(case: tuple[VolumeFormat, str], path: str, unit: str, rng: np.random.Generator) -> None:
+def test_spacing_comes_back(
+    case: tuple[VolumeFormat, str], path: str, unit: str, rng: np.random.Generator
+) -> None:
     spacing = (2.5, 0.75, 0.3)
     grid = Grid(spacing, unit, affine_from_spacing(spacing))
     volume = replace(make("zyx", "float32", rng), grid=grid)
@@ -246,7 +268,9 @@ def test_spacing_comes_back(case: tuple[VolumeFormat, str], path: str, unit: str
     np.testing.assert_allclose(back.spacing_in("um"), grid.spacing_in("um"), rtol=1e-6)
 
 
-def test_what_is_lost_is_said(case: tuple[VolumeFormat, str], path: str, rng: np.random.Generator) -> None:
+def test_what_is_lost_is_said(
+    case: tuple[VolumeFormat, str], path: str, rng: np.random.Generator
+) -> None:
     grid = Grid((2.5, 0.75, 0.25), "um", affine_from_spacing((2.5, 0.75, 0.25)))
     header = output_header(path, replace(make("zyx", "float32", rng), grid=grid))
     with create_volume(path, header) as writer:
@@ -254,7 +278,9 @@ def test_what_is_lost_is_said(case: tuple[VolumeFormat, str], path: str, rng: np
         assert all("\n" not in note for note in writer.notes)
 
 
-def test_affine_comes_back(case: tuple[VolumeFormat, str], path: str, rng: np.random.Generator) -> None:
+def test_affine_comes_back(
+    case: tuple[VolumeFormat, str], path: str, rng: np.random.Generator
+) -> None:
     turn, _ = np.linalg.qr(rng.normal(size=(3, 3)))
     affine = np.eye(4)
     affine[:3, :3] = turn * (0.5, 2, 3)
@@ -296,7 +322,9 @@ def test_slabs_in_any_order(path: str, rng: np.random.Generator) -> None:
     if sequential:
         pytest.skip("a stream")
     write_slabs(path, volume, 2, backwards=True)
-    np.testing.assert_array_equal(canonical(read_back(path, header.axes.letters)), canonical(volume))
+    np.testing.assert_array_equal(
+        canonical(read_back(path, header.axes.letters)), canonical(volume)
+    )
 
 
 def parts(reader: VolumeReader) -> list[tuple[int, slice]]:
@@ -374,7 +402,10 @@ def test_overwrite_replaces(path: str, rng: np.random.Generator) -> None:
 def test_an_input_may_be_its_own_output(path: str, rng: np.random.Generator) -> None:
     volume = make("zyx", "float32", rng)
     write_volume(path, volume)
-    with open_volume(path) as reader, create_volume(path, output_header(path, volume), overwrite=True) as writer:
+    with (
+        open_volume(path) as reader,
+        create_volume(path, output_header(path, volume), overwrite=True) as writer,
+    ):
         for start in range(5):
             writer.write(0, start, 0, reader.read(0, slice(start, start + 1), slice(0, 1)) * 2)
         writer.commit()
@@ -391,7 +422,9 @@ def test_folders_are_not_made(path: str, rng: np.random.Generator) -> None:
 # Facts, each held to what the format does
 
 
-def test_axis_names_come_back(case: tuple[VolumeFormat, str], path: str, rng: np.random.Generator) -> None:
+def test_axis_names_come_back(
+    case: tuple[VolumeFormat, str], path: str, rng: np.random.Generator
+) -> None:
     """Unless the format says that it holds none: then channels that lie first are taken for something else."""
     volume = make("czyx", "uint8", rng)
     write_volume(path, volume)
@@ -400,21 +433,31 @@ def test_axis_names_come_back(case: tuple[VolumeFormat, str], path: str, rng: np
 
 
 @pytest.mark.parametrize("option", ["chunks", "levels"])
-def test_options_of_chunks(case: tuple[VolumeFormat, str], path: str, option: str, rng: np.random.Generator) -> None:
+def test_options_of_chunks(
+    case: tuple[VolumeFormat, str], path: str, option: str, rng: np.random.Generator
+) -> None:
     volume = make("zyx", "uint8", rng)
     options: dict[str, int] = {option: 2}
     if not case[0].chunked:
-        with pytest.raises(SpecError, match=rf"--{option} is for [\w-]+, and {case[0].name} has none"):
+        with pytest.raises(
+            SpecError, match=rf"--{option} is for [\w-]+, and {case[0].name} has none"
+        ):
             write_volume(path, volume, **options)
         return
     write_volume(path, volume, **options)
     np.testing.assert_array_equal(read_volume(path).data, volume.data)
 
 
-@pytest.mark.parametrize("compression", sorted({name for found in FORMATS for name in found.compressions}))
+@pytest.mark.parametrize(
+    "compression", sorted({name for found in FORMATS for name in found.compressions})
+)
 @pytest.mark.parametrize("letters", AXES)
 def test_compressions(
-    case: tuple[VolumeFormat, str], path: str, compression: str, letters: str, rng: np.random.Generator
+    case: tuple[VolumeFormat, str],
+    path: str,
+    compression: str,
+    letters: str,
+    rng: np.random.Generator,
 ) -> None:
     volume = make(letters, "uint16", rng)
     refusal = ""
@@ -443,8 +486,13 @@ def test_boxes(path: str, rng: np.random.Generator) -> None:
         for part in reversed(range(n)):
             for c in range(channels):
                 for d, h, w in ((2, 2, 0), (0, 2, 0), (2, 0, 0), (0, 0, 0)):
-                    place = (slice(d, d + 2 if d == 0 else depth), slice(h, h + 2 if h == 0 else height))
-                    writer.write_box(part, (d, h, w), c, np.ascontiguousarray(whole[part][place][..., c : c + 1]))
+                    place = (
+                        slice(d, d + 2 if d == 0 else depth),
+                        slice(h, h + 2 if h == 0 else height),
+                    )
+                    writer.write_box(
+                        part, (d, h, w), c, np.ascontiguousarray(whole[part][place][..., c : c + 1])
+                    )
         writer.commit()
     found = find_format(path)
     assert found is not None
@@ -465,7 +513,9 @@ def conv3d(run: Any) -> Any:
 
     def call(*arguments: str, code: int = 0) -> Any:
         result = run(*arguments, code=code)
-        assert code == 0 or result.stderr.strip().splitlines()[-1].startswith("Error: "), result.stderr
+        assert code == 0 or result.stderr.strip().splitlines()[-1].startswith("Error: "), (
+            result.stderr
+        )
         return result
 
     return call
@@ -483,7 +533,9 @@ def scan(path: str, rng: np.random.Generator) -> str:
     return name
 
 
-def test_apply_with_a_sidecar(conv3d: Any, case: tuple[VolumeFormat, str], path: str, scan: str) -> None:
+def test_apply_with_a_sidecar(
+    conv3d: Any, case: tuple[VolumeFormat, str], path: str, scan: str
+) -> None:
     conv3d("apply", scan, "-k", "box:size=3", "-o", path, "--sidecar")
     sidecar = Path(path.removesuffix(case[1]) + ".json")
     record = json.loads(sidecar.read_text())
@@ -493,7 +545,9 @@ def test_apply_with_a_sidecar(conv3d: Any, case: tuple[VolumeFormat, str], path:
     conv3d("rerun", str(sidecar))
 
 
-def test_apply_with_history(conv3d: Any, case: tuple[VolumeFormat, str], path: str, scan: str) -> None:
+def test_apply_with_history(
+    conv3d: Any, case: tuple[VolumeFormat, str], path: str, scan: str
+) -> None:
     """It is kept, and carried on by the next run; or its loss is told."""
     told = conv3d("apply", scan, "-k", "box:size=3", "-o", path, "--history").stderr
     assert ("holds no history" in told) == (not case[0].holds_history)
@@ -512,7 +566,9 @@ def test_apply_with_history(conv3d: Any, case: tuple[VolumeFormat, str], path: s
 
 
 @pytest.mark.parametrize("axes", ["zyx", "czyx"])
-def test_apply_and_verify(conv3d: Any, path: str, scan: str, axes: str, rng: np.random.Generator) -> None:
+def test_apply_and_verify(
+    conv3d: Any, path: str, scan: str, axes: str, rng: np.random.Generator
+) -> None:
     if axes == "czyx":
         write_volume(scan, make("czyx", "float32", rng), overwrite=True)
     found = find_format(scan)
@@ -521,7 +577,9 @@ def test_apply_and_verify(conv3d: Any, path: str, scan: str, axes: str, rng: np.
     conv3d("apply", scan, *named, "-k", "gaussian:sigma=1vox", "-o", path, "--verify", "100")
 
 
-def test_apply_with_a_scale(conv3d: Any, case: tuple[VolumeFormat, str], path: str, scan: str) -> None:
+def test_apply_with_a_scale(
+    conv3d: Any, case: tuple[VolumeFormat, str], path: str, scan: str
+) -> None:
     """Integers with a slope and an intercept, where a format holds them; else they are refused before any work."""
     job = ["apply", scan, "-k", "box:size=3", "-o", path, "--dtype", "int16", "--scale", "auto"]
     if not case[0].holds_scale:
@@ -548,7 +606,16 @@ def test_apply_with_a_mask(
     write_volume(mask, Volume(inside, "zyx", read_volume(scan).grid))
     np.save(folder / "mask.npy", inside)
     conv3d("apply", scan, "-k", "box:size=3", "-o", path, "--mask", mask)
-    conv3d("apply", scan, "-k", "box:size=3", "-o", str(folder / "by_npy.npy"), "--mask", str(folder / "mask.npy"))
+    conv3d(
+        "apply",
+        scan,
+        "-k",
+        "box:size=3",
+        "-o",
+        str(folder / "by_npy.npy"),
+        "--mask",
+        str(folder / "mask.npy"),
+    )
     np.testing.assert_array_equal(read_volume(path).data, np.load(folder / "by_npy.npy"))
 
 

@@ -47,7 +47,10 @@ PACK = {".nii.gz": gzip.compress, ".nii.zst": zstd_frame}
 TURN = np.array([[0.8, -0.6, 0], [0.6, 0.8, 0], [0, 0, 1]])
 
 
-def rigid(spacing: tuple[float, float, float] = (2, 3, 4), origin: tuple[float, float, float] = (-90, 126, -72)) -> Any:
+def rigid(
+    spacing: tuple[float, float, float] = (2, 3, 4),
+    origin: tuple[float, float, float] = (-90, 126, -72),
+) -> Any:
     """An affine that float32 and a quaternion hold (nearly) exactly; spacing along x, y, z."""
     affine = np.eye(4)
     affine[:3, :3] = TURN * spacing
@@ -56,7 +59,12 @@ def rigid(spacing: tuple[float, float, float] = (2, 3, 4), origin: tuple[float, 
 
 
 def image(
-    data: np.ndarray, version: int = 1, pair: bool = False, order: str = "<", affine: Any = None, **fields: Any
+    data: np.ndarray,
+    version: int = 1,
+    pair: bool = False,
+    order: str = "<",
+    affine: Any = None,
+    **fields: Any,
 ) -> Any:
     """A nibabel image; data in (x, y, z, ...) order; `fields` are set in its header as they are."""
     kinds = {
@@ -111,7 +119,9 @@ def written(path: Path, volume: Volume, **options: Any) -> Any:
     return nibabel.load(path)
 
 
-def empty_header(axes: str = "zyx", shape: tuple[int, ...] = (4, 3, 2), dtype: str = "float32", **more: Any) -> Any:
+def empty_header(
+    axes: str = "zyx", shape: tuple[int, ...] = (4, 3, 2), dtype: str = "float32", **more: Any
+) -> Any:
     return VolumeHeader(Axes(axes, shape), np.dtype(dtype), **more)
 
 
@@ -128,13 +138,17 @@ class TestRead:
         np.testing.assert_array_equal(volume.data, np.asanyarray(reference.dataobj).T)
         assert volume.grid.affine is not None
         np.testing.assert_array_equal(volume.grid.affine, reference.affine)
-        np.testing.assert_allclose(volume.grid.spacing, reference.header.get_zooms()[2::-1], rtol=1e-6)
+        np.testing.assert_allclose(
+            volume.grid.spacing, reference.header.get_zooms()[2::-1], rtol=1e-6
+        )
         assert volume.grid.unit == "mm"
 
     @pytest.mark.parametrize("dtype", ["u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f4", "f8"])
     @pytest.mark.parametrize("order", "<>")
     @pytest.mark.parametrize("suffix", SUFFIXES)
-    def test_dtypes_and_byte_orders(self, tmp_path: Path, dtype: str, order: str, suffix: str) -> None:
+    def test_dtypes_and_byte_orders(
+        self, tmp_path: Path, dtype: str, order: str, suffix: str
+    ) -> None:
         for version in (1, 2):
             data = values((3, 4, 5), order + dtype)
             path = saved(tmp_path / f"v{version}{suffix}", data, version=version, order=order)
@@ -151,7 +165,9 @@ class TestRead:
         content = bytearray((image(values((3, 4, 5), "f8"), order=order)).to_bytes())
         struct.pack_into(order + "hh", content, 70, 1536, 128)
         data = (values((3, 4, 5)) / 7).astype(np.longdouble)
-        packed = bytes(content[:352]) + data.astype(np.dtype(np.longdouble).newbyteorder(order)).tobytes(order="F")
+        packed = bytes(content[:352]) + data.astype(
+            np.dtype(np.longdouble).newbyteorder(order)
+        ).tobytes(order="F")
         path = tmp_path / f"v{suffix}"
         path.write_bytes(gzip.compress(packed) if suffix.endswith("gz") else packed)
         volume = read_volume(str(path))
@@ -174,11 +190,22 @@ class TestRead:
         ],
     )
     @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
-    def test_axes_and_their_round_trip(self, tmp_path: Path, shape: tuple[int, ...], letters: str, suffix: str) -> None:
+    def test_axes_and_their_round_trip(
+        self, tmp_path: Path, shape: tuple[int, ...], letters: str, suffix: str
+    ) -> None:
         data = values(shape)
         made = image(data)
-        made.header["dim"] = [len(shape), *shape, *[1] * (7 - len(shape))]  # nibabel drops trailing ones
-        content = made.header.binaryblock[:108] + struct.pack("<f", 352) + made.header.binaryblock[112:] + bytes(4)
+        made.header["dim"] = [
+            len(shape),
+            *shape,
+            *[1] * (7 - len(shape)),
+        ]  # nibabel drops trailing ones
+        content = (
+            made.header.binaryblock[:108]
+            + struct.pack("<f", 352)
+            + made.header.binaryblock[112:]
+            + bytes(4)
+        )
         packed = content + data.tobytes(order="F")
         path = tmp_path / f"v{suffix}"
         path.write_bytes(gzip.compress(packed) if suffix.endswith("gz") else packed)
@@ -248,7 +275,13 @@ class TestRead:
             volume = read_volume(path, axes="czyx")
             assert volume.shape == (1, 5, 4, 3, 2)
             np.testing.assert_array_equal(volume.data, data.T)
-            assert written(tmp_path / f"back{suffix}", volume, overwrite=True).shape == (3, 4, 5, 1, 2)
+            assert written(tmp_path / f"back{suffix}", volume, overwrite=True).shape == (
+                3,
+                4,
+                5,
+                1,
+                2,
+            )
 
     @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
     @pytest.mark.parametrize("axes", ["txyz", "zcyx", "zyxc", "ztyx", "xzyt", "cyxz"])
@@ -307,7 +340,9 @@ class TestRead:
 
     def test_nibabel_waits_until_it_is_needed(self) -> None:
         code = "import conv3d_cli.formats, sys; print([m for m in ('nibabel', 'isal', 'tifffile') if m in sys.modules])"
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        )
         assert done.stdout.strip() == "[]"
 
 
@@ -339,7 +374,9 @@ def transform_matrix(transform: VoxelTransform) -> np.ndarray:
 class TestGrid:
     @pytest.mark.parametrize(("sform_code", "qform_code"), CODES)
     @pytest.mark.parametrize("order", "<>")
-    def test_affine_is_nibabels(self, tmp_path: Path, sform_code: int, qform_code: int, order: str) -> None:
+    def test_affine_is_nibabels(
+        self, tmp_path: Path, sform_code: int, qform_code: int, order: str
+    ) -> None:
         path = save(two_forms(sform_code, qform_code, order=order), tmp_path / "v.nii")
         header = nibabel.load(path).header
         assert (int(header["sform_code"]), int(header["qform_code"])) == (sform_code, qform_code)
@@ -354,7 +391,9 @@ class TestGrid:
 
     @pytest.mark.parametrize(("sform_code", "qform_code"), CODES)
     @pytest.mark.parametrize("version", [1, 2])
-    def test_unchanged_it_keeps_its_bytes(self, tmp_path: Path, sform_code: int, qform_code: int, version: int) -> None:
+    def test_unchanged_it_keeps_its_bytes(
+        self, tmp_path: Path, sform_code: int, qform_code: int, version: int
+    ) -> None:
         made = two_forms(sform_code, qform_code, version)
         made.header["pixdim"][4:] = 1.5, 7, 8, 9
         made.header["srow_x"][3] += 0.1  # whatever it is worth under code 0
@@ -382,13 +421,20 @@ class TestGrid:
         ],
     )
     def test_each_form_is_transformed_by_itself(
-        self, tmp_path: Path, sform_code: int, qform_code: int, version: int, transform: VoxelTransform
+        self,
+        tmp_path: Path,
+        sform_code: int,
+        qform_code: int,
+        version: int,
+        transform: VoxelTransform,
     ) -> None:
         path = save(two_forms(sform_code, qform_code, version), tmp_path / "v.nii")
         before = nibabel.load(path).header
         with open_volume(path) as reader:
             source = reader.header
-        sizes = {a: -(-n // s) for a, n, s in zip("zyx", source.axes.shape, transform.step, strict=True)}
+        sizes = {
+            a: -(-n // s) for a, n, s in zip("zyx", source.axes.shape, transform.step, strict=True)
+        }
         header = replace(
             source,
             axes=source.axes.renamed("zyx", sizes),
@@ -402,29 +448,45 @@ class TestGrid:
         assert (int(after["sform_code"]), int(after["qform_code"])) == (sform_code, qform_code)
         matrix = transform_matrix(transform)
         if sform_code:
-            np.testing.assert_allclose(after.get_sform(), before.get_sform() @ matrix, rtol=1e-6, atol=1e-5)
+            np.testing.assert_allclose(
+                after.get_sform(), before.get_sform() @ matrix, rtol=1e-6, atol=1e-5
+            )
         if qform_code:
-            np.testing.assert_allclose(after.get_qform(), before.get_qform() @ matrix, rtol=1e-6, atol=1e-5)
+            np.testing.assert_allclose(
+                after.get_qform(), before.get_qform() @ matrix, rtol=1e-6, atol=1e-5
+            )
         # sizes that contradict a lone sform stay while the spacing does
         own_sizes = qform_code or not sform_code or max(transform.step) == 1
         spacing = (2, 3, 4) if own_sizes else (2.25, 3, 4.5)
-        np.testing.assert_allclose(after["pixdim"][1:4], np.multiply(spacing, transform.step[::-1]), rtol=1e-6)
+        np.testing.assert_allclose(
+            after["pixdim"][1:4], np.multiply(spacing, transform.step[::-1]), rtol=1e-6
+        )
         assert after["pixdim"][4] == 1.5
 
     def test_half_a_voxel_far_from_the_origin(self, tmp_path: Path) -> None:
         """nibabel's update_header compares with a tolerance of 1e-5 and would lose it."""
         affine = rigid((1e-3, 1e-3, 1e-3), (150, -150, 150))
-        path = save(image(values((6, 7, 8), np.float32), version=2, affine=affine), tmp_path / "v.nii")
+        path = save(
+            image(values((6, 7, 8), np.float32), version=2, affine=affine), tmp_path / "v.nii"
+        )
         volume = read_volume(path)
         moved = grid_after(volume.grid, VoxelTransform((1, 1, 1), (0.5, 0.5, 0.5)))
         back = written(tmp_path / "back.nii", replace(volume, grid=moved))
         np.testing.assert_allclose(
-            back.affine, affine @ transform_matrix(VoxelTransform((1, 1, 1), (0.5,) * 3)), rtol=1e-14
+            back.affine,
+            affine @ transform_matrix(VoxelTransform((1, 1, 1), (0.5,) * 3)),
+            rtol=1e-14,
         )
 
     def test_half_turns(self, tmp_path: Path) -> None:
         """Quaternions without a real part, whose rest may be longer than 1 by rounding."""
-        for turn in (np.diag([1, -1, -1]), np.diag([-1, 1, -1]), np.diag([-1, -1, 1]), -np.eye(3), np.diag([-1, 1, 1])):
+        for turn in (
+            np.diag([1, -1, -1]),
+            np.diag([-1, 1, -1]),
+            np.diag([-1, -1, 1]),
+            -np.eye(3),
+            np.diag([-1, 1, 1]),
+        ):
             affine = np.eye(4)
             affine[:3, :3] = turn * (2, 3, 4)
             made = image(values((3, 4, 5)))
@@ -435,7 +497,9 @@ class TestGrid:
         patch(path, 256, "<3f", *axis)
         np.testing.assert_allclose(read_volume(path).grid.spacing, (4, 3, 2), rtol=1e-6)
 
-    @pytest.mark.parametrize(("code", "unit"), [(0, "mm"), (1, "m"), (2, "mm"), (3, "um"), (7, "mm")])
+    @pytest.mark.parametrize(
+        ("code", "unit"), [(0, "mm"), (1, "m"), (2, "mm"), (3, "um"), (7, "mm")]
+    )
     def test_units(self, tmp_path: Path, code: int, unit: str) -> None:
         path = saved(tmp_path / "v.nii", values((3, 4, 5)), affine=rigid())
         patch(path, 123, "B", code | 16)
@@ -450,12 +514,16 @@ class TestGrid:
         ("unit", "code", "factor"),
         [("nm", 3, 1e-3), ("um", 3, 1), ("mm", 2, 1), ("cm", 2, 10), ("m", 1, 1), (None, 0, 1)],
     )
-    def test_other_units_are_converted(self, tmp_path: Path, unit: str | None, code: int, factor: float) -> None:
+    def test_other_units_are_converted(
+        self, tmp_path: Path, unit: str | None, code: int, factor: float
+    ) -> None:
         grid = Grid((40.0, 30.0, 20.0), unit, affine_from_spacing((40, 30, 20), (4, 5, 6)))
         volume = Volume(values((3, 4, 5), np.uint8), "zyx", grid)
         back = written(tmp_path / "v.nii", volume)
         assert int(back.header["xyzt_units"]) == code
-        np.testing.assert_allclose(back.header.get_zooms(), np.multiply((20, 30, 40), factor), rtol=1e-6)
+        np.testing.assert_allclose(
+            back.header.get_zooms(), np.multiply((20, 30, 40), factor), rtol=1e-6
+        )
         np.testing.assert_allclose(back.affine[:3, 3], np.multiply((6, 5, 4), factor), rtol=1e-6)
         if unit:
             again = read_volume(str(tmp_path / "v.nii")).grid
@@ -487,7 +555,11 @@ class TestGrid:
 
     def test_without_spacing_it_gets_neither(self, tmp_path: Path) -> None:
         back = written(tmp_path / "v.nii", Volume(values((3, 4, 5), np.uint8), "zyx")).header
-        assert (int(back["sform_code"]), int(back["qform_code"]), int(back["xyzt_units"])) == (0, 0, 0)
+        assert (int(back["sform_code"]), int(back["qform_code"]), int(back["xyzt_units"])) == (
+            0,
+            0,
+            0,
+        )
         assert back["pixdim"].tolist() == [1] * 8
         volume = read_volume(save(two_forms(1, 1), tmp_path / "w.nii"))
         back = written(tmp_path / "w.nii", replace(volume, grid=Grid()), overwrite=True).header
@@ -505,7 +577,9 @@ class TestGrid:
     @pytest.mark.parametrize(
         ("codes", "after", "noted"), [((1, 0), (1, 0), 0), ((0, 3), (3, 0), 1), ((4, 2), (4, 0), 0)]
     )
-    def test_shears(self, tmp_path: Path, codes: tuple[int, int], after: tuple[int, int], noted: int) -> None:
+    def test_shears(
+        self, tmp_path: Path, codes: tuple[int, int], after: tuple[int, int], noted: int
+    ) -> None:
         volume = read_volume(save(two_forms(*codes), tmp_path / "v.nii"))
         sheared = rigid()
         sheared[0, 1] += 0.7
@@ -516,7 +590,9 @@ class TestGrid:
         back = nibabel.load(tmp_path / "back.nii").header
         assert (int(back["sform_code"]), int(back["qform_code"])) == after
         np.testing.assert_allclose(back.get_best_affine(), sheared, rtol=1e-6)
-        np.testing.assert_allclose(back["pixdim"][1:4], np.linalg.norm(sheared[:3, :3], axis=0), rtol=1e-6)
+        np.testing.assert_allclose(
+            back["pixdim"][1:4], np.linalg.norm(sheared[:3, :3], axis=0), rtol=1e-6
+        )
 
     def test_a_sheared_qform_beside_a_sform(self, tmp_path: Path) -> None:
         volume = read_volume(save(two_forms(4, 2), tmp_path / "v.nii"))
@@ -530,7 +606,9 @@ class TestGrid:
         assert (int(back["sform_code"]), int(back["qform_code"])) == (4, 2)
         np.testing.assert_array_equal(back.get_sform(), volume.grid.affine)
 
-    @pytest.mark.parametrize("matrix", [np.zeros((4, 4)), np.full((4, 4), np.nan), np.diag([1.0, 0, 1, 1])])
+    @pytest.mark.parametrize(
+        "matrix", [np.zeros((4, 4)), np.full((4, 4), np.nan), np.diag([1.0, 0, 1, 1])]
+    )
     def test_affines_that_are_none(self, tmp_path: Path, matrix: np.ndarray) -> None:
         volume = Volume(values((3, 4, 5), np.uint8), "zyx", Grid((1.0, 1.0, 1.0), "mm", matrix))
         with pytest.raises(WriteError, match="affine"):
@@ -542,7 +620,9 @@ class TestGrid:
             path = save(two_forms(0, 1), tmp_path / "v.nii")
             patch(path, 84, "<f", value)
             assert "pixdim[2]" in error_of(path)
-            path = save(two_forms(1, 1), tmp_path / "v.nii")  # where a sform is, nobody asks for them
+            path = save(
+                two_forms(1, 1), tmp_path / "v.nii"
+            )  # where a sform is, nobody asks for them
             patch(path, 84, "<f", value)
             volume = read_volume(path)
             assert volume.grid.qform is None
@@ -562,7 +642,14 @@ class TestGrid:
         """(b, c, d) of the scan that nibabel ships, which rounding made too short: that would turn it by 6e-5."""
         quaternion = np.float32([0, -0.9967085123062134, -0.0810687392950058])
         fields = dict(zip(("quatern_b", "quatern_c", "quatern_d"), quaternion, strict=True))
-        path = saved(tmp_path / "turn.nii", values((3, 4, 5)), version=version, qform_code=1, sform_code=0, **fields)
+        path = saved(
+            tmp_path / "turn.nii",
+            values((3, 4, 5)),
+            version=version,
+            qform_code=1,
+            sform_code=0,
+            **fields,
+        )
         expected = nibabel.load(path).header.get_qform()
         with open_volume(path) as reader:
             np.testing.assert_allclose(reader.header.grid.affine, expected, atol=1e-9)
@@ -592,7 +679,9 @@ class TestHeader:
     @pytest.mark.parametrize("version", [1, 2])
     @pytest.mark.parametrize("order", "<>")
     @pytest.mark.parametrize("suffix", SUFFIXES)
-    def test_unchanged_volumes_keep_it(self, tmp_path: Path, version: int, order: str, suffix: str) -> None:
+    def test_unchanged_volumes_keep_it(
+        self, tmp_path: Path, version: int, order: str, suffix: str
+    ) -> None:
         path = save(self.described(version, order), tmp_path / "v.nii")
         before = nibabel.load(path).header
         back = written(tmp_path / f"back{suffix}", read_volume(path))
@@ -612,7 +701,9 @@ class TestHeader:
             (VoxelTransform((1, 1, 1), (0.5, 0, 0)), {}, False),
         ],
     )
-    def test_slice_timing(self, tmp_path: Path, transform: VoxelTransform, sizes: dict[str, int], kept: bool) -> None:
+    def test_slice_timing(
+        self, tmp_path: Path, transform: VoxelTransform, sizes: dict[str, int], kept: bool
+    ) -> None:
         path = save(self.described(), tmp_path / "v.nii")
         with open_volume(path) as reader:
             source = reader.header
@@ -653,7 +744,9 @@ class TestHeader:
         pixels = values((3, 4, 5, 2, 3), np.uint8)
         colour = np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")])
         source = read_volume(saved(tmp_path / "v.nii", pixels.view(colour)[..., 0]))
-        back = written(tmp_path / f"back{suffix}", replace(source, data=source.data.astype(np.float32)))
+        back = written(
+            tmp_path / f"back{suffix}", replace(source, data=source.data.astype(np.float32))
+        )
         assert back.shape == (3, 4, 5, 2, 3)
         assert back.get_data_dtype() == np.float32
         assert int(back.header["intent_code"]) == 1007
@@ -668,12 +761,16 @@ class TestHeader:
                 writer.write(n, 2, 0, block[2:])
                 writer.write(n, 0, 0, block[:2])
             writer.commit()
-        np.testing.assert_array_equal(np.asanyarray(nibabel.load(tmp_path / f"again{suffix}").dataobj), pixels)
+        np.testing.assert_array_equal(
+            np.asanyarray(nibabel.load(tmp_path / f"again{suffix}").dataobj), pixels
+        )
 
     @pytest.mark.parametrize("suffix", [".nii", ".nii.gz", ".hdr", ".hdr.gz"])
     @pytest.mark.parametrize("order", "<>")
     @pytest.mark.parametrize("version", [1, 2])
-    def test_extensions_come_back_byte_for_byte(self, tmp_path: Path, suffix: str, order: str, version: int) -> None:
+    def test_extensions_come_back_byte_for_byte(
+        self, tmp_path: Path, suffix: str, order: str, version: int
+    ) -> None:
         contents = [
             (6, b"a comment\0"),
             (4, b"<afni/>" + bytes(30)),
@@ -701,7 +798,9 @@ class TestHeader:
         after = unpack((tmp_path / f"back{suffix}").read_bytes())
         start = header.sizeof_hdr
         expected = b"\1\0\0\0" + b"".join(
-            struct.pack("<ii", len(c) + 8 + -(len(c) + 8) % 16, code) + c + bytes(-(len(c) + 8) % 16)
+            struct.pack("<ii", len(c) + 8 + -(len(c) + 8) % 16, code)
+            + c
+            + bytes(-(len(c) + 8) % 16)
             for code, c in contents
         )
         assert after[start : start + len(expected)] == expected
@@ -725,7 +824,9 @@ class TestHeader:
         header["vox_offset"] = 0 if pair else 352 + 32
         head = header.binaryblock + b"\1\0\0\0" + struct.pack("<ii", size, 6) + bytes(24)
         content = head if pair else head + bytes(120)
-        (tmp_path / f"v{suffix}").write_bytes(gzip.compress(content) if suffix.endswith("gz") else content)
+        (tmp_path / f"v{suffix}").write_bytes(
+            gzip.compress(content) if suffix.endswith("gz") else content
+        )
         (tmp_path / "v.img").write_bytes(bytes(120))
         assert "extension 1" in error_of(tmp_path / f"v{suffix}")
 
@@ -742,7 +843,10 @@ class TestHeader:
         for name in self.KEPT:
             np.testing.assert_array_equal(before[name], back.header[name], err_msg=name)
         np.testing.assert_array_equal(before.get_sform(), back.header.get_sform())
-        again = written(tmp_path / "again.nii", replace(read_volume(str(tmp_path / "back.nii.gz")), data=volume.data))
+        again = written(
+            tmp_path / "again.nii",
+            replace(read_volume(str(tmp_path / "back.nii.gz")), data=volume.data),
+        )
         assert isinstance(again, nibabel.Nifti2Image)
         fresh = written(tmp_path / "fresh.nii", Volume(np.zeros((1, 1, 40000), np.uint8), "zyx"))
         assert isinstance(fresh, nibabel.Nifti2Image)
@@ -761,7 +865,12 @@ class TestHeader:
         ],
     )
     def test_where_axes_go(
-        self, tmp_path: Path, letters: str, shape: tuple[int, ...], dim: tuple[int, ...], noted: bool
+        self,
+        tmp_path: Path,
+        letters: str,
+        shape: tuple[int, ...],
+        dim: tuple[int, ...],
+        noted: bool,
     ) -> None:
         volume = Volume(values(shape), letters)
         back = written(tmp_path / "v.nii.gz", volume)
@@ -774,7 +883,8 @@ class TestHeader:
         for n in range(volume.shape[0]):
             whole = (n, slice(None), slice(None))
             np.testing.assert_array_equal(
-                again.header.axes.block(again.data, *whole), volume.header.axes.block(volume.data, *whole)
+                again.header.axes.block(again.data, *whole),
+                volume.header.axes.block(volume.data, *whole),
             )
 
     def test_more_axes_than_there_are(self, tmp_path: Path) -> None:
@@ -782,12 +892,15 @@ class TestHeader:
             write_volume(str(tmp_path / "v.nii"), Volume(values((1, 2, 1, 2, 3, 3, 3)), "abdezyx"))
 
     @pytest.mark.parametrize(
-        ("dtype", "cure"), [("int64", "int32"), ("uint64", "uint32"), ("float16", "float32"), ("bool", "uint8")]
+        ("dtype", "cure"),
+        [("int64", "int32"), ("uint64", "uint32"), ("float16", "float32"), ("bool", "uint8")],
     )
     def test_dtypes_that_are_not_written(self, tmp_path: Path, dtype: str, cure: str) -> None:
         for suffix in SUFFIXES:
             with pytest.raises(WriteError, match=f"--dtype {cure}"):
-                write_volume(str(tmp_path / f"v{suffix}"), Volume(values((3, 4, 5)).astype(dtype), "zyx"))
+                write_volume(
+                    str(tmp_path / f"v{suffix}"), Volume(values((3, 4, 5)).astype(dtype), "zyx")
+                )
         assert os.listdir(tmp_path) == []
 
 
@@ -834,7 +947,9 @@ LIES_1 = [
 class TestLies:
     @pytest.mark.parametrize(("position", "layout", "value", "told"), LIES_1)
     @pytest.mark.parametrize("packed", [False, True])
-    def test_nifti_1(self, tmp_path: Path, position: int, layout: str, value: Any, told: str, packed: bool) -> None:
+    def test_nifti_1(
+        self, tmp_path: Path, position: int, layout: str, value: Any, told: str, packed: bool
+    ) -> None:
         path = saved(tmp_path / "v.nii", values((3, 4, 5)))
         patch(path, 252, "<hh", 0, 0)  # neither form
         patch(path, position, layout, *(value if isinstance(value, tuple) else (value,)))
@@ -859,7 +974,9 @@ class TestLies:
         ],
     )
     @pytest.mark.parametrize("packed", [False, True])
-    def test_nifti_2(self, tmp_path: Path, position: int, layout: str, value: Any, told: str, packed: bool) -> None:
+    def test_nifti_2(
+        self, tmp_path: Path, position: int, layout: str, value: Any, told: str, packed: bool
+    ) -> None:
         path = saved(tmp_path / "v.nii", values((3, 4, 5)), version=2)
         patch(path, position, layout, *(value if isinstance(value, tuple) else (value,)))
         if packed:
@@ -904,7 +1021,9 @@ class TestLies:
         assert "Analyze" in error_of(tmp_path / "v.hdr")
 
     @given(st.data())
-    @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @settings(
+        max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    )
     def test_any_spoilt_bytes(self, tmp_path: Path, data: st.DataObject) -> None:
         """Read, or one FormatError: nothing else may come of a damaged header."""
         version = data.draw(st.sampled_from([1, 2]))
@@ -930,7 +1049,9 @@ class TestLies:
 
 
 class TestPairs:
-    @pytest.mark.parametrize("name", ["v.hdr", "v.img", "v.hdr.gz", "v.img.gz", "V.HDR", "V.IMG.GZ"])
+    @pytest.mark.parametrize(
+        "name", ["v.hdr", "v.img", "v.hdr.gz", "v.img.gz", "V.HDR", "V.IMG.GZ"]
+    )
     def test_either_name(self, tmp_path: Path, name: str) -> None:
         volume = Volume(values((5, 4, 3)), "zyx", Grid((3.0, 2.0, 1.0), "mm"))
         write_volume(str(tmp_path / name), volume)
@@ -954,7 +1075,9 @@ class TestPairs:
         for name in os.listdir(tmp_path):
             np.testing.assert_array_equal(read_volume(str(tmp_path / name)).data, data.T)
 
-    @pytest.mark.parametrize(("gone", "given", "told"), [("hdr", "img", "header"), ("img", "hdr", "voxels")])
+    @pytest.mark.parametrize(
+        ("gone", "given", "told"), [("hdr", "img", "header"), ("img", "hdr", "voxels")]
+    )
     def test_one_half_missing(self, tmp_path: Path, gone: str, given: str, told: str) -> None:
         saved(tmp_path / "v.hdr", values((3, 4, 5)))
         (tmp_path / f"v.{gone}").unlink()
@@ -1032,13 +1155,16 @@ class TestStreams:
         assert "corrupt" in error_of(tmp_path / f"v{suffix}")
 
     @pytest.mark.parametrize(
-        "garbage", [b"garbage", b"\x1f\x8b\x08 not really", b"\x28\xb5\x2f\xfd not really", b"\0\0\0x"]
+        "garbage",
+        [b"garbage", b"\x1f\x8b\x08 not really", b"\x28\xb5\x2f\xfd not really", b"\0\0\0x"],
     )
     def test_garbage_behind_the_stream(self, tmp_path: Path, suffix: str, garbage: bytes) -> None:
         (tmp_path / f"v{suffix}").write_bytes(PACK[suffix](image(smooth()).to_bytes()) + garbage)
         error_of(tmp_path / f"v{suffix}")
 
-    def test_damaged_in_the_middle(self, tmp_path: Path, suffix: str, rng: np.random.Generator) -> None:
+    def test_damaged_in_the_middle(
+        self, tmp_path: Path, suffix: str, rng: np.random.Generator
+    ) -> None:
         content = PACK[suffix](image(smooth()).to_bytes())
         for _ in range(30):
             damaged = bytearray(content)
@@ -1052,7 +1178,11 @@ class TestStreams:
 
     def test_several_members_and_padding(self, tmp_path: Path, suffix: str) -> None:
         content = image(smooth()).to_bytes()
-        packed = PACK[suffix](content[:1000]) + PACK[suffix](content[1000:]) + bytes(512 if suffix == ".nii.gz" else 0)
+        packed = (
+            PACK[suffix](content[:1000])
+            + PACK[suffix](content[1000:])
+            + bytes(512 if suffix == ".nii.gz" else 0)
+        )
         (tmp_path / f"v{suffix}").write_bytes(packed)
         np.testing.assert_array_equal(read_volume(str(tmp_path / f"v{suffix}")).data, smooth().T)
 
@@ -1060,17 +1190,23 @@ class TestStreams:
         path = saved(tmp_path / "v.nii.gz", smooth())
         with open_volume(path) as reader:
             assert reader.sequential
-            np.testing.assert_array_equal(reader.read(0, slice(20, 25), slice(0, 1))[..., 0], smooth().T[20:25])
+            np.testing.assert_array_equal(
+                reader.read(0, slice(20, 25), slice(0, 1))[..., 0], smooth().T[20:25]
+            )
             with pytest.raises(RuntimeError, match="forward"):
                 reader.read(0, slice(24, 26), slice(0, 1))
-            np.testing.assert_array_equal(reader.read(0, slice(58, 60), slice(0, 1))[..., 0], smooth().T[58:])
+            np.testing.assert_array_equal(
+                reader.read(0, slice(58, 60), slice(0, 1))[..., 0], smooth().T[58:]
+            )
             reader.finish()
 
     def test_channels_one_by_one(self, tmp_path: Path) -> None:
         data = values((3, 4, 5, 2, 3))
         path = saved(tmp_path / "v.nii.gz", data)
         with open_volume(path) as reader:
-            np.testing.assert_array_equal(reader.read(1, slice(2, 4), slice(2, 3))[..., 0], data[:, :, 2:4, 1, 2].T)
+            np.testing.assert_array_equal(
+                reader.read(1, slice(2, 4), slice(2, 3))[..., 0], data[:, :, 2:4, 1, 2].T
+            )
         with open_volume(path) as reader, pytest.raises(RuntimeError, match="one by one"):
             reader.read(0, slice(0, 1), slice(0, 3))
 
@@ -1083,7 +1219,12 @@ class TestStreams:
         tracemalloc.start()
         with open_volume(str(tmp_path / f"v{suffix}")) as reader:
             for start in range(0, 256, 4):
-                assert reader.read(0, slice(start, start + 4), slice(0, 1)).shape == (4, 256, 256, 1)
+                assert reader.read(0, slice(start, start + 4), slice(0, 1)).shape == (
+                    4,
+                    256,
+                    256,
+                    1,
+                )
             reader.finish()
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
@@ -1105,7 +1246,9 @@ class TestStreams:
 
     @pytest.mark.parametrize("level", [0, 1, 2, 3])
     @pytest.mark.parametrize("size", [0, 5, 1 << 20, (1 << 20) - 352, (3 << 20) + 17])
-    def test_streams_are_read_by_others(self, level: int, size: int, rng: np.random.Generator) -> None:
+    def test_streams_are_read_by_others(
+        self, level: int, size: int, rng: np.random.Generator
+    ) -> None:
         for data in (rng.bytes(size), bytes(size)):
             stream = packed.packed(data, codec_named("v.gz"), level)
             assert gzip.decompress(stream) == data
@@ -1138,9 +1281,13 @@ class TestStreams:
             np.testing.assert_array_equal(read_volume(path).data, volume.data)
         assert sizes[1] < sizes[0] < volume.data.nbytes
 
-    def test_the_callers_buffer_is_free_again(self, tmp_path: Path, suffix: str, rng: np.random.Generator) -> None:
+    def test_the_callers_buffer_is_free_again(
+        self, tmp_path: Path, suffix: str, rng: np.random.Generator
+    ) -> None:
         data = rng.integers(0, 255, (40, 300, 300), np.uint8)
-        with create_volume(str(tmp_path / f"v{suffix}"), empty_header("zyx", data.shape, "uint8")) as writer:
+        with create_volume(
+            str(tmp_path / f"v{suffix}"), empty_header("zyx", data.shape, "uint8")
+        ) as writer:
             block = np.empty((20, 300, 300, 1), np.uint8)
             for start in (0, 20):
                 block[..., 0] = data[start : start + 20]
@@ -1166,7 +1313,10 @@ except WriteError as error:
     print(error, threading.active_count())
 """
         done = subprocess.run(
-            [sys.executable, "-c", code, str(tmp_path / f"v{suffix}")], capture_output=True, text=True, timeout=LIMIT
+            [sys.executable, "-c", code, str(tmp_path / f"v{suffix}")],
+            capture_output=True,
+            text=True,
+            timeout=LIMIT,
         )
         assert done.returncode == 0, done.stderr
         assert done.stdout.startswith(f"cannot write {tmp_path}")
@@ -1175,9 +1325,13 @@ except WriteError as error:
         assert done.stderr == ""
         assert os.listdir(tmp_path) == []
 
-    def test_abort_while_blocks_are_packed(self, tmp_path: Path, suffix: str, rng: np.random.Generator) -> None:
+    def test_abort_while_blocks_are_packed(
+        self, tmp_path: Path, suffix: str, rng: np.random.Generator
+    ) -> None:
         data = rng.normal(size=(64, 256, 256, 1)).astype(np.float32)
-        with create_volume(str(tmp_path / f"v{suffix}"), empty_header("zyx", data.shape[:3])) as writer:
+        with create_volume(
+            str(tmp_path / f"v{suffix}"), empty_header("zyx", data.shape[:3])
+        ) as writer:
             writer.write(0, 0, 0, data[:40])
         assert os.listdir(tmp_path) == []
 
@@ -1201,7 +1355,9 @@ except WriteError as error:
     def test_zstd_of_other_encoders(self, tmp_path: Path, workers: int) -> None:
         """A stream without sizes or checksums, and frames to be skipped, which pzstd puts before each of its own."""
         content = image(smooth()).to_bytes()
-        with zstd.open(tmp_path / "v.zst", "wb", options={zstd.CompressionParameter.nb_workers: workers}) as file:
+        with zstd.open(
+            tmp_path / "v.zst", "wb", options={zstd.CompressionParameter.nb_workers: workers}
+        ) as file:
             for start in range(0, len(content), 1000):
                 file.write(content[start : start + 1000])
         skipped = b"\x50\x2a\x4d\x18" + struct.pack("<I", 4) + b"abcd"
@@ -1221,7 +1377,11 @@ except WriteError as error:
         skipped = b"\x5f\x2a\x4d\x18" + struct.pack("<I", 30) + bytes(30)
         compressor = zstd.ZstdCompressor(options={parameter.window_log: log})
         content = Path(path).read_bytes()
-        stream = compressor.compress(content[:1000]) + compressor.compress(content[1000:]) + compressor.flush()
+        stream = (
+            compressor.compress(content[:1000])
+            + compressor.compress(content[1000:])
+            + compressor.flush()
+        )
         (tmp_path / "v.nii.zst").write_bytes(skipped + stream)
         if log == 28:
             assert "window of 256 MiB" in error_of(tmp_path / "v.nii.zst")
@@ -1236,7 +1396,9 @@ except WriteError as error:
         codec = codec_named("v.zst")
         assert codec is not None
         data = bytes(64 << 20)
-        assert len(data) <= codec.largest_inflation * min(len(zstd.compress(data, level)) for level in (1, 19))
+        assert len(data) <= codec.largest_inflation * min(
+            len(zstd.compress(data, level)) for level in (1, 19)
+        )
 
     def test_zstd_that_is_not_installed(self, tmp_path: Path) -> None:
         code = """
@@ -1259,11 +1421,16 @@ for work in (
 """
         (tmp_path / "v.nii.zst").write_bytes(zstd_frame(image(smooth()).to_bytes()))
         done = subprocess.run(
-            [sys.executable, "-c", code, str(tmp_path / "v.nii.zst")], capture_output=True, text=True, timeout=LIMIT
+            [sys.executable, "-c", code, str(tmp_path / "v.nii.zst")],
+            capture_output=True,
+            text=True,
+            timeout=LIMIT,
         )
         lines = done.stdout.splitlines()
         assert [line.split()[1] for line in lines] == ["read", "write", "write"], done.stderr
-        assert all("v.nii.zst" in line and line.endswith("pip install 'conv3d[zstd]'") for line in lines)
+        assert all(
+            "v.nii.zst" in line and line.endswith("pip install 'conv3d[zstd]'") for line in lines
+        )
         assert os.listdir(tmp_path) == ["v.nii.zst"]
 
 
@@ -1272,18 +1439,24 @@ for work in (
 
 
 @given(st.data())
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 def test_round_trip(tmp_path: Path, data: st.DataObject) -> None:
     """nibabel -> conv3d -> conv3d -> nibabel: voxels, shape, affine and codes."""
     shape = tuple(data.draw(st.lists(st.integers(1, 5), min_size=2, max_size=6), label="shape"))
-    dtype = data.draw(st.sampled_from(["u1", "i1", "u2", "i2", "u4", "i4", "f4", "f8"]), label="dtype")
+    dtype = data.draw(
+        st.sampled_from(["u1", "i1", "u2", "i2", "u4", "i4", "f4", "f8"]), label="dtype"
+    )
     order = data.draw(st.sampled_from("<>"), label="order")
     version = data.draw(st.sampled_from([1, 2]), label="version")
     first, second = (data.draw(st.sampled_from(SUFFIXES), label="suffix") for _ in range(2))
     codes = data.draw(st.sampled_from(CODES), label="codes")
     seed = data.draw(st.integers(0, 2**32 - 1), label="seed")
     rng = np.random.default_rng(seed)
-    stored = np.frombuffer(rng.bytes(int(np.prod(shape)) * int(dtype[1])), order + dtype).reshape(shape)
+    stored = np.frombuffer(rng.bytes(int(np.prod(shape)) * int(dtype[1])), order + dtype).reshape(
+        shape
+    )
     turn, _ = np.linalg.qr(rng.normal(size=(3, 3)))
     affine = np.eye(4)
     affine[:3] = np.c_[turn * rng.uniform(0.1, 5, 3), rng.normal(size=3) * 100]
@@ -1309,7 +1482,9 @@ def test_the_real_scan_survives(tmp_path: Path) -> None:
     for name in reference.header:
         if name not in ("cal_max", "cal_min", "scl_slope", "scl_inter", "vox_offset"):
             np.testing.assert_array_equal(reference.header[name], back.header[name], err_msg=name)
-    assert [e.content for e in back.header.extensions] == [e.content for e in reference.header.extensions]
+    assert [e.content for e in back.header.extensions] == [
+        e.content for e in reference.header.extensions
+    ]
     assert nifti.FORMAT.claims("BRAIN.NII.GZ")
 
 

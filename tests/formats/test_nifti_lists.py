@@ -15,7 +15,9 @@ from conv3d_cli.errors import FormatError
 from conv3d_cli.formats import open_volume
 
 
-def nifti(path: Path, shape: tuple[int, ...], version: int = 1, intent: int = 0, dtype: Any = np.float32) -> Path:
+def nifti(
+    path: Path, shape: tuple[int, ...], version: int = 1, intent: int = 0, dtype: Any = np.float32
+) -> Path:
     """A file of zeros but for its first voxel."""
     kind = nibabel.Nifti1Image if version == 1 else nibabel.Nifti2Image
     values = np.zeros(shape, dtype)
@@ -31,7 +33,9 @@ def with_extension(path: Path, code: int) -> Path:
     data = path.read_bytes()
     content = struct.pack("<ii", 32, code) + b"<CIFTI Version=2/>".ljust(24, b"\0")
     start = 540 + 4 + len(content)  # vox_offset is a whole number at byte 168
-    path.write_bytes(data[:168] + struct.pack("<q", start) + data[176:540] + b"\1\0\0\0" + content + data[544:])
+    path.write_bytes(
+        data[:168] + struct.pack("<q", start) + data[176:540] + b"\1\0\0\0" + content + data[544:]
+    )
     return path
 
 
@@ -65,7 +69,8 @@ def test_freesurfers_own_way_around_long_axes(tmp_path: Path) -> None:
     struct.pack_into("<i", data, 144, 6)
     path.write_bytes(data)
     with pytest.raises(
-        FormatError, match=r"FreeSurfer's list of a surface's vertices \(dim\[1\] is -1\).*mri_surf2surf"
+        FormatError,
+        match=r"FreeSurfer's list of a surface's vertices \(dim\[1\] is -1\).*mri_surf2surf",
     ):
         open_volume(str(path))
 

@@ -61,7 +61,9 @@ def path(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("order", ["C", "F"])
 @pytest.mark.parametrize("bytes_", ["<", ">"])
 @pytest.mark.parametrize("dtype", REAL_DTYPES)
-def test_every_dtype_byte_order_and_memory_order(path: Path, dtype: str, bytes_: str, order: Any) -> None:
+def test_every_dtype_byte_order_and_memory_order(
+    path: Path, dtype: str, bytes_: str, order: Any
+) -> None:
     values = small_numbers((3, 4, 5), dtype, 1)
     np.save(path, np.asarray(values.astype(values.dtype.newbyteorder(bytes_)), order=order))
     got = read_all(path)
@@ -80,7 +82,9 @@ def test_every_header_version(path: Path, version: tuple[int, int]) -> None:
 
 
 def test_a_header_written_by_python_2(path: Path) -> None:
-    path.write_bytes(npy_bytes("{'descr': '<f4', 'fortran_order': False, 'shape': (1L, 2L, 3L), }", bytes(24)))
+    path.write_bytes(
+        npy_bytes("{'descr': '<f4', 'fortran_order': False, 'shape': (1L, 2L, 3L), }", bytes(24))
+    )
     assert read_all(path).shape == (1, 1, 2, 3, 1)
 
 
@@ -106,7 +110,9 @@ def test_letters_by_rank(path: Path, rank: int, first: bool, order: Any) -> None
         assert reader.header.format == "NumPy"
         assert not reader.sequential
         assert reader.header.grid.spacing is None
-    canonical = "".join(a for a in letters if a not in "zyxc") + "zyx" + ("c" if "c" in letters else "")
+    canonical = (
+        "".join(a for a in letters if a not in "zyxc") + "zyx" + ("c" if "c" in letters else "")
+    )
     moved = np.einsum(f"{letters}->{canonical}", values)
     assert np.array_equal(read_all(path, channels_first=first).ravel(), moved.ravel())
 
@@ -123,7 +129,9 @@ def test_axes_name_the_array_as_numpy_shows_it(path: Path, letters: str, order: 
 
 def test_two_axes_need_names(path: Path) -> None:
     np.save(path, np.zeros((3, 4)))
-    with pytest.raises(FormatError, match=r"at least 3 axes, the array has 2; name them with --axes \(yx\)"):
+    with pytest.raises(
+        FormatError, match=r"at least 3 axes, the array has 2; name them with --axes \(yx\)"
+    ):
         open_npy(str(path))
     assert read_all(path, axes="yx").shape == (1, 1, 3, 4, 1)
 
@@ -292,7 +300,9 @@ def test_versions_that_are_not_known(path: Path, version: tuple[int, int]) -> No
 
 
 @given(st.integers(0, 127), st.binary(min_size=1, max_size=4))
-def test_damaged_bytes_never_crash(tmp_path_factory: pytest.TempPathFactory, place: int, damage: bytes) -> None:
+def test_damaged_bytes_never_crash(
+    tmp_path_factory: pytest.TempPathFactory, place: int, damage: bytes
+) -> None:
     whole = io.BytesIO()
     np.save(whole, np.arange(24, dtype=np.float32).reshape(2, 3, 4))
     content = bytearray(whole.getvalue())
@@ -350,11 +360,15 @@ def test_no_file_stays_open_after_an_error(path: Path) -> None:
 @st.composite
 def axes(draw: st.DrawFn) -> Axes:
     """Axes in any order, two channel axes among them."""
-    letters = "".join(draw(st.permutations(sorted({"y", "x", *draw(st.sets(st.sampled_from("zcstr")))}))))
+    letters = "".join(
+        draw(st.permutations(sorted({"y", "x", *draw(st.sets(st.sampled_from("zcstr")))})))
+    )
     return Axes(letters, tuple(draw(st.integers(1, 3)) for _ in letters))
 
 
-def write_slabs(writer: VolumeWriter, values: np.ndarray, axes: Axes, slabs: list[tuple[int, slice, slice]]) -> None:
+def write_slabs(
+    writer: VolumeWriter, values: np.ndarray, axes: Axes, slabs: list[tuple[int, slice, slice]]
+) -> None:
     for n, depth, channels in slabs:
         writer.write(n, depth.start, channels.start, axes.block(values, n, depth, channels))
 
@@ -410,7 +424,9 @@ def test_a_pipe_of_any_axes(axes: Axes, fortran: bool, depth: int) -> None:
         with create_npy("-", header) as writer:
             assert writer.sequential
             write_slabs(writer, values, axes, slabs_of(axes, depth, together=False))
-            if axes.planes_follow and not fortran:  # who reads the pipe need not wait for the last slab
+            if (
+                axes.planes_follow and not fortran
+            ):  # who reads the pipe need not wait for the last slab
                 assert len(pipe.getvalue()) >= values.nbytes
             writer.commit()
     written = np.load(io.BytesIO(pipe.getvalue()))
@@ -418,7 +434,9 @@ def test_a_pipe_of_any_axes(axes: Axes, fortran: bool, depth: int) -> None:
     assert written.flags.f_contiguous if fortran else written.flags.c_contiguous
 
 
-def test_a_full_disk_shows_before_the_first_voxel(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_shows_before_the_first_voxel(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*arguments: object) -> None:
         raise OSError(errno.ENOSPC, "full")
 
@@ -489,9 +507,13 @@ def test_channels_that_are_new_come_last(letters: str, channels: int, expected: 
 
 
 @given(axes(), st.sampled_from(["int8", ">i4", "float32", ">f8", "bool"]), st.sampled_from("CF"))
-def test_round_trip(tmp_path_factory: pytest.TempPathFactory, axes: Axes, dtype: str, order: Any) -> None:
+def test_round_trip(
+    tmp_path_factory: pytest.TempPathFactory, axes: Axes, dtype: str, order: Any
+) -> None:
     folder = tmp_path_factory.getbasetemp()
-    values = np.asarray(small_numbers(axes.shape, np.dtype(dtype).name, 8).astype(dtype), order=order)
+    values = np.asarray(
+        small_numbers(axes.shape, np.dtype(dtype).name, 8).astype(dtype), order=order
+    )
     np.save(folder / "in.npy", values)
     volume = read_volume(str(folder / "in.npy"), axes=axes.letters)
     assert (volume.axes, volume.shape) == (axes.letters, axes.canonical_shape)
@@ -506,8 +528,12 @@ def test_round_trip(tmp_path_factory: pytest.TempPathFactory, axes: Axes, dtype:
 # Whole jobs
 
 
-@pytest.mark.parametrize(("order", "first", "rank"), list(itertools.product("CF", [False, True], [3, 4, 5, 6])))
-def test_a_layer_keeps_numpys_axis_order(tmp_path: Path, order: Any, first: bool, rank: int) -> None:
+@pytest.mark.parametrize(
+    ("order", "first", "rank"), list(itertools.product("CF", [False, True], [3, 4, 5, 6]))
+)
+def test_a_layer_keeps_numpys_axis_order(
+    tmp_path: Path, order: Any, first: bool, rank: int
+) -> None:
     """Filters replace the channels in their place, or come last where there were none; in either memory order."""
     letters = LETTERS[rank][first]
     values = small_numbers((2, 3, 4, 5, 2, 3)[:rank], "float32", 9)
@@ -519,7 +545,11 @@ def test_a_layer_keeps_numpys_axis_order(tmp_path: Path, order: Any, first: bool
         data_format="channels_first" if first else "channels_last", threads=1,
     )  # fmt: skip
     run_job(job)
-    mixed = np.tensordot(values if "c" in letters else values[..., None], weights[0, 0, 0], ([letters.find("c")], [0]))
+    mixed = np.tensordot(
+        values if "c" in letters else values[..., None],
+        weights[0, 0, 0],
+        ([letters.find("c")], [0]),
+    )
     expected = np.moveaxis(mixed, -1, letters.find("c"))
     written = np.load(tmp_path / "out.npy")
     assert np.array_equal(written, expected)

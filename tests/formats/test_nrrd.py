@@ -38,7 +38,10 @@ def nrrd_file(path: Path, data: np.ndarray, payload: bytes | None = None, **fiel
     lines = [f"{key}: {value}" for key, value in known.items() if value is not None]
     text = "\n".join(["NRRD0005", "# a comment", *lines]) + "\n"
     detached = "data file" in known
-    path.write_bytes(text.encode() + (b"" if detached else b"\n" + (data.tobytes() if payload is None else payload)))
+    path.write_bytes(
+        text.encode()
+        + (b"" if detached else b"\n" + (data.tobytes() if payload is None else payload))
+    )
     return str(path)
 
 
@@ -68,7 +71,9 @@ def test_files_of_other_programs(name: str) -> None:
     assert volume.data.dtype == expected.dtype
     np.testing.assert_array_equal(volume.data, expected)
     assert volume.grid.unit == "mm"
-    if name == "spacings.nrrd":  # in nobody's world: SimpleITK lets it run left and back, nobody asked it to
+    if (
+        name == "spacings.nrrd"
+    ):  # in nobody's world: SimpleITK lets it run left and back, nobody asked it to
         np.testing.assert_array_equal(volume.grid.affine, np.abs(EXPECTED[f"{name}/affine"]))
     else:
         np.testing.assert_allclose(volume.grid.affine, EXPECTED[f"{name}/affine"], atol=1e-12)
@@ -87,7 +92,9 @@ def test_files_are_kept_as_they_are(name: str, compression: str, tmp_path: Path)
     np.testing.assert_array_equal(back.grid.affine, source.grid.affine)
     assert back.grid.anatomical == source.grid.anatomical
     assert back.metadata.keys == source.metadata.keys
-    assert repr(back.metadata.facts) == repr(source.metadata.facts) or name == "spacings.nrrd"  # kinds are added
+    assert (
+        repr(back.metadata.facts) == repr(source.metadata.facts) or name == "spacings.nrrd"
+    )  # kinds are added
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -122,7 +129,9 @@ def test_key_value_pairs_pass_through(tmp_path: Path, data: np.ndarray) -> None:
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("code", TYPES)
 @pytest.mark.parametrize("encoding", ["raw", "gzip", "gz"])
-def test_types(tmp_path: Path, code: str, order: str, encoding: str, rng: np.random.Generator) -> None:
+def test_types(
+    tmp_path: Path, code: str, order: str, encoding: str, rng: np.random.Generator
+) -> None:
     data = rng.integers(0, 100, (3, 4, 5)).astype(np.dtype(code).newbyteorder(order))
     payload = data.tobytes() if encoding == "raw" else gzip.compress(data.tobytes())
     for name in TYPES[code]:
@@ -138,17 +147,23 @@ def test_skips(tmp_path: Path, data: np.ndarray, packed: bool) -> None:
     content = b"12345" + data.tobytes()
     payload = b"one\ntwo\n" + (gzip.compress(content) if packed else content)
     encoding = "gzip" if packed else "raw"
-    path = nrrd_file(tmp_path / "a.nrrd", data, payload, line_skip=2, byte_skip=5, encoding=encoding)
+    path = nrrd_file(
+        tmp_path / "a.nrrd", data, payload, line_skip=2, byte_skip=5, encoding=encoding
+    )
     np.testing.assert_array_equal(read_volume(path).data, data)
     (tmp_path / "b.dat").write_bytes(payload)
-    path = nrrd_file(tmp_path / "b.nhdr", data, lineskip=2, byteskip=5, encoding=encoding, data_file="b.dat")
+    path = nrrd_file(
+        tmp_path / "b.nhdr", data, lineskip=2, byteskip=5, encoding=encoding, data_file="b.dat"
+    )
     np.testing.assert_array_equal(read_volume(path).data, data)
 
 
 def test_voxels_at_the_end(tmp_path: Path, data: np.ndarray) -> None:
     path = nrrd_file(tmp_path / "a.nrrd", data, b"\0" * 77 + data.tobytes(), byte_skip=-1)
     np.testing.assert_array_equal(read_volume(path).data, data)
-    assert "for raw voxels" in error_of(nrrd_file(tmp_path / "b.nrrd", data, byte_skip=-1, encoding="gzip"))
+    assert "for raw voxels" in error_of(
+        nrrd_file(tmp_path / "b.nrrd", data, byte_skip=-1, encoding="gzip")
+    )
 
 
 def test_detached_headers(tmp_path: Path, data: np.ndarray) -> None:
@@ -157,10 +172,16 @@ def test_detached_headers(tmp_path: Path, data: np.ndarray) -> None:
     path = nrrd_file(tmp_path / "a.nhdr", data, data_file="sub/voxels.raw")
     np.testing.assert_array_equal(read_volume(path).data, data)
     assert volume_files(path) == (path, str(tmp_path / "sub" / "voxels.raw"))
-    assert "none.raw: no such file" in error_of(nrrd_file(tmp_path / "b.nhdr", data, data_file="none.raw"))
+    assert "none.raw: no such file" in error_of(
+        nrrd_file(tmp_path / "b.nhdr", data, data_file="none.raw")
+    )
     for several in ("LIST\na.raw\nb.raw", "slice%03d.raw 1 3 1", "slice%03d.raw 1 3 1 2"):
-        assert "lie in several files" in error_of(nrrd_file(tmp_path / "c.nhdr", data, data_file=several))
-    assert "not in a file" in error_of(nrrd_file(tmp_path / "d.nhdr", data, data_file="https://x.org/a.raw"))
+        assert "lie in several files" in error_of(
+            nrrd_file(tmp_path / "c.nhdr", data, data_file=several)
+        )
+    assert "not in a file" in error_of(
+        nrrd_file(tmp_path / "d.nhdr", data, data_file="https://x.org/a.raw")
+    )
     write_volume(str(tmp_path / "o.nhdr"), read_volume(path))
     assert (tmp_path / "o.raw").read_bytes() == data.tobytes()
     with pytest.raises(SpecError, match=r"\.nhdr is written raw"):
@@ -183,7 +204,9 @@ def test_spaces(tmp_path: Path, data: np.ndarray, space: str | None, flip: tuple
     """x to the right, y to the front, z up, as ITK takes it; an output stays in the file's own world."""
     named = {"space": space} if space else {"space_dimension": 3}
     origin = "(10,20,30)"
-    path = nrrd_file(tmp_path / "a.nrrd", data, **named, space_directions=STEPS, space_origin=origin)
+    path = nrrd_file(
+        tmp_path / "a.nrrd", data, **named, space_directions=STEPS, space_origin=origin
+    )
     volume = read_volume(path)
     expected = np.diag([2.0, 3, 4, 1])
     expected[:3, 3] = (10, 20, 30)
@@ -201,7 +224,10 @@ def test_spaces(tmp_path: Path, data: np.ndarray, space: str | None, flip: tuple
 
 def test_a_scan_from_elsewhere_lies_where_it_lay(tmp_path: Path, data: np.ndarray) -> None:
     affine = np.array([[0.0, -2, 0, 5], [3, 0, 0, 6], [0, 0, 4, 7], [0, 0, 0, 1]])
-    write_volume(str(tmp_path / "a.nrrd"), Volume(data, "zyx", Grid((4, 2, 3), "mm", affine, anatomical=True)))
+    write_volume(
+        str(tmp_path / "a.nrrd"),
+        Volume(data, "zyx", Grid((4, 2, 3), "mm", affine, anatomical=True)),
+    )
     header = (tmp_path / "a.nrrd").read_bytes().partition(b"\n\n")[0].decode()
     assert "space: left-posterior-superior\nspace directions: (0,-3,0) (2,0,0) (0,0,4)\n" in header
     assert "space origin: (-5,-6,7)" in header
@@ -210,7 +236,9 @@ def test_a_scan_from_elsewhere_lies_where_it_lay(tmp_path: Path, data: np.ndarra
 def test_units(tmp_path: Path, data: np.ndarray) -> None:
     path = tmp_path / "a.nrrd"
     world = {"space": "LPS", "space_directions": STEPS}
-    assert read_volume(nrrd_file(path, data, **world, space_units='"um" "um" "um"')).grid.unit == "um"
+    assert (
+        read_volume(nrrd_file(path, data, **world, space_units='"um" "um" "um"')).grid.unit == "um"
+    )
     mixed = read_volume(nrrd_file(path, data, spacings="2 3 4", units='"mm" "mm" "um"')).grid
     assert mixed.spacing == pytest.approx((0.004, 3, 2))
     with open_volume(nrrd_file(path, data, spacings="2 3 4", units='"px" "px" "px"')) as reader:
@@ -222,15 +250,33 @@ def test_units(tmp_path: Path, data: np.ndarray) -> None:
     ("fields", "spacing", "origin"),
     [
         ({"spacings": "2 3 4"}, (4, 3, 2), (0, 0, 0)),
-        ({"spacings": "2 3 4", "axis mins": "10 0 0", "centers": "node node node"}, (4, 3, 2), (10, 0, 0)),
-        ({"spacings": "2 3 4", "axis mins": "10 0 0", "centers": "cell cell cell"}, (4, 3, 2), (11, 1.5, 2)),
-        ({"axis mins": "0 0 0", "axis maxs": "5 8 9", "centers": "cell cell cell"}, (3, 2, 1), (0.5, 1, 1.5)),
-        ({"axis mins": "0 0 0", "axis maxs": "4 6 8", "centers": "node node node"}, (4, 2, 1), (0, 0, 0)),
+        (
+            {"spacings": "2 3 4", "axis mins": "10 0 0", "centers": "node node node"},
+            (4, 3, 2),
+            (10, 0, 0),
+        ),
+        (
+            {"spacings": "2 3 4", "axis mins": "10 0 0", "centers": "cell cell cell"},
+            (4, 3, 2),
+            (11, 1.5, 2),
+        ),
+        (
+            {"axis mins": "0 0 0", "axis maxs": "5 8 9", "centers": "cell cell cell"},
+            (3, 2, 1),
+            (0.5, 1, 1.5),
+        ),
+        (
+            {"axis mins": "0 0 0", "axis maxs": "4 6 8", "centers": "node node node"},
+            (4, 2, 1),
+            (0, 0, 0),
+        ),
         ({"spacings": "2 3 nan"}, None, None),
         ({}, None, None),
     ],
 )
-def test_spacings(tmp_path: Path, data: np.ndarray, fields: dict[str, str], spacing: Any, origin: Any) -> None:
+def test_spacings(
+    tmp_path: Path, data: np.ndarray, fields: dict[str, str], spacing: Any, origin: Any
+) -> None:
     """A minimum is the edge of a cell, or a node: the voxel's own position."""
     if fields.get("spacings", "").endswith("nan"):
         fields = {**fields, "kinds": "domain domain domain"}
@@ -278,7 +324,12 @@ def test_axes(tmp_path: Path, fields: dict[str, str], axes: str) -> None:
 
 def test_colours(tmp_path: Path) -> None:
     data = np.zeros((3, 4, 5, 3), np.uint8)
-    assert read_volume(nrrd_file(tmp_path / "a.nrrd", data, kinds="RGB-color domain domain domain")).axes == "zyxs"
+    assert (
+        read_volume(
+            nrrd_file(tmp_path / "a.nrrd", data, kinds="RGB-color domain domain domain")
+        ).axes
+        == "zyxs"
+    )
     write_volume(str(tmp_path / "b.nrrd"), Volume(data, "zyxs"))
     assert b"kinds: RGB-color domain domain domain" in (tmp_path / "b.nrrd").read_bytes()
 
@@ -288,7 +339,9 @@ def test_facts_of_axes_stay(tmp_path: Path, data: np.ndarray) -> None:
         "kinds": "space space space", "thicknesses": "nan nan 5", "centers": "cell cell node", "labels": '"R" "A" "S"',
         "content": "a scan", "space": "RAS", "space directions": STEPS, "measurement frame": "(1,0,0) (0,1,0) (0,0,1)",
     }  # fmt: skip
-    write_volume(str(tmp_path / "b.nrrd"), read_volume(nrrd_file(tmp_path / "a.nrrd", data, **fields)))
+    write_volume(
+        str(tmp_path / "b.nrrd"), read_volume(nrrd_file(tmp_path / "a.nrrd", data, **fields))
+    )
     lines = (tmp_path / "b.nrrd").read_bytes().partition(b"\n\n")[0].decode().splitlines()
     assert lines[0] == "NRRD0005"
     for name in ("kinds", "thicknesses", "centers", "labels", "content", "measurement frame"):
@@ -343,7 +396,9 @@ def test_segmentations_are_labels(tmp_path: Path, data: np.ndarray) -> None:
         ({"a line": "x\nnothing"}, "'nothing' is no field"),
     ],
 )  # fmt: skip
-def test_bad_headers(tmp_path: Path, data: np.ndarray, fields: dict[str, Any], message: str) -> None:
+def test_bad_headers(
+    tmp_path: Path, data: np.ndarray, fields: dict[str, Any], message: str
+) -> None:
     assert message in error_of(nrrd_file(tmp_path / "a.nrrd", data, **fields))
 
 
@@ -362,7 +417,10 @@ def test_other_files(tmp_path: Path, data: np.ndarray) -> None:
 
 
 def test_what_cannot_be_written(tmp_path: Path) -> None:
-    for values, message in ((np.zeros((2, 2, 2), np.float16), "float16"), (np.zeros((0, 2, 2), np.uint8), "empty")):
+    for values, message in (
+        (np.zeros((2, 2, 2), np.float16), "float16"),
+        (np.zeros((0, 2, 2), np.uint8), "empty"),
+    ):
         with pytest.raises(WriteError, match=message):
             write_volume(str(tmp_path / "a.nrrd"), Volume(values, "zyx"))
     assert list(tmp_path.iterdir()) == []

@@ -54,7 +54,9 @@ def values(*shape: int, dtype: Any = np.uint16) -> Array:
 
 def hyperstack(path: Path, **more: Any) -> Array:
     data = values(3, 4, 2, 6, 5)
-    tifffile.imwrite(path, data, imagej=True, resolution=((10, 3), (4, 1)), metadata={**HYPERSTACK, **more})
+    tifffile.imwrite(
+        path, data, imagej=True, resolution=((10, 3), (4, 1)), metadata={**HYPERSTACK, **more}
+    )
     return data
 
 
@@ -70,7 +72,11 @@ def pixels_of(path: Path) -> Any:
 
 
 def write_like(
-    source: Path, target: Path, transform: VoxelTransform | None = None, dtype: Any = None, channels: int | None = None
+    source: Path,
+    target: Path,
+    transform: VoxelTransform | None = None,
+    dtype: Any = None,
+    channels: int | None = None,
 ) -> tuple[str, ...]:
     """Write every step-th voxel of a file as a convolution would; returns the writer's notes."""
     transform = transform or VoxelTransform()
@@ -115,14 +121,26 @@ STORED = {
     "named": (values(2, 3, 4, 6, 5), "ctzyx", {"metadata": {"axes": "CTZYX"}}),
     "named size 1": (values(1, 4, 6, 5), "tzyx", {"metadata": {"axes": "TZYX"}}),
     "unknown letters": (values(2, 3, 6, 5), "rzyx", {"metadata": {"axes": "RZYX"}}),
-    "deflate": (values(4, 60, 50), "zyx", {"compression": "zlib", "rowsperstrip": 7, "metadata": None}),
+    "deflate": (
+        values(4, 60, 50),
+        "zyx",
+        {"compression": "zlib", "rowsperstrip": 7, "metadata": None},
+    ),
     "deflate, predictor": (values(4, 60, 50), "zyx", {"compression": "zlib", "predictor": 2}),
     "deflate, big-endian": (values(4, 6, 5), "zyx", {"compression": "zlib", "byteorder": ">"}),
     "tiles": (values(3, 40, 50, dtype=np.float32), "zyx", {"tile": (16, 16), "metadata": None}),
     "deflated tiles": (values(3, 40, 50), "zyx", {"tile": (16, 32), "compression": "zlib"}),
-    "volume in a page": (values(32, 32, 16), "zyx", {"volumetric": True, "tile": (16, 16, 16), "compression": "zlib"}),
+    "volume in a page": (
+        values(32, 32, 16),
+        "zyx",
+        {"volumetric": True, "tile": (16, 16, 16), "compression": "zlib"},
+    ),
     "RGB": (values(4, 6, 5, 3, dtype=np.uint8), "zyxs", {"photometric": "rgb"}),
-    "RGB, deflate": (values(4, 6, 5, 3, dtype=np.uint8), "zyxs", {"photometric": "rgb", "compression": "zlib"}),
+    "RGB, deflate": (
+        values(4, 6, 5, 3, dtype=np.uint8),
+        "zyxs",
+        {"photometric": "rgb", "compression": "zlib"},
+    ),
     "RGB plane": (values(6, 5, 3, dtype=np.uint8), "yxs", {"photometric": "rgb", "metadata": None}),
     "samples apart": (
         values(4, 3, 6, 5, dtype=np.uint8),
@@ -147,7 +165,9 @@ def test_reads_what_tifffile_writes(tmp_path: Path, kind: str) -> None:
     np.testing.assert_array_equal(read_volume(str(path)).data, data)
 
 
-@pytest.mark.parametrize("kind", ["plain", "deflate", "samples apart", "volume in a page", "deflated tiles"])
+@pytest.mark.parametrize(
+    "kind", ["plain", "deflate", "samples apart", "volume in a page", "deflated tiles"]
+)
 def test_reads_any_planes_in_any_order(tmp_path: Path, kind: str) -> None:
     data, letters, options = STORED[kind]
     path = tmp_path / "a.tif"
@@ -158,7 +178,9 @@ def test_reads_any_planes_in_any_order(tmp_path: Path, kind: str) -> None:
         for start, stop in ((depth - 1, depth), (0, 1), (1, 3), (0, depth), (2, 2)):
             for c in range(channels):
                 planes, one = slice(start, stop), slice(c, c + 1)
-                np.testing.assert_array_equal(reader.read(0, planes, one), axes.block(data, 0, planes, one))
+                np.testing.assert_array_equal(
+                    reader.read(0, planes, one), axes.block(data, 0, planes, one)
+                )
             reader.release(0, start)
     assert n == 1
 
@@ -188,7 +210,9 @@ def test_unnamed_axes(tmp_path: Path) -> None:
         assert reader.header.axes.letters == "czyx"
     with open_volume(str(path), axes="zcyx") as reader:
         assert reader.header.shape == (1, 2, 6, 5, 3)
-    with pytest.raises(FormatError, match=r"--axes zyx names 3 axes, it has 4: shape \(2, 3, 6, 5\)"):
+    with pytest.raises(
+        FormatError, match=r"--axes zyx names 3 axes, it has 4: shape \(2, 3, 6, 5\)"
+    ):
         open_volume(str(path), axes="zyx")
     with pytest.raises(SpecError, match="different letters"):
         open_volume(str(path), axes="zzyx")
@@ -212,11 +236,17 @@ def test_first_series_is_used_and_said(tmp_path: Path) -> None:
         writer.write(values(3, 7, 8), photometric="minisblack")
     with open_volume(str(path)) as reader:
         assert reader.header.axes.shape == (4, 6, 5)
-        assert reader.notes == ("the file holds 2 image series: the first is used, shape (4, 6, 5)",)
+        assert reader.notes == (
+            "the file holds 2 image series: the first is used, shape (4, 6, 5)",
+        )
     pyramid = tmp_path / "pyramid.ome.tif"
     with tifffile.TiffWriter(pyramid) as writer:
-        writer.write(values(4, 64, 64), subifds=1, photometric="minisblack", metadata={"axes": "ZYX"})
-        writer.write(values(4, 32, 32), subfiletype=1, photometric="minisblack", metadata={"axes": "ZYX"})
+        writer.write(
+            values(4, 64, 64), subifds=1, photometric="minisblack", metadata={"axes": "ZYX"}
+        )
+        writer.write(
+            values(4, 32, 32), subfiletype=1, photometric="minisblack", metadata={"axes": "ZYX"}
+        )
     with open_volume(str(pyramid)) as reader:
         assert reader.header.axes.shape == (4, 64, 64)
         assert any("2 levels" in note for note in reader.notes)
@@ -228,7 +258,9 @@ def test_what_a_viewer_would_show_otherwise_is_said(tmp_path: Path) -> None:
     with open_volume(str(path)) as reader:
         assert "shows 0 as white" in reader.notes[0]
     table = np.zeros((3, 256), np.uint16)
-    tifffile.imwrite(path, values(4, 6, 5, dtype=np.uint8), photometric="palette", colormap=table, metadata=None)
+    tifffile.imwrite(
+        path, values(4, 6, 5, dtype=np.uint8), photometric="palette", colormap=table, metadata=None
+    )
     with open_volume(str(path)) as reader:
         assert "colours in a table" in reader.notes[0]
 
@@ -261,17 +293,25 @@ def test_imagej_hyperstack(tmp_path: Path) -> None:
 def test_imagej_units(tmp_path: Path, unit: str, known: str | None) -> None:
     path = tmp_path / "a.tif"
     options = {"imagej": True, "resolution": (2, 2)}
-    tifffile.imwrite(path, values(4, 6, 5), metadata={"axes": "ZYX", "spacing": 3.0, "unit": unit}, **options)
+    tifffile.imwrite(
+        path, values(4, 6, 5), metadata={"axes": "ZYX", "spacing": 3.0, "unit": unit}, **options
+    )
     with open_volume(str(path)) as reader:
         assert reader.header.grid.unit == known
-        assert reader.header.grid.spacing == (3.0, 0.5, 0.5)  # without a unit it still tells the proportions
+        assert reader.header.grid.spacing == (
+            3.0,
+            0.5,
+            0.5,
+        )  # without a unit it still tells the proportions
     write_like(path, tmp_path / "b.tif")
     assert imagej_of(tmp_path / "b.tif")["unit"] == unit
 
 
 def test_imagej_without_calibration(tmp_path: Path) -> None:
     for name, unit in (("a.tif", {}), ("b.tif", {"unit": "pixel"})):
-        tifffile.imwrite(tmp_path / name, values(4, 6, 5), imagej=True, metadata={"axes": "ZYX", **unit})
+        tifffile.imwrite(
+            tmp_path / name, values(4, 6, 5), imagej=True, metadata={"axes": "ZYX", **unit}
+        )
         with open_volume(str(tmp_path / name)) as reader:
             grid = reader.header.grid
             assert (grid.spacing, grid.unit, grid.affine) == (None, None, None)
@@ -285,21 +325,33 @@ def test_imagej_units_of_single_axes(tmp_path: Path) -> None:
         assert reader.header.grid.spacing == (0.5, 0.5, 0.5)
     write_like(path, tmp_path / "b.tif", VoxelTransform((2, 1, 1)))
     written = imagej_of(tmp_path / "b.tif")
-    assert (written["spacing"], written["unit"], written["yunit"], written["zunit"]) == (1000, "um", "mm", "nm")
+    assert (written["spacing"], written["unit"], written["yunit"], written["zunit"]) == (
+        1000,
+        "um",
+        "mm",
+        "nm",
+    )
     with open_volume(str(tmp_path / "b.tif")) as reader:
         assert reader.header.grid.spacing == (1.0, 0.5, 0.5)
 
 
 def test_imagej_without_z_spacing_takes_one_unit_and_says_so(tmp_path: Path) -> None:
     path = tmp_path / "a.tif"
-    tifffile.imwrite(path, values(4, 6, 5), imagej=True, resolution=(4, 4), metadata={"axes": "ZYX", "unit": "um"})
+    tifffile.imwrite(
+        path,
+        values(4, 6, 5),
+        imagej=True,
+        resolution=(4, 4),
+        metadata={"axes": "ZYX", "unit": "um"},
+    )
     with open_volume(str(path)) as reader:
         assert reader.header.grid.spacing == (1.0, 0.25, 0.25)
         assert reader.notes == ("the file gives no z spacing: it is 1 um, as ImageJ takes it",)
 
 
 @pytest.mark.parametrize(
-    ("resolution", "unit", "spacing"), [((72, 72), 2, None), ((100, 100), 3, 0.01), ((254, 254), 2, 0.1)]
+    ("resolution", "unit", "spacing"),
+    [((72, 72), 2, None), ((100, 100), 3, 0.01), ((254, 254), 2, 0.1)],
 )
 def test_imagej_takes_its_unit_from_the_resolution_tag(
     tmp_path: Path, resolution: Any, unit: int, spacing: float | None
@@ -308,7 +360,9 @@ def test_imagej_takes_its_unit_from_the_resolution_tag(
     options = {"imagej": True, "resolution": resolution, "resolutionunit": unit}
     tifffile.imwrite(path, values(4, 6, 5), metadata={"axes": "ZYX"}, **options)
     with open_volume(str(path)) as reader:
-        assert (reader.header.grid.spacing or (0, 0, None))[2] == (None if spacing is None else pytest.approx(spacing))
+        assert (reader.header.grid.spacing or (0, 0, None))[2] == (
+            None if spacing is None else pytest.approx(spacing)
+        )
 
 
 def test_print_resolution_of_a_plain_file_is_no_voxel_size(tmp_path: Path) -> None:
@@ -338,10 +392,16 @@ def test_imagej_above_4_gb_has_one_page(tmp_path: Path) -> None:
     path = tmp_path / "a.tif"
     shape = (2200, 1000, 1000)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # tifffile says that it writes one page for all, as ImageJ does
+        warnings.simplefilter(
+            "ignore"
+        )  # tifffile says that it writes one page for all, as ImageJ does
         with tifffile.TiffWriter(path, imagej=True) as writer:
             offset, _ = writer.write(
-                shape=shape, dtype=np.uint16, photometric="minisblack", metadata={"axes": "ZYX"}, returnoffset=True
+                shape=shape,
+                dtype=np.uint16,
+                photometric="minisblack",
+                metadata={"axes": "ZYX"},
+                returnoffset=True,
             )
     assert path.stat().st_size > 2**32
     with open(path, "r+b") as file:  # a hole in the file: nearly nothing of it is on the disk
@@ -422,7 +482,12 @@ def test_ome_spread_over_two_files(tmp_path: Path) -> None:
             '<Pixels ID="Pixels:0" DimensionOrder="XYZCT" Type="uint16" SizeX="5" SizeY="6" SizeZ="4" SizeC="1" SizeT="1">'
             f'<Channel ID="Channel:0:0" SamplesPerPixel="1"/>{parts}</Pixels></Image></OME>'
         )
-        options = {"description": xml, "metadata": None, "photometric": "minisblack", "compression": "zlib"}
+        options = {
+            "description": xml,
+            "metadata": None,
+            "photometric": "minisblack",
+            "compression": "zlib",
+        }
         with tifffile.TiffWriter(tmp_path / name, ome=False) as writer:
             writer.write(data[2 * i : 2 * i + 2], **options)
     with open_volume(str(tmp_path / names[0])) as reader:
@@ -441,16 +506,24 @@ def test_json_metadata(tmp_path: Path) -> None:
         ({"spacing": [0.3, 0.2, 0.1], "unit": "um"}, {}),
     ):
         tifffile.imwrite(
-            path, values(4, 6, 5), photometric="minisblack", metadata={"axes": "ZYX", **metadata}, **options
+            path,
+            values(4, 6, 5),
+            photometric="minisblack",
+            metadata={"axes": "ZYX", **metadata},
+            **options,
         )
         with open_volume(str(path)) as reader:
             assert (reader.header.grid.spacing, reader.header.grid.unit) == ((0.3, 0.2, 0.1), "um")
 
 
-def test_only_the_pages_asked_for_are_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_pages_asked_for_are_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "a.tif"
     data = np.random.default_rng(1).integers(0, 255, (40, 400, 500), np.uint8)
-    tifffile.imwrite(path, data, compression="zlib", photometric="minisblack", metadata={"axes": "ZYX"})
+    tifffile.imwrite(
+        path, data, compression="zlib", photometric="minisblack", metadata={"axes": "ZYX"}
+    )
     decoded = []
     original = tifffile.TiffPage.asarray
 
@@ -470,7 +543,9 @@ def test_only_the_pages_asked_for_are_decoded(tmp_path: Path, monkeypatch: pytes
     assert peak < data.nbytes / 4
 
 
-def test_a_page_of_several_channels_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_page_of_several_channels_is_decoded_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data, _, options = STORED["samples apart"]
     tifffile.imwrite(tmp_path / "a.tif", data, **options)
     decoded = []
@@ -514,7 +589,9 @@ def damaged(tmp_path: Path, content: bytes, name: str = "bad.tif") -> str:
     return message
 
 
-@pytest.mark.parametrize("content", [b"", b"I", b"II*\0", b"II*\0\0\0\0\0", b"not a TIFF file at all", b"\0" * 500])
+@pytest.mark.parametrize(
+    "content", [b"", b"I", b"II*\0", b"II*\0\0\0\0\0", b"not a TIFF file at all", b"\0" * 500]
+)
 def test_files_that_are_no_tiff(tmp_path: Path, content: bytes) -> None:
     damaged(tmp_path, content)
 
@@ -586,7 +663,9 @@ def changed(content: bytes, page: int, tag: int, value: int) -> bytes:
 
 def plain_file(tmp_path: Path, **options: Any) -> bytes:
     path = tmp_path / "good.tif"
-    tifffile.imwrite(path, values(5, 20, 18), photometric="minisblack", **{"metadata": None, **options})
+    tifffile.imwrite(
+        path, values(5, 20, 18), photometric="minisblack", **{"metadata": None, **options}
+    )
     return path.read_bytes()
 
 
@@ -636,7 +715,9 @@ def test_strips_out_of_place(tmp_path: Path) -> None:
         assert "page 3" in damaged(tmp_path, changed(content, 2, 273, len(content) - 5))
         damaged(tmp_path, changed(content, 2, 273, 0))
     assert "claims" in damaged(tmp_path, changed(plain_file(tmp_path), 0, 279, 11))
-    assert "page 3" in damaged(tmp_path, changed(plain_file(tmp_path, compression="zlib"), 2, 279, 11))
+    assert "page 3" in damaged(
+        tmp_path, changed(plain_file(tmp_path, compression="zlib"), 2, 279, 11)
+    )
 
 
 def test_compressed_voxels_that_are_damaged(tmp_path: Path) -> None:
@@ -656,7 +737,9 @@ def test_descriptions_that_promise_too_much(tmp_path: Path) -> None:
     assert damaged(tmp_path, shaped.replace(b'"shape": [5, ', b'"shape": [9, '))
 
 
-def ome_file(path: Path, pages: list[Array], size_z: str = "2", count: str = "2", tag: str = "TiffData") -> bytes:
+def ome_file(
+    path: Path, pages: list[Array], size_z: str = "2", count: str = "2", tag: str = "TiffData"
+) -> bytes:
     """A file of any pages with OME-XML that says what it likes."""
     xml = (
         '<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06"><Image ID="Image:0"><Pixels ID="Pixels:0" '
@@ -698,7 +781,9 @@ def test_codecs_that_are_not_installed(tmp_path: Path) -> None:
 
 
 def test_complex_voxels(tmp_path: Path) -> None:
-    tifffile.imwrite(tmp_path / "a.tif", values(4, 6, 5, dtype=np.complex64), photometric="minisblack")
+    tifffile.imwrite(
+        tmp_path / "a.tif", values(4, 6, 5, dtype=np.complex64), photometric="minisblack"
+    )
     with pytest.raises(FormatError, match="complex"):
         open_volume(str(tmp_path / "a.tif"))
 
@@ -712,7 +797,18 @@ def test_imagej_file_comes_back_as_it_was(tmp_path: Path) -> None:
     assert write_like(tmp_path / "a.tif", tmp_path / "b.tif") == ()
     np.testing.assert_array_equal(tifffile.imread(tmp_path / "b.tif"), data)
     before, after = imagej_of(tmp_path / "a.tif"), imagej_of(tmp_path / "b.tif")
-    for key in ("channels", "slices", "frames", "images", "spacing", "unit", "finterval", "mode", "Info", "Labels"):
+    for key in (
+        "channels",
+        "slices",
+        "frames",
+        "images",
+        "spacing",
+        "unit",
+        "finterval",
+        "mode",
+        "Info",
+        "Labels",
+    ):
         assert after[key] == before[key], key
     assert (after["xorigin"], after["yorigin"], after["zorigin"]) == (3, -2.5, 1)
     np.testing.assert_array_equal(after["LUTs"], before["LUTs"])
@@ -734,12 +830,16 @@ def test_imagej_after_strides(tmp_path: Path) -> None:
     assert after.get("zorigin", 0) == (1 - 1) / 2
     assert after["yorigin"] == -2.5 - 0.5
     assert after["xorigin"] == 3 / 2
-    assert after["Labels"] == [f"t{t} z{z} c{c}" for t in range(3) for z in (1, 3) for c in range(2)]
+    assert after["Labels"] == [
+        f"t{t} z{z} c{c}" for t in range(3) for z in (1, 3) for c in range(2)
+    ]
     with tifffile.TiffFile(tmp_path / "b.tif") as file:
         assert file.pages[0].tags[282].value == (5, 3)
     half = VoxelTransform((2, 1, 1), (0.5, 0.0, 0.0))
     write_like(tmp_path / "a.tif", tmp_path / "c.tif", half)
-    assert "Labels" not in imagej_of(tmp_path / "c.tif")  # the output's slices lie between the labelled ones
+    assert "Labels" not in imagej_of(
+        tmp_path / "c.tif"
+    )  # the output's slices lie between the labelled ones
 
 
 def test_imagej_with_other_channels_loses_their_colours(tmp_path: Path) -> None:
@@ -771,7 +871,9 @@ def test_ome_file_comes_back_as_it_was(tmp_path: Path) -> None:
 def test_ome_after_strides(tmp_path: Path) -> None:
     data = values(3, 2, 4, 6, 5)
     tifffile.imwrite(tmp_path / "a.ome.tif", data, photometric="minisblack", metadata=OME)
-    write_like(tmp_path / "a.ome.tif", tmp_path / "b.ome.tif", VoxelTransform((2, 3, 1), (1.0, 0.0, 0.0)))
+    write_like(
+        tmp_path / "a.ome.tif", tmp_path / "b.ome.tif", VoxelTransform((2, 3, 1), (1.0, 0.0, 0.0))
+    )
     pixels = pixels_of(tmp_path / "b.ome.tif")
     assert [pixels.get(f"Size{a}") for a in "XYZCT"] == ["5", "2", "2", "2", "3"]
     assert (pixels.get("PhysicalSizeX"), pixels.get("PhysicalSizeXUnit")) == ("250.0", "nm")
@@ -784,7 +886,9 @@ def test_ome_after_strides(tmp_path: Path) -> None:
 
 
 def test_from_ome_to_imagej_and_back(tmp_path: Path) -> None:
-    tifffile.imwrite(tmp_path / "a.ome.tif", values(3, 2, 4, 6, 5), photometric="minisblack", metadata=OME)
+    tifffile.imwrite(
+        tmp_path / "a.ome.tif", values(3, 2, 4, 6, 5), photometric="minisblack", metadata=OME
+    )
     write_like(tmp_path / "a.ome.tif", tmp_path / "b.tif")
     after = imagej_of(tmp_path / "b.tif")
     assert (after["finterval"], after["unit"], after["spacing"]) == (3.0, "nm", 500.0)
@@ -804,7 +908,12 @@ def test_from_ome_to_imagej_and_back(tmp_path: Path) -> None:
         ("b.TIF", np.float32, "imagej", None),
         ("b.tif", np.float64, "ome", "float64 does not fit ImageJ TIFF: written as OME-TIFF"),
         ("b.tif", np.int32, "ome", "int32 does not fit ImageJ TIFF: written as OME-TIFF"),
-        ("b.tif", np.int64, "shaped", "int64 does not fit ImageJ TIFF: written as plain TIFF with its axes in"),
+        (
+            "b.tif",
+            np.int64,
+            "shaped",
+            "int64 does not fit ImageJ TIFF: written as plain TIFF with its axes in",
+        ),
         ("b.ome.tif", np.float32, "ome", None),
         ("b.OME.TIFF", np.uint32, "ome", None),
     ],
@@ -812,7 +921,9 @@ def test_from_ome_to_imagej_and_back(tmp_path: Path) -> None:
 def test_dialect(tmp_path: Path, name: str, dtype: Any, kind: str, note: str | None) -> None:
     data = hyperstack(tmp_path / "a.tif")
     notes = write_like(tmp_path / "a.tif", tmp_path / name, VoxelTransform((1, 1, 2)), dtype=dtype)
-    assert (len(notes), *(text.startswith(note or "") for text in notes)) == ((1, True) if note else (0,))
+    assert (len(notes), *(text.startswith(note or "") for text in notes)) == (
+        (1, True) if note else (0,)
+    )
     with tifffile.TiffFile(tmp_path / name) as file:
         assert (file.series[0].kind, file.series[0].axes) == (kind, "TZCYX")
         assert file.series[0].dtype == dtype
@@ -856,14 +967,18 @@ def nifti_like(affine: Array, dtype: Any = np.float32, axes: str = "ctzyx") -> V
     sizes = {"c": 2, "t": 3, "z": 4, "y": 6, "x": 5, "s": 3}
     grid = Grid((3.0, 1.0, 2.0), "mm", affine, affine)
     shape = tuple(sizes[a] for a in axes)
-    return VolumeHeader(Axes(axes, shape), np.dtype(dtype), grid, format="NIfTI", metadata={"any": "thing"})
+    return VolumeHeader(
+        Axes(axes, shape), np.dtype(dtype), grid, format="NIfTI", metadata={"any": "thing"}
+    )
 
 
 def test_from_another_format(tmp_path: Path) -> None:
     header = nifti_like(affine_from_spacing((3, 1, 2), (-72, -126, -90)))
     data = values(2, 3, 4, 6, 5, dtype=np.float32)
     write_volume(str(tmp_path / "a.tif"), Volume(data, "ctzyx", header.grid, "NIfTI", {}))
-    np.testing.assert_array_equal(tifffile.imread(tmp_path / "a.tif"), data.transpose(1, 2, 0, 3, 4))
+    np.testing.assert_array_equal(
+        tifffile.imread(tmp_path / "a.tif"), data.transpose(1, 2, 0, 3, 4)
+    )
     after = imagej_of(tmp_path / "a.tif")
     assert [after[key] for key in ("unit", "spacing", "xorigin", "yorigin", "zorigin")] == [
         "mm",
@@ -892,7 +1007,9 @@ def test_rotation_cannot_be_held_and_is_said(tmp_path: Path) -> None:
         for name in ("a.tif", "a.ome.tif"):
             header = nifti_like(affine, axes="zyx")
             with create_volume(str(tmp_path / name), header) as writer:
-                assert writer.notes == ("TIFF holds voxel spacing but no rotation or flip: the affine is left out",)
+                assert writer.notes == (
+                    "TIFF holds voxel spacing but no rotation or flip: the affine is left out",
+                )
                 writer.write(0, 0, 0, np.zeros((4, 6, 5, 1), np.float32))
                 writer.commit()
             with open_volume(str(tmp_path / name)) as reader:
@@ -933,14 +1050,22 @@ def test_rgb_stays_rgb_while_it_is_8_bit(tmp_path: Path) -> None:
     for name in ("c.tif", "c.ome.tif"):
         write_like(tmp_path / "a.tif", tmp_path / name, dtype=np.float32)
         with tifffile.TiffFile(tmp_path / name) as file:
-            assert file.series[0].axes == "ZCYX"  # a channel for each colour: no program knows 32-bit RGB
-            np.testing.assert_array_equal(file.asarray(), data.transpose(0, 3, 1, 2).astype(np.float32))
+            assert (
+                file.series[0].axes == "ZCYX"
+            )  # a channel for each colour: no program knows 32-bit RGB
+            np.testing.assert_array_equal(
+                file.asarray(), data.transpose(0, 3, 1, 2).astype(np.float32)
+            )
 
 
 def test_a_colour_table_stays_with_its_channel(tmp_path: Path) -> None:
     table = np.arange(768).reshape(3, 256).astype(np.uint16) << 6
     tifffile.imwrite(
-        tmp_path / "a.tif", values(4, 6, 5, dtype=np.uint8), imagej=True, colormap=table, metadata={"axes": "ZYX"}
+        tmp_path / "a.tif",
+        values(4, 6, 5, dtype=np.uint8),
+        imagej=True,
+        colormap=table,
+        metadata={"axes": "ZYX"},
     )
     write_like(tmp_path / "a.tif", tmp_path / "b.tif", dtype=np.float32)
     np.testing.assert_array_equal(imagej_of(tmp_path / "b.tif")["LUTs"], table >> 8)
@@ -963,7 +1088,9 @@ def test_slabs_in_any_order(tmp_path: Path, name: str, rng: np.random.Generator)
     np.testing.assert_array_equal(tifffile.imread(tmp_path / name), data)
 
 
-@pytest.mark.parametrize(("name", "dtype"), [("b.tif", np.float32), ("b.ome.tif", np.float32), ("b.tif", np.int64)])
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("b.tif", np.float32), ("b.ome.tif", np.float32), ("b.tif", np.int64)]
+)
 def test_the_same_volume_gives_the_same_bytes(tmp_path: Path, name: str, dtype: Any) -> None:
     hyperstack(tmp_path / "a.tif")
     contents = []
@@ -1000,7 +1127,10 @@ def test_full_disk(tmp_path: Path) -> None:
                 raise SystemExit("no error")
     """
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script), str(tmp_path)], capture_output=True, text=True, timeout=LIMIT
+        [sys.executable, "-c", textwrap.dedent(script), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=LIMIT,
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert list(tmp_path.iterdir()) == []
@@ -1017,10 +1147,25 @@ SPACINGS = st.floats(1e-4, 1e4).map(lambda value: float(f"{value:.4g}"))
 @settings(deadline=None, max_examples=80)
 @given(
     letters=st.sampled_from(
-        ["zyx", "yx", "tzyx", "czyx", "tczyx", "zyxc", "zyxs", "xyz", "ctzyx", "tazyx", "azyx", "tazcyxs"]
+        [
+            "zyx",
+            "yx",
+            "tzyx",
+            "czyx",
+            "tczyx",
+            "zyxc",
+            "zyxs",
+            "xyz",
+            "ctzyx",
+            "tazyx",
+            "azyx",
+            "tazcyxs",
+        ]
     ),
     sizes=st.lists(st.integers(1, 4), min_size=7, max_size=7),
-    dtype=st.sampled_from(["uint8", "int16", "uint16", "float32", "float64", "int8", "int32", "uint32", "uint64"]),
+    dtype=st.sampled_from(
+        ["uint8", "int16", "uint16", "float32", "float64", "int8", "int32", "uint32", "uint64"]
+    ),
     suffix=st.sampled_from([".tif", ".ome.tif"]),
     spacing=st.none() | st.tuples(SPACINGS, SPACINGS, SPACINGS),
     unit=st.sampled_from(["nm", "um", "mm", "cm", "m", None]),

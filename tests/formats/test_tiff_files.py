@@ -54,7 +54,9 @@ def test_a_file_of_a_set_stands_for_its_own_image(tmp_path: Path, stored: str, p
         with open_volume(str(tmp_path / f"p{k}.ome.tif")) as reader:
             assert reader.notes == ()  # nothing of this file was left out
         with tifffile.TiffFile(tmp_path / f"p{k}.ome.tif", is_ome=False) as pages:
-            np.testing.assert_array_equal(np.stack([page.asarray() for page in pages.pages]), position)
+            np.testing.assert_array_equal(
+                np.stack([page.asarray() for page in pages.pages]), position
+            )
 
 
 @pytest.mark.parametrize("with_uuids", [True, False])
@@ -83,12 +85,16 @@ def test_renamed_and_copied_files_are_known_by_their_uuid(tmp_path: Path) -> Non
 def test_a_file_of_descriptions_alone(tmp_path: Path, pad: int) -> None:
     data = write_positions(tmp_path, 2)
     uuids: dict[str, str | None] = {f"p{k}.ome.tif": f"urn:uuid:{k}" for k in range(2)}
-    one, other = (image_xml(k, (4, 12, 14), [(f"p{k}.ome.tif", z) for z in range(4)], uuids) for k in range(2))
+    one, other = (
+        image_xml(k, (4, 12, 14), [(f"p{k}.ome.tif", z) for z in range(4)], uuids) for k in range(2)
+    )
     blank = np.zeros((1, 2, 2), np.uint8)
     both = write_file(tmp_path / "both.ome.tif", blank, one + other, "urn:uuid:9", pad)
     check_position(both, 0, data[0])
     with open_volume(str(both)) as reader:
-        assert reader.notes == ("the file describes 2 images in other files: the first is used, shape (4, 12, 14)",)
+        assert reader.notes == (
+            "the file describes 2 images in other files: the first is used, shape (4, 12, 14)",
+        )
     second = write_file(tmp_path / "second.ome.tif", blank, other, "urn:uuid:9", pad)
     check_position(second, 1, data[1])
     assert volume_files(str(second)) == (str(second), str(tmp_path / "p1.ome.tif"))
@@ -100,14 +106,18 @@ def test_an_image_in_two_files(tmp_path: Path, stored: str) -> None:
     for name in ("a.ome.tif", "b.ome.tif"):
         check_position(tmp_path / name, 0, data)
     (tmp_path / "a.ome.tif").unlink()
-    with pytest.raises(FormatError, match=r"2 of its 4 planes are missing: there is no file .*a\.ome\.tif"):
+    with pytest.raises(
+        FormatError, match=r"2 of its 4 planes are missing: there is no file .*a\.ome\.tif"
+    ):
         open_volume(str(tmp_path / "b.ome.tif"))
 
 
 def test_planes_that_are_all_missing(tmp_path: Path) -> None:
     write_positions(tmp_path, 1, with_uuids=False)
     (tmp_path / "p0.ome.tif").rename(tmp_path / "q.ome.tif")
-    with pytest.raises(FormatError, match=r"its planes are missing: there is no file .*p0\.ome\.tif"):
+    with pytest.raises(
+        FormatError, match=r"its planes are missing: there is no file .*p0\.ome\.tif"
+    ):
         open_volume(str(tmp_path / "q.ome.tif"))
 
 
@@ -115,7 +125,9 @@ def test_planes_that_are_all_missing(tmp_path: Path) -> None:
 def test_files_that_share_a_uuid_or_have_none(tmp_path: Path, uuid: str | None) -> None:
     data = planes(7, (6, 12, 14))
     names = ("a.ome.tif", "b.ome.tif", "c.ome.tif")
-    images = image_xml(0, data.shape, [(names[z // 2], z % 2) for z in range(6)], dict.fromkeys(names, uuid))
+    images = image_xml(
+        0, data.shape, [(names[z // 2], z % 2) for z in range(6)], dict.fromkeys(names, uuid)
+    )
     for k, name in enumerate(names):
         write_file(tmp_path / name, data[2 * k : 2 * k + 2], images, None, 10 * k)
     for name in names:
@@ -124,11 +136,19 @@ def test_files_that_share_a_uuid_or_have_none(tmp_path: Path, uuid: str | None) 
 
 def test_several_images_in_one_file_are_said(tmp_path: Path) -> None:
     small, stack = planes(1, (1, 3, 4)), planes(2)
-    xml = image_xml(0, small.shape, [(None, 0)], {}) + image_xml(1, stack.shape, [(None, z) for z in range(1, 5)], {})
+    xml = image_xml(0, small.shape, [(None, 0)], {}) + image_xml(
+        1, stack.shape, [(None, z) for z in range(1, 5)], {}
+    )
     with tifffile.TiffWriter(tmp_path / "a.ome.tif", ome=False) as writer:
         for number, page in enumerate([small[0], *stack]):
             description = f'<OME xmlns="{SCHEMA}">{xml}</OME>'.encode() if not number else None
-            writer.write(page, description=description, metadata=None, photometric="minisblack", contiguous=False)
+            writer.write(
+                page,
+                description=description,
+                metadata=None,
+                photometric="minisblack",
+                contiguous=False,
+            )
     check_position(tmp_path / "a.ome.tif", 0, small)
     with open_volume(str(tmp_path / "a.ome.tif")) as reader:
         assert reader.notes == ("the file holds 2 image series: the first is used, shape (3, 4)",)
@@ -138,7 +158,9 @@ def test_strips_out_of_place_in_another_file(tmp_path: Path) -> None:
     data = write_split(tmp_path)
     with tifffile.TiffWriter(tmp_path / "b.ome.tif", ome=False) as writer:
         for page in data[2:]:
-            writer.write(page, metadata=None, photometric="minisblack", rowsperstrip=4, contiguous=False)
+            writer.write(
+                page, metadata=None, photometric="minisblack", rowsperstrip=4, contiguous=False
+            )
     content = bytearray((tmp_path / "b.ome.tif").read_bytes())
     with tifffile.TiffFile(tmp_path / "b.ome.tif") as file:
         tag = file.pages[1].tags[273]
@@ -169,11 +191,15 @@ def test_files_of_one_name_in_folders(tmp_path: Path) -> None:
 @pytest.mark.parametrize("change", ["dtype", "shape", "page"])
 def test_files_that_differ(tmp_path: Path, change: str) -> None:
     data = write_split(tmp_path)
-    others = {"dtype": data[2:].astype(np.float32), "shape": data[2:, :, :7], "page": data[2:]}[change]
+    others = {"dtype": data[2:].astype(np.float32), "shape": data[2:, :, :7], "page": data[2:]}[
+        change
+    ]
     with tifffile.TiffWriter(tmp_path / "b.ome.tif", ome=False) as writer:
         for number, page in enumerate(others):
             packed = "zlib" if change == "page" and number else None
-            writer.write(page, metadata=None, photometric="minisblack", compression=packed, contiguous=False)
+            writer.write(
+                page, metadata=None, photometric="minisblack", compression=packed, contiguous=False
+            )
     with pytest.raises(FormatError, match=r"differ|incompatible") as caught:
         open_volume(str(tmp_path / "a.ome.tif"))
     assert "\n" not in str(caught.value)
@@ -199,7 +225,9 @@ def test_damage_in_another_file(tmp_path: Path) -> None:
 # What is never opened
 
 
-@pytest.mark.parametrize("way", ["../secret.tif", "{0}/secret.tif", "sub/../../secret.tif", "./.././secret.tif"])
+@pytest.mark.parametrize(
+    "way", ["../secret.tif", "{0}/secret.tif", "sub/../../secret.tif", "./.././secret.tif"]
+)
 @pytest.mark.parametrize("whole", [True, False])
 def test_files_outside_the_folder_are_not_followed(tmp_path: Path, way: str, whole: bool) -> None:
     secret = planes(3)
@@ -207,8 +235,15 @@ def test_files_outside_the_folder_are_not_followed(tmp_path: Path, way: str, who
     name = way.format(tmp_path)
     places: list[Place] = [(name, z) if whole or z else (None, 0) for z in range(4)]
     (tmp_path / "in" / "sub").mkdir(parents=True)
-    path = write_file(tmp_path / "in" / "a.ome.tif", planes(4), image_xml(0, secret.shape, places, {}), "urn:uuid:0")
-    with pytest.raises(FormatError, match="outside the file's folder and is not followed") as caught:
+    path = write_file(
+        tmp_path / "in" / "a.ome.tif",
+        planes(4),
+        image_xml(0, secret.shape, places, {}),
+        "urn:uuid:0",
+    )
+    with pytest.raises(
+        FormatError, match="outside the file's folder and is not followed"
+    ) as caught:
         open_volume(str(path))
     assert name in str(caught.value)
     with pytest.raises(FormatError, match="not followed"):
@@ -246,7 +281,9 @@ def test_a_file_named_by_its_uuid_alone(tmp_path: Path) -> None:
     write_split(tmp_path)
     for name in ("a.ome.tif", "b.ome.tif"):
         content = (tmp_path / name).read_bytes()
-        (tmp_path / name).write_bytes(content.replace(b'FileName="b.ome.tif"', b'Filename="b.ome.tif"'))
+        (tmp_path / name).write_bytes(
+            content.replace(b'FileName="b.ome.tif"', b'Filename="b.ome.tif"')
+        )
     with pytest.raises(FormatError, match=r"by its UUID alone \(urn:uuid:1\)"):
         open_volume(str(tmp_path / "a.ome.tif"))
 
@@ -289,7 +326,10 @@ def test_a_folder_of_micro_manager(tmp_path: Path) -> None:
         }  # fmt: skip
     (tmp_path / "in").mkdir()
     write_ndtiff(tmp_path / "in", ("a.tif", "../b.tif"))
-    with pytest.raises(FormatError, match=r"its list of planes names .*b\.tif, which lies outside the file's folder"):
+    with pytest.raises(
+        FormatError,
+        match=r"its list of planes names .*b\.tif, which lies outside the file's folder",
+    ):
         open_volume(str(tmp_path / "in" / "a.tif"))
 
 
@@ -330,7 +370,10 @@ def test_no_output_replaces_a_part_of_its_input(tmp_path: Path) -> None:
 
 def test_the_same_description_in_every_file(tmp_path: Path) -> None:
     """Its UUID is then one file's, and the names of the files say what lies in which."""
-    names, uuids = ("q1.ome.tif", "q2.ome.tif"), {"q1.ome.tif": "urn:uuid:1", "q2.ome.tif": "urn:uuid:2"}
+    names, uuids = (
+        ("q1.ome.tif", "q2.ome.tif"),
+        {"q1.ome.tif": "urn:uuid:1", "q2.ome.tif": "urn:uuid:2"},
+    )
     data = planes(3, (6, 12, 14))
     places = [(names[z // 3], z % 3) for z in range(6)]
     images = image_xml(0, data.shape, places, dict(uuids))

@@ -86,7 +86,9 @@ def test_what_is_written(
             assert needs_imagecodecs or file.asarray().size == data.size
     write_volume(str(tmp_path / f"plain_{name}"), Volume(data, letters, GRID))
     plain = read_volume(str(tmp_path / f"plain_{name}"))
-    np.testing.assert_array_equal(canonical(plain.data, plain.axes), canonical(read.data, read.axes))
+    np.testing.assert_array_equal(
+        canonical(plain.data, plain.axes), canonical(read.data, read.axes)
+    )
 
 
 def test_tifffile_reads_it_to_the_bit(tmp_path: Path) -> None:
@@ -131,7 +133,9 @@ def test_bytes_do_not_depend_on_threads_or_slabs(
 @pytest.mark.parametrize("level", [0, 1, 2, 3])
 def test_noise_does_not_grow(tmp_path: Path, level: int, rng: np.random.Generator) -> None:
     data = rng.normal(size=(3, 400, 500)).astype(np.float32)
-    write_volume(str(tmp_path / "a.tif"), Volume(data, "zyx"), compression="deflate", gz_level=level)
+    write_volume(
+        str(tmp_path / "a.tif"), Volume(data, "zyx"), compression="deflate", gz_level=level
+    )
     assert os.path.getsize(tmp_path / "a.tif") < data.nbytes * 1.001 + 4000
     np.testing.assert_array_equal(tifffile.imread(tmp_path / "a.tif"), data)
 
@@ -167,7 +171,10 @@ def test_full_disk(tmp_path: Path) -> None:
             raise SystemExit("no error")
     """
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script), str(tmp_path)], capture_output=True, text=True, timeout=LIMIT
+        [sys.executable, "-c", textwrap.dedent(script), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=LIMIT,
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert list(tmp_path.iterdir()) == []
@@ -207,22 +214,42 @@ def test_threads_and_halos_change_no_voxel(
     tmp_path: Path, predictor: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = smooth((20, 300, 200))
-    options = {"compression": "zlib", "predictor": predictor, "rowsperstrip": 64, "metadata": {"axes": "ZYX"}}
+    options = {
+        "compression": "zlib",
+        "predictor": predictor,
+        "rowsperstrip": 64,
+        "metadata": {"axes": "ZYX"},
+    }
     tifffile.imwrite(tmp_path / "a.tif", data, photometric="minisblack", **options)
     for threads in ("1", "4"):
         monkeypatch.setenv("CONV3D_THREADS", threads)
         with open_volume(str(tmp_path / "a.tif")) as reader:
             assert reader.storage() == {"compression": "adobe deflate"}
-            for start, stop in ((0, 6), (4, 12), (11, 20), (3, 5), (4, 5), (4, 4)):  # runs that share planes
+            for start, stop in (
+                (0, 6),
+                (4, 12),
+                (11, 20),
+                (3, 5),
+                (4, 5),
+                (4, 4),
+            ):  # runs that share planes
                 block = reader.read(0, slice(start, stop), slice(0, 1))
                 np.testing.assert_array_equal(block[..., 0], data[start:stop])
             packed = sum(map(len, [zlib.compress(data[0].tobytes())]))
             assert reader.held_bytes(6, 1) > packed
 
 
-def test_planes_that_two_slabs_share_are_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_planes_that_two_slabs_share_are_decoded_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data = smooth((20, 30, 20))
-    tifffile.imwrite(tmp_path / "a.tif", data, photometric="minisblack", compression="zlib", metadata={"axes": "ZYX"})
+    tifffile.imwrite(
+        tmp_path / "a.tif",
+        data,
+        photometric="minisblack",
+        compression="zlib",
+        metadata={"axes": "ZYX"},
+    )
     decoded = []
     original = tifffile.TiffPage.asarray
 
@@ -237,7 +264,9 @@ def test_planes_that_two_slabs_share_are_decoded_once(tmp_path: Path, monkeypatc
     assert sorted(decoded) == list(range(20))
 
 
-def strips_file(path: Path, strips: list[bytes], compression: int, predictor: int | None = None) -> str:
+def strips_file(
+    path: Path, strips: list[bytes], compression: int, predictor: int | None = None
+) -> str:
     """A volume of two pages 8 x 16 of uint16 with any bytes in their strips."""
     with tifffile.TiffWriter(path) as writer:
         for strip in strips:
@@ -266,7 +295,9 @@ def test_strips_that_are_damaged(tmp_path: Path, compression: str) -> None:
         assert caught.value.exit_code == 3
     if code == 8:  # a wrong checksum
         with pytest.raises(FormatError, match="page 2"):
-            read_volume(strips_file(tmp_path / "b.tif", [good, good[:-1] + bytes([good[-1] ^ 1])], code))
+            read_volume(
+                strips_file(tmp_path / "b.tif", [good, good[:-1] + bytes([good[-1] ^ 1])], code)
+            )
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("conv3d-tiff")]
 
 
@@ -288,7 +319,9 @@ def test_unknown_codecs_and_predictors(tmp_path: Path) -> None:
         content = Path(path).read_bytes()
         entry = tag.to_bytes(2, "little") + b"\3\0\1\0\0\0"
         assert content.count(entry + old.to_bytes(4, "little")) == 2
-        changed = content.replace(entry + old.to_bytes(4, "little"), entry + value.to_bytes(4, "little"))
+        changed = content.replace(
+            entry + old.to_bytes(4, "little"), entry + value.to_bytes(4, "little")
+        )
         (tmp_path / "b.tif").write_bytes(changed)
         with pytest.raises(FormatError) as caught:
             read_volume(str(tmp_path / "b.tif"))

@@ -20,7 +20,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conv3d_cli.errors import Conv3DError, FormatError, MemoryLimitError, OutputExistsError, SpecError, WriteError
+from conv3d_cli.errors import (
+    Conv3DError,
+    FormatError,
+    MemoryLimitError,
+    OutputExistsError,
+    SpecError,
+    WriteError,
+)
 from conv3d_cli.formats import create_volume, find_format, open_volume, read_volume, write_volume
 from conv3d_cli.formats.zarr import pyramid as zarr_pyramid
 from conv3d_cli.formats.zarr import store as zarr_store
@@ -40,16 +47,23 @@ UNITS = {"t": "second", "z": "micrometer", "y": "micrometer", "x": "micrometer"}
 AXES = ["zyx", "yx", "tczyx", "czyx", "tzyx", "tcyx"]
 
 
-def describe(letters: str, scale: list[float], version: str, levels: int = 1, **more: Any) -> dict[str, Any]:
+def describe(
+    letters: str, scale: list[float], version: str, levels: int = 1, **more: Any
+) -> dict[str, Any]:
     """Attributes of an image whose levels are each half as fine in space."""
-    axes = [{"name": a, "type": TYPES[a], **({"unit": UNITS[a]} if a in UNITS else {})} for a in letters]
+    axes = [
+        {"name": a, "type": TYPES[a], **({"unit": UNITS[a]} if a in UNITS else {})} for a in letters
+    ]
     datasets = [
         {
             "path": str(level),
             "coordinateTransformations": [
                 {
                     "type": "scale",
-                    "scale": [s * (2**level if a in "zyx" else 1) for a, s in zip(letters, scale, strict=True)],
+                    "scale": [
+                        s * (2**level if a in "zyx" else 1)
+                        for a, s in zip(letters, scale, strict=True)
+                    ],
                 },
             ],
         }
@@ -62,26 +76,39 @@ def describe(letters: str, scale: list[float], version: str, levels: int = 1, **
 
 
 def make_store(
-    path: Path, data: np.ndarray, attributes: dict[str, Any], version: str, levels: int = 1, **options: Any
+    path: Path,
+    data: np.ndarray,
+    attributes: dict[str, Any],
+    version: str,
+    levels: int = 1,
+    **options: Any,
 ) -> Path:
     """A store made by the zarr library alone."""
     zarr_format = 2 if version == "0.4" else 3
     group = zarr.create_group(str(path), zarr_format=zarr_format, attributes=attributes)
     space = [i for i, a in enumerate(range(data.ndim)) if i >= data.ndim - min(3, data.ndim)]
     for level in range(levels):
-        part = data[tuple(slice(None, None, 2**level) if i in space else slice(None) for i in range(data.ndim))]
+        part = data[
+            tuple(
+                slice(None, None, 2**level) if i in space else slice(None) for i in range(data.ndim)
+            )
+        ]
         array = group.create_array(str(level), shape=part.shape, dtype=part.dtype, **options)
         array[...] = part
     return path
 
 
-def volume(rng: np.random.Generator, letters: str = "zyx", shape: tuple[int, ...] = (7, 9, 11)) -> Volume:
+def volume(
+    rng: np.random.Generator, letters: str = "zyx", shape: tuple[int, ...] = (7, 9, 11)
+) -> Volume:
     grid = Grid((2.0, 0.5, 0.25), "um", affine_from_spacing((2.0, 0.5, 0.25), (10.0, -3.0, 1.5)))
     return Volume(rng.normal(size=shape).astype(np.float32), letters, grid)
 
 
 def all_files(folder: Path) -> dict[str, bytes]:
-    return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
+    return {
+        str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()
+    }
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -97,7 +124,13 @@ def test_images_of_the_library(
     shape = tuple({"t": 2, "c": 3, "z": 5, "y": 6, "x": 7}[a] for a in letters)
     data = (rng.random(shape) * 100).astype(dtype)
     scale = [{"t": 0.5, "c": 1.0, "z": 2.0, "y": 0.5, "x": 0.25}[a] for a in letters]
-    path = make_store(tmp_path / "a.zarr", data, describe(letters, scale, version), version, chunks=(2,) * len(shape))
+    path = make_store(
+        tmp_path / "a.zarr",
+        data,
+        describe(letters, scale, version),
+        version,
+        chunks=(2,) * len(shape),
+    )
     back = read_volume(str(path))
     assert back.axes == letters
     assert back.data.dtype.isnative
@@ -128,10 +161,14 @@ def test_any_order_and_names_of_axes(tmp_path: Path, rng: np.random.Generator) -
 
 
 @pytest.mark.parametrize("version", ["0.4", "0.5"])
-def test_transformations_are_composed(tmp_path: Path, version: str, rng: np.random.Generator) -> None:
+def test_transformations_are_composed(
+    tmp_path: Path, version: str, rng: np.random.Generator
+) -> None:
     attributes = describe("zyx", [2, 0.5, 0.25], version)
     image = (attributes.get("ome") or attributes)["multiscales"][0]
-    image["datasets"][0]["coordinateTransformations"].append({"type": "translation", "translation": [1, 2, 3]})
+    image["datasets"][0]["coordinateTransformations"].append(
+        {"type": "translation", "translation": [1, 2, 3]}
+    )
     image["coordinateTransformations"] = [
         {"type": "scale", "scale": [10, 10, 10]}, {"type": "translation", "translation": [0, 0, 7]}
     ]  # fmt: skip
@@ -155,7 +192,9 @@ def test_units_of_each_axis(tmp_path: Path, rng: np.random.Generator) -> None:
     assert (grid.spacing, grid.unit) == ((50, 0.05, 0.05), "nm")
 
 
-def test_nothing_is_known_of_scales_of_one_without_units(tmp_path: Path, rng: np.random.Generator) -> None:
+def test_nothing_is_known_of_scales_of_one_without_units(
+    tmp_path: Path, rng: np.random.Generator
+) -> None:
     attributes = describe("zyx", [1, 1, 1], "0.5")
     for axis in attributes["ome"]["multiscales"][0]["axes"]:
         del axis["unit"]
@@ -166,7 +205,9 @@ def test_nothing_is_known_of_scales_of_one_without_units(tmp_path: Path, rng: np
 @pytest.mark.parametrize("version", ["0.4", "0.5"])
 def test_levels_by_name(tmp_path: Path, version: str, rng: np.random.Generator) -> None:
     data = rng.random((8, 8, 8))
-    path = make_store(tmp_path / "a.ome.zarr", data, describe("zyx", [1, 1, 1], version, 3), version, 3)
+    path = make_store(
+        tmp_path / "a.ome.zarr", data, describe("zyx", [1, 1, 1], version, 3), version, 3
+    )
     for name in (f"{path}", f"{path}/", f"{path}/0", f"{path}/0/"):
         back = read_volume(name)
         np.testing.assert_array_equal(back.data, data)
@@ -185,10 +226,15 @@ def test_older_images(tmp_path: Path, rng: np.random.Generator) -> None:
     """0.1 and 0.2 have five unnamed axes, 0.3 names without types; none has scales."""
     data = rng.random((2, 1, 3, 4, 5))
     path = make_store(
-        tmp_path / "a.zarr", data, {"multiscales": [{"version": "0.1", "datasets": [{"path": "0"}]}]}, "0.4"
+        tmp_path / "a.zarr",
+        data,
+        {"multiscales": [{"version": "0.1", "datasets": [{"path": "0"}]}]},
+        "0.4",
     )
     assert read_volume(str(path)).axes == "tczyx"
-    attributes = {"multiscales": [{"version": "0.3", "axes": ["z", "y", "x"], "datasets": [{"path": "0"}]}]}
+    attributes = {
+        "multiscales": [{"version": "0.3", "axes": ["z", "y", "x"], "datasets": [{"path": "0"}]}]
+    }
     path = make_store(tmp_path / "b.zarr", data[0, 0], attributes, "0.4")
     back = read_volume(str(path))
     assert (back.axes, back.grid.spacing) == ("zyx", None)
@@ -198,10 +244,14 @@ def test_older_images(tmp_path: Path, rng: np.random.Generator) -> None:
 def test_bare_arrays(tmp_path: Path, zarr_format: int, rng: np.random.Generator) -> None:
     data = rng.random((3, 4, 5, 2))
     for name in ("a.zarr", "folder"):
-        zarr.create_array(str(tmp_path / name), data=data, zarr_format=zarr_format, chunks=(2, 2, 2, 2))
+        zarr.create_array(
+            str(tmp_path / name), data=data, zarr_format=zarr_format, chunks=(2, 2, 2, 2)
+        )
         with open_volume(str(tmp_path / name)) as reader:
             assert reader.header.axes.letters == "zyxc"
-            assert reader.notes == ("the array has no OME metadata: read as zyxc; --axes says otherwise",)
+            assert reader.notes == (
+                "the array has no OME metadata: read as zyxc; --axes says otherwise",
+            )
         with open_volume(str(tmp_path / name), channels_first=True) as reader:
             assert reader.header.axes.letters == "czyx"
         np.testing.assert_array_equal(read_volume(str(tmp_path / name), axes="zyxt").data, data)
@@ -215,7 +265,10 @@ def test_arrays_that_name_their_axes(tmp_path: Path, rng: np.random.Generator) -
     zarr.create_array(str(tmp_path / "a.zarr"), data=data, dimension_names=("c", "y", "x", "t"))
     assert read_volume(str(tmp_path / "a.zarr")).axes == "cyxt"
     zarr.create_array(
-        str(tmp_path / "b.zarr"), data=data, zarr_format=2, attributes={"_ARRAY_DIMENSIONS": ["z", "c", "y", "x"]}
+        str(tmp_path / "b.zarr"),
+        data=data,
+        zarr_format=2,
+        attributes={"_ARRAY_DIMENSIONS": ["z", "c", "y", "x"]},
     )
     assert read_volume(str(tmp_path / "b.zarr")).axes == "zcyx"
     zarr.create_array(str(tmp_path / "c.zarr"), data=data, dimension_names=("lat", "lon", "y", "x"))
@@ -225,7 +278,9 @@ def test_arrays_that_name_their_axes(tmp_path: Path, rng: np.random.Generator) -
 def test_sharded_arrays(tmp_path: Path, rng: np.random.Generator) -> None:
     data = rng.random((9, 10, 11))
     attributes = describe("zyx", [1, 1, 1], "0.5")
-    path = make_store(tmp_path / "a.zarr", data, attributes, "0.5", chunks=(2, 3, 4), shards=(4, 6, 8))
+    path = make_store(
+        tmp_path / "a.zarr", data, attributes, "0.5", chunks=(2, 3, 4), shards=(4, 6, 8)
+    )
     with open_volume(str(path)) as reader:
         assert reader.storage()["shards"] == "4 x 6 x 8"
     np.testing.assert_array_equal(read_volume(str(path)).data, data)
@@ -240,19 +295,25 @@ def test_chunks_that_are_not_there(tmp_path: Path) -> None:
     with open_volume(str(tmp_path / "a.zarr")) as reader:
         values = reader.read(0, slice(0, 8), slice(0, 1))
         reader.finish()
-        assert reader.notes[-1] == "chunks that are not in the store: 3; they read as its fill value, 7"
+        assert (
+            reader.notes[-1]
+            == "chunks that are not in the store: 3; they read as its fill value, 7"
+        )
     assert (values[:2] == 1).all()
     assert (values[2:] == 7).all()
 
 
 @pytest.mark.parametrize(
-    "name", ["a.zarr", "a.ome.zarr/1", "x/a.zarr/s/0", "file:///a.zarr", "s3://b/c", "https://h/x.zarr/"]
+    "name",
+    ["a.zarr", "a.ome.zarr/1", "x/a.zarr/s/0", "file:///a.zarr", "s3://b/c", "https://h/x.zarr/"],
 )
 def test_names_of_stores(name: str) -> None:
     assert find_format(name).name == "OME-Zarr"  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize(("name", "other"), [("a.zarr/k.npy", "NumPy"), ("a.zarr.nii.gz", "NIfTI"), ("a.zar", None)])
+@pytest.mark.parametrize(
+    ("name", "other"), [("a.zarr/k.npy", "NumPy"), ("a.zarr.nii.gz", "NIfTI"), ("a.zar", None)]
+)
 def test_names_of_others(name: str, other: str | None) -> None:
     found = find_format(name)
     assert (found.name if found else None) == other
@@ -274,7 +335,10 @@ def message(path: Path | str, kind: type[Conv3DError] = FormatError) -> str:
 def test_groups_that_are_no_images(tmp_path: Path, rng: np.random.Generator) -> None:
     path = tmp_path / "a.zarr"
     group = zarr.create_group(str(path))
-    assert message(path) == f"cannot read {path}: it is a Zarr group without an OME image (no multiscales)"
+    assert (
+        message(path)
+        == f"cannot read {path}: it is a Zarr group without an OME image (no multiscales)"
+    )
     group.create_array("raw", data=rng.random((2, 2, 2)))
     assert f"in it are raw: name an array, such as {path}/raw" in message(path)
     for key, cure in (("plate", "/A/1/0"), ("well", "/0"), ("bioformats2raw.layout", "/0")):
@@ -284,7 +348,9 @@ def test_groups_that_are_no_images(tmp_path: Path, rng: np.random.Generator) -> 
 
 
 def test_missing_levels(tmp_path: Path, rng: np.random.Generator) -> None:
-    path = make_store(tmp_path / "a.zarr", rng.random((4, 4, 4)), describe("zyx", [1, 1, 1], "0.5"), "0.5")
+    path = make_store(
+        tmp_path / "a.zarr", rng.random((4, 4, 4)), describe("zyx", [1, 1, 1], "0.5"), "0.5"
+    )
     assert "no such file or folder" in message(path / "7")
     os.rename(path / "0", path / "1")
     text = message(path)
@@ -300,14 +366,22 @@ def test_missing_levels(tmp_path: Path, rng: np.random.Generator) -> None:
         (lambda m: m["datasets"][0].pop("path"), "'path' is missing"),
         (lambda m: m["axes"].pop(), "3 numbers for 2 axes"),
         (lambda m: m["axes"].__setitem__(0, m["axes"][1]), "two axes of one name"),
-        (lambda m: m["datasets"][0]["coordinateTransformations"][0].update(type="affine"), "'affine'"),
+        (
+            lambda m: m["datasets"][0]["coordinateTransformations"][0].update(type="affine"),
+            "'affine'",
+        ),
         (lambda m: m["datasets"][0]["coordinateTransformations"][0].update(scale="big"), "damaged"),
-        (lambda m: m["datasets"][0]["coordinateTransformations"][0].update(scale=[1, 1]), "2 numbers for 3 axes"),
+        (
+            lambda m: m["datasets"][0]["coordinateTransformations"][0].update(scale=[1, 1]),
+            "2 numbers for 3 axes",
+        ),
         (lambda m: m["datasets"][0]["coordinateTransformations"][0].pop("scale"), "not supported"),
         (lambda m: m.update(axes=7), "damaged"),
     ],
 )
-def test_damaged_descriptions(tmp_path: Path, change: Any, fact: str, rng: np.random.Generator) -> None:
+def test_damaged_descriptions(
+    tmp_path: Path, change: Any, fact: str, rng: np.random.Generator
+) -> None:
     attributes = describe("zyx", [1, 1, 1], "0.5")
     change(attributes["ome"]["multiscales"][0])
     path = make_store(tmp_path / "a.zarr", rng.random((4, 4, 4)), attributes, "0.5")
@@ -317,28 +391,48 @@ def test_damaged_descriptions(tmp_path: Path, change: Any, fact: str, rng: np.ra
 
 
 def test_axes_that_are_not_the_arrays(tmp_path: Path, rng: np.random.Generator) -> None:
-    path = make_store(tmp_path / "a.zarr", rng.random((2, 4, 4, 4)), describe("zyx", [1, 1, 1], "0.5"), "0.5")
+    path = make_store(
+        tmp_path / "a.zarr", rng.random((2, 4, 4, 4)), describe("zyx", [1, 1, 1], "0.5"), "0.5"
+    )
     assert "name 3 axes, its array has 4" in message(path)
 
 
 @pytest.mark.parametrize("codec", ["blosc", "zstd", "gzip", None])
 @pytest.mark.parametrize("version", ["0.4", "0.5"])
-def test_corrupt_chunks(tmp_path: Path, codec: str | None, version: str, rng: np.random.Generator) -> None:
+def test_corrupt_chunks(
+    tmp_path: Path, codec: str | None, version: str, rng: np.random.Generator
+) -> None:
     if version == "0.5":
         from zarr.codecs import BloscCodec, GzipCodec, ZstdCodec
 
-        compressor: Any = {"blosc": BloscCodec(), "zstd": ZstdCodec(), "gzip": GzipCodec(), None: None}[codec]
+        compressor: Any = {
+            "blosc": BloscCodec(),
+            "zstd": ZstdCodec(),
+            "gzip": GzipCodec(),
+            None: None,
+        }[codec]
     else:
         import numcodecs
 
-        compressor = {"blosc": numcodecs.Blosc(), "zstd": numcodecs.Zstd(), "gzip": numcodecs.GZip(), None: None}[codec]
+        compressor = {
+            "blosc": numcodecs.Blosc(),
+            "zstd": numcodecs.Zstd(),
+            "gzip": numcodecs.GZip(),
+            None: None,
+        }[codec]
     path = make_store(
         tmp_path / "a.zarr", rng.random((8, 6, 6)), describe("zyx", [1, 1, 1], version), version,
         chunks=(2, 6, 6), compressors=compressor,
     )  # fmt: skip
     chunk = path / "0" / ("2.0.0" if version == "0.4" else "c/2/0/0")
     whole = chunk.read_bytes()
-    for content in (b"", whole[:10], whole[: len(whole) // 2], whole[:-1], rng.bytes(len(whole) // 2)):
+    for content in (
+        b"",
+        whole[:10],
+        whole[: len(whole) // 2],
+        whole[:-1],
+        rng.bytes(len(whole) // 2),
+    ):
         chunk.write_bytes(content)
         text = message(path)
         assert text.startswith(f"cannot read {path}: planes 4 to 5: ")
@@ -346,18 +440,27 @@ def test_corrupt_chunks(tmp_path: Path, codec: str | None, version: str, rng: np
     chunk.write_bytes(whole)
     with open_volume(str(path)) as reader:
         chunk.write_bytes(b"xyz")
-        assert reader.read(0, slice(0, 4), slice(0, 1)).shape == (4, 6, 6, 1)  # what is whole can be read
+        assert reader.read(0, slice(0, 4), slice(0, 1)).shape == (
+            4,
+            6,
+            6,
+            1,
+        )  # what is whole can be read
         with pytest.raises(FormatError):
             reader.read(0, slice(4, 6), slice(0, 1))
 
 
 def test_codecs_nobody_knows(tmp_path: Path, rng: np.random.Generator) -> None:
-    path = make_store(tmp_path / "a.zarr", rng.random((4, 4, 4)), describe("zyx", [1, 1, 1], "0.5"), "0.5")
+    path = make_store(
+        tmp_path / "a.zarr", rng.random((4, 4, 4)), describe("zyx", [1, 1, 1], "0.5"), "0.5"
+    )
     stored = json.loads((path / "0" / "zarr.json").read_text())
     stored["codecs"][-1] = {"name": "flac9", "configuration": {}}
     (path / "0" / "zarr.json").write_text(json.dumps(stored))
     assert "flac9" in message(path)
-    path = make_store(tmp_path / "b.zarr", rng.random((4, 4, 4)), describe("zyx", [1, 1, 1], "0.4"), "0.4")
+    path = make_store(
+        tmp_path / "b.zarr", rng.random((4, 4, 4)), describe("zyx", [1, 1, 1], "0.4"), "0.4"
+    )
     stored = json.loads((path / "0" / ".zarray").read_text())
     stored["compressor"] = {"id": "flac9"}
     (path / "0" / ".zarray").write_text(json.dumps(stored))
@@ -371,8 +474,12 @@ def test_voxels_that_are_no_numbers(tmp_path: Path) -> None:
     assert "complex" in message(tmp_path / "a.zarr")
 
 
-def test_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator) -> None:
-    path = make_store(tmp_path / "a.zarr", rng.random((4, 4, 4)), describe("zyx", [1, 1, 1], "0.5"), "0.5")
+def test_without_the_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
+) -> None:
+    path = make_store(
+        tmp_path / "a.zarr", rng.random((4, 4, 4)), describe("zyx", [1, 1, 1], "0.5"), "0.5"
+    )
     monkeypatch.setitem(sys.modules, "zarr", None)
     assert message(path).endswith("Zarr needs the zarr package: pip install 'conv3d[zarr]'")
     with pytest.raises(WriteError, match=r"pip install 'conv3d\[zarr\]'"):
@@ -410,7 +517,9 @@ def server(tmp_path: Path) -> Iterator[tuple[str, Path]]:
         thread.join()
 
 
-def test_reading_from_a_web_server(server: tuple[str, Path], rng: np.random.Generator, tmp_path: Path) -> None:
+def test_reading_from_a_web_server(
+    server: tuple[str, Path], rng: np.random.Generator, tmp_path: Path
+) -> None:
     pytest.importorskip("aiohttp")
     address, folder = server
     expected = volume(rng)
@@ -425,7 +534,14 @@ def test_reading_from_a_web_server(server: tuple[str, Path], rng: np.random.Gene
         write_volume(f"{address}/b.zarr", expected)
     with pytest.raises(FormatError, match="only OME-Zarr at URLs"):
         read_volume(f"{address}/a.nii.gz")
-    run_job(Job(f"{address}/a.ome.zarr", str(tmp_path / "b.npy"), (Stage(Kernel(np.ones((1, 1, 1)))),), threads=1))
+    run_job(
+        Job(
+            f"{address}/a.ome.zarr",
+            str(tmp_path / "b.npy"),
+            (Stage(Kernel(np.ones((1, 1, 1)))),),
+            threads=1,
+        )
+    )
     np.testing.assert_array_equal(np.load(tmp_path / "b.npy"), expected.data)
 
 
@@ -542,8 +658,12 @@ def check_ngff(path: Path, version: str) -> dict[str, Any]:
     return multiscale
 
 
-@pytest.mark.parametrize("letters", ["zyx", "yx", "tczyx", "czyx", "tzyx", "xyz", "zyxc", "tzyxs", "qzyx"])
-def test_what_is_written_is_ome_zarr(tmp_path: Path, letters: str, rng: np.random.Generator) -> None:
+@pytest.mark.parametrize(
+    "letters", ["zyx", "yx", "tczyx", "czyx", "tzyx", "xyz", "zyxc", "tzyxs", "qzyx"]
+)
+def test_what_is_written_is_ome_zarr(
+    tmp_path: Path, letters: str, rng: np.random.Generator
+) -> None:
     sizes = {"t": 2, "c": 3, "s": 3, "z": 5, "y": 6, "x": 7, "q": 2}
     given = volume(rng, letters, tuple(sizes[a] for a in letters))
     path = tmp_path / "a.ome.zarr"
@@ -551,7 +671,9 @@ def test_what_is_written_is_ome_zarr(tmp_path: Path, letters: str, rng: np.rando
     multiscale = check_ngff(path, "0.5")
     names = "".join(axis["name"] for axis in multiscale["axes"])
     order = [letters.replace("s", "c").index(a) for a in names]
-    np.testing.assert_array_equal(zarr.open_array(str(path / "0"), mode="r")[...], given.data.transpose(order))
+    np.testing.assert_array_equal(
+        zarr.open_array(str(path / "0"), mode="r")[...], given.data.transpose(order)
+    )
     scale = multiscale["datasets"][0]["coordinateTransformations"][0]["scale"]
     assert scale[-2:] == [0.5, 0.25]
 
@@ -564,7 +686,9 @@ def test_axes_that_ngff_does_not_hold(tmp_path: Path, rng: np.random.Generator) 
 
 
 @pytest.mark.parametrize("version", ["0.4", "0.5"])
-def test_version_chunks_codec_and_metadata_are_kept(tmp_path: Path, version: str, rng: np.random.Generator) -> None:
+def test_version_chunks_codec_and_metadata_are_kept(
+    tmp_path: Path, version: str, rng: np.random.Generator
+) -> None:
     import numcodecs
     from zarr.codecs import ZstdCodec
 
@@ -577,7 +701,9 @@ def test_version_chunks_codec_and_metadata_are_kept(tmp_path: Path, version: str
     }  # fmt: skip
     (attributes.get("ome") or attributes)["omero"] = omero
     codec: Any = numcodecs.Zstd(level=3) if version == "0.4" else ZstdCodec(level=3)
-    make_store(tmp_path / "a.zarr", data, attributes, version, chunks=(1, 1, 4, 5, 6), compressors=codec)
+    make_store(
+        tmp_path / "a.zarr", data, attributes, version, chunks=(1, 1, 4, 5, 6), compressors=codec
+    )
     kernel = Stage(Kernel(np.ones((3, 3, 3)) / 27), padding="valid", strides=(1, 2, 2))
     run_job(Job(str(tmp_path / "a.zarr"), str(tmp_path / "b.zarr"), (kernel,), levels=1))
     multiscale = check_ngff(tmp_path / "b.zarr", version)
@@ -605,7 +731,12 @@ def test_version_chunks_codec_and_metadata_are_kept(tmp_path: Path, version: str
 def test_shards_are_kept_and_chunks_replace_them(tmp_path: Path, rng: np.random.Generator) -> None:
     data = rng.random((9, 10, 11)).astype(np.float32)
     source = make_store(
-        tmp_path / "a.zarr", data, describe("zyx", [1, 1, 1], "0.5"), "0.5", chunks=(2, 3, 4), shards=(4, 6, 8)
+        tmp_path / "a.zarr",
+        data,
+        describe("zyx", [1, 1, 1], "0.5"),
+        "0.5",
+        chunks=(2, 3, 4),
+        shards=(4, 6, 8),
     )
     write_volume(str(tmp_path / "b.zarr"), read_volume(str(source)))
     array = zarr.open_array(str(tmp_path / "b.zarr" / "0"), mode="r")
@@ -621,11 +752,17 @@ def test_codecs_that_write_the_time_are_replaced(tmp_path: Path, rng: np.random.
     from zarr.codecs import GzipCodec
 
     source = make_store(
-        tmp_path / "a.zarr", rng.random((4, 5, 6)), describe("zyx", [1, 1, 1], "0.5"), "0.5", compressors=GzipCodec()
+        tmp_path / "a.zarr",
+        rng.random((4, 5, 6)),
+        describe("zyx", [1, 1, 1], "0.5"),
+        "0.5",
+        compressors=GzipCodec(),
     )
     given = read_volume(str(source))
     with create_volume(str(tmp_path / "b.zarr"), given.header) as writer:
-        assert writer.notes == ("the input's gzip writes the time into each chunk: Blosc (LZ4) is used instead",)
+        assert writer.notes == (
+            "the input's gzip writes the time into each chunk: Blosc (LZ4) is used instead",
+        )
 
 
 def test_rotations_are_said_to_be_lost(tmp_path: Path, rng: np.random.Generator) -> None:
@@ -642,7 +779,9 @@ def test_outputs_are_whole_stores(tmp_path: Path, name: str, rng: np.random.Gene
         write_volume(str(tmp_path / name), volume(rng))
 
 
-def test_a_folder_of_something_else_is_never_replaced(tmp_path: Path, rng: np.random.Generator) -> None:
+def test_a_folder_of_something_else_is_never_replaced(
+    tmp_path: Path, rng: np.random.Generator
+) -> None:
     (tmp_path / "a.zarr").mkdir()
     (tmp_path / "a.zarr" / "thesis.txt").write_text("years")
     with pytest.raises(WriteError, match="is no Zarr store"):
@@ -656,7 +795,9 @@ def test_a_folder_of_something_else_is_never_replaced(tmp_path: Path, rng: np.ra
 
 @settings(max_examples=40, deadline=None)
 @given(st.data())
-def test_any_chunks_and_slabs(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+def test_any_chunks_and_slabs(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
     sizes = st.integers(1, 9)
     letters = data.draw(st.sampled_from(["zyx", "czyx", "tczyx"]))
     shape = tuple(data.draw(sizes) if a in "zyx" else data.draw(st.integers(1, 3)) for a in letters)
@@ -667,15 +808,24 @@ def test_any_chunks_and_slabs(tmp_path_factory: pytest.TempPathFactory, data: st
     header = given_volume.header
     blocks = [
         (n, start, channels)
-        for n, channels in parts_in_storage_order(header.axes, channels_together=data.draw(st.booleans()))
+        for n, channels in parts_in_storage_order(
+            header.axes, channels_together=data.draw(st.booleans())
+        )
         for start in range(header.shape[1])
     ]
     blocks = data.draw(st.permutations(blocks))
     with create_volume(str(folder / "a.zarr"), header, chunks=chunks) as writer:
         for n, start, channels in blocks:
-            writer.write(n, start, channels.start, header.axes.block(array, n, slice(start, start + 1), channels))
+            writer.write(
+                n,
+                start,
+                channels.start,
+                header.axes.block(array, n, slice(start, start + 1), channels),
+            )
         writer.commit()
-    np.testing.assert_array_equal(zarr.open_array(str(folder / "a.zarr" / "0"), mode="r")[...], array)
+    np.testing.assert_array_equal(
+        zarr.open_array(str(folder / "a.zarr" / "0"), mode="r")[...], array
+    )
     with open_volume(str(folder / "a.zarr")) as reader:
         for _ in range(6):
             n = data.draw(st.integers(0, header.shape[0] - 1))
@@ -683,7 +833,9 @@ def test_any_chunks_and_slabs(tmp_path_factory: pytest.TempPathFactory, data: st
             start = data.draw(st.integers(0, header.shape[1] - 1))
             stop = data.draw(st.integers(start + 1, header.shape[1]))
             expected = header.axes.block(array, n, slice(start, stop), slice(c, c + 1))
-            np.testing.assert_array_equal(reader.read(n, slice(start, stop), slice(c, c + 1)), expected)
+            np.testing.assert_array_equal(
+                reader.read(n, slice(start, stop), slice(c, c + 1)), expected
+            )
             if data.draw(st.booleans()):
                 reader.release(n, data.draw(st.integers(0, header.shape[1])))
 
@@ -720,12 +872,21 @@ def test_each_chunk_is_read_and_written_once(
     rng: np.random.Generator,
 ) -> None:  # fmt: skip
     data = rng.random((2, 2, 13, 10, 12)).astype(np.float32)
-    source = make_store(tmp_path / "a.zarr", data, describe("tczyx", [1] * 5, "0.5"), "0.5", chunks=chunks)
+    source = make_store(
+        tmp_path / "a.zarr", data, describe("tczyx", [1] * 5, "0.5"), "0.5", chunks=chunks
+    )
     traffic[1].clear()
     monkeypatch.setattr("conv3d_cli.pipeline.blocking.SLAB_BYTES", slab_bytes)
     monkeypatch.setattr("conv3d_cli.pipeline.blocking.LEAST_SLAB", 1)
     weights = rng.random((3, 3, 3, 2, 3) if layer else (3, 3, 3))
-    run_job(Job(str(source), str(tmp_path / "b.zarr"), (Stage(Kernel(weights), padding="same"),), threads=2))
+    run_job(
+        Job(
+            str(source),
+            str(tmp_path / "b.zarr"),
+            (Stage(Kernel(weights), padding="same"),),
+            threads=2,
+        )
+    )
     read, written = traffic
     count = int(np.prod([-(-n // c) for n, c in zip(data.shape, chunks, strict=True)]))
     assert len(read) == count
@@ -745,7 +906,12 @@ def test_levels_are_means_and_lie_in_their_place(tmp_path: Path, rng: np.random.
     write_volume(str(path), given, levels=4, chunks=(5, 16, 20))
     multiscale = check_ngff(path, "0.5")
     levels = [zarr.open_array(str(path / str(i)), mode="r")[...] for i in range(4)]
-    assert [a.shape for a in levels] == [(2, 17, 70, 65), (2, 17, 35, 32), (2, 17, 17, 16), (2, 8, 8, 8)]
+    assert [a.shape for a in levels] == [
+        (2, 17, 70, 65),
+        (2, 17, 35, 32),
+        (2, 17, 17, 16),
+        (2, 8, 8, 8),
+    ]
     pairs = levels[0][:, :, :70, :64].reshape(2, 17, 35, 2, 32, 2).astype(np.float64)
     np.testing.assert_array_equal(levels[1], pairs.mean((3, 5)).astype(np.float32))
     eights = levels[2][:, :16, :16, :16].reshape(2, 8, 2, 8, 2, 8, 2).astype(np.float64)
@@ -761,31 +927,53 @@ def test_levels_are_means_and_lie_in_their_place(tmp_path: Path, rng: np.random.
 
 @pytest.mark.parametrize("shape", [(16, 16, 16), (33, 18, 47), (40, 16, 3)])
 @pytest.mark.parametrize("chunks", [(3, 5, 7), (4, 4, 4), (64, 64, 64)])
-def test_levels_do_not_depend_on_chunks(tmp_path: Path, shape: Any, chunks: Any, rng: np.random.Generator) -> None:
+def test_levels_do_not_depend_on_chunks(
+    tmp_path: Path, shape: Any, chunks: Any, rng: np.random.Generator
+) -> None:
     data = rng.integers(0, 255, shape, dtype=np.uint8)
     write_volume(str(tmp_path / "a.zarr"), Volume(data, "zyx"), levels=3, chunks=chunks)
     levels = zarr.open_group(str(tmp_path / "a.zarr"), mode="r")
     below = data
     for number, factors in enumerate(level_factors("zyx", shape, None, 3)[1:], 1):
         halved = [i for i, n in enumerate(below.shape) if n >= 16]
-        even = below[tuple(slice(0, n // 2 * 2) if i in halved else slice(None) for i, n in enumerate(below.shape))]
+        even = below[
+            tuple(
+                slice(0, n // 2 * 2) if i in halved else slice(None)
+                for i, n in enumerate(below.shape)
+            )
+        ]
         below = halve(even, halved)
-        assert below.shape == tuple(n // factors.get(a, 1) for a, n in zip("zyx", shape, strict=True))
+        assert below.shape == tuple(
+            n // factors.get(a, 1) for a, n in zip("zyx", shape, strict=True)
+        )
         np.testing.assert_array_equal(levels[str(number)][...], below)
 
 
 def test_means_of_integers_are_rounded_half_to_even() -> None:
-    assert halve(np.array([0, 1, 2, 3, 254, 255, 255, 255], np.uint8), [0]).tolist() == [0, 2, 254, 255]
+    assert halve(np.array([0, 1, 2, 3, 254, 255, 255, 255], np.uint8), [0]).tolist() == [
+        0,
+        2,
+        254,
+        255,
+    ]
     largest = np.iinfo(np.int64).max
-    assert halve(np.array([largest, largest, -largest, -largest, 2, 4]), [0]).tolist() == [largest, -largest - 1, 3]
+    assert halve(np.array([largest, largest, -largest, -largest, 2, 4]), [0]).tolist() == [
+        largest,
+        -largest - 1,
+        3,
+    ]
     assert halve(np.full(2, 2**64 - 1, np.uint64), [0]).tolist() == [2**64 - 1]
-    assert halve(np.array([np.inf, -np.inf, np.nan, 1]), [0]).tolist() == pytest.approx([np.nan, np.nan], nan_ok=True)
+    assert halve(np.array([np.inf, -np.inf, np.nan, 1]), [0]).tolist() == pytest.approx(
+        [np.nan, np.nan], nan_ok=True
+    )
     assert halve(np.array([True, True, False, False]), [0]).tolist() == [True, False]
 
 
 def test_fewer_levels_than_asked_for_are_said(tmp_path: Path, rng: np.random.Generator) -> None:
     with create_volume(str(tmp_path / "a.zarr"), volume(rng).header, levels=3) as writer:
-        assert writer.notes == ("1 of 3 levels are written: further axes are too short to be halved",)
+        assert writer.notes == (
+            "1 of 3 levels are written: further axes are too short to be halved",
+        )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -794,18 +982,28 @@ def test_fewer_levels_than_asked_for_are_said(tmp_path: Path, rng: np.random.Gen
 
 @pytest.mark.parametrize("version", ["0.4", "0.5"])
 @pytest.mark.parametrize("letters", ["zyx", "tczyx"])
-def test_the_same_bits_as_from_npy(tmp_path: Path, version: str, letters: str, rng: np.random.Generator) -> None:
+def test_the_same_bits_as_from_npy(
+    tmp_path: Path, version: str, letters: str, rng: np.random.Generator
+) -> None:
     shape = tuple({"t": 2, "c": 2, "z": 20, "y": 30, "x": 31}[a] for a in letters)
     data = rng.normal(size=shape).astype(np.float32)
     np.save(tmp_path / "a.npy", data)
     chunks = tuple(1 if a in "tc" else 7 for a in letters)
-    make_store(tmp_path / "a.zarr", data, describe(letters, [1.0] * len(shape), version), version, chunks=chunks)
+    make_store(
+        tmp_path / "a.zarr",
+        data,
+        describe(letters, [1.0] * len(shape), version),
+        version,
+        chunks=chunks,
+    )
     stage = Stage("gaussian:sigma=1.5vox")
     run_job(Job(str(tmp_path / "a.npy"), str(tmp_path / "b.npy"), (stage,), axes=letters))
     run_job(Job(str(tmp_path / "a.zarr"), str(tmp_path / "b.zarr"), (stage,)))
     run_job(Job(str(tmp_path / "a.zarr"), str(tmp_path / "c.npy"), (stage,)))
     expected = np.load(tmp_path / "b.npy")
-    np.testing.assert_array_equal(zarr.open_array(str(tmp_path / "b.zarr" / "0"), mode="r")[...], expected)
+    np.testing.assert_array_equal(
+        zarr.open_array(str(tmp_path / "b.zarr" / "0"), mode="r")[...], expected
+    )
     np.testing.assert_array_equal(np.load(tmp_path / "c.npy"), expected)
 
 
@@ -817,7 +1015,12 @@ def test_the_same_bytes_for_any_threads_and_memory(
     for threads, slab in itertools.product((1, 3), (1, 1 << 24)):
         monkeypatch.setattr("conv3d_cli.pipeline.blocking.SLAB_BYTES", slab)
         monkeypatch.setattr("conv3d_cli.pipeline.blocking.LEAST_SLAB", 1)
-        job = Job(str(tmp_path / "a.zarr"), str(tmp_path / "b.zarr"), (Stage("gaussian:sigma=1vox"),), threads=threads)
+        job = Job(
+            str(tmp_path / "a.zarr"),
+            str(tmp_path / "b.zarr"),
+            (Stage("gaussian:sigma=1vox"),),
+            threads=threads,
+        )
         run_job(replace(job, levels=3, overwrite=True))
         results.append(all_files(tmp_path / "b.zarr"))
     assert all(result == results[0] for result in results)
@@ -833,23 +1036,47 @@ def test_rows_of_chunks_are_counted(tmp_path: Path, rng: np.random.Generator) ->
     np.save(tmp_path / "a.npy", data)
     predicted = {}
     for name in ("a.npy", "thin.zarr", "deep.zarr"):
-        job = Job(str(tmp_path / name), str(tmp_path / "out.npy"), (Stage("box:size=3"),), threads=1)
+        job = Job(
+            str(tmp_path / name), str(tmp_path / "out.npy"), (Stage("box:size=3"),), threads=1
+        )
         with prepare_job(job) as prepared:
             predicted[name] = prepared.memory
-        with prepare_job(replace(job, target=str(tmp_path / "o.zarr"), chunks=(64, 64, 64))) as prepared:
+        with prepare_job(
+            replace(job, target=str(tmp_path / "o.zarr"), chunks=(64, 64, 64))
+        ) as prepared:
             assert prepared.memory >= predicted[name] + data.nbytes
     assert predicted["a.npy"] < predicted["thin.zarr"] < predicted["deep.zarr"]
     assert predicted["deep.zarr"] >= predicted["a.npy"] + data.nbytes
     ceiling = predicted["thin.zarr"]
-    run_job(Job(str(thin), str(tmp_path / "x.npy"), (Stage("box:size=3"),), threads=1, max_memory=ceiling))
+    run_job(
+        Job(
+            str(thin),
+            str(tmp_path / "x.npy"),
+            (Stage("box:size=3"),),
+            threads=1,
+            max_memory=ceiling,
+        )
+    )
     with pytest.raises(MemoryLimitError, match=r"pass --max-memory \d+M"):
-        run_job(Job(str(deep), str(tmp_path / "y.npy"), (Stage("box:size=3"),), threads=1, max_memory=200 << 20))
+        run_job(
+            Job(
+                str(deep),
+                str(tmp_path / "y.npy"),
+                (Stage("box:size=3"),),
+                threads=1,
+                max_memory=200 << 20,
+            )
+        )
 
 
-def test_an_interrupt_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator) -> None:
+def test_an_interrupt_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
+) -> None:
     write_volume(str(tmp_path / "a.zarr"), volume(rng, shape=(20, 33, 40)))
     (tmp_path / "out").mkdir()
-    job = Job(str(tmp_path / "a.zarr"), str(tmp_path / "out" / "b.zarr"), (Stage("box:size=3"),), levels=2)
+    job = Job(
+        str(tmp_path / "a.zarr"), str(tmp_path / "out" / "b.zarr"), (Stage("box:size=3"),), levels=2
+    )
     run_job(job)
     before = all_files(tmp_path / "out")
     for where in ("_store", "commit"):
@@ -889,9 +1116,13 @@ def test_a_store_is_never_written_over_its_input(tmp_path: Path, rng: np.random.
 
 
 @pytest.mark.parametrize(("option", "value"), [("chunks", (8, 8, 8)), ("levels", 2)])
-def test_other_formats_have_no_chunks(tmp_path: Path, option: str, value: Any, rng: np.random.Generator) -> None:
+def test_other_formats_have_no_chunks(
+    tmp_path: Path, option: str, value: Any, rng: np.random.Generator
+) -> None:
     write_volume(str(tmp_path / "a.zarr"), volume(rng))
-    job = Job(str(tmp_path / "a.zarr"), str(tmp_path / "b.npy"), (Stage("box:size=3"),), **{option: value})
+    job = Job(
+        str(tmp_path / "a.zarr"), str(tmp_path / "b.npy"), (Stage("box:size=3"),), **{option: value}
+    )
     with pytest.raises(SpecError, match=rf"--{option} is for OME-Zarr"):
         run_job(job)
     with pytest.raises(SpecError, match=option):

@@ -20,19 +20,30 @@ def voxels() -> np.ndarray:
     return np.random.default_rng(0).integers(1, 1000, (20, 33, 40)).astype(np.uint16)
 
 
-@pytest.mark.parametrize("options", [{}, {"shards": (16, 16, 32)}, {"zarr_format": 2, "order": "F"}], ids=str)
-def test_boxes_are_those_of_the_library(tmp_path: Path, voxels: np.ndarray, options: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "options", [{}, {"shards": (16, 16, 32)}, {"zarr_format": 2, "order": "F"}], ids=str
+)
+def test_boxes_are_those_of_the_library(
+    tmp_path: Path, voxels: np.ndarray, options: dict[str, Any]
+) -> None:
     path = str(tmp_path / "x.zarr")
     zarr.create_array(path, data=voxels, chunks=(8, 16, 16), **options)
     with OneThread() as thread:
         here = thread.array(open_node(path), path)
-        for box in (np.s_[2:9, 3:30, 10:40], np.s_[8:16, 16:32, 0:16], np.s_[0:20, 0:33, 0:40], np.s_[19:20, 5, 1:3]):
+        for box in (
+            np.s_[2:9, 3:30, 10:40],
+            np.s_[8:16, 16:32, 0:16],
+            np.s_[0:20, 0:33, 0:40],
+            np.s_[19:20, 5, 1:3],
+        ):
             np.testing.assert_array_equal(here[box], voxels[box])
 
 
 def test_the_memory_of_a_box_serves_the_next(tmp_path: Path, voxels: np.ndarray) -> None:
     path = str(tmp_path / "x.zarr")
-    array = zarr.create_array(path, shape=voxels.shape, dtype=np.uint16, chunks=(8, 16, 16), fill_value=7)
+    array = zarr.create_array(
+        path, shape=voxels.shape, dtype=np.uint16, chunks=(8, 16, 16), fill_value=7
+    )
     array[:8] = voxels[:8]
     with OneThread() as thread:
         here = thread.array(open_node(path), path)
@@ -43,10 +54,16 @@ def test_the_memory_of_a_box_serves_the_next(tmp_path: Path, voxels: np.ndarray)
         assert (second[4:] == 7).all()
 
 
-def test_all_is_done_by_the_calling_thread(tmp_path: Path, voxels: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_is_done_by_the_calling_thread(
+    tmp_path: Path, voxels: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = str(tmp_path / "x.zarr")
     zarr.create_array(
-        path, shape=voxels.shape, dtype=np.uint16, chunks=(8, 16, 16), compressors=zarr.codecs.ZstdCodec()
+        path,
+        shape=voxels.shape,
+        dtype=np.uint16,
+        chunks=(8, 16, 16),
+        compressors=zarr.codecs.ZstdCodec(),
     )
     codec = type(zarr.codecs.ZstdCodec()._zstd_codec)
     threads = set()

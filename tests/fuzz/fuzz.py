@@ -34,11 +34,19 @@ WEIGHTS_AT_MOST = 200_000  # of a kernel that is asked for by name: legal giants
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     names = ", ".join(target.name for target in TARGETS)
-    parser.add_argument("target", nargs="?", default="all", help=f"all, kernel, config, weights, or one of {names}")
-    parser.add_argument("seconds", nargs="?", type=int, default=60, help="for each reader (default 60)")
-    parser.add_argument("--replay", help="try one file on TARGET, as users have it, and say what comes of it")
+    parser.add_argument(
+        "target", nargs="?", default="all", help=f"all, kernel, config, weights, or one of {names}"
+    )
+    parser.add_argument(
+        "seconds", nargs="?", type=int, default=60, help="for each reader (default 60)"
+    )
+    parser.add_argument(
+        "--replay", help="try one file on TARGET, as users have it, and say what comes of it"
+    )
     if sys.argv[1:2] == ["--child"]:  # the rest is libFuzzer's
         return fuzz_here(named(sys.argv[2]), sys.argv[3:])
     arguments = parser.parse_args()
@@ -48,7 +56,14 @@ def main() -> int:
     if arguments.replay:
         with tempfile.TemporaryDirectory() as folder:
             limit_memory()
-            print(try_input(named(arguments.target), Path(arguments.replay).read_bytes(), Path(folder), isolated=True))
+            print(
+                try_input(
+                    named(arguments.target),
+                    Path(arguments.replay).read_bytes(),
+                    Path(folder),
+                    isolated=True,
+                )
+            )
         return 0
     found = [run_target(target, arguments.seconds) for target in chosen]
     print(f"\n{'reader':<22}{'executions':>12}{'seconds':>9}{'finds':>7}")
@@ -86,8 +101,12 @@ def run_target(target: Target, seconds: int) -> tuple[int, float, dict[str, str]
             options += [f"-artifact_prefix={finds}/", "-print_final_stats=1", str(learnt)]
             options += [f"-dict={words.name}"] if target.words else []
             command = [sys.executable, __file__, "--child", target.name, *options]
-            ran = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
-            counts = re.findall(r"stat::number_of_executed_units: (\d+)|^#(\d+)\t", ran.stderr, re.MULTILINE)
+            ran = subprocess.run(
+                command, capture_output=True, text=True, errors="replace", check=False
+            )
+            counts = re.findall(
+                r"stat::number_of_executed_units: (\d+)|^#(\d+)\t", ran.stderr, re.MULTILINE
+            )
             executions += max((int(a or b) for a, b in counts), default=0)
             if not ran.returncode:
                 break
@@ -96,14 +115,21 @@ def run_target(target: Target, seconds: int) -> tuple[int, float, dict[str, str]
                 raise SystemExit(f"{target.name}: the fuzzer itself failed:\n{ran.stderr[-3000:]}")
             what = replay(target, Path(artifact[1]))
             if what is None:
-                Path(artifact[1]).unlink()  # the C library's, which users meet in a process of its own
+                Path(
+                    artifact[1]
+                ).unlink()  # the C library's, which users meet in a process of its own
             elif what in kept.values():
                 Path(artifact[1]).unlink()
             else:
                 kept[artifact[1]] = what
     took = time.monotonic() - begin
     with open(WORK / "log.jsonl", "a") as log:
-        log.write(json.dumps({"reader": target.name, "executions": executions, "seconds": took, "finds": kept}) + "\n")
+        log.write(
+            json.dumps(
+                {"reader": target.name, "executions": executions, "seconds": took, "finds": kept}
+            )
+            + "\n"
+        )
     print(f"{target.name}: {executions:,} executions, {took:.0f} s, {len(kept)} finds", flush=True)
     return executions, took, kept
 
@@ -112,18 +138,25 @@ def replay(target: Target, path: Path) -> str | None:
     """What breaks the promise when a file is read as users have it; None if nothing does."""
     command = [sys.executable, __file__, target.name, "--replay", str(path)]
     try:
-        ran = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=60, check=False)
+        ran = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=60, check=False
+        )
     except subprocess.TimeoutExpired:
         return "does not come to an end"
     if not ran.returncode:
         return None if target.isolated else "only in the fuzzer: slow, or greedy"
     places = re.findall(r'File ".*?/(conv3d_cli/\S+)", line (\d+)', ran.stderr)
     where = ":".join(places[-1]) if places else ""
-    return f"{where} {(ran.stderr.strip().splitlines() or [f'exit code {ran.returncode}'])[-1][:200]}"
+    return (
+        f"{where} {(ran.stderr.strip().splitlines() or [f'exit code {ran.returncode}'])[-1][:200]}"
+    )
 
 
 def _escaped(word: str) -> str:
-    return "".join(c if c.isalnum() or c in " _.,:=-" else "".join(f"\\x{b:02x}" for b in c.encode()) for c in word)
+    return "".join(
+        c if c.isalnum() or c in " _.,:=-" else "".join(f"\\x{b:02x}" for b in c.encode())
+        for c in word
+    )
 
 
 def limit_memory() -> None:
@@ -137,7 +170,9 @@ def fuzz_here(target: Target, options: list[str]) -> int:
     import atheris
 
     rooms = ("formats", "kernels", "layer", "model", "settings.config", "pipeline.kernel_fit")
-    with atheris.instrument_imports(include=[*(f"conv3d_cli.{room}" for room in rooms), "tifffile"]):
+    with atheris.instrument_imports(
+        include=[*(f"conv3d_cli.{room}" for room in rooms), "tifffile"]
+    ):
         import tifffile  # noqa: F401
 
         import conv3d_cli.formats
@@ -149,7 +184,11 @@ def fuzz_here(target: Target, options: list[str]) -> int:
         import conv3d_cli.pipeline.kernel_fit
         import conv3d_cli.pipeline.run
         import conv3d_cli.settings.config
-    for module in (conv3d_cli.kernels.builtin, conv3d_cli.kernels.expressions, conv3d_cli.pipeline.run):
+    for module in (
+        conv3d_cli.kernels.builtin,
+        conv3d_cli.kernels.expressions,
+        conv3d_cli.pipeline.run,
+    ):
         module.MAX_WEIGHTS = WEIGHTS_AT_MOST
     shared = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     with tempfile.TemporaryDirectory(dir=shared) as name:
@@ -163,7 +202,11 @@ def fuzz_here(target: Target, options: list[str]) -> int:
             try_input(target, data, folder)
 
         def change(data: bytes, longest: int, seed: int) -> bytes:
-            changed = mutate(data, random.Random(seed), lambda content: atheris.Mutate(content, len(content) + 64))
+            changed = mutate(
+                data,
+                random.Random(seed),
+                lambda content: atheris.Mutate(content, len(content) + 64),
+            )
             return changed if len(changed) <= longest else atheris.Mutate(data, longest)
 
         atheris.Setup([sys.argv[0], *options], one, custom_mutator=change)

@@ -69,12 +69,16 @@ def inputs(target: Target) -> Iterator[tuple[str, bytes]]:
     yield from target.seeds().items()
     learnt = WORK / "corpus" / target.name
     found = {path.read_bytes() for path in learnt.glob("*")} if learnt.is_dir() else set()
-    for number, data in enumerate(sorted({*corpus_of(target).values(), *found}, key=lambda data: (len(data), data))):
+    for number, data in enumerate(
+        sorted({*corpus_of(target).values(), *found}, key=lambda data: (len(data), data))
+    ):
         yield f"{number:04}", data
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("target", nargs="?", default="all")
     parser.add_argument("--keep", action="store_true")
     arguments = parser.parse_args()

@@ -17,7 +17,24 @@ from typing import Any
 
 ChangeBytes = Callable[[bytes], bytes]
 
-NUMBERS = [0, 1, 2, 3, 4, 127, 128, 255, 256, 32767, 65535, 2**31 - 1, 2**31, 2**32 - 1, 2**63 - 1, 2**64 - 1]
+NUMBERS = [
+    0,
+    1,
+    2,
+    3,
+    4,
+    127,
+    128,
+    255,
+    256,
+    32767,
+    65535,
+    2**31 - 1,
+    2**31,
+    2**32 - 1,
+    2**63 - 1,
+    2**64 - 1,
+]
 ODD_VALUES: list[Any] = [
     None, True, False, 0, -1, 1, 2, 3, 65536, 2**31, 2**63, 10**30, -(2**63), 0.5, -0.0, 1e308, -1e-320, float("nan"),
     float("inf"), float("-inf"), "", "a", "é", "\n", "\x00", "\x1b[2J", "\ud800", "1", "NaN", "Infinity", "same",
@@ -54,7 +71,9 @@ def mutate(data: bytes, chance: random.Random, change: ChangeBytes) -> bytes:
             head = mutate(data[8 : 8 + length], chance, change)
             return struct.pack("<Q", len(head)) + head + data[8 + length :]
         if data[:1] in b"{[":
-            return json.dumps(_mutate_tree(json.loads(data), chance)).encode("utf-8", "surrogatepass")
+            return json.dumps(_mutate_tree(json.loads(data), chance)).encode(
+                "utf-8", "surrogatepass"
+            )
     except (
         ValueError,
         OSError,
@@ -72,7 +91,11 @@ def mutate(data: bytes, chance: random.Random, change: ChangeBytes) -> bytes:
 
 def _mutate_zip(data: bytes, chance: random.Random, change: ChangeBytes) -> bytes:
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        members = {info.filename: archive.read(info) for info in archive.infolist() if info.file_size < 1 << 20}
+        members = {
+            info.filename: archive.read(info)
+            for info in archive.infolist()
+            if info.file_size < 1 << 20
+        }
     if not members:
         raise zipfile.BadZipFile
     name = chance.choice(list(members))
@@ -115,7 +138,9 @@ def _mutate_tree(tree: Any, chance: random.Random) -> Any:
                 case 2 | 3 if isinstance(node, dict) and isinstance(other_key, str):
                     node[other_key] = chance.choice(ODD_VALUES)
                 case 4 if isinstance(node[key], (int, float)) and not isinstance(node[key], bool):
-                    node[key] = node[key] * chance.choice([-1, 0, 2, 1000, 10**9, 0.5]) + chance.choice([0, 0, 1, -1])
+                    node[key] = node[key] * chance.choice(
+                        [-1, 0, 2, 1000, 10**9, 0.5]
+                    ) + chance.choice([0, 0, 1, -1])
                 case _:
                     node[key] = chance.choice(ODD_VALUES)
         except (KeyError, IndexError, OverflowError):
@@ -135,7 +160,9 @@ def change_bytes(data: bytes, chance: random.Random) -> bytes:
             case 1 | 2:
                 size = chance.choice([1, 2, 4, 8])
                 number = chance.choice(NUMBERS) % 256**size
-                raw[place : place + size] = number.to_bytes(size, "little" if chance.random() < 0.7 else "big")
+                raw[place : place + size] = number.to_bytes(
+                    size, "little" if chance.random() < 0.7 else "big"
+                )
             case 3:
                 del raw[place : place + length]
             case 4:

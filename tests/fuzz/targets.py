@@ -128,7 +128,9 @@ def read_volume_file(path: str) -> None:
         reader.finish()
 
 
-def _volumes(suffix: str, dtypes: tuple[str, ...], letters: tuple[str, ...] = ("zyx", "tzyx"), **options: str) -> Seeds:
+def _volumes(
+    suffix: str, dtypes: tuple[str, ...], letters: tuple[str, ...] = ("zyx", "tzyx"), **options: str
+) -> Seeds:
     """Small volumes as this package writes them."""
 
     def seeds() -> dict[str, bytes]:
@@ -145,7 +147,11 @@ def _volumes(suffix: str, dtypes: tuple[str, ...], letters: tuple[str, ...] = ("
                 for axes in letters:
                     shape = tuple(sizes[a] for a in axes)
                     values = np.arange(np.prod(shape)).reshape(shape).astype(dtype)
-                    grid = Grid((2.0, 1.5, 1.0), "mm", affine_from_spacing((2.0, 1.5, 1.0), (3.0, -2.0, 1.0)))
+                    grid = Grid(
+                        (2.0, 1.5, 1.0),
+                        "mm",
+                        affine_from_spacing((2.0, 1.5, 1.0), (3.0, -2.0, 1.0)),
+                    )
                     path = Path(folder) / f"{dtype}_{axes}{suffix}"
                     write_volume(str(path), Volume(values, axes, grid), **options)  # type: ignore[arg-type]
                     made[f"{dtype}_{axes}"] = _gathered(path)
@@ -160,7 +166,9 @@ def _gathered(path: Path) -> bytes:
         return path.read_bytes().ljust(352, b"\0") + path.with_suffix(".img").read_bytes()
     if path.is_dir():
         names = [name for name in _STORE if (path / name).is_file()]
-        return b"\n".join(b"--- %s\n%s" % (name.encode(), (path / name).read_bytes()) for name in names)
+        return b"\n".join(
+            b"--- %s\n%s" % (name.encode(), (path / name).read_bytes()) for name in names
+        )
     return path.read_bytes()
 
 
@@ -204,7 +212,10 @@ def _tiffs() -> dict[str, bytes]:
     import tifffile
 
     made = _volumes(".tif", ("uint8", "float32"), ("zyx", "tzcyx", "zyxs"))()
-    made |= {f"ome_{name}": seed for name, seed in _volumes(".ome.tif", ("uint16",), ("zyx", "tczyx"))().items()}
+    made |= {
+        f"ome_{name}": seed
+        for name, seed in _volumes(".ome.tif", ("uint16",), ("zyx", "tczyx"))().items()
+    }
     made |= {
         f"{kind}_{name}": seed
         for kind in ("deflate", "zstd")
@@ -212,7 +223,11 @@ def _tiffs() -> dict[str, bytes]:
     }
     values = np.arange(3 * 16 * 32, dtype=np.uint16).reshape(3, 16, 32)
     cases: dict[str, dict[str, object]] = {
-        "imagej": {"imagej": True, "metadata": {"axes": "ZYX", "spacing": 2.0, "unit": "um"}, "resolution": (2, 2)},
+        "imagej": {
+            "imagej": True,
+            "metadata": {"axes": "ZYX", "spacing": 2.0, "unit": "um"},
+            "resolution": (2, 2),
+        },
         "tiles": {"tile": (16, 16), "compression": "zlib", "predictor": True},
         "strips": {"rowsperstrip": 5, "byteorder": ">"},
         "big": {"bigtiff": True, "metadata": None},
@@ -228,7 +243,8 @@ def _nrrds() -> dict[str, bytes]:
     """What SimpleITK, pynrrd and this package write: worlds, vectors, series, gzip, spacings."""
     made = _volumes(".nrrd", ("uint8", "float32"), ("zyx", "tzcyx", "zyxs"))()
     made |= {
-        f"gzip_{name}": seed for name, seed in _volumes(".nrrd", ("int16",), ("zyx",), compression="deflate")().items()
+        f"gzip_{name}": seed
+        for name, seed in _volumes(".nrrd", ("int16",), ("zyx",), compression="deflate")().items()
     }
     return made | {path.stem: path.read_bytes() for path in sorted((DATA / "nrrd").glob("*.nrrd"))}
 
@@ -249,13 +265,20 @@ def _zarrs() -> dict[str, bytes]:
     made = _volumes(".zarr", ("float32", "uint8"), ("zyx",))()
     axes = [{"name": a, "type": "space", "unit": "micrometer"} for a in "zyx"]
     scale = [{"type": "scale", "scale": [2.0, 0.5, 0.5]}]
-    image = {"version": "0.4", "axes": axes, "datasets": [{"path": "0", "coordinateTransformations": scale}]}
+    image = {
+        "version": "0.4",
+        "axes": axes,
+        "datasets": [{"path": "0", "coordinateTransformations": scale}],
+    }
     array = {
         "zarr_format": 2, "shape": [3, 4, 5], "chunks": [3, 4, 5], "dtype": "<u2", "compressor": None, "fill_value": 0,
         "order": "C", "filters": None, "dimension_separator": "/",
     }  # fmt: skip
     files = {".zgroup": {"zarr_format": 2}, ".zattrs": {"multiscales": [image]}, "0/.zarray": array}
-    parts = [b"--- %s\n%s" % (name.encode(), json.dumps(content).encode()) for name, content in files.items()]
+    parts = [
+        b"--- %s\n%s" % (name.encode(), json.dumps(content).encode())
+        for name, content in files.items()
+    ]
     made["ngff04"] = b"\n".join([*parts, b"--- 0/0/0/0\n" + np.arange(60, dtype="<u2").tobytes()])
     made["array"] = b"--- .zarray\n" + json.dumps(array).encode()
     return made
@@ -327,8 +350,12 @@ def _kernels(suffix: str) -> Seeds:
             bias, centre = (np.ones(2), (0.0, 1.0, 1.0)) if kind.extras else (None, None)
             made["layer"] = kind.encode(Kernel(weights, bias, centre))
         if suffix == ".json":
-            made["built_in"] = b'{"kernel": "gaussian:sigma=1vox", "flip": true, "normalize": true, "name": "x"}'
-            made["axes"] = b'{"weights": [[[1, 2], [3, 4.5e0]]], "axes": "ijk", "centre": [0, 1, 0], "bias": 1}'
+            made["built_in"] = (
+                b'{"kernel": "gaussian:sigma=1vox", "flip": true, "normalize": true, "name": "x"}'
+            )
+            made["axes"] = (
+                b'{"weights": [[[1, 2], [3, 4.5e0]]], "axes": "ijk", "centre": [0, 1, 0], "bias": 1}'
+            )
         if suffix == ".txt":
             made["imagej"] = b"-1\t-1\t-1\r\n-1\t24\t-1\r\n0.5,1e-3,.5\r\n\r\n"
         if suffix == ".toml":
@@ -400,14 +427,23 @@ def _configs(suffix: str) -> Seeds:
                 b'kernel_initializer = "he_normal"\nkernel_regularizer = "l2"\nkernel_constraint = "unit_norm"\n'
             )
             return made
-        layer = {"filters": 2, "kernel_size": [1, 2, 2], "strides": 1, "padding": "same", "activation": "relu"}
+        layer = {
+            "filters": 2,
+            "kernel_size": [1, 2, 2],
+            "strides": 1,
+            "padding": "same",
+            "activation": "relu",
+        }
         made = {
             "layers": json.dumps(
                 [layer, {**layer, "kernel_initializer": {"class_name": "Ones", "config": {}}}]
             ).encode(),
             "keras_model": (DATA / "models" / "small.json").read_bytes(),
             "keras_layer": json.dumps(
-                {"class_name": "Conv3D", "config": {**layer, "trainable": True, "data_format": "channels_last"}}
+                {
+                    "class_name": "Conv3D",
+                    "config": {**layer, "trainable": True, "data_format": "channels_last"},
+                }
             ).encode(),
             "filter": b'{"kernel": [[[1, 2, 1]]], "bias": [0.5], "nan": "zero", "padding": [[1, 1], [0, 0], [1, 2]]}',
         }
@@ -460,7 +496,13 @@ def read_h5_here(path: str) -> None:
 def read_grammar(text: str) -> None:
     """A text by one of the small grammars; its first letter says which."""
     from conv3d_cli.kernels import is_builtin
-    from conv3d_cli.kernels.lengths import read_axes, read_count, read_lengths, read_number, read_sizes
+    from conv3d_cli.kernels.lengths import (
+        read_axes,
+        read_count,
+        read_lengths,
+        read_number,
+        read_sizes,
+    )
     from conv3d_cli.model.grid import Grid
     from conv3d_cli.model.spec import Boundary, ConvSpec
     from conv3d_cli.model.volume import Axes
@@ -525,7 +567,10 @@ _PACKED = ("formats/packed.py", "formats/codecs.py")
 _SERIES = tuple(f"formats/tiff/{part}.py" for part in ("directories", "images", "series"))
 _TIFF = (
     *_SERIES,
-    *(f"formats/tiff/{part}.py" for part in ("format", "files", "metadata", "ome", "compressed", "pages")),
+    *(
+        f"formats/tiff/{part}.py"
+        for part in ("format", "files", "metadata", "ome", "compressed", "pages")
+    ),
 )
 _ZARR = tuple(f"formats/zarr/{part}.py" for part in ("format", "ome", "store"))
 _NRRD = (*(f"formats/nrrd/{part}.py" for part in ("format", "header", "axes", "grid")), *_PACKED)

@@ -33,7 +33,12 @@ SECONDS = 5.0  # of CPU time, in which others on the machine do not count
 
 def needed(target: Target) -> None:
     """Skip a reader whose library is not installed."""
-    libraries = {"zarr": "zarr", "weights-keras": "h5py", "weights-h5": "h5py", "weights-onnx": "onnx"}
+    libraries = {
+        "zarr": "zarr",
+        "weights-keras": "h5py",
+        "weights-h5": "h5py",
+        "weights-onnx": "onnx",
+    }
     if target.name in libraries:
         pytest.importorskip(libraries[target.name])
 
@@ -149,7 +154,15 @@ def test_the_check_notices_what_it_is_for(tmp_path: Path) -> None:
 
 def test_corpus_is_small_and_every_reader_is_known() -> None:
     assert (
-        sum(path.stat().st_size for folder in (CORPUS, FINDS) for path in folder.rglob("*") if path.is_file()) < 300_000
+        sum(
+            path.stat().st_size
+            for folder in (CORPUS, FINDS)
+            for path in folder.rglob("*")
+            if path.is_file()
+        )
+        < 300_000
     )
     assert {path.stem for path in CORPUS.glob("*.zip")} <= {target.name for target in TARGETS}
-    assert {target.name for target in find_targets("kernel")} < {target.name for target in find_targets("all")}
+    assert {target.name for target in find_targets("kernel")} < {
+        target.name for target in find_targets("all")
+    }

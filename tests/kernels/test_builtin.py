@@ -11,7 +11,14 @@ import pytest
 from scipy import ndimage
 
 from conv3d_cli.errors import Conv3DError, ShapeError, SpecError, UnknownNameError
-from conv3d_cli.kernels import BUILTIN_KERNELS, builtin, describe_builtins, grammar, is_builtin, read_kernel
+from conv3d_cli.kernels import (
+    BUILTIN_KERNELS,
+    builtin,
+    describe_builtins,
+    grammar,
+    is_builtin,
+    read_kernel,
+)
 from conv3d_cli.kernels.lengths import Lengths, voxels
 from conv3d_cli.kernels.world import VOXEL_AXES, Ellipsoid, OrientKind, spread
 from conv3d_cli.model.grid import UNITS, Grid
@@ -44,7 +51,9 @@ def volume(request: pytest.FixtureRequest, rng: np.random.Generator) -> np.ndarr
 
 
 def assert_close(received: np.ndarray, expected: np.ndarray) -> None:
-    np.testing.assert_allclose(received, expected, rtol=0, atol=1e-12 * max(1, np.abs(expected).max()))
+    np.testing.assert_allclose(
+        received, expected, rtol=0, atol=1e-12 * max(1, np.abs(expected).max())
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -71,7 +80,11 @@ class TestEveryKernel:
         for word in ("Formula: ", "Source: ", ">>> ", description.name):
             assert word in text
         for parameter in description.parameters:
-            assert any(parameter.name in line.partition(" : ")[0] for line in text.splitlines() if " : " in line)
+            assert any(
+                parameter.name in line.partition(" : ")[0]
+                for line in text.splitlines()
+                if " : " in line
+            )
 
     def test_doctest_runs(self, description: grammar.BuiltinKernel) -> None:
         (example,) = doctest.DocTestFinder().find(
@@ -92,7 +105,8 @@ class TestEveryKernel:
 
     def test_refuses_an_unknown_parameter(self, description: grammar.BuiltinKernel) -> None:
         with pytest.raises(
-            SpecError, match=rf"{description.name} has no parameter 'colour'; {description.name} takes "
+            SpecError,
+            match=rf"{description.name} has no parameter 'colour'; {description.name} takes ",
         ):
             read_kernel(minimal_text(description) + ":colour=red")
 
@@ -141,11 +155,15 @@ class TestTheContractOfKernels:
 
     def test_its_sum_is_known(self, description: grammar.BuiltinKernel) -> None:
         name = description.name
-        assert name in SUMS or name in NO_SUM, f"{name} is new: write the sum of its weights into SUMS of this file"
+        assert name in SUMS or name in NO_SUM, (
+            f"{name} is new: write the sum of its weights into SUMS of this file"
+        )
         weights = read_kernel(minimal_text(description)).weights
         scale = np.abs(weights).sum()
         if name in SUMS:  # samples of a second derivative miss 0 by what lies beyond `truncate`
-            assert abs(weights.sum() - SUMS[name]) <= (2e-3 if name == "log" else 1e-12) * scale, weights.sum()
+            assert abs(weights.sum() - SUMS[name]) <= (2e-3 if name == "log" else 1e-12) * scale, (
+                weights.sum()
+            )
 
     def test_it_is_even_or_odd_along_each_axis(self, description: grammar.BuiltinKernel) -> None:
         """So that a symmetric object stays where it is, and nobody has to ask whether the kernel is flipped."""
@@ -172,7 +190,8 @@ def made_or_refused(text: str, grid: Grid | None = None) -> Kernel | Conv3DError
 
 @by_length
 @pytest.mark.parametrize(
-    "value", ["0vox", "0,2,2vox", "2,0,0vox", "0mm", "0.3vox", "1vox", "2.5vox", "3,1,2vox", "7vox", "6mm"]
+    "value",
+    ["0vox", "0,2,2vox", "2,0,0vox", "0mm", "0.3vox", "1vox", "2.5vox", "3,1,2vox", "7vox", "6mm"],
 )
 def test_a_length_gives_finite_weights_or_one_line(
     description: grammar.BuiltinKernel, parameter: grammar.Parameter, value: str
@@ -194,7 +213,9 @@ def test_a_huge_length_is_refused_at_once(
 ) -> None:
     tracemalloc.start()
     try:
-        with pytest.raises(SpecError, match=r"give a smaller|positive|one voxel to each side") as caught:
+        with pytest.raises(
+            SpecError, match=r"give a smaller|positive|one voxel to each side"
+        ) as caught:
             read_kernel(text_with(description, **{parameter.name: value}), GRID)
         assert tracemalloc.get_traced_memory()[1] < 10 << 20
     finally:
@@ -203,7 +224,9 @@ def test_a_huge_length_is_refused_at_once(
 
 
 @by_length
-def test_a_length_is_the_same_in_every_unit(description: grammar.BuiltinKernel, parameter: grammar.Parameter) -> None:
+def test_a_length_is_the_same_in_every_unit(
+    description: grammar.BuiltinKernel, parameter: grammar.Parameter
+) -> None:
     """6 mm on voxels of 3 x 1.5 x 1.5 mm are 2, 4 and 4 voxels, however they are written."""
     assert set(PER_MM) == set(UNITS), "a unit is new: write how many of it make a mm"
     if description.name == "expr":
@@ -215,15 +238,21 @@ def test_a_length_is_the_same_in_every_unit(description: grammar.BuiltinKernel, 
         return
     expected = read_kernel(text_with(description, **{parameter.name: "2,4,4vox"}), GRID)
     for unit, factor in PER_MM.items():
-        made = read_kernel(text_with(description, **{parameter.name: f"{6 * factor!r}{unit}"}), GRID)
-        np.testing.assert_allclose(made.weights, expected.weights, rtol=1e-9, atol=1e-15, err_msg=unit)
+        made = read_kernel(
+            text_with(description, **{parameter.name: f"{6 * factor!r}{unit}"}), GRID
+        )
+        np.testing.assert_allclose(
+            made.weights, expected.weights, rtol=1e-9, atol=1e-15, err_msg=unit
+        )
 
 
 PER_MM = {"nm": 1e6, "um": 1e3, "mm": 1.0, "cm": 0.1, "m": 1e-3}
 SPACING = (3.0, 1.5, 2.0)
 # x leans on z by 45 degrees: columns are the steps along i, j, k
 SHEARED = Grid(
-    SPACING, "mm", np.array([[2.0, 0, 3 * 0.5**0.5, 0], [0, 1.5, 0, 0], [0, 0, 3 * 0.5**0.5, 0], [0, 0, 0, 1]])
+    SPACING,
+    "mm",
+    np.array([[2.0, 0, 3 * 0.5**0.5, 0], [0, 1.5, 0, 0], [0, 0, 3 * 0.5**0.5, 0], [0, 0, 0, 1]]),
 )
 STRAIGHT = Grid(SPACING, "mm", np.diag([2.0, 1.5, 3.0, 1.0]))
 
@@ -239,23 +268,31 @@ def test_a_length_in_mm_does_not_forget_the_world(
     if isinstance(sheared, Conv3DError):
         assert "the voxel axes stand at 45 degrees" in str(sheared)
         return
-    assert not np.array_equal(sheared.weights, straight.weights), f"{description.name} takes mm along sheared axes"
+    assert not np.array_equal(sheared.weights, straight.weights), (
+        f"{description.name} takes mm along sheared axes"
+    )
     in_voxels = text_with(description, **{parameter.name: "2vox"})
     if description.name != "expr":  # whose offsets are in the unit of its radius
-        assert np.array_equal(read_kernel(in_voxels, SHEARED).weights, read_kernel(in_voxels, STRAIGHT).weights)
+        assert np.array_equal(
+            read_kernel(in_voxels, SHEARED).weights, read_kernel(in_voxels, STRAIGHT).weights
+        )
 
 
 def test_a_kernel_that_knows_voxel_axes_only_gets_no_mm_on_a_sheared_grid() -> None:
     def triangle(radius: Lengths, level: float = 1) -> Kernel:
         """A tent."""
-        profiles = [np.maximum(0, 1 - np.abs(np.arange(-9, 10)) / r) for r in voxels(radius, "radius")]
+        profiles = [
+            np.maximum(0, 1 - np.abs(np.arange(-9, 10)) / r) for r in voxels(radius, "radius")
+        ]
         return Kernel(np.einsum("d,h,w->dhw", *profiles), name="triangle")
 
     functions = (*BUILTIN_KERNELS, triangle)
     made = grammar.build_kernel("triangle:radius=6mm", functions, STRAIGHT)
     assert np.array_equal(made.weights, triangle((2.0, 4.0, 3.0)).weights)
     for allowed in ("triangle:radius=2,4,3vox", "triangle:radius=2,4,3vox:level=1"):
-        assert np.array_equal(grammar.build_kernel(allowed, functions, SHEARED).weights, made.weights)
+        assert np.array_equal(
+            grammar.build_kernel(allowed, functions, SHEARED).weights, made.weights
+        )
     with pytest.raises(ShapeError) as caught:
         grammar.build_kernel("triangle:radius=6mm", functions, SHEARED)
     assert str(caught.value) == (
@@ -284,7 +321,11 @@ def test_a_new_function_parses_by_its_signature() -> None:
     made = grammar.build_kernel("hat:width=3,1.5,3mm:count=4", (*BUILTIN_KERNELS, hat), GRID)
     assert made.weights.tolist() == [[[2.0] * 4]]
     assert made.name == "hat:width=3,1.5,3mm:count=4"
-    assert [str(p) for p in grammar.describe(hat).parameters] == ["width=LENGTH", "[count=2]", "[level=0.5]"]
+    assert [str(p) for p in grammar.describe(hat).parameters] == [
+        "width=LENGTH",
+        "[count=2]",
+        "[level=0.5]",
+    ]
 
 
 def test_a_parameter_of_an_unreadable_type_is_the_authors_mistake() -> None:
@@ -302,9 +343,13 @@ def test_a_parameter_of_an_unreadable_type_is_the_authors_mistake() -> None:
 
 @pytest.mark.parametrize("sigma", SIGMAS)
 @pytest.mark.parametrize("truncate", [4, 2.5])
-def test_gaussian_is_scipys(volume: np.ndarray, sigma: tuple[float, float, float], truncate: float) -> None:
+def test_gaussian_is_scipys(
+    volume: np.ndarray, sigma: tuple[float, float, float], truncate: float
+) -> None:
     text = "gaussian:sigma={},{},{}vox:truncate={}".format(*sigma, truncate)
-    assert_close(correlated(volume, text), ndimage.gaussian_filter(volume, sigma, truncate=truncate))
+    assert_close(
+        correlated(volume, text), ndimage.gaussian_filter(volume, sigma, truncate=truncate)
+    )
 
 
 @pytest.mark.parametrize("sigma", SIGMAS)
@@ -335,13 +380,16 @@ def test_gradient_is_numpys_inside(volume: np.ndarray, axis: int) -> None:
 def test_box_is_scipys_uniform_filter(volume: np.ndarray, size: str) -> None:
     shape = [int(n) for n in size.split(",")]
     assert_close(
-        correlated(volume, f"box:size={size}"), ndimage.uniform_filter(volume, shape if shape[1:] else shape[0])
+        correlated(volume, f"box:size={size}"),
+        ndimage.uniform_filter(volume, shape if shape[1:] else shape[0]),
     )
 
 
 def test_unsharp_and_sharpen_by_scipys_parts(volume: np.ndarray) -> None:
     blurred = ndimage.gaussian_filter(volume, (1, 2, 1.5))
-    assert_close(correlated(volume, "unsharp:sigma=1,2,1.5vox:amount=0.7"), volume + 0.7 * (volume - blurred))
+    assert_close(
+        correlated(volume, "unsharp:sigma=1,2,1.5vox:amount=0.7"), volume + 0.7 * (volume - blurred)
+    )
     assert_close(correlated(volume, "sharpen:amount=0.3"), volume - 0.3 * ndimage.laplace(volume))
 
 
@@ -364,7 +412,18 @@ def coordinates(size: int = 9) -> np.ndarray:
 @pytest.mark.parametrize("neighbours", [6, 18, 26])
 def test_laplacian_is_exact_on_polynomials_of_degree_3(neighbours: int) -> None:
     d, h, w = coordinates()
-    polynomial = 2 * d**2 - 3 * h**2 + 0.5 * w**2 + d * h - 4 * h * w + 7 * w - 1 + d**3 + d * h * w + w * h**2
+    polynomial = (
+        2 * d**2
+        - 3 * h**2
+        + 0.5 * w**2
+        + d * h
+        - 4 * h * w
+        + 7 * w
+        - 1
+        + d**3
+        + d * h * w
+        + w * h**2
+    )
     exact = 4 - 6 + 1 + 6 * d + 2 * w
     received = correlated(polynomial, f"laplacian:neighbours={neighbours}")
     inside = (slice(1, -1),) * 3
@@ -375,7 +434,9 @@ def test_laplacian_is_exact_on_polynomials_of_degree_3(neighbours: int) -> None:
     ("neighbours", "faces", "edges", "corners", "centre", "scale"),
     [(6, 1, 0, 0, -6, 1), (18, 2, 1, 0, -24, 6), (26, 14, 3, 1, -128, 30)],
 )
-def test_laplacian_weights(neighbours: int, faces: int, edges: int, corners: int, centre: int, scale: int) -> None:
+def test_laplacian_weights(
+    neighbours: int, faces: int, edges: int, corners: int, centre: int, scale: int
+) -> None:
     weights = read_kernel(f"laplacian:neighbours={neighbours}").weights * scale
     assert weights[1, 1, 1] == pytest.approx(centre)
     assert weights[0, 1, 1] == pytest.approx(faces)
@@ -397,7 +458,9 @@ def test_sums(text: str, total: float) -> None:
     assert abs(kernel.sum - total) <= 1e-12 * np.abs(kernel.weights).sum()
 
 
-@pytest.mark.parametrize(("name", "slope"), [("sobel", 32), ("prewitt", 18), ("scharr", 512), ("gradient", 1)])
+@pytest.mark.parametrize(
+    ("name", "slope"), [("sobel", 32), ("prewitt", 18), ("scharr", 512), ("gradient", 1)]
+)
 @pytest.mark.parametrize("axis", range(3))
 def test_derivatives_are_positive_where_values_rise(name: str, slope: float, axis: int) -> None:
     ramps = coordinates(7)
@@ -410,7 +473,9 @@ def test_fwhm_is_what_it_says() -> None:
     assert read_kernel("gaussian:fwhm=8,6,4vox").fwhm() == pytest.approx((8, 6, 4), rel=0.01)
     assert math.isclose(builtin.FWHM_PER_SIGMA, 2.3548200450309493)
     by_sigma = read_kernel(f"gaussian:sigma={6 / builtin.FWHM_PER_SIGMA}mm", GRID)
-    np.testing.assert_allclose(read_kernel("gaussian:fwhm=6mm", GRID).weights, by_sigma.weights, rtol=1e-12)
+    np.testing.assert_allclose(
+        read_kernel("gaussian:fwhm=6mm", GRID).weights, by_sigma.weights, rtol=1e-12
+    )
 
 
 def test_gaussian_radius() -> None:
@@ -543,23 +608,31 @@ def test_functions_check_what_python_gives_them(call: object) -> None:
 
 
 def test_unknown_name_suggests_the_nearest_and_denies_the_file() -> None:
-    with pytest.raises(UnknownNameError, match="unknown kernel 'gausian'; did you mean 'gaussian'") as caught:
+    with pytest.raises(
+        UnknownNameError, match="unknown kernel 'gausian'; did you mean 'gaussian'"
+    ) as caught:
         read_kernel("gausian")
     assert "nor is there a file of this name" in str(caught.value)
     assert caught.value.exit_code == 2
 
 
 def test_unknown_name_with_parameters() -> None:
-    with pytest.raises(UnknownNameError, match="unknown kernel 'Gaussian'; did you mean 'gaussian'") as caught:
+    with pytest.raises(
+        UnknownNameError, match="unknown kernel 'Gaussian'; did you mean 'gaussian'"
+    ) as caught:
         read_kernel("Gaussian:fwhm=6mm", GRID)
     assert "file" not in str(caught.value)
 
 
 def test_mm_needs_a_spacing() -> None:
-    with pytest.raises(ShapeError, match=r"fwhm=6mm: the volume has no voxel spacing.*give it in vox") as caught:
+    with pytest.raises(
+        ShapeError, match=r"fwhm=6mm: the volume has no voxel spacing.*give it in vox"
+    ) as caught:
         read_kernel("gaussian:fwhm=6mm", Grid())
     assert caught.value.exit_code == 4
-    with pytest.raises(ShapeError, match=r"fwhm=6mm needs a voxel spacing, and no volume is known.*--like"):
+    with pytest.raises(
+        ShapeError, match=r"fwhm=6mm needs a voxel spacing, and no volume is known.*--like"
+    ):
         read_kernel("gaussian:fwhm=6mm")
 
 
@@ -568,7 +641,8 @@ def test_white_space_around_parts_is_harmless() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", ":", "=", "::", "gaussian::", "gaussian:=", "a:b=c", "gaussian:sigma=,vox", "\0", "é"]
+    "text",
+    ["", ":", "=", "::", "gaussian::", "gaussian:=", "a:b=c", "gaussian:sigma=,vox", "\0", "é"],
 )
 def test_nonsense_is_an_error_of_ours(text: str) -> None:
     with pytest.raises(Conv3DError):

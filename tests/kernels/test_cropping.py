@@ -23,7 +23,11 @@ def test_borders_of_zeros(rng: np.random.Generator) -> None:
 
 def test_as_many_from_both_ends() -> None:
     """A border on one side alone stays: without it the centre, and with it the output, would move."""
-    assert crop_kernel(Kernel(np.pad(np.ones((3, 3, 3)), ((5, 2), (0, 4), (1, 0)))), 0).removed == (2, 0, 0)
+    assert crop_kernel(Kernel(np.pad(np.ones((3, 3, 3)), ((5, 2), (0, 4), (1, 0)))), 0).removed == (
+        2,
+        0,
+        0,
+    )
 
 
 def test_the_centre_stays_where_it_is() -> None:
@@ -36,16 +40,25 @@ def test_the_centre_stays_where_it_is() -> None:
     assert crop_kernel(Kernel(np.zeros((5, 5, 5))), 0.1).kernel.size == (5, 5, 5)
 
 
-@given(seed=st.integers(0, 2**32), tolerance=st.sampled_from([0, 1e-6, 1e-3, 0.05]), normalized=st.booleans())
+@given(
+    seed=st.integers(0, 2**32),
+    tolerance=st.sampled_from([0, 1e-6, 1e-3, 0.05]),
+    normalized=st.booleans(),
+)
 @settings(deadline=None, max_examples=60)
 def test_the_bound_is_kept(seed: int, tolerance: float, normalized: bool) -> None:
     rng = np.random.default_rng(seed)
     size = tuple(int(k) for k in rng.integers(1, 8, 3))
-    decay = np.exp(-np.sum((np.indices(size) - np.reshape(size, (3, 1, 1, 1)) / 2 + 0.5) ** 2, axis=0) * rng.random())
+    decay = np.exp(
+        -np.sum((np.indices(size) - np.reshape(size, (3, 1, 1, 1)) / 2 + 0.5) ** 2, axis=0)
+        * rng.random()
+    )
     kernel = Kernel(decay * rng.random(size) * (1 if normalized else rng.choice([-1, 1], size)))
     cropped = crop_kernel(kernel, tolerance)
     assert cropped.lost <= tolerance * np.abs(kernel.weights).sum() * (1 + 1e-12)
-    assert np.abs(kernel.weights).sum() - np.abs(cropped.kernel.weights).sum() == pytest.approx(cropped.lost, abs=1e-12)
+    assert np.abs(kernel.weights).sum() - np.abs(cropped.kernel.weights).sum() == pytest.approx(
+        cropped.lost, abs=1e-12
+    )
     # the worst volume of values up to 1: the sign of what the two kernels differ by
     before = kernel.normalized() if normalized else kernel
     after = cropped.kernel.normalized() if normalized else cropped.kernel
@@ -59,7 +72,9 @@ def test_a_wide_gaussian_loses_what_is_told(rng: np.random.Generator) -> None:
     assert kernel.size == (25, 25, 25)
     assert max(cropped.kernel.size) < 20
     x = rng.uniform(-1, 1, (12, 13, 14))
-    before, after = (ndimage.correlate(x, k.weights, mode="mirror") for k in (kernel, cropped.kernel))
+    before, after = (
+        ndimage.correlate(x, k.weights, mode="mirror") for k in (kernel, cropped.kernel)
+    )
     assert 0 < np.abs(before - after).max() <= cropped.bound(False) <= 1e-4
 
 

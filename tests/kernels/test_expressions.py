@@ -50,7 +50,11 @@ def test_the_unit_is_that_of_the_radius() -> None:
     in_cm = read_kernel('expr:"exp(-r**2/0.36)":radius=0.9cm', GRID)
     in_mm = read_kernel('expr:"exp(-r**2/36)":radius=9mm', GRID)
     np.testing.assert_allclose(in_cm.weights, in_mm.weights, rtol=1e-12)
-    assert read_kernel('expr:"d + 10*h + 100*w":radius=1vox', GRID).weights[:, 1, 1].tolist() == [-1, 0, 1]
+    assert read_kernel('expr:"d + 10*h + 100*w":radius=1vox', GRID).weights[:, 1, 1].tolist() == [
+        -1,
+        0,
+        1,
+    ]
     with pytest.raises(ShapeError, match="radius=9mm needs a voxel spacing"):
         read_kernel('expr:"exp(-r)":radius=9mm')
 
@@ -58,7 +62,10 @@ def test_the_unit_is_that_of_the_radius() -> None:
 @pytest.mark.parametrize(
     ("ours", "builtin"),
     [
-        ('expr:"exp(-(d**2/2**2 + h**2/1.5**2 + w**2)/2)":radius=8,6,4vox:shape=box', "gaussian:sigma=2,1.5,1vox"),
+        (
+            'expr:"exp(-(d**2/2**2 + h**2/1.5**2 + w**2)/2)":radius=8,6,4vox:shape=box',
+            "gaussian:sigma=2,1.5,1vox",
+        ),
         ("expr:1:radius=4.5,3,2.5mm", "ball:radius=4.5,3,2.5mm"),
         ("expr:1:radius=0,3,2.9mm:shape=box", "box:size=1,5,5"),
     ],
@@ -70,7 +77,9 @@ def test_it_is_what_built_in_kernels_are(ours: str, builtin: str) -> None:
 
 
 def test_axes_go_by_both_names() -> None:
-    assert np.array_equal(expr("d - 2*h + 3*w", radius=2).weights, expr("z - 2*y + 3*x", radius=2).weights)
+    assert np.array_equal(
+        expr("d - 2*h + 3*w", radius=2).weights, expr("z - 2*y + 3*x", radius=2).weights
+    )
 
 
 def test_a_sheared_grid_measures_true_distances() -> None:
@@ -83,7 +92,9 @@ def test_a_sheared_grid_measures_true_distances() -> None:
     reach = [(k - 1) // 2 for k in kernel.size]
     d, h, w = np.meshgrid(*(np.arange(-n, n + 1) for n in reach), indexing="ij")
     r = np.linalg.norm(np.einsum("ab,bdhw->adhw", steps, np.stack([w, h, d])), axis=0)
-    np.testing.assert_allclose(kernel.weights, np.where(r <= 3.5 * (1 + 1e-6), 4 - r, 0), atol=1e-12)
+    np.testing.assert_allclose(
+        kernel.weights, np.where(r <= 3.5 * (1 + 1e-6), 4 - r, 0), atol=1e-12
+    )
     wide = np.meshgrid(*(np.arange(-n - 1, n + 2) for n in reach), indexing="ij")
     beyond = np.linalg.norm(np.einsum("ab,bdhw->adhw", steps, np.stack(wide[::-1])), axis=0)
     beyond[1:-1, 1:-1, 1:-1] = np.inf
@@ -106,8 +117,14 @@ LEAVES = st.sampled_from(["d", "h", "w", "r", "pi", "e", "2", "0.5", "1e3", ".25
 
 
 def _larger(inner: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
-    one = st.builds("{}({})".format, st.sampled_from([name for name, (n, _) in FUNCTIONS.items() if n == 1]), inner)
-    two = st.builds("({} {} {})".format, inner, st.sampled_from(["+", "-", "*", "/", "%", "**"]), inner)
+    one = st.builds(
+        "{}({})".format,
+        st.sampled_from([name for name, (n, _) in FUNCTIONS.items() if n == 1]),
+        inner,
+    )
+    two = st.builds(
+        "({} {} {})".format, inner, st.sampled_from(["+", "-", "*", "/", "%", "**"]), inner
+    )
     truth = st.builds("(1.0 * ({} {} {}))".format, inner, st.sampled_from(["<", ">=", "=="]), inner)
     least = st.builds("{}({}, {})".format, st.sampled_from(["min", "max"]), inner, inner)
     return st.one_of(one, two, truth, least, st.builds("-{}".format, inner))
@@ -124,7 +141,9 @@ def test_formulas_are_what_numpy_computes(text: str) -> None:
         )  # Python's own raise OverflowError
         expected = np.asarray(eval(numbers, {"__builtins__": {}}, {**NUMPY, **names}), np.float64)
     received = np.asarray(parse_formula(text)(names), np.float64)
-    np.testing.assert_allclose(np.broadcast_to(received, 20), np.broadcast_to(expected, 20), rtol=1e-12)
+    np.testing.assert_allclose(
+        np.broadcast_to(received, 20), np.broadcast_to(expected, 20), rtol=1e-12
+    )
 
 
 def test_conditions() -> None:
@@ -188,11 +207,14 @@ def test_what_is_no_formula(formula: str, says: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "formula", ["9**9**9**9", "10.0**400", "(-8)**0.5", "1/r", "log(r)", "sin(r)/r", "0/0", "exp(900 - r)"]
+    "formula",
+    ["9**9**9**9", "10.0**400", "(-8)**0.5", "1/r", "log(r)", "sin(r)/r", "0/0", "exp(900 - r)"],
 )
 def test_no_value_at_a_place(formula: str) -> None:
     begin = time.thread_time()
-    with pytest.raises(SpecError, match=r"is (-?inf|nan) at d=-?\d+, h=-?\d+, w=-?\d+ vox; give it a value there"):
+    with pytest.raises(
+        SpecError, match=r"is (-?inf|nan) at d=-?\d+, h=-?\d+, w=-?\d+ vox; give it a value there"
+    ):
         expr(formula, radius=2)
     assert time.thread_time() - begin < 1  # no number of a million digits was made
 
@@ -223,7 +245,9 @@ def test_radius_and_size() -> None:
 # From the command line
 
 
-def test_a_real_scan_by_a_formula_and_by_the_built_in_gaussian(scan: Path, tmp_path: Path, run: Any) -> None:
+def test_a_real_scan_by_a_formula_and_by_the_built_in_gaussian(
+    scan: Path, tmp_path: Path, run: Any
+) -> None:
     """As far as truncate=4 goes, in a box, a formula is the Gaussian; so it is out of either kind of config."""
     formula = 'expr:"exp(-(d**2/2.2**2 + h**2/2**2 + w**2/2**2)/2)":radius=8.8,8,8mm:shape=box'
     (tmp_path / "a.toml").write_text(f"kernel = '{formula}'\nnormalize = true\n")
@@ -237,7 +261,9 @@ def test_a_real_scan_by_a_formula_and_by_the_built_in_gaussian(scan: Path, tmp_p
     }.items():
         run("apply", scan, *words, "-q", "-o", tmp_path / f"{name}.nii")
         outputs[name] = read_volume(str(tmp_path / f"{name}.nii")).data
-    np.testing.assert_allclose(outputs["formula"], outputs["built"], rtol=0, atol=2e-6 * outputs["built"].max())
+    np.testing.assert_allclose(
+        outputs["formula"], outputs["built"], rtol=0, atol=2e-6 * outputs["built"].max()
+    )
     assert np.array_equal(outputs["formula"], outputs["toml"])
     assert np.array_equal(outputs["formula"], outputs["json"])
 
@@ -245,7 +271,9 @@ def test_a_real_scan_by_a_formula_and_by_the_built_in_gaussian(scan: Path, tmp_p
 def test_quotes_survive_a_shell(tmp_path: Path) -> None:
     """With quotes around all of it, and with those that the shell takes away."""
     made = []
-    for number, word in enumerate(["""'expr:"exp(-r**2/2)":radius=2vox'""", 'expr:"exp(-r**2/2)":radius=2vox']):
+    for number, word in enumerate(
+        ["""'expr:"exp(-r**2/2)":radius=2vox'""", 'expr:"exp(-r**2/2)":radius=2vox']
+    ):
         path = tmp_path / f"{number}.npy"
         command = f"{sys.executable} -m conv3d_cli kernel make {word} -o {path}"
         subprocess.run(["sh", "-c", command], check=True)

@@ -46,7 +46,11 @@ from conv3d_cli.model.volume import Axes, Volume, VolumeHeader
 SUFFIXES = [suffix for kind in KERNEL_FILES for suffix in kind.suffixes]
 WRITTEN = [suffix for kind in KERNEL_FILES for suffix in kind.suffixes if kind.written]
 STORES = [suffix for found in FORMATS if found.chunked for suffix in found.suffixes]  # are folders
-ONE_FILE = [suffix for suffix in WRITTEN if suffix not in STORES and written_files(f"k{suffix}") == (f"k{suffix}",)]
+ONE_FILE = [
+    suffix
+    for suffix in WRITTEN
+    if suffix not in STORES and written_files(f"k{suffix}") == (f"k{suffix}",)
+]
 EVERYTHING = [".npz", ".json", ".toml"]  # hold 5-D weights, bias and centre
 LAYERS = [".npy", *EVERYTHING]
 ANY_FLOAT = st.floats(allow_nan=False, allow_infinity=False)
@@ -92,10 +96,14 @@ def weights(rng: np.random.Generator) -> np.ndarray:
 @settings(deadline=None, max_examples=12)
 @given(
     array=numpy_strategies.arrays(
-        np.float64, numpy_strategies.array_shapes(min_dims=3, max_dims=3, max_side=5), elements=ANY_FLOAT
+        np.float64,
+        numpy_strategies.array_shapes(min_dims=3, max_dims=3, max_side=5),
+        elements=ANY_FLOAT,
     )
 )
-def test_3d_round_trip_is_exact(tmp_path_factory: pytest.TempPathFactory, suffix: str, array: np.ndarray) -> None:
+def test_3d_round_trip_is_exact(
+    tmp_path_factory: pytest.TempPathFactory, suffix: str, array: np.ndarray
+) -> None:
     path = tmp_path_factory.mktemp("k") / f"kernel{suffix}"
     write_kernel(path, Kernel(array))
     back = read_kernel(str(path))
@@ -109,8 +117,14 @@ def test_3d_round_trip_is_exact(tmp_path_factory: pytest.TempPathFactory, suffix
 
 @pytest.mark.parametrize("suffix", LAYERS)
 @settings(deadline=None, max_examples=8)
-@given(array=numpy_strategies.arrays(np.float64, st.tuples(*[st.integers(1, 3)] * 5), elements=ANY_FLOAT))
-def test_5d_round_trip_is_exact(tmp_path_factory: pytest.TempPathFactory, suffix: str, array: np.ndarray) -> None:
+@given(
+    array=numpy_strategies.arrays(
+        np.float64, st.tuples(*[st.integers(1, 3)] * 5), elements=ANY_FLOAT
+    )
+)
+def test_5d_round_trip_is_exact(
+    tmp_path_factory: pytest.TempPathFactory, suffix: str, array: np.ndarray
+) -> None:
     path = tmp_path_factory.mktemp("k") / f"kernel{suffix}"
     write_kernel(path, Kernel(array))
     assert np.array_equal(read_kernel(str(path)).weights, array)
@@ -133,14 +147,18 @@ def test_same_bytes_each_time(
 ) -> None:
     write_kernel(tmp_path / f"a{suffix}", Kernel(weights, name="one"))
     monkeypatch.setattr("time.time", lambda: 1234567890.0)
-    write_kernel(tmp_path / f"b{suffix}", Kernel(weights, name="other", centre=(0.5, 1, 1.5)))  # the middle, spelt out
+    write_kernel(
+        tmp_path / f"b{suffix}", Kernel(weights, name="other", centre=(0.5, 1, 1.5))
+    )  # the middle, spelt out
     assert (tmp_path / f"a{suffix}").read_bytes() == (tmp_path / f"b{suffix}").read_bytes()
     assert sorted(os.listdir(tmp_path)) == [f"a{suffix}", f"b{suffix}"]
 
 
 @pytest.mark.parametrize("suffix", [s for s in WRITTEN if s not in LAYERS])
 def test_what_cannot_be_held_is_refused(tmp_path: Path, suffix: str) -> None:
-    with pytest.raises(WriteError, match=r"cannot hold 5-D weights; write \.npz \.json \.toml instead"):
+    with pytest.raises(
+        WriteError, match=r"cannot hold 5-D weights; write \.npz \.json \.toml instead"
+    ):
         write_kernel(tmp_path / f"k{suffix}", Kernel(np.ones((1, 1, 1, 2, 2))))
     assert not list(tmp_path.iterdir())
 
@@ -154,8 +172,12 @@ def test_bias_and_centre_are_not_lost_silently(tmp_path: Path, suffix: str) -> N
     assert not list(tmp_path.iterdir())
 
 
-def test_write_refuses_unknown_suffixes_and_existing_files(tmp_path: Path, weights: np.ndarray) -> None:
-    with pytest.raises(SpecError, match=r"cannot write .*k\.mat: no kernel format has this suffix; known are \.npy"):
+def test_write_refuses_unknown_suffixes_and_existing_files(
+    tmp_path: Path, weights: np.ndarray
+) -> None:
+    with pytest.raises(
+        SpecError, match=r"cannot write .*k\.mat: no kernel format has this suffix; known are \.npy"
+    ):
         write_kernel(tmp_path / "k.mat", Kernel(weights))
     write_kernel(tmp_path / "k.npy", Kernel(weights))
     with pytest.raises(OutputExistsError, match="pass --overwrite"):
@@ -195,11 +217,15 @@ def test_suffixes_in_any_case(tmp_path: Path, weights: np.ndarray) -> None:
     assert find_kernel_file("K.OME.TIF") is find_kernel_file("k.ome.tif")
 
 
-def test_paths_are_relative_to_a_folder(tmp_path: Path, weights: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_paths_are_relative_to_a_folder(
+    tmp_path: Path, weights: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "sub").mkdir()
     write_kernel(tmp_path / "sub" / "k.npy", Kernel(weights))
     assert np.array_equal(read_kernel("k.npy", folder=tmp_path / "sub").weights, weights)
-    assert np.array_equal(read_kernel(str(tmp_path / "sub/k.npy"), folder=Path("/nowhere")).weights, weights)
+    assert np.array_equal(
+        read_kernel(str(tmp_path / "sub/k.npy"), folder=Path("/nowhere")).weights, weights
+    )
     monkeypatch.chdir(tmp_path)
     assert np.array_equal(read_kernel("sub/k.npy").weights, weights)
     assert read_kernel("identity", folder=tmp_path).size == (1, 1, 1)
@@ -222,7 +248,8 @@ def test_files_that_are_no_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.chdir(tmp_path)
     write_bytes(tmp_path / "notes", "1 2 3")
     with pytest.raises(
-        FormatError, match=r"cannot read notes: no kernel format has this suffix; known are \.npy \.npz"
+        FormatError,
+        match=r"cannot read notes: no kernel format has this suffix; known are \.npy \.npz",
     ):
         read_kernel("notes")
     (tmp_path / "folder.npy").mkdir()
@@ -232,7 +259,9 @@ def test_files_that_are_no_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_empty_files(tmp_path: Path, suffix: str) -> None:
-    with pytest.raises(FormatError, match=r"cannot read .*: (the file is empty|it is a file; a Zarr store)"):
+    with pytest.raises(
+        FormatError, match=r"cannot read .*: (the file is empty|it is a file; a Zarr store)"
+    ):
         read_kernel(write_bytes(tmp_path / f"k{suffix}", b""))
 
 
@@ -269,7 +298,11 @@ def test_noise_of_any_kind(tmp_path: Path, rng: np.random.Generator, suffix: str
 def test_every_truncation(tmp_path: Path, weights: np.ndarray, suffix: str) -> None:
     write_kernel(tmp_path / f"whole{suffix}", Kernel(weights))
     whole = (tmp_path / f"whole{suffix}").read_bytes()
-    for length in {*range(1, min(len(whole), 400), 7), *range(1, len(whole), len(whole) // 25 + 1), len(whole) - 1}:
+    for length in {
+        *range(1, min(len(whole), 400), 7),
+        *range(1, len(whole), len(whole) // 25 + 1),
+        len(whole) - 1,
+    }:
         try:
             kernel = read_kernel(write_bytes(tmp_path / f"k{suffix}", whole[:length]))
         except (FormatError, ShapeError) as error:
@@ -280,13 +313,17 @@ def test_every_truncation(tmp_path: Path, weights: np.ndarray, suffix: str) -> N
 
 
 @pytest.mark.parametrize("suffix", ONE_FILE)
-def test_any_byte_changed(tmp_path: Path, weights: np.ndarray, suffix: str, rng: np.random.Generator) -> None:
+def test_any_byte_changed(
+    tmp_path: Path, weights: np.ndarray, suffix: str, rng: np.random.Generator
+) -> None:
     write_kernel(tmp_path / f"whole{suffix}", Kernel(weights))
     whole = (tmp_path / f"whole{suffix}").read_bytes()
     for _ in range(150):
         damaged = bytearray(whole)
         for _ in range(rng.integers(1, 4)):
-            damaged[rng.integers(len(damaged) if rng.random() < 0.3 else min(len(damaged), 420))] = rng.integers(256)
+            damaged[
+                rng.integers(len(damaged) if rng.random() < 0.3 else min(len(damaged), 420))
+            ] = rng.integers(256)
         path = write_bytes(tmp_path / f"k{suffix}", bytes(damaged))
         try:
             read_kernel(path)
@@ -301,7 +338,9 @@ def check_message(error: Conv3DError, path: str) -> None:
 
 
 def check_refused(
-    path: str, message: str = "", error: type[Conv3DError] | tuple[type[Conv3DError], ...] = (FormatError, ShapeError)
+    path: str,
+    message: str = "",
+    error: type[Conv3DError] | tuple[type[Conv3DError], ...] = (FormatError, ShapeError),
 ) -> None:
     """Reading ends with this error, in one line with the path, whatever the file promises to hold."""
     tracemalloc.start()
@@ -360,7 +399,10 @@ def test_npy_of_every_real_dtype_and_order(tmp_path: Path, dtype: str, order: An
 
 @pytest.mark.parametrize("name", ["kernel", "weights", "arr_0", "anything"])
 def test_npz_names(tmp_path: Path, weights: np.ndarray, name: str) -> None:
-    np.savez(tmp_path / "k.npz", **{name: weights, "bias": np.array([2.0]), "centre": np.array([0, 1, 2])})
+    np.savez(
+        tmp_path / "k.npz",
+        **{name: weights, "bias": np.array([2.0]), "centre": np.array([0, 1, 2])},
+    )
     kernel = read_kernel(str(tmp_path / "k.npz"))
     assert np.array_equal(kernel.weights, weights)
     assert kernel.bias == pytest.approx([2.0])
@@ -404,7 +446,11 @@ def test_npz_that_lies(tmp_path: Path) -> None:
         return str(tmp_path / "k.npz")
 
     check_refused(archive("kernel.npy", npy_header("'<f8'", "(400, 400, 400)")), "truncated")
-    check_refused(archive("kernel.npy", npy_header("'<f8'", "(4000, 4000, 4000)")), "at most 100,000,000", ShapeError)
+    check_refused(
+        archive("kernel.npy", npy_header("'<f8'", "(4000, 4000, 4000)")),
+        "at most 100,000,000",
+        ShapeError,
+    )
     check_refused(archive("kernel.npy", b"\0" * 30_000_000), "header is damaged")
     check_refused(archive("kernel.txt", b"1 2 3"), "header is damaged")
 
@@ -415,7 +461,10 @@ def test_npz_that_lies(tmp_path: Path) -> None:
 
     path = archive("kernel.npy", npy_bytes(np.arange(24.0).reshape(2, 3, 4)), zipfile.ZIP_STORED)
     check_refused(
-        write_bytes(Path(path), Path(path).read_bytes().replace(struct.pack("<d", 7), struct.pack("<d", 8))), "CRC"
+        write_bytes(
+            Path(path), Path(path).read_bytes().replace(struct.pack("<d", 7), struct.pack("<d", 8))
+        ),
+        "CRC",
     )
 
 
@@ -450,7 +499,9 @@ class TestTables:
     def test_weights_is_another_word(self, tmp_path: Path, suffix: str) -> None:
         assert read_kernel(table(tmp_path, suffix, weights=ONES)).weights.tolist() == [[[1, 1, 1]]]
 
-    def test_ijk_is_nibabels_order(self, tmp_path: Path, suffix: str, rng: np.random.Generator) -> None:
+    def test_ijk_is_nibabels_order(
+        self, tmp_path: Path, suffix: str, rng: np.random.Generator
+    ) -> None:
         array = rng.normal(size=(2, 3, 4))
         path = table(tmp_path, suffix, kernel=str(array.tolist()), axes='"ijk"')
         assert np.array_equal(read_kernel(path).weights, array.transpose(2, 1, 0))
@@ -465,7 +516,9 @@ class TestTables:
         assert np.array_equal(kernel.weights, read_kernel("gaussian:fwhm=6mm", grid).weights)
         assert kernel.bias == pytest.approx([2])
         assert kernel.name == path
-        with pytest.raises(ShapeError, match=r"the volume has no voxel spacing.* \(in .*k\.(json|toml)\)"):
+        with pytest.raises(
+            ShapeError, match=r"the volume has no voxel spacing.* \(in .*k\.(json|toml)\)"
+        ):
             read_kernel(path, Grid())
 
     def test_a_wrong_builtin(self, tmp_path: Path, suffix: str) -> None:
@@ -484,7 +537,11 @@ class TestTables:
                 FormatError,
                 "unknown key 'biass'; did you mean 'bias'. known are kernel, ",
             ),
-            ({"kernel": ONES, "strides": "2"}, FormatError, "unknown key 'strides'; known are kernel"),
+            (
+                {"kernel": ONES, "strides": "2"},
+                FormatError,
+                "unknown key 'strides'; known are kernel",
+            ),
             ({"bias": "1"}, FormatError, "it has no key 'kernel'"),
             ({"kernel": ONES, "weights": ONES}, FormatError, "it has both 'kernel' and 'weights'"),
             ({"kernel": ONES, "axes": '"xyz"'}, FormatError, "axes is 'dhw' or 'ijk'"),
@@ -500,9 +557,21 @@ class TestTables:
             ({"kernel": "[1, 2]"}, ShapeError, r"received 1-D .* give it the shape \(1, 1, 2\)"),
             ({"kernel": "[[[[[[1]]]]]]"}, ShapeError, "received lists nested 6 deep"),
             ({"kernel": "[[[[1]]]]"}, ShapeError, "received 4-D"),
-            ({"kernel": "[[[1, 2], [3]]]"}, ShapeError, r"kernel\[0\]\[1\] must be a list of 2, received a list of 1"),
-            ({"kernel": "[[[1, 2], 3]]"}, ShapeError, r"kernel\[0\]\[1\] must be a list of 2, received 3"),
-            ({"kernel": "[[[1, [2]]]]"}, ShapeError, r"kernel\[0\]\[0\]\[1\] must be a number, received \[2\]"),
+            (
+                {"kernel": "[[[1, 2], [3]]]"},
+                ShapeError,
+                r"kernel\[0\]\[1\] must be a list of 2, received a list of 1",
+            ),
+            (
+                {"kernel": "[[[1, 2], 3]]"},
+                ShapeError,
+                r"kernel\[0\]\[1\] must be a list of 2, received 3",
+            ),
+            (
+                {"kernel": "[[[1, [2]]]]"},
+                ShapeError,
+                r"kernel\[0\]\[0\]\[1\] must be a number, received \[2\]",
+            ),
             ({"kernel": '[[[1, "2"]]]'}, ShapeError, r"must be a number, received '2'"),
             ({"kernel": "[[[1, true]]]"}, ShapeError, "must be a number, received True"),
             ({"kernel": f"[[[1, 1{'0' * 400}]]]"}, (FormatError, ShapeError), "finite|not TOML"),
@@ -517,15 +586,27 @@ class TestTables:
             ({"kernel": "[[[-1, 0, 1]]]", "normalize": "true"}, ShapeError, "sums to 0"),
         ],
     )
-    def test_bad_tables(self, tmp_path: Path, suffix: str, items: dict[str, str], error: Any, message: str) -> None:
+    def test_bad_tables(
+        self, tmp_path: Path, suffix: str, items: dict[str, str], error: Any, message: str
+    ) -> None:
         check_refused(table(tmp_path, suffix, **items), message, error)
 
     def test_text_that_is_no_table(self, tmp_path: Path, suffix: str) -> None:
-        check_refused(write_bytes(tmp_path / f"k{suffix}", "kernel: [1]"), f"not {suffix[1:].upper()}", FormatError)
-        check_refused(write_bytes(tmp_path / f"k{suffix}", b"\xff\xfe{\0"), r"not UTF-8 text \(byte 0\)", FormatError)
+        check_refused(
+            write_bytes(tmp_path / f"k{suffix}", "kernel: [1]"),
+            f"not {suffix[1:].upper()}",
+            FormatError,
+        )
+        check_refused(
+            write_bytes(tmp_path / f"k{suffix}", b"\xff\xfe{\0"),
+            r"not UTF-8 text \(byte 0\)",
+            FormatError,
+        )
         deep = "[" * 200_000
         check_refused(
-            write_bytes(tmp_path / f"k{suffix}", deep if suffix == ".json" else f"kernel = {deep}"), "", FormatError
+            write_bytes(tmp_path / f"k{suffix}", deep if suffix == ".json" else f"kernel = {deep}"),
+            "",
+            FormatError,
         )
 
     def test_text_of_absurd_length(self, tmp_path: Path, suffix: str) -> None:
@@ -535,12 +616,16 @@ class TestTables:
 
 
 def test_json_that_is_only_a_list(tmp_path: Path) -> None:
-    assert read_kernel(write_bytes(tmp_path / "k.json", "\ufeff" + ONES)).weights.tolist() == [[[1, 1, 1]]]
+    assert read_kernel(write_bytes(tmp_path / "k.json", "\ufeff" + ONES)).weights.tolist() == [
+        [[1, 1, 1]]
+    ]
 
 
 def test_json_and_toml_nan(tmp_path: Path) -> None:
     check_refused(write_bytes(tmp_path / "k.json", "[[[NaN, 1]]]"), "1 NaN or infinite", ShapeError)
-    check_refused(write_bytes(tmp_path / "k.toml", "kernel = [[[inf, 1]]]"), "1 NaN or infinite", ShapeError)
+    check_refused(
+        write_bytes(tmp_path / "k.toml", "kernel = [[[inf, 1]]]"), "1 NaN or infinite", ShapeError
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -553,7 +638,10 @@ def test_json_and_toml_nan(tmp_path: Path) -> None:
         ("1 2 3", [[[1, 2, 3]]]),
         ("1 2\n3 4\n", [[[1, 2], [3, 4]]]),
         ("1 2\n3 4\n\n5 6\n7 8\n", [[[1, 2], [3, 4]], [[5, 6], [7, 8]]]),
-        ("# a kernel\n\n\n1\n# between rows\n2 # a row\n   \t\n\n3\n4\n\n\n", [[[1], [2]], [[3], [4]]]),
+        (
+            "# a kernel\n\n\n1\n# between rows\n2 # a row\n   \t\n\n3\n4\n\n\n",
+            [[[1], [2]], [[3], [4]]],
+        ),
         ("1, 2,3\r\n4\t5 6e-1\r\n", [[[1, 2, 3], [4, 5, 0.6]]]),
         ("-1 +.5 2.", [[[-1, 0.5, 2]]]),
     ],
@@ -590,15 +678,27 @@ def test_nifti_axes_go_by_name(tmp_path: Path, suffix: str, kind: type, dtype: s
     array = np.arange(24, dtype=dtype).reshape(4, 3, 2)  # i, j, k
     header = kind.header_class(endianness=dtype[0])
     nibabel.save(kind(array, np.diag([2.0, 3.0, 4.0, 1.0]), header), tmp_path / f"k{suffix}")
-    assert np.array_equal(read_kernel(str(tmp_path / f"k{suffix}")).weights, array.transpose(2, 1, 0))
+    assert np.array_equal(
+        read_kernel(str(tmp_path / f"k{suffix}")).weights, array.transpose(2, 1, 0)
+    )
 
 
 @pytest.mark.parametrize(
     ("shape", "expected"),
-    [((4, 3, 2, 1), (2, 3, 4)), ((4, 3, 1), (1, 3, 4)), ((4, 3), (1, 3, 4)), ((4, 3, 2, 1, 1), (2, 3, 4))],
+    [
+        ((4, 3, 2, 1), (2, 3, 4)),
+        ((4, 3, 1), (1, 3, 4)),
+        ((4, 3), (1, 3, 4)),
+        ((4, 3, 2, 1, 1), (2, 3, 4)),
+    ],
 )
-def test_nifti_axes_of_size_1(tmp_path: Path, shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
-    path = write_bytes(tmp_path / "k.nii", bytes(nifti_bytes(np.arange(np.prod(shape), dtype=float).reshape(shape))))
+def test_nifti_axes_of_size_1(
+    tmp_path: Path, shape: tuple[int, ...], expected: tuple[int, ...]
+) -> None:
+    path = write_bytes(
+        tmp_path / "k.nii",
+        bytes(nifti_bytes(np.arange(np.prod(shape), dtype=float).reshape(shape))),
+    )
     kernel = read_kernel(path)
     assert kernel.size == expected
     assert kernel.weights[0, 0, 1] == shape[1] * (shape[2] if len(shape) > 2 else 1)
@@ -610,7 +710,9 @@ def test_nifti_scaling_is_applied(tmp_path: Path) -> None:
     content = bytearray(image.to_bytes())
     content[112:120] = struct.pack("<ff", 0.5, -1)
     kernel = read_kernel(write_bytes(tmp_path / "k.nii", bytes(content)))
-    assert np.array_equal(kernel.weights, np.arange(8).reshape(2, 2, 2).transpose(2, 1, 0) * 0.5 - 1)
+    assert np.array_equal(
+        kernel.weights, np.arange(8).reshape(2, 2, 2).transpose(2, 1, 0) * 0.5 - 1
+    )
 
 
 def test_nifti_compression_goes_by_content(tmp_path: Path, weights: np.ndarray) -> None:
@@ -637,14 +739,20 @@ BAD_NIFTI = [
         damaged_nifti(put(40, "<8h", 3, 32000, 32000, 32000, 1, 1, 1, 1)),
         "truncated.*: its header promises 262144000000352 bytes",
     ),
-    (damaged_nifti(put(40, "<8h", 3, 300, 300, 300, 1, 1, 1, 1)), "truncated.*: its header promises 216000352 bytes"),
+    (
+        damaged_nifti(put(40, "<8h", 3, 300, 300, 300, 1, 1, 1, 1)),
+        "truncated.*: its header promises 216000352 bytes",
+    ),
     (damaged_nifti(put(40, "<8h", 3, -2, 3, 4, 1, 1, 1, 1)), "an axis has at least 1 voxel"),
     (damaged_nifti(put(40, "<8h", 3, 0, 3, 4, 1, 1, 1, 1)), "an axis has at least 1 voxel"),
     (damaged_nifti(put(40, "<8h", 0, 2, 3, 4, 1, 1, 1, 1)), ""),
     (damaged_nifti(put(70, "<h", 9999)), ""),
     (damaged_nifti(put(108, "<f", float("nan"))), "vox_offset, where voxels start, is nan"),
     (damaged_nifti(put(108, "<f", -5)), "vox_offset, where voxels start, is -5"),
-    (damaged_nifti(put(108, "<f", 348)), "vox_offset, where voxels start, is 348"),  # among the extensions
+    (
+        damaged_nifti(put(108, "<f", 348)),
+        "vox_offset, where voxels start, is 348",
+    ),  # among the extensions
     (damaged_nifti(put(108, "<f", 352.5)), "vox_offset, where voxels start, is 352.5"),
     (damaged_nifti(put(108, "<f", 1e30)), "truncated"),
     (damaged_nifti(put(108, "<f", 1e6)), "truncated"),
@@ -658,7 +766,10 @@ BAD_NIFTI = [
     ),
     (damaged_nifti(lambda c: None, np.full((2, 3, 4), np.nan)), "24 NaN or infinite"),
     (damaged_nifti(lambda c: None, np.ones((2, 3, 4), np.complex64)), "complex"),
-    (damaged_nifti(lambda c: None, np.zeros((2, 3, 4), [(c, "u1") for c in "RGB"])), "stack zyx of one channel"),
+    (
+        damaged_nifti(lambda c: None, np.zeros((2, 3, 4), [(c, "u1") for c in "RGB"])),
+        "stack zyx of one channel",
+    ),
 ]
 
 
@@ -674,7 +785,9 @@ def test_bad_gzip(tmp_path: Path) -> None:
     content[-6] ^= 1
     check_refused(write_bytes(tmp_path / "k.nii.gz", bytes(content)), "CRC", FormatError)
     check_refused(write_bytes(tmp_path / "k.nii.gz", bytes(content[:-12])), "", FormatError)
-    bomb = gzip.compress(damaged_nifti(put(40, "<8h", 3, 1, 1, 1, 1, 1, 1, 1)) + b"\0" * 100_000_000, compresslevel=1)
+    bomb = gzip.compress(
+        damaged_nifti(put(40, "<8h", 3, 1, 1, 1, 1, 1, 1, 1)) + b"\0" * 100_000_000, compresslevel=1
+    )
     path = write_bytes(tmp_path / "k.nii.gz", bomb)
     assert read_kernel(path).size == (1, 1, 1)
 
@@ -685,7 +798,15 @@ def test_bad_gzip(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", ["u1", "i2", "u2", "f4", "f8"])
 @pytest.mark.parametrize(
-    "options", [{}, {"imagej": True}, {"metadata": None}, {"ome": True}, {"compression": "zlib"}, {"byteorder": ">"}]
+    "options",
+    [
+        {},
+        {"imagej": True},
+        {"metadata": None},
+        {"ome": True},
+        {"compression": "zlib"},
+        {"byteorder": ">"},
+    ],
 )
 def test_tiff_stacks(tmp_path: Path, dtype: str, options: dict[str, Any]) -> None:
     if options.get("imagej") and dtype in ("f8", "i2"):
@@ -707,7 +828,9 @@ def test_tiff_shapes(tmp_path: Path, shape: tuple[int, ...]) -> None:
 
 
 def pages_pointing_nowhere() -> bytes:
-    content = bytearray(tiff_bytes(np.ones((3, 4, 5), np.float32), metadata=None, compression="zlib"))
+    content = bytearray(
+        tiff_bytes(np.ones((3, 4, 5), np.float32), metadata=None, compression="zlib")
+    )
     with tifffile.TiffFile(io.BytesIO(bytes(content))) as tif:
         offset = tif.pages[1].tags["StripOffsets"].valueoffset
     content[offset : offset + 4] = struct.pack("<I", 1 << 30)
@@ -720,7 +843,9 @@ def larger_than_it_is(side: int, **options: Any) -> bytes:
         tags = [tif.pages[0].tags[name] for name in ("ImageWidth", "ImageLength", "RowsPerStrip")]
     for tag in tags:
         layout = "<I" if tag.dtype == 4 else "<H"
-        content[tag.valueoffset : tag.valueoffset + struct.calcsize(layout)] = struct.pack(layout, side)
+        content[tag.valueoffset : tag.valueoffset + struct.calcsize(layout)] = struct.pack(
+            layout, side
+        )
     return bytes(content)
 
 
@@ -768,8 +893,13 @@ def test_tiff_values_are_calibrated_as_imagej_does(tmp_path: Path, options: dict
     halves = write(steps, cf=0, c0=-3.0, c1=0.5, vunit="kg")
     assert np.array_equal(read_kernel(halves).weights, steps * 0.5 - 3)
     assert np.array_equal(read_volume(halves).data, steps * 0.5 - 3)
-    for without in ({"cf": 0, "c0": 1.0, "c1": 0.5}, {"cf": 3, "c0": 1.0, "c1": 0.5, "vunit": "kg"}):
-        assert np.array_equal(read_kernel(write(steps, **without)).weights, steps)  # as ImageJ shows them
+    for without in (
+        {"cf": 0, "c0": 1.0, "c1": 0.5},
+        {"cf": 3, "c0": 1.0, "c1": 0.5, "vunit": "kg"},
+    ):
+        assert np.array_equal(
+            read_kernel(write(steps, **without)).weights, steps
+        )  # as ImageJ shows them
     assert np.array_equal(read_kernel(write(steps.astype(np.float32), **signed)).weights, steps)
 
 
@@ -783,21 +913,31 @@ def test_tiff_strips_out_of_place(tmp_path: Path) -> None:
     content[first : first + 16], content[second : second + 16] = two, one
     swapped = np.array([second, first, third], "<u4" if tag.dtype == 4 else "<u2").tobytes()
     content[tag.valueoffset : tag.valueoffset + len(swapped)] = swapped
-    assert np.array_equal(read_kernel(write_bytes(tmp_path / "k.tif", bytes(content))).weights, array)
+    assert np.array_equal(
+        read_kernel(write_bytes(tmp_path / "k.tif", bytes(content))).weights, array
+    )
 
 
 def test_tiff_descriptions_that_promise_too_much(tmp_path: Path) -> None:
     content = tiff_bytes(np.ones((5, 4, 6), np.uint16), imagej=True, metadata={"axes": "ZYX"})
     for slices in (b"slices=6", b"slices=9"):
-        check_refused(write_bytes(tmp_path / "k.tif", content.replace(b"slices=5", slices)), "", FormatError)
+        check_refused(
+            write_bytes(tmp_path / "k.tif", content.replace(b"slices=5", slices)), "", FormatError
+        )
 
 
 def test_tiff_of_an_ome_set(tmp_path: Path) -> None:
     positions = write_positions(tmp_path / "set")
     for number, data in enumerate(positions):
-        assert np.array_equal(read_kernel(str(tmp_path / "set" / f"p{number}.ome.tif")).weights, data)
+        assert np.array_equal(
+            read_kernel(str(tmp_path / "set" / f"p{number}.ome.tif")).weights, data
+        )
     write_split(tmp_path / "split")
-    check_refused(str(tmp_path / "split" / "a.ome.tif"), "lie in other files; save them as one file", FormatError)
+    check_refused(
+        str(tmp_path / "split" / "a.ome.tif"),
+        "lie in other files; save them as one file",
+        FormatError,
+    )
 
 
 def test_tiff_never_opens_other_files(tmp_path: Path) -> None:
@@ -819,7 +959,9 @@ def test_tiff_never_opens_other_files(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", EVERYTHING)
 def test_the_bias_of_a_kernel_file(tmp_path: Path, suffix: str) -> None:
-    write_kernel(tmp_path / f"k{suffix}", Kernel(np.ones((1, 1, 1, 1, 2)), bias=np.array([0.1, -2])))
+    write_kernel(
+        tmp_path / f"k{suffix}", Kernel(np.ones((1, 1, 1, 1, 2)), bias=np.array([0.1, -2]))
+    )
     assert read_bias(str(tmp_path / f"k{suffix}")) == [0.1, -2]
 
 
@@ -839,7 +981,12 @@ def test_bias_files(tmp_path: Path) -> None:
     ("name", "content", "error", "message"),
     [
         ("b.npy", b"", FormatError, "the file is empty"),
-        ("b.npy", npy_bytes(np.ones((2, 2))), ShapeError, "must be one row of numbers, received shape"),
+        (
+            "b.npy",
+            npy_bytes(np.ones((2, 2))),
+            ShapeError,
+            "must be one row of numbers, received shape",
+        ),
         ("b.npy", npy_bytes(np.ones(0)), ShapeError, "must be one row of numbers"),
         ("b.npy", npy_bytes(np.array([1, np.nan])), ShapeError, "must hold finite numbers"),
         ("b.npy", npy_bytes(np.array([None]), allow_pickle=True), FormatError, "never loaded"),
@@ -850,10 +997,17 @@ def test_bias_files(tmp_path: Path) -> None:
         ("b.toml", b"bias", FormatError, "not TOML"),
         ("b.txt", b"# nothing", ShapeError, "must be one row of numbers"),
         ("b.txt", b"one", FormatError, "line 1 is not a row of numbers"),
-        ("b.nii", b"x", FormatError, "no bias file has this suffix; known are .npy .npz .json .toml .txt"),
+        (
+            "b.nii",
+            b"x",
+            FormatError,
+            "no bias file has this suffix; known are .npy .npz .json .toml .txt",
+        ),
     ],
 )
-def test_bad_bias_files(tmp_path: Path, name: str, content: bytes, error: type[Conv3DError], message: str) -> None:
+def test_bad_bias_files(
+    tmp_path: Path, name: str, content: bytes, error: type[Conv3DError], message: str
+) -> None:
     with pytest.raises(error, match=message) as caught:
         read_bias(write_bytes(tmp_path / name, content))
     check_message(caught.value, str(tmp_path / name))
@@ -891,13 +1045,20 @@ def test_libraries_are_imported_only_when_needed() -> None:
         "import sys; from conv3d_cli.kernels import read_kernel; read_kernel('box');"
         "print([m for m in ('nibabel', 'tifffile', 'scipy', 'numba', 'click') if m in sys.modules])"
     )
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout
+        == "[]\n"
+    )
 
 
 def test_every_kind_is_listed() -> None:
     """Every format of volumes is one of kernels."""
     own = ".npy .npz .json .toml .txt"
-    volumes = " ".join(suffix for found in FORMATS for suffix in found.suffixes if suffix not in (".npy", "-"))
+    volumes = " ".join(
+        suffix for found in FORMATS for suffix in found.suffixes if suffix not in (".npy", "-")
+    )
     assert kernel_files.known_suffixes() == f"{own} .kern .kernel {volumes}"
     assert kernel_files.known_suffixes(written=True) == f"{own} {volumes}"
 
@@ -927,7 +1088,11 @@ def test_a_volume_as_a_kernel(tmp_path: Path, suffix: str, rng: np.random.Genera
 def test_several_volumes_are_no_kernel(tmp_path: Path, suffix: str, axes: str) -> None:
     path = str(tmp_path / f"k{suffix}")
     write_volume(path, Volume(np.ones((2, 3, 4, 5, 6)[-len(axes) :], np.float32), axes))
-    check_refused(path, "must be a stack zyx of one channel, received axes .*; save one volume of it", ShapeError)
+    check_refused(
+        path,
+        "must be a stack zyx of one channel, received axes .*; save one volume of it",
+        ShapeError,
+    )
 
 
 @pytest.mark.parametrize("suffix", [".nii", ".nrrd", ".tif"])
@@ -939,6 +1104,9 @@ def test_the_limit_of_a_volume(tmp_path: Path, suffix: str) -> None:
     def sparse(file: Any, size: int) -> None:
         file.truncate(max(size, os.fstat(file.fileno()).st_size))
 
-    with mock.patch("conv3d_cli.formats.base.reserve_space", sparse), create_volume(str(path), header) as writer:
+    with (
+        mock.patch("conv3d_cli.formats.base.reserve_space", sparse),
+        create_volume(str(path), header) as writer,
+    ):
         writer.commit()
     check_refused(str(path), "has 101,000,000 weights.*at most 100,000,000 are allowed", ShapeError)

@@ -69,7 +69,8 @@ def test_lengths_are_refused(text: str, message: str) -> None:
 @pytest.mark.parametrize("unit", ["px", "pixel", "inch", "mmm", "mu"])
 def test_unknown_units(unit: str) -> None:
     with pytest.raises(
-        UnknownNameError, match=rf"unknown unit '{unit}'.*available: vox, nm, um, mm, cm, m \(in fwhm=2{unit}\)"
+        UnknownNameError,
+        match=rf"unknown unit '{unit}'.*available: vox, nm, um, mm, cm, m \(in fwhm=2{unit}\)",
     ):
         parse_lengths(f"2{unit}", "fwhm")
 
@@ -95,7 +96,9 @@ def test_voxels_need_no_grid() -> None:
     assert read_lengths("2vox", "sigma", Grid()) == (2, 2, 2)
 
 
-@pytest.mark.parametrize("grid", [None, Grid(), Grid((0.0, 1.0, 1.0), "mm"), Grid((-1.0, 1.0, 1.0), "mm")])
+@pytest.mark.parametrize(
+    "grid", [None, Grid(), Grid((0.0, 1.0, 1.0), "mm"), Grid((-1.0, 1.0, 1.0), "mm")]
+)
 def test_mm_without_a_usable_spacing(grid: Grid | None) -> None:
     with pytest.raises(ShapeError, match=r"sigma=2mm.*in vox"):
         read_lengths("2mm", "sigma", grid)
@@ -129,7 +132,9 @@ def test_sizes() -> None:
 
 
 def test_voxels() -> None:
-    assert voxels(1, "sigma") == voxels((1, 1, 1), "sigma") == voxels([1, 1, 1], "sigma") == (1, 1, 1)
+    assert (
+        voxels(1, "sigma") == voxels((1, 1, 1), "sigma") == voxels([1, 1, 1], "sigma") == (1, 1, 1)
+    )
     assert voxels(0, "sigma", zero=True) == (0, 0, 0)
     for wrong in (0, -1, math.nan, math.inf, (1, 2), (1, 2, 3, 4), (1, 2, None), "2"):
         with pytest.raises(SpecError, match="sigma"):
@@ -148,7 +153,11 @@ def test_numbers_and_counts() -> None:
 
 
 def test_axes() -> None:
-    assert [lengths.read_axes(letters, "axis") for letters in ("d", "H", "xYz")] == ["d", "h", "xyz"]
+    assert [lengths.read_axes(letters, "axis") for letters in ("d", "H", "xYz")] == [
+        "d",
+        "h",
+        "xyz",
+    ]
     for wrong in ("i", "", "dd", "dz", "dhwx", "all"):
         with pytest.raises(SpecError, match=rf"axis is d, h or w .*received axis={wrong}"):
             lengths.axis_numbers(wrong)

@@ -14,7 +14,9 @@ from conv3d_cli.model.kernel import Kernel
 Floats = tuple[float, float, float]
 
 
-def gaussian(size: tuple[int, int, int], spacing: Floats, sigma: Floats, shift: Floats = (0.0, 0.0, 0.0)) -> np.ndarray:
+def gaussian(
+    size: tuple[int, int, int], spacing: Floats, sigma: Floats, shift: Floats = (0.0, 0.0, 0.0)
+) -> np.ndarray:
     """Sampled about the middle of its array (between voxels where a size is even) plus a shift, of sum 1."""
     profiles = []
     for k, step, deviation, off in zip(size, spacing, sigma, shift, strict=True):
@@ -25,7 +27,9 @@ def gaussian(size: tuple[int, int, int], spacing: Floats, sigma: Floats, shift: 
 
 def centroid(weights: np.ndarray, spacing: Floats) -> np.ndarray:
     """In units of length from the middle of the array."""
-    axes = [(np.arange(k) - (k - 1) / 2) * step for k, step in zip(weights.shape, spacing, strict=True)]
+    axes = [
+        (np.arange(k) - (k - 1) / 2) * step for k, step in zip(weights.shape, spacing, strict=True)
+    ]
     places = np.stack(np.meshgrid(*axes, indexing="ij"))
     return (places * weights).sum(axis=(1, 2, 3)) / weights.sum()
 
@@ -44,7 +48,9 @@ def test_a_gaussian_stays_that_gaussian(
     size: tuple[int, int, int], wanted: Floats, sigma: Floats, error: float
 ) -> None:
     """Sampled at 1 um and resampled, against the same Gaussian sampled there."""
-    made = resample_kernel(Kernel(7 * gaussian(size, (1.0, 1.0, 1.0), sigma)), (1.0, 1.0, 1.0), wanted)
+    made = resample_kernel(
+        Kernel(7 * gaussian(size, (1.0, 1.0, 1.0), sigma)), (1.0, 1.0, 1.0), wanted
+    )
     assert all(k % 2 for k, step in zip(made.size, wanted, strict=True) if step != 1)
     expected = 7 * gaussian(made.size, wanted, sigma)
     assert np.abs(made.weights - expected).max() < error * expected.max()
@@ -74,7 +80,10 @@ def test_larger_voxels_keep_the_moments_exactly(rng: np.random.Generator) -> Non
     assert made.weights.min() < 0
     for degrees in [(0, 0, 0), (1, 0, 0), (0, 1, 0), (2, 0, 1), (0, 3, 0), (1, 1, 1), (3, 2, 1)]:
         moments = []
-        for weights, spacing in ((kernel.weights, (1.0, 0.5, 0.2)), (made.weights, (1.7, 1.1, 1.0))):
+        for weights, spacing in (
+            (kernel.weights, (1.0, 0.5, 0.2)),
+            (made.weights, (1.7, 1.1, 1.0)),
+        ):
             powers = [
                 ((np.arange(k) - (k - 1) / 2) * step) ** degree
                 for k, step, degree in zip(weights.shape, spacing, degrees, strict=True)
@@ -94,7 +103,9 @@ def test_the_anchor_is_in_the_middle() -> None:
 
 def test_axes_that_agree_stay_as_they_are(rng: np.random.Generator) -> None:
     kernel = Kernel(rng.random((4, 5, 1)))
-    assert np.array_equal(resample_kernel(kernel, (2.0, 1.0, 7.0), (2.0, 1.0, 1.0)).weights, kernel.weights)
+    assert np.array_equal(
+        resample_kernel(kernel, (2.0, 1.0, 7.0), (2.0, 1.0, 1.0)).weights, kernel.weights
+    )
     assert resample_kernel(kernel, (2.0, 1.0, 7.0), (2.0, 2.0, 1.0)).size[::2] == (4, 1)
 
 
@@ -123,7 +134,9 @@ def test_the_sum_stays_for_any_weights(weights: list[float], own: float, wanted:
     kernel = Kernel(np.array(weights).reshape(1, 1, -1))
     made = resample_kernel(kernel, (1.0, 1.0, own), (1.0, 1.0, wanted))
     assert np.isfinite(made.weights).all()
-    assert abs(made.sum - kernel.sum) <= 1e-9 * max(np.abs(made.weights).sum(), np.abs(kernel.weights).sum())
+    assert abs(made.sum - kernel.sum) <= 1e-9 * max(
+        np.abs(made.weights).sum(), np.abs(kernel.weights).sum()
+    )
 
 
 def test_cubic_is_an_interpolator_of_degree_three() -> None:
@@ -138,7 +151,10 @@ def test_far_apart_spacings_are_quick_and_bounded() -> None:
     kernel = Kernel(np.ones((9, 9, 9)))
     assert resample_kernel(kernel, (1.0, 1.0, 1.0), (1e9, 1e9, 1e9)).size == (7, 7, 7)
     for wanted in (1e-3, 1e-12):
-        with pytest.raises(ShapeError, match=r"weights at the volume's spacing, more than 100,000,000; are the units"):
+        with pytest.raises(
+            ShapeError,
+            match=r"weights at the volume's spacing, more than 100,000,000; are the units",
+        ):
             resample_kernel(kernel, (1.0, 1.0, 1.0), (wanted,) * 3)
 
 

@@ -59,7 +59,9 @@ def expected() -> list[Any]:
     return cases
 
 
-def compute(layer: SavedLayer, config: SavedLayer, x: np.ndarray, data_format: str | None = None) -> np.ndarray:
+def compute(
+    layer: SavedLayer, config: SavedLayer, x: np.ndarray, data_format: str | None = None
+) -> np.ndarray:
     """The output of a layer with the attributes of another."""
     attributes = attributes_of(config)
     data_format = data_format or attributes.data_format
@@ -67,7 +69,10 @@ def compute(layer: SavedLayer, config: SavedLayer, x: np.ndarray, data_format: s
     if config.config is not None:
         assert attributes.groups * layer.kernel.shape[3] == channels
     padding: Any = attributes.padding
-    steps: dict[str, Any] = {"strides": attributes.strides, "dilation_rate": attributes.dilation_rate}
+    steps: dict[str, Any] = {
+        "strides": attributes.strides,
+        "dilation_rate": attributes.dilation_rate,
+    }
     if attributes.is_strided_dilation:  # not a Conv3D of Keras: every voxel, then every other
         y = compute_plain(layer, x, padding, data_format, channels, attributes.dilation_rate)
         space = tuple(slice(None, None, step) for step in attributes.strides)
@@ -79,7 +84,12 @@ def compute(layer: SavedLayer, config: SavedLayer, x: np.ndarray, data_format: s
 
 
 def compute_plain(
-    layer: SavedLayer, x: np.ndarray, padding: Any, data_format: str, channels: int, dilation_rate: Any
+    layer: SavedLayer,
+    x: np.ndarray,
+    padding: Any,
+    data_format: str,
+    channels: int,
+    dilation_rate: Any,
 ) -> np.ndarray:
     return conv3d(
         x, layer.kernel, bias=layer.bias, padding=padding, groups=channels // layer.kernel.shape[3],
@@ -92,10 +102,14 @@ def compute_plain(
 
 
 @pytest.mark.parametrize(("file", "name", "x", "y"), expected())
-def test_layers_give_the_numbers_of_their_library(file: str, name: str, x: np.ndarray, y: np.ndarray) -> None:
+def test_layers_give_the_numbers_of_their_library(
+    file: str, name: str, x: np.ndarray, y: np.ndarray
+) -> None:
     layer = choose_layer(held_by(data(file)), file, name)
     config = choose_layer(held_by(DATA / SIBLINGS[file]), file, name) if file in SIBLINGS else layer
-    data_format = "channels_first" if Path(file).suffix in (".pt", ".pth", ".safetensors", ".onnx") else None
+    data_format = (
+        "channels_first" if Path(file).suffix in (".pt", ".pth", ".safetensors", ".onnx") else None
+    )
     mine = compute(layer, config, x, data_format)
     assert mine.shape == y.shape
     np.testing.assert_allclose(mine, y, rtol=2e-6, atol=2e-6)
@@ -106,7 +120,10 @@ def test_layers_give_the_numbers_of_their_library(file: str, name: str, x: np.nd
     [
         ("two.keras", ["conv3d_1", "narrow"]),
         ("nested.keras", ["conv3d_1", "inside", "last"]),
-        ("nested.weights.h5", ["conv3d_1", "last", "inside"]),  # by groups: the models' order stands in no weights file
+        (
+            "nested.weights.h5",
+            ["conv3d_1", "last", "inside"],
+        ),  # by groups: the models' order stands in no weights file
         ("nested.h5", ["conv3d_1", "inside", "last"]),
         ("many.weights.h5", [f"step{i}" for i in range(11)]),
         ("special.keras", ["first", "half"]),
@@ -189,31 +206,56 @@ def test_onnx_attributes_are_in_keras_words() -> None:
     }
     assert "Keras refuses" in layers["Conv_5"].notes[0]
     assert layers["Conv_3"].config["groups"] == 2  # type: ignore[index]
-    assert all(layer.config["data_format"] == "channels_first" for layer in layers.values() if layer.config)
+    assert all(
+        layer.config["data_format"] == "channels_first" for layer in layers.values() if layer.config
+    )
 
 
 def test_model_config_is_the_whole_model() -> None:
     assert model_config(data("two.keras"))["class_name"] == "Sequential"  # type: ignore[index]
     assert model_config(data("nested.h5"))["class_name"] == "Functional"  # type: ignore[index]
     assert model_config(data("keras2.h5"))["config"]["name"] == "sequential"  # type: ignore[index]
-    for file in ("keras2_weights_only.h5", "nested.weights.h5", "net.onnx", "state.pt", "net.safetensors", "psf.npy"):
+    for file in (
+        "keras2_weights_only.h5",
+        "nested.weights.h5",
+        "net.onnx",
+        "state.pt",
+        "net.safetensors",
+        "psf.npy",
+    ):
         assert model_config(DATA / file) is None, file
 
 
 def test_dtypes_are_kept() -> None:
-    wanted = {"float64": "float64", "float32": "float32", "float16": "float16", "bfloat16": "float32"}
+    wanted = {
+        "float64": "float64",
+        "float32": "float32",
+        "float16": "float16",
+        "bfloat16": "float32",
+    }
     for file in ("dtypes.pt", "dtypes.safetensors"):
         for name, dtype in wanted.items():
             assert str(saved_layer(f"{DATA / file}::{name}").kernel.dtype) == dtype
-    torch, tensors = (saved_layer(f"{DATA / file}::bfloat16") for file in ("dtypes.pt", "dtypes.safetensors"))
+    torch, tensors = (
+        saved_layer(f"{DATA / file}::bfloat16") for file in ("dtypes.pt", "dtypes.safetensors")
+    )
     np.testing.assert_array_equal(torch.kernel, tensors.kernel)
 
 
 def test_short_floats_are_decoded() -> None:
-    assert decode_floats(np.array([0x3F80, 0xC049], "<u2").tobytes(), "bfloat16").tolist() == [1.0, -3.140625]
+    assert decode_floats(np.array([0x3F80, 0xC049], "<u2").tobytes(), "bfloat16").tolist() == [
+        1.0,
+        -3.140625,
+    ]
     assert decode_floats(np.array([0x3F80], ">u2").tobytes(), "bfloat16", ">").tolist() == [1.0]
     assert decode_floats(bytes([0x3C, 0xC0, 0x01]), "float8_e5m2").tolist() == [1.0, -2.0, 2.0**-16]
-    assert decode_floats(bytes([0x01, 0x08, 0xB8, 0x7E, 0x00]), "float8_e4m3fn").tolist() == [2**-9, 2**-6, -1, 448, 0]
+    assert decode_floats(bytes([0x01, 0x08, 0xB8, 0x7E, 0x00]), "float8_e4m3fn").tolist() == [
+        2**-9,
+        2**-6,
+        -1,
+        448,
+        0,
+    ]
     assert np.isnan(decode_floats(bytes([0x7F, 0xFF]), "float8_e4m3fn")).all()
     assert decode_floats(np.array([1.5], ">f8").tobytes(), "float64", ">").tolist() == [1.5]
 
@@ -256,7 +298,10 @@ def test_an_unknown_name_suggests_the_nearest() -> None:
 
 def test_a_name_that_two_layers_have_is_not_guessed() -> None:
     one = np.ones((1, 1, 1, 1, 1))
-    layers = [SavedLayer("a", None, one, aliases=("x/a",)), SavedLayer("a", None, one, aliases=("y/a",))]
+    layers = [
+        SavedLayer("a", None, one, aliases=("x/a",)),
+        SavedLayer("a", None, one, aliases=("y/a",)),
+    ]
     with pytest.raises(SpecError, match="2 layers 'a'; write x/a or y/a"):
         choose_layer(layers, "f.h5", "a")
     assert choose_layer(layers, "f.h5", "y/a") is layers[1]
@@ -299,7 +344,12 @@ def test_suffixes_claim_files() -> None:
 
 @pytest.mark.parametrize(
     ("library", "file"),
-    [("h5py", "two.keras"), ("h5py", "nested.weights.h5"), ("h5py", "keras2.h5"), ("onnx", "net.onnx")],
+    [
+        ("h5py", "two.keras"),
+        ("h5py", "nested.weights.h5"),
+        ("h5py", "keras2.h5"),
+        ("onnx", "net.onnx"),
+    ],
 )
 def test_a_missing_library_is_named_with_its_cure(
     monkeypatch: pytest.MonkeyPatch, library: str, file: str, tmp_path: Path
@@ -307,7 +357,9 @@ def test_a_missing_library_is_named_with_its_cure(
     (tmp_path / f"{library}.py").write_text("raise ImportError")
     monkeypatch.syspath_prepend(tmp_path)  # HDF5 is read in another process
     monkeypatch.delitem(sys.modules, library, raising=False)
-    with pytest.raises(FormatError, match=rf"{library} is not installed; pip install 'conv3d\[weights\]'"):
+    with pytest.raises(
+        FormatError, match=rf"{library} is not installed; pip install 'conv3d\[weights\]'"
+    ):
         read_layers(DATA / file)
 
 
@@ -321,6 +373,8 @@ def test_nan_weights_are_refused(tmp_path: Path) -> None:
     raw = bytearray((DATA / "net.safetensors").read_bytes())
     raw[-4:] = np.float32(np.nan).tobytes()
     (tmp_path / "nan.safetensors").write_bytes(raw)
-    name = next(n.name for n in read_layers(tmp_path / "nan.safetensors") if np.isnan(n.kernel).any())
+    name = next(
+        n.name for n in read_layers(tmp_path / "nan.safetensors") if np.isnan(n.kernel).any()
+    )
     with pytest.raises(ShapeError, match="finite"):
         read_kernel(f"{tmp_path / 'nan.safetensors'}::{name}")

@@ -13,7 +13,13 @@ import numpy as np
 import pytest
 
 from conv3d_cli.errors import FormatError, SpecError, UnknownNameError
-from conv3d_cli.kernels.weights import OtherLayer, SavedLayer, choose_layer, read_layers, saved_layer
+from conv3d_cli.kernels.weights import (
+    OtherLayer,
+    SavedLayer,
+    choose_layer,
+    read_layers,
+    saved_layer,
+)
 from conv3d_cli.kernels.weights.convert import convert_layers
 from conv3d_cli.kernels.weights.layer import attributes_of
 from conv3d_cli.kernels.weights.state_dict import read_state_dict
@@ -33,10 +39,22 @@ DATA = Path(__file__).parent.parent / "data" / "weights"
         ("nested.keras", "h5py", "up", "it is of class Conv3DTranspose", "inside"),
         ("nested.weights.h5", "h5py", "up", "it is a Conv3DTranspose", "inside"),
         ("folded.onnx", "onnx", "up", "it is a node ConvTranspose", "cast"),
-        ("folded.onnx", "onnx", "turned", "its weights are computed by the graph, by Transpose 'turn'", "cast"),
+        (
+            "folded.onnx",
+            "onnx",
+            "turned",
+            "its weights are computed by the graph, by Transpose 'turn'",
+            "cast",
+        ),
         ("transposed.pt", "json", "up", "its name is a transposed convolution's", "conv"),
         ("transposed.pt", "json", "up_b", "its name is a transposed convolution's", "conv"),
-        ("transposed.pt", "json", "other", "its weights are 4x3x2x2x2 and its bias 3: a ConvTranspose3d's", "conv"),
+        (
+            "transposed.pt",
+            "json",
+            "other",
+            "its weights are 4x3x2x2x2 and its bias 3: a ConvTranspose3d's",
+            "conv",
+        ),
         ("norms.pt", "json", "spectral", "its weights are computed by spectral_norm", "normed"),
         ("norms.pt", "json", "spectral2", "its weights are computed by spectral_norm", "normed"),
     ],
@@ -53,7 +71,9 @@ def test_what_is_not_read_is_told_by_name(
         saved_layer(path)
     assert f"{name} ({why}" in str(alone.value)
     notes = convert_layers(path, tmp_path / "out.safetensors")
-    assert any("convolutions that are left out" in note and f"{name} ({why}" in note for note in notes)
+    assert any(
+        "convolutions that are left out" in note and f"{name} ({why}" in note for note in notes
+    )
     assert saved_layer(f"{path}::{readable}").name == readable
 
 
@@ -66,7 +86,10 @@ def test_the_file_alone_is_no_name_for_one_layer_of_several() -> None:
     """A normalization or an activation of its own is part of what the file computes."""
     plain = SavedLayer("a", None, np.ones((1, 1, 1, 1, 1)))
     norm = OtherLayer("norm", "it has no weights of 5 axes", is_convolution=False)
-    with pytest.raises(SpecError, match=r"1 layer: a .*, and 1 that is no Conv3D: norm; choose one, as in f\.pt::a$"):
+    with pytest.raises(
+        SpecError,
+        match=r"1 layer: a .*, and 1 that is no Conv3D: norm; choose one, as in f\.pt::a$",
+    ):
         choose_layer([plain, norm], "f.pt", None)
     assert choose_layer([plain, norm], "f.pt", "a") is plain
     assert choose_layer([plain], "f.pt", None) is plain
@@ -79,9 +102,14 @@ def test_a_file_of_what_is_not_read_says_why(tmp_path: Path) -> None:
     path = tmp_path / "net.onnx"
     weights = numpy_helper.from_array(np.ones((2, 1, 3, 3), np.float32), "w")
     x = helper.make_tensor_value_info("x", TensorProto.FLOAT, None)
-    graph = helper.make_graph([helper.make_node("Conv", ["x", "w"], ["y"], name="flat")], "g", [x], [x], [weights])
+    graph = helper.make_graph(
+        [helper.make_node("Conv", ["x", "w"], ["y"], name="flat")], "g", [x], [x], [weights]
+    )
     path.write_bytes(helper.make_model(graph).SerializeToString())
-    with pytest.raises(FormatError, match=r"no Conv3D layer that can be read: flat \(its weights have 4 axes, not 5\)"):
+    with pytest.raises(
+        FormatError,
+        match=r"no Conv3D layer that can be read: flat \(its weights have 4 axes, not 5\)",
+    ):
         read_layers(path)
 
 
@@ -98,7 +126,10 @@ def state(**shapes: tuple[int, ...]) -> list[SavedLayer | OtherLayer]:
 @pytest.mark.parametrize(
     ("shapes", "why"),
     [
-        ({"conv.weight": (2, 1, 3, 3, 3), "conv.lora_A": (2, 9), "conv.lora_B": (6, 2)}, "a LoRA adapter acts on it"),
+        (
+            {"conv.weight": (2, 1, 3, 3, 3), "conv.lora_A": (2, 9), "conv.lora_B": (6, 2)},
+            "a LoRA adapter acts on it",
+        ),
         (
             {"conv.conv.weight": (2, 1, 3, 3, 3), "conv.conv.bias": (2,), "conv.lora_A": (2, 9)},
             "a LoRA adapter acts on it",
@@ -108,10 +139,19 @@ def state(**shapes: tuple[int, ...]) -> list[SavedLayer | OtherLayer]:
             "a LoRA adapter acts on it",
         ),
         ({"c.weight": (2, 1, 3, 3, 3), "c.weight_scale": ()}, "it holds c.weight_scale, too"),
-        ({"c.weight": (2, 1, 3, 3, 3), "c.fake_quant.scale": (1,)}, "it holds c.fake_quant.scale, too"),
-        ({"c.weight_v": (2, 1, 3, 3, 3), "c.weight_g": (2, 1, 3, 1, 1)}, "computed by a parametrization"),
         (
-            {"c.parametrizations.weight.original": (2, 1, 3, 3, 3), "c.parametrizations.weight.0.x": (1,)},
+            {"c.weight": (2, 1, 3, 3, 3), "c.fake_quant.scale": (1,)},
+            "it holds c.fake_quant.scale, too",
+        ),
+        (
+            {"c.weight_v": (2, 1, 3, 3, 3), "c.weight_g": (2, 1, 3, 1, 1)},
+            "computed by a parametrization",
+        ),
+        (
+            {
+                "c.parametrizations.weight.original": (2, 1, 3, 3, 3),
+                "c.parametrizations.weight.0.x": (1,),
+            },
             "computed by a parametrization",
         ),
         ({"c.weight": (2, 1, 3, 3, 3), "c.bias": (3,)}, "a ConvTranspose3d's, or no convolution's"),
@@ -130,7 +170,9 @@ def test_modules_that_hold_more_than_a_conv3d(shapes: dict[str, tuple[int, ...]]
 def test_a_name_of_a_transposed_convolution_is_believed_unless_the_bias_tells() -> None:
     (doubted,) = state(up_weight=(4, 4, 2, 2, 2), up_bias=(4,))
     assert isinstance(doubted, OtherLayer)
-    (certain,) = state(up_weight=(4, 8, 2, 2, 2), up_bias=(4,))  # 4 of 8: no ConvTranspose3d has such a bias
+    (certain,) = state(
+        up_weight=(4, 8, 2, 2, 2), up_bias=(4,)
+    )  # 4 of 8: no ConvTranspose3d has such a bias
     assert isinstance(certain, SavedLayer)
     assert not certain.notes
     (depthwise,) = state(up_weight=(8, 1, 2, 2, 2), up_bias=(8,))  # with groups=8 it may be one
@@ -149,7 +191,9 @@ def test_the_name_of_its_tensor_says_that_it_is_a_conv3d() -> None:
 
 
 @pytest.mark.parametrize("shape", [(4, 4, 3, 3, 3), (4, 2, 3, 3, 3)])
-def test_where_the_tensors_do_not_tell_a_note_says_how_they_are_read(shape: tuple[int, ...]) -> None:
+def test_where_the_tensors_do_not_tell_a_note_says_how_they_are_read(
+    shape: tuple[int, ...],
+) -> None:
     (layer,) = state(mid_weight=shape)
     assert isinstance(layer, SavedLayer)
     assert "(filters, in_channels/groups, depth, height, width)" in layer.notes[0]
@@ -163,7 +207,9 @@ def test_weight_norm_by_hand() -> None:
     v = rng.standard_normal((3, 2, 2, 2, 2)).astype(np.float32)
     g = rng.standard_normal((3, 1, 1, 1, 1)).astype(np.float32)
     tensors = {"c.weight_g": g, "c.weight_v": v, "c.bias": np.zeros(3, np.float32)}
-    (layer,) = read_state_dict({key: value.shape for key, value in tensors.items()}, tensors.__getitem__)
+    (layer,) = read_state_dict(
+        {key: value.shape for key, value in tensors.items()}, tensors.__getitem__
+    )
     assert isinstance(layer, SavedLayer)
     expected = np.stack([g[f].item() * v[f] / np.linalg.norm(v[f].ravel()) for f in range(3)])
     np.testing.assert_allclose(layer.kernel, expected.transpose(2, 3, 4, 1, 0), rtol=1e-6)
@@ -176,9 +222,14 @@ def test_tensors_of_a_dict_are_named_alike() -> None:
     from conv3d_cli.kernels.weights.pytorch import _named_tensors
 
     tensor = Tensor(Storage("0", "float32", 1), 0, (1,), (1,))
-    named = _named_tensors({"a": {"c.weight": tensor, "c.bias": tensor}, "b": {"c.weight": tensor}, "d": {"e": tensor}})
+    named = _named_tensors(
+        {"a": {"c.weight": tensor, "c.bias": tensor}, "b": {"c.weight": tensor}, "d": {"e": tensor}}
+    )
     assert list(named) == ["a.c.weight", "a.c.bias", "b.c.weight", "e"]
-    assert list(_named_tensors([{"c.weight": tensor}, {"f.weight": tensor}])) == ["c.weight", "f.weight"]
+    assert list(_named_tensors([{"c.weight": tensor}, {"f.weight": tensor}])) == [
+        "c.weight",
+        "f.weight",
+    ]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -201,12 +252,18 @@ def test_lora_by_hand() -> None:
         group = file["model_weights/conv"]
         arrays: dict[str, Any] = {}
         group.visititems(
-            lambda name, item: arrays.update({name.rpartition("/")[2]: item[()]}) if hasattr(item, "shape") else None
+            lambda name, item: (
+                arrays.update({name.rpartition("/")[2]: item[()]})
+                if hasattr(item, "shape")
+                else None
+            )
         )
         config = json.loads(file.attrs["model_config"])["config"]["layers"][-1]["config"]
     scale = config["lora_alpha"] / config["lora_rank"]
     assert scale == 1.5
-    expected = arrays["kernel"] + scale * np.einsum("dhwcr,rf->dhwcf", arrays["lora_kernel_a"], arrays["lora_kernel_b"])
+    expected = arrays["kernel"] + scale * np.einsum(
+        "dhwcr,rf->dhwcf", arrays["lora_kernel_a"], arrays["lora_kernel_b"]
+    )
     layer = saved_layer(str(DATA / "lora.h5"))
     np.testing.assert_allclose(layer.kernel, expected, rtol=1e-5, atol=1e-6)
     assert np.abs(layer.kernel - arrays["kernel"]).max() > 0.1
@@ -218,7 +275,9 @@ def test_lora_without_its_alpha_is_refused(tmp_path: Path) -> None:
     with h5py.File(DATA / "lora.h5") as file, h5py.File(path, "w") as copy:
         file.copy("model_weights", copy)
         copy["model_weights"].attrs["keras_version"] = "3.15.1"
-    with pytest.raises(FormatError, match=r"conv \(its LoRA weights need the lora_alpha of the model's config"):
+    with pytest.raises(
+        FormatError, match=r"conv \(its LoRA weights need the lora_alpha of the model's config"
+    ):
         read_layers(path)
 
 
@@ -237,14 +296,21 @@ def test_a_class_called_conv3d_is_not_keras_own(tmp_path: Path) -> None:
     with ZipFile(path, "w") as archive:
         for name, content in (members | {"config.json": json.dumps(config).encode()}).items():
             archive.writestr(name, content)
-    with pytest.raises(FormatError, match=r"conv \(it is of class My>Conv3D, whose code is in no file\)"):
+    with pytest.raises(
+        FormatError, match=r"conv \(it is of class My>Conv3D, whose code is in no file\)"
+    ):
         read_layers(path)
 
 
-def padded_model(pad: dict[str, Any], conv: dict[str, Any], class_name: str = "ZeroPadding3D") -> dict[str, Any]:
+def padded_model(
+    pad: dict[str, Any], conv: dict[str, Any], class_name: str = "ZeroPadding3D"
+) -> dict[str, Any]:
     layers = [
         {"class_name": class_name, "config": {"name": "pad", **pad}},
-        {"class_name": "Conv3D", "config": {"name": "conv", "filters": 1, "kernel_size": [2, 2, 2], **conv}},
+        {
+            "class_name": "Conv3D",
+            "config": {"name": "conv", "filters": 1, "kernel_size": [2, 2, 2], **conv},
+        },
     ]
     return {"class_name": "Sequential", "config": {"name": "s", "layers": layers}}
 
@@ -256,14 +322,21 @@ def padded_model(pad: dict[str, Any], conv: dict[str, Any], class_name: str = "Z
             padded_model({"padding": 1}, {"padding": "same", "strides": 2}),
             "'same' with strides > 1 depends on the volume",
         ),
-        (padded_model({"padding": 1, "data_format": "channels_first"}, {"data_format": "channels_last"}), "other axes"),
+        (
+            padded_model(
+                {"padding": 1, "data_format": "channels_first"}, {"data_format": "channels_last"}
+            ),
+            "other axes",
+        ),
         (padded_model({"padding": [1, 2]}, {}), r"takes N, \[N, N, N\] or three"),
     ],
 )
 def test_padding_that_cannot_be_joined_is_refused_by_name(model: dict[str, Any], why: str) -> None:
     from conv3d_cli.kernels.weights.keras import join_config
 
-    saved: dict[str, SavedLayer | OtherLayer] = {"conv3d": SavedLayer("conv", None, np.ones((2, 2, 2, 1, 1)))}
+    saved: dict[str, SavedLayer | OtherLayer] = {
+        "conv3d": SavedLayer("conv", None, np.ones((2, 2, 2, 1, 1)))
+    }
     (held,) = join_config(saved, model, "3.0", "f.keras")
     assert isinstance(held, OtherLayer)
     with pytest.raises(FormatError, match=rf"layer 'conv' of f\.keras as a Conv3D: .*pad.*{why}"):
@@ -276,7 +349,12 @@ def test_padding_of_a_functional_model_is_found_by_its_connections() -> None:
 
     def layer(name: str, class_name: str, source: str | None, **config: Any) -> dict[str, Any]:
         nodes = [] if source is None else [[[source, 0, 0, {}]]]
-        return {"class_name": class_name, "name": name, "config": {"name": name, **config}, "inbound_nodes": nodes}
+        return {
+            "class_name": class_name,
+            "name": name,
+            "config": {"name": name, **config},
+            "inbound_nodes": nodes,
+        }
 
     layers = [
         layer("in", "InputLayer", None),
@@ -287,8 +365,13 @@ def test_padding_of_a_functional_model_is_found_by_its_connections() -> None:
         layer("a", "Conv3D", "pad_a"),
         layer("drop", "Dropout", "pad_b"),
     ]
-    model = {"class_name": "Functional", "config": {"name": "f", "layers": layers, "output_layers": [["a", 0, 0]]}}
-    before = {entry.name: [pad["config"]["name"] for pad in entry.padding] for entry in walk_config(model)}
+    model = {
+        "class_name": "Functional",
+        "config": {"name": "f", "layers": layers, "output_layers": [["a", 0, 0]]},
+    }
+    before = {
+        entry.name: [pad["config"]["name"] for pad in entry.padding] for entry in walk_config(model)
+    }
     assert (before["a"], before["b"], before["plain"]) == (["pad_a"], ["pad_b"], [])
 
 
@@ -324,7 +407,10 @@ W = np.arange(8, dtype=np.int8).reshape(1, 1, 2, 2, 2)
 )
 def test_weights_that_are_not_known(nodes: list[Any], why: str, tmp_path: Path) -> None:
     helper = pytest.importorskip("onnx").helper
-    made = [helper.make_node(op, inputs, outputs, **attributes) for op, inputs, outputs, attributes in nodes]
+    made = [
+        helper.make_node(op, inputs, outputs, **attributes)
+        for op, inputs, outputs, attributes in nodes
+    ]
     made.append(helper.make_node("Conv", ["x", "w"], ["y"], name="conv"))
     tensors = {"q": W, "s": np.float32(0.5), "s2": np.float32([1, 2])}
     with pytest.raises(FormatError, match=rf"conv \(its weights {why}|conv \(its weights .*{why}"):
@@ -333,7 +419,10 @@ def test_weights_that_are_not_known(nodes: list[Any], why: str, tmp_path: Path) 
 
 def test_a_pad_node_that_adds_no_zeros_refuses_its_layer(tmp_path: Path) -> None:
     helper = pytest.importorskip("onnx").helper
-    tensors = {"w": np.ones((1, 1, 2, 2, 2), np.float32), "p": np.int64([0, 0, 1, 1, 1, 0, 0, 1, 1, 1])}
+    tensors = {
+        "w": np.ones((1, 1, 2, 2, 2), np.float32),
+        "p": np.int64([0, 0, 1, 1, 1, 0, 0, 1, 1, 1]),
+    }
     tensors |= {
         "one": np.float32(1),
         "channels": np.int64([0, 1, 0, 0, 0, 0, 0, 0, 0, 0]),
@@ -350,7 +439,10 @@ def test_a_pad_node_that_adds_no_zeros_refuses_its_layer(tmp_path: Path) -> None
         nodes.append(helper.make_node("Conv", ["z", "w"], ["y"], name="conv"))
         path = onnx_graph(tmp_path / "net.onnx", nodes, tensors)
         for name in ("", "::conv"):
-            with pytest.raises(FormatError, match=rf"conv.*the Pad node pad before it is no padding of zeros: .*{why}"):
+            with pytest.raises(
+                FormatError,
+                match=rf"conv.*the Pad node pad before it is no padding of zeros: .*{why}",
+            ):
                 saved_layer(f"{path}{name}")
     # a Pad that is understood does not hide one before it
     nodes = [
@@ -358,7 +450,9 @@ def test_a_pad_node_that_adds_no_zeros_refuses_its_layer(tmp_path: Path) -> None
         helper.make_node("Pad", ["z", "p"], ["n"], name="near"),
         helper.make_node("Conv", ["n", "w"], ["y"], name="conv"),
     ]
-    with pytest.raises(FormatError, match="the Pad node far before it is no padding of zeros: its mode is reflect"):
+    with pytest.raises(
+        FormatError, match="the Pad node far before it is no padding of zeros: its mode is reflect"
+    ):
         saved_layer(f"{onnx_graph(tmp_path / 'two.onnx', nodes, tensors)}::conv")
 
 
@@ -367,10 +461,14 @@ def test_convolutions_in_branches_and_functions_are_told(tmp_path: Path) -> None
     helper = onnx.helper
     weights = {"w": np.ones((1, 1, 2, 2, 2), np.float32), "c": np.array(True)}
     value = helper.make_tensor_value_info("t", 1, None)
-    inner = helper.make_graph([helper.make_node("Conv", ["x", "w"], ["t"], name="inner")], "then", [], [value])
+    inner = helper.make_graph(
+        [helper.make_node("Conv", ["x", "w"], ["t"], name="inner")], "then", [], [value]
+    )
     nodes = [
         helper.make_node("If", ["c"], ["z"], name="branch", then_branch=inner, else_branch=inner),
         helper.make_node("Conv", ["z", "w"], ["y"], name="outer"),
     ]
-    with pytest.raises(SpecError, match=r"inner \(it lies in the node If 'branch', which is not looked into\)"):
+    with pytest.raises(
+        SpecError, match=r"inner \(it lies in the node If 'branch', which is not looked into\)"
+    ):
         saved_layer(str(onnx_graph(tmp_path / "net.onnx", nodes, weights)))

@@ -12,13 +12,27 @@ import pytest
 
 from conv3d_cli.errors import OutputExistsError, ShapeError, SpecError, WriteError
 from conv3d_cli.kernels import read_kernel, write_kernel
-from conv3d_cli.kernels.weights import SavedLayer, model_config, read_layers, saved_layer, write_layers
+from conv3d_cli.kernels.weights import (
+    SavedLayer,
+    model_config,
+    read_layers,
+    saved_layer,
+    write_layers,
+)
 from conv3d_cli.kernels.weights.convert import convert_layers
 from conv3d_cli.kernels.weights.layer import attributes_of
 from conv3d_cli.model.kernel import Kernel
 
 DATA = Path(__file__).parent.parent / "data" / "weights"
-SOURCES = ["two.keras", "nested.keras", "keras2.h5", "net.onnx", "attributes.onnx", "state.pt", "net.safetensors"]
+SOURCES = [
+    "two.keras",
+    "nested.keras",
+    "keras2.h5",
+    "net.onnx",
+    "attributes.onnx",
+    "state.pt",
+    "net.safetensors",
+]
 TARGETS = [".keras", ".weights.h5", ".safetensors", ".onnx", ".npz"]
 
 
@@ -49,7 +63,9 @@ def layer_of(name: str = "a", **config: object) -> SavedLayer:
 @functools.cache
 def one_of(file: str) -> str:
     """A layer of the file that Keras has, too."""
-    plain = [layer for layer in read_layers(DATA / file) if not attributes_of(layer).is_strided_dilation]
+    plain = [
+        layer for layer in read_layers(DATA / file) if not attributes_of(layer).is_strided_dilation
+    ]
     return f"{DATA / file}::{plain[0].name}"
 
 
@@ -70,7 +86,9 @@ def test_numbers_and_bytes_survive_every_pair(source: str, suffix: str, tmp_path
     np.testing.assert_array_equal(after.bias, before.bias)
 
 
-@pytest.mark.parametrize("source", ["two.keras", "keras2.h5", "net.safetensors", "state.pt", "many.weights.h5"])
+@pytest.mark.parametrize(
+    "source", ["two.keras", "keras2.h5", "net.safetensors", "state.pt", "many.weights.h5"]
+)
 @pytest.mark.parametrize("suffix", [".weights.h5", ".safetensors"])
 def test_all_layers_are_converted_in_order(source: str, suffix: str, tmp_path: Path) -> None:
     convert_layers(str(DATA / source), tmp_path / f"all{suffix}")
@@ -83,9 +101,15 @@ def test_all_layers_are_converted_in_order(source: str, suffix: str, tmp_path: P
 @pytest.mark.parametrize("suffix", [".keras", ".onnx"])
 def test_attributes_are_kept_where_the_target_holds_them(suffix: str, tmp_path: Path) -> None:
     convert_layers(str(DATA / "two.keras"), tmp_path / f"out{suffix}")
-    for before, after in zip(read_layers(DATA / "two.keras"), read_layers(tmp_path / f"out{suffix}"), strict=True):
+    for before, after in zip(
+        read_layers(DATA / "two.keras"), read_layers(tmp_path / f"out{suffix}"), strict=True
+    ):
         one, other = attributes_of(before), attributes_of(after)
-        assert (one.strides, one.dilation_rate, one.groups) == (other.strides, other.dilation_rate, other.groups)
+        assert (one.strides, one.dilation_rate, one.groups) == (
+            other.strides,
+            other.dilation_rate,
+            other.groups,
+        )
         size = before.kernel.shape[:3]
         assert one.explicit_pads(size) == other.explicit_pads(size)
         if suffix == ".keras":
@@ -97,7 +121,9 @@ def test_onnx_pads_become_keras_words_or_a_layer(tmp_path: Path) -> None:
     assert attributes_of(saved_layer(str(tmp_path / "same.keras"))).padding == "same"
     notes = convert_layers(f"{DATA / 'attributes.onnx'}::Conv_4", tmp_path / "pads.keras")
     assert any("ZeroPadding3D" in note for note in notes)
-    classes = [entry["class_name"] for entry in model_config(tmp_path / "pads.keras")["config"]["layers"]]  # type: ignore[index]
+    classes = [
+        entry["class_name"] for entry in model_config(tmp_path / "pads.keras")["config"]["layers"]
+    ]  # type: ignore[index]
     assert classes == ["InputLayer", "ZeroPadding3D", "Conv3D"]
 
 
@@ -105,16 +131,22 @@ def test_what_gets_lost_is_told(tmp_path: Path, convert: Any) -> None:
     told = convert(DATA / "two.keras", tmp_path / "net.safetensors").stderr.splitlines()
     assert f"note: {DATA / 'two.keras'} has other layers, which are left out: activation" in told
     assert (
-        "note: conv3d_1: safetensors holds weights only, without strides=1,2,1, padding=same, activation=relu" in told
+        "note: conv3d_1: safetensors holds weights only, without strides=1,2,1, padding=same, activation=relu"
+        in told
     )
-    assert "note: narrow: safetensors holds weights only, without dilation_rate=1,1,2, groups=2" in told
+    assert (
+        "note: narrow: safetensors holds weights only, without dilation_rate=1,1,2, groups=2"
+        in told
+    )
     told = convert(f"{DATA / 'two.keras'}::narrow", tmp_path / "narrow.npy").stderr.splitlines()
     assert told == ["note: narrow: .npy holds weights only, without dilation_rate=1,1,2, groups=2"]
     told = convert(f"{DATA / 'state.pt'}::mid", tmp_path / "mid.keras").stderr.splitlines()
     assert told == [
         "note: mid: the file holds weights only; strides, padding, ... are Keras' defaults where they are not given"
     ]
-    told = convert(f"{DATA / 'nested.keras'}::conv3d_1", tmp_path / "first.onnx").stderr.splitlines()
+    told = convert(
+        f"{DATA / 'nested.keras'}::conv3d_1", tmp_path / "first.onnx"
+    ).stderr.splitlines()
     assert told[-1] == "note: conv3d_1: ONNX is written without activation=silu"
 
 
@@ -146,7 +178,10 @@ def test_halves_stay_halves_in_safetensors(tmp_path: Path) -> None:
 def test_names_that_keras_refuses_are_changed(tmp_path: Path) -> None:
     layers = [layer_of("/enc/Conv", strides=1), layer_of("enc_Conv", strides=1)]
     write_layers(tmp_path / "a.weights.h5", layers)
-    assert [layer.name for layer in read_layers(tmp_path / "a.weights.h5")] == ["enc_Conv", "enc_Conv_1"]
+    assert [layer.name for layer in read_layers(tmp_path / "a.weights.h5")] == [
+        "enc_Conv",
+        "enc_Conv_1",
+    ]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -155,7 +190,9 @@ def test_names_that_keras_refuses_are_changed(tmp_path: Path) -> None:
 
 def test_layers_that_do_not_follow_one_another(tmp_path: Path) -> None:
     for suffix in (".keras", ".onnx"):
-        with pytest.raises(WriteError, match=r"enc\.conv gives 4 channels and mid takes 2; choose one with ::NAME"):
+        with pytest.raises(
+            WriteError, match=r"enc\.conv gives 4 channels and mid takes 2; choose one with ::NAME"
+        ):
             convert_layers(str(DATA / "state.pt"), tmp_path / f"out{suffix}")
     assert not list(tmp_path.iterdir())
 
@@ -166,7 +203,9 @@ def test_several_layers_for_a_file_of_one(tmp_path: Path) -> None:
 
 
 def test_keras_has_no_strided_dilation_and_no_same_lower(tmp_path: Path) -> None:
-    with pytest.raises(WriteError, match="Keras refuses strides > 1 together with dilation_rate > 1"):
+    with pytest.raises(
+        WriteError, match="Keras refuses strides > 1 together with dilation_rate > 1"
+    ):
         convert_layers(f"{DATA / 'net.onnx'}::mid", tmp_path / "mid.keras")
     with pytest.raises(WriteError, match="no padding same_lower with strides > 1"):
         write_layers(tmp_path / "low.keras", [layer_of(strides=2, padding="same_lower")])
@@ -179,7 +218,10 @@ def test_keras_has_no_strided_dilation_and_no_same_lower(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("target", "words"),
     [
-        ("net.pt", "PyTorch files are only read; write .keras .weights.h5 .safetensors .onnx instead"),
+        (
+            "net.pt",
+            "PyTorch files are only read; write .keras .weights.h5 .safetensors .onnx instead",
+        ),
         ("net.h5", "legacy Keras files are only read"),
         ("net.xyz", "no format has this suffix"),
     ],
@@ -204,7 +246,9 @@ def test_existing_files_are_kept(tmp_path: Path, convert: Any) -> None:
 def test_nan_weights_are_not_written(tmp_path: Path) -> None:
     for suffix in (".keras", ".safetensors"):
         with pytest.raises(ShapeError, match="finite"):
-            write_layers(tmp_path / f"a{suffix}", [SavedLayer("a", None, np.full((1, 1, 1, 1, 1), np.nan))])
+            write_layers(
+                tmp_path / f"a{suffix}", [SavedLayer("a", None, np.full((1, 1, 1, 1, 1), np.nan))]
+            )
     assert not list(tmp_path.iterdir())
 
 

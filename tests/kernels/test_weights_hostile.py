@@ -20,11 +20,24 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from conv3d_cli.errors import Conv3DError, FormatError, ShapeError
-from conv3d_cli.kernels.weights import OtherLayer, isolated, model_config, read_contents, read_layers
+from conv3d_cli.kernels.weights import (
+    OtherLayer,
+    isolated,
+    model_config,
+    read_contents,
+    read_layers,
+)
 from conv3d_cli.kernels.weights.pickles import RefusedError, read_pickle
 
 DATA = Path(__file__).parent.parent / "data" / "weights"
-FILES = ["two.keras", "nested.weights.h5", "keras2.h5", "net.safetensors", "attributes.onnx", "state.pt"]
+FILES = [
+    "two.keras",
+    "nested.weights.h5",
+    "keras2.h5",
+    "net.safetensors",
+    "attributes.onnx",
+    "state.pt",
+]
 
 
 def library_for(file: str | Path) -> None:
@@ -58,7 +71,10 @@ def outcome(path: Path) -> str:
         layers = read_layers(path)
     except Conv3DError as error:
         return str(error)
-    assert all(layer.kernel.ndim == 5 and layer.kernel.nbytes <= 2 * path.stat().st_size for layer in layers)
+    assert all(
+        layer.kernel.ndim == 5 and layer.kernel.nbytes <= 2 * path.stat().st_size
+        for layer in layers
+    )
     return "read"
 
 
@@ -80,7 +96,9 @@ def test_truncated_files(file: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("file", FILES)
 @pytest.mark.parametrize(
-    "content", [b"\0" * 4096, b"hello world, " * 400, b"PK\3\4" + b"\xff" * 300], ids=["0", "text", "zip"]
+    "content",
+    [b"\0" * 4096, b"hello world, " * 400, b"PK\3\4" + b"\xff" * 300],
+    ids=["0", "text", "zip"],
 )
 def test_other_bytes(file: str, content: bytes, tmp_path: Path) -> None:
     library_for(file)
@@ -100,9 +118,15 @@ def test_empty_files_and_folders(file: str, tmp_path: Path) -> None:
         read_layers(path)
 
 
-@pytest.mark.parametrize("file", ["net.safetensors", "attributes.onnx", "state.pt", "checkpoint.pth"])
-@given(edits=st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), min_size=1, max_size=8))
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.mark.parametrize(
+    "file", ["net.safetensors", "attributes.onnx", "state.pt", "checkpoint.pth"]
+)
+@given(
+    edits=st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), min_size=1, max_size=8)
+)
+@settings(
+    deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 def test_flipped_bytes(file: str, edits: list[tuple[int, int]], tmp_path: Path) -> None:
     library_for(file)
     raw = bytearray((DATA / file).read_bytes())
@@ -195,7 +219,11 @@ def test_damaged_pickles(content: bytes, tmp_path: Path) -> None:
 
 
 def test_what_plain_pickles_hold() -> None:
-    held = {"a": [1, -(2**70), 2.5, None, True], "b": ((), ("x",), {"c": b"y"}), "d": collections.OrderedDict(e=1)}
+    held = {
+        "a": [1, -(2**70), 2.5, None, True],
+        "b": ((), ("x",), {"c": b"y"}),
+        "d": collections.OrderedDict(e=1),
+    }
     for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
         if protocol != 0 and protocol < 3:  # bytes are a function call there
             held["b"] = ((), ("x",), {})
@@ -206,7 +234,11 @@ def test_what_plain_pickles_hold() -> None:
 
 
 def tensor_pickle(
-    shape: tuple[int, ...], strides: tuple[int, ...], offset: int = 0, count: int = 16, kind: str = "Float"
+    shape: tuple[int, ...],
+    strides: tuple[int, ...],
+    offset: int = 0,
+    count: int = 16,
+    kind: str = "Float",
 ) -> bytes:
     """The pickle of {"a.weight": tensor}, as torch writes it."""
 
@@ -221,9 +253,21 @@ def tensor_pickle(
         return b"X" + struct.pack("<I", len(word)) + word.encode()
 
     storage = (
-        b"(" + text("storage") + f"ctorch\n{kind}Storage\n".encode() + text("0") + text("cpu") + number(count) + b"tQ"
+        b"("
+        + text("storage")
+        + f"ctorch\n{kind}Storage\n".encode()
+        + text("0")
+        + text("cpu")
+        + number(count)
+        + b"tQ"
     )
-    tensor = b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + number(offset) + numbers(shape) + numbers(strides)
+    tensor = (
+        b"ctorch._utils\n_rebuild_tensor_v2\n("
+        + storage
+        + number(offset)
+        + numbers(shape)
+        + numbers(strides)
+    )
     tensor += b"\x89ccollections\nOrderedDict\n)RtR"
     return b"\x80\x02}" + text("a.weight") + tensor + b"s."
 
@@ -232,8 +276,14 @@ def test_a_tensor_by_hand(tmp_path: Path) -> None:
     values = np.arange(16, dtype=np.float32)
     pickled = tensor_pickle((2, 1, 2, 2, 2), (8, 8, 4, 2, 1))
     path = pt_file(tmp_path / "net.pt", pickled, **{"data/0": values.tobytes()})
-    np.testing.assert_array_equal(read_layers(path)[0].kernel, values.reshape(2, 1, 2, 2, 2).transpose(2, 3, 4, 1, 0))
-    big = pt_file(tmp_path / "big.pt", pickled, **{"data/0": values.astype(">f4").tobytes(), "byteorder": b"big"})
+    np.testing.assert_array_equal(
+        read_layers(path)[0].kernel, values.reshape(2, 1, 2, 2, 2).transpose(2, 3, 4, 1, 0)
+    )
+    big = pt_file(
+        tmp_path / "big.pt",
+        pickled,
+        **{"data/0": values.astype(">f4").tobytes(), "byteorder": b"big"},
+    )
     np.testing.assert_array_equal(read_layers(big)[0].kernel, read_layers(path)[0].kernel)
 
 
@@ -241,17 +291,35 @@ def test_a_tensor_by_hand(tmp_path: Path) -> None:
     ("arguments", "words", "kind"),
     [
         ({"shape": (2, 1, 2, 2, 3), "strides": (12, 12, 6, 3, 1)}, "reaches beyond", FormatError),
-        ({"shape": (2, 1, 2, 2, 2), "strides": (8, 8, 4, 2, 1), "offset": 1}, "reaches beyond", FormatError),
-        ({"shape": (2, 1, 2, 2, 2), "strides": (8, 8, 4, 2, 1), "count": 10**9}, "truncated", FormatError),
-        ({"shape": (100, 100, 10, 10, 10), "strides": (0, 0, 0, 0, 0)}, "reaches beyond", FormatError),
+        (
+            {"shape": (2, 1, 2, 2, 2), "strides": (8, 8, 4, 2, 1), "offset": 1},
+            "reaches beyond",
+            FormatError,
+        ),
+        (
+            {"shape": (2, 1, 2, 2, 2), "strides": (8, 8, 4, 2, 1), "count": 10**9},
+            "truncated",
+            FormatError,
+        ),
+        (
+            {"shape": (100, 100, 10, 10, 10), "strides": (0, 0, 0, 0, 0)},
+            "reaches beyond",
+            FormatError,
+        ),
         ({"shape": (10**6, 10**6, 1, 1, 1), "strides": (0, 0, 0, 0, 0)}, "at most", ShapeError),
         ({"shape": (2, 1, 2, 2, 2), "strides": (8, 8, 4, -2, 1)}, "damaged", FormatError),
         ({"shape": (2, 1, 2, 2, 2), "strides": (8, 8, 4, 2)}, "damaged", FormatError),
-        ({"shape": (2, 1, 2, 2, 2), "strides": (8, 8, 4, 2, 1), "kind": "Int"}, "holds int32, not floats", FormatError),
+        (
+            {"shape": (2, 1, 2, 2, 2), "strides": (8, 8, 4, 2, 1), "kind": "Int"},
+            "holds int32, not floats",
+            FormatError,
+        ),
         ({"shape": (0, 1, 2, 2, 2), "strides": (8, 8, 4, 2, 1)}, "", Conv3DError),
     ],
 )
-def test_tensors_that_lie(arguments: dict[str, Any], words: str, kind: type[Conv3DError], tmp_path: Path) -> None:
+def test_tensors_that_lie(
+    arguments: dict[str, Any], words: str, kind: type[Conv3DError], tmp_path: Path
+) -> None:
     path = pt_file(tmp_path / "net.pt", tensor_pickle(**arguments), **{"data/0": bytes(64)})
     if words:
         refused(path, words, kind)
@@ -285,7 +353,10 @@ def test_files_that_only_code_can_load(file: str, words: str) -> None:
 
 def test_a_zip_bomb_is_not_unpacked(tmp_path: Path) -> None:
     path = tmp_path / "bomb.keras"
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("config.json", "w") as member:
+    with (
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive,
+        archive.open("config.json", "w") as member,
+    ):
         for _ in range(200):
             member.write(b" " * (1 << 20))
     refused(path, r"config.json would swell from [\d,]+ to 209,715,200 bytes")
@@ -312,7 +383,10 @@ def test_a_keras_file_without_its_parts(tmp_path: Path) -> None:
         ({"config.json": b"[" * 100_000}, "nested too deeply|not JSON"),
         ({"config.json": b"{}"}, "holds no model.weights.h5"),
         ({"config.json": b"{}", "model.weights.npz": b""}, "pickled.*never loaded"),
-        ({"config.json": b"{}", "model.weights.h5": b"123456789"}, "not an HDF5 file|not installed"),
+        (
+            {"config.json": b"{}", "model.weights.h5": b"123456789"},
+            "not an HDF5 file|not installed",
+        ),
     ):
         path = tmp_path / "model.keras"
         with zipfile.ZipFile(path, "w") as archive:
@@ -335,7 +409,9 @@ def test_a_config_that_does_not_fit_its_weights(tmp_path: Path) -> None:
         ({"data_format": "zyx"}, "data_format"),
     ):
         config = json.loads(parts["config.json"])
-        layer = next(entry for entry in config["config"]["layers"] if entry["class_name"] == "Conv3D")
+        layer = next(
+            entry for entry in config["config"]["layers"] if entry["class_name"] == "Conv3D"
+        )
         layer["config"].update(change)
         path = tmp_path / "two.keras"
         with zipfile.ZipFile(path, "w") as archive:
@@ -348,14 +424,22 @@ def test_a_config_that_does_not_fit_its_weights(tmp_path: Path) -> None:
 # safetensors
 
 
-def tensors_file(path: Path, header: Any, data: bytes = bytes(32), length: int | None = None) -> Path:
+def tensors_file(
+    path: Path, header: Any, data: bytes = bytes(32), length: int | None = None
+) -> Path:
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     path.write_bytes(struct.pack("<Q", len(text) if length is None else length) + text + data)
     return path
 
 
-def entry(dtype: str = "F32", shape: Any = (1, 1, 2, 2, 2), offsets: Any = (0, 32)) -> dict[str, Any]:
-    return {"dtype": dtype, "shape": list(shape) if isinstance(shape, tuple) else shape, "data_offsets": offsets}
+def entry(
+    dtype: str = "F32", shape: Any = (1, 1, 2, 2, 2), offsets: Any = (0, 32)
+) -> dict[str, Any]:
+    return {
+        "dtype": dtype,
+        "shape": list(shape) if isinstance(shape, tuple) else shape,
+        "data_offsets": offsets,
+    }
 
 
 @pytest.mark.parametrize(
@@ -402,7 +486,10 @@ def test_absurd_shapes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("code", "words"),
-    [("import os; os.abort()", "the HDF5 library crashed"), ("while True: pass", "did not come to an end")],
+    [
+        ("import os; os.abort()", "the HDF5 library crashed"),
+        ("while True: pass", "did not come to an end"),
+    ],
 )
 def test_a_library_that_crashes_or_loops(
     code: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -421,7 +508,10 @@ def h5_file(path: Path, build: Callable[[Any], None]) -> Path:
 
 
 def test_hdf5_that_keras_did_not_save(tmp_path: Path) -> None:
-    refused(h5_file(tmp_path / "a.h5", lambda f: f.create_dataset("x", data=[1.0])), "not one that Keras saved")
+    refused(
+        h5_file(tmp_path / "a.h5", lambda f: f.create_dataset("x", data=[1.0])),
+        "not one that Keras saved",
+    )
 
 
 def test_keras_1_is_refused(tmp_path: Path) -> None:
@@ -441,7 +531,9 @@ def test_numbers_in_other_files_are_not_opened(tmp_path: Path) -> None:
 
 def test_links_are_not_followed(tmp_path: Path) -> None:
     h5py = pytest.importorskip("h5py")
-    other = h5_file(tmp_path / "other.h5", lambda f: f.create_dataset("w", data=np.ones((1, 1, 2, 2, 2), "f4")))
+    other = h5_file(
+        tmp_path / "other.h5", lambda f: f.create_dataset("w", data=np.ones((1, 1, 2, 2, 2), "f4"))
+    )
 
     def build(file: Any) -> None:
         file.create_group("layers/conv3d/vars")["0"] = h5py.ExternalLink(str(other), "w")
@@ -462,14 +554,18 @@ def test_datasets_larger_than_their_storage(tmp_path: Path) -> None:
     shape = (100, 100, 10, 10, 10)
     for options in ({}, {"chunks": True}, {"chunks": True, "compression": "gzip"}):
         path = h5_file(
-            tmp_path / "a.weights.h5", lambda f, o=options: f.create_dataset("layers/conv3d/vars/0", shape, "f4", **o)
+            tmp_path / "a.weights.h5",
+            lambda f, o=options: f.create_dataset("layers/conv3d/vars/0", shape, "f4", **o),
         )
         refused(path, r"promises 40,\d\d\d,\d\d\d bytes, 0 are stored")
 
 
 def test_hdf5_of_other_types(tmp_path: Path) -> None:
     for values in (np.ones((1, 1, 2, 2, 2), "i4"), np.ones((1, 1, 2, 2, 2), "c8")):
-        path = h5_file(tmp_path / "a.weights.h5", lambda f, v=values: f.create_dataset("layers/conv3d/vars/0", data=v))
+        path = h5_file(
+            tmp_path / "a.weights.h5",
+            lambda f, v=values: f.create_dataset("layers/conv3d/vars/0", data=v),
+        )
         refused(path, "not floats")
 
 
@@ -493,7 +589,9 @@ def test_other_layouts_of_hdf5(tmp_path: Path) -> None:
         for name in ("conv_b", "conv_a", "up_transpose"):
             group = file.create_group(name)
             group.attrs["weight_names"] = [f"{name}/kernel:0".encode(), f"{name}/bias:0".encode()]
-            group.create_dataset(f"{name}/kernel:0", data=kernel, chunks=True, compression="gzip", shuffle=True)
+            group.create_dataset(
+                f"{name}/kernel:0", data=kernel, chunks=True, compression="gzip", shuffle=True
+            )
             group[f"{name}/bias:0"] = np.zeros(2, ">f4")
 
     layers = read_layers(h5_file(tmp_path / "a.h5", build))
@@ -532,16 +630,26 @@ def external(location: str, **entries: str) -> Callable[[Any], None]:
     return change
 
 
-@pytest.mark.parametrize("location", ["../secret", "/etc/hostname", "a/b", "", "..", "C:\\secret", "a\0b"])
+@pytest.mark.parametrize(
+    "location", ["../secret", "/etc/hostname", "a/b", "", "..", "C:\\secret", "a\0b"]
+)
 def test_external_data_come_from_the_same_folder_only(location: str, tmp_path: Path) -> None:
-    refused(onnx_file(tmp_path / "net.onnx", external(location)), "only from the model's own folder")
+    refused(
+        onnx_file(tmp_path / "net.onnx", external(location)), "only from the model's own folder"
+    )
 
 
 def test_external_data_that_lie(tmp_path: Path) -> None:
     refused(onnx_file(tmp_path / "net.onnx", external("data")), "is not beside it")
     (tmp_path / "data").write_bytes(bytes(10))
-    refused(onnx_file(tmp_path / "net.onnx", external("data")), "needs 384 bytes at 0 of data, which has 10")
-    refused(onnx_file(tmp_path / "net.onnx", external("data", offset="-5", length="384")), "needs 384 bytes")
+    refused(
+        onnx_file(tmp_path / "net.onnx", external("data")),
+        "needs 384 bytes at 0 of data, which has 10",
+    )
+    refused(
+        onnx_file(tmp_path / "net.onnx", external("data", offset="-5", length="384")),
+        "needs 384 bytes",
+    )
     refused(onnx_file(tmp_path / "net.onnx", external("data", offset="x")), "cannot read")
     (tmp_path / "data").unlink()
     (tmp_path / "elsewhere").write_bytes(bytes(384))

@@ -26,7 +26,9 @@ def rotation(*degrees: float) -> np.ndarray:
     return matrix
 
 
-def grid_of(columns: np.ndarray, origin: tuple[float, float, float] = (-30.0, 12.0, 7.0), unit: str = "mm") -> Grid:
+def grid_of(
+    columns: np.ndarray, origin: tuple[float, float, float] = (-30.0, 12.0, 7.0), unit: str = "mm"
+) -> Grid:
     """A NIfTI's grid: the columns are the steps along i, j, k, in x, y, z."""
     affine = np.eye(4)
     affine[:3, :3], affine[:3, 3] = columns, origin
@@ -100,7 +102,10 @@ def test_nothing_changes_at_right_angles(text: str, name: str) -> None:
 
 
 def test_less_than_the_tolerance_is_no_shear() -> None:
-    grids = [grid_of(np.array([[1, 0, 0], [0, 1, slant], [0, 0, 1]]) @ SPACING) for slant in (0.0, 0.9e-4, 1.2e-4)]
+    grids = [
+        grid_of(np.array([[1, 0, 0], [0, 1, slant], [0, 0, 1]]) @ SPACING)
+        for slant in (0.0, 0.9e-4, 1.2e-4)
+    ]
     plain, within, beyond = (read_kernel("gaussian:sigma=3mm", grid) for grid in grids)
     np.testing.assert_allclose(within.weights, plain.weights, rtol=1e-6)
     assert within.separable_rank() == 1
@@ -140,7 +145,9 @@ def test_balls_and_blobs_are_round_in_the_world(name: str) -> None:
     inside = (world_of(ball, grid) ** 2).sum(axis=0) <= 25 * (1 + 2e-6)
     assert np.array_equal(ball.weights > 0, inside)
     for axis in range(3):  # the box is the smallest: another plane would be empty
-        assert np.moveaxis(inside, axis, 0)[0].any() or ball.size[axis] * min(grid.spacing or ()) > 10
+        assert (
+            np.moveaxis(inside, axis, 0)[0].any() or ball.size[axis] * min(grid.spacing or ()) > 10
+        )
     unsharp = read_kernel("unsharp:sigma=2mm", grid)
     gaussian = read_kernel("gaussian:sigma=2mm", grid)
     centre = tuple(n // 2 for n in gaussian.size)
@@ -152,12 +159,19 @@ def test_balls_and_blobs_are_round_in_the_world(name: str) -> None:
 
 
 def test_zero_lengths_stay_along_axes_at_right_angles() -> None:
-    tilted = grid_of(np.array([[1, 0, 0], [0, 1, 0.3], [0, 0, 1]]) @ SPACING)  # k leans, i and j do not
+    tilted = grid_of(
+        np.array([[1, 0, 0], [0, 1, 0.3], [0, 0, 1]]) @ SPACING
+    )  # k leans, i and j do not
     in_plane = read_kernel("gaussian:sigma=0,3,3mm", tilted)
-    assert np.array_equal(in_plane.weights, read_kernel("gaussian:sigma=0,3,3mm", GRIDS["plain"]).weights)
+    assert np.array_equal(
+        in_plane.weights, read_kernel("gaussian:sigma=0,3,3mm", GRIDS["plain"]).weights
+    )
     assert read_kernel("gaussian:sigma=3,0,0mm", tilted).size[1:] == (1, 1)
     assert read_kernel("gaussian:sigma=0mm", tilted).size == (1, 1, 1)
-    for text, name in [("gaussian:sigma=3,3,0mm", "sheared"), ("gaussian:sigma=0,3,3mm:orient=world", "turned")]:
+    for text, name in [
+        ("gaussian:sigma=3,3,0mm", "sheared"),
+        ("gaussian:sigma=0,3,3mm:orient=world", "turned"),
+    ]:
         with pytest.raises(SpecError, match="sigma of 0 along one axis cannot be kept"):
             read_kernel(text, GRIDS[name])
 
@@ -165,7 +179,10 @@ def test_zero_lengths_stay_along_axes_at_right_angles() -> None:
 def test_other_tools_go_along_the_voxel_axes() -> None:
     kernel = read_kernel("gaussian:sigma=3mm:sampling=fsl", GRIDS["sheared"])
     assert kernel.separable_rank() == 1
-    assert kernel.size == read_kernel("gaussian:sigma=3mm:sampling=fsl", Grid(GRIDS["sheared"].spacing, "mm")).size
+    assert (
+        kernel.size
+        == read_kernel("gaussian:sigma=3mm:sampling=fsl", Grid(GRIDS["sheared"].spacing, "mm")).size
+    )
     with pytest.raises(SpecError, match="sampling=fsl goes along voxel axes"):
         read_kernel("gaussian:sigma=3,2,2mm:sampling=fsl:orient=world", GRIDS["turned"])
 
@@ -221,7 +238,9 @@ def test_slopes_along_voxel_axes_per_mm(text: str, name: str) -> None:
     assert grid.affine is not None
     steps = grid.affine[:3, 2::-1]
     expected = SLOPE @ steps  # a voxel
-    np.testing.assert_allclose(sums(read_kernel(f"{text}:axis=dhw:per=vox", grid), grid, ramp), expected, rtol=1e-9)
+    np.testing.assert_allclose(
+        sums(read_kernel(f"{text}:axis=dhw:per=vox", grid), grid, ramp), expected, rtol=1e-9
+    )
     lengths = np.linalg.norm(steps, axis=0)
     found = sums(read_kernel(f"{text}:axis=dhw:per=mm", grid), grid, ramp)
     np.testing.assert_allclose(found, expected / lengths, rtol=1e-9)
@@ -247,7 +266,10 @@ def test_log_on_a_sheared_grid_is_nearly_the_one_per_voxel_where_that_is_so() ->
     steps = grid.affine[:3, :3]
     expected = np.einsum("xa,xy,ya->", steps, HESSIAN, steps)
     assert sums(kernel, grid, bowl)[0] - 40 * kernel.sum == pytest.approx(expected, rel=0.01)
-    for order, wanted in ((1, SLOPE @ steps[:, ::-1]), (2, np.einsum("xa,xy,ya->a", steps, HESSIAN, steps)[::-1])):
+    for order, wanted in (
+        (1, SLOPE @ steps[:, ::-1]),
+        (2, np.einsum("xa,xy,ya->a", steps, HESSIAN, steps)[::-1]),
+    ):
         found = read_kernel(f"gaussian_derivative:sigma=3mm:axis=dhw:order={order}", grid)
         offset = 40 * found.weights.sum(axis=(0, 1, 2))
         np.testing.assert_allclose(sums(found, grid, bowl) - offset, wanted, rtol=0.01)
@@ -260,9 +282,13 @@ def test_gaussian_derivative_is_scipys(rng: np.random.Generator, sigma: str, ord
     for axis in range(3):
         if sigma[0] == "0" and sigma[1] == "," and axis == 0:
             continue
-        kernel = read_kernel(f"gaussian_derivative:sigma={sigma}vox:axis={'dhw'[axis]}:order={order}")
+        kernel = read_kernel(
+            f"gaussian_derivative:sigma={sigma}vox:axis={'dhw'[axis]}:order={order}"
+        )
         orders = [order if a == axis else 0 for a in range(3)]
-        expected = ndimage.gaussian_filter(volume, [float(s) for s in sigma.split(",")], order=orders)
+        expected = ndimage.gaussian_filter(
+            volume, [float(s) for s in sigma.split(",")], order=orders
+        )
         np.testing.assert_allclose(ndimage.correlate(volume, kernel.weights), expected, atol=1e-13)
 
 
@@ -304,7 +330,9 @@ def test_volumes_without_orientation_take_their_own_axes() -> None:
         ("gaussian:sigma=3mm", grid_of(np.ones((3, 3))), ShapeError, "its axes lie in one plane"),
     ],
 )  # fmt: skip
-def test_what_is_refused(text: str, grid: Grid | None, error: type[Exception], message: str) -> None:
+def test_what_is_refused(
+    text: str, grid: Grid | None, error: type[Exception], message: str
+) -> None:
     with pytest.raises(error, match=message) as caught:
         read_kernel(text, grid)
     assert "\n" not in str(caught.value)
@@ -316,7 +344,9 @@ def test_orient_for_a_kernel_by_name() -> None:
     with pytest.raises(SpecError, match="contradicts orient=voxel"):
         orient_kernel("sobel:axis=x:orient=voxel", "world")
     for other in ("box:size=3", "psf.tif", None, Kernel(np.ones((1, 1, 1)))):
-        with pytest.raises(SpecError, match=r"--orient world is for gaussian, .*has no direction in the world"):
+        with pytest.raises(
+            SpecError, match=r"--orient world is for gaussian, .*has no direction in the world"
+        ):
             orient_kernel(other, "world")
 
 

@@ -15,11 +15,20 @@ from hypothesis import strategies as st
 
 from conv3d_cli.errors import ShapeError, SpecError, UnknownNameError
 from conv3d_cli.layer import activations
-from conv3d_cli.layer.activations import ACTIVATIONS, ALIASES, AXIS_ACTIVATIONS, Activation, get, serialize
+from conv3d_cli.layer.activations import (
+    ACTIVATIONS,
+    ALIASES,
+    AXIS_ACTIVATIONS,
+    Activation,
+    get,
+    serialize,
+)
 
 
 def logistic(x: float) -> float:
-    return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(max(x, -740)) / (1 + math.exp(max(x, -740)))
+    return (
+        1 / (1 + math.exp(-x)) if x >= 0 else math.exp(max(x, -740)) / (1 + math.exp(max(x, -740)))
+    )
 
 
 def softplus(x: float) -> float:
@@ -38,7 +47,9 @@ def cut(x: float, low: float, high: float) -> float:
 FORMULAS: dict[str, Callable[[float], float]] = {
     "linear": lambda x: x,
     "relu": lambda x: max(x, 0.0),
-    "relu:negative_slope=0.25:max_value=5:threshold=1.5": lambda x: min(x, 5) if x > 1.5 else -0.25 * (1.5 - x),
+    "relu:negative_slope=0.25:max_value=5:threshold=1.5": lambda x: (
+        min(x, 5) if x > 1.5 else -0.25 * (1.5 - x)
+    ),
     "relu:threshold=-2:max_value=3": lambda x: cut(x, 0, 3) if x > -2 else 0.0,
     "leaky_relu": lambda x: x if x >= 0 else 0.2 * x,
     "LeakyReLU": lambda x: x if x >= 0 else 0.3 * x,
@@ -50,7 +61,10 @@ FORMULAS: dict[str, Callable[[float], float]] = {
     "selu": lambda x: 1.0507009873554805 * (x if x > 0 else 1.6732632423543772 * expm1(x)),
     "gelu": lambda x: x * 0.5 * math.erfc(-x / math.sqrt(2)),
     "gelu:approximate=true": lambda x: (
-        x * logistic(2 * math.sqrt(2 / math.pi) * cut(x + 0.044715 * cut(x, -1e9, 1e9) ** 3, -1e9, 1e9))
+        x
+        * logistic(
+            2 * math.sqrt(2 / math.pi) * cut(x + 0.044715 * cut(x, -1e9, 1e9) ** 3, -1e9, 1e9)
+        )
     ),
     "silu": lambda x: x * logistic(x),
     "hard_silu": lambda x: x * cut(x + 3, 0, 6) / 6,
@@ -69,7 +83,9 @@ FORMULAS: dict[str, Callable[[float], float]] = {
     "hard_shrink:threshold=2": lambda x: x if abs(x) > 2 else 0.0,
     "threshold:threshold=0.25:default_value=-3": lambda x: x if x > 0.25 else -3.0,
     "squareplus": lambda x: (x + math.hypot(x, 2)) / 2 if x > -1 else 2 / (math.hypot(x, 2) - x),
-    "squareplus:b=0.25": lambda x: (x + math.hypot(x, 0.5)) / 2 if x > -1 else 0.125 / (math.hypot(x, 0.5) - x),
+    "squareplus:b=0.25": lambda x: (
+        (x + math.hypot(x, 0.5)) / 2 if x > -1 else 0.125 / (math.hypot(x, 0.5) - x)
+    ),
     "sparse_plus": lambda x: 0.0 if x <= -1 else ((x + 1) ** 2 / 4 if x < 1 else x),
     "sparse_sigmoid": lambda x: cut((x + 1) / 2, 0, 1),
     "mish": lambda x: x * math.tanh(softplus(x)),
@@ -107,8 +123,51 @@ NAN_BECOMES = {"soft_shrink": 0.0, "hard_shrink": 0.0, "threshold": -3.0}
 # sums of terms of opposite sign: only the error beside |x| can be small
 CANCELS = ("tanh_shrink", "soft_shrink")
 
-VALUES = [0.0, -0.0, 1e-30, -1e-30, 1e-8, -1e-8, 0.1, -0.1, 0.5, -0.5, 0.7, -0.7, 1, -1, 1.5, 2, -2, 2.6, -2.6, 3, -3]
-VALUES += [3.5, -3.5, 6, -6, 9, -9, 13, -13, 20, -20, 80, -80, 103, -103, 700, -700, 1e4, -1e4, 1e15, -1e15]
+VALUES = [
+    0.0,
+    -0.0,
+    1e-30,
+    -1e-30,
+    1e-8,
+    -1e-8,
+    0.1,
+    -0.1,
+    0.5,
+    -0.5,
+    0.7,
+    -0.7,
+    1,
+    -1,
+    1.5,
+    2,
+    -2,
+    2.6,
+    -2.6,
+    3,
+    -3,
+]
+VALUES += [
+    3.5,
+    -3.5,
+    6,
+    -6,
+    9,
+    -9,
+    13,
+    -13,
+    20,
+    -20,
+    80,
+    -80,
+    103,
+    -103,
+    700,
+    -700,
+    1e4,
+    -1e4,
+    1e15,
+    -1e15,
+]
 
 
 def test_every_activation_has_its_formula_here() -> None:
@@ -135,7 +194,9 @@ class TestEveryElementwiseActivation:
             slack = eps * x.astype(np.float64) ** 2 * np.abs(expected)
         slack = slack + np.finfo(dtype).tiny * 300
         with np.errstate(invalid="ignore"):
-            close = (np.abs(got - expected) <= 6 * eps * np.abs(expected) + slack) | (got == expected)
+            close = (np.abs(got - expected) <= 6 * eps * np.abs(expected) + slack) | (
+                got == expected
+            )
         assert close.all(), list(zip(x[~close], got[~close], expected[~close], strict=True))
 
     def test_in_place_keeps_dtype_and_layout(self, text: str, dtype: str) -> None:
@@ -146,10 +207,14 @@ class TestEveryElementwiseActivation:
         assert x.dtype == dtype
         np.testing.assert_array_equal(x, get(text)(values))
 
-    def test_the_same_anywhere_in_an_array(self, text: str, dtype: str, rng: np.random.Generator) -> None:
+    def test_the_same_anywhere_in_an_array(
+        self, text: str, dtype: str, rng: np.random.Generator
+    ) -> None:
         """A vector's body, its tail, a single value, strides, a second block: the same bits."""
         x = rng.normal(size=activations.BLOCK + 77).astype(dtype) * 4
-        x[::5] = np.tile(np.array([0.0, -0.0, np.inf, -np.inf, np.nan, 30, -30], dtype), x.size)[: x[::5].size]
+        x[::5] = np.tile(np.array([0.0, -0.0, np.inf, -np.inf, np.nan, 30, -30], dtype), x.size)[
+            : x[::5].size
+        ]
         whole = get(text)(x)
         bits = {"float32": np.uint32, "float64": np.uint64}[dtype]
 
@@ -213,7 +278,9 @@ def test_gelu_is_as_good_as_erfc(values: list[float]) -> None:
     x = np.array(values)
     expected = [v * 0.5 * math.erfc(-v / math.sqrt(2)) for v in values]
     # erfc's argument is rounded in the expectation: x² units in the last place
-    assert (np.abs(get("gelu")(x) - expected) <= (10 + x**2) * 2.3e-16 * np.abs(expected) + 1e-300).all()
+    assert (
+        np.abs(get("gelu")(x) - expected) <= (10 + x**2) * 2.3e-16 * np.abs(expected) + 1e-300
+    ).all()
     single = x.astype(np.float32)
     expected = [v * 0.5 * math.erfc(-v / math.sqrt(2)) for v in single.tolist()]
     np.testing.assert_allclose(get("gelu")(single), expected, rtol=6e-7, atol=1e-36)
@@ -385,9 +452,13 @@ def test_a_layer_is_written_as_it_came() -> None:
     }
 
 
-@pytest.mark.parametrize("name", ["rellu", "relU", "", "__name__", 1, ["relu"], "Conv3D", "softmaxx"])
+@pytest.mark.parametrize(
+    "name", ["rellu", "relU", "", "__name__", 1, ["relu"], "Conv3D", "softmaxx"]
+)
 def test_unknown_activations(name: Any) -> None:
-    with pytest.raises(UnknownNameError, match=r"unknown activation .* available: linear, relu, leaky_relu"):
+    with pytest.raises(
+        UnknownNameError, match=r"unknown activation .* available: linear, relu, leaky_relu"
+    ):
         get(name)
     if name == "rellu":
         with pytest.raises(UnknownNameError, match="did you mean 'relu'"):

@@ -35,7 +35,12 @@ def test_defaults_are_keras() -> None:
     layer = make()
     assert layer.kernel_size == (3, 3, 3)
     assert layer.strides == layer.dilation_rate == (1, 1, 1)
-    assert (layer.padding, layer.data_format, layer.groups, layer.use_bias) == ("valid", "channels_last", 1, True)
+    assert (layer.padding, layer.data_format, layer.groups, layer.use_bias) == (
+        "valid",
+        "channels_last",
+        1,
+        True,
+    )
     assert layer.activation is not None
     assert layer.activation.is_linear
     assert layer.kernel_initializer == initializers.GlorotUniform()
@@ -124,7 +129,9 @@ def test_errors_come_in_keras_order(index: int) -> None:
 
 
 def test_groups_and_channels() -> None:
-    with pytest.raises(ShapeError, match=r"input channels .* groups=2, but the input has 3 channels"):
+    with pytest.raises(
+        ShapeError, match=r"input channels .* groups=2, but the input has 3 channels"
+    ):
         make(groups=2).kernel_shape(3)
     assert make(groups=2).kernel_shape(6) == (3, 3, 3, 3, 4)
 
@@ -134,8 +141,17 @@ def test_groups_and_channels() -> None:
 
 
 def test_a_seed_decides_kernel_and_bias() -> None:
-    arguments = {"kernel_initializer": "he_normal", "bias_initializer": "he_normal", "kernel_size": 1, "filters": 8}
-    one, again, other = make(seed=1, **arguments), make(seed=1, **arguments), make(seed=2, **arguments)
+    arguments = {
+        "kernel_initializer": "he_normal",
+        "bias_initializer": "he_normal",
+        "kernel_size": 1,
+        "filters": 8,
+    }
+    one, again, other = (
+        make(seed=1, **arguments),
+        make(seed=1, **arguments),
+        make(seed=2, **arguments),
+    )
     (kernel, bias), (kernel_again, bias_again) = one.initial_weights(1), again.initial_weights(1)
     np.testing.assert_array_equal(kernel, kernel_again)
     np.testing.assert_array_equal(bias, bias_again)
@@ -178,7 +194,9 @@ def test_initial_weights() -> None:
 def test_keras_json_decides_what_is_left_open(keras_home: Path) -> None:
     file = keras_home / "keras.json"
     assert make().data_format == "channels_last"
-    file.write_text(json.dumps({"image_data_format": "channels_first", "floatx": "float64", "foo": 1}))
+    file.write_text(
+        json.dumps({"image_data_format": "channels_first", "floatx": "float64", "foo": 1})
+    )
     assert (make().data_format, make().dtype) == ("channels_first", "float64")
     assert make(data_format="channels_last").data_format == "channels_last"
     file.write_text(json.dumps({"image_data_format": "channels_last"}))
@@ -255,7 +273,11 @@ def test_keras_2_is_read_and_keras_3_written() -> None:
     assert layer.activation == activations.get("silu")
     assert written["activation"] == "silu"
     assert written["dtype"]["config"] == {"name": "float32"}
-    assert written["kernel_initializer"]["config"] == {"seed": None, "input_axes": None, "output_axes": None}
+    assert written["kernel_initializer"]["config"] == {
+        "seed": None,
+        "input_axes": None,
+        "output_axes": None,
+    }
     assert LayerConfig.from_keras(written) == layer
     assert LayerConfig.from_keras({"class_name": "Conv3D", "config": KERAS2}) == layer
     policy = {"class_name": "Policy", "config": {"name": "mixed_float16"}, "shared_object_id": 3}
@@ -271,7 +293,9 @@ def test_hard_sigmoid_of_keras_2() -> None:
         assert LayerConfig.from_keras(json.loads(json.dumps(layer.to_keras()))) == layer
     conv = {"class_name": "Conv3D", "config": {**KERAS2, "activation": "hard_sigmoid"}}
     hard = {"class_name": "Activation", "config": {"activation": "hard_sigmoid"}}
-    (layer,) = read_model({"class_name": "Sequential", "config": [conv, hard], "keras_version": "2.4.0"})
+    (layer,) = read_model(
+        {"class_name": "Sequential", "config": [conv, hard], "keras_version": "2.4.0"}
+    )
     for activation in (layer.activation, *layer.then):
         assert activation is not None
         assert activation(x) == pytest.approx(0.7)
@@ -282,7 +306,10 @@ def test_hard_sigmoid_of_keras_2() -> None:
     [
         ({"filters": 2}, "needs kernel_size"),
         ({}, "needs filters and kernel_size"),
-        ({"filters": 2, "kernel_size": 3, "foo": 1}, "unrecognized keyword arguments passed to Conv3D: 'foo'"),
+        (
+            {"filters": 2, "kernel_size": 3, "foo": 1},
+            "unrecognized keyword arguments passed to Conv3D: 'foo'",
+        ),
         ({"filters": 2, "kernel_size": 3, "stride": 1}, "did you mean 'strides'"),
         ({"filters": 2, "kernel_size": 3, "then": []}, "unrecognized keyword"),
         ({"class_name": "Conv2D", "config": {}}, "Conv2D is no Conv3D"),
@@ -336,19 +363,26 @@ def test_any_other_json_is_an_error_of_ours(value: Any) -> None:
             read(value)
 
 
-def functional(*edges: tuple[str, str], layers: dict[str, str] | None = None, output: str = "c") -> dict[str, Any]:
+def functional(
+    *edges: tuple[str, str], layers: dict[str, str] | None = None, output: str = "c"
+) -> dict[str, Any]:
     """A functional model of Keras 2 over conv layers named by letters; edges are (from, to)."""
     names = layers or {"i": "InputLayer", "a": "Conv3D", "b": "Conv3D", "c": "Conv3D"}
     listed = [
         {
             "class_name": class_name,
             "name": name,
-            "config": {"filters": 1, "kernel_size": 1, "name": name} if class_name == "Conv3D" else {},
+            "config": {"filters": 1, "kernel_size": 1, "name": name}
+            if class_name == "Conv3D"
+            else {},
             "inbound_nodes": [[[source, 0, 0, {}] for source, to in edges if to == name]],
         }
         for name, class_name in names.items()
     ]
-    return {"class_name": "Functional", "config": {"layers": listed, "output_layers": [[output, 0, 0]]}}
+    return {
+        "class_name": "Functional",
+        "config": {"layers": listed, "output_layers": [[output, 0, 0]]},
+    }
 
 
 def test_a_functional_chain_in_any_order_of_its_list() -> None:
@@ -396,7 +430,14 @@ def test_models_not_understood(model: Any, words: str) -> None:
 
 def test_models_of_one_layer_and_of_none() -> None:
     assert len(read_model(CONV)) == 1
-    for bad in (None, 3, {}, {"config": {}}, {"class_name": 3}, {"class_name": "Sequential", "config": 3}):
+    for bad in (
+        None,
+        3,
+        {},
+        {"config": {}},
+        {"class_name": 3},
+        {"class_name": "Sequential", "config": 3},
+    ):
         with pytest.raises(SpecError):
             read_model(bad)  # type: ignore[arg-type]
     unknown = {"class_name": "Activation", "config": {"activation": "x"}}
@@ -425,7 +466,11 @@ def entry(class_name: str, **config: Any) -> dict[str, Any]:
 def test_a_get_config_alone_is_a_layer_or_a_model() -> None:
     layer = make(filters=3, strides=2, padding="same")
     assert read_model(layer.to_keras()) == [layer]
-    assert read_model(sequential(entry("Conv3D", **layer.to_keras()))["config"])[0].strides == (2, 2, 2)
+    assert read_model(sequential(entry("Conv3D", **layer.to_keras()))["config"])[0].strides == (
+        2,
+        2,
+        2,
+    )
     chain = functional(("i", "b"), ("b", "a"), ("a", "c"))
     assert [layer.name for layer in read_model(chain["config"])] == ["b", "a", "c"]
 
@@ -445,7 +490,11 @@ def test_padding_layers_go_into_the_layer_after_them() -> None:
     assert layer.spec().padding == ((1, 0), (0, 2), (1, 1))
     assert read_model(write_model([layer])) == [layer]
     first, second = read_model(sequential(conv, pad, entry("ReLU"), conv))
-    assert (first.then[0].name, first.spec().padding, second.spec().padding) == ("relu", "valid", layer.spec().padding)
+    assert (first.then[0].name, first.spec().padding, second.spec().padding) == (
+        "relu",
+        "valid",
+        layer.spec().padding,
+    )
 
 
 @pytest.mark.parametrize(
@@ -461,7 +510,9 @@ def test_padding_layers_go_into_the_layer_after_them() -> None:
         ([{**CONV, "registered_name": "My>Conv3D"}], "is of class My>Conv3D; understood are"),
     ],
 )  # fmt: skip
-def test_padding_that_is_no_conv3ds_is_refused_by_name(layers: list[dict[str, Any]], words: str) -> None:
+def test_padding_that_is_no_conv3ds_is_refused_by_name(
+    layers: list[dict[str, Any]], words: str
+) -> None:
     with pytest.raises(SpecError, match=words):
         read_model(sequential(*layers))
 

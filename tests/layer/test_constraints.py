@@ -14,7 +14,15 @@ from hypothesis.extra.numpy import arrays
 
 from conv3d_cli.errors import ShapeError, SpecError, UnknownNameError
 from conv3d_cli.layer import constraints
-from conv3d_cli.layer.constraints import CONSTRAINTS, MaxNorm, MinMaxNorm, NonNeg, UnitNorm, get, serialize
+from conv3d_cli.layer.constraints import (
+    CONSTRAINTS,
+    MaxNorm,
+    MinMaxNorm,
+    NonNeg,
+    UnitNorm,
+    get,
+    serialize,
+)
 
 FILTER = [0, 1, 2, 3]
 KERNELS = arrays(
@@ -33,10 +41,14 @@ def test_lengths_of_filters(w: np.ndarray, bound: float, rate: float) -> None:
     n = lengths(w)
     long = n > 1e-3  # beside which Keras' epsilon is small
     assert (lengths(MaxNorm(bound, FILTER)(w)) <= bound * (1 + 1e-6)).all()
-    np.testing.assert_allclose(lengths(MaxNorm(bound, FILTER)(w))[long], np.minimum(n, bound)[long], rtol=2e-4)
+    np.testing.assert_allclose(
+        lengths(MaxNorm(bound, FILTER)(w))[long], np.minimum(n, bound)[long], rtol=2e-4
+    )
     np.testing.assert_allclose(lengths(UnitNorm(FILTER)(w))[long], 1, rtol=2e-4)
     wish = rate * np.clip(n, 1, 2) + (1 - rate) * n
-    np.testing.assert_allclose(lengths(MinMaxNorm(1, 2, rate, FILTER)(w))[long], wish[long], rtol=2e-4)
+    np.testing.assert_allclose(
+        lengths(MinMaxNorm(1, 2, rate, FILTER)(w))[long], wish[long], rtol=2e-4
+    )
     assert (NonNeg()(w) == np.where(w > 0, w, 0)).all()
     assert not np.signbit(NonNeg()(w)).any()
     for constraint in (MaxNorm(), UnitNorm(), MinMaxNorm(), NonNeg()):
@@ -46,7 +58,9 @@ def test_lengths_of_filters(w: np.ndarray, bound: float, rate: float) -> None:
 
 def test_formulas_by_hand() -> None:
     w = np.array([3.0, 4.0])
-    np.testing.assert_array_equal(MaxNorm(10)(w), w * (5 / (1e-7 + 5)))  # shrinks inside the bound, too
+    np.testing.assert_array_equal(
+        MaxNorm(10)(w), w * (5 / (1e-7 + 5))
+    )  # shrinks inside the bound, too
     np.testing.assert_array_equal(UnitNorm()(w), w * (1 / (1e-7 + 5)))
     assert MinMaxNorm(1, 2)(np.zeros(3)).tolist() == [0, 0, 0]
     assert UnitNorm()(np.array([3, 4])).dtype == np.float32

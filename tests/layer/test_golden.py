@@ -8,7 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from data.make_keras_golden import INITIALIZER_SHAPE, QUANTILES, assert_agrees, block, voxels, weights
+from data.make_keras_golden import (
+    INITIALIZER_SHAPE,
+    QUANTILES,
+    assert_agrees,
+    block,
+    voxels,
+    weights,
+)
 
 from conv3d_cli.layer import activations, constraints, initializers, regularizers
 from conv3d_cli.layer.config import LayerConfig, read_model, write_model

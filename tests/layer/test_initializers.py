@@ -13,7 +13,14 @@ from hypothesis import strategies as st
 
 from conv3d_cli.errors import ShapeError, SpecError, UnknownNameError
 from conv3d_cli.layer import initializers
-from conv3d_cli.layer.initializers import INITIALIZERS, RandomInitializer, compute_fans, derived_seed, get, serialize
+from conv3d_cli.layer.initializers import (
+    INITIALIZERS,
+    RandomInitializer,
+    compute_fans,
+    derived_seed,
+    get,
+    serialize,
+)
 
 KERNEL = (3, 3, 3, 4, 16)
 RANDOM = [c.__name__ for c in INITIALIZERS if issubclass(c, RandomInitializer)]
@@ -47,7 +54,9 @@ class TestEverySeed:
     def test_dtype(self, name: str, dtype: str) -> None:
         values = get(name, seed=3)(KERNEL, dtype)
         assert (values.dtype, values.shape) == (np.dtype(dtype), KERNEL)
-        np.testing.assert_allclose(values, get(name, seed=3)(KERNEL, "float64"), rtol=2e-3, atol=1e-4)
+        np.testing.assert_allclose(
+            values, get(name, seed=3)(KERNEL, "float64"), rtol=2e-3, atol=1e-4
+        )
 
     @pytest.mark.parametrize("seed", [0, -1, 2**31, 2**63, 2**70])
     def test_any_whole_number(self, name: str, seed: int) -> None:
@@ -56,7 +65,9 @@ class TestEverySeed:
 
 def test_other_processes_draw_the_same() -> None:
     program = "from conv3d_cli.layer.initializers import get; print(get('he_normal', seed=3)((2, 2, 2, 1, 2)).tobytes().hex())"
-    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    ran = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
     assert ran.stdout.strip() == get("he_normal", seed=3)((2, 2, 2, 1, 2)).tobytes().hex()
 
 
@@ -65,7 +76,9 @@ def test_the_numbers_stay_as_they_are() -> None:
     words = np.random.PCG64(np.random.SeedSequence((5, 2, 3))).random_raw(6)
     uniform = [int(w) >> 11 for w in words]
     expected = np.array(uniform).reshape(2, 3) / 2**53
-    np.testing.assert_array_equal(get("random_uniform:minval=0:maxval=1:seed=5")((2, 3), "float64"), expected)
+    np.testing.assert_array_equal(
+        get("random_uniform:minval=0:maxval=1:seed=5")((2, 3), "float64"), expected
+    )
     u, v = expected.reshape(-1)[:2]
     radius, angle = np.sqrt(-2 * np.log(1 - u)), 2 * np.pi * v
     got = get("random_normal:stddev=1:seed=5")((2, 3), "float64").reshape(-1)[:2]
@@ -97,12 +110,16 @@ def test_derived_seeds(seed: int, one: str, other: str) -> None:
         ("lecun_normal", 1, "fan_in"),
     ],
 )
-@pytest.mark.parametrize("shape", [(3, 3, 3, 4, 32), (5, 5, 5, 2, 16), (1, 1, 1, 64, 64), (4000,), (60, 70)])
+@pytest.mark.parametrize(
+    "shape", [(3, 3, 3, 4, 32), (5, 5, 5, 2, 16), (1, 1, 1, 64, 64), (4000,), (60, 70)]
+)
 def test_variance_and_support(name: str, scale: float, fan: str, shape: tuple[int, ...]) -> None:
     fan_in, fan_out = compute_fans(shape)
     variance = scale / {"fan_in": fan_in, "fan_avg": (fan_in + fan_out) / 2}[fan]
     values = get(name, seed=11)(shape).astype(np.float64)
-    limit = np.sqrt(3 * variance) if "uniform" in name else 2 * np.sqrt(variance) / 0.87962566103423978
+    limit = (
+        np.sqrt(3 * variance) if "uniform" in name else 2 * np.sqrt(variance) / 0.87962566103423978
+    )
     assert np.abs(values).max() <= limit * (1 + 1e-7)
     assert np.abs(values).max() > 0.98 * limit
     assert values.var() == pytest.approx(variance, rel=6 / values.size**0.5)
@@ -132,9 +149,13 @@ def test_truncated_normal_is_cut_at_two_sigma() -> None:
     st.floats(-100, 100, width=32), st.floats(0, 10, width=32), st.sampled_from(["float16", "float32", "float64"]),
     st.integers(0, 2**32),
 )  # fmt: skip
-def test_uniform_keeps_its_bounds_in_every_dtype(low: float, spread: float, dtype: str, seed: int) -> None:
+def test_uniform_keeps_its_bounds_in_every_dtype(
+    low: float, spread: float, dtype: str, seed: int
+) -> None:
     high = low + spread
-    values = get({"class_name": "RandomUniform", "config": {"minval": low, "maxval": high, "seed": seed}})((50,), dtype)
+    values = get(
+        {"class_name": "RandomUniform", "config": {"minval": low, "maxval": high, "seed": seed}}
+    )((50,), dtype)
     step = float(np.spacing(np.abs(values).max().astype(dtype)))
     if spread > 4 * step:
         assert min(values.tolist()) >= low
@@ -192,9 +213,20 @@ def test_every_initializer_is_found_and_documented(cls: Any) -> None:
         ("OrthogonalInitializer", "Orthogonal"),
         ("glorot_uniformV2", "GlorotUniform"),
         ("GlorotUniformV2", "GlorotUniform"),
-        ({"class_name": "GlorotUniform", "config": {"seed": None, "dtype": "float32"}}, "GlorotUniform"),
+        (
+            {"class_name": "GlorotUniform", "config": {"seed": None, "dtype": "float32"}},
+            "GlorotUniform",
+        ),
         ({"class_name": "HeNormal", "config": {"seed": 3}}, "HeNormal"),
-        ({"module": "keras.initializers", "class_name": "Zeros", "config": {}, "registered_name": None}, "Zeros"),
+        (
+            {
+                "module": "keras.initializers",
+                "class_name": "Zeros",
+                "config": {},
+                "registered_name": None,
+            },
+            "Zeros",
+        ),
     ],
 )
 def test_identifiers(identifier: Any, name: str) -> None:
@@ -203,7 +235,9 @@ def test_identifiers(identifier: Any, name: str) -> None:
 
 def test_seed_generators_functions_and_arrays() -> None:
     generator = {"class_name": "SeedGenerator", "config": {"seed": 9, "name": "g"}}
-    assert get({"class_name": "HeNormal", "config": {"seed": generator}}) == get("he_normal", seed=9)
+    assert get({"class_name": "HeNormal", "config": {"seed": generator}}) == get(
+        "he_normal", seed=9
+    )
     assert get(None) is None
     assert get(lambda shape, dtype: np.full(shape, 2))((2,)).tolist() == [2, 2]
     values = np.arange(3.0)
@@ -214,7 +248,9 @@ def test_seed_generators_functions_and_arrays() -> None:
         serialize(get(values))
 
 
-@pytest.mark.parametrize("name", ["glorot", "Normal", "xavier_uniform", "", 3, ["zeros"], "kaiming_normal_"])
+@pytest.mark.parametrize(
+    "name", ["glorot", "Normal", "xavier_uniform", "", 3, ["zeros"], "kaiming_normal_"]
+)
 def test_unknown_names(name: Any) -> None:
     with pytest.raises(UnknownNameError, match=r"unknown initializer .* available: zeros, ones"):
         get(name)
@@ -243,9 +279,14 @@ def test_wrong_parameters(identifier: Any, words: str) -> None:
 
 
 def test_wrong_shapes() -> None:
-    with pytest.raises(ShapeError, match="at least two-dimensional, received shape=\\(3,\\) of rank 1"):
+    with pytest.raises(
+        ShapeError, match="at least two-dimensional, received shape=\\(3,\\) of rank 1"
+    ):
         get("orthogonal")((3,))
-    with pytest.raises(ShapeError, match="only be used for 2D matrices, received shape=\\(3, 3, 3, 1, 1\\) of rank 5"):
+    with pytest.raises(
+        ShapeError,
+        match="only be used for 2D matrices, received shape=\\(3, 3, 3, 1, 1\\) of rank 5",
+    ):
         get("identity")((3, 3, 3, 1, 1))
     for bad in ((-1, 2), (1.5,), (True,)):
         with pytest.raises(ShapeError, match="whole numbers"):

@@ -12,10 +12,24 @@ from hypothesis.extra.numpy import arrays
 
 from conv3d_cli.errors import ShapeError, SpecError, UnknownNameError
 from conv3d_cli.layer import regularizers
-from conv3d_cli.layer.regularizers import L1, L1L2, L2, REGULARIZERS, OrthogonalRegularizer, get, serialize
+from conv3d_cli.layer.regularizers import (
+    L1,
+    L1L2,
+    L2,
+    REGULARIZERS,
+    OrthogonalRegularizer,
+    get,
+    serialize,
+)
 
 
-@given(arrays(np.float32, st.tuples(st.integers(0, 4), st.integers(0, 5)), elements=st.floats(-9, 9, width=32)))
+@given(
+    arrays(
+        np.float32,
+        st.tuples(st.integers(0, 4), st.integers(0, 5)),
+        elements=st.floats(-9, 9, width=32),
+    )
+)
 def test_values(w: np.ndarray) -> None:
     size, square = float(np.abs(w).sum(dtype=np.float64)), float((w.astype(np.float64) ** 2).sum())
     assert L1(0.5)(w) == pytest.approx(0.5 * size)

@@ -48,7 +48,9 @@ def test_regularizers(text: str, seed: int) -> None:
     w = golden.weights(seed)
     expected = float(golden.regularizer_table()[text](keras.ops.convert_to_tensor(w)))
     regularizer: Any = regularizers.get(text)
-    assert regularizer(w.reshape(6, -1) if "rthogonal" in text else w) == pytest.approx(expected, rel=2e-6)
+    assert regularizer(w.reshape(6, -1) if "rthogonal" in text else w) == pytest.approx(
+        expected, rel=2e-6
+    )
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -70,7 +72,10 @@ def test_initializers(text: str, shape: tuple[int, ...]) -> None:
     got = np.sort(initializer(shape), axis=None)
     theirs = np.sort(np.asarray(golden.initializer_table(5)[text](shape)), axis=None)
     every = np.concatenate([got, theirs])
-    distance = np.abs(np.searchsorted(got, every, "right") - np.searchsorted(theirs, every, "right")).max() / got.size
+    distance = (
+        np.abs(np.searchsorted(got, every, "right") - np.searchsorted(theirs, every, "right")).max()
+        / got.size
+    )
     assert distance < 2.2 * (2 / got.size) ** 0.5  # chance: 1 in 8000
     spread = theirs.std()
     assert np.abs(got).max() < np.abs(theirs).max() + spread
@@ -79,7 +84,9 @@ def test_initializers(text: str, shape: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("index", range(10))
 def test_configs_come_back(index: int) -> None:
     config = golden.layer_list()[index].get_config()
-    written = json.loads(json.dumps(LayerConfig.from_keras(json.loads(json.dumps(config))).to_keras()))
+    written = json.loads(
+        json.dumps(LayerConfig.from_keras(json.loads(json.dumps(config))).to_keras())
+    )
     assert written == json.loads(json.dumps(config))
     # and Keras reads what is written
     assert json.loads(json.dumps(keras.layers.Conv3D.from_config(written).get_config())) == written
@@ -118,10 +125,16 @@ def test_names_are_keras_names(name: str) -> None:
 
 
 def test_keras_has_no_other_names() -> None:
-    theirs = {name for name in dir(keras.activations) if not name.startswith("_")} - {"get", "serialize", "deserialize"}
+    theirs = {name for name in dir(keras.activations) if not name.startswith("_")} - {
+        "get",
+        "serialize",
+        "deserialize",
+    }
     assert theirs <= {*activations.names(), *theirs & {"module"}}
     names = {
-        name for name in dir(keras.initializers) if name[0].isupper() and "STFT" not in name and name != "Initializer"
+        name
+        for name in dir(keras.initializers)
+        if name[0].isupper() and "STFT" not in name and name != "Initializer"
     }
     for name in names:
         assert initializers.get(name) is not None

@@ -45,7 +45,9 @@ def configurations(draw: Any) -> tuple[dict[str, Any], tuple[int, ...]]:
         "dilation_rate": dilation_rate,
         "groups": groups,
         "activation": draw(
-            st.sampled_from([None, "relu", "tanh", "gelu", "softmax", "elu", "hard_silu", "log_softmax"])
+            st.sampled_from(
+                [None, "relu", "tanh", "gelu", "softmax", "elu", "hard_silu", "log_softmax"]
+            )
         ),
         "use_bias": draw(st.booleans()),
         "kernel_regularizer": draw(st.sampled_from([None, "l1", "l2"])),
@@ -57,7 +59,9 @@ def configurations(draw: Any) -> tuple[dict[str, Any], tuple[int, ...]]:
 
 @settings(max_examples=60, deadline=None)
 @given(configurations(), st.integers(0, 1000))
-def test_outputs_losses_and_config(configuration: tuple[dict[str, Any], tuple[int, ...]], seed: int) -> None:
+def test_outputs_losses_and_config(
+    configuration: tuple[dict[str, Any], tuple[int, ...]], seed: int
+) -> None:
     arguments, shape = configuration
     rng = np.random.default_rng(seed)
     x = rng.standard_normal(shape).astype(np.float32)

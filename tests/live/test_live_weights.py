@@ -35,7 +35,9 @@ CASES: list[dict[str, Any]] = [
 
 def layer_of(config: dict[str, Any], rng: np.random.Generator) -> SavedLayer:
     kernel = rng.standard_normal((2, 3, 2, 4 // config.get("groups", 1), 6)).astype(np.float32) / 4
-    return SavedLayer("one", {"padding": "valid", **config}, kernel, rng.standard_normal(6).astype(np.float32))
+    return SavedLayer(
+        "one", {"padding": "valid", **config}, kernel, rng.standard_normal(6).astype(np.float32)
+    )
 
 
 def ours(layer: SavedLayer, x: np.ndarray, data_format: str) -> np.ndarray:
@@ -56,7 +58,9 @@ def assert_close(mine: Any, theirs: Any) -> None:
 
 
 @pytest.mark.parametrize("config", CASES, ids=str)
-def test_keras_loads_what_is_written(config: dict[str, Any], rng: np.random.Generator, tmp_path: Path) -> None:
+def test_keras_loads_what_is_written(
+    config: dict[str, Any], rng: np.random.Generator, tmp_path: Path
+) -> None:
     import keras
 
     layer = layer_of(config, rng)
@@ -71,7 +75,9 @@ def test_keras_loads_what_is_written(config: dict[str, Any], rng: np.random.Gene
 
 
 @pytest.mark.parametrize("config", CASES, ids=str)
-def test_onnxruntime_runs_what_is_written(config: dict[str, Any], rng: np.random.Generator, tmp_path: Path) -> None:
+def test_onnxruntime_runs_what_is_written(
+    config: dict[str, Any], rng: np.random.Generator, tmp_path: Path
+) -> None:
     onnx, onnxruntime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
     layer = layer_of(config, rng)
     write_layers(tmp_path / "one.onnx", [layer])
@@ -126,12 +132,16 @@ def test_torch_loads_safetensors(rng: np.random.Generator, tmp_path: Path) -> No
 @pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16"])
 def test_state_dicts_of_torch_are_read(dtype: str, tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
-    module = torch.nn.Sequential(torch.nn.Conv3d(2, 4, 3), torch.nn.Conv3d(4, 4, (1, 2, 3), groups=2, bias=False))
+    module = torch.nn.Sequential(
+        torch.nn.Conv3d(2, 4, 3), torch.nn.Conv3d(4, 4, (1, 2, 3), groups=2, bias=False)
+    )
     module = module.to(getattr(torch, dtype))
     torch.save(module.state_dict(), tmp_path / "net.pt")
     first, second = read_layers(tmp_path / "net.pt")
     assert (first.name, second.name) == ("0", "1")
     for layer, real in ((first, module[0]), (second, module[1])):
-        np.testing.assert_array_equal(layer.kernel.transpose(4, 3, 0, 1, 2), real.weight.detach().double().numpy())
+        np.testing.assert_array_equal(
+            layer.kernel.transpose(4, 3, 0, 1, 2), real.weight.detach().double().numpy()
+        )
     np.testing.assert_array_equal(first.bias, module[0].bias.detach().double().numpy())
     assert second.bias is None

@@ -86,7 +86,10 @@ def test_align_takes_whole_units_and_no_more(box: Box, units: tuple[int, int, in
     for span, unit, numbers in zip(grown, units, wanted, strict=True):
         assert {i // unit for i in range(*span)} == numbers
         assert all(
-            i in range(*span) for number in numbers for i in range(number * unit, (number + 1) * unit) if i < LARGEST
+            i in range(*span)
+            for number in numbers
+            for i in range(number * unit, (number + 1) * unit)
+            if i < LARGEST
         )
 
 
@@ -116,8 +119,15 @@ def test_runs_are_sets_of_positions(first: Runs, second: Runs, unit: int) -> Non
     assert positions(merge([*first, *second])) == positions(first) | positions(second)
     assert count_positions(first) == len(positions(first))
     chunks = {i // unit for i in positions(first)}
-    assert positions(align_runs(first, unit, LARGEST)) == {i for i in range(LARGEST) if i // unit in chunks}
-    for found in (first, merge([*first, *second]), align_runs(first, unit, LARGEST), intersect(first, second)):
+    assert positions(align_runs(first, unit, LARGEST)) == {
+        i for i in range(LARGEST) if i // unit in chunks
+    }
+    for found in (
+        first,
+        merge([*first, *second]),
+        align_runs(first, unit, LARGEST),
+        intersect(first, second),
+    ):
         assert all(a[1] < b[0] for a, b in itertools.pairwise(found)), "in order and apart"
 
 

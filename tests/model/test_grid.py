@@ -131,13 +131,17 @@ OFFSETS = [
 
 @pytest.mark.parametrize(("n", "k", "s", "d", "offset", "last"), OFFSETS)
 @pytest.mark.parametrize("axis", range(3))
-def test_worked_origins(n: int, k: int, s: int, d: int, offset: float, last: float, axis: int) -> None:
+def test_worked_origins(
+    n: int, k: int, s: int, d: int, offset: float, last: float, axis: int
+) -> None:
     def along(value: int) -> tuple[int, int, int]:
         values = [1, 1, 1]
         values[axis] = value
         return values[0], values[1], values[2]
 
-    spec = ConvSpec(strides=along(s), dilation_rate=along(d), padding="same", allow_strided_dilation=True)
+    spec = ConvSpec(
+        strides=along(s), dilation_rate=along(d), padding="same", allow_strided_dilation=True
+    )
     problem = spec.resolve((1, *along(n), 1), along(k))
     grid = Grid((3.0, 2.0, 0.5), "mm", affine_from_spacing((3.0, 2.0, 0.5), (10.0, 20.0, 30.0)))
     after = grid_after(grid, problem)
@@ -164,13 +168,25 @@ def windows_inside(geometry: Geometry) -> list[slice]:
     problem = geometry.problem
     result = []
     for axis in range(3):
-        starts = [o * problem.strides[axis] - problem.pad_before[axis] for o in range(problem.out_size[axis])]
-        inside = [o for o, p in enumerate(starts) if p >= 0 and p + problem.extent[axis] <= problem.in_size[axis]]
+        starts = [
+            o * problem.strides[axis] - problem.pad_before[axis]
+            for o in range(problem.out_size[axis])
+        ]
+        inside = [
+            o
+            for o, p in enumerate(starts)
+            if p >= 0 and p + problem.extent[axis] <= problem.in_size[axis]
+        ]
         result.append(slice(inside[0], inside[-1] + 1) if inside else slice(0, 0))
     return result
 
 
-@given(geometries(kinds=("filter",), batches=(1,), boundaries=("zeros", "wrap"), strided_dilation=False), seeds)
+@given(
+    geometries(
+        kinds=("filter",), batches=(1,), boundaries=("zeros", "wrap"), strided_dilation=False
+    ),
+    seeds,
+)
 def test_convolved_coordinates_are_the_output_grids(geometry: Geometry, seed: int) -> None:
     """A symmetric kernel of sum 1 leaves linear functions as they are: so the result must be the new grid's coordinates."""
     affine = random_affine(seed)
@@ -194,7 +210,10 @@ def test_convolved_coordinates_are_the_output_grids(geometry: Geometry, seed: in
     assert np.allclose(result[inside], expected[inside], rtol=0, atol=1e-9)
 
 
-@given(geometries(kinds=("filter",), batches=(1,), boundaries=("nearest",), strided_dilation=False), seeds)
+@given(
+    geometries(kinds=("filter",), batches=(1,), boundaries=("nearest",), strided_dilation=False),
+    seeds,
+)
 def test_a_kernels_anchor_is_where_the_output_lies(geometry: Geometry, seed: int) -> None:
     """A kernel that copies the voxel under its own centre: the result must hold the coordinates of that very voxel."""
     affine = random_affine(seed)
@@ -213,7 +232,9 @@ def test_a_kernels_anchor_is_where_the_output_lies(geometry: Geometry, seed: int
         boundary=geometry.boundary,
         threads=1,
     )
-    expected = own_coordinates(problem.out_size, grid_after(Grid(None, "mm", affine), problem).affine)
+    expected = own_coordinates(
+        problem.out_size, grid_after(Grid(None, "mm", affine), problem).affine
+    )
     inside = tuple(windows_inside(geometry))
     assert np.allclose(result[inside], expected[inside], rtol=0, atol=1e-9)
 
@@ -242,10 +263,18 @@ def test_units_in_millimetres() -> None:
 lengths = st.floats(1e-3, 1e4)
 
 
-@given(st.tuples(lengths, lengths, lengths), st.sampled_from(sorted(UNITS)), st.sampled_from(sorted(UNITS)))
-def test_spacing_in_another_unit_and_back(spacing: tuple[float, float, float], unit: str, other: str) -> None:
+@given(
+    st.tuples(lengths, lengths, lengths),
+    st.sampled_from(sorted(UNITS)),
+    st.sampled_from(sorted(UNITS)),
+)
+def test_spacing_in_another_unit_and_back(
+    spacing: tuple[float, float, float], unit: str, other: str
+) -> None:
     there = Grid(spacing, unit).spacing_in(other)
-    assert there == pytest.approx(tuple(s * UNITS[unit] / UNITS[other] for s in spacing), rel=1e-9, abs=0)
+    assert there == pytest.approx(
+        tuple(s * UNITS[unit] / UNITS[other] for s in spacing), rel=1e-9, abs=0
+    )
     assert Grid(there, other).spacing_in(unit) == pytest.approx(spacing, rel=1e-9, abs=0)
     assert all(type(s) is float for s in there)
 

@@ -17,10 +17,16 @@ from conv3d_cli.model.keras_json import class_of, joined_padding, pads_of
     [
         ({"class_name": "Conv3D"}, "Conv3D"),
         ({"class_name": "Conv3D", "module": "keras.layers", "registered_name": None}, "Conv3D"),
-        ({"class_name": "Conv3D", "module": "tf_keras.layers", "registered_name": "Conv3D"}, "Conv3D"),
+        (
+            {"class_name": "Conv3D", "module": "tf_keras.layers", "registered_name": "Conv3D"},
+            "Conv3D",
+        ),
         ({"class_name": "Functional", "module": "keras.src.models.functional"}, "Functional"),
         ({"class_name": "Conv3D", "module": "keras_contrib.layers"}, "keras_contrib.layers.Conv3D"),
-        ({"class_name": "Conv3D", "module": "__main__", "registered_name": "Conv3D"}, "__main__.Conv3D"),
+        (
+            {"class_name": "Conv3D", "module": "__main__", "registered_name": "Conv3D"},
+            "__main__.Conv3D",
+        ),
         ({"class_name": "My>Conv3D"}, "My>Conv3D"),
     ],
 )
@@ -51,7 +57,16 @@ def test_what_layers_add(entries: list[Any], pads: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "entries", [[crop(1)], [crop(1), pad(2)], [pad(1), crop(2)], [pad(-1)], [pad([1, 2])], [pad("same")], [pad(True)]]
+    "entries",
+    [
+        [crop(1)],
+        [crop(1), pad(2)],
+        [pad(1), crop(2)],
+        [pad(-1)],
+        [pad([1, 2])],
+        [pad("same")],
+        [pad(True)],
+    ],
 )
 def test_what_is_no_padding_of_a_conv3d(entries: list[Any]) -> None:
     with pytest.raises(SpecError, match=r"the (ZeroPadding|Cropping)3D layer '(pad|crop)'"):
@@ -81,4 +96,6 @@ def test_joined_padding_is_padding_first(strides: Any, dilation_rate: Any, paddi
     joined: Any = joined_padding(pads, padding, (3, 2, 2), strides, dilation_rate)
     words: dict[str, Any] = {"strides": strides, "dilation_rate": dilation_rate}
     first = conv3d(np.pad(x, ((0, 0), *pads, (0, 0))), kernel, padding=padding, **words)
-    np.testing.assert_allclose(conv3d(x, kernel, padding=joined, **words), first, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        conv3d(x, kernel, padding=joined, **words), first, rtol=1e-5, atol=1e-5
+    )

@@ -28,7 +28,9 @@ def gaussian(sigma: float, radius: int) -> np.ndarray:
 # What may be a kernel
 
 
-@pytest.mark.parametrize("dtype", ["bool", "int8", "uint64", "float16", "float32", ">f4", ">i2", "longdouble"])
+@pytest.mark.parametrize(
+    "dtype", ["bool", "int8", "uint64", "float16", "float32", ">f4", ">i2", "longdouble"]
+)
 def test_real_numbers_become_float64(dtype: str) -> None:
     given_ = small_numbers((2, 3, 1), np.dtype(dtype).name, 3).astype(dtype)
     kernel = Kernel(given_)
@@ -73,10 +75,13 @@ def test_weights_must_be_finite(bad: float) -> None:
     values = np.ones((2, 3, 4))
     values[1, 0, 2] = bad
     with pytest.raises(
-        ShapeError, match=r"kernel psf\.tif must hold finite numbers, received 1 .* first at \(1, 0, 2\)"
+        ShapeError,
+        match=r"kernel psf\.tif must hold finite numbers, received 1 .* first at \(1, 0, 2\)",
     ):
         Kernel(values, name="psf.tif")
-    with pytest.raises(ShapeError, match=r"bias of kernel k must hold finite numbers, .* first at \(1,\)"):
+    with pytest.raises(
+        ShapeError, match=r"bias of kernel k must hold finite numbers, .* first at \(1,\)"
+    ):
         Kernel(np.ones((1, 1, 1)), bias=np.array([0, bad]), name="k")
 
 
@@ -98,7 +103,8 @@ def test_a_layers_bias_is_one_number_a_filter(bias: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "bias", ["a", ["a"], [1j], np.array([1j, 2, 3]), [None], np.array(["1"]), np.zeros(1, "datetime64[s]")]
+    "bias",
+    ["a", ["a"], [1j], np.array([1j, 2, 3]), [None], np.array(["1"]), np.zeros(1, "datetime64[s]")],
 )
 def test_a_bias_must_hold_real_numbers(bias: Any) -> None:
     with pytest.raises(ShapeError, match="bias of kernel kernel must hold real numbers"):
@@ -114,7 +120,9 @@ def test_bias_for_filters(filters: int, bias: list[float] | None) -> None:
     elif len(bias) in (1, filters):
         assert np.array_equal(kernel.bias_for(filters), np.broadcast_to(bias, filters))
     else:
-        with pytest.raises(ShapeError, match=f"the bias has 3 values for {filters} output channels"):
+        with pytest.raises(
+            ShapeError, match=f"the bias has 3 values for {filters} output channels"
+        ):
             kernel.bias_for(filters)
 
 
@@ -125,7 +133,8 @@ def test_a_centre_inside(centre: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "centre", [(3, 0, 0), (0, 0.5, 0), (0, 0, -1), (1, 0), (1, 0, 2, 0), (math.nan, 0, 0), (math.inf, 0, 0)]
+    "centre",
+    [(3, 0, 0), (0, 0.5, 0), (0, 0, -1), (1, 0), (1, 0, 2, 0), (math.nan, 0, 0), (math.inf, 0, 0)],
 )
 def test_a_centre_outside(centre: Any) -> None:
     with pytest.raises(ShapeError, match=r"inside its size \(3, 1, 5\)"):
@@ -160,8 +169,12 @@ def test_a_layer_stays_as_it_is() -> None:
 @given(shapes(3).flatmap(weights))
 def test_correlating_with_the_flipped_is_convolving(values: np.ndarray) -> None:
     x = small_numbers((5, 5, 5), "float64", 1)
-    correlated = oracle.conv3d(x[None, ..., None], Kernel(values).flipped().weights[..., None, None])
-    assert np.allclose(correlated[0, ..., 0], signal.convolve(x, values, mode="valid", method="direct"))
+    correlated = oracle.conv3d(
+        x[None, ..., None], Kernel(values).flipped().weights[..., None, None]
+    )
+    assert np.allclose(
+        correlated[0, ..., 0], signal.convolve(x, values, mode="valid", method="direct")
+    )
 
 
 def test_flipping_mirrors_space_alone() -> None:
@@ -197,7 +210,9 @@ def test_each_filter_of_a_layer_sums_to_one() -> None:
         np.zeros((1, 1, 1)),
         np.array([-1.0, 0, 1]).reshape(1, 1, 3),
         np.array([0.1, 0.2, -0.3]).reshape(3, 1, 1),  # the sum is 2.8e-17
-        np.stack([np.ones((1, 1, 1, 2)), np.array([1.0, -1]).reshape(1, 1, 1, 2)], axis=-1),  # one filter of two
+        np.stack(
+            [np.ones((1, 1, 1, 2)), np.array([1.0, -1]).reshape(1, 1, 1, 2)], axis=-1
+        ),  # one filter of two
     ],
 )
 def test_a_sum_of_zero_cannot_be_normalized(values: np.ndarray) -> None:
@@ -269,12 +284,26 @@ def test_width_of_a_box(n: int) -> None:
 
 
 def test_width_of_a_triangle() -> None:
-    assert Kernel(np.array([1.0, 2, 3, 2, 1]).reshape(5, 1, 1)).fwhm() == (pytest.approx(3.0), None, None)
+    assert Kernel(np.array([1.0, 2, 3, 2, 1]).reshape(5, 1, 1)).fwhm() == (
+        pytest.approx(3.0),
+        None,
+        None,
+    )
 
 
 @pytest.mark.parametrize(
     "profile",
-    [[-1, 0, 1], [1, 0, 1], [-1, -2, -1], [0, 0, 0], [1, 2], [5], [1, -2, 1], [3, 1, 2, 1, 0], [0, 1, 2, 1, 3]],
+    [
+        [-1, 0, 1],
+        [1, 0, 1],
+        [-1, -2, -1],
+        [0, 0, 0],
+        [1, 2],
+        [5],
+        [1, -2, 1],
+        [3, 1, 2, 1, 0],
+        [0, 1, 2, 1, 3],
+    ],
 )
 def test_what_is_no_bump_has_no_width(profile: list[float]) -> None:
     assert Kernel(np.array(profile, float).reshape(1, 1, -1)).fwhm()[2] is None

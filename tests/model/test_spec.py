@@ -67,7 +67,9 @@ WORKED = [
 
 
 @pytest.mark.parametrize(("n", "k", "s", "d", "padding", "size", "before", "after"), WORKED)
-def test_worked_sizes(n: int, k: int, s: int, d: int, padding: Any, size: int, before: int, after: int) -> None:
+def test_worked_sizes(
+    n: int, k: int, s: int, d: int, padding: Any, size: int, before: int, after: int
+) -> None:
     assert output_size(n, k, s, d, padding) == size
     assert pad_sizes(n, k, s, d, padding) == (before, after)
 
@@ -85,13 +87,23 @@ def test_sizes_are_counted_by_walking(geometry: Geometry) -> None:
     problem = geometry.problem
     for axis in range(3):
         n, k, s, d = (
-            values[axis] for values in (geometry.size, geometry.kernel_size, geometry.strides, geometry.dilation_rate)
+            values[axis]
+            for values in (
+                geometry.size,
+                geometry.kernel_size,
+                geometry.strides,
+                geometry.dilation_rate,
+            )
         )
         wish = geometry.padding if isinstance(geometry.padding, str) else geometry.padding[axis]
         before, after = oracle.paddings(n, k, s, d, wish)
         assert (problem.pad_before[axis], problem.pad_after[axis]) == (before, after)
         taps = [k_ * d for k_ in range(k)]
-        starts = [p for p in range(-before, n + after) if (p + before) % s == 0 and p + taps[-1] < n + after]
+        starts = [
+            p
+            for p in range(-before, n + after)
+            if (p + before) % s == 0 and p + taps[-1] < n + after
+        ]
         assert problem.out_size[axis] == len(starts)
         assert problem.extent[axis] == taps[-1] + 1
 
@@ -102,7 +114,11 @@ def test_shapes_of_a_problem(geometry: Geometry) -> None:
     assert problem.in_shape == geometry.in_shape
     assert problem.out_shape == (geometry.batch, *problem.out_size, geometry.filters)
     groups = geometry.groups if geometry.per_group is not None else geometry.channels
-    assert (problem.groups, problem.in_channels, problem.filters) == (groups, geometry.channels, geometry.filters)
+    assert (problem.groups, problem.in_channels, problem.filters) == (
+        groups,
+        geometry.channels,
+        geometry.filters,
+    )
     assert problem.channels_per_group == (geometry.per_group or 1)
     assert problem.filters_per_group * groups == geometry.filters
     assert problem.taps == math.prod(geometry.kernel_size) * (geometry.per_group or 1)
@@ -120,10 +136,16 @@ def test_source_indices_are_the_walked_ones(geometry: Geometry, data: st.DataObj
         start = data.draw(st.integers(0, problem.out_size[axis] - 1))
         stop = data.draw(st.integers(start + 1, problem.out_size[axis]))
         indices = problem.source_indices(axis, start, stop)
-        stride, extent = geometry.strides[axis], (geometry.kernel_size[axis] - 1) * geometry.dilation_rate[axis] + 1
+        stride, extent = (
+            geometry.strides[axis],
+            (geometry.kernel_size[axis] - 1) * geometry.dilation_rate[axis] + 1,
+        )
         assert len(indices) == (stop - start - 1) * stride + extent
         first = start * stride - problem.pad_before[axis]
-        walked = [oracle.outside(first + i, geometry.size[axis], geometry.boundary) for i in range(len(indices))]
+        walked = [
+            oracle.outside(first + i, geometry.size[axis], geometry.boundary)
+            for i in range(len(indices))
+        ]
         assert indices == [-1 if index is None else index for index in walked]
 
 
@@ -135,7 +157,9 @@ def test_source_indices_are_the_walked_ones(geometry: Geometry, data: st.DataObj
 def test_boundaries_are_numpys_pads(boundary: str, numpy_mode: Any, size: int) -> None:
     reach = 3 * size + 2
     expected = np.pad(np.arange(size), reach, mode=numpy_mode).tolist()
-    assert [Boundary(boundary).source_index(p, size) for p in range(-reach, size + reach)] == expected
+    assert [
+        Boundary(boundary).source_index(p, size) for p in range(-reach, size + reach)
+    ] == expected
 
 
 @pytest.mark.parametrize("boundary", ["zeros", "constant"])
@@ -155,7 +179,9 @@ def test_an_output_voxel_is_centred_on_its_window(geometry: Geometry) -> None:
     for axis in range(3):
         for o in (0, problem.out_size[axis] - 1):
             taps = [
-                o * geometry.strides[axis] + k * geometry.dilation_rate[axis] - problem.pad_before[axis]
+                o * geometry.strides[axis]
+                + k * geometry.dilation_rate[axis]
+                - problem.pad_before[axis]
                 for k in range(geometry.kernel_size[axis])
             ]
             assert transform.step[axis] * o + transform.offset[axis] == sum(taps) / len(taps)
@@ -165,7 +191,10 @@ def test_an_output_voxel_is_centred_on_its_window(geometry: Geometry) -> None:
 def test_a_kernels_own_centre_moves_the_output(geometry: Geometry, data: st.DataObject) -> None:
     centre = tuple(data.draw(st.integers(0, k - 1)) for k in geometry.kernel_size)
     problem = geometry.spec.resolve(geometry.in_shape, geometry.kernel_shape, centre)
-    offsets = [c * d - p for c, d, p in zip(centre, geometry.dilation_rate, problem.pad_before, strict=True)]
+    offsets = [
+        c * d - p
+        for c, d, p in zip(centre, geometry.dilation_rate, problem.pad_before, strict=True)
+    ]
     assert problem.voxel_transform.offset == tuple(offsets)
     assert problem.out_size == geometry.problem.out_size
 
@@ -236,7 +265,9 @@ def test_a_boundary_value_is_shown_in_full(value: float) -> None:
 
 def test_reflect_names_both_meanings() -> None:
     for text in ("reflect", "REFLECT"):
-        with pytest.raises(SpecError, match=r"'symmetric' for scipy's \(dcba\|abcd\).*'mirror' for numpy's"):
+        with pytest.raises(
+            SpecError, match=r"'symmetric' for scipy's \(dcba\|abcd\).*'mirror' for numpy's"
+        ):
             ConvSpec(boundary=text)
 
 
@@ -266,7 +297,9 @@ def test_a_boundary_made_by_hand_is_checked() -> None:
         Boundary("zeros", 1.0)
 
 
-@pytest.mark.parametrize("good", [2, np.int64(2), (2, 2, 2), [2, 2, 2], np.array([2, 2, 2]), range(2, 5)])
+@pytest.mark.parametrize(
+    "good", [2, np.int64(2), (2, 2, 2), [2, 2, 2], np.array([2, 2, 2]), range(2, 5)]
+)
 def test_triple_forms(good: Any) -> None:
     values = triple(good, "strides")
     assert values == tuple(int(v) for v in np.broadcast_to(np.array(good), 3))
@@ -297,7 +330,9 @@ def test_groups_none_is_refused() -> None:
         ConvSpec(groups=None)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("strides", "dilation_rate"), [(2, 2), ((2, 1, 1), (1, 2, 1)), ((1, 1, 3), 2), (2, (1, 1, 5))])
+@pytest.mark.parametrize(
+    ("strides", "dilation_rate"), [(2, 2), ((2, 1, 1), (1, 2, 1)), ((1, 1, 3), 2), (2, (1, 1, 5))]
+)
 def test_strides_with_dilation_name_the_cure(strides: Any, dilation_rate: Any) -> None:
     with pytest.raises(SpecError) as caught:
         ConvSpec(strides=strides, dilation_rate=dilation_rate)
@@ -306,11 +341,15 @@ def test_strides_with_dilation_name_the_cure(strides: Any, dilation_rate: Any) -
     assert str(triple(strides, "")) in message
     assert str(triple(dilation_rate, "")) in message
     assert "--allow-strided-dilation" in message
-    spec = ConvSpec(strides=strides, dilation_rate=dilation_rate, padding="same", allow_strided_dilation=True)
+    spec = ConvSpec(
+        strides=strides, dilation_rate=dilation_rate, padding="same", allow_strided_dilation=True
+    )
     assert spec.resolve((1, 9, 9, 9, 1), (3, 3, 3)).strides == triple(strides, "")
 
 
-@pytest.mark.parametrize(("strides", "dilation_rate"), [((1, 1, 1), (2, 1, 3)), ((4, 1, 2), (1, 1, 1))])
+@pytest.mark.parametrize(
+    ("strides", "dilation_rate"), [((1, 1, 1), (2, 1, 3)), ((4, 1, 2), (1, 1, 1))]
+)
 def test_strides_or_dilation_alone_are_legal(strides: Any, dilation_rate: Any) -> None:
     ConvSpec(strides=strides, dilation_rate=dilation_rate)
 
@@ -320,16 +359,46 @@ def test_strides_or_dilation_alone_are_legal(strides: Any, dilation_rate: Any) -
 
 REFUSED = [
     (ConvSpec(), CUBE, (3, 3, 3, 3, 2), ["takes 3 channels", "the volume has 4"]),
-    (ConvSpec(groups=2), CUBE, (3, 3, 3, 4, 2), ["4 channels in each of groups=2", "8 in all", "has 4"]),
-    (ConvSpec(groups=3), CUBE, (3, 3, 3, 1, 3), ["groups must divide the input channels", "groups=3", "4 channels"]),
-    (ConvSpec(groups=2), CUBE, (3, 3, 3, 2, 3), ["groups must divide the filters", "groups=2", "3 filters"]),
+    (
+        ConvSpec(groups=2),
+        CUBE,
+        (3, 3, 3, 4, 2),
+        ["4 channels in each of groups=2", "8 in all", "has 4"],
+    ),
+    (
+        ConvSpec(groups=3),
+        CUBE,
+        (3, 3, 3, 1, 3),
+        ["groups must divide the input channels", "groups=3", "4 channels"],
+    ),
+    (
+        ConvSpec(groups=2),
+        CUBE,
+        (3, 3, 3, 2, 3),
+        ["groups must divide the filters", "groups=2", "3 filters"],
+    ),
     (ConvSpec(groups=2), CUBE, (3, 3, 3), ["3-D kernel", "every channel separately", "groups=2"]),
     (ConvSpec(filters=5), CUBE, LAYER, ["filters=5", "gives 2"]),
     (ConvSpec(filters=5), CUBE, (3, 3, 3), ["filters=5", "gives 4"]),
-    (ConvSpec(), (1, 6, 2, 6, 4), LAYER, ["larger than the volume along height", "3 voxels against 2", "'valid'"]),
+    (
+        ConvSpec(),
+        (1, 6, 2, 6, 4),
+        LAYER,
+        ["larger than the volume along height", "3 voxels against 2", "'valid'"],
+    ),
     (ConvSpec(), (1, 6, 6, 2, 4), LAYER, ["along width"]),
-    (ConvSpec(dilation_rate=3), CUBE, LAYER, ["along depth", "3 voxels (7 with dilation_rate=3) against 6"]),
-    (ConvSpec(padding=1), (1, 6, 1, 6, 4), (3, 4, 3, 4, 2), ["along height", "1:1,1:1,1:1", "use padding 'same'"]),
+    (
+        ConvSpec(dilation_rate=3),
+        CUBE,
+        LAYER,
+        ["along depth", "3 voxels (7 with dilation_rate=3) against 6"],
+    ),
+    (
+        ConvSpec(padding=1),
+        (1, 6, 1, 6, 4),
+        (3, 4, 3, 4, 2),
+        ["along height", "1:1,1:1,1:1", "use padding 'same'"],
+    ),
     (ConvSpec(), (1, 0, 6, 6, 4), LAYER, ["no voxels", "(0, 6, 6)"]),
     (ConvSpec(padding="same"), (1, 6, 6, 0, 4), LAYER, ["no voxels"]),
     (ConvSpec(padding="same"), (1, 6, 6, 6, 0), LAYER, ["0 channels"]),
@@ -383,13 +452,19 @@ def test_numpy_integers_become_plain_ones() -> None:
         np.array([1, 120, 120, 120, 1], np.int8), np.array([3, 3, 3, 1, 100], np.int8)
     )
     assert problem.flops == 2 * 60 * 120 * 120 * 100 * 27
-    numbers = itertools.chain(problem.in_shape, problem.out_shape, problem.strides, problem.pad_before, problem.extent)
+    numbers = itertools.chain(
+        problem.in_shape, problem.out_shape, problem.strides, problem.pad_before, problem.extent
+    )
     assert all(type(n) is int for n in numbers)
 
 
 def test_a_specification_holds_what_it_parsed() -> None:
     spec = ConvSpec(
-        strides=2, padding="0:1,1,2", dilation_rate=[1, 1, 1], boundary="constant=-1.5", filters=np.int64(4)
+        strides=2,
+        padding="0:1,1,2",
+        dilation_rate=[1, 1, 1],
+        boundary="constant=-1.5",
+        filters=np.int64(4),
     )
     assert spec.strides == (2, 2, 2)
     assert spec.padding == ((0, 1), (1, 1), (2, 2))
@@ -405,9 +480,9 @@ def test_a_specification_holds_what_it_parsed() -> None:
 def test_a_part_is_the_problem_of_a_volume_of_its_channels() -> None:
     spec = ConvSpec(padding="same", strides=2)
     for kernel_shape in ((3, 3, 3), (3, 3, 3, 2), (3, 2, 1, 1, 6)):
-        whole = ConvSpec(padding="same", strides=2, groups=3 if len(kernel_shape) == 5 else 1).resolve(
-            (4, 9, 8, 7, 3), kernel_shape
-        )
+        whole = ConvSpec(
+            padding="same", strides=2, groups=3 if len(kernel_shape) == 5 else 1
+        ).resolve((4, 9, 8, 7, 3), kernel_shape)
         assert whole.part(3).in_shape == (1, 9, 8, 7, 3)
         assert whole.part(3).filters == whole.filters
         if len(kernel_shape) < 5:

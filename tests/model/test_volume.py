@@ -13,7 +13,14 @@ from strategies import LAYOUTS, REAL_DTYPES, arrays, laid_out, small_numbers
 
 from conv3d_cli.errors import ShapeError, SpecError
 from conv3d_cli.model.grid import Grid
-from conv3d_cli.model.volume import ArrayReader, ArrayWriter, Axes, Volume, VolumeHeader, parts_in_storage_order
+from conv3d_cli.model.volume import (
+    ArrayReader,
+    ArrayWriter,
+    Axes,
+    Volume,
+    VolumeHeader,
+    parts_in_storage_order,
+)
 
 # ---------------------------------------------------------------------------------------------------------------------
 # An independent view of axes
@@ -81,7 +88,9 @@ def test_assign_writes_where_block_reads(axes: Axes, data: st.DataObject) -> Non
     n, depth, channels = data.draw(places(axes))
     array = numbered(axes)
     before = canonical(array, axes.letters).copy()
-    values = -1 - np.arange(before[n, depth, :, :, channels].size).reshape(before[n, depth, :, :, channels].shape)
+    values = -1 - np.arange(before[n, depth, :, :, channels].size).reshape(
+        before[n, depth, :, :, channels].shape
+    )
     axes.assign(array, n, depth, channels, values)
     before[n, depth, :, :, channels] = values
     assert np.array_equal(canonical(array, axes.letters), before)
@@ -215,11 +224,15 @@ def test_array_reader_gives_views_of_native_arrays() -> None:
 
 def test_array_reader_checks_the_shape() -> None:
     with pytest.raises(ShapeError, match=r"mine: array of shape \(3, 4, 6\) .* \(3, 4, 5\)"):
-        ArrayReader(np.zeros((3, 4, 6)), VolumeHeader(Axes("zyx", (3, 4, 5)), np.dtype(float)), "mine")
+        ArrayReader(
+            np.zeros((3, 4, 6)), VolumeHeader(Axes("zyx", (3, 4, 5)), np.dtype(float)), "mine"
+        )
 
 
 @given(axes(), st.booleans(), st.data())
-def test_array_writer_puts_slabs_in_any_order_where_they_belong(axes: Axes, own: bool, data: st.DataObject) -> None:
+def test_array_writer_puts_slabs_in_any_order_where_they_belong(
+    axes: Axes, own: bool, data: st.DataObject
+) -> None:
     expected = numbered(axes)
     source = canonical(expected, axes.letters)
     out = np.full(axes.shape, -1)
@@ -269,7 +282,8 @@ def test_array_writer_lends_memory_where_two_axes_make_up_the_channels() -> None
     block[...] = 7
     writer.write(0, 1, 1, block)
     assert np.array_equal(
-        canonical(out, "czyxs").max(axis=(0, 2, 3)) == 7, np.outer([0, 1, 1, 0, 0], [0, 1, 1, 1, 1, 0])
+        canonical(out, "czyxs").max(axis=(0, 2, 3)) == 7,
+        np.outer([0, 1, 1, 0, 0], [0, 1, 1, 1, 1, 0]),
     )
 
 

@@ -29,7 +29,9 @@ from conv3d_cli.pictures.png import encode_png
 from conv3d_cli.pictures.slices import Slices
 
 
-def slices_of(data: np.ndarray, grid: Grid | None = None, at: tuple[int, int, int] | None = None) -> Slices:
+def slices_of(
+    data: np.ndarray, grid: Grid | None = None, at: tuple[int, int, int] | None = None
+) -> Slices:
     """Slices of an array (D, H, W)."""
     d, h, w = at or (data.shape[0] // 2, data.shape[1] // 2, data.shape[2] // 2)
     header = VolumeHeader(Axes("zyx", data.shape), data.dtype, grid or Grid())
@@ -61,7 +63,9 @@ def test_signed_shades_are_black_at_zero_and_keep_peaks() -> None:
 
 
 def test_bent_shades() -> None:
-    assert panel([[-0.25, 0, 0.25, 1]], (-1, 1), signed=True, bend=0.5).paint(1, 4).tolist() == [[64, 127, 190, 254]]
+    assert panel([[-0.25, 0, 0.25, 1]], (-1, 1), signed=True, bend=0.5).paint(1, 4).tolist() == [
+        [64, 127, 190, 254]
+    ]
 
 
 @pytest.mark.parametrize("value", [0.0, 7.0, -1e300])
@@ -88,7 +92,9 @@ def test_windows_leave_outliers_out() -> None:
     values = np.concatenate([np.arange(1000.0), [1e9, np.nan, np.inf]])
     assert robust_window([values]) == (5, 995)
     assert robust_window([values[:500], values[500:]]) == (5, 995), "shared by all"
-    assert robust_window([np.array([0.0] * 999 + [3.0])]) == (0, 3), "where nearly all voxels are the same"
+    assert robust_window([np.array([0.0] * 999 + [3.0])]) == (0, 3), (
+        "where nearly all voxels are the same"
+    )
     assert signed_window([np.array([-2.0, 1.0])]) == (-2, 2)
 
 
@@ -125,7 +131,11 @@ def anatomical(codes: str) -> Grid:
 
 
 PAIRS = ("LR", "PA", "IS")
-CODES = ["".join(letters) for axes in itertools.permutations(PAIRS) for letters in itertools.product(*axes)]
+CODES = [
+    "".join(letters)
+    for axes in itertools.permutations(PAIRS)
+    for letters in itertools.product(*axes)
+]
 
 
 @pytest.mark.parametrize("codes", CODES)
@@ -143,7 +153,11 @@ def test_letters_stand_where_the_voxels_lie(codes: str) -> None:
                 continue
             row, column = (int(i) for i in np.unravel_index(drawn.values.argmax(), (5, 5)))
             edge = drawn.letters.index(letter)
-            assert (row, column) == [(2, 0), (2, 4), (0, 2), (4, 2)][edge], (codes, letter, drawn.title)
+            assert (row, column) == [(2, 0), (2, 4), (0, 2), (4, 2)][edge], (
+                codes,
+                letter,
+                drawn.title,
+            )
 
 
 def test_names_and_edges_of_the_three_planes() -> None:
@@ -162,7 +176,9 @@ def test_without_anatomy_rows_are_as_stored() -> None:
     ):
         np.testing.assert_array_equal(drawn.values, plane)
         assert not any(drawn.letters)
-    assert [p.words for p in panels_of(slices_of(data), (0, 1))][2] == "depth down, height to the right"
+    assert [p.words for p in panels_of(slices_of(data), (0, 1))][
+        2
+    ] == "depth down, height to the right"
 
 
 def test_oblique_grids_say_so() -> None:
@@ -171,14 +187,23 @@ def test_oblique_grids_say_so() -> None:
     turn[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
     grid = Grid((3.0, 2.0, 2.0), "mm", turn @ np.diag([2.0, 2, 3, 1]), anatomical=True)
     assert tilt(grid) == pytest.approx(20)
-    assert any("up to 20 degrees off" in words for words in geometry_words(slices_of(np.zeros((2, 2, 2)), grid)))
+    assert any(
+        "up to 20 degrees off" in words
+        for words in geometry_words(slices_of(np.zeros((2, 2, 2)), grid))
+    )
     assert tilt(anatomical("RAS")) == 0
-    assert not any("oblique" in words for words in geometry_words(slices_of(np.zeros((2, 2, 2)), anatomical("LAS"))))
+    assert not any(
+        "oblique" in words
+        for words in geometry_words(slices_of(np.zeros((2, 2, 2)), anatomical("LAS")))
+    )
 
 
 def test_an_affine_without_volume_bears_no_letters() -> None:
     grid = Grid(
-        (1.0, 1.0, 1.0), "mm", np.array([[1.0, 1, 0, 0], [0, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]), anatomical=True
+        (1.0, 1.0, 1.0),
+        "mm",
+        np.array([[1.0, 1, 0, 0], [0, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]),
+        anatomical=True,
     )
     assert not any(orientations(grid)[0].letters)
 
@@ -229,7 +254,9 @@ def test_png_by_its_definition() -> None:
     while place < len(data):
         (length,) = struct.unpack(">I", data[place : place + 4])
         name, body = data[place + 4 : place + 8], data[place + 8 : place + 8 + length]
-        assert struct.unpack(">I", data[place + 8 + length : place + 12 + length])[0] == zlib.crc32(name + body)
+        assert struct.unpack(">I", data[place + 8 + length : place + 12 + length])[0] == zlib.crc32(
+            name + body
+        )
         chunks[name], place = body, place + 12 + length
     assert list(chunks) == [b"IHDR", b"PLTE", b"IDAT", b"IEND"]
     assert struct.unpack(">IIBBBBB", chunks[b"IHDR"]) == (2, 2, 8, 3, 0, 0, 0)

@@ -43,10 +43,18 @@ def test_known_voxels_of_every_format(tmp_path: Path, suffix: str) -> None:
     assert read_slices(path, axes=axes).at == (3, 3, 4), "the middle"
 
 
-def test_a_compressed_tiff_is_decoded_page_by_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_compressed_tiff_is_decoded_page_by_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tifffile = pytest.importorskip("tifffile")
     data = numbered()[0, 0].astype(np.uint16)
-    tifffile.imwrite(tmp_path / "x.tif", data, compression="zlib", photometric="minisblack", metadata={"axes": "ZYX"})
+    tifffile.imwrite(
+        tmp_path / "x.tif",
+        data,
+        compression="zlib",
+        photometric="minisblack",
+        metadata={"axes": "ZYX"},
+    )
     slices = read_slices(str(tmp_path / "x.tif"))
     np.testing.assert_array_equal(slices.planes[2], data[:, :, 4])
 
@@ -99,13 +107,16 @@ def test_a_point_of_the_world(tmp_path: Path) -> None:
     i, j, k = 3, 1, 2
     x, y, z = (affine @ [i, j, k, 1])[:3]
     assert read_slices(str(tmp_path / "x.nii.gz"), Place.parse(f"{x},{y},{z}mm")).at == (k, j, i)
-    assert read_slices(str(tmp_path / "x.nii.gz"), Place.parse(f"{x / 10},{y / 10 + 0.01},{z / 10}cm")).at == (k, j, i)
+    assert read_slices(
+        str(tmp_path / "x.nii.gz"), Place.parse(f"{x / 10},{y / 10 + 0.01},{z / 10}cm")
+    ).at == (k, j, i)
     with pytest.raises(ShapeError, match=r"100,0,0 mm, voxel .* lies outside"):
         read_slices(str(tmp_path / "x.nii.gz"), Place.parse("100,0,0mm"))
 
 
 @pytest.mark.parametrize(
-    "text", ["", "1,2", "1,2,3,4", "a,b,c", "1.5,2,3", "nan,1,2", "1,2,3vox", "inf,1,2mm", "1,2,infmm"]
+    "text",
+    ["", "1,2", "1,2,3,4", "a,b,c", "1.5,2,3", "nan,1,2", "1,2,3vox", "inf,1,2mm", "1,2,infmm"],
 )
 def test_wrong_places(text: str) -> None:
     with pytest.raises(SpecError, match="a place is a voxel D,H,W"):
@@ -118,12 +129,17 @@ def test_wrong_places(text: str) -> None:
         ({"n": 2}, "has 2 time points, counted from 0, received -n 2"),
         ({"n": -1}, "received -n -1"),
         ({"channel": 3}, "has 3 channels, counted from 0, received -c 3"),
-        ({"at": Place((6.0, 0.0, 0.0))}, "voxel 6,0,0 lies outside .*, whose depth,height,width is 6,7,8"),
+        (
+            {"at": Place((6.0, 0.0, 0.0))},
+            "voxel 6,0,0 lies outside .*, whose depth,height,width is 6,7,8",
+        ),
         ({"at": Place((1e300, 0.0, 0.0))}, "lies outside"),
         ({"at": Place((0.0, 0.0, 0.0), "mm")}, "has no place in the world"),
     ],
 )
-def test_places_that_are_not_there(tmp_path: Path, arguments: dict[str, object], message: str) -> None:
+def test_places_that_are_not_there(
+    tmp_path: Path, arguments: dict[str, object], message: str
+) -> None:
     np.save(tmp_path / "x.npy", numbered())
     with pytest.raises(ShapeError, match=message):
         read_slices(str(tmp_path / "x.npy"), axes="tczyx", **arguments)  # type: ignore[arg-type]
@@ -168,7 +184,9 @@ def test_memory_does_not_follow_the_file(tmp_path: Path, suffix: str) -> None:
         # not getrusage, which begins with what the process that started this one held
         "print(re.search(r'VmHWM:\\s*(\\d+)', open('/proc/self/status').read())[1])"
     )
-    ran = subprocess.run([sys.executable, "-c", program, str(path)], capture_output=True, text=True, check=True)
+    ran = subprocess.run(
+        [sys.executable, "-c", program, str(path)], capture_output=True, text=True, check=True
+    )
     assert int(ran.stdout) * 1024 < 200e6
 
 

@@ -34,7 +34,9 @@ AFFINES = {
     "anisotropic": np.diag([0.9, 1.1, 2.5]),
     "flipped": np.diag([-0.9, 1.1, -2.5]),
     "turned": TURN @ np.diag([0.9, 1.1, 2.5]),
-    "turned and sheared": TURN @ np.array([[1, 0, 0.3], [0, 1, 0.2], [0, 0, 1]]) @ np.diag([-0.9, 1.1, 2.5]),
+    "turned and sheared": TURN
+    @ np.array([[1, 0, 0.3], [0, 1, 0.2], [0, 0, 1]])
+    @ np.diag([-0.9, 1.1, 2.5]),
 }
 INSIDE = (slice(1, -1),) * 3
 
@@ -55,8 +57,12 @@ def scan(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("scan")
     rng = np.random.default_rng(5)
     affine = affine_of(AFFINES["turned"])
-    nib.Nifti1Image(rng.integers(0, 900, (11, 12, 13, 2)).astype(np.int16), affine).to_filename(folder / "x.nii.gz")
-    nib.Nifti1Image(rng.normal(size=(9, 8, 7, 3, 2)).astype(np.float32), affine).to_filename(folder / "v.nii")
+    nib.Nifti1Image(rng.integers(0, 900, (11, 12, 13, 2)).astype(np.int16), affine).to_filename(
+        folder / "x.nii.gz"
+    )
+    nib.Nifti1Image(rng.normal(size=(9, 8, 7, 3, 2)).astype(np.float32), affine).to_filename(
+        folder / "v.nii"
+    )
     np.save(folder / "x.npy", rng.normal(size=(12, 13, 14)).astype(np.float32))
     return folder
 
@@ -66,16 +72,37 @@ def scan(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("name", AFFINES)
-@pytest.mark.parametrize("kernel", ["gradient", "scharr", "gaussian_derivative:sigma=1.2mm:truncate=2"])
-def test_a_ramp_of_the_world_has_its_slope_everywhere_inside(kernel: str, name: str, tmp_path: Path, run: Any) -> None:
+@pytest.mark.parametrize(
+    "kernel", ["gradient", "scharr", "gaussian_derivative:sigma=1.2mm:truncate=2"]
+)
+def test_a_ramp_of_the_world_has_its_slope_everywhere_inside(
+    kernel: str, name: str, tmp_path: Path, run: Any
+) -> None:
     affine = affine_of(AFFINES[name])
     i, j, k = np.indices((11, 10, 9))
     world = np.einsum("xa,aijk->xijk", affine[:3, :3], np.stack([i, j, k]))
     ramp = np.tensordot(SLOPE, world, axes=1) + 50
     nib.Nifti1Image(np.stack([ramp, 3 * ramp], axis=-1), affine).to_filename(tmp_path / "x.nii")
     common = ["--orient", "world", "--precision", "float64", "--dtype", "float64"]
-    run("apply", tmp_path / "x.nii", "-k", f"{kernel}:axis=xyz", *common, "-o", tmp_path / "g.nii.gz")
-    run("apply", tmp_path / "x.nii", "-k", f"{kernel}:axis=dhw", *common, "--magnitude", "-o", tmp_path / "m.nii")
+    run(
+        "apply",
+        tmp_path / "x.nii",
+        "-k",
+        f"{kernel}:axis=xyz",
+        *common,
+        "-o",
+        tmp_path / "g.nii.gz",
+    )
+    run(
+        "apply",
+        tmp_path / "x.nii",
+        "-k",
+        f"{kernel}:axis=dhw",
+        *common,
+        "--magnitude",
+        "-o",
+        tmp_path / "m.nii",
+    )
     found = nib.load(tmp_path / "g.nii.gz")
     assert found.shape == (11, 10, 9, 2, 3)
     np.testing.assert_allclose(found.affine, affine, atol=1e-5)
@@ -84,37 +111,66 @@ def test_a_ramp_of_the_world_has_its_slope_everywhere_inside(kernel: str, name: 
     for t in range(2):
         expected = SLOPE * (1, 3)[t]
         slopes = found.get_fdata()[(*inside, t)]
-        np.testing.assert_allclose(slopes, np.broadcast_to(expected, slopes.shape), rtol=3e-6)  # a float32 affine
+        np.testing.assert_allclose(
+            slopes, np.broadcast_to(expected, slopes.shape), rtol=3e-6
+        )  # a float32 affine
         magnitudes = nib.load(tmp_path / "m.nii").get_fdata()[(*inside, t)]
         np.testing.assert_allclose(magnitudes, np.linalg.norm(expected), rtol=3e-6)
 
 
 def test_example4d_by_numpys_gradient_and_its_affine(tmp_path: Path, run: Any) -> None:
     source = Path(data_path) / "example4d.nii.gz"
-    run("apply", source, "-k", "gradient:axis=xyz", "--orient", "world", "-o", tmp_path / "g.nii.gz", "--verify", 60)
+    run(
+        "apply",
+        source,
+        "-k",
+        "gradient:axis=xyz",
+        "--orient",
+        "world",
+        "-o",
+        tmp_path / "g.nii.gz",
+        "--verify",
+        60,
+    )
     image, found = nib.load(source), nib.load(tmp_path / "g.nii.gz")
     values = image.get_fdata()
-    slopes = np.stack(np.gradient(values, axis=(0, 1, 2)), axis=-1) @ np.linalg.inv(image.affine[:3, :3])
+    slopes = np.stack(np.gradient(values, axis=(0, 1, 2)), axis=-1) @ np.linalg.inv(
+        image.affine[:3, :3]
+    )
     received = found.get_fdata()
     np.testing.assert_allclose(received[INSIDE], slopes[INSIDE], atol=1e-6 * np.abs(values).max())
     assert np.array_equal(found.affine, image.affine)
     # a turned grid changes no length of the gradient
-    run("apply", source, "-k", "gradient:axis=dhw:per=mm", "--magnitude", "-o", tmp_path / "m.nii.gz")
+    run(
+        "apply",
+        source,
+        "-k",
+        "gradient:axis=dhw:per=mm",
+        "--magnitude",
+        "-o",
+        tmp_path / "m.nii.gz",
+    )
     lengths = nib.load(tmp_path / "m.nii.gz").get_fdata()
-    np.testing.assert_allclose(lengths, np.linalg.norm(received, axis=-1), atol=1e-6 * lengths.max())
+    np.testing.assert_allclose(
+        lengths, np.linalg.norm(received, axis=-1), atol=1e-6 * lengths.max()
+    )
 
 
 def test_explain_and_json_say_how_a_kernel_was_made(tmp_path: Path, run: Any) -> None:
-    nib.Nifti1Image(np.zeros((9, 8, 7), np.uint8), affine_of(AFFINES["turned and sheared"])).to_filename(
-        tmp_path / "x.nii"
-    )
+    nib.Nifti1Image(
+        np.zeros((9, 8, 7), np.uint8), affine_of(AFFINES["turned and sheared"])
+    ).to_filename(tmp_path / "x.nii")
     text = run("explain", tmp_path / "x.nii", "-k", "gaussian:fwhm=4mm").output
     assert "true to the world: the voxel axes stand at " in text
-    record = json.loads(run("explain", tmp_path / "x.nii", "-k", "sobel:axis=zx:per=um", "--json").output)
+    record = json.loads(
+        run("explain", tmp_path / "x.nii", "-k", "sobel:axis=zx:per=um", "--json").output
+    )
     assert record["kind"] == "bank"
     assert record["filters"] == ["sobel z", "sobel x"]
     assert record["built"] == "slopes per um"
-    text = run("explain", tmp_path / "x.nii", "-k", "sobel:axis=zx", "--orient", "world", "--magnitude").output
+    text = run(
+        "explain", tmp_path / "x.nii", "-k", "sobel:axis=zx", "--orient", "world", "--magnitude"
+    ).output
     assert "magnitude of the filters" in text
     assert "slopes along the axes of the world, per mm" in text
     assert "built" not in run("explain", tmp_path / "x.nii", "-k", "gaussian:sigma=1vox").output
@@ -136,11 +192,19 @@ def test_magnitude_is_scipys(scan: Path, tmp_path: Path, sigma: str, run: Any) -
         "-o",
         tmp_path / "m.npy",
     )
-    expected = ndimage.gaussian_gradient_magnitude(x.astype(np.float64), [float(s) for s in sigma.split(",")])
-    np.testing.assert_allclose(np.load(tmp_path / "m.npy"), expected, rtol=0, atol=1e-6 * expected.max())
+    expected = ndimage.gaussian_gradient_magnitude(
+        x.astype(np.float64), [float(s) for s in sigma.split(",")]
+    )
+    np.testing.assert_allclose(
+        np.load(tmp_path / "m.npy"), expected, rtol=0, atol=1e-6 * expected.max()
+    )
     for name, derivative in [("sobel", ndimage.sobel), ("prewitt", ndimage.prewitt)]:
         found = conv3d(
-            x.astype(np.float64), read_kernel(f"{name}:axis=xyz"), padding="same", boundary="symmetric", magnitude=True
+            x.astype(np.float64),
+            read_kernel(f"{name}:axis=xyz"),
+            padding="same",
+            boundary="symmetric",
+            magnitude=True,
         )
         np.testing.assert_allclose(found, gradient_magnitude(x, derivative), rtol=1e-12)
 
@@ -155,9 +219,16 @@ def test_python_gives_vectors_as_last_axis(rng: np.random.Generator) -> None:
     assert np.array_equal(first, np.moveaxis(found, -1, 0))
     many = conv3d(np.stack([x, 2 * x, -x], axis=-1)[None], kernel)  # c0 d, c0 h, c0 w, c1 d, ...
     assert many.shape == (1, 4, 5, 6, 9)
-    np.testing.assert_allclose(many[0], np.concatenate([found, 2 * found, -found], axis=-1), rtol=1e-12, atol=1e-14)
-    lengths = conv3d(np.stack([x, 2 * x], axis=-1)[None], kernel, magnitude=True, activation="relu", bias=[0.5])
-    by_hand = np.sqrt(((found + 0.5) ** 2).sum(axis=-1)), np.sqrt(((2 * found + 0.5) ** 2).sum(axis=-1))
+    np.testing.assert_allclose(
+        many[0], np.concatenate([found, 2 * found, -found], axis=-1), rtol=1e-12, atol=1e-14
+    )
+    lengths = conv3d(
+        np.stack([x, 2 * x], axis=-1)[None], kernel, magnitude=True, activation="relu", bias=[0.5]
+    )
+    by_hand = (
+        np.sqrt(((found + 0.5) ** 2).sum(axis=-1)),
+        np.sqrt(((2 * found + 0.5) ** 2).sum(axis=-1)),
+    )
     np.testing.assert_allclose(lengths[0], np.stack(by_hand, axis=-1), rtol=1e-12)
 
 
@@ -169,8 +240,12 @@ def test_magnitudes_of_huge_and_tiny_slopes_are_right() -> None:
         np.testing.assert_allclose(found, np.sqrt(2) * size, rtol=1e-6)
     holed = np.ones((5, 5, 5), np.float32)
     holed[0, 0, 0] = np.nan
-    found = conv3d(holed, read_kernel("gradient:axis=dhw"), padding="same", boundary="nearest", magnitude=True)
-    assert np.isnan(found).sum() == 8  # wherever the window of 3 x 3 x 3 holds it, as with any kernel
+    found = conv3d(
+        holed, read_kernel("gradient:axis=dhw"), padding="same", boundary="nearest", magnitude=True
+    )
+    assert (
+        np.isnan(found).sum() == 8
+    )  # wherever the window of 3 x 3 x 3 holds it, as with any kernel
     assert np.nanmax(found) == 0
 
 
@@ -185,21 +260,27 @@ def boxes_of(block: tuple[int, int, int]) -> Callable[..., Cut]:
         box_job = arguments[-1]()
         assert isinstance(box_job, BoxJob)
         least = box_job.chunk
-        partition = Partition(box_job.convolutions[-1].problem.out_size, least, tuple(map(max, block, least)))  # type: ignore[arg-type]
+        partition = Partition(
+            box_job.convolutions[-1].problem.out_size, least, tuple(map(max, block, least))
+        )  # type: ignore[arg-type]
         return Cut(1, box_job.memory(partition), Boxes(partition, box_job.redundancy(partition)))
 
     return cut_job
 
 
 @pytest.mark.parametrize("magnitude", [False, True])
-@pytest.mark.parametrize("kernel", ["sobel:axis=xyz", "gaussian_derivative:sigma=1.5mm:axis=xyz:orient=world"])
+@pytest.mark.parametrize(
+    "kernel", ["sobel:axis=xyz", "gaussian_derivative:sigma=1.5mm:axis=xyz:orient=world"]
+)
 def test_bits_do_not_depend_on_threads_slabs_or_boxes(
     scan: Path, tmp_path: Path, kernel: str, magnitude: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stages = (Stage(kernel, magnitude=magnitude),)
 
     def bits(**options: Any) -> bytes:
-        run_job(Job(str(scan / "v.nii"), str(tmp_path / "o.npy"), stages, overwrite=True, **options))
+        run_job(
+            Job(str(scan / "v.nii"), str(tmp_path / "o.npy"), stages, overwrite=True, **options)
+        )
         return (tmp_path / "o.npy").read_bytes()
 
     one = bits(threads=1)
@@ -220,7 +301,9 @@ def test_memory_is_counted(scan: Path, tmp_path: Path, run: Any) -> None:
     data = np.zeros((64, 256, 256), np.float32)
     np.save(tmp_path / "x.npy", data)
     memory = [
-        json.loads(run("explain", tmp_path / "x.npy", "-k", "sobel:axis=dhw", *options, "--json").output)
+        json.loads(
+            run("explain", tmp_path / "x.npy", "-k", "sobel:axis=dhw", *options, "--json").output
+        )
         for options in ([], ["--magnitude"])
     ]
     plane = 256 * 256 * 4
@@ -245,7 +328,18 @@ def test_every_format_holds_the_same_vectors(
     options = ["--magnitude"] if magnitude else []
     for name in ("x.nii.gz", "v.nii"):
         out = tmp_path / f"{name[0]}{suffix}"
-        run("apply", scan / name, "-k", "scharr:axis=xyz:per=mm", *options, "-o", out, "-q", "--verify", 40)
+        run(
+            "apply",
+            scan / name,
+            "-k",
+            "scharr:axis=xyz:per=mm",
+            *options,
+            "-o",
+            out,
+            "-q",
+            "--verify",
+            40,
+        )
         source = np.moveaxis(nib.load(scan / name).get_fdata(), (0, 1, 2), (2, 1, 0))  # z y x t c
         source = source[..., None] if source.ndim == 4 else source
         steps = [2.5, 1.1, 0.9]
@@ -254,9 +348,19 @@ def test_every_format_holds_the_same_vectors(
             weights = read_kernel(f"scharr:axis={'dhw'[axis]}").weights / 512 / steps[axis]
             per.append(ndimage.correlate(source, weights[..., None, None]))
         expected = np.stack(per, axis=-1)
-        expected = np.sqrt((expected**2).sum(axis=-1)) if magnitude else expected.reshape(*source.shape[:4], -1)
-        letters = {"x": "tzyxc" if not magnitude else "tzyx", "v": "tzyxc"}[name[0]] if suffix == ".npy" else None
-        volume = read_volume(str(out), axes=stored_order(letters, name) if suffix == ".npy" else None)
+        expected = (
+            np.sqrt((expected**2).sum(axis=-1))
+            if magnitude
+            else expected.reshape(*source.shape[:4], -1)
+        )
+        letters = (
+            {"x": "tzyxc" if not magnitude else "tzyx", "v": "tzyxc"}[name[0]]
+            if suffix == ".npy"
+            else None
+        )
+        volume = read_volume(
+            str(out), axes=stored_order(letters, name) if suffix == ".npy" else None
+        )
         moved = in_order(volume, "zyxtc")
         np.testing.assert_allclose(moved, expected, rtol=0, atol=2e-6 * np.abs(expected).max())
 
@@ -283,7 +387,10 @@ def test_nifti_says_vector_or_matrix(scan: Path, tmp_path: Path, run: Any) -> No
     told = run("apply", scan / "x.nii.gz", "-k", "sobel:axis=dhw", "-o", tmp_path / "r.nii").output
     assert "readers of NIfTI take components in the order x, y, z, and these are d, h, w" in told
     assert (
-        "order x, y, z" not in run("apply", scan / "x.nii.gz", "-k", "sobel:axis=wh", "-o", tmp_path / "r.tif").output
+        "order x, y, z"
+        not in run(
+            "apply", scan / "x.nii.gz", "-k", "sobel:axis=wh", "-o", tmp_path / "r.tif"
+        ).output
     )
     # a vector's derivatives: a row for each component
     run("apply", scan / "v.nii", "-k", "gradient:axis=xyz", "-o", tmp_path / "j.nii")
@@ -313,12 +420,18 @@ def test_channels_have_names(scan: Path, tmp_path: Path, run: Any) -> None:
         with tifffile.TiffFile(tmp_path / "one.tif") as file:
             assert file.imagej_metadata["Labels"][:3] == ["sobel x", "sobel y", "sobel x"]
     zarr = pytest.importorskip("zarr")
-    for source, target in [(scan / "x.npy", "one.ome.zarr"), (tmp_path / "one.ome.zarr", "two.ome.zarr")]:
+    for source, target in [
+        (scan / "x.npy", "one.ome.zarr"),
+        (tmp_path / "one.ome.zarr", "two.ome.zarr"),
+    ]:
         run("apply", source, *write, tmp_path / target)
     channels = dict(zarr.open_group(tmp_path / "one.ome.zarr").attrs)["ome"]["omero"]["channels"]
     assert [c["label"] for c in channels] == ["sobel x", "sobel y"]
     values = read_volume(str(tmp_path / "one.ome.zarr")).data
-    assert [channels[1]["window"][end] for end in ("start", "end")] == [values[1].min(), values[1].max()]
+    assert [channels[1]["window"][end] for end in ("start", "end")] == [
+        values[1].min(),
+        values[1].max(),
+    ]
     channels = dict(zarr.open_group(tmp_path / "two.ome.zarr").attrs)["ome"]["omero"]["channels"]
     assert [c["label"] for c in channels][:2] == ["sobel x: sobel x", "sobel x: sobel y"]
 
@@ -334,8 +447,20 @@ def test_a_stack_smooths_then_takes_the_magnitude(scan: Path, tmp_path: Path, ru
         '[[layers]]\nkernel = "gradient:axis=zx"\norient = "world"\n'
     )
     source = tmp_path / "x.tif"
-    write_volume(str(source), Volume(np.load(scan / "x.npy"), "zyx", read_volume(str(scan / "v.nii")).grid))
-    run("apply", source, "-c", tmp_path / "stack.toml", "-o", tmp_path / "o.ome.tif", "-q", "--verify", 20)
+    write_volume(
+        str(source), Volume(np.load(scan / "x.npy"), "zyx", read_volume(str(scan / "v.nii")).grid)
+    )
+    run(
+        "apply",
+        source,
+        "-c",
+        tmp_path / "stack.toml",
+        "-o",
+        tmp_path / "o.ome.tif",
+        "-q",
+        "--verify",
+        20,
+    )
     smooth = ndimage.gaussian_filter(np.load(scan / "x.npy").astype(np.float64), 1)
     edges = gradient_magnitude(smooth, ndimage.sobel)
     steps = read_volume(str(source)).grid.spacing
@@ -346,15 +471,36 @@ def test_a_stack_smooths_then_takes_the_magnitude(scan: Path, tmp_path: Path, ru
 
 
 def test_config_keys(scan: Path, tmp_path: Path, run: Any) -> None:
-    (tmp_path / "k.toml").write_text('kernel = "gradient:axis=xyz"\norient = "world"\nmagnitude = true\n')
+    (tmp_path / "k.toml").write_text(
+        'kernel = "gradient:axis=xyz"\norient = "world"\nmagnitude = true\n'
+    )
     run("apply", scan / "x.nii.gz", "-c", tmp_path / "k.toml", "-o", tmp_path / "a.nii")
-    run("apply", scan / "x.nii.gz", "-k", "gradient:axis=xyz:orient=world", "--magnitude", "-o", tmp_path / "b.nii")
+    run(
+        "apply",
+        scan / "x.nii.gz",
+        "-k",
+        "gradient:axis=xyz:orient=world",
+        "--magnitude",
+        "-o",
+        tmp_path / "b.nii",
+    )
     assert (tmp_path / "a.nii").read_bytes() == (tmp_path / "b.nii").read_bytes()
-    for line, message in [('orient = "up"', "orient is voxel"), ("magnitude = 1", "magnitude must be true or false")]:
+    for line, message in [
+        ('orient = "up"', "orient is voxel"),
+        ("magnitude = 1", "magnitude must be true or false"),
+    ]:
         (tmp_path / "k.toml").write_text(f'kernel = "gradient:axis=xyz"\n{line}\n')
         assert (
             message
-            in run("apply", scan / "x.nii.gz", "-c", tmp_path / "k.toml", "-o", tmp_path / "c.nii", code=2).output
+            in run(
+                "apply",
+                scan / "x.nii.gz",
+                "-c",
+                tmp_path / "k.toml",
+                "-o",
+                tmp_path / "c.nii",
+                code=2,
+            ).output
         )
 
 
@@ -364,17 +510,23 @@ def test_a_bank_is_saved_as_a_layer(scan: Path, tmp_path: Path, run: Any) -> Non
     layer = read_kernel(str(tmp_path / "k.npz"))
     assert layer.weights.shape == (3, 3, 3, 1, 3)
     x = np.load(scan / "x.npy")
-    assert np.array_equal(conv3d(x[None, ..., None], layer)[0], conv3d(x, read_kernel("sobel:axis=dhw")))
+    assert np.array_equal(
+        conv3d(x[None, ..., None], layer)[0], conv3d(x, read_kernel("sobel:axis=dhw"))
+    )
     shown = run("kernel", "show", "sobel:axis=zx", "--spacing", "2,1,1mm").output
     assert "3 x 3 x 3 x 2 float64 (depth x height x width x filters, over every channel)" in shown
     assert "sobel z, sobel x" in shown
-    facts = json.loads(run("kernel", "show", "sobel:axis=zx:per=mm", "--spacing", "2,1,1mm", "--json").output)
+    facts = json.loads(
+        run("kernel", "show", "sobel:axis=zx:per=mm", "--spacing", "2,1,1mm", "--json").output
+    )
     assert (facts["filters"], facts["built"]) == (["sobel z", "sobel x"], "slopes per mm")
     assert facts["separable_rank"] == 1
     wide = "gaussian_derivative:sigma=2vox:axis=dhw:truncate=6"
     assert "--crop-kernel 1e-06 leaves 2" in run("kernel", "show", wide).output
     run("kernel", "show", wide, "--crop-kernel", "1e-6")
-    run("apply", scan / "x.npy", "-k", wide, "--crop-kernel", "1e-6", "-o", tmp_path / "cropped.npy")
+    run(
+        "apply", scan / "x.npy", "-k", wide, "--crop-kernel", "1e-6", "-o", tmp_path / "cropped.npy"
+    )
     whole, cropped = (
         conv3d(x, read_kernel(wide), padding="same", boundary="symmetric"),
         np.load(tmp_path / "cropped.npy"),
@@ -419,7 +571,9 @@ def test_verify_finds_a_wrong_component(scan: Path, tmp_path: Path) -> None:
         (["-k", "sobel:axis=xyz", "--bias", "1,2,3"], 4, "one number a filter (of a bank: 1)"),
     ],
 )  # fmt: skip
-def test_what_is_refused(scan: Path, tmp_path: Path, arguments: list[str], code: int, message: str, run: Any) -> None:
+def test_what_is_refused(
+    scan: Path, tmp_path: Path, arguments: list[str], code: int, message: str, run: Any
+) -> None:
     result = run("apply", scan / "v.nii", *arguments, "-o", tmp_path / "o.nii", code=code)
     assert message in " ".join(result.output.split())
     assert not list(tmp_path.iterdir())
@@ -442,13 +596,28 @@ def test_what_python_is_refused() -> None:
 @pytest.mark.skipif(command("mrfilter") is None, reason="MRtrix3 is not installed")
 def test_slopes_of_the_world_are_mrtrixs(tmp_path: Path, run: Any) -> None:
     image = nib.load(Path(data_path) / "example4d.nii.gz")
-    nib.Nifti1Image(image.get_fdata()[..., 0].astype(np.float32), image.affine).to_filename(tmp_path / "x.nii")
+    nib.Nifti1Image(image.get_fdata()[..., 0].astype(np.float32), image.affine).to_filename(
+        tmp_path / "x.nii"
+    )
     names = [str(tmp_path / name) for name in ("x.nii", "theirs.nii")]
     options = ["-scanner", "-stdev", "0"]
-    subprocess.run([str(command("mrfilter")), "-quiet", names[0], "gradient", names[1], *options], check=True)
-    run("apply", names[0], "-k", "gradient:axis=xyz", "--orient", "world", "-o", tmp_path / "ours.nii")
+    subprocess.run(
+        [str(command("mrfilter")), "-quiet", names[0], "gradient", names[1], *options], check=True
+    )
+    run(
+        "apply",
+        names[0],
+        "-k",
+        "gradient:axis=xyz",
+        "--orient",
+        "world",
+        "-o",
+        tmp_path / "ours.nii",
+    )
     theirs, ours = nib.as_closest_canonical(nib.load(names[1])), nib.load(tmp_path / "ours.nii")
     ours = nib.as_closest_canonical(ours.slicer[..., 0, :])
     np.testing.assert_allclose(ours.affine, theirs.affine, atol=1e-4)
     expected = theirs.get_fdata()
-    np.testing.assert_allclose(ours.get_fdata()[INSIDE], expected[INSIDE], rtol=0, atol=1e-6 * np.abs(expected).max())
+    np.testing.assert_allclose(
+        ours.get_fdata()[INSIDE], expected[INSIDE], rtol=0, atol=1e-6 * np.abs(expected).max()
+    )

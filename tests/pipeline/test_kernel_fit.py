@@ -35,7 +35,9 @@ def write_nifti(path: Path, values: np.ndarray, spacing: tuple[float, float, flo
     return str(path)
 
 
-def write_tiff(path: Path, values: np.ndarray, spacing: tuple[float, float, float], unit: str = "um") -> str:
+def write_tiff(
+    path: Path, values: np.ndarray, spacing: tuple[float, float, float], unit: str = "um"
+) -> str:
     tifffile.imwrite(
         path, values.astype(np.float32), imagej=True, resolution=(1 / spacing[2], 1 / spacing[1]),
         metadata={"axes": "ZYX", "spacing": spacing[0], "unit": unit},
@@ -47,14 +49,19 @@ def write_tiff(path: Path, values: np.ndarray, spacing: tuple[float, float, floa
 # Spacing
 
 
-def test_a_psf_of_other_voxels_is_refused_or_resampled(scan: Path, tmp_path: Path, run: Any) -> None:
+def test_a_psf_of_other_voxels_is_refused_or_resampled(
+    scan: Path, tmp_path: Path, run: Any
+) -> None:
     """A Gaussian of 4.5 mm sampled at 1.25 mm: resampled to the scan it smooths as that Gaussian does."""
     kernel, out = (
         write_nifti(tmp_path / "psf.nii", psf(31, (1.25, 1.25, 1.25), 4.5), (1.25, 1.25, 1.25)),
         tmp_path / "o.nii",
     )
     said = run("apply", scan, "-k", kernel, "-o", out, code=4).output
-    assert "has voxels of 1.25,1.25,1.25 mm, the volume of 2.2,2,2 mm; pass --kernel-spacing resample" in said
+    assert (
+        "has voxels of 1.25,1.25,1.25 mm, the volume of 2.2,2,2 mm; pass --kernel-spacing resample"
+        in said
+    )
     assert len(said.strip().splitlines()) == 1
     assert not out.exists()
 
@@ -62,7 +69,9 @@ def test_a_psf_of_other_voxels_is_refused_or_resampled(scan: Path, tmp_path: Pat
     assert "is resampled from voxels of 1.25,1.25,1.25 mm to 2.2,2,2 mm, from 31x31x31 to " in said
     run("apply", scan, "-k", "gaussian:sigma=4.5mm", "-o", tmp_path / "expected.nii")
     result, expected = read_volume(str(out)), read_volume(str(tmp_path / "expected.nii"))
-    assert np.array_equal(result.grid.affine, expected.grid.affine)  # an odd kernel about its middle: nothing moves
+    assert np.array_equal(
+        result.grid.affine, expected.grid.affine
+    )  # an odd kernel about its middle: nothing moves
     assert np.abs(result.data - expected.data).max() < 0.01 * expected.data.max()
 
     run("apply", scan, "-k", kernel, "--kernel-spacing", "ignore", "-o", out, "--overwrite")
@@ -71,11 +80,20 @@ def test_a_psf_of_other_voxels_is_refused_or_resampled(scan: Path, tmp_path: Pat
 
 
 def test_the_same_spacing_costs_nothing_and_says_nothing(tmp_path: Path, run: Any) -> None:
-    said = run("apply", SAMPLES / "beads.tif", "-k", SAMPLES / "psf.tif", "-o", tmp_path / "o.tif").output
+    said = run(
+        "apply", SAMPLES / "beads.tif", "-k", SAMPLES / "psf.tif", "-o", tmp_path / "o.tif"
+    ).output
     assert said == ""
     before = read_volume(str(tmp_path / "o.tif")).data
     for policy in ("resample", "ignore"):
-        words = ["-k", SAMPLES / "psf.tif", "--kernel-spacing", policy, "-o", tmp_path / f"{policy}.tif"]
+        words = [
+            "-k",
+            SAMPLES / "psf.tif",
+            "--kernel-spacing",
+            policy,
+            "-o",
+            tmp_path / f"{policy}.tif",
+        ]
         assert run("apply", SAMPLES / "beads.tif", *words).output == ""
         assert np.array_equal(read_volume(str(tmp_path / f"{policy}.tif")).data, before)
 
@@ -105,32 +123,69 @@ def test_an_even_psf_stays_in_its_place(tmp_path: Path, run: Any) -> None:
     np.testing.assert_allclose((affine @ [w, h, d, 1])[:3], 5.0, atol=0.005)
 
 
-def test_files_that_tell_no_size_are_applied_voxel_by_voxel(scan: Path, tmp_path: Path, run: Any) -> None:
+def test_files_that_tell_no_size_are_applied_voxel_by_voxel(
+    scan: Path, tmp_path: Path, run: Any
+) -> None:
     """1 mm is what tools write that know no better; a file without a header is no more to be believed."""
     bare = write_nifti(tmp_path / "bare.nii", psf(5, (1, 1, 1), 1.0), (1.0, 1.0, 1.0))
     np.save(tmp_path / "bare.npy", psf(5, (1, 1, 1), 1.0))
     said = run("apply", scan, "-k", bare, "-o", tmp_path / "a.nii").output
     assert "note: " in said
     assert "as of files that tell no size" in said
-    for name, words in {"b": ["-k", tmp_path / "bare.npy"], "c": ["-k", bare, "--kernel-spacing", "ignore"]}.items():
+    for name, words in {
+        "b": ["-k", tmp_path / "bare.npy"],
+        "c": ["-k", bare, "--kernel-spacing", "ignore"],
+    }.items():
         assert run("apply", scan, *words, "-o", tmp_path / f"{name}.nii").output == ""
         assert (tmp_path / "a.nii").read_bytes() == (tmp_path / f"{name}.nii").read_bytes()
     assert (
         "cannot be resampled: it tells no voxel spacing"
         in run(
-            "apply", scan, "-k", tmp_path / "bare.npy", "--kernel-spacing", "resample", "-o", tmp_path / "d.nii", code=4
+            "apply",
+            scan,
+            "-k",
+            tmp_path / "bare.npy",
+            "--kernel-spacing",
+            "resample",
+            "-o",
+            tmp_path / "d.nii",
+            code=4,
         ).output
     )
     np.save(tmp_path / "v.npy", np.zeros((8, 8, 8), np.float32))
-    said = run("apply", tmp_path / "v.npy", "-k", SAMPLES / "psf.tif", "-o", tmp_path / "o.npy").output
+    said = run(
+        "apply", tmp_path / "v.npy", "-k", SAMPLES / "psf.tif", "-o", tmp_path / "o.npy"
+    ).output
     assert "the volume tells no spacing: the kernel is applied voxel by voxel" in said
-    words = ["-k", SAMPLES / "psf.tif", "--kernel-spacing", "resample", "-o", tmp_path / "o.npy", "--overwrite"]
-    assert "the volume tells no voxel spacing" in run("apply", tmp_path / "v.npy", *words, code=4).output
+    words = [
+        "-k",
+        SAMPLES / "psf.tif",
+        "--kernel-spacing",
+        "resample",
+        "-o",
+        tmp_path / "o.npy",
+        "--overwrite",
+    ]
+    assert (
+        "the volume tells no voxel spacing"
+        in run("apply", tmp_path / "v.npy", *words, code=4).output
+    )
 
 
-def test_built_in_kernels_have_no_spacing_of_their_own(scan: Path, tmp_path: Path, run: Any) -> None:
+def test_built_in_kernels_have_no_spacing_of_their_own(
+    scan: Path, tmp_path: Path, run: Any
+) -> None:
     for policy in ("match", "resample"):
-        run("apply", scan, "-k", "gaussian:sigma=3mm", "--kernel-spacing", policy, "-o", tmp_path / f"{policy}.nii")
+        run(
+            "apply",
+            scan,
+            "-k",
+            "gaussian:sigma=3mm",
+            "--kernel-spacing",
+            policy,
+            "-o",
+            tmp_path / f"{policy}.nii",
+        )
     assert (tmp_path / "match.nii").read_bytes() == (tmp_path / "resample.nii").read_bytes()
 
 
@@ -142,12 +197,24 @@ def test_presets_do_not_look_at_it_and_an_option_wins(scan: Path, tmp_path: Path
         in run("apply", scan, "-k", kernel, "--like", "itk", "-v", "-o", tmp_path / "a.nii").output
     )
     said = run(
-        "apply", scan, "-k", kernel, "--like", "itk", "--kernel-spacing", "match", "-o", tmp_path / "b.nii", code=4
+        "apply",
+        scan,
+        "-k",
+        kernel,
+        "--like",
+        "itk",
+        "--kernel-spacing",
+        "match",
+        "-o",
+        tmp_path / "b.nii",
+        code=4,
     ).output
     assert "pass --kernel-spacing resample" in said
 
 
-def test_a_later_layer_meets_the_grid_it_runs_on(tmp_path: Path, rng: np.random.Generator, run: Any) -> None:
+def test_a_later_layer_meets_the_grid_it_runs_on(
+    tmp_path: Path, rng: np.random.Generator, run: Any
+) -> None:
     """After strides of 2 voxels are twice as large, and a PSF of those voxels matches."""
     volume = write_tiff(tmp_path / "v.tif", rng.random((16, 16, 16)), (0.3, 0.1, 0.1))
     write_tiff(tmp_path / "k.tif", psf(5, (1, 1, 1), 1), (0.6, 0.2, 0.2))
@@ -155,7 +222,9 @@ def test_a_later_layer_meets_the_grid_it_runs_on(tmp_path: Path, rng: np.random.
         (tmp_path / "c.toml").write_text(
             f'[[layers]]\nkernel = "box:size=2"\nstrides = 2\n[[layers]]\nkernel = "{kernel}"\n'
         )
-        said = run("apply", volume, "-c", tmp_path / "c.toml", "-o", tmp_path / f"{code}.tif", code=code).output
+        said = run(
+            "apply", volume, "-c", tmp_path / "c.toml", "-o", tmp_path / f"{code}.tif", code=code
+        ).output
         assert "layer 2: kernel" in said or not code
 
 
@@ -165,7 +234,9 @@ def test_a_place_without_meaning_is_refused(tmp_path: Path) -> None:
     content = bytearray((tmp_path / "k.nii").read_bytes())
     content[280:284] = b"\x00\x00\xc0\x7f"  # srow_x[0] is NaN
     (tmp_path / "k.nii").write_bytes(content)
-    with pytest.raises(FormatError, match=r"its sform has no meaning.*; repair it, or set sform_code to 0"):
+    with pytest.raises(
+        FormatError, match=r"its sform has no meaning.*; repair it, or set sform_code to 0"
+    ):
         read_kernel(kernel)
 
 
@@ -175,7 +246,16 @@ def test_a_place_without_meaning_is_refused(tmp_path: Path) -> None:
 
 def test_a_cropped_psf_is_told_its_error_and_keeps_it(scan: Path, tmp_path: Path, run: Any) -> None:
     np.save(tmp_path / "wide.npy", np.pad(psf(17, (1, 1, 1), 1.6), 6))
-    run("apply", scan, "-k", tmp_path / "wide.npy", "--precision", "float64", "-o", tmp_path / "whole.nii")
+    run(
+        "apply",
+        scan,
+        "-k",
+        tmp_path / "wide.npy",
+        "--precision",
+        "float64",
+        "-o",
+        tmp_path / "whole.nii",
+    )
     x = read_volume(str(scan)).data
     whole = read_volume(str(tmp_path / "whole.nii")).data
     for part, size in (("0", "17x17x17"), ("1e-4", "13x")):
@@ -187,10 +267,15 @@ def test_a_cropped_psf_is_told_its_error_and_keeps_it(scan: Path, tmp_path: Path
         cropped = read_volume(str(tmp_path / "cropped.nii"))
         assert cropped.data.shape == whole.shape
         assert np.array_equal(cropped.grid.affine, read_volume(str(scan)).grid.affine)
-        bound = float(part) * float(np.abs(x).max()) + 1e-6 * float(whole.max())  # and a float32 on the way out
+        bound = float(part) * float(np.abs(x).max()) + 1e-6 * float(
+            whole.max()
+        )  # and a float32 on the way out
         assert np.abs(cropped.data - whole).max() <= bound
     assert (
-        "may be lost" in run("apply", scan, "-k", "box", "--crop-kernel", "2", "-o", tmp_path / "o.nii", code=2).output
+        "may be lost"
+        in run(
+            "apply", scan, "-k", "box", "--crop-kernel", "2", "-o", tmp_path / "o.nii", code=2
+        ).output
     )
     said = run("explain", scan, "-k", tmp_path / "wide.npy", "--crop-kernel", "1e-4").output
     assert "no sum is off by more than" in said
@@ -198,7 +283,9 @@ def test_a_cropped_psf_is_told_its_error_and_keeps_it(scan: Path, tmp_path: Path
 
 def test_config_keys(tmp_path: Path, run: Any) -> None:
     config = tmp_path / "c.toml"
-    config.write_text(f'kernel = "{SAMPLES / "psf.tif"}"\nkernel_spacing = "resample"\ncrop_kernel = 1e-4\n')
+    config.write_text(
+        f'kernel = "{SAMPLES / "psf.tif"}"\nkernel_spacing = "resample"\ncrop_kernel = 1e-4\n'
+    )
     record = json.loads(run("explain", SAMPLES / "head.nii.gz", "-c", config, "--json").output)
     assert record["kernel_shape"] == [1, 1, 1]  # a PSF of 0.4 um within voxels of millimetres
     assert len(record["notes"]) == 2
@@ -208,7 +295,10 @@ def test_config_keys(tmp_path: Path, run: Any) -> None:
         in run("explain", SAMPLES / "beads.tif", "-c", config, code=2).output
     )
     config.write_text(f'kernel = "{SAMPLES / "psf.tif"}"\ncrop_kernel = "much"\n')
-    assert "crop_kernel must be a number" in run("explain", SAMPLES / "beads.tif", "-c", config, code=2).output
+    assert (
+        "crop_kernel must be a number"
+        in run("explain", SAMPLES / "beads.tif", "-c", config, code=2).output
+    )
 
 
 def test_show_and_make(tmp_path: Path, run: Any) -> None:

@@ -65,7 +65,14 @@ JOBS = {
 
 @pytest.mark.parametrize("name", JOBS)
 def test_the_forecast_is_above_the_peak_and_not_far(folder: Path, name: str) -> None:
-    arguments = [*JOBS[name].split(), "-o", f"{name.split()[0]}.npy", "--overwrite", "--threads", "2"]
+    arguments = [
+        *JOBS[name].split(),
+        "-o",
+        f"{name.split()[0]}.npy",
+        "--overwrite",
+        "--threads",
+        "2",
+    ]
     planned = subprocess.run(
         [sys.executable, "-m", "conv3d_cli", "apply", *arguments, "--dry-run", "--json"],
         cwd=folder, capture_output=True, text=True, check=True,
@@ -89,8 +96,12 @@ def test_the_forecast_is_above_the_peak_and_not_far(folder: Path, name: str) -> 
         (600, "small.npy -k box:size=250"),
     ],
 )
-def test_a_kernel_too_large_for_the_ceiling_is_refused_below_it(folder: Path, ceiling: int, arguments: str) -> None:
-    code, message, peak = conv3d(folder, "apply", *arguments.split(), "-o", "never.npy", "--max-memory", f"{ceiling}M")
+def test_a_kernel_too_large_for_the_ceiling_is_refused_below_it(
+    folder: Path, ceiling: int, arguments: str
+) -> None:
+    code, message, peak = conv3d(
+        folder, "apply", *arguments.split(), "-o", "never.npy", "--max-memory", f"{ceiling}M"
+    )
     assert code == 6, message
     assert "weights" in message
     assert "pass --max-memory" in message
@@ -104,7 +115,9 @@ def test_a_refusal_names_memory_that_does(folder: Path) -> None:
     with pytest.raises(MemoryError) as refused, prepare_job(job):
         pass
     least = int(str(refused.value).partition("--max-memory ")[2].partition("M")[0]) * MIB
-    job = Job(str(folder / "small.npy"), "y.npy", (Stage(str(folder / "k60.npy")),), max_memory=least)
+    job = Job(
+        str(folder / "small.npy"), "y.npy", (Stage(str(folder / "k60.npy")),), max_memory=least
+    )
     with prepare_job(job) as prepared:
         assert prepared.memory <= least
 
@@ -121,8 +134,12 @@ def test_threads_without_work_take_no_memory(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("shape", [(40, 40, 40, 1, 1), (3, 3, 3, 96, 128), (3, 3, 3, 1, 512), (5, 5, 5, 64, 2)])
-def test_packed_weights_take_what_was_said(shape: tuple[int, int, int, int, int], dtype: str) -> None:
+@pytest.mark.parametrize(
+    "shape", [(40, 40, 40, 1, 1), (3, 3, 3, 96, 128), (3, 3, 3, 1, 512), (5, 5, 5, 64, 2)]
+)
+def test_packed_weights_take_what_was_said(
+    shape: tuple[int, int, int, int, int], dtype: str
+) -> None:
     import tracemalloc
 
     groups = shape[4] if shape[3] == 1 else 1
@@ -136,7 +153,9 @@ def test_packed_weights_take_what_was_said(shape: tuple[int, int, int, int, int]
         tracemalloc.start()
         try:
             plan = make_plan(problem, weights, dtype=dtype, algorithm=algorithm.name)
-            assert tracemalloc.get_traced_memory()[1] <= planning_bytes(problem, np.dtype(dtype)) + MIB
+            assert (
+                tracemalloc.get_traced_memory()[1] <= planning_bytes(problem, np.dtype(dtype)) + MIB
+            )
             tracemalloc.reset_peak()
             plan.prepared.weights  # noqa: B018 - packed now
             kept, peak = tracemalloc.get_traced_memory()
@@ -154,7 +173,12 @@ def test_chains_hold_the_planes_that_were_counted(
     np.save(tmp_path / "x.npy", np.ones((64, 6, 6), np.float32))
     weights = np.random.default_rng(2).standard_normal((3, 3, 3, 1, 1))
     stages = tuple(
-        Stage(Kernel(weights), padding="same", dilation_rate=d, strides=strides if d == 1 and n == 0 else 1)
+        Stage(
+            Kernel(weights),
+            padding="same",
+            dilation_rate=d,
+            strides=strides if d == 1 and n == 0 else 1,
+        )
         for n, d in enumerate(dilations)
     )
     windows: dict[int, int] = {}
@@ -189,5 +213,12 @@ def test_explain_prints_the_terms(folder: Path) -> None:
     ).stdout  # fmt: skip
     lines = text.splitlines()
     memory = next(number for number, line in enumerate(lines) if line.startswith("memory"))
-    for term in ("process 222.0 MiB", "input ", "output ", "scratch ", "weights ", "packed weights "):
+    for term in (
+        "process 222.0 MiB",
+        "input ",
+        "output ",
+        "scratch ",
+        "weights ",
+        "packed weights ",
+    ):
         assert term in lines[memory + 1]

@@ -47,7 +47,9 @@ def sevens(monkeypatch: pytest.MonkeyPatch) -> OutputRole:
 
 
 @pytest.fixture
-def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator, sevens: OutputRole) -> Job:
+def job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator, sevens: OutputRole
+) -> Job:
     """A job with a mask, and both a coverage and sevens beside its output."""
     monkeypatch.chdir(tmp_path)
     np.save("x.npy", rng.standard_normal((5, 6, 7)).astype(np.float32))
@@ -55,7 +57,9 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generato
     mask[:2] = 0
     np.save("m.npy", mask)
     beside = (Output("coverage", "c.npy"), Output("sevens", "s.npy"))
-    return Job("x.npy", "y.npy", (Stage("box:size=3"),), missing=Missing(mask="m.npy"), beside=beside)
+    return Job(
+        "x.npy", "y.npy", (Stage("box:size=3"),), missing=Missing(mask="m.npy"), beside=beside
+    )
 
 
 def test_outputs_of_a_job(job: Job) -> None:
@@ -69,7 +73,9 @@ def test_outputs_of_a_job(job: Job) -> None:
     assert replace(job, beside=()).path_of("sevens") is None
     assert job.needs_coverage
     assert not replace(job, beside=job.beside[1:]).needs_coverage
-    assert outputs_beside({"sevens_out": "s.npy", "coverage_out": None}) == (Output("sevens", "s.npy"),)
+    assert outputs_beside({"sevens_out": "s.npy", "coverage_out": None}) == (
+        Output("sevens", "s.npy"),
+    )
     assert output_files(job) == ("y.npy", "c.npy", "s.npy")
 
 
@@ -100,7 +106,9 @@ def test_none_of_them_is_left_by_a_job_that_fails(job: Job) -> None:
 def test_paths_are_checked(job: Job, role: str) -> None:
     others = tuple(output for output in job.beside if output.role != role)
     for wrong in ("x.npy", "y.npy", others[0].path):
-        with pytest.raises(OutputExistsError, match=f"cannot write {wrong}: it is the input or the output"):
+        with pytest.raises(
+            OutputExistsError, match=f"cannot write {wrong}: it is the input or the output"
+        ):
             check_paths(replace(job, beside=(*others, Output(role, wrong)), overwrite=True))
     with pytest.raises(OutputExistsError, match=r"cannot write m\.npy: file exists"):
         check_paths(replace(job, beside=(Output(role, "m.npy"),)))
@@ -111,25 +119,39 @@ def test_paths_are_checked(job: Job, role: str) -> None:
 def test_halves_and_stores_are_checked(job: Job) -> None:
     volume = Volume(np.load("x.npy"), "zyx")
     write_volume("x.nii", volume)
-    pair = replace(job, source="x.nii", target="y.hdr", beside=(Output("sevens", "y.img"),), missing=Missing())
-    with pytest.raises(OutputExistsError, match=r"cannot write y\.img: it is the input or the output"):
+    pair = replace(
+        job, source="x.nii", target="y.hdr", beside=(Output("sevens", "y.img"),), missing=Missing()
+    )
+    with pytest.raises(
+        OutputExistsError, match=r"cannot write y\.img: it is the input or the output"
+    ):
         check_paths(pair)
     write_volume("x.zarr", volume)
-    within = replace(pair, source="x.zarr/0", target="y.nii", beside=(Output("sevens", "x.zarr"),), overwrite=True)
+    within = replace(
+        pair,
+        source="x.zarr/0",
+        target="y.nii",
+        beside=(Output("sevens", "x.zarr"),),
+        overwrite=True,
+    )
     with pytest.raises(OutputExistsError, match=r"cannot write x\.zarr: the input lies in it"):
         check_paths(within)
 
 
 def test_two_jobs_do_not_write_one_file(job: Job) -> None:
     other = replace(job, target="z.npy", beside=(Output("sevens", "./s.npy"),))
-    with pytest.raises(SpecError, match=r"the sevens \./s\.npy is also an input, an output or another's sevens"):
+    with pytest.raises(
+        SpecError, match=r"the sevens \./s\.npy is also an input, an output or another's sevens"
+    ):
         _check_beside([job, other])
 
 
 def test_rules_name_all(job: Job) -> None:
     assert rules([job]).splitlines()[0] == "y.npy c.npy s.npy: x.npy m.npy"
     for output in job.outputs:
-        with pytest.raises(OutputExistsError, match=f"cannot write {output.path}: it is an input or an output"):
+        with pytest.raises(
+            OutputExistsError, match=f"cannot write {output.path}: it is an input or an output"
+        ):
             check_depfile(output.path, [job])
     with pytest.raises(SpecError, match="the sevens - is a pipe"):
         check_depfile("d.mk", [replace(job, beside=(Output("sevens", "-"),))])
@@ -188,9 +210,14 @@ def test_boxes_do_not_pass_over_it(job: Job) -> None:
     plain = Job("wide.npy", "y.npy", job.stages, max_memory=PROCESS_BYTES + (48 << 20), threads=1)
     with prepare_job(plain) as prepared:
         assert prepared.boxes is not None
-    with pytest.raises(MemoryLimitError), prepare_job(replace(plain, beside=(Output("sevens", "s.npy"),))):
+    with (
+        pytest.raises(MemoryLimitError),
+        prepare_job(replace(plain, beside=(Output("sevens", "s.npy"),))),
+    ):
         pass
-    with prepare_job(replace(plain, beside=(Output("sevens", "s.npy"),), max_memory=None)) as prepared:
+    with prepare_job(
+        replace(plain, beside=(Output("sevens", "s.npy"),), max_memory=None)
+    ) as prepared:
         assert prepared.boxes is None
 
 
@@ -201,7 +228,10 @@ def test_a_cluster_refuses_it(job: Job) -> None:
     write_volume("x.zarr", Volume(np.load("x.npy"), "zyx"))
     beside = (Output("sevens", "s.zarr"),)
     remote = Job("x.zarr", "y.zarr", job.stages, beside=beside, on_cluster=True)
-    with prepare_job(remote) as prepared, pytest.raises(SpecError, match="--scheduler does not take --sevens-out yet"):
+    with (
+        prepare_job(remote) as prepared,
+        pytest.raises(SpecError, match="--scheduler does not take --sevens-out yet"),
+    ):
         check_suited(prepared)
 
 
@@ -212,14 +242,18 @@ Apply = Callable[..., Result]
 
 
 @pytest.fixture
-def apply(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator) -> Apply:
+def apply(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
+) -> Apply:
     """`conv3d apply` of a scan and its mask in a folder of their own."""
     monkeypatch.chdir(tmp_path)
     write_volume("v.nii", Volume(rng.standard_normal((6, 7, 8)).astype(np.float32), "zyx"))
     write_volume("m.nii", Volume((rng.random((6, 7, 8)) > 0.3).astype(np.float32), "zyx"))
 
     def call(*arguments: str, code: int = 0) -> Result:
-        result: Result = run("apply", "v.nii", "-k", "box:size=3", "--mask", "m.nii", *arguments, code=code)
+        result: Result = run(
+            "apply", "v.nii", "-k", "box:size=3", "--mask", "m.nii", *arguments, code=code
+        )
         return result
 
     return call
@@ -238,14 +272,19 @@ def test_both_files_of_a_coverage_are_recorded_as_such(run: Any, apply: Apply) -
 
 def test_rules_do_not_replace_a_coverage(apply: Apply) -> None:
     result = apply("-o", "o.npy", "--coverage-out", "c.npy", "--depfile", "c.npy", code=5)
-    assert result.stderr == "Error: cannot write c.npy: it is an input or an output; name another file\n"
+    assert (
+        result.stderr
+        == "Error: cannot write c.npy: it is an input or an output; name another file\n"
+    )
     assert not Path("c.npy").exists()
 
 
 def test_the_folder_of_a_coverage_is_made(apply: Apply) -> None:
     apply("--out-dir", "out", "--coverage-out", "seen/c.nii")
     assert sorted(path.name for path in Path("seen").iterdir()) == ["c.nii"]
-    assert "does not exist" in apply("-o", "o.nii", "--coverage-out", "nowhere/c.nii", code=1).stderr
+    assert (
+        "does not exist" in apply("-o", "o.nii", "--coverage-out", "nowhere/c.nii", code=1).stderr
+    )
 
 
 @pytest.mark.parametrize("option", ["--json", "--resume", "--depfile", "--sidecar"])

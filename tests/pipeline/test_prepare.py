@@ -47,7 +47,9 @@ def test_apply_parses_a_setting_once(run: Any, tmp_path: Path, calls: Counter[st
     assert calls == {"parse": 1, "parse_padding": 1, "__init__": 1, "resolve": 1, "_plan": 1}
 
 
-def test_a_layer_with_its_own_defaults_is_parsed_once(run: Any, tmp_path: Path, calls: Counter[str]) -> None:
+def test_a_layer_with_its_own_defaults_is_parsed_once(
+    run: Any, tmp_path: Path, calls: Counter[str]
+) -> None:
     np.save(tmp_path / "x.npy", np.ones((4, 5, 6, 2), np.float32))
     np.save(tmp_path / "k.npy", np.ones((3, 3, 3, 2, 4)))
     asked = ["apply", str(tmp_path / "x.npy"), "--axes", "zyxc", "-k", str(tmp_path / "k.npy")]

@@ -42,7 +42,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("-k box:size=3 --activation threshold:threshold=1:default_value=1e39", "default_value of activation threshold"),
     ],
 )  # fmt: skip
-def test_what_float32_cannot_hold_is_refused(folder: Path, options: str, words: str, run: Any) -> None:
+def test_what_float32_cannot_hold_is_refused(
+    folder: Path, options: str, words: str, run: Any
+) -> None:
     text = run(*f"apply x.npy {options} -o o.npy".split(), code=2).stderr
     assert words in text
     assert "--precision float64 --dtype float64" in text
@@ -60,8 +62,21 @@ def test_what_initializers_draw_is_finite(folder: Path, what: str, run: Any) -> 
 
 
 def test_the_cure_computes_it(folder: Path, run: Any) -> None:
-    run("apply", "x.npy", "-k", "k.npy", "--precision", "float64", "--dtype", "float64", "-o", "o.npy")
-    expected = ndimage.correlate(X.astype(np.float64), np.full((3, 3, 3), -1.0), mode="reflect") * 1e300
+    run(
+        "apply",
+        "x.npy",
+        "-k",
+        "k.npy",
+        "--precision",
+        "float64",
+        "--dtype",
+        "float64",
+        "-o",
+        "o.npy",
+    )
+    expected = (
+        ndimage.correlate(X.astype(np.float64), np.full((3, 3, 3), -1.0), mode="reflect") * 1e300
+    )
     np.testing.assert_allclose(np.load(folder / "o.npy"), expected, rtol=1e-13)
 
 
@@ -93,7 +108,9 @@ def test_subnormal_weights_that_float32_holds_are_taken() -> None:
 @pytest.mark.parametrize("algorithm", ["auto", "direct", "channels", "separable"])
 @pytest.mark.parametrize("size", [(3, 3, 3), (5, 5, 5)])
 @pytest.mark.parametrize("largest", [1e35, 1e38, 3.4e38])
-def test_large_weights_overflow_nowhere(algorithm: str, size: tuple[int, int, int], largest: float) -> None:
+def test_large_weights_overflow_nowhere(
+    algorithm: str, size: tuple[int, int, int], largest: float
+) -> None:
     """Products of outer factors whose sums stay within float32: each algorithm is right, or declines."""
     line = np.hanning(size[0] + 2)[1:-1]
     weights = largest * np.einsum("i,j,k->ijk", line, line, line) / line.max() ** 3
@@ -124,7 +141,9 @@ def test_sums_beyond_float64_are_normalized(size: float) -> None:
 
 def test_normalized_keeps_its_bits() -> None:
     weights = np.random.default_rng(1).random((5, 4, 3))
-    np.testing.assert_array_equal(Kernel(weights).normalized().weights, weights / weights.sum(axis=(0, 1, 2)))
+    np.testing.assert_array_equal(
+        Kernel(weights).normalized().weights, weights / weights.sum(axis=(0, 1, 2))
+    )
 
 
 def test_a_kernel_of_long_doubles_is_refused_in_words() -> None:

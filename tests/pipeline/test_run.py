@@ -13,7 +13,14 @@ import pytest
 
 from conv3d_cli.convolution.slabs import SlabInput, SlabSource
 from conv3d_cli.engine import Plan
-from conv3d_cli.errors import Conv3DError, FormatError, MemoryLimitError, OutputExistsError, SpecError, WriteError
+from conv3d_cli.errors import (
+    Conv3DError,
+    FormatError,
+    MemoryLimitError,
+    OutputExistsError,
+    SpecError,
+    WriteError,
+)
 from conv3d_cli.model.kernel import Kernel
 from conv3d_cli.pipeline.prepare import prepare_job
 from conv3d_cli.pipeline.request import Job, Stage
@@ -51,7 +58,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("sub", "new.npy", FormatError, "cannot read sub: it is a folder"),
     ],
 )
-def test_paths_that_are_refused(folder: Path, source: str, target: str, error: type[Conv3DError], fact: str) -> None:
+def test_paths_that_are_refused(
+    folder: Path, source: str, target: str, error: type[Conv3DError], fact: str
+) -> None:
     before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
     with pytest.raises(error) as caught:
         run_job(Job(source, target, (IDENTITY,), threads=1))
@@ -67,7 +76,9 @@ def test_a_missing_input_spares_the_output_it_would_overwrite(folder: Path) -> N
 
 @pytest.mark.parametrize("target", ["in.npy", "link.npy", "other.npy", "new.npy", "sub/new.npy"])
 def test_paths_that_are_allowed_with_overwrite(folder: Path, target: str) -> None:
-    run_job(Job("in.npy", target, (Stage(Kernel(np.full((1, 1, 1), 3.0))),), overwrite=True, threads=1))
+    run_job(
+        Job("in.npy", target, (Stage(Kernel(np.full((1, 1, 1), 3.0))),), overwrite=True, threads=1)
+    )
     assert (np.load(target) == 3).all()
     assert os.path.islink("link.npy")
     assert not [path.name for path in folder.rglob(".*")]
@@ -100,7 +111,12 @@ def test_memory_does_not_grow_with_the_number_of_volumes(tmp_path: Path) -> None
 @pytest.mark.parametrize("scarce", [False, True])
 @pytest.mark.parametrize("source", ["x.nii.gz", "x.npy"])
 def test_slabs_are_whole_steps_of_the_plan(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int, layers: int, scarce: bool, source: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    step: int,
+    layers: int,
+    scarce: bool,
+    source: str,
 ) -> None:
     """An algorithm may compute several planes together: they are the same ones whatever the slabs, in every layer."""
     monkeypatch.chdir(tmp_path)
@@ -123,9 +139,14 @@ def test_slabs_are_whole_steps_of_the_plan(
     monkeypatch.setattr(SlabSource, "read", spied)
     job = replace(job, target="y.npy")
     if scarce:
-        with pytest.raises(MemoryLimitError) as error, prepare_job(replace(job, max_memory=1 << 20)):
+        with (
+            pytest.raises(MemoryLimitError) as error,
+            prepare_job(replace(job, max_memory=1 << 20)),
+        ):
             pass
-        assert ("one plane at a time needs" if step == 1 else f"{step} planes at a time need ") in str(error.value)
+        assert (
+            "one plane at a time needs" if step == 1 else f"{step} planes at a time need "
+        ) in str(error.value)
         least = int(str(error.value).partition("--max-memory ")[2].partition("M")[0])
         job = replace(job, max_memory=least << 20)
         monkeypatch.setattr("conv3d_cli.pipeline.blocking.SLAB_BYTES", 1)
@@ -138,11 +159,17 @@ def test_slabs_are_whole_steps_of_the_plan(
 
 
 @pytest.mark.parametrize("kernel", ["box:size=3", "dense.npy"])
-def test_planning_loads_no_machine_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kernel: str) -> None:
+def test_planning_loads_no_machine_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kernel: str
+) -> None:
     """`explain` and --dry-run know slabs and memory without it."""
     monkeypatch.chdir(tmp_path)
     np.save("x.npy", np.zeros((90, 90, 90), np.float32))
-    np.save("dense.npy", np.random.default_rng(0).standard_normal((15, 15, 15)))  # by fft, whose loops call one another
-    monkeypatch.setattr("conv3d_cli.engine.machine_code._load", lambda codes: pytest.fail(f"loaded {codes}"))
+    np.save(
+        "dense.npy", np.random.default_rng(0).standard_normal((15, 15, 15))
+    )  # by fft, whose loops call one another
+    monkeypatch.setattr(
+        "conv3d_cli.engine.machine_code._load", lambda codes: pytest.fail(f"loaded {codes}")
+    )
     with prepare_job(Job("x.npy", "y.npy", (Stage(kernel),))) as prepared:
         assert prepared.memory

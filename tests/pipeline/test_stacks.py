@@ -34,13 +34,17 @@ kernel = "gaussian:sigma=0.7vox"
 """
 
 
-def stack(folder: Path, rng: np.random.Generator, channels: int = 1, **values: Any) -> tuple[Path, list[np.ndarray]]:
+def stack(
+    folder: Path, rng: np.random.Generator, channels: int = 1, **values: Any
+) -> tuple[Path, list[np.ndarray]]:
     """A config of two layers and a filter, with its kernels."""
     a, b = rng.standard_normal((3, 2, 3, channels, 3)), rng.standard_normal((2, 3, 3, 3, 2))
     np.save(folder / "a.npy", a)
     np.savez(folder / "b.npz", kernel=b, bias=[0.2, -0.1])
     config = folder / "stack.toml"
-    config.write_text(STACK.format(**{"boundary": "zeros", "strides": 1, "padding": "valid", **values}))
+    config.write_text(
+        STACK.format(**{"boundary": "zeros", "strides": 1, "padding": "valid", **values})
+    )
     return config, [a, b]
 
 
@@ -50,7 +54,9 @@ def one_after_another(
     """The stack by the float64 oracle."""
     same = {"padding": "same", "boundary": boundary, "strides": (strides,) * 3}
     y = np.maximum(oracle.conv3d(x, kernels[0], np.array([0.5, -0.5, 0.1]), **same), 0)
-    y = np.tanh(oracle.conv3d(y, kernels[1], np.array([0.2, -0.1]), padding=padding, boundary="nearest"))
+    y = np.tanh(
+        oracle.conv3d(y, kernels[1], np.array([0.2, -0.1]), padding=padding, boundary="nearest")
+    )
     radius = int(4 * 0.7 + 0.5)
     line = np.exp(-0.5 * (np.arange(-radius, radius + 1) / 0.7) ** 2)
     line /= line.sum()
@@ -75,11 +81,22 @@ def test_a_stack_is_its_layers_in_turn(
     np.testing.assert_allclose(got, expected, atol=3e-5)
 
 
-def test_bits_do_not_depend_on_threads_and_memory(tmp_path: Path, rng: np.random.Generator, run: Any) -> None:
+def test_bits_do_not_depend_on_threads_and_memory(
+    tmp_path: Path, rng: np.random.Generator, run: Any
+) -> None:
     np.save(tmp_path / "x.npy", rng.standard_normal((1, 60, 70, 80, 1)).astype(np.float32))
     config, _ = stack(tmp_path, rng)
     run("apply", tmp_path / "x.npy", "-c", config, "-o", tmp_path / "one.npy", "-j", 1)
-    arguments = ["apply", str(tmp_path / "x.npy"), "-c", str(config), "-o", str(tmp_path / "two.npy"), "-j", "3"]
+    arguments = [
+        "apply",
+        str(tmp_path / "x.npy"),
+        "-c",
+        str(config),
+        "-o",
+        str(tmp_path / "two.npy"),
+        "-j",
+        "3",
+    ]
     refused = run(*arguments, "--max-memory", "1M", code=6)
     least = re.search(r"--max-memory (\d+M)", refused.output)
     assert least, refused.output
@@ -87,7 +104,9 @@ def test_bits_do_not_depend_on_threads_and_memory(tmp_path: Path, rng: np.random
     assert (tmp_path / "one.npy").read_bytes() == (tmp_path / "two.npy").read_bytes()
 
 
-def test_a_scan_through_a_stack_keeps_its_place(tmp_path: Path, rng: np.random.Generator, run: Any) -> None:
+def test_a_scan_through_a_stack_keeps_its_place(
+    tmp_path: Path, rng: np.random.Generator, run: Any
+) -> None:
     """The affine after two layers is that of both voxel transforms in turn; a stream is read once, forward."""
     affine = np.array([[2, 0.1, 0, -9], [-0.1, 2, 0, 5], [0, 0, 3, 1], [0, 0, 0, 1.0]])
     x = rng.standard_normal((10, 9, 12)).astype(np.float32)
@@ -99,21 +118,36 @@ def test_a_scan_through_a_stack_keeps_its_place(tmp_path: Path, rng: np.random.G
     assert "layer 2" in result.stderr
     out = nib.load(tmp_path / "y.nii.gz")
     assert out.shape[:3] == (3, 3, 4)
-    offset = np.array([1 + 2, 0 + 2, 1 + 2, 1])  # even sizes start one voxel in, then the valid layer one step of two
+    offset = np.array(
+        [1 + 2, 0 + 2, 1 + 2, 1]
+    )  # even sizes start one voxel in, then the valid layer one step of two
     np.testing.assert_allclose(out.affine[:3, 3], affine[:3] @ offset, atol=1e-5)
     ones = np.ones((3, 3, 3, 1, 1))
-    y = oracle.conv3d(x.transpose(2, 1, 0)[None, ..., None], ones, padding="same", strides=(2, 2, 2))
+    y = oracle.conv3d(
+        x.transpose(2, 1, 0)[None, ..., None], ones, padding="same", strides=(2, 2, 2)
+    )
     expected = oracle.conv3d(y, ones)[0, ..., 0].transpose(2, 1, 0)
     np.testing.assert_allclose(out.get_fdata().reshape(expected.shape), expected, atol=1e-3)
 
 
-def test_softmax_runs_over_channels_or_width_as_in_keras(tmp_path: Path, rng: np.random.Generator, run: Any) -> None:
+def test_softmax_runs_over_channels_or_width_as_in_keras(
+    tmp_path: Path, rng: np.random.Generator, run: Any
+) -> None:
     x = rng.standard_normal((1, 4, 5, 6, 2)).astype(np.float32)
     k = rng.standard_normal((1, 3, 3, 2, 4))
     np.save(tmp_path / "x.npy", x)
     np.save(tmp_path / "f.npy", x.transpose(0, 4, 1, 2, 3))
     np.save(tmp_path / "k.npy", k)
-    run("apply", tmp_path / "x.npy", "-k", tmp_path / "k.npy", "--activation", "softmax", "-o", tmp_path / "y.npy")
+    run(
+        "apply",
+        tmp_path / "x.npy",
+        "-k",
+        tmp_path / "k.npy",
+        "--activation",
+        "softmax",
+        "-o",
+        tmp_path / "y.npy",
+    )
     y = oracle.conv3d(x, k)
     expected = np.exp(y) / np.exp(y).sum(axis=-1, keepdims=True)
     np.testing.assert_allclose(np.load(tmp_path / "y.npy"), expected, atol=1e-5)
@@ -142,14 +176,31 @@ def test_glu_halves_the_channels(tmp_path: Path, rng: np.random.Generator, run: 
     k = rng.standard_normal((1, 1, 1, 2, 4))
     np.save(tmp_path / "x.npy", x)
     np.save(tmp_path / "k.npy", k)
-    run("apply", tmp_path / "x.npy", "-k", tmp_path / "k.npy", "--activation", "glu", "-o", tmp_path / "y.npy")
+    run(
+        "apply",
+        tmp_path / "x.npy",
+        "-k",
+        tmp_path / "k.npy",
+        "--activation",
+        "glu",
+        "-o",
+        tmp_path / "y.npy",
+    )
     y = oracle.conv3d(x, k)
     expected = y[..., :2] / (1 + np.exp(-y[..., 2:]))
     np.testing.assert_allclose(np.load(tmp_path / "y.npy"), expected, atol=1e-5)
     np.testing.assert_allclose(conv3d(x, k, activation="glu"), expected, atol=1e-5)
     np.save(tmp_path / "odd.npy", k[..., :3])
     result = run(
-        "apply", tmp_path / "x.npy", "-k", tmp_path / "odd.npy", "--activation", "glu", "-o", tmp_path / "z.npy", code=4
+        "apply",
+        tmp_path / "x.npy",
+        "-k",
+        tmp_path / "odd.npy",
+        "--activation",
+        "glu",
+        "-o",
+        tmp_path / "z.npy",
+        code=4,
     )
     assert "odd" in result.stderr
 
@@ -161,8 +212,12 @@ def test_a_filter_with_a_whole_axis_activation_sees_all_channels(
     """Also where the channels of a file lie one after another and would be streamed one by one."""
     x = rng.standard_normal((4, 5, 6, 7)).astype(np.float32)  # c z y x
     np.save(tmp_path / "x.npy", x)
-    nib.save(nib.Nifti1Image(x.transpose(3, 2, 1, 0)[:, :, :, None], np.eye(4)), tmp_path / "x.nii.gz")
-    expected = np.moveaxis(Conv3D(1, 1, activation=activation).activation(np.moveaxis(x, 0, -1)), -1, 0)
+    nib.save(
+        nib.Nifti1Image(x.transpose(3, 2, 1, 0)[:, :, :, None], np.eye(4)), tmp_path / "x.nii.gz"
+    )
+    expected = np.moveaxis(
+        Conv3D(1, 1, activation=activation).activation(np.moveaxis(x, 0, -1)), -1, 0
+    )
     options = ["-k", "identity", "--activation", activation]
     run("apply", tmp_path / "x.npy", "--axes", "czyx", *options, "-o", tmp_path / "y.npy")
     np.testing.assert_allclose(np.load(tmp_path / "y.npy"), expected, atol=1e-6)
@@ -171,14 +226,23 @@ def test_a_filter_with_a_whole_axis_activation_sees_all_channels(
     np.testing.assert_allclose(got, expected, atol=1e-6)
 
 
-def test_what_cannot_be_streamed_is_refused(tmp_path: Path, rng: np.random.Generator, run: Any) -> None:
+def test_what_cannot_be_streamed_is_refused(
+    tmp_path: Path, rng: np.random.Generator, run: Any
+) -> None:
     np.save(tmp_path / "x.npy", rng.standard_normal((4, 5, 6)).astype(np.float32))
     arguments = [tmp_path / "x.npy", "-k", "identity", "-o", tmp_path / "y.npy"]
     assert "last axis" in run("apply", *arguments, "--activation", "softmax:axis=1", code=2).stderr
-    assert "plain sum" in run("apply", *arguments, "--activity-regularizer", "orthogonal_regularizer", code=2).stderr
+    assert (
+        "plain sum"
+        in run(
+            "apply", *arguments, "--activity-regularizer", "orthogonal_regularizer", code=2
+        ).stderr
+    )
 
 
-def test_losses_constraints_and_initializers(tmp_path: Path, rng: np.random.Generator, run: Any) -> None:
+def test_losses_constraints_and_initializers(
+    tmp_path: Path, rng: np.random.Generator, run: Any
+) -> None:
     x = rng.standard_normal((3, 5, 5, 5, 2)).astype(np.float32)
     np.save(tmp_path / "x.npy", x)
     options = ["--filters", 4, "--kernel-size", 3, "--seed", 7, "--kernel-regularizer", "l2", "--activity-regularizer",
@@ -187,10 +251,14 @@ def test_losses_constraints_and_initializers(tmp_path: Path, rng: np.random.Gene
     record = json.loads(result.stdout)
     y = np.load(tmp_path / "y.npy")
     assert y.shape == (3, 3, 3, 3, 4)
-    assert record["losses"]["activity"] == pytest.approx(0.5 * np.abs(y.astype(float)).sum() / 3, rel=1e-6)
+    assert record["losses"]["activity"] == pytest.approx(
+        0.5 * np.abs(y.astype(float)).sum() / 3, rel=1e-6
+    )
     kernel = np.maximum(Conv3D(4, 3, seed=7, input_shape=(5, 5, 5, 2)).get_weights()[0], 0)
     np.testing.assert_allclose(y, oracle.conv3d(x, kernel), atol=1e-5)
-    assert record["losses"]["kernel"] == pytest.approx(0.01 * (kernel.astype(float) ** 2).sum(), rel=1e-6)
+    assert record["losses"]["kernel"] == pytest.approx(
+        0.01 * (kernel.astype(float) ** 2).sum(), rel=1e-6
+    )
     assert "non_neg applied" in result.stderr
     run("apply", tmp_path / "x.npy", *options, "-o", tmp_path / "z.npy")
     assert (tmp_path / "y.npy").read_bytes() == (tmp_path / "z.npy").read_bytes()
@@ -201,9 +269,12 @@ def test_wrong_stacks(tmp_path: Path, rng: np.random.Generator, run: Any) -> Non
     config, _ = stack(tmp_path, rng)
     out = tmp_path / "y.npy"
     assert (
-        "stack of 3 layers" in run("apply", tmp_path / "x.npy", "-c", config, "--strides", 2, "-o", out, code=2).stderr
+        "stack of 3 layers"
+        in run("apply", tmp_path / "x.npy", "-c", config, "--strides", 2, "-o", out, code=2).stderr
     )
-    (tmp_path / "b.json").write_text(json.dumps([{"kernel": "a.npy"}, {"kernel": "a.npy", "padding": "same"}]))
+    (tmp_path / "b.json").write_text(
+        json.dumps([{"kernel": "a.npy"}, {"kernel": "a.npy", "padding": "same"}])
+    )
     message = run("apply", tmp_path / "x.npy", "-c", tmp_path / "b.json", "-o", out, code=4).stderr
     assert "layer 2" in message
     (tmp_path / "c.toml").write_text("[[layers]]\nkernel = 'a.npy'\nstride = 2\n")

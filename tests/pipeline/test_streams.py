@@ -48,8 +48,17 @@ def save(path: Path, array: np.ndarray) -> None:
 
 @st.composite
 def volumes(draw: st.DrawFn) -> tuple[str, np.ndarray]:
-    letters = "".join(draw(st.permutations(sorted({"y", "x", *draw(st.sets(st.sampled_from("zctr"), min_size=1))}))))
-    sizes = {"z": st.integers(1, 7), "y": st.integers(1, 3), "x": st.integers(1, 3), "c": st.sampled_from([1, 2, 3])}
+    letters = "".join(
+        draw(
+            st.permutations(sorted({"y", "x", *draw(st.sets(st.sampled_from("zctr"), min_size=1))}))
+        )
+    )
+    sizes = {
+        "z": st.integers(1, 7),
+        "y": st.integers(1, 3),
+        "x": st.integers(1, 3),
+        "c": st.sampled_from([1, 2, 3]),
+    }
     shape = tuple(draw(sizes.get(a, st.integers(1, 2))) for a in letters)
     return letters, small_numbers(shape, "float32", draw(st.integers(0, 99)))
 

@@ -43,7 +43,9 @@ def write(path: str | Path, values: Any) -> None:
 
 
 def files(folder: str | Path) -> list[str]:
-    return sorted(path.relative_to(folder).as_posix() for path in Path(folder).rglob("*") if path.is_file())
+    return sorted(
+        path.relative_to(folder).as_posix() for path in Path(folder).rglob("*") if path.is_file()
+    )
 
 
 @pytest.fixture
@@ -75,7 +77,11 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_dataset(desk: Path, apply: Any, run: Any) -> None:
     apply(*INPUTS)
-    bold, t1w, dwi = f"{BOLD}_desc-sm6mm_bold", f"{T1W[:-4]}_desc-sm6mm_T1w", f"{DWI[:-4]}_desc-sm6mm_dwi"
+    bold, t1w, dwi = (
+        f"{BOLD}_desc-sm6mm_bold",
+        f"{T1W[:-4]}_desc-sm6mm_T1w",
+        f"{DWI[:-4]}_desc-sm6mm_dwi",
+    )
     expected = [f"{name}.{end}" for name in (bold, t1w, dwi) for end in ("json", "nii.gz")]
     expected += [f"{DWI}.bval", f"{DWI}.bvec", "dataset_description.json"]
     assert files(OUT) == sorted(expected)
@@ -102,7 +108,9 @@ def test_the_validator_agrees(desk: Path, apply: Any) -> None:
     if validator is None:
         pytest.skip("needs bids-validator-deno")
     apply(*INPUTS)
-    done = subprocess.run([validator, OUT, "--format", "json"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [validator, OUT, "--format", "json"], capture_output=True, text=True, check=False
+    )
     issues = json.loads(done.stdout)["issues"]["issues"]
     assert [issue for issue in issues if issue["severity"] == "error"] == []
     # what a scanner would have known, and what is no program's to write
@@ -111,7 +119,9 @@ def test_the_validator_agrees(desk: Path, apply: Any) -> None:
 
 
 @pytest.mark.parametrize("position", ["", "raw", "raw/sub-01/ses-a", "raw/sub-01/ses-a/func"])
-def test_from_every_folder_the_same(desk: Path, position: str, monkeypatch: pytest.MonkeyPatch, run: Any) -> None:
+def test_from_every_folder_the_same(
+    desk: Path, position: str, monkeypatch: pytest.MonkeyPatch, run: Any
+) -> None:
     here = desk / position
     monkeypatch.chdir(here)
     up = "../" * len(Path(position).parts)
@@ -124,19 +134,51 @@ def test_from_every_folder_the_same(desk: Path, position: str, monkeypatch: pyte
 
 def test_fields_that_are_no_longer_true(desk: Path, run: Any) -> None:
     bold = INPUTS[0]
-    write("raw/task-rest_bold.json", {"TaskName": "rest", "Resolution": "native", "SkullStripped": True})
-    run("apply", bold, "-k", "box:size=2", "--strides", "1,1,2", "--padding", "valid", "--bids", "--out-dir", "one")
+    write(
+        "raw/task-rest_bold.json",
+        {"TaskName": "rest", "Resolution": "native", "SkullStripped": True},
+    )
+    run(
+        "apply",
+        bold,
+        "-k",
+        "box:size=2",
+        "--strides",
+        "1,1,2",
+        "--padding",
+        "valid",
+        "--bids",
+        "--out-dir",
+        "one",
+    )
     fields = read(f"one/{BOLD}_desc-boxSize2_bold.json")
     assert "SliceTiming" not in fields  # 6 slices became 5
     assert "Resolution" not in fields
     assert fields["SkullStripped"] is True
-    run("apply", bold, "-k", "box:size=1,2,2", "--strides", "1,2,2", "--padding", "valid", "--bids", "--out-dir", "two")
+    run(
+        "apply",
+        bold,
+        "-k",
+        "box:size=1,2,2",
+        "--strides",
+        "1,2,2",
+        "--padding",
+        "valid",
+        "--bids",
+        "--out-dir",
+        "two",
+    )
     fields = read(f"two/{BOLD}_desc-boxSize1x2x2_bold.json")
     assert len(fields["SliceTiming"]) == 6
     assert "Resolution" not in fields
     write(
         f"raw/{BOLD}_bold.json",
-        {"RepetitionTime": 2.0, "SliceTiming": [0] * 18, "SliceEncodingDirection": "j-", "Units": "T"},
+        {
+            "RepetitionTime": 2.0,
+            "SliceTiming": [0] * 18,
+            "SliceEncodingDirection": "j-",
+            "Units": "T",
+        },
     )
     run("apply", bold, "-k", "sobel:axis=d", "--padding", "1,0,1", "--bids", "--out-dir", "three")
     fields = read(f"three/{BOLD}_desc-sobelAxisD_bold.json")
@@ -147,14 +189,20 @@ def test_labels(desk: Path, apply: Any, run: Any) -> None:
     apply(INPUTS[1], "--desc", "Smooth6")
     assert f"{T1W[:-4]}_desc-Smooth6_T1w.nii.gz" in files(OUT)
     step = OUT / f"{T1W[:-4]}_desc-Smooth6_T1w.nii.gz"
-    run("apply", step, "-k", "log:sigma=3mm", "--bids", "--out-dir", OUT)  # a step further in the same dataset
+    run(
+        "apply", step, "-k", "log:sigma=3mm", "--bids", "--out-dir", OUT
+    )  # a step further in the same dataset
     name = f"{T1W[:-4]}_desc-Smooth6LogSigma3mm_T1w.json"
     assert read(OUT / name)["Sources"] == [f"bids::{T1W[:-4]}_desc-Smooth6_T1w.nii.gz"]
-    run("apply", step, "-k", "box:size=3", "--desc", "other", "--bids", "--out-dir", "next")  # and into another
+    run(
+        "apply", step, "-k", "box:size=3", "--desc", "other", "--bids", "--out-dir", "next"
+    )  # and into another
     fields = read(f"next/{T1W[:-4]}_desc-other_T1w.json")
     assert fields["Sources"] == [f"bids:conv3d:{T1W[:-4]}_desc-Smooth6_T1w.nii.gz"]
     assert fields["SkullStripped"] is False
-    assert read("next/dataset_description.json")["DatasetLinks"] == {"conv3d": "../raw/derivatives/conv3d"}
+    assert read("next/dataset_description.json")["DatasetLinks"] == {
+        "conv3d": "../raw/derivatives/conv3d"
+    }
     assert "letters and digits alone" in error(apply(INPUTS[1], "--desc", "a_b", code=2))
 
 
@@ -179,7 +227,11 @@ def test_a_description_that_is_there(desk: Path, apply: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "values", [{"Name": "x", "DatasetType": "derivative", "GeneratedBy": [{"Name": "fMRIPrep"}]}, {"Name": "raw"}]
+    "values",
+    [
+        {"Name": "x", "DatasetType": "derivative", "GeneratedBy": [{"Name": "fMRIPrep"}]},
+        {"Name": "raw"},
+    ],
 )
 def test_another_programs_dataset_is_left_alone(desk: Path, values: Any, apply: Any) -> None:
     write(OUT / "dataset_description.json", values)
@@ -204,7 +256,10 @@ def test_masks_and_other_files(desk: Path, apply: Any) -> None:
     nibabel.save(nibabel.Nifti1Image(np.ones(image.shape, np.uint8), image.affine), mask)
     apply(INPUTS[1], "--mask", mask)
     # it lies in the raw dataset's folder, and in no other that is known
-    sources = [f"bids:raw:{T1W}.nii.gz", f"bids:raw:derivatives/prep/{T1W[:-4]}_desc-brain_mask.nii.gz"]
+    sources = [
+        f"bids:raw:{T1W}.nii.gz",
+        f"bids:raw:derivatives/prep/{T1W[:-4]}_desc-brain_mask.nii.gz",
+    ]
     assert read(OUT / f"{T1W[:-4]}_desc-sm6mm_T1w.json")["Sources"] == sources
     shutil.copy(mask, "m.nii.gz")
     apply(INPUTS[1], "--mask", "m.nii.gz", "--desc", "m")
@@ -239,7 +294,9 @@ def test_nothing_is_written_in_a_rehearsal(desk: Path, apply: Any) -> None:
 )
 def test_what_is_refused(desk: Path, arguments: list[str], words: str, code: int, run: Any) -> None:
     before = files(".")
-    result = run("apply", "-k", "gaussian:fwhm=6mm", "--bids", "--out-dir", OUT, *arguments, code=code)
+    result = run(
+        "apply", "-k", "gaussian:fwhm=6mm", "--bids", "--out-dir", OUT, *arguments, code=code
+    )
     assert words in error(result)
     assert files(".") == before
 

@@ -33,7 +33,9 @@ def described(name: str) -> str:
 def test_nifti_as_others_read_it(desk: Path, name: str, run: Any) -> None:
     run("apply", "a.nii.gz", "-k", "box:size=3", "-o", name, "--history")
     image = nibabel.load(name)
-    assert [(e.get_code(), e.get_content().rstrip(b"\0").decode()) for e in image.header.extensions] == [(6, LINE)]
+    assert [
+        (e.get_code(), e.get_content().rstrip(b"\0").decode()) for e in image.header.extensions
+    ] == [(6, LINE)]
     assert described(name) == f"conv3d {version('conv3d')} box:size=3"
     run("apply", "a.nii.gz", "-k", "box:size=3", "-o", "plain.nii")
     np.testing.assert_array_equal(image.dataobj, nibabel.load("plain.nii").dataobj)
@@ -53,9 +55,21 @@ def test_what_stood_there_is_kept(desk: Path, run: Any) -> None:
     nibabel.save(image, "b.nii")
     run("apply", "b.nii", "-k", "box:size=3", "-o", "o.nii", "--history")
     found = nibabel.load("o.nii").header.extensions
-    assert [(e.get_code(), e.get_content()[:4]) for e in found] == [(6, b"mine"), (4, b"<AFN"), (6, b"conv")]
+    assert [(e.get_code(), e.get_content()[:4]) for e in found] == [
+        (6, b"mine"),
+        (4, b"<AFN"),
+        (6, b"conv"),
+    ]
     assert described("o.nii") == f"FSL5.0; conv3d {version('conv3d')} box:size=3"
-    run("apply", "o.nii", "-k", "gaussian:sigma=1vox:truncate=4.0000000000000001", "-o", "p.nii", "--history")
+    run(
+        "apply",
+        "o.nii",
+        "-k",
+        "gaussian:sigma=1vox:truncate=4.0000000000000001",
+        "-o",
+        "p.nii",
+        "--history",
+    )
     assert len(history("p.nii")) == 2
     assert described("p.nii").startswith("conv3d ")  # both have no room
 
@@ -77,7 +91,10 @@ def test_imagej(desk: Path, compression: list[str], run: Any) -> None:
         assert file.is_imagej
         assert file.imagej_metadata["Info"] == " ".join([LINE, *compression])
     tifffile.imwrite(
-        "j.tif", np.zeros((4, 5, 6), np.uint8), imagej=True, metadata={"axes": "ZYX", "Info": "Mine\nand yours"}
+        "j.tif",
+        np.zeros((4, 5, 6), np.uint8),
+        imagej=True,
+        metadata={"axes": "ZYX", "Info": "Mine\nand yours"},
     )
     run("apply", "j.tif", "-k", "box:size=3", "-o", "p.tif", "--history", *compression)
     with tifffile.TiffFile("p.tif") as file:
@@ -91,7 +108,9 @@ def test_imagej(desk: Path, compression: list[str], run: Any) -> None:
 def test_ome(desk: Path, run: Any) -> None:
     run("apply", "a.nii.gz", "-k", "box:size=3", "-o", "o.ome.tif", "--history")
     with tifffile.TiffFile("o.ome.tif") as file:
-        found = tifffile.xml2dict(file.ome_metadata)["OME"]["StructuredAnnotations"]["CommentAnnotation"]
+        found = tifffile.xml2dict(file.ome_metadata)["OME"]["StructuredAnnotations"][
+            "CommentAnnotation"
+        ]
         assert found["Value"] == LINE
         assert file.series[0].shape == (7, 9, 8)
     run("apply", "o.ome.tif", "-k", "box:size=5", "-o", "p.ome.tif", "--history")
@@ -115,7 +134,9 @@ def test_a_chain_of_formats_keeps_every_step(desk: Path, run: Any) -> None:
     assert [line.split()[5] for line in history("g.nii.gz")] == names[:-1]
     lines = run("info", "g.nii.gz").stdout.splitlines()
     assert sum("conv3d apply" in line for line in lines) == 6
-    assert json.loads(run("info", "g.nii.gz", "--json").stdout)["history"] == list(history("g.nii.gz"))
+    assert json.loads(run("info", "g.nii.gz", "--json").stdout)["history"] == list(
+        history("g.nii.gz")
+    )
 
 
 def test_a_format_without_room_says_so(desk: Path, run: Any) -> None:

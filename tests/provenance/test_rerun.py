@@ -49,7 +49,15 @@ def edit(path: str, change: Callable[[dict[str, Any]], None]) -> None:
     [
         (
             "o.nii.gz",
-            ["-k", "gaussian:fwhm=4mm", "--mask", "mask.nii", "--coverage-out", "out/seen.nii.gz", "--history"],
+            [
+                "-k",
+                "gaussian:fwhm=4mm",
+                "--mask",
+                "mask.nii",
+                "--coverage-out",
+                "out/seen.nii.gz",
+                "--history",
+            ],
         ),
         ("o.hdr", ["-k", "k.npy", "--like", "scipy", "--dtype", "int16", "--scale", "auto"]),
         ("o.tif", ["-k", "sobel:axis=d", "--compression", "deflate", "--history"]),
@@ -57,9 +65,22 @@ def edit(path: str, change: Callable[[dict[str, Any]], None]) -> None:
         ("o.npy", ["--to-fwhm", "9mm"]),
         (
             "o.npy",
-            ["--filters", "2", "--kernel-size", "3", "--seed", "3", "--kernel-initializer", "he_normal", "--no-bias"],
+            [
+                "--filters",
+                "2",
+                "--kernel-size",
+                "3",
+                "--seed",
+                "3",
+                "--kernel-initializer",
+                "he_normal",
+                "--no-bias",
+            ],
         ),
-        ("o.npy", ["-c", "c.toml", "--bias", "-0.5", "--missing", "-1.5", "--precision", "float64"]),
+        (
+            "o.npy",
+            ["-c", "c.toml", "--bias", "-0.5", "--missing", "-1.5", "--precision", "float64"],
+        ),
         ("o.ome.zarr", ["-k", "box:size=3", "--levels", "1", "--chunks", "4,4,8", "--history"]),
     ],
 )
@@ -83,10 +104,23 @@ def test_every_kind_of_run_comes_again(
 def test_as_a_process_on_real_data(tmp_path: Path) -> None:
     shutil.copy(EXAMPLE, tmp_path / "e.nii.gz")
     command = [sys.executable, "-m", "conv3d_cli"]
-    apply = ["apply", "e.nii.gz", "-k", "gaussian:fwhm=6mm", "-o", "o.nii.gz", "--sidecar", "--history"]
+    apply = [
+        "apply",
+        "e.nii.gz",
+        "-k",
+        "gaussian:fwhm=6mm",
+        "-o",
+        "o.nii.gz",
+        "--sidecar",
+        "--history",
+    ]
     subprocess.run([*command, *apply], cwd=tmp_path, check=True)
     done = subprocess.run(
-        [*command, "rerun", tmp_path / "o.json"], cwd="/", check=False, capture_output=True, text=True
+        [*command, "rerun", tmp_path / "o.json"],
+        cwd="/",
+        check=False,
+        capture_output=True,
+        text=True,
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert "every byte" in done.stdout
@@ -100,7 +134,9 @@ def test_as_a_process_on_real_data(tmp_path: Path) -> None:
 def test_the_result_is_kept_where_it_is_asked_for(desk: Path, run: Any) -> None:
     run("rerun", "out/o.json", "-o", "again.nii.gz")
     assert Path("again.nii.gz").read_bytes() == Path("out/o.nii.gz").read_bytes()
-    assert "exists; pass --overwrite" in error(run("rerun", "out/o.json", "-o", "again.nii.gz", code=5))
+    assert "exists; pass --overwrite" in error(
+        run("rerun", "out/o.json", "-o", "again.nii.gz", code=5)
+    )
     run("rerun", "out/o.json", "-o", "again.nii.gz", "--overwrite")
     assert "with the suffix .nii.gz" in error(run("rerun", "out/o.json", "-o", "again.nii", code=2))
     Path("out/o.nii.gz").unlink()
@@ -123,7 +159,9 @@ def test_a_changed_input_is_named(desk: Path, run: Any) -> None:
     assert "out/o.nii.gz" in json.loads(result.stdout)["comparison"]["first"]
     # by how much: the kernel's largest weight times what was added
     largest = 100 * np.load("k.npy").max()
-    assert json.loads(result.stdout)["comparison"]["largest_difference"] == pytest.approx(largest, rel=1e-5)
+    assert json.loads(result.stdout)["comparison"]["largest_difference"] == pytest.approx(
+        largest, rel=1e-5
+    )
     assert "27 of 504 differ, most by" in error(result)
 
 
@@ -133,7 +171,9 @@ def test_a_changed_kernel_and_a_missing_file(desk: Path, run: Any) -> None:
     result = run("rerun", "out/o.json", "--force", code=7)
     assert "the kernel of layer 1" in result.stderr
     Path("k.npy").unlink()
-    assert "k.npy: no such file; out/o.json names it as its kernel" in error(run("rerun", "out/o.json", code=3))
+    assert "k.npy: no such file; out/o.json names it as its kernel" in error(
+        run("rerun", "out/o.json", code=3)
+    )
 
 
 def test_an_output_that_was_changed(desk: Path, run: Any) -> None:
@@ -188,7 +228,10 @@ def test_other_bytes_around_the_same_voxels(desk: Path, run: Any) -> None:
 
 
 def test_another_result(desk: Path, run: Any) -> None:
-    edit("out/o.json", lambda found: found.update(Command=found["Command"].replace(" -o", " --flip -o")))
+    edit(
+        "out/o.json",
+        lambda found: found.update(Command=found["Command"].replace(" -o", " --flip -o")),
+    )
     line = error(run("rerun", "out/o.json", code=7))
     assert "voxels: " in line
     assert "most by" in line

@@ -40,7 +40,9 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     rng = np.random.default_rng(0)
     grid = Grid((3.0, 1.5, 1.5), "mm", affine_from_spacing((3.0, 1.5, 1.5), (0.0, 0.0, 0.0)))
     (tmp_path / "in").mkdir()
-    write_volume("in/a.nii.gz", Volume(rng.integers(0, 900, (7, 9, 8)).astype(np.int16), "zyx", grid))
+    write_volume(
+        "in/a.nii.gz", Volume(rng.integers(0, 900, (7, 9, 8)).astype(np.int16), "zyx", grid)
+    )
     write_volume("in/mask.nii", Volume(np.ones((7, 9, 8), np.uint8), "zyx", grid))
     np.save("in/k.npy", rng.random((3, 3, 3)))
     np.save("in/bias.npy", np.array([0.5]))
@@ -69,9 +71,13 @@ def test_what_it_says_is_true(desk: Path, run: Any) -> None:
     found = values["Conv3D"]
     assert values["Sources"] == ["in/a.nii.gz"]
     assert values["GeneratedBy"][0]["Name"] == "conv3d"
-    assert found["Inputs"] == [{"Role": "volume", "Path": "in/a.nii.gz", "Digest": file_digest("in/a.nii.gz")}]
+    assert found["Inputs"] == [
+        {"Role": "volume", "Path": "in/a.nii.gz", "Digest": file_digest("in/a.nii.gz")}
+    ]
     digest = hashlib.sha256(Path("o.nii.gz").read_bytes()).hexdigest()  # as sha256sum says
-    assert found["Outputs"] == [{"Role": "volume", "Path": "o.nii.gz", "Digest": f"sha256:{digest}"}]
+    assert found["Outputs"] == [
+        {"Role": "volume", "Path": "o.nii.gz", "Digest": f"sha256:{digest}"}
+    ]
     (layer,) = found["Layers"]
     volume = read_volume("in/a.nii.gz")
     kernel = read_kernel("gaussian:fwhm=6mm", volume.grid)
@@ -86,16 +92,29 @@ def test_what_it_says_is_true(desk: Path, run: Any) -> None:
     assert found["Versions"]["numpy"] == np.__version__
     # pads that give this output: ceil(7 / 2) = 4 voxels, ceil(9) and ceil(8)
     pads, shape = layer["Padding"], layer["KernelShape"]
-    sizes = [(n + lo + hi - k) // s + 1 for n, (lo, hi), k, s in zip((7, 9, 8), pads, shape, (2, 1, 1), strict=True)]
+    sizes = [
+        (n + lo + hi - k) // s + 1
+        for n, (lo, hi), k, s in zip((7, 9, 8), pads, shape, (2, 1, 1), strict=True)
+    ]
     assert sizes == [4, 9, 8]
 
 
 def test_everything_that_is_read_is_named(desk: Path, run: Any) -> None:
     Path("conf").mkdir()
-    Path("conf/c.toml").write_text('kernel = "../in/k.npy"\nbias = "../in/bias.npy"\nmask = "../in/mask.nii"\n')
+    Path("conf/c.toml").write_text(
+        'kernel = "../in/k.npy"\nbias = "../in/bias.npy"\nmask = "../in/mask.nii"\n'
+    )
     Path("out").mkdir()
     run(
-        "apply", "in/a.nii.gz", "-c", "conf/c.toml", "--coverage-out", "out/seen.nii", "-o", "out/o.nii.gz", "--sidecar"
+        "apply",
+        "in/a.nii.gz",
+        "-c",
+        "conf/c.toml",
+        "--coverage-out",
+        "out/seen.nii",
+        "-o",
+        "out/o.nii.gz",
+        "--sidecar",
     )
     found = record(Path("out/o.json"))
     paths = {
@@ -105,7 +124,9 @@ def test_everything_that_is_read_is_named(desk: Path, run: Any) -> None:
         "kernel": "in/k.npy",
         "bias": "in/bias.npy",
     }
-    assert {entry["Role"]: entry["Path"] for entry in found["Inputs"]} == {r: f"../{p}" for r, p in paths.items()}
+    assert {entry["Role"]: entry["Path"] for entry in found["Inputs"]} == {
+        r: f"../{p}" for r, p in paths.items()
+    }
     assert {entry["Role"]: entry["Digest"] for entry in found["Inputs"]} == {
         r: file_digest(p) for r, p in paths.items()
     }
@@ -115,7 +136,10 @@ def test_everything_that_is_read_is_named(desk: Path, run: Any) -> None:
     }
     assert found["Layers"][0]["Kernel"] == "../in/k.npy"
     assert found["Missing"]["Mask"] == "../in/mask.nii"
-    assert found["Command"] == "conv3d apply ../in/a.nii.gz -c ../conf/c.toml --coverage-out seen.nii -o o.nii.gz"
+    assert (
+        found["Command"]
+        == "conv3d apply ../in/a.nii.gz -c ../conf/c.toml --coverage-out seen.nii -o o.nii.gz"
+    )
 
 
 def test_the_command_can_be_typed_again_where_the_sidecar_is(desk: Path, run: Any) -> None:
@@ -164,7 +188,18 @@ def test_the_same_bytes_whatever_threads_memory_and_folder(
     )
     assert Path("o.json").read_bytes() == first
     monkeypatch.chdir("in")
-    run("apply", "a.nii.gz", "-k", "k.npy", "--mask", "mask.nii", "--sidecar", "--overwrite", "-o", "../o.nii.gz")
+    run(
+        "apply",
+        "a.nii.gz",
+        "-k",
+        "k.npy",
+        "--mask",
+        "mask.nii",
+        "--sidecar",
+        "--overwrite",
+        "-o",
+        "../o.nii.gz",
+    )
     assert (desk / "o.json").read_bytes() == first
     elsewhere = desk / "copy"  # and the whole folder elsewhere
     shutil.copytree(desk / "in", elsewhere / "in")
@@ -185,7 +220,9 @@ def test_every_format(desk: Path, name: str, run: Any) -> None:
         pytest.importorskip("zarr")
     run("apply", "in/a.nii.gz", "-k", "box:size=3", "-o", name, "--sidecar")
     outputs = record(Path("o.json"))["Outputs"]
-    assert [entry["Path"] for entry in outputs] == (["o.img", "o.hdr"] if name == "o.hdr" else [name])
+    assert [entry["Path"] for entry in outputs] == (
+        ["o.img", "o.hdr"] if name == "o.hdr" else [name]
+    )
     assert all(entry["Digest"] == file_digest(entry["Path"]) for entry in outputs)
     Path("next").mkdir()
     run("apply", name, "-k", "box:size=3", "-o", "next/p.npy", "--sidecar")
@@ -193,7 +230,9 @@ def test_every_format(desk: Path, name: str, run: Any) -> None:
     assert [entry["Path"] for entry in inputs] == [
         f"../{path}" for path in (["o.hdr", "o.img"] if name == "o.hdr" else [name])
     ]
-    assert [entry["Digest"] for entry in inputs] == [file_digest(entry["Path"][3:]) for entry in inputs]
+    assert [entry["Digest"] for entry in inputs] == [
+        file_digest(entry["Path"][3:]) for entry in inputs
+    ]
 
 
 def test_an_array_in_a_store_and_a_cluster(desk: Path, run: Any) -> None:
@@ -201,18 +240,34 @@ def test_an_array_in_a_store_and_a_cluster(desk: Path, run: Any) -> None:
     pytest.importorskip("distributed")
     run("apply", "in/a.nii.gz", "-k", "identity", "-o", "a.ome.zarr", "--levels", "1")
     run("apply", "a.ome.zarr/0", "-k", "box:size=3", "-o", "here.ome.zarr", "--sidecar")
-    run("apply", "a.ome.zarr", "-k", "box:size=3", "-o", "there.ome.zarr", "--sidecar", "--scheduler", "local:1")
+    run(
+        "apply",
+        "a.ome.zarr",
+        "-k",
+        "box:size=3",
+        "-o",
+        "there.ome.zarr",
+        "--sidecar",
+        "--scheduler",
+        "local:1",
+    )
     here, there = record(Path("here.json")), record(Path("there.json"))
     assert (
         here["Inputs"]
         == there["Inputs"]
         == [{"Role": "volume", "Path": "a.ome.zarr", "Digest": file_digest("a.ome.zarr")}]
     )
-    assert here["Outputs"][0]["Digest"] == there["Outputs"][0]["Digest"] == file_digest("there.ome.zarr")
+    assert (
+        here["Outputs"][0]["Digest"]
+        == there["Outputs"][0]["Digest"]
+        == file_digest("there.ome.zarr")
+    )
 
 
 def test_a_stack_of_layers(desk: Path, run: Any) -> None:
-    Path("s.toml").write_text('[[layers]]\nkernel = "in/k.npy"\n[[layers]]\nkernel = "box:size=3"\npadding = "valid"\n')
+    Path("s.toml").write_text(
+        '[[layers]]\nkernel = "in/k.npy"\n[[layers]]\nkernel = "box:size=3"\npadding = "valid"\n'
+    )
     run("apply", "in/a.nii.gz", "-c", "s.toml", "-o", "o.npy", "--sidecar")
     found = record(Path("o.json"))
     assert [layer["Kernel"] for layer in found["Layers"]] == ["in/k.npy", "box:size=3"]
@@ -228,12 +283,24 @@ def test_a_batch_and_side_by_side(desk: Path, run: Any) -> None:
     run("apply", *names, "-k", "box:size=3", "--out-dir", "two", "--sidecar", "--jobs", "3")
     for n in range(5):
         assert Path(f"one/s{n}.json").read_bytes() == Path(f"two/s{n}.json").read_bytes()
-        assert record(Path(f"two/s{n}.json"))["Outputs"][0]["Digest"] == file_digest(f"two/s{n}.npy")
+        assert record(Path(f"two/s{n}.json"))["Outputs"][0]["Digest"] == file_digest(
+            f"two/s{n}.npy"
+        )
 
 
 def test_real_data(desk: Path, run: Any) -> None:
     shutil.copy(Path(nibabel.__file__).parent / "tests" / "data" / "example4d.nii.gz", "e.nii.gz")
-    run("apply", "e.nii.gz", "-k", "gaussian:fwhm=6mm", "--like", "spm", "-o", "o.nii.gz", "--sidecar")
+    run(
+        "apply",
+        "e.nii.gz",
+        "-k",
+        "gaussian:fwhm=6mm",
+        "--like",
+        "spm",
+        "-o",
+        "o.nii.gz",
+        "--sidecar",
+    )
     found = record(Path("o.json"))
     assert found["Like"]["Tool"] == "spm"
     assert found["Layers"][0]["LengthsInVoxels"].keys() == {"fwhm"}
@@ -250,7 +317,11 @@ def test_links_and_names(tmp_path: Path) -> None:
     assert rename(str(tmp_path / "a.nii")) == "../a.nii"  # not what it leads to
     assert rename(str(tmp_path / "link" / "key123")) == "key123"
     assert command_line("-a.nii", Settings(), relative_to("")) == "conv3d apply ./-a.nii"
-    assert [sidecar_name(name) for name in ("x.NII.GZ", "x.ome.tif", "a.b/c.npy")] == ["x.json", "x.json", "a.b/c.json"]
+    assert [sidecar_name(name) for name in ("x.NII.GZ", "x.ome.tif", "a.b/c.npy")] == [
+        "x.json",
+        "x.json",
+        "a.b/c.json",
+    ]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -259,7 +330,9 @@ def test_links_and_names(tmp_path: Path) -> None:
 
 def left(folder: Path) -> list[str]:
     return sorted(
-        str(path.relative_to(folder)) for path in folder.rglob("*") if "in" not in path.relative_to(folder).parts
+        str(path.relative_to(folder))
+        for path in folder.rglob("*")
+        if "in" not in path.relative_to(folder).parts
     )
 
 
@@ -267,7 +340,17 @@ def test_an_existing_sidecar_is_not_replaced(desk: Path, run: Any) -> None:
     Path("o.json").write_text("mine")
     result = run("apply", "in/a.nii.gz", "-k", "box:size=3", "-o", "o.nii.gz", "--sidecar", code=5)
     assert "o.json: file exists; pass --overwrite" in error(result)
-    run("apply", "in/a.nii.gz", "-k", "box:size=3", "-o", "o.nii.gz", "--sidecar", "--dry-run", code=5)
+    run(
+        "apply",
+        "in/a.nii.gz",
+        "-k",
+        "box:size=3",
+        "-o",
+        "o.nii.gz",
+        "--sidecar",
+        "--dry-run",
+        code=5,
+    )
     assert left(desk) == ["o.json"]
     run("apply", "in/a.nii.gz", "-k", "box:size=3", "-o", "o.nii.gz", "--sidecar", "--overwrite")
     assert record(Path("o.json"))
@@ -287,7 +370,17 @@ def test_a_sidecar_that_cannot_be_written_leaves_no_output(
         replace(source, target)
 
     monkeypatch.setattr(os, "replace", full)
-    result = run("apply", "in/a.nii.gz", "-k", "box:size=3", "-o", "o.nii.gz", "--sidecar", "--overwrite", code=1)
+    result = run(
+        "apply",
+        "in/a.nii.gz",
+        "-k",
+        "box:size=3",
+        "-o",
+        "o.nii.gz",
+        "--sidecar",
+        "--overwrite",
+        code=1,
+    )
     assert "o.json: no space left" in error(result)
     assert left(desk) == ["o.json", "o.nii.gz"]
     assert Path("o.nii.gz").read_bytes() + Path("o.json").read_bytes() == b"oldold, too"
@@ -307,12 +400,25 @@ def test_a_failed_run_leaves_nothing(desk: Path, run: Any) -> None:
         "--sidecar",
         code=4,
     )
-    run("apply", "in/a.nii.gz", "-k", "box:size=99", "--padding", "valid", "-o", "o.nii.gz", "--sidecar", code=4)
+    run(
+        "apply",
+        "in/a.nii.gz",
+        "-k",
+        "box:size=99",
+        "--padding",
+        "valid",
+        "-o",
+        "o.nii.gz",
+        "--sidecar",
+        code=4,
+    )
     run("apply", "in/none.nii.gz", "-k", "box:size=3", "-o", "o.nii.gz", "--sidecar", code=3)
     assert left(desk) == []
 
 
-def test_an_input_that_changes_meanwhile(desk: Path, monkeypatch: pytest.MonkeyPatch, run: Any) -> None:
+def test_an_input_that_changes_meanwhile(
+    desk: Path, monkeypatch: pytest.MonkeyPatch, run: Any
+) -> None:
     import conv3d_cli.pipeline.run as job
 
     run_job = job.run_job

@@ -32,12 +32,18 @@ def config(text: str) -> str:
 @pytest.mark.parametrize("given", [None, "wrap"])
 @pytest.mark.parametrize("in_config", [None, "mirror"])
 @pytest.mark.parametrize("preset", [None, "fsl"])
-def test_the_order(folder: Path, given: str | None, in_config: str | None, preset: str | None) -> None:
+def test_the_order(
+    folder: Path, given: str | None, in_config: str | None, preset: str | None
+) -> None:
     path = config("" if in_config is None else f'boundary = "{in_config}"')
-    settings = merge_settings(Settings(kernel="box:size=3", config=path, like=preset, boundary=given))
+    settings = merge_settings(
+        Settings(kernel="box:size=3", config=path, like=preset, boundary=given)
+    )
     (stage,) = make_job("a.npy", "b.npy", settings).stages
     of_preset = None if preset is None else "renormalize"
-    assert stage.boundary == (given or in_config or of_preset)  # None: the default, which the kernel decides
+    assert stage.boundary == (
+        given or in_config or of_preset
+    )  # None: the default, which the kernel decides
     assert settings.run.files == (path,)
 
 
@@ -56,7 +62,9 @@ def test_the_order_of_the_jobs_own_options(folder: Path) -> None:
     )
     assert job.preset is not None
     assert job.preset.name == "spm"
-    job = make_job("a.npy", "b.npy", merge_settings(Settings(config=path, kernel="k.npy", like="mrtrix")))
+    job = make_job(
+        "a.npy", "b.npy", merge_settings(Settings(config=path, kernel="k.npy", like="mrtrix"))
+    )
     assert job.preset is not None
     assert (job.preset.name, job.preset.yours) == ("mrtrix", {"nan": "zero"})  # the config's stays
 
@@ -126,15 +134,21 @@ def test_a_stack_takes_a_seed_and_nothing_else(folder: Path) -> None:
 
 def test_json_of_keras_is_read_and_damaged_json_refused() -> None:
     text = '{"class_name": "MaxNorm", "config": {"max_value": 1.0, "axis": 0}}'
-    settings = merge_settings(Settings(kernel="box", kernel_constraint=text, bias_constraint="non_neg"))
+    settings = merge_settings(
+        Settings(kernel="box", kernel_constraint=text, bias_constraint="non_neg")
+    )
     assert settings.stages[0].kernel_constraint == json.loads(text)
     assert settings.stages[0].bias_constraint == "non_neg"
-    with pytest.raises(SpecError, match=r"^--kernel-initializer must be a name or a JSON object, received '\{bad'"):
+    with pytest.raises(
+        SpecError, match=r"^--kernel-initializer must be a name or a JSON object, received '\{bad'"
+    ):
         merge_settings(Settings(kernel_initializer="{bad"))
 
 
 def test_null_in_a_config_is_not_given(folder: Path) -> None:
-    Path("c.json").write_text('{"padding": null, "strides": null, "activation": null, "bias": null, "kernel": "k.npy"}')
+    Path("c.json").write_text(
+        '{"padding": null, "strides": null, "activation": null, "bias": null, "kernel": "k.npy"}'
+    )
     job = make_job("a.npy", "b.npy", merge_settings(Settings(config="c.json")))
     assert (job.stages[0].padding, job.stages[0].strides, job.stages[0].activations) == (
         None,
@@ -144,7 +158,9 @@ def test_null_in_a_config_is_not_given(folder: Path) -> None:
 
 
 def test_orientation_becomes_a_parameter_of_the_kernel() -> None:
-    job = make_job("a.nii", "b.nii", merge_settings(Settings(kernel="sobel:axis=x", orient="world")))
+    job = make_job(
+        "a.nii", "b.nii", merge_settings(Settings(kernel="sobel:axis=x", orient="world"))
+    )
     assert job.stages[0].kernel == "sobel:axis=x:orient=world"
     with pytest.raises(SpecError, match="this kernel has no direction in the world"):
         make_job(
@@ -165,8 +181,12 @@ def test_a_kernel_in_a_config_may_be_numbers(folder: Path) -> None:
 def test_from_the_command_line_to_the_voxels(run: Any, folder: Path) -> None:
     volume = np.random.default_rng(0).random((4, 5, 6)).astype(np.float32)
     np.save("a.npy", volume)
-    path = config('kernel = "k.npy"\nboundary = "zeros"\nflip = true\ndtype = "float64"\nprecision = "float64"\n')
+    path = config(
+        'kernel = "k.npy"\nboundary = "zeros"\nflip = true\ndtype = "float64"\nprecision = "float64"\n'
+    )
     run("apply", "a.npy", "-c", path, "--no-flip", "--padding", "valid", "-o", "o.npy")
     kernel = np.load("k.npy")
     windows = np.lib.stride_tricks.sliding_window_view(volume.astype(float), (3, 3, 3))
-    np.testing.assert_allclose(np.load("o.npy"), np.einsum("dhwijk,ijk->dhw", windows, kernel), rtol=1e-12)
+    np.testing.assert_allclose(
+        np.load("o.npy"), np.einsum("dhwijk,ijk->dhw", windows, kernel), rtol=1e-12
+    )

@@ -24,14 +24,33 @@ from conv3d_cli.pipeline.outputs import OUTPUT_OPTIONS, Output
 from conv3d_cli.pipeline.request import Job, Stage
 from conv3d_cli.provenance.command import option_words
 from conv3d_cli.settings.config import read_config
-from conv3d_cli.settings.option import ANY, FLAG, RECORDED_SECTIONS, TEXT, File, Place, Value, option
+from conv3d_cli.settings.option import (
+    ANY,
+    FLAG,
+    RECORDED_SECTIONS,
+    TEXT,
+    File,
+    Place,
+    Value,
+    option,
+)
 from conv3d_cli.settings.options import OPTION, OPTIONS, SHAPING, Option, Settings, overlay
 
 MADE_OF: dict[Place, type[Any]] = {Place.STAGE: Stage, Place.JOB: Job, Place.MISSING: Missing}
 # fields that no option sets by itself
 NO_OPTIONS = {
     Stage: {"activations", "notes", "files"},
-    Job: {"source", "target", "stages", "missing", "beside", "preset", "history", "on_cluster", "files"},
+    Job: {
+        "source",
+        "target",
+        "stages",
+        "missing",
+        "beside",
+        "preset",
+        "history",
+        "on_cluster",
+        "files",
+    },
     Missing: set[str](),
 }
 # values that differ from the default and mean something; others are taken by their kind
@@ -180,7 +199,9 @@ def test_the_table_as_json(run: Any) -> None:
 
 
 def test_apply_says_what_its_options_are_without_an_input(run: Any) -> None:
-    run("apply", "--help-json", "--nonsense", code=2)  # as --help would: what is wrong is said first
+    run(
+        "apply", "--help-json", "--nonsense", code=2
+    )  # as --help would: what is wrong is said first
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -281,7 +302,9 @@ def test_a_config_has_the_keys_of_the_table_and_checks_them(tmp_path: Path, row:
         with pytest.raises(Exception, match=f"unknown key '{row.name}'"):
             read_config(str(path))
     elif row.config is not ANY:
-        with pytest.raises(ConfigError, match=rf"^config \S*c\.json: {row.name} must be .+, received {{'no'"):
+        with pytest.raises(
+            ConfigError, match=rf"^config \S*c\.json: {row.name} must be .+, received {{'no'"
+        ):
             read_config(str(path))
 
 
@@ -382,7 +405,9 @@ def test_overlay_keeps_both_files_and_notes() -> None:
     )
     assert both.activations == ("relu",)
     assert overlay(below, Settings(activations=("gelu",))).activations == ("gelu",)
-    assert overlay(Settings(flip=True), Settings(flip=False)).flip is False  # given is not None, false or not
+    assert (
+        overlay(Settings(flip=True), Settings(flip=False)).flip is False
+    )  # given is not None, false or not
 
 
 def test_a_click_option_of_each_kind() -> None:

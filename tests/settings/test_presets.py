@@ -43,12 +43,27 @@ def scan(tmp_path: Path) -> tuple[Path, np.ndarray, tuple[float, ...]]:
 @pytest.mark.parametrize("fwhm", [1.5, 6.0])
 @pytest.mark.parametrize("name", TOOLS)
 def test_a_gaussian_is_the_tools(
-    tmp_path: Path, scan: tuple[Path, np.ndarray, tuple[float, ...]], name: str, fwhm: float, run: Any
+    tmp_path: Path,
+    scan: tuple[Path, np.ndarray, tuple[float, ...]],
+    name: str,
+    fwhm: float,
+    run: Any,
 ) -> None:
     if not installed(name):
         pytest.skip(f"{name} is not installed")
     path, data, spacing = scan
-    run("apply", path, "-k", f"gaussian:fwhm={fwhm}mm", "--like", name, "-o", tmp_path / "out.nii.gz", "--verify", 20)
+    run(
+        "apply",
+        path,
+        "-k",
+        f"gaussian:fwhm={fwhm}mm",
+        "--like",
+        name,
+        "-o",
+        tmp_path / "out.nii.gz",
+        "--verify",
+        20,
+    )
     theirs = TOOLS[name](data, spacing, fwhm, tmp_path)
     ours = nib.load(tmp_path / "out.nii.gz").get_fdata()
     assert apart(ours, theirs) <= CLOSE.get(name, 1e-6)
@@ -76,7 +91,9 @@ def test_every_time_point_as_nilearn_does_with_nan(tmp_path: Path, run: Any) -> 
     assert apart(nib.load(tmp_path / "out.nii.gz").get_fdata(), theirs) <= 1e-6
 
 
-@pytest.mark.skipif(command("mrfilter") is None, reason="needs MRtrix3's mrfilter: apt install mrtrix3")
+@pytest.mark.skipif(
+    command("mrfilter") is None, reason="needs MRtrix3's mrfilter: apt install mrtrix3"
+)
 def test_nan_at_the_edge_of_what_mrfilter_does(tmp_path: Path, scan: Any, run: Any) -> None:
     """It divides after every axis, we once at the end: NaN are left out by both, and the means differ a little near them."""
     path, data, spacing = scan
@@ -100,7 +117,10 @@ def test_a_kernel_file_is_as_in_fsl(tmp_path: Path, scan: Any, run: Any) -> None
     nib.save(nib.Nifti1Image(weights, np.diag([*spacing, 1.0])), kernel)
     program = str(command("niimath"))
     theirs = run_on_file(
-        data, spacing, tmp_path, lambda a, b: [program, a, "-kernel", "file", str(kernel), "-fmean", b]
+        data,
+        spacing,
+        tmp_path,
+        lambda a, b: [program, a, "-kernel", "file", str(kernel), "-fmean", b],
     )
     run("apply", path, "-k", kernel, "--like", "fsl", "-o", tmp_path / "out.nii.gz")
     assert apart(nib.load(tmp_path / "out.nii.gz").get_fdata(), theirs) <= 2e-6
@@ -115,10 +135,32 @@ def test_a_kernel_file_is_flipped_as_in_scipy_and_a_builtin_is_not(
     kernel = np.random.default_rng(1).standard_normal(size)
     np.save(tmp_path / "v.npy", volume)
     np.save(tmp_path / "k.npy", kernel)
-    run("apply", tmp_path / "v.npy", "-k", tmp_path / "k.npy", "--like", "scipy", "-o", tmp_path / "out.npy")
-    assert apart(np.load(tmp_path / "out.npy"), ndimage.convolve(volume.astype(float), kernel)) <= 1e-6
-    run("apply", tmp_path / "v.npy", "-k", "sobel:axis=h", "--like", "scipy", "-o", tmp_path / "edges.npy")
-    assert apart(np.load(tmp_path / "edges.npy"), ndimage.sobel(volume.astype(float), axis=1)) <= 1e-6
+    run(
+        "apply",
+        tmp_path / "v.npy",
+        "-k",
+        tmp_path / "k.npy",
+        "--like",
+        "scipy",
+        "-o",
+        tmp_path / "out.npy",
+    )
+    assert (
+        apart(np.load(tmp_path / "out.npy"), ndimage.convolve(volume.astype(float), kernel)) <= 1e-6
+    )
+    run(
+        "apply",
+        tmp_path / "v.npy",
+        "-k",
+        "sobel:axis=h",
+        "--like",
+        "scipy",
+        "-o",
+        tmp_path / "edges.npy",
+    )
+    assert (
+        apart(np.load(tmp_path / "edges.npy"), ndimage.sobel(volume.astype(float), axis=1)) <= 1e-6
+    )
 
 
 @pytest.mark.parametrize(
@@ -128,7 +170,9 @@ def test_a_kernel_file_is_flipped_as_in_scipy_and_a_builtin_is_not(
         ("torch", "odd", "torch_odd"), ("torch", "layer", "torch_layer"), ("keras", "layer", "torch_layer"),
     ],
 )  # fmt: skip
-def test_what_itk_and_torch_made(tmp_path: Path, name: str, kernel: str, made: str, run: Any) -> None:
+def test_what_itk_and_torch_made(
+    tmp_path: Path, name: str, kernel: str, made: str, run: Any
+) -> None:
     """By tests/data/make_preset_golden.py. ITK's Gaussian ends where its sum is 0.99; all in float32."""
     image = nib.Nifti1Image(GOLDEN["volume"].T, np.diag([2.0, 1.5, 3.0, 1.0]))
     image.header.set_xyzt_units("mm", "sec")
@@ -145,8 +189,19 @@ def test_imagej_normalizes_a_kernel_file_and_repeats_the_edge(tmp_path: Path, ru
     kernel = np.random.default_rng(1).random((1, 3, 5))
     np.save(tmp_path / "v.npy", GOLDEN["volume"])
     np.save(tmp_path / "k.npy", kernel)
-    run("apply", tmp_path / "v.npy", "-k", tmp_path / "k.npy", "--like", "imagej", "-o", tmp_path / "out.npy")
-    expected = ndimage.correlate(GOLDEN["volume"].astype(float), kernel / kernel.sum(), mode="nearest")
+    run(
+        "apply",
+        tmp_path / "v.npy",
+        "-k",
+        tmp_path / "k.npy",
+        "--like",
+        "imagej",
+        "-o",
+        tmp_path / "out.npy",
+    )
+    expected = ndimage.correlate(
+        GOLDEN["volume"].astype(float), kernel / kernel.sum(), mode="nearest"
+    )
     assert apart(np.load(tmp_path / "out.npy"), expected) <= 1e-6
 
 
@@ -156,9 +211,19 @@ def test_imagej_normalizes_a_kernel_file_and_repeats_the_edge(tmp_path: Path, ru
 
 def test_options_and_config_keys_beat_the_preset(tmp_path: Path, scan: Any, run: Any) -> None:
     path = scan[0]
-    (tmp_path / "c.toml").write_text('kernel = "gaussian:fwhm=6mm"\nlike = "fsl"\npadding = "valid"\n')
+    (tmp_path / "c.toml").write_text(
+        'kernel = "gaussian:fwhm=6mm"\nlike = "fsl"\npadding = "valid"\n'
+    )
     words = run(
-        "apply", path, "-c", tmp_path / "c.toml", "-v", "-o", tmp_path / "a.nii.gz", "--boundary", "zeros"
+        "apply",
+        path,
+        "-c",
+        tmp_path / "c.toml",
+        "-v",
+        "-o",
+        tmp_path / "a.nii.gz",
+        "--boundary",
+        "zeros",
     ).output
     assert "like       fsl: sampling fsl; yours instead: padding valid, boundary zeros\n" in words
     words = run(
@@ -174,8 +239,13 @@ def test_options_and_config_keys_beat_the_preset(tmp_path: Path, scan: Any, run:
         "--nan",
         "propagate",
     ).output
-    assert "spm: padding same, boundary renormalize-depth; yours instead: truncate 3, nan propagate" in words
-    record = json.loads(run("explain", path, "-c", tmp_path / "c.toml", "--like", "wb", "--json").stdout)
+    assert (
+        "spm: padding same, boundary renormalize-depth; yours instead: truncate 3, nan propagate"
+        in words
+    )
+    record = json.loads(
+        run("explain", path, "-c", tmp_path / "c.toml", "--like", "wb", "--json").stdout
+    )
     assert record["preset"]["name"] == "wb"
     assert record["kernel"] == "gaussian:fwhm=6mm:sampling=wb"
     assert record["padding"] == [[0, 0]] * 3
@@ -184,13 +254,17 @@ def test_options_and_config_keys_beat_the_preset(tmp_path: Path, scan: Any, run:
 def test_a_gaussian_of_keras_is_ours_and_that_is_said(tmp_path: Path, scan: Any, run: Any) -> None:
     words = run("explain", scan[0], "-k", "gaussian:fwhm=6mm", "--like", "keras").output
     assert (
-        "keras: padding valid, boundary zeros; keras has no Gaussian and no mm: it is sampled as conv3d does" in words
+        "keras: padding valid, boundary zeros; keras has no Gaussian and no mm: it is sampled as conv3d does"
+        in words
     )
 
 
 def test_a_mask_under_spm_renormalizes_along_all_axes(tmp_path: Path, scan: Any, run: Any) -> None:
     path, data, _ = scan
-    nib.save(nib.Nifti1Image((data > 100).astype(np.uint8), nib.load(path).affine), tmp_path / "mask.nii.gz")
+    nib.save(
+        nib.Nifti1Image((data > 100).astype(np.uint8), nib.load(path).affine),
+        tmp_path / "mask.nii.gz",
+    )
     words = run(
         "apply",
         path,
@@ -204,7 +278,10 @@ def test_a_mask_under_spm_renormalizes_along_all_axes(tmp_path: Path, scan: Any,
         "-o",
         tmp_path / "o.nii.gz",
     ).output
-    assert "boundary renormalize, sampling spm, nan zero; with a mask edges are renormalized along all axes" in words
+    assert (
+        "boundary renormalize, sampling spm, nan zero; with a mask edges are renormalized along all axes"
+        in words
+    )
 
 
 @pytest.mark.parametrize(
@@ -214,21 +291,42 @@ def test_a_mask_under_spm_renormalizes_along_all_axes(tmp_path: Path, scan: Any,
         (["--like", "fsl", "-k", "sobel:axis=d"], 4, "another --boundary than renormalize"),
         (["--like", "imagej", "-k", "{zero}"], 4, "or pass --no-normalize where --like sets it"),
         (["-k", "gaussian:fwhm=3mm:sampling=spm:truncate=3"], 2, "leave out truncate=3"),
-        (["--boundary", "renormalize-depth", "--padding", "full"], 4, "take --padding same or valid"),
-        (["--boundary", "renormalize-depth", "--nan", "ignore"], 4, "take --boundary renormalize with a mask"),
+        (
+            ["--boundary", "renormalize-depth", "--padding", "full"],
+            4,
+            "take --padding same or valid",
+        ),
+        (
+            ["--boundary", "renormalize-depth", "--nan", "ignore"],
+            4,
+            "take --boundary renormalize with a mask",
+        ),
         (["-c", "{unknown}"], 2, "unknown preset 'sp'; did you mean 'spm'?"),
-        (["-c", "{stack}"], 2, "--like spm is for one convolution, and this is a stack of 2 layers"),
+        (
+            ["-c", "{stack}"],
+            2,
+            "--like spm is for one convolution, and this is a stack of 2 layers",
+        ),
     ],
 )
-def test_refusals(tmp_path: Path, scan: Any, arguments: list[str], code: int, words: str, run: Any) -> None:
+def test_refusals(
+    tmp_path: Path, scan: Any, arguments: list[str], code: int, words: str, run: Any
+) -> None:
     files = {
-        name: tmp_path / f"{name}.{end}" for name, end in (("zero", "npy"), ("unknown", "toml"), ("stack", "toml"))
+        name: tmp_path / f"{name}.{end}"
+        for name, end in (("zero", "npy"), ("unknown", "toml"), ("stack", "toml"))
     }
     np.save(files["zero"], np.array([[[-1.0, 0, 1]]]))
     files["unknown"].write_text('like = "sp"\n')
-    files["stack"].write_text('like = "spm"\n[[layers]]\nkernel = "box"\n[[layers]]\nkernel = "box"\n')
+    files["stack"].write_text(
+        'like = "spm"\n[[layers]]\nkernel = "box"\n[[layers]]\nkernel = "box"\n'
+    )
     arguments = [argument.format(**files) for argument in arguments]
-    kernel = [] if "-k" in arguments or files["stack"].name in arguments[-1] else ["-k", "gaussian:fwhm=4mm"]
+    kernel = (
+        []
+        if "-k" in arguments or files["stack"].name in arguments[-1]
+        else ["-k", "gaussian:fwhm=4mm"]
+    )
     result = run("apply", scan[0], *kernel, *arguments, "-o", tmp_path / "out.nii.gz", code=code)
     assert words in " ".join(result.output.split())
     assert not (tmp_path / "out.nii.gz").exists()
@@ -266,7 +364,10 @@ def test_every_gaussian_is_one(name: str, sigma: float) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("nilearn") is None, reason="needs nilearn's template: pip install nilearn")
+@pytest.mark.skipif(
+    importlib.util.find_spec("nilearn") is None,
+    reason="needs nilearn's template: pip install nilearn",
+)
 @pytest.mark.parametrize("name", ["fsl", "mrtrix", "nilearn", "scipy"])
 def test_the_mni_template_is_smoothed_as_the_tool_does(tmp_path: Path, name: str, run: Any) -> None:
     if not installed(name):
@@ -274,7 +375,9 @@ def test_the_mni_template_is_smoothed_as_the_tool_does(tmp_path: Path, name: str
     spec = importlib.util.find_spec("nilearn")
     assert spec is not None
     assert spec.origin is not None
-    template = next((Path(spec.origin).parent / "datasets" / "data").glob("mni_icbm152_t1_tal*.nii.gz"))
+    template = next(
+        (Path(spec.origin).parent / "datasets" / "data").glob("mni_icbm152_t1_tal*.nii.gz")
+    )
     run("apply", template, "-k", "gaussian:fwhm=6mm", "--like", name, "-o", tmp_path / "out.nii.gz")
     image = nib.load(template)
     spacing = tuple(float(step) for step in np.linalg.norm(image.affine[:3, :3], axis=0))

@@ -65,7 +65,9 @@ def test_what_is_still_buffered_is_written(tmp_path: Path) -> None:
     assert (tmp_path / "a.npy").stat().st_size == 1_000_003
 
 
-def test_the_bytes_are_on_the_disk_before_the_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_bytes_are_on_the_disk_before_the_rename(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Else a power cut could leave an empty file under the output's name."""
     steps = []
     fsync, replace = os.fsync, os.replace
@@ -189,7 +191,9 @@ def test_a_symbolic_link_stays_a_link(tmp_path: Path) -> None:
     link = tmp_path / "link.npy"
     link.symlink_to(real)
     with AtomicFile(link, overwrite=True) as output:
-        assert output.temporary.parent == tmp_path / "there"  # the rename must not cross file systems
+        assert (
+            output.temporary.parent == tmp_path / "there"
+        )  # the rename must not cross file systems
         output.file.write(b"new")
         output.commit()
     assert link.is_symlink()
@@ -218,7 +222,9 @@ def test_a_new_file_honours_the_umask(tmp_path: Path, mask: int) -> None:
     assert stat.S_IMODE((tmp_path / "a.npy").stat().st_mode) == 0o666 & ~mask
 
 
-def test_relative_paths_survive_a_change_of_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_relative_paths_survive_a_change_of_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path)
     with AtomicFile("a.npy") as output:
@@ -234,7 +240,9 @@ def test_relative_paths_survive_a_change_of_folder(tmp_path: Path, monkeypatch: 
 def test_an_existing_file_needs_overwrite(tmp_path: Path) -> None:
     target = tmp_path / "a.npy"
     target.write_bytes(b"old")
-    with pytest.raises(OutputExistsError, match=r"a\.npy: file exists; pass --overwrite to replace it"):
+    with pytest.raises(
+        OutputExistsError, match=r"a\.npy: file exists; pass --overwrite to replace it"
+    ):
         check_target(target, overwrite=False)
     check_target(target, overwrite=True)
     assert target.read_bytes() == b"old"
@@ -280,8 +288,13 @@ try:
 except WriteError as error:
     print(error)
 """
-    ran = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert "cannot write a.npy: the file system or a limit (ulimit -f) refuses a file of this size" in ran.stdout
+    ran = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert (
+        "cannot write a.npy: the file system or a limit (ulimit -f) refuses a file of this size"
+        in ran.stdout
+    )
     assert ran.stderr == ""
     assert names(tmp_path) == []
 
@@ -313,7 +326,9 @@ def test_a_system_error_without_a_number() -> None:
         raise OSError("the plug was pulled")
 
 
-@pytest.mark.parametrize("error", [FormatError("in"), WriteError("out"), OutputExistsError("there"), ValueError("no")])
+@pytest.mark.parametrize(
+    "error", [FormatError("in"), WriteError("out"), OutputExistsError("there"), ValueError("no")]
+)
 def test_other_errors_pass(error: Exception) -> None:
     """Also an input's own error, though it is an OSError too: it names the input."""
     with pytest.raises(type(error)) as caught, write_errors("out/a.npy"):
@@ -321,7 +336,9 @@ def test_other_errors_pass(error: Exception) -> None:
     assert caught.value is error
 
 
-def test_a_rename_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rename_that_fails_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     target = tmp_path / "a.npy"
     target.write_bytes(b"old")
 
@@ -495,7 +512,10 @@ def test_a_group_takes_its_places_together(tmp_path: Path) -> None:
 def test_a_group_without_a_commit_leaves_what_was_there(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"old")
     with pytest.raises(KeyboardInterrupt), AtomicGroup():  # noqa: PT012
-        with AtomicFile(tmp_path / "a", overwrite=True) as output, AtomicFolder(tmp_path / "b") as folder:
+        with (
+            AtomicFile(tmp_path / "a", overwrite=True) as output,
+            AtomicFolder(tmp_path / "b") as folder,
+        ):
             output.commit()
             folder.commit()
         raise KeyboardInterrupt
@@ -528,7 +548,9 @@ def test_a_group_is_its_own_threads_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("fails", range(3))
-def test_a_group_that_fails_leaves_all_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: int) -> None:
+def test_a_group_that_fails_leaves_all_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: int
+) -> None:
     """Those that had their places already give them back: a new file goes, an old one returns."""
     (tmp_path / "b").write_bytes(b"old b")
     (tmp_path / "c").write_bytes(b"old c")
@@ -547,7 +569,10 @@ def test_a_group_that_fails_leaves_all_as_it_was(tmp_path: Path, monkeypatch: py
                 output.commit()
         monkeypatch.setattr(os, "replace", failing)
         group.commit()
-    assert {name: (tmp_path / name).read_bytes() for name in names(tmp_path)} == {"b": b"old b", "c": b"old c"}
+    assert {name: (tmp_path / name).read_bytes() for name in names(tmp_path)} == {
+        "b": b"old b",
+        "c": b"old c",
+    }
 
 
 def test_what_cannot_be_put_back_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -567,7 +592,9 @@ def test_what_cannot_be_put_back_is_said(tmp_path: Path, monkeypatch: pytest.Mon
     assert kept.read_bytes() == b"old b"
 
 
-def test_without_hard_links_a_group_does_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_hard_links_a_group_does_as_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refused(*paths: Path) -> None:
         raise OSError(errno.EPERM, "no hard links here")
 
@@ -578,7 +605,10 @@ def test_without_hard_links_a_group_does_as_well(tmp_path: Path, monkeypatch: py
                 with AtomicFile(tmp_path / name, overwrite=True) as output:
                     output.file.write(text)
                     output.commit()
-        assert {name: (tmp_path / name).read_bytes() for name in names(tmp_path)} == {"a": text, "b": text}
+        assert {name: (tmp_path / name).read_bytes() for name in names(tmp_path)} == {
+            "a": text,
+            "b": text,
+        }
 
 
 def test_together_within_a_group_waits_for_it(tmp_path: Path) -> None:
@@ -634,7 +664,9 @@ def test_an_ignored_signal_stays_ignored(tmp_path: Path) -> None:
         signal.signal(signal.SIGHUP, before)
 
 
-def test_an_interrupt_knows_what_took_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_knows_what_took_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Ctrl-C at the last moment: the old file is tidied up, and the new one is known to stand."""
     (tmp_path / "a").write_bytes(b"old")
     (tmp_path / "a.zarr").mkdir()
@@ -673,14 +705,18 @@ def permissions(path: Path) -> int:
 
 @pytest.mark.parametrize("mode", [0o600, 0o640, 0o664, 0o444, 0o755])
 @pytest.mark.parametrize("grouped", [False, True])
-def test_who_may_read_and_write_the_old_file_may_the_new_one(tmp_path: Path, mode: int, grouped: bool) -> None:
+def test_who_may_read_and_write_the_old_file_may_the_new_one(
+    tmp_path: Path, mode: int, grouped: bool
+) -> None:
     target = tmp_path / "a"
     target.write_bytes(b"old")
     target.chmod(mode)
     with AtomicGroup() if grouped else nullcontext() as group:
         with AtomicFile(target, overwrite=True) as output:
             output.file.write(b"new")
-            assert permissions(output.temporary) == 0o600  # nobody else reads it while it is written
+            assert (
+                permissions(output.temporary) == 0o600
+            )  # nobody else reads it while it is written
             output.commit()
         if group is not None:
             with AtomicFile(tmp_path / "b") as output:
@@ -724,7 +760,13 @@ def test_what_is_in_a_folder_is_as_private_as_before(tmp_path: Path) -> None:
         output.commit()
     assert permissions(target) == 0o2775
     found = {str(path.relative_to(target)): permissions(path) for path in target.rglob("*")}
-    assert found == {"0": 0o750, "0/1": 0o750, "zarr.json": 0o640, "0/zarr.json": 0o640, "0/1/c": 0o640}
+    assert found == {
+        "0": 0o750,
+        "0/1": 0o750,
+        "zarr.json": 0o640,
+        "0/zarr.json": 0o640,
+        "0/1/c": 0o640,
+    }
 
 
 @pytest.mark.skipif(shutil.which("setfacl") is None, reason="needs setfacl")
@@ -732,13 +774,17 @@ def test_access_lists_are_kept_and_none_is_inherited(tmp_path: Path) -> None:
     """A folder's default list would let others read what the old file did not."""
 
     def readers(path: Path) -> str:
-        return subprocess.run(["getfacl", "-cpn", path], capture_output=True, text=True, check=True).stdout
+        return subprocess.run(
+            ["getfacl", "-cpn", path], capture_output=True, text=True, check=True
+        ).stdout
 
     for name in ("plain", "listed"):
         (tmp_path / name).write_bytes(b"old")
         (tmp_path / name).chmod(0o640)
     try:
-        subprocess.run(["setfacl", "-m", "u:12002:r", tmp_path / "listed"], check=True, capture_output=True)
+        subprocess.run(
+            ["setfacl", "-m", "u:12002:r", tmp_path / "listed"], check=True, capture_output=True
+        )
     except subprocess.CalledProcessError:
         pytest.skip("a file system without access lists")
     subprocess.run(["setfacl", "-d", "-m", "u:12002:rwx", tmp_path], check=True)
@@ -751,7 +797,9 @@ def test_access_lists_are_kept_and_none_is_inherited(tmp_path: Path) -> None:
     assert "12002" in before["listed"]
 
 
-two_users = pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can act as two users")
+two_users = pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can act as two users"
+)
 ALICE, BOB = 12001, 12002
 
 
@@ -771,8 +819,12 @@ def test_root_keeps_the_owner(tmp_path: Path) -> None:
 
 
 @two_users
-@pytest.mark.parametrize(("mode", "expected"), [(0o640, 0o600), (0o660, 0o600), (0o664, 0o644), (0o606, 0o666)])
-def test_what_a_group_might_do_is_not_for_another(short_path: Path, mode: int, expected: int) -> None:
+@pytest.mark.parametrize(
+    ("mode", "expected"), [(0o640, 0o600), (0o660, 0o600), (0o664, 0o644), (0o606, 0o666)]
+)
+def test_what_a_group_might_do_is_not_for_another(
+    short_path: Path, mode: int, expected: int
+) -> None:
     """Bob replaces Alice's file in a folder that is everybody's, and cannot give it to her."""
     short_path.chmod(0o777)
     target = short_path / "a"
@@ -802,7 +854,10 @@ def special_files(folder: Path) -> dict[str, Path]:
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(str(made["socket"]))
     with suppress(OSError):  # not root, or a container without devices
-        for name, kind, number in (("null", stat.S_IFCHR, (1, 3)), ("disk", stat.S_IFBLK, (7, 250))):
+        for name, kind, number in (
+            ("null", stat.S_IFCHR, (1, 3)),
+            ("disk", stat.S_IFBLK, (7, 250)),
+        ):
             os.mknod(folder / f"{name}.npy", kind | 0o666, os.makedev(*number))
             made[name] = folder / f"{name}.npy"
     for name, path in list(made.items()):
@@ -851,7 +906,9 @@ def test_text_is_sent_into_devices_and_not_into_what_takes_none(short_path: Path
                 output.file.write(b"abc")
                 output.commit()
         elif "fifo" not in name:
-            with pytest.raises(WriteError, match=r"it is a (socket|block device); name a plain file"):
+            with pytest.raises(
+                WriteError, match=r"it is a (socket|block device); name a plain file"
+            ):
                 text_output(path)
         assert os.path.samestat(path.stat(), before), name
 

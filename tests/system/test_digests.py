@@ -30,7 +30,9 @@ def test_a_folders_is_that_of_its_files(tmp_path: Path) -> None:
         return file_digest(tmp_path / name)
 
     first = store("first", zarr="{}", c_0_0="x", c_0_1="y")
-    assert first == store("second", c_0_1="y", c_0_0="x", zarr="{}")  # made in another order, elsewhere
+    assert first == store(
+        "second", c_0_1="y", c_0_0="x", zarr="{}"
+    )  # made in another order, elsewhere
     (tmp_path / "second" / "nothing").mkdir()
     assert first == file_digest(f"{tmp_path}/second/")
     (tmp_path / "third").mkdir()
@@ -50,7 +52,9 @@ def test_a_folders_is_that_of_its_files(tmp_path: Path) -> None:
 def test_what_cannot_be_read_is_said(tmp_path: Path) -> None:
     with pytest.raises(FormatError, match="missing: no such file"):
         file_digest(tmp_path / "missing")
-    with pytest.raises(SpecError, match=r"cannot take the digest of s3://bucket/x.zarr: it is a URL"):
+    with pytest.raises(
+        SpecError, match=r"cannot take the digest of s3://bucket/x.zarr: it is a URL"
+    ):
         file_digest("s3://bucket/x.zarr")
     with pytest.raises(SpecError, match="it is a pipe"):
         file_digest("-")
@@ -70,7 +74,10 @@ def test_what_cannot_be_read_is_said(tmp_path: Path) -> None:
 def test_an_arrays_counts_dtype_shape_and_values() -> None:
     a = np.arange(24, dtype=np.float64).reshape(2, 3, 4)
     assert array_digest(a) == array_digest(a[::-1][::-1]) == array_digest(a.astype(">f8"))
-    digests = {array_digest(x) for x in (a, a.T, a.astype(np.int64), a.reshape(4, 3, 2), -a, a[:1], np.zeros(0))}
+    digests = {
+        array_digest(x)
+        for x in (a, a.T, a.astype(np.int64), a.reshape(4, 3, 2), -a, a[:1], np.zeros(0))
+    }
     assert len(digests) == 7
     assert array_digest(np.float64(0.0) * np.ones(1)) != array_digest(-np.zeros(1))  # other bits
 

@@ -31,7 +31,10 @@ def test_a_missing_file_is_told_with_what_is_near(tmp_path: Path, name: str, say
 def test_a_missing_file_beside_the_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("scan.nii.gz").write_bytes(b"x")
-    for name, says in {"scam.nii.gz": "did you mean scan.nii.gz?", "data/x.npy": "there is no folder 'data'"}.items():
+    for name, says in {
+        "scam.nii.gz": "did you mean scan.nii.gz?",
+        "data/x.npy": "there is no folder 'data'",
+    }.items():
         with pytest.raises(FormatError, match="no such file; ") as caught:
             check_input(name)
         assert str(caught.value).endswith(says)

@@ -10,7 +10,14 @@ import pytest
 
 from conv3d_cli.errors import SpecError
 from conv3d_cli.system import machine
-from conv3d_cli.system.machine import byte_size, format_bytes, memory_ceiling, thread_count, usable_cpus, usable_memory
+from conv3d_cli.system.machine import (
+    byte_size,
+    format_bytes,
+    memory_ceiling,
+    thread_count,
+    usable_cpus,
+    usable_memory,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -40,8 +47,22 @@ def bare_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
         ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, 16),
         ({"cpu/cpu.cfs_quota_us": "0\n"}, 16),
         # a batch system's job lies deep in the tree; the tightest of the groups around it binds
-        ({"own": "0::/slurm/job_7\n", "slurm/cpu.max": "400000 100000", "slurm/job_7/cpu.max": "max 100000"}, 4),
-        ({"own": "0::/slurm/job_7\n", "slurm/cpu.max": "400000 100000", "slurm/job_7/cpu.max": "300000 100000"}, 3),
+        (
+            {
+                "own": "0::/slurm/job_7\n",
+                "slurm/cpu.max": "400000 100000",
+                "slurm/job_7/cpu.max": "max 100000",
+            },
+            4,
+        ),
+        (
+            {
+                "own": "0::/slurm/job_7\n",
+                "slurm/cpu.max": "400000 100000",
+                "slurm/job_7/cpu.max": "300000 100000",
+            },
+            3,
+        ),
         ({"own": "4:memory:/a\n3:cpu,cpuacct:/b\n0::/\n", "cpu/b/cpu.cfs_quota_us": "500000"}, 5),
         ({"own": "4:memory:/a\n", "cpu/a/cpu.cfs_quota_us": "500000"}, 16),
         ({"own": "0::/gone\n"}, 16),
@@ -72,7 +93,14 @@ def test_affinity_counts(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"memory.max": "1073741824\n"}, 1 << 30),
         ({"memory/memory.limit_in_bytes": "2147483648\n"}, 2 << 30),
         ({"memory/memory.limit_in_bytes": "9223372036854771712\n"}, 8 << 30),
-        ({"own": "0::/slurm/job_7\n", "slurm/memory.max": "max", "slurm/job_7/memory.max": "1073741824"}, 1 << 30),
+        (
+            {
+                "own": "0::/slurm/job_7\n",
+                "slurm/memory.max": "max",
+                "slurm/job_7/memory.max": "1073741824",
+            },
+            1 << 30,
+        ),
         ({"own": "4:memory:/job\n", "memory/job/memory.limit_in_bytes": "1073741824"}, 1 << 30),
     ],
 )
@@ -111,7 +139,9 @@ def test_a_system_that_does_not_tell_its_memory(monkeypatch: pytest.MonkeyPatch)
         (None, {"CONV3D_THREADS": "", "OMP_NUM_THREADS": "7"}, 7),
     ],
 )
-def test_thread_counts(monkeypatch: pytest.MonkeyPatch, wish: Any, variables: dict[str, str], count: int) -> None:
+def test_thread_counts(
+    monkeypatch: pytest.MonkeyPatch, wish: Any, variables: dict[str, str], count: int
+) -> None:
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert thread_count(wish) == count
@@ -127,7 +157,9 @@ def test_thread_counts_that_are_none(wish: Any) -> None:
 @pytest.mark.parametrize("text", ["0", "-2", "many", "1.5", "²"])
 def test_variables_that_are_none(monkeypatch: pytest.MonkeyPatch, variable: str, text: str) -> None:
     monkeypatch.setenv(variable, text)
-    with pytest.raises(SpecError, match=f"{variable} must be a whole number of at least 1, received '{text}'"):
+    with pytest.raises(
+        SpecError, match=f"{variable} must be a whole number of at least 1, received '{text}'"
+    ):
         thread_count(None)
 
 
@@ -140,7 +172,9 @@ def test_sizes_in_bytes(text: str, size: int) -> None:
     assert byte_size(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "M", "-1G", "1e3", "2 GG", "2P", "1.5.2M", "nan", "1,5G", "0x10"])
+@pytest.mark.parametrize(
+    "text", ["", "M", "-1G", "1e3", "2 GG", "2P", "1.5.2M", "nan", "1,5G", "0x10"]
+)
 def test_sizes_that_are_none(text: str) -> None:
     with pytest.raises(SpecError, match="for example 500M or 2G"):
         byte_size(text)

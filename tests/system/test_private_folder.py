@@ -15,7 +15,9 @@ from conv3d_cli.system import private_folder
 from conv3d_cli.system.private_folder import PrivateFolder
 
 pytestmark = pytest.mark.skipif(not private_folder.POSIX, reason="users and permissions of POSIX")
-two_users = pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can act as two users")
+two_users = pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can act as two users"
+)
 ALICE, BOB = 12001, 12002
 
 
@@ -46,7 +48,11 @@ def test_what_is_written_is_read_and_private(top: Path) -> None:
         assert (folder.holds("x"), folder.holds("z")) == (True, False)
         folder.check_writable()
     assert sorted(path.name for path in (top / "a" / "b").iterdir()) == ["x", "y"]
-    for path, mode in ((top / "a", 0o700), (top / "a" / "b", 0o700), (top / "a" / "b" / "x", 0o600)):
+    for path, mode in (
+        (top / "a", 0o700),
+        (top / "a" / "b", 0o700),
+        (top / "a" / "b" / "x", 0o600),
+    ):
         assert path.stat().st_mode & 0o777 == mode
 
 
@@ -101,7 +107,9 @@ def test_own_links_are_followed(top: Path, monkeypatch: pytest.MonkeyPatch) -> N
     with PrivateFolder("home/cache") as folder:
         assert folder.read("x") == b"here"
     (top / "disk").chmod(0o777)
-    assert "may be written by others" in is_refused(top / "home" / "cache")  # where the link leads to
+    assert "may be written by others" in is_refused(
+        top / "home" / "cache"
+    )  # where the link leads to
     (top / "loop").symlink_to("loop")
     assert is_refused(top / "loop" / "cache")
 
@@ -116,7 +124,10 @@ def test_a_link_that_is_anothers(top: Path, target: str) -> None:
     (top / "shared" / "link").symlink_to(target.format(top=top))
     assert not is_refused(top / "shared" / "link")
     os.chown(top / "shared" / "link", BOB, BOB, follow_symlinks=False)
-    assert is_refused(top / "shared" / "link") == f"the link {top / 'shared' / 'link'} is another user's"
+    assert (
+        is_refused(top / "shared" / "link")
+        == f"the link {top / 'shared' / 'link'} is another user's"
+    )
 
 
 def test_files_that_are_not_read(top: Path) -> None:
@@ -172,7 +183,9 @@ for name in ("alice", "bob", "root"):
     except OSError as error:
         print(error.strerror)
 """
-    done = subprocess.run([sys.executable, "-c", script, top], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script, top], capture_output=True, text=True, check=True
+    )
     assert done.stdout.splitlines() == ["b'alice'", f"{top / 'bob'} is another user's", "b'root'"]
 
 

@@ -21,7 +21,14 @@ from numpy.typing import NDArray
 
 from conv3d_cli.engine.cpu import cpu_class
 from conv3d_cli.engine.machine_code import machine_code
-from conv3d_cli.engine.tile import Algorithm, PreparedAlgorithm, TileLayout, WeightBytes, chunk_terms, voxels_layout
+from conv3d_cli.engine.tile import (
+    Algorithm,
+    PreparedAlgorithm,
+    TileLayout,
+    WeightBytes,
+    chunk_terms,
+    voxels_layout,
+)
 from conv3d_cli.engine.views import aligned_zeros
 from conv3d_cli.model.box import Size
 from conv3d_cli.model.spec import ConvProblem
@@ -79,7 +86,9 @@ class Items(NamedTuple):
     def places(self, problem: ConvProblem, layout: TileLayout) -> tuple[list[int], list[int]]:
         """Of each: its offset within a packed plane, in numbers, and its plane of the window."""
         along_d, along_h, along_w = problem.dilation_rate
-        offsets = [h * along_h * layout.row_step + w * along_w * layout.pitch for _, h, w in self.all]
+        offsets = [
+            h * along_h * layout.row_step + w * along_w * layout.pitch for _, h, w in self.all
+        ]
         return offsets, [d * along_d for d, _, _ in self.all]
 
 
@@ -94,7 +103,9 @@ def column_items(kernel_size: tuple[int, int, int], taps: int) -> Items:
     long_parts = kw - parts * (taps - 1)
     split = long_parts * taps
     starts = range(0, split, taps), range(split, kw, max(taps - 1, 1))
-    long, short = ([(d, h, w) for d in range(kd) for h in range(kh) for w in columns] for columns in starts)
+    long, short = (
+        [(d, h, w) for d in range(kd) for h in range(kh) for w in columns] for columns in starts
+    )
     return Items(long, short)
 
 
@@ -123,7 +134,9 @@ def groups_together(problem: ConvProblem, blocks: Blocks) -> int:
         return 1
     widest = max(problem.channels_per_group, problem.filters_per_group)
     return max(
-        n for n in range(1, problem.groups + 1) if problem.groups % n == 0 and (n == 1 or n * widest <= TOGETHER)
+        n
+        for n in range(1, problem.groups + 1)
+        if problem.groups % n == 0 and (n == 1 or n * widest <= TOGETHER)
     )
 
 
@@ -144,7 +157,9 @@ def reject(problem: ConvProblem, weights: NDArray[Any]) -> str | None:
     return None
 
 
-def predicted(problem: ConvProblem, lanes_used: float, lanes: int, sums: int, sum_time: float = 1.4e-9) -> float:
+def predicted(
+    problem: ConvProblem, lanes_used: float, lanes: int, sums: int, sum_time: float = 1.4e-9
+) -> float:
     """A thread's seconds, for kernels whose packed voxels are channels-last.
 
     lanes_used : float      multiplications that are computed for one that is wanted
@@ -153,7 +168,9 @@ def predicted(problem: ConvProblem, lanes_used: float, lanes: int, sums: int, su
     """
     rate = FMA_RATE * min(1.0, lanes / FULL_LANES)
     voxels = math.prod(problem.out_size)
-    moved = PACK_TIME * math.prod(problem.in_shape[1:]) + STORE_TIME * math.prod(problem.out_shape[1:])
+    moved = PACK_TIME * math.prod(problem.in_shape[1:]) + STORE_TIME * math.prod(
+        problem.out_shape[1:]
+    )
     return problem.batch * (voxels * sums * sum_time + moved) + problem.flops * lanes_used / rate
 
 
@@ -169,7 +186,9 @@ def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -
     """Tables of items and chunks, and the weights in the order they are read."""
     size = dtype.itemsize
     blocks = filter_blocks(problem, size)
-    taps = -(-problem.kernel_size[2] // -(-problem.kernel_size[2] // blocks.taps))  # parts of nearly equal length
+    taps = -(
+        -problem.kernel_size[2] // -(-problem.kernel_size[2] // blocks.taps)
+    )  # parts of nearly equal length
     widest = blocks.lanes * max(2 if blocks.pairs else 0, blocks.odd)
     of_chunk, of_pass = channel_blocks(problem, taps, widest * size)
     together = groups_together(problem, blocks)
@@ -191,10 +210,14 @@ def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -
             count = min(of_chunk, first_channel + of_pass - c, channels - c)
             for short, first, last in ((0, 0, long_items), (1, long_items, len(items.all))):
                 length = taps - short
-                per_chunk = max(1, chunk_terms(problem.taps, CHUNK_TERMS) // (count * max(length, 1)))
+                per_chunk = max(
+                    1, chunk_terms(problem.taps, CHUNK_TERMS) // (count * max(length, 1))
+                )
                 for item in range(first, last, per_chunk):
                     some = items.all[item : min(item + per_chunk, last)]
-                    chunks.append((item, len(some), c * size, count, short, here_terms, int(len(chunks) == 0)))
+                    chunks.append(
+                        (item, len(some), c * size, count, short, here_terms, int(len(chunks) == 0))
+                    )
                     d, h, w = np.array(some).T[:, :, None, None]
                     tap = (d * kh + h) * kw + w + np.arange(length)
                     rows = tap * channels + c + np.arange(count)[:, None]  # (items, channels, taps)
@@ -203,7 +226,10 @@ def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -
         order.append(np.concatenate(here))
         passes.append((begin, len(chunks), before, here_terms))
 
-    keep = [np.ascontiguousarray(a, np.int64) for a in (np.array(offsets) * size, planes, passes, chunks)]
+    keep = [
+        np.ascontiguousarray(a, np.int64)
+        for a in (np.array(offsets) * size, planes, passes, chunks)
+    ]
     terms = sum(some.size for some in order)
     unit = layout.pitch * size
     if blocks.taps == 1:
@@ -234,7 +260,11 @@ def padded_bytes(weights: int, dtype: np.dtype[Any], terms: int) -> WeightBytes:
 
 
 def _pack_weights(
-    weights: NDArray[Any], order: list[NDArray[np.int64]], blocks: Blocks, groups: int, dtype: np.dtype[Any]
+    weights: NDArray[Any],
+    order: list[NDArray[np.int64]],
+    blocks: Blocks,
+    groups: int,
+    dtype: np.dtype[Any],
 ) -> NDArray[Any]:
     """(groups, passes, blocks, terms of the pass, filters of the block), filters padded with zeros."""
     filters = weights.shape[4] // groups
@@ -258,7 +288,9 @@ def aligned(array: NDArray[Any]) -> NDArray[Any]:
     return copy
 
 
-def plan_layout(problem: ConvProblem, dtype: np.dtype[Any], blocks: Blocks, of_pass: int, together: int) -> TileLayout:
+def plan_layout(
+    problem: ConvProblem, dtype: np.dtype[Any], blocks: Blocks, of_pass: int, together: int
+) -> TileLayout:
     """Tiles whose planes and sums stay in the cache, of nearly equal size, and enough of them for all threads."""
     channels = problem.channels_per_group * together
     # Voxels that lie 2 KB or more apart share too few cache sets.
@@ -267,14 +299,20 @@ def plan_layout(problem: ConvProblem, dtype: np.dtype[Any], blocks: Blocks, of_p
 
     def layout(tile: Size, step_depth: int) -> TileLayout:
         return voxels_layout(
-            problem, tile, filters=blocks.padded * together, step_depth=step_depth, channel_pitch=pitch
+            problem,
+            tile,
+            filters=blocks.padded * together,
+            step_depth=step_depth,
+            channel_pitch=pitch,
         )
 
     def used(tile: Size, step_depth: int) -> float:
         """Bytes a pass touches."""
         found = layout(tile, step_depth)
         share = min(1.0, max(2, blocks.odd) * blocks.lanes / blocks.padded)
-        return (found.scratch_size * min(1.0, of_pass / channels) + found.accumulator_size * share) * dtype.itemsize
+        return (
+            found.scratch_size * min(1.0, of_pass / channels) + found.accumulator_size * share
+        ) * dtype.itemsize
 
     tile = cut_evenly(problem, lambda tile: used(tile, 1) <= TILE_BYTES)
     step_depth = 1
@@ -292,7 +330,9 @@ def plan_layout(problem: ConvProblem, dtype: np.dtype[Any], blocks: Blocks, of_p
     blocks_wanted = -(-TASKS // tasks)
     tile_depth = min(max(least, -(-depth // blocks_wanted)), 64)
     tile_depth = -(-tile_depth // step_depth) * step_depth
-    found = layout(tile._replace(depth=min(tile_depth, -(-depth // step_depth) * step_depth)), step_depth)
+    found = layout(
+        tile._replace(depth=min(tile_depth, -(-depth // step_depth) * step_depth)), step_depth
+    )
     return in_blocks(found, dtype.itemsize) if weights_bytes <= PASS_BYTES else found
 
 
@@ -316,7 +356,10 @@ def in_blocks(layout: TileLayout, itemsize: int) -> TileLayout:
         return layout
     plane = height * row
     return replace(
-        layout, block_height=height, sums=(1, plane, row, layout.sums[3]), accumulator_size=plane * layout.step_depth
+        layout,
+        block_height=height,
+        sums=(1, plane, row, layout.sums[3]),
+        accumulator_size=plane * layout.step_depth,
     )
 
 

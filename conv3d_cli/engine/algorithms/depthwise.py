@@ -25,7 +25,13 @@ from conv3d_cli.engine.algorithms.channels import (
 )
 from conv3d_cli.engine.cpu import cpu_class
 from conv3d_cli.engine.machine_code import machine_code
-from conv3d_cli.engine.tile import Algorithm, PreparedAlgorithm, TileLayout, chunk_terms, voxels_layout
+from conv3d_cli.engine.tile import (
+    Algorithm,
+    PreparedAlgorithm,
+    TileLayout,
+    chunk_terms,
+    voxels_layout,
+)
 from conv3d_cli.model.box import Size
 from conv3d_cli.model.spec import ConvProblem
 
@@ -61,14 +67,20 @@ def seconds(problem: ConvProblem, weights: NDArray[Any], threads: int) -> float:
     lanes = vector_lanes(problem, 4)
     filters = groups_together(problem, lanes) * problem.filters_per_group
     vectors = problem.filters // filters * -(-filters // lanes)
-    shuffled = 1.4 if problem.channels_per_group > 1 else 1.0  # a shuffle for nearly every multiplication
-    return predicted(problem, shuffled * vectors * lanes / problem.filters, lanes, vectors) / threads
+    shuffled = (
+        1.4 if problem.channels_per_group > 1 else 1.0
+    )  # a shuffle for nearly every multiplication
+    return (
+        predicted(problem, shuffled * vectors * lanes / problem.filters, lanes, vectors) / threads
+    )
 
 
 def groups_together(problem: ConvProblem, lanes: int) -> int:
     """How many groups are packed at once: a divisor of their number, of whole vectors if there is one."""
     filters = problem.filters_per_group
-    divisors = [n for n in range(1, problem.groups + 1) if problem.groups % n == 0 and n * filters >= lanes]
+    divisors = [
+        n for n in range(1, problem.groups + 1) if problem.groups % n == 0 and n * filters >= lanes
+    ]
     small = [n for n in divisors if n * filters <= MOST_CHANNELS] or divisors[:1]
     return max(small, key=lambda n: (n * filters % lanes == 0, n))
 
@@ -120,7 +132,9 @@ def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -
     ]
     keep = [np.ascontiguousarray(a, np.int64) for a in (np.array(offsets) * size, planes, chunks)]
     unit = layout.pitch * size * (1 if taps > 1 else stride)
-    parameters = np.array([unit, problem.taps * lanes, *(a.ctypes.data for a in keep), len(chunks)], np.int64)
+    parameters = np.array(
+        [unit, problem.taps * lanes, *(a.ctypes.data for a in keep), len(chunks)], np.int64
+    )
     geometry = (stride, dilation) if taps > 1 else (1, 0)
     code = machine_code(
         "depthwise", "sum_lanes", 0, taps, int(bool(items.short)), *geometry, problem.channels_per_group,
@@ -138,9 +152,13 @@ def plan_layout(problem: ConvProblem, dtype: np.dtype[Any], together: int) -> Ti
     filters = together * problem.filters_per_group
 
     def layout(tile: Size) -> TileLayout:
-        return voxels_layout(problem, tile, filters=filters, channel_pitch=together * problem.channels_per_group)
+        return voxels_layout(
+            problem, tile, filters=filters, channel_pitch=together * problem.channels_per_group
+        )
 
-    tile = cut_evenly(problem, lambda tile: layout(tile).scratch_size * dtype.itemsize <= TILE_BYTES)
+    tile = cut_evenly(
+        problem, lambda tile: layout(tile).scratch_size * dtype.itemsize <= TILE_BYTES
+    )
     tasks = problem.groups // together * -(-height // tile.height) * -(-width // tile.width)
     found = layout(tile._replace(depth=min(depth, 64, max(8, -(-depth // -(-TASKS // tasks))))))
     return in_blocks(found, dtype.itemsize)

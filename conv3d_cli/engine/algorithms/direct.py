@@ -85,7 +85,11 @@ def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -
 
 
 def prepare_items(
-    problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any], shape: tuple[int, int, int], sparse: bool = False
+    problem: ConvProblem,
+    weights: NDArray[Any],
+    dtype: np.dtype[Any],
+    shape: tuple[int, int, int],
+    sparse: bool = False,
 ) -> PreparedAlgorithm:
     """Items of a shape (see `item_shape`), and their weights.
 
@@ -105,7 +109,9 @@ def prepare_items(
     split = long_parts * taps
     offsets, planes, runs = [], [], []
     for first, count, size in ((0, long_parts, taps), (split, parts - long_parts, taps - 1)):
-        of_items = by_filter[..., first : first + count * size].reshape(filters, channels * kd * kw * count, size)
+        of_items = by_filter[..., first : first + count * size].reshape(
+            filters, channels * kd * kw * count, size
+        )
         kept = np.ones(of_items.shape[1], bool)
         if sparse:
             kept = (of_items != 0).any(axis=(0, 2))
@@ -140,7 +146,9 @@ def prepare_items(
         np.int64,
     )  # fmt: skip
     short = 1 if long_parts < parts else 0
-    code = machine_code("spatial", "sum_taps", taps, short, row_stride, rows, columns, lanes, dtype.name)
+    code = machine_code(
+        "spatial", "sum_taps", taps, short, row_stride, rows, columns, lanes, dtype.name
+    )
     return PreparedAlgorithm(
         layout, code, lambda: np.ascontiguousarray(packed), parameters, keep=keep,
         weight_bytes=weight_bytes(problem, dtype, taps),
@@ -162,7 +170,14 @@ def plan_layout(problem: ConvProblem, dtype: np.dtype[Any], rows: int, numbers: 
     origin = -problem.pad_before[2] % 16 if problem.strides[2] == 1 else 0
 
     def layout(tile: Size) -> TileLayout:
-        return rows_layout(problem, tile, spare_rows=rows, spare_columns=numbers, block_height=4 * rows, origin=origin)
+        return rows_layout(
+            problem,
+            tile,
+            spare_rows=rows,
+            spare_columns=numbers,
+            block_height=4 * rows,
+            origin=origin,
+        )
 
     def fits(tile: Size) -> bool:
         found = layout(tile)

@@ -16,7 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conv3d_cli.engine.algorithms.channels import aligned, column_items, padded_bytes, predicted
-from conv3d_cli.engine.algorithms.depthwise import MOST_ROWS, MOST_TAPS, cut_chunks, item_taps, plan_layout
+from conv3d_cli.engine.algorithms.depthwise import (
+    MOST_ROWS,
+    MOST_TAPS,
+    cut_chunks,
+    item_taps,
+    plan_layout,
+)
 from conv3d_cli.engine.cpu import cpu_class
 from conv3d_cli.engine.machine_code import machine_code
 from conv3d_cli.engine.tile import Algorithm, PreparedAlgorithm
@@ -77,10 +83,22 @@ def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -
 
     keep = [np.ascontiguousarray(a, np.int64) for a in (offsets * size, planes, chunks)]
     unit = layout.pitch * size * (1 if taps > 1 else stride)
-    parameters = np.array([unit, packed.shape[1], *(a.ctypes.data for a in keep), len(chunks)], np.int64)
+    parameters = np.array(
+        [unit, packed.shape[1], *(a.ctypes.data for a in keep), len(chunks)], np.int64
+    )
     geometry = (stride, dilation) if taps > 1 else (1, 0)
     code = machine_code(
-        "depthwise", "sum_lanes", 1, taps, int(bool(items.short)), *geometry, 1, 1, rows, lanes, dtype.name
+        "depthwise",
+        "sum_lanes",
+        1,
+        taps,
+        int(bool(items.short)),
+        *geometry,
+        1,
+        1,
+        rows,
+        lanes,
+        dtype.name,
     )
     return PreparedAlgorithm(
         layout, code, lambda: aligned(packed), parameters, spreads_nonfinite=channels % lanes != 0, keep=keep,

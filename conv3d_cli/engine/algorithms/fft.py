@@ -25,7 +25,13 @@ from numpy.typing import NDArray
 from conv3d_cli.engine.cpu import cpu_class
 from conv3d_cli.engine.machine_code import MachineCode, machine_code
 from conv3d_cli.engine.step import AlgorithmData, Output, Source, StepRecord
-from conv3d_cli.engine.tile import Algorithm, PreparedAlgorithm, TileLayout, WeightBytes, spread_rows
+from conv3d_cli.engine.tile import (
+    Algorithm,
+    PreparedAlgorithm,
+    TileLayout,
+    WeightBytes,
+    spread_rows,
+)
 from conv3d_cli.engine.views import aligned_zeros
 from conv3d_cli.model.box import Size
 from conv3d_cli.model.spec import ConvProblem
@@ -134,20 +140,29 @@ def choose_tile(problem: ConvProblem) -> tuple[Size, float] | None:
         for sizes, least in zip((DEPTH_SIZES, *[PLANE_SIZES] * 2), extent, strict=True)
     ]
     planes, rows, columns = (axis.ravel() for axis in np.meshgrid(*candidates, indexing="ij"))
-    kept_planes, kept_rows, kept_columns = (n - e + 1 for n, e in zip((planes, rows, columns), extent, strict=True))
+    kept_planes, kept_rows, kept_columns = (
+        n - e + 1 for n, e in zip((planes, rows, columns), extent, strict=True)
+    )
     plane_bytes = 8 * rows * columns
     spectrum_bytes = plane_bytes * planes * channels * filters
     workspace = plane_bytes * (planes * channels + kept_planes * filters)
-    fits = (spectrum_bytes * problem.groups <= MOST_SPECTRUM_BYTES) & (workspace <= MOST_WORKSPACE_BYTES)
+    fits = (spectrum_bytes * problem.groups <= MOST_SPECTRUM_BYTES) & (
+        workspace <= MOST_WORKSPACE_BYTES
+    )
     if not fits.any():
         return None
     depth_line = np.repeat(
-        [line_instructions(DEPTH_SIZES[n]) for n in candidates[0]], len(candidates[1]) * len(candidates[2])
+        [line_instructions(DEPTH_SIZES[n]) for n in candidates[0]],
+        len(candidates[1]) * len(candidates[2]),
     )
     plane_lines = {n: line_instructions(PLANE_SIZES[n]) for n in PLANE_SIZES}
-    row_line, column_line = (np.array([plane_lines[n] for n in axis.tolist()]) for axis in (rows, columns))
+    row_line, column_line = (
+        np.array([plane_lines[n] for n in axis.tolist()]) for axis in (rows, columns)
+    )
 
-    bands = -(-out[1] // kept_rows) * -(-out[2] // (2 * kept_columns)) * problem.groups * problem.batch
+    bands = (
+        -(-out[1] // kept_rows) * -(-out[2] // (2 * kept_columns)) * problem.groups * problem.batch
+    )
     blocks = -(-out[0] // task_depth(kept_planes))
     packed_planes = out[0] + blocks * (extent[0] - 1)
     step_planes = -(-out[0] // kept_planes) * planes
@@ -159,7 +174,9 @@ def choose_tile(problem: ConvProblem) -> tuple[Size, float] | None:
         + out[0] * filters * (column_line + TRANSPOSE + row_line * kept_share)
     )
     moved = plane_bytes * (
-        packed_planes * channels + step_planes * (channels + channels * filters) + 2 * out[0] * filters
+        packed_planes * channels
+        + step_planes * (channels + channels * filters)
+        + 2 * out[0] * filters
     )
     # shares of these bytes that come from the outer cache and from memory
     megabytes = (workspace + spectrum_bytes) / 2**20
@@ -173,7 +190,9 @@ def choose_tile(problem: ConvProblem) -> tuple[Size, float] | None:
         + RATES.packed_row * packed_rows + RATES.packed * packed
     )  # fmt: skip
     total = (
-        bands * each + RATES.stored * math.prod(problem.out_shape) + RATES.prepared * spectrum_bytes * problem.groups
+        bands * each
+        + RATES.stored * math.prod(problem.out_shape)
+        + RATES.prepared * spectrum_bytes * problem.groups
     )
     total = total * (1 + 1 / (bands * blocks))  # threads wait for the last task
     total = total * (RATES.several_filters if filters > 1 and channels == 1 else 1)
@@ -186,7 +205,9 @@ def task_depth(kept_planes: Any) -> Any:
     return kept_planes * -(-MOST_PLANES // kept_planes)
 
 
-def plan_layout(problem: ConvProblem, tile: Size, dtype: np.dtype[Any]) -> tuple[TileLayout, dict[str, int]]:
+def plan_layout(
+    problem: ConvProblem, tile: Size, dtype: np.dtype[Any]
+) -> tuple[TileLayout, dict[str, int]]:
     """The memory of a task, and its `P` fields that are sizes and places."""
     size = dtype.itemsize
     lanes = cpu_class().lanes * 4 // size
@@ -239,7 +260,9 @@ def digit_reversed(radices: tuple[int, ...]) -> NDArray[np.int64]:
     return order
 
 
-def stage_table(radices: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[NDArray[np.int64], list[NDArray[Any]]]:
+def stage_table(
+    radices: tuple[int, ...], dtype: np.dtype[Any]
+) -> tuple[NDArray[np.int64], list[NDArray[Any]]]:
     """The stages of a line for the loops: their number, then (radix, span, blocks, address of twiddles) each; and the twiddles.
 
     Twiddles of a stage: (span, radix - 1, re | im), exp(-2 pi i n k / (radix * span)), rounded from float64.
@@ -259,31 +282,49 @@ def stage_table(radices: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[NDArray
     return np.array(table, np.int64), keep
 
 
-def kernel_spectrum(problem: ConvProblem, weights: NDArray[Any], tile: Size, dtype: np.dtype[Any]) -> NDArray[Any]:
+def kernel_spectrum(
+    problem: ConvProblem, weights: NDArray[Any], tile: Size, dtype: np.dtype[Any]
+) -> NDArray[Any]:
     """The spectra by which lines along depth are multiplied: conjugate, since taps are not flipped, and scaled by 1/n.
 
     Returns (group, row block, column, filter, channel, depth, re | im, lane), frequencies in the transforms' order.
     """
     lanes = cpu_class().lanes * 4 // dtype.itemsize
-    groups, filters, channels = problem.groups, problem.filters_per_group, problem.channels_per_group
+    groups, filters, channels = (
+        problem.groups,
+        problem.filters_per_group,
+        problem.channels_per_group,
+    )
     (kd, kh, kw), dilation = problem.kernel_size, problem.dilation_rate
     radices = (DEPTH_SIZES[tile.depth], PLANE_SIZES[tile.height], PLANE_SIZES[tile.width])
     order = [digit_reversed(stages) for stages in radices]
 
-    taps = weights.astype(dtype).astype(np.float64).transpose(4, 3, 0, 1, 2)  # (filters in all, channels, kd, kh, kw)
+    taps = (
+        weights.astype(dtype).astype(np.float64).transpose(4, 3, 0, 1, 2)
+    )  # (filters in all, channels, kd, kh, kw)
     spread = np.zeros((*taps.shape[:4], (kw - 1) * dilation[2] + 1))
     spread[..., :: dilation[2]] = taps
     along_width = np.fft.ifft(spread, tile.width)[..., order[2]]
-    columns = np.concatenate([along_width.real, along_width.imag], axis=-2)  # (..., re kh | im kh, column)
+    columns = np.concatenate(
+        [along_width.real, along_width.imag], axis=-2
+    )  # (..., re kh | im kh, column)
     matrix = real_matrix(order[1], kh, dilation[1], tile.height)
     planes = multiply(matrix, columns, dtype).reshape(
         groups, filters, channels, kd, tile.height // lanes, lanes, 2, tile.width
     )
-    columns = planes.transpose(0, 4, 7, 1, 2, 6, 3, 5)  # (group, row block, column, filter, channel, re | im, kd, lane)
-    return multiply(real_matrix(order[0], kd, dilation[0], tile.depth), columns.reshape(-1, 2 * kd, lanes), dtype)
+    columns = planes.transpose(
+        0, 4, 7, 1, 2, 6, 3, 5
+    )  # (group, row block, column, filter, channel, re | im, kd, lane)
+    return multiply(
+        real_matrix(order[0], kd, dilation[0], tile.depth),
+        columns.reshape(-1, 2 * kd, lanes),
+        dtype,
+    )
 
 
-def real_matrix(frequencies: NDArray[np.int64], taps: int, dilation: int, length: int) -> NDArray[np.float64]:
+def real_matrix(
+    frequencies: NDArray[np.int64], taps: int, dilation: int, length: int
+) -> NDArray[np.float64]:
     """The inverse transform of taps that are `dilation` apart, (re and im in turn of each frequency, re taps | im taps).
 
     >>> real_matrix(np.array([1]), 2, 1, 4).round(2) + 0.0
@@ -292,7 +333,10 @@ def real_matrix(frequencies: NDArray[np.int64], taps: int, dilation: int, length
     """
     places = frequencies[:, None] * (np.arange(taps) * dilation)[None, :] % length
     waves = np.exp(2j * np.pi * places / length) / length
-    real = np.stack([np.concatenate([waves.real, -waves.imag], 1), np.concatenate([waves.imag, waves.real], 1)], 1)
+    real = np.stack(
+        [np.concatenate([waves.real, -waves.imag], 1), np.concatenate([waves.imag, waves.real], 1)],
+        1,
+    )
     return real.reshape(2 * len(frequencies), 2 * taps)
 
 
@@ -305,7 +349,9 @@ def multiply(matrix: NDArray[Any], columns: NDArray[Any], dtype: np.dtype[Any]) 
     *stack, terms, count = source.shape
     out = aligned_zeros(math.prod(stack) * rows * count, dtype)
     parameters = np.array([math.prod(stack), rows, terms, count], np.int64)
-    products_code(dtype)(StepRecord(Source(source), AlgorithmData(transposed, parameters), Output(out)))
+    products_code(dtype)(
+        StepRecord(Source(source), AlgorithmData(transposed, parameters), Output(out))
+    )
     whole = out.reshape(*stack, rows, count)
     return whole if rows == len(matrix) else np.ascontiguousarray(whole[..., : len(matrix), :])
 
@@ -350,8 +396,12 @@ def spectrum_bytes(problem: ConvProblem, tile: Size, dtype: np.dtype[Any]) -> We
     planes = kernels * kd * tile.height * tile.width
     kept = 2 * real * kernels * math.prod(tile)
     taps = 8 * kernels * kd * kh * (kw + problem.extent[2])
-    along_width = 2 * 16 * lines + 2 * taps  # complex: what is transformed, the transform, and in its order
-    along_height = (2 * 16 + 2 * real) * lines + 2 * real * planes  # real and imaginary parts apart, rounded, summed
+    along_width = (
+        2 * 16 * lines + 2 * taps
+    )  # complex: what is transformed, the transform, and in its order
+    along_height = (
+        2 * 16 + 2 * real
+    ) * lines + 2 * real * planes  # real and imaginary parts apart, rounded, summed
     rows = -(-2 * tile.depth // PRODUCT_ROWS) * PRODUCT_ROWS
     summed = real * kernels * rows * tile.height * tile.width
     along_depth = (

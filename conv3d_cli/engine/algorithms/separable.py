@@ -25,7 +25,14 @@ from numpy.typing import NDArray
 
 from conv3d_cli.engine.cpu import cpu_class
 from conv3d_cli.engine.machine_code import machine_code
-from conv3d_cli.engine.tile import Algorithm, PreparedAlgorithm, TileLayout, WeightBytes, packed_size, rows_layout
+from conv3d_cli.engine.tile import (
+    Algorithm,
+    PreparedAlgorithm,
+    TileLayout,
+    WeightBytes,
+    packed_size,
+    rows_layout,
+)
 from conv3d_cli.model.box import Size
 from conv3d_cli.model.spec import ConvProblem
 
@@ -87,7 +94,9 @@ def _factorise(data: bytes, dtype: str, shape: tuple[int, ...]) -> Factors | Non
     kept, terms = (max(len(one[axis]) for one in found) for axis in (0, 1))
     kd, kh, kw = shape[:3]
     factors = Factors(
-        np.zeros((len(found), kept, kd)), np.zeros((len(found), terms, kh)), np.zeros((len(found), kept, terms, kw))
+        np.zeros((len(found), kept, kd)),
+        np.zeros((len(found), terms, kh)),
+        np.zeros((len(found), kept, terms, kw)),
     )
     for f, (depth, height, width) in enumerate(found):
         factors.depth[f, : len(depth)] = depth
@@ -168,8 +177,12 @@ def reject(problem: ConvProblem, weights: NDArray[Any]) -> str | None:
         return f"the separate filters have {factors.taps} taps, the kernel {problem.taps}"
     real = _as_real(weights).dtype
     largest = float(np.abs(_scaled(factors, halved=False).depth).max())
-    if largest > float(np.finfo(real).max):  # the last pass makes good what the first two are scaled down by
-        return f"the weights add up to so much that a factor of them, {largest:.3g}, is beyond {real}"
+    if largest > float(
+        np.finfo(real).max
+    ):  # the last pass makes good what the first two are scaled down by
+        return (
+            f"the weights add up to so much that a factor of them, {largest:.3g}, is beyond {real}"
+        )
     return None
 
 
@@ -203,18 +216,32 @@ def _sums() -> int:
 
 
 @lru_cache(maxsize=64)
-def _best_tiling(problem: ConvProblem, kept: int, terms: int, folds: tuple[bool, bool], itemsize: int) -> _Tiling:
+def _best_tiling(
+    problem: ConvProblem, kept: int, terms: int, folds: tuple[bool, bool], itemsize: int
+) -> _Tiling:
     """The tile with the least predicted time: flops and bytes of halos against the cache that a ring needs."""
     sums = _sums()
     depth, height, width = problem.out_size
     step_depth = min(sums, 1 << (depth - 1).bit_length())
     heights = sorted(
-        {min(sums * n, -(-height // sums) * sums) for n in (1, 2, 3, 4, 6, 8, 12, 16) if sums * n <= MOST_ROWS}
+        {
+            min(sums * n, -(-height // sums) * sums)
+            for n in (1, 2, 3, 4, 6, 8, 12, 16)
+            if sums * n <= MOST_ROWS
+        }
     )
     widths = {-(-width // n) for n in range(1, -(-width // 64) + 1) if -(-width // n) <= 1024}
     depths = {-(-depth // n) for n in (1, 2, 4) if depth // n >= 2 * problem.extent[0] or n == 1}
     found = [
-        _tiling(problem, kept, terms, folds, itemsize, Size(-(-d // step_depth) * step_depth, h, w), step_depth)
+        _tiling(
+            problem,
+            kept,
+            terms,
+            folds,
+            itemsize,
+            Size(-(-d // step_depth) * step_depth, h, w),
+            step_depth,
+        )
         for d in depths
         for h in heights
         for w in widths
@@ -223,7 +250,13 @@ def _best_tiling(problem: ConvProblem, kept: int, terms: int, folds: tuple[bool,
 
 
 def _tiling(
-    problem: ConvProblem, kept: int, terms: int, folds: tuple[bool, bool], itemsize: int, tile: Size, step_depth: int
+    problem: ConvProblem,
+    kept: int,
+    terms: int,
+    folds: tuple[bool, bool],
+    itemsize: int,
+    tile: Size,
+    step_depth: int,
 ) -> _Tiling:
     sums = _sums()
     kd, kh, kw = problem.kernel_size
@@ -270,7 +303,9 @@ def _tiling(
         + DEPTH[fold_d] * far * filters * kept * kd * put
         + (STORE + strided_out) * filters * put
     )
-    tasks = problem.groups * math.prod(-(-n // size) for n, size in zip(problem.out_size, tile, strict=True))
+    tasks = problem.groups * math.prod(
+        -(-n // size) for n, size in zip(problem.out_size, tile, strict=True)
+    )
     shared = -(-tasks // 4) * 4  # so that four threads have equal shares
     return _Tiling(
         dataclasses.replace(layout, workspace_bytes=workspace), lines, half_rows, ring_plane, ring,
@@ -280,7 +315,9 @@ def _tiling(
 
 def _is_unit(problem: ConvProblem) -> list[bool]:
     """Whether neighbouring outputs of an axis share their taps' inputs."""
-    return [s == 1 and rate == 1 for s, rate in zip(problem.strides, problem.dilation_rate, strict=True)]
+    return [
+        s == 1 and rate == 1 for s, rate in zip(problem.strides, problem.dilation_rate, strict=True)
+    ]
 
 
 def _folds(problem: ConvProblem, factors: Factors) -> tuple[bool, bool]:
@@ -295,7 +332,12 @@ def seconds(problem: ConvProblem, weights: NDArray[Any], threads: int) -> float:
     factors = factorise(_as_real(weights))
     assert factors is not None
     folds = _folds(problem, factors)
-    return _best_tiling(problem, factors.kept, factors.terms, folds, np.dtype(weights.dtype).itemsize).seconds / threads
+    return (
+        _best_tiling(
+            problem, factors.kept, factors.terms, folds, np.dtype(weights.dtype).itemsize
+        ).seconds
+        / threads
+    )
 
 
 def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -> PreparedAlgorithm:
@@ -307,7 +349,9 @@ def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -
     layout = tiling.layout
     depth, height, width = _scaled(factors, fold_h)
     filters = problem.filters
-    packed = np.concatenate([part.reshape(filters, -1) for part in (height, width, depth)], axis=1).astype(dtype)
+    packed = np.concatenate(
+        [part.reshape(filters, -1) for part in (height, width, depth)], axis=1
+    ).astype(dtype)
 
     kd, kh, kw = problem.kernel_size
     along, stride = np.arange(kw) * problem.dilation_rate[2], problem.strides[2]
@@ -324,9 +368,18 @@ def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -
     sums, lanes = _sums(), cpu_class().lanes * 4 // dtype.itemsize
     unit_d, unit_h, _ = map(int, _is_unit(problem))
     chunks = CHUNK_TAPS, CHUNK_PAIRS
-    absorb = machine_code("separable", "filter_plane", sums, int(fold_h), unit_h, *chunks, lanes, dtype.name)
+    absorb = machine_code(
+        "separable", "filter_plane", sums, int(fold_h), unit_h, *chunks, lanes, dtype.name
+    )
     convolve = machine_code(
-        "separable", "filter_depth", layout.step_depth, int(fold_d), unit_d, *chunks, lanes, dtype.name
+        "separable",
+        "filter_depth",
+        layout.step_depth,
+        int(fold_d),
+        unit_d,
+        *chunks,
+        lanes,
+        dtype.name,
     )
     return PreparedAlgorithm(
         layout,

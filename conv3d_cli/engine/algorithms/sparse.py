@@ -46,7 +46,12 @@ def _shape(problem: ConvProblem, weights: NDArray[Any]) -> tuple[tuple[int, int,
     """The shape of items that is the faster, and a thread's predicted seconds."""
     shapes = {direct.item_shape(problem), SINGLE}
     timed = [
-        (direct.predicted(problem, shape[0], problem.flops * _kept_share(problem, weights, shape[0])), shape)
+        (
+            direct.predicted(
+                problem, shape[0], problem.flops * _kept_share(problem, weights, shape[0])
+            ),
+            shape,
+        )
         for shape in shapes
     ]
     seconds, shape = min(timed)

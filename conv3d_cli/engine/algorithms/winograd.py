@@ -32,7 +32,9 @@ DEPTH = 2  # outputs of a tile along depth
 TASK_DEPTHS = (16, 8, 4)  # output planes of a task: as many as leave TASKS tasks
 TASKS = 16
 UNROLL = 4  # channels in one turn of the product's loop
-CHUNK = 32  # channels summed from zero: of 128 the rounding would be twice as much, the time 5 % less
+CHUNK = (
+    32  # channels summed from zero: of 128 the rounding would be twice as much, the time 5 % less
+)
 CACHE_BYTES = 3 << 17  # evaluated inputs and products of a task
 LEAST_CHANNELS = 8
 LARGEST_WEIGHTS = 1e16  # a filter's sum: with voxels below 2^64 no transform overflows
@@ -108,7 +110,9 @@ def cut(channels: int, filters: int, lanes: int, width: int) -> Shape:
     """The cut for a group of so many channels and filters, with tiles of this width."""
     rows, vectors = cpu_class().channel
     blocks, last = divmod(-(-filters // lanes), vectors)
-    if last == 1 and vectors == 2 and blocks:  # one wider block instead of one vector alone, which would wait for loads
+    if (
+        last == 1 and vectors == 2 and blocks
+    ):  # one wider block instead of one vector alone, which would wait for loads
         blocks, last = blocks - 1, 3
     chunks = -(-channels // CHUNK)
     chunk = math.ceil(channels / chunks / 16) * 16
@@ -130,7 +134,11 @@ def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -
     """Transformed weights and a layout."""
     lanes, size = cpu_class().lanes * 4 // dtype.itemsize, dtype.itemsize
     shape, rows, columns, _ = choose_tiles(problem, size)
-    channels, filters, groups = problem.channels_per_group, problem.filters_per_group, problem.groups
+    channels, filters, groups = (
+        problem.channels_per_group,
+        problem.filters_per_group,
+        problem.groups,
+    )
     padded_filters = -(-filters // lanes) * lanes
     turns = -(-(channels - (shape.chunks - 1) * shape.chunk) // UNROLL)
     padded_channels = (shape.chunks - 1) * shape.chunk + UNROLL * turns
@@ -139,14 +147,17 @@ def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -
     # An odd number of cache lines from one position to the next, so that they do not share cache sets.
     evaluated_step = room * shape.chunk * shape.chunks * size + 64
     product_step = room * max(shape.vectors, shape.last_vectors) * lanes * size + 64
-    tile = Size(task_depth(problem, shape, rows, columns), rows * shape.height, columns * shape.width)
+    tile = Size(
+        task_depth(problem, shape, rows, columns), rows * shape.height, columns * shape.width
+    )
     layout = voxels_layout(
         problem, tile, filters=padded_filters, step_depth=DEPTH, channel_pitch=-(-channels // 16) * 16,
         workspace_bytes=shape.positions * (evaluated_step + product_step),
     )  # fmt: skip
     depth_weights = shape.positions * padded_channels * padded_filters * size
     parameters = np.array(
-        [shape.chunks, turns, room, evaluated_step, product_step, shape.blocks, depth_weights], np.int64
+        [shape.chunks, turns, room, evaluated_step, product_step, shape.blocks, depth_weights],
+        np.int64,
     )
     code = machine_code(
         "winograd", "sum_tiles", shape.height, shape.width, shape.rows, shape.vectors, shape.last_rows, shape.last_vectors,
@@ -154,7 +165,13 @@ def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -
     )  # fmt: skip
     source = weights if weights.dtype in (np.float32, np.float64) else weights.astype(np.float64)
     transform = machine_code(
-        "winograd", "transform_weights", shape.height, shape.width, lanes, source.dtype.name, dtype.name
+        "winograd",
+        "transform_weights",
+        shape.height,
+        shape.width,
+        lanes,
+        source.dtype.name,
+        dtype.name,
     )
 
     def pack_weights() -> NDArray[Any]:
@@ -162,7 +179,10 @@ def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -
         taps = np.zeros((27, channels, groups, padded_filters), source.dtype)
         taps[..., :filters] = source.reshape(27, channels, groups, filters)
         packed = aligned_zeros(groups * (DEPTH + 2) * depth_weights // size, dtype)
-        cut = np.array([groups, channels, padded_channels, shape.blocks, shape.vectors, shape.last_vectors], np.int64)
+        cut = np.array(
+            [groups, channels, padded_channels, shape.blocks, shape.vectors, shape.last_vectors],
+            np.int64,
+        )
         transform(StepRecord(Source(taps), Output(packed), AlgorithmData(parameters=cut)))
         return packed
 
@@ -181,8 +201,15 @@ def choose_tiles(problem: ConvProblem, itemsize: int) -> tuple[Shape, int, int, 
     for width in (4, 2):
         shape = cut(problem.channels_per_group, problem.filters_per_group, lanes, width)
         of_block = max(shape.vectors, shape.last_vectors) * lanes
-        most = max(CACHE_BYTES // (shape.positions * (shape.chunk * shape.chunks + of_block) * itemsize), shape.rows, 1)
-        all_rows, all_columns = -(-problem.out_size[1] // shape.height), -(-problem.out_size[2] // shape.width)
+        most = max(
+            CACHE_BYTES // (shape.positions * (shape.chunk * shape.chunks + of_block) * itemsize),
+            shape.rows,
+            1,
+        )
+        all_rows, all_columns = (
+            -(-problem.out_size[1] // shape.height),
+            -(-problem.out_size[2] // shape.width),
+        )
         for rows, columns in itertools.product(even_parts(all_rows), even_parts(all_columns)):
             if rows * columns <= most:
                 time = sum(
@@ -199,7 +226,11 @@ def choose_tiles(problem: ConvProblem, itemsize: int) -> tuple[Shape, int, int, 
 def task_depth(problem: ConvProblem, shape: Shape, rows: int, columns: int) -> int:
     """Output planes of a task of rows x columns tiles."""
     depth, height, width = problem.out_size
-    bands = problem.groups * math.ceil(height / (rows * shape.height)) * math.ceil(width / (columns * shape.width))
+    bands = (
+        problem.groups
+        * math.ceil(height / (rows * shape.height))
+        * math.ceil(width / (columns * shape.width))
+    )
     enough = [planes for planes in TASK_DEPTHS if bands * math.ceil(depth / planes) >= TASKS]
     return min(enough[0] if enough else TASK_DEPTHS[-1], math.ceil(depth / DEPTH) * DEPTH)
 
@@ -219,7 +250,9 @@ def step_seconds(problem: ConvProblem, shape: Shape, rows: int, columns: int) ->
     stored = DEPTH * rows * shape.height * columns * shape.width * filters
     return (
         weights * (padded_tiles * slower * SECONDS_A_PRODUCT + SECONDS_A_WEIGHT)
-        + tiles * positions * (padded_channels * SECONDS_AN_EVALUATED + padded_filters * SECONDS_AN_INTERPOLATED)
+        + tiles
+        * positions
+        * (padded_channels * SECONDS_AN_EVALUATED + padded_filters * SECONDS_AN_INTERPOLATED)
         + packed * SECONDS_A_PACKED
         + stored * SECONDS_A_STORED
         + SECONDS_A_STEP

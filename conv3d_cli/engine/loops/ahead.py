@@ -45,7 +45,9 @@ def fetch_rows(step, row, gap, rows, column, width):
                 address = _next_voxel(step, down * step[F.stride_h] + step[F.extent_h] // 2,
                                       column * step[F.stride_w] + step[F.extent_w] // 2)  # fmt: skip
                 if address != 0:
-                    for i in range((width * step[F.stride_w] * step[F.source_itemsize] + LINE - 1) // LINE):
+                    for i in range(
+                        (width * step[F.stride_w] * step[F.source_itemsize] + LINE - 1) // LINE
+                    ):
                         prefetch(address + LINE * i)
 
 
@@ -55,7 +57,11 @@ def fetch_part(step, part, parts):
     planes, rows = memory(step[F.planes], np.int64), memory(step[F.rows], np.int64)
     columns = memory(step[F.columns], np.int64)
     last = (step[F.out_depth] - 1) * step[F.stride_d] + step[F.extent_d] - 1
-    if step[F.source_column_step] != 1 or step[F.position] >= last or planes[step[F.position] + 1] == OUTSIDE_OFFSET:
+    if (
+        step[F.source_column_step] != 1
+        or step[F.position] >= last
+        or planes[step[F.position] + 1] == OUTSIDE_OFFSET
+    ):
         return
     first_column = step[F.column] * step[F.stride_w]
     width = (step[F.width] - 1) * step[F.stride_w] + step[F.extent_w]

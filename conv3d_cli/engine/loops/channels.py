@@ -38,7 +38,20 @@ def _sum_voxels(typingctx, taps, stride, dilation, rows, vectors, lanes, double,
         if K == 0 or V == 0:
             return context.get_dummy_value()
         v = Vec(b, width, "float64" if is_double else "float32")
-        height, source, unit, offsets, planes, window, weights, items, channels, first, out, out_step = args[7:]
+        (
+            height,
+            source,
+            unit,
+            offsets,
+            planes,
+            window,
+            weights,
+            items,
+            channels,
+            first,
+            out,
+            out_step,
+        ) = args[7:]
         i64p, realp = I64.as_pointer(), v.real.as_pointer()
         offsets, planes, window = (b.inttoptr(a, i64p) for a in (offsets, planes, window))
         weights = b.inttoptr(weights, realp)
@@ -48,7 +61,8 @@ def _sum_voxels(typingctx, taps, stride, dilation, rows, vectors, lanes, double,
             """The loops for R voxels."""
             entry = b.block
             item_loop, channel_loop, item_end, done = (
-                b.append_basic_block(f"{name}_{R}") for name in ("item", "channel", "item_end", "done")
+                b.append_basic_block(f"{name}_{R}")
+                for name in ("item", "channel", "item_end", "done")
             )
             pairs = [(r, j) for r in range(R) for j in range(V)]
             b.branch(item_loop)
@@ -77,7 +91,11 @@ def _sum_voxels(typingctx, taps, stride, dilation, rows, vectors, lanes, double,
             ws = [[v.load(here, const((k * V + j) * width)) for j in range(V)] for k in range(K)]
             at = b.mul(channel, const(v.bytes))
             for i in range(places):
-                users = [((i - k * D) // S, k) for k in range(K) if (i - k * D) % S == 0 and 0 <= (i - k * D) // S < R]
+                users = [
+                    ((i - k * D) // S, k)
+                    for k in range(K)
+                    if (i - k * D) % S == 0 and 0 <= (i - k * D) // S < R
+                ]
                 if not users:
                     continue
                 address = b.add(bases[i // GROUP], at)
@@ -143,12 +161,16 @@ def sum_voxels(taps, short, stride, dilation, pair_rows, odd_vectors, odd_rows, 
     last_rows = max(odd_rows, 1)
 
     @inlined
-    def sum_chunk(is_pair, height, source, unit, offsets, planes, window, chunk, block_weights, out, out_step):
+    def sum_chunk(
+        is_pair, height, source, unit, offsets, planes, window, chunk, block_weights, out, out_step
+    ):
         """Add a chunk to a register tile; source and block_weights as for the pass's first channel and chunk."""
         fields = memory(chunk, np.int64)
         item, items, channels, first = fields[0], fields[1], fields[3], fields[6]
         at = source + fields[2]
-        weights = block_weights + itemsize * fields[5] * (2 * lanes if is_pair else odd_vectors * lanes)
+        weights = block_weights + itemsize * fields[5] * (
+            2 * lanes if is_pair else odd_vectors * lanes
+        )
         some, places = offsets + 8 * item, planes + 8 * item
         if is_pair and fields[4] == 0:
             _sum_voxels(taps, stride, dilation, even_rows, pair, lanes, double, height, at, unit, some, places, window, weights,
@@ -165,7 +187,13 @@ def sum_voxels(taps, short, stride, dilation, pair_rows, odd_vectors, odd_rows, 
 
     def loops(step):
         parameters = memory(step[F.parameters], np.int64)
-        unit, padded, pairs, passes, terms = parameters[0], parameters[1], parameters[2], parameters[3], parameters[4]
+        unit, padded, pairs, passes, terms = (
+            parameters[0],
+            parameters[1],
+            parameters[2],
+            parameters[3],
+            parameters[4],
+        )
         together, group_bytes = parameters[5], parameters[6]
         offsets, planes = parameters[7], parameters[8]
         pass_table = memory(parameters[9], np.int64)
@@ -183,7 +211,8 @@ def sum_voxels(taps, short, stride, dilation, pair_rows, odd_vectors, odd_rows, 
                     ahead = g == 0 and number == 0 and block == 0
                     first_filter = block * 2 * lanes
                     block_weights = step[F.weights] + itemsize * (
-                        ((step[F.group] * together + g) * terms + before) * padded + here_terms * first_filter
+                        ((step[F.group] * together + g) * terms + before) * padded
+                        + here_terms * first_filter
                     )
                     rows = even_rows if is_pair else last_rows
                     # tiles of nearly equal height: none is a short rest
@@ -192,9 +221,16 @@ def sum_voxels(taps, short, stride, dilation, pair_rows, odd_vectors, odd_rows, 
                     for i in range(step[F.step_planes]):
                         window = step[F.window] + 8 * i * step[F.stride_d]
                         for j in range(step[F.block_rows]):
-                            source = step[F.scratch] + (step[F.block_row] + j) * row_bytes + g * group_bytes
+                            source = (
+                                step[F.scratch]
+                                + (step[F.block_row] + j) * row_bytes
+                                + g * group_bytes
+                            )
                             out = step[F.accumulator] + itemsize * (
-                                i * step[F.acc_plane_step] + j * step[F.acc_row_step] + g * padded + first_filter
+                                i * step[F.acc_plane_step]
+                                + j * step[F.acc_row_step]
+                                + g * padded
+                                + first_filter
                             )
                             column = 0
                             for t in range(tiles):

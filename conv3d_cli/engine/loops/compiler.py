@@ -25,9 +25,13 @@ def compile_object(loops: Callable[[Any], None]) -> tuple[str, bytes]:
 
     The code must stand alone, since it is linked without Numba: nothing in it may raise or create Python objects.
     """
-    function: Any = cfunc(SIGNATURE, fastmath=FASTMATH, error_model="numpy", boundscheck=False, forceinline=True)(loops)
+    function: Any = cfunc(
+        SIGNATURE, fastmath=FASTMATH, error_model="numpy", boundscheck=False, forceinline=True
+    )(loops)
     code = function._library._get_compiled_object()
     foreign = [name for name in (b"numba_", b"NRT_", b"PyErr", b"PyGILState") if name in code]
     if foreign:
-        raise RuntimeError(f"the loops call {foreign}: they may not raise, allocate or use Python objects")
+        raise RuntimeError(
+            f"the loops call {foreign}: they may not raise, allocate or use Python objects"
+        )
     return function._wrapper_name, code

@@ -34,13 +34,29 @@ def _sum_lanes(typingctx, across, taps, short, stride, dilation, channels, filte
         across, taps, short, stride, dilation, channels, filters, rows, lanes, double, height,
         source, unit, offsets, planes, window, chunks, chunk_count, weights, out, out_step,
     )  # fmt: skip
-    is_across, K, has_short, S, D, C, N, most, width, is_double = (t.literal_value for t in sig.args[:10])
+    is_across, K, has_short, S, D, C, N, most, width, is_double = (
+        t.literal_value for t in sig.args[:10]
+    )
 
     def codegen(context, b, sig, args):
         v = Vec(b, width, "float64" if is_double else "float32")
-        height, source, unit, offsets, planes, window, chunks, chunk_count, weights, out, out_step = args[10:]
+        (
+            height,
+            source,
+            unit,
+            offsets,
+            planes,
+            window,
+            chunks,
+            chunk_count,
+            weights,
+            out,
+            out_step,
+        ) = args[10:]
         i64p, realp = I64.as_pointer(), v.real.as_pointer()
-        offsets, planes, window, chunks = (b.inttoptr(a, i64p) for a in (offsets, planes, window, chunks))
+        offsets, planes, window, chunks = (
+            b.inttoptr(a, i64p) for a in (offsets, planes, window, chunks)
+        )
         weights = b.inttoptr(weights, realp)
         end = b.append_basic_block("end")
 
@@ -62,14 +78,20 @@ def _sum_lanes(typingctx, across, taps, short, stride, dilation, channels, filte
             base = b.add(b.add(source, plane), b.load(b.gep(offsets, [number])))
             ws = [[v.load(here, const((k * C + c) * width)) for c in range(C)] for k in range(taps)]
             for i in range((R - 1) * S + (taps - 1) * D + 1):
-                users = [((i - k * D) // S, k) for k in range(taps) if (i - k * D) % S == 0 and 0 <= i - k * D < R * S]
+                users = [
+                    ((i - k * D) // S, k)
+                    for k in range(taps)
+                    if (i - k * D) % S == 0 and 0 <= i - k * D < R * S
+                ]
                 if not users:
                     continue
                 loaded = v.load(b.inttoptr(b.add(base, b.mul(unit, const(i))), realp), const(0))
                 for c in range(C):
                     value = loaded
                     if C > 1 or N > 1:
-                        value = v.shuffle(loaded, loaded, [lane // N * C + c for lane in range(width)])
+                        value = v.shuffle(
+                            loaded, loaded, [lane // N * C + c for lane in range(width)]
+                        )
                     for r, k in users:
                         acc[r] = v.fma(value, ws[k][c], acc[r])
             following, next_weights = b.add(item, const(1)), b.gep(here, [const(taps * C * width)])
@@ -86,7 +108,9 @@ def _sum_lanes(typingctx, across, taps, short, stride, dilation, channels, filte
 
         def tile(R):
             entry = b.block
-            chunk_loop, chunk_end, done = (b.append_basic_block(f"{n}_{R}") for n in ("chunk", "chunk_end", "done"))
+            chunk_loop, chunk_end, done = (
+                b.append_basic_block(f"{n}_{R}") for n in ("chunk", "chunk_end", "done")
+            )
             b.branch(chunk_loop)
             b.position_at_end(chunk_loop)
             chunk, here = b.phi(I64), b.phi(realp)
@@ -95,10 +119,15 @@ def _sum_lanes(typingctx, across, taps, short, stride, dilation, channels, filte
             total = [b.phi(v.type) for _ in range(R)]
             for phi in total:
                 phi.add_incoming(v.zero, entry)
-            fields = [b.load(b.gep(chunks, [b.add(b.mul(chunk, const(3)), const(n))])) for n in range(3)]
+            fields = [
+                b.load(b.gep(chunks, [b.add(b.mul(chunk, const(3)), const(n))])) for n in range(3)
+            ]
             ways = []
             if has_short:
-                long_block, short_block = b.append_basic_block(f"long_{R}"), b.append_basic_block(f"short_{R}")
+                long_block, short_block = (
+                    b.append_basic_block(f"long_{R}"),
+                    b.append_basic_block(f"short_{R}"),
+                )
                 b.cbranch(b.icmp_signed("!=", fields[2], const(0)), short_block, long_block)
                 b.position_at_end(short_block)
                 ways.append(chunk_sums(R, K - 1, fields[0], fields[1], here, total, chunk_end))
@@ -170,10 +199,18 @@ def sum_lanes(across, taps, short, stride, dilation, channels, filters, rows, la
                 # down a column of tiles, so that the input rows two outputs share are still in L1
                 for j in range(step[F.block_rows]):
                     fetch_voxels(step, j, column, height)
-                    source, out = first_source + j * row_bytes, first_out + itemsize * j * step[F.acc_row_step]
+                    source, out = (
+                        first_source + j * row_bytes,
+                        first_out + itemsize * j * step[F.acc_row_step],
+                    )
                     for vector in range(vectors):
-                        weights = step[F.weights] + itemsize * (step[F.group] * vectors + vector) * numbers
-                        first_filter = vector if across else min(vector * lanes, step[F.filters] - lanes)
+                        weights = (
+                            step[F.weights]
+                            + itemsize * (step[F.group] * vectors + vector) * numbers
+                        )
+                        first_filter = (
+                            vector if across else min(vector * lanes, step[F.filters] - lanes)
+                        )
                         first_channel = 0 if across else first_filter // filters * channels
                         _sum_lanes(
                             across, taps, short, stride, dilation, channels, filters, rows, lanes, double, height,

@@ -52,9 +52,9 @@ def run_tasks():
                     window[i] = (first + i) % ring * plane_bytes
                 if step[F.flags] != 0:
                     flags = memory(step[F.flags], np.uint8)
-                    flags[number] = HAS_NONFINITE * (step[F.last_nonfinite] >= first) + HAS_INCOMPLETE * (
-                        step[F.last_incomplete] >= first
-                    )
+                    flags[number] = HAS_NONFINITE * (
+                        step[F.last_nonfinite] >= first
+                    ) + HAS_INCOMPLETE * (step[F.last_incomplete] >= first)
                 row = 0
                 while row < step[F.height]:
                     step[F.block_row] = row

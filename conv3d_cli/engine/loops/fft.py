@@ -97,17 +97,40 @@ def absorb_plane(lanes, real):
                         plane_row, buffer)  # fmt: skip
             spectrum = (
                 step[F.workspace]
-                + (step[F.position] % p[P.tile_planes] * step[F.channels] + channel) * p[P.plane_bytes]
+                + (step[F.position] % p[P.tile_planes] * step[F.channels] + channel)
+                * p[P.plane_bytes]
             )
             for block in range(rows // lanes):
                 here = plane + block * lanes * plane_row
                 for k in range(columns // lanes):
-                    transpose(lanes, double, here + k * whole, plane_row, buffer + k * lanes * whole, whole)
                     transpose(
-                        lanes, double, here + k * whole + half, plane_row, buffer + k * lanes * whole + half, whole
+                        lanes,
+                        double,
+                        here + k * whole,
+                        plane_row,
+                        buffer + k * lanes * whole,
+                        whole,
                     )
-                forward(p[P.stages_w], buffer, whole, half, spectrum + block * columns * whole, whole, buffer)
-            if step[F.flags] != 0:  # A huge number stands out in every frequency, and all together in the first.
+                    transpose(
+                        lanes,
+                        double,
+                        here + k * whole + half,
+                        plane_row,
+                        buffer + k * lanes * whole + half,
+                        whole,
+                    )
+                forward(
+                    p[P.stages_w],
+                    buffer,
+                    whole,
+                    half,
+                    spectrum + block * columns * whole,
+                    whole,
+                    buffer,
+                )
+            if (
+                step[F.flags] != 0
+            ):  # A huge number stands out in every frequency, and all together in the first.
                 first = memory(spectrum, kind)
                 for k in range(2 * lanes):
                     if not abs(np.float64(first[k])) < fence:
@@ -128,16 +151,23 @@ def convolve_depth(lanes, real):
         plane_bytes = p[P.plane_bytes]
         workspace = step[F.workspace]
         # where line elements come from and go to; planes beyond the volume are zeros, results beyond the step are dropped
-        sources, targets = memory(workspace + p[P.sources], np.int64), memory(workspace + p[P.targets], np.int64)
+        sources, targets = (
+            memory(workspace + p[P.sources], np.int64),
+            memory(workspace + p[P.targets], np.int64),
+        )
         held = step[F.step_planes] - 1 + step[F.extent_d]
         dropped = p[P.results] + (planes - step[F.extent_d] + 1) * filters * plane_bytes
         for i in range(planes):
             place = (step[F.step_plane] + i) % planes * channels * plane_bytes
             sources[i] = place if i < held else p[P.zeros]
-            targets[i] = p[P.results] + i * filters * plane_bytes if i < step[F.step_planes] else dropped
+            targets[i] = (
+                p[P.results] + i * filters * plane_bytes if i < step[F.step_planes] else dropped
+            )
         lines = workspace + p[P.lines]
         line_bytes = planes * whole
-        out = lines + channels * line_bytes if filters > 1 else lines  # in place where L1 would not hold both
+        out = (
+            lines + channels * line_bytes if filters > 1 else lines
+        )  # in place where L1 would not hold both
         stages = memory(p[P.stages_d], np.int64)
         last = stages[0] - 1
         at_last = 1 + 4 * last
@@ -201,12 +231,32 @@ def convolve_planes(lanes, real):
             for f in range(filters):
                 result = step[F.workspace] + p[P.results] + (i * filters + f) * p[P.plane_bytes]
                 for block in range(rows // lanes):
-                    inverse(p[P.stages_w], result + block * columns * whole, whole, buffer, whole, half, buffer)
+                    inverse(
+                        p[P.stages_w],
+                        result + block * columns * whole,
+                        whole,
+                        buffer,
+                        whole,
+                        half,
+                        buffer,
+                    )
                     here = plane + block * lanes * plane_row
                     for k in range(kept_blocks):
-                        transpose(lanes, double, buffer + k * lanes * whole, whole, here + k * whole, plane_row)
                         transpose(
-                            lanes, double, buffer + k * lanes * whole + half, whole, here + k * whole + half, plane_row
+                            lanes,
+                            double,
+                            buffer + k * lanes * whole,
+                            whole,
+                            here + k * whole,
+                            plane_row,
+                        )
+                        transpose(
+                            lanes,
+                            double,
+                            buffer + k * lanes * whole + half,
+                            whole,
+                            here + k * whole + half,
+                            plane_row,
                         )
                 # From right to left: the first tile's last block reaches over the beginning of the second tile.
                 out = step[F.accumulator] + f * step[F.acc_filter_step] * itemsize

@@ -93,15 +93,28 @@ class Complex:
         d = self.sub(x[1], x[3])
         plus = self.b.fsub(b[0], d[1]), self.b.fadd(b[1], d[0])
         minus = self.b.fadd(b[0], d[1]), self.b.fsub(b[1], d[0])
-        return [self.add(a, c), plus if sign > 0 else minus, self.sub(a, c), minus if sign > 0 else plus]
+        return [
+            self.add(a, c),
+            plus if sign > 0 else minus,
+            self.sub(a, c),
+            minus if sign > 0 else plus,
+        ]
 
     def _dft5(self, x: list[Pair], sign: int) -> list[Pair]:
         c1, c2 = math.cos(0.4 * math.pi), math.cos(0.8 * math.pi)
         s1, s2 = sign * math.sin(0.4 * math.pi), sign * math.sin(0.8 * math.pi)
-        t1, t2, d1, d2 = self.add(x[1], x[4]), self.add(x[2], x[3]), self.sub(x[1], x[4]), self.sub(x[2], x[3])
+        t1, t2, d1, d2 = (
+            self.add(x[1], x[4]),
+            self.add(x[2], x[3]),
+            self.sub(x[1], x[4]),
+            self.sub(x[2], x[3]),
+        )
         m1 = self.add_scaled(self.add_scaled(x[0], t1, c1), t2, c2)
         m2 = self.add_scaled(self.add_scaled(x[0], t1, c2), t2, c1)
-        e1, e2 = self.add_scaled(self.scale(d1, s1), d2, s2), self.add_scaled(self.scale(d1, s2), d2, -s1)
+        e1, e2 = (
+            self.add_scaled(self.scale(d1, s1), d2, s2),
+            self.add_scaled(self.scale(d1, s2), d2, -s1),
+        )
         up1, down1 = self._both_turned(m1, e1)
         up2, down2 = self._both_turned(m2, e2)
         return [self.add(x[0], self.add(t1, t2)), up1, up2, down2, down1]
@@ -188,7 +201,9 @@ def _stage_function(module: ir.Module, kind: str, radix: int, lanes: int, real: 
     pointer = v.real.as_pointer()
 
     def load(at: Any, im: Any) -> Pair:
-        return v.load(b.inttoptr(at, pointer), const(0)), v.load(b.inttoptr(b.add(at, im), pointer), const(0))
+        return v.load(b.inttoptr(at, pointer), const(0)), v.load(
+            b.inttoptr(b.add(at, im), pointer), const(0)
+        )
 
     def store(x: Pair, at: Any, im: Any) -> None:
         v.store(x[0], b.inttoptr(at, pointer), const(0))
@@ -215,17 +230,26 @@ def _stage_function(module: ir.Module, kind: str, radix: int, lanes: int, real: 
         return b.add(b.add(base, b.mul(element, step)), b.mul(leap, const(j)))
 
     twiddled = kind in ("forward", "inverse", "gather", "scatter") and radix > 1
-    factors = b.inttoptr(b.add(a["twiddles"], b.mul(inner, const(2 * (radix - 1) * v.bytes))), pointer)
+    factors = b.inttoptr(
+        b.add(a["twiddles"], b.mul(inner, const(2 * (radix - 1) * v.bytes))), pointer
+    )
 
     def factor(k: int) -> Pair:
-        return v.broadcast(factors, const(2 * (k - 1))), v.broadcast(factors, const(2 * (k - 1) + 1))
+        return v.broadcast(factors, const(2 * (k - 1))), v.broadcast(
+            factors, const(2 * (k - 1) + 1)
+        )
 
     if kind == "product":
         channel, before, close_channel = _loop(b, a["channels"], "channel")
         sums = [(b.phi(v.type), b.phi(v.type)) for _ in range(radix)]
         lines = b.add(a["source"], b.mul(channel, a["source_channel_step"]))
-        spectrum = b.add(b.add(a["spectrum"], b.mul(channel, a["spectrum_channel_step"])), b.mul(element, whole))
-        x = [load(place(j, lines, a["source_step"], source_leap, False), a["source_im"]) for j in range(radix)]
+        spectrum = b.add(
+            b.add(a["spectrum"], b.mul(channel, a["spectrum_channel_step"])), b.mul(element, whole)
+        )
+        x = [
+            load(place(j, lines, a["source_step"], source_leap, False), a["source_im"])
+            for j in range(radix)
+        ]
         y = cx.dft(x, -1)
         weights = [load(b.add(spectrum, b.mul(whole, const(k))), half) for k in range(radix)]
         totals = [cx.add_product(sums[k], y[k], weights[k]) for k in range(radix)]
@@ -236,9 +260,14 @@ def _stage_function(module: ir.Module, kind: str, radix: int, lanes: int, real: 
         close_channel()
         y = cx.dft(totals, 1)
     else:
-        places = [place(j, a["source"], a["source_step"], source_leap, kind == "gather") for j in range(radix)]
+        places = [
+            place(j, a["source"], a["source_step"], source_leap, kind == "gather")
+            for j in range(radix)
+        ]
         x = [load(at, a["source_im"]) for at in places]
-        if kind == "gather":  # what the next line will read: far apart, so the hardware does not see it coming
+        if (
+            kind == "gather"
+        ):  # what the next line will read: far apart, so the hardware does not see it coming
             for at in places:
                 for part in (whole, b.add(whole, half)):
                     emit_prefetch(b, b.add(at, part), level=1)
@@ -248,7 +277,11 @@ def _stage_function(module: ir.Module, kind: str, radix: int, lanes: int, real: 
         if twiddled and sign < 0:
             y = [y[0], *(cx.mul(y[k], factor(k)) for k in range(1, radix))]
     for k in range(radix):
-        store(y[k], place(k, a["target"], a["target_step"], target_leap, kind == "scatter"), a["target_im"])
+        store(
+            y[k],
+            place(k, a["target"], a["target_step"], target_leap, kind == "scatter"),
+            a["target_im"],
+        )
     if close_element is not None:
         close_element()
     close_block()
@@ -318,7 +351,10 @@ def _transpose_function(module: ir.Module, lanes: int, real: str) -> ir.Function
                 continue
             low = [n if not n & half else lanes + (n ^ half) for n in range(lanes)]
             high = [n | half if not n & half else lanes + n for n in range(lanes)]
-            y[i], y[i | half] = v.shuffle(x[i], x[i | half], low), v.shuffle(x[i], x[i | half], high)
+            y[i], y[i | half] = (
+                v.shuffle(x[i], x[i | half], low),
+                v.shuffle(x[i], x[i | half], high),
+            )
         x = y
         half //= 2
     for n in range(lanes):

@@ -42,7 +42,9 @@ def finder(real, check):
 
     That is numbers from 2^64 on (float64: 2^512): their products and sums still have room. Always False without `check`.
     """
-    bits, exponent = (np.uint32, 0x7F800000) if real == "float32" else (np.uint64, 0x7FF0000000000000)
+    bits, exponent = (
+        (np.uint32, 0x7F800000) if real == "float32" else (np.uint64, 0x7FF0000000000000)
+    )
     least = (127 + 64) << 23 if real == "float32" else (1023 + 512) << 52
 
     @inlined
@@ -84,7 +86,9 @@ def pack_rows(source_dtype, real, check):
         plane = planes[step[F.position]]
         for c in range(step[F.channels]):
             origin = (step[F.group] * step[F.channels] + c) * step[F.source_channel_step]
-            to = step[F.scratch] + itemsize * (step[F.slot] * step[F.plane_step] + c * step[F.channel_step])
+            to = step[F.scratch] + itemsize * (
+                step[F.slot] * step[F.plane_step] + c * step[F.channel_step]
+            )
             for j in range(height):
                 target = memory(to + itemsize * j * step[F.row_step], kind)
                 row = rows[first_row + j]
@@ -105,7 +109,9 @@ def pack_rows(source_dtype, real, check):
                             target[run_start + p] = kind(source[here + p])
                     elif column_step == 1:
                         for p in range(run):
-                            target[run_start + p] = kind(value_of(source[here + p], True, slope, intercept))
+                            target[run_start + p] = kind(
+                                value_of(source[here + p], True, slope, intercept)
+                            )
                     else:
                         for p in range(run):
                             raw = source[here + p * column_step]
@@ -116,11 +122,15 @@ def pack_rows(source_dtype, real, check):
                     for phase in range(stride):
                         for p in range((width - phase + stride - 1) // stride):
                             offset = columns[phase + p * stride]
-                            target[phase * pitch + p] = number(source, at, offset, fill, scaled, slope, intercept)
+                            target[phase * pitch + p] = number(
+                                source, at, offset, fill, scaled, slope, intercept
+                            )
                 if check:
                     for phase in range(stride):
                         count = (width - phase + stride - 1) // stride
-                        if holds_huge(to + itemsize * (j * step[F.row_step] + phase * pitch), count):
+                        if holds_huge(
+                            to + itemsize * (j * step[F.row_step] + phase * pitch), count
+                        ):
                             step[F.last_nonfinite] = step[F.position]
 
     return loops
@@ -169,7 +179,9 @@ def pack_voxels(source_dtype, real, check):
                     here = origin + plane + row + offset
                     if channel_step == 1:
                         for c in range(channels):
-                            target[p * pitch + c] = kind(value_of(source[here + c], scaled, slope, intercept))
+                            target[p * pitch + c] = kind(
+                                value_of(source[here + c], scaled, slope, intercept)
+                            )
                     else:
                         for c in range(channels):
                             raw = source[here + c * channel_step]

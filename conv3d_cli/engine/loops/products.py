@@ -33,7 +33,12 @@ def _multiply_rows(typingctx, rows, lanes, double, factors, factor_step, columns
         b.position_at_end(loop)
         number, from_, column = b.phi(I64), b.phi(realp), b.phi(I64)
         sums = [b.phi(v.type) for _ in range(count)]
-        for phi, value in ((number, const(0)), (from_, start), (column, columns), *((phi, v.zero) for phi in sums)):
+        for phi, value in (
+            (number, const(0)),
+            (from_, start),
+            (column, columns),
+            *((phi, v.zero) for phi in sums),
+        ):
             phi.add_incoming(value, entry)
         loaded = v.load(b.inttoptr(column, realp), const(0))
         more = [v.fma(v.broadcast(from_, const(r)), loaded, total) for r, total in enumerate(sums)]

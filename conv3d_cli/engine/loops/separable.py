@@ -44,7 +44,10 @@ def _counted(b, start, stop, step, values, body):
 
 def _put(b, v, sums, first, out, out_row):
     """Store sums, or add them to what is there unless `first`."""
-    lines = [b.inttoptr(b.add(out, b.mul(out_row, const(r))), v.real.as_pointer()) for r in range(len(sums))]
+    lines = [
+        b.inttoptr(b.add(out, b.mul(out_row, const(r))), v.real.as_pointer())
+        for r in range(len(sums))
+    ]
     with b.if_else(b.icmp_signed("!=", first, const(0))) as (overwrite, add):
         with overwrite:
             for line, value in zip(lines, sums, strict=True):
@@ -63,7 +66,21 @@ def _line(b, v, address):
 
 @intrinsic(prefer_literal=True)
 def _fold_rows(
-    typingctx, rows, lanes, double, halve, lines, at, weights, taps, begin, end, centre, first, out, out_row
+    typingctx,
+    rows,
+    lanes,
+    double,
+    halve,
+    lines,
+    at,
+    weights,
+    taps,
+    begin,
+    end,
+    centre,
+    first,
+    out,
+    out_row,
 ):
     """A vector of each of `rows` outputs: the sum over pairs k of weights[k] * (line r+k + line r+taps-1-k).
 
@@ -94,7 +111,10 @@ def _fold_rows(
                     front = [*front, line(b.add(here, const(R - 1)))]  # lines k ... k+R-1
                     back = [line(b.sub(last, here)), *back]  # lines taps-1-k ... taps-1-k+R-1
                     weight = v.broadcast(weights, here)
-                    sums = [v.fma(b.fadd(x, y), weight, s) for x, y, s in zip(front, back, sums, strict=True)]
+                    sums = [
+                        v.fma(b.fadd(x, y), weight, s)
+                        for x, y, s in zip(front, back, sums, strict=True)
+                    ]
                     front, back = front[1:], back[:-1]
                 return [*sums, *front, *back]
 
@@ -123,7 +143,21 @@ def _fold_rows(
 
 @intrinsic(prefer_literal=True)
 def _sum_rows(
-    typingctx, rows, lanes, double, shared, lines, at, stride, dilation, weights, begin, end, first, out, out_row
+    typingctx,
+    rows,
+    lanes,
+    double,
+    shared,
+    lines,
+    at,
+    stride,
+    dilation,
+    weights,
+    begin,
+    end,
+    first,
+    out,
+    out_row,
 ):
     """A vector of each of `rows` outputs: the sum over taps begin <= k < end of weights[k] * line (r*stride + k*dilation).
 
@@ -155,7 +189,10 @@ def _sum_rows(
                                 sums[r] = v.fma(x, taps[at_line - r], sums[r])
                     return sums
                 weight, along = v.broadcast(weights, k), b.mul(k, dilation)
-                return [v.fma(line(b.add(along, start)), weight, s) for start, s in zip(starts, sums, strict=True)]
+                return [
+                    v.fma(line(b.add(along, start)), weight, s)
+                    for start, s in zip(starts, sums, strict=True)
+                ]
 
             return body
 
@@ -170,13 +207,17 @@ def _sum_rows(
 
 
 @intrinsic(prefer_literal=True)
-def _sum_columns(typingctx, rows, lanes, double, source, row, offsets, weights, begin, end, first, out, out_row):
+def _sum_columns(
+    typingctx, rows, lanes, double, source, row, offsets, weights, begin, end, first, out, out_row
+):
     """A vector of each of `rows` rows: the sum over taps begin <= k < end of weights[k] * source[r, offsets[k] and on].
 
     source: an address; row: bytes from one row to the next; offsets: int64, in bytes
     Most of these loads cross a cache line, so they bind, not the multiplications.
     """
-    sig = types.void(rows, lanes, double, source, row, offsets, weights, begin, end, first, out, out_row)
+    sig = types.void(
+        rows, lanes, double, source, row, offsets, weights, begin, end, first, out, out_row
+    )
     R, width, is_double = (t.literal_value for t in sig.args[:3])
 
     def codegen(context, b, sig, args):
@@ -192,7 +233,9 @@ def _sum_columns(typingctx, rows, lanes, double, source, row, offsets, weights, 
                 for i in range(count):
                     here = b.add(k, const(i))
                     weight, offset = v.broadcast(weights, here), b.load(b.gep(offsets, [here]))
-                    xs = [v.load(b.inttoptr(b.add(base, offset), realp), const(0)) for base in bases]
+                    xs = [
+                        v.load(b.inttoptr(b.add(base, offset), realp), const(0)) for base in bases
+                    ]
                     sums = [v.fma(x, weight, s) for x, s in zip(xs, sums, strict=True)]
                 return sums
 
@@ -244,14 +287,18 @@ def filter_plane(rows, fold_h, shared_h, chunk, folded_chunk, lanes, real):
         slot = step[F.position] % ring
         strips = (numbers + lanes - 1) // lanes
         for f in range(step[F.filters]):
-            first_weight = step[F.weights] + itemsize * (step[F.group] * step[F.filters] + f) * per_filter
+            first_weight = (
+                step[F.weights] + itemsize * (step[F.group] * step[F.filters] + f) * per_filter
+            )
             for tile in range(tiles):
                 # `rows` rows along the height, then the same rows along the width while they are in L1
                 weights = first_weight
                 here = lines_at + 8 * tile * rows * stride_h
                 for term in range(terms):
                     for x in range(strips):
-                        if f == 0 and term == 0:  # without, sigma 1 takes 1.35 times as long, sigma 5 1.2 times
+                        if (
+                            f == 0 and term == 0
+                        ):  # without, sigma 1 takes 1.35 times as long, sigma 5 1.2 times
                             fetch_part(step, tile * strips + x, tiles * strips)
                         out = half_at + term * half_rows + x * vector
                         if fold_h:
@@ -272,7 +319,11 @@ def filter_plane(rows, fold_h, shared_h, chunk, folded_chunk, lanes, real):
                                 )  # fmt: skip
                     weights += itemsize * kh
                 for plane in range(kept):
-                    to = ring_at + ((f * kept + plane) * ring + slot) * ring_plane + tile * rows * ring_row
+                    to = (
+                        ring_at
+                        + ((f * kept + plane) * ring + slot) * ring_plane
+                        + tile * rows * ring_row
+                    )
                     for term in range(terms):
                         source = half_at + term * half_rows
                         for x in range((step[F.width] + lanes - 1) // lanes):
@@ -311,10 +362,14 @@ def filter_depth(rows, fold, shared, chunk, folded_chunk, lanes, real):
         vectors = (step[F.block_rows] * ring_row + vector - 1) // vector
         out_plane = itemsize * step[F.acc_plane_step]
         for f in range(step[F.filters]):
-            weights = step[F.weights] + itemsize * (step[F.group] * step[F.filters] + f) * (before_depth + kept * kd)
+            weights = step[F.weights] + itemsize * (step[F.group] * step[F.filters] + f) * (
+                before_depth + kept * kd
+            )
             weights += itemsize * before_depth
             for plane in range(kept):
-                from_ring = ring_at + (f * kept + plane) * ring * ring_plane + step[F.block_row] * ring_row
+                from_ring = (
+                    ring_at + (f * kept + plane) * ring * ring_plane + step[F.block_row] * ring_row
+                )
                 slot = first_position % ring
                 for i in range((rows - 1) * stride + step[F.extent_d]):
                     lines[i] = from_ring + slot * ring_plane

@@ -86,7 +86,9 @@ def const(value: int) -> ir.Constant:
     return ir.Constant(I64, value)
 
 
-def emit_cases(builder: ir.IRBuilder, number: Any, most: int, end: ir.Block, emit: Callable[[int], None]) -> None:
+def emit_cases(
+    builder: ir.IRBuilder, number: Any, most: int, end: ir.Block, emit: Callable[[int], None]
+) -> None:
     """Emit a block for each of 1 ... most and a switch to that of `number`; `emit(n)` must branch to `end`."""
     cases = [builder.append_basic_block(f"case_{n}") for n in range(1, most + 1)]
     switch = builder.switch(number, end)
@@ -166,7 +168,13 @@ class Vec:
             count *= 2
         rest = [*vectors, *[self.zero] * (count - len(vectors))]
         for _ in range(self.lanes.bit_length() - 1):
-            pairs = list(zip(rest[::2], rest[1::2], strict=True)) if len(rest) > 1 else [(rest[0], rest[0])]
+            pairs = (
+                list(zip(rest[::2], rest[1::2], strict=True))
+                if len(rest) > 1
+                else [(rest[0], rest[0])]
+            )
             evens, odds = (list(range(first, 2 * self.lanes, 2)) for first in (0, 1))
-            rest = [self.b.fadd(self.shuffle(a, b, evens), self.shuffle(a, b, odds)) for a, b in pairs]
+            rest = [
+                self.b.fadd(self.shuffle(a, b, evens), self.shuffle(a, b, odds)) for a, b in pairs
+            ]
         return rest[0]

@@ -130,14 +130,20 @@ def sum_taps(taps, short, row_stride, rows, columns, lanes, real):
                     tile_columns = lanes * (less if block < narrow else columns)
                     fetch_rows(step, j, gap, rows, column, tile_columns)
                     for f in range(filters):
-                        weights = step[F.weights] + itemsize * (step[F.group] * filters + f) * all_taps
+                        weights = (
+                            step[F.weights] + itemsize * (step[F.group] * filters + f) * all_taps
+                        )
                         sums = step[F.accumulator] + j * sums_row
-                        sums += itemsize * (f * step[F.acc_filter_step] + i * step[F.acc_plane_step] + column)
+                        sums += itemsize * (
+                            f * step[F.acc_filter_step] + i * step[F.acc_plane_step] + column
+                        )
                         for chunk in range(chunks):
                             at, count = starts[chunk], starts[chunk + 1] - starts[chunk]
                             first = 1 if chunk == 0 else 0
                             if short != 0 and at >= long_items:
-                                rest = weights + itemsize * (long_items * taps + (at - long_items) * fewer)
+                                rest = weights + itemsize * (
+                                    long_items * taps + (at - long_items) * fewer
+                                )
                                 _sum_items(
                                     fewer, row_stride, rows, columns, lanes, double, source, tap_step, offsets + 8 * at,
                                     planes + 8 * at, here, rest, count, first, sums, gap * sums_row,

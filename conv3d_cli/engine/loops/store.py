@@ -101,21 +101,32 @@ def store(real, out_dtype):
     out_size = np.dtype(out_dtype).itemsize
 
     def loops(step):
-        filters, planes, height, width = step[F.filters], step[F.step_planes], step[F.block_rows], step[F.width]
+        filters, planes, height, width = (
+            step[F.filters],
+            step[F.step_planes],
+            step[F.block_rows],
+            step[F.width],
+        )
         acc_filter, acc_column = step[F.acc_filter_step], step[F.acc_column_step]
         out_filter, out_column = step[F.out_filter_step], step[F.out_column_step]
         first_filter = step[F.group] * filters
         bias = memory(step[F.bias] + itemsize * first_filter, kind)
         has_bias = step[F.has_bias] != 0
         base = first_filter * out_filter + step[F.step_plane] * step[F.out_plane_step]
-        base += (step[F.row] + step[F.block_row]) * step[F.out_row_step] + step[F.column] * out_column
+        base += (step[F.row] + step[F.block_row]) * step[F.out_row_step] + step[
+            F.column
+        ] * out_column
         by_filter = acc_filter == 1 and (out_filter == 1 or acc_column != 1)
         joined = by_filter and out_filter == 1 and acc_column == filters and out_column == filters
         clipped = 0
         for i in range(planes):
             for j in range(height):
-                row = step[F.accumulator] + itemsize * (i * step[F.acc_plane_step] + j * step[F.acc_row_step])
-                to = step[F.out] + out_size * (base + i * step[F.out_plane_step] + j * step[F.out_row_step])
+                row = step[F.accumulator] + itemsize * (
+                    i * step[F.acc_plane_step] + j * step[F.acc_row_step]
+                )
+                to = step[F.out] + out_size * (
+                    base + i * step[F.out_plane_step] + j * step[F.out_row_step]
+                )
                 if has_bias:
                     if by_filter:
                         for k in range(width):
@@ -131,7 +142,9 @@ def store(real, out_dtype):
                     if same and step[F.streaming] != 0:
                         stream(row, to, width * filters)
                     else:
-                        clipped += put(memory(row, kind), 1, memory(to, out_kind), 1, width * filters)
+                        clipped += put(
+                            memory(row, kind), 1, memory(to, out_kind), 1, width * filters
+                        )
                 elif by_filter:
                     for k in range(width):
                         acc = memory(row + itemsize * k * acc_column, kind)
@@ -145,7 +158,11 @@ def store(real, out_dtype):
                             stream(source, target, width)
                         else:
                             clipped += put(
-                                memory(source, kind), acc_column, memory(target, out_kind), out_column, width
+                                memory(source, kind),
+                                acc_column,
+                                memory(target, out_kind),
+                                out_column,
+                                width,
                             )
         if not is_float:
             counts = memory(step[F.clipped], np.int64)

@@ -44,7 +44,10 @@ def pack_weighted_rows(source_dtype, real, mask_dtype):
     def loops(step):
         source, mask = memory(step[F.source], raw_type), memory(step[F.mask], mask_type)
         planes, rows = memory(step[F.planes], np.int64), memory(step[F.rows], np.int64)
-        mask_planes, mask_rows = memory(step[F.mask_planes], np.int64), memory(step[F.mask_rows], np.int64)
+        mask_planes, mask_rows = (
+            memory(step[F.mask_planes], np.int64),
+            memory(step[F.mask_rows], np.int64),
+        )
         fill = kind(real_field(step, F.fill))
         scaled = step[F.scaled] != 0
         slope, intercept = real_field(step, F.slope), real_field(step, F.intercept)
@@ -63,7 +66,9 @@ def pack_weighted_rows(source_dtype, real, mask_dtype):
         incomplete = False
         for c in range(step[F.channels]):
             origin = (step[F.group] * step[F.channels] + c) * step[F.source_channel_step]
-            to = step[F.scratch] + itemsize * (step[F.slot] * step[F.plane_step] + c * step[F.channel_step])
+            to = step[F.scratch] + itemsize * (
+                step[F.slot] * step[F.plane_step] + c * step[F.channel_step]
+            )
             for j in range(height):
                 target = memory(to + itemsize * j * step[F.row_step], kind)
                 row = rows[first_row + j]
@@ -87,9 +92,20 @@ def pack_weighted_rows(source_dtype, real, mask_dtype):
                             value = kind(value_of(raw, scaled, slope, intercept))
                             given = kind(mask[mask_at + mask_columns[position]]) if masked else one
                             certainty = certainty_of(
-                                raw, value, given, labelled, label, nonfinite_missing, compares, missing
+                                raw,
+                                value,
+                                given,
+                                labelled,
+                                label,
+                                nonfinite_missing,
+                                compares,
+                                missing,
                             )
-                            packed = certainty if packs_certainty else (value * certainty if certainty > zero else zero)
+                            packed = (
+                                certainty
+                                if packs_certainty
+                                else (value * certainty if certainty > zero else zero)
+                            )
                             incomplete |= certainty != one
                         target[phase * pitch + p] = packed
                 if run > 0:
@@ -114,7 +130,14 @@ def pack_weighted_rows(source_dtype, real, mask_dtype):
                             value = kind(raw)
                             given = kind(mask[given_at + p]) if masked else one
                             certainty = certainty_of(
-                                raw, value, given, labelled, label, nonfinite_missing, compares, missing
+                                raw,
+                                value,
+                                given,
+                                labelled,
+                                label,
+                                nonfinite_missing,
+                                compares,
+                                missing,
                             )
                             packed = value * certainty if certainty > zero else zero
                             target[run_start + p] = certainty if packs_certainty else packed
@@ -125,7 +148,14 @@ def pack_weighted_rows(source_dtype, real, mask_dtype):
                             value = kind(value_of(raw, scaled, slope, intercept))
                             given = kind(mask[given_at + p]) if masked else one
                             certainty = certainty_of(
-                                raw, value, given, labelled, label, nonfinite_missing, compares, missing
+                                raw,
+                                value,
+                                given,
+                                labelled,
+                                label,
+                                nonfinite_missing,
+                                compares,
+                                missing,
                             )
                             packed = value * certainty if certainty > zero else zero
                             target[run_start + p] = certainty if packs_certainty else packed
@@ -134,7 +164,9 @@ def pack_weighted_rows(source_dtype, real, mask_dtype):
                 if step[F.flags_nonfinite] != 0:
                     for phase in range(stride):
                         count = (width - phase + stride - 1) // stride
-                        if holds_huge(to + itemsize * (j * step[F.row_step] + phase * pitch), count):
+                        if holds_huge(
+                            to + itemsize * (j * step[F.row_step] + phase * pitch), count
+                        ):
                             step[F.last_nonfinite] = step[F.position]
         if incomplete:
             step[F.last_incomplete] = step[F.position]
@@ -154,7 +186,10 @@ def pack_weighted_voxels(source_dtype, real, mask_dtype):
     def loops(step):
         source, mask = memory(step[F.source], raw_type), memory(step[F.mask], mask_type)
         planes, rows = memory(step[F.planes], np.int64), memory(step[F.rows], np.int64)
-        mask_planes, mask_rows = memory(step[F.mask_planes], np.int64), memory(step[F.mask_rows], np.int64)
+        mask_planes, mask_rows = (
+            memory(step[F.mask_planes], np.int64),
+            memory(step[F.mask_rows], np.int64),
+        )
         fill = kind(real_field(step, F.fill))
         scaled = step[F.scaled] != 0
         slope, intercept = real_field(step, F.slope), real_field(step, F.intercept)

@@ -28,10 +28,19 @@ def divide(real, inside_dtype):
     inside_size, none = np.dtype(inside_type).itemsize, inside_type(0)
 
     def loops(step):
-        filters, planes, height, width = step[F.filters], step[F.step_planes], step[F.block_rows], step[F.width]
+        filters, planes, height, width = (
+            step[F.filters],
+            step[F.step_planes],
+            step[F.block_rows],
+            step[F.width],
+        )
         near, least = kind(real_field(step, F.near_one)), kind(real_field(step, F.min_coverage))
         empty, one = kind(real_field(step, F.empty_value)), kind(1)
-        repeat, part_step, sum_step = step[F.repeat], step[F.acc_column_step], step[F.out_column_step]
+        repeat, part_step, sum_step = (
+            step[F.repeat],
+            step[F.acc_column_step],
+            step[F.out_column_step],
+        )
         put_step, inside_step = step[F.coverage_column_step], step[F.inside_column_step]
         first_filter = step[F.group] * filters
         column = step[F.column]
@@ -39,11 +48,21 @@ def divide(real, inside_dtype):
         for i in range(planes):
             for j in range(height):
                 plane, row = step[F.step_plane] + i, step[F.row] + step[F.block_row] + j
-                inside_at = plane * step[F.inside_plane_step] + row * step[F.inside_row_step] + column * inside_step
+                inside_at = (
+                    plane * step[F.inside_plane_step]
+                    + row * step[F.inside_row_step]
+                    + column * inside_step
+                )
                 inside = memory(step[F.inside] + inside_size * inside_at, inside_type)
-                base = plane * step[F.out_plane_step] + row * step[F.out_row_step] + column * sum_step
+                base = (
+                    plane * step[F.out_plane_step] + row * step[F.out_row_step] + column * sum_step
+                )
                 for f in range(filters):
-                    from_row = i * step[F.acc_plane_step] + j * step[F.acc_row_step] + f * step[F.acc_filter_step]
+                    from_row = (
+                        i * step[F.acc_plane_step]
+                        + j * step[F.acc_row_step]
+                        + f * step[F.acc_filter_step]
+                    )
                     parts = memory(step[F.accumulator] + itemsize * from_row, kind)
                     for c in range(repeat):
                         at = base + ((first_filter + f) * repeat + c) * step[F.out_filter_step]
@@ -55,7 +74,11 @@ def divide(real, inside_dtype):
                                 mean = value if abs(part - one) <= near else mean
                                 seen = part >= least
                                 sums[k] = mean if seen else empty
-                                below += (not seen) & (inside[k * inside_step] > none) if masked else not seen
+                                below += (
+                                    (not seen) & (inside[k * inside_step] > none)
+                                    if masked
+                                    else not seen
+                                )
                         else:
                             for k in range(width):
                                 part, value = parts[k * part_step], sums[k * sum_step]
@@ -63,7 +86,11 @@ def divide(real, inside_dtype):
                                 mean = value if abs(part - one) <= near else mean
                                 seen = part >= least
                                 sums[k * sum_step] = mean if seen else empty
-                                below += (not seen) & (inside[k * inside_step] > none) if masked else not seen
+                                below += (
+                                    (not seen) & (inside[k * inside_step] > none)
+                                    if masked
+                                    else not seen
+                                )
                     if step[F.coverage] != 0:
                         at = plane * step[F.coverage_plane_step] + row * step[F.coverage_row_step]
                         at += column * put_step + first_filter + f
@@ -107,14 +134,27 @@ def certainty_flags(source_dtype, real, is_mask):
         return INCOMPLETE * (incomplete != 0) | (PRESENT | IN_MASK) * (present != 0)
 
     @inlined
-    def of_any(source, first, last, column_step, scaled, slope, intercept, nonfinite_missing, compares, missing):
+    def of_any(
+        source,
+        first,
+        last,
+        column_step,
+        scaled,
+        slope,
+        intercept,
+        nonfinite_missing,
+        compares,
+        missing,
+    ):
         incomplete = present = False
         for k in range(first, last):
             raw = source[k * column_step]
             value = kind(value_of(raw, scaled, slope, intercept))
             certainty = value
             if not is_mask:
-                certainty = certainty_of(raw, value, one, False, zero, nonfinite_missing, compares, missing)
+                certainty = certainty_of(
+                    raw, value, one, False, zero, nonfinite_missing, compares, missing
+                )
             incomplete |= certainty != one
             present |= certainty > zero
         return INCOMPLETE * incomplete | (PRESENT | IN_MASK) * present
@@ -131,12 +171,22 @@ def certainty_flags(source_dtype, real, is_mask):
             p[FLAG.source_column],
             p[FLAG.bands],
         )
-        plain = by_bits and column_step == 1 and not scaled and (is_mask or (nonfinite_missing and not compares))
+        plain = (
+            by_bits
+            and column_step == 1
+            and not scaled
+            and (is_mask or (nonfinite_missing and not compares))
+        )
         for plane in range(p[FLAG.planes]):
             for row in range(p[FLAG.height]):
-                address = p[FLAG.source] + (plane * p[FLAG.source_plane] + row * p[FLAG.source_row]) * in_size
+                address = (
+                    p[FLAG.source]
+                    + (plane * p[FLAG.source_plane] + row * p[FLAG.source_row]) * in_size
+                )
                 source, numbers = memory(address, raw_type), memory(address, bits)
-                found = memory(p[FLAG.found] + (plane * bands + row // BLOCK_ROWS) * blocks, np.uint8)
+                found = memory(
+                    p[FLAG.found] + (plane * bands + row // BLOCK_ROWS) * blocks, np.uint8
+                )
                 for block in range(blocks):
                     first = block * BLOCK_COLUMNS
                     if plain and width - first >= BLOCK_COLUMNS:
@@ -173,9 +223,13 @@ def clear(real, mask_dtype):
         )  # fmt: skip
         for plane in range(p[CLEAR.planes]):
             for row in range(p[CLEAR.height]):
-                sums = memory(p[CLEAR.sums] + (plane * p[CLEAR.sums_plane] + row * p[CLEAR.sums_row]) * size, kind)
+                sums = memory(
+                    p[CLEAR.sums] + (plane * p[CLEAR.sums_plane] + row * p[CLEAR.sums_row]) * size,
+                    kind,
+                )
                 mask = memory(
-                    p[CLEAR.mask] + (plane * p[CLEAR.mask_plane] + row * p[CLEAR.mask_row]) * mask_size,
+                    p[CLEAR.mask]
+                    + (plane * p[CLEAR.mask_plane] + row * p[CLEAR.mask_row]) * mask_size,
                     mask_type,
                 )
                 if column == 1 and mask_column == 1:
@@ -186,7 +240,9 @@ def clear(real, mask_dtype):
                     for k in range(width):
                         for c in range(channels):
                             value = sums[k * column + c * channel]
-                            sums[k * column + c * channel] = value if mask[k * mask_column] > none else zero
+                            sums[k * column + c * channel] = (
+                                value if mask[k * mask_column] > none else zero
+                            )
 
     return loops
 
@@ -204,7 +260,8 @@ def label_extents(dtype):
         for plane in range(p[EXTENT.planes]):
             for row in range(p[EXTENT.height]):
                 labels = memory(
-                    p[EXTENT.labels] + (plane * p[EXTENT.labels_plane] + row * p[EXTENT.labels_row]) * size,
+                    p[EXTENT.labels]
+                    + (plane * p[EXTENT.labels_plane] + row * p[EXTENT.labels_row]) * size,
                     kind,
                 )
                 k = 0

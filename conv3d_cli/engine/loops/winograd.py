@@ -57,13 +57,17 @@ def _vec(b, lanes, double):
 
 
 @intrinsic(prefer_literal=True)
-def _transform(typingctx, mh, mw, lanes, double, source, other, sign, row, column, vectors, out, position_step):
+def _transform(
+    typingctx, mh, mw, lanes, double, source, other, sign, row, column, vectors, out, position_step
+):
     """Evaluate one tile's inputs at a depth position and all positions of its plane.
 
     source, other, sign: the depth position is source + sign * other (addresses of the tile's first voxel in two planes)
     row, column: bytes from one input row or column to the next; vectors: of channels; position_step: bytes in `out`
     """
-    sig = types.void(mh, mw, lanes, double, source, other, sign, row, column, vectors, out, position_step)
+    sig = types.void(
+        mh, mw, lanes, double, source, other, sign, row, column, vectors, out, position_step
+    )
     tile_h, tile_w, width, is_double = (t.literal_value for t in sig.args[:4])
 
     def codegen(context, b, sig, args):
@@ -168,13 +172,29 @@ def _multiply(typingctx, rows, vectors, lanes, double, pitch, source, weights, t
 
 
 @intrinsic(prefer_literal=True)
-def _transform_back(typingctx, mh, mw, vectors, lanes, double, source, position_step, depth, upper, lower, row, column):
+def _transform_back(
+    typingctx,
+    mh,
+    mw,
+    vectors,
+    lanes,
+    double,
+    source,
+    position_step,
+    depth,
+    upper,
+    lower,
+    row,
+    column,
+):
     """Interpolate one tile's outputs from the products at a depth position, and add them to two planes of sums.
 
     upper, lower: addresses of the tile's first sum in the first and second output plane (0: there is no second)
     row, column: bytes from one row or column of sums to the next
     """
-    sig = types.void(mh, mw, vectors, lanes, double, source, position_step, depth, upper, lower, row, column)
+    sig = types.void(
+        mh, mw, vectors, lanes, double, source, position_step, depth, upper, lower, row, column
+    )
     tile_h, tile_w, C, width, is_double = (t.literal_value for t in sig.args[:5])
 
     def codegen(context, b, sig, args):
@@ -216,7 +236,9 @@ def _transform_back(typingctx, mh, mw, vectors, lanes, double, source, position_
             # A transposed along depth: (1, 1, 1, 0) and (0, 1, -1, 1)
             with b.if_then(b.icmp_signed("<", depth, const(3))):
                 put(values, b.add(upper, aside), is_depth(0), is_depth(-1))
-            with b.if_then(b.and_(b.icmp_signed(">", depth, const(0)), b.icmp_signed("!=", lower, const(0)))):
+            with b.if_then(
+                b.and_(b.icmp_signed(">", depth, const(0)), b.icmp_signed("!=", lower, const(0)))
+            ):
                 put(values, b.add(lower, aside), is_depth(1), is_depth(2))
         return context.get_dummy_value()
 
@@ -224,7 +246,9 @@ def _transform_back(typingctx, mh, mw, vectors, lanes, double, source, position_
 
 
 @intrinsic(prefer_literal=True)
-def _transform_kernel(typingctx, mh, mw, lanes, wide, double, source, tap_step, out, depth_step, position_step):
+def _transform_kernel(
+    typingctx, mh, mw, lanes, wide, double, source, tap_step, out, depth_step, position_step
+):
     """Evaluate 3x3x3 taps of `lanes` filters at all points, in float64.
 
     wide, double: 1 where `source` and `out` hold float64; *_step: bytes from one tap or one place in `out` to the next
@@ -261,7 +285,10 @@ def _transform_kernel(typingctx, mh, mw, lanes, wide, double, source, tap_step, 
         along_depth = [evaluate(matrices[0], taps[rest::9]) for rest in range(9)]
         for i in range(4):
             at = b.add(out, b.mul(depth_step, const(i)))
-            along_height = [evaluate(matrices[1], [along_depth[3 * h + w][i] for h in range(3)]) for w in range(3)]
+            along_height = [
+                evaluate(matrices[1], [along_depth[3 * h + w][i] for h in range(3)])
+                for w in range(3)
+            ]
             for j in range(tile_h + 2):
                 for value in evaluate(matrices[2], [along_height[w][j] for w in range(3)]):
                     store(value, at)
@@ -295,7 +322,10 @@ def transform_weights(mh, mw, lanes, source_real, real):
                 first = block * vectors * lanes
                 here = step[F.out] + group * 4 * depth_step + first * positions * padded * itemsize
                 for channel in range(channels):
-                    source = step[F.source] + ((channel * groups + group) * filters + first) * source_itemsize
+                    source = (
+                        step[F.source]
+                        + ((channel * groups + group) * filters + first) * source_itemsize
+                    )
                     for f in range(0, width, part):
                         _transform_kernel(
                             mh, mw, part, wide, double, source + f * source_itemsize, tap_step,
@@ -367,18 +397,53 @@ def sum_tiles(mh, mw, rows, vectors, last_rows, last_vectors, lanes, chunk, real
                         first = 1 if part == 0 else 0
                         t = 0
                         while t < tiles:
-                            here = evaluated + position * evaluated_step + (part * room + t) * chunk * itemsize
+                            here = (
+                                evaluated
+                                + position * evaluated_step
+                                + (part * room + t) * chunk * itemsize
+                            )
                             to = products + position * product_step + t * filters * itemsize
                             if block >= blocks:
                                 _multiply(
-                                    last_rows, last_vectors, lanes, double, chunk, here, weights, turns, first, to
+                                    last_rows,
+                                    last_vectors,
+                                    lanes,
+                                    double,
+                                    chunk,
+                                    here,
+                                    weights,
+                                    turns,
+                                    first,
+                                    to,
                                 )
                                 t += last_rows
                             elif tiles - t > few:
-                                _multiply(rows, vectors, lanes, double, chunk, here, weights, turns, first, to)
+                                _multiply(
+                                    rows,
+                                    vectors,
+                                    lanes,
+                                    double,
+                                    chunk,
+                                    here,
+                                    weights,
+                                    turns,
+                                    first,
+                                    to,
+                                )
                                 t += rows
                             else:
-                                _multiply(few, vectors, lanes, double, chunk, here, weights, turns, first, to)
+                                _multiply(
+                                    few,
+                                    vectors,
+                                    lanes,
+                                    double,
+                                    chunk,
+                                    here,
+                                    weights,
+                                    turns,
+                                    first,
+                                    to,
+                                )
                                 t += few
                         weights += turns * UNROLL * filters * itemsize
                 for t in range(tiles):
@@ -403,7 +468,18 @@ def sum_tiles(mh, mw, rows, vectors, last_rows, last_vectors, lanes, chunk, real
                         )
                     else:
                         _transform_back(
-                            mh, mw, vectors, lanes, double, here, product_step, depth, upper, lower, acc_row, acc_column
+                            mh,
+                            mw,
+                            vectors,
+                            lanes,
+                            double,
+                            here,
+                            product_step,
+                            depth,
+                            upper,
+                            lower,
+                            acc_row,
+                            acc_column,
                         )
 
     return loops

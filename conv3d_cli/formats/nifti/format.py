@@ -85,7 +85,9 @@ def _input_names(path: str) -> tuple[str, str]:
     other = next((name for name in others if os.path.exists(name)), None)
     if other is None:
         what = "voxels" if kind == ".img" else "header"
-        raise FormatError(f"cannot read {path}: the {what} of this pair must stand beside it, no file {others[0]}")
+        raise FormatError(
+            f"cannot read {path}: the {what} of this pair must stand beside it, no file {others[0]}"
+        )
     return (path, other) if kind == ".img" else (other, path)
 
 
@@ -115,7 +117,9 @@ def open_nifti(path: str, *, axes: str | None = None, channels_first: bool = Fal
     header_path, voxel_path = _input_names(path)
     pair = header_path != voxel_path
     header_size, voxel_size = check_input(header_path), check_input(voxel_path)
-    header_codec = codec_within(header_path)  # where the content tells, it is believed, and not the name
+    header_codec = codec_within(
+        header_path
+    )  # where the content tells, it is believed, and not the name
     voxel_codec = codec_named(voxel_path) if pair else header_codec
     with ExitStack() as opened:
         head = _open_bytes(header_path, header_codec)
@@ -128,12 +132,18 @@ def open_nifti(path: str, *, axes: str | None = None, channels_first: bool = Fal
         promised = offset + math.prod(sizes) * max(1, samples) * stored.itemsize
         what = f"its header promises {promised} bytes (shape {sizes[::-1]}, {stored})"
         if voxel_codec is None and promised > voxel_size:
-            raise FormatError(f"cannot read {voxel_path}: truncated: {what}, the file has {voxel_size}")
+            raise FormatError(
+                f"cannot read {voxel_path}: truncated: {what}, the file has {voxel_size}"
+            )
         if voxel_codec is not None and promised > voxel_size * voxel_codec.largest_inflation:
             raise FormatError(
                 f"cannot read {voxel_path}: truncated or damaged: {what}, more than {voxel_size} packed bytes can hold"
             )
-        header_end = header_size * (header_codec.largest_inflation if header_codec else 1) if pair else offset
+        header_end = (
+            header_size * (header_codec.largest_inflation if header_codec else 1)
+            if pair
+            else offset
+        )
         extensions = read_extensions(head.read, header, header_end, header_path, pair)
         cifti.refuse_cifti(header_path, intent, (code for code, _ in extensions))
         channels = samples or (sizes[4] if len(sizes) > 4 else 1)
@@ -177,13 +187,20 @@ def _open_bytes(path: str, codec: Codec | None) -> BinaryIO | PackedStream:
 
 
 def _volume_header(
-    source: NiftiSource, sizes: tuple[int, ...], stored: np.dtype[Any], samples: int, axes: str | None, path: str
+    source: NiftiSource,
+    sizes: tuple[int, ...],
+    stored: np.dtype[Any],
+    samples: int,
+    axes: str | None,
+    path: str,
 ) -> VolumeHeader:
     letters = (RGB_LETTERS if samples else LETTERS)[: len(sizes)][::-1] + ("s" if samples else "")
     volume_axes = Axes(axes or letters, sizes[::-1] + ((samples,) if samples else ()))
     scale = (1.0, 0.0) if samples else read_scale(source.header, path)
     history = read_history(source.extensions)
-    volume = VolumeHeader(volume_axes, real_dtype(stored, path), source.grid, scale, NAME, source, history=history)
+    volume = VolumeHeader(
+        volume_axes, real_dtype(stored, path), source.grid, scale, NAME, source, history=history
+    )
     dimensions = {a: len(sizes) - i for i, a in enumerate(volume_axes.letters) if a in SPATIAL}
     if any(dimensions[a] != 1 + "xyz".index(a) for a in dimensions):
         # `axes` says that other dimensions are space: the header's word on slices and orientation is void
@@ -196,7 +213,11 @@ def _volume_header(
 
 
 def create_nifti(
-    path: str, header: VolumeHeader, *, overwrite: bool = False, options: OutputOptions = DEFAULT_OPTIONS
+    path: str,
+    header: VolumeHeader,
+    *,
+    overwrite: bool = False,
+    options: OutputOptions = DEFAULT_OPTIONS,
 ) -> VolumeWriter:
     """Start a NIfTI file, or a pair by either name.
 
@@ -212,7 +233,9 @@ def create_nifti(
     axes = stored_axes(header.axes, header.dtype)
     try:
         fields, notes = output_header(header, axes, pair)
-        prefix = header_bytes(fields, add_history(fields, () if source is None else source.extensions, header.history))
+        prefix = header_bytes(
+            fields, add_history(fields, () if source is None else source.extensions, header.history)
+        )
     except WriteError as error:
         raise WriteError(f"cannot write {path}: {error}") from None
     opened = [AtomicFile(voxel_path, overwrite)]
@@ -224,7 +247,12 @@ def create_nifti(
             if pair or codec is None:
                 write_at(opened[-1].file, memoryview(head), 0)
         writer = _voxel_writer(
-            opened[0], replace(header, axes=axes), voxel_path, b"" if pair else prefix, codec, options
+            opened[0],
+            replace(header, axes=axes),
+            voxel_path,
+            b"" if pair else prefix,
+            codec,
+            options,
         )
         if pair:
             writer = PairWriter(writer, opened[1])
@@ -248,7 +276,9 @@ def _voxel_writer(
     stored = header.dtype.newbyteorder("<")
     if codec is None:
         return RawWriter(output, header, path, len(prefix), stored)
-    return PackedWriter(output, header, path, prefix, stored, codec, options.gz_level, options.threads)
+    return PackedWriter(
+        output, header, path, prefix, stored, codec, options.gz_level, options.threads
+    )
 
 
 def check_nifti_target(path: str, overwrite: bool, make_folder: bool = False) -> None:

@@ -42,7 +42,11 @@ def read_grid(header: Any, path: str) -> Grid:
                 pass  # every reader takes the sform first, so a spoilt qform spoils nothing
     else:
         voxel_sizes = _voxel_sizes(header, path)
-        affine = _qform_matrix(header, voxel_sizes, path) if has_qform else _plain_matrix(header, voxel_sizes)
+        affine = (
+            _qform_matrix(header, voxel_sizes, path)
+            if has_qform
+            else _plain_matrix(header, voxel_sizes)
+        )
     unit = SPATIAL_UNITS.get(int(header["xyzt_units"]) & 7, "mm")
     return Grid(spacing_of_affine(affine), unit, affine, qform, anatomical=has_sform or has_qform)
 
@@ -102,7 +106,11 @@ def _qform_matrix(header: Any, voxel_sizes: list[float], path: str) -> Affine:
     length = float(axis @ axis)
     # (b, c, d) of length 1, up to rounding, is half a turn about it: nifti1_io.c, nifti_quatern_to_mat44
     rounding = 1e-7 if header["quatern_b"].dtype.itemsize == 4 else 1e-15
-    quaternion = [math.sqrt(1 - length), *axis] if 1 - length >= rounding else [0.0, *(axis / math.sqrt(length))]
+    quaternion = (
+        [math.sqrt(1 - length), *axis]
+        if 1 - length >= rounding
+        else [0.0, *(axis / math.sqrt(length))]
+    )
     handedness = -1.0 if float(header["pixdim"][0]) < 0 else 1.0
     matrix = np.eye(4)
     matrix[:3, :3] = quat2mat(quaternion) * (np.array(voxel_sizes) * [1, 1, handedness])
@@ -151,7 +159,9 @@ def write_grid(header: Any, grid: Grid, source: Grid | None) -> list[str]:
     grid, unit_code = _in_nifti_unit(grid)
     if source is None or grid.unit != source.unit:
         header["xyzt_units"] = (int(header["xyzt_units"]) & ~7) | unit_code
-    kept = source if source is not None and grid.unit == source.unit else Grid()  # another unit: no number stays
+    kept = (
+        source if source is not None and grid.unit == source.unit else Grid()
+    )  # another unit: no number stays
     affine = grid.affine
     if affine is None and grid.spacing is not None:
         affine = affine_from_spacing(grid.spacing)
@@ -173,10 +183,14 @@ def write_grid(header: Any, grid: Grid, source: Grid | None) -> list[str]:
     notes = []
     if qform_code > 0 and not _same(qform, qform_before):
         if _is_sheared(qform) and own_qform:
-            notes.append("a qform cannot hold a shear: it is the nearest rotation; the sform is exact")
+            notes.append(
+                "a qform cannot hold a shear: it is the nearest rotation; the sform is exact"
+            )
         elif _is_sheared(qform):
             if sform_code <= 0:
-                notes.append("a qform cannot hold a shear: the affine is written as sform, under the same code")
+                notes.append(
+                    "a qform cannot hold a shear: the affine is written as sform, under the same code"
+                )
                 sform_code = qform_code
             qform_code = 0
         if qform_code > 0:
@@ -203,7 +217,9 @@ def _in_nifti_unit(grid: Grid) -> tuple[Grid, int]:
     spacing = grid.spacing
     if spacing is not None:
         spacing = (spacing[0] * factor, spacing[1] * factor, spacing[2] * factor)
-    affine, qform = (None if matrix is None else scaling @ matrix for matrix in (grid.affine, grid.qform))
+    affine, qform = (
+        None if matrix is None else scaling @ matrix for matrix in (grid.affine, grid.qform)
+    )
     return Grid(spacing, unit, affine, qform), codes[unit]
 
 

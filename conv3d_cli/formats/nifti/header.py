@@ -112,17 +112,27 @@ def read_header(read: Callable[[int], bytes], path: str, pair: bool) -> Any:
     order, length = ("<", little) if little in (348, 540) else (">", big)
     block = start + read(length - 4)
     if len(block) < length:
-        raise FormatError(f"cannot read {path}: truncated: a header has {length} bytes, the file {len(block)}")
+        raise FormatError(
+            f"cannot read {path}: truncated: a header has {length} bytes, the file {len(block)}"
+        )
     version = 1 if length == 348 else 2
     magic = block[344:348] if version == 1 else block[4:8]
     single, half = f"n+{version}\0".encode(), f"ni{version}\0".encode()
     if magic not in (single, half):
         hint = "; it may be Analyze 7.5: convert it to NIfTI" if pair and version == 1 else ""
-        raise FormatError(f"cannot read {path}: not NIfTI-{version}: its magic is {magic!r}, not {single!r}{hint}")
+        raise FormatError(
+            f"cannot read {path}: not NIfTI-{version}: its magic is {magic!r}, not {single!r}{hint}"
+        )
     if version == 2 and block[8:12] not in (b"\r\n\x1a\n", bytes(4)):
-        raise FormatError(f"cannot read {path}: corrupt: its line ends were changed, as by a copy in text mode")
+        raise FormatError(
+            f"cannot read {path}: corrupt: its line ends were changed, as by a copy in text mode"
+        )
     if pair != (magic == half):
-        cure = "it holds its own voxels: name it .nii" if pair else "its voxels are in another file: name it .hdr"
+        cure = (
+            "it holds its own voxels: name it .nii"
+            if pair
+            else "its voxels are in another file: name it .hdr"
+        )
         raise FormatError(f"cannot read {path}: by its magic {magic!r} {cure}")
     return header_class(version, pair)(block, order, check=False)
 
@@ -144,17 +154,25 @@ def read_layout(header: Any, path: str) -> tuple[tuple[int, ...], np.dtype[Any],
             "mri_surf2surf"
         )
     if min(sizes) < 1:
-        raise FormatError(f"cannot read {path}: its header is damaged: an axis has at least 1 voxel, dim is {sizes}")
+        raise FormatError(
+            f"cannot read {path}: its header is damaged: an axis has at least 1 voxel, dim is {sizes}"
+        )
     if rank == 1:
-        raise FormatError(f"cannot read {path}: it has 1 axis of {sizes[0]} values; a volume has 2 or 3 axes of space")
+        raise FormatError(
+            f"cannot read {path}: it has 1 axis of {sizes[0]} values; a volume has 2 or 3 axes of space"
+        )
     code, bits = int(header["datatype"]), int(header["bitpix"])
     samples = RGB_SAMPLES.get(code, 0)
     if not samples and code not in DATATYPES:
         name = {0: " (unknown)", 1: " (binary)"}.get(code, "")
-        raise FormatError(f"cannot read {path}: its datatype {code}{name} is not supported; convert it to float32")
+        raise FormatError(
+            f"cannot read {path}: its datatype {code}{name} is not supported; convert it to float32"
+        )
     stored = np.dtype(np.uint8 if samples else DATATYPES[code])
     if code == 1536 and stored.itemsize != 16:
-        raise FormatError(f"cannot read {path}: its datatype 1536 (float128) is unknown to this machine; convert it")
+        raise FormatError(
+            f"cannot read {path}: its datatype 1536 (float128) is unknown to this machine; convert it"
+        )
     real_dtype(stored, path)
     expected = 8 * stored.itemsize * max(1, samples)
     if bits != expected:
@@ -210,7 +228,9 @@ def read_scale(header: Any, path: str) -> tuple[float, float]:
     return slope, intercept
 
 
-def read_extensions(read: Callable[[int], bytes], header: Any, end: int, path: str, pair: bool) -> Extensions:
+def read_extensions(
+    read: Callable[[int], bytes], header: Any, end: int, path: str, pair: bool
+) -> Extensions:
     """The extensions that follow a header, as (code, content) with all padding.
 
     end : int       no extension reaches beyond this byte of the file
@@ -315,9 +335,18 @@ def output_header(volume: VolumeHeader, axes: Axes, pair: bool) -> tuple[Any, li
     header = header_class(version, pair)(endianness="<")
     if source is not None:
         for field in header:
-            if field in source.header and field not in ("sizeof_hdr", "magic", "eol_check", "vox_offset"):
+            if field in source.header and field not in (
+                "sizeof_hdr",
+                "magic",
+                "eol_check",
+                "vox_offset",
+            ):
                 header[field] = source.header[field]
-    if source is None or source.header["dim"][0] != sizes[0] or any(source.size(d) != sizes[d] for d in range(1, 8)):
+    if (
+        source is None
+        or source.header["dim"][0] != sizes[0]
+        or any(source.size(d) != sizes[d] for d in range(1, 8))
+    ):
         header["dim"] = sizes
     rgb = axes.letters.endswith("s")
     samples = axes.size("s")
@@ -326,7 +355,11 @@ def output_header(volume: VolumeHeader, axes: Axes, pair: bool) -> tuple[Any, li
     header["bitpix"] = 8 * volume.dtype.itemsize * samples
     header["scl_slope"], header["scl_inter"] = volume.scale
     header["cal_min"], header["cal_max"] = 0, 0
-    if volume.components or source is None or (axes.canonical_shape[4], rgb) != (source.channels, source.rgb):
+    if (
+        volume.components
+        or source is None
+        or (axes.canonical_shape[4], rgb) != (source.channels, source.rgb)
+    ):
         header["intent_code"] = VECTOR_INTENT if axes.size("c") > 1 else 0
         header["intent_name"] = b""
         header["intent_p1"] = header["intent_p2"] = header["intent_p3"] = 0
@@ -352,7 +385,9 @@ def _write_components(header: Any, components: tuple[str, ...], channels: int) -
         header["intent_p1"], header["intent_p2"] = channels // len(components), len(components)
     places = ["wxhydz".find(letter) // 2 for letter in letters]
     if places != sorted(places):
-        return [f"readers of NIfTI take components in the order x, y, z, and these are {', '.join(letters)}: see axis="]
+        return [
+            f"readers of NIfTI take components in the order x, y, z, and these are {', '.join(letters)}: see axis="
+        ]
     return []
 
 
@@ -368,7 +403,11 @@ def _dtype_error(dtype: np.dtype[Any]) -> WriteError:
         "int64": "most readers of NIfTI refuse int64; pass --dtype int32 or float64",
         "uint64": "most readers of NIfTI refuse uint64; pass --dtype uint32 or float64",
     }
-    return WriteError(cures.get(dtype.name, f"NIfTI volumes of {dtype.name} are not written; pass --dtype float64"))
+    return WriteError(
+        cures.get(
+            dtype.name, f"NIfTI volumes of {dtype.name} are not written; pass --dtype float64"
+        )
+    )
 
 
 def _slices_changed(volume: VolumeHeader, source: NiftiSource, sizes: list[int]) -> bool:
@@ -388,7 +427,11 @@ def _slices_changed(volume: VolumeHeader, source: NiftiSource, sizes: list[int])
 
 def read_history(extensions: Extensions) -> tuple[str, ...]:
     """The lines of history among the comments that follow a header."""
-    texts = (content.rstrip(b"\0").decode(errors="replace") for code, content in extensions if code == COMMENT_CODE)
+    texts = (
+        content.rstrip(b"\0").decode(errors="replace")
+        for code, content in extensions
+        if code == COMMENT_CODE
+    )
     return tuple(text for text in texts if is_history(text))
 
 

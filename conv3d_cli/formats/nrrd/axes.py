@@ -48,9 +48,15 @@ def read_axes(header: NrrdHeader) -> list[AxisFacts]:
     facts = []
     texts = {name: header.texts(name) or [""] * rank for name in ("labels", "units")}
     words = {name: header.words(name) or [""] * rank for name in ("kinds", "centers")}
-    numbers = {name: header.numbers(name) or [math.nan] * rank for name in ("thicknesses", "spacings", "axis mins")}
+    numbers = {
+        name: header.numbers(name) or [math.nan] * rank
+        for name in ("thicknesses", "spacings", "axis mins")
+    }
     for i in range(rank):
-        kind, sampling = words["kinds"][i], Sampling(numbers["spacings"][i], numbers["axis mins"][i], texts["units"][i])
+        kind, sampling = (
+            words["kinds"][i],
+            Sampling(numbers["spacings"][i], numbers["axis mins"][i], texts["units"][i]),
+        )
         direction = None if directions is None else directions[i]
         if space.time and direction is not None and not any(direction[:3]) and direction[3]:
             kind = kind if kind.lower() == "time" else "time"
@@ -58,7 +64,9 @@ def read_axes(header: NrrdHeader) -> list[AxisFacts]:
             origin = (header.vectors("space origin", space.dimension, 1) or [None])[0]
             sampling = Sampling(direction[3], math.nan if origin is None else origin[3], unit)
         elif words["centers"][i].lower() != "node":
-            sampling = sampling._replace(first=sampling.first + sampling.step / 2)  # of the voxel, not of its edge
+            sampling = sampling._replace(
+                first=sampling.first + sampling.step / 2
+            )  # of the voxel, not of its edge
         facts.append(
             AxisFacts(
                 "" if kind == "???" else kind, texts["labels"][i], words["centers"][i].replace("???", ""),
@@ -68,7 +76,9 @@ def read_axes(header: NrrdHeader) -> list[AxisFacts]:
     return facts
 
 
-def axis_letters(header: NrrdHeader, facts: Sequence[AxisFacts], channels_first: bool) -> tuple[str, list[str]]:
+def axis_letters(
+    header: NrrdHeader, facts: Sequence[AxisFacts], channels_first: bool
+) -> tuple[str, list[str]]:
     """A letter for each axis, the fastest first, and notes on what had to be guessed.
 
     Axes of space are x, y, z in the order in which they stand. A fourth without a kind is time, channels under
@@ -93,12 +103,16 @@ def axis_letters(header: NrrdHeader, facts: Sequence[AxisFacts], channels_first:
         return None
 
     spatial = [is_space(i) for i in range(rank)]
-    named, unnamed = ([i for i in range(rank) if spatial[i] is is_known] for is_known in (True, None))
+    named, unnamed = (
+        [i for i in range(rank) if spatial[i] is is_known] for is_known in (True, None)
+    )
     space = sorted((named + unnamed)[:3])
     for letter, i in zip("xyz", space, strict=False):
         letters[i] = letter
     if len(space) < 2:
-        raise header.error(f"it has {len(space)} axes of space, and two at least are needed; name its axes with --axes")
+        raise header.error(
+            f"it has {len(space)} axes of space, and two at least are needed; name its axes with --axes"
+        )
     for i in range(rank):
         if not letters[i] and facts[i].kind.lower() not in (*UNKNOWN, *DOMAIN, "time"):
             color = COLORS.get(facts[i].kind.lower()) == header.sizes()[i] and i == 0
@@ -108,9 +122,16 @@ def axis_letters(header: NrrdHeader, facts: Sequence[AxisFacts], channels_first:
         if letters[i]:
             continue
         label = facts[i].label
-        if facts[i].kind.lower() == "list" and len(label) == 1 and label in BATCH and label not in letters:
+        if (
+            facts[i].kind.lower() == "list"
+            and len(label) == 1
+            and label in BATCH
+            and label not in letters
+        ):
             letters[i] = label
-        elif facts[i].kind.lower() in ("list", "none") or (spatial[i] is False and facts[i].kind == ""):
+        elif facts[i].kind.lower() in ("list", "none") or (
+            spatial[i] is False and facts[i].kind == ""
+        ):
             channel = not any(a in letters for a in CHANNEL)
             letters[i] = "c" if channel else next(a for a in BATCH[1:] if a not in letters)
         else:

@@ -29,9 +29,23 @@ from conv3d_cli.formats.base import (
 from conv3d_cli.formats.codecs import codec_named
 from conv3d_cli.formats.nrrd.axes import AxisFacts, axis_letters, kind_of, output_letters, read_axes
 from conv3d_cli.formats.nrrd.grid import Space, grid_fields, read_grid, read_space
-from conv3d_cli.formats.nrrd.header import NrrdHeader, header_text, number, quoted, read_header, type_name
+from conv3d_cli.formats.nrrd.header import (
+    NrrdHeader,
+    header_text,
+    number,
+    quoted,
+    read_header,
+    type_name,
+)
 from conv3d_cli.formats.packed import PackedStream, PackedWriter, open_packed
-from conv3d_cli.model.volume import SPATIAL, Axes, VolumeHeader, VolumeReader, VolumeWriter, is_history
+from conv3d_cli.model.volume import (
+    SPATIAL,
+    Axes,
+    VolumeHeader,
+    VolumeReader,
+    VolumeWriter,
+    is_history,
+)
 from conv3d_cli.system.atomic import AtomicFile, suffix_of, write_errors
 from conv3d_cli.system.inputs import check_input
 
@@ -80,12 +94,18 @@ def open_nrrd(path: str, *, axes: str | None = None, channels_first: bool = Fals
     for name in header.unknown:
         more.append(f"its field '{name}' is none of NRRD's: it is left out")
     if "old min" in header.fields:
-        more.append("its values stand for others ('old min', 'old max'): they are used as they are stored")
+        more.append(
+            "its values stand for others ('old min', 'old max'): they are used as they are stored"
+        )
     keys = dict(header.keys)
     history = tuple(line for line in keys.get(HISTORY, "").split("\n") if is_history(line))
     own = dict(zip(reversed(stored.letters), facts, strict=True))
     source = NrrdSource(
-        stored, own, read_space(header), {name: header.fields[name] for name in KEPT if name in header.fields}, keys
+        stored,
+        own,
+        read_space(header),
+        {name: header.fields[name] for name in KEPT if name in header.fields},
+        keys,
     )
     dtype = header.dtype()
     volume = VolumeHeader(
@@ -118,7 +138,8 @@ def _voxel_file(header: NrrdHeader) -> str:
     if not name or name == "LOCAL":
         if not header.attached:
             raise header.error(
-                "truncated: its header has no end, and names no 'data file'" + _leftover_pair(header.path)
+                "truncated: its header has no end, and names no 'data file'"
+                + _leftover_pair(header.path)
             )
         return header.path
     words = name.split()
@@ -128,7 +149,9 @@ def _voxel_file(header: NrrdHeader) -> str:
             f"unu save -f nrrd -i {os.path.basename(header.path)} -o one.nrrd"
         )
     if "://" in name or name == "-":
-        raise header.error(f"its voxels are not in a file beside it, but at {name[:80]}; save them as one file")
+        raise header.error(
+            f"its voxels are not in a file beside it, but at {name[:80]}; save them as one file"
+        )
     return os.path.join(os.path.dirname(header.path), name)
 
 
@@ -158,7 +181,9 @@ def _open_voxels(header: NrrdHeader, volume: VolumeHeader, stored: np.dtype[Any]
         if encoding == "raw":
             offset = size - nbytes if skip == -1 else start + skip
             if offset < 0:
-                raise header.error(f"truncated: its header promises {nbytes} bytes of voxels, {path} has {size}")
+                raise header.error(
+                    f"truncated: its header promises {nbytes} bytes of voxels, {path} has {size}"
+                )
             reader: VolumeReader = RawReader(file, volume, path, stored, offset)
             opened.pop_all()
             return reader
@@ -195,7 +220,11 @@ def output_names(path: str) -> tuple[str, ...]:
 
 
 def create_nrrd(
-    path: str, header: VolumeHeader, *, overwrite: bool = False, options: OutputOptions = DEFAULT_OPTIONS
+    path: str,
+    header: VolumeHeader,
+    *,
+    overwrite: bool = False,
+    options: OutputOptions = DEFAULT_OPTIONS,
 ) -> VolumeWriter:
     """Start a NRRD file, or a detached header with its voxels.
 
@@ -204,7 +233,9 @@ def create_nrrd(
     packs = options.compression != "none"
     names = output_names(path)
     if packs and len(names) == 2:
-        raise SpecError(f"cannot write {path}: --compression is for .nrrd, and .nhdr is written raw; leave it out")
+        raise SpecError(
+            f"cannot write {path}: --compression is for .nrrd, and .nhdr is written raw; leave it out"
+        )
     fields, keys, notes = output_fields(path, header, "gzip" if packs else "raw")
     if len(names) == 2:
         fields["data file"] = os.path.basename(names[1])
@@ -222,9 +253,13 @@ def create_nrrd(
         writer: VolumeWriter
         if packs:
             assert GZIP is not None
-            writer = PackedWriter(opened[0], header, path, b"", stored, GZIP, options.gz_level, options.threads)
+            writer = PackedWriter(
+                opened[0], header, path, b"", stored, GZIP, options.gz_level, options.threads
+            )
         else:
-            writer = RawWriter(opened[0], header, names[-1], 0 if len(names) == 2 else len(text), stored)
+            writer = RawWriter(
+                opened[0], header, names[-1], 0 if len(names) == 2 else len(text), stored
+            )
         if len(names) == 2:
             writer = PairWriter(writer, opened[1])
     except BaseException:
@@ -235,7 +270,9 @@ def create_nrrd(
     return writer
 
 
-def output_fields(path: str, header: VolumeHeader, encoding: str) -> tuple[dict[str, str], dict[str, str], list[str]]:
+def output_fields(
+    path: str, header: VolumeHeader, encoding: str
+) -> tuple[dict[str, str], dict[str, str], list[str]]:
     """The fields and key/value pairs of an output, and notes. Raises: WriteError."""
     if math.prod(header.shape) == 0:
         raise WriteError(f"cannot write {path}: NRRD holds no empty volume, shape {header.shape}")
@@ -248,14 +285,20 @@ def output_fields(path: str, header: VolumeHeader, encoding: str) -> tuple[dict[
     letters = header.axes.letters[::-1]
     facts = [_facts_of(letter, header.axes, source) for letter in letters]
     known = dict(zip(letters, facts, strict=True))
-    others = {a: fact.sampling for a, fact in known.items() if a not in SPATIAL and not math.isnan(fact.sampling.step)}
+    others = {
+        a: fact.sampling
+        for a, fact in known.items()
+        if a not in SPATIAL and not math.isnan(fact.sampling.step)
+    }
     nodes = {a for a, fact in known.items() if fact.center.lower() == "node"}
     fields = {
         "type": type_name(dtype, path),
         "dimension": str(len(letters)),
         "sizes": " ".join(map(str, header.axes.shape[::-1])),
     }
-    fields |= grid_fields(header.grid, letters, None if source is None else source.space, others, nodes)
+    fields |= grid_fields(
+        header.grid, letters, None if source is None else source.space, others, nodes
+    )
     fields["kinds"] = " ".join(fact.kind or "???" for fact in facts)
     if any(fact.label for fact in facts):
         fields["labels"] = quoted(fact.label for fact in facts)

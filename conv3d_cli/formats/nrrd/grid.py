@@ -86,12 +86,16 @@ def read_directions(header: NrrdHeader, space: Space) -> list[list[float] | None
     Raises: FormatError.
     """
     if header.fields.get("space directions") and not space.dimension:
-        raise header.error("it has 'space directions' and no 'space' or 'space dimension' that they lie in")
+        raise header.error(
+            "it has 'space directions' and no 'space' or 'space dimension' that they lie in"
+        )
     found = header.vectors("space directions", space.dimension)
     if found is None:
         return None
     # some programs write vectors of NaN for "none"
-    return [None if step is None or all(math.isnan(part) for part in step) else step for step in found]
+    return [
+        None if step is None or all(math.isnan(part) for part in step) else step for step in found
+    ]
 
 
 def read_grid(header: NrrdHeader, places: Mapping[str, int]) -> tuple[Grid, list[str]]:
@@ -109,13 +113,20 @@ def read_grid(header: NrrdHeader, places: Mapping[str, int]) -> tuple[Grid, list
 
 
 def _oriented(
-    header: NrrdHeader, space: Space, directions: Sequence[Sequence[float] | None], places: Mapping[str, int]
+    header: NrrdHeader,
+    space: Space,
+    directions: Sequence[Sequence[float] | None],
+    places: Mapping[str, int],
 ) -> tuple[Grid, list[str]]:
     if space.dimension not in (2, 3) and not space.time:
-        return Grid(), [f"its space has {space.dimension} dimensions: voxel sizes and places are left out"]
+        return Grid(), [
+            f"its space has {space.dimension} dimensions: voxel sizes and places are left out"
+        ]
     steps = [directions[place] for place in places.values()]
     if any(step is None or any(step[3:]) for step in steps):
-        return Grid(), ["some axis of space has no direction in space: voxel sizes and places are left out"]
+        return Grid(), [
+            "some axis of space has no direction in space: voxel sizes and places are left out"
+        ]
     size = min(space.dimension, 3)
     affine = np.eye(4)
     for letter, place in places.items():
@@ -164,7 +175,9 @@ def _spaced(header: NrrdHeader, places: Mapping[str, int]) -> tuple[Grid, list[s
         if math.isnan(step):
             return Grid(), []
         if not 0 < abs(step) <= LARGEST or abs(low) > LARGEST:
-            raise header.error(f"its spacing along {letter} has no meaning: {step:g}, from {low:g} on")
+            raise header.error(
+                f"its spacing along {letter} has no meaning: {step:g}, from {low:g} on"
+            )
         steps[letter] = step
         # a minimum is the edge of the first voxel, unless voxels are points
         firsts[letter] = 0.0 if math.isnan(low) else low if node else low + step / 2
@@ -177,7 +190,9 @@ def _spaced(header: NrrdHeader, places: Mapping[str, int]) -> tuple[Grid, list[s
     return Grid((abs(d), abs(h), abs(w)), unit, affine), notes
 
 
-def _units(texts: Sequence[str] | None, chosen: Sequence[int]) -> tuple[str | None, list[float], list[str]]:
+def _units(
+    texts: Sequence[str] | None, chosen: Sequence[int]
+) -> tuple[str | None, list[float], list[str]]:
     """The unit of the chosen entries, the factors that bring each to the first one's, and a note where it is none of ours."""
     named = [] if texts is None else [texts[i] for i in chosen]
     if not any(named):
@@ -186,8 +201,16 @@ def _units(texts: Sequence[str] | None, chosen: Sequence[int]) -> tuple[str | No
     first = units[0]
     if first is None or None in units:
         odd = next(text for text, unit in zip(named, units, strict=True) if unit is None)
-        return None, [1.0] * len(chosen), [f"its unit '{odd[:30]}' is no unit of length: voxel sizes have none"]
-    return first, [1.0 if u == first else UNITS[u] / UNITS[first] for u in units if u is not None], []
+        return (
+            None,
+            [1.0] * len(chosen),
+            [f"its unit '{odd[:30]}' is no unit of length: voxel sizes have none"],
+        )
+    return (
+        first,
+        [1.0 if u == first else UNITS[u] / UNITS[first] for u in units if u is not None],
+        [],
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -195,7 +218,11 @@ def _units(texts: Sequence[str] | None, chosen: Sequence[int]) -> tuple[str | No
 
 
 def grid_fields(
-    grid: Grid, letters: str, space: Space | None, others: Mapping[str, Sampling], nodes: Container[str]
+    grid: Grid,
+    letters: str,
+    space: Space | None,
+    others: Mapping[str, Sampling],
+    nodes: Container[str],
 ) -> dict[str, str]:
     """The fields that say where voxels lie.
 
@@ -235,13 +262,16 @@ def grid_fields(
         steps = grid.spacing[::-1] if grid.affine is None else np.diag(grid.affine)[:3].tolist()
         firsts = (math.nan,) * 3 if grid.affine is None else grid.affine[:3, 3].tolist()
         own = zip("xyz", steps, firsts, strict=True)
-        samplings |= {a: Sampling(step, first, grid.unit or "") for a, step, first in own if a in letters}
+        samplings |= {
+            a: Sampling(step, first, grid.unit or "") for a, step, first in own if a in letters
+        }
     if samplings:
         known = [samplings.get(a, UNSAMPLED) for a in letters]
         fields["spacings"] = " ".join(number(one.step) for one in known)
         if any(one.first and not math.isnan(one.first) for one in known):
             edges = [
-                one.first if a in nodes else one.first - one.step / 2 for a, one in zip(letters, known, strict=True)
+                one.first if a in nodes else one.first - one.step / 2
+                for a, one in zip(letters, known, strict=True)
             ]
             fields["axis mins"] = " ".join(map(number, edges))
         if any(one.unit for one in known):

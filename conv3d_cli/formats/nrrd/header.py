@@ -26,7 +26,9 @@ FIELDS = (
     "labels", "units", "kinds", "space", "space dimension", "space units", "space origin", "space directions",
     "measurement frame",
 )  # fmt: skip
-ALIASES = {"centerings": "centers"} | {name.replace(" ", ""): name for name in FIELDS if " " in name}
+ALIASES = {"centerings": "centers"} | {
+    name.replace(" ", ""): name for name in FIELDS if " " in name
+}
 
 # the first name of each is the one that is written
 TYPES: dict[str, tuple[str, ...]] = {
@@ -37,7 +39,15 @@ TYPES: dict[str, tuple[str, ...]] = {
     "u4": ("unsigned int", "uint", "uint32", "uint32_t"),
     "i4": ("int", "signed int", "int32", "int32_t"),
     "u8": ("unsigned long long int", "ulonglong", "unsigned long long", "uint64", "uint64_t"),
-    "i8": ("long long int", "longlong", "long long", "signed long long", "signed long long int", "int64", "int64_t"),
+    "i8": (
+        "long long int",
+        "longlong",
+        "long long",
+        "signed long long",
+        "signed long long int",
+        "int64",
+        "int64_t",
+    ),
     "f4": ("float",),
     "f8": ("double",),
 }
@@ -78,7 +88,9 @@ class NrrdHeader:
         if default is not None and not text:
             return default
         if not re.fullmatch(r"[+-]?\d{1,18}", text) or int(text) < least:
-            raise self.error(f"'{name}' must be a whole number from {least} on, received '{shortened(text)}'")
+            raise self.error(
+                f"'{name}' must be a whole number from {least} on, received '{shortened(text)}'"
+            )
         return int(text)
 
     def sizes(self) -> tuple[int, ...]:
@@ -87,7 +99,9 @@ class NrrdHeader:
         words = self.need("sizes").split()
         if rank > MOST_AXES:
             raise self.error(f"a NRRD has at most {MOST_AXES} axes, its header says {rank}")
-        if len(words) != rank or not all(re.fullmatch(r"\d{1,18}", word) and int(word) > 0 for word in words):
+        if len(words) != rank or not all(
+            re.fullmatch(r"\d{1,18}", word) and int(word) > 0 for word in words
+        ):
             raise self.error(
                 f"'sizes' must be {rank} whole numbers from 1 on, received '{shortened(self.fields['sizes'])}'"
             )
@@ -122,18 +136,26 @@ class NrrdHeader:
         text = self.fields.get(name, "")
         if not re.fullmatch(r'(\s*"(?:[^"\\]|\\.)*")*\s*', text):
             raise self.error(f"'{name}' must be texts in quotes, received '{shortened(text)}'")
-        return self._counted(name, [unescaped(part, '"') for part in re.findall(r'"((?:[^"\\]|\\.)*)"', text)], count)
+        return self._counted(
+            name, [unescaped(part, '"') for part in re.findall(r'"((?:[^"\\]|\\.)*)"', text)], count
+        )
 
-    def vectors(self, name: str, length: int, count: int | None = None) -> list[list[float] | None] | None:
+    def vectors(
+        self, name: str, length: int, count: int | None = None
+    ) -> list[list[float] | None] | None:
         """A vector of `length` numbers, or None for "none", for each axis or `count` of them. Raises: FormatError."""
         text = self.fields.get(name, "")
         if not re.fullmatch(r"(\s*(none|\([^()]*\)))*\s*", text):
-            raise self.error(f"'{name}' must be vectors such as (1,0,0), received '{shortened(text)}'")
+            raise self.error(
+                f"'{name}' must be vectors such as (1,0,0), received '{shortened(text)}'"
+            )
         found: list[list[float] | None] = []
         for part in re.findall(r"none|\([^()]*\)", text):
             words = part.strip("()").split(",")
             if part != "none" and len(words) != length:
-                raise self.error(f"'{name}' must hold vectors of {length} numbers, received {shortened(part)}")
+                raise self.error(
+                    f"'{name}' must hold vectors of {length} numbers, received {shortened(part)}"
+                )
             found.append(None if part == "none" else [self._number(name, word) for word in words])
         return self._counted(name, found, count)
 
@@ -149,7 +171,9 @@ class NrrdHeader:
         try:
             return float(word)
         except ValueError:
-            raise self.error(f"'{name}' must hold numbers, received '{shortened(word.strip())}'") from None
+            raise self.error(
+                f"'{name}' must hold numbers, received '{shortened(word.strip())}'"
+            ) from None
 
 
 def shortened(text: str) -> str:
@@ -162,16 +186,22 @@ def read_header(file: BinaryIO, path: str) -> NrrdHeader:
     """Read the header at the start of a file, which is left where voxels begin. Raises: FormatError."""
     magic = file.readline(32).rstrip(b"\r\n")
     if not re.fullmatch(rb"NRRD000\d", magic):
-        raise FormatError(f"cannot read {path}: not a NRRD file: it does not begin with NRRD0001 to NRRD0005")
+        raise FormatError(
+            f"cannot read {path}: not a NRRD file: it does not begin with NRRD0001 to NRRD0005"
+        )
     if magic[-1:] not in b"12345":
-        raise FormatError(f"cannot read {path}: NRRD of version {magic[-1:].decode()}, and 1 to 5 are known")
+        raise FormatError(
+            f"cannot read {path}: NRRD of version {magic[-1:].decode()}, and 1 to 5 are known"
+        )
     fields: dict[str, str] = {}
     keys: dict[str, str] = {}
     unknown = []
     attached = False
     while line := file.readline(MOST_BYTES):
         if file.tell() > MOST_BYTES:
-            raise FormatError(f"cannot read {path}: its header has no end within {MOST_BYTES >> 20} MiB")
+            raise FormatError(
+                f"cannot read {path}: its header has no end within {MOST_BYTES >> 20} MiB"
+            )
         # text of other encodings passes through unchanged
         text = line.rstrip(b"\r\n").decode("utf-8", "surrogateescape")
         if not text:
@@ -181,7 +211,9 @@ def read_header(file: BinaryIO, path: str) -> NrrdHeader:
             continue
         colon = text.find(":")
         if colon < 1:
-            raise FormatError(f"cannot read {path}: its header is damaged: '{shortened(text)}' is no field")
+            raise FormatError(
+                f"cannot read {path}: its header is damaged: '{shortened(text)}' is no field"
+            )
         pair = text.find(":=")
         plain = text.find(": ")
         if pair > 0 and (plain < 0 or pair < plain):
@@ -193,7 +225,9 @@ def read_header(file: BinaryIO, path: str) -> NrrdHeader:
             unknown.append(shortened(name))
             continue
         if name in fields:
-            raise FormatError(f"cannot read {path}: its header is damaged: it has the field '{name}' twice")
+            raise FormatError(
+                f"cannot read {path}: its header is damaged: it has the field '{name}' twice"
+            )
         fields[name] = text[colon + 1 :].strip()
         if name == "data file" and fields[name].split()[:1] == ["LIST"]:
             break  # names of files follow to the end

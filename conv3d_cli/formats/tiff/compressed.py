@@ -30,7 +30,9 @@ DEFLATE, OLD_DEFLATE, ZSTD = 8, 32946, 50000  # TIFF's numbers
 COMPRESSIONS = {"deflate": DEFLATE, "zstd": ZSTD}
 HORIZONTAL = 2  # the predictor for integers
 MSB_FIRST = 1  # the order of bits in all but old fax files
-STRIP_BYTES = 1 << 18  # of voxels in a strip, what tifffile takes, too; part of what decides an output's bytes
+STRIP_BYTES = (
+    1 << 18
+)  # of voxels in a strip, what tifffile takes, too; part of what decides an output's bytes
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -43,7 +45,9 @@ def unpack_deflate(data: bytes, size: int) -> bytes:
 
     stream = isal_zlib.decompressobj()
     values: bytes = stream.decompress(data, size)
-    if not stream.eof and not stream.decompress(stream.unconsumed_tail, 1) and not stream.eof:  # the checksum follows
+    if (
+        not stream.eof and not stream.decompress(stream.unconsumed_tail, 1) and not stream.eof
+    ):  # the checksum follows
         raise ValueError("its deflate stream breaks off")
     return values
 
@@ -133,7 +137,9 @@ def _pack(data: memoryview, compression: int, level: int) -> bytes:
     return packed if len(packed) < len(data) else zlib.compress(data, 0)
 
 
-def ahead(pool: Executor, function: Callable[[Any], Any], items: Iterable[Any], count: int) -> Iterator[Any]:
+def ahead(
+    pool: Executor, function: Callable[[Any], Any], items: Iterable[Any], count: int
+) -> Iterator[Any]:
     """function(item) for each item, in order; no more than `count` are begun before they are asked for."""
     begun: collections.deque[Future[Any]] = collections.deque()
     for item in items:
@@ -178,7 +184,12 @@ class PackedStackWriter(VolumeWriter):
         import tifffile
 
         self.output, self.header, self.path = output, header, path
-        self._axes, self._dtype, self._code, self._level = axes, dtype, COMPRESSIONS[compression], level
+        self._axes, self._dtype, self._code, self._level = (
+            axes,
+            dtype,
+            COMPRESSIONS[compression],
+            level,
+        )
         self._page_shape = tuple(axes.size(a) for a in axes.letters if a in "yxs")
         self._rows = strip_rows(self._page_shape, dtype)
         self._first = first
@@ -196,7 +207,9 @@ class PackedStackWriter(VolumeWriter):
             **page,
         }
         with write_errors(path):
-            self._tiff = tifffile.TiffWriter(output.file, bigtiff=big, byteorder="<", ome=False, shaped=False)
+            self._tiff = tifffile.TiffWriter(
+                output.file, bigtiff=big, byteorder="<", ome=False, shaped=False
+            )
 
     def write(self, n: int, depth_start: int, channel_start: int, block: Array) -> None:
         start = first_voxel(self._axes, n, depth_start, channel_start)
@@ -210,13 +223,17 @@ class PackedStackWriter(VolumeWriter):
         where = values.ndim - len(self._page_shape)
         pages = [values[index] for index in np.ndindex(*values.shape[:where])]
         height = self._page_shape[0]
-        strips = (page[row : row + self._rows] for page in pages for row in range(0, height, self._rows))
+        strips = (
+            page[row : row + self._rows] for page in pages for row in range(0, height, self._rows)
+        )
         packed = ahead(self._pool, self._pack_strip, strips, 2 * self._workers)
         with write_errors(self.path):
             for _ in pages:
                 own = self._first if self._next == 0 else {}
                 try:
-                    self._tiff.write(islice(packed, -(-height // self._rows)), **{**self._page, **own})
+                    self._tiff.write(
+                        islice(packed, -(-height // self._rows)), **{**self._page, **own}
+                    )
                 except (ValueError, RuntimeError) as error:
                     raise WriteError(f"cannot write {self.path}: {error}") from error
                 self._next += 1

@@ -75,7 +75,11 @@ def read_directories(path: str) -> list[Directory]:
             seen.add(offset)
             file.seek(min(offset, size))
             head = file.read(struct.calcsize(order + count_format))
-            count = struct.unpack(order + count_format, head)[0] if len(head) == struct.calcsize(count_format) else 0
+            count = (
+                struct.unpack(order + count_format, head)[0]
+                if len(head) == struct.calcsize(count_format)
+                else 0
+            )
             entries = file.read(min(count, MOST_TAGS) * struct.calcsize(order + entry_format))
             tail = file.read(struct.calcsize(next_format))
             if not 0 < count <= MOST_TAGS or len(tail) < struct.calcsize(next_format):
@@ -85,7 +89,11 @@ def read_directories(path: str) -> list[Directory]:
             tags = list(struct.iter_unpack(order + entry_format, entries))
             for code, kind, count, value in tags:
                 length = count * TYPE_BYTES.get(kind, 1)
-                if code in NEEDED_TAGS and length > len(value) and _pointer(order, value) + length > size:
+                if (
+                    code in NEEDED_TAGS
+                    and length > len(value)
+                    and _pointer(order, value) + length > size
+                ):
                     raise FormatError(
                         f"cannot read {path}: truncated or damaged: {page} points beyond the end of the file ({size} bytes)"
                     )
@@ -100,7 +108,9 @@ def _pointer(order: str, value: bytes) -> int:
     return int.from_bytes(value, "little" if order == "<" else "big")
 
 
-def _layout(file: BinaryIO, order: str, tags: Sequence[tuple[Any, ...]]) -> tuple[tuple[int, ...], ...]:
+def _layout(
+    file: BinaryIO, order: str, tags: Sequence[tuple[Any, ...]]
+) -> tuple[tuple[int, ...], ...]:
     found: dict[int, tuple[int, ...]] = {code: (default,) for code, default in LAYOUT_TAGS.items()}
     for code, kind, count, value in tags:
         if code not in found or kind not in INTEGER_TYPES or not 0 < count <= 64:

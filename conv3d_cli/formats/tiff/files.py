@@ -39,7 +39,10 @@ def input_files(path: str) -> tuple[str, ...]:
 def series_files(series: Any, pages: Sequence[Any], path: str) -> tuple[str, ...]:
     """The files that the pages of a series lie in, and the list that named them."""
     parents = {id(page.parent): page.parent for page in pages}.values()
-    files = [path if parent is series.parent else _shown(parent.filehandle.path, path) for parent in parents]
+    files = [
+        path if parent is series.parent else _shown(parent.filehandle.path, path)
+        for parent in parents
+    ]
     if series.kind == "ndtiff":
         files.append(os.path.join(os.path.dirname(path), NDTIFF_INDEX))
     return tuple(dict.fromkeys(files))
@@ -55,7 +58,9 @@ def check_beside(series: Any, pages: Sequence[Any], path: str) -> None:
         return
     inner = os.path.join(os.path.realpath(os.path.dirname(path)), "")
     for file in series_files(series, pages, path):
-        if not os.path.realpath(file).startswith((inner, os.path.join(os.path.dirname(os.path.realpath(path)), ""))):
+        if not os.path.realpath(file).startswith(
+            (inner, os.path.join(os.path.dirname(os.path.realpath(path)), ""))
+        ):
             raise FormatError(
                 f"cannot read {path}: its list of planes names {file}, which lies outside the file's folder and is not followed"
             )

@@ -19,7 +19,14 @@ from typing import Any
 import numpy as np
 
 from conv3d_cli.errors import FormatError, WriteError
-from conv3d_cli.formats.base import DEFAULT_OPTIONS, OutputOptions, RawReader, RawWriter, VolumeFormat, real_dtype
+from conv3d_cli.formats.base import (
+    DEFAULT_OPTIONS,
+    OutputOptions,
+    RawReader,
+    RawWriter,
+    VolumeFormat,
+    real_dtype,
+)
 from conv3d_cli.formats.tiff import metadata as tiff_metadata
 from conv3d_cli.formats.tiff import ome as tiff_ome
 from conv3d_cli.formats.tiff.compressed import (
@@ -31,7 +38,14 @@ from conv3d_cli.formats.tiff.compressed import (
 from conv3d_cli.formats.tiff.files import check_beside, input_files
 from conv3d_cli.formats.tiff.metadata import Description, TiffMetadata
 from conv3d_cli.formats.tiff.pages import PagedArray
-from conv3d_cli.formats.tiff.series import OpenSeries, dialect_of, mapped_offset, open_series, tiff_errors, value_scale
+from conv3d_cli.formats.tiff.series import (
+    OpenSeries,
+    dialect_of,
+    mapped_offset,
+    open_series,
+    tiff_errors,
+    value_scale,
+)
 from conv3d_cli.model.volume import ArrayReader, Axes, VolumeHeader, VolumeReader, VolumeWriter
 from conv3d_cli.system.atomic import AtomicFile, suffix_of, write_errors
 
@@ -39,7 +53,12 @@ IMAGEJ_DTYPES = ("uint8", "int16", "uint16", "float32")
 CLASSIC_LIMIT = 2**32 - 2**25  # bytes of voxels and directories in a file with 32-bit offsets
 DIRECTORY_BYTES = 400  # of one page, generously
 MINISWHITE, PALETTE = 0, 3
-IMAGEJ_BINARY = ("Info", "info", "Labels", "LUTs")  # metadata in tags of their own, not in the description
+IMAGEJ_BINARY = (
+    "Info",
+    "info",
+    "Labels",
+    "LUTs",
+)  # metadata in tags of their own, not in the description
 SPARE_LETTERS = "taburefghijklmnopqvwd"
 
 
@@ -80,7 +99,13 @@ def open_tiff(path: str, *, axes: str | None = None, channels_first: bool = Fals
             described.grid,
             value_scale(opened),
             "TIFF",
-            TiffMetadata(dialect_of(tiff, series), found, described.units, described.interval, described.items),
+            TiffMetadata(
+                dialect_of(tiff, series),
+                found,
+                described.units,
+                described.interval,
+                described.items,
+            ),
             history=described.history,
         )
         offset = mapped_offset(opened, path)
@@ -91,7 +116,9 @@ def open_tiff(path: str, *, axes: str | None = None, channels_first: bool = Fals
         else:
             file = open(path, "rb")  # noqa: SIM115 - the reader closes it
             try:
-                reader = RawReader(file, header, path, series.dtype.newbyteorder(tiff.byteorder), offset)
+                reader = RawReader(
+                    file, header, path, series.dtype.newbyteorder(tiff.byteorder), offset
+                )
             except BaseException:
                 file.close()
                 raise
@@ -103,7 +130,9 @@ def open_tiff(path: str, *, axes: str | None = None, channels_first: bool = Fals
         raise
 
 
-def _stored_axes(tiff: Any, series: Any, given: str | None, channels_first: bool, path: str) -> tuple[Axes, list[str]]:
+def _stored_axes(
+    tiff: Any, series: Any, given: str | None, channels_first: bool, path: str
+) -> tuple[Axes, list[str]]:
     """Axes of the series, and notes about what had to be guessed.
 
     Raises: FormatError; SpecError for axes given that are none.
@@ -124,11 +153,15 @@ def _stored_axes(tiff: Any, series: Any, given: str | None, channels_first: bool
         names[unnamed[-1]] = "z"
         if len(unnamed) > 1:
             # slower than z: time, or channels where they are said to come first
-            names[unnamed[-2]] = "c" if channels_first and "c" not in letters and "s" not in letters else "i"
+            names[unnamed[-2]] = (
+                "c" if channels_first and "c" not in letters and "s" not in letters else "i"
+            )
         letters = "".join(names)
     named = _different(letters)
     if "y" not in named or "x" not in named:
-        raise FormatError(f"cannot read {path}: its axes are '{series.axes}', shape {shape}; name them with --axes")
+        raise FormatError(
+            f"cannot read {path}: its axes are '{series.axes}', shape {shape}; name them with --axes"
+        )
     if len(unnamed) > 1:
         notes.append(f"the file does not name its axes: read as {named}; --axes says otherwise")
     return Axes(named, shape), notes
@@ -137,7 +170,11 @@ def _stored_axes(tiff: Any, series: Any, given: str | None, channels_first: bool
 def _full_shape(tiff: Any, series: Any) -> tuple[int, ...]:
     """The shape of the first series with its axes of size 1, which tifffile leaves out."""
     # tifffile has either the one or, from 2026.5.2 on, the other
-    whole = series.get_shape(False) if hasattr(series, "get_shape") else tiff.series(squeeze=False)[0].shape
+    whole = (
+        series.get_shape(False)
+        if hasattr(series, "get_shape")
+        else tiff.series(squeeze=False)[0].shape
+    )
     return tuple(int(n) for n in whole)
 
 
@@ -162,7 +199,11 @@ def _describe(opened: OpenSeries, axes: Axes, path: str) -> Description:
         resolution = [page.tags.valueof(code) for code in (282, 283)]
         unit_tag = page.tags.valueof(296)
         if dialect == "ome":
-            found = Description() if image is None else tiff_ome.read_ome(image.image, image.pixels, axes)
+            found = (
+                Description()
+                if image is None
+                else tiff_ome.read_ome(image.image, image.pixels, axes)
+            )
             return replace(found, history=tiff_ome.ome_history(tiff.ome_metadata))
         if dialect == "imagej":
             metadata = dict(tiff.imagej_metadata or {})
@@ -170,7 +211,9 @@ def _describe(opened: OpenSeries, axes: Axes, path: str) -> Description:
                 metadata["LUTs"] = [(page.colormap >> 8).astype(np.uint8)]
             return tiff_metadata.read_imagej(metadata, resolution, unit_tag, axes)
         if dialect == "shaped":
-            return tiff_metadata.read_shaped((tiff.shaped_metadata or ({},))[0], resolution, unit_tag, axes)
+            return tiff_metadata.read_shaped(
+                (tiff.shaped_metadata or ({},))[0], resolution, unit_tag, axes
+            )
     return Description()
 
 
@@ -179,17 +222,25 @@ def _series_notes(opened: OpenSeries) -> list[str]:
     notes = []
     count = image.here if image is not None and series.kind == "ome" else len(tiff.series)
     if count > 1:
-        notes.append(f"the file holds {count} image series: the first is used, shape {series.shape}")
+        notes.append(
+            f"the file holds {count} image series: the first is used, shape {series.shape}"
+        )
     elif count == 0 and image is not None and image.described > 1:
         notes.append(
             f"the file describes {image.described} images in other files: the first is used, shape {series.shape}"
         )
     if series.is_pyramidal:
-        notes.append(f"the file holds {len(series.levels)} levels of resolution: the full one is used")
+        notes.append(
+            f"the file holds {len(series.levels)} levels of resolution: the full one is used"
+        )
     if series.keyframe.photometric == PALETTE and not tiff.is_imagej:
-        notes.append("the file's voxels are numbers of colours in a table; they are used as plain numbers")
+        notes.append(
+            "the file's voxels are numbers of colours in a table; they are used as plain numbers"
+        )
     if series.keyframe.photometric == MINISWHITE:
-        notes.append("the file shows 0 as white; its values are used as they are, and written to be shown as black")
+        notes.append(
+            "the file shows 0 as white; its values are used as they are, and written to be shown as black"
+        )
     return notes
 
 
@@ -218,7 +269,9 @@ class FileLayout:
 class StackWriter(RawWriter):
     """A TIFF volume whose directories are written already; voxels go to their places in any order of slabs."""
 
-    def __init__(self, output: AtomicFile, header: VolumeHeader, path: str, offset: int, layout: FileLayout) -> None:
+    def __init__(
+        self, output: AtomicFile, header: VolumeHeader, path: str, offset: int, layout: FileLayout
+    ) -> None:
         super().__init__(output, header, path, offset, layout.dtype)
         self.stored_axes = layout.axes
 
@@ -239,7 +292,11 @@ def output_letters(letters: str, channels: int, dtype: np.dtype[Any] | None = No
 
 
 def create_tiff(
-    path: str, header: VolumeHeader, *, overwrite: bool = False, options: OutputOptions = DEFAULT_OPTIONS
+    path: str,
+    header: VolumeHeader,
+    *,
+    overwrite: bool = False,
+    options: OutputOptions = DEFAULT_OPTIONS,
 ) -> VolumeWriter:
     """Start a TIFF file.
 
@@ -266,7 +323,9 @@ def create_tiff(
         raise
     notes = [*layout.notes, *([note] if note else [])]
     if compression == "zstd" and layout.dialect == "imagej":
-        notes.append("ImageJ itself opens no zstd, other programs do; --compression deflate suits both")
+        notes.append(
+            "ImageJ itself opens no zstd, other programs do; --compression deflate suits both"
+        )
     writer.notes = tuple(notes)
     return writer
 
@@ -284,11 +343,20 @@ def choose_layout(path: str, header: VolumeHeader, compressed: bool = False) -> 
         raise WriteError(f"cannot write {path}: TIFF holds no {dtype}; choose another --dtype")
 
     frames, depth, height, width, channels = header.shape
-    rgb = dtype == np.uint8 and header.axes.letters.endswith("s") and header.axes.size("s") in (3, 4)
+    rgb = (
+        dtype == np.uint8 and header.axes.letters.endswith("s") and header.axes.size("s") in (3, 4)
+    )
     if compressed and not header.axes.channels_within_plane:
         rgb = False  # samples of a pixel come one by one: each becomes a channel
     samples = header.axes.size("s") if rgb else 1
-    sizes = {"t": frames, "z": depth, "c": channels // samples, "y": height, "x": width, "s": samples}
+    sizes = {
+        "t": frames,
+        "z": depth,
+        "c": channels // samples,
+        "y": height,
+        "x": width,
+        "s": samples,
+    }
     batch = header.axes.batch_letters
     directories = DIRECTORY_BYTES * frames * depth * sizes["c"]
     big = math.prod(header.shape) * dtype.itemsize + directories > CLASSIC_LIMIT
@@ -297,7 +365,9 @@ def choose_layout(path: str, header: VolumeHeader, compressed: bool = False) -> 
     if suffix_of(path).startswith(".ome."):
         dialect = "ome"
         if dtype.name not in tiff_ome.OME_TYPES:
-            raise WriteError(f"cannot write {path}: OME-TIFF holds no {dtype}; choose another --dtype, or name it .tif")
+            raise WriteError(
+                f"cannot write {path}: OME-TIFF holds no {dtype}; choose another --dtype, or name it .tif"
+            )
     elif dtype.name not in IMAGEJ_DTYPES:
         reason = f"{dtype} does not fit ImageJ TIFF"
     elif big:
@@ -334,7 +404,9 @@ def _ome_order(header: VolumeHeader) -> str:
     return "tzc"
 
 
-def _write_directories(output: AtomicFile, header: VolumeHeader, layout: FileLayout, path: str) -> tuple[int, str]:
+def _write_directories(
+    output: AtomicFile, header: VolumeHeader, layout: FileLayout, path: str
+) -> tuple[int, str]:
     """Write all of the file but the voxels: (where they begin, a note)."""
     import tifffile
 
@@ -353,7 +425,11 @@ def _write_directories(output: AtomicFile, header: VolumeHeader, layout: FileLay
     arguments |= _colours(layout.axes)
     try:
         with tifffile.TiffWriter(
-            output.file, bigtiff=layout.big, byteorder="<", imagej=layout.dialect == "imagej", ome=False
+            output.file,
+            bigtiff=layout.big,
+            byteorder="<",
+            imagej=layout.dialect == "imagej",
+            ome=False,
         ) as writer:
             place: Any = writer.write(
                 shape=shape, dtype=layout.dtype, software="conv3d", returnoffset=True, **arguments
@@ -364,7 +440,9 @@ def _write_directories(output: AtomicFile, header: VolumeHeader, layout: FileLay
     return place[0], note
 
 
-def _page_arguments(header: VolumeHeader, layout: FileLayout) -> tuple[dict[str, Any], dict[str, Any], str]:
+def _page_arguments(
+    header: VolumeHeader, layout: FileLayout
+) -> tuple[dict[str, Any], dict[str, Any], str]:
     """What tifffile is told of every page, and of the first alone, where pages are written one by one; and a note."""
     import tifffile
 
@@ -374,7 +452,9 @@ def _page_arguments(header: VolumeHeader, layout: FileLayout) -> tuple[dict[str,
         items, resolution, note = tiff_metadata.imagej_items(header, layout.axes)
         binary = {key: items.pop(key) for key in IMAGEJ_BINARY if key in items}
         rgb = "s" in layout.axes.letters
-        text = tifffile.imagej_description(_imagej_shape(layout.axes), axes="TZCYXS", rgb=rgb, **items)
+        text = tifffile.imagej_description(
+            _imagej_shape(layout.axes), axes="TZCYXS", rgb=rgb, **items
+        )
         page |= {"resolution": resolution, "resolutionunit": "none"}
         first |= {"description": text, "extratags": tifffile.imagej_metadata_tag(binary, "<")}
     elif layout.dialect == "ome":
@@ -392,7 +472,11 @@ def _imagej_shape(axes: Axes) -> tuple[int, ...]:
 
 
 def _colours(axes: Axes) -> dict[str, Any]:
-    return {"photometric": "rgb", "planarconfig": "contig"} if "s" in axes.letters else {"photometric": "minisblack"}
+    return (
+        {"photometric": "rgb", "planarconfig": "contig"}
+        if "s" in axes.letters
+        else {"photometric": "minisblack"}
+    )
 
 
 FORMAT = VolumeFormat(

@@ -69,8 +69,14 @@ def find_image(text: str, path: str) -> OmeImage | None:
 def _own_uuid(root: Any, parts: list[Any], path: str) -> str:
     """The UUID of the file itself, "" if it is not known: some writers put the same OME-XML, with one file's UUID, into all."""
     own = (root.get("UUID") or "").strip().lower()
-    named = [uuid for uuid in map(_uuid, parts) if uuid is not None and _is_name_of(uuid.get("FileName") or "", path)]
-    return own if not named or any((uuid.text or "").strip().lower() == own for uuid in named) else ""
+    named = [
+        uuid
+        for uuid in map(_uuid, parts)
+        if uuid is not None and _is_name_of(uuid.get("FileName") or "", path)
+    ]
+    return (
+        own if not named or any((uuid.text or "").strip().lower() == own for uuid in named) else ""
+    )
 
 
 def _is_name_of(name: str, path: str) -> bool:
@@ -102,7 +108,9 @@ def _name_files(parts: list[Any], own: str, path: str) -> tuple[str, ...]:
     Raises: FormatError for a file without a name, outside the folder, or that is not a regular one.
     """
     files: dict[str, None] = {}
-    known: dict[str, str] = {}  # UUID -> file: tifffile takes files with the same one for the same file
+    known: dict[
+        str, str
+    ] = {}  # UUID -> file: tifffile takes files with the same one for the same file
     for part in parts:
         uuid = _uuid(part)
         if uuid is None or _lies_here(part, own, path):
@@ -122,9 +130,13 @@ def _name_files(parts: list[Any], own: str, path: str) -> tuple[str, ...]:
                 f"cannot read {path}: its OME-XML names {name}, which lies outside the file's folder and is not followed; "
                 "put the files of an OME-TIFF into one folder, and their names without a folder into the OME-XML"
             )
-        file = next((candidate for candidate in candidates if os.path.exists(candidate)), candidates[0])
+        file = next(
+            (candidate for candidate in candidates if os.path.exists(candidate)), candidates[0]
+        )
         if os.path.exists(file) and not os.path.isfile(file):
-            raise FormatError(f"cannot read {path}: its OME-XML names {file}, which is no regular file")
+            raise FormatError(
+                f"cannot read {path}: its OME-XML names {file}, which is no regular file"
+            )
         files[file] = None
         uuid.set("FileName", os.path.abspath(file))
         if not uuid.text or known.setdefault(uuid.text, file) != file:
@@ -158,7 +170,9 @@ def promised_planes(text: str) -> float:
         elif tag == "TiffData":
             most = max(most, *(int(element.get(key, 0)) for key in ("PlaneCount", "NumPlanes")))
         elif tag.startswith("ModuloAlong") and "Start" in element.attrib:
-            steps = (float(element.get("End", 0)) - float(element.get("Start", 0))) / float(element.get("Step", 1))
+            steps = (float(element.get("End", 0)) - float(element.get("Start", 0))) / float(
+                element.get("Step", 1)
+            )
             most = max(most, abs(steps))
     return most
 

@@ -33,7 +33,16 @@ OTHER_UNITS = {
     "inches": ("mm", 25.4),
 }
 IMAGEJ_WORDS = {"um": "micron"}  # as ImageJ itself calls it; the other names are the same
-SECONDS = {"ns": 1e-9, "µs": 1e-6, "us": 1e-6, "ms": 1e-3, "s": 1.0, "sec": 1.0, "min": 60.0, "h": 3600.0}
+SECONDS = {
+    "ns": 1e-9,
+    "µs": 1e-6,
+    "us": 1e-6,
+    "ms": 1e-3,
+    "s": 1.0,
+    "sec": 1.0,
+    "min": 60.0,
+    "h": 3600.0,
+}
 
 # ImageJ's keys that stay true whatever a convolution does
 IMAGEJ_KEPT = ("ImageJ", "finterval", "fps", "tunit", "loop", "info", "inverty")
@@ -127,7 +136,9 @@ class Calibration:
     origin: Numbers
 
 
-def calibration(grid: Grid, words: Words | None, dialect_words: Mapping[str, str]) -> tuple[Calibration | None, str]:
+def calibration(
+    grid: Grid, words: Words | None, dialect_words: Mapping[str, str]
+) -> tuple[Calibration | None, str]:
     """A grid as TIFF can hold it, and a note if it cannot hold all of it.
 
     words : 3 str or None       as the input spelled its units, to be kept; None spells them as the dialect does
@@ -139,7 +150,11 @@ def calibration(grid: Grid, words: Words | None, dialect_words: Mapping[str, str
         word = None if unit is None else dialect_words.get(unit, unit)
         words = (word, word, word)
     d, h, w = (
-        float(number if unit is None else _convert(number, UNITS[unit], unit_length(word) or UNITS[unit]))
+        float(
+            number
+            if unit is None
+            else _convert(number, UNITS[unit], unit_length(word) or UNITS[unit])
+        )
         for number, word in zip(grid.spacing, words, strict=True)
     )
     origin, note = _origin_in_voxels(grid)
@@ -152,10 +167,15 @@ def _origin_in_voxels(grid: Grid) -> tuple[Numbers, str]:
     matrix = grid.affine[:3, :3]
     steps = matrix.diagonal()
     if np.any(steps <= 0) or np.any(np.abs(matrix - np.diag(steps)) > 1e-6 * steps.max()):
-        return (0.0, 0.0, 0.0), "TIFF holds voxel spacing but no rotation or flip: the affine is left out"
+        return (
+            0.0,
+            0.0,
+            0.0,
+        ), "TIFF holds voxel spacing but no rotation or flip: the affine is left out"
     # twelve digits: -(-3 * 0.3) / 0.3 is written as 3
     d, h, w = (
-        float(f"{-world / step:.12g}") + 0.0 for world, step in zip(grid.affine[2::-1, 3], grid.spacing, strict=True)
+        float(f"{-world / step:.12g}") + 0.0
+        for world, step in zip(grid.affine[2::-1, 3], grid.spacing, strict=True)
     )
     return (d, h, w), ""
 
@@ -200,17 +220,25 @@ def read_imagej(
         unit = "cm"
     elif unit is None and unit_tag == 2 and (w, h) != (1 / 72, 1 / 72):
         unit = "inch"
-    elif unit is None and unit_tag == 2:  # 72 dots per inch is what programs write that know nothing
+    elif (
+        unit is None and unit_tag == 2
+    ):  # 72 dots per inch is what programs write that know nothing
         w = h = 1.0
     d = positive(metadata.get("spacing"))
     words = _words(metadata.get("zunit", unit), metadata.get("yunit", unit), unit)
     notes = []
     if unit_length(words[2]) is not None:
         if d is None and axes.size("z") > 1:
-            notes.append(f"the file gives no z spacing: it is 1 {unit_name(words[2]) or words[2]}, as ImageJ takes it")
+            notes.append(
+                f"the file gives no z spacing: it is 1 {unit_name(words[2]) or words[2]}, as ImageJ takes it"
+            )
         if unit_length(words[0]) is None:
             notes.append(f"'{words[0]}' is no length: the z spacing is taken in {words[2]}")
-    zero = (to_number(metadata.get("zorigin")), to_number(metadata.get("yorigin")), to_number(metadata.get("xorigin")))
+    zero = (
+        to_number(metadata.get("zorigin")),
+        to_number(metadata.get("yorigin")),
+        to_number(metadata.get("xorigin")),
+    )
     interval = positive(metadata.get("finterval"))
     second = SECONDS.get(str(metadata.get("tunit", "sec")))
     return Description(
@@ -236,7 +264,9 @@ def _pixel_size(resolution: Any) -> float:
     return size if 0 < size < math.inf else 1.0
 
 
-def imagej_items(header: VolumeHeader, axes: Axes) -> tuple[dict[str, Any], tuple[Any, Any] | None, str]:
+def imagej_items(
+    header: VolumeHeader, axes: Axes
+) -> tuple[dict[str, Any], tuple[Any, Any] | None, str]:
     """What is written into an ImageJ file of these axes (t z c y x): metadata, resolution (x, y), and a note."""
     source = tiff_source(header)
     same = source is not None and source.dialect == "imagej"
@@ -298,9 +328,16 @@ def _labels(source: TiffMetadata, header: VolumeHeader, axes: Axes) -> list[str]
     labels = [labels] if isinstance(labels, str) else labels
     old_frames, old_slices, old_channels = (source.axes.size(a) for a in "tzc")
     old_order = [a for a in source.axes.letters if a in "tzc"]
-    if source.dialect != "imagej" or not isinstance(labels, list) or old_order != [a for a in "tzc" if a in old_order]:
+    if (
+        source.dialect != "imagej"
+        or not isinstance(labels, list)
+        or old_order != [a for a in "tzc" if a in old_order]
+    ):
         return None
-    if len(labels) != old_frames * old_slices * old_channels or (old_frames, old_channels) != (frames, channels):
+    if len(labels) != old_frames * old_slices * old_channels or (old_frames, old_channels) != (
+        frames,
+        channels,
+    ):
         return None
     step, offset = header.transform.step[0], header.transform.offset[0]
     if offset != int(offset) or not 0 <= offset <= offset + step * (slices - 1) < old_slices:
@@ -315,7 +352,9 @@ def _labels(source: TiffMetadata, header: VolumeHeader, axes: Axes) -> list[str]
 
 def _component_labels(header: VolumeHeader, source: TiffMetadata | None) -> list[str]:
     """A label for each channel: what component of which of the source's channels it is."""
-    known = source.items.get("Channel", []) if source is not None and source.dialect == "ome" else []
+    known = (
+        source.items.get("Channel", []) if source is not None and source.dialect == "ome" else []
+    )
     return header.component_labels([channel.get("Name") for channel in known])
 
 
@@ -339,7 +378,9 @@ def read_shaped(
     if isinstance(spacing, list) and len(spacing) == 3 and all(map(positive, spacing)):
         words = _words(*[metadata.get("unit")] * 3)
         zero = _triple(origin) if isinstance(origin, list) and len(origin) == 3 else None
-        return Description(make_grid(_triple(spacing), words, zero), words, history=_shaped_history(metadata))
+        return Description(
+            make_grid(_triple(spacing), words, zero), words, history=_shaped_history(metadata)
+        )
     if "PhysicalSizeX" in metadata:
         sizes, words, notes = physical_sizes(metadata, axes)
         return Description(Grid() if sizes is None else make_grid(sizes, words), words, notes=notes)
@@ -359,7 +400,9 @@ def _triple(values: Sequence[Any]) -> Numbers:
     return d, h, w
 
 
-def physical_sizes(attributes: Mapping[str, Any], axes: Axes) -> tuple[Numbers | None, Words, tuple[str, ...]]:
+def physical_sizes(
+    attributes: Mapping[str, Any], axes: Axes
+) -> tuple[Numbers | None, Words, tuple[str, ...]]:
     """OME's PhysicalSizeX, Y, Z with their units, and a note about a guess; None if x and y are not known."""
     d, h, w = (positive(attributes.get(f"PhysicalSize{a}")) for a in "ZYX")
     words = _words(*(attributes.get(f"PhysicalSize{a}Unit", "µm") for a in "ZYX"))

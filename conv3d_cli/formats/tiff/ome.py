@@ -61,21 +61,37 @@ def ome_history(text: str) -> tuple[str, ...]:
 def read_ome(image: Any, pixels: Any, axes: Axes) -> Description:
     """What OME-XML says: physical sizes, positions, names of the image and its channels, the time increment."""
     sizes, words, notes = physical_sizes(pixels.attrib, axes)
-    grid = Grid() if sizes is None else make_grid(sizes, words, _first_position(pixels, sizes, words))
+    grid = (
+        Grid() if sizes is None else make_grid(sizes, words, _first_position(pixels, sizes, words))
+    )
     increment = positive(pixels.get("TimeIncrement"))
     second = SECONDS.get(pixels.get("TimeIncrementUnit", "s"))
     items = {
         "Image": {"Name": image.get("Name")} if image.get("Name") else {},
-        "Description": next((part.text for part in image if local_tag(part) == "Description"), None),
-        "Pixels": {key: pixels.get(key) for key in ("TimeIncrement", "TimeIncrementUnit") if pixels.get(key)},
+        "Description": next(
+            (part.text for part in image if local_tag(part) == "Description"), None
+        ),
+        "Pixels": {
+            key: pixels.get(key)
+            for key in ("TimeIncrement", "TimeIncrementUnit")
+            if pixels.get(key)
+        },
         "Channel": [
-            {key: value for key, value in part.attrib.items() if key not in ("ID", "SamplesPerPixel")}
+            {
+                key: value
+                for key, value in part.attrib.items()
+                if key not in ("ID", "SamplesPerPixel")
+            }
             for part in pixels
             if local_tag(part) == "Channel"
         ],
     }
     return Description(
-        grid, words, interval=increment * second if increment and second else None, items=items, notes=notes
+        grid,
+        words,
+        interval=increment * second if increment and second else None,
+        items=items,
+        notes=notes,
     )
 
 
@@ -99,7 +115,11 @@ def _first_position(pixels: Any, sizes: Numbers, words: Words) -> Numbers | None
         return None
     depth, height, width = first[0]
     for z, (d, h, w) in first.items():
-        if min(abs(d - depth - z), abs(d - depth)) > 0.01 or abs(h - height) > 0.01 or abs(w - width) > 0.01:
+        if (
+            min(abs(d - depth - z), abs(d - depth)) > 0.01
+            or abs(h - height) > 0.01
+            or abs(w - width) > 0.01
+        ):
             return None
     return float(f"{-depth:.12g}"), float(f"{-height:.12g}"), float(f"{-width:.12g}")
 
@@ -114,14 +134,22 @@ def ome_xml(header: VolumeHeader, axes: Axes, dtype: np.dtype[Any]) -> tuple[str
     source = tiff_source(header)
     same = source is not None and source.dialect == "ome"
     kept = source.items if same and source is not None else {}
-    found, note = calibration(header.grid, source.units if same and source is not None else None, OME_WORDS)
+    found, note = calibration(
+        header.grid, source.units if same and source is not None else None, OME_WORDS
+    )
 
     present = [a for a in axes.letters if a in "tzc"]
     order = "".join(reversed(present)) + "".join(a for a in "czt" if a not in present)
     samples, channels = axes.size("s"), axes.size("c")
-    pixels = {"ID": "Pixels:0", "DimensionOrder": f"XY{order.upper()}", "Type": OME_TYPES[dtype.name]}
+    pixels = {
+        "ID": "Pixels:0",
+        "DimensionOrder": f"XY{order.upper()}",
+        "Type": OME_TYPES[dtype.name],
+    }
     for letter in "xyzct":
-        pixels[f"Size{letter.upper()}"] = str(channels * samples if letter == "c" else axes.size(letter))
+        pixels[f"Size{letter.upper()}"] = str(
+            channels * samples if letter == "c" else axes.size(letter)
+        )
     pixels["BigEndian"] = "false"
     if samples > 1:
         pixels["Interleaved"] = "true"
@@ -148,10 +176,15 @@ def ome_xml(header: VolumeHeader, axes: Axes, dtype: np.dtype[Any]) -> tuple[str
     body = ElementTree.SubElement(image, "Pixels", pixels)
     attributes = kept.get("Channel", [])
     if header.components and samples == 1:
-        attributes = [{"Name": label} for label in header.component_labels([c.get("Name") for c in attributes])]
+        attributes = [
+            {"Name": label}
+            for label in header.component_labels([c.get("Name") for c in attributes])
+        ]
     for c in range(channels):
         own = attributes[c] if len(attributes) == channels else {}
-        ElementTree.SubElement(body, "Channel", {"ID": f"Channel:0:{c}", "SamplesPerPixel": str(samples), **own})
+        ElementTree.SubElement(
+            body, "Channel", {"ID": f"Channel:0:{c}", "SamplesPerPixel": str(samples), **own}
+        )
     count = math.prod(axes.size(a) for a in present)
     ElementTree.SubElement(body, "TiffData", {"IFD": "0", "PlaneCount": str(count)})
     if found is not None and any(found.origin):
@@ -162,7 +195,9 @@ def ome_xml(header: VolumeHeader, axes: Axes, dtype: np.dtype[Any]) -> tuple[str
             own = {"ID": f"Annotation:{number}", "Namespace": HISTORY_NAMESPACE}
             comment = ElementTree.SubElement(notes, "CommentAnnotation", own)
             ElementTree.SubElement(comment, "Value").text = line
-    return '<?xml version="1.0" encoding="UTF-8"?>' + ElementTree.tostring(root, encoding="unicode"), note
+    return '<?xml version="1.0" encoding="UTF-8"?>' + ElementTree.tostring(
+        root, encoding="unicode"
+    ), note
 
 
 def _add_positions(body: Any, axes: Axes, present: Sequence[str], found: Calibration) -> None:

@@ -20,7 +20,12 @@ from conv3d_cli.formats.tiff.compressed import segment_bytes, unpack_here
 from conv3d_cli.formats.tiff.series import tiff_errors
 from conv3d_cli.model.volume import Array
 
-UNPACKED_IN_PLACE = (5, 8, 32946, 50000)  # LZW, deflate, zstd: tifffile puts their strips where they belong
+UNPACKED_IN_PLACE = (
+    5,
+    8,
+    32946,
+    50000,
+)  # LZW, deflate, zstd: tifffile puts their strips where they belong
 
 
 class PagedArray:
@@ -35,14 +40,23 @@ class PagedArray:
     """
 
     def __init__(
-        self, pages: Sequence[Any], shape: tuple[int, ...], dtype: np.dtype[Any], path: str, first: Any
+        self,
+        pages: Sequence[Any],
+        shape: tuple[int, ...],
+        dtype: np.dtype[Any],
+        path: str,
+        first: Any,
     ) -> None:
         self.pages, self.shape, self.dtype, self.path = pages, shape, dtype, path
         self._first = first
         # the axes before `_split` count pages, the others lie within a page
-        self._split = next((k for k in range(len(shape) + 1) if math.prod(shape[:k]) == len(pages)), -1)
+        self._split = next(
+            (k for k in range(len(shape) + 1) if math.prod(shape[:k]) == len(pages)), -1
+        )
         if self._split < 0:
-            raise FormatError(f"cannot read {path}: its {len(pages)} pages do not divide the shape {shape}")
+            raise FormatError(
+                f"cannot read {path}: its {len(pages)} pages do not divide the shape {shape}"
+            )
         self._last: tuple[int, Array] | None = None
         # Whole pages of the last read, a slab that is still in use: those that the next one reads again are its halo.
         self._kept: dict[int, Array] = {}
@@ -55,7 +69,9 @@ class PagedArray:
     def held_bytes(self) -> int:
         """Memory beside what is handed out: packed pages and unpacked strips of the pages in work, and a page that is kept."""
         keyframe = self.pages[0].keyframe
-        packed = 0 if keyframe.is_contiguous else max(sum(page.databytecounts) for page in self.pages)
+        packed = (
+            0 if keyframe.is_contiguous else max(sum(page.databytecounts) for page in self.pages)
+        )
         page = math.prod(keyframe.shaped) * keyframe.dtype.itemsize
         return self._workers * (packed + 2 * segment_bytes(keyframe)) + page
 
@@ -85,11 +101,16 @@ class PagedArray:
         kept = [len(r) for r, i in zip(ranges, index, strict=True) if isinstance(i, slice)]
         places = self.shape[: self._split]
         numbers = [
-            int(np.ravel_multi_index(where, places)) if where else 0 for where in product(*ranges[: self._split])
+            int(np.ravel_multi_index(where, places)) if where else 0
+            for where in product(*ranges[: self._split])
         ]
         if len(numbers) == 1:
             return self._page(numbers[0])[inner].reshape(kept)
-        within = [len(r) for r, i in zip(ranges[self._split :], inner, strict=True) if isinstance(i, slice)]
+        within = [
+            len(r)
+            for r, i in zip(ranges[self._split :], inner, strict=True)
+            if isinstance(i, slice)
+        ]
         result = np.empty((len(numbers), *within), self.dtype)
         decoded = []
         for position, number in enumerate(numbers):
@@ -113,7 +134,10 @@ class PagedArray:
             number, target = item
             page = self.pages[number]
             with tiff_errors(self.path, f"page {page.index + 1}"):
-                if target.size == math.prod(shape) and page.keyframe.compression in UNPACKED_IN_PLACE:
+                if (
+                    target.size == math.prod(shape)
+                    and page.keyframe.compression in UNPACKED_IN_PLACE
+                ):
                     page.asarray(out=target, lock=self._lock, maxworkers=1)
                 else:
                     target[...] = page.asarray(lock=self._lock, maxworkers=1).reshape(shape)[inner]
@@ -131,7 +155,9 @@ class PagedArray:
         page = self.pages[number]
         with tiff_errors(self.path, f"page {page.index + 1}"):
             self._open(page.parent.filehandle)
-            values = page.asarray(lock=self._lock, maxworkers=self._workers).reshape(self.shape[self._split :])
+            values = page.asarray(lock=self._lock, maxworkers=self._workers).reshape(
+                self.shape[self._split :]
+            )
         self._last = (number, values)
         return values
 

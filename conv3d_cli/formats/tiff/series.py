@@ -64,12 +64,16 @@ def tiff_errors(path: str, what: str = "") -> Iterator[None]:
     except Exception as error:  # tifffile raises a dozen kinds: struct.error, KeyError, zlib.error, RuntimeError, ...
         what = f"{what}: " if what else ""
         if isinstance(error, MemoryError):
-            raise MemoryLimitError(f"cannot read {path}: {what}it does not fit into memory ({error})") from error
+            raise MemoryLimitError(
+                f"cannot read {path}: {what}it does not fit into memory ({error})"
+            ) from error
         if "imagecodecs" in str(error) or isinstance(error, ImportError):
             cure = "its compression needs imagecodecs: pip install 'conv3d[tiff]'"
             raise FormatError(f"cannot read {path}: {what}{cure}") from error
         cause = " ".join(str(error).split())[:200] or type(error).__name__
-        raise FormatError(f"cannot read {path}: {what}damaged, or of a kind that cannot be read ({cause})") from error
+        raise FormatError(
+            f"cannot read {path}: {what}damaged, or of a kind that cannot be read ({cause})"
+        ) from error
     finally:
         logger.removeFilter(silence)
 
@@ -91,7 +95,9 @@ def open_series(path: str, axes_given: bool = False, one_file: bool = False) -> 
     tiff, image = _open_file(path, axes_given)
     try:
         if one_file and image is not None and any(name != path for name in image.files):
-            raise FormatError(f"cannot read {path}: its planes lie in other files; save them as one file")
+            raise FormatError(
+                f"cannot read {path}: its planes lie in other files; save them as one file"
+            )
         absent = ""
         for name in () if image is None else image.files:
             if not os.path.exists(name):
@@ -101,8 +107,12 @@ def open_series(path: str, axes_given: bool = False, one_file: bool = False) -> 
                 directories[os.path.realpath(name)] = read_directories(name)
         series = _first_series(tiff, image, absent, path)
         pages = _usable_pages(tiff, series, directories, path, absent)
-        if one_file and any(page.parent is not tiff for page in pages):  # by a list of Micro-Manager's
-            raise FormatError(f"cannot read {path}: its planes lie in other files; save them as one file")
+        if one_file and any(
+            page.parent is not tiff for page in pages
+        ):  # by a list of Micro-Manager's
+            raise FormatError(
+                f"cannot read {path}: its planes lie in other files; save them as one file"
+            )
     except BaseException:
         tiff.close()
         raise
@@ -125,7 +135,9 @@ def _open_file(path: str, axes_given: bool) -> tuple[Any, OmeImage | None]:
             image = find_image(text, path)
             xml = text if image is None else image.xml
             if promised_planes(xml) > MOST_PLANES:
-                raise FormatError(f"cannot read {path}: damaged: its OME-XML speaks of more than {MOST_PLANES} planes")
+                raise FormatError(
+                    f"cannot read {path}: damaged: its OME-XML speaks of more than {MOST_PLANES} planes"
+                )
             if image is None and not axes_given:
                 raise FormatError(
                     f"cannot read {path}: its OME-XML describes no planes of this file; "
@@ -168,7 +180,11 @@ def _first_series(tiff: Any, image: OmeImage | None, absent: str, path: str) -> 
 
 
 def _usable_pages(
-    tiff: Any, series: Any, directories: Mapping[str, Sequence[Directory]], path: str, absent: str = ""
+    tiff: Any,
+    series: Any,
+    directories: Mapping[str, Sequence[Directory]],
+    path: str,
+    absent: str = "",
 ) -> list[Any]:
     """The series' pages, after a check that they are all there, alike, and within their files.
 
@@ -185,21 +201,30 @@ def _usable_pages(
         pages = list(series)
         missing = sum(page is None for page in pages)
         if missing:
-            raise FormatError(f"cannot read {path}: {missing} of its {len(pages)} planes are missing{absent}")
+            raise FormatError(
+                f"cannot read {path}: {missing} of its {len(pages)} planes are missing{absent}"
+            )
         _check_alike(pages, series, directories, path)
-        if not series.is_truncated and math.prod(series.shape) != len(pages) * math.prod(keyframe.shape):
+        if not series.is_truncated and math.prod(series.shape) != len(pages) * math.prod(
+            keyframe.shape
+        ):
             raise FormatError(
                 f"cannot read {path}: truncated or damaged: its description speaks of shape {series.shape}, "
                 f"the file holds {len(pages)} pages of {keyframe.shape}"
             )
-        return [_usable_page(page, path, "" if page.parent is tiff else f" of {_file(page)}") for page in pages]
+        return [
+            _usable_page(page, path, "" if page.parent is tiff else f" of {_file(page)}")
+            for page in pages
+        ]
 
 
 def _file(page: Any) -> str:
     return os.path.realpath(page.parent.filehandle.path)
 
 
-def _check_alike(pages: Sequence[Any], series: Any, directories: Mapping[str, Sequence[Directory]], path: str) -> None:
+def _check_alike(
+    pages: Sequence[Any], series: Any, directories: Mapping[str, Sequence[Directory]], path: str
+) -> None:
     """Refuse pages that differ: within a file in whatever their directories say, between files in size and type.
 
     Raises: FormatError.
@@ -222,10 +247,16 @@ def _check_alike(pages: Sequence[Any], series: Any, directories: Mapping[str, Se
                     f"cannot read {path}: page {odd + 1}{of} differs from page {own[0].index + 1} in size, type or "
                     "compression; a volume's pages must be alike"
                 )
-        models = {id(page.keyframe): page.keyframe for page in group}.values()  # by which tifffile decodes the pages
-        alike = all((model.shape, model.dtype) == (keyframe.shape, keyframe.dtype) for model in models)
+        models = {
+            id(page.keyframe): page.keyframe for page in group
+        }.values()  # by which tifffile decodes the pages
+        alike = all(
+            (model.shape, model.dtype) == (keyframe.shape, keyframe.dtype) for model in models
+        )
         for model in models:
-            if own and model.parent is not own[0].parent:  # that of a file of the same name in another folder
+            if (
+                own and model.parent is not own[0].parent
+            ):  # that of a file of the same name in another folder
                 alike = alike and model.parent.byteorder == own[0].parent.byteorder
                 alike = alike and layouts[_file(model)].get(model.offset) == known[own[0].offset]
         if not alike:
@@ -246,18 +277,28 @@ def _usable_page(page: Any, path: str, of: str) -> Any:
     offsets, counts = page.dataoffsets, page.databytecounts
     size = page.parent.filehandle.size
     voxels = math.prod(keyframe.shaped)
-    bits = keyframe.bitspersample if isinstance(keyframe.bitspersample, int) else max(keyframe.bitspersample)
+    bits = (
+        keyframe.bitspersample
+        if isinstance(keyframe.bitspersample, int)
+        else max(keyframe.bitspersample)
+    )
     if keyframe.dtype is None:
-        raise FormatError(f"cannot read {path}: {name} holds voxels of an unknown type ({bits} bits)")
+        raise FormatError(
+            f"cannot read {path}: {name} holds voxels of an unknown type ({bits} bits)"
+        )
     if voxels == 0:
         raise FormatError(f"cannot read {path}: {name} is empty, shape {keyframe.shape}")
     segments = math.prod(keyframe.chunked)
-    if min(len(offsets), len(counts)) < segments or (not keyframe.is_tiled and not all(offsets[:segments])):
+    if min(len(offsets), len(counts)) < segments or (
+        not keyframe.is_tiled and not all(offsets[:segments])
+    ):
         raise FormatError(
             f"cannot read {path}: truncated or damaged: {name} lacks some of its {segments} strips or tiles"
         )
     if any(offset + count > size for offset, count in zip(offsets, counts, strict=False)):
-        raise FormatError(f"cannot read {path}: truncated: {name} lies beyond the end of the file ({size} bytes)")
+        raise FormatError(
+            f"cannot read {path}: truncated: {name} lies beyond the end of the file ({size} bytes)"
+        )
     held = sum(counts)
     if keyframe.compression == 1:
         possible = held * 8 // bits
@@ -268,8 +309,12 @@ def _usable_page(page: Any, path: str, of: str) -> Any:
         raise FormatError(
             f"cannot read {path}: truncated or damaged: {name} claims {voxels} voxels, its {held} bytes hold {possible} at most"
         )
-    if keyframe.is_contiguous and any(offsets[i] + counts[i] != offsets[i + 1] for i in range(len(offsets) - 1)):
-        return _whole_page(page)  # as a frame it would be believed to be in one piece because the first page is
+    if keyframe.is_contiguous and any(
+        offsets[i] + counts[i] != offsets[i + 1] for i in range(len(offsets) - 1)
+    ):
+        return _whole_page(
+            page
+        )  # as a frame it would be believed to be in one piece because the first page is
     return page
 
 
@@ -293,7 +338,9 @@ def mapped_offset(found: OpenSeries, path: str) -> int | None:
     series = found.series
     with tiff_errors(path):
         # tifffile's number counts the bytes of whichever file the pages lie in
-        offset = series.dataoffset if all(page.parent is found.tiff for page in found.pages) else None
+        offset = (
+            series.dataoffset if all(page.parent is found.tiff for page in found.pages) else None
+        )
     if offset is None:
         return None
     end = offset + math.prod(series.shape) * series.dtype.itemsize
@@ -322,7 +369,10 @@ def value_scale(found: OpenSeries) -> tuple[float, float]:
 
     It is how ImageJ stores signed 16-bit voxels: unsigned, with c0=-32768. (1, 0) where there is none.
     """
-    if dialect_of(found.tiff, found.series) != "imagej" or found.series.dtype.name not in ("uint8", "uint16"):
+    if dialect_of(found.tiff, found.series) != "imagej" or found.series.dtype.name not in (
+        "uint8",
+        "uint16",
+    ):
         return 1.0, 0.0
     metadata = found.tiff.imagej_metadata or {}
     if metadata.get("cf") != 0 or "vunit" not in metadata:

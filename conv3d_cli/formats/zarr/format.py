@@ -38,7 +38,16 @@ from conv3d_cli.formats.zarr import store as zarr_store
 from conv3d_cli.formats.zarr.ome import OmeImage
 from conv3d_cli.formats.zarr.store import joined, open_node, store_write_errors, zarr_errors
 from conv3d_cli.model.grid import Grid
-from conv3d_cli.model.volume import CHANNEL, SPATIAL, Array, Axes, BoxAccess, VolumeHeader, VolumeReader, VolumeWriter
+from conv3d_cli.model.volume import (
+    CHANNEL,
+    SPATIAL,
+    Array,
+    Axes,
+    BoxAccess,
+    VolumeHeader,
+    VolumeReader,
+    VolumeWriter,
+)
 
 NAME = "OME-Zarr"
 # D, H, W of a new store's chunks: 2 MB of float32, 1 MB of uint16. Smaller ones cost a file and some 0.1 ms each; larger ones
@@ -93,13 +102,17 @@ class ZarrReader(VolumeReader):
         metadata: ZarrMetadata = header.metadata
         self._row = metadata.chunks.get("z", 1)
         # read one by one, each would decode the others' voxels again
-        self.channels_together = any((metadata.shards or metadata.chunks).get(a, 1) > 1 for a in CHANNEL)
+        self.channels_together = any(
+            (metadata.shards or metadata.chunks).get(a, 1) > 1 for a in CHANNEL
+        )
         self._boxes = False
         self._rows: dict[int, Array] = {}
         self._part = (0, 0, 0)
         self._last = range(0)
         self._lock = threading.Lock()  # a slab is released while the next is read
-        self._pool = ThreadPoolExecutor(self._rows_at_once(header.shape[4]), thread_name_prefix="conv3d-zarr")
+        self._pool = ThreadPoolExecutor(
+            self._rows_at_once(header.shape[4]), thread_name_prefix="conv3d-zarr"
+        )
 
     def read(self, n: int, depth: slice, channels: slice) -> Array:
         part = (n, channels.start, channels.stop)
@@ -109,18 +122,31 @@ class ZarrReader(VolumeReader):
                 self._part, self._rows, self._last = part, {}, range(0)
             held = dict(self._rows)
         missing = [row for row in wanted if row not in held]
-        held.update(zip(missing, self._pool.map(lambda row: self._decode(row, n, channels), missing), strict=True))
+        held.update(
+            zip(
+                missing,
+                self._pool.map(lambda row: self._decode(row, n, channels), missing),
+                strict=True,
+            )
+        )
         with self._lock:
             meet = wanted.start <= self._last.stop and self._last.start <= wanted.stop
-            self._rows = {row: b for row, b in held.items() if row in wanted or (meet and row in self._last)}
+            self._rows = {
+                row: b for row, b in held.items() if row in wanted or (meet and row in self._last)
+            }
             self._last = wanted
-        blocks = [held[row][max(depth.start - row * self._row, 0) : depth.stop - row * self._row] for row in wanted]
+        blocks = [
+            held[row][max(depth.start - row * self._row, 0) : depth.stop - row * self._row]
+            for row in wanted
+        ]
         return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
 
     def _decode(self, row: int, n: int, channels: slice) -> Array:
         planes = slice(row * self._row, min((row + 1) * self._row, self.header.shape[1]))
         with zarr_errors(self.path, f"planes {planes.start} to {planes.stop - 1}"):
-            return self.header.axes.block(self.array, n, planes, channels).astype(self.header.dtype, copy=False)
+            return self.header.axes.block(self.array, n, planes, channels).astype(
+                self.header.dtype, copy=False
+            )
 
     def read_box(self, n: int, depth: slice, rows: slice, columns: slice, channels: slice) -> Array:
         self._boxes = True
@@ -131,7 +157,14 @@ class ZarrReader(VolumeReader):
             if self._on_thread is not None:
                 block = axes.block(self._on_thread, n, depth, channels, rows, columns)
                 return block.astype(self.header.dtype, copy=False)
-            return read_pieces(self.array, axes, self.header.dtype, place, unit, PIECE_BYTES // self._unit_bytes(unit))
+            return read_pieces(
+                self.array,
+                axes,
+                self.header.dtype,
+                place,
+                unit,
+                PIECE_BYTES // self._unit_bytes(unit),
+            )
 
     @property
     def _chunk(self) -> tuple[int, ...]:
@@ -154,7 +187,9 @@ class ZarrReader(VolumeReader):
     def release(self, n: int, depth_stop: int) -> None:
         with self._lock:
             if n == self._part[0]:
-                self._rows = {row: b for row, b in self._rows.items() if (row + 1) * self._row > depth_stop}
+                self._rows = {
+                    row: b for row, b in self._rows.items() if (row + 1) * self._row > depth_stop
+                }
 
     def _units(self, channels: int) -> tuple[tuple[int, ...], int]:
         """The shape of what is decoded as one, and how many of a row the library has in hand at once."""
@@ -187,14 +222,18 @@ class ZarrReader(VolumeReader):
         if count:
             fill = self.array.fill_value
             times = f" were asked for {count} times" if self._boxes else f": {count}"
-            self.notes = (*self.notes, f"chunks that are not in the store{times}; they read as its fill value, {fill}")
+            self.notes = (
+                *self.notes,
+                f"chunks that are not in the store{times}; they read as its fill value, {fill}",
+            )
 
     def storage(self) -> dict[str, str]:
         metadata: ZarrMetadata = self.header.metadata
         letters = self.header.axes.letters
         image = metadata.image
         found = {
-            "zarr": f"format {metadata.zarr_format}, " + (f"OME-NGFF {image.version}" if image else "no OME metadata")
+            "zarr": f"format {metadata.zarr_format}, "
+            + (f"OME-NGFF {image.version}" if image else "no OME metadata")
         }
         found["chunks"] = _sizes(metadata.chunks[a] for a in letters)
         if metadata.shards:
@@ -204,7 +243,11 @@ class ZarrReader(VolumeReader):
             shapes = []
             for name, path in self._levels:
                 level = open_node(path)
-                shapes.append(f"{name}: {_sizes(level.shape)}" if zarr_store.is_array(level) else f"{name}: no array")
+                shapes.append(
+                    f"{name}: {_sizes(level.shape)}"
+                    if zarr_store.is_array(level)
+                    else f"{name}: no array"
+                )
             found["levels"] = "; ".join(shapes)
         return found
 
@@ -226,7 +269,9 @@ def _codec_name(codec: Any) -> str:
     'gzip (level 5)'
     """
     stored = codec.to_dict() if hasattr(codec, "to_dict") else codec.get_config()
-    settings = stored.get("configuration", {key: value for key, value in stored.items() if key != "id"})
+    settings = stored.get(
+        "configuration", {key: value for key, value in stored.items() if key != "id"}
+    )
     words = ", ".join(f"{key} {value}" for key, value in settings.items())
     return str(stored.get("name", stored.get("id"))) + (f" ({words})" if words else "")
 
@@ -247,11 +292,17 @@ def open_zarr(path: str, *, axes: str | None = None, channels_first: bool = Fals
         if image.images > 1:
             notes.append(f"the group holds {image.images} images: the first is used")
         if len(image.datasets) > 1:
-            notes.append(f"the image has {len(image.datasets)} levels of resolution: the finest is used")
+            notes.append(
+                f"the image has {len(image.datasets)} levels of resolution: the finest is used"
+            )
     else:
         for group, inner in zarr_store.ancestors(path):
             image = _image_of(group)
-            dataset = next((d for d in image.datasets if d.path.strip("/") == inner), None) if image else None
+            dataset = (
+                next((d for d in image.datasets if d.path.strip("/") == inner), None)
+                if image
+                else None
+            )
             if image is not None:
                 break
         image = image if dataset is not None else None
@@ -275,7 +326,9 @@ def open_zarr(path: str, *, axes: str | None = None, channels_first: bool = Fals
         )
     found = Axes(letters, shape)
     if min(array.chunks) < 1:
-        raise FormatError(f"cannot read {path}: a chunk has no voxels: its metadata say {_sizes(array.chunks)}")
+        raise FormatError(
+            f"cannot read {path}: a chunk has no voxels: its metadata say {_sizes(array.chunks)}"
+        )
     if image is not None and dataset is not None:
         grid = zarr_ome.read_grid(image.axes, dataset, letters)
     metadata = ZarrMetadata(
@@ -284,12 +337,18 @@ def open_zarr(path: str, *, axes: str | None = None, channels_first: bool = Fals
         dict(zip(letters, array.shards, strict=True)) if array.shards else {},
         tuple(array.compressors),
         array.dtype.itemsize,
-        None if image is None or dataset is None or letters != image.letters else replace(image, datasets=(dataset,)),
+        None
+        if image is None or dataset is None or letters != image.letters
+        else replace(image, datasets=(dataset,)),
     )
     history = () if image is None else image.history
-    header = VolumeHeader(found, real_dtype(array.dtype, path), grid, format=NAME, metadata=metadata, history=history)
+    header = VolumeHeader(
+        found, real_dtype(array.dtype, path), grid, format=NAME, metadata=metadata, history=history
+    )
     watch.blosc = (
-        bool(metadata.compressors) and not metadata.shards and _codec_name(metadata.compressors[-1]).startswith("blosc")
+        bool(metadata.compressors)
+        and not metadata.shards
+        and _codec_name(metadata.compressors[-1]).startswith("blosc")
     )
     levels = [(d.path, joined(group, d.path)) for d in image.datasets] if image is not None else []
     reader = ZarrReader(array, header, path, watch, levels)
@@ -301,9 +360,13 @@ def _open_level(path: str, name: str, watch: zarr_store.ChunkWatch) -> Any:
     try:
         array = open_node(joined(path, name), watch)
     except FormatError as error:
-        raise FormatError(f"cannot read {path}: its metadata speak of an array '{name}', but {error}") from error
+        raise FormatError(
+            f"cannot read {path}: its metadata speak of an array '{name}', but {error}"
+        ) from error
     if not zarr_store.is_array(array):
-        raise FormatError(f"cannot read {path}: its metadata speak of an array '{name}', which is a group")
+        raise FormatError(
+            f"cannot read {path}: its metadata speak of an array '{name}', which is a group"
+        )
     return array
 
 
@@ -321,9 +384,15 @@ def _image_of(group: str) -> OmeImage | None:
 
 def _named_axes(array: Any) -> str:
     """Axis letters that a bare array names itself (format 3), or for xarray; "" if it does not, or not with letters."""
-    names = getattr(array.metadata, "dimension_names", None) or array.attrs.asdict().get("_ARRAY_DIMENSIONS") or ()
+    names = (
+        getattr(array.metadata, "dimension_names", None)
+        or array.attrs.asdict().get("_ARRAY_DIMENSIONS")
+        or ()
+    )
     letters = "".join(str(name).lower() for name in names)
-    usable = all(len(str(name)) == 1 for name in names) and len(set(letters)) == len(letters) == len(array.shape)
+    usable = all(len(str(name)) == 1 for name in names) and len(set(letters)) == len(
+        letters
+    ) == len(array.shape)
     return letters if usable and letters.isalpha() and {"y", "x"} <= set(letters) else ""
 
 
@@ -336,8 +405,16 @@ def _what_else(path: str, attributes: Mapping[str, Any]) -> str:
     if "well" in keys or "bioformats2raw.layout" in keys:
         return f"it holds several images; name one, such as {joined(path, '0')}"
     folder = zarr_store.local_folder(path)
-    inside = sorted(n for n in os.listdir(folder) if zarr_store.is_node(os.path.join(folder, n))) if folder else []
-    cure = f"; in it are {', '.join(inside[:8])}: name an array, such as {joined(path, inside[0])}" if inside else ""
+    inside = (
+        sorted(n for n in os.listdir(folder) if zarr_store.is_node(os.path.join(folder, n)))
+        if folder
+        else []
+    )
+    cure = (
+        f"; in it are {', '.join(inside[:8])}: name an array, such as {joined(path, inside[0])}"
+        if inside
+        else ""
+    )
     return f"it is a Zarr group without an OME image (no multiscales){cure}"
 
 
@@ -362,7 +439,9 @@ class Layout:
         """What is encoded and stored as one."""
         return self.shards or self.chunks
 
-    def fitted(self, letters: str, shape: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
+    def fitted(
+        self, letters: str, shape: Sequence[int]
+    ) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
         """Chunks and shards of an array of this shape: no larger than it needs."""
         chunks = tuple(max(1, min(self.chunks[a], n)) for a, n in zip(letters, shape, strict=True))
         if not self.shards:
@@ -399,9 +478,16 @@ def output_bytes(header: VolumeHeader, channels: int, options: OutputOptions) ->
     fitted, shards = layout.fitted(axes.letters, shape)
     unit = shards or fitted
     _, depth, height, width, _ = header.shape
-    row = min(unit[axes.letters.index("z")] if "z" in axes.letters else 1, depth) * height * width * channels
+    row = (
+        min(unit[axes.letters.index("z")] if "z" in axes.letters else 1, depth)
+        * height
+        * width
+        * channels
+    )
     at_work = _units_at_work(axes, unit, channels) * math.prod(unit) * (3 if shards else 2)
-    levels_bytes = zarr_pyramid.level_bytes(unit, header.dtype.itemsize) if options.levels > 1 else 0
+    levels_bytes = (
+        zarr_pyramid.level_bytes(unit, header.dtype.itemsize) if options.levels > 1 else 0
+    )
     return max((row + at_work) * header.dtype.itemsize, levels_bytes) + LIBRARY_BYTES
 
 
@@ -423,12 +509,23 @@ def box_access(header: VolumeHeader, options: OutputOptions) -> BoxAccess:
     sizes = dict(zip(letters, shards or fitted, strict=True))
     # a piece cut into chunks, and encoded; shards are put together of them
     piece = (4 if shards else 3) * max(PIECE_BYTES, math.prod(sizes.values()) * itemsize)
-    held = max(piece, zarr_pyramid.level_bytes(shards or fitted, itemsize) if options.levels > 1 else 0) + LIBRARY_BYTES
+    held = (
+        max(
+            piece, zarr_pyramid.level_bytes(shards or fitted, itemsize) if options.levels > 1 else 0
+        )
+        + LIBRARY_BYTES
+    )
     return BoxAccess((sizes.get("z", 1), sizes["y"], sizes["x"]), held)
 
 
 def store_box(
-    array: Any, axes: Axes, unit: Sequence[int], n: int, starts: tuple[int, int, int], channel_start: int, block: Array
+    array: Any,
+    axes: Axes,
+    unit: Sequence[int],
+    n: int,
+    starts: tuple[int, int, int],
+    channel_start: int,
+    block: Array,
 ) -> None:
     """Write a box (d, h, w, c) of volume n, whose first voxel is at `starts`, some chunks at a time.
 
@@ -455,16 +552,26 @@ class ZarrTarget:
     ranges: bool = False
 
     def write(
-        self, n: int, starts: tuple[int, int, int], channel_start: int, block: Array, thread: zarr_store.OneThread
+        self,
+        n: int,
+        starts: tuple[int, int, int],
+        channel_start: int,
+        block: Array,
+        thread: zarr_store.OneThread,
     ) -> tuple[Array, Array]:
         """Write whole chunks of volume n: block (d, h, w, c), whose first voxel is at `starts`. Returns its `value_range`."""
         with store_write_errors(self.path), zarr_store.unless_given_up(self.node):
             array = _open_to_write(self.node)
             unit = array.shards or array.chunks
-            store_box(thread.array(array, self.node), self.axes, unit, n, starts, channel_start, block)
+            store_box(
+                thread.array(array, self.node), self.axes, unit, n, starts, channel_start, block
+            )
         if not self.ranges:
             return np.empty(0), np.empty(0)
-        low, high = np.full(self.axes.canonical_shape[4], np.inf), np.full(self.axes.canonical_shape[4], -np.inf)
+        low, high = (
+            np.full(self.axes.canonical_shape[4], np.inf),
+            np.full(self.axes.canonical_shape[4], -np.inf),
+        )
         part = slice(channel_start, channel_start + block.shape[3])
         low[part], high[part] = value_range(block)
         return low, high
@@ -474,7 +581,9 @@ class ZarrTarget:
 def _open_to_write(node: str) -> Any:
     import zarr
 
-    return zarr.open_array(node if zarr_store.is_url(node) else zarr_store.folder_to_write(node), mode="r+")
+    return zarr.open_array(
+        node if zarr_store.is_url(node) else zarr_store.folder_to_write(node), mode="r+"
+    )
 
 
 def value_range(block: Array) -> tuple[Array, Array]:
@@ -495,7 +604,13 @@ class ZarrWriter(VolumeWriter):
     """
 
     def __init__(
-        self, store: zarr_store.NewStore, array: Any, header: VolumeHeader, path: str, finish: Any, unit: Sequence[int]
+        self,
+        store: zarr_store.NewStore,
+        array: Any,
+        header: VolumeHeader,
+        path: str,
+        finish: Any,
+        unit: Sequence[int],
     ) -> None:
         self.store, self.array, self.header, self.path = store, array, header, path
         self._finish, self._unit = finish, unit
@@ -541,7 +656,9 @@ class ZarrWriter(VolumeWriter):
         if self._part is None:
             return
         (n, row, channel_start, _), self._part = self._part, None
-        edges = np.flatnonzero(np.diff(np.concatenate([[False], self._present, [False]]).astype(np.int8)))
+        edges = np.flatnonzero(
+            np.diff(np.concatenate([[False], self._present, [False]]).astype(np.int8))
+        )
         for start, stop in edges.reshape(-1, 2):
             self._store(n, row * self._row + int(start), channel_start, self._gathered[start:stop])
         self._gathered = self._present = np.empty(0)
@@ -551,9 +668,13 @@ class ZarrWriter(VolumeWriter):
         values = axes.storage_order(planes)
         starts = axes.storage_start(n, depth_start, channel_start)
         with store_write_errors(self.path):
-            self.array[tuple(slice(s, s + size) for s, size in zip(starts, values.shape, strict=True))] = values
+            self.array[
+                tuple(slice(s, s + size) for s, size in zip(starts, values.shape, strict=True))
+            ] = values
 
-    def write_box(self, n: int, starts: tuple[int, int, int], channel_start: int, block: Array) -> None:
+    def write_box(
+        self, n: int, starts: tuple[int, int, int], channel_start: int, block: Array
+    ) -> None:
         if self.windows:
             self._note_values(channel_start, block)
         with store_write_errors(self.path):
@@ -562,7 +683,10 @@ class ZarrWriter(VolumeWriter):
     def _note_values(self, channel_start: int, block: Array) -> None:
         part = slice(channel_start, channel_start + block.shape[3])
         low, high = value_range(block)
-        self._low[part], self._high[part] = np.minimum(self._low[part], low), np.maximum(self._high[part], high)
+        self._low[part], self._high[part] = (
+            np.minimum(self._low[part], low),
+            np.maximum(self._high[part], high),
+        )
 
     def target(self) -> ZarrTarget:
         """Where other processes write what this one does not; they give `note_range` what they were told."""
@@ -574,7 +698,10 @@ class ZarrWriter(VolumeWriter):
             self._low, self._high = np.minimum(self._low, low), np.maximum(self._high, high)
 
     def commit(self) -> None:
-        windows = [zarr_ome.finite_window(float(a), float(b)) for a, b in zip(self._low, self._high, strict=True)]
+        windows = [
+            zarr_ome.finite_window(float(a), float(b))
+            for a, b in zip(self._low, self._high, strict=True)
+        ]
 
         def finish() -> None:
             self._store_gathered()
@@ -598,7 +725,11 @@ class ZarrWriter(VolumeWriter):
 
 
 def create_zarr(
-    path: str, header: VolumeHeader, *, overwrite: bool = False, options: OutputOptions = DEFAULT_OPTIONS
+    path: str,
+    header: VolumeHeader,
+    *,
+    overwrite: bool = False,
+    options: OutputOptions = DEFAULT_OPTIONS,
 ) -> VolumeWriter:
     """Start an OME-Zarr store."""
     chunks, levels = options.chunks, options.levels
@@ -607,7 +738,9 @@ def create_zarr(
         raise SpecError(f"levels must be at least 1 (the full resolution), received {levels}")
     zarr_ome.check_axes(letters, path)
     if math.prod(shape) == 0:
-        raise WriteError(f"cannot write {path}: OME-Zarr holds no empty volume, shape {header.shape}")
+        raise WriteError(
+            f"cannot write {path}: OME-Zarr holds no empty volume, shape {header.shape}"
+        )
     source = header.metadata if isinstance(header.metadata, ZarrMetadata) else None
     image = source.image if source is not None else None
     channels = zarr_ome.output_channels(image, header)
@@ -618,7 +751,9 @@ def create_zarr(
     factors = zarr_pyramid.level_factors(letters, shape, header.grid.spacing, levels)
     notes = [text for text in (note, codec_note) if text]
     if len(factors) < levels:
-        notes.append(f"{len(factors)} of {levels} levels are written: further axes are too short to be halved")
+        notes.append(
+            f"{len(factors)} of {levels} levels are written: further axes are too short to be halved"
+        )
     if (
         source is not None
         and chunks is None
@@ -653,7 +788,11 @@ def create_zarr(
         for number in range(1, len(factors)):
             level = make_array(number)
             fitted, shards = layout.fitted(letters, level.shape)
-            halved = [i for i, a in enumerate(letters) if factors[number].get(a, 1) != factors[number - 1].get(a, 1)]
+            halved = [
+                i
+                for i, a in enumerate(letters)
+                if factors[number].get(a, 1) != factors[number - 1].get(a, 1)
+            ]
             zarr_pyramid.fill_level(below, level, halved, shards or fitted, stop)
             below = level
         if stop.is_set():
@@ -680,7 +819,9 @@ def create_zarr(
     return writer
 
 
-def _compressors(source: ZarrMetadata | None, zarr_format: int, dtype: np.dtype[Any]) -> tuple[Any, str]:
+def _compressors(
+    source: ZarrMetadata | None, zarr_format: int, dtype: np.dtype[Any]
+) -> tuple[Any, str]:
     """Codecs of the output: the input's where they are known to give the same bytes each time, else Blosc.
 
     Blosc with LZ4 and shuffled bytes writes 600 MB/s of smooth float32 on two CPUs and makes it 10 % smaller; with Zstandard
@@ -702,9 +843,13 @@ def _compressors(source: ZarrMetadata | None, zarr_format: int, dtype: np.dtype[
             settings = {**stored["configuration"], "typesize": dtype.itemsize}
             codec = type(codec).from_dict({"name": "blosc", "configuration": settings})
         elif name == "gzip":
-            return (default,), "the input's gzip writes the time into each chunk: Blosc (LZ4) is used instead"
+            return (
+                default,
+            ), "the input's gzip writes the time into each chunk: Blosc (LZ4) is used instead"
         elif name not in ("blosc", "zstd", "zlib", "lz4", "bz2", "lzma", "crc32c"):
-            return (default,), f"the input's codec {name} is not written: Blosc (LZ4) is used instead"
+            return (
+                default,
+            ), f"the input's codec {name} is not written: Blosc (LZ4) is used instead"
         kept.append(codec)
     return tuple(kept) or None, ""
 

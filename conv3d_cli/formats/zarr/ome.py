@@ -18,7 +18,13 @@ from conv3d_cli.errors import FormatError, WriteError
 from conv3d_cli.model.grid import UNITS, Grid, affine_from_spacing
 from conv3d_cli.model.volume import CHANNEL, SPATIAL, VolumeHeader
 
-WORDS = {"nm": "nanometer", "um": "micrometer", "mm": "millimeter", "cm": "centimeter", "m": "meter"}
+WORDS = {
+    "nm": "nanometer",
+    "um": "micrometer",
+    "mm": "millimeter",
+    "cm": "centimeter",
+    "m": "meter",
+}
 NAMES = {word: name for name, word in WORDS.items()}
 # lengths the package has no name for: ours that is near, and how many of it
 OTHER_UNITS = {
@@ -100,7 +106,11 @@ def read_image(attributes: Mapping[str, Any], path: str) -> OmeImage | None:
         return None
     try:
         multiscale = found["multiscales"][0]
-        version = str(found.get("version") or multiscale.get("version") or ("0.5" if "ome" in attributes else "0.4"))
+        version = str(
+            found.get("version")
+            or multiscale.get("version")
+            or ("0.5" if "ome" in attributes else "0.4")
+        )
         entries = multiscale.get("axes", list(OLD_AXES) if version in VERSIONS[:2] else None)
         if entries is None:
             raise ValueError(f"version {version} without axes")
@@ -109,7 +119,10 @@ def read_image(attributes: Mapping[str, Any], path: str) -> OmeImage | None:
             raise ValueError("two axes of one name")
         whole = multiscale.get("coordinateTransformations") or []
         datasets = tuple(
-            Dataset(str(d["path"]), *_compose([*(d.get("coordinateTransformations") or []), *whole], len(axes)))
+            Dataset(
+                str(d["path"]),
+                *_compose([*(d.get("coordinateTransformations") or []), *whole], len(axes)),
+            )
             for d in multiscale["datasets"]
         )
         if not datasets:
@@ -141,7 +154,9 @@ def _read_axis(entry: Any) -> Axis:
     return Axis(str(entry["name"]), str(entry.get("type") or ""), str(entry.get("unit") or ""))
 
 
-def _compose(transformations: Sequence[Any], count: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _compose(
+    transformations: Sequence[Any], count: int
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Scale and translation of several transformations, applied one after the other."""
     scale, translation = np.ones(count), np.zeros(count)
     for entry in transformations:
@@ -151,7 +166,9 @@ def _compose(transformations: Sequence[Any], count: int) -> tuple[tuple[float, .
         if kind not in ("scale", "translation"):
             raise ValueError(f"transformation '{kind}' is none of scale and translation")
         if kind not in entry:
-            raise ValueError(f"the numbers of a {kind} lie in a file of their own, which is not supported")
+            raise ValueError(
+                f"the numbers of a {kind} lie in a file of their own, which is not supported"
+            )
         numbers = np.array(entry[kind], np.float64)
         if numbers.shape != (count,):
             raise ValueError(f"a {kind} of {numbers.size} numbers for {count} axes")
@@ -208,13 +225,18 @@ def read_grid(axes: Sequence[Axis], dataset: Dataset, letters: str) -> Grid:
     scale = {a: dataset.scale[i] for a, i in place.items()}
     start = {a: dataset.translation[i] for a, i in place.items()}
     unit = units["x"][0]
-    if not all(scale.values()) or (unit is None and all(s == 1 for s in scale.values()) and not any(start.values())):
+    if not all(scale.values()) or (
+        unit is None and all(s == 1 for s in scale.values()) and not any(start.values())
+    ):
         return Grid()
     if unit is not None:
         for a, (own, count) in units.items():
             factor = 1.0 if own is None else count * UNITS[own] / UNITS[unit]
             if factor != 1:  # rounded to what converted decimal numbers can mean: 500 nm is 0.5 um
-                scale[a], start[a] = float(f"{scale[a] * factor:.14g}"), float(f"{start[a] * factor:.14g}")
+                scale[a], start[a] = (
+                    float(f"{scale[a] * factor:.14g}"),
+                    float(f"{start[a] * factor:.14g}"),
+                )
     d, h, w = (float(scale.get(a, 1.0)) for a in SPATIAL)
     z, y, x = (float(start.get(a, 0.0)) for a in SPATIAL)
     return Grid((abs(d), abs(h), abs(w)), unit, affine_from_spacing((d, h, w), (z, y, x)))
@@ -266,7 +288,15 @@ def image_attributes(
     axes, base = [], {}
     for letter in letters:
         axis: dict[str, str] = {"name": letter}
-        kind = "space" if letter in SPATIAL else "channel" if letter in CHANNEL else "time" if letter == "t" else ""
+        kind = (
+            "space"
+            if letter in SPATIAL
+            else "channel"
+            if letter in CHANNEL
+            else "time"
+            if letter == "t"
+            else ""
+        )
         if kind:
             axis["type"] = kind
         base[letter] = (1.0, 0.0)
@@ -332,7 +362,9 @@ def _kept_axes(source: OmeImage | None) -> dict[str, tuple[Axis, tuple[float, fl
         return {}
     finest = source.datasets[0]
     entries = zip(source.letters, source.axes, finest.scale, finest.translation, strict=True)
-    return {letter: (axis, (s, t)) for letter, axis, s, t in entries if letter not in SPATIAL + CHANNEL}
+    return {
+        letter: (axis, (s, t)) for letter, axis, s, t in entries if letter not in SPATIAL + CHANNEL
+    }
 
 
 def output_channels(source: OmeImage | None, header: VolumeHeader) -> list[dict[str, Any]]:
@@ -340,12 +372,16 @@ def output_channels(source: OmeImage | None, header: VolumeHeader) -> list[dict[
     found = source.omero.get("channels") if source is not None else None
     known = [dict(c) for c in found if isinstance(c, Mapping)] if isinstance(found, list) else []
     if header.components:
-        return [{"label": label} for label in header.component_labels([c.get("label") for c in known])]
+        return [
+            {"label": label} for label in header.component_labels([c.get("label") for c in known])
+        ]
     return known if len(known) == header.shape[4] else []
 
 
 def _rendering(
-    source: OmeImage | None, given: Sequence[Mapping[str, Any]], windows: Sequence[tuple[float, float]]
+    source: OmeImage | None,
+    given: Sequence[Mapping[str, Any]],
+    windows: Sequence[tuple[float, float]],
 ) -> dict[str, Any]:
     """Rendering of the output: its channels, shown from their smallest to their largest value."""
     channels = [dict(channel) for channel in given]

@@ -29,7 +29,13 @@ def level_factors(
     >>> level_factors("zyx", (64, 256, 256), (3.0, 1.0, 1.0), 3)
     [{}, {'y': 2, 'x': 2}, {'z': 2, 'y': 4, 'x': 4}]
     """
-    steps = dict(zip(SPATIAL, spacing if spacing is not None and all(spacing) else (1.0, 1.0, 1.0), strict=True))
+    steps = dict(
+        zip(
+            SPATIAL,
+            spacing if spacing is not None and all(spacing) else (1.0, 1.0, 1.0),
+            strict=True,
+        )
+    )
     sizes = {a: n for a, n in zip(letters, shape, strict=True) if a in SPATIAL}
     factors: list[dict[str, int]] = [{}]
     while len(factors) < levels:
@@ -39,7 +45,13 @@ def level_factors(
         finest = min(steps[a] for a in long_enough)
         halved = [a for a in long_enough if steps[a] < 2 * finest]
         before = factors[-1]
-        factors.append({a: before.get(a, 1) * (2 if a in halved else 1) for a in sizes if a in before or a in halved})
+        factors.append(
+            {
+                a: before.get(a, 1) * (2 if a in halved else 1)
+                for a in sizes
+                if a in before or a in halved
+            }
+        )
         for a in halved:
             sizes[a] //= 2
             steps[a] *= 2
@@ -64,7 +76,8 @@ def halve(block: Array, axes: Sequence[int]) -> Array:
     sums: Array = block
     for axis in axes:
         even, odd = (
-            tuple(slice(start, None, 2) if i == axis else slice(None) for i in range(block.ndim)) for start in (0, 1)
+            tuple(slice(start, None, 2) if i == axis else slice(None) for i in range(block.ndim))
+            for start in (0, 1)
         )
         with np.errstate(invalid="ignore"):  # of two infinities
             sums = np.add(sums[even], sums[odd], dtype=np.float64)
@@ -80,7 +93,9 @@ def halve(block: Array, axes: Sequence[int]) -> Array:
         return means.astype(block.dtype)
 
 
-def fill_level(below: Any, level: Any, halved: Sequence[int], tile: Sequence[int], stop: threading.Event) -> None:
+def fill_level(
+    below: Any, level: Any, halved: Sequence[int], tile: Sequence[int], stop: threading.Event
+) -> None:
     """Fill an array with the means of the one below it, one tile after another.
 
     below, level : arrays       zarr's or NumPy's; `level` is half as long along the axes `halved`
@@ -115,10 +130,14 @@ def fill_level(below: Any, level: Any, halved: Sequence[int], tile: Sequence[int
 def tiles(shape: Sequence[int], tile: Sequence[int]) -> Iterator[tuple[slice, ...]]:
     """All tiles of an array, in storage order."""
     for index in np.ndindex(*(-(-n // t) for n, t in zip(shape, tile, strict=True))):
-        yield tuple(slice(i * t, min((i + 1) * t, n)) for i, t, n in zip(index, tile, shape, strict=True))
+        yield tuple(
+            slice(i * t, min((i + 1) * t, n)) for i, t, n in zip(index, tile, shape, strict=True)
+        )
 
 
 def level_bytes(tile: Sequence[int], itemsize: int) -> int:
     """Memory that `fill_level` takes: for each worker a tile, encoded too, and a piece, decoded too, with its sums in float64."""
-    tiles_read = 1 if all(t % 2 == 0 or t == 1 for t in tile) else 8  # odd ones: a piece lies across several
+    tiles_read = (
+        1 if all(t % 2 == 0 or t == 1 for t in tile) else 8
+    )  # odd ones: a piece lies across several
     return WORKERS * math.prod(tile) * (4 * itemsize + 2 * itemsize * tiles_read + 8)

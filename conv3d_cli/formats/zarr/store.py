@@ -24,11 +24,23 @@ from urllib.request import url2pathname
 
 import numpy as np
 
-from conv3d_cli.errors import Conv3DError, FormatError, MemoryLimitError, OutputExistsError, SpecError, WriteError
+from conv3d_cli.errors import (
+    Conv3DError,
+    FormatError,
+    MemoryLimitError,
+    OutputExistsError,
+    SpecError,
+    WriteError,
+)
 from conv3d_cli.system.atomic import AtomicFolder, check_target, write_errors
 from conv3d_cli.system.inputs import near_names
 
-MARKERS = ("zarr.json", ".zgroup", ".zarray", ".zattrs")  # a folder that holds one of them is a Zarr node
+MARKERS = (
+    "zarr.json",
+    ".zgroup",
+    ".zarray",
+    ".zattrs",
+)  # a folder that holds one of them is a Zarr node
 READ_ONLY_SCHEMES = ("http", "https")
 CURE = "pip install 'conv3d[zarr]'"
 
@@ -63,14 +75,18 @@ def claims(path: str) -> bool:
     """
     if path == "-":
         return False
-    if is_url(path) or any(part.lower().endswith(".zarr") for part in path.replace(os.sep, "/").split("/")):
+    if is_url(path) or any(
+        part.lower().endswith(".zarr") for part in path.replace(os.sep, "/").split("/")
+    ):
         return True
     return is_node(path)
 
 
 def is_node(folder: str) -> bool:
     """Whether a folder holds Zarr metadata."""
-    return os.path.isdir(folder) and any(os.path.isfile(os.path.join(folder, name)) for name in MARKERS)
+    return os.path.isdir(folder) and any(
+        os.path.isfile(os.path.join(folder, name)) for name in MARKERS
+    )
 
 
 def content(path: str) -> str:
@@ -94,13 +110,20 @@ def import_zarr(path: str, error: type[Conv3DError] = FormatError) -> Any:
         import zarr
     except ImportError as cause:
         raise error(f"cannot {verb} {path}: Zarr needs the zarr package: {CURE}") from cause
-    if tuple(int(part) for part in zarr.__version__.split(".")[:2]) < (3, 1):  # 3.0 reads big-endian voxels wrongly
-        raise error(f"cannot {verb} {path}: Zarr needs zarr 3.1 or newer, not {zarr.__version__}: {CURE}")
+    if tuple(int(part) for part in zarr.__version__.split(".")[:2]) < (
+        3,
+        1,
+    ):  # 3.0 reads big-endian voxels wrongly
+        raise error(
+            f"cannot {verb} {path}: Zarr needs zarr 3.1 or newer, not {zarr.__version__}: {CURE}"
+        )
     return zarr
 
 
 @contextmanager
-def zarr_errors(path: str, what: str = "", error: type[Conv3DError] = FormatError) -> Iterator[None]:
+def zarr_errors(
+    path: str, what: str = "", error: type[Conv3DError] = FormatError
+) -> Iterator[None]:
     """Turn whatever zarr and file systems raise in the body into one line of kind `error`."""
     try:
         yield
@@ -114,12 +137,19 @@ def zarr_errors(path: str, what: str = "", error: type[Conv3DError] = FormatErro
             raise MemoryLimitError(f"{start}it does not fit into memory ({words})") from cause
         if isinstance(cause, ImportError):  # a file system of fsspec's
             scheme = urlsplit(path).scheme
-            package = {"http": CURE, "https": CURE, "s3": "pip install s3fs", "gs": "pip install gcsfs"}.get(scheme)
+            package = {
+                "http": CURE,
+                "https": CURE,
+                "s3": "pip install s3fs",
+                "gs": "pip install gcsfs",
+            }.get(scheme)
             raise error(f"{start}its file system needs a package: {package or words}") from cause
         if isinstance(cause, FileNotFoundError):
             raise error(f"{start}no such file or folder") from cause
         if type(cause).__name__ == "UnknownCodecError" or "codec not available" in words:
-            raise error(f"{start}it is compressed by a codec that is not known here ({words})") from cause
+            raise error(
+                f"{start}it is compressed by a codec that is not known here ({words})"
+            ) from cause
         if "Protocol not known" in words:
             raise error(f"{start}no file system is known for {urlsplit(path).scheme}://") from cause
         if isinstance(cause, OSError) and cause.strerror:
@@ -156,7 +186,9 @@ class ChunkWatch:
             header = bytes(found.as_numpy_array()[:16])
             size = int.from_bytes(header[12:], "little")
             if len(header) < 16 or size != len(found):
-                raise ValueError(f"chunk {key} has {len(found)} bytes, where its header promises {size}")
+                raise ValueError(
+                    f"chunk {key} has {len(found)} bytes, where its header promises {size}"
+                )
 
 
 @lru_cache(maxsize=1)
@@ -199,7 +231,9 @@ def open_node(path: str, watch: ChunkWatch | None = None) -> Any:
         from zarr.storage import FsspecStore, LocalStore
 
         inner: Any = (
-            LocalStore(folder, read_only=True) if folder is not None else FsspecStore.from_url(path, read_only=True)
+            LocalStore(folder, read_only=True)
+            if folder is not None
+            else FsspecStore.from_url(path, read_only=True)
         )
         store = _watched_store()(inner)
         store.watch = watch
@@ -247,7 +281,9 @@ def outermost(path: str) -> str:
     folder = local_folder(path)
     if folder is None:
         return path
-    above = [name for name, _ in ancestors(folder) if name.lower().endswith(".zarr") or is_node(name)]
+    above = [
+        name for name, _ in ancestors(folder) if name.lower().endswith(".zarr") or is_node(name)
+    ]
     return above[-1] if above else folder
 
 
@@ -296,7 +332,10 @@ class OneThread:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.close()
 
@@ -379,7 +418,9 @@ def _flowing_store() -> Any:
 def _start_flushing(file: Path) -> None:
     number = os.open(file, os.O_RDONLY)
     try:
-        os.posix_fadvise(number, 0, 0, os.POSIX_FADV_DONTNEED)  # of what is not on the disk yet, it starts the writing
+        os.posix_fadvise(
+            number, 0, 0, os.POSIX_FADV_DONTNEED
+        )  # of what is not on the disk yet, it starts the writing
     finally:
         os.close(number)
 
@@ -404,10 +445,14 @@ def check_store_target(path: str, overwrite: bool, make_folder: bool = False) ->
         check_target(folder, overwrite, make_folder, folder=True)
         # a folder of something else is not ours to delete, whatever it is called
         if os.path.isdir(folder) and os.listdir(folder) and not is_node(folder):
-            raise WriteError(f"cannot write {path}: the folder exists and is no Zarr store; remove it first")
+            raise WriteError(
+                f"cannot write {path}: the folder exists and is no Zarr store; remove it first"
+            )
         return
     if urlsplit(path).scheme in READ_ONLY_SCHEMES:
-        raise WriteError(f"cannot write {path}: a web server can only be read from; write to a folder or to s3://")
+        raise WriteError(
+            f"cannot write {path}: a web server can only be read from; write to a folder or to s3://"
+        )
     import_zarr(path, WriteError)
     if not overwrite and RemoteStore(path, overwrite).exists():
         raise OutputExistsError(f"cannot write {path}: it exists; pass --overwrite to replace it")

@@ -14,7 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from conv3d_cli.errors import Conv3DError, FormatError, SpecError, UnknownNameError, WriteError, suggestion
+from conv3d_cli.errors import (
+    Conv3DError,
+    FormatError,
+    SpecError,
+    UnknownNameError,
+    WriteError,
+    suggestion,
+)
 from conv3d_cli.kernels.weights import keras, onnx, pytorch, safetensors
 from conv3d_cli.kernels.weights.isolated import in_another_process
 from conv3d_cli.kernels.weights.layer import OtherLayer, SavedLayer, reading
@@ -67,9 +74,16 @@ _read_h5_config = in_another_process("legacy", "read_h5_config")
 # the first that claims a name by its suffix has it
 WEIGHTS_FILES: tuple[WeightsFile, ...] = (
     WeightsFile("Keras", (".keras",), _read_keras, keras.encode_keras, keras.read_keras_config),
-    WeightsFile("Keras weights", (".weights.h5",), _read_h5, keras.encode_weights_h5, _read_h5_config),
+    WeightsFile(
+        "Keras weights", (".weights.h5",), _read_h5, keras.encode_weights_h5, _read_h5_config
+    ),
     WeightsFile("legacy Keras", (".h5", ".hdf5"), _read_h5, None, _read_h5_config),
-    WeightsFile("safetensors", (".safetensors",), safetensors.read_safetensors, safetensors.encode_safetensors),
+    WeightsFile(
+        "safetensors",
+        (".safetensors",),
+        safetensors.read_safetensors,
+        safetensors.encode_safetensors,
+    ),
     WeightsFile("ONNX", (".onnx",), onnx.read_onnx, onnx.encode_onnx),
     WeightsFile("PyTorch", (".pt", ".pth"), pytorch.read_pytorch),
 )
@@ -123,12 +137,16 @@ def read_contents(path: str | os.PathLike[str]) -> list[SavedLayer | OtherLayer]
     path = os.fspath(path)
     kind = find_weights_file(path)
     if kind is None:
-        raise FormatError(f"cannot read {path}: no weights format has this suffix; known are {weights_suffixes()}")
+        raise FormatError(
+            f"cannot read {path}: no weights format has this suffix; known are {weights_suffixes()}"
+        )
     check_input(path)
     with reading(path):
         contents = kind.read(path)
     if not any(isinstance(held, SavedLayer) or held.layer is not None for held in contents):
-        convolutions = [held for held in contents if isinstance(held, OtherLayer) and held.is_convolution]
+        convolutions = [
+            held for held in contents if isinstance(held, OtherLayer) and held.is_convolution
+        ]
         found = f": {_reasons(convolutions)}" if convolutions else " (5-D weights)"
         raise FormatError(f"cannot read {path}: it holds no Conv3D layer that can be read{found}")
     return contents
@@ -157,7 +175,9 @@ def saved_layer(text: str) -> SavedLayer:
     return choose_layer(read_contents(path), path, name)
 
 
-def choose_layer(contents: Sequence[SavedLayer | OtherLayer], path: str, name: str | None) -> SavedLayer:
+def choose_layer(
+    contents: Sequence[SavedLayer | OtherLayer], path: str, name: str | None
+) -> SavedLayer:
     """The layer of this name: its own, or else one of its aliases. Without a name, the only one.
 
     Raises: SpecError without a name where the file holds any other layer, or for a name that several have;
@@ -165,7 +185,9 @@ def choose_layer(contents: Sequence[SavedLayer | OtherLayer], path: str, name: s
     """
     layers = [held for held in contents if isinstance(held, SavedLayer)]
     others = [held for held in contents if isinstance(held, OtherLayer)]
-    listed = ", ".join(map(str, layers[:20])) + (f", ... ({len(layers)} in all)" if len(layers) > 20 else "")
+    listed = ", ".join(map(str, layers[:20])) + (
+        f", ... ({len(layers)} in all)" if len(layers) > 20 else ""
+    )
     if name is None:
         if len(layers) == 1 and not others:
             return layers[0]
@@ -175,9 +197,17 @@ def choose_layer(contents: Sequence[SavedLayer | OtherLayer], path: str, name: s
         if convolutions:
             holds.append(f"{len(convolutions)} that cannot be read: {_reasons(convolutions)}")
         if rest:
-            holds.append(f"{len(rest)} that {'is' if len(rest) == 1 else 'are'} no Conv3D: {_names(rest)}")
-        example = _unique_name(layers, 0) if layers else next(held.tensor for held in convolutions if held.layer)
-        raise SpecError(f"{path} holds {', and '.join(holds)}; choose one, as in {path}{SEPARATOR}{example}")
+            holds.append(
+                f"{len(rest)} that {'is' if len(rest) == 1 else 'are'} no Conv3D: {_names(rest)}"
+            )
+        example = (
+            _unique_name(layers, 0)
+            if layers
+            else next(held.tensor for held in convolutions if held.layer)
+        )
+        raise SpecError(
+            f"{path} holds {', and '.join(holds)}; choose one, as in {path}{SEPARATOR}{example}"
+        )
     for has in (
         lambda held: held.name == name,
         lambda held: name in held.aliases[:1],
@@ -190,8 +220,14 @@ def choose_layer(contents: Sequence[SavedLayer | OtherLayer], path: str, name: s
             names = " or ".join(_unique_name(layers, layers.index(layer)) for layer in matches)
             raise SpecError(f"{path} holds {len(matches)} layers '{name}'; write {names}")
         for other in filter(has, others):
-            cure = f"; if it is one, name its tensor: {path}{SEPARATOR}{other.tensor}" if other.layer else ""
-            raise FormatError(f"cannot read layer '{name}' of {path} as a Conv3D: {other.reason}{cure}")
+            cure = (
+                f"; if it is one, name its tensor: {path}{SEPARATOR}{other.tensor}"
+                if other.layer
+                else ""
+            )
+            raise FormatError(
+                f"cannot read layer '{name}' of {path} as a Conv3D: {other.reason}{cure}"
+            )
     for other in others:
         if other.layer is not None and name == other.tensor:
             return other.layer
@@ -204,7 +240,11 @@ def left_out(others: Sequence[OtherLayer], path: str) -> list[str]:
     """Notes on what is not among the layers of a file: convolutions with the reason, the names of the rest."""
     convolutions = [other for other in others if other.is_convolution]
     rest = [other.name for other in others if not other.is_convolution]
-    notes = [f"{path} has convolutions that are left out: {_reasons(convolutions)}"] if convolutions else []
+    notes = (
+        [f"{path} has convolutions that are left out: {_reasons(convolutions)}"]
+        if convolutions
+        else []
+    )
     if rest:
         notes.append(f"{path} has other layers, which are left out: {_names(rest)}")
     return notes
@@ -223,11 +263,15 @@ def _reasons(others: Sequence[OtherLayer]) -> str:
 def _unique_name(layers: Sequence[SavedLayer], index: int) -> str:
     """A name or alias that no other layer has."""
     layer = layers[index]
-    others = [each for other in layers if other is not layer for each in (other.name, *other.aliases)]
+    others = [
+        each for other in layers if other is not layer for each in (other.name, *other.aliases)
+    ]
     return next((each for each in (layer.name, *layer.aliases) if each not in others), layer.name)
 
 
-def write_layers(path: str | os.PathLike[str], layers: Sequence[SavedLayer], *, overwrite: bool = False) -> list[str]:
+def write_layers(
+    path: str | os.PathLike[str], layers: Sequence[SavedLayer], *, overwrite: bool = False
+) -> list[str]:
     """Write layers in the format of the suffix; returns notes on what it cannot hold.
 
     The same layers give the same bytes, and the file appears complete or not at all.
@@ -236,10 +280,14 @@ def write_layers(path: str | os.PathLike[str], layers: Sequence[SavedLayer], *, 
     """
     kind = find_weights_file(path)
     if kind is None:
-        raise SpecError(f"cannot write {path}: no weights format has this suffix; known are {weights_suffixes()}")
+        raise SpecError(
+            f"cannot write {path}: no weights format has this suffix; known are {weights_suffixes()}"
+        )
     if kind.encode is None:
         able = " ".join(other.suffixes[0] for other in WEIGHTS_FILES if other.encode)
-        raise SpecError(f"cannot write {path}: {kind.name} files are only read; write {able} instead")
+        raise SpecError(
+            f"cannot write {path}: {kind.name} files are only read; write {able} instead"
+        )
     for layer in layers:
         layer.as_kernel(layer.name)
     with AtomicFile(path, overwrite) as output:

@@ -10,7 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from conv3d_cli.errors import SpecError
-from conv3d_cli.kernels.files import find_kernel_file, known_suffixes, read_kernel_file, write_kernel
+from conv3d_cli.kernels.files import (
+    find_kernel_file,
+    known_suffixes,
+    read_kernel_file,
+    write_kernel,
+)
 from conv3d_cli.kernels.weights import (
     OtherLayer,
     SavedLayer,
@@ -26,7 +31,9 @@ from conv3d_cli.kernels.weights.layer import unheld
 from conv3d_cli.model.kernel import Kernel
 
 
-def convert_layers(source: str, target: str | os.PathLike[str], *, overwrite: bool = False) -> list[str]:
+def convert_layers(
+    source: str, target: str | os.PathLike[str], *, overwrite: bool = False
+) -> list[str]:
     """Write the layers of SRC, or the one of SRC::NAME, to a file; returns notes on what got lost.
 
     Raises: SpecError for an unknown suffix, or several layers for a target that holds one; UnknownNameError; FormatError;
@@ -53,13 +60,17 @@ def convert_layers(source: str, target: str | os.PathLike[str], *, overwrite: bo
     layer = layers[0]
     write_kernel(target, layer.as_kernel(layer.name), overwrite=overwrite)
     if lost := unheld(layer):
-        notes.append(f"{layer.name}: {Path(target).suffix} holds weights only, without {', '.join(lost)}")
+        notes.append(
+            f"{layer.name}: {Path(target).suffix} holds weights only, without {', '.join(lost)}"
+        )
     return notes
 
 
 def _from_kernel_file(path: str, name: str | None) -> tuple[list[SavedLayer], list[str]]:
     if name is not None:
-        raise SpecError(f"{path} holds one kernel, and no layers to choose from; leave out ::{name}")
+        raise SpecError(
+            f"{path} holds one kernel, and no layers to choose from; leave out ::{name}"
+        )
 
     def no_builtin(text: str) -> Kernel:
         raise SpecError(f"the built-in kernel '{text}' is made by: conv3d kernel make")

@@ -71,7 +71,11 @@ def is_group(thing: Any) -> bool:
 
 def is_dataset(thing: Any, rank: int | None = None) -> bool:
     """Whether it is a dataset, of this rank."""
-    return hasattr(thing, "shape") and thing.shape is not None and (rank is None or len(thing.shape) == rank)
+    return (
+        hasattr(thing, "shape")
+        and thing.shape is not None
+        and (rank is None or len(thing.shape) == rank)
+    )
 
 
 def walk_groups(root: Any, path: str) -> Iterator[tuple[str, Any]]:
@@ -88,7 +92,9 @@ def walk_groups(root: Any, path: str) -> Iterator[tuple[str, Any]]:
         seen += 1
         address = h5py.h5o.get_info(group.id).addr
         if address in above or len(above) > _DEPTH or seen > _GROUPS:
-            raise FormatError(f"cannot read {path}: its groups contain one another, or are nested too deeply")
+            raise FormatError(
+                f"cannot read {path}: its groups contain one another, or are nested too deeply"
+            )
         yield name, group
         for part, inner in members(group).items():
             if is_group(inner):
@@ -117,7 +123,9 @@ def read_names(thing: Any, name: str) -> list[str] | None:
     if not chunks:
         return None
     return [
-        text.decode(errors="replace") if isinstance(text, bytes) else str(text) for chunk in chunks for text in chunk
+        text.decode(errors="replace") if isinstance(text, bytes) else str(text)
+        for chunk in chunks
+        for text in chunk
     ]
 
 
@@ -133,7 +141,9 @@ def read_dataset(dataset: Any, size: int, what: str, path: str) -> Array:
     plan = dataset.id.get_create_plist()
     filters = [plan.get_filter(i)[0] for i in range(plan.get_nfilters())]
     if dataset.external or dataset.is_virtual:
-        raise FormatError(f"cannot read {path}: the numbers of {what} lie in another file, which is never opened")
+        raise FormatError(
+            f"cannot read {path}: the numbers of {what} lie in another file, which is never opened"
+        )
     if not set(filters) <= _FILTERS:
         raise FormatError(
             f"cannot read {path}: {what} is packed by an HDF5 plug-in (filter {filters}), which is never run"
@@ -141,8 +151,14 @@ def read_dataset(dataset: Any, size: int, what: str, path: str) -> Array:
     stored = dataset.id.get_storage_size()
     promised = dataset.dtype.itemsize * max(math.prod(shape), math.prod(dataset.chunks or ()))
     if stored > size or promised > stored * (_COMPRESSION if filters else 1):
-        raise FormatError(f"cannot read {path}: truncated: {what} promises {promised:,} bytes, {stored:,} are stored")
-    if dataset.dtype.kind == "V" and dataset.dtype.itemsize == 2 and read_text(dataset, "dtype") == "bfloat16":
+        raise FormatError(
+            f"cannot read {path}: truncated: {what} promises {promised:,} bytes, {stored:,} are stored"
+        )
+    if (
+        dataset.dtype.kind == "V"
+        and dataset.dtype.itemsize == 2
+        and read_text(dataset, "dtype") == "bfloat16"
+    ):
         return decode_floats(dataset[()].tobytes(), "bfloat16").reshape(shape)
     if dataset.dtype.kind != "f":
         raise FormatError(f"cannot read {path}: {what} holds {dataset.dtype}, not floats")

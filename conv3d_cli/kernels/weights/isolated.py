@@ -29,14 +29,31 @@ def in_another_process(module: str, function: str) -> Callable[[str], Any]:
     """The function of a module of this package, run in a process of its own: path -> layers, or a dict, or None."""
 
     def read(path: str) -> Any:
-        command = [sys.executable, "-c", _PROGRAM, f"{module}.{function}", os.path.abspath(path), *sys.path]
+        command = [
+            sys.executable,
+            "-c",
+            _PROGRAM,
+            f"{module}.{function}",
+            os.path.abspath(path),
+            *sys.path,
+        ]
         patience = _PATIENCE + check_input(path) / _SPEED
         try:
-            done = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, timeout=patience, check=False)
+            done = subprocess.run(
+                command,
+                capture_output=True,
+                stdin=subprocess.DEVNULL,
+                timeout=patience,
+                check=False,
+            )
         except subprocess.TimeoutExpired:
-            raise FormatError(f"cannot read {path}: damaged: the HDF5 library did not come to an end") from None
+            raise FormatError(
+                f"cannot read {path}: damaged: the HDF5 library did not come to an end"
+            ) from None
         if done.returncode:
-            raise FormatError(f"cannot read {path}: damaged: the HDF5 library crashed ({_ending(done)})")
+            raise FormatError(
+                f"cannot read {path}: damaged: the HDF5 library crashed ({_ending(done)})"
+            )
         head, _, data = done.stdout.partition(b"\n")
         answer = json.loads(head)
         if "error" in answer:
@@ -49,7 +66,9 @@ def in_another_process(module: str, function: str) -> Callable[[str], Any]:
 
 def _ending(done: subprocess.CompletedProcess[bytes]) -> str:
     lines = done.stderr.decode(errors="replace").split("\n")
-    return next((line[:200] for line in reversed(lines) if line.strip()), f"exit code {done.returncode}")
+    return next(
+        (line[:200] for line in reversed(lines) if line.strip()), f"exit code {done.returncode}"
+    )
 
 
 def answer() -> None:
@@ -62,7 +81,9 @@ def answer() -> None:
     try:
         with reading(path):
             result = getattr({"keras": keras, "legacy": legacy}[module], function)(path)
-        content = {"layers": _packed(result, arrays)} if isinstance(result, list) else {"config": result}
+        content = (
+            {"layers": _packed(result, arrays)} if isinstance(result, list) else {"config": result}
+        )
     except Conv3DError as error:
         content = {"error": [type(error).__name__, str(error)]}
     with open(sys.stdout.fileno(), "wb", closefd=False) as output:
@@ -103,6 +124,13 @@ def _unpacked(packed: list[dict[str, Any]], data: bytes) -> list[SavedLayer | Ot
             start += pair[-1].nbytes
         name, config, aliases, notes = entry["texts"]
         contents.append(
-            SavedLayer(name, config, pair[0], pair[1] if len(pair) > 1 else None, tuple(aliases), tuple(notes))
+            SavedLayer(
+                name,
+                config,
+                pair[0],
+                pair[1] if len(pair) > 1 else None,
+                tuple(aliases),
+                tuple(notes),
+            )
         )
     return contents

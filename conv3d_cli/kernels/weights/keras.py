@@ -55,7 +55,12 @@ from conv3d_cli.model.keras_json import (
     source_names,
 )
 
-CONFIG, METADATA, WEIGHTS, PICKLED = "config.json", "metadata.json", "model.weights.h5", "model.weights.npz"
+CONFIG, METADATA, WEIGHTS, PICKLED = (
+    "config.json",
+    "metadata.json",
+    "model.weights.h5",
+    "model.weights.npz",
+)
 
 
 def to_snake_case(name: str) -> str:
@@ -95,7 +100,9 @@ def read_weights_h5(root: Any, size: int, path: str) -> dict[str, SavedLayer | O
     contents: dict[str, SavedLayer | OtherLayer] = {}
     for name, group in walk_groups(root, path):
         *above, last = name.split("/")
-        variables = members(group) if last == "vars" and above and not _NO_LAYERS & set(above) else {}
+        variables = (
+            members(group) if last == "vars" and above and not _NO_LAYERS & set(above) else {}
+        )
         if not variables:
             continue
         short = "/".join(part for part in above if part not in _CONTAINERS)
@@ -113,7 +120,9 @@ def read_weights_h5(root: Any, size: int, path: str) -> dict[str, SavedLayer | O
             kernel=read_dataset(kernel, size, what, path),
             bias=None if bias is None else read_dataset(bias, size, f"the bias of {what}", path),
             aliases=aliases,
-            notes=() if _is_plain(above[-1]) else ("the file does not tell its class; it is read as a Conv3D",),
+            notes=()
+            if _is_plain(above[-1])
+            else ("the file does not tell its class; it is read as a Conv3D",),
         )
         contents[short] = require_match(layer, path)
     return contents
@@ -155,7 +164,9 @@ def why_transposed(name: str, kernel: Any, bias: Any) -> str:
 
 def is_weights_h5(root: Any) -> bool:
     """Whether an open HDF5 file is laid out as `.weights.h5`."""
-    return any(name in _CONTAINERS or (name == "vars" and is_group(root[name])) for name in members(root))
+    return any(
+        name in _CONTAINERS or (name == "vars" and is_group(root[name])) for name in members(root)
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -168,7 +179,9 @@ def read_keras(path: str) -> list[SavedLayer | OtherLayer]:
         config = parse_json(archive.read(CONFIG), CONFIG, path)
         version = ""
         if METADATA in archive.names:
-            version = str(parse_json(archive.read(METADATA), METADATA, path).get("keras_version", ""))
+            version = str(
+                parse_json(archive.read(METADATA), METADATA, path).get("keras_version", "")
+            )
         if WEIGHTS not in archive.names and PICKLED in archive.names:
             raise FormatError(
                 f"cannot read {path}: its weights are pickled ({PICKLED}), as Keras does without h5py, and pickles are never "
@@ -203,18 +216,32 @@ def join_config(
         held = by_group.pop(entry.group, None)
         if entry.class_name not in CONV3D:
             if entry not in silent:
-                contents.append(entry.other(isinstance(held, SavedLayer) or (held is not None and held.is_convolution)))
+                contents.append(
+                    entry.other(
+                        isinstance(held, SavedLayer) or (held is not None and held.is_convolution)
+                    )
+                )
             continue
         if held is None and entry.name in names:
             continue  # a layer that two models share is saved once, where it comes first
         if not isinstance(held, SavedLayer):
-            reason = f"no group {entry.group}" if held is None else f"in its group {entry.group} others: {held.reason}"
-            raise FormatError(f"cannot read {path}: its config has the layer {entry.name}, its weights have {reason}")
+            reason = (
+                f"no group {entry.group}"
+                if held is None
+                else f"in its group {entry.group} others: {held.reason}"
+            )
+            raise FormatError(
+                f"cannot read {path}: its config has the layer {entry.name}, its weights have {reason}"
+            )
         names.add(entry.name)
         aliases = tuple(alias for alias in (held.name, *held.aliases) if alias != entry.name)
-        contents.append(entry.joined(replace(held, name=entry.name, aliases=aliases), version, path))
+        contents.append(
+            entry.joined(replace(held, name=entry.name, aliases=aliases), version, path)
+        )
     # what lies within a layer of another class is told by that layer
-    return contents + [held for held in by_group.values() if isinstance(held, SavedLayer) or held.is_convolution]
+    return contents + [
+        held for held in by_group.values() if isinstance(held, SavedLayer) or held.is_convolution
+    ]
 
 
 def silent_layers(entries: Sequence[Entry]) -> set[Entry]:
@@ -226,7 +253,9 @@ def silent_layers(entries: Sequence[Entry]) -> set[Entry]:
 def notes_on(config: dict[str, Any], version: str) -> tuple[str, ...]:
     """What differs between the Keras that saved a layer and Keras 3."""
     if config.get("activation") == "hard_sigmoid" and version.startswith("2"):
-        return ("saved by Keras 2, whose hard_sigmoid is clip(0.2x + 0.5, 0, 1); Keras 3's is relu6(x + 3)/6",)
+        return (
+            "saved by Keras 2, whose hard_sigmoid is clip(0.2x + 0.5, 0, 1); Keras 3's is relu6(x + 3)/6",
+        )
     return ()
 
 
@@ -269,7 +298,10 @@ class Entry:
         is_own = self.class_name == self.layer["class_name"]
         reason = f"it is of class {self.class_name}{'' if is_own else ', whose code is in no file'}"
         return OtherLayer(
-            self.name, reason, is_convolution or names_it, tuple(self.names[-2:-1] and ["/".join(self.names)])
+            self.name,
+            reason,
+            is_convolution or names_it,
+            tuple(self.names[-2:-1] and ["/".join(self.names)]),
         )
 
     def joined(self, layer: SavedLayer, version: str, path: str) -> SavedLayer | OtherLayer:
@@ -294,7 +326,9 @@ class Entry:
             reason = f"it cannot be joined with the padding before it{f' ({names})' if names else ''}: {error}"
             return OtherLayer(layer.name, reason, aliases=layer.aliases)
         note = f"its padding is that of the layer before it in the model, too: {names}"
-        config["padding"] = padding if isinstance(padding, str) else [list(pair) for pair in padding]
+        config["padding"] = (
+            padding if isinstance(padding, str) else [list(pair) for pair in padding]
+        )
         return replace(layer, config=config, notes=(*layer.notes, note))
 
 
@@ -304,7 +338,9 @@ def walk_config(model: Mapping[str, Any]) -> Iterator[Entry]:
     Source: Keras 3, saving_lib.py _save_container_state, utils/naming.py to_snake_case.
     """
     found: dict[tuple[str, ...], Entry] = {}
-    outputs: dict[tuple[str, ...], tuple[str, ...]] = {}  # a model or wrapper -> what is in it and gives its output
+    outputs: dict[
+        tuple[str, ...], tuple[str, ...]
+    ] = {}  # a model or wrapper -> what is in it and gives its output
     if is_layer(model):
         _walk_model(model, (), "", (), found, outputs)
 
@@ -327,7 +363,11 @@ def walk_config(model: Mapping[str, Any]) -> Iterator[Entry]:
                 before.insert(0, source.layer)
             source = source_of(source)
         pads = any(layer["class_name"] == "ZeroPadding3D" for layer in before)
-        sources = [found[name] for name in entry.sources if name in found] if len(entry.sources) > 1 else []
+        sources = (
+            [found[name] for name in entry.sources if name in found]
+            if len(entry.sources) > 1
+            else []
+        )
         shared = any(other.class_name == "ZeroPadding3D" for other in sources)
         yield replace(entry, padding=tuple(before) if pads else (), shared=shared)
 
@@ -359,7 +399,10 @@ def _walk_model(
         if is_sequential:
             taken = last
         else:  # what takes nothing in the model takes what the model takes
-            taken = tuple((*names, name) for name in source_names(layer.get("inbound_nodes", []))) or sources
+            taken = (
+                tuple((*names, name) for name in source_names(layer.get("inbound_nodes", [])))
+                or sources
+            )
         _walk_layer(layer, called, own, taken, found, outputs)
         last = (called,)
     if names and layers_of(model):
@@ -409,7 +452,9 @@ def _weights_h5(layers: Sequence[SavedLayer]) -> bytes:
     with h5py.File(buffer, "w", track_order=False) as file:
         for number, (layer, name) in enumerate(zip(layers, names, strict=True)):
             whole = shrunk(layer)
-            group = file.create_group(f"layers/conv3d_{number}/vars" if number else "layers/conv3d/vars")
+            group = file.create_group(
+                f"layers/conv3d_{number}/vars" if number else "layers/conv3d/vars"
+            )
             group.attrs["name"] = name
             group.create_dataset("0", data=whole.kernel)
             if whole.bias is not None:
@@ -444,14 +489,25 @@ def encode_keras(layers: Sequence[SavedLayer]) -> tuple[bytes, list[str]]:
     require_chain(layers, ".keras")
     first = attributes_of(layers[0])
     channels = layers[0].kernel.shape[3] * first.groups
-    batch = [None, channels, None, None, None] if first.data_format == "channels_first" else [None] * 4 + [channels]
+    batch = (
+        [None, channels, None, None, None]
+        if first.data_format == "channels_first"
+        else [None] * 4 + [channels]
+    )
     dtype = str(shrunk(layers[0]).kernel.dtype)
-    entries = [_entry("InputLayer", {"batch_shape": batch, "dtype": dtype, "sparse": False, "name": "converted_input"})]
+    entries = [
+        _entry(
+            "InputLayer",
+            {"batch_shape": batch, "dtype": dtype, "sparse": False, "name": "converted_input"},
+        )
+    ]
     notes: list[str] = []
     names = layer_names(layers)
     for layer, name in zip(layers, names, strict=True):
         config = _conv3d_config(layer, name)
-        if not isinstance(config["padding"], str):  # Keras' layer has none, but a layer before it does
+        if not isinstance(
+            config["padding"], str
+        ):  # Keras' layer has none, but a layer before it does
             pad_name = f"{name}_pad" if f"{name}_pad" not in names else f"{name}_padding_before_it"
             shared = {key: config[key] for key in ("trainable", "dtype", "padding", "data_format")}
             entries.append(_entry("ZeroPadding3D", {"name": pad_name, **shared}))
@@ -460,8 +516,16 @@ def encode_keras(layers: Sequence[SavedLayer]) -> tuple[bytes, list[str]]:
         if layer.config is None:
             notes.append(f"{layer.name}: {WEIGHTS_ONLY}")
         entries.append(_entry("Conv3D", config))
-    model_config = {"name": "converted", "trainable": True, "layers": entries, "build_input_shape": batch}
-    model = _entry("Sequential", model_config) | {"module": "keras", "build_config": {"input_shape": batch}}
+    model_config = {
+        "name": "converted",
+        "trainable": True,
+        "layers": entries,
+        "build_input_shape": batch,
+    }
+    model = _entry("Sequential", model_config) | {
+        "module": "keras",
+        "build_config": {"input_shape": batch},
+    }
     metadata = {"keras_version": _VERSION, "date_saved": "1980-01-01@00:00:00"}
     texts = {METADATA: json.dumps(metadata).encode(), CONFIG: json.dumps(model).encode()}
     return zip_bytes(texts | {WEIGHTS: _weights_h5(layers)}), notes
@@ -481,7 +545,9 @@ def _conv3d_config(layer: SavedLayer, name: str) -> dict[str, Any]:
     if padding not in ("valid", "same"):
         pads = attributes.explicit_pads(size)
         if pads is None:
-            raise WriteError(f"Keras has no padding {padding} with strides > 1 (layer {layer.name}); write .onnx")
+            raise WriteError(
+                f"Keras has no padding {padding} with strides > 1 (layer {layer.name}); write .onnx"
+            )
         is_same = pads == replace(attributes, padding="same").explicit_pads(size)
         padding = "same" if is_same else pads
     return {
@@ -514,4 +580,9 @@ _KEPT = (
 
 
 def _entry(class_name: str, config: dict[str, Any]) -> dict[str, Any]:
-    return {"module": "keras.layers", "class_name": class_name, "config": config, "registered_name": None}
+    return {
+        "module": "keras.layers",
+        "class_name": class_name,
+        "config": config,
+        "registered_name": None,
+    }

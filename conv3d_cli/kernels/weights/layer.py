@@ -30,7 +30,9 @@ from conv3d_cli.system.inputs import check_input
 
 Array = NDArray[Any]
 
-MAX_JSON = 64 << 20  # bytes of a model's config or a header; parsed it takes some ten times its size
+MAX_JSON = (
+    64 << 20
+)  # bytes of a model's config or a header; parsed it takes some ten times its size
 _UNSUSPECTED = 16 << 20  # bytes that are never thought a bomb
 _COMPRESSION = 100  # times; trained weights shrink by a few per cent, and zeros by a thousand
 _MEMBERS = 100_000  # files in an archive
@@ -108,7 +110,9 @@ def reading(path: str) -> Iterator[None]:
         raise
     except RecursionError:
         raise FormatError(f"cannot read {path}: nested too deeply") from None
-    except Exception as error:  # h5py, zipfile, json and protobuf raise nearly anything on untrusted bytes
+    except (
+        Exception
+    ) as error:  # h5py, zipfile, json and protobuf raise nearly anything on untrusted bytes
         reason = " ".join(str(error).split()) or type(error).__name__
         raise FormatError(f"cannot read {path}: {reason[:300]}") from error
 
@@ -124,7 +128,9 @@ def needing(library: str, task: str) -> Iterator[None]:
         yield
     except ImportError as error:
         cure = "pip install 'conv3d[weights]'"
-        raise FormatError(f"cannot {task}: the library {library} is not installed; {cure}") from error
+        raise FormatError(
+            f"cannot {task}: the library {library} is not installed; {cure}"
+        ) from error
 
 
 def parse_json(text: bytes, what: str, path: str) -> dict[str, Any]:
@@ -133,7 +139,9 @@ def parse_json(text: bytes, what: str, path: str) -> dict[str, Any]:
     Raises: FormatError for anything else, or a key that is given twice.
     """
     if len(text) > MAX_JSON:
-        raise FormatError(f"cannot read {path}: {what} has {len(text):,} bytes; at most {MAX_JSON:,} are read")
+        raise FormatError(
+            f"cannot read {path}: {what} has {len(text):,} bytes; at most {MAX_JSON:,} are read"
+        )
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         table = dict(pairs)
@@ -160,7 +168,9 @@ def read_exactly(file: IO[bytes], count: int, path: str) -> bytes:
         parts.append(part)
         missing -= len(part)
     if missing:
-        raise FormatError(f"cannot read {path}: truncated: {missing:,} of {count:,} bytes are missing")
+        raise FormatError(
+            f"cannot read {path}: truncated: {missing:,} of {count:,} bytes are missing"
+        )
     return b"".join(parts)
 
 
@@ -183,7 +193,9 @@ class Archive:
     def _check(self) -> None:
         members = self._zip.infolist()
         if len(members) != len(self._members) or len(members) > _MEMBERS:
-            raise FormatError(f"cannot read {self._path}: it holds a name twice, or more than {_MEMBERS:,} files")
+            raise FormatError(
+                f"cannot read {self._path}: it holds a name twice, or more than {_MEMBERS:,} files"
+            )
         if sum(info.compress_size for info in members) > check_input(self._path):
             raise FormatError(f"cannot read {self._path}: its {len(members)} files overlap")
 
@@ -252,7 +264,14 @@ def require_shape(shape: Sequence[int], what: str, path: str) -> int:
 
 
 # dtype -> bytes of one number
-FLOATS = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "float8_e5m2": 1, "float8_e4m3fn": 1}
+FLOATS = {
+    "float64": 8,
+    "float32": 4,
+    "float16": 2,
+    "bfloat16": 2,
+    "float8_e5m2": 1,
+    "float8_e4m3fn": 1,
+}
 
 
 def decode_floats(raw: bytes, dtype: str, order: str = "<") -> Array:
@@ -267,11 +286,17 @@ def decode_floats(raw: bytes, dtype: str, order: str = "<") -> Array:
     if dtype == "bfloat16":
         return (np.frombuffer(raw, f"{order}u2").astype(np.uint32) << 16).view(np.float32)
     if dtype == "float8_e5m2":  # the upper half of a float16
-        return (np.frombuffer(raw, np.uint8).astype(np.uint16) << 8).view(np.float16).astype(np.float32)
+        return (
+            (np.frombuffer(raw, np.uint8).astype(np.uint16) << 8)
+            .view(np.float16)
+            .astype(np.float32)
+        )
     if dtype == "float8_e4m3fn":
         codes = np.frombuffer(raw, np.uint8).astype(np.int32)
         exponent, mantissa = (codes >> 3) & 15, codes & 7
-        size = np.where(exponent == 0, mantissa / 8 * 2.0**-6, (1 + mantissa / 8) * np.exp2(exponent - 7.0))
+        size = np.where(
+            exponent == 0, mantissa / 8 * 2.0**-6, (1 + mantissa / 8) * np.exp2(exponent - 7.0)
+        )
         size[(codes & 127) == 127] = np.nan
         return np.where(codes & 128, -size, size).astype(np.float32)
     return np.frombuffer(raw, f"{order}f{FLOATS[dtype]}").astype(f"=f{FLOATS[dtype]}")
@@ -285,9 +310,13 @@ def shrunk(layer: SavedLayer, *, halves: bool = False) -> SavedLayer:
     arrays = [layer.kernel] if layer.bias is None else [layer.kernel, layer.bias]
     if not (halves and all(array.dtype == np.float16 for array in arrays)):
         with np.errstate(over="ignore"):
-            exact = all(np.array_equal(array.astype(np.float32), array, equal_nan=True) for array in arrays)
+            exact = all(
+                np.array_equal(array.astype(np.float32), array, equal_nan=True) for array in arrays
+            )
         arrays = [array.astype(np.float32 if exact else np.float64) for array in arrays]
-    return replace(layer, kernel=np.ascontiguousarray(arrays[0]), bias=arrays[1] if len(arrays) > 1 else None)
+    return replace(
+        layer, kernel=np.ascontiguousarray(arrays[0]), bias=arrays[1] if len(arrays) > 1 else None
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -304,7 +333,9 @@ def to_oidhw(kernel: Array) -> Array:
     return np.ascontiguousarray(kernel.transpose(4, 3, 0, 1, 2))
 
 
-_TRANSPOSED = re.compile(r"transp|trans_?conv|conv_?tr(ans)?(?![a-z])|deconv|(?<![a-z])t_?conv|convt(?![a-z])")
+_TRANSPOSED = re.compile(
+    r"transp|trans_?conv|conv_?tr(ans)?(?![a-z])|deconv|(?<![a-z])t_?conv|convt(?![a-z])"
+)
 _UP = re.compile(r"(?<![a-z])up(?![a-z])|(?<![a-z])up_?(conv|sampl|scal|scor)")
 
 
@@ -368,7 +399,9 @@ def attributes_of(layer: SavedLayer) -> Attributes:
     if isinstance(padding, str):
         padding = padding.lower()
         if padding not in ("valid", "same", "same_lower"):
-            raise SpecError(f"layer {layer.name}: padding must be 'valid' or 'same', received {padding!r}")
+            raise SpecError(
+                f"layer {layer.name}: padding must be 'valid' or 'same', received {padding!r}"
+            )
     else:
         padding = tuple((int(before), int(after)) for before, after in padding)
     groups = config.get("groups", 1)
@@ -378,7 +411,9 @@ def attributes_of(layer: SavedLayer) -> Attributes:
         )
     data_format = config.get("data_format") or "channels_last"
     if data_format not in ("channels_last", "channels_first"):
-        raise SpecError(f"layer {layer.name}: data_format is channels_last or channels_first, received {data_format!r}")
+        raise SpecError(
+            f"layer {layer.name}: data_format is channels_last or channels_first, received {data_format!r}"
+        )
     return Attributes(
         triple(config.get("strides", 1), "strides"),
         padding,
@@ -436,7 +471,9 @@ def _option_text(value: Any) -> str:
     if isinstance(value, dict):
         return str(value.get("class_name", "custom"))
     if isinstance(value, tuple):
-        return ",".join(":".join(map(str, part)) if isinstance(part, tuple) else str(part) for part in value)
+        return ",".join(
+            ":".join(map(str, part)) if isinstance(part, tuple) else str(part) for part in value
+        )
     return str(value)
 
 
@@ -453,7 +490,9 @@ def require_chain(layers: Sequence[SavedLayer], kind: str) -> None:
                 f"{second.name} takes {channels}; choose one with ::NAME, or write .safetensors"
             )
         if attributes_of(first).data_format != attributes_of(second).data_format:
-            raise WriteError(f"{kind}: {first.name} and {second.name} differ in data_format; choose one with ::NAME")
+            raise WriteError(
+                f"{kind}: {first.name} and {second.name} differ in data_format; choose one with ::NAME"
+            )
 
 
 def natural(text: str) -> list[tuple[int, int, str]]:

@@ -25,7 +25,13 @@ from conv3d_cli.kernels.weights.hdf5 import (
     read_names,
     read_text,
 )
-from conv3d_cli.kernels.weights.layer import Array, OtherLayer, SavedLayer, parse_json, require_match
+from conv3d_cli.kernels.weights.layer import (
+    Array,
+    OtherLayer,
+    SavedLayer,
+    parse_json,
+    require_match,
+)
 from conv3d_cli.model.keras_json import CONV3D
 from conv3d_cli.system.inputs import check_input
 
@@ -72,8 +78,13 @@ def _read_legacy(root: Any, container: Any, size: int, path: str) -> list[SavedL
             aliases = () if inner == outer else (f"{outer}/{inner}",)
             entry = None
             if entries is not None:
-                entry = entries.get((outer,) if inner == outer else (outer, inner), entries.get((inner,)))
-            held = {leaf.partition(":")[0]: find_member(group, weight) for leaf, weight in leaves.items()}
+                entry = entries.get(
+                    (outer,) if inner == outer else (outer, inner), entries.get((inner,))
+                )
+            held = {
+                leaf.partition(":")[0]: find_member(group, weight)
+                for leaf, weight in leaves.items()
+            }
             if entry is None or entry.class_name in CONV3D:
                 reason, is_convolution = _not_conv3d(inner, held, entry)
                 if reason or (entries is not None and entry is None):
@@ -81,24 +92,34 @@ def _read_legacy(root: Any, container: Any, size: int, path: str) -> list[SavedL
                     contents.append(OtherLayer(inner, reason, is_convolution, aliases))
                     continue
             else:
-                contents.append(replace(entry.other(is_dataset(held.get("kernel"), 5)), name=inner, aliases=aliases))
+                contents.append(
+                    replace(
+                        entry.other(is_dataset(held.get("kernel"), 5)), name=inner, aliases=aliases
+                    )
+                )
                 continue
 
             def read(leaf: str, held: dict[str, Any] = held, inner: str = inner) -> Array:
                 if not is_dataset(held[leaf]):
-                    raise FormatError(f"cannot read {path}: damaged: it has no {leaf} of layer {inner}")
+                    raise FormatError(
+                        f"cannot read {path}: damaged: it has no {leaf} of layer {inner}"
+                    )
                 return read_dataset(held[leaf], size, f"the {leaf} of layer {inner}", path)
 
             layer = SavedLayer(
                 name=inner,
                 config=None,
-                kernel=_adapted(read, entry) if set(held) >= _LORA and entry is not None else read("kernel"),
+                kernel=_adapted(read, entry)
+                if set(held) >= _LORA and entry is not None
+                else read("kernel"),
                 bias=read("bias") if "bias" in held else None,
                 aliases=aliases,
             )
             if backend == "theano":  # it convolved, where the others correlate
                 layer = replace(layer, kernel=layer.kernel[::-1, ::-1, ::-1].copy())
-            contents.append(require_match(layer, path) if entry is None else entry.joined(layer, version, path))
+            contents.append(
+                require_match(layer, path) if entry is None else entry.joined(layer, version, path)
+            )
     # layers without weights
     names = {held.name for held in contents}
     found = list(dict.fromkeys((entries or {}).values()))
@@ -134,9 +155,15 @@ def _not_conv3d(name: str, held: dict[str, Any], entry: keras.Entry | None) -> t
         return "it has no weights of 5 axes", "conv" in name.lower() and is_dataset(kernel)
     others = set(held) - {"kernel", "bias"}
     if others == _LORA and entry is None:
-        return "its LoRA weights need the lora_alpha of the model's config, which the file has not", True
+        return (
+            "its LoRA weights need the lora_alpha of the model's config, which the file has not",
+            True,
+        )
     if others and others != _LORA:
-        return f"it has {', '.join(sorted(others))} beside its kernel, so it is more than a Conv3D", True
+        return (
+            f"it has {', '.join(sorted(others))} beside its kernel, so it is more than a Conv3D",
+            True,
+        )
     return ("" if entry is not None else keras.why_transposed(name, kernel, bias)), True
 
 
@@ -155,5 +182,7 @@ def _adapted(read: Callable[[str], Array], entry: keras.Entry) -> Array:
             f"layer {entry.name}: its LoRA weights are {first.shape} and {second.shape}, its kernel {kernel.shape}"
         )
     alpha = entry.layer["config"].get("lora_alpha")
-    scale = 1.0 if alpha is None else float(alpha) / max(rank, 1)  # before there was an alpha, it was the rank
+    scale = (
+        1.0 if alpha is None else float(alpha) / max(rank, 1)
+    )  # before there was an alpha, it was the rank
     return (kernel + scale * (first.astype(np.float64) @ second)).astype(kernel.dtype)

@@ -32,7 +32,13 @@ from conv3d_cli.kernels.weights.layer import (
     to_oidhw,
     unheld,
 )
-from conv3d_cli.kernels.weights.onnx_constants import STANDARD, Constants, NotConstantError, inner_nodes, is_convolution
+from conv3d_cli.kernels.weights.onnx_constants import (
+    STANDARD,
+    Constants,
+    NotConstantError,
+    inner_nodes,
+    is_convolution,
+)
 from conv3d_cli.model.keras_json import NO_PADS
 from conv3d_cli.system.inputs import check_input
 
@@ -56,7 +62,9 @@ def read_onnx(path: str) -> list[SavedLayer | OtherLayer]:
     """What the graph holds, in the order of its nodes."""
     size = check_input(path)
     if size > MAX_BYTES:
-        raise FormatError(f"cannot read {path}: {size:,} bytes; protobuf holds at most {MAX_BYTES:,}")
+        raise FormatError(
+            f"cannot read {path}: {size:,} bytes; protobuf holds at most {MAX_BYTES:,}"
+        )
     with needing("onnx", f"read {path}"):
         import onnx
     model = onnx.ModelProto()
@@ -66,7 +74,9 @@ def read_onnx(path: str) -> list[SavedLayer | OtherLayer]:
     except FormatError:
         raise
     except Exception as error:  # protobuf's DecodeError, and ValueError for bad UTF-8
-        raise FormatError(f"cannot read {path}: not an ONNX model, or damaged ({str(error)[:100]})") from error
+        raise FormatError(
+            f"cannot read {path}: not an ONNX model, or damaged ({str(error)[:100]})"
+        ) from error
     if not model.HasField("graph"):
         raise FormatError(f"cannot read {path}: not an ONNX model: it holds no graph")
     return _read_graph(model, path)
@@ -81,7 +91,9 @@ def _read_graph(model: Any, path: str) -> list[SavedLayer | OtherLayer]:
             weights = node.input[1] if len(node.input) > 1 else ""
             short = weights.removesuffix(".weight")
             name = node.name or short or f"{node.op_type}_{number}"
-            aliases = tuple(alias for alias in dict.fromkeys([short, weights]) if alias not in (name, ""))
+            aliases = tuple(
+                alias for alias in dict.fromkeys([short, weights]) if alias not in (name, "")
+            )
             try:
                 convolutions[number] = _read_convolution(node, name, aliases, constants, path)
             except NotConstantError as error:
@@ -95,7 +107,11 @@ def _read_graph(model: Any, path: str) -> list[SavedLayer | OtherLayer]:
             contents.append(OtherLayer(name, f"it is a node {node.op_type}", is_convolution=False))
     for place, node in inner_nodes(model):
         if is_convolution(node):
-            contents.append(OtherLayer(node.name or node.op_type, f"it lies in {place}, which is not looked into"))
+            contents.append(
+                OtherLayer(
+                    node.name or node.op_type, f"it lies in {place}, which is not looked into"
+                )
+            )
     return contents
 
 
@@ -112,13 +128,19 @@ def _read_convolution(
         domain = f" of {node.domain}" if node.domain not in STANDARD else ""
         return OtherLayer(name, f"it is a node {node.op_type}{domain}", aliases=aliases)
     if len(node.input) < 2 or (len(node.input) > 3 and node.input[3]):
-        return OtherLayer(name, f"it is a node {node.op_type} of {len(node.input)} inputs", aliases=aliases)
+        return OtherLayer(
+            name, f"it is a node {node.op_type} of {len(node.input)} inputs", aliases=aliases
+        )
     weights = constants.value(node.input[1], "weights")
     if weights.ndim != 5:
         return OtherLayer(name, f"its weights have {weights.ndim} axes, not 5", aliases=aliases)
     if weights.dtype.kind != "f":
         return OtherLayer(name, f"its weights are {weights.dtype}, not floats", aliases=aliases)
-    bias = constants.value(node.input[2], "bias").reshape(-1) if len(node.input) > 2 and node.input[2] else None
+    bias = (
+        constants.value(node.input[2], "bias").reshape(-1)
+        if len(node.input) > 2 and node.input[2]
+        else None
+    )
     kernel = from_oidhw(weights)
     config, notes = _config(node, kernel, bias is not None, path)
     if is_fused:
@@ -138,18 +160,29 @@ def _read_convolution(
 def _fused_activation(attributes: dict[str, Any]) -> Any:
     """The activation of a FusedConv, as Keras has it. Raises: NotConstantError."""
     name = attributes["activation"].s.decode(errors="replace") if "activation" in attributes else ""
-    parameters = list(attributes["activation_params"].floats) if "activation_params" in attributes else []
+    parameters = (
+        list(attributes["activation_params"].floats) if "activation_params" in attributes else []
+    )
     if name == "LeakyRelu" and len(parameters) == 1:
         config = {"name": "leaky_re_lu", "negative_slope": parameters[0]}
-        return {"module": "keras.layers", "class_name": "LeakyReLU", "config": config, "registered_name": None}
+        return {
+            "module": "keras.layers",
+            "class_name": "LeakyReLU",
+            "config": config,
+            "registered_name": None,
+        }
     known = {"": "linear", "Relu": "relu", "Sigmoid": "sigmoid", "Tanh": "tanh"}
     if name not in known or parameters:
         given = ", ".join(f"{parameter:g}" for parameter in parameters)
-        raise NotConstantError(f"its fused activation is {name}({given}); known are Relu, Sigmoid, Tanh and LeakyRelu")
+        raise NotConstantError(
+            f"its fused activation is {name}({given}); known are Relu, Sigmoid, Tanh and LeakyRelu"
+        )
     return known[name]
 
 
-def _config(node: Any, kernel: Array, use_bias: bool, path: str) -> tuple[dict[str, Any], tuple[str, ...]]:
+def _config(
+    node: Any, kernel: Array, use_bias: bool, path: str
+) -> tuple[dict[str, Any], tuple[str, ...]]:
     """A node's attributes as Keras' arguments."""
     attributes = {attribute.name: attribute for attribute in node.attribute}
 
@@ -161,10 +194,14 @@ def _config(node: Any, kernel: Array, use_bias: bool, path: str) -> tuple[dict[s
 
     size = list(kernel.shape[:3])
     if integers("kernel_shape", size) != size:
-        raise FormatError(f"cannot read {path}: node {node.name} has a kernel_shape that is not its weights' {size}")
+        raise FormatError(
+            f"cannot read {path}: node {node.name} has a kernel_shape that is not its weights' {size}"
+        )
     strides, dilation = integers("strides", [1] * 3), integers("dilations", [1] * 3)
     pads = integers("pads", [0] * 6, least=0)
-    auto_pad = attributes["auto_pad"].s.decode(errors="replace") if "auto_pad" in attributes else "NOTSET"
+    auto_pad = (
+        attributes["auto_pad"].s.decode(errors="replace") if "auto_pad" in attributes else "NOTSET"
+    )
     notes = []
     padding: Any
     if auto_pad in ("NOTSET", ""):
@@ -174,11 +211,17 @@ def _config(node: Any, kernel: Array, use_bias: bool, path: str) -> tuple[dict[s
     elif auto_pad == "SAME_UPPER":
         padding = "same"
     elif auto_pad == "SAME_LOWER":
-        lower = Attributes((strides[0], strides[1], strides[2]), "same_lower", (dilation[0], dilation[1], dilation[2]))
+        lower = Attributes(
+            (strides[0], strides[1], strides[2]),
+            "same_lower",
+            (dilation[0], dilation[1], dilation[2]),
+        )
         pairs = lower.explicit_pads(size)
         padding = "same_lower" if pairs is None else [list(pair) for pair in pairs]
         if pairs is None:
-            notes.append("auto_pad SAME_LOWER with strides depends on the volume's size; give the padding in voxels")
+            notes.append(
+                "auto_pad SAME_LOWER with strides depends on the volume's size; give the padding in voxels"
+            )
     else:
         raise FormatError(f"cannot read {path}: node {node.name} has auto_pad={auto_pad}")
     if max(strides) > 1 and max(dilation) > 1:
@@ -220,16 +263,24 @@ def encode_onnx(layers: Sequence[SavedLayer]) -> tuple[bytes, list[str]]:
             name += "_"
         names.add(name)
         if whole.kernel.dtype != np.float32:
-            notes.append(f"{layer.name}: its weights are rounded to float32, which ONNX runtimes compute in")
+            notes.append(
+                f"{layer.name}: its weights are rounded to float32, which ONNX runtimes compute in"
+            )
             for array in (whole.kernel, whole.bias):
                 if array is not None and np.abs(array).max(initial=0) > np.finfo(np.float32).max:
-                    raise WriteError(f"{layer.name} has weights beyond float32, which ONNX holds: take another format")
+                    raise WriteError(
+                        f"{layer.name} has weights beyond float32, which ONNX holds: take another format"
+                    )
         if layer.config is None:
             notes.append(f"{layer.name}: {WEIGHTS_ONLY}")
         elif attributes.data_format == "channels_last":
-            notes.append(f"{layer.name}: ONNX takes its data channels first, (batch, channels, depth, height, width)")
+            notes.append(
+                f"{layer.name}: ONNX takes its data channels first, (batch, channels, depth, height, width)"
+            )
         inputs = [value, f"{name}.weight"]
-        initializers.append(numpy_helper.from_array(to_oidhw(whole.kernel).astype("<f4"), inputs[1]))
+        initializers.append(
+            numpy_helper.from_array(to_oidhw(whole.kernel).astype("<f4"), inputs[1])
+        )
         if whole.bias is not None:
             inputs.append(f"{name}.bias")
             initializers.append(numpy_helper.from_array(whole.bias.astype("<f4"), inputs[2]))
@@ -250,10 +301,18 @@ def encode_onnx(layers: Sequence[SavedLayer]) -> tuple[bytes, list[str]]:
         if activation in _ACTIVATIONS:
             operator, parameters = _ACTIVATIONS[activation]
             nodes.append(
-                helper.make_node(operator, [value], [f"{name}.{activation}"], name=f"{name}_{activation}", **parameters)
+                helper.make_node(
+                    operator,
+                    [value],
+                    [f"{name}.{activation}"],
+                    name=f"{name}_{activation}",
+                    **parameters,
+                )
             )
             value = f"{name}.{activation}"
-            notes.append(f"{layer.name}: its activation {activation} is written as a node of its own, {operator}")
+            notes.append(
+                f"{layer.name}: its activation {activation} is written as a node of its own, {operator}"
+            )
         elif activation != "linear":
             lost = unheld(layer, ("strides", "padding", "dilation_rate", "groups"))
             notes.append(f"{layer.name}: ONNX is written without {', '.join(lost)}")
@@ -267,9 +326,15 @@ def encode_onnx(layers: Sequence[SavedLayer]) -> tuple[bytes, list[str]]:
                 "input", onnx.TensorProto.FLOAT, ["batch", channels, "depth", "height", "width"]
             )
         ],
-        [helper.make_tensor_value_info(value, onnx.TensorProto.FLOAT, ["batch", filters, None, None, None])],
+        [
+            helper.make_tensor_value_info(
+                value, onnx.TensorProto.FLOAT, ["batch", filters, None, None, None]
+            )
+        ],
         initializers,
     )
-    model = helper.make_model(graph, producer_name="conv3d", opset_imports=[helper.make_opsetid("", _OPSET)])
+    model = helper.make_model(
+        graph, producer_name="conv3d", opset_imports=[helper.make_opsetid("", _OPSET)]
+    )
     model.ir_version = _IR_VERSION
     return model.SerializeToString(deterministic=True), notes

@@ -18,11 +18,24 @@ from typing import Any
 import numpy as np
 
 from conv3d_cli.errors import FormatError
-from conv3d_cli.kernels.weights.layer import FLOATS, Array, decode_floats, read_exactly, require_shape
+from conv3d_cli.kernels.weights.layer import (
+    FLOATS,
+    Array,
+    decode_floats,
+    read_exactly,
+    require_shape,
+)
 from conv3d_cli.model.spec import Pads
 
 STANDARD = ("", "ai.onnx")  # the domain of ONNX' own nodes
-_DTYPES = {1: "float32", 10: "float16", 11: "float64", 16: "bfloat16", 17: "float8_e4m3fn", 19: "float8_e5m2"}
+_DTYPES = {
+    1: "float32",
+    10: "float16",
+    11: "float64",
+    16: "bfloat16",
+    17: "float8_e4m3fn",
+    19: "float8_e5m2",
+}
 _INTEGERS = {2: "uint8", 3: "int8", 4: "uint16", 5: "int16", 6: "int32", 7: "int64"}
 _CASTS = {1: np.float32, 10: np.float16, 11: np.float64}
 _PASSIVE = ("Identity", "Dropout")  # a Dropout does nothing but in training
@@ -75,7 +88,9 @@ class Constants:
     def made(self, node: Any) -> bool:
         """Whether a node does nothing that is left out."""
         passive = (*_PASSIVE, "Constant")
-        return (node.op_type in passive and node.domain in STANDARD) or bool(self.used & set(node.output))
+        return (node.op_type in passive and node.domain in STANDARD) or bool(
+            self.used & set(node.output)
+        )
 
     def value(self, name: str, what: str) -> Array:
         """A tensor, in the dtype it has in the graph; short floats come as float32.
@@ -99,7 +114,9 @@ class Constants:
             return known[name]
         node = self._makers.get(name)
         if node is None:
-            raise NotConstantError("are an input of the graph" if name in self._inputs else "are nowhere in the graph")
+            raise NotConstantError(
+                "are an input of the graph" if name in self._inputs else "are nowhere in the graph"
+            )
         attributes = {attribute.name: attribute for attribute in node.attribute}
 
         def operand(position: int) -> Array | None:
@@ -116,7 +133,9 @@ class Constants:
             result = None if source is None else source.astype(_CASTS[attributes["to"].i])
         elif node.domain in (*STANDARD, "com.microsoft") and node.op_type == "DequantizeLinear":
             if any(self._tensors[i].data_type == 16 for i in node.input[1:2] if i in self._tensors):
-                raise NotConstantError(f"are dequantized to bfloat16 by {_named(node)}, which is not computed")
+                raise NotConstantError(
+                    f"are dequantized to bfloat16 by {_named(node)}, which is not computed"
+                )
             result = _dequantized(operand(0), operand(1), operand(2), attributes, _named(node))
         if result is None:
             raise NotConstantError(f"are computed by the graph, by {_named(node)}")
@@ -133,7 +152,12 @@ class Constants:
         names: list[str] = []
         for _ in range(_DEPTH):
             node = self._makers.get(name)
-            if node is None or node.domain not in STANDARD or node.op_type not in (*_PASSIVE, "Pad") or not node.input:
+            if (
+                node is None
+                or node.domain not in STANDARD
+                or node.op_type not in (*_PASSIVE, "Pad")
+                or not node.input
+            ):
                 break
             name = node.input[0]
             if node.op_type != "Pad":
@@ -150,7 +174,11 @@ class Constants:
             self.used |= set(node.output)
             names.insert(0, node.name or node.output[0])
         found = (sums[0][0], sums[0][1]), (sums[1][0], sums[1][1]), (sums[2][0], sums[2][1])
-        return found, ((f"its padding is that of the Pad node before it, too: {', '.join(names)}",) if names else ())
+        return found, (
+            (f"its padding is that of the Pad node before it, too: {', '.join(names)}",)
+            if names
+            else ()
+        )
 
     def _zeros(self, node: Any) -> Pads:
         """What a Pad node adds along depth, height and width. Raises: NotConstantError if that is not zeros alone."""
@@ -164,12 +192,24 @@ class Constants:
                 return self.value(node.input[position], what).reshape(-1).tolist()
             return list(attributes[attribute].ints) if attribute in attributes else []
 
-        fill = numbers(2, "", "fill values") or ([attributes["value"].f] if "value" in attributes else [0.0])
+        fill = numbers(2, "", "fill values") or (
+            [attributes["value"].f] if "value" in attributes else [0.0]
+        )
         if any(fill):
             raise NotConstantError(f"it adds {fill[0]:g}, not zeros")
         pads, axes = numbers(1, "pads", "pads"), numbers(3, "", "axes") or list(range(5))
-        ends = dict(zip([axis % 5 for axis in axes], zip(pads, pads[len(axes) :], strict=False), strict=False))
-        if len(pads) != 2 * len(axes) or len(ends) != len(axes) or any(any(ends.get(axis, ())) for axis in (0, 1)):
+        ends = dict(
+            zip(
+                [axis % 5 for axis in axes],
+                zip(pads, pads[len(axes) :], strict=False),
+                strict=False,
+            )
+        )
+        if (
+            len(pads) != 2 * len(axes)
+            or len(ends) != len(axes)
+            or any(any(ends.get(axis, ())) for axis in (0, 1))
+        ):
             raise NotConstantError("it pads other axes than depth, height and width")
         if min(pads, default=0) < 0:
             raise NotConstantError("it takes voxels away")
@@ -189,7 +229,11 @@ def _constant(attributes: dict[str, Any], path: str) -> Array | None:
 
 
 def _dequantized(
-    values: Array | None, scale: Array | None, zero: Array | None, attributes: dict[str, Any], node: str
+    values: Array | None,
+    scale: Array | None,
+    zero: Array | None,
+    attributes: dict[str, Any],
+    node: str,
 ) -> Array | None:
     """(x - zero point) · scale, one pair for the tensor or for each index of an axis.
 
@@ -197,9 +241,14 @@ def _dequantized(
     """
     if values is None or scale is None:
         return None
-    blocks, output = (int(attributes[name].i) if name in attributes else 0 for name in ("block_size", "output_dtype"))
+    blocks, output = (
+        int(attributes[name].i) if name in attributes else 0
+        for name in ("block_size", "output_dtype")
+    )
     if blocks or output or scale.ndim > 1 or (zero is not None and zero.shape != scale.shape):
-        raise NotConstantError(f"are dequantized by {node} in blocks or to another dtype, which is not computed")
+        raise NotConstantError(
+            f"are dequantized by {node} in blocks or to another dtype, which is not computed"
+        )
     if scale.size > 1:
         axis = int(attributes["axis"].i) if "axis" in attributes else 1
         if not -values.ndim <= axis < values.ndim or values.shape[axis] != scale.size:
@@ -213,7 +262,9 @@ def _dequantized(
         values = values.astype(np.int64) - (0 if zero is None else zero.astype(np.int64))
     elif zero is not None:
         values = values - zero
-    wide = np.float64 if scale.dtype == np.float64 else np.float32  # half scales are multiplied in float32, too
+    wide = (
+        np.float64 if scale.dtype == np.float64 else np.float32
+    )  # half scales are multiplied in float32, too
     product: Array = values.astype(wide) * scale.astype(wide)
     return product.astype(scale.dtype)
 
@@ -228,7 +279,9 @@ def _read_tensor(tensor: Any, path: str) -> Array:
     count = require_shape(shape, what, path)
     dtype = _DTYPES.get(tensor.data_type, _INTEGERS.get(tensor.data_type))
     if dtype is None:
-        raise NotConstantError(f"are stored as ONNX data type {tensor.data_type} ({what}), which is not understood")
+        raise NotConstantError(
+            f"are stored as ONNX data type {tensor.data_type} ({what}), which is not understood"
+        )
     needed = count * (FLOATS[dtype] if dtype in FLOATS else np.dtype(dtype).itemsize)
     if tensor.data_location == 1:
         raw = _read_external(tensor, needed, what, path)
@@ -237,7 +290,9 @@ def _read_tensor(tensor: Any, path: str) -> Array:
     else:
         return _read_fields(tensor, dtype, count, what, path).reshape(shape)
     if len(raw) != needed:
-        raise FormatError(f"cannot read {path}: truncated: {what} needs {needed:,} bytes and has {len(raw):,}")
+        raise FormatError(
+            f"cannot read {path}: truncated: {what} needs {needed:,} bytes and has {len(raw):,}"
+        )
     return _decoded(raw, dtype).reshape(shape)
 
 
@@ -252,7 +307,9 @@ def _read_fields(tensor: Any, dtype: str, count: int, what: str, path: str) -> A
     wide = {"float32": tensor.float_data, "float64": tensor.double_data, "int64": tensor.int64_data}
     values = wide.get(dtype, tensor.int32_data)
     if len(values) != count:
-        raise FormatError(f"cannot read {path}: truncated: {what} needs {count:,} numbers and has {len(values):,}")
+        raise FormatError(
+            f"cannot read {path}: truncated: {what} needs {count:,} numbers and has {len(values):,}"
+        )
     if dtype in wide or dtype in _INTEGERS.values():
         return np.array(values, dtype)
     width = FLOATS[dtype]
@@ -272,7 +329,9 @@ def _read_external(tensor: Any, needed: int, what: str, path: str) -> bytes:
     beside = Path(path).parent / location
     try:
         if not stat.S_ISREG(os.lstat(beside).st_mode):
-            raise FormatError(f"cannot read {path}: {what} lies in {location}, which is no plain file")
+            raise FormatError(
+                f"cannot read {path}: {what} lies in {location}, which is no plain file"
+            )
         offset = int(entries.get("offset") or 0)
         length = int(entries.get("length") or needed)
         with open(beside, "rb") as file:
@@ -284,7 +343,9 @@ def _read_external(tensor: Any, needed: int, what: str, path: str) -> bytes:
             file.seek(offset)
             return read_exactly(file, length, path)
     except FileNotFoundError:
-        raise FormatError(f"cannot read {path}: {what} lies in {location}, which is not beside it") from None
+        raise FormatError(
+            f"cannot read {path}: {what} lies in {location}, which is not beside it"
+        ) from None
     except OSError as error:
         if isinstance(error, FormatError):
             raise

@@ -207,7 +207,9 @@ def read_pickle(content: bytes) -> Any:
 
 
 def _admitted(module: Any, name: Any) -> Name:
-    if not isinstance(module, str) or not isinstance(name, str):  # a tuple of tuples could print for ever
+    if not isinstance(module, str) or not isinstance(
+        name, str
+    ):  # a tuple of tuples could print for ever
         raise ValueError("damaged pickle")
     text = f"{module}.{name}"
     if text not in ADMITTED:
@@ -235,7 +237,9 @@ def _built(function: Any, arguments: Any) -> Any:
             return {}
         case (list() as items,) if name == _ORDERED_DICT:
             return _pairs([part for item in items for part in item])
-        case (Storage() as storage, int() as offset, tuple() as shape, tuple() as strides, *_) if name in _TENSORS:
+        case (Storage() as storage, int() as offset, tuple() as shape, tuple() as strides, *_) if (
+            name in _TENSORS
+        ):
             if len(shape) != len(strides) or not all(
                 type(n) is int and 0 <= n < 2**63 for n in (offset, *shape, *strides)
             ):
@@ -250,7 +254,9 @@ def _built(function: Any, arguments: Any) -> Any:
 
 def _storage(identity: Any) -> Storage:
     match identity:
-        case ("storage", Name(text=text), str() as key, str(), int() as count) if 0 <= count < 2**63:
+        case ("storage", Name(text=text), str() as key, str(), int() as count) if (
+            0 <= count < 2**63
+        ):
             kind = text.removeprefix("torch.")
             return Storage(key, _STORAGES.get(kind, "uint8"), count)
     raise RefusedError("a storage of an unknown kind")

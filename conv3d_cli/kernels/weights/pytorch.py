@@ -46,12 +46,20 @@ def read_pytorch(path: str) -> list[SavedLayer | OtherLayer]:
             f"loaded: {CURE}"
         )
     with Archive(path) as archive:
-        folders = [name.removesuffix("data.pkl") for name in archive.names if name.endswith("/data.pkl")]
+        folders = [
+            name.removesuffix("data.pkl") for name in archive.names if name.endswith("/data.pkl")
+        ]
         if len(folders) != 1 or folders[0].count("/") != 1:
-            raise FormatError(f"cannot read {path}: not a file of torch.save: it holds no data.pkl; {CURE}")
+            raise FormatError(
+                f"cannot read {path}: not a file of torch.save: it holds no data.pkl; {CURE}"
+            )
         folder = folders[0]
-        if any(name.startswith((f"{folder}code/", f"{folder}constants.pkl")) for name in archive.names):
-            raise FormatError(f"cannot read {path}: it is TorchScript, a program with its weights; {CURE}")
+        if any(
+            name.startswith((f"{folder}code/", f"{folder}constants.pkl")) for name in archive.names
+        ):
+            raise FormatError(
+                f"cannot read {path}: it is TorchScript, a program with its weights; {CURE}"
+            )
         try:
             content = read_pickle(archive.read(f"{folder}data.pkl"))
         except RefusedError as error:
@@ -62,8 +70,15 @@ def read_pytorch(path: str) -> list[SavedLayer | OtherLayer]:
         except FormatError:
             raise
         except Exception as error:  # damaged pickles fail in any way
-            raise FormatError(f"cannot read {path}: its data.pkl is damaged ({type(error).__name__})") from error
-        order = ">" if f"{folder}byteorder" in archive.names and archive.read(f"{folder}byteorder") == b"big" else "<"
+            raise FormatError(
+                f"cannot read {path}: its data.pkl is damaged ({type(error).__name__})"
+            ) from error
+        order = (
+            ">"
+            if f"{folder}byteorder" in archive.names
+            and archive.read(f"{folder}byteorder") == b"big"
+            else "<"
+        )
         tensors = _named_tensors(content)
         storages: dict[str, Array] = {}
 
@@ -81,24 +96,43 @@ def _named_tensors(content: Any) -> dict[str, Tensor]:
     found = list(_walk(content, (), set()))
     seen = Counter(key for _, key, _ in found)
     clashing = {above for above, key, _ in found if seen[key] > 1}
-    return {".".join((*above, key)) if above in clashing else key: tensor for above, key, tensor in found}
+    return {
+        ".".join((*above, key)) if above in clashing else key: tensor
+        for above, key, tensor in found
+    }
 
 
-def _walk(content: Any, above: tuple[str, ...], seen: set[int]) -> Iterator[tuple[tuple[str, ...], str, Tensor]]:
+def _walk(
+    content: Any, above: tuple[str, ...], seen: set[int]
+) -> Iterator[tuple[tuple[str, ...], str, Tensor]]:
     """The keys above a dict, the key in it, and the tensor there; what lies in a list is named by all of them."""
     if not isinstance(content, (dict, list, tuple)) or len(above) >= _DEPTH or id(content) in seen:
         return  # a dict that comes twice could come a billion times
     seen.add(id(content))
-    pairs = content.items() if isinstance(content, dict) else [(str(i), part) for i, part in enumerate(content)]
+    pairs = (
+        content.items()
+        if isinstance(content, dict)
+        else [(str(i), part) for i, part in enumerate(content)]
+    )
     for key, value in pairs:
         if isinstance(key, str):
             if isinstance(value, Tensor):
-                yield (above, key, value) if isinstance(content, dict) else ((), ".".join((*above, key)), value)
+                yield (
+                    (above, key, value)
+                    if isinstance(content, dict)
+                    else ((), ".".join((*above, key)), value)
+                )
             yield from _walk(value, (*above, key), seen)
 
 
 def _read_tensor(
-    tensor: Tensor, name: str, archive: Archive, folder: str, order: str, storages: dict[str, Array], path: str
+    tensor: Tensor,
+    name: str,
+    archive: Archive,
+    folder: str,
+    order: str,
+    storages: dict[str, Array],
+    path: str,
 ) -> Array:
     storage, what = tensor.storage, f"tensor {name[:80]}"
     require_shape(tensor.shape, what, path)
@@ -112,12 +146,18 @@ def _read_tensor(
             raise FormatError(
                 f"cannot read {path}: truncated: {what} needs {storage.count * width:,} bytes of {member}, which has {held:,}"
             )
-        storages[storage.key] = decode_floats(archive.read(member)[: storage.count * width], storage.dtype, order)
+        storages[storage.key] = decode_floats(
+            archive.read(member)[: storage.count * width], storage.dtype, order
+        )
     values = storages[storage.key]
-    last = tensor.offset + sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.strides, strict=True))
+    last = tensor.offset + sum(
+        (n - 1) * stride for n, stride in zip(tensor.shape, tensor.strides, strict=True)
+    )
     count = int(np.prod(tensor.shape, dtype=object))
     if count and (last >= values.size or count > values.size):
         raise FormatError(f"cannot read {path}: {what} reaches beyond its {values.size:,} numbers")
     steps = [stride * values.itemsize for stride in tensor.strides]
-    view = np.lib.stride_tricks.as_strided(values[tensor.offset :], tensor.shape, steps, writeable=False)
+    view = np.lib.stride_tricks.as_strided(
+        values[tensor.offset :], tensor.shape, steps, writeable=False
+    )
     return np.array(view, order="C") if count else np.empty(tensor.shape, values.dtype)

@@ -59,20 +59,26 @@ def read_safetensors(path: str) -> list[SavedLayer | OtherLayer]:
         def read(name: str) -> Array:
             dtype, shape, begin, end = tensors[name]
             if dtype not in _DTYPES:
-                raise FormatError(f"cannot read {path}: tensor {name} holds {dtype}; known are {', '.join(_DTYPES)}")
+                raise FormatError(
+                    f"cannot read {path}: tensor {name} holds {dtype}; known are {', '.join(_DTYPES)}"
+                )
             count = require_shape(shape, f"tensor {name}", path)
             if end - begin != count * FLOATS[_DTYPES[dtype]]:
                 raise FormatError(
                     f"cannot read {path}: tensor {name} of shape {shape} and {dtype} cannot have {end - begin:,} bytes"
                 )
             file.seek(start + begin)
-            return decode_floats(read_exactly(file, end - begin, path), _DTYPES[dtype]).reshape(shape)
+            return decode_floats(read_exactly(file, end - begin, path), _DTYPES[dtype]).reshape(
+                shape
+            )
 
         shapes = {name: shape for name, (_, shape, _, _) in tensors.items()}
         return read_state_dict(shapes, read)
 
 
-def _checked(header: dict[str, Any], size: int, path: str) -> dict[str, tuple[str, list[int], int, int]]:
+def _checked(
+    header: dict[str, Any], size: int, path: str
+) -> dict[str, tuple[str, list[int], int, int]]:
     """Each tensor's dtype, shape, first and last byte, in the order of the bytes.
 
     size : int      bytes after the header
@@ -82,21 +88,33 @@ def _checked(header: dict[str, Any], size: int, path: str) -> dict[str, tuple[st
         try:
             dtype, shape = entry["dtype"], entry["shape"]
             begin, end = entry["data_offsets"]
-            sound = isinstance(dtype, str) and isinstance(shape, list) and type(begin) is type(end) is int
+            sound = (
+                isinstance(dtype, str)
+                and isinstance(shape, list)
+                and type(begin) is type(end) is int
+            )
         except (TypeError, KeyError, ValueError):
             sound = False
         if not sound or not 0 <= begin <= end <= size:
-            raise FormatError(f"cannot read {path}: its header on tensor {name[:80]} is damaged, or the file truncated")
+            raise FormatError(
+                f"cannot read {path}: its header on tensor {name[:80]} is damaged, or the file truncated"
+            )
         tensors[name] = dtype, shape, begin, end
     ordered = dict(sorted(tensors.items(), key=lambda item: item[1][2:]))
     last = 0
     for name, (_, _, begin, end) in ordered.items():
         if begin != last:
-            word = "overlaps another" if begin < last else "leaves bytes before it that no tensor has"
-            raise FormatError(f"cannot read {path}: its header is damaged: tensor {name[:80]} {word}")
+            word = (
+                "overlaps another" if begin < last else "leaves bytes before it that no tensor has"
+            )
+            raise FormatError(
+                f"cannot read {path}: its header is damaged: tensor {name[:80]} {word}"
+            )
         last = end
     if last != size:
-        raise FormatError(f"cannot read {path}: {size - last:,} bytes at its end belong to no tensor")
+        raise FormatError(
+            f"cannot read {path}: {size - last:,} bytes at its end belong to no tensor"
+        )
     return ordered
 
 
@@ -121,6 +139,8 @@ def encode_safetensors(layers: Sequence[SavedLayer]) -> tuple[bytes, list[str]]:
     text += b" " * (-len(text) % 8)  # the library aligns the tensors, too
     lost = [(layer, unheld(layer)) for layer in layers]
     notes = [
-        f"{layer.name}: safetensors holds weights only, without {', '.join(names)}" for layer, names in lost if names
+        f"{layer.name}: safetensors holds weights only, without {', '.join(names)}"
+        for layer, names in lost
+        if names
     ]
     return b"".join([len(text).to_bytes(_LENGTH, "little"), text, *parts]), notes

@@ -13,10 +13,18 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from conv3d_cli.kernels.weights.layer import Array, OtherLayer, SavedLayer, from_oidhw, sounds_transposed
+from conv3d_cli.kernels.weights.layer import (
+    Array,
+    OtherLayer,
+    SavedLayer,
+    from_oidhw,
+    sounds_transposed,
+)
 
 _LAYOUT = "(filters, in_channels/groups, depth, height, width)"
-_Source = tuple[tuple[str, ...], "_Compute", tuple[str, ...]]  # tensors, what is computed of them, notes
+_Source = tuple[
+    tuple[str, ...], "_Compute", tuple[str, ...]
+]  # tensors, what is computed of them, notes
 _Compute = Callable[..., Array]
 
 
@@ -24,7 +32,9 @@ def _weight_norm(size: Array, direction: Array) -> Array:
     """g · v / ‖v‖; the norm is taken over the axes that g has not."""
     axes = tuple(axis for axis in range(direction.ndim) if size.ndim == 0 or size.shape[axis] == 1)
     wide = direction.astype(np.float64)
-    with np.errstate(all="ignore"):  # a direction of zeros gives NaN, as in PyTorch; NaN is refused later
+    with np.errstate(
+        all="ignore"
+    ):  # a direction of zeros gives NaN, as in PyTorch; NaN is refused later
         scaled: Array = wide * (size / np.sqrt((wide**2).sum(axes, keepdims=True)))
         return scaled.astype(direction.dtype)
 
@@ -54,7 +64,9 @@ _COMPUTED: dict[tuple[str, str], tuple[str, _Compute, Callable[[Sequence[int], S
 }  # fmt: skip
 
 
-def read_state_dict(shapes: Mapping[str, Sequence[int]], read: Callable[[str], Array]) -> list[SavedLayer | OtherLayer]:
+def read_state_dict(
+    shapes: Mapping[str, Sequence[int]], read: Callable[[str], Array]
+) -> list[SavedLayer | OtherLayer]:
     """What a state dict holds, in the order of its tensors.
 
     shapes : name -> shape      of every tensor
@@ -79,7 +91,9 @@ def read_state_dict(shapes: Mapping[str, Sequence[int]], read: Callable[[str], A
             found.append(_without_kernel(module, named, shapes))
         elif not any(_is_weight(name) for name in named):
             wide = [key for key in named.values() if len(shapes[key]) == 5]
-            found += [OtherLayer(key, "it is a tensor of 5 axes, but no NAME.weight") for key in wide]
+            found += [
+                OtherLayer(key, "it is a tensor of 5 axes, but no NAME.weight") for key in wide
+            ]
         else:
             found.append(_with_kernel(module, named, shapes, read, inside, adapters))
     return found
@@ -102,7 +116,9 @@ def _is_weight(own: str) -> bool:
     return own.startswith(("weight", "parametrizations.weight."))
 
 
-def _without_kernel(module: str, named: Mapping[str, str], shapes: Mapping[str, Sequence[int]]) -> OtherLayer:
+def _without_kernel(
+    module: str, named: Mapping[str, str], shapes: Mapping[str, Sequence[int]]
+) -> OtherLayer:
     rank = max((len(shapes[key]) for own, key in named.items() if _is_weight(own)), default=0)
     reason = f"its weights have {rank} axes, not 5" if rank else "it has no weights of 5 axes"
     return OtherLayer(module or next(iter(named)), reason, rank in (3, 4), tuple(named.values()))
@@ -133,20 +149,22 @@ def _with_kernel(
     bias_shape = tuple(shapes[named["bias"]]) if "bias" in named else None
     if bias_shape not in (None, (filters,)):
         held = f"its weights are {'x'.join(map(str, shape))} and its bias {'x'.join(map(str, bias_shape or ())) or 'one number'}"
-        return OtherLayer(name, f"{held}: a ConvTranspose3d's, or no convolution's", aliases=tuple(named.values()))
+        return OtherLayer(
+            name, f"{held}: a ConvTranspose3d's, or no convolution's", aliases=tuple(named.values())
+        )
     if bias_shape is None or filters == channels:
         notes += (
             f"the file does not tell a Conv3d from a ConvTranspose3d; its weights are read as a Conv3d's, {_LAYOUT}",
         )
     tensor = f"{module}.weight" if module else ""
     bias = None if bias_shape is None else read(named["bias"])
-    layer = SavedLayer(name, None, from_oidhw(compute(*map(read, keys))), bias, (tensor,) if tensor else (), notes)
+    layer = SavedLayer(
+        name, None, from_oidhw(compute(*map(read, keys))), bias, (tensor,) if tensor else (), notes
+    )
     # a ConvTranspose3d with groups can have a bias of this length, but not if these numbers do not divide
     certain = bias_shape is not None and bool(filters % max(channels, 1))
     if sounds_transposed(module) and not certain:
-        reason = (
-            "its name is a transposed convolution's (ConvTranspose3d), and its tensors do not tell that it is a Conv3d"
-        )
+        reason = "its name is a transposed convolution's (ConvTranspose3d), and its tensors do not tell that it is a Conv3d"
         return OtherLayer(name, reason, layer=layer, tensor=tensor)
     return layer
 
@@ -160,7 +178,13 @@ def _source(named: Mapping[str, str], shapes: Mapping[str, Sequence[int]]) -> _S
         if names == {first, last}:
             keys = named[first], named[last]
             if len(shapes[keys[1]]) == 5 and fits(shapes[keys[0]], shapes[keys[1]]):
-                return keys, compute, (f"its weights are computed from {first} and {last}, as PyTorch's {called} does",)
+                return (
+                    keys,
+                    compute,
+                    (
+                        f"its weights are computed from {first} and {last}, as PyTorch's {called} does",
+                    ),
+                )
     return None
 
 

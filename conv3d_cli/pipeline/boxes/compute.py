@@ -42,7 +42,9 @@ class BoxInput(NamedTuple):
 
 def layer_chain(convolutions: Sequence[Convolution]) -> LayerChain:
     """What a partition depends on of convolutions."""
-    return LayerChain(tuple(c.problem for c in convolutions), tuple(c.plan.block_alignment for c in convolutions))
+    return LayerChain(
+        tuple(c.problem for c in convolutions), tuple(c.plan.block_alignment for c in convolutions)
+    )
 
 
 class BoxSource:
@@ -82,7 +84,11 @@ class BoxSource:
     def _read(self, runs: tuple[Runs, Runs, Runs]) -> Array:
         missing, held, sweep = list(runs), self._held, self.sweep
         if held is not None and sweep is not None:
-            if all(a == b for axis, (a, b) in enumerate(zip(runs, held.runs, strict=True)) if axis != sweep):
+            if all(
+                a == b
+                for axis, (a, b) in enumerate(zip(runs, held.runs, strict=True))
+                if axis != sweep
+            ):
                 missing[sweep] = subtract(runs[sweep], held.runs[sweep])
             else:
                 held = None
@@ -96,7 +102,10 @@ class BoxSource:
         if held is not None and sweep is not None:
             for run in intersect(runs[sweep], held.runs[sweep]):
                 to, of = ([slice(None)] * 3 for _ in range(2))
-                to[sweep], of[sweep] = _places_of(runs[sweep], run), _places_of(held.runs[sweep], run)
+                to[sweep], of[sweep] = (
+                    _places_of(runs[sweep], run),
+                    _places_of(held.runs[sweep], run),
+                )
                 voxels[tuple(to)] = held.voxels[tuple(of)]
         for spans in wanted:
             to = [_places_of(one, run) for one, run in zip(runs, spans, strict=True)]
@@ -146,7 +155,12 @@ def compute_box(
     if aligned == box:
         return last.convolve(slab, out, team, scale, last.outputs(channels), progress)
     clipped = last.convolve(
-        slab, out, team, scale, last.outputs(channels), around=(aligned.size, box.within(aligned).slices)
+        slab,
+        out,
+        team,
+        scale,
+        last.outputs(channels),
+        around=(aligned.size, box.within(aligned).slices),
     )
     if progress is not None:
         progress(out.size)
@@ -156,11 +170,15 @@ def compute_box(
 def _parts(runs: Sequence[Runs]) -> Iterator[tuple[Box, Slices]]:
     """The boxes that runs along three axes make, and where each is found in an array that holds them all."""
     for spans in itertools.product(*runs):
-        depth, height, width = (_places_of(one, span) for one, span in zip(runs, spans, strict=True))
+        depth, height, width = (
+            _places_of(one, span) for one, span in zip(runs, spans, strict=True)
+        )
         yield Box(*spans), (depth, height, width)
 
 
-def _slab(convolution: Convolution, source: Array, runs: tuple[Runs, Runs, Runs], box: Box) -> SlabInput:
+def _slab(
+    convolution: Convolution, source: Array, runs: tuple[Runs, Runs, Runs], box: Box
+) -> SlabInput:
     """The input of a box of outputs, with the place in the source of each position that its taps read."""
     indices = [
         places(convolution.problem.source_indices(axis, *span), of_axis)

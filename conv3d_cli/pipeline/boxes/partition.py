@@ -19,10 +19,22 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
-from conv3d_cli.model.box import Box, Runs, Span, align_runs, count_positions, intersect, merge, split, subtract
+from conv3d_cli.model.box import (
+    Box,
+    Runs,
+    Span,
+    align_runs,
+    count_positions,
+    intersect,
+    merge,
+    split,
+    subtract,
+)
 from conv3d_cli.model.spec import ConvProblem, Triple
 
-BOX_VOXELS = 1 << 18  # the fixed cost of a box, as the voxels that are decoded or computed in the same time
+BOX_VOXELS = (
+    1 << 18
+)  # the fixed cost of a box, as the voxels that are decoded or computed in the same time
 LEAST_STEP = 1.25  # from one block length that is tried to the next
 GAP = 4  # positions between two runs that are read through
 
@@ -60,7 +72,11 @@ class Partition:
         >>> list(Partition((3, 4, 5), (2, 4, 4), (2, 4, 8)).boxes())
         [Box(depth=(0, 2), height=(0, 4), width=(0, 5)), Box(depth=(2, 3), height=(0, 4), width=(0, 5))]
         """
-        order = [0, 1, 2] if self.sweep is None else [*(a for a in range(3) if a != self.sweep), self.sweep]
+        order = (
+            [0, 1, 2]
+            if self.sweep is None
+            else [*(a for a in range(3) if a != self.sweep), self.sweep]
+        )
         for spans in itertools.product(*(self.spans(axis) for axis in order)):
             yield Box(*(spans[order.index(axis)] for axis in range(3)))
 
@@ -142,7 +158,9 @@ def input_runs(problem: ConvProblem, axis: int, outputs: Runs) -> Runs:
         if max(first, 0) < min(last, size):
             found.append((max(first, 0), min(last, size)))
         beside = itertools.chain(range(first, min(last, 0)), range(max(first, size), last))
-        found += [(i, i + 1) for i in {problem.boundary.source_index(p, size) for p in beside} if i >= 0]
+        found += [
+            (i, i + 1) for i in {problem.boundary.source_index(p, size) for p in beside} if i >= 0
+        ]
     return merge(found, GAP) or ((0, 1),)
 
 
@@ -150,7 +168,9 @@ def input_runs(problem: ConvProblem, axis: int, outputs: Runs) -> Runs:
 def needs(chain: LayerChain, axis: int, span: Span) -> tuple[Runs, ...]:
     """What a box needs along an axis: the input positions it reads, then the outputs of each convolution."""
     made: list[Runs] = [(span,)]
-    for problem, alignment in zip(reversed(chain.problems), reversed(chain.alignments), strict=True):
+    for problem, alignment in zip(
+        reversed(chain.problems), reversed(chain.alignments), strict=True
+    ):
         made[0] = align_runs(made[0], alignment[axis], problem.out_size[axis])
         made.insert(0, input_runs(problem, axis, made[0]))
     return tuple(made)
@@ -203,7 +223,10 @@ def axis_work(chain: LayerChain, axis: int, step: int, unit: int, swept: bool) -
 
 def work_by_axis(chain: LayerChain, partition: Partition, in_chunk: Triple) -> list[AxisWork]:
     """What boxes do along depth, height and width."""
-    return [axis_work(chain, axis, partition.block[axis], in_chunk[axis], axis == partition.sweep) for axis in range(3)]
+    return [
+        axis_work(chain, axis, partition.block[axis], in_chunk[axis], axis == partition.sweep)
+        for axis in range(3)
+    ]
 
 
 def redundancy(chain: LayerChain, partition: Partition, in_chunk: Triple) -> Redundancy:
@@ -219,7 +242,9 @@ def redundancy(chain: LayerChain, partition: Partition, in_chunk: Triple) -> Red
 def decoded_sizes(chain: LayerChain, box: Box, chunk: Triple) -> Triple:
     """Sizes of what is decoded for an independent box: whole chunks of the input."""
     sizes = [
-        count_positions(align_runs(needs(chain, axis, span)[0], chunk[axis], chain.problems[0].in_size[axis]))
+        count_positions(
+            align_runs(needs(chain, axis, span)[0], chunk[axis], chain.problems[0].in_size[axis])
+        )
         for axis, span in enumerate(box)
     ]
     return sizes[0], sizes[1], sizes[2]

@@ -60,7 +60,9 @@ class BoxJob:
             min(t if n == 1 else n, size)
             for n, t, size in zip(self.writing.unit, tile, plan.problem.out_size, strict=True)
         ]
-        if any(a.kind == "axis" for c in self.convolutions for a in c.activations if c.channels_first):
+        if any(
+            a.kind == "axis" for c in self.convolutions for a in c.activations if c.channels_first
+        ):
             found[2] = plan.problem.out_size[2]  # which such an activation runs along
         return found[0], found[1], found[2]
 
@@ -68,7 +70,11 @@ class BoxJob:
         """The peak of the process."""
         axes = work_by_axis(self.chain, partition, self.reading.unit)
         first, last = self.convolutions[0], self.convolutions[-1]
-        held = math.prod(one.held for one in axes) * first.problem.in_channels * self.source.dtype.itemsize
+        held = (
+            math.prod(one.held for one in axes)
+            * first.problem.in_channels
+            * self.source.dtype.itemsize
+        )
         box = math.prod(partition.block)
         most = made = scratch = 0  # what a convolution holds of its own and the one before's
         for position, convolution in enumerate(self.convolutions):
@@ -96,7 +102,8 @@ class BoxJob:
         """Whether all boxes are aligned as the last convolution asks, so that nothing beside them is computed."""
         alignment = self.convolutions[-1].plan.block_alignment
         return all(
-            n % unit == 0 or n == size for n, unit, size in zip(partition.block, alignment, partition.size, strict=True)
+            n % unit == 0 or n == size
+            for n, unit, size in zip(partition.block, alignment, partition.size, strict=True)
         )
 
     def smallest_partition(self) -> Partition:
@@ -149,7 +156,9 @@ def stream_boxes(
             sources.clear()
             given = channels if len(convolutions) == 1 else slice(0, first.problem.in_channels)
             sources[part] = BoxSource(reader, n, given, chain, partition, access.unit)
-        return sources[part].read(boxes[number], boxes[number + 1] if number + 1 < len(boxes) else None)
+        return sources[part].read(
+            boxes[number], boxes[number + 1] if number + 1 < len(boxes) else None
+        )
 
     def compute(step: int, given: BoxInput) -> Callable[[], None]:
         part, number = steps[step]
@@ -157,7 +166,9 @@ def stream_boxes(
         stored = last.stored(channels, writer.header.shape[4])
         out = writer.header.axes.empty((*box.size, stored.stop - stored.start), writer.header.dtype)
         started = time.perf_counter()
-        times.clipped += compute_box(convolutions, given, reader.header.scale, channels, box, out, team, advance)
+        times.clipped += compute_box(
+            convolutions, given, reader.header.scale, channels, box, out, team, advance
+        )
         times.compute += time.perf_counter() - started
         return lambda: writer.write_box(n, box.start, stored.start, out)
 

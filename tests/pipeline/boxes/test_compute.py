@@ -44,12 +44,18 @@ CASES: dict[str, dict[str, Any]] = {
     "wrapped layers": {
         "stages": (
             Stage(Kernel(weights(3, 5, 3, 1, 2)), padding="same", boundary="wrap"),
-            Stage(Kernel(weights(5, 3, 7, 2, 1)), padding="same", boundary="wrap", strides=(1, 2, 3)),
+            Stage(
+                Kernel(weights(5, 3, 7, 2, 1)), padding="same", boundary="wrap", strides=(1, 2, 3)
+            ),
         )
     },
     "layers": {
         "stages": (
-            Stage(Kernel(weights(3, 3, 3, 1, 16), np.arange(16.0)), padding="same", activations=("relu",)),
+            Stage(
+                Kernel(weights(3, 3, 3, 1, 16), np.arange(16.0)),
+                padding="same",
+                activations=("relu",),
+            ),
             Stage(Kernel(weights(3, 3, 3, 16, 16)), padding="same", activations=("softmax",)),
             Stage(Kernel(weights(1, 1, 1, 16, 2)), padding="valid"),
         )
@@ -80,7 +86,9 @@ def test_same_bits(name: str, bad: bool, tmp_path: Path, monkeypatch: pytest.Mon
                 out = np.empty((*box.size, filters), prepared.header.dtype)
                 given = BoxSource(prepared.reader, n, every, layer_chain(convolutions)).read(box)
                 clipped = compute_box(convolutions, given, (1.0, 0.0), channels, box, out, team)
-                expected = whole.reshape(*everything.size, filters)[tuple(slice(*span) for span in box)]
+                expected = whole.reshape(*everything.size, filters)[
+                    tuple(slice(*span) for span in box)
+                ]
                 np.testing.assert_array_equal(out, expected)
                 if box == everything:
                     assert clipped == report.clipped

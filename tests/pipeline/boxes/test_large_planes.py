@@ -78,30 +78,71 @@ def test_same_bits_as_whole_planes(
     if options[:1] == ["--target"]:
         suffix, options = options[1], options[2:]
     k = mosaic / kernel if kernel.endswith(".npy") else kernel
-    run("apply", mosaic / source, "-k", k, *options, "-o", tmp_path / f"whole{suffix}", "--max-memory", "2G", "-q")
+    run(
+        "apply",
+        mosaic / source,
+        "-k",
+        k,
+        *options,
+        "-o",
+        tmp_path / f"whole{suffix}",
+        "--max-memory",
+        "2G",
+        "-q",
+    )
     refused = run(
-        "apply", mosaic / source, "-k", k, *options, "-o", tmp_path / f"no{suffix}", "--max-memory", "1M", "-q", code=6
+        "apply",
+        mosaic / source,
+        "-k",
+        k,
+        *options,
+        "-o",
+        tmp_path / f"no{suffix}",
+        "--max-memory",
+        "1M",
+        "-q",
+        code=6,
     )
     least = re.search(r"--max-memory (\d+)M", refused.output)
     assert least, refused.output
-    asked = [mosaic / source, "-k", k, *options, "-o", tmp_path / f"boxes{suffix}", "--max-memory", f"{least[1]}M"]
+    asked = [
+        mosaic / source,
+        "-k",
+        k,
+        *options,
+        "-o",
+        tmp_path / f"boxes{suffix}",
+        "--max-memory",
+        f"{least[1]}M",
+    ]
     planned = json.loads(run("apply", *asked, "--dry-run", "--json").stdout)
     small = planned["memory"] <= int(least[1]) << 20
     assert small
-    assert planned["boxes"] or ".zarr" in source + suffix  # the library holds as much as these planes
+    assert (
+        planned["boxes"] or ".zarr" in source + suffix
+    )  # the library holds as much as these planes
     run("apply", *asked, "-q")
     assert contents(tmp_path / f"boxes{suffix}") == contents(tmp_path / f"whole{suffix}")
 
 
 def test_the_ceiling_asks_for_boxes(mosaic: Path, run: Any) -> None:
     ceiling = PROCESS_BYTES + (60 << 20)
-    job = Job(str(mosaic / "x.npy"), "out.npy", (Stage(str(mosaic / "random3.npy")),), max_memory=ceiling)
+    job = Job(
+        str(mosaic / "x.npy"), "out.npy", (Stage(str(mosaic / "random3.npy")),), max_memory=ceiling
+    )
     with prepare_job(job) as prepared:
         assert prepared.boxes is not None
         assert prepared.boxes.partition.block < SHAPE
         assert prepared.boxes.redundancy.decoded < 1.2
         assert prepared.memory <= ceiling
-    result = run("explain", mosaic / "x.npy", "-k", mosaic / "random3.npy", "--max-memory", f"{ceiling >> 20}M")
+    result = run(
+        "explain",
+        mosaic / "x.npy",
+        "-k",
+        mosaic / "random3.npy",
+        "--max-memory",
+        f"{ceiling >> 20}M",
+    )
     assert "voxels (whole planes are too large)" in result.output
 
 
@@ -141,11 +182,19 @@ def always_boxes(draw: Callable[[BoxJob], Partition]) -> Callable[..., Cut]:
 STACKS = {
     "filter": lambda kernel, options: (Stage(Kernel(kernel((3, 5, 4))), **options),),
     "bias": lambda kernel, options: (
-        Stage(Kernel(kernel((3, 1, 3, 2, 4)), np.arange(4.0)), padding="same", activations=("softmax",)),
+        Stage(
+            Kernel(kernel((3, 1, 3, 2, 4)), np.arange(4.0)),
+            padding="same",
+            activations=("softmax",),
+        ),
     ),
-    "fft": lambda kernel, options: (Stage(Kernel(kernel((9, 9, 9))), boundary=options["boundary"]),),
+    "fft": lambda kernel, options: (
+        Stage(Kernel(kernel((9, 9, 9))), boundary=options["boundary"]),
+    ),
     "layers": lambda kernel, options: (
-        Stage(Kernel(kernel((3, 3, 3, 2, 4)), np.arange(4.0)), padding="same", activations=("glu",)),
+        Stage(
+            Kernel(kernel((3, 3, 3, 2, 4)), np.arange(4.0)), padding="same", activations=("glu",)
+        ),
         Stage(Kernel(kernel((1, 3, 5, 2, 3))), boundary=options["boundary"], padding="same"),
     ),
 }
@@ -153,19 +202,27 @@ STACKS = {
 
 @settings(max_examples=25, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
 @given(data=st.data())
-def test_any_boxes_have_the_bits_of_whole_planes(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+def test_any_boxes_have_the_bits_of_whole_planes(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
     folder = tmp_path_factory.mktemp("boxes")
     numbers = np.random.default_rng(data.draw(st.integers(0, 99)))
     name = data.draw(st.sampled_from(list(STACKS)))
     letters = data.draw(
-        st.sampled_from(["tczyx", "czyx", "zyxc"] if name in ("bias", "layers") else ["zyx", "tczyx", "yx", "xyzc"])
+        st.sampled_from(
+            ["tczyx", "czyx", "zyxc"]
+            if name in ("bias", "layers")
+            else ["zyx", "tczyx", "yx", "xyzc"]
+        )
     )
     sizes = {"t": 2, "c": 2, **{a: data.draw(st.integers(5, 22)) for a in "zyx"}}
     array = (numbers.standard_normal([sizes[a] for a in letters]) * 100).astype(
         data.draw(st.sampled_from(["float32", "int16", ">u2"]))
     )
     chunk = st.integers(3, 12)
-    in_chunks = tuple(data.draw(chunk) if a in "zyx" else data.draw(st.integers(1, 2)) for a in letters)
+    in_chunks = tuple(
+        data.draw(chunk) if a in "zyx" else data.draw(st.integers(1, 2)) for a in letters
+    )
     shards = tuple(2 * n for n in in_chunks) if data.draw(st.booleans()) else None
     stored = zarr.create_array(
         str(folder / "x.zarr"), shape=array.shape, chunks=in_chunks, shards=shards, dtype=array.dtype,
@@ -182,8 +239,14 @@ def test_any_boxes_have_the_bits_of_whole_planes(tmp_path_factory: pytest.TempPa
     stages = STACKS[name](numbers.standard_normal, options)
     source = data.draw(st.sampled_from(["x.zarr", "x.zarr", "x.npy"]))
     suffix = data.draw(st.sampled_from([".zarr", ".zarr", ".npy", ".nii", ".tif"]))
-    given_chunks = (data.draw(chunk), data.draw(chunk), data.draw(chunk)) if data.draw(st.booleans()) else None
-    more: dict[str, Any] = {"chunks": given_chunks, "levels": data.draw(st.integers(1, 2))} if suffix == ".zarr" else {}
+    given_chunks = (
+        (data.draw(chunk), data.draw(chunk), data.draw(chunk)) if data.draw(st.booleans()) else None
+    )
+    more: dict[str, Any] = (
+        {"chunks": given_chunks, "levels": data.draw(st.integers(1, 2))}
+        if suffix == ".zarr"
+        else {}
+    )
     algorithm = "fft" if name == "fft" else "auto"
     jobs = [
         Job(
@@ -201,7 +264,9 @@ def test_any_boxes_have_the_bits_of_whole_planes(tmp_path_factory: pytest.TempPa
             min(n * math.ceil(whole / n / data.draw(st.integers(2, 3))), whole)
             for n, whole in zip(unit, size, strict=True)
         ]
-        return Partition(size, unit, (block[0], block[1], block[2]), data.draw(st.sampled_from([None, 0, 1, 2])))
+        return Partition(
+            size, unit, (block[0], block[1], block[2]), data.draw(st.sampled_from([None, 0, 1, 2]))
+        )
 
     whole = run_job(jobs[0])
     with pytest.MonkeyPatch.context() as patch:
@@ -239,18 +304,34 @@ print(re.search(r"VmHWM:\\s*(\\d+)", open("/proc/self/status").read())[1])
 """
 
 
-@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="a process's peak is asked of Linux")
-@pytest.mark.parametrize(
-    ("source", "target"), [("x.zarr", "o.zarr"), ("x.zarr", "o.npy"), ("x.npy", "o.zarr"), ("x.npy", "o.npy")]
+@pytest.mark.skipif(
+    not os.path.exists("/proc/self/status"), reason="a process's peak is asked of Linux"
 )
-def test_a_process_keeps_to_its_ceiling(wide: Path, source: str, target: str, tmp_path: Path, run: Any) -> None:
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [("x.zarr", "o.zarr"), ("x.zarr", "o.npy"), ("x.npy", "o.zarr"), ("x.npy", "o.npy")],
+)
+def test_a_process_keeps_to_its_ceiling(
+    wide: Path, source: str, target: str, tmp_path: Path, run: Any
+) -> None:
     ceiling = 400
-    command = ["apply", str(wide / source), "-k", "box:size=5", "--dtype", "uint16", "-o", str(tmp_path / target)]
+    command = [
+        "apply",
+        str(wide / source),
+        "-k",
+        "box:size=5",
+        "--dtype",
+        "uint16",
+        "-o",
+        str(tmp_path / target),
+    ]
     command += ["--levels", "3", "--chunks", "8,256,256"] if target.endswith("zarr") else []
     limited = [*command, "--max-memory", f"{ceiling}M"]
     planned = json.loads(run(*limited, "--dry-run", "--json").stdout)
     assert planned["boxes"]["decoded"] < 1.4
-    ran = subprocess.run([sys.executable, "-c", MEASURED, *limited, "-q"], capture_output=True, text=True, check=True)
+    ran = subprocess.run(
+        [sys.executable, "-c", MEASURED, *limited, "-q"], capture_output=True, text=True, check=True
+    )
     assert int(ran.stdout) << 10 <= ceiling << 20
     (tmp_path / "boxes").mkdir()
     os.rename(tmp_path / target, tmp_path / "boxes" / target)
@@ -281,7 +362,11 @@ def test_chunks_are_decoded_as_often_as_said_and_written_once(
     monkeypatch.setattr(zarr_store.ChunkWatch, "see", spied)
     monkeypatch.setattr(LocalStore, "set", noted)
     job = Job(
-        str(wide / "x.zarr"), str(tmp_path / "o.zarr"), (Stage("box:size=5"),), dtype="uint16", max_memory=400 << 20
+        str(wide / "x.zarr"),
+        str(tmp_path / "o.zarr"),
+        (Stage("box:size=5"),),
+        dtype="uint16",
+        max_memory=400 << 20,
     )
     decided: list[Any] = []
     run_job(job, decided=decided.append)

@@ -28,15 +28,26 @@ few = st.tuples(*[st.integers(1, 20)] * 3)
 sweeps = st.sampled_from([None, 0, 1, 2])
 
 
-def problem(size: tuple[int, ...], kernel: int = 3, strides: int = 1, boundary: str = "zeros") -> ConvProblem:
-    return ConvSpec(padding="same", strides=strides, boundary=boundary).resolve((1, *size, 1), (kernel,) * 3 + (1, 1))
+def problem(
+    size: tuple[int, ...], kernel: int = 3, strides: int = 1, boundary: str = "zeros"
+) -> ConvProblem:
+    return ConvSpec(padding="same", strides=strides, boundary=boundary).resolve(
+        (1, *size, 1), (kernel,) * 3 + (1, 1)
+    )
 
 
 def layer_chain(*problems: ConvProblem, alignment: int = 1) -> LayerChain:
     return LayerChain(problems, ((alignment, alignment, alignment),) * len(problems))
 
 
-@given(size=sizes, in_chunk=few, out_chunk=few, most=st.integers(1, 30000), strides=st.integers(1, 3), sweep=sweeps)
+@given(
+    size=sizes,
+    in_chunk=few,
+    out_chunk=few,
+    most=st.integers(1, 30000),
+    strides=st.integers(1, 3),
+    sweep=sweeps,
+)
 def test_every_chunk_is_in_one_box(
     size: tuple[int, int, int],
     in_chunk: tuple[int, int, int],
@@ -50,14 +61,19 @@ def test_every_chunk_is_in_one_box(
         layer_chain(one), in_chunk, out_chunk, lambda one: math.prod(one.block) <= most, [sweep]
     )
     if partition is None:
-        assert math.prod(min(n, size) for n, size in zip(out_chunk, one.out_size, strict=True)) > most
+        assert (
+            math.prod(min(n, size) for n, size in zip(out_chunk, one.out_size, strict=True)) > most
+        )
         return
     assert math.prod(partition.block) <= most
     seen = np.zeros(one.out_size, int)
     for box in partition.boxes():
         seen[tuple(slice(*span) for span in box)] += 1
         assert all(start % n == 0 for (start, _), n in zip(box, out_chunk, strict=True))
-        assert all(stop % n == 0 or stop == s for (_, stop), n, s in zip(box, out_chunk, one.out_size, strict=True))
+        assert all(
+            stop % n == 0 or stop == s
+            for (_, stop), n, s in zip(box, out_chunk, one.out_size, strict=True)
+        )
     assert (seen == 1).all()
     assert len(list(partition.boxes())) == partition.count
 
@@ -67,10 +83,14 @@ def test_every_chunk_is_in_one_box(
 def test_blocks_grow_where_less_is_read(in_chunk: tuple[int, int, int], sweep: int | None) -> None:
     """Not far from the best of all blocks that are small enough."""
     chain, most = layer_chain(problem((200, 200, 200), 9)), 64 * 24 * 24
-    partition = choose_partition(chain, in_chunk, (8, 8, 8), lambda one: math.prod(one.block) <= most, [sweep])
+    partition = choose_partition(
+        chain, in_chunk, (8, 8, 8), lambda one: math.prod(one.block) <= most, [sweep]
+    )
     assert partition is not None
     blocks = [b for b in itertools.product(range(8, 201, 8), repeat=3) if math.prod(b) <= most]
-    best = min(sum(redundancy(chain, replace(partition, block=block), in_chunk)) for block in blocks)
+    best = min(
+        sum(redundancy(chain, replace(partition, block=block), in_chunk)) for block in blocks
+    )
     assert sum(redundancy(chain, partition, in_chunk)) <= 1.2 * best
 
 
@@ -105,12 +125,15 @@ def test_what_is_decoded_is_counted(
         spans = partition.spans(axis)
         total = 0
         for span, following in zip(spans, [*spans[1:], None], strict=True):
-            held = positions(held_runs(chain, axis, span, following if axis == sweep else None, chunk[axis]))
+            held = positions(
+                held_runs(chain, axis, span, following if axis == sweep else None, chunk[axis])
+            )
             assert held >= positions(needs(chain, axis, span)[0])
             new = held - before
             reader.read(new)
             total += sum(
-                min((c + 1) * chunk[axis], size[axis]) - c * chunk[axis] for c in {p // chunk[axis] for p in new}
+                min((c + 1) * chunk[axis], size[axis]) - c * chunk[axis]
+                for c in {p // chunk[axis] for p in new}
             )
             before = held if axis == sweep else set()
         if (
@@ -128,6 +151,10 @@ def test_what_is_decoded_is_counted(
 def test_a_stack_reads_the_halos_of_all_its_layers() -> None:
     chain = layer_chain(problem((50, 50, 50), 5), problem((50, 50, 50), 3))
     box = Box((20, 30), (0, 10), (45, 50))
-    assert [needs(chain, axis, span)[0] for axis, span in enumerate(box)] == [((17, 33),), ((0, 13),), ((42, 50),)]
+    assert [needs(chain, axis, span)[0] for axis, span in enumerate(box)] == [
+        ((17, 33),),
+        ((0, 13),),
+        ((42, 50),),
+    ]
     assert decoded_sizes(chain, box, (1, 1, 1)) == (16, 13, 8)
     assert decoded_sizes(chain, box, (16, 16, 16)) == (32, 16, 18)
