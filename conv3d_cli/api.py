@@ -115,9 +115,8 @@ def conv3d(
     )
     function = activations.get(activation)
 
-    precision = (
-        "float64" if x.dtype.kind == "f" and x.dtype.itemsize >= 8 else "float32"
-    )  # in either byte order
+    # in either byte order
+    precision = "float64" if x.dtype.kind == "f" and x.dtype.itemsize >= 8 else "float32"
     stored = x.dtype if x.dtype.kind != "f" or x.dtype.itemsize in (4, 8) else np.dtype(precision)
     header = VolumeHeader(Axes(letters, x.shape), stored.newbyteorder("="))
     policy = Missing(

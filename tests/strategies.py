@@ -139,9 +139,8 @@ def geometries(
         may_stride = draw(st.booleans())
         may_dilate = not may_stride
     size, kernel_size, strides, dilation_rate, pads = [], [], [], [], []
-    far = draw(
-        st.sampled_from([None, 0, 1, 2])
-    )  # the axis that may be padded by several times its size
+    # the axis that may be padded by several times its size
+    far = draw(st.sampled_from([None, 0, 1, 2]))
     for axis in range(3):
         n = draw(sizes(largest))
         d = draw(st.integers(1, 3)) if may_dilate else 1

@@ -50,9 +50,8 @@ def test_the_message_is_what_was_said(
     error: type[Conv3DError], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also of those that descend from OSError, which treats two arguments otherwise; and through a process pool."""
-    monkeypatch.delitem(
-        copyreg.dispatch_table, error, raising=False
-    )  # Dask's way, if it was imported, fails for MemoryError
+    # Dask's way, if it was imported, fails for MemoryError
+    monkeypatch.delitem(copyreg.dispatch_table, error, raising=False)
     assert str(error("a rule, received 3; do this")) == "a rule, received 3; do this"
     again = pickle.loads(pickle.dumps(error("said")))
     assert type(again) is error

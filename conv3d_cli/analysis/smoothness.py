@@ -100,9 +100,8 @@ class _Sums:
     def add_to(self, values: Moments, steps: Sequence[Moments], own: int) -> None:
         """Put them to a volume's: of the first `own` planes, and of the steps from them to the next."""
         for moments, axis in ((values, None), *zip(steps, range(3), strict=True)):
-            planes = (
-                slice(None) if axis == 0 else slice(0, own)
-            )  # a plane more, to which the last one steps
+            # a plane more, to which the last one steps
+            planes = slice(None) if axis == 0 else slice(0, own)
             total, known = self.values[planes], self.known[planes]
             squares = self.squares[planes] if axis is None else self.steps[axis][planes]
             if axis is not None:

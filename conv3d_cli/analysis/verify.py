@@ -199,9 +199,8 @@ def _box(
             around += share * np.abs(weights).sum(axis=(0, 1, 2, 3)) * largest
     bias = kernel.bias_for(problem.filters)
     if bias is not None:
-        sums = sums + (
-            bias if kernel.is_layer else bias[channel]
-        )  # a bank has one for all its filters
+        # a bank has one for all its filters
+        sums = sums + (bias if kernel.is_layer else bias[channel])
     if stage.stage.magnitude:
         sums, around = (np.sqrt((a**2).sum(axis=3, keepdims=True)) for a in (sums, around))
         around += share * sums

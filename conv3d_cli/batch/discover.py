@@ -88,9 +88,8 @@ def find_volumes(
                 and find_format(name) is None
                 and not os.path.exists(name)
             ):
-                check_input(
-                    name
-                )  # neither a folder nor a volume: said before its output gets a name
+                # neither a folder nor a volume: said before its output gets a name
+                check_input(name)
             if not dataset or left.sift(name, discrete):
                 result.append(InputPath(name))
             continue

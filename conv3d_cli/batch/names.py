@@ -110,9 +110,8 @@ def whole_store(name: str) -> str:
     if stores and suffix_of(parts[-1]) == "":
         parts = parts[: stores[-1] + 1]
     elif not stores and "://" not in name and os.path.isdir(name):
-        return (
-            "/".join(parts) + ".zarr"
-        )  # a store under another name; what is made of it is named as a store
+        # a store under another name; what is made of it is named as a store
+        return "/".join(parts) + ".zarr"
     return "/".join(parts)
 
 

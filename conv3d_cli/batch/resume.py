@@ -301,9 +301,8 @@ class FolderLog:
         with self._lock, write_errors(self.path), open(self.path, "a+b", buffering=0) as file:
             if fcntl is not None:
                 try:
-                    fcntl.flock(
-                        file, fcntl.LOCK_EX
-                    )  # given back when the file is closed, however the process ends
+                    # given back when the file is closed, however the process ends
+                    fcntl.flock(file, fcntl.LOCK_EX)
                 except OSError:
                     pass  # some network file systems have no locks; lines are added at the end all the same
             end = file.seek(0, os.SEEK_END)

@@ -51,9 +51,8 @@ def measure_pairs(
             for algorithm in algorithms:
                 if algorithm.reject(problem, weights) is not None:
                     continue
-                predicted = algorithm.seconds(
-                    problem, weights, threads
-                )  # without the factor that is looked for
+                # without the factor that is looked for
+                predicted = algorithm.seconds(problem, weights, threads)
                 if predicted > PATIENCE:
                     continue
                 said(f"{case.name}, {algorithm.name}")

@@ -85,9 +85,8 @@ def _copy_rate(team: Team, streaming: int, repeats: int) -> float:
     # written once, since memory never touched is no memory yet
     source = np.ones(share * team.threads + 4096, np.uint8)
     target = np.ones(share * team.threads + 4096, np.uint8)
-    first, to = (
-        -array.ctypes.data % 4096 for array in (source, target)
-    )  # the first byte of a page
+    # the first byte of a page
+    first, to = (-array.ctypes.data % 4096 for array in (source, target))
     steps = [
         StepRecord(
             Tasks(out_depth=groups),

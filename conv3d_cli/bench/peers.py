@@ -112,9 +112,8 @@ def _torch(memory: str) -> Callable[[Case, Array, Array], Call]:
             )
             layer.weight = torch.nn.Parameter(w, requires_grad=False)
             with warnings.catch_warnings():
-                warnings.simplefilter(
-                    "ignore", DeprecationWarning
-                )  # of TorchScript, in which the layer is written
+                # of TorchScript, in which the layer is written
+                warnings.simplefilter("ignore", DeprecationWarning)
                 from torch.utils.mkldnn import MkldnnConv3d
 
                 packed = MkldnnConv3d(layer, torch.float32)

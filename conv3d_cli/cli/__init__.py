@@ -40,9 +40,8 @@ class Terminated(BaseException):
 
 
 def _terminate(signum: int, frame: FrameType | None) -> None:
-    signal.signal(
-        signum, signal.SIG_IGN
-    )  # once is enough: a terminal that closes sends it twice, and we must tidy up
+    # once is enough: a terminal that closes sends it twice, and we must tidy up
+    signal.signal(signum, signal.SIG_IGN)
     raise Terminated(signum)
 
 

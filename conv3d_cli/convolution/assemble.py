@@ -123,10 +123,11 @@ def assemble(
     )
     if not missing.concerns(problem.boundary):
         return convolution
+    # late: it knows the compiler's loops
     from conv3d_cli.convolution.masked import (
         check_centre,
         masked_convolution,
-    )  # late: it knows the compiler's loops
+    )
 
     check_centre(missing, convolution.problem, kernel)
     return masked_convolution(convolution, missing, kernel, mask, several_parts, reports_coverage)

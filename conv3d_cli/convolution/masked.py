@@ -56,9 +56,8 @@ RECHECK_FRACTION = 1 / 4
 # If more than this fraction of the outputs needs division, skip the classification of the next slabs and divide all
 # their outputs, for so many slabs and as long as this many are flagged.
 MOSTLY_INCOMPLETE, SKIPPED_SLABS = 0.9, 3
-KEPT_BYTES = (
-    128 << 20
-)  # of coverages, which under a mask are the same for every time point and channel
+# of coverages, which under a mask are the same for every time point and channel
+KEPT_BYTES = 128 << 20
 
 
 def mean_kernel(kernel: Kernel) -> Kernel:

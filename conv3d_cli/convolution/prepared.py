@@ -107,9 +107,10 @@ class Convolution:
                 if isinstance(value, int | float):
                     require_held(value, real, f"{key} of activation {activation.name} is")
         if self.magnitude:
+            # late: it knows the compiler's loops
             from conv3d_cli.engine.magnitude import (
                 VectorRoom,
-            )  # late: it knows the compiler's loops
+            )
 
             self._vectors = VectorRoom()
         useful = [a for a in self.activations if not a.is_linear]

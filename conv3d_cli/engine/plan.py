@@ -79,9 +79,8 @@ ALGORITHMS: tuple[Algorithm, ...] = (
 
 Activation = Callable[[NDArray[Any]], None]  # in place
 Tables = tuple[list[int], list[int], list[int]]  # of planes, rows and columns
-Offsets = tuple[
-    NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]
-]  # the same, as offsets in memory
+# the same, as offsets in memory
+Offsets = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
 _TABLE_NAMES = ("planes", "rows", "columns")
 
 # Outputs larger than this are stored past the caches: they would only push out what is needed again.
@@ -549,9 +548,8 @@ class Plan:
         if certainty is not None and certainty.replaces_source:
             return False
         values = [self.problem.boundary.value, *scale]
-        small = (
-            source.kind != "f" and source.itemsize <= 4
-        )  # integers that stay below 2^64 when scaled
+        # integers that stay below 2^64 when scaled
+        small = source.kind != "f" and source.itemsize <= 4
         finite = small and all(math.isfinite(v) and abs(v) < 1e9 for v in values)
         return self.prepared.spreads_nonfinite and not (
             finite and (certainty is None or certainty.mask is None)
@@ -792,9 +790,8 @@ def make_plan(
     """
     forced = None if algorithm == "auto" else find_algorithm(algorithm)
     real = np.dtype(dtype)
-    rounded = weights.astype(
-        real, copy=False
-    )  # what the arithmetic will have: how exact a factorisation must be
+    # what the arithmetic will have: how exact a factorisation must be
+    rounded = weights.astype(real, copy=False)
     refusals, seconds = [], {}
     for candidate in ALGORITHMS:
         reason = candidate.reject(problem, rounded)

@@ -36,9 +36,8 @@ class Pointer(NamedTuple):
     offset: int = 0
 
 
-Memory = (
-    NDArray[Any] | Pointer | None
-)  # an array's first element, another element, or nothing (address 0)
+# an array's first element, another element, or nothing (address 0)
+Memory = NDArray[Any] | Pointer | None
 
 _real, _long = struct.Struct("d"), struct.Struct("q")
 
@@ -65,9 +64,8 @@ class FieldGroup:
     """
 
     place: ClassVar[slice]  # in a record
-    kinds: ClassVar[
-        tuple[tuple[str, str], ...]
-    ]  # of each field: its name, and "int", "float" or "Memory"
+    # of each field: its name, and "int", "float" or "Memory"
+    kinds: ClassVar[tuple[tuple[str, str], ...]]
     values: ClassVar[Callable[[FieldGroup], tuple[Any, ...]]]  # of all fields
     reals: ClassVar[tuple[int, ...]]  # places of those that are floats, in the group
     memories: ClassVar[tuple[int, ...]]  # and of those that are memory

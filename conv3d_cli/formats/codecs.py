@@ -165,10 +165,11 @@ def _open_zstd(path: str, file: BinaryIO) -> tuple[Any, Any]:
             f"cannot read {path}: its zstd stream needs a window of {_zstd_window(path) >> 20} MiB, the limit is "
             f"{LARGEST_WINDOW >> 20}; pack it again without --long"
         )
+    # frames one after another are one stream
     return zstd.open(file, "rb"), (
         OSError,
         zstd.ZstdError,
-    )  # frames one after another are one stream
+    )
 
 
 def _zstd_window(path: str) -> int:

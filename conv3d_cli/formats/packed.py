@@ -25,9 +25,8 @@ from conv3d_cli.formats.codecs import WINDOW_BYTES, Codec, codec_threads
 from conv3d_cli.model.volume import SPATIAL, Array, Axes, VolumeHeader, VolumeReader, VolumeWriter
 from conv3d_cli.system.atomic import AtomicFile, write_errors
 
-READ_BYTES = (
-    1 << 18
-)  # through the cache into the slab: measured as fast as unpacking into the slab itself
+# through the cache into the slab: measured as fast as unpacking into the slab itself
+READ_BYTES = 1 << 18
 # packed at a time; part of what decides an output's bytes (zstd packs blocks of 4 MiB no more than 0.3 % tighter)
 BLOCK_BYTES = 1 << 20
 
@@ -180,9 +179,8 @@ class PackedReader(VolumeReader):
 
     def read(self, n: int, depth: slice, channels: slice) -> Array:
         axes = self.header.axes
-        together = (
-            axes.channels_within_plane
-        )  # then all channels of a plane are unpacked, wanted or not
+        # then all channels of a plane are unpacked, wanted or not
+        together = axes.channels_within_plane
         if not together and channels.stop - channels.start > 1:
             raise RuntimeError(
                 f"{self.path} holds its channels one after another: they are read one by one"

@@ -111,9 +111,8 @@ def gaussian(
         )
     name, given = ("fwhm", fwhm) if fwhm is not None else ("sigma", sigma)
     assert given is not None
-    tool_axes = (
-        sampling != "scipy" and orient.steps is None
-    )  # other tools go along the voxel axes, whatever their angles
+    # other tools go along the voxel axes, whatever their angles
+    tool_axes = sampling != "scipy" and orient.steps is None
     found = voxels(given, name, zero=True) if tool_axes else spread(given, name, orient, zero=True)
     deviations = found if fwhm is None else _sigma(found)
     if sampling == "scipy":

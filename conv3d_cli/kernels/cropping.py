@@ -75,9 +75,8 @@ def crop_kernel(kernel: Kernel, tolerance: float) -> Cropped:
         )
     absolute = np.abs(kernel.weights)
     if kernel.is_bank:
-        absolute = absolute.sum(
-            axis=-1
-        )  # what one of its filters loses is no more than what all do
+        # what one of its filters loses is no more than what all do
+        absolute = absolute.sum(axis=-1)
     budget = tolerance * float(absolute.sum())
     if not absolute.any():  # no part of nothing is more than another
         return Cropped(kernel, (0, 0, 0), 0.0, 0.0)

@@ -44,13 +44,11 @@ if TYPE_CHECKING:
     import zipfile
 
 Array = NDArray[Any]
-BuildKernel = Callable[
-    [str], Kernel
-]  # makes the kernel of a built-in text such as "gaussian:fwhm=6mm"
+# makes the kernel of a built-in text such as "gaussian:fwhm=6mm"
+BuildKernel = Callable[[str], Kernel]
 
-MAX_TEXT = (
-    16 << 20
-)  # bytes; parsed text takes some twenty times its size, and arrays have better formats
+# bytes; parsed text takes some twenty times its size, and arrays have better formats
+MAX_TEXT = 16 << 20
 _NESTING = 5  # levels of a layer's weights
 
 
@@ -300,9 +298,8 @@ def _encode_npz(kernel: Kernel) -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, values in arrays.items():
-            member = zipfile.ZipInfo(
-                f"{name}.npy", (1980, 1, 1, 0, 0, 0)
-            )  # the zip format's zero: no time stamp
+            # the zip format's zero: no time stamp
+            member = zipfile.ZipInfo(f"{name}.npy", (1980, 1, 1, 0, 0, 0))
             member.compress_type = zipfile.ZIP_DEFLATED
             member.create_system = 3
             archive.writestr(member, _encode_array(values))

@@ -25,9 +25,8 @@ from conv3d_cli.errors import FormatError, ShapeError
 from conv3d_cli.model.kernel import Kernel
 
 HEADER = "MNI Morphology Kernel File"
-MAX_BOX = (
-    1 << 20
-)  # weights of the box around all offsets: a few offsets far apart are a slip, and would ask for gigabytes
+# weights of the box around all offsets: a few offsets far apart are a slip, and would ask for gigabytes
+MAX_BOX = 1 << 20
 
 
 def parse_kernel(text: str, path: str) -> Kernel:

@@ -75,10 +75,11 @@ def _over_voxels(sigma: float, reach: int) -> Weights:
     return np.asarray(np.exp(-0.5 * ((_positions(reach)[:, None] + parts) / sigma) ** 2) @ share)
 
 
+# MaximumError and MaximumKernelWidth, as SimpleITK.DiscreteGaussian has them
 ITK_ERROR, ITK_WIDTH = (
     0.01,
     32,
-)  # MaximumError and MaximumKernelWidth, as SimpleITK.DiscreteGaussian has them
+)
 
 
 def _bessel(sigma: float, count: int) -> Weights:
@@ -128,9 +129,8 @@ def _imagej(sigma: float, reach: int) -> Weights:
     return np.concatenate([half[:0:-1], half])
 
 
-SamplingName = Literal[
-    "scipy", "fsl", "spm", "afni", "mrtrix", "itk", "imagej", "wb"
-]  # scipy: as `builtin` does it
+# scipy: as `builtin` does it
+SamplingName = Literal["scipy", "fsl", "spm", "afni", "mrtrix", "itk", "imagej", "wb"]
 
 SAMPLINGS = {
     "fsl": Sampling(

@@ -506,9 +506,8 @@ def sparsemax(x: Array, axis: int = -1) -> Array:
     [[0.0, 0.25, 0.75]]
     """
     with np.errstate(all="ignore"):
-        y = np.moveaxis(
-            x - np.max(x, axis=axis, keepdims=True), axis, -1
-        )  # the projection moves along with a shift
+        # the projection moves along with a shift
+        y = np.moveaxis(x - np.max(x, axis=axis, keepdims=True), axis, -1)
         falling = np.sort(y, axis=-1)[..., ::-1]
         sums = np.cumsum(falling, axis=-1) - 1
         ranks = np.arange(1, y.shape[-1] + 1, dtype=y.dtype)
@@ -668,9 +667,8 @@ class Activation:
             self.function(y, **self.config)
             return y
         result = self.function(y)
-        return (
-            y if result is None else np.asarray(result)
-        )  # a function may also change its argument in place
+        # a function may also change its argument in place
+        return y if result is None else np.asarray(result)
 
     def in_place(self, x: Array) -> None:
         """Change a float array; only for kind "voxel". The engine calls it on a tile."""

@@ -22,9 +22,8 @@ Pads = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 Padding = str | Pads  # one of PADDINGS, or voxels (before, after) along D, H, W
 AXIS_NAMES = ("depth", "height", "width")
 PADDINGS = ("valid", "same", "full", "same_lower")
-FARTHEST = (
-    1 << 24
-)  # voxels of a stride, a dilation, a padding: products of them still count in 64 bits
+# voxels of a stride, a dilation, a padding: products of them still count in 64 bits
+FARTHEST = 1 << 24
 
 
 def triple(value: int | Sequence[int], name: str, minimum: int = 1) -> Triple:

@@ -20,9 +20,8 @@ def encode_png(shades: Shades, palette: Shades) -> bytes:
     b'\\x89PNG\\r\\n\\x1a\\n'
     """
     rows, columns = shades.shape
-    unfiltered = np.zeros(
-        (rows, columns + 1), np.uint8
-    )  # each row begins with the number of its filter: none
+    # each row begins with the number of its filter: none
+    unfiltered = np.zeros((rows, columns + 1), np.uint8)
     unfiltered[:, 1:] = shades
     header = struct.pack(">IIBBBBB", columns, rows, 8, 3, 0, 0, 0)
     chunks = (

@@ -55,9 +55,8 @@ class LayerReader(VolumeReader):
             transform=source.transform.then(problem.voxel_transform),
         )
         self._source: SlabSource | None = None
-        self._spare = np.empty(
-            (0, *self.header.shape[2:]), self.header.dtype
-        )  # computed beyond what was asked for
+        # computed beyond what was asked for
+        self._spare = np.empty((0, *self.header.shape[2:]), self.header.dtype)
         self._spare_from = 0
 
     def read(self, n: int, depth: slice, channels: slice) -> Array:

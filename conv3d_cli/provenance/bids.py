@@ -26,6 +26,7 @@ from conv3d_cli.system.atomic import AtomicFile, suffix_of
 BIDS_VERSION = "1.10.0"
 DESCRIPTION = "dataset_description.json"
 EXTENSIONS = (".nii.gz", ".nii", ".ome.tif", ".ome.zarr", ".tif")  # of BIDS and of conv3d
+# datatypes whose derivatives tell whether the skull was stripped
 IMAGING = (
     "anat",
     "dwi",
@@ -33,7 +34,7 @@ IMAGING = (
     "func",
     "perf",
     "pet",
-)  # datatypes whose derivatives tell whether the skull was stripped
+)
 LABEL = re.compile(r"[0-9a-zA-Z]+")
 NAME = re.compile(r"(sub-[0-9a-zA-Z+]+)((?:_[a-zA-Z]+-[0-9a-zA-Z+]+)*)_([a-zA-Z0-9]+)")
 FORM = "sub-LABEL[/ses-LABEL]/DATATYPE/sub-LABEL[_ses-LABEL][_KEY-VALUE...]_SUFFIX.nii.gz"

@@ -251,9 +251,8 @@ def read_json(path: str) -> dict[str, Any]:
     check_input(path)
     try:
         with open(path, encoding="utf-8") as file:
-            values = json.load(
-                file, parse_constant=lambda name: None
-            )  # NaN, which JSON has not, and programs write
+            # NaN, which JSON has not, and programs write
+            values = json.load(file, parse_constant=lambda name: None)
     except (
         OSError,
         ValueError,

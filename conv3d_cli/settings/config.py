@@ -26,11 +26,12 @@ if TYPE_CHECKING:
 FILE_KEYS = tuple(
     option.name for option in OPTIONS if option.config is not None and option.file is File.READ
 )
+# files that hold a whole model: its layers and their weights
 MODEL_SUFFIXES = (
     ".keras",
     ".h5",
     ".hdf5",
-)  # files that hold a whole model: its layers and their weights
+)
 
 
 @dataclass

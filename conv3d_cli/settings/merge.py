@@ -99,9 +99,8 @@ def _stages(given: Settings, config: Config) -> tuple[Settings, ...]:
     if own.kernel is not None and stage.kernel is not None:
         stage = stage.without(*_OF_KERNEL, "notes")
     if own.bias is not None:
-        stage = stage.without(
-            "use_bias"
-        )  # a bias that is given now is used, whatever the config says of another
+        # a bias that is given now is used, whatever the config says of another
+        stage = stage.without("use_bias")
     parsed = {
         o.name: _layer_value(o.flags[0], names[o.name]) for o in LAYER_VALUES if o.name in names
     }

@@ -59,9 +59,8 @@ _SPECIAL_KINDS = {
     stat.S_IFBLK: ("a block device", False),
     stat.S_IFSOCK: ("a socket", False),
 }
-_OPEN_FILE = re.compile(
-    r"/proc/[^/]+(/task/[^/]+)?/fd/\d+"
-)  # a file that a process has open, such as /dev/stdout
+# a file that a process has open, such as /dev/stdout
+_OPEN_FILE = re.compile(r"/proc/[^/]+(/task/[^/]+)?/fd/\d+")
 
 
 def special_kind(path: str | os.PathLike[str]) -> tuple[str, bool] | None:
@@ -134,9 +133,8 @@ def temporary_name(target: Path, mark: str = "tmp") -> Path:
     """A hidden name beside the target that nothing has, with the target's suffix so that format libraries accept it."""
     suffix = suffix_of(target)
     stem = target.name[: len(target.name) - len(suffix)]
-    stem = os.fsencode(stem)[:80].decode(
-        errors="ignore"
-    )  # a name has room for 255 bytes, not characters
+    # a name has room for 255 bytes, not characters
+    stem = os.fsencode(stem)[:80].decode(errors="ignore")
     return target.with_name(f".{stem}.{os.urandom(4).hex()}.{mark}{suffix}")
 
 

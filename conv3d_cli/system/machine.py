@@ -107,9 +107,8 @@ def thread_count(wish: int | None) -> int:
             raise SpecError(f"threads must be a whole number of at least 1, received {wish!r}")
         return int(wish)
     for variable in ("CONV3D_THREADS", "OMP_NUM_THREADS"):
-        text = (
-            os.environ.get(variable, "").strip().split(",")[0]
-        )  # OMP allows one number per nesting level
+        # OMP allows one number per nesting level
+        text = os.environ.get(variable, "").strip().split(",")[0]
         if text:
             if not text.isdecimal() or int(text) < 1:
                 raise SpecError(

@@ -42,9 +42,8 @@ def standard_streams() -> Iterator[None]:
     """
     for name, mode, flags in STREAMS:
         if getattr(sys, name) is None:  # Python found its descriptor closed
-            descriptor = os.open(
-                os.devnull, flags
-            )  # the lowest number that is free: the stream's own
+            # the lowest number that is free: the stream's own
+            descriptor = os.open(os.devnull, flags)
             os.set_inheritable(descriptor, True)  # processes started from here need all three, too
             stream = open(descriptor, mode, encoding="utf-8", closefd=False)  # noqa: SIM115 - as long as the process
             setattr(sys, name, stream)

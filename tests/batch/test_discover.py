@@ -89,9 +89,8 @@ def test_patterns_are_of_whole_names() -> None:
 def test_links_are_followed_and_loops_end(tree: Path) -> None:
     (tree / "in/sub-01/up").symlink_to(tree / "in")
     (tree / "in/self").symlink_to("self")
-    (tree / "in/again.npy").symlink_to(
-        "again.npy"
-    )  # named as a volume: that it cannot be read is told when it is
+    # named as a volume: that it cannot be read is told when it is
+    (tree / "in/again.npy").symlink_to("again.npy")
     (tree / "other").mkdir()
     (tree / "other/far.npy").touch()
     (tree / "in/link").symlink_to(tree / "other")

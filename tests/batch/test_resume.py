@@ -74,9 +74,8 @@ def test_done_once_it_is_done(job: Job) -> None:
     assert not ResumeLog().status(job).done
     run(job)
     assert why(job) == ""
-    assert (
-        why(replace(job, threads=1, max_memory=1 << 30, overwrite=True)) == ""
-    )  # these do not change the bits
+    # these do not change the bits
+    assert why(replace(job, threads=1, max_memory=1 << 30, overwrite=True)) == ""
 
 
 @pytest.mark.parametrize(
@@ -231,9 +230,8 @@ def test_what_a_killed_run_left_may_be_replaced(job: Job, tmp_path: Path) -> Non
     time.sleep(0.03)
     log = ResumeLog()
     log.begin(log.status(job))
-    np.save(
-        job.target, np.zeros(3)
-    )  # it was renamed into place, and the run killed before it could say so
+    # it was renamed into place, and the run killed before it could say so
+    np.save(job.target, np.zeros(3))
     status = ResumeLog().status(job)
     assert (status.done, status.interrupted) == (False, True)
     assert status.allowed_job().overwrite

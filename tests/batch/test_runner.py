@@ -114,11 +114,12 @@ def test_the_error_of_an_only_job_is_raised(jobs: list[Job]) -> None:
     listener = Listener()
     with pytest.raises(FormatError, match=r"broken\.npy"):
         BatchRunner(BatchOptions(), listener).run([jobs[1]])
+    # and no line of its own: who catches it has it
     assert [kind for kind, _ in listener.told] == [
         "begin",
         "end",
         "failed",
-    ]  # and no line of its own: who catches it has it
+    ]
 
 
 def test_fail_fast(jobs: list[Job]) -> None:

@@ -397,9 +397,8 @@ def test_batch(run: Any, tmp_path: Path, rng: np.random.Generator) -> None:
                 "--skip-existing")  # fmt: skip
     assert again.exit_code == 0
     expected = scipy.ndimage.uniform_filter(volumes[0].astype(float), 3, mode="reflect")
-    np.testing.assert_allclose(
-        np.load(tmp_path / "o" / "p-v0_b.npy"), expected, atol=1e-6
-    )  # left alone
+    # left alone
+    np.testing.assert_allclose(np.load(tmp_path / "o" / "p-v0_b.npy"), expected, atol=1e-6)
 
 
 def test_name_clashes_are_found_before_work_starts(run: Any, tmp_path: Path) -> None:

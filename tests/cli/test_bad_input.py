@@ -194,9 +194,8 @@ def test_full_disk(folder: Path, error_line: Any) -> None:
 
 def test_unwritable_folder(folder: Path, shell: Any, error_line: Any) -> None:
     if os.geteuid() == 0:
-        done = shell(
-            "apply", "x.npy", *KERNEL, "-o", "/proc/out.npy", cwd=folder
-        )  # root may write anywhere else
+        # root may write anywhere else
+        done = shell("apply", "x.npy", *KERNEL, "-o", "/proc/out.npy", cwd=folder)
     else:
         (folder / "locked").mkdir(mode=0o500)
         done = shell("apply", "x.npy", *KERNEL, "-o", "locked/out.npy", cwd=folder)

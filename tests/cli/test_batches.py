@@ -244,9 +244,8 @@ def test_what_does_not_fit_beside_another_runs_alone(
     refusal = run(
         "apply", large, "-k", "identity", "-o", tmp_path / "o.nii.gz", "--max-memory", "1M", code=6
     ).stderr
-    ceiling = refusal.split("--max-memory ")[1].split()[
-        0
-    ]  # the least that one plane at a time needs
+    # the least that one plane at a time needs
+    ceiling = refusal.split("--max-memory ")[1].split()[0]
     paths = [*scans[:3], large, *scans[5:8]]
     arguments = ["--out-dir", tmp_path / "out", "--jobs", "4", "--max-memory", ceiling, "--json"]
     result = run("apply", *paths, "-k", "identity", *arguments)

@@ -286,6 +286,5 @@ def test_a_bad_row_does_not_stop_the_rest(run: Any, table: Path) -> None:
     )
     assert "2 done, 1 failed" in result.stderr
     assert volumes(table / "out") == ["a.npy", "b.npy"]
-    assert (
-        os.path.basename(result.stderr.strip().splitlines()[-2].split()[1]) == "no.npy"
-    )  # next to the sum
+    # next to the sum
+    assert os.path.basename(result.stderr.strip().splitlines()[-2].split()[1]) == "no.npy"

@@ -55,9 +55,8 @@ def test_the_lines_are_ones_that_it_takes(name: str) -> None:
         command: click.Command = main
         while isinstance(command, click.Group):
             command = command.commands[words.pop(0)]
-        command.make_context(
-            "conv3d", words
-        )  # raises for an option that it does not know, or a wrong value
+        # raises for an option that it does not know, or a wrong value
+        command.make_context("conv3d", words)
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -77,9 +77,8 @@ def test_only_what_changed_is_made_again(run: Any, scans: Path, tmp_path: Path, 
     np.save(kernel, np.ones((3, 3, 3)) / 3)  # same name, other bytes
     assert set(statuses(run("apply", *arguments, "--overwrite").stdout).values()) == {"done"}
     fresh = run("apply", *arguments[:-3], "--dry-run", "--dtype", "int16", code=5)
-    assert (
-        fresh.stderr.count("made with other settings (dtype)") == 10
-    )  # in a line and in the table
+    # in a line and in the table
+    assert fresh.stderr.count("made with other settings (dtype)") == 10
 
 
 def test_rows_of_a_manifest_stand_by_themselves(run: Any, scans: Path, tmp_path: Path) -> None:
@@ -464,9 +463,8 @@ def test_a_kept_log_is_understood(
     masked = ("x.npy", "--mask", "mask.npy", "--coverage-out", "coverage.npy", "-o", "masked.npy")
     assert status_of("x.npy", "-o", "plain.npy") == "skipped"
     assert status_of(*masked) == "skipped"
-    assert (
-        status_of("late.npy", "-o", "late_out.npy") == "done"
-    )  # what a killed run left may be replaced
+    # what a killed run left may be replaced
+    assert status_of("late.npy", "-o", "late_out.npy") == "done"
     np.testing.assert_array_equal(np.load("late_out.npy"), volume + 1)
     assert status_of("x.npy", "-o", "failed.npy") == "done"
     assert status_of("x.npy", "-o", "plain.npy", "--dtype", "float64", code=5) == "failed"

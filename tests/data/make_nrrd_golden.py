@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 
 HERE = Path(__file__).parent / "nrrd"
+# a row for each axis
 OBLIQUE = np.array([[0.8, 0.6, 0.0], [-0.6, 0.8, 0.0], [0.0, 0.0, 1.0]]) * [
     [1.5],
     [2.0],
     [3.0],
-]  # a row for each axis
+]
 ORIGIN = np.array([-90.0, 126.5, -72.25])
 
 

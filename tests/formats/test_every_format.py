@@ -192,9 +192,8 @@ def test_voxels_and_dtype_come_back(path: str, dtype: str, rng: np.random.Genera
         return
     back = read_back(path, "zyx")
     handed_out = [real_dtype(volume.data.dtype, path)]
-    assert back.data.dtype in (
-        [*handed_out, np.uint8] if dtype == "bool" else handed_out
-    )  # a mask may become 0 and 1
+    # a mask may become 0 and 1
+    assert back.data.dtype in ([*handed_out, np.uint8] if dtype == "bool" else handed_out)
     assert back.axes == "zyx"
     np.testing.assert_array_equal(back.data, volume.data)
 

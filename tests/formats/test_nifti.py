@@ -195,11 +195,12 @@ class TestRead:
     ) -> None:
         data = values(shape)
         made = image(data)
+        # nibabel drops trailing ones
         made.header["dim"] = [
             len(shape),
             *shape,
             *[1] * (7 - len(shape)),
-        ]  # nibabel drops trailing ones
+        ]
         content = (
             made.header.binaryblock[:108]
             + struct.pack("<f", 352)
@@ -620,9 +621,8 @@ class TestGrid:
             path = save(two_forms(0, 1), tmp_path / "v.nii")
             patch(path, 84, "<f", value)
             assert "pixdim[2]" in error_of(path)
-            path = save(
-                two_forms(1, 1), tmp_path / "v.nii"
-            )  # where a sform is, nobody asks for them
+            # where a sform is, nobody asks for them
+            path = save(two_forms(1, 1), tmp_path / "v.nii")
             patch(path, 84, "<f", value)
             volume = read_volume(path)
             assert volume.grid.qform is None

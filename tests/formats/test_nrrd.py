@@ -92,9 +92,8 @@ def test_files_are_kept_as_they_are(name: str, compression: str, tmp_path: Path)
     np.testing.assert_array_equal(back.grid.affine, source.grid.affine)
     assert back.grid.anatomical == source.grid.anatomical
     assert back.metadata.keys == source.metadata.keys
-    assert (
-        repr(back.metadata.facts) == repr(source.metadata.facts) or name == "spacings.nrrd"
-    )  # kinds are added
+    # kinds are added
+    assert repr(back.metadata.facts) == repr(source.metadata.facts) or name == "spacings.nrrd"
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -298,11 +298,12 @@ def test_imagej_units(tmp_path: Path, unit: str, known: str | None) -> None:
     )
     with open_volume(str(path)) as reader:
         assert reader.header.grid.unit == known
+        # without a unit it still tells the proportions
         assert reader.header.grid.spacing == (
             3.0,
             0.5,
             0.5,
-        )  # without a unit it still tells the proportions
+        )
     write_like(path, tmp_path / "b.tif")
     assert imagej_of(tmp_path / "b.tif")["unit"] == unit
 
@@ -392,9 +393,8 @@ def test_imagej_above_4_gb_has_one_page(tmp_path: Path) -> None:
     path = tmp_path / "a.tif"
     shape = (2200, 1000, 1000)
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # tifffile says that it writes one page for all, as ImageJ does
+        # tifffile says that it writes one page for all, as ImageJ does
+        warnings.simplefilter("ignore")
         with tifffile.TiffWriter(path, imagej=True) as writer:
             offset, _ = writer.write(
                 shape=shape,
@@ -837,9 +837,8 @@ def test_imagej_after_strides(tmp_path: Path) -> None:
         assert file.pages[0].tags[282].value == (5, 3)
     half = VoxelTransform((2, 1, 1), (0.5, 0.0, 0.0))
     write_like(tmp_path / "a.tif", tmp_path / "c.tif", half)
-    assert "Labels" not in imagej_of(
-        tmp_path / "c.tif"
-    )  # the output's slices lie between the labelled ones
+    # the output's slices lie between the labelled ones
+    assert "Labels" not in imagej_of(tmp_path / "c.tif")
 
 
 def test_imagej_with_other_channels_loses_their_colours(tmp_path: Path) -> None:
@@ -1050,9 +1049,8 @@ def test_rgb_stays_rgb_while_it_is_8_bit(tmp_path: Path) -> None:
     for name in ("c.tif", "c.ome.tif"):
         write_like(tmp_path / "a.tif", tmp_path / name, dtype=np.float32)
         with tifffile.TiffFile(tmp_path / name) as file:
-            assert (
-                file.series[0].axes == "ZCYX"
-            )  # a channel for each colour: no program knows 32-bit RGB
+            # a channel for each colour: no program knows 32-bit RGB
+            assert file.series[0].axes == "ZCYX"
             np.testing.assert_array_equal(
                 file.asarray(), data.transpose(0, 3, 1, 2).astype(np.float32)
             )

@@ -440,12 +440,13 @@ def test_corrupt_chunks(
     chunk.write_bytes(whole)
     with open_volume(str(path)) as reader:
         chunk.write_bytes(b"xyz")
+        # what is whole can be read
         assert reader.read(0, slice(0, 4), slice(0, 1)).shape == (
             4,
             6,
             6,
             1,
-        )  # what is whole can be read
+        )
         with pytest.raises(FormatError):
             reader.read(0, slice(4, 6), slice(0, 1))
 

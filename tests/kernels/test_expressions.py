@@ -136,9 +136,8 @@ def test_formulas_are_what_numpy_computes(text: str) -> None:
     rng = np.random.default_rng(0)
     names = {name: rng.normal(size=20) for name in "dhwr"}
     with np.errstate(all="ignore"):
-        numbers = re.sub(
-            r"(?<![\w.])(\d[\d.]*(?:e\d+)?|\.\d+)", r"number(\1)", text
-        )  # Python's own raise OverflowError
+        # Python's own raise OverflowError
+        numbers = re.sub(r"(?<![\w.])(\d[\d.]*(?:e\d+)?|\.\d+)", r"number(\1)", text)
         expected = np.asarray(eval(numbers, {"__builtins__": {}}, {**NUMPY, **names}), np.float64)
     received = np.asarray(parse_formula(text)(names), np.float64)
     np.testing.assert_allclose(

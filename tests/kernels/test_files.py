@@ -147,9 +147,8 @@ def test_same_bytes_each_time(
 ) -> None:
     write_kernel(tmp_path / f"a{suffix}", Kernel(weights, name="one"))
     monkeypatch.setattr("time.time", lambda: 1234567890.0)
-    write_kernel(
-        tmp_path / f"b{suffix}", Kernel(weights, name="other", centre=(0.5, 1, 1.5))
-    )  # the middle, spelt out
+    # the middle, spelt out
+    write_kernel(tmp_path / f"b{suffix}", Kernel(weights, name="other", centre=(0.5, 1, 1.5)))
     assert (tmp_path / f"a{suffix}").read_bytes() == (tmp_path / f"b{suffix}").read_bytes()
     assert sorted(os.listdir(tmp_path)) == [f"a{suffix}", f"b{suffix}"]
 
@@ -897,9 +896,8 @@ def test_tiff_values_are_calibrated_as_imagej_does(tmp_path: Path, options: dict
         {"cf": 0, "c0": 1.0, "c1": 0.5},
         {"cf": 3, "c0": 1.0, "c1": 0.5, "vunit": "kg"},
     ):
-        assert np.array_equal(
-            read_kernel(write(steps, **without)).weights, steps
-        )  # as ImageJ shows them
+        # as ImageJ shows them
+        assert np.array_equal(read_kernel(write(steps, **without)).weights, steps)
     assert np.array_equal(read_kernel(write(steps.astype(np.float32), **signed)).weights, steps)
 
 

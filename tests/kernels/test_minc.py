@@ -46,9 +46,8 @@ def test_as_mincmorph_convolves(tmp_path: Path, run: Any) -> None:
     inside = (slice(1, 5), slice(1, 7), slice(1, 8))
     result, expected = np.load(tmp_path / "y.npy")[inside], golden["convolved"][inside]
     assert np.ptp(expected) > 1000
-    np.testing.assert_allclose(
-        result, expected, atol=1e-6 * np.abs(expected).max()
-    )  # it computes in float32
+    # it computes in float32
+    np.testing.assert_allclose(result, expected, atol=1e-6 * np.abs(expected).max())
 
 
 def test_what_a_file_means() -> None:

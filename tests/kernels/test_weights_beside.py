@@ -170,9 +170,8 @@ def test_modules_that_hold_more_than_a_conv3d(shapes: dict[str, tuple[int, ...]]
 def test_a_name_of_a_transposed_convolution_is_believed_unless_the_bias_tells() -> None:
     (doubted,) = state(up_weight=(4, 4, 2, 2, 2), up_bias=(4,))
     assert isinstance(doubted, OtherLayer)
-    (certain,) = state(
-        up_weight=(4, 8, 2, 2, 2), up_bias=(4,)
-    )  # 4 of 8: no ConvTranspose3d has such a bias
+    # 4 of 8: no ConvTranspose3d has such a bias
+    (certain,) = state(up_weight=(4, 8, 2, 2, 2), up_bias=(4,))
     assert isinstance(certain, SavedLayer)
     assert not certain.notes
     (depthwise,) = state(up_weight=(8, 1, 2, 2, 2), up_bias=(8,))  # with groups=8 it may be one

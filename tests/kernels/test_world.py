@@ -159,9 +159,8 @@ def test_balls_and_blobs_are_round_in_the_world(name: str) -> None:
 
 
 def test_zero_lengths_stay_along_axes_at_right_angles() -> None:
-    tilted = grid_of(
-        np.array([[1, 0, 0], [0, 1, 0.3], [0, 0, 1]]) @ SPACING
-    )  # k leans, i and j do not
+    # k leans, i and j do not
+    tilted = grid_of(np.array([[1, 0, 0], [0, 1, 0.3], [0, 0, 1]]) @ SPACING)
     in_plane = read_kernel("gaussian:sigma=0,3,3mm", tilted)
     assert np.array_equal(
         in_plane.weights, read_kernel("gaussian:sigma=0,3,3mm", GRIDS["plain"]).weights

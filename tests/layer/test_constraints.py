@@ -58,9 +58,8 @@ def test_lengths_of_filters(w: np.ndarray, bound: float, rate: float) -> None:
 
 def test_formulas_by_hand() -> None:
     w = np.array([3.0, 4.0])
-    np.testing.assert_array_equal(
-        MaxNorm(10)(w), w * (5 / (1e-7 + 5))
-    )  # shrinks inside the bound, too
+    # shrinks inside the bound, too
+    np.testing.assert_array_equal(MaxNorm(10)(w), w * (5 / (1e-7 + 5)))
     np.testing.assert_array_equal(UnitNorm()(w), w * (1 / (1e-7 + 5)))
     assert MinMaxNorm(1, 2)(np.zeros(3)).tolist() == [0, 0, 0]
     assert UnitNorm()(np.array([3, 4])).dtype == np.float32

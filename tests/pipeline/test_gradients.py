@@ -111,9 +111,8 @@ def test_a_ramp_of_the_world_has_its_slope_everywhere_inside(
     for t in range(2):
         expected = SLOPE * (1, 3)[t]
         slopes = found.get_fdata()[(*inside, t)]
-        np.testing.assert_allclose(
-            slopes, np.broadcast_to(expected, slopes.shape), rtol=3e-6
-        )  # a float32 affine
+        # a float32 affine
+        np.testing.assert_allclose(slopes, np.broadcast_to(expected, slopes.shape), rtol=3e-6)
         magnitudes = nib.load(tmp_path / "m.nii").get_fdata()[(*inside, t)]
         np.testing.assert_allclose(magnitudes, np.linalg.norm(expected), rtol=3e-6)
 
@@ -243,9 +242,8 @@ def test_magnitudes_of_huge_and_tiny_slopes_are_right() -> None:
     found = conv3d(
         holed, read_kernel("gradient:axis=dhw"), padding="same", boundary="nearest", magnitude=True
     )
-    assert (
-        np.isnan(found).sum() == 8
-    )  # wherever the window of 3 x 3 x 3 holds it, as with any kernel
+    # wherever the window of 3 x 3 x 3 holds it, as with any kernel
+    assert np.isnan(found).sum() == 8
     assert np.nanmax(found) == 0
 
 

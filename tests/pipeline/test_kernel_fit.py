@@ -69,9 +69,8 @@ def test_a_psf_of_other_voxels_is_refused_or_resampled(
     assert "is resampled from voxels of 1.25,1.25,1.25 mm to 2.2,2,2 mm, from 31x31x31 to " in said
     run("apply", scan, "-k", "gaussian:sigma=4.5mm", "-o", tmp_path / "expected.nii")
     result, expected = read_volume(str(out)), read_volume(str(tmp_path / "expected.nii"))
-    assert np.array_equal(
-        result.grid.affine, expected.grid.affine
-    )  # an odd kernel about its middle: nothing moves
+    # an odd kernel about its middle: nothing moves
+    assert np.array_equal(result.grid.affine, expected.grid.affine)
     assert np.abs(result.data - expected.data).max() < 0.01 * expected.data.max()
 
     run("apply", scan, "-k", kernel, "--kernel-spacing", "ignore", "-o", out, "--overwrite")
@@ -267,9 +266,8 @@ def test_a_cropped_psf_is_told_its_error_and_keeps_it(scan: Path, tmp_path: Path
         cropped = read_volume(str(tmp_path / "cropped.nii"))
         assert cropped.data.shape == whole.shape
         assert np.array_equal(cropped.grid.affine, read_volume(str(scan)).grid.affine)
-        bound = float(part) * float(np.abs(x).max()) + 1e-6 * float(
-            whole.max()
-        )  # and a float32 on the way out
+        # and a float32 on the way out
+        bound = float(part) * float(np.abs(x).max()) + 1e-6 * float(whole.max())
         assert np.abs(cropped.data - whole).max() <= bound
     assert (
         "may be lost"

@@ -165,9 +165,8 @@ def test_planning_loads_no_machine_code(
     """`explain` and --dry-run know slabs and memory without it."""
     monkeypatch.chdir(tmp_path)
     np.save("x.npy", np.zeros((90, 90, 90), np.float32))
-    np.save(
-        "dense.npy", np.random.default_rng(0).standard_normal((15, 15, 15))
-    )  # by fft, whose loops call one another
+    # by fft, whose loops call one another
+    np.save("dense.npy", np.random.default_rng(0).standard_normal((15, 15, 15)))
     monkeypatch.setattr(
         "conv3d_cli.engine.machine_code._load", lambda codes: pytest.fail(f"loaded {codes}")
     )

@@ -118,9 +118,8 @@ def test_a_scan_through_a_stack_keeps_its_place(
     assert "layer 2" in result.stderr
     out = nib.load(tmp_path / "y.nii.gz")
     assert out.shape[:3] == (3, 3, 4)
-    offset = np.array(
-        [1 + 2, 0 + 2, 1 + 2, 1]
-    )  # even sizes start one voxel in, then the valid layer one step of two
+    # even sizes start one voxel in, then the valid layer one step of two
+    offset = np.array([1 + 2, 0 + 2, 1 + 2, 1])
     np.testing.assert_allclose(out.affine[:3, 3], affine[:3] @ offset, atol=1e-5)
     ones = np.ones((3, 3, 3, 1, 1))
     y = oracle.conv3d(

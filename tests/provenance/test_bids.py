@@ -189,14 +189,12 @@ def test_labels(desk: Path, apply: Any, run: Any) -> None:
     apply(INPUTS[1], "--desc", "Smooth6")
     assert f"{T1W[:-4]}_desc-Smooth6_T1w.nii.gz" in files(OUT)
     step = OUT / f"{T1W[:-4]}_desc-Smooth6_T1w.nii.gz"
-    run(
-        "apply", step, "-k", "log:sigma=3mm", "--bids", "--out-dir", OUT
-    )  # a step further in the same dataset
+    # a step further in the same dataset
+    run("apply", step, "-k", "log:sigma=3mm", "--bids", "--out-dir", OUT)
     name = f"{T1W[:-4]}_desc-Smooth6LogSigma3mm_T1w.json"
     assert read(OUT / name)["Sources"] == [f"bids::{T1W[:-4]}_desc-Smooth6_T1w.nii.gz"]
-    run(
-        "apply", step, "-k", "box:size=3", "--desc", "other", "--bids", "--out-dir", "next"
-    )  # and into another
+    # and into another
+    run("apply", step, "-k", "box:size=3", "--desc", "other", "--bids", "--out-dir", "next")
     fields = read(f"next/{T1W[:-4]}_desc-other_T1w.json")
     assert fields["Sources"] == [f"bids:conv3d:{T1W[:-4]}_desc-Smooth6_T1w.nii.gz"]
     assert fields["SkullStripped"] is False

@@ -41,9 +41,8 @@ def test_the_order(
     )
     (stage,) = make_job("a.npy", "b.npy", settings).stages
     of_preset = None if preset is None else "renormalize"
-    assert stage.boundary == (
-        given or in_config or of_preset
-    )  # None: the default, which the kernel decides
+    # None: the default, which the kernel decides
+    assert stage.boundary == (given or in_config or of_preset)
     assert settings.run.files == (path,)
 
 

@@ -199,9 +199,8 @@ def test_the_table_as_json(run: Any) -> None:
 
 
 def test_apply_says_what_its_options_are_without_an_input(run: Any) -> None:
-    run(
-        "apply", "--help-json", "--nonsense", code=2
-    )  # as --help would: what is wrong is said first
+    # as --help would: what is wrong is said first
+    run("apply", "--help-json", "--nonsense", code=2)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -405,9 +404,8 @@ def test_overlay_keeps_both_files_and_notes() -> None:
     )
     assert both.activations == ("relu",)
     assert overlay(below, Settings(activations=("gelu",))).activations == ("gelu",)
-    assert (
-        overlay(Settings(flip=True), Settings(flip=False)).flip is False
-    )  # given is not None, false or not
+    # given is not None, false or not
+    assert overlay(Settings(flip=True), Settings(flip=False)).flip is False
 
 
 def test_a_click_option_of_each_kind() -> None:

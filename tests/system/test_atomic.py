@@ -191,9 +191,8 @@ def test_a_symbolic_link_stays_a_link(tmp_path: Path) -> None:
     link = tmp_path / "link.npy"
     link.symlink_to(real)
     with AtomicFile(link, overwrite=True) as output:
-        assert (
-            output.temporary.parent == tmp_path / "there"
-        )  # the rename must not cross file systems
+        # the rename must not cross file systems
+        assert output.temporary.parent == tmp_path / "there"
         output.file.write(b"new")
         output.commit()
     assert link.is_symlink()
@@ -714,9 +713,8 @@ def test_who_may_read_and_write_the_old_file_may_the_new_one(
     with AtomicGroup() if grouped else nullcontext() as group:
         with AtomicFile(target, overwrite=True) as output:
             output.file.write(b"new")
-            assert (
-                permissions(output.temporary) == 0o600
-            )  # nobody else reads it while it is written
+            # nobody else reads it while it is written
+            assert permissions(output.temporary) == 0o600
             output.commit()
         if group is not None:
             with AtomicFile(tmp_path / "b") as output:

@@ -30,9 +30,8 @@ def test_a_folders_is_that_of_its_files(tmp_path: Path) -> None:
         return file_digest(tmp_path / name)
 
     first = store("first", zarr="{}", c_0_0="x", c_0_1="y")
-    assert first == store(
-        "second", c_0_1="y", c_0_0="x", zarr="{}"
-    )  # made in another order, elsewhere
+    # made in another order, elsewhere
+    assert first == store("second", c_0_1="y", c_0_0="x", zarr="{}")
     (tmp_path / "second" / "nothing").mkdir()
     assert first == file_digest(f"{tmp_path}/second/")
     (tmp_path / "third").mkdir()

@@ -107,9 +107,8 @@ def test_own_links_are_followed(top: Path, monkeypatch: pytest.MonkeyPatch) -> N
     with PrivateFolder("home/cache") as folder:
         assert folder.read("x") == b"here"
     (top / "disk").chmod(0o777)
-    assert "may be written by others" in is_refused(
-        top / "home" / "cache"
-    )  # where the link leads to
+    # where the link leads to
+    assert "may be written by others" in is_refused(top / "home" / "cache")
     (top / "loop").symlink_to("loop")
     assert is_refused(top / "loop" / "cache")
 

@@ -186,9 +186,8 @@ def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -
     """Tables of items and chunks, and the weights in the order they are read."""
     size = dtype.itemsize
     blocks = filter_blocks(problem, size)
-    taps = -(
-        -problem.kernel_size[2] // -(-problem.kernel_size[2] // blocks.taps)
-    )  # parts of nearly equal length
+    # parts of nearly equal length
+    taps = -(-problem.kernel_size[2] // -(-problem.kernel_size[2] // blocks.taps))
     widest = blocks.lanes * max(2 if blocks.pairs else 0, blocks.odd)
     of_chunk, of_pass = channel_blocks(problem, taps, widest * size)
     together = groups_together(problem, blocks)

@@ -67,9 +67,8 @@ def seconds(problem: ConvProblem, weights: NDArray[Any], threads: int) -> float:
     lanes = vector_lanes(problem, 4)
     filters = groups_together(problem, lanes) * problem.filters_per_group
     vectors = problem.filters // filters * -(-filters // lanes)
-    shuffled = (
-        1.4 if problem.channels_per_group > 1 else 1.0
-    )  # a shuffle for nearly every multiplication
+    # a shuffle for nearly every multiplication
+    shuffled = 1.4 if problem.channels_per_group > 1 else 1.0
     return (
         predicted(problem, shuffled * vectors * lanes / problem.filters, lanes, vectors) / threads
     )

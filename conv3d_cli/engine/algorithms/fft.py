@@ -299,22 +299,19 @@ def kernel_spectrum(
     radices = (DEPTH_SIZES[tile.depth], PLANE_SIZES[tile.height], PLANE_SIZES[tile.width])
     order = [digit_reversed(stages) for stages in radices]
 
-    taps = (
-        weights.astype(dtype).astype(np.float64).transpose(4, 3, 0, 1, 2)
-    )  # (filters in all, channels, kd, kh, kw)
+    # (filters in all, channels, kd, kh, kw)
+    taps = weights.astype(dtype).astype(np.float64).transpose(4, 3, 0, 1, 2)
     spread = np.zeros((*taps.shape[:4], (kw - 1) * dilation[2] + 1))
     spread[..., :: dilation[2]] = taps
     along_width = np.fft.ifft(spread, tile.width)[..., order[2]]
-    columns = np.concatenate(
-        [along_width.real, along_width.imag], axis=-2
-    )  # (..., re kh | im kh, column)
+    # (..., re kh | im kh, column)
+    columns = np.concatenate([along_width.real, along_width.imag], axis=-2)
     matrix = real_matrix(order[1], kh, dilation[1], tile.height)
     planes = multiply(matrix, columns, dtype).reshape(
         groups, filters, channels, kd, tile.height // lanes, lanes, 2, tile.width
     )
-    columns = planes.transpose(
-        0, 4, 7, 1, 2, 6, 3, 5
-    )  # (group, row block, column, filter, channel, re | im, kd, lane)
+    # (group, row block, column, filter, channel, re | im, kd, lane)
+    columns = planes.transpose(0, 4, 7, 1, 2, 6, 3, 5)
     return multiply(
         real_matrix(order[0], kd, dilation[0], tile.depth),
         columns.reshape(-1, 2 * kd, lanes),
@@ -396,17 +393,15 @@ def spectrum_bytes(problem: ConvProblem, tile: Size, dtype: np.dtype[Any]) -> We
     planes = kernels * kd * tile.height * tile.width
     kept = 2 * real * kernels * math.prod(tile)
     taps = 8 * kernels * kd * kh * (kw + problem.extent[2])
-    along_width = (
-        2 * 16 * lines + 2 * taps
-    )  # complex: what is transformed, the transform, and in its order
+    # complex: what is transformed, the transform, and in its order
+    along_width = 2 * 16 * lines + 2 * taps
     along_height = (
         2 * 16 + 2 * real
     ) * lines + 2 * real * planes  # real and imaginary parts apart, rounded, summed
     rows = -(-2 * tile.depth // PRODUCT_ROWS) * PRODUCT_ROWS
     summed = real * kernels * rows * tile.height * tile.width
-    along_depth = (
-        16 * lines + 2 * 2 * real * planes + summed
-    )  # planes, and in order; their sums, of which some are kept
+    # planes, and in order; their sums, of which some are kept
+    along_depth = 16 * lines + 2 * 2 * real * planes + summed
     return WeightBytes(kept, taps + max(along_width, along_height, along_depth))
 
 

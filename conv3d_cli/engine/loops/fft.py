@@ -165,9 +165,8 @@ def convolve_depth(lanes, real):
             )
         lines = workspace + p[P.lines]
         line_bytes = planes * whole
-        out = (
-            lines + channels * line_bytes if filters > 1 else lines
-        )  # in place where L1 would not hold both
+        # in place where L1 would not hold both
+        out = lines + channels * line_bytes if filters > 1 else lines
         stages = memory(p[P.stages_d], np.int64)
         last = stages[0] - 1
         at_last = 1 + 4 * last

@@ -117,9 +117,8 @@ def open_nifti(path: str, *, axes: str | None = None, channels_first: bool = Fal
     header_path, voxel_path = _input_names(path)
     pair = header_path != voxel_path
     header_size, voxel_size = check_input(header_path), check_input(voxel_path)
-    header_codec = codec_within(
-        header_path
-    )  # where the content tells, it is believed, and not the name
+    # where the content tells, it is believed, and not the name
+    header_codec = codec_within(header_path)
     voxel_codec = codec_named(voxel_path) if pair else header_codec
     with ExitStack() as opened:
         head = _open_bytes(header_path, header_codec)

@@ -159,9 +159,8 @@ def write_grid(header: Any, grid: Grid, source: Grid | None) -> list[str]:
     grid, unit_code = _in_nifti_unit(grid)
     if source is None or grid.unit != source.unit:
         header["xyzt_units"] = (int(header["xyzt_units"]) & ~7) | unit_code
-    kept = (
-        source if source is not None and grid.unit == source.unit else Grid()
-    )  # another unit: no number stays
+    # another unit: no number stays
+    kept = source if source is not None and grid.unit == source.unit else Grid()
     affine = grid.affine
     if affine is None and grid.spacing is not None:
         affine = affine_from_spacing(grid.spacing)

@@ -14,12 +14,13 @@ from conv3d_cli.formats.nrrd.header import NrrdHeader
 from conv3d_cli.model.volume import CHANNEL, SPATIAL, Axes
 
 DOMAIN = ("domain", "space")
+# samples of a pixel, where they are the fastest axis
 COLORS = {
     "rgb-color": 3,
     "rgba-color": 4,
     "3-color": 3,
     "4-color": 4,
-}  # samples of a pixel, where they are the fastest axis
+}
 UNKNOWN = ("", "none", "???", "list")  # of these a label or the place decides
 BATCH = "tabdefghijklmnopqruvw"
 
@@ -64,9 +65,8 @@ def read_axes(header: NrrdHeader) -> list[AxisFacts]:
             origin = (header.vectors("space origin", space.dimension, 1) or [None])[0]
             sampling = Sampling(direction[3], math.nan if origin is None else origin[3], unit)
         elif words["centers"][i].lower() != "node":
-            sampling = sampling._replace(
-                first=sampling.first + sampling.step / 2
-            )  # of the voxel, not of its edge
+            # of the voxel, not of its edge
+            sampling = sampling._replace(first=sampling.first + sampling.step / 2)
         facts.append(
             AxisFacts(
                 "" if kind == "???" else kind, texts["labels"][i], words["centers"][i].replace("???", ""),

@@ -30,9 +30,8 @@ DEFLATE, OLD_DEFLATE, ZSTD = 8, 32946, 50000  # TIFF's numbers
 COMPRESSIONS = {"deflate": DEFLATE, "zstd": ZSTD}
 HORIZONTAL = 2  # the predictor for integers
 MSB_FIRST = 1  # the order of bits in all but old fax files
-STRIP_BYTES = (
-    1 << 18
-)  # of voxels in a strip, what tifffile takes, too; part of what decides an output's bytes
+# of voxels in a strip, what tifffile takes, too; part of what decides an output's bytes
+STRIP_BYTES = 1 << 18
 
 
 # ---------------------------------------------------------------------------------------------------------------------

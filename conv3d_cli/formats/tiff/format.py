@@ -53,12 +53,13 @@ IMAGEJ_DTYPES = ("uint8", "int16", "uint16", "float32")
 CLASSIC_LIMIT = 2**32 - 2**25  # bytes of voxels and directories in a file with 32-bit offsets
 DIRECTORY_BYTES = 400  # of one page, generously
 MINISWHITE, PALETTE = 0, 3
+# metadata in tags of their own, not in the description
 IMAGEJ_BINARY = (
     "Info",
     "info",
     "Labels",
     "LUTs",
-)  # metadata in tags of their own, not in the description
+)
 SPARE_LETTERS = "taburefghijklmnopqvwd"
 
 

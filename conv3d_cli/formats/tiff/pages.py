@@ -20,12 +20,13 @@ from conv3d_cli.formats.tiff.compressed import segment_bytes, unpack_here
 from conv3d_cli.formats.tiff.series import tiff_errors
 from conv3d_cli.model.volume import Array
 
+# LZW, deflate, zstd: tifffile puts their strips where they belong
 UNPACKED_IN_PLACE = (
     5,
     8,
     32946,
     50000,
-)  # LZW, deflate, zstd: tifffile puts their strips where they belong
+)
 
 
 class PagedArray:

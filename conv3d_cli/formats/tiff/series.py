@@ -312,9 +312,8 @@ def _usable_page(page: Any, path: str, of: str) -> Any:
     if keyframe.is_contiguous and any(
         offsets[i] + counts[i] != offsets[i + 1] for i in range(len(offsets) - 1)
     ):
-        return _whole_page(
-            page
-        )  # as a frame it would be believed to be in one piece because the first page is
+        # as a frame it would be believed to be in one piece because the first page is
+        return _whole_page(page)
     return page
 
 

@@ -137,7 +137,6 @@ def tiles(shape: Sequence[int], tile: Sequence[int]) -> Iterator[tuple[slice, ..
 
 def level_bytes(tile: Sequence[int], itemsize: int) -> int:
     """Memory that `fill_level` takes: for each worker a tile, encoded too, and a piece, decoded too, with its sums in float64."""
-    tiles_read = (
-        1 if all(t % 2 == 0 or t == 1 for t in tile) else 8
-    )  # odd ones: a piece lies across several
+    # odd ones: a piece lies across several
+    tiles_read = 1 if all(t % 2 == 0 or t == 1 for t in tile) else 8
     return WORKERS * math.prod(tile) * (4 * itemsize + 2 * itemsize * tiles_read + 8)

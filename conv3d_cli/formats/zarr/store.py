@@ -35,12 +35,13 @@ from conv3d_cli.errors import (
 from conv3d_cli.system.atomic import AtomicFolder, check_target, write_errors
 from conv3d_cli.system.inputs import near_names
 
+# a folder that holds one of them is a Zarr node
 MARKERS = (
     "zarr.json",
     ".zgroup",
     ".zarray",
     ".zattrs",
-)  # a folder that holds one of them is a Zarr node
+)
 READ_ONLY_SCHEMES = ("http", "https")
 CURE = "pip install 'conv3d[zarr]'"
 
@@ -418,9 +419,8 @@ def _flowing_store() -> Any:
 def _start_flushing(file: Path) -> None:
     number = os.open(file, os.O_RDONLY)
     try:
-        os.posix_fadvise(
-            number, 0, 0, os.POSIX_FADV_DONTNEED
-        )  # of what is not on the disk yet, it starts the writing
+        # of what is not on the disk yet, it starts the writing
+        os.posix_fadvise(number, 0, 0, os.POSIX_FADV_DONTNEED)
     finally:
         os.close(number)
 

@@ -30,9 +30,8 @@ from conv3d_cli.system.inputs import check_input
 
 Array = NDArray[Any]
 
-MAX_JSON = (
-    64 << 20
-)  # bytes of a model's config or a header; parsed it takes some ten times its size
+# bytes of a model's config or a header; parsed it takes some ten times its size
+MAX_JSON = 64 << 20
 _UNSUSPECTED = 16 << 20  # bytes that are never thought a bomb
 _COMPRESSION = 100  # times; trained weights shrink by a few per cent, and zeros by a thousand
 _MEMBERS = 100_000  # files in an archive

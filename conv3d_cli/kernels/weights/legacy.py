@@ -182,7 +182,6 @@ def _adapted(read: Callable[[str], Array], entry: keras.Entry) -> Array:
             f"layer {entry.name}: its LoRA weights are {first.shape} and {second.shape}, its kernel {kernel.shape}"
         )
     alpha = entry.layer["config"].get("lora_alpha")
-    scale = (
-        1.0 if alpha is None else float(alpha) / max(rank, 1)
-    )  # before there was an alpha, it was the rank
+    # before there was an alpha, it was the rank
+    scale = 1.0 if alpha is None else float(alpha) / max(rank, 1)
     return (kernel + scale * (first.astype(np.float64) @ second)).astype(kernel.dtype)

@@ -262,9 +262,8 @@ def _dequantized(
         values = values.astype(np.int64) - (0 if zero is None else zero.astype(np.int64))
     elif zero is not None:
         values = values - zero
-    wide = (
-        np.float64 if scale.dtype == np.float64 else np.float32
-    )  # half scales are multiplied in float32, too
+    # half scales are multiplied in float32, too
+    wide = np.float64 if scale.dtype == np.float64 else np.float32
     product: Array = values.astype(wide) * scale.astype(wide)
     return product.astype(scale.dtype)
 

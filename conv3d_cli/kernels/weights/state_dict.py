@@ -22,9 +22,8 @@ from conv3d_cli.kernels.weights.layer import (
 )
 
 _LAYOUT = "(filters, in_channels/groups, depth, height, width)"
-_Source = tuple[
-    tuple[str, ...], "_Compute", tuple[str, ...]
-]  # tensors, what is computed of them, notes
+# tensors, what is computed of them, notes
+_Source = tuple[tuple[str, ...], "_Compute", tuple[str, ...]]
 _Compute = Callable[..., Array]
 
 

@@ -32,9 +32,8 @@ from conv3d_cli.model.box import (
 )
 from conv3d_cli.model.spec import ConvProblem, Triple
 
-BOX_VOXELS = (
-    1 << 18
-)  # the fixed cost of a box, as the voxels that are decoded or computed in the same time
+# the fixed cost of a box, as the voxels that are decoded or computed in the same time
+BOX_VOXELS = 1 << 18
 LEAST_STEP = 1.25  # from one block length that is tried to the next
 GAP = 4  # positions between two runs that are read through
 

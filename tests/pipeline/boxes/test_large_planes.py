@@ -118,9 +118,8 @@ def test_same_bits_as_whole_planes(
     planned = json.loads(run("apply", *asked, "--dry-run", "--json").stdout)
     small = planned["memory"] <= int(least[1]) << 20
     assert small
-    assert (
-        planned["boxes"] or ".zarr" in source + suffix
-    )  # the library holds as much as these planes
+    # the library holds as much as these planes
+    assert planned["boxes"] or ".zarr" in source + suffix
     run("apply", *asked, "-q")
     assert contents(tmp_path / f"boxes{suffix}") == contents(tmp_path / f"whole{suffix}")
 
