@@ -53,8 +53,8 @@ class BatchRequest:
     history: bool = False
 
 
-class JobSettings(Protocol):
-    """Everything that shapes a job beside its volumes, read and checked."""
+class JobTemplate(Protocol):
+    """Everything that shapes a job but its volumes, read and checked: it makes a job of each."""
 
     @property
     def overwrite(self) -> bool:
@@ -79,7 +79,7 @@ class JobOptions(Protocol):
     def columns(self) -> Sequence[str]:
         """Options that a manifest may have a column for."""
 
-    def settings(self, given: Settings, files: Sequence[str] = ()) -> JobSettings:
+    def settings(self, given: Settings, files: Sequence[str] = ()) -> JobTemplate:
         """What given options, config and preset ask for together.
 
         files : paths       of files that the options come from, such as a manifest
@@ -195,7 +195,7 @@ def _output_options(inputs: Sequence[str], given: Settings) -> str:
     return f"pass -o OUT, as in -o {shlex.quote(name)}, or --out-dir, --suffix or --prefix for many inputs"
 
 
-def _expand(request: BatchRequest, settings: JobSettings) -> tuple[list[InputPath], list[str]]:
+def _expand(request: BatchRequest, settings: JobTemplate) -> tuple[list[InputPath], list[str]]:
     """Inputs with folders replaced by the volumes in them."""
     from conv3d_cli.batch.discover import find_volumes
 
@@ -257,7 +257,7 @@ def _plan_manifest(request: BatchRequest, options: JobOptions) -> JobPlan:
             )
         else:
             targets.append(dataset.targets[number])
-    known: dict[str, JobSettings] = {}  # by the options they come from
+    known: dict[str, JobTemplate] = {}  # by the options they come from
     jobs = []
     for row, source, target, row_options in zip(rows, sources, targets, given, strict=True):
         with _errors_name(f"manifest {path}, line {row.line}"):

@@ -72,7 +72,7 @@ class CommandOptions:
 
 @dataclass(frozen=True)
 class MergedSettings:
-    """Merged settings, as `JobSettings` of batch/plan.py."""
+    """Merged settings, as the `JobTemplate` of batch/plan.py."""
 
     merged: JobSettings
 
