@@ -25,7 +25,7 @@ from conv3d_cli.model.volume import (
     parts_in_storage_order,
 )
 from conv3d_cli.pipeline.blocking import DEEP_SLAB_BYTES, LEAST_SLAB
-from conv3d_cli.pipeline.stream import Passage, stream
+from conv3d_cli.pipeline.stream import StreamPlan, stream
 from conv3d_cli.system.machine import thread_count
 
 if TYPE_CHECKING:
@@ -140,14 +140,14 @@ def conv3d(
     )  # fmt: skip
     reader: VolumeReader = ArrayReader(x, header)
     depth = problem.out_size[0]
-    if policy.concerns(problem.boundary) or magnitude:
+    if policy.applies_to(problem.boundary) or magnitude:
         # in slabs, whose weights and sums stay in the caches
         step = convolution.plan.depth_step
         plane = max(1, x.itemsize * x.size // max(1, len(parts) * problem.in_size[0]))
         depth = min(depth, step * -(-max(DEEP_SLAB_BYTES // plane, LEAST_SLAB) // step))
-    passage = Passage(convolution, parts, depth)
+    stream_plan = StreamPlan(convolution, parts, depth)
     with Team(workers) as team:
-        stream(passage, reader, ArrayWriter(out, VolumeHeader(out_axes, out.dtype)), team)
+        stream(stream_plan, reader, ArrayWriter(out, VolumeHeader(out_axes, out.dtype)), team)
     return out if function.kind == "voxel" else function(out)
 
 

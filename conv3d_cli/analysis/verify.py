@@ -183,7 +183,7 @@ def _box(
     share = BOUNDS[prepared.job.precision]
     if missing.nan == "zero":
         values = np.where(np.isfinite(values), values, 0.0)
-    if missing.divides(problem.boundary):
+    if missing.takes_means(problem.boundary):
         outside = _outside(sources, missing, values, source, indices, problem)
         if outside is not None:
             return np.full((1, 1, 1, 1), outside), np.full((1, 1, 1, 1), 1e-6 * abs(outside))

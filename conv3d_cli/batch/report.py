@@ -73,7 +73,7 @@ def plan_record(prepared: PreparedJob) -> dict[str, Any]:
     job, source = prepared.job, prepared.reader.header
     count = source.shape[0]
     stages = [stage_record(stage, count) for stage in prepared.stages[:-1]]
-    stages.append(stage_record(prepared.stages[-1], len(prepared.passage.parts)))
+    stages.append(stage_record(prepared.stages[-1], len(prepared.stream_plan.parts)))
     return {
         "input": job.source,
         "output": job.target,
@@ -92,7 +92,7 @@ def plan_record(prepared: PreparedJob) -> dict[str, Any]:
         "missing": asdict(job.missing) if job.missing != NOTHING else None,
         **{role: job.path_of(role) for role in ROLES},
         "threads": prepared.stages[0].plan.threads,
-        "slab_depth": prepared.passage.slab_depth,
+        "slab_depth": prepared.stream_plan.slab_depth,
         "boxes": None if prepared.boxes is None else _boxes_record(prepared.boxes),
         "memory": prepared.memory,
         "memory_terms": dict(prepared.memory_use.terms),

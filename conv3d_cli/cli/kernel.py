@@ -224,10 +224,10 @@ def _read_fitted(
 ) -> Kernel:
     """A kernel made to fit a volume of this grid; notes go to stderr."""
     from conv3d_cli.kernels import read_kernel
-    from conv3d_cli.pipeline.kernel_fit import Fitting, fit_kernel
+    from conv3d_cli.pipeline.kernel_adaptation import KernelAdaptation, adapt_kernel
 
-    fitting = Fitting(spacing, crop)
-    made, notes = fit_kernel(read_kernel(text, grid), text, grid, fitting, normalize)
+    adaptation = KernelAdaptation(spacing, crop)
+    made, notes = adapt_kernel(read_kernel(text, grid), text, grid, adaptation, normalize)
     for note in notes:
         click.echo(f"note: {note}", err=True)
     return made

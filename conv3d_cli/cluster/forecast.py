@@ -122,7 +122,7 @@ def forecast(
     threads = workers * threads_each
     partition = cut_prepared(prepared, threads)
     chain = layer_chain([stage.convolution for stage in prepared.stages])
-    source, parts = prepared.reader.header, len(prepared.passage.parts)
+    source, parts = prepared.reader.header, len(prepared.stream_plan.parts)
     bytes_part = (
         math.prod(chain.problems[0].in_size) * chain.problems[0].in_channels * source.dtype.itemsize
     )
@@ -139,7 +139,7 @@ def measure_rates(prepared: PreparedJob, partition: Partition) -> Rates:
     """Read, compute and write one task in the middle of the volume, on one thread."""
     keep_freed_memory()  # as workers do
     box = next(itertools.islice(partition.boxes(), partition.count // 2, None))
-    n, channels = prepared.passage.parts[0]
+    n, channels = prepared.stream_plan.parts[0]
     convolutions = [stage.convolution for stage in prepared.stages]
     chain, reader = layer_chain(convolutions), prepared.reader
     assert isinstance(reader, ZarrReader)

@@ -189,7 +189,7 @@ def run_on_cluster(
             target = writer.target()
             tasks = [
                 Task(target, part, box)
-                for part in range(len(prepared.passage.parts))
+                for part in range(len(prepared.stream_plan.parts))
                 for box in partition.boxes()
             ]
             total = math.prod(prepared.header.shape)
@@ -280,7 +280,7 @@ def cut_prepared(prepared: PreparedJob, threads: int, task_bytes: float = TASK_B
     Raises: MemoryLimitError if a task of one chunk is larger, where workers have less than `TASK_BYTES`.
     """
     chain = layer_chain([stage.convolution for stage in prepared.stages])
-    source, output, parts = prepared.reader.header, prepared.header, len(prepared.passage.parts)
+    source, output, parts = prepared.reader.header, prepared.header, len(prepared.stream_plan.parts)
     in_chunk, chunk = chunks_of(prepared)
     in_voxel = source.dtype.itemsize * chain.problems[0].in_channels
     out_voxel = output.dtype.itemsize * chain.problems[-1].filters
@@ -320,7 +320,7 @@ def read_channels(prepared: PreparedJob, part: int) -> slice:
     """The channels of the input that a part reads."""
     first = prepared.stages[0].convolution.problem
     return (
-        prepared.passage.parts[part][1]
+        prepared.stream_plan.parts[part][1]
         if len(prepared.stages) == 1
         else slice(0, first.in_channels)
     )
@@ -355,7 +355,7 @@ def _outcomes(client: Any, job: bytes, tasks: list[Task], scheduler: str) -> Ite
     finally:
         client.cancel([*futures, sent], force=True)
         with suppress(Exception):  # a worker may be lost; its memory is, too
-            client.run(put_down, job)
+            client.run(release_job, job)
 
 
 def _as_they_end(client: Any, completed: Any) -> Iterator[Any]:
@@ -428,7 +428,7 @@ def worker_threads(client: Any, scheduler: str) -> dict[str, int]:
 # On a worker
 
 
-class _Open:
+class _WorkerState:
     """The job that a worker's thread works on: its reader is open, and the memory of its boxes kept."""
 
     def __init__(self, job: bytes) -> None:
@@ -450,10 +450,10 @@ class _Open:
         self._stack.close()
 
 
-_open: dict[int, _Open] = {}  # by thread
+_open: dict[int, _WorkerState] = {}  # by thread
 
 
-def _pick_up(job: bytes) -> _Open:
+def _acquire(job: bytes) -> _WorkerState:
     """What this thread has open of a job."""
     me = threading.get_ident()
     found = _open.get(me)
@@ -461,11 +461,11 @@ def _pick_up(job: bytes) -> _Open:
         if found is not None:
             _open.pop(me).close()
         keep_freed_memory()
-        found = _open[me] = _Open(job)
+        found = _open[me] = _WorkerState(job)
     return found
 
 
-def put_down(job: bytes) -> None:
+def release_job(job: bytes) -> None:
     """On each worker, when a job has ended: close what its threads have open, but where one works on and on."""
     for me, found in list(_open.items()):
         if found.job == job and found.busy.acquire(timeout=LAST_SECONDS):
@@ -481,10 +481,10 @@ def run_task(task: Task, job: bytes) -> Outcome:
     """Compute a box and write its chunks. Errors of our own are sent back, since trying again would not help."""
     started = time.perf_counter()
     try:
-        at = _pick_up(job)
+        at = _acquire(job)
         with at.busy:
             prepared = at.prepared
-            n, channels = prepared.passage.parts[task.part]
+            n, channels = prepared.stream_plan.parts[task.part]
             convolutions = [stage.convolution for stage in prepared.stages]
             outputs = convolutions[-1].stored(channels, prepared.header.shape[4])
             out = at.thread.room(

@@ -67,7 +67,7 @@ def resolve_convolution(
     (1, 3, 3, 3, 2)
     """
     notes: tuple[str, ...] = ()
-    if missing.divides(spec.boundary):
+    if missing.takes_means(spec.boundary):
         from conv3d_cli.convolution.masked import mean_kernel  # late: it knows the compiler's loops
 
         if abs(kernel.sum - 1) > 1e-6 and kernel.sum > 0:
@@ -121,7 +121,7 @@ def assemble(
         per_channel=kernel.filters_per_channel,
         magnitude=resolved.magnitude,
     )
-    if not missing.concerns(problem.boundary):
+    if not missing.applies_to(problem.boundary):
         return convolution
     # late: it knows the compiler's loops
     from conv3d_cli.convolution.masked import (

@@ -147,7 +147,7 @@ def masked_convolution(
     plan = convolution.plan
     boundary = plan.problem.boundary
     coverage_plan = edges = None
-    if missing.weighs or missing.nan == "ignore":
+    if missing.has_weights or missing.nan == "ignore":
         check_edges(boundary)
         same = certainty_is_shared(missing) and not missing.labels
         coverage_plan = _coverage_plan(plan, kernel, 1 if same else plan.problem.in_channels)
@@ -158,7 +158,9 @@ def masked_convolution(
     elif boundary.renormalizes:
         edges = edge_coverage(plan.problem, kernel)
     given = {field.name: getattr(convolution, field.name) for field in fields(Convolution)}
-    keeps_coverage = certainty_is_shared(missing) and missing.weighs and not missing.labels and many
+    keeps_coverage = (
+        certainty_is_shared(missing) and missing.has_weights and not missing.labels and many
+    )
     return MaskedConvolution(
         **given,
         missing=missing,
@@ -300,7 +302,9 @@ class MaskedConvolution(Convolution):
         history.coverage = None
         certainty = self._certainty(slab)
         flagged: list[Box] = []
-        tries = not (missing.weighs or self.problem.boundary.renormalizes or history.had_missing)
+        tries = not (
+            missing.has_weights or self.problem.boundary.renormalizes or history.had_missing
+        )
         if (self.coverage_plan is None and self.edges is None) or tries:
             before = self.activity_sum
             clipped, flagged = self._plain(

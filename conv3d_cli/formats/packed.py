@@ -206,7 +206,7 @@ class PackedReader(VolumeReader):
         block = part.block(values, 0, slice(0, part.size("z")), slice(0, part.canonical_shape[4]))
         return block[..., channels] if together else block
 
-    def held_bytes(self, planes: int, channels: int) -> int:
+    def buffer_bytes(self, planes: int, channels: int) -> int:
         unpacked = self._offset + math.prod(self.header.axes.shape) * self._stored.itemsize
         return min(self._stream.codec.window(self.path), unpacked)
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from conv3d_cli.errors import ShapeError, SpecError, suggestion, unknown_name
-from conv3d_cli.kernels.lengths import COUNT, NUMBER, VOXEL, InWorld, Kind, choice_kind
+from conv3d_cli.kernels.lengths import COUNT, NUMBER, VOXEL, Kind, PhysicalLengths, choice_kind
 from conv3d_cli.kernels.world import angle_words, read_orient
 from conv3d_cli.model.grid import ORTHOGONAL, Grid, shear
 from conv3d_cli.model.kernel import Kernel
@@ -120,7 +120,7 @@ def build_kernel(
 def _refuse_sheared_lengths(name: str, texts: dict[str, str], values: dict[str, Any]) -> None:
     """The function would take them along the voxel axes, and its kernel would have another shape in the world."""
     for parameter, value in values.items():
-        if isinstance(value, InWorld) and shear(value.steps) > ORTHOGONAL:
+        if isinstance(value, PhysicalLengths) and shear(value.steps) > ORTHOGONAL:
             d, h, w = (f"{length:.4g}" for length in value)
             raise ShapeError(
                 f"{name} measures along the voxel axes only, and here {angle_words(value.steps)}; give {parameter} in voxels, "

@@ -123,7 +123,7 @@ def _unit(text: str, name: str, value: str) -> str:
     return unit
 
 
-class InWorld(tuple[float, float, float]):
+class PhysicalLengths(tuple[float, float, float]):
     """Voxels along D, H, W of lengths that were given in a unit, and what they were.
 
     lengths : 3 floats      as given, in the unit
@@ -133,14 +133,16 @@ class InWorld(tuple[float, float, float]):
     lengths: Floats
     steps: NDArray[np.float64]
 
-    def __new__(cls, voxels: Floats, lengths: Floats, steps: NDArray[np.float64]) -> InWorld:
+    def __new__(
+        cls, voxels: Floats, lengths: Floats, steps: NDArray[np.float64]
+    ) -> PhysicalLengths:
         made = super().__new__(cls, voxels)
         made.lengths, made.steps = lengths, steps
         return made
 
 
 def read_lengths(text: str, name: str, grid: Grid | None) -> Floats:
-    """One length or three as voxels along D, H, W of a grid; as `InWorld` if they have a unit of length.
+    """One length or three as voxels along D, H, W of a grid; as `PhysicalLengths` if they have a unit of length.
 
     grid : Grid or None     of the volume the kernel is for; None if no volume is known
     Raises: as `parse_lengths`; ShapeError for a length in mm, um, ... without a voxel spacing.
@@ -167,7 +169,7 @@ def read_lengths(text: str, name: str, grid: Grid | None) -> Floats:
     d, h, w = (value / step for value, step in zip(values, spacing, strict=True))
     steps = grid.steps_in(unit)
     assert steps is not None, spacing
-    return InWorld((d, h, w), values, steps)
+    return PhysicalLengths((d, h, w), values, steps)
 
 
 def voxels(value: float | Sequence[float], name: str, zero: bool = False) -> Floats:

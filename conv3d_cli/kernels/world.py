@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conv3d_cli.errors import ShapeError, SpecError, unknown_name
-from conv3d_cli.kernels.lengths import VOXEL, Floats, InWorld, Kind, axis_numbers, voxels
+from conv3d_cli.kernels.lengths import VOXEL, Floats, Kind, PhysicalLengths, axis_numbers, voxels
 from conv3d_cli.model.grid import ORTHOGONAL, UNITS, Grid, shear, unit_name, unit_steps
 
 Matrix = NDArray[np.float64]
@@ -207,7 +207,7 @@ def spread(
 ) -> Floats | Ellipsoid:
     """A kernel's lengths on its grid: three in voxels along D, H, W wherever those axes serve, else an `Ellipsoid`.
 
-    value       as a kernel function takes it, in voxels; `InWorld` where a unit was given
+    value       as a kernel function takes it, in voxels; `PhysicalLengths` where a unit was given
     zero : bool     whether 0 is allowed on an axis
 
     Lengths in voxels are along the voxel axes. So are lengths in mm where these stand at right angles (to `ORTHOGONAL`), and
@@ -215,7 +215,7 @@ def spread(
     along the voxel axes made orthogonal, each turned as little as can be. Raises: SpecError.
     """
     along = voxels(value, name, zero)
-    if not isinstance(value, InWorld):
+    if not isinstance(value, PhysicalLengths):
         return along
     lengths, units = value.lengths, unit_steps(value.steps)
     right = shear(value.steps) <= ORTHOGONAL

@@ -58,17 +58,17 @@ class Missing:
             )
 
     @property
-    def weighs(self) -> bool:
+    def has_weights(self) -> bool:
         """Whether each voxel has a certainty, so that the plain convolution need not be tried first."""
         return self.mask is not None or self.value is not None
 
-    def concerns(self, boundary: Boundary) -> bool:
+    def applies_to(self, boundary: Boundary) -> bool:
         """Whether there is anything to do at all."""
-        return self.weighs or self.nan != "propagate" or boundary.renormalizes
+        return self.has_weights or self.nan != "propagate" or boundary.renormalizes
 
-    def divides(self, boundary: Boundary) -> bool:
+    def takes_means(self, boundary: Boundary) -> bool:
         """Whether means are taken, which a kernel of mixed signs has none of."""
-        return self.weighs or self.nan == "ignore" or boundary.renormalizes
+        return self.has_weights or self.nan == "ignore" or boundary.renormalizes
 
 
 NOTHING = Missing()

@@ -363,7 +363,7 @@ class VolumeReader(abc.ABC):
     def release(self, n: int, depth_stop: int) -> None:  # noqa: B027 - optional
         """Planes of volume n before `depth_stop` will not be read again; a memory map may drop them."""
 
-    def held_bytes(self, planes: int, channels: int) -> int:
+    def buffer_bytes(self, planes: int, channels: int) -> int:
         """Memory the reader takes beside the blocks it hands out, in a forward pass over runs of so many planes."""
         return 0
 

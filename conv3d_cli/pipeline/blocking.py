@@ -29,7 +29,7 @@ class Boxes(NamedTuple):
     redundancy: Redundancy
 
 
-class Cut(NamedTuple):
+class Blocking(NamedTuple):
     """How a job is cut: output planes computed at once, or boxes; and the memory that follows."""
 
     depth: int
@@ -37,9 +37,9 @@ class Cut(NamedTuple):
     boxes: Boxes | None = None
 
 
-def cut_job(
+def choose_blocking(
     job: SlabJob, max_memory: int | None, box_job: Callable[[], BoxJob | None] = lambda: None
-) -> Cut:
+) -> Blocking:
     """The largest slabs that are worth while and fit: multiples of the plan's `depth_step`; where not even one step of whole
     planes fits, boxes, if the job can be done in boxes.
 
@@ -51,13 +51,13 @@ def cut_job(
     for depth in _depths(job):
         use = job.memory(depth)
         if use.total <= limit:
-            return Cut(depth, use)
+            return Blocking(depth, use)
     least, planes = use, "one plane" if step == 1 else f"{step} planes"
     boxes = box_job()
     if boxes is not None:
         partition = boxes.choose_partition(limit)
         if partition is not None:
-            return Cut(
+            return Blocking(
                 depth, boxes.memory(partition), Boxes(partition, boxes.redundancy(partition))
             )
         smallest = boxes.smallest_partition()

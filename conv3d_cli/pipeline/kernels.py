@@ -16,7 +16,7 @@ from conv3d_cli.layer import get_constraint, get_initializer, get_regularizer
 from conv3d_cli.model.grid import Grid
 from conv3d_cli.model.kernel import Kernel
 from conv3d_cli.model.spec import triple
-from conv3d_cli.pipeline.kernel_fit import fit_kernel
+from conv3d_cli.pipeline.kernel_adaptation import adapt_kernel
 from conv3d_cli.pipeline.request import DRAWN_KERNEL, Stage
 
 if TYPE_CHECKING:
@@ -41,8 +41,8 @@ def resolve_kernel(
     else:
         given = stage.kernel if isinstance(stage.kernel, Kernel) else None
         kernel = given or read_kernel(str(stage.kernel), grid)
-        kernel, found = fit_kernel(
-            kernel, None if given else str(stage.kernel), grid, stage.fitting, stage.normalize
+        kernel, found = adapt_kernel(
+            kernel, None if given else str(stage.kernel), grid, stage.adaptation, stage.normalize
         )
         notes += found
     if stage.kernel_size is not None and kernel.size != triple(stage.kernel_size, "kernel_size"):

@@ -106,7 +106,8 @@ def check_planning(
         planning=planning_bytes(problem, dtype),
     )
     limit = memory_ceiling(max_memory)
-    if use.total > max(limit, PROCESS_BYTES):  # below that no job can run, and `cut_job` says so
+    # below PROCESS_BYTES no job can run, and `choose_blocking` says so
+    if use.total > max(limit, PROCESS_BYTES):
         kernel = kernels[-1]
         raise MemoryLimitError(
             f"the {kernel.weights.size:,} weights of kernel {kernel.name} need {format_bytes(use.total)} of memory for the "

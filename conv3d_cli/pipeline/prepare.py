@@ -30,7 +30,7 @@ from conv3d_cli.model.kernel import Kernel
 from conv3d_cli.model.missing import NOTHING
 from conv3d_cli.model.spec import ConvProblem, VoxelTransform
 from conv3d_cli.model.volume import Axes, VolumeHeader, VolumeReader, parts_in_storage_order
-from conv3d_cli.pipeline.blocking import Boxes, Cut, cut_job
+from conv3d_cli.pipeline.blocking import Blocking, Boxes, choose_blocking
 from conv3d_cli.pipeline.kernels import resolve_kernel
 from conv3d_cli.pipeline.memory import (
     UNLIMITED,
@@ -41,7 +41,7 @@ from conv3d_cli.pipeline.memory import (
     weights_held,
 )
 from conv3d_cli.pipeline.request import Job, Stage
-from conv3d_cli.pipeline.stream import Passage
+from conv3d_cli.pipeline.stream import StreamPlan
 from conv3d_cli.system.machine import thread_count
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ class PreparedJob:
     reader: VolumeReader
     stages: list[PreparedStage]
     header: VolumeHeader
-    passage: Passage
+    stream_plan: StreamPlan
     boxes: Boxes | None
     spool_input: list[bool]
     spool_output: bool
@@ -164,17 +164,17 @@ def _prepare(job: Job, reader: VolumeReader, mask: Mask | None) -> PreparedJob:
             "the output waits in a temporary file last: its stream cannot be written in the order computed"
         )
     stages, planning = _assemble_stages(job, chain, order, mask)
-    cut = _cut(job, reader, stages, header, order)
+    blocking = _choose_blocking(job, reader, stages, header, order)
     # what boxes need is read and computed wherever it lies
-    spool_input = order.spool_input if cut.boxes is None else [False] * len(stages)
+    spool_input = order.spool_input if blocking.boxes is None else [False] * len(stages)
     if any(spool_input):
         notes.append(
             "the input waits in a temporary file first: its stream cannot be read in the order needed"
         )
-    passage = Passage(stages[-1].convolution, order.parts, cut.depth)
+    stream_plan = StreamPlan(stages[-1].convolution, order.parts, blocking.depth)
     return PreparedJob(
-        job, reader, stages, header, passage, cut.boxes, spool_input, order.spool_output,
-        max(cut.memory, *planning, key=lambda use: use.total), mask, notes,
+        job, reader, stages, header, stream_plan, blocking.boxes, spool_input, order.spool_output,
+        max(blocking.memory, *planning, key=lambda use: use.total), mask, notes,
     )  # fmt: skip
 
 
@@ -260,9 +260,9 @@ def _assemble_stages(
     return stages, planning
 
 
-def _cut(
+def _choose_blocking(
     job: Job, reader: VolumeReader, stages: list[PreparedStage], header: VolumeHeader, order: _Order
-) -> Cut:
+) -> Blocking:
     """Slabs, or boxes, that fit under the ceiling of memory. Raises: MemoryLimitError."""
     convolutions = [stage.convolution for stage in stages]
     channels = _channels_written(convolutions[-1], order, header)
@@ -276,7 +276,7 @@ def _cut(
         sequential=(reader.sequential or len(stages) > 1) and not order.spool_input[-1],
         channels=channels,
         weights=weights,
-        reader=lambda planes: reader.held_bytes(planes, in_channels),
+        reader=lambda planes: reader.buffer_bytes(planes, in_channels),
         writer=output_bytes(
             job.target,
             header,
@@ -286,7 +286,7 @@ def _cut(
             compression=job.compression,
         ),
     )
-    return cut_job(
+    return choose_blocking(
         slab_job, _ceiling(job), lambda: _box_job(job, reader, stages, header, channels, weights)
     )
 

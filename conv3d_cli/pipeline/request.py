@@ -19,7 +19,7 @@ from conv3d_cli.layer import get_activation, get_constraint, get_initializer, ge
 from conv3d_cli.model.kernel import Kernel
 from conv3d_cli.model.missing import NOTHING, Missing
 from conv3d_cli.model.spec import Boundary, ConvSpec, triple
-from conv3d_cli.pipeline.kernel_fit import Fitting
+from conv3d_cli.pipeline.kernel_adaptation import KernelAdaptation
 from conv3d_cli.pipeline.outputs import ROLES, VOLUME, Output
 from conv3d_cli.settings.options import OPTIONS
 from conv3d_cli.system.machine import thread_count
@@ -46,7 +46,7 @@ class Stage:
     bias : sequence of floats or None   None: the kernel's own, unless `use_bias` is False
     magnitude : bool                    of a bank (`sobel:axis=xyz`): the root of the sum of its filters' squares
     seed : int or None                  of the initializers
-    kernel_spacing, crop_kernel         what is done so that the kernel fits: see `Fitting`
+    kernel_spacing, crop_kernel         what is done so that the kernel fits: see `KernelAdaptation`
     notes : tuple of str                what should be known of the kernel's file
     files : tuple of str                that weights and bias were read from already
     """
@@ -89,7 +89,7 @@ class Stage:
             )
         if self.kernel_size is not None:
             triple(self.kernel_size, "kernel_size")
-        _ = self._filter_spec, self.fitting
+        _ = self._filter_spec, self.adaptation
         for identifier in self.activations:
             activation = get_activation(identifier)
             if activation.kind == "tensor":
@@ -127,9 +127,9 @@ class Stage:
         )
 
     @property
-    def fitting(self) -> Fitting:
+    def adaptation(self) -> KernelAdaptation:
         """What is done so that the kernel fits. Raises: SpecError."""
-        return Fitting(self.kernel_spacing, self.crop_kernel)
+        return KernelAdaptation(self.kernel_spacing, self.crop_kernel)
 
     @cached_property
     def _filter_spec(self) -> ConvSpec:
@@ -220,14 +220,14 @@ class Job:
                 f"levels must be at least 1 (the full resolution alone), received {self.levels}"
             )
         check_compression(self.compression)
-        means = self.missing.weighs or self.missing.nan == "ignore"
+        means = self.missing.has_weights or self.missing.nan == "ignore"
         if means and len(self.stages) > 1:
             raise SpecError(
                 "a mask and missing voxels are for one convolution, and this is a stack of layers"
             )
         boundary = self.stages[-1].spec(is_layer=False).boundary
         for role in (ROLES[output.role] for output in self.beside):
-            if role.of_means and not self.missing.divides(boundary):
+            if role.of_means and not self.missing.takes_means(boundary):
                 raise SpecError(
                     f"{role.flag} {role.purpose}: pass --mask, --nan ignore, --missing or --boundary renormalize"
                 )

@@ -147,13 +147,13 @@ def run_job(
                 for o in job.beside
             ]
             if prepared.boxes is None:
-                times = stream(prepared.passage, reader, writer, team, progress, beside)
+                times = stream(prepared.stream_plan, reader, writer, team, progress, beside)
             else:
                 from conv3d_cli.pipeline.boxes.stream import stream_boxes  # late: few jobs need it
 
                 convolutions, parts = (
                     [stage.convolution for stage in stages],
-                    prepared.passage.parts,
+                    prepared.stream_plan.parts,
                 )
                 times = stream_boxes(
                     convolutions, prepared.boxes.partition, parts, reader, writer, team, progress

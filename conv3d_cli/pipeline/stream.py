@@ -94,7 +94,7 @@ class LayerReader(VolumeReader):
 
 
 @dataclass
-class Passage:
+class StreamPlan:
     """How voxels move from a reader through the last convolution to a writer.
 
     parts : list            (n, input channels) in the order they are streamed
@@ -117,7 +117,7 @@ class StageTimes:
 
 
 def stream(
-    passage: Passage,
+    stream_plan: StreamPlan,
     reader: VolumeReader,
     writer: VolumeWriter,
     team: Team,
@@ -129,31 +129,31 @@ def stream(
     progress : callable     told (voxels finished, voxels in all), from any thread
     beside : roles and their writers      that take other values of each slab, of the output's shape
     """
-    convolution = passage.convolution
-    depth, size = passage.slab_depth, convolution.problem.out_size[0]
+    convolution = stream_plan.convolution
+    depth, size = stream_plan.slab_depth, convolution.problem.out_size[0]
     assert depth % convolution.plan.depth_step == 0 or depth >= size, (
         depth,
         convolution.plan.depth_step,
     )
     times = StageTimes()
-    advance = counted(progress, len(passage.parts) * math.prod(convolution.problem.out_shape))
+    advance = counted(progress, len(stream_plan.parts) * math.prod(convolution.problem.out_shape))
     # Made when a part is begun and dropped when it is done: each holds planes, and a series has many parts.
     sources: dict[int, SlabSource] = {}
     steps = [
         (part, start, min(start + depth, size))
-        for part in range(len(passage.parts))
+        for part in range(len(stream_plan.parts))
         for start in range(0, size, depth)
     ]
 
     def read(step: int) -> SlabInput:
         part, start, stop = steps[step]
         if part not in sources:
-            sources[part] = SlabSource(reader, *passage.parts[part], convolution.problem)
+            sources[part] = SlabSource(reader, *stream_plan.parts[part], convolution.problem)
         return convolution.with_mask(sources[part].read(start, stop), stop)
 
     def compute(step: int, slab: SlabInput) -> Callable[[], None]:
         part, start, stop = steps[step]
-        n, channels = passage.parts[part]
+        n, channels = stream_plan.parts[part]
         stored = convolution.stored(channels, writer.header.shape[4])
         block = writer.block(n, slice(start, stop), stored)
         started = time.perf_counter()

@@ -596,7 +596,7 @@ def test_policies_that_contradict() -> None:
     ):
         with pytest.raises(SpecError):
             Missing(**wrong)  # type: ignore[arg-type]
-    assert not Missing().weighs
+    assert not Missing().has_weights
 
 
 def test_oracle_knows_nothing_of_masks() -> None:

@@ -1387,10 +1387,10 @@ except WriteError as error:
             assert "window of 256 MiB" in error_of(tmp_path / "v.nii.zst")
             return
         with open_volume(str(tmp_path / "v.nii.zst")) as reader:
-            assert reader.held_bytes(1, 1) == min(1 << log, len(content))
+            assert reader.buffer_bytes(1, 1) == min(1 << log, len(content))
         (tmp_path / "v.nii.zst").write_bytes(zstd_frame(content))  # of a known size: one segment
         with open_volume(str(tmp_path / "v.nii.zst")) as reader:
-            assert 1 << 20 <= reader.held_bytes(1, 1) <= len(content)
+            assert 1 << 20 <= reader.buffer_bytes(1, 1) <= len(content)
 
     def test_zstd_shrinks_no_further_than_is_believed(self) -> None:
         codec = codec_named("v.zst")

@@ -236,7 +236,7 @@ def test_threads_and_halos_change_no_voxel(
                 block = reader.read(0, slice(start, stop), slice(0, 1))
                 np.testing.assert_array_equal(block[..., 0], data[start:stop])
             packed = sum(map(len, [zlib.compress(data[0].tobytes())]))
-            assert reader.held_bytes(6, 1) > packed
+            assert reader.buffer_bytes(6, 1) > packed
 
 
 def test_planes_that_two_slabs_share_are_decoded_once(

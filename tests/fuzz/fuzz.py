@@ -169,7 +169,14 @@ def fuzz_here(target: Target, options: list[str]) -> int:
     """The child's work: fuzz one reader until the time is over or something is found."""
     import atheris
 
-    rooms = ("formats", "kernels", "layer", "model", "settings.config", "pipeline.kernel_fit")
+    rooms = (
+        "formats",
+        "kernels",
+        "layer",
+        "model",
+        "settings.config",
+        "pipeline.kernel_adaptation",
+    )
     with atheris.instrument_imports(
         include=[*(f"conv3d_cli.{room}" for room in rooms), "tifffile"]
     ):
@@ -181,7 +188,7 @@ def fuzz_here(target: Target, options: list[str]) -> int:
         import conv3d_cli.kernels.minc
         import conv3d_cli.kernels.weights
         import conv3d_cli.layer
-        import conv3d_cli.pipeline.kernel_fit
+        import conv3d_cli.pipeline.kernel_adaptation
         import conv3d_cli.pipeline.run
         import conv3d_cli.settings.config
     for module in (

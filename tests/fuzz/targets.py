@@ -115,7 +115,7 @@ def read_volume_file(path: str) -> None:
         _, depth, height, width, channels = header.shape
         together = reader.channels_together or not reader.sequential
         plane = height * width * (channels if together else 1) * header.dtype.itemsize
-        if plane + reader.held_bytes(2, channels if together else 1) > HELD_AT_MOST:
+        if plane + reader.buffer_bytes(2, channels if together else 1) > HELD_AT_MOST:
             return
         left, begin = READ_AT_MOST, time.monotonic()
         for n, part in parts_in_storage_order(header.axes, channels_together=together):
@@ -299,12 +299,12 @@ def read_spaced_kernel(path: str) -> None:
     """A kernel file that may tell how large its voxels are, resampled to a volume's, and without its borders."""
     from conv3d_cli.kernels import read_kernel, resampling
     from conv3d_cli.model.grid import Grid
-    from conv3d_cli.pipeline.kernel_fit import Fitting, fit_kernel
+    from conv3d_cli.pipeline.kernel_adaptation import KernelAdaptation, adapt_kernel
 
     kernel = read_kernel(path)
     policy = "ignore" if kernel.grid is None else "resample"
     with mock.patch.object(resampling, "MAX_WEIGHTS", 200_000):  # legal giants only cost time
-        fit_kernel(kernel, path, Grid((2.0, 1.5, 1.0), "mm"), Fitting(policy, 1e-6))
+        adapt_kernel(kernel, path, Grid((2.0, 1.5, 1.0), "mm"), KernelAdaptation(policy, 1e-6))
 
 
 def _spaced_kernels(suffix: str) -> Seeds:
@@ -593,7 +593,12 @@ _RECORD_WORDS = (
     "--help",
     "'",
 )
-_SPACED = (*_KERNEL, "pipeline/kernel_fit.py", "kernels/resampling.py", "kernels/cropping.py")
+_SPACED = (
+    *_KERNEL,
+    "pipeline/kernel_adaptation.py",
+    "kernels/resampling.py",
+    "kernels/cropping.py",
+)
 _CONFIG = ("settings/config.py", "layer/config.py", "layer/_catalogue.py", "layer/_keras_json.py")
 _LAYERS = ("kernels/weights/layer.py",)
 _HDF5 = ("kernels/weights/hdf5.py", *_LAYERS)

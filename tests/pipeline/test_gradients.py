@@ -20,7 +20,7 @@ from conv3d_cli import Kernel, Volume, conv3d, read_kernel, read_volume, write_v
 from conv3d_cli.analysis.verify import verify_output
 from conv3d_cli.errors import Conv3DError, DifferenceError, ShapeError, SpecError
 from conv3d_cli.pipeline import prepare as job_module
-from conv3d_cli.pipeline.blocking import Boxes, Cut
+from conv3d_cli.pipeline.blocking import Blocking, Boxes
 from conv3d_cli.pipeline.boxes.partition import Partition
 from conv3d_cli.pipeline.boxes.stream import BoxJob
 from conv3d_cli.pipeline.request import Job, Stage
@@ -251,19 +251,21 @@ def test_magnitudes_of_huge_and_tiny_slopes_are_right() -> None:
 # Bits
 
 
-def boxes_of(block: tuple[int, int, int]) -> Callable[..., Cut]:
-    """In place of `cut_job`: boxes, whatever fits."""
+def boxes_of(block: tuple[int, int, int]) -> Callable[..., Blocking]:
+    """In place of `choose_blocking`: boxes, whatever fits."""
 
-    def cut_job(*arguments: Any) -> Cut:
+    def choose_blocking(*arguments: Any) -> Blocking:
         box_job = arguments[-1]()
         assert isinstance(box_job, BoxJob)
         least = box_job.chunk
         partition = Partition(
             box_job.convolutions[-1].problem.out_size, least, tuple(map(max, block, least))
         )  # type: ignore[arg-type]
-        return Cut(1, box_job.memory(partition), Boxes(partition, box_job.redundancy(partition)))
+        return Blocking(
+            1, box_job.memory(partition), Boxes(partition, box_job.redundancy(partition))
+        )
 
-    return cut_job
+    return choose_blocking
 
 
 @pytest.mark.parametrize("magnitude", [False, True])
@@ -283,14 +285,14 @@ def test_bits_do_not_depend_on_threads_slabs_or_boxes(
 
     one = bits(threads=1)
     assert bits(threads=2) == one
-    whole = job_module.cut_job
+    whole = job_module.choose_blocking
 
-    def one_step(job: Any, *arguments: Any) -> Cut:
+    def one_step(job: Any, *arguments: Any) -> Blocking:
         return whole(job, *arguments)._replace(depth=job.last.plan.depth_step)
 
-    monkeypatch.setattr(job_module, "cut_job", one_step)
+    monkeypatch.setattr(job_module, "choose_blocking", one_step)
     assert bits() == one
-    monkeypatch.setattr(job_module, "cut_job", boxes_of((3, 4, 5)))
+    monkeypatch.setattr(job_module, "choose_blocking", boxes_of((3, 4, 5)))
     assert bits() == one
 
 

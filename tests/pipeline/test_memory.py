@@ -197,7 +197,7 @@ def test_chains_hold_the_planes_that_were_counted(
     job = Job(str(tmp_path / "x.npy"), str(tmp_path / "y.npy"), stages)
     with prepare_job(job) as prepared:
         plans = [stage.plan for stage in prepared.stages]
-        depth = prepared.passage.slab_depth
+        depth = prepared.stream_plan.slab_depth
     run_job(job)
     problems, steps = [plan.problem for plan in plans], [plan.depth_step for plan in plans]
     counted = sorted(one.window for one in chain_planes(problems, steps, depth))

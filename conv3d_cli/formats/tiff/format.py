@@ -74,8 +74,8 @@ class PagedReader(ArrayReader):
         super().__init__(array, header, path)  # type: ignore[arg-type]
         self._pages, self._tiff = array, tiff
 
-    def held_bytes(self, planes: int, channels: int) -> int:
-        return self._pages.held_bytes()
+    def buffer_bytes(self, planes: int, channels: int) -> int:
+        return self._pages.buffer_bytes()
 
     def storage(self) -> dict[str, str]:
         return self._pages.storage()

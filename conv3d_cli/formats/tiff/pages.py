@@ -67,7 +67,7 @@ class PagedArray:
         for keyframe in {id(page.keyframe): page.keyframe for page in pages}.values():
             unpack_here(keyframe)
 
-    def held_bytes(self) -> int:
+    def buffer_bytes(self) -> int:
         """Memory beside what is handed out: packed pages and unpacked strips of the pages in work, and a page that is kept."""
         keyframe = self.pages[0].keyframe
         packed = (

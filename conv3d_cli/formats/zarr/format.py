@@ -202,7 +202,7 @@ class ZarrReader(VolumeReader):
         """Rows decoded side by side: a row may be a single chunk."""
         return max(1, AT_WORK // max(1, self._units(channels)[1]))
 
-    def held_bytes(self, planes: int, channels: int) -> int:
+    def buffer_bytes(self, planes: int, channels: int) -> int:
         depth, height, width = self.header.shape[1:4]
         unit, at_work = self._units(channels)
         # two runs of planes that meet, with the rest of the rows they begin and end in

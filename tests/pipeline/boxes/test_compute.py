@@ -78,7 +78,7 @@ def test_same_bits(name: str, bad: bool, tmp_path: Path, monkeypatch: pytest.Mon
         whole = np.load("whole.npy")
         with prepare_job(job) as prepared, Team(2) as team:
             convolutions = [stage.convolution for stage in prepared.stages]
-            n, channels = prepared.passage.parts[0]
+            n, channels = prepared.stream_plan.parts[0]
             every = slice(0, prepared.reader.header.shape[4])
             everything = Box(*((0, size) for size in convolutions[-1].problem.out_size))
             for box in [everything, *random_boxes(everything.size, 12, numbers)]:

@@ -23,7 +23,7 @@ from conv3d_cli.formats import write_volume
 from conv3d_cli.model.kernel import Kernel
 from conv3d_cli.model.volume import Volume
 from conv3d_cli.pipeline import prepare as job_module
-from conv3d_cli.pipeline.blocking import Boxes, Cut
+from conv3d_cli.pipeline.blocking import Blocking, Boxes
 from conv3d_cli.pipeline.boxes.partition import Partition
 from conv3d_cli.pipeline.boxes.stream import BoxJob
 from conv3d_cli.pipeline.memory import PROCESS_BYTES
@@ -166,16 +166,18 @@ def test_a_stream_has_no_boxes(mosaic: Path, tmp_path: Path, run: Any) -> None:
 # Any geometry
 
 
-def always_boxes(draw: Callable[[BoxJob], Partition]) -> Callable[..., Cut]:
-    """`cut_job` for small volumes: boxes where they are possible, drawn by the test."""
+def always_boxes(draw: Callable[[BoxJob], Partition]) -> Callable[..., Blocking]:
+    """`choose_blocking` for small volumes: boxes where they are possible, drawn by the test."""
 
-    def cut_job(*arguments: Any) -> Cut:
+    def choose_blocking(*arguments: Any) -> Blocking:
         box_job = arguments[-1]()
         assert box_job is not None
         partition = draw(box_job)
-        return Cut(1, box_job.memory(partition), Boxes(partition, box_job.redundancy(partition)))
+        return Blocking(
+            1, box_job.memory(partition), Boxes(partition, box_job.redundancy(partition))
+        )
 
-    return cut_job
+    return choose_blocking
 
 
 STACKS = {
@@ -269,7 +271,7 @@ def test_any_boxes_have_the_bits_of_whole_planes(
 
     whole = run_job(jobs[0])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(job_module, "cut_job", always_boxes(draw))
+        patch.setattr(job_module, "choose_blocking", always_boxes(draw))
         boxed = run_job(jobs[1])
     assert boxed.clipped == whole.clipped
     assert boxed.voxels == whole.voxels

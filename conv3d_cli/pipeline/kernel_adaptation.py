@@ -19,7 +19,7 @@ SPACINGS = ("match", "resample", "ignore")
 
 
 @dataclass(frozen=True)
-class Fitting:
+class KernelAdaptation:
     """What is done to a kernel so that it fits.
 
     spacing : str           where its file tells another voxel spacing than the volume's: "match" refuses it, "resample" samples
@@ -40,8 +40,12 @@ class Fitting:
             check_tolerance(self.crop)
 
 
-def fit_kernel(
-    kernel: Kernel, text: str | None, grid: Grid | None, fitting: Fitting, normalize: bool = False
+def adapt_kernel(
+    kernel: Kernel,
+    text: str | None,
+    grid: Grid | None,
+    adaptation: KernelAdaptation,
+    normalize: bool = False,
 ) -> tuple[Kernel, list[str]]:
     """The kernel resampled and cropped as asked for, and notes on it.
 
@@ -52,13 +56,13 @@ def fit_kernel(
     """
     notes = []
     own = None if text is None else kernel.grid
-    if fitting.spacing == "resample" and text is not None and not is_builtin(text):
+    if adaptation.spacing == "resample" and text is not None and not is_builtin(text):
         kernel, note = _resampled(kernel, own, grid)
         notes += note
-    elif fitting.spacing == "match" and own is not None:
+    elif adaptation.spacing == "match" and own is not None:
         notes += _matching(kernel, own, grid)
-    if fitting.crop is not None:
-        size, cropped = kernel.size, crop_kernel(kernel, fitting.crop)
+    if adaptation.crop is not None:
+        size, cropped = kernel.size, crop_kernel(kernel, adaptation.crop)
         kernel = cropped.kernel
         if any(cropped.removed):
             bound = cropped.bound(normalize)

@@ -15,7 +15,7 @@ from conv3d_cli import read_volume
 from conv3d_cli.errors import FormatError, ShapeError, SpecError
 from conv3d_cli.kernels import read_kernel
 from conv3d_cli.model.grid import Grid
-from conv3d_cli.pipeline.kernel_fit import Fitting, fit_kernel
+from conv3d_cli.pipeline.kernel_adaptation import KernelAdaptation, adapt_kernel
 
 SAMPLES = Path(__file__).parents[2] / "sample_data"
 
@@ -317,10 +317,12 @@ def test_show_and_make(tmp_path: Path, run: Any) -> None:
 def test_in_python() -> None:
     kernel = read_kernel(str(SAMPLES / "psf.tif"))
     grid = Grid((0.6, 0.2, 0.2), "um")
-    fitted, notes = fit_kernel(kernel, str(SAMPLES / "psf.tif"), grid, Fitting("resample", 1e-6))
+    fitted, notes = adapt_kernel(
+        kernel, str(SAMPLES / "psf.tif"), grid, KernelAdaptation("resample", 1e-6)
+    )
     assert fitted.sum == pytest.approx(kernel.sum, rel=1e-5)
     assert len(notes) >= 1
     with pytest.raises(ShapeError, match="pass --kernel-spacing resample"):
-        fit_kernel(kernel, str(SAMPLES / "psf.tif"), grid, Fitting())
+        adapt_kernel(kernel, str(SAMPLES / "psf.tif"), grid, KernelAdaptation())
     with pytest.raises(SpecError, match="kernel_spacing is match"):
-        Fitting("guess")
+        KernelAdaptation("guess")
