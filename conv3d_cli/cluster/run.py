@@ -23,7 +23,8 @@ from conv3d_cli import errors
 from conv3d_cli.errors import ClusterError, Conv3DError, MemoryLimitError, SpecError
 from conv3d_cli.formats import create_volume, find_format, output_access, output_format
 from conv3d_cli.formats.zarr.format import ZarrReader, ZarrTarget, ZarrWriter
-from conv3d_cli.formats.zarr.store import OneThread, local_folder
+from conv3d_cli.formats.zarr.names import local_folder
+from conv3d_cli.formats.zarr.store import OneThread
 from conv3d_cli.model.box import Box
 from conv3d_cli.pipeline.boxes.compute import BoxSource, compute_box, layer_chain
 from conv3d_cli.pipeline.boxes.partition import Partition, choose_partition, work_by_axis

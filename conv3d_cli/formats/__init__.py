@@ -1,10 +1,14 @@
 """Volume formats: one file each, one line each in `FORMATS`.
 
-A format is claimed by its file's suffix. To add one, write a module with a `FORMAT = VolumeFormat(...)` whose `open`
-returns a `VolumeReader` and whose `create` returns a `VolumeWriter`, and put it into `FORMATS`. What it can hold and how it
-stores it are fields of `VolumeFormat`; nothing else in the package knows it by name. The contract test in
-tests/formats/test_every_format.py then runs over it, and kernels are read from it. Third-party libraries are imported inside
-`open` and `create`.
+A format claims files by their suffix. To add one, write a module with a `FORMAT = VolumeFormat(...)`
+whose `open` returns a `VolumeReader` and whose `create` returns a `VolumeWriter`, and put it into
+`FORMATS`. The fields of `VolumeFormat` say what it can hold and how it stores it; nothing else in
+the package knows it by name. The contract test in tests/formats/test_every_format.py then runs over
+it, and kernels are read from it.
+
+Every run imports every `FORMAT`, so this must be quick: a format of several modules has its
+`FORMAT` in the `__init__.py` of its folder and names its functions by `late`. Third-party libraries
+are imported inside `open` and `create`.
 """
 
 from __future__ import annotations
@@ -14,13 +18,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from conv3d_cli.errors import Conv3DError, FormatError, OutputExistsError, SpecError
-from conv3d_cli.formats import npy
+from conv3d_cli.formats import nifti, npy, nrrd, tiff, zarr
 from conv3d_cli.formats.base import OutputOptions, VolumeFormat
-from conv3d_cli.formats.nifti import format as nifti
-from conv3d_cli.formats.nrrd import format as nrrd
-from conv3d_cli.formats.tiff import format as tiff
-from conv3d_cli.formats.zarr import format as zarr
-from conv3d_cli.formats.zarr.store import is_url, local_folder
+from conv3d_cli.formats.zarr.names import is_url, local_folder
 from conv3d_cli.model.spec import triple
 from conv3d_cli.model.volume import (
     BoxAccess,

@@ -13,6 +13,7 @@ import mmap
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from importlib import import_module
 from typing import Any, BinaryIO, Protocol
 
 import numpy as np
@@ -91,6 +92,22 @@ class CheckTarget(Protocol):
     """Raises OutputExistsError or WriteError if an output of this name cannot be written."""
 
     def __call__(self, path: str, overwrite: bool, make_folder: bool = False) -> None: ...
+
+
+def late(name: str) -> Callable[..., Any]:
+    """A function "package.module:function" that is imported when it is first called.
+
+    So a run loads the modules of the formats that it reads and writes, and no others.
+
+    >>> late("os.path:basename")("a/b")
+    'b'
+    """
+
+    def call(*arguments: Any, **options: Any) -> Any:
+        module, _, function = name.partition(":")
+        return getattr(import_module(module), function)(*arguments, **options)
+
+    return call
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import shlex
 from collections.abc import Callable
 from dataclasses import replace
 
-from conv3d_cli.formats.zarr.store import local_folder
+from conv3d_cli.formats.zarr.names import local_folder
 from conv3d_cli.pipeline.outputs import OUTPUT_OPTIONS
 from conv3d_cli.pipeline.request import Job
 from conv3d_cli.settings.config import is_bias_file, is_kernel_file

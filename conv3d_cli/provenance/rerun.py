@@ -10,7 +10,7 @@ from typing import Any
 from conv3d_cli.analysis.compare import Comparison, compare_volumes
 from conv3d_cli.errors import ChangedInputError, Conv3DError, FormatError
 from conv3d_cli.formats import written_files
-from conv3d_cli.formats.zarr.store import is_node
+from conv3d_cli.formats.zarr.names import is_node
 from conv3d_cli.pipeline.outputs import VOLUME, Output
 from conv3d_cli.provenance.record import Record
 from conv3d_cli.system.digests import file_digest

@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from importlib.metadata import version
@@ -54,6 +56,28 @@ AXES = {
     "cxyzt": (2, 3, 4, 5, 3),
     "tzyxs": (2, 5, 4, 6, 3),
 }
+
+
+@pytest.mark.parametrize("path", ["x.npy", "x.nii"])
+def test_a_run_imports_the_formats_that_it_uses_alone(path: str, tmp_path: Path) -> None:
+    write_volume(str(tmp_path / path), Volume(np.ones((2, 3, 4), np.float32)))
+    code = (
+        "import sys; from conv3d_cli.formats import read_volume; read_volume(sys.argv[1])\n"
+        "print(*(name for name in sys.modules if name.startswith('conv3d_cli.formats.')), "
+        "*({'asyncio', 'zarr', 'tifffile'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / path)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    rooms = {name.split(".")[2] for name in done.stdout.split() if name.count(".") > 2}
+    assert rooms == ({"nifti", "zarr"} if path == "x.nii" else {"zarr"})  # names of stores
+    assert "conv3d_cli.formats.zarr.names" in done.stdout
+    assert not {"asyncio", "zarr", "tifffile", "conv3d_cli.formats.zarr.store"} & {
+        *done.stdout.split()
+    }
 
 
 @pytest.fixture(params=CASES, ids=[suffix for _, suffix in CASES])

@@ -28,7 +28,7 @@ else:
 from conv3d_cli.errors import FormatError, OutputExistsError, WriteError
 from conv3d_cli.formats import create_volume, open_volume, packed, read_volume, write_volume
 from conv3d_cli.formats.codecs import codec_named
-from conv3d_cli.formats.nifti import format as nifti
+from conv3d_cli.formats.nifti import FORMAT
 from conv3d_cli.model.grid import Grid, affine_from_spacing, grid_after
 from conv3d_cli.model.spec import VoxelTransform
 from conv3d_cli.model.volume import Axes, Volume, VolumeHeader
@@ -1485,7 +1485,7 @@ def test_the_real_scan_survives(tmp_path: Path) -> None:
     assert [e.content for e in back.header.extensions] == [
         e.content for e in reference.header.extensions
     ]
-    assert nifti.FORMAT.claims("BRAIN.NII.GZ")
+    assert FORMAT.claims("BRAIN.NII.GZ")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from processes import LIMIT
 
 from conv3d_cli.errors import FormatError, OutputExistsError, SpecError, WriteError
 from conv3d_cli.formats import create_volume, open_volume, read_volume, write_volume
+from conv3d_cli.formats.tiff import FORMAT
 from conv3d_cli.formats.tiff import format as tiff
 from conv3d_cli.model.grid import Grid, affine_from_spacing, grid_after
 from conv3d_cli.model.spec import VoxelTransform
@@ -1034,7 +1035,7 @@ def test_rotation_cannot_be_held_and_is_said(tmp_path: Path) -> None:
     ],
 )
 def test_output_letters(letters: str, channels: int, expected: str) -> None:
-    assert tiff.FORMAT.output_letters(letters, channels, np.dtype(np.float32)) == expected
+    assert FORMAT.output_letters(letters, channels, np.dtype(np.float32)) == expected
 
 
 def test_rgb_stays_rgb_while_it_is_8_bit(tmp_path: Path) -> None:

@@ -25,23 +25,20 @@ from conv3d_cli.formats.base import (
     RawReader,
     RawWriter,
     SpooledWriter,
-    VolumeFormat,
     real_dtype,
     write_at,
 )
 from conv3d_cli.formats.codecs import Codec, codec_named, codec_within
-from conv3d_cli.formats.nifti import cifti
+from conv3d_cli.formats.nifti import FORMAT, cifti
 from conv3d_cli.formats.nifti.grid import permuted, read_grid
 from conv3d_cli.formats.nifti.header import (
     LABEL_INTENT,
     LETTERS,
-    NAME,
     RGB_LETTERS,
     NiftiSource,
     add_history,
     header_bytes,
     output_header,
-    output_letters,
     read_extensions,
     read_header,
     read_history,
@@ -96,10 +93,10 @@ def input_files(path: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(_input_names(path)))
 
 
-def _output_names(path: str) -> tuple[str, str]:
-    """Header and voxel file of an output, the same name twice if it is one file."""
+def output_files(path: str) -> tuple[str, ...]:
+    """The files that an output consists of: one, or the header and the voxels of a pair."""
     if not _is_pair(path):
-        return path, path
+        return (path,)
     tail = suffix_of(path)[4:]
     return _renamed(path, ".hdr" + tail), _renamed(path, ".img" + tail)
 
@@ -198,7 +195,13 @@ def _volume_header(
     scale = (1.0, 0.0) if samples else read_scale(source.header, path)
     history = read_history(source.extensions)
     volume = VolumeHeader(
-        volume_axes, real_dtype(stored, path), source.grid, scale, NAME, source, history=history
+        volume_axes,
+        real_dtype(stored, path),
+        source.grid,
+        scale,
+        FORMAT.name,
+        source,
+        history=history,
     )
     dimensions = {a: len(sizes) - i for i, a in enumerate(volume_axes.letters) if a in SPATIAL}
     if any(dimensions[a] != 1 + "xyz".index(a) for a in dimensions):
@@ -223,8 +226,8 @@ def create_nifti(
     header : VolumeHeader   of any axis order; the writer's own header has the file's
     Raises: OutputExistsError; WriteError for a dtype or a shape that NIfTI cannot hold.
     """
-    header_path, voxel_path = _output_names(path)
-    pair = header_path != voxel_path
+    files = output_files(path)
+    header_path, voxel_path, pair = files[0], files[-1], len(files) == 2
     codec = codec_named(path)
     if codec is not None:
         codec.need(path, WriteError)
@@ -286,21 +289,3 @@ def check_nifti_target(path: str, overwrite: bool, make_folder: bool = False) ->
     codec = codec_named(path)
     if codec is not None:
         codec.need(path, WriteError)
-
-
-FORMAT = VolumeFormat(
-    name=NAME,
-    suffixes=(".nii.gz", ".nii.zst", ".nii", ".hdr.gz", ".img.gz", ".hdr", ".img"),
-    summary="NIfTI-1 and NIfTI-2, compressed or not, and .hdr/.img pairs; affines, units and extensions are kept",
-    open=open_nifti,
-    create=create_nifti,
-    output_letters=output_letters,
-    holds_affine=True,
-    holds_scale=True,
-    streamed=lambda path, options: codec_named(path) is not None,
-    libraries=("nibabel", "isal"),
-    content=nifti_content,
-    files=input_files,
-    written=lambda path: tuple(dict.fromkeys(_output_names(path))),
-    check_target=check_nifti_target,
-)

@@ -21,7 +21,6 @@ from conv3d_cli.formats.nifti.grid import write_grid
 from conv3d_cli.model.grid import Grid
 from conv3d_cli.model.volume import CHANNEL, SPATIAL, Axes, VolumeHeader, is_history
 
-NAME = "NIfTI"
 LETTERS = "xyztcab"  # of dimensions 1 to 7
 RGB_LETTERS = "xyztdab"  # where `s` is the channel axis, dimension 5 counts volumes like the others
 LARGEST_NIFTI1_SIZE = 32767

@@ -1,1 +1,20 @@
 """NRRD, attached and detached: its header, axes and places, and the format itself."""
+
+from __future__ import annotations
+
+from conv3d_cli.formats.base import VolumeFormat, late
+
+FORMAT = VolumeFormat(
+    name="NRRD",
+    suffixes=(".nrrd", ".nhdr"),
+    summary="NRRD of raw or gzip voxels, and detached headers; space, units and key/value pairs are kept",
+    open=late("conv3d_cli.formats.nrrd.format:open_nrrd"),
+    create=late("conv3d_cli.formats.nrrd.format:create_nrrd"),
+    output_letters=late("conv3d_cli.formats.nrrd.axes:output_letters"),
+    holds_affine=True,
+    compressions=("deflate",),
+    libraries=("isal",),
+    content=late("conv3d_cli.formats.nrrd.format:nrrd_content"),
+    files=late("conv3d_cli.formats.nrrd.format:input_files"),
+    written=late("conv3d_cli.formats.nrrd.format:output_names"),
+)

@@ -22,12 +22,12 @@ from conv3d_cli.formats.base import (
     PairWriter,
     RawReader,
     RawWriter,
-    VolumeFormat,
     real_dtype,
     write_at,
 )
 from conv3d_cli.formats.codecs import codec_named
-from conv3d_cli.formats.nrrd.axes import AxisFacts, axis_letters, kind_of, output_letters, read_axes
+from conv3d_cli.formats.nrrd import FORMAT
+from conv3d_cli.formats.nrrd.axes import AxisFacts, axis_letters, kind_of, read_axes
 from conv3d_cli.formats.nrrd.grid import Space, grid_fields, read_grid, read_space
 from conv3d_cli.formats.nrrd.header import (
     NrrdHeader,
@@ -331,19 +331,3 @@ def _facts_of(letter: str, axes: Axes, source: NrrdSource | None) -> AxisFacts:
         label = own.label or (letter if kind == "list" else "")
         return replace(own, kind=kind, label=label)
     return own
-
-
-FORMAT = VolumeFormat(
-    name="NRRD",
-    suffixes=(".nrrd", ".nhdr"),
-    summary="NRRD of raw or gzip voxels, and detached headers; space, units and key/value pairs are kept",
-    open=open_nrrd,
-    create=create_nrrd,
-    output_letters=output_letters,
-    holds_affine=True,
-    compressions=("deflate",),
-    libraries=("isal",),
-    content=nrrd_content,
-    files=input_files,
-    written=output_names,
-)

@@ -23,11 +23,10 @@ import numpy as np
 from conv3d_cli.errors import WriteError
 from conv3d_cli.formats.codecs import ZSTD_LEVEL, codec_threads, need_zstd, zstd_module
 from conv3d_cli.formats.packed import first_voxel
+from conv3d_cli.formats.tiff import COMPRESSIONS, DEFLATE, OLD_DEFLATE, ZSTD
 from conv3d_cli.model.volume import Array, Axes, VolumeHeader, VolumeWriter
 from conv3d_cli.system.atomic import AtomicFile, write_errors
 
-DEFLATE, OLD_DEFLATE, ZSTD = 8, 32946, 50000  # TIFF's numbers
-COMPRESSIONS = {"deflate": DEFLATE, "zstd": ZSTD}
 HORIZONTAL = 2  # the predictor for integers
 MSB_FIRST = 1  # the order of bits in all but old fax files
 # of voxels in a strip, what tifffile takes, too; part of what decides an output's bytes

@@ -24,18 +24,16 @@ from conv3d_cli.formats.base import (
     OutputOptions,
     RawReader,
     RawWriter,
-    VolumeFormat,
     real_dtype,
 )
 from conv3d_cli.formats.tiff import metadata as tiff_metadata
 from conv3d_cli.formats.tiff import ome as tiff_ome
 from conv3d_cli.formats.tiff.compressed import (
-    COMPRESSIONS,
     PackedStackWriter,
     need_codec,
     packing_bytes,
 )
-from conv3d_cli.formats.tiff.files import check_beside, input_files
+from conv3d_cli.formats.tiff.files import check_beside
 from conv3d_cli.formats.tiff.metadata import Description, TiffMetadata
 from conv3d_cli.formats.tiff.pages import PagedArray
 from conv3d_cli.formats.tiff.series import (
@@ -480,15 +478,6 @@ def _colours(axes: Axes) -> dict[str, Any]:
     )
 
 
-FORMAT = VolumeFormat(
-    name="TIFF",
-    suffixes=(".ome.tiff", ".ome.tif", ".tiff", ".tif"),
-    summary="ImageJ hyperstacks, OME-TIFF, BigTIFF and plain stacks, with their voxel sizes",
-    open=open_tiff,
-    create=create_tiff,
-    output_letters=output_letters,
-    files=input_files,
-    compressions=tuple(COMPRESSIONS),
-    libraries=("tifffile", "imagecodecs"),
-    output_bytes=lambda header, channels, options: packing_bytes(header, options.compression),
-)
+def output_bytes(header: VolumeHeader, channels: int, options: OutputOptions) -> int:
+    """Memory that writing takes beside the blocks of `channels`: see `VolumeFormat.output_bytes`."""
+    return packing_bytes(header, options.compression)

@@ -1,1 +1,25 @@
 """OME-Zarr: stores, metadata, pyramids, and the format itself."""
+
+from __future__ import annotations
+
+from conv3d_cli.formats.base import VolumeFormat, late
+from conv3d_cli.formats.zarr import names
+
+FORMAT = VolumeFormat(
+    name="OME-Zarr",
+    suffixes=(".ome.zarr", ".zarr"),
+    summary="images of OME-NGFF 0.4 and 0.5 and bare Zarr arrays, in folders and at URLs",
+    open=late("conv3d_cli.formats.zarr.format:open_zarr"),
+    create=late("conv3d_cli.formats.zarr.format:create_zarr"),
+    output_letters=late("conv3d_cli.formats.zarr.ome:output_letters"),
+    chunked=True,
+    libraries=("zarr", "numcodecs"),
+    reads_urls=True,
+    claims_also=names.claims,
+    content=names.content,
+    files=lambda path: (names.outermost(path),),
+    written=lambda path: (names.outermost(path),),
+    check_target=late("conv3d_cli.formats.zarr.store:check_store_target"),
+    output_bytes=late("conv3d_cli.formats.zarr.format:output_bytes"),
+    box_access=late("conv3d_cli.formats.zarr.format:box_access"),
+)

@@ -25,16 +25,17 @@ from conv3d_cli.errors import FormatError, SpecError, WriteError
 from conv3d_cli.formats.base import (
     DEFAULT_OPTIONS,
     OutputOptions,
-    VolumeFormat,
     pieces,
     read_pieces,
     real_dtype,
     within,
 )
 from conv3d_cli.formats.npy import axis_names
+from conv3d_cli.formats.zarr import FORMAT
 from conv3d_cli.formats.zarr import ome as zarr_ome
 from conv3d_cli.formats.zarr import pyramid as zarr_pyramid
 from conv3d_cli.formats.zarr import store as zarr_store
+from conv3d_cli.formats.zarr.names import ancestors, is_node, is_url, local_folder
 from conv3d_cli.formats.zarr.ome import OmeImage
 from conv3d_cli.formats.zarr.store import joined, open_node, store_write_errors, zarr_errors
 from conv3d_cli.model.grid import Grid
@@ -49,7 +50,6 @@ from conv3d_cli.model.volume import (
     VolumeWriter,
 )
 
-NAME = "OME-Zarr"
 # D, H, W of a new store's chunks: 2 MB of float32, 1 MB of uint16. Smaller ones cost a file and some 0.1 ms each; larger ones
 # cost memory (the writer holds a row of them) and make viewers fetch what they do not show.
 CHUNKS = (32, 128, 128)
@@ -296,7 +296,7 @@ def open_zarr(path: str, *, axes: str | None = None, channels_first: bool = Fals
                 f"the image has {len(image.datasets)} levels of resolution: the finest is used"
             )
     else:
-        for group, inner in zarr_store.ancestors(path):
+        for group, inner in ancestors(path):
             image = _image_of(group)
             dataset = (
                 next((d for d in image.datasets if d.path.strip("/") == inner), None)
@@ -343,7 +343,12 @@ def open_zarr(path: str, *, axes: str | None = None, channels_first: bool = Fals
     )
     history = () if image is None else image.history
     header = VolumeHeader(
-        found, real_dtype(array.dtype, path), grid, format=NAME, metadata=metadata, history=history
+        found,
+        real_dtype(array.dtype, path),
+        grid,
+        format=FORMAT.name,
+        metadata=metadata,
+        history=history,
     )
     watch.blosc = (
         bool(metadata.compressors)
@@ -372,8 +377,8 @@ def _open_level(path: str, name: str, watch: zarr_store.ChunkWatch) -> Any:
 
 def _image_of(group: str) -> OmeImage | None:
     """The image that a group above an array describes, if there is such a group."""
-    folder = zarr_store.local_folder(group)
-    if folder is not None and not zarr_store.is_node(folder):
+    folder = local_folder(group)
+    if folder is not None and not is_node(folder):
         return None
     try:
         node = open_node(group)
@@ -404,11 +409,9 @@ def _what_else(path: str, attributes: Mapping[str, Any]) -> str:
         return f"it is a plate of wells; name an image in it, such as {joined(path, 'A/1/0')}"
     if "well" in keys or "bioformats2raw.layout" in keys:
         return f"it holds several images; name one, such as {joined(path, '0')}"
-    folder = zarr_store.local_folder(path)
+    folder = local_folder(path)
     inside = (
-        sorted(n for n in os.listdir(folder) if zarr_store.is_node(os.path.join(folder, n)))
-        if folder
-        else []
+        sorted(n for n in os.listdir(folder) if is_node(os.path.join(folder, n))) if folder else []
     )
     cure = (
         f"; in it are {', '.join(inside[:8])}: name an array, such as {joined(path, inside[0])}"
@@ -581,9 +584,7 @@ class ZarrTarget:
 def _open_to_write(node: str) -> Any:
     import zarr
 
-    return zarr.open_array(
-        node if zarr_store.is_url(node) else zarr_store.folder_to_write(node), mode="r+"
-    )
+    return zarr.open_array(node if is_url(node) else zarr_store.folder_to_write(node), mode="r+")
 
 
 def value_range(block: Array) -> tuple[Array, Array]:
@@ -852,23 +853,3 @@ def _compressors(
             ), f"the input's codec {name} is not written: Blosc (LZ4) is used instead"
         kept.append(codec)
     return tuple(kept) or None, ""
-
-
-FORMAT = VolumeFormat(
-    name=NAME,
-    suffixes=(".ome.zarr", ".zarr"),
-    summary="images of OME-NGFF 0.4 and 0.5 and bare Zarr arrays, in folders and at URLs",
-    open=open_zarr,
-    create=create_zarr,
-    output_letters=zarr_ome.output_letters,
-    chunked=True,
-    libraries=("zarr", "numcodecs"),
-    reads_urls=True,
-    claims_also=zarr_store.claims,
-    content=zarr_store.content,
-    files=lambda path: (zarr_store.outermost(path),),
-    written=lambda path: (zarr_store.outermost(path),),
-    check_target=zarr_store.check_store_target,
-    output_bytes=output_bytes,
-    box_access=box_access,
-)

@@ -7,7 +7,6 @@ Names of URLs are never touched by os.path. zarr is imported here, late; only fo
 from __future__ import annotations
 
 import asyncio
-import json
 import math
 import os
 import shutil
@@ -20,7 +19,6 @@ from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Any, Protocol
 from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
 import numpy as np
 
@@ -32,76 +30,12 @@ from conv3d_cli.errors import (
     SpecError,
     WriteError,
 )
+from conv3d_cli.formats.zarr.names import MARKERS, is_node, is_url, local_folder
 from conv3d_cli.system.atomic import AtomicFolder, check_target, write_errors
 from conv3d_cli.system.inputs import near_names
 
-# a folder that holds one of them is a Zarr node
-MARKERS = (
-    "zarr.json",
-    ".zgroup",
-    ".zarray",
-    ".zattrs",
-)
 READ_ONLY_SCHEMES = ("http", "https")
 CURE = "pip install 'conv3d[zarr]'"
-
-
-def is_url(path: str) -> bool:
-    """Whether a name is a URL and no path.
-
-    >>> is_url("s3://bucket/a.zarr"), is_url("a.zarr/1")
-    (True, False)
-    """
-    return "://" in path
-
-
-def local_folder(path: str) -> str | None:
-    """The folder or file that a name means on this machine; None if it lies elsewhere.
-
-    >>> local_folder("a.zarr/"), local_folder("file:///data/a.zarr"), local_folder("s3://bucket/a.zarr")
-    ('a.zarr', '/data/a.zarr', None)
-    """
-    if path.lower().startswith("file://"):
-        path = url2pathname(urlsplit(path).path)
-    elif is_url(path):
-        return None
-    return path.rstrip("/" + os.sep) or os.sep
-
-
-def claims(path: str) -> bool:
-    """Whether a name is a Zarr store's: it or a folder above ends in .zarr, it is a URL, or a folder with Zarr metadata.
-
-    >>> claims("a.zarr"), claims("a.ome.zarr/1"), claims("https://host/store"), claims("a.npz")
-    (True, True, True, False)
-    """
-    if path == "-":
-        return False
-    if is_url(path) or any(
-        part.lower().endswith(".zarr") for part in path.replace(os.sep, "/").split("/")
-    ):
-        return True
-    return is_node(path)
-
-
-def is_node(folder: str) -> bool:
-    """Whether a folder holds Zarr metadata."""
-    return os.path.isdir(folder) and any(
-        os.path.isfile(os.path.join(folder, name)) for name in MARKERS
-    )
-
-
-def content(path: str) -> str:
-    """ "labels" where a store in a folder is a label image by its attributes (NGFF's `image-label`), else ""."""
-    for name in (".zattrs", "zarr.json"):
-        try:
-            with open(os.path.join(local_folder(path) or "", name), encoding="utf-8") as file:
-                found = json.load(file)
-            attributes = found.get("attributes", {}) if name == "zarr.json" else found
-            if "image-label" in {**attributes, **attributes.get("ome", {})}:
-                return "labels"
-        except (OSError, ValueError, RecursionError, TypeError, AttributeError):
-            pass  # not there, or damaged, which is told when it is opened
-    return ""
 
 
 def import_zarr(path: str, error: type[Conv3DError] = FormatError) -> Any:
@@ -256,36 +190,6 @@ def joined(path: str, *parts: str) -> str:
     's3://bucket/a.zarr/0'
     """
     return "/".join([path.rstrip("/" + os.sep), *parts])
-
-
-def ancestors(path: str) -> Iterator[tuple[str, str]]:
-    """Names of the groups above a node with its path in each, nearest first, no more than three.
-
-    >>> list(ancestors("a.zarr/s/1"))
-    [('a.zarr/s', '1'), ('a.zarr', 's/1')]
-    """
-    above, inner = path.rstrip("/" + os.sep), ""
-    for _ in range(3):
-        above, _, name = above.rpartition("/")
-        if not above or not name or above.endswith(":/"):
-            return
-        inner = f"{name}/{inner}" if inner else name
-        yield above, inner
-
-
-def outermost(path: str) -> str:
-    """The whole store that a name means a part of; URLs stay as they are.
-
-    >>> outermost("a.zarr/s/1"), outermost("a.zarr"), outermost("https://host/a.zarr/1")
-    ('a.zarr', 'a.zarr', 'https://host/a.zarr/1')
-    """
-    folder = local_folder(path)
-    if folder is None:
-        return path
-    above = [
-        name for name, _ in ancestors(folder) if name.lower().endswith(".zarr") or is_node(name)
-    ]
-    return above[-1] if above else folder
 
 
 # ---------------------------------------------------------------------------------------------------------------------
