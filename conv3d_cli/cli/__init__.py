@@ -1,7 +1,7 @@
-"""The command line: one file per command, options declared once in `options.py`, errors translated here.
+"""The command line: one file per command, and one line each in `COMMANDS`; errors are translated here.
 
-Click and Rich live only in this folder. Command modules import NumPy, Numba and the formats inside the command bodies, so
-that help is quick.
+Click and Rich live only in this folder. A run imports the module of its own command alone, and
+command modules import NumPy, Numba and the formats inside the command bodies, so that help is quick.
 """
 
 from __future__ import annotations
@@ -9,26 +9,60 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, MutableMapping, Sequence
+from importlib import import_module
 from types import FrameType
 from typing import Any
 
 import click
 
-from conv3d_cli.cli.apply import apply
-from conv3d_cli.cli.bench import bench
-from conv3d_cli.cli.compare import compare
-from conv3d_cli.cli.completion import COMPLETE_VAR, completion, prepare, register_shells
-from conv3d_cli.cli.explain import explain
-from conv3d_cli.cli.info import info
-from conv3d_cli.cli.kernel import kernel
-from conv3d_cli.cli.messages import EXIT_CODE
-from conv3d_cli.cli.presets import presets
-from conv3d_cli.cli.rerun import rerun
-from conv3d_cli.cli.view import view
-from conv3d_cli.cli.warmup import warmup
+from conv3d_cli.cli.messages import COMPLETE_VAR, EXIT_CODE
 from conv3d_cli.errors import Conv3DError, one_line
 from conv3d_cli.system.atomic import cause_of, placed_outputs
+
+COMMANDS = (
+    "apply",
+    "bench",
+    "compare",
+    "completion",
+    "explain",
+    "info",
+    "kernel",
+    "presets",
+    "rerun",
+    "view",
+    "warmup",
+)
+
+
+class LateCommands(MutableMapping[str, click.Command]):
+    """Commands by name. The command `x` is `x` of the module `cli/x.py`, imported when it is needed.
+
+    >>> LateCommands(["info"])["info"].name
+    'info'
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._commands: dict[str, click.Command | None] = dict.fromkeys(names)
+
+    def __getitem__(self, name: str) -> click.Command:
+        command = self._commands[name]
+        if command is None:
+            command = getattr(import_module(f"{__name__}.{name}"), name)
+            self._commands[name] = command
+        return command
+
+    def __setitem__(self, name: str, command: click.Command) -> None:
+        self._commands[name] = command
+
+    def __delitem__(self, name: str) -> None:
+        del self._commands[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._commands)
+
+    def __len__(self) -> int:
+        return len(self._commands)
 
 
 class Terminated(BaseException):
@@ -66,6 +100,8 @@ class ErrorTranslator(click.Group):
     def main(self, *arguments: Any, **options: Any) -> Any:
         """Run the command line, or tell the shell that asks how one goes on."""
         if COMPLETE_VAR in os.environ:
+            from conv3d_cli.cli.completion import prepare, register_shells
+
             register_shells()
             prepare(self)
         try:
@@ -106,6 +142,7 @@ class ErrorTranslator(click.Group):
 
 @click.group(
     cls=ErrorTranslator,
+    commands=LateCommands(COMMANDS),
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 @click.version_option(package_name="conv3d", prog_name="conv3d")
@@ -133,19 +170,3 @@ def main() -> None:
             signal.signal(signal.SIGHUP, _terminate)
     except ValueError:
         pass  # not in the main thread (embedded in another program): its signals are not ours
-
-
-for command in (
-    apply,
-    info,
-    view,
-    explain,
-    kernel,
-    presets,
-    compare,
-    rerun,
-    warmup,
-    bench,
-    completion,
-):
-    main.add_command(command)

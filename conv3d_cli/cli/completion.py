@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING
 
 import click
 
+from conv3d_cli.cli.messages import COMPLETE_VAR
 from conv3d_cli.cli.options import TableOption
 from conv3d_cli.settings.option import File
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
-# Set by the shell's script while it asks; the same under every name that the command is called by.
-COMPLETE_VAR = "_CONV3D_COMPLETE"
 SHELLS = ("bash", "zsh", "fish")
 
 

@@ -7,6 +7,9 @@ import click
 EXIT_CODE = "conv3d.exit_code"
 """Key in a context's `meta`: the exit code, if it is known before the result is printed."""
 
+COMPLETE_VAR = "_CONV3D_COMPLETE"
+"""The shell's script sets it while it asks for completions; the same under every name of the command."""
+
 
 def echo(text: str) -> None:
     """Print a line on stderr."""

@@ -60,7 +60,7 @@ AXES = {
 
 @pytest.mark.parametrize("path", ["x.npy", "x.nii"])
 def test_a_run_imports_the_formats_that_it_uses_alone(path: str, tmp_path: Path) -> None:
-    write_volume(str(tmp_path / path), Volume(np.ones((2, 3, 4), np.float32)))
+    write_volume(str(tmp_path / path), Volume(np.ones((2, 3, 4), np.float32), "zyx"))
     code = (
         "import sys; from conv3d_cli.formats import read_volume; read_volume(sys.argv[1])\n"
         "print(*(name for name in sys.modules if name.startswith('conv3d_cli.formats.')), "
