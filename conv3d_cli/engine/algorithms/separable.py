@@ -61,16 +61,16 @@ class Factors(NamedTuple):
 
     @property
     def kept(self) -> int:
-        return self.depth.shape[1]
+        return int(self.depth.shape[1])
 
     @property
     def terms(self) -> int:
-        return self.height.shape[1]
+        return int(self.height.shape[1])
 
     @property
     def taps(self) -> int:
         """Multiplications a voxel and filter."""
-        kd, kh, kw = self.depth.shape[-1], self.height.shape[-1], self.width.shape[-1]
+        kd, kh, kw = (int(f.shape[-1]) for f in (self.depth, self.height, self.width))
         return self.terms * kh + self.kept * self.terms * kw + self.kept * kd
 
 

@@ -39,7 +39,7 @@ def _kept_share(problem: ConvProblem, weights: NDArray[Any], taps: int) -> float
     held = [lines[..., :split].reshape(*lines.shape[:3], -1, taps).any(axis=-1).sum()]
     if split < kh:
         held.append(lines[..., split:].reshape(*lines.shape[:3], -1, taps - 1).any(axis=-1).sum())
-    return float(sum(held)) / (lines[..., 0].size * parts)
+    return float(sum(held) / (lines[..., 0].size * parts))
 
 
 def _shape(problem: ConvProblem, weights: NDArray[Any]) -> tuple[tuple[int, int, int], float]:

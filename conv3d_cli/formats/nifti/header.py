@@ -462,9 +462,9 @@ def header_bytes(header: Any, extensions: Extensions) -> bytes:
     extender = bytes([1 if tail else 0, 0, 0, 0])
     if not header.is_single:
         header["vox_offset"] = 0
-        return header.binaryblock + (extender + tail if tail else b"")
+        return bytes(header.binaryblock) + (extender + tail if tail else b"")
     offset = header.single_vox_offset + len(tail)
     header["vox_offset"] = offset
     if int(header["vox_offset"]) != offset:  # NIfTI-1 keeps it as a float32
         raise WriteError(f"its extensions of {len(tail)} bytes are too long for NIfTI-1")
-    return header.binaryblock + extender + tail
+    return bytes(header.binaryblock) + extender + tail

@@ -73,7 +73,7 @@ class PagedArray:
         packed = (
             0 if keyframe.is_contiguous else max(sum(page.databytecounts) for page in self.pages)
         )
-        page = math.prod(keyframe.shaped) * keyframe.dtype.itemsize
+        page: int = math.prod(keyframe.shaped) * keyframe.dtype.itemsize
         return self._workers * (packed + 2 * segment_bytes(keyframe)) + page
 
     def storage(self) -> dict[str, str]:
@@ -156,9 +156,8 @@ class PagedArray:
         page = self.pages[number]
         with tiff_errors(self.path, f"page {page.index + 1}"):
             self._open(page.parent.filehandle)
-            values = page.asarray(lock=self._lock, maxworkers=self._workers).reshape(
-                self.shape[self._split :]
-            )
+            values: Array = page.asarray(lock=self._lock, maxworkers=self._workers)
+            values = values.reshape(self.shape[self._split :])
         self._last = (number, values)
         return values
 

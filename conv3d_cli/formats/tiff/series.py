@@ -219,7 +219,7 @@ def _usable_pages(
 
 
 def _file(page: Any) -> str:
-    return os.path.realpath(page.parent.filehandle.path)
+    return os.path.realpath(str(page.parent.filehandle.path))
 
 
 def _check_alike(

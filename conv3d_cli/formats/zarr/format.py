@@ -172,7 +172,13 @@ class ZarrReader(VolumeReader):
         return tuple(metadata.chunks[a] for a in self.header.axes.letters)
 
     def _unit_bytes(self, unit: Sequence[int]) -> int:
-        return math.prod(unit) * max(self.header.dtype.itemsize, self.header.metadata.itemsize)
+        return math.prod(unit) * self._itemsize
+
+    @property
+    def _itemsize(self) -> int:
+        """Bytes of a voxel, as stored or as handed out, whichever is more."""
+        metadata: ZarrMetadata = self.header.metadata
+        return max(self.header.dtype.itemsize, metadata.itemsize)
 
     def box_access(self) -> BoxAccess:
         sizes: Mapping[str, int] = self.header.metadata.chunks
@@ -209,8 +215,7 @@ class ZarrReader(VolumeReader):
         rows = min(-(-(2 * min(planes, depth) - 1) // self._row) + 1, -(-depth // self._row))
         held = min(rows * self._row, depth) * height * width * channels
         encoded = 2 * at_work * self._rows_at_once(channels) * math.prod(unit)
-        itemsize = max(self.header.dtype.itemsize, self.header.metadata.itemsize)
-        return (held + encoded) * itemsize + LIBRARY_BYTES
+        return (held + encoded) * self._itemsize + LIBRARY_BYTES
 
     def take_missing(self) -> int:
         """How many chunks were asked for, since this was last called, that are not in the store."""
