@@ -122,7 +122,7 @@ def test_what_is_refused(tmp_path: Path, run: Any) -> None:
     path = write(tmp_path / "x.nii", noise((9, 6, 4.5)))
     target = ["-o", tmp_path / "o.nii", "--to-fwhm"]
     assert (
-        "smoother than 8mm along depth already" in run("apply", path, *target, "8mm", code=4).output
+        "already smoother than 8mm along depth" in run("apply", path, *target, "8mm", code=4).output
     )
     assert "leave out -k" in run("apply", path, "-k", "box:size=3", *target, "12mm", code=2).output
     assert "needs a unit" in run("apply", path, *target, "12", code=2).output
