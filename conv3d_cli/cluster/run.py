@@ -252,16 +252,18 @@ def run_on_cluster(
 def check_suited(prepared: PreparedJob) -> None:
     """Refuse a job that a cluster cannot do. Raises: SpecError."""
     job = prepared.job
-    for path, found in (
-        (job.source, find_format(job.source)),
-        (job.target, output_format(job.target)),
-    ):
-        if found is None or not found.chunked:
-            raise SpecError(
-                "--scheduler reads and writes Zarr stores, which several workers can open at once; "
-                f"{path} is none. "
-                f"Convert it first: conv3d apply {path} -k identity -o {path}.zarr"
-            )
+    read_format = find_format(job.source)
+    if read_format is None or not read_format.chunked:
+        raise SpecError(
+            "--scheduler reads Zarr stores, which several workers can open at once, and "
+            f"{job.source} is none; convert it first: "
+            f"conv3d apply {job.source} -k identity -o {job.source}.zarr"
+        )
+    if not output_format(job.target).chunked:
+        raise SpecError(
+            "--scheduler writes Zarr stores, to which several workers can write at once, and "
+            f"{job.target} is none; name an output that ends in .zarr"
+        )
     for stage in prepared.stages:
         if not stage.convolution.takes_boxes:
             raise SpecError(
