@@ -80,7 +80,7 @@ def verify_output(job: Job, count: int) -> Verified:
         mask = None if prepared.mask is None else prepared.mask.reader
         largest = 1.0 if mask is None or job.missing.labels else _largest(mask)
         inputs = _Inputs(reader, mask, largest)
-        # a format that does not name its axes is told them
+        # the axes are known here, in case the format does not store their names
         letters = None if output_format(job.target).names_axes else prepared.header.axes.letters
         written = stack.enter_context(random_access(open_volume(job.target, axes=letters)))
         slope, intercept = written.header.scale
@@ -233,13 +233,13 @@ def _expected_box(
 ) -> tuple[Reals, Reals]:
     """The correct output of stage `number` in a box, and the error allowed: (d, h, w, c) each.
 
-    A layer gives all its filters, a filter only the channel that is asked for.
+    A layer gives all its filters, a filter only the requested channel.
     """
     stage = prepared.stages[number]
     problem, kernel = stage.problem, stage.kernel
     window = _Window.around(problem, outputs)
     missing = prepared.job.missing if number == 0 else NOTHING
-    # of a bank, only the filter that is asked for, unless the magnitude needs all of them
+    # of a bank, only the filter of the requested channel, unless the magnitude needs all of them
     per_channel = 1 if stage.stage.magnitude else kernel.filters_per_channel
     channel, which = divmod(channel, per_channel)
     if number == 0:

@@ -256,13 +256,13 @@ def check_suited(prepared: PreparedJob) -> None:
     if read_format is None or not read_format.chunked:
         raise SpecError(
             "--scheduler reads Zarr stores, which several workers can open at once, and "
-            f"{job.source} is none; convert it first: "
+            f"{job.source} is not one; convert it first: "
             f"conv3d apply {job.source} -k identity -o {job.source}.zarr"
         )
     if not output_format(job.target).chunked:
         raise SpecError(
             "--scheduler writes Zarr stores, to which several workers can write at once, and "
-            f"{job.target} is none; name an output that ends in .zarr"
+            f"{job.target} is not one; name an output that ends in .zarr"
         )
     for stage in prepared.stages:
         if not stage.convolution.takes_boxes:
@@ -317,8 +317,8 @@ def choose_tasks(prepared: PreparedJob, threads: int, task_bytes: float = TASK_B
     out_voxel = output.dtype.itemsize * chain.problems[-1].filters
 
     def size(partition: Partition) -> int:
-        held = math.prod(one.held for one in work_by_axis(chain, partition, in_chunk)) * in_voxel
-        return held + math.prod(partition.block) * out_voxel
+        read = math.prod(axis.held for axis in work_by_axis(chain, partition, in_chunk))
+        return read * in_voxel + math.prod(partition.block) * out_voxel
 
     def allowed(partition: Partition) -> bool:
         small = size(partition) <= task_bytes

@@ -412,9 +412,9 @@ def copies(source: BidsFile, output: BidsFile) -> list[tuple[str, str]]:
     entities = tuple(pair for pair in output.entities if pair[0] != "desc")
     found = []
     for suffix, extension in COMPANIONS.get(source.suffix, ()):
-        if beside := inherited(source, suffix, extension):
+        if companions := inherited(source, suffix, extension):
             copy = replace(output, entities=entities, suffix=suffix, extension=extension)
-            found.append((beside[-1], copy.path))
+            found.append((companions[-1], copy.path))
     return found
 
 
