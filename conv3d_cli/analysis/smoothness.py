@@ -194,6 +194,7 @@ class SmoothnessMatch:
     job : Job                       with the Gaussian that was found as its kernel
     before, kernel, after : Floats  FWHM along D, H, W in voxels, of the volume, of the Gaussian,
                                     and of the output
+    reached : bool                  the output is within FWHM_TOLERANCE of the requested FWHM
     spacing, unit                   of the volume's grid; None if unknown
     """
 
@@ -201,6 +202,7 @@ class SmoothnessMatch:
     before: Floats
     kernel: Floats
     after: Floats
+    reached: bool
     spacing: Floats | None
     unit: str | None
 
@@ -212,9 +214,11 @@ class SmoothnessMatch:
             scaled = [length * s for length, s in zip(lengths, spacing, strict=True)]
             return ",".join(f"{length:.3g}" for length in scaled)
 
+        missed = f"; not within {FWHM_TOLERANCE:.0%} of the target after {MAX_TRIALS} trials"
         return (
             f"FWHM (depth,height,width) {text(self.before)} -> {text(self.after)} "
             f"{self.unit or 'vox'} by a Gaussian of {text(self.kernel)}"
+            f"{'' if self.reached else missed}"
         )
 
 
@@ -273,7 +277,8 @@ def match_fwhm(job: Job, target: str) -> SmoothnessMatch:
             with open_volume(trial, axes=letters) as output:
                 after = estimate_fwhm(output, mask)
             errors = [a / w - 1 for a, w in zip(after, wanted, strict=True) if math.isfinite(a)]
-            if max(map(abs, errors), default=0.0) <= FWHM_TOLERANCE:
+            reached = max(map(abs, errors), default=0.0) <= FWHM_TOLERANCE
+            if reached:
                 break
             squares = [
                 s * _correction(w, b, a) if math.isfinite(a) else 0.0
@@ -281,7 +286,7 @@ def match_fwhm(job: Job, target: str) -> SmoothnessMatch:
             ]
         grid = reader.header.grid
     unit = grid.unit if grid.spacing else None
-    return SmoothnessMatch(matched, before, kernel, after, grid.spacing, unit)
+    return SmoothnessMatch(matched, before, kernel, after, reached, grid.spacing, unit)
 
 
 def _correction(wanted: float, before: float, after: float) -> float:
