@@ -261,7 +261,7 @@ def match_fwhm(job: Job, target: str) -> SmoothnessMatch:
             if present > wish * (1 + FWHM_TOLERANCE):
                 raise ShapeError(
                     f"{job.source} is already smoother than {target} along {axis}: its FWHM is "
-                    f"{present:.3g} voxels, and {wish:.3g} are requested; request more"
+                    f"{present:.3g} voxels, and {wish:.3g} are requested; pass a larger --to-fwhm"
                 )
         squares = [
             max(0.0, w * w - b * b) if math.isfinite(b) else 0.0
