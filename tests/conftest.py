@@ -1,6 +1,6 @@
-"""Fixtures that every test may use: the command line, sample volumes, a seeded generator, a cache for compiled loops.
+"""Fixtures for all tests: the command line, sample volumes, a seeded generator; and the loop cache.
 
-`README.md` beside this file says how to write a test with them.
+`README.md` in this folder shows how to write a test with them.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-# Before anything imports Numba: tests compile into a folder of their own, which is kept for the next run.
+# Set before anything imports Numba: tests keep their compiled loops in a folder of their own.
 CACHE = os.path.join(tempfile.gettempdir(), f"conv3d-test-cache-{os.getuid()}")
 os.environ.setdefault("CONV3D_CACHE_DIR", CACHE)
 
-# `make test` runs the tests inside make. A make that a test starts must not inherit its options.
+# `make test` runs the tests inside make. If a test starts make, that must not inherit the options.
 for name in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL"):
     os.environ.pop(name, None)
 
-# Helper modules assert, too: a failure there shows its values as one in a test does.
+# So that a failed assert in a helper module shows its values, as in a test.
 pytest.register_assert_rewrite("cases", "oracle", "tools")
 
 ROOT = Path(__file__).parent.parent
@@ -36,28 +36,29 @@ Shell = Callable[..., "subprocess.CompletedProcess[bytes]"]
 
 @pytest.fixture
 def rng() -> np.random.Generator:
+    """A random generator with a fixed seed."""
     return np.random.default_rng(20260101)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # The command line
 
 
 @pytest.fixture(autouse=True)
 def _a_terminal_of_100_columns(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The width of help and messages does not depend on the window that the tests run in."""
+    """Make the width of help and messages independent of the terminal that runs the tests."""
     monkeypatch.setenv("COLUMNS", "100")
 
 
 @pytest.fixture(scope="session")
 def run() -> Run:
-    """Call `conv3d ARGUMENTS...` in this process; paths and numbers are turned into text.
+    """Run `conv3d ARGUMENTS...` in this process; arguments may be paths and numbers.
 
     The test fails if the exit code is not `code`; `code=None` accepts every exit code.
     """
 
     def call(*arguments: Any, code: int | None = 0) -> Result:
-        from conv3d_cli.cli import main  # late: a test of imports must find a fresh interpreter
+        from conv3d_cli.cli import main  # late, because a test of imports needs a fresh interpreter
 
         result = CliRunner().invoke(main, [str(a) for a in arguments])
         error = None if isinstance(result.exception, SystemExit) else result.exception
@@ -70,7 +71,7 @@ def run() -> Run:
 
 @pytest.fixture(scope="session")
 def shell() -> Shell:
-    """Call `conv3d ARGUMENTS...` as a process of its own, where exit codes and streams are real."""
+    """Run `conv3d ARGUMENTS...` as a process of its own, with real exit codes and streams."""
 
     def call(*arguments: Any, **kwargs: Any) -> subprocess.CompletedProcess[bytes]:
         command = [sys.executable, "-m", "conv3d_cli", *(str(a) for a in arguments)]
@@ -83,7 +84,7 @@ def shell() -> Shell:
 
 @pytest.fixture(scope="session")
 def error_line() -> Callable[[str], str]:
-    """The message of a failed command, which must be one line (a usage hint may stand above it)."""
+    """The message of a failed command, which must be one line; a usage hint may precede it."""
 
     def only(text: str) -> str:
         lines = [line for line in text.strip().splitlines() if line.startswith("Error: ")]
@@ -97,7 +98,7 @@ def error_line() -> Callable[[str], str]:
 
 @pytest.fixture
 def commands(tmp_path: Path) -> dict[str, str]:
-    """Variables of an environment in which `conv3d` is the one under test, for scripts and makefiles."""
+    """Environment variables for scripts and makefiles: `conv3d` is the one under test."""
     script = tmp_path / "bin" / "conv3d"
     script.parent.mkdir()
     script.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m conv3d_cli "$@"\n')
@@ -105,7 +106,7 @@ def commands(tmp_path: Path) -> dict[str, str]:
     return {**os.environ, "PATH": f"{script.parent}{os.pathsep}{os.environ['PATH']}"}
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Sample data
 
 
@@ -153,7 +154,7 @@ def mask(scan: Path) -> Path:
 
 @pytest.fixture
 def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The current folder, with a scan a.nii.gz of 3 x 1.5 x 1.5 mm, its mask.nii, and a kernel k.npy."""
+    """The current folder: a scan a.nii.gz of 3 x 1.5 x 1.5 mm, its mask.nii, and a kernel k.npy."""
     from conv3d_cli import Grid, Volume, write_volume
     from conv3d_cli.model.grid import affine_from_spacing
 
@@ -170,5 +171,5 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def sample_data(tmp_path: Path) -> Path:
-    """A copy of the folder sample_data, which a test may write to."""
+    """A copy of the folder sample_data that a test may write to."""
     return Path(shutil.copytree(ROOT / "sample_data", tmp_path / "sample_data"))

@@ -1,4 +1,4 @@
-"""Sets of OME-TIFF files as microscopes write them: what lies in which file is said here, and nothing of the package is used."""
+"""Write sets of OME-TIFF files as microscopes do, without using the package."""
 
 from __future__ import annotations
 
@@ -19,10 +19,12 @@ STORED: dict[str, dict[str, Any]] = {
     "deflate": {"contiguous": False, "compression": "zlib"},
     "big-endian": {"contiguous": True},
 }
-Place = tuple[str | None, int]  # the file of a plane, None for one that is not said; its page
+# Where a plane is: its file (None: the XML does not name it), and its page in the file.
+Place = tuple[str | None, int]
 
 
 def planes(seed: int, shape: Sequence[int] = (4, 12, 14), dtype: Any = np.uint16) -> Array:
+    """Random planes (z, y, x) with values below 250."""
     return np.random.default_rng(seed).integers(0, 250, shape).astype(dtype)
 
 
@@ -33,7 +35,12 @@ def image_xml(
     uuids: dict[str, str | None],
     kind: str = "uint16",
 ) -> str:
-    """An Image, of sizes, a position and names that tell it from others, and the places of its z planes."""
+    """An Image element: voxel sizes, position and names that differ by `number`, and its z planes.
+
+    shape : (z, y, x)
+    places : sequence       the place of each z plane
+    uuids : dict            the UUID of each file, None for a file without
+    """
     depth, height, width = shape
     size = number + 1
     parts = ""
@@ -41,24 +48,34 @@ def image_xml(
         uuid = "" if name is None else f'<UUID FileName="{name}">{uuids.get(name) or ""}</UUID>'
         parts += f'<TiffData FirstZ="{z}" IFD="{page}" PlaneCount="1">{uuid}</TiffData>'
     stage = "".join(
-        f'<Plane TheZ="{z}" TheC="0" TheT="0" PositionX="{1000 * size}" PositionXUnit="µm" PositionY="{500 * size}" '
-        f'PositionYUnit="µm" PositionZ="0" PositionZUnit="µm"/>'
+        f'<Plane TheZ="{z}" TheC="0" TheT="0" PositionX="{1000 * size}" PositionXUnit="µm" '
+        f'PositionY="{500 * size}" PositionYUnit="µm" PositionZ="0" PositionZUnit="µm"/>'
         for z in range(depth)
     )
     return (
-        f'<Image ID="Image:{number}" Name="position {number}"><Pixels ID="Pixels:{number}" DimensionOrder="XYZCT" '
-        f'Type="{kind}" SizeX="{width}" SizeY="{height}" SizeZ="{depth}" SizeC="1" SizeT="1" PhysicalSizeX="0.{size}" '
-        f'PhysicalSizeY="0.{size}" PhysicalSizeZ="{size}"><Channel ID="Channel:{number}:0" Name="dye {number}" '
-        f'SamplesPerPixel="1"/>{parts}{stage}</Pixels></Image>'
+        f'<Image ID="Image:{number}" Name="position {number}">'
+        f'<Pixels ID="Pixels:{number}" DimensionOrder="XYZCT" Type="{kind}" '
+        f'SizeX="{width}" SizeY="{height}" SizeZ="{depth}" SizeC="1" SizeT="1" '
+        f'PhysicalSizeX="0.{size}" PhysicalSizeY="0.{size}" PhysicalSizeZ="{size}">'
+        f'<Channel ID="Channel:{number}:0" Name="dye {number}" SamplesPerPixel="1"/>'
+        f"{parts}{stage}</Pixels></Image>"
     )
 
 
 def write_file(
     path: Path, pages: Array, images: str, uuid: str | None, pad: int = 0, stored: str = "one piece"
 ) -> Path:
-    """A file of pages with a description of `pad` bytes more than it needs, so that voxels lie elsewhere than in others."""
+    """Write pages (n, y, x) into a file.
+
+    images : str    the Image elements of the description
+    pad : int       bytes to make the description longer, which moves the voxels within the file
+    stored : str    see `STORED`
+    """
     own = "" if uuid is None else f' UUID="{uuid}"'
-    xml = f'<?xml version="1.0" encoding="UTF-8"?><!--{"x" * pad}--><OME xmlns="{SCHEMA}"{own}>{images}</OME>'
+    xml = (
+        f'<?xml version="1.0" encoding="UTF-8"?><!--{"x" * pad}-->'
+        f'<OME xmlns="{SCHEMA}"{own}>{images}</OME>'
+    )
     options = {"photometric": "minisblack", "metadata": None, **STORED[stored]}
     path.parent.mkdir(parents=True, exist_ok=True)
     with tifffile.TiffWriter(
@@ -85,7 +102,7 @@ def write_positions(
     with_uuids: bool = True,
     depth: int = 4,
 ) -> list[Array]:
-    """Files p0.ome.tif, p1.ome.tif, ... of a position each; each describes them all."""
+    """Write p0.ome.tif, p1.ome.tif, ... with one position each; each file describes all of them."""
     data = [planes(k, (depth, 12, 14)) for k in range(count)]
     uuids = {f"p{k}.ome.tif": f"urn:uuid:{k}" if with_uuids else None for k in range(count)}
     images = "".join(
@@ -101,7 +118,7 @@ def write_positions(
 def write_split(
     folder: Path, names: Sequence[str] = ("a.ome.tif", "b.ome.tif"), **options: Any
 ) -> Array:
-    """One image of four planes, two in each of two files."""
+    """Write one image of four planes into two files, two planes each."""
     data = planes(7)
     uuids: dict[str, str | None] = {name: f"urn:uuid:{k}" for k, name in enumerate(names)}
     images = image_xml(0, data.shape, [(names[z // 2], z % 2) for z in range(4)], uuids)
@@ -110,10 +127,10 @@ def write_split(
     return data
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Micro-Manager's files, which list their planes beside TIFF's directories
+# --------------------------------------------------------------------------------------------------
+# Micro-Manager's files, which have an index of their planes in addition to TIFF's directories
 
-_DIRECTORY = 162  # bytes of one with its 13 tags; voxels follow
+_DIRECTORY = 162  # bytes of a directory with its 13 tags; voxels follow
 
 
 def _write_pages(
@@ -123,7 +140,11 @@ def _write_pages(
     index: bytes = b"",
     indices: Sequence[Sequence[int]] = (),
 ) -> list[int]:
-    """Pages (n, h, w) of uint16 behind a header that stands at byte 8; returns where their voxels begin."""
+    """Write pages (n, y, x) of uint16 after a header at byte 8; return the offsets of their voxels.
+
+    index : bytes       placeholder in `header` for the offset of the index
+    indices             (channel, slice, frame, position) of each page, for the index
+    """
     _, height, width = data.shape
     size, position, body, places = 2 * height * width, 8 + len(header), b"", []
     for number, page in enumerate(data):
@@ -162,7 +183,7 @@ def _write_pages(
 
 
 def write_mmstack(folder: Path) -> Array:
-    """s_MMStack_0.tif and s_MMStack_1.tif: two positions of three slices, of axes r z y x."""
+    """Write s_MMStack_0.tif and s_MMStack_1.tif: two positions of three slices. Axes r z y x."""
     data = planes(5, (2, 3, 6, 8))
     summary = {
         "MicroManagerVersion": "1.4",
@@ -184,7 +205,7 @@ def write_mmstack(folder: Path) -> Array:
 
 
 def write_ndtiff(folder: Path, names: Sequence[str]) -> Array:
-    """A file for each slice, and the index that names them in the first file's folder."""
+    """Write a file for each slice, and their index into the folder of the first file."""
     data = planes(6, (len(names), 6, 8))
     index = b""
     for z, (name, page) in enumerate(zip(names, data, strict=True)):

@@ -1,4 +1,7 @@
-"""conv3d by definition: plain loops in float64. Imports nothing of the package, so that it cannot share its mistakes."""
+"""conv3d by its definition: plain loops in float64.
+
+It imports nothing from the package, so that it cannot share its mistakes.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +11,17 @@ import numpy as np
 
 
 def outside(position: int, size: int, mode: str) -> int | None:
-    """The index that stands for a position of an axis; None where a constant does. By walking, not by formula."""
+    """The input index that is read at a position of an axis; None where a constant is read.
+
+    Found by walking back into the volume, not by a formula.
+    """
     if 0 <= position < size:
         return position
     if mode in ("zeros", "constant"):
         return None
     if mode == "mirror-one":
-        beside = {-1: 1, size: size - 2}
-        return beside.get(position) if size > 1 else None
+        mirrored = {-1: 1, size: size - 2}
+        return mirrored.get(position) if size > 1 else None
     if mode == "nearest":
         return 0 if position < 0 else size - 1
     if mode == "wrap":
@@ -33,7 +39,7 @@ def outside(position: int, size: int, mode: str) -> int | None:
 
 
 def paddings(n: int, k: int, s: int, d: int, padding: object) -> tuple[int, int]:
-    """(before, after) of one axis; `padding` is a name or a pair."""
+    """The padding (before, after) of one axis; `padding` is a name or a pair."""
     span = (k - 1) * d + 1
     if padding == "valid":
         return 0, 0
@@ -59,7 +65,14 @@ def conv3d(
     boundary: str = "zeros",
     constant: float = 0.0,
 ) -> np.ndarray:
-    """x: (N, D, H, W, C); kernel: (kd, kh, kw, C/groups, F); padding: a name or three pairs. Returns (N, D', H', W', F)."""
+    """Convolve as Keras' Conv3D does, in float64.
+
+    x : (N, D, H, W, C)
+    kernel : (kd, kh, kw, C / groups, F)
+    padding : a name, or three pairs (before, after)
+
+    Returns (N, D', H', W', F).
+    """
     x = np.asarray(x, np.float64)
     kernel = np.asarray(kernel, np.float64)
     count, *size, channels = x.shape
@@ -81,8 +94,8 @@ def conv3d(
         for a in range(3)
     ]
     out = np.zeros((count, *out_size, filters))
-    # places[axis][output][tap]: the voxel that lies there, None outside
-    places = [
+    # indices[axis][output][tap]: the input index that the tap reads, None where it reads a constant
+    indices = [
         [
             [
                 outside(o * strides[a] + k * dilation_rate[a] - pads[a][0], size[a], boundary)
@@ -92,16 +105,15 @@ def conv3d(
         ]
         for a in range(3)
     ]
-    beyond = np.full(
-        (count, per_group), constant if boundary in ("constant", "mirror-one") else 0.0
-    )
-    runs = [(slice(g * per_group, (g + 1) * per_group), slice(g * filters // groups, (g + 1) * filters // groups))
-            for g in range(groups)]  # fmt: skip
-    with np.errstate(invalid="ignore"):  # zero times infinity is meant
+    fill = constant if boundary in ("constant", "mirror-one") else 0.0
+    constants = np.full((count, per_group), fill)
+    channels_of = [slice(g * per_group, (g + 1) * per_group) for g in range(groups)]
+    filters_of = [slice(g * filters // groups, (g + 1) * filters // groups) for g in range(groups)]
+    with np.errstate(invalid="ignore"):  # zero times infinity is intended
         for d, h, w in itertools.product(*(range(n) for n in out_size)):
             for i, j, k in itertools.product(*(range(n) for n in ksize)):
-                position = places[0][d][i], places[1][h][j], places[2][w][k]
-                for block, these in runs:
-                    values = beyond if None in position else x[(slice(None), *position, block)]
-                    out[:, d, h, w, these] += values @ kernel[i, j, k, :, these]
+                index = indices[0][d][i], indices[1][h][j], indices[2][w][k]
+                for read, made in zip(channels_of, filters_of, strict=True):
+                    values = constants if None in index else x[(slice(None), *index, read)]
+                    out[:, d, h, w, made] += values @ kernel[i, j, k, :, made]
     return out if bias is None else out + bias

@@ -1,6 +1,7 @@
-"""Processes and conditions that a test waits for: no test fails because a machine is slow, and no process outlives its test.
+"""Child processes of a test, and waiting for conditions: slow machines fail no test.
 
-Waiting ends when what is waited for is there, however long that takes; `LIMIT` only ends a test that would hang.
+A test waits until its condition is true, however long that takes; LIMIT only ends a test that would
+hang. No process outlives its test.
 """
 
 from __future__ import annotations
@@ -12,15 +13,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-# Seconds that no process or condition of a test takes on any machine that still works.
+# Seconds. No process or condition of a test takes longer on a machine that works.
 LIMIT = 600
 
 
 @contextmanager
 def started(command: Sequence[object], **options: Any) -> Iterator[subprocess.Popen[Any]]:
-    """A process beside the test; at the end of the block it is killed, if it still runs, and waited for.
+    """Start a process; at the end of the block, kill it if it still runs, and wait for its end.
 
-    command, options    as `subprocess.Popen` takes them
+    command, options    as for `subprocess.Popen`
 
     >>> import sys
     >>> with started([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
@@ -39,19 +40,21 @@ def started(command: Sequence[object], **options: Any) -> Iterator[subprocess.Po
 def wait_until(
     condition: Callable[[], object], process: subprocess.Popen[Any] | None = None
 ) -> None:
-    """Wait until `condition()` is true. With a process that brings it about, the test fails if that ends before."""
+    """Wait until `condition()` is true.
+
+    process : Popen or None     the process that makes it true; if it ends first, the test fails
+    """
     begin = time.monotonic()
     while not condition():
         ended = process is not None and process.poll() is not None
         if ended and not condition():
-            said = (
-                process.stderr.read() if process is not None and process.stderr is not None else b""
-            )
-            raise AssertionError(f"the process ended before: {said!r}")
-        assert time.monotonic() - begin < LIMIT, "what the test waits for does not come"
+            errors = process.stderr if process is not None else None
+            message = b"" if errors is None else errors.read()
+            raise AssertionError(f"the process ended before the condition was true: {message!r}")
+        assert time.monotonic() - begin < LIMIT, f"the condition is not true after {LIMIT} s"
         time.sleep(0.005)
 
 
 def cpu_seconds() -> float:
-    """Seconds of CPU time that this process and its ended children have used; others on the machine do not count."""
+    """CPU seconds of this process and its finished children, whatever else the machine does."""
     return sum(os.times()[:4])

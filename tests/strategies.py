@@ -1,7 +1,8 @@
-"""Hypothesis strategies that any test may use: small shapes, legal geometries, arrays of every real dtype and layout.
+"""Hypothesis strategies: small shapes, legal convolutions, arrays of every real dtype and layout.
 
-Importing this module loads the suite's profile: no deadline (a first call compiles), no health check on a busy machine.
-Voxels and weights are small whole numbers, so sums are exact in float32 and tests may ask for equality.
+Importing this module loads a profile for all tests: no deadline, because first calls compile, and
+no health check for slow examples, because machines are busy. Voxels and weights are small whole
+numbers: their sums are exact in float32, so tests may assert equality.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ LAYOUTS = (
 
 
 def sizes(largest: int = 9) -> st.SearchStrategy[int]:
-    """Voxels along an axis: 1 to `largest`, odd ones more often, since edges lie differently there."""
+    """Voxels along an axis: 1 to `largest`, more often odd, since edges differ there."""
     odd = [n for n in (1, 3, 5, 7, 9) if n <= largest]
     return st.one_of(st.sampled_from(odd), st.integers(1, largest))
 
@@ -47,13 +48,19 @@ def shapes(largest: int = 9) -> st.SearchStrategy[Triple]:
     return st.tuples(sizes(largest), sizes(largest), sizes(largest))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Geometries
+# --------------------------------------------------------------------------------------------------
+# Convolutions
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """A legal convolution. `padding` is a name or three pairs; `per_group` is None for a 3-D kernel (a filter)."""
+    """A legal convolution: sizes of volume and kernel, and all parameters.
+
+    size : (D, H, W)        voxels of each of the `batch` volumes
+    per_group : int or None channels per group; None for a 3-D kernel (a filter)
+    padding                 a name, or three pairs (before, after)
+    constant : float        of the boundary "constant"
+    """
 
     batch: int
     size: Triple
@@ -70,22 +77,24 @@ class Geometry:
 
     @property
     def in_shape(self) -> tuple[int, int, int, int, int]:
+        """(N, D, H, W, C) of the input."""
         return (self.batch, *self.size, self.channels)
 
     @property
     def kernel_shape(self) -> tuple[int, ...]:
-        return (
-            self.kernel_size
-            if self.per_group is None
-            else (*self.kernel_size, self.per_group, self.filters)
-        )
+        """(kd, kh, kw) of a filter, (kd, kh, kw, C / groups, F) of a layer."""
+        if self.per_group is None:
+            return self.kernel_size
+        return (*self.kernel_size, self.per_group, self.filters)
 
     @property
     def boundary_text(self) -> str:
+        """The boundary as the command line writes it."""
         return f"constant={self.constant}" if self.boundary == "constant" else self.boundary
 
     @property
     def spec(self) -> ConvSpec:
+        """The parameters as the package's specification."""
         return ConvSpec(
             strides=self.strides,
             padding=self.padding,
@@ -97,6 +106,7 @@ class Geometry:
 
     @property
     def problem(self) -> ConvProblem:
+        """The resolved specification."""
         return self.spec.resolve(self.in_shape, self.kernel_shape)
 
     def by_definition(
@@ -108,10 +118,16 @@ class Geometry:
             groups = self.channels
             kernel = np.repeat(kernel[..., None, None], self.channels, axis=4)
         return oracle.conv3d(
-            x, kernel, bias,
-            strides=self.strides, padding=self.padding, dilation_rate=self.dilation_rate, groups=groups,
-            boundary=self.boundary, constant=self.constant,
-        )  # fmt: skip
+            x,
+            kernel,
+            bias,
+            strides=self.strides,
+            padding=self.padding,
+            dilation_rate=self.dilation_rate,
+            groups=groups,
+            boundary=self.boundary,
+            constant=self.constant,
+        )
 
 
 @st.composite
@@ -127,11 +143,11 @@ def geometries(
     strided_dilation: bool = True,
     most_steps: int | None = None,
 ) -> Geometry:
-    """Legal convolutions: any padding, explicit pairs far larger than the volume included.
+    """Legal convolutions with any padding, also with explicit pads far larger than the volume.
 
     largest, largest_kernel : int       voxels along an axis
-    strided_dilation : bool             whether strides and dilation may both exceed 1, which Keras refuses
-    most_steps : int or None            of the oracle's loops; it takes some 10 000 a second
+    strided_dilation : bool             strides and dilation may both exceed 1, which Keras refuses
+    most_steps : int or None            limit for the oracle's loops, which do about 10 000 a second
     """
     padding = draw(st.sampled_from(["valid", "same", "full", "explicit"]))
     may_stride, may_dilate = True, True
@@ -139,7 +155,7 @@ def geometries(
         may_stride = draw(st.booleans())
         may_dilate = not may_stride
     size, kernel_size, strides, dilation_rate, pads = [], [], [], [], []
-    # the axis that may be padded by several times its size
+    # one axis may be padded by several times its size
     far = draw(st.sampled_from([None, 0, 1, 2]))
     for axis in range(3):
         n = draw(sizes(largest))
@@ -181,19 +197,17 @@ def geometries(
     )
     if most_steps is not None:
         problem = geometry.problem
-        assume(
-            math.prod(problem.out_size) * math.prod(problem.kernel_size) * problem.groups
-            <= most_steps
-        )
+        steps = math.prod(problem.out_size) * math.prod(problem.kernel_size) * problem.groups
+        assume(steps <= most_steps)
     return geometry
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Arrays
 
 
 def small_numbers(shape: tuple[int, ...], dtype: str, seed: int) -> np.ndarray:
-    """Whole numbers from -4 to 4 (0 to 8, or False and True, where the dtype has no negative ones)."""
+    """Whole numbers from -4 to 4; from 0 to 8 for unsigned dtypes, False and True for bool."""
     numbers = np.random.default_rng(seed).integers(0, 9, shape)
     kind = np.dtype(dtype).kind
     if kind == "b":
@@ -202,7 +216,7 @@ def small_numbers(shape: tuple[int, ...], dtype: str, seed: int) -> np.ndarray:
 
 
 def laid_out(values: np.ndarray, layout: str, seed: int = 0) -> np.ndarray:
-    """An array equal to `values` that lies otherwise in memory: see `LAYOUTS`."""
+    """An array equal to `values`, with another memory layout: see `LAYOUTS`."""
     if layout == "C":
         return np.ascontiguousarray(values)
     if layout == "F":

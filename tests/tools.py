@@ -1,7 +1,7 @@
-"""Other tools that smooth, to be compared with: run where they are installed, else their published formula in float64.
+"""Smoothing as other tools do it: by the installed tool, or by its published formula in float64.
 
-All take a volume of axes x, y, z (t), its voxel size in mm and a FWHM in mm, and give the smoothed volume. The formulas are
-written here once more, by loops over lines, and share no code with the package.
+Each function takes a volume with axes x, y, z (t), its voxel size in mm and a FWHM in mm, and
+returns the smoothed volume. The formulas are loops over lines and share no code with the package.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ FWHM_PER_SIGMA = math.sqrt(8 * math.log(2))
 
 
 def command(name: str) -> str | None:
-    """Where a tool is: on the path, or beside this Python."""
-    beside = Path(sys.executable).parent / name
-    return shutil.which(name) or (str(beside) if beside.exists() else None)
+    """The path of a program: on PATH, or in the folder of this Python; None if it is missing."""
+    neighbour = Path(sys.executable).parent / name
+    return shutil.which(name) or (str(neighbour) if neighbour.exists() else None)
 
 
 def run_on_file(
@@ -33,7 +33,10 @@ def run_on_file(
     folder: Path,
     arguments: Callable[[str, str], list[str]],
 ) -> Array:
-    """A volume through a program from NIfTI to NIfTI."""
+    """Process a volume with a program that reads and writes NIfTI.
+
+    arguments : callable    (input path, output path) -> command
+    """
     source, target = folder / "tool_in.nii.gz", folder / "tool_out.nii.gz"
     image = nib.Nifti1Image(volume.astype(np.float32), np.diag([*spacing, 1.0]))
     image.header.set_xyzt_units("mm", "sec")
@@ -43,11 +46,11 @@ def run_on_file(
     return np.asarray(nib.load(target).get_fdata())
 
 
-def along_lines(volume: Array, do: Callable[[Array, int], Array]) -> Array:
-    """`do(line, axis)` on all lines along x, then y, then z."""
+def along_lines(volume: Array, function: Callable[[Array, int], Array]) -> Array:
+    """Apply `function(line, axis)` to all lines along x, then y, then z."""
     volume = volume.astype(np.float64)
     for axis in range(3):
-        volume = np.apply_along_axis(do, axis, volume, axis)
+        volume = np.apply_along_axis(function, axis, volume, axis)
     return volume
 
 
@@ -58,7 +61,12 @@ def filtered(
     mirrored: bool = False,
     repeated: bool = False,
 ) -> Array:
-    """A line through symmetric weights; outside it are zeros, nothing, zeros but for one mirrored voxel, or the end again."""
+    """Filter a line with symmetric weights. Zeros are outside it, unless an option says otherwise.
+
+    renormalized : bool     nothing is outside: divide by the weight that is inside
+    mirrored : bool         one mirrored voxel, then zeros
+    repeated : bool         the last voxel, again and again
+    """
     reach, n = len(weights) // 2, len(line)
     padded = np.pad(line, reach, mode="edge" if repeated else "constant")
     if mirrored:
@@ -70,15 +78,16 @@ def filtered(
 
 
 def sigmas(fwhm: float, spacing: tuple[float, ...]) -> list[float]:
+    """The standard deviation in voxels along each axis."""
     return [fwhm / FWHM_PER_SIGMA / step for step in spacing[:3]]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Installed tools
 
 
 def fsl(volume: Array, spacing: tuple[float, ...], fwhm: float, folder: Path) -> Array:
-    """niimath -s, a reimplementation of fslmaths."""
+    """`niimath -s`; niimath is a reimplementation of fslmaths."""
     sigma = repr(fwhm / FWHM_PER_SIGMA)
     return run_on_file(
         volume, spacing, folder, lambda a, b: [str(command("niimath")), a, "-s", sigma, b]
@@ -86,6 +95,7 @@ def fsl(volume: Array, spacing: tuple[float, ...], fwhm: float, folder: Path) ->
 
 
 def mrtrix(volume: Array, spacing: tuple[float, ...], fwhm: float, folder: Path) -> Array:
+    """`mrfilter smooth`."""
     sigma = repr(fwhm / FWHM_PER_SIGMA)
     return run_on_file(
         volume,
@@ -96,6 +106,7 @@ def mrtrix(volume: Array, spacing: tuple[float, ...], fwhm: float, folder: Path)
 
 
 def nilearn(volume: Array, spacing: tuple[float, ...], fwhm: float, folder: Path) -> Array:
+    """`nilearn.image.smooth_img`."""
     from nilearn.image import smooth_img
 
     image = nib.Nifti1Image(volume.astype(np.float32), np.diag([*spacing, 1.0]))
@@ -103,6 +114,7 @@ def nilearn(volume: Array, spacing: tuple[float, ...], fwhm: float, folder: Path
 
 
 def scipy(volume: Array, spacing: tuple[float, ...], fwhm: float, folder: Path) -> Array:
+    """`scipy.ndimage.gaussian_filter` with its defaults."""
     import scipy.ndimage
 
     axes: Any = (0, 1, 2)
@@ -112,6 +124,7 @@ def scipy(volume: Array, spacing: tuple[float, ...], fwhm: float, folder: Path) 
 
 
 def itk(volume: Array, spacing: tuple[float, ...], fwhm: float, folder: Path) -> Array:
+    """`SimpleITK.DiscreteGaussian` with its defaults."""
     import SimpleITK
 
     image = SimpleITK.GetImageFromArray(volume.astype(np.float32).T)
@@ -121,14 +134,14 @@ def itk(volume: Array, spacing: tuple[float, ...], fwhm: float, folder: Path) ->
     ).T
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Formulas of tools that are not
+# --------------------------------------------------------------------------------------------------
+# Formulas of tools that are not installed
 
 
 def spm(
     volume: Array, spacing: tuple[float, ...], fwhm: float, folder: Path | None = None
 ) -> Array:
-    """spm_smooth.m, spm_smoothkern.m, spm_conv_vol.c: in the plane zeros, along z nothing outside."""
+    """spm_smooth.m, spm_smoothkern.m, spm_conv_vol.c: zeros outside x and y; z is renormalized."""
     from scipy.special import erf
 
     def smooth(line: Array, axis: int) -> Array:
@@ -146,7 +159,7 @@ def spm(
 def afni(
     volume: Array, spacing: tuple[float, ...], fwhm: float, folder: Path | None = None
 ) -> Array:
-    """edt_blur.c: weights are means over voxels; outside are zeros but for one mirrored voxel."""
+    """edt_blur.c: weights are means over voxels; one mirrored voxel outside, then zeros."""
 
     def smooth(line: Array, axis: int) -> Array:
         sigma = sigmas(fwhm, spacing)[axis]
@@ -174,7 +187,7 @@ def wb(volume: Array, spacing: tuple[float, ...], fwhm: float, folder: Path | No
 def imagej(
     volume: Array, spacing: tuple[float, ...], fwhm: float, folder: Path | None = None
 ) -> Array:
-    """GaussianBlur.java, makeGaussianKernel at the accuracy of float images, without its downscaling of wide ones."""
+    """GaussianBlur.java, makeGaussianKernel: accuracy of float images, without the downscaling."""
 
     def smooth(line: Array, axis: int) -> Array:
         sigma = sigmas(fwhm, spacing)[axis]
@@ -195,19 +208,17 @@ def imagej(
 
 
 TOOLS = {
-    "fsl": fsl, "spm": spm, "afni": afni, "mrtrix": mrtrix, "nilearn": nilearn, "scipy": scipy, "itk": itk, "imagej": imagej,
-    "wb": wb,
-}  # fmt: skip
+    function.__name__: function
+    for function in (fsl, spm, afni, mrtrix, nilearn, scipy, itk, imagej, wb)
+}
 
 
 def installed(name: str) -> bool:
-    """Whether a tool can run here; formulas always can, with SciPy."""
+    """True if a tool can run here. Formulas need only SciPy."""
     import importlib.util
 
-    programs, libraries = (
-        {"fsl": "niimath", "mrtrix": "mrfilter"},
-        {"nilearn": "nilearn", "itk": "SimpleITK"},
-    )
+    programs = {"fsl": "niimath", "mrtrix": "mrfilter"}
+    libraries = {"nilearn": "nilearn", "itk": "SimpleITK"}
     if name in programs:
         return command(programs[name]) is not None
     return importlib.util.find_spec(libraries.get(name, "scipy")) is not None

@@ -1,1 +1,1 @@
-"""What is found out of finished volumes: how two differ, whether an output is right, how smooth one is."""
+"""Analysis of finished volumes: compare two, verify an output, estimate smoothness."""

@@ -1,4 +1,4 @@
-"""Comparing two volumes, plane by plane: voxels within tolerances, grids to a small part of a voxel, dtypes."""
+"""Compare two volumes plane by plane: voxels within tolerances, grids, and dtypes."""
 
 from __future__ import annotations
 
@@ -14,13 +14,21 @@ from conv3d_cli.formats.base import spool_reader
 from conv3d_cli.model.grid import UNITS, Grid
 from conv3d_cli.model.volume import VolumeHeader, VolumeReader, parts_in_storage_order
 
-GRID_TOLERANCE = 1e-5  # of a voxel
-PLANES = 8
+GRID_TOLERANCE = 1e-5  # fraction of a voxel
+PLANES = 8  # read at a time
 
 
 @dataclass
 class Comparison:
-    """The outcome: `differences` in words (empty if the volumes agree) and figures about the voxels."""
+    """The result of a comparison.
+
+    first, second : str         the paths
+    differences : list of str   one sentence per difference; empty if the volumes agree
+    voxels, unequal : int       voxels compared, and those that are not exactly equal
+    largest : float             the largest |a - b|
+    largest_at : tuple of int   the (n, d, h, w, c) of that voxel; None if all voxels are equal
+    rms : float                 root mean square of a - b
+    """
 
     first: str
     second: str
@@ -32,18 +40,20 @@ class Comparison:
     rms: float = 0.0
 
     def lines(self) -> list[str]:
-        """For people."""
+        """The result as text for the terminal, one line per difference."""
         if not self.differences:
-            equal = (
-                "all equal"
-                if not self.unequal
-                else f"within tolerance, largest difference {self.largest:.6g}"
-            )
+            equal = "all equal"
+            if self.unequal:
+                equal = f"within tolerance, largest difference {self.largest:.6g}"
             return [f"{self.first} and {self.second} agree: {self.voxels} voxels {equal}"]
         return [f"{self.first} and {self.second} differ:", *(f"  {d}" for d in self.differences)]
 
     def record(self) -> dict[str, Any]:
-        """For programs."""
+        """The result as a JSON object. JSON has no infinity: infinite figures are strings."""
+
+        def number(value: float) -> float | str:
+            return value if math.isfinite(value) else str(value)
+
         return {
             "first": self.first,
             "second": self.second,
@@ -51,19 +61,29 @@ class Comparison:
             "differences": self.differences,
             "voxels": self.voxels,
             "unequal_voxels": self.unequal,
-            "largest_difference": self.largest
-            if math.isfinite(self.largest)
-            else str(self.largest),
+            "largest_difference": number(self.largest),
             "largest_at": None if self.largest_at is None else list(self.largest_at),
-            "rms_difference": self.rms if math.isfinite(self.rms) else str(self.rms),
+            "rms_difference": number(self.rms),
         }
 
 
 def compare_volumes(first: str, second: str, *, rtol: float = 0.0, atol: float = 0.0) -> Comparison:
-    """Compare two files of any formats.
+    """Compare two files, each in any supported format.
 
-    Voxels agree where |a - b| <= atol + rtol·|b|, or both are NaN, or both the same infinity.
-    Raises: FormatError if one cannot be read.
+    first, second : str     the paths
+    rtol, atol : float      two voxels agree if |a - b| <= atol + rtol·|b|, if both are NaN, or if
+                            both are the same infinity. Dtypes may differ only if rtol or atol is
+                            above 0.
+
+    Raises: FormatError if a file cannot be read.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     np.save(f"{folder}/a.npy", np.zeros((2, 3, 4)))
+    ...     np.save(f"{folder}/b.npy", np.full((2, 3, 4), 0.5))
+    ...     result = compare_volumes(f"{folder}/a.npy", f"{folder}/b.npy", atol=0.1)
+    >>> result.unequal, result.largest
+    (24, 0.5)
     """
     result = Comparison(first, second)
     with open_volume(first) as a, open_volume(second) as b:
@@ -95,9 +115,9 @@ def _compare_voxels(
             with np.errstate(invalid="ignore", over="ignore"):
                 allowed = atol + rtol * np.abs(right.astype(np.float64))
                 squares += float(np.sum(difference**2))
-            # NaN and infinities agree with themselves alone, whatever the tolerance
-            never = (difference > 0) & ~(np.isfinite(left) & np.isfinite(right))
-            beyond += int(np.count_nonzero(never | (difference > allowed)))
+            # no tolerance makes NaN or an infinity agree with another value
+            nonfinite = (difference > 0) & ~(np.isfinite(left) & np.isfinite(right))
+            beyond += int(np.count_nonzero(nonfinite | (difference > allowed)))
             result.unequal += int(np.count_nonzero(difference))
             result.voxels += difference.size
             worst = float(difference.max(initial=0))
@@ -111,13 +131,13 @@ def _compare_voxels(
     result.rms = math.sqrt(squares / result.voxels) if result.voxels else 0.0
     if beyond:
         result.differences.append(
-            f"voxels: {beyond} of {result.voxels} differ, most by {result.largest:.6g} at (n, d, h, w, c) = {result.largest_at}, "
-            f"root mean square {result.rms:.6g}"
+            f"voxels: {beyond} of {result.voxels} differ, most by {result.largest:.6g} "
+            f"at (n, d, h, w, c) = {result.largest_at}, root mean square {result.rms:.6g}"
         )
 
 
 def _values(reader: VolumeReader, n: int, depth: slice, channels: slice) -> NDArray[Any]:
-    """Values in float64, but integers of 64 bits, which it cannot hold, as they are."""
+    """Voxel values as float64; unscaled 64-bit integers, which float64 would round, as stored."""
     slope, intercept = reader.header.scale
     stored = reader.read(n, depth, channels)
     if (slope, intercept) == (1.0, 0.0) and stored.dtype in (np.int64, np.uint64):
@@ -126,9 +146,9 @@ def _values(reader: VolumeReader, n: int, depth: slice, channels: slice) -> NDAr
 
 
 def _difference(left: NDArray[Any], right: NDArray[Any]) -> NDArray[np.float64]:
-    """|left - right|; 0 for NaN and NaN, infinity for NaN and a number."""
+    """|left - right|: 0 between two NaN, infinity between NaN and a number."""
     if left.dtype == right.dtype and left.dtype.kind in "iu":
-        # modulo 2^64 the difference of the larger and the smaller is exact
+        # larger - smaller is exact modulo 2^64
         larger: NDArray[np.uint64] = np.maximum(left, right).astype(np.uint64)
         smaller: NDArray[np.uint64] = np.minimum(left, right).astype(np.uint64)
         return (larger - smaller).astype(np.float64)
@@ -136,12 +156,15 @@ def _difference(left: NDArray[Any], right: NDArray[Any]) -> NDArray[np.float64]:
     with np.errstate(invalid="ignore", over="ignore"):
         difference: NDArray[np.float64] = np.abs(left - right)
     difference[(left == right) | (np.isnan(left) & np.isnan(right))] = 0
-    difference[np.isnan(difference)] = np.inf  # one is NaN, or infinities of other signs
+    difference[np.isnan(difference)] = np.inf  # one is NaN, or the infinities have opposite signs
     return difference
 
 
 def grid_differences(a: Grid, b: Grid, header: VolumeHeader) -> list[str]:
-    """How two grids differ beyond `GRID_TOLERANCE` of a voxel anywhere in the volume, in words."""
+    """How two grids differ, in words; empty if no corner is off by more than GRID_TOLERANCE voxels.
+
+    header : VolumeHeader   of the first volume; its shape places the corners
+    """
     if (a.spacing is None) != (b.spacing is None):
         return ["grid: only one of them has a voxel spacing"]
     if (a.unit is None) != (b.unit is None):
@@ -151,24 +174,22 @@ def grid_differences(a: Grid, b: Grid, header: VolumeHeader) -> list[str]:
     factor = 1.0 if a.unit is None or b.unit is None else UNITS[b.unit] / UNITS[a.unit]
     _, depth, height, width, _ = header.shape
     if a.affine is None or b.affine is None:
-        other = tuple(s * factor for s in b.spacing)
-        close = all(
+        scaled_spacing = [s * factor for s in b.spacing]
+        if all(
             abs(s - o) * n <= GRID_TOLERANCE * s
-            for s, o, n in zip(a.spacing, other, header.shape[1:4], strict=True)
-        )
-        return (
-            []
-            if close
-            else [f"spacing: {a.spacing} {a.unit or ''} against {b.spacing} {b.unit or ''}"]
-        )
+            for s, o, n in zip(a.spacing, scaled_spacing, header.shape[1:4], strict=True)
+        ):
+            return []
+        return [f"spacing: {a.spacing} {a.unit or ''} against {b.spacing} {b.unit or ''}"]
     corners = np.array(
         [[i, j, k, 1] for i in (0, width - 1) for j in (0, height - 1) for k in (0, depth - 1)],
         np.float64,
     ).T
-    scaled = np.diag([factor, factor, factor, 1.0]) @ b.affine
-    moved = np.linalg.norm(((a.affine - scaled) @ corners)[:3], axis=0).max()
-    if moved <= GRID_TOLERANCE * min(a.spacing):
+    scaled_affine = np.diag([factor, factor, factor, 1.0]) @ b.affine
+    distance = np.linalg.norm(((a.affine - scaled_affine) @ corners)[:3], axis=0).max()
+    if distance <= GRID_TOLERANCE * min(a.spacing):
         return []
     return [
-        f"grid: a corner lies {moved:.6g} {a.unit or 'units'} away (spacing {a.spacing} against {b.spacing}, depth,height,width)"
+        f"grid: corners are up to {distance:.6g} {a.unit or 'units'} apart "
+        f"(spacing {a.spacing} against {b.spacing}, depth,height,width)"
     ]

@@ -1,11 +1,13 @@
-"""Smoothness: how smooth a volume is, as the FWHM of the Gaussian that would make white noise as smooth, and matching one.
+"""Estimate the smoothness of a volume, and find the kernel that smooths it to a given one.
 
-Of white noise smoothed by a Gaussian of standard deviation s, neighbours at distance D correlate by exp(-D²/(4s²)). That is taken
-from the variance of first differences: 1 - var(difference) / (2 var(value)). Sources: S. D. Forman et al., Magnetic Resonance
-in Medicine 33 (1995) 636-647; AFNI's mri_estimate_FWHM_1dif does the same.
+Smoothness is the FWHM of the Gaussian that would make white noise equally smooth. In white noise
+smoothed by a Gaussian of standard deviation s, voxels at distance D have the correlation
+exp(-D²/(4s²)). For neighbours it is estimated from first differences:
+1 - var(difference) / (2 var(value)). Sources: S. D. Forman et al., Magnetic Resonance in Medicine
+33 (1995) 636-647; AFNI's mri_estimate_FWHM_1dif does the same.
 
-Of a series the mean over time is taken out first, so that what is measured is the noise; of a single volume its mean alone, so
-that anatomy counts as smoothness.
+For a time series, the mean over time is subtracted from each voxel first, so that the noise is
+measured. For a single volume, only its overall mean is subtracted, so anatomy counts as smoothness.
 """
 
 from __future__ import annotations
@@ -33,14 +35,17 @@ from conv3d_cli.pipeline.prepare import naming, open_mask
 from conv3d_cli.pipeline.request import Job
 from conv3d_cli.pipeline.run import run_job
 
-BLOCK_BYTES = 32 << 20  # of planes at a time, and of what is summed over them
-HELD_PLANES = 10  # for each: at the first time, now, a step, sums of values, squares and steps
-CLOSE, ROUNDS = 0.02, 6  # a matched smoothness is this near to what was asked for; runs at most
+BLOCK_BYTES = 32 << 20  # memory for a block of planes and its sums over time
+# float64 buffers for each plane: the first volume, the present one, a step, and the sums of values,
+# of squares, and of squared steps along three axes
+BUFFERS_PER_PLANE = 10
+FWHM_TOLERANCE = 0.02  # relative difference at which the FWHM of the output counts as matched
+MAX_TRIALS = 6  # runs to correct the kernel
 
 
 @dataclass
 class Moments:
-    """Count, sum and sum of squares."""
+    """The number of values, their sum, and the sum of their squares."""
 
     count: int = 0
     total: float = 0.0
@@ -48,36 +53,51 @@ class Moments:
 
     @property
     def variance(self) -> float:
-        """About the mean."""
-        return (
-            max(0.0, self.squares / self.count - (self.total / self.count) ** 2)
-            if self.count
-            else 0.0
-        )
+        """The variance about the mean; 0 without values.
+
+        >>> Moments(count=2, total=4.0, squares=10.0).variance
+        1.0
+        """
+        if not self.count:
+            return 0.0
+        return max(0.0, self.squares / self.count - (self.total / self.count) ** 2)
 
 
 def estimate_fwhm(reader: VolumeReader, mask: Mask | None = None) -> Floats:
-    """A volume's smoothness along D, H, W in voxels; NaN along an axis of one voxel, 0 for white noise.
+    """The smoothness of a volume: FWHM along depth, height and width, in voxels.
 
-    reader : random access; only voxels where the mask is above 0 and whose values are all finite count
-    Raises: ShapeError if nothing varies.
+    The FWHM of white noise is 0, that along an axis of one voxel NaN.
+
+    reader : VolumeReader   with random access; channels are pooled
+    mask : Mask or None     use only voxels where it is above 0. Voxels that are NaN or infinite at
+                            any time are never used.
+
+    Raises: ShapeError if no voxels are left, or all have the same value.
+
+    >>> from conv3d_cli.model.volume import ArrayReader, Axes, VolumeHeader
+    >>> noise = np.random.default_rng(0).standard_normal((32, 32, 32))
+    >>> smooth = noise[:-1] + noise[1:]  # the correlation along depth is 1/2
+    >>> reader = ArrayReader(smooth, VolumeHeader(Axes("zyx", smooth.shape), smooth.dtype))
+    >>> depth, height, width = estimate_fwhm(reader)
+    >>> round(depth, 1)
+    1.4
     """
     count, depth, height, width, channels = reader.header.shape
     values, steps = Moments(), (Moments(), Moments(), Moments())
-    planes = max(1, BLOCK_BYTES // (8 * HELD_PLANES * height * width))
+    planes = max(1, BLOCK_BYTES // (8 * BUFFERS_PER_PLANE * height * width))
     for channel in range(channels):
         for start in range(0, depth, planes):
             stop = min(start + planes, depth)
-            sums = _sums_over_time(reader, slice(start, min(stop + 1, depth)), channel, count)
+            with_next = slice(start, min(stop + 1, depth))
+            sums = _sums_over_time(reader, with_next, channel, count)
             if mask is not None:
-                sums.known &= mask.inside(
-                    mask.reader.read(0, slice(start, min(stop + 1, depth)), slice(0, 1))[..., 0]
-                )
+                sums.valid &= mask.inside(mask.reader.read(0, with_next, slice(0, 1))[..., 0])
             sums.add_to(values, steps, stop - start)
             reader.release(0, start)
     if values.variance <= 0:
         raise ShapeError(
-            f"the smoothness of {reader.path} cannot be told: its voxels are all the same, or none counts"
+            f"cannot estimate the smoothness of {reader.path}: the voxels to estimate it from "
+            "(finite, and inside the mask) all have the same value, or there are none"
         )
     d, h, w = (_fwhm(values.variance, step) for step in steps)
     return d, h, w
@@ -85,31 +105,37 @@ def estimate_fwhm(reader: VolumeReader, mask: Mask | None = None) -> Floats:
 
 @dataclass
 class _Sums:
-    """Of some planes (d, h, w), over time: of values and squares, and of squared steps along each axis.
+    """Sums over time, for every voxel (d, h, w) of a block of planes.
 
-    Values are counted from those at the first time, so that a large mean takes nothing from their digits; of one volume they
-    are the values themselves.
+    The values of a series are taken relative to its first volume, so that a large mean costs no
+    digits; a single volume is summed as it is.
+
+    count : int                     volumes in the series
+    valid : (d, h, w) bool          voxels that are finite at all times and inside the mask
+    values, squares : (d, h, w)     sums of the values, and of their squares
+    squared_steps : list of arrays  for depth, height and width: sums of the squared differences
+                                    between neighbours, with one element less along that axis
     """
 
     count: int
-    known: NDArray[np.bool_]
+    valid: NDArray[np.bool_]
     values: NDArray[np.float64]
     squares: NDArray[np.float64]
-    steps: list[NDArray[np.float64]]
+    squared_steps: list[NDArray[np.float64]]
 
-    def add_to(self, values: Moments, steps: Sequence[Moments], own: int) -> None:
-        """Put them to a volume's: of the first `own` planes, and of the steps from them to the next."""
+    def add_to(self, values: Moments, steps: Sequence[Moments], planes: int) -> None:
+        """Add the first `planes` planes, and the steps that start in them, to moments."""
         for moments, axis in ((values, None), *zip(steps, range(3), strict=True)):
-            # a plane more, to which the last one steps
-            planes = slice(None) if axis == 0 else slice(0, own)
-            total, known = self.values[planes], self.known[planes]
-            squares = self.squares[planes] if axis is None else self.steps[axis][planes]
+            # the steps along depth that start in the last plane end in the plane after it
+            part = slice(None) if axis == 0 else slice(0, planes)
+            total, valid = self.values[part], self.valid[part]
+            squares = self.squares[part] if axis is None else self.squared_steps[axis][part]
             if axis is not None:
                 total = _steps(total, axis)
-                known = _shifted(known, axis, 1) & _shifted(known, axis, -1)
-            total, squares = total[known], squares[known]
+                valid = _shifted(valid, axis, 1) & _shifted(valid, axis, -1)
+            total, squares = total[valid], squares[valid]
             moments.count += self.count * total.size
-            if self.count > 1:  # about the mean over time
+            if self.count > 1:  # subtract each voxel's mean over time
                 squares = squares - total**2 / self.count
             else:
                 moments.total += float(total.sum())
@@ -117,88 +143,97 @@ class _Sums:
 
 
 def _sums_over_time(reader: VolumeReader, depth: slice, channel: int, count: int) -> _Sums:
-    """Read planes time after time; voxels that are not finite at one of them do not count."""
+    """Read a block of planes from `count` volumes and sum it over them."""
     shape = (depth.stop - depth.start, *reader.header.shape[2:4])
     sums = _Sums(count, np.ones(shape, np.bool_), np.zeros(shape), np.zeros(shape), [])
-    sums.steps = [np.zeros_like(_shifted(sums.values, axis, 1)) for axis in range(3)]
+    sums.squared_steps = [np.zeros_like(_shifted(sums.values, axis, 1)) for axis in range(3)]
     first = None
     for n in range(count):
-        now = reader.read(n, depth, slice(channel, channel + 1))[..., 0].astype(np.float64)
-        finite = np.isfinite(now)
-        sums.known &= finite
-        now[~finite] = 0
+        block = reader.read(n, depth, slice(channel, channel + 1))[..., 0].astype(np.float64)
+        finite = np.isfinite(block)
+        sums.valid &= finite
+        block[~finite] = 0
         if count > 1:
-            first = now.copy() if first is None else first
-            now -= first
-        sums.values += now
-        sums.squares += now * now
-        for axis, squares in enumerate(sums.steps):
-            step = _steps(now, axis)
+            first = block.copy() if first is None else first
+            block -= first
+        sums.values += block
+        sums.squares += block * block
+        for axis, squares in enumerate(sums.squared_steps):
+            step = _steps(block, axis)
             squares += np.square(step, out=step)
     return sums
 
 
 def _steps(array: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
-    """From each voxel to the next along an axis."""
+    """The differences between neighbours along an axis."""
     step: NDArray[np.float64] = _shifted(array, axis, 1) - _shifted(array, axis, -1)
     return step
 
 
 def _shifted(array: NDArray[Any], axis: int, by: int) -> NDArray[Any]:
-    """All but the first (1) or the last (-1) along an axis."""
+    """The array without its first (by=1) or its last (by=-1) element along an axis."""
     return array[(slice(None),) * axis + (slice(1, None) if by > 0 else slice(None, -1),)]
 
 
 def _fwhm(variance: float, step: Moments) -> float:
+    """FWHM in voxels along one axis, from the variance of the values and the steps along it."""
     if not step.count:
         return math.nan
     correlation = 1 - step.variance / (2 * variance)
     if correlation <= 0:
         return 0.0
-    return (
-        math.inf
-        if correlation >= 1
-        else FWHM_PER_SIGMA * math.sqrt(-1 / (4 * math.log(correlation)))
-    )
+    if correlation >= 1:
+        return math.inf
+    return FWHM_PER_SIGMA * math.sqrt(-1 / (4 * math.log(correlation)))
 
 
 @dataclass(frozen=True)
-class Matched:
-    """A job that makes a volume as smooth as was asked for.
+class SmoothnessMatch:
+    """A job whose output has the requested smoothness.
 
-    before, kernel, after : FWHM along D, H, W in voxels, of the volume, of the Gaussian, of the result
-    spacing, unit : of a voxel, where it is known
+    job : Job                       with the Gaussian that was found as its kernel
+    before, kernel, after : Floats  FWHM along D, H, W in voxels, of the volume, of the Gaussian,
+                                    and of the output
+    reached : bool                  the output is within FWHM_TOLERANCE of the requested FWHM
+    spacing, unit                   of the volume's grid; None if unknown
     """
 
     job: Job
     before: Floats
     kernel: Floats
     after: Floats
+    reached: bool
     spacing: Floats | None
     unit: str | None
 
     def words(self) -> str:
-        """What was found, for people."""
+        """The smoothness before and after, and the kernel, as a sentence for the user."""
 
         def text(lengths: Floats) -> str:
-            scaled = [
-                length * s
-                for length, s in zip(lengths, self.spacing or (1.0, 1.0, 1.0), strict=True)
-            ]
+            spacing = self.spacing or (1.0, 1.0, 1.0)
+            scaled = [length * s for length, s in zip(lengths, spacing, strict=True)]
             return ",".join(f"{length:.3g}" for length in scaled)
 
+        missed = f"; not within {FWHM_TOLERANCE:.0%} of the target after {MAX_TRIALS} trials"
         return (
-            f"FWHM (depth,height,width) {text(self.before)} -> {text(self.after)} {self.unit or 'vox'} by a Gaussian of "
-            f"{text(self.kernel)}"
+            f"FWHM (depth,height,width) {text(self.before)} -> {text(self.after)} "
+            f"{self.unit or 'vox'} by a Gaussian of {text(self.kernel)}"
+            f"{'' if self.reached else missed}"
         )
 
 
-def match_fwhm(job: Job, target: str) -> Matched:
-    """The job with the Gaussian under which its output is as smooth as `target`, a length with its unit, or three.
+def match_fwhm(job: Job, target: str) -> SmoothnessMatch:
+    """Find the Gaussian that gives a job's output the FWHM `target`.
 
-    The first Gaussian is what white noise would need, sqrt(target² - present²); it is corrected by what the result is found to
-    be, a run into $TMPDIR each, until it is within 2 %.
-    Raises: ShapeError along an axis that is smoother already; SpecError for strides.
+    The first candidate is exact for white noise: sqrt(target² - present²). Each trial runs the
+    job into $TMPDIR, estimates the FWHM of its output and corrects the Gaussian, until the FWHM
+    is within 2 % of the target, or 6 trials are over.
+
+    job : Job       one stage without strides; its kernel is replaced
+    target : str    one length with its unit, or three ("6mm", "6,6,4mm")
+
+    Raises: ShapeError if the volume is already smoother along an axis; SpecError for several
+    stages, for strides, and for a length that cannot be parsed.
     """
     stage = job.stages[0]
     if len(job.stages) > 1 or stage.spec(is_layer=False).strides not in (1, (1, 1, 1), [1, 1, 1]):
@@ -223,38 +258,40 @@ def match_fwhm(job: Job, target: str) -> Matched:
         )
         before = estimate_fwhm(reader, mask)
         for axis, present, wish in zip(AXIS_NAMES, before, wanted, strict=True):
-            if present > wish * (1 + CLOSE):
+            if present > wish * (1 + FWHM_TOLERANCE):
                 raise ShapeError(
-                    f"{job.source} is smoother than {target} along {axis} already: {present:.3g} voxels of FWHM against "
-                    f"{wish:.3g}; ask for more"
+                    f"{job.source} is already smoother than {target} along {axis}: its FWHM is "
+                    f"{present:.3g} voxels, and {wish:.3g} are requested; pass a larger --to-fwhm"
                 )
         squares = [
             max(0.0, w * w - b * b) if math.isfinite(b) else 0.0
             for w, b in zip(wanted, before, strict=True)
         ]
-        for _ in range(ROUNDS):
+        for _ in range(MAX_TRIALS):
             kernel = (math.sqrt(squares[0]), math.sqrt(squares[1]), math.sqrt(squares[2]))
             text = f"gaussian:fwhm={','.join(f'{k:.6g}' for k in kernel)}vox"
             matched = replace(job, stages=(replace(stage, kernel=text),))
             run_job(
                 replace(matched.as_trial(trial), missing=replace(job.missing, mask_mode="clip"))
             )
-            with open_volume(trial, axes=letters) as found:
-                after = estimate_fwhm(found, mask)
-            away = [a / w - 1 for a, w in zip(after, wanted, strict=True) if math.isfinite(a)]
-            if max(map(abs, away), default=0.0) <= CLOSE:
+            with open_volume(trial, axes=letters) as output:
+                after = estimate_fwhm(output, mask)
+            errors = [a / w - 1 for a, w in zip(after, wanted, strict=True) if math.isfinite(a)]
+            reached = max(map(abs, errors), default=0.0) <= FWHM_TOLERANCE
+            if reached:
                 break
             squares = [
                 s * _correction(w, b, a) if math.isfinite(a) else 0.0
                 for s, w, b, a in zip(squares, wanted, before, after, strict=True)
             ]
         grid = reader.header.grid
-    return Matched(
-        matched, before, kernel, after, grid.spacing, grid.unit if grid.spacing else None
-    )
+    unit = grid.unit if grid.spacing else None
+    return SmoothnessMatch(matched, before, kernel, after, reached, grid.spacing, unit)
 
 
 def _correction(wanted: float, before: float, after: float) -> float:
-    """What the square of a kernel's width is to be multiplied by: what was to be gained over what was."""
-    gained, due = after * after - before * before, wanted * wanted - before * before
-    return min(4.0, max(0.25, due / gained)) if gained > 0 and due > 0 else 1.0
+    """The factor for the kernel's squared FWHM: requested increase over achieved increase."""
+    achieved, requested = after * after - before * before, wanted * wanted - before * before
+    if achieved <= 0 or requested <= 0:
+        return 1.0
+    return min(4.0, max(0.25, requested / achieved))

@@ -1,5 +1,6 @@
-"""The engine measured: against the machine's limits, and beside other libraries in the same run (`conv3d bench`).
+"""Benchmarks (`conv3d bench`): the engine against the machine's limits and against other libraries.
 
-`limits.py` measures what the machine can do, `cases.py` lists the convolutions, `peers.py` the other libraries, `run.py` times
-them in turn, `report.py` and `plot.py` show the figures, `calibrate.py` fits the planner's constants.
+`limits.py` measures the machine, `cases.py` lists the convolutions, `peers.py` the other libraries,
+`run.py` times them in turn, `report.py` and `plot.py` present the figures, and `calibrate.py` fits
+the planner's constants.
 """

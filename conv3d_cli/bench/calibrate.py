@@ -1,7 +1,8 @@
-"""The planner's constants fitted: what each algorithm takes on this machine against what its `seconds` predicts.
+"""Fit the planner's constants: how long each algorithm takes here, against its own prediction.
 
-An algorithm's factor is the median of measured / predicted over the problems it accepts; the spread tells how well its formula
-fits, which no constant can mend. The factors go into the CPU's row in `engine/cpu.py`.
+An algorithm's factor is the median of measured / predicted time over the problems that it accepts.
+The spread shows how well its formula fits; no constant can correct that. The factors go into the
+CPU's row in `engine/cpu.py`.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ from conv3d_cli.bench.cases import Case
 from conv3d_cli.engine import ALGORITHMS, Team, make_plan
 from conv3d_cli.engine.tile import Algorithm
 
-PATIENCE = 2.0  # seconds: slower pairs are not measured
-ROUNDS = 5
+PATIENCE = 2.0  # seconds; pairs that would take longer are not measured
+ROUNDS = 5  # timed runs of a pair, after one to warm up
 
 
 @dataclass(frozen=True)
 class Pair:
-    """An algorithm on a case: measured and predicted seconds."""
+    """An algorithm on a case, with its measured and its predicted time in seconds."""
 
     algorithm: str
     case: str
@@ -32,6 +33,11 @@ class Pair:
 
     @property
     def factor(self) -> float:
+        """Measured over predicted time.
+
+        >>> Pair("direct", "3^3", measured=3.0, predicted=2.0).factor
+        1.5
+        """
         return self.measured / self.predicted
 
 
@@ -39,9 +45,15 @@ def measure_pairs(
     cases: Iterable[Case],
     threads: int,
     algorithms: Iterable[Algorithm] = ALGORITHMS,
-    said: Callable[[str], None] = lambda text: None,
+    progress: Callable[[str], None] = lambda text: None,
 ) -> Iterator[Pair]:
-    """Every algorithm on every case it accepts and is not hopeless at: the median of some warm runs."""
+    """Time every algorithm on every case that it accepts: the median of up to ROUNDS warm runs.
+
+    A pair with a predicted time above PATIENCE is left out; a measurement stops after PATIENCE.
+
+    threads : int           for planning and running
+    progress : callable     is given the case and the algorithm before each measurement
+    """
     algorithms = list(algorithms)
     with Team(threads) as team:
         for case in cases:
@@ -51,11 +63,11 @@ def measure_pairs(
             for algorithm in algorithms:
                 if algorithm.reject(problem, weights) is not None:
                     continue
-                # without the factor that is looked for
+                # without the CPU's factor, which is to be found
                 predicted = algorithm.seconds(problem, weights, threads)
                 if predicted > PATIENCE:
                     continue
-                said(f"{case.name}, {algorithm.name}")
+                progress(f"{case.name}, {algorithm.name}")
                 plan = make_plan(problem, weights, threads=threads, algorithm=algorithm.name)
                 times = []
                 for _ in range(ROUNDS + 1):
@@ -68,10 +80,10 @@ def measure_pairs(
 
 
 def factors(pairs: Iterable[Pair]) -> dict[str, tuple[float, float, float]]:
-    """For each algorithm: the median factor, and the least and greatest one relative to it.
+    """For each algorithm: the median factor, and the smallest and largest one divided by it.
 
-    >>> factors([Pair("direct", "a", 2.0, 1.0), Pair("direct", "b", 4.0, 1.0), Pair("direct", "c", 3.0, 1.0)])
-    {'direct': (3.0, 0.6666666666666666, 1.3333333333333333)}
+    >>> factors([Pair("direct", "3^3", 1.0, 1.0), Pair("direct", "5^3", 3.0, 1.0)])
+    {'direct': (2.0, 0.5, 1.5)}
     """
     found: dict[str, list[float]] = {}
     for pair in pairs:
@@ -81,7 +93,10 @@ def factors(pairs: Iterable[Pair]) -> dict[str, tuple[float, float, float]]:
 
 
 def as_source(fitted: dict[str, tuple[float, float, float]], cpu_class: str, origin: str) -> str:
-    """The factors to paste into a class's row: what each algorithm's predicted time is to be multiplied by.
+    """The factors as source code for the row of a CPU class in `engine/cpu.py`.
+
+    fitted : dict       of `factors`
+    origin : str        where they were measured, for the comment
 
     >>> print(as_source({"direct": (1.25, 0.9, 1.1)}, "avx512", "some CPU, 2 threads"))
     # avx512: some CPU, 2 threads

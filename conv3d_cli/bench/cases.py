@@ -1,8 +1,9 @@
-"""The convolutions that are measured, each with its target: one list, so that the table is the same everywhere.
+"""The convolutions to measure, and their targets: one list, so that every run has the same table.
 
-A target is a share of the machine's limit, and a ratio to the strongest peer. Targets hold for the sizes given here, on two cores
-with AVX-512. Held cases lie beside the others (odd sizes, other channel counts, anisotropic kernels): they show whether the
-engine is fast in general or on the table's own lines only.
+A target is a fraction of the machine's limit and a speedup over the fastest peer, for the sizes
+given here and two cores with AVX-512. Held-out cases are variations of the others (odd sizes, other
+channel counts, anisotropic kernels). They show whether the engine is fast in general, or only on
+the cases that it was tuned for.
 """
 
 from __future__ import annotations
@@ -25,17 +26,20 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class Case:
-    """One convolution: what is convolved, with what, and how fast it should be.
+    """One convolution to measure: volume, kernel and targets.
 
     name : str              for `--case` and the table
-    group : str             dense, large, separable or channels; another word for `--case`
+    group : str             "dense", "large", "separable" or "channels"; `--case` takes it, too
     size : (D, H, W)        voxels
     kernel_size : (kd, kh, kw)
     channels, filters : int
-    shape : str             "dense": random weights; "gaussian": of standard deviation `sigma` voxels, reaching 4 of them; "box"
-    share : float           target: part of the limit, 0 for none
-    ratio : float           target: times faster than the strongest peer, 0 for none
-    held : bool             not in the table of targets
+    dtype : str             of the volume; weights and output are float32
+    shape : str             "dense": random weights; "box"; "gaussian": with standard deviation
+                            `sigma`, truncated at 4 sigma
+    sigma : float           voxels
+    share : float           target: fraction of the machine's limit; 0 for none
+    ratio : float           target: speedup over the fastest peer; 0 for none
+    held : bool             held out of the table of targets
     """
 
     name: str
@@ -56,23 +60,26 @@ class Case:
 
     @property
     def is_filter(self) -> bool:
-        """Whether one channel is filtered, which image libraries can do; else it is a layer."""
+        """True for one channel at unit stride, which image libraries can compute; else a layer."""
         return self.channels == self.filters == 1 and self.strides == self.dilation_rate == 1
 
     @property
     def boundary(self) -> str:
-        """What lies outside: the mode that the peers of this case have in common."""
+        """The boundary mode that all peers of this case support."""
         return "nearest" if self.shape == "gaussian" else "zeros"
 
     @property
     def padding(self) -> Triple:
-        """Voxels on either side: PyTorch's way of keeping the size, which Keras' `same` is where strides are 1."""
+        """Voxels on either side along (D, H, W), as PyTorch pads to keep the size.
+
+        Keras' `same` is equal to it for odd kernels and strides of 1.
+        """
         d, h, w = ((k - 1) * self.dilation_rate // 2 for k in self.kernel_size)
         return d, h, w
 
     @cached_property
     def problem(self) -> ConvProblem:
-        """Every integer of it."""
+        """The resolved convolution."""
         spec = ConvSpec(
             self.strides, self.padding, self.dilation_rate, self.groups, boundary=self.boundary
         )
@@ -81,29 +88,29 @@ class Case:
 
     @property
     def flops(self) -> int:
-        """Operations that the limit counts: those of the direct sum, or of three passes where the kernel is separable."""
+        """Floating-point operations, from which the machine's limit is computed.
+
+        Those of the direct sum, or of three passes if the kernel is separable.
+        """
         if self.shape == "dense":
             return self.problem.flops
         return 2 * sum(self.kernel_size) * math.prod(self.problem.out_shape)
 
     @property
     def bytes_moved(self) -> int:
-        """Bytes that must pass through memory: the input and the weights read once, the float32 output written once."""
+        """Memory traffic in bytes: input and weights read once, the float32 output written once."""
         problem = self.problem
+        read = math.prod(problem.in_shape) * np.dtype(self.dtype).itemsize
         weights = problem.taps * problem.filters * 4
-        return (
-            math.prod(problem.in_shape) * np.dtype(self.dtype).itemsize
-            + math.prod(problem.out_shape) * 4
-            + weights
-        )
+        return read + weights + math.prod(problem.out_shape) * 4
 
     def volume(self) -> Array:
-        """(D, H, W, channels), the same numbers every time."""
+        """The input: (D, H, W, channels) of `dtype`, the same random numbers every time."""
         x = np.random.default_rng(0).standard_normal((*self.size, self.channels), dtype=np.float32)
         return x if self.dtype == "float32" else (1000 + 100 * x).astype(self.dtype)
 
     def weights(self) -> Array:
-        """(kd, kh, kw, channels / groups, filters), float32."""
+        """The weights: (kd, kh, kw, channels / groups, filters), float32."""
         shape = (*self.kernel_size, self.channels // self.groups, self.filters)
         if self.shape == "dense":
             return np.random.default_rng(1).standard_normal(shape, dtype=np.float32)
@@ -117,7 +124,7 @@ class Case:
 
 
 def gaussian_line(size: int, sigma: float) -> NDArray[np.float64]:
-    """A Gaussian sampled at whole voxels, not normalised.
+    """A Gaussian sampled at voxel centres, with 1 at its peak.
 
     >>> gaussian_line(3, 1.0).round(3).tolist()
     [0.607, 1.0, 0.607]
@@ -158,9 +165,15 @@ def _gaussian(
 
 
 def _layer(
-    name: str, n: int | Triple, k: int | Triple, channels: int, filters: int,
-    share: float = 0.0, ratio: float = 0.0, **more: Any,
-) -> Case:  # fmt: skip
+    name: str,
+    n: int | Triple,
+    k: int | Triple,
+    channels: int,
+    filters: int,
+    share: float = 0.0,
+    ratio: float = 0.0,
+    **more: Any,
+) -> Case:
     size, kernel = (_cube(v) if isinstance(v, int) else v for v in (n, k))
     return Case(name, "channels", size, kernel, channels, filters, share=share, ratio=ratio, **more)
 
@@ -192,7 +205,7 @@ CASES: tuple[Case, ...] = (
     _layer("3->5 3^3", 128, 3, 3, 5, ratio=3),
     _layer("32->1 3^3", 96, 3, 32, 1, ratio=8),
     _layer("64->64 1^3", 64, 1, 64, 64, ratio=3),
-    # Held: near the lines above, and none of them.
+    # Held out: variations of the cases above.
     _dense("3^3 odd", (251, 263, 241), 3, 0.60, 30, held=True),
     _dense("3^3 280", 280, 3, 0.60, 30, held=True),
     _dense("5^3 thin", (64, 512, 512), 5, 0.55, 35, held=True),
@@ -218,27 +231,29 @@ CASES: tuple[Case, ...] = (
     _layer("2->3 3^3", 130, 3, 2, 3, ratio=3, held=True),
     _layer("1->16 5^3", 110, 5, 1, 16, ratio=8, held=True),
     _layer("40->3 1^3", 90, 1, 40, 3, ratio=3, held=True),
-)  # fmt: skip
+)
 
 
 def choose_cases(patterns: Sequence[str], size: int | None = None) -> list[Case]:
-    """The cases of some patterns; of none: those with targets.
+    """Select cases by name or group; without patterns, all but the held-out cases.
 
-    patterns : list of str      names, in which `*` and `?` stand for anything (held cases by their whole name), groups,
-                                `held`, `all`
-    size : int or None      instead of each case's own sizes, for a quick look; targets then do not hold
-    Raises: SpecError if a pattern fits no case.
+    patterns : sequence of str  a name with `*` and `?` as wildcards (a held-out case needs its full
+                                name), a group, "held" or "all"
+    size : int or None          replaces each case's (D, H, W) by a cube, and removes its targets
+
+    Raises: SpecError if a pattern matches no case.
 
     >>> [case.name for case in choose_cases(["3^3", "gaussian ?"])]
     ['3^3', 'gaussian 1', 'gaussian 2', 'gaussian 5']
     """
     chosen = [case for case in CASES if not case.held] if not patterns else []
     for pattern in patterns:
-        found = [case for case in CASES if _fits(case, pattern)]
+        found = [case for case in CASES if _matches(case, pattern)]
         if not found:
             names = ", ".join(case.name for case in CASES if not case.held)
             raise SpecError(
-                f"no case is called '{pattern}'; available: {names}; groups: dense, large, separable, channels, held, all"
+                f"no case is called '{pattern}'; available: {names}; "
+                "groups: dense, large, separable, channels, held, all"
             )
         chosen += [case for case in found if case not in chosen]
     if size is not None:
@@ -246,7 +261,7 @@ def choose_cases(patterns: Sequence[str], size: int | None = None) -> list[Case]
     return chosen
 
 
-def _fits(case: Case, pattern: str) -> bool:
+def _matches(case: Case, pattern: str) -> bool:
     if pattern in ("all", "held"):
         return case.held or pattern == "all"
     if pattern == case.group:

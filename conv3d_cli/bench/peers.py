@@ -1,8 +1,8 @@
-"""Other libraries that convolve volumes, each called the way that is fastest for it.
+"""Peers: other libraries that convolve volumes, each called in the way that is fastest for it.
 
-A `Peer` is one way to call one library. `ready` puts a case's volume into the library's own layout, once, and gives a function to
-time. Its result is compared with ours before anything is timed, so nobody is timed at something else. None of the libraries
-is needed: those that are missing are left out.
+A `Peer` is one way to call one library. Its `ready` converts a case's volume to the library's own
+layout once, and returns the function to time. The result is compared with ours first, so that only
+equal computations are timed. No library is required: those that are not installed are left out.
 """
 
 from __future__ import annotations
@@ -24,12 +24,13 @@ Array = NDArray[Any]
 
 
 class Call(NamedTuple):
-    """A case made ready for one peer.
+    """A case that is prepared for one peer.
 
     run : callable          convolves once
-    array : callable        what `run` returns as (D, H, W, filters)
-    tolerance : float       of the largest difference from ours, as a part of sum|w| * max|x|
-    edge : int              voxels at the faces that are not compared, where the library has a boundary of its own
+    array : callable        converts the result of `run` to an array (D, H, W, filters)
+    tolerance : float       largest difference from ours, as a fraction of sum|w| * max|x|
+    edge : int              voxels at each face to leave out of the comparison, if the library has
+                            another boundary mode
     """
 
     run: Callable[[], Any]
@@ -41,12 +42,12 @@ class Call(NamedTuple):
 class Peer(NamedTuple):
     """One way to call one library.
 
-    name : str              in the table
-    package : str           what to import, and whose version is told
-    takes : callable        (case) -> bool: whether it computes such a case
-    seconds : callable      (case, threads) -> a rough time, so that what would take minutes is left out
+    name : str              for the table
+    package : str           the package to import, whose version is recorded
+    takes : callable        (case) -> bool: whether it can compute the case
+    seconds : callable      (case, threads) -> rough duration, so that slow peers can be left out
     ready : callable        (case, volume, weights) -> Call
-    fills : bool            it fills an output that is at hand; else it allocates one at each call
+    fills : bool            it fills a preallocated output; else it allocates one in every call
     """
 
     name: str
@@ -58,14 +59,14 @@ class Peer(NamedTuple):
 
 
 def _at(gigaflops: float, parallel: bool = True) -> Callable[[Case, int], float]:
-    """Time of the direct sum at this speed of a thread."""
+    """The duration of the direct sum at this rate, in GFLOP/s per thread."""
     return lambda case, threads: (
         case.problem.flops / (1e9 * gigaflops * (threads if parallel else 1))
     )
 
 
 def _voxels_at(millions: float) -> Callable[[Case, int], float]:
-    """Time where it depends on the voxels alone."""
+    """The duration at this rate, in millions of voxels per second, whatever the kernel."""
     return lambda case, threads: math.prod(case.size) / (1e6 * millions)
 
 
@@ -73,8 +74,16 @@ def _is_dense(case: Case) -> bool:
     return case.shape == "dense"
 
 
+def _is_float32(case: Case) -> bool:
+    return case.shape == "dense" and case.dtype == "float32"
+
+
 def _is_gaussian(case: Case) -> bool:
     return case.shape == "gaussian"
+
+
+def _is_box(case: Case) -> bool:
+    return case.shape == "box"
 
 
 def _is_dense_filter(case: Case) -> bool:
@@ -89,8 +98,13 @@ def _with_channel(array: Array) -> Array:
     return array[..., None]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# PyTorch: oneDNN behind it
+def _flipped(weights: Array) -> Array:
+    """The weights of a filter (kd, kh, kw), for libraries that flip them."""
+    return weights[::-1, ::-1, ::-1, 0, 0].copy()
+
+
+# --------------------------------------------------------------------------------------------------
+# PyTorch, which calls oneDNN
 
 
 def _torch(memory: str) -> Callable[[Case, Array, Array], Call]:
@@ -99,20 +113,23 @@ def _torch(memory: str) -> Callable[[Case, Array, Array], Call]:
         from torch.nn.functional import conv3d
 
         layout = torch.channels_last_3d if memory == "last" else torch.contiguous_format
-        # a copy, since a volume of one channel would keep the strides of its other layout
+        # copy, because PyTorch does not change the strides of a volume with one channel
         x = torch.from_numpy(np.ascontiguousarray(volume.transpose(3, 0, 1, 2)[None]))
         w = torch.from_numpy(np.ascontiguousarray(weights.transpose(4, 3, 0, 1, 2)))
         x, w = x.contiguous(memory_format=layout), w.contiguous(memory_format=layout)
         settings: dict[str, Any] = {
-            "stride": case.strides, "padding": case.padding, "dilation": case.dilation_rate, "groups": case.groups,
-        }  # fmt: skip
+            "stride": case.strides,
+            "padding": case.padding,
+            "dilation": case.dilation_rate,
+            "groups": case.groups,
+        }
         if memory == "blocked":
             layer = torch.nn.Conv3d(
                 case.channels, case.filters, case.kernel_size, bias=False, **settings
             )
             layer.weight = torch.nn.Parameter(w, requires_grad=False)
             with warnings.catch_warnings():
-                # of TorchScript, in which the layer is written
+                # the layer is written in TorchScript, which is deprecated
                 warnings.simplefilter("ignore", DeprecationWarning)
                 from torch.utils.mkldnn import MkldnnConv3d
 
@@ -135,13 +152,15 @@ def _from_torch(result: Any) -> Array:
 
 
 def _torch_seconds(case: Case, threads: int) -> float:
-    # one channel fills one lane of a vector; below ten channels most lanes idle
+    # a vector holds channels, so most of its lanes idle where there are few
     few = min(case.channels, case.filters) // case.groups < 8 and case.channels * case.filters < 256
     return _at(3 if few else 60)(case, threads)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # SciPy
+
+_ndimage_seconds = _at(2.5, parallel=False)
 
 
 def _correlate(case: Case, volume: Array, weights: Array) -> Call:
@@ -154,15 +173,11 @@ def _correlate(case: Case, volume: Array, weights: Array) -> Call:
 def _convolve(case: Case, volume: Array, weights: Array) -> Call:
     from scipy import ndimage
 
-    out, x, w = (
-        np.empty(case.size, np.float32),
-        volume[..., 0],
-        weights[::-1, ::-1, ::-1, 0, 0].copy(),
-    )
+    out, x, w = np.empty(case.size, np.float32), volume[..., 0], _flipped(weights)
     return Call(lambda: ndimage.convolve(x, w, output=out, mode="constant"), _with_channel)
 
 
-def _gaussian_filter(case: Case, volume: Array, weights: Array) -> Call:
+def _gaussian(case: Case, volume: Array, weights: Array) -> Call:
     from scipy import ndimage
 
     out, x = np.empty(case.size, np.float32), volume[..., 0]
@@ -172,7 +187,7 @@ def _gaussian_filter(case: Case, volume: Array, weights: Array) -> Call:
     )
 
 
-def _uniform_filter(case: Case, volume: Array, weights: Array) -> Call:
+def _uniform(case: Case, volume: Array, weights: Array) -> Call:
     from scipy import ndimage
 
     out, x = np.empty(case.size, np.float32), volume[..., 0]
@@ -182,16 +197,16 @@ def _uniform_filter(case: Case, volume: Array, weights: Array) -> Call:
     )
 
 
-def _by_fourier(name: str) -> Callable[[Case, Array, Array], Call]:
+def _fourier(name: str) -> Callable[[Case, Array, Array], Call]:
     def ready(case: Case, volume: Array, weights: Array) -> Call:
         from scipy import fft, signal
 
-        function, flipped = getattr(signal, name), weights[::-1, ::-1, ::-1, 0, 0].copy()
-        x, threads = volume[..., 0], _threads[0]
+        function = getattr(signal, name)
+        x, w, threads = volume[..., 0], _flipped(weights), _threads[0]
 
         def run() -> Array:
             with fft.set_workers(threads):
-                result: Array = function(x.astype(np.float32, copy=False), flipped, mode="same")
+                result: Array = function(x.astype(np.float32, copy=False), w, mode="same")
             return result
 
         return Call(run, _with_channel)
@@ -199,17 +214,17 @@ def _by_fourier(name: str) -> Callable[[Case, Array, Array], Call]:
     return ready
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # SimpleITK
 
 
-def _itk_convolution(name: str) -> Callable[[Case, Array, Array], Call]:
+def _itk(name: str) -> Callable[[Case, Array, Array], Call]:
     def ready(case: Case, volume: Array, weights: Array) -> Call:
         import SimpleITK as sitk
 
         x = sitk.GetImageFromArray(volume[..., 0].astype(np.float32))
-        w = sitk.GetImageFromArray(weights[::-1, ::-1, ::-1, 0, 0].copy())
-        method = getattr(sitk, name)()
+        w = sitk.GetImageFromArray(_flipped(weights))
+        method = getattr(sitk, f"{name}ImageFilter")()
         method.SetBoundaryCondition(method.ZERO_PAD)
         return Call(lambda: method.Execute(x, w), _from_itk)
 
@@ -220,7 +235,7 @@ def _itk_gaussian(case: Case, volume: Array, weights: Array) -> Call:
     import SimpleITK as sitk
 
     x = sitk.GetImageFromArray(volume[..., 0].astype(np.float32))
-    # a Bessel function instead of samples of a Gaussian, cut where its sum is within 0.1 %
+    # its kernel is of Bessel functions, not a sampled Gaussian, truncated at an error of 0.1 %
     return Call(
         lambda: sitk.DiscreteGaussian(x, case.sigma**2, case.kernel_size[0] + 2, 1e-3, False),
         _from_itk,
@@ -246,27 +261,22 @@ def _from_itk(image: Any) -> Array:
 
 
 def _reach(case: Case) -> int:
+    """Voxels from a face within which the boundary mode matters."""
     return case.kernel_size[0] // 2 + 1
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # DIPlib
 
 
-def _dip_convolution(method: str) -> Callable[[Case, Array, Array], Call]:
+def _dip(method: str) -> Callable[[Case, Array, Array], Call]:
     def ready(case: Case, volume: Array, weights: Array) -> Call:
         import diplib as dip
 
-        dip.SetTensorConversionThreshold(0)  # else a last axis of 3 is taken for colours
-        x, w = (
-            dip.Image(volume[..., 0].astype(np.float32)),
-            dip.Image(weights[::-1, ::-1, ::-1, 0, 0].copy()),
-        )
-        return _dip_call(
-            lambda out: dip.Convolution(
-                x, w, out=out, method=method, boundaryCondition=["add zeros"]
-            )
-        )
+        dip.SetTensorConversionThreshold(0)  # else it takes a last axis of 3 for colours
+        x, w = dip.Image(volume[..., 0].astype(np.float32)), dip.Image(_flipped(weights))
+        options = {"method": method, "boundaryCondition": ["add zeros"]}
+        return _dip_call(lambda out: dip.Convolution(x, w, out=out, **options))
 
     return ready
 
@@ -274,31 +284,29 @@ def _dip_convolution(method: str) -> Callable[[Case, Array, Array], Call]:
 def _dip_uniform(case: Case, volume: Array, weights: Array) -> Call:
     import diplib as dip
 
-    x, kernel = (
-        dip.Image(volume[..., 0].copy()),
-        dip.Kernel(list(case.kernel_size[::-1]), "rectangular"),
-    )
+    x = dip.Image(volume[..., 0].copy())
+    kernel = dip.Kernel(list(case.kernel_size[::-1]), "rectangular")
     return _dip_call(
         lambda out: dip.Uniform(x, out=out, kernel=kernel, boundaryCondition=["add zeros"])
     )
 
 
-def _dip_gaussian(method: str) -> Callable[[Case, Array, Array], Call]:
+def _dip_gauss(method: str) -> Callable[[Case, Array, Array], Call]:
     def ready(case: Case, volume: Array, weights: Array) -> Call:
         import diplib as dip
 
         x, sigmas = dip.Image(volume[..., 0].copy()), [case.sigma] * 3
-        exact = method == "FIR"
+        options = {"method": method, "boundaryCondition": ["zero order"], "truncation": 4.0}
+        tolerance, edge = (2e-5, 0) if method == "FIR" else (2e-2, _reach(case))
         return _dip_call(
-            lambda out: dip.Gauss(x, out=out, sigmas=sigmas, method=method, boundaryCondition=["zero order"], truncation=4.0),
-            2e-5 if exact else 2e-2, 0 if exact else _reach(case),
-        )  # fmt: skip
+            lambda out: dip.Gauss(x, out=out, sigmas=sigmas, **options), tolerance, edge
+        )
 
     return ready
 
 
 def _dip_call(function: Callable[[Any], None], tolerance: float = 2e-5, edge: int = 0) -> Call:
-    """Its results go into an image that is kept, which saves it the allocation."""
+    """A call that reuses one output image, which saves DIPlib the allocation."""
     import diplib as dip
 
     out = dip.Image()
@@ -310,34 +318,38 @@ def _dip_call(function: Callable[[Any], None], tolerance: float = 2e-5, edge: in
     return Call(run, lambda image: np.asarray(image)[..., None], tolerance, edge)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 PEERS: tuple[Peer, ...] = (
     Peer("torch", "torch", _is_dense, _torch_seconds, _torch("first")),
     Peer("torch channels_last", "torch", _is_dense, _torch_seconds, _torch("last")),
-    Peer("torch blocked", "torch", lambda case: _is_dense(case) and case.dtype == "float32", _torch_seconds, _torch("blocked")),
-    Peer("ndimage.correlate", "scipy", _is_dense_filter, _at(2.5, parallel=False), _correlate, fills=True),
-    Peer("ndimage.convolve", "scipy", _is_dense_filter, _at(2.5, parallel=False), _convolve, fills=True),
-    Peer("ndimage.gaussian_filter", "scipy", _is_gaussian, _voxels_at(20), _gaussian_filter, fills=True),
-    Peer("ndimage.uniform_filter", "scipy", lambda case: case.shape == "box", _voxels_at(20), _uniform_filter, fills=True),
-    Peer("signal.oaconvolve", "scipy", _is_plain_filter, _voxels_at(10), _by_fourier("oaconvolve")),
-    Peer("signal.fftconvolve", "scipy", _is_plain_filter, _voxels_at(20), _by_fourier("fftconvolve")),
-    Peer("ITK Convolution", "SimpleITK", _is_dense_filter, _at(0.5), _itk_convolution("ConvolutionImageFilter")),
-    Peer("ITK FFTConvolution", "SimpleITK", _is_plain_filter, _voxels_at(5), _itk_convolution("FFTConvolutionImageFilter")),
+    Peer("torch blocked", "torch", _is_float32, _torch_seconds, _torch("blocked")),
+    Peer("ndimage.correlate", "scipy", _is_dense_filter, _ndimage_seconds, _correlate, fills=True),
+    Peer("ndimage.convolve", "scipy", _is_dense_filter, _ndimage_seconds, _convolve, fills=True),
+    Peer("ndimage.gaussian_filter", "scipy", _is_gaussian, _voxels_at(20), _gaussian, fills=True),
+    Peer("ndimage.uniform_filter", "scipy", _is_box, _voxels_at(20), _uniform, fills=True),
+    Peer("signal.oaconvolve", "scipy", _is_plain_filter, _voxels_at(10), _fourier("oaconvolve")),
+    Peer("signal.fftconvolve", "scipy", _is_plain_filter, _voxels_at(20), _fourier("fftconvolve")),
+    Peer("ITK Convolution", "SimpleITK", _is_dense_filter, _at(0.5), _itk("Convolution")),
+    Peer(
+        "ITK FFTConvolution", "SimpleITK", _is_plain_filter, _voxels_at(5), _itk("FFTConvolution")
+    ),
     Peer("ITK DiscreteGaussian", "SimpleITK", _is_gaussian, _voxels_at(10), _itk_gaussian),
     Peer("ITK RecursiveGaussian", "SimpleITK", _is_gaussian, _voxels_at(20), _itk_recursive),
-    Peer("DIPlib Convolution", "diplib", _is_plain_filter, _voxels_at(5), _dip_convolution("best"), fills=True),
-    Peer("DIPlib direct", "diplib", _is_dense_filter, _at(1), _dip_convolution("direct"), fills=True),
-    Peer("DIPlib Uniform", "diplib", lambda case: case.shape == "box", _voxels_at(20), _dip_uniform, fills=True),
-    Peer("DIPlib Gauss FIR", "diplib", _is_gaussian, _voxels_at(20), _dip_gaussian("FIR"), fills=True),
-    Peer("DIPlib Gauss best", "diplib", _is_gaussian, _voxels_at(20), _dip_gaussian("best"), fills=True),
-)  # fmt: skip
+    Peer("DIPlib Convolution", "diplib", _is_plain_filter, _voxels_at(5), _dip("best"), fills=True),
+    Peer("DIPlib direct", "diplib", _is_dense_filter, _at(1), _dip("direct"), fills=True),
+    Peer("DIPlib Uniform", "diplib", _is_box, _voxels_at(20), _dip_uniform, fills=True),
+    Peer("DIPlib Gauss FIR", "diplib", _is_gaussian, _voxels_at(20), _dip_gauss("FIR"), fills=True),
+    Peer(
+        "DIPlib Gauss best", "diplib", _is_gaussian, _voxels_at(20), _dip_gauss("best"), fills=True
+    ),
+)
 
 _threads = [1]
 
 
 def installed() -> dict[str, str]:
-    """The peers' packages that are installed, with their versions; none is imported."""
+    """The installed packages of the peers and their versions, found without importing them."""
     found = {}
     for package in dict.fromkeys(peer.package for peer in PEERS):
         if importlib.util.find_spec(package) is not None:
@@ -350,8 +362,11 @@ def installed() -> dict[str, str]:
 
 @contextlib.contextmanager
 def threads_for_all(threads: int, packages: dict[str, str]) -> Iterator[None]:
-    """Give every peer the same number of threads."""
-    _threads[0] = threads  # scipy.fft is told at each call; scipy.ndimage has one thread, always
+    """Set the number of threads of every peer.
+
+    packages : dict     of `installed`
+    """
+    _threads[0] = threads  # scipy.fft takes it in each call; scipy.ndimage always has one thread
     if "torch" in packages:
         import torch
 

@@ -1,4 +1,4 @@
-"""The roofline: how much is computed for every byte that must move, and how fast, under the machine's roof."""
+"""The roofline plot: speed against arithmetic intensity, below the machine's limits."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ COLOURS = {
 
 
 def plot_roofline(report: BenchReport, path: str) -> None:
-    """Write a picture of all cases and peers; the suffix of `path` chooses the format (see `plotting.SUFFIXES`)."""
+    """Plot all cases and peers into a file, and replace it if it exists.
+
+    path : str      its suffix chooses the format (see `plotting.SUFFIXES`)
+    """
     from matplotlib.figure import Figure
 
     limits = report.used
@@ -64,11 +67,10 @@ def plot_roofline(report: BenchReport, path: str) -> None:
         axes.annotate(
             case.case.name, (x, case.gflops), xytext=(5, 3), textcoords="offset points", fontsize=7
         )
-    axes.set(
-        xscale="log", yscale="log", xlabel="flops per byte that must move", ylabel="GFLOP/s",
-        title=heading(report)[0],
-    )  # fmt: skip
-    axes.title.set_fontsize(9)
+    axes.loglog()
+    axes.set_xlabel("flops per byte of memory traffic")
+    axes.set_ylabel("GFLOP/s")
+    axes.set_title(heading(report)[0], fontsize=9)
     axes.grid(which="major", color="#dddddd", linewidth=0.5)
     axes.set_axisbelow(True)
     axes.legend(loc="lower right", fontsize=8)

@@ -1,4 +1,4 @@
-"""A run of the bench as a record (JSON), as lines of a table, and as Markdown for the README."""
+"""The results of a benchmark run: as JSON, as the rows of a table, and as Markdown."""
 
 from __future__ import annotations
 
@@ -31,9 +31,10 @@ COLUMNS = (
 
 @dataclass
 class BenchReport:
-    """What was measured, where and when.
+    """The results of a benchmark run, with date, machine and versions.
 
-    limits : list           for one thread and for as many as the cases ran on: the best of the run (each case has its own)
+    limits : list of Limits     for one thread, and for the number of threads that the cases used:
+                                the best of the run (each case has its own, too)
     """
 
     date: str
@@ -43,7 +44,7 @@ class BenchReport:
     cases: list[Measured] = field(default_factory=list)
 
     def record(self) -> dict[str, Any]:
-        """As JSON."""
+        """The report as a JSON object; `report_of_record` reads it."""
         return {
             "date": self.date,
             "machine": self.machine,
@@ -53,19 +54,23 @@ class BenchReport:
         }
 
     def add(self, measured: Measured) -> None:
-        """Add a case; its limits count for the machine's if they are better."""
+        """Add a case, and raise the machine's limits if those of the case are higher."""
         self.cases.append(measured)
         if measured.limits.threads == self.used.threads:
             self.limits[-1] = self.used.better(measured.limits)
 
     @property
     def used(self) -> Limits:
-        """The limits of as many threads as the cases ran on."""
+        """The limits for the number of threads that the cases used."""
         return self.limits[-1]
 
 
 def new_report(limits: list[Limits], kept_memory: bool) -> BenchReport:
-    """A report without cases yet."""
+    """A report of this machine, without cases.
+
+    limits : list of Limits     see `BenchReport`
+    kept_memory : bool          freed memory was kept for the next allocation (--keep-memory)
+    """
     from conv3d_cli.engine.cpu import cpu_class
 
     machine = {
@@ -82,21 +87,22 @@ def new_report(limits: list[Limits], kept_memory: bool) -> BenchReport:
 
 
 def report_of_record(record: dict[str, Any], path: str) -> BenchReport:
-    """What `BenchReport.record` gave.
+    """The report of a JSON object that `BenchReport.record` made.
 
-    Raises: FormatError.
+    path : str      the file that it was read from, for the message
+
+    Raises: FormatError if it is no such object.
     """
     try:
-        return BenchReport(
-            record["date"], record["machine"], record["versions"],
-            [Limits(**limits) for limits in record["limits"]], [measured_of_record(case) for case in record["cases"]],
-        )  # fmt: skip
+        limits = [Limits(**limits) for limits in record["limits"]]
+        cases = [measured_of_record(case) for case in record["cases"]]
+        return BenchReport(record["date"], record["machine"], record["versions"], limits, cases)
     except (KeyError, TypeError, AttributeError) as error:
         raise FormatError(f"{path} is no record of `conv3d bench --json`: {error!r}") from None
 
 
 def merged(reports: Iterable[BenchReport]) -> BenchReport:
-    """Several runs as one, the last measurement of a case counting; date and machine are the last run's."""
+    """Merge several runs: each case's last measurement, the last run's date and machine."""
     reports = list(reports)
     cases = {case.case.name: case for report in reports for case in report.cases}
     last = reports[-1]
@@ -107,7 +113,7 @@ def merged(reports: Iterable[BenchReport]) -> BenchReport:
 
 
 def cpu_model() -> str:
-    """The CPU's name, as the system tells it."""
+    """The model name of the CPU, as the system reports it."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
@@ -118,7 +124,7 @@ def cpu_model() -> str:
 
 
 def number(value: float) -> str:
-    """Three digits, without an exponent.
+    """A number as text with about three digits, without an exponent.
 
     >>> number(0.01234), number(3.14159), number(42.42), number(8192.5)
     ('0.012', '3.14', '42.4', '8192')
@@ -127,50 +133,59 @@ def number(value: float) -> str:
 
 
 def cells(measured: Measured) -> list[str]:
-    """A line of the table, in the order of `COLUMNS`; targets in brackets."""
+    """The cells of a table row, in the order of `COLUMNS`; targets in brackets."""
     case, peer = measured.case, measured.strongest
     share = f"{100 * measured.share:.0f}" + (f" ({100 * case.share:.0f})" if case.share else "")
     ratio = "" if measured.ratio is None else number(measured.ratio)
     ratio += f" ({case.ratio:g})" if case.ratio and ratio else ""
     return [
-        case.name, number(measured.ms), number(measured.call_ms), share, f"{measured.gflops:.0f}", number(measured.predicted_ms),
-        peer.name if peer else "", number(peer.ms) if peer and peer.ms else "", ratio, f"{measured.error:.0e}",
-    ]  # fmt: skip
+        case.name,
+        number(measured.ms),
+        number(measured.call_ms),
+        share,
+        f"{measured.gflops:.0f}",
+        number(measured.predicted_ms),
+        peer.name if peer else "",
+        number(peer.ms) if peer and peer.ms else "",
+        ratio,
+        f"{measured.error:.0e}",
+    ]
 
 
 def is_missed(measured: Measured) -> bool:
-    """Whether a target was missed."""
+    """Whether the case misses one of its targets."""
     case = measured.case
-    return (case.share > measured.share) or (
-        measured.ratio is not None and case.ratio > measured.ratio
-    )
+    too_slow = measured.ratio is not None and measured.ratio < case.ratio
+    return too_slow or measured.share < case.share
 
 
 def heading(report: BenchReport) -> list[str]:
-    """The machine, its limits and the versions, in lines."""
+    """The lines above the table: the machine, its limits, and the versions of the libraries."""
     machine = report.machine
     lines = [
-        f"{machine['cpu']} ({machine['cpu_class']}), {machine['threads']} threads, {machine['system']}, {report.date[:10]}"
+        f"{machine['cpu']} ({machine['cpu_class']}), {machine['threads']} threads, "
+        f"{machine['system']}, {report.date[:10]}"
     ]
     for limits in report.limits:
         lines.append(
-            f"limits, {limits.threads} thread{'s' * (limits.threads > 1)}: {limits.fma / 1e9:.0f} GFLOP/s, "
-            f"copy {limits.copy / 1e9:.1f} GB/s read and written (plain stores {limits.plain_copy / 1e9:.1f})"
+            f"limits, {limits.threads} thread{'s' * (limits.threads > 1)}: "
+            f"{limits.fma / 1e9:.0f} GFLOP/s, copy {limits.copy / 1e9:.1f} GB/s read and written "
+            f"(plain stores {limits.plain_copy / 1e9:.1f})"
         )
     one, used = report.limits[0], report.used
     if used.fma < 0.75 * used.threads * one.fma:
         lines.append(
-            f"note: {used.threads} threads reach only {used.fma / one.fma:.1f} times the FMA peak of one: "
-            "something else runs here, or the CPUs share their units"
+            f"note: {used.threads} threads reach only {used.fma / one.fma:.1f} times the FMA peak "
+            "of one: another program is running, or the CPUs share execution units"
         )
     lines.append(", ".join(f"{name} {version}" for name, version in report.versions.items()))
     if machine.get("peers_keep_freed_memory"):
-        lines.append("freed memory was kept for the next call (--keep-memory), for everyone")
+        lines.append("--keep-memory: freed memory was kept for the next call, for conv3d and peers")
     return lines
 
 
 def left_out(report: BenchReport) -> list[str]:
-    """What was not timed and why, a line for each peer and case."""
+    """The peers that were not timed and why, one line for each peer and case."""
     return [
         f"{case.case.name}: {peer.name} {peer.note}"
         for case in report.cases
@@ -180,7 +195,7 @@ def left_out(report: BenchReport) -> list[str]:
 
 
 def markdown(report: BenchReport) -> str:
-    """The table for the README."""
+    """The heading and the table in Markdown, as in the README."""
     rule = ["---", *["---:"] * 5, "---", *["---:"] * 3]
     rows = [list(COLUMNS), rule, *(cells(case) for case in report.cases)]
     lines = ["| " + " | ".join(row) + " |" for row in rows]

@@ -1,8 +1,9 @@
-"""Cases timed: our engine and every peer in turn, warm, on the same volume and with as many threads.
+"""Time the cases: conv3d and every peer, warmed up, on the same volume and number of threads.
 
-Contestants take turns, round after round, so that a machine that slows down or a neighbour that wakes up hits all alike. The
-median of a contestant's rounds counts. Before each turn there is a pause, in which threads that the last contestant left spinning
-go to sleep (OpenMP's do so for some milliseconds), and an untimed call where calls are short, which wakes the contestant's own.
+The contestants take turns for several rounds, so that a slow moment of the machine affects all of
+them; the median of a contestant's rounds counts. Each turn begins with a pause, in which the
+threads of the last contestant stop spinning (those of OpenMP spin for some milliseconds). If calls
+are short, an untimed call follows, which wakes the contestant's own threads.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import itertools
 import math
 import statistics
 import sys
@@ -28,22 +30,23 @@ from conv3d_cli.bench.peers import PEERS, Call, installed, threads_for_all
 from conv3d_cli.engine import Team, make_plan
 
 Array = NDArray[Any]
-PAUSE = 0.02  # seconds before each turn
-SHORT = 0.2  # seconds: calls up to here are made once untimed before the timed ones
-LEAST = 0.005  # seconds: calls are repeated in a turn up to here, and their mean counts
-LONG = 2.0  # seconds: of such calls the first one counts, too
-BUDGET = (
-    4.0  # seconds a contestant may take for all its rounds; a first and a second call in any case
-)
+# All in seconds.
+PAUSE = 0.02  # before each turn
+SHORT = 0.2  # below this, a turn begins with an untimed call
+MIN_TURN = 0.005  # below this, a turn repeats the call and takes the mean
+LONG = 2.0  # above this, the warm-up call counts as a round
+BUDGET = 4.0  # for all rounds of a contestant; one round is always timed
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How a run is made.
+    """How to measure.
 
-    repeats : int           rounds, where the budget allows
-    patience : float        peers that would take more seconds a call are left out
-    with_peers : bool
+    threads : int           for conv3d and the peers
+    repeats : int           rounds, if the budget allows
+    patience : float        seconds; peers that need more for one call are left out
+    with_peers : bool       False: conv3d only
+    budget : float          seconds for all rounds of a contestant
     """
 
     threads: int
@@ -55,10 +58,13 @@ class Settings:
 
 @dataclass
 class PeerTime:
-    """What became of a peer: its median time, or why there is none.
+    """The time of a peer, or why it was not timed.
 
-    fills : bool            into an output at hand, as our `ms`; else it allocates one, as our `call_ms`
-    error : float           largest difference from ours, as a part of sum|w| * max|x|
+    fills : bool            it fills a preallocated output, as for our `ms`; else it allocates one,
+                            as for our `call_ms`
+    ms : float or None      median milliseconds of a call
+    error : float or None   largest difference from ours, as a fraction of sum|w| * max|x|
+    note : str              why it was not timed; "" if it was
     """
 
     name: str
@@ -70,16 +76,17 @@ class PeerTime:
 
 @dataclass
 class Measured:
-    """A case's figures; times in milliseconds, all numbers in float32 but where `dtype` says otherwise.
+    """The measurements of a case; times in milliseconds.
 
-    ms, best_ms : float     our engine with its plan made and its output at hand: median, and the least
-    call_ms : float         the function `conv3d()`, which plans and allocates as well
+    algorithm : str         that the planner chose
+    ms, best_ms : float     the engine with a plan and a preallocated output: median and minimum
+    call_ms : float         the function `conv3d()`, which also plans and allocates: median
     predicted_ms : float    by the plan
-    flops, bytes : float    what the limit counts; flops are those of the direct sum but for separable kernels (three passes)
-    error : float           largest difference from float64 on sampled voxels, as a part of sum|w| * max|x|
-    limits : Limits         the better of those just before and just after: memory is shared with whatever else runs, so
-                            bandwidth changes from minute to minute
-    peers : list            in the order of `PEERS`
+    error : float           largest difference from float64 on sampled voxels, as a fraction of
+                            sum|w| * max|x|
+    limits : Limits         the better of two measurements, just before and just after the case,
+                            since other programs change the memory bandwidth from minute to minute
+    peers : list            of PeerTime, in the order of `PEERS`
     """
 
     case: Case
@@ -94,42 +101,42 @@ class Measured:
 
     @property
     def limit_ms(self) -> float:
-        """The least time on this machine."""
+        """The lower bound of the time on this machine, in milliseconds."""
         return 1e3 * self.limits.seconds(self.case.flops, self.case.bytes_moved)[0]
 
     @property
     def bound(self) -> str:
-        """What binds: "fma" or "memory"."""
+        """The binding limit: "fma" or "memory"."""
         return self.limits.seconds(self.case.flops, self.case.bytes_moved)[1]
 
     @property
     def share(self) -> float:
-        """Part of the machine's limit."""
+        """The fraction of the machine's limit that the engine reaches."""
         return self.limit_ms / self.ms
 
     @property
     def gflops(self) -> float:
-        """GFLOP/s of the counted operations."""
+        """The engine's speed in GFLOP/s, from `Case.flops`."""
         return self.case.flops / self.ms / 1e6
 
     def ratio_to(self, peer: PeerTime) -> float:
-        """How many times ours a peer takes: of the engine's time where both fill an output, of the call's where both allocate."""
+        """A peer's time divided by ours: by `ms` if the peer fills an output, else by `call_ms`."""
         return math.inf if peer.ms is None else peer.ms / (self.ms if peer.fills else self.call_ms)
 
     @property
     def strongest(self) -> PeerTime | None:
-        """The peer with the least ratio of those that computed the same."""
+        """The timed peer with the smallest ratio; None if no peer was timed."""
         return min(
             (peer for peer in self.peers if peer.ms is not None), key=self.ratio_to, default=None
         )
 
     @property
     def ratio(self) -> float | None:
-        """How many times ours the strongest peer takes."""
+        """The strongest peer's time divided by ours; None if no peer was timed."""
         return None if self.strongest is None else self.ratio_to(self.strongest)
 
     def record(self) -> dict[str, Any]:
-        """As JSON."""
+        """The measurements as a JSON object; `measured_of_record` reads it."""
         case = asdict(self.case)
         return {
             "name": case.pop("name"),
@@ -156,7 +163,7 @@ class Measured:
 
 
 def measured_of_record(record: dict[str, Any]) -> Measured:
-    """What `Measured.record` gave."""
+    """The measurements of a JSON object that `Measured.record` made."""
     case: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value
         for key, value in record["case"].items()
@@ -172,48 +179,51 @@ def measured_of_record(record: dict[str, Any]) -> Measured:
 
 
 class _Contestant:
-    """Something to be timed in turn with others."""
+    """A function that is timed in turn with others.
+
+    times : list of float   seconds of a call, one for each round
+    """
 
     def __init__(self, name: str, run: Callable[[], Any], settings: Settings) -> None:
         self.name, self.run, self.settings = name, run, settings
         self.times: list[float] = []
-        self.spent = 0.0
+        self._spent = 0.0  # seconds, of all calls
 
-    def first(self) -> Any:
-        """The call that warms up; its result."""
+    def warm_up(self) -> Any:
+        """Call the function once, before all turns, and return its result."""
         started = time.perf_counter()
         result = self.run()
         self._first = time.perf_counter() - started
         if self._first > LONG:
             self.times.append(self._first)
-        self.spent += self._first
+        self._spent += self._first
         return result
 
-    def turn(self) -> None:
-        """One timed call, unless there were enough."""
-        if len(self.times) >= self.settings.repeats or (
-            self.times and self.spent > self.settings.budget
-        ):
+    def take_turn(self) -> None:
+        """Time one round, unless all rounds are timed or the budget is spent."""
+        out_of_budget = self.times and self._spent > self.settings.budget
+        if len(self.times) >= self.settings.repeats or out_of_budget:
             return
         time.sleep(PAUSE)
         started = begun = time.perf_counter()
         if self._first < SHORT:
             self.run()
             begun = time.perf_counter()
-        calls = max(1, int(LEAST / max(begun - started, 1e-6))) if self._first < SHORT else 1
+        calls = max(1, int(MIN_TURN / max(begun - started, 1e-6))) if self._first < SHORT else 1
         for _ in range(calls):
             self.run()
         ended = time.perf_counter()
         self.times.append((ended - begun) / calls)
-        self.spent += ended - started
+        self._spent += ended - started
 
     @property
     def ms(self) -> float:
+        """The median time of a call in milliseconds."""
         return 1e3 * statistics.median(self.times)
 
 
 def run_case(case: Case, settings: Settings, team: Team) -> Measured:
-    """Measure one case, with the machine's limits before and after."""
+    """Measure one case, and the machine's limits before and after it."""
     limits = measure_limits(settings.threads, 7)
     volume, weights = case.volume(), case.weights()
     problem = case.problem
@@ -222,58 +232,74 @@ def run_case(case: Case, settings: Settings, team: Team) -> Measured:
     planes = problem.source_indices(0, 0, problem.out_size[0])
     kernel = weights[..., 0, 0] if case.is_filter else weights
 
-    def ours() -> None:
+    def run_engine() -> None:
         plan.convolve_slab(volume, out, planes, team)
 
-    def call() -> Array:
+    def call_conv3d() -> Array:
         return conv3d(
-            volume, kernel, strides=case.strides, padding=case.padding, dilation_rate=case.dilation_rate,
-            groups=case.groups, boundary=case.boundary, threads=settings.threads,
-        )  # fmt: skip
+            volume,
+            kernel,
+            strides=case.strides,
+            padding=case.padding,
+            dilation_rate=case.dilation_rate,
+            groups=case.groups,
+            boundary=case.boundary,
+            threads=settings.threads,
+        )
 
-    engine = _Contestant("conv3d", ours, settings)
-    engine.first()
-    contestants = [engine, _Contestant("conv3d()", call, settings)]
-    contestants[1].first()
+    engine = _Contestant("conv3d", run_engine, settings)
+    function = _Contestant("conv3d()", call_conv3d, settings)
+    engine.warm_up()
+    function.warm_up()
     error = sampled_error(case, volume, weights, out)
-    peers, timed = [], []
+    contestants, peers, timed = [engine, function], [], []
     if settings.with_peers:
         scale = np.abs(weights).sum(axis=(0, 1, 2, 3)) * max(float(np.abs(volume).max()), 1e-30)
-        for peer, entrant in _ready_peers(case, volume, weights, out, scale, settings):
+        for peer, contestant in _ready_peers(case, volume, weights, out, scale, settings):
             peers.append(peer)
-            if entrant is not None:
-                timed.append((peer, entrant))
-                contestants.append(entrant)
+            if contestant is not None:
+                timed.append((peer, contestant))
+                contestants.append(contestant)
     for _ in range(settings.repeats):
         for contestant in contestants:
-            contestant.turn()
-    for peer, entrant in timed:
-        peer.ms = entrant.ms
+            contestant.take_turn()
+    for peer, contestant in timed:
+        peer.ms = contestant.ms
     return Measured(
-        case, plan.algorithm.name, engine.ms, 1e3 * min(engine.times), contestants[1].ms,
-        1e3 * plan.seconds[plan.algorithm.name], error, limits.better(measure_limits(settings.threads, 7)), peers,
-    )  # fmt: skip
+        case,
+        plan.algorithm.name,
+        ms=engine.ms,
+        best_ms=1e3 * min(engine.times),
+        call_ms=function.ms,
+        predicted_ms=1e3 * plan.seconds[plan.algorithm.name],
+        error=error,
+        limits=limits.better(measure_limits(settings.threads, 7)),
+        peers=peers,
+    )
 
 
 def _ready_peers(
     case: Case, volume: Array, weights: Array, out: Array, scale: Array, settings: Settings
 ) -> Iterator[tuple[PeerTime, _Contestant | None]]:
-    """Every installed peer of a case, compared with our result; None for those that are not to be timed."""
+    """Prepare every installed peer that takes the case, and compare its result with ours.
+
+    Yields None in place of a contestant that is not to be timed.
+    """
     packages = installed()
     for peer in PEERS:
         if peer.package not in packages or not peer.takes(case):
             continue
         result = PeerTime(peer.name, peer.fills)
-        about = peer.seconds(case, settings.threads)
-        if about > settings.patience:
-            result.note = f"left out: would take about {about:.0f} s"
+        seconds = peer.seconds(case, settings.threads)
+        if seconds > settings.patience:
+            result.note = f"left out: would take about {seconds:.0f} s"
             yield result, None
             continue
         try:
             call = peer.ready(case, volume, weights)
-            entrant = _Contestant(peer.name, call.run, settings)
-            result.error = _difference(call, entrant.first(), out, scale)
-        except Exception as error:  # whatever another library raises must not end the run
+            contestant = _Contestant(peer.name, call.run, settings)
+            result.error = _difference(call, contestant.warm_up(), out, scale)
+        except Exception as error:  # no error of another library may end the run
             result.note = f"failed: {' '.join(str(error).split())[:200]}"
             yield result, None
             continue
@@ -281,11 +307,14 @@ def _ready_peers(
             result.note = f"left out: differs from conv3d by {result.error:.1e} of sum|w| max|x|"
             yield result, None
             continue
-        yield result, entrant
+        yield result, contestant
 
 
 def _difference(call: Call, result: Any, out: Array, scale: Array) -> float:
-    """Largest difference from ours, as a part of each filter's scale."""
+    """The largest difference from ours, as a fraction of each filter's scale; inf for NaN.
+
+    scale : (filters,)      sum|w| * max|x|
+    """
     theirs = call.array(result)
     if theirs.shape != out.shape:
         return math.inf
@@ -294,22 +323,31 @@ def _difference(call: Call, result: Any, out: Array, scale: Array) -> float:
         return 0.0
     worst = 0.0
     for plane, other in zip(out[inner], theirs[inner], strict=True):
-        gap = np.abs(plane - other).max(axis=(0, 1)) / scale
-        worst = max(worst, float(gap.max())) if np.isfinite(gap).all() else math.inf
+        error = np.abs(plane - other).max(axis=(0, 1)) / scale
+        worst = max(worst, float(error.max())) if np.isfinite(error).all() else math.inf
     return worst
 
 
 def sampled_error(
     case: Case, volume: Array, weights: Array, out: Array, samples: int = 64
 ) -> float:
-    """Largest difference from the definition in float64, on random voxels and the corners, as a part of sum|w| * max|x|."""
+    """The largest error of an output, by a direct sum in float64 at random voxels and the corners.
+
+    out : (D', H', W', filters)     the output to check
+    samples : int                   random voxels, beside the eight corners
+
+    Returns a fraction of sum|w| * max|x|; inf if a sampled voxel is NaN or infinite.
+
+    >>> case = Case("small", "dense", (4, 4, 4), (3, 3, 3))
+    >>> volume, weights = case.volume(), case.weights()
+    >>> out = conv3d(volume, weights, padding=case.padding, boundary=case.boundary)
+    >>> sampled_error(case, volume, weights, out) < 1e-6
+    True
+    """
     problem = case.problem
     rng = np.random.default_rng(2)
-    places = [[corner >> axis & 1 for axis in range(3)] for corner in range(8)]
-    voxels = [
-        [bit * (n - 1) for bit, n in zip(place, problem.out_size, strict=True)] for place in places
-    ]
-    voxels += rng.integers(0, problem.out_size, (samples, 3)).tolist()
+    corners = itertools.product(*([0, n - 1] for n in problem.out_size))
+    voxels = [*corners, *rng.integers(0, problem.out_size, (samples, 3)).tolist()]
     tables = [
         np.array(problem.source_indices(axis, 0, problem.out_size[axis])) for axis in range(3)
     ]
@@ -321,37 +359,43 @@ def sampled_error(
     channels, filters = problem.channels_per_group, problem.filters_per_group
     worst = 0.0
     for voxel in voxels:
-        at = [t[o * s + k] for t, o, s, k in zip(tables, voxel, problem.strides, taps, strict=True)]
-        patch = volume[np.ix_(*at)].astype(np.float64)
-        inside = (at[0] >= 0)[:, None, None] & (at[1] >= 0)[:, None] & (at[2] >= 0)
+        d, h, w = (
+            table[o * s + tap]
+            for table, o, s, tap in zip(tables, voxel, problem.strides, taps, strict=True)
+        )
+        patch = volume[np.ix_(d, h, w)].astype(np.float64)
+        inside = (d >= 0)[:, None, None] & (h >= 0)[:, None] & (w >= 0)
         patch[~inside] = problem.boundary.value
         for group in range(problem.groups):
             own = slice(group * filters, (group + 1) * filters)
-            sums = np.tensordot(
-                patch[..., group * channels : (group + 1) * channels], exact[..., own], 4
-            )
-            gap = np.abs(out[tuple(voxel)][own] - sums) / scale[own]
-            worst = max(worst, float(gap.max())) if np.isfinite(gap).all() else math.inf
+            read = slice(group * channels, (group + 1) * channels)
+            sums = np.tensordot(patch[..., read], exact[..., own], 4)
+            error = np.abs(out[tuple(voxel)][own] - sums) / scale[own]
+            worst = max(worst, float(error.max())) if np.isfinite(error).all() else math.inf
     return worst
 
 
 def run_cases(
-    cases: list[Case], settings: Settings, said: Callable[[str], None] = lambda text: None
+    cases: list[Case], settings: Settings, progress: Callable[[str], None] = lambda text: None
 ) -> Iterator[Measured]:
-    """Measure cases one after another; `said` is told the name of each before it begins."""
+    """Measure one case after another.
+
+    progress : callable     is given the name of each case before it starts
+    """
     packages = installed() if settings.with_peers else {}
     with threads_for_all(settings.threads, packages), Team(settings.threads) as team:
         for case in cases:
-            said(case.name)
+            progress(case.name)
             yield run_case(case, settings, team)
             gc.collect()
 
 
 def keep_freed_memory() -> bool:
-    """Ask the C library to keep what is freed for the next allocation; False where it cannot be asked.
+    """Ask the C library to keep freed memory for the next allocation; False if it cannot.
 
-    A large result is new memory at every call, and its first touch costs more than a small convolution. Libraries that
-    allocate their result or large buffers at each call (PyTorch above all) gain several times from this; ours does not need it.
+    Otherwise a large result is new memory in every call, and to touch it first costs more than a
+    small convolution. Libraries that allocate results or large buffers in every call (PyTorch above
+    all) become several times faster by this; conv3d does not need it.
     """
     if not sys.platform.startswith("linux"):
         return False

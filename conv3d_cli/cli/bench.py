@@ -214,7 +214,7 @@ def _calibration(cases: list[Any], threads: int, quiet: bool) -> str:
     from conv3d_cli.engine.cpu import cpu_class
 
     with _Status(quiet) as said:
-        pairs = list(measure_pairs(cases, threads, said=said))
+        pairs = list(measure_pairs(cases, threads, progress=said))
     fitted = factors(pairs)
     lines = [f"{'algorithm':<12} {'case':<20} {'ms':>9} {'predicted':>9} {'factor':>7}"]
     for pair in sorted(pairs, key=lambda pair: pair.algorithm):

@@ -1,1 +1,1 @@
-"""The same job on many machines: the output of a Zarr store cut into tasks, computed by the workers of a Dask cluster."""
+"""One job on many machines: the workers of a Dask cluster each compute parts of a Zarr output."""

@@ -1,8 +1,9 @@
-"""What a job would cost on a cluster: tasks, bytes that are read and written, and time from rates measured here.
+"""Forecast the cost of a job on a cluster: tasks, bytes read and written, and time.
 
-One task of the job is timed on one thread: decoding what it reads, computing, encoding what it writes (into a temporary store,
-which is removed). The sum over all tasks, spread over the cluster's threads, is the forecast; what many machines take from one
-storage together is not known here, and `read_rate` and `write_rate` say it where it is less.
+One task of the job is timed on one thread of this machine: decode its input, compute, and encode
+its output (into a temporary store, which is removed). The forecast is the time of all tasks,
+divided among the cluster's threads. It ignores that machines share a storage; `read_rate` and
+`write_rate` can be set lower for that.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from conv3d_cli.cluster.run import chunks_of, cut_prepared, read_channels
+from conv3d_cli.cluster.run import channels_read, choose_tasks, chunk_shapes
 from conv3d_cli.engine import Team
 from conv3d_cli.formats import create_volume
 from conv3d_cli.formats.zarr.format import ZarrReader, ZarrWriter
@@ -31,7 +32,11 @@ from conv3d_cli.system.machine import give_back_memory, keep_freed_memory
 
 @dataclass(frozen=True)
 class Rates:
-    """Bytes a second of one thread (voxels before compression), and seconds of computing a voxel of the output."""
+    """The speed of one thread.
+
+    read, write : float     bytes/s of uncompressed voxels that are decoded, and encoded
+    voxel_seconds : float   seconds to compute one output voxel
+    """
 
     read: float
     write: float
@@ -40,12 +45,16 @@ class Rates:
 
 @dataclass(frozen=True)
 class Forecast:
-    """A job on a cluster.
+    """The cost of a job on a cluster.
 
-    threads : of all workers together
-    bytes_in, bytes_read : the input's voxels, and those that all tasks together decode: whole chunks, halos
-    bytes_out : the output's voxels
-    computed : voxels computed for one of the output: more than 1 where tasks cut an algorithm's tiles
+    partition : Partition       the tasks of one part of the job
+    parts : int                 parts of the job: volumes, or some channels of a volume
+    workers, threads : int      threads of all workers together
+    bytes_in : int              uncompressed size of the input
+    bytes_read : float          bytes that all tasks decode: whole chunks, with the tasks' halos
+    bytes_out : int             uncompressed size of the output
+    computed : float            voxels computed per output voxel; above 1 if tasks divide an
+                                algorithm's tiles
     """
 
     partition: Partition
@@ -60,34 +69,33 @@ class Forecast:
 
     @property
     def tasks(self) -> int:
-        """Of all parts."""
+        """The number of tasks of the whole job."""
         return self.partition.count * self.parts
 
     @property
     def read_seconds(self) -> float:
-        """Of all threads together, as the next two."""
+        """Thread-seconds to read and decode."""
         return self.bytes_read / self.rates.read
 
     @property
     def compute_seconds(self) -> float:
-        """Computing."""
-        return (
-            math.prod(self.partition.size) * self.parts * self.computed * self.rates.voxel_seconds
-        )
+        """Thread-seconds to compute."""
+        voxels = math.prod(self.partition.size) * self.parts
+        return voxels * self.computed * self.rates.voxel_seconds
 
     @property
     def write_seconds(self) -> float:
-        """Encoding and writing."""
+        """Thread-seconds to encode and write."""
         return self.bytes_out / self.rates.write
 
     @property
     def seconds(self) -> float:
-        """From the first task to the last: whole rounds of tasks on all threads."""
+        """The duration of the job: as many rounds of tasks as all threads together need."""
         task = (self.read_seconds + self.compute_seconds + self.write_seconds) / self.tasks
         return math.ceil(self.tasks / self.threads) * task
 
     def record(self) -> dict[str, Any]:
-        """As JSON."""
+        """The forecast as a JSON object."""
         return {
             "workers": self.workers,
             "threads": self.threads,
@@ -114,29 +122,37 @@ def forecast(
     read_rate: float | None = None,
     write_rate: float | None = None,
 ) -> Forecast:
-    """What a job from Zarr to Zarr would take.
+    """Forecast the cost of a job from Zarr to Zarr, after a trial of one task here.
 
-    read_rate, write_rate : bytes a second of one thread, where they are known better than a trial here can tell
+    workers, threads_each : int             the cluster, and the threads of each worker
+    read_rate, write_rate : float or None   bytes/s of one thread; replace the rates of the trial
+
     Raises: FormatError if the input cannot be read.
     """
     threads = workers * threads_each
-    partition = cut_prepared(prepared, threads)
+    partition = choose_tasks(prepared, threads)
     chain = layer_chain([stage.convolution for stage in prepared.stages])
-    source, parts = prepared.reader.header, len(prepared.stream_plan.parts)
-    bytes_part = (
-        math.prod(chain.problems[0].in_size) * chain.problems[0].in_channels * source.dtype.itemsize
-    )
-    repeated = redundancy(chain, partition, chunks_of(prepared)[0])
+    source, output = prepared.reader.header, prepared.header
+    parts = len(prepared.stream_plan.parts)
+    first = chain.problems[0]
+    bytes_in = math.prod(first.in_size) * first.in_channels * source.dtype.itemsize * parts
+    repeated = redundancy(chain, partition, chunk_shapes(prepared)[0])
     rates = measure_rates(prepared, partition)
-    rates = Rates(read_rate or rates.read, write_rate or rates.write, rates.voxel_seconds)
     return Forecast(
-        partition, parts, workers, threads, bytes_part * parts, bytes_part * parts * repeated.decoded,
-        math.prod(prepared.header.shape) * prepared.header.dtype.itemsize, repeated.computed, rates,
-    )  # fmt: skip
+        partition,
+        parts,
+        workers,
+        threads,
+        bytes_in=bytes_in,
+        bytes_read=bytes_in * repeated.decoded,
+        bytes_out=math.prod(output.shape) * output.dtype.itemsize,
+        computed=repeated.computed,
+        rates=Rates(read_rate or rates.read, write_rate or rates.write, rates.voxel_seconds),
+    )
 
 
 def measure_rates(prepared: PreparedJob, partition: Partition) -> Rates:
-    """Read, compute and write one task in the middle of the volume, on one thread."""
+    """Time one task on one thread: read, compute and write a box in the middle of the volume."""
     keep_freed_memory()  # as workers do
     box = next(itertools.islice(partition.boxes(), partition.count // 2, None))
     n, channels = prepared.stream_plan.parts[0]
@@ -145,17 +161,17 @@ def measure_rates(prepared: PreparedJob, partition: Partition) -> Rates:
     assert isinstance(reader, ZarrReader)
     with OneThread() as thread:
         reader.read_boxes_on(thread)
-        for _ in range(2):  # the first time takes new memory
+        for _ in range(2):  # the first time allocates memory
             started = time.perf_counter()
-            given = BoxSource(reader, n, read_channels(prepared, 0), chain).read(box)
+            given = BoxSource(reader, n, channels_read(prepared, 0), chain).read(box)
             read = time.perf_counter() - started
-    decoded = math.prod(decoded_sizes(chain, box, chunks_of(prepared)[0]))
+    decoded = math.prod(decoded_sizes(chain, box, chunk_shapes(prepared)[0]))
     decoded *= given.voxels.shape[3] * given.voxels.itemsize
 
     stored = convolutions[-1].stored(channels, prepared.header.shape[4])
     out = np.empty((*box.size, stored.stop - stored.start), prepared.header.dtype)
     with Team(1) as team:
-        for _ in range(2):  # the first time loads, or compiles, the loops
+        for _ in range(2):  # the first time loads or compiles the loops
             started = time.perf_counter()
             compute_box(convolutions, given, reader.header.scale, channels, box, out, team)
             compute = time.perf_counter() - started
@@ -177,6 +193,6 @@ def measure_rates(prepared: PreparedJob, partition: Partition) -> Rates:
 
 
 def box_header(header: VolumeHeader, box: Box) -> VolumeHeader:
-    """The header of a volume of a box's size, one of the batch."""
+    """The header of a single volume of a box's size."""
     sizes = dict(zip("zyx", box.size, strict=True)) | dict.fromkeys(header.axes.batch_letters, 1)
     return replace(header, axes=header.axes.renamed(header.axes.letters, sizes))

@@ -1,8 +1,8 @@
-"""A job on a Dask cluster: from Zarr to Zarr, one task a block of output chunks.
+"""Run a job on a Dask cluster, from Zarr to Zarr: each task computes a block of output chunks.
 
-Workers open the input themselves and write their chunks into the unfinished store, which this process puts in its place when
-all tasks are done: both must lie where every worker reaches them. A task that is lost with its worker runs again elsewhere and
-writes the same bytes.
+Workers open the input themselves and write their chunks to an unfinished store. This process moves
+the store to its final place when all tasks are done. Every worker must be able to reach both. If a
+worker dies, its task runs again on another one and writes the same bytes.
 """
 
 from __future__ import annotations
@@ -35,25 +35,29 @@ from conv3d_cli.pipeline.run import JobReport, all_losses, check_paths, clipped_
 from conv3d_cli.system.machine import give_back_memory, keep_freed_memory
 
 CURE = "pip install 'conv3d[cluster]'"
-RETRIES = 2  # of a task that fails, beside those that Dask grants when a worker dies
+RETRIES = 2  # of a task that fails; Dask has its own number for workers that die
 CONNECT_SECONDS = 10
-# Voxels of input and output that a task holds, in bytes: a second or two of work, and what a worker's thread may well hold. Of
-# chunks of 64 x 128 x 128 and a Gaussian of 25 taps, tasks of 96 MB decode each chunk 8.4 times, of 384 MB 2.7 times.
+# Input and output of a task, in bytes: one or two seconds of work, and little enough for one thread
+# of a worker. With chunks of 64 x 128 x 128 and a Gaussian of 25 taps, tasks of 96 MB decode each
+# chunk 8.4 times, tasks of 384 MB 2.7 times.
 TASK_BYTES = 384 << 20
-TASKS_A_THREAD = 4  # at least, so that the last one is not waited for long
-PAUSED_SECONDS = 10
-GONE_SECONDS = (
-    120  # that workers which all have gone are waited for: a batch system may be starting others
-)
-# that a job which failed waits for tasks still at work, so that they write nothing when it has tidied up
-LAST_SECONDS = 2
+TASKS_PER_THREAD = 4  # at least, so that threads do not wait long for the last task
+PAUSED_SECONDS = 10  # without a result, until the workers are checked for being paused
+GONE_SECONDS = 120  # to wait for new workers if none is left: a batch system may be starting some
+# to wait for running tasks after a failure, so that none writes after clean-up
+RELEASE_SECONDS = 2
 MEMORY_CURE = "give workers more memory, fewer threads each, or smaller --chunks"
-WORKER_BYTES = 240 << 20  # Python with Dask, zarr and the engine
+WORKER_BYTES = 240 << 20  # of an idle worker: Python with Dask, zarr and the engine
 
 
 @dataclass(frozen=True)
 class Task:
-    """What a worker is sent beside the job: the box of one of its parts."""
+    """One task of a job: a box of one part of the output.
+
+    target : ZarrTarget     the unfinished store
+    part : int              index into `StreamPlan.parts`
+    box : Box               the output voxels to compute, whole chunks
+    """
 
     target: ZarrTarget
     part: int
@@ -62,15 +66,19 @@ class Task:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a worker sends back.
+    """The result of a task, as a worker returns it.
 
-    missing : chunks that it asked for and that are not in the input
-    error : class and message, where the task cannot be done: exceptions do not all survive the way
+    voxels, clipped : int       output voxels, and those that the dtype could not hold
+    seconds : three floats      to read, to compute and to write
+    low, high : arrays          range of values of each channel; empty if nobody needs it
+    missing : int               reads of chunks that the input does not store
+    error : (class, message)    why the task failed, or None. Not as an exception, because not every
+                                exception can be pickled.
     """
 
     voxels: int
     clipped: int
-    seconds: tuple[float, float, float]  # reading, computing, writing
+    seconds: tuple[float, float, float]
     low: np.ndarray
     high: np.ndarray
     missing: int
@@ -88,15 +96,19 @@ def import_distributed() -> Any:
 
 @contextmanager
 def connect(scheduler: str) -> Iterator[Any]:
-    """A client of a scheduler at an address, or of a cluster of N processes on this machine ("local:N").
+    """Connect to a scheduler, and yield the Dask client.
 
-    Raises: SpecError for a text that is neither; ClusterError if it cannot be reached.
+    scheduler : str     its address, or "local:N" to start N worker processes on this machine
+
+    Raises: SpecError for a wrong N, and if Dask is missing; ClusterError if the scheduler cannot be
+    reached.
     """
     with ExitStack() as stack:
         kind, _, count = scheduler.partition(":")
         if kind == "local" and (not count.isdigit() or int(count) < 1):
             raise SpecError(
-                f"--scheduler local:N starts N workers on this machine, received '{scheduler}'"
+                "--scheduler local:N starts N workers on this machine, at least 1, "
+                f"received '{scheduler}'"
             )
         distributed = import_distributed()
         address: Any = scheduler
@@ -105,19 +117,21 @@ def connect(scheduler: str) -> Iterator[Any]:
         try:
             client = distributed.Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
         except (OSError, ValueError, TimeoutError) as error:
-            words = " ".join(str(error).split())[:160] or type(error).__name__
+            reason = " ".join(str(error).split())[:160] or type(error).__name__
             raise ClusterError(
-                f"cannot reach the scheduler at {scheduler}: {words}; start one with `dask scheduler`, or pass local:2"
+                f"cannot reach the scheduler at {scheduler}: {reason}; "
+                "start one with `dask scheduler`, or pass local:2"
             ) from error
         yield stack.enter_context(client)
 
 
 @contextmanager
 def _private_cluster(workers: int) -> Iterator[Any]:
-    """Worker processes on this machine that obey this process alone: whoever reaches a scheduler runs code as its owner.
+    """Start worker processes on this machine that only this process can control.
 
-    All speak TLS with a key made for this run, on loopback; the web servers that Dask starts beside them serve no pages. What
-    they write (locks, and values that memory has no room for) goes to a folder of their own.
+    Anybody who reaches a scheduler can run code as its owner. So all connections use TLS with a key
+    made for this run, on loopback, and Dask's web servers serve no pages. Dask's files (locks, and
+    values that do not fit in memory) go to a private folder.
     Raises: SpecError with the cure if the library that makes the key is missing.
     """
     import tempfile
@@ -134,7 +148,7 @@ def _private_cluster(workers: int) -> Iterator[Any]:
         "distributed.worker.http.routes": [],
     }
     with (
-        # Dask's own name in the shared temporary folder can be taken by others before
+        # another user could create Dask's usual folder in the shared temporary folder first
         tempfile.TemporaryDirectory(prefix="conv3d-dask-", ignore_cleanup_errors=True) as folder,
         dask.config.set({**no_pages, "temporary-directory": folder}),
         distributed.LocalCluster(
@@ -146,9 +160,8 @@ def _private_cluster(workers: int) -> Iterator[Any]:
             security=security,
             local_directory=folder,
             dashboard_address=None,
-            scheduler_kwargs={
-                "dashboard_address": "127.0.0.1:0"
-            },  # without a dashboard: else a port that may be taken
+            # no dashboard, but its address is bound all the same, so let the system choose the port
+            scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},
             silence_logs=50,
         ) as cluster,
     ):
@@ -161,10 +174,11 @@ def run_on_cluster(
     progress: Callable[[int, int], None] | None = None,
     decided: Callable[[PreparedJob], None] | None = None,
 ) -> JobReport:
-    """Convolve a Zarr image into another on a Dask cluster; see `run_job`.
+    """Run a job from Zarr to Zarr on a Dask cluster; see `run_job`.
 
     scheduler : str         "tcp://host:port", or "local:N"
-    Raises: any Conv3DError; ClusterError where the cluster fails.
+
+    Raises: any Conv3DError; ClusterError if the cluster fails.
     """
     started = time.perf_counter()
     check_paths(job)
@@ -175,7 +189,7 @@ def run_on_cluster(
         if decided is not None:
             decided(prepared)
         workers = worker_threads(client, scheduler)
-        partition = cut_prepared(prepared, sum(workers.values()), memory_for_tasks(client))
+        partition = choose_tasks(prepared, sum(workers.values()), memory_for_tasks(client))
         writer = create_volume(
             job.target,
             prepared.header,
@@ -186,7 +200,7 @@ def run_on_cluster(
         )
         assert isinstance(writer, ZarrWriter)
         with writer:
-            sent = pickle.dumps(frozen_job(job, prepared))
+            pickled_job = pickle.dumps(frozen_job(job, prepared))
             target = writer.target()
             tasks = [
                 Task(target, part, box)
@@ -196,74 +210,86 @@ def run_on_cluster(
             total = math.prod(prepared.header.shape)
             done = clipped = missing = 0
             seconds = np.zeros(3)
-            for outcome in _outcomes(client, sent, tasks, scheduler):
+            for outcome in _outcomes(client, pickled_job, tasks, scheduler):
                 if outcome.error is not None:
                     kind, message = outcome.error
                     raise getattr(errors, kind)(message)
-                done, clipped, missing = (
-                    done + outcome.voxels,
-                    clipped + outcome.clipped,
-                    missing + outcome.missing,
-                )
+                done += outcome.voxels
+                clipped += outcome.clipped
+                missing += outcome.missing
                 seconds += outcome.seconds
                 writer.note_range(outcome.low, outcome.high)
                 if progress is not None:
                     progress(done, total)
-            finish = time.perf_counter()
+            all_done = time.perf_counter()
             writer.commit()
-            seconds[2] += time.perf_counter() - finish
+            seconds[2] += time.perf_counter() - all_done
     notes = [*prepared.notes, *writer.notes]
     block, plural = "x".join(map(str, partition.block)), "s" if len(tasks) > 1 else ""
     notes.append(
-        f"{len(tasks)} task{plural} of {block} voxels, on {len(workers)} worker{'s' if len(workers) > 1 else ''}"
+        f"{len(tasks)} task{plural} of {block} voxels, "
+        f"on {len(workers)} worker{'s' if len(workers) > 1 else ''}"
     )
     if missing:
-        notes.append(
-            f"chunks that are not in the input were asked for {missing} times; they read as its fill value"
-        )
+        notes.append(f"{missing} reads of chunks that the input does not store gave its fill value")
     notes += clipped_note(job, clipped, total)
-    header = prepared.header
-    reading, computing, writing = map(float, seconds)
+    read_seconds, compute_seconds, write_seconds = map(float, seconds)
     return JobReport(
-        job.source, job.target, total, prepared.reader.header.nbytes, header.nbytes, clipped,
-        time.perf_counter() - started, reading, computing, writing, all_losses(prepared), notes,
-    )  # fmt: skip
+        job.source,
+        job.target,
+        voxels=total,
+        bytes_in=prepared.reader.header.nbytes,
+        bytes_out=prepared.header.nbytes,
+        clipped=clipped,
+        seconds=time.perf_counter() - started,
+        read_seconds=read_seconds,
+        compute_seconds=compute_seconds,
+        write_seconds=write_seconds,
+        losses=all_losses(prepared),
+        notes=notes,
+    )
 
 
 def check_suited(prepared: PreparedJob) -> None:
-    """Refuse what a cluster cannot do. Raises: SpecError."""
+    """Refuse a job that a cluster cannot do. Raises: SpecError."""
     job = prepared.job
-    for path, found in (
-        (job.source, find_format(job.source)),
-        (job.target, output_format(job.target)),
-    ):
-        if found is None or not found.chunked:
-            raise SpecError(
-                f"--scheduler reads and writes Zarr stores, which many can work on at once; {path} is none. "
-                f"Convert it first: conv3d apply {path} -k identity -o {path}.zarr"
-            )
+    read_format = find_format(job.source)
+    if read_format is None or not read_format.chunked:
+        raise SpecError(
+            "--scheduler reads Zarr stores, which several workers can open at once, and "
+            f"{job.source} is not one; convert it first: "
+            f"conv3d apply {job.source} -k identity -o {job.source}.zarr"
+        )
+    if not output_format(job.target).chunked:
+        raise SpecError(
+            "--scheduler writes Zarr stores, to which several workers can write at once, and "
+            f"{job.target} is not one; name an output that ends in .zarr"
+        )
     for stage in prepared.stages:
         if not stage.convolution.takes_boxes:
             raise SpecError(
-                "boundary renormalize takes means over whole planes, which tasks cut: leave out --scheduler"
+                "boundary renormalize computes whole planes, which tasks divide: "
+                "leave out --scheduler"
             )
         if stage.stage.activity_regularizer is not None:
             raise SpecError(
-                "activity_regularizer looks at the whole output: leave it out with --scheduler"
+                "activity_regularizer needs the whole output, which no worker has: "
+                "leave it out with --scheduler"
             )
         if job.channels_first and any(a.kind == "axis" for a in stage.convolution.activations):
             raise SpecError(
-                "under channels_first this activation runs along the width, which tasks cut: leave out --scheduler"
+                "under channels_first this activation runs along the width, which tasks divide: "
+                "leave out --scheduler"
             )
     for output in job.beside:
         raise SpecError(f"--scheduler does not take {ROLES[output.role].flag} yet: leave it out")
 
 
 def frozen_job(job: Job, prepared: PreparedJob) -> Job:
-    """The job for workers, which need no kernel files and decide nothing anew.
+    """The job to send to workers, with nothing left to read or decide.
 
-    Its kernels are read or drawn, adapted and constrained; its input has an absolute path, since each worker has a folder
-    of its own.
+    Its kernels are final: read or drawn, adapted, and constrained. The path of its input is
+    absolute, because each worker has its own working directory.
     """
     folder = local_folder(job.source)
     stages = tuple(done.stage.with_made_kernel(done.kernel) for done in prepared.stages)
@@ -275,25 +301,30 @@ def frozen_job(job: Job, prepared: PreparedJob) -> Job:
     )
 
 
-def cut_prepared(prepared: PreparedJob, threads: int, task_bytes: float = TASK_BYTES) -> Partition:
-    """The tasks of a job's parts on a cluster with so many threads: at most `task_bytes` each, and enough for all threads.
+def choose_tasks(prepared: PreparedJob, threads: int, task_bytes: float = TASK_BYTES) -> Partition:
+    """Divide each part of a job into tasks of at most `task_bytes`, enough for all threads.
 
-    Raises: MemoryLimitError if a task of one chunk is larger, where workers have less than `TASK_BYTES`.
+    If no block meets both conditions, a task is a single chunk.
+
+    threads : int       of the whole cluster
+
+    Raises: MemoryLimitError if the tasks exceed `task_bytes` and that is less than TASK_BYTES, the
+    limit of the workers' memory.
     """
     chain = layer_chain([stage.convolution for stage in prepared.stages])
     source, output, parts = prepared.reader.header, prepared.header, len(prepared.stream_plan.parts)
-    in_chunk, chunk = chunks_of(prepared)
+    in_chunk, chunk = chunk_shapes(prepared)
     in_voxel = source.dtype.itemsize * chain.problems[0].in_channels
     out_voxel = output.dtype.itemsize * chain.problems[-1].filters
 
     def size(partition: Partition) -> int:
-        held = math.prod(one.held for one in work_by_axis(chain, partition, in_chunk)) * in_voxel
-        return held + math.prod(partition.block) * out_voxel
+        read = math.prod(axis.held for axis in work_by_axis(chain, partition, in_chunk))
+        return read * in_voxel + math.prod(partition.block) * out_voxel
 
     def allowed(partition: Partition) -> bool:
         small = size(partition) <= task_bytes
         return partition.block == single.block or (
-            small and partition.count * parts >= TASKS_A_THREAD * threads
+            small and partition.count * parts >= TASKS_PER_THREAD * threads
         )
 
     block = [min(n, whole) for n, whole in zip(chunk, chain.problems[-1].out_size, strict=True)]
@@ -301,14 +332,15 @@ def cut_prepared(prepared: PreparedJob, threads: int, task_bytes: float = TASK_B
     partition = choose_partition(chain, in_chunk, chunk, allowed) or single
     if (needed := size(partition)) > task_bytes < TASK_BYTES:
         raise MemoryLimitError(
-            f"a task of {'x'.join(map(str, partition.block))} voxels takes {needed / 1e6:.0f} MB with what it reads; under the "
-            f"workers' memory limit a thread has {max(task_bytes, 0) / 1e6:.0f} MB for it: {MEMORY_CURE}"
+            f"a task of {'x'.join(map(str, partition.block))} voxels needs {needed / 1e6:.0f} MB "
+            "for its input and output, and under the workers' memory limit a thread has "
+            f"{max(task_bytes, 0) / 1e6:.0f} MB: {MEMORY_CURE}"
         )
     return partition
 
 
-def chunks_of(prepared: PreparedJob) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
-    """D, H, W of what is decoded as one, and of what is stored as one."""
+def chunk_shapes(prepared: PreparedJob) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+    """(D, H, W) of the input's chunks, which are decoded whole, and of the output's."""
     job = prepared.job
     reading = prepared.reader.box_access()
     writing = output_access(job.target, prepared.header, chunks=job.chunks, levels=job.levels)
@@ -317,55 +349,56 @@ def chunks_of(prepared: PreparedJob) -> tuple[tuple[int, int, int], tuple[int, i
     return reading.unit, writing.unit
 
 
-def read_channels(prepared: PreparedJob, part: int) -> slice:
+def channels_read(prepared: PreparedJob, part: int) -> slice:
     """The channels of the input that a part reads."""
-    first = prepared.stages[0].convolution.problem
-    return (
-        prepared.stream_plan.parts[part][1]
-        if len(prepared.stages) == 1
-        else slice(0, first.in_channels)
-    )
+    if len(prepared.stages) == 1:
+        return prepared.stream_plan.parts[part][1]
+    return slice(0, prepared.stages[0].convolution.problem.in_channels)
 
 
 def _outcomes(client: Any, job: bytes, tasks: list[Task], scheduler: str) -> Iterator[Outcome]:
-    """What the tasks give, as they end. Raises: ClusterError, MemoryLimitError."""
+    """Run the tasks, and yield their outcomes in order of completion.
+
+    Raises: ClusterError, MemoryLimitError.
+    """
     distributed = import_distributed()
-    # The job is a task's result, which Dask brings to each worker once, and makes anew if it is lost.
+    # As a task's result, the job goes to each worker once, and Dask recomputes it if it is lost.
     sent = client.submit(bytes, job, pure=False)
     futures = client.map(run_task, tasks, job=sent, retries=RETRIES, pure=False, key="conv3d")
     try:
-        for future in _as_they_end(client, distributed.as_completed(futures, loop=client.loop)):
+        for future in _as_completed(client, distributed.as_completed(futures, loop=client.loop)):
             try:
                 outcome = future.result()
             except distributed.KilledWorker as error:
                 if _ran_out_of_memory(client):
                     raise MemoryLimitError(
-                        f"workers ran out of memory again and again at one task: {MEMORY_CURE}"
+                        f"workers ran out of memory repeatedly on one task: {MEMORY_CURE}"
                     ) from error
                 raise ClusterError(
-                    f"workers died again and again at one task, the last at {error.last_worker.address}, perhaps for want of "
-                    f"memory: {MEMORY_CURE}"
+                    "workers died repeatedly on one task, the last at "
+                    f"{error.last_worker.address}, perhaps for lack of memory: {MEMORY_CURE}"
                 ) from error
             except Exception as error:
-                words = " ".join(str(error).split())[:200]
+                reason = " ".join(str(error).split())[:200]
                 raise ClusterError(
-                    f"a worker of {scheduler} failed: {type(error).__name__}: {words}"
+                    f"a worker of {scheduler} failed: {type(error).__name__}: {reason}"
                 ) from error
             future.release()
             yield outcome
     finally:
         client.cancel([*futures, sent], force=True)
-        with suppress(Exception):  # a worker may be lost; its memory is, too
+        with suppress(Exception):  # a worker that is lost needs no release
             client.run(release_job, job)
 
 
-def _as_they_end(client: Any, completed: Any) -> Iterator[Any]:
-    """Futures as they end. Raises: MemoryLimitError if for a while none does, and all workers are paused; ClusterError if there
-    are none any more.
+def _as_completed(client: Any, completed: Any) -> Iterator[Any]:
+    """Yield futures in order of completion, and stop waiting if the cluster cannot go on.
 
-    Dask pauses a worker that has filled 80 % of its memory, and waits for ever for it to become free, and for new workers.
+    Dask pauses a worker that has filled 80 % of its memory. It waits forever for the memory to be
+    freed, and for new workers.
+    Raises: MemoryLimitError if all workers are paused; ClusterError if all workers have gone.
     """
-    last = there = time.monotonic()
+    last = last_worker_seen = time.monotonic()
     while not completed.is_empty():
         if completed.has_ready():
             yield next(completed)
@@ -375,20 +408,24 @@ def _as_they_end(client: Any, completed: Any) -> Iterator[Any]:
         if time.monotonic() - last > PAUSED_SECONDS:
             last = time.monotonic()
             workers = client.scheduler_info(n_workers=-1)["workers"].values()
-            there = last if workers else there
-            if last - there > GONE_SECONDS:
+            last_worker_seen = last if workers else last_worker_seen
+            if last - last_worker_seen > GONE_SECONDS:
                 raise ClusterError(
-                    "all workers have gone; start some, with the conv3d that is here, and run again"
+                    "all workers have gone; start some with this version of conv3d, and run again"
                 )
             if workers and all(worker["status"] == "paused" for worker in workers):
-                full = max(worker["metrics"]["memory"] for worker in workers) / 1e6
+                used = max(worker["metrics"]["memory"] for worker in workers) / 1e6
                 raise MemoryLimitError(
-                    f"all workers are paused, since their memory is full ({full:.0f} MB taken): {MEMORY_CURE}"
+                    "all workers are paused, because their memory is full "
+                    f"({used:.0f} MB used): {MEMORY_CURE}"
                 )
 
 
 def _ran_out_of_memory(client: Any) -> bool:
-    """Whether a nanny, which watches a worker, says that it ended one for its memory: asked once it has started another."""
+    """True if the log of a nanny says that it killed its worker for exceeding the memory limit.
+
+    A nanny can be asked as soon as it has started the next worker.
+    """
     with suppress(Exception):
         client.wait_for_workers(1, timeout=CONNECT_SECONDS)
         logs = client.get_worker_logs(n=50, nanny=True)
@@ -397,40 +434,45 @@ def _ran_out_of_memory(client: Any) -> bool:
 
 
 def memory_for_tasks(client: Any) -> float:
-    """Bytes that a task may hold by the memory limits of the workers, at most `TASK_BYTES`."""
+    """The size of a task in bytes that the memory limits of all workers allow, up to TASK_BYTES."""
     workers = client.scheduler_info(n_workers=-1)["workers"].values()
-    # Dask pauses a worker at 80 % of its limit; an algorithm has scratch, and chunks are held twice while they are decoded
-    rooms = [
+    # Dask pauses a worker at 80 % of its limit. The divisor 1.5 is for the algorithm's scratch, and
+    # for chunks, which are in memory twice while they are decoded.
+    allowed = [
         (0.75 * worker["memory_limit"] - WORKER_BYTES) / worker["nthreads"] / 1.5
         for worker in workers
         if worker["memory_limit"]
     ]
-    return float(min([TASK_BYTES, *rooms]))
+    return float(min([TASK_BYTES, *allowed]))
 
 
 def cluster_size(scheduler: str) -> tuple[int, int]:
-    """(workers, threads each) of a cluster: the least of them."""
+    """The number of workers of a cluster, and the smallest number of threads of a worker.
+
+    Raises: ClusterError if the scheduler cannot be reached or has no workers.
+    """
     with connect(scheduler) as client:
         workers = worker_threads(client, scheduler)
     return len(workers), min(workers.values())
 
 
 def worker_threads(client: Any, scheduler: str) -> dict[str, int]:
-    """Threads of each worker, by its address. Raises: ClusterError if there is none."""
+    """The number of threads of each worker, by address. Raises: ClusterError without workers."""
     workers: dict[str, int] = client.nthreads()
     if not workers:
         raise ClusterError(
-            f"the scheduler at {scheduler} has no workers; start some with `dask worker {scheduler}`"
+            f"the scheduler at {scheduler} has no workers; "
+            f"start some with `dask worker {scheduler}`"
         )
     return workers
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # On a worker
 
 
 class _WorkerState:
-    """The job that a worker's thread works on: its reader is open, and the memory of its boxes kept."""
+    """The job of a worker's thread: prepared, with an open reader and buffers that it reuses."""
 
     def __init__(self, job: bytes) -> None:
         from conv3d_cli.engine import Team
@@ -447,7 +489,7 @@ class _WorkerState:
             self._stack = stack.pop_all()
 
     def close(self) -> None:
-        """Close the reader and give the memory back."""
+        """Close the reader and free the buffers."""
         self._stack.close()
 
 
@@ -455,58 +497,61 @@ _open: dict[int, _WorkerState] = {}  # by thread
 
 
 def _acquire(job: bytes) -> _WorkerState:
-    """What this thread has open of a job."""
+    """This thread's state for a job; it replaces the state of another job."""
     me = threading.get_ident()
-    found = _open.get(me)
-    if found is None or found.job != job:
-        if found is not None:
+    state = _open.get(me)
+    if state is None or state.job != job:
+        if state is not None:
             _open.pop(me).close()
         keep_freed_memory()
-        found = _open[me] = _WorkerState(job)
-    return found
+        state = _open[me] = _WorkerState(job)
+    return state
 
 
 def release_job(job: bytes) -> None:
-    """On each worker, when a job has ended: close what its threads have open, but where one works on and on."""
-    for me, found in list(_open.items()):
-        if found.job == job and found.busy.acquire(timeout=LAST_SECONDS):
+    """Close what the threads of a worker have open for a job; Dask runs it on every worker.
+
+    A thread that is still busy after RELEASE_SECONDS is left alone.
+    """
+    for thread, state in list(_open.items()):
+        if state.job == job and state.busy.acquire(timeout=RELEASE_SECONDS):
             try:
-                _open.pop(me, None)
-                found.close()
+                _open.pop(thread, None)
+                state.close()
             finally:
-                found.busy.release()
+                state.busy.release()
     give_back_memory()
 
 
 def run_task(task: Task, job: bytes) -> Outcome:
-    """Compute a box and write its chunks. Errors of our own are sent back, since trying again would not help."""
+    """Compute a box and write its chunks, on a worker.
+
+    A Conv3DError is returned, not raised: Dask would try the task again, which would not help.
+
+    job : bytes     a pickled Job
+    """
     started = time.perf_counter()
     try:
-        at = _acquire(job)
-        with at.busy:
-            prepared = at.prepared
+        state = _acquire(job)
+        with state.busy:
+            prepared, scale = state.prepared, state.reader.header.scale
             n, channels = prepared.stream_plan.parts[task.part]
             convolutions = [stage.convolution for stage in prepared.stages]
             outputs = convolutions[-1].stored(channels, prepared.header.shape[4])
-            out = at.thread.room(
-                "output", (*task.box.size, outputs.stop - outputs.start), prepared.header.dtype
-            )
-            given = BoxSource(
-                at.reader, n, read_channels(prepared, task.part), layer_chain(convolutions)
-            ).read(task.box)
+            shape = (*task.box.size, outputs.stop - outputs.start)
+            out = state.thread.room("output", shape, prepared.header.dtype)
+            read = channels_read(prepared, task.part)
+            source = BoxSource(state.reader, n, read, layer_chain(convolutions))
+            given = source.read(task.box)
             computing = time.perf_counter()
-            clipped = compute_box(
-                convolutions, given, prepared.reader.header.scale, channels, task.box, out, at.team
-            )
-            missing = at.reader.take_missing()
+            clipped = compute_box(convolutions, given, scale, channels, task.box, out, state.team)
+            missing = state.reader.take_missing()
             writing = time.perf_counter()
-            depth, height, width = (span[0] for span in task.box)
-            low, high = task.target.write(n, (depth, height, width), outputs.start, out, at.thread)
+            low, high = task.target.write(n, task.box.start, outputs.start, out, state.thread)
             ended = time.perf_counter()
         seconds = (computing - started, writing - computing, ended - writing)
         return Outcome(out.size, clipped, seconds, low, high, missing)
     except Conv3DError as error:
-        nothing = np.empty(0)
-        return Outcome(
-            0, 0, (0.0, 0.0, 0.0), nothing, nothing, 0, (type(error).__name__, str(error))
-        )
+        empty = np.empty(0)
+        failure = type(error).__name__, str(error)
+        return Outcome(0, 0, (0.0, 0.0, 0.0), empty, empty, missing=0, error=failure)

@@ -1,5 +1,7 @@
-"""Provenance: what an output was made of and how, written beside it and into it, and runs repeated from that.
+"""Provenance: record how an output was made, in its header and in a sidecar, and repeat the run.
 
-`command.py` has the command as it could be typed again, `inputs.py` the files that it read, `record.py` the sidecar, `run.py` a
-run whose sidecar appears with its output, `rerun.py` the same run once more.
+`command.py` writes the command to type again, `inputs.py` lists the files that it reads,
+`record.py` writes and reads sidecars, `run.py` runs a job so that its sidecar appears together with
+its output, `rerun.py` compares a repeated run with its record, and `bids.py` writes BIDS derivative
+datasets.
 """

@@ -1,11 +1,13 @@
-"""Outputs as a BIDS derivative dataset: names that keep the input's entities, and what stands beside them.
+"""Write outputs as a BIDS derivative dataset: names with the input's entities, and metadata files.
 
-Followed is the BIDS specification 1.10: "BIDS Derivatives" (names, `desc`, `Sources`, fields that are passed on), "Derived
-dataset and pipeline description" (`dataset_description.json`), "BIDS URI" and "The Inheritance Principle".
+Source: the BIDS specification 1.10, "BIDS Derivatives" (names, `desc`, `Sources`, inherited
+fields), "Derived dataset and pipeline description" (`dataset_description.json`), "BIDS URI" and
+"The Inheritance Principle".
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -25,41 +27,39 @@ from conv3d_cli.system.atomic import AtomicFile, suffix_of
 
 BIDS_VERSION = "1.10.0"
 DESCRIPTION = "dataset_description.json"
-EXTENSIONS = (".nii.gz", ".nii", ".ome.tif", ".ome.zarr", ".tif")  # of BIDS and of conv3d
-# datatypes whose derivatives tell whether the skull was stripped
-IMAGING = (
-    "anat",
-    "dwi",
-    "fmap",
-    "func",
-    "perf",
-    "pet",
-)
+# volume formats that both BIDS and conv3d support
+EXTENSIONS = (".nii.gz", ".nii", ".ome.tif", ".ome.zarr", ".tif")
+# datatypes whose derivatives have the field SkullStripped
+IMAGING = ("anat", "dwi", "fmap", "func", "perf", "pet")
 LABEL = re.compile(r"[0-9a-zA-Z]+")
 NAME = re.compile(r"(sub-[0-9a-zA-Z+]+)((?:_[a-zA-Z]+-[0-9a-zA-Z+]+)*)_([a-zA-Z0-9]+)")
 FORM = "sub-LABEL[/ses-LABEL]/DATATYPE/sub-LABEL[_ses-LABEL][_KEY-VALUE...]_SUFFIX.nii.gz"
 
-# Fields of an input's sidecar that are of that file alone, or point to others from it
+# Fields of an input's sidecar that an output does not inherit: they describe only that file, or
+# refer to others from it.
 OWN_FIELDS = ("Description", "Sources", "RawSources", "GeneratedBy", "IntendedFor", KEY)
-# ... that hold while the slices are the same ones, and while voxels are as large
+# Fields that are valid only while the slices, the grid, or the scale of the values do not change.
 SLICE_FIELDS = ("SliceTiming", "SliceThickness", "SpacingBetweenSlices", "SliceEncodingDirection")
 GRID_FIELDS = ("Resolution", "PixelSize", "PixelSizeUnits")
-VALUE_FIELDS = ("Units",)  # ... and while values keep their scale
-# Suffix and extension of the files that a volume of a suffix needs: gradients of diffusion, what each volume of ASL is
+VALUE_FIELDS = ("Units",)
+# By a volume's suffix: suffix and extension of the files that it needs. They contain the diffusion
+# gradients, or the type of each ASL volume.
 COMPANIONS = {"dwi": (("dwi", ".bval"), ("dwi", ".bvec")), "asl": (("aslcontext", ".tsv"),)}
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Names
 
 
 @dataclass(frozen=True)
 class BidsFile:
-    """A file of a BIDS dataset by its name.
+    """A file of a BIDS dataset, as parts of its name.
 
     root : str          the dataset's folder
-    entities : tuple    (key, value) in the order of the name
-    datatype : str      the folder that it lies in: "anat", "func", ...
+    entities : tuple    (key, value) pairs in the order of the name
+    datatype : str      the innermost folder: "anat", "func", ...
+    suffix : str        the last part of the name: "bold", "T1w", ...
+    extension : str     one of EXTENSIONS
     """
 
     root: str
@@ -70,29 +70,30 @@ class BidsFile:
 
     @property
     def name(self) -> str:
-        return (
-            "_".join([*(f"{key}-{value}" for key, value in self.entities), self.suffix])
-            + self.extension
-        )
+        """The file name: entities, suffix and extension.
+
+        >>> BidsFile("ds", (("sub", "01"), ("run", "2")), "anat", "T1w", ".nii.gz").name
+        'sub-01_run-2_T1w.nii.gz'
+        """
+        pairs = [f"{key}-{value}" for key, value in self.entities]
+        return "_".join([*pairs, self.suffix]) + self.extension
 
     @property
     def folders(self) -> list[str]:
-        """Between the dataset's folder and the file."""
-        found = dict(self.entities)
-        session = [f"ses-{found['ses']}"] if "ses" in found else []
-        return [f"sub-{found['sub']}", *session, self.datatype]
-
-    @property
-    def inner(self) -> str:
-        """Where it lies in the dataset, with "/"."""
-        return "/".join([*self.folders, self.name])
+        """The folders from the dataset's folder to the file: subject, session, datatype."""
+        entities = dict(self.entities)
+        session = [f"ses-{entities['ses']}"] if "ses" in entities else []
+        return [f"sub-{entities['sub']}", *session, self.datatype]
 
     @property
     def path(self) -> str:
+        """The path of the file, which begins with `root`."""
         return os.path.join(self.root, *self.folders, self.name)
 
     def described(self, label: str, replaces: bool) -> BidsFile:
-        """The file with `desc-LABEL` at the end; a desc that is there already is replaced, or continued.
+        """The file with `desc-LABEL` as its last entity.
+
+        replaces : bool     the label replaces that of an existing desc; else it is appended to it
 
         >>> file = read_name("ds/sub-1/func/sub-1_task-rest_desc-preproc_bold.nii.gz")
         >>> file.described("sm6mm", replaces=False).name
@@ -106,7 +107,7 @@ class BidsFile:
 
 
 def read_name(path: str) -> BidsFile:
-    """What the name of a file says. Raises: SpecError if it is none of a BIDS dataset.
+    """Parse the path of a file. Raises: SpecError if it is not a BIDS name in its BIDS folder.
 
     >>> file = read_name("ds/sub-01/ses-a/func/sub-01_ses-a_task-rest_bold.nii.gz")
     >>> file.root, file.suffix, file.entities[2]
@@ -116,39 +117,42 @@ def read_name(path: str) -> BidsFile:
     extension = suffix_of(name)
     match = NAME.fullmatch(name[: len(name) - len(extension)])
     if match is None:
-        raise SpecError(f"--bids keeps the entities of BIDS names, and {path} is none: {FORM}")
+        raise SpecError(f"--bids needs inputs with BIDS names, received {path}; the form is {FORM}")
     if extension not in EXTENSIONS:
+        wrong = f"with the extension {extension}" if extension else "without an extension"
         raise SpecError(
-            f"--bids: BIDS has no volumes {extension or 'without a suffix'} ({path}): {' '.join(EXTENSIONS)}"
+            f"--bids: BIDS has no volumes {wrong}, received {path}; it has {', '.join(EXTENSIONS)}"
         )
     pairs = [pair.partition("-") for pair in (match[1] + match[2]).split("_")]
     entities = tuple((key, value) for key, _, value in pairs)
     if len(dict(entities)) < len(entities):
-        raise SpecError(f"--bids: {path} names an entity twice")
-    found = BidsFile("", entities, os.path.basename(os.path.abspath(folder)), match[3], extension)
+        raise SpecError(f"--bids: a BIDS name has each entity once, and {path} has one twice")
+    file = BidsFile("", entities, os.path.basename(os.path.abspath(folder)), match[3], extension)
     parts = [part for part in os.path.abspath(folder).split(os.sep) if part]
-    if parts[-len(found.folders) :] != found.folders:
+    if parts[-len(file.folders) :] != file.folders:
         raise SpecError(
-            f"--bids keeps folders, and {path} does not lie in {'/'.join(found.folders)}: {FORM}"
+            f"--bids needs inputs in their BIDS folders, and {path} is not in "
+            f"{'/'.join(file.folders)}; the form is {FORM}"
         )
     root = folder
-    for _ in found.folders:
+    for _ in file.folders:
         root = (
             os.path.dirname(root)
             if os.path.basename(root) not in ("", ".", "..")
             else os.path.join(root, "..")
         )
-    return replace(found, root=root or ".")
+    return replace(file, root=root or ".")
 
 
 def kernel_label(given: Settings) -> str:
-    """A label for `desc` out of the options: what was done, in letters and digits.
+    """A `desc` label for the options of a command: the kernel, in letters and digits.
 
-    >>> kernels = ("gaussian:fwhm=6mm", "gaussian:fwhm=8,6,6mm", "box:size=3", "log:sigma=1.5mm", "k/my_psf.tif")
+    >>> kernels = ("gaussian:fwhm=6mm", "gaussian:fwhm=8,6,6mm", "box:size=3", "log:sigma=1.5mm")
     >>> [kernel_label(Settings(kernel=text)) for text in kernels]
-    ['sm6mm', 'sm8x6x6mm', 'boxSize3', 'logSigma1p5mm', 'mypsf']
-    >>> kernel_label(Settings(to_fwhm="8mm")), kernel_label(Settings(config="c/edge.toml"))
-    ('toFwhm8mm', 'edge')
+    ['sm6mm', 'sm8x6x6mm', 'boxSize3', 'logSigma1p5mm']
+    >>> files = Settings(kernel="k/my_psf.tif"), Settings(config="c/edge.toml")
+    >>> [kernel_label(given) for given in (*files, Settings(to_fwhm="8mm"))]
+    ['mypsf', 'edge', 'toFwhm8mm']
     """
     if given.to_fwhm is not None:
         return _letters(f"toFwhm{given.to_fwhm}")
@@ -169,24 +173,26 @@ def kernel_label(given: Settings) -> str:
 
 
 def _letters(text: str) -> str:
+    """A text without characters that a label cannot have: 1.5 becomes 1p5, and a comma x."""
     return re.sub(r"[^0-9a-zA-Z]", "", re.sub(r"(?<=\d)\.(?=\d)", "p", re.sub(r",\s*", "x", text)))
 
 
 def plan_names(
     inputs: Sequence[str], out_dir: str, labels: Sequence[str], replaces: bool
 ) -> list[BidsFile]:
-    """The output of each input in a derivative dataset.
+    """Choose the output file of each input in a derivative dataset.
 
-    labels, replaces : of each; see `BidsFile.described`
-    Raises: SpecError for names that are none of BIDS, or two inputs of one output; OutputExistsError where it is an input.
+    labels : sequence of str    the `desc` label of each input
+    replaces : bool             see `BidsFile.described`
+
+    Raises: SpecError for inputs without BIDS names, and for two inputs with the same output;
+    OutputExistsError if an output is an input.
     """
     if wrong := next((label for label in labels if not LABEL.fullmatch(label)), None):
-        raise SpecError(
-            f"a label of BIDS is of letters and digits alone, received --desc {wrong!r}"
-        )
+        raise SpecError(f"a BIDS label has only letters and digits, received --desc {wrong!r}")
     if "://" in out_dir:
         raise SpecError(
-            f"--bids writes a dataset into a folder here, and {out_dir} is a URL: name a folder"
+            f"--bids writes a dataset into a local folder, and {out_dir} is a URL: name a folder"
         )
     found: list[BidsFile] = []
     writers: dict[str, str] = {}
@@ -196,28 +202,30 @@ def plan_names(
         real = os.path.realpath(output.path)
         if real in writers:
             raise SpecError(
-                f"two inputs would write {output.path}: {writers[real]} and {name}; use different folders (--out-dir) or run "
-                "them apart"
+                f"two inputs would write {output.path}: {writers[real]} and {name}; "
+                "use different folders (--out-dir) or run them separately"
             )
         if real in sources:
             raise OutputExistsError(
-                f"the output of {name} would replace the input {sources[real]}; pass another --desc or --out-dir"
+                f"the output of {name} would replace the input {sources[real]}; "
+                "pass another --desc or --out-dir"
             )
         writers[real] = name
         found.append(output)
     return found
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Datasets
 
 
 @dataclass(frozen=True)
 class SourceDataset:
-    """A dataset that volumes come from.
+    """A dataset that contains inputs.
 
-    link : str          its name in BIDS URIs; "" for the output's own
-    description : dict  its dataset_description.json, empty if it has none
+    root : str          its folder
+    link : str          its name in BIDS URIs; "" for the dataset that the outputs go into
+    description : dict  its dataset_description.json; empty if it has none
     """
 
     root: str
@@ -226,25 +234,35 @@ class SourceDataset:
 
     @property
     def raw(self) -> bool:
+        """True for raw data, False for derivatives.
+
+        >>> [SourceDataset("ds", "", {"DatasetType": kind}).raw for kind in ("raw", "derivative")]
+        [True, False]
+        """
         return bool(self.description.get("DatasetType", "raw") == "raw")
 
 
 @dataclass(frozen=True)
 class Derivatives:
-    """The dataset that outputs are written into, and those they come from, by the true names of their folders."""
+    """The dataset of the outputs, and the datasets of the inputs.
+
+    root : str          its folder
+    sources : mapping   SourceDataset by the real path of its folder
+    """
 
     root: str
     sources: Mapping[str, SourceDataset]
 
     @cached_property
     def rename(self) -> Rename:
-        """What files are called in the dataset's folder."""
+        """Converts a path to one relative to the dataset's folder."""
         return relative_to(self.root)
 
     def uri(self, path: str) -> str:
-        """A file as `Sources` names it: a BIDS URI in a dataset that is known, else its path from the dataset's folder.
+        """The name of a file in `Sources`: a BIDS URI if it is in a known dataset.
 
-        That is old-fashioned, and there is no other way to name what lies in no dataset.
+        Other files get their path from the dataset's folder. BIDS deprecates that, and has no other
+        way to name a file outside a dataset.
         """
         folder = os.path.dirname(os.path.abspath(path))
         while (above := os.path.dirname(folder)) != folder:
@@ -255,23 +273,18 @@ class Derivatives:
         return self.rename(path)
 
     def description(self) -> dict[str, Any]:
-        """The dataset_description.json that is to be there: what there is of conv3d's own, with what it lacks.
+        """The contents of dataset_description.json: the existing fields, and those it lacks.
 
-        Raises: OutputExistsError where the folder is another program's dataset, or raw data.
+        Raises: OutputExistsError if the folder is another program's dataset, or raw data.
         """
         path = os.path.join(self.root, DESCRIPTION)
         found = read_json(path) if os.path.exists(path) else {}
         makers = [maker for maker in found.get("GeneratedBy") or [] if isinstance(maker, dict)]
-        if found and (
-            found.get("DatasetType") != "derivative"
-            or "conv3d" not in [maker.get("Name") for maker in makers]
-        ):
-            names = (
-                ", ".join(str(maker.get("Name")) for maker in makers)
-                or "raw data, or of no named program"
-            )
+        names = [maker.get("Name") for maker in makers]
+        if found and (found.get("DatasetType") != "derivative" or "conv3d" not in names):
+            origin = ", ".join(map(str, names)) or "raw data, or an unnamed program"
             raise OutputExistsError(
-                f"{path} is of another dataset ({names}): name an --out-dir for conv3d's own"
+                f"{path} belongs to another dataset ({origin}): name an --out-dir for conv3d's own"
             )
         others = [source for source in self.sources.values() if source.link]
         own = {"Name": "conv3d", "Version": version("conv3d")}
@@ -294,7 +307,10 @@ class Derivatives:
         }
 
     def write(self) -> None:
-        """Write dataset_description.json, unless it stands there as it is to be. Raises: as `description`; WriteError."""
+        """Write dataset_description.json, unless it is up to date.
+
+        Raises: as `description`; WriteError.
+        """
         path = os.path.join(self.root, DESCRIPTION)
         values = self.description()
         if os.path.exists(path) and read_json(path) == values:
@@ -305,10 +321,11 @@ class Derivatives:
 
 
 def find_datasets(inputs: Sequence[str], out_dir: str) -> Derivatives:
-    """The datasets that inputs lie in, each with a name for URIs: "raw", or its folder's.
+    """Find the datasets of the inputs, and name each for BIDS URIs: "raw", or after its folder.
 
-    Links that the output's description has already keep their names.
-    Raises: SpecError for an output among raw data; FormatError if a description cannot be read.
+    Names in the `DatasetLinks` of an existing output dataset stay the same.
+    Raises: SpecError if the outputs would go into raw data; FormatError if a description cannot be
+    read.
     """
     path = os.path.join(out_dir, DESCRIPTION)
     described = read_json(path).get("DatasetLinks") if os.path.exists(path) else None
@@ -329,33 +346,37 @@ def find_datasets(inputs: Sequence[str], out_dir: str) -> Derivatives:
         if real == os.path.realpath(out_dir):
             if source.raw:
                 raise SpecError(
-                    f"{out_dir} holds the raw data: derivatives go into a dataset of their own, as in --out-dir "
-                    f"{os.path.join(out_dir, 'derivatives', 'conv3d')}"
+                    f"{out_dir} contains the raw data: derivatives go into a dataset of their own, "
+                    f"such as --out-dir {os.path.join(out_dir, 'derivatives', 'conv3d')}"
                 )
         else:
-            link = taken.get(real) or _free(
-                "raw" if source.raw else _letters(os.path.basename(real)) or "source", taken
-            )
+            wanted = "raw" if source.raw else _letters(os.path.basename(real)) or "source"
+            link = taken.get(real) or _unused_name(wanted, taken)
             taken[real] = link
             source = replace(source, link=link)
         found[real] = source
     return Derivatives(out_dir, found)
 
 
-def _free(name: str, taken: Mapping[str, str]) -> str:
-    """A name that no other dataset has."""
-    number = 2
-    while (free := name if number == 2 else f"{name}{number - 1}") in taken.values():
-        number += 1
-    return free
+def _unused_name(name: str, taken: Mapping[str, str]) -> str:
+    """The name, or the name with the first number from 2 that makes it unused.
+
+    >>> _unused_name("raw", {"/a": "raw", "/b": "raw2"})
+    'raw3'
+    """
+    numbered = (f"{name}{number}" for number in itertools.count(2))
+    return next(free for free in itertools.chain([name], numbered) if free not in taken.values())
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Fields
 
 
 def inherited(file: BidsFile, suffix: str, extension: str) -> list[str]:
-    """Files of this suffix and extension that apply to a file: beside it and in the folders above, the nearest last."""
+    """The files of this suffix and extension that apply to a file by the inheritance principle.
+
+    They are in its folder or above it and have no entities that it lacks; the nearest comes last.
+    """
     found = []
     folder = file.root
     for inner in ["", *file.folders]:
@@ -372,7 +393,10 @@ def inherited(file: BidsFile, suffix: str, extension: str) -> list[str]:
 
 
 def inherited_fields(file: BidsFile) -> dict[str, Any]:
-    """What sidecars say of a file, the nearer ones winning. Raises: FormatError if one cannot be read."""
+    """The fields of all sidecars that apply to a file; nearer ones take precedence.
+
+    Raises: FormatError if one cannot be read.
+    """
     fields: dict[str, Any] = {}
     for path in inherited(file, file.suffix, ".json"):
         fields.update(read_json(path))
@@ -380,22 +404,22 @@ def inherited_fields(file: BidsFile) -> dict[str, Any]:
 
 
 def copies(source: BidsFile, output: BidsFile) -> list[tuple[str, str]]:
-    """Files without which a volume of its kind is not valid, and where they go: what is done in space leaves them true.
+    """The files that a volume of this suffix needs to be valid: (path, path of the copy).
 
-    BIDS knows them by raw data's names alone. They apply to an output of more entities, and are what they may be under such a
-    name: the same bytes.
+    A spatial convolution does not change their contents. The copy has the entities of raw data,
+    since BIDS allows no others for these files; it applies to outputs with more entities.
     """
     entities = tuple(pair for pair in output.entities if pair[0] != "desc")
     found = []
     for suffix, extension in COMPANIONS.get(source.suffix, ()):
-        if beside := inherited(source, suffix, extension):
+        if companions := inherited(source, suffix, extension):
             copy = replace(output, entities=entities, suffix=suffix, extension=extension)
-            found.append((beside[-1], copy.path))
+            found.append((companions[-1], copy.path))
     return found
 
 
-def kept_fields(fields: Mapping[str, Any], prepared: PreparedJob) -> dict[str, Any]:
-    """Those of an input's fields that are still true of the output."""
+def valid_fields(fields: Mapping[str, Any], prepared: PreparedJob) -> dict[str, Any]:
+    """The fields of an input that are still valid for the output."""
     before, after = prepared.reader.header, prepared.header
     moved = any(
         after.transform.step[axis] != 1 or after.transform.offset[axis] != 0 for axis in range(3)
@@ -412,7 +436,10 @@ def kept_fields(fields: Mapping[str, Any], prepared: PreparedJob) -> dict[str, A
 
 
 def _slices_changed(direction: Any, prepared: PreparedJob) -> bool:
-    """Whether the output's slices are others than the input's; direction is BIDS' "i", "j", "k", or one of them and "-"."""
+    """True if the output has other slices than the input.
+
+    direction : str or None     SliceEncodingDirection: "i", "j", "k", "i-", "j-" or "k-"
+    """
     axis = {"i": 2, "j": 1, "k": 0}.get(str(direction or "k")[:1], 0)  # of D, H, W
     before, after = prepared.reader.header, prepared.header
     transform = after.transform
@@ -425,7 +452,11 @@ def _slices_changed(direction: Any, prepared: PreparedJob) -> bool:
 
 @dataclass(frozen=True)
 class BidsFields:
-    """The fields of BIDS that stand in an output's sidecar: see `run.Recording`."""
+    """Makes the BIDS fields of an output's sidecar; see `run.Recording`.
+
+    source : BidsFile           the input
+    datasets : Derivatives      of the command
+    """
 
     source: BidsFile
     datasets: Derivatives
@@ -434,36 +465,34 @@ class BidsFields:
         self, prepared: PreparedJob, inputs: Sequence[InputFile], rename: Rename
     ) -> dict[str, Any]:
         kernels = ", then ".join(kernel_text(stage, rename) for stage in prepared.stages)
-        fields = inherited_fields(self.source)
-        kept = kept_fields(fields, prepared)
+        fields = valid_fields(inherited_fields(self.source), prepared)
         own = self.datasets.sources[os.path.realpath(self.source.root)]
-        for key, value in kept.items():
-            if isinstance(value, str) and value.startswith(
-                "bids::"
-            ):  # of its own dataset, which is another now
-                kept[key] = f"bids:{own.link}:{value.removeprefix('bids::')}"
-        if self.source.datatype in IMAGING and "SkullStripped" not in kept and own.raw:
-            kept["SkullStripped"] = False
+        for key, value in fields.items():
+            # bids:: refers to the dataset of the sidecar, which is another one for the output
+            if isinstance(value, str) and value.startswith("bids::"):
+                fields[key] = f"bids:{own.link}:{value.removeprefix('bids::')}"
+        if self.source.datatype in IMAGING and "SkullStripped" not in fields and own.raw:
+            fields["SkullStripped"] = False
+        sources = [file.path for file in inputs if file.role in ("volume", "mask")]
         return {
             "Description": f"Convolved with {kernels}",
-            "Sources": [
-                self.datasets.uri(file.path) for file in inputs if file.role in ("volume", "mask")
-            ],
-            **kept,
+            "Sources": [self.datasets.uri(path) for path in sources],
+            **fields,
         }
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The whole
+# --------------------------------------------------------------------------------------------------
+# The outputs of a command
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Outputs of a command as a derivative dataset.
+    """The outputs of a command as a derivative dataset.
 
-    targets : list      the output of each input
-    fields : dict       what gives the keys of each output's sidecar, by the output
-    copies : dict       what is copied to stand beside each output, and where: by the output
+    datasets : Derivatives      of the outputs and the inputs
+    targets : list              the output path of each input
+    fields : mapping            by output path: makes the BIDS fields of its sidecar
+    copies : mapping            by output path: files to copy, (path, path of the copy)
     """
 
     datasets: Derivatives
@@ -477,9 +506,11 @@ class Dataset:
 
 
 def plan_dataset(inputs: Sequence[str], out_dir: str, given: Sequence[Settings]) -> Dataset:
-    """Names and descriptions of a command's outputs, before any work.
+    """Plan the names and metadata of a command's outputs, before any work.
 
-    given : list        what was given for each input; `desc` is the label, else one is made of the kernel
+    given : sequence of Settings    the options for each input; without `desc`, `kernel_label`
+                                    makes the label
+
     Raises: as `plan_names`, `find_datasets` and `Derivatives.description`.
     """
     labels = [kernel_label(options) if options.desc is None else options.desc for options in given]

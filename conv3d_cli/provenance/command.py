@@ -1,7 +1,7 @@
-"""The command that makes an output, as it could be typed again: of the options that were given those that shape the result.
+"""The command that made an output, to be typed again: only the options that affect the result.
 
-How many threads, how much memory, how many volumes and what is told are no part of it, since the result has the same bits
-whatever they are.
+Options for threads, memory, number of volumes and messages are left out: the result has the same
+bits whatever they are.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ Rename = Callable[[str], str]
 
 
 def names_file(option: Option, value: object) -> bool:
-    """Whether an option's value is the name of a file.
+    """True if the value of an option is the name of a file.
 
     >>> names_file(OPTION["kernel"], "psf.tif"), names_file(OPTION["kernel"], "box:size=3")
     (True, False)
-    >>> names_file(OPTION["bias"], "1.5"), names_file(OPTION["mask"], "m.nii"), names_file(OPTION["flip"], True)
-    (False, True, False)
+    >>> names_file(OPTION["bias"], "1.5"), names_file(OPTION["mask"], "m.nii")
+    (False, True)
     """
     if option.file is File.KERNEL:
         return is_kernel_file(value)
@@ -37,7 +37,7 @@ def names_file(option: Option, value: object) -> bool:
 
 
 def named_files(given: Settings) -> dict[str, str]:
-    """The files that the options of a recorded command name, by the options.
+    """The files that the options of a recorded command name, by option.
 
     >>> named_files(Settings(kernel="box:size=3", mask="m.nii", report="page.html"))
     {'mask': 'm.nii'}
@@ -50,11 +50,12 @@ def named_files(given: Settings) -> dict[str, str]:
 
 
 def option_words(given: Settings, rename: Rename) -> list[str]:
-    """Options as words of a command line; those that do not shape the result are left out.
+    """Options as words of a command line, without those that do not affect the result.
 
-    rename : callable       what a file is called there
+    rename : callable       converts the path of a file to its name in the command
 
-    >>> option_words(Settings(kernel="k/psf.npy", strides=[2, 1, 1], flip=True, threads=2), os.path.basename)
+    >>> given = Settings(kernel="k/psf.npy", strides=[2, 1, 1], flip=True, threads=2)
+    >>> option_words(given, os.path.basename)
     ['-k', 'psf.npy', '--flip', '--strides', '2,1,1']
     """
     words = []
@@ -67,20 +68,20 @@ def option_words(given: Settings, rename: Rename) -> list[str]:
             elif option.kind.name == "switch":
                 words.append(flag.replace("--", "--no-", 1))
         elif names_file(option, value):
-            file, colons, layer = (
-                value.partition("::") if option.file is File.KERNEL else (value, "", "")
-            )
+            is_kernel = option.file is File.KERNEL
+            file, colons, layer = value.partition("::") if is_kernel else (value, "", "")
             words += [flag, rename(file) + colons + layer]
         else:
-            words += [
-                flag,
-                ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value),
-            ]
+            values = value if isinstance(value, (list, tuple)) else [value]
+            words += [flag, ",".join(map(str, values))]
     return words
 
 
 def command_line(source: str, given: Settings, rename: Rename, target: str | None = None) -> str:
-    """The command, with quotes where a shell needs them.
+    """The command, quoted for a shell.
+
+    rename : callable       see `option_words`
+    target : str or None    the output; None leaves out -o
 
     >>> command_line("in/a b.nii", Settings(kernel="box:size=3"), os.path.basename, "out/c.nii")
     "conv3d apply 'a b.nii' -k box:size=3 -o c.nii"
@@ -90,29 +91,33 @@ def command_line(source: str, given: Settings, rename: Rename, target: str | Non
 
 
 def relative_to(folder: str) -> Rename:
-    """What files are called in a folder: relative to it, with "/", through no link to a folder; absolute where there is no way.
+    """A function that converts paths to paths relative to a folder.
+
+    They have "/" and no symbolic links to folders. A file on another drive gets an absolute path.
 
     >>> relative_to("/data/out")("/data/in/a.nii"), relative_to("/data/out")("/data/out/-a.nii")
     ('../in/a.nii', './-a.nii')
     """
-    here = os.path.realpath(folder or ".")
+    start = os.path.realpath(folder or ".")
 
     def rename(path: str) -> str:
         parent, name = os.path.split(local_folder(path) or path)
-        # a link that is a file keeps its name: what it leads to may be called after its contents
-        whole = os.path.join(os.path.realpath(parent or "."), name)
+        # a link to a file keeps its name: the file may be named after a hash of its contents
+        absolute = os.path.join(os.path.realpath(parent or "."), name)
         try:
-            found = os.path.relpath(whole, here).replace(os.sep, "/")
+            relative = os.path.relpath(absolute, start).replace(os.sep, "/")
         except ValueError:  # another drive
-            return whole
-        return f"./{found}" if found.startswith("-") else found
+            return absolute
+        return f"./{relative}" if relative.startswith("-") else relative
 
     return rename
 
 
 def history_line(source: str, given: Settings, version: str) -> str:
-    """Version, kernel and command in a line, which goes into the output itself: with bare names and without the output's, so
-    that it is the same wherever they lie.
+    """The line for the history in the output's header: version, kernel and command.
+
+    The command has file names without folders, and does not name the output, so that the line is
+    the same wherever the files are.
 
     >>> history_line("raw/head.nii.gz", Settings(kernel="gaussian:fwhm=6mm", overwrite=True), "1.0")
     'conv3d 1.0 gaussian:fwhm=6mm: conv3d apply head.nii.gz -k gaussian:fwhm=6mm'
@@ -125,12 +130,16 @@ def history_line(source: str, given: Settings, version: str) -> str:
 
 
 def bare_name(path: str) -> str:
-    """A file's name without its folder."""
+    """The name of a file or folder, without the folders above it.
+
+    >>> bare_name("data/a.zarr/")
+    'a.zarr'
+    """
     return os.path.basename(path.rstrip("/"))
 
 
 def with_history(job: Job, given: Settings) -> Job:
-    """A job whose output tells how it was made; see `history_line`."""
+    """The job with a line for the history in its output's header; see `history_line`."""
     from importlib.metadata import version
 
     return replace(job, history=history_line(job.source, given, version("conv3d")))

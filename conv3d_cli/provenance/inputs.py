@@ -1,4 +1,4 @@
-"""The files that a run reads: the volume, and the mask, config, kernel and bias that have one."""
+"""The files that a run reads: volume, mask, config, kernel and bias."""
 
 from __future__ import annotations
 
@@ -14,17 +14,21 @@ from conv3d_cli.settings.options import Settings
 
 @dataclass(frozen=True)
 class InputFile:
-    """A file, or the folder of a store, that a run reads: role is "volume", "mask", "config", "kernel" or "bias"."""
+    """A file that a run reads, or the folder of a Zarr store.
+
+    role : str      "volume", "mask", "config", "kernel" or "bias"
+    """
 
     role: str
     path: str
 
 
 def files_of(job: Job, given: Settings) -> list[InputFile]:
-    """Everything that a job reads, each file once.
+    """All files that a job reads, each once.
 
-    given : Settings        what was given: a manifest's row is part of it, what a config says is not
-    Raises: FormatError if half of a pair is missing.
+    given : Settings        the options, with those of a manifest's row, without those of a config
+
+    Raises: FormatError if one file of a pair (.hdr and .img) is missing.
     """
     found: dict[str, InputFile] = {}
     for role, path in _named(job, given):

@@ -1,7 +1,8 @@
-"""The sidecar: a JSON file beside an output, in BIDS' manner, that says what it was made of and how.
+"""The sidecar: a JSON file beside an output that records how it was made, in the style of BIDS.
 
-The same inputs and options give the same bytes, whatever the threads, the memory and the folder the command was typed in: there
-is no time in it, no machine, and no path but relative ones. Keys are BIDS' where BIDS has them; the rest stands under `Conv3D`.
+The same inputs and options give the same bytes, whatever the threads, the memory and the working
+directory: a sidecar contains no time, no machine, and only relative paths. It uses the keys of BIDS
+where there are any; the others are in the object `Conv3D`.
 """
 
 from __future__ import annotations
@@ -26,21 +27,24 @@ from conv3d_cli.system.digests import array_digest
 
 KEY = "Conv3D"
 RECORD_VERSION = 1
-# Libraries whose version may change bits of the sums and their compiled loops; a format names those that make bytes of them.
+# Libraries whose version may change the bits of the result. Those that encode files are listed by
+# their formats.
 ARITHMETIC = ("numpy", "numba", "llvmlite")
 
 
 def sidecar_name(target: str) -> str:
-    """The sidecar of an output: its name with .json in place of the suffix.
+    """The path of an output's sidecar: .json replaces the suffix.
 
-    Raises: SpecError for an output that has no place beside it.
+    Raises: SpecError for standard output and for a URL, which have no local folder.
+
     >>> sidecar_name("out/sub-01_bold.nii.gz"), sidecar_name("a.ome.zarr/")
     ('out/sub-01_bold.json', 'a.json')
     """
     if target == "-" or "://" in target:
         what = "standard output" if target == "-" else target
         raise SpecError(
-            f"--sidecar writes a file beside the output, and {what} has no folder here: name a file with -o"
+            f"--sidecar writes a file beside the output, and {what} has no local folder: "
+            "name a file with -o"
         )
     name = target.rstrip("/" + os.sep)
     return f"{name[: len(name) - len(suffix_of(name))]}.json"
@@ -48,9 +52,11 @@ def sidecar_name(target: str) -> str:
 
 @dataclass(frozen=True)
 class FileRecord:
-    """A file by its name, as the sidecar calls it, and its digest.
+    """A file as a sidecar records it.
 
-    role : str      of an input: see `inputs.InputFile`; of an output: see `pipeline.outputs`
+    role : str      for an input see `inputs.InputFile`, for an output `pipeline.outputs`
+    path : str      from the sidecar's folder
+    digest : str    of its bytes; see `digests.file_digest`
     """
 
     role: str
@@ -58,17 +64,22 @@ class FileRecord:
     digest: str
 
     def as_json(self) -> dict[str, str]:
-        """As it stands in the sidecar."""
+        """The JSON object for the sidecar.
+
+        >>> FileRecord("mask", "../m.nii", "sha256:0").as_json()
+        {'Role': 'mask', 'Path': '../m.nii', 'Digest': 'sha256:0'}
+        """
         return {"Role": self.role, "Path": self.path, "Digest": self.digest}
 
 
 @dataclass(frozen=True)
 class Record:
-    """What a sidecar says that a run can be repeated from.
+    """The contents of a sidecar that are needed to repeat the run.
 
-    command : str       to be typed in the sidecar's folder
-    layers : list       what was decided about each convolution, with digests of the weights
-    versions : dict     of libraries; "CPU" is the kind of CPU the loops were made for
+    command : str       the command, to be typed in the sidecar's folder
+    inputs, outputs     tuples of FileRecord
+    layers : list       for each convolution, the object that `layer_record` made
+    versions : dict     of libraries; "CPU" is the CPU class that the loops were compiled for
     """
 
     command: str
@@ -78,27 +89,37 @@ class Record:
     versions: dict[str, str]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Writing
 
 
 def sidecar_text(values: dict[str, Any]) -> bytes:
-    """A sidecar's bytes; lists of plain values stand on one line."""
-    return (_written(values, "") + "\n").encode()
+    """The bytes of a sidecar; lists of plain values are on one line.
+
+    >>> print(sidecar_text({"Strides": [1, 1, 2], "Boundary": "zeros"}).decode(), end="")
+    {
+      "Strides": [1, 1, 2],
+      "Boundary": "zeros"
+    }
+    """
+    return (_json_text(values, "") + "\n").encode()
 
 
-def _written(value: Any, indent: str) -> str:
+def _json_text(value: Any, indent: str) -> str:
     inner = indent + "  "
     if isinstance(value, dict) and value:
-        lines = [f"{inner}{json.dumps(key)}: {_written(one, inner)}" for key, one in value.items()]
-        return "{\n" + ",\n".join(lines) + f"\n{indent}}}"
+        pairs = [f"{json.dumps(key)}: {_json_text(one, inner)}" for key, one in value.items()]
+        return "{\n" + ",\n".join(inner + pair for pair in pairs) + f"\n{indent}}}"
     if isinstance(value, list) and any(isinstance(one, (dict, list)) for one in value):
-        return "[\n" + ",\n".join(inner + _written(one, inner) for one in value) + f"\n{indent}]"
+        return "[\n" + ",\n".join(inner + _json_text(one, inner) for one in value) + f"\n{indent}]"
     return json.dumps(value, ensure_ascii=False, allow_nan=False)
 
 
 def decided(prepared: PreparedJob, rename: Rename) -> dict[str, Any]:
-    """What was decided about a job, for the sidecar; without what depends on threads and memory."""
+    """The decisions about a job for the sidecar, without any that depend on threads or memory.
+
+    rename : callable       converts the path of a file to its name in the sidecar
+    """
     job = prepared.job
     found: dict[str, Any] = {
         "Layers": [
@@ -115,7 +136,7 @@ def decided(prepared: PreparedJob, rename: Rename) -> dict[str, Any]:
         if job.missing.mask is not None:
             missing["mask"] = rename(job.missing.mask)
         if job.missing.value is not None and not math.isfinite(job.missing.value):
-            missing["value"] = str(job.missing.value)  # which JSON has no number for
+            missing["value"] = str(job.missing.value)  # JSON has no number for it
         found["Missing"] = {
             "".join(map(str.capitalize, key.split("_"))): value for key, value in missing.items()
         }
@@ -124,9 +145,9 @@ def decided(prepared: PreparedJob, rename: Rename) -> dict[str, Any]:
 
 
 def layer_record(stage: PreparedStage, grid: Grid, rename: Rename) -> dict[str, Any]:
-    """One convolution: its kernel with the digest of the weights as they are used, and every integer that was resolved.
+    """A convolution as a JSON object: kernel, digest of its final weights, resolved parameters.
 
-    grid : Grid     of the volume that comes in, by which lengths in mm were turned into voxels
+    grid : Grid     of the input volume, by which lengths in mm are converted to voxels
     """
     problem, kernel = stage.problem, stage.kernel
     found: dict[str, Any] = {"Kernel": kernel_text(stage, rename)}
@@ -154,20 +175,21 @@ def layer_record(stage: PreparedStage, grid: Grid, rename: Rename) -> dict[str, 
 
 
 def kernel_text(stage: PreparedStage, rename: Rename) -> str:
-    """What the kernel is called: a built-in with its parameters, or its file and layer."""
+    """The name of a kernel: a built-in with its parameters, or its file and layer."""
     text = stage.stage.kernel if isinstance(stage.stage.kernel, str) else stage.kernel.name
     file, colons, layer = text.partition("::")
     return rename(file) + colons + layer if is_kernel_file(text) and os.path.isfile(file) else text
 
 
 def lengths_in_voxels(kernel: str, grid: Grid) -> dict[str, list[float]]:
-    """The lengths of a built-in kernel in voxels along D, H, W.
+    """The lengths among the parameters of a built-in kernel, in voxels along D, H, W.
+
+    Empty for a kernel file, and for ":orient=world", whose axes are not D, H, W.
 
     >>> lengths_in_voxels("gaussian:fwhm=6mm:truncate=4", Grid((3.0, 1.5, 1.5), "mm"))
     {'fwhm': [2.0, 4.0, 4.0]}
     """
     found = {}
-    # the world's axes are not D, H, W
     along_voxels = not is_kernel_file(kernel) and ":orient=world" not in kernel
     for pair in kernel.split(":")[1:] if along_voxels else ():
         name, _, value = (part.strip() for part in pair.partition("="))
@@ -180,7 +202,7 @@ def lengths_in_voxels(kernel: str, grid: Grid) -> dict[str, list[float]]:
 
 
 def volume_record(header: VolumeHeader) -> dict[str, Any]:
-    """Axes in storage order, their sizes, dtype and the grid."""
+    """A volume as a JSON object: axes in storage order, their sizes, dtype and grid."""
     grid = header.grid
     return {
         "Axes": header.axes.letters,
@@ -193,7 +215,7 @@ def volume_record(header: VolumeHeader) -> dict[str, Any]:
 
 
 def versions_of(header: VolumeHeader, target: str) -> dict[str, str]:
-    """Versions of what may change the output's bits; see `Record`."""
+    """The versions of everything that may change the bits of an output; see `Record`."""
     from importlib.metadata import PackageNotFoundError, version
 
     from conv3d_cli.formats import output_format
@@ -203,29 +225,27 @@ def versions_of(header: VolumeHeader, target: str) -> dict[str, str]:
         try:
             found[name] = version(name)
         except PackageNotFoundError:
-            pass  # an extra that is not installed, and so was not used
+            pass  # an extra that is not installed was not used
     return found
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Reading
 
 
 def read_sidecar(path: str) -> Record:
-    """Read a sidecar back.
-
-    Raises: FormatError if it is missing, no JSON, not of conv3d, or damaged.
-    """
+    """Read a sidecar. Raises: FormatError if it is missing, damaged, or not written by conv3d."""
     values = read_json(path)
     found = values.get(KEY)
     if not isinstance(found, dict):
         raise FormatError(
-            f"cannot read {path}: it has no key {KEY}: it is not a sidecar of `conv3d apply --sidecar`"
+            f"cannot read {path}: it has no key {KEY}, so `conv3d apply --sidecar` did not write it"
         )
     version = found.get("RecordVersion")
     if version != RECORD_VERSION:
         raise FormatError(
-            f"cannot read {path}: its record has version {version!r}, and this conv3d knows {RECORD_VERSION}"
+            f"cannot read {path}: its record has version {version!r}, "
+            f"and this version of conv3d reads only {RECORD_VERSION}"
         )
     try:
         record = Record(
@@ -245,30 +265,29 @@ def read_sidecar(path: str) -> Record:
 
 
 def read_json(path: str) -> dict[str, Any]:
-    """A JSON file that holds an object. Raises: FormatError."""
+    """Read a JSON file that contains an object. NaN and infinity, which JSON lacks, become None.
+
+    Raises: FormatError.
+    """
     from conv3d_cli.system.inputs import check_input
 
     check_input(path)
     try:
         with open(path, encoding="utf-8") as file:
-            # NaN, which JSON has not, and programs write
             values = json.load(file, parse_constant=lambda name: None)
-    except (
-        OSError,
-        ValueError,
-        RecursionError,
-    ) as error:  # UnicodeDecodeError and JSON's errors are ValueErrors
+    # UnicodeDecodeError and the errors of json are ValueErrors
+    except (OSError, ValueError, RecursionError) as error:
         raise FormatError(f"cannot read {path}: it is not valid JSON ({error})") from None
     if not isinstance(values, dict):
         raise FormatError(
-            f"cannot read {path}: it must hold an object, and holds a {type(values).__name__}"
+            f"cannot read {path}: it must contain an object, and contains a {type(values).__name__}"
         )
     return values
 
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
-        raise TypeError(f"a text was expected, not {value!r}")
+        raise TypeError(f"expected a string, received {value!r}")
     return value
 
 

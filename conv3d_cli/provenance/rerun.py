@@ -1,4 +1,4 @@
-"""A run repeated from its sidecar: whether its inputs are the same, and whether its result is."""
+"""Compare a repeated run with its sidecar: have the inputs changed, and has the result?"""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from conv3d_cli.system.digests import file_digest
 
 
 def placed(folder: str, name: str) -> str:
-    """A name that starts in a folder, from here, as short as it is true.
+    """The path of a name that is relative to a folder, with ".." resolved unless a link is there.
 
     >>> placed("no/link", "../a.nii")
     'no/a.nii'
@@ -28,10 +28,13 @@ def placed(folder: str, name: str) -> str:
 
 
 def check_inputs(record: Record, folder: str, sidecar: str, force: bool = False) -> list[str]:
-    """Compare the inputs of a record with what is there now; what has changed, in words, under `force`.
+    """Compare the inputs of a record with the files that exist now.
 
-    folder : str        the sidecar's, which the record's names start from
-    Raises: FormatError if one is missing, or is no file of this machine; ChangedInputError.
+    folder : str        of the sidecar, from which the paths in the record start
+    sidecar : str       for messages
+    force : bool        return a sentence for each changed input; else they are an error
+
+    Raises: FormatError if an input is missing or not a local file; ChangedInputError.
     """
     changed = []
     for entry in record.inputs:
@@ -40,58 +43,69 @@ def check_inputs(record: Record, folder: str, sidecar: str, force: bool = False)
             raise FormatError(
                 f"cannot read {path}: no such file; {sidecar} names it as its {entry.role}"
             )
-        if os.path.isdir(path) and not is_node(
-            path
-        ):  # a record may name any folder, and the root takes long
+        # a damaged record may name any folder, and the digest of a whole disk takes long
+        if os.path.isdir(path) and not is_node(path):
             raise FormatError(
-                f"cannot read {path}: it is a folder and no Zarr store; {sidecar} names it as its {entry.role}"
+                f"cannot read {path}: it is a folder, but not a Zarr store; "
+                f"{sidecar} names it as its {entry.role}"
             )
         found = file_digest(path)
         if found != entry.digest:
             changed.append(
-                f"the {entry.role} {path} has changed: {sidecar} was made of {entry.digest}, it is {found}"
+                f"the {entry.role} {path} has changed: {sidecar} records {entry.digest}, "
+                f"and it is {found} now"
             )
     if changed and not force:
         more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
-        raise ChangedInputError(f"{changed[0]}{more}; --force runs all the same")
+        raise ChangedInputError(f"{changed[0]}{more}; pass --force to run anyway")
     return changed
 
 
 def other_versions(record: Record, now: Mapping[str, str]) -> list[str]:
-    """What the record was made with that is different now, in words.
+    """The versions that differ from those of the record, one sentence each.
+
+    now : mapping       version by library, of `versions_of`
 
     >>> from conv3d_cli.provenance.record import Record
-    >>> other_versions(Record("", (), (), [], {"numpy": "2.3.0", "CPU": "avx2"}), {"numpy": "2.4.0", "CPU": "avx2"})
+    >>> record = Record("", (), (), [], versions={"numpy": "2.3.0", "CPU": "avx2"})
+    >>> other_versions(record, {"numpy": "2.4.0", "CPU": "avx2"})
     ['it was made with numpy 2.3.0, and this is 2.4.0']
     """
-    names = [*record.versions, *(name for name in now if name not in record.versions)]
+    then = record.versions
+    names = [*then, *(name for name in now if name not in then)]
     return [
-        f"it was made with {name} {record.versions.get(name, '(none)')}, and this is {now.get(name, '(none)')}"
+        f"it was made with {name} {then.get(name, '(none)')}, and this is {now.get(name, '(none)')}"
         for name in names
-        if record.versions.get(name) != now.get(name)
+        if then.get(name) != now.get(name)
     ]
 
 
 def other_weights(record: Record, layers: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Layers whose weights are not those of the record, in words: their file, or what draws or samples them, is another."""
+    """The kernels and biases whose weights differ from the record, one sentence each.
+
+    layers : sequence of dict       of `layer_record`, for the repeated run
+    """
     notes = []
     for number, (then, now) in enumerate(zip(record.layers, layers, strict=False), 1):
         for key, what in (("KernelDigest", "kernel"), ("BiasDigest", "bias")):
             if then.get(key) != now.get(key):
                 notes.append(
-                    f"the {what} of layer {number} ({now.get('Kernel')}) has other weights than were recorded"
+                    f"the {what} of layer {number} ({now.get('Kernel')}) differs from the recorded "
+                    "one in its weights"
                 )
     return notes
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What came of a rerun.
+    """The result of a rerun.
 
-    status : str        "same" (every byte), "equal" (every voxel, the grid and the dtype), "different"
-    words : str         a line for people
-    comparison : Comparison or None     of the voxels, where the recorded output is there to compare with
-    stale : bool        whether the recorded output itself is no longer what was recorded
+    status : str            "same": every byte; "equal": every voxel, the grid and the dtype;
+                            "different"
+    words : str             the result as a sentence for the user
+    comparison : Comparison or None     with the recorded output, if that still exists unchanged and
+                            the bytes differ
+    stale : bool            the recorded output has changed since it was recorded
     """
 
     status: str
@@ -101,58 +115,66 @@ class Verdict:
 
     @property
     def good(self) -> bool:
+        """True if the rerun reproduced the record, and the recorded output is unchanged.
+
+        >>> Verdict("equal", "").good, Verdict("same", "", stale=True).good
+        (True, False)
+        """
         return self.status != "different" and not self.stale
 
 
 def judge(record: Record, original: str, produced: str, beside: Sequence[Output] = ()) -> Verdict:
-    """Compare the result of a rerun with the record, and where it differs with the output that was recorded.
+    """Compare a rerun's outputs with the record and, if bytes differ, with the recorded output.
 
-    original : str      the output that was recorded; it may be gone
-    produced : str      that of the rerun
-    beside : outputs    that the rerun has written beside it
+    original : str              the recorded output; it may no longer exist
+    produced : str              the output of the rerun
+    beside : sequence of Output the other outputs of the rerun
     """
     verdict = _judge_volume(record, original, produced)
     for output in beside if verdict.status == "same" else ():
         if _digests(output.path) != _recorded(record, output.role):
-            return Verdict(
-                "different",
-                f"the volume comes again, and its {output.role} is not what was recorded",
-            )
+            words = f"the volume was reproduced, but its {output.role} differs from the record"
+            return Verdict("different", words)
     return verdict
 
 
 def _recorded(record: Record, role: str) -> list[str]:
-    """Digests of all files of an output, sorted, as they were recorded."""
+    """The recorded digests of all files of an output, sorted."""
     return sorted(entry.digest for entry in record.outputs if entry.role == role)
 
 
 def _judge_volume(record: Record, original: str, produced: str) -> Verdict:
     recorded = _recorded(record, VOLUME)
-    there = _digests(original)
-    stale = there is not None and there != recorded
+    present = _digests(original)
+    stale = present is not None and present != recorded
     if _digests(produced) == recorded:
         if stale:
-            return Verdict(
-                "same",
-                f"{original} is no longer what was recorded, which running again gives",
-                stale=True,
+            words = (
+                f"{original} has changed since it was recorded; the rerun gives the recorded bytes"
             )
-        gone = " (which is not there any more)" if there is None else ""
-        return Verdict("same", f"the same: every byte of {original}{gone} comes again")
-    if there is None or stale:
-        state = "is not there any more" if there is None else "has changed, too"
-        words = f"the result is not what was recorded; by how much cannot be said, since {original} {state}"
+            return Verdict("same", words, stale=True)
+        gone = " (which no longer exists)" if present is None else ""
+        return Verdict("same", f"the same: every byte of {original}{gone} was reproduced")
+    if present is None or stale:
+        state = "no longer exists" if present is None else "has changed, too"
+        words = (
+            "the result differs from the record; by how much is unknown, "
+            f"because {original} {state}"
+        )
         return Verdict("different", words, stale=stale)
     comparison = compare_volumes(original, produced)
     if not comparison.differences and not comparison.unequal:
-        words = f"equal: every voxel, the grid and the dtype of {original} come again; bytes around them differ"
+        words = (
+            f"equal: every voxel, the grid and the dtype of {original} were reproduced; "
+            "other bytes of the file differ"
+        )
         return Verdict("equal", words, comparison)
     differences = "; ".join(comparison.differences)
-    return Verdict("different", f"the result is not what was recorded: {differences}", comparison)
+    return Verdict("different", f"the result differs from the record: {differences}", comparison)
 
 
 def _digests(path: str) -> list[str] | None:
-    """Digests of all files of a volume, sorted; None if it is not there."""
+    """The digests of all files of a volume, sorted; None if it does not exist."""
     try:
         return sorted(file_digest(file) for file in written_files(path))
     except Conv3DError:

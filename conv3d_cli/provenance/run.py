@@ -1,4 +1,4 @@
-"""A run whose sidecar appears together with its output, or neither of them."""
+"""Run a job so that its output and its sidecar appear together, or neither does."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ Run = Callable[[Job, Decided], JobReport]
 def own_fields(
     prepared: PreparedJob, inputs: Sequence[InputFile], rename: Rename
 ) -> dict[str, Any]:
-    """Keys of BIDS for an output outside a BIDS dataset; its sources are relative to the sidecar."""
+    """The BIDS fields for an output outside a BIDS dataset; sources are relative to the sidecar."""
     from importlib.metadata import version
 
     kernels = ", then ".join(kernel_text(stage, rename) for stage in prepared.stages)
@@ -51,12 +51,12 @@ def own_fields(
 
 @dataclass(frozen=True)
 class Recording:
-    """What is to be written beside an output.
+    """The files to write beside an output.
 
-    sidecar : str       its name
-    given : Settings    what was given on the command line, and in a manifest's row
-    fields : callable   (prepared, inputs, rename) -> the keys of BIDS, which stand before the record
-    copies : list       files that are copied to stand beside the output, unless they stand there already: (from, to)
+    sidecar : str       its path
+    given : Settings    the options of the command line and of a manifest's row
+    fields : callable   (prepared, inputs, rename) -> the BIDS fields, which precede the record
+    copies : sequence   files to copy, unless an identical copy exists: (path, path of the copy)
     """
 
     sidecar: str
@@ -66,7 +66,7 @@ class Recording:
 
     @property
     def rename(self) -> Rename:
-        """What files are called in the sidecar."""
+        """Converts the path of a file to its name in the sidecar."""
         return relative_to(os.path.dirname(self.sidecar))
 
 
@@ -76,13 +76,14 @@ def plan_recordings(
     fields: Mapping[str, Fields],
     copies: Mapping[str, Sequence[tuple[str, str]]],
 ) -> dict[str, Recording]:
-    """The recording of each job, by its output.
+    """Plan the sidecar of each job, before any of them runs; by output.
 
-    given : list        what was given for each job
-    fields : dict       what gives the keys of BIDS, by output; `own_fields` where there is none
-    copies : dict       what is copied to stand beside it: see `Recording`
-    Raises: SpecError for jobs that cannot be recorded, or that would write the same sidecar; OutputExistsError where one would
-    replace something that is read.
+    given : sequence of Settings    the options of each job
+    fields : mapping                see `Recording`; by output, `own_fields` for the others
+    copies : mapping                see `Recording`; by output
+
+    Raises: SpecError for a job that cannot be recorded, and for two jobs with the same sidecar;
+    OutputExistsError if a sidecar would replace an input.
     """
     found: dict[str, Recording] = {}
     writers: dict[str, str] = {}
@@ -91,8 +92,8 @@ def plan_recordings(
         real = os.path.realpath(name)
         if real in writers:
             raise SpecError(
-                f"two outputs would have the sidecar {name}: {writers[real]} and {job.target}; use different folders "
-                "(--out-dir) or run them apart"
+                f"two outputs would have the sidecar {name}: {writers[real]} and {job.target}; "
+                "use different folders (--out-dir) or run them separately"
             )
         writers[real] = job.target
         found[job.target] = Recording(
@@ -102,13 +103,14 @@ def plan_recordings(
         for file in check_recordable(job, options):
             if (real := os.path.realpath(file.path)) in writers:
                 raise OutputExistsError(
-                    f"the sidecar of {writers[real]} would replace {file.path}, which is read; name another output"
+                    f"the sidecar of {writers[real]} would replace {file.path}, which is read; "
+                    "name another output"
                 )
     return found
 
 
 def check_recordable(job: Job, given: Settings) -> list[InputFile]:
-    """The files of a job that can be repeated from its record. Raises: SpecError for another."""
+    """The files that a job reads, if it can be repeated from its record. Raises: SpecError."""
     if job.source == "-":
         raise SpecError("--sidecar names the input, and a pipe has no name: pass a file")
     for output in job.beside:
@@ -119,22 +121,26 @@ def check_recordable(job: Job, given: Settings) -> list[InputFile]:
             )
     if os.path.realpath(job.source) == os.path.realpath(job.target):
         raise SpecError(
-            f"--sidecar names the input {job.source}, which this output replaces: name another output"
+            f"--sidecar names the input {job.source}, which this output replaces: "
+            "name another output"
         )
     try:
         files = files_of(job, given)
     except FormatError:
-        return []  # of a volume that is damaged, which is said when it is its turn
+        return []  # the volume is damaged, which is an error when the job runs
     for file in files:
         if "://" in file.path:
             raise SpecError(
-                f"--sidecar takes digests of files, and {file.path} is a URL: name a local copy"
+                f"--sidecar records digests of files, and {file.path} is a URL: name a local copy"
             )
     return files
 
 
 def check_sidecar(recording: Recording, overwrite: bool, make_folder: bool = False) -> None:
-    """Refuse a sidecar that exists (unless `overwrite`) or cannot be written, before any work.
+    """Check, before any work, that the sidecar and the copies can be written.
+
+    overwrite : bool        they may replace existing files
+    make_folder : bool      their folders may be missing, if they can be created
 
     Raises: OutputExistsError, WriteError.
     """
@@ -143,13 +149,15 @@ def check_sidecar(recording: Recording, overwrite: bool, make_folder: bool = Fal
 
 
 def run_recorded(
-    job: Job, recording: Recording, run: Run, told: Decided | None = None
+    job: Job, recording: Recording, run: Run, on_decided: Decided | None = None
 ) -> JobReport:
     """Run a job; its output and its sidecar appear together.
 
-    run : callable      (job, decided) -> report; it writes its outputs with `atomic`
-    told : callable     is told what was decided, too
-    Raises: what `run` does; FormatError if an input changes while it is read; OutputExistsError, WriteError of the sidecar.
+    run : callable          (job, decided) -> report; it writes its outputs with `system.atomic`
+    on_decided : callable   is called with the prepared job, before the first voxel
+
+    Raises: the errors of `run`; FormatError if an input changes while it is read; OutputExistsError
+    and WriteError for the sidecar.
     """
     check_sidecar(recording, job.overwrite)
     rename = recording.rename
@@ -162,18 +170,18 @@ def run_recorded(
     facts: dict[str, Any] = {}
     fields: dict[str, Any] = {}
 
-    def note(prepared: PreparedJob) -> None:
+    def record_decisions(prepared: PreparedJob) -> None:
         facts.update(decided(prepared, rename))
         fields.update(recording.fields(prepared, files, rename))
-        if told is not None:
-            told(prepared)
+        if on_decided is not None:
+            on_decided(prepared)
 
     with AtomicGroup() as group:
-        report = run(job, note)
+        report = run(job, record_decisions)
         for file, before in zip(files, fingerprints, strict=True):
             if _fingerprint(file) != before:
                 raise FormatError(
-                    f"{file.path} was written to while it was read: run again; nothing was written"
+                    f"{file.path} was modified while it was read; nothing was written: run again"
                 )
         outputs = [_output_record(output, job, rename) for output in group.staged]
         values = {
@@ -188,26 +196,24 @@ def run_recorded(
             },
         }
         volumes = len(group.staged)
-        for path, text in {
-            **_new_copies(recording),
-            recording.sidecar: sidecar_text(values),
-        }.items():
-            with AtomicFile(path, job.overwrite) as beside:
-                beside.file.write(text)
-                beside.commit()
-        # They take their places first: whoever sees the output finds the rest there.
+        metadata = {**_new_copies(recording), recording.sidecar: sidecar_text(values)}
+        for path, contents in metadata.items():
+            with AtomicFile(path, job.overwrite) as file_output:
+                file_output.file.write(contents)
+                file_output.commit()
+        # The metadata take their places first, so that they exist wherever the output is seen.
         group.staged = [*group.staged[volumes:], *group.staged[:volumes]]
         group.commit()
     return report
 
 
 def _new_copies(recording: Recording) -> dict[str, bytes]:
-    """What the copies hold that are not there yet, with the same bytes."""
-    found = {target: _bytes_of(source) for source, target in recording.copies}
+    """The contents of the copies to write, by path; those that exist already are left out."""
+    contents = {target: _bytes_of(source) for source, target in recording.copies}
     return {
-        path: text
-        for path, text in found.items()
-        if not (os.path.isfile(path) and _bytes_of(path) == text)
+        path: wanted
+        for path, wanted in contents.items()
+        if not (os.path.isfile(path) and _bytes_of(path) == wanted)
     }
 
 
@@ -222,7 +228,7 @@ def _fingerprint(file: InputFile) -> FileFingerprint | None:
     try:
         return fingerprint_of(file.path)
     except FormatError:
-        return None  # what cannot be read is said where it is read
+        return None  # reading the file is an error later
 
 
 def _output_record(output: AtomicFile | AtomicFolder, job: Job, rename: Rename) -> FileRecord:

@@ -336,10 +336,10 @@ def test_grids(a: Grid, b: Grid, agree: bool) -> None:
 def test_a_flipped_axis_is_a_difference() -> None:
     flipped = placed()
     flipped.affine[0] *= -1
-    assert "away" in grid_differences(placed(), flipped, HEADER)[0]
+    assert "apart" in grid_differences(placed(), flipped, HEADER)[0]
 
 
 def test_how_far_a_corner_lies() -> None:
     assert grid_differences(placed(), placed(origin=(10, 20, 33)), HEADER)[0].startswith(
-        "grid: a corner lies 3 mm away"
+        "grid: corners are up to 3 mm apart"
     )

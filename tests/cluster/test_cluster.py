@@ -241,7 +241,16 @@ def test_no_scheduler(
         "local:1",
         code=2,
     )
-    assert "x.npy is none" in result.output
+    assert "x.npy is not one; convert it first: conv3d apply" in result.output
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_output_must_be_zarr(store: Path, tmp_path: Path, run: Any) -> None:
+    """An output that is not written yet cannot be converted: the cure is another name."""
+    arguments = [store / "x.ome.zarr", "-k", "box:size=3", "-o", tmp_path / "out.npy"]
+    result = run("apply", *arguments, "--scheduler", "local:1", code=2)
+    assert "out.npy is not one; name an output that ends in .zarr" in result.output
+    assert "convert" not in result.output
     assert not list(tmp_path.iterdir())
 
 

@@ -195,7 +195,7 @@ def test_records_and_reruns_look_at_all(job: Job) -> None:
     np.save("other.npy", np.zeros((5, 6, 7), np.float32))
     verdict = judge(record, "y.npy", "y.npy", (job.beside[0], Output("sevens", "other.npy")))
     assert verdict.status == "different"
-    assert verdict.words == "the volume comes again, and its sevens is not what was recorded"
+    assert verdict.words == "the volume was reproduced, but its sevens differs from the record"
 
 
 def test_plans_name_all(job: Job) -> None:
@@ -267,7 +267,7 @@ def test_both_files_of_a_coverage_are_recorded_as_such(run: Any, apply: Apply) -
         "c.hdr": "coverage",
         "c.img": "coverage",
     }
-    assert run("rerun", "o.json").stdout == "the same: every byte of o.nii comes again\n"
+    assert run("rerun", "o.json").stdout == "the same: every byte of o.nii was reproduced\n"
 
 
 def test_rules_do_not_replace_a_coverage(apply: Apply) -> None:

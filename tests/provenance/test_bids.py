@@ -201,7 +201,7 @@ def test_labels(desk: Path, apply: Any, run: Any) -> None:
     assert read("next/dataset_description.json")["DatasetLinks"] == {
         "conv3d": "../raw/derivatives/conv3d"
     }
-    assert "letters and digits alone" in error(apply(INPUTS[1], "--desc", "a_b", code=2))
+    assert "only letters and digits" in error(apply(INPUTS[1], "--desc", "a_b", code=2))
 
 
 def test_a_description_that_is_there(desk: Path, apply: Any) -> None:
@@ -233,7 +233,7 @@ def test_a_description_that_is_there(desk: Path, apply: Any) -> None:
 )
 def test_another_programs_dataset_is_left_alone(desk: Path, values: Any, apply: Any) -> None:
     write(OUT / "dataset_description.json", values)
-    assert "is of another dataset" in error(apply(INPUTS[1], "--overwrite", code=5))
+    assert "belongs to another dataset" in error(apply(INPUTS[1], "--overwrite", code=5))
     assert files(OUT) == ["dataset_description.json"]
     assert read(OUT / "dataset_description.json") == values
 
@@ -278,11 +278,11 @@ def test_nothing_is_written_in_a_rehearsal(desk: Path, apply: Any) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words", "code"),
     [
-        (["head.nii.gz"], "head.nii.gz is none: sub-LABEL", 2),
-        (["sub-01_T1w.nii.gz"], "does not lie in sub-01/", 2),
-        (["raw/sub-01/anat/sub-01_ses-a_T1w.nii.gz"], "does not lie in sub-01/ses-a/anat", 2),
-        (["raw/sub-01/anat/sub-01_T1w.npy"], "BIDS has no volumes .npy", 2),
-        (["raw/sub-01/anat/sub-01_run-1_run-2_T1w.nii.gz"], "names an entity twice", 2),
+        (["head.nii.gz"], "received head.nii.gz; the form is sub-LABEL", 2),
+        (["sub-01_T1w.nii.gz"], "is not in sub-01/", 2),
+        (["raw/sub-01/anat/sub-01_ses-a_T1w.nii.gz"], "is not in sub-01/ses-a/anat", 2),
+        (["raw/sub-01/anat/sub-01_T1w.npy"], "no volumes with the extension .npy", 2),
+        (["raw/sub-01/anat/sub-01_run-1_run-2_T1w.nii.gz"], "each entity once", 2),
         ([INPUTS[1], "more/" + T1W + ".nii.gz"], "two inputs would write", 2),
         ([INPUTS[1], "--suffix", "_x"], "leave out --suffix", 2),
         ([INPUTS[1], "-o", "x.nii.gz"], "leave out --output", 2),

@@ -93,7 +93,7 @@ def test_every_kind_of_run_comes_again(
     run("apply", "a.nii.gz", *options, "-o", f"out/{name}", "--sidecar", "--overwrite", "-j", "2")
     before = sorted(str(path) for path in desk.rglob("*"))
     result = run("rerun", "out/o.json", "-j", "1")
-    assert result.stdout == f"the same: every byte of out/{name} comes again\n"
+    assert result.stdout == f"the same: every byte of out/{name} was reproduced\n"
     assert result.stderr == ""
     monkeypatch.chdir("/")
     record = json.loads(run("rerun", desk / "out" / "o.json", "--json").stdout)
@@ -140,7 +140,7 @@ def test_the_result_is_kept_where_it_is_asked_for(desk: Path, run: Any) -> None:
     run("rerun", "out/o.json", "-o", "again.nii.gz", "--overwrite")
     assert "with the suffix .nii.gz" in error(run("rerun", "out/o.json", "-o", "again.nii", code=2))
     Path("out/o.nii.gz").unlink()
-    assert "which is not there any more) comes again" in run("rerun", "out/o.json").stdout
+    assert "(which no longer exists) was reproduced" in run("rerun", "out/o.json").stdout
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -180,7 +180,7 @@ def test_an_output_that_was_changed(desk: Path, run: Any) -> None:
     volume = read_volume("out/o.nii.gz")
     volume.data[0, 0, 0] += 1
     write_volume("out/o.nii.gz", volume, overwrite=True)
-    assert "out/o.nii.gz is no longer what was recorded, which running again gives" in error(
+    assert "out/o.nii.gz has changed since it was recorded; the rerun gives" in error(
         run("rerun", "out/o.json", code=7)
     )
 
@@ -200,7 +200,7 @@ def test_a_coverage_that_is_another(desk: Path, run: Any) -> None:
         "--sidecar",
     )
     edit("out/p.json", lambda found: found["Outputs"][0].update(Digest="sha256:0"))
-    assert "its coverage is not what was recorded" in error(run("rerun", "out/p.json", code=7))
+    assert "its coverage differs from the record" in error(run("rerun", "out/p.json", code=7))
 
 
 def test_through_links(desk: Path, run: Any) -> None:
@@ -237,7 +237,7 @@ def test_another_result(desk: Path, run: Any) -> None:
     assert "most by" in line
     Path("out/o.nii.gz").unlink()
     line = error(run("rerun", "out/o.json", "-o", "kept.nii.gz", code=7))
-    assert "is not there any more" in line
+    assert "no longer exists" in line
     assert Path("kept.nii.gz").exists()  # to look at
 
 
@@ -252,10 +252,13 @@ def test_another_result(desk: Path, run: Any) -> None:
         ("", "the file is empty"),
         ("{", "it is not valid JSON"),
         ("[" * 100_000, "it is not valid JSON"),
-        ("[1]", "it must hold an object, and holds a list"),
+        ("[1]", "it must contain an object, and contains a list"),
         ('{"RepetitionTime": 2}', "it has no key Conv3D"),
         ('{"Conv3D": 1}', "it has no key Conv3D"),
-        ('{"Conv3D": {"RecordVersion": 99}}', "its record has version 99, and this conv3d knows 1"),
+        (
+            '{"Conv3D": {"RecordVersion": 99}}',
+            "its record has version 99, and this version of conv3d reads only 1",
+        ),
         ('{"Conv3D": {"RecordVersion": 1}}', "its record is damaged (KeyError: 'Command')"),
     ],
 )

@@ -430,7 +430,7 @@ def test_an_input_that_changes_meanwhile(
 
     monkeypatch.setattr(job, "run_job", change_it_then)
     result = run("apply", "in/a.nii.gz", "-k", "box:size=3", "-o", "o.nii.gz", "--sidecar", code=3)
-    assert "in/a.nii.gz was written to while it was read" in error(result)
+    assert "in/a.nii.gz was modified while it was read" in error(result)
     assert left(desk) == []
 
 
@@ -441,7 +441,7 @@ def test_an_input_that_changes_meanwhile(
         (["in/a.nii.gz", "-k", "box:size=3", "-o", "-"], "writes a file beside the output", 2),
         (["in/a.nii.gz", "-k", "box:size=3", "-o", "in/a.nii.gz", "--overwrite"], "which this output replaces", 2),
         (["https://host/a.zarr", "-k", "box:size=3", "-o", "o.npy"], "is a URL: name a local copy", 2),
-        (["in/a.nii.gz", "-k", "box:size=3", "-o", "s3://b/a.zarr"], "no folder here", 2),
+        (["in/a.nii.gz", "-k", "box:size=3", "-o", "s3://b/a.zarr"], "has no local folder", 2),
         (["in/a.nii.gz", "in/b.tif", "-k", "box:size=3", "--out-dir", "out"], "would have the sidecar out/a.json", 2),
         (["in/a.nii.gz", "-k", "in/o.json", "-o", "in/o.nii.gz", "--overwrite"], "would replace in/o.json, which is read", 5),
     ],
