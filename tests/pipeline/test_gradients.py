@@ -581,7 +581,7 @@ def test_what_is_refused(
 
 def test_what_python_is_refused() -> None:
     x = np.zeros((4, 4, 4))
-    with pytest.raises(SpecError, match="magnitude is of a bank of derivatives"):
+    with pytest.raises(SpecError, match="magnitude needs a bank of derivatives"):
         conv3d(x, np.ones((3, 3, 3)), magnitude=True)
     with pytest.raises(ShapeError, match="received 4-D"):
         Kernel(np.ones((3, 3, 3, 2)))
