@@ -668,13 +668,21 @@ def signals_deferred() -> Iterator[None]:
 
 @contextmanager
 def _backup_named(path: Path, backup: Path | None) -> Iterator[None]:
-    """Name the backup if the body cannot restore the old file or folder. Raises: WriteError."""
+    """Name the backup if the body cannot restore the old file or folder. Raises: WriteError.
+
+    backup : None if there was no old one, so that the new one should have been removed
+    """
     try:
         yield
     except OSError as error:
-        raise WriteError(
-            f"cannot restore {path} ({error.strerror}): its old version is now {backup}; rename it"
-        ) from error
+        if backup is None:
+            text = f"cannot remove the new {path} ({error.strerror}); remove it"
+        else:
+            text = (
+                f"cannot restore {path} ({error.strerror}): "
+                f"its old version is now {backup}; rename it"
+            )
+        raise WriteError(text) from error
 
 
 def _flush_folder(folder: Path) -> None:

@@ -592,6 +592,34 @@ def test_what_cannot_be_put_back_is_said(tmp_path: Path, monkeypatch: pytest.Mon
     assert kept.read_bytes() == b"old b"
 
 
+def test_a_new_file_that_cannot_be_removed_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing was there before, so no old version is spoken of."""
+    unlink, replace = Path.unlink, os.replace
+
+    def failing_unlink(path: Path, missing_ok: bool = False) -> None:
+        if path.name == "a":
+            raise OSError(errno.EIO, "broken")
+        unlink(path, missing_ok)
+
+    def failing_replace(source: Path, target: Path) -> None:
+        if target.name == "b":
+            raise OSError(errno.EIO, "failing")
+        replace(source, target)
+
+    with pytest.raises(WriteError, match="failing") as caught, AtomicGroup() as group:  # noqa: PT012
+        for name in ("a", "b"):
+            with AtomicFile(tmp_path / name) as output:
+                output.commit()
+        monkeypatch.setattr(Path, "unlink", failing_unlink)
+        monkeypatch.setattr(os, "replace", failing_replace)
+        group.commit()
+    assert f"cannot remove the new {tmp_path / 'a'} (broken); remove it" in str(caught.value)
+    assert "None" not in str(caught.value)
+    assert names(tmp_path) == ["a"]
+
+
 def test_without_hard_links_a_group_does_as_well(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
