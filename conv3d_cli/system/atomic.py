@@ -34,7 +34,7 @@ from conv3d_cli.errors import Conv3DError, OutputExistsError, WriteError
 def suffix_of(path: str | os.PathLike[str], known: tuple[str, ...] = ()) -> str:
     """The suffix of a file name in lower case; "" without one.
 
-    known : double suffixes that count as one, beside the common ones (`.nii.gz`, `.ome.tif`, ...)
+    known : double suffixes in addition to the common ones (`.nii.gz`, `.ome.tif`, ...)
     >>> [suffix_of(name) for name in ("a.b/sub-01.v2.NII.GZ", "x.ome.tiff", "k.npy", "README")]
     ['.nii.gz', '.ome.tiff', '.npy', '']
     """
@@ -123,7 +123,7 @@ def check_target(
             )
         if folder and target.exists() and not target.is_dir():
             raise WriteError(
-                f"cannot write {path}: it is a file, and a folder is to be written; remove it first"
+                f"cannot write {path}: it is a file, but the output is a folder; remove it first"
             )
         parent = Path(os.path.realpath(target)).parent
         while make_folder and not os.path.lexists(parent):
