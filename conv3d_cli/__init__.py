@@ -1,6 +1,6 @@
 """conv3d: convolve volumes. The package behind the `conv3d` command.
 
-Names are loaded on first use, so that `import conv3d_cli` and `conv3d --help` cost nothing.
+Public names are imported on first use, so `import conv3d_cli` and `conv3d --help` start at once.
 
 >>> import conv3d_cli, numpy
 >>> conv3d_cli.conv3d(numpy.ones((3, 3, 3)), numpy.ones((3, 3, 3))).item()

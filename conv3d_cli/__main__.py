@@ -7,9 +7,10 @@ from conv3d_cli.system.standard_streams import standard_streams
 
 
 def main() -> None:
-    """Run the command line, as a process that is short and whose memory goes when it ends."""
-    # Looking for reference cycles among what was imported, during the run and at its end, is an eighth of a short job. One
-    # job makes fewer objects than this; in a batch of many files cycles are found all the same.
+    """Run the command line with the garbage collector tuned for a short process."""
+    # Searching the imported objects for reference cycles, during the run and at exit, takes an
+    # eighth of a short job. One job makes fewer objects than this threshold; a batch of many files
+    # makes more, so its cycles are still collected.
     gc.set_threshold(50_000, 5, 5)
     atexit.register(gc.freeze)
     with standard_streams():

@@ -1,4 +1,4 @@
-"""The Python door to the engine: `conv3d` on arrays, with Keras' words and defaults."""
+"""`conv3d()`: convolve NumPy arrays, with Keras' argument names and defaults."""
 
 from __future__ import annotations
 
@@ -59,36 +59,55 @@ def conv3d(
 ) -> NDArray[Any]:
     """Convolve an array as Keras' Conv3D does: cross-correlation, the kernel is not flipped.
 
-    x : (D, H, W), or (..., D, H, W, C) with any batch axes; (..., C, D, H, W) under data_format="channels_first".
-        Real numbers of any dtype.
-    kernel : (kd, kh, kw), applied to every channel separately; or (kd, kh, kw, C/groups, filters); or a `Kernel`, which may be a
-        bank: `read_kernel("gradient:axis=dhw")` makes three channels of each
-    bias : (filters,), one number for all of them, or None
+    x : (D, H, W), or (..., D, H, W, C) with any batch axes; (..., C, D, H, W) under
+        data_format="channels_first". Real numbers of any dtype.
+    kernel : (kd, kh, kw), applied to every channel separately; or (kd, kh, kw, C/groups, filters);
+        or a `Kernel`, which may be a bank: `read_kernel("gradient:axis=dhw")` makes three output
+        channels from each input channel
+    bias : (filters,), one number for all filters, or None
     strides, dilation_rate : int or 3 ints, in D, H, W order
-    padding : "valid", "same" (Keras' split), "full", a number, three numbers, or three (before, after) pairs
-    boundary : what padding reads: "zeros", "constant=V", "nearest", "symmetric", "mirror" or "wrap"; or "renormalize": nothing
-    magnitude : of a bank, the root of the sum of its filters' squares: a channel for each of the input's
-    mask : (D, H, W) of weights from 0 on, or None; with it each result is a mean, sum(w m x) / sum(w m). Only ratios of its
-        values matter: m is the mask divided by its largest value
+    padding : "valid", "same" (Keras' split), "full", an int, 3 ints, or 3 (before, after) pairs
+    groups : int, divides the input channels and the filters of a 5-D kernel
+    data_format : "channels_last" or "channels_first"
+    activation : a name, a serialised dict, a callable or None; see `layer.activations`
+    magnitude : with a bank, return the root of the sum of its filters' squares: one output channel
+        for each input channel
+    boundary : the values that padding reads: "zeros", "constant=V", "nearest", "symmetric",
+        "mirror" or "wrap"; "renormalize" reads none and divides by the weights inside the volume
+    mask : (D, H, W) of certainties of at least 0, or None. With a mask each output is a mean,
+        sum(w m x) / sum(w m). Only ratios of its values matter: m is the mask divided by its
+        largest value
     mask_mode, mask_labels, nan, missing, min_coverage : see `model.missing.Missing`
-    threads : int or None       None: all CPUs this process may use
-    allow_strided_dilation : bool       compute strides > 1 with dilation > 1, which Keras refuses
+    threads : int or None; None: CONV3D_THREADS, else OMP_NUM_THREADS, else all usable CPUs
+    algorithm : "auto" or the name of one, as `conv3d explain` lists them
+    allow_strided_dilation : compute strides > 1 with dilation > 1, which Keras refuses
     Returns float64 if x is float64, else float32, in the layout of x.
-    Raises: SpecError for arguments that are never legal, ShapeError where shapes do not fit (both are ValueErrors).
+    Raises: SpecError for arguments that are never legal, ShapeError for shapes that do not fit
+        (both are ValueErrors).
     Source: Keras 3, keras/src/layers/convolutional/base_conv.py.
 
     >>> conv3d(np.ones((4, 4, 4)), np.ones((3, 3, 3))).shape
     (2, 2, 2)
-    >>> holed = np.ones((4, 4, 4)); holed[1, 2, 2] = np.nan
-    >>> float(conv3d(holed, np.ones((3, 3, 3)) / 27, padding="same", boundary="nearest", nan="ignore").max().round(6))
-    1.0
     >>> conv3d(np.ones((1, 5, 5, 5, 2)), np.ones((3, 3, 3, 2, 8)), strides=2, padding="same").shape
     (1, 3, 3, 3, 8)
+
+    NaN can be left out of a mean:
+
+    >>> x, box = np.ones((4, 4, 4)), np.ones((3, 3, 3)) / 27
+    >>> x[1, 2, 2] = np.nan
+    >>> y = conv3d(x, box, padding="same", boundary="nearest", nan="ignore")
+    >>> float(y.max().round(6))
+    1.0
+
+    A bank of derivatives, and its magnitude:
+
     >>> from conv3d_cli import read_kernel
     >>> ramp = np.add.outer(3 * np.arange(5.0), np.zeros((5, 5))) + 4 * np.arange(5.0)
-    >>> slopes = read_kernel("gradient:axis=dhw")
-    >>> conv3d(ramp, slopes)[0, 0, 0].tolist(), conv3d(ramp, slopes, magnitude=True)[0, 0, 0].tolist()
-    ([3.0, 0.0, 4.0], 5.0)
+    >>> gradient = read_kernel("gradient:axis=dhw")
+    >>> conv3d(ramp, gradient)[0, 0, 0].tolist()
+    [3.0, 0.0, 4.0]
+    >>> float(conv3d(ramp, gradient, magnitude=True)[0, 0, 0])
+    5.0
     """
     x = np.asarray(x)
     if x.dtype.kind not in "buif":
@@ -102,7 +121,8 @@ def conv3d(
         )
     if magnitude and not kernel.is_bank:
         raise SpecError(
-            f"magnitude is of a bank of derivatives, as in axis=dhw, and {kernel.name} is one kernel"
+            "magnitude needs a bank of derivatives, as in axis=dhw, "
+            f"received {kernel.name}, which is one kernel"
         )
     letters = _axis_letters(x.ndim, kernel, data_format)
     spec = ConvSpec(
@@ -123,25 +143,34 @@ def conv3d(
         nan, missing, None if mask is None else "mask", mask_mode, mask_labels, min_coverage
     )
     resolved = resolve_convolution(
-        spec, kernel, header.shape, magnitude=magnitude, missing=policy,
+        spec,
+        kernel,
+        header.shape,
+        magnitude=magnitude,
+        missing=policy,
         activations=[function] if function.kind == "voxel" else [],
-    )  # fmt: skip
+    )
     problem, channels = resolved.problem, resolved.channels_out
     sizes = dict(zip("zyxc", (*problem.out_size, channels), strict=True))
-    if "c" not in letters and channels > 1:  # the vectors of a (D, H, W) array
+    if "c" not in letters and channels > 1:  # a bank makes vectors from a (D, H, W) array
         letters = f"{letters}c" if data_format == "channels_last" else f"c{letters}"
     out_axes = header.axes.renamed(letters, sizes)
     out = np.empty(out_axes.shape, precision)
     parts = list(parts_in_storage_order(header.axes, channels_together=True))
     workers = thread_count(threads)
     convolution = assemble(
-        resolved, problem.in_channels, precision=precision, threads=workers, algorithm=algorithm,
-        mask=None if mask is None else _checked_mask(mask, header, mask_labels), several_parts=len(parts) > 1,
-    )  # fmt: skip
+        resolved,
+        problem.in_channels,
+        precision=precision,
+        threads=workers,
+        algorithm=algorithm,
+        mask=None if mask is None else _checked_mask(mask, header, mask_labels),
+        several_parts=len(parts) > 1,
+    )
     reader: VolumeReader = ArrayReader(x, header)
     depth = problem.out_size[0]
     if policy.applies_to(problem.boundary) or magnitude:
-        # in slabs, whose weights and sums stay in the caches
+        # in slabs small enough that weights and sums stay in the caches
         step = convolution.plan.depth_step
         plane = max(1, x.itemsize * x.size // max(1, len(parts) * problem.in_size[0]))
         depth = min(depth, step * -(-max(DEEP_SLAB_BYTES // plane, LEAST_SLAB) // step))
@@ -152,13 +181,14 @@ def conv3d(
 
 
 def _checked_mask(mask: ArrayLike, header: VolumeHeader, labels: bool) -> Mask:
-    """The mask (D, H, W) of the volume that `header` describes. Raises: ShapeError."""
+    """A mask (D, H, W) checked against the volume that `header` describes. Raises: ShapeError."""
     from conv3d_cli.convolution.masks import check_mask
 
     array = np.asarray(mask)
     if array.ndim != 3 or array.dtype.kind not in "buif":
         raise ShapeError(
-            f"the mask must be (D, H, W) of real numbers, received {array.ndim} axes of {array.dtype}"
+            "the mask must be (D, H, W) of real numbers, "
+            f"received {array.ndim} axes of {array.dtype}"
         )
     reader = ArrayReader(
         array, VolumeHeader(Axes("zyx", array.shape), array.dtype.newbyteorder("=")), "mask"
@@ -167,10 +197,12 @@ def _checked_mask(mask: ArrayLike, header: VolumeHeader, labels: bool) -> Mask:
 
 
 def _axis_letters(rank: int, kernel: Kernel, data_format: str) -> str:
+    """Letters as in `Axes` for an array of `rank` axes. Raises: ShapeError for a wrong rank."""
     if rank == 3:
         if kernel.is_layer:
             raise ShapeError(
-                "a 5-D kernel needs an array with a channel axis, received a 3-D one; add it with x[..., None]"
+                "a 5-D kernel needs an array with a channel axis, received a 3-D one; "
+                "add it with x[..., None]"
             )
         return "zyx"
     space = "zyxc" if data_format == "channels_last" else "czyx"

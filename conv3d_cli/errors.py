@@ -1,7 +1,8 @@
-"""Every error the package raises on purpose, each with the exit code the command ends with.
+"""Every error that the package raises on purpose, each with the exit code of the command.
 
-Each class also descends from the builtin a Python caller would expect (ValueError, OSError, ...). A message is one
-line: the rule, what was received, where, and the cure. This module knows no Click; `cli/` does the translating.
+Each class also derives from the built-in error that a Python caller expects (ValueError, OSError,
+...). A message is one line: the rule, what was received, where, and the cure. This module does not
+depend on Click; `cli/` prints the messages and sets the exit codes.
 """
 
 from __future__ import annotations
@@ -9,13 +10,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 LONGEST_MESSAGE = 2000
-"""Characters of a message; what is between its ends is left out."""
+"""Most characters of a message; the middle of a longer one is left out."""
 
 
 class Conv3DError(Exception):
-    """Root of the package's errors. `exit_code` is what the command line ends with.
+    """Base class of the package's errors.
 
-    Its text is one line that a terminal can show, whatever names and values from a file stand in it.
+    exit_code : int     the exit code of the command
+
+    Its text is one printable line, whatever characters a file's names and values contain.
     >>> str(FormatError("unknown key 'a\\nb\\x1b[2J'"))
     "unknown key 'a b\\\\x1b[2J'"
     """
@@ -24,14 +27,14 @@ class Conv3DError(Exception):
 
     def __str__(self) -> str:
         text = super().__str__()
-        text = text if text.isprintable() else "".join(map(_shown, text))
+        text = text if text.isprintable() else "".join(map(_printable, text))
         if len(text) > LONGEST_MESSAGE:
             text = f"{text[: LONGEST_MESSAGE // 2]} [...] {text[-LONGEST_MESSAGE // 2 :]}"
         return text
 
 
 class SpecError(Conv3DError, ValueError):
-    """An option or argument is not allowed, whatever the data (strides=0, a length without a unit)."""
+    """An argument is not allowed, whatever the data (strides=0, a length without a unit)."""
 
     exit_code = 2
 
@@ -57,7 +60,7 @@ class ShapeError(Conv3DError, ValueError):
 
 
 class ChangedInputError(Conv3DError, ValueError):
-    """An input is no longer what a record says that it was (`rerun`)."""
+    """An input differs from the one that a record describes (`rerun`)."""
 
     exit_code = 4
 
@@ -69,7 +72,7 @@ class OutputExistsError(Conv3DError, FileExistsError):
 
 
 class MemoryLimitError(Conv3DError, MemoryError):
-    """The work cannot fit under the memory ceiling; the message says how much would do."""
+    """The work does not fit under the memory ceiling; the message says how much it needs."""
 
     exit_code = 6
 
@@ -85,15 +88,16 @@ class DifferenceError(Conv3DError, ValueError):
 
 
 class WriteError(Conv3DError, OSError):
-    """An output cannot be written (disk full, no permission, a dtype or size the format cannot hold)."""
+    """An output cannot be written: disk full, no permission, a dtype that its format lacks, ..."""
 
     exit_code = 1
 
 
-def _shown(character: str) -> str:
+def _printable(character: str) -> str:
+    """A character as a terminal may show it: itself, a space, or its escape."""
     if character.isprintable():
         return character
-    if character.isspace() and character not in "\x1c\x1d\x1e\x1f":  # which Python takes for spaces
+    if character.isspace() and character not in "\x1c\x1d\x1e\x1f":  # spaces to Python only
         return " "
     return character.encode("unicode_escape").decode("ascii")
 
@@ -108,19 +112,19 @@ def one_line(error: BaseException) -> str:
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
-    """What a wrong name may have meant, for messages; "" if nothing is near.
+    """A hint at the known name nearest to a misspelt one, for messages; "" if none is near.
 
     >>> suggestion("sigam", ["sigma", "fwhm"])
     "did you mean 'sigma'? "
     """
-    import difflib  # late, since most runs name nothing wrongly
+    import difflib  # imported here because most runs need no suggestion
 
     close = difflib.get_close_matches(name, list(known), n=1)
     return f"did you mean '{close[0]}'? " if close else ""
 
 
 def unknown_name(kind: str, name: object, available: Iterable[str]) -> UnknownNameError:
-    """The error for a name that is not in its catalogue, with the nearest one suggested.
+    """The error for a name that is not in its catalogue; the message suggests the nearest name.
 
     >>> str(unknown_name("activation", "rellu", ["linear", "relu"]))
     "unknown activation 'rellu'; did you mean 'relu'? available: linear, relu"

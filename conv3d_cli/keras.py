@@ -1,7 +1,7 @@
 """`Conv3D`: Keras' layer, argument for argument, on NumPy arrays and without Keras.
 
-Arguments are checked by `layer/config.py` in Keras' order; the arithmetic is `conv3d`'s. Any batch shape works (as in
-Keras 2), an output without voxels is refused (as in Keras 3).
+`layer/config.py` checks the arguments in Keras' order; `conv3d()` does the arithmetic. Any batch
+shape works (as in Keras 2); an output without voxels is refused (as in Keras 3).
 """
 
 from __future__ import annotations
@@ -26,18 +26,28 @@ Size = int | Sequence[int]
 class Conv3D:
     """A 3-D convolution layer with Keras' arguments, defaults and errors.
 
-    filters : int                           output channels
+    filters : int, output channels
     kernel_size, strides, dilation_rate : int or 3 ints, in D, H, W order
-    padding : "valid" | "same"
-    data_format : "channels_last" | "channels_first" | None     None: as keras.json says, else channels_last
-    groups : int                            divides input channels and filters
-    activation                              a name, a serialised dict, a callable or None; see `layer.activations`
-    kernel_initializer, bias_initializer    see `layer.initializers`; drawn by `seed`, at `build`
-    kernel_regularizer, bias_regularizer, activity_regularizer      see `layer.regularizers`; told by `losses`
-    kernel_constraint, bias_constraint      see `layer.constraints`; applied by `apply_constraints`, as an optimizer would
-    input_shape : tuple or None             without the batch axis; builds the layer at once
-    dtype : "float32" | "float64" | None    of weights and arithmetic; None is float32
-    Source: Keras 3, keras/src/layers/convolutional/conv3d.py; Keras 2 for batch shapes of several axes.
+    padding : "valid" or "same"
+    data_format : "channels_last", "channels_first" or None
+        None: as keras.json says, else channels_last
+    groups : int, divides the input channels and the filters
+    activation : a name, a serialised dict, a callable or None; see `layer.activations`
+    use_bias : bool
+    kernel_initializer, bias_initializer : see `layer.initializers`
+        `build` draws the weights from `seed`
+    kernel_regularizer, bias_regularizer, activity_regularizer : see `layer.regularizers`
+        `losses` returns the penalties
+    kernel_constraint, bias_constraint : see `layer.constraints`
+        `apply_constraints` applies them, as an optimizer would
+    input_shape : tuple or None, without the batch axis; builds the layer at once
+    name : str or None; None: "conv3d"
+    dtype : "float32", "float64" or None, of weights and arithmetic; None: float32
+    seed : int or None; None: drawn at random, so that two layers differ
+
+    Raises: SpecError for arguments that Keras refuses, UnknownNameError (a SpecError) for unknown
+        names, ShapeError if `input_shape` does not fit.
+    Source: Keras 3, keras/src/layers/convolutional/conv3d.py; Keras 2 for several batch axes.
 
     >>> layer = Conv3D(2, 3, activation="relu", input_shape=(28, 28, 28, 1), seed=0)
     >>> layer(np.ones((4, 28, 28, 28, 1))).shape
@@ -109,19 +119,19 @@ class Conv3D:
 
     @property
     def built(self) -> bool:
-        """Whether the weights exist."""
+        """True once the weights exist."""
         return self.kernel is not None
 
     @property
     def channel_axis(self) -> int:
-        """-1, or -4 under channels_first: counted from the end, since there may be any number of batch axes."""
+        """-1, or -4 under channels_first: counted from the end, since batch axes may be many."""
         return -4 if self.config.data_format == "channels_first" else -1
 
-    # -----------------------------------------------------------------------------------------------------------------
+    # ----------------------------------------------------------------------------------------------
     # shapes
 
     def _problem(self, input_shape: Sequence[int | None]) -> ConvProblem:
-        """The convolution of one volume of this input shape (batch axes do not matter)."""
+        """The convolution of one volume of an input of this shape; batch axes are ignored."""
         space = tuple(input_shape)[-4:-1] if self.channel_axis == -1 else tuple(input_shape)[-3:]
         channels = input_shape[self.channel_axis]
         config = self.config
@@ -132,34 +142,44 @@ class Conv3D:
         return spec.resolve((1, *(n or 0 for n in space), channels or 0), kernel_shape)
 
     def _check_channels(self, input_shape: Sequence[int | None]) -> int:
-        """The number of input channels. Raises ShapeError with Keras' key facts."""
-        if len(input_shape) < 5:
+        """The number of input channels. Raises: ShapeError, with the facts of Keras' messages."""
+        shape = tuple(input_shape)
+        if len(shape) < 5:
             raise ShapeError(
-                f"input of layer {self.name} is incompatible: expected min_ndim=5, found ndim={len(input_shape)}; "
-                f"full shape received: {tuple(input_shape)}"
+                f"input of layer {self.name} is incompatible: "
+                f"expected min_ndim=5, found ndim={len(shape)}; full shape received: {shape}"
             )
-        channels = input_shape[self.channel_axis]
+        channels = shape[self.channel_axis]
         if channels is None:
             raise ShapeError(
-                f"the channel axis of the input of layer {self.name} must be defined, received {tuple(input_shape)}"
+                f"the channel axis of the input of layer {self.name} must be defined, "
+                f"received {shape}"
             )
         groups = self.config.groups
         if channels % groups:
             raise ShapeError(
                 "the number of input channels must be evenly divisible by the number of groups, "
-                f"received groups={groups}, but the input has {channels} channels (full input shape is {tuple(input_shape)})"
+                f"received groups={groups}, but the input has {channels} channels "
+                f"(full input shape is {shape})"
             )
         if self.kernel is not None and self.kernel.shape[3] * groups != channels:
             raise ShapeError(
-                f"input of layer {self.name} is incompatible: expected axis {self.channel_axis} of input shape to have value "
-                f"{self.kernel.shape[3] * groups}, but received input with shape {tuple(input_shape)}"
+                f"input of layer {self.name} is incompatible: "
+                f"expected axis {self.channel_axis} of input shape to have value "
+                f"{self.kernel.shape[3] * groups}, but received input with shape {shape}"
             )
         return channels
 
     def build(self, input_shape: Sequence[int | None]) -> None:
-        """Draw kernel and bias for inputs of this shape, batch axes included (sizes may be None, channels not).
+        """Draw the kernel and the bias for inputs of a shape.
 
-        Raises: ShapeError for fewer than 5 axes, channels that groups do not divide, or an output without voxels.
+        input_shape : with its batch axes; any size but that of the channels may be None
+        Raises: ShapeError for fewer than 5 axes, channels that groups do not divide, or an output
+            without voxels.
+        >>> layer = Conv3D(2, 3)
+        >>> layer.build((None, None, None, None, 4))
+        >>> layer.kernel.shape, layer.bias.shape
+        ((3, 3, 3, 4, 2), (2,))
         """
         channels = self._check_channels(input_shape)
         if None not in tuple(input_shape)[-4:]:
@@ -167,9 +187,9 @@ class Conv3D:
         self.kernel, self.bias = self.config.initial_weights(channels)
 
     def compute_output_shape(self, input_shape: Sequence[int | None]) -> tuple[int | None, ...]:
-        """The output's shape; None stays None.
+        """The output's shape; sizes that are None stay None.
 
-        Raises: ShapeError if no voxel would be left.
+        Raises: ShapeError if the input does not fit the layer or the output would have no voxels.
         >>> Conv3D(8, 3, strides=2, padding="same").compute_output_shape((None, 10, 11, 12, 3))
         (None, 5, 6, 6, 8)
         """
@@ -187,14 +207,15 @@ class Conv3D:
         last = whole[-1]
         return (*whole[:-1], last // 2) if self.activation.halves and last is not None else whole
 
-    # -----------------------------------------------------------------------------------------------------------------
+    # ----------------------------------------------------------------------------------------------
     # the computation
 
     def __call__(self, x: ArrayLike, threads: int | None = None) -> Array:
-        """The layer's output: activation(conv(x, kernel) + bias).
+        """The layer's output: activation(conv(x, kernel) + bias), in the layer's dtype.
 
         x : (..., D, H, W, C), or (..., C, D, H, W) under channels_first; cast to the layer's dtype
-        Raises: ShapeError.
+        threads : int or None; None: CONV3D_THREADS, else OMP_NUM_THREADS, else all usable CPUs
+        Raises: ShapeError if x does not fit the layer.
         """
         x = np.asarray(x)
         self._check_channels(x.shape)
@@ -204,52 +225,64 @@ class Conv3D:
         config = self.config
         x = x.astype(config.dtype or "float32", copy=False)
         y = conv3d(
-            x, self.kernel, self.bias, strides=config.strides, padding=config.padding, dilation_rate=config.dilation_rate,
-            groups=config.groups, data_format=config.data_format or "channels_last", activation=self.activation, threads=threads,
-        )  # fmt: skip
+            x,
+            self.kernel,
+            self.bias,
+            strides=config.strides,
+            padding=config.padding,
+            dilation_rate=config.dilation_rate,
+            groups=config.groups,
+            data_format=config.data_format or "channels_last",
+            activation=self.activation,
+            threads=threads,
+        )
         if config.activity_regularizer is not None:
             penalty = float(config.activity_regularizer(y))
             self._activity = penalty / y.shape[0] if y.shape[0] else 0.0
         return y
 
-    # -----------------------------------------------------------------------------------------------------------------
+    # ----------------------------------------------------------------------------------------------
     # weights
 
     def get_weights(self) -> list[Array]:
-        """[kernel, bias], or [kernel] without a bias, or [] before the layer is built; copies."""
+        """Copies of [kernel, bias]; [kernel] without a bias, [] before the layer is built."""
         return [w.copy() for w in (self.kernel, self.bias) if w is not None]
 
     def set_weights(self, weights: Sequence[ArrayLike]) -> None:
-        """Set kernel and bias; the layer must be built.
+        """Set the kernel and the bias.
 
-        Raises: ShapeError for a wrong number of arrays or a wrong shape.
+        weights : [kernel, bias], or [kernel] without a bias, in the shapes of `get_weights()`
+        Raises: ShapeError before the layer is built, and for a wrong number of arrays or a wrong
+            shape.
         """
         if self.kernel is None:
             raise ShapeError(f"layer {self.name} has no weights yet; call build(input_shape) first")
         current = [w for w in (self.kernel, self.bias) if w is not None]
         if len(weights) != len(current):
             raise ShapeError(
-                f"layer {self.name} was passed a list of {len(weights)} weights, but it expects {len(current)} weights"
+                f"layer {self.name} was passed a list of {len(weights)} weights, "
+                f"but it expects {len(current)} weights"
             )
         arrays = [np.array(w, dtype=self.kernel.dtype) for w in weights]
         for array, old in zip(arrays, current, strict=True):
             if array.shape != old.shape:
                 raise ShapeError(
-                    f"layer {self.name} expects a weight of shape {old.shape}, received shape {array.shape}"
+                    f"layer {self.name} expects a weight of shape {old.shape}, "
+                    f"received shape {array.shape}"
                 )
         self.kernel = arrays[0]
         if len(arrays) > 1:
             self.bias = arrays[1]
 
     def apply_constraints(self) -> None:
-        """Put the weights back under their constraints, which Keras does after each step of an optimizer."""
+        """Apply the constraints to the weights, as Keras does after each step of an optimizer."""
         if self.kernel is not None and self.config.kernel_constraint is not None:
             self.kernel = self.config.kernel_constraint(self.kernel)
         if self.bias is not None and self.config.bias_constraint is not None:
             self.bias = self.config.bias_constraint(self.bias)
 
     def count_params(self) -> int:
-        """How many numbers the weights hold.
+        """The number of weights, bias included.
 
         Raises: ShapeError before the layer is built.
         >>> Conv3D(2, 3, input_shape=(4, 4, 4, 1)).count_params()
@@ -261,7 +294,14 @@ class Conv3D:
 
     @property
     def losses(self) -> list[float]:
-        """Penalties in Keras' order: of the last output (divided by its first axis), of the kernel, of the bias."""
+        """Penalties in Keras' order: of the last output, of the kernel, of the bias.
+
+        The penalty of the output is divided by the size of its first axis.
+        >>> layer = Conv3D(1, 1, kernel_initializer="ones", kernel_regularizer="l2")
+        >>> layer.build((None, 4, 4, 4, 3))
+        >>> layer.losses
+        [0.03]
+        """
         result = [] if self._activity is None else [self._activity]
         for regularizer, weight in (
             (self.config.kernel_regularizer, self.kernel),
@@ -271,17 +311,22 @@ class Conv3D:
                 result.append(float(regularizer(weight)))
         return result
 
-    # -----------------------------------------------------------------------------------------------------------------
+    # ----------------------------------------------------------------------------------------------
     # description
 
     def get_config(self) -> dict[str, Any]:
-        """Keras 3's configuration of the layer, ready for JSON."""
+        """The layer's configuration as Keras 3 writes it, ready for JSON.
+
+        Raises: SpecError if an argument is a Python function, which JSON cannot hold.
+        """
         return self.config.to_keras()
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Conv3D:
-        """A layer from `get_config()` of Keras 2, Keras 3 or this class, bare or wrapped with its class name.
+        """A layer, not yet built, from `get_config()` of Keras 2, Keras 3 or this class.
 
+        config : the configuration, or {"class_name": "Conv3D", "config": configuration}
+        Raises: SpecError for unknown or missing keys, and for arguments that the class refuses.
         >>> Conv3D.from_config(Conv3D(2, 3, padding="same").get_config()).config.padding
         'same'
         """
@@ -290,18 +335,22 @@ class Conv3D:
         return layer
 
     def summary(self, print_fn: Callable[[str], object] = print) -> None:
-        """Say in a few lines what the layer is."""
+        """Print a description of the layer in a few lines.
+
+        print_fn : called with each line
+        """
         config = self.config
-        shape = "not built" if self.kernel is None else "x".join(map(str, self.kernel.shape))
+        kernel = "not built" if self.kernel is None else "x".join(map(str, self.kernel.shape))
+        bias = "yes" if config.use_bias else "no"
         print_fn(
-            f"{self.name} (Conv3D): {config.filters} filters of {config.kernel_size}, groups {config.groups}"
+            f"{self.name} (Conv3D): {config.filters} filters of {config.kernel_size}, "
+            f"groups {config.groups}"
         )
         print_fn(
-            f"  strides {config.strides}, padding {config.padding}, dilation {config.dilation_rate}, {config.data_format}"
+            f"  strides {config.strides}, padding {config.padding}, "
+            f"dilation {config.dilation_rate}, {config.data_format}"
         )
-        print_fn(
-            f"  activation {self.activation.name}, kernel {shape}, bias {'yes' if config.use_bias else 'no'}"
-        )
+        print_fn(f"  activation {self.activation.name}, kernel {kernel}, bias {bias}")
         if self.built:
             print_fn(f"  {self.count_params()} parameters")
 

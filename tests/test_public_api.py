@@ -312,7 +312,7 @@ REFUSED: list[tuple[Any, Any, dict[str, Any], type[Conv3DError], list[str]]] = [
     (X, FILTER, {"threads": 0}, SpecError, ["threads"]),
     (X, FILTER, {"threads": 1.5}, SpecError, ["threads"]),
     (X, FILTER, {"bias": [1, 2]}, ShapeError, ["2 values for 1 output channel"]),
-    (X5, LAYER, {"bias": [1, 2, 3]}, ShapeError, ["one number a filter (4)", "(3,)"]),
+    (X5, LAYER, {"bias": [1, 2, 3]}, ShapeError, ["one number for each filter (4)", "(3,)"]),
     (X5, LAYER, {"bias": "a"}, ShapeError, ["bias", "real numbers"]),
     (X5, LAYER, {"bias": [1, 2, 3, np.nan]}, ShapeError, ["finite"]),
     (X, np.ones((3, 3)), {}, ShapeError, ["give it the shape (1, 3, 3)"]),

@@ -31,7 +31,7 @@ def page_entry(result: JobResult) -> Entry:
         error=record.get("error", ""),
         before=preview.before,
         after=preview.after,
-        shared=preview.same_window,
+        same_window=preview.same_window,
     )
 
 

@@ -74,7 +74,7 @@ class Preview:
         try:
             # where the file does not name its axes, the job knows them
             named = found is None or found.names_axes
-            return read_slices(path, axes=None if named else letters, most=512)
+            return read_slices(path, axes=None if named else letters, max_samples=512)
         except Conv3DError as error:
             self.notes.append(f"no picture: {error}")
             return None

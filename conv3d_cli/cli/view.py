@@ -68,9 +68,9 @@ def view(
     a compressed file is passed through once. Pictures in files need Matplotlib: pip install 'conv3d[plot]'.
     """
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before NumPy is imported
-    from conv3d_cli.pictures.slices import Place, read_slices
+    from conv3d_cli.pictures.slices import Position, read_slices
 
-    place = None if at is None else Place.parse(at)
+    place = None if at is None else Position.parse(at)
     given = None if window is None else parse_window(window)
     if output is not None:
         from conv3d_cli.pictures.plotting import check_plotting
@@ -130,7 +130,7 @@ def show(
             )
         else:
             click.echo(f"note: no difference is drawn: {reason}", err=True)
-    ways = [f"{'dhw'[i]}: {panel.words}" for i, panel in enumerate(columns[0])]
+    ways = [f"{'dhw'[i]}: {panel.directions}" for i, panel in enumerate(columns[0])]
     caption += ["; ".join(ways), *_by_file(headings, [geometry_words(slices) for slices in shown])]
     if _has_nan(shown):
         caption.append("NaN is violet" if output is not None else "NaN is violet, or ?")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from conv3d_cli.convolution.prepared import Convolution, Penalty, channels_after
-from conv3d_cli.model.kernel import Kernel, require_held
+from conv3d_cli.model.kernel import Kernel, require_finite_in
 from conv3d_cli.model.missing import NOTHING, Missing
 from conv3d_cli.model.spec import ConvProblem, ConvSpec
 
@@ -142,6 +142,6 @@ def _plan(
     real = np.dtype(precision)
     kernel.check_range(real)
     boundary = problem.boundary
-    require_held(boundary.value, real, f"boundary {boundary.mode}={boundary.value:g} is")
+    require_finite_in(boundary.value, real, f"boundary {boundary.mode}={boundary.value:g} is")
     weights = kernel.for_channels(problem.in_channels)
     return make_plan(problem, weights, dtype=precision, threads=threads, algorithm=algorithm)

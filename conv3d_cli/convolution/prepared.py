@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from conv3d_cli.convolution.slabs import SlabInput
 from conv3d_cli.errors import ShapeError
-from conv3d_cli.model.kernel import require_held
+from conv3d_cli.model.kernel import require_finite_in
 from conv3d_cli.model.spec import ConvProblem, Triple
 from conv3d_cli.model.volume import Array
 
@@ -100,12 +100,12 @@ class Convolution:
         real = self.plan.dtype
         if self.bias is not None:
             largest = float(max(self.bias, key=abs))
-            require_held(largest, real, f"the bias, with {largest:.3g}, is")
+            require_finite_in(largest, real, f"the bias, with {largest:.3g}, is")
             self.bias = self.bias.astype(real)
         for activation in self.activations:
             for key, value in activation.config.items():
                 if isinstance(value, int | float):
-                    require_held(value, real, f"{key} of activation {activation.name} is")
+                    require_finite_in(value, real, f"{key} of activation {activation.name} is")
         if self.magnitude:
             # late: it knows the compiler's loops
             from conv3d_cli.engine.magnitude import (

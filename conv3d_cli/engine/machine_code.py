@@ -182,7 +182,7 @@ def _write(key: tuple[Constant, ...], symbol: str, code: bytes) -> None:
     body = symbol.encode() + b"\n" + code
     try:
         with PrivateFolder(path) as folder:
-            damaged = folder.holds(KEY_FILE)  # if the next line finds no key
+            damaged = folder.exists(KEY_FILE)  # if the next line finds no key
             if _secret(folder) is None:  # of processes that start at once, the first one's stays
                 folder.write(KEY_FILE, os.urandom(KEY_BYTES), replace=damaged)
             if (secret := _secret(folder)) is not None:

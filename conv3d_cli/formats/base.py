@@ -30,7 +30,7 @@ from conv3d_cli.model.volume import (
     VolumeWriter,
     parts_in_storage_order,
 )
-from conv3d_cli.system.atomic import AtomicFile, check_target, together, write_errors
+from conv3d_cli.system.atomic import AtomicFile, check_target, committed_together, write_errors
 
 # Boxes of a memory map are copied, in pieces of this size, whose pages are then given back.
 PIECE_BYTES = 16 << 20
@@ -402,7 +402,7 @@ class PairWriter(VolumeWriter):
         self.voxels.write_box(n, starts, channel_start, block)
 
     def commit(self) -> None:
-        with together():
+        with committed_together():
             self.voxels.commit()
             self.head.commit()
 

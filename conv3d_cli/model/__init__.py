@@ -1,1 +1,4 @@
-"""The nouns: grids, volumes, kernels, and the specification of a convolution. NumPy only, no files, no Numba."""
+"""The nouns: grids, volumes, kernels and the specification of a convolution.
+
+These modules import NumPy only; they open no files and use no Numba.
+"""

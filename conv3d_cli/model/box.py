@@ -1,8 +1,8 @@
-"""Boxes of voxels: the one type for a block of a volume, of a slab or of a grid of blocks, and its algebra.
+"""Boxes of voxels: the one type for a block of a volume, of a slab or of a grid of blocks.
 
-A `Span` is a half-open range of positions along one axis, a `Box` one span for each of depth, height and width.
-`Runs` are spans along one axis that lie apart and in order, as the chunks or planes that are to be read.
-Nothing here knows what the positions count.
+A `Span` is a half-open range of positions along one axis, a `Box` has one span each for depth,
+height and width. `Runs` are disjoint spans along one axis in ascending order, such as the planes to
+read. Positions may count anything: voxels, planes, chunks.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import NamedTuple
 from conv3d_cli.model.spec import Triple
 
 Span = tuple[int, int]  # (start, stop)
-Runs = tuple[Span, ...]  # in order and apart
+Runs = tuple[Span, ...]  # ascending and disjoint
 Slices = tuple[slice, slice, slice]
 
 
@@ -31,7 +31,7 @@ class Size(NamedTuple):
 
     @property
     def voxels(self) -> int:
-        """Their product."""
+        """The number of voxels: the product of the three."""
         return self.depth * self.height * self.width
 
 
@@ -49,8 +49,9 @@ class Box(NamedTuple):
 
     @classmethod
     def whole(cls, size: Sequence[int]) -> Box:
-        """All voxels of an array (d, h, w, ...).
+        """The box of all voxels of an array.
 
+        size : (d, h, w, ...)
         >>> Box.whole((2, 3, 4, 1))
         Box(depth=(0, 2), height=(0, 3), width=(0, 4))
         """
@@ -58,7 +59,7 @@ class Box(NamedTuple):
 
     @classmethod
     def at(cls, start: Sequence[int], size: Sequence[int]) -> Box:
-        """The box of a size that begins at a voxel.
+        """The box of `size` (d, h, w) whose first voxel is `start`.
 
         >>> Box.at((1, 0, 5), (2, 3, 4))
         Box(depth=(1, 3), height=(0, 3), width=(5, 9))
@@ -73,13 +74,13 @@ class Box(NamedTuple):
 
     @property
     def size(self) -> Size:
-        """Voxels along each axis; 0 where the box ends before it begins."""
+        """Voxels along each axis; 0 where a span stops before it starts."""
         (a, b), (c, d), (e, f) = self
         return Size(max(0, b - a), max(0, d - c), max(0, f - e))
 
     @property
     def is_empty(self) -> bool:
-        """Whether it holds no voxel.
+        """True if the box has no voxels.
 
         >>> Box((0, 2), (5, 5), (0, 9)).is_empty
         True
@@ -89,7 +90,7 @@ class Box(NamedTuple):
 
     @property
     def slices(self) -> Slices:
-        """For indexing an array (d, h, w, ...).
+        """The box as an index of an array (d, h, w, ...).
 
         >>> Box((0, 1), (2, 4), (0, 5)).slices
         (slice(0, 1, None), slice(2, 4, None), slice(0, 5, None))
@@ -98,7 +99,7 @@ class Box(NamedTuple):
         return slice(a, b), slice(c, d), slice(e, f)
 
     def intersect(self, other: Box) -> Box:
-        """The voxels that lie in both; empty where the boxes do not meet.
+        """The box of the voxels in both; empty if the boxes do not overlap.
 
         >>> Box((0, 2), (4, 8), (0, 5)).intersect(Box((1, 9), (0, 6), (3, 4)))
         Box(depth=(1, 2), height=(4, 6), width=(3, 4))
@@ -108,7 +109,7 @@ class Box(NamedTuple):
         return Box((max(a, i), min(b, j)), (max(c, k), min(d, m)), (max(e, n), min(f, o)))
 
     def hull(self, other: Box) -> Box:
-        """The smallest box around two boxes, neither of which is empty.
+        """The smallest box that contains both; neither may be empty.
 
         >>> Box((0, 2), (4, 8), (0, 5)).hull(Box((1, 9), (0, 6), (3, 4)))
         Box(depth=(0, 9), height=(0, 8), width=(0, 5))
@@ -118,8 +119,10 @@ class Box(NamedTuple):
         return Box((min(a, i), max(b, j)), (min(c, k), max(d, m)), (min(e, n), max(f, o)))
 
     def align(self, units: Sequence[int], size: Sequence[int]) -> Box:
-        """The whole units (chunks, tiles) that it lies in, cut off where an array of `size` ends.
+        """The smallest box of whole units (chunks, tiles) that contains this one.
 
+        units : (d, h, w), voxels of a unit
+        size : (d, h, w) of the array, whose end may cut the last unit short
         >>> Box((1, 2), (3, 9), (0, 1)).align((1, 4, 4), (9, 10, 3))
         Box(depth=(1, 2), height=(0, 10), width=(0, 3))
         """
@@ -127,7 +130,7 @@ class Box(NamedTuple):
         return Box(depth, height, width)
 
     def within(self, outer: Box) -> Box:
-        """The same voxels, counted from the first voxel of a box around them.
+        """The same box, relative to the first voxel of an `outer` box.
 
         >>> Box((4, 6), (8, 9), (0, 5)).within(Box((4, 9), (5, 9), (0, 5)))
         Box(depth=(0, 2), height=(3, 4), width=(0, 5))
@@ -137,7 +140,7 @@ class Box(NamedTuple):
         return Box((a - z, b - z), (c - y, d - y), (e - x, f - x))
 
     def shift(self, offset: Sequence[int]) -> Box:
-        """The box moved by some voxels along each axis.
+        """The box moved by `offset` voxels (d, h, w).
 
         >>> Box((0, 2), (4, 8), (0, 5)).shift((1, -4, 0))
         Box(depth=(1, 3), height=(0, 4), width=(0, 5))
@@ -148,7 +151,7 @@ class Box(NamedTuple):
 
 
 def count_voxels(boxes: Iterable[Box]) -> int:
-    """The voxels of all boxes together; those that lie in several count several times.
+    """The number of voxels in all boxes; a voxel in several boxes counts several times.
 
     >>> count_voxels([Box((0, 1), (2, 4), (0, 5)), Box((3, 3), (0, 9), (0, 9))])
     10
@@ -156,13 +159,14 @@ def count_voxels(boxes: Iterable[Box]) -> int:
     return sum(math.prod(box.size) for box in boxes)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Along one axis
 
 
 def align(span: Span, unit: int, size: int) -> Span:
-    """The whole units that a span lies in, cut off where an axis of `size` ends.
+    """The smallest span of whole units that contains a span, cut off at the end of the axis.
 
+    unit, size : positions of a unit, and of the axis
     >>> align((5, 9), 4, 10)
     (4, 10)
     """
@@ -171,7 +175,7 @@ def align(span: Span, unit: int, size: int) -> Span:
 
 
 def split(size: int, step: int) -> list[Span]:
-    """An axis in spans of `step`, of which the last may be shorter.
+    """An axis of `size` positions as spans of `step`; the last may be shorter.
 
     >>> split(5, 2)
     [(0, 2), (2, 4), (4, 5)]
@@ -180,7 +184,7 @@ def split(size: int, step: int) -> list[Span]:
 
 
 def merge(spans: Iterable[Span], gap: int = 0) -> Runs:
-    """Spans as runs: those that meet, or lie no more than `gap` apart, become one.
+    """Sort spans into runs: spans that touch, overlap or are at most `gap` apart become one.
 
     >>> merge([(5, 7), (0, 3), (3, 4)])
     ((0, 4), (5, 7))
@@ -195,7 +199,7 @@ def merge(spans: Iterable[Span], gap: int = 0) -> Runs:
 
 
 def intersect(first: Runs, second: Runs) -> Runs:
-    """The positions that lie in both.
+    """The positions in both.
 
     >>> intersect(((0, 4), (8, 9)), ((2, 20),))
     ((2, 4), (8, 9))
@@ -205,7 +209,7 @@ def intersect(first: Runs, second: Runs) -> Runs:
 
 
 def subtract(runs: Runs, others: Runs) -> Runs:
-    """The positions of runs that lie in none of the others.
+    """The positions of `runs` that are in none of `others`.
 
     >>> subtract(((0, 4), (8, 9)), ((2, 3),))
     ((0, 2), (3, 4), (8, 9))
@@ -222,7 +226,7 @@ def subtract(runs: Runs, others: Runs) -> Runs:
 
 
 def align_runs(runs: Runs, unit: int, size: int) -> Runs:
-    """The whole units that runs lie in, cut off where an axis of `size` ends.
+    """Every run aligned as by `align`, and merged.
 
     >>> align_runs(((3, 4), (9, 10)), 4, 10)
     ((0, 4), (8, 10))
@@ -231,7 +235,7 @@ def align_runs(runs: Runs, unit: int, size: int) -> Runs:
 
 
 def count_positions(runs: Runs) -> int:
-    """How many positions the runs hold.
+    """The number of positions in the runs.
 
     >>> count_positions(((0, 4), (8, 9)))
     5

@@ -1,7 +1,7 @@
-"""Where voxels lie in the world: spacing, units, affines, and what a convolution does to them.
+"""The geometry of volumes: spacing, units and affines, and how a convolution changes them.
 
-`grid_after` is the only place that moves an origin or a spacing; formats write what it says. It decides nothing about
-sizes (that is `spec.py`) and knows no file.
+`grid_after` is the only place that moves an origin or changes a spacing; formats write its result.
+Sizes are the business of `spec.py`; no file is opened here.
 """
 
 from __future__ import annotations
@@ -16,13 +16,15 @@ from conv3d_cli.model.spec import ConvProblem, VoxelTransform
 
 Affine = NDArray[np.float64]
 
-# Cosines between axes: below it they count as orthogonal. A Gaussian's weights then differ by less than 4e-5 of the largest.
+# Axes with a smaller cosine between them count as orthogonal. The weights of a Gaussian are then
+# off by less than 4e-5 of the largest.
 ORTHOGONAL = 1e-4
-LEAST_VOLUME = 1e-6  # of the cell that three unit steps span: 1 where they are orthogonal
+# Smallest volume of the cell spanned by three unit vectors along the axes; orthogonal ones span 1.
+MIN_CELL_VOLUME = 1e-6
 
 # length of one unit in mm
 UNITS = {"nm": 1e-6, "um": 1e-3, "mm": 1.0, "cm": 10.0, "m": 1000.0}
-# As files spell them: the micro sign, the Greek letter, and ImageJ's escape, which is written out in its text.
+# Spellings in files: with the micro sign, the Greek letter, and ImageJ's literal text "\u00b5".
 UNIT_ALIASES = {
     "µm": "um",
     "μm": "um",
@@ -38,7 +40,7 @@ UNIT_ALIASES = {
 
 
 def unit_name(text: str | None) -> str | None:
-    """The package's name for a unit of length as files spell it; None if it is none (`pixel`, empty).
+    """The package's name for a unit of length that a file names; None for others (`pixel`, empty).
 
     >>> unit_name("µm"), unit_name("Micron"), unit_name("pixel")
     ('um', 'um', None)
@@ -50,13 +52,14 @@ def unit_name(text: str | None) -> str | None:
 
 @dataclass(frozen=True, eq=False)
 class Grid:
-    """The place of a volume's voxels in the world.
+    """Where the voxels of a volume lie in the world. Fields are None if unknown.
 
-    spacing : (D, H, W) floats or None      distance of voxel centres along each axis, in `unit`; None if unknown
-    unit : str or None                      "nm" | "um" | "mm" | "cm" | "m"; None if unknown
-    affine : (4, 4) float64 or None         voxel (i, j, k, 1) = (w, h, d, 1) -> world, in `unit`; None if unknown
-    qform : (4, 4) float64 or None          a second such matrix, where a file holds two (NIfTI)
-    anatomical : bool                       world x, y, z point to a subject's right, front and head, as a file says (NIfTI)
+    spacing : (D, H, W) floats or None      distance between voxel centres, in `unit`
+    unit : str or None                      "nm" | "um" | "mm" | "cm" | "m"
+    affine : (4, 4) float64 or None         voxel (i, j, k, 1) = (w, h, d, 1) -> world, in `unit`
+    qform : (4, 4) float64 or None          a second affine, for formats that store two (NIfTI)
+    anatomical : bool                       the file says that world x, y, z point to the subject's
+                                            right, front and head (NIfTI)
     """
 
     spacing: tuple[float, float, float] | None = None
@@ -68,7 +71,7 @@ class Grid:
     def spacing_in(self, unit: str) -> tuple[float, float, float]:
         """The spacing (D, H, W) in another unit.
 
-        Raises: ShapeError if the volume has no spacing.
+        Raises: SpecError for an unknown unit, ShapeError if the volume has no spacing.
         >>> Grid((2.0, 0.5, 0.5), "um").spacing_in("nm")
         (2000.0, 500.0, 500.0)
         """
@@ -76,17 +79,19 @@ class Grid:
             raise SpecError(f"a unit of length is one of {', '.join(UNITS)}, received '{unit}'")
         if self.spacing is None or self.unit is None:
             raise ShapeError(
-                f"the volume has no voxel spacing, so a length in {unit} cannot be used; give it in vox"
+                f"the volume has no voxel spacing, so a length in {unit} cannot be used; "
+                "give it in vox"
             )
         factor = UNITS[self.unit] / UNITS[unit]
-        # twelve digits: 0.1 um is 100 nm, not 100.00000000000001
+        # rounded to twelve digits: 0.1 um is 100 nm, not 100.00000000000001
         d, h, w = (float(s) if factor == 1 else float(f"{s * factor:.12g}") for s in self.spacing)
         return d, h, w
 
     def steps_in(self, unit: str | None = None) -> NDArray[np.float64] | None:
-        """(3, 3) world displacements of one voxel's step, in `unit` (None: the grid's own): column a is the step along D, H or W,
-        its rows are the world's z, y, x. None without a spacing; without an affine the axes are the world's.
+        """World displacements (3, 3) of a step of one voxel, in `unit` (None: the grid's own).
 
+        Its columns are the steps along D, H, W, its rows the world's z, y, x. Without an affine the
+        axes are those of the world. None without a spacing.
         Raises: ShapeError if the axes lie in one plane.
         >>> Grid((3.0, 1.0, 1.0), "mm", np.diag([-1.0, 1.0, 3.0, 1.0])).steps_in().tolist()
         [[3.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, -1.0]]
@@ -99,15 +104,17 @@ class Grid:
         if (
             not np.isfinite(lengths).all()
             or not lengths.all()
-            or abs(np.linalg.det(steps / lengths)) < LEAST_VOLUME
+            or abs(np.linalg.det(steps / lengths)) < MIN_CELL_VOLUME
         ):
             raise ShapeError("the volume's affine has no inverse: its axes lie in one plane")
         return steps * factor + 0.0
 
     def world(self, index: tuple[float, float, float]) -> NDArray[np.float64]:
-        """World coordinates (3,) of voxel (d, h, w), in `unit`.
+        """World coordinates x, y, z (3,) of voxel (d, h, w), in `unit`.
 
         Raises: ShapeError without an affine.
+        >>> Grid((3.0, 1.0, 1.0), "mm", np.diag([-1.0, 1.0, 3.0, 1.0])).world((2, 0, 5)).tolist()
+        [-5.0, 0.0, 6.0]
         """
         if self.affine is None:
             raise ShapeError("the volume has no affine")
@@ -117,15 +124,16 @@ class Grid:
 
 
 def transform_matrix(transform: VoxelTransform) -> Affine:
-    """(4, 4) matrix from output voxel (i, j, k) to input voxel: steps on the diagonal, offsets in the last column."""
+    """The (4, 4) matrix from output voxel (i, j, k) to input voxel, with steps on the diagonal."""
     matrix = np.diag([*map(float, transform.step[::-1]), 1.0])
     matrix[:3, 3] = transform.offset[::-1]
     return matrix
 
 
 def grid_after(grid: Grid, change: ConvProblem | VoxelTransform) -> Grid:
-    """The grid of the output: every affine times the voxel transform, the spacing times the strides.
+    """The grid of a convolution's output.
 
+    The affines are multiplied by the matrix of the voxel transform, the spacing by its steps.
     >>> from conv3d_cli.model.spec import ConvSpec
     >>> grid = Grid((3.0, 1.0, 1.0), "mm", np.diag([1.0, 1.0, 3.0, 1.0]))
     >>> problem = ConvSpec(strides=2, padding="same").resolve((1, 6, 6, 6, 1), (3, 3, 3, 1, 1))
@@ -152,7 +160,13 @@ def grid_after(grid: Grid, change: ConvProblem | VoxelTransform) -> Grid:
 def affine_from_spacing(
     spacing: tuple[float, float, float], origin: tuple[float, float, float] = (0, 0, 0)
 ) -> Affine:
-    """An affine without rotation: spacing (D, H, W) on the diagonal, `origin` (D, H, W) = world of voxel 0, same unit."""
+    """An affine (4, 4) without rotation.
+
+    spacing : (D, H, W), on the diagonal
+    origin : (D, H, W), world coordinates of voxel 0, in the same unit
+    >>> affine_from_spacing((3.0, 1.0, 1.0), (10.0, 20.0, 30.0)).tolist()[2]
+    [0.0, 0.0, 3.0, 10.0]
+    """
     affine = np.diag([*map(float, spacing[::-1]), 1.0])
     affine[:3, 3] = origin[::-1]
     return affine
@@ -165,12 +179,12 @@ def spacing_of_affine(affine: Affine) -> tuple[float, float, float]:
 
 
 def unit_steps(steps: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Columns of length 1."""
+    """Voxel steps (3, 3) with every column scaled to length 1."""
     return np.asarray(steps / np.linalg.norm(steps, axis=0))
 
 
 def shear(steps: NDArray[np.float64]) -> float:
-    """How far three steps (columns) are from standing at right angles: the largest |cosine| between two of them.
+    """The largest |cosine| between two of the steps (columns); 0 if all are at right angles.
 
     >>> round(shear(np.array([[1.0, 0.0, 0.0], [0.0, 2.0, 2.0], [0.0, 0.0, 2.0]])), 6)
     0.707107

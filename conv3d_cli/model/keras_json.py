@@ -1,7 +1,8 @@
-"""Keras' JSON of models: which entries are layers, of which class, what feeds them, and the padding layers before a Conv3D.
+"""Keras' JSON of models: its layers, their classes and inputs, and the padding before a Conv3D.
 
-Whole models are read with it by `layer/config.py`, the layers of saved ones by `kernels/weights/`.
-Source: Keras 3, keras/src/saving/serialization_lib.py, keras/src/layers/reshaping/zero_padding3d.py and cropping3d.py.
+`layer/config.py` reads whole models with it, `kernels/weights/` the layers of saved models.
+Source: Keras 3, keras/src/saving/serialization_lib.py, keras/src/layers/reshaping/zero_padding3d.py
+and cropping3d.py.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from conv3d_cli.model.spec import Pads, pad_sizes
 
 CONV3D = ("Conv3D", "Convolution3D")
 MODELS = ("Sequential", "Functional", "Model")
-# layers that do nothing when a model is applied
+# classes of layers that change nothing when a model is applied
 PASSIVE = (
     "InputLayer",
     "Dropout",
@@ -30,7 +31,11 @@ NO_PADS: Pads = ((0, 0), (0, 0), (0, 0))
 
 
 def is_layer(entry: Any) -> bool:
-    """Whether a piece of JSON is a serialized layer."""
+    """True if a JSON value is a serialized layer.
+
+    >>> is_layer({"class_name": "Conv3D", "config": {}}), is_layer({"class_name": "Conv3D"})
+    (True, False)
+    """
     return (
         isinstance(entry, Mapping)
         and isinstance(entry.get("class_name"), str)
@@ -39,16 +44,17 @@ def is_layer(entry: Any) -> bool:
 
 
 def layers_of(model: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The entries of a model's layers; none for a layer that is no model."""
+    """The serialized layers of a model; [] for a layer that is no model."""
     config = model.get("config")
     layers = config.get("layers") if isinstance(config, Mapping) else config  # old Keras 2: a list
     return [entry for entry in layers if is_layer(entry)] if isinstance(layers, list) else []
 
 
 def class_of(entry: Mapping[str, Any]) -> str:
-    """The class of an entry: Keras' own name alone, that of others with what they are registered as or their module.
+    """The class of a serialized layer: a bare name for Keras' own classes only.
 
-    A class that somebody registers may be called Conv3D, too.
+    Other classes are named by their registration or with their module, since they, too, may be
+    called Conv3D.
     >>> class_of({"module": "keras.layers", "class_name": "Conv3D", "registered_name": None})
     'Conv3D'
     >>> class_of({"module": "unet", "class_name": "Conv3D", "registered_name": "My>Conv3D"})
@@ -64,15 +70,19 @@ def class_of(entry: Mapping[str, Any]) -> str:
 
 
 def name_of(entry: Mapping[str, Any]) -> str:
-    """The name of a layer, or its class where it has none; a functional model of Keras 2 has it beside the config."""
+    """The name of a serialized layer; its class if it has no name.
+
+    Functional models of Keras 2 store the name outside the config.
+    """
     config = entry.get("config")
     inner = config.get("name") if isinstance(config, Mapping) else None
     return str(entry.get("name", entry["class_name"]) if inner is None else inner)
 
 
 def source_names(nodes: Any) -> Iterator[str]:
-    """The layers a layer's inbound nodes name: ["conv3d", 0, 0, ...] in Keras 2, a `keras_history` in Keras 3.
+    """Names of the layers that feed a layer.
 
+    nodes : its inbound nodes: lists ["conv3d", 0, 0, ...] in Keras 2, a `keras_history` in Keras 3
     >>> list(source_names([[["pad", 0, 0, {}]]]))
     ['pad']
     """
@@ -96,7 +106,12 @@ def source_names(nodes: Any) -> Iterator[str]:
 
 
 def output_names(value: Any) -> Iterator[str]:
-    """The layers of ["a", 0, 0] or [["a", 0, 0], ...]."""
+    """Names of a model's output layers.
+
+    value : ["a", 0, 0] or a list of these
+    >>> list(output_names([["a", 0, 0], ["b", 0, 0]]))
+    ['a', 'b']
+    """
     if isinstance(value, (list, tuple)) and value:
         if isinstance(value[0], str):
             yield value[0]
@@ -105,15 +120,18 @@ def output_names(value: Any) -> Iterator[str]:
                 yield from output_names(entry)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Padding layers
 
 
 def pads_of(entries: Iterable[Mapping[str, Any]], data_format: Any = None) -> Pads:
-    """What ZeroPadding3D and Cropping3D layers, one after another, add to a volume: three (before, after) pairs.
+    """Voxels that successive ZeroPadding3D and Cropping3D layers add to a volume.
 
-    data_format : of the layer after them, or None where it is not said
-    Raises: SpecError if voxels of the volume itself are taken away, their data formats differ, or a config is not legal.
+    entries : the serialized layers, in order
+    data_format : of the layer after them, or None if it is unknown
+    Returns three (before, after) pairs.
+    Raises: SpecError if they crop voxels of the volume itself, their data formats differ, or a
+        config is not legal.
 
     >>> pads_of([{"class_name": "ZeroPadding3D", "config": {"padding": [[1, 0], [2, 2], [0, 0]]}}])
     ((1, 0), (2, 2), (0, 0))
@@ -126,22 +144,22 @@ def pads_of(entries: Iterable[Mapping[str, Any]], data_format: Any = None) -> Pa
         own_format = config.get("data_format")
         if own_format is not None and data_format is not None and own_format != data_format:
             raise SpecError(
-                f"{what} is {own_format} and the Conv3D layer after it {data_format}, so it pads other axes"
+                f"{what} is {own_format} and the Conv3D layer after it {data_format}, "
+                "so it pads other axes"
             )
-        for pair, (before, after) in zip(
-            sums, _pairs(config.get("cropping" if crops else "padding", 1), what), strict=True
-        ):
+        pairs = _pairs(config.get("cropping" if crops else "padding", 1), what)
+        for pair, (before, after) in zip(sums, pairs, strict=True):
             pair[0] += -before if crops else before
             pair[1] += -after if crops else after
             if min(pair) < 0:
                 raise SpecError(
-                    f"{what} takes voxels of the volume away, which no padding of a Conv3D does"
+                    f"{what} crops voxels of the volume, which no padding of a Conv3D does"
                 )
     return (sums[0][0], sums[0][1]), (sums[1][0], sums[1][1]), (sums[2][0], sums[2][1])
 
 
 def _pairs(value: Any, what: str) -> list[tuple[int, int]]:
-    """1, [1, 2, 3] or [[1, 0], [2, 2], [0, 0]] as pairs."""
+    """1, [1, 2, 3] or [[1, 0], [2, 2], [0, 0]] as three pairs; `what` names the layer in errors."""
     parts = list(value) if isinstance(value, (list, tuple)) else [value] * 3
     pairs = [tuple(part) if isinstance(part, (list, tuple)) else (part, part) for part in parts]
     whole = all(
@@ -149,7 +167,8 @@ def _pairs(value: Any, what: str) -> list[tuple[int, int]]:
     )
     if len(pairs) != 3 or not whole or any(len(pair) != 2 for pair in pairs):
         raise SpecError(
-            f"{what} takes N, [N, N, N] or three [before, after] pairs of at least 0, received {value!r:.80}"
+            f"{what} takes N, [N, N, N] or three [before, after] pairs of at least 0, "
+            f"received {value!r:.80}"
         )
     return [(int(pair[0]), int(pair[1])) for pair in pairs]
 
@@ -161,11 +180,12 @@ def joined_padding(
     strides: Sequence[int],
     dilation_rate: Sequence[int],
 ) -> str | Pads:
-    """The padding of a Conv3D that pads its input by itself, in place of layers before it.
+    """The padding of a Conv3D that replaces its own padding and the padding layers before it.
 
-    pads : what the layers before it add
-    padding : "valid" or "same", its own
-    Raises: SpecError where that depends on the volume: "same" with strides.
+    pads : voxels that the layers before it add, as from `pads_of`
+    padding : its own, "valid" or "same"
+    kernel_size, strides, dilation_rate : (D, H, W) of the Conv3D
+    Raises: SpecError for "same" with strides > 1, which depends on the size of the volume.
 
     >>> joined_padding(((1, 0), (1, 0), (0, 0)), "same", (3, 3, 2), (1, 1, 1), (1, 1, 1))
     ((2, 1), (2, 1), (0, 1))
@@ -176,9 +196,10 @@ def joined_padding(
         return pads
     if max(strides) > 1:
         raise SpecError(
-            "its padding 'same' with strides > 1 depends on the volume's size, so the two cannot be joined"
+            "its padding 'same' with strides > 1 depends on the volume's size, "
+            "so the two cannot be joined"
         )
-    # without strides "same" adds the same to volumes of any size
+    # with strides of 1, "same" adds the same number of voxels to volumes of any size
     own = [pad_sizes(1, k, 1, d, padding) for k, d in zip(kernel_size, dilation_rate, strict=True)]
     sums = [(a[0] + b[0], a[1] + b[1]) for a, b in zip(pads, own, strict=True)]
     return sums[0], sums[1], sums[2]

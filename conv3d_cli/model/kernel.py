@@ -1,15 +1,14 @@
-"""The weights: what is multiplied with the volume, and the facts about them that people and planners ask for.
+"""`Kernel`: the weights of a convolution, and facts about them for planners and people.
 
-A 3-D kernel (kd, kh, kw) is a filter, applied to every channel and time point separately; a bank (kd, kh, kw, filters) is
-several of them, each with a name, which make several channels of each; a 5-D one (kd, kh, kw, in_channels/groups, filters) is
-a Conv3D layer. Axes are D, H, W. Reading files and building named kernels
-is the work of `kernels/`.
+A 3-D kernel (kd, kh, kw) is a filter, applied to every channel and time point separately. A bank
+(kd, kh, kw, filters) is several named filters, each of which makes a channel from every channel. A
+5-D kernel (kd, kh, kw, in_channels/groups, filters) is a Conv3D layer. Axes are D, H, W. `kernels/`
+reads kernel files and builds named kernels.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,23 +19,29 @@ from conv3d_cli.model.grid import Grid
 
 Weights = NDArray[np.float64]
 
-# what is, with its cure
-BEYOND = "beyond {0}; compute in float64 (--precision float64 --dtype float64; in Python, on float64 arrays)"
+# the end of a message about a number that a dtype cannot represent, with the cure
+_BEYOND = (
+    "beyond {dtype}; compute in float64 "
+    "(--precision float64 --dtype float64; in Python, on float64 arrays)"
+)
 
 
 @dataclass(frozen=True, eq=False)
 class Kernel:
     """Weights, bias and anchor of a convolution.
 
-    weights : (kd, kh, kw), (kd, kh, kw, filters) or (kd, kh, kw, in_channels/groups, filters) floats, finite
-    bias : (filters,) floats or None        also one number, which all filters share
-    centre : (d, h, w) floats or None       kernel voxel an output voxel lies under; None: the middle, (k - 1) / 2
-    name : str                              what messages call it
-    filter_names : tuple of str             of a bank; without them 4-D weights are refused
-    built : str                             how it was made for its volume, for people
-    grid : Grid or None                     of the file it was read from: how large its voxels are there
+    weights : finite numbers, stored as float64, of shape (kd, kh, kw), (kd, kh, kw, filters) or
+        (kd, kh, kw, in_channels/groups, filters)
+    bias : (filters,) numbers or one that all filters share, stored as float64; or None
+    centre : (d, h, w) floats or None; the position in the kernel that lies on the output voxel.
+        None: the middle, (k - 1) / 2
+    name : str, for messages
+    filter_names : tuple of str, one for each filter of a bank; 4-D weights need them
+    built : str, how the kernel was made for its volume, for people
+    grid : Grid or None, the geometry of the file that the kernel was read from
 
-    Raises ShapeError for a wrong rank, an empty kernel, or weights that are NaN or infinite.
+    Raises: ShapeError for a wrong rank, an empty kernel, weights that are NaN or infinite, a bias
+        that fits no filter, or a centre outside the kernel.
     >>> Kernel(np.ones((3, 3, 3)) / 2).sum
     13.5
     """
@@ -57,14 +62,12 @@ class Kernel:
             )
         bank = weights.ndim == 4 and len(self.filter_names) == weights.shape[3]
         if weights.ndim not in (3, 5) and not bank:
-            cure = (
-                f"; give it the shape {(1,) * (3 - weights.ndim) + weights.shape}"
-                if weights.ndim < 3
-                else ""
-            )
+            volume_shape = (1,) * (3 - weights.ndim) + weights.shape
+            cure = f"; give it the shape {volume_shape}" if weights.ndim < 3 else ""
             raise ShapeError(
-                f"kernel {self.name} must be 3-D (depth, height, width) or 5-D (depth, height, width, in_channels/groups, "
-                f"filters), received {weights.ndim}-D with shape {weights.shape}{cure}"
+                f"kernel {self.name} must be 3-D (depth, height, width) or 5-D "
+                "(depth, height, width, in_channels/groups, filters), "
+                f"received {weights.ndim}-D with shape {weights.shape}{cure}"
             )
         if weights.size == 0:
             raise ShapeError(f"kernel {self.name} is empty, shape {weights.shape}")
@@ -75,21 +78,20 @@ class Kernel:
             bias = np.atleast_1d(np.asarray(self.bias))
             if bias.dtype.kind not in "buif" and bias.size:
                 raise ShapeError(
-                    f"the bias of kernel {self.name} must hold real numbers, received dtype {bias.dtype}"
+                    f"the bias of kernel {self.name} must hold real numbers, "
+                    f"received dtype {bias.dtype}"
                 )
             bias = _as_doubles(bias)
             _require_finite(bias, f"the bias of kernel {self.name}")
             expected = {1, weights.shape[4]} if weights.ndim == 5 else {1} if bank else None
             if bias.ndim != 1 or bias.size == 0 or (expected and bias.size not in expected):
-                filters = (
-                    weights.shape[4]
-                    if weights.ndim == 5
-                    else "of a bank: 1"
-                    if bank
-                    else "one a channel"
-                )
+                if weights.ndim == 5:
+                    filters = str(weights.shape[4])
+                else:
+                    filters = "1 for a bank" if bank else "one for each channel"
                 raise ShapeError(
-                    f"the bias of kernel {self.name} must be one number a filter ({filters}), received shape {bias.shape}"
+                    f"the bias of kernel {self.name} must be one number for each filter "
+                    f"({filters}), received shape {bias.shape}"
                 )
             object.__setattr__(self, "bias", bias)
         if self.centre is not None:
@@ -97,7 +99,8 @@ class Kernel:
                 0 <= c <= k - 1 for c, k in zip(self.centre, self.size, strict=True)
             ):
                 raise ShapeError(
-                    f"the centre of kernel {self.name} must lie inside its size {self.size}, received {tuple(self.centre)}"
+                    f"the centre of kernel {self.name} must lie inside its size {self.size}, "
+                    f"received {tuple(self.centre)}"
                 )
             d, h, w = map(float, self.centre)
             object.__setattr__(self, "centre", (d, h, w))
@@ -115,31 +118,42 @@ class Kernel:
 
     @property
     def is_bank(self) -> bool:
-        """True for a 4-D kernel: each of its filters makes a channel of each channel."""
+        """True for a 4-D kernel: each of its filters makes a channel from every channel."""
         return self.weights.ndim == 4
 
     @property
     def filters_per_channel(self) -> int:
-        """Output channels for one of the input's, where it does not mix them."""
+        """Output channels for each input channel of a filter or a bank; 1 for a layer, too."""
         return self.weights.shape[3] if self.is_bank else 1
 
     def as_layer(self) -> Kernel:
-        """A filter or a bank as the Conv3D layer it is for a volume of one channel."""
+        """A filter or a bank as the equivalent Conv3D layer for a volume of one channel.
+
+        >>> Kernel(np.ones((3, 3, 3))).as_layer().weights.shape
+        (3, 3, 3, 1, 1)
+        """
         return replace(self, weights=self.for_channels(1), filter_names=())
 
     @property
     def sum(self) -> float:
-        """The sum of all weights: what the kernel makes of a constant volume of 1; infinite if float64 does not hold it.
+        """The sum of all weights, which is the response to a constant volume of 1.
 
+        Infinite if it is beyond float64.
         >>> Kernel(np.full((3, 3, 3), 0.5)).sum
         13.5
         """
-        with np.errstate(over="ignore"):  # infinite then
+        with np.errstate(over="ignore"):
             return float(self.weights.sum())
 
     def for_channels(self, channels: int) -> Weights:
-        """The weights in 5-D for a volume of `channels`: a 3-D kernel is repeated, without a copy, one filter a channel; of a
-        bank all filters of a channel follow one another."""
+        """The weights in 5-D, (kd, kh, kw, in_channels/groups, filters), for a volume.
+
+        channels : int, of the volume. A filter is repeated for each of them, as a view; a bank is
+            repeated as a whole, so that the output channels of an input channel are adjacent. The
+            weights of a layer do not depend on it.
+        >>> Kernel(np.ones((3, 3, 3))).for_channels(2).shape
+        (3, 3, 3, 1, 2)
+        """
         if self.is_layer:
             return self.weights
         if self.is_bank:
@@ -147,20 +161,21 @@ class Kernel:
         return np.broadcast_to(self.weights[..., None, None], (*self.size, 1, channels))
 
     def bias_for(self, filters: int) -> Weights | None:
-        """One bias a filter, or None.
+        """The bias (filters,), or None.
 
-        Raises: ShapeError if there are neither one nor `filters` of them.
+        Raises: ShapeError unless the kernel has one number, or `filters` of them.
         """
         if self.bias is None:
             return None
         if self.bias.size not in (1, filters):
             raise ShapeError(
-                f"the bias has {self.bias.size} values for {filters} output channels; give one, or one a channel"
+                f"the bias has {self.bias.size} values for {filters} output channels; "
+                "give one value, or one for each channel"
             )
         return np.broadcast_to(self.bias, (filters,))
 
     def flipped(self) -> Kernel:
-        """Mirrored along D, H and W: correlating with it is convolving with the original."""
+        """The kernel mirrored along D, H and W: correlation with it is convolution with `self`."""
         centre = None
         if self.centre is not None:
             d, h, w = (k - 1 - c for k, c in zip(self.size, self.centre, strict=True))
@@ -168,44 +183,54 @@ class Kernel:
         return replace(self, weights=self.weights[::-1, ::-1, ::-1], centre=centre)
 
     def normalized(self) -> Kernel:
-        """Scaled so that the weights of each filter sum to 1.
+        """The kernel scaled so that the weights of each filter sum to 1.
 
-        Raises: ShapeError if a sum is zero to rounding.
+        Raises: ShapeError if a sum is zero up to rounding.
         """
         axes = (0, 1, 2) if not self.is_layer else (0, 1, 2, 3)
         weights = self.moderate().weights
         sums, absolute = weights.sum(axis=axes), np.abs(weights).sum(axis=axes)
         if np.any(np.abs(sums) <= 1e-12 * absolute):
             raise ShapeError(
-                f"kernel {self.name} sums to 0 (as derivatives do), so it cannot be normalized; leave out --normalize, "
-                "or pass --no-normalize where --like sets it"
+                f"kernel {self.name} sums to 0 (as derivatives do), so it cannot be normalized; "
+                "leave out --normalize, or pass --no-normalize where --like sets it"
             )
         return replace(self, weights=weights / sums)
 
     def moderate(self) -> Kernel:
-        """The kernel times a power of two that keeps its sums within float64; itself where they are."""
+        """The kernel times a power of two that keeps sums of its weights within float64.
+
+        The kernel itself if its weights are neither very large nor very small.
+        """
         largest = float(np.abs(self.weights).max())
         if 1e-200 < largest < 1e200 or largest == 0:
             return self
         return replace(self, weights=np.ldexp(self.weights, -math.frexp(largest)[1]))
 
     def check_range(self, dtype: np.dtype[np.float32 | np.float64]) -> None:
-        """That the weights keep their size in the arithmetic's dtype. Raises: SpecError."""
+        """Check that the largest weight neither overflows nor underflows in `dtype`.
+
+        dtype : of the arithmetic
+        Raises: SpecError.
+        >>> Kernel(np.full((3, 3, 3), 1e30)).check_range(np.dtype(np.float32))
+        """
         largest = float(max(self.weights.max(), -self.weights.min()))
-        require_held(
+        require_finite_in(
             largest, dtype, f"kernel {self.name} has weights of up to {largest:.3g}, which are"
         )
-        if (
-            abs(float(dtype.type(largest)) - largest) > 1e-6 * largest
-        ):  # few digits are left of so small a number, or none
+        # a number near the lower end of the range keeps few digits, or becomes 0
+        if abs(float(dtype.type(largest)) - largest) > 1e-6 * largest:
             raise SpecError(
-                f"kernel {self.name} has weights of {largest:.3g} at most, which are {BEYOND.format(dtype)}"
+                f"kernel {self.name} has weights of {largest:.3g} at most, "
+                f"which are {_BEYOND.format(dtype=dtype)}"
             )
 
     def separable_rank(self, tolerance: float = 1e-7) -> int | None:
-        """1 if a 3-D kernel is an outer product of three vectors, within `tolerance` of its norm; else the larger rank of
-        its two unfoldings (a lower bound of the number of separable terms). Of a bank, the largest; None for a layer.
+        """A lower bound of the number of separable terms that make up the kernel.
 
+        tolerance : float, relative to the largest singular value
+        Returns 1 for a 3-D kernel that is an outer product of three vectors, else the larger rank
+        of its two unfoldings. The largest over the filters of a bank; None for a layer.
         >>> Kernel(np.ones((3, 3, 3))).separable_rank()
         1
         """
@@ -220,7 +245,11 @@ class Kernel:
         return max(ranks)
 
     def symmetries(self) -> tuple[bool, bool, bool]:
-        """Whether mirroring along D, H, W leaves the weights as they are (to 1e-9 of the largest)."""
+        """Whether mirroring along D, H, W leaves the weights unchanged (to 1e-9 of the largest).
+
+        >>> Kernel(np.arange(27.0).reshape(3, 3, 3) % 3).symmetries()
+        (True, True, False)
+        """
         tolerance = 1e-9 * float(np.abs(self.weights).max())
         d, h, w = (
             bool(np.allclose(self.weights, np.flip(self.weights, axis), rtol=0, atol=tolerance))
@@ -229,8 +258,13 @@ class Kernel:
         return d, h, w
 
     def fwhm(self) -> tuple[float | None, float | None, float | None]:
-        """Full width at half maximum in voxels along D, H, W of the profile (the sum over the other axes), by linear
-        interpolation; None where the profile is not a single positive bump."""
+        """Full width at half maximum of the profiles along D, H, W, in voxels.
+
+        A profile is the sum of the weights over the other axes, interpolated linearly. None for a
+        profile that is not a single positive peak.
+        >>> Kernel(np.array([0.0, 1, 2, 1, 0]).reshape(5, 1, 1)).fwhm()
+        (2.0, None, None)
+        """
         weights = self.weights.sum(axis=tuple(range(3, self.weights.ndim)))
         d, h, w = (
             _profile_width(weights.sum(axis=tuple(other for other in range(3) if other != axis)))
@@ -239,17 +273,19 @@ class Kernel:
         return d, h, w
 
 
-def require_held(value: float, dtype: np.dtype[np.float32 | np.float64], what: str) -> None:
-    """That a finite number stays finite in a dtype; `what` is the subject of the message, and its verb.
+def require_finite_in(value: float, dtype: np.dtype[np.float32 | np.float64], what: str) -> None:
+    """Check that a finite number stays finite in a dtype.
 
+    what : subject and verb of the message
     Raises: SpecError.
-    >>> require_held(1e30, np.dtype(np.float32), "the bias is")
+    >>> require_finite_in(1e30, np.dtype(np.float32), "the bias is")
     """
     if float(np.finfo(dtype).max) < abs(value) < math.inf:
-        raise SpecError(f"{what} {BEYOND.format(dtype)}")
+        raise SpecError(f"{what} {_BEYOND.format(dtype=dtype)}")
 
 
 def _profile_width(profile: Weights) -> float | None:
+    """Width of a profile (k,) at half its maximum, or None; see `Kernel.fwhm`."""
     peak = int(profile.argmax())
     half = profile[peak] / 2
     if profile[peak] <= 0 or profile.size < 3:
@@ -265,14 +301,15 @@ def _profile_width(profile: Weights) -> float | None:
 
 
 def _as_doubles(values: Weights) -> Weights:
-    with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is refused next
+    with np.errstate(invalid="ignore", over="ignore"):  # `_require_finite` checks the result
         return values.astype(np.float64)
 
 
 def _require_finite(values: Weights, what: str) -> None:
     bad = ~np.isfinite(values)
     if bad.any():
-        where: Sequence[int] = [int(i) for i in np.argwhere(bad)[0]]
+        first = tuple(int(i) for i in np.argwhere(bad)[0])
         raise ShapeError(
-            f"{what} must hold finite numbers, received {int(bad.sum())} NaN or infinite (the first at {tuple(where)})"
+            f"{what} must hold finite numbers, "
+            f"received {int(bad.sum())} NaN or infinite (the first at {first})"
         )

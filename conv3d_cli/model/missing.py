@@ -1,4 +1,7 @@
-"""Missing: the policy for voxels that are missing, or count less than others; convolution/masked.py computes with it."""
+"""`Missing`: how to treat voxels that are missing or have a low certainty.
+
+`convolution/masked.py` computes what it says.
+"""
 
 from __future__ import annotations
 
@@ -9,23 +12,30 @@ from conv3d_cli.model.spec import Boundary
 
 NAN_MODES = ("propagate", "ignore", "zero", "error")
 MASK_MODES = ("clip", "extend", "keep")
-# Of the kernel's weight: below it a mean hangs on a tail, and on rounding where a transform computes it.
+# Fraction of the kernel's weight. A mean over less depends on the kernel's tail alone, and on
+# rounding errors where a transform computes it.
 MIN_COVERAGE = 1e-3
 
 
 @dataclass(frozen=True)
 class Missing:
-    """What is done about voxels that are missing, or count less than others.
+    """How to treat voxels that are missing or have a low certainty.
 
-    nan : str               NaN and infinity: "propagate" into their windows, "ignore" (left out of the mean), "zero", "error"
-    value : float or None   the stored value of a missing voxel
-    mask : str or None      a volume of certainties on the same grid, at least 0; only their ratios matter
-    mask_mode : str         outputs outside the mask: "clip" (0), "extend" (their mean), "keep" (the voxel as it was)
-    labels : bool           the mask's numbers are regions, which are not mixed; 0 is outside
-    min_coverage : float    outputs that see less than this fraction of the kernel's weight are set to 0 (with a mask)
-                            or NaN
+    nan : str               NaN and infinity: "propagate" to all outputs that see them, "ignore"
+                            (leave them out of the mean), "zero" (read them as 0), "error" (refuse)
+    value : float or None   the stored value that marks a voxel as missing
+    mask : str or None      a volume of certainties on the same grid, at least 0; only their ratios
+                            matter
+    mask_mode : str         outputs outside the mask: "clip" (0), "extend" (their mean), "keep" (the
+                            input's voxel)
+    labels : bool           the mask numbers regions, and an output sees its own region only; 0 is
+                            outside
+    min_coverage : float    outputs that see less than this fraction of the kernel's weight are set
+                            to 0 (with a mask) or NaN
 
-    Raises: SpecError.
+    Raises: SpecError for values and combinations that are not allowed.
+    >>> Missing(mask="brain.nii.gz", mask_mode="extend").has_weights
+    True
     """
 
     nan: str = "propagate"
@@ -42,33 +52,33 @@ class Missing:
             raise unknown_name("mask_mode", self.mask_mode, MASK_MODES)
         if not 0 < self.min_coverage <= 1:
             raise SpecError(
-                f"min_coverage is a part of the kernel's weight, above 0 and up to 1, received {self.min_coverage}"
+                "min_coverage is a fraction of the kernel's weight, above 0 and at most 1, "
+                f"received {self.min_coverage}"
             )
         if self.value is not None and self.nan in ("zero", "error"):
             raise SpecError(
-                f"missing={self.value} leaves voxels out, and nan={self.nan} does not: use nan=ignore or propagate"
+                f"missing={self.value} leaves voxels out, and nan={self.nan} does not: "
+                "use nan=ignore or propagate"
             )
         if self.labels and self.value is not None and self.nan != "ignore":
             raise SpecError(
                 "a missing value within labels leaves NaN out as well: pass nan=ignore, too"
             )
         if self.mask is None and (self.labels or self.mask_mode != "clip"):
-            raise SpecError(
-                "mask_mode and labels are of a mask, and there is none: name one with --mask"
-            )
+            raise SpecError("mask_mode and labels need a mask: name one with --mask")
 
     @property
     def has_weights(self) -> bool:
-        """Whether each voxel has a certainty, so that the plain convolution need not be tried first."""
+        """True if every voxel has a certainty: a plain convolution is not tried first."""
         return self.mask is not None or self.value is not None
 
     def applies_to(self, boundary: Boundary) -> bool:
-        """Whether there is anything to do at all."""
+        """True unless a plain convolution does all that is asked for."""
         return self.has_weights or self.nan != "propagate" or boundary.renormalizes
 
     def takes_means(self, boundary: Boundary) -> bool:
-        """Whether means are taken, which a kernel of mixed signs has none of."""
+        """True if outputs are weighted means, which need a kernel without negative weights."""
         return self.has_weights or self.nan == "ignore" or boundary.renormalizes
 
 
-NOTHING = Missing()
+NOTHING = Missing()  # a plain convolution

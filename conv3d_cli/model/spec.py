@@ -1,10 +1,12 @@
-"""What a convolution is asked to be (`ConvSpec`) and every integer that follows from it (`ConvProblem`).
+"""The parameters of a convolution (`ConvSpec`) and every integer that follows (`ConvProblem`).
 
-All shape arithmetic of the package stands here: padding, output sizes, halos, which input voxel an output voxel is
-centred on. Loops, formats and commands read it from the `ConvProblem` and compute none of it again. Pure Python, so that
-`--help` and shape checks cost nothing. The rules are Keras' (Conv3D) where Keras has one.
+All shape arithmetic of the package is here: padding, output sizes, halos, the input voxel on which
+an output voxel is centred. Loops, formats and commands take it from the `ConvProblem` and never
+compute it again. Pure Python, so that `--help` and shape checks start fast. The rules are those of
+Keras' Conv3D where Keras has one.
 
-Axes are D, H, W: slowest to fastest spatial axis of the file (z, y, x). Triples are in this order everywhere.
+Axes are D, H, W: from the slowest to the fastest spatial axis of the file (z, y, x). Triples are in
+this order everywhere.
 """
 
 from __future__ import annotations
@@ -22,25 +24,27 @@ Pads = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 Padding = str | Pads  # one of PADDINGS, or voxels (before, after) along D, H, W
 AXIS_NAMES = ("depth", "height", "width")
 PADDINGS = ("valid", "same", "full", "same_lower")
-# voxels of a stride, a dilation, a padding: products of them still count in 64 bits
-FARTHEST = 1 << 24
+# Largest stride, dilation and padding in voxels; products of them still fit into 64 bits.
+MAX_DISTANCE = 1 << 24
 
 
 def triple(value: int | Sequence[int], name: str, minimum: int = 1) -> Triple:
-    """One whole number for all three axes, or three of them in D, H, W order.
+    """Three whole numbers in D, H, W order, from three or from one for all axes.
 
-    Raises: SpecError if it is neither, or below `minimum`.
+    name : str, of the argument, for messages
+    Raises: SpecError if `value` is neither, or a number is below `minimum`.
     >>> triple(2, "strides"), triple([1, 2, 2], "strides")
     ((2, 2, 2), (1, 2, 2))
     """
     values: Any = [value] * 3 if isinstance(value, numbers.Integral) else value
     try:
         values = [values[0], values[1], values[2]] if len(values) == 3 else []
-    except (TypeError, LookupError):  # no sequence
+    except (TypeError, LookupError):  # not a sequence
         values = []
     if not values or isinstance(value, (str, bytes)):
         raise SpecError(
-            f"{name} must be one whole number or three in depth,height,width order, received {value!r}"
+            f"{name} must be one whole number or three in depth,height,width order, "
+            f"received {value!r}"
         )
     if not all(isinstance(v, numbers.Integral) and not isinstance(v, bool) for v in values):
         raise SpecError(f"{name} must be whole numbers, received {value!r}")
@@ -49,8 +53,8 @@ def triple(value: int | Sequence[int], name: str, minimum: int = 1) -> Triple:
     return int(values[0]), int(values[1]), int(values[2])
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# What lies outside the volume
+# --------------------------------------------------------------------------------------------------
+# Boundaries: the values outside the volume
 
 
 def _nearest(position: int, size: int) -> int:
@@ -74,16 +78,13 @@ def _wrap(position: int, size: int) -> int:
 
 
 def _mirror_one(position: int, size: int) -> int:
-    return (
-        position
-        if 0 <= position < size
-        else _mirror(position, size)
-        if position in (-1, size) and size > 1
-        else -1
-    )
+    if 0 <= position < size:
+        return position
+    return _mirror(position, size) if position in (-1, size) and size > 1 else -1
 
 
-# name -> the input index that stands for a position outside, -1 for a constant; None: a constant everywhere
+# name -> function from a position outside to the input index that is read there, -1 for a constant;
+# None: a constant everywhere
 BOUNDARIES = {
     "zeros": None,
     "constant": None,
@@ -91,7 +92,7 @@ BOUNDARIES = {
     "symmetric": _symmetric,
     "mirror": _mirror,
     "wrap": _wrap,
-    "renormalize": None,  # nothing is there, and a sum is divided by the weights inside: see convolution/masked.py
+    "renormalize": None,  # sums are divided by the weights inside: see convolution/masked.py
     "renormalize-depth": None,  # the same along depth; zeros along height and width
     "mirror-one": _mirror_one,
 }
@@ -99,13 +100,17 @@ BOUNDARIES = {
 
 @dataclass(frozen=True)
 class Boundary:
-    """What a kernel reads outside the volume.
+    """The values that a kernel reads outside the volume.
 
-    mode : str      zeros `0000|abcd`, constant `vvvv|abcd`, nearest `aaaa|abcd`, symmetric `dcba|abcd` (scipy's
-                    reflect), mirror `dcb|abcd` (numpy's and torch's reflect), wrap `abcd|abcd`; renormalize nothing:
-                    a sum is divided by the weights inside. As SPM: renormalize-depth, along depth only, beside zeros;
-                    as AFNI: mirror-one `00b|abcd`
-    value : float   the voxel value of mode "constant", in the volume's own units; of mirror-one only where weights go through it
+    mode : str      zeros `0000|abcd`, constant `vvvv|abcd`, nearest `aaaa|abcd`, symmetric
+                    `dcba|abcd` (scipy's reflect), mirror `dcb|abcd` (numpy's and torch's reflect),
+                    wrap `abcd|abcd`; renormalize: none, sums are divided by the weights inside;
+                    renormalize-depth: the same along depth only, zeros along the others (as SPM);
+                    mirror-one `00b|abcd` (as AFNI)
+    value : float   the voxel value of mode "constant", in the volume's own units; for mirror-one
+                    only where a mask's certainties are convolved
+
+    Raises: SpecError for an unknown mode, and for a value that the mode does not take.
     """
 
     mode: str = "zeros"
@@ -121,14 +126,16 @@ class Boundary:
             raise unknown_name("boundary", self.mode, BOUNDARIES)
         if self.mode not in ("constant", "mirror-one") and self.value != 0:
             raise SpecError(
-                f"boundary '{self.mode}' takes no value, received {self.value!r}; only constant=V does"
+                f"boundary '{self.mode}' takes no value, received {self.value!r}; "
+                "only constant=V does"
             )
 
     @classmethod
     def parse(cls, text: str | Boundary) -> Boundary:
-        """Read `nearest`, `constant=1.5`, ...
+        """Parse a text such as `nearest` or `constant=1.5`.
 
-        Raises: SpecError, and for `reflect`, whose meaning differs between libraries, one that names both.
+        Raises: SpecError. For `reflect`, which differs between libraries, it names the two modes
+            that may be meant.
         >>> Boundary.parse("constant=-1000")
         Boundary(mode='constant', value=-1000.0)
         """
@@ -151,8 +158,9 @@ class Boundary:
         return cls("constant", number)
 
     def source_index(self, position: int, size: int) -> int:
-        """The input index read at `position` of an axis of `size` voxels; -1 where a constant stands instead.
+        """The input index that is read at a position along an axis; -1 for a constant.
 
+        position, size : voxels; positions below 0 and from `size` on lie outside
         >>> [Boundary("mirror").source_index(p, 4) for p in range(-3, 7)]
         [3, 2, 1, 0, 1, 2, 3, 2, 1, 0]
         """
@@ -163,7 +171,7 @@ class Boundary:
 
     @property
     def renormalizes(self) -> bool:
-        """Whether sums are divided by the weights inside the volume."""
+        """True if sums are divided by the weights inside the volume."""
         return self.mode in ("renormalize", "renormalize-depth")
 
     def __str__(self) -> str:
@@ -173,17 +181,17 @@ class Boundary:
         return f"constant={short if float(short) == self.value else repr(float(self.value))}"
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Sizes
 
 
 def output_size(
     size: int, kernel_size: int, stride: int, dilation_rate: int, padding: str | tuple[int, int]
 ) -> int:
-    """Voxels along one axis after convolution; 0 or less where no output fits.
+    """Output voxels along one axis; 0 or less if no output fits.
 
-    size : int          input voxels along the axis
-    padding : "valid" | "same" | "same_lower" | "full" | (before, after)
+    size, kernel_size : int, voxels of the input and of the kernel along the axis
+    padding : "valid", "same", "same_lower", "full" or (before, after) in voxels
     Source: Keras 3, ops/operation_utils.py compute_conv_output_shape.
     >>> output_size(10, 3, stride=1, dilation_rate=2, padding="valid")
     6
@@ -198,9 +206,11 @@ def output_size(
 def pad_sizes(
     size: int, kernel_size: int, stride: int, dilation_rate: int, padding: str | tuple[int, int]
 ) -> tuple[int, int]:
-    """Voxels added before and after one axis. Under "same" the odd one goes after, as in Keras; under "same_lower" before.
+    """Voxels of padding before and after one axis; parameters as of `output_size`.
 
-    Source: TensorFlow, python/ops/nn_ops.py, "padding"; ONNX, Conv, auto_pad SAME_UPPER and SAME_LOWER.
+    The odd voxel goes after the axis under "same", as in Keras, and before it under "same_lower".
+    Source: TensorFlow, python/ops/nn_ops.py, "padding"; ONNX, Conv, auto_pad SAME_UPPER and
+    SAME_LOWER.
     >>> pad_sizes(224, 7, stride=2, dilation_rate=1, padding="same")
     (2, 3)
     """
@@ -218,9 +228,10 @@ def pad_sizes(
 
 
 def parse_padding(padding: str | int | Sequence[object]) -> Padding:
-    """Read `valid`, `same`, `full`, `1`, `1,2,2` or `0:1,1:1,2:2` (or their Python forms) into a name or three pairs.
+    """Parse `valid`, `same`, `full`, `1`, `1,2,2` or `0:1,1:1,2:2`, or the same as Python values.
 
-    Raises: SpecError; for "causal" one that says what Keras says.
+    Returns the name in lower case, or three (before, after) pairs in voxels along D, H, W.
+    Raises: SpecError. For "causal" it says, as Keras does, that only Conv1D has it.
     >>> parse_padding("SAME"), parse_padding(1), parse_padding("0:1,1,2:2")
     ('same', ((1, 1), (1, 1), (1, 1)), ((0, 1), (1, 1), (2, 2)))
     """
@@ -231,7 +242,8 @@ def parse_padding(padding: str | int | Sequence[object]) -> Padding:
             return text
         if text == "causal":
             raise SpecError(
-                "padding 'causal' is only for Conv1D; a volume takes 'valid', 'same', 'full' or numbers"
+                "padding 'causal' is only for Conv1D; "
+                "a volume takes 'valid', 'same', 'full' or numbers"
             )
         parts: list[object] = [
             tuple(part.split(":")) if ":" in part else part for part in text.split(",")
@@ -244,45 +256,47 @@ def parse_padding(padding: str | int | Sequence[object]) -> Padding:
         parts = []
     if len(parts) == 1:
         parts *= 3
-    pairs: list[tuple[int, ...]] = []
-    for part in parts:
-        both = part if isinstance(part, (tuple, list)) else (part, part)
-        try:
-            # int("1") reads text; a float such as 1.5 and True must not pass
-            pair = tuple(
-                int(v)
-                if isinstance(v, (str, numbers.Integral)) and not isinstance(v, bool)
-                else int("-")
-                for v in both
-            )
-        except ValueError:
-            pair = ()
-        if len(pair) != 2 or min(pair) < 0:
-            pairs.clear()
-            break
-        pairs.append(pair)
-    if len(pairs) != 3:
+    pairs = [_padding_pair(part) for part in parts]
+    if len(pairs) != 3 or None in pairs:
         raise SpecError(
-            f"padding must be 'valid', 'same', 'full', N, N,N,N or LO:HI,LO:HI,LO:HI with numbers of at least 0, received {shown}"
+            "padding must be 'valid', 'same', 'full', N, N,N,N or LO:HI,LO:HI,LO:HI "
+            f"with numbers of at least 0, received {shown}"
         )
     return tuple(pairs)  # type: ignore[return-value]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The wish and the problem
+def _padding_pair(part: object) -> tuple[int, int] | None:
+    """(before, after) from a pair, or from one number for both; None if it is neither."""
+    pair = part if isinstance(part, (tuple, list)) else (part, part)
+    # a float such as 1.5 and True must not pass, though int() takes them
+    if not all(isinstance(n, (str, numbers.Integral)) and not isinstance(n, bool) for n in pair):
+        return None
+    try:
+        before, after = (int(n) for n in pair)
+    except ValueError:  # a text that is no number, or more than two of them
+        return None
+    return (before, after) if min(before, after) >= 0 else None
+
+
+# --------------------------------------------------------------------------------------------------
+# Specification and problem
 
 
 @dataclass(frozen=True)
 class VoxelTransform:
-    """Where output voxels lie in the input grid: output voxel i is centred at input voxel step·i + offset (D, H, W)."""
+    """The map from output voxels to the input grid.
+
+    step, offset : (D, H, W) in voxels; output voxel i is centred at input voxel step·i + offset
+    """
 
     step: Triple = (1, 1, 1)
     offset: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
     def then(self, second: VoxelTransform) -> VoxelTransform:
-        """Both in turn: the output of `second`, which reads the output of this one.
+        """The transform of two convolutions, of which `second` reads the output of this one.
 
-        >>> VoxelTransform((2, 1, 1), (1.0, 0.0, 0.0)).then(VoxelTransform((2, 1, 1), (0.5, 0.0, 0.0)))
+        >>> second = VoxelTransform((2, 1, 1), (0.5, 0.0, 0.0))
+        >>> VoxelTransform((2, 1, 1), (1.0, 0.0, 0.0)).then(second)
         VoxelTransform(step=(4, 1, 1), offset=(2.0, 0.0, 0.0))
         """
         step = [a * b for a, b in zip(self.step, second.step, strict=True)]
@@ -291,25 +305,25 @@ class VoxelTransform:
 
     @property
     def is_identity(self) -> bool:
-        """Whether the output has the voxels of the input, in the same places."""
+        """True if every output voxel lies on the input voxel of the same index."""
         return self.step == (1, 1, 1) and self.offset == (0.0, 0.0, 0.0)
 
 
 @dataclass(frozen=True, init=False)
 class ConvSpec:
-    """A convolution as it is asked for, in Keras' words, before the sizes of volume and kernel are known.
+    """The parameters of a convolution in Keras' words, independent of volume and kernel.
 
-    The constructor takes numbers and text; the fields hold what it parsed.
+    The constructor accepts numbers and text; the fields store the parsed values.
 
     strides, dilation_rate : Triple     at least 1; given as an int or 3 ints in D, H, W order
-    padding : Padding                   given as "valid", "same", "same_lower", "full", an int, 3 ints, 3 (before, after)
-                                        pairs, or text of these
-    groups : int                        divides input channels and filters
-    filters : int or None               expected output channels; None takes the kernel's
-    boundary : Boundary                 what padding reads; given as a `Boundary` or its text
+    padding : Padding                   given as "valid", "same", "same_lower", "full", an int,
+                                        3 ints, 3 (before, after) pairs, or text of these
+    groups : int                        divides the input channels and the filters
+    filters : int or None               expected output channels; None: those of the kernel
+    boundary : Boundary                 the values that padding reads; given as a `Boundary` or text
     allow_strided_dilation : bool       compute strides > 1 with dilation > 1, which Keras refuses
 
-    Raises: SpecError for values that no volume could make legal.
+    Raises: SpecError for values that are illegal for every volume.
     >>> spec = ConvSpec(strides=2, padding="same", boundary="constant=1.5")
     >>> spec.strides, spec.padding, spec.boundary
     ((2, 2, 2), 'same', Boundary(mode='constant', value=1.5))
@@ -337,14 +351,14 @@ class ConvSpec:
     ) -> None:
         steps, rates = triple(strides, "strides"), triple(dilation_rate, "dilation_rate")
         for name, values in (("strides", steps), ("dilation_rate", rates)):
-            if max(values) > FARTHEST:
+            if max(values) > MAX_DISTANCE:
                 raise SpecError(
-                    f"{name} of more than {FARTHEST} voxels cannot be computed, received {max(values)}"
+                    f"{name} must be at most {MAX_DISTANCE} voxels, received {max(values)}"
                 )
         if max(steps) > 1 and max(rates) > 1 and not allow_strided_dilation:
             raise SpecError(
-                "strides > 1 are not supported in conjunction with dilation_rate > 1 (as in Keras), "
-                f"received strides={steps} and dilation_rate={rates}; "
+                "strides > 1 are not supported in conjunction with dilation_rate > 1 "
+                f"(as in Keras), received strides={steps} and dilation_rate={rates}; "
                 "pass --allow-strided-dilation (allow_strided_dilation=True) to compute it"
             )
         parsed = {
@@ -368,38 +382,47 @@ class ConvSpec:
         """Every integer of this convolution for a volume and a kernel.
 
         input_shape : (N, D, H, W, C)
-        kernel_shape : (kd, kh, kw, C/groups, filters); (kd, kh, kw), which is applied to each channel separately; or
-            (kd, kh, kw, filters), all of which are
-        centre : 3 floats, the kernel voxel (D, H, W) an output voxel lies under; None: its middle, (k - 1) / 2
-        Raises: ShapeError if channels, groups, filters and sizes do not fit, or no output voxel is left.
+        kernel_shape : (kd, kh, kw, C/groups, filters) for a layer; (kd, kh, kw) for a filter, or
+            (kd, kh, kw, filters) for a bank, which are applied to each channel separately
+        centre : (D, H, W) floats, the position in the kernel that lies on the output voxel; None:
+            the middle, (k - 1) / 2
+        Raises: ShapeError if channels, groups, filters and sizes do not fit, or the output would
+            have no voxels.
+        >>> ConvSpec(strides=2).resolve((1, 9, 9, 9, 2), (3, 3, 3, 2, 8)).out_shape
+        (1, 4, 4, 4, 8)
         """
         batch, *in_size, channels = (int(n) for n in input_shape)
         kernel_size = tuple(int(n) for n in kernel_shape[:3])
         if len(kernel_shape) not in (3, 4, 5) or min(kernel_shape, default=0) < 1:
             raise ShapeError(
-                "a kernel is (depth, height, width), a bank of filters or (depth, height, width, in_channels/groups, filters), "
-                f"each at least 1, received shape {tuple(kernel_shape)}"
+                "a kernel is (depth, height, width), a bank of filters or "
+                "(depth, height, width, in_channels/groups, filters), each at least 1, "
+                f"received shape {tuple(kernel_shape)}"
             )
         if min(in_size) < 1 or channels < 1:
             raise ShapeError(
-                f"the volume has no voxels: depth, height, width {tuple(in_size)}, {channels} channels"
+                f"the volume has no voxels: depth, height, width {tuple(in_size)}, "
+                f"{channels} channels"
             )
         if len(kernel_shape) < 5:
             if self.groups != 1:
                 raise ShapeError(
-                    f"a 3-D kernel is applied to every channel separately and takes no groups, received groups={self.groups}; "
-                    "a layer needs a 5-D kernel (depth, height, width, in_channels/groups, filters)"
+                    "a 3-D kernel is applied to every channel separately and takes no groups, "
+                    f"received groups={self.groups}; a layer needs a 5-D kernel "
+                    "(depth, height, width, in_channels/groups, filters)"
                 )
             groups, filters = channels, channels * math.prod(kernel_shape[3:])
         else:
             groups, filters = self.groups, int(kernel_shape[4])
             if channels % groups:
                 raise ShapeError(
-                    f"groups must divide the input channels, received groups={groups} and {channels} channels"
+                    "groups must divide the input channels, "
+                    f"received groups={groups} and {channels} channels"
                 )
             if filters % groups:
                 raise ShapeError(
-                    f"groups must divide the filters, received groups={groups} and {filters} filters"
+                    "groups must divide the filters, "
+                    f"received groups={groups} and {filters} filters"
                 )
             if channels // groups != kernel_shape[3]:
                 raise ShapeError(
@@ -408,31 +431,31 @@ class ConvSpec:
                 )
         if self.filters is not None and self.filters != filters:
             raise ShapeError(
-                f"filters={self.filters} was asked for, but the kernel gives {filters} output channels"
+                f"filters={self.filters} was asked for, "
+                f"but the kernel gives {filters} output channels"
             )
 
         strides, dilation_rate, padding = self.strides, self.dilation_rate, self.padding
         pads, out_size = [], []
         for axis in range(3):
-            wish = padding if isinstance(padding, str) else padding[axis]
-            arguments = in_size[axis], kernel_size[axis], strides[axis], dilation_rate[axis], wish
-            pads.append(pad_sizes(*arguments))
-            if max(pads[-1]) > FARTHEST:
+            along = padding if isinstance(padding, str) else padding[axis]
+            arguments = in_size[axis], kernel_size[axis], strides[axis], dilation_rate[axis], along
+            before, after = pad_sizes(*arguments)
+            if max(before, after) > MAX_DISTANCE:
                 raise ShapeError(
-                    f"padding of more than {FARTHEST} voxels cannot be computed, received {pads[-1][0]}:{pads[-1][1]} "
-                    f"along {AXIS_NAMES[axis]}"
+                    f"padding must be at most {MAX_DISTANCE} voxels, "
+                    f"received {before}:{after} along {AXIS_NAMES[axis]}"
                 )
+            pads.append((before, after))
             out_size.append(output_size(*arguments))
             if out_size[-1] < 1:
-                extent = (kernel_size[axis] - 1) * dilation_rate[axis] + 1
-                spread = (
-                    f" ({extent} with dilation_rate={dilation_rate[axis]})"
-                    if extent != kernel_size[axis]
-                    else ""
-                )
+                size, rate = kernel_size[axis], dilation_rate[axis]
+                extent = (size - 1) * rate + 1
+                dilated = f" ({extent} with dilation_rate={rate})" if extent != size else ""
                 raise ShapeError(
-                    f"the kernel is larger than the volume along {AXIS_NAMES[axis]}: {kernel_size[axis]} voxels{spread} against "
-                    f"{in_size[axis]} with padding {self._padding_text()}; use padding 'same' or a smaller kernel"
+                    f"the kernel is larger than the volume along {AXIS_NAMES[axis]}: "
+                    f"{size} voxels{dilated} against {in_size[axis]} "
+                    f"with padding {self._padding_text()}; use padding 'same' or a smaller kernel"
                 )
         if centre is None:
             centre = [(k - 1) / 2 for k in kernel_size]
@@ -472,9 +495,17 @@ def _as_triple(values: Sequence[int]) -> Triple:
 
 @dataclass(frozen=True)
 class ConvProblem:
-    """A convolution with every integer known; made by `ConvSpec.resolve`. Triples are in D, H, W order.
+    """A convolution with every integer known, as `ConvSpec.resolve` makes it.
 
-    One output voxel is the sum over taps k and channels c of
+    batch : int                         N, the volumes
+    in_size, out_size : Triple          voxels of the input and of the output
+    in_channels, filters, groups : int  input channels, output channels, and their groups
+    kernel_size, strides, dilation_rate : Triple    in voxels
+    pad_before, pad_after : Triple      voxels of padding
+    boundary : Boundary                 the values that padding reads
+    centre : (D, H, W) floats           position in the kernel that lies on the output voxel
+
+    Output voxel o of filter f is the sum over taps k and channels c of
     `weights[k, c, f] · input[o·strides + k·dilation_rate - pad_before, c]`.
     """
 
@@ -493,9 +524,11 @@ class ConvProblem:
     centre: tuple[float, float, float]
 
     def part(self, channels: int) -> ConvProblem:
-        """The same convolution of one volume of the batch, and of `channels` of its channels.
+        """The same convolution of one volume of the batch, and of some of its channels.
 
-        channels : int      all of them, or any number where every channel has filters of its own (groups = in_channels)
+        channels : int, all of them, or any number if each channel has its own filters
+            (groups = in_channels)
+        Raises: ShapeError for a part of the channels of a layer.
         >>> whole = ConvSpec().resolve((2, 8, 8, 8, 6), (3, 3, 3))
         >>> whole.part(1).in_shape, whole.part(1).filters
         ((1, 8, 8, 8, 1), 1)
@@ -521,7 +554,7 @@ class ConvProblem:
 
     @property
     def extent(self) -> Triple:
-        """Input voxels a kernel spans along each axis, dilation included."""
+        """Input voxels that the kernel spans along each axis, dilation included."""
         return _as_triple(
             [(k - 1) * d + 1 for k, d in zip(self.kernel_size, self.dilation_rate, strict=True)]
         )
@@ -543,12 +576,15 @@ class ConvProblem:
 
     @property
     def flops(self) -> int:
-        """Floating-point operations of the plain sum: one multiplication and one addition a tap."""
+        """Floating-point operations of the plain sum: a multiplication and an addition per tap."""
         return 2 * math.prod(self.out_shape) * self.taps
 
     @property
     def voxel_transform(self) -> VoxelTransform:
-        """Where the output voxels lie in the input grid: the kernel's centre, spread by dilation, less the padding."""
+        """The map from output voxels to the input grid.
+
+        The offset is the kernel's centre times the dilation rate, minus the padding.
+        """
         offset = [
             c * d - p
             for c, d, p in zip(self.centre, self.dilation_rate, self.pad_before, strict=True)
@@ -556,9 +592,11 @@ class ConvProblem:
         return VoxelTransform(self.strides, (offset[0], offset[1], offset[2]))
 
     def source_indices(self, axis: int, start: int, stop: int) -> list[int]:
-        """Input indices read by output voxels start..stop-1 of an axis, from the first tap of the first voxel to the last
-        tap of the last, one for each position; -1 where the boundary is a constant.
+        """The input indices that output voxels start to stop - 1 read along an axis.
 
+        axis : int, 0, 1, 2 for D, H, W
+        Returns one index for each position from the first tap of the first voxel to the last tap of
+        the last; -1 for a constant outside.
         >>> spec = ConvSpec(padding="same", boundary="nearest")
         >>> spec.resolve((1, 4, 4, 4, 1), (3, 3, 3, 1, 1)).source_indices(0, 0, 4)
         [0, 0, 1, 2, 3, 3]

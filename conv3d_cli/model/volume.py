@@ -1,8 +1,9 @@
-"""Volumes, and the contracts by which formats hand them out and take them in.
+"""Volumes, and the reader and writer interfaces that formats implement.
 
-Inside the package every volume is seen as (N, D, H, W, C): N counts everything that is neither space nor channel (time,
-repetitions, Keras' extended batch). `Axes` maps a file's own axis order to this view and back; `VolumeReader` and
-`VolumeWriter` are what a format implements: slabs of depth planes in, slabs out, then commit.
+Inside the package every volume has the canonical shape (N, D, H, W, C). N counts everything that is
+neither space nor channel (time, repetitions, Keras' extended batch). `Axes` maps a file's own axis
+order to this view and back. A format implements `VolumeReader` and `VolumeWriter`, which read and
+write slabs of depth planes.
 """
 
 from __future__ import annotations
@@ -31,10 +32,11 @@ CHANNEL = "cs"  # c = channel, s = sample of an RGB pixel, stored together
 class Axes:
     """Axis letters of an array in storage order, slowest first, with their sizes.
 
-    letters : str       z y x = depth, height, width; c, s = channels; every other letter (t, r, q, ...) counts as batch
-    shape : tuple       size of each
+    letters : str       z, y, x: depth, height, width; c, s: channels; any other lower-case letter
+                        (t, r, q, ...) is a batch axis
+    shape : tuple       the size of each axis
 
-    Raises SpecError for repeated letters, a missing y or x, or a letter count that is not the shape's.
+    Raises: SpecError for repeated letters, a missing y or x, or not as many letters as sizes.
     >>> Axes("tczyx", (5, 2, 10, 20, 30)).canonical_shape
     (5, 10, 20, 30, 2)
     """
@@ -46,7 +48,8 @@ class Axes:
         letters = self.letters
         if len(letters) != len(self.shape):
             raise SpecError(
-                f"axes '{letters}' name {len(letters)} axes, but the volume has {len(self.shape)}: {self.shape}"
+                f"axes '{letters}' name {len(letters)} axes, "
+                f"but the volume has {len(self.shape)}: {self.shape}"
             )
         if len(set(letters)) != len(letters) or not letters.isalpha() or not letters.islower():
             raise SpecError(f"axes must be different letters such as 'tczyx', received '{letters}'")
@@ -54,12 +57,12 @@ class Axes:
             raise SpecError(f"axes must hold y and x (and z for a volume), received '{letters}'")
 
     def size(self, letter: str) -> int:
-        """Size of an axis, 1 if it is absent."""
+        """The size of an axis; 1 if it is absent."""
         return self.shape[self.letters.index(letter)] if letter in self.letters else 1
 
     @property
     def batch_letters(self) -> str:
-        """The axes that are neither spatial nor channels, in storage order.
+        """The letters of the batch axes, in storage order.
 
         >>> Axes("tczyx", (5, 2, 10, 20, 30)).batch_letters
         't'
@@ -68,17 +71,20 @@ class Axes:
 
     @property
     def batch_shape(self) -> tuple[int, ...]:
-        """Sizes of the batch axes; their product is the N of (N, D, H, W, C)."""
+        """The sizes of the batch axes; their product is the N of (N, D, H, W, C)."""
         return tuple(self.size(a) for a in self.batch_letters)
 
     @property
     def channel_letters(self) -> str:
-        """The channel axes, c and s, in storage order; the product of their sizes is the C of (N, D, H, W, C)."""
+        """The letters of the channel axes (c, s), in storage order.
+
+        The product of their sizes is the C of (N, D, H, W, C).
+        """
         return "".join(a for a in self.letters if a in CHANNEL)
 
     @property
     def canonical_shape(self) -> tuple[int, int, int, int, int]:
-        """(N, D, H, W, C)."""
+        """(N, D, H, W, C); absent axes count as 1."""
         channels = math.prod(self.size(a) for a in self.channel_letters)
         return (
             math.prod(self.batch_shape),
@@ -90,17 +96,21 @@ class Axes:
 
     @property
     def channels_within_plane(self) -> bool:
-        """True if all channels of a depth plane lie before the next plane in storage, so that they stream together."""
-        # without depth a volume is one plane, which begins with height or width
+        """True if storage holds all channels of a depth plane before the next plane.
+
+        The channels of a volume then stream together.
+        """
+        # without a depth axis a volume is one plane, whose slowest axis is height or width
         plane = min(self.letters.index(a) for a in ("z" if "z" in self.letters else "yx"))
         return all(self.letters.index(a) > plane for a in self.channel_letters)
 
     @property
     def planes_follow(self) -> bool:
-        """True if a forward pass over storage meets whole planes in turn: see `parts_in_storage_order`.
+        """True if a forward pass over storage meets the whole planes of each part in order.
 
-        >>> Axes("tczyx", (2,) * 5).planes_follow, Axes("ztyx", (2,) * 4).planes_follow, Axes("xyz", (2,) * 3).planes_follow
-        (True, False, False)
+        See `parts_in_storage_order` for the parts.
+        >>> [Axes(a, (2,) * len(a)).planes_follow for a in ("tczyx", "ztyx", "xyz")]
+        [True, False, False]
         """
         inner = SPATIAL + (self.channel_letters if self.channels_within_plane else "")
         letters = "".join(a for a in self.letters if self.size(a) > 1)
@@ -108,7 +118,12 @@ class Axes:
         return letters.endswith(planes) and "z" not in planes[1:]
 
     def renamed(self, letters: str, sizes: dict[str, int]) -> Axes:
-        """Axes of these letters, sized from `sizes`, else as here, else 1."""
+        """Axes with other letters.
+
+        sizes : size of a letter; a letter without one keeps its size here, a new one gets 1
+        >>> Axes("zyx", (4, 5, 6)).renamed("zyxc", {"z": 2, "c": 8}).shape
+        (2, 5, 6, 8)
+        """
         return Axes(letters, tuple(sizes.get(a, self.size(a)) for a in letters))
 
     def block(
@@ -120,34 +135,25 @@ class Axes:
         rows: slice = slice(None),
         columns: slice = slice(None),
     ) -> Array:
-        """The (d, h, w, c) view of planes and channels (and of some rows and columns) of volume `n` in an array with these axes.
+        """A block (d, h, w, c) of volume `n`, as a view of an array with these axes.
 
-        Where two axes make up the channels (c and s) and more than one of each is asked for, it is a copy; see `assign`.
+        array : in storage order
+        depth, channels, rows, columns : slices of the canonical axes
+        Returns a copy if the channels have two axes (c and s) and several are selected; to write
+        those, use `assign`.
         >>> a = np.arange(24).reshape(2, 3, 2, 2)
         >>> Axes("czyx", a.shape).block(a, 0, slice(0, 2), slice(1, 2))[:, 0, 0, 0].tolist()
         [12, 16]
         """
-        batch = (
-            dict(zip(self.batch_letters, np.unravel_index(n, self.batch_shape), strict=True))
-            if self.batch_shape
-            else {}
-        )
+        fixed = self._unravel(self.batch_letters, n)
         index: list[Any] = []
         kept = ""
         start, stop, _ = channels.indices(self.canonical_shape[4])
-        single: dict[str, int] = {}
         if len(self.channel_letters) > 1 and stop - start == 1:
-            sizes = tuple(self.size(a) for a in self.channel_letters)
-            single = {
-                a: int(i)
-                for a, i in zip(self.channel_letters, np.unravel_index(start, sizes), strict=True)
-            }
+            fixed |= self._unravel(self.channel_letters, start)
         for letter in self.letters:
-            if letter in batch:
-                index.append(int(batch[letter]))
-                continue
-            if letter in single:
-                index.append(single[letter])
+            if letter in fixed:
+                index.append(fixed[letter])
                 continue
             if letter in SPATIAL:
                 index.append({"z": depth, "y": rows, "x": columns}[letter])
@@ -158,7 +164,7 @@ class Axes:
             kept += letter
         view: NDArray[Any] = array[tuple(index)]
         for letter in SPATIAL:
-            if letter not in kept:  # only z may be missing
+            if letter not in kept:  # only z may be absent
                 view, kept = view[np.newaxis], letter + kept
         channel = "".join(a for a in kept if a in CHANNEL)
         view = view.transpose([kept.index(a) for a in SPATIAL + channel])
@@ -167,7 +173,7 @@ class Axes:
         return view if channel else view[..., np.newaxis]
 
     def assign(self, array: Array, n: int, depth: slice, channels: slice, values: Array) -> None:
-        """Write `values` (d, h, w, c) where `block` would read them."""
+        """Write a block of `values` (d, h, w, c); parameters as of `block`."""
         if len(self.channel_letters) < 2:
             self.block(array, n, depth, channels)[...] = values
         else:
@@ -177,11 +183,13 @@ class Axes:
     def place(
         self, n: int, starts: tuple[int, int, int], channel_start: int, shape: tuple[int, ...]
     ) -> tuple[slice, ...]:
-        """Where a box (d, h, w, c) of volume `n` lies in storage order: a slice for each letter.
+        """The slices, in storage order, of a box of volume `n`; one for each letter.
 
-        Where c and s make up the channels, the box holds one channel or all of them.
-        >>> Axes("tczyx", (2, 3, 4, 5, 6)).place(1, (0, 2, 3), 1, (4, 2, 1, 2))
-        (slice(1, 2, None), slice(1, 3, None), slice(0, 4, None), slice(2, 4, None), slice(3, 4, None))
+        starts : (d, h, w) of the first voxel
+        shape : (d, h, w, c) of the box, with one channel or all if the channels have two axes
+        >>> where = Axes("tczyx", (2, 3, 4, 5, 6)).place(1, (0, 2, 3), 1, (4, 2, 1, 2))
+        >>> [(s.start, s.stop) for s in where]
+        [(1, 2), (1, 3), (0, 4), (2, 4), (3, 4)]
         """
         first = self.storage_start(n, starts[0], channel_start, *starts[1:])
         whole = shape[3] == self.canonical_shape[4]
@@ -195,7 +203,7 @@ class Axes:
         )
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-        """A box (d, h, w, c) to be filled, its memory in the order of storage.
+        """An uninitialized array (d, h, w, c) whose memory is in storage order.
 
         >>> Axes("czyx", (2, 3, 4, 5)).empty((1, 4, 5, 2), np.dtype(np.uint8)).strides
         (20, 5, 1, 20)
@@ -211,9 +219,9 @@ class Axes:
         )
 
     def storage_order(self, block: Array) -> Array:
-        """Block (d, h, w, c) with one axis for each letter, in storage order; batch axes have size 1.
+        """A block with one axis for each letter, in storage order; batch axes have size 1.
 
-        Where c and s make up the channels, the block holds one channel or all of them.
+        block : (d, h, w, c), with one channel or all if the channels have two axes
         """
         depth, height, width, channels = block.shape
         whole = channels == self.canonical_shape[4]
@@ -224,16 +232,10 @@ class Axes:
             sizes = [channels] * len(self.channel_letters)
         values = block.reshape(depth, height, width, *sizes)
         present = [a for a in self.letters if a in letters]
-        values = values.transpose(
-            [letters.index(a) for a in letters if a not in present]
-            + [letters.index(a) for a in present]
-        )
-        return values.reshape(
-            [
-                values.shape[len(letters) - len(present) + present.index(a)] if a in present else 1
-                for a in self.letters
-            ]
-        )
+        absent = [a for a in letters if a not in present]
+        values = values.transpose([letters.index(a) for a in (*absent, *present)])
+        shape = dict(zip(present, values.shape[len(absent) :], strict=True))
+        return values.reshape([shape.get(a, 1) for a in self.letters])
 
     def storage_start(
         self,
@@ -243,32 +245,36 @@ class Axes:
         row_start: int = 0,
         column_start: int = 0,
     ) -> list[int]:
-        """Index, in storage order, of the first voxel of volume n at a plane, row, column and channel."""
+        """The index, in storage order, of a voxel of volume `n`: one number for each letter."""
         starts = {"z": depth_start, "y": row_start, "x": column_start}
-        for letters, position in ((self.batch_letters, n), (self.channel_letters, channel_start)):
-            sizes = tuple(self.size(a) for a in letters)
-            starts.update(
-                (a, int(i))
-                for a, i in zip(
-                    letters, np.unravel_index(position, sizes) if sizes else (), strict=True
-                )
-            )
+        starts |= self._unravel(self.batch_letters, n)
+        starts |= self._unravel(self.channel_letters, channel_start)
         return [starts[a] for a in self.letters]
+
+    def _unravel(self, letters: str, number: int) -> dict[str, int]:
+        """The index along each of some axes of the voxel with a number, counted over these axes."""
+        if not letters:
+            return {}
+        indices = np.unravel_index(number, tuple(self.size(a) for a in letters))
+        return dict(zip(letters, map(int, indices), strict=True))
 
 
 @dataclass(frozen=True)
 class VolumeHeader:
-    """Everything about a volume but its voxels.
+    """Everything about a volume except its voxels.
 
     axes : Axes                 storage order and sizes
     dtype : numpy dtype         of the stored voxels, in native byte order
     grid : Grid                 place in the world
-    scale : (slope, intercept)  a voxel's value is stored · slope + intercept
-    format : str                name of the format that read it ("NIfTI", "TIFF", "NumPy", or "" for an array)
-    metadata : object           what that format wants to keep for writing; other formats ignore it
-    transform : VoxelTransform  of an output: where its voxels lie in the volume `metadata` describes
-    components : tuple of str   of an output: what the channels made of one input channel are, in turn; () if they have no names
-    history : tuple of str      how it was made, the oldest step first, a line each: "PROGRAM STEP: COMMAND"
+    scale : (slope, intercept)  the value of a voxel is stored · slope + intercept
+    format : str                name of the format that read it ("NIfTI", "TIFF", "NumPy", ...), or
+                                "" for an array
+    metadata : object           the format's own data, for writing; other formats ignore it
+    transform : VoxelTransform  of an output: from its voxels to the volume that `metadata`
+                                describes
+    components : tuple of str   of an output: names of the channels that one input channel became,
+                                in order; () if they have no names
+    history : tuple of str      the steps that made it, oldest first: lines "PROGRAM STEP: COMMAND"
     """
 
     axes: Axes
@@ -287,12 +293,14 @@ class VolumeHeader:
         return self.axes.canonical_shape
 
     def component_labels(self, sources: Sequence[str | None] = ()) -> list[str]:
-        """A name for each channel, where they are components; after the input channel's own name where there are several of
-        them.
+        """A name for each channel of an output with `components`; [] without them.
 
-        >>> axes = Axes("czyx", (4, 1, 1, 1))
-        >>> VolumeHeader(axes, np.dtype(np.float32), components=("sobel x", "sobel y")).component_labels(["DAPI"])
-        ['1: sobel x', '1: sobel y', '2: sobel x', '2: sobel y']
+        sources : one name for each input channel, or None to use the channel's number; another
+            number of names is ignored. A single input channel without a name is left out.
+        >>> axes, components = Axes("czyx", (4, 1, 1, 1)), ("sobel x", "sobel y")
+        >>> header = VolumeHeader(axes, np.dtype(np.float32), components=components)
+        >>> header.component_labels(["DAPI", None])
+        ['DAPI: sobel x', 'DAPI: sobel y', '2: sobel x', '2: sobel y']
         """
         channels = self.shape[4]
         count = channels // max(1, len(self.components))
@@ -311,31 +319,36 @@ class VolumeHeader:
 
 
 def is_history(text: str) -> bool:
-    """Whether a comment in a file is a line of a `VolumeHeader`'s history."""
+    """True if a comment in a file is a line of a `VolumeHeader`'s history."""
     return text.startswith("conv3d ") and ": " in text
 
 
 @dataclass(frozen=True)
 class BoxAccess:
-    """What boxes of a volume cost that can be read or written anywhere.
+    """The cost of reading or writing boxes of a volume.
 
-    unit : (D, H, W)    voxels that are decoded, encoded or stored as one; 1 where each voxel has its place
-    held : int          bytes taken meanwhile, beside the box
+    unit : (D, H, W)        voxels that are decoded, encoded or stored together (a chunk); 1 if
+                            every voxel can be reached alone
+    buffer_bytes : int      memory that a reader or writer needs meanwhile, without the box itself
     """
 
     unit: tuple[int, int, int]
-    held: int
+    buffer_bytes: int
 
 
 class VolumeReader(abc.ABC):
-    """An open volume: a header, and slabs of it on demand.
+    """An open volume: a header, and slabs on demand.
 
-    `sequential` readers (a compressed stream) can be read only forward in storage order: never a plane that lies before
-    the last one read. `finish` is called after the last read and raises FormatError if what remains of the file shows it
-    to be corrupt (a wrong checksum), so that no output is committed from it. `channels_together` readers store several
-    channels in one piece, so that one by one each would be read several times. `notes` are short sentences about how the file
-    was understood; more may come with `finish`.
-    Close it, or use it as a context manager.
+    header : VolumeHeader
+    path : str                  for messages
+    sequential : bool           planes can be read only forward in storage order (a compressed
+                                stream)
+    channels_together : bool    several channels are stored in one piece; reading them one by one
+                                would read each piece several times
+    notes : tuple of str        short sentences on how the file was understood; `finish` may add
+                                more
+
+    Call `finish` after the last read, and `close` at the end, or use it as a context manager.
     """
 
     header: VolumeHeader
@@ -346,25 +359,36 @@ class VolumeReader(abc.ABC):
 
     @abc.abstractmethod
     def read(self, n: int, depth: slice, channels: slice) -> Array:
-        """Stored voxels of volume n: (d, h, w, c), native byte order, perhaps a view of the file. Never written to.
+        """Stored voxels of volume `n`, (d, h, w, c), in the native byte order.
 
         depth, channels : slices with start and stop, within the volume
+        Returns an array that may be a view of the file: do not write to it.
         Raises: FormatError if the file is truncated or corrupt.
         """
 
     def read_box(self, n: int, depth: slice, rows: slice, columns: slice, channels: slice) -> Array:
-        """As `read`, of some rows and columns; where `box_access` is not None, in memory of its own, and no more is touched."""
+        """Stored voxels of some rows and columns, (d, h, w, c); else as `read`.
+
+        If `box_access` is not None, the array is a copy, and only the units that overlap the box
+        are read from the file.
+        """
         return self.read(n, depth, channels)[:, rows, columns]
 
     def box_access(self) -> BoxAccess | None:
-        """What `read_box` costs; None if only whole planes can be had."""
+        """The cost of `read_box`; None if the format reads whole planes only."""
         return None
 
     def release(self, n: int, depth_stop: int) -> None:  # noqa: B027 - optional
-        """Planes of volume n before `depth_stop` will not be read again; a memory map may drop them."""
+        """Promise not to read planes of volume `n` before `depth_stop` again.
+
+        A reader may free the memory that they take.
+        """
 
     def buffer_bytes(self, planes: int, channels: int) -> int:
-        """Memory the reader takes beside the blocks it hands out, in a forward pass over runs of so many planes."""
+        """Bytes that the reader needs, without the blocks that it returns.
+
+        planes, channels : of each block, in a forward pass over the volume
+        """
         return 0
 
     def storage(self) -> dict[str, str]:
@@ -372,10 +396,14 @@ class VolumeReader(abc.ABC):
         return {}
 
     def finish(self) -> None:  # noqa: B027 - optional
-        """Check what can only be checked at the end of the file."""
+        """Check what can only be checked at the end of the file, such as a checksum.
+
+        Called after the last read, before an output is committed.
+        Raises: FormatError if the rest of the file shows that it is corrupt.
+        """
 
     def close(self) -> None:  # noqa: B027 - optional
-        """Release the file."""
+        """Close the file."""
 
     def __enter__(self) -> VolumeReader:
         return self
@@ -390,11 +418,15 @@ class VolumeReader(abc.ABC):
 
 
 class VolumeWriter(abc.ABC):
-    """A volume being written: slabs in, then `commit`, which makes the file appear; `abort` leaves nothing.
+    """A volume being written, slab by slab; `commit` makes the file appear, `abort` removes it.
 
-    A `sequential` writer takes slabs only in storage order without gaps; others may take boxes, too.
-    `notes` are short sentences about what the format could not hold (no spacing in .npy, no float64 in ImageJ TIFF). Used as
-    a context manager it aborts unless committed.
+    header : VolumeHeader
+    path : str              for messages
+    sequential : bool       takes slabs only in storage order and without gaps
+    notes : tuple of str    short sentences on what the format could not store (no spacing in .npy,
+                            no float64 in ImageJ TIFF)
+
+    Used as a context manager, it aborts unless `commit` was called.
     """
 
     header: VolumeHeader
@@ -404,30 +436,36 @@ class VolumeWriter(abc.ABC):
 
     @abc.abstractmethod
     def write(self, n: int, depth_start: int, channel_start: int, block: Array) -> None:
-        """Write planes of volume n: block (d, h, w, c) in `header.dtype`, values in final form.
+        """Write planes of volume `n`.
 
-        Raises: WriteError if the disk is full or the like.
+        depth_start, channel_start : of the first voxel
+        block : (d, h, w, c) of whole planes, stored values in `header.dtype`
+        Raises: WriteError if the file system refuses them (disk full, ...).
         """
 
     def write_box(
         self, n: int, starts: tuple[int, int, int], channel_start: int, block: Array
     ) -> None:
-        """As `write`, of a box whose first voxel is at `starts` (D, H, W); only where the format says so (`box_access`)."""
+        """Write a box; else as `write`. Only for formats whose `box_access` is not None.
+
+        starts : (d, h, w) of the first voxel
+        block : (d, h, w, c)
+        """
         raise NotImplementedError(f"{self.path} takes whole planes")
 
     def block(self, n: int, depth: slice, channels: slice) -> Array:
-        """An array (d, h, w, c) for the caller to fill and hand to `write`: memory of its own, or a view of the target."""
+        """An array (d, h, w, c) to fill and pass to `write`; it may be a view of the target."""
         _, _, height, width, _ = self.header.shape
         shape = (depth.stop - depth.start, height, width, channels.stop - channels.start)
         return np.empty(shape, self.header.dtype)
 
     @abc.abstractmethod
     def commit(self) -> None:
-        """Complete the file and put it in its place."""
+        """Complete the file and move it to its place. Raises: WriteError."""
 
     @abc.abstractmethod
     def abort(self) -> None:
-        """Leave nothing behind. Harmless after `commit` and when called twice."""
+        """Remove the unfinished file. Does nothing after `commit` and when called again."""
 
     def __enter__(self) -> VolumeWriter:
         return self
@@ -445,11 +483,13 @@ class VolumeWriter(abc.ABC):
 class Volume:
     """A whole volume in memory.
 
-    data : array            in the order of `axes`: for a 3-D scan (z, y, x); scaled values, native byte order
-    axes : str              letters of its axes, for example "zyx", "tzyx", "zyxc"
+    data : array            in the order of `axes`: (z, y, x) for a 3-D scan; scaled values, native
+                            byte order
+    axes : str              letters of its axes as in `Axes`, for example "zyx", "tzyx", "zyxc"
     grid : Grid             spacing, unit, affine
-    format, metadata        kept from the file it came from, used when it is written in the same format again
+    format, metadata        of the file it was read from, for writing in the same format again
 
+    Raises: SpecError if `axes` does not fit `data`.
     >>> Volume(np.zeros((4, 5, 6)), "zyx").shape
     (1, 4, 5, 6, 1)
     """
@@ -470,7 +510,7 @@ class Volume:
 
     @property
     def header(self) -> VolumeHeader:
-        """The header that a file with these voxels would have.
+        """The header of a file with these voxels.
 
         >>> Volume(np.zeros((2, 3, 4), np.int16), "zyx").header.nbytes
         48
@@ -482,35 +522,41 @@ class Volume:
 
 
 class ArrayReader(VolumeReader):
-    """A `VolumeReader` over an array in memory or in a memory map."""
+    """A `VolumeReader` of an array in memory or in a memory map.
+
+    array : in the storage order of `header.axes`
+    path : name for messages
+    Raises: ShapeError if the array does not have the shape of the header.
+    """
 
     def __init__(self, array: Array, header: VolumeHeader, path: str = "array") -> None:
         if array.shape != header.axes.shape:
             raise ShapeError(
-                f"{path}: array of shape {array.shape} does not have its header's shape {header.axes.shape}"
+                f"{path}: an array must have the shape of its header, {header.axes.shape}, "
+                f"received shape {array.shape}"
             )
         self.array, self.header, self.path = array, header, path
 
     def read(self, n: int, depth: slice, channels: slice) -> Array:
         block = self.header.axes.block(self.array, n, depth, channels)
-        return (
-            block
-            if block.dtype == self.header.dtype and block.dtype.isnative
-            else block.astype(self.header.dtype)
-        )
+        if block.dtype == self.header.dtype and block.dtype.isnative:
+            return block
+        return block.astype(self.header.dtype)
 
 
 class ArrayWriter(VolumeWriter):
-    """A `VolumeWriter` into an array in memory; slabs are views of it, so nothing is copied."""
+    """A `VolumeWriter` into an array in memory; `block` returns views of it where it can.
+
+    array : in the storage order of `header.axes`
+    path : name for messages
+    """
 
     def __init__(self, array: Array, header: VolumeHeader, path: str = "array") -> None:
         self.array, self.header, self.path = array, header, path
 
     def block(self, n: int, depth: slice, channels: slice) -> Array:
-        block = self.header.axes.block(self.array, n, depth, channels)
-        return (
-            block if np.may_share_memory(block, self.array) else super().block(n, depth, channels)
-        )
+        view = self.header.axes.block(self.array, n, depth, channels)
+        return view if np.may_share_memory(view, self.array) else super().block(n, depth, channels)
 
     def write(self, n: int, depth_start: int, channel_start: int, block: Array) -> None:
         if not np.may_share_memory(block, self.array):
@@ -526,11 +572,12 @@ class ArrayWriter(VolumeWriter):
 
 
 def parts_in_storage_order(axes: Axes, channels_together: bool) -> Iterator[tuple[int, slice]]:
-    """Volumes (n, channels) in the order a forward pass over storage meets them.
+    """Parts (n, channels) of a volume in the order of a forward pass over storage.
 
-    channels_together : bool    True: every part holds all channels; False: one part a channel where channels lie
-                                slower than depth, else all of them together
-    >>> [(n, c.start) for n, c in parts_in_storage_order(Axes("ctzyx", (2, 2, 1, 1, 1)), channels_together=False)]
+    channels_together : bool    True: every part has all channels. False: one part for each channel
+                                if the channel axis is slower than depth, else all together
+    >>> axes = Axes("ctzyx", (2, 2, 1, 1, 1))
+    >>> [(n, c.start) for n, c in parts_in_storage_order(axes, channels_together=False)]
     [(0, 0), (1, 0), (0, 1), (1, 1)]
     """
     count, *_, channels = axes.canonical_shape

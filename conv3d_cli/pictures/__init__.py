@@ -1,4 +1,4 @@
-"""Pictures of volumes: slices read from files, shades, and what they are drawn on: files of Matplotlib, PNG, a page.
+"""Pictures of volumes: slices are read from files, become panels of shades, and are drawn.
 
-Drawing on the terminal is the command line's (`cli/drawing.py`); what is drawn comes from here.
+They are drawn by Matplotlib, as PNG images on an HTML page, or on the terminal by `cli/drawing.py`.
 """

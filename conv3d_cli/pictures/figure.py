@@ -1,4 +1,4 @@
-"""Panels as a figure of Matplotlib, in the colours of the terminal."""
+"""Draw panels as a figure of Matplotlib, in the colours of the terminal."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from typing import Any
 
 from conv3d_cli.pictures.panels import NOT_A_NUMBER, Panel
 
-INCHES = 2.6  # of a panel
-TEXT_INCHES = 0.62  # above and below a row of panels, for titles and letters
-LINE_INCHES = 0.17  # of a line of the caption
+INCHES = 2.6  # longest side of a panel
+TEXT_INCHES = 0.62  # around a row of panels, for titles and letters
+LINE_INCHES = 0.17  # height of a line of the caption
 DPI = 110
 
 
 def make_figure(
     rows: Sequence[Sequence[Panel]], caption: Sequence[str], headings: Sequence[str] = ()
 ) -> Any:
-    """A figure of rows of panels, all at one scale, with a bar of shades beside each window.
+    """A Matplotlib figure of rows of panels at a common scale, with a colour bar for each window.
 
-    headings : sequence of str      over the columns
-    caption : sequence of str       lines below
+    caption : sequence of str       lines below the panels
+    headings : sequence of str      titles of the columns
     """
     from matplotlib.figure import Figure
 
@@ -81,16 +81,16 @@ def make_figure(
 
 
 def _windows(rows: Sequence[Sequence[Panel]]) -> list[Panel]:
-    """A panel for each window whose shades have a scale."""
+    """One panel for each colour bar: panels with the same window and shades share a bar."""
     found: dict[tuple[object, ...], Panel] = {}
     for panel in (panel for row in rows for panel in row):
-        if panel.measures and panel.window[0] < panel.window[1]:
-            found.setdefault((panel.window, panel.signed, panel.bend), panel)
+        if panel.has_scale and panel.window[0] < panel.window[1]:
+            found.setdefault((panel.window, panel.signed, panel.gamma), panel)
     return list(found.values())
 
 
 def _panel(axes: Any, panel: Panel, inches: tuple[float, float]) -> None:
-    """Draw a panel, whose (width, height) is given in inches; voxels smaller than dots are averaged."""
+    """Draw a panel of (width, height) `inches`; voxels smaller than a dot are averaged."""
     cells = [
         min(count, max(1, round(side * DPI)))
         for count, side in zip(panel.values.shape, inches[::-1], strict=True)
@@ -102,17 +102,15 @@ def _panel(axes: Any, panel: Panel, inches: tuple[float, float]) -> None:
         spine.set_linewidth(0.4)
     left, right, top, bottom = panel.letters
     axes.set_title(panel.title, fontsize=8, pad=13 if top else 5)
-    for letter, x, y, across, along in (
-        (left, -0.02, 0.5, "right", "center"), (right, 1.02, 0.5, "left", "center"),
-        (top, 0.5, 1.01, "center", "bottom"), (bottom, 0.5, -0.015, "center", "top"),
-    ):  # fmt: skip
-        axes.text(
-            x, y, letter, transform=axes.transAxes, ha=across, va=along, fontsize=8, color="#666666"
-        )
+    style = {"transform": axes.transAxes, "fontsize": 8, "color": "#666666"}
+    axes.text(-0.02, 0.5, left, ha="right", va="center", **style)
+    axes.text(1.02, 0.5, right, ha="left", va="center", **style)
+    axes.text(0.5, 1.01, top, ha="center", va="bottom", **style)
+    axes.text(0.5, -0.015, bottom, ha="center", va="top", **style)
 
 
 def _bar(axes: Any, panel: Panel) -> None:
-    """What the shades stand for: the values of the two ends and the middle."""
+    """Draw a colour bar with the values at its ends and in its middle."""
     import numpy as np
 
     shades = np.arange(NOT_A_NUMBER, dtype=np.uint8)[:, None]

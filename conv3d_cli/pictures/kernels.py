@@ -1,4 +1,4 @@
-"""What a kernel looks like: its central slices, and its profile along each axis."""
+"""Pictures of kernels: the central slices, and the profile along each axis."""
 
 from __future__ import annotations
 
@@ -13,16 +13,20 @@ from conv3d_cli.pictures.orientation import orientations
 from conv3d_cli.pictures.panels import Panel
 from conv3d_cli.pictures.slices import Values
 
-LEVELS = 48  # of a profile's height
-BEND = 0.5  # the square root lifts the tails of bell shapes above black
+LEVELS = 48  # rows of a profile
+GAMMA = 0.5  # the square root makes the tails of bell-shaped kernels visible
 
 
 @dataclass(frozen=True, eq=False)
 class KernelPicture:
     """Panels of a kernel.
 
-    scale : float       the largest absolute weight
-    voxel : float       a voxel's shortest side, in the panels' unit of length
+    slices : 3 panels       across D, H, W
+    profiles : 3 panels     along D, H, W
+    caption : lines of text
+    scale : float           the largest absolute weight
+    voxel : float           the shortest side of a voxel, in the panels' unit of length
+    negative : bool         a weight is below 0
     """
 
     slices: Sequence[Panel]
@@ -36,10 +40,13 @@ class KernelPicture:
 def kernel_panels(
     kernel: Kernel, spacing: tuple[float, float, float] | None = None
 ) -> KernelPicture:
-    """Panels of the planes through the centre across D, H, W, and of the sums over the two other axes.
+    """Panels of the planes through the centre across D, H, W, and of the profiles along them.
 
-    spacing : (D, H, W) or None     of voxels, which are drawn in proportion; None: cubes
-    Of a layer, the first filter's first channel; of a bank, the first filter.
+    kernel : of a bank, the first filter is drawn; of a layer, its first channel of its first filter
+    spacing : (D, H, W) or None     of the voxels, which keep their proportions; None: cubes
+    >>> picture = kernel_panels(Kernel(np.ones((3, 5, 7))))
+    >>> [panel.values.shape for panel in picture.slices]
+    [(5, 7), (3, 7), (3, 5)]
     """
     weights = kernel.for_channels(1)[..., 0, 0]
     scale = float(np.abs(weights).max())
@@ -59,9 +66,9 @@ def kernel_panels(
                 plane,
                 extent,
                 (-scale, scale),
-                words=turn.words,
+                directions=turn.directions,
                 signed=True,
-                bend=BEND,
+                gamma=GAMMA,
             )
         )
         profile = weights.sum(axis=(turn.down, turn.right))
@@ -73,22 +80,23 @@ def kernel_panels(
                 (max(sides) / 2, sides[axis]),
                 (-1.0, 1.0),
                 signed=True,
-                measures=False,
+                has_scale=False,
             )
         )
-    words = "; ".join(f"{'dhw'[turn.axis]} = {turn.words}" for turn in turns)
+    directions = "; ".join(f"{'dhw'[turn.axis]} = {turn.directions}" for turn in turns)
     first = ["first filter, first channel"] if kernel.is_layer else list(kernel.filter_names[:1])
     caption = [
         *first,
-        f"slices: {words}",
-        "shades go with the square root of a weight; below: the sums over the two other axes",
+        f"slices: {directions}",
+        "brightness: square root of a weight; below: sums over the two other axes",
     ]
     return KernelPicture(slices, profiles, caption, scale, min(steps), bool(weights.min() < 0))
 
 
 def bars(profile: Values) -> Values:
-    """A profile as bars, (LEVELS, voxels): 1 in a bar above 0, -1 in one below, 0 elsewhere.
+    """A profile (voxels,) as a bar chart (LEVELS, voxels): 1 in a positive bar, -1 in a negative.
 
+    Elsewhere 0.
     >>> bars(np.array([2.0, -1.0, 0.0]))[:: LEVELS // 3]
     array([[ 1.,  0.,  0.],
            [ 1.,  0.,  0.],
@@ -96,6 +104,5 @@ def bars(profile: Values) -> Values:
     """
     high, low = max(0.0, float(profile.max())), min(0.0, float(profile.min()))
     level = high - (np.arange(LEVELS)[:, None] + 0.5) / LEVELS * (high - low)
-    return np.where(
-        (level > 0) & (level < profile), 1.0, np.where((level < 0) & (level > profile), -1.0, 0.0)
-    )
+    positive, negative = (level > 0) & (level < profile), (level < 0) & (level > profile)
+    return np.where(positive, 1.0, np.where(negative, -1.0, 0.0))

@@ -1,8 +1,9 @@
-"""How a slice is turned so that it stands upright, and what lies at its edges.
+"""The orientation of slices on the page, and the anatomical letters at their edges.
 
-Where a file says where its subject's right, front and head are, slices are drawn so that world coordinates grow to the right
-and upwards: R on the right, A and S on top (A on the right of a sagittal slice). Voxels are turned and mirrored, never
-resampled. Elsewhere rows are drawn as they are stored, the first on top.
+If a file says where its subject's right, front and head are, slices are drawn so that world
+coordinates increase to the right and upwards: R on the right, A and S on top (A on the right of a
+sagittal slice). Slices are transposed and mirrored, never resampled. Without anatomy, rows are
+drawn as stored, the first on top.
 """
 
 from __future__ import annotations
@@ -17,20 +18,20 @@ from conv3d_cli.model.grid import Grid
 from conv3d_cli.model.spec import AXIS_NAMES
 from conv3d_cli.pictures.slices import Values
 
-LETTERS = (("L", "R"), ("P", "A"), ("I", "S"))  # against and along world x, y, z
-NAMES = ("sagittal", "coronal", "axial")  # of a plane across world x, y, z
-OBLIQUE = 0.5  # degrees between a voxel axis and a world axis, from which on it is told
+LETTERS = (("L", "R"), ("P", "A"), ("I", "S"))  # at the low and high ends of world x, y, z
+NAMES = ("sagittal", "coronal", "axial")  # of planes across world x, y, z
+OBLIQUE = 0.5  # degrees between a voxel axis and a world axis, from which captions mention it
 
 
 @dataclass(frozen=True)
 class Orientation:
     """How the slices across one axis are drawn.
 
-    axis : int                  0, 1, 2: the slice is across depth, height, width
-    down, right : int           the voxel axes that run down and to the right
-    flip_down, flip_right       whether they run against their voxel numbers
-    letters : 4 str             at the left, right, top and bottom edge; "" without anatomy
-    name : str                  "axial" and so on, or ""
+    axis : int                      0, 1, 2: slices across depth, height, width
+    down, right : int               the voxel axes that run down and to the right
+    flip_down, flip_right : bool    their voxel numbers decrease in that direction
+    letters : 4 str                 at the left, right, top and bottom edge; "" without anatomy
+    name : str                      "axial", "coronal" or "sagittal"; "" without anatomy
     """
 
     axis: int
@@ -42,23 +43,30 @@ class Orientation:
     name: str = ""
 
     def upright(self, plane: Values) -> Values:
-        """A plane over the two other axes, the slower one first, as it is drawn: (rows, columns)."""
+        """The (rows, columns) of a plane as drawn.
+
+        plane : over the two other axes, the slower one first
+        """
         turned = plane if self.down < self.right else plane.T
         return turned[:: -1 if self.flip_down else 1, :: -1 if self.flip_right else 1]
 
     @property
-    def words(self) -> str:
-        """Which way the axes run."""
-        down = f"{AXIS_NAMES[self.down]} {'up' if self.flip_down else 'down'}"
-        return (
-            f"{down}, {AXIS_NAMES[self.right]} {'leftwards' if self.flip_right else 'to the right'}"
-        )
+    def directions(self) -> str:
+        """The directions of the two axes in words.
+
+        >>> Orientation(0, down=1, right=2, flip_right=True).directions
+        'height down, width leftwards'
+        """
+        down = "up" if self.flip_down else "down"
+        right = "leftwards" if self.flip_right else "to the right"
+        return f"{AXIS_NAMES[self.down]} {down}, {AXIS_NAMES[self.right]} {right}"
 
 
 def orientations(grid: Grid) -> tuple[Orientation, Orientation, Orientation]:
-    """How the slices across depth, height and width are drawn.
+    """The orientations of the slices across depth, height and width.
 
-    >>> first, _, _ = orientations(Grid((1.0, 1.0, 1.0), "mm", np.diag([-1.0, 1.0, 1.0, 1.0]), anatomical=True))
+    >>> affine = np.diag([-1.0, 1.0, 1.0, 1.0])
+    >>> first, _, _ = orientations(Grid((1.0, 1.0, 1.0), "mm", affine, anatomical=True))
     >>> first.name, first.letters, first.flip_right, first.flip_down
     ('axial', ('L', 'R', 'A', 'P'), True, True)
     """
@@ -70,20 +78,28 @@ def orientations(grid: Grid) -> tuple[Orientation, Orientation, Orientation]:
             found.append(Orientation(axis, first, second))
             continue
         right, down = sorted((first, second), key=lambda other: nearest[other][0])
-        (across, along), (upward, rising) = nearest[right], nearest[down]
-        left_letter, right_letter = LETTERS[across]
-        bottom, top = LETTERS[upward]
+        (right_world, right_along), (down_world, down_along) = nearest[right], nearest[down]
+        left_letter, right_letter = LETTERS[right_world]
+        bottom, top = LETTERS[down_world]
         found.append(
             Orientation(
-                axis, down, right, flip_down=rising, flip_right=not along,
-                letters=(left_letter, right_letter, top, bottom), name=NAMES[nearest[axis][0]],
+                axis,
+                down,
+                right,
+                flip_down=down_along,
+                flip_right=not right_along,
+                letters=(left_letter, right_letter, top, bottom),
+                name=NAMES[nearest[axis][0]],
             )
-        )  # fmt: skip
+        )
     return found[0], found[1], found[2]
 
 
 def tilt(grid: Grid) -> float:
-    """Largest angle, in degrees, between a voxel axis and the world axis whose letters it bears; 0 without anatomy."""
+    """The largest angle between a voxel axis and its nearest world axis, in degrees.
+
+    0 without anatomy.
+    """
     directions, nearest = _directions(grid), _nearest(grid)
     if directions is None or nearest is None:
         return 0.0
@@ -92,7 +108,10 @@ def tilt(grid: Grid) -> float:
 
 
 def _directions(grid: Grid) -> Values | None:
-    """Unit vectors of the axes D, H, W in the world, (3, 3); None where the file does not say, or they span no space."""
+    """Unit vectors (3, 3) of the axes D, H, W in the world; None without anatomy.
+
+    None as well if the affine is not finite or has no inverse.
+    """
     if not grid.anatomical or grid.affine is None:
         return None
     vectors = grid.affine[:3, [2, 1, 0]].T
@@ -104,7 +123,10 @@ def _directions(grid: Grid) -> Values | None:
 
 
 def _nearest(grid: Grid) -> tuple[tuple[int, bool], ...] | None:
-    """For D, H, W the nearest world axis, each taken once, and whether they run the same way."""
+    """The nearest world axis of D, H, W, and whether they point the same way; None without anatomy.
+
+    Each world axis is used once.
+    """
     directions = _directions(grid)
     if directions is None:
         return None

@@ -1,7 +1,8 @@
-"""A report of a batch: one HTML page with all its pictures in it, which needs no network and no library.
+"""The report of a batch: a self-contained HTML page with pictures, which loads nothing.
 
-Sections wait in an unnamed temporary file until the table that stands above them is known, so memory holds one volume's
-pictures at a time; the page appears whole, by `finish`.
+The table above the sections is known only at the end. So the sections wait in an unnamed temporary
+file, and memory holds the pictures of one volume at a time. `Report.finish` writes the page, which
+appears complete.
 """
 
 from __future__ import annotations
@@ -28,15 +29,18 @@ from conv3d_cli.pictures.png import encode_png
 from conv3d_cli.pictures.slices import Slices, Values
 from conv3d_cli.system.atomic import text_output, write_errors
 
-PIXELS = 150  # of the longest side of a thumbnail
-BINS = 64
-COPIED = 1 << 20  # bytes at a time
+PIXELS = 150  # longest side of a thumbnail's slice
+BINS = 64  # of a histogram
+COPY_BYTES = 1 << 20  # copied at a time
 
 STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 72em; padding: 0 1em; color: #222; background: #fff }
-h1 { font-size: 1.4em } h2 { font-size: 1.1em; margin: 2.2em 0 .4em; border-top: 1px solid #ddd; padding-top: 1em }
+body { font: 15px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 72em; padding: 0 1em;
+  color: #222; background: #fff }
+h1 { font-size: 1.4em }
+h2 { font-size: 1.1em; margin: 2.2em 0 .4em; border-top: 1px solid #ddd; padding-top: 1em }
 table { border-collapse: collapse; width: 100%; font-size: .9em }
-th, td { text-align: left; padding: .25em .8em .25em 0; border-bottom: 1px solid #eee; vertical-align: top }
+th, td { text-align: left; padding: .25em .8em .25em 0; border-bottom: 1px solid #eee;
+  vertical-align: top }
 td { overflow-wrap: anywhere } td:first-child { white-space: nowrap; overflow-wrap: normal }
 td.number, th.number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums }
 .done { color: #1a7f37 } .failed { color: #b3261e } .skipped { color: #777 }
@@ -50,13 +54,17 @@ pre { background: #f6f6f6; padding: .7em; overflow-x: auto; font-size: .8em; whi
 
 @dataclass(frozen=True)
 class Entry:
-    """What a report tells of one volume.
+    """The entry of one volume in a report.
 
-    row : mapping           of the table: column to text
+    title : str             heading of its section
     status : str            "done", "skipped" or "failed"
-    decided : str           aligned lines, as `describe` makes them
-    before, after           its pictures; None where there are none
-    shared : bool           both under one window: the kernel keeps the scale of values
+    row : mapping           its row of the table: column to text
+    decided, done : str     aligned lines on the plan and on the run
+    notes : sequence of str
+    error : str             "" unless it failed
+    before, after : Slices or None  pictures of input and output
+    same_window : bool      show both pictures with the same grey-level window (valid if the kernel
+                            sums to 1)
     """
 
     title: str
@@ -68,11 +76,17 @@ class Entry:
     error: str = ""
     before: Slices | None = None
     after: Slices | None = None
-    shared: bool = False
+    same_window: bool = False
 
 
 class Report:
-    """A page being written: `add` entries in order, then `finish`. As a context manager it leaves nothing unless finished."""
+    """A page being written: `add` entries in order, then `finish`.
+
+    path : str              the page; a device or a FIFO will do
+    overwrite : bool        an existing page may be replaced
+    Used as a context manager, it leaves no file unless `finish` was called.
+    Raises: OutputExistsError, WriteError.
+    """
 
     def __init__(self, path: str, overwrite: bool = False) -> None:
         self.path = path
@@ -81,28 +95,33 @@ class Report:
         self._rows: list[tuple[str, Mapping[str, str]]] = []
 
     def add(self, entry: Entry) -> None:
-        """Take a volume's section. Raises: WriteError."""
+        """Add a row of the table and a section. Raises: WriteError."""
         self._rows.append((entry.status, entry.row))
         with write_errors(self.path):
             self._sections.write(section(entry, len(self._rows)).encode("utf-8", "replace"))
 
     def finish(self, title: str, command: str) -> None:
-        """Write the page. Raises: WriteError."""
+        """Write the page.
+
+        title : str         of the page
+        command : str       the command line, shown below the title
+        Raises: WriteError; OutputExistsError if the page appeared meanwhile.
+        """
         head = (
-            f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{_text(title)}</title>\n'
-            f"<style>{STYLE}</style>\n</head>\n<body>\n<h1>{_text(title)}</h1>\n<pre>{_text(command)}</pre>\n"
-            f"{table(self._rows)}"
+            '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+            f"<title>{_text(title)}</title>\n<style>{STYLE}</style>\n</head>\n"
+            f"<body>\n<h1>{_text(title)}</h1>\n<pre>{_text(command)}</pre>\n{table(self._rows)}"
         )
         with write_errors(self.path):
             self._output.file.write(head.encode("utf-8", "replace"))
             self._sections.seek(0)
-            while part := self._sections.read(COPIED):
+            while part := self._sections.read(COPY_BYTES):
                 self._output.file.write(part)
             self._output.file.write(b"</body>\n</html>\n")
         self._output.commit()
 
     def close(self) -> None:
-        """Leave nothing unless the page was finished."""
+        """Remove all temporary files; the page stays if it was finished."""
         self._sections.close()
         self._output.abort()
 
@@ -119,18 +138,19 @@ class Report:
 
 
 def _text(words: str) -> str:
-    """Words as HTML; what no page can hold (control characters, halves of surrogate pairs) as a question mark."""
-    shown = "".join(
-        c
-        if c in "\n\t" or ((c.isprintable() or c.isspace()) and not 0xD800 <= ord(c) < 0xE000)
-        else "?"
-        for c in words
-    )
-    return html.escape(shown)
+    """A text as HTML, with a question mark for control characters and halves of surrogate pairs."""
+
+    def allowed(c: str) -> bool:
+        return c in "\n\t" or ((c.isprintable() or c.isspace()) and not 0xD800 <= ord(c) < 0xE000)
+
+    return html.escape("".join(c if allowed(c) else "?" for c in words))
 
 
 def table(rows: Sequence[tuple[str, Mapping[str, str]]]) -> str:
-    """The table on top; each row leads to its section."""
+    """The table above the sections as HTML; each row links to its section.
+
+    rows : (status, column to text) of each volume
+    """
     columns = list(dict.fromkeys(column for _, row in rows for column in row))
     numeric = {c for c in columns if all(_is_number(row.get(c, "")) for _, row in rows)}
     kind = {c: ' class="number"' if c in numeric else "" for c in columns}
@@ -155,29 +175,31 @@ def _is_number(text: str) -> bool:
 
 
 def section(entry: Entry, number: int) -> str:
-    """All about one volume."""
-    parts = [
-        f'<h2 id="v{number}"><span class="{entry.status}">{entry.status}</span> {_text(entry.title)}</h2>\n'
-    ]
+    """The section of one volume as HTML.
+
+    number : its row in the table, from 1
+    """
+    status = f'<span class="{entry.status}">{entry.status}</span>'
+    parts = [f'<h2 id="v{number}">{status} {_text(entry.title)}</h2>\n']
     if entry.error:
         parts.append(f'<p class="failed">{_text(entry.error)}</p>\n')
     shown = [
         (name, s) for name, s in (("before", entry.before), ("after", entry.after)) if s is not None
     ]
     if shown:
-        together = robust_window([s.values for _, s in shown]) if entry.shared else None
+        common = robust_window([s.values for _, s in shown]) if entry.same_window else None
         parts.append('<div class="pictures">\n')
-        parts += [_figure(name, s, together or robust_window([s.values])) for name, s in shown]
+        parts += [_figure(name, s, common or robust_window([s.values])) for name, s in shown]
         parts.append(f"{histogram([(name, s.values) for name, s in shown])}</div>\n")
     parts += [f'<p class="note">note: {_text(note)}</p>\n' for note in entry.notes]
     if entry.decided or entry.done:
-        parts.append(
-            f"<pre>{_text(chr(10).join(text for text in (entry.decided, entry.done) if text))}</pre>\n"
-        )
+        lines = "\n".join(text for text in (entry.decided, entry.done) if text)
+        parts.append(f"<pre>{_text(lines)}</pre>\n")
     return "".join(parts)
 
 
 def _figure(name: str, slices: Slices, window: Window) -> str:
+    """A thumbnail with its caption as HTML; `name` is "before" or "after"."""
     shades, letters = thumbnail(slices, window)
     data = base64.b64encode(encode_png(shades, GREY)).decode("ascii")
     height, width = shades.shape
@@ -191,13 +213,14 @@ def _figure(name: str, slices: Slices, window: Window) -> str:
         ]
     )
     return (
-        f'<figure><img src="data:image/png;base64,{data}" width="{width}" height="{height}" alt="{name}: three slices">'
-        f'<figcaption><b class="{name}">{name}</b>: {_text(words)}</figcaption></figure>\n'
+        f'<figure><img src="data:image/png;base64,{data}" width="{width}" height="{height}" '
+        f'alt="{name}: three slices"><figcaption><b class="{name}">{name}</b>: {_text(words)}'
+        "</figcaption></figure>\n"
     )
 
 
 def thumbnail(slices: Slices, window: Window) -> tuple[Shades, str]:
-    """The three slices side by side as shades, and what lies at their edges in words."""
+    """The three slices side by side as shades (rows, columns), and a text on their orientation."""
     panels = panels_of(slices, window)
     scale = PIXELS / max(side for panel in panels for side in panel.extent)
     painted = [
@@ -217,12 +240,15 @@ def thumbnail(slices: Slices, window: Window) -> tuple[Shades, str]:
             f"{p.title.split(', ')[-1]}: {p.letters[0]} left, {p.letters[2]} top" for p in panels
         )
     else:
-        words = "; ".join(f"{'dhw'[i]}: {panel.words}" for i, panel in enumerate(panels))
+        words = "; ".join(f"{'dhw'[i]}: {panel.directions}" for i, panel in enumerate(panels))
     return sheet, words
 
 
 def histogram(series: Sequence[tuple[str, Values]]) -> str:
-    """Counts of the voxels drawn in bins that all share, as SVG; heights go with the root of the counts."""
+    """Histograms of the voxels drawn as HTML with SVG; "" without two different values.
+
+    series : (name, values) of each curve; all share the bins, heights are square roots of counts
+    """
     finite = [(name, values[np.isfinite(values)]) for name, values in series]
     low, high = robust_window([values for _, values in finite])
     if not low < high:
@@ -230,21 +256,23 @@ def histogram(series: Sequence[tuple[str, Values]]) -> str:
     width, height = 300, 130
     lines = []
     for name, values in finite:
-        # values beyond the ends are counted in the last bins
+        # the first and the last bin count the values beyond them
         counts, _ = np.histogram(np.clip(values, low, high), BINS, (low, high))
         tops = height - height * np.sqrt(counts / max(1, counts.max()))
         points = " ".join(
             f"{(i + j) * width / BINS:.1f},{y:.1f}" for i, y in enumerate(tops) for j in (0, 1)
         )
         lines.append(
-            f'<polyline class="{name}" points="0,{height} {points} {width},{height}" fill="currentColor" fill-opacity="0.15" '
-            'stroke="currentColor"/>'
+            f'<polyline class="{name}" points="0,{height} {points} {width},{height}" '
+            'fill="currentColor" fill-opacity="0.15" stroke="currentColor"/>'
         )
-    left_out = [f"{name} {np.size(all_) - values.size}" for (name, all_), (_, values) in zip(series, finite, strict=True)
-                if np.size(all_) > values.size]  # fmt: skip
-    caption = f"values of the voxels drawn, {low:.6g} to {high:.6g}; heights: square root of the share of the fullest bin"
-    caption += f"; not finite: {', '.join(left_out)}" if left_out else ""
+    not_finite = [(name, int((~np.isfinite(values)).sum())) for name, values in series]
+    left_out = ", ".join(f"{name} {count}" for name, count in not_finite if count)
+    caption = f"values of the voxels drawn, {low:.6g} to {high:.6g}; "
+    caption += "heights: square root of the count, relative to the fullest bin"
+    caption += f"; not finite: {left_out}" if left_out else ""
     return (
-        f'<figure><svg width="{width}" height="{height + 2}" viewBox="0 -1 {width} {height + 2}" role="img">'
-        f"<title>histogram</title>{''.join(lines)}</svg><figcaption>{_text(caption)}</figcaption></figure>\n"
+        f'<figure><svg width="{width}" height="{height + 2}" '
+        f'viewBox="0 -1 {width} {height + 2}" role="img"><title>histogram</title>'
+        f"{''.join(lines)}</svg><figcaption>{_text(caption)}</figcaption></figure>\n"
     )

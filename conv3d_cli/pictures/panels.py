@@ -1,8 +1,9 @@
-"""Panels: planes with a size, a window and words, painted in 255 shades and one more for what is not a number.
+"""Panels: planes with a physical size, a grey-level window and labels, painted in shades.
 
-A panel is painted at any size: a cell smaller than a voxel repeats it, one as large as several shows their mean, or of signed
-values (differences, kernels) the one farthest from 0, so that no peak is lost. The shade of a cell is an index into a palette,
-which PNG files, Matplotlib and the terminal share.
+A panel can be painted at any size. A cell smaller than a voxel repeats it; a cell that covers
+several voxels shows their mean, or the value farthest from 0 for signed values (differences,
+kernels), so that no peak is lost. The shade of a cell is an index into a palette, which PNG files,
+Matplotlib and the terminal share: 255 shades, and one for NaN.
 """
 
 from __future__ import annotations
@@ -20,16 +21,17 @@ from conv3d_cli.pictures.slices import Slices, Values
 Shades = NDArray[np.uint8]
 Window = tuple[float, float]
 
-NOT_A_NUMBER = 255  # the shade of NaN, and of nothing
-PERCENT = 0.5  # of the voxels drawn, that the window leaves out at either end
+NOT_A_NUMBER = 255  # the shade of NaN
+PERCENT = 0.5  # of the voxels drawn lie beyond each end of a robust window
 
 
 def _palette(colours: Values, nan: tuple[int, int, int]) -> Shades:
+    """The palette (256, 3) of 255 colours and that of NaN."""
     return np.vstack([np.round(colours), nan]).astype(np.uint8)
 
 
 def _signed_colours() -> Values:
-    """Blue below 0, black at 0, orange above."""
+    """Colours (255, 3): blue below 0, black at 0, orange above."""
     strength = np.linspace(-1, 1, NOT_A_NUMBER)[:, None]
     return np.abs(strength) * np.where(strength > 0, (255.0, 170.0, 60.0), (70.0, 150.0, 255.0))
 
@@ -43,12 +45,15 @@ SIGNED = _palette(_signed_colours(), (110, 40, 120))
 class Panel:
     """One plane as it is drawn.
 
-    values : (rows, columns)        upright; the first row on top
+    values : (rows, columns)        the first row is drawn on top
     extent : (height, width)        in units that all panels of a picture share
-    window : (low, high)            values that the darkest and the brightest shade stand for
-    signed : bool                   colours on both sides of 0
-    bend : float                    shades go with |value|^bend: below 1 lifts the tails of bell shapes
-    measures : bool                 its shades stand for values, so a scale of them is shown
+    window : (low, high)            values of the darkest and of the brightest shade
+    letters : 4 str                 at the left, right, top and bottom edge, or ""
+    directions : str                directions of the axes in words
+    signed : bool                   the palette has colours on both sides of 0
+    gamma : float                   exponent of the distance from the middle of the window; below 1
+                                    it makes small values of a signed panel visible
+    has_scale : bool                show a colour bar, since the shades represent values
     """
 
     title: str
@@ -56,29 +61,28 @@ class Panel:
     extent: tuple[float, float]
     window: Window
     letters: tuple[str, str, str, str] = ("", "", "", "")
-    words: str = ""
+    directions: str = ""
     signed: bool = False
-    bend: float = 1.0
-    measures: bool = True
+    gamma: float = 1.0
+    has_scale: bool = True
 
     @property
     def palette(self) -> Shades:
-        """(256, 3) RGB of the shades."""
+        """The RGB colours (256, 3) of the shades."""
         return SIGNED if self.signed else GREY
 
     def paint(self, rows: int, columns: int) -> Shades:
-        """Shades, (rows, columns): 0 to 254 across the window, `NOT_A_NUMBER` where there is no number."""
+        """Shades (rows, columns): 0 to 254 across the window, `NOT_A_NUMBER` for NaN."""
         low, high = self.window
         with np.errstate(invalid="ignore", over="ignore"):
-            clipped = np.clip(self.values, low, high)  # of a window of one value, all
-            level = (
-                (clipped / 2 - low / 2) / (high / 2 - low / 2)
-                if high > low
-                else np.where(np.isnan(clipped), clipped, 0.5)
-            )
-        if self.bend != 1:
-            around = 2 * level - 1
-            level = (np.sign(around) * np.abs(around) ** self.bend + 1) / 2
+            clipped = np.clip(self.values, low, high)
+            if high > low:
+                level = (clipped / 2 - low / 2) / (high / 2 - low / 2)
+            else:
+                level = np.where(np.isnan(clipped), clipped, 0.5)
+        if self.gamma != 1:
+            centred = 2 * level - 1
+            level = (np.sign(centred) * np.abs(centred) ** self.gamma + 1) / 2
         cells = resize(level - 0.5 if self.signed else level, rows, columns, peak=self.signed)
         cells = cells + 0.5 if self.signed else cells
         shades = np.full(cells.shape, NOT_A_NUMBER, np.uint8)
@@ -88,11 +92,14 @@ class Panel:
 
 
 def resize(plane: Values, rows: int, columns: int, peak: bool = False) -> Values:
-    """A plane in another number of cells: voxels repeated where there are more, summed up where there are fewer.
+    """A plane resampled to (rows, columns) cells: voxels are repeated, or combined if too many.
 
-    peak : bool     False: their mean; True: the value farthest from 0. NaN counts only where there is nothing else.
-    >>> resize(np.array([[1.0, 3.0, -5.0, np.nan]]), 1, 2), resize(np.array([[1.0, 3.0, -5.0, 4.0]]), 1, 2, peak=True)
-    (array([[ 2., -5.]]), array([[ 3., -5.]]))
+    peak : bool     combine voxels by False: their mean; True: the value farthest from 0
+    A cell is NaN only if all its voxels are.
+    >>> resize(np.array([[1.0, 3.0, -5.0, np.nan]]), 1, 2)
+    array([[ 2., -5.]])
+    >>> resize(np.array([[1.0, 3.0, -5.0, 4.0]]), 1, 2, peak=True)
+    array([[ 3., -5.]])
     """
     for axis, count in ((0, rows), (1, columns)):
         size = plane.shape[axis]
@@ -101,10 +108,8 @@ def resize(plane: Values, rows: int, columns: int, peak: bool = False) -> Values
             continue
         starts = np.arange(count) * size // count
         if peak:
-            high, low = (
-                np.fmax.reduceat(plane, starts, axis=axis),
-                np.fmin.reduceat(plane, starts, axis=axis),
-            )
+            high = np.fmax.reduceat(plane, starts, axis=axis)
+            low = np.fmin.reduceat(plane, starts, axis=axis)
             plane = np.where(np.abs(low) > np.abs(high), low, high)
         else:
             known = ~np.isnan(plane)
@@ -115,8 +120,9 @@ def resize(plane: Values, rows: int, columns: int, peak: bool = False) -> Values
 
 
 def robust_window(values: Sequence[Values]) -> Window:
-    """The window that leaves out `PERCENT` of the finite values at either end; (0, 0) if there are none.
+    """The window with `PERCENT` of the finite values below it and as many above.
 
+    (0, 0) without finite values.
     >>> robust_window([np.arange(1001.0)])
     (5.0, 995.0)
     """
@@ -124,33 +130,29 @@ def robust_window(values: Sequence[Values]) -> Window:
     if not finite.size:
         return 0.0, 0.0
     low, high = np.percentile(finite, (PERCENT, 100 - PERCENT), method="nearest")
-    if low == high:  # most voxels are the same: then all of them
+    if low == high:  # nearly all voxels are equal: take the whole range
         low, high = finite.min(), finite.max()
     return float(low), float(high)
 
 
 def signed_window(values: Sequence[Values]) -> Window:
-    """A window around 0 that leaves out `PERCENT` of the finite values, those farthest from it."""
+    """A symmetric window around 0 without the `PERCENT` of finite values farthest from 0."""
     low, high = robust_window([np.abs(v) for v in values])
     top = max(abs(low), abs(high))
     return -top, top
 
 
 def lengths(slices: Slices) -> tuple[float, float, float]:
-    """How long a volume is along D, H, W, in its unit; in voxels where it has no spacing."""
+    """The size of a volume along D, H, W in its unit of length; in voxels without a spacing."""
     spacing = slices.header.grid.spacing or (1.0, 1.0, 1.0)
     d, h, w = (size * step for size, step in zip(slices.header.shape[1:4], spacing, strict=True))
     return d, h, w
 
 
 def shortest_side(slices: Slices) -> float:
-    """The shortest distance between two samples, in the volume's unit."""
-    return min(
-        step * side
-        for step, side in zip(
-            slices.steps, slices.header.grid.spacing or (1.0, 1.0, 1.0), strict=True
-        )
-    )
+    """The shortest distance between two samples in the volume's unit; in voxels without spacing."""
+    spacing = slices.header.grid.spacing or (1.0, 1.0, 1.0)
+    return min(step * side for step, side in zip(slices.steps, spacing, strict=True))
 
 
 def panels_of(slices: Slices, window: Window) -> list[Panel]:
@@ -162,9 +164,9 @@ def panels_of(slices: Slices, window: Window) -> list[Panel]:
 
 
 def difference_panels(first: Slices, second: Slices) -> tuple[list[Panel], str]:
-    """The second volume minus the first, slice by slice, and what there is to say about it.
+    """Panels of the second volume minus the first, and a text about the largest difference.
 
-    Both must have the same shape, and be cut at the same voxel.
+    first, second : of the same shape, through the same voxel
     """
     with np.errstate(invalid="ignore", over="ignore"):
         planes = [b - a for a, b in zip(first.planes, second.planes, strict=True)]
@@ -174,7 +176,7 @@ def difference_panels(first: Slices, second: Slices) -> tuple[list[Panel], str]:
         _panel(first, plane, turn, window, signed=True)
         for plane, turn in zip(planes, turns, strict=True)
     ]
-    largest, words = -1.0, "no difference of two numbers"
+    largest, text = -1.0, "no difference of two numbers"
     for axis, plane in enumerate(planes):
         sizes = np.where(np.isfinite(plane), np.abs(plane), -1.0)
         row, column = np.unravel_index(int(sizes.argmax()), sizes.shape)
@@ -184,12 +186,9 @@ def difference_panels(first: Slices, second: Slices) -> tuple[list[Panel], str]:
             place.insert(axis, 0)
             place = [p * s for p, s in zip(place, first.steps, strict=True)]
             place[axis] = first.at[axis]
-            words = (
-                f"largest {plane[row, column]:+.6g} at voxel {','.join(map(str, place))}"
-                if largest
-                else "none: all equal"
-            )
-    return panels, words
+            voxel = ",".join(map(str, place))
+            text = f"largest {plane[row, column]:+.6g} at voxel {voxel}"
+    return panels, "none: all equal" if largest == 0 else text
 
 
 def _panel(
@@ -198,22 +197,21 @@ def _panel(
     sizes = lengths(slices)
     title = f"{'dhw'[turn.axis]} = {slices.at[turn.axis]}" + (f", {turn.name}" if turn.name else "")
     extent = (sizes[turn.down], sizes[turn.right])
-    return Panel(title, turn.upright(plane), extent, window, turn.letters, turn.words, signed)
+    return Panel(title, turn.upright(plane), extent, window, turn.letters, turn.directions, signed)
 
 
 def geometry_words(slices: Slices) -> list[str]:
-    """How the slices are turned and scaled, in sentences."""
+    """Notes for a caption on voxel size, oblique axes and voxels left out."""
     grid = slices.header.grid
     words = []
     if grid.spacing is None:
-        words.append("no voxel size: drawn as cubes")
+        words.append("no voxel size: voxels are drawn as cubes")
     else:
-        words.append(
-            f"voxels of {','.join(f'{s:g}' for s in grid.spacing)} {grid.unit or 'units'} (depth,height,width)"
-        )
+        spacing = ",".join(f"{s:g}" for s in grid.spacing)
+        words.append(f"voxels of {spacing} {grid.unit or 'units'} (depth,height,width)")
     angle = tilt(grid)
     if angle >= OBLIQUE:
-        words.append(f"oblique: its axes are up to {angle:.3g} degrees off the letters'")
+        words.append(f"oblique: the axes are up to {angle:.3g} degrees off the letters' directions")
     if max(slices.steps) > 1:
         words.append(
             f"every {','.join(map(str, slices.steps))}th voxel along depth,height,width is drawn"
@@ -222,10 +220,14 @@ def geometry_words(slices: Slices) -> list[str]:
 
 
 def window_words(window: Window, given: bool = False) -> str:
-    """What the shades stand for."""
+    """The values of the darkest and brightest shade, for a caption.
+
+    given : bool    the user chose the window
+    >>> window_words((0.0, 255.0), given=True)
+    'black 0, white 255'
+    """
     low, high = window
     if low == high:
         return f"grey: {low:g}, the only value" if math.isfinite(low) else "grey: no number"
-    return f"black {low:.6g}, white {high:.6g}" + (
-        "" if given else f" ({PERCENT:g} to {100 - PERCENT:g} % of the voxels drawn)"
-    )
+    percent = "" if given else f" ({PERCENT:g} to {100 - PERCENT:g} % of the voxels drawn)"
+    return f"black {low:.6g}, white {high:.6g}{percent}"

@@ -1,4 +1,4 @@
-"""Files of Matplotlib: what names they have, that the library is there, and that they appear whole."""
+"""Picture files written by Matplotlib: their suffixes, and early checks that one can be written."""
 
 from __future__ import annotations
 
@@ -7,17 +7,20 @@ from typing import Any
 from conv3d_cli.errors import SpecError
 from conv3d_cli.system.atomic import AtomicFile, check_target, suffix_of
 
-# of each kind of file, what would hold a time or a version
+# suffix -> metadata to leave out, since a time or a version would change the bytes
 SUFFIXES: dict[str, dict[str, None]] = {
-    ".png": {"Software": None}, ".svg": {"Date": None, "Creator": None}, ".pdf": {"CreationDate": None, "Producer": None},
-}  # fmt: skip
+    ".png": {"Software": None},
+    ".svg": {"Date": None, "Creator": None},
+    ".pdf": {"CreationDate": None, "Producer": None},
+}
 
 
 def check_plotting(path: str, option: str, overwrite: bool) -> None:
-    """Refuse a file that could not be drawn, before any work.
+    """Refuse a picture that cannot be written, before any work.
 
-    option : str        by which it was asked for
-    Raises: SpecError if Matplotlib is missing or the name ends in no format of pictures; OutputExistsError, WriteError.
+    option : str        that asks for it, for messages
+    overwrite : bool    an existing file may be replaced
+    Raises: SpecError for an unknown suffix and without Matplotlib; OutputExistsError, WriteError.
     """
     if suffix_of(path) not in SUFFIXES:
         raise SpecError(f"a picture is written as {', '.join(SUFFIXES)}, received '{path}'")
@@ -29,7 +32,12 @@ def check_plotting(path: str, option: str, overwrite: bool) -> None:
 
 
 def save_figure(figure: Any, path: str, overwrite: bool) -> None:
-    """Write a figure; its name chooses the format, the same figure gives the same bytes. Raises: WriteError."""
+    """Write a figure of Matplotlib; equal figures give equal bytes.
+
+    path : its suffix chooses the format, as in `SUFFIXES`
+    overwrite : bool    an existing file may be replaced
+    Raises: OutputExistsError, WriteError.
+    """
     import matplotlib
 
     suffix = suffix_of(path)

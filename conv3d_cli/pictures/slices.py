@@ -1,7 +1,8 @@
-"""Three orthogonal slices of a volume, read without the rest where the format allows it.
+"""Three orthogonal slices of a volume, read without the rest if the format allows it.
 
-A volume whose voxels all have their place, and a Zarr store, are asked for the three planes alone. A stream is read forward
-once, one plane at a time. Of an axis longer than `MOST` voxels every n-th is kept, so memory does not depend on the file.
+If the reader can read boxes (uncompressed files, Zarr stores), only the three planes are read. A
+compressed stream is read forward once, plane by plane. An axis longer than `MAX_SAMPLES` voxels is
+subsampled, so the memory does not depend on the size of the file.
 """
 
 from __future__ import annotations
@@ -20,17 +21,20 @@ from conv3d_cli.model.volume import Array, VolumeHeader, VolumeReader
 
 Values = NDArray[np.float64]
 
-MOST = 1024  # samples of an axis
-PIECE_BYTES = 32 << 20  # of a file, read at once
+MAX_SAMPLES = 1024  # along an axis
+PIECE_BYTES = 32 << 20  # read from a file at once
 
 
 @dataclass(frozen=True, eq=False)
 class Slices:
     """Three planes through one voxel.
 
+    path, header            of the file
+    n, channel : int        volume of a series, and channel; from 0
+    at : (d, h, w)          the voxel in which the planes meet
     planes : 3 arrays       (H, W), (D, W), (D, H) float64 values, across depth, height and width
-    at : (d, h, w)          the voxel they meet in
-    steps : (D, H, W)       of each axis every so many voxels were kept; 1: all
+    steps : (D, H, W)       every how many voxels there is a sample; 1: all voxels
+    notes : tuple of str    of the reader
     """
 
     path: str
@@ -44,24 +48,31 @@ class Slices:
 
     @property
     def values(self) -> Values:
-        """All their voxels, (count,)."""
+        """The values of all three planes, (count,)."""
         return np.concatenate([plane.ravel() for plane in self.planes])
 
 
 @dataclass(frozen=True)
-class Place:
-    """A voxel (d, h, w), or with a unit a point (x, y, z) of the world.
+class Position:
+    """A voxel (d, h, w), or a point (x, y, z) of the world if it has a unit.
 
-    >>> Place.parse("16,36,32"), Place.parse("-12,0.5,8mm")
-    (Place(numbers=(16.0, 36.0, 32.0), unit=None), Place(numbers=(-12.0, 0.5, 8.0), unit='mm'))
+    numbers : 3 floats
+    unit : str or None      a key of `UNITS`; None for a voxel
     """
 
     numbers: tuple[float, float, float]
     unit: str | None = None
 
     @classmethod
-    def parse(cls, text: str) -> Place:
-        """Raises: SpecError for anything else."""
+    def parse(cls, text: str) -> Position:
+        """Parse D,H,W in voxels, or X,Y,Z with a unit.
+
+        Raises: SpecError for any other text.
+        >>> Position.parse("16,36,32")
+        Position(numbers=(16.0, 36.0, 32.0), unit=None)
+        >>> Position.parse("-12,0.5,8mm")
+        Position(numbers=(-12.0, 0.5, 8.0), unit='mm')
+        """
         bare = text.strip().rstrip("abcdefghijklmnopqrstuvwxyzµμ")
         word = text.strip()[len(bare) :]
         unit = unit_name(word)
@@ -73,59 +84,62 @@ class Place:
                 raise ValueError
         except ValueError:
             raise SpecError(
-                f"a place is a voxel D,H,W in whole numbers, as in 16,36,32, or a point of the world X,Y,Z with a unit, "
-                f"as in -12,0,8mm, received '{text}'"
+                "a place is a voxel D,H,W in whole numbers, as in 16,36,32, "
+                "or a point X,Y,Z of the world with a unit, as in -12,0,8mm, "
+                f"received '{text}'"
             ) from None
         return cls((x, y, z), unit)
 
     def voxel(self, header: VolumeHeader, path: str) -> tuple[int, int, int]:
-        """The voxel of a volume that lies there. Raises: ShapeError if none does."""
+        """The voxel (d, h, w) of a volume at this position.
+
+        path : of the volume, for messages
+        Raises: ShapeError if the position lies outside the volume, or needs an affine and the
+            volume has none.
+        """
         place = self.numbers
         if self.unit is not None:
             grid = header.grid
             if grid.affine is None or grid.unit is None:
                 raise ShapeError(
-                    f"{path} has no place in the world; give the voxel, as in --at 16,36,32"
+                    f"{path} has no world coordinates; give the voxel, as in --at 16,36,32"
                 )
             factor = UNITS[self.unit] / UNITS[grid.unit]
             i, j, k = np.linalg.solve(
                 grid.affine[:3, :3], np.multiply(place, factor) - grid.affine[:3, 3]
             )
             place = (float(k), float(j), float(i))
-        # halves go up, as everywhere in the package
+        # halves are rounded up, as everywhere in the package
         d, h, w = (math.floor(number + 0.5) if abs(number) < 1e15 else -1 for number in place)
         sizes = header.shape[1:4]
         if not all(0 <= index < size for index, size in zip((d, h, w), sizes, strict=True)):
-            where = (
-                f"voxel {d},{h},{w}"
-                if self.unit is None
-                else f"{_triple(self.numbers)} {self.unit}, voxel {d},{h},{w}"
-            )
+            point = "" if self.unit is None else f"{_joined(self.numbers)} {self.unit}, "
             raise ShapeError(
-                f"{where} lies outside {path}, whose depth,height,width is {_triple(sizes)}"
+                f"{point}voxel {d},{h},{w} lies outside {path}, "
+                f"whose depth,height,width is {_joined(sizes)}"
             )
         return d, h, w
 
 
-def _triple(numbers: Sequence[float]) -> str:
+def _joined(numbers: Sequence[float]) -> str:
     return ",".join(f"{number:g}" for number in numbers)
 
 
 def read_slices(
     path: str,
-    at: Place | None = None,
+    at: Position | None = None,
     n: int = 0,
     channel: int = 0,
     axes: str | None = None,
-    most: int = MOST,
+    max_samples: int = MAX_SAMPLES,
 ) -> Slices:
     """Read three slices of a file.
 
-    at : Place or None      None: the middle of each axis, k // 2
-    n, channel : int        which volume of a series, which channel; from 0
-    axes : str or None      letters in storage order that replace what the file says
-    most : int              samples kept of an axis
-    Raises: FormatError; ShapeError where there is no such voxel, time point or channel.
+    at : Position or None   where the slices meet; None: the middle of each axis, size // 2
+    n, channel : int        volume of a series, and channel; from 0
+    axes : str or None      letters in storage order that replace those of the file
+    max_samples : int       most samples along an axis
+    Raises: FormatError; ShapeError if the volume has no such voxel, time point or channel.
     """
     with open_volume(path, axes=axes) as reader:
         header = reader.header
@@ -139,90 +153,91 @@ def read_slices(
                     f"{path} has {size} {what}, counted from 0, received {option} {index}"
                 )
         if 0 in sizes:
-            raise ShapeError(f"{path} has no voxels: its depth,height,width is {_triple(sizes)}")
-        place = (
-            (sizes[0] // 2, sizes[1] // 2, sizes[2] // 2) if at is None else at.voxel(header, path)
-        )
-        steps = tuple(-(-size // most) for size in sizes)
-        where = _Where(n, slice(channel, channel + 1), place, (steps[0], steps[1], steps[2]))
-        planes = (
-            _by_planes(reader, where) if reader.box_access() is None else _by_boxes(reader, where)
-        )
+            raise ShapeError(f"{path} has no voxels: its depth,height,width is {_joined(sizes)}")
+        middle = (sizes[0] // 2, sizes[1] // 2, sizes[2] // 2)
+        place = middle if at is None else at.voxel(header, path)
+        steps = tuple(-(-size // max_samples) for size in sizes)
+        cut = _Cut(n, slice(channel, channel + 1), place, (steps[0], steps[1], steps[2]))
+        planes = _read_planes(reader, cut) if reader.box_access() is None else _boxes(reader, cut)
         if not reader.sequential or (n, channel) == (count - 1, channels - 1):
-            reader.finish()  # of a stream: what is left behind these planes holds its checksum
+            reader.finish()  # a stream's checksum follows the last volume
         notes = reader.notes
     slope, intercept = header.scale
     first, second, third = (plane.astype(np.float64) * slope + intercept for plane in planes)
-    return Slices(path, header, n, channel, place, (first, second, third), where.steps, notes)
+    return Slices(path, header, n, channel, place, (first, second, third), cut.steps, notes)
 
 
 @dataclass(frozen=True)
-class _Where:
+class _Cut:
+    """The three planes to read; fields as of `Slices`."""
+
     n: int
     channels: slice
     at: tuple[int, int, int]
     steps: tuple[int, int, int]
 
-    def one(self, axis: int) -> slice:
+    def plane(self, axis: int) -> slice:
+        """The slice that selects the plane across an axis."""
         return slice(self.at[axis], self.at[axis] + 1)
 
 
-def _by_boxes(reader: VolumeReader, where: _Where) -> list[Array]:
-    """The planes alone, in pieces of `PIECE_BYTES`."""
+def _boxes(reader: VolumeReader, cut: _Cut) -> list[Array]:
+    """The three planes, read as boxes in pieces of `PIECE_BYTES`."""
     _, depth, height, width, _ = reader.header.shape
-    steps = where.steps
+    steps = cut.steps
 
     def box(d: slice, h: slice, w: slice) -> Array:
-        return reader.read_box(where.n, d, h, w, where.channels)[..., 0]
+        return reader.read_box(cut.n, d, h, w, cut.channels)[..., 0]
 
     across_depth = [
-        box(where.one(0), part, slice(0, width))[0, :: steps[1], :: steps[2]].copy()
+        box(cut.plane(0), part, slice(0, width))[0, :: steps[1], :: steps[2]].copy()
         for part in _pieces(reader, height, width, steps[1])
     ]
     across_height, across_width = [], []
-    # a column of voxels in a file that is mapped takes a page for each: as much as the whole planes, in the end
+    # A column of voxels in a memory map loads a page for each voxel: in the end the whole planes.
     access = reader.box_access()
-    beside = (
-        height * width if access is not None and access.unit == (1, 1, 1) else max(height, width)
-    )
-    for part in _pieces(reader, depth, beside, steps[0]):
+    mapped = access is not None and access.unit == (1, 1, 1)
+    loaded = height * width if mapped else max(height, width)
+    for part in _pieces(reader, depth, loaded, steps[0]):
         across_height.append(
-            box(part, where.one(1), slice(0, width))[:: steps[0], 0, :: steps[2]].copy()
+            box(part, cut.plane(1), slice(0, width))[:: steps[0], 0, :: steps[2]].copy()
         )
         across_width.append(
-            box(part, slice(0, height), where.one(2))[:: steps[0], :: steps[1], 0].copy()
+            box(part, slice(0, height), cut.plane(2))[:: steps[0], :: steps[1], 0].copy()
         )
-        reader.release(where.n, part.stop)
+        reader.release(cut.n, part.stop)
     return [np.concatenate(parts) for parts in (across_depth, across_height, across_width)]
 
 
-def _pieces(reader: VolumeReader, length: int, beside: int, step: int) -> list[slice]:
-    """An axis in pieces whose planes of `beside` voxels fit into `PIECE_BYTES`; each begins at a sample."""
-    longest = max(1, PIECE_BYTES // max(1, beside * reader.header.dtype.itemsize))
+def _pieces(reader: VolumeReader, length: int, voxels: int, step: int) -> list[slice]:
+    """Divide an axis into pieces of at most `PIECE_BYTES`, each of which begins at a sample.
+
+    voxels : loaded for each position along the axis
+    step : from sample to sample
+    """
+    longest = max(1, PIECE_BYTES // max(1, voxels * reader.header.dtype.itemsize))
     longest = max(step, longest - longest % step)
     return [slice(start, min(start + longest, length)) for start in range(0, length, longest)]
 
 
-def _by_planes(reader: VolumeReader, where: _Where) -> list[Array]:
-    """Forward through the volume, one plane at a time."""
+def _read_planes(reader: VolumeReader, cut: _Cut) -> list[Array]:
+    """The three planes, taken from one forward pass over the depth planes."""
     _, depth, height, width, _ = reader.header.shape
-    d, h, w = where.at
-    steps = where.steps
+    d, h, w = cut.at
+    steps = cut.steps
     sizes = [-(-size // step) for size, step in zip((depth, height, width), steps, strict=True)]
     dtype = reader.header.dtype
     across_depth = np.empty((sizes[1], sizes[2]), dtype)
-    across_height, across_width = (
-        np.empty((sizes[0], sizes[2]), dtype),
-        np.empty((sizes[0], sizes[1]), dtype),
-    )
+    across_height = np.empty((sizes[0], sizes[2]), dtype)
+    across_width = np.empty((sizes[0], sizes[1]), dtype)
     for position in range(depth):
         if position % steps[0] and position != d:
             continue
-        plane = reader.read(where.n, slice(position, position + 1), where.channels)[0, :, :, 0]
+        plane = reader.read(cut.n, slice(position, position + 1), cut.channels)[0, :, :, 0]
         if position % steps[0] == 0:
             across_height[position // steps[0]] = plane[h, :: steps[2]]
             across_width[position // steps[0]] = plane[:: steps[1], w]
         if position == d:
             across_depth[...] = plane[:: steps[1], :: steps[2]]
-        reader.release(where.n, position + 1)
+        reader.release(cut.n, position + 1)
     return [across_depth, across_height, across_width]

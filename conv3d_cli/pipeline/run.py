@@ -31,7 +31,7 @@ from conv3d_cli.pipeline.outputs import ROLES
 from conv3d_cli.pipeline.prepare import PreparedJob, naming, prepare_job
 from conv3d_cli.pipeline.request import Job
 from conv3d_cli.pipeline.stream import LayerReader, stream
-from conv3d_cli.system.atomic import together
+from conv3d_cli.system.atomic import committed_together
 from conv3d_cli.system.machine import thread_count
 
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ def run_job(
                     ]
                 )
             finish = time.perf_counter()
-            with together():
+            with committed_together():
                 for _, other in beside:
                     other.commit()
                 writer.commit()

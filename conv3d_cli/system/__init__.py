@@ -1,1 +1,1 @@
-"""Files, folders and the machine: outputs that appear whole, checks of inputs, digests, memory and CPUs."""
+"""Files, folders and the machine: atomic outputs, checks of inputs, digests, memory and CPUs."""

@@ -1,12 +1,14 @@
 """Outputs that appear complete or not at all.
 
-An `AtomicFile` is a temporary file in the target's own folder; `commit` flushes it to the disk and renames it over the
-target, `abort` removes it. So no reader, and no `make`, ever sees half an output, and an existing target stays untouched
-until the new one is whole. `AtomicFolder` is the same for outputs that are folders (Zarr). Within an `AtomicGroup` several of
-them wait for each other. Formats and kernel writers use them; they know nothing of volumes.
+An `AtomicFile` is a temporary file in the target's own folder; `commit` flushes it to the disk and
+renames it over the target, `abort` removes it. So no reader, and no `make`, ever sees half an
+output, and an existing target stays untouched until the new one is complete. `AtomicFolder` does
+the same for outputs that are folders (Zarr). The outputs of an `AtomicGroup` appear together. The
+writers of formats and kernels use these classes, which know nothing about volumes.
 
-A target that is replaced hands on its permissions, and its owner where this process may give files away. Only plain files are
-replaced: a device or a FIFO is refused, or written into where the caller can (`text_output`).
+A new file gets the permissions of the file that it replaces, and its owner if this process may
+change owners. Only plain files are replaced: a device or a FIFO is refused, or written to if the
+caller allows it (`text_output`).
 """
 
 from __future__ import annotations
@@ -30,10 +32,11 @@ from conv3d_cli.errors import Conv3DError, OutputExistsError, WriteError
 
 
 def suffix_of(path: str | os.PathLike[str], known: tuple[str, ...] = ()) -> str:
-    """The suffix of a file name in lower case, double ones (`.nii.gz`, `.ome.tif`) as one.
+    """The suffix of a file name in lower case; "" without one.
 
-    >>> suffix_of("a.b/sub-01.v2.NII.GZ"), suffix_of("x.ome.tiff"), suffix_of("k.npy"), suffix_of("README")
-    ('.nii.gz', '.ome.tiff', '.npy', '')
+    known : double suffixes in addition to the common ones (`.nii.gz`, `.ome.tif`, ...)
+    >>> [suffix_of(name) for name in ("a.b/sub-01.v2.NII.GZ", "x.ome.tiff", "k.npy", "README")]
+    ['.nii.gz', '.ome.tiff', '.npy', '']
     """
     name = Path(path).name.lower()
     for double in (
@@ -52,21 +55,21 @@ def suffix_of(path: str | os.PathLike[str], known: tuple[str, ...] = ()) -> str:
     return Path(name).suffix
 
 
-# What `os.stat` finds in the place of a plain file, and whether bytes can be sent into it
+# file type of `os.stat` -> its name, and whether bytes can be written to it
 _SPECIAL_KINDS = {
     stat.S_IFCHR: ("a character device", True),
     stat.S_IFIFO: ("a FIFO", True),
     stat.S_IFBLK: ("a block device", False),
     stat.S_IFSOCK: ("a socket", False),
 }
-# a file that a process has open, such as /dev/stdout
+# the true path of a file that a process has open, as of /dev/stdout
 _OPEN_FILE = re.compile(r"/proc/[^/]+(/task/[^/]+)?/fd/\d+")
 
 
 def special_kind(path: str | os.PathLike[str]) -> tuple[str, bool] | None:
-    """What stands at a path where it is neither a plain file nor a folder, and whether bytes can be sent into it.
+    """The kind of a device, FIFO or socket, and whether bytes can be written to it.
 
-    None for a plain file, a folder, and where there is nothing.
+    None for a plain file, for a folder and for a path that does not exist.
     >>> special_kind(os.devnull), special_kind(".")
     (('a character device', True), None)
     """
@@ -92,12 +95,14 @@ def check_target(
     folder: bool = False,
     send: bool = False,
 ) -> None:
-    """Refuse a target that exists (unless `overwrite`), is a device, or whose folder is missing or not writable.
+    """Refuse a target that exists or cannot be written.
 
-    make_folder : bool      its folder may be missing as long as it can be made
-    folder : bool           the target is to be a folder itself
-    send : bool             a device or a FIFO will do: bytes are sent into it, and it stays
-    Raises: OutputExistsError, WriteError.
+    overwrite : bool        an existing file (or folder, under `folder`) may be replaced
+    make_folder : bool      the folder of the target may be missing if it can be made
+    folder : bool           the target will be a folder itself
+    send : bool             a device or a FIFO is allowed: it will be written to, not replaced
+    Raises: OutputExistsError if the target exists. WriteError if it is a device, or of the wrong
+        kind, or its folder is missing or not writable.
     """
     with write_errors(path):
         target = Path(path)
@@ -118,7 +123,7 @@ def check_target(
             )
         if folder and target.exists() and not target.is_dir():
             raise WriteError(
-                f"cannot write {path}: it is a file, and a folder is to be written; remove it first"
+                f"cannot write {path}: it is a file, but the output is a folder; remove it first"
             )
         parent = Path(os.path.realpath(target)).parent
         while make_folder and not os.path.lexists(parent):
@@ -130,26 +135,32 @@ def check_target(
 
 
 def temporary_name(target: Path, mark: str = "tmp") -> Path:
-    """A hidden name beside the target that nothing has, with the target's suffix so that format libraries accept it."""
+    """A hidden, unused name in the target's folder.
+
+    It has the target's suffix, so that format libraries accept it.
+    """
     suffix = suffix_of(target)
     stem = target.name[: len(target.name) - len(suffix)]
-    # a name has room for 255 bytes, not characters
+    # a name may have 255 bytes, not characters
     stem = os.fsencode(stem)[:80].decode(errors="ignore")
     return target.with_name(f".{stem}.{os.urandom(4).hex()}.{mark}{suffix}")
 
 
 class AtomicFile:
-    """A binary file that takes its target's place on `commit` and vanishes on `abort`.
+    """A binary file that replaces its target on `commit` and is removed on `abort`.
 
     path : str or Path      the target; a symbolic link is followed, so the link stays a link
-    overwrite : bool        whether an existing target may be replaced
-    vouches : bool          readers find the rest of the file's group by this file, as by the header of a .hdr/.img pair:
-                            an old one goes before anything of the group takes its place, the new one comes last
+    overwrite : bool        an existing target may be replaced
+    is_header : bool        readers find the other files of its group through this file (.hdr of a
+                            .hdr/.img pair). The group removes the old header first and places the
+                            new one last, so that no header ever describes another's voxels
+    file : BinaryIO         the open temporary file
+    temporary : Path        its path, with the suffix of the target
 
-    Used as a context manager it aborts unless `commit` was called. `file` is the open temporary file, `temporary` its
-    path (same suffix as the target, so that format libraries accept it).
+    Used as a context manager, it aborts unless `commit` was called.
+    Raises: OutputExistsError, WriteError.
 
-    >>> import tempfile, os
+    >>> import tempfile
     >>> folder = tempfile.mkdtemp()
     >>> with AtomicFile(os.path.join(folder, "a.bin")) as output:
     ...     n = output.file.write(b"abc"); before = os.listdir(folder)
@@ -159,27 +170,32 @@ class AtomicFile:
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], overwrite: bool = False, vouches: bool = False
+        self, path: str | os.PathLike[str], overwrite: bool = False, is_header: bool = False
     ) -> None:
         check_target(path, overwrite)
         self.path = Path(path)
-        self.vouches = vouches
+        self.is_header = is_header
         self._target = Path(os.path.realpath(path))
         self.temporary = temporary_name(self._target)
         self._overwrite = overwrite
         self._open = True
         self._placed = False
-        self._aside: Path | None = None
+        self._backup: Path | None = None
         with write_errors(path):
-            # Whoever may not read the old file must not read the new one, not even while it is written.
+            # Users who may not read the old file must not read the new one, even while it is
+            # being written.
             mode = 0o600 if os.path.lexists(self._target) else 0o666
-            # "x": never follow or truncate something that happens to have this name
+            # "x": never follow or truncate anything that happens to have this name
             self.file: BinaryIO = open(  # noqa: SIM115 - closed by commit or abort
                 self.temporary, "x+b", opener=lambda name, flags: os.open(name, flags, mode)
             )
 
     def commit(self) -> None:
-        """Flush to the disk and take the target's place; after an error nothing is left behind."""
+        """Flush the file to the disk and replace the target, or leave that to the `AtomicGroup`.
+
+        After an error the temporary file is removed.
+        Raises: WriteError; OutputExistsError if the target appeared meanwhile.
+        """
         try:
             with write_errors(self.path):
                 self.file.flush()
@@ -192,70 +208,75 @@ class AtomicFile:
         self._open = False
 
     def place(self) -> None:
-        """Take the target's place, once whole and on the disk."""
+        """Rename the complete file over the target. Raises: OutputExistsError, WriteError."""
         with write_errors(self.path):
             old = _status(self._target)
             if old is not None:
                 if not self._overwrite:
                     raise OutputExistsError(
-                        f"cannot write {self.path}: file appeared meanwhile; pass --overwrite to replace it"
+                        f"cannot write {self.path}: file appeared meanwhile; "
+                        "pass --overwrite to replace it"
                     )
                 if not stat.S_ISREG(old.st_mode):
                     raise WriteError(
-                        f"cannot write {self.path}: something else than a plain file took its place"
+                        f"cannot write {self.path}: "
+                        "a folder, link or device appeared there meanwhile; remove it"
                     )
-                _take_over(self.temporary, self._target, old)
+                _copy_access(self.temporary, self._target, old)
             os.replace(self.temporary, self._target)
             self._placed = True
 
-    def set_aside(self) -> None:
-        """Keep the old file under a hidden name, so that `put_back` can undo `place`; if it vouches, it goes there."""
+    def back_up(self) -> None:
+        """Give the old file a second, hidden name, so that `roll_back` can undo `place`.
+
+        An old header loses its first name.
+        """
         old = _status(self._target)
         if old is None or not self._overwrite or not stat.S_ISREG(old.st_mode):
-            return  # nothing to keep, or `place` refuses
-        aside = temporary_name(self._target, "old")
+            return  # no old file, or `place` will refuse it
+        backup = temporary_name(self._target, "old")
         with write_errors(self.path):
-            _take_over(self.temporary, self._target, old)
-            self._aside = aside
+            _copy_access(self.temporary, self._target, old)
+            self._backup = backup
             try:
-                if not self.vouches:
-                    os.link(self._target, aside)
+                if not self.is_header:
+                    os.link(self._target, backup)
                     return
             except OSError:
                 pass  # a file system without hard links
-            os.rename(self._target, aside)
+            os.rename(self._target, backup)
 
-    def put_back(self) -> None:
-        """Undo `set_aside` and `place`: the target is as it was, and the new file is gone."""
-        with _kept(self.path, self._aside):
-            if self._placed and self._aside is None:
+    def roll_back(self) -> None:
+        """Undo `back_up` and `place`: restore the target and remove the new file."""
+        with _backup_named(self.path, self._backup):
+            if self._placed and self._backup is None:
                 self._target.unlink(missing_ok=True)
-            elif self._aside is not None and (self._placed or not os.path.lexists(self._target)):
-                os.replace(self._aside, self._target)
-                self._aside = None
+            elif self._backup is not None and (self._placed or not os.path.lexists(self._target)):
+                os.replace(self._backup, self._target)
+                self._backup = None
         self._placed = False
-        self.settle()
+        self.remove_backup()
         self.discard()
 
-    def settle(self) -> None:
-        """Let the old file go."""
-        if self._aside is not None:
+    def remove_backup(self) -> None:
+        """Remove the old file, if `back_up` kept it."""
+        if self._backup is not None:
             with suppress(OSError):
-                self._aside.unlink(missing_ok=True)
-            self._aside = None
+                self._backup.unlink(missing_ok=True)
+            self._backup = None
 
     def discard(self) -> None:
-        """Remove what is whole and has not taken its place."""
+        """Remove the complete file, if it was not placed."""
         self.temporary.unlink(missing_ok=True)
 
     def abort(self) -> None:
-        """Remove the temporary file; the target stays as it was."""
+        """Remove the temporary file; the target is unchanged. Does nothing after `commit`."""
         if self._open:
             self._open = False
             try:
                 self.file.close()
             except OSError:
-                pass  # a full disk may refuse the last buffered bytes; they are not wanted any more
+                pass  # a full disk may refuse the last buffered bytes, which nobody needs
             finally:
                 self.temporary.unlink(missing_ok=True)
 
@@ -271,31 +292,34 @@ class AtomicFile:
         self.abort()
 
 
-class SentFile:
-    """What is written into a device or a FIFO: it waits in an unnamed temporary file, and `commit` sends it on.
+class DeviceFile:
+    """An output to a device or a FIFO, with the interface of `AtomicFile`.
 
-    It is used as an `AtomicFile` is, and nothing is replaced.
+    path : str or Path      the device or FIFO, which is written to and not replaced
+    file : BinaryIO         an unnamed temporary file, which `commit` copies to `path`
+    Raises: WriteError.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        import tempfile  # late: it brings much along
+        import tempfile  # imported here because it imports many modules
 
         check_target(path, overwrite=True, send=True)
         self.path = Path(path)
-        self.file: BinaryIO = tempfile.TemporaryFile(prefix="conv3d-")  # noqa: SIM115 - closed by commit or abort
+        # closed by commit or abort
+        self.file: BinaryIO = tempfile.TemporaryFile(prefix="conv3d-")  # noqa: SIM115
 
     def commit(self) -> None:
-        """Send all of it. A FIFO waits for its reader, which may be gone. Raises: WriteError."""
+        """Copy the file to the device or FIFO. Raises: WriteError."""
         with write_errors(self.path), self.file:
             self.file.seek(0)
             with open(self.path, "ab") as target:
                 shutil.copyfileobj(self.file, target)
 
     def abort(self) -> None:
-        """Send nothing."""
+        """Write nothing."""
         self.file.close()
 
-    def __enter__(self) -> SentFile:
+    def __enter__(self) -> DeviceFile:
         return self
 
     def __exit__(
@@ -307,9 +331,10 @@ class SentFile:
         self.abort()
 
 
-def text_output(path: str | os.PathLike[str], overwrite: bool = False) -> AtomicFile | SentFile:
-    """An output that is written once and not read again (a depfile, a report): a plain file, or what a device or FIFO takes.
+def text_output(path: str | os.PathLike[str], overwrite: bool = False) -> AtomicFile | DeviceFile:
+    """An output that may also be a device or a FIFO, since nobody reads it back (a report, ...).
 
+    Raises: OutputExistsError, WriteError.
     >>> with text_output(os.devnull) as output:
     ...     n = output.file.write(b"abc")
     ...     output.commit()
@@ -317,7 +342,7 @@ def text_output(path: str | os.PathLike[str], overwrite: bool = False) -> Atomic
     True
     """
     with write_errors(path):
-        return AtomicFile(path, overwrite) if special_kind(path) is None else SentFile(path)
+        return AtomicFile(path, overwrite) if special_kind(path) is None else DeviceFile(path)
 
 
 def _status(path: Path) -> os.stat_result | None:
@@ -330,25 +355,31 @@ def _status(path: Path) -> os.stat_result | None:
 _ACCESS_LIST = "system.posix_acl_access"
 
 
-def _take_over(new: Path, path: Path, old: os.stat_result) -> None:
-    """Give a new file or folder the owner, where this process may, and the permissions of the old one at `path`."""
-    # a folder's set-group-ID bit says whose its new files are; on a file it would be a privilege
+def _copy_access(new: Path, path: Path, old: os.stat_result) -> None:
+    """Copy permissions, access list and, if this process may, owner of an old file or folder.
+
+    new, path : of the new and of the old one
+    old : status of the old one
+    """
+    # A folder's set-group-ID bit decides the group of new files in it; on a file it would be a
+    # privilege.
     mode = old.st_mode & (0o2777 if stat.S_ISDIR(old.st_mode) else 0o777)
-    if not _give(new, old.st_uid, old.st_gid) and not _give(new, -1, old.st_gid):
-        # what the old group might do is not for another group, which gets what all others get
+    if not _change_owner(new, old.st_uid, old.st_gid) and not _change_owner(new, -1, old.st_gid):
+        # The new file has another group, which gets the permissions of all others, not those of
+        # the old group.
         os.chmod(new, mode & ~0o070 | (mode & 0o007) << 3)
         return
     os.chmod(new, mode)
     if hasattr(os, "getxattr"):
         try:
             os.setxattr(new, _ACCESS_LIST, os.getxattr(path, _ACCESS_LIST))
-        except OSError:  # it has none: nor has the new one, not even what its folder hands on
+        except OSError:  # the old one has no list: remove one that the new one got from its folder
             with suppress(OSError):
                 os.removexattr(new, _ACCESS_LIST)
 
 
-def _give(path: Path, user: int, group: int) -> bool:
-    """Make a file or folder belong to a user (-1: as it is) and a group; whether that could be done."""
+def _change_owner(path: Path, user: int, group: int) -> bool:
+    """Set the owner (-1: unchanged) and the group of a file or folder; False if this fails."""
     own = os.lstat(path)
     if (user in (-1, own.st_uid)) and group == own.st_gid:
         return True
@@ -360,16 +391,18 @@ def _give(path: Path, user: int, group: int) -> bool:
 
 
 class AtomicFolder:
-    """A folder that takes its target's place on `commit` and vanishes on `abort`: an `AtomicFile` of many files.
+    """A folder that replaces its target on `commit` and is removed on `abort`.
 
     path : str or Path      the target; a symbolic link is followed
-    overwrite : bool        whether an existing folder may be replaced, with everything in it
+    overwrite : bool        an existing folder may be replaced, with everything in it
+    temporary : Path        the folder to write to
 
-    A folder cannot be renamed over another. So the old one steps aside under a hidden name, the new one takes its place,
-    and the old one is removed: at every moment the old or the new one is there, whole. `temporary` is the folder's path
-    until then. Used as a context manager it aborts unless `commit` was called.
+    A folder cannot be renamed over another. So the old one is renamed to a hidden name, the new one
+    is renamed to the target, and then the old one is removed: a complete folder exists at every
+    moment. Used as a context manager, it aborts unless `commit` was called.
+    Raises: OutputExistsError, WriteError.
 
-    >>> import tempfile, os
+    >>> import tempfile
     >>> parent = tempfile.mkdtemp()
     >>> with AtomicFolder(os.path.join(parent, "a.zarr")) as output:
     ...     n = (output.temporary / "zarr.json").write_text("{}"); before = os.listdir(parent)
@@ -386,12 +419,16 @@ class AtomicFolder:
         self._overwrite = overwrite
         self._open = True
         self._placed = False
-        self._aside: Path | None = None
+        self._backup: Path | None = None
         with write_errors(path):
             self.temporary.mkdir(0o700 if os.path.lexists(self._target) else 0o777)
 
     def commit(self) -> None:
-        """Flush to the disk and take the target's place; after an error the target is as it was, and nothing else is left."""
+        """Flush the folder to the disk and replace the target, or leave that to the `AtomicGroup`.
+
+        After an error the target is unchanged and the temporary folder is removed.
+        Raises: WriteError; OutputExistsError if the target appeared meanwhile.
+        """
         try:
             with write_errors(self.path):
                 _flush_folder(self.temporary)
@@ -402,45 +439,46 @@ class AtomicFolder:
         self._open = False
 
     def place(self) -> None:
-        """Take the target's place, once whole and on the disk."""
+        """Rename the complete folder to the target. Raises: OutputExistsError, WriteError."""
         with write_errors(self.path):
             if (old := _status(self._target)) is not None:
                 if not self._overwrite:
                     raise OutputExistsError(
-                        f"cannot write {self.path}: folder appeared meanwhile; pass --overwrite to replace it"
+                        f"cannot write {self.path}: folder appeared meanwhile; "
+                        "pass --overwrite to replace it"
                     )
-                _take_over(self.temporary, self._target, old)
-                _take_over_contents(self.temporary, self._target)
-                self._aside = temporary_name(self._target, "old")
-                os.rename(self._target, self._aside)
+                _copy_access(self.temporary, self._target, old)
+                _copy_access_within(self.temporary, self._target)
+                self._backup = temporary_name(self._target, "old")
+                os.rename(self._target, self._backup)
             os.rename(self.temporary, self._target)
             self._placed = True
 
-    def set_aside(self) -> None:
-        """Nothing: the old folder steps aside when the new one takes its place."""
+    def back_up(self) -> None:
+        """Do nothing: `place` renames the old folder itself."""
 
-    def put_back(self) -> None:
-        """Undo `place`: the target is as it was, and the new folder is gone."""
-        with _kept(self.path, self._aside):
+    def roll_back(self) -> None:
+        """Undo `place`: restore the target and remove the new folder."""
+        with _backup_named(self.path, self._backup):
             if self._placed:
                 os.rename(self._target, self.temporary)
-            if self._aside is not None and os.path.lexists(self._aside):
-                os.rename(self._aside, self._target)
-        self._placed, self._aside = False, None
+            if self._backup is not None and os.path.lexists(self._backup):
+                os.rename(self._backup, self._target)
+        self._placed, self._backup = False, None
         self.discard()
 
-    def settle(self) -> None:
-        """Let the old folder go."""
-        if self._aside is not None:
-            _remove_folder(self._aside)
-            self._aside = None
+    def remove_backup(self) -> None:
+        """Remove the old folder, if `place` replaced one."""
+        if self._backup is not None:
+            _remove_folder(self._backup)
+            self._backup = None
 
     def discard(self) -> None:
-        """Remove what is whole and has not taken its place."""
+        """Remove the complete folder, if it was not placed."""
         _remove_folder(self.temporary)
 
     def abort(self) -> None:
-        """Remove the temporary folder; the target stays as it was."""
+        """Remove the temporary folder; the target is unchanged. Does nothing after `commit`."""
         if self._open:
             self._open = False
             _remove_folder(self.temporary)
@@ -458,36 +496,39 @@ class AtomicFolder:
 
 
 class AtomicGroup:
-    """Files and folders that take their places together, or none of them.
+    """Files and folders that appear together, or none of them.
 
-    Within it (and in its own thread) `commit` of an `AtomicFile` or an `AtomicFolder` writes all to the disk and stops short of
-    the rename, so that what will be there can still be read, and something be written about it. `commit` of the group then
-    renames them in their order; without it they vanish.
+    In the body (and in its thread) `commit` of an `AtomicFile` or `AtomicFolder` flushes to the
+    disk but does not rename, so that others can still read the complete output and write a record
+    of it. `commit` of the group then renames them in order; without it they are removed.
 
-    staged : list       what is whole and waits: `path` is its target, `temporary` where it is
+    staged : list       complete outputs, not yet renamed from `temporary` to `path`
 
-    >>> import tempfile, os
+    >>> import tempfile
     >>> folder = tempfile.mkdtemp()
     >>> with AtomicGroup() as group:
     ...     for name in ("a", "b"):
     ...         with AtomicFile(os.path.join(folder, name)) as output:
-    ...             n = output.file.write(b"abc"); output.commit()
-    ...     waiting = [output.temporary.read_bytes() for output in group.staged], os.path.exists(os.path.join(folder, "a"))
+    ...             n = output.file.write(b"abc")
+    ...             output.commit()
+    ...     staged = [output.temporary.read_bytes() for output in group.staged]
+    ...     exists = os.path.exists(os.path.join(folder, "a"))
     ...     group.commit()
-    >>> waiting, sorted(os.listdir(folder))
-    (([b'abc', b'abc'], False), ['a', 'b'])
+    >>> staged, exists, sorted(os.listdir(folder))
+    ([b'abc', b'abc'], False, ['a', 'b'])
     """
 
     def __init__(self) -> None:
         self.staged: list[AtomicFile | AtomicFolder] = []
 
     def commit(self) -> None:
-        """Give all of them their places; after an error every target is as it was, and nothing new is left.
+        """Place all outputs; after an error restore every target and remove all new files.
 
-        Old files that vouch for others go first, and their successors come last. So if the process is killed on the way, no
-        header describes another's voxels. Signals wait until it is done.
+        Old headers are removed first and new ones placed last. So if the process is killed
+        meanwhile, no header describes another's voxels. Signals wait until this is done.
+        Raises: OutputExistsError, WriteError.
         """
-        _place_all(sorted(self.staged, key=_vouches))
+        _place_all(sorted(self.staged, key=_is_header))
         self.staged = []
 
     def __enter__(self) -> AtomicGroup:
@@ -510,7 +551,7 @@ _group: ContextVar[AtomicGroup | None] = ContextVar("_group", default=None)
 
 
 def place_or_stage(output: AtomicFile | AtomicFolder) -> None:
-    """Give an output that is whole its place, or leave it to the group that it belongs to."""
+    """Place a complete output, or add it to the group around it."""
     group = _group.get()
     if group is not None:
         group.staged.append(output)
@@ -518,42 +559,44 @@ def place_or_stage(output: AtomicFile | AtomicFolder) -> None:
         _place_all([output])
 
 
-def _vouches(output: AtomicFile | AtomicFolder) -> bool:
-    return isinstance(output, AtomicFile) and output.vouches
+def _is_header(output: AtomicFile | AtomicFolder) -> bool:
+    return isinstance(output, AtomicFile) and output.is_header
 
 
 def _place_all(outputs: list[AtomicFile | AtomicFolder]) -> None:
-    """Give outputs their places, all or none; signals wait meanwhile."""
+    """Place all outputs or none; signals wait meanwhile."""
     placed = False
     try:
-        with signals_held():
+        with signals_deferred():
             try:
-                if len(outputs) > 1:  # one alone is renamed over the old one in one step
+                if len(outputs) > 1:  # a single output replaces the old one in one atomic step
                     for output in reversed(outputs):
-                        output.set_aside()
+                        output.back_up()
                 for output in outputs:
                     output.place()
             except BaseException as error:
-                _put_back(outputs, error)
+                _roll_back(outputs, error)
                 raise
             placed = True
             if (known := _placed.get()) is not None:
                 known += [os.fspath(output.path) for output in outputs]
             for output in outputs:
                 if isinstance(output, AtomicFile):
-                    output.settle()
+                    output.remove_backup()
     finally:
-        if placed:  # large folders take a while: signals need not wait, and where one interrupts, they go all the same
+        # Removing large folders takes a while. Signals need not wait for that, and `finally`
+        # removes them even if a signal interrupted the lines above.
+        if placed:
             for output in outputs:
-                output.settle()
+                output.remove_backup()
 
 
-def _put_back(outputs: list[AtomicFile | AtomicFolder], error: BaseException) -> None:
-    """Undo what was placed. Raises: WriteError, with where the old files are, if that cannot be done."""
+def _roll_back(outputs: list[AtomicFile | AtomicFolder], error: BaseException) -> None:
+    """Restore all targets. Raises: WriteError if one fails; it says where the old file is."""
     lost = []
     for output in outputs:
         try:
-            output.put_back()
+            output.roll_back()
         except WriteError as failed:
             lost.append(str(failed))
     if lost:
@@ -565,9 +608,9 @@ _placed: ContextVar[list[str] | None] = ContextVar("_placed", default=None)
 
 @contextmanager
 def placed_outputs() -> Iterator[list[str]]:
-    """Collect the names of outputs as they take their places: known, too, where an interrupt comes right afterwards.
+    """Collect the paths of outputs as they are placed, so that an interrupt right after loses none.
 
-    >>> import tempfile, os
+    >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder, placed_outputs() as placed:
     ...     with AtomicFile(os.path.join(folder, "a")) as output:
     ...         output.commit()
@@ -585,8 +628,11 @@ def placed_outputs() -> Iterator[list[str]]:
 
 
 @contextmanager
-def together() -> Iterator[None]:
-    """Outputs that are committed within take their places together at its end: in the group around it, or in one of its own."""
+def committed_together() -> Iterator[None]:
+    """Place the outputs that are committed in the body together, at its end.
+
+    In an `AtomicGroup` they become part of that group.
+    """
     if _group.get() is not None:
         yield
         return
@@ -596,10 +642,10 @@ def together() -> Iterator[None]:
 
 
 @contextmanager
-def signals_held() -> Iterator[None]:
-    """Ctrl-C, SIGTERM and SIGHUP wait until the body is done; then they act.
+def signals_deferred() -> Iterator[None]:
+    """Defer Ctrl-C, SIGTERM and SIGHUP until the body is done.
 
-    Only the main thread acts on signals in Python, so nothing is done in another.
+    Python handles signals in the main thread only, so other threads need nothing.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -609,7 +655,7 @@ def signals_held() -> Iterator[None]:
     try:
         for name in ("SIGINT", "SIGTERM", "SIGHUP"):
             number = getattr(signal, name, None)
-            # None: a handler that Python did not set, and cannot set again
+            # None: a handler that was not set from Python, which cannot restore it
             if number is not None and signal.getsignal(number) not in (None, signal.SIG_IGN):
                 usual[number] = signal.signal(number, lambda number, frame: arrived.append(number))
         yield
@@ -621,36 +667,48 @@ def signals_held() -> Iterator[None]:
 
 
 @contextmanager
-def _kept(path: Path, aside: Path | None) -> Iterator[None]:
-    """Say where the old file or folder is if it cannot be put back. Raises: WriteError."""
+def _backup_named(path: Path, backup: Path | None) -> Iterator[None]:
+    """Name the backup if the body cannot restore the old file or folder. Raises: WriteError.
+
+    backup : None if there was no old one, so that the new one should have been removed
+    """
     try:
         yield
     except OSError as error:
-        raise WriteError(
-            f"what was {path} before is now {aside} ({error.strerror}); rename it"
-        ) from error
+        if backup is None:
+            text = f"cannot remove the new {path} ({error.strerror}); remove it"
+        else:
+            text = (
+                f"cannot restore {path} ({error.strerror}): "
+                f"its old version is now {backup}; rename it"
+            )
+        raise WriteError(text) from error
 
 
 def _flush_folder(folder: Path) -> None:
-    """Everything in a folder on the disk: else a power cut could leave a whole folder of empty files."""
+    """Flush everything in a folder to the disk.
+
+    Otherwise a power cut could leave a complete folder of empty files.
+    """
+    unsupported = (errno.EINVAL, errno.EBADF)  # some systems cannot flush folders
     for where, _, names in os.walk(folder):
         for name in (*names, "."):
-            number = os.open(os.path.join(where, name), os.O_RDONLY)
+            descriptor = os.open(os.path.join(where, name), os.O_RDONLY)
             try:
-                os.fsync(number)
+                os.fsync(descriptor)
             except OSError as error:
-                if name != "." or error.errno not in (
-                    errno.EINVAL,
-                    errno.EBADF,
-                ):  # some systems flush no folders
+                if name != "." or error.errno not in unsupported:
                     raise
             finally:
-                os.close(number)
+                os.close(descriptor)
 
 
-def _take_over_contents(new: Path, old: Path) -> None:
-    """Give all that a new folder holds the owner of the folder, where this process may, and the permissions of what the old one
-    holds: of a file in it, and of a folder."""
+def _copy_access_within(new: Path, old: Path) -> None:
+    """Set owner and permissions of everything in a new folder.
+
+    The owner is that of the new folder, if this process may change owners. Files and folders get
+    the permissions of the first file and the first folder in the old one.
+    """
     owner = os.lstat(new)
     modes = {is_folder: _mode_within(old, is_folder) for is_folder in (False, True)}
     changed = {
@@ -658,35 +716,32 @@ def _take_over_contents(new: Path, old: Path) -> None:
         for is_folder, mode in modes.items()
         if mode not in (None, _mode_within(new, is_folder))
     }
-    given = hasattr(os, "getuid") and (owner.st_uid, owner.st_gid) != (os.getuid(), os.getgid())
-    if not changed and not given:
+    foreign = hasattr(os, "getuid") and (owner.st_uid, owner.st_gid) != (os.getuid(), os.getgid())
+    if not changed and not foreign:
         return
     for where, folders, names in os.walk(new):
-        for is_folder, name in (
-            *((True, name) for name in folders),
-            *((False, name) for name in names),
-        ):
+        entries = [*((name, True) for name in folders), *((name, False) for name in names)]
+        for name, is_folder in entries:
             path = os.path.join(where, name)
             with suppress(OSError):
-                if given:
+                if foreign:
                     os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)
                 if (mode := changed.get(is_folder)) is not None:
                     os.chmod(path, mode)
 
 
 def _mode_within(folder: Path, is_folder: bool) -> int | None:
-    """The permissions of the first file, or folder, within a folder; None if it holds none."""
+    """The permissions of the first file, or of the first folder, in a folder; None without one."""
+    mask = 0o2777 if is_folder else 0o777
     for where, folders, names in os.walk(folder):
         for name in folders if is_folder else names:
             with suppress(OSError):
-                return os.lstat(os.path.join(where, name)).st_mode & (
-                    0o2777 if is_folder else 0o777
-                )
+                return os.lstat(os.path.join(where, name)).st_mode & mask
     return None
 
 
 def _remove_folder(folder: Path) -> None:
-    """Remove a folder, patiently: a library's thread that was interrupted may still be putting a last file into it."""
+    """Remove a folder; try again if a library's interrupted thread still writes a file to it."""
     for _ in range(20):
         shutil.rmtree(folder, ignore_errors=True)
         if not os.path.lexists(folder):
@@ -695,7 +750,7 @@ def _remove_folder(folder: Path) -> None:
 
 
 def cause_of(error: OSError) -> str:
-    """Why something cannot be written, in plain words, with the cure where there is one.
+    """The reason why a write failed, in plain words, with a cure if there is one.
 
     >>> cause_of(OSError(errno.ENOSPC, "No space left on device"))
     'no space left on the disk; free some or choose another folder'
@@ -711,9 +766,10 @@ def cause_of(error: OSError) -> str:
 
 
 class write_errors:
-    """Turn an OSError of the body into a WriteError that names the output and the cause in plain words.
+    """Turn an OSError of the body into a WriteError that names the output and the cause.
 
-    The package's own errors pass: a FormatError of the input is one of them.
+    path : the output, as the user named it
+    The package's own errors pass unchanged, such as a FormatError of the input.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:

@@ -1,7 +1,8 @@
-"""Digests: short names of the contents of files, arrays and settings, by which a run can tell whether they are the same.
+"""Digests of files, arrays and settings, and fingerprints of files.
 
-All are SHA-256, written "sha256:" and 64 hexadecimal digits, so that `sha256sum` finds the same of a file. A
-fingerprint tells whether a file was touched, without reading it.
+A digest tells whether the contents are the same. All are SHA-256, written "sha256:" and 64
+hexadecimal digits; `sha256sum` prints the same digits for a file. A fingerprint tells whether a
+file was modified, without reading it.
 """
 
 from __future__ import annotations
@@ -22,48 +23,52 @@ if TYPE_CHECKING:
 DIGEST_NAME = "sha256"
 
 FileFingerprint = list[Any]
-"""What `fingerprint_of` finds: [size, inode, time of modification in ns, time of change in ns] of a file."""
+"""[size, inode, modification time in ns, change time in ns] of a file; see `fingerprint_of`."""
 
 
 def file_digest(path: str | os.PathLike[str]) -> str:
-    """The digest of a file's bytes, read in pieces; of a folder (a Zarr store), that of the files in it.
+    """The digest of a file, or of all files in a folder (a Zarr store).
 
-    A folder's is taken of the names of its files (relative, with "/", in the order of their bytes) and their digests: neither
-    times, nor permissions, nor empty folders count, nor whether a file is reached through a link.
-    Raises: SpecError for "-" and for a URL, whose bytes are not at hand; FormatError if something cannot be read.
+    The digest of a folder covers the names of its files (relative, with "/", sorted by their bytes)
+    and their digests. It ignores times, permissions and empty folders, and follows links.
+    Raises: SpecError for "-" and for a URL, which are not local files; FormatError if a file cannot
+        be read.
 
-    >>> import os, tempfile
+    >>> import tempfile
     >>> folder = tempfile.mkdtemp()
     >>> with open(os.path.join(folder, "a"), "wb") as file:
     ...     n = file.write(b"abc")
     >>> file_digest(os.path.join(folder, "a"))
     'sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad'
-    >>> whole = file_digest(folder)
-    >>> os.mkdir(os.path.join(folder, "empty")); file_digest(folder) == whole
+    >>> before = file_digest(folder)
+    >>> os.mkdir(os.path.join(folder, "empty"))
+    >>> file_digest(folder) == before
     True
-    >>> os.rename(os.path.join(folder, "a"), os.path.join(folder, "b")); file_digest(folder) == whole
+    >>> os.rename(os.path.join(folder, "a"), os.path.join(folder, "b"))
+    >>> file_digest(folder) == before
     False
     """
     name = os.fspath(path)
     if name == "-" or "://" in name:
         what = "a pipe" if name == "-" else "a URL"
         raise SpecError(
-            f"cannot take the digest of {name}: it is {what}, and not a file at hand; name a local copy"
+            f"cannot take the digest of {name}: it is {what}, not a local file; name a local copy"
         )
     if not os.path.isdir(name):
-        return f"{DIGEST_NAME}:{_of_file(name).hex()}"
+        return f"{DIGEST_NAME}:{_hash_file(name).hex()}"
     digest = hashlib.new(DIGEST_NAME)
     for inner in sorted(_files_in(name, "", ()), key=os.fsencode):
-        # the digest that follows has a fixed length and names hold no zero, so no two folders give the same bytes
-        digest.update(os.fsencode(inner) + b"\0" + _of_file(os.path.join(name, inner)))
+        # Names contain no zero byte and digests have a fixed length, so different folders never
+        # give the same bytes.
+        digest.update(os.fsencode(inner) + b"\0" + _hash_file(os.path.join(name, inner)))
     return f"{DIGEST_NAME}:{digest.hexdigest()}"
 
 
-def _of_file(path: str) -> bytes:
+def _hash_file(path: str) -> bytes:
+    """The digest of a plain file as bytes. Raises: FormatError."""
     try:
-        if not stat.S_ISREG(
-            os.stat(path).st_mode
-        ):  # to open a pipe would wait for a writer, and a device may never end
+        # opening a pipe would wait for a writer, and reading a device may never end
+        if not stat.S_ISREG(os.stat(path).st_mode):
             raise FormatError(f"cannot read {path}: it is a pipe or a device; name a file")
         with open(path, "rb") as file:
             return hashlib.file_digest(file, DIGEST_NAME).digest()
@@ -78,15 +83,17 @@ def _of_file(path: str) -> bytes:
 
 
 def _files_in(root: str, inner: str, above: tuple[str, ...]) -> list[str]:
-    """Names of the files in a folder, relative to `root`; links are followed.
+    """Names of all files in a folder, relative to `root`; links are followed.
 
-    above : tuple of str    the true names of the folders on the way, to find a link that leads back
+    inner : str             the folder, relative to `root`
+    above : tuple of str    true paths of the folders above it, to detect cycles of links
+    Raises: FormatError for a cycle, and for a folder that cannot be read.
     """
     folder = os.path.join(root, inner)
     real = os.path.realpath(folder)
     if real in above:
         raise FormatError(
-            f"cannot read {folder}: it is a link that leads back to a folder that holds it; remove it"
+            f"cannot read {folder}: it is a link to a folder that contains it; remove it"
         )
     found = []
     try:
@@ -100,15 +107,16 @@ def _files_in(root: str, inner: str, above: tuple[str, ...]) -> list[str]:
 
 
 def array_digest(array: NDArray[Any]) -> str:
-    """The digest of an array: of its dtype, its shape and its elements in C order, least byte first.
+    """The digest of an array's dtype, shape and elements.
 
-    Neither strides nor the byte order in memory count.
+    Elements are hashed in C order and little-endian, so that neither the strides nor the byte order
+    in memory matters.
     >>> import numpy as np
     >>> a = np.arange(6, dtype=np.float64).reshape(2, 3)
     >>> array_digest(a) == array_digest(np.asfortranarray(a)) == array_digest(a.astype(">f8"))
     True
-    >>> array_digest(a) == array_digest(a.reshape(3, 2)), array_digest(a) == array_digest(a.astype(np.float32))
-    (False, False)
+    >>> array_digest(a) in (array_digest(a.reshape(3, 2)), array_digest(a.astype(np.float32)))
+    False
     """
     dtype: np.dtype[Any] = array.dtype.newbyteorder("<")
     shape = ",".join(map(str, array.shape))
@@ -118,10 +126,10 @@ def array_digest(array: NDArray[Any]) -> str:
 
 
 def settings_digest(settings: Mapping[str, Any]) -> str:
-    """The digest of settings: of their JSON with sorted keys and no spaces.
+    """The digest of settings, as JSON with sorted keys and no spaces.
 
-    Values are what JSON holds; a tuple counts as a list, and 1 is not 1.0.
-    Raises: TypeError for another value.
+    settings : values that JSON can hold; a tuple equals a list, but 1 does not equal 1.0
+    Raises: TypeError for a value that JSON cannot hold.
 
     >>> settings_digest({"b": (1, 2), "a": None}) == settings_digest({"a": None, "b": [1, 2]})
     True
@@ -133,10 +141,15 @@ def settings_digest(settings: Mapping[str, Any]) -> str:
 
 
 def fingerprint_of(path: str) -> FileFingerprint:
-    """The fingerprint of a file, which stays the same while nobody writes to it: size, inode, times of modification and of
-    change in ns. For a folder: a digest of the fingerprints in it, their number, and the latest time, twice.
+    """The fingerprint of a file or folder, which changes when anybody writes to it.
 
-    Raises: FormatError.
+    Returns [size, inode, modification time in ns, change time in ns]; for a folder [digest of the
+    fingerprints in it, number of files, latest time in ns, the same again].
+    Raises: FormatError if the file, or a file in the folder, cannot be found.
+    >>> import tempfile
+    >>> with tempfile.NamedTemporaryFile() as file:
+    ...     fingerprint_of(file.name) == fingerprint_of(file.name)
+    True
     """
     try:
         if not os.path.isdir(path):

@@ -1,4 +1,4 @@
-"""Input files before they are opened by anything that knows their format. Standard library only."""
+"""Checks of input files before a format opens them. Standard library only."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from conv3d_cli.errors import FormatError
 
 
 def check_input(path: str) -> int:
-    """Size of an input file in bytes.
+    """The size of an input file in bytes.
 
     Raises: FormatError if it is missing, a folder, a pipe, unreadable or empty.
     """
     try:
-        if stat.S_ISFIFO(os.stat(path).st_mode):  # to open it would wait for a writer
+        if stat.S_ISFIFO(os.stat(path).st_mode):  # opening it would wait for a writer
             raise FormatError(
                 f"cannot read {path}: it is a pipe; pass - to read .npy from standard input"
             )
@@ -36,12 +36,13 @@ def check_input(path: str) -> int:
 
 
 def near_names(path: str) -> str:
-    """What a path to nothing may have meant, for messages: "; did you mean scan.nii.gz?", or the folder that is missing.
+    """A hint for messages about a path that does not exist; "" if there is none.
 
+    It names a similar file, as in "; did you mean scan.nii.gz?", or the folder that is missing.
     >>> near_names(os.path.join("no", "such", "folder", "x.npy"))
     "; there is no folder 'no'"
     """
-    import difflib  # late, since most runs name nothing wrongly
+    import difflib  # imported here because most runs need no suggestion
 
     folder, name = os.path.split(path)
     if folder and not os.path.isdir(folder):
@@ -51,8 +52,8 @@ def near_names(path: str) -> str:
         first = next(part for part in reversed(above) if not os.path.isdir(part))
         return f"; there is no folder {first!r}"
     try:
-        beside = os.listdir(folder or ".")
+        entries = os.listdir(folder or ".")
     except OSError:
         return ""
-    close = difflib.get_close_matches(name, beside, n=1, cutoff=0.8)
+    close = difflib.get_close_matches(name, entries, n=1, cutoff=0.8)
     return f"; did you mean {os.path.join(folder, close[0])}?" if close else ""

@@ -1,4 +1,7 @@
-"""What this process may use: CPUs (affinity and cgroup quota) and memory (cgroup limit). Standard library only."""
+"""CPUs and memory that this process may use, and what the C library does with freed memory.
+
+CPUs are limited by affinity and cgroup quotas, memory by cgroups. Standard library only.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +15,15 @@ from conv3d_cli.errors import SpecError
 
 CGROUP = Path("/sys/fs/cgroup")
 OWN_GROUPS = Path("/proc/self/cgroup")
-MEMORY_SHARE = 0.8  # of what this process may use: the default ceiling, since files also pass through the page cache
+# The default memory ceiling as a fraction of the usable memory; the page cache needs some, too.
+MEMORY_SHARE = 0.8
 
 
 def usable_cpus() -> int:
-    """CPUs this process may use: its affinity mask, capped by a cgroup quota (containers, batch systems), at least 1."""
+    """The number of CPUs that this process may use, at least 1.
+
+    It is the size of the affinity mask, capped by a cgroup quota (containers, batch systems).
+    """
     try:
         count = len(os.sched_getaffinity(0))
     except AttributeError:  # not on macOS and Windows
@@ -26,7 +33,7 @@ def usable_cpus() -> int:
 
 
 def usable_memory() -> int:
-    """Bytes of memory this process may use: the machine's, capped by a cgroup limit."""
+    """Bytes of memory that this process may use: those of the machine, capped by a cgroup limit."""
     try:
         total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):
@@ -35,13 +42,13 @@ def usable_memory() -> int:
     return min(total, limit) if limit else total
 
 
-def memory_ceiling(wish: int | None) -> int:
-    """Bytes for the whole process: the wish, else `MEMORY_SHARE` of `usable_memory`.
+def memory_ceiling(requested: int | None) -> int:
+    """Bytes for the whole process: as requested, else `MEMORY_SHARE` of `usable_memory`.
 
     >>> memory_ceiling(500 << 20) >> 20
     500
     """
-    return int(usable_memory() * MEMORY_SHARE) if wish is None else wish
+    return int(usable_memory() * MEMORY_SHARE) if requested is None else requested
 
 
 @lru_cache(maxsize=1)
@@ -62,7 +69,7 @@ def _cgroup_quota(root: Path, own: Path) -> int | None:
 
 @lru_cache(maxsize=1)
 def _cgroup_memory(root: Path, own: Path) -> int | None:
-    """Bytes that this process's control groups allow; None without a limit."""
+    """Bytes that this process's control groups allow; None if unlimited."""
     texts = [
         _read(folder / name)
         for folder in _cgroups(root, own, "memory")
@@ -72,9 +79,10 @@ def _cgroup_memory(root: Path, own: Path) -> int | None:
 
 
 def _cgroups(root: Path, own: Path, controller: str) -> list[Path]:
-    """The folders of this process's control group and of those around it, whose limits hold for it, too.
+    """The folders of this process's control group and of its ancestors, whose limits apply as well.
 
-    own : a list of "number:controllers:/path"; version 2 has no controllers there, version 1 a hierarchy for each
+    own : file of lines "number:controllers:/path". Controllers are empty in version 2; version 1
+        has a hierarchy for each
     """
     folders = {root, root / controller}
     for line in (_read(own) or "").splitlines():
@@ -95,19 +103,20 @@ def _read(path: Path) -> str | None:
         return None
 
 
-def thread_count(wish: int | None) -> int:
-    """Threads to use: the wish, else CONV3D_THREADS, else OMP_NUM_THREADS, else all usable CPUs.
+def thread_count(requested: int | None) -> int:
+    """Threads to use: as requested, else CONV3D_THREADS, else OMP_NUM_THREADS, else all CPUs.
 
-    Raises: SpecError if one of them is not a whole number of at least 1.
+    Raises: SpecError if the first of these that is set is not a whole number of at least 1.
     >>> thread_count(3)
     3
     """
-    if wish is not None:
-        if not isinstance(wish, numbers.Integral) or isinstance(wish, bool) or wish < 1:
-            raise SpecError(f"threads must be a whole number of at least 1, received {wish!r}")
-        return int(wish)
+    if requested is not None:
+        whole = isinstance(requested, numbers.Integral) and not isinstance(requested, bool)
+        if not whole or requested < 1:
+            raise SpecError(f"threads must be a whole number of at least 1, received {requested!r}")
+        return int(requested)
     for variable in ("CONV3D_THREADS", "OMP_NUM_THREADS"):
-        # OMP allows one number per nesting level
+        # OpenMP allows one number for each nesting level
         text = os.environ.get(variable, "").strip().split(",")[0]
         if text:
             if not text.isdecimal() or int(text) < 1:
@@ -118,56 +127,58 @@ def thread_count(wish: int | None) -> int:
     return usable_cpus()
 
 
-# What glibc does with memory that is freed; other C libraries do as they like.
+# Parameters of glibc's mallopt; other C libraries have none, so the functions below do nothing.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 
 
 def give_back_at_once(size: int) -> None:
-    """Have memory of at least `size` bytes go back to the system as soon as it is free."""
+    """Make the C library return freed blocks of at least `size` bytes to the system at once."""
     _call_libc("mallopt", M_MMAP_THRESHOLD, size)
 
 
 def keep_freed_memory() -> None:
-    """Have the C library keep what chunks of up to 32 MB leave, for the next: some 100 MB a thread at most.
+    """Make the C library keep freed blocks of up to 32 MB for reuse.
 
-    Dask starts its workers with MALLOC_TRIM_THRESHOLD_ so low that every chunk's memory goes back to the system and is zeroed
-    when the next one needs it.
+    It keeps at most about 100 MB for each thread. Dask starts its workers with such a low
+    MALLOC_TRIM_THRESHOLD_ that the memory of every chunk returns to the system, which zeroes it
+    again for the next chunk.
     """
-    _call_libc("mallopt", M_MMAP_THRESHOLD, 32 << 20)  # the most that glibc takes
+    _call_libc("mallopt", M_MMAP_THRESHOLD, 32 << 20)  # the largest value that glibc accepts
     _call_libc("mallopt", M_TRIM_THRESHOLD, 128 << 20)
 
 
 def give_back_memory() -> None:
-    """Have the C library return to the system what it kept."""
+    """Make the C library return to the system the freed memory that it keeps."""
     _call_libc("malloc_trim", 0)
 
 
 def _call_libc(name: str, *arguments: int) -> None:
+    """Call a function of the C library, if it has one of this name."""
     try:
         import ctypes
 
         getattr(ctypes.CDLL(None), name)(*arguments)
     except (ImportError, OSError, AttributeError, TypeError):
-        pass  # another system
+        pass  # not glibc
 
 
 def byte_size(text: str) -> int:
-    """Parse a size such as `500M`, `2G`, `1.5GiB` or `1048576` into bytes (powers of 1024).
+    """Parse `500M`, `2G`, `1.5GiB`, `1048576`, ... into bytes; units are powers of 1024.
 
-    Raises: SpecError.
+    Raises: SpecError for any other text.
     >>> byte_size("2G"), byte_size("512MiB"), byte_size("1.5k")
     (2147483648, 536870912, 1536)
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)i?b?\s*", text.lower())
     if not match:
         raise SpecError(
-            f"a memory size is a number with K, M, G or T, received '{text}'; for example 500M or 2G"
+            f"a memory size is a number with K, M, G or T, such as 500M or 2G, received '{text}'"
         )
     return int(float(match[1]) * 1024 ** " kmgt".index(match[2] or " "))
 
 
 def format_bytes(count: float) -> str:
-    """A size for people.
+    """A number of bytes as text with a unit, for people.
 
     >>> format_bytes(512), format_bytes(3 << 20)
     ('512 B', '3.0 MiB')

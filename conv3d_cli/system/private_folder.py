@@ -1,8 +1,10 @@
-"""A folder of files that only this user, or the administrator, can have written: compiled code is read from no other.
+"""`PrivateFolder`: a folder whose files only this user or root can have written.
 
-Whoever may write into one of the folders above could put another folder in its place. So the path is walked from the root,
-each step through a descriptor of the folder before it: every folder, link and file on the way must belong to this user or
-to root, and nobody else may write to it. What was looked at is what is read, whatever is renamed meanwhile.
+Compiled code is read from such folders only. A user who may write to a folder above could replace
+the folder below it. So the path is walked from the root, and each folder is opened through the
+descriptor of its parent: every folder, link and file on the way must belong to this user or to
+root, and nobody else may write to it. The folder that was checked is the one that is read, even if
+somebody renames it meanwhile.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 
 POSIX = os.open in os.supports_dir_fd and hasattr(os, "getuid")
-MAX_LINKS = 40  # as Linux follows
+MAX_LINKS = 40  # symbolic links in a path, as many as Linux follows
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
 _FOLDER = getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_PATH", os.O_RDONLY) | _NO_LINK
 _READ = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0) | _NO_LINK
@@ -25,61 +27,65 @@ _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0) | _NO_L
 
 
 class PrivateFolder:
-    """A folder, opened; see the module. Used as a context manager, which closes it.
+    """An open private folder, as the module describes it. Close it, or use it as a context manager.
 
-    path : str or Path      made absolute; symbolic links on the way are followed if they are this user's or root's
-    make : bool             folders that are missing are made, for this user alone
-    Raises: PermissionError, saying which part of the path others may write; OSError if it is missing or cannot be made.
+    path : str or Path      made absolute; symbolic links are followed if this user or root owns
+                            them
+    make : bool             make missing folders, for this user only
+    Raises: PermissionError, which names the part of the path that others may write; OSError if the
+        folder is missing or cannot be made.
 
     >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as parent, PrivateFolder(Path(parent) / "a" / "b", make=True) as folder:
-    ...     folder.write("x", b"abc")
-    ...     folder.read("x"), folder.read("y")
+    >>> with tempfile.TemporaryDirectory() as parent:
+    ...     with PrivateFolder(Path(parent) / "a" / "b", make=True) as folder:
+    ...         folder.write("x", b"abc")
+    ...         folder.read("x"), folder.read("y")
     (b'abc', None)
     """
 
     def __init__(self, path: str | os.PathLike[str], make: bool = False) -> None:
         self.path = Path(os.path.abspath(path))
-        self._number: int | None = None
+        self._descriptor: int | None = None
         if POSIX:
-            self._number = _walk(self.path, make)
+            self._descriptor = _open_private(self.path, make)
         elif make:
             self.path.mkdir(parents=True, exist_ok=True)
         elif not self.path.is_dir():
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.path))
 
     def _place(self, name: str) -> str:
-        return name if self._number is not None else str(self.path / name)
+        return name if self._descriptor is not None else str(self.path / name)
 
     def read(self, name: str, secret: bool = False) -> bytes | None:
-        """A file's bytes; None if it is missing or not a plain file of this user or root that nobody else may write.
+        """The bytes of a file; None if it is missing or others may write it.
 
+        name : str          in this folder; None as well unless it is a plain file
         secret : bool       None as well if others may read it
         """
         try:
-            number = os.open(self._place(name), _READ, dir_fd=self._number)
+            descriptor = os.open(self._place(name), _READ, dir_fd=self._descriptor)
         except OSError:
             return None
         try:
-            status = os.fstat(number)
+            status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
                 return None
-            if POSIX and (_fault(status) or (secret and status.st_mode & 0o077)):
+            if POSIX and (_why_unsafe(status) or (secret and status.st_mode & 0o077)):
                 return None
-            with open(number, "rb", closefd=False) as file:
+            with open(descriptor, "rb", closefd=False) as file:
                 return file.read()
         except OSError:
             return None
         finally:
-            os.close(number)
+            os.close(descriptor)
 
     def write(self, name: str, data: bytes, replace: bool = True) -> None:
-        """Write a file that only this user may read; it appears whole.
+        """Write a file that only this user may read; it appears complete.
 
-        replace : bool      whether it takes the place of one that is there
+        replace : bool      False: keep an existing file
         Raises: OSError.
         """
-        here, target = self._number, self._place(name)
+        here, target = self._descriptor, self._place(name)
         with self._temporary(data) as temporary:
             if not replace:
                 try:
@@ -92,7 +98,7 @@ class PrivateFolder:
             os.replace(temporary, target, src_dir_fd=here, dst_dir_fd=here)
 
     def check_writable(self) -> None:
-        """Write a file and remove it. Raises: OSError if that cannot be done."""
+        """Write a file and remove it. Raises: OSError if that fails."""
         with self._temporary(b""):
             pass
 
@@ -100,26 +106,26 @@ class PrivateFolder:
     def _temporary(self, data: bytes) -> Iterator[str]:
         temporary = self._place(f".writing-{os.urandom(8).hex()}")
         try:
-            with open(os.open(temporary, _NEW, 0o600, dir_fd=self._number), "wb") as file:
+            with open(os.open(temporary, _NEW, 0o600, dir_fd=self._descriptor), "wb") as file:
                 file.write(data)
             yield temporary
         finally:
             with suppress(OSError):
-                os.unlink(temporary, dir_fd=self._number)
+                os.unlink(temporary, dir_fd=self._descriptor)
 
-    def holds(self, name: str) -> bool:
-        """Whether there is a file of this name, of whatever kind."""
+    def exists(self, name: str) -> bool:
+        """True if the folder has an entry of this name, of any kind."""
         try:
-            os.stat(self._place(name), dir_fd=self._number, follow_symlinks=False)
+            os.stat(self._place(name), dir_fd=self._descriptor, follow_symlinks=False)
         except OSError:
             return False
         return True
 
     def close(self) -> None:
-        """Let it go."""
-        if self._number is not None:
-            os.close(self._number)
-            self._number = None
+        """Close the folder. Does nothing when called again."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
 
     def __enter__(self) -> PrivateFolder:
         return self
@@ -133,22 +139,22 @@ class PrivateFolder:
         self.close()
 
 
-def _walk(path: Path, make: bool) -> int:
-    """A descriptor of a folder that nobody else can have written to."""
-    number = os.open("/", _FOLDER)
+def _open_private(path: Path, make: bool) -> int:
+    """Open a folder after checking every folder and link of its path; its descriptor."""
+    descriptor = os.open("/", _FOLDER)
     try:
         names = list(reversed(path.parts[1:]))
-        links, fault = 0, _fault(os.fstat(number), sticky=True)
+        links, why_unsafe = 0, _why_unsafe(os.fstat(descriptor), sticky=True)
         here = "/"
-        while not fault and names:
+        while not why_unsafe and names:
             name = names.pop()
             here = os.path.join(here, name)
             try:
-                number = _into(number, name, make)
+                descriptor = _open_inside(descriptor, name, make)
             except OSError as error:
                 if error.errno not in (errno.ELOOP, errno.ENOTDIR):
                     raise
-                status = os.stat(name, dir_fd=number, follow_symlinks=False)
+                status = os.stat(name, dir_fd=descriptor, follow_symlinks=False)
                 links += 1
                 if not stat.S_ISLNK(status.st_mode) or links > MAX_LINKS:
                     raise
@@ -156,36 +162,37 @@ def _walk(path: Path, make: bool) -> int:
                     raise PermissionError(
                         errno.EPERM, f"the link {here} is another user's"
                     ) from None
-                target = Path(os.readlink(name, dir_fd=number))
+                target = Path(os.readlink(name, dir_fd=descriptor))
                 here = os.path.dirname(here)
                 if target.is_absolute():
                     here = "/"
-                    number = _into(number, "/", False)
+                    descriptor = _open_inside(descriptor, "/", False)
                 names += reversed(target.parts[target.is_absolute() :])
                 continue
-            fault = _fault(os.fstat(number), sticky=bool(names))
-        if fault:
-            raise PermissionError(errno.EPERM, f"{here} {fault}")
-        return number
+            why_unsafe = _why_unsafe(os.fstat(descriptor), sticky=bool(names))
+        if why_unsafe:
+            raise PermissionError(errno.EPERM, f"{here} {why_unsafe}")
+        return descriptor
     except BaseException:
-        os.close(number)
+        os.close(descriptor)
         raise
 
 
-def _into(number: int, name: str, make: bool) -> int:
-    """The descriptor of a folder within that of another, which is closed."""
+def _open_inside(descriptor: int, name: str, make: bool) -> int:
+    """Open a folder inside another one, whose descriptor is then closed."""
     if make:
         with suppress(FileExistsError):
-            os.mkdir(name, 0o700, dir_fd=number)
-    inner = os.open(name, _FOLDER, dir_fd=number)
-    os.close(number)
+            os.mkdir(name, 0o700, dir_fd=descriptor)
+    inner = os.open(name, _FOLDER, dir_fd=descriptor)
+    os.close(descriptor)
     return inner
 
 
-def _fault(status: os.stat_result, sticky: bool = False) -> str:
-    """Why a file or folder may hold what others wrote; "" if it cannot.
+def _why_unsafe(status: os.stat_result, sticky: bool = False) -> str:
+    """The reason why others may have written a file or folder; "" if they cannot.
 
-    sticky : bool       a folder in which nobody can move or remove what is another's, as /tmp, will do
+    sticky : bool       a folder may be writable if only owners can rename or remove its entries
+                        (/tmp)
     """
     if status.st_uid not in _trusted_users():
         return "is another user's"
@@ -199,7 +206,10 @@ def _fault(status: os.stat_result, sticky: bool = False) -> str:
 
 @lru_cache(maxsize=1)
 def _trusted_users() -> frozenset[int]:
-    """This user and root. In a container that maps this user alone, root is whoever has no number there."""
+    """User IDs of this user and of root.
+
+    In a container that maps this user only, root appears as the overflow user.
+    """
     users = {os.getuid(), 0}
     with suppress(OSError, ValueError):
         rows = [
@@ -213,7 +223,7 @@ def _trusted_users() -> frozenset[int]:
 
 @lru_cache(maxsize=8)
 def _is_own_group(group: int) -> bool:
-    """Whether a group is this user's alone, as where everybody has a group of the same name and umask 002."""
+    """True for a group of this user only, as on systems that give every user such a group."""
     import grp
     import pwd
 

@@ -1,6 +1,7 @@
-"""Standard input, output and error of the process, as whoever started it left them: closed, full, or read by nobody.
+"""Standard input, output and error, in case the parent process closed them or nobody reads them.
 
-What was computed decides the exit code, not whether a message about it found a reader. Standard library only.
+The exit code depends on the results, not on whether anybody could read the messages. Standard
+library only.
 """
 
 from __future__ import annotations
@@ -13,18 +14,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-# In the order of their descriptors. /dev/null stands in for a closed one: the other way round for input and output, so that
-# reading and writing still fail and are told; messages may go.
+# Name, mode and flags, in the order of the descriptors. /dev/null replaces a closed stream. It is
+# opened for writing as input and for reading as output, so that using these still fails and is
+# reported; messages may be lost.
 STREAMS = (("stdin", "r", os.O_WRONLY), ("stdout", "w", os.O_RDONLY), ("stderr", "w", os.O_WRONLY))
 
 
 class _Messages(io.FileIO):
-    """Standard error that takes every message, whether it arrives or not: a log whose disk is full ends no job."""
+    """Standard error that never fails: a log on a full disk must not end a job."""
 
     def write(self, data: Any, /) -> int:
+        """Write bytes, or drop them after an error; their number."""
         try:
             written = super().write(data)
-            while written is None:  # the descriptor does not wait: whoever reads is slow
+            while written is None:  # a non-blocking descriptor whose reader is slow
                 select.select((), (self,), ())
                 written = super().write(data)
             return written
@@ -34,18 +37,20 @@ class _Messages(io.FileIO):
 
 @contextmanager
 def standard_streams() -> Iterator[None]:
-    """Give a command all three standard streams, before it opens any file.
+    """Open all three standard streams before a command opens any file.
 
-    A descriptor that is closed goes to the next file that is opened: an output would be file 2, and messages would be written
-    into its voxels. `sys.stdin`, `sys.stdout` and `sys.stderr` are streams in the body, never None; what `sys.stderr` cannot
-    deliver is dropped without an error. What `sys.stdout` could not take and a command has told is dropped at the end.
+    The next file that is opened gets the number of a closed descriptor: an output could become
+    file 2, and messages would be written into its voxels. In the body `sys.stdin`, `sys.stdout` and
+    `sys.stderr` are never None. Messages that `sys.stderr` cannot deliver are dropped silently.
+    Text that `sys.stdout` could not take is dropped at the end; the command has reported that.
     """
     for name, mode, flags in STREAMS:
         if getattr(sys, name) is None:  # Python found its descriptor closed
-            # the lowest number that is free: the stream's own
+            # the lowest free number, which is that of the stream
             descriptor = os.open(os.devnull, flags)
-            os.set_inheritable(descriptor, True)  # processes started from here need all three, too
-            stream = open(descriptor, mode, encoding="utf-8", closefd=False)  # noqa: SIM115 - as long as the process
+            os.set_inheritable(descriptor, True)  # child processes need all three, too
+            # never closed: it lives as long as the process
+            stream = open(descriptor, mode, encoding="utf-8", closefd=False)  # noqa: SIM115
             setattr(sys, name, stream)
     before = sys.stderr
     raw = io.BufferedWriter(_Messages(before.fileno(), "w", closefd=False))
@@ -55,5 +60,5 @@ def standard_streams() -> Iterator[None]:
     finally:
         try:
             sys.stdout.flush()
-        except OSError:  # else Python tries once more, complains, and ends with a code of its own
+        except OSError:  # else Python would try again, complain, and exit with its own code
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

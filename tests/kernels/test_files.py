@@ -427,7 +427,7 @@ def test_npz_with_other_arrays(tmp_path: Path, weights: np.ndarray) -> None:
         ({"kernel": np.ones((1, 1, 1)), "bias": np.ones(0)}, "the bias of kernel .* received shape"),
         ({"kernel": np.ones((1, 1, 1)), "bias": np.array(["a"])}, "real numbers"),
         ({"kernel": np.ones((1, 1, 1)), "bias": np.array([np.inf])}, "finite"),
-        ({"kernel": np.ones((1, 1, 1, 1, 2)), "bias": np.ones(3)}, "one number a filter"),
+        ({"kernel": np.ones((1, 1, 1, 1, 2)), "bias": np.ones(3)}, "one number for each filter"),
         ({"kernel": np.ones((1, 1, 1)), "centre": np.ones(2)}, "the centre is three numbers"),
         ({"kernel": np.ones((1, 1, 1)), "centre": np.array([0, 0, 1])}, "must lie inside"),
         ({"kernel": np.ones((1, 1, 1)), "centre": np.array([0, 0, np.nan])}, "must lie inside"),

@@ -502,7 +502,7 @@ def test_padding_layers_go_into_the_layer_after_them() -> None:
     [
         ([entry("ZeroPadding3D"), entry("Conv3D", filters=1, kernel_size=3, strides=2, padding="same")],
          "layer 'conv3d' cannot be joined with 'zeropadding3d' before it: its padding 'same' with strides > 1"),
-        ([entry("Cropping3D"), CONV], "'cropping3d' takes voxels of the volume away"),
+        ([entry("Cropping3D"), CONV], "'cropping3d' crops voxels of the volume"),
         ([CONV, entry("ZeroPadding3D")], "'zeropadding3d' is of class ZeroPadding3D and no Conv3D layer follows it"),
         ([CONV, entry("ZeroPadding3D"), entry("Activation", activation="sigmoid"), CONV],
          "'activation', sigmoid, makes other numbers of the zeros that layer 'zeropadding3d' adds"),

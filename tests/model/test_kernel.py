@@ -98,7 +98,7 @@ def test_forms_of_a_bias(bias: Any, expected: list[float]) -> None:
 
 @pytest.mark.parametrize("bias", [[1, 2], [1, 2, 3, 4], [[1, 2, 3]], [], np.ones((3, 1))])
 def test_a_layers_bias_is_one_number_a_filter(bias: Any) -> None:
-    with pytest.raises(ShapeError, match=r"one number a filter \(3\), received shape"):
+    with pytest.raises(ShapeError, match=r"one number for each filter \(3\), received shape"):
         Kernel(LAYER, bias)
 
 

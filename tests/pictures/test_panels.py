@@ -63,7 +63,7 @@ def test_signed_shades_are_black_at_zero_and_keep_peaks() -> None:
 
 
 def test_bent_shades() -> None:
-    assert panel([[-0.25, 0, 0.25, 1]], (-1, 1), signed=True, bend=0.5).paint(1, 4).tolist() == [
+    assert panel([[-0.25, 0, 0.25, 1]], (-1, 1), signed=True, gamma=0.5).paint(1, 4).tolist() == [
         [64, 127, 190, 254]
     ]
 
@@ -176,7 +176,7 @@ def test_without_anatomy_rows_are_as_stored() -> None:
     ):
         np.testing.assert_array_equal(drawn.values, plane)
         assert not any(drawn.letters)
-    assert [p.words for p in panels_of(slices_of(data), (0, 1))][
+    assert [p.directions for p in panels_of(slices_of(data), (0, 1))][
         2
     ] == "depth down, height to the right"
 

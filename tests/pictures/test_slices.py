@@ -15,7 +15,7 @@ from conv3d_cli.errors import Conv3DError, FormatError, ShapeError, SpecError
 from conv3d_cli.formats import open_volume
 from conv3d_cli.formats.base import RawReader
 from conv3d_cli.model.grid import Grid, affine_from_spacing
-from conv3d_cli.pictures.slices import Place, read_slices
+from conv3d_cli.pictures.slices import Position, read_slices
 
 SHAPE = (2, 3, 6, 7, 8)  # t c z y x
 
@@ -34,7 +34,7 @@ def test_known_voxels_of_every_format(tmp_path: Path, suffix: str) -> None:
     write_volume(path, Volume(data, "tczyx", Grid(spacing, "mm", affine_from_spacing(spacing))))
     axes = "tczyx" if suffix == ".npy" else None
     for n, c, place in ((0, 0, (3, 3, 4)), (1, 2, (5, 0, 7)), (1, 0, (0, 6, 0))):
-        slices = read_slices(path, Place(tuple(map(float, place))), n, c, axes)
+        slices = read_slices(path, Position(tuple(map(float, place))), n, c, axes)
         d, h, w = place
         assert slices.at == place
         np.testing.assert_array_equal(slices.planes[0], data[n, c, d])
@@ -71,7 +71,7 @@ def test_long_axes_are_thinned(tmp_path: Path, suffix: str) -> None:
     data = np.arange(5 * 9 * 30, dtype=np.float32).reshape(5, 9, 30)
     path = str(tmp_path / f"x{suffix}")
     write_volume(path, Volume(data, "zyx"))
-    slices = read_slices(path, Place((3.0, 5.0, 7.0)), most=4)
+    slices = read_slices(path, Position((3.0, 5.0, 7.0)), max_samples=4)
     assert slices.steps == (2, 3, 8)
     np.testing.assert_array_equal(slices.planes[0], data[3, ::3, ::8])
     np.testing.assert_array_equal(slices.planes[1], data[::2, 5, ::8])
@@ -80,9 +80,11 @@ def test_long_axes_are_thinned(tmp_path: Path, suffix: str) -> None:
 
 def test_pieces_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     np.save(tmp_path / "x.npy", numbered()[0, 0])
-    whole = read_slices(str(tmp_path / "x.npy"), most=3)
+    whole = read_slices(str(tmp_path / "x.npy"), max_samples=3)
     monkeypatch.setattr("conv3d_cli.pictures.slices.PIECE_BYTES", 1)
-    for a, b in zip(whole.planes, read_slices(str(tmp_path / "x.npy"), most=3).planes, strict=True):
+    for a, b in zip(
+        whole.planes, read_slices(str(tmp_path / "x.npy"), max_samples=3).planes, strict=True
+    ):
         np.testing.assert_array_equal(a, b)
 
 
@@ -106,12 +108,12 @@ def test_a_point_of_the_world(tmp_path: Path) -> None:
     nib.Nifti1Image(np.zeros((4, 5, 6), np.uint8), affine).to_filename(tmp_path / "x.nii.gz")
     i, j, k = 3, 1, 2
     x, y, z = (affine @ [i, j, k, 1])[:3]
-    assert read_slices(str(tmp_path / "x.nii.gz"), Place.parse(f"{x},{y},{z}mm")).at == (k, j, i)
+    assert read_slices(str(tmp_path / "x.nii.gz"), Position.parse(f"{x},{y},{z}mm")).at == (k, j, i)
     assert read_slices(
-        str(tmp_path / "x.nii.gz"), Place.parse(f"{x / 10},{y / 10 + 0.01},{z / 10}cm")
+        str(tmp_path / "x.nii.gz"), Position.parse(f"{x / 10},{y / 10 + 0.01},{z / 10}cm")
     ).at == (k, j, i)
     with pytest.raises(ShapeError, match=r"100,0,0 mm, voxel .* lies outside"):
-        read_slices(str(tmp_path / "x.nii.gz"), Place.parse("100,0,0mm"))
+        read_slices(str(tmp_path / "x.nii.gz"), Position.parse("100,0,0mm"))
 
 
 @pytest.mark.parametrize(
@@ -120,7 +122,7 @@ def test_a_point_of_the_world(tmp_path: Path) -> None:
 )
 def test_wrong_places(text: str) -> None:
     with pytest.raises(SpecError, match="a place is a voxel D,H,W"):
-        Place.parse(text)
+        Position.parse(text)
 
 
 @pytest.mark.parametrize(
@@ -130,11 +132,11 @@ def test_wrong_places(text: str) -> None:
         ({"n": -1}, "received -n -1"),
         ({"channel": 3}, "has 3 channels, counted from 0, received -c 3"),
         (
-            {"at": Place((6.0, 0.0, 0.0))},
+            {"at": Position((6.0, 0.0, 0.0))},
             "voxel 6,0,0 lies outside .*, whose depth,height,width is 6,7,8",
         ),
-        ({"at": Place((1e300, 0.0, 0.0))}, "lies outside"),
-        ({"at": Place((0.0, 0.0, 0.0), "mm")}, "has no place in the world"),
+        ({"at": Position((1e300, 0.0, 0.0))}, "lies outside"),
+        ({"at": Position((0.0, 0.0, 0.0), "mm")}, "has no world coordinates"),
     ],
 )
 def test_places_that_are_not_there(

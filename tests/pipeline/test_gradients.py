@@ -568,7 +568,7 @@ def test_verify_finds_a_wrong_component(scan: Path, tmp_path: Path) -> None:
         (["-k", "sobel:axis=xyz", "--normalize"], 4, "cannot be normalized"),
         (["-k", "sobel:axis=xyz", "--filters", "3"], 4, "filters=3 was asked for, but the kernel gives 6"),
         (["-k", "sobel:axis=xyz", "--groups", "2"], 4, "takes no groups"),
-        (["-k", "sobel:axis=xyz", "--bias", "1,2,3"], 4, "one number a filter (of a bank: 1)"),
+        (["-k", "sobel:axis=xyz", "--bias", "1,2,3"], 4, "one number for each filter (1 for a bank)"),
     ],
 )  # fmt: skip
 def test_what_is_refused(
@@ -581,7 +581,7 @@ def test_what_is_refused(
 
 def test_what_python_is_refused() -> None:
     x = np.zeros((4, 4, 4))
-    with pytest.raises(SpecError, match="magnitude is of a bank of derivatives"):
+    with pytest.raises(SpecError, match="magnitude needs a bank of derivatives"):
         conv3d(x, np.ones((3, 3, 3)), magnitude=True)
     with pytest.raises(ShapeError, match="received 4-D"):
         Kernel(np.ones((3, 3, 3, 2)))

@@ -25,10 +25,10 @@ from conv3d_cli.system.atomic import (
     AtomicFolder,
     AtomicGroup,
     check_target,
+    committed_together,
     placed_outputs,
     suffix_of,
     text_output,
-    together,
     write_errors,
 )
 
@@ -563,7 +563,7 @@ def test_a_group_that_fails_leaves_all_as_it_was(
 
     with pytest.raises(WriteError, match="broken"), AtomicGroup() as group:  # noqa: PT012
         for name in ("a", "b", "c"):
-            with AtomicFile(tmp_path / name, overwrite=True, vouches=name == "c") as output:
+            with AtomicFile(tmp_path / name, overwrite=True, is_header=name == "c") as output:
                 output.file.write(b"new")
                 output.commit()
         monkeypatch.setattr(os, "replace", failing)
@@ -582,13 +582,42 @@ def test_what_cannot_be_put_back_is_said(tmp_path: Path, monkeypatch: pytest.Mon
 
     with pytest.raises(WriteError, match="broken") as caught, AtomicGroup() as group:  # noqa: PT012
         for name in ("a", "b"):
-            with AtomicFile(tmp_path / name, overwrite=True, vouches=name == "b") as output:
+            with AtomicFile(tmp_path / name, overwrite=True, is_header=name == "b") as output:
                 output.commit()
         monkeypatch.setattr(os, "replace", failing)
         group.commit()
     (kept,) = tmp_path.iterdir()
-    assert f"b before is now {kept} (broken); rename it" in str(caught.value)
+    restore = f"cannot restore {tmp_path / 'b'} (broken): its old version is now {kept}; rename it"
+    assert restore in str(caught.value)
     assert kept.read_bytes() == b"old b"
+
+
+def test_a_new_file_that_cannot_be_removed_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing was there before, so no old version is spoken of."""
+    unlink, replace = Path.unlink, os.replace
+
+    def failing_unlink(path: Path, missing_ok: bool = False) -> None:
+        if path.name == "a":
+            raise OSError(errno.EIO, "broken")
+        unlink(path, missing_ok)
+
+    def failing_replace(source: Path, target: Path) -> None:
+        if target.name == "b":
+            raise OSError(errno.EIO, "failing")
+        replace(source, target)
+
+    with pytest.raises(WriteError, match="failing") as caught, AtomicGroup() as group:  # noqa: PT012
+        for name in ("a", "b"):
+            with AtomicFile(tmp_path / name) as output:
+                output.commit()
+        monkeypatch.setattr(Path, "unlink", failing_unlink)
+        monkeypatch.setattr(os, "replace", failing_replace)
+        group.commit()
+    assert f"cannot remove the new {tmp_path / 'a'} (broken); remove it" in str(caught.value)
+    assert "None" not in str(caught.value)
+    assert names(tmp_path) == ["a"]
 
 
 def test_without_hard_links_a_group_does_as_well(
@@ -599,7 +628,7 @@ def test_without_hard_links_a_group_does_as_well(
 
     monkeypatch.setattr(os, "link", refused)
     for text in (b"first", b"second"):
-        with together():
+        with committed_together():
             for name in ("a", "b"):
                 with AtomicFile(tmp_path / name, overwrite=True) as output:
                     output.file.write(text)
@@ -612,7 +641,7 @@ def test_without_hard_links_a_group_does_as_well(
 
 def test_together_within_a_group_waits_for_it(tmp_path: Path) -> None:
     with AtomicGroup() as group:
-        with together(), AtomicFile(tmp_path / "a") as output:
+        with committed_together(), AtomicFile(tmp_path / "a") as output:
             output.commit()
         assert len(group.staged) == 1
         assert "a" not in names(tmp_path)
@@ -642,7 +671,7 @@ def test_signals_wait_until_all_have_their_places(
 
     before = signal.signal(number, tell)
     try:
-        with pytest.raises(Told), together():  # noqa: PT012
+        with pytest.raises(Told), committed_together():  # noqa: PT012
             for name in ("a", "b"):
                 with AtomicFile(tmp_path / name) as output:
                     output.commit()
@@ -877,7 +906,7 @@ def test_no_file_takes_the_place_of_a_device(short_path: Path, overwrite: bool) 
 def test_a_device_that_appears_meanwhile_stays(tmp_path: Path) -> None:
     with AtomicFile(tmp_path / "a", overwrite=True) as output:
         os.mkfifo(tmp_path / "a")
-        with pytest.raises(WriteError, match="took its place"):
+        with pytest.raises(WriteError, match="link or device appeared there meanwhile"):
             output.commit()
     assert stat.S_ISFIFO((tmp_path / "a").stat().st_mode)
     assert names(tmp_path) == ["a"]

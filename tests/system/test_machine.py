@@ -176,7 +176,7 @@ def test_sizes_in_bytes(text: str, size: int) -> None:
     "text", ["", "M", "-1G", "1e3", "2 GG", "2P", "1.5.2M", "nan", "1,5G", "0x10"]
 )
 def test_sizes_that_are_none(text: str) -> None:
-    with pytest.raises(SpecError, match="for example 500M or 2G"):
+    with pytest.raises(SpecError, match="such as 500M or 2G"):
         byte_size(text)
 
 

@@ -45,7 +45,7 @@ def test_what_is_written_is_read_and_private(top: Path) -> None:
         folder.write("x", b"three", replace=False)
         folder.write("y", b"new", replace=False)
         assert (folder.read("x"), folder.read("y"), folder.read("z")) == (b"two", b"new", None)
-        assert (folder.holds("x"), folder.holds("z")) == (True, False)
+        assert (folder.exists("x"), folder.exists("z")) == (True, False)
         folder.check_writable()
     assert sorted(path.name for path in (top / "a" / "b").iterdir()) == ["x", "y"]
     for path, mode in (

@@ -243,7 +243,7 @@ def create_nifti(
     opened = [AtomicFile(voxel_path, overwrite)]
     try:
         if pair:
-            opened.append(AtomicFile(header_path, overwrite, vouches=True))
+            opened.append(AtomicFile(header_path, overwrite, is_header=True))
         with write_errors(header_path):
             head = packed(prefix, codec, options.gz_level) if pair and codec is not None else prefix
             if pair or codec is None:

@@ -244,7 +244,7 @@ def create_nrrd(
     opened = [AtomicFile(names[-1], overwrite)]
     try:
         if len(names) == 2:
-            opened.append(AtomicFile(path, overwrite, vouches=True))
+            opened.append(AtomicFile(path, overwrite, is_header=True))
         with write_errors(path):
             if packs:
                 opened[0].file.write(text)

@@ -94,8 +94,8 @@ class BoxJob:
             input=SLABS_READ * held,
             layers=most,
             output=(1 + BOXES_BEHIND) * box * self.channels * self.output.dtype.itemsize,
-            reader=self.reading.held,
-            writer=self.writing.held,
+            reader=self.reading.buffer_bytes,
+            writer=self.writing.buffer_bytes,
         )
 
     def _fits(self, partition: Partition) -> bool:
