@@ -173,7 +173,7 @@ def test_the_table_as_json(run: Any) -> None:
         "choices": None,
         "minimum": 0,
         "maximum": 3,
-        "metavar": None,
+        "metavar": "N",
         "default": 1,
         "repeats": False,
         "file": None,
