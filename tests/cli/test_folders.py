@@ -234,11 +234,15 @@ def test_outputs_lie_by_the_manifest_where_there_is_no_out_dir(run: Any, table: 
             2,
             "the coverage",
         ),
-        ("input\n-\n", 2, "line 2, column input: '-' is no file"),
-        ("input,output\nraw/a.npy,-\n", 2, "line 2, column output: '-' is no file"),
+        ("input\n-\n", 2, "line 2, column input: a manifest names files, received '-'"),
+        (
+            "input,output\nraw/a.npy,-\n",
+            2,
+            "line 2, column output: a manifest names files, received '-'",
+        ),
         ("input,config\nraw/a.npy,no.toml\n", 3, "line 2: cannot read config"),
         ("input,bias\nraw/a.npy,no.txt\n", 3, "line 2: cannot read"),
-        ("kernel\nbox\n", 2, "no column input"),
+        ("kernel\nbox\n", 2, "no column 'input'"),
     ],
 )
 def test_mistakes_in_a_manifest(
