@@ -1,7 +1,7 @@
-"""The command line: one file per command, options declared once in `options.py`, errors translated here.
+"""The command line: one file per command; this one also turns errors into messages and exit codes.
 
-Click and Rich live only in this folder. Command modules import NumPy, Numba and the formats inside the command bodies, so
-that help is quick.
+Only this folder uses Click and Rich. Command modules import NumPy, Numba and the formats inside the
+command bodies, so that --help is quick.
 """
 
 from __future__ import annotations
@@ -32,7 +32,10 @@ from conv3d_cli.system.atomic import cause_of, placed_outputs
 
 
 class Terminated(BaseException):
-    """SIGTERM, or SIGHUP, arrived; like KeyboardInterrupt it passes through every `except Exception`."""
+    """SIGTERM or SIGHUP arrived. Like KeyboardInterrupt, it passes every `except Exception`.
+
+    signum : int    number of the signal
+    """
 
     def __init__(self, signum: int) -> None:
         super().__init__(signum)
@@ -40,13 +43,13 @@ class Terminated(BaseException):
 
 
 def _terminate(signum: int, frame: FrameType | None) -> None:
-    # once is enough: a terminal that closes sends it twice, and we must tidy up
+    # ignore further ones while we clean up: a terminal that closes sends it twice
     signal.signal(signum, signal.SIG_IGN)
     raise Terminated(signum)
 
 
 def _tell_lost_output(error: OSError) -> None:
-    """Say that results could not be printed; nothing where their reader has gone, which is how `| head` ends."""
+    """Report that results could not be printed, unless their reader has gone, as `| head` does."""
     if not isinstance(error, BrokenPipeError):
         click.echo(
             f"Error: cannot write {error.filename or 'standard output'}: {cause_of(error)}",
@@ -55,29 +58,31 @@ def _tell_lost_output(error: OSError) -> None:
 
 
 def _what_stands(error: BaseException, placed: Sequence[str]) -> str:
-    """What an interrupt left behind: in the words of a batch, which knows what is complete, or the outputs that were placed."""
+    """Which outputs an interrupt left: the note of a batch, or the outputs put in place."""
     written = [f"{path} is written" for path in placed]
     return "; ".join(getattr(error, "__notes__", written or ["no output was left behind"]))
 
 
 class ErrorTranslator(click.Group):
-    """A group whose commands end with one line and the right exit code, never a traceback for a user's mistake."""
+    """A group whose commands end with a one-line error and an exit code, never with a traceback.
+
+    Errors that are not the user's but bugs keep their traceback.
+    """
 
     def main(self, *arguments: Any, **options: Any) -> Any:
-        """Run the command line, or tell the shell that asks how one goes on."""
+        """Run the command line, or answer a shell that asks for completions."""
         if COMPLETE_VAR in os.environ:
             register_shells()
             prepare(self)
         try:
             return super().main(*arguments, **{"complete_var": COMPLETE_VAR, **options})
-        except (
-            OSError
-        ) as error:  # of --help and --version, which are printed before a command is invoked
+        except OSError as error:
+            # from printing --help or --version, which Click does before it invokes a command
             _tell_lost_output(error)
             sys.exit(1)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; see errors.py for the exit codes."""
+        """Run the command, and end with its exit code; see errors.py for the codes."""
         placed: list[str] = []
         try:
             with placed_outputs() as placed:
@@ -87,12 +92,12 @@ class ErrorTranslator(click.Group):
             code = error.exit_code
         except MemoryError:
             click.echo(
-                "Error: out of memory; pass a smaller --max-memory, or work on a machine with more",
+                "Error: out of memory; pass a smaller --max-memory, or use a machine with more",
                 err=True,
             )
             code = 6
         except OSError as error:
-            # Files' errors are Conv3DErrors by now: what is left is our own output, `conv3d info > /dev/full`.
+            # Errors of files are Conv3DErrors. This is one of stdout: `conv3d info > /dev/full`.
             _tell_lost_output(error)
             code = ctx.meta.get(EXIT_CODE) or 1
         except KeyboardInterrupt as error:
@@ -118,7 +123,8 @@ def main() -> None:
       conv3d apply image.ome.zarr -k gaussian:sigma=1um -o smooth.ome.zarr
       conv3d apply *.nii.gz -c layer.toml --out-dir results --suffix _conv
 
-    The output has the input's format and place in the world. Results go to stdout, messages and progress to stderr.
+    The output has the input's place in the world, and the format of its name. Results go to
+    stdout, messages and progress to stderr.
 
     \b
     Exit codes: 0 done, 1 runtime fault, 2 usage, 3 input unreadable,
@@ -127,12 +133,11 @@ def main() -> None:
     """
     try:
         signal.signal(signal.SIGTERM, _terminate)
-        if (
-            hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
-        ):  # else nohup
+        # under nohup, SIGHUP stays ignored
+        if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
             signal.signal(signal.SIGHUP, _terminate)
     except ValueError:
-        pass  # not in the main thread (embedded in another program): its signals are not ours
+        pass  # not the main thread (embedded in another program), which owns the signals
 
 
 for command in (

@@ -24,7 +24,7 @@ SECTIONS = (
     "Checks and provenance",
     "Running",
     "Formats of outputs",
-    "A cluster",
+    "Cluster",
     "Layer, in Keras' words",
 )
 # Order of the sections in a recorded command.
