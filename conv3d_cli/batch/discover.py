@@ -81,11 +81,13 @@ def find_volumes(
     root = None
     if len(folders) > 1:
         root = os.path.commonpath([os.path.dirname(os.path.abspath(folder)) for folder in folders])
-    closed = {os.path.realpath(out_dir)} if out_dir is not None and "://" not in out_dir else set()
-    others = {os.path.realpath(path) for path in used}
+    excluded = (
+        {os.path.realpath(out_dir)} if out_dir is not None and "://" not in out_dir else set()
+    )
+    used_paths = {os.path.realpath(path) for path in used}
     result: list[InputPath] = []
     notes: list[str] = []
-    bare, among = [], 0
+    empty_folders, used_count = [], 0
     left = LeftOut()
     for name in inputs:
         if name not in folders:
@@ -101,12 +103,12 @@ def find_volumes(
                 result.append(InputPath(name))
             continue
         found = []
-        for inner in _volumes_in(name, deep, closed, notes):
+        for inner in _volumes_in(name, deep, excluded, notes):
             if patterns and not any(matches(inner, pattern) for pattern in patterns):
                 continue
             path = inner if name == "." else os.path.join(name, inner)
-            if os.path.realpath(path) in others:
-                among += 1
+            if os.path.realpath(path) in used_paths:
+                used_count += 1
                 continue
             if not left.sift(
                 path, discrete or any(asks_for(inner, pattern) for pattern in patterns)
@@ -120,19 +122,19 @@ def find_volumes(
             found.append(InputPath(path, os.path.dirname(tree), in_folder=True))
         found = _one_of_a_pair(found)
         if not found:
-            bare.append(name)
+            empty_folders.append(name)
         result += found
-    if bare and not any(volume.in_folder for volume in result):
+    if empty_folders and not any(volume.in_folder for volume in result):
         what = f" that match {' or '.join(patterns)}" if patterns else ""
         cures = left.words() or ([] if deep else ["pass --recursive to look into its subfolders"])
-        raise FormatError("; ".join([f"no volumes{what} in {', '.join(bare)}", *cures]))
+        raise FormatError("; ".join([f"no volumes{what} in {', '.join(empty_folders)}", *cures]))
     check_left(result, left)
     if not dataset:
         left.taken += named_discrete([name for name in inputs if name not in folders])
-    notes += [f"no volumes in {name}" for name in bare]
-    if among:
+    notes += [f"no volumes in {name}" for name in empty_folders]
+    if used_count:
         notes.append(
-            f"left out {count_of(among, 'file')} that this command uses otherwise "
+            f"left out {count_of(used_count, 'file')} that this command uses otherwise "
             "(kernel, mask, ...)"
         )
     return result, notes + left.notes()
@@ -213,10 +215,10 @@ def _match_parts(parts: list[str], patterns: list[str]) -> bool:
     )
 
 
-def _volumes_in(root: str, deep: bool, closed: set[str], notes: list[str]) -> list[str]:
+def _volumes_in(root: str, deep: bool, excluded: set[str], notes: list[str]) -> list[str]:
     """Paths, below a folder, of entries with a volume's suffix, sorted folder by folder."""
     found = []
-    for inner, folder in _entries(root, deep, closed, notes):
+    for inner, folder in _entries(root, deep, excluded, notes):
         name = inner.lower()
         is_volume = find_format(os.path.join(root, inner)) is not None
         if folder or (is_volume and not name.endswith(PICTURES)):
@@ -225,7 +227,7 @@ def _volumes_in(root: str, deep: bool, closed: set[str], notes: list[str]) -> li
 
 
 def _entries(
-    root: str, deep: bool, closed: set[str], notes: list[str]
+    root: str, deep: bool, excluded: set[str], notes: list[str]
 ) -> Iterator[tuple[str, bool]]:
     """Files and Zarr stores below a folder: pairs (path, is it a folder).
 
@@ -260,7 +262,7 @@ def _entries(
                     yield path, True
                     continue
                 real = os.path.realpath(os.path.join(root, path))
-                if not deep or real in closed:
+                if not deep or real in excluded:
                     continue
                 if dataset and entry.name in BIDS_BESIDE:
                     notes.append(

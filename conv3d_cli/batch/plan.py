@@ -251,7 +251,7 @@ def _plan_manifest(request: BatchRequest, options: JobOptions) -> JobPlan:
         labels.append(f"{source} (line {row.line})")
         given.append(replace(own, **_row_options(options, row, folder, request.out_dir, where)))
     rows = kept
-    with _errors_name(f"manifest {path}"):
+    with _errors_at(f"manifest {path}"):
         check_left(rows, left)
         dataset = _dataset(sources, request, given)
     left.taken += [] if request.bids else named_discrete(sources)
@@ -269,12 +269,12 @@ def _plan_manifest(request: BatchRequest, options: JobOptions) -> JobPlan:
     known: dict[str, JobTemplate] = {}  # by their options, as JSON
     jobs = []
     for row, source, target, row_options in zip(rows, sources, targets, given, strict=True):
-        with _errors_name(f"manifest {path}, line {row.line}"):
+        with _errors_at(f"manifest {path}, line {row.line}"):
             key = json.dumps(row_options.given(), sort_keys=True)
             if key not in known:
                 known[key] = options.settings(row_options, (path,))
             jobs.append(known[key].job(source, target))
-    with _errors_name(f"manifest {path}"):
+    with _errors_at(f"manifest {path}"):
         check_outputs(sources, targets, any(job.overwrite for job in jobs), labels, _read_from)
     return JobPlan(jobs, given, left.notes(), dataset)
 
@@ -333,7 +333,7 @@ def _located(text: str, folder: Path) -> str:
 
 
 @contextmanager
-def _errors_name(place: str) -> Iterator[None]:
+def _errors_at(place: str) -> Iterator[None]:
     """Prefix the errors raised in the body with a place."""
     try:
         yield

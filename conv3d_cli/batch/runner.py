@@ -75,7 +75,7 @@ class BatchRunner:
             jobs = self._side_by_side(jobs, count)
         for number, job in enumerate(jobs, 1):
             if self.options.fail_fast and self.exit_code:
-                self._account(cancelled(job), self.reporter.say)
+                self._report(cancelled(job), self.reporter.say)
                 continue
             name = os.path.basename(job.source.rstrip("/"))
             label = name if len(jobs) == 1 else f"{number}/{len(jobs)} {name}"
@@ -84,7 +84,7 @@ class BatchRunner:
             if result.error is not None and len(jobs) == 1 and not self.rows:
                 self.reporter.show(result, self.reporter.say)
                 raise result.error
-            self._account(result, self.reporter.say)
+            self._report(result, self.reporter.say)
 
     def _side_by_side(self, jobs: Sequence[Job], count: int) -> list[Job]:
         """Run jobs, `count` at a time. Returns those that need more than their share of the memory.
@@ -131,7 +131,7 @@ class BatchRunner:
                     if isinstance(result.error, MemoryLimitError):
                         left.append(job)
                     else:
-                        self._account(result, progress.say)
+                        self._report(result, progress.say)
                     progress(number, len(jobs))
         finally:
             stop.set()
@@ -141,7 +141,7 @@ class BatchRunner:
                 if future.cancelled() or future.exception() is not None:
                     continue
                 if future.result().status != "cancelled":
-                    self._account(future.result(), self.reporter.say)
+                    self._report(future.result(), self.reporter.say)
         return left
 
     def _words_on_interrupt(self, jobs: Sequence[Job]) -> str:
@@ -163,7 +163,7 @@ class BatchRunner:
                 words.append("the same command with --skip-existing does the rest")
         return "; ".join(words)
 
-    def _account(self, result: JobResult, say: Say) -> None:
+    def _report(self, result: JobResult, say: Say) -> None:
         """Show the result of a job, and keep its row."""
         self.reporter.show(result, say)
         self.rows.append(result.row())
@@ -187,9 +187,9 @@ def volumes_at_once(jobs: Sequence[Job]) -> int:
         )
     except OSError:
         return 1
-    return (
-        min(AT_ONCE, thread_count(jobs[0].threads), len(jobs)) if largest <= SMALL_FILE_BYTES else 1
-    )
+    if largest > SMALL_FILE_BYTES:
+        return 1
+    return min(AT_ONCE, thread_count(jobs[0].threads), len(jobs))
 
 
 def split_resources(job: Job, count: int) -> Job:

@@ -48,7 +48,7 @@ def _terminate(signum: int, frame: FrameType | None) -> None:
     raise Terminated(signum)
 
 
-def _tell_lost_output(error: OSError) -> None:
+def _report_lost_output(error: OSError) -> None:
     """Report that results could not be printed, unless their reader has gone, as `| head` does."""
     if not isinstance(error, BrokenPipeError):
         click.echo(
@@ -57,7 +57,7 @@ def _tell_lost_output(error: OSError) -> None:
         )
 
 
-def _what_stands(error: BaseException, placed: Sequence[str]) -> str:
+def _outputs_left(error: BaseException, placed: Sequence[str]) -> str:
     """Which outputs an interrupt left: the note of a batch, or the outputs put in place."""
     written = [f"{path} is written" for path in placed]
     return "; ".join(getattr(error, "__notes__", written or ["no output was left behind"]))
@@ -78,7 +78,7 @@ class ErrorTranslator(click.Group):
             return super().main(*arguments, **{"complete_var": COMPLETE_VAR, **options})
         except OSError as error:
             # from printing --help or --version, which Click does before it invokes a command
-            _tell_lost_output(error)
+            _report_lost_output(error)
             sys.exit(1)
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -98,13 +98,13 @@ class ErrorTranslator(click.Group):
             code = 6
         except OSError as error:
             # Errors of files are Conv3DErrors. This is one of stdout: `conv3d info > /dev/full`.
-            _tell_lost_output(error)
+            _report_lost_output(error)
             code = ctx.meta.get(EXIT_CODE) or 1
         except KeyboardInterrupt as error:
-            click.echo(f"interrupted; {_what_stands(error, placed)}", err=True)
+            click.echo(f"interrupted; {_outputs_left(error, placed)}", err=True)
             code = 130
         except Terminated as error:
-            click.echo(f"terminated; {_what_stands(error, placed)}", err=True)
+            click.echo(f"terminated; {_outputs_left(error, placed)}", err=True)
             code = 128 + error.signum
         ctx.exit(code)
 

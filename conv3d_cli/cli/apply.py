@@ -59,7 +59,7 @@ def apply(ctx: click.Context, /, inputs: tuple[str, ...], **_: Any) -> None:
     plan = plan_command(ctx, inputs, asked)
     jobs = plan.jobs
     overwrite = any(job.overwrite for job in jobs)
-    _check_account(asked, jobs, overwrite)
+    _check_conflicts(asked, jobs, overwrite)
     recordings = _recordings(plan) if asked.sidecar or asked.bids else {}
     resume_log = _resume_log(asked, jobs, recordings) if asked.resume else None
     if asked.out_dir and not asked.dry_run and "://" not in asked.out_dir:
@@ -101,7 +101,7 @@ def apply(ctx: click.Context, /, inputs: tuple[str, ...], **_: Any) -> None:
     ctx.exit(batch.exit_code)
 
 
-def _check_account(asked: Settings, jobs: Sequence[Job], overwrite: bool) -> None:
+def _check_conflicts(asked: Settings, jobs: Sequence[Job], overwrite: bool) -> None:
     """Refuse --skip-existing, --overwrite, --resume and --json where they contradict each other."""
     if asked.skip_existing and overwrite:
         raise SpecError("--skip-existing and --overwrite contradict each other; pass one of them")

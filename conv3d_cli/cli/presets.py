@@ -36,7 +36,7 @@ def presets(as_json: bool) -> None:
         gaussian = (
             SAMPLINGS[preset.sampling].words
             if preset.sampling in SAMPLINGS
-            else "int(4σ + 0.5), sampled at voxel centres"
+            else "int(4σ + 0.5), at voxel centres"
         )
         tool = f"{preset.tool}; {gaussian if preset.gaussian else 'no Gaussian'}"
         rows.append((name, preset.padding, preset.boundary, preset.nan, files or "unchanged", tool))

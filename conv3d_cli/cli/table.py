@@ -46,10 +46,8 @@ def _common_remark(rows: Sequence[TableRow]) -> str:
 def _times(row: TableRow) -> tuple[str, str]:
     if row.seconds is None:
         return "", ""
-    return (
-        f"{row.seconds:.2f}",
-        f"{row.volume_bytes / 1e6 / row.seconds:.1f}" if row.seconds > 0 else "",
-    )
+    rate = f"{row.volume_bytes / 1e6 / row.seconds:.1f}" if row.seconds > 0 else ""
+    return f"{row.seconds:.2f}", rate
 
 
 def summary(rows: Sequence[TableRow], seconds: float) -> str:

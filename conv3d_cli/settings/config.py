@@ -19,6 +19,7 @@ from conv3d_cli.errors import ConfigError, FormatError, SpecError, unknown_name
 from conv3d_cli.settings.option import File, Place
 from conv3d_cli.settings.options import JOB_KEYS, OPTION, OPTIONS, STAGE_KEYS, Settings, overlay
 from conv3d_cli.system.inputs import near_names
+from conv3d_cli.system.words import count_of
 
 if TYPE_CHECKING:
     from conv3d_cli.layer.config import LayerConfig
@@ -368,7 +369,7 @@ def read_model_file(path: str) -> Config:
     saved = weights.read_layers(path)
     if len(saved) != len(config.stages):
         raise FormatError(
-            f"cannot read {path}: its model has {len(config.stages)} Conv3D layers, "
+            f"cannot read {path}: its model has {count_of(len(config.stages), 'Conv3D layer')}, "
             f"but its weights have {len(saved)}"
         )
     stages = []

@@ -164,9 +164,9 @@ class Settings:
         shapes=True,
         default="voxel",
         field="",
-        help="Directions of derivatives, and of kernels with three different lengths: the volume's "
-        "own axes, or the world's axes by its affine (NIfTI: x to the right, y to the front, "
-        "z up; derivatives per mm).",
+        help="Axes of derivatives, and of kernels with three different lengths: the volume's own, "
+        "or the world's, which its affine defines (NIfTI: x to the right, y to the front, z up; "
+        "derivatives per mm).",
     )
     magnitude: bool | None = option(
         FLAG,
@@ -201,8 +201,8 @@ class Settings:
         default="match",
         makes_kernel=True,
         help="If a kernel file (NIfTI, TIFF) has another voxel spacing than the volume: refuse the "
-        "kernel, resample it and keep its sum, or ignore the spacing and apply the kernel "
-        "voxel by voxel.",
+        "kernel (match), resample it and keep its sum (resample), or apply it voxel by voxel "
+        "(ignore).",
     )
     crop_kernel: float | None = option(
         NUMBER,

@@ -198,6 +198,18 @@ def test_the_table_as_json(run: Any) -> None:
     assert "--help-json" not in text
 
 
+@pytest.mark.parametrize("row", [row for row in OPTIONS if row.section], ids=lambda row: row.name)
+def test_an_options_help_is_a_sentence_that_states_unit_and_default(row: Option) -> None:
+    sentence, _, default = row.help.partition("  [default: ")
+    assert sentence.endswith("."), sentence
+    assert sentence[0].isupper(), sentence
+    assert not sentence.startswith("Of "), "a fragment"
+    assert not (default and row.default is not None), "the help would show two defaults"
+    # a reader does not know Click's "INTEGER RANGE", nor what a PART is a part of
+    assert row.kind.name != "integer" or row.metavar, "name its value"
+    assert row.metavar != "PART"
+
+
 def test_apply_says_what_its_options_are_without_an_input(run: Any) -> None:
     # as --help would: what is wrong is said first
     run("apply", "--help-json", "--nonsense", code=2)
