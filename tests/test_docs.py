@@ -35,6 +35,13 @@ DOCUMENTED = [
     "formats/base.py",
     "pictures",
     "system",
+    "cli",
+    "batch",
+    "settings",
+    "analysis",
+    "bench",
+    "cluster",
+    "provenance",
 ]
 
 

@@ -1,1 +1,1 @@
-"""Many volumes: finding them, naming their outputs, manifests, what is done already, rules for make."""
+"""Batches of volumes: finding volumes, naming outputs, manifests, running, resuming, make rules."""

@@ -1,8 +1,8 @@
-"""Rules for make and ninja: which files each output was made from.
+"""Rules for make and ninja that list the files each output was made from.
 
-One rule an output, `output: input kernel config ...`, and for every file read an empty rule, so that make does not stop
-where one has been removed since (as `gcc -MP` writes them). Names stand as they were given. They are escaped as gcc does,
-which make and ninja both read.
+Each output gets a rule, `output: input kernel config ...`. Each file read also gets an empty rule,
+so that make does not stop if the file has been removed since (`gcc -MP` does the same). Names are
+written as they were given, and escaped as gcc escapes them; make and ninja both read that.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ COLUMNS = 120
 
 
 def escape(name: str) -> str:
-    r"""A file's name as make and ninja read it.
+    r"""A file name, escaped for make and ninja.
 
-    A backslash stands before spaces, # and :, and before each backslash in front of a space; $ is doubled.
+    Spaces, # and : get a backslash, as does each backslash before a space; $ is doubled.
+
     >>> print(escape("my scan #1 $x.nii"))
     my\ scan\ \#1\ $$x.nii
     """
@@ -38,9 +39,9 @@ def escape(name: str) -> str:
 
 
 def prerequisites(job: Job) -> list[str]:
-    """Every file that a finished job's output depends on, each once; of a Zarr store every file in it.
+    """Every file that a finished job's output depends on, each once; all files of a Zarr store.
 
-    Raises: FormatError if one cannot be found.
+    Raises: FormatError if a file cannot be found.
     """
     read = [path for paths in input_files(job).values() for path in paths]
     files: list[str] = []
@@ -71,16 +72,17 @@ def rules(jobs: Sequence[Job]) -> str:
             line += f" {word}"
         text += f"{line}\n"
     made = {output.path for job in jobs for output in job.outputs}
-    # make takes % in the name of a target for a pattern
+    # a target with % would be a pattern rule of make
     return text + "".join(
         f"\n{escape(name)}:\n" for name in phony if name not in made and "%" not in name
     )
 
 
 def check_depfile(path: str, jobs: Sequence[Job]) -> None:
-    """Refuse what make could not use, before any work.
+    """Refuse a depfile that make could not use, before any work.
 
-    Raises: SpecError for names that no rule can hold; OutputExistsError if the file is an input or output; WriteError.
+    Raises: SpecError for names that no rule can hold; OutputExistsError if the depfile is an input
+    or an output; WriteError.
     """
     if path == "-" or "://" in path:
         raise SpecError(f"--depfile names a file, received {path}")
@@ -93,14 +95,15 @@ def check_depfile(path: str, jobs: Sequence[Job]) -> None:
             if "://" in name or (name == "-" and role != "input"):
                 what = "a URL" if "://" in name else "a pipe"
                 raise SpecError(
-                    f"--depfile tells make about files, and the {role} {name} is {what}: leave it out"
+                    f"--depfile needs names of files, and the {role} {name} is {what}; "
+                    "leave out --depfile"
                 )
         read = readable_files(job.source)
         for name in (*read, *(path for _, path in outputs)):
             if any(character in name for character in "\t\r\n\\") or (
                 "%" in name and name not in read
             ):
-                raise SpecError(f"--depfile: make has no way to write the name {name!r}; rename it")
+                raise SpecError(f"--depfile: a make rule cannot hold the name {name!r}; rename it")
     used = [
         name
         for job in jobs
@@ -114,7 +117,7 @@ def check_depfile(path: str, jobs: Sequence[Job]) -> None:
 
 
 def write_depfile(path: str, jobs: Sequence[Job]) -> None:
-    """Write the rules of finished jobs; the file appears whole. Raises: WriteError, FormatError."""
+    """Write the rules of finished jobs, atomically. Raises: WriteError, FormatError."""
     with text_output(path, overwrite=True) as output, write_errors(path):
         output.file.write(os.fsencode(rules(jobs)))
         output.commit()

@@ -1,9 +1,9 @@
-"""Which volumes a folder holds: what `conv3d apply FOLDER` works on.
+"""Finds the volumes in a folder, for `conv3d apply FOLDER`.
 
-A folder's volumes are the files in it whose format is known, and Zarr stores, in the order of their names. Left out are what
-is hidden (temporary files and version control), pipes and devices, the voxel file of a pair whose header is there too, and
-files that the command uses otherwise (kernel, mask), and what is no scan (see `discrete`), for which headers are looked into;
-else nothing is opened.
+The volumes of a folder are its Zarr stores and its files of a known format, ordered by name. Left
+out are hidden files (temporary files, version control), pipes and devices, the voxel file of a pair
+whose header is there, too, files that the command uses otherwise (kernel, mask), and volumes that
+are no scans (see `discrete`). Only the last check opens files, and reads their headers.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from conv3d_cli.batch.discrete import OPTION, LeftOut, discrete_word, named_disc
 from conv3d_cli.errors import FormatError, SpecError
 from conv3d_cli.formats import find_format
 from conv3d_cli.system.inputs import check_input
+from conv3d_cli.system.words import count_of
 
-# What a BIDS dataset holds beside its raw data, at its top; each can be named as a folder of its own.
+# Folders of a BIDS dataset that hold no raw data. Users can name each of them as an input.
 BIDS_MARK = "dataset_description.json"
 BIDS_BESIDE = ("code", "derivatives", "sourcedata", "stimuli")
-# Photographs of a sample, which BIDS keeps beside its stacks.
+# BIDS' names for photographs of a sample, which are no volumes.
 PICTURES = ("_photo.tif", "_photo.tiff")
 
 
@@ -29,9 +30,9 @@ PICTURES = ("_photo.tif", "_photo.tiff")
 class InputPath:
     """One volume among the inputs.
 
-    path : str          as it is opened
-    below : str         the folder that its output gets below the output folder, "" for none
-    in_folder : bool    found in a folder, not named
+    path : str          path to open
+    below : str         subfolder of the output folder for its output; "" for none
+    in_folder : bool    it was found in a folder rather than named
     """
 
     path: str
@@ -48,23 +49,29 @@ def find_volumes(
     discrete: bool = False,
     dataset: bool = False,
 ) -> tuple[list[InputPath], list[str]]:
-    """Inputs with each folder replaced by the volumes in it, and notes on what was left out.
+    """Replace each folder by the volumes in it. Returns volumes, and notes on what was left out.
 
-    recursive : bool    subfolders, too; a pattern with a slash looks there by itself
-    patterns : texts    only volumes that match one: by their name, or, with a slash, by their path below the folder, where
-                        `**` stands for any number of folders
-    out_dir             is not looked into
-    used : paths        files that the command uses otherwise
-    discrete : bool     masks and label maps, too; a pattern that names their word asks for them as well
-    dataset : bool      named ones are left out as those in folders are: what becomes of them has a place by its name (--bids)
-    Below the output folder stands the tree below the folder; of several folders, the tree below what holds them all.
-    Raises: FormatError if folders hold no volume or cannot be read; SpecError for patterns where there is no folder, and where
-    nothing is left of a dataset.
+    The output folder gets the tree below the input folder; for several folders, the tree below
+    their common parent.
+
+    inputs : sequence of str    paths of volumes and folders, and URLs
+    recursive : bool            search subfolders, too; a pattern with a slash implies it
+    patterns : sequence of str  take only volumes that match one of them: by name, or by path below
+                                the folder if the pattern has a slash; `**` matches any number of
+                                folders
+    out_dir : str or None       the output folder, which is not searched
+    used : sequence of str      paths of files that the command uses otherwise
+    discrete : bool             take masks and label maps, too; a pattern that names their word also
+                                takes them
+    dataset : bool              also leave out masks and label maps that are named: BIDS derives the
+                                name of an output from its input (--bids)
+    Raises: FormatError if no folder holds a volume, or one cannot be read; SpecError for patterns
+    without a folder, and for a dataset that nothing is left of.
     """
     folders = [name for name in inputs if is_folder(name)]
     if patterns and not folders:
         raise SpecError(
-            "--glob chooses among the volumes of a folder, and no input is one; name a folder"
+            "--glob chooses among the volumes of a folder, and no input is a folder; name one"
         )
     if any(not pattern.strip("/") for pattern in patterns):
         raise SpecError(
@@ -74,11 +81,13 @@ def find_volumes(
     root = None
     if len(folders) > 1:
         root = os.path.commonpath([os.path.dirname(os.path.abspath(folder)) for folder in folders])
-    closed = {os.path.realpath(out_dir)} if out_dir is not None and "://" not in out_dir else set()
-    others = {os.path.realpath(path) for path in used}
+    excluded = (
+        {os.path.realpath(out_dir)} if out_dir is not None and "://" not in out_dir else set()
+    )
+    used_paths = {os.path.realpath(path) for path in used}
     result: list[InputPath] = []
     notes: list[str] = []
-    bare, among = [], 0
+    empty_folders, used_count = [], 0
     left = LeftOut()
     for name in inputs:
         if name not in folders:
@@ -88,18 +97,18 @@ def find_volumes(
                 and find_format(name) is None
                 and not os.path.exists(name)
             ):
-                # neither a folder nor a volume: said before its output gets a name
+                # neither a folder nor a volume: report that before its output gets a name
                 check_input(name)
             if not dataset or left.sift(name, discrete):
                 result.append(InputPath(name))
             continue
         found = []
-        for inner in _volumes_in(name, deep, closed, notes):
+        for inner in _volumes_in(name, deep, excluded, notes):
             if patterns and not any(matches(inner, pattern) for pattern in patterns):
                 continue
             path = inner if name == "." else os.path.join(name, inner)
-            if os.path.realpath(path) in others:
-                among += 1
+            if os.path.realpath(path) in used_paths:
+                used_count += 1
                 continue
             if not left.sift(
                 path, discrete or any(asks_for(inner, pattern) for pattern in patterns)
@@ -113,42 +122,53 @@ def find_volumes(
             found.append(InputPath(path, os.path.dirname(tree), in_folder=True))
         found = _one_of_a_pair(found)
         if not found:
-            bare.append(name)
+            empty_folders.append(name)
         result += found
-    if bare and not any(volume.in_folder for volume in result):
+    if empty_folders and not any(volume.in_folder for volume in result):
         what = f" that match {' or '.join(patterns)}" if patterns else ""
         cures = left.words() or ([] if deep else ["pass --recursive to look into its subfolders"])
-        raise FormatError("; ".join([f"no volumes{what} in {', '.join(bare)}", *cures]))
+        raise FormatError("; ".join([f"no volumes{what} in {', '.join(empty_folders)}", *cures]))
     check_left(result, left)
     if not dataset:
         left.taken += named_discrete([name for name in inputs if name not in folders])
-    notes += [f"no volumes in {name}" for name in bare]
-    if among:
+    notes += [f"no volumes in {name}" for name in empty_folders]
+    if used_count:
         notes.append(
-            f"left out {among} file{'s' if among > 1 else ''} that this command uses otherwise (kernel, mask, ...)"
+            f"left out {count_of(used_count, 'file')} that this command uses otherwise "
+            "(kernel, mask, ...)"
         )
     return result, notes + left.notes()
 
 
 def check_left(volumes: Sequence[object], left: LeftOut) -> None:
-    """Refuse a dataset of nothing. Raises: FormatError where CIFTI alone was named; else SpecError."""
+    """Refuse an empty dataset.
+
+    volumes : sequence      what is left to convolve
+    left : LeftOut          what was left out
+    Raises: FormatError if all inputs are CIFTI; SpecError if some are masks or label maps.
+    """
     if volumes:
         return
     if not left.discrete:
         raise FormatError(
-            f"--bids: {left.cifti[0]} is CIFTI, no volume; wb_command -cifti-smoothing smooths it"
+            f"--bids: {left.cifti[0]} is CIFTI, not a volume; "
+            "wb_command -cifti-smoothing smooths it"
         )
     raise SpecError(
-        f"--bids: {left.discrete[0]} is a mask or a label map, and with its values mixed it is none; pass {OPTION} to "
-        "convolve it all the same"
+        f"--bids: {left.discrete[0]} is a mask or a label map, and convolving it mixes its values; "
+        f"pass {OPTION} to convolve it all the same"
     )
 
 
 def asks_for(inner: str, pattern: str) -> bool:
-    """Whether a pattern that matches a mask or a label map means it: it names the file, or would not match without its word.
+    """Whether a pattern asks for a mask or a label map, rather than matching it by chance.
 
-    >>> asks_for("sub-1_desc-brain_mask.nii", "*_mask.nii*"), asks_for("sub-1_desc-brain_mask.nii", "sub-1_*")
-    (True, False)
+    It does if it has no wildcard, or if the file would not match without its word (mask, dseg).
+
+    >>> asks_for("sub-1_desc-brain_mask.nii", "*_mask.nii*")
+    True
+    >>> asks_for("sub-1_desc-brain_mask.nii", "sub-1_*")
+    False
     """
     if not matches(inner, pattern):
         return False
@@ -163,15 +183,19 @@ def asks_for(inner: str, pattern: str) -> bool:
 
 
 def is_folder(name: str) -> bool:
-    """Whether an input is a folder of volumes, and not a volume that is a folder: a Zarr store."""
+    """Whether an input is a folder of volumes, and not a Zarr store, which is one volume."""
     return name != "-" and "://" not in name and os.path.isdir(name) and find_format(name) is None
 
 
 def matches(inner: str, pattern: str) -> bool:
-    """Whether a path below a folder matches a pattern: its name alone, or, for a pattern with a slash, all of it.
+    """Whether a path below a folder matches a pattern.
 
-    >>> matches("sub-01/anat/sub-01_T1w.nii.gz", "*_T1w.nii*"), matches("sub-01/anat/a.nii", "sub-*/a.nii")
-    (True, False)
+    A pattern without a slash is matched against the file's name, one with a slash against the path.
+
+    >>> matches("sub-01/anat/sub-01_T1w.nii.gz", "*_T1w.nii*")
+    True
+    >>> matches("sub-01/anat/a.nii", "sub-*/a.nii")
+    False
     >>> matches("sub-01/anat/a.nii", "sub-*/**/*.nii"), matches("sub-01/a.nii", "sub-*/**/*.nii")
     (True, True)
     """
@@ -191,10 +215,10 @@ def _match_parts(parts: list[str], patterns: list[str]) -> bool:
     )
 
 
-def _volumes_in(root: str, deep: bool, closed: set[str], notes: list[str]) -> list[str]:
-    """Paths below a folder of what is named as a volume, in the order of their parts."""
+def _volumes_in(root: str, deep: bool, excluded: set[str], notes: list[str]) -> list[str]:
+    """Paths, below a folder, of entries with a volume's suffix, sorted folder by folder."""
     found = []
-    for inner, folder in _entries(root, deep, closed, notes):
+    for inner, folder in _entries(root, deep, excluded, notes):
         name = inner.lower()
         is_volume = find_format(os.path.join(root, inner)) is not None
         if folder or (is_volume and not name.endswith(PICTURES)):
@@ -203,12 +227,12 @@ def _volumes_in(root: str, deep: bool, closed: set[str], notes: list[str]) -> li
 
 
 def _entries(
-    root: str, deep: bool, closed: set[str], notes: list[str]
+    root: str, deep: bool, excluded: set[str], notes: list[str]
 ) -> Iterator[tuple[str, bool]]:
-    """Files and stores below a folder, with whether each is a folder.
+    """Files and Zarr stores below a folder: pairs (path, is it a folder).
 
-    Each folder is looked into once, however many links lead there: what stands in the tree itself first, then what links
-    add. So a link to a folder that holds it ends.
+    Each folder is searched once, however many links lead to it: first the tree itself, then the
+    links. So a link to one of its own parents ends.
     """
     seen, waiting = {os.path.realpath(root)}, [""]
     links: list[str] = []
@@ -238,11 +262,12 @@ def _entries(
                     yield path, True
                     continue
                 real = os.path.realpath(os.path.join(root, path))
-                if not deep or real in closed:
+                if not deep or real in excluded:
                     continue
                 if dataset and entry.name in BIDS_BESIDE:
                     notes.append(
-                        f"{os.path.join(folder, entry.name)} is beside the dataset's raw data: not looked into"
+                        f"{os.path.join(folder, entry.name)} is not raw data of the dataset "
+                        "and is not searched"
                     )
                 elif entry.is_symlink():
                     links.append(path)
@@ -252,7 +277,10 @@ def _entries(
 
 
 def _kind(entry: os.DirEntry[str]) -> str | None:
-    """ "file", "folder", or None for pipes and devices. A link that leads nowhere is a file: that it is missing is told."""
+    """ "file", "folder", or None for pipes and devices.
+
+    A dangling link is a file, so that the user is told of it when it cannot be opened.
+    """
     try:
         if entry.is_dir():
             return "folder"
@@ -262,7 +290,7 @@ def _kind(entry: os.DirEntry[str]) -> str | None:
 
 
 def _one_of_a_pair(found: list[InputPath]) -> list[InputPath]:
-    """Without voxel files (.img) whose header (.hdr) is there, too: the pair is one volume."""
+    """Drop each voxel file (.img) whose header (.hdr) was found, too: the pair is one volume."""
     headers = {_pair_stem(volume.path) for volume in found if _half(volume.path) == "hdr"}
     return [
         volume

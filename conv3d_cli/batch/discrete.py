@@ -1,7 +1,8 @@
-"""Volumes whose numbers are names: masks and label maps. A batch does not mix them unasked; nor does it take CIFTI for volumes.
+"""Recognizes masks and label maps, whose values a convolution must not mix, and CIFTI files.
 
-Files tell it by their names, as BIDS has it (`mask` and `dseg` are the suffixes of what is discrete; `probseg` is not), or by
-their headers: NIfTI's intent 1002, NGFF's `image-label`.
+A batch leaves them out unless the user asks for them. A file is recognized by its name, as in BIDS
+(the suffixes `mask` and `dseg` are discrete, `probseg` is not), or by its header: NIfTI's intent
+1002, NGFF's `image-label`.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ from dataclasses import dataclass, field
 from conv3d_cli.formats import content_of
 from conv3d_cli.formats.nifti.cifti import has_cifti_name
 from conv3d_cli.system.atomic import suffix_of
+from conv3d_cli.system.words import count_of
 
-# BIDS' suffixes (roi and dtissue of before it had dseg), and what else people call them
+# BIDS' suffixes (roi and dtissue are older than dseg), and other words that people use
 WORD = re.compile(
     r"(?:.*_)?((?:brain|lesion)?mask|dseg|dtissue|roi|labels?|seg|segmentation|parcellation)",
     re.IGNORECASE,
 )
-# FreeSurfer's segmentations, which have these names in a subject's folder, too
+# FreeSurfer's names of segmentations, which other tools keep in a subject's folder
 SEGMENTATION = re.compile(r"(?:.*[_.])?(?:aparc[\w.]*\+aseg|aseg|wmparc)(?:\..*)?", re.IGNORECASE)
 SUBJECT = re.compile(r"sub-[0-9a-zA-Z+]+")
 DISCRETE, CIFTI, PROBABILITY = "discrete", "cifti", "probability"
@@ -29,19 +31,24 @@ OPTION = "--include-discrete"
 
 
 def discrete_word(path: str) -> str:
-    """The word at the end of a name that makes its file a mask or a label map; "" where there is none.
+    """The word at the end of a file name that marks a mask or a label map; "" if there is none.
 
-    >>> discrete_word("sub-01/anat/sub-01_desc-brain_mask.nii.gz"), discrete_word("a_dseg.ome.tif"), discrete_word("brain.nii")
-    ('mask', 'dseg', '')
+    >>> discrete_word("sub-01/anat/sub-01_desc-brain_mask.nii.gz"), discrete_word("a_dseg.ome.tif")
+    ('mask', 'dseg')
+    >>> discrete_word("brain.nii")
+    ''
     """
     match = WORD.fullmatch(_stem(path))
     return match[1] if match else ""
 
 
 def kind_of(path: str, look: bool = True) -> str:
-    """What a file is beside a scan: DISCRETE, CIFTI, PROBABILITY, or "" for nothing of these.
+    """The kind of a file: DISCRETE, CIFTI, PROBABILITY, or "" for a scan.
 
-    look : bool     into the header, where the name says nothing; what cannot be read is nothing of these
+    look : bool     read the header if the name does not tell; a file that cannot be read is a scan
+
+    >>> kind_of("a_mask.nii", look=False), kind_of("a_probseg.nii", look=False)
+    ('discrete', 'probability')
     """
     name = os.path.basename(path.rstrip("/"))
     if has_cifti_name(name):
@@ -61,8 +68,14 @@ def _stem(path: str) -> str:
 
 
 def named_discrete(paths: Sequence[str]) -> list[str]:
-    """Those of named inputs whose names say that they are masks or label maps: BIDS names, and among several any, since a shell's
-    pattern may have named them. Whoever names one file and its output wants it."""
+    """Named inputs whose names mark masks or label maps.
+
+    Among several inputs any such name counts, since a shell's pattern may have named them. A single
+    input counts only if it has a BIDS name: whoever names one file wants it.
+
+    >>> named_discrete(["a.nii", "a_mask.nii"]), named_discrete(["a_mask.nii"])
+    (['a_mask.nii'], [])
+    """
     return [
         path
         for path in paths
@@ -73,10 +86,12 @@ def named_discrete(paths: Sequence[str]) -> list[str]:
 
 @dataclass
 class LeftOut:
-    """What a batch does without, and what it has that is worth a word.
+    """The files that a batch leaves out, and those it takes that deserve a note.
 
-    discrete, cifti : paths         left out
-    probability, taken : paths      probability maps; masks and label maps that are in it all the same
+    discrete : list of str          masks and label maps that are left out
+    cifti : list of str             CIFTI files, which are left out
+    probability : list of str       probability maps, which are taken
+    taken : list of str             masks and label maps that are taken because they were asked for
     """
 
     discrete: list[str] = field(default_factory=list)
@@ -85,9 +100,9 @@ class LeftOut:
     taken: list[str] = field(default_factory=list)
 
     def sift(self, path: str, wanted: bool = False) -> bool:
-        """Whether a volume is one for a batch, and note it down if it is anything but a scan.
+        """Record a file unless it is a scan. Returns whether the batch takes it.
 
-        wanted : bool       it was asked for, if it is discrete
+        wanted : bool       take it even if it is a mask or a label map
         """
         kind = kind_of(path)
         if kind in ("", PROBABILITY):
@@ -100,38 +115,47 @@ class LeftOut:
         return False
 
     def words(self) -> list[str]:
-        """What was left out, with the cure."""
+        """Notes on the files left out, each with its cure."""
         words = []
         if self.discrete:
             words.append(
-                f"left out {_count(self.discrete, *DISCRETE_NAMES)}, whose values are not to be mixed; {OPTION} takes "
-                f"{'it' if len(self.discrete) == 1 else 'them'}, or a --glob that names the word, as in '*_mask.nii*'"
+                f"left out {_count(self.discrete, *DISCRETE_NAMES)}, "
+                f"whose values must not be mixed; {OPTION} takes {_pronoun(self.discrete)}, "
+                "or a --glob that names the word, as in '*_mask.nii*'"
             )
         if self.cifti:
             words.append(
-                f"left out {_count(self.cifti, 'CIFTI file', 'CIFTI files')}: no volume{'s' * (len(self.cifti) > 1)}; "
-                f"wb_command -cifti-smoothing smooths {'it' if len(self.cifti) == 1 else 'them'}"
+                f"left out {_count(self.cifti, 'CIFTI file', 'CIFTI files')}: not volumes; "
+                f"wb_command -cifti-smoothing smooths {_pronoun(self.cifti)}"
             )
         return words
 
     def notes(self) -> list[str]:
-        """Notes on what was left out, and on what is in it."""
+        """Notes on the files left out, and on masks, label maps and probability maps taken."""
         notes = self.words()
         if self.taken:
             taken = _count(self.taken, *DISCRETE_NAMES)
-            notes.append(f"the values of {taken} are mixed by the kernel: the output is neither")
+            notes.append(
+                f"the kernel mixes the values of {taken}: outputs are no longer masks or label maps"
+            )
         if self.probability:
             notes.append(
-                f"among the volumes: {_count(self.probability, 'probability map', 'probability maps')}"
+                "among the volumes: "
+                f"{_count(self.probability, 'probability map', 'probability maps')}"
             )
         return notes
 
 
 def _count(paths: Sequence[str], one: str, many: str) -> str:
-    """How many files of a kind, with a name.
+    """A count of files of a kind, with the name of the first one.
 
     >>> _count(["a/x_mask.nii", "y_mask.nii"], "mask", "masks")
     '2 masks (x_mask.nii, ...)'
     """
     first = os.path.basename(paths[0].rstrip("/"))
-    return f"{len(paths)} {one if len(paths) == 1 else many} ({first}{', ...' if len(paths) > 1 else ''})"
+    others = ", ..." if len(paths) > 1 else ""
+    return f"{count_of(len(paths), one, many)} ({first}{others})"
+
+
+def _pronoun(paths: Sequence[str]) -> str:
+    return "it" if len(paths) == 1 else "them"

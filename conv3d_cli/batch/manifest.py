@@ -1,7 +1,7 @@
-"""A manifest: a table of volumes, one a row, with the output and the options of each. Here it is only read.
+"""Reads a manifest: a table with one volume per row, its output and its options.
 
-Columns are separated by tabs in .tsv files; elsewhere by what separates the names in the first line: tabs, commas or
-semicolons. An empty cell, and BIDS' `n/a`, says nothing.
+Tabs separate the columns of .tsv files. In other files, tabs, commas or semicolons do, whichever
+the first line has. An empty cell, or BIDS' `n/a`, sets nothing.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from conv3d_cli.errors import ConfigError, FormatError, unknown_name
 from conv3d_cli.system.inputs import check_input
+from conv3d_cli.system.words import count_of
 
 EMPTY = ("", "n/a")
 
@@ -20,8 +21,8 @@ EMPTY = ("", "n/a")
 class Row:
     """One volume of a manifest.
 
-    line : int      in the file, from 1
-    cells : dict    texts by column, with underscores; columns without a text are missing
+    line : int      line number in the file, from 1
+    cells : dict    texts of the cells that are not empty, by column name with underscores
     """
 
     line: int
@@ -29,16 +30,16 @@ class Row:
 
 
 def read_manifest(path: str, known: Sequence[str]) -> list[Row]:
-    """The rows of a manifest.
+    """Read the rows of a manifest.
 
-    known : names       the columns it may have, with underscores; `input` is needed
-    Raises: FormatError if the file cannot be read; ConfigError, which names the line, if it is no such table.
+    known : sequence of str     columns that it may have, with underscores; `input` is required
+    Raises: FormatError if the file cannot be read; ConfigError, with the line number, if it is not
+    such a table.
     """
     check_input(path)
     try:
-        with open(
-            path, encoding="utf-8-sig", newline=""
-        ) as file:  # spreadsheets put a byte order mark before UTF-8
+        # spreadsheets put a byte order mark before UTF-8
+        with open(path, encoding="utf-8-sig", newline="") as file:
             text = file.read()
     except UnicodeDecodeError as error:
         raise FormatError(f"cannot read manifest {path}: it is not UTF-8 text ({error})") from None
@@ -56,12 +57,13 @@ def read_manifest(path: str, known: Sequence[str]) -> list[Row]:
                     columns = _columns([cell.strip() for cell in cells], known, where)
                 else:
                     rows.append(_row([cell.strip() for cell in cells], columns, line, where))
-            line = reader.line_num + 1  # a text in quotes may go over several lines
+            line = reader.line_num + 1  # a quoted cell may span several lines
     except csv.Error as error:
         raise ConfigError(f"manifest {path}, line {reader.line_num}: {error}") from None
     if not rows:
         raise ConfigError(
-            f"manifest {path} holds no volumes: its first line names the columns, each other one is a volume"
+            f"manifest {path} holds no volumes; its first line names the columns, "
+            "and each other line is a volume"
         )
     return rows
 
@@ -80,10 +82,10 @@ def _columns(names: list[str], known: Sequence[str], where: str) -> list[str]:
         if column not in known:
             raise ConfigError(f"{where}: {unknown_name('column', name, known)}")
         if columns.count(column) > 1:
-            raise ConfigError(f"{where}: the column {name} stands there twice; leave one out")
+            raise ConfigError(f"{where}: two columns are named {name}; leave one out")
     if "input" not in columns:
         raise ConfigError(
-            f"{where}: no column input, which names the volumes; received {', '.join(names)}"
+            f"{where}: no column 'input', which names the volumes; received {', '.join(names)}"
         )
     return columns
 
@@ -91,12 +93,14 @@ def _columns(names: list[str], known: Sequence[str], where: str) -> list[str]:
 def _row(cells: list[str], columns: list[str], line: int, where: str) -> Row:
     if len(cells) != len(columns):
         raise ConfigError(
-            f"{where}: {len(cells)} cells where the first line names {len(columns)} columns; an empty cell is written as n/a"
+            f"{where}: {count_of(len(cells), 'cell')}, "
+            f"but the first line names {count_of(len(columns), 'column')}; "
+            "write n/a for an empty cell"
         )
     row = Row(
         line,
         {column: cell for column, cell in zip(columns, cells, strict=True) if cell not in EMPTY},
     )
     if "input" not in row.cells:
-        raise ConfigError(f"{where}, column input: empty, and it names the volume")
+        raise ConfigError(f"{where}, column input: the cell is empty; it must name the volume")
     return row

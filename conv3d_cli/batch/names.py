@@ -1,4 +1,4 @@
-"""Many inputs: the name of each output, and clashes found before any work starts."""
+"""Names the outputs of a batch, and finds clashes before any work starts."""
 
 from __future__ import annotations
 
@@ -13,17 +13,23 @@ from conv3d_cli.system.atomic import suffix_of
 def output_name(
     name: str, out_dir: str | None = None, suffix: str = "", prefix: str = "", below: str = ""
 ) -> str:
-    """The output of an input: its name with prefix and suffix, in `out_dir` (there in the folder `below`) or beside it.
+    """The output path for an input: its name with prefix and suffix, in `out_dir` or beside it.
 
-    An input inside a Zarr store gives a store of that store's name.
-    Raises: SpecError if prefix or suffix hold a folder.
-    >>> output_name("a/x.ome.zarr/1", "out", suffix="_sm"), output_name("https://host/y.zarr", "out", below="raw")
-    ('out/x_sm.ome.zarr', 'out/raw/y.zarr')
+    An input inside a Zarr store gives an output with the store's name.
+
+    out_dir : str or None       folder or URL of the outputs; None: the input's folder
+    below : str                 subfolder of `out_dir`; "" for none
+    Raises: SpecError if prefix or suffix contain a folder.
+
+    >>> output_name("a/x.ome.zarr/1", "out", suffix="_sm")
+    'out/x_sm.ome.zarr'
+    >>> output_name("https://host/y.zarr", "out", below="raw")
+    'out/raw/y.zarr'
     """
     for option, text in (("--suffix", suffix), ("--prefix", prefix)):
         if os.sep in text or "\0" in text:
             raise SpecError(
-                f"{option} is a part of a file's name, received {text!r}; name a folder with --out-dir"
+                f"{option} is part of a file name, received {text!r}; name a folder with --out-dir"
             )
     whole = whole_store(name)
     ending = suffix_of(whole)
@@ -48,12 +54,15 @@ def check_outputs(
     labels: Sequence[str] | None = None,
     files: Callable[[str], Sequence[str]] = lambda name: (name,),
 ) -> None:
-    """Refuse clashes before any work.
+    """Refuse clashes of names before any work.
 
-    labels : texts or None      what messages call the inputs; None: by their names
-    files : callable            the files that an input is read from; asked only where outputs replace files beside it
-    Raises: SpecError if two inputs would write the same file; OutputExistsError if an output is an input (under
-    `overwrite` only if it is another one's).
+    inputs, outputs : sequence of str   paths or URLs, in the same order
+    overwrite : bool                    an input may be replaced by its own output
+    labels : sequence of str or None    names of the inputs in messages; None: their paths
+    files : callable                    (input) -> the files it is read from; called only if outputs
+                                        replace files in its folder
+    Raises: SpecError if two inputs would write the same file; OutputExistsError if an output is an
+    input.
     """
     labels = inputs if labels is None else labels
     sources = {
@@ -77,21 +86,21 @@ def check_outputs(
         if real in writers:
             raise SpecError(
                 f"two inputs would write {target}: {writers[real]} and {label}; "
-                "use different folders (--out-dir) or run them apart"
+                "use different folders (--out-dir), or run conv3d for each"
             )
         own = identity(whole_store(name)) == real
         if real in sources and not (own and overwrite):
-            # --overwrite lets a volume replace itself; another's input may not have been read yet
-            cure = "or --overwrite" if own else "or run them apart"
+            # --overwrite lets a volume replace itself; another job may not have read its input yet
+            cure = "or --overwrite" if own else "or run conv3d for each"
             raise OutputExistsError(
-                f"the output of {label} would replace the input {sources[real]}; pass --suffix, --prefix, another --out-dir, "
-                f"{cure}"
+                f"the output of {label} would replace the input {sources[real]}; "
+                f"pass --suffix, --prefix, another --out-dir, {cure}"
             )
         writers[real] = label
 
 
 def made_before(inputs: Sequence[str], outputs: Sequence[str]) -> set[int]:
-    """Positions of inputs that are the outputs of others: what an earlier run left among the volumes of a folder.
+    """Positions of inputs that are outputs of other inputs, left in a folder by an earlier run.
 
     >>> made_before(["a.npy", "a_sm.npy", "b.npy"], ["a_sm.npy", "a_sm_sm.npy", "b_sm.npy"])
     {1}
@@ -104,17 +113,21 @@ def made_before(inputs: Sequence[str], outputs: Sequence[str]) -> set[int]:
 
 
 def whole_store(name: str) -> str:
-    """The file or store that an input names, or names a part of: up to the last .zarr, without a slash at the end."""
+    """The file or Zarr store that an input names or lies in, without a slash at the end.
+
+    >>> whole_store("a/x.zarr/1"), whole_store("a/b.nii")
+    ('a/x.zarr', 'a/b.nii')
+    """
     parts = name.rstrip("/").split("/")
     stores = [i for i, part in enumerate(parts) if part.lower().endswith(".zarr")]
     if stores and suffix_of(parts[-1]) == "":
         parts = parts[: stores[-1] + 1]
     elif not stores and "://" not in name and os.path.isdir(name):
-        # a store under another name; what is made of it is named as a store
+        # a store without its suffix; its output gets the suffix
         return "/".join(parts) + ".zarr"
     return "/".join(parts)
 
 
 def identity(name: str) -> str:
-    """A name that is the same for all names of a file; URLs stand for themselves."""
+    """A file's real path, which all its names share; a URL stays as it is."""
     return name if "://" in name else os.path.realpath(name)

@@ -1,4 +1,4 @@
-"""The entry of one job on the page of `apply --report`."""
+"""Makes the entry of one job on the page of `apply --report`."""
 
 from __future__ import annotations
 
@@ -9,16 +9,21 @@ from conv3d_cli.batch.preview import Preview
 from conv3d_cli.batch.results import JobResult
 from conv3d_cli.pictures.page import Entry
 
+# Columns of the page's table, and the keys of a job's record that fill them.
+COLUMNS = {
+    "seconds": "seconds",
+    "read MB/s": "read_mb_per_s",
+    "compute MB/s": "compute_mb_per_s",
+    "write MB/s": "write_mb_per_s",
+    "clipped": "clipped",
+}
+
 
 def page_entry(result: JobResult) -> Entry:
-    """The entry of one job's result."""
+    """The page's entry for the result of one job."""
     job, record, preview = result.job, result.record, result.preview or Preview(result.job)
     row: dict[str, str] = {"input": _name(job.source), "output": _name(job.target)}
-    for column, key in (
-        ("seconds", "seconds"), ("read MB/s", "read_mb_per_s"), ("compute MB/s", "compute_mb_per_s"),
-        ("write MB/s", "write_mb_per_s"), ("clipped", "clipped"),
-    ):  # fmt: skip
-        row[column] = _number(record.get(key))
+    row |= {column: _number(record.get(key)) for column, key in COLUMNS.items()}
     notes = record.get("notes", [])
     row["notes"] = str(len(notes)) if notes else ""
     return Entry(

@@ -1,4 +1,4 @@
-"""Which volumes a command works on, and where each output goes. No volume is opened."""
+"""Plans the jobs of a command: its volumes and their outputs. Opens no volume."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from conv3d_cli.settings.config import located_bias, located_kernel
 from conv3d_cli.settings.option import File
 from conv3d_cli.settings.options import OPTION, Settings
 from conv3d_cli.system.atomic import suffix_of
+from conv3d_cli.system.words import count_of
 
 if TYPE_CHECKING:
     from conv3d_cli.batch.discover import InputPath
@@ -30,14 +31,16 @@ if TYPE_CHECKING:
 class BatchRequest:
     """Which volumes a command takes, and how it names their outputs.
 
-    inputs : tuple of str       volumes, and folders of volumes
-    manifest : str or None      a table of volumes and outputs, in place of inputs
-    output : str or None        the output of a single volume; "-" is a pipe
-    out_dir : str or None       folder of the outputs; None: each stands beside its input
-    suffix, prefix : str        of outputs' names
-    recursive, patterns, include_discrete       see `discover.find_volumes`
-    bids : bool                 the outputs make a derivative dataset of BIDS in `out_dir`
-    history : bool              each output holds a line on how it was made
+    inputs : tuple of str       volumes and folders of volumes
+    manifest : str or None      table of volumes and outputs, instead of inputs
+    output : str or None        output of a single volume; "-" is a pipe
+    out_dir : str or None       folder of the outputs; None: the folder of each input
+    suffix, prefix : str        parts to add to the outputs' names
+    recursive : bool            see `discover.find_volumes`
+    patterns : tuple of str     see `discover.find_volumes`
+    include_discrete : bool     take masks and label maps, too
+    bids : bool                 make a BIDS derivative dataset in `out_dir`
+    history : bool              store the command in each output
     """
 
     inputs: tuple[str, ...] = ()
@@ -54,50 +57,51 @@ class BatchRequest:
 
 
 class JobTemplate(Protocol):
-    """Everything that shapes a job but its volumes, read and checked: it makes a job of each."""
+    """All settings of a job but its volumes, read and checked; makes a job for each volume."""
 
     @property
     def overwrite(self) -> bool:
-        """Whether outputs may replace files."""
+        """Whether outputs may replace existing files."""
 
     @property
     def used_files(self) -> Sequence[str]:
-        """Files that jobs use beside inputs and outputs: configs, kernels, a mask, a coverage."""
+        """Files that jobs use besides inputs and outputs: configs, kernels, a mask, a coverage."""
 
     def job(self, source: str, target: str) -> Job:
         """The job of one volume. Raises: SpecError."""
 
 
 class JobOptions(Protocol):
-    """The options of a command: what was given, and how to read it."""
+    """The options of a command: the values given, and how to parse others."""
 
     @property
     def given(self) -> Settings:
-        """Options that were given."""
+        """The options given on the command line."""
 
     @property
     def columns(self) -> Sequence[str]:
-        """Options that a manifest may have a column for."""
+        """Names of the options that a manifest may have a column for."""
 
     def settings(self, given: Settings, files: Sequence[str] = ()) -> JobTemplate:
-        """What given options, config and preset ask for together.
+        """Merge given options with their config and preset.
 
-        files : paths       of files that the options come from, such as a manifest
+        given : Settings            options of the command line, and of a manifest's row
+        files : sequence of str     paths of files that the options come from, such as a manifest
         Raises: SpecError, ConfigError, FormatError.
         """
 
     def parse(self, column: str, text: str) -> Any:
-        """The value of an option, from its text in a manifest. Raises: ValueError with a message."""
+        """Parse an option's value from a manifest. Raises: ValueError, with the reason."""
 
 
 @dataclass
 class JobPlan:
-    """What a command asks for.
+    """The jobs of a command.
 
-    jobs : list                 one for each volume, in the order of the inputs or of the manifest
-    given : list of Settings    what was given for each job: on the command line and in its row
-    notes : list of str         on volumes that were left out
-    dataset : Dataset or None   that --bids makes of the outputs
+    jobs : list of Job          one per volume, in the order of the inputs or of the manifest
+    given : list of Settings    options given for each job: on the command line and in its row
+    notes : list of str         notes on volumes that are left out or need care
+    dataset : Dataset or None   the dataset that --bids makes of the outputs
     """
 
     jobs: list[Job]
@@ -107,11 +111,11 @@ class JobPlan:
 
 
 def plan_jobs(request: BatchRequest, options: JobOptions) -> JobPlan:
-    """The jobs of a command.
+    """Plan the jobs of a command.
 
-    Raises: Conv3DError for anything that is wrong before data are read: options, names, two outputs with
-    one name, an output that is an input; FormatError if folders hold no volume, or config or manifest
-    cannot be read.
+    Raises: Conv3DError for every fault that shows before data are read: wrong options or names, two
+    outputs with one name, an output that is an input; FormatError if folders hold no volume, or if
+    config or manifest cannot be read.
     """
     plan = (_plan_inputs if request.manifest is None else _plan_manifest)(request, options)
     _check_beside(plan.jobs)
@@ -124,7 +128,7 @@ def plan_jobs(request: BatchRequest, options: JobOptions) -> JobPlan:
     return plan
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Files and folders
 
 
@@ -138,16 +142,15 @@ def _plan_inputs(request: BatchRequest, options: JobOptions) -> JobPlan:
     if output is None and not renamed:
         raise SpecError(f"no output: {_output_options(inputs, given)}")
     if renamed and "-" in inputs:
-        raise SpecError("standard input has no name to make an output's from; pass -o")
-    if (
-        output is not None
-        and (folder := next((name for name in inputs if os.path.isdir(name)), None)) is not None
-    ):
+        raise SpecError("standard input has no name that an output could get; pass -o")
+    folder = next((name for name in inputs if os.path.isdir(name)), None)
+    if output is not None and folder is not None:
         from conv3d_cli.batch.discover import is_folder
 
         if is_folder(folder):
             raise SpecError(
-                f"-o names one output, and {folder} is a folder; pass --out-dir for the volumes in it"
+                f"-o names one output, and {folder} is a folder; "
+                "pass --out-dir for the volumes in it"
             )
     found, notes = _expand(request, settings)
     sources = [volume.path for volume in found]
@@ -166,9 +169,7 @@ def _plan_inputs(request: BatchRequest, options: JobOptions) -> JobPlan:
         ]
         old = {number for number in made_before(sources, targets) if found[number].in_folder}
         if old:
-            notes.append(
-                f"left out {len(old)} volume{'s' if len(old) > 1 else ''} that this command writes"
-            )
+            notes.append(f"left out {count_of(len(old), 'volume')} that this command writes")
             sources, targets = (
                 [x for i, x in enumerate(names) if i not in old] for names in (sources, targets)
             )
@@ -176,14 +177,14 @@ def _plan_inputs(request: BatchRequest, options: JobOptions) -> JobPlan:
     for role in ROLES.values():
         if getattr(given, role.option, None) and len(sources) > 1:
             raise SpecError(
-                f"{role.flag} names one file, received {len(sources)} inputs; run them apart"
+                f"{role.flag} names one file, received {len(sources)} inputs; run conv3d for each"
             )
     jobs = [settings.job(source, target) for source, target in zip(sources, targets, strict=True)]
     return JobPlan(jobs, [given] * len(jobs), notes, dataset)
 
 
 def _output_options(inputs: Sequence[str], given: Settings) -> str:
-    """What to type for an output, for messages, with an example of its name."""
+    """The options that name an output, with an example, for messages."""
     kernel = str(given.kernel or "").partition(":")[0]
     word = kernel if kernel.isidentifier() else "out"
     source = inputs[0]
@@ -192,20 +193,28 @@ def _output_options(inputs: Sequence[str], given: Settings) -> str:
     name = (
         f"{word}.npy" if source == "-" else os.path.basename(output_name(source, None, f"_{word}"))
     )
-    return f"pass -o OUT, as in -o {shlex.quote(name)}, or --out-dir, --suffix or --prefix for many inputs"
+    return (
+        f"pass -o OUT, as in -o {shlex.quote(name)}, "
+        "or --out-dir, --suffix or --prefix for many inputs"
+    )
 
 
 def _expand(request: BatchRequest, settings: JobTemplate) -> tuple[list[InputPath], list[str]]:
-    """Inputs with folders replaced by the volumes in them."""
+    """Replace the folders among the inputs by the volumes in them."""
     from conv3d_cli.batch.discover import find_volumes
 
     return find_volumes(
-        request.inputs, request.recursive, request.patterns, request.out_dir, settings.used_files,
-        request.include_discrete, request.bids,
-    )  # fmt: skip
+        request.inputs,
+        recursive=request.recursive,
+        patterns=request.patterns,
+        out_dir=request.out_dir,
+        used=settings.used_files,
+        discrete=request.include_discrete,
+        dataset=request.bids,
+    )
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # A manifest
 
 
@@ -234,7 +243,7 @@ def _plan_manifest(request: BatchRequest, options: JobOptions) -> JobPlan:
         where = f"manifest {path}, line {row.line}"
         source = _located(row.cells["input"], folder)
         if source == "-":
-            raise ConfigError(f"{where}, column input: '-' is no file, and a manifest names files")
+            raise ConfigError(f"{where}, column input: a manifest names files, received '-'")
         if request.bids and not left.sift(source, request.include_discrete):
             continue
         kept.append(row)
@@ -242,7 +251,7 @@ def _plan_manifest(request: BatchRequest, options: JobOptions) -> JobPlan:
         labels.append(f"{source} (line {row.line})")
         given.append(replace(own, **_row_options(options, row, folder, request.out_dir, where)))
     rows = kept
-    with _errors_name(f"manifest {path}"):
+    with _errors_at(f"manifest {path}"):
         check_left(rows, left)
         dataset = _dataset(sources, request, given)
     left.taken += [] if request.bids else named_discrete(sources)
@@ -253,19 +262,19 @@ def _plan_manifest(request: BatchRequest, options: JobOptions) -> JobPlan:
             targets.append(_target(row, source, request, folder, where))
         elif "output" in row.cells:
             raise ConfigError(
-                f"{where}, column output: --bids names the outputs; leave the column out"
+                f"{where}, column output: --bids names the outputs; leave out the column"
             )
         else:
             targets.append(dataset.targets[number])
-    known: dict[str, JobTemplate] = {}  # by the options they come from
+    known: dict[str, JobTemplate] = {}  # by their options, as JSON
     jobs = []
     for row, source, target, row_options in zip(rows, sources, targets, given, strict=True):
-        with _errors_name(f"manifest {path}, line {row.line}"):
+        with _errors_at(f"manifest {path}, line {row.line}"):
             key = json.dumps(row_options.given(), sort_keys=True)
             if key not in known:
                 known[key] = options.settings(row_options, (path,))
             jobs.append(known[key].job(source, target))
-    with _errors_name(f"manifest {path}"):
+    with _errors_at(f"manifest {path}"):
         check_outputs(sources, targets, any(job.overwrite for job in jobs), labels, _read_from)
     return JobPlan(jobs, given, left.notes(), dataset)
 
@@ -278,13 +287,13 @@ def _read_from(source: str) -> tuple[str, ...]:
 
 
 def _target(row: Row, source: str, request: BatchRequest, folder: Path, where: str) -> str:
-    """Where a row's output goes: to its own column, else to a name that is made of the input's."""
+    """The output of a row: the text in its column, else a name made from the input's."""
     if "output" in row.cells:
         target = _located(
             row.cells["output"], folder if request.out_dir is None else Path(request.out_dir)
         )
         if target == "-":
-            raise ConfigError(f"{where}, column output: '-' is no file, and a manifest names files")
+            raise ConfigError(f"{where}, column output: a manifest names files, received '-'")
         return target
     if request.out_dir is None and not request.suffix and not request.prefix:
         raise ConfigError(
@@ -296,7 +305,7 @@ def _target(row: Row, source: str, request: BatchRequest, folder: Path, where: s
 def _row_options(
     options: JobOptions, row: Row, folder: Path, out_dir: str | None, where: str
 ) -> dict[str, Any]:
-    """A row's options, as if they were on the command line. Raises: ConfigError with the column."""
+    """Parse a row's options. Raises: ConfigError, which names the column."""
     found: dict[str, Any] = {}
     for column, text in row.cells.items():
         if column in ("input", "output"):
@@ -319,34 +328,34 @@ def _row_options(
 
 
 def _located(text: str, folder: Path) -> str:
-    """A path from a file in `folder`, which it is relative to; URLs stay as they are."""
+    """The path of a file that is named relative to `folder`; URLs stay as they are."""
     return text if "://" in text or text == "-" else str(folder / text)
 
 
 @contextmanager
-def _errors_name(place: str) -> Iterator[None]:
-    """Begin the errors of the body with a place."""
+def _errors_at(place: str) -> Iterator[None]:
+    """Prefix the errors raised in the body with a place."""
     try:
         yield
     except Conv3DError as error:
         raise type(error)(f"{place}: {error}") from error
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Both
+# --------------------------------------------------------------------------------------------------
+# Checks for both
 
 
 def _check_bids(request: BatchRequest) -> None:
-    """Refuse options that would name what --bids names."""
+    """Refuse options that name outputs if --bids names them, and --bids without a folder."""
     if not request.bids:
         return
     if request.out_dir is None:
         raise SpecError(
-            "--bids writes a dataset: name its folder, as in --out-dir derivatives/conv3d"
+            "--bids writes a dataset; name its folder, as in --out-dir derivatives/conv3d"
         )
     for name in ("output", "suffix", "prefix"):
         if getattr(request, name):
-            raise SpecError(f"--bids names the outputs: leave out --{name}")
+            raise SpecError(f"--bids names the outputs; leave out --{name}")
 
 
 def _dataset(
@@ -362,12 +371,13 @@ def _dataset(
 
 
 def _check_beside(jobs: Sequence[Job]) -> None:
-    """Refuse a file beside an output that is also another's, or an input or output."""
+    """Refuse a volume beside an output, such as a coverage, whose path has another use."""
     others = {identity(name) for job in jobs for name in (job.source, job.target)}
     for role, path in ((output.role, output.path) for job in jobs for output in job.beside):
         real = identity(path)
         if real in others:
             raise SpecError(
-                f"the {role} {path} is also an input, an output or another's {role}; rename it"
+                f"the {role} {path} is also an input, an output or the {role} of another output; "
+                "rename it"
             )
         others.add(real)

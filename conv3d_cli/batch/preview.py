@@ -1,4 +1,4 @@
-"""The volumes of a job in pictures, before and after it, for the page of `apply --report`."""
+"""Slices of a job's input and output, for the page of `apply --report`."""
 
 from __future__ import annotations
 
@@ -10,20 +10,22 @@ from conv3d_cli.errors import Conv3DError
 
 if TYPE_CHECKING:
     from conv3d_cli.pictures.slices import Slices
-    from conv3d_cli.pipeline.prepare import PreparedJob
+    from conv3d_cli.pipeline.prepare import PreparedJob, PreparedStage
     from conv3d_cli.pipeline.request import Job
     from conv3d_cli.pipeline.run import JobReport
 
 
 @dataclass
 class Preview:
-    """What a page shows of one job: three slices of each volume, which are read apart from the job.
+    """One job on the page: its decisions, and three slices of its input and of its output.
 
-    decided, done : str             what was decided and what was done, in aligned lines
-    before, after : Slices or None  of the input and the output
+    The slices are read from the files, besides the job's own reading.
+
+    decided, done : str             reports of the plan and of the run, in aligned lines
+    before, after : Slices or None  slices of the input and of the output
     same_window : bool              show both with the same grey-level window
-    notes : list of str             why a picture is missing
-    seconds : float                 that the job waited for the first picture
+    notes : list of str             reasons for missing pictures
+    seconds : float                 time that the job waited for the first picture
     output_letters : str            axes of the output in storage order
     """
 
@@ -38,23 +40,18 @@ class Preview:
     output_letters: str = ""
 
     def look_before(self, prepared: PreparedJob) -> None:
-        """Keep what was decided, and slices of the input before an output may replace it."""
+        """Keep the decisions, and slices of the input before an output may replace it."""
         from conv3d_cli.batch.report import describe
 
         started = time.perf_counter()
         self.decided = describe(prepared)
-        # a kernel of sum 1 without an activation keeps the scale of values
-        self.same_window = all(
-            abs(stage.kernel.sum - 1) < 1e-3 and all(name in (None, "linear") for name in stage.stage.activations)
-            and not (stage.kernel.is_layer or stage.kernel.is_bank)
-            for stage in prepared.stages
-        )  # fmt: skip
+        self.same_window = all(map(_keeps_scale, prepared.stages))
         self.before = self._look(self.job.source, prepared.reader.header.axes.letters)
         self.output_letters = prepared.header.axes.letters
         self.seconds += time.perf_counter() - started
 
     def look_after(self, report: JobReport) -> JobReport:
-        """Keep slices of the output. Returns the report without the time that `look_before` took."""
+        """Keep slices of the output. Returns the report, less the time that `look_before` took."""
         from conv3d_cli.batch.report import describe_run
 
         report = replace(report, seconds=max(0.0, report.seconds - self.seconds))
@@ -63,18 +60,26 @@ class Preview:
         return report
 
     def _look(self, path: str, letters: str) -> Slices | None:
-        """Three slices of a file; None, with a note, if it cannot be read a second time."""
+        """Three slices of a file; None, and a note, if it cannot be read a second time."""
         from conv3d_cli.formats import find_format
         from conv3d_cli.pictures.slices import read_slices
 
         if path == "-":
-            self.notes.append("what passes through a pipe has no picture")
+            self.notes.append("no picture: the volume passes through a pipe")
             return None
         found = find_format(path)
         try:
-            # where the file does not name its axes, the job knows them
+            # if the file does not name its axes, the job knows them
             named = found is None or found.names_axes
             return read_slices(path, axes=None if named else letters, max_samples=512)
         except Conv3DError as error:
             self.notes.append(f"no picture: {error}")
             return None
+
+
+def _keeps_scale(stage: PreparedStage) -> bool:
+    """Whether a convolution keeps the scale of values: a kernel of sum 1 without an activation."""
+    if stage.kernel.is_layer or stage.kernel.is_bank:
+        return False
+    linear = all(name in (None, "linear") for name in stage.stage.activations)
+    return linear and abs(stage.kernel.sum - 1) < 1e-3

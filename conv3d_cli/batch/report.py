@@ -1,4 +1,7 @@
-"""What was decided about a job and what came of it, in words and as JSON records: `explain`, `-v`, `--dry-run`, `--json`."""
+"""Reports plans and results of jobs, in words and as JSON records.
+
+`explain`, `-v`, `--dry-run` and `--json` print them.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from conv3d_cli.model.missing import NOTHING, Missing
 from conv3d_cli.pipeline.outputs import ROLES
 from conv3d_cli.system.machine import format_bytes
+from conv3d_cli.system.words import count_of
 
 if TYPE_CHECKING:
     from conv3d_cli.cluster.forecast import Forecast
@@ -19,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def triple_text(values: Iterable[float]) -> str:
-    """Three numbers with commas; one if they are the same.
+    """Three numbers separated by commas; a single one if all are equal.
 
     >>> triple_text((2, 2, 2)), triple_text((1, 0.5, 0.5))
     ('2', '1,0.5,0.5')
@@ -29,7 +33,7 @@ def triple_text(values: Iterable[float]) -> str:
 
 
 def grid_record(grid: Grid) -> dict[str, Any]:
-    """A grid as JSON: spacing (D, H, W), unit, affine rows."""
+    """A grid as JSON: spacing (D, H, W), unit, and the rows of the affine."""
     return {
         "spacing": None if grid.spacing is None else list(grid.spacing),
         "unit": grid.unit,
@@ -38,7 +42,10 @@ def grid_record(grid: Grid) -> dict[str, Any]:
 
 
 def stage_record(stage: PreparedStage, parts: int) -> dict[str, Any]:
-    """Everything that was decided about one convolution, as JSON; it runs once for each of `parts`."""
+    """The plan of one convolution as JSON.
+
+    parts : int     how many times it runs: once for each part of the volume
+    """
     from conv3d_cli.engine.cpu import cpu_class
 
     problem, plan, kernel = stage.problem, stage.plan, stage.kernel
@@ -69,7 +76,10 @@ def stage_record(stage: PreparedStage, parts: int) -> dict[str, Any]:
 
 
 def plan_record(prepared: PreparedJob) -> dict[str, Any]:
-    """Everything that was decided, as JSON; a single convolution's facts stand beside the volume's, a stack's in `layers`."""
+    """The plan of a job as JSON.
+
+    The facts of a single convolution are keys of the record; those of a stack are in `layers`.
+    """
     job, source = prepared.job, prepared.reader.header
     count = source.shape[0]
     stages = [stage_record(stage, count) for stage in prepared.stages[:-1]]
@@ -111,7 +121,7 @@ def _boxes_record(boxes: Boxes) -> dict[str, Any]:
 
 
 def describe(prepared: PreparedJob) -> str:
-    """Everything that was decided, in aligned lines."""
+    """The plan of a job in aligned lines."""
     record = plan_record(prepared)
     layers, depth = record.get("layers", [record]), record["slab_depth"]
     before, after = prepared.reader.header.grid, prepared.header.grid
@@ -139,59 +149,57 @@ def describe(prepared: PreparedJob) -> str:
 
 
 def _missing_words(missing: Missing) -> list[str]:
-    """What is done about missing voxels, in words; nothing where nothing is."""
+    """How missing voxels are treated, in one line; no line if they need no treatment."""
     words = []
     if missing.mask is not None:
         outside = {
             "clip": "0 outside",
             "extend": "means outside, too",
-            "keep": "the voxel itself outside",
+            "keep": "input voxels outside",
         }
         regions = "regions of " if missing.labels else "weights from "
         words.append(f"{regions}{missing.mask}, {outside[missing.mask_mode]}")
     if missing.nan != "propagate":
-        words.append(
-            {"ignore": "NaN left out", "zero": "NaN taken as 0", "error": "NaN refused"}[
-                missing.nan
-            ]
-        )
+        treatments = {"ignore": "NaN left out", "zero": "NaN taken as 0", "error": "NaN refused"}
+        words.append(treatments[missing.nan])
     if missing.value is not None:
         words.append(f"{missing.value:g} left out")
-    return (
-        ["; ".join(words) + f"; means of at least {missing.min_coverage:g} of the weight"]
-        if words
-        else []
-    )
+    if not words:
+        return []
+    words.append(f"means need at least {missing.min_coverage:g} of the kernel's weight")
+    return ["; ".join(words)]
 
 
 def _memory_text(record: dict[str, Any], depth: int) -> str:
     total, boxes = f"{format_bytes(record['memory'])} for the process", record["boxes"]
     if boxes is None:
-        return f"{total}, slabs of {depth} plane{'s' if depth > 1 else ''}"
+        return f"{total}, slabs of {count_of(depth, 'plane')}"
     block = "x".join(map(str, boxes["block"]))
     return (
-        f"{total}, boxes of {block} voxels (whole planes are too large): each voxel is read {boxes['decoded']:.3g} times, "
-        f"computed {boxes['computed']:.3g} times"
+        f"{total}, boxes of {block} voxels (whole planes are too large): "
+        f"each voxel is read {boxes['decoded']:.3g} times "
+        f"and computed {boxes['computed']:.3g} times"
     )
 
 
 def _layer_rows(
     layer: dict[str, Any], stage: PreparedStage, record: dict[str, Any]
 ) -> list[tuple[str, str]]:
-    """One convolution's decisions."""
+    """The plan of one convolution: pairs (name, text)."""
+    filters = ", ".join(layer["filters"] or ())
     kind = {
-        "layer": "a layer, over channels together",
-        "filter": "a filter, over every channel and time point",
-        "bank": f"filters {', '.join(layer['filters'] or ())}, each over every channel and time point",
+        "layer": "a layer, which mixes channels",
+        "filter": "a filter, applied to every channel and time point",
+        "bank": f"filters {filters}, each applied to every channel and time point",
     }[layer["kind"]]
+    shape = "x".join(map(str, layer["kernel_shape"]))
     pads = ",".join(f"{lo}:{hi}" for lo, hi in layer["padding"])
     strides, dilation = triple_text(layer["strides"]), triple_text(layer["dilation_rate"])
     seconds = layer["predicted_seconds"][layer["algorithm"]]
+    others = {name: s for name, s in layer["predicted_seconds"].items() if s != seconds}
+    algorithm = stage.plan.algorithm.summary
     rows = [
-        (
-            "kernel",
-            f"{layer['kernel']}  {'x'.join(map(str, layer['kernel_shape']))}, sum {layer['kernel_sum']:.6g}; {kind}",
-        ),
+        ("kernel", f"{layer['kernel']}  {shape}, sum {layer['kernel_sum']:.6g}; {kind}"),
         (
             "padding",
             f"{pads} (before:after along depth,height,width), boundary {layer['boundary']}",
@@ -200,30 +208,26 @@ def _layer_rows(
     ]
     rows += [("built", layer["built"])] if layer["built"] else []
     if layer["activation"] != "linear" or layer["bias"] is not None or layer["magnitude"]:
-        bias = "no bias" if layer["bias"] is None else f"bias of {layer['bias']}"
+        bias = "no bias" if layer["bias"] is None else f"bias of {count_of(layer['bias'], 'value')}"
         magnitude = ", magnitude of the filters" if layer["magnitude"] else ""
         rows.append(("epilogue", f"{bias}{magnitude}, activation {layer['activation']}"))
     rows += [(f"{name} loss", f"{value:.9g}") for name, value in layer["losses"].items()]
-    rows += [
-        ("algorithm", f"{layer['algorithm']} ({stage.plan.algorithm.summary}), {record['precision']}"),
-        *((f"  {name}", f"declined: {reason}") for name, reason in layer["refused"].items()),
-        *(
-            [("  nonfinite", "steps with NaN or infinity are computed again by direct")]
-            if stage.plan.prepared.spreads_nonfinite
-            else []
-        ),
-        *((f"  {name}", f"about {time:.2g} s") for name, time in layer["predicted_seconds"].items() if time != seconds),
-        ("work", f"{layer['flops'] / 1e9:.3g} Gflop as a direct sum, {format_bytes(layer['bytes'])} through memory, about "
-                 f"{seconds:.2g} s on {record['threads']} threads, {format_bytes(layer['scratch'])} of scratch"),
-    ]  # fmt: skip
+    rows.append(("algorithm", f"{layer['algorithm']} ({algorithm}), {record['precision']}"))
+    rows += [(f"  {name}", f"declined: {reason}") for name, reason in layer["refused"].items()]
+    if stage.plan.prepared.spreads_nonfinite:
+        rows.append(("  nonfinite", "direct computes steps with NaN or infinity again"))
+    rows += [(f"  {name}", f"about {time:.2g} s") for name, time in others.items()]
+    work = (
+        f"{layer['flops'] / 1e9:.3g} Gflop as a direct sum",
+        f"{format_bytes(layer['bytes'])} through memory",
+        f"about {seconds:.2g} s on {count_of(record['threads'], 'thread')}",
+        f"{format_bytes(layer['scratch'])} of scratch",
+    )
+    rows.append(("work", ", ".join(work)))
     if layer["limit"] is not None:
-        least, binds = layer["limit"]
-        rows.append(
-            (
-                "limit",
-                f"a direct sum takes at least {least:.2g} s on a CPU of this kind: {binds} binds",
-            )
-        )
+        least, bound = layer["limit"]
+        limit = f"a direct sum takes at least {least:.2g} s on a CPU of this kind; {bound} binds"
+        rows.append(("limit", limit))
     return rows
 
 
@@ -237,11 +241,12 @@ def _grid_text(before: Grid, after: Grid, offset: list[float]) -> str:
     )
     if before.spacing is None or after.spacing is None:
         return f"no spacing; {moved}"
-    return f"spacing {triple_text(before.spacing)} -> {triple_text(after.spacing)} {before.unit}; {moved}"
+    spacings = f"{triple_text(before.spacing)} -> {triple_text(after.spacing)}"
+    return f"spacing {spacings} {before.unit}; {moved}"
 
 
 def describe_forecast(forecast: Forecast) -> str:
-    """What a job would take on a cluster, in aligned lines."""
+    """The forecast of a job on a cluster, in aligned lines."""
     block, chunk = (
         "x".join(map(str, sizes)) for sizes in (forecast.partition.block, forecast.partition.chunk)
     )
@@ -250,34 +255,36 @@ def describe_forecast(forecast: Forecast) -> str:
     rows = [
         (
             "cluster",
-            f"{forecast.workers} worker{'s' if forecast.workers > 1 else ''} of {each} thread{'s' if each > 1 else ''}: "
-            f"{forecast.tasks} task{'s' if forecast.tasks > 1 else ''} of {block} voxels, whole chunks of {chunk}",
+            f"{count_of(forecast.workers, 'worker')} with {count_of(each, 'thread')} each: "
+            f"{count_of(forecast.tasks, 'task')} of {block} voxels, whole chunks of {chunk}",
         ),
         (
             "reads",
-            f"{format_bytes(int(forecast.bytes_read))} for {format_bytes(forecast.bytes_in)} of voxels "
-            f"({forecast.bytes_read / max(1, forecast.bytes_in):.2f} x: halos, whole chunks), "
-            f"{format_bytes(int(rates.read))}/s a thread",
+            f"{format_bytes(int(forecast.bytes_read))} for {format_bytes(forecast.bytes_in)} of "
+            f"voxels ({forecast.bytes_read / max(1, forecast.bytes_in):.2f} x: halos, whole "
+            f"chunks), {format_bytes(int(rates.read))}/s per thread",
         ),
         (
             "computes",
-            f"{forecast.computed:.2f} voxels for each of the output, {1e-6 / rates.voxel_seconds:.3g} Mvoxel/s a thread",
+            f"{forecast.computed:.2f} voxels for each output voxel, "
+            f"{1e-6 / rates.voxel_seconds:.3g} Mvoxel/s per thread",
         ),
         (
             "writes",
-            f"{format_bytes(forecast.bytes_out)}, {format_bytes(int(rates.write))}/s a thread",
+            f"{format_bytes(forecast.bytes_out)}, {format_bytes(int(rates.write))}/s per thread",
         ),
         (
             "takes",
-            f"read {_time(forecast.read_seconds)} + compute {_time(forecast.compute_seconds)} + write "
-            f"{_time(forecast.write_seconds)} of threads' time: about {_time(forecast.seconds)} on the cluster",
+            f"read {_time(forecast.read_seconds)} + compute {_time(forecast.compute_seconds)} + "
+            f"write {_time(forecast.write_seconds)}, summed over threads: "
+            f"about {_time(forecast.seconds)} on the cluster",
         ),
     ]
     return "\n".join(f"{name:<10} {text}" for name, text in rows)
 
 
 def _time(seconds: float) -> str:
-    """A time in words.
+    """A time in seconds, minutes or hours.
 
     >>> _time(3.14159), _time(4000), _time(200000)
     ('3.1 s', '67 min', '56 h')
@@ -288,7 +295,10 @@ def _time(seconds: float) -> str:
 
 
 def stages_of(report: JobReport) -> dict[str, tuple[float, int]]:
-    """Seconds of each stage of a run, and bytes of voxels that went through it: the input's, or the output's."""
+    """Seconds and bytes of voxels of each stage of a run: reading, computing, writing.
+
+    Reading counts the input's voxels, computing and writing count the output's.
+    """
     return {
         "read": (report.read_seconds, report.bytes_in),
         "compute": (report.compute_seconds, report.bytes_out),
@@ -297,7 +307,10 @@ def stages_of(report: JobReport) -> dict[str, tuple[float, int]]:
 
 
 def run_record(report: JobReport) -> dict[str, Any]:
-    """What was done, as JSON: seconds, and megabytes a second of unpacked voxels, of each stage."""
+    """The result of a run as JSON: voxels, losses, notes, and each stage's seconds and rate.
+
+    Rates are in megabytes (1e6 bytes) of unpacked voxels per second.
+    """
     stages: dict[str, Any] = {}
     for name, (seconds, count) in stages_of(report).items():
         stages[f"{name}_seconds"] = round(seconds, 4)
@@ -315,10 +328,11 @@ def run_record(report: JobReport) -> dict[str, Any]:
 
 
 def describe_run(report: JobReport) -> str:
-    """What was done, in a line, and the losses in another each."""
+    """The result of a run in one line, and a line for each loss."""
     losses = "".join(f"\n{'loss':<10} {name} {value:.9g}" for name, value in report.losses.items())
     stages = ", ".join(
         f"{name} {seconds:.2f} s" + (f" ({count / 1e6 / seconds:.0f} MB/s)" if seconds > 0 else "")
         for name, (seconds, count) in stages_of(report).items()
     )
-    return f"done       {report.voxels} voxels in {report.seconds:.2f} s; stages overlap: {stages}{losses}"
+    done = f"{count_of(report.voxels, 'voxel')} in {report.seconds:.2f} s"
+    return f"{'done':<10} {done}; stages overlap: {stages}{losses}"

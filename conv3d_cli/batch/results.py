@@ -1,4 +1,4 @@
-"""What came of each job of a batch, and the protocol of whoever shows it."""
+"""The result of each job of a batch, and the protocol of the reporter that shows it."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class TableRow:
     status : str                "done", "planned", "skipped", "failed" or "cancelled"
     target : str                path of the output
     remark : str                why it was skipped or failed
-    seconds : float or None     that it took; None if it was not run
-    volume_bytes : int          of the input's voxels, unpacked
+    seconds : float or None     duration of its run; None if it was not run
+    volume_bytes : int          size of the input's voxels, unpacked
     """
 
     status: str
@@ -37,15 +37,16 @@ class TableRow:
 
 @dataclass
 class JobResult:
-    """What came of one job.
+    """The result of one job.
 
+    job : Job                   the job
     status : str                "done", "planned", "skipped", "failed" or "cancelled"
-    record : dict               the job's object for --json
+    record : dict               its object for --json
     remark : str                why it was skipped or failed
-    messages : list of str      for the user; shown after those of all earlier jobs
-    error : Conv3DError or None
+    messages : list of str      messages for the user, shown after those of all earlier jobs
+    error : Conv3DError or None the error that it failed with
     preview : Preview or None   pictures for the page of --report; dropped when they are shown
-    volume_bytes : int          of the input's voxels, unpacked; 0 unless the job is done
+    volume_bytes : int          size of the input's voxels, unpacked; 0 unless the job is done
     """
 
     job: Job
@@ -58,7 +59,7 @@ class JobResult:
     volume_bytes: int = 0
 
     def row(self) -> TableRow:
-        """This job in the table at the end."""
+        """The job's row in the table at the end."""
         return TableRow(
             self.status, self.job.target, self.remark, self.record.get("seconds"), self.volume_bytes
         )
@@ -72,7 +73,7 @@ def skipped(job: Job, reason: str) -> JobResult:
 
 
 def cancelled(job: Job) -> JobResult:
-    """The result of a job that was not begun, or not finished, because another one failed."""
+    """The result of a job that did not start, or did not finish, because another one failed."""
     return JobResult(job, "cancelled", {"input": job.source, "output": job.target})
 
 
@@ -91,32 +92,39 @@ def failed(
 
 
 class Progress(Protocol):
-    """The progress of one volume, or of many."""
+    """Shows the progress of one volume, or of many."""
 
     def __call__(self, done: int, total: int) -> None:
-        """Show that `done` voxels (or volumes) of `total` are finished. Called from any thread."""
+        """Show that `done` of `total` voxels (or volumes) are finished. Called from any thread."""
 
     def say(self, text: str) -> None:
-        """Show a message beside the progress."""
+        """Show a message while the progress is shown."""
 
 
 class Reporter(Protocol):
-    """Shows a batch to its user, while it runs and at its end."""
+    """Shows a batch to the user, while it runs and at its end."""
 
     def progress(self, label: str, volumes: bool = False) -> AbstractContextManager[Progress]:
-        """Show progress until the context ends: of one volume's voxels, or of many volumes."""
+        """Show progress until the context ends.
+
+        label : str         the volume's name, or another title
+        volumes : bool      progress counts volumes; else it counts voxels
+        """
 
     def say(self, text: str) -> None:
-        """Show a message that is never left out."""
+        """Show a message, also if the user asked for quiet."""
 
     def show(self, result: JobResult, say: Say) -> None:
-        """Show what came of a job, its messages by `say`. Results come in the order of their jobs.
+        """Show the result of a job. Results come in the order of their jobs.
 
-        The reporter drops the result's preview. Raises: WriteError if a page cannot be written.
+        result : JobResult      the reporter drops its preview
+        say : callable          shows its messages
+        Raises: WriteError if a page cannot be written.
         """
 
     def finish(self, rows: Sequence[TableRow], seconds: float) -> None:
-        """Show the table of all jobs, which took so many seconds together.
+        """Show the table of all jobs.
 
-        Raises: OSError if stdout did not take all records.
+        seconds : float     duration of the batch
+        Raises: OSError if a record could not be written to stdout.
         """

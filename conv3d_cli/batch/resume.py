@@ -1,15 +1,16 @@
-"""The log behind `apply --resume`: which outputs are done, from which bytes, with which settings.
+"""The log of `apply --resume`: finished outputs, with the input bytes and settings that made them.
 
-Each folder of outputs holds one file, `.conv3d-resume.jsonl`. A run adds a line of JSON when it
-begins a volume and another when the volume is done. It adds lines under a lock, so several runs can
-share a folder, and skips a line that a killed run did not finish. If the log says that a run began
-an output, and no line says that it was done, a killed run left it.
+Each folder of outputs has one log, `.conv3d-resume.jsonl`. A run adds a line of JSON when it begins
+a volume, and another when it has finished it. It adds lines under a lock, so that several runs can
+share a folder, and ignores a line that a killed run left incomplete. An output that a run began but
+did not finish was left by a killed run.
 
-An output is done if this version made it, with the same settings, from the same bytes, and it has
-not changed since. Bytes are compared by SHA-256. A file is not read again while its fingerprint
-(size, inode, times of last modification and change) stays the same: no program can set the time of
-change, so a copy with the old times is read. If the clock may not have moved between a change and
-our look at the file, the fingerprint is not trusted. In the log, fingerprints are called "stamp".
+An output is done if this version made it, with the same settings, from the same bytes, and nobody
+has changed it since. SHA-256 compares bytes. While a file's fingerprint (size, inode, times of last
+modification and of last status change) stays the same, the file is not read again: no program can
+set the time of status change, so a copy with old times is read. The fingerprint of a file that
+changed a moment ago is not trusted, because the file may change again within one step of the clock.
+The log calls fingerprints "stamp".
 """
 
 from __future__ import annotations
@@ -43,11 +44,12 @@ except ImportError:  # Windows: one run at a time
 VERSION = version("conv3d")
 LOG_NAME = ".conv3d-resume.jsonl"
 
-# A file that changed less than this before we looked may change again without new times: the times
-# of file systems move in steps of some milliseconds, or of up to two seconds.
+# Nanoseconds in which a file may change twice without new times: file systems record times in steps
+# of some milliseconds, or of up to two seconds.
 STEP_NS, COARSE_STEP_NS = 20_000_000, 2_000_000_000
 
-# Fields of `Job` and of `Stage` that are not compared: those that no output depends on, and those that are looked at apart.
+# Fields of `Job` and `Stage` that `_differing` does not compare, because no output depends on them
+# or other code compares them.
 NO_SETTINGS = {
     "source",
     "target",
@@ -59,7 +61,7 @@ NO_SETTINGS = {
     *fields_not_compared(Place.JOB),
 }
 NO_STAGE_SETTINGS = {"kernel", "notes", "files", *fields_not_compared(Place.STAGE)}
-# Options of the whole command that decide what "done" means.
+# Options of the whole command that change what counts as done, such as --verify.
 RUN_OPTIONS = tuple(o for o in OPTIONS if o.place is Place.COMMAND and o.resumes and o.file is None)
 
 Record = dict[str, Any]
@@ -67,14 +69,15 @@ Record = dict[str, Any]
 
 @dataclass
 class ResumeStatus:
-    """What the resume log knows of a job before it runs.
+    """What the resume log says about a job before it runs.
 
+    job : Job               the job
     done : bool             its output exists and is what the job would write
     reason : str            why an existing output does not count as done
-    interrupted : bool      a run that was killed may have left the output
-    settings : dict         that shape the output, as JSON: see `settings_of`
-    fingerprints : dict     of each input file, when the job was looked at
-    begun : bool            the log says that this run has begun the job and not ended it
+    interrupted : bool      a killed run may have left the output
+    settings : dict         settings that shape the output, as JSON: see `settings_of`
+    fingerprints : dict     fingerprint of each input file before the run, by path
+    begun : bool            the log says that this run began the job, and not that it ended
     """
 
     job: Job
@@ -86,25 +89,26 @@ class ResumeStatus:
     begun: bool = False
 
     def allowed_job(self) -> Job:
-        """The job, which may replace what a killed run has left.
+        """The job, allowed to replace an output that a killed run has left.
 
-        Raises: OutputExistsError for any other output, unless the job may overwrite it.
+        Raises: OutputExistsError if another output exists and the job may not overwrite it.
         """
         if self.interrupted:
             return replace(self.job, overwrite=True)
         if self.reason and not self.job.overwrite:
             raise OutputExistsError(
-                f"cannot write {self.job.target}: file exists, and {self.reason}; pass --overwrite to make it again"
+                f"cannot write {self.job.target}: file exists, and {self.reason}; "
+                "pass --overwrite to make it again"
             )
         return self.job
 
 
 class ResumeLog:
-    """The logs of all folders that a batch writes to; used by several threads.
+    """The logs of all folders that a batch writes to. Thread-safe.
 
-    also : dict         settings of the run that count beside each job's own, such as `verify`
-    read_only : bool    write nothing
-    beside : dict       from an output's path to the paths of files that belong to it: its sidecar
+    also : dict or None     settings of the run to compare besides each job's own, such as `verify`
+    read_only : bool        write nothing
+    beside : dict or None   from an output's path to the paths of its sidecar and the like
     """
 
     def __init__(
@@ -122,7 +126,7 @@ class ResumeLog:
         self._lock = threading.Lock()
 
     def status(self, job: Job) -> ResumeStatus:
-        """What is known of a job. Raises: FormatError if an input cannot be read."""
+        """Look up a job. Raises: FormatError if an input or the log cannot be read."""
         settings = {**settings_of(job), **self._also}
         status = ResumeStatus(job, False, settings=settings)
         inputs = input_files(job)
@@ -133,23 +137,22 @@ class ResumeLog:
         if not any(os.path.lexists(path) for path in (job.target, *outputs)):
             return status
         known = self._folder_log(job).find(_name(job))
-        fresh: list[str] = []  # files that had to be read, because their fingerprints did not do
+        fresh: list[str] = []  # files that were read because their fingerprints did not suffice
         ours = known.done is not None and self._same(known.done["outputs"], outputs, fresh)
         if known.done is not None and ours:
             status.reason = self._change(known.done, settings, inputs, fresh)
             status.done = not status.reason
         elif any(not self._change(begun, settings, inputs, []) for begun in known.begun.values()):
             status.interrupted = True
-            status.reason = "a run that was ended left it"
+            status.reason = "a killed run left it"
         elif known.done is not None:
             status.reason = "it was changed since it was made"
         elif known.begun:
             status.reason = self._change(list(known.begun.values())[-1], settings, inputs, [])
         else:
-            status.reason = f"{LOG_NAME} beside it does not know it"
-        if (
-            status.done and fresh and not self._read_only
-        ):  # the next time, their fingerprints will do
+            status.reason = f"{LOG_NAME} in its folder does not list it"
+        if status.done and fresh and not self._read_only:
+            # next time, the fingerprints will suffice
             self._folder_log(job).add(self._done_record(job, settings))
         return status
 
@@ -160,7 +163,7 @@ class ResumeLog:
         inputs: Mapping[str, tuple[str, ...]],
         fresh: list[str],
     ) -> str:
-        """How a job differs from a record; "" if not. Files that had to be read are added to `fresh`."""
+        """How a job differs from a record; "" if it does not. Adds files it reads to `fresh`."""
         changed = _first_difference(record, settings)
         for role, paths in inputs.items() if not changed else ():
             if not self._same(record["inputs"].get(role, []), paths, fresh):
@@ -168,7 +171,10 @@ class ResumeLog:
         return changed
 
     def begin(self, status: ResumeStatus) -> None:
-        """Write down that a job begins: a later run then knows what this one left, if it is killed."""
+        """Log that a job begins, so that a later run knows what a killed run left.
+
+        Raises: WriteError.
+        """
         job = status.job
         record = self._record("begun", job) | {"version": VERSION, "settings": status.settings}
         found = {
@@ -185,7 +191,7 @@ class ResumeLog:
         status.begun = True
 
     def finish(self, status: ResumeStatus) -> list[str]:
-        """Write down that a job is done. Returns notes for the user. Raises: WriteError."""
+        """Log that a job is done. Returns notes for the user. Raises: WriteError."""
         job = status.job
         try:
             record = self._done_record(job, status.settings)
@@ -199,12 +205,10 @@ class ResumeLog:
             status.begun = False
             return []
         self.give_up(status)
-        return [
-            "a file that was read changed meanwhile: --resume will not count this output as done"
-        ]
+        return ["an input changed during the run; --resume will not count this output as done"]
 
     def give_up(self, status: ResumeStatus) -> None:
-        """Write down that a job failed, if the log says that it began."""
+        """Log that a job failed, if the log says that it began."""
         if not status.begun:
             return
         try:
@@ -238,7 +242,7 @@ class ResumeLog:
         return {"digest": digest, "stamp": fingerprint if settled else None}
 
     def _digest(self, path: str) -> str:
-        """The digest of a file's bytes, computed once while its fingerprint stays the same."""
+        """The digest of a file's bytes, computed once as long as its fingerprint stays the same."""
         fingerprint = fingerprint_of(path)
         with self._lock:
             known = self._digests.get(path)
@@ -251,7 +255,7 @@ class ResumeLog:
         return digest
 
     def _same(self, entries: list[Record], paths: Sequence[str], fresh: list[str]) -> bool:
-        """Whether files hold the recorded bytes. Files that had to be read are added to `fresh`."""
+        """Whether files hold the recorded bytes. Adds files that it reads to `fresh`."""
         if len(entries) != len(paths) or not all(map(os.path.exists, paths)):
             return False
         for entry, path in zip(entries, paths, strict=True):
@@ -270,8 +274,8 @@ class ResumeLog:
 class OutputHistory:
     """What the log says about an output.
 
-    done : dict or None     the record of the last run that made it
-    begun : dict            by run: records of runs that began it, and neither finished nor failed
+    done : dict or None     record of the last run that made it
+    begun : dict            records of runs that began it and did not end, by run
     """
 
     done: Record | None = None
@@ -279,7 +283,10 @@ class OutputHistory:
 
 
 class FolderLog:
-    """The log of one folder: what its lines say about each output."""
+    """The log of one folder. Thread-safe.
+
+    path : str      path of the log
+    """
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -289,7 +296,11 @@ class FolderLog:
         self._lock = threading.Lock()
 
     def find(self, output: str) -> OutputHistory:
-        """What the log says about an output, with lines that other runs have added since."""
+        """What the log says about an output, including lines that other runs have added since.
+
+        output : str        file name of the output
+        Raises: FormatError if the log cannot be read.
+        """
         with self._lock:
             self._read_on()
             known = self._known.get(output, OutputHistory())
@@ -301,10 +312,10 @@ class FolderLog:
         with self._lock, write_errors(self.path), open(self.path, "a+b", buffering=0) as file:
             if fcntl is not None:
                 try:
-                    # given back when the file is closed, however the process ends
+                    # released when the file is closed, however the process ends
                     fcntl.flock(file, fcntl.LOCK_EX)
                 except OSError:
-                    pass  # some network file systems have no locks; lines are added at the end all the same
+                    pass  # some network file systems have no locks; appending still adds the line
             end = file.seek(0, os.SEEK_END)
             if end and os.pread(file.fileno(), 1, end - 1) != b"\n":
                 line = b"\n" + line  # a killed run did not finish its line
@@ -313,7 +324,7 @@ class FolderLog:
                 written += file.write(line[written:])
 
     def _read_on(self) -> None:
-        """Read the lines that were added since the last time."""
+        """Read the lines added since the last call."""
         try:
             with open(self.path, "rb") as file:
                 status = os.fstat(file.fileno())
@@ -346,7 +357,7 @@ class FolderLog:
 
 
 def _is_record(record: Any) -> bool:
-    """Whether a line is one that this program writes: anyone may write to the file."""
+    """Whether a line has the form that this program writes; others may write to the file."""
     if not isinstance(record, dict) or not all(
         isinstance(record.get(key), str) for key in ("output", "run")
     ):
@@ -375,19 +386,21 @@ def check_resumable(job: Job) -> None:
         if path == "-" or "://" in path:
             what = "a pipe" if path == "-" else "a URL"
             raise SpecError(
-                f"--resume compares the bytes of files, and {path} is {what}: leave it out, or name a file"
+                f"--resume compares the bytes of files, and {path} is {what}; "
+                "leave out --resume, or name a file"
             )
     same = os.path.realpath(job.source) == os.path.realpath(job.target)
     if same or lies_within(job.source, job.target):
         raise SpecError(
-            f"--resume cannot tell whether {job.target} is done: it replaces its input; name another output"
+            f"--resume cannot tell whether {job.target} is done, because it replaces its input; "
+            "name another output"
         )
 
 
 def settings_of(job: Job) -> Record:
-    """The settings that shape a job's output, as JSON: those that differ from the defaults.
+    """The settings that shape a job's output and differ from their defaults, as JSON.
 
-    The files that the job reads are compared by their bytes, and stand here without their paths.
+    Input files are compared by their bytes, so the settings do not contain their paths.
 
     >>> settings_of(Job("a.npy", "b.npy", (Stage("box:size=3", strides=2),), threads=3))
     {'stages': [{'strides': 2, 'kernel': 'box:size=3'}]}
@@ -408,7 +421,7 @@ def settings_of(job: Job) -> Record:
 
 
 def _part(path: str | None) -> str | None:
-    """The level or array that a volume is in its Zarr store; None if it is all of its files."""
+    """The level or array of a Zarr store that a path names; None if it names a whole volume."""
     if path is None:
         return None
     files = volume_files(path)
@@ -425,7 +438,7 @@ def _differing(value: Any, but: set[str]) -> Record:
 
 
 def _kernel_words(stage: Stage) -> Any:
-    """A kernel without its path: a built-in's text, a file's suffix, or digests of its weights."""
+    """A kernel without its path: a built-in's text, a file's suffix, or its weights' digests."""
     if isinstance(stage.kernel, Kernel):
         return _plain(stage.kernel)
     path = kernel_file(stage)
@@ -433,7 +446,7 @@ def _kernel_words(stage: Stage) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """A value that JSON cannot hold, as one that it can."""
+    """Convert a value that JSON cannot hold to one that it can."""
     if isinstance(value, Kernel):
         bias = None if value.bias is None else array_digest(value.bias)
         return {"weights": array_digest(value.weights), "bias": bias, "centre": value.centre}
@@ -443,11 +456,11 @@ def _plain(value: Any) -> Any:
         return value.item()
     if is_dataclass(value):
         return _differing(value, set())
-    raise TypeError(f"no way to write down {type(value).__name__} for --resume")
+    raise TypeError(f"--resume cannot record a value of type {type(value).__name__}")
 
 
 def _first_difference(record: Record, settings: Record) -> str:
-    """How a record's version or settings differ from these; "" if they do not."""
+    """How a record's version or settings differ from the present ones; "" if they do not."""
     if record.get("version") != VERSION:
         return f"it was made by version {record.get('version')}"
     before = record["settings"]
@@ -465,7 +478,7 @@ def _first_difference(record: Record, settings: Record) -> str:
 
 
 def is_settled(fingerprint: FileFingerprint) -> bool:
-    """Whether any later change of the file would change its fingerprint, too."""
+    """Whether every later change of the file will change its fingerprint."""
     last: int = max(fingerprint[2:])
     return time.time_ns() - last > (STEP_NS if last % 1_000_000_000 else COARSE_STEP_NS)
 

@@ -1,4 +1,4 @@
-"""Running the jobs of a batch: side by side where that helps, and reported in their order."""
+"""Runs the jobs of a batch, several at a time where that is faster, and reports them in order."""
 
 from __future__ import annotations
 
@@ -18,24 +18,26 @@ from conv3d_cli.system.machine import memory_ceiling, thread_count
 if TYPE_CHECKING:
     from conv3d_cli.pipeline.request import Job
 
-# Volumes at a time, unless the user says how many. Side by side, one volume is opened or flushed to
-# the disk while another is computed, and each has fewer threads to wait for: 200 scans of 64 x 64 x 32
-# take a fifth less time two at a time, 8 of 224^3 a tenth (2 CPUs, 2026-11). A large file fills the
-# CPUs by itself, and two would take the memory of two.
+# Volumes at a time, unless the user sets --jobs. One volume is then opened or flushed to disk while
+# another is computed, and each waits for fewer threads. Two at a time, 200 scans of 64 x 64 x 32
+# take a fifth less time, and 8 of 224^3 a tenth less (2 CPUs, 2026-11). A large file keeps the CPUs
+# busy by itself, and two need the memory of two.
 AT_ONCE, SMALL_FILE_BYTES = 4, 32 << 20
 
 
 class Stopped(BaseException):
-    """The batch was interrupted. Raised in the threads of its jobs: they then leave nothing behind."""
+    """The batch was interrupted. Raised in the threads of its jobs, so that they clean up."""
 
 
 @dataclass
 class BatchRunner:
-    """Runs jobs and keeps account of them; a failed volume does not stop the rest.
+    """Runs jobs and reports them; a failed volume does not stop the others.
 
-    exit_code : int             of the first error; 0 while there is none
-    finished : FinishedOutputs  outputs that are in their places
-    rows : list of TableRow     jobs that were accounted for
+    options : BatchOptions      how to run the jobs
+    reporter : Reporter         shows results and progress
+    exit_code : int             exit code of the first error; 0 while there is none
+    finished : FinishedOutputs  outputs that are in place
+    rows : list of TableRow     jobs that were reported
     started : float             time.perf_counter() at the start
     """
 
@@ -47,10 +49,11 @@ class BatchRunner:
     started: float = field(default_factory=time.perf_counter)
 
     def run(self, jobs: Sequence[Job], at_once: int | None = None) -> None:
-        """Run or plan jobs, and account for them in their order.
+        """Run or plan jobs, and report them in order.
 
-        at_once : int or None       jobs at a time; None: see `volumes_at_once`
-        Raises: the error of a job that is the only one. An interrupt gets a note on what is complete.
+        at_once : int or None       number of jobs at a time; None: see `volumes_at_once`
+        Raises: the error of the job if there is only one; SpecError for `at_once` on a cluster.
+        An interrupt gets a note that says which outputs are complete.
         """
         try:
             self._run_all(jobs, at_once)
@@ -64,14 +67,15 @@ class BatchRunner:
         scheduler = self.options.scheduler
         if at_once is not None and at_once > 1 and scheduler is not None:
             raise SpecError(
-                "--jobs is for this machine, and a cluster takes one volume at a time: leave one of them out"
+                "--jobs runs volumes side by side on this machine, and --scheduler on a cluster, "
+                "one at a time; leave out one of them"
             )
         count = volumes_at_once(jobs) if at_once is None else min(at_once, len(jobs))
         if count > 1 and scheduler is None and not self.options.dry_run:
             jobs = self._side_by_side(jobs, count)
         for number, job in enumerate(jobs, 1):
             if self.options.fail_fast and self.exit_code:
-                self._account(cancelled(job), self.reporter.say)
+                self._report(cancelled(job), self.reporter.say)
                 continue
             name = os.path.basename(job.source.rstrip("/"))
             label = name if len(jobs) == 1 else f"{number}/{len(jobs)} {name}"
@@ -80,12 +84,12 @@ class BatchRunner:
             if result.error is not None and len(jobs) == 1 and not self.rows:
                 self.reporter.show(result, self.reporter.say)
                 raise result.error
-            self._account(result, self.reporter.say)
+            self._report(result, self.reporter.say)
 
     def _side_by_side(self, jobs: Sequence[Job], count: int) -> list[Job]:
-        """Run jobs, `count` at a time. Returns those that need more than their part of the memory.
+        """Run jobs, `count` at a time. Returns those that need more than their share of the memory.
 
-        Jobs are accounted for in their order, each as soon as it and those before it are done.
+        Each job is reported as soon as it and all jobs before it are done.
         """
         stop = threading.Event()
 
@@ -110,7 +114,7 @@ class BatchRunner:
                 and error is not None
                 and not isinstance(error, MemoryLimitError)
             ):
-                self.exit_code = self.exit_code or error.exit_code  # the first one's in time
+                self.exit_code = self.exit_code or error.exit_code  # that of the first in time
                 stop.set()
             return result
 
@@ -127,33 +131,29 @@ class BatchRunner:
                     if isinstance(result.error, MemoryLimitError):
                         left.append(job)
                     else:
-                        self._account(result, progress.say)
+                        self._report(result, progress.say)
                     progress(number, len(jobs))
         finally:
             stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
-            for future in results[
-                settled:
-            ]:  # after an interrupt: jobs that ended, behind one that did not
-                if (
-                    not future.cancelled()
-                    and future.exception() is None
-                    and future.result().status != "cancelled"
-                ):
-                    self._account(future.result(), self.reporter.say)
+            # after an interrupt: jobs that ended, although one before them did not
+            for future in results[settled:]:
+                if future.cancelled() or future.exception() is not None:
+                    continue
+                if future.result().status != "cancelled":
+                    self._report(future.result(), self.reporter.say)
         return left
 
     def _words_on_interrupt(self, jobs: Sequence[Job]) -> str:
-        """Which outputs an interrupted batch has left, and how to make the rest."""
+        """Which outputs an interrupted batch has left, and how to make the others."""
         complete = self.finished.complete
         written = [name for name in self.finished.written if name not in complete]
-        words = [f"{name} is written, and not verified" for name in written]
+        words = [f"{name} is written but not verified" for name in written]
         if complete and len(jobs) == 1:
             words.append(f"{complete[0]} is complete")
         elif complete:
-            words.append(
-                f"{len(complete)} of {len(jobs)} volumes {'is' if len(complete) == 1 else 'are'} complete"
-            )
+            verb = "is" if len(complete) == 1 else "are"
+            words.append(f"{len(complete)} of {len(jobs)} volumes {verb} complete")
         if not words:
             return "no output was left behind"
         if len(complete) < len(jobs) and not written:
@@ -163,8 +163,8 @@ class BatchRunner:
                 words.append("the same command with --skip-existing does the rest")
         return "; ".join(words)
 
-    def _account(self, result: JobResult, say: Say) -> None:
-        """Show what came of a job, and keep its row."""
+    def _report(self, result: JobResult, say: Say) -> None:
+        """Show the result of a job, and keep its row."""
         self.reporter.show(result, say)
         self.rows.append(result.row())
         if result.error is not None:
@@ -177,7 +177,7 @@ class BatchRunner:
 
 
 def volumes_at_once(jobs: Sequence[Job]) -> int:
-    """How many volumes to work on at a time: several if each is a small file."""
+    """How many volumes to process at a time: several if every one is a small file."""
     if len(jobs) < 2:
         return 1
     try:
@@ -187,15 +187,15 @@ def volumes_at_once(jobs: Sequence[Job]) -> int:
         )
     except OSError:
         return 1
-    return (
-        min(AT_ONCE, thread_count(jobs[0].threads), len(jobs)) if largest <= SMALL_FILE_BYTES else 1
-    )
+    if largest > SMALL_FILE_BYTES:
+        return 1
+    return min(AT_ONCE, thread_count(jobs[0].threads), len(jobs))
 
 
 def split_resources(job: Job, count: int) -> Job:
-    """A job with its part of the threads and of the memory, if `count` jobs run at a time.
+    """A job with its share of threads and memory if `count` jobs run at a time.
 
-    The memory that the process itself takes is not divided.
+    The memory of the process itself is not divided.
     """
     from conv3d_cli.pipeline.memory import PROCESS_BYTES
 

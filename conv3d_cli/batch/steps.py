@@ -1,7 +1,7 @@
-"""The steps of one job of a batch, in their order: `STEPS`.
+"""The steps that each job of a batch goes through, in the order of `STEPS`.
 
-A step looks at a `JobRun` and changes it. A step that sets `result` ends the run: a job that is done
-already needs no more.
+A step reads and changes a `JobRun`. A step that sets `result`, for example for a job that is done
+already, ends the run.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from conv3d_cli.batch.results import JobResult, Say, failed, skipped
 from conv3d_cli.errors import Conv3DError
 from conv3d_cli.system.atomic import placed_outputs
+from conv3d_cli.system.words import count_of
 
 if TYPE_CHECKING:
     from conv3d_cli.batch.preview import Preview
@@ -26,20 +27,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class BatchOptions:
-    """How the jobs of a batch are run.
+    """How to run the jobs of a batch.
 
-    dry_run : bool              plan only, write nothing
-    skip_existing : bool        a job whose output exists is skipped
-    make_folder : bool          make the folders of outputs
-    scheduler : str or None     run on this Dask cluster: see `cluster.run`
-    verify : int or None        compute so many voxels of each output again
-    to_fwhm : str or None       choose kernels that make outputs as smooth as this
-    fail_fast : bool            after a failure begin no other job, and cancel those that run
-    details : bool              describe each job and its times in messages
-    describe_plans : bool       under `dry_run`: describe each plan in messages
-    previews : bool             take pictures of inputs and outputs
-    recordings : dict           what is written beside each output, by the output's path
-    resume_log : ResumeLog or None   knows which jobs are done, and learns which are now
+    dry_run : bool                  plan only, write nothing
+    skip_existing : bool            skip jobs whose output exists
+    make_folder : bool              create the folders of outputs
+    scheduler : str or None         run on this Dask cluster: see `cluster.run`
+    verify : int or None            number of voxels of each output to compute again
+    to_fwhm : str or None           choose kernels that smooth outputs to this FWHM
+    fail_fast : bool                after a failure, start no other job and cancel those that run
+    details : bool                  describe each job and its times in messages
+    describe_plans : bool           with `dry_run`: describe each plan in messages
+    previews : bool                 take pictures of inputs and outputs
+    recordings : dict               records to write beside outputs, by the output's path
+    resume_log : ResumeLog or None  tells which jobs are done, and records those that finish
     """
 
     dry_run: bool = False
@@ -58,10 +59,10 @@ class BatchOptions:
 
 @dataclass
 class FinishedOutputs:
-    """Outputs of a batch that are in their places, in no order.
+    """Paths of outputs of a batch that are in place, in no particular order.
 
-    written : list of str       by this batch; not all may be verified
-    complete : list of str      verified if that was asked for, or made by an earlier run
+    written : list of str       written by this batch; some may not be verified yet
+    complete : list of str      verified if the user asked for that, or made by an earlier run
     """
 
     written: list[str] = field(default_factory=list)
@@ -72,14 +73,18 @@ class FinishedOutputs:
 class JobRun:
     """One job on its way through the steps.
 
-    progress : callable         takes (voxels finished, voxels in all), from any thread
-    say : callable              takes messages that come before the first voxel
-    messages : list of str      for the end
-    notes : list of str         that stand before those of the run
-    status : ResumeStatus or None   of the resume log
-    report : JobReport or None  once the job has run
-    verified : dict             what verification found, for the record
-    result : JobResult or None  of a job that needs no more steps
+    job : Job                       the job; steps may replace it
+    options : BatchOptions          how to run it
+    finished : FinishedOutputs      outputs of the batch that are in place
+    progress : callable             called with (voxels finished, all voxels), from any thread
+    say : callable                  shows messages that come before the first voxel
+    messages : list of str          messages to show at the end
+    notes : list of str             notes to show before those of the run
+    preview : Preview or None       pictures of input and output
+    status : ResumeStatus or None   what the resume log says about the job
+    report : JobReport or None      the report of the run; None before it
+    verified : dict                 the outcome of the verification, for the job's record
+    result : JobResult or None      the result of a job that needs no more steps
     """
 
     job: Job
@@ -97,11 +102,11 @@ class JobRun:
 
     @property
     def recording(self) -> Recording | None:
-        """What is written beside the output."""
+        """The records to write beside the output; None if there are none."""
         return self.options.recordings.get(self.job.target)
 
     def check_paths(self) -> None:
-        """Refuse files that could not be written, before any work.
+        """Refuse output files that cannot be written, before any work.
 
         Raises: OutputExistsError, WriteError, SpecError.
         """
@@ -114,17 +119,17 @@ class JobRun:
             check_sidecar(self.recording, self.job.overwrite, self.options.make_folder)
 
     def give_up(self) -> None:
-        """Write down that the job came to nothing."""
+        """Tell the resume log that the job failed."""
         if self.options.resume_log is not None and self.status is not None:
             self.options.resume_log.give_up(self.status)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Before the run
 
 
 def skip_existing(run: JobRun) -> None:
-    """Skip a job whose output exists, under --skip-existing."""
+    """With --skip-existing: skip a job whose output exists."""
     from conv3d_cli.formats import output_exists
 
     if run.options.skip_existing and output_exists(run.job.target):
@@ -133,9 +138,9 @@ def skip_existing(run: JobRun) -> None:
 
 
 def resume(run: JobRun) -> None:
-    """Skip a job that the resume log knows to be done.
+    """With --resume: skip a job that is done according to the resume log.
 
-    Raises: OutputExistsError for an output that is something else.
+    Raises: OutputExistsError if the output exists and is not what the job would write.
     """
     if run.options.resume_log is None:
         return
@@ -148,7 +153,7 @@ def resume(run: JobRun) -> None:
 
 
 def make_folders(run: JobRun) -> None:
-    """Make the folders that the outputs go to. Raises: WriteError."""
+    """Create the folders of the outputs. Raises: WriteError."""
     if not run.options.make_folder or run.options.dry_run:
         return
     from conv3d_cli.system.atomic import write_errors
@@ -160,7 +165,7 @@ def make_folders(run: JobRun) -> None:
 
 
 def match_smoothness(run: JobRun) -> None:
-    """Choose the kernel that gives the output the smoothness of --to-fwhm."""
+    """With --to-fwhm: choose the kernel that smooths the output to that FWHM."""
     if run.options.to_fwhm is None:
         return
     from conv3d_cli.analysis.smoothness import match_fwhm
@@ -171,7 +176,7 @@ def match_smoothness(run: JobRun) -> None:
 
 
 def plan(run: JobRun) -> None:
-    """Under --dry-run: decide everything and run nothing."""
+    """With --dry-run: decide everything and run nothing."""
     if not run.options.dry_run:
         return
     from conv3d_cli.batch.report import describe, plan_record
@@ -185,19 +190,19 @@ def plan(run: JobRun) -> None:
 
 
 def check_verifiable(run: JobRun) -> None:
-    """Refuse a job that could not be verified afterwards. Raises: SpecError."""
+    """With --verify: refuse a job that cannot be verified afterwards. Raises: SpecError."""
     if run.options.verify is not None:
         from conv3d_cli.analysis.verify import check_verifiable
 
         check_verifiable(run.job)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # The run, and after it
 
 
 def convolve(run: JobRun) -> None:
-    """Run the job here or on the cluster, with the files that are written beside its output."""
+    """Run the job, here or on the cluster, and write its output and the records beside it."""
     options = run.options
     if options.previews:
         from conv3d_cli.batch.preview import Preview
@@ -232,17 +237,16 @@ def convolve(run: JobRun) -> None:
                 from conv3d_cli.provenance.run import run_recorded
 
                 run.report = run_recorded(run.job, run.recording, start, decided)
-    finally:  # an interrupt that waited for the output to take its place comes here
-        if run.report is not None or os.path.normpath(run.job.target) in map(
-            os.path.normpath, placed
-        ):
+    finally:  # an interrupt may arrive while the output takes its place
+        paths = map(os.path.normpath, placed)
+        if run.report is not None or os.path.normpath(run.job.target) in paths:
             run.finished.written.append(run.job.target)
             if options.verify is None:
                 run.finished.complete.append(run.job.target)
 
 
 def verify(run: JobRun) -> None:
-    """Compute some voxels of the output again. Raises: DifferenceError."""
+    """With --verify: compute some voxels of the output again. Raises: DifferenceError."""
     if run.options.verify is not None:
         from conv3d_cli.analysis.verify import verify_output
 
@@ -252,14 +256,14 @@ def verify(run: JobRun) -> None:
 
 
 def record(run: JobRun) -> None:
-    """Write into the resume log that the job is done."""
+    """With --resume: log that the job is done."""
     log = run.options.resume_log
     if log is not None and run.status is not None and run.report is not None:
         run.report = replace(run.report, notes=[*run.report.notes, *log.finish(run.status)])
 
 
 def picture(run: JobRun) -> None:
-    """Take a picture of the output."""
+    """With --report: keep slices of the output."""
     if run.preview is not None and run.report is not None:
         run.report = run.preview.look_after(run.report)
 
@@ -269,15 +273,13 @@ def done(run: JobRun) -> JobResult:
     from conv3d_cli.batch.report import describe_run, run_record
 
     assert run.report is not None
-    report, details = (
-        replace(run.report, notes=[*run.notes, *run.report.notes]),
-        run.options.details,
-    )
+    details = run.options.details
+    report = replace(run.report, notes=[*run.notes, *run.report.notes])
     messages = [*run.messages, *(f"note: {run.job.source}: {note}" for note in report.notes)]
     messages += [describe_run(report)] if details else []
     if run.verified and details:
         messages.append(
-            f"verified   {run.verified['verified']} voxels; the largest difference is "
+            f"verified   {count_of(run.verified['verified'], 'voxel')}; the largest difference is "
             f"{100 * run.verified['verified_worst']:.2g} % of the bound"
         )
     values = {**run_record(report), **run.verified}
@@ -309,9 +311,9 @@ STEPS: tuple[Callable[[JobRun], None], ...] = (
 
 
 def run_steps(run: JobRun) -> JobResult:
-    """Take a job through `STEPS`, as far as it goes.
+    """Take a job through `STEPS` until a step sets its result.
 
-    An error of the job is its result; interrupts pass through.
+    An error of the job becomes its result; interrupts pass through.
     """
     try:
         for step in STEPS:
@@ -322,9 +324,8 @@ def run_steps(run: JobRun) -> JobResult:
         run.give_up()
         return failed(run.job, error, run.messages, run.preview)
     except BaseException:
-        if (
-            run.job.target not in run.finished.written
-        ):  # else the next run sees that this one left it
+        # an output in place stays logged as begun, so that the next run may replace it
+        if run.job.target not in run.finished.written:
             run.give_up()
         raise
     return done(run)

@@ -1,7 +1,8 @@
-"""The command line: one file per command, and one line each in `COMMANDS`; errors are translated here.
+"""The command line: one file per command, and one line each in `COMMANDS`.
 
-Click and Rich live only in this folder. A run imports the module of its own command alone, and
-command modules import NumPy, Numba and the formats inside the command bodies, so that help is quick.
+This file also turns errors into messages and exit codes. Only this folder uses Click and Rich. A
+run imports the module of its own command alone, and command modules import NumPy, Numba and the
+formats inside the command bodies, so that --help is quick.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ COMMANDS = (
 
 
 class LateCommands(MutableMapping[str, click.Command]):
-    """Commands by name. The command `x` is `x` of the module `cli/x.py`, imported when it is needed.
+    """Commands by name: the command `x` is `x` of the module `cli/x.py`, imported when needed.
 
     >>> LateCommands(["info"])["info"].name
     'info'
@@ -66,7 +67,10 @@ class LateCommands(MutableMapping[str, click.Command]):
 
 
 class Terminated(BaseException):
-    """SIGTERM, or SIGHUP, arrived; like KeyboardInterrupt it passes through every `except Exception`."""
+    """SIGTERM or SIGHUP arrived. Like KeyboardInterrupt, it passes every `except Exception`.
+
+    signum : int    number of the signal
+    """
 
     def __init__(self, signum: int) -> None:
         super().__init__(signum)
@@ -74,13 +78,13 @@ class Terminated(BaseException):
 
 
 def _terminate(signum: int, frame: FrameType | None) -> None:
-    # once is enough: a terminal that closes sends it twice, and we must tidy up
+    # ignore further ones while we clean up: a terminal that closes sends it twice
     signal.signal(signum, signal.SIG_IGN)
     raise Terminated(signum)
 
 
-def _tell_lost_output(error: OSError) -> None:
-    """Say that results could not be printed; nothing where their reader has gone, which is how `| head` ends."""
+def _report_lost_output(error: OSError) -> None:
+    """Report that results could not be printed, unless their reader has gone, as `| head` does."""
     if not isinstance(error, BrokenPipeError):
         click.echo(
             f"Error: cannot write {error.filename or 'standard output'}: {cause_of(error)}",
@@ -88,17 +92,20 @@ def _tell_lost_output(error: OSError) -> None:
         )
 
 
-def _what_stands(error: BaseException, placed: Sequence[str]) -> str:
-    """What an interrupt left behind: in the words of a batch, which knows what is complete, or the outputs that were placed."""
+def _outputs_left(error: BaseException, placed: Sequence[str]) -> str:
+    """Which outputs an interrupt left: the note of a batch, or the outputs put in place."""
     written = [f"{path} is written" for path in placed]
     return "; ".join(getattr(error, "__notes__", written or ["no output was left behind"]))
 
 
 class ErrorTranslator(click.Group):
-    """A group whose commands end with one line and the right exit code, never a traceback for a user's mistake."""
+    """A group whose commands end with a one-line error and an exit code, never with a traceback.
+
+    Errors that are not the user's but bugs keep their traceback.
+    """
 
     def main(self, *arguments: Any, **options: Any) -> Any:
-        """Run the command line, or tell the shell that asks how one goes on."""
+        """Run the command line, or answer a shell that asks for completions."""
         if COMPLETE_VAR in os.environ:
             from conv3d_cli.cli.completion import prepare, register_shells
 
@@ -106,14 +113,13 @@ class ErrorTranslator(click.Group):
             prepare(self)
         try:
             return super().main(*arguments, **{"complete_var": COMPLETE_VAR, **options})
-        except (
-            OSError
-        ) as error:  # of --help and --version, which are printed before a command is invoked
-            _tell_lost_output(error)
+        except OSError as error:
+            # from printing --help or --version, which Click does before it invokes a command
+            _report_lost_output(error)
             sys.exit(1)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; see errors.py for the exit codes."""
+        """Run the command, and end with its exit code; see errors.py for the codes."""
         placed: list[str] = []
         try:
             with placed_outputs() as placed:
@@ -123,19 +129,19 @@ class ErrorTranslator(click.Group):
             code = error.exit_code
         except MemoryError:
             click.echo(
-                "Error: out of memory; pass a smaller --max-memory, or work on a machine with more",
+                "Error: out of memory; pass a smaller --max-memory, or use a machine with more",
                 err=True,
             )
             code = 6
         except OSError as error:
-            # Files' errors are Conv3DErrors by now: what is left is our own output, `conv3d info > /dev/full`.
-            _tell_lost_output(error)
+            # Errors of files are Conv3DErrors. This is one of stdout: `conv3d info > /dev/full`.
+            _report_lost_output(error)
             code = ctx.meta.get(EXIT_CODE) or 1
         except KeyboardInterrupt as error:
-            click.echo(f"interrupted; {_what_stands(error, placed)}", err=True)
+            click.echo(f"interrupted; {_outputs_left(error, placed)}", err=True)
             code = 130
         except Terminated as error:
-            click.echo(f"terminated; {_what_stands(error, placed)}", err=True)
+            click.echo(f"terminated; {_outputs_left(error, placed)}", err=True)
             code = 128 + error.signum
         ctx.exit(code)
 
@@ -155,7 +161,8 @@ def main() -> None:
       conv3d apply image.ome.zarr -k gaussian:sigma=1um -o smooth.ome.zarr
       conv3d apply *.nii.gz -c layer.toml --out-dir results --suffix _conv
 
-    The output has the input's format and place in the world. Results go to stdout, messages and progress to stderr.
+    The output has the input's place in the world, and the format of its name. Results go to
+    stdout, messages and progress to stderr.
 
     \b
     Exit codes: 0 done, 1 runtime fault, 2 usage, 3 input unreadable,
@@ -164,9 +171,8 @@ def main() -> None:
     """
     try:
         signal.signal(signal.SIGTERM, _terminate)
-        if (
-            hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
-        ):  # else nohup
+        # under nohup, SIGHUP stays ignored
+        if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
             signal.signal(signal.SIGHUP, _terminate)
     except ValueError:
-        pass  # not in the main thread (embedded in another program): its signals are not ours
+        pass  # not the main thread (embedded in another program), which owns the signals

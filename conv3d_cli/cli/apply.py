@@ -16,6 +16,7 @@ from conv3d_cli.cli.options import SectionedCommand, apply_options, given_settin
 from conv3d_cli.cli.reporter import TerminalReporter
 from conv3d_cli.errors import Conv3DError, SpecError
 from conv3d_cli.pipeline.outputs import ROLES, VOLUME
+from conv3d_cli.system.words import count_of
 
 if TYPE_CHECKING:
     from conv3d_cli.batch.plan import JobPlan
@@ -40,17 +41,17 @@ def apply(ctx: click.Context, /, inputs: tuple[str, ...], **_: Any) -> None:
       conv3d apply scans/ -k box:size=3 --out-dir smoothed --suffix _box3
       conv3d apply https://host/image.zarr -k gaussian:sigma=1um -o out.ome.zarr
 
-    A 3-D kernel is a filter: it runs over every channel and time point, and the output keeps the input's size
-    (--padding same --boundary symmetric). A 5-D kernel is a Conv3D layer with Keras' defaults (valid, zeros).
-    Triples are in depth,height,width order. `-` reads or writes .npy on a pipe.
+    A 3-D kernel is a filter: it is applied to every channel and time point, and the output
+    keeps the input's size (--padding same --boundary symmetric). A 5-D kernel is a Conv3D layer
+    with Keras' defaults (valid, zeros). Triples are in depth,height,width order. `-` reads or
+    writes .npy on a pipe.
 
-    INPUTs are volumes, and folders, which stand for the volumes in them. Volumes are NIfTI (.nii .nii.gz .nii.zst .hdr),
-    TIFF (.tif .ome.tif), NumPy (.npy), NRRD (.nrrd .nhdr) and OME-Zarr (.zarr .ome.zarr, folders and URLs; image.zarr/1
-    is a level or array
-    in it).
+    INPUTs are volumes, or folders of volumes: NIfTI (.nii .nii.gz .nii.zst .hdr), TIFF (.tif
+    .ome.tif), NumPy (.npy), NRRD (.nrrd .nhdr) and OME-Zarr (.zarr .ome.zarr, folders and URLs;
+    image.zarr/1 is a level or array of image.zarr).
     """
     asked = given_settings(ctx)
-    # Before NumPy is imported: its BLAS starts a thread for every CPU, which spins for work that does not come.
+    # Before NumPy is imported: its BLAS would start a thread per CPU, which spins without work.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from conv3d_cli.batch.runner import BatchRunner
     from conv3d_cli.batch.steps import BatchOptions
@@ -58,7 +59,7 @@ def apply(ctx: click.Context, /, inputs: tuple[str, ...], **_: Any) -> None:
     plan = plan_command(ctx, inputs, asked)
     jobs = plan.jobs
     overwrite = any(job.overwrite for job in jobs)
-    _check_account(asked, jobs, overwrite)
+    _check_conflicts(asked, jobs, overwrite)
     recordings = _recordings(plan) if asked.sidecar or asked.bids else {}
     resume_log = _resume_log(asked, jobs, recordings) if asked.resume else None
     if asked.out_dir and not asked.dry_run and "://" not in asked.out_dir:
@@ -100,24 +101,26 @@ def apply(ctx: click.Context, /, inputs: tuple[str, ...], **_: Any) -> None:
     ctx.exit(batch.exit_code)
 
 
-def _check_account(asked: Settings, jobs: Sequence[Job], overwrite: bool) -> None:
-    """Refuse options about what is done already, and about the account, that contradict each other."""
+def _check_conflicts(asked: Settings, jobs: Sequence[Job], overwrite: bool) -> None:
+    """Refuse --skip-existing, --overwrite, --resume and --json where they contradict each other."""
     if asked.skip_existing and overwrite:
         raise SpecError("--skip-existing and --overwrite contradict each other; pass one of them")
     if asked.skip_existing and asked.resume:
         raise SpecError(
-            "--resume looks at what an output was made from, --skip-existing at its name; pass one of them"
+            "--resume checks what an output was made from, --skip-existing only its name; "
+            "pass one of them"
         )
     for output in (output for job in jobs for output in job.outputs):
         if asked.as_json and output.path == "-":
             flag = "-o" if output.role == VOLUME else ROLES[output.role].flag
             raise SpecError(
-                f"{flag} - writes the volume to stdout, where --json would mix with it; leave one of them out"
+                f"{flag} - writes the volume to stdout, where --json would mix with it; "
+                "leave out one of them"
             )
 
 
 def _recordings(plan: JobPlan) -> Mapping[str, Recording]:
-    """What is written beside each output, by its name."""
+    """The records to write beside each output, by the output's path."""
     from conv3d_cli.provenance.run import plan_recordings
 
     fields, copies = (
@@ -129,7 +132,7 @@ def _recordings(plan: JobPlan) -> Mapping[str, Recording]:
 def _resume_log(
     asked: Settings, jobs: Sequence[Job], recordings: Mapping[str, Recording]
 ) -> ResumeLog:
-    """The record behind --resume; what is done with an output afterwards counts, too."""
+    """The log of --resume, which also compares options such as --verify."""
     from conv3d_cli.batch.resume import RUN_OPTIONS, ResumeLog, check_resumable
 
     for job in jobs:
@@ -142,20 +145,20 @@ def _resume_log(
 
 
 def _check_depfile(path: str, jobs: Sequence[Job], dry_run: bool) -> None:
-    """Refuse rules that make could not use, before any work."""
+    """Refuse a depfile that make could not use, before any work."""
     from conv3d_cli.batch.depfile import check_depfile
 
     if dry_run:
-        raise SpecError("--dry-run writes nothing, and --depfile is a file: leave one of them out")
+        raise SpecError("--dry-run writes nothing, and --depfile is a file; leave out one of them")
     check_depfile(path, jobs)
 
 
 def _check_page(path: str, overwrite: bool, dry_run: bool) -> None:
-    """Refuse a page that could not be written, before any work."""
+    """Refuse a page that cannot be written, before any work."""
     from conv3d_cli.system.atomic import check_target, suffix_of
 
     if dry_run:
-        raise SpecError("--dry-run writes nothing, and --report is a file: leave one of them out")
+        raise SpecError("--dry-run writes nothing, and --report is a file; leave out one of them")
     if suffix_of(path) not in (".html", ".htm"):
         raise SpecError(f"a report is an HTML page, as in --report report.html, received '{path}'")
     check_target(path, overwrite, send=True)
@@ -169,7 +172,7 @@ def _run_with_page(
     path: str,
     overwrite: bool,
 ) -> None:
-    """Run jobs; the page appears when all were tried, failed ones too, and not where the batch is interrupted."""
+    """Run jobs, then write the page, even if some failed. An interrupted batch has no page."""
     from conv3d_cli.pictures.page import Report
 
     with Report(path, overwrite) as page:
@@ -180,7 +183,7 @@ def _run_with_page(
         except Conv3DError as error:
             failed = error
         page.finish(
-            f"conv3d apply: {len(jobs)} volume{'s' if len(jobs) > 1 else ''}",
+            f"conv3d apply: {count_of(len(jobs), 'volume')}",
             shlex.join(["conv3d", *sys.argv[1:]]),
         )
         if failed is not None:

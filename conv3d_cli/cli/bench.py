@@ -1,4 +1,4 @@
-"""`conv3d bench`: the engine against the machine's limits, and against other libraries where they are installed."""
+"""`conv3d bench`: the engine against the machine's limits, and against installed libraries."""
 
 from __future__ import annotations
 
@@ -10,53 +10,96 @@ import click
 
 from conv3d_cli.cli.options import SectionedCommand, options, table_options
 from conv3d_cli.errors import FormatError, SpecError
+from conv3d_cli.system.words import count_of
 
 if TYPE_CHECKING:
     from conv3d_cli.bench.report import BenchReport
 
-what_options = options(
-    "What is measured",
+case_options = options(
+    "Cases",
     click.option(
-        "--case", "patterns", multiple=True, metavar="PATTERN",
-        help="Cases by name (* and ? stand for anything), or a group: dense, large, separable, channels, held (beside the "
-        "table), all. May be given several times.  [default: the cases with targets]",
+        "--case",
+        "patterns",
+        multiple=True,
+        metavar="PATTERN",
+        help="Measure the cases with this name (* and ? are wildcards), or of this group: dense, "
+        "large, separable, channels, held (those outside the table of targets), all. May "
+        "be given several times.  [default: the cases with targets]",
     ),
-    click.option("--size", type=click.IntRange(min=4), metavar="N", help="Volumes of N x N x N instead of each case's own size."),
-    click.option("--quick", is_flag=True, help="Three rounds, and no peer that takes over a second."),
-    click.option("--no-peers", is_flag=True, help="Only conv3d."),
-    click.option("--calibrate", is_flag=True, help="Every algorithm on the cases, and the planner's constants for this CPU."),
-)  # fmt: skip
+    click.option(
+        "--size",
+        type=click.IntRange(min=4),
+        metavar="N",
+        help="Measure on N x N x N voxels instead of each case's own size.",
+    ),
+    click.option(
+        "--quick",
+        is_flag=True,
+        help="Measure three rounds, and no peer that takes over a second.",
+    ),
+    click.option("--no-peers", is_flag=True, help="Measure only conv3d."),
+    click.option(
+        "--calibrate",
+        is_flag=True,
+        help="Measure every algorithm on the cases, and print the planner's constants for this "
+        "CPU.",
+    ),
+)
 
-how_options = options(
-    "How",
+run_options = options(
+    "Measurement",
     table_options("threads"),
-    click.option("--repeat", type=click.IntRange(min=1), metavar="N", help="Rounds; the median counts.  [default: 9]"),
     click.option(
-        "--patience", type=click.FloatRange(min=0), default=15.0, show_default=True, metavar="SECONDS",
-        help="Peers that would take longer for one call are left out.",
+        "--repeat",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Number of rounds, of which the median counts.  [default: 9]",
     ),
     click.option(
-        "--keep-memory", is_flag=True,
-        help="Freed memory is kept for the next allocation: peers that allocate at each call gain much, ours nothing.",
+        "--patience",
+        type=click.FloatRange(min=0),
+        default=15.0,
+        show_default=True,
+        metavar="SECONDS",
+        help="Leave out peers that would take longer than this for one call.",
     ),
-)  # fmt: skip
+    click.option(
+        "--keep-memory",
+        is_flag=True,
+        help="Keep freed memory for the next allocation. Peers that allocate at each call gain "
+        "much, conv3d nothing.",
+    ),
+)
 
 output_options = options(
     "Output",
-    click.option("--json", "json_path", metavar="FILE", help="Write all figures as JSON; - for stdout, instead of the table."),
-    click.option("--markdown", is_flag=True, help="The table in Markdown."),
-    click.option("--plot", "plot_path", metavar="FILE.png", help="Draw a roofline (needs the [plot] extra)."),
     click.option(
-        "--from", "sources", multiple=True, metavar="FILE",
-        help="Measure nothing: show what --json wrote, of several runs together.",
+        "--json",
+        "json_path",
+        metavar="FILE",
+        help="Write all figures as JSON; - prints them instead of the table.",
     ),
-    click.option("-q", "--quiet", is_flag=True, help="No progress on stderr."),
-)  # fmt: skip
+    click.option("--markdown", is_flag=True, help="Print the table as Markdown."),
+    click.option(
+        "--plot",
+        "plot_path",
+        metavar="FILE.png",
+        help="Draw a roofline (pip install 'conv3d[plot]').",
+    ),
+    click.option(
+        "--from",
+        "sources",
+        multiple=True,
+        metavar="FILE",
+        help="Measure nothing; show figures that --json wrote. Several files are merged.",
+    ),
+    click.option("-q", "--quiet", is_flag=True, help="Show no progress on stderr."),
+)
 
 
 @click.command(cls=SectionedCommand)
-@what_options
-@how_options
+@case_options
+@run_options
 @output_options
 def bench(
     patterns: tuple[str, ...],
@@ -74,27 +117,28 @@ def bench(
     sources: tuple[str, ...],
     quiet: bool,
 ) -> None:
-    """Measure the engine beside the machine and other libraries.
+    """Measure the engine against the machine and other libraries.
 
     \b
       conv3d bench --quick
       conv3d bench --case '3^3' --case 'gaussian *'
       conv3d bench --json bench.json --plot roofline.png
 
-    Peers are timed where they are installed (pip install 'conv3d[bench]': PyTorch, SciPy, SimpleITK, DIPlib), in turn with
-    conv3d on the same volume; the result of each is compared with ours first.
+    Peers are PyTorch, SciPy, SimpleITK and DIPlib, those that are installed (pip install
+    'conv3d[bench]'). They take turns with conv3d on the same volume, after the result of each
+    has been compared with conv3d's.
 
     \b
-    ms            conv3d, its plan made and its output at hand
-    call          the function conv3d(), which plans and allocates too
-    % limit       part of the machine's limit that is reached (target): the larger
-                  of flops / FMA peak and bytes / copy bandwidth, over ms
-    GFLOP/s       flops of the direct sum over ms; of three passes where the
-                  kernel is a Gaussian or a box
+    ms            time of conv3d with a plan and an output array at hand
+    call          time of the function conv3d(), which also plans and allocates
+    % limit       the machine's limit, as a percentage of ms (target): the larger
+                  of flops / FMA peak and bytes / copy bandwidth
+    GFLOP/s       flops of the direct sum over ms; for a Gaussian or a box, flops
+                  of three passes
     plan          ms that the planner predicted
-    ratio         how many times ours the strongest peer takes (target): of ms
-                  where it fills an output at hand, of call where it allocates
-    error         largest difference from float64, as part of sum|w| max|x|
+    ratio         time of the strongest peer over ms if it fills an array at hand,
+                  else over call (target)
+    error         largest difference from float64, as a fraction of sum|w| max|x|
     """
     from conv3d_cli.bench.cases import choose_cases
     from conv3d_cli.bench.plot import plot_roofline
@@ -102,7 +146,7 @@ def bench(
     from conv3d_cli.system.atomic import check_target
     from conv3d_cli.system.machine import thread_count
 
-    # before minutes of measuring
+    # check outputs before minutes of measuring
     if plot_path:
         from conv3d_cli.pictures.plotting import check_plotting
 
@@ -121,10 +165,9 @@ def bench(
     else:
         from conv3d_cli.bench.run import Settings
 
-        settings = Settings(
-            count, repeat or (3 if quick else 9), min(patience, 1.0) if quick else patience, not no_peers,
-            1.0 if quick else 4.0,
-        )  # fmt: skip
+        rounds = repeat or (3 if quick else 9)
+        patience, budget = (min(patience, 1.0), 1.0) if quick else (patience, 4.0)
+        settings = Settings(count, rounds, patience, not no_peers, budget)
         report = _measure(cases, settings, keep_memory, quiet)
     if json_path == "-":
         click.echo(json.dumps(report.record()))
@@ -139,7 +182,7 @@ def bench(
 
 
 def _measure(cases: list[Any], settings: Any, keep_memory: bool, quiet: bool) -> BenchReport:
-    """The limits, then the cases."""
+    """Measure the machine's limits, then the cases."""
     from conv3d_cli.bench.limits import measure_limits
     from conv3d_cli.bench.report import new_report
     from conv3d_cli.bench.run import keep_freed_memory, run_cases
@@ -147,16 +190,16 @@ def _measure(cases: list[Any], settings: Any, keep_memory: bool, quiet: bool) ->
     kept = keep_memory and keep_freed_memory()
     if keep_memory and not kept:
         raise SpecError("--keep-memory is not available on this system")
-    with _Status(quiet) as said:
-        said("limits")
+    with _Status(quiet) as status:
+        status("limits")
         report = new_report([measure_limits(n) for n in sorted({1, settings.threads})], kept)
-        for measured in run_cases(cases, settings, said):
+        for measured in run_cases(cases, settings, status):
             report.add(measured)
     return report
 
 
 class _Status:
-    """One line on a terminal's stderr that says what is being measured."""
+    """A line on stderr that tells what is being measured, if stderr is a terminal."""
 
     def __init__(self, quiet: bool) -> None:
         self._shown = not quiet and sys.stderr.isatty()
@@ -180,7 +223,7 @@ class _Status:
 
 
 def _show(report: BenchReport) -> None:
-    """The table, its heading and what was left out."""
+    """Print the heading, the table, and the peers that were not timed."""
     from rich.console import Console
     from rich.table import Table
 
@@ -208,27 +251,28 @@ def _show(report: BenchReport) -> None:
 
 
 def _calibration(cases: list[Any], threads: int, quiet: bool) -> str:
-    """Measured and predicted times of every algorithm, and the row of constants."""
+    """Measured and predicted times of every algorithm, and a row of constants for the source."""
     from conv3d_cli.bench.calibrate import as_source, factors, measure_pairs
     from conv3d_cli.bench.report import cpu_model
     from conv3d_cli.engine.cpu import cpu_class
 
-    with _Status(quiet) as said:
-        pairs = list(measure_pairs(cases, threads, progress=said))
+    with _Status(quiet) as status:
+        pairs = list(measure_pairs(cases, threads, progress=status))
     fitted = factors(pairs)
     lines = [f"{'algorithm':<12} {'case':<20} {'ms':>9} {'predicted':>9} {'factor':>7}"]
     for pair in sorted(pairs, key=lambda pair: pair.algorithm):
+        measured, predicted = 1e3 * pair.measured, 1e3 * pair.predicted
         lines.append(
-            f"{pair.algorithm:<12} {pair.case:<20} {1e3 * pair.measured:>9.2f} {1e3 * pair.predicted:>9.2f} {pair.factor:>7.2f}"
+            f"{pair.algorithm:<12} {pair.case:<20} {measured:>9.2f} {predicted:>9.2f} "
+            f"{pair.factor:>7.2f}"
         )
     lines.append("")
     for name, (factor, least, most) in fitted.items():
         lines.append(
             f"{name}: median {factor:.2f}, from {least:.2f} to {most:.2f} times the median"
         )
-    return "\n".join(
-        [*lines, "", as_source(fitted, cpu_class().name, f"{cpu_model()}, {threads} threads")]
-    )
+    machine = f"{cpu_model()}, {count_of(threads, 'thread')}"
+    return "\n".join([*lines, "", as_source(fitted, cpu_class().name, machine)])
 
 
 def _read(paths: tuple[str, ...]) -> BenchReport:

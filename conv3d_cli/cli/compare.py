@@ -1,4 +1,4 @@
-"""`conv3d compare`: whether two volumes are the same, for Makefiles and tests."""
+"""`conv3d compare`: compare two volumes, for Makefiles and tests."""
 
 from __future__ import annotations
 
@@ -14,17 +14,25 @@ from conv3d_cli.errors import DifferenceError
 @click.argument("first", metavar="A")
 @click.argument("second", metavar="B")
 @click.option(
-    "--rtol", type=click.FloatRange(min=0), default=0.0, show_default=True, help="Relative to |B|."
+    "--rtol",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    show_default=True,
+    metavar="NUMBER",
+    help="Relative tolerance, as a fraction of |B|.",
 )
 @click.option(
     "--atol",
     type=click.FloatRange(min=0),
     default=0.0,
     show_default=True,
-    help="In the volumes' own units.",
+    metavar="NUMBER",
+    help="Absolute tolerance, in the unit of the voxel values.",
 )
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
-@click.option("-q", "--quiet", is_flag=True, help="Only the exit code.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+@click.option(
+    "-q", "--quiet", is_flag=True, help="Print nothing; tell the result by the exit code."
+)
 @click.pass_context
 def compare(
     ctx: click.Context,
@@ -42,8 +50,9 @@ def compare(
       conv3d compare a.nii.gz b.nii --rtol 1e-5 --atol 1e-6
       conv3d compare a.ome.zarr b.tif
 
-    Data, grid and dtype are compared. Without tolerances voxels must be equal; NaN equals NaN. Where |A - B| <= atol
-    + rtol |B|, they agree. Grids must agree to 1e-5 of a voxel; a dtype may differ only under a tolerance.
+    Compares data, grid and dtype. Voxels agree if |A - B| <= atol + rtol |B|; without tolerances
+    they must be equal. NaN equals NaN. Grids must agree to 1e-5 of a voxel. Dtypes may differ
+    only with a tolerance.
     """
     from conv3d_cli.analysis.compare import compare_volumes
 

@@ -1,7 +1,7 @@
-"""`conv3d completion`: what a shell runs to complete command lines, and what it is told.
+"""`conv3d completion`: scripts that let a shell complete command lines, and the completions.
 
-Click asks a parameter's type for completions. The types here are put in their places only when a shell asks (`prepare`): by
-what the table of options says of an option, and by the metavar of what is not in the table.
+Click asks a parameter's type for completions. `prepare` sets the types of this module only when a
+shell asks: by the kind of file in the table of options, or by metavar for other parameters.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ SHELLS = ("bash", "zsh", "fish")
 @click.command()
 @click.argument("shell", type=click.Choice(SHELLS))
 def completion(shell: str) -> None:
-    """Print a shell's script for completing command lines.
+    """Print a script that lets a shell complete command lines.
 
     \b
       conv3d completion bash > ~/.local/share/bash-completion/completions/conv3d
       conv3d completion zsh > ~/.zfunc/_conv3d      # fpath+=~/.zfunc; compinit in ~/.zshrc
       conv3d completion fish > ~/.config/fish/completions/conv3d.fish
 
-    Or for one session: eval "$(conv3d completion bash)". Completed are commands, options, kernels with their
-    parameters, presets, activations, and names of files.
+    Or for one session: eval "$(conv3d completion bash)". The shell then completes commands,
+    options, kernels with their parameters, presets, activations, and file names.
     """
     from click.shell_completion import get_completion_class
 
@@ -44,12 +44,15 @@ def completion(shell: str) -> None:
     click.echo(kind(root, {}, "conv3d", COMPLETE_VAR).source())
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# What is completed
+# --------------------------------------------------------------------------------------------------
+# Completions
 
 
 class Completed(click.ParamType):  # type: ignore[type-arg]  # Click 8.1 knows no argument
-    """A type that leaves values as they are, and completes them by a function of what is typed so far."""
+    """A type that accepts any text and completes it.
+
+    find : callable     (text typed so far) -> list of completions
+    """
 
     name = "text"
 
@@ -59,29 +62,31 @@ class Completed(click.ParamType):  # type: ignore[type-arg]  # Click 8.1 knows n
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
-        """What may stand here."""
+        """Completions of the text typed so far."""
         return self._find(incomplete)
 
 
 def files(incomplete: str) -> list[CompletionItem]:
-    """Files, which the shell finds."""
+    """Ask the shell to complete file names."""
     from click.shell_completion import CompletionItem
 
     return [CompletionItem(incomplete, type="file")]
 
 
 def folders(incomplete: str) -> list[CompletionItem]:
-    """Folders, which the shell finds."""
+    """Ask the shell to complete folder names."""
     from click.shell_completion import CompletionItem
 
     return [CompletionItem(incomplete, type="dir")]
 
 
 def kernels(incomplete: str) -> list[CompletionItem]:
-    """Built-in kernels, their parameters after a colon, the words that a parameter may be; and files.
+    """Complete built-in kernels, their parameters after a colon and their values; and files.
 
-    >>> [item.value for item in kernels("gau")], [item.value for item in kernels("sobel:axis=d")]
-    (['gaussian:', 'gaussian_derivative:', 'gau'], ['sobel:axis=d', 'sobel:axis=dhw'])
+    >>> [item.value for item in kernels("gau")]
+    ['gaussian:', 'gaussian_derivative:', 'gau']
+    >>> [item.value for item in kernels("sobel:axis=d")]
+    ['sobel:axis=d', 'sobel:axis=dhw']
     >>> [item.value for item in kernels("gaussian:fwhm=6mm:tr")]
     ['gaussian:fwhm=6mm:truncate=']
     """
@@ -93,7 +98,7 @@ def kernels(incomplete: str) -> list[CompletionItem]:
     name, colon, _ = incomplete.partition(":")
     if not colon:
         begun = [kernel for kernel in known.values() if kernel.name.startswith(incomplete)]
-        # one that says nothing without a parameter
+        # kernels that need or profit from a parameter get a colon
         open_ended = {
             k.name for k in begun if any(p.required or p.default is None for p in k.parameters)
         }
@@ -116,7 +121,11 @@ def kernels(incomplete: str) -> list[CompletionItem]:
 
 
 def activations(incomplete: str) -> list[CompletionItem]:
-    """Keras' activations."""
+    """Complete Keras' activations.
+
+    >>> [item.value for item in activations("relu")]
+    ['relu', 'relu6']
+    """
     from click.shell_completion import CompletionItem
 
     from conv3d_cli.layer.activations import ACTIVATIONS
@@ -142,7 +151,7 @@ BY_METAVAR: dict[str, Callable[[str], list[CompletionItem]]] = {
 
 
 def prepare(command: click.Command) -> None:
-    """Give the parameters of a command, and of those in it, the types that complete them."""
+    """Set completing types on the parameters of a command and of its subcommands."""
     for parameter in command.params:
         if isinstance(parameter, TableOption):
             find = activations if parameter.name == "activation" else BY_FILE.get(parameter.file)
@@ -154,11 +163,12 @@ def prepare(command: click.Command) -> None:
         prepare(inner)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Shells
 
-# Bash cuts words at : and = as well, which kernels hold: so we are given the line, and what stands before the last of them
-# is taken off the answers. Files are added by hand, since they may stand beside other answers.
+# Bash also splits words at : and =, which kernels contain. So the script passes the whole line, and
+# removes the part before the last : or = from the answers. It adds files itself, since they may
+# come together with other answers.
 _BASH = """\
 %(complete_func)s() {
     local IFS=$'\\n' line="${COMP_LINE:0:COMP_POINT}" type value word before="" name
@@ -189,7 +199,7 @@ _BASH = """\
 complete -o nosort -F %(complete_func)s %(prog_name)s
 """
 
-# As Click's, but no space is put after an answer that goes on, such as gaussian:
+# As Click's, but without a space after an answer that continues, such as gaussian:
 _ZSH = """\
 #compdef %(prog_name)s
 
@@ -197,7 +207,8 @@ _ZSH = """\
     local -a plain open described response
     local type key descr
     (( ! $+commands[%(prog_name)s] )) && return 1
-    response=("${(@f)$(COMP_WORDS="${words[*]}" COMP_CWORD=$((CURRENT-1)) %(complete_var)s=zsh_complete %(prog_name)s)}")
+    response=("${(@f)$(COMP_WORDS="${words[*]}" COMP_CWORD=$((CURRENT-1)) \\
+        %(complete_var)s=zsh_complete %(prog_name)s)}")
     for type key descr in ${response}; do
         if [[ "$type" == "plain" ]]; then
             if [[ "$descr" != "_" ]]; then
@@ -227,10 +238,14 @@ fi
 
 
 def words_of(line: str) -> tuple[list[str], str]:
-    r"""The words of a command line after the command, and the last one, which is not finished: "" behind a space.
+    r"""Split a command line: its finished words after the command, and the unfinished last one.
 
-    >>> words_of("conv3d apply a.nii -k gaussian:fw"), words_of("conv3d app"), words_of("conv3d view my\\ scan.nii ")
-    ((['apply', 'a.nii', '-k'], 'gaussian:fw'), ([], 'app'), (['view', 'my scan.nii'], ''))
+    After a space, the unfinished word is "".
+
+    >>> words_of("conv3d apply a.nii -k gaussian:fw"), words_of("conv3d app")
+    ((['apply', 'a.nii', '-k'], 'gaussian:fw'), ([], 'app'))
+    >>> words_of("conv3d view my\\ scan.nii ")
+    (['view', 'my scan.nii'], '')
     """
     from click.shell_completion import split_arg_string
 
@@ -240,14 +255,14 @@ def words_of(line: str) -> tuple[list[str], str]:
 
 
 def register_shells() -> None:
-    """Make our scripts those that Click knows by the shells' names."""
+    """Register our scripts for bash and zsh with Click."""
     from click.shell_completion import BashComplete, ZshComplete, add_completion_class
 
     class Bash(BashComplete):
         source_template = _BASH
 
         def source(self) -> str:
-            return self.source_template % self.source_vars()  # Click's asks bash for its version
+            return self.source_template % self.source_vars()  # Click would ask bash for its version
 
         def get_completion_args(self) -> tuple[list[str], str]:
             return words_of(os.environ["COMP_WORDS"])

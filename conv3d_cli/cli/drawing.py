@@ -1,7 +1,7 @@
-"""Pictures on the terminal: half-blocks in colour, characters of different weight where there is none.
+"""Pictures on the terminal: coloured half-blocks, or characters of different weight.
 
-A character is about twice as high as wide, so `▀`, its upper half in one colour and the lower in another, is two square cells.
-Rich turns 24-bit colours into the 256 or 16 that a terminal has.
+A character is about twice as high as wide. So `▀`, with one colour for its upper half and another
+for the lower, shows two square cells. Rich converts 24-bit colours to a terminal's 256 or 16.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ GAP = 2  # columns between panels
 
 
 def in_colour(stream: Any) -> bool:
-    """Whether a stream is a terminal that shows colours and half-blocks."""
+    """Whether a stream is a terminal that can show colours and half-blocks."""
     encoding = (getattr(stream, "encoding", None) or "").lower().replace("-", "")
     plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
     return stream.isatty() and encoding == "utf8" and not plain
@@ -37,9 +37,10 @@ def draw(
 ) -> None:
     """Print panels on stdout, all at one scale, as large as the terminal's width allows.
 
-    voxel : float           a voxel's shortest side, in the panels' unit of length
-    most : int              cells of that side, at most
-    lines : int or None     that a row of panels may take; None: as many as it needs
+    rows : sequences of panels      panels of one row are printed side by side
+    voxel : float                   a voxel's shortest side, in the panels' unit of length
+    most : int                      largest number of cells for that side
+    lines : int or None             largest height of a row, in lines; None: any
     """
     columns = shutil.get_terminal_size((100, 24)).columns
     scale = fitting_scale(rows, columns, voxel, most, lines)
@@ -60,14 +61,20 @@ def draw(
 
 
 def terminal_lines() -> int | None:
-    """Lines of the terminal on stdout; None if it is none."""
+    """Number of lines of the terminal on stdout; None if stdout is not a terminal."""
     return shutil.get_terminal_size((100, 24)).lines if sys.stdout.isatty() else None
 
 
 def fitting_scale(
     rows: Sequence[Sequence[Panel]], columns: int, voxel: float, most: int, lines: int | None = None
 ) -> float:
-    """Cells for each unit of length, so that every row of panels fits; whole cells for a voxel's side where there is room."""
+    """Cells per unit of length at which every row of panels fits.
+
+    If there is room, a voxel's shortest side gets a whole number of cells.
+
+    columns : int                   width of the terminal, in characters
+    rows, voxel, most, lines : see `draw`
+    """
     scale = most / voxel
     for row in rows:
         letters = sum(4 for panel in row if any(panel.letters))
@@ -75,7 +82,7 @@ def fitting_scale(
         scale = min(scale, room / sum(panel.extent[1] for panel in row))
         if lines is not None:
             scale = min(scale, 2 * max(4, lines) / max(panel.extent[0] for panel in row))
-    # where titles are wider than pictures, or panels of another row wider than those of this one, the others leave them room
+    # titles may be wider than their pictures, and panels of other rows wider than those of this one
     narrowest = _column_widths(rows, 0.0)
     while (
         sum(widths := _column_widths(rows, scale)) + GAP * (len(widths) - 1) > columns
@@ -87,7 +94,7 @@ def fitting_scale(
 
 
 def _column_widths(rows: Sequence[Sequence[Panel]], scale: float) -> list[int]:
-    """Characters that panels take which stand below one another."""
+    """Width of each column of panels, in characters."""
     return [
         max(_width(row[i], scale) for row in rows if i < len(row))
         for i in range(max(map(len, rows)))
@@ -95,7 +102,12 @@ def _column_widths(rows: Sequence[Sequence[Panel]], scale: float) -> list[int]:
 
 
 def text_lines(row: Sequence[Panel], scale: float, widths: Sequence[int]) -> list[str]:
-    """Panels side by side in ASCII. Of signed ones every second character is a minus where the value is negative."""
+    """Lines that show panels side by side in ASCII.
+
+    In panels of signed values, every second character of negative values is a minus.
+
+    widths : sequence of int        width of each panel's column, in characters
+    """
     blocks = []
     for panel in row:
         high, wide = _cells(panel, scale)
@@ -129,7 +141,7 @@ def _cells(panel: Panel, scale: float) -> tuple[int, int]:
 
 
 def _characters(shades: Shades, signed: bool) -> str:
-    """One line: the darkest shade is a space, or of signed values the middle one; ? where there is no number."""
+    """One line: the darkest shade (of signed values, the middle one) is a space; NaN is `?`."""
     from conv3d_cli.pictures.panels import NOT_A_NUMBER
 
     brightest, heaviest = NOT_A_NUMBER - 1, len(SHADES) - 1
@@ -167,14 +179,14 @@ def _half_blocks(shades: Shades, palette: Shades) -> list[Text]:
 
 
 def _width(panel: Panel, scale: float) -> int:
-    """Columns of a panel with its letters and title."""
+    """Width of a panel with its letters and title, in characters."""
     return max(_cells(panel, scale)[1] + (4 if any(panel.letters) else 0), len(panel.title))
 
 
 def _side_by_side(
     blocks: Sequence[tuple[Panel, list[Any], int]], widths: Sequence[int], join: Any
 ) -> list[Any]:
-    """Lines of several pictures, with their titles above and the letters around them."""
+    """Lines that show several pictures side by side, with titles above and letters around."""
     framed = [_framed(panel, lines, wide, join) for panel, lines, wide in blocks]
     result = []
     for number in range(max(map(len, framed))):
@@ -187,7 +199,7 @@ def _side_by_side(
 
 
 def _framed(panel: Panel, lines: list[Any], wide: int, join: Any) -> list[tuple[Any, int]]:
-    """Lines and how wide each is."""
+    """Lines of a picture with its title and letters, each with its width."""
     left, right, top, bottom = panel.letters
     lettered = any(panel.letters)
     over = " " * ((wide + 3) // 2)
@@ -207,7 +219,7 @@ def _framed(panel: Panel, lines: list[Any], wide: int, join: Any) -> list[tuple[
 
 
 def wrapped(lines: Sequence[str]) -> str:
-    """Lines of words, broken where a terminal ends."""
+    """Text, wrapped at the width of the terminal if stdout is one."""
     if not sys.stdout.isatty():
         return "\n".join(lines)
     columns = shutil.get_terminal_size((100, 24)).columns

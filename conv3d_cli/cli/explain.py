@@ -1,4 +1,4 @@
-"""`conv3d explain`: what `apply` would do, from headers alone."""
+"""`conv3d explain`: what `apply` would do and need, from headers alone."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from conv3d_cli.cli.options import SectionedCommand, explain_options, given_sett
 from conv3d_cli.system.machine import byte_size
 
 cluster_options = options(
-    "A cluster",
+    "Cluster",
     click.option(
         "--scheduler",
         metavar="ADDRESS",
-        help="Forecast for the workers of this Dask scheduler, or local:N.",
+        help="Forecast for the workers of this Dask scheduler, or for local:N.",
     ),
     click.option(
         "--workers", type=click.IntRange(min=1), metavar="N", help="Forecast for N workers."
@@ -27,17 +27,17 @@ cluster_options = options(
         default=1,
         show_default=True,
         metavar="N",
-        help="Of each of them.",
+        help="Number of threads of each worker.",
     ),
     click.option(
         "--read-rate",
         metavar="SIZE",
-        help="Bytes a second a thread reads, e.g. 200M.  [default: as tried here]",
+        help="Bytes that a thread reads per second, e.g. 200M.  [default: measured here]",
     ),
     click.option(
         "--write-rate",
         metavar="SIZE",
-        help="Bytes a second a thread writes.  [default: as tried here]",
+        help="Bytes that a thread writes per second.  [default: measured here]",
     ),
 )
 
@@ -48,11 +48,11 @@ cluster_options = options(
     "-o",
     "--output",
     metavar="OUT",
-    help="Output name, for its format.  [default: the input's format]",
+    help="Output name, which chooses the format.  [default: the input's format]",
 )
 @explain_options
 @cluster_options
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 @click.pass_context
 def explain(
     ctx: click.Context,
@@ -67,15 +67,16 @@ def explain(
     write_rate: str | None,
     **_: Any,
 ) -> None:
-    """Say what `apply` would do, and what it would take.
+    """Print what `apply` would do, and the time and memory it needs.
 
     \b
       conv3d explain brain.nii.gz -k gaussian:fwhm=6mm
       conv3d explain stack.tif -k psf.npy --strides 2 --json
       conv3d explain image.ome.zarr -k gaussian:sigma=2um --workers 100
 
-    That is: pads, the output's shape and grid, algorithm and who declined, flops, bytes, memory, time. No voxel is
-    read and nothing is written; only with --workers or --scheduler one task of the job is tried out here.
+    Prints padding, the output's shape and grid, the algorithm and why others declined, flops,
+    bytes, memory and time. Reads no voxels and writes nothing; only with --workers or
+    --scheduler, one task of the job is tried out here.
     """
     from conv3d_cli.batch.report import describe, describe_forecast, plan_record
     from conv3d_cli.pipeline.make import make_job

@@ -1,4 +1,4 @@
-"""`conv3d info`: what a volume is and where it lies."""
+"""`conv3d info`: axes, dtype, grid and storage of volumes, from their headers."""
 
 from __future__ import annotations
 
@@ -17,15 +17,19 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
 @click.option(
-    "--axes", metavar="LETTERS", help="Axes in storage order, in place of what the file says."
+    "--axes",
+    metavar="LETTERS",
+    help="Axes in storage order.  [default: as the file says]",
 )
 @click.option(
     "--fwhm",
     is_flag=True,
-    help="Also estimate the smoothness along each axis; this reads the voxels.",
+    help="Also estimate the smoothness along each axis, from the voxels.",
 )
-@click.option("--mask", metavar="FILE", help="Voxels that count for --fwhm: where this is above 0.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object per file.")
+@click.option(
+    "--mask", metavar="FILE", help="Estimate --fwhm from the voxels where this volume is above 0."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per file.")
 @click.pass_context
 def info(
     ctx: click.Context,
@@ -43,15 +47,15 @@ def info(
       conv3d info image.zarr https://host/image.zarr/1
       conv3d info residuals.nii.gz --fwhm --mask brain.nii.gz
 
-    Only headers are read; of Zarr, chunks and levels are told, too.
+    Reads only headers. For Zarr, also shows chunks and levels.
 
-    --fwhm is the FWHM of the Gaussian that makes white noise as smooth, from first differences (Forman et al. 1995); of a series,
-    of what its mean over time leaves.
+    --fwhm estimates the FWHM of the Gaussian that makes white noise as smooth, from first
+    differences (Forman et al. 1995). From a time series, its mean over time is subtracted first.
     """
     from conv3d_cli.formats import open_volume
 
     if mask is not None and not fwhm:
-        raise SpecError("--mask is for --fwhm: pass both, or neither")
+        raise SpecError("--mask is for --fwhm; pass both, or neither")
     for position, path in enumerate(files):
         try:
             with open_volume(path, axes=axes) as reader:
@@ -72,7 +76,12 @@ def info(
 
 
 def smoothness(volume: VolumeReader, mask: str | None) -> list[float | None]:
-    """FWHM along D, H, W in the grid's unit, in voxels if it has none; None along an axis of one voxel."""
+    """Estimate the FWHM along D, H, W; None along an axis of one voxel.
+
+    volume : VolumeReader       an open volume
+    mask : str or None          path of a mask; voxels above 0 count
+    Returns lengths in the grid's unit, or in voxels if the grid has no spacing.
+    """
     from contextlib import ExitStack
 
     from conv3d_cli.analysis.smoothness import estimate_fwhm
@@ -92,7 +101,7 @@ def smoothness(volume: VolumeReader, mask: str | None) -> list[float | None]:
 
 
 def header_record(reader: VolumeReader) -> dict[str, Any]:
-    """A volume's header as JSON."""
+    """The header of a volume as a JSON object."""
     from conv3d_cli.batch.report import grid_record
 
     header = reader.header
@@ -112,34 +121,23 @@ def header_record(reader: VolumeReader) -> dict[str, Any]:
 
 
 def describe(record: dict[str, Any]) -> str:
-    """A header record in aligned lines."""
+    """The record of a header in aligned lines."""
     from conv3d_cli.batch.report import triple_text
     from conv3d_cli.system.machine import format_bytes
 
     slope, intercept = record["scale"]
+    scaled = (slope, intercept) != (1.0, 0.0)
+    scale = f", value = stored * {slope:g} + {intercept:g}" if scaled else ""
+    spacing = "unknown"
+    if record["spacing"] is not None:
+        spacing = f"{triple_text(record['spacing'])} {record['unit']} (depth,height,width)"
     rows = [
         ("file", f"{record['file']} ({record['format']})"),
         ("axes", f"{record['axes']}  {' x '.join(map(str, record['shape']))}"),
-        (
-            "dtype",
-            record["dtype"]
-            + (
-                ""
-                if record["scale"] == [1.0, 0.0]
-                else f", value = stored * {slope:g} + {intercept:g}"
-            ),
-        ),
+        ("dtype", f"{record['dtype']}{scale}"),
         ("size", f"{format_bytes(record['bytes'])} of voxels"),
+        ("spacing", spacing),
     ]
-    spacing = record["spacing"]
-    rows.append(
-        (
-            "spacing",
-            "unknown"
-            if spacing is None
-            else f"{triple_text(spacing)} {record['unit']} (depth,height,width)",
-        )
-    )
     if record["affine"] is not None:
         lines = ["  ".join(f"{value:10.4f}" for value in row) for row in record["affine"][:3]]
         rows.append(("affine", f"{lines[0]}   (i,j,k) to {record['unit']}"))
@@ -154,7 +152,7 @@ def describe(record: dict[str, Any]) -> str:
             "unknown" if length is None else f"{length:.4g}" for length in record["fwhm"]
         )
         rows.append(
-            ("fwhm", f"{lengths} {record['unit'] or 'vox'} (depth,height,width), as of white noise")
+            ("fwhm", f"{lengths} {record['unit'] or 'vox'} (depth,height,width), of white noise")
         )
     rows += [("note", text) for text in record.get("notes", [])]
     return "\n".join(f"{name:<8} {text}" for name, text in rows)

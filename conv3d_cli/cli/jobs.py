@@ -1,4 +1,4 @@
-"""The options of `conv3d apply`, as `batch/plan.py` asks for them."""
+"""Passes the options of `conv3d apply` to `batch/plan.py`, which plans its jobs."""
 
 from __future__ import annotations
 
@@ -20,18 +20,21 @@ if TYPE_CHECKING:
 
 
 def plan_command(ctx: click.Context, inputs: tuple[str, ...], given: Settings) -> JobPlan:
-    """The jobs of a command.
+    """Plan the jobs of a command.
 
-    given : Settings        what was given on the command line
-    Raises: as `batch.plan.plan_jobs`.
+    ctx : click.Context     its command parses the columns of a manifest
+    inputs : tuple of str   volumes and folders
+    given : Settings        options given on the command line
+    Raises: click.UsageError without inputs; SpecError for --desc without --bids; as
+    `batch.plan.plan_jobs`.
     """
     from conv3d_cli.batch.plan import BatchRequest, plan_jobs
 
     if given.desc is not None and not given.bids:
-        raise SpecError("--desc is the label of --bids: pass both")
+        raise SpecError("--desc is the label of --bids; pass both, or neither")
     if given.manifest is None and not inputs:
         raise click.UsageError(
-            "no input: name volumes or folders, or a table of them with --manifest", ctx
+            "no input; name volumes or folders, or a table of volumes with --manifest", ctx
         )
     request = BatchRequest(
         inputs=inputs,
@@ -50,7 +53,11 @@ def plan_command(ctx: click.Context, inputs: tuple[str, ...], given: Settings) -
 
 
 class CommandOptions:
-    """The options of a command line, as `JobOptions`."""
+    """The `JobOptions` of a command line.
+
+    ctx : click.Context     context of the command
+    given : Settings        options given on the command line
+    """
 
     columns: Sequence[str] = MANIFEST_OPTIONS
 
@@ -59,31 +66,31 @@ class CommandOptions:
         self._parse = text_parser(ctx)
 
     def settings(self, given: Settings, files: Sequence[str] = ()) -> MergedSettings:
-        """What options, config and preset ask for together. Raises: as `apply_settings`."""
+        """Merge options with their config and preset. Raises: as `apply_settings`."""
         merged = apply_settings(given)
         return MergedSettings(
             replace(merged, run=replace(merged.run, files=(*merged.run.files, *files)))
         )
 
     def parse(self, column: str, text: str) -> Any:
-        """The value of an option, from its text. Raises: ValueError."""
+        """Parse an option's value from a manifest. Raises: ValueError, with the reason."""
         return self._parse(column, text)
 
 
 @dataclass(frozen=True)
 class MergedSettings:
-    """Merged settings, as the `JobTemplate` of batch/plan.py."""
+    """The `JobTemplate` of batch/plan.py, made from merged settings."""
 
     merged: JobSettings
 
     @property
     def overwrite(self) -> bool:
-        """Whether outputs may replace files."""
+        """Whether outputs may replace existing files."""
         return bool(self.merged.run.overwrite)
 
     @property
     def used_files(self) -> list[str]:
-        """Files that jobs use beside their inputs."""
+        """Paths of files that jobs use besides their inputs and outputs."""
         run = self.merged.run
         found: list[Any] = [
             *run.files,
@@ -102,16 +109,16 @@ class MergedSettings:
 
 
 def apply_settings(given: Settings) -> JobSettings:
-    """The settings of `apply`'s jobs; under --to-fwhm the kernel is found later.
+    """The settings of `apply`'s jobs; with --to-fwhm, the kernel is chosen later.
 
-    given : Settings        what was given on the command line, and in a manifest's row
-    Raises: as `merge_settings`; SpecError for --to-fwhm beside a kernel.
+    given : Settings        options given on the command line and in a manifest's row
+    Raises: as `merge_settings`; SpecError for --to-fwhm together with a kernel.
     """
     from conv3d_cli.settings.merge import merge_settings
 
     settings = merge_settings(given)
     if given.to_fwhm:
         if len(settings.stages) > 1 or settings.stages[0].kernel is not None:
-            raise SpecError("--to-fwhm finds its kernel: leave out -k, and the config's")
+            raise SpecError("--to-fwhm chooses the kernel; leave out -k, and a config's kernel")
         settings = replace(settings, stages=(replace(settings.stages[0], kernel="identity"),))
     return settings

@@ -1,4 +1,4 @@
-"""`conv3d kernel list|show|make|convert`: what kernels there are, what one looks like, saving one, and trained layers."""
+"""`conv3d kernel list|show|make|convert`: list, show and save kernels, convert trained layers."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from conv3d_cli.cli.options import table_options
+from conv3d_cli.system.words import count_of
 
 if TYPE_CHECKING:
     from conv3d_cli.model.grid import Grid
     from conv3d_cli.model.kernel import Kernel
 
-_COLUMNS = 24  # of the terminal's characters that a slice is enlarged to where the kernel is small
-BORDER = 1e-6  # of Σ|w|: what `show` tells of borders
+_COLUMNS = 24  # `show` enlarges the slices of a small kernel to this many characters
+BORDER = 1e-6  # fraction of Σ|w| for which `show` says what --crop-kernel would leave
 _AXIS_WORDS = ("depth", "height", "width")
 
 
@@ -28,7 +29,7 @@ def kernel() -> None:
       conv3d kernel make gaussian:sigma=1.5vox -o smooth.npy
 
     A KERNEL is a built-in with parameters (name:key=value:key=value), a file
-    (.npy .npz .json .toml .txt .kern, or any volume), or a layer in a weights file, FILE::NAME
+    (.npy .npz .json .toml .txt .kern, or any volume), or a layer of a weights file, FILE::NAME
     (.keras .weights.h5 .h5 .hdf5 .safetensors .onnx .pt .pth).
     """
 
@@ -49,42 +50,44 @@ def list_() -> None:
         if parameters:
             click.echo(f"{'':<{width}}   {parameters}")
     click.echo(
-        "\nWrite a kernel as name:parameter=value:parameter=value; [brackets] may be left out. LENGTH is one number for all\n"
-        "axes or three, depth,height,width, with a unit (vox nm um mm cm m): gaussian:fwhm=6mm, log:sigma=1.5,1,1vox. AXES is\n"
-        "d, h or w (z, y, x), or several, as in axis=xyz: a channel for each, or their magnitude (apply --magnitude).\n"
-        "FORMULA is arithmetic of the offsets d, h, w and the distance r from the centre, in the unit of the radius."
+        "\nWrite a kernel as name:parameter=value:parameter=value. Parameters in [brackets]\n"
+        "are optional. LENGTH is one number for all axes, or three for depth,height,width,\n"
+        "with a unit (vox nm um mm cm m): gaussian:fwhm=6mm, log:sigma=1.5,1,1vox. AXES is\n"
+        "d, h or w (z, y, x), or several, as in axis=xyz: one output channel for each, or\n"
+        "their magnitude (apply --magnitude). FORMULA computes a weight from the offsets d,\n"
+        "h, w and the distance r from the centre, in the unit of the radius."
     )
 
 
 def grid_options(command: Any) -> Any:
-    """The two ways to say how large a voxel is: --like VOLUME, --spacing D,H,W."""
+    """The two options that set the voxel spacing: --like VOLUME, --spacing D,H,W."""
     spacing = click.option(
         "--spacing",
         metavar="D,H,W",
-        help="Voxel spacing for lengths in mm, with its unit: 2,1,1mm or 0.5um.",
+        help="Voxel spacing with its unit, 2,1,1mm or 0.5um; lengths in mm need it.",
     )
     like = click.option(
         "--like",
         metavar="VOLUME",
         type=click.Path(),
-        help="Take the voxel spacing from this volume (its header is read).",
+        help="Take the voxel spacing from the header of this volume.",
     )
     return like(spacing(command))
 
 
-# what is done so that a kernel file fits a volume, as `apply` has it
-fitted = table_options("kernel_spacing", "crop_kernel")
+# The options of `apply` that adapt a kernel file to a volume.
+adaptation_options = table_options("kernel_spacing", "crop_kernel")
 
 
 @kernel.command()
 @click.argument("text", metavar="KERNEL")
 @grid_options
-@fitted
+@adaptation_options
 @click.option(
     "-o",
     "--output",
     metavar="OUT",
-    help="Write the picture, .png .svg .pdf, in place of the terminal's.",
+    help="Write the picture to a .png, .svg or .pdf file instead of the terminal.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace an existing picture.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -106,9 +109,10 @@ def show(
       conv3d kernel show psf.tif -o psf.png
       conv3d kernel show psf.tif --like brain.nii.gz --kernel-spacing resample
 
-    Separable rank 1: the kernel is a product of three 1-D kernels and runs much faster. FWHM is measured on the profile
-    along each axis (the sum over the two others), and left out where that is no single bump. The picture shows the slices
-    through the centre, and these profiles; in a file it needs Matplotlib: pip install 'conv3d[plot]'.
+    A kernel of separable rank 1 is a product of three 1-D kernels, and much faster. FWHM is
+    measured on the profile along each axis (the sum over the two other axes), if that is a
+    single bump. The picture shows the slices through the centre, and these profiles. To write
+    it to a file, install Matplotlib: pip install 'conv3d[plot]'.
     """
     if output is not None:
         from conv3d_cli.pictures.plotting import check_plotting
@@ -116,7 +120,7 @@ def show(
         check_plotting(output, "-o", overwrite)
     grid = _read_grid(like, spacing)
     shown = _read_fitted(text, grid, kernel_spacing, crop_kernel)
-    if grid is None:  # then lengths are told by the kernel's own
+    if grid is None:  # show lengths in the spacing of the kernel's file, if it has one
         grid = shown.grid
     facts = kernel_facts(shown, grid)
     if as_json:
@@ -136,15 +140,15 @@ def show(
     "--output",
     required=True,
     type=click.Path(),
-    help="File to write; the suffix says the format.",
+    help="Output file; its suffix chooses the format.",
 )
 @grid_options
-@fitted
-@click.option("--normalize", is_flag=True, help="Scale the weights (of each filter) to sum 1.")
+@adaptation_options
+@click.option("--normalize", is_flag=True, help="Scale the weights of each filter to sum to 1.")
 @click.option(
     "--flip",
     is_flag=True,
-    help="Mirror along all axes: the saved kernel then convolves instead of correlates.",
+    help="Flip the kernel along all axes, so that it convolves instead of correlates.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace the file if it exists.")
 def make(
@@ -166,8 +170,9 @@ def make(
       conv3d kernel make psf.tif --normalize --flip -o psf.json
       conv3d kernel make psf.tif --crop-kernel 1e-6 -o psf.npz
 
-    Written: .npy .npz .json .toml .txt .nii .nii.gz .tif; .kern is only read. Weights are written as float64 and read back
-    exactly; the same command writes the same bytes. A bias or a centre off the middle needs .npz, .json or .toml.
+    Writes .npy .npz .json .toml .txt .nii .nii.gz .tif; .kern can only be read. Weights are
+    written as float64 and read back exactly, and the same command writes the same bytes. Only
+    .npz, .json and .toml hold a bias, or a centre off the middle.
     """
     from conv3d_cli.kernels import write_kernel
     from conv3d_cli.system.atomic import check_target
@@ -181,7 +186,8 @@ def make(
     write_kernel(output, made, overwrite=overwrite)
     if made.is_bank:
         click.echo(
-            f"note: {text} makes {made.filters_per_channel} channels of one: {output} is a Conv3D layer for one channel",
+            f"note: {text} has {count_of(made.filters_per_channel, 'filter')}; "
+            f"{output} is a Conv3D layer for one input channel",
             err=True,
         )
 
@@ -199,13 +205,16 @@ def convert(source: str, target: str, overwrite: bool) -> None:
       conv3d kernel convert state.pt::enc.conv layer.npz
 
     \b
-    Read:     .keras .weights.h5 .h5 .hdf5 .safetensors .onnx .pt .pth, and every kernel file
-    Written:  .keras .weights.h5 .safetensors .onnx, and every kernel file (.npz .npy .json .toml)
+    Reads   .keras .weights.h5 .h5 .hdf5 .safetensors .onnx .pt .pth,
+            and every kernel file
+    Writes  .keras .weights.h5 .safetensors .onnx,
+            and every kernel file (.npz .npy .json .toml)
 
-    NAME chooses one layer; without it all layers are converted where DST can hold them. The layouts of PyTorch and ONNX,
-    (filters, in_channels/groups, d, h, w), and of Keras, (d, h, w, in_channels/groups, filters), are turned into each other.
-    Strides, padding, dilation, groups and activation are kept where DST can hold them; a note on stderr says what it cannot.
-    No code in any file is run; in PyTorch files only tensors are read.
+    NAME chooses one layer; without it, all layers that DST can hold are converted. Weights are
+    transposed between the layouts of PyTorch and ONNX, (filters, in_channels/groups, d, h, w),
+    and of Keras, (d, h, w, in_channels/groups, filters). Strides, padding, dilation, groups and
+    activation are kept if DST can hold them; notes on stderr list what it cannot hold. Code in
+    files is never run, and only tensors are read from PyTorch files.
     """
     from conv3d_cli.kernels.weights.convert import convert_layers
     from conv3d_cli.system.atomic import check_target
@@ -215,14 +224,14 @@ def convert(source: str, target: str, overwrite: bool) -> None:
         click.echo(f"note: {note}", err=True)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Reading
 
 
 def _read_fitted(
     text: str, grid: Grid | None, spacing: str, crop: float | None, normalize: bool = False
 ) -> Kernel:
-    """A kernel made to fit a volume of this grid; notes go to stderr."""
+    """Read a kernel and adapt it to a volume with this grid; print notes on stderr."""
     from conv3d_cli.kernels import read_kernel
     from conv3d_cli.pipeline.kernel_adaptation import KernelAdaptation, adapt_kernel
 
@@ -236,7 +245,7 @@ def _read_fitted(
 def _read_grid(like: str | None, spacing: str | None) -> Grid | None:
     """The grid of --like or --spacing; None without either.
 
-    Raises: SpecError for both, or a spacing that is none; FormatError if the volume cannot be opened.
+    Raises: SpecError for both, or for a wrong spacing; FormatError if the volume cannot be opened.
     """
     from conv3d_cli.errors import SpecError
     from conv3d_cli.kernels.lengths import VOXEL, parse_lengths
@@ -254,17 +263,21 @@ def _read_grid(like: str | None, spacing: str | None) -> Grid | None:
     values, unit = parse_lengths(spacing, "spacing")
     if unit == VOXEL or min(values) <= 0:
         raise SpecError(
-            f"the spacing is positive, in mm, um or the like, as in --spacing 2,1,1mm, received {spacing}"
+            "--spacing must be positive, with a unit such as mm or um, as in --spacing 2,1,1mm, "
+            f"received {spacing}"
         )
     return Grid(values, unit)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Facts
 
 
 def kernel_facts(shown: Kernel, grid: Grid | None) -> dict[str, Any]:
-    """What `show` tells of a kernel, as JSON holds it; triples are D, H, W."""
+    """The facts that `show` prints about a kernel, as a JSON object. Triples are D, H, W.
+
+    grid : Grid or None     its spacing converts FWHM to a length; None: only voxels
+    """
     import numpy as np
 
     from conv3d_cli.kernels.cropping import crop_kernel
@@ -302,7 +315,7 @@ def kernel_facts(shown: Kernel, grid: Grid | None) -> dict[str, Any]:
 def _fact_lines(facts: dict[str, Any]) -> list[str]:
     rank, unit = facts["separable_rank"], facts["unit"]
     if rank is None:
-        separable = "not asked of a layer (5-D)"
+        separable = "not computed for a layer (5-D)"
     else:
         separable = (
             f"{rank} (a product of three 1-D kernels)"
@@ -310,12 +323,13 @@ def _fact_lines(facts: dict[str, Any]) -> list[str]:
             else f"{rank} (not a product of 1-D kernels)"
         )
     symmetric = [word for word, flag in zip(_AXIS_WORDS, facts["symmetric"], strict=True) if flag]
+    shape = " x ".join(map(str, facts["shape"]))
     lines = {
         "kernel": facts["kernel"],
-        "shape": f"{' x '.join(map(str, facts['shape']))} {facts['dtype']} ({_shape_words(facts['shape'])})",
+        "shape": f"{shape} {facts['dtype']} ({_shape_words(facts['shape'])})",
         **({"filters": ", ".join(facts["filters"])} if facts["filters"] else {}),
         **({"built": facts["built"]} if facts["built"] else {}),
-        "sum": f"{facts['sum']:.6g} (of absolute values: {facts['absolute_sum']:.6g})",
+        "sum": f"{facts['sum']:.6g} (absolute values: {facts['absolute_sum']:.6g})",
         "range": f"{facts['min']:.6g} to {facts['max']:.6g}",
         "centre": _triple(facts["centre"]),
         "separable rank": separable,
@@ -323,7 +337,7 @@ def _fact_lines(facts: dict[str, Any]) -> list[str]:
         "FWHM": f"{_triple(facts['fwhm_voxels'])} voxels",
     }
     if facts["fwhm_voxels"] == [None] * 3:
-        lines["FWHM"] = "none: not a single bump along any axis"
+        lines["FWHM"] = "none: no axis has a single bump"
     elif unit is not None:
         lines["FWHM"] += f" = {_triple(facts['fwhm'])} {unit}"
     if unit is not None:
@@ -344,7 +358,7 @@ def _fact_lines(facts: dict[str, Any]) -> list[str]:
 def _shape_words(shape: list[int]) -> str:
     words = "depth x height x width"
     if len(shape) == 4:
-        return f"{words} x filters, over every channel"
+        return f"{words} x filters, applied to every channel"
     return words if len(shape) == 3 else f"{words} x in_channels/groups x filters"
 
 
@@ -352,12 +366,12 @@ def _triple(values: list[float | None]) -> str:
     return ", ".join("-" if value is None else f"{value:.4g}" for value in values)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # The picture
 
 
 def _draw(shown: Kernel, grid: Grid | None, output: str | None, overwrite: bool) -> None:
-    """The three central slices and the profiles: on the terminal, or into a file."""
+    """Draw the three central slices and the profiles, on the terminal or into a file."""
     import sys
 
     from conv3d_cli.cli import drawing
@@ -377,12 +391,14 @@ def _draw(shown: Kernel, grid: Grid | None, output: str | None, overwrite: bool)
         )
         return
     colour = drawing.in_colour(sys.stdout)
-    # so large that small kernels are seen, and not larger
+    # enlarge small kernels, but only until their voxels are easy to see
     most = max(1, _COLUMNS // max(shown.size)) if colour else 2
     if not colour:
         shades = drawing.SHADES
-        legend = f"from 0 '{shades[0]}' to the largest absolute weight, {picture.scale:.4g}, '{shades[-1]}'"
+        legend = (
+            f"'{shades[0]}' is 0, '{shades[-1]}' the largest absolute weight, {picture.scale:.4g}"
+        )
         if picture.negative:
-            legend += "; '-' after it: negative"
+            legend += "; '-' after a character: negative"
     drawing.draw([picture.slices, picture.profiles], picture.voxel, most)
     click.echo(drawing.wrapped([*caption, legend]))

@@ -1,11 +1,11 @@
-"""What all commands share to tell their user how they went: lines on stderr, and the exit code."""
+"""How all commands report to the user: lines on stderr, and the exit code."""
 
 from __future__ import annotations
 
 import click
 
 EXIT_CODE = "conv3d.exit_code"
-"""Key in a context's `meta`: the exit code, if it is known before the result is printed."""
+"""Key in a context's `meta` for the exit code, if it is known before the result is printed."""
 
 COMPLETE_VAR = "_CONV3D_COMPLETE"
 """The shell's script sets it while it asks for completions; the same under every name of the command."""

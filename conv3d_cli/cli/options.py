@@ -1,6 +1,6 @@
-"""Click's options out of the table in `settings/options.py`, and what was given of them.
+"""Makes Click's options from the table in `settings/options.py`, and reads those that were given.
 
-The titles of the help are the sections of the table. No NumPy at import.
+The help has the sections of the table. This module does not import NumPy.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 class Triple(click.ParamType):  # type: ignore[type-arg]  # Click 8.1 knows no argument
-    """One whole number or three, in D,H,W order."""
+    """The type of one whole number, or of three in D,H,W order."""
 
     name = "N|N,N,N"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """An int, or a list of three. Fails with a usage error for anything else."""
         if not isinstance(value, str):
             return value
         parts = [part.strip() for part in value.split(",")]
@@ -38,7 +39,7 @@ class Triple(click.ParamType):  # type: ignore[type-arg]  # Click 8.1 knows no a
 
 
 def options(title: str, *declared: Any) -> Callable[[Command], Command]:
-    """One decorator out of several options, which stand under a title in the help."""
+    """A decorator that adds several options, under a title in the help."""
 
     def decorate(command: Command) -> Command:
         for option in reversed(declared):
@@ -51,12 +52,12 @@ def options(title: str, *declared: Any) -> Callable[[Command], Command]:
 
 
 class SectionedCommand(click.Command):
-    """A command whose help lists its options under titles."""
+    """A command whose help lists its options in sections."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the options section by section, those without a title first, --help among them.
+        """Write the options section by section, those without a section first, such as --help.
 
-        Sections have the order of `SECTIONS`; others follow in the order of their options.
+        Sections are in the order of `SECTIONS`; others follow in the order of their options.
         """
         sections: dict[str, list[tuple[str, str]]] = {"Options": []}
         for parameter in self.get_params(ctx):
@@ -71,27 +72,27 @@ class SectionedCommand(click.Command):
                 formatter.write_dl(records)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # The options of the table
 
 
 def apply_options(command: Command) -> Command:
-    """Every option of `apply`, as `settings/options.py` says them."""
+    """Add every option of `apply` to a command."""
     return _declared(option for option in OPTIONS if option.section)(command)
 
 
 def explain_options(command: Command) -> Command:
-    """The options that `explain` shares with `apply`: those of a convolution and of its job."""
+    """Add the options that `explain` shares with `apply`: those of convolutions and jobs."""
     return _declared(option for option in OPTIONS if option.section and option.explains)(command)
 
 
 def table_options(*names: str) -> Callable[[Command], Command]:
-    """Some options of `apply`, for another command, which lists them among its own."""
+    """A decorator that adds some options of `apply` to another command, without their sections."""
     return _declared((OPTION[name] for name in names), titled=False)
 
 
 def _declared(rows: Iterable[Option], titled: bool = True) -> Callable[[Command], Command]:
-    """One decorator out of rows of the table; `titled` puts each under its section of the help."""
+    """A decorator that adds options of the table; `titled` puts each into its section."""
     listed = list(rows)
 
     def decorate(command: Command) -> Command:
@@ -105,7 +106,7 @@ def _declared(rows: Iterable[Option], titled: bool = True) -> Callable[[Command]
 
 
 def click_option(row: Option) -> Callable[[Command], Command]:
-    """Click's option of a row."""
+    """A decorator that adds the option of one row of the table."""
     values: dict[str, Any] = {"help": row.help, "metavar": row.metavar}
     if row.kind.is_flag:
         values |= {"is_flag": True, "default": False}
@@ -118,7 +119,10 @@ def click_option(row: Option) -> Callable[[Command], Command]:
 
 
 class TableOption(click.Option):
-    """An option that knows what kind of file its text may name, which a shell can complete."""
+    """An option of the table. Its kind of file tells a shell how to complete it.
+
+    file : File or None     kind of file that its value may name
+    """
 
     def __init__(self, *arguments: Any, file: File | None = None, **values: Any) -> None:
         super().__init__(*arguments, **values)
@@ -136,7 +140,7 @@ def _click_type(kind: Kind[Any]) -> Any:
 
 
 def help_json_option(command: Command) -> Command:
-    """--help-json: the table as JSON, for programs that build command lines."""
+    """Add --help-json, which prints the table as JSON for programs that build command lines."""
 
     def show(ctx: click.Context, param: click.Parameter, value: bool) -> None:
         if value and not ctx.resilient_parsing:
@@ -156,7 +160,7 @@ def help_json_option(command: Command) -> Command:
 
 
 def given_settings(ctx: click.Context) -> Settings:
-    """What was given on the command line of a command that has options of the table."""
+    """The options of the table that were given on the command line."""
     return Settings(
         **{
             name: value
@@ -168,10 +172,10 @@ def given_settings(ctx: click.Context) -> Settings:
 
 
 def text_parser(ctx: click.Context) -> Callable[[str, str], Any]:
-    """A function (option, text) -> value, which reads a text as the command line does.
+    """Make a function (option, text) -> value that parses a text as the command line does.
 
-    A flag is read from true or false.
-    The function raises ValueError, with the reason, for a text that is no value of the option.
+    The text of a flag is true or false. The function raises ValueError, with the reason, if the
+    text is not a value of the option.
     """
     parameters = {parameter.name: parameter for parameter in ctx.command.params}
 

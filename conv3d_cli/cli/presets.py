@@ -1,4 +1,4 @@
-"""`conv3d presets`: what --like sets, tool by tool."""
+"""`conv3d presets`: the values that --like sets, tool by tool."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ import click
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="One JSON object of all presets.")
+@click.option("--json", "as_json", is_flag=True, help="Print all presets as one JSON object.")
 def presets(as_json: bool) -> None:
-    """List what `apply --like TOOL` sets, tool by tool.
+    """List the values that `apply --like TOOL` sets, tool by tool.
 
     \b
       conv3d presets
       conv3d apply brain.nii.gz -k gaussian:fwhm=6mm --like spm -o smooth.nii.gz
 
-    Flip and normalize are of kernel files; built-in kernels stay as they are named. An option of yours beats the preset.
+    Flip and normalize apply to kernel files, and not to built-in kernels. Options that you give
+    win over the preset.
     """
     from conv3d_cli.kernels.sampling import SAMPLINGS
     from conv3d_cli.settings.presets import PRESETS
@@ -25,7 +26,7 @@ def presets(as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({name: asdict(preset) for name, preset in PRESETS.items()}))
         return
-    rows = [("like", "padding", "boundary", "nan", "kernel files", "the tool; its Gaussian")]
+    rows = [("like", "padding", "boundary", "nan", "kernel files", "tool; its Gaussian")]
     for name, preset in PRESETS.items():
         files = " ".join(
             word
@@ -35,11 +36,9 @@ def presets(as_json: bool) -> None:
         gaussian = (
             SAMPLINGS[preset.sampling].words
             if preset.sampling in SAMPLINGS
-            else "int(4σ + 0.5), at voxels' centres"
+            else "int(4σ + 0.5), at voxel centres"
         )
-        tells = f"{preset.tool}; {gaussian if preset.gaussian else 'none'}"
-        rows.append(
-            (name, preset.padding, preset.boundary, preset.nan, files or "as they are", tells)
-        )
-    for name, padding, boundary, nan, files, tells in rows:
-        click.echo(f"{name:<8} {padding:<8} {boundary:<17} {nan:<10} {files:<13} {tells}")
+        tool = f"{preset.tool}; {gaussian if preset.gaussian else 'no Gaussian'}"
+        rows.append((name, preset.padding, preset.boundary, preset.nan, files or "unchanged", tool))
+    for name, padding, boundary, nan, files, tool in rows:
+        click.echo(f"{name:<8} {padding:<8} {boundary:<17} {nan:<10} {files:<13} {tool}")

@@ -10,10 +10,15 @@ import click
 
 
 class ProgressBar:
-    """A bar for one volume: share done, voxels a second, time left; or for many volumes: how many are done, time left.
+    """A progress bar for the voxels of one volume, or for many volumes.
 
+    For a volume it shows the percentage, voxels per second and the time left; for many volumes, how
+    many are done and the time left. Use it as a context manager, and call it with (finished, total)
+    from any thread.
+
+    label : str         text before the bar
     quiet : bool        show nothing, as when stderr is not a terminal
-    Use as a context manager; call it with (voxels or volumes finished, how many in all), from any thread.
+    volumes : bool      count volumes instead of voxels
     """
 
     def __init__(self, label: str, quiet: bool = False, volumes: bool = False) -> None:
@@ -44,16 +49,14 @@ class ProgressBar:
                     )
 
             done = (MofNCompleteColumn(),) if self._volumes else (TaskProgressColumn(), Rate())
-            self._bar = Progress(
-                TextColumn("{task.description}"), BarColumn(), *done, TimeRemainingColumn(),
-                console=Console(stderr=True), transient=True,
-            )  # fmt: skip
+            columns = (TextColumn("{task.description}"), BarColumn(), *done, TimeRemainingColumn())
+            self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
             self._bar.start()
             self._task = self._bar.add_task(self._label, total=None)
         return self
 
     def say(self, text: str) -> None:
-        """A message on stderr, above the bar where there is one."""
+        """Print a message on stderr, above the bar if there is one."""
         if self._bar is not None:
             self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
         else:

@@ -1,4 +1,4 @@
-"""How `conv3d apply` shows a batch: messages, progress, records, a page, a table."""
+"""Shows a batch of `conv3d apply` on the terminal: messages, progress, records, page, table."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 class TerminalReporter:
     """The `Reporter` of the command line.
 
-    as_json : bool              a line of JSON for each job, on stdout
-    quiet : bool                no progress, no messages, no table
-    page : Report or None       takes an entry for each job; whoever opens it finishes it
-    lost : OSError or None      why stdout took no more records; jobs run on
+    as_json : bool              print a line of JSON per job on stdout
+    quiet : bool                show no progress, no messages and no table
+    page : Report or None       page that gets an entry per job; the caller opens and finishes it
+    lost : OSError or None      error that ended the printing of records; jobs go on
     """
 
     as_json: bool = False
@@ -34,7 +34,7 @@ class TerminalReporter:
     lost: OSError | None = None
 
     def progress(self, label: str, volumes: bool = False) -> ProgressBar:
-        """A bar on a terminal, nothing elsewhere."""
+        """Show a bar if stderr is a terminal."""
         return ProgressBar(label, self.quiet, volumes)
 
     def say(self, text: str) -> None:
@@ -42,7 +42,7 @@ class TerminalReporter:
         echo(text)
 
     def show(self, result: JobResult, say: Say) -> None:
-        """Print a job's messages and its record, and put it on the page."""
+        """Print a job's messages and its record, and add it to the page."""
         for text in result.messages if not self.quiet else ():
             say(text)
         if self.as_json and self.lost is None:
@@ -57,7 +57,7 @@ class TerminalReporter:
         result.preview = None
 
     def finish(self, rows: Sequence[TableRow], seconds: float) -> None:
-        """Print the table of several jobs. Raises: OSError if stdout did not take all records."""
+        """Print the table of several jobs. Raises: OSError if a record could not be printed."""
         if len(rows) > 1 and not self.quiet:
             show_table(rows, seconds)
         if self.lost is not None:

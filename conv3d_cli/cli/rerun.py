@@ -1,4 +1,4 @@
-"""`conv3d rerun`: a run of `apply --sidecar` once more, and whether it gives the same."""
+"""`conv3d rerun`: repeat a run of `apply --sidecar`, and compare the results."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ if TYPE_CHECKING:
     "-o",
     "--output",
     metavar="OUT",
-    help="Keep the result there, in the same format.  [default: it is not kept]",
+    help="Keep the result in this file, in the same format.  [default: the result is not kept]",
 )
-@click.option("--force", is_flag=True, help="Run though an input has changed.")
+@click.option("--force", is_flag=True, help="Run even if an input has changed.")
 @click.option("--overwrite", is_flag=True, help="Replace OUT if it exists.")
 @table_options("threads", "max_memory")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
-@click.option("-q", "--quiet", is_flag=True, help="Only the exit code, and errors.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+@click.option("-q", "--quiet", is_flag=True, help="Print only errors.")
 @click.pass_context
 def rerun(
     ctx: click.Context,
@@ -50,16 +50,17 @@ def rerun(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Run again what a sidecar records, and compare the results.
+    """Repeat the run that a sidecar records, and compare the results.
 
     \b
       conv3d rerun smooth.json
       conv3d rerun derivatives/sub-01/func/sub-01_desc-sm6mm_bold.json -o again.nii.gz
       conv3d rerun smooth.json --force --json
 
-    SIDECAR is what `apply --sidecar` has written. First the inputs' digests are compared, and one that has changed ends
-    the command with 4. A result that is not what was recorded ends it with 7, and by how much is told where the recorded
-    output is still there. Names start from the sidecar's folder; a result that is not kept waits in $TMPDIR.
+    `apply --sidecar` writes a SIDECAR. First the digests of the inputs are compared; exit with 4
+    if one has changed. Then the run is repeated; exit with 7 if the result differs from the
+    record, and tell by how much if the recorded output still exists. Names in the sidecar are
+    relative to its folder. A result that is not kept is written to $TMPDIR for the comparison.
     """
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     import tempfile
@@ -120,11 +121,15 @@ def rerun(
 
 
 def job_of(record: Record, folder: str, sidecar: str) -> tuple[Job, str | None]:
-    """The job that a record asks for, with names from the current folder, and its --to-fwhm.
+    """The job of a record, with names relative to the current folder, and its --to-fwhm.
 
-    Only what shapes the result is taken from its command: a file that it would write beside the output is none of a rerun's, and
-    it reads none but those whose digests the record has.
-    Raises: FormatError for a command that cannot be understood; else as `apply_settings` and `make_job`.
+    The record's command holds only options that shape the result. It may read only files whose
+    digests are in the record.
+
+    folder : str        folder of the sidecar
+    sidecar : str       path of the sidecar, for messages
+    Raises: FormatError if the command cannot be understood, or reads other files; as
+    `apply_settings` and `make_job`.
     """
     from conv3d_cli.pipeline.make import make_job
     from conv3d_cli.provenance.command import named_files, with_history
@@ -135,18 +140,18 @@ def job_of(record: Record, folder: str, sidecar: str) -> tuple[Job, str | None]:
     try:
         words = shlex.split(record.command)
         if words[:2] != ["conv3d", "apply"] or {"-h", "--help", "--help-json"} & set(words):
-            raise ValueError("it is no `conv3d apply`")
+            raise ValueError("it is not a `conv3d apply` command")
         context = apply.make_context("conv3d apply", words[2:])
         inputs, given = context.params["inputs"], given_settings(context)
         if len(inputs) != 1 or given.output is None:
-            raise ValueError("it names not one input and one output")
+            raise ValueError("it does not name one input and one output")
         files = named_files(given)
         known = [entry.path for entry in record.inputs]
         read = [value for name, value in files.items() if OPTION[name].file is not File.WRITTEN]
         for name in (*inputs, *read):
             file = name.partition("::")[0]
             if not any(file == path or file.startswith(f"{path}/") for path in known):
-                raise ValueError(f"it reads {file}, which is not among the inputs")
+                raise ValueError(f"it reads {file}, which is not among the recorded inputs")
     except (click.ClickException, click.exceptions.Exit, ValueError) as error:
         cause = error.format_message() if isinstance(error, click.ClickException) else error
         raise FormatError(
@@ -163,11 +168,11 @@ def job_of(record: Record, folder: str, sidecar: str) -> tuple[Job, str | None]:
 
 
 def _check_format(original: str, target: str) -> None:
-    """Refuse an output in another format, whose bytes could not be the same."""
+    """Refuse an output in another format, whose bytes would differ."""
     from conv3d_cli.system.atomic import suffix_of
 
     if suffix_of(original) != suffix_of(target.rstrip("/")):
         raise SpecError(
-            f"a rerun writes the format that was recorded: name {target} with the suffix {suffix_of(original)}, or convert it "
-            "with conv3d apply -k identity"
+            f"a rerun writes the recorded format, {suffix_of(original)}, received {target}; "
+            "change the suffix, or convert the result with conv3d apply -k identity"
         )

@@ -1,4 +1,4 @@
-"""The table at the end of a batch, on stderr: in colours on a terminal, plain and aligned elsewhere."""
+"""The table at the end of a batch, on stderr: coloured on a terminal, else plain and aligned."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ STYLES = {
     "failed": "bold red",
     "cancelled": "yellow",
 }
-# Rows that say nothing new are told as a number where there are more of them.
+# More skipped or cancelled volumes than this share one row, with their number.
 FEW = 10
 
 
 def cells(rows: Sequence[TableRow]) -> list[tuple[str, str, str, str, str]]:
-    """Texts of a table: status, output, seconds, MB/s, remark. Failed volumes stand last, next to the sum.
+    """Texts of the table: status, output, seconds, MB/s, remark. Failed volumes come last.
 
-    >>> cells([TableRow("failed", "b.npy", "no such file"), TableRow("done", "a.npy", "", 0.5, 1_000_000)])
+    >>> done = TableRow("done", "a.npy", "", 0.5, 1_000_000)
+    >>> cells([TableRow("failed", "b.npy", "no such file"), done])
     [('done', 'a.npy', '0.50', '2.0', ''), ('failed', 'b.npy', '', '', 'no such file')]
     """
     shown = [row for row in rows if row.status != "failed"]
@@ -31,12 +32,13 @@ def cells(rows: Sequence[TableRow]) -> list[tuple[str, str, str, str, str]]:
         same = [row for row in shown if row.status == status]
         if len(same) > FEW:
             shown = [row for row in shown if row.status != status]
-            shown.append(TableRow(status, f"{len(same)} volumes", _shared(same)))
+            shown.append(TableRow(status, f"{len(same)} volumes", _common_remark(same)))
     shown += [row for row in rows if row.status == "failed"]
     return [(row.status, row.target, *_times(row), row.remark) for row in shown]
 
 
-def _shared(rows: Sequence[TableRow]) -> str:
+def _common_remark(rows: Sequence[TableRow]) -> str:
+    """The remark of all rows; "" if they differ."""
     remarks = {row.remark for row in rows}
     return remarks.pop() if len(remarks) == 1 else ""
 
@@ -44,14 +46,12 @@ def _shared(rows: Sequence[TableRow]) -> str:
 def _times(row: TableRow) -> tuple[str, str]:
     if row.seconds is None:
         return "", ""
-    return (
-        f"{row.seconds:.2f}",
-        f"{row.volume_bytes / 1e6 / row.seconds:.1f}" if row.seconds > 0 else "",
-    )
+    rate = f"{row.volume_bytes / 1e6 / row.seconds:.1f}" if row.seconds > 0 else ""
+    return f"{row.seconds:.2f}", rate
 
 
 def summary(rows: Sequence[TableRow], seconds: float) -> str:
-    """How many volumes came to what, in how long a time, and at what rate.
+    """Count the volumes of each status; tell the duration and the rate.
 
     >>> summary([TableRow("done", "a.npy", "", 0.5, 3_000_000), TableRow("failed", "b.npy")], 1.5)
     '1 done, 1 failed in 1.5 s, 2.0 MB/s'
@@ -69,7 +69,7 @@ SIDES = ("left", "left", "right", "right", "left")
 
 
 def show_table(rows: Sequence[TableRow], seconds: float) -> None:
-    """Write the table and the sum to stderr."""
+    """Print the table and its summary on stderr."""
     timed = any(row.seconds is not None for row in rows)
     columns = (0, 1, 2, 3, 4) if timed else (0, 1, 4)
     lines = [[texts[column] for column in columns] for texts in (HEAD, *cells(rows))]

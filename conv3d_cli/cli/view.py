@@ -1,4 +1,4 @@
-"""`conv3d view`: three orthogonal slices of volumes, on the terminal or as a picture."""
+"""`conv3d view`: three orthogonal slices of volumes, on the terminal or in a picture file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from conv3d_cli.pictures.panels import Panel, Window
     from conv3d_cli.pictures.slices import Slices
 
-NARROWEST = 26  # columns of the terminal that a volume gets beside others
+NARROWEST = 26  # least width of a volume beside others, in characters
 
 
 @click.command()
@@ -24,16 +24,19 @@ NARROWEST = 26  # columns of the terminal that a volume gets beside others
     "-o",
     "--output",
     metavar="OUT",
-    help="Write a picture, .png .svg .pdf, in place of the terminal's.",
+    help="Write a picture to a .png, .svg or .pdf file instead of the terminal.",
 )
 @click.option(
-    "--at", metavar="PLACE", help="Where the slices meet: voxel D,H,W, or X,Y,Z in the world with a unit, as -12,0,8mm."
-    "  [default: the middle]",
-)  # fmt: skip
+    "--at",
+    metavar="PLACE",
+    help="Point where the slices meet: voxel D,H,W, or X,Y,Z in the world with a unit, as in "
+    "-12,0,8mm.  [default: the middle]",
+)
 @click.option(
     "--window",
     metavar="LO,HI",
-    help="Values drawn black and white.  [default: 0.5 to 99.5 % of all drawn]",
+    help="Values to draw as black and as white.  [default: the 0.5 and 99.5 % quantiles of all "
+    "voxels drawn]",
 )
 @click.option(
     "-n",
@@ -42,30 +45,45 @@ NARROWEST = 26  # columns of the terminal that a volume gets beside others
     default=0,
     show_default=True,
     metavar="N",
-    help="Time point, from 0.",
+    help="Time point to show, counted from 0.",
 )
 @click.option(
-    "-c", "--channel", type=int, default=0, show_default=True, metavar="C", help="Channel, from 0."
+    "-c",
+    "--channel",
+    type=int,
+    default=0,
+    show_default=True,
+    metavar="C",
+    help="Channel to show, counted from 0.",
 )
 @click.option(
-    "--axes", metavar="LETTERS", help="Axes in storage order, in place of what the files say."
+    "--axes",
+    metavar="LETTERS",
+    help="Axes in storage order.  [default: as the files say]",
 )
 @click.option("--overwrite", is_flag=True, help="Replace an existing picture.")
 def view(
-    files: tuple[str, ...], output: str | None, at: str | None, window: str | None, time_point: int, channel: int,
-    axes: str | None, overwrite: bool,
-) -> None:  # fmt: skip
-    """Look at volumes: three slices of each, and what differs.
+    files: tuple[str, ...],
+    output: str | None,
+    at: str | None,
+    window: str | None,
+    time_point: int,
+    channel: int,
+    axes: str | None,
+    overwrite: bool,
+) -> None:
+    """Show three slices of each volume, and the difference of two.
 
     \b
       conv3d view brain.nii.gz
       conv3d view brain.nii.gz smooth.nii.gz --at -12,0,8mm
       conv3d view brain.nii.gz smooth.nii.gz -o view.png
 
-    Volumes share one grey window; of two on the same grid the difference is drawn, too. Voxels keep their
-    proportions. Where a file says where right, front and head are (NIfTI), slices stand upright with L on the left,
-    and letters at the edges; elsewhere rows are drawn as stored, the first on top. Only the planes shown are read, or
-    a compressed file is passed through once. Pictures in files need Matplotlib: pip install 'conv3d[plot]'.
+    All volumes share one grey window. For two volumes on the same grid, the difference is drawn,
+    too. Voxels keep their proportions. If a file tells the anatomical directions (NIfTI), slices
+    are upright with L on the left, and letters mark the edges; else rows are drawn as stored, the
+    first on top. Only the planes shown are read; a compressed file is read through once. To write
+    a picture file, install Matplotlib: pip install 'conv3d[plot]'.
     """
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before NumPy is imported
     from conv3d_cli.pictures.slices import Position, read_slices
@@ -84,7 +102,7 @@ def view(
 
 
 def parse_window(text: str) -> Window:
-    """Two numbers, the lower first. Raises: SpecError for anything else.
+    """Parse "LO,HI" into two finite numbers, LO < HI. Raises: SpecError for anything else.
 
     >>> parse_window("-10,1e3")
     (-10.0, 1000.0)
@@ -95,7 +113,8 @@ def parse_window(text: str) -> Window:
         low, high = 0.0, 0.0
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
         raise SpecError(
-            f"a window is two numbers LO,HI with LO < HI, as in --window 0,1000, received '{text}'"
+            "--window must be two numbers LO,HI with LO < HI, as in --window 0,1000, "
+            f"received '{text}'"
         )
     return low, high
 
@@ -103,7 +122,13 @@ def parse_window(text: str) -> Window:
 def show(
     shown: Sequence[Slices], given: Window | None, output: str | None, overwrite: bool
 ) -> None:
-    """Draw volumes side by side, on the terminal or into a file."""
+    """Draw volumes side by side, on the terminal or into a file.
+
+    shown : sequence of Slices      slices of each volume
+    given : (low, high) or None     the grey window; None: one that fits the values
+    output : str or None            path of the picture; None: the terminal
+    overwrite : bool                replace an existing picture
+    """
     from conv3d_cli.pictures.panels import (
         difference_panels,
         geometry_words,
@@ -163,17 +188,25 @@ def _print(
         at_once = max(1, shutil.get_terminal_size((100, 24)).columns // NARROWEST)
         for start in range(0, len(columns), at_once):
             block = range(start, min(start + at_once, len(columns)))
-            names = [f"{chr(ord('a') + i % 26)}: {headings[i]}" for i in block]
-            click.echo("\n".join(names))
-            draw([
-                [replace(columns[i][axis], title=f"{chr(ord('a') + i % 26)}: {columns[i][axis].title}") for i in block]
+            letters = {i: chr(ord("a") + i % 26) for i in block}
+            click.echo("\n".join(f"{letter}: {headings[i]}" for i, letter in letters.items()))
+            rows = [
+                [
+                    replace(columns[i][axis], title=f"{letter}: {columns[i][axis].title}")
+                    for i, letter in letters.items()
+                ]
                 for axis in range(3)
-            ], voxel)  # fmt: skip
+            ]
+            draw(rows, voxel)
     click.echo(wrapped(caption))
 
 
 def column_names(paths: Sequence[str]) -> list[str]:
-    """File names, with their folders where two are the same."""
+    """File names; whole paths where two names are the same.
+
+    >>> column_names(["a/x.nii", "b/x.nii", "b/y.nii"])
+    ['a/x.nii', 'b/x.nii', 'y.nii']
+    """
     short = [os.path.basename(path.rstrip("/")) or path for path in paths]
     return [
         path if short.count(name) > 1 else name for path, name in zip(paths, short, strict=True)
@@ -181,20 +214,20 @@ def column_names(paths: Sequence[str]) -> list[str]:
 
 
 def why_not_subtracted(first: Slices, second: Slices) -> str | None:
-    """Why two volumes have no difference, voxel by voxel; None if they have."""
+    """The reason why two volumes cannot be subtracted voxel by voxel; None if they can."""
     from conv3d_cli.analysis.compare import grid_differences
 
     sizes = first.header.shape[1:4], second.header.shape[1:4]
     if sizes[0] != sizes[1]:
         return f"{'x'.join(map(str, sizes[0]))} and {'x'.join(map(str, sizes[1]))} voxels"
     if first.at != second.at:
-        return "the place lies in different voxels of them"
+        return "the point of --at lies in different voxels"
     differences = grid_differences(first.header.grid, second.header.grid, first.header)
     return differences[0] if differences else None
 
 
 def _by_file(names: Sequence[str], words: Sequence[list[str]]) -> list[str]:
-    """What there is to say about each file; once, if it is the same."""
+    """A line of words for each file; one line if all have the same words."""
     if all(word == words[0] for word in words):
         return ["; ".join(words[0])]
     return [f"{name}: {'; '.join(word)}" for name, word in zip(names, words, strict=False)]

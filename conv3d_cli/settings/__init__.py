@@ -1,1 +1,1 @@
-"""What is asked for: the table of options, config files, presets, and how they are merged."""
+"""Settings of a command: the table of options, config files, presets, and how they are merged."""

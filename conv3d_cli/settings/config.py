@@ -1,8 +1,9 @@
-"""Config files into settings: TOML and JSON with the options as keys, Keras' own JSON, and whole saved models.
+"""Reads config files into settings: TOML or JSON with options as keys, Keras' JSON, saved models.
 
-A config says what one convolution is, or a stack of them (`[[layers]]`, a Keras Sequential model, a `.keras` file with its
-weights), and may set options of the job. Which keys there are, and what their values must be, the table in `options.py`
-says; Keras' JSON is read by `layer/config.py` and weights by `kernels/weights`.
+A config describes one convolution or a stack of them (`[[layers]]`, a Keras Sequential model, a
+`.keras` file with its weights), and may set options of the job. The table in `options.py` defines
+the keys and the rules for their values. `layer/config.py` reads Keras' JSON, and `kernels/weights`
+reads weights.
 """
 
 from __future__ import annotations
@@ -18,25 +19,27 @@ from conv3d_cli.errors import ConfigError, FormatError, SpecError, unknown_name
 from conv3d_cli.settings.option import File, Place
 from conv3d_cli.settings.options import JOB_KEYS, OPTION, OPTIONS, STAGE_KEYS, Settings, overlay
 from conv3d_cli.system.inputs import near_names
+from conv3d_cli.system.words import count_of
 
 if TYPE_CHECKING:
     from conv3d_cli.layer.config import LayerConfig
 
-# keys whose texts are paths whatever they say; a kernel and a bias are paths where they are nothing else
+# Keys whose values are always paths. A kernel or a bias is a path only if it is nothing else.
 FILE_KEYS = tuple(
     option.name for option in OPTIONS if option.config is not None and option.file is File.READ
 )
-# files that hold a whole model: its layers and their weights
-MODEL_SUFFIXES = (
-    ".keras",
-    ".h5",
-    ".hdf5",
-)
+# Files that hold a whole model: its layers and their weights.
+MODEL_SUFFIXES = (".keras", ".h5", ".hdf5")
 
 
 @dataclass
 class Config:
-    """What a config file says: of each convolution of the stack, and of the job."""
+    """The settings in a config file.
+
+    path : str                  path of the file; "" if there is none
+    stages : list of Settings   one per convolution of the stack
+    job : Settings              settings of the job and of missing voxels
+    """
 
     path: str = ""
     stages: list[Settings] = field(default_factory=lambda: [Settings()])
@@ -46,8 +49,10 @@ class Config:
 def read_config(path: str, with_kernel: bool = False) -> Config:
     """Read a config; kernel, bias and mask paths in it are relative to its folder.
 
-    with_kernel : bool      a kernel is given beside it: what a Keras layer's own config says of training is left out
-    Raises: FormatError if a file is missing or damaged, ConfigError or UnknownNameError if it cannot be understood.
+    with_kernel : bool      the kernel comes from elsewhere, so that initializers and constraints
+                            of Keras layers are ignored
+    Raises: FormatError if a file is missing or damaged; ConfigError or UnknownNameError if the
+    config cannot be understood.
     """
     if path.lower().endswith(MODEL_SUFFIXES):
         return read_model_file(path)
@@ -71,7 +76,8 @@ def read_config(path: str, with_kernel: bool = False) -> Config:
         or not all(isinstance(layer, dict) for layer in layers)
     ):
         raise ConfigError(
-            f"config {path}: layers must be a list of tables, one a layer, received {layers!r:.80}"
+            f"config {path}: layers must be a list of tables, one per layer, "
+            f"received {layers!r:.80}"
         )
     for number, layer in enumerate(layers):
         _check_keys(layer, STAGE_KEYS, f"config {path}: layer {number + 1}")
@@ -81,7 +87,7 @@ def read_config(path: str, with_kernel: bool = False) -> Config:
 
 
 def is_kernel_file(value: Any) -> bool:
-    """Whether a kernel, as an option or a config says it, is a file's name (and maybe a layer's).
+    """Whether a kernel in an option or a config is a file name, maybe with a layer name.
 
     >>> is_kernel_file("psf.tif"), is_kernel_file("box:size=3"), is_kernel_file([[[1.0]]])
     (True, False, False)
@@ -92,7 +98,7 @@ def is_kernel_file(value: Any) -> bool:
 
 
 def is_bias_file(value: Any) -> bool:
-    """Whether a bias, as an option or a config says it, is a file's name.
+    """Whether a bias in an option or a config is a file name.
 
     >>> is_bias_file("bias.npy"), is_bias_file("1,2"), is_bias_file([1.0, 2.0])
     (True, False, False)
@@ -113,13 +119,13 @@ def _parse(path: str) -> dict[str, Any]:
 
     try:
         values = json.loads(text) if is_json else tomllib.loads(text)
-    except (ValueError, RecursionError) as error:  # both decoders' errors are ValueErrors
+    except (ValueError, RecursionError) as error:  # both decoders raise ValueErrors
         raise ConfigError(
             f"config {path} is not valid {'JSON' if is_json else 'TOML'}: {error}"
         ) from error
     if isinstance(values, list):
         values = {"layers": values}
-    if isinstance(values, str):  # json.dump(model.to_json()) writes the text of a text
+    if isinstance(values, str):  # json.dump(model.to_json()) writes JSON inside a JSON string
         try:
             values = json.loads(values)
         except ValueError:
@@ -142,13 +148,14 @@ def _check_keys(values: dict[str, Any], allowed: tuple[str, ...], where: str) ->
 
 
 def layer_settings(values: Settings, folder: Path | None = None) -> Settings:
-    """The settings of one convolution with its files read.
+    """The settings of one convolution, with its files read.
 
-    A bias becomes numbers. A kernel of a weights file brings the strides, padding, ... of its layer, which
-    those of `values` beat.
+    A bias is read into numbers. A kernel in a weights file adds the strides, padding, ... of its
+    layer; those in `values` win.
 
-    values : Settings           of one convolution, as one source says them
-    folder : Path or None       what the paths of kernel and bias are relative to
+    values : Settings           of one convolution, from one source
+    folder : Path or None       folder that the paths of kernel and bias are relative to; None: the
+                                current one
     Raises: SpecError, ConfigError, FormatError, UnknownNameError.
 
     >>> layer_settings(Settings(bias="1,2", strides=2)).given()
@@ -171,9 +178,9 @@ def layer_settings(values: Settings, folder: Path | None = None) -> Settings:
 
 
 def _kernel_settings(value: Any, folder: Path | None, complete: bool) -> Settings:
-    """The kernel, with the strides, padding, ... of a layer whose file holds them.
+    """The kernel, with the strides, padding, ... of its layer if the file holds them.
 
-    complete : bool     strides and padding are given beside it; else a note says that the file does not hold them
+    complete : bool     strides and padding are given; else a note says that the file lacks them
     """
     if isinstance(value, str):
         from conv3d_cli.kernels import may_name_a_layer
@@ -189,9 +196,8 @@ def _kernel_settings(value: Any, folder: Path | None, complete: bool) -> Setting
         try:
             saved = weights.saved_layer(value)
         except SpecError as error:
-            if value.lower().endswith(
-                MODEL_SUFFIXES
-            ):  # no layer named: perhaps the whole model is meant
+            if value.lower().endswith(MODEL_SUFFIXES):
+                # no layer is named: perhaps the user means the whole model
                 raise SpecError(f"{error}, or pass -c {value} to run the whole model") from None
             raise
         files = (weights.split_name(value)[0],)
@@ -215,7 +221,7 @@ def _kernel_settings(value: Any, folder: Path | None, complete: bool) -> Setting
 
 
 def located_kernel(text: str, folder: Path | None) -> str:
-    """A kernel's text out of a file in `folder`: a path is relative to it, a built-in's name stays.
+    """A kernel that a file in `folder` names: a path is joined to the folder, a built-in is not.
 
     >>> located_kernel("psf.npy", Path("a")), located_kernel("box:size=3", Path("a"))
     ('a/psf.npy', 'box:size=3')
@@ -223,7 +229,7 @@ def located_kernel(text: str, folder: Path | None) -> str:
     from conv3d_cli.kernels import is_builtin
 
     file = text.partition("::")[0]
-    # a name that is neither a built-in nor a file stays as it is, so that the nearest built-in is suggested
+    # a name that is neither a built-in nor a file stays, so that the error suggests a built-in
     if (
         folder is None
         or is_builtin(text)
@@ -234,12 +240,16 @@ def located_kernel(text: str, folder: Path | None) -> str:
 
 
 def located_bias(text: str, folder: Path | None) -> str:
-    """A bias's text out of a file in `folder`: numbers stay, a path is relative to it."""
+    """A bias that a file in `folder` names: a path is joined to the folder, numbers are not.
+
+    >>> located_bias("b.npy", Path("a")), located_bias("1,2", Path("a"))
+    ('a/b.npy', '1,2')
+    """
     return str(folder / text) if folder is not None and is_bias_file(text) else text
 
 
 def _numbers(text: str) -> list[float] | None:
-    """The numbers of a bias's text; None if it names a file."""
+    """The numbers in a bias option, as in "1,2"; None if it names a file."""
     try:
         return [float(part) for part in text.split(",")]
     except ValueError:
@@ -247,7 +257,7 @@ def _numbers(text: str) -> list[float] | None:
 
 
 def _saved_settings(config: dict[str, Any]) -> Settings:
-    """What a weights file says of a layer, in Keras' words."""
+    """Settings of a layer from a weights file, whose `config` has Keras' keys."""
     names = ("name", "strides", "padding", "dilation_rate", "groups", "use_bias")
     activation = config.get("activation")
     found: dict[str, Any] = {key: config.get(key) for key in names}
@@ -255,7 +265,7 @@ def _saved_settings(config: dict[str, Any]) -> Settings:
 
 
 def _bias(value: Any, folder: Path | None) -> tuple[list[float], tuple[str, ...]]:
-    """A bias: numbers, or what the file holds; and that file, if there is one."""
+    """The numbers of a bias, and the files that they were read from (one or none)."""
     if isinstance(value, str):
         numbers = _numbers(value)
         if numbers is None:
@@ -275,21 +285,45 @@ def _bias(value: Any, folder: Path | None) -> tuple[list[float], tuple[str, ...]
     return numbers, ()
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Keras
 
 
+# Fields with the same name and meaning in `LayerConfig` and `Settings`.
+_SAME_IN_KERAS = (
+    "name",
+    "kernel_size",
+    "filters",
+    "strides",
+    "dilation_rate",
+    "groups",
+    "use_bias",
+    "kernel_initializer",
+    "bias_initializer",
+    "seed",
+    "kernel_regularizer",
+    "bias_regularizer",
+    "activity_regularizer",
+    "kernel_constraint",
+    "bias_constraint",
+    "notes",
+)
+
+
 def _is_keras(values: dict[str, Any]) -> bool:
-    """Whether JSON is a layer's or a model's own: wrapped with its class, or its bare get_config()."""
+    """Whether JSON is a Keras layer or model: with class_name, or a bare get_config()."""
     return "class_name" in values or (
         "trainable" in values and ("kernel_size" in values or "layers" in values)
     )
 
 
 def from_keras(values: dict[str, Any], path: str, trained: bool = False) -> Config:
-    """A Keras layer's `get_config()`, its wrapped form, or a model's `to_json()`.
+    """Read a Keras layer's `get_config()`, its wrapped form, or a model's `to_json()`.
 
-    trained : bool      the weights come from elsewhere: initializers and constraints are left out
+    values : dict       the parsed JSON
+    path : str          its file, for messages
+    trained : bool      the weights come from elsewhere: initializers and constraints are ignored
+    Raises: ConfigError or SpecError if a layer cannot be understood or run.
     """
     from conv3d_cli.layer.config import read_model
 
@@ -309,14 +343,9 @@ def from_keras(values: dict[str, Any], path: str, trained: bool = False) -> Conf
 
 
 def _keras_settings(layer: LayerConfig) -> Settings:
-    """What a layer of Keras' says of a convolution."""
-    same = (
-        "name", "kernel_size", "filters", "strides", "dilation_rate", "groups", "use_bias", "kernel_initializer",
-        "bias_initializer", "seed", "kernel_regularizer", "bias_regularizer", "activity_regularizer", "kernel_constraint",
-        "bias_constraint", "notes",
-    )  # fmt: skip
+    """Settings of a convolution from a Keras layer."""
     return Settings(
-        **{name: getattr(layer, name) for name in same},
+        **{name: getattr(layer, name) for name in _SAME_IN_KERAS},
         padding=layer.spec().padding,
         boundary="zeros",
         activations=(layer.activation, *layer.then),
@@ -324,9 +353,10 @@ def _keras_settings(layer: LayerConfig) -> Settings:
 
 
 def read_model_file(path: str) -> Config:
-    """A saved Keras model with its weights: `.keras`, legacy `.h5`.
+    """Read a saved Keras model with its weights: `.keras`, legacy `.h5`.
 
-    Raises: FormatError if it is damaged, or holds weights alone (then it is a kernel file: -k).
+    Raises: FormatError if it is damaged, or if it holds only weights (then it is a kernel file, for
+    -k); as `from_keras`.
     """
     from conv3d_cli.kernels import weights
 
@@ -339,11 +369,12 @@ def read_model_file(path: str) -> Config:
     saved = weights.read_layers(path)
     if len(saved) != len(config.stages):
         raise FormatError(
-            f"cannot read {path}: its model has {len(config.stages)} Conv3D layers, its weights {len(saved)}"
+            f"cannot read {path}: its model has {count_of(len(config.stages), 'Conv3D layer')}, "
+            f"but its weights have {len(saved)}"
         )
     stages = []
     for stage, in_order in zip(config.stages, saved, strict=True):
-        # layers of models within the model may have the same name, and then come in the same order
+        # layers of nested models may share a name; both lists then have them in the same order
         named = [layer for layer in saved if layer.name == stage.name]
         layer = named[0] if len(named) == 1 else in_order
         stages.append(

@@ -1,7 +1,7 @@
-"""The command line, a config and a preset become the settings of one job.
+"""Merges the command line, a config and a preset into the settings of one job.
 
 The first of the three that sets a value wins. Values that none of them sets keep the defaults of
-`Stage`, `Job` and `Missing`. `pipeline/make.py` makes the job.
+`Stage`, `Job` and `Missing`. `pipeline/make.py` makes the job from these settings.
 """
 
 from __future__ import annotations
@@ -17,21 +17,22 @@ from conv3d_cli.settings.options import OPTIONS, Settings, overlay
 from conv3d_cli.settings.presets import Applied, find_preset
 from conv3d_cli.system.machine import byte_size
 
-# options whose text may be Keras' serialised form as JSON
+# Options whose value may be JSON: a Keras object in its serialised form.
 LAYER_VALUES = tuple(
     o for o in OPTIONS if o.name.endswith(("initializer", "regularizer", "constraint"))
 )
-# what a config says of its kernel: it goes with the kernel where another one is given
+# Settings of a config that belong to its kernel, and are dropped if another kernel is given.
 _OF_KERNEL = ("kernel", "kernel_size", "filters", "bias", "files")
 
 
 @dataclass(frozen=True)
 class JobSettings:
-    """What a job is made of, beside the names of its input and output.
+    """All settings of a job but the names of its input and output.
 
-    stages : tuple of Settings      one for each convolution in turn, with its files read
-    run : Settings                  of the job and its missing voxels; its files are configs, manifests
-    preset : Applied or None        what a preset set, and what it left alone
+    stages : tuple of Settings      one per convolution, in order, with its files read
+    run : Settings                  settings of the job and of missing voxels; its `files` are
+                                    configs and manifests
+    preset : Applied or None        which values a preset set, and which it did not
     """
 
     stages: tuple[Settings, ...]
@@ -40,11 +41,12 @@ class JobSettings:
 
 
 def merge_settings(given: Settings) -> JobSettings:
-    """The settings of a job out of what was given, the config that it names, and the preset.
+    """Merge given settings with the config and the preset that they name.
 
     Raises: SpecError, ConfigError, FormatError, UnknownNameError.
 
-    >>> merged = merge_settings(Settings(kernel="box:size=3", padding="full", like="fsl", threads=2))
+    >>> given = Settings(kernel="box:size=3", padding="full", like="fsl", threads=2)
+    >>> merged = merge_settings(given)
     >>> merged.stages[0].given()
     {'kernel': 'box:size=3', 'padding': 'full', 'boundary': 'renormalize'}
     >>> merged.run.threads, str(merged.preset)
@@ -65,16 +67,18 @@ def merge_settings(given: Settings) -> JobSettings:
         return JobSettings(stages, run)
     if len(stages) > 1:
         raise SpecError(
-            f"--like {run.like} is for one convolution, and this is a stack of {len(stages)} layers: leave it out"
+            f"--like {run.like} is for one convolution, received a stack of {len(stages)} layers; "
+            "leave it out"
         )
     stage, run, applied = apply_preset(run.like, stages[0], run)
     return JobSettings((stage,), run, applied)
 
 
 def _stages(given: Settings, config: Config) -> tuple[Settings, ...]:
-    """The settings of each convolution: those of the config, and above them what was given.
+    """Settings of each convolution: given values over those of the config.
 
-    Raises: SpecError if a stack is given more than a seed; else as `layer_settings`.
+    Raises: SpecError if options other than --seed are given for a stack; else as
+    `layer_settings`.
     """
     own = given.only(Place.STAGE)
     if not own.no_bias:
@@ -83,9 +87,8 @@ def _stages(given: Settings, config: Config) -> tuple[Settings, ...]:
     if not names:
         return tuple(config.stages)
     if len(config.stages) > 1:
-        if (
-            own.seed is not None and len(names) == 1
-        ):  # one seed for a stack: each layer draws numbers of its own
+        if own.seed is not None and len(names) == 1:
+            # each layer of a stack draws other numbers from one seed
             return tuple(
                 replace(stage, seed=own.seed + number) for number, stage in enumerate(config.stages)
             )
@@ -93,13 +96,14 @@ def _stages(given: Settings, config: Config) -> tuple[Settings, ...]:
             o.flags[-1].partition("/")[0] for o in OPTIONS if o.name in names and o.name != "seed"
         )
         raise SpecError(
-            f"{flags} cannot be given for a stack of {len(config.stages)} layers; set it in the config {config.path}"
+            f"{flags} cannot be given for a stack of {len(config.stages)} layers; "
+            f"set it in the config {config.path}"
         )
     stage = config.stages[0]
     if own.kernel is not None and stage.kernel is not None:
         stage = stage.without(*_OF_KERNEL, "notes")
     if own.bias is not None:
-        # a bias that is given now is used, whatever the config says of another
+        # a given bias is used even if the config says use_bias = false
         stage = stage.without("use_bias")
     parsed = {
         o.name: _layer_value(o.flags[0], names[o.name]) for o in LAYER_VALUES if o.name in names
@@ -108,7 +112,7 @@ def _stages(given: Settings, config: Config) -> tuple[Settings, ...]:
 
 
 def _layer_value(flag: str, value: Any) -> Any:
-    """An initializer, regularizer or constraint: a name, or the dict of its serialised form."""
+    """An initializer, regularizer or constraint: its name, or the dict that its JSON holds."""
     if isinstance(value, str) and value.lstrip().startswith("{"):
         try:
             return json.loads(value)
@@ -119,18 +123,19 @@ def _layer_value(flag: str, value: Any) -> Any:
     return value
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Presets
 
 
 def apply_preset(name: str, stage: Settings, run: Settings) -> tuple[Settings, Settings, Applied]:
-    """The settings of a convolution and of its job over those of a preset, and its account.
+    """Fill in values from a preset; return the settings of convolution and job, and an account.
 
-    A preset sets, where they are not given, padding, boundary, --nan, the sampling of a Gaussian,
-    and how a kernel's file is used.
+    A preset sets padding, boundary, --nan, the sampling of a Gaussian, and flip, normalize and
+    kernel_spacing of a kernel file, each only if it is not given.
     Raises: UnknownNameError.
 
-    >>> stage, run, applied = apply_preset("fsl", Settings(kernel="gaussian:fwhm=6mm", padding="valid"), Settings())
+    >>> given = Settings(kernel="gaussian:fwhm=6mm", padding="valid")
+    >>> stage, run, applied = apply_preset("fsl", given, Settings())
     >>> stage.kernel, stage.padding, stage.boundary
     ('gaussian:fwhm=6mm:sampling=fsl', 'valid', 'renormalize')
     >>> applied.yours
@@ -142,13 +147,11 @@ def apply_preset(name: str, stage: Settings, run: Settings) -> tuple[Settings, S
     remark = ""
     missing = run.mask is not None or run.missing is not None or run.nan == "ignore"
     if preset.boundary == "renormalize-depth" and missing and stage.boundary is None:
-        wishes["boundary"], remark = (
-            "renormalize",
-            "with a mask edges are renormalized along all axes",
-        )
+        wishes["boundary"] = "renormalize"
+        remark = "with a mask, edges are renormalized along all axes"
     builtin = _is_builtin(kernel)
     if not builtin:
-        # no tool here looks at the spacing of a kernel's file
+        # none of these tools reads the spacing in a kernel file
         wishes |= {"flip": preset.flip, "normalize": preset.normalize, "kernel_spacing": "ignore"}
     given = stage.given()
     yours = {key: given[key] for key, value in wishes.items() if given.get(key, value) != value}
@@ -168,18 +171,18 @@ def apply_preset(name: str, stage: Settings, run: Settings) -> tuple[Settings, S
         settings["nan"] = preset.nan
         run = replace(run, nan=preset.nan)
     if not preset.gaussian and parameters is not None:
-        remark = f"{name} has no Gaussian and no mm: it is sampled as conv3d does"
+        remark = f"{name} has no Gaussian and no mm; this one is sampled as conv3d samples it"
     return replace(stage, **added), run, Applied(name, settings, yours, remark)
 
 
 def _is_builtin(kernel: Any) -> bool:
-    from conv3d_cli.kernels import is_builtin  # late: it knows NumPy, and `--help` does without
+    from conv3d_cli.kernels import is_builtin  # late: it imports NumPy, which --help does without
 
     return isinstance(kernel, str) and is_builtin(kernel)
 
 
 def _gaussian_parameters(kernel: Any) -> dict[str, str] | None:
-    """Parameters of a `gaussian:...` text as written; None for another kernel."""
+    """Parameters of a `gaussian:...` kernel as they are written; None for another kernel."""
     if not isinstance(kernel, str):
         return None
     name, *pairs = (part.strip() for part in kernel.split(":"))

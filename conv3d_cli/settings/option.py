@@ -1,6 +1,6 @@
-"""What an option of `conv3d apply` is: a row of the table in `options.py`, and kinds of values.
+"""A row of the table in `options.py`: one option of `conv3d apply`, and the kinds of its values.
 
-No Click and no NumPy here: help is printed without them.
+This module imports neither Click nor NumPy, so that --help is quick.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar, cast
 
 T = TypeVar("T")
 
-# the titles under which options stand in the help, in that order
+# Titles of the groups of options in the help, in order.
 SECTIONS = (
     "Options",
     "Kernel",
@@ -24,10 +24,10 @@ SECTIONS = (
     "Checks and provenance",
     "Running",
     "Formats of outputs",
-    "A cluster",
+    "Cluster",
     "Layer, in Keras' words",
 )
-# the order of sections in a recorded command
+# Order of the sections in a recorded command.
 RECORDED_SECTIONS = (
     "Kernel",
     "Edges and steps",
@@ -41,7 +41,7 @@ RECORDED_SECTIONS = (
 
 
 class Place(Enum):
-    """What an option belongs to: the object that is made of it."""
+    """The object that an option configures."""
 
     STAGE = "one convolution"
     JOB = "one volume's job"
@@ -50,28 +50,28 @@ class Place(Enum):
 
 
 class File(Enum):
-    """What kind of file an option's text may name."""
+    """The kind of file that an option's value may name."""
 
-    READ = "a file that is read"
-    WRITTEN = "a file that is written"
+    READ = "an input file"
+    WRITTEN = "an output file"
     FOLDER = "a folder"
-    KERNEL = "a built-in kernel, or a file that is read"
-    BIAS = "numbers, or a file that is read"
+    KERNEL = "a built-in kernel or an input file"
+    BIAS = "numbers or an input file"
 
 
 @dataclass(frozen=True)
 class Value:
-    """What a config's value must be.
+    """The rule for an option's value in a config.
 
-    types : tuple of types      a bool is no int here; object allows everything
-    words : str                 the rule, for messages: "threads must be <words>"
+    types : tuple of types      allowed types; bool does not count as int; object allows any value
+    words : str                 the rule in words, for messages: "threads must be <words>"
     """
 
     types: tuple[type, ...]
     words: str
 
     def allows(self, value: object) -> bool:
-        """Whether a value has one of the types.
+        """Whether a value has one of the allowed types.
 
         >>> Value((int,), "a whole number").allows(True), Value((int,), "a whole number").allows(2)
         (False, True)
@@ -83,12 +83,12 @@ class Value:
 
 @dataclass(frozen=True)
 class Kind(Generic[T]):
-    """The values that an option takes on the command line.
+    """The kind of value that an option takes on the command line.
 
-    name : str              for programs: "text", "flag", "switch" (--x/--no-x), "integer",
-                            "number", "triple" or "choice"
-    value : Value           what a config's value must be, unless the option says otherwise
-    choices : tuple of str  all values there are
+    name : str              "text", "flag", "switch" (--x/--no-x), "integer", "number", "triple"
+                            or "choice"; `apply --help-json` prints it
+    value : Value           rule for a config's value, unless the option has its own
+    choices : tuple of str  all allowed values
     low, high : int         range of an integer, both ends included
     repeats : bool          the option may be given several times; its value is a tuple
     """
@@ -102,18 +102,18 @@ class Kind(Generic[T]):
 
     @property
     def is_flag(self) -> bool:
-        """Whether the option stands alone on the command line, without a value."""
+        """Whether the option takes no value on the command line."""
         return self.name in ("flag", "switch")
 
     def in_range(self, value: object) -> bool:
-        """Whether a value of a config is not below `low` and not above `high`."""
+        """Whether a config's value lies within `low` and `high`; True if it is no integer."""
         if not isinstance(value, int):
             return True
         return (self.low is None or value >= self.low) and (self.high is None or value <= self.high)
 
 
-TEXT: Kind[str] = Kind("text", Value((str,), "a text"))
-TEXTS: Kind[tuple[str, ...]] = Kind("text", Value((list,), "a list of texts"), repeats=True)
+TEXT: Kind[str] = Kind("text", Value((str,), "a string"))
+TEXTS: Kind[tuple[str, ...]] = Kind("text", Value((list,), "a list of strings"), repeats=True)
 FLAG: Kind[bool] = Kind("flag", Value((bool,), "true or false"))
 SWITCH: Kind[bool] = Kind("switch", Value((bool,), "true or false"))
 NUMBER: Kind[float] = Kind("number", Value((int, float), "a number"))
@@ -123,7 +123,7 @@ TRIPLE: Kind[int | Sequence[int]] = Kind(
 
 
 def integer(low: int | None = None, high: int | None = None) -> Kind[int]:
-    """Whole numbers of a range.
+    """The kind of integers within a range.
 
     >>> integer(0, 3).value.words, integer(low=1).value.words
     ('a whole number from 0 to 3', 'a whole number of at least 1')
@@ -135,7 +135,7 @@ def integer(low: int | None = None, high: int | None = None) -> Kind[int]:
 
 
 def choice(*names: str) -> Kind[str]:
-    """One of a few words.
+    """The kind of values that are one of a few words.
 
     >>> choice("voxel", "world").value.words
     'voxel or world'
@@ -148,28 +148,28 @@ def choice(*names: str) -> Kind[str]:
 class Option:
     """One option.
 
-    name : str              the field of `Settings`, the config key, the column of a manifest
-    place : Place           what it belongs to
-    kind : Kind             the values it takes
-    shapes : bool           whether the output's bytes depend on it: then a sidecar's command has it
-    help : str              for the command line; "" for a key that only configs have
-    section : str           its title in the help; "" for a key that only configs have
-    letter : str            its short form, without the dash
-    flag : str              its long form, where that is not the name
-    metavar : str           what stands for its value in the help
-    default : object        shown in the help; None where the help says it in words, or nothing
-    file : File or None     what its text may name
-    config : Value or None  what a config's value must be; None: configs have no such key
-    manifest : bool         may be a column of a manifest
-    explains : bool         also an option of `conv3d explain`
-    field : str             the field of `Stage`, `Job` or `Missing` that it sets; "" if it sets
-                            none by itself
-    resumes : bool          whether --resume makes an output anew that was made under another value
-    gives_kernel : bool     says where the kernel comes from; a recorded command begins with it
-    makes_kernel : bool     has done its work when the kernel is made; a cluster's tasks get the
-                            kernel and not the option
-    stores : bool           says how the result is stored, or what happens if the format cannot
-                            hold it
+    name : str              field of `Settings`, key in a config, column of a manifest
+    place : Place           object that it configures
+    kind : Kind             kind of its values
+    shapes : bool           the output's bytes depend on it; a sidecar's command then includes it
+    help : str              help text; "" for a key that only configs have
+    section : str           title of its group in the help; "" for a key that only configs have
+    letter : str            short form, without the dash
+    flag : str              long form, if it differs from the name
+    metavar : str           placeholder for its value in the help
+    default : object        default to show in the help; None if the help text states it, or if
+                            there is none
+    file : File or None     kind of file that its value may name
+    config : Value or None  rule for its value in a config; None: configs have no such key
+    manifest : bool         a manifest may have a column for it
+    explains : bool         it is also an option of `conv3d explain`
+    field : str             field of `Stage`, `Job` or `Missing` that it sets; "" if none
+    resumes : bool          --resume makes an output again if this value has changed
+    gives_kernel : bool     it names the kernel's source; recorded commands begin with it
+    makes_kernel : bool     it is used up in making the kernel; a cluster's tasks get the kernel
+                            instead of the option
+    stores : bool           it decides how the result is stored, or what happens if the format
+                            cannot hold it
     """
 
     name: str
@@ -194,7 +194,7 @@ class Option:
 
     @property
     def flags(self) -> tuple[str, ...]:
-        """How it is written on the command line; nothing for a key that only configs have."""
+        """Its forms on the command line; empty for a key that only configs have."""
         if not self.section:
             return ()
         long = "--" + (self.flag or self.name).replace("_", "-")
@@ -203,11 +203,11 @@ class Option:
 
     @property
     def written(self) -> str:
-        """Its flag in a recorded command: -k, -c, else the long form without its negation."""
+        """Its flag in a recorded command: -k or -c, else the long form without its negation."""
         return self.flags[0].partition("/")[0]
 
     def record(self) -> dict[str, Any]:
-        """The option as JSON, for programs that build command lines."""
+        """The option as a JSON object, for programs that build command lines."""
         return {
             "name": self.name,
             "flags": [part for flag in self.flags for part in flag.split("/")],
@@ -228,7 +228,7 @@ class Option:
         }
 
 
-ANY = Value((object,), "")  # of a config: checked where it is used
+ANY = Value((object,), "")  # any value; the code that uses it checks it
 
 
 def option(
@@ -252,13 +252,13 @@ def option(
     makes_kernel: bool = False,
     stores: bool = False,
 ) -> T | None:
-    """A field of `Settings`; see `Option` for what its row says.
+    """Declare a field of `Settings`; the parameters are those of `Option`.
 
-    By default an option of a convolution or a job is also a config key, a manifest column and an
-    option of `explain`; --resume compares an option that shapes the result; and an option sets the
+    By default, an option of a convolution or a job is also a config key, a manifest column and an
+    option of `explain`; --resume compares the options that shape the result; and an option sets the
     field of its own name.
 
-    Raises: ValueError for a row without help, or with a section that the help does not have.
+    Raises: ValueError if the section is unknown, or an option with a section has no help.
     """
     if section not in SECTIONS and section:
         raise ValueError(f"no section {section!r} of the help: {SECTIONS}")
@@ -286,5 +286,5 @@ def option(
         "makes_kernel": makes_kernel,
         "stores": stores,
     }
-    # The class body gets a dataclass's field; a type checker sees the type of the values.
+    # At run time this is a dataclass field; for a type checker it has the type of the values.
     return cast("T | None", dataclasses.field(default=None, metadata=values))

@@ -1,12 +1,12 @@
-"""Every option of `conv3d apply`, said once: each is one field of `Settings`.
+"""The table of all options of `conv3d apply`: each option is one field of `Settings`.
 
-A field's row says what the option belongs to, what values it takes, who may set it, whether the
+A field states which object the option configures, its values, where it may be set, whether the
 result depends on it, and its help (see `Option`). All other lists of options are derived from this
 table: Click's options and their help, the keys of configs, the columns of manifests, the command
-that a sidecar records, what --resume compares, and what a cluster's tasks still need.
+in a sidecar, the settings that --resume compares, and those that a cluster's tasks need.
 
-To add an option, add its field, and use it. This module needs neither Click nor NumPy, so that help
-is quick.
+To add an option, add a field here and the code that uses it. This module imports neither Click nor
+NumPy, so that --help is quick.
 """
 
 from __future__ import annotations
@@ -43,16 +43,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Settings:
-    """The options that one source sets: a command line, a manifest's row, a config or its layer.
+    """The options set by one source: a command line, a row of a manifest, a config or its layer.
 
-    None means: not given. Three fields are no options; they are set as a convolution's files are read:
+    None means that the source does not set the option. Three fields are not options. They are set
+    when the files of a convolution are read:
 
-    activations : tuple         the activations, in the order in which they are applied
-    notes : tuple of str        what a user should know of the kernel's file
-    files : tuple of str        the files that the values came from
+    activations : tuple         activations in the order in which they are applied
+    notes : tuple of str        notes for the user about the kernel's file
+    files : tuple of str        files that the values came from
     """
 
-    # What is read and written, and what is told
+    # Outputs and messages
     output: str | None = option(
         TEXT,
         Place.COMMAND,
@@ -61,7 +62,7 @@ class Settings:
         letter="o",
         metavar="OUT",
         file=File.WRITTEN,
-        help="Output; its suffix is its format. `-` writes .npy to stdout.",
+        help="Output file; its suffix chooses the format. `-` writes .npy to stdout.",
     )
     overwrite: bool | None = option(
         FLAG,
@@ -77,10 +78,15 @@ class Settings:
         Place.COMMAND,
         "Options",
         shapes=False,
-        help="Check everything and say what would be done; write nothing.",
+        help="Check everything and print what would be done; write nothing.",
     )
     quiet: bool | None = option(
-        FLAG, Place.COMMAND, "Options", shapes=False, letter="q", help="No progress and no notes."
+        FLAG,
+        Place.COMMAND,
+        "Options",
+        shapes=False,
+        letter="q",
+        help="Print no progress and no notes.",
     )
     verbose: bool | None = option(
         FLAG,
@@ -88,7 +94,7 @@ class Settings:
         "Options",
         shapes=False,
         letter="v",
-        help="Say what was decided: kernel, pads, grid, algorithm, memory, times.",
+        help="Print what was decided: kernel, padding, grid, algorithm, memory, times.",
     )
     as_json: bool | None = option(
         FLAG,
@@ -96,7 +102,7 @@ class Settings:
         "Options",
         shapes=False,
         flag="json",
-        help="One JSON object per volume on stdout.",
+        help="Print one JSON object per volume on stdout.",
     )
 
     # The kernel
@@ -119,10 +125,13 @@ class Settings:
         metavar="KERNEL",
         file=File.KERNEL,
         gives_kernel=True,
-        config=Value((str, list), 'a text such as "gaussian:fwhm=6mm" or a nested list of numbers'),
-        help="A built-in with parameters (gaussian:fwhm=6mm, sobel:axis=d; see `conv3d kernel list`), a formula "
-        '(expr:"exp(-r**2/36)":radius=9mm), or a file: '
-        ".npy .npz .json .toml .txt .kern .nii .nii.gz .tif, or FILE::LAYER of .keras .h5 .safetensors .onnx .pt.",
+        config=Value(
+            (str, list), 'a string such as "gaussian:fwhm=6mm" or a nested list of numbers'
+        ),
+        help="Built-in kernel with parameters (gaussian:fwhm=6mm, sobel:axis=d; see `conv3d kernel "
+        'list`), formula (expr:"exp(-r**2/36)":radius=9mm), kernel file (.npy .npz .json '
+        ".toml .txt .kern .nii .nii.gz .tif), or layer of a weights file, FILE::LAYER (.keras "
+        ".h5 .safetensors .onnx .pt).",
     )
     config: str | None = option(
         TEXT,
@@ -135,9 +144,9 @@ class Settings:
         gives_kernel=True,
         manifest=True,
         explains=True,
-        help="TOML or JSON with these options as keys (underscores), kernel included, or "
-        "[[layers]] for a stack; Keras' JSON; a saved model (.keras, .h5). Paths in it are "
-        "relative to it.",
+        help="Read options from a TOML or JSON file: its keys are these options with underscores, "
+        "kernel included, and [[layers]] makes a stack. Keras' JSON and saved models (.keras, "
+        ".h5) work, too. Paths in the file are relative to its folder.",
     )
     like: str | None = option(
         choice(*PRESETS),
@@ -145,7 +154,8 @@ class Settings:
         "Kernel",
         shapes=True,
         field="",
-        help="Padding, boundary, flip and Gaussian of another tool; your other options win. See `conv3d presets`.",
+        help="Set padding, boundary, flip and Gaussian as this tool does; options that you give "
+        "win. See `conv3d presets`.",
     )
     orient: str | None = option(
         choice("voxel", "world"),
@@ -154,17 +164,17 @@ class Settings:
         shapes=True,
         default="voxel",
         field="",
-        help="Axes that derivatives and three different lengths of a built-in are along: the "
-        "volume's, or those of its affine (NIfTI: x to the right, y to the front, z up; slopes "
-        "per mm).",
+        help="Axes of derivatives, and of kernels with three different lengths: the volume's own, "
+        "or the world's, which its affine defines (NIfTI: x to the right, y to the front, z up; "
+        "derivatives per mm).",
     )
     magnitude: bool | None = option(
         FLAG,
         Place.STAGE,
         "Kernel",
         shapes=True,
-        help="Of derivatives along several axes (sobel:axis=xyz): the root of the sum of "
-        "squares, in place of a channel each.",
+        help="For derivatives along several axes (sobel:axis=xyz), write the root of the sum of "
+        "their squares instead of one channel per axis.",
     )
     flip: bool | None = option(
         SWITCH,
@@ -172,7 +182,8 @@ class Settings:
         "Kernel",
         shapes=True,
         makes_kernel=True,
-        help="Flip the kernel: true convolution. Default: correlation, as Keras.",
+        help="Flip the kernel along all axes, for true convolution.  [default: no flip: "
+        "correlation, as in Keras]",
     )
     normalize: bool | None = option(
         SWITCH,
@@ -180,7 +191,7 @@ class Settings:
         "Kernel",
         shapes=True,
         makes_kernel=True,
-        help="Scale the kernel so that its weights sum to 1.",
+        help="Scale the kernel so that its weights sum to 1.  [default: weights as given]",
     )
     kernel_spacing: str | None = option(
         choice("match", "resample", "ignore"),
@@ -189,18 +200,20 @@ class Settings:
         shapes=True,
         default="match",
         makes_kernel=True,
-        help="Where a kernel file (NIfTI, TIFF) tells another voxel spacing than the volume's: "
-        "refuse it, sample the kernel anew (its sum stays), or apply it voxel by voxel.",
+        help="If a kernel file (NIfTI, TIFF) has another voxel spacing than the volume: refuse the "
+        "kernel (match), resample it and keep its sum (resample), or apply it voxel by voxel "
+        "(ignore).",
     )
     crop_kernel: float | None = option(
         NUMBER,
         Place.STAGE,
         "Kernel",
         shapes=True,
-        metavar="PART",
+        metavar="FRACTION",
         makes_kernel=True,
         config=Value((int, float), "a number such as 1e-6"),
-        help="Cut off the kernel's borders that hold at most this part of Σ|w|, e.g. 1e-6; 0: borders of zeros.",
+        help="Cut off outer planes of the kernel that hold at most this fraction of Σ|w|, e.g. "
+        "1e-6; 0 cuts off planes of zeros.  [default: no cropping]",
     )
     bias: str | float | Sequence[float] | None = option(
         TEXT,
@@ -211,7 +224,8 @@ class Settings:
         file=File.BIAS,
         config=ANY,
         makes_kernel=True,
-        help="Added to each filter: a number, several (1,2,3) or a .npy/.txt file.",
+        help="Number to add to each filter's output: one for all filters, one for each (1,2,3), or "
+        "a .npy or .txt file.  [default: the bias in the kernel's file, if any]",
     )
     no_bias: bool | None = option(
         FLAG,
@@ -220,7 +234,7 @@ class Settings:
         shapes=True,
         config=False,
         field="",
-        help="Leave out a bias that the kernel file holds.",
+        help="Ignore the bias in the kernel's file.",
     )
     use_bias: bool | None = option(
         FLAG,
@@ -239,7 +253,8 @@ class Settings:
         shapes=True,
         metavar="LENGTH",
         gives_kernel=True,
-        help="Smooth by the Gaussian that makes the volume as smooth as this, e.g. 8mm or 8,6,6mm, in place of -k.",
+        help="Instead of -k: smooth until the volume's estimated FWHM is this length, e.g. 8mm or "
+        "8,6,6mm.",
     )
 
     # Edges and steps
@@ -250,7 +265,8 @@ class Settings:
         shapes=True,
         metavar="MODE",
         config=ANY,
-        help="valid, same (Keras' split: the odd voxel after), same_lower (before), full, N, "
+        help="Voxels to add at the edges: valid (none), same (as many as keep the size; an odd one "
+        "goes after, as in Keras), same_lower (an odd one goes before), full, or a number: N, "
         "N,N,N or LO:HI,LO:HI,LO:HI.  [default: same for a 3-D kernel, valid for a 5-D one]",
     )
     boundary: str | None = option(
@@ -259,8 +275,9 @@ class Settings:
         "Edges and steps",
         shapes=True,
         metavar="MODE",
-        config=Value((str,), 'a text such as "nearest"'),
-        help=f"What padding reads: {', '.join(b for b in BOUNDARIES if b != 'constant')}, constant=V.  "
+        config=Value((str,), 'a string such as "nearest"'),
+        help="How to continue the volume beyond its edges: "
+        f"{', '.join(b for b in BOUNDARIES if b != 'constant')}, constant=V.  "
         "[default: symmetric for a 3-D kernel, zeros for a 5-D one]",
     )
     strides: int | Sequence[int] | None = option(
@@ -270,7 +287,7 @@ class Settings:
         shapes=True,
         default=1,
         config=ANY,
-        help="Step between output voxels.",
+        help="Step between output voxels, in input voxels.",
     )
     dilation_rate: int | Sequence[int] | None = option(
         TRIPLE,
@@ -279,14 +296,14 @@ class Settings:
         shapes=True,
         default=1,
         config=ANY,
-        help="Spread of the kernel's taps.",
+        help="Distance between adjacent kernel weights, in voxels.",
     )
     allow_strided_dilation: bool | None = option(
         FLAG,
         Place.STAGE,
         "Edges and steps",
         shapes=True,
-        help="Compute strides > 1 with dilation > 1, which Keras refuses.",
+        help="Allow strides > 1 together with dilation > 1, which Keras refuses.",
     )
 
     # Many volumes
@@ -297,7 +314,7 @@ class Settings:
         shapes=False,
         metavar="DIR",
         file=File.FOLDER,
-        help="Folder for the outputs; made if it is missing.",
+        help="Folder for the outputs; created if it is missing.",
     )
     suffix: str | None = option(
         TEXT,
@@ -305,7 +322,7 @@ class Settings:
         "Many volumes",
         shapes=False,
         metavar="TEXT",
-        help="Put before the file's suffix: --suffix _sm6 makes a_sm6.nii.gz.",
+        help="Text to insert before the output's file suffix: --suffix _sm6 makes a_sm6.nii.gz.",
     )
     prefix: str | None = option(
         TEXT,
@@ -313,7 +330,7 @@ class Settings:
         "Many volumes",
         shapes=False,
         metavar="TEXT",
-        help="Put before the file's name.",
+        help="Text to put before the output's file name.",
     )
     recursive: bool | None = option(
         FLAG,
@@ -321,7 +338,7 @@ class Settings:
         "Many volumes",
         shapes=False,
         letter="r",
-        help="Of a folder, its subfolders, too; --out-dir gets the same tree.",
+        help="Look into subfolders, too; --out-dir gets the same tree.",
     )
     glob: tuple[str, ...] | None = option(
         TEXTS,
@@ -329,14 +346,16 @@ class Settings:
         "Many volumes",
         shapes=False,
         metavar="PATTERN",
-        help="Of a folder, only volumes of such names: '*_bold.nii.gz', 'sub-*/**/*_T1w.nii*'. May be given again.",
+        help="In folders, take only volumes whose names match, e.g. '*_bold.nii.gz' or "
+        "'sub-*/**/*_T1w.nii*'. May be given several times.",
     )
     include_discrete: bool | None = option(
         FLAG,
         Place.COMMAND,
         "Many volumes",
         shapes=False,
-        help="Also masks and label maps (*_mask, *_dseg, labels by their header), which folders and --bids leave out.",
+        help="Also take masks and label maps (*_mask, *_dseg, or labels by their header), which "
+        "folders and --bids leave out.",
     )
     manifest: str | None = option(
         TEXT,
@@ -345,9 +364,9 @@ class Settings:
         shapes=False,
         metavar="FILE",
         file=File.READ,
-        help="In place of INPUT: a table (.csv, .tsv), one volume a row, with columns input, "
-        "output, kernel, and any option's name. Paths in it are relative to it, outputs to "
-        "--out-dir if given.",
+        help="Take the volumes from a table (.csv, .tsv) instead of INPUT, one per row. Columns "
+        "are input, output, kernel and other options. Paths are relative to the table's "
+        "folder; outputs are relative to --out-dir, if given.",
     )
     jobs: int | None = option(
         integer(low=1),
@@ -355,21 +374,23 @@ class Settings:
         "Many volumes",
         shapes=False,
         metavar="N",
-        help="Volumes at a time, which share threads and memory.  [default: up to 4 where every file is small]",
+        help="Number of volumes to process at a time; they share threads and memory.  [default: up "
+        "to 4 if every file is small, else 1]",
     )
     skip_existing: bool | None = option(
         FLAG,
         Place.COMMAND,
         "Many volumes",
         shapes=False,
-        help="Leave volumes alone whose output exists.",
+        help="Skip volumes whose output exists.",
     )
     resume: bool | None = option(
         FLAG,
         Place.COMMAND,
         "Many volumes",
         shapes=False,
-        help="Leave volumes alone that an earlier --resume finished from the same bytes with the same options.",
+        help="Skip volumes that an earlier run with --resume finished from the same bytes with the "
+        "same options.",
     )
     fail_fast: bool | None = option(
         FLAG,
@@ -385,7 +406,7 @@ class Settings:
         shapes=False,
         metavar="FILE",
         file=File.WRITTEN,
-        help="Write what each output was made from, as rules for make or ninja.",
+        help="Also write rules for make or ninja that list the files each output was made from.",
     )
 
     # Data
@@ -396,7 +417,8 @@ class Settings:
         shapes=True,
         metavar="LETTERS",
         config=Value((str,), 'letters such as "tzyx"'),
-        help="Axes of the input in storage order, e.g. tczyx (t time, c channel, s RGB).",
+        help="Axes of the input in storage order, e.g. tczyx (t time, c channel, s RGB).  "
+        "[default: as the file says]",
     )
     data_format: str | None = option(
         choice("channels_last", "channels_first"),
@@ -404,7 +426,8 @@ class Settings:
         "Data",
         shapes=True,
         default="channels_last",
-        help="How a .npy of 4 or 5 axes is read: zyxc, tzyxc, or czyx, tczyx.",
+        help="Axes of a .npy that has 4 or 5: channels_last reads them as zyxc or tzyxc, "
+        "channels_first as czyx or tczyx.",
     )
     dtype: str | None = option(
         TEXT,
@@ -415,7 +438,8 @@ class Settings:
         default="float32",
         stores=True,
         config=Value((str,), "a name"),
-        help="Of the output; integers are rounded half to even and saturated, and clipped voxels are counted.",
+        help="Data type of the output. Integers are rounded half to even and clipped to their "
+        "range; clipped voxels are counted.",
     )
     scale: str | None = option(
         choice("none", "auto"),
@@ -424,7 +448,8 @@ class Settings:
         shapes=True,
         default="none",
         stores=True,
-        help="auto: a slope and an intercept that the values fill, for integer NIfTI outputs.",
+        help="For integer NIfTI outputs, auto stores a slope and an intercept that make the values "
+        "fill the type's range.",
     )
     precision: str | None = option(
         choice("float32", "float64"),
@@ -432,7 +457,7 @@ class Settings:
         "Data",
         shapes=True,
         default="float32",
-        help="Of the arithmetic.",
+        help="Precision of the arithmetic.",
     )
 
     # Masks and missing voxels
@@ -444,8 +469,9 @@ class Settings:
         metavar="FILE",
         file=File.READ,
         config=Value((str,), "a file's name"),
-        help="Weights of the voxels, on the same grid: each result is a mean, sum(w m x) / sum(w "
-        "m), and outside it is 0. Only ratios of mask values matter.",
+        help="Volume of weights m on the same grid: each output is the weighted mean sum(w m x) / "
+        "sum(w m) under the kernel w, and 0 outside the mask. Only ratios of mask values "
+        "matter.",
     )
     mask_mode: str | None = option(
         choice(*MASK_MODES),
@@ -453,7 +479,8 @@ class Settings:
         "Masks and missing voxels",
         shapes=True,
         default="clip",
-        help="Outside the mask: 0, the mean of what is near, or the voxel as it was.",
+        help="Outputs outside the mask: 0 (clip), the mean of mask voxels nearby (extend), or the "
+        "input voxel (keep).",
     )
     mask_labels: bool | None = option(
         FLAG,
@@ -461,7 +488,7 @@ class Settings:
         "Masks and missing voxels",
         shapes=True,
         field="labels",
-        help="The mask's numbers are regions, which are not mixed; 0 is outside.",
+        help="Treat each number in the mask as a region; regions are not mixed, and 0 is outside.",
     )
     nan: str | None = option(
         choice(*NAN_MODES),
@@ -469,7 +496,9 @@ class Settings:
         "Masks and missing voxels",
         shapes=True,
         default="propagate",
-        help="NaN and infinity: into every window, left out of the mean, taken as 0, or refused (exit 4).",
+        help="NaN and infinity in the input: spread to every output that sees them (propagate), "
+        "leave them out of the mean (ignore), take them as 0 (zero), or refuse them with exit "
+        "code 4 (error).",
     )
     missing: float | None = option(
         NUMBER,
@@ -478,16 +507,17 @@ class Settings:
         shapes=True,
         metavar="VALUE",
         field="value",
-        help="A stored value that is left out of the mean, e.g. -32768.",
+        help="Stored value that marks missing voxels, e.g. -32768; they are left out of the mean.",
     )
     min_coverage: float | None = option(
         NUMBER,
         Place.MISSING,
         "Masks and missing voxels",
         shapes=True,
-        metavar="PART",
+        metavar="FRACTION",
         default=MIN_COVERAGE,
-        help="A mean over less of the kernel's weight, a part of 1, is none: 0 under a mask, else NaN.",
+        help="Smallest fraction of the kernel's weight, above 0 and up to 1, that a mean may rest "
+        "on; outputs with less are 0 under a mask, else NaN.",
     )
     coverage_out: str | None = option(
         TEXT,
@@ -498,7 +528,8 @@ class Settings:
         file=File.WRITTEN,
         config=False,
         field="",
-        help="Where the part of the weight that each mean holds is written.",
+        help="Also write a volume of coverage: the fraction of the kernel's weight that each mean "
+        "rests on.",
     )
 
     # Checks and provenance
@@ -509,7 +540,8 @@ class Settings:
         shapes=False,
         metavar="N",
         resumes=True,
-        help="Then compute N voxels again by another way, in float64, from the files; exit 7 if one differs.",
+        help="Afterwards, compute N voxels again from the files by another method, in float64; "
+        "exit with 7 if one differs.",
     )
     strict: bool | None = option(
         FLAG,
@@ -519,7 +551,8 @@ class Settings:
         resumes=True,
         explains=False,
         stores=True,
-        help="Refuse results that were clipped, lack voxels, or lose what the format cannot hold.",
+        help="Fail, and write nothing, if values are clipped, outputs lack coverage, or the format "
+        "cannot hold something.",
     )
     report: str | None = option(
         TEXT,
@@ -528,16 +561,16 @@ class Settings:
         shapes=False,
         metavar="PAGE",
         file=File.WRITTEN,
-        help="Also write an HTML page, complete in itself: slices and histograms before and "
-        "after, decisions, times, notes.",
+        help="Also write a self-contained HTML page: slices and histograms before and after, "
+        "decisions, times, notes.",
     )
     sidecar: bool | None = option(
         FLAG,
         Place.COMMAND,
         "Checks and provenance",
         shapes=False,
-        help="Also write OUT.json: inputs with their digests, kernel, pads, versions, the "
-        "command. `conv3d rerun` repeats it.",
+        help="Also write OUT.json: digests of the inputs, kernel, padding, versions, and the "
+        "command, which `conv3d rerun` repeats.",
     )
     history: bool | None = option(
         FLAG,
@@ -548,15 +581,16 @@ class Settings:
         manifest=False,
         explains=False,
         field="",
-        help="Write the command into the output: a NIfTI comment and descrip, ImageJ Info, an "
-        "OME annotation, Zarr attributes.",
+        help="Write the command into the output: as NIfTI comment and descrip, ImageJ Info, OME "
+        "annotation or Zarr attributes.",
     )
     bids: bool | None = option(
         FLAG,
         Place.COMMAND,
         "Checks and provenance",
         shapes=False,
-        help="Write a BIDS derivative dataset into --out-dir: folders and entities kept, desc-LABEL added, sidecars.",
+        help="Write a BIDS derivative dataset into --out-dir: keep folders and entities, add "
+        "desc-LABEL, write sidecars.",
     )
     desc: str | None = option(
         TEXT,
@@ -564,7 +598,7 @@ class Settings:
         "Checks and provenance",
         shapes=False,
         metavar="LABEL",
-        help="The label of --bids.  [default: out of the kernel, as in desc-sm6mm]",
+        help="LABEL for --bids.  [default: made from the kernel, as in desc-sm6mm]",
     )
 
     # Running
@@ -576,7 +610,8 @@ class Settings:
         letter="j",
         metavar="N",
         manifest=False,
-        help="Threads.  [default: $CONV3D_THREADS, $OMP_NUM_THREADS, or all CPUs this process may use]",
+        help="Number of threads.  [default: $CONV3D_THREADS, $OMP_NUM_THREADS, or all CPUs that "
+        "this process may use]",
     )
     max_memory: str | int | None = option(
         TEXT,
@@ -586,7 +621,8 @@ class Settings:
         metavar="SIZE",
         manifest=False,
         config=Value((str, int), 'a size such as "2G"'),
-        help="Ceiling for the whole process, e.g. 500M or 2G.",
+        help="Memory limit for the whole process, e.g. 500M or 2G.  [default: 80 % of the "
+        "memory that it may use]",
     )
     algorithm: str | None = option(
         TEXT,
@@ -596,7 +632,8 @@ class Settings:
         metavar="NAME",
         default="auto",
         config=Value((str,), "a name"),
-        help="Force one; see `conv3d explain`.",
+        help="Use this algorithm; `conv3d explain` lists them, with the seconds that each would "
+        "take.",
     )
     scheduler: str | None = option(
         TEXT,
@@ -604,7 +641,8 @@ class Settings:
         "Running",
         shapes=False,
         metavar="ADDRESS",
-        help="Run on a Dask cluster, from Zarr to Zarr: tcp://host:8786, or local:N for N processes here.",
+        help="Run on a Dask cluster, from Zarr to Zarr: tcp://host:8786, or local:N for N "
+        "processes on this machine.",
     )
 
     # Formats of outputs
@@ -613,11 +651,12 @@ class Settings:
         Place.JOB,
         "Formats of outputs",
         shapes=True,
+        metavar="N",
         default=1,
         explains=False,
         stores=True,
-        help="Of .nii.gz and deflate: 0 is quickest; 1 takes a tenth longer for a quarter less; "
-        "2 and 3 gain little. .nii.zst has one level.",
+        help="Level of .nii.gz and deflate: 0 is quickest; 1 takes a tenth longer and saves a "
+        "quarter of the bytes; 2 and 3 save little more. .nii.zst has one level.",
     )
     compression: str | None = option(
         choice("none", "deflate", "zstd"),
@@ -627,8 +666,8 @@ class Settings:
         default="none",
         explains=False,
         stores=True,
-        help="Of a TIFF's pages, or deflate of a .nrrd. Every reader knows deflate (--gz-level is its level); "
-        "zstd is quicker.",
+        help="Compression of TIFF pages; a .nrrd takes deflate, too. Every reader knows deflate, "
+        "at the level of --gz-level; zstd is quicker.",
     )
     chunks: int | Sequence[int] | None = option(
         TRIPLE,
@@ -637,16 +676,19 @@ class Settings:
         shapes=True,
         stores=True,
         config=Value((int, list), "a whole number, or three as in [32, 128, 128]"),
-        help="Voxels of a Zarr chunk.  [default: the input's if it is Zarr, else 32,128,128]",
+        help="Chunk size of Zarr outputs, in voxels.  [default: the input's if it is Zarr, else "
+        "32,128,128]",
     )
     levels: int | None = option(
         integer(low=1),
         Place.JOB,
         "Formats of outputs",
         shapes=True,
+        metavar="N",
         default=1,
         stores=True,
-        help="Levels of resolution in Zarr, each the mean of 2 voxels along axes that are long and fine enough.",
+        help="Number of resolution levels in Zarr. Each takes means of 2 voxels of the level "
+        "before, except along axes that are short (under 16 voxels) or coarse.",
     )
 
     # A layer, in Keras' words
@@ -655,18 +697,20 @@ class Settings:
         Place.STAGE,
         "Layer, in Keras' words",
         shapes=True,
+        metavar="N",
         default=1,
         config=ANY,
-        help="Groups of channels (5-D kernels).",
+        help="Number of channel groups of a 5-D kernel.",
     )
     filters: int | None = option(
         integer(),
         Place.STAGE,
         "Layer, in Keras' words",
         shapes=True,
+        metavar="N",
         config=ANY,
         makes_kernel=True,
-        help="Output channels; checked against the kernel, needed where it is drawn.",
+        help="Number of output channels. Must equal the kernel's; required if the kernel is drawn.",
     )
     activation: str | Any = option(
         TEXT,
@@ -676,7 +720,7 @@ class Settings:
         metavar="NAME",
         config=ANY,
         field="",
-        help="Any of Keras', e.g. relu, gelu, softmax.  [default: linear]",
+        help="Any activation of Keras, e.g. relu, gelu, softmax.  [default: linear]",
     )
     kernel_size: int | Sequence[int] | None = option(
         TRIPLE,
@@ -686,7 +730,8 @@ class Settings:
         metavar="N|N,N,N",
         config=ANY,
         makes_kernel=True,
-        help="Checked against the kernel; needed where it is drawn.",
+        help="Size of the kernel in voxels. Must equal the kernel's; required if the kernel is "
+        "drawn.",
     )
     kernel_initializer: str | Any = option(
         TEXT,
@@ -696,7 +741,8 @@ class Settings:
         metavar="NAME|JSON",
         config=ANY,
         makes_kernel=True,
-        help="Draws the kernel where no -k is given (with --filters, --kernel-size).  [default: glorot_uniform]",
+        help="Without -k: draw the kernel's weights with this initializer (needs --filters and "
+        "--kernel-size).  [default: glorot_uniform]",
     )
     bias_initializer: str | Any = option(
         TEXT,
@@ -706,7 +752,7 @@ class Settings:
         metavar="NAME|JSON",
         config=ANY,
         makes_kernel=True,
-        help="Draws the bias then.  [default: zeros]",
+        help="Draw the bias of a drawn kernel with this initializer.  [default: zeros]",
     )
     seed: int | None = option(
         integer(),
@@ -715,7 +761,7 @@ class Settings:
         shapes=True,
         metavar="N",
         makes_kernel=True,
-        help="Of the initializers: the same seed draws the same numbers.",
+        help="Seed of the initializers: the same seed draws the same numbers.",
     )
     kernel_regularizer: str | Any = option(
         TEXT,
@@ -725,7 +771,7 @@ class Settings:
         metavar="NAME|JSON",
         config=ANY,
         makes_kernel=True,
-        help="Penalty of the kernel, told under -v and --json.",
+        help="Penalty of the kernel, printed by -v and --json.",
     )
     bias_regularizer: str | Any = option(
         TEXT,
@@ -735,7 +781,7 @@ class Settings:
         metavar="NAME|JSON",
         config=ANY,
         makes_kernel=True,
-        help="Penalty of the bias.",
+        help="Penalty of the bias, printed by -v and --json.",
     )
     activity_regularizer: str | Any = option(
         TEXT,
@@ -744,7 +790,8 @@ class Settings:
         shapes=True,
         metavar="NAME|JSON",
         config=ANY,
-        help="Penalty of the output, summed while streaming.",
+        help="Penalty of the output, a plain sum over voxels (l1, l2, l1l2), printed by -v and "
+        "--json.",
     )
     kernel_constraint: str | Any = option(
         TEXT,
@@ -754,7 +801,7 @@ class Settings:
         metavar="NAME|JSON",
         config=ANY,
         makes_kernel=True,
-        help="Applied to the kernel before convolving.",
+        help="Constraint to apply to the kernel before convolving.",
     )
     bias_constraint: str | Any = option(
         TEXT,
@@ -764,18 +811,18 @@ class Settings:
         metavar="NAME|JSON",
         config=ANY,
         makes_kernel=True,
-        help="Applied to the bias before convolving.",
+        help="Constraint to apply to the bias before convolving.",
     )
 
-    # What is found while files are read
+    # Set when files are read
     activations: tuple[Any, ...] | None = None
     notes: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
 
     def given(self, options: Sequence[Option] | None = None) -> dict[str, Any]:
-        """The values that are given, by the names of the options.
+        """The values that are set, by option name.
 
-        options : sequence or None      only these; None: all
+        options : sequence or None      only these options; None: all
 
         >>> Settings(kernel="box:size=3", flip=False).given()
         {'kernel': 'box:size=3', 'flip': False}
@@ -785,7 +832,7 @@ class Settings:
         return {name: value for name, value in values.items() if value is not None}
 
     def arguments(self, place: Place) -> dict[str, Any]:
-        """The values that are given for a place, by the fields of the object that is made of them.
+        """The values that are set for one place, by field name of the object they configure.
 
         >>> Settings(mask="m.nii", mask_labels=True, strides=2).arguments(Place.MISSING)
         {'mask': 'm.nii', 'labels': True}
@@ -795,11 +842,11 @@ class Settings:
         return {name: value for name, value in values.items() if value is not None}
 
     def only(self, *places: Place) -> Settings:
-        """The settings of these places alone."""
+        """The settings without the options of all other places."""
         return Settings(**self.given([option for option in OPTIONS if option.place in places]))
 
     def without(self, *names: str) -> Settings:
-        """The settings, but these fields as if they were not given.
+        """The settings with these fields unset.
 
         >>> Settings(kernel="box:size=3", flip=True).without("kernel").given()
         {'flip': True}
@@ -811,7 +858,7 @@ class Settings:
 
 
 def overlay(below: Settings, above: Settings) -> Settings:
-    """Both settings as one: values of `above` beat those of `below`; notes and files add up.
+    """Merge two settings: values of `above` win; notes and files of both are kept.
 
     >>> overlay(Settings(strides=2, padding="valid"), Settings(strides=3)).given()
     {'padding': 'valid', 'strides': 3}
@@ -837,24 +884,24 @@ def _options() -> Iterator[Option]:
 OPTIONS: tuple[Option, ...] = tuple(_options())
 OPTION = {option.name: option for option in OPTIONS}
 
-# the options of a recorded command, in the order in which they are written
+# The options of a recorded command, in the order in which they are written.
 SHAPING = tuple(
     sorted(
         (option for option in OPTIONS if option.shapes and option.section),
         key=lambda option: (RECORDED_SECTIONS.index(option.section), not option.gives_kernel),
     )
 )
-# what configs may say of one convolution, and of the job
+# Keys that a config may have for one convolution, and for the job.
 STAGE_KEYS = tuple(o.name for o in OPTIONS if o.config is not None and o.place is Place.STAGE)
 JOB_KEYS = tuple(
     o.name for o in OPTIONS if o.config is not None and o.place in (Place.JOB, Place.MISSING)
 )
-# columns of a manifest beside input and output; the other options are of the whole command
+# Columns of a manifest besides input and output. The other options apply to the whole command.
 MANIFEST_OPTIONS = tuple(o.name for o in OPTIONS if o.manifest)
 
 
 def fields_not_compared(place: Place) -> set[str]:
-    """The fields of what is made of a place's options that --resume does not compare.
+    """Fields of the object configured by a place's options that --resume does not compare.
 
     >>> sorted(fields_not_compared(Place.JOB))
     ['max_memory', 'overwrite', 'threads']

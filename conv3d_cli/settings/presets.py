@@ -1,8 +1,9 @@
-"""Presets: a known tool's edges, padding, flip and Gaussian, so that a study can change tools and nothing else.
+"""Presets: another tool's padding, boundary, flip and Gaussian.
 
-One line of `PRESETS` is a tool. A preset fills in what was not asked for: an option or a config key of the user's always wins,
-and `-v` says where. What a tool does to *kernels* (flip, normalize) concerns kernel files, not conv3d's built-in ones, which
-are named after what they compute. How its Gaussian is sampled is `kernels/sampling.py`.
+With them, a study can change the tool and nothing else. Each entry of `PRESETS` is a tool. A preset
+only fills in values that are not given: the user's options and config keys always win, and `-v`
+lists them. The tool's flip and normalize apply to kernel files, not to built-in kernels, whose
+names state what they compute. `kernels/sampling.py` samples the tools' Gaussians.
 """
 
 from __future__ import annotations
@@ -15,15 +16,15 @@ from conv3d_cli.errors import unknown_name
 
 @dataclass(frozen=True)
 class Preset:
-    """A tool's way of convolving.
+    """How another tool convolves.
 
-    tool : str          what is followed, for people
-    padding, boundary   as the options of these names
-    nan : str           as --nan
-    flip, normalize     of kernels from files
-    sampling : str      of `gaussian` kernels: see kernels/sampling.py
-    gaussian : bool     whether the tool has one of its own
-    source : str        where it is stated
+    tool : str                  the tool's commands or functions, for people to read
+    padding, boundary : str     values of the options of these names
+    sampling : str              sampling of `gaussian` kernels: see kernels/sampling.py
+    source : str                the source code or manual that these values come from
+    nan : str                   value of --nan
+    flip, normalize : bool      values for kernel files
+    gaussian : bool             whether the tool has a Gaussian of its own
     """
 
     tool: str
@@ -39,59 +40,101 @@ class Preset:
 
 PRESETS = {
     "fsl": Preset(
-        "fslmaths -s, -kernel file -fmean", "same", "renormalize", "fsl",
-        "niimath 1e75bbf, core.c and coreFLT.c, made to equal fslmaths",
+        tool="fslmaths -s, -kernel file -fmean",
+        padding="same",
+        boundary="renormalize",
+        sampling="fsl",
+        source="niimath 1e75bbf, core.c and coreFLT.c, made to equal fslmaths",
     ),
     "spm": Preset(
-        "spm_smooth", "same", "renormalize-depth", "spm",
-        "SPM12 spm_smooth.m, spm_smoothkern.m, spm_conv_vol.c", nan="zero",
+        tool="spm_smooth",
+        padding="same",
+        boundary="renormalize-depth",
+        sampling="spm",
+        source="SPM12 spm_smooth.m, spm_smoothkern.m, spm_conv_vol.c",
+        nan="zero",
     ),
     "afni": Preset(
-        "3dmerge -1blur_fwhm", "same", "mirror-one", "afni",
-        "afni edt_blur.c (fir_gaussian_load, fir_blurx)",
+        tool="3dmerge -1blur_fwhm",
+        padding="same",
+        boundary="mirror-one",
+        sampling="afni",
+        source="afni edt_blur.c (fir_gaussian_load, fir_blurx)",
     ),
     "mrtrix": Preset(
-        "mrfilter smooth", "same", "renormalize", "mrtrix",
-        "MRtrix3 0547969, core/filter/smooth.h", nan="ignore",
+        tool="mrfilter smooth",
+        padding="same",
+        boundary="renormalize",
+        sampling="mrtrix",
+        source="MRtrix3 0547969, core/filter/smooth.h",
+        nan="ignore",
     ),
     "nilearn": Preset(
-        "nilearn.image.smooth_img", "same", "symmetric", "scipy",
-        "nilearn 59fffa2, image/image.py", nan="zero",
+        tool="nilearn.image.smooth_img",
+        padding="same",
+        boundary="symmetric",
+        sampling="scipy",
+        source="nilearn 59fffa2, image/image.py",
+        nan="zero",
     ),
     "scipy": Preset(
-        "scipy.ndimage.gaussian_filter, convolve", "same", "symmetric", "scipy",
-        "scipy 3dbf660, ndimage/_filters.py", flip=True,
+        tool="scipy.ndimage.gaussian_filter, convolve",
+        padding="same",
+        boundary="symmetric",
+        sampling="scipy",
+        source="scipy 3dbf660, ndimage/_filters.py",
+        flip=True,
     ),
     "itk": Preset(
-        "itk::DiscreteGaussianImageFilter, ConvolutionImageFilter", "same", "nearest", "itk",
-        "ITK itkGaussianOperator.hxx, itkConvolutionImageFilter.hxx 0d6557e", flip=True,
+        tool="itk::DiscreteGaussianImageFilter, ConvolutionImageFilter",
+        padding="same",
+        boundary="nearest",
+        sampling="itk",
+        source="ITK itkGaussianOperator.hxx, itkConvolutionImageFilter.hxx 0d6557e",
+        flip=True,
     ),
     "keras": Preset(
-        "keras.layers.Conv3D", "valid", "zeros", "scipy",
-        "keras 1353b11, layers/convolutional/conv3d.py", gaussian=False,
+        tool="keras.layers.Conv3D",
+        padding="valid",
+        boundary="zeros",
+        sampling="scipy",
+        source="keras 1353b11, layers/convolutional/conv3d.py",
+        gaussian=False,
     ),
     "torch": Preset(
-        "torch.nn.Conv3d", "valid", "zeros", "scipy",
-        "torch.nn.Conv3d: padding=0, padding_mode='zeros'", gaussian=False,
+        tool="torch.nn.Conv3d",
+        padding="valid",
+        boundary="zeros",
+        sampling="scipy",
+        source="torch.nn.Conv3d: padding=0, padding_mode='zeros'",
+        gaussian=False,
     ),
     "imagej": Preset(
-        "ImageJ Gaussian Blur 3D, Convolve", "same", "nearest", "imagej",
-        "ImageJ GaussianBlur.java (makeGaussianKernel), Convolver.java", normalize=True,
+        tool="ImageJ Gaussian Blur 3D, Convolve",
+        padding="same",
+        boundary="nearest",
+        sampling="imagej",
+        source="ImageJ GaussianBlur.java (makeGaussianKernel), Convolver.java",
+        normalize=True,
     ),
     "wb": Preset(
-        "wb_command -volume-smoothing", "same", "renormalize", "wb",
-        "Workbench 02ae441, AlgorithmVolumeSmoothing.cxx",
+        tool="wb_command -volume-smoothing",
+        padding="same",
+        boundary="renormalize",
+        sampling="wb",
+        source="Workbench 02ae441, AlgorithmVolumeSmoothing.cxx",
     ),
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
 class Applied:
-    """A preset as it was applied to a job.
+    """Account of a preset that was applied to a job.
 
-    settings : dict     what it set, by the option's name
-    yours : dict        what was asked for otherwise, and stayed
-    remark : str        what the tool does not have
+    name : str          the preset's name
+    settings : dict     values that the preset set, by option name
+    yours : dict        given values that differ from the preset's and were kept
+    remark : str        where conv3d cannot follow the tool; "" if it can
     """
 
     name: str
@@ -100,7 +143,7 @@ class Applied:
     remark: str = ""
 
     def __str__(self) -> str:
-        """One line for `-v`.
+        """The account on one line, for `-v`.
 
         >>> str(Applied("wb", {"padding": "same"}, {"boundary": "zeros"}))
         'wb: padding same; yours instead: boundary zeros'
@@ -117,9 +160,12 @@ class Applied:
 
 
 def find_preset(name: str) -> Preset:
-    """A preset by its tool's name.
+    """The preset of a tool.
 
     Raises: UnknownNameError.
+
+    >>> find_preset("fsl").boundary
+    'renormalize'
     """
     if name not in PRESETS:
         raise unknown_name("preset", name, PRESETS)

@@ -55,7 +55,7 @@ def test_noise_of_a_known_smoothness(
     path = write(tmp_path / "x.nii.gz", noise(fwhm))
     assert found(path) == pytest.approx(fwhm, rel=0.05)
     text = run("info", path, "--fwhm").output
-    assert "mm (depth,height,width), as of white noise" in text
+    assert "mm (depth,height,width), of white noise" in text
 
 
 def test_white_noise_has_none(tmp_path: Path, found: Any) -> None:

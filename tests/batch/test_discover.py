@@ -123,7 +123,10 @@ def test_what_stands_beside_the_raw_data_of_a_bids_dataset(tree: Path) -> None:
         (tree / "in" / name / "x.npy").touch()
     found, notes = find_volumes(["in"], recursive=True)
     assert [v.path for v in found if v.path.endswith("x.npy")] == ["in/sub-01/derivatives/x.npy"]
-    assert [note.split(" is beside")[0] for note in notes] == ["in/derivatives", "in/sourcedata"]
+    assert [note.split(" is not raw data")[0] for note in notes] == [
+        "in/derivatives",
+        "in/sourcedata",
+    ]
     assert paths(["in/derivatives"], recursive=True) == ["in/derivatives/tool/x.npy"]
 
 

@@ -221,14 +221,15 @@ def test_one_named_file_and_its_output_are_a_wish(tree: Path, run: Any) -> None:
         "apply", tree / "ds" / MASKS[0], *BLUR, "-o", "soft2.nii.gz"
     ).stderr  # of BIDS: at least a note
     assert told.startswith(
-        "note: the values of 1 mask or label map (sub-01_task-rest_desc-brain_mask.nii.gz) are mixed"
+        "note: the kernel mixes the values of 1 mask or label map "
+        "(sub-01_task-rest_desc-brain_mask.nii.gz)"
     )
     expected = nibabel.load(tree / "soft.nii.gz").get_fdata()
     assert np.array_equal(nibabel.load(tree / "soft2.nii.gz").get_fdata(), expected)
     told = run(
         "apply", "a_mask.nii.gz", tree / "ds" / SCANS[1], *BLUR, "--out-dir", "out"
     ).stderr  # as a shell's pattern names them
-    assert "note: the values of 1 mask or label map (a_mask.nii.gz) are mixed" in told
+    assert "note: the kernel mixes the values of 1 mask or label map (a_mask.nii.gz)" in told
 
 
 def test_the_mask_of_the_command_is_no_volume_of_it(tree: Path, run: Any) -> None:
@@ -310,7 +311,7 @@ def test_cifti_does_not_end_a_bids_batch(tree: Path, name: str, run: Any) -> Non
         "--include-discrete",
         code=3,
     ).stderr
-    assert "is CIFTI, no volume; wb_command -cifti-smoothing smooths it" in told
+    assert "is CIFTI, not a volume; wb_command -cifti-smoothing smooths it" in told
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -54,7 +54,7 @@ def test_lines_are_those_of_the_file(tmp_path: Path) -> None:
         ("", FormatError, "the file is empty"),
         ("input,kernel\n", ConfigError, "holds no volumes"),
         ("\n\n", ConfigError, "holds no volumes"),
-        ("kernel,strides\nbox,2\n", ConfigError, "line 1: no column input"),
+        ("kernel,strides\nbox,2\n", ConfigError, "line 1: no column 'input'"),
         (
             "input,sigma\na,2\n",
             ConfigError,
@@ -64,15 +64,15 @@ def test_lines_are_those_of_the_file(tmp_path: Path) -> None:
         (
             "input,kernel_size,kernel-size\na,2,3\n",
             ConfigError,
-            "line 1: the column kernel_size stands there twice",
+            "line 1: two columns are named kernel_size",
         ),
         (
             "input,kernel\na,box,3\n",
             ConfigError,
-            "line 2: 3 cells where the first line names 2 columns",
+            "line 2: 3 cells, but the first line names 2 columns",
         ),
-        ("input,kernel\na\n", ConfigError, "line 2: 1 cells"),
-        ("input,kernel\na,b\n,box\n", ConfigError, "line 3, column input: empty"),
+        ("input,kernel\na\n", ConfigError, "line 2: 1 cell, but"),
+        ("input,kernel\na,b\n,box\n", ConfigError, "line 3, column input: the cell is empty"),
         ('input,kernel\na,"box\n', ConfigError, "line 2: unexpected end of data"),
         (b"input,kernel\n\xff\xfe,box\n", FormatError, "not UTF-8"),
         (b"\x89PNG\r\n\x1a\n\0\0", FormatError, "not UTF-8"),

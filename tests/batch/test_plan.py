@@ -140,8 +140,8 @@ def test_a_manifest(folder: Path) -> None:
     ("table", "words"),
     [
         ("input,threads\na.npy,two\n", "column threads: 'two' is no number"),
-        ("input\n-\n", "column input: '-' is no file"),
-        ("input,output\na.npy,-\n", "column output: '-' is no file"),
+        ("input\n-\n", "column input: a manifest names files, received '-'"),
+        ("input,output\na.npy,-\n", "column output: a manifest names files, received '-'"),
         ("input,sigma\na.npy,1\n", "unknown column 'sigma'"),
     ],
 )
@@ -164,6 +164,7 @@ def test_a_coverage_is_one_jobs_own(folder: Path) -> None:
         "input,output,coverage_out\nin/a.npy,x.npy,c.npy\nin/b.npy,y.npy,c.npy\n"
     )
     with pytest.raises(
-        SpecError, match=r"the coverage c\.npy is also an input, an output or another's coverage"
+        SpecError,
+        match=r"the coverage c\.npy is also an input, an output or the coverage of another output",
     ):
         pairs(BatchRequest(manifest="m.csv"), mask="mask.npy")

@@ -212,8 +212,8 @@ def test_kernels_in_memory_count_by_their_numbers() -> None:
 
 def test_what_is_not_known(job: Job) -> None:
     run_job(job)
-    assert f"{LOG_NAME} beside it does not know it" in why(job)
-    with pytest.raises(OutputExistsError, match="does not know it; pass --overwrite"):
+    assert f"{LOG_NAME} in its folder does not list it" in why(job)
+    with pytest.raises(OutputExistsError, match="does not list it; pass --overwrite"):
         ResumeLog().status(job).allowed_job()
 
 
@@ -246,7 +246,7 @@ def test_what_came_to_nothing_gives_no_leave(job: Job) -> None:
     log.begin(status)
     log.give_up(status)
     np.save(job.target, np.zeros(3))
-    with pytest.raises(OutputExistsError, match="does not know it"):
+    with pytest.raises(OutputExistsError, match="does not list it"):
         ResumeLog().status(job).allowed_job()
 
 
@@ -277,8 +277,8 @@ def test_an_input_that_changes_during_the_run_is_not_written_down(job: Job) -> N
     run_job(job, decided=lambda prepared: log.begin(status))
     change(job.source)
     (note,) = log.finish(status)
-    assert "changed meanwhile" in note
-    assert "does not know it" in why(job)
+    assert "changed during the run" in note
+    assert "does not list it" in why(job)
 
 
 def test_lines_that_are_not_ours_are_passed_over(job: Job, tmp_path: Path) -> None:
@@ -305,7 +305,7 @@ def test_lines_that_are_not_ours_are_passed_over(job: Job, tmp_path: Path) -> No
     run(replace(job, overwrite=True))  # behind a line that a killed run did not finish
     assert why(job) == ""
     path.unlink()
-    assert "does not know it" in why(job)
+    assert "does not list it" in why(job)
 
 
 ADD = """

@@ -263,7 +263,7 @@ def test_resources_are_split(jobs: list[Job]) -> None:
 
 
 def test_a_cluster_takes_one_volume_at_a_time(jobs: list[Job]) -> None:
-    with pytest.raises(SpecError, match="--jobs is for this machine"):
+    with pytest.raises(SpecError, match="--jobs runs volumes side by side on this machine"):
         BatchRunner(BatchOptions(scheduler="local:2"), Listener()).run(jobs, 2)
 
 

@@ -400,7 +400,7 @@ def test_an_interrupted_batch_tells_what_stands(
 
 @pytest.mark.parametrize(
     ("options", "words"),
-    [([], "o.npy is complete"), (["--verify", "5"], "o.npy is written, and not verified")],
+    [([], "o.npy is complete"), (["--verify", "5"], "o.npy is written but not verified")],
 )
 def test_an_interrupt_while_the_output_takes_its_place(
     five: Path, shell: Any, options: list[str], words: str
@@ -458,9 +458,9 @@ def test_what_an_interrupt_left_is_told_once(
         ).startswith("interrupted; 1 of 2")
     interrupted_at(monkeypatch, "b.npy", KeyboardInterrupt, where="analysis.verify.verify_output")
     assert told("a.npy", "b.npy", "--suffix", "_3", "--verify", "9", "--jobs", "1") == (
-        "interrupted; b_3.npy is written, and not verified; 1 of 2 volumes is complete"
+        "interrupted; b_3.npy is written but not verified; 1 of 2 volumes is complete"
     )
     assert (
         told("b.npy", "-o", "o.npy", "--verify", "9")
-        == "interrupted; o.npy is written, and not verified"
+        == "interrupted; o.npy is written but not verified"
     )

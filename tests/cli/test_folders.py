@@ -145,7 +145,7 @@ def test_a_kernel_and_a_mask_in_the_folder_are_no_volumes(run: Any, tmp_path: Pa
             3,
             "cannot read nowhere/: no such file; there is no folder 'nowhere'",
         ),
-        ([], 2, "no input: name volumes or folders, or a table of them with --manifest"),
+        ([], 2, "no input; name volumes or folders, or a table of volumes with --manifest"),
         (["bids/sub-01", "bids/sub-01/anat", "-r", "--out-dir", "o"], 2, "two inputs would write"),
     ],
 )
@@ -234,11 +234,15 @@ def test_outputs_lie_by_the_manifest_where_there_is_no_out_dir(run: Any, table: 
             2,
             "the coverage",
         ),
-        ("input\n-\n", 2, "line 2, column input: '-' is no file"),
-        ("input,output\nraw/a.npy,-\n", 2, "line 2, column output: '-' is no file"),
+        ("input\n-\n", 2, "line 2, column input: a manifest names files, received '-'"),
+        (
+            "input,output\nraw/a.npy,-\n",
+            2,
+            "line 2, column output: a manifest names files, received '-'",
+        ),
         ("input,config\nraw/a.npy,no.toml\n", 3, "line 2: cannot read config"),
         ("input,bias\nraw/a.npy,no.txt\n", 3, "line 2: cannot read"),
-        ("kernel\nbox\n", 2, "no column input"),
+        ("kernel\nbox\n", 2, "no column 'input'"),
     ],
 )
 def test_mistakes_in_a_manifest(
@@ -267,7 +271,7 @@ def test_mistakes_in_a_manifest(
         (["-r", "--out-dir", "o"], 2, "leave out --recursive"),
         (["--glob", "*", "--out-dir", "o"], 2, "leave out --glob"),
         ([], 2, "line 2, column output: no output; name one, or pass --out-dir"),
-        (["--out-dir", "o", "--to-fwhm", "8mm"], 2, "line 2: --to-fwhm finds its kernel"),
+        (["--out-dir", "o", "--to-fwhm", "8mm"], 2, "line 2: --to-fwhm chooses the kernel"),
     ],
 )
 def test_a_manifest_and_other_options(

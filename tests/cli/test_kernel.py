@@ -188,7 +188,7 @@ def test_show_negative_weights() -> None:
         "d = 1            h = 1            w = 1",
         "#-  ##           #-  ##", "@-  @@           @-  @@", "#-  ##           #-  ##",
     ]  # fmt: skip
-    assert "'-' after it: negative" in output_of("show", "laplacian")
+    assert "'-' after a character: negative" in output_of("show", "laplacian")
     assert "negative" not in output_of("show", "box").partition("d = ")[2]
 
 
@@ -298,8 +298,12 @@ def test_facts_use_the_units_of_the_volume() -> None:
             "give it in vox, or pass --like VOLUME or --spacing 2,1,1mm",
         ),
         (["box", "--spacing", "2,1,1"], SpecError, "spacing=2,1,1 needs a unit"),
-        (["box", "--spacing", "2vox"], SpecError, "the spacing is positive, in mm"),
-        (["box", "--spacing", "0,1,1mm"], SpecError, "the spacing is positive"),
+        (
+            ["box", "--spacing", "2vox"],
+            SpecError,
+            "--spacing must be positive, with a unit such as mm",
+        ),
+        (["box", "--spacing", "0,1,1mm"], SpecError, "--spacing must be positive"),
         (["box", "--spacing", "1mm", "--like", "a.npy"], SpecError, "leave one out"),
         (["box", "--like", "missing.npy"], FormatError, "missing.npy"),
     ],

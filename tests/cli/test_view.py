@@ -115,8 +115,8 @@ def test_series_and_channels(run: Run) -> None:
         ([HEAD, "--at", "1,2"], 2, "a place is a voxel D,H,W in whole numbers"),
         ([HEAD, "--at", "32,0,0"], 4, "voxel 32,0,0 lies outside"),
         ([HEAD, "-n", "1"], 4, "has 1 time points, counted from 0, received -n 1"),
-        ([HEAD, "--window", "5,5"], 2, "a window is two numbers LO,HI with LO < HI"),
-        ([HEAD, "--window", "nan,5"], 2, "a window is two numbers"),
+        ([HEAD, "--window", "5,5"], 2, "--window must be two numbers LO,HI with LO < HI"),
+        ([HEAD, "--window", "nan,5"], 2, "--window must be two numbers"),
         ([HEAD, "-o", "x.jpg"], 2, "a picture is written as .png, .svg, .pdf"),
         ([HEAD, "-o", "nowhere/x.png"], 1, "folder"),
     ],
@@ -354,7 +354,7 @@ def test_a_page_of_pipes(shell: Shell, tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     words = Page((tmp_path / "p.html").read_text()).words
-    assert words.count("what passes through a pipe has no picture") == 2
+    assert words.count("no picture: the volume passes through a pipe") == 2
 
 
 @pytest.mark.parametrize(

@@ -256,7 +256,10 @@ def test_the_output_must_be_zarr(store: Path, tmp_path: Path, run: Any) -> None:
 
 def test_a_forecast(cluster: Cluster, store: Path, run: Any) -> None:
     job = [store / "x.ome.zarr", "-k", "box:size=3"]
-    assert "2 workers of 1 thread" in run("explain", *job, "--scheduler", cluster.address).output
+    assert (
+        "2 workers with 1 thread each"
+        in run("explain", *job, "--scheduler", cluster.address).output
+    )
     assert "takes" in run("explain", *job, "--workers", "10", "--read-rate", "100M").output
 
 
@@ -309,7 +312,7 @@ def test_planes_larger_than_memory_are_no_matter(tmp_path: Path, run: Any) -> No
         "uint16",
         *spread,
     )
-    assert "100 workers of 8 threads" in result.output
+    assert "100 workers with 8 threads each" in result.output
 
 
 def test_workers_without_memory(

@@ -506,7 +506,7 @@ def test_config_keys(scan: Path, tmp_path: Path, run: Any) -> None:
 
 def test_a_bank_is_saved_as_a_layer(scan: Path, tmp_path: Path, run: Any) -> None:
     made = run("kernel", "make", "sobel:axis=dhw", "-o", tmp_path / "k.npz")
-    assert "is a Conv3D layer for one channel" in made.output
+    assert "is a Conv3D layer for one input channel" in made.output
     layer = read_kernel(str(tmp_path / "k.npz"))
     assert layer.weights.shape == (3, 3, 3, 1, 3)
     x = np.load(scan / "x.npy")
@@ -514,7 +514,8 @@ def test_a_bank_is_saved_as_a_layer(scan: Path, tmp_path: Path, run: Any) -> Non
         conv3d(x[None, ..., None], layer)[0], conv3d(x, read_kernel("sobel:axis=dhw"))
     )
     shown = run("kernel", "show", "sobel:axis=zx", "--spacing", "2,1,1mm").output
-    assert "3 x 3 x 3 x 2 float64 (depth x height x width x filters, over every channel)" in shown
+    assert "(depth x height x width x filters, applied to every channel)" in shown
+    assert "3 x 3 x 3 x 2 float64" in shown
     assert "sobel z, sobel x" in shown
     facts = json.loads(
         run("kernel", "show", "sobel:axis=zx:per=mm", "--spacing", "2,1,1mm", "--json").output

@@ -141,7 +141,8 @@ def test_halves_and_stores_are_checked(job: Job) -> None:
 def test_two_jobs_do_not_write_one_file(job: Job) -> None:
     other = replace(job, target="z.npy", beside=(Output("sevens", "./s.npy"),))
     with pytest.raises(
-        SpecError, match=r"the sevens \./s\.npy is also an input, an output or another's sevens"
+        SpecError,
+        match=r"the sevens \./s\.npy is also an input, an output or the sevens of another output",
     ):
         _check_beside([job, other])
 

@@ -138,7 +138,9 @@ def test_the_result_is_kept_where_it_is_asked_for(desk: Path, run: Any) -> None:
         run("rerun", "out/o.json", "-o", "again.nii.gz", code=5)
     )
     run("rerun", "out/o.json", "-o", "again.nii.gz", "--overwrite")
-    assert "with the suffix .nii.gz" in error(run("rerun", "out/o.json", "-o", "again.nii", code=2))
+    assert "writes the recorded format, .nii.gz" in error(
+        run("rerun", "out/o.json", "-o", "again.nii", code=2)
+    )
     Path("out/o.nii.gz").unlink()
     assert "(which no longer exists) was reproduced" in run("rerun", "out/o.json").stdout
 

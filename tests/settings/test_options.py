@@ -173,7 +173,7 @@ def test_the_table_as_json(run: Any) -> None:
         "choices": None,
         "minimum": 0,
         "maximum": 3,
-        "metavar": None,
+        "metavar": "N",
         "default": 1,
         "repeats": False,
         "file": None,
@@ -196,6 +196,18 @@ def test_the_table_as_json(run: Any) -> None:
         assert " ".join(row["help"].split()) in text, row["name"]
         assert all(flag in text for flag in row["flags"]), row["name"]
     assert "--help-json" not in text
+
+
+@pytest.mark.parametrize("row", [row for row in OPTIONS if row.section], ids=lambda row: row.name)
+def test_an_options_help_is_a_sentence_that_states_unit_and_default(row: Option) -> None:
+    sentence, _, default = row.help.partition("  [default: ")
+    assert sentence.endswith("."), sentence
+    assert sentence[0].isupper(), sentence
+    assert not sentence.startswith("Of "), "a fragment"
+    assert not (default and row.default is not None), "the help would show two defaults"
+    # a reader does not know Click's "INTEGER RANGE", nor what a PART is a part of
+    assert row.kind.name != "integer" or row.metavar, "name its value"
+    assert row.metavar != "PART"
 
 
 def test_apply_says_what_its_options_are_without_an_input(run: Any) -> None:

@@ -254,8 +254,8 @@ def test_options_and_config_keys_beat_the_preset(tmp_path: Path, scan: Any, run:
 def test_a_gaussian_of_keras_is_ours_and_that_is_said(tmp_path: Path, scan: Any, run: Any) -> None:
     words = run("explain", scan[0], "-k", "gaussian:fwhm=6mm", "--like", "keras").output
     assert (
-        "keras: padding valid, boundary zeros; keras has no Gaussian and no mm: it is sampled as conv3d does"
-        in words
+        "keras: padding valid, boundary zeros; "
+        "keras has no Gaussian and no mm; this one is sampled as conv3d samples it" in words
     )
 
 
@@ -279,7 +279,7 @@ def test_a_mask_under_spm_renormalizes_along_all_axes(tmp_path: Path, scan: Any,
         tmp_path / "o.nii.gz",
     ).output
     assert (
-        "boundary renormalize, sampling spm, nan zero; with a mask edges are renormalized along all axes"
+        "boundary renormalize, sampling spm, nan zero; with a mask, edges are renormalized along all axes"
         in words
     )
 
@@ -305,7 +305,7 @@ def test_a_mask_under_spm_renormalizes_along_all_axes(tmp_path: Path, scan: Any,
         (
             ["-c", "{stack}"],
             2,
-            "--like spm is for one convolution, and this is a stack of 2 layers",
+            "--like spm is for one convolution, received a stack of 2 layers",
         ),
     ],
 )
