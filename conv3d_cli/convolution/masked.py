@@ -80,8 +80,8 @@ def mean_kernel(kernel: Kernel) -> Kernel:
     if negative or kernel.sum <= 0:
         fault = f"has {negative} weights below 0" if negative else "has no weight"
         raise ShapeError(
-            "a mask, missing voxels and boundary renormalize take means, which need weights from 0 "
-            f"on, but the kernel {kernel.name} {fault} (sum {kernel.sum:.6g}); use --nan zero "
+            "a mask, missing voxels and boundary renormalize take means, which need non-negative "
+            f"weights, but the kernel {kernel.name} {fault} (sum {kernel.sum:.6g}); use --nan zero "
             "instead of a mask or --nan ignore, and another --boundary than renormalize"
         )
     moderate = kernel.moderate()
