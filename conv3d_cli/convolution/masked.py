@@ -278,11 +278,11 @@ class MaskedConvolution(Convolution):
     def plans(self) -> list[Plan]:
         return [self.plan] if self.coverage_plan is None else [self.plan, self.coverage_plan]
 
-    def memory(self, planes: int, made: int) -> dict[str, int]:
+    def memory(self, planes: int, computed: int) -> dict[str, int]:
         plan = self.plan
         area, itemsize = math.prod(self.problem.in_size[1:]), plan.dtype.itemsize
         voxels = planes * area * self.problem.in_channels * itemsize
-        use = super().memory(planes, made)
+        use = super().memory(planes, computed)
         # the sums, and their copies for activations and labels
         use["sums"] = use.get("sums", 0) + voxels * (2 + self.missing.labels)
         if self.mask is not None:
@@ -295,7 +295,7 @@ class MaskedConvolution(Convolution):
         if self.reports_coverage:
             use["coverage"] += voxels
         if self.coverage_plan is not None:
-            use["scratch"] = self.coverage_plan.scratch_for((made, *self.problem.out_size[1:]))
+            use["scratch"] = self.coverage_plan.scratch_for((computed, *self.problem.out_size[1:]))
         return use
 
     def with_mask(self, slab: SlabInput, stop: int) -> SlabInput:

@@ -85,20 +85,22 @@ class Convolution:
         """All plans that run."""
         return [self.plan]
 
-    def memory(self, planes: int, made: int) -> dict[str, int]:
+    def memory(self, planes: int, computed: int) -> dict[str, int]:
         """Bytes by name, in addition to input, output and the plan's scratch and weights.
 
         planes : int    input planes in memory
-        made : int      output planes computed at once
+        computed : int  output planes computed at once
         """
-        sums = self._sums_bytes(made)
+        sums = self._sums_bytes(computed)
         if self.magnitude:
             return {"sums": sums}
         return {"sums": (1 + SLAB_COPIES) * sums} if self.on_slabs else {}
 
-    def _sums_bytes(self, made: int) -> int:
+    def _sums_bytes(self, computed: int) -> int:
         problem = self.problem
-        return made * math.prod(problem.out_size[1:]) * problem.filters * self.plan.dtype.itemsize
+        return (
+            computed * math.prod(problem.out_size[1:]) * problem.filters * self.plan.dtype.itemsize
+        )
 
     def with_mask(self, slab: SlabInput, stop: int) -> SlabInput:
         """The slab with the mask's planes that it needs, if there is a mask.

@@ -38,7 +38,7 @@ from conv3d_cli.pipeline.memory import (
     SlabJob,
     check_planning,
     reading_kernels,
-    weights_held,
+    weight_memory,
 )
 from conv3d_cli.pipeline.request import Job, Stage
 from conv3d_cli.pipeline.stream import StreamPlan
@@ -268,7 +268,7 @@ def _choose_blocking(
     channels = _channels_written(convolutions[-1], order, header)
     in_channels = convolutions[0].problem.in_channels
     given = [stage.stage.kernel for stage in stages if isinstance(stage.stage.kernel, Kernel)]
-    weights = weights_held([*given, *(stage.kernel for stage in stages)], convolutions)
+    weights = weight_memory([*given, *(stage.kernel for stage in stages)], convolutions)
     slab_job = SlabJob(
         convolutions,
         reader.header.dtype,

@@ -21,7 +21,7 @@ from conv3d_cli.pipeline.boxes.partition import (
     work_by_axis,
 )
 from conv3d_cli.pipeline.memory import PROCESS, SLABS_READ, MemoryUse
-from conv3d_cli.pipeline.stream import StageTimes, counted, overlap
+from conv3d_cli.pipeline.stream import StageTimes, progress_counter, overlap
 from conv3d_cli.system.machine import give_back_at_once
 
 BOXES_BEHIND = 1  # boxes that are written, or wait for it, beside the one that is computed
@@ -35,7 +35,7 @@ class BoxJob:
     """A job that may be done box by box.
 
     channels : that are written of a part
-    weights : see `memory.weights_held`
+    weights : see `memory.weight_memory`
     """
 
     convolutions: Sequence[Convolution]
@@ -146,7 +146,7 @@ def stream_boxes(
     chain, boxes = layer_chain(convolutions), list(partition.boxes())
     steps = [(part, number) for part in range(len(parts)) for number in range(len(boxes))]
     times = StageTimes()
-    advance = counted(progress, len(parts) * math.prod(last.problem.out_shape))
+    advance = progress_counter(progress, len(parts) * math.prod(last.problem.out_shape))
     sources: dict[int, BoxSource] = {}
 
     def read(step: int) -> BoxInput:
