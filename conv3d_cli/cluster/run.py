@@ -286,7 +286,10 @@ def cut_prepared(prepared: PreparedJob, threads: int, task_bytes: float = TASK_B
     out_voxel = output.dtype.itemsize * chain.problems[-1].filters
 
     def size(partition: Partition) -> int:
-        held = math.prod(one.held for one in work_by_axis(chain, partition, in_chunk)) * in_voxel
+        held = (
+            math.prod(axis.most_buffered for axis in work_by_axis(chain, partition, in_chunk))
+            * in_voxel
+        )
         return held + math.prod(partition.block) * out_voxel
 
     def allowed(partition: Partition) -> bool:
