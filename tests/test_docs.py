@@ -25,7 +25,15 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 # The rooms whose public methods all have docstrings; what is done is put here.
-DOCUMENTED = ["model", "layer", "kernels", "formats/base.py", "system"]
+DOCUMENTED = [
+    "convolution",
+    "formats/base.py",
+    "kernels",
+    "layer",
+    "model",
+    "pipeline",
+    "system",
+]
 
 
 def blocks(language: str) -> Any:

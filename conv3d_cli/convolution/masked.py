@@ -609,7 +609,7 @@ class MaskedConvolution(Convolution):
     ) -> tuple[Flags, Flags, Flags | None]:
         """The flags of `BlockFlags` for mask and voxels together; `in_mask` is None without a mask.
 
-        A block without any certainty above 0 in either the mask or the voxels is not present.
+        A window is present if certainties above 0 occur in it both in the mask and in the voxels.
         """
         slab, problem, team = work.slab, self.problem, work.team
         masked = None
