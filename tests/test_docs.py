@@ -42,6 +42,8 @@ DOCUMENTED = [
     "bench",
     "cluster",
     "provenance",
+    "convolution",
+    "pipeline",
 ]
 
 

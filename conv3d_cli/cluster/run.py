@@ -318,7 +318,8 @@ def choose_tasks(prepared: PreparedJob, threads: int, task_bytes: float = TASK_B
     out_voxel = output.dtype.itemsize * chain.problems[-1].filters
 
     def size(partition: Partition) -> int:
-        read = math.prod(axis.held for axis in work_by_axis(chain, partition, in_chunk))
+        axes = work_by_axis(chain, partition, in_chunk)
+        read = math.prod(axis.most_buffered for axis in axes)
         return read * in_voxel + math.prod(partition.block) * out_voxel
 
     def allowed(partition: Partition) -> bool:

@@ -1,1 +1,1 @@
-"""One convolution made ready for its voxels: plain, or with masks and missing voxels."""
+"""One convolution ready to run on slabs: plain, or with masks and missing voxels."""

@@ -1,7 +1,7 @@
-"""The convolution put together from what is asked for: the one way from a `ConvSpec` and a kernel to a `Convolution`.
+"""The only way from a `ConvSpec` and a kernel to a `Convolution`.
 
-`resolve_convolution` needs the volume's shape alone and settles every integer; `assemble` then plans the arithmetic, for all
-channels or for those that are computed at once.
+`resolve_convolution` computes every integer from the volume's shape; `assemble` then plans the
+arithmetic, for all channels or for one channel at a time.
 """
 
 from __future__ import annotations
@@ -25,16 +25,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ResolvedConvolution:
-    """A convolution of a volume whose shape is known, before its arithmetic is planned.
+    """A convolution of a volume of known shape, before its arithmetic is planned.
 
-    kernel : Kernel             as it is applied: of sum 1 where means are taken
-    problem : ConvProblem       of the whole volume
+    kernel : Kernel             the kernel to apply, normalized to sum 1 if means are taken
+    problem : ConvProblem       every integer of the convolution of the whole volume
     activations : sequence      applied in order
-    channels_first : bool       the last axis of a softmax is then the width, as in Keras
-    magnitude : bool            the filters of a channel become the root of the sum of their squares
-    missing : Missing           what is done about voxels that are missing
+    channels_first : bool       softmax then runs along the width, the last axis, as in Keras
+    magnitude : bool            replace the filters of a channel by the root of the sum of their
+                                squares
+    missing : Missing           policy for missing voxels
     channels_out : int          channels of the output
-    notes : tuple of str        what was done to the kernel
+    notes : tuple of str        changes made to the kernel, for the user
     """
 
     kernel: Kernel
@@ -57,10 +58,13 @@ def resolve_convolution(
     magnitude: bool = False,
     missing: Missing = NOTHING,
 ) -> ResolvedConvolution:
-    """Settle every integer of a convolution.
+    """Compute every integer of a convolution from the volume's shape.
 
+    spec : ConvSpec             strides, padding, dilation rate, groups, boundary
     shape : (N, D, H, W, C)     of the volume
-    Raises: ShapeError if kernel and volume do not fit, or means are asked of a kernel that has none.
+    The other parameters are those of `ResolvedConvolution`.
+    Raises: ShapeError if kernel and volume do not fit each other, or if means are needed and the
+        kernel has no mean (see `mean_kernel`).
 
     >>> kernel = Kernel(np.ones((3, 3, 3)))
     >>> resolve_convolution(ConvSpec(), kernel, (1, 5, 5, 5, 2)).problem.out_shape
@@ -68,11 +72,12 @@ def resolve_convolution(
     """
     notes: tuple[str, ...] = ()
     if missing.takes_means(spec.boundary):
-        from conv3d_cli.convolution.masked import mean_kernel  # late: it knows the compiler's loops
+        from conv3d_cli.convolution.masked import mean_kernel  # imports Numba
 
         if abs(kernel.sum - 1) > 1e-6 and kernel.sum > 0:
             notes = (
-                f"the result is a mean: the weights of {kernel.name} are divided by their sum, {kernel.sum:.6g}",
+                f"the result is a mean: the weights of {kernel.name} are divided by their sum, "
+                f"{kernel.sum:.6g}",
             )
         kernel = mean_kernel(kernel)
     problem = spec.resolve(shape, kernel.weights.shape, kernel.centre)
@@ -95,15 +100,20 @@ def assemble(
     several_parts: bool = False,
     reports_coverage: bool = False,
 ) -> Convolution:
-    """A convolution made ready for its voxels.
+    """Plan the arithmetic of a convolution.
 
-    channels : int              channels that are computed at once: one, or all of them
+    channels : int              channels computed at once: one, or all of them
     precision : str             of the arithmetic, "float32" or "float64"
-    activity : callable         penalty of the output
-    mask : Mask or None         checked against the volume
-    several_parts : bool        it runs over several volumes or channels, which may share their coverage
-    reports_coverage : bool       `Convolution.coverage` is asked for after each slab
-    Raises: SpecError for weights beyond the precision; UnknownNameError, ShapeError for an algorithm that cannot compute this.
+    threads : int               to plan for
+    algorithm : str             name of an algorithm, or "auto" for the fastest
+    activity : callable or None     penalty of the output
+    mask : Mask or None         already checked against the volume (`check_mask`)
+    several_parts : bool        the convolution will run over several volumes or channels, which may
+                                share their coverage
+    reports_coverage : bool     the caller reads `Convolution.coverage` after each slab
+    Raises: SpecError for weights beyond the range of the precision; UnknownNameError for an unknown
+        algorithm; ShapeError for an algorithm that cannot compute this, or a kernel of even size
+        where the mask is read at the kernel's centre.
 
     >>> resolved = resolve_convolution(ConvSpec(), Kernel(np.ones((3, 3, 3))), (1, 5, 5, 5, 2))
     >>> convolution = assemble(resolved, channels=1, precision="float32", threads=1)
@@ -118,16 +128,12 @@ def assemble(
         resolved.activations,
         resolved.channels_first,
         activity,
-        per_channel=kernel.filters_per_channel,
+        filters_per_channel=kernel.filters_per_channel,
         magnitude=resolved.magnitude,
     )
     if not missing.applies_to(problem.boundary):
         return convolution
-    # late: it knows the compiler's loops
-    from conv3d_cli.convolution.masked import (
-        check_centre,
-        masked_convolution,
-    )
+    from conv3d_cli.convolution.masked import check_centre, masked_convolution  # imports Numba
 
     check_centre(missing, convolution.problem, kernel)
     return masked_convolution(convolution, missing, kernel, mask, several_parts, reports_coverage)
@@ -136,8 +142,8 @@ def assemble(
 def _plan(
     kernel: Kernel, problem: ConvProblem, precision: str, threads: int, algorithm: str
 ) -> Plan:
-    """The engine's plan of one part of a volume (they are all alike)."""
-    from conv3d_cli.engine import make_plan  # Numba is imported late: `info` and errors do without
+    """The engine's plan for one part of a volume; all parts have the same shape."""
+    from conv3d_cli.engine import make_plan  # imports Numba, which `info` and errors do not need
 
     real = np.dtype(precision)
     kernel.check_range(real)

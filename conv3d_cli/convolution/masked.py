@@ -1,14 +1,16 @@
-"""Masked convolution: voxels that are missing, or count less, are left out of a weighted mean.
+"""Masked convolution: weighted means that leave out missing voxels and weigh the others.
 
     y = numerator / coverage = Σ w·c·x / Σ w·c
 
-w is the kernel (the applicability, of sum 1), c the certainty of a voxel: the mask's value as a part of its
-largest, and 0 where the voxel is missing. Coverage is the fraction of the kernel's weight that was available.
-Both sums go through a plan of their own, in all passes of a separable kernel, and are divided once. This is the
-normalised convolution of H. Knutsson and C.-F. Westin, Normalized and differential convolution, CVPR 1993.
+w is the kernel (the applicability, of sum 1). c is the certainty of a voxel: the mask's value
+divided by its largest, and 0 for a missing voxel. Coverage is the fraction of the kernel's weight
+that was available. Each sum has its own plan and goes through all passes of a separable kernel
+before the one division. This is the normalized convolution of H. Knutsson and C.-F. Westin,
+Normalized and differential convolution, CVPR 1993.
 
-Outputs whose coverage is 1 keep the bits of the plain convolution. So data without missing voxels cost nothing:
-the plain convolution is tried first, and packing flags the windows that hold a certainty other than 1.
+Outputs whose coverage is 1 have the bits of the plain convolution. So missing voxels cost nothing
+where there are none: the plain convolution runs first, and packing flags the windows that hold a
+certainty other than 1.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from conv3d_cli.convolution.prepared import Convolution
 from conv3d_cli.convolution.regions import (
     CertaintySource,
     EdgeCoverage,
+    Flags,
     Positions,
     boxes_around,
     classify_blocks,
@@ -50,50 +53,60 @@ if TYPE_CHECKING:
     from conv3d_cli.engine.plan import SlabResult
 
 BLOCK = (8, 16, 32)  # outputs that are classified together
-# If fewer than 1 in 4 outputs of a slab have missing voxels in their windows, compute the next slab's plain convolution
-# first and check it afterwards.
+# If up to this fraction of a slab's outputs have missing voxels in their windows, run the plain
+# convolution of the next slab before classifying it.
 RECHECK_FRACTION = 1 / 4
-# If more than this fraction of the outputs needs division, skip the classification of the next slabs and divide all
-# their outputs, for so many slabs and as long as this many are flagged.
+# If more than this fraction of a slab's outputs need division, divide all outputs of the next
+# slabs without classifying them: up to this many slabs, while the fraction stays as high.
 MOSTLY_INCOMPLETE, SKIPPED_SLABS = 0.9, 3
-# of coverages, which under a mask are the same for every time point and channel
-KEPT_BYTES = 128 << 20
+# Largest cache of coverages, which under a mask alone are the same for all time points and channels
+COVERAGE_CACHE_BYTES = 128 << 20
 
 
 def mean_kernel(kernel: Kernel) -> Kernel:
-    """The kernel with weights that sum to 1, which means need.
+    """The kernel with its weights divided by their sum, as means need them.
 
-    Raises: ShapeError for a layer, and for weights below 0 or of sum 0.
+    Raises: ShapeError for a layer, for weights below 0, and for weights of sum 0.
+
+    >>> mean_kernel(Kernel(np.ones((1, 2, 2)))).weights.tolist()
+    [[[0.25, 0.25], [0.25, 0.25]]]
     """
     if kernel.is_layer:
         raise ShapeError(
-            f"a mask, missing voxels and boundary renormalize are for filters (3-D kernels), and {kernel.name} is a layer, "
-            "which mixes channels; --nan zero takes layers"
+            "a mask, missing voxels and boundary renormalize need a filter (a 3-D kernel), "
+            f"received the layer {kernel.name}, which mixes channels; use --nan zero with layers"
         )
     negative = int((kernel.weights < 0).sum())
     if negative or kernel.sum <= 0:
-        what = f"has {negative} weights below 0" if negative else "has no weight"
+        fault = f"has {negative} weights below 0" if negative else "has no weight"
         raise ShapeError(
-            f"a mean over the voxels that are there needs weights of one sign, and the kernel {kernel.name} {what} (sum "
-            f"{kernel.sum:.6g}); take --nan zero in place of --nan ignore and a mask, and another --boundary than renormalize"
+            "a mask, missing voxels and boundary renormalize take means, which need non-negative "
+            f"weights, but the kernel {kernel.name} {fault} (sum {kernel.sum:.6g}); use --nan zero "
+            "instead of a mask or --nan ignore, and another --boundary than renormalize"
         )
     moderate = kernel.moderate()
     return replace(kernel, weights=moderate.weights / moderate.sum)
 
 
 def check_centre(missing: Missing, problem: ConvProblem, kernel: Kernel) -> None:
-    """Check that each output lies at a voxel, if the mask is to be read there. Raises: ShapeError."""
+    """Check that each output lies at a voxel, if the mask is read there.
+
+    Raises: ShapeError for a kernel whose centre lies between voxels.
+    """
     if missing.mask is None or (missing.mask_mode == "extend" and not missing.labels):
         return
     if any(c * d % 1 for c, d in zip(problem.centre, problem.dilation_rate, strict=True)):
         raise ShapeError(
-            f"the kernel {kernel.name} has an even size, so its outputs lie between the mask's voxels; "
-            "pass --mask-mode extend, or a kernel of odd sizes"
+            f"the kernel {kernel.name} has an even size, so its outputs lie between the mask's "
+            "voxels; pass --mask-mode extend, or use a kernel of odd size"
         )
 
 
 def coverage_problem(problem: ConvProblem, channels: int) -> ConvProblem:
-    """The convolution of the certainties. The outside has certainty 1, unless the boundary renormalizes."""
+    """The convolution of the certainties of `channels` channels, each on its own.
+
+    Voxels outside the volume have certainty 1, or 0 if the boundary renormalizes.
+    """
     boundary = problem.boundary
     if boundary.mode in ("zeros", "constant"):
         boundary = Boundary("constant", 1.0)
@@ -105,18 +118,22 @@ def coverage_problem(problem: ConvProblem, channels: int) -> ConvProblem:
 
 
 def check_edges(boundary: Boundary) -> None:
-    """Check that the boundary may be combined with missing voxels. Raises: ShapeError."""
+    """Check that the boundary can be combined with missing voxels.
+
+    Raises: ShapeError for renormalize-depth.
+    """
     if boundary.mode == "renormalize-depth":
         raise ShapeError(
-            "boundary renormalize-depth is for volumes without missing voxels: take --boundary renormalize with a mask, "
-            "--missing or --nan ignore"
+            "boundary renormalize-depth is for volumes without missing voxels; use --boundary "
+            "renormalize with a mask, --missing or --nan ignore"
         )
 
 
 def edge_coverage(problem: ConvProblem, kernel: Kernel) -> EdgeCoverage:
-    """The coverage where only voxels outside the volume are missing (renormalize-depth: those outside along depth).
+    """The coverage if only voxels outside the volume are missing.
 
-    Raises: ShapeError for outputs outside the volume along the other axes.
+    Under renormalize-depth only voxels outside along depth are missing.
+    Raises: ShapeError if renormalize-depth is padded beyond the volume along height or width.
     """
     if problem.boundary.mode != "renormalize-depth":
         return EdgeCoverage(problem, kernel.weights)
@@ -124,7 +141,8 @@ def edge_coverage(problem: ConvProblem, kernel: Kernel) -> EdgeCoverage:
         reach = kernel.size[axis] // 2 * problem.dilation_rate[axis]
         if max(problem.pad_before[axis], problem.pad_after[axis]) > reach:
             raise ShapeError(
-                "boundary renormalize-depth is for outputs inside the volume: take --padding same or valid"
+                "boundary renormalize-depth needs outputs inside the volume; use --padding same or "
+                "valid"
             )
     return EdgeCoverage(problem, kernel.weights, axes=(0,))
 
@@ -134,71 +152,72 @@ def masked_convolution(
     missing: Missing,
     kernel: Kernel,
     mask: Mask | None = None,
-    many: bool = False,
+    several_parts: bool = False,
     reports_coverage: bool = False,
 ) -> MaskedConvolution:
-    """A plain convolution, made to do what `missing` asks for.
+    """Extend a plain convolution by a policy for missing voxels.
 
-    kernel : Kernel     as it was planned: see `mean_kernel`
-    mask : Mask or None
-    many : bool         whether it runs over several parts of a volume, which may share their coverage
-    reports_coverage : bool     whether `coverage` is asked for after each slab
+    kernel : Kernel             the kernel of `convolution`, see `mean_kernel`
+    mask : Mask or None         of the volume
+    several_parts : bool        the convolution will run over several parts of a volume, which may
+                                share their coverage
+    reports_coverage : bool     the caller reads `coverage` after each slab
+    Raises: ShapeError for a boundary that missing voxels or the padding exclude.
     """
     plan = convolution.plan
     boundary = plan.problem.boundary
+    is_shared = certainty_is_shared(missing) and not missing.labels
     coverage_plan = edges = None
     if missing.has_weights or missing.nan == "ignore":
         check_edges(boundary)
-        same = certainty_is_shared(missing) and not missing.labels
-        coverage_plan = _coverage_plan(plan, kernel, 1 if same else plan.problem.in_channels)
-        if (
-            plan.depth_step % coverage_plan.block_alignment.depth
-        ):  # slabs begin where sums of all channels may
+        coverage_plan = _coverage_plan(plan, kernel, 1 if is_shared else plan.problem.in_channels)
+        if plan.depth_step % coverage_plan.block_alignment.depth:
+            # slabs begin at multiples of the numerator's depth_step, which do not fit this plan
             coverage_plan = _coverage_plan(plan, kernel, plan.problem.in_channels)
     elif boundary.renormalizes:
         edges = edge_coverage(plan.problem, kernel)
-    given = {field.name: getattr(convolution, field.name) for field in fields(Convolution)}
-    keeps_coverage = (
-        certainty_is_shared(missing) and missing.has_weights and not missing.labels and many
-    )
+    plain = {field.name: getattr(convolution, field.name) for field in fields(Convolution)}
     return MaskedConvolution(
-        **given,
+        **plain,
         missing=missing,
         mask=mask,
         coverage_plan=coverage_plan,
         edges=edges,
-        keeps_coverage=keeps_coverage,
+        keeps_coverage=is_shared and missing.has_weights and several_parts,
         reports_coverage=reports_coverage,
     )
 
 
 def _coverage_plan(plan: Plan, kernel: Kernel, channels: int) -> Plan:
-    """The plan for certainties of so many channels: by the algorithm of the numerators, if it takes them."""
+    """The plan for the certainties, by the numerator's algorithm unless it refuses one channel."""
     problem, weights = coverage_problem(plan.problem, channels), kernel.for_channels(channels)
     try:
         return make_plan(
             problem, weights, dtype=plan.dtype, threads=plan.threads, algorithm=plan.algorithm.name
         )
-    except ShapeError:  # an algorithm for several channels
+    except ShapeError:  # the algorithm needs several channels
         return make_plan(problem, weights, dtype=plan.dtype, threads=plan.threads)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Computing
 
 
 @dataclass
 class SlabHistory:
-    """What a masked convolution keeps from one slab to the next.
+    """State that a masked convolution carries from one slab to the next.
 
     below_min_coverage : int    outputs so far with too little coverage
-    any_mean : bool             whether some output inside the mask had enough
+    any_mean : bool             some output inside the mask had enough coverage
     coverage : array or None    of the last slab (d, h, w, c or 1), if it is reported
-    had_missing : bool          whether the last slab had many windows with missing voxels: the next is classified first
-    slabs_until_recheck : int   slabs to divide everywhere before the next one is classified again
-    coverage_cache : dict       by a slab's first output plane: its boxes and coverage, for the next part of the volume
-    cached_bytes : int          of these coverages
-    buffers : dict              memory of the last slab, by its use: fresh pages cost more than the sums
+    had_missing : bool          many windows of the last slab had missing voxels, so the next one is
+                                classified before anything is summed
+    slabs_until_recheck : int   slabs to divide everywhere before the next one is classified
+    coverage_cache : dict       boxes and coverage of a slab by its first output plane, for the next
+                                part of the volume
+    cached_bytes : int          bytes of the coverages in the cache
+    buffers : dict              memory of the last slab by its use; touching fresh pages takes
+                                longer than the sums
     """
 
     below_min_coverage: int = 0
@@ -211,7 +230,7 @@ class SlabHistory:
     buffers: dict[str, Array] = field(default_factory=dict)
 
     def buffer(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-        """An array to fill, in the memory that the last one of this name had."""
+        """An uninitialized array in the memory of the previous one of this name, if it fits."""
         count = math.prod(shape)
         if name not in self.buffers or self.buffers[name].size < count:
             self.buffers[name] = np.empty(count, dtype)
@@ -220,14 +239,17 @@ class SlabHistory:
 
 @dataclass
 class MaskedConvolution(Convolution):
-    """A convolution of voxels that may be missing; see `Missing`.
+    """A convolution of voxels that may be missing; made by `masked_convolution`.
 
+    missing : Missing               the policy
     mask : Mask or None
-    coverage_plan : Plan or None    of `coverage_problem`; None where no means are taken, or `edges` gives the coverage
-    edges : EdgeCoverage or None    where only voxels outside the volume are missing
-    keeps_coverage : bool           coverage depends on the mask alone, and serves every part of the volume
-    reports_coverage : bool         `coverage` is asked for after each slab
-    history : SlabHistory           what changes from slab to slab
+    coverage_plan : Plan or None    plan of `coverage_problem`; None if no means are taken, or if
+                                    `edges` gives the coverage
+    edges : EdgeCoverage or None    the coverage if only voxels outside the volume are missing
+    keeps_coverage : bool           coverage depends on the mask alone: compute it for the first
+                                    part of the volume and cache it for the others
+    reports_coverage : bool         the caller reads `coverage` after each slab
+    history : SlabHistory           state from slab to slab
     """
 
     takes_boxes = False
@@ -256,35 +278,34 @@ class MaskedConvolution(Convolution):
     def plans(self) -> list[Plan]:
         return [self.plan] if self.coverage_plan is None else [self.plan, self.coverage_plan]
 
-    def memory(self, planes: int, made: int) -> dict[str, int]:
+    def memory(self, planes: int, computed: int) -> dict[str, int]:
         plan = self.plan
         area, itemsize = math.prod(self.problem.in_size[1:]), plan.dtype.itemsize
         voxels = planes * area * self.problem.in_channels * itemsize
-        use = super().memory(planes, made)
-        # sums, and what activations and labels need beside them
+        use = super().memory(planes, computed)
+        # the sums, and their copies for activations and labels
         use["sums"] = use.get("sums", 0) + voxels * (2 + self.missing.labels)
-        if (
-            self.mask is not None
-        ):  # as stored and as certainties, of the slab at hand and of the one that is read
-            stored, weight = (
-                self.mask.reader.header.dtype.itemsize,
-                self.mask.weight_itemsize(plan.dtype),
-            )
-            use["masks"] = planes * area * (stored + 2 * weight)
-        kept = math.prod(self.problem.out_size) * itemsize if self.keeps_coverage else 0
-        use["coverage"] = min(KEPT_BYTES, kept) + (voxels if self.reports_coverage else 0)
+        if self.mask is not None:
+            # stored values, and certainties both of this slab and of the one being read
+            stored = self.mask.reader.header.dtype.itemsize
+            certainty = self.mask.certainty_itemsize(plan.dtype)
+            use["masks"] = planes * area * (stored + 2 * certainty)
+        cached = math.prod(self.problem.out_size) * itemsize if self.keeps_coverage else 0
+        use["coverage"] = min(COVERAGE_CACHE_BYTES, cached)
+        if self.reports_coverage:
+            use["coverage"] += voxels
         if self.coverage_plan is not None:
-            use["scratch"] = self.coverage_plan.scratch_for((made, *self.problem.out_size[1:]))
+            use["scratch"] = self.coverage_plan.scratch_for((computed, *self.problem.out_size[1:]))
         return use
 
     def with_mask(self, slab: SlabInput, stop: int) -> SlabInput:
         if self.mask is None:
             return slab
         source = SlabSource(self.mask.reader, 0, slice(0, 1), self.problem)
-        found = source.read(slab.start, stop)
-        certainty = self.mask.certainty(found.source[..., 0], self.plan.dtype)
+        stored = source.read(slab.start, stop)
+        certainty = self.mask.certainty(stored.source[..., 0], self.plan.dtype)
         source.release(slab.start)
-        return replace(slab, mask=replace(found, source=certainty[..., None]))
+        return replace(slab, mask=replace(stored, source=certainty[..., None]))
 
     def convolve(
         self,
@@ -297,16 +318,16 @@ class MaskedConvolution(Convolution):
         around: tuple[Triple, Slices] | None = None,
     ) -> int:
         if around is not None:
-            raise ValueError("means are computed in slabs of whole planes, and a box was asked for")
+            raise ValueError("means are computed in slabs of whole planes, received a box")
         missing, history = self.missing, self.history
         history.coverage = None
         certainty = self._certainty(slab)
         flagged: list[Box] = []
-        tries = not (
+        plain_first = not (
             missing.has_weights or self.problem.boundary.renormalizes or history.had_missing
         )
-        if (self.coverage_plan is None and self.edges is None) or tries:
-            before = self.activity_sum
+        if (self.coverage_plan is None and self.edges is None) or plain_first:
+            activity_before = self.activity_sum
             clipped, flagged = self._plain(
                 slab,
                 out,
@@ -319,44 +340,52 @@ class MaskedConvolution(Convolution):
             )
             if not flagged or missing.nan == "zero":
                 return clipped
-            self._refuse(slab, scale)
-            self.activity_sum, progress = before, None  # its voxels are counted
+            self._refuse_nonfinite(slab, scale)
+            # undo the penalty; the progress of these outputs is reported already
+            self.activity_sum, progress = activity_before, None
         size = (*out.shape[:3], self.problem.filters)
         in_place = out.dtype == self.plan.dtype and out.shape == size and not self.on_slabs
         sums = out if in_place else history.buffer("sums", size, self.plan.dtype)
         work = _Work(slab, sums, team, scale, certainty)
         if missing.labels:
-            self._by_labels(work)
+            self._mean_by_label(work)
         elif self.edges is not None:
             if self._sum(work, Box.whole(size), team, flags_incomplete=True).flagged:
-                self._refuse(slab, scale)
+                self._refuse_nonfinite(slab, scale)
             self._divide_edges(work, self.edges)
         else:
-            summed = tries and in_place and self.bias is None and not self._in_tiles
-            self._mean(work, summed, flagged)
+            is_summed = plain_first and in_place and self.bias is None and not self._in_tiles
+            self._mean(work, is_summed, flagged)
         if progress is not None:
             progress(out.size)
-        return self._end(work, out, outputs)
+        return self._finish_means(work, out, outputs)
 
-    def _refuse(self, slab: SlabInput, scale: tuple[float, float]) -> None:
-        """Raises: ShapeError if NaN are errors and there are some."""
+    def _refuse_nonfinite(self, slab: SlabInput, scale: tuple[float, float]) -> None:
+        """Raises: ShapeError if the policy is nan=error; the slab holds NaN or infinity."""
         if self.missing.nan == "error":
-            lost = int((~np.isfinite(slab.source * scale[0] + scale[1])).sum())
+            count = int((~np.isfinite(slab.source * scale[0] + scale[1])).sum())
             raise ShapeError(
-                f"NaN or infinity among the voxels, {lost} of them here, and --nan error was asked for"
+                "--nan error allows no NaN or infinity among the voxels, received "
+                f"{count} in the slab that begins at output plane {slab.start}; use --nan ignore "
+                "or zero"
             )
 
     def _certainty(self, slab: SlabInput) -> Certainty:
         """The certainty of a slab's voxels."""
-        given = Certainty(
+        certainty = Certainty(
             nonfinite_missing=self.missing.nan != "propagate", missing_value=self.missing.value
         )
         if slab.mask is None:
-            return given
-        return given._replace(mask=slab.mask.source[..., 0], positions=self._positions(slab.mask))
+            return certainty
+        return certainty._replace(
+            mask=slab.mask.source[..., 0], positions=self._positions(slab.mask)
+        )
 
     def _positions(self, slab: SlabInput) -> Positions:
-        """The place in what was read of each position of the taps along depth, height and width."""
+        """For each position that taps span along depth, height and width, its index in the source.
+
+        The index is -1 outside the volume.
+        """
         rows, columns = whole_planes(self.problem)
         return (
             slab.planes,
@@ -374,61 +403,76 @@ class MaskedConvolution(Convolution):
         out: Array | None = None,
         flags_incomplete: bool = False,
     ) -> SlabResult:
-        """Compute the numerators of a box of a slab, in their place or in `out`."""
-        planes, rows, columns = _cut(self._positions(work.slab), self.problem, box)
+        """Compute the numerators of a box of a slab, in `work.sums` or in `out`."""
+        planes, rows, columns = _crop_positions(self._positions(work.slab), self.problem, box)
         return self.plan.convolve_slab(
-            work.slab.source, work.sums[box.slices] if out is None else out, planes, team, rows=rows, columns=columns,
-            scale=work.scale, flags_incomplete=flags_incomplete,
-            certainty=_cut_certainty(work.certainty, self.problem, box),
-        )  # fmt: skip
+            work.slab.source,
+            work.sums[box.slices] if out is None else out,
+            planes,
+            team,
+            rows=rows,
+            columns=columns,
+            scale=work.scale,
+            flags_incomplete=flags_incomplete,
+            certainty=_crop_certainty(work.certainty, self.problem, box),
+        )
 
     def _divide(
         self, work: _Work, box: Box, team: Team, division: Division, sums: Array | None = None
     ) -> int:
-        """Divide a box of a slab's sums, or `sums`, by its coverage. Returns how many outputs have too little of it."""
+        """Divide a box of `work.sums`, or `sums`, by its coverage.
+
+        Returns the number of outputs below the minimal coverage.
+        """
         plan = self.coverage_plan
         assert plan is not None
-        certainty: Certainty | None = _cut_certainty(work.certainty, self.problem, box)._replace(
+        positions, source, scale = self._positions(work.slab), work.slab.source, work.scale
+        source = source[..., : plan.problem.in_channels]
+        certainty: Certainty | None = _crop_certainty(work.certainty, self.problem, box)._replace(
             replaces_source=True
         )
-        source, scale = work.slab.source[..., : plan.problem.in_channels], work.scale
-        planes, rows, columns = _cut(self._positions(work.slab), self.problem, box)
-        if (
-            self._by_mask_alone and work.slab.mask is not None
-        ):  # then the mask is all that need be read
-            planes, rows, columns = _cut(self._positions(work.slab.mask), self.problem, box)
-            source, scale, certainty = work.slab.mask.source, (1.0, 0.0), None
+        if self._mask_is_certainty and work.slab.mask is not None:  # the voxels need not be read
+            positions, source = self._positions(work.slab.mask), work.slab.mask.source
+            scale, certainty = (1.0, 0.0), None
+        planes, rows, columns = _crop_positions(positions, self.problem, box)
         return plan.convolve_slab(
-            source, work.sums[box.slices] if sums is None else sums, planes, team, rows=rows, columns=columns,
-            scale=scale, certainty=certainty, division=division,
-        ).clipped  # fmt: skip
+            source,
+            work.sums[box.slices] if sums is None else sums,
+            planes,
+            team,
+            rows=rows,
+            columns=columns,
+            scale=scale,
+            certainty=certainty,
+            division=division,
+        ).clipped
 
     @property
-    def _by_mask_alone(self) -> bool:
-        """Whether certainty is the mask's, whatever the voxels are."""
+    def _mask_is_certainty(self) -> bool:
+        """Whether the mask's values are the certainties, whatever the voxels are."""
         return (
             self.mask is not None and not self.missing.labels and certainty_is_shared(self.missing)
         )
 
     # -- means
 
-    def _mean(self, work: _Work, summed: bool, flagged: list[Box]) -> None:
-        """Compute a slab's numerators, and divide those whose windows have missing voxels.
+    def _mean(self, work: _Work, is_summed: bool, flagged: list[Box]) -> None:
+        """Compute a slab's numerators and divide those whose windows have missing voxels.
 
-        summed : the numerators stand there already
-        flagged : the boxes of the slab whose windows may have missing voxels; empty: any may
+        is_summed : bool        `work.sums` holds the numerators already
+        flagged : list of Box   outputs whose windows may have missing voxels; empty: any may
         """
         assert self.coverage_plan is not None
-        missing, sums, team, history = self.missing, work.sums, work.team, self.history
-        voxels, channels = math.prod(sums.shape[:3]), sums.shape[3]
+        sums, team, history = work.sums, work.team, self.history
+        voxels = math.prod(sums.shape[:3])
         whole = Box.whole(sums.shape)
-        if history.slabs_until_recheck and not summed:
+        if history.slabs_until_recheck and not is_summed:
             flagged = self._sum(work, whole, team, flags_incomplete=True).flagged
             mostly = count_voxels(set(flagged)) > MOSTLY_INCOMPLETE * voxels
             history.slabs_until_recheck = history.slabs_until_recheck - 1 if mostly else 0
             boxes = _SlabBoxes([], [whole], [], 0, [])
         else:
-            boxes = self._boxes(work, flagged, summed)
+            boxes = self._boxes(work, flagged, is_summed)
             divided = count_voxels(boxes.divided)
             history.had_missing = divided + boxes.empty_count > RECHECK_FRACTION * voxels
             mostly = self.mask is None and divided > MOSTLY_INCOMPLETE * voxels
@@ -440,63 +484,83 @@ class MaskedConvolution(Convolution):
                 [self.plan],
             )
         empty_value = 0.0 if self.mask is not None else math.nan
+        division = Division(self.missing.min_coverage, empty_value)
         inside = self._mask_at_centre(work)
         coverage = boxes.coverage
         if coverage is not None:
-            pieces = [
-                (sums[place], coverage[place]) for place in (box.slices for box in boxes.divided)
-            ]
-            divide(pieces, Division(missing.min_coverage, empty_value), team)
+            divided_slices = [box.slices for box in boxes.divided]
+            divide([(sums[box], coverage[box]) for box in divided_slices], division, team)
             below = boxes.below_min_coverage
         else:
             if self.reports_coverage or self.keeps_coverage:
-                coverage = np.ones(
-                    (*sums.shape[:3], self.coverage_plan.problem.filters), self.plan.dtype
-                )
+                shape = (*sums.shape[:3], self.coverage_plan.problem.filters)
+                coverage = np.ones(shape, self.plan.dtype)
                 self._fill(coverage, boxes.empty, 0.0, team)
-
-            def divide_box(number: int, team: Team) -> int:
-                box = boxes.divided[number]
-                own = None if coverage is None else coverage[box.slices]
-                counted = None if inside is None else inside[box.slices]
-                return self._divide(
-                    work, box, team, Division(missing.min_coverage, empty_value, own, counted)
-                )
-
-            below = self._on_boxes(work, boxes.divided, divide_box, [self.coverage_plan])
-            empty = boxes.empty_count
-            if inside is not None:
-                empty = sum(
-                    int(np.count_nonzero(inside[box.slices])) for box in boxes.empty_in_mask
-                )
-            below += empty * channels
-            if (
-                self.keeps_coverage
-                and coverage is not None
-                and history.cached_bytes + coverage.nbytes <= KEPT_BYTES
-            ):
-                history.coverage_cache[work.slab.start] = boxes._replace(
-                    below_min_coverage=below, coverage=coverage
-                )
-                history.cached_bytes += coverage.nbytes
+            below = self._divide_boxes(work, boxes, division, coverage, inside)
+            if coverage is not None:
+                self._cache_coverage(work, boxes, below, coverage)
         self._fill(sums, boxes.empty, empty_value, team)
         self._count(below, inside)
         history.coverage = coverage if self.reports_coverage else None
 
+    def _divide_boxes(
+        self,
+        work: _Work,
+        boxes: _SlabBoxes,
+        division: Division,
+        coverage: Array | None,
+        inside: Array | None,
+    ) -> int:
+        """Compute the coverage of `boxes.divided` and divide their sums by it.
+
+        coverage : (d, h, w, c or 1) or None    filled, if it is reported or cached
+        inside : (d, h, w, 1) or None           only outputs where it is above 0 are counted
+        Returns the number of outputs of the slab below the minimal coverage.
+        """
+        assert self.coverage_plan is not None
+
+        def divide_box(number: int, team: Team) -> int:
+            box = boxes.divided[number]
+            box_division = division._replace(
+                coverage=None if coverage is None else coverage[box.slices],
+                inside=None if inside is None else inside[box.slices],
+            )
+            return self._divide(work, box, team, box_division)
+
+        below = self._on_boxes(work, boxes.divided, divide_box, [self.coverage_plan])
+        empty = boxes.empty_count
+        if inside is not None:
+            empty = sum(int(np.count_nonzero(inside[box.slices])) for box in boxes.empty_in_mask)
+        channels: int = work.sums.shape[3]
+        return below + empty * channels
+
+    def _cache_coverage(self, work: _Work, boxes: _SlabBoxes, below: int, coverage: Array) -> None:
+        """Keep a slab's coverage for the next part of the volume, if it can be reused and fits."""
+        history = self.history
+        fits = history.cached_bytes + coverage.nbytes <= COVERAGE_CACHE_BYTES
+        if self.keeps_coverage and fits:
+            history.coverage_cache[work.slab.start] = boxes._replace(
+                below_min_coverage=below, coverage=coverage
+            )
+            history.cached_bytes += coverage.nbytes
+
     def _mask_at_centre(self, work: _Work) -> Array | None:
-        """The mask under each output (d, h, w, 1), above 0 inside it; None without one."""
+        """The mask under each output's centre (d, h, w, 1), or None without a mask."""
         mask = work.slab.mask
         return None if mask is None else self._at_centre(mask, mask.source, work.sums.shape)
 
     def _count(self, below: int, inside: Array | None) -> None:
-        """Count a slab's outputs without enough coverage (with a mask: inside it), and see whether others have enough."""
+        """Add a slab's outputs below the minimal coverage to the history.
+
+        inside : (d, h, w, 1) or None   the mask; note whether any output inside it has a mean
+        """
         history = self.history
         history.below_min_coverage += below
         if not history.any_mean and inside is not None:
             history.any_mean = bool(np.count_nonzero(inside) * self.problem.filters > below)
 
     def _fill(self, array: Array, boxes: list[Box], value: float, team: Team) -> None:
-        """Set boxes of an array to a value."""
+        """Set boxes of an array (d, h, w, c) to a value."""
         tasks = [boxes[first :: 2 * team.threads] for first in range(2 * team.threads)]
 
         def fill(_: int, task: int) -> None:
@@ -506,43 +570,30 @@ class MaskedConvolution(Convolution):
         if boxes:
             team.run(len(tasks), fill)
 
-    def _boxes(self, work: _Work, flagged: list[Box], summed: bool) -> _SlabBoxes:
-        """The boxes of a slab to sum (none if it is summed), and those to divide by coverage."""
-        kept = self.history.coverage_cache.get(work.slab.start)
-        if kept is not None:
-            return kept
-        slab, problem, plan, team = work.slab, self.problem, self.coverage_plan, work.team
+    def _boxes(self, work: _Work, flagged: list[Box], is_summed: bool) -> _SlabBoxes:
+        """The boxes of a slab to sum (none if `is_summed`) and those to divide by coverage."""
+        cached = self.history.coverage_cache.get(work.slab.start)
+        if cached is not None:
+            return cached
+        problem, plan = self.problem, self.coverage_plan
         assert plan is not None
         depth, height, width, _ = work.sums.shape
         block = block_of((depth, height, width), self.plan, plan)
         region = Box.whole(work.sums.shape)
-        if flagged:  # whole blocks of planes that hold them all
+        if flagged:  # only the planes of flagged outputs, in whole blocks
             first, last = min(box.depth[0] for box in flagged), max(box.depth[1] for box in flagged)
             region = region._replace(depth=align((first, last), block[0], depth))
-        found = in_mask = None
-        if slab.mask is not None:
-            positions = self._positions(slab.mask)
-            found = classify_blocks(slab.mask.source, positions, problem, region, block, None, team)
-            in_mask = found.in_mask
-        if found is None or not self._by_mask_alone:
-            voxels = CertaintySource(work.certainty, work.scale, self.plan.dtype)
-            own = classify_blocks(
-                slab.source, self._positions(slab), problem, region, block, voxels, team
-            )
-            incomplete = own.incomplete if found is None else found.incomplete | own.incomplete
-            present = own.present if found is None else found.present & own.present
-        else:
-            incomplete, present = found.incomplete, found.present
+        incomplete, present, in_mask = self._classify(work, region, block)
         wanted = present
         if in_mask is not None and self.missing.mask_mode == "clip" and not self.reports_coverage:
-            wanted = wanted & in_mask  # outside the mask stands 0, whatever the mean
+            wanted = wanted & in_mask  # outputs outside the mask are set to 0 anyway
         halo_depth, halo_height, halo_width = (
             -(-(e - s) // s) for e, s in zip(problem.extent, problem.strides, strict=True)
         )
         halo = halo_depth, halo_height, halo_width
-        needed = [] if summed else boxes_around(wanted, block, region, halo)
+        summed = [] if is_summed else boxes_around(wanted, block, region, halo)
         divided = boxes_around(wanted & incomplete, block, region, halo)
-        # outputs below `min_coverage` within a division are counted there
+        # the division itself counts the outputs below `min_coverage` in its boxes
         empty_count = count_outside(~wanted, block, region, divided)
         empty_in_mask = []
         if in_mask is not None:
@@ -550,21 +601,48 @@ class MaskedConvolution(Convolution):
                 flags_outside(in_mask & ~present, block, region, divided), block, region
             )
         return _SlabBoxes(
-            needed, divided, strips_of(~wanted, block, region), empty_count, empty_in_mask
+            summed, divided, strips_of(~wanted, block, region), empty_count, empty_in_mask
         )
+
+    def _classify(
+        self, work: _Work, region: Box, block: Triple
+    ) -> tuple[Flags, Flags, Flags | None]:
+        """The flags of `BlockFlags` for mask and voxels together; `in_mask` is None without a mask.
+
+        A window is present if certainties above 0 occur in it both in the mask and in the voxels.
+        """
+        slab, problem, team = work.slab, self.problem, work.team
+        masked = None
+        if slab.mask is not None:
+            positions = self._positions(slab.mask)
+            masked = classify_blocks(
+                slab.mask.source, positions, problem, region, block, None, team
+            )
+            if self._mask_is_certainty:
+                return masked
+        source = CertaintySource(work.certainty, work.scale, self.plan.dtype)
+        voxels = classify_blocks(
+            slab.source, self._positions(slab), problem, region, block, source, team
+        )
+        if masked is None:
+            return voxels.incomplete, voxels.present, None
+        incomplete, present = masked.incomplete | voxels.incomplete, masked.present & voxels.present
+        return incomplete, present, masked.in_mask
 
     def _on_boxes(
         self, work: _Work, boxes: list[Box], run: Callable[[int, Team], int], plans: list[Plan]
     ) -> int:
-        """Run over boxes of a slab by number: large ones by the whole team, others side by side.
+        """Process the boxes of a slab: all threads share a large box, each takes a small one.
 
-        Returns the sum of what `run` returns.
+        run : callable          takes the box's number and a team; returns a count
+        plans : list of Plan    plans that `run` uses
+        Returns the sum of the counts.
         """
         team = work.team
         by_size = sorted(range(len(boxes)), key=lambda number: -boxes[number].size.voxels)
-        whole = math.prod(work.sums.shape[:3])
+        voxels = math.prod(work.sums.shape[:3])
         large = [
-            number for number in by_size if boxes[number].size.voxels * 4 * team.threads > whole
+            number for number in by_size if boxes[number].size.voxels * 4 * team.threads > voxels
         ]
         small = by_size[len(large) :]
         counts = [run(number, team) for number in large]
@@ -576,8 +654,8 @@ class MaskedConvolution(Convolution):
         return sum(counts)
 
     def _divide_edges(self, work: _Work, edges: EdgeCoverage) -> None:
-        """Divide by the weight inside the volume, of which outputs near its edges have less than 1."""
-        missing, real = self.missing, self.plan.dtype
+        """Divide the outputs near the volume's edges by the kernel's weight inside the volume."""
+        real = self.plan.dtype
         slab = Box.at((work.slab.start, 0, 0), work.sums.shape[:3])
         if self.reports_coverage:
             coverage = edges.at(slab, real)
@@ -585,17 +663,19 @@ class MaskedConvolution(Convolution):
                 abs(coverage - 1) <= near_one(real), real.type(1), coverage
             )
         pieces = [
-            (work.sums[box.within(slab).slices], edges.at(own, real))
-            for box, own in edges.edges(slab)
+            (work.sums[box.within(slab).slices], edges.at(source, real))
+            for box, source in edges.edges(slab)
         ]
-        self.history.below_min_coverage += divide(
-            pieces, Division(missing.min_coverage, math.nan), work.team
-        )
+        division = Division(self.missing.min_coverage, math.nan)
+        self.history.below_min_coverage += divide(pieces, division, work.team)
 
     # -- labels
 
-    def _by_labels(self, work: _Work) -> None:
-        """Means over the voxels of the output's own region: those of each region in the box that it lies in."""
+    def _mean_by_label(self, work: _Work) -> None:
+        """Compute each output's mean over the voxels of its own region.
+
+        Every region is computed in the box around its outputs.
+        """
         slab, sums, missing, real = work.slab, work.sums, self.missing, self.plan.dtype
         assert slab.mask is not None
         assert self.coverage_plan is not None
@@ -608,41 +688,39 @@ class MaskedConvolution(Convolution):
         present = [label for label in range(1, len(extents)) if extents[label, 0, 1] >= 0]
         boxes = [_box_of(extents[label]).align(alignment, size) for label in present]
 
-        def one(number: int, team: Team) -> int:
+        def mean_of_region(number: int, team: Team) -> int:
             label, box = present[number], boxes[number]
             shape = (*box.size, sums.shape[3])
             inside = (labels[box.slices] == label)[..., None]
             worker = team.worker if isinstance(team, SerialWorker) else "of all"
             means = self.history.buffer(f"means {worker}", shape, real)
-            own = None if coverage is None else np.empty(shape, real)
+            box_coverage = None if coverage is None else np.empty(shape, real)
             regional = work._replace(certainty=work.certainty._replace(label=float(label)))
             self._sum(regional, box, team, out=means)
-            division = Division(missing.min_coverage, 0.0, own, inside.view(np.uint8))
+            division = Division(missing.min_coverage, 0.0, box_coverage, inside.view(np.uint8))
             below = self._divide(regional, box, team, division, sums=means)
             np.copyto(sums[box.slices], means, where=inside)
-            if coverage is not None and own is not None:
-                np.copyto(coverage[box.slices], own, where=inside)
+            if coverage is not None and box_coverage is not None:
+                np.copyto(coverage[box.slices], box_coverage, where=inside)
             return below
 
-        below = self._on_boxes(work, boxes, one, [self.plan, self.coverage_plan])
+        below = self._on_boxes(work, boxes, mean_of_region, [self.plan, self.coverage_plan])
         self._count(below, labels[..., None])
         self.history.coverage = coverage
 
-    # -- what comes after
+    # -- after the means
 
-    def _end(self, work: _Work, out: Array, outputs: slice) -> int:
-        """Add the bias, apply activations, fill the outside of a mask, and store.
+    def _finish_means(self, work: _Work, out: Array, outputs: slice) -> int:
+        """Add the bias, apply activations, set outputs outside a mask, and store them in `out`.
 
-        Returns how many voxels the output's dtype could not hold.
+        Returns the number of values clipped to the dtype of `out`.
         """
         slab, sums = work.slab, work.sums
-        mask_mode = (
-            None
-            if slab.mask is None or self.missing.mask_mode == "extend"
-            else self.missing.mask_mode
-        )
-        if self.missing.labels:
-            mask_mode = "keep" if self.missing.mask_mode == "keep" else "clip"
+        mask_mode = None if slab.mask is None else self.missing.mask_mode
+        if self.missing.labels:  # no region has means outside itself
+            mask_mode = "keep" if mask_mode == "keep" else "clip"
+        elif mask_mode == "extend":
+            mask_mode = None
         inside = voxels = None
         if slab.mask is not None and mask_mode is not None:
             inside = self._at_centre(slab.mask, slab.mask.source, sums.shape)
@@ -657,7 +735,7 @@ class MaskedConvolution(Convolution):
             if self._in_tiles:
                 self._activate(part)
 
-        def put_outside(_: int, plane: int) -> None:
+        def keep_outside(_: int, plane: int) -> None:
             assert inside is not None
             assert voxels is not None
             part, (slope, intercept) = sums[plane : plane + 1], work.scale
@@ -672,7 +750,7 @@ class MaskedConvolution(Convolution):
         if self.bias is not None or self._in_tiles:
             work.team.run(len(sums), activate)
         if voxels is not None:
-            work.team.run(len(sums), put_outside)
+            work.team.run(len(sums), keep_outside)
         elif inside is not None:
             clear(sums, inside, work.team)
         if stores:
@@ -680,22 +758,30 @@ class MaskedConvolution(Convolution):
         return int(clipped.sum()) if sums is out or stores else self._finish(sums, out, work.team)
 
     def _at_centre(self, slab: SlabInput, voxels: Array, shape: tuple[int, ...]) -> Array:
-        """Voxels (d, h, w, c) under the kernel's centre for each output; 0 outside the volume."""
+        """The voxel under the kernel's centre for each output (d, h, w, c); 0 outside the volume.
+
+        voxels : (planes, rows, columns, c)     the slab's source, or its mask
+        shape : (d, h, w, ...)                  of the outputs
+        """
         problem = self.problem
         for axis, indices in enumerate(self._positions(slab)):
             first = round(problem.centre[axis] * problem.dilation_rate[axis])
-            places = np.array(indices[first :: problem.strides[axis]][: shape[axis]])
-            if len(places) > 1 and (np.diff(places) == 1).all() and places[0] >= 0:
-                taken = voxels[(slice(None),) * axis + (slice(places[0], places[-1] + 1),)]
+            centres = np.array(indices[first :: problem.strides[axis]][: shape[axis]])
+            if len(centres) > 1 and (np.diff(centres) == 1).all() and centres[0] >= 0:
+                taken = voxels[(slice(None),) * axis + (slice(centres[0], centres[-1] + 1),)]
             else:
-                taken = voxels.take(np.maximum(places, 0), axis=axis)
-                taken[(slice(None),) * axis + (places < 0,)] = 0
+                taken = voxels.take(np.maximum(centres, 0), axis=axis)
+                taken[(slice(None),) * axis + (centres < 0,)] = 0
             voxels = taken
         return voxels
 
 
 class _Work(NamedTuple):
-    """A slab being computed: its input, the sums of its outputs (d, h, w, c), and the certainty of its voxels."""
+    """A slab being computed.
+
+    sums : (d, h, w, c)     numerators, then means, of its outputs
+    scale : (slope, intercept) of its stored voxels
+    """
 
     slab: SlabInput
     sums: Array
@@ -705,12 +791,17 @@ class _Work(NamedTuple):
 
 
 class _SlabBoxes(NamedTuple):
-    """Boxes of a slab to sum, boxes to divide by coverage, and boxes without any voxel of certainty above 0.
+    """The boxes of a slab, by what is done with them.
 
-    empty_count : outputs in `empty` that no box in `divided` covers
-    empty_in_mask : the boxes of them that hold outputs inside the mask
-    below_min_coverage, coverage : of the whole slab, where they are kept for the next part of the volume:
-        outputs with too little coverage, and (d, h, w, c)
+    summed : compute their numerators
+    divided : divide them by their coverage
+    empty : no voxel in their windows has a certainty above 0, or (mode clip) all their outputs lie
+        outside the mask
+    empty_count : number of outputs in `empty` that no box in `divided` covers
+    empty_in_mask : boxes with outputs inside the mask whose windows have no certainty above 0, if
+        no box in `divided` covers them
+    below_min_coverage, coverage : of the whole slab, if cached for the next part of the volume:
+        number of outputs below the minimal coverage, and coverage (d, h, w, c or 1)
     """
 
     summed: list[Box]
@@ -723,12 +814,15 @@ class _SlabBoxes(NamedTuple):
 
 
 def certainty_is_shared(missing: Missing) -> bool:
-    """Whether certainty is the same for all channels and time points."""
+    """Whether all channels and time points have the same certainties."""
     return missing.nan != "ignore" and missing.value is None
 
 
 def common_alignment(*plans: Plan) -> Triple:
-    """The multiples at which boxes begin and end, so that each plan gives them the bits of the whole volume."""
+    """The multiples along depth, height and width to which boxes are aligned.
+
+    Every plan computes an aligned box bit for bit as it computes the whole volume.
+    """
     depth, height, width = (
         math.lcm(*sizes) for sizes in zip(*(plan.block_alignment for plan in plans), strict=True)
     )
@@ -736,22 +830,26 @@ def common_alignment(*plans: Plan) -> Triple:
 
 
 def block_of(size: tuple[int, ...], *plans: Plan) -> Triple:
-    """The outputs of a block that is classified as a whole: what plans compute together, or a small block."""
+    """The size of the blocks to classify: the plans' alignment, or `BLOCK` along axes without one.
+
+    size : outputs of the slab along depth, height and width
+    """
     alignment = common_alignment(*plans)
     depth, height, width = (
-        g if g > 1 else min(b, n) for g, b, n in zip(alignment, BLOCK, size, strict=False)
+        unit if unit > 1 else min(block, n)
+        for unit, block, n in zip(alignment, BLOCK, size, strict=False)
     )
     return depth, height, width
 
 
 def _box_of(extent: NDArray[np.int64]) -> Box:
-    """The box from the first to the last output, (3, 2), along each axis."""
+    """The box of an extent (3, 2): the first and the last output along each axis."""
     depth, height, width = ((int(first), int(last) + 1) for first, last in extent)
     return Box(depth, height, width)
 
 
-def _cut(positions: Positions, problem: ConvProblem, box: Box) -> Positions:
-    """The positions that a box of outputs reads."""
+def _crop_positions(positions: Positions, problem: ConvProblem, box: Box) -> Positions:
+    """The positions that the taps of a box of outputs span."""
     planes, rows, columns = (
         indices[a * stride : (b - 1) * stride + extent]
         for indices, (a, b), stride, extent in zip(
@@ -761,15 +859,15 @@ def _cut(positions: Positions, problem: ConvProblem, box: Box) -> Positions:
     return planes, rows, columns
 
 
-def _cut_certainty(certainty: Certainty, problem: ConvProblem, box: Box) -> Certainty:
-    """The certainty of the voxels that a box of outputs reads."""
+def _crop_certainty(certainty: Certainty, problem: ConvProblem, box: Box) -> Certainty:
+    """The certainty of the voxels in the windows of a box of outputs."""
     if certainty.mask is None:
         return certainty
-    return certainty._replace(positions=_cut(certainty.positions, problem, box))
+    return certainty._replace(positions=_crop_positions(certainty.positions, problem, box))
 
 
 @lru_cache(maxsize=4)
 def whole_planes(problem: ConvProblem) -> tuple[list[int], list[int]]:
-    """For every position of the taps along height and width, its row and column."""
+    """The row and column of every height and width position that taps span in whole planes."""
     rows, columns = (problem.source_indices(axis, 0, problem.out_size[axis]) for axis in (1, 2))
     return rows, columns

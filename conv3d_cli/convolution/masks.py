@@ -1,8 +1,8 @@
-"""Masks: a volume's values as certainties, or as the numbers of regions, checked against the volume they are for.
+"""Masks: certainties or region labels, read from a volume and checked against the one they mask.
 
-Only ratios of a mask's values matter: certainties are its values divided by the largest. So the masks 0/255 and
-0/1 are the same, and a coverage is a fraction of 1. The check and the use of a mask read it by the same function,
-`_scaled`.
+Only the ratios of a mask's values matter: a certainty is a value divided by the largest one. So the
+masks 0/255 and 0/1 are equivalent, and a coverage is a fraction of 1. `check_mask` and `Mask` scale
+stored values by the same function, `_scaled`.
 """
 
 from __future__ import annotations
@@ -20,22 +20,23 @@ from conv3d_cli.model.spec import AXIS_NAMES
 from conv3d_cli.model.volume import Array, VolumeHeader, VolumeReader
 
 MOST_LABELS = 1 << 16
-LABEL_TOLERANCE = 0.01  # from a whole number: what integers with a slope make of labels
-# Of an intercept: what the rounding of slope and intercept to float32 may leave of a 0.
+# Largest distance of a label from a whole number, since a slope turns integers into fractions.
+LABEL_TOLERANCE = 0.01
+# Values up to this fraction of the intercept are 0: slope and intercept are rounded to float32.
 ROUNDED_ZERO = 2.0**-22
-MASK_TOLERANCE = 0.01  # voxels that a mask's corner may lie from the volume's
-PLANES = 16  # read at a time to be checked
-PIECE = 1 << 16  # voxels that are scaled at a time: they stay in the caches
+MASK_TOLERANCE = 0.01  # voxels between a corner of the mask and that of the volume
+PLANES = 16  # planes checked at a time
+PIECE = 1 << 16  # voxels scaled at a time: they fit into the caches
 
 
 @dataclass(frozen=True)
 class Mask:
     """A mask that fits its volume; made by `check_mask`.
 
-    reader : VolumeReader   random access, one channel; stays the caller's to close
-    labels : bool           its numbers are regions
-    largest : float         of its values, above 0
-    binary : bool           it is stored as 0 and one other number alone, without a slope
+    reader : VolumeReader   random access, one channel; the caller closes it
+    labels : bool           values are numbers of regions, not certainties
+    largest : float         the largest value, above 0
+    binary : bool           stored values are 0 and one other number, without a slope
     """
 
     reader: VolumeReader
@@ -44,39 +45,42 @@ class Mask:
     binary: bool = False
 
     def certainty(self, stored: Array, real: np.dtype[np.float32 | np.float64]) -> Array:
-        """The certainty of stored voxels, a fraction of 1; of regions, their numbers. Above 0 wherever the mask is.
+        """Certainties, or numbers of regions, of stored voxels.
 
-        stored : (planes, rows, columns)    as the reader gives them
-        Returns the same shape, rows contiguous: uint8 for a binary mask, and for bytes that need no change; else `real`.
+        stored : (planes, rows, columns)    as the reader returns them
+        real : dtype                        of the arithmetic, float32 or float64
+        Returns an array of the same shape with contiguous rows: certainties are fractions of 1, and
+        above 0 wherever the mask is. Its dtype is uint8 for a binary mask and for bytes that are
+        used as they are stored, else `real`.
         """
         divisor = 1.0 if self.labels else self.largest
-        as_stored = self._as_stored
-        if as_stored and stored.dtype.kind in "bu" and stored.dtype.itemsize == 1:
+        is_unscaled = self._is_unscaled
+        if is_unscaled and stored.dtype.kind in "bu" and stored.dtype.itemsize == 1:
             return np.ascontiguousarray(stored).view(np.uint8)
         if self.binary:
             return np.not_equal(stored, 0, order="C").view(np.uint8)
-        if as_stored and (stored.dtype.kind != "f" or (stored.dtype == real and not self.labels)):
+        if is_unscaled and (stored.dtype.kind != "f" or (stored.dtype == real and not self.labels)):
             return np.ascontiguousarray(stored, real)
         certainty = np.empty(stored.shape, real)
         rows = max(1, PIECE // stored.shape[2])
         for plane, start in itertools.product(range(len(stored)), range(0, stored.shape[1], rows)):
-            here = plane, slice(start, start + rows)
-            certainty[here] = self._fractions(stored[here], divisor, real)
+            piece = plane, slice(start, start + rows)
+            certainty[piece] = self._fractions(stored[piece], divisor, real)
         return certainty
 
     @property
-    def _as_stored(self) -> bool:
-        """Whether stored values are what voxels weigh."""
+    def _is_unscaled(self) -> bool:
+        """Whether stored values are certainties (or numbers of regions) without any change."""
         return (self.labels or self.largest == 1) and self.reader.header.scale == (1.0, 0.0)
 
-    def weight_itemsize(self, real: np.dtype[np.float32 | np.float64]) -> int:
-        """Bytes of a voxel in what `weights` returns."""
+    def certainty_itemsize(self, real: np.dtype[np.float32 | np.float64]) -> int:
+        """Bytes per voxel of the array that `certainty` returns."""
         stored = self.reader.header.dtype
         one_byte = stored.kind in "bu" and stored.itemsize == 1
-        return 1 if self.binary or (self._as_stored and one_byte) else real.itemsize
+        return 1 if self.binary or (self._is_unscaled and one_byte) else real.itemsize
 
     def inside(self, stored: Array) -> NDArray[np.bool_]:
-        """Where stored voxels are above 0."""
+        """Whether each stored voxel is above 0; an array of the same shape."""
         inside: NDArray[np.bool_] = _scaled(stored, self.reader.header.scale, self.labels) > 0
         return inside
 
@@ -85,14 +89,18 @@ class Mask:
     ) -> Array:
         values = _scaled(stored, self.reader.header.scale, self.labels)
         fractions = (values / divisor).astype(real)
-        # a fraction too small for the dtype is inside the mask none the less
+        # a fraction that rounds to 0 is still inside the mask
         return np.maximum(fractions, np.finfo(real).tiny, out=fractions, where=values > 0)
 
 
 def _scaled(stored: Array, scale: tuple[float, float], labels: bool) -> NDArray[np.float64]:
-    """The values of stored voxels, any shape. Labels are whole where they are near it; what rounding leaves of a 0 is 0."""
+    """Values of stored voxels, an array of the same shape.
+
+    Labels are rounded within `LABEL_TOLERANCE` of a whole number; for certainties, values within
+    `ROUNDED_ZERO` of 0 become 0.
+    """
     slope, intercept = scale
-    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused
+    with np.errstate(over="ignore", invalid="ignore"):  # `check_mask` refuses non-finite values
         values = stored.astype(np.float64)
         if scale != (1.0, 0.0):
             values *= slope
@@ -106,101 +114,122 @@ def _scaled(stored: Array, scale: tuple[float, float], labels: bool) -> NDArray[
 
 
 def check_mask(reader: VolumeReader, header: VolumeHeader, labels: bool = False) -> Mask:
-    """Check that a mask fits a volume: the same grid, one channel, numbers from 0 on, and one of them above 0.
+    """Check a mask against its volume: same grid, one channel, values from 0 on, not all 0.
 
-    reader : VolumeReader   random access; all of it is read
-    labels : bool           its numbers are regions: whole, or within `LABEL_TOLERANCE` of it, and below `MOST_LABELS`
-    Raises: ShapeError.
+    reader : VolumeReader   of the mask, random access; it is read to the end
+    header : VolumeHeader   of the volume
+    labels : bool           values are numbers of regions: whole numbers (within `LABEL_TOLERANCE`)
+                            below `MOST_LABELS`
+    Raises: ShapeError if the mask does not fit.
     """
-    size, wanted = reader.header.shape, header.shape
-    if size[1:4] != wanted[1:4] or size[0] * size[4] != 1:
-        differing = [
-            f"{name} {a} against {b}" for name, a, b in zip(AXIS_NAMES, size[1:4], wanted[1:4], strict=True)
-            if a != b
-        ] + ([f"{size[0]} time points and {size[4]} channels against 1"] if size[0] * size[4] != 1 else [])  # fmt: skip
-        raise ShapeError(
-            f"the mask {reader.path} has another grid than the volume: {', '.join(differing)}; resample it"
-        )
-    distances = _corner_distances(header.grid, reader.header.grid, wanted[1:4])
-    worst = int(distances.argmax())
-    if distances[worst] > MASK_TOLERANCE:
-        raise ShapeError(
-            f"the mask {reader.path} lies elsewhere in the world than the volume: up to {distances[worst]:.3g} voxels along "
-            f"{AXIS_NAMES[worst]}; resample it to the volume's grid"
-        )
+    _check_grid(reader, header)
     scale = reader.header.scale
     low, high = math.inf, -math.inf
     binary = scale == (1.0, 0.0) and not labels
-    for start in range(0, size[1], PLANES):
-        stored = reader.read(0, slice(start, min(start + PLANES, size[1])), slice(0, 1))
+    depth = reader.header.shape[1]
+    for start in range(0, depth, PLANES):
+        stored = reader.read(0, slice(start, min(start + PLANES, depth)), slice(0, 1))
         ends = _scaled(np.array([stored.min(), stored.max()]), scale, labels)
         if not np.isfinite(ends).all():
             raise ShapeError(
-                f"the mask {reader.path} holds NaN or infinity; weights are numbers from 0 on"
+                f"the mask {reader.path} holds NaN or infinity; a mask holds numbers from 0 on"
             )
-        before, low, high = high, min(low, float(ends.min())), max(high, float(ends.max()))
-        if binary:  # blocks of 0 leave the other number open
+        high_before = high
+        low, high = min(low, float(ends.min())), max(high, float(ends.max()))
+        if binary:  # planes of 0 do not tell the other number
             most = stored.max()
             binary = (
-                before in (-math.inf, 0.0, high)
+                high_before in (-math.inf, 0.0, high)
                 and float(most) in (0.0, high)
-                and _holds_two(stored, most)
+                and _is_binary(stored, most)
             )
         if labels:
             _check_labels(reader, stored, high)
         reader.release(0, start)
     if low < 0:
         raise ShapeError(
-            f"the mask {reader.path} holds numbers below 0 ({low:g}); weights are numbers from 0 on"
+            f"the mask {reader.path} holds numbers below 0 ({low:g}); a mask holds numbers "
+            "from 0 on"
         )
     if high <= 0:
-        raise ShapeError(f"the mask {reader.path} is empty: it holds 0 alone")
+        raise ShapeError(f"the mask {reader.path} is empty: all its voxels are 0")
     return Mask(reader, labels, high, binary)
 
 
-def _holds_two(stored: Array, most: Array) -> bool:
-    """Whether voxels are all 0 or `most`."""
+def _check_grid(reader: VolumeReader, header: VolumeHeader) -> None:
+    """Check that a mask has one channel and the volume's size and place. Raises: ShapeError."""
+    size, wanted = reader.header.shape, header.shape
+    differences = [
+        f"{name} {a} against {b}"
+        for name, a, b in zip(AXIS_NAMES, size[1:4], wanted[1:4], strict=True)
+        if a != b
+    ]
+    if size[0] * size[4] != 1:
+        differences.append(f"{size[0]} time points and {size[4]} channels against 1")
+    if differences:
+        raise ShapeError(
+            f"the mask {reader.path} has another grid than the volume: {', '.join(differences)}; "
+            "resample it"
+        )
+    distances = _corner_distances(header.grid, reader.header.grid, wanted[1:4])
+    worst = int(distances.argmax())
+    if distances[worst] > MASK_TOLERANCE:
+        raise ShapeError(
+            f"the mask {reader.path} lies elsewhere in the world than the volume: up to "
+            f"{distances[worst]:.3g} voxels along {AXIS_NAMES[worst]}; resample it to the volume's "
+            "grid"
+        )
+
+
+def _is_binary(stored: Array, most: Array) -> bool:
+    """Whether all voxels are 0 or `most`."""
     if stored.dtype.kind == "b" or (stored.dtype.kind == "u" and most <= 1):
         return True
     return all(bool(((plane == 0) | (plane == most)).all()) for plane in stored)
 
 
 def _check_labels(reader: VolumeReader, stored: Array, high: float) -> None:
-    """Check that voxels are numbers of regions, the highest of which is `high`. Raises: ShapeError."""
+    """Check that stored voxels are numbers of regions.
+
+    high : the largest label read so far
+    Raises: ShapeError.
+    """
     scale = reader.header.scale
-    broken = None
+    fraction = None
     if stored.dtype.kind == "f" or scale != (1.0, 0.0):
         for plane in stored:
             values = _scaled(plane, scale, labels=True)
             if (values != np.rint(values)).any():
-                broken = float(values[values != np.rint(values)][0])
+                fraction = float(values[values != np.rint(values)][0])
                 break
-    if high < MOST_LABELS and broken is None:
+    if high < MOST_LABELS and fraction is None:
         return
-    slope = (
-        ""
-        if scale == (1.0, 0.0)
-        else f" (stored with the slope {scale[0]:g} and the intercept {scale[1]:g})"
-    )
-    cure = (
-        "number the regions from 1 on"
-        if broken is None
-        else "store them as integers without a slope"
-    )
+    slope, intercept = scale
+    stored_as = ""
+    if scale != (1.0, 0.0):
+        stored_as = f" (stored with the slope {slope:g} and the intercept {intercept:g})"
+    if fraction is None:
+        received, cure = high, "number the regions from 1 on"
+    else:
+        received, cure = fraction, "store them as integers without a slope"
     raise ShapeError(
         f"the labels in {reader.path} must be whole numbers from 0 to {MOST_LABELS - 1}, received "
-        f"{high if broken is None else broken:.9g}{slope}; {cure}"
+        f"{received:.9g}{stored_as}; {cure}"
     )
 
 
 def _corner_distances(grid: Grid, other: Grid, size: tuple[int, ...]) -> NDArray[np.float64]:
-    """The largest distances between the corners of two grids along D, H, W, in voxels; 0 if either is unknown."""
+    """The largest distance between corners of two grids along D, H, W, in voxels of the first.
+
+    size : voxels along D, H, W
+    Distances are 0 if either affine is unknown or the first is singular.
+    """
     if grid.affine is None or other.affine is None or abs(np.linalg.det(grid.affine)) < 1e-30:
         return np.zeros(3)
-    factor = (
-        1.0 if grid.unit is None or other.unit is None else UNITS[other.unit] / UNITS[grid.unit]
-    )
+    factor = 1.0
+    if grid.unit is not None and other.unit is not None:
+        factor = UNITS[other.unit] / UNITS[grid.unit]
     corners = np.array([(*c[::-1], 1.0) for c in itertools.product(*((0, n - 1) for n in size))]).T
-    theirs = np.diag([factor, factor, factor, 1.0]) @ other.affine
-    moved = np.linalg.solve(grid.affine, (theirs - grid.affine) @ corners)[:3]
-    return np.asarray(np.abs(moved).max(axis=1)[::-1])
+    other_affine = np.diag([factor, factor, factor, 1.0]) @ other.affine
+    distances = np.linalg.solve(grid.affine, (other_affine - grid.affine) @ corners)[:3]
+    return np.asarray(np.abs(distances).max(axis=1)[::-1])

@@ -1,4 +1,4 @@
-"""A convolution made ready: the engine's plan, and what happens to its sums."""
+"""A convolution ready to run: the engine's plan, and the steps that follow its sums."""
 
 from __future__ import annotations
 
@@ -24,23 +24,27 @@ if TYPE_CHECKING:
     from conv3d_cli.model.box import Slices
 
 Penalty = Callable[[Array], float]
-SLAB_COPIES = 3  # of its sums, that activations of whole slabs make
+SLAB_COPIES = 3  # copies of a slab's sums that activations of whole slabs make
 
 
 @dataclass
 class Convolution:
-    """One convolution made ready: the engine's plan, and what happens to its sums.
+    """One convolution ready to run: the engine's plan, and the steps that follow its sums.
 
-    plan : Plan                     of one part of a volume: all channels, or one where channels are streamed one by one
-    is_layer : bool                 whether a part gives all filters, or (a 3-D kernel, a bank) those of its own channels
+    plan : Plan                     plan for one part of a volume: all its channels, or one channel
+                                    if channels are streamed one by one
+    is_layer : bool                 True: each part yields all filters. False (a 3-D kernel or a
+                                    bank): it yields the filters of its own channels
     bias : (filters,) or None
-    activations : list              in order; those that look at one voxel run in the engine's tiles, from the first that
-                                    needs a whole axis on they run on the slab
-    channels_first : bool           the last axis of a softmax is then the width, as in Keras
+    activations : sequence          applied in order. Voxelwise ones run in the engine's tiles; the
+                                    first that needs a whole axis, and all after it, run on the slab
+    channels_first : bool           softmax then runs along the width, the last axis, as in Keras
     activity : callable or None     penalty of the output, summed over slabs in `activity_sum`
-    per_channel : int               filters of each channel, where it is no layer
-    magnitude : bool                the filters of a channel become one number: the root of the sum of their squares, taken after
-                                    the bias and before the activations
+    filters_per_channel : int       filters of each channel, if this is no layer
+    magnitude : bool                replace the filters of a channel by the root of the sum of their
+                                    squares, after the bias and before the activations
+
+    Raises: SpecError for a bias or an activation's parameter beyond the range of the plan's dtype.
     """
 
     plan: Plan
@@ -50,10 +54,10 @@ class Convolution:
     channels_first: bool = False
     activity: Penalty | None = None
     activity_sum: float = 0.0
-    per_channel: int = 1
+    filters_per_channel: int = 1
     magnitude: bool = False
 
-    takes_boxes: ClassVar[bool] = True  # whether boxes may be computed by themselves
+    takes_boxes: ClassVar[bool] = True  # whether a box can be computed without the rest of its slab
 
     @property
     def coverage(self) -> Array | None:
@@ -65,12 +69,15 @@ class Convolution:
 
     @property
     def below_min_coverage(self) -> int:
-        """How many outputs so far (with a mask: inside it) had less than `min_coverage` of the kernel's weight."""
+        """Number of outputs so far with less than `min_coverage` of the kernel's weight.
+
+        With a mask, only outputs inside it count.
+        """
         return 0
 
     @property
     def any_mean(self) -> bool:
-        """Whether some output (with a mask: inside it) has enough coverage for a mean."""
+        """Whether any output (with a mask: any inside it) has enough coverage for a mean."""
         return True
 
     @property
@@ -78,22 +85,29 @@ class Convolution:
         """All plans that run."""
         return [self.plan]
 
-    def memory(self, planes: int, made: int) -> dict[str, int]:
-        """Bytes taken beside input, output, the plan's scratch and weights, by name.
+    def memory(self, planes: int, computed: int) -> dict[str, int]:
+        """Bytes by name, in addition to input, output and the plan's scratch and weights.
 
-        planes, made : int      planes of the input at hand, and of the output computed at once
+        planes : int    input planes in memory
+        computed : int  output planes computed at once
         """
-        sums = self._sums_bytes(made)
+        sums = self._sums_bytes(computed)
         if self.magnitude:
             return {"sums": sums}
         return {"sums": (1 + SLAB_COPIES) * sums} if self.on_slabs else {}
 
-    def _sums_bytes(self, made: int) -> int:
+    def _sums_bytes(self, computed: int) -> int:
         problem = self.problem
-        return made * math.prod(problem.out_size[1:]) * problem.filters * self.plan.dtype.itemsize
+        return (
+            computed * math.prod(problem.out_size[1:]) * problem.filters * self.plan.dtype.itemsize
+        )
 
     def with_mask(self, slab: SlabInput, stop: int) -> SlabInput:
-        """The input of output planes up to `stop`, with a mask's beside it if there is one; called where slabs are read."""
+        """The slab with the mask's planes that it needs, if there is a mask.
+
+        slab : SlabInput    input of the output planes from `slab.start` to `stop` - 1
+        Called by the thread that reads slabs.
+        """
         return slab
 
     def __post_init__(self) -> None:
@@ -107,39 +121,39 @@ class Convolution:
                 if isinstance(value, int | float):
                     require_finite_in(value, real, f"{key} of activation {activation.name} is")
         if self.magnitude:
-            # late: it knows the compiler's loops
-            from conv3d_cli.engine.magnitude import (
-                VectorRoom,
-            )
+            from conv3d_cli.engine.magnitude import VectorRoom  # imports Numba
 
             self._vectors = VectorRoom()
-        useful = [a for a in self.activations if not a.is_linear]
+        effective = [a for a in self.activations if not a.is_linear]
         split = next(
-            (i for i, a in enumerate(useful) if a.kind != "voxel" or self.magnitude), len(useful)
+            (i for i, a in enumerate(effective) if a.kind != "voxel" or self.magnitude),
+            len(effective),
         )
-        self._in_tiles, self._on_slabs = useful[:split], useful[split:]
+        self._in_tiles, self._on_slabs = effective[:split], effective[split:]
 
     @property
     def problem(self) -> ConvProblem:
+        """The integers of the convolution of one part of a volume."""
         return self.plan.problem
 
     def outputs(self, channels: slice) -> slice:
-        """The filters that these input channels go through."""
+        """The filters that are applied to these input channels."""
         if self.is_layer:
             return slice(0, self.problem.filters)
-        return slice(channels.start * self.per_channel, channels.stop * self.per_channel)
+        filters = self.filters_per_channel
+        return slice(channels.start * filters, channels.stop * filters)
 
     def stored(self, channels: slice, count: int) -> slice:
-        """Where the output of these input channels belongs in a volume of `count` channels."""
-        every = self.is_layer or any(activation.halves for activation in self.activations)
-        if every:
+        """The channels of an output volume (of `count` channels) that these input channels fill."""
+        fills_all = self.is_layer or any(activation.halves for activation in self.activations)
+        if fills_all:
             return slice(0, count)
         return channels if self.magnitude else self.outputs(channels)
 
     @property
     def channels_out(self) -> int:
         """Channels of the output. Raises: ShapeError, see `channels_after`."""
-        filters = self.problem.filters // (self.per_channel if self.magnitude else 1)
+        filters = self.problem.filters // (self.filters_per_channel if self.magnitude else 1)
         return channels_after(filters, self.activations, self.channels_first)
 
     def convolve(
@@ -152,18 +166,28 @@ class Convolution:
         progress: Callable[[int], None] | None = None,
         around: tuple[Triple, Slices] | None = None,
     ) -> int:
-        """Fill out (d, h, w, c) with a slab's result. Returns how many voxels its dtype could not hold.
+        """Fill out (d, h, w, c) with a slab's result. Returns the number of clipped values.
 
+        scale : (slope, intercept)          of the stored voxels
+        outputs : slice                     the filters to compute, see the method `outputs`
+        progress : callable or None         gets the number of values finished, from any thread
         around : (sizes, place) or None     a larger box to compute, and the place of `out` in it
+        Raises: ValueError for an array or a table that does not fit, see `Plan.convolve_slab`.
         """
         return self._plain(slab, out, team, scale, outputs, progress, around).clipped
 
     def _plain(
-        self, slab: SlabInput, out: Array, team: Team, scale: tuple[float, float], outputs: slice,
+        self,
+        slab: SlabInput,
+        out: Array,
+        team: Team,
+        scale: tuple[float, float],
+        outputs: slice,
         progress: Callable[[int], None] | None = None,
-        around: tuple[Triple, Slices] | None = None, flags_incomplete: bool = False,
+        around: tuple[Triple, Slices] | None = None,
+        flags_incomplete: bool = False,
         certainty: Certainty | None = None,
-    ) -> SlabResult:  # fmt: skip
+    ) -> SlabResult:
         """See `convolve`; flags_incomplete, certainty and the result: see `Plan.convolve_slab`."""
         bias = None if self.bias is None else self.bias[outputs]
         whole = self.on_slabs or around is not None
@@ -174,10 +198,19 @@ class Convolution:
         elif whole:
             sums = np.empty((*size, self.problem.filters), self.plan.dtype)
         result = self.plan.convolve_slab(
-            slab.source, sums, slab.planes, team, rows=slab.rows, columns=slab.columns,
-            scale=scale, bias=bias, activation=self._activate if self._in_tiles else None, progress=progress,
-            flags_incomplete=flags_incomplete, certainty=certainty,
-        )  # fmt: skip
+            slab.source,
+            sums,
+            slab.planes,
+            team,
+            rows=slab.rows,
+            columns=slab.columns,
+            scale=scale,
+            bias=bias,
+            activation=self._activate if self._in_tiles else None,
+            progress=progress,
+            flags_incomplete=flags_incomplete,
+            certainty=certainty,
+        )
         if not whole:
             return result
         return result._replace(
@@ -185,11 +218,11 @@ class Convolution:
         )
 
     def _finish(self, sums: Array, out: Array, team: Team) -> int:
-        """Do what is left to do with a slab's activated sums. Returns how many voxels the output's dtype could not hold."""
+        """Apply the steps of whole slabs to its sums and store them. Returns the number clipped."""
         if self.magnitude:
             from conv3d_cli.engine.magnitude import magnitudes
 
-            sums = magnitudes(sums, self.per_channel, team)
+            sums = magnitudes(sums, self.filters_per_channel, team)
         for activation in self._on_slabs:
             if self.channels_first and activation.kind == "axis":
                 sums = np.moveaxis(activation(np.moveaxis(sums, 2, -1)), -1, 2)
@@ -201,7 +234,7 @@ class Convolution:
 
     @property
     def on_slabs(self) -> bool:
-        """Whether something runs on whole slabs after the sums: then they are held in the arithmetic's dtype first."""
+        """Whether a step runs on whole slabs, for which their sums are kept in the plan's dtype."""
         return bool(self._on_slabs) or self.magnitude or self.activity is not None
 
     def _activate(self, tile: NDArray[Any]) -> None:
@@ -210,20 +243,22 @@ class Convolution:
 
 
 def channels_after(channels: int, activations: Sequence[Activation], channels_first: bool) -> int:
-    """Channels that are left after activations: a glu halves them.
+    """The number of channels after activations: each glu halves it.
 
-    Raises: ShapeError if there is an odd number to halve.
+    Raises: ShapeError if the number is odd, or under channels_first.
     """
     for activation in activations:
         if activation.halves:
             if channels_first:
                 raise ShapeError(
-                    "activation 'glu' halves the last axis, which under channels_first is the width: a volume has no place "
-                    "for that; use data_format channels_last"
+                    "activation 'glu' halves the last axis, which under channels_first is the "
+                    "width: the output would not have the volume's width; use data_format "
+                    "channels_last"
                 )
             if channels % 2:
                 raise ShapeError(
-                    f"activation 'glu' halves the channels, received an odd number of them: {channels}"
+                    f"activation 'glu' halves the channels, received an odd number: {channels}; "
+                    "use an even number of filters"
                 )
             channels //= 2
     return channels

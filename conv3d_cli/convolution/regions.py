@@ -1,8 +1,8 @@
-"""Regions: which outputs have missing voxels in their windows, which have no voxel at all, and boxes around them.
+"""Find the outputs whose windows hold missing voxels or no voxel at all, and boxes around them.
 
-Certainty is known for blocks of input voxels (`engine.weighting.certainty_flags`), and is needed for blocks of
-outputs. The window of an output block is a product of positions along depth, height and width, so it is found axis
-by axis.
+The engine flags blocks of input voxels by their certainty (`engine.weighting.certainty_flags`);
+this module derives flags for blocks of outputs. The window of an output block is the product of
+its positions along depth, height and width, so each axis is treated on its own.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ from conv3d_cli.model.spec import ConvProblem, Triple
 Flags = NDArray[np.bool_]
 Positions = tuple[list[int], list[int], list[int]]
 
-UNITS = (1, BLOCK_ROWS, BLOCK_COLUMNS)  # input voxels that share their flags
+UNITS = (1, BLOCK_ROWS, BLOCK_COLUMNS)  # size of a block of input voxels with common flags
 
 
 class BlockFlags(NamedTuple):
-    """What the windows of blocks of outputs hold, (d, h, w) bool each.
+    """Flags of blocks of outputs, each an array (d, h, w) of bool with one value per block.
 
-    incomplete : some certainty in the window is not 1
-    present : some certainty in it is above 0
-    in_mask : the mask is above 0 under the centre of some output
+    incomplete : some certainty in the block's window is not 1
+    present : some certainty in the window is above 0
+    in_mask : the mask is above 0 under the centre of some output of the block
     """
 
     incomplete: Flags
@@ -49,7 +49,12 @@ class BlockFlags(NamedTuple):
 
 
 class CertaintySource(NamedTuple):
-    """Voxels that may be missing: their certainty, (slope, intercept), and the dtype they are computed in."""
+    """Voxels that may be missing.
+
+    certainty : Certainty
+    scale : (slope, intercept)      of the stored voxels
+    real : dtype                    of the arithmetic, float32 or float64
+    """
 
     certainty: Certainty
     scale: tuple[float, float]
@@ -57,74 +62,97 @@ class CertaintySource(NamedTuple):
 
 
 def classify_blocks(
-    source: NDArray[Any], positions: Positions, problem: ConvProblem, region: Box, block: Triple,
-    voxels: CertaintySource | None, team: Team,
-) -> BlockFlags:  # fmt: skip
-    """What the windows hold of each block of a region of a slab's outputs.
+    source: NDArray[Any],
+    positions: Positions,
+    problem: ConvProblem,
+    region: Box,
+    block: Triple,
+    voxels: CertaintySource | None,
+    team: Team,
+) -> BlockFlags:
+    """Flags of each block of outputs in a region of a slab.
 
-    source : (planes, rows, columns, c)     what was read for the slab: voxels, or (`voxels` is None) a mask
-    positions : along each axis, for each position of the taps its place in the source, -1 outside
-    region : outputs, all of them along height and width
-    block : outputs of a block
-    What lies outside the volume counts as data, unless the boundary renormalizes.
+    source : (planes, rows, columns, c)     input of the slab: voxels, or a mask if `voxels` is None
+    positions : 3 lists     for every depth, height and width position that taps span, its index
+                            along that axis of `source`; -1 outside the volume
+    region : Box            outputs to classify; it spans the whole height and width
+    block : Triple          outputs per block along each axis
+    voxels : CertaintySource or None
+    Voxels outside the volume count as data, unless the boundary renormalizes.
     """
     (start, stop), stride = region[0], problem.strides[0]
     planes = positions[0][start * stride : (stop - 1) * stride + problem.extent[0]]
-    held = [plane for plane in planes if plane >= 0] or [0]
-    first, last = min(held), max(held) + 1
+    inside = [plane for plane in planes if plane >= 0] or [0]
+    first, last = min(inside), max(inside) + 1
     certainty, scale, real = (None, (1.0, 0.0), source.dtype) if voxels is None else voxels
-    found = certainty_flags(source[first:last], certainty, scale, real, team)
-    axes = [
-        _axis(problem, 0, tuple(plane - first if plane >= 0 else -1 for plane in planes), stop - start, block[0], len(found)),
+    flags = certainty_flags(source[first:last], certainty, scale, real, team)
+    depth_positions = (plane - first if plane >= 0 else -1 for plane in planes)
+    tap_positions = (tuple(depth_positions), tuple(positions[1]), tuple(positions[2]))
+    sizes = (stop - start, region[1][1], region[2][1])
+    windows, centres, (depth, height, width) = zip(
         *(
-            _axis(problem, axis, tuple(positions[axis]), region[axis][1], block[axis], found.shape[axis])
-            for axis in (1, 2)
+            _axis_windows(
+                problem, axis, tap_positions[axis], sizes[axis], block[axis], flags.shape[axis]
+            )
+            for axis in range(3)
         ),
-    ]  # fmt: skip
-    windows, centres, (depth, height, width) = zip(*axes, strict=True)
+        strict=True,
+    )
     outside = depth[:, None, None] | height[None, :, None] | width
-    incomplete, present = (_reached(windows, found & bit != 0) for bit in (INCOMPLETE, PRESENT))
+    incomplete, present = (_any_flagged(windows, flags & bit != 0) for bit in (INCOMPLETE, PRESENT))
     if problem.boundary.renormalizes:
         incomplete = incomplete | outside
     else:
         present = present | outside
-    return BlockFlags(incomplete, present, _reached(centres, found & IN_MASK != 0))
+    return BlockFlags(incomplete, present, _any_flagged(centres, flags & IN_MASK != 0))
 
 
 @lru_cache(maxsize=16)
-def _axis(
-    problem: ConvProblem, axis: int, places: tuple[int, ...], size: int, step: int, units: int
+def _axis_windows(
+    problem: ConvProblem, axis: int, positions: tuple[int, ...], size: int, step: int, units: int
 ) -> tuple[Flags, Flags, Flags]:
-    """What blocks of outputs see along an axis.
+    """The windows of blocks of outputs along one axis.
 
-    Returns which blocks of input lie in the window of each block of outputs (blocks, units), which of them lie
-    under the centre of one of its outputs (blocks, units), and which blocks of outputs see the outside (blocks,).
+    positions : index in the source of each position that taps span, -1 outside the volume
+    size, step : outputs along the axis, and outputs per block
+    units : blocks of input voxels along the axis
+    Returns (windows, centres, outside). windows (blocks, units): the input blocks in the window of
+    each output block. centres (blocks, units): the input blocks under the centres of its outputs.
+    outside (blocks,): whether its window reaches outside the volume.
     """
     stride, extent = problem.strides[axis], problem.extent[axis]
-    first = math.floor(problem.centre[axis] * problem.dilation_rate[axis])
-    indices = np.asarray(places)
-    unit = np.where(indices >= 0, indices // UNITS[axis], units)  # the last one is outside
-    seen = np.zeros((2, -(-size // step), units + 1), bool)
+    centre = math.floor(problem.centre[axis] * problem.dilation_rate[axis])
+    indices = np.asarray(positions)
+    unit = np.where(indices >= 0, indices // UNITS[axis], units)  # one extra unit for the outside
+    blocks = -(-size // step)
+    windows = np.zeros((blocks, units + 1), bool)
+    centres = np.zeros((blocks, units + 1), bool)
     for number, start in enumerate(range(0, size, step)):
-        stop = min(start + step, size)
-        seen[0, number, unit[start * stride : (stop - 1) * stride + extent]] = True
-        seen[1, number, unit[start * stride + first : (stop - 1) * stride + first + 1 : stride]] = (
-            True
-        )
-    return seen[0, :, :-1], seen[1, :, :-1], seen[0, :, -1]
+        first, last = start * stride, (min(start + step, size) - 1) * stride
+        windows[number, unit[first : last + extent]] = True
+        centres[number, unit[first + centre : last + centre + 1 : stride]] = True
+    return windows[:, :-1], centres[:, :-1], windows[:, -1]
 
 
-def _reached(windows: Sequence[Flags], blocks: Flags) -> Flags:
-    """Which windows hold one of the flagged blocks. (A product of truth values is an "or" of "and"s.)"""
+def _any_flagged(windows: Sequence[Flags], flags: Flags) -> Flags:
+    """Whether each window holds a flagged block.
+
+    windows : 3 arrays (output blocks, input blocks), one per axis
+    A matrix product of bool arrays is an "or" of "and"s.
+    """
     depth, height, width = windows
-    along = (depth @ blocks.reshape(len(blocks), -1)).reshape(-1, *blocks.shape[1:])
+    along = (depth @ flags.reshape(len(flags), -1)).reshape(-1, *flags.shape[1:])
     return np.asarray(np.matmul(np.matmul(height, along), width.T))
 
 
 def boxes_around(wanted: Flags, block: Triple, region: Box, halo: Triple) -> list[Box]:
-    """Disjoint boxes of outputs that hold all wanted blocks.
+    """Disjoint boxes of outputs that cover all wanted blocks.
 
-    Boxes are joined where that saves work, which is about the product of size + halo along the three axes.
+    wanted : (d, h, w) bool     one flag per block of the region
+    block : Triple              outputs per block along each axis
+    halo : Triple               size along each axis of a window's overlap with the next, in outputs
+    Two boxes are joined where that saves work, estimated as the product of size + halo over the
+    three axes.
 
     >>> wanted = np.zeros((1, 4, 9), bool)
     >>> wanted[0, 1:3, 1] = wanted[0, 0, 8] = True
@@ -136,10 +164,10 @@ def boxes_around(wanted: Flags, block: Triple, region: Box, halo: Triple) -> lis
 
     def work(box: Box) -> int:
         return math.prod(
-            (b - a) * step + beside for (a, b), step, beside in zip(box, block, halo, strict=True)
+            (b - a) * step + margin for (a, b), step, margin in zip(box, block, halo, strict=True)
         )
 
-    boxes: list[Box] = []  # in blocks
+    boxes: list[Box] = []  # counted in blocks
     for band, first, last in runs_of(wanted.any(axis=0)):
         planes = np.flatnonzero(wanted[:, band, first:last].any(axis=1))
         box = Box((int(planes[0]), int(planes[-1]) + 1), (band, band + 1), (first, last))
@@ -158,7 +186,7 @@ def boxes_around(wanted: Flags, block: Triple, region: Box, halo: Triple) -> lis
 
 
 def _outputs(box: Box, block: Triple, region: Box) -> Box:
-    """The outputs of a box of blocks of a region."""
+    """The outputs in a box of blocks."""
     depth, height, width = (
         (first + a * step, min(first + b * step, last))
         for (a, b), step, (first, last) in zip(box, block, region, strict=True)
@@ -167,7 +195,7 @@ def _outputs(box: Box, block: Triple, region: Box) -> Box:
 
 
 def _disjoint(boxes: list[Box]) -> list[Box]:
-    """The boxes, with those that overlap replaced by the box around them."""
+    """The boxes, after each two that overlap are replaced by the box around both."""
     for first, second in itertools.combinations(range(len(boxes)), 2):
         if not boxes[first].intersect(boxes[second]).is_empty:
             rest = [box for number, box in enumerate(boxes) if number not in (first, second)]
@@ -176,7 +204,7 @@ def _disjoint(boxes: list[Box]) -> list[Box]:
 
 
 def runs_of(flags: Any) -> list[tuple[int, int, int]]:
-    """The runs of flags (rows, columns) that are set: (row, start, stop) each.
+    """Runs of set flags (rows, columns) along each row, as (row, start, stop).
 
     >>> runs_of(np.array([[True, True, False, True], [False, True, True, False]]))
     [(0, 0, 2), (0, 3, 4), (1, 1, 3)]
@@ -188,7 +216,10 @@ def runs_of(flags: Any) -> list[tuple[int, int, int]]:
 
 
 def strips_of(flags: Flags, block: Triple, region: Box) -> list[Box]:
-    """The outputs of flagged blocks, as runs along the width, and along depth where all of them are flagged."""
+    """The outputs of flagged blocks, as disjoint strips along the width.
+
+    A strip spans the whole depth where the blocks of all planes are flagged.
+    """
     through = np.asarray(flags.all(axis=0))
     runs = [((0, len(flags)), run) for run in runs_of(through)]
     for plane, rest in enumerate(flags & ~through):
@@ -200,7 +231,7 @@ def strips_of(flags: Flags, block: Triple, region: Box) -> list[Box]:
 
 
 def count_outside(flags: Flags, block: Triple, region: Box, boxes: Iterable[Box]) -> int:
-    """How many outputs of flagged blocks lie in none of the boxes, which are whole blocks."""
+    """The number of outputs in flagged blocks that no box covers; boxes are whole blocks."""
     left = flags_outside(flags, block, region, boxes)
     depth, height, width = (
         np.diff([*range(0, b - a, n), b - a]) for (a, b), n in zip(region, block, strict=True)
@@ -209,7 +240,7 @@ def count_outside(flags: Flags, block: Triple, region: Box, boxes: Iterable[Box]
 
 
 def flags_outside(flags: Flags, block: Triple, region: Box, boxes: Iterable[Box]) -> Flags:
-    """The flags, without those of blocks in one of the boxes, which are whole blocks."""
+    """The flags (d, h, w), cleared for blocks that a box covers; boxes are whole blocks."""
     left = flags.copy()
     for box in boxes:
         blocks = (
@@ -221,65 +252,82 @@ def flags_outside(flags: Flags, block: Triple, region: Box, boxes: Iterable[Box]
 
 
 class EdgeCoverage:
-    """The coverage of each output where only voxels outside the volume are missing.
+    """The coverage of each output if only voxels outside the volume are missing.
 
-    Along an axis, outputs form a class if the same taps lie outside, so there are few different coverages.
+    Outputs with the same taps outside along an axis form a class, so there are few different
+    coverages.
 
     weights : (kd, kh, kw)      of sum 1
-    axes : the axes along which voxels outside are missing; along others they are data
+    axes : sequence of int      the axes along which voxels outside are missing; along the other
+                                axes they are data
     """
 
     def __init__(
         self, problem: ConvProblem, weights: NDArray[np.float64], axes: Sequence[int] = (0, 1, 2)
     ) -> None:
         self.classes: list[NDArray[np.int64]] = []  # the class of each output along each axis
-        self.whole: list[Flags] = []  # whether all taps of an output lie inside
+        self.complete: list[Flags] = []  # along each axis, whether all taps of an output lie inside
         table = weights
         for axis, (n, taps) in enumerate(zip(problem.out_size, problem.kernel_size, strict=True)):
             inside = np.asarray(problem.source_indices(axis, 0, n)) >= 0
-            places = (
+            positions = (
                 np.arange(n)[:, None] * problem.strides[axis]
                 + np.arange(taps) * problem.dilation_rate[axis]
             )
-            kept = inside[places] if axis in axes else np.ones((n, taps), bool)
-            kinds, of_output = np.unique(kept, axis=0, return_inverse=True)
-            table = np.moveaxis(
-                np.einsum("ct,t...->c...", kinds.astype(np.float64), np.moveaxis(table, axis, 0)),
-                0,
-                axis,
+            is_data = inside[positions] if axis in axes else np.ones((n, taps), bool)
+            classes, class_of_output = np.unique(is_data, axis=0, return_inverse=True)
+            sums = np.einsum(
+                "ct,t...->c...", classes.astype(np.float64), np.moveaxis(table, axis, 0)
             )
-            self.classes.append(of_output.reshape(-1))
-            self.whole.append(np.asarray(kept.all(axis=1)))
-        self.table = table  # (classes along depth, height, width)
+            table = np.moveaxis(sums, 0, axis)
+            self.classes.append(class_of_output.reshape(-1))
+            self.complete.append(np.asarray(is_data.all(axis=1)))
+        self.table = table  # coverage (classes along depth, height, width)
 
-    def at(self, part: Box, real: np.dtype[np.float64]) -> NDArray[np.float64]:
-        """The coverage of a box of outputs (d, h, w, 1)."""
-        return self.table[
-            np.ix_(*(of[a:b] for of, (a, b) in zip(self.classes, part, strict=True)))
-        ].astype(real)[..., None]
+    def at(self, outputs: Box, real: np.dtype[np.float64]) -> NDArray[np.float64]:
+        """The coverage of a box of outputs (d, h, w, 1), of dtype `real`."""
+        classes = (
+            class_of_output[start:stop]
+            for class_of_output, (start, stop) in zip(self.classes, outputs, strict=True)
+        )
+        return self.table[np.ix_(*classes)].astype(real)[..., None]
 
-    def edges(self, part: Box) -> Iterator[tuple[Box, Box]]:
-        """Boxes of the outputs in `part` with a tap outside, each with the box of outputs whose coverage it has.
+    def edges(self, outputs: Box) -> Iterator[tuple[Box, Box]]:
+        """Split the outputs with a tap outside the volume into boxes.
 
-        The second box is 1 long along an axis where coverage does not change.
+        outputs : Box       only outputs in it are considered
+        Yields (box, source): the coverage of `box` is that of the outputs in `source`, which is 1
+        long along the axes on which coverage does not change.
         """
-        depth, height, width = (self._runs(axis, span) for axis, span in enumerate(part))
-        for (planes, own_planes, d), (rows, own_rows, h), (
-            columns,
-            own_columns,
-            w,
-        ) in itertools.product(depth, height, width):
-            if not (d and h and w):
-                yield Box(planes, rows, columns), Box(own_planes, own_rows, own_columns)
+        runs = (self._runs(axis, span) for axis, span in enumerate(outputs))
+        for depth, height, width in itertools.product(*runs):
+            if not (depth.inside and height.inside and width.inside):
+                yield (
+                    Box(depth.span, height.span, width.span),
+                    Box(depth.coverage, height.coverage, width.coverage),
+                )
 
-    def _runs(self, axis: int, span: Span) -> list[tuple[Span, Span, bool]]:
-        """Split a span into runs whose taps all lie inside and runs at the edge: (run, span of coverage, inside?)."""
+    def _runs(self, axis: int, span: Span) -> list[_Run]:
+        """Split a span into runs whose taps all lie inside the volume and runs at its edges."""
         start, stop = span
-        flags = self.whole[axis][start:stop]
+        flags = self.complete[axis][start:stop]
         cuts = [0, *(np.flatnonzero(np.diff(flags.astype(np.int8))) + 1).tolist(), stop - start]
-        found = []
+        runs = []
         for a, b in itertools.pairwise(cuts):
-            same = bool(flags[a])
+            inside = bool(flags[a])
             run = (start + a, start + b)
-            found.append((run, (run[0], run[0] + 1) if same else run, same))
-        return found
+            runs.append(_Run(run, (run[0], run[0] + 1) if inside else run, inside))
+        return runs
+
+
+class _Run(NamedTuple):
+    """Consecutive outputs along an axis.
+
+    span : the outputs
+    coverage : the outputs whose coverage they have
+    inside : all taps lie inside the volume
+    """
+
+    span: Span
+    coverage: Span
+    inside: bool

@@ -1,8 +1,8 @@
-"""Slabs: how a volume is cut along depth, and the planes each slab needs.
+"""Slabs: runs of output planes computed at once, and the input planes that each one needs.
 
-A slab is a run of output planes computed at once. Its input is the planes its taps read, which overlap those of the next
-slab (the halo). `SlabSource` hands them out in order; from a stream it reads every plane once, forward, and keeps the
-ones still needed.
+The input planes of two consecutive slabs overlap (the halo). `SlabSource` reads the inputs of slabs
+in order; from a sequential reader it reads every plane once and keeps those that the next slabs
+need.
 """
 
 from __future__ import annotations
@@ -15,12 +15,17 @@ from typing import NamedTuple
 
 import numpy as np
 
+from conv3d_cli.model.box import split
 from conv3d_cli.model.spec import ConvProblem
 from conv3d_cli.model.volume import Array, VolumeReader
 
 
 class Slab(NamedTuple):
-    """Output planes start..stop-1, and the input plane of every depth position their taps span (-1: a constant)."""
+    """Output planes start to stop - 1.
+
+    planes : list of int    the input plane at every depth position that their taps span; -1 for a
+                            constant
+    """
 
     start: int
     stop: int
@@ -28,34 +33,31 @@ class Slab(NamedTuple):
 
 
 def cut_slabs(problem: ConvProblem, depth: int) -> list[Slab]:
-    """All slabs of a volume, `depth` output planes each but the last.
+    """All slabs of a volume: `depth` output planes each, the last one perhaps fewer.
 
     >>> from conv3d_cli.model.spec import ConvSpec
     >>> problem = ConvSpec(padding="same").resolve((1, 5, 4, 4, 1), (3, 3, 3, 1, 1))
     >>> [(s.start, s.stop, s.planes) for s in cut_slabs(problem, 3)]
     [(0, 3, [-1, 0, 1, 2, 3]), (3, 5, [2, 3, 4, -1])]
     """
-    size = problem.out_size[0]
-    starts = range(0, size, depth)
     return [
-        Slab(
-            start,
-            min(start + depth, size),
-            problem.source_indices(0, start, min(start + depth, size)),
-        )
-        for start in starts
+        Slab(start, stop, problem.source_indices(0, start, stop))
+        for start, stop in split(problem.out_size[0], depth)
     ]
 
 
 @dataclass(frozen=True)
 class SlabInput:
-    """The input of a slab, as the engine takes it.
+    """The input of a slab or of a box, as `Plan.convolve_slab` takes it.
 
-    source : (planes, rows, W, C)   the input planes that were read
-    planes : list of int            for each depth position that taps span, its plane in `source`; -1: a constant
-    rows, columns : list or None    the same for the height and width positions of a box; None: whole planes
+    source : (planes, rows, W, C)   the input planes that were read, of the stored dtype
+    planes : list of int            for every depth position that taps span, its plane in `source`;
+                                    -1 for a constant
+    rows, columns : list or None    the same for the height and width positions of a box; None for
+                                    whole planes
     start : int                     the first output plane
-    mask : SlabInput or None        the same of a mask: its certainties (planes, rows, W, 1), or numbers of regions
+    mask : SlabInput or None        the same planes of a mask, as certainties or numbers of regions
+                                    (planes, rows, W, 1)
     """
 
     source: Array
@@ -67,21 +69,23 @@ class SlabInput:
 
 
 class SlabSource:
-    """Reads the inputs of the slabs of one part (a volume n and some of its channels), in order.
+    """Reads the inputs of the slabs of one part of a volume, in order.
 
-    reader : VolumeReader       if it is sequential, it is read forward only, and planes that later slabs need are kept
+    reader : VolumeReader       a sequential one is read forward once; planes that the next slab
+                                needs are kept in memory
+    n, channels : int, slice    the part: volume n of the batch, and some of its channels
     """
 
     def __init__(self, reader: VolumeReader, n: int, channels: slice, problem: ConvProblem) -> None:
         self.reader, self.n, self.channels, self.problem = reader, n, channels, problem
-        self._held: Array | None = None
-        self._held_from = 0
+        self._buffer: Array | None = None
+        self._buffer_start = 0
 
     def read(self, start: int, stop: int) -> SlabInput:
-        """The input of output planes start..stop-1; from a sequential reader, each run after the one before."""
+        """The input of output planes start to stop - 1; a sequential reader takes them in order."""
         planes = self.problem.source_indices(0, start, stop)
         runs = plane_runs(planes)
-        if not runs:  # the slab lies wholly outside: any plane will do, none is read
+        if not runs:  # the whole slab lies outside: every tap reads the constant
             _, _, height, width, _ = self.reader.header.shape
             shape = (1, height, width, self.channels.stop - self.channels.start)
             return SlabInput(np.zeros(shape, self.reader.header.dtype), planes, start=start)
@@ -93,30 +97,32 @@ class SlabSource:
         return SlabInput(source, places(planes, runs), start=start)
 
     def _read_forward(self, planes: list[int], start: int, stop: int) -> SlabInput:
-        kept: list[Array] = []
-        held_to = start
-        if self._held is not None:
-            held_to = self._held_from + len(self._held)
-            if held_to > start:
-                kept = [self._held[start - self._held_from :]]
-            held_to = max(held_to, start)
-        if stop > held_to:
-            kept.append(self.reader.read(self.n, slice(held_to, stop), self.channels))
-        self._held = kept[0] if len(kept) == 1 else np.concatenate(kept)
-        self._held_from = start
-        return SlabInput(self._held, [p - start if p >= 0 else -1 for p in planes])
+        """The input planes start to stop - 1, of which the buffer may hold the first ones."""
+        pieces: list[Array] = []
+        buffered_to = start
+        if self._buffer is not None:
+            buffered_to = self._buffer_start + len(self._buffer)
+            if buffered_to > start:
+                pieces = [self._buffer[start - self._buffer_start :]]
+            buffered_to = max(buffered_to, start)
+        if stop > buffered_to:
+            pieces.append(self.reader.read(self.n, slice(buffered_to, stop), self.channels))
+        self._buffer = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+        self._buffer_start = start
+        return SlabInput(self._buffer, [p - start if p >= 0 else -1 for p in planes])
 
     def release(self, stop: int) -> None:
-        """Output planes before `stop` are computed: the reader may drop what only they needed."""
+        """Let the reader drop the input planes that only output planes before `stop` need."""
         needed = first_needed(self.problem)
         self.reader.release(self.n, needed[stop] if stop < len(needed) else self.problem.in_size[0])
 
 
 @lru_cache(maxsize=64)
 def first_needed(problem: ConvProblem) -> tuple[int, ...]:
-    """For every output plane, the first input plane that it or any later one spans; the input's size if none is.
+    """For every output plane, the first input plane that it or a later output plane spans.
 
-    Planes between the taps of two outputs (strides larger than the kernel) count: a slab of both spans them.
+    The input's depth stands for none. Planes between the taps of two outputs (strides larger than
+    the kernel) count, since a slab with both outputs spans them.
 
     >>> from conv3d_cli.model.spec import ConvSpec
     >>> first_needed(ConvSpec(padding="same").resolve((1, 5, 4, 4, 1), (3, 3, 3, 1, 1)))
@@ -133,7 +139,9 @@ def first_needed(problem: ConvProblem) -> tuple[int, ...]:
 
 @lru_cache(maxsize=64)
 def last_needed(problem: ConvProblem) -> tuple[int, ...]:
-    """For every output plane, the input plane after the last one that it or any earlier one spans; 0 if none is.
+    """For every output plane, the end of the input planes that it and earlier output planes span.
+
+    The end is the last such plane + 1, or 0 if there is none.
 
     >>> from conv3d_cli.model.spec import ConvSpec
     >>> last_needed(ConvSpec(padding="same").resolve((1, 5, 4, 4, 1), (3, 3, 3, 1, 1)))
@@ -146,7 +154,9 @@ def last_needed(problem: ConvProblem) -> tuple[int, ...]:
 
 
 def plane_runs(planes: Sequence[int], gap: int = 4) -> list[tuple[int, int]]:
-    """The planes that are needed as (start, stop) runs in order; gaps of up to `gap` planes are read through.
+    """The planes to read, as ordered (start, stop) runs; gaps of up to `gap` planes are included.
+
+    Planes of -1 (constants) are skipped.
 
     >>> plane_runs([-1, 0, 1, 2, 98, 99])
     [(0, 3), (98, 100)]
@@ -161,7 +171,7 @@ def plane_runs(planes: Sequence[int], gap: int = 4) -> list[tuple[int, int]]:
 
 
 def places(indices: Sequence[int], runs: Sequence[tuple[int, int]]) -> list[int]:
-    """Where indices stand when runs of them lie one after another; -1 stays.
+    """The position of each index in the concatenation of runs; -1 stays -1.
 
     >>> places([-1, 0, 2, 98], [(0, 3), (98, 100)])
     [-1, 0, 2, 3]
@@ -174,7 +184,7 @@ def places(indices: Sequence[int], runs: Sequence[tuple[int, int]]) -> list[int]
 
 
 def most_planes(problem: ConvProblem, slabs: Sequence[Slab], sequential: bool) -> int:
-    """The largest number of input planes that a slab holds in memory at once."""
+    """The largest number of input planes that any slab needs in memory at once."""
     most = 1
     lowest: int | None = None
     for slab in reversed(slabs):

@@ -1,6 +1,7 @@
-"""Keras' words for what stands around a convolution: activations, initializers, regularizers, constraints, and its JSON.
+"""Keras' activations, initializers, regularizers and constraints, and Keras' JSON of a layer.
 
-The functions here find one by its identifier, and load its catalogue only then: most jobs need none.
+The functions below find an entry by its identifier. They import its catalogue only when called,
+since most jobs need none.
 """
 
 from __future__ import annotations
@@ -15,21 +16,33 @@ if TYPE_CHECKING:
 
 
 def get_activation(identifier: Any) -> Activation:
-    """See `activations.get`."""
+    """The activation that an identifier names: see `activations.get`.
+
+    >>> get_activation("relu").text
+    'relu'
+    """
     from conv3d_cli.layer import activations
 
     return activations.get(identifier)
 
 
 def get_initializer(identifier: Any, seed: int | None = None) -> Initializer | None:
-    """See `initializers.get`."""
+    """The initializer that an identifier names: see `initializers.get`.
+
+    >>> get_initializer("zeros")((2,)).tolist()
+    [0.0, 0.0]
+    """
     from conv3d_cli.layer import initializers
 
     return initializers.get(identifier, seed=seed)
 
 
 def get_regularizer(identifier: Any) -> Regularizer | None:
-    """See `regularizers.get`."""
+    """The regularizer that an identifier names: see `regularizers.get`.
+
+    >>> get_regularizer("l2:l2=0.5")([1.0, -2.0])
+    2.5
+    """
     if identifier is None:
         return None
     from conv3d_cli.layer import regularizers
@@ -38,7 +51,11 @@ def get_regularizer(identifier: Any) -> Regularizer | None:
 
 
 def get_constraint(identifier: Any) -> Constraint | None:
-    """See `constraints.get`."""
+    """The constraint that an identifier names: see `constraints.get`.
+
+    >>> get_constraint("non_neg")([-1.0, 2.0]).tolist()
+    [0.0, 2.0]
+    """
     if identifier is None:
         return None
     from conv3d_cli.layer import constraints

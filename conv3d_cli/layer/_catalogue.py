@@ -1,6 +1,7 @@
-"""How the layer's catalogues are asked: by name, by text with parameters, by Keras' serialised dict.
+"""Read identifiers: a name, text with parameters, or Keras' serialized dict.
 
-Shared by activations, initializers, regularizers and constraints; what a name stands for is theirs to say.
+Activations, initializers, regularizers and constraints share this; each has its own catalogue of
+names.
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ from conv3d_cli.errors import SpecError, suggestion
 def read_identifier(identifier: str | Mapping[str, Any], kind: str) -> tuple[str, Any]:
     """Name and config of an identifier: `name`, `name:key=value:key=value`, or Keras' dict.
 
-    Source: Keras 3, keras/src/saving/serialization_lib.py; `registered_name`, `module` and `build_config` say nothing
-    that is needed here.
+    kind : str      what the identifier names, for messages
+    Raises: SpecError for text or a dict of another form.
+    Source: Keras 3, keras/src/saving/serialization_lib.py; its `registered_name`, `module` and
+    `build_config` are ignored.
     >>> read_identifier("l1_l2:l1=0.5", "regularizer")
     ('l1_l2', {'l1': 0.5})
     >>> read_identifier({"class_name": "HeNormal", "config": {"seed": 3}}, "initializer")
@@ -30,32 +33,36 @@ def read_identifier(identifier: str | Mapping[str, Any], kind: str) -> tuple[str
         return word, read_parameters(pairs, kind, identifier)
     name = identifier.get("class_name")
     if not isinstance(name, str):
-        raise SpecError(f"a serialised {kind} needs a class_name, received {dict(identifier)!r}")
+        raise SpecError(f"a serialized {kind} needs a class_name, received {dict(identifier)!r}")
     config = identifier.get("config")
     return name, {} if config is None else config
 
 
 def read_parameters(pairs: Iterable[str], kind: str, text: str) -> dict[str, Any]:
-    """Parameters out of `key=value` texts: numbers, true, false, none, words, and lists joined by commas.
+    """Parse `key=value` texts: numbers, true, false, none, words, and lists joined by commas.
 
+    kind, text : str        what the parameters belong to, and the whole text, for messages
+    Raises: SpecError for a text of another form, or a repeated key.
     >>> read_parameters(["axis=0,1,2", "rate=0.5", "mode=fan_in", "seed=none"], "constraint", "")
     {'axis': [0, 1, 2], 'rate': 0.5, 'mode': 'fan_in', 'seed': None}
     """
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for pair in pairs:
         key, equals, value = (part.strip() for part in pair.partition("="))
         if not key or not equals or not value:
             raise SpecError(
-                f"parameters of a {kind} are key=value, joined by ':'; received '{pair}' in '{text}'"
+                f"parameters of a {kind} are key=value, joined by ':'; received '{pair}' in "
+                f"'{text}'"
             )
-        if key in found:
-            raise SpecError(f"{key} is given twice in {kind} '{text}'")
+        if key in values:
+            raise SpecError(f"{key} is given twice in {kind} '{text}'; give it once")
         parts = [_value(part.strip()) for part in value.split(",")]
-        found[key] = parts if len(parts) > 1 else parts[0]
-    return found
+        values[key] = parts if len(parts) > 1 else parts[0]
+    return values
 
 
 def _value(text: str) -> Any:
+    """The value of a text: None, a bool, a number, or the text itself."""
     if text.lower() in ("none", "null"):
         return None
     if text.lower() in ("true", "false"):
@@ -69,7 +76,7 @@ def _value(text: str) -> Any:
 
 
 def write_text(name: str, config: Mapping[str, Any]) -> str:
-    """The text that `read_identifier` reads.
+    """The text of a name and its parameters, which `read_identifier` reads.
 
     >>> write_text("max_norm", {"max_value": 1.5, "axis": [0, 1]})
     'max_norm:max_value=1.5:axis=0,1'
@@ -84,10 +91,11 @@ def write_text(name: str, config: Mapping[str, Any]) -> str:
 
 
 def check_keys(name: str, config: Any, function: Callable[..., Any], skip: int = 0) -> None:
-    """Refuse keys that are no parameters of `function`, and missing ones.
+    """Check that the keys of a config are parameters of `function`, and that none is missing.
 
-    skip : int      leading parameters of the function that are no part of a config (x)
-    Raises: SpecError, naming the parameters there are.
+    name : str      of the entry, for messages
+    skip : int      number of the function's first parameters that no config has (x)
+    Raises: SpecError, which lists the parameters.
     """
     parameters = list(inspect.signature(function).parameters.values())[skip:]
     known = {p.name: p.default for p in parameters}
@@ -104,15 +112,15 @@ def check_keys(name: str, config: Any, function: Callable[..., Any], skip: int =
         if default is inspect.Parameter.empty and key not in config
     ]
     if missing:
-        raise SpecError(
-            f"{name} needs {' and '.join(missing)}, as in {name}:{':'.join(f'{m}=1' for m in missing)}"
-        )
+        example = ":".join([name, *(f"{key}=1" for key in missing)])
+        raise SpecError(f"{name} needs {' and '.join(missing)}, as in {example}")
 
 
 def require_number(value: Any, what: str) -> float:
-    """A real number, as it came; no text, no bool.
+    """The value, if it is a real number (no text, no bool).
 
-    Raises: SpecError.
+    what : str      its name in the message
+    Raises: SpecError for other values.
     """
     if not isinstance(value, numbers.Real) or isinstance(value, bool):
         raise SpecError(f"{what} must be a number, received {value!r}")
@@ -120,9 +128,10 @@ def require_number(value: Any, what: str) -> float:
 
 
 def require_axis(value: Any, what: str) -> int | list[int]:
-    """An axis, or a list of them (tuples become lists, as in JSON).
+    """An axis, or a list of axes (a tuple becomes a list, as in JSON).
 
-    Raises: SpecError.
+    what : str      its name in the message
+    Raises: SpecError for other values.
     """
     several = isinstance(value, (list, tuple))
     axes = list(value) if several else [value]
@@ -130,12 +139,12 @@ def require_axis(value: Any, what: str) -> int | list[int]:
         isinstance(a, numbers.Integral) and not isinstance(a, bool) for a in axes
     ):
         raise SpecError(f"{what} must be a whole number or a list of them, received {value!r}")
-    found = [int(a) for a in axes]
-    return found if several else found[0]
+    numbers_of_axes = [int(a) for a in axes]
+    return numbers_of_axes if several else numbers_of_axes[0]
 
 
 def keras_dict(module: str, class_name: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Keras 3's serialised form of an object.
+    """Keras 3's serialized form of an object.
 
     >>> json.dumps(keras_dict("keras.initializers", "Zeros", {}))
     '{"module": "keras.initializers", "class_name": "Zeros", "config": {}, "registered_name": null}'
@@ -149,20 +158,23 @@ def keras_dict(module: str, class_name: str, config: Mapping[str, Any]) -> dict[
 
 
 def plain(value: Any) -> Any:
-    """A value as it comes back from JSON: tuples are lists. Raises: TypeError for what JSON cannot hold."""
+    """A value after a round trip through JSON: tuples become lists.
+
+    Raises: TypeError for a value that JSON cannot hold.
+    """
     return json.loads(json.dumps(value))
 
 
 def by_name(classes: Iterable[type]) -> dict[str, type]:
-    """Classes by their name and its snake case, as Keras finds them.
+    """Classes by their names and by these in snake case, as Keras finds them.
 
     >>> class HeNormal: pass
     >>> class L1L2: pass
     >>> sorted(by_name([HeNormal, L1L2]))
     ['HeNormal', 'L1L2', 'he_normal', 'l1l2']
     """
-    found: dict[str, type] = {}
+    classes_by_name: dict[str, type] = {}
     for cls in classes:
         snake = re.sub("([a-z])([A-Z])", r"\1_\2", cls.__name__).lower()
-        found |= {cls.__name__: cls, snake: cls}
-    return found
+        classes_by_name |= {cls.__name__: cls, snake: cls}
+    return classes_by_name

@@ -1,7 +1,8 @@
-"""Keras' own settings file, `keras.json`: read when it is needed, never written.
+"""Keras' own settings file, `keras.json`: read when needed, never written.
 
-Source: Keras 3, keras/src/backend/config.py. Unlike Keras, which reads the file once when it is imported, a changed file or
-KERAS_HOME is noticed at the next call.
+Keras reads the file once, when it is imported; here a changed file or KERAS_HOME takes effect at
+the next call.
+Source: Keras 3, keras/src/backend/config.py.
 """
 
 from __future__ import annotations
@@ -17,21 +18,23 @@ from conv3d_cli.errors import ConfigError
 
 @dataclass(frozen=True)
 class KerasSettings:
-    """The settings that a layer depends on, with Keras' defaults."""
+    """The settings of keras.json that a layer depends on, with Keras' defaults."""
 
     floatx: str = "float32"
     epsilon: float = 1e-7
     image_data_format: str = "channels_last"
 
 
-_read: dict[
-    str, tuple[tuple[int, int], KerasSettings]
-] = {}  # path -> (time and size of the file, what it says)
+# path -> ((time, size) of the file, its settings)
+_cache: dict[str, tuple[tuple[int, int], KerasSettings]] = {}
 
 
 def settings_path() -> str:
-    """Where Keras keeps its settings: `$KERAS_HOME/keras.json` if the variable exists, else `~/.keras/keras.json`; in the
-    temporary directory if the home directory cannot be written."""
+    """The path of Keras' settings file.
+
+    It is `$KERAS_HOME/keras.json` if the variable exists, else `~/.keras/keras.json`; if the home
+    directory cannot be written, `.keras/keras.json` in the temporary directory.
+    """
     if "KERAS_HOME" in os.environ:
         folder = os.environ["KERAS_HOME"]
     else:
@@ -41,30 +44,30 @@ def settings_path() -> str:
 
 
 def settings() -> KerasSettings:
-    """What keras.json says; the defaults where it is absent, is no JSON, or says nothing.
+    """The settings in keras.json; defaults where it has none, is no JSON, or does not exist.
 
-    Raises: ConfigError for a value that Keras refuses, too; the values are case-sensitive.
+    Raises: ConfigError for a file that cannot be read, or a value that Keras refuses, which
+        compares values with their case.
     """
     path = os.path.abspath(settings_path())
     try:
         status = os.stat(path)
         version = (status.st_mtime_ns, status.st_size)
-        if path in _read and _read[path][0] == version:
-            return _read[path][1]
+        if path in _cache and _cache[path][0] == version:
+            return _cache[path][1]
         with open(path, encoding="utf-8") as file:
             text = file.read()
-    except FileNotFoundError:
-        return KerasSettings()
-    except NotADirectoryError:
+    except (FileNotFoundError, NotADirectoryError):
         return KerasSettings()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from error
-    found = _checked(text, path)
-    _read[path] = version, found
-    return found
+    result = _parse(text, path)
+    _cache[path] = version, result
+    return result
 
 
-def _checked(text: str, path: str) -> KerasSettings:
+def _parse(text: str, path: str) -> KerasSettings:
+    """The settings in a text. Raises: ConfigError for values that Keras refuses."""
     try:
         content: Any = json.loads(text)
     except ValueError:
@@ -78,10 +81,12 @@ def _checked(text: str, path: str) -> KerasSettings:
     ):
         if values[key] not in allowed:
             raise ConfigError(
-                f"invalid {key} configuration in {path}: expected one of {', '.join(allowed)}, received {values[key]!r}"
+                f"invalid {key} configuration in {path}: expected one of {', '.join(allowed)}, "
+                f"received {values[key]!r}"
             )
     if not isinstance(values["epsilon"], float):
         raise ConfigError(
-            f"invalid epsilon configuration in {path}: expected a float such as 1e-07, received {values['epsilon']!r}"
+            f"invalid epsilon configuration in {path}: expected a float such as 1e-07, received "
+            f"{values['epsilon']!r}"
         )
     return KerasSettings(**values)

@@ -1,10 +1,12 @@
-"""The distribution function of the standard normal, which gelu needs; in NumPy, without scipy.
+"""The distribution function of the standard normal for gelu, in NumPy, without SciPy.
 
-Source: J. L. Schonfelder, Chebyshev expansions for the error and related functions, Mathematics of Computation 32 (1978)
-1232-1240; M. M. Shepherd and J. G. Laframboise, Chebyshev approximation of (1 + 2x) exp(x²) erfc x in 0 <= x < infinity,
-Mathematics of Computation 36 (1981) 249-253. That function is smooth in t = (x - 3.75) / (x + 3.75), which takes the half
-line to [-1, 1], so one polynomial serves all x: no branches, and a value does not depend on its neighbours. The
-coefficients are its Chebyshev expansion, computed with 50 digits and written in powers of t.
+The function (1 + 2x) exp(x²) erfc(x) is smooth in t = (x - 3.75) / (x + 3.75), which maps the half
+line to [-1, 1]. So one polynomial serves all x: it needs no branches, and no result depends on
+neighbouring values. The coefficients are the Chebyshev expansion, computed with 50 digits and
+written in powers of t.
+Source: J. L. Schonfelder, Chebyshev expansions for the error and related functions, Mathematics of
+Computation 32 (1978) 1232-1240; M. M. Shepherd and J. G. Laframboise, Chebyshev approximation of
+(1 + 2x) exp(x²) erfc x in 0 <= x < infinity, Mathematics of Computation 36 (1981) 249-253.
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-# g(t) = (1 + 2x) exp(x²) erfc(x), lowest power first. Truncation: 2e-8 in float32, 1e-16 in float64.
+# (1 + 2x) exp(x²) erfc(x) in powers of t, lowest first. Truncation error: 2e-8 for float32, 1e-16
+# for float64.
 _FLOAT32 = (
     1.2375126192677,
     -0.1402406583213864,
@@ -57,19 +60,21 @@ _FLOAT64 = (
     3.1114333809799254e-10,
 )
 _CENTRE = 3.75
-_BEYOND = 40.0  # the tail is 0 in float64 from 38.6 on
+_LARGEST = 40.0  # the tail is 0 in float64 from 38.6 on
 
 
 def normal_cdf(x: NDArray[Any]) -> NDArray[Any]:
-    """Φ(x) = (1 + erf(x / √2)) / 2 with a small relative error for every x, the far negative ones too.
+    """Φ(x) = (1 + erf(x / √2)) / 2, with a small relative error even for very negative x.
 
-    x : float32 or float64; a new array comes back
+    x : array of float32 or float64
+    Returns a new array of the same shape and dtype.
     >>> [f"{p:.12g}" for p in normal_cdf(np.array([0.0, 1.959963984540054, -10.0]))]
     ['0.5', '0.975', '7.61985302416e-24']
     """
     coefficients = _FLOAT32 if x.dtype == np.float32 else _FLOAT64
-    size = np.minimum(np.abs(x), _BEYOND)
-    # exp(-x²/2): x² of a rounded x is exact, and what it leaves out is small (W. J. Cody, SPECFUN, CALERF)
+    size = np.minimum(np.abs(x), _LARGEST)
+    # exp(-x²/2) as a product: the square of x rounded to 1/16 is exact, and the remaining exponent
+    # is small (W. J. Cody, SPECFUN, CALERF)
     coarse = np.trunc(size * 16) / 16
     decay = np.exp(coarse * coarse * -0.5)
     decay *= np.exp((size - coarse) * (size + coarse) * -0.5)
@@ -80,6 +85,6 @@ def normal_cdf(x: NDArray[Any]) -> NDArray[Any]:
         tail *= t
         tail += coefficient
     tail *= decay
-    tail /= 4 * size + 2  # erfc is half of the tail's double: 2 · (1 + 2x)
+    tail /= 4 * size + 2  # 2 · (1 + 2x): the polynomial has the factor 1 + 2x, and Φ is erfc / 2
     result: NDArray[Any] = np.where(x > 0, 1 - tail, tail)
     return result

@@ -1,13 +1,16 @@
-"""Activations: every one of Keras 3, by name, alias, layer class or serialised dict.
+"""All activations of Keras 3, by name, alias, layer class or serialized dict.
 
-An elementwise function changes an array in place, and the engine applies it to a tile's sums while those are in the cache.
-One that needs a whole axis (softmax and its like) returns a new array. `get` makes an `Activation` of either, which can be
-called like Keras' own. To add one, write a function with its formula in the docstring and put it into `ACTIVATIONS`.
+An elementwise function changes an array in place; the engine applies it to a tile's sums while they
+are in the cache. A function along an axis (softmax and the like) returns a new array. `get` makes
+an `Activation` of either, which can be called like that of Keras. To add an activation, write a
+function with its formula in the docstring and put it into `ACTIVATIONS`.
 
-NaN stays NaN, except where Keras compares and finds it no larger (hard_shrink, soft_shrink, threshold). Where Keras' formula
-gives NaN by accident, at an infinity (silu, hard_silu, gelu, mish, squareplus at -inf, softsign), the limit stands here. A
-value's result does not depend on its place in the array: a zero has the sign the docstring or the formula gives it.
-Source of names, formulas and defaults: Keras 3, keras/src/activations/activations.py and keras/src/backend/jax/nn.py.
+NaN stays NaN, except where Keras compares values and NaN is never larger (hard_shrink, soft_shrink,
+threshold). Where Keras' formula gives NaN at an infinity although a limit exists (silu, hard_silu,
+gelu, mish, squareplus at -inf, softsign), the result is this limit. No result depends on the place
+of its value in the array: the docstring or the formula tells the sign of a zero.
+Source of names, formulas and defaults: Keras 3, keras/src/activations/activations.py and
+keras/src/backend/jax/nn.py.
 """
 
 from __future__ import annotations
@@ -38,11 +41,11 @@ from conv3d_cli.layer._normal import normal_cdf
 Array = NDArray[Any]
 P = ParamSpec("P")
 
-BLOCK = 1 << 14  # voxels changed at once: the temporaries of a formula stay in the cache
+BLOCK = 1 << 14  # voxels changed at once: the temporary arrays of a formula stay in the cache
 
 
 def _blocks(x: Array) -> Iterator[Array]:
-    """Views that cover x, none much larger than a block."""
+    """Views that cover x, each of at most about `BLOCK` voxels."""
     if x.size <= BLOCK:
         if x.size:
             yield x if x.ndim else x.reshape(1)
@@ -60,16 +63,18 @@ def _blocks(x: Array) -> Iterator[Array]:
 def elementwise(
     function: Callable[Concatenate[Array, P], None],
 ) -> Callable[Concatenate[Array, P], None]:
-    """Let a formula work block by block, in float32 or float64, without warnings of overflow."""
+    """Decorate a formula to run in blocks, in float32 or float64, without overflow warnings."""
 
     @functools.wraps(function)
     def in_blocks(x: Array, /, *args: P.args, **kwargs: P.kwargs) -> None:
         with np.errstate(all="ignore"):
             for block in _blocks(x):
-                plain = block.dtype in (np.float32, np.float64) and block.dtype.isnative
-                if plain and block.flags.c_contiguous:
+                supported = block.dtype in (np.float32, np.float64) and block.dtype.isnative
+                if supported and block.flags.c_contiguous:
                     function(block, *args, **kwargs)
-                else:  # float16 overflows on the way, long double has no polynomials; formulas ravel what they change
+                else:
+                    # float16 overflows in between, normal_cdf has no polynomial for long double,
+                    # and formulas need a contiguous array
                     wide = block.astype(
                         np.float32 if block.dtype.itemsize < 8 else np.float64, order="C"
                     )
@@ -80,24 +85,28 @@ def elementwise(
 
 
 def _replace(x: Array, values: Array | float, where: Array) -> None:
+    """Set elements of x to values where a mask is true."""
     np.copyto(x, values, where=where, casting="same_kind")
 
 
 def _positive_zero(x: Array) -> None:
-    # -0 + 0 is 0. Which zero a maximum of -0 and 0 gives depends on the place in a vector register.
+    """Turn -0 into +0. Whether max(-0, 0) is -0 depends on the place in a vector register."""
     x += 0.0
 
 
 def _finite(x: Array, both: bool = False) -> None:
-    """Replace -inf (and inf) by the largest finite number: inf / inf and inf · 0 on the way would be NaN."""
+    """Replace -inf (and inf, if `both`) by the largest finite numbers.
+
+    Otherwise inf / inf or inf · 0 within a formula would give NaN.
+    """
     limit = np.finfo(x.dtype).max
     np.maximum(x, -limit, out=x)
     if both:
         np.minimum(x, limit, out=x)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Straight pieces
+# --------------------------------------------------------------------------------------------------
+# Piecewise linear and algebraic functions
 
 
 def linear(x: Array) -> None:
@@ -112,12 +121,14 @@ def linear(x: Array) -> None:
 def relu(
     x: Array, negative_slope: float = 0.0, max_value: float | None = None, threshold: float = 0.0
 ) -> None:
-    """max(x, 0); in general f(x) - negative_slope · max(threshold - x, 0), f(x) = x if x > threshold else 0, cut to 0...max_value
+    """max(x, 0); with parameters f(x) - negative_slope · max(threshold - x, 0)
 
-    Zeros come out as +0. The sloped part is not cut. Keras 2 calls the slope `alpha`.
+    f(x) is x if x > threshold else 0, clipped to 0...max_value if that is given; the second term is
+    not clipped. Zeros become +0. Keras 2 calls the slope `alpha`.
     >>> x = np.array([-1.0, 2.0]); relu(x); x.tolist()
     [0.0, 2.0]
-    >>> x = np.array([-1.0, 0.5, 2.0, 9.0]); relu(x, negative_slope=0.1, max_value=6, threshold=1); x.tolist()
+    >>> x = np.array([-1.0, 0.5, 2.0, 9.0])
+    >>> relu(x, negative_slope=0.1, max_value=6, threshold=1); x.tolist()
     [-0.2, -0.05, 2.0, 6.0]
     """
     slope = np.maximum(threshold - x, 0) * negative_slope if negative_slope else None
@@ -136,12 +147,12 @@ def relu(
 def leaky_relu(x: Array, negative_slope: float = 0.2) -> None:
     """x if x >= 0 else negative_slope · x
 
-    The layer LeakyReLU has another slope, 0.3.
+    The layer LeakyReLU has another default slope, 0.3.
     >>> x = np.array([-1.0, 2.0]); leaky_relu(x); x.tolist()
     [-0.2, 2.0]
     """
     if 0 < negative_slope <= 1:
-        np.maximum(x, x * negative_slope, out=x)  # of two zeros both have the same sign
+        np.maximum(x, x * negative_slope, out=x)  # if both are zeros, they have the same sign
     else:
         _replace(x, x * negative_slope, x < 0)
 
@@ -169,7 +180,7 @@ def hard_tanh(x: Array) -> None:
 
 @elementwise
 def hard_sigmoid(x: Array, keras2: bool = False) -> None:
-    """min(max(x + 3, 0), 6) / 6; with keras2 min(max(0.2 · x + 0.5, 0), 1), as Keras 2 had it
+    """min(max(x + 3, 0), 6) / 6; with keras2 min(max(0.2 · x + 0.5, 0), 1), as in Keras 2
 
     >>> x = np.array([-3.0, 0.0, 2.4]); hard_sigmoid(x); x.round(3).tolist()
     [0.0, 0.5, 0.9]
@@ -273,16 +284,16 @@ def softsign(x: Array) -> None:
     [-0.75, 0.5, 1.0]
     """
     _finite(x, both=True)
-    below = np.abs(x)
-    below += 1
-    x /= below
+    denominator = np.abs(x)
+    denominator += 1
+    x /= denominator
 
 
 @elementwise
 def squareplus(x: Array, b: float = 4.0) -> None:
     """(x + √(x² + b)) / 2
 
-    Where x is negative, as b / (2 · (√(x² + b) - x)), which is the same number without the cancellation.
+    For negative x it is computed as b / (2 · (√(x² + b) - x)), which avoids cancellation.
     >>> x = np.array([-3.0, 0.0, 1.5]); squareplus(x); x.round(6).tolist()
     [0.302776, 1.0, 2.0]
     """
@@ -293,8 +304,8 @@ def squareplus(x: Array, b: float = 4.0) -> None:
     np.copyto(x, np.where(x < 0, 0.5 * b / total, 0.5 * total))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Exponentials
+# --------------------------------------------------------------------------------------------------
+# Exponential functions
 
 
 @elementwise
@@ -308,7 +319,10 @@ def exponential(x: Array) -> None:
 
 
 def _bend(x: Array, bent: Array) -> None:
-    """max(x, 0) + bent, which is 0 where x is positive; 3 times as fast as a masked copy (0.7 and 2.2 ns a voxel, 2026-11)."""
+    """Set x to max(x, 0) + bent, where `bent` is 0 wherever x is positive.
+
+    This is 3 times as fast as a masked copy (0.7 against 2.2 ns per voxel, 2026-11).
+    """
     np.maximum(x, 0, out=x)
     x += bent
     _positive_zero(x)
@@ -360,7 +374,7 @@ def sigmoid(x: Array) -> None:
     >>> x = np.array([-1e4, 0.0]); sigmoid(x); x.tolist()
     [0.0, 0.5]
     """
-    # exp overflows to infinity for very negative x, and 1 / infinity is the right 0
+    # exp overflows to infinity for very negative x, and 1 / infinity is 0 as it should be
     np.negative(x, out=x)
     np.exp(x, out=x)
     x += 1
@@ -369,23 +383,24 @@ def sigmoid(x: Array) -> None:
 
 @elementwise
 def silu(x: Array) -> None:
-    """x / (1 + exp(-x)), that is x · sigmoid(x); also called swish
+    """x / (1 + exp(-x)), which is x · sigmoid(x); also called swish
 
     >>> x = np.array([-1.0, 0.0, 2.0]); silu(x); x.round(6).tolist()
     [-0.268941, 0.0, 1.761594]
     """
     _finite(x)
-    below = np.exp(-x)
-    below += 1
-    x /= below
+    denominator = np.exp(-x)
+    denominator += 1
+    x /= denominator
 
 
 @elementwise
 def gelu(x: Array, approximate: bool = False) -> None:
     """x · (1 + erf(x / √2)) / 2; approximate: x · (1 + tanh(√(2/π) · (x + 0.044715 · x³))) / 2
 
-    Both are computed without cancellation for negative x; (1 + tanh(z)) / 2 is 1 / (1 + exp(-2z)).
-    Source: D. Hendrycks and K. Gimpel, Gaussian Error Linear Units, arXiv:1606.08415; of erf, see layer/_normal.py.
+    Neither cancels for negative x: (1 + tanh(z)) / 2 is computed as 1 / (1 + exp(-2z)).
+    Source: D. Hendrycks and K. Gimpel, Gaussian Error Linear Units, arXiv:1606.08415; for erf see
+    layer/_normal.py.
     >>> x = np.array([-1.0, 2.0]); gelu(x); x.round(6).tolist()
     [-0.158655, 1.9545]
     >>> x = np.array([-1.0, 2.0]); gelu(x, approximate=True); x.round(6).tolist()
@@ -395,18 +410,18 @@ def gelu(x: Array, approximate: bool = False) -> None:
     if not approximate:
         x *= normal_cdf(x)
         return
-    below = np.square(x)
-    below *= 0.044715
-    below += 1
-    below *= x
-    below *= -2 * math.sqrt(2 / math.pi)
-    np.exp(below, out=below)
-    below += 1
-    x /= below
+    denominator = np.square(x)
+    denominator *= 0.044715
+    denominator += 1
+    denominator *= x
+    denominator *= -2 * math.sqrt(2 / math.pi)
+    np.exp(denominator, out=denominator)
+    denominator += 1
+    x /= denominator
 
 
 def _softplus(x: Array) -> Array:
-    """max(x, 0) + log(1 + exp(-|x|)), a new array."""
+    """A new array of max(x, 0) + log(1 + exp(-|x|))."""
     log = np.abs(x)
     np.negative(log, out=log)
     np.exp(log, out=log)
@@ -417,7 +432,7 @@ def _softplus(x: Array) -> Array:
 
 @elementwise
 def softplus(x: Array) -> None:
-    """log(1 + exp(x)), as max(x, 0) + log(1 + exp(-|x|))
+    """log(1 + exp(x)), computed as max(x, 0) + log(1 + exp(-|x|))
 
     >>> x = np.array([-1.0, 0.0, 1000.0]); softplus(x); x.round(6).tolist()
     [0.313262, 0.693147, 1000.0]
@@ -466,12 +481,13 @@ def tanh_shrink(x: Array) -> None:
     x -= np.tanh(x)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Over a whole axis. axis=-1 is the last one: the channels in channels_last, the width in channels_first, as in Keras.
+# --------------------------------------------------------------------------------------------------
+# Functions along an axis. axis=-1 is the last one, as in Keras: the channels in channels_last, the
+# width in channels_first.
 
 
 def softmax(x: Array, axis: int | list[int] = -1) -> Array:
-    """exp(x - max) / sum of exp(x - max), along the axis (or all axes of a list together)
+    """exp(x - max) / sum of exp(x - max), along an axis, or over all axes of a list together
 
     >>> softmax(np.array([[0.0, np.log(3.0)]])).round(6).tolist()
     [[0.25, 0.75]]
@@ -485,7 +501,7 @@ def softmax(x: Array, axis: int | list[int] = -1) -> Array:
 
 
 def log_softmax(x: Array, axis: int = -1) -> Array:
-    """x - max - log(sum of exp(x - max)), along the axis
+    """x - max - log(sum of exp(x - max)), along an axis
 
     >>> np.exp(log_softmax(np.array([[0.0, np.log(3.0)]]))).round(6).tolist()
     [[0.25, 0.75]]
@@ -497,16 +513,17 @@ def log_softmax(x: Array, axis: int = -1) -> Array:
 
 
 def sparsemax(x: Array, axis: int = -1) -> Array:
-    """max(x - tau, 0), the nearest point of the simplex; tau = (s_1 + ... + s_k - 1) / k of the k largest values s for which
-    s_k > (s_1 + ... + s_k - 1) / k
+    """max(x - tau, 0), the projection of x onto the probability simplex, along an axis
 
-    Keras up to 3.15.1 sums the cumulative sums once more and leaves the simplex (keras issue 23425); this is the projection.
+    tau is (s_1 + ... + s_k - 1) / k, where s are the values in falling order, and k is the largest
+    number with s_k > (s_1 + ... + s_k - 1) / k. Keras up to 3.15.1 accumulates the sums once too
+    often, so its result does not lie in the simplex (keras issue 23425).
     Source: A. Martins and R. Astudillo, From Softmax to Sparsemax, arXiv:1602.02068, algorithm 1.
     >>> sparsemax(np.array([[0.0, 0.5, 1.0]])).tolist()
     [[0.0, 0.25, 0.75]]
     """
     with np.errstate(all="ignore"):
-        # the projection moves along with a shift
+        # a constant added to x changes tau, but not the projection
         y = np.moveaxis(x - np.max(x, axis=axis, keepdims=True), axis, -1)
         falling = np.sort(y, axis=-1)[..., ::-1]
         sums = np.cumsum(falling, axis=-1) - 1
@@ -519,16 +536,18 @@ def sparsemax(x: Array, axis: int = -1) -> Array:
 
 
 def glu(x: Array, axis: int = -1) -> Array:
-    """a · sigmoid(b), a and b being the halves of x along the axis, which becomes half as long
+    """a · sigmoid(b), where a and b are the halves of x along an axis, which becomes half as long
 
-    Raises: ShapeError for an odd number.
-    Source: Y. Dauphin and others, Language Modeling with Gated Convolutional Networks, arXiv:1612.08083.
+    Raises: ShapeError for an axis of odd length.
+    Source: Y. Dauphin and others, Language Modeling with Gated Convolutional Networks,
+    arXiv:1612.08083.
     >>> glu(np.array([[2.0, 4.0, 0.0, 0.0]])).tolist()
     [[1.0, 2.0]]
     """
     if x.shape[axis] % 2:
         raise ShapeError(
-            f"glu halves axis {axis}, which must be even, received {x.shape[axis]} (shape {x.shape})"
+            f"glu halves axis {axis}, whose length must be even, received {x.shape[axis]} (shape "
+            f"{x.shape})"
         )
     a, b = np.split(x, 2, axis=axis)
     y = np.array(b)
@@ -538,14 +557,41 @@ def glu(x: Array, axis: int = -1) -> Array:
     return y
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # The catalogue
 
 ACTIVATIONS: tuple[Callable[..., Any], ...] = (
-    linear, relu, leaky_relu, relu6, elu, celu, selu, gelu, silu, hard_silu, sigmoid, hard_sigmoid, log_sigmoid, tanh,
-    tanh_shrink, hard_tanh, softplus, softsign, soft_shrink, hard_shrink, threshold, squareplus, sparse_plus,
-    sparse_sigmoid, mish, exponential, softmax, log_softmax, sparsemax, glu,
-)  # fmt: skip
+    linear,
+    relu,
+    leaky_relu,
+    relu6,
+    elu,
+    celu,
+    selu,
+    gelu,
+    silu,
+    hard_silu,
+    sigmoid,
+    hard_sigmoid,
+    log_sigmoid,
+    tanh,
+    tanh_shrink,
+    hard_tanh,
+    softplus,
+    softsign,
+    soft_shrink,
+    hard_shrink,
+    threshold,
+    squareplus,
+    sparse_plus,
+    sparse_sigmoid,
+    mish,
+    exponential,
+    softmax,
+    log_softmax,
+    sparsemax,
+    glu,
+)
 AXIS_ACTIVATIONS: tuple[Callable[..., Any], ...] = (softmax, log_softmax, sparsemax, glu)
 ALIASES = {"swish": "silu", "hard_swish": "hard_silu"}
 _BY_NAME = {function.__name__: function for function in ACTIVATIONS}
@@ -555,7 +601,8 @@ _BY_NAME = {function.__name__: function for function in ACTIVATIONS}
 class ActivationLayer:
     """A layer class of Keras that is an activation.
 
-    defaults : dict     what differs from the function's defaults
+    function : str      name of the activation
+    defaults : dict     the layer's defaults that differ from those of the function
     renamed : dict      Keras 2's key -> the function's parameter
     """
 
@@ -575,7 +622,7 @@ LAYERS = {
         "threshold", {"threshold": 1.0, "default_value": 0.0}, {"theta": "threshold"}
     ),
 }
-# Keras 3's order of keys in a layer's config, for those that can be written
+# layers that Keras 3 has, and the order of keys in their configs
 _LAYER_KEYS = {
     "ReLU": ("max_value", "negative_slope", "threshold"),
     "LeakyReLU": ("negative_slope",),
@@ -608,10 +655,11 @@ def names() -> list[str]:
 class Activation:
     """An activation with its parameters; called on an array it returns a new one.
 
-    name : str          Keras 3's (silu, not swish), or a Python function's own
-    config : dict       parameters that differ from the defaults
-    function : callable             as in the catalogue, or any function of an array
-    layer : dict or None            the config of the Keras layer it came from, kept for writing it again
+    name : str              Keras 3's name (silu, not swish), or that of a Python function
+    function : callable     of the catalogue, or any function of an array
+    config : dict           parameters that differ from the defaults
+    layer : dict or None    class name and config of the Keras layer it was read from, to write it
+                            back
 
     >>> get("relu:max_value=6")(np.array([-1, 2, 8])).tolist()
     [0.0, 2.0, 6.0]
@@ -624,35 +672,40 @@ class Activation:
 
     @property
     def kind(self) -> Literal["voxel", "axis", "tensor"]:
-        """What it must see at once: a voxel; all of the last axis; or the whole array (other axes, and Python functions of
-        which nothing is known)."""
+        """The input of one result: one voxel, the whole last axis, or the whole array.
+
+        Activations along other axes, and unknown Python functions, need the whole array ("tensor").
+        """
         if self.function in AXIS_ACTIVATIONS:
             return "axis" if self.config.get("axis", -1) in (-1, [-1]) else "tensor"
         return "voxel" if self.function in ACTIVATIONS else "tensor"
 
     @property
     def is_linear(self) -> bool:
-        """Whether it changes nothing."""
+        """Whether this is the identity function."""
         return self.function is linear
 
     @property
     def halves(self) -> bool:
-        """Whether its axis comes out half as long (glu)."""
+        """Whether the output is half as long along its axis (glu)."""
         return self.function is glu
 
     @property
     def text(self) -> str:
-        """What `get` makes this of again, as the command line writes it (a Python function's is its name only).
+        """The text of the activation on the command line, which `get` reads back.
 
+        For a Python function it is only the function's name.
         >>> get({"class_name": "LeakyReLU", "config": {"alpha": 0.1}}).text
         'leaky_relu:negative_slope=0.1'
         """
         return write_text(self.name, self.config)
 
     def __call__(self, x: ArrayLike) -> Array:
-        """f(x), a new array; floats keep their dtype, other real numbers become float32.
+        """The activation of an array of real numbers of any shape, a new array.
 
-        Raises: ShapeError for other arrays, and for glu along an odd axis.
+        Floats keep their dtype; other numbers become float32.
+        Raises: ShapeError for other arrays, an activation along an axis of a single number, and glu
+            along an axis of odd length.
         """
         x = np.asarray(x)
         if x.dtype.kind not in "buif":
@@ -667,23 +720,27 @@ class Activation:
             self.function(y, **self.config)
             return y
         result = self.function(y)
-        # a function may also change its argument in place
+        # a Python function may change its argument in place and return None
         return y if result is None else np.asarray(result)
 
     def in_place(self, x: Array) -> None:
-        """Change a float array; only for kind "voxel". The engine calls it on a tile."""
+        """Apply a voxelwise activation to a float array in place, as the engine does to a tile.
+
+        Raises: SpecError for an activation of another kind.
+        """
         if self.kind != "voxel":
             raise SpecError(f"activation '{self.name}' cannot be computed voxel by voxel")
         self.function(x, **self.config)
 
 
 def get(identifier: str | Mapping[str, Any] | Activation | Callable[..., Any] | None) -> Activation:
-    """The activation an identifier stands for, as `keras.activations.get`.
+    """The activation that an identifier names, as `keras.activations.get` finds it.
 
-    identifier : None (linear); a name or an alias; a name with parameters, `elu:alpha=0.5`; the class name of one of Keras'
-        activation layers; Keras' serialised dict of a function or a layer, of Keras 2 or 3; a function of this module; any
-        other function of an array, which returns the result (or None, having changed its argument)
-    Raises: UnknownNameError, with the nearest name suggested; SpecError for wrong parameters.
+    identifier : None, for linear; a name or an alias, perhaps with parameters (`elu:alpha=0.5`);
+        the class name of an activation layer of Keras; the serialized dict of a function or a layer
+        of Keras 2 or 3; a function of this module; any other function of an array, which returns
+        the result, or changes the array in place and returns None
+    Raises: UnknownNameError, which suggests the nearest name; SpecError for wrong parameters.
 
     >>> get(None).name, get("swish").name, get("LeakyReLU").config
     ('linear', 'silu', {'negative_slope': 0.3})
@@ -711,6 +768,7 @@ def get(identifier: str | Mapping[str, Any] | Activation | Callable[..., Any] | 
 
 
 def _from_function(name: str, config: Any) -> Activation:
+    """The activation of a function's name and config. Raises: see `get`."""
     function = _BY_NAME.get(ALIASES.get(name, name))
     if function is None:
         raise unknown_name("activation", name, names())
@@ -728,6 +786,7 @@ def _from_function(name: str, config: Any) -> Activation:
 
 
 def _checked(name: str, key: str, value: Any, default: Any) -> Any:
+    """The value of a parameter, checked against the type of its default. Raises: SpecError."""
     what = f"{key} of {name}"
     if isinstance(default, bool):
         if not isinstance(value, bool):
@@ -744,9 +803,14 @@ def _checked(name: str, key: str, value: Any, default: Any) -> Any:
 
 
 def _from_layer(class_name: str, config: Any, keep: bool) -> Activation:
+    """The activation of a Keras layer. Raises: SpecError for a config that Keras refuses.
+
+    keep : bool     keep the config, to write the layer back
+    """
     if class_name == "PReLU":
         raise SpecError(
-            "PReLU has trained weights of its own and is no activation function; LeakyReLU has a fixed slope"
+            "PReLU has trained weights of its own, so it is not an activation here; use LeakyReLU "
+            "with a fixed slope"
         )
     layer = LAYERS[class_name]
     if not isinstance(config, Mapping):
@@ -759,7 +823,7 @@ def _from_layer(class_name: str, config: Any, keep: bool) -> Activation:
         if key not in _LAYER_WORDS
     }
     for key, value in given.items():
-        # Keras' layers refuse what its functions let pass.
+        # Keras' layers refuse values that its functions accept.
         if class_name in _NEVER_NEGATIVE and not (key == "max_value" and value is None):
             bad = not isinstance(value, numbers.Real) or isinstance(value, bool) or value < 0
             if bad and key in ("max_value", "negative_slope", "threshold"):
@@ -773,17 +837,19 @@ def _from_layer(class_name: str, config: Any, keep: bool) -> Activation:
 
 
 def serialize(activation: Any) -> str | dict[str, Any]:
-    """What Keras 3's `get_config` stores: a name, or the dict of a layer for one with parameters.
+    """The value of an activation in Keras 3's `get_config`: a name, or a dict if it has parameters.
 
-    For parameters that no Keras layer has (gelu:approximate=true), a dict of the same form that `get` reads and Keras does
-    not. Raises: SpecError for a Python function.
+    The dict is that of a Keras layer. Parameters that no Keras layer has (gelu:approximate=true)
+    give a dict of the same form that `get` can read, but Keras cannot.
+    Raises: SpecError for a Python function.
     >>> serialize("swish"), serialize(None), serialize("LeakyReLU")["class_name"]
     ('silu', 'linear', 'LeakyReLU')
     """
     activation = get(activation)
     if activation.function not in ACTIVATIONS:
         raise SpecError(
-            f"activation '{activation.name}' is a Python function, which cannot be written to a config"
+            f"activation '{activation.name}' is a Python function, which cannot be written to a "
+            "config"
         )
     class_name = activation.layer["class_name"] if activation.layer is not None else None
     if class_name is None:
@@ -806,7 +872,7 @@ def serialize(activation: Any) -> str | dict[str, Any]:
 
 
 def dtype_policy(name: str) -> dict[str, Any]:
-    """Keras 3's serialised dtype policy.
+    """Keras 3's serialized dtype policy; `name` is float32 or the like.
 
     >>> dtype_policy("float32")["config"]
     {'name': 'float32'}

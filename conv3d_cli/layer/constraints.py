@@ -1,8 +1,9 @@
-"""Constraints: what Keras makes of weights after a training step, by Keras' names.
+"""Keras' constraints: projections of weights, which Keras applies after each training step.
 
-`n` stands for the length √(sum of w²) over `axis`, e for Keras' epsilon (1e-7 unless keras.json says otherwise). axis=0 of a
-Conv3D kernel is its depth; the length of a whole filter needs axis=[0, 1, 2, 3]. Lengths are computed in float64. To add one,
-write a dataclass with `__call__` and `get_config` and put it into `CONSTRAINTS`.
+In the formulas n is the norm √(sum of w²) over `axis`, and e is Keras' epsilon (1e-7 unless
+keras.json has another). axis=0 of a Conv3D kernel is its depth; the norm of a whole filter needs
+axis=[0, 1, 2, 3]. Norms are computed in float64. To add a constraint, write a dataclass with
+`__call__` and `get_config` and put it into `CONSTRAINTS`.
 Source: Keras 3, keras/src/constraints/constraints.py.
 """
 
@@ -31,14 +32,19 @@ Array = NDArray[Any]
 
 
 class Constraint:
-    """What all of them share: called on weights they return new ones of the same shape and dtype."""
+    """The base class of constraints."""
 
     def __call__(self, w: ArrayLike) -> Array:
-        """The weights as the constraint wants them."""
+        """The constrained weights, a new array.
+
+        w : array of any shape, of real numbers
+        Returns the same shape; floats keep their dtype, other numbers become float32.
+        Raises: ShapeError for other arrays, or an axis that they do not have.
+        """
         raise NotImplementedError
 
     def get_config(self) -> dict[str, Any]:
-        """Its parameters, as Keras 3 writes them."""
+        """The parameters in Keras 3's form. Raises: SpecError for a Python function."""
         raise NotImplementedError
 
 
@@ -49,22 +55,25 @@ def _weights(w: ArrayLike) -> Array:
     return w if w.dtype.kind == "f" else w.astype(np.float32)
 
 
-def _lengths(w: Array, axis: int | list[int]) -> Array:
+def _norms(w: Array, axis: int | list[int]) -> Array:
+    """The norms over axes, which are kept with length 1, in float64. Raises: ShapeError."""
     axes = tuple(axis) if isinstance(axis, list) else axis
     largest = float(np.abs(w).max(initial=0))
-    unit = largest if largest > 1e150 else 1.0  # squares of larger ones overflow
+    unit = largest if largest > 1e150 else 1.0  # squares of larger numbers overflow
     try:
         squares: Array = np.sum(np.square(w / unit, dtype=np.float64), axis=axes, keepdims=True)
         return np.asarray(unit * np.sqrt(squares))
-    except ValueError as error:  # AxisError, or an axis twice
+    except ValueError as error:  # AxisError, or a repeated axis
         raise ShapeError(f"axis={axis} does not fit weights of shape {w.shape}: {error}") from error
 
 
-def _scaled(w: Array, wish: Array, lengths: Array) -> Array:
-    return (w * (wish / (settings().epsilon + lengths))).astype(w.dtype)
+def _rescaled(w: Array, wanted: Array, norms: Array) -> Array:
+    """The weights scaled from their norms to the wanted ones."""
+    return (w * (wanted / (settings().epsilon + norms))).astype(w.dtype)
 
 
 def _check(constraint: Any, *keys: str) -> None:
+    """Check the parameters of a constraint: numbers, and the axis. Raises: SpecError."""
     name = type(constraint).__name__
     for key in keys:
         require_number(getattr(constraint, key), f"{key} of {name}")
@@ -75,7 +84,7 @@ def _check(constraint: Any, *keys: str) -> None:
 class MaxNorm(Constraint):
     """w · min(n, max_value) / (e + n)
 
-    A vector inside the bound shrinks by n / (e + n), too.
+    A vector within the bound is scaled as well, by n / (e + n).
     >>> MaxNorm(max_value=2)([[3.0], [4.0]]).round(6).tolist()
     [[1.2], [1.6]]
     """
@@ -88,8 +97,8 @@ class MaxNorm(Constraint):
 
     def __call__(self, w: ArrayLike) -> Array:
         w = _weights(w)
-        n = _lengths(w, self.axis)
-        return _scaled(w, np.clip(n, 0, self.max_value), n)
+        n = _norms(w, self.axis)
+        return _rescaled(w, np.clip(n, 0, self.max_value), n)
 
     def get_config(self) -> dict[str, Any]:
         return {"max_value": self.max_value, "axis": self.axis}
@@ -110,8 +119,8 @@ class UnitNorm(Constraint):
 
     def __call__(self, w: ArrayLike) -> Array:
         w = _weights(w)
-        n = _lengths(w, self.axis)
-        return _scaled(w, np.ones_like(n), n)
+        n = _norms(w, self.axis)
+        return _rescaled(w, np.ones_like(n), n)
 
     def get_config(self) -> dict[str, Any]:
         return {"axis": self.axis}
@@ -121,7 +130,7 @@ class UnitNorm(Constraint):
 class MinMaxNorm(Constraint):
     """w · (rate · min(max(n, min_value), max_value) + (1 - rate) · n) / (e + n)
 
-    A vector of zeros stays one.
+    A vector of zeros is unchanged.
     >>> MinMaxNorm(min_value=10, max_value=20, rate=0.5)([3.0, 4.0]).round(6).tolist()
     [4.5, 6.0]
     """
@@ -136,10 +145,9 @@ class MinMaxNorm(Constraint):
 
     def __call__(self, w: ArrayLike) -> Array:
         w = _weights(w)
-        n = _lengths(w, self.axis)
-        return _scaled(
-            w, self.rate * np.clip(n, self.min_value, self.max_value) + (1 - self.rate) * n, n
-        )
+        n = _norms(w, self.axis)
+        wanted = self.rate * np.clip(n, self.min_value, self.max_value) + (1 - self.rate) * n
+        return _rescaled(w, wanted, n)
 
     def get_config(self) -> dict[str, Any]:
         return {
@@ -180,7 +188,8 @@ class FunctionConstraint(Constraint):
         result = np.asarray(self.function(w.copy()))
         if result.shape != w.shape:
             raise ShapeError(
-                f"the constraint made shape {result.shape} of weights of shape {w.shape}"
+                f"the constraint made shape {result.shape} of weights of shape {w.shape}; return "
+                "an array of the same shape"
             )
         return result.astype(w.dtype, copy=False)
 
@@ -208,11 +217,13 @@ def names() -> list[str]:
 
 
 def get(identifier: Any) -> Constraint | None:
-    """The constraint an identifier stands for, as `keras.constraints.get`; None is none.
+    """The constraint that an identifier names, as `keras.constraints.get` finds it.
 
-    identifier : None; a class name or its snake case, with parameters if wanted, `max_norm:max_value=1:axis=0,1,2,3`; Keras'
-        dict; a constraint or its class; a Python function of weights
-    Raises: UnknownNameError, with the nearest name suggested; SpecError for wrong parameters, and for radial_constraint.
+    identifier : None, which gives None; the name of a class, also in snake case, perhaps with
+        parameters (`max_norm:max_value=1:axis=0,1,2,3`); Keras' dict; a constraint or its class; a
+        Python function of weights
+    Raises: UnknownNameError, which suggests the nearest name; SpecError for wrong parameters, and
+        for radial_constraint.
 
     >>> get("max_norm"), get("nonneg"), get({"class_name": "UnitNorm", "config": {"axis": [0, 1]}})
     (MaxNorm(max_value=2, axis=0), NonNeg(), UnitNorm(axis=[0, 1]))
@@ -223,14 +234,15 @@ def get(identifier: Any) -> Constraint | None:
         name, config = read_identifier(identifier, "constraint")
         if name in ("radial_constraint", "RadialConstraint"):
             raise SpecError(
-                f"{name} is for Conv2D: the weight tensor must have rank 4, the kernel of a Conv3D has rank 5"
+                f"{name} is for Conv2D: the weights must have rank 4, and the kernel of a Conv3D "
+                "has rank 5"
             )
         cls = _BY_NAME.get(ALIASES.get(name, name))
         if cls is None:
             raise unknown_name("constraint", name, names())
         check_keys(name, config, cls)
-        found: Constraint = cls(**config)
-        return found
+        constraint: Constraint = cls(**config)
+        return constraint
     if inspect.isclass(identifier) and issubclass(identifier, Constraint):
         return identifier()
     if callable(identifier):
@@ -239,7 +251,7 @@ def get(identifier: Any) -> Constraint | None:
 
 
 def serialize(constraint: Constraint | None) -> dict[str, Any] | None:
-    """Keras 3's dict of a constraint.
+    """Keras 3's dict of a constraint; None for None. Raises: SpecError for a Python function.
 
     >>> serialize(UnitNorm())["config"]
     {'axis': 0}

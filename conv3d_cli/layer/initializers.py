@@ -1,10 +1,12 @@
-"""Initializers: the first weights of a layer, by Keras' names, with Keras' distributions, bounds and fans.
+"""Keras' initializers: the first weights of a layer, with Keras' distributions, bounds and fans.
 
-The numbers are a function of seed and shape alone: PCG64 seeded by SeedSequence((seed, *shape)) gives 64-bit words; a
-uniform number is the upper 53 bits of a word divided by 2^53; two of them, u and v, give two normal ones,
-√(-2 log(1 - u)) · (cos, sin)(2πv) (Box and Muller); a truncated normal takes those within two standard deviations, in order.
-NumPy keeps the words the same from version to version. They are not Keras' bits, which differ between its backends.
-To add one, write a dataclass with `__call__` and `get_config` and put it into `INITIALIZERS`.
+The numbers depend on seed and shape alone. PCG64, seeded by SeedSequence((seed, *shape)), yields
+64-bit words, which NumPy keeps the same from version to version. A uniform number is the
+upper 53 bits of a word divided by 2^53. Two of them, u and v, yield two normal numbers,
+√(-2 log(1 - u)) · (cos, sin)(2πv) (Box and Muller). A truncated normal distribution takes those
+within two standard deviations, in order. Keras' own bits differ, also between its backends.
+To add an initializer, write a dataclass with `__call__` and `get_config` and put it into
+`INITIALIZERS`.
 Source: Keras 3, keras/src/initializers/random_initializers.py and constant_initializers.py.
 """
 
@@ -32,23 +34,28 @@ from conv3d_cli.layer._catalogue import (
 )
 
 Array = NDArray[Any]
-# the standard deviation of a standard normal cut at ±2
+# the standard deviation of the standard normal distribution truncated at ±2
 TRUNCATED_STDDEV = 0.87962566103423978
 
 
 class Initializer:
-    """What all of them share: called with a shape and a dtype they give an array."""
+    """The base class of initializers."""
 
     def __call__(self, shape: Sequence[int], dtype: Any = "float32") -> Array:
-        """Weights of a shape."""
+        """Weights, a new array.
+
+        shape : sequence of int     of a kernel (kd, kh, kw, in_channels / groups, filters), or any
+        dtype : dtype               of the array
+        Raises: ShapeError for a shape that is none, or that the initializer cannot fill.
+        """
         raise NotImplementedError
 
     def get_config(self) -> dict[str, Any]:
-        """Its parameters, as Keras 3 writes them."""
+        """The parameters in Keras 3's form. Raises: SpecError for a Python function."""
         raise NotImplementedError
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Constants
 
 
@@ -104,9 +111,9 @@ class Constant(Initializer):
 
 @dataclass(frozen=True)
 class Identity(Initializer):
-    """gain · the identity matrix; of a matrix only
+    """gain · the identity matrix
 
-    Raises: ShapeError for any other rank, so for every Conv3D kernel.
+    Raises: ShapeError when called with another rank than 2, such as that of a Conv3D kernel.
     >>> Identity()((2, 2)).tolist()
     [[1.0, 0.0], [0.0, 1.0]]
     """
@@ -120,7 +127,8 @@ class Identity(Initializer):
         shape = _shape(shape)
         if len(shape) != 2:
             raise ShapeError(
-                f"the identity initializer can only be used for 2D matrices, received shape={shape} of rank {len(shape)}"
+                "the identity initializer can only be used for 2D matrices, received "
+                f"shape={shape} of rank {len(shape)}"
             )
         return (self.gain * np.eye(*shape)).astype(dtype)
 
@@ -128,13 +136,14 @@ class Identity(Initializer):
         return {"gain": self.gain}
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Random numbers
 
 
 def derived_seed(seed: int, purpose: str) -> int:
-    """A seed for one use of a layer's seed, so that kernel and bias differ: the first word of
-    SeedSequence((seed, number of letters, *letters)).
+    """The seed of a layer's kernel or bias, derived from the layer's seed so that the two differ.
+
+    It is the first word of SeedSequence((seed, number of letters, *letters of `purpose`)).
 
     >>> derived_seed(1, "kernel") == derived_seed(1, "kernel") != derived_seed(1, "bias")
     True
@@ -157,55 +166,58 @@ def _shape(shape: Sequence[int]) -> tuple[int, ...]:
     return tuple(int(n) for n in sizes)
 
 
-class _Numbers:
-    """The stream of numbers of a seed and a shape; see the module's head."""
+class _RandomStream:
+    """The random numbers of a seed and a shape; see the module's docstring."""
 
     def __init__(self, seed: int, shape: Sequence[int]) -> None:
         self.bits = np.random.PCG64(np.random.SeedSequence((_non_negative(seed), *shape)))
 
     def uniform(self, count: int) -> Array:
-        """In [0, 1)."""
+        """Uniform numbers in [0, 1), float64."""
         return (self.bits.random_raw(count) >> np.uint64(11)) * 2.0**-53
 
     def normal(self, count: int) -> Array:
-        """Mean 0, standard deviation 1."""
+        """Normal numbers of mean 0 and standard deviation 1, float64."""
         pairs = self.uniform(2 * -(-count // 2)).reshape(-1, 2)
         radius = np.sqrt(-2 * np.log1p(-pairs[:, 0]))
         angle = 2 * math.pi * pairs[:, 1]
-        return np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1).reshape(-1)[
-            :count
-        ]
+        drawn = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1)
+        return drawn.reshape(-1)[:count]
 
     def truncated_normal(self, count: int) -> Array:
-        """As `normal`, without what is beyond ±2."""
-        found = np.empty(count)
+        """Numbers of `normal` without those beyond ±2, float64."""
+        values = np.empty(count)
         filled = 0
         while filled < count:
             drawn = self.normal(2 * (count - filled) + 16)
             kept = drawn[np.abs(drawn) <= 2][: count - filled]
-            found[filled : filled + kept.size] = kept
+            values[filled : filled + kept.size] = kept
             filled += kept.size
-        return found
+        return values
 
 
-def _within(values: Array, low: float, high: float, dtype: Any, half_open: bool) -> Array:
-    """In another dtype, rounding held inside the bounds (also where `high` itself cannot be represented)."""
-    found = values.astype(dtype)
-    if found.dtype.kind != "f":
-        return found
-    least, most = found.dtype.type(low), found.dtype.type(high)
-    # as Python floats: NumPy would round the bounds before it compares
-    least = np.nextafter(least, np.inf, dtype=found.dtype) if float(least) < low else least
+def _round_within(values: Array, low: float, high: float, dtype: Any, half_open: bool) -> Array:
+    """Values rounded to a dtype without leaving [low, high], or [low, high) if `half_open`.
+
+    The bounds hold also where the dtype cannot represent them.
+    """
+    rounded = values.astype(dtype)
+    if rounded.dtype.kind != "f":
+        return rounded
+    least, most = rounded.dtype.type(low), rounded.dtype.type(high)
+    # compare Python floats: NumPy would round the bounds first
+    least = np.nextafter(least, np.inf, dtype=rounded.dtype) if float(least) < low else least
     if float(most) > high or (half_open and float(most) >= high):
-        most = np.nextafter(most, -np.inf, dtype=found.dtype)
-    return np.clip(found, least, most) if low < high else found
+        most = np.nextafter(most, -np.inf, dtype=rounded.dtype)
+    return np.clip(rounded, least, most) if low < high else rounded
 
 
 @dataclass(frozen=True)
 class RandomInitializer(Initializer):
-    """An initializer with a seed.
+    """The base class of initializers with a seed.
 
-    seed : int or None      None: one is drawn now, so that this object repeats itself and another differs
+    seed : int or None      None: the object draws a seed when it is made, so every call gives the
+                            same weights, and another object other ones
     """
 
     seed: int | None = field(default=None, kw_only=True)
@@ -218,12 +230,16 @@ class RandomInitializer(Initializer):
             if entry.type == "float":
                 require_number(getattr(self, entry.name), f"{entry.name} of {type(self).__name__}")
 
-    def numbers(self, shape: Sequence[int]) -> _Numbers:
-        """The stream of numbers for a shape."""
-        return _Numbers(self.drawn, shape)
+    def numbers(self, shape: Sequence[int]) -> _RandomStream:
+        """The random numbers for weights of a shape."""
+        return _RandomStream(self.drawn, shape)
 
 
 def _read_seed(seed: Any) -> int | None:
+    """The seed of an identifier: an int, None, or Keras' dict of a SeedGenerator.
+
+    Raises: SpecError for anything else.
+    """
     if isinstance(seed, Mapping) and seed.get("class_name") == "SeedGenerator":
         config = seed.get("config")
         seed = config.get("seed") if isinstance(config, Mapping) else None
@@ -236,7 +252,7 @@ def _read_seed(seed: Any) -> int | None:
 
 @dataclass(frozen=True)
 class RandomNormal(RandomInitializer):
-    """Normal with a mean and a standard deviation
+    """Normal distribution with a mean and a standard deviation
 
     >>> round(RandomNormal(stddev=2, seed=1)((3, 3, 3, 4, 8)).std().item(), 1)
     2.0
@@ -256,9 +272,10 @@ class RandomNormal(RandomInitializer):
 
 @dataclass(frozen=True)
 class RandomUniform(RandomInitializer):
-    """Uniform from minval up to, but not including, maxval
+    """Uniform distribution in [minval, maxval)
 
-    >>> w = RandomUniform(minval=1, maxval=2, seed=1)((3, 3, 3)); bool((w >= 1).all() and (w < 2).all())
+    >>> w = RandomUniform(minval=1, maxval=2, seed=1)((3, 3, 3))
+    >>> bool((w >= 1).all() and (w < 2).all())
     True
     """
 
@@ -267,10 +284,9 @@ class RandomUniform(RandomInitializer):
 
     def __call__(self, shape: Sequence[int], dtype: Any = "float32") -> Array:
         shape = _shape(shape)
-        values = self.minval + (self.maxval - self.minval) * self.numbers(shape).uniform(
-            math.prod(shape)
-        )
-        return _within(values.reshape(shape), self.minval, self.maxval, dtype, half_open=True)
+        uniform = self.numbers(shape).uniform(math.prod(shape))
+        values = self.minval + (self.maxval - self.minval) * uniform
+        return _round_within(values.reshape(shape), self.minval, self.maxval, dtype, half_open=True)
 
     def get_config(self) -> dict[str, Any]:
         return {"seed": self.seed, "minval": self.minval, "maxval": self.maxval}
@@ -278,9 +294,11 @@ class RandomUniform(RandomInitializer):
 
 @dataclass(frozen=True)
 class TruncatedNormal(RandomInitializer):
-    """Normal, redrawn beyond mean ± 2 · stddev; so its own standard deviation is 0.8796 · stddev
+    """Normal distribution, redrawn beyond mean ± 2 · stddev
 
-    >>> w = TruncatedNormal(seed=1)((3, 3, 3, 4, 8)); bool(abs(w).max() <= 0.1), round(w.std().item(), 3)
+    The truncation reduces the standard deviation to 0.8796 · stddev.
+    >>> w = TruncatedNormal(seed=1)((3, 3, 3, 4, 8))
+    >>> bool(abs(w).max() <= 0.1), round(w.std().item(), 3)
     (True, 0.044)
     """
 
@@ -291,9 +309,8 @@ class TruncatedNormal(RandomInitializer):
         shape = _shape(shape)
         values = self.mean + self.stddev * self.numbers(shape).truncated_normal(math.prod(shape))
         spread = 2 * abs(self.stddev)
-        return _within(
-            values.reshape(shape), self.mean - spread, self.mean + spread, dtype, half_open=False
-        )
+        low, high = self.mean - spread, self.mean + spread
+        return _round_within(values.reshape(shape), low, high, dtype, half_open=False)
 
     def get_config(self) -> dict[str, Any]:
         return {"seed": self.seed, "mean": self.mean, "stddev": self.stddev}
@@ -304,9 +321,13 @@ def compute_fans(
     input_axes: Sequence[int] | None = None,
     output_axes: Sequence[int] | None = None,
 ) -> tuple[int, int]:
-    """Inputs and outputs of a weight array, as Keras counts them: (fan_in, fan_out).
+    """The numbers of inputs and outputs of a weight array, (fan_in, fan_out), as Keras counts them.
 
-    With groups, fan_in is kernel voxels · channels/groups, but fan_out is kernel voxels · all filters.
+    shape : (kd, kh, kw, in_channels / groups, filters), or any
+    input_axes, output_axes : axes whose sizes are multiplied; None for Keras' rule
+    With groups, fan_in is kernel voxels · in_channels / groups, while fan_out is kernel voxels ·
+    all filters.
+    Raises: ShapeError for axes that the shape does not have.
     >>> compute_fans((3, 3, 3, 4, 8)), compute_fans((8,))
     ((108, 216), (8, 8))
     """
@@ -315,7 +336,8 @@ def compute_fans(
             return math.prod(shape[a] for a in input_axes), math.prod(shape[a] for a in output_axes)
         except (IndexError, TypeError) as error:
             raise ShapeError(
-                f"input_axes={input_axes} and output_axes={output_axes} do not fit weights of shape {tuple(shape)}"
+                f"input_axes={input_axes} and output_axes={output_axes} do not fit weights of "
+                f"shape {tuple(shape)}"
             ) from error
     if len(shape) < 1:
         return 1, 1
@@ -331,12 +353,17 @@ DISTRIBUTIONS = ("truncated_normal", "untruncated_normal", "uniform")
 
 @dataclass(frozen=True)
 class VarianceScaling(RandomInitializer):
-    """Variance scale / n, n being fan_in, fan_out or their mean; truncated normal, normal or uniform
+    """Distribution of variance scale / n, where n is fan_in, fan_out or their mean
 
-    distribution : str      "truncated_normal" (or "normal"): corrected, so that its standard deviation is √(scale / n), cut at
-                            2.2737 · √(scale / n); "untruncated_normal"; "uniform" in ±√(3 · scale / n)
-    input_axes, output_axes : lists of axes to count fans by, or None
-    >>> w = VarianceScaling(scale=3, distribution="uniform", seed=1)((3, 3, 3, 1, 8)); bool(abs(w).max() < (9 / 27) ** 0.5)
+    scale : float           above 0
+    mode : str              "fan_in", "fan_out" or "fan_avg"
+    distribution : str      "truncated_normal" (or "normal"), truncated at ±2.2737 · √(scale / n)
+                            so that its standard deviation is √(scale / n); "untruncated_normal";
+                            or "uniform" in ±√(3 · scale / n)
+    input_axes, output_axes : lists of axes or None, see `compute_fans`
+
+    >>> w = VarianceScaling(scale=3, distribution="uniform", seed=1)((3, 3, 3, 1, 8))
+    >>> bool(abs(w).max() < (9 / 27) ** 0.5)
     True
     """
 
@@ -358,7 +385,8 @@ class VarianceScaling(RandomInitializer):
         distribution = "truncated_normal" if distribution == "normal" else distribution
         if distribution not in DISTRIBUTIONS:
             raise SpecError(
-                f"invalid distribution argument: {self.distribution!r}; use one of {', '.join(DISTRIBUTIONS)}"
+                f"invalid distribution argument: {self.distribution!r}; use one of "
+                f"{', '.join(DISTRIBUTIONS)}"
             )
         object.__setattr__(self, "distribution", distribution)
         for key in ("input_axes", "output_axes"):
@@ -380,9 +408,8 @@ class VarianceScaling(RandomInitializer):
             stddev = math.sqrt(variance) / TRUNCATED_STDDEV
             limit = 2 * stddev
             values = stddev * stream.truncated_normal(count)
-        return _within(
-            values.reshape(shape), -limit, limit, dtype, half_open=self.distribution == "uniform"
-        )
+        half_open = self.distribution == "uniform"
+        return _round_within(values.reshape(shape), -limit, limit, dtype, half_open)
 
     def get_config(self) -> dict[str, Any]:
         config: dict[str, Any] = {"seed": self.seed}
@@ -395,14 +422,16 @@ class VarianceScaling(RandomInitializer):
 
 
 def _fixed(value: Any) -> Any:
+    """A field with a value that the constructor does not take."""
     return field(default=value, init=False, repr=False)
 
 
 @dataclass(frozen=True)
 class GlorotUniform(VarianceScaling):
-    """Uniform in ±√(6 / (fan_in + fan_out))
+    """Uniform distribution in ±√(6 / (fan_in + fan_out))
 
-    Source: X. Glorot and Y. Bengio, Understanding the difficulty of training deep feedforward neural networks, 2010.
+    Source: X. Glorot and Y. Bengio, Understanding the difficulty of training deep feedforward
+    neural networks, 2010.
     >>> w = GlorotUniform(seed=1)((3, 3, 3, 1, 1)); bool(abs(w).max() < (6 / 54) ** 0.5)
     True
     """
@@ -414,9 +443,9 @@ class GlorotUniform(VarianceScaling):
 
 @dataclass(frozen=True)
 class GlorotNormal(VarianceScaling):
-    """Truncated normal of standard deviation √(2 / (fan_in + fan_out))
+    """Truncated normal distribution of standard deviation √(2 / (fan_in + fan_out))
 
-    Source: as GlorotUniform.
+    Source: that of GlorotUniform.
     >>> round(GlorotNormal(seed=1)((3, 3, 3, 8, 8)).std().item(), 2)
     0.07
     """
@@ -428,7 +457,7 @@ class GlorotNormal(VarianceScaling):
 
 @dataclass(frozen=True)
 class HeUniform(VarianceScaling):
-    """Uniform in ±√(6 / fan_in)
+    """Uniform distribution in ±√(6 / fan_in)
 
     Source: K. He and others, Delving Deep into Rectifiers, arXiv:1502.01852.
     >>> w = HeUniform(seed=1)((3, 3, 3, 1, 1)); bool(abs(w).max() < (6 / 27) ** 0.5)
@@ -442,9 +471,9 @@ class HeUniform(VarianceScaling):
 
 @dataclass(frozen=True)
 class HeNormal(VarianceScaling):
-    """Truncated normal of standard deviation √(2 / fan_in)
+    """Truncated normal distribution of standard deviation √(2 / fan_in)
 
-    Source: as HeUniform.
+    Source: that of HeUniform.
     >>> round(HeNormal(seed=1)((3, 3, 3, 8, 8)).std().item(), 2)
     0.1
     """
@@ -456,7 +485,7 @@ class HeNormal(VarianceScaling):
 
 @dataclass(frozen=True)
 class LecunUniform(VarianceScaling):
-    """Uniform in ±√(3 / fan_in)
+    """Uniform distribution in ±√(3 / fan_in)
 
     Source: G. Klambauer and others, Self-Normalizing Neural Networks, arXiv:1706.02515.
     >>> w = LecunUniform(seed=1)((3, 3, 3, 1, 1)); bool(abs(w).max() < (3 / 27) ** 0.5)
@@ -470,9 +499,9 @@ class LecunUniform(VarianceScaling):
 
 @dataclass(frozen=True)
 class LecunNormal(VarianceScaling):
-    """Truncated normal of standard deviation √(1 / fan_in)
+    """Truncated normal distribution of standard deviation √(1 / fan_in)
 
-    Source: as LecunUniform.
+    Source: that of LecunUniform.
     >>> round(LecunNormal(seed=1)((3, 3, 3, 8, 8)).std().item(), 2)
     0.07
     """
@@ -484,12 +513,15 @@ class LecunNormal(VarianceScaling):
 
 @dataclass(frozen=True)
 class Orthogonal(RandomInitializer):
-    """gain · orthonormal columns, or rows if there are fewer: of the weights as a matrix (all but the last axis, last axis)
+    """gain · a matrix with orthonormal columns, or orthonormal rows if it has fewer rows
 
-    Q of a QR decomposition of normal numbers, its columns' signs those of R's diagonal.
-    Raises: ShapeError for a single axis (a bias).
-    Source: A. Saxe and others, Exact solutions to the nonlinear dynamics of learning in deep linear networks, arXiv:1312.6120.
-    >>> w = Orthogonal(seed=1)((3, 3, 3, 1, 4)).reshape(27, 4); bool(np.allclose(w.T @ w, np.eye(4), atol=1e-6))
+    The rows of the matrix are all axes of the weights but the last one. It is the Q of a QR
+    decomposition of normal numbers, with the signs of its columns from R's diagonal.
+    Raises: ShapeError when called for a single axis (a bias).
+    Source: A. Saxe and others, Exact solutions to the nonlinear dynamics of learning in deep linear
+    networks, arXiv:1312.6120.
+    >>> w = Orthogonal(seed=1)((3, 3, 3, 1, 4)).reshape(27, 4)
+    >>> bool(np.allclose(w.T @ w, np.eye(4), atol=1e-6))
     True
     """
 
@@ -529,7 +561,10 @@ class FunctionInitializer(Initializer):
         shape = _shape(shape)
         values = np.asarray(self.function(shape, dtype=dtype))
         if values.shape != shape:
-            raise ShapeError(f"the initializer made shape {values.shape}, expected {shape}")
+            raise ShapeError(
+                f"the initializer made shape {values.shape}, expected {shape}; return an array of "
+                "this shape"
+            )
         return values.astype(dtype, copy=False)
 
     def get_config(self) -> dict[str, Any]:
@@ -539,9 +574,22 @@ class FunctionInitializer(Initializer):
 
 
 INITIALIZERS: tuple[type[Initializer], ...] = (
-    Zeros, Ones, Constant, RandomNormal, RandomUniform, TruncatedNormal, VarianceScaling, GlorotUniform, GlorotNormal,
-    HeUniform, HeNormal, LecunUniform, LecunNormal, Orthogonal, Identity,
-)  # fmt: skip
+    Zeros,
+    Ones,
+    Constant,
+    RandomNormal,
+    RandomUniform,
+    TruncatedNormal,
+    VarianceScaling,
+    GlorotUniform,
+    GlorotNormal,
+    HeUniform,
+    HeNormal,
+    LecunUniform,
+    LecunNormal,
+    Orthogonal,
+    Identity,
+)
 ALIASES = {
     "zero": "zeros",
     "one": "ones",
@@ -563,23 +611,28 @@ def names() -> list[str]:
 
 
 def get(identifier: Any, seed: int | None = None) -> Initializer | None:
-    """The initializer an identifier stands for, as `keras.initializers.get`; None is none.
+    """The initializer that an identifier names, as `keras.initializers.get` finds it.
 
-    identifier : None; a class name or its snake case, with parameters if wanted, `random_normal:stddev=0.1:seed=3`; Keras'
-        dict; an initializer or its class; a Python function of (shape, dtype); an array, for exactly its shape
-    seed : int or None      for an initializer without one of its own
-    Raises: UnknownNameError, with the nearest name suggested; SpecError for wrong parameters, and for stft.
+    identifier : None, which gives None; the name of a class, also in snake case, perhaps with
+        parameters (`random_normal:stddev=0.1:seed=3`); Keras' dict; an initializer or its class; a
+        Python function of (shape, dtype); an array, whose shape is then the only possible one
+    seed : int or None      for a random initializer whose identifier has no seed
+    Raises: UnknownNameError, which suggests the nearest name; SpecError for wrong parameters, and
+        for stft.
 
-    >>> get("he_normal", seed=3), get("zero"), get({"class_name": "Constant", "config": {"value": 2}})
-    (HeNormal(seed=3, input_axes=None, output_axes=None), Zeros(), Constant(value=2))
+    >>> get("he_normal", seed=3), get("zero")
+    (HeNormal(seed=3, input_axes=None, output_axes=None), Zeros())
+    >>> get({"class_name": "Constant", "config": {"value": 2}})
+    Constant(value=2)
     """
-    found = _without_seed(identifier)
-    if seed is not None and isinstance(found, RandomInitializer) and found.seed is None:
-        return replace(found, seed=seed)
-    return found
+    initializer = _find(identifier)
+    if seed is not None and isinstance(initializer, RandomInitializer) and initializer.seed is None:
+        return replace(initializer, seed=seed)
+    return initializer
 
 
-def _without_seed(identifier: Any) -> Initializer | None:
+def _find(identifier: Any) -> Initializer | None:
+    """See `get`; the seed is that of the identifier."""
     if identifier is None or isinstance(identifier, Initializer):
         return identifier
     if isinstance(identifier, (str, Mapping)):
@@ -588,17 +641,16 @@ def _without_seed(identifier: Any) -> Initializer | None:
             raise SpecError(
                 f"{name} makes kernels of three axes (Conv1D); the kernel of a Conv3D has five"
             )
-        plain_name = name.removesuffix("V2")  # Keras 2 knows glorot_uniformV2 and the like
+        plain_name = name.removesuffix("V2")  # Keras 2 has names such as glorot_uniformV2
         cls = _BY_NAME.get(ALIASES.get(plain_name, plain_name))
         if cls is None:
             raise unknown_name("initializer", name, names())
-        if isinstance(identifier, Mapping) and isinstance(
-            config, Mapping
-        ):  # older Keras 2 wrote a dtype along
+        if isinstance(identifier, Mapping) and isinstance(config, Mapping):
+            # older versions of Keras 2 added a dtype
             config = {key: value for key, value in config.items() if key != "dtype"}
         check_keys(name, config, cls)
-        found: Initializer = cls(**config)
-        return found
+        initializer: Initializer = cls(**config)
+        return initializer
     if isinstance(identifier, (np.ndarray, np.generic)):
         values = np.asarray(identifier)
         return FunctionInitializer(lambda shape, dtype: values)
@@ -610,8 +662,9 @@ def _without_seed(identifier: Any) -> Initializer | None:
 
 
 def serialize(initializer: Initializer | None) -> dict[str, Any] | None:
-    """Keras 3's dict of an initializer; of a seed that was drawn, None.
+    """Keras 3's dict of an initializer; None for None. A seed that was not given is None.
 
+    Raises: SpecError for a Python function or an array.
     >>> serialize(get("zeros"))["class_name"]
     'Zeros'
     """

@@ -1,6 +1,7 @@
-"""Regularizers: penalties of weights or of a layer's output, by Keras' names.
+"""Keras' regularizers: penalties of weights or of a layer's output.
 
-Sums are taken in float64. To add one, write a dataclass with `__call__` and `get_config` and put it into `REGULARIZERS`.
+Sums are computed in float64. To add a regularizer, write a dataclass with `__call__` and
+`get_config` and put it into `REGULARIZERS`.
 Source: Keras 3, keras/src/regularizers/regularizers.py.
 """
 
@@ -21,23 +22,25 @@ from conv3d_cli.layer._catalogue import by_name, check_keys, keras_dict, read_id
 
 
 class Regularizer:
-    """What all of them share: called on an array they give its penalty.
+    """The base class of regularizers.
 
-    additive : bool     whether the penalty of an array is the sum of its parts' (so that it can be summed in passing)
+    additive : bool     the penalty of an array is the sum of the penalties of its parts, so that it
+                        can be summed slab by slab
     """
 
     additive = True
 
     def __call__(self, x: ArrayLike) -> float:
-        """The penalty of an array."""
+        """The penalty of an array of real numbers. Raises: ShapeError for a rank it cannot take."""
         raise NotImplementedError
 
     def get_config(self) -> dict[str, Any]:
-        """Its parameters, as Keras 3 writes them."""
+        """The parameters in Keras 3's form. Raises: SpecError for a Python function."""
         raise NotImplementedError
 
 
 def _factor(value: Any, name: str) -> float:
+    """The value as a factor. Raises: SpecError unless it is a finite number of at least 0."""
     if (
         not isinstance(value, numbers.Real)
         or isinstance(value, bool)
@@ -45,13 +48,14 @@ def _factor(value: Any, name: str) -> float:
         or value < 0
     ):
         raise SpecError(
-            f"invalid value for argument {name}: expected a non-negative float, received {name}={value!r}"
+            f"invalid value for argument {name}: expected a non-negative float, received "
+            f"{name}={value!r}"
         )
     return float(value)
 
 
 def _sum(x: NDArray[Any]) -> float:
-    with np.errstate(over="ignore"):  # infinite then
+    with np.errstate(over="ignore"):  # the sum is infinity then
         return float(np.sum(x, dtype=np.float64))
 
 
@@ -64,7 +68,7 @@ def _squares(x: ArrayLike) -> NDArray[np.float64]:
 class L1(Regularizer):
     """l1 · sum of |w|
 
-    l1 : float      0 or more; kept in float32, as Keras keeps it (0.01 is written 0.009999999776482582)
+    l1 : float      at least 0; rounded to float32, as in Keras (0.01 becomes 0.009999999776482582)
 
     >>> round(L1(0.5)([1.0, -2.0]), 6)
     1.5
@@ -87,6 +91,8 @@ class L1(Regularizer):
 class L2(Regularizer):
     """l2 · sum of w²
 
+    l2 : float      at least 0
+
     >>> L2(0.5)([1.0, -2.0])
     2.5
     """
@@ -107,7 +113,7 @@ class L2(Regularizer):
 class L1L2(Regularizer):
     """l1 · sum of |w| + l2 · sum of w²
 
-    Both factors are 0 unless given; the name `l1_l2`, Keras 2's function, means 0.01 for both.
+    l1, l2 : float      at least 0; the name `l1_l2`, Keras 2's function, sets both to 0.01
     >>> L1L2(l1=1, l2=0.5)([1.0, -2.0])
     5.5
     """
@@ -130,11 +136,11 @@ class L1L2(Regularizer):
 
 @dataclass(frozen=True)
 class OrthogonalRegularizer(Regularizer):
-    """factor · sum over pairs of rows (columns) of |cosine| / number of pairs; of a matrix only
+    """factor · mean of |cosine| over all pairs of rows (or columns) of a matrix
 
-    factor : float      0 or more; kept in float32
+    factor : float      at least 0; rounded to float32
     mode : "rows" | "columns"
-    Raises: ShapeError for any other rank, so for every Conv3D kernel.
+    Raises: ShapeError when called on an array of another rank, such as a Conv3D kernel.
     >>> round(OrthogonalRegularizer(factor=1)([[1.0, 0.0], [1.0, 1.0]]), 6)
     0.707107
     """
@@ -147,15 +153,16 @@ class OrthogonalRegularizer(Regularizer):
         object.__setattr__(self, "factor", float(np.float32(_factor(self.factor, "factor"))))
         if self.mode not in ("rows", "columns"):
             raise SpecError(
-                f"invalid value for argument mode: expected 'rows' or 'columns', received {self.mode!r}"
+                "invalid value for argument mode: expected 'rows' or 'columns', received "
+                f"{self.mode!r}"
             )
 
     def __call__(self, x: ArrayLike) -> float:
         x = np.asarray(x, np.float64)
         if x.ndim != 2:
             raise ShapeError(
-                f"inputs to OrthogonalRegularizer must have rank 2, received shape {x.shape}; "
-                "the kernel of a Conv3D layer has rank 5"
+                f"inputs to OrthogonalRegularizer must have rank 2, received shape {x.shape}; the "
+                "kernel of a Conv3D layer has rank 5"
             )
         vectors = x if self.mode == "rows" else x.T
         lengths = np.sqrt(np.sum(np.square(vectors), axis=1, keepdims=True))
@@ -198,16 +205,17 @@ def names() -> list[str]:
     >>> names()
     ['l1', 'l2', 'l1l2', 'l1_l2', 'orthogonal_regularizer']
     """
-    found = [name for name in _BY_NAME if name.islower()]
-    return [*found[:-1], _L1_L2, found[-1]]
+    snake_case = [name for name in _BY_NAME if name.islower()]
+    return [*snake_case[:-1], _L1_L2, snake_case[-1]]
 
 
 def get(identifier: Any) -> Regularizer | None:
-    """The regularizer an identifier stands for, as `keras.regularizers.get`; None is none.
+    """The regularizer that an identifier names, as `keras.regularizers.get` finds it.
 
-    identifier : None; a class name or its snake case, with parameters if wanted, `l1l2:l1=0.1:l2=0.2`; Keras' dict; a
-        regularizer or its class; a Python function of an array
-    Raises: UnknownNameError, with the nearest name suggested; SpecError for wrong parameters.
+    identifier : None, which gives None; the name of a class, also in snake case, perhaps with
+        parameters (`l1l2:l1=0.1:l2=0.2`); Keras' dict; a regularizer or its class; a Python
+        function of an array
+    Raises: UnknownNameError, which suggests the nearest name; SpecError for wrong parameters.
 
     >>> get("l2"), get("l1_l2"), get({"class_name": "L2", "config": {"l2": 0.5}})
     (L2(l2=0.01), L1L2(l1=0.01, l2=0.01), L2(l2=0.5))
@@ -222,10 +230,9 @@ def get(identifier: Any) -> Regularizer | None:
         if cls is None:
             raise unknown_name("regularizer", name, names())
         check_keys(name, config, cls)
-        found: Regularizer = cls(
-            **({"l1": 0.01, "l2": 0.01, **config} if name == _L1_L2 else config)
-        )
-        return found
+        defaults = {"l1": 0.01, "l2": 0.01} if name == _L1_L2 else {}
+        regularizer: Regularizer = cls(**{**defaults, **config})
+        return regularizer
     if inspect.isclass(identifier) and issubclass(identifier, Regularizer):
         return identifier()
     if callable(identifier):
@@ -234,7 +241,7 @@ def get(identifier: Any) -> Regularizer | None:
 
 
 def serialize(regularizer: Regularizer | None) -> dict[str, Any] | None:
-    """Keras 3's dict of a regularizer.
+    """Keras 3's dict of a regularizer; None for None. Raises: SpecError for a Python function.
 
     >>> serialize(L2())["config"]
     {'l2': 0.01}

@@ -1,1 +1,1 @@
-"""One volume from file to file: what is asked for, what is decided, and the stream of slabs or boxes."""
+"""One volume from file to file: the request, the plan, and the stream of slabs or boxes."""

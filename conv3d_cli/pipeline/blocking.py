@@ -1,4 +1,4 @@
-"""How a job is cut under a ceiling of memory: slabs of whole planes, or boxes where not even one step of planes fits."""
+"""Choose slabs of whole planes, or boxes, that keep a job under its memory ceiling."""
 
 from __future__ import annotations
 
@@ -14,23 +14,29 @@ if TYPE_CHECKING:
     from conv3d_cli.pipeline.boxes.stream import BoxJob
 
 
-# Input and output of a slab, unless the ceiling asks for less. The first ones leave less to wait for at both ends of the
-# stream, and their memory stays in the caches and is used again (5^3 on a scan of 35 MB, .nii.gz to .nii.gz: 141 ms at 8 MB,
-# 179 at 24; 2026-11). Those of deep kernels are larger, since each computes its halo again.
+# Bytes of a slab's input and output, if the ceiling allows. Small slabs shorten the wait at both
+# ends of the stream, stay in the caches, and reuse their memory (5^3 on a scan of 35 MB, .nii.gz to
+# .nii.gz: 141 ms at 8 MB, 179 ms at 24 MB; 2026-11). Deep kernels get larger slabs, since each slab
+# processes its halo once more.
 SLAB_BYTES, DEEP_SLAB_BYTES = 8 << 20, 24 << 20
-SLAB_HALOS = 4  # planes of a slab for one of its halo, if DEEP_SLAB_BYTES allow
-LEAST_SLAB = 8  # planes, if memory allows: below it halos are packed over and over
+SLAB_HALOS = 4  # slab planes per plane of the halo, up to DEEP_SLAB_BYTES
+LEAST_SLAB = 8  # planes, if memory allows: thinner slabs pack their halos over and over
 
 
 class Boxes(NamedTuple):
-    """How a job is divided into boxes, and how often they decode and compute a voxel."""
+    """The boxes of a job, and how often they decode and compute a voxel."""
 
     partition: Partition
     redundancy: Redundancy
 
 
 class Blocking(NamedTuple):
-    """How a job is cut: output planes computed at once, or boxes; and the memory that follows."""
+    """The division of a job into slabs or boxes.
+
+    depth : int             output planes of a slab
+    memory : MemoryUse      the peak of the process
+    boxes : Boxes or None   boxes to compute in place of slabs
+    """
 
     depth: int
     memory: MemoryUse
@@ -40,19 +46,23 @@ class Blocking(NamedTuple):
 def choose_blocking(
     job: SlabJob, max_memory: int | None, box_job: Callable[[], BoxJob | None] = lambda: None
 ) -> Blocking:
-    """The largest slabs that are worth while and fit: multiples of the plan's `depth_step`; where not even one step of whole
-    planes fits, boxes, if the job can be done in boxes.
+    """The largest slabs that are useful and fit into memory, or boxes if no slab fits.
 
-    max_memory : int or None    bytes of the whole process; None: see `memory_ceiling`
-    Raises: MemoryLimitError if nothing fits; the message says what would.
+    job : SlabJob               slabs are multiples of its plan's `depth_step`
+    max_memory : int or None    ceiling of the whole process in bytes; None: see `memory_ceiling`
+    box_job : callable          () -> the job in boxes, or None if it cannot be computed in boxes
+    Raises: MemoryLimitError if nothing fits; the message names a ceiling that would do.
     """
     plan = job.last.plan
     step, limit = plan.depth_step, memory_ceiling(max_memory)
-    for depth in _depths(job):
+    for depth in _slab_depths(job):
         use = job.memory(depth)
         if use.total <= limit:
             return Blocking(depth, use)
-    least, planes = use, "one plane" if step == 1 else f"{step} planes"
+    least, needed = (
+        use,
+        "one plane at a time needs" if step == 1 else f"{step} planes at a time need",
+    )
     boxes = box_job()
     if boxes is not None:
         partition = boxes.choose_partition(limit)
@@ -62,30 +72,28 @@ def choose_blocking(
             )
         smallest = boxes.smallest_partition()
         if boxes.memory(smallest).total < least.total:
-            least, planes = (
-                boxes.memory(smallest),
-                f"a box of {'x'.join(map(str, smallest.block))} voxels",
-            )
-    other = "" if step == 1 else f", or another --algorithm than {plan.algorithm.name}"
+            least = boxes.memory(smallest)
+            needed = f"a box of {'x'.join(map(str, smallest.block))} voxels at a time needs"
+    other_cure = "" if step == 1 else f", or another --algorithm than {plan.algorithm.name}"
     raise MemoryLimitError(
-        f"{planes} at a time need{'' if planes.endswith('planes') else 's'} {format_bytes(least.total)} of memory for the "
-        f"whole process ({least}), the ceiling is {format_bytes(limit)}; pass --max-memory {megabytes(least.total)} or "
-        f"more{other}"
+        f"{needed} {format_bytes(least.total)} of memory for the whole process ({least}), the "
+        f"ceiling is {format_bytes(limit)}; pass --max-memory {megabytes(least.total)} or more"
+        f"{other_cure}"
     )
 
 
-def _depths(job: SlabJob) -> Iterator[int]:
-    """Planes of a slab, from those that are worth while down to one step."""
+def _slab_depths(job: SlabJob) -> Iterator[int]:
+    """Slab depths to try in planes, from the largest useful one down to one step."""
     problem, step = job.last.problem, job.last.plan.depth_step
 
-    def steps(depth: int) -> int:
+    def whole_steps(depth: int) -> int:
         return -(-depth // step) * step
 
     plane = max(1, problem.strides[0] * job.in_plane(len(job.convolutions) - 1) + job.out_plane)
     halo = -(-(problem.extent[0] - problem.strides[0]) // problem.strides[0])
-    wish = max(SLAB_BYTES // plane, min(DEEP_SLAB_BYTES // plane, SLAB_HALOS * halo))
-    depth = min(steps(max(wish, LEAST_SLAB)), steps(problem.out_size[0]))
+    useful = max(SLAB_BYTES // plane, min(DEEP_SLAB_BYTES // plane, SLAB_HALOS * halo))
+    depth = min(whole_steps(max(useful, LEAST_SLAB)), whole_steps(problem.out_size[0]))
     yield depth
     while depth > step:
-        depth = steps(-(-depth // 2))
+        depth = whole_steps(-(-depth // 2))
         yield depth

@@ -1,6 +1,6 @@
-"""Which files a job reads and writes: what makes its output out of date when it changes.
+"""The files that a job reads and writes.
 
-`batch/depfile.py` lists them for make, `batch/resume.py` compares their bytes.
+`batch/depfile.py` lists them for make; `batch/resume.py` compares their contents.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from conv3d_cli.pipeline.request import Job, Stage
 
 
 def input_files(job: Job) -> dict[str, tuple[str, ...]]:
-    """The files that are read while a job runs, by what they are to it: "input", "mask", "kernel".
+    """The files that a running job reads, by role: "input", "mask", "kernel".
 
-    A Zarr store is a folder here. What was read before, while the job was put together (weights files, biases, configs), is
-    in the job itself; `settings_files` names those files.
-    Raises: FormatError if one of a pair is missing.
+    A Zarr store counts as one folder. Files that were read to make the job (weights, biases,
+    configs) are listed by `settings_files`.
+    Raises: FormatError if one file of a pair is missing.
     """
     files = {} if job.source == "-" else {"input": volume_files(job.source)}
     if job.missing.mask is not None:
@@ -29,17 +29,21 @@ def input_files(job: Job) -> dict[str, tuple[str, ...]]:
 
 
 def settings_files(job: Job) -> tuple[str, ...]:
-    """The files that a job's settings came from: configs, a manifest, weights files, biases."""
+    """The files that a job was made from: configs, a manifest, weights files, biases."""
     return tuple(
         dict.fromkeys([*job.files, *(path for stage in job.stages for path in stage.files)])
     )
 
 
 def output_files(job: Job) -> tuple[str, ...]:
-    """The files that a job writes; a Zarr store is a folder here."""
+    """The files that a job writes; a Zarr store counts as one folder."""
     return tuple(file for output in job.outputs for file in written_files(output.path))
 
 
 def kernel_file(stage: Stage) -> str | None:
-    """The file that a stage's kernel will be read from; None for a built-in, a drawn one, or one that is read already."""
+    """The path of a stage's kernel; None for a built-in, a drawn kernel, or one in memory.
+
+    >>> kernel_file(Stage("psf.tif")), kernel_file(Stage("box:size=3"))
+    ('psf.tif', None)
+    """
     return stage.kernel if isinstance(stage.kernel, str) and not is_builtin(stage.kernel) else None

@@ -1,6 +1,7 @@
-"""A kernel file made to fit a volume: the spacing of its own that it may tell, and the empty borders that it may have.
+"""Adapt a kernel from a file to a volume: resample it to the volume's spacing, crop its borders.
 
-What resampling and cropping are is `kernels/resampling.py` and `kernels/cropping.py`; here it is decided whether they are done.
+This module decides whether a kernel is resampled and cropped; `kernels/resampling.py` and
+`kernels/cropping.py` do it.
 """
 
 from __future__ import annotations
@@ -20,12 +21,14 @@ SPACINGS = ("match", "resample", "ignore")
 
 @dataclass(frozen=True)
 class KernelAdaptation:
-    """What is done to a kernel so that it fits.
+    """The policy for a kernel whose voxel spacing or borders do not suit the volume.
 
-    spacing : str           where its file tells another voxel spacing than the volume's: "match" refuses it, "resample" samples
-                            it anew, "ignore" applies it voxel by voxel
-    crop : float or None    the part of Σ|w| that its borders may hold to be cropped; None: nothing is
-    Raises: SpecError for another word or tolerance.
+    spacing : str           if the kernel's file gives another voxel spacing than the volume's:
+                            "match" refuses the kernel, "resample" resamples it, "ignore" applies it
+                            voxel by voxel
+    crop : float or None    largest fraction of Σ|w| that cropped borders may contain; None keeps
+                            the borders
+    Raises: SpecError for another word or an impossible fraction.
     """
 
     spacing: str = "match"
@@ -34,7 +37,8 @@ class KernelAdaptation:
     def __post_init__(self) -> None:
         if self.spacing not in SPACINGS:
             raise SpecError(
-                f"kernel_spacing is {', '.join(SPACINGS[:-1])} or {SPACINGS[-1]}, received '{self.spacing}'"
+                f"kernel_spacing is {', '.join(SPACINGS[:-1])} or {SPACINGS[-1]}, received "
+                f"'{self.spacing}'"
             )
         if self.crop is not None:
             check_tolerance(self.crop)
@@ -47,90 +51,109 @@ def adapt_kernel(
     adaptation: KernelAdaptation,
     normalize: bool = False,
 ) -> tuple[Kernel, list[str]]:
-    """The kernel resampled and cropped as asked for, and notes on it.
+    """Resample and crop a kernel as the policy says.
 
-    text : str or None      as it was read; None: it came from no file
+    text : str or None      the kernel's name or path as given; None for a kernel in memory
     grid : Grid or None     of the volume
-    normalize : bool        whether it is scaled to sum 1 afterwards, for the bound that the note tells
-    Raises: ShapeError if spacings differ and must not, or what was asked for cannot be done.
+    normalize : bool        the kernel will be scaled to sum 1, for the error bound in the note
+    Returns the kernel, and notes for the user.
+    Raises: ShapeError if spacings differ under "match", or if spacings that "resample" needs are
+        unknown.
+
+    >>> import numpy as np
+    >>> kernel = Kernel(np.pad([[[1.0, 2.0, 1.0]]], ((0, 0), (0, 0), (1, 1))), name="k")
+    >>> adapted, notes = adapt_kernel(kernel, None, None, KernelAdaptation(crop=0.0))
+    >>> adapted.size, notes
+    ((1, 1, 3), ['kernel k is cropped from 1x1x5 to 1x1x3 weights; the rest were zeros'])
     """
     notes = []
-    own = None if text is None else kernel.grid
+    kernel_grid = None if text is None else kernel.grid
     if adaptation.spacing == "resample" and text is not None and not is_builtin(text):
-        kernel, note = _resampled(kernel, own, grid)
-        notes += note
-    elif adaptation.spacing == "match" and own is not None:
-        notes += _matching(kernel, own, grid)
+        kernel, resampling_notes = _resampled(kernel, kernel_grid, grid)
+        notes += resampling_notes
+    elif adaptation.spacing == "match" and kernel_grid is not None:
+        notes += _check_spacing(kernel, kernel_grid, grid)
     if adaptation.crop is not None:
         size, cropped = kernel.size, crop_kernel(kernel, adaptation.crop)
         kernel = cropped.kernel
         if any(cropped.removed):
-            bound = cropped.bound(normalize)
+            bound, effect = cropped.bound(normalize), "the rest were zeros"
+            if bound:
+                effect = f"no sum is off by more than {bound:.2g} of the largest |x|"
             notes.append(
-                f"kernel {kernel.name} is cropped from {_by(size)} to {_by(kernel.size)} weights; "
-                + (
-                    f"no sum is off by more than {bound:.2g} of the largest |x|"
-                    if bound
-                    else "the rest were zeros"
-                )
+                f"kernel {kernel.name} is cropped from {_size_text(size)} to "
+                f"{_size_text(kernel.size)} weights; {effect}"
             )
     return kernel, notes
 
 
-def _matching(kernel: Kernel, own: Grid, grid: Grid | None) -> list[str]:
-    """Notes where it cannot be said whether spacings differ. Raises: ShapeError if they do."""
-    what = f"kernel {kernel.name} has voxels of {_words(own)}"
+def _check_spacing(kernel: Kernel, kernel_grid: Grid, grid: Grid | None) -> list[str]:
+    """Check that kernel and volume have the same spacing.
+
+    Returns a note if one of the spacings is unknown. Raises: ShapeError if the spacings differ.
+    """
+    kernel_spacing = f"kernel {kernel.name} has voxels of {_spacing_text(kernel_grid)}"
     if grid is None:
         return []
     if grid.spacing is None or grid.unit is None:
-        return [f"{what}, and the volume tells no spacing: the kernel is applied voxel by voxel"]
-    if not differing_axes(kernel.size, *_in_one_unit(own, grid)):
-        return []
-    if own.spacing == (1.0, 1.0, 1.0) and own.unit == "mm":
-        # what nibabel, SimpleITK and others write where nobody said how large a voxel is
         return [
-            f"{what}, as of files that tell no size, and the volume of {_words(grid)}: the kernel is applied voxel by voxel; "
-            "--kernel-spacing resample takes it at its word, ignore leaves out this note"
+            f"{kernel_spacing}, and the volume tells no spacing: the kernel is applied voxel by "
+            "voxel"
+        ]
+    if not differing_axes(kernel.size, *_in_one_unit(kernel_grid, grid)):
+        return []
+    if kernel_grid.spacing == (1.0, 1.0, 1.0) and kernel_grid.unit == "mm":
+        # nibabel, SimpleITK and others write this for voxels of unknown size
+        return [
+            f"{kernel_spacing}, as of files that tell no size, and the volume of "
+            f"{_spacing_text(grid)}: the kernel is applied voxel by voxel; --kernel-spacing "
+            "resample trusts its spacing, --kernel-spacing ignore silences this note"
         ]
     raise ShapeError(
-        f"{what}, the volume of {_words(grid)}; pass --kernel-spacing resample to sample the kernel anew, or ignore to apply "
-        "it voxel by voxel"
+        f"{kernel_spacing}, the volume of {_spacing_text(grid)}; pass --kernel-spacing resample to "
+        "resample the kernel, or ignore to apply it voxel by voxel"
     )
 
 
-def _resampled(kernel: Kernel, own: Grid | None, grid: Grid | None) -> tuple[Kernel, list[str]]:
-    if own is None:
+def _resampled(
+    kernel: Kernel, kernel_grid: Grid | None, grid: Grid | None
+) -> tuple[Kernel, list[str]]:
+    """The kernel at the volume's spacing, and a note if that changed it. Raises: ShapeError."""
+    if kernel_grid is None:
         raise ShapeError(
-            f"kernel {kernel.name} cannot be resampled: it tells no voxel spacing, as files of volumes can; leave out "
-            "--kernel-spacing resample to apply it voxel by voxel"
+            f"kernel {kernel.name} cannot be resampled: it tells no voxel spacing, as files of "
+            "volumes can; leave out --kernel-spacing resample to apply it voxel by voxel"
         )
     if grid is None or grid.spacing is None or grid.unit is None:
         raise ShapeError(
-            f"kernel {kernel.name} cannot be resampled: the volume tells no voxel spacing; leave out --kernel-spacing resample "
-            "to apply it voxel by voxel"
+            f"kernel {kernel.name} cannot be resampled: the volume tells no voxel spacing; leave "
+            "out --kernel-spacing resample to apply it voxel by voxel"
         )
-    spacings = _in_one_unit(own, grid)
+    spacings = _in_one_unit(kernel_grid, grid)
     if not differing_axes(kernel.size, *spacings):
         return kernel, []
     resampled = resample_kernel(kernel, *spacings)
     note = (
-        f"kernel {kernel.name} is resampled from voxels of {_words(own)} to {_words(grid)}, from {_by(kernel.size)} to "
-        f"{_by(resampled.size)} weights; its sum stays {kernel.sum:.6g}"
+        f"kernel {kernel.name} is resampled from voxels of {_spacing_text(kernel_grid)} to "
+        f"{_spacing_text(grid)}, from {_size_text(kernel.size)} to {_size_text(resampled.size)} "
+        f"weights; its sum stays {kernel.sum:.6g}"
     )
     return resampled, [note]
 
 
-def _in_one_unit(own: Grid, grid: Grid) -> tuple[Floats, Floats]:
-    assert own.spacing is not None
-    assert own.unit is not None
-    return own.spacing, grid.spacing_in(own.unit)
+def _in_one_unit(kernel_grid: Grid, grid: Grid) -> tuple[Floats, Floats]:
+    """The spacings of kernel and volume along D, H, W, in the kernel's unit."""
+    assert kernel_grid.spacing is not None
+    assert kernel_grid.unit is not None
+    return kernel_grid.spacing, grid.spacing_in(kernel_grid.unit)
 
 
-def _words(grid: Grid) -> str:
-    """A spacing for people: 2,0.5,0.5 um."""
+def _spacing_text(grid: Grid) -> str:
+    """A spacing for messages: 2,0.5,0.5 um."""
     assert grid.spacing is not None
     return f"{','.join(f'{step:.4g}' for step in grid.spacing)} {grid.unit}"
 
 
-def _by(size: tuple[int, int, int]) -> str:
+def _size_text(size: tuple[int, int, int]) -> str:
+    """A size for messages: 3x3x3."""
     return "x".join(map(str, size))

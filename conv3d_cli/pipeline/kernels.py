@@ -1,11 +1,11 @@
-"""The kernel of a stage: read or drawn, made to fit the volume, flipped, normalized, constrained."""
+"""The kernel of a stage: read or drawn, adapted to the volume, flipped, normalized, constrained."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -19,40 +19,46 @@ from conv3d_cli.model.spec import triple
 from conv3d_cli.pipeline.kernel_adaptation import adapt_kernel
 from conv3d_cli.pipeline.request import DRAWN_KERNEL, Stage
 
-if TYPE_CHECKING:
-    pass
-
 
 def resolve_kernel(
     stage: Stage, shape: tuple[int, int, int, int, int], grid: Grid, notes: list[str], number: int
 ) -> tuple[Kernel, dict[str, float]]:
-    """The stage's kernel for a volume (N, D, H, W, C) with its options applied, and the penalties of its weights.
+    """Read or draw a stage's kernel and apply the stage's options to it.
 
-    number : int        of the stage; the seed of a drawn kernel that has none
-    In order: read or drawn, made to fit, flipped, normalized, bias set, constraints. What a constraint changed is noted.
+    shape : (N, D, H, W, C)     of the stage's input
+    grid : Grid                 of the stage's input
+    notes : list of str         extended by what the user should know
+    number : int                position of the stage in its job, from 0; the seed of a drawn kernel
+                                without one
+    The order is: read or draw, adapt to the grid, flip, normalize, set the bias, constrain.
+    Returns the kernel, and the penalties of its weights by name ("kernel", "bias").
+    Raises: FormatError, UnknownNameError, SpecError, ShapeError.
     """
     if stage.kernel is None:
         seed = number if stage.seed is None else stage.seed
         kernel = draw_kernel(stage, shape[4], seed)
         if stage.seed is None:
             notes.append(
-                f"kernel {kernel.name} is drawn by its initializer with seed {seed}; --seed N draws another"
+                f"kernel {kernel.name} is drawn by its initializer with seed {seed}; --seed N "
+                "draws another"
             )
     else:
         given = stage.kernel if isinstance(stage.kernel, Kernel) else None
+        text = None if given else str(stage.kernel)
         kernel = given or read_kernel(str(stage.kernel), grid)
-        kernel, found = adapt_kernel(
-            kernel, None if given else str(stage.kernel), grid, stage.adaptation, stage.normalize
+        kernel, adaptation_notes = adapt_kernel(
+            kernel, text, grid, stage.adaptation, stage.normalize
         )
-        notes += found
+        notes += adaptation_notes
     if stage.kernel_size is not None and kernel.size != triple(stage.kernel_size, "kernel_size"):
         raise ShapeError(
-            f"kernel_size={stage.kernel_size} was asked for, but the kernel {kernel.name} is {kernel.size}"
+            f"kernel_size must be the size of the kernel {kernel.name}, {kernel.size}, received "
+            f"{stage.kernel_size}; correct it or leave it out"
         )
     if stage.magnitude and not kernel.is_bank:
         raise SpecError(
-            f"magnitude is of several derivatives, as in sobel:axis=xyz, and {kernel.name} is one kernel; name its axes, or "
-            "leave magnitude out"
+            "magnitude is of several derivatives, as in sobel:axis=xyz, but "
+            f"{kernel.name} is one kernel; name its axes, or leave magnitude out"
         )
     if stage.flip:
         kernel = kernel.flipped()
@@ -62,54 +68,65 @@ def resolve_kernel(
         kernel = replace(kernel, bias=None)
     elif stage.bias is not None:
         kernel = replace(kernel, bias=np.asarray(stage.bias, np.float64))
+    kernel = _constrained(kernel, stage, notes)
+    return kernel, _penalties(kernel, stage)
 
-    def layer_shaped(weights: np.ndarray) -> np.ndarray:
-        return (
-            weights
-            if weights.ndim == 5
-            else weights[..., None, :]
-            if weights.ndim == 4
-            else weights[..., None, None]
-        )
 
-    constrain, constrain_bias = (
-        get_constraint(stage.kernel_constraint),
-        get_constraint(stage.bias_constraint),
-    )
-    if constrain is not None:
-        constrained = constrain(layer_shaped(kernel.weights))
-        kernel = replace(kernel, weights=constrained.reshape(kernel.weights.shape))
+def _constrained(kernel: Kernel, stage: Stage, notes: list[str]) -> Kernel:
+    """Apply the stage's constraints to weights and bias, and note each."""
+    constraint = get_constraint(stage.kernel_constraint)
+    bias_constraint = get_constraint(stage.bias_constraint)
+    if constraint is not None:
+        weights = constraint(_as_layer_weights(kernel.weights))
+        kernel = replace(kernel, weights=weights.reshape(kernel.weights.shape))
         notes.append(
-            f"kernel_constraint {_named(stage.kernel_constraint)} applied to kernel {kernel.name}"
+            f"kernel_constraint {_describe(stage.kernel_constraint)} applied to kernel "
+            f"{kernel.name}"
         )
-    if constrain_bias is not None and kernel.bias is not None:
-        kernel = replace(kernel, bias=constrain_bias(kernel.bias))
+    if bias_constraint is not None and kernel.bias is not None:
+        kernel = replace(kernel, bias=bias_constraint(kernel.bias))
         notes.append(
-            f"bias_constraint {_named(stage.bias_constraint)} applied to the bias of {kernel.name}"
+            f"bias_constraint {_describe(stage.bias_constraint)} applied to the bias of "
+            f"{kernel.name}"
         )
-    losses = {}
-    penalty, bias_penalty = (
-        get_regularizer(stage.kernel_regularizer),
-        get_regularizer(stage.bias_regularizer),
-    )
-    if penalty is not None:
-        losses["kernel"] = float(penalty(layer_shaped(kernel.weights)))
-    if bias_penalty is not None and kernel.bias is not None:
-        losses["bias"] = float(bias_penalty(kernel.bias))
-    return kernel, losses
+    return kernel
 
 
-def _named(identifier: Any) -> str:
-    """What messages call an initializer or constraint: its name as given, or its class."""
+def _penalties(kernel: Kernel, stage: Stage) -> dict[str, float]:
+    """The penalties of the stage's regularizers, by name ("kernel", "bias")."""
+    regularizer = get_regularizer(stage.kernel_regularizer)
+    bias_regularizer = get_regularizer(stage.bias_regularizer)
+    penalties = {}
+    if regularizer is not None:
+        penalties["kernel"] = float(regularizer(_as_layer_weights(kernel.weights)))
+    if bias_regularizer is not None and kernel.bias is not None:
+        penalties["bias"] = float(bias_regularizer(kernel.bias))
+    return penalties
+
+
+def _as_layer_weights(weights: np.ndarray) -> np.ndarray:
+    """Weights (kd, kh, kw), (kd, kh, kw, filters) or of a layer as (kd, kh, kw, in, filters)."""
+    if weights.ndim == 4:
+        return weights[..., None, :]
+    return weights[..., None, None] if weights.ndim == 3 else weights
+
+
+def _describe(identifier: Any) -> str:
+    """The name of an initializer or constraint in messages: as given, or its class."""
     if isinstance(identifier, Mapping):
         return str(identifier.get("class_name", identifier))
     return identifier if isinstance(identifier, str) else type(identifier).__name__
 
 
 def draw_kernel(stage: Stage, channels: int, seed: int) -> Kernel:
-    """A kernel drawn by the stage's initializers for a volume of `channels`: the same for the same seed.
+    """Draw a kernel by the stage's initializers; the same seed gives the same weights.
 
-    Raises: ShapeError if groups do not divide the channels; SpecError for more weights than any kernel may have.
+    channels : int      of the stage's input
+    Raises: ShapeError if groups do not divide the channels; SpecError for more weights than a
+        kernel may have; MemoryLimitError for more than fit under the ceiling.
+
+    >>> draw_kernel(Stage(kernel_size=3, filters=2), channels=4, seed=1).weights.shape
+    (3, 3, 3, 4, 2)
     """
     from conv3d_cli.layer.initializers import derived_seed
 
@@ -117,28 +134,31 @@ def draw_kernel(stage: Stage, channels: int, seed: int) -> Kernel:
     assert stage.filters is not None
     if channels % stage.groups:
         raise ShapeError(
-            f"groups must divide the input channels, received groups={stage.groups} and {channels} channels"
+            f"groups must divide the input channels, received groups={stage.groups} and {channels} "
+            "channels"
         )
     shape = (*triple(stage.kernel_size, "kernel_size"), channels // stage.groups, stage.filters)
     if math.prod(shape) > MAX_WEIGHTS:
         raise SpecError(
-            f"a drawn kernel of shape {shape} would have more than {MAX_WEIGHTS:,} weights; give a smaller kernel_size or "
-            "fewer filters"
+            f"a drawn kernel must have at most {MAX_WEIGHTS:,} weights, received the shape "
+            f"{shape}; give a smaller kernel_size or fewer filters"
         )
     require_memory(math.prod(shape), "drawn by its initializer")
 
     def draw(identifier: Any, which: str, shape: tuple[int, ...]) -> np.ndarray:
-        # The same numbers as a Conv3D of this seed; None draws glorot_uniform, as in Keras. There is always a seed, where
-        # Keras would draw one: the same input and options must give the same bytes.
-        own = derived_seed(seed, which)
-        initializer = get_initializer(DRAWN_KERNEL if identifier is None else identifier, seed=own)
+        # The same numbers as a `Conv3D` with this seed; None draws glorot_uniform, as in Keras.
+        # Keras draws a random seed where none is given; here it is fixed, so that the same input
+        # and options give the same bytes.
+        initializer = get_initializer(
+            DRAWN_KERNEL if identifier is None else identifier, seed=derived_seed(seed, which)
+        )
         assert initializer is not None
         with np.errstate(over="ignore"):
             drawn = initializer(shape)
         if not np.isfinite(drawn).all():
             raise SpecError(
-                f"{which}_initializer {_named(identifier)} gives numbers beyond float32, in which Keras draws; lower its "
-                "parameters"
+                f"{which}_initializer {_describe(identifier)} gives numbers beyond float32, in "
+                "which Keras draws; lower its parameters"
             )
         return drawn
 
@@ -146,4 +166,4 @@ def draw_kernel(stage: Stage, channels: int, seed: int) -> Kernel:
     bias = None
     if stage.use_bias and stage.bias is None:
         bias = draw(stage.bias_initializer, "bias", (stage.filters,))
-    return Kernel(weights, bias, name=stage.name or _named(stage.kernel_initializer))
+    return Kernel(weights, bias, name=stage.name or _describe(stage.kernel_initializer))

@@ -1,4 +1,4 @@
-"""The one place where settings become a `Job`, with its `Stage`s and its `Missing`."""
+"""Make a `Job`, with its `Stage`s and its `Missing`, from settings; nothing else does."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from conv3d_cli.settings.options import Settings
 def make_job(source: str, target: str, settings: JobSettings) -> Job:
     """The job that reads `source` and writes `target`.
 
-    Raises: SpecError, UnknownNameError for what no volume could make legal.
+    Raises: SpecError, UnknownNameError for settings that are wrong for every volume.
 
     >>> from conv3d_cli.settings.merge import merge_settings
-    >>> job = make_job("a.nii", "b.nii", merge_settings(Settings(kernel="box:size=3", nan="ignore", gz_level=2)))
+    >>> settings = merge_settings(Settings(kernel="box:size=3", nan="ignore", gz_level=2))
+    >>> job = make_job("a.nii", "b.nii", settings)
     >>> job.stages[0].kernel, job.missing.nan, job.gz_level
     ('box:size=3', 'ignore', 2)
     """
@@ -35,9 +36,13 @@ def make_job(source: str, target: str, settings: JobSettings) -> Job:
 
 
 def make_stage(settings: Settings) -> Stage:
-    """One convolution, with the direction of --orient as a parameter of its kernel.
+    """One convolution of a job. --orient becomes a parameter of its kernel.
 
-    Raises: SpecError, UnknownNameError; SpecError for a direction where the kernel takes none.
+    Raises: SpecError, UnknownNameError for wrong settings, and for --orient with a kernel that has
+        no such parameter.
+
+    >>> make_stage(Settings(kernel="box:size=3", strides=2)).strides
+    2
     """
     values = settings.arguments(Place.STAGE)
     kernel = settings.kernel

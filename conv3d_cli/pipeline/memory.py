@@ -1,4 +1,4 @@
-"""Memory: what a job holds at its peak, as a table of named terms, slab by slab."""
+"""Predict a job's peak memory as a table of named terms."""
 
 from __future__ import annotations
 
@@ -23,19 +23,20 @@ if TYPE_CHECKING:
     from conv3d_cli.model.spec import ConvProblem
 
 UNLIMITED = 1 << 62  # bytes
-# The interpreter with its libraries, before the first voxel: 89 to 99 MiB, and 209 to 221 where loops are compiled, which is
-# done after kernels are read.
+# The interpreter and its libraries before the first voxel: 209 to 221 MiB once loops are compiled,
+# and 89 to 99 MiB before that, while kernels are read.
 PROCESS_BYTES, PROCESS_READING_BYTES = 222 << 20, 100 << 20
-# Slabs of input held at once where planes may be read again: one is computed, one read. Of output: one is computed, others
-# are written or wait for it.
+# Slabs in memory. Input of a random-access reader: one being computed, one being read. Output: one
+# being computed, others being written or waiting for it.
 SLABS_READ, SLABS_WRITTEN = 2, 1 + WRITES_BEHIND
-# Of the planes that a stream gives for one slab: as they are read, and converted or joined to those that are kept.
+# Copies of the planes that a sequential reader delivers for one slab: as read, and joined to the
+# planes of the previous slab.
 STREAM_COPIES = 2
 
 
 @dataclass(frozen=True)
 class MemoryUse:
-    """Bytes that a job holds at its peak, by what holds them. The terms are alive together; each part of a job adds its own.
+    """Bytes of memory at the peak of a job, by name. All terms are allocated at the same time.
 
     >>> use = MemoryUse({"process": 100, "input": 20}).plus(output=5, input=1)
     >>> use.terms, use.total
@@ -45,7 +46,7 @@ class MemoryUse:
     terms: Mapping[str, int] = field(default_factory=dict)
 
     def plus(self, **more: int) -> MemoryUse:
-        """The same with bytes added; terms of 0 bytes are left out."""
+        """A copy with bytes added to terms; 0 bytes add no term."""
         terms = dict(self.terms)
         for name, count in more.items():
             if count:
@@ -54,11 +55,11 @@ class MemoryUse:
 
     @property
     def total(self) -> int:
-        """The peak of the whole process."""
+        """The peak of the whole process in bytes."""
         return sum(self.terms.values())
 
     def __str__(self) -> str:
-        """For people, the largest first.
+        """The terms for messages, the largest first.
 
         >>> str(MemoryUse({"output": 1 << 20, "process": 3 << 20}))
         'process 3.0 MiB, output 1.0 MiB'
@@ -72,18 +73,19 @@ class MemoryUse:
 PROCESS = MemoryUse({"process": PROCESS_BYTES})
 
 
-def weights_held(kernels: Sequence[Kernel], convolutions: Sequence[Convolution]) -> dict[str, int]:
-    """What the weights of all convolutions take while they run: as read (float64), and as the loops want them.
+def weight_memory(kernels: Sequence[Kernel], convolutions: Sequence[Convolution]) -> dict[str, int]:
+    """Bytes of the weights of all convolutions while they run, by name.
 
-    kernels : sequence      as given and as applied; arrays that they share are counted once
+    kernels : sequence      as given and as applied; an array that two of them share counts once
+    Returns "weights" (float64, as read) and "packed_weights" (in the layout of the loops).
     """
     arrays = {id(kernel.weights): kernel.weights.nbytes for kernel in kernels}
     plans = [plan for convolution in convolutions for plan in convolution.plans]
     for plan in plans:
-        whole = plan.weights
-        while isinstance(whole.base, np.ndarray):  # a view takes no memory
-            whole = whole.base
-        arrays[id(whole)] = whole.nbytes
+        owner = plan.weights
+        while isinstance(owner.base, np.ndarray):  # a view takes no memory
+            owner = owner.base
+        arrays[id(owner)] = owner.nbytes
     packed = [plan.weight_bytes for plan in plans]
     return {
         "weights": sum(arrays.values()),
@@ -94,38 +96,45 @@ def weights_held(kernels: Sequence[Kernel], convolutions: Sequence[Convolution])
 def check_planning(
     kernels: Sequence[Kernel], problem: ConvProblem, dtype: np.dtype[Any], max_memory: int | None
 ) -> MemoryUse:
-    """What it takes to choose an algorithm for the last of some kernels, before the first voxel is read.
+    """The memory for choosing an algorithm for the last kernel, before any voxel is read.
 
-    problem : ConvProblem   of what is computed at once
-    Raises: MemoryLimitError if its weights are too many to be looked at; the message says what would do.
+    kernels : sequence          all kernels read so far
+    problem : ConvProblem       of the part of the volume that is computed at once
+    max_memory : int or None    ceiling of the whole process in bytes; None: see `memory_ceiling`
+    Raises: MemoryLimitError if planning needs more than the ceiling; the message names a ceiling
+        that would do.
     """
-    from conv3d_cli.engine.plan import planning_bytes  # late: it knows the compiler
+    from conv3d_cli.engine.plan import planning_bytes  # imports Numba
 
     use = MemoryUse({"process": PROCESS_READING_BYTES}).plus(
         weights=sum(kernel.weights.nbytes for kernel in kernels),
         planning=planning_bytes(problem, dtype),
     )
     limit = memory_ceiling(max_memory)
-    # below PROCESS_BYTES no job can run, and `choose_blocking` says so
+    # no job runs below PROCESS_BYTES; `choose_blocking` refuses such a ceiling
     if use.total > max(limit, PROCESS_BYTES):
         kernel = kernels[-1]
         raise MemoryLimitError(
-            f"the {kernel.weights.size:,} weights of kernel {kernel.name} need {format_bytes(use.total)} of memory for the "
-            f"whole process ({use}), the ceiling is {format_bytes(limit)}; pass --max-memory {megabytes(use.total)} or "
-            "more, or a smaller kernel"
+            f"the {kernel.weights.size:,} weights of kernel {kernel.name} need "
+            f"{format_bytes(use.total)} of memory for the whole process ({use}), the ceiling is "
+            f"{format_bytes(limit)}; pass --max-memory {megabytes(use.total)} or more, or a "
+            "smaller kernel"
         )
     return use
 
 
 @contextmanager
 def reading_kernels(max_memory: int | None) -> Iterator[None]:
-    """Have kernels refused, before they are read or built, that are too large for the ceiling."""
+    """A context that refuses kernels too large for the ceiling before they are read or built.
+
+    max_memory : int or None    ceiling of the whole process in bytes; None: see `memory_ceiling`
+    """
     with memory_for_weights(max(memory_ceiling(max_memory), PROCESS_BYTES), PROCESS_READING_BYTES):
         yield
 
 
 def megabytes(count: int) -> str:
-    """A size that `--max-memory` takes, rounded up.
+    """A size in bytes as a value of `--max-memory`, rounded up.
 
     >>> megabytes(300 << 20), megabytes((300 << 20) + 1)
     ('300M', '301M')
@@ -134,63 +143,69 @@ def megabytes(count: int) -> str:
 
 
 class LayerPlanes(NamedTuple):
-    """Planes that a convolution of a chain has at most in a slab: of its input at hand, read anew, and of its output."""
+    """The most planes of one convolution of a chain in any slab.
+
+    window : input planes in memory
+    read : input planes read that the previous slab did not have
+    computed : output planes computed
+    """
 
     window: int
     read: int
-    made: int
+    computed: int
 
 
 def chain_planes(
     problems: Sequence[ConvProblem], depth_steps: Sequence[int], depth: int
 ) -> list[LayerPlanes]:
-    """The planes that each convolution of a chain has at most, as `stream.LayerReader` asks for them, forward only.
+    """The most planes that each convolution of a chain has in any slab.
 
-    depth_steps : sequence      output planes that each computes at once
-    depth : int                 output planes of a slab of the last one
+    problems : sequence         of the chain, in order; each reads the output of the one before as
+                                `stream.LayerReader` does, forward only
+    depth_steps : sequence      output planes that each convolution computes at once
+    depth : int                 output planes of a slab of the last convolution
 
     >>> from conv3d_cli.model.spec import ConvSpec
     >>> problem = ConvSpec(padding="same").resolve((1, 100, 4, 4, 1), (3, 3, 3))
     >>> chain_planes([problem, problem], [1, 1], 10)
-    [LayerPlanes(window=12, read=12, made=11), LayerPlanes(window=12, read=11, made=10)]
+    [LayerPlanes(window=12, read=12, computed=11), LayerPlanes(window=12, read=11, computed=10)]
     """
-    most = [[1, 0, 0] for _ in problems]
-    read_to, made_to = [0] * len(problems), [0] * len(problems)
+    most = [LayerPlanes(1, 0, 0) for _ in problems]
+    read_to, computed_to = [0] * len(problems), [0] * len(problems)
     size = problems[-1].out_size[0]
     for start in range(0, size, depth):
         first, stop = start, min(start + depth, size)
         for layer in reversed(range(len(problems))):
             problem = problems[layer]
-            if layer < len(problems) - 1:  # whole steps, and none that is made already
+            if layer < len(problems) - 1:  # whole steps, without planes computed before
                 step = depth_steps[layer]
-                first = max(first, made_to[layer])
-                first, stop = (
-                    first - first % step,
-                    min(-(-stop // step) * step, problem.out_size[0]),
-                )
+                first = max(first, computed_to[layer])
+                first -= first % step
+                stop = min(-(-stop // step) * step, problem.out_size[0])
             if first >= stop:
                 break
             low, high = first_needed(problem)[first], last_needed(problem)[stop - 1]
             begin = max(low, read_to[layer])
-            found = (high - low, high - begin, stop - first)
-            most[layer] = [max(a, b) for a, b in zip(most[layer], found, strict=True)]
-            made_to[layer], read_to[layer] = stop, max(high, read_to[layer])
+            planes = (high - low, high - begin, stop - first)
+            most[layer] = LayerPlanes(*map(max, most[layer], planes))
+            computed_to[layer], read_to[layer] = stop, max(high, read_to[layer])
             first, stop = begin, high
             if first >= stop:
                 break
-    return [LayerPlanes(*planes) for planes in most]
+    return most
 
 
 @dataclass(frozen=True)
 class SlabJob:
-    """A job that is done in slabs of whole planes: its convolutions, and what its two ends hold.
+    """A job in slabs of whole planes, as far as its memory depends on it.
 
+    convolutions : sequence         in order
     in_dtype, out_dtype : dtype     of the voxels that are read and written
     sequential : bool               the last convolution's input is read forward only
-    channels : int                  that are written of a part
-    weights : dict                  see `weights_held`
-    reader : callable               (input planes read at once) -> bytes the reader holds beside them
-    writer : int                    bytes the writer holds beside what it is given
+    channels : int                  channels written for one part of the volume
+    weights : dict                  see `weight_memory`
+    reader : callable               (input planes read at once) -> bytes of the reader, without them
+    writer : int                    bytes of the writer, without the blocks passed to it
     """
 
     convolutions: Sequence[Convolution]
@@ -208,18 +223,18 @@ class SlabJob:
         return self.convolutions[-1]
 
     def in_plane(self, layer: int) -> int:
-        """Bytes of a plane of a convolution's input."""
+        """Bytes of a plane of a convolution's input; `layer` counts from 0."""
         problem = self.convolutions[layer].problem
         dtype = self.in_dtype if layer == 0 else self.convolutions[layer - 1].plan.dtype
         return math.prod(problem.in_size[1:]) * problem.in_channels * dtype.itemsize
 
     @property
     def out_plane(self) -> int:
-        """Bytes of a plane that is written."""
+        """Bytes of an output plane."""
         return math.prod(self.last.problem.out_size[1:]) * self.channels * self.out_dtype.itemsize
 
     def memory(self, depth: int) -> MemoryUse:
-        """The peak of the process in slabs of `depth` output planes."""
+        """The peak of the process with slabs of `depth` output planes."""
         depth = min(depth, self.last.problem.out_size[0])
         planes = chain_planes(
             [c.problem for c in self.convolutions],
@@ -229,30 +244,31 @@ class SlabJob:
         use = PROCESS.plus(
             **self.weights, output=SLABS_WRITTEN * depth * self.out_plane, writer=self.writer
         )
-        for convolution, (window, _, made) in zip(self.convolutions, planes, strict=True):
-            size = (made, *convolution.problem.out_size[1:])
-            use = use.plus(scratch=convolution.plan.scratch_for(size)).plus(
-                **convolution.memory(window, made)
-            )
+        for convolution, (window, _, computed) in zip(self.convolutions, planes, strict=True):
+            size = (computed, *convolution.problem.out_size[1:])
+            use = use.plus(scratch=convolution.plan.scratch_for(size))
+            use = use.plus(**convolution.memory(window, computed))
         if self.sequential:
-            use = use.plus(**self._stream(planes))
+            use = use.plus(**self._stream_memory(planes))
         else:
             window = most_planes(
                 self.last.problem, _slabs(self.last.problem, depth), sequential=False
             )
             use = use.plus(input=SLABS_READ * window * self.in_plane(len(planes) - 1))
-            if (
-                len(planes) > 1
-            ):  # the last one's input was computed into a file first, with 8 planes at a time
-                use = use.plus(layers=sum(self._windows(planes)[:-1]))
+            if len(planes) > 1:
+                # the other layers fill a temporary file first, 8 planes at a time
+                use = use.plus(layers=sum(self._window_bytes(planes)[:-1]))
         return use.plus(reader=self.reader(planes[0].read if self.sequential else planes[0].window))
 
-    def _windows(self, planes: Sequence[LayerPlanes]) -> list[int]:
+    def _window_bytes(self, planes: Sequence[LayerPlanes]) -> list[int]:
         return [one.window * self.in_plane(layer) for layer, one in enumerate(planes)]
 
-    def _stream(self, planes: Sequence[LayerPlanes]) -> dict[str, int]:
-        """Every convolution keeps its window; one of them at a time has the next one joined from it and new planes."""
-        windows = self._windows(planes)
+    def _stream_memory(self, planes: Sequence[LayerPlanes]) -> dict[str, int]:
+        """Bytes of the input windows of a chain that is read forward.
+
+        Every layer keeps its window; one at a time also joins it with new planes to the next one.
+        """
+        windows = self._window_bytes(planes)
         joined = [
             window + STREAM_COPIES * one.read * self.in_plane(layer)
             for layer, (window, one) in enumerate(zip(windows, planes, strict=True))
@@ -262,4 +278,5 @@ class SlabJob:
 
 @lru_cache(maxsize=16)
 def _slabs(problem: ConvProblem, depth: int) -> list[Slab]:
+    """The slabs of `cut_slabs`, cached."""
     return cut_slabs(problem, depth)

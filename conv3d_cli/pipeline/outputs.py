@@ -1,7 +1,7 @@
-"""The volumes that a job writes: its output, and others beside it, each of a kind in `ROLES`.
+"""The volumes that a job writes: its main output, and additional ones whose kinds are in `ROLES`.
 
-Whoever looks at a job's files loops over `Job.outputs`. So a new kind of volume is one entry of
-`ROLES`, its option (in cli/options.py), and the code that computes it.
+Code that needs a job's files loops over `Job.outputs`. So a new kind of volume is one entry of
+`ROLES`, its option (in settings/options.py), and the code that computes it.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ VOLUME = "volume"
 class Output:
     """A volume that a job writes.
 
-    role : str      "volume", or the name of one in `ROLES`
-    path : str      "-" is a .npy pipe
+    role : str      "volume", or a name in `ROLES`
+    path : str      "-" for a .npy stream on standard output
     """
 
     role: str
@@ -32,12 +32,12 @@ class Output:
 
 @dataclass(frozen=True)
 class OutputRole:
-    """A kind of volume beside the output: float32, with the output's shape and grid.
+    """A kind of additional volume: float32, with the main output's shape and grid.
 
-    name : str              in records and messages
-    values : callable       (convolution) -> its values for the last slab, (d, h, w, c or 1)
-    of_means : bool         only jobs that take means have it; its values are made of their coverage
-    purpose : str           what it is for, to go on after the option's name in a message
+    name : str              name in records and messages
+    values : callable       (convolution) -> values for the last slab, (d, h, w, c or 1)
+    of_means : bool         only jobs that take means have it, as it is computed from coverage
+    purpose : str           predicate for messages that start with the option's name
     """
 
     name: str
@@ -47,7 +47,7 @@ class OutputRole:
 
     @property
     def option(self) -> str:
-        """The option that names its file, with underscores."""
+        """The name of the option for its path, with underscores."""
         return f"{self.name}_out"
 
     @property
@@ -57,7 +57,7 @@ class OutputRole:
 
 
 def _coverage(convolution: Convolution) -> Array:
-    """The part of the kernel's weight that each mean of the last slab holds."""
+    """The fraction of the kernel's weight available to each mean of the last slab."""
     import numpy as np
 
     return np.ones((), np.float32) if convolution.coverage is None else convolution.coverage
@@ -73,12 +73,12 @@ OUTPUT_OPTIONS = tuple(role.option for role in ROLES.values())
 
 
 def outputs_beside(paths: dict[str, str | None]) -> tuple[Output, ...]:
-    """The outputs that options ask for.
+    """The additional outputs that options request.
 
-    paths : dict        by option, with underscores; others than `OUTPUT_OPTIONS` are passed over
+    paths : dict        path by option name, with underscores; only `OUTPUT_OPTIONS` are used
 
-    >>> outputs_beside({"coverage_out": "seen.nii", "mask": "brain.nii"})
-    (Output(role='coverage', path='seen.nii'),)
+    >>> outputs_beside({"coverage_out": "coverage.nii", "mask": "brain.nii"})
+    (Output(role='coverage', path='coverage.nii'),)
     """
     named = ((role.name, paths.get(role.option)) for role in ROLES.values())
     return tuple(Output(name, path) for name, path in named if path is not None)

@@ -1,7 +1,7 @@
-"""Everything about a job that can be known without its voxels.
+"""Prepare a job: decide everything that does not depend on its voxels.
 
-`prepare_job` opens the input, reads the kernels, and settles problems, plans, the output's header, and the slab depth (or the
-boxes) under the memory ceiling.
+`prepare_job` opens the input, reads the kernels, resolves every integer, plans the arithmetic,
+makes the output's header, and chooses slabs or boxes under the memory ceiling.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from conv3d_cli.pipeline.memory import (
     SlabJob,
     check_planning,
     reading_kernels,
-    weights_held,
+    weight_memory,
 )
 from conv3d_cli.pipeline.request import Job, Stage
 from conv3d_cli.pipeline.stream import StreamPlan
@@ -52,10 +52,11 @@ if TYPE_CHECKING:
 
 @dataclass
 class PreparedStage:
-    """A stage with everything known but the voxels.
+    """A stage that is ready to run.
 
+    kernel : Kernel             as applied
     problem : ConvProblem       of the whole volume
-    losses : dict               penalties of the weights, by name ("kernel", "bias"), in Keras' sense
+    losses : dict               penalties of the weights by name ("kernel", "bias"), as in Keras
     """
 
     stage: Stage
@@ -72,13 +73,16 @@ class PreparedStage:
 
 @dataclass
 class PreparedJob:
-    """A job with everything known but the voxels; `reader` is open, so use it within `prepare_job`'s context.
+    """A job that is ready to run. Use it within the context of `prepare_job`.
 
+    reader : VolumeReader       of the input, open
     header : VolumeHeader       of the output
-    boxes : Boxes or None       how it is cut where whole planes do not fit; None: in slabs of whole planes
-    spool_input : list of bool  for each stage, whether its input waits in a temporary file
-    memory_use : MemoryUse      what it holds at its peak
-    mask : Mask or None         its reader is open, too
+    boxes : Boxes or None       None: slabs of whole planes, which fit into memory
+    spool_input : list of bool  for each stage, whether its input goes to a temporary file first
+    spool_output : bool         whether the output goes to a temporary file first
+    memory_use : MemoryUse      at the peak of the process
+    mask : Mask or None         its reader is open
+    notes : list of str         for the user
     """
 
     job: Job
@@ -101,9 +105,11 @@ class PreparedJob:
 
 @contextmanager
 def prepare_job(job: Job) -> Iterator[PreparedJob]:
-    """Settle everything but the voxels. Errors name the input.
+    """Open a job's files and decide everything that does not depend on voxels.
 
-    Raises: FormatError, ShapeError, SpecError, MemoryLimitError, ...
+    Leaving the context closes the files.
+    Raises: FormatError, ShapeError (which names the input), SpecError, UnknownNameError,
+        MemoryLimitError.
     """
     with ExitStack() as stack:
         reader = stack.enter_context(
@@ -119,7 +125,7 @@ def prepare_job(job: Job) -> Iterator[PreparedJob]:
 
 @contextmanager
 def naming(reader: VolumeReader) -> Iterator[None]:
-    """Errors of what does not fit name the volume."""
+    """A context that adds the volume's path and shape to a ShapeError."""
     try:
         yield
     except ShapeError as error:
@@ -130,23 +136,26 @@ def naming(reader: VolumeReader) -> Iterator[None]:
 
 @contextmanager
 def open_mask(path: str, header: VolumeHeader, labels: bool = False) -> Iterator[Mask]:
-    """The mask in a file, open, checked against the volume that it is for. Raises: FormatError, ShapeError."""
+    """Open a mask and check it against the volume with this header; leaving closes it.
+
+    Raises: FormatError if it cannot be read, ShapeError if it does not fit.
+    """
     from conv3d_cli.convolution.masks import check_mask
 
     with random_access(open_volume(path)) as reader:
         yield check_mask(reader, header, labels)
 
 
-class _Stage(NamedTuple):
-    """A stage whose sizes are known, and the penalties of its weights."""
+class _ResolvedStage(NamedTuple):
+    """A stage whose sizes are known, and the penalties of its weights by name."""
 
     stage: Stage
     resolved: ResolvedConvolution
     losses: dict[str, float]
 
 
-class _Order(NamedTuple):
-    """In which order a volume is streamed: see `_stream_order`."""
+class _StreamOrder(NamedTuple):
+    """The order of streaming: see `_stream_order`, `StreamPlan` and `PreparedJob`."""
 
     parts: list[tuple[int, slice]]
     spool_input: list[bool]
@@ -161,26 +170,39 @@ def _prepare(job: Job, reader: VolumeReader, mask: Mask | None) -> PreparedJob:
     order = _stream_order(job, reader, header, chain)
     if order.spool_output:
         notes.append(
-            "the output waits in a temporary file last: its stream cannot be written in the order computed"
+            "the output is collected in a temporary file first: its format is written in another "
+            "order than it is computed"
         )
     stages, planning = _assemble_stages(job, chain, order, mask)
     blocking = _choose_blocking(job, reader, stages, header, order)
-    # what boxes need is read and computed wherever it lies
+    # boxes are only used with readers that give any box of voxels
     spool_input = order.spool_input if blocking.boxes is None else [False] * len(stages)
     if any(spool_input):
         notes.append(
-            "the input waits in a temporary file first: its stream cannot be read in the order needed"
+            "the input is copied to a temporary file first: its format is read in another order "
+            "than it is needed"
         )
-    stream_plan = StreamPlan(stages[-1].convolution, order.parts, blocking.depth)
     return PreparedJob(
-        job, reader, stages, header, stream_plan, blocking.boxes, spool_input, order.spool_output,
-        max(blocking.memory, *planning, key=lambda use: use.total), mask, notes,
-    )  # fmt: skip
+        job=job,
+        reader=reader,
+        stages=stages,
+        header=header,
+        stream_plan=StreamPlan(stages[-1].convolution, order.parts, blocking.depth),
+        boxes=blocking.boxes,
+        spool_input=spool_input,
+        spool_output=order.spool_output,
+        memory_use=max(blocking.memory, *planning, key=lambda use: use.total),
+        mask=mask,
+        notes=notes,
+    )
 
 
-def _resolve_stages(job: Job, header: VolumeHeader, notes: list[str]) -> list[_Stage]:
-    """Kernels, problems and activations of all stages; each reads the output of the one before."""
-    chain: list[_Stage] = []
+def _resolve_stages(job: Job, header: VolumeHeader, notes: list[str]) -> list[_ResolvedStage]:
+    """Kernel, problem and activations of every stage; each reads the output of the one before.
+
+    Raises: ShapeError, which names the layer of a stack; other errors of `resolve_kernel`.
+    """
+    chain: list[_ResolvedStage] = []
     shape, grid = header.shape, header.grid
     for number, stage in enumerate(job.stages):
         try:
@@ -198,7 +220,7 @@ def _resolve_stages(job: Job, header: VolumeHeader, notes: list[str]) -> list[_S
             where = f"layer {stage.name or number + 1}: " if len(job.stages) > 1 else ""
             raise ShapeError(f"{where}{error}") from error
         notes += [*resolved.notes, *stage.notes]
-        chain.append(_Stage(stage, resolved, losses))
+        chain.append(_ResolvedStage(stage, resolved, losses))
         problem = resolved.problem
         shape, grid = (
             (shape[0], *problem.out_size, resolved.channels_out),
@@ -207,8 +229,8 @@ def _resolve_stages(job: Job, header: VolumeHeader, notes: list[str]) -> list[_S
     return chain
 
 
-def _output_header(job: Job, source: VolumeHeader, chain: list[_Stage]) -> VolumeHeader:
-    """The header of what is written. Raises: ShapeError for a scale that its voxels cannot have."""
+def _output_header(job: Job, source: VolumeHeader, chain: list[_ResolvedStage]) -> VolumeHeader:
+    """The header of the output. Raises: ShapeError for --scale auto with RGB voxels."""
     grid, transform = source.grid, VoxelTransform()
     for _, resolved, _ in chain:
         grid = grid_after(grid, resolved.problem)
@@ -222,17 +244,17 @@ def _output_header(job: Job, source: VolumeHeader, chain: list[_Stage]) -> Volum
         header = replace(header, history=(*source.history, job.history))
     if job.scale == "auto" and "s" in header.axes.letters:
         raise ShapeError(
-            "--scale auto is not for RGB voxels, whose readers know no slope; leave it out"
+            "--scale auto is not for RGB voxels, whose readers ignore a slope; leave it out"
         )
     return header
 
 
 def _assemble_stages(
-    job: Job, chain: list[_Stage], order: _Order, mask: Mask | None
+    job: Job, chain: list[_ResolvedStage], order: _StreamOrder, mask: Mask | None
 ) -> tuple[list[PreparedStage], list[MemoryUse]]:
-    """All stages made ready, and what it took to look at their weights.
+    """Plan all stages. Returns them, and the memory that the planning of each needs.
 
-    Only the last one may compute channels one by one; those before it give whole volumes.
+    Only the last stage may compute channels one by one; the others compute all channels at once.
     Raises: MemoryLimitError for more weights than the ceiling allows.
     """
     stages, planning = [], []
@@ -240,8 +262,8 @@ def _assemble_stages(
     for position, (stage, resolved, losses) in enumerate(chain):
         channels = resolved.problem.in_channels
         if position == len(chain) - 1 and order.parts:
-            every = order.parts[0][1]
-            channels = every.stop - every.start
+            part_channels = order.parts[0][1]
+            channels = part_channels.stop - part_channels.start
         part = resolved.problem.part(channels)
         kernels.append(resolved.kernel)
         planning.append(check_planning(kernels, part, np.dtype(job.precision), _ceiling(job)))
@@ -261,14 +283,18 @@ def _assemble_stages(
 
 
 def _choose_blocking(
-    job: Job, reader: VolumeReader, stages: list[PreparedStage], header: VolumeHeader, order: _Order
+    job: Job,
+    reader: VolumeReader,
+    stages: list[PreparedStage],
+    header: VolumeHeader,
+    order: _StreamOrder,
 ) -> Blocking:
-    """Slabs, or boxes, that fit under the ceiling of memory. Raises: MemoryLimitError."""
+    """Slabs, or boxes, that fit under the memory ceiling. Raises: MemoryLimitError."""
     convolutions = [stage.convolution for stage in stages]
     channels = _channels_written(convolutions[-1], order, header)
     in_channels = convolutions[0].problem.in_channels
     given = [stage.stage.kernel for stage in stages if isinstance(stage.stage.kernel, Kernel)]
-    weights = weights_held([*given, *(stage.kernel for stage in stages)], convolutions)
+    weights = weight_memory([*given, *(stage.kernel for stage in stages)], convolutions)
     slab_job = SlabJob(
         convolutions,
         reader.header.dtype,
@@ -291,8 +317,8 @@ def _choose_blocking(
     )
 
 
-def _channels_written(convolution: Convolution, order: _Order, header: VolumeHeader) -> int:
-    """Channels that are written of a part."""
+def _channels_written(convolution: Convolution, order: _StreamOrder, header: VolumeHeader) -> int:
+    """The number of output channels written for one part of the volume."""
     if not order.parts:
         return header.shape[4]
     stored = convolution.stored(order.parts[0][1], header.shape[4])
@@ -300,6 +326,7 @@ def _channels_written(convolution: Convolution, order: _Order, header: VolumeHea
 
 
 def _ceiling(job: Job) -> int | None:
+    """The ceiling in bytes; None: see `memory_ceiling`."""
     return UNLIMITED if job.on_cluster else job.max_memory
 
 
@@ -311,9 +338,12 @@ def _box_job(
     channels: int,
     weights: dict[str, int],
 ) -> BoxJob | None:
-    """The job as one that is done box by box; None if it cannot be: both ends must give and take boxes, nothing is written
-    beside the output, no convolution but the last may look at more than its voxels, and penalties are summed where each
-    voxel is computed once."""
+    """The job in boxes, or None if it cannot be computed in boxes.
+
+    Boxes need a reader and a writer of boxes, and an output without additional volumes. All
+    convolutions but the last compute their boxes with a halo, so they can have neither an
+    activation along the width nor an activity penalty, which counts every voxel once.
+    """
     from conv3d_cli.pipeline.boxes.stream import BoxJob
 
     reading = reader.box_access()
@@ -321,18 +351,14 @@ def _box_job(
         job.target, out_header, chunks=job.chunks, levels=job.levels, compression=job.compression
     )
     convolutions = [stage.convolution for stage in stages]
-    along_width = job.channels_first and any(
-        a.kind == "axis" for c in convolutions[:-1] for a in c.activations
-    )
-    if job.beside or not all(convolution.takes_boxes for convolution in convolutions):
+    if reading is None or writing is None or job.beside:
         return None
-    if (
-        reading is None
-        or writing is None
-        or along_width
-        or any(c.activity is not None for c in convolutions[:-1])
-    ):
+    if not all(convolution.takes_boxes for convolution in convolutions):
         return None
+    for convolution in convolutions[:-1]:
+        along_width = job.channels_first and any(a.kind == "axis" for a in convolution.activations)
+        if along_width or convolution.activity is not None:
+            return None
     return BoxJob(convolutions, reader.header, out_header, reading, writing, channels, weights)
 
 
@@ -344,12 +370,20 @@ def output_header(
     transform: VoxelTransform,
     dtype: np.dtype[Any],
 ) -> VolumeHeader:
-    """The header of the output: axes in its format's order, sizes (N, D, H, W, C), the grid after the convolutions."""
+    """The header of an output volume, with its axes in the order of its format.
+
+    target : str                    path, whose suffix tells the format
+    source : VolumeHeader           of the input
+    shape : (N, D, H, W, C)         of the output
+    grid : Grid                     of the output
+    transform : VoxelTransform      from output voxels to input voxels
+    dtype : dtype                   of the output
+    """
     letters = source.axes.letters
     channels = shape[4]
     sizes = dict(zip("zyx", shape[1:4], strict=True))
     if channels != source.shape[4]:
-        # one channel axis; samples of a pixel (s) stay samples while their number stays
+        # one channel axis; samples of a pixel (s) remain samples only if their number is unchanged
         letters = letters.replace("s", "" if "c" in letters else "c")
     if len([a for a in letters if a in "cs"]) < 2:
         sizes[next((a for a in letters if a in "cs"), "c")] = channels
@@ -370,16 +404,16 @@ def output_header(
 
 
 def _stream_order(
-    job: Job, reader: VolumeReader, header: VolumeHeader, chain: list[_Stage]
-) -> _Order:
-    """Parts in the order they are streamed; for each stage whether its input waits in a temporary file; and the output.
+    job: Job, reader: VolumeReader, header: VolumeHeader, chain: list[_ResolvedStage]
+) -> _StreamOrder:
+    """Choose the order of the parts, and the temporary files that sequential ends need for it.
 
     header : VolumeHeader   of the output
     """
     in_axes, out_axes = reader.header.axes, header.axes
     problems = [resolved.problem for _, resolved, _ in chain]
     writes_stream = is_stream(job.target, job.compression)
-    # planes of the far end stand beside those of the near one
+    # with wrap the first output planes need the last input planes
     spooled = [
         p.boundary.mode == "wrap" and (p.pad_before[0] > 0 or p.pad_after[0] > 0) for p in problems
     ]
@@ -390,25 +424,28 @@ def _stream_order(
         count = in_axes.canonical_shape[0]
         parts = [(n, slice(0, problems[-1].in_channels)) for n in range(count)]
         scattered = out_axes.canonical_shape[4] > 1 and not out_axes.channels_within_plane
-        return _Order(parts, spooled, writes_stream and scattered)
-    readable = list(parts_in_storage_order(in_axes, channels_together=False))
+        return _StreamOrder(parts, spooled, writes_stream and scattered)
+    read_order = list(parts_in_storage_order(in_axes, channels_together=False))
     if not writes_stream:
-        return _Order(readable, spooled, False)
-    writable = list(parts_in_storage_order(out_axes, channels_together=False))
-    spooled[0] |= reader.sequential and readable != writable
-    return _Order(writable, spooled, False)
+        return _StreamOrder(read_order, spooled, False)
+    write_order = list(parts_in_storage_order(out_axes, channels_together=False))
+    spooled[0] |= reader.sequential and read_order != write_order
+    return _StreamOrder(write_order, spooled, False)
 
 
-def _mixes_channels(chain: list[_Stage]) -> bool:
-    """Whether all channels of a volume are computed together: layers mix them, banks make several of one, stacks compute
-    them together, and a softmax looks at all of them."""
+def _mixes_channels(chain: list[_ResolvedStage]) -> bool:
+    """Whether all channels of a volume are computed together.
+
+    Layers mix channels, banks make several of one, stacks compute them together, and activations
+    along an axis (softmax) need all of them.
+    """
     kernel = chain[0].resolved.kernel
-    looks_at_all = any(activation.kind != "voxel" for activation in chain[-1].resolved.activations)
-    return kernel.is_layer or kernel.is_bank or len(chain) > 1 or looks_at_all
+    needs_all = any(activation.kind != "voxel" for activation in chain[-1].resolved.activations)
+    return kernel.is_layer or kernel.is_bank or len(chain) > 1 or needs_all
 
 
 def describe_shape(axes: Axes) -> str:
-    """Axes and sizes for messages.
+    """Letters and sizes of axes, for messages.
 
     >>> describe_shape(Axes("zyx", (4, 5, 6)))
     'zyx 4x5x6'

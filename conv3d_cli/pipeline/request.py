@@ -1,4 +1,4 @@
-"""What is asked for: a job, and the convolutions it is made of, in Keras' words. Nothing here knows a voxel."""
+"""The request: a job and its convolutions, in Keras' words, checked as far as no file is needed."""
 
 from __future__ import annotations
 
@@ -10,11 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from conv3d_cli.errors import SpecError
-from conv3d_cli.formats import (
-    check_compression,
-    output_format,
-    scaled_formats,
-)
+from conv3d_cli.formats import check_compression, output_format, scaled_formats
 from conv3d_cli.layer import get_activation, get_constraint, get_initializer, get_regularizer
 from conv3d_cli.model.kernel import Kernel
 from conv3d_cli.model.missing import NOTHING, Missing
@@ -31,24 +27,41 @@ if TYPE_CHECKING:
 INTEGER_DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64")
 OUTPUT_DTYPES = (*INTEGER_DTYPES, "float32", "float64")
 
-FILTER_BOUNDARY, LAYER_BOUNDARY = Boundary("symmetric"), Boundary("zeros")  # where none is given
-DRAWN_KERNEL, DRAWN_BIAS = "glorot_uniform", "zeros"  # Keras' initializers where none is named
+# the default boundaries of filters and of layers
+FILTER_BOUNDARY, LAYER_BOUNDARY = Boundary("symmetric"), Boundary("zeros")
+DRAWN_KERNEL, DRAWN_BIAS = "glorot_uniform", "zeros"  # the default initializers, as in Keras
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One convolution of a job, as the command line and configs say it, in Keras' words.
+    """One convolution of a job, in Keras' words, as options and configs give it.
 
-    kernel : str, Kernel or None        a built-in with parameters, a file, a kernel; None: drawn by `kernel_initializer`
-    kernel_size, filters                needed without a kernel; else checked against it
-    padding, boundary                   None: same and symmetric for a 3-D kernel (a filter), valid and zeros for a 5-D one
-    activations : tuple                 identifiers as `layer.activations.get` takes them, applied in order
-    bias : sequence of floats or None   None: the kernel's own, unless `use_bias` is False
-    magnitude : bool                    of a bank (`sobel:axis=xyz`): the root of the sum of its filters' squares
-    seed : int or None                  of the initializers
-    kernel_spacing, crop_kernel         what is done so that the kernel fits: see `KernelAdaptation`
-    notes : tuple of str                what should be known of the kernel's file
-    files : tuple of str                that weights and bias were read from already
+    kernel : str, Kernel or None    a built-in with parameters, a path, or a kernel in memory; None
+                                    draws one by `kernel_initializer`
+    name : str or None              of the layer, for messages
+    kernel_size : int, 3 ints or None   required for a drawn kernel; else checked against the kernel
+    filters : int or None           required for a drawn kernel; else checked against the kernel
+    strides, padding, dilation_rate, groups, boundary, allow_strided_dilation : see `ConvSpec`
+        None for padding and boundary: "same" and symmetric for a filter (a 3-D kernel), "valid" and
+        zeros for a layer (a 5-D kernel)
+    activations : tuple             identifiers for `layer.activations.get`, applied in order
+    bias : sequence of floats or None   None: the kernel's own bias
+    use_bias : bool                 False drops the bias
+    flip : bool                     convolve (with the kernel flipped) rather than cross-correlate
+    normalize : bool                scale the weights to sum 1
+    kernel_initializer, bias_initializer : identifiers for `layer.initializers.get`
+    seed : int or None              of the initializers
+    kernel_regularizer, bias_regularizer, activity_regularizer : identifiers of penalties, or None
+    kernel_constraint, bias_constraint : identifiers for `layer.constraints.get`, or None
+    magnitude : bool                replace the filters of a bank (`sobel:axis=xyz`) by the root of
+                                    the sum of their squares
+    kernel_spacing, crop_kernel : see `KernelAdaptation`
+    notes : tuple of str            on the kernel's file, for the user
+    files : tuple of str            paths that weights and bias were read from
+
+    Raises: SpecError, UnknownNameError for settings that are wrong for every volume.
+    >>> Stage("gaussian:fwhm=6mm", strides=2).spec(is_layer=False).padding
+    'same'
     """
 
     kernel: str | Kernel | None = None
@@ -81,11 +94,11 @@ class Stage:
     files: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        # Everything that no volume could make legal is refused here, before any file is touched.
+        # Settings that are wrong for every volume are refused here, before any file is opened.
         if self.kernel is None and (self.filters is None or self.kernel_size is None):
             raise SpecError(
-                "no kernel: pass -k, for example -k gaussian:fwhm=6mm, a config with a kernel (-c), "
-                "or --filters and --kernel-size for a kernel drawn by --kernel-initializer"
+                "no kernel: pass -k, for example -k gaussian:fwhm=6mm, a config with a kernel "
+                "(-c), or --filters and --kernel-size for a kernel drawn by --kernel-initializer"
             )
         if self.kernel_size is not None:
             triple(self.kernel_size, "kernel_size")
@@ -94,8 +107,8 @@ class Stage:
             activation = get_activation(identifier)
             if activation.kind == "tensor":
                 raise SpecError(
-                    f"activation '{activation.text}' needs the whole output at once, and a volume is streamed; "
-                    "only the last axis (axis=-1) can be streamed"
+                    f"activation '{activation.text}' needs the whole output at once, but volumes "
+                    "are streamed; use the last axis (axis=-1)"
                 )
         for identifier, default in (
             (self.kernel_initializer, DRAWN_KERNEL),
@@ -108,18 +121,20 @@ class Stage:
         activity = get_regularizer(self.activity_regularizer)
         if activity is not None and not activity.additive:
             raise SpecError(
-                "the activity_regularizer must be a plain sum over voxels (l1, l2, l1l2) to be summed while streaming"
+                "the activity_regularizer must be a plain sum over voxels, since volumes are "
+                f"streamed, received {type(activity).__name__}; use l1, l2 or l1l2"
             )
         for identifier in (self.kernel_constraint, self.bias_constraint):
             get_constraint(identifier)
 
     def with_made_kernel(self, kernel: Kernel) -> Stage:
-        """The stage with its kernel as it was read or drawn, adapted to the volume and constrained.
+        """The stage with its final kernel: read or drawn, adapted, flipped, constrained.
 
-        What was used up in making it has its default, and no file is named any more.
+        Settings that shaped the kernel return to their defaults; notes and files are dropped.
 
-        >>> made = Stage("box:size=3", strides=2, flip=True).with_made_kernel(Kernel(np.ones((3, 3, 3))))
-        >>> made.strides, made.flip
+        >>> stage = Stage("box:size=3", strides=2, flip=True)
+        >>> final = stage.with_made_kernel(Kernel(np.ones((3, 3, 3))))
+        >>> final.strides, final.flip
         (2, False)
         """
         return replace(
@@ -128,12 +143,12 @@ class Stage:
 
     @property
     def adaptation(self) -> KernelAdaptation:
-        """What is done so that the kernel fits. Raises: SpecError."""
+        """The policy for the kernel's spacing and borders. Raises: SpecError."""
         return KernelAdaptation(self.kernel_spacing, self.crop_kernel)
 
     @cached_property
     def _filter_spec(self) -> ConvSpec:
-        """The specification, parsed, with the defaults of a filter. Raises: SpecError."""
+        """The parsed specification with the defaults of a filter. Raises: SpecError."""
         return ConvSpec(
             strides=self.strides,
             padding="same" if self.padding is None else self.padding,
@@ -145,7 +160,7 @@ class Stage:
         )
 
     def spec(self, is_layer: bool) -> ConvSpec:
-        """The specification, with the defaults of a layer (a 5-D kernel) or a filter."""
+        """The parsed specification with the defaults of a layer (a 5-D kernel) or of a filter."""
         spec = self._filter_spec
         if is_layer and self.padding is None:
             spec = replace(spec, padding="valid")
@@ -156,23 +171,41 @@ class Stage:
 
 @dataclass(frozen=True)
 class Job:
-    """What is asked for: a volume, the convolutions it goes through, and how to run.
+    """A request to convolve one volume.
 
-    source, target : str        paths; "-" is a .npy pipe
-    stages : tuple of Stage     in order; one for a filter or a layer, several for a stack, run in one pass
-    dtype : str                 of the output voxels; integers are rounded half to even and saturated
+    source, target : str        paths; "-" for a .npy stream on standard input or output
+    stages : tuple of Stage     one for a filter or a layer; several for a stack, which runs in one
+                                pass, in order
+    axes : str or None          letters of the input's axes; None: as the file or its format says
+    data_format : str           "channels_last" or "channels_first"
+    dtype : str                 of the output voxels; integers are rounded half to even and
+                                saturated
     precision : str             of the arithmetic, "float32" or "float64"
-    max_memory : int or None    bytes for the whole process; None: see `machine.memory_ceiling`
-    missing : Missing           what is done about voxels that are missing, or outside a mask
-    scale : str                 of integer NIfTI outputs: "none", or "auto", a slope and an intercept that the values fill
-    strict : bool               clipped voxels, means without voxels, and what the format cannot hold are errors
-    beside : tuple of Output    volumes that are written beside the output: see `outputs.ROLES`
-    preset : Applied or None    the preset that set some of this, for reports
-    history : str               a line that is added to the output's history (see `VolumeHeader`); "" adds none
-    on_cluster : bool           workers hold boxes, not slabs: no ceiling for slabs of whole planes
-    chunks, levels              of a Zarr output: voxels (D, H, W) of a chunk; levels of resolution
+    threads : int or None       None: see `machine.thread_count`
+    max_memory : int or None    ceiling of the whole process in bytes; None: see
+                                `machine.memory_ceiling`
+    algorithm : str             name of an algorithm, or "auto" for the fastest
+    overwrite : bool            replace outputs that exist
+    gz_level : int              0 to 3, of .nii.gz and deflate
+    chunks : int, 3 ints or None    voxels (D, H, W) of a chunk of a Zarr output
+    levels : int                levels of resolution of a Zarr output
     compression : str           of a TIFF output: "none", "deflate" or "zstd"
-    files : tuple of str        that these settings came from: configs, a manifest
+    missing : Missing           policy for missing voxels and for voxels outside a mask
+    beside : tuple of Output    additional volumes to write, see `outputs.ROLES`
+    scale : str                 "none"; or "auto": fit a slope and an intercept to the values, for
+                                integer outputs of formats that hold them
+    strict : bool               make clipped voxels, means without voxels, and losses of the format
+                                errors
+    preset : Applied or None    the preset that gave some of the settings, for reports
+    history : str               a line to add to the output's history (see `VolumeHeader`); "" for
+                                none
+    on_cluster : bool           boxes are computed by a cluster's workers, so no ceiling applies to
+                                slabs on this machine
+    files : tuple of str        paths that the settings came from: configs, a manifest
+
+    Raises: SpecError, UnknownNameError for settings that are wrong for every volume.
+    >>> Job("in.nii", "out.nii", (Stage("box:size=3"),)).outputs
+    (Output(role='volume', path='out.nii'),)
     """
 
     source: str
@@ -201,7 +234,7 @@ class Job:
 
     def __post_init__(self) -> None:
         if not self.stages:
-            raise SpecError("no layers: a stack needs at least one")
+            raise SpecError("a job needs at least one layer, received none; give a kernel")
         if self.dtype not in OUTPUT_DTYPES:
             raise SpecError(
                 f"dtype must be one of {', '.join(OUTPUT_DTYPES)}, received '{self.dtype}'"
@@ -210,26 +243,29 @@ class Job:
             raise SpecError(f"precision must be float32 or float64, received '{self.precision}'")
         if self.data_format not in ("channels_last", "channels_first"):
             raise SpecError(
-                f"data_format must be channels_last or channels_first, received '{self.data_format}'"
+                "data_format must be channels_last or channels_first, received "
+                f"'{self.data_format}'"
             )
         thread_count(self.threads)
         if self.chunks is not None:
             triple(self.chunks, "chunks")
         if self.levels < 1:
             raise SpecError(
-                f"levels must be at least 1 (the full resolution alone), received {self.levels}"
+                f"levels must be at least 1 (only the full resolution), received {self.levels}"
             )
         check_compression(self.compression)
         means = self.missing.has_weights or self.missing.nan == "ignore"
         if means and len(self.stages) > 1:
             raise SpecError(
-                "a mask and missing voxels are for one convolution, and this is a stack of layers"
+                "a mask, missing values and --nan ignore are for one convolution, received a stack "
+                f"of {len(self.stages)} layers; run the layers one by one"
             )
         boundary = self.stages[-1].spec(is_layer=False).boundary
         for role in (ROLES[output.role] for output in self.beside):
             if role.of_means and not self.missing.takes_means(boundary):
                 raise SpecError(
-                    f"{role.flag} {role.purpose}: pass --mask, --nan ignore, --missing or --boundary renormalize"
+                    f"{role.flag} {role.purpose}: pass --mask, --nan ignore, --missing or "
+                    "--boundary renormalize"
                 )
         if self.scale not in ("none", "auto"):
             raise SpecError(f"scale must be none or auto, received '{self.scale}'")
@@ -237,8 +273,9 @@ class Job:
             not output_format(self.target).holds_scale or np.dtype(self.dtype).kind == "f"
         ):
             raise SpecError(
-                f"--scale auto is for integer outputs that hold a slope and an intercept, {scaled_formats()}: "
-                "pass --dtype int16 (or the like) and such a name"
+                "--scale auto is for integer outputs in formats that hold a slope and an "
+                f"intercept, {scaled_formats()}; received {self.dtype} in {self.target}; pass an "
+                "integer --dtype such as int16, and a name with such a suffix"
             )
         if self.on_cluster and (self.strict or self.scale != "none"):
             raise SpecError("--scheduler does not take --strict and --scale yet: leave it out")
@@ -253,22 +290,24 @@ class Job:
         return (Output(VOLUME, self.target), *self.beside)
 
     def path_of(self, role: str) -> str | None:
-        """Where the volume of a role is written; None if the job has none."""
+        """The path of the volume with a role; None if the job does not write one."""
         return next((output.path for output in self.outputs if output.role == role), None)
 
     @property
     def needs_coverage(self) -> bool:
-        """Whether a volume beside the output is made of the coverage of means."""
+        """Whether an additional volume is computed from the coverage of means."""
         return any(ROLES[output.role].of_means for output in self.beside)
 
     @property
     def channels_first(self) -> bool:
+        """Whether the channel axis comes before the spatial axes."""
         return self.data_format == "channels_first"
 
     def as_trial(self, target: str) -> Job:
-        """The same convolution into another file, whose format need not hold what the job's own output does.
+        """The same convolution with a float32 output in another file, without additional volumes.
 
-        Voxels are stored as float32, and nothing is written beside them.
+        Settings of storage (`--levels`, `--scale` and the like) return to their defaults, so that
+        any format can take the output.
         """
         return replace(
             self, **{**_defaults(Job, _STORES), "beside": (), "target": target, "overwrite": True}
@@ -280,5 +319,5 @@ _STORES = {option.field for option in OPTIONS if option.stores}
 
 
 def _defaults(kind: type[Stage] | type[Job], names: set[str]) -> dict[str, Any]:
-    """The defaults of some fields."""
+    """The default values of some fields, by name."""
     return {field.name: field.default for field in fields(kind) if field.name in names}

@@ -1,7 +1,7 @@
-"""A job, run: one volume through one convolution or a stack of them, from file to file.
+"""Run a job: one volume through one convolution or a stack of them, from file to file.
 
-What can be known without voxels is settled first (`prepare.py`); then slabs or boxes are streamed (`stream.py`, `boxes/`). Memory
-depends on the slab, not on the file.
+`prepare.py` decides everything that does not depend on voxels; then `stream.py` streams slabs, or
+`boxes/` streams boxes. Memory depends on the size of a slab, not on that of the file.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -34,15 +33,18 @@ from conv3d_cli.pipeline.stream import LayerReader, stream
 from conv3d_cli.system.atomic import committed_together
 from conv3d_cli.system.machine import thread_count
 
-if TYPE_CHECKING:
-    pass
-
 
 @dataclass
 class JobReport:
-    """What was done: voxels computed, how many an integer dtype could not hold, seconds by stage, losses, notes.
+    """The result of a job.
 
-    bytes_in, bytes_out : int       of the input's and the output's voxels, unpacked
+    voxels : int                    values of the output
+    bytes_in, bytes_out : int       size of all voxels of input and output, uncompressed
+    clipped : int                   values that the output's dtype could not hold
+    seconds : float                 of the whole job
+    read_seconds, compute_seconds, write_seconds : float    of each step; the steps overlap
+    losses : dict                   penalties by name, see `all_losses`
+    notes : list of str             for the user
     """
 
     source: str
@@ -60,32 +62,33 @@ class JobReport:
 
 
 def check_paths(job: Job, make_folder: bool = False) -> None:
-    """Refuse an output that exists or is the input, before any work.
+    """Check that every output can be written, before any work.
 
-    make_folder : bool      folders may be missing as long as they can be made
-    Raises: OutputExistsError, WriteError, SpecError for an unknown suffix.
+    make_folder : bool      a missing folder is allowed if it can be created
+    Raises: OutputExistsError for a path that exists (without --overwrite) or belongs to the input;
+        WriteError for a folder that cannot be written; SpecError for an unknown suffix.
     """
     output_format(job.target)
     for output in job.outputs:
         if "-" not in (job.source, output.path) and lies_within(job.source, output.path):
-            # a store is replaced as a whole, with what else it holds: levels, labels, other images
+            # a store is replaced as a whole, with its levels, labels and other images
             raise OutputExistsError(
                 f"cannot write {output.path}: the input lies in it; name another store"
             )
     _check_target(job, make_folder)
     taken = {os.path.realpath(path) for path in (job.source, *written_files(job.target))}
     for output in job.beside:
-        own = {os.path.realpath(path) for path in written_files(output.path)}
-        if own & taken or replaced_part(job.source, output.path):
+        paths = {os.path.realpath(path) for path in written_files(output.path)}
+        if paths & taken or replaced_part(job.source, output.path):
             raise OutputExistsError(
                 f"cannot write {output.path}: it is the input or the output; name another file"
             )
         check_output(output.path, overwrite=job.overwrite, make_folder=make_folder)
-        taken |= own
+        taken |= paths
 
 
 def _check_target(job: Job, make_folder: bool) -> None:
-    """Refuse the main output; see `check_paths`."""
+    """Check the path of the main output; see `check_paths`."""
     if job.target == "-":
         return
     if (
@@ -95,12 +98,13 @@ def _check_target(job: Job, make_folder: bool) -> None:
         and not job.overwrite
     ):
         raise OutputExistsError(
-            f"cannot write {job.target}: it is the input; name another file, or pass --overwrite to replace it at the end"
+            f"cannot write {job.target}: it is the input; name another file, or pass --overwrite "
+            "to replace it at the end"
         )
     if part := replaced_part(job.source, job.target):
         raise OutputExistsError(
-            f"cannot write {job.target}: {part} is one of the files that the input {job.source} is read from; "
-            "name another file"
+            f"cannot write {job.target}: {part} is one of the files that the input {job.source} is "
+            "read from; name another file"
         )
     check_output(
         job.target,
@@ -119,9 +123,11 @@ def run_job(
 ) -> JobReport:
     """Convolve one volume, from file to file.
 
-    progress : callable     told (voxels finished, voxels in all), from any thread
-    decided : callable      told what was decided, before the first voxel (a pipe cannot be opened once more to look)
-    The output appears complete or not at all. Raises: any Conv3DError; KeyboardInterrupt leaves nothing behind.
+    progress : callable or None     called with (values finished, values in all), from any thread
+    decided : callable or None      called with the prepared job before the first voxel is computed;
+                                    a caller cannot prepare it again, as a pipe is read only once
+    The output appears complete or not at all, also after KeyboardInterrupt.
+    Raises: any Conv3DError.
     """
     from conv3d_cli.engine import Team
 
@@ -143,54 +149,48 @@ def run_job(
             writer = SpooledWriter(writer)
         with writer, naming(prepared.reader):
             beside = [
-                (ROLES[o.role], stack.enter_context(_writer_beside(o.path, prepared)))
+                (ROLES[o.role], stack.enter_context(_additional_writer(o.path, prepared)))
                 for o in job.beside
             ]
             if prepared.boxes is None:
                 times = stream(prepared.stream_plan, reader, writer, team, progress, beside)
             else:
-                from conv3d_cli.pipeline.boxes.stream import stream_boxes  # late: few jobs need it
+                from conv3d_cli.pipeline.boxes.stream import stream_boxes  # few jobs need boxes
 
-                convolutions, parts = (
-                    [stage.convolution for stage in stages],
-                    prepared.stream_plan.parts,
-                )
-                times = stream_boxes(
-                    convolutions, prepared.boxes.partition, parts, reader, writer, team, progress
-                )
+                convolutions = [stage.convolution for stage in stages]
+                partition, parts = prepared.boxes.partition, prepared.stream_plan.parts
+                times = stream_boxes(convolutions, partition, parts, reader, writer, team, progress)
             reader.finish()
-            too_little = _coverage_note(prepared)
+            voxels = math.prod(prepared.header.shape)
+            coverage_notes = _coverage_notes(prepared)
+            clipped_notes = clipped_note(job, times.clipped, voxels)
             if job.strict:
-                _refuse_losses(
-                    [
-                        *clipped_note(job, times.clipped, math.prod(prepared.header.shape)),
-                        *too_little,
-                        *writer.notes,
-                    ]
-                )
-            finish = time.perf_counter()
+                _refuse_losses([*clipped_notes, *coverage_notes, *writer.notes])
+            commit_started = time.perf_counter()
             with committed_together():
                 for _, other in beside:
                     other.commit()
                 writer.commit()
-            times.write += time.perf_counter() - finish
-    notes = [
-        *prepared.notes,
-        *(note for note in prepared.reader.notes if note not in prepared.notes),
-        *writer.notes,
-        *too_little,
-    ]
-    voxels = math.prod(prepared.header.shape)
-    notes += clipped_note(job, times.clipped, voxels)
-    seconds = time.perf_counter() - started
+            times.write += time.perf_counter() - commit_started
+    late_notes = [note for note in prepared.reader.notes if note not in prepared.notes]
     return JobReport(
-        job.source, job.target, voxels, prepared.reader.header.nbytes, prepared.header.nbytes, times.clipped, seconds,
-        times.read, times.compute, times.write, all_losses(prepared), notes,
-    )  # fmt: skip
+        source=job.source,
+        target=job.target,
+        voxels=voxels,
+        bytes_in=prepared.reader.header.nbytes,
+        bytes_out=prepared.header.nbytes,
+        clipped=times.clipped,
+        seconds=time.perf_counter() - started,
+        read_seconds=times.read,
+        compute_seconds=times.compute,
+        write_seconds=times.write,
+        losses=all_losses(prepared),
+        notes=[*prepared.notes, *late_notes, *writer.notes, *coverage_notes, *clipped_notes],
+    )
 
 
 def _writer(job: Job, header: VolumeHeader) -> VolumeWriter:
-    """The output's writer."""
+    """The writer of the main output."""
 
     def create(header: VolumeHeader) -> VolumeWriter:
         return create_volume(
@@ -209,41 +209,42 @@ def _writer(job: Job, header: VolumeHeader) -> VolumeWriter:
     return ScaledWriter(header, job.target, lambda scale: create(replace(header, scale=scale)))
 
 
-def _writer_beside(path: str, prepared: PreparedJob) -> VolumeWriter:
-    """The writer of a volume like the output, of float32."""
-    job, header = prepared.job, prepared.header
-    letters = output_format(path).output_letters(
-        header.axes.letters, header.shape[4], np.dtype(np.float32)
-    )
-    sizes = {
-        a: header.shape[4]
-        for a in letters
-        if a in "cs" and len([c for c in letters if c in "cs"]) == 1
-    }
-    own = replace(header, axes=header.axes.renamed(letters, sizes), dtype=np.dtype(np.float32))
+def _additional_writer(path: str, prepared: PreparedJob) -> VolumeWriter:
+    """The writer of an additional volume: float32, with the main output's shape and grid."""
+    job, header, float32 = prepared.job, prepared.header, np.dtype(np.float32)
+    channels = header.shape[4]
+    letters = output_format(path).output_letters(header.axes.letters, channels, float32)
+    channel_letters = [letter for letter in letters if letter in "cs"]
+    sizes = {channel_letters[0]: channels} if len(channel_letters) == 1 else {}
     writer = create_volume(
-        path, own, overwrite=job.overwrite, gz_level=job.gz_level, threads=job.threads
+        path,
+        replace(header, axes=header.axes.renamed(letters, sizes), dtype=float32),
+        overwrite=job.overwrite,
+        gz_level=job.gz_level,
+        threads=job.threads,
     )
     return SpooledWriter(writer) if writer.sequential else writer
 
 
 def _refuse_losses(notes: list[str]) -> None:
+    """Raises: ShapeError under --strict if there are notes on losses."""
     if notes:
         raise ShapeError(f"--strict: {'; '.join(notes)}; nothing was written")
 
 
-def _coverage_note(prepared: PreparedJob) -> list[str]:
-    """A note on outputs without enough coverage. Raises: ShapeError if none has enough."""
+def _coverage_notes(prepared: PreparedJob) -> list[str]:
+    """Notes on outputs below the minimal coverage. Raises: ShapeError if no output is above it."""
     missing, first = prepared.job.missing, prepared.stages[0].convolution
     if missing.mask is not None:
         if not first.below_min_coverage:
             return []
-        too_little = f"inside the mask had less than {missing.min_coverage:g} of the kernel's weight (--min-coverage)"
+        condition = (
+            f"inside the mask had less than {missing.min_coverage:g} of the kernel's weight "
+            "(--min-coverage)"
+        )
         if not first.any_mean:
-            raise ShapeError(
-                f"no voxel is left: all {first.below_min_coverage} voxels {too_little}"
-            )
-        return [f"{first.below_min_coverage} voxels {too_little} and are 0"]
+            raise ShapeError(f"no voxel is left: all {first.below_min_coverage} voxels {condition}")
+        return [f"{first.below_min_coverage} voxels {condition} and are 0"]
     counts = [
         (stage.convolution.below_min_coverage, math.prod(stage.problem.out_shape))
         for stage in prepared.stages
@@ -251,26 +252,30 @@ def _coverage_note(prepared: PreparedJob) -> list[str]:
     if any(count == total for count, total in counts):
         raise ShapeError("no voxel is left: all of them are missing")
     return [
-        f"{count} voxels ({100 * count / total:.2g} %) had too little of the kernel's weight and are NaN"
+        f"{count} voxels ({100 * count / total:.2g} %) had too little of the kernel's "
+        "weight (--min-coverage) and are NaN"
         for count, total in counts
         if count
     ]
 
 
 def clipped_note(job: Job, clipped: int, voxels: int) -> list[str]:
-    """A note on voxels that the output's dtype could not hold, if there were any."""
-    share = 100 * clipped / max(1, voxels)
-    return (
-        [f"{clipped} voxels ({share:.2g} %) did not fit {job.dtype} and were clipped"]
-        if clipped
-        else []
-    )
+    """A note on clipped values, or none.
+
+    clipped : int       values that the output's dtype could not hold
+    voxels : int        values of the output
+    """
+    if not clipped:
+        return []
+    percent = 100 * clipped / max(1, voxels)
+    return [f"{clipped} voxels ({percent:.2g} %) did not fit {job.dtype} and were clipped"]
 
 
 def all_losses(prepared: PreparedJob) -> dict[str, float]:
-    """Penalties of weights and outputs after a run, by name; with the layer's name where there are several.
+    """Penalties of weights and outputs after a run, by name; in a stack the layer's name precedes.
 
-    The activity penalty is summed in float64 over the slabs and divided by the first batch axis, as Keras does.
+    The activity penalty is summed over the slabs in float64 and divided by the size of the first
+    batch axis, as in Keras.
     """
     batch_shape = prepared.reader.header.axes.batch_shape
     batch = batch_shape[0] if batch_shape else 1

@@ -1,8 +1,9 @@
-"""Streaming: slabs from a reader through one convolution or several to a writer.
+"""Stream slabs from a reader through one convolution or a stack of them to a writer.
 
-`stream` overlaps three things: a reader thread fetches the next slab while the team computes this one and a writer thread
-stores the last. A stack of layers is a chain of readers: a `LayerReader` computes the planes it is asked for from the
-reader before it, so each layer holds only its halo. Arrays go the same way, by a reader and a writer over arrays.
+`stream` overlaps three steps: a reader thread fetches the next slab while the team computes this
+one and a writer thread stores the previous ones. A stack of layers is a chain of readers: a
+`LayerReader` computes the requested planes from the previous layer's reader, so each layer keeps
+only its halo in memory. Arrays take the same way, through a reader and a writer of arrays.
 """
 
 from __future__ import annotations
@@ -28,13 +29,13 @@ if TYPE_CHECKING:
     from conv3d_cli.engine import Team
     from conv3d_cli.pipeline.outputs import OutputRole
 
-WRITES_BEHIND = 2  # slabs
+WRITES_BEHIND = 2  # computed slabs that are being written or wait for it
 
 
 class LayerReader(VolumeReader):
-    """The output of a convolution as a volume that is read: planes are computed when they are asked for, forward only.
+    """A convolution's output as a volume to read: planes are computed on request, forward only.
 
-    reader : VolumeReader       what the convolution reads; it stays the caller's to close
+    reader : VolumeReader       the convolution's input; the caller closes it
     """
 
     sequential = True
@@ -43,7 +44,7 @@ class LayerReader(VolumeReader):
         self.reader, self.convolution, self.path = reader, convolution, reader.path
         self.team = team
         source, problem = reader.header, convolution.problem
-        # Channels lie within a plane here, whatever the file's order: they are computed together.
+        # All channels of a plane are computed together, so they are stored together as well.
         letters = source.axes.batch_letters + "zyxc"
         sizes = {**dict(zip("zyx", problem.out_size, strict=True)), "c": convolution.channels_out}
         self.header = VolumeHeader(
@@ -55,30 +56,32 @@ class LayerReader(VolumeReader):
             transform=source.transform.then(problem.voxel_transform),
         )
         self._source: SlabSource | None = None
-        # computed beyond what was asked for
-        self._spare = np.empty((0, *self.header.shape[2:]), self.header.dtype)
-        self._spare_from = 0
+        self._surplus = np.empty((0, *self.header.shape[2:]), self.header.dtype)
+        self._surplus_start = 0  # planes computed beyond the last request, and their first one
 
     def read(self, n: int, depth: slice, channels: slice) -> Array:
         if self._source is None or self._source.n != n:
-            every = slice(0, self.reader.header.shape[4])
-            self._source = SlabSource(self.reader, n, every, self.convolution.problem)
-            self._spare, self._spare_from = self._spare[:0], 0
-        kept = self._spare[max(depth.start - self._spare_from, 0) :]
-        if len(kept) < depth.stop - depth.start:
-            # whole steps of the plan, so that the same planes are computed together whatever is asked for
-            first, computed = self._compute(
-                max(depth.start, self._spare_from + len(self._spare)), depth.stop
-            )
-            kept = (
-                np.concatenate([kept, computed]) if len(kept) else computed[depth.start - first :]
-            )
-        planes = depth.stop - depth.start
-        self._spare, self._spare_from = kept[planes:].copy(), depth.stop
-        return kept[:planes, ..., channels]
+            all_channels = slice(0, self.reader.header.shape[4])
+            self._source = SlabSource(self.reader, n, all_channels, self.convolution.problem)
+            self._surplus, self._surplus_start = self._surplus[:0], 0
+        planes = self._surplus[max(depth.start - self._surplus_start, 0) :]
+        count = depth.stop - depth.start
+        if len(planes) < count:
+            # whole steps of the plan, so that any requests group planes in the same way
+            computed_to = self._surplus_start + len(self._surplus)
+            first, computed = self._compute(max(depth.start, computed_to), depth.stop)
+            if len(planes):
+                planes = np.concatenate([planes, computed])
+            else:
+                planes = computed[depth.start - first :]
+        self._surplus, self._surplus_start = planes[count:].copy(), depth.stop
+        return planes[:count, ..., channels]
 
     def _compute(self, start: int, stop: int) -> tuple[int, Array]:
-        """The whole steps that planes start..stop-1 lie in: (first plane, planes)."""
+        """Compute the whole steps that contain planes start to stop - 1.
+
+        Returns the first plane computed, and the planes (d, H, W, C).
+        """
         assert self._source is not None
         step, (size, height, width, count) = self.convolution.plan.depth_step, self.header.shape[1:]
         start, stop = start - start % step, min(-(-stop // step) * step, size)
@@ -95,9 +98,9 @@ class LayerReader(VolumeReader):
 
 @dataclass
 class StreamPlan:
-    """How voxels move from a reader through the last convolution to a writer.
+    """The schedule by which voxels move from a reader through the last convolution to a writer.
 
-    parts : list            (n, input channels) in the order they are streamed
+    parts : list            (n, input channels) of each part, in the order of streaming
     slab_depth : int        output planes computed at once, a multiple of the plan's `depth_step`
     """
 
@@ -108,7 +111,7 @@ class StreamPlan:
 
 @dataclass
 class StageTimes:
-    """Seconds in each stage (they overlap) and voxels clipped."""
+    """Seconds spent in each step (they overlap), and the number of clipped values."""
 
     read: float = 0.0
     compute: float = 0.0
@@ -126,8 +129,9 @@ def stream(
 ) -> StageTimes:
     """Move every slab from reader to writer through the engine: one read ahead, two writes behind.
 
-    progress : callable     told (voxels finished, voxels in all), from any thread
-    beside : roles and their writers      that take other values of each slab, of the output's shape
+    progress : callable or None     called with (values finished, values in all), from any thread
+    beside : sequence               role and writer of each additional volume
+    Returns the times. Raises: whatever reader, convolution or writer raise.
     """
     convolution = stream_plan.convolution
     depth, size = stream_plan.slab_depth, convolution.problem.out_size[0]
@@ -136,8 +140,10 @@ def stream(
         convolution.plan.depth_step,
     )
     times = StageTimes()
-    advance = counted(progress, len(stream_plan.parts) * math.prod(convolution.problem.out_shape))
-    # Made when a part is begun and dropped when it is done: each holds planes, and a series has many parts.
+    advance = progress_counter(
+        progress, len(stream_plan.parts) * math.prod(convolution.problem.out_shape)
+    )
+    # Sources of the parts being streamed only: each buffers planes, and a series has many parts.
     sources: dict[int, SlabSource] = {}
     steps = [
         (part, start, min(start + depth, size))
@@ -167,9 +173,9 @@ def stream(
 
         def write() -> None:
             writer.write(n, start, stored.start, block)
-            for (_, other), part in zip(beside, values, strict=True):
+            for (_, other), array in zip(beside, values, strict=True):
                 other.write(
-                    n, start, stored.start, np.broadcast_to(part.astype(np.float32), block.shape)
+                    n, start, stored.start, np.broadcast_to(array.astype(np.float32), block.shape)
                 )
 
         return write
@@ -178,8 +184,20 @@ def stream(
     return times
 
 
-def counted(progress: Callable[[int, int], None] | None, total: int) -> Callable[[int], None]:
-    """What is to be told of voxels finished, from any thread; it sums them up for `progress`."""
+def progress_counter(
+    progress: Callable[[int, int], None] | None, total: int
+) -> Callable[[int], None]:
+    """A function that adds up finished values, from any thread, and reports the sum.
+
+    progress : callable or None     called with (values finished, total)
+    total : int                     values in all
+
+    >>> advance = progress_counter(lambda done, total: print(done, "of", total), 8)
+    >>> advance(2)
+    2 of 8
+    >>> advance(4)
+    6 of 8
+    """
     lock, done = threading.Lock(), 0
 
     def advance(voxels: int) -> None:
@@ -199,18 +217,20 @@ def overlap(
     times: StageTimes,
     behind: int,
 ) -> None:
-    """Run steps so that one is read while the one before is computed and those before it are written.
+    """Read one step ahead of the computation, and write behind it.
 
-    read : callable         (step) -> what `compute` takes; in a thread of its own, in order
-    compute : callable      (step, read) -> the write to do; in this thread
-    behind : int            writes, being done or waiting, beside the step that is computed
+    read : callable         (step) -> input; called in one background thread, in order
+    compute : callable      (step, input) -> a function that writes the result, called in another
+                            background thread; `compute` itself runs in the calling thread
+    times : StageTimes      the seconds of reads and writes are added
+    behind : int            unfinished writes at most, besides the step being computed
     """
 
     def timed_read(step: int) -> Any:
         started = time.perf_counter()
-        found = read(step)
+        data = read(step)
         times.read += time.perf_counter() - started
-        return found
+        return data
 
     def timed_write(write: Callable[[], None]) -> None:
         started = time.perf_counter()
@@ -220,23 +240,23 @@ def overlap(
     with ExitStack() as stack:
         reading = stack.enter_context(_one_thread("conv3d-read"))
         writing = stack.enter_context(_one_thread("conv3d-write"))
-        written: deque[Future[None]] = deque()
+        writes: deque[Future[None]] = deque()
         ahead = reading.submit(timed_read, 0) if steps else None
         for step in range(steps):
             assert ahead is not None
-            found = ahead.result()
+            data = ahead.result()
             ahead = reading.submit(timed_read, step + 1) if step + 1 < steps else None
-            write = compute(step, found)
-            while len(written) >= behind:
-                written.popleft().result()
-            written.append(writing.submit(timed_write, write))
-        for future in written:
+            write = compute(step, data)
+            while len(writes) >= behind:
+                writes.popleft().result()
+            writes.append(writing.submit(timed_write, write))
+        for future in writes:
             future.result()
 
 
 @contextmanager
 def _one_thread(name: str) -> Iterator[ThreadPoolExecutor]:
-    """A background thread for one stage. Leaving waits for what it does just now and drops the rest."""
+    """A background thread. Leaving the context waits for its current task and drops the others."""
     pool = ThreadPoolExecutor(1, thread_name_prefix=name)
     try:
         yield pool

@@ -314,7 +314,7 @@ def test_hard_sigmoid_of_keras_2() -> None:
         ({"filters": 2, "kernel_size": 3, "then": []}, "unrecognized keyword"),
         ({"class_name": "Conv2D", "config": {}}, "Conv2D is no Conv3D"),
         ({"class_name": "Conv3D", "config": 3}, "must be a table"),
-        ([1], "is a table"),
+        ([1], "must be a table"),
         ({"filters": 2, "kernel_size": 3, "dtype": {"config": {}}}, "dtype must be one of"),
     ],
 )

@@ -565,7 +565,7 @@ def test_verify_finds_a_wrong_component(scan: Path, tmp_path: Path) -> None:
         (["-k", "sobel:axis=xyz:orient=voxel", "--orient", "world"], 2, "contradicts orient=voxel"),
         (["-k", "sobel:axis=all"], 2, "as in axis=xyz, received axis=all"),
         (["-k", "sobel:axis=xyz", "--nan", "ignore"], 4, "--nan zero"),
-        (["-k", "sobel:axis=xyz", "--boundary", "renormalize"], 4, "weights of one sign"),
+        (["-k", "sobel:axis=xyz", "--boundary", "renormalize"], 4, "non-negative weights"),
         (["-k", "sobel:axis=xyz", "--normalize"], 4, "cannot be normalized"),
         (["-k", "sobel:axis=xyz", "--filters", "3"], 4, "filters=3 was asked for, but the kernel gives 6"),
         (["-k", "sobel:axis=xyz", "--groups", "2"], 4, "takes no groups"),

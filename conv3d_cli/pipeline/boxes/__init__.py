@@ -1,1 +1,1 @@
-"""Boxes of a job's output, each computed on its own: how they are cut, and what they read."""
+"""Boxes of a job's output, computed one by one: their partition, input and stream."""

@@ -1,8 +1,8 @@
-"""One box of a job's output, computed from the voxels that it reads.
+"""Compute one box of a job's output from the voxels in its windows.
 
-A worker of a cluster computes its tasks in this way, and so does this machine where planes are too large for
-memory. The bits are those of a run over the whole volume: where an algorithm computes several voxels together,
-the same ones are computed together here, and voxels beside the box are dropped.
+A cluster's workers compute their tasks in this way, and so does this machine if planes do not fit
+into memory. The result is bit for bit that of slabs: where an algorithm computes several voxels
+together, the same ones are computed together here, and those outside the box are discarded.
 """
 
 from __future__ import annotations
@@ -16,42 +16,46 @@ import numpy as np
 from conv3d_cli.convolution.prepared import Convolution
 from conv3d_cli.convolution.slabs import SlabInput, places
 from conv3d_cli.engine import Team
-from conv3d_cli.model.box import Box, Runs, Slices, count_positions, intersect, subtract
+from conv3d_cli.model.box import Box, Runs, Slices, Span, count_positions, intersect, subtract
 from conv3d_cli.model.spec import Triple
 from conv3d_cli.model.volume import Array, VolumeReader
 from conv3d_cli.pipeline.boxes.partition import (
     LayerChain,
     Partition,
-    held_runs,
-    needs,
+    buffered_runs,
+    required_runs,
 )
 
 
 class BoxInput(NamedTuple):
-    """What is read for a box.
+    """The input of a box.
 
-    voxels : (d, h, w, c)   of any dtype of a volume
-    runs : the positions along depth, height and width that the voxels come from
-    made : along each axis, the outputs that each convolution computes for the box (see `needs`)
+    voxels : (d, h, w, c)       of the stored dtype
+    runs : (Runs, Runs, Runs)   positions of the voxels in the volume along depth, height and width
+    computed : list of tuples of Runs   along each axis, the outputs that each convolution computes
+                                for the box, see `required_runs`
     """
 
     voxels: Array
     runs: tuple[Runs, Runs, Runs]
-    made: list[tuple[Runs, ...]]
+    computed: list[tuple[Runs, ...]]
 
 
 def layer_chain(convolutions: Sequence[Convolution]) -> LayerChain:
-    """What a partition depends on of convolutions."""
+    """The chain of some convolutions, in order."""
     return LayerChain(
         tuple(c.problem for c in convolutions), tuple(c.plan.block_alignment for c in convolutions)
     )
 
 
 class BoxSource:
-    """The inputs of the boxes of one part (a volume n and some of its channels).
+    """Reads the inputs of the boxes of one part of a volume.
 
-    in_chunk : chunk shape of the input, D, H, W. When boxes are swept along an axis, the part of the chunks that
-        the next box needs is kept
+    reader : VolumeReader           with `box_access`
+    n, channels : int, slice        the part: volume n of the batch, and some of its channels
+    partition : Partition or None   with a sweep axis, the voxels that the next box needs of the
+                                    same chunks are kept; None: boxes are independent
+    in_chunk : (D, H, W)            voxels of a chunk of the input
     """
 
     def __init__(
@@ -65,66 +69,73 @@ class BoxSource:
     ) -> None:
         self.reader, self.n, self.channels, self.chain = reader, n, channels, chain
         self.sweep, self.in_chunk = None if partition is None else partition.sweep, in_chunk
-        self._held: BoxInput | None = None
+        self._buffer: BoxInput | None = None
 
     def read(self, box: Box, following: Box | None = None) -> BoxInput:
-        """What a box reads. `following` is the box that is asked for next, if there is one."""
-        found = []
+        """The input of a box.
+
+        following : Box or None     the next box to be read
+        Raises: FormatError if the file is truncated or corrupt.
+        """
+        runs_by_axis = []
         for axis, span in enumerate(box):
-            then = following[axis] if following is not None and axis == self.sweep else None
-            then = None if then is None or then[0] != span[1] else then
-            found.append(held_runs(self.chain, axis, span, then, self.in_chunk[axis]))
-        runs = (found[0], found[1], found[2])
+            next_span = following[axis] if following is not None and axis == self.sweep else None
+            if next_span is not None and next_span[0] != span[1]:
+                next_span = None  # the next box begins another sweep
+            runs_by_axis.append(
+                buffered_runs(self.chain, axis, span, next_span, self.in_chunk[axis])
+            )
+        runs = (runs_by_axis[0], runs_by_axis[1], runs_by_axis[2])
         voxels = self._read(runs)
-        made = [needs(self.chain, axis, span)[1:] for axis, span in enumerate(box)]
-        result = BoxInput(voxels, runs, made)
-        self._held = result if self.sweep is not None and following is not None else None
+        computed = [required_runs(self.chain, axis, span)[1:] for axis, span in enumerate(box)]
+        result = BoxInput(voxels, runs, computed)
+        self._buffer = result if self.sweep is not None and following is not None else None
         return result
 
     def _read(self, runs: tuple[Runs, Runs, Runs]) -> Array:
-        missing, held, sweep = list(runs), self._held, self.sweep
-        if held is not None and sweep is not None:
+        """The voxels of runs, from the buffer where it has them."""
+        missing, buffer, sweep = list(runs), self._buffer, self.sweep
+        if buffer is not None and sweep is not None:
             if all(
                 a == b
-                for axis, (a, b) in enumerate(zip(runs, held.runs, strict=True))
+                for axis, (a, b) in enumerate(zip(runs, buffer.runs, strict=True))
                 if axis != sweep
             ):
-                missing[sweep] = subtract(runs[sweep], held.runs[sweep])
+                missing[sweep] = subtract(runs[sweep], buffer.runs[sweep])
             else:
-                held = None
-        self._held = None
-        wanted = list(itertools.product(*missing))
-        if held is None and len(wanted) == 1:
-            return self._read_box(Box(*wanted[0]))
-        shape = (*(count_positions(one) for one in runs), self.channels.stop - self.channels.start)
+                buffer = None
+        self._buffer = None
+        boxes = [Box(*spans) for spans in itertools.product(*missing)]
+        if buffer is None and len(boxes) == 1:
+            return self._read_box(boxes[0])
+        sizes = (count_positions(axis_runs) for axis_runs in runs)
         header = self.reader.header
+        shape = (*sizes, self.channels.stop - self.channels.start)
         voxels = header.axes.empty(shape, header.dtype)
-        if held is not None and sweep is not None:
-            for run in intersect(runs[sweep], held.runs[sweep]):
-                to, of = ([slice(None)] * 3 for _ in range(2))
-                to[sweep], of[sweep] = (
-                    _places_of(runs[sweep], run),
-                    _places_of(held.runs[sweep], run),
-                )
-                voxels[tuple(to)] = held.voxels[tuple(of)]
-        for spans in wanted:
-            to = [_places_of(one, run) for one, run in zip(runs, spans, strict=True)]
-            voxels[tuple(to)] = self._read_box(Box(*spans))
+        if buffer is not None and sweep is not None:
+            for run in intersect(runs[sweep], buffer.runs[sweep]):
+                to, source = [slice(None)] * 3, [slice(None)] * 3
+                to[sweep] = _slice_of(runs[sweep], run)
+                source[sweep] = _slice_of(buffer.runs[sweep], run)
+                voxels[tuple(to)] = buffer.voxels[tuple(source)]
+        for box in boxes:
+            to = [_slice_of(axis_runs, span) for axis_runs, span in zip(runs, box, strict=True)]
+            voxels[tuple(to)] = self._read_box(box)
         return voxels
 
     def _read_box(self, box: Box) -> Array:
         return self.reader.read_box(self.n, *box.slices, self.channels)
 
 
-def _places_of(runs: Runs, part: tuple[int, int]) -> slice:
-    """Where a part of one of the runs is found in an array that holds the runs one after another."""
-    start = places([part[0]], runs)[0]
-    return slice(start, start + part[1] - part[0])
+def _slice_of(runs: Runs, span: Span) -> slice:
+    """The slice of a span, which lies in one of the runs, in an array of all runs concatenated."""
+    start = places([span[0]], runs)[0]
+    return slice(start, start + span[1] - span[0])
 
 
 def compute_box(
     convolutions: Sequence[Convolution],
-    given: BoxInput,
+    box_input: BoxInput,
     scale: tuple[float, float],
     channels: slice,
     box: Box,
@@ -132,25 +143,30 @@ def compute_box(
     team: Team,
     progress: Callable[[int], None] | None = None,
 ) -> int:
-    """Fill `out` (d, h, w, c) with a box of the last convolution's output.
+    """Fill `out` with a box of the last convolution's output.
 
-    scale : (slope, intercept) of the voxels that were read
-    channels : the input channels that the first convolution's plan is made for
-    progress : callable     gets the number of voxels finished, from any thread
-    Returns how many voxels the output's dtype could not hold.
+    box_input : BoxInput            of the box, as `BoxSource.read` returns it
+    scale : (slope, intercept)      of the stored voxels
+    channels : slice                input channels of the part
+    box : Box                       of the output
+    out : (d, h, w, c)              of the output's dtype
+    progress : callable or None     gets the number of values finished, from any thread
+    Returns the number of values clipped to the dtype of `out`.
     """
-    source, runs, _ = given
+    source, runs, _ = box_input
     for position, convolution in enumerate(convolutions[:-1]):
-        made = tuple(of_axis[position] for of_axis in given.made)
-        every = slice(0, convolution.problem.in_channels)
-        width = convolutions[position + 1].problem.in_channels
-        values = np.empty((*(count_positions(one) for one in made), width), convolution.plan.dtype)
-        for part, place in _parts(made):
+        depth, height, width = (of_axis[position] for of_axis in box_input.computed)
+        outputs = depth, height, width
+        filters = convolution.outputs(slice(0, convolution.problem.in_channels))
+        channels_out = convolutions[position + 1].problem.in_channels
+        sizes = (count_positions(axis_runs) for axis_runs in outputs)
+        values = np.empty((*sizes, channels_out), convolution.plan.dtype)
+        for part, place in _boxes_of(outputs):
             slab = _slab(convolution, source, runs, part)
-            convolution.convolve(slab, values[place], team, scale, convolution.outputs(every))
-        source, runs, scale = values, (made[0], made[1], made[2]), (1.0, 0.0)
+            convolution.convolve(slab, values[place], team, scale, filters)
+        source, runs, scale = values, outputs, (1.0, 0.0)
     last = convolutions[-1]
-    aligned = Box(*(of_axis[-1][0] for of_axis in given.made))
+    aligned = Box(*(of_axis[-1][0] for of_axis in box_input.computed))
     slab = _slab(last, source, runs, aligned)
     if aligned == box:
         return last.convolve(slab, out, team, scale, last.outputs(channels), progress)
@@ -167,11 +183,14 @@ def compute_box(
     return clipped
 
 
-def _parts(runs: Sequence[Runs]) -> Iterator[tuple[Box, Slices]]:
-    """The boxes that runs along three axes make, and where each is found in an array that holds them all."""
+def _boxes_of(runs: Sequence[Runs]) -> Iterator[tuple[Box, Slices]]:
+    """The boxes of all combinations of runs along three axes.
+
+    Yields each box with its slices in an array of all of them.
+    """
     for spans in itertools.product(*runs):
         depth, height, width = (
-            _places_of(one, span) for one, span in zip(runs, spans, strict=True)
+            _slice_of(axis_runs, span) for axis_runs, span in zip(runs, spans, strict=True)
         )
         yield Box(*spans), (depth, height, width)
 
@@ -179,10 +198,12 @@ def _parts(runs: Sequence[Runs]) -> Iterator[tuple[Box, Slices]]:
 def _slab(
     convolution: Convolution, source: Array, runs: tuple[Runs, Runs, Runs], box: Box
 ) -> SlabInput:
-    """The input of a box of outputs, with the place in the source of each position that its taps read."""
-    indices = [
-        places(convolution.problem.source_indices(axis, *span), of_axis)
-        for axis, (of_axis, span) in enumerate(zip(runs, box, strict=True))
-    ]
-    planes, rows, columns = indices
+    """The input of a box of outputs.
+
+    source : (d, h, w, c)   input voxels at the positions of `runs`
+    """
+    planes, rows, columns = (
+        places(convolution.problem.source_indices(axis, *span), axis_runs)
+        for axis, (axis_runs, span) in enumerate(zip(runs, box, strict=True))
+    )
     return SlabInput(source, planes, rows, columns, start=box.depth[0])

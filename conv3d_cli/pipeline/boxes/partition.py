@@ -1,13 +1,13 @@
-"""How the output of a job is divided into boxes, and what each box reads and computes.
+"""Divide the output of a job into boxes, and find the voxels that each box reads and computes.
 
-A box is a block of whole output chunks. So no two boxes write to one chunk, and a box that is computed twice
-writes the same bytes. A box reads the voxels under its taps (its halo included) from the input's chunks, each of
-which is decoded whole. Larger blocks read and compute less that other blocks read and compute, too. Boxes may
-sweep along one axis: each box then keeps the part of its decoded chunks that the next box needs, so that each
-chunk is decoded only once along that axis.
+A box is a block of whole output chunks, so no chunk is written by two boxes, and a box that is
+computed again writes the same bytes. A box reads the voxels of its windows (with its halo) from the
+input's chunks, which are decoded whole. The larger the boxes, the fewer voxels several of them read
+and compute. Boxes may sweep along one axis: each box then keeps the voxels of its decoded chunks
+that the next box needs, so that every chunk is decoded once along that axis.
 
-All of this is worked out axis by axis: what a box reads is the product of runs of positions along depth, height
-and width.
+Each axis is treated on its own: the voxels of a box are the product of runs of positions along
+depth, height and width.
 """
 
 from __future__ import annotations
@@ -32,18 +32,19 @@ from conv3d_cli.model.box import (
 )
 from conv3d_cli.model.spec import ConvProblem, Triple
 
-# the fixed cost of a box, as the voxels that are decoded or computed in the same time
+# the fixed cost of a box, in voxels decoded or computed in the same time
 BOX_VOXELS = 1 << 18
-LEAST_STEP = 1.25  # from one block length that is tried to the next
-GAP = 4  # positions between two runs that are read through
+LEAST_STEP = 1.25  # smallest ratio of one block length to try to the next shorter one
+GAP = 4  # two runs with at most this many positions between them are read as one
 
 
 @dataclass(frozen=True, eq=False)
 class LayerChain:
-    """The convolutions from the input to the output, as far as a partition depends on them.
+    """The convolutions from input to output, as far as a partition depends on them.
 
-    problems : of one part of a volume
-    alignments : what each convolution computes begins and ends at multiples of these (`Plan.block_alignment`)
+    problems : tuple of ConvProblem     for one part of the volume, in order
+    alignments : tuple of (D, H, W)     the multiples to which each convolution aligns its blocks
+                                        (`Plan.block_alignment`)
     """
 
     problems: tuple[ConvProblem, ...]
@@ -52,12 +53,13 @@ class LayerChain:
 
 @dataclass(frozen=True)
 class Partition:
-    """The boxes that the output of one part of a volume is divided into.
+    """The boxes of the output of one part of a volume.
 
-    size : output voxels, D, H, W
-    chunk : of the output
-    block : size of a box, in whole chunks
-    sweep : the axis (0, 1, 2) along which each box keeps what the next one needs; None: boxes are independent
+    size : (D, H, W)        voxels of the output
+    chunk : (D, H, W)       voxels of an output chunk
+    block : (D, H, W)       voxels of a box, in whole chunks
+    sweep : int or None     the axis (0, 1, 2) along which each box keeps the voxels that the next
+                            one needs; None: boxes are independent
     """
 
     size: Triple
@@ -66,16 +68,17 @@ class Partition:
     sweep: int | None = None
 
     def boxes(self) -> Iterator[Box]:
-        """Every box: in storage order, or row by row along `sweep`.
+        """All boxes, with `sweep` as the fastest axis; in storage order without one.
 
-        >>> list(Partition((3, 4, 5), (2, 4, 4), (2, 4, 8)).boxes())
-        [Box(depth=(0, 2), height=(0, 4), width=(0, 5)), Box(depth=(2, 3), height=(0, 4), width=(0, 5))]
+        >>> for box in Partition((3, 4, 5), (2, 4, 4), (2, 4, 8)).boxes():
+        ...     print(*box)
+        (0, 2) (0, 4) (0, 5)
+        (2, 3) (0, 4) (0, 5)
         """
-        order = (
-            [0, 1, 2]
-            if self.sweep is None
-            else [*(a for a in range(3) if a != self.sweep), self.sweep]
-        )
+        order = [0, 1, 2]
+        if self.sweep is not None:
+            order.remove(self.sweep)
+            order.append(self.sweep)
         for spans in itertools.product(*(self.spans(axis) for axis in order)):
             yield Box(*(spans[order.index(axis)] for axis in range(3)))
 
@@ -85,12 +88,16 @@ class Partition:
 
     @property
     def count(self) -> int:
-        """Number of boxes."""
+        """The number of boxes."""
         return math.prod(-(-size // step) for size, step in zip(self.size, self.block, strict=True))
 
 
 class Redundancy(NamedTuple):
-    """How often all boxes together decode the input's voxels and compute the output's; 1 if each only once."""
+    """How often all boxes together process a voxel on average; 1 if only once.
+
+    decoded : of the input
+    computed : of the output
+    """
 
     decoded: float
     computed: float
@@ -103,10 +110,13 @@ def choose_partition(
     allowed: Callable[[Partition], bool],
     sweeps: Sequence[int | None] = (None,),
 ) -> Partition | None:
-    """The allowed partition that decodes and computes least; None if not even boxes of one chunk are allowed.
+    """The allowed partition that decodes and computes the fewest voxels.
 
-    allowed : callable      (partition) -> bool; if it refuses a partition, it refuses all with larger blocks
-    sweeps : axes along which boxes may sweep
+    in_chunk, out_chunk : (D, H, W)     voxels of a chunk of input and output
+    allowed : callable                  (partition) -> bool; if it refuses a partition, it must
+                                        refuse all with larger blocks
+    sweeps : sequence                   the sweep axes to try; None for independent boxes
+    Returns None if not even boxes of one chunk are allowed.
     """
     size = chain.problems[-1].out_size
     lengths = [block_lengths(n, chunk) for n, chunk in zip(size, out_chunk, strict=True)]
@@ -124,104 +134,124 @@ def choose_partition(
 
 
 def block_lengths(size: int, chunk: int) -> list[int]:
-    """The lengths of blocks to try along an axis: whole chunks, the shortest for each number of blocks.
+    """The block lengths to try along an axis: whole chunks, the shortest for each number of blocks.
 
-    Lengths that differ by less than `LEAST_STEP` from a shorter one are left out.
+    Lengths less than `LEAST_STEP` times the next shorter one are left out.
 
     >>> block_lengths(100, 8)
     [8, 16, 24, 32, 40, 56, 100]
     """
     chunks = -(-size // chunk)
-    found: list[int] = []
-    for number in sorted({-(-chunks // count) for count in range(1, chunks + 1)}):
-        if not found or number >= LEAST_STEP * found[-1] or number == chunks:
-            found.append(number)
-    return [min(number * chunk, size) for number in found]
+    lengths: list[int] = []  # in chunks
+    for length in sorted({-(-chunks // count) for count in range(1, chunks + 1)}):
+        if not lengths or length >= LEAST_STEP * lengths[-1] or length == chunks:
+            lengths.append(length)
+    return [min(length * chunk, size) for length in lengths]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# What a box reads and computes, along one axis
+# --------------------------------------------------------------------------------------------------
+# The positions that a box reads and computes along one axis
 
 
 def input_runs(problem: ConvProblem, axis: int, outputs: Runs) -> Runs:
-    """The input positions that outputs read, with gaps of up to `GAP` filled; (0, 1) if they read none.
+    """The input positions in the windows of outputs, with gaps of up to `GAP` filled.
+
+    Returns ((0, 1),) if no window holds an input position.
 
     >>> from conv3d_cli.model.spec import ConvSpec
-    >>> input_runs(ConvSpec(padding="same", boundary="wrap").resolve((1, 29, 9, 9, 1), (3, 3, 3, 1, 1)), 0, ((25, 29),))
+    >>> spec = ConvSpec(padding="same", boundary="wrap")
+    >>> input_runs(spec.resolve((1, 29, 9, 9, 1), (3, 3, 3, 1, 1)), 0, ((25, 29),))
     ((0, 1), (24, 29))
     """
-    size, found = problem.in_size[axis], []
+    size, spans = problem.in_size[axis], []
     for start, stop in outputs:
         first = start * problem.strides[axis] - problem.pad_before[axis]
         last = (stop - 1) * problem.strides[axis] - problem.pad_before[axis] + problem.extent[axis]
         if max(first, 0) < min(last, size):
-            found.append((max(first, 0), min(last, size)))
-        beside = itertools.chain(range(first, min(last, 0)), range(max(first, size), last))
-        found += [
-            (i, i + 1) for i in {problem.boundary.source_index(p, size) for p in beside} if i >= 0
-        ]
-    return merge(found, GAP) or ((0, 1),)
+            spans.append((max(first, 0), min(last, size)))
+        outside = itertools.chain(range(first, min(last, 0)), range(max(first, size), last))
+        sources = {problem.boundary.source_index(position, size) for position in outside}
+        spans += [(source, source + 1) for source in sources if source >= 0]
+    return merge(spans, GAP) or ((0, 1),)
 
 
 @lru_cache(maxsize=4096)
-def needs(chain: LayerChain, axis: int, span: Span) -> tuple[Runs, ...]:
-    """What a box needs along an axis: the input positions it reads, then the outputs of each convolution."""
-    made: list[Runs] = [(span,)]
+def required_runs(chain: LayerChain, axis: int, span: Span) -> tuple[Runs, ...]:
+    """The positions that a box requires along an axis.
+
+    span : (start, stop)    outputs of the box
+    Returns the input positions to read, then the outputs that each convolution computes.
+    """
+    required: list[Runs] = [(span,)]
     for problem, alignment in zip(
         reversed(chain.problems), reversed(chain.alignments), strict=True
     ):
-        made[0] = align_runs(made[0], alignment[axis], problem.out_size[axis])
-        made.insert(0, input_runs(problem, axis, made[0]))
-    return tuple(made)
+        required[0] = align_runs(required[0], alignment[axis], problem.out_size[axis])
+        required.insert(0, input_runs(problem, axis, required[0]))
+    return tuple(required)
 
 
-def held_runs(chain: LayerChain, axis: int, span: Span, following: Span | None, unit: int) -> Runs:
-    """What is read for a box along an axis.
+def buffered_runs(
+    chain: LayerChain, axis: int, span: Span, following: Span | None, unit: int
+) -> Runs:
+    """The input positions that a box has in memory along an axis.
 
-    It is what the box needs, and what the following box needs of the same chunks of `unit` positions.
+    span : (start, stop)                outputs of the box
+    following : (start, stop) or None   outputs of the next box, if it keeps voxels of this one
+    unit : int                          positions of a chunk
+    Returns the positions that the box requires, and those that the next box requires of the same
+    chunks.
     """
-    needed = needs(chain, axis, span)[0]
+    required = required_runs(chain, axis, span)[0]
     if following is None:
-        return needed
+        return required
     size = chain.problems[0].in_size[axis]
-    kept = intersect(needs(chain, axis, following)[0], align_runs(needed, unit, size))
-    return merge((*needed, *kept))
+    kept = intersect(required_runs(chain, axis, following)[0], align_runs(required, unit, size))
+    return merge((*required, *kept))
 
 
 class AxisWork(NamedTuple):
-    """What boxes do along an axis, in positions.
+    """Numbers of positions that boxes process along an axis.
 
-    held : the most that one box reads
-    made : the most that each convolution computes for one box
-    decoded : what all boxes together decode of the input
-    computed : what each convolution computes for all boxes together
+    most_buffered : input positions in memory for one box, at most
+    most_computed : outputs that each convolution computes for one box, at most
+    decoded : input positions that all boxes together decode
+    computed : outputs that each convolution computes for all boxes together
     """
 
-    held: int
-    made: tuple[int, ...]
+    most_buffered: int
+    most_computed: tuple[int, ...]
     decoded: int
     computed: tuple[int, ...]
 
 
 @lru_cache(maxsize=4096)
 def axis_work(chain: LayerChain, axis: int, step: int, unit: int, swept: bool) -> AxisWork:
-    """What boxes of `step` outputs do along an axis of an input in chunks of `unit`."""
+    """The work of boxes along an axis.
+
+    step : int      outputs of a box
+    unit : int      input positions of a chunk
+    swept : bool    whether boxes sweep along this axis
+    """
     size = chain.problems[0].in_size[axis]
     spans = split(chain.problems[-1].out_size[axis], step)
-    held, decoded = 0, 0
-    before: Runs = ()
-    lengths = []
+    most_buffered, decoded = 0, 0
+    kept: Runs = ()
+    counts = []
     for span, following in zip(spans, [*spans[1:], None], strict=True):
-        runs = held_runs(chain, axis, span, following if swept else None, unit)
-        decoded += count_positions(align_runs(subtract(runs, before), unit, size))
-        held, before = max(held, count_positions(runs)), runs if swept else ()
-        lengths.append([count_positions(made) for made in needs(chain, axis, span)[1:]])
-    made, computed = zip(*((max(one), sum(one)) for one in zip(*lengths, strict=True)), strict=True)
-    return AxisWork(held, made, decoded, computed)
+        runs = buffered_runs(chain, axis, span, following if swept else None, unit)
+        decoded += count_positions(align_runs(subtract(runs, kept), unit, size))
+        most_buffered = max(most_buffered, count_positions(runs))
+        kept = runs if swept else ()
+        outputs_by_layer = required_runs(chain, axis, span)[1:]
+        counts.append([count_positions(outputs) for outputs in outputs_by_layer])
+    by_layer = list(zip(*counts, strict=True))
+    most_computed, computed = tuple(map(max, by_layer)), tuple(map(sum, by_layer))
+    return AxisWork(most_buffered, most_computed, decoded, computed)
 
 
 def work_by_axis(chain: LayerChain, partition: Partition, in_chunk: Triple) -> list[AxisWork]:
-    """What boxes do along depth, height and width."""
+    """The work of boxes along depth, height and width; `in_chunk`: voxels of an input chunk."""
     return [
         axis_work(chain, axis, partition.block[axis], in_chunk[axis], axis == partition.sweep)
         for axis in range(3)
@@ -229,7 +259,10 @@ def work_by_axis(chain: LayerChain, partition: Partition, in_chunk: Triple) -> l
 
 
 def redundancy(chain: LayerChain, partition: Partition, in_chunk: Triple) -> Redundancy:
-    """How often all boxes together decode the input, and how often the last convolution computes its output."""
+    """How often all boxes together decode an input voxel and compute an output voxel on average.
+
+    Only outputs of the last convolution count. `in_chunk`: voxels of an input chunk.
+    """
     axes = work_by_axis(chain, partition, in_chunk)
     size, out_size = chain.problems[0].in_size, chain.problems[-1].out_size
     return Redundancy(
@@ -239,11 +272,13 @@ def redundancy(chain: LayerChain, partition: Partition, in_chunk: Triple) -> Red
 
 
 def decoded_sizes(chain: LayerChain, box: Box, chunk: Triple) -> Triple:
-    """Sizes of what is decoded for an independent box: whole chunks of the input."""
-    sizes = [
+    """Voxels decoded for an independent box along depth, height and width: whole input chunks."""
+    depth, height, width = (
         count_positions(
-            align_runs(needs(chain, axis, span)[0], chunk[axis], chain.problems[0].in_size[axis])
+            align_runs(
+                required_runs(chain, axis, span)[0], chunk[axis], chain.problems[0].in_size[axis]
+            )
         )
         for axis, span in enumerate(box)
-    ]
-    return sizes[0], sizes[1], sizes[2]
+    )
+    return depth, height, width

@@ -1,4 +1,4 @@
-"""A job done box by box on this machine, where whole planes do not fit: the size of its boxes, and the loop over them."""
+"""Run a job box by box on this machine if whole planes do not fit into memory."""
 
 from __future__ import annotations
 
@@ -21,21 +21,25 @@ from conv3d_cli.pipeline.boxes.partition import (
     work_by_axis,
 )
 from conv3d_cli.pipeline.memory import PROCESS, SLABS_READ, MemoryUse
-from conv3d_cli.pipeline.stream import StageTimes, counted, overlap
+from conv3d_cli.pipeline.stream import StageTimes, overlap, progress_counter
 from conv3d_cli.system.machine import give_back_at_once
 
-BOXES_BEHIND = 1  # boxes that are written, or wait for it, beside the one that is computed
-# Larger arrays go back to the system when they are dropped. Else they stay in pools of several threads: 1.15 GB from Zarr to
-# .npy in boxes of 29 MB under 500 MB took 520 MB, and takes 343 MB, in the same time (2026-11).
-KEPT_BYTES = 1 << 20
+BOXES_BEHIND = 1  # computed boxes that are being written or wait for it
+# Larger arrays return to the system as soon as they are freed. In the allocator's pools of several
+# threads, 1.15 GB from Zarr to .npy in boxes of 29 MB under 500 MB took 520 MB; this way it takes
+# 343 MB in the same time (2026-11).
+POOLED_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
 class BoxJob:
-    """A job that may be done box by box.
+    """A job that can be computed box by box.
 
-    channels : that are written of a part
-    weights : see `memory.weights_held`
+    convolutions : sequence             in order
+    source, output : VolumeHeader       of input and output
+    reading, writing : BoxAccess        of the input's reader and the output's writer
+    channels : int                      output channels written for one part of the volume
+    weights : dict                      see `memory.weight_memory`
     """
 
     convolutions: Sequence[Convolution]
@@ -48,58 +52,58 @@ class BoxJob:
 
     @cached_property
     def chain(self) -> LayerChain:
-        """What a partition depends on of the convolutions."""
+        """The convolutions, as far as a partition depends on them."""
         return layer_chain(self.convolutions)
 
     @cached_property
     def chunk(self) -> tuple[int, int, int]:
-        """The unit of blocks: a chunk of the target, or a tile of the last convolution where the target has no chunks."""
+        """The unit of blocks (D, H, W): a chunk of the output, or a tile of the last convolution.
+
+        The tile is used along axes on which the output has no chunks.
+        """
         plan = self.convolutions[-1].plan
         tile = (plan.depth_step, *plan.prepared.layout.tile[1:])
-        found = [
+        depth, height, width = (
             min(t if n == 1 else n, size)
             for n, t, size in zip(self.writing.unit, tile, plan.problem.out_size, strict=True)
-        ]
+        )
         if any(
             a.kind == "axis" for c in self.convolutions for a in c.activations if c.channels_first
         ):
-            found[2] = plan.problem.out_size[2]  # which such an activation runs along
-        return found[0], found[1], found[2]
+            width = plan.problem.out_size[2]  # such an activation runs along the width
+        return depth, height, width
 
     def memory(self, partition: Partition) -> MemoryUse:
         """The peak of the process."""
         axes = work_by_axis(self.chain, partition, self.reading.unit)
         first, last = self.convolutions[0], self.convolutions[-1]
-        held = (
-            math.prod(one.held for one in axes)
-            * first.problem.in_channels
-            * self.source.dtype.itemsize
-        )
-        box = math.prod(partition.block)
-        most = made = scratch = 0  # what a convolution holds of its own and the one before's
+        in_voxels = math.prod(axis.most_buffered for axis in axes)
+        in_voxel_bytes = first.problem.in_channels * self.source.dtype.itemsize
+        box_voxels = math.prod(partition.block)
+        layers = previous = scratch = 0  # a layer's arrays are alive together with its input
         for position, convolution in enumerate(self.convolutions):
-            size = axes[0].made[position], axes[1].made[position], axes[2].made[position]
-            scratch += convolution.plan.scratch_for(size)
-            values = convolution.problem.filters * convolution.plan.dtype.itemsize
-            sums = math.prod(size) * values
+            depth, height, width = (axis.most_computed[position] for axis in axes)
+            scratch += convolution.plan.scratch_for((depth, height, width))
+            voxel_bytes = convolution.problem.filters * convolution.plan.dtype.itemsize
+            sums = depth * height * width * voxel_bytes
             copies = 0 if convolution is last else sums
             if convolution.on_slabs:
                 copies += SLAB_COPIES * sums
-            elif convolution is last and not self._fits(partition):
-                copies += sums + box * values  # what is computed beside the box, then the box alone
-            most, made = max(most, made + copies), sums
+            elif convolution is last and not self._is_aligned(partition):
+                copies += sums + box_voxels * voxel_bytes  # an aligned larger box, and the box
+            layers, previous = max(layers, previous + copies), sums
         return PROCESS.plus(
             **self.weights,
             scratch=scratch,
-            input=SLABS_READ * held,
-            layers=most,
-            output=(1 + BOXES_BEHIND) * box * self.channels * self.output.dtype.itemsize,
+            input=SLABS_READ * in_voxels * in_voxel_bytes,
+            layers=layers,
+            output=(1 + BOXES_BEHIND) * box_voxels * self.channels * self.output.dtype.itemsize,
             reader=self.reading.buffer_bytes,
             writer=self.writing.buffer_bytes,
         )
 
-    def _fits(self, partition: Partition) -> bool:
-        """Whether all boxes are aligned as the last convolution asks, so that nothing beside them is computed."""
+    def _is_aligned(self, partition: Partition) -> bool:
+        """Whether the last convolution computes exactly the boxes, and no larger ones."""
         alignment = self.convolutions[-1].plan.block_alignment
         return all(
             n % unit == 0 or n == size
@@ -107,11 +111,11 @@ class BoxJob:
         )
 
     def smallest_partition(self) -> Partition:
-        """The partition into the smallest boxes."""
+        """The partition into boxes of one chunk."""
         return Partition(self.convolutions[-1].problem.out_size, self.chunk, self.chunk)
 
     def choose_partition(self, limit: int) -> Partition | None:
-        """The partition under a limit of bytes that decodes and computes least; None if no box is small enough."""
+        """The partition within `limit` bytes that decodes and computes least; None if none fits."""
         return choose_partition(
             self.chain,
             self.reading.unit,
@@ -121,7 +125,7 @@ class BoxJob:
         )
 
     def redundancy(self, partition: Partition) -> Redundancy:
-        """How often boxes decode the input and compute the output."""
+        """How often boxes decode an input voxel and compute an output voxel on average."""
         return redundancy(self.chain, partition, self.reading.unit)
 
 
@@ -134,19 +138,22 @@ def stream_boxes(
     team: Team,
     progress: Callable[[int, int], None] | None = None,
 ) -> StageTimes:
-    """Move every box from reader to writer through the convolutions: one is read ahead, one written behind.
+    """Move every box from reader to writer through the convolutions: one read ahead, one written.
 
-    parts : (n, input channels) of the last convolution, in the order they are streamed
-    progress : callable     gets (voxels finished, voxels in all), from any thread
+    reader, writer : with `box_access`
+    parts : sequence                (n, input channels of the last convolution) of each part, in
+                                    the order of streaming
+    progress : callable or None     called with (values finished, values in all), from any thread
+    Returns the times. Raises: whatever reader, convolutions or writer raise.
     """
-    give_back_at_once(KEPT_BYTES)
+    give_back_at_once(POOLED_BYTES)
     first, last = convolutions[0], convolutions[-1]
     access = reader.box_access()
     assert access is not None, reader.path
     chain, boxes = layer_chain(convolutions), list(partition.boxes())
     steps = [(part, number) for part in range(len(parts)) for number in range(len(boxes))]
     times = StageTimes()
-    advance = counted(progress, len(parts) * math.prod(last.problem.out_shape))
+    advance = progress_counter(progress, len(parts) * math.prod(last.problem.out_shape))
     sources: dict[int, BoxSource] = {}
 
     def read(step: int) -> BoxInput:
@@ -154,20 +161,20 @@ def stream_boxes(
         n, channels = parts[part]
         if part not in sources:
             sources.clear()
-            given = channels if len(convolutions) == 1 else slice(0, first.problem.in_channels)
-            sources[part] = BoxSource(reader, n, given, chain, partition, access.unit)
-        return sources[part].read(
-            boxes[number], boxes[number + 1] if number + 1 < len(boxes) else None
-        )
+            if len(convolutions) > 1:
+                channels = slice(0, first.problem.in_channels)
+            sources[part] = BoxSource(reader, n, channels, chain, partition, access.unit)
+        following = boxes[number + 1] if number + 1 < len(boxes) else None
+        return sources[part].read(boxes[number], following)
 
-    def compute(step: int, given: BoxInput) -> Callable[[], None]:
+    def compute(step: int, box_input: BoxInput) -> Callable[[], None]:
         part, number = steps[step]
         (n, channels), box = parts[part], boxes[number]
         stored = last.stored(channels, writer.header.shape[4])
         out = writer.header.axes.empty((*box.size, stored.stop - stored.start), writer.header.dtype)
         started = time.perf_counter()
         times.clipped += compute_box(
-            convolutions, given, reader.header.scale, channels, box, out, team, advance
+            convolutions, box_input, reader.header.scale, channels, box, out, team, advance
         )
         times.compute += time.perf_counter() - started
         return lambda: writer.write_box(n, box.start, stored.start, out)

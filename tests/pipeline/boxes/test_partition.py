@@ -16,11 +16,11 @@ from conv3d_cli.model.spec import ConvProblem, ConvSpec
 from conv3d_cli.pipeline.boxes.partition import (
     LayerChain,
     Partition,
+    buffered_runs,
     choose_partition,
     decoded_sizes,
-    held_runs,
-    needs,
     redundancy,
+    required_runs,
 )
 
 sizes = st.tuples(*[st.integers(1, 60)] * 3)
@@ -126,9 +126,9 @@ def test_what_is_decoded_is_counted(
         total = 0
         for span, following in zip(spans, [*spans[1:], None], strict=True):
             held = positions(
-                held_runs(chain, axis, span, following if axis == sweep else None, chunk[axis])
+                buffered_runs(chain, axis, span, following if axis == sweep else None, chunk[axis])
             )
-            assert held >= positions(needs(chain, axis, span)[0])
+            assert held >= positions(required_runs(chain, axis, span)[0])
             new = held - before
             reader.read(new)
             total += sum(
@@ -151,7 +151,7 @@ def test_what_is_decoded_is_counted(
 def test_a_stack_reads_the_halos_of_all_its_layers() -> None:
     chain = layer_chain(problem((50, 50, 50), 5), problem((50, 50, 50), 3))
     box = Box((20, 30), (0, 10), (45, 50))
-    assert [needs(chain, axis, span)[0] for axis, span in enumerate(box)] == [
+    assert [required_runs(chain, axis, span)[0] for axis, span in enumerate(box)] == [
         ((17, 33),),
         ((0, 13),),
         ((42, 50),),
