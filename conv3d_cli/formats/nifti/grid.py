@@ -21,7 +21,7 @@ SPATIAL_UNITS = {1: "m", 2: "mm", 3: "um"}  # xyzt_units & 7
 ALIGNED = 2  # NIFTI_XFORM_ALIGNED_ANAT: coordinates are those of another file
 LARGEST = 1e38  # of any number here: a float32 holds the length of a vector of three such
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Reading
 
 
@@ -141,7 +141,7 @@ def permuted(grid: Grid, dimensions: dict[str, int]) -> Grid:
     return replace(grid, spacing=spacing_of_affine(affine), affine=affine, qform=qform)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Writing
 
 
