@@ -227,7 +227,7 @@ def create_nifti(
     pair = header_path != voxel_path
     codec = codec_named(path)
     if codec is not None:
-        codec.need(path, WriteError)
+        codec.require(path, WriteError)
     source = source_of(header)
     axes = stored_axes(header.axes, header.dtype)
     try:
@@ -285,7 +285,7 @@ def check_nifti_target(path: str, overwrite: bool, make_folder: bool = False) ->
     check_target(path, overwrite, make_folder)
     codec = codec_named(path)
     if codec is not None:
-        codec.need(path, WriteError)
+        codec.require(path, WriteError)
 
 
 FORMAT = VolumeFormat(
