@@ -1,1 +1,1 @@
-"""NIfTI: what its header means, its grid, and the format itself."""
+"""NIfTI: header, grid, CIFTI files, and the format itself."""
