@@ -1,1 +1,1 @@
-"""NRRD, attached and detached: its header, axes and places, and the format itself."""
+"""NRRD, attached and detached: header, axes, grid, and the format itself."""
