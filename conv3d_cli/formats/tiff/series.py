@@ -17,7 +17,7 @@ from typing import Any
 
 from conv3d_cli.errors import Conv3DError, FormatError, MemoryLimitError
 from conv3d_cli.formats.tiff.directories import Directory, read_directories
-from conv3d_cli.formats.tiff.images import OmeImage, find_image, promised_planes
+from conv3d_cli.formats.tiff.images import OmeImage, find_image, declared_planes
 from conv3d_cli.system.inputs import check_input
 
 MOST_PLANES = 1 << 22  # that tifffile may be asked to make room for
@@ -134,7 +134,7 @@ def _open_file(path: str, axes_given: bool) -> tuple[Any, OmeImage | None]:
             text = str(tiff.ome_metadata)
             image = find_image(text, path)
             xml = text if image is None else image.xml
-            if promised_planes(xml) > MOST_PLANES:
+            if declared_planes(xml) > MOST_PLANES:
                 raise FormatError(
                     f"cannot read {path}: damaged: its OME-XML speaks of more than {MOST_PLANES} planes"
                 )
