@@ -365,7 +365,7 @@ def test_missing_levels(tmp_path: Path, rng: np.random.Generator) -> None:
         (lambda m: m.update(datasets=[]), "no datasets"),
         (lambda m: m["datasets"][0].pop("path"), "'path' is missing"),
         (lambda m: m["axes"].pop(), "3 numbers for 2 axes"),
-        (lambda m: m["axes"].__setitem__(0, m["axes"][1]), "two axes of one name"),
+        (lambda m: m["axes"].__setitem__(0, m["axes"][1]), "two axes have the same name"),
         (
             lambda m: m["datasets"][0]["coordinateTransformations"][0].update(type="affine"),
             "'affine'",

@@ -1,1 +1,1 @@
-"""OME-Zarr: stores, metadata, pyramids, and the format itself."""
+"""OME-Zarr: stores, metadata, resolution levels, and the format itself."""
