@@ -487,7 +487,7 @@ def run_task(task: Task, job: bytes) -> Outcome:
             n, channels = prepared.stream_plan.parts[task.part]
             convolutions = [stage.convolution for stage in prepared.stages]
             outputs = convolutions[-1].stored(channels, prepared.header.shape[4])
-            out = at.thread.room(
+            out = at.thread.buffer(
                 "output", (*task.box.size, outputs.stop - outputs.start), prepared.header.dtype
             )
             given = BoxSource(

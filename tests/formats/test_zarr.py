@@ -785,7 +785,7 @@ def test_a_folder_of_something_else_is_never_replaced(
 ) -> None:
     (tmp_path / "a.zarr").mkdir()
     (tmp_path / "a.zarr" / "thesis.txt").write_text("years")
-    with pytest.raises(WriteError, match="is no Zarr store"):
+    with pytest.raises(WriteError, match="is not a Zarr store"):
         write_volume(str(tmp_path / "a.zarr"), volume(rng), overwrite=True)
     assert (tmp_path / "a.zarr" / "thesis.txt").read_text() == "years"
 
