@@ -25,7 +25,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 # The rooms whose public methods all have docstrings; what is done is put here.
-DOCUMENTED = ["model", "layer", "kernels", "formats/base.py", "system"]
+DOCUMENTED = ["model", "layer", "kernels", "formats", "system"]
 
 
 def blocks(language: str) -> Any:

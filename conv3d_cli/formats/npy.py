@@ -132,7 +132,7 @@ def read_array_header(file: BinaryIO, path: str) -> tuple[tuple[int, ...], bool,
 
 
 def axis_names(rank: int, channels_first: bool = False, path: str = "array") -> str:
-    """The axis letters assumed for an array of so many axes.
+    """The axis letters assumed for an array without axis names.
 
     rank : int              number of axes
     channels_first : bool   channels come before z, y, x, not after
@@ -274,7 +274,7 @@ class PipeWriter(VolumeWriter):
         self.abort()
 
     def abort(self) -> None:
-        """Delete the temporary file. Bytes in the pipe stay written; the exit code tells of it."""
+        """Delete the temporary file. Bytes in the pipe stay; the exit code reports the failure."""
         if self._waiting is not None:
             self._waiting.close()
 
