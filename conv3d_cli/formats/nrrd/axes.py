@@ -137,8 +137,8 @@ def axis_letters(
             guessed = guessed or spatial[i] is not False
     shown = "".join(reversed(letters))
     note = (
-        "the file does not say what its other axes than space are: "
-        f"read as {shown}; --axes overrides this"
+        f"the file does not say what its non-spatial axes are: read as {shown}; "
+        "--axes overrides this"
     )
     return "".join(letters), [note] if guessed else []
 
