@@ -32,7 +32,7 @@ DOCUMENTED = [
     "model",
     "layer",
     "kernels",
-    "formats/base.py",
+    "formats",
     "pictures",
     "system",
     "cli",

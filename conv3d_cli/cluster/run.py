@@ -540,7 +540,7 @@ def run_task(task: Task, job: bytes) -> Outcome:
             convolutions = [stage.convolution for stage in prepared.stages]
             outputs = convolutions[-1].stored(channels, prepared.header.shape[4])
             shape = (*task.box.size, outputs.stop - outputs.start)
-            out = state.thread.room("output", shape, prepared.header.dtype)
+            out = state.thread.buffer("output", shape, prepared.header.dtype)
             read = channels_read(prepared, task.part)
             source = BoxSource(state.reader, n, read, layer_chain(convolutions))
             given = source.read(task.box)

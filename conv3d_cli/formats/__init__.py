@@ -1,14 +1,14 @@
 """Volume formats: one file each, one line each in `FORMATS`.
 
-A format claims files by their suffix. To add one, write a module with a `FORMAT = VolumeFormat(...)`
-whose `open` returns a `VolumeReader` and whose `create` returns a `VolumeWriter`, and put it into
-`FORMATS`. The fields of `VolumeFormat` say what it can hold and how it stores it; nothing else in
-the package knows it by name. The contract test in tests/formats/test_every_format.py then runs over
-it, and kernels are read from it.
+A file's suffix selects its format. To add a format, write a module with a
+`FORMAT = VolumeFormat(...)` whose `open` returns a `VolumeReader` and whose `create` returns a
+`VolumeWriter`, and put it into `FORMATS`. Fields of `VolumeFormat` say what the format can store
+and how; no other part of the package refers to it by name. The contract test in
+tests/formats/test_every_format.py then covers it, and kernels can be read from it.
 
 Every run imports every `FORMAT`, so this must be quick: a format of several modules has its
-`FORMAT` in the `__init__.py` of its folder and names its functions by `late`. Third-party libraries
-are imported inside `open` and `create`.
+`FORMAT` in the `__init__.py` of its folder and names its functions by `late`. Import third-party
+libraries inside `open` and `create`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from conv3d_cli.model.volume import (
     parts_in_storage_order,
 )
 
-# in this order, since a name such as volumes.zarr/head.nii.gz is claimed by two
+# The order matters: two formats claim a name such as volumes.zarr/head.nii.gz.
 FORMATS: tuple[VolumeFormat, ...] = (
     nifti.FORMAT,
     tiff.FORMAT,
@@ -42,17 +42,19 @@ FORMATS: tuple[VolumeFormat, ...] = (
 
 
 def find_format(path: str) -> VolumeFormat | None:
-    """The format that claims a name by its suffix; "-" is .npy on a pipe. None if no format does.
+    """The format that claims a file name, most often by its suffix; None if no format does.
 
-    Folders with Zarr metadata and other URLs are Zarr stores.
-    >>> find_format("brain.nii.gz").name, find_format("-").name, find_format("s3://b/x.zarr/1").name, find_format("x.jpg")
-    ('NIfTI', 'NumPy', 'OME-Zarr', None)
+    "-" is .npy on a pipe. Folders with Zarr metadata, and URLs, are Zarr stores.
+    >>> find_format("brain.nii.gz").name, find_format("-").name, find_format("s3://b/x.zarr/1").name
+    ('NIfTI', 'NumPy', 'OME-Zarr')
+    >>> find_format("x.jpg") is None
+    True
     """
     return next((f for f in FORMATS if f.claims(path)), None)
 
 
 def known_suffixes() -> str:
-    """All suffixes, for messages."""
+    """The suffixes of all formats, for messages."""
     return (
         " ".join(suffix for f in FORMATS for suffix in f.suffixes if suffix != "-")
         + ", and - for a .npy pipe"
@@ -60,9 +62,11 @@ def known_suffixes() -> str:
 
 
 def is_stream(path: str, compression: str = "none") -> bool:
-    """Whether a volume of this name can only be written forward: a pipe or a compressed file.
+    """True if an output of this name is written forward only: a pipe or a compressed file.
 
     Raises: SpecError for an unknown suffix.
+    >>> is_stream("a.nii.gz"), is_stream("a.nii"), is_stream("a.tif", "deflate")
+    (True, False, True)
     """
     return output_format(path).streamed(path, OutputOptions(compression=compression))
 
@@ -72,8 +76,9 @@ def open_volume(
 ) -> VolumeReader:
     """Open a volume for reading.
 
-    axes : str or None          letters in storage order that replace what the file says (see `Axes`)
-    channels_first : bool       how a 4-D or 5-D array without axis names is read: czyx, tczyx
+    axes : str or None      axis letters in storage order, in place of the file's own (see `Axes`)
+    channels_first : bool   read a 4-D or 5-D array without axis names as czyx or tczyx, not as
+                            zyxc or tzyxc
     Raises: FormatError if the file is missing, empty, of no known format, or corrupt.
     """
     found = find_format(path)
@@ -108,12 +113,16 @@ def create_volume(
 ) -> VolumeWriter:
     """Start writing a volume; the file appears when the writer is committed.
 
-    header : VolumeHeader       its axes must be in this format's storage order: see `VolumeFormat.output_letters`
-    gz_level, threads           of compressed outputs; they do not change what is unpacked, threads not even the bytes
-    chunks : int or 3 ints      D, H, W of a chunk, for a format that has chunks; None leaves them to it
-    levels : int                of resolution, for such a format
-    compression : str           "none", or one of the format's `compressions`
-    Raises: SpecError for an unknown suffix; OutputExistsError; WriteError if the format cannot hold it.
+    header : VolumeHeader   its axes must be in this format's storage order: see
+                            `VolumeFormat.output_letters`
+    gz_level : int          level of gzip and deflate, 0 to 3 (isal's scale)
+    threads : int or None   threads that compress; their number changes no byte of the output
+    chunks : int or 3 ints or None
+                            (D, H, W) of a chunk, if the format has chunks; None: it chooses
+    levels : int            number of resolution levels, if the format has them
+    compression : str       "none", or one of the format's `compressions`
+    Raises: SpecError for an unknown suffix or an option that the format does not have;
+        OutputExistsError; WriteError if the format cannot store the volume.
     """
     found = output_format(path)
     options = _options(found, path, chunks, levels, compression)
@@ -132,7 +141,7 @@ def _options(
     levels: int,
     compression: str,
 ) -> OutputOptions:
-    """The options of an output. Raises: SpecError for one that its format does not have."""
+    """The options of an output, checked. Raises: SpecError for one that its format lacks."""
     check_compression(compression)
     if not found.chunked and (chunks is not None or levels != 1):
         option = "--chunks" if chunks is not None else "--levels"
@@ -144,8 +153,8 @@ def _options(
         able = _names(lambda f: compression in f.compressions)
         own = " or ".join(found.compressions) or "none"
         raise SpecError(
-            f"cannot write {path}: --compression {compression} is for {able}, and {found.name} has {own}"
-            + ("" if found.compressions else "; leave it out")
+            f"cannot write {path}: --compression {compression} is for {able}, "
+            f"and {found.name} has {own}" + ("" if found.compressions else "; leave it out")
         )
     return OutputOptions(
         chunks=None if chunks is None else triple(chunks, "chunks"),
@@ -154,13 +163,13 @@ def _options(
     )
 
 
-def _names(holds: Callable[[VolumeFormat], bool]) -> str:
-    """The formats of which something holds, for messages: "TIFF and NRRD"."""
-    return " and ".join(found.name for found in FORMATS if holds(found))
+def _names(condition: Callable[[VolumeFormat], bool]) -> str:
+    """Names of the formats that meet a condition, for messages: "TIFF and NRRD"."""
+    return " and ".join(found.name for found in FORMATS if condition(found))
 
 
 def scaled_formats() -> str:
-    """The formats that hold a slope and an intercept, with their suffixes, for messages.
+    """Names and suffixes of the formats that store a slope and an intercept, for messages.
 
     >>> scaled_formats()
     'NIfTI (.nii.gz .nii.zst .nii .hdr.gz .img.gz .hdr .img)'
@@ -171,7 +180,7 @@ def scaled_formats() -> str:
 
 
 def check_compression(compression: str) -> None:
-    """Refuse what is no compression of any format. Raises: SpecError."""
+    """Refuse a compression that no format has. Raises: SpecError."""
     known = sorted({name for found in FORMATS for name in found.compressions})
     if compression not in ("none", *known):
         raise SpecError(f"compression must be none, {' or '.join(known)}, received {compression!r}")
@@ -186,9 +195,12 @@ def check_output(
     levels: int = 1,
     compression: str = "none",
 ) -> None:
-    """Refuse an output that exists (unless `overwrite`), or cannot be written where its name says, before any work.
+    """Check, before any work, that an output can be written under its name and with its options.
 
-    make_folder : bool      its folder may be missing as long as it can be made
+    overwrite : bool        accept an output that exists
+    make_folder : bool      accept a missing folder that can be made
+    chunks, levels, compression
+                            see `create_volume`
     Raises: OutputExistsError, WriteError, SpecError.
     """
     found = output_format(path)
@@ -198,7 +210,7 @@ def check_output(
 
 
 def lies_within(source: str, target: str) -> bool:
-    """Whether a volume is the store `target`, or in it: an array or a level.
+    """True if a volume is the folder or store `target`, or an array or level inside it.
 
     >>> lies_within("s3://b/a.zarr/1", "s3://b/a.zarr/"), lies_within("a.npy", "a.npy")
     (True, False)
@@ -212,9 +224,10 @@ def lies_within(source: str, target: str) -> bool:
 
 
 def volume_files(path: str) -> tuple[str, ...]:
-    """The files that a volume is read from: one, both of a pair, all of an OME-TIFF, or the folder of a whole Zarr store.
+    """Names of the files that a volume is read from.
 
-    Raises: FormatError if one of a pair is missing.
+    One file, both of a pair, all of an OME-TIFF, or the folder of the whole Zarr store.
+    Raises: FormatError if a file of a pair is missing.
     >>> volume_files("a.nii.gz"), volume_files("a.zarr/1")
     (('a.nii.gz',), ('a.zarr',))
     """
@@ -223,9 +236,9 @@ def volume_files(path: str) -> tuple[str, ...]:
 
 
 def content_of(path: str) -> str:
-    """What a file's header says that its values are, if they are no image: "labels" or "cifti"; else, and of URLs, "".
+    """ "labels" or "cifti" if a file's header says that its values are not an image, else "".
 
-    What cannot be read is "", too: it is told when the volume is opened.
+    "" for URLs, and for files that cannot be read: opening them reports the error.
     """
     found = find_format(path)
     if found is None or path == "-" or is_url(path):
@@ -237,7 +250,7 @@ def content_of(path: str) -> str:
 
 
 def written_files(path: str) -> tuple[str, ...]:
-    """The files that an output of this name consists of, whether it is there or not, or the folder of a Zarr store.
+    """Names of the files that an output consists of, or of its folder, whether it exists or not.
 
     >>> written_files("a.ome.tif"), written_files("a.img")
     (('a.ome.tif',), ('a.hdr', 'a.img'))
@@ -247,7 +260,10 @@ def written_files(path: str) -> tuple[str, ...]:
 
 
 def readable_files(path: str) -> tuple[str, ...]:
-    """As `volume_files`, and the name alone where half a pair is missing, which opening it says."""
+    """As `volume_files`, but only the name itself if a file of a pair is missing.
+
+    Opening the volume reports the missing file.
+    """
     try:
         return volume_files(path)
     except FormatError:
@@ -255,9 +271,9 @@ def readable_files(path: str) -> tuple[str, ...]:
 
 
 def replaced_part(source: str, target: str) -> str:
-    """The file of a volume that an output would replace while others of its files stay; "" if there is none.
+    """The file of volume `source` that output `target` would replace, leaving its other files.
 
-    (A volume that is replaced as a whole is its user's to replace.)
+    "" if there is none: a user may replace a volume as a whole.
     """
     if source == "-" or "://" in source or "://" in target:
         return ""
@@ -271,13 +287,13 @@ def replaced_part(source: str, target: str) -> str:
 
 
 def output_exists(path: str) -> bool:
-    """Whether there is an output of this name already."""
+    """True if an output of this name exists."""
     try:
         check_output(path)
     except OutputExistsError:
         return True
     except Conv3DError:
-        pass  # what else is wrong is said when the output is written
+        pass  # writing the output reports any other error
     return False
 
 
@@ -290,7 +306,10 @@ def output_bytes(
     levels: int = 1,
     compression: str = "none",
 ) -> int:
-    """Memory that writing a volume takes, beside the blocks (d, h, w, channels) that are handed to the writer."""
+    """Bytes of memory that writing a volume takes.
+
+    Not counted are the blocks (d, h, w, channels) that the caller passes to the writer.
+    """
     found = output_format(path)
     return found.output_bytes(header, channels, _options(found, path, chunks, levels, compression))
 
@@ -303,16 +322,16 @@ def output_access(
     levels: int = 1,
     compression: str = "none",
 ) -> BoxAccess | None:
-    """How the writer of a volume takes boxes; None if it takes only whole planes: a stream."""
+    """How the writer of a volume takes boxes; None if it takes whole planes only: a stream."""
     found = output_format(path)
     options = _options(found, path, chunks, levels, compression)
     return None if found.streamed(path, options) else found.box_access(header, options)
 
 
 def output_format(path: str) -> VolumeFormat:
-    """The format an output name asks for.
+    """The format that an output's name asks for.
 
-    Raises: SpecError if its suffix is unknown.
+    Raises: SpecError if no format has its suffix.
     """
     found = find_format(path)
     if found is None:
@@ -326,10 +345,16 @@ def output_format(path: str) -> VolumeFormat:
 def read_volume(path: str, *, axes: str | None = None, dtype: str | None = None) -> Volume:
     """Read a whole volume into memory.
 
-    axes : str or None      letters in storage order that replace what the file says
-    dtype : str or None     of the result; None keeps the file's, float32 if the file scales its values
-    Returns a Volume whose `data` is in storage order: (z, y, x) for a 3-D scan, (t, z, y, x) for a series.
+    axes : str or None      axis letters in storage order, in place of the file's own
+    dtype : str or None     of the result; None: the file's, or float32 if the file scales values
+    Returns a Volume whose `data` is in storage order: (z, y, x) for a 3-D scan, (t, z, y, x) for a
+    series. Slope and intercept are applied.
     Raises: FormatError.
+    >>> import numpy as np, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_volume(f"{folder}/a.npy", Volume(np.ones((2, 3, 4), np.uint8), "zyx"))
+    ...     read_volume(f"{folder}/a.npy").data.shape
+    (2, 3, 4)
     """
     import numpy as np
 
@@ -345,9 +370,8 @@ def read_volume(path: str, *, axes: str | None = None, dtype: str | None = None)
             for start in range(0, header.shape[1], 16):
                 depth = slice(start, min(start + 16, header.shape[1]))
                 block = reader.read(n, depth, channels)
-                with np.errstate(
-                    over="ignore", invalid="ignore"
-                ):  # what a dtype cannot hold becomes infinite
+                # values too large for the dtype become infinite
+                with np.errstate(over="ignore", invalid="ignore"):
                     header.axes.assign(
                         data, n, depth, channels, block * slope + intercept if scaled else block
                     )
@@ -365,15 +389,19 @@ def write_volume(
     levels: int = 1,
     compression: str = "none",
 ) -> None:
-    """Write a whole volume; the format is the suffix's, the file appears complete or not at all.
+    """Write a whole volume in the format of the path's suffix; no partial file is ever left.
 
-    chunks, levels, compression     see `create_volume`
-    Raises: OutputExistsError, WriteError, SpecError for an unknown suffix.
+    volume : Volume         `data` in the order of its `axes`; see `read_volume` for an example
+    overwrite : bool        replace an output that exists
+    gz_level, chunks, levels, compression
+                            see `create_volume`
+    Raises: OutputExistsError, WriteError; SpecError for an unknown suffix or option.
     """
     header = volume.header
     target = output_format(path)
     letters = target.output_letters(header.axes.letters, header.shape[4], header.dtype)
-    channel_letters = [a for a in letters if a in "cs"]  # a format may make one axis of two
+    # a format may merge two channel axes into one
+    channel_letters = [a for a in letters if a in "cs"]
     sizes = {channel_letters[0]: header.shape[4]} if len(channel_letters) == 1 else {}
     out_header = replace(header, axes=header.axes.renamed(letters, sizes))
     with create_volume(

@@ -1,7 +1,8 @@
-"""What a format is, and the parts formats share: checking input files, raw voxels in a file, spooling.
+"""What a volume format is, and what the formats share: raw voxels in a file, and spooling.
 
-Raw voxels are read through a memory map whose pages are given back as the work moves on, and written with positioned
-writes into space that was reserved first, so that a full disk is an error message and never a crash.
+Raw voxels are read through a memory map, whose pages are released as the work moves on. They are
+written with positioned writes into space that was reserved first, so that a full disk gives an
+error message and never a crash.
 """
 
 from __future__ import annotations
@@ -32,25 +33,27 @@ from conv3d_cli.model.volume import (
 )
 from conv3d_cli.system.atomic import AtomicFile, check_target, committed_together, write_errors
 
-# Boxes of a memory map are copied, in pieces of this size, whose pages are then given back.
+# Boxes are copied out of a memory map in pieces of this size; the pages of each are then released.
 PIECE_BYTES = 16 << 20
-# The system maps pages around the one that is touched: a run of voxels, however short, may have this much beside it.
+# The system also maps the pages around the one that is touched. Reading a run of voxels, however
+# short, may therefore map this many more bytes.
 FAULT_BYTES = 128 << 10
-RUN_BYTES = 1 << 20  # and a long one is taken in parts
-NEAR_BYTES = 16 << 10  # what is fetched with a voxel
+RUN_BYTES = 1 << 20  # longer runs are split
+NEAR_BYTES = 16 << 10  # fetched together with a voxel
 
-# what posix_fallocate says on a file system that cannot reserve space
+# errors of posix_fallocate on a file system that cannot reserve space
 _CANNOT_RESERVE = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.ENODEV, errno.ESPIPE)
 
 
 @dataclass(frozen=True)
 class OutputOptions:
-    """How an output is stored. A format uses those options that its `VolumeFormat` says it has.
+    """How an output is stored. A format uses the options that its `VolumeFormat` declares.
 
-    gz_level : int              0 to 3, isal's levels, of gzip and deflate
-    threads : int or None       that pack; they change no byte. None: see `machine.thread_count`
-    chunks : 3 ints or None     D, H, W of a chunk; None leaves them to the format
-    levels : int                of resolution, the full one included
+    gz_level : int              level of gzip and deflate, 0 to 3 (isal's scale)
+    threads : int or None       threads that compress; their number changes no byte of the output.
+                                None: see `machine.thread_count`
+    chunks : 3 ints or None     (D, H, W) of a chunk, in voxels; None: the format chooses
+    levels : int                number of resolution levels, including the full one
     compression : str           "none", or one of the format's `compressions`
     """
 
@@ -65,7 +68,7 @@ DEFAULT_OPTIONS = OutputOptions()
 
 
 class OpenVolume(Protocol):
-    """Opens a file for reading: see `conv3d_cli.formats.open_volume`."""
+    """Open a file for reading: see `conv3d_cli.formats.open_volume`."""
 
     def __call__(
         self, path: str, *, axes: str | None = None, channels_first: bool = False
@@ -73,7 +76,7 @@ class OpenVolume(Protocol):
 
 
 class CreateVolume(Protocol):
-    """Starts an output: see `conv3d_cli.formats.create_volume`.
+    """Start an output: see `conv3d_cli.formats.create_volume`.
 
     The axes of `header` are in the order that the format's `output_letters` gives.
     """
@@ -89,7 +92,7 @@ class CreateVolume(Protocol):
 
 
 class CheckTarget(Protocol):
-    """Raises OutputExistsError or WriteError if an output of this name cannot be written."""
+    """Raise OutputExistsError or WriteError if an output of this name cannot be written."""
 
     def __call__(self, path: str, overwrite: bool, make_folder: bool = False) -> None: ...
 
@@ -110,46 +113,56 @@ def late(name: str) -> Callable[..., Any]:
     return call
 
 
+def _any_box(header: VolumeHeader, options: OutputOptions) -> BoxAccess:
+    """The access of a writer to whose file each voxel can be written by itself."""
+    return BoxAccess((1, 1, 1), 0)
+
+
 @dataclass(frozen=True)
 class VolumeFormat:
-    """One file format: its functions, and the facts about it that the rest of the package asks for.
+    """One file format: its functions, and the facts that the rest of the package needs about it.
 
-    name : str              as people call it; for messages only
-    suffixes : tuple        lower case, with the dot; double ones first
-    summary : str           one line for help and README
+    name : str              for messages only
+    suffixes : tuple        lower case, with the dot; double ones such as ".nii.gz" first
+    summary : str           one line for help and the README
     open, create            see `OpenVolume`, `CreateVolume`
     output_letters : callable
-                            (letters, channels, dtype) -> letters: the storage order this format gives to a volume that
-                            has these axes, with a channel axis added where `channels` needs one
+                            (letters, channels, dtype) -> letters: the storage order of an output
+                            for a volume with these axes; adds a channel axis if `channels` needs it
 
-    What a file of this format can hold:
+    What a file of this format can store:
 
-    names_axes : bool       the letters of its axes; if not, `--axes` has to repeat them
-    holds_spacing : bool    the distance of voxels
-    holds_affine : bool     a rotation
-    holds_scale : bool      a slope and an intercept for integer voxels (`--scale auto`)
+    names_axes : bool       axis letters; if False, readers need `--axes` to know them
+    holds_spacing : bool    voxel spacing
+    holds_affine : bool     an affine with rotation
+    holds_scale : bool      slope and intercept of integer voxels (`--scale auto`)
     holds_history : bool    the lines of `VolumeHeader.history`
 
-    How it is stored:
+    How it stores voxels:
 
-    chunked : bool          in chunks and levels, which `OutputOptions` may choose
-    compressions : tuple    values of `OutputOptions.compression` that it has beside "none"
-    streamed : callable     (path, options) -> bool: an output can only be written forward
-    libraries : tuple       distributions whose version may change the bytes of an output; sidecars record them
-    reads_urls : bool       a name may be a URL
+    chunked : bool          in chunks and resolution levels, which `OutputOptions` may set
+    compressions : tuple    values of `OutputOptions.compression` that it supports besides "none"
+    streamed : callable     (path, options) -> bool: True if the output is written forward only
+    libraries : tuple       distributions whose version may change the bytes of an output;
+                            sidecars record them
+    reads_urls : bool       True if a name may be a URL
 
     Its files:
 
-    claims_also : callable  (path) -> bool: names that are this format's whatever their suffix
-    content : callable      (path) -> "labels" or "cifti" where a file's header says that it is no image, else ""
-    files : callable        (path) -> names: the files that a volume is read from, the named one first; or the folder
-    written : callable      (path) -> names: the files that an output of this name consists of, or the folder
+    claims_also : callable  (path) -> bool: True for names of this format whatever their suffix
+    content : callable      (path) -> "labels" or "cifti" if the file's header says that its values
+                            are not an image, else ""
+    files : callable        (path) -> names of the files that a volume is read from, the named one
+                            first, or its folder
+    written : callable      (path) -> names of the files that an output consists of, or its folder
     check_target            see `CheckTarget`
 
-    What writing takes:
+    What writing costs:
 
-    output_bytes : callable (header, channels, options) -> int: memory beside the blocks of `channels` that are handed in
-    box_access : callable   (header, options) -> BoxAccess or None: how the writer takes boxes, unless `streamed`
+    output_bytes : callable (header, channels, options) -> int: bytes of memory, not counting the
+                            blocks of `channels` channels that the caller passes in
+    box_access : callable   (header, options) -> BoxAccess or None: how the writer takes boxes,
+                            unless `streamed`
     """
 
     name: str
@@ -178,12 +191,10 @@ class VolumeFormat:
     output_bytes: Callable[[VolumeHeader, int, OutputOptions], int] = (
         lambda header, channels, options: 0
     )
-    box_access: Callable[[VolumeHeader, OutputOptions], BoxAccess | None] = lambda header, options: (
-        BoxAccess((1, 1, 1), 0)
-    )
+    box_access: Callable[[VolumeHeader, OutputOptions], BoxAccess | None] = _any_box
 
     def claims(self, path: str) -> bool:
-        """Whether the file name ends with one of the suffixes, in any case; "-" alone is a pipe."""
+        """True if the file name ends with one of the suffixes, in any case; "-" alone is a pipe."""
         if path == "-":
             return "-" in self.suffixes
         return path.lower().endswith(
@@ -192,13 +203,17 @@ class VolumeFormat:
 
 
 def real_dtype(dtype: np.dtype[Any], path: str) -> np.dtype[Any]:
-    """The native-order dtype in which a file's voxels are handed out: float16 and long double as float32 and float64.
+    """The native-order dtype that a reader returns for a stored dtype.
 
-    Raises: FormatError for what is not a real number.
+    It is the stored dtype, but float32 for float16, and float64 for long double.
+    Raises: FormatError if the stored dtype is not one of real numbers.
+    >>> real_dtype(np.dtype(">i2"), "a.npy"), real_dtype(np.dtype(np.float16), "a.npy")
+    (dtype('int16'), dtype('float32'))
     """
     if dtype.kind == "c":
         raise FormatError(
-            f"cannot read {path}: its voxels are complex ({dtype}); save the real and imaginary parts as two volumes"
+            f"cannot read {path}: its voxels are complex ({dtype}); "
+            "save the real and imaginary parts as two volumes"
         )
     if dtype.kind not in "buif":
         raise FormatError(f"cannot read {path}: its voxels are not numbers ({dtype})")
@@ -208,12 +223,13 @@ def real_dtype(dtype: np.dtype[Any], path: str) -> np.dtype[Any]:
 
 
 class RawReader(ArrayReader):
-    """A reader over uncompressed voxels in a file: a memory map.
+    """A reader of uncompressed voxels in a file, through a memory map.
 
-    stored : numpy dtype    as in the file (either byte order); `header.dtype` is what is handed out
+    stored : numpy dtype    of the voxels in the file, in either byte order; reads return
+                            `header.dtype`
     offset : int            bytes before the first voxel
-    fortran : bool          the first of the header's axes lies fastest; else the last
-    Raises: FormatError if the file is shorter than the header says.
+    fortran : bool          True if the first of the header's axes is the fastest, False if the last
+    Raises: FormatError if the file is shorter than its header says.
     """
 
     def __init__(
@@ -229,12 +245,13 @@ class RawReader(ArrayReader):
         size = os.fstat(file.fileno()).st_size
         if offset + count * stored.itemsize > size:
             raise FormatError(
-                f"cannot read {path}: truncated: its header promises {offset + count * stored.itemsize} bytes "
+                f"cannot read {path}: truncated: its header promises "
+                f"{offset + count * stored.itemsize} bytes "
                 f"(shape {header.axes.shape}, {stored}), the file has {size}"
             )
         self._file = file
         self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if count else None
-        # np.frombuffer keeps the map open while views of it live; np.ndarray(buffer=map) would not
+        # np.frombuffer keeps the map open as long as a view exists; np.ndarray(buffer=map) does not
         buffer = np.frombuffer(self._map, np.uint8) if self._map is not None else b""
         try:
             array = np.ndarray(
@@ -244,9 +261,9 @@ class RawReader(ArrayReader):
                 offset if count else 0,
                 order="F" if fortran else "C",
             )
-        except ValueError as error:  # no voxels, but (0, 2^62, 2^62) of them
+        except ValueError as error:  # 0 voxels, but sizes that overflow: (0, 2^62, 2^62)
             raise FormatError(
-                f"cannot read {path}: its shape {header.axes.shape} cannot be ({error})"
+                f"cannot read {path}: its shape {header.axes.shape} is impossible ({error})"
             ) from error
         self._released = 0
         self._start = offset
@@ -262,26 +279,30 @@ class RawReader(ArrayReader):
 
     @property
     def _fastest(self) -> int:
-        """The axis along which voxels lie side by side in the file."""
+        """Index of the axis along which neighbouring voxels are adjacent in the file."""
         sizes, strides = self.array.shape, self.array.strides
         return min(range(len(sizes)), key=lambda i: strides[i] if sizes[i] > 1 else math.inf)
 
     def read_box(self, n: int, depth: slice, rows: slice, columns: slice, channels: slice) -> Array:
-        """A copy: pages of the map would count as memory until they are given back, and cannot be for boxes side by side."""
+        """A copy (d, h, w, c) of a box, not a view.
+
+        The pages under a view would count as memory until they are released, and pages that boxes
+        side by side share could not be.
+        """
         axes, itemsize = self.header.axes, self.array.itemsize
-        starts, shape = (
-            (depth.start, rows.start, columns.start),
-            [s.stop - s.start for s in (depth, rows, columns, channels)],
-        )
-        place = axes.place(n, starts, channels.start, tuple(shape))
+        starts = (depth.start, rows.start, columns.start)
+        shape = tuple(s.stop - s.start for s in (depth, rows, columns, channels))
+        place = axes.place(n, starts, channels.start, shape)
         fastest = self._fastest
         run = min(max(1, RUN_BYTES // itemsize), place[fastest].stop - place[fastest].start)
         unit = [run if i == fastest else 1 for i in range(len(place))]
         most = PIECE_BYTES // (run * itemsize + FAULT_BYTES)
-        return read_pieces(self.array, axes, self.header.dtype, place, unit, most, self._give_back)
+        return read_pieces(
+            self.array, axes, self.header.dtype, place, unit, most, self._release_pages
+        )
 
-    def _give_back(self, part: Array) -> None:
-        """Drop the pages that a part of the map lies in."""
+    def _release_pages(self, part: Array) -> None:
+        """Release the pages under a view of the map."""
         if self._map is None or not hasattr(self._map, "madvise") or not part.size:
             return
         start = (
@@ -300,7 +321,7 @@ class RawReader(ArrayReader):
         )
 
     def release(self, n: int, depth_stop: int) -> None:
-        """Give the pages before a plane back; should one be asked for again, it is read anew."""
+        """Release the pages before a plane of volume n; a later read maps them again."""
         axes = self.header.axes
         if self._map is None or not hasattr(self._map, "madvise") or "z" not in axes.letters:
             return
@@ -322,18 +343,19 @@ class RawReader(ArrayReader):
             try:
                 self._map.close()
             except BufferError:
-                pass  # a caller still holds a view; the map goes when the view does
+                pass  # a caller still holds a view; the map is freed with it
             self._map = None
         self._file.close()
 
 
 class RawWriter(VolumeWriter):
-    """A writer of uncompressed voxels at a place in a file, in any order of slabs.
+    """A writer of uncompressed voxels into a file, in any order of slabs.
 
-    output : AtomicFile     committed by this writer
-    offset : int            bytes before the first voxel; what lies there is the format's to write
-    stored : numpy dtype    as in the file (either byte order)
-    fortran : bool          the first of the header's axes lies fastest; else the last
+    output : AtomicFile     this writer commits it
+    offset : int            bytes before the first voxel, which the format itself writes
+    stored : numpy dtype or None
+                            of the voxels in the file, in either byte order; None: `header.dtype`
+    fortran : bool          True if the first of the header's axes is the fastest, False if the last
     """
 
     def __init__(
@@ -345,13 +367,8 @@ class RawWriter(VolumeWriter):
         stored: np.dtype[Any] | None = None,
         fortran: bool = False,
     ) -> None:
-        self.output, self.header, self.path, self.offset, self.fortran = (
-            output,
-            header,
-            path,
-            offset,
-            fortran,
-        )
+        self.output, self.header, self.path = output, header, path
+        self.offset, self.fortran = offset, fortran
         self.stored = stored or header.dtype
         self.stored_axes = header.axes
         with write_errors(path):
@@ -384,9 +401,10 @@ class RawWriter(VolumeWriter):
 
 
 class PairWriter(VolumeWriter):
-    """The writer of a pair's voxels and its header file, which take their places together.
+    """The writer of a voxel file and its header file, which are put in place together.
 
-    An old header goes first and the new one comes last, so no header ever stands beside voxels that are not its own.
+    An old header is removed first and the new one is put in place last, so that no header ever
+    describes the voxels of another volume.
     """
 
     def __init__(self, voxels: VolumeWriter, head: AtomicFile) -> None:
@@ -412,7 +430,10 @@ class PairWriter(VolumeWriter):
 
 
 def reserve_space(file: BinaryIO, size: int) -> None:
-    """Make a file at least `size` bytes long, its space reserved where the file system can: a full disk shows at once."""
+    """Make a file at least `size` bytes long, and reserve its space where the file system can.
+
+    Raises: OSError; for a full disk here, not while voxels are written.
+    """
     if not size:
         return
     if hasattr(os, "posix_fallocate"):
@@ -422,7 +443,8 @@ def reserve_space(file: BinaryIO, size: int) -> None:
         except OSError as error:
             if error.errno not in _CANNOT_RESERVE:
                 raise
-    if os.fstat(file.fileno()).st_size < size:  # what lies behind (TIFF directories) stays
+    # never shortened: TIFF directories may follow the voxels
+    if os.fstat(file.fileno()).st_size < size:
         file.truncate(size)
 
 
@@ -437,8 +459,13 @@ def write_block(
     block: Array,
     fortran: bool = False,
 ) -> None:
-    """Write block (d, h, w, c) of volume n, whose first voxel is at `starts` (D, H, W), where it belongs in a file of voxels with
-    these axes, the last one (under `fortran` the first) fastest."""
+    """Write a block (d, h, w, c) of volume n to its position in a file of uncompressed voxels.
+
+    axes : Axes             storage order; the last axis is the fastest, under `fortran` the first
+    stored : numpy dtype    of the voxels in the file
+    offset : int            bytes before the first voxel
+    starts : 3 ints         (D, H, W) of the block's first voxel
+    """
     channels = block.shape[3]
     if len(axes.channel_letters) == 2 and channels not in (1, axes.canonical_shape[4]):
         for c in range(channels):
@@ -459,7 +486,7 @@ def write_block(
     if fortran:
         first, values, shape = first[::-1], values.transpose(), shape[::-1]
     strides = [math.prod(shape[i + 1 :]) for i in range(len(shape))]
-    # the trailing axes that the block covers whole, and the axis before them, lie together in the file
+    # the trailing axes that the block covers completely, and the axis before them, are one run
     split = len(shape) - 1
     while split > 0 and values.shape[split] == shape[split]:
         split -= 1
@@ -471,9 +498,13 @@ def write_block(
 
 
 def pieces(place: Sequence[slice], unit: Sequence[int], most: int) -> Iterator[tuple[slice, ...]]:
-    """A box of an array in pieces, in storage order, of at most `most` units (cells of a grid) each, and one at least.
+    """Split a box of an array into pieces, in storage order.
 
-    >>> [tuple((s.start, s.stop) for s in piece) for piece in pieces((slice(1, 5), slice(0, 3)), (2, 2), 2)]
+    place : slices      the box, a slice for each axis
+    unit : ints         size of a cell along each axis (a chunk); pieces end at cell borders
+    most : int          largest number of cells in a piece; each has at least one
+    >>> found = pieces((slice(1, 5), slice(0, 3)), (2, 2), 2)
+    >>> [tuple((s.start, s.stop) for s in piece) for piece in found]
     [((1, 2), (0, 3)), ((2, 4), (0, 3)), ((4, 5), (0, 3))]
     """
     steps, left = [], max(1, most)
@@ -492,7 +523,11 @@ def pieces(place: Sequence[slice], unit: Sequence[int], most: int) -> Iterator[t
 
 
 def within(piece: Sequence[slice], place: Sequence[slice]) -> tuple[slice, ...]:
-    """Where a piece of a box lies in it."""
+    """The slices of a piece of a box, relative to the box.
+
+    >>> within((slice(4, 5), slice(0, 3)), (slice(1, 5), slice(0, 3)))
+    (slice(3, 4, None), slice(0, 3, None))
+    """
     return tuple(
         slice(p.start - s.start, p.stop - s.start) for p, s in zip(piece, place, strict=True)
     )
@@ -507,10 +542,13 @@ def read_pieces(
     most: int,
     after: Callable[[Array], None] = lambda part: None,
 ) -> Array:
-    """A box (d, h, w, c) of a stored array, read in `pieces` into memory of its own.
+    """Read a box of a stored array, piece by piece, into a new array (d, h, w, c).
 
-    array : NumPy's, or another that is indexed alike
-    after : told each piece when it is copied
+    array : array           NumPy's, or one that is indexed alike
+    axes : Axes             of `array`
+    dtype : numpy dtype     of the result
+    place, unit, most       see `pieces`
+    after : callable        called with each piece of `array` when it has been copied
     """
     found = np.empty([s.stop - s.start for s in place], dtype)
     for piece in pieces(place, unit, most):
@@ -521,37 +559,38 @@ def read_pieces(
 
 
 def write_at(file: BinaryIO, data: memoryview, position: int) -> None:
-    """Write all bytes at a position (a single system call may write fewer)."""
+    """Write all of `data` at a position in a file; one system call may write only a part."""
     while len(data):
         written = os.pwrite(file.fileno(), data, position)
         data, position = data[written:], position + written
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Spooling: random access for what can only be streamed
 
 
 def unnamed_file() -> BinaryIO:
-    """A file without a name in the temporary folder; it is gone when it is closed."""
-    import tempfile  # late: it brings much along, and few jobs need it
+    """A new file without a name in the temporary folder; closing it deletes it."""
+    import tempfile  # late: it imports much, and few jobs need it
 
     return tempfile.TemporaryFile(prefix="conv3d-")
 
 
 def temporary_folder() -> str:
-    """Where `unnamed_file` is: $TMPDIR, or what the system has."""
+    """The folder of `unnamed_file`: $TMPDIR, or the system's default."""
     import tempfile
 
     return tempfile.gettempdir()
 
 
 def spool_reader(reader: VolumeReader) -> VolumeReader:
-    """Random access to a sequential reader's voxels, through an unnamed temporary file ($TMPDIR) of their full size.
+    """Random access to the voxels of a sequential reader, through an uncompressed copy in $TMPDIR.
 
-    Takes the reader over (it is closed). Raises: FormatError if the input is corrupt; WriteError if the disk is full.
+    Takes over `reader` and closes it.
+    Raises: FormatError if the input is corrupt; WriteError if the disk is full.
     """
     header = reader.header
-    file = unnamed_file()  # the reader made of it closes it
+    file = unnamed_file()  # the new reader closes it
     try:
         with reader, write_errors(f"a temporary copy of {reader.path} in {temporary_folder()}"):
             reserve_space(file, header.nbytes)
@@ -570,14 +609,14 @@ def spool_reader(reader: VolumeReader) -> VolumeReader:
 
 
 def random_access(reader: VolumeReader) -> VolumeReader:
-    """A reader that may be asked for planes in any order: itself, or one of `spool_reader`, which takes it over."""
+    """A reader that reads planes in any order: `reader` itself, or `spool_reader` of it."""
     return spool_reader(reader) if reader.sequential else reader
 
 
 class SpooledWriter(VolumeWriter):
-    """Slabs in any order for a sequential writer: they wait in an unnamed temporary file until `commit`.
+    """Take slabs in any order for a sequential writer; an unnamed file in $TMPDIR holds them.
 
-    Takes the writer over: it is aborted if there is no room to wait in.
+    Takes over `writer`: `commit` writes it, and no space for the file aborts it.
     """
 
     def __init__(self, writer: VolumeWriter) -> None:
@@ -631,12 +670,13 @@ class SpooledWriter(VolumeWriter):
 
 
 class ScaledWriter(VolumeWriter):
-    """Real numbers for an integer output that holds a slope and an intercept, chosen so that the values fill the integers.
+    """Take real numbers for an integer output, and scale them to use its full range.
 
-    The range is known when all values are: until then they wait in an unnamed temporary file, as float32.
+    The slope and intercept need the range of all values, so an unnamed file in $TMPDIR holds them
+    as float32 until `commit`.
 
-    create : callable       (scale) -> the writer of integers; called at `commit`
-    header : VolumeHeader   of the integers; this writer takes float32
+    header : VolumeHeader   of the integer output; this writer itself takes float32
+    create : callable       (scale) -> the writer of the integers; called by `commit`
     """
 
     def __init__(
@@ -644,7 +684,7 @@ class ScaledWriter(VolumeWriter):
     ) -> None:
         self.stored, self.path, self._create = header.dtype, path, create
         self.header = replace(header, dtype=np.dtype(np.float32))
-        self._low, self._high, self._lost = math.inf, -math.inf, 0
+        self._low, self._high, self._nonfinite = math.inf, -math.inf, 0
         with self._errors():
             self._file = unnamed_file()  # closed by abort
             reserve_space(self._file, self.header.nbytes)
@@ -655,16 +695,15 @@ class ScaledWriter(VolumeWriter):
     def write(self, n: int, depth_start: int, channel_start: int, block: Array) -> None:
         known = np.isfinite(block)
         finite = block if known.all() else block[known]
-        self._lost += block.size - finite.size
-        if self._lost:
+        self._nonfinite += block.size - finite.size
+        if self._nonfinite:
             self.notes = (
-                f"{self._lost} voxels are NaN or infinite, which integers do not hold: they become 0",
+                f"{self._nonfinite} voxels are NaN or infinite, which integers cannot hold: "
+                "they become 0",
             )
         if finite.size:
-            self._low, self._high = (
-                min(self._low, float(finite.min())),
-                max(self._high, float(finite.max())),
-            )
+            self._low = min(self._low, float(finite.min()))
+            self._high = max(self._high, float(finite.max()))
         with self._errors():
             header = self.header
             write_block(
@@ -679,14 +718,14 @@ class ScaledWriter(VolumeWriter):
             )
 
     def scale(self) -> tuple[float, float]:
-        """The slope and intercept, as float32 numbers, under which the values fill the dtype."""
+        """The slope and intercept, exact in float32, that map the values onto the integer range."""
         limits = np.iinfo(self.stored)
         if self._low > self._high:
             return 1.0, 0.0
         if self._low == self._high:
-            return 1.0, self._low  # a float32 number
+            return 1.0, self._low  # exact: the value is a float32
         least, most = float(limits.min), float(limits.max)
-        # the intercept as the header holds it; then the slope that keeps both ends inside
+        # round the intercept as the header does, then choose the slope that keeps both ends inside
         if least == 0:
             intercept = float(np.nextafter(np.float32(self._low), np.float32(-np.inf)))
             needed = (self._high - intercept) / most

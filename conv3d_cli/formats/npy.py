@@ -1,7 +1,9 @@
-"""NumPy arrays: .npy files of every real dtype, both orders, memory-mapped and never unpickled; `-` is a pipe.
+"""NumPy arrays: .npy files of every real dtype, in C or Fortran order; `-` is a pipe.
 
-An array says nothing of its axes: 3-D is zyx, 4-D zyxc, 5-D tzyxc (czyx and tczyx under channels_first), further leading
-axes are batch, and `axes` overrides. The output keeps the input's axis order and memory order; spacing cannot be held.
+Files are memory-mapped, and pickles are never loaded. An array does not name its axes: 3-D is read
+as zyx, 4-D as zyxc, 5-D as tzyxc (channels_first: czyx, tczyx), further leading axes as batch;
+`axes` overrides this. The output keeps the input's axis order and memory order, and no voxel
+spacing, which .npy cannot store.
 """
 
 from __future__ import annotations
@@ -35,18 +37,21 @@ from conv3d_cli.system.atomic import AtomicFile, write_errors
 from conv3d_cli.system.inputs import check_input
 
 NAME = "NumPy"
-BATCH_LETTERS = "tabdefghijklmnopqruvw"  # every letter that is neither space nor channel
+BATCH_LETTERS = "tabdefghijklmnopqruvw"  # every letter but those of space and channels
 
 
 @dataclass(frozen=True)
 class NpySource:
-    """What a volume keeps of the .npy file it came from: whether its first axis lies fastest."""
+    """What a volume keeps of its .npy file: True if the first axis is the fastest."""
 
     fortran_order: bool
 
 
 def open_npy(path: str, *, axes: str | None = None, channels_first: bool = False) -> VolumeReader:
-    """Open a .npy file, or standard input for "-"."""
+    """Open a .npy file, or standard input for "-": see `conv3d_cli.formats.open_volume`.
+
+    Raises: FormatError; WriteError if a copy of standard input does not fit into $TMPDIR.
+    """
     shown = "standard input" if path == "-" else path
     file: BinaryIO
     if path == "-":
@@ -68,7 +73,7 @@ def open_npy(path: str, *, axes: str | None = None, channels_first: bool = False
 
 
 def _standard_input() -> BinaryIO:
-    """What comes through a pipe, in a temporary file. Raises: FormatError; WriteError if there is no room for it."""
+    """A copy of standard input in a temporary file. Raises: FormatError; WriteError if full."""
     file = unnamed_file()
     try:
         with write_errors(f"a copy of standard input in {temporary_folder()}"):
@@ -93,9 +98,10 @@ def _read_input(count: int) -> bytes:
 
 
 def read_array_header(file: BinaryIO, path: str) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Shape, whether the first axis lies fastest, and dtype of a .npy array; the file is left where the values begin.
+    """Read the header of a .npy array: (shape, Fortran order?, dtype).
 
-    Raises: FormatError if the header is damaged, or would have pickles loaded.
+    The file is left at the first value.
+    Raises: FormatError if the header is damaged, or if the values are pickled objects.
     """
     try:
         version = npy_format.read_magic(file)
@@ -107,16 +113,18 @@ def read_array_header(file: BinaryIO, path: str) -> tuple[tuple[int, ...], bool,
             else npy_format.read_array_header_2_0
         )
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that Python 2 wrote the file is no news to its owner
+            warnings.simplefilter("ignore")  # such as: Python 2 wrote the file
             shape, fortran, dtype = read(file)
-    except Exception as error:  # a damaged header makes its parser raise nearly anything (tokenize.TokenError, ...)
+    # of a damaged header, NumPy's parser raises nearly anything (tokenize.TokenError, ...)
+    except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise FormatError(
             f"cannot read {path}: not a .npy file, or its header is damaged ({reason})"
         ) from error
     if dtype.hasobject:
         raise FormatError(
-            f"cannot read {path}: it holds pickled Python objects, which are never loaded; save numbers"
+            f"cannot read {path}: it holds pickled Python objects, which are never loaded; "
+            "save numbers"
         )
     if any(n < 0 for n in shape):
         raise FormatError(f"cannot read {path}: its header holds a negative size, shape {shape}")
@@ -124,15 +132,19 @@ def read_array_header(file: BinaryIO, path: str) -> tuple[tuple[int, ...], bool,
 
 
 def axis_names(rank: int, channels_first: bool = False, path: str = "array") -> str:
-    """Axis letters of an array that has none.
+    """The axis letters assumed for an array without axis names.
 
+    rank : int              number of axes
+    channels_first : bool   channels come before z, y, x, not after
+    path : str              for the error message
     Raises: FormatError below rank 3.
     >>> axis_names(3), axis_names(4), axis_names(5, channels_first=True), axis_names(6)
     ('zyx', 'zyxc', 'tczyx', 'tazyxc')
     """
     if rank < 3:
         raise FormatError(
-            f"cannot read {path}: a volume has at least 3 axes, the array has {rank}; name them with --axes (yx)"
+            f"cannot read {path}: a volume has at least 3 axes, the array has {rank}; "
+            "name them with --axes (yx)"
         )
     if rank == 3:
         return "zyx"
@@ -141,13 +153,17 @@ def axis_names(rank: int, channels_first: bool = False, path: str = "array") -> 
 
 
 def output_letters(letters: str, channels: int, dtype: np.dtype[Any]) -> str:
-    """The input's order; channels that are new come last."""
+    """The input's order; a new channel axis comes last.
+
+    >>> output_letters("tzyx", 2, np.dtype("f4")), output_letters("czyx", 2, np.dtype("f4"))
+    ('tzyxc', 'czyx')
+    """
     has_channels = any(a in "cs" for a in letters)
     return letters if has_channels or channels == 1 else letters + "c"
 
 
-def _reads_the_same(axes: Axes) -> bool:
-    """Whether an array of these axes is understood without their names, under one of the data formats."""
+def _needs_no_axes(axes: Axes) -> bool:
+    """True if an array with these axes is read correctly without --axes, channels last or first."""
     kinds = "".join("c" if a in "cs" else a if a in "zyx" else "t" for a in axes.letters)
     if len(kinds) < 3:
         return False
@@ -162,17 +178,20 @@ def create_npy(
     overwrite: bool = False,
     options: OutputOptions = DEFAULT_OPTIONS,
 ) -> VolumeWriter:
-    """Start a .npy file, or standard output for "-"."""
+    """Start a .npy file, or standard output for "-": see `conv3d_cli.formats.create_volume`.
+
+    Raises: OutputExistsError, WriteError.
+    """
     source = header.metadata if isinstance(header.metadata, NpySource) else None
     fortran = source is not None and source.fortran_order
     prefix = _header_bytes(header.axes.shape, fortran, header.dtype)
     notes: tuple[str, ...] = ()
     if header.grid.spacing is not None:
         notes += (".npy holds no voxel spacing and no affine: they are left out",)
-    if source is None and not _reads_the_same(header.axes):
+    if source is None and not _needs_no_axes(header.axes):
         notes += (f".npy holds no axis names: read it with --axes {header.axes.letters}",)
     if header.history:
-        notes += (".npy holds no history: it is left out; apply --sidecar writes it beside",)
+        notes += (".npy holds no history: it is left out; apply --sidecar writes it to a sidecar",)
     if path == "-":
         return PipeWriter(header, prefix, notes, fortran)
     output = AtomicFile(path, overwrite)
@@ -200,7 +219,13 @@ def _header_bytes(shape: tuple[int, ...], fortran: bool, dtype: np.dtype[Any]) -
 
 
 class PipeWriter(VolumeWriter):
-    """A .npy volume on standard output, slab after slab; by way of a temporary file where the axes lie across slabs."""
+    """Write a .npy volume to standard output, slab after slab in storage order.
+
+    If planes are not contiguous in that order, a temporary file holds the voxels until `commit`.
+
+    prefix : bytes          the .npy header
+    fortran : bool          True if the first of the header's axes is the fastest
+    """
 
     sequential = True
 
@@ -237,12 +262,8 @@ class PipeWriter(VolumeWriter):
                     self._fortran,
                 )
             else:
-                self._file.write(
-                    np.ascontiguousarray(axes.storage_order(block), dtype)
-                    .reshape(-1)
-                    .view(np.uint8)
-                    .data
-                )
+                values = np.ascontiguousarray(axes.storage_order(block), dtype)
+                self._file.write(values.reshape(-1).view(np.uint8).data)
 
     def commit(self) -> None:
         with write_errors(self.path):
@@ -253,7 +274,7 @@ class PipeWriter(VolumeWriter):
         self.abort()
 
     def abort(self) -> None:
-        """What has left through a pipe cannot be called back; the exit code tells."""
+        """Delete the temporary file. Bytes in the pipe stay; the exit code reports the failure."""
         if self._waiting is not None:
             self._waiting.close()
 

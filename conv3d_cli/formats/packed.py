@@ -1,6 +1,7 @@
-"""Volumes in a packed stream, whatever the format and the codec: read forward, written forward, the same bytes every time.
+"""Volumes in a compressed stream, of any format and codec; read forward and written forward.
 
-A reader unpacks no more than the slab it is asked for; a writer packs blocks of a fixed size on a few threads.
+A reader unpacks no more than the slab that is asked for. A writer packs blocks of a fixed size on a
+few threads; the same volume always gives the same bytes.
 """
 
 from __future__ import annotations
@@ -25,22 +26,23 @@ from conv3d_cli.formats.codecs import WINDOW_BYTES, Codec, codec_threads
 from conv3d_cli.model.volume import SPATIAL, Array, Axes, VolumeHeader, VolumeReader, VolumeWriter
 from conv3d_cli.system.atomic import AtomicFile, write_errors
 
-# through the cache into the slab: measured as fast as unpacking into the slab itself
+# Unpacked at a time, then copied into the slab: measured as fast as unpacking into the slab itself.
 READ_BYTES = 1 << 18
-# packed at a time; part of what decides an output's bytes (zstd packs blocks of 4 MiB no more than 0.3 % tighter)
+# Packed at a time; affects an output's bytes. (zstd packs blocks of 4 MiB at most 0.3 % tighter.)
 BLOCK_BYTES = 1 << 20
 
 
 class PackedStream:
-    """A packed file unpacked forward; whatever is wrong with it becomes a FormatError that names the file.
+    """A packed file, unpacked forward; any damage raises a FormatError that names the file.
 
     start : int         bytes of the file before the stream
     position : int      unpacked bytes read so far
+    Raises: FormatError if the codec's package is missing.
     """
 
     def __init__(self, path: str, codec: Codec, start: int = 0) -> None:
         self.path, self.codec, self.position = path, codec, 0
-        codec.need(path, FormatError)
+        codec.require(path, FormatError)
         self._packed = open(path, "rb")  # noqa: SIM115 - closed by `close`
         try:
             self._packed.seek(start)
@@ -50,7 +52,7 @@ class PackedStream:
             raise
 
     def read(self, count: int) -> bytes:
-        """The next `count` bytes; fewer only at the end of the stream."""
+        """The next `count` unpacked bytes; fewer only at the end. Raises: FormatError."""
         try:
             data: bytes = self._file.read(count)
         except EOFError as error:
@@ -60,13 +62,14 @@ class PackedStream:
             ) from error
         except self._errors as error:
             raise FormatError(
-                f"cannot read {self.path}: corrupt {self.codec.name} stream after {self.position} unpacked bytes: {error}"
+                f"cannot read {self.path}: corrupt {self.codec.name} stream "
+                f"after {self.position} unpacked bytes: {error}"
             ) from error
         self.position += len(data)
         return data
 
     def fill(self, target: memoryview) -> int:
-        """Fill a buffer of bytes; how many there were, fewer only at the end of the stream."""
+        """Fill a buffer. Returns the bytes filled, fewer only at the end. Raises: FormatError."""
         done = 0
         while done < len(target):
             data = self.read(min(READ_BYTES, len(target) - done))
@@ -77,16 +80,17 @@ class PackedStream:
         return done
 
     def skip_to(self, position: int) -> None:
-        """Unpack and forget the bytes before a position."""
+        """Unpack and discard the bytes before a position. Raises: FormatError."""
         while self.position < position and self.read(min(READ_BYTES, position - self.position)):
             pass
 
     def finish(self) -> None:
-        """Unpack and forget the rest, so that its checksum is compared."""
+        """Unpack and discard the rest, which checks the checksum. Raises: FormatError."""
         while self.read(READ_BYTES):
             pass
 
     def close(self) -> None:
+        """Close the file."""
         self._file.close()
         self._packed.close()
 
@@ -97,7 +101,7 @@ class PackedStream:
         self.close()
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Reading
 
 
@@ -106,20 +110,22 @@ def open_packed(
 ) -> VolumeReader:
     """A reader of C-ordered voxels in a packed file.
 
-    stream : PackedStream   not read beyond `offset`; closed by the reader
-    stored : numpy dtype    as in the file (either byte order); `header.dtype` is what is handed out
+    Where the planes of `header.axes` are not contiguous, the file is unpacked into $TMPDIR first.
+
+    stream : PackedStream   not yet read beyond `offset`; the reader closes it
+    stored : numpy dtype    of the voxels in the file, in either byte order; reads return
+                            `header.dtype`
     offset : int            unpacked bytes before the first voxel
-    Where the planes of `header.axes` do not follow one another, the file is unpacked into $TMPDIR first.
-    Raises: FormatError.
+    Raises: FormatError; WriteError if $TMPDIR is full.
     """
-    if _planes_follow(header.axes):
+    if _planes_are_contiguous(header.axes):
         return PackedReader(stream, header, stored, offset)
     with stream:
-        return _unpacked(stream, header, stored, offset)
+        return _unpacked_reader(stream, header, stored, offset)
 
 
-def _planes_follow(axes: Axes) -> bool:
-    """Whether a volume's planes lie one after another in storage, each in one piece (or one a channel)."""
+def _planes_are_contiguous(axes: Axes) -> bool:
+    """True if planes follow one another in storage, each in one piece (or one piece a channel)."""
     letters = axes.letters
     tail = letters[min(letters.index(a) for a in SPATIAL if a in letters) :]
     starts_with_depth = "z" not in letters or tail[0] == "z"
@@ -130,12 +136,13 @@ def _planes_follow(axes: Axes) -> bool:
     )
 
 
-def _unpacked(
+def _unpacked_reader(
     stream: PackedStream, header: VolumeHeader, stored: np.dtype[Any], offset: int
 ) -> RawReader:
+    """A reader of an unpacked copy in $TMPDIR. Raises: FormatError, WriteError."""
     path = stream.path
     size = math.prod(header.axes.shape) * stored.itemsize
-    file = unnamed_file()  # the reader made of it closes it
+    file = unnamed_file()  # the reader closes it
     try:
         with write_errors(f"an unpacked copy of {path} in {temporary_folder()}"):
             reserve_space(file, size)
@@ -146,27 +153,28 @@ def _unpacked(
                 done += len(data)
             stream.finish()
         if done < size:
-            raise _too_short(stream, header, stored, offset)
+            raise _truncation_error(stream, header, stored, offset)
         return RawReader(file, header, path, stored, 0)
     except BaseException:
         file.close()
         raise
 
 
-def _too_short(
+def _truncation_error(
     stream: PackedStream, header: VolumeHeader, stored: np.dtype[Any], offset: int
 ) -> FormatError:
     promised = offset + math.prod(header.axes.shape) * stored.itemsize
     return FormatError(
         f"cannot read {stream.path}: truncated: its header promises {promised} bytes "
-        f"(shape {header.axes.shape}, {stored}), its {stream.codec.name} stream holds {stream.position}"
+        f"(shape {header.axes.shape}, {stored}), "
+        f"its {stream.codec.name} stream holds {stream.position}"
     )
 
 
 class PackedReader(VolumeReader):
-    """A reader of compressed voxels, forward only; no more than the slab asked for is held.
+    """A reader of compressed voxels, forward only; it holds no more than the slab asked for.
 
-    stream : PackedStream   closed by this reader
+    stream, stored, offset      see `open_packed`
     """
 
     sequential = True
@@ -179,11 +187,11 @@ class PackedReader(VolumeReader):
 
     def read(self, n: int, depth: slice, channels: slice) -> Array:
         axes = self.header.axes
-        # then all channels of a plane are unpacked, wanted or not
+        # if so, all channels of a plane are unpacked, whichever are asked for
         together = axes.channels_within_plane
         if not together and channels.stop - channels.start > 1:
             raise RuntimeError(
-                f"{self.path} holds its channels one after another: they are read one by one"
+                f"{self.path} stores one channel after another: read them one by one"
             )
         unpacked = slice(0, axes.canonical_shape[4]) if together else channels
         sizes = dict.fromkeys(axes.batch_letters, 1)
@@ -194,12 +202,12 @@ class PackedReader(VolumeReader):
         )
         if position < self._stream.position:
             raise RuntimeError(
-                f"{self.path} is compressed and only read forward: plane {depth.start} has passed"
+                f"{self.path} is compressed and read forward only: plane {depth.start} has passed"
             )
         self._stream.skip_to(position)
         values = np.empty(part.shape, self._stored)
         if self._stream.fill(values.reshape(-1).view(np.uint8).data) < values.nbytes:
-            raise _too_short(self._stream, self.header, self._stored, self._offset)
+            raise _truncation_error(self._stream, self.header, self._stored, self._offset)
         if not values.dtype.isnative:
             values = values.byteswap(inplace=True).view(values.dtype.newbyteorder())
         values = values.astype(self.header.dtype, copy=False)
@@ -208,7 +216,7 @@ class PackedReader(VolumeReader):
 
     def buffer_bytes(self, planes: int, channels: int) -> int:
         unpacked = self._offset + math.prod(self.header.axes.shape) * self._stored.itemsize
-        return min(self._stream.codec.window(self.path), unpacked)
+        return min(self._stream.codec.window_bytes(self.path), unpacked)
 
     def finish(self) -> None:
         self._stream.finish()
@@ -218,23 +226,28 @@ class PackedReader(VolumeReader):
 
 
 def first_voxel(axes: Axes, n: int, depth_start: int, channel_start: int) -> int:
-    """How many voxels lie before volume n's plane and channel in storage."""
+    """Number of voxels in storage before a plane of a channel of volume n.
+
+    >>> first_voxel(Axes("tczyx", (2, 3, 4, 5, 6)), 1, 2, 0)
+    420
+    """
     starts = axes.storage_start(n, depth_start, channel_start)
     return sum(start * math.prod(axes.shape[i + 1 :]) for i, start in enumerate(starts))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Writing
 
 
 class PackedBlocks:
-    """A packed stream whose bytes depend on data and level alone: not on the sizes of writes, threads, name or time.
+    """A packed stream whose bytes depend on data and level alone.
 
-    The data are cut into blocks of 1 MiB that are packed side by side, and written by the thread that calls.
+    They do not depend on the sizes of writes, the threads, the file name or the time. The data are
+    cut into blocks of 1 MiB; a pool of threads packs them, and the calling thread writes them.
 
-    file : BinaryIO     written to, not closed
-    level : int         0 to 3, isal's levels, of gzip
-    threads : int or None       that pack; None: see `machine.thread_count`
+    file : BinaryIO             written to, not closed
+    level : int                 of gzip, 0 to 3 (isal's scale)
+    threads : int or None       threads that pack; None: see `machine.thread_count`
     """
 
     def __init__(
@@ -249,10 +262,11 @@ class PackedBlocks:
         file.write(self._packer.head)
 
     def write(self, data: memoryview) -> None:
-        """Take bytes; the buffer may be used again when this returns.
+        """Pack bytes; the caller may reuse the buffer afterwards.
 
-        Whole blocks are packed where they are, and waited for; what is left over is copied and waits for more.
-        Raises: OSError, for the file; also for earlier bytes.
+        Whole blocks are packed out of the caller's buffer, and this method waits for them. The rest
+        is copied, and packed with the next bytes.
+        Raises: OSError if the file cannot be written, for these bytes or earlier ones.
         """
         if self._pending:
             room = BLOCK_BYTES - len(self._pending)
@@ -261,16 +275,16 @@ class PackedBlocks:
             if len(self._pending) == BLOCK_BYTES:
                 self._pack(memoryview(self._pending))
                 self._pending = bytearray()
-        lent = len(data) >= BLOCK_BYTES
+        borrowed = len(data) >= BLOCK_BYTES  # threads then read the caller's buffer
         while len(data) >= BLOCK_BYTES:
             self._pack(data[:BLOCK_BYTES])
             data = data[BLOCK_BYTES:]
         self._pending += data
-        while lent and self._blocks:
+        while borrowed and self._blocks:
             self._write_oldest()
 
     def finish(self) -> None:
-        """Write what is left and the end of the stream."""
+        """Write the remaining bytes and the end of the stream. Raises: OSError."""
         if self._pending:
             self._pack(memoryview(self._pending))
         while self._blocks:
@@ -279,7 +293,7 @@ class PackedBlocks:
         self.stop()
 
     def stop(self) -> None:
-        """End the threads; what they have not begun is dropped. Harmless when called twice."""
+        """End the threads and drop the blocks not yet begun. Harmless when called twice."""
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def _pack(self, block: memoryview) -> None:
@@ -292,11 +306,11 @@ class PackedBlocks:
         block, size = self._blocks.popleft()
         data, checksum = block.result()
         self._file.write(data)
-        self._packer.join(checksum, size)
+        self._packer.add(checksum, size)
 
 
 def packed(data: bytes, codec: Codec, level: int) -> bytes:
-    """Bytes as a whole stream.
+    """Bytes packed as one whole stream.
 
     >>> import gzip
     >>> from conv3d_cli.formats.codecs import codec_named
@@ -313,9 +327,10 @@ def packed(data: bytes, codec: Codec, level: int) -> bytes:
 class PackedWriter(VolumeWriter):
     """A writer of compressed voxels, slab after slab in storage order.
 
-    output : AtomicFile     committed by this writer
-    prefix : bytes          what stands before the voxels
-    stored : numpy dtype    as in the file
+    output : AtomicFile     this writer commits it
+    prefix : bytes          packed before the voxels: the file's header
+    stored : numpy dtype    of the voxels in the file
+    level, threads          see `PackedBlocks`
     """
 
     sequential = True
@@ -333,7 +348,7 @@ class PackedWriter(VolumeWriter):
     ) -> None:
         self.output, self.header, self.path = output, header, path
         self._stored = stored
-        self._next = 0  # the voxel, in storage order, that comes next
+        self._next = 0  # index of the next voxel, in storage order
         with write_errors(path):
             self._blocks = PackedBlocks(output.file, codec, level, threads)
             self._blocks.write(memoryview(prefix))
@@ -345,14 +360,14 @@ class PackedWriter(VolumeWriter):
         in_one_piece = channels == (axes.canonical_shape[4] if axes.channels_within_plane else 1)
         if first != self._next or not in_one_piece:
             raise RuntimeError(
-                f"{self.path} is compressed and takes slabs only in storage order: voxel {self._next} comes next, "
-                f"received voxel {first} with {channels} channels"
+                f"{self.path} is compressed and takes slabs only in storage order: "
+                f"voxel {self._next} comes next, received voxel {first} with {channels} channels"
             )
         values = axes.storage_order(block)
         with write_errors(self.path):
             if values.flags.c_contiguous and values.dtype == self._stored:
                 self._blocks.write(values.reshape(-1).view(np.uint8).data)
-            else:  # plane by plane, so that no slab is held twice
+            else:  # plane by plane, so that no second copy of the slab is made
                 rows = min(axes.letters.index(a) for a in "yx")
                 for index in np.ndindex(*values.shape[:rows]):
                     plane = np.ascontiguousarray(values[index], self._stored)

@@ -336,5 +336,5 @@ def test_every_reader_refuses_cifti_by_its_content(
         subprocess.run(["gzip", "c.nii"], check=True, cwd=tree)
     result = run(*command.replace("FILE", name).split(), code=3)
     (line,) = result.stderr.splitlines()
-    assert line.startswith(f"Error: cannot read {name}: it is CIFTI, no volume")
+    assert line.startswith(f"Error: cannot read {name}: it is CIFTI, not a volume")
     assert "wb_command -cifti-smoothing" in line

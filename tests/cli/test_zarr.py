@@ -160,7 +160,9 @@ def test_explain_needs_no_voxels(run: Any, store: Path) -> None:
             chunk.unlink()
     assert "9x33x40" in run("explain", f"{store}/0", "-k", "gaussian:sigma=1um").stdout
     result = run("apply", store, "-k", "identity", "-o", store.with_name("b.zarr"))
-    assert "chunks that are not in the store: 27; they read as its fill value, 0" in result.stderr
+    assert (
+        "chunks that are not in the store: 27; they are read as its fill value, 0" in result.stderr
+    )
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

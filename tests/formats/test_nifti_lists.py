@@ -42,7 +42,7 @@ def with_extension(path: Path, code: int) -> Path:
 @pytest.mark.parametrize("intent", [3000, 3002, 3006, 3099])
 @pytest.mark.parametrize("version", [1, 2])
 def test_cifti_by_its_intent(tmp_path: Path, intent: int, version: int) -> None:
-    with pytest.raises(FormatError, match="it is CIFTI, no volume"):
+    with pytest.raises(FormatError, match="it is CIFTI, not a volume"):
         open_volume(str(nifti(tmp_path / "a.nii", (1, 1, 1, 1, 3, 20), version, intent)))
     for other in (2999, 3100, 1007, 2001):
         open_volume(str(nifti(tmp_path / "b.nii", (4, 5, 6), version, other))).close()
@@ -50,7 +50,7 @@ def test_cifti_by_its_intent(tmp_path: Path, intent: int, version: int) -> None:
 
 def test_cifti_by_its_extension(tmp_path: Path, run: Any) -> None:
     path = with_extension(nifti(tmp_path / "a.nii", (1, 1, 1, 1, 3, 20), 2), 32)
-    with pytest.raises(FormatError, match="it is CIFTI, no volume"):
+    with pytest.raises(FormatError, match="it is CIFTI, not a volume"):
         open_volume(str(path))
     other = with_extension(nifti(tmp_path / "b.nii", (4, 5, 6), 2), 44)
     open_volume(str(other)).close()

@@ -175,7 +175,7 @@ def test_detached_headers(tmp_path: Path, data: np.ndarray) -> None:
         nrrd_file(tmp_path / "b.nhdr", data, data_file="none.raw")
     )
     for several in ("LIST\na.raw\nb.raw", "slice%03d.raw 1 3 1", "slice%03d.raw 1 3 1 2"):
-        assert "lie in several files" in error_of(
+        assert "are in several files" in error_of(
             nrrd_file(tmp_path / "c.nhdr", data, data_file=several)
         )
     assert "not in a file" in error_of(
@@ -242,7 +242,7 @@ def test_units(tmp_path: Path, data: np.ndarray) -> None:
     assert mixed.spacing == pytest.approx((0.004, 3, 2))
     with open_volume(nrrd_file(path, data, spacings="2 3 4", units='"px" "px" "px"')) as reader:
         assert reader.header.grid.unit is None
-        assert "'px' is no unit" in reader.notes[0]
+        assert "'px' is not a unit of length" in reader.notes[0]
 
 
 @pytest.mark.parametrize(
@@ -315,7 +315,7 @@ def test_axes(tmp_path: Path, fields: dict[str, str], axes: str) -> None:
     path = nrrd_file(tmp_path / "a.nrrd", data, **fields)
     with open_volume(path) as reader:
         assert reader.header.axes.letters == axes
-        assert any("--axes says otherwise" in note for note in reader.notes) == (not fields)
+        assert any("--axes overrides this" in note for note in reader.notes) == (not fields)
     assert read_volume(path, axes="czyx").axes == "czyx"
     with open_volume(path, channels_first=True) as reader:
         assert reader.header.axes.letters == (axes if fields else "czyx")
@@ -362,23 +362,23 @@ def test_segmentations_are_labels(tmp_path: Path, data: np.ndarray) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"encoding": "bzip2"}, "its encoding is bzip2, and raw and gzip are read; convert it: unu save"),
+        ({"encoding": "bzip2"}, "its encoding is bzip2, and only raw and gzip can be read; convert it: unu save"),
         ({"encoding": "ascii"}, "its encoding is ascii"),
         ({"encoding": "hex"}, "its encoding is hex"),
         ({"type": "block"}, "blocks of bytes"),
-        ({"type": "quad"}, "its type 'quad' is none of NRRD's"),
+        ({"type": "quad"}, "NRRD has no type 'quad'"),
         ({"type": None}, "no field 'type'"),
         ({"endian": None}, "no field 'endian'"),
-        ({"endian": "middle"}, "'endian' is little or big"),
+        ({"endian": "middle"}, "'endian' must be little or big"),
         ({"dimension": 4}, "'sizes' must be 4 whole numbers"),
         ({"dimension": 17}, "at most 16 axes"),
         ({"dimension": "x"}, "'dimension' must be a whole number"),
-        ({"sizes": "5 4 0"}, "'sizes' must be 3 whole numbers from 1 on"),
+        ({"sizes": "5 4 0"}, "'sizes' must be 3 whole numbers of at least 1"),
         ({"sizes": "5 4 -3"}, "'sizes' must be"),
         ({"sizes": "5 4 4"}, "truncated"),
         ({"sizes": "999999999999999999 999999999999999999 4"}, "truncated"),
         ({"sizes": "99999999 99999999 4", "encoding": "gzip"}, "truncated or damaged"),
-        ({"space": "here"}, "its space 'here' is none of NRRD's"),
+        ({"space": "here"}, "NRRD has no space 'here'"),
         ({"space directions": STEPS}, "no 'space'"),
         ({"space": "RAS", "space directions": "(1,0) (0,1)"}, "vectors of 3 numbers"),
         ({"space": "RAS", "space directions": "(1,0,0) (0,1,0)"}, "must have 3 values, received 2"),
@@ -388,11 +388,11 @@ def test_segmentations_are_labels(tmp_path: Path, data: np.ndarray) -> None:
         ({"space": "RAS", "space directions": "(1,0,0) (0,1,0) (0,0,1e300)"}, "no meaning"),
         ({"spacings": "1 1 0"}, "no meaning"),
         ({"units": "mm mm mm"}, "must be texts in quotes"),
-        ({"kinds": "domain vector vector"}, "1 axes of space"),
+        ({"kinds": "domain vector vector"}, "at least 2 axes must be spatial, received 1"),
         ({"line skip": 99}, "fewer lines"),
-        ({"byte skip": -2}, "'byte skip' must be a whole number from -1"),
+        ({"byte skip": -2}, "'byte skip' must be a whole number of at least -1"),
         ({"data file": "x.raw\nsizes: 1"}, "twice"),
-        ({"a line": "x\nnothing"}, "'nothing' is no field"),
+        ({"a line": "x\nnothing"}, "'nothing' is not a field"),
     ],
 )  # fmt: skip
 def test_bad_headers(
@@ -404,14 +404,14 @@ def test_bad_headers(
 def test_other_files(tmp_path: Path, data: np.ndarray) -> None:
     path = tmp_path / "a.nrrd"
     for content, message in (
-        (b"NRRD0009\n", "NRRD of version 9"),
+        (b"NRRD0009\n", "it is NRRD version 9"),
         (b"NRRD00.01\n", "not a NRRD file"),
         (b"NRRD0004\ntype: short", "no field"),
     ):
         path.write_bytes(content)
         assert message in error_of(str(path))
     with open_volume(nrrd_file(path, data, modality="MR", old_min="0")) as reader:
-        assert "its field 'modality' is none of NRRD's" in reader.notes[0]
+        assert "NRRD has no field 'modality'" in reader.notes[0]
         assert "used as they are stored" in reader.notes[1]
 
 

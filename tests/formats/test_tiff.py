@@ -263,7 +263,7 @@ def test_what_a_viewer_would_show_otherwise_is_said(tmp_path: Path) -> None:
         path, values(4, 6, 5, dtype=np.uint8), photometric="palette", colormap=table, metadata=None
     )
     with open_volume(str(path)) as reader:
-        assert "colours in a table" in reader.notes[0]
+        assert "a table of colours" in reader.notes[0]
 
 
 def test_imagej_hyperstack(tmp_path: Path) -> None:
@@ -348,7 +348,7 @@ def test_imagej_without_z_spacing_takes_one_unit_and_says_so(tmp_path: Path) -> 
     )
     with open_volume(str(path)) as reader:
         assert reader.header.grid.spacing == (1.0, 0.25, 0.25)
-        assert reader.notes == ("the file gives no z spacing: it is 1 um, as ImageJ takes it",)
+        assert reader.notes == ("the file gives no z spacing: it is 1 um, as in ImageJ",)
 
 
 @pytest.mark.parametrize(

@@ -274,7 +274,7 @@ def test_pipes_are_not_waited_for(tmp_path: Path) -> None:
     thread.start()
     thread.join(20)
     assert said
-    assert "no regular file" in said[0]
+    assert "not a regular file" in said[0]
 
 
 def test_a_file_named_by_its_uuid_alone(tmp_path: Path) -> None:
@@ -328,7 +328,7 @@ def test_a_folder_of_micro_manager(tmp_path: Path) -> None:
     write_ndtiff(tmp_path / "in", ("a.tif", "../b.tif"))
     with pytest.raises(
         FormatError,
-        match=r"its list of planes names .*b\.tif, which lies outside the file's folder",
+        match=r"its list of planes names .*b\.tif, which is outside the file's folder",
     ):
         open_volume(str(tmp_path / "in" / "a.tif"))
 

@@ -250,7 +250,7 @@ def test_bare_arrays(tmp_path: Path, zarr_format: int, rng: np.random.Generator)
         with open_volume(str(tmp_path / name)) as reader:
             assert reader.header.axes.letters == "zyxc"
             assert reader.notes == (
-                "the array has no OME metadata: read as zyxc; --axes says otherwise",
+                "the array has no OME metadata: read as zyxc; --axes overrides this",
             )
         with open_volume(str(tmp_path / name), channels_first=True) as reader:
             assert reader.header.axes.letters == "czyx"
@@ -297,7 +297,7 @@ def test_chunks_that_are_not_there(tmp_path: Path) -> None:
         reader.finish()
         assert (
             reader.notes[-1]
-            == "chunks that are not in the store: 3; they read as its fill value, 7"
+            == "chunks that are not in the store: 3; they are read as its fill value, 7"
         )
     assert (values[:2] == 1).all()
     assert (values[2:] == 7).all()
@@ -340,7 +340,7 @@ def test_groups_that_are_no_images(tmp_path: Path, rng: np.random.Generator) -> 
         == f"cannot read {path}: it is a Zarr group without an OME image (no multiscales)"
     )
     group.create_array("raw", data=rng.random((2, 2, 2)))
-    assert f"in it are raw: name an array, such as {path}/raw" in message(path)
+    assert f"it holds raw: name an array, such as {path}/raw" in message(path)
     for key, cure in (("plate", "/A/1/0"), ("well", "/0"), ("bioformats2raw.layout", "/0")):
         for attributes in ({key: 3}, {"ome": {key: 3}}):
             zarr.create_group(str(tmp_path / "b.zarr"), overwrite=True, attributes=attributes)
@@ -354,7 +354,7 @@ def test_missing_levels(tmp_path: Path, rng: np.random.Generator) -> None:
     assert "no such file or folder" in message(path / "7")
     os.rename(path / "0", path / "1")
     text = message(path)
-    assert text.startswith(f"cannot read {path}: its metadata speak of an array '0', but")
+    assert text.startswith(f"cannot read {path}: its metadata name an array '0', but")
 
 
 @pytest.mark.parametrize(
@@ -365,7 +365,7 @@ def test_missing_levels(tmp_path: Path, rng: np.random.Generator) -> None:
         (lambda m: m.update(datasets=[]), "no datasets"),
         (lambda m: m["datasets"][0].pop("path"), "'path' is missing"),
         (lambda m: m["axes"].pop(), "3 numbers for 2 axes"),
-        (lambda m: m["axes"].__setitem__(0, m["axes"][1]), "two axes of one name"),
+        (lambda m: m["axes"].__setitem__(0, m["axes"][1]), "two axes have the same name"),
         (
             lambda m: m["datasets"][0]["coordinateTransformations"][0].update(type="affine"),
             "'affine'",
@@ -785,7 +785,7 @@ def test_a_folder_of_something_else_is_never_replaced(
 ) -> None:
     (tmp_path / "a.zarr").mkdir()
     (tmp_path / "a.zarr" / "thesis.txt").write_text("years")
-    with pytest.raises(WriteError, match="is no Zarr store"):
+    with pytest.raises(WriteError, match="is not a Zarr store"):
         write_volume(str(tmp_path / "a.zarr"), volume(rng), overwrite=True)
     assert (tmp_path / "a.zarr" / "thesis.txt").read_text() == "years"
 
@@ -973,7 +973,7 @@ def test_means_of_integers_are_rounded_half_to_even() -> None:
 def test_fewer_levels_than_asked_for_are_said(tmp_path: Path, rng: np.random.Generator) -> None:
     with create_volume(str(tmp_path / "a.zarr"), volume(rng).header, levels=3) as writer:
         assert writer.notes == (
-            "1 of 3 levels are written: further axes are too short to be halved",
+            "1 of 3 levels are written: the axes are too short to be halved further",
         )
 
 

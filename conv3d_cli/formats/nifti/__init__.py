@@ -1,4 +1,4 @@
-"""NIfTI: what its header means, its grid, and the format itself."""
+"""NIfTI: header, grid, CIFTI files, and the format itself."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from conv3d_cli.formats.codecs import codec_named
 FORMAT = VolumeFormat(
     name="NIfTI",
     suffixes=(".nii.gz", ".nii.zst", ".nii", ".hdr.gz", ".img.gz", ".hdr", ".img"),
-    summary="NIfTI-1 and NIfTI-2, compressed or not, and .hdr/.img pairs; affines, units and extensions are kept",
+    summary=(
+        "NIfTI-1 and NIfTI-2, compressed or not, and .hdr/.img pairs; "
+        "affines, units and extensions are kept"
+    ),
     open=late("conv3d_cli.formats.nifti.format:open_nifti"),
     create=late("conv3d_cli.formats.nifti.format:create_nifti"),
     output_letters=late("conv3d_cli.formats.nifti.header:output_letters"),

@@ -1,10 +1,11 @@
-"""NIfTI-1 and NIfTI-2: `.nii`, `.nii.gz`, `.nii.zst`, `.hdr`/`.img` pairs, either byte order, scaled integers, vectors, RGB.
+"""NIfTI-1 and NIfTI-2: `.nii`, `.nii.gz`, `.nii.zst` and `.hdr`/`.img` pairs.
 
-Uncompressed voxels are a memory map; compressed ones are unpacked forward only, slab by slab. Nothing is made room for on
-the word of a header that promises more than its file can hold. What headers mean is in header.py and grid.py.
+Reads and writes either byte order, scaled integers, vectors and RGB. Uncompressed voxels are
+memory-mapped; compressed ones are unpacked forward only, slab by slab. No memory is allocated for a
+header that promises more than its file can hold. header.py and grid.py interpret headers.
 
-Dimensions 1 to 7 are the letters x y z t c a b, so a 4-D series is `tzyx` and a 5-D vector volume `ctzyx`. An RGB pixel is
-the axis `s`, fastest of all.
+Dimensions 1 to 7 are the axes x y z t c a b, so a 4-D series is `tzyx` and a 5-D vector volume
+`ctzyx`. The samples of an RGB voxel are the axis `s`, the fastest.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ from conv3d_cli.model.volume import SPATIAL, Axes, VolumeHeader, VolumeReader, V
 from conv3d_cli.system.atomic import AtomicFile, check_target, suffix_of, write_errors
 from conv3d_cli.system.inputs import check_input
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Names
 
 
@@ -63,15 +64,16 @@ def _is_pair(path: str) -> bool:
 
 
 def _renamed(path: str, suffix: str) -> str:
-    """The path with another suffix, in capitals if its own is."""
+    """The path with another suffix, in capitals if the old one is."""
     old = path[len(path) - len(suffix_of(path)) :]
     return path[: len(path) - len(old)] + (suffix.upper() if old.isupper() else suffix)
 
 
 def _input_names(path: str) -> tuple[str, str]:
-    """Header and voxel file of an input, the same name twice if it is one file.
+    """Header and voxel file of an input; the same name twice if it is one file.
 
-    Raises: FormatError if one of a pair is missing (the other half may be compressed or not).
+    The two files of a pair may be compressed or not, each by itself.
+    Raises: FormatError if one of them is missing.
     """
     if not _is_pair(path):
         return path, path
@@ -83,38 +85,43 @@ def _input_names(path: str) -> tuple[str, str]:
     if other is None:
         what = "voxels" if kind == ".img" else "header"
         raise FormatError(
-            f"cannot read {path}: the {what} of this pair must stand beside it, no file {others[0]}"
+            f"cannot read {path}: the {what} of this pair must be in the same folder, "
+            f"and there is no file {others[0]}"
         )
     return (path, other) if kind == ".img" else (other, path)
 
 
 def input_files(path: str) -> tuple[str, ...]:
-    """The files of an input: one, or the header and the voxels of a pair. Raises: FormatError if one of a pair is missing."""
+    """The files of an input: one, or the header and the voxels of a pair.
+
+    Raises: FormatError if one of a pair is missing.
+    """
     return tuple(dict.fromkeys(_input_names(path)))
 
 
 def output_files(path: str) -> tuple[str, ...]:
-    """The files that an output consists of: one, or the header and the voxels of a pair."""
+    """The files of an output: one, or the header and the voxels of a pair."""
     if not _is_pair(path):
         return (path,)
     tail = suffix_of(path)[4:]
     return _renamed(path, ".hdr" + tail), _renamed(path, ".img" + tail)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Reading
 
 
 def open_nifti(path: str, *, axes: str | None = None, channels_first: bool = False) -> VolumeReader:
-    """Open a NIfTI file, or a pair by either name.
+    """Open a NIfTI file, or a pair by the name of either file.
 
-    axes : str or None      letters in storage order (dimension 7 first) that replace the file's
-    Raises: FormatError if it is missing, truncated, corrupt, or its header cannot be true.
+    axes : str or None      axis letters in storage order (slowest first), in place of the file's
+    Raises: FormatError if it is missing, truncated or corrupt, or if its header cannot be true;
+        WriteError if it has to be unpacked into $TMPDIR and does not fit.
     """
     header_path, voxel_path = _input_names(path)
     pair = header_path != voxel_path
     header_size, voxel_size = check_input(header_path), check_input(voxel_path)
-    # where the content tells, it is believed, and not the name
+    # the content decides, not the name, wherever it can
     header_codec = codec_within(header_path)
     voxel_codec = codec_named(voxel_path) if pair else header_codec
     with ExitStack() as opened:
@@ -133,7 +140,8 @@ def open_nifti(path: str, *, axes: str | None = None, channels_first: bool = Fal
             )
         if voxel_codec is not None and promised > voxel_size * voxel_codec.largest_inflation:
             raise FormatError(
-                f"cannot read {voxel_path}: truncated or damaged: {what}, more than {voxel_size} packed bytes can hold"
+                f"cannot read {voxel_path}: truncated or damaged: {what}, "
+                f"more than {voxel_size} packed bytes can hold"
             )
         header_end = (
             header_size * (header_codec.largest_inflation if header_codec else 1)
@@ -162,7 +170,10 @@ def open_nifti(path: str, *, axes: str | None = None, channels_first: bool = Fal
 
 
 def nifti_content(path: str) -> str:
-    """ "labels" or "cifti" where the header says that the values are no image, else "". Raises: FormatError."""
+    """ "labels" or "cifti" if the header says that the values are not an image, else "".
+
+    Raises: FormatError.
+    """
     header_path, voxel_path = _input_names(path)
     pair = header_path != voxel_path
     check_input(header_path)
@@ -205,12 +216,12 @@ def _volume_header(
     )
     dimensions = {a: len(sizes) - i for i, a in enumerate(volume_axes.letters) if a in SPATIAL}
     if any(dimensions[a] != 1 + "xyz".index(a) for a in dimensions):
-        # `axes` says that other dimensions are space: the header's word on slices and orientation is void
+        # `axes` makes other dimensions space: the header's slices and orientation do not apply
         return replace(volume, grid=permuted(source.grid, dimensions), metadata=None)
     return volume
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Writing
 
 
@@ -221,16 +232,16 @@ def create_nifti(
     overwrite: bool = False,
     options: OutputOptions = DEFAULT_OPTIONS,
 ) -> VolumeWriter:
-    """Start a NIfTI file, or a pair by either name.
+    """Start a NIfTI file, or a pair by the name of either file.
 
-    header : VolumeHeader   of any axis order; the writer's own header has the file's
-    Raises: OutputExistsError; WriteError for a dtype or a shape that NIfTI cannot hold.
+    header : VolumeHeader   of any axis order; the writer's own header has the file's order
+    Raises: OutputExistsError; WriteError for a dtype or a shape that NIfTI cannot store.
     """
     files = output_files(path)
     header_path, voxel_path, pair = files[0], files[-1], len(files) == 2
     codec = codec_named(path)
     if codec is not None:
-        codec.need(path, WriteError)
+        codec.require(path, WriteError)
     source = source_of(header)
     axes = stored_axes(header.axes, header.dtype)
     try:
@@ -259,7 +270,8 @@ def create_nifti(
         if pair:
             writer = PairWriter(writer, opened[1])
         writer.notes = tuple(notes)
-        # The caller writes in the order of its own axes. Where the file's differ, a stream has to wait for the whole.
+        # The caller writes in the order of its own axes. If the file's order differs, a stream can
+        # begin only when all voxels are there.
         return SpooledWriter(writer) if writer.sequential and axes != header.axes else writer
     except BaseException:
         for output in opened:
@@ -284,8 +296,11 @@ def _voxel_writer(
 
 
 def check_nifti_target(path: str, overwrite: bool, make_folder: bool = False) -> None:
-    """As `check_target`; also that what packs it is there. Raises: OutputExistsError, WriteError."""
+    """As `check_target`, and check that the codec is installed.
+
+    Raises: OutputExistsError, WriteError.
+    """
     check_target(path, overwrite, make_folder)
     codec = codec_named(path)
     if codec is not None:
-        codec.need(path, WriteError)
+        codec.require(path, WriteError)

@@ -1,7 +1,7 @@
-"""The place of a NIfTI volume in the world: sform, qform, voxel sizes and units, read from a header and written to one.
+"""The grid of a NIfTI volume: sform, qform, voxel sizes and units, read and written.
 
-nibabel's header methods are used where they say what is meant; its choice of codes is not (it resets them), nor its test
-whether an affine has changed (it would lose a shift of half a voxel far from the origin).
+This module uses some of nibabel's header methods, but not its choice of codes (nibabel resets them)
+nor its test for a changed affine (it would lose a shift of half a voxel far from the origin).
 
 Source: nifti1.h, "3D image (volume) orientation and location in space", methods 1 to 3.
 """
@@ -19,16 +19,17 @@ from conv3d_cli.model.grid import UNITS, Affine, Grid, affine_from_spacing, shea
 
 SPATIAL_UNITS = {1: "m", 2: "mm", 3: "um"}  # xyzt_units & 7
 ALIGNED = 2  # NIFTI_XFORM_ALIGNED_ANAT: coordinates are those of another file
-LARGEST = 1e38  # of any number here: a float32 holds the length of a vector of three such
+LARGEST = 1e38  # allowed magnitude: a vector of three such numbers has a length that fits a float32
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Reading
 
 
 def read_grid(header: Any, path: str) -> Grid:
-    """The grid a header describes: sform, else qform, else voxel sizes; the qform apart where it has both.
+    """The grid that a header describes: its sform, else its qform, else its voxel sizes.
 
-    Lengths stay in the header's unit, mm if it names none.
+    If it has both, `Grid.qform` is the qform. Lengths are in the header's unit, or mm if it names
+    none.
     Raises: FormatError if the matrix is not finite or a voxel has no size.
     """
     has_sform, has_qform = int(header["sform_code"]) > 0, int(header["qform_code"]) > 0
@@ -39,13 +40,13 @@ def read_grid(header: Any, path: str) -> Grid:
             try:
                 qform = _qform_matrix(header, _voxel_sizes(header, path), path)
             except FormatError:
-                pass  # every reader takes the sform first, so a spoilt qform spoils nothing
+                pass  # readers prefer the sform, so a damaged qform does no harm
     else:
         voxel_sizes = _voxel_sizes(header, path)
         affine = (
             _qform_matrix(header, voxel_sizes, path)
             if has_qform
-            else _plain_matrix(header, voxel_sizes)
+            else _default_matrix(header, voxel_sizes)
         )
     unit = SPATIAL_UNITS.get(int(header["xyzt_units"]) & 7, "mm")
     return Grid(spacing_of_affine(affine), unit, affine, qform, anatomical=has_sform or has_qform)
@@ -53,35 +54,36 @@ def read_grid(header: Any, path: str) -> Grid:
 
 def _sform_matrix(header: Any, path: str) -> Affine:
     affine = np.eye(4)
-    with np.errstate(invalid="ignore"):  # of a signalling NaN, which is refused below
+    with np.errstate(invalid="ignore"):  # raised by a signalling NaN, which is refused below
         affine[:3] = [header["srow_x"], header["srow_y"], header["srow_z"]]
-    if not _meaningful(affine) or min(spacing_of_affine(affine)) == 0:
+    if not _in_range(affine) or min(spacing_of_affine(affine)) == 0:
         raise FormatError(
-            f"cannot read {path}: its sform has no meaning: rows {affine[:3].tolist()}; repair it, or set sform_code to 0"
+            f"cannot read {path}: its sform has no meaning: rows {affine[:3].tolist()}; "
+            "repair it, or set sform_code to 0"
         )
     return affine
 
 
 def _voxel_sizes(header: Any, path: str) -> list[float]:
-    """Voxel sizes along x, y, z: |pixdim|; 1 for an axis of one voxel that has none.
+    """Voxel sizes along x, y, z: |pixdim|; 1 for an axis of one voxel without a size.
 
     Raises: FormatError for a longer axis without a size.
     """
     sizes = []
     for dimension in (1, 2, 3):
         size = abs(float(header["pixdim"][dimension]))
-        known = _meaningful(size) and size > 0
+        known = _in_range(size) and size > 0
         if not known and _length(header, dimension) > 1:
             raise FormatError(
-                f"cannot read {path}: it has no voxel size: pixdim[{dimension}] is {size:g} and there is no sform; "
-                f"set it to the size along {'xyz'[dimension - 1]}"
+                f"cannot read {path}: it has no voxel size: pixdim[{dimension}] is {size:g} "
+                f"and there is no sform; set it to the size along {'xyz'[dimension - 1]}"
             )
         sizes.append(size if known else 1.0)
     return sizes
 
 
-def _meaningful(numbers: Any) -> bool:
-    """Finite, and not so large that arithmetic with them overflows."""
+def _in_range(numbers: Any) -> bool:
+    """True if numbers are finite, and too small to overflow in later arithmetic."""
     return bool((np.abs(numbers) <= LARGEST).all())
 
 
@@ -91,20 +93,22 @@ def _length(header: Any, dimension: int) -> int:
 
 
 def _qform_matrix(header: Any, voxel_sizes: list[float], path: str) -> Affine:
-    """The (4, 4) matrix of quaternion, offsets and voxel sizes.
+    """The (4, 4) affine of a header's quaternion, offsets and voxel sizes.
 
-    Raises: FormatError if its numbers are none.
+    Raises: FormatError if a number is not finite or too large.
     """
     from nibabel.quaternions import quat2mat
 
     axis = np.array([float(header[f"quatern_{a}"]) for a in "bcd"])
     offset = np.array([float(header[f"qoffset_{a}"]) for a in "xyz"])
-    if not _meaningful([*axis, *offset]):
+    if not _in_range([*axis, *offset]):
         raise FormatError(
-            f"cannot read {path}: its qform has no meaning: quaternion {axis.tolist()}, offset {offset.tolist()}"
+            f"cannot read {path}: its qform has no meaning: "
+            f"quaternion {axis.tolist()}, offset {offset.tolist()}"
         )
     length = float(axis @ axis)
-    # (b, c, d) of length 1, up to rounding, is half a turn about it: nifti1_io.c, nifti_quatern_to_mat44
+    # If (b, c, d) has length 1, up to rounding, it is the axis of a rotation by 180 degrees:
+    # nifti1_io.c, nifti_quatern_to_mat44.
     rounding = 1e-7 if header["quatern_b"].dtype.itemsize == 4 else 1e-15
     quaternion = (
         [math.sqrt(1 - length), *axis]
@@ -118,8 +122,11 @@ def _qform_matrix(header: Any, voxel_sizes: list[float], path: str) -> Affine:
     return matrix
 
 
-def _plain_matrix(header: Any, voxel_sizes: list[float]) -> Affine:
-    """The matrix of a header without sform and qform, as nibabel has it: x runs left, the origin lies in the middle."""
+def _default_matrix(header: Any, voxel_sizes: list[float]) -> Affine:
+    """The affine of a header without sform and qform, as in nibabel.
+
+    x points to the left, and the origin is the centre of the volume.
+    """
     steps = np.array(voxel_sizes) * [-1, 1, 1]
     matrix = np.diag([*steps, 1.0])
     matrix[:3, 3] = -steps * (np.array([_length(header, d) for d in (1, 2, 3)]) - 1) / 2
@@ -127,10 +134,10 @@ def _plain_matrix(header: Any, voxel_sizes: list[float]) -> Affine:
 
 
 def permuted(grid: Grid, dimensions: dict[str, int]) -> Grid:
-    """The grid where other axes than the header's are space.
+    """The grid of a volume whose z, y, x are other dimensions than the header's.
 
-    dimensions : dict       the dimension (1 to 7) that z, y, x are; z may be absent
-    An empty grid if one of them is not a dimension of space.
+    dimensions : dict       letter -> dimension of the file (1 to 7), of z, y, x; z may be absent
+    Returns an empty grid if one of them is not a spatial dimension (1 to 3).
     """
     if max(dimensions.values()) > 3 or grid.affine is None:
         return Grid()
@@ -141,25 +148,27 @@ def permuted(grid: Grid, dimensions: dict[str, int]) -> Grid:
     return replace(grid, spacing=spacing_of_affine(affine), affine=affine, qform=qform)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Writing
 
 
 def write_grid(header: Any, grid: Grid, source: Grid | None) -> list[str]:
-    """Write a grid into a header; what the header says already keeps its bytes.
+    """Write a grid into a header; fields whose value does not change keep their bytes.
 
-    header : nibabel header     a copy of the source's where there is one, else empty
-    source : Grid or None       what `read_grid` found in the header this is a copy of
+    header : nibabel header     a copy of the source's header, or an empty one
+    source : Grid or None       the grid that `read_grid` found in the source's header
 
-    sform and qform keep their codes: each takes its own matrix, and where the source has neither, voxel sizes alone are
-    written. An empty header gets both, under the code "aligned" (coordinates are another file's), so that no reader has to
-    guess an orientation; without any spacing it gets neither.
-    Returns notes on what could not be held. Raises: WriteError for an affine that is not one.
+    sform and qform keep their codes, and each gets its own matrix. If the source has neither, only
+    voxel sizes are written. An empty header gets both, with the code "aligned" (coordinates of
+    another file), so that no reader has to guess the orientation; without spacing it gets neither.
+
+    Returns notes on what NIfTI cannot store.
+    Raises: WriteError for an affine that is not finite or has no inverse.
     """
     grid, unit_code = _in_nifti_unit(grid)
     if source is None or grid.unit != source.unit:
         header["xyzt_units"] = (int(header["xyzt_units"]) & ~7) | unit_code
-    # another unit: no number stays
+    # in another unit, every number changes
     kept = source if source is not None and grid.unit == source.unit else Grid()
     affine = grid.affine
     if affine is None and grid.spacing is not None:
@@ -169,12 +178,12 @@ def write_grid(header: Any, grid: Grid, source: Grid | None) -> list[str]:
         header["pixdim"][1:4] = 1
         return []
     for matrix in (affine, grid.qform):
-        if matrix is not None and not (_meaningful(matrix) and np.linalg.det(matrix[:3, :3])):
+        if matrix is not None and not (_in_range(matrix) and np.linalg.det(matrix[:3, :3])):
             raise WriteError(f"its affine is not finite or has no inverse: {matrix[:3].tolist()}")
 
     sform_code, qform_code = int(header["sform_code"]), int(header["qform_code"])
     neither = sform_code <= 0 and qform_code <= 0
-    if source is None or grid.affine is None or (neither and not _is_plain(affine)):
+    if source is None or grid.affine is None or (neither and not _has_default_axes(affine)):
         sform_code = qform_code = ALIGNED
     own_qform = sform_code > 0 and grid.qform is not None
     qform, qform_before = (grid.qform, kept.qform) if own_qform else (affine, kept.affine)
@@ -188,7 +197,8 @@ def write_grid(header: Any, grid: Grid, source: Grid | None) -> list[str]:
         elif _is_sheared(qform):
             if sform_code <= 0:
                 notes.append(
-                    "a qform cannot hold a shear: the affine is written as sform, under the same code"
+                    "a qform cannot hold a shear: "
+                    "the affine is written as sform, under the same code"
                 )
                 sform_code = qform_code
             qform_code = 0
@@ -204,7 +214,7 @@ def write_grid(header: Any, grid: Grid, source: Grid | None) -> list[str]:
 
 
 def _in_nifti_unit(grid: Grid) -> tuple[Grid, int]:
-    """The grid in a unit that NIfTI has, with its code: nm become um, cm become mm."""
+    """The grid in a unit of NIfTI's, and the unit's code; nm become um, cm become mm."""
     codes = {unit: code for code, unit in SPATIAL_UNITS.items()}
     if grid.unit is None:
         return grid, 0
@@ -226,12 +236,12 @@ def _same(one: Affine, other: Affine | None) -> bool:
     return other is not None and np.array_equal(one, other)
 
 
-def _is_plain(affine: Affine) -> bool:
-    """Whether a header without sform and qform says this orientation."""
+def _has_default_axes(affine: Affine) -> bool:
+    """True if the axes point as those of a header without sform and qform do."""
     directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
     return np.allclose(directions, np.diag([-1, 1, 1]))
 
 
 def _is_sheared(affine: Affine) -> bool:
-    """Whether the columns stand oblique on one another, beyond the rounding of a float32 header."""
+    """True if the columns are not orthogonal, beyond the rounding of a float32 header."""
     return shear(affine[:3, :3]) > 1e-5

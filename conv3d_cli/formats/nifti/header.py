@@ -1,8 +1,8 @@
-"""The NIfTI header: what is believed of one, and the one that is written for a volume.
+"""The NIfTI header: read with checks, and written for an output.
 
-nibabel knows the fields' layout; its own checks are not used, for they correct fields that are to be written back as they
-are, and log to standard error. A volume that came from NIfTI keeps its header: fields that nothing changed keep their
-bytes.
+nibabel supplies the layout of the fields. Its checks are not used: they correct fields that must be
+written back unchanged, and log to standard error. A volume read from NIfTI keeps its header, and
+fields that do not change keep their bytes.
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ from conv3d_cli.formats.nifti.grid import write_grid
 from conv3d_cli.model.grid import Grid
 from conv3d_cli.model.volume import CHANNEL, SPATIAL, Axes, VolumeHeader, is_history
 
-LETTERS = "xyztcab"  # of dimensions 1 to 7
-RGB_LETTERS = "xyztdab"  # where `s` is the channel axis, dimension 5 counts volumes like the others
+LETTERS = "xyztcab"  # axis letters of dimensions 1 to 7
+RGB_LETTERS = "xyztdab"  # of RGB volumes: `s` is the channel axis, and dimension 5 is batch
 LARGEST_NIFTI1_SIZE = 32767
 VECTOR_INTENT, MATRIX_INTENT, LABEL_INTENT = 1007, 1004, 1002
-# of FreeSurfer's icospheres that are too long for a NIfTI-1 axis or are cut to fit: 10 * 4^k + 2
+# Vertices of FreeSurfer's icospheres, 10 * 4^k + 2, that are too many for a NIfTI-1 axis or are
+# folded to fit.
 VERTICES = tuple(10 * 4**k + 2 for k in range(5, 8))
 
-# datatype code -> NumPy type; the RGB codes are uint8 with a sample axis
+# datatype code -> NumPy type; the RGB codes below are uint8 with a sample axis
 DATATYPES: dict[int, Any] = {
     2: np.uint8,
     4: np.int16,
@@ -45,22 +46,22 @@ DATATYPES: dict[int, Any] = {
     1792: np.complex128,
     2048: np.clongdouble,
 }
-COMMENT_CODE = 6  # of an extension: plain text
-DESCRIP_BYTES = 79  # and a zero
+COMMENT_CODE = 6  # extension of plain text
+DESCRIP_BYTES = 79  # without the zero that ends the text
 RGB_SAMPLES = {128: 3, 2304: 4}
-WRITTEN = {np.dtype(DATATYPES[code]): code for code in (2, 4, 8, 16, 64, 256, 512, 768)}
+WRITABLE = {np.dtype(DATATYPES[code]): code for code in (2, 4, 8, 16, 64, 256, 512, 768)}
 
 Extensions = tuple[tuple[int, bytes], ...]
 
 
 @dataclass(frozen=True, eq=False)
 class NiftiSource:
-    """What a NIfTI volume keeps of its file, to be written again.
+    """What a volume keeps of its NIfTI file for an output in NIfTI.
 
-    header : nibabel Nifti1Header or Nifti2Header       as read, nothing corrected
-    extensions : tuple of (code, bytes)                 contents, byte for byte
-    pair : bool                                         whether it came as .hdr and .img
-    grid : Grid                                         what `header` says of it
+    header : nibabel Nifti1Header or Nifti2Header       as read, without corrections
+    extensions : tuple of (code, bytes)                 content, byte for byte
+    pair : bool                                         True if the file was a .hdr/.img pair
+    grid : Grid                                         the grid that `header` describes
     channels : int                                      vector components or RGB samples
     """
 
@@ -72,16 +73,17 @@ class NiftiSource:
 
     @property
     def rgb(self) -> bool:
+        """True if a voxel is an RGB or RGBA colour."""
         return int(self.header["datatype"]) in RGB_SAMPLES
 
     def size(self, dimension: int) -> int:
-        """Size of dimension 1 to 7; 1 beyond those the file has."""
+        """Size of a dimension (1 to 7); 1 if the file does not have it."""
         sizes = self.header["dim"]
         return int(sizes[dimension]) if dimension <= sizes[0] else 1
 
 
 def header_class(version: int, pair: bool) -> Any:
-    """nibabel's class for NIfTI-1 or NIfTI-2, of a pair or of a single file."""
+    """nibabel's header class for NIfTI-1 or NIfTI-2, of a pair or of a single file."""
     if version == 1:
         from nibabel.nifti1 import Nifti1Header, Nifti1PairHeader
 
@@ -91,22 +93,24 @@ def header_class(version: int, pair: bool) -> Any:
     return Nifti2PairHeader if pair else Nifti2Header
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Reading
 
 
 def read_header(read: Callable[[int], bytes], path: str, pair: bool) -> Any:
-    """The header's fields as a nibabel header, as they stand in the file.
+    """Read a header as nibabel's, its fields unchanged.
 
-    read : callable     (count) -> bytes, from the start of the file
-    Raises: FormatError if it is not a NIfTI header, or one of the other kind (pair or single file).
+    read : callable     (count) -> the next bytes, from the start of the file on
+    pair : bool         True if the file is the .hdr of a pair
+    Raises: FormatError if it is not a NIfTI header, or if `pair` is wrong for it.
     """
     start = read(4)
     little, big = int.from_bytes(start, "little"), int.from_bytes(start, "big")
     if len(start) < 4 or (little not in (348, 540) and big not in (348, 540)):
         received = little if len(start) == 4 else f"only {len(start)}"
         raise FormatError(
-            f"cannot read {path}: not a NIfTI file: the first 4 bytes are the header's size, 348 or 540, received {received}"
+            f"cannot read {path}: not a NIfTI file: the first 4 bytes are the header's size, "
+            f"348 or 540, received {received}"
         )
     order, length = ("<", little) if little in (348, 540) else (">", big)
     block = start + read(length - 4)
@@ -137,28 +141,31 @@ def read_header(read: Callable[[int], bytes], path: str, pair: bool) -> Any:
 
 
 def read_layout(header: Any, path: str) -> tuple[tuple[int, ...], np.dtype[Any], int]:
-    """Sizes of dimensions 1, 2, ..., the stored dtype, and the samples of an RGB pixel (0 if it is none).
+    """Sizes of dimensions 1, 2, ..., the stored dtype, and the samples of an RGB voxel, else 0.
 
-    Raises: FormatError if there is no such layout, or if its voxels are not real numbers.
+    Raises: FormatError if these fields are damaged, or if the voxels are not real numbers.
     """
     rank = int(header["dim"][0])
     if not 1 <= rank <= 7:
         raise FormatError(
-            f"cannot read {path}: its header is damaged: dim[0], the number of axes, is {rank}, not 1 to 7"
+            f"cannot read {path}: its header is damaged: dim[0], the number of axes, is {rank}, "
+            "not 1 to 7"
         )
     sizes = tuple(int(n) for n in header["dim"][1 : rank + 1])
-    if sizes[0] == -1:  # its own way around the largest size, 32767: the length stands in glmin
+    if sizes[0] == -1:  # FreeSurfer's way around the largest size, 32767: the length is in glmin
         raise FormatError(
-            f"cannot read {path}: it is FreeSurfer's list of a surface's vertices (dim[1] is -1), no volume; smooth it with "
-            "mri_surf2surf"
+            f"cannot read {path}: it is FreeSurfer's list of a surface's vertices (dim[1] is -1), "
+            "not a volume; smooth it with mri_surf2surf"
         )
     if min(sizes) < 1:
         raise FormatError(
-            f"cannot read {path}: its header is damaged: an axis has at least 1 voxel, dim is {sizes}"
+            f"cannot read {path}: its header is damaged: an axis has at least 1 voxel, "
+            f"dim is {sizes}"
         )
     if rank == 1:
         raise FormatError(
-            f"cannot read {path}: it has 1 axis of {sizes[0]} values; a volume has 2 or 3 axes of space"
+            f"cannot read {path}: it has 1 axis of {sizes[0]} values; "
+            "a volume has 2 or 3 axes of space"
         )
     code, bits = int(header["datatype"]), int(header["bitpix"])
     samples = RGB_SAMPLES.get(code, 0)
@@ -170,44 +177,52 @@ def read_layout(header: Any, path: str) -> tuple[tuple[int, ...], np.dtype[Any],
     stored = np.dtype(np.uint8 if samples else DATATYPES[code])
     if code == 1536 and stored.itemsize != 16:
         raise FormatError(
-            f"cannot read {path}: its datatype 1536 (float128) is unknown to this machine; convert it"
+            f"cannot read {path}: its datatype 1536 (float128) is unknown to this machine; "
+            "convert it to float64"
         )
     real_dtype(stored, path)
     expected = 8 * stored.itemsize * max(1, samples)
     if bits != expected:
         raise FormatError(
-            f"cannot read {path}: its header is damaged: datatype {code} has {expected} bits a voxel, bitpix is {bits}"
+            f"cannot read {path}: its header is damaged: "
+            f"datatype {code} has {expected} bits a voxel, bitpix is {bits}"
         )
     return sizes, stored.newbyteorder(header.endianness), samples
 
 
 def surface_notes(sizes: Sequence[int]) -> tuple[str, ...]:
-    """A note where voxels seem to be a list, such as the vertices of a surface: along one axis, or cut as FreeSurfer cuts them.
+    """A note if the voxels seem to be a list, such as the vertices of a surface.
 
-    sizes : of dimensions 1, 2, ...
-    >>> [len(surface_notes(sizes)) for sizes in ((27307, 1, 6), (10242, 1, 1), (1, 1, 1, 7), (256, 1, 256), (9, 1), (1, 1, 1))]
-    [1, 1, 1, 0, 1, 0]
+    They do if only one axis is longer than 1, or if FreeSurfer folded its vertices to this shape.
+
+    sizes : ints        of dimensions 1, 2, ...
+    >>> [len(surface_notes(sizes)) for sizes in ((27307, 1, 6), (10242, 1, 1), (1, 1, 1, 7))]
+    [1, 1, 1]
+    >>> [len(surface_notes(sizes)) for sizes in ((256, 1, 256), (9, 1), (1, 1, 1))]
+    [0, 1, 0]
     """
     x, y, z = (*sizes, 1, 1)[:3]
     line = sum(n > 1 for n in (x, y, z)) < 2 and math.prod(sizes) > 1
     if not line and not (y == 1 and x * z in VERTICES):
         return ()
     return (
-        f"its {x} x {y} x {z} voxels are a list rather than a volume: if they are the vertices of a surface, as FreeSurfer "
-        "stores them, neighbours in it are not neighbours in the brain (mri_surf2surf smooths along the surface)",
+        f"its {x} x {y} x {z} voxels are a list rather than a volume: if they are the vertices of "
+        "a surface, as FreeSurfer stores them, neighbours in it are not neighbours in the brain "
+        "(mri_surf2surf smooths along the surface)",
     )
 
 
 def read_voxel_offset(header: Any, path: str, pair: bool) -> int:
-    """Bytes before the first voxel.
+    """Bytes before the first voxel (vox_offset).
 
-    Raises: FormatError if they cannot be so many.
+    Raises: FormatError if the number is not possible.
     """
     value = float(header["vox_offset"])
     least = 0 if pair else header.single_vox_offset
     if not math.isfinite(value) or value != int(value) or value < least:
         raise FormatError(
-            f"cannot read {path}: its header is damaged: vox_offset, where voxels start, is {value:g}, not {least} or more"
+            f"cannot read {path}: its header is damaged: vox_offset, where voxels start, "
+            f"is {value:g}, not {least} or more"
         )
     return int(value)
 
@@ -222,7 +237,8 @@ def read_scale(header: Any, path: str) -> tuple[float, float]:
         return 1.0, 0.0
     if not math.isfinite(intercept):
         raise FormatError(
-            f"cannot read {path}: its header is damaged: scl_slope is {slope:g}, scl_inter is {intercept}"
+            f"cannot read {path}: its header is damaged: "
+            f"scl_slope is {slope:g}, scl_inter is {intercept}"
         )
     return slope, intercept
 
@@ -230,10 +246,13 @@ def read_scale(header: Any, path: str) -> tuple[float, float]:
 def read_extensions(
     read: Callable[[int], bytes], header: Any, end: int, path: str, pair: bool
 ) -> Extensions:
-    """The extensions that follow a header, as (code, content) with all padding.
+    """The extensions after a header, as (code, content with padding).
 
-    end : int       no extension reaches beyond this byte of the file
-    Raises: FormatError if one is damaged. nibabel's reader strips zeros from their ends and believes any size.
+    nibabel's reader is not used: it strips trailing zeros and trusts any size.
+
+    read : callable     (count) -> the next bytes, from the end of the header on
+    end : int           byte of the file where extensions end at the latest
+    Raises: FormatError if one is damaged.
     """
     found: list[tuple[int, bytes]] = []
     extender = read(4)
@@ -250,28 +269,29 @@ def read_extensions(
         content = read(size - 8) if 8 <= size <= room else b""
         if size < 8 or len(content) < size - 8:
             raise FormatError(
-                f"cannot read {path}: its header is damaged: extension {len(found) + 1} says it has {size} bytes, "
-                f"of at most {room}"
+                f"cannot read {path}: its header is damaged: extension {len(found) + 1} "
+                f"says it has {size} bytes, of at most {room}"
             )
         found.append((code, content))
         room -= size
     return tuple(found)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Axes
 
 
 def output_letters(letters: str, channels: int, dtype: np.dtype[Any]) -> str:
-    """NIfTI's order, slowest first: batch, c, the fastest batch axis (t), z y x; s last where 3 or 4 uint8 are a colour.
+    """NIfTI's order, slowest first: batch, c, the fastest batch axis (t), z, y, x.
 
-    Batch axes keep their order, so that volume n of the input is volume n of the output.
+    s comes last if 3 or 4 uint8 samples are a colour. Batch axes keep their order, so that volume n
+    of the input is volume n of the output.
 
     >>> byte, real = np.dtype(np.uint8), np.dtype(np.float32)
-    >>> output_letters("tzyxc", 2, real), output_letters("zyx", 4, real), output_letters("xyz", 1, real)
-    ('ctzyx', 'czyx', 'zyx')
-    >>> output_letters("tzyxs", 3, byte), output_letters("tzyxs", 3, real), output_letters("tczyxs", 6, byte)
-    ('tzyxs', 'ctzyx', 'ctzyx')
+    >>> [output_letters(*a, real) for a in (("tzyxc", 2), ("zyx", 4), ("xyz", 1), ("tzyxs", 3))]
+    ['ctzyx', 'czyx', 'zyx', 'ctzyx']
+    >>> output_letters("tzyxs", 3, byte), output_letters("tczyxs", 6, byte)
+    ('tzyxs', 'ctzyx')
     """
     batch = "".join(a for a in letters if a not in SPATIAL + CHANNEL)
     space = "".join(a for a in SPATIAL if a in letters)
@@ -282,14 +302,14 @@ def output_letters(letters: str, channels: int, dtype: np.dtype[Any]) -> str:
 
 
 def stored_axes(axes: Axes, dtype: np.dtype[Any]) -> Axes:
-    """The axes of the file that holds a volume with these; all channels are one axis."""
+    """The axes that a volume with these has in the file; all channels are one axis."""
     channels = axes.canonical_shape[4]
     letters = output_letters(axes.letters, channels, dtype)
     return axes.renamed(letters, {"c": channels, "s": channels})
 
 
 def _dimensions(axes: Axes) -> dict[str, int]:
-    """The dimension (1 to 7) that each letter of `stored_axes` but s takes.
+    """The dimension (1 to 7) of each letter of `stored_axes`, without s.
 
     Raises: WriteError if there are more axes than dimensions.
     """
@@ -297,24 +317,28 @@ def _dimensions(axes: Axes) -> dict[str, int]:
     batch = axes.batch_letters
     if len(batch) > len(places):
         raise WriteError(
-            f"NIfTI has {len(places)} axes beside space and channels, received {len(batch)} ('{batch}'); write .npy"
+            f"NIfTI has {len(places)} axes besides space and channels, "
+            f"received {len(batch)} ('{batch}'); write .npy"
         )
     dimensions = {a: 1 + "xyz".index(a) for a in axes.letters if a in SPATIAL}
     dimensions |= zip(batch, places[len(places) - len(batch) :], strict=True)
     return dimensions | ({"c": 5} if "c" in axes.letters else {})
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Writing
 
 
 def output_header(volume: VolumeHeader, axes: Axes, pair: bool) -> tuple[Any, list[str]]:
-    """The nibabel header of an output, little-endian, but for vox_offset; and notes on what it cannot hold.
+    """The nibabel header of an output, and notes on what NIfTI cannot store.
+
+    The header is little-endian; `header_bytes` sets its vox_offset.
 
     axes : Axes     `stored_axes` of the volume
-    Raises: WriteError, without the path, for what NIfTI cannot hold.
+    pair : bool     True for a .hdr/.img pair
+    Raises: WriteError, without the path, for a dtype or axes that NIfTI cannot store.
     """
-    if volume.dtype not in WRITTEN:
+    if volume.dtype not in WRITABLE:
         raise _dtype_error(volume.dtype)
     notes: list[str] = []
     source = source_of(volume)
@@ -350,7 +374,7 @@ def output_header(volume: VolumeHeader, axes: Axes, pair: bool) -> tuple[Any, li
     rgb = axes.letters.endswith("s")
     samples = axes.size("s")
     codes = {count: code for code, count in RGB_SAMPLES.items()}
-    header["datatype"] = codes[samples] if rgb else WRITTEN[volume.dtype]
+    header["datatype"] = codes[samples] if rgb else WRITABLE[volume.dtype]
     header["bitpix"] = 8 * volume.dtype.itemsize * samples
     header["scl_slope"], header["scl_inter"] = volume.scale
     header["cal_min"], header["cal_max"] = 0, 0
@@ -362,8 +386,8 @@ def output_header(volume: VolumeHeader, axes: Axes, pair: bool) -> tuple[Any, li
         header["intent_code"] = VECTOR_INTENT if axes.size("c") > 1 else 0
         header["intent_name"] = b""
         header["intent_p1"] = header["intent_p2"] = header["intent_p3"] = 0
-    if int(header["intent_code"]) == LABEL_INTENT and volume.dtype.kind == "f":  # labels are whole
-        header["intent_code"], header["intent_name"] = 0, b""
+    if int(header["intent_code"]) == LABEL_INTENT and volume.dtype.kind == "f":
+        header["intent_code"], header["intent_name"] = 0, b""  # labels are integers
     if volume.components and not rgb:
         notes += _write_components(header, volume.components, axes.size("c"))
     if source is not None and _slices_changed(volume, source, sizes):
@@ -375,8 +399,11 @@ def output_header(volume: VolumeHeader, axes: Axes, pair: bool) -> tuple[Any, li
 
 
 def _write_components(header: Any, components: tuple[str, ...], channels: int) -> list[str]:
-    """The intent of an output of derivatives: a vector; of several input channels a matrix, stored row by row, a row for each of
-    them. Its name tells the axes. Returns notes."""
+    """Set the intent of an output of derivatives. Returns notes.
+
+    The intent is a vector. With several input channels it is a matrix, stored row by row, one row
+    for each input channel. Its name lists the axes.
+    """
     letters = [name.rpartition(" ")[2] for name in components]
     header["intent_name"] = ",".join(letters).encode("ascii", "replace")[:15]
     if channels > len(components):
@@ -385,13 +412,14 @@ def _write_components(header: Any, components: tuple[str, ...], channels: int) -
     places = ["wxhydz".find(letter) // 2 for letter in letters]
     if places != sorted(places):
         return [
-            f"readers of NIfTI take components in the order x, y, z, and these are {', '.join(letters)}: see axis="
+            "readers of NIfTI take components in the order x, y, z, "
+            f"and these are {', '.join(letters)}: see axis="
         ]
     return []
 
 
 def source_of(volume: VolumeHeader) -> NiftiSource | None:
-    """What the volume keeps of a NIfTI file, if it comes from one."""
+    """What a volume keeps of its NIfTI file; None if it comes from another format."""
     return volume.metadata if isinstance(volume.metadata, NiftiSource) else None
 
 
@@ -410,7 +438,7 @@ def _dtype_error(dtype: np.dtype[Any]) -> WriteError:
 
 
 def _slices_changed(volume: VolumeHeader, source: NiftiSource, sizes: list[int]) -> bool:
-    """Whether the slices that the slice timing speaks of are not the output's."""
+    """True if the output's slices are not those that the slice timing describes."""
     dimension = (int(source.header["dim_info"]) >> 4) & 3 or 3
     axis = 3 - dimension  # of D, H, W
     transform, spacing = volume.transform, volume.grid.spacing
@@ -425,7 +453,7 @@ def _slices_changed(volume: VolumeHeader, source: NiftiSource, sizes: list[int])
 
 
 def read_history(extensions: Extensions) -> tuple[str, ...]:
-    """The lines of history among the comments that follow a header."""
+    """The lines of history in the comments after a header."""
     texts = (
         content.rstrip(b"\0").decode(errors="replace")
         for code, content in extensions
@@ -435,25 +463,32 @@ def read_history(extensions: Extensions) -> tuple[str, ...]:
 
 
 def add_history(header: Any, extensions: Extensions, history: Sequence[str]) -> Extensions:
-    """Note the lines that are not in the file yet: each as a comment, and the last one's step in `descrip`, behind what stands
-    there if both have room."""
+    """Extensions with the history's new lines, each a comment.
+
+    The step of the last new line also goes into the header's `descrip`: after the text that is
+    there, or in its place if both do not fit.
+    """
     known = read_history(extensions)
     new = [line for line in history if line not in known]
     if new:
         step = new[-1].partition(": ")[0].encode()
         before = bytes(header["descrip"].tobytes()).rstrip(b"\0 ")
         both = before + b"; " + step if before else step
-        header["descrip"] = _cut(both if len(both) <= DESCRIP_BYTES else step, DESCRIP_BYTES)
+        fitting = both if len(both) <= DESCRIP_BYTES else step
+        header["descrip"] = _truncated_utf8(fitting, DESCRIP_BYTES)
     return (*extensions, *((COMMENT_CODE, line.encode()) for line in new))
 
 
-def _cut(text: bytes, size: int) -> bytes:
-    """At most `size` bytes of UTF-8, no letter torn."""
+def _truncated_utf8(text: bytes, size: int) -> bytes:
+    """At most `size` bytes of UTF-8, without half a character at the end."""
     return text[:size].decode(errors="ignore").encode()
 
 
 def header_bytes(header: Any, extensions: Extensions) -> bytes:
-    """The bytes before the voxels (of a pair: the .hdr file); sets vox_offset."""
+    """The bytes before the voxels (of a pair: the .hdr file). Sets the header's vox_offset.
+
+    Raises: WriteError, without the path, if the extensions are too long.
+    """
     parts = []
     for code, content in extensions:
         padded = content + bytes(-(len(content) + 8) % 16)
@@ -465,6 +500,6 @@ def header_bytes(header: Any, extensions: Extensions) -> bytes:
         return bytes(header.binaryblock) + (extender + tail if tail else b"")
     offset = header.single_vox_offset + len(tail)
     header["vox_offset"] = offset
-    if int(header["vox_offset"]) != offset:  # NIfTI-1 keeps it as a float32
+    if int(header["vox_offset"]) != offset:  # NIfTI-1 stores a float32
         raise WriteError(f"its extensions of {len(tail)} bytes are too long for NIfTI-1")
     return bytes(header.binaryblock) + extender + tail

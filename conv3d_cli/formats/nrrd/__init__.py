@@ -1,4 +1,4 @@
-"""NRRD, attached and detached: its header, axes and places, and the format itself."""
+"""NRRD, attached and detached: header, axes, grid, and the format itself."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from conv3d_cli.formats.base import VolumeFormat, late
 FORMAT = VolumeFormat(
     name="NRRD",
     suffixes=(".nrrd", ".nhdr"),
-    summary="NRRD of raw or gzip voxels, and detached headers; space, units and key/value pairs are kept",
+    summary=(
+        "NRRD of raw or gzip voxels, and detached headers; "
+        "space, units and key/value pairs are kept"
+    ),
     open=late("conv3d_cli.formats.nrrd.format:open_nrrd"),
     create=late("conv3d_cli.formats.nrrd.format:create_nrrd"),
     output_letters=late("conv3d_cli.formats.nrrd.axes:output_letters"),

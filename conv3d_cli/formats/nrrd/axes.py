@@ -1,6 +1,7 @@
-"""What the axes of a NRRD file stand for: its kinds, directions and labels as axis letters, and letters as kinds.
+"""The axes of a NRRD file: letters from kinds, directions and labels, and kinds from letters.
 
-NRRD counts axes from the fastest on; `Axes` has the slowest first. Here positions are NRRD's.
+NRRD lists axes from the fastest on; `Axes` lists the slowest first. Positions in this module are
+NRRD's.
 """
 
 from __future__ import annotations
@@ -13,25 +14,20 @@ from conv3d_cli.formats.nrrd.grid import UNSAMPLED, Sampling, read_directions, r
 from conv3d_cli.formats.nrrd.header import NrrdHeader
 from conv3d_cli.model.volume import CHANNEL, SPATIAL, Axes
 
-DOMAIN = ("domain", "space")
-# samples of a pixel, where they are the fastest axis
-COLORS = {
-    "rgb-color": 3,
-    "rgba-color": 4,
-    "3-color": 3,
-    "4-color": 4,
-}
-UNKNOWN = ("", "none", "???", "list")  # of these a label or the place decides
+SPATIAL_KINDS = ("domain", "space")
+# kind -> samples of a pixel, if the axis is the fastest
+COLORS = {"rgb-color": 3, "rgba-color": 4, "3-color": 3, "4-color": 4}
+VAGUE_KINDS = ("", "none", "???", "list")  # the label or the position decides
 BATCH = "tabdefghijklmnopqruvw"
 
 
 @dataclass(frozen=True)
 class AxisFacts:
-    """What a file says of one axis, beside its size and place, kept for an output.
+    """What a file says about one axis besides its size and position; kept for an output.
 
-    kind, label, center : str       as in the file; "" if it says nothing
-    thickness : float               NaN if it says nothing
-    sampling : Sampling             of an axis that is not space
+    kind, label, center : str       as in the file; "" if missing
+    thickness : float               NaN if missing
+    sampling : Sampling             of an axis that is not spatial
     """
 
     kind: str = ""
@@ -42,7 +38,7 @@ class AxisFacts:
 
 
 def read_axes(header: NrrdHeader) -> list[AxisFacts]:
-    """What a file says of each axis, the fastest first. Raises: FormatError."""
+    """What a file says about each axis, the fastest first. Raises: FormatError."""
     rank = len(header.sizes())
     space = read_space(header)
     directions = read_directions(header, space)
@@ -54,45 +50,47 @@ def read_axes(header: NrrdHeader) -> list[AxisFacts]:
         for name in ("thicknesses", "spacings", "axis mins")
     }
     for i in range(rank):
-        kind, sampling = (
-            words["kinds"][i],
-            Sampling(numbers["spacings"][i], numbers["axis mins"][i], texts["units"][i]),
-        )
+        kind, center = words["kinds"][i], words["centers"][i]
+        sampling = Sampling(numbers["spacings"][i], numbers["axis mins"][i], texts["units"][i])
         direction = None if directions is None else directions[i]
         if space.time and direction is not None and not any(direction[:3]) and direction[3]:
             kind = kind if kind.lower() == "time" else "time"
             unit = (header.texts("space units", space.dimension) or [""] * 4)[3]
             origin = (header.vectors("space origin", space.dimension, 1) or [None])[0]
             sampling = Sampling(direction[3], math.nan if origin is None else origin[3], unit)
-        elif words["centers"][i].lower() != "node":
-            # of the voxel, not of its edge
+        elif center.lower() != "node":
+            # the axis min is the edge of the first voxel
             sampling = sampling._replace(first=sampling.first + sampling.step / 2)
         facts.append(
             AxisFacts(
-                "" if kind == "???" else kind, texts["labels"][i], words["centers"][i].replace("???", ""),
-                numbers["thicknesses"][i], sampling,
+                kind="" if kind == "???" else kind,
+                label=texts["labels"][i],
+                center=center.replace("???", ""),
+                thickness=numbers["thicknesses"][i],
+                sampling=sampling,
             )
-        )  # fmt: skip
+        )
     return facts
 
 
 def axis_letters(
     header: NrrdHeader, facts: Sequence[AxisFacts], channels_first: bool
 ) -> tuple[str, list[str]]:
-    """A letter for each axis, the fastest first, and notes on what had to be guessed.
+    """The letter of each axis, the fastest first, and notes on guesses.
 
-    Axes of space are x, y, z in the order in which they stand. A fourth without a kind is time, channels under
-    `channels_first`; lists are channels where nothing else is.
-    Raises: FormatError if fewer than two axes are space.
+    Spatial axes are x, y, z in the file's order. A fourth axis without a kind is time, or channels
+    under `channels_first`. A list is the channel axis if no other axis is.
+    Raises: FormatError if fewer than two axes are spatial.
     """
     rank = len(facts)
     directions = read_directions(header, read_space(header))
     letters = [""] * rank
     guessed = False
 
-    def is_space(i: int) -> bool | None:
+    def is_spatial(i: int) -> bool | None:
+        """None if the file does not tell."""
         kind = facts[i].kind.lower()
-        if kind in DOMAIN:
+        if kind in SPATIAL_KINDS:
             return True
         if kind not in ("", "none"):
             return False
@@ -102,19 +100,18 @@ def axis_letters(
             return not math.isnan(facts[i].sampling.step)
         return None
 
-    spatial = [is_space(i) for i in range(rank)]
-    named, unnamed = (
-        [i for i in range(rank) if spatial[i] is is_known] for is_known in (True, None)
-    )
-    space = sorted((named + unnamed)[:3])
+    spatial = [is_spatial(i) for i in range(rank)]
+    certain = [i for i in range(rank) if spatial[i] is True]
+    possible = [i for i in range(rank) if spatial[i] is None]
+    space = sorted((certain + possible)[:3])
     for letter, i in zip("xyz", space, strict=False):
         letters[i] = letter
     if len(space) < 2:
         raise header.error(
-            f"it has {len(space)} axes of space, and two at least are needed; name its axes with --axes"
+            f"at least 2 axes must be spatial, received {len(space)}; name its axes with --axes"
         )
     for i in range(rank):
-        if not letters[i] and facts[i].kind.lower() not in (*UNKNOWN, *DOMAIN, "time"):
+        if not letters[i] and facts[i].kind.lower() not in (*VAGUE_KINDS, *SPATIAL_KINDS, "time"):
             color = COLORS.get(facts[i].kind.lower()) == header.sizes()[i] and i == 0
             letter = "s" if color else "c"
             letters[i] = letter if letter not in letters else ""
@@ -139,12 +136,17 @@ def axis_letters(
             letters[i] = next(a for a in first + BATCH if a not in letters)
             guessed = guessed or spatial[i] is not False
     shown = "".join(reversed(letters))
-    note = f"the file does not say what its axes beyond space are: read as {shown}; --axes says otherwise"
+    note = (
+        f"the file does not say what its non-spatial axes are: read as {shown}; "
+        "--axes overrides this"
+    )
     return "".join(letters), [note] if guessed else []
 
 
 def output_letters(letters: str, channels: int, dtype: object = None) -> str:
-    """Batch axes first; z, y, x in this order; channels where they were among them, new ones fastest.
+    """Batch axes first, then z, y, x in this order.
+
+    Channels keep their position among z, y, x; a new channel axis is the fastest.
 
     >>> output_letters("xyz", 1), output_letters("cxyzt", 2), output_letters("zyx", 4)
     ('zyx', 'tczyx', 'zyxc')
@@ -152,7 +154,7 @@ def output_letters(letters: str, channels: int, dtype: object = None) -> str:
     batch = "".join(a for a in letters if a not in SPATIAL + CHANNEL)
     own = [a for a in letters if a in SPATIAL + CHANNEL]
     channel = "".join(a for a in own if a in CHANNEL)
-    if len(channel) == 2:  # side by side, so that planes can follow one another
+    if len(channel) == 2:  # next to each other, so that planes are contiguous
         own = [*(a for a in own if a in SPATIAL), *channel]
     space = iter(a for a in SPATIAL if a in own)
     ordered = "".join(next(space) if a in SPATIAL else a for a in own)
@@ -160,7 +162,11 @@ def output_letters(letters: str, channels: int, dtype: object = None) -> str:
 
 
 def kind_of(letter: str, axes: Axes) -> str:
-    """NRRD's kind for an axis that comes from no NRRD file."""
+    """NRRD's kind for an axis that does not come from a NRRD file.
+
+    >>> [kind_of(letter, Axes("btzyxs", (1, 1, 1, 1, 1, 3))) for letter in "btzs"]
+    ['list', 'time', 'domain', 'RGB-color']
+    """
     if letter in SPATIAL:
         return "domain"
     if letter == "s" and axes.letters.endswith("s"):

@@ -1,7 +1,8 @@
-"""NRRD: `.nrrd`, and `.nhdr` with its voxels in a file beside it; raw or gzip, either byte order, every real type.
+"""NRRD: `.nrrd`, and `.nhdr` with voxels in a file of their own.
 
-Raw voxels are a memory map; packed ones are unpacked forward only, slab by slab. The place in the world is kept in the
-world that the file names, key/value pairs as they are. `.nhdr` outputs are raw.
+Raw or gzip voxels of either byte order and every real type. Raw voxels are memory-mapped; packed
+ones are unpacked forward only, slab by slab. An output keeps its input's space and key/value pairs.
+`.nhdr` outputs are raw.
 """
 
 from __future__ import annotations
@@ -49,20 +50,20 @@ from conv3d_cli.model.volume import (
 from conv3d_cli.system.atomic import AtomicFile, suffix_of, write_errors
 from conv3d_cli.system.inputs import check_input
 
-HISTORY = "conv3d_history"  # the key whose value holds a line for each step
-SEGMENTS = "Segment0_ID"  # a key of 3D Slicer's label maps
-KEPT = ("content", "sample units", "measurement frame")  # fields that stay true of an output
+HISTORY = "conv3d_history"  # key of the history, a line for each step
+SEGMENTS = "Segment0_ID"  # key in label maps of 3D Slicer
+KEPT_FIELDS = ("content", "sample units", "measurement frame")  # they remain true of an output
 GZIP = codec_named(".gz")
 
 
 @dataclass(frozen=True)
 class NrrdSource:
-    """What a volume keeps of the NRRD file it came from.
+    """What a volume keeps of its NRRD file for an output in NRRD.
 
-    axes : Axes         as the file has them
-    facts : dict        what the file says of each, by its letter
-    space : Space       the world that the file names
-    fields, keys        texts that go into an output as they are
+    axes : Axes         of the file
+    facts : dict        letter -> what the file says about the axis
+    space : Space       that the file names
+    fields, keys : dict     texts that an output repeats
     """
 
     axes: Axes
@@ -72,15 +73,16 @@ class NrrdSource:
     keys: Mapping[str, str]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Reading
 
 
 def open_nrrd(path: str, *, axes: str | None = None, channels_first: bool = False) -> VolumeReader:
     """Open a NRRD file, or a detached header with its voxels.
 
-    axes : str or None      letters in storage order (the slowest first) that replace what the file says
-    Raises: FormatError if it is missing, truncated, damaged, or stored in a way that is not read here.
+    axes : str or None      axis letters in storage order (slowest first), in place of the file's
+    Raises: FormatError if it is missing, truncated or damaged, or if its encoding is not raw or
+        gzip; WriteError if it has to be unpacked into $TMPDIR and does not fit.
     """
     header = _read_header_of(path)
     facts = read_axes(header)
@@ -92,10 +94,10 @@ def open_nrrd(path: str, *, axes: str | None = None, channels_first: bool = Fals
     places = {a: len(stored.letters) - 1 - i for i, a in enumerate(stored.letters) if a in SPATIAL}
     grid, more = read_grid(header, places)
     for name in header.unknown:
-        more.append(f"its field '{name}' is none of NRRD's: it is left out")
+        more.append(f"NRRD has no field '{name}': it is left out")
     if "old min" in header.fields:
         more.append(
-            "its values stand for others ('old min', 'old max'): they are used as they are stored"
+            "its values were rescaled ('old min', 'old max'): they are used as they are stored"
         )
     keys = dict(header.keys)
     history = tuple(line for line in keys.get(HISTORY, "").split("\n") if is_history(line))
@@ -104,7 +106,7 @@ def open_nrrd(path: str, *, axes: str | None = None, channels_first: bool = Fals
         stored,
         own,
         read_space(header),
-        {name: header.fields[name] for name in KEPT if name in header.fields},
+        {name: header.fields[name] for name in KEPT_FIELDS if name in header.fields},
         keys,
     )
     dtype = header.dtype()
@@ -128,55 +130,60 @@ def _read_header_of(path: str) -> NrrdHeader:
 
 
 def input_files(path: str) -> tuple[str, ...]:
-    """The files of an input: one, or a header and its voxels. Raises: FormatError if the header cannot be read."""
+    """The files of an input: one, or a header and its voxels.
+
+    Raises: FormatError if the header cannot be read.
+    """
     return tuple(dict.fromkeys((path, _voxel_file(_read_header_of(path)))))
 
 
 def _voxel_file(header: NrrdHeader) -> str:
-    """The file that holds the voxels. Raises: FormatError if there are several, or none."""
+    """The file with the voxels. Raises: FormatError if there are several, or none."""
     name = header.fields.get("data file", "")
     if not name or name == "LOCAL":
         if not header.attached:
             raise header.error(
                 "truncated: its header has no end, and names no 'data file'"
-                + _leftover_pair(header.path)
+                + _missing_name_hint(header.path)
             )
         return header.path
     words = name.split()
     if words[0] == "LIST" or ("%" in words[0] and len(words) in (4, 5)):
         raise header.error(
-            "its voxels lie in several files ('data file' is a list or a pattern); make one file of them: "
+            "its voxels are in several files ('data file' is a list or a pattern); "
+            "make one file of them: "
             f"unu save -f nrrd -i {os.path.basename(header.path)} -o one.nrrd"
         )
     if "://" in name or name == "-":
         raise header.error(
-            f"its voxels are not in a file beside it, but at {name[:80]}; save them as one file"
+            f"its voxels are not in a file, but at {name[:80]}; save header and voxels as one file"
         )
     return os.path.join(os.path.dirname(header.path), name)
 
 
-def _leftover_pair(path: str) -> str:
+def _missing_name_hint(path: str) -> str:
     return "" if suffix_of(path) == ".nrrd" else "; add the line 'data file: NAME'"
 
 
 def _open_voxels(header: NrrdHeader, volume: VolumeHeader, stored: np.dtype[Any]) -> VolumeReader:
-    encoding = header.need("encoding").lower()
+    encoding = header.require("encoding").lower()
     if encoding not in ("raw", "gzip", "gz"):
         raise header.error(
-            f"its encoding is {encoding[:40]}, and raw and gzip are read; convert it: unu save -f nrrd -e gzip"
+            f"its encoding is {encoding[:40]}, and only raw and gzip can be read; "
+            "convert it: unu save -f nrrd -e gzip"
         )
     path = _voxel_file(header)
     try:
         size = check_input(path)
-    except FormatError as error:  # path is not what the user named
+    except FormatError as error:  # names a file that the user did not name
         raise header.error(str(error).removeprefix("cannot read ") + " (its 'data file')") from None
     with ExitStack() as opened:
         file: BinaryIO = opened.enter_context(open(path, "rb"))
         file.seek(header.size if path == header.path else 0)
-        for _ in range(header.whole("line skip", 0, 0)):
+        for _ in range(header.integer("line skip", 0, 0)):
             if not file.readline():
                 raise header.error(f"truncated: {path} has fewer lines than 'line skip' says")
-        start, skip = file.tell(), header.whole("byte skip", 0, -1)
+        start, skip = file.tell(), header.integer("byte skip", 0, -1)
         nbytes = math.prod(volume.axes.shape) * stored.itemsize
         if encoding == "raw":
             offset = size - nbytes if skip == -1 else start + skip
@@ -188,12 +195,13 @@ def _open_voxels(header: NrrdHeader, volume: VolumeHeader, stored: np.dtype[Any]
             opened.pop_all()
             return reader
     if skip == -1:
-        raise header.error("'byte skip' is -1, which is for raw voxels, and these are packed")
+        raise header.error("'byte skip' is -1, which is for raw voxels, but these are gzip")
     assert GZIP is not None
     if skip + nbytes > (size - start) * GZIP.largest_inflation:
         raise header.error(
-            f"truncated or damaged: its header promises {skip + nbytes} bytes (shape {volume.axes.shape}, {stored}), more "
-            f"than {size - start} packed bytes can hold"
+            f"truncated or damaged: its header promises {skip + nbytes} bytes "
+            f"(shape {volume.axes.shape}, {stored}), "
+            f"more than {size - start} packed bytes can hold"
         )
     return open_packed(PackedStream(path, GZIP, start), volume, stored, skip)
 
@@ -203,7 +211,7 @@ def nrrd_content(path: str) -> str:
     return "labels" if SEGMENTS in _read_header_of(path).keys else ""
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Writing
 
 
@@ -228,13 +236,15 @@ def create_nrrd(
 ) -> VolumeWriter:
     """Start a NRRD file, or a detached header with its voxels.
 
-    Raises: OutputExistsError; WriteError for what NRRD cannot hold; SpecError for a compressed .nhdr.
+    Raises: OutputExistsError; WriteError for a dtype or a shape that NRRD cannot store; SpecError
+        for a compressed .nhdr.
     """
     packs = options.compression != "none"
     names = output_names(path)
     if packs and len(names) == 2:
         raise SpecError(
-            f"cannot write {path}: --compression is for .nrrd, and .nhdr is written raw; leave it out"
+            f"cannot write {path}: --compression is for .nrrd, and .nhdr is written raw; "
+            "leave it out"
         )
     fields, keys, notes = output_fields(path, header, "gzip" if packs else "raw")
     if len(names) == 2:
@@ -273,7 +283,11 @@ def create_nrrd(
 def output_fields(
     path: str, header: VolumeHeader, encoding: str
 ) -> tuple[dict[str, str], dict[str, str], list[str]]:
-    """The fields and key/value pairs of an output, and notes. Raises: WriteError."""
+    """The fields and key/value pairs of an output, and notes.
+
+    encoding : str      "raw" or "gzip"
+    Raises: WriteError for an empty volume, or a dtype that NRRD does not have.
+    """
     if math.prod(header.shape) == 0:
         raise WriteError(f"cannot write {path}: NRRD holds no empty volume, shape {header.shape}")
     notes = []
@@ -319,7 +333,7 @@ def output_fields(
 
 
 def _facts_of(letter: str, axes: Axes, source: NrrdSource | None) -> AxisFacts:
-    """What an output says of an axis: what its file said, where that stays true."""
+    """What an output says about an axis: what its file said, as far as it is still true."""
     if source is None or letter not in source.facts:
         kind = kind_of(letter, axes)
         return AxisFacts(kind, letter if kind == "list" else "")

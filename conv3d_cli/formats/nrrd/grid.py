@@ -1,8 +1,9 @@
-"""The place of a NRRD volume in the world: space, directions, origin, spacings and units, read and written.
+"""The grid of a NRRD volume: space, directions, origin, spacings and units, read and written.
 
-The world of `Grid` is NIfTI's: x to the right, y to the front, z up. Files say which world is theirs; ITK, SimpleITK and
-3D Slicer write left-posterior-superior, and take every world for it that does not say right or anterior. So does this module,
-so that a volume lies in the same place whichever program converts it.
+The world of `Grid` is NIfTI's: x points to the right, y to the front, z up. A NRRD file names its
+own space. ITK, SimpleITK and 3D Slicer write left-posterior-superior, and read every space that
+does not say right or anterior as that one. So does this module, so that a volume gets the same
+position whichever program converts it.
 """
 
 from __future__ import annotations
@@ -17,17 +18,17 @@ import numpy as np
 from conv3d_cli.formats.nrrd.header import NrrdHeader, number, quoted, vector
 from conv3d_cli.model.grid import UNITS, Grid, affine_from_spacing, spacing_of_affine, unit_name
 
-LARGEST = 1e38  # of any number here, so that lengths do not overflow
+LARGEST = 1e38  # allowed magnitude of numbers, so that lengths do not overflow
 
 
 @dataclass(frozen=True)
 class Space:
-    """The world of a file.
+    """The space (world) of a file.
 
-    name : str              as NRRD writes it; "" without one
-    dimension : int         numbers of a vector in it; 0 if the file has none
-    flip : 3 numbers        by which they become NIfTI's x, y, z
-    anatomical : bool       the axes point into a subject's directions
+    name : str              NRRD's name; "" if the file gives none
+    dimension : int         numbers of a vector in it; 0 if the file has no space
+    flip : 3 ints           1 or -1: factors from its x, y, z to NIfTI's
+    anatomical : bool       True if its axes are directions of a subject's body
     """
 
     name: str
@@ -37,12 +38,17 @@ class Space:
 
     @property
     def time(self) -> bool:
-        """Whether a vector has a fourth number, which is time (ITK writes series in such a space, without a name)."""
+        """True if vectors have a fourth number, time. ITK writes series so, without a name."""
         return self.dimension == 4
 
 
 class Sampling(NamedTuple):
-    """Where the voxels along an axis lie, for axes that have no direction: step and first position (NaN: unknown), unit."""
+    """Positions of the voxels along an axis without a direction.
+
+    step, first : float     distance of voxels, and position of the first voxel, in `unit`; NaN if
+                            unknown
+    unit : str              as in the file; "" if it gives none
+    """
 
     step: float = math.nan
     first: float = math.nan
@@ -70,24 +76,25 @@ SPACES = {
 
 
 def read_space(header: NrrdHeader) -> Space:
-    """The world that a file names. Raises: FormatError for one that NRRD does not have."""
+    """The space that a file names. Raises: FormatError for a name that NRRD does not have."""
     name = header.fields.get("space", "")
     if not name:
-        return Space("", header.whole("space dimension", 0))
+        return Space("", header.integer("space dimension", 0))
     found = SPACES.get(name.lower())
     if found is None:
-        raise header.error(f"its space '{name[:60]}' is none of NRRD's, such as {', '.join(_BODY)}")
+        raise header.error(f"NRRD has no space '{name[:60]}'; it has {', '.join(_BODY)} and others")
     return found
 
 
 def read_directions(header: NrrdHeader, space: Space) -> list[list[float] | None] | None:
-    """The step in the world along each axis, None for one that is not space; None without the field.
+    """The vector from voxel to voxel along each axis, in the file's space.
 
+    None for an axis that is not spatial. Returns None if the field is missing.
     Raises: FormatError.
     """
     if header.fields.get("space directions") and not space.dimension:
         raise header.error(
-            "it has 'space directions' and no 'space' or 'space dimension' that they lie in"
+            "it has 'space directions', but no 'space' or 'space dimension' that they belong to"
         )
     found = header.vectors("space directions", space.dimension)
     if found is None:
@@ -99,20 +106,21 @@ def read_directions(header: NrrdHeader, space: Space) -> list[list[float] | None
 
 
 def read_grid(header: NrrdHeader, places: Mapping[str, int]) -> tuple[Grid, list[str]]:
-    """The grid of a file, and notes on what it says in vain.
+    """The grid of a file, and notes on fields that are ignored.
 
-    places : dict       the position, in NRRD's order, of the axes that are z, y, x
-    Lengths are in the file's unit, mm if it names none, as ITK and 3D Slicer take it.
-    Raises: FormatError for directions or spacings without meaning.
+    Lengths are in the file's unit, or in mm if it names none, as in ITK and 3D Slicer.
+
+    places : dict       letter (z, y, x) -> position of its axis, in NRRD's order
+    Raises: FormatError for impossible directions or spacings.
     """
     space = read_space(header)
     directions = read_directions(header, space)
     if directions is not None:
-        return _oriented(header, space, directions, places)
-    return _spaced(header, places)
+        return _grid_from_directions(header, space, directions, places)
+    return _grid_from_spacings(header, places)
 
 
-def _oriented(
+def _grid_from_directions(
     header: NrrdHeader,
     space: Space,
     directions: Sequence[Sequence[float] | None],
@@ -120,12 +128,12 @@ def _oriented(
 ) -> tuple[Grid, list[str]]:
     if space.dimension not in (2, 3) and not space.time:
         return Grid(), [
-            f"its space has {space.dimension} dimensions: voxel sizes and places are left out"
+            f"its space has {space.dimension} dimensions: voxel sizes and positions are left out"
         ]
     steps = [directions[place] for place in places.values()]
     if any(step is None or any(step[3:]) for step in steps):
         return Grid(), [
-            "some axis of space has no direction in space: voxel sizes and places are left out"
+            "a spatial axis has no direction in space: voxel sizes and positions are left out"
         ]
     size = min(space.dimension, 3)
     affine = np.eye(4)
@@ -137,7 +145,7 @@ def _oriented(
     if "z" not in places:
         affine[:3, 2] = _normal(affine[:3, 0], affine[:3, 1])
     elif size == 2:
-        raise header.error("three axes of space cannot lie in a space of two dimensions")
+        raise header.error("it has three spatial axes, but its space has two dimensions")
     origin = (header.vectors("space origin", space.dimension, 1) or [None])[0]
     if origin is not None and not all(math.isnan(part) for part in origin):
         affine[:size, 3] = origin[:size]
@@ -145,23 +153,23 @@ def _oriented(
     affine += 0.0
     if not (np.abs(affine) <= LARGEST).all() or min(spacing_of_affine(affine)) == 0:
         raise header.error(
-            f"its directions have no meaning: {header.fields['space directions'][:100]}, origin "
-            f"{header.fields.get('space origin', 'none')[:60]}"
+            f"its directions have no meaning: {header.fields['space directions'][:100]}, "
+            f"origin {header.fields.get('space origin', 'none')[:60]}"
         )
-    unit, factors, notes = _units(header.texts("space units", space.dimension), range(size))
+    unit, factors, notes = _common_unit(header.texts("space units", space.dimension), range(size))
     affine[:3] *= np.array([*factors, 1.0][:3])[:, None]
     return Grid(spacing_of_affine(affine), unit, affine, anatomical=space.anatomical), notes
 
 
 def _normal(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """A vector of length 1 that is orthogonal to two: the step to the next plane where a file has one."""
+    """The unit vector orthogonal to two: the step between planes, if a file has only one."""
     normal = np.cross(one, other)
     length = float(np.linalg.norm(normal))
     return normal / length if math.isfinite(length) and length > 0 else np.array([0.0, 0.0, 1.0])
 
 
-def _spaced(header: NrrdHeader, places: Mapping[str, int]) -> tuple[Grid, list[str]]:
-    """The grid of a file without directions: spacings, or the positions of the first and the last voxel."""
+def _grid_from_spacings(header: NrrdHeader, places: Mapping[str, int]) -> tuple[Grid, list[str]]:
+    """The grid of a file without directions: from spacings, or from axis mins and maxs."""
     spacings, mins = header.numbers("spacings"), header.numbers("axis mins")
     maxs, centers = header.numbers("axis maxs"), header.words("centers")
     steps, firsts = {"z": 1.0}, {"z": 0.0}
@@ -179,10 +187,10 @@ def _spaced(header: NrrdHeader, places: Mapping[str, int]) -> tuple[Grid, list[s
                 f"its spacing along {letter} has no meaning: {step:g}, from {low:g} on"
             )
         steps[letter] = step
-        # a minimum is the edge of the first voxel, unless voxels are points
+        # the axis min is the edge of the first voxel; with centers "node", it is its centre
         firsts[letter] = 0.0 if math.isnan(low) else low if node else low + step / 2
     along = [places[a] for a in "xyz" if a in places]
-    unit, factors, notes = _units(header.texts("units"), along)
+    unit, factors, notes = _common_unit(header.texts("units"), along)
     for letter, factor in zip((a for a in "xyz" if a in places), factors, strict=True):
         steps[letter], firsts[letter] = steps[letter] * factor, firsts[letter] * factor
     d, h, w = (steps[a] for a in "zyx")
@@ -190,10 +198,15 @@ def _spaced(header: NrrdHeader, places: Mapping[str, int]) -> tuple[Grid, list[s
     return Grid((abs(d), abs(h), abs(w)), unit, affine), notes
 
 
-def _units(
+def _common_unit(
     texts: Sequence[str] | None, chosen: Sequence[int]
 ) -> tuple[str | None, list[float], list[str]]:
-    """The unit of the chosen entries, the factors that bring each to the first one's, and a note where it is none of ours."""
+    """The unit of the first chosen entry, the factor that converts each to it, and notes.
+
+    texts : list or None    a unit for each axis; None if the file names none
+    chosen : ints           entries of `texts` to use
+    The unit is None, with a note, if one of them is not a length.
+    """
     named = [] if texts is None else [texts[i] for i in chosen]
     if not any(named):
         return "mm", [1.0] * len(chosen), []
@@ -204,16 +217,13 @@ def _units(
         return (
             None,
             [1.0] * len(chosen),
-            [f"its unit '{odd[:30]}' is no unit of length: voxel sizes have none"],
+            [f"its unit '{odd[:30]}' is not a unit of length: voxel sizes have no unit"],
         )
-    return (
-        first,
-        [1.0 if u == first else UNITS[u] / UNITS[first] for u in units if u is not None],
-        [],
-    )
+    factors = [1.0 if u == first else UNITS[u] / UNITS[first] for u in units if u is not None]
+    return first, factors, []
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Writing
 
 
@@ -224,12 +234,13 @@ def grid_fields(
     others: Mapping[str, Sampling],
     nodes: Container[str],
 ) -> dict[str, str]:
-    """The fields that say where voxels lie.
+    """The fields that describe a grid: space, directions and origin, or spacings.
 
     letters : str           of the axes, the fastest first
-    space : Space or None   of the file the volume comes from; None: a subject's is left-posterior-superior, as ITK has it
-    others : dict           what is known of axes that are not space
-    nodes : letters         of axes whose voxels are points, not cells
+    space : Space or None   of the file that the volume comes from; None: left-posterior-superior
+                            for anatomical grids, as in ITK
+    others : dict           letter -> sampling of an axis that is not spatial
+    nodes : letters         of axes whose voxels are points (centers "node"), not cells
     """
     fields: dict[str, str] = {}
     samplings = {a: known for a, known in others.items() if a in letters}
@@ -237,12 +248,9 @@ def grid_fields(
         if space is None or not space.dimension or space.anatomical != grid.anatomical:
             space = SPACES["lps" if grid.anatomical else "3dr"]
         matrix = np.array(space.flip, float)[:, None] * grid.affine[:3]
-        columns, origin, units = (
-            dict(zip("xyz", matrix.T.tolist(), strict=False)),
-            matrix[:, 3].tolist(),
-            [grid.unit] * 3,
-        )
-        timed = "t" in letters  # in a space of three dimensions ITK reads no series
+        columns = dict(zip("xyz", matrix.T.tolist(), strict=False))
+        origin, units = matrix[:, 3].tolist(), [grid.unit] * 3
+        timed = "t" in letters  # ITK reads no series in a space of three dimensions
         if timed:
             time = samplings.pop("t", UNSAMPLED)
             columns = {a: [*step, 0.0] for a, step in columns.items()}
@@ -280,7 +288,10 @@ def grid_fields(
 
 
 def _is_aligned(grid: Grid, space: Space | None) -> bool:
-    """Whether spacings and positions along the axes say all that is known: of volumes in nobody's world, as microscopes make."""
+    """True if spacings and positions along the axes are enough to describe the grid.
+
+    That is so for grids without rotation in no named space, such as those of microscopes.
+    """
     if grid.affine is None or grid.anatomical or (space is not None and space.dimension):
         return False
     return np.array_equal(grid.affine[:3, :3], np.diag(np.diag(grid.affine)[:3]))

@@ -1,7 +1,8 @@
-"""The text at the head of a NRRD file: its fields and key/value pairs, read and written.
+"""The text header of a NRRD file: its fields and key/value pairs, read and written.
 
-Source: "Definition of NRRD File Format", https://teem.sourceforge.net/nrrd/format.html. What the fields mean for axes and
-places is in axes.py and grid.py.
+axes.py and grid.py interpret the fields of axes and of the world.
+
+Source: "Definition of NRRD File Format", https://teem.sourceforge.net/nrrd/format.html.
 """
 
 from __future__ import annotations
@@ -16,21 +17,24 @@ import numpy as np
 
 from conv3d_cli.errors import FormatError, WriteError
 
-MOST_BYTES = 16 << 20  # of a header; one with the gradients of a diffusion scan has some 10 kB
-MOST_AXES = 16  # NRRD_DIM_MAX of Teem
-LONGEST_SHOWN = 60  # characters of a damaged line that a message repeats
+MAX_HEADER_BYTES = 16 << 20  # a header with the gradients of a diffusion scan has some 10 kB
+MAX_AXES = 16  # NRRD_DIM_MAX of Teem
+MAX_QUOTED = 60  # characters of a damaged line that a message repeats
 
 FIELDS = (
-    "dimension", "type", "block size", "encoding", "endian", "content", "old min", "old max", "min", "max", "data file",
-    "line skip", "byte skip", "number", "sample units", "sizes", "spacings", "thicknesses", "axis mins", "axis maxs", "centers",
-    "labels", "units", "kinds", "space", "space dimension", "space units", "space origin", "space directions",
+    *("dimension", "type", "block size", "encoding", "endian", "content", "number"),
+    *("old min", "old max", "min", "max", "sample units"),
+    *("data file", "line skip", "byte skip"),
+    *("sizes", "spacings", "thicknesses", "axis mins", "axis maxs", "centers", "labels"),
+    *("units", "kinds"),
+    *("space", "space dimension", "space units", "space origin", "space directions"),
     "measurement frame",
-)  # fmt: skip
+)
 ALIASES = {"centerings": "centers"} | {
     name.replace(" ", ""): name for name in FIELDS if " " in name
 }
 
-# the first name of each is the one that is written
+# dtype code -> NRRD's names; the first one is written
 TYPES: dict[str, tuple[str, ...]] = {
     "u1": ("unsigned char", "uchar", "uint8", "uint8_t"),
     "i1": ("signed char", "int8", "int8_t"),
@@ -56,13 +60,14 @@ TYPE_CODES = {name: code for code, names in TYPES.items() for name in names}
 
 @dataclass(frozen=True)
 class NrrdHeader:
-    """The header of a file, each field as the text that stands there.
+    """The header of a file, with each field as the text that the file has.
 
-    fields : dict       by their names in `FIELDS`
+    path : str          for error messages
+    fields : dict       name in `FIELDS` -> text
     keys : dict         the key/value pairs, in the file's order
-    unknown : tuple     names of fields that NRRD does not have
-    size : int          bytes of the header with the empty line that ends it
-    attached : bool     whether that line is there, and voxels may follow
+    unknown : tuple     names of fields that NRRD does not define
+    size : int          bytes of the header, including the empty line that ends it
+    attached : bool     True if that line is there, so that voxels may follow
     """
 
     path: str
@@ -73,77 +78,93 @@ class NrrdHeader:
     attached: bool
 
     def error(self, text: str) -> FormatError:
-        """What is wrong with the header, as the error to be raised."""
+        """The error to raise for a damaged header."""
         return FormatError(f"cannot read {self.path}: {text}")
 
-    def need(self, name: str) -> str:
-        """The text of a field. Raises: FormatError if there is none."""
+    def require(self, name: str) -> str:
+        """The text of a field. Raises: FormatError if the field is missing or empty."""
         if not self.fields.get(name):
             raise self.error(f"its header has no field '{name}'; it is damaged, or cut off")
         return self.fields[name]
 
-    def whole(self, name: str, default: int | None = None, least: int = 1) -> int:
-        """A whole number. Raises: FormatError if it is none, or below `least`."""
-        text = self.fields.get(name, "") if default is not None else self.need(name)
+    def integer(self, name: str, default: int | None = None, least: int = 1) -> int:
+        """The integer of a field.
+
+        default : int or None   of a missing field; None: the field is required
+        Raises: FormatError if the text is not an integer of at least `least`.
+        """
+        text = self.fields.get(name, "") if default is not None else self.require(name)
         if default is not None and not text:
             return default
         if not re.fullmatch(r"[+-]?\d{1,18}", text) or int(text) < least:
             raise self.error(
-                f"'{name}' must be a whole number from {least} on, received '{shortened(text)}'"
+                f"'{name}' must be a whole number of at least {least}, received '{shortened(text)}'"
             )
         return int(text)
 
     def sizes(self) -> tuple[int, ...]:
         """Sizes of the axes, the fastest first. Raises: FormatError."""
-        rank = self.whole("dimension")
-        words = self.need("sizes").split()
-        if rank > MOST_AXES:
-            raise self.error(f"a NRRD has at most {MOST_AXES} axes, its header says {rank}")
+        rank = self.integer("dimension")
+        words = self.require("sizes").split()
+        if rank > MAX_AXES:
+            raise self.error(f"a NRRD has at most {MAX_AXES} axes, its header says {rank}")
         if len(words) != rank or not all(
             re.fullmatch(r"\d{1,18}", word) and int(word) > 0 for word in words
         ):
             raise self.error(
-                f"'sizes' must be {rank} whole numbers from 1 on, received '{shortened(self.fields['sizes'])}'"
+                f"'sizes' must be {rank} whole numbers of at least 1, "
+                f"received '{shortened(self.fields['sizes'])}'"
             )
         return tuple(int(word) for word in words)
 
     def dtype(self) -> np.dtype[Any]:
         """The dtype of the stored voxels, in the file's byte order. Raises: FormatError."""
-        name = " ".join(self.need("type").lower().split())
+        name = " ".join(self.require("type").lower().split())
         if name == "block":
             raise self.error("its voxels are blocks of bytes without a number type; save numbers")
         if name not in TYPE_CODES:
-            raise self.error(f"its type '{shortened(name)}' is none of NRRD's")
+            raise self.error(f"NRRD has no type '{shortened(name)}'")
         dtype = np.dtype(TYPE_CODES[name])
         if dtype.itemsize == 1:
             return dtype
-        endian = self.need("endian").lower()
+        endian = self.require("endian").lower()
         if endian not in ("little", "big"):
-            raise self.error(f"'endian' is little or big, received '{shortened(endian)}'")
+            raise self.error(f"'endian' must be little or big, received '{shortened(endian)}'")
         return dtype.newbyteorder("<" if endian == "little" else ">")
 
     def words(self, name: str) -> list[str] | None:
-        """A word for each axis; None without the field. Raises: FormatError."""
-        return self._counted(name, self.fields.get(name, "").split())
+        """The word for each axis; None if the field is missing. Raises: FormatError."""
+        return self._checked_count(name, self.fields.get(name, "").split())
 
     def numbers(self, name: str) -> list[float] | None:
-        """A number for each axis, NaN where there is none. Raises: FormatError."""
+        """The number for each axis (NaN: unknown); None if the field is missing.
+
+        Raises: FormatError.
+        """
         words = self.words(name)
         return None if words is None else [self._number(name, word) for word in words]
 
     def texts(self, name: str, count: int | None = None) -> list[str] | None:
-        """A quoted text for each axis, or `count` of them. Raises: FormatError."""
+        """The quoted text for each axis, without quotes and escapes; None if the field is missing.
+
+        count : int or None     number of texts; None: one for each axis
+        Raises: FormatError.
+        """
         text = self.fields.get(name, "")
         if not re.fullmatch(r'(\s*"(?:[^"\\]|\\.)*")*\s*', text):
             raise self.error(f"'{name}' must be texts in quotes, received '{shortened(text)}'")
-        return self._counted(
-            name, [unescaped(part, '"') for part in re.findall(r'"((?:[^"\\]|\\.)*)"', text)], count
-        )
+        found = [unescaped(part, '"') for part in re.findall(r'"((?:[^"\\]|\\.)*)"', text)]
+        return self._checked_count(name, found, count)
 
     def vectors(
         self, name: str, length: int, count: int | None = None
     ) -> list[list[float] | None] | None:
-        """A vector of `length` numbers, or None for "none", for each axis or `count` of them. Raises: FormatError."""
+        """The vector for each axis; None for "none". None if the field is missing.
+
+        length : int            numbers of a vector
+        count : int or None     number of vectors; None: one for each axis
+        Raises: FormatError.
+        """
         text = self.fields.get(name, "")
         if not re.fullmatch(r"(\s*(none|\([^()]*\)))*\s*", text):
             raise self.error(
@@ -157,9 +178,12 @@ class NrrdHeader:
                     f"'{name}' must hold vectors of {length} numbers, received {shortened(part)}"
                 )
             found.append(None if part == "none" else [self._number(name, word) for word in words])
-        return self._counted(name, found, count)
+        return self._checked_count(name, found, count)
 
-    def _counted(self, name: str, values: list[Any], count: int | None = None) -> list[Any] | None:
+    def _checked_count(
+        self, name: str, values: list[Any], count: int | None = None
+    ) -> list[Any] | None:
+        """The values of a field; None if it is missing. Raises: FormatError for another count."""
         expected = len(self.sizes()) if count is None else count
         if not self.fields.get(name):
             return None
@@ -177,13 +201,20 @@ class NrrdHeader:
 
 
 def shortened(text: str) -> str:
-    """A text of one line and moderate length, for messages."""
+    """A text as messages quote it: at most `MAX_QUOTED` characters, all printable.
+
+    >>> shortened("an" * 31 + chr(7))
+    'anananananananananananananananananananananananananananananan...'
+    """
     text = "".join(letter if letter.isprintable() else "?" for letter in text)
-    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
+    return text if len(text) <= MAX_QUOTED else f"{text[:MAX_QUOTED]}..."
 
 
 def read_header(file: BinaryIO, path: str) -> NrrdHeader:
-    """Read the header at the start of a file, which is left where voxels begin. Raises: FormatError."""
+    """Read the header at the start of a file, and leave the file where voxels begin.
+
+    Raises: FormatError if it is not NRRD, or damaged.
+    """
     magic = file.readline(32).rstrip(b"\r\n")
     if not re.fullmatch(rb"NRRD000\d", magic):
         raise FormatError(
@@ -191,18 +222,19 @@ def read_header(file: BinaryIO, path: str) -> NrrdHeader:
         )
     if magic[-1:] not in b"12345":
         raise FormatError(
-            f"cannot read {path}: NRRD of version {magic[-1:].decode()}, and 1 to 5 are known"
+            f"cannot read {path}: it is NRRD version {magic[-1:].decode()}; "
+            "versions 1 to 5 can be read"
         )
     fields: dict[str, str] = {}
     keys: dict[str, str] = {}
     unknown = []
     attached = False
-    while line := file.readline(MOST_BYTES):
-        if file.tell() > MOST_BYTES:
+    while line := file.readline(MAX_HEADER_BYTES):
+        if file.tell() > MAX_HEADER_BYTES:
             raise FormatError(
-                f"cannot read {path}: its header has no end within {MOST_BYTES >> 20} MiB"
+                f"cannot read {path}: its header has no end within {MAX_HEADER_BYTES >> 20} MiB"
             )
-        # text of other encodings passes through unchanged
+        # keeps the bytes of other encodings
         text = line.rstrip(b"\r\n").decode("utf-8", "surrogateescape")
         if not text:
             attached = True
@@ -212,7 +244,7 @@ def read_header(file: BinaryIO, path: str) -> NrrdHeader:
         colon = text.find(":")
         if colon < 1:
             raise FormatError(
-                f"cannot read {path}: its header is damaged: '{shortened(text)}' is no field"
+                f"cannot read {path}: its header is damaged: '{shortened(text)}' is not a field"
             )
         pair = text.find(":=")
         plain = text.find(": ")
@@ -230,12 +262,12 @@ def read_header(file: BinaryIO, path: str) -> NrrdHeader:
             )
         fields[name] = text[colon + 1 :].strip()
         if name == "data file" and fields[name].split()[:1] == ["LIST"]:
-            break  # names of files follow to the end
+            break  # the rest of the file is a list of names
     return NrrdHeader(path, fields, keys, tuple(unknown), file.tell(), attached)
 
 
 def unescaped(text: str, quote: str = "") -> str:
-    r"""A text without its escapes: \n and \\, and before a quote.
+    r"""Replace the escapes of a text: \n, \\ and, if `quote` is given, \".
 
     >>> unescaped(r"two\nlines \\n")
     'two\nlines \\n'
@@ -245,7 +277,7 @@ def unescaped(text: str, quote: str = "") -> str:
 
 
 def escaped(text: str) -> str:
-    r"""A text on one line.
+    r"""A text on one line, with line ends and backslashes escaped.
 
     >>> print(escaped("two\nlines"))
     two\nlines
@@ -254,12 +286,16 @@ def escaped(text: str) -> str:
 
 
 def quoted(texts: Iterable[str]) -> str:
-    """Texts in quotes, as `NrrdHeader.texts` reads them."""
+    """Texts in quotes, as `NrrdHeader.texts` reads them.
+
+    >>> print(quoted(["mm", 'a "b"']))
+    "mm" "a \\"b\\""
+    """
     return " ".join('"' + escaped(text).replace('"', '\\"') + '"' for text in texts)
 
 
 def vector(numbers: Iterable[float] | None) -> str:
-    """A vector as NRRD writes it; every digit is kept.
+    """A vector as NRRD writes it, with all digits.
 
     >>> vector([0.1, -0.0, 3]), vector(None)
     ('(0.1,0,3)', 'none')
@@ -268,13 +304,17 @@ def vector(numbers: Iterable[float] | None) -> str:
 
 
 def number(value: float) -> str:
-    """A number as NRRD writes it: whole ones without a point, NaN as "nan"."""
+    """A number as NRRD writes it: integers without a point, NaN as "nan".
+
+    >>> number(2.0), number(0.1), number(math.nan)
+    ('2', '0.1', 'nan')
+    """
     value = float(value) + 0.0
     return repr(value).removesuffix(".0") if math.isfinite(value) else "nan"
 
 
 def type_name(dtype: np.dtype[Any], path: str) -> str:
-    """NRRD's name for a dtype. Raises: WriteError if it has none."""
+    """NRRD's name for a dtype. Raises: WriteError if NRRD has none."""
     names = TYPES.get(f"{dtype.kind}{dtype.itemsize}")
     if dtype.kind == "f" and dtype.itemsize == 2:
         raise WriteError(f"cannot write {path}: NRRD has no float16; pass --dtype float32")
@@ -284,7 +324,7 @@ def type_name(dtype: np.dtype[Any], path: str) -> str:
 
 
 def header_text(fields: Mapping[str, str], keys: Mapping[str, str]) -> bytes:
-    """A header as bytes, without the empty line that ends an attached one."""
+    """A header as bytes, without the empty line that ends an attached header."""
     version = 5 if "measurement frame" in fields else 4
     lines = [
         f"NRRD000{version}",

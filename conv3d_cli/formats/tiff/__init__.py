@@ -1,4 +1,4 @@
-"""TIFF in its dialects (ImageJ, OME, tifffile's own, plain): directories, pages, metadata, and the format itself."""
+"""TIFF of ImageJ, OME, tifffile or none: directories, pages, metadata, and the format itself."""
 
 from __future__ import annotations
 

@@ -1,11 +1,12 @@
-"""Compressed TIFF: strips and tiles unpacked side by side, and pages written in packed strips.
+"""Compressed TIFF: decoding strips and tiles in parallel, and writing pages in packed strips.
 
-tifffile knows what strips and tiles are, and their predictors. Deflate and zstd are unpacked here, faster and never into
-more than a strip's own voxels; other codecs are tifffile's, which for most of them needs imagecodecs. Only the TIFF modules
-use this one.
+tifffile finds strips and tiles, and undoes their predictors. This module unpacks deflate and zstd,
+faster than tifffile and never into more bytes than a strip's own. tifffile decodes the other
+codecs, and needs imagecodecs for most of them.
 
-What is written any program may be asked to read. Integers of up to 32 bits go through the horizontal predictor, which saves
-a quarter of a noisy scan; floating-point numbers go as they are, since their predictor is unknown to ImageJ.
+Other programs must be able to read an output. Integers of up to 32 bits are written with the
+horizontal predictor, which makes a noisy scan a quarter smaller; floating-point numbers without a
+predictor, since ImageJ does not know theirs.
 """
 
 from __future__ import annotations
@@ -27,31 +28,36 @@ from conv3d_cli.formats.tiff import COMPRESSIONS, DEFLATE, OLD_DEFLATE, ZSTD
 from conv3d_cli.model.volume import Array, Axes, VolumeHeader, VolumeWriter
 from conv3d_cli.system.atomic import AtomicFile, write_errors
 
-HORIZONTAL = 2  # the predictor for integers
-MSB_FIRST = 1  # the order of bits in all but old fax files
-# of voxels in a strip, what tifffile takes, too; part of what decides an output's bytes
+HORIZONTAL = 2  # predictor for integers
+MSB_FIRST = 1  # order of bits in all but old fax files
+# Voxels of a strip, as in tifffile; affects an output's bytes.
 STRIP_BYTES = 1 << 18
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Unpacking
+# --------------------------------------------------------------------------------------------------
+# Reading
 
 
 def unpack_deflate(data: bytes, size: int) -> bytes:
-    """The first `size` bytes of a zlib stream, fewer if there are no more. Raises: ValueError if it breaks off."""
+    """The first `size` unpacked bytes of a zlib stream, fewer if it has no more.
+
+    Raises: ValueError if it breaks off.
+    """
     from isal import isal_zlib
 
     stream = isal_zlib.decompressobj()
     values: bytes = stream.decompress(data, size)
-    if (
-        not stream.eof and not stream.decompress(stream.unconsumed_tail, 1) and not stream.eof
-    ):  # the checksum follows
+    # the checksum may follow
+    if not stream.eof and not stream.decompress(stream.unconsumed_tail, 1) and not stream.eof:
         raise ValueError("its deflate stream breaks off")
     return values
 
 
 def unpack_zstd(data: bytes, size: int) -> bytes:
-    """The first `size` bytes of a zstd frame, fewer if there are no more. Raises: ValueError if it breaks off."""
+    """The first `size` unpacked bytes of a zstd frame, fewer if it has no more.
+
+    Raises: ValueError if it breaks off.
+    """
     stream = zstd_module().ZstdDecompressor()
     values: bytes = stream.decompress(data, max_length=size)
     while not stream.eof and len(values) < size:
@@ -76,13 +82,18 @@ def _unpacker(compression: int) -> Callable[[bytes, int], bytes] | None:
 
 
 def unpack_here(keyframe: Any) -> None:
-    """Have a page, and those like it, unpacked by this module where it can; tifffile does the rest as with uncompressed ones."""
+    """Make tifffile unpack a page, and the pages like it, with this module, if it knows the codec.
+
+    tifffile then treats the strips as uncompressed.
+
+    keyframe : TiffPage     of tifffile; changed
+    """
     unpack = _unpacker(keyframe.compression)
     if unpack is None or keyframe.fillorder != MSB_FIRST or keyframe.dtype is None:
         return
     unpacked = copy.copy(keyframe)
     unpacked.compression = 1
-    for name in ("decode", "hash"):  # worked out from the compression, once
+    for name in ("decode", "hash"):  # cached properties that depend on the compression
         unpacked.__dict__.pop(name, None)
     size = segment_bytes(keyframe)
 
@@ -93,7 +104,7 @@ def unpack_here(keyframe: Any) -> None:
 
 
 def segment_bytes(keyframe: Any) -> int:
-    """Bytes of an unpacked strip or tile."""
+    """Bytes of an unpacked strip or tile of a page."""
     if keyframe.is_tiled:
         voxels = keyframe.tiledepth * keyframe.tilelength * keyframe.tilewidth
     else:
@@ -102,13 +113,14 @@ def segment_bytes(keyframe: Any) -> int:
     return int(voxels * samples * keyframe.dtype.itemsize)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Packing
+# --------------------------------------------------------------------------------------------------
+# Writing
 
 
 def differences(values: Array) -> Array:
-    """Each voxel (rows, width, samples) less its neighbour to the left, modulo 2^bits: TIFF's predictor 2.
+    """Each voxel minus its left neighbour, modulo 2^bits: TIFF's horizontal predictor.
 
+    values : integers (rows, width, samples)
     >>> differences(np.array([[[5], [7], [4]]], np.uint8)).ravel().tolist()
     [5, 2, 253]
     """
@@ -118,7 +130,7 @@ def differences(values: Array) -> Array:
 
 
 def predictor_of(dtype: np.dtype[Any]) -> int | None:
-    """The predictor that voxels of a dtype are packed with."""
+    """TIFF's code of the predictor for voxels of a dtype; None without one."""
     return HORIZONTAL if dtype.kind in "iu" and dtype.itemsize <= 4 else None
 
 
@@ -131,14 +143,20 @@ def _pack(data: memoryview, compression: int, level: int) -> bytes:
     from isal import isal_zlib
 
     packed = isal_zlib.compress(data, level)
-    # isal's quickest levels make noise a fifth longer; stored as it is, the file stays within what its offsets reach
+    # isal's fastest levels make noise a fifth longer. Store it instead, so that the file stays
+    # within the reach of its offsets.
     return packed if len(packed) < len(data) else zlib.compress(data, 0)
 
 
 def ahead(
     pool: Executor, function: Callable[[Any], Any], items: Iterable[Any], count: int
 ) -> Iterator[Any]:
-    """function(item) for each item, in order; no more than `count` are begun before they are asked for."""
+    """function(item) for each item, in order, computed at most `count` items ahead.
+
+    >>> with ThreadPoolExecutor(2) as pool:
+    ...     list(ahead(pool, abs, [-1, 2, -3], 2))
+    [1, 2, 3]
+    """
     begun: collections.deque[Future[Any]] = collections.deque()
     for item in items:
         begun.append(pool.submit(function, item))
@@ -149,17 +167,19 @@ def ahead(
 
 
 class PackedStackWriter(VolumeWriter):
-    """A TIFF volume written page after page in storage order, its strips packed on a few threads.
+    """A writer of compressed TIFF, page after page in storage order.
 
-    Strips are cut and packed the same way whatever the slabs and threads, so that these change no byte.
+    A few threads pack the strips. Strips are cut and packed in the same way whatever the slabs and
+    threads, so that these change no byte.
 
-    output : AtomicFile     committed by this writer
+    output : AtomicFile     this writer commits it
     axes : Axes             as stored; the same volumes, planes and channels as the header's
     dtype : numpy dtype     as stored, little-endian
-    big : bool              64-bit offsets
-    page, first : dict      arguments of tifffile's `write` for every page, and those for the first alone
+    big : bool              64-bit offsets (BigTIFF)
+    page, first : dict      arguments of tifffile's `write`: for each page, and for the first alone
     compression : str       one of COMPRESSIONS
-    level : int             0 to 3, isal's, of deflate
+    level : int             of deflate, 0 to 3 (isal's scale)
+    threads : int or None   threads that pack; None: see `machine.thread_count`
     """
 
     sequential = True
@@ -182,16 +202,12 @@ class PackedStackWriter(VolumeWriter):
         import tifffile
 
         self.output, self.header, self.path = output, header, path
-        self._axes, self._dtype, self._code, self._level = (
-            axes,
-            dtype,
-            COMPRESSIONS[compression],
-            level,
-        )
+        self._axes, self._dtype = axes, dtype
+        self._code, self._level = COMPRESSIONS[compression], level
         self._page_shape = tuple(axes.size(a) for a in axes.letters if a in "yxs")
         self._rows = strip_rows(self._page_shape, dtype)
         self._first = first
-        self._next = 0  # the page that comes next
+        self._next = 0  # number of the next page
         self._workers = codec_threads(threads)
         self._pool = ThreadPoolExecutor(self._workers, "conv3d-pack")
         self._page = {
@@ -214,12 +230,13 @@ class PackedStackWriter(VolumeWriter):
         in_one_piece = block.shape[3] == self._axes.canonical_shape[4] or block.shape[0] == 1
         if start != self._next * math.prod(self._page_shape) or not in_one_piece:
             raise RuntimeError(
-                f"{self.path} is compressed and takes slabs only in storage order: page {self._next} comes next, "
+                f"{self.path} is compressed and takes slabs only in storage order: "
+                f"page {self._next} comes next, "
                 f"received voxel {start} with {block.shape[3]} channels"
             )
         values = self._axes.storage_order(block)
-        where = values.ndim - len(self._page_shape)
-        pages = [values[index] for index in np.ndindex(*values.shape[:where])]
+        outer = values.ndim - len(self._page_shape)
+        pages = [values[index] for index in np.ndindex(*values.shape[:outer])]
         height = self._page_shape[0]
         strips = (
             page[row : row + self._rows] for page in pages for row in range(0, height, self._rows)
@@ -257,13 +274,17 @@ class PackedStackWriter(VolumeWriter):
 
 
 def strip_rows(page_shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
-    """Rows of a strip of pages (height, width[, samples])."""
+    """Rows of a strip, for pages of shape (height, width[, samples]).
+
+    >>> strip_rows((500, 1024), np.dtype(np.float32))
+    64
+    """
     row = math.prod(page_shape[1:]) * dtype.itemsize
     return int(min(page_shape[0], max(1, STRIP_BYTES // row)))
 
 
 def packing_bytes(header: VolumeHeader, compression: str) -> int:
-    """Memory that packing takes: strips in flight, each with its differences and its packed bytes."""
+    """Memory that packing takes: strips in flight, with their differences and packed bytes."""
     if compression == "none":
         return 0
     row = header.shape[3] * header.shape[4] * header.dtype.itemsize
@@ -271,6 +292,6 @@ def packing_bytes(header: VolumeHeader, compression: str) -> int:
 
 
 def need_codec(path: str, compression: str) -> None:
-    """Raises: WriteError with the cure where a codec is missing."""
+    """Check that a codec is installed. Raises: WriteError with the cure if it is missing."""
     if compression == "zstd":
         need_zstd(path, WriteError)

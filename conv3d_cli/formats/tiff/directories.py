@@ -1,7 +1,7 @@
-"""Where the pages of a TIFF file stand: its directories, by following their chain through the file.
+"""The directories (IFDs) of a TIFF file, found by following their chain through the file.
 
-Nothing is believed which the file cannot keep: a chain may end in the void, and one that runs in a circle would keep tifffile
-busy for ever. Files are looked at here before tifffile opens them.
+This module checks a file before tifffile opens it. A damaged chain may point beyond the end of the
+file, or run in a circle, in which tifffile would loop for ever.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import Any, BinaryIO
 
 from conv3d_cli.errors import FormatError
 
-MOST_TAGS = 4096
+MAX_TAGS = 4096  # of a directory
 ALL_ROWS = 2**32 - 1
 
-# tags that must be alike in all pages of a volume, with their defaults
+# tag -> default; these tags must be the same on all pages of a volume
 LAYOUT_TAGS = {
     256: 0,  # ImageWidth
     257: 0,  # ImageLength
@@ -33,23 +33,29 @@ LAYOUT_TAGS = {
     32997: 1,  # ImageDepth
 }
 INTEGER_TYPES = {1: "B", 3: "H", 4: "I", 16: "Q"}
-# tags without which a page is something else: ImageDescription, offsets and byte counts of strips and tiles
-NEEDED_TAGS = (270, 273, 279, 324, 325)
+# tags whose values must lie within the file: ImageDescription, offsets and byte counts of strips
+# and tiles
+ESSENTIAL_TAGS = (270, 273, 279, 324, 325)
 TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 13: 4, 16: 8, 18: 8}
 
 
 @dataclass(frozen=True)
 class Directory:
-    """Where the directory of a page stands in the file, and the values of its LAYOUT_TAGS."""
+    """The directory of a page.
+
+    offset : int        its position in the file, in bytes
+    layout : tuple      values of the tags in LAYOUT_TAGS, in that order
+    """
 
     offset: int
     layout: tuple[tuple[int, ...], ...]
 
 
 def read_directories(path: str) -> list[Directory]:
-    """The directory of each page, by following their chain through the file.
+    """The directories of a file, one for each page.
 
-    Raises: FormatError if it is not TIFF, or if the chain leaves the file, breaks off, or runs in a circle.
+    Raises: FormatError if the file is not TIFF, or if the chain of directories leaves the file,
+        breaks off or runs in a circle.
     """
     with open(path, "rb") as file:
         size = file.seek(0, 2)
@@ -63,6 +69,8 @@ def read_directories(path: str) -> list[Directory]:
             count_format, entry_format, next_format, where = "H", "HHI4s", "I", start[4:8]
         else:
             raise FormatError(f"cannot read {path}: not a TIFF file (it begins with {start[:4]!r})")
+        count_bytes = struct.calcsize(order + count_format)
+        next_bytes = struct.calcsize(order + next_format)
         directories: list[Directory] = []
         seen: set[int] = set()
         (offset,) = struct.unpack(order + next_format, where)
@@ -70,32 +78,28 @@ def read_directories(path: str) -> list[Directory]:
             page = f"the directory of page {len(directories) + 1}"
             if offset in seen:
                 raise FormatError(
-                    f"cannot read {path}: damaged: {page} is that of an earlier page, the chain is a circle"
+                    f"cannot read {path}: damaged: {page} is that of an earlier page: "
+                    "the chain of directories is a circle"
                 )
             seen.add(offset)
             file.seek(min(offset, size))
-            head = file.read(struct.calcsize(order + count_format))
-            count = (
-                struct.unpack(order + count_format, head)[0]
-                if len(head) == struct.calcsize(count_format)
-                else 0
-            )
-            entries = file.read(min(count, MOST_TAGS) * struct.calcsize(order + entry_format))
-            tail = file.read(struct.calcsize(next_format))
-            if not 0 < count <= MOST_TAGS or len(tail) < struct.calcsize(next_format):
+            head = file.read(count_bytes)
+            count = struct.unpack(order + count_format, head)[0] if len(head) == count_bytes else 0
+            entries = file.read(min(count, MAX_TAGS) * struct.calcsize(order + entry_format))
+            tail = file.read(next_bytes)
+            if not 0 < count <= MAX_TAGS or len(tail) < next_bytes:
                 raise FormatError(
-                    f"cannot read {path}: truncated or damaged: {page} should be at byte {offset}, the file has {size} bytes"
+                    f"cannot read {path}: truncated or damaged: {page} should be at byte {offset}, "
+                    f"the file has {size} bytes"
                 )
             tags = list(struct.iter_unpack(order + entry_format, entries))
             for code, kind, count, value in tags:
                 length = count * TYPE_BYTES.get(kind, 1)
-                if (
-                    code in NEEDED_TAGS
-                    and length > len(value)
-                    and _pointer(order, value) + length > size
-                ):
+                outside = length > len(value) and _pointer(order, value) + length > size
+                if code in ESSENTIAL_TAGS and outside:
                     raise FormatError(
-                        f"cannot read {path}: truncated or damaged: {page} points beyond the end of the file ({size} bytes)"
+                        f"cannot read {path}: truncated or damaged: {page} points beyond the end "
+                        f"of the file ({size} bytes)"
                     )
             directories.append(Directory(offset, _layout(file, order, tags)))
             (offset,) = struct.unpack(order + next_format, tail)
@@ -120,7 +124,7 @@ def _layout(
             file.seek(_pointer(order, value))
             value = file.read(struct.calcsize(form))
         if len(value) >= struct.calcsize(form):
-            # one value for all samples of a pixel, or the same one several times
+            # one value for all samples of a pixel, or one value for each
             values = struct.unpack(form, value[: struct.calcsize(form)])
             found[code] = values[:1] if len(set(values)) == 1 else values
     rows, length = found[278], found[257]

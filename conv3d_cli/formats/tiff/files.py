@@ -1,4 +1,4 @@
-"""The files that a TIFF volume is read from. Only tiff.py uses this module."""
+"""The files that a TIFF volume is read from."""
 
 from __future__ import annotations
 
@@ -15,15 +15,18 @@ NDTIFF_INDEX = "NDTiff.index"  # Micro-Manager's list of the planes in all files
 
 
 def input_files(path: str) -> tuple[str, ...]:
-    """The files that a volume is read from, the named one first; that one alone if it cannot be read, which opening it says."""
+    """The files that a volume is read from, the named one first.
+
+    Only the named one if it cannot be read: opening it reports the error.
+    """
     others: tuple[str, ...] = ()
     try:
-        check_input(path)  # to open a pipe would wait for a writer
+        check_input(path)  # opening a pipe would wait for a writer
         with tiff_errors(path):
             import tifffile
 
             with tifffile.TiffFile(path) as tiff:
-                listed = tiff.is_micromanager  # which knows its planes by lists of its own
+                listed = tiff.is_micromanager  # Micro-Manager lists planes in a file of its own
                 if tiff.is_ome and not listed:
                     image = find_image(str(tiff.ome_metadata), path)
                     others = () if image is None else image.files
@@ -37,10 +40,10 @@ def input_files(path: str) -> tuple[str, ...]:
 
 
 def series_files(series: Any, pages: Sequence[Any], path: str) -> tuple[str, ...]:
-    """The files that the pages of a series lie in, and the list that named them."""
+    """The files of a series' pages, and of the list that named them."""
     parents = {id(page.parent): page.parent for page in pages}.values()
     files = [
-        path if parent is series.parent else _shown(parent.filehandle.path, path)
+        path if parent is series.parent else _user_path(parent.filehandle.path, path)
         for parent in parents
     ]
     if series.kind == "ndtiff":
@@ -49,24 +52,24 @@ def series_files(series: Any, pages: Sequence[Any], path: str) -> tuple[str, ...
 
 
 def check_beside(series: Any, pages: Sequence[Any], path: str) -> None:
-    """Refuse a series some of whose pages lie in files outside the folder, where a list of Micro-Manager's names them.
+    """Refuse pages outside the folder of the file, as a list of Micro-Manager may name them.
 
-    (The files of an OME-TIFF were looked at by the names that its XML gives them.)
+    (For an OME-TIFF, `find_image` has checked the names that the XML gives.)
     Raises: FormatError.
     """
     if series.kind == "ome":
         return
     inner = os.path.join(os.path.realpath(os.path.dirname(path)), "")
+    linked = os.path.join(os.path.dirname(os.path.realpath(path)), "")
     for file in series_files(series, pages, path):
-        if not os.path.realpath(file).startswith(
-            (inner, os.path.join(os.path.dirname(os.path.realpath(path)), ""))
-        ):
+        if not os.path.realpath(file).startswith((inner, linked)):
             raise FormatError(
-                f"cannot read {path}: its list of planes names {file}, which lies outside the file's folder and is not followed"
+                f"cannot read {path}: its list of planes names {file}, "
+                "which is outside the file's folder and is not followed"
             )
 
 
-def _shown(file: str, path: str) -> str:
-    """The name of a file as the user would give it: below the folder of the file that was named."""
+def _user_path(file: str, path: str) -> str:
+    """A file's path as the user would write it: with the folder of `path`, if it is in it."""
     folder, real = os.path.dirname(path), os.path.join(os.path.realpath(os.path.dirname(path)), "")
     return os.path.join(folder, file[len(real) :]) if file.startswith(real) else file

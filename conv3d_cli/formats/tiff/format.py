@@ -1,12 +1,14 @@
-"""TIFF volumes: ImageJ hyperstacks, OME-TIFF, tifffile's own and plain stacks; BigTIFF, either byte order.
+"""TIFF volumes: ImageJ hyperstacks, OME-TIFF, tifffile's own and plain stacks; also BigTIFF.
 
-Voxels stored in one piece are memory-mapped; otherwise (compressed, tiled, scattered) pages are decoded one by one as they
-are asked for. Pages whose axis has no name lie along z. The print resolution of a plain TIFF is not taken for a voxel
-size: nothing tells the size along z, and programs write 72 or 300 dots per inch without being asked.
+Files of either byte order. Contiguous voxels are memory-mapped; otherwise (compressed, tiled,
+scattered) pages are decoded when they are asked for. Pages along an unnamed axis are read as z. The
+print resolution of a plain TIFF is not used as voxel size: the size along z is not given, and
+programs write 72 or 300 dots per inch by default.
 
-Written is what the name asks for: OME-TIFF under .ome.tif; else an ImageJ hyperstack where ImageJ can hold the volume
-(uint8, int16, uint16, float32, below 4 GB), else OME-XML in a .tif, and a note says so. Slabs of an uncompressed output may
-come in any order, those of a compressed one in storage order; the same volume always gives the same bytes.
+The output's name decides what is written: OME-TIFF for .ome.tif; else an ImageJ hyperstack if
+ImageJ can read the volume (uint8, int16, uint16, float32, below 4 GB); else OME-XML in a .tif, with
+a note. An uncompressed output takes slabs in any order, a compressed one in storage order. The same
+volume always gives the same bytes.
 """
 
 from __future__ import annotations
@@ -49,24 +51,22 @@ from conv3d_cli.system.atomic import AtomicFile, suffix_of, write_errors
 
 IMAGEJ_DTYPES = ("uint8", "int16", "uint16", "float32")
 CLASSIC_LIMIT = 2**32 - 2**25  # bytes of voxels and directories in a file with 32-bit offsets
-DIRECTORY_BYTES = 400  # of one page, generously
+DIRECTORY_BYTES = 400  # of one page, estimated high
 MINISWHITE, PALETTE = 0, 3
-# metadata in tags of their own, not in the description
-IMAGEJ_BINARY = (
-    "Info",
-    "info",
-    "Labels",
-    "LUTs",
-)
+# metadata that ImageJ stores in tags of their own, not in the description
+IMAGEJ_BINARY = ("Info", "info", "Labels", "LUTs")
 SPARE_LETTERS = "taburefghijklmnopqvwd"
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Reading
 
 
 class PagedReader(ArrayReader):
-    """A TIFF volume whose pages are decoded as they are asked for."""
+    """A reader of TIFF pages that are decoded when they are asked for.
+
+    tiff : TiffFile         of tifffile; the reader closes it
+    """
 
     def __init__(self, tiff: Any, array: PagedArray, header: VolumeHeader, path: str) -> None:
         super().__init__(array, header, path)  # type: ignore[arg-type]
@@ -85,7 +85,12 @@ class PagedReader(ArrayReader):
 
 
 def open_tiff(path: str, *, axes: str | None = None, channels_first: bool = False) -> VolumeReader:
-    """Open the first image series of a TIFF file; of an OME-TIFF the image that the file stands for (`tiff_images.py`)."""
+    """Open the first image series of a TIFF file; of an OME-TIFF, see `images.find_image`.
+
+    axes : str or None      axis letters in storage order (slowest first), in place of the file's
+    channels_first : bool   of two unnamed axes of pages, read the slower one as channels, not time
+    Raises: FormatError.
+    """
     opened = open_series(path, axes is not None)
     tiff, series = opened.tiff, opened.series
     try:
@@ -132,9 +137,9 @@ def open_tiff(path: str, *, axes: str | None = None, channels_first: bool = Fals
 def _stored_axes(
     tiff: Any, series: Any, given: str | None, channels_first: bool, path: str
 ) -> tuple[Axes, list[str]]:
-    """Axes of the series, and notes about what had to be guessed.
+    """Axes of the series, and notes on guesses.
 
-    Raises: FormatError; SpecError for axes given that are none.
+    Raises: FormatError; SpecError for impossible letters in `given`.
     """
     letters, shape = series.axes.lower(), tuple(int(n) for n in series.shape)
     if given is not None:
@@ -142,7 +147,8 @@ def _stored_axes(
         shape = full if len(given) == len(full) else shape
         if len(given) != len(shape):
             raise FormatError(
-                f"cannot read {path}: --axes {given} names {len(given)} axes, it has {len(shape)}: shape {shape} ({letters})"
+                f"cannot read {path}: --axes {given} names {len(given)} axes, "
+                f"it has {len(shape)}: shape {shape} ({letters})"
             )
         return Axes(given, shape), []
     notes = []
@@ -151,24 +157,25 @@ def _stored_axes(
         names = list(letters)
         names[unnamed[-1]] = "z"
         if len(unnamed) > 1:
-            # slower than z: time, or channels where they are said to come first
+            # slower than z: time, or channels under channels_first
             names[unnamed[-2]] = (
                 "c" if channels_first and "c" not in letters and "s" not in letters else "i"
             )
         letters = "".join(names)
-    named = _different(letters)
+    named = _distinct_letters(letters)
     if "y" not in named or "x" not in named:
         raise FormatError(
-            f"cannot read {path}: its axes are '{series.axes}', shape {shape}; name them with --axes"
+            f"cannot read {path}: its axes are '{series.axes}', shape {shape}; "
+            "name them with --axes"
         )
     if len(unnamed) > 1:
-        notes.append(f"the file does not name its axes: read as {named}; --axes says otherwise")
+        notes.append(f"the file does not name its axes: read as {named}; --axes overrides this")
     return Axes(named, shape), notes
 
 
 def _full_shape(tiff: Any, series: Any) -> tuple[int, ...]:
-    """The shape of the first series with its axes of size 1, which tifffile leaves out."""
-    # tifffile has either the one or, from 2026.5.2 on, the other
+    """The shape of the first series, including the axes of size 1 that tifffile leaves out."""
+    # tifffile has `get_shape`; from 2026.5.2 on it has `squeeze` instead
     whole = (
         series.get_shape(False)
         if hasattr(series, "get_shape")
@@ -177,10 +184,10 @@ def _full_shape(tiff: Any, series: Any) -> tuple[int, ...]:
     return tuple(int(n) for n in whole)
 
 
-def _different(letters: str) -> str:
-    """Axis letters with those that are unnamed, none, or repeated replaced by spare ones.
+def _distinct_letters(letters: str) -> str:
+    """Replace unnamed (i, q), repeated and impossible axis letters by spare ones.
 
-    >>> _different("iqzyx"), _different("tttyx")
+    >>> _distinct_letters("iqzyx"), _distinct_letters("tttyx")
     ('tazyx', 'tabyx')
     """
     named = ""
@@ -226,7 +233,8 @@ def _series_notes(opened: OpenSeries) -> list[str]:
         )
     elif count == 0 and image is not None and image.described > 1:
         notes.append(
-            f"the file describes {image.described} images in other files: the first is used, shape {series.shape}"
+            f"the file describes {image.described} images in other files: "
+            f"the first is used, shape {series.shape}"
         )
     if series.is_pyramidal:
         notes.append(
@@ -234,28 +242,29 @@ def _series_notes(opened: OpenSeries) -> list[str]:
         )
     if series.keyframe.photometric == PALETTE and not tiff.is_imagej:
         notes.append(
-            "the file's voxels are numbers of colours in a table; they are used as plain numbers"
+            "the file's voxels are indices into a table of colours; they are used as plain numbers"
         )
     if series.keyframe.photometric == MINISWHITE:
         notes.append(
-            "the file shows 0 as white; its values are used as they are, and written to be shown as black"
+            "the file shows 0 as white; its values are used unchanged, "
+            "and the output shows 0 as black"
         )
     return notes
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Writing
 
 
 @dataclass(frozen=True)
 class FileLayout:
-    """How a volume lies in the file to be written.
+    """How a volume is stored in an output.
 
     dialect : str           "imagej" | "ome" | "shaped"
-    axes : Axes             storage order; counts the same volumes, planes and channels as the header's
+    axes : Axes             storage order; the same volumes, planes and channels as the header's
     dtype : numpy dtype     as stored, little-endian
-    big : bool              64-bit offsets
-    notes : tuple           what the file cannot hold as it is
+    big : bool              64-bit offsets (BigTIFF)
+    notes : tuple of str    what the file cannot store unchanged
     """
 
     dialect: str
@@ -266,7 +275,10 @@ class FileLayout:
 
 
 class StackWriter(RawWriter):
-    """A TIFF volume whose directories are written already; voxels go to their places in any order of slabs."""
+    """A writer of uncompressed voxels, in any order of slabs, after the directories are written.
+
+    offset : int            byte of the first voxel
+    """
 
     def __init__(
         self, output: AtomicFile, header: VolumeHeader, path: str, offset: int, layout: FileLayout
@@ -276,16 +288,16 @@ class StackWriter(RawWriter):
 
 
 def output_letters(letters: str, channels: int, dtype: np.dtype[Any] | None = None) -> str:
-    """Time and the like first, then z, c, y, x; samples of a pixel (s) last.
+    """Batch axes first, then z, c, y, x; samples of a pixel (s) last.
 
-    A file in ImageJ's or OME's dialect may order or name its axes otherwise; see `choose_layout`.
-    >>> output_letters("xyz", 1), output_letters("ctzyx", 2), output_letters("zyxs", 3), output_letters("zyx", 4)
-    ('zyx', 'tzcyx', 'zyxs', 'zcyx')
+    In ImageJ's and OME's dialects the file's order and letters may differ; see `choose_layout`.
+    >>> output_letters("xyz", 1), output_letters("ctzyx", 2), output_letters("zyxs", 3)
+    ('zyx', 'tzcyx', 'zyxs')
     """
     batch = "".join(a for a in letters if a not in "zyxcs")
     channel = "".join(a for a in letters if a in "cs") or ("c" if channels > 1 else "")
     depth = "z" if "z" in letters else ""
-    # c before s keeps counting channels as the input does; so does a lone s, wherever it is
+    # c before s numbers the channels as the input does; so does s alone, wherever it is
     last = "s" if channel.endswith("s") else ""
     return batch + depth + channel.removesuffix("s") + "yx" + last
 
@@ -299,7 +311,9 @@ def create_tiff(
 ) -> VolumeWriter:
     """Start a TIFF file.
 
-    Uncompressed, its directories and descriptions are written and voxels follow; else page after page is.
+    An uncompressed file begins with all directories and descriptions, and voxels follow. A
+    compressed one is written page after page.
+    Raises: OutputExistsError; WriteError for a dtype or a shape that the file cannot store.
     """
     compression = options.compression
     need_codec(path, compression)
@@ -314,25 +328,36 @@ def create_tiff(
         else:
             page, first, note = _page_arguments(header, layout)
             writer = PackedStackWriter(
-                output, header, path, layout.axes, layout.dtype, big=layout.big, page=page, first=first,
-                compression=compression, level=options.gz_level, threads=options.threads,
-            )  # fmt: skip
+                output,
+                header,
+                path,
+                layout.axes,
+                layout.dtype,
+                big=layout.big,
+                page=page,
+                first=first,
+                compression=compression,
+                level=options.gz_level,
+                threads=options.threads,
+            )
     except BaseException:
         output.abort()
         raise
     notes = [*layout.notes, *([note] if note else [])]
     if compression == "zstd" and layout.dialect == "imagej":
         notes.append(
-            "ImageJ itself opens no zstd, other programs do; --compression deflate suits both"
+            "ImageJ itself opens no zstd, other programs do; --compression deflate suits all"
         )
     writer.notes = tuple(notes)
     return writer
 
 
 def choose_layout(path: str, header: VolumeHeader, compressed: bool = False) -> FileLayout:
-    """The dialect and storage order for a volume under a file name; that of the header, if slabs are to come in it.
+    """The dialect and storage order of an output.
 
-    Raises: WriteError if TIFF, or the dialect the name asks for, cannot hold it.
+    path : str              OME-TIFF if the name asks for it
+    compressed : bool       pages are written one after another, in the header's order
+    Raises: WriteError if TIFF, or the dialect that the name asks for, cannot store the volume.
     """
     dtype = np.dtype(np.uint8) if header.dtype == np.bool_ else header.dtype
     notes = ["truth values are stored as 0 and 1 (uint8)"] if header.dtype == np.bool_ else []
@@ -346,7 +371,7 @@ def choose_layout(path: str, header: VolumeHeader, compressed: bool = False) -> 
         dtype == np.uint8 and header.axes.letters.endswith("s") and header.axes.size("s") in (3, 4)
     )
     if compressed and not header.axes.channels_within_plane:
-        rgb = False  # samples of a pixel come one by one: each becomes a channel
+        rgb = False  # the samples of a pixel come one by one, so each becomes a channel
     samples = header.axes.size("s") if rgb else 1
     sizes = {
         "t": frames,
@@ -365,7 +390,8 @@ def choose_layout(path: str, header: VolumeHeader, compressed: bool = False) -> 
         dialect = "ome"
         if dtype.name not in tiff_ome.OME_TYPES:
             raise WriteError(
-                f"cannot write {path}: OME-TIFF holds no {dtype}; choose another --dtype, or name it .tif"
+                f"cannot write {path}: OME-TIFF holds no {dtype}; "
+                "choose another --dtype, or name it .tif"
             )
     elif dtype.name not in IMAGEJ_DTYPES:
         reason = f"{dtype} does not fit ImageJ TIFF"
@@ -392,7 +418,7 @@ def choose_layout(path: str, header: VolumeHeader, compressed: bool = False) -> 
 
 
 def _ome_order(header: VolumeHeader) -> str:
-    """t, z and c in the order of the OME file the volume comes from."""
+    """t, z and c in the order of the volume's OME file; "tzc" if it comes from none."""
     source = header.metadata
     if isinstance(source, TiffMetadata) and source.dialect == "ome":
         own = [a for a in source.axes.letters if a in "tzc"]
@@ -406,7 +432,7 @@ def _ome_order(header: VolumeHeader) -> str:
 def _write_directories(
     output: AtomicFile, header: VolumeHeader, layout: FileLayout, path: str
 ) -> tuple[int, str]:
-    """Write all of the file but the voxels: (where they begin, a note)."""
+    """Write everything but the voxels. Returns the byte of the first voxel, and a note."""
     import tifffile
 
     shape = layout.axes.shape
@@ -442,7 +468,7 @@ def _write_directories(
 def _page_arguments(
     header: VolumeHeader, layout: FileLayout
 ) -> tuple[dict[str, Any], dict[str, Any], str]:
-    """What tifffile is told of every page, and of the first alone, where pages are written one by one; and a note."""
+    """Arguments of tifffile's `write`: for each page, and for the first alone; and a note."""
     import tifffile
 
     page: dict[str, Any] = _colours(layout.axes)

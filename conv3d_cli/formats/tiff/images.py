@@ -1,10 +1,11 @@
-"""Which image of an OME-TIFF a file stands for, and in which files its planes lie.
+"""Which image of an OME-TIFF a file name selects, and the files of its planes.
 
-The OME-XML of one file may describe many images (positions, wells of a plate), each with planes in this file or in others. A
-file stands for the first image that has planes in it. tifffile is told of this image alone, so that its first series is the
-image whose metadata are read, and of the image's files by their whole names: only those are opened that were looked at here.
-Files named in OME-XML are taken from the folder of the file that was opened, never from elsewhere: a stranger's file would
-otherwise put any TIFF of this machine into an output.
+The OME-XML of one file may describe many images (positions, wells of a plate), each with planes in
+this file or in others. A file name selects the first image that has planes in the file. tifffile
+gets an XML with this image alone, so that its first series is the image whose metadata are read,
+and with absolute file names, so that it opens only files that were checked here. Files named in the
+OME-XML must be in the folder of the file that was opened: otherwise a stranger's file could copy
+any TIFF of this machine into an output.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ from conv3d_cli.errors import FormatError
 
 @dataclass(frozen=True)
 class OmeImage:
-    """The image of an OME-TIFF that a file stands for.
+    """The image of an OME-TIFF that a file name selects.
 
-    image, pixels : XML elements    its Image and the Pixels in it
+    image, pixels : XML elements    Image, and the Pixels in it
     xml : str                       the OME-XML without the other images, for tifffile
-    files : tuple                   the names of the files that its planes lie in
-    described : int                 how many images have planes in TIFF files
-    here : int                      how many of them have planes in the file that was opened
+    files : tuple                   names of the files with its planes
+    described : int                 number of images with planes in TIFF files
+    here : int                      number of images with planes in the file that was opened
     """
 
     image: Any
@@ -37,10 +38,14 @@ class OmeImage:
 
 
 def find_image(text: str, path: str) -> OmeImage | None:
-    """The image that a file with this OME-XML stands for: the first with planes in the file; in a file of descriptions alone,
-    the first with planes. None if no image has any.
+    """The image that a file name selects; None if no image has planes.
 
-    Raises: ElementTree.ParseError; FormatError if its planes lie in files outside the folder, or without a name.
+    It is the first image with planes in the file, or the first with planes anywhere if the file
+    holds only descriptions.
+
+    text : str      the file's OME-XML
+    Raises: ElementTree.ParseError; FormatError if planes are in files outside the folder, or in
+        files without a name.
     """
     from xml.etree import ElementTree
 
@@ -56,8 +61,8 @@ def find_image(text: str, path: str) -> OmeImage | None:
         return None
     own = _own_uuid(root, [part for one in found for part in one[2]], path)
     if not own:
-        root.attrib.pop("UUID", None)  # tifffile would take another's for this file's
-    here = [one for one in found if any(_lies_here(part, own, path) for part in one[2])]
+        root.attrib.pop("UUID", None)  # another file's, which tifffile would take for this file's
+    here = [one for one in found if any(_is_in_file(part, own, path) for part in one[2])]
     image, pixels, parts = (here or found)[0]
     files = _name_files(parts, own, path)
     for other in [part for part in root if local_tag(part) == "Image" and part is not image]:
@@ -67,16 +72,18 @@ def find_image(text: str, path: str) -> OmeImage | None:
 
 
 def _own_uuid(root: Any, parts: list[Any], path: str) -> str:
-    """The UUID of the file itself, "" if it is not known: some writers put the same OME-XML, with one file's UUID, into all."""
+    """The UUID of the file itself; "" if unknown.
+
+    Some writers put the same OME-XML, with the UUID of one file, into all files.
+    """
     own = (root.get("UUID") or "").strip().lower()
     named = [
         uuid
         for uuid in map(_uuid, parts)
         if uuid is not None and _is_name_of(uuid.get("FileName") or "", path)
     ]
-    return (
-        own if not named or any((uuid.text or "").strip().lower() == own for uuid in named) else ""
-    )
+    known = not named or any((uuid.text or "").strip().lower() == own for uuid in named)
+    return own if known else ""
 
 
 def _is_name_of(name: str, path: str) -> bool:
@@ -84,14 +91,15 @@ def _is_name_of(name: str, path: str) -> bool:
 
 
 def _uuid(part: Any) -> Any | None:
-    """The element of a TiffData that says in which file its planes are."""
+    """The element of a TiffData that names the file of its planes."""
     return next((element for element in part if local_tag(element) == "UUID"), None)
 
 
-def _lies_here(part: Any, own: str, path: str) -> bool:
-    """Whether a TiffData's planes lie in the file itself. A UUID counts more than a name: files are renamed and copied.
+def _is_in_file(part: Any, own: str, path: str) -> bool:
+    """True if the planes of a TiffData are in the file itself.
 
-    own : str       the UUID of the file, "" if it has none
+    A UUID counts more than a name, since files are renamed and copied.
+    own : str       the UUID of the file; "" if unknown
     """
     uuid = _uuid(part)
     if uuid is None or (own and (uuid.text or "").strip().lower() == own):
@@ -99,21 +107,21 @@ def _lies_here(part: Any, own: str, path: str) -> bool:
     name = uuid.get("FileName") or ""
     if _is_name_of(name, path):
         return True
-    return any(os.path.realpath(file) == os.path.realpath(path) for file in _candidates(name, path))
+    real = os.path.realpath(path)
+    return any(os.path.realpath(file) == real for file in _candidate_paths(name, path))
 
 
 def _name_files(parts: list[Any], own: str, path: str) -> tuple[str, ...]:
-    """The files of TiffData elements; the elements are rewritten so that tifffile opens these files and no others.
+    """The files of TiffData elements. Rewrites the elements, so that tifffile opens only these.
 
-    Raises: FormatError for a file without a name, outside the folder, or that is not a regular one.
+    Raises: FormatError for a file without a name, outside the folder, or not regular.
     """
     files: dict[str, None] = {}
-    known: dict[
-        str, str
-    ] = {}  # UUID -> file: tifffile takes files with the same one for the same file
+    # UUID -> file: for tifffile, files with the same UUID are the same file
+    known: dict[str, str] = {}
     for part in parts:
         uuid = _uuid(part)
-        if uuid is None or _lies_here(part, own, path):
+        if uuid is None or _is_in_file(part, own, path):
             if uuid is not None:
                 part.remove(uuid)
             files[path] = None
@@ -121,21 +129,20 @@ def _name_files(parts: list[Any], own: str, path: str) -> tuple[str, ...]:
         name = uuid.get("FileName")
         if not name:
             raise FormatError(
-                f"cannot read {path}: its OME-XML names a file by its UUID alone ({(uuid.text or '').strip()}); "
-                "give its UUID element a FileName"
+                f"cannot read {path}: its OME-XML names a file by its UUID alone "
+                f"({(uuid.text or '').strip()}); give its UUID element a FileName"
             )
-        candidates = _candidates(name, path)
+        candidates = _candidate_paths(name, path)
         if not candidates:
             raise FormatError(
-                f"cannot read {path}: its OME-XML names {name}, which lies outside the file's folder and is not followed; "
-                "put the files of an OME-TIFF into one folder, and their names without a folder into the OME-XML"
+                f"cannot read {path}: its OME-XML names {name}, "
+                "which is outside the file's folder and is not followed; put the files of an "
+                "OME-TIFF into one folder, and their names without a folder into the OME-XML"
             )
-        file = next(
-            (candidate for candidate in candidates if os.path.exists(candidate)), candidates[0]
-        )
+        file = next(filter(os.path.exists, candidates), candidates[0])
         if os.path.exists(file) and not os.path.isfile(file):
             raise FormatError(
-                f"cannot read {path}: its OME-XML names {file}, which is no regular file"
+                f"cannot read {path}: its OME-XML names {file}, which is not a regular file"
             )
         files[file] = None
         uuid.set("FileName", os.path.abspath(file))
@@ -144,10 +151,12 @@ def _name_files(parts: list[Any], own: str, path: str) -> tuple[str, ...]:
     return tuple(files)
 
 
-def _candidates(name: str, path: str) -> list[str]:
-    """Where a file that is named in the OME-XML of another may be: beside it, or beside what a link to it stands for.
+def _candidate_paths(name: str, path: str) -> list[str]:
+    """Possible paths of a file that the OME-XML of `path` names.
 
-    Empty if its name leads out of both folders. A link in the folder is followed, as one that is named by hand is.
+    It is in the folder of `path`, or, if `path` is a link, in that of the link's target. The list
+    is empty if the name leads out of both. A link inside the folder is followed, as one that the
+    user names is.
     """
     found = []
     for folder in dict.fromkeys((os.path.dirname(path), os.path.dirname(os.path.realpath(path)))):
@@ -158,8 +167,8 @@ def _candidates(name: str, path: str) -> list[str]:
     return found
 
 
-def promised_planes(text: str) -> float:
-    """Planes that an OME description speaks of: tifffile makes room for them before it looks for them."""
+def declared_planes(text: str) -> float:
+    """Number of planes that an OME-XML declares; tifffile allocates memory for them at once."""
     from xml.etree import ElementTree
 
     most = 0.0

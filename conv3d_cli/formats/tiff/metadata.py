@@ -1,8 +1,9 @@
-"""What a TIFF file says beside its voxels, read into a grid and written back: ImageJ's text and tifffile's JSON.
+"""The metadata of a TIFF file, read into a grid and written back: ImageJ's text, tifffile's JSON.
 
-Two rules hold for all of them. Voxel sizes are read with the unit the file names and written with the same word, so that
-a volume in µm stays one in µm. And what would no longer be true of the output is left out: display ranges, regions of
-interest, per-plane times; slice labels follow their slices. OME's XML stands in ome.py, on the same footing.
+ome.py does the same for OME-XML. Two rules hold for all dialects. Voxel sizes are read with the
+unit that the file names, and written with the same word, so that a volume in µm stays in µm.
+Metadata that would no longer be true of the output are left out: display ranges, regions of
+interest, per-plane times; slice labels follow their slices.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ from conv3d_cli.model.grid import UNITS, Grid, affine_from_spacing, unit_name
 from conv3d_cli.model.volume import Axes, VolumeHeader, is_history
 
 Numbers = tuple[float, float, float]  # D, H, W
-Words = tuple[str | None, str | None, str | None]
+Words = tuple[str | None, str | None, str | None]  # units as files spell them, of D, H, W
 
-# lengths the package has no name for: our unit, and how many of it
+# units that `model.grid.UNITS` lacks: one that it has, and how many of it
 OTHER_UNITS = {
     "pm": ("nm", 1e-3),
     "å": ("nm", 0.1),
@@ -32,7 +33,7 @@ OTHER_UNITS = {
     "inch": ("mm", 25.4),
     "inches": ("mm", 25.4),
 }
-IMAGEJ_WORDS = {"um": "micron"}  # as ImageJ itself calls it; the other names are the same
+IMAGEJ_WORDS = {"um": "micron"}  # ImageJ's name; the others are the same
 SECONDS = {
     "ns": 1e-9,
     "µs": 1e-6,
@@ -44,20 +45,21 @@ SECONDS = {
     "h": 3600.0,
 }
 
-# ImageJ's keys that stay true whatever a convolution does
+# ImageJ's keys that remain true after a convolution
 IMAGEJ_KEPT = ("ImageJ", "finterval", "fps", "tunit", "loop", "info", "inverty")
-LARGEST = 2**32 - 1  # of the two numbers of a TIFF rational
+LARGEST = 2**32 - 1  # numerator or denominator of a TIFF rational
 
 
 @dataclass(frozen=True, eq=False)
 class TiffMetadata:
-    """What writing a TIFF file again wants to know of the one that was read.
+    """What a volume keeps of its TIFF file for an output in TIFF.
 
-    dialect : str       "imagej" | "ome" | "shaped" | "plain"
-    axes : Axes         as stored
-    units : 3 str or None       the words for the unit of each of D, H, W
+    dialect : str               "imagej" | "ome" | "shaped" | "plain"
+    axes : Axes                 as stored
+    units : 3 str or None       the file's words for the units of D, H, W
     interval : float or None    seconds between time points
-    items : dict        ImageJ: its description and its IJMetadata; OME: attributes of Image, Pixels and every Channel
+    items : dict                ImageJ: its description and its IJMetadata; OME: attributes of
+                                Image, Pixels and each Channel
     """
 
     dialect: str
@@ -69,7 +71,13 @@ class TiffMetadata:
 
 @dataclass(frozen=True)
 class Description:
-    """What a file's text says: a grid, the words of its units, things to keep, remarks."""
+    """What the text of a file says.
+
+    grid : Grid
+    units, interval, items      see `TiffMetadata`
+    notes : tuple of str        remarks for the user
+    history : tuple of str      lines of `VolumeHeader.history`
+    """
 
     grid: Grid = field(default_factory=Grid)
     units: Words = (None, None, None)
@@ -79,21 +87,22 @@ class Description:
     history: tuple[str, ...] = ()
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Units and grids
 
 
 def unit_length(word: str | None) -> float | None:
-    """Length of a unit in mm, None if the word is none (`pixel`).
+    """Length of a unit in mm; None if the word is not a unit of length (`pixel`).
 
     >>> unit_length("inch"), unit_length("pixel")
     (25.4, None)
     """
-    name, count = _our_unit(word)
+    name, count = _known_unit(word)
     return None if name is None else UNITS[name] * count
 
 
-def _our_unit(word: str | None) -> tuple[str | None, float]:
+def _known_unit(word: str | None) -> tuple[str | None, float]:
+    """The package's unit for a word, and how many of it the word means; None if it has none."""
     name = unit_name(word)
     if name is not None or word is None:
         return name, 1.0
@@ -101,17 +110,23 @@ def _our_unit(word: str | None) -> tuple[str | None, float]:
 
 
 def _convert(value: float, from_length: float, to_length: float) -> float:
-    # rounded to what a conversion of decimal numbers can mean: 500 nm is 0.5 um, not 0.49999999999999994
+    # rounded, so that decimal numbers stay decimal: 500 nm is 0.5 um, not 0.49999999999999994
     return value if from_length == to_length else float(f"{value * from_length / to_length:.14g}")
 
 
 def make_grid(numbers: Numbers, words: Words, origin: Numbers | None = None) -> Grid:
-    """A grid without rotation from voxel sizes (D, H, W), each in its own unit; the grid's unit is that of W.
+    """A grid without rotation from voxel sizes, each in its own unit; the grid's unit is that of W.
 
-    origin : 3 floats or None       where the world's zero lies, in voxels (as ImageJ counts)
-    Numbers without a unit still tell how anisotropic the voxels are; all 1 without a unit mean nothing is known.
+    Sizes without a unit still say how anisotropic the voxels are. If all are 1 and have no unit,
+    the grid is empty.
+
+    numbers : 3 floats              voxel sizes (D, H, W)
+    words : 3 str or None           their units, as files spell them
+    origin : 3 floats or None       voxel (D, H, W) at the world's zero, as in ImageJ
+    >>> make_grid((500.0, 0.1, 0.1), ("nm", "micron", "micron")).spacing
+    (0.5, 0.1, 0.1)
     """
-    unit, _ = _our_unit(words[2])
+    unit, _ = _known_unit(words[2])
     if unit is None and all(number == 1 for number in numbers):
         return Grid()
     if unit is None:
@@ -129,7 +144,12 @@ def make_grid(numbers: Numbers, words: Words, origin: Numbers | None = None) -> 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Voxel sizes as they are written: D, H, W, each in the unit of its word; where the world's zero lies, in voxels."""
+    """Voxel sizes and origin in the form that TIFF stores.
+
+    numbers : 3 floats          voxel sizes (D, H, W), each in the unit of its word
+    words : 3 str or None       their units
+    origin : 3 floats           voxel (D, H, W) at the world's zero
+    """
 
     numbers: Numbers
     words: Words
@@ -139,14 +159,15 @@ class Calibration:
 def calibration(
     grid: Grid, words: Words | None, dialect_words: Mapping[str, str]
 ) -> tuple[Calibration | None, str]:
-    """A grid as TIFF can hold it, and a note if it cannot hold all of it.
+    """A grid in the form that TIFF stores, None if it is empty; and a note if a part is left out.
 
-    words : 3 str or None       as the input spelled its units, to be kept; None spells them as the dialect does
+    words : 3 str or None       the input's words for its units, to be kept; None: the dialect's
+    dialect_words : dict        unit -> the dialect's word, if it differs
     """
     if grid.spacing is None:
         return None, ""
     unit = grid.unit
-    if words is None or _our_unit(words[2])[0] != unit:
+    if words is None or _known_unit(words[2])[0] != unit:
         word = None if unit is None else dialect_words.get(unit, unit)
         words = (word, word, word)
     d, h, w = (
@@ -167,11 +188,8 @@ def _origin_in_voxels(grid: Grid) -> tuple[Numbers, str]:
     matrix = grid.affine[:3, :3]
     steps = matrix.diagonal()
     if np.any(steps <= 0) or np.any(np.abs(matrix - np.diag(steps)) > 1e-6 * steps.max()):
-        return (
-            0.0,
-            0.0,
-            0.0,
-        ), "TIFF holds voxel spacing but no rotation or flip: the affine is left out"
+        note = "TIFF holds voxel spacing but no rotation or flip: the affine is left out"
+        return (0.0, 0.0, 0.0), note
     # twelve digits: -(-3 * 0.3) / 0.3 is written as 3
     d, h, w = (
         float(f"{-world / step:.12g}") + 0.0
@@ -181,8 +199,9 @@ def _origin_in_voxels(grid: Grid) -> tuple[Numbers, str]:
 
 
 def pixels_per_unit(spacing: float) -> tuple[int, int]:
-    """The resolution 1 / spacing as a TIFF rational: two 32-bit numbers, exact for decimal spacings.
+    """The resolution 1 / spacing as a TIFF rational, exact for decimal spacings.
 
+    Returns (numerator, denominator), integers of 32 bits.
     >>> pixels_per_unit(0.3), pixels_per_unit(2.0)
     ((10, 3), (1, 2))
     """
@@ -193,7 +212,11 @@ def pixels_per_unit(spacing: float) -> tuple[int, int]:
 
 
 def positive(value: Any) -> float | None:
-    """A number a file gives for a size, None if it is none."""
+    """The absolute value of a size that a file gives; None if it is not positive and finite.
+
+    >>> positive("-0.5"), positive(0), positive("large")
+    (0.5, None, None)
+    """
     try:
         number = abs(float(value))
     except (TypeError, ValueError):
@@ -201,7 +224,7 @@ def positive(value: Any) -> float | None:
     return number if 0 < number < math.inf else None
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # ImageJ
 
 
@@ -210,9 +233,11 @@ def read_imagej(
 ) -> Description:
     """What ImageJ's description and tags say.
 
+    metadata : dict                     keys of the description, and of IJMetadata
     resolution : 2 rationals or None    XResolution and YResolution, pixels per unit
-    unit_tag : int or None              ResolutionUnit: the unit (inch, cm) where the description names none
-    Source: ImageJ, ij/io/FileOpener.java setCalibration and ij/io/FileSaver.java getDescriptionString.
+    unit_tag : int or None              ResolutionUnit (inch, cm), if the description names no unit
+    axes : Axes                         of the series
+    Source: ImageJ, ij/io/FileOpener.java setCalibration, ij/io/FileSaver.java getDescriptionString.
     """
     unit = metadata.get("unit")
     w, h = (_pixel_size(value) for value in resolution)
@@ -220,9 +245,7 @@ def read_imagej(
         unit = "cm"
     elif unit is None and unit_tag == 2 and (w, h) != (1 / 72, 1 / 72):
         unit = "inch"
-    elif (
-        unit is None and unit_tag == 2
-    ):  # 72 dots per inch is what programs write that know nothing
+    elif unit is None and unit_tag == 2:  # 72 dots per inch: the default of many programs
         w = h = 1.0
     d = positive(metadata.get("spacing"))
     words = _words(metadata.get("zunit", unit), metadata.get("yunit", unit), unit)
@@ -230,10 +253,13 @@ def read_imagej(
     if unit_length(words[2]) is not None:
         if d is None and axes.size("z") > 1:
             notes.append(
-                f"the file gives no z spacing: it is 1 {unit_name(words[2]) or words[2]}, as ImageJ takes it"
+                "the file gives no z spacing: "
+                f"it is 1 {unit_name(words[2]) or words[2]}, as in ImageJ"
             )
         if unit_length(words[0]) is None:
-            notes.append(f"'{words[0]}' is no length: the z spacing is taken in {words[2]}")
+            notes.append(
+                f"'{words[0]}' is not a unit of length: the z spacing is taken in {words[2]}"
+            )
     zero = (
         to_number(metadata.get("zorigin")),
         to_number(metadata.get("yorigin")),
@@ -252,11 +278,12 @@ def read_imagej(
 
 
 def _words(d: Any, h: Any, w: Any) -> Words:
-    return tuple(None if word is None else str(word) for word in (d, h, w))  # type: ignore[return-value]
+    depth, height, width = (None if word is None else str(word) for word in (d, h, w))
+    return depth, height, width
 
 
 def _pixel_size(resolution: Any) -> float:
-    """Units per pixel, from a rational of pixels per unit; 1 if it is none."""
+    """Units per pixel, from a rational of pixels per unit; 1 if it is not a usable number."""
     try:
         size = int(resolution[1]) / int(resolution[0])
     except (TypeError, ValueError, IndexError, ZeroDivisionError):
@@ -267,7 +294,7 @@ def _pixel_size(resolution: Any) -> float:
 def imagej_items(
     header: VolumeHeader, axes: Axes
 ) -> tuple[dict[str, Any], tuple[Any, Any] | None, str]:
-    """What is written into an ImageJ file of these axes (t z c y x): metadata, resolution (x, y), and a note."""
+    """Metadata and resolution (x, y) of an ImageJ file with these axes (t z c y x), and a note."""
     source = tiff_source(header)
     same = source is not None and source.dialect == "imagej"
     found, note = calibration(header.grid, source.units if same and source else None, IMAGEJ_WORDS)
@@ -302,7 +329,7 @@ def imagej_items(
 
 
 def _imagej_channels(source: TiffMetadata, axes: Axes) -> dict[str, Any]:
-    """Colours and display mode, where the channels are still the same ones."""
+    """Colours and display mode of the source, if the output has the same channels."""
     if source.dialect != "imagej" or source.axes.size("c") != axes.size("c") or "s" in axes.letters:
         return {}
     tables = source.items.get("LUTs")
@@ -316,9 +343,9 @@ def _imagej_channels(source: TiffMetadata, axes: Axes) -> dict[str, Any]:
 
 
 def _labels(source: TiffMetadata, header: VolumeHeader, axes: Axes) -> list[str] | None:
-    """Slice labels, each with the slice it now belongs to; None if slices lie between the old ones.
+    """The source's labels for the slices of the output; None if these are not slices of the source.
 
-    An OME channel's name becomes the label of its planes.
+    The planes of an OME channel get its name as label.
     """
     frames, slices, channels = (axes.size(a) for a in "tzc")
     if source.dialect == "ome":
@@ -328,16 +355,12 @@ def _labels(source: TiffMetadata, header: VolumeHeader, axes: Axes) -> list[str]
     labels = [labels] if isinstance(labels, str) else labels
     old_frames, old_slices, old_channels = (source.axes.size(a) for a in "tzc")
     old_order = [a for a in source.axes.letters if a in "tzc"]
-    if (
-        source.dialect != "imagej"
-        or not isinstance(labels, list)
-        or old_order != [a for a in "tzc" if a in old_order]
-    ):
+    in_order = old_order == [a for a in "tzc" if a in old_order]
+    if source.dialect != "imagej" or not isinstance(labels, list) or not in_order:
         return None
-    if len(labels) != old_frames * old_slices * old_channels or (old_frames, old_channels) != (
-        frames,
-        channels,
-    ):
+    if len(labels) != old_frames * old_slices * old_channels:
+        return None
+    if (old_frames, old_channels) != (frames, channels):
         return None
     step, offset = header.transform.step[0], header.transform.offset[0]
     if offset != int(offset) or not 0 <= offset <= offset + step * (slices - 1) < old_slices:
@@ -351,7 +374,7 @@ def _labels(source: TiffMetadata, header: VolumeHeader, axes: Axes) -> list[str]
 
 
 def _component_labels(header: VolumeHeader, source: TiffMetadata | None) -> list[str]:
-    """A label for each channel: what component of which of the source's channels it is."""
+    """A label for each channel: the source's channel, and the component computed from it."""
     known = (
         source.items.get("Channel", []) if source is not None and source.dialect == "ome" else []
     )
@@ -359,21 +382,30 @@ def _component_labels(header: VolumeHeader, source: TiffMetadata | None) -> list
 
 
 def _escape(value: Any) -> Any:
-    """Text as ImageJ writes it: 7-bit, other letters as \\uXXXX. (What came from an ImageJ file is so already.)"""
+    """Text as ImageJ writes it: ASCII, with other characters as \\uXXXX.
+
+    Text from an ImageJ file is in this form already.
+    """
     if not isinstance(value, str):
         return value
     return re.sub(r"[^\x20-\x7e]", lambda found: f"\\u{ord(found[0]) & 0xFFFF:04X}", value)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# tifffile's own JSON ("shaped"), for what neither ImageJ nor OME can hold
+# --------------------------------------------------------------------------------------------------
+# tifffile's own JSON ("shaped"), for volumes that neither ImageJ nor OME can store
 
 
 def read_shaped(
     metadata: Mapping[str, Any], resolution: Sequence[Any], unit_tag: int | None, axes: Axes
 ) -> Description:
-    """What the JSON says: `spacing` of three numbers (D, H, W) with `unit` and `origin`, as written here; or, as people
-    write it, OME's PhysicalSizeX, or ImageJ's single `spacing` and `unit` beside XResolution and YResolution."""
+    """What the JSON of a file says.
+
+    This package writes `spacing` as three numbers (D, H, W), with `unit` and `origin`. Others write
+    OME's PhysicalSizeX, or ImageJ's single `spacing` and `unit` with XResolution and YResolution.
+
+    metadata : dict                     the JSON
+    resolution, unit_tag, axes          see `read_imagej`
+    """
     spacing, origin = metadata.get("spacing"), metadata.get("origin")
     if isinstance(spacing, list) and len(spacing) == 3 and all(map(positive, spacing)):
         words = _words(*[metadata.get("unit")] * 3)
@@ -403,7 +435,10 @@ def _triple(values: Sequence[Any]) -> Numbers:
 def physical_sizes(
     attributes: Mapping[str, Any], axes: Axes
 ) -> tuple[Numbers | None, Words, tuple[str, ...]]:
-    """OME's PhysicalSizeX, Y, Z with their units, and a note about a guess; None if x and y are not known."""
+    """OME's PhysicalSizeZ, Y, X, their units, and notes on guesses.
+
+    The sizes are None if those along x and y are unknown.
+    """
     d, h, w = (positive(attributes.get(f"PhysicalSize{a}")) for a in "ZYX")
     words = _words(*(attributes.get(f"PhysicalSize{a}Unit", "µm") for a in "ZYX"))
     h, w = h or w, w or h
@@ -416,7 +451,7 @@ def physical_sizes(
 
 
 def shaped_items(header: VolumeHeader) -> tuple[dict[str, Any], str]:
-    """What is written into the JSON beside shape and axes, and a note."""
+    """The entries of the JSON besides shape and axes, and a note."""
     found, note = calibration(header.grid, None, {})
     items: dict[str, Any] = {"history": list(header.history)} if header.history else {}
     if header.components:
@@ -432,5 +467,5 @@ def shaped_items(header: VolumeHeader) -> tuple[dict[str, Any], str]:
 
 
 def tiff_source(header: VolumeHeader) -> TiffMetadata | None:
-    """What was kept of the TIFF file a volume came from; None if it came from elsewhere."""
+    """What a volume keeps of its TIFF file; None if it comes from another format."""
     return header.metadata if isinstance(header.metadata, TiffMetadata) else None

@@ -1,7 +1,7 @@
-"""OME-XML, the description of an OME-TIFF file: read into a grid and things to keep, and written anew.
+"""OME-XML, the description of an OME-TIFF file, read and written.
 
-Of the model's many elements those are kept that stay true of a convolved volume: sizes, positions, channels with their
-names and colours, the image's name and description, the time increment. Only tiff.py uses this module.
+Of its many elements, those are kept that remain true of a convolved volume: sizes, positions,
+channels with their names and colours, the image's name and description, the time increment.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from conv3d_cli.model.volume import Axes, VolumeHeader
 
 OME_WORDS = {"um": "µm"}
 OME_SCHEMA = "http://www.openmicroscopy.org/Schemas/OME/2016-06"
-HISTORY_NAMESPACE = "conv3d/history"  # of the comments that hold a line each
+HISTORY_NAMESPACE = "conv3d/history"  # of comments, each with a line of history
 OME_TYPES = {
     "int8": "int8",
     "int16": "int16",
@@ -46,7 +46,7 @@ OME_TYPES = {
 
 
 def ome_history(text: str) -> tuple[str, ...]:
-    """The lines of history among the annotations of an OME-XML text. Raises: ElementTree.ParseError."""
+    """The lines of history in the annotations of an OME-XML. Raises: ElementTree.ParseError."""
     from xml.etree import ElementTree
 
     return tuple(
@@ -59,7 +59,10 @@ def ome_history(text: str) -> tuple[str, ...]:
 
 
 def read_ome(image: Any, pixels: Any, axes: Axes) -> Description:
-    """What OME-XML says: physical sizes, positions, names of the image and its channels, the time increment."""
+    """What OME-XML says: sizes, positions, names of image and channels, the time increment.
+
+    image, pixels : XML elements        see `OmeImage`
+    """
     sizes, words, notes = physical_sizes(pixels.attrib, axes)
     grid = (
         Grid() if sizes is None else make_grid(sizes, words, _first_position(pixels, sizes, words))
@@ -96,8 +99,11 @@ def read_ome(image: Any, pixels: Any, axes: Axes) -> Description:
 
 
 def _first_position(pixels: Any, sizes: Numbers, words: Words) -> Numbers | None:
-    """Where zero lies, in voxels, by the planes' positions; None if they are missing or are not those of a plain stack:
-    in steps of one plane, or all at one place."""
+    """The voxel (D, H, W) at the world's zero, from the positions of the planes.
+
+    None if positions are missing, or if the planes are neither one plane apart nor all at the same
+    position.
+    """
     first: dict[int, list[float]] = {}
     for plane in (part for part in pixels if local_tag(part) == "Plane"):
         place = []
@@ -125,9 +131,12 @@ def _first_position(pixels: Any, sizes: Numbers, words: Words) -> Numbers | None
 
 
 def ome_xml(header: VolumeHeader, axes: Axes, dtype: np.dtype[Any]) -> tuple[str, str]:
-    """OME-XML of a file of these axes (t z c in some order, y, x, perhaps s), and a note.
+    """The OME-XML of an output, and a note.
 
-    It carries no UUID and no date, both optional: the same volume gives the same bytes.
+    It has no UUID and no date, which are optional, so that the same volume gives the same bytes.
+
+    axes : Axes             of the file: t, z, c in any order, y, x, and s for RGB
+    dtype : numpy dtype     of the stored voxels, one of OME_TYPES
     """
     from xml.etree import ElementTree
 
@@ -195,12 +204,12 @@ def ome_xml(header: VolumeHeader, axes: Axes, dtype: np.dtype[Any]) -> tuple[str
             own = {"ID": f"Annotation:{number}", "Namespace": HISTORY_NAMESPACE}
             comment = ElementTree.SubElement(notes, "CommentAnnotation", own)
             ElementTree.SubElement(comment, "Value").text = line
-    return '<?xml version="1.0" encoding="UTF-8"?>' + ElementTree.tostring(
-        root, encoding="unicode"
-    ), note
+    text = ElementTree.tostring(root, encoding="unicode")
+    return f'<?xml version="1.0" encoding="UTF-8"?>{text}', note
 
 
 def _add_positions(body: Any, axes: Axes, present: Sequence[str], found: Calibration) -> None:
+    """Add a Plane element with its position for each plane."""
     from xml.etree import ElementTree
 
     for index in np.ndindex(*(axes.size(a) for a in present)):

@@ -1,6 +1,6 @@
-"""The pages of a TIFF volume, decoded when they are asked for. Only tiff.py uses this module.
+"""The pages of a TIFF volume, decoded when they are asked for.
 
-`tiff_series.py` has looked at them: they are there, alike, and within their files.
+series.py has checked them: they exist, are alike, and lie within their files.
 """
 
 from __future__ import annotations
@@ -20,24 +20,22 @@ from conv3d_cli.formats.tiff.compressed import segment_bytes, unpack_here
 from conv3d_cli.formats.tiff.series import tiff_errors
 from conv3d_cli.model.volume import Array
 
-# LZW, deflate, zstd: tifffile puts their strips where they belong
-UNPACKED_IN_PLACE = (
-    5,
-    8,
-    32946,
-    50000,
-)
+# LZW, deflate (two numbers), zstd: tifffile decodes their strips into the output array
+DECODED_IN_PLACE = (5, 8, 32946, 50000)
 
 
 class PagedArray:
-    """A series' voxels as an array that decodes pages when it is indexed: by integers and slices, one for each axis.
+    """The voxels of a series as an array that decodes pages when it is indexed.
 
-    Several pages are decoded side by side; of a single one, its strips or tiles are.
+    An index has an integer or a slice for each axis. Several pages are decoded in parallel; of a
+    single page, its strips or tiles are.
 
-    pages : list            each holds the same number of voxels; one after the other they are the array
+    pages : list            pages with the same number of voxels each; in sequence, the whole array
     shape : tuple           of the array
-    dtype : numpy dtype     as decoded
-    first : file handle     of the file that was opened; pages of an OME volume may lie in others
+    dtype : numpy dtype     of the decoded voxels
+    path : str              for error messages
+    first : file handle     of the file that was opened; pages of an OME volume may be in others
+    Raises: FormatError if the pages do not divide the shape.
     """
 
     def __init__(
@@ -50,7 +48,7 @@ class PagedArray:
     ) -> None:
         self.pages, self.shape, self.dtype, self.path = pages, shape, dtype, path
         self._first = first
-        # the axes before `_split` count pages, the others lie within a page
+        # the axes before `_split` number the pages, the others are those of a page
         self._split = next(
             (k for k in range(len(shape) + 1) if math.prod(shape[:k]) == len(pages)), -1
         )
@@ -59,16 +57,19 @@ class PagedArray:
                 f"cannot read {path}: its {len(pages)} pages do not divide the shape {shape}"
             )
         self._last: tuple[int, Array] | None = None
-        # Whole pages of the last read, a slab that is still in use: those that the next one reads again are its halo.
+        # Whole pages of the last slab; the next slab's halo reads some of them again.
         self._kept: dict[int, Array] = {}
         self._workers = codec_threads()
         self._pool = ThreadPoolExecutor(self._workers, "conv3d-tiff")
-        self._lock = threading.RLock()  # of the file's position
+        self._lock = threading.RLock()  # guards the file's position
         for keyframe in {id(page.keyframe): page.keyframe for page in pages}.values():
             unpack_here(keyframe)
 
     def buffer_bytes(self) -> int:
-        """Memory beside what is handed out: packed pages and unpacked strips of the pages in work, and a page that is kept."""
+        """Memory besides the arrays returned.
+
+        Packed bytes and unpacked strips of the pages being decoded, and the last page.
+        """
         keyframe = self.pages[0].keyframe
         packed = (
             0 if keyframe.is_contiguous else max(sum(page.databytecounts) for page in self.pages)
@@ -77,14 +78,14 @@ class PagedArray:
         return self._workers * (packed + 2 * segment_bytes(keyframe)) + page
 
     def storage(self) -> dict[str, str]:
-        """How pages are stored, for people."""
+        """How the pages are stored, in words: {"compression": name}."""
         import tifffile
 
         code = self.pages[0].keyframe.compression
         try:
             name = tifffile.COMPRESSION(code).name.lower().replace("_", " ")
         except ValueError:
-            name = f"unknown ({code})"  # also several numbers, where one belongs
+            name = f"unknown ({code})"  # a damaged tag may also hold several numbers
         return {"compression": name}
 
     def close(self) -> None:
@@ -119,7 +120,7 @@ class PagedArray:
                 result[position] = self._kept[number][inner]
             else:
                 decoded.append((number, result[position, ...]))
-        # one file at a time is open; all pages of most volumes lie in one
+        # one file is open at a time; most volumes have all pages in one
         for _, together in groupby(decoded, key=lambda item: id(self.pages[item[0]].parent)):
             self._decode(list(together), inner)
         page = self.shape[self._split :]
@@ -128,17 +129,15 @@ class PagedArray:
         return result.reshape(kept)
 
     def _decode(self, targets: list[tuple[int, Array]], inner: tuple[int | slice, ...]) -> None:
-        """Fill arrays with pages of one file, or with parts of them, side by side."""
+        """Fill arrays with pages of one file, or with parts of them, in parallel."""
         shape = self.shape[self._split :]
 
         def decode(item: tuple[int, Array]) -> None:
             number, target = item
             page = self.pages[number]
             with tiff_errors(self.path, f"page {page.index + 1}"):
-                if (
-                    target.size == math.prod(shape)
-                    and page.keyframe.compression in UNPACKED_IN_PLACE
-                ):
+                whole = target.size == math.prod(shape)
+                if whole and page.keyframe.compression in DECODED_IN_PLACE:
                     page.asarray(out=target, lock=self._lock, maxworkers=1)
                 else:
                     target[...] = page.asarray(lock=self._lock, maxworkers=1).reshape(shape)[inner]
@@ -149,7 +148,8 @@ class PagedArray:
             pass  # raises what the page's thread raised
 
     def _page(self, number: int) -> Array:
-        # One page may hold several planes or channels (samples stored apart), which are then asked for one by one.
+        # One page may hold several planes or channels (separate samples), which are then read one
+        # by one.
         if self._last is not None and self._last[0] == number:
             return self._last[1]
         self._last = None
@@ -162,7 +162,7 @@ class PagedArray:
         return values
 
     def _open(self, handle: Any) -> None:
-        """Open the file of a page, and no more than one beside the first."""
+        """Open the file of a page; at most one is open besides the first."""
         if handle.closed:
             self._close_others()
             handle.open()

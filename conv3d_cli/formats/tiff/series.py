@@ -1,8 +1,8 @@
-"""The image series of a TIFF file that is read, by volumes and kernels alike: found, distrusted, and what its numbers stand for.
+"""The image series of a TIFF file: found, checked, and the scale of its values.
 
-tifffile decodes; this module sees to it that nothing is believed which the file cannot keep (planes that are not there, pages
-larger than their bytes can make), because tifffile fills such gaps with zeros and a line in its log. The chain that leads
-from page to page is `tiff_directories.py`'s, the choice among the images of an OME-TIFF `tiff_images.py`'s.
+tifffile decodes. This module refuses files that promise more than they hold (missing planes, pages
+larger than their bytes can make), because tifffile fills such gaps with zeros and only logs them.
+directories.py follows the chain of pages; images.py chooses among the images of an OME-TIFF.
 """
 
 from __future__ import annotations
@@ -17,25 +17,26 @@ from typing import Any
 
 from conv3d_cli.errors import Conv3DError, FormatError, MemoryLimitError
 from conv3d_cli.formats.tiff.directories import Directory, read_directories
-from conv3d_cli.formats.tiff.images import OmeImage, find_image, promised_planes
+from conv3d_cli.formats.tiff.images import OmeImage, declared_planes, find_image
 from conv3d_cli.system.inputs import check_input
 
-MOST_PLANES = 1 << 22  # that tifffile may be asked to make room for
-# How far a codec can shrink voxels: nothing is allocated for a page that claims to hold more than its bytes can.
-MOST_SHRUNK = {8: 1100, 32946: 1100, 5: 4096, 32773: 130}  # deflate (two numbers), LZW, PackBits
-MOST_SHRUNK_BY_OTHERS = 1 << 16
-UNSUSPECTED_PAGE = 1 << 26  # bytes
+MAX_PLANES = 1 << 22  # that tifffile may allocate memory for
+# Largest compression ratio of each codec. No memory is allocated for a page that claims more voxels
+# than its bytes can hold.
+MAX_RATIOS = {8: 1100, 32946: 1100, 5: 4096, 32773: 130}  # deflate (two numbers), LZW, PackBits
+MAX_RATIO_OF_OTHERS = 1 << 16
+UNCHECKED_PAGE_BYTES = 1 << 26  # smaller pages may claim any ratio
 
 
 @dataclass(frozen=True)
 class OpenSeries:
-    """A file opened with tifffile, and the series in it that is read; to be closed by its owner.
+    """A file opened with tifffile, and the series to read. The owner closes `tiff`.
 
     tiff : TiffFile             of tifffile
-    image : OmeImage or None    what the series is made of in an OME-TIFF
+    image : OmeImage or None    the image of an OME-TIFF; None if none is described
     series : TiffPageSeries     of tifffile
-    pages : list                those of the series, each looked at; they may lie in other files
-    directories : list          where the pages of the file that was opened stand
+    pages : list                pages of the series, all checked; they may be in other files
+    directories : list          directories of the file that was opened
     """
 
     tiff: Any
@@ -47,7 +48,12 @@ class OpenSeries:
 
 @contextmanager
 def tiff_errors(path: str, what: str = "") -> Iterator[None]:
-    """Turn whatever tifffile raises in the body into a FormatError of one line, and keep its log off the screen."""
+    """Turn whatever tifffile raises in the body into a FormatError of one line; hide its log.
+
+    path : str      of the file
+    what : str      what is read, such as "page 3", for the message
+    Raises: FormatError; MemoryLimitError for a MemoryError.
+    """
     import logging
 
     thread = threading.get_ident()
@@ -61,7 +67,8 @@ def tiff_errors(path: str, what: str = "") -> Iterator[None]:
         yield
     except Conv3DError:
         raise
-    except Exception as error:  # tifffile raises a dozen kinds: struct.error, KeyError, zlib.error, RuntimeError, ...
+    # tifffile raises a dozen kinds: struct.error, KeyError, zlib.error, RuntimeError, ...
+    except Exception as error:
         what = f"{what}: " if what else ""
         if isinstance(error, MemoryError):
             raise MemoryLimitError(
@@ -78,15 +85,15 @@ def tiff_errors(path: str, what: str = "") -> Iterator[None]:
         logger.removeFilter(silence)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Finding the series
 
 
 def open_series(path: str, axes_given: bool = False, one_file: bool = False) -> OpenSeries:
-    """Open a TIFF file and find the first image series in it; of an OME-TIFF the image that the file stands for.
+    """Open a TIFF file and find its first image series; of an OME-TIFF, see `find_image`.
 
-    axes_given : bool       a file may be read by its pages where its OME-XML describes none of them
-    one_file : bool         planes in other files are refused, not followed
+    axes_given : bool       read a file page by page if its OME-XML describes none of its pages
+    one_file : bool         refuse planes in other files
     Raises: FormatError.
     """
     check_input(path)
@@ -96,7 +103,7 @@ def open_series(path: str, axes_given: bool = False, one_file: bool = False) -> 
     try:
         if one_file and image is not None and any(name != path for name in image.files):
             raise FormatError(
-                f"cannot read {path}: its planes lie in other files; save them as one file"
+                f"cannot read {path}: its planes are in other files; save them as one file"
             )
         absent = ""
         for name in () if image is None else image.files:
@@ -107,11 +114,10 @@ def open_series(path: str, axes_given: bool = False, one_file: bool = False) -> 
                 directories[os.path.realpath(name)] = read_directories(name)
         series = _first_series(tiff, image, absent, path)
         pages = _usable_pages(tiff, series, directories, path, absent)
-        if one_file and any(
-            page.parent is not tiff for page in pages
-        ):  # by a list of Micro-Manager's
+        # a list of Micro-Manager's may also name other files
+        if one_file and any(page.parent is not tiff for page in pages):
             raise FormatError(
-                f"cannot read {path}: its planes lie in other files; save them as one file"
+                f"cannot read {path}: its planes are in other files; save them as one file"
             )
     except BaseException:
         tiff.close()
@@ -120,7 +126,7 @@ def open_series(path: str, axes_given: bool = False, one_file: bool = False) -> 
 
 
 def _open_file(path: str, axes_given: bool) -> tuple[Any, OmeImage | None]:
-    """tifffile's view of a file, and the image of an OME-TIFF that it is told of, None where no image is described.
+    """A file opened with tifffile, and its OME image; None if no image is described.
 
     Raises: FormatError.
     """
@@ -134,9 +140,10 @@ def _open_file(path: str, axes_given: bool) -> tuple[Any, OmeImage | None]:
             text = str(tiff.ome_metadata)
             image = find_image(text, path)
             xml = text if image is None else image.xml
-            if promised_planes(xml) > MOST_PLANES:
+            if declared_planes(xml) > MAX_PLANES:
                 raise FormatError(
-                    f"cannot read {path}: damaged: its OME-XML speaks of more than {MOST_PLANES} planes"
+                    f"cannot read {path}: damaged: its OME-XML declares more than {MAX_PLANES} "
+                    "planes"
                 )
             if image is None and not axes_given:
                 raise FormatError(
@@ -149,7 +156,10 @@ def _open_file(path: str, axes_given: bool) -> tuple[Any, OmeImage | None]:
 
 
 def _first_series(tiff: Any, image: OmeImage | None, absent: str, path: str) -> Any:
-    """absent : str     why planes may be missing, for the message"""
+    """The first series of a file. Raises: FormatError if its description does not fit its pages.
+
+    absent : str    why planes may be missing, for the message
+    """
     with tiff_errors(path):
         described = image is not None or not tiff.is_ome
         if not tiff.series:
@@ -157,11 +167,12 @@ def _first_series(tiff: Any, image: OmeImage | None, absent: str, path: str) -> 
         series = tiff.series[0]
         dialect = next((d for d in ("shaped", "ome", "imagej") if getattr(tiff, f"is_{d}")), None)
         if series.kind in ("generic", "uniform") and dialect is not None and described:
-            # tifffile falls back to bare pages where a description cannot be true of the file
+            # tifffile falls back to bare pages if a description cannot be true
             if absent:
                 raise FormatError(f"cannot read {path}: its planes are missing{absent}")
             raise FormatError(
-                f"cannot read {path}: truncated or damaged: its description ({dialect}) does not fit its pages"
+                f"cannot read {path}: truncated or damaged: its description ({dialect}) "
+                "does not fit its pages"
             )
         for other in tiff.series[1:]:
             if series.kind == "generic" and (other.keyframe.shape, other.dtype) == (
@@ -169,13 +180,13 @@ def _first_series(tiff: Any, image: OmeImage | None, absent: str, path: str) -> 
                 series.dtype,
             ):
                 raise FormatError(
-                    f"cannot read {path}: its pages are stored in different ways (compression, strips); "
-                    "save them again in one way"
+                    f"cannot read {path}: its pages are stored in different ways "
+                    "(compression, strips); save them again in one way"
                 )
         return series
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Pages of a series
 
 
@@ -186,17 +197,17 @@ def _usable_pages(
     path: str,
     absent: str = "",
 ) -> list[Any]:
-    """The series' pages, after a check that they are all there, alike, and within their files.
+    """The pages of a series, after a check that all exist, are alike, and lie within their files.
 
-    (A volume above 4 GB in an ImageJ file has one page, with all its voxels behind it.)
-    directories : dict      of each file, by its real path
+    (A volume above 4 GB in an ImageJ file has one page, followed by all voxels.)
+    directories : dict      real path of a file -> its directories
     absent : str            why planes may be missing, for the message
     Raises: FormatError.
     """
     keyframe = series.keyframe
     with tiff_errors(path):
         if keyframe.parent is tiff:
-            tiff.pages.useframes = True  # the light kind, for pages that were not needed so far
+            tiff.pages.useframes = True  # lightweight pages, for those not yet read
             tiff.pages.set_keyframe(keyframe.index)
         pages = list(series)
         missing = sum(page is None for page in pages)
@@ -209,8 +220,8 @@ def _usable_pages(
             keyframe.shape
         ):
             raise FormatError(
-                f"cannot read {path}: truncated or damaged: its description speaks of shape {series.shape}, "
-                f"the file holds {len(pages)} pages of {keyframe.shape}"
+                f"cannot read {path}: truncated or damaged: its description gives the shape "
+                f"{series.shape}, the file holds {len(pages)} pages of {keyframe.shape}"
             )
         return [
             _usable_page(page, path, "" if page.parent is tiff else f" of {_file(page)}")
@@ -225,7 +236,7 @@ def _file(page: Any) -> str:
 def _check_alike(
     pages: Sequence[Any], series: Any, directories: Mapping[str, Sequence[Directory]], path: str
 ) -> None:
-    """Refuse pages that differ: within a file in whatever their directories say, between files in size and type.
+    """Refuse pages that differ: within a file in any layout tag, between files in size and type.
 
     Raises: FormatError.
     """
@@ -244,32 +255,31 @@ def _check_alike(
                 odd = page.index if follows else own[0].index + place
                 of = "" if page.parent is series.parent else f" of {file}"
                 raise FormatError(
-                    f"cannot read {path}: page {odd + 1}{of} differs from page {own[0].index + 1} in size, type or "
-                    "compression; a volume's pages must be alike"
+                    f"cannot read {path}: page {odd + 1}{of} differs from page "
+                    f"{own[0].index + 1} in size, type or compression; "
+                    "a volume's pages must be alike"
                 )
-        models = {
-            id(page.keyframe): page.keyframe for page in group
-        }.values()  # by which tifffile decodes the pages
+        # the pages by which tifffile decodes the others
+        models = {id(page.keyframe): page.keyframe for page in group}.values()
         alike = all(
             (model.shape, model.dtype) == (keyframe.shape, keyframe.dtype) for model in models
         )
         for model in models:
-            if (
-                own and model.parent is not own[0].parent
-            ):  # that of a file of the same name in another folder
+            # it may be in a file of the same name in another folder
+            if own and model.parent is not own[0].parent:
                 alike = alike and model.parent.byteorder == own[0].parent.byteorder
                 alike = alike and layouts[_file(model)].get(model.offset) == known[own[0].offset]
         if not alike:
             raise FormatError(
-                f"cannot read {path}: the planes in {file} differ from those in {_file(keyframe)} in size, type or "
-                "compression; a volume's planes must be alike"
+                f"cannot read {path}: the planes in {file} differ from those in "
+                f"{_file(keyframe)} in size, type or compression; a volume's planes must be alike"
             )
 
 
 def _usable_page(page: Any, path: str, of: str) -> Any:
-    """The page itself, or a fuller reading of it, if what it claims is possible.
+    """The page, or tifffile's full version of it, after a check that what it claims is possible.
 
-    of : str        its file, for messages
+    of : str        " of FILE", for messages
     Raises: FormatError.
     """
     name = f"page {page.index + 1}{of}"
@@ -293,34 +303,38 @@ def _usable_page(page: Any, path: str, of: str) -> Any:
         not keyframe.is_tiled and not all(offsets[:segments])
     ):
         raise FormatError(
-            f"cannot read {path}: truncated or damaged: {name} lacks some of its {segments} strips or tiles"
+            f"cannot read {path}: truncated or damaged: {name} lacks some of its {segments} "
+            "strips or tiles"
         )
     if any(offset + count > size for offset, count in zip(offsets, counts, strict=False)):
         raise FormatError(
-            f"cannot read {path}: truncated: {name} lies beyond the end of the file ({size} bytes)"
+            f"cannot read {path}: truncated: {name} reaches beyond the end of the file "
+            f"({size} bytes)"
         )
     held = sum(counts)
     if keyframe.compression == 1:
         possible = held * 8 // bits
     else:
-        ratio = MOST_SHRUNK.get(keyframe.compression, MOST_SHRUNK_BY_OTHERS)
-        possible = max(held * ratio, UNSUSPECTED_PAGE) // keyframe.dtype.itemsize
+        ratio = MAX_RATIOS.get(keyframe.compression, MAX_RATIO_OF_OTHERS)
+        possible = max(held * ratio, UNCHECKED_PAGE_BYTES) // keyframe.dtype.itemsize
     if voxels > possible:
         raise FormatError(
-            f"cannot read {path}: truncated or damaged: {name} claims {voxels} voxels, its {held} bytes hold {possible} at most"
+            f"cannot read {path}: truncated or damaged: {name} claims {voxels} voxels, "
+            f"its {held} bytes hold {possible} at most"
         )
     if keyframe.is_contiguous and any(
         offsets[i] + counts[i] != offsets[i + 1] for i in range(len(offsets) - 1)
     ):
-        # as a frame it would be believed to be in one piece because the first page is
-        return _whole_page(page)
+        # tifffile takes a frame for contiguous if the first page is
+        return _full_page(page)
     return page
 
 
-def _whole_page(frame: Any) -> Any:
+def _full_page(frame: Any) -> Any:
+    """The full version of one of tifffile's lightweight pages (frames)."""
     handle = frame.parent.filehandle
     closed = handle.closed
-    if closed:  # another file than the one that was opened
+    if closed:  # a file other than the one that was opened
         handle.open()
     try:
         return frame.aspage()
@@ -330,13 +344,14 @@ def _whole_page(frame: Any) -> Any:
 
 
 def mapped_offset(found: OpenSeries, path: str) -> int | None:
-    """Where the series' voxels begin if they lie in the opened file in one piece, uncompressed; else None.
+    """Byte of the first voxel if all are in the opened file, contiguous and uncompressed; or None.
 
-    Raises: FormatError if page directories lie where voxels should be: the description promises more than there is.
+    Raises: FormatError if page directories are among the voxels, so that the description promises
+        more voxels than there are.
     """
     series = found.series
     with tiff_errors(path):
-        # tifffile's number counts the bytes of whichever file the pages lie in
+        # tifffile's offset may be one in another file
         offset = (
             series.dataoffset if all(page.parent is found.tiff for page in found.pages) else None
         )
@@ -345,28 +360,29 @@ def mapped_offset(found: OpenSeries, path: str) -> int | None:
     end = offset + math.prod(series.shape) * series.dtype.itemsize
     if any(offset <= directory.offset < end for directory in found.directories):
         raise FormatError(
-            f"cannot read {path}: truncated or damaged: its description speaks of shape {series.shape}, "
-            "but there are page directories where such voxels would lie"
+            f"cannot read {path}: truncated or damaged: its description gives the shape "
+            f"{series.shape}, but page directories are where such voxels would be"
         )
     return int(offset)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# What its numbers stand for
+# --------------------------------------------------------------------------------------------------
+# Scale of its values
 
 
 def dialect_of(tiff: Any, series: Any) -> str:
-    """Whose description a series has: "imagej", "ome", "shaped" (tifffile's JSON) or "plain"."""
-    # Micro-Manager files have a kind of their own, beside OME's or ImageJ's description
+    """The dialect of a series: "imagej", "ome", "shaped" (tifffile's JSON) or "plain"."""
+    # Micro-Manager files have kinds of their own, besides OME's or ImageJ's description
     if series.kind in ("shaped", "ome", "imagej"):
         return str(series.kind)
     return "ome" if tiff.is_ome else "imagej" if tiff.is_imagej else "plain"
 
 
 def value_scale(found: OpenSeries) -> tuple[float, float]:
-    """Slope and intercept of ImageJ's straight-line calibration of values (function 0, used only with a value unit).
+    """Slope and intercept of ImageJ's linear calibration of values; (1, 0) without one.
 
-    It is how ImageJ stores signed 16-bit voxels: unsigned, with c0=-32768. (1, 0) where there is none.
+    The calibration is function 0, which ImageJ uses only with a value unit. In this way ImageJ
+    stores signed 16-bit voxels: unsigned, with c0=-32768.
     """
     if dialect_of(found.tiff, found.series) != "imagej" or found.series.dtype.name not in (
         "uint8",
@@ -381,7 +397,11 @@ def value_scale(found: OpenSeries) -> tuple[float, float]:
 
 
 def to_number(value: Any) -> float:
-    """A metadata value as a finite number, 0 if it is none."""
+    """A metadata value as a finite number; 0 if it is not one.
+
+    >>> to_number("2.5"), to_number("nan"), to_number(None)
+    (2.5, 0.0, 0.0)
+    """
     try:
         number = float(value)
     except (TypeError, ValueError):

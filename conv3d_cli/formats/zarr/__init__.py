@@ -1,4 +1,4 @@
-"""OME-Zarr: stores, metadata, pyramids, and the format itself."""
+"""OME-Zarr: stores, metadata, resolution levels, and the format itself."""
 
 from __future__ import annotations
 

@@ -1,11 +1,12 @@
-"""OME-Zarr: images of OME-NGFF 0.4 (Zarr format 2) and 0.5 (format 3), and bare Zarr arrays, in folders and at URLs.
+"""OME-Zarr: images of OME-NGFF 0.4 (Zarr format 2) and 0.5 (format 3), and bare Zarr arrays.
 
-Voxels lie in chunks, each a file. The chunks that hold the same planes are a row: the reader decodes a row at once and
-holds it until its planes are released, the writer gathers planes until a row is whole, so a forward pass reads and writes
-each chunk once. A chunk that is not there is the fill value, as Zarr has it; a note counts them.
+Stores are folders or URLs. Voxels are stored in chunks, each a file. The chunks with the same
+planes are a row of chunks. The reader decodes a row at once and holds it until its planes are
+released; the writer collects planes until a row is complete. So a forward pass reads and writes
+each chunk once. zarr decodes and encodes the chunks of a row in threads of its own. A missing chunk
+is read as the fill value, as Zarr defines it; a note counts the missing chunks.
 
-The store's metadata are in ome.py, where it lies in store.py, further levels of resolution in pyramid.py. The
-library decodes and encodes the chunks of a row in threads of its own.
+ome.py has the metadata, store.py the stores, pyramid.py the further resolution levels.
 """
 
 from __future__ import annotations
@@ -50,23 +51,24 @@ from conv3d_cli.model.volume import (
     VolumeWriter,
 )
 
-# D, H, W of a new store's chunks: 2 MB of float32, 1 MB of uint16. Smaller ones cost a file and some 0.1 ms each; larger ones
-# cost memory (the writer holds a row of them) and make viewers fetch what they do not show.
+# (D, H, W) of a new store's chunks: 2 MB of float32, 1 MB of uint16. Smaller chunks cost a file and
+# some 0.1 ms each; larger ones cost memory (the writer holds a row of them) and make viewers fetch
+# voxels that they do not show.
 CHUNKS = (32, 128, 128)
-LIBRARY_BYTES = 24 << 20  # zarr with its threads and event loop, once it has worked
-AT_WORK = 10  # chunks that the library has in hand at once: its "async.concurrency"
-# Of a box: what the library is given at once, in whole chunks, which it decodes and encodes side by side.
+LIBRARY_BYTES = 24 << 20  # zarr with its threads and event loop, after the first read
+CONCURRENT_CHUNKS = 10  # chunks that zarr processes at once: its "async.concurrency"
+# Boxes are passed to zarr in pieces of this size, of whole chunks, which it processes in parallel.
 PIECE_BYTES = 16 << 20
 
 
 @dataclass(frozen=True, eq=False)
 class ZarrMetadata:
-    """What writing a Zarr store again wants to know of the one that was read.
+    """What a volume keeps of its Zarr store for an output in Zarr.
 
     zarr_format : int           2 or 3
-    chunks, shards : dict       sizes by axis letter; no shards: empty
-    compressors : tuple         codecs as zarr gives them
-    itemsize : int              of the stored voxels
+    chunks, shards : dict       axis letter -> size; empty without shards
+    compressors : tuple         zarr's codecs
+    itemsize : int              bytes of a stored voxel
     image : OmeImage or None    with the level that was read as its only one; None for a bare array
     """
 
@@ -78,14 +80,19 @@ class ZarrMetadata:
     image: OmeImage | None = None
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Reading
 
 
 class ZarrReader(VolumeReader):
-    """A Zarr array, read in rows of chunks.
+    """A reader of a Zarr array, in rows of chunks.
 
-    Held are the rows of the last run of planes that was asked for, and of the one before if they meet, unless released.
+    It holds the rows of the last read, and those of the read before if the two meet, until they are
+    released.
+
+    array : zarr Array
+    watch : ChunkWatch              counts missing chunks
+    levels : list of (name, path)   all levels of the image, for `storage`
     """
 
     def __init__(
@@ -101,7 +108,7 @@ class ZarrReader(VolumeReader):
         self._watch, self._levels = watch, levels
         metadata: ZarrMetadata = header.metadata
         self._row = metadata.chunks.get("z", 1)
-        # read one by one, each would decode the others' voxels again
+        # if several channels share a chunk, reading one would also decode the others
         self.channels_together = any(
             (metadata.shards or metadata.chunks).get(a, 1) > 1 for a in CHANNEL
         )
@@ -109,7 +116,7 @@ class ZarrReader(VolumeReader):
         self._rows: dict[int, Array] = {}
         self._part = (0, 0, 0)
         self._last = range(0)
-        self._lock = threading.Lock()  # a slab is released while the next is read
+        self._lock = threading.Lock()  # one thread may release a slab while another reads the next
         self._pool = ThreadPoolExecutor(
             self._rows_at_once(header.shape[4]), thread_name_prefix="conv3d-zarr"
         )
@@ -182,12 +189,12 @@ class ZarrReader(VolumeReader):
 
     def box_access(self) -> BoxAccess:
         sizes: Mapping[str, int] = self.header.metadata.chunks
-        # a piece, its chunks decoded and encoded
+        # a piece, and its chunks decoded and encoded
         held = 3 * max(PIECE_BYTES, self._unit_bytes(self._chunk)) + LIBRARY_BYTES
         return BoxAccess((sizes.get("z", 1), sizes["y"], sizes["x"]), held)
 
     def read_boxes_on(self, thread: zarr_store.OneThread) -> None:
-        """Have `read_box` work on the thread that calls; the next box may take the memory of the last."""
+        """Make `read_box` work on the calling thread; a box then overwrites the one before."""
         self._on_thread = thread.array(self.array, self.path)
 
     def release(self, n: int, depth_stop: int) -> None:
@@ -198,27 +205,27 @@ class ZarrReader(VolumeReader):
                 }
 
     def _units(self, channels: int) -> tuple[tuple[int, ...], int]:
-        """The shape of what is decoded as one, and how many of a row the library has in hand at once."""
+        """Shape of what is decoded as one, and how many of them in a row zarr decodes at once."""
         metadata: ZarrMetadata = self.header.metadata
         axes, cut = self.header.axes, metadata.shards or metadata.chunks
         unit = tuple(metadata.chunks[a] if a == "z" else cut[a] for a in axes.letters)
-        return unit, _units_at_work(axes, unit, channels)
+        return unit, _concurrent_units(axes, unit, channels)
 
     def _rows_at_once(self, channels: int) -> int:
-        """Rows decoded side by side: a row may be a single chunk."""
-        return max(1, AT_WORK // max(1, self._units(channels)[1]))
+        """Rows decoded in parallel; more than one if a row has few chunks."""
+        return max(1, CONCURRENT_CHUNKS // max(1, self._units(channels)[1]))
 
     def buffer_bytes(self, planes: int, channels: int) -> int:
         depth, height, width = self.header.shape[1:4]
-        unit, at_work = self._units(channels)
-        # two runs of planes that meet, with the rest of the rows they begin and end in
+        unit, concurrent = self._units(channels)
+        # two runs of planes that meet, rounded out to whole rows
         rows = min(-(-(2 * min(planes, depth) - 1) // self._row) + 1, -(-depth // self._row))
         held = min(rows * self._row, depth) * height * width * channels
-        encoded = 2 * at_work * self._rows_at_once(channels) * math.prod(unit)
+        encoded = 2 * concurrent * self._rows_at_once(channels) * math.prod(unit)
         return (held + encoded) * self._itemsize + LIBRARY_BYTES
 
     def take_missing(self) -> int:
-        """How many chunks were asked for, since this was last called, that are not in the store."""
+        """Number of missing chunks that were asked for since the last call."""
         count, self._watch.missing = self._watch.missing, 0
         return count
 
@@ -229,7 +236,7 @@ class ZarrReader(VolumeReader):
             times = f" were asked for {count} times" if self._boxes else f": {count}"
             self.notes = (
                 *self.notes,
-                f"chunks that are not in the store{times}; they read as its fill value, {fill}",
+                f"chunks that are not in the store{times}; they are read as its fill value, {fill}",
             )
 
     def storage(self) -> dict[str, str]:
@@ -248,11 +255,8 @@ class ZarrReader(VolumeReader):
             shapes = []
             for name, path in self._levels:
                 level = open_node(path)
-                shapes.append(
-                    f"{name}: {_sizes(level.shape)}"
-                    if zarr_store.is_array(level)
-                    else f"{name}: no array"
-                )
+                shape = _sizes(level.shape) if zarr_store.is_array(level) else "no array"
+                shapes.append(f"{name}: {shape}")
             found["levels"] = "; ".join(shapes)
         return found
 
@@ -266,7 +270,7 @@ def _sizes(shape: Iterable[int]) -> str:
 
 
 def _codec_name(codec: Any) -> str:
-    """A codec in words, from the dictionary it is stored as.
+    """Name and settings of one of zarr's codecs.
 
     >>> class Gzip:
     ...     def to_dict(self): return {"name": "gzip", "configuration": {"level": 5}}
@@ -274,15 +278,19 @@ def _codec_name(codec: Any) -> str:
     'gzip (level 5)'
     """
     stored = codec.to_dict() if hasattr(codec, "to_dict") else codec.get_config()
-    settings = stored.get(
-        "configuration", {key: value for key, value in stored.items() if key != "id"}
-    )
+    flat = {key: value for key, value in stored.items() if key != "id"}  # Zarr format 2
+    settings = stored.get("configuration", flat)
     words = ", ".join(f"{key} {value}" for key, value in settings.items())
     return str(stored.get("name", stored.get("id"))) + (f" ({words})" if words else "")
 
 
 def open_zarr(path: str, *, axes: str | None = None, channels_first: bool = False) -> VolumeReader:
-    """Open the finest level of an image, or the level or array that `path` names inside a store."""
+    """Open the finest level of an image, or the level or array that `path` names inside a store.
+
+    axes : str or None      axis letters in storage order (slowest first), in place of the store's
+    channels_first : bool   read a 4-D or 5-D array without axis names as czyx or tczyx
+    Raises: FormatError.
+    """
     watch = zarr_store.ChunkWatch()
     node = open_node(path, watch)
     notes: list[str] = []
@@ -291,7 +299,7 @@ def open_zarr(path: str, *, axes: str | None = None, channels_first: bool = Fals
     if not zarr_store.is_array(node):
         image = zarr_ome.read_image(node.attrs.asdict(), path)
         if image is None:
-            raise FormatError(f"cannot read {path}: {_what_else(path, node.attrs.asdict())}")
+            raise FormatError(f"cannot read {path}: {_why_no_image(path, node.attrs.asdict())}")
         dataset = image.datasets[0]
         array = _open_level(path, dataset.path, watch)
         if image.images > 1:
@@ -316,23 +324,26 @@ def open_zarr(path: str, *, axes: str | None = None, channels_first: bool = Fals
     if image is not None and dataset is not None:
         if len(image.axes) != len(shape):
             raise FormatError(
-                f"cannot read {path}: its OME metadata name {len(image.axes)} axes, its array has {len(shape)}: shape {shape}"
+                f"cannot read {path}: its OME metadata name {len(image.axes)} axes, "
+                f"its array has {len(shape)}: shape {shape}"
             )
         if image.version not in zarr_ome.VERSIONS:
-            notes.append(f"OME-NGFF {image.version} is not known here: read as 0.5")
+            notes.append(f"OME-NGFF {image.version} is an unknown version: read as 0.5")
         letters = axes or image.letters
     else:
         letters = axes or _named_axes(array) or axis_names(len(shape), channels_first, path)
         if axes is None:
-            notes.append(f"the array has no OME metadata: read as {letters}; --axes says otherwise")
+            notes.append(f"the array has no OME metadata: read as {letters}; --axes overrides this")
     if len(letters) != len(shape):
         raise FormatError(
-            f"cannot read {path}: --axes {letters} names {len(letters)} axes, the array has {len(shape)}: shape {shape}"
+            f"cannot read {path}: --axes {letters} names {len(letters)} axes, "
+            f"the array has {len(shape)}: shape {shape}"
         )
     found = Axes(letters, shape)
     if min(array.chunks) < 1:
         raise FormatError(
-            f"cannot read {path}: a chunk has no voxels: its metadata say {_sizes(array.chunks)}"
+            f"cannot read {path}: a chunk has no voxels: "
+            f"its metadata give the size {_sizes(array.chunks)}"
         )
     if image is not None and dataset is not None:
         grid = zarr_ome.read_grid(image.axes, dataset, letters)
@@ -371,43 +382,43 @@ def _open_level(path: str, name: str, watch: zarr_store.ChunkWatch) -> Any:
         array = open_node(joined(path, name), watch)
     except FormatError as error:
         raise FormatError(
-            f"cannot read {path}: its metadata speak of an array '{name}', but {error}"
+            f"cannot read {path}: its metadata name an array '{name}', but {error}"
         ) from error
     if not zarr_store.is_array(array):
         raise FormatError(
-            f"cannot read {path}: its metadata speak of an array '{name}', which is a group"
+            f"cannot read {path}: its metadata name an array '{name}', which is a group"
         )
     return array
 
 
 def _image_of(group: str) -> OmeImage | None:
-    """The image that a group above an array describes, if there is such a group."""
+    """The image that a group describes; None if it describes none, or if there is no such group."""
     folder = local_folder(group)
     if folder is not None and not is_node(folder):
         return None
     try:
         node = open_node(group)
     except FormatError:
-        return None  # a web server answers as it likes above the store
+        return None  # above the store, a web server may answer anything
     return None if zarr_store.is_array(node) else zarr_ome.read_image(node.attrs.asdict(), group)
 
 
 def _named_axes(array: Any) -> str:
-    """Axis letters that a bare array names itself (format 3), or for xarray; "" if it does not, or not with letters."""
+    """Axis letters that a bare array names, in format 3 or for xarray; "" without usable ones."""
     names = (
         getattr(array.metadata, "dimension_names", None)
         or array.attrs.asdict().get("_ARRAY_DIMENSIONS")
         or ()
     )
     letters = "".join(str(name).lower() for name in names)
-    usable = all(len(str(name)) == 1 for name in names) and len(set(letters)) == len(
-        letters
-    ) == len(array.shape)
-    return letters if usable and letters.isalpha() and {"y", "x"} <= set(letters) else ""
+    single = all(len(str(name)) == 1 for name in names)
+    distinct = len(set(letters)) == len(letters) == len(array.shape)
+    usable = single and distinct and letters.isalpha() and {"y", "x"} <= set(letters)
+    return letters if usable else ""
 
 
-def _what_else(path: str, attributes: Mapping[str, Any]) -> str:
-    """What a group without an image is, and what to name instead."""
+def _why_no_image(path: str, attributes: Mapping[str, Any]) -> str:
+    """What a group without an image is, and what to name instead; for an error message."""
     inner = attributes.get("ome")
     keys = {*attributes, *(inner if isinstance(inner, Mapping) else ())}
     if "plate" in keys:
@@ -415,27 +426,25 @@ def _what_else(path: str, attributes: Mapping[str, Any]) -> str:
     if "well" in keys or "bioformats2raw.layout" in keys:
         return f"it holds several images; name one, such as {joined(path, '0')}"
     folder = local_folder(path)
-    inside = (
-        sorted(n for n in os.listdir(folder) if is_node(os.path.join(folder, n))) if folder else []
-    )
-    cure = (
-        f"; in it are {', '.join(inside[:8])}: name an array, such as {joined(path, inside[0])}"
-        if inside
-        else ""
-    )
+    names = os.listdir(folder) if folder else []
+    inside = sorted(n for n in names if is_node(os.path.join(folder or "", n)))
+    cure = ""
+    if inside:
+        found = ", ".join(inside[:8])
+        cure = f"; it holds {found}: name an array, such as {joined(path, inside[0])}"
     return f"it is a Zarr group without an OME image (no multiscales){cure}"
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Writing
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How a store to be written is cut.
+    """How an output is divided into chunks and shards.
 
     zarr_format : int           2 or 3
-    chunks, shards : dict       sizes by axis letter; no shards: empty
+    chunks, shards : dict       axis letter -> size; empty without shards
     """
 
     zarr_format: int
@@ -444,13 +453,16 @@ class Layout:
 
     @property
     def unit(self) -> Mapping[str, int]:
-        """What is encoded and stored as one."""
+        """Size of a file's box of voxels by axis letter: a shard's, or a chunk's without shards."""
         return self.shards or self.chunks
 
     def fitted(
         self, letters: str, shape: Sequence[int]
     ) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
-        """Chunks and shards of an array of this shape: no larger than it needs."""
+        """Chunks and shards (None without) of an array, no larger than its shape needs.
+
+        letters, shape      axes and sizes of the array
+        """
         chunks = tuple(max(1, min(self.chunks[a], n)) for a, n in zip(letters, shape, strict=True))
         if not self.shards:
             return chunks, None
@@ -461,9 +473,12 @@ class Layout:
 
 
 def choose_layout(header: VolumeHeader, chunks: Sequence[int] | None = None) -> Layout:
-    """Chunks as asked for (D, H, W), else those of the Zarr store the volume came from, else `CHUNKS`.
+    """The layout of an output: chunks as asked for, else those of the input's store, else `CHUNKS`.
 
-    Along time and the like a chunk is 1 long: a volume is written after the other, and a chunk should be written once.
+    Along batch axes chunks have size 1: volumes are written one after another, and each chunk
+    should be written once.
+
+    chunks : 3 ints or None     (D, H, W) asked for
     """
     source = header.metadata if isinstance(header.metadata, ZarrMetadata) else None
     wish = dict(zip(SPATIAL, chunks or CHUNKS, strict=True))
@@ -480,49 +495,43 @@ def choose_layout(header: VolumeHeader, chunks: Sequence[int] | None = None) -> 
 
 
 def output_bytes(header: VolumeHeader, channels: int, options: OutputOptions) -> int:
-    """Memory that writing takes beside the blocks that are handed in: see `VolumeFormat.output_bytes`."""
+    """Memory that writing takes: see `VolumeFormat.output_bytes`."""
     layout = choose_layout(header, options.chunks)
     axes, shape = header.axes, header.axes.shape
     fitted, shards = layout.fitted(axes.letters, shape)
     unit = shards or fitted
     _, depth, height, width, _ = header.shape
-    row = (
-        min(unit[axes.letters.index("z")] if "z" in axes.letters else 1, depth)
-        * height
-        * width
-        * channels
-    )
-    at_work = _units_at_work(axes, unit, channels) * math.prod(unit) * (3 if shards else 2)
-    levels_bytes = (
-        zarr_pyramid.level_bytes(unit, header.dtype.itemsize) if options.levels > 1 else 0
-    )
-    return max((row + at_work) * header.dtype.itemsize, levels_bytes) + LIBRARY_BYTES
+    planes = min(unit[axes.letters.index("z")] if "z" in axes.letters else 1, depth)
+    row = planes * height * width * channels
+    encoded = _concurrent_units(axes, unit, channels) * math.prod(unit) * (3 if shards else 2)
+    planes_bytes = (row + encoded) * header.dtype.itemsize
+    return max(planes_bytes, _levels_bytes(unit, header, options)) + LIBRARY_BYTES
 
 
-def _units_at_work(axes: Axes, unit: Sequence[int], channels: int) -> int:
-    """Chunks of a row that the library has in hand at once."""
+def _levels_bytes(unit: Sequence[int], header: VolumeHeader, options: OutputOptions) -> int:
+    """Memory that writing the further levels takes."""
+    return zarr_pyramid.level_bytes(unit, header.dtype.itemsize) if options.levels > 1 else 0
+
+
+def _concurrent_units(axes: Axes, unit: Sequence[int], channels: int) -> int:
+    """Number of units (chunks or shards) of a row that zarr processes at once."""
     sizes = {"c": channels, "s": channels}
     along = [
         -(-sizes.get(a, axes.size(a)) // step)
         for a, step in zip(axes.letters, unit, strict=True)
         if a in "yx" + CHANNEL
     ]
-    return min(math.prod(along), AT_WORK)
+    return min(math.prod(along), CONCURRENT_CHUNKS)
 
 
 def box_access(header: VolumeHeader, options: OutputOptions) -> BoxAccess:
-    """How boxes are written: in whole chunks or shards of the store that `create_zarr` makes of this header."""
+    """How boxes are written: in whole chunks or shards of the store that `create_zarr` makes."""
     letters, itemsize = header.axes.letters, header.dtype.itemsize
     fitted, shards = choose_layout(header, options.chunks).fitted(letters, header.axes.shape)
     sizes = dict(zip(letters, shards or fitted, strict=True))
-    # a piece cut into chunks, and encoded; shards are put together of them
+    # a piece, its chunks, and these encoded; if there are shards, the shards too
     piece = (4 if shards else 3) * max(PIECE_BYTES, math.prod(sizes.values()) * itemsize)
-    held = (
-        max(
-            piece, zarr_pyramid.level_bytes(shards or fitted, itemsize) if options.levels > 1 else 0
-        )
-        + LIBRARY_BYTES
-    )
+    held = max(piece, _levels_bytes(shards or fitted, header, options)) + LIBRARY_BYTES
     return BoxAccess((sizes.get("z", 1), sizes["y"], sizes["x"]), held)
 
 
@@ -535,9 +544,12 @@ def store_box(
     channel_start: int,
     block: Array,
 ) -> None:
-    """Write a box (d, h, w, c) of volume n, whose first voxel is at `starts`, some chunks at a time.
+    """Write a box (d, h, w, c) of volume n to an array, a few chunks at a time.
 
-    unit : of what is stored as one, in storage order
+    array : zarr Array, or one that is indexed alike
+    axes : Axes             of `array`
+    unit : ints             shape of a file's box of voxels (chunk or shard), in storage order
+    starts : 3 ints         (D, H, W) of the box's first voxel
     """
     place = axes.place(n, starts, channel_start, block.shape)
     values = axes.storage_order(block)
@@ -547,11 +559,12 @@ def store_box(
 
 @dataclass(frozen=True)
 class ZarrTarget:
-    """The array of an unfinished store, for processes that write boxes of it.
+    """The array of an unfinished store, for other processes that write boxes of it.
 
     node : str          its folder or URL
+    path : str          of the output, for error messages
     axes : Axes         as stored
-    ranges : bool       whether the range of values is wanted, for what viewers show
+    ranges : bool       True if `write` returns the range of values, which viewers need
     """
 
     node: str
@@ -567,7 +580,14 @@ class ZarrTarget:
         block: Array,
         thread: zarr_store.OneThread,
     ) -> tuple[Array, Array]:
-        """Write whole chunks of volume n: block (d, h, w, c), whose first voxel is at `starts`. Returns its `value_range`."""
+        """Write whole chunks of volume n.
+
+        starts : 3 ints         (D, H, W) of the block's first voxel
+        block : array           (d, h, w, c)
+        Returns the smallest and the largest value of each channel of the volume, as `value_range`;
+        both empty unless `ranges`.
+        Raises: WriteError, also if the unfinished store is gone.
+        """
         with store_write_errors(self.path), zarr_store.unless_given_up(self.node):
             array = _open_to_write(self.node)
             unit = array.shards or array.chunks
@@ -576,10 +596,8 @@ class ZarrTarget:
             )
         if not self.ranges:
             return np.empty(0), np.empty(0)
-        low, high = (
-            np.full(self.axes.canonical_shape[4], np.inf),
-            np.full(self.axes.canonical_shape[4], -np.inf),
-        )
+        low = np.full(self.axes.canonical_shape[4], np.inf)
+        high = np.full(self.axes.canonical_shape[4], -np.inf)
         part = slice(channel_start, channel_start + block.shape[3])
         low[part], high[part] = value_range(block)
         return low, high
@@ -593,7 +611,12 @@ def _open_to_write(node: str) -> Any:
 
 
 def value_range(block: Array) -> tuple[Array, Array]:
-    """The least and the greatest finite value of each channel of (d, h, w, c); inf and -inf where there is none."""
+    """Smallest and largest finite value of each channel of (d, h, w, c); inf and -inf without any.
+
+    >>> low, high = value_range(np.array([[[[1.0, np.nan], [3.0, np.nan]]]]))
+    >>> low.tolist(), high.tolist()
+    ([1.0, inf], [3.0, -inf])
+    """
     limits = []
     for reduce, other in ((np.min, np.inf), (np.max, -np.inf)):
         found = reduce(block, axis=(0, 1, 2))
@@ -604,9 +627,13 @@ def value_range(block: Array) -> tuple[Array, Array]:
 
 
 class ZarrWriter(VolumeWriter):
-    """A Zarr store being written: planes are gathered until the chunks they lie in are whole.
+    """A writer of a Zarr store, which collects planes until a row of chunks is complete.
 
-    Blocks may come in any order; only in storage order is each chunk written once.
+    It takes blocks in any order; only in storage order is each chunk written once.
+
+    array : zarr Array      of the finest level
+    finish : callable       (array, windows, stop): writes the further levels and the metadata
+    unit : ints             shape of a file's box of voxels (chunk or shard), in storage order
     """
 
     def __init__(
@@ -621,7 +648,8 @@ class ZarrWriter(VolumeWriter):
         self.store, self.array, self.header, self.path = store, array, header, path
         self._finish, self._unit = finish, unit
         self._row = unit[header.axes.letters.index("z")] if "z" in header.axes.letters else 1
-        self._part: tuple[int, int, int, int] | None = None  # n, row, channels of what is gathered
+        # of the collected planes: n, row, first channel, number of channels
+        self._part: tuple[int, int, int, int] | None = None
         self._gathered = self._present = np.empty(0)
         self._low = np.full(header.shape[4], np.inf)
         self._high = np.full(header.shape[4], -np.inf)
@@ -647,7 +675,7 @@ class ZarrWriter(VolumeWriter):
             else:
                 if self._part is None:
                     self._part = part
-                    # in storage order, so that chunks are cut from it without turning it around
+                    # in storage order, so that chunks are copied from it without a transposition
                     shape = (channels, last - first, *block.shape[1:3])
                     self._gathered = np.empty(shape, self.header.dtype).transpose(1, 2, 3, 0)
                     self._present = np.zeros(last - first, bool)
@@ -658,7 +686,7 @@ class ZarrWriter(VolumeWriter):
             start = end
 
     def _store_gathered(self) -> None:
-        """Write what there is of a row; of one with gaps the library reads and writes its chunks again."""
+        """Write the collected planes. For a row with gaps, zarr reads and rewrites its chunks."""
         if self._part is None:
             return
         (n, row, channel_start, _), self._part = self._part, None
@@ -689,17 +717,15 @@ class ZarrWriter(VolumeWriter):
     def _note_values(self, channel_start: int, block: Array) -> None:
         part = slice(channel_start, channel_start + block.shape[3])
         low, high = value_range(block)
-        self._low[part], self._high[part] = (
-            np.minimum(self._low[part], low),
-            np.maximum(self._high[part], high),
-        )
+        self._low[part] = np.minimum(self._low[part], low)
+        self._high[part] = np.maximum(self._high[part], high)
 
     def target(self) -> ZarrTarget:
-        """Where other processes write what this one does not; they give `note_range` what they were told."""
+        """The array for other processes to write boxes to; pass the ranges to `note_range`."""
         return ZarrTarget(self.store.address("0"), self.path, self.header.axes, self.windows)
 
     def note_range(self, low: Array, high: Array) -> None:
-        """Take the range of values that another process has written."""
+        """Include the range of values that another process has written: see `ZarrTarget.write`."""
         if low.size:
             self._low, self._high = np.minimum(self._low, low), np.maximum(self._high, high)
 
@@ -714,7 +740,7 @@ class ZarrWriter(VolumeWriter):
             with store_write_errors(self.path):
                 self._finish(self.array, windows, self._stop)
 
-        # Interrupted, the main thread leaves at once: what works in a thread can be told to stop, and be waited for.
+        # An interrupt ends the main thread's work at once; a thread can be stopped and waited for.
         pool = ThreadPoolExecutor(1, thread_name_prefix="conv3d-commit")
         try:
             pool.submit(finish).result()
@@ -737,7 +763,11 @@ def create_zarr(
     overwrite: bool = False,
     options: OutputOptions = DEFAULT_OPTIONS,
 ) -> VolumeWriter:
-    """Start an OME-Zarr store."""
+    """Start an OME-Zarr store.
+
+    Raises: OutputExistsError; WriteError for a shape or axes that OME-Zarr cannot store; SpecError
+        for a name that does not end in .zarr, or for `options.levels` below 1.
+    """
     chunks, levels = options.chunks, options.levels
     letters, shape = header.axes.letters, header.axes.shape
     if levels < 1:
@@ -758,20 +788,18 @@ def create_zarr(
     notes = [text for text in (note, codec_note) if text]
     if len(factors) < levels:
         notes.append(
-            f"{len(factors)} of {levels} levels are written: further axes are too short to be halved"
+            f"{len(factors)} of {levels} levels are written: "
+            "the axes are too short to be halved further"
         )
-    if (
-        source is not None
-        and chunks is None
-        and any(n > 1 for a, n in source.chunks.items() if a not in SPATIAL + CHANNEL)
-    ):
+    source_chunks = source.chunks if source is not None and chunks is None else {}
+    if any(n > 1 for a, n in source_chunks.items() if a not in SPATIAL + CHANNEL):
         notes.append("the input's chunks hold several time points; the output's hold one")
 
     def make_array(number: int) -> Any:
         size = zarr_pyramid.level_shape(letters, shape, factors[number])
         fitted, shards = layout.fitted(letters, size)
         special: dict[str, Any] = (
-            {"chunk_key_encoding": {"name": "v2", "separator": "/"}}  # which 0.4 asks for
+            {"chunk_key_encoding": {"name": "v2", "separator": "/"}}  # required by 0.4
             if layout.zarr_format == 2
             else {"dimension_names": tuple(letters), "shards": shards}
         )
@@ -784,7 +812,7 @@ def create_zarr(
             filters=None,
             fill_value=False if header.dtype.kind == "b" else 0,
             zarr_format=layout.zarr_format,
-            # all chunks are there, so that one that is lost can be told from one that was never written
+            # write all chunks, so that a missing one is known to be lost
             config={"write_empty_chunks": True},
             **special,
         )
@@ -803,7 +831,7 @@ def create_zarr(
             below = level
         if stop.is_set():
             return
-        # The group comes last: before it there is no image, whatever a reader at a URL may find.
+        # The group comes last: without it, a reader at a URL finds no image.
         version = "0.4" if layout.zarr_format == 2 else "0.5"
         named = [zarr_ome.Level(str(number), factor) for number, factor in enumerate(factors)]
         attributes = zarr_ome.image_attributes(
@@ -828,10 +856,10 @@ def create_zarr(
 def _compressors(
     source: ZarrMetadata | None, zarr_format: int, dtype: np.dtype[Any]
 ) -> tuple[Any, str]:
-    """Codecs of the output: the input's where they are known to give the same bytes each time, else Blosc.
+    """Codecs of an output, and a note: the input's if they always give the same bytes, else Blosc.
 
-    Blosc with LZ4 and shuffled bytes writes 600 MB/s of smooth float32 on two CPUs and makes it 10 % smaller; with Zstandard
-    280 MB/s and 11 % (measured with chunks of 2 MB, 2026-11).
+    Blosc with LZ4 and shuffled bytes writes 600 MB/s of smooth float32 on two CPUs and makes it
+    10 % smaller; with Zstandard, 280 MB/s and 11 % (measured with chunks of 2 MB, 2026-11).
     """
     from numcodecs import Blosc
     from zarr.codecs import BloscCodec
@@ -849,12 +877,10 @@ def _compressors(
             settings = {**stored["configuration"], "typesize": dtype.itemsize}
             codec = type(codec).from_dict({"name": "blosc", "configuration": settings})
         elif name == "gzip":
-            return (
-                default,
-            ), "the input's gzip writes the time into each chunk: Blosc (LZ4) is used instead"
+            note = "the input's gzip writes the time into each chunk: Blosc (LZ4) is used instead"
+            return (default,), note
         elif name not in ("blosc", "zstd", "zlib", "lz4", "bz2", "lzma", "crc32c"):
-            return (
-                default,
-            ), f"the input's codec {name} is not written: Blosc (LZ4) is used instead"
+            note = f"the input's codec {name} is not written: Blosc (LZ4) is used instead"
+            return (default,), note
         kept.append(codec)
     return tuple(kept) or None, ""

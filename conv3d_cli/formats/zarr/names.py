@@ -7,17 +7,12 @@ import os
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
-# a folder that holds one of them is a Zarr node
-MARKERS = (
-    "zarr.json",
-    ".zgroup",
-    ".zarray",
-    ".zattrs",
-)
+# metadata files; a folder with one of them is a Zarr node
+MARKERS = ("zarr.json", ".zgroup", ".zarray", ".zattrs")
 
 
 def is_url(path: str) -> bool:
-    """Whether a name is a URL and no path.
+    """True if a name is a URL, not a path.
 
     >>> is_url("s3://bucket/a.zarr"), is_url("a.zarr/1")
     (True, False)
@@ -26,9 +21,9 @@ def is_url(path: str) -> bool:
 
 
 def local_folder(path: str) -> str | None:
-    """The folder or file that a name means on this machine; None if it lies elsewhere.
+    """The path of a name on this machine; None if it is a URL of another.
 
-    >>> local_folder("a.zarr/"), local_folder("file:///data/a.zarr"), local_folder("s3://bucket/a.zarr")
+    >>> local_folder("a.zarr/"), local_folder("file:///data/a.zarr"), local_folder("s3://b/a.zarr")
     ('a.zarr', '/data/a.zarr', None)
     """
     if path.lower().startswith("file://"):
@@ -41,8 +36,9 @@ def local_folder(path: str) -> str | None:
 
 
 def claims(path: str) -> bool:
-    """Whether a name is a Zarr store's: it or a folder above ends in .zarr, it is a URL, or a folder with Zarr metadata.
+    """True if a name is that of a Zarr store or a node in one.
 
+    It is a URL, or a path with a part that ends in .zarr, or a folder with Zarr metadata.
     >>> claims("a.zarr"), claims("a.ome.zarr/1"), claims("https://host/store"), claims("a.npz")
     (True, True, True, False)
     """
@@ -56,14 +52,14 @@ def claims(path: str) -> bool:
 
 
 def is_node(folder: str) -> bool:
-    """Whether a folder holds Zarr metadata."""
+    """True if a folder holds Zarr metadata."""
     return os.path.isdir(folder) and any(
         os.path.isfile(os.path.join(folder, name)) for name in MARKERS
     )
 
 
 def content(path: str) -> str:
-    """ "labels" where a store in a folder is a label image by its attributes (NGFF's `image-label`), else ""."""
+    """ "labels" if a store in a folder has NGFF's attribute `image-label`, else ""."""
     for name in (".zattrs", "zarr.json"):
         try:
             with open(os.path.join(local_folder(path) or "", name), encoding="utf-8") as file:
@@ -72,27 +68,12 @@ def content(path: str) -> str:
             if "image-label" in {**attributes, **attributes.get("ome", {})}:
                 return "labels"
         except (OSError, ValueError, RecursionError, TypeError, AttributeError):
-            pass  # not there, or damaged, which is told when it is opened
+            pass  # missing, or damaged, which opening it reports
     return ""
 
 
-def outermost(path: str) -> str:
-    """The whole store that a name means a part of; URLs stay as they are.
-
-    >>> outermost("a.zarr/s/1"), outermost("a.zarr"), outermost("https://host/a.zarr/1")
-    ('a.zarr', 'a.zarr', 'https://host/a.zarr/1')
-    """
-    folder = local_folder(path)
-    if folder is None:
-        return path
-    above = [
-        name for name, _ in ancestors(folder) if name.lower().endswith(".zarr") or is_node(name)
-    ]
-    return above[-1] if above else folder
-
-
 def ancestors(path: str) -> Iterator[tuple[str, str]]:
-    """Names of the groups above a node with its path in each, nearest first, no more than three.
+    """Names of at most three groups above a node, and its path in each, nearest first.
 
     >>> list(ancestors("a.zarr/s/1"))
     [('a.zarr/s', '1'), ('a.zarr', 's/1')]
@@ -104,3 +85,18 @@ def ancestors(path: str) -> Iterator[tuple[str, str]]:
             return
         inner = f"{name}/{inner}" if inner else name
         yield above, inner
+
+
+def outermost(path: str) -> str:
+    """The folder of the whole store that a name is a part of; URLs are returned unchanged.
+
+    >>> outermost("a.zarr/s/1"), outermost("a.zarr"), outermost("https://host/a.zarr/1")
+    ('a.zarr', 'a.zarr', 'https://host/a.zarr/1')
+    """
+    folder = local_folder(path)
+    if folder is None:
+        return path
+    above = [
+        name for name, _ in ancestors(folder) if name.lower().endswith(".zarr") or is_node(name)
+    ]
+    return above[-1] if above else folder

@@ -1,8 +1,11 @@
-"""OME-NGFF metadata (versions 0.4 and 0.5): attributes of a group read into an image, and an image's written anew.
+"""OME-NGFF metadata (versions 0.4 and 0.5): the attributes of a group, read and written.
 
-It knows no zarr: attributes are dictionaries. Kept for writing is what stays true of a convolved volume: the image's name,
-the channels with their names and colours, the steps and unit of time. Source: https://ngff.openmicroscopy.org, sections
-"axes", "coordinateTransformations", "multiscales" and "omero".
+Attributes are dictionaries: this module does not import zarr. Metadata that remain true of a
+convolved volume are kept: the image's name, the channels with their names and colours, the steps
+and unit of time.
+
+Source: https://ngff.openmicroscopy.org, sections "axes", "coordinateTransformations", "multiscales"
+and "omero".
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ WORDS = {
     "m": "meter",
 }
 NAMES = {word: name for name, word in WORDS.items()}
-# lengths the package has no name for: ours that is near, and how many of it
+# units that `model.grid.UNITS` lacks: one that it has, and how many of it
 OTHER_UNITS = {
     "angstrom": ("nm", 0.1),
     "picometer": ("nm", 1e-3),
@@ -36,14 +39,23 @@ OTHER_UNITS = {
     "foot": ("mm", 304.8),
     "yard": ("mm", 914.4),
 }
+AXIS_TYPES = {
+    **dict.fromkeys(SPATIAL, "space"),
+    **dict.fromkeys(CHANNEL, "channel"),
+    "t": "time",
+}
 SPARE_LETTERS = "taburefghijklmnopqvwd"
 VERSIONS = ("0.1", "0.2", "0.3", "0.4", "0.5")
-OLD_AXES = "tczyx"  # of 0.1 and 0.2, which do not name them
+OLD_AXES = "tczyx"  # implied by versions 0.1 and 0.2
 
 
 @dataclass(frozen=True)
 class Axis:
-    """An axis as NGFF describes it: name, type ("space", "time", "channel", another or ""), unit ("" if it has none)."""
+    """An axis as NGFF describes it.
+
+    type : str      "space", "time", "channel", another, or "" if it has none
+    unit : str      "" if it has none
+    """
 
     name: str
     type: str = ""
@@ -52,7 +64,10 @@ class Axis:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A level of resolution: its path in the group, and world = scale · index + translation along each axis."""
+    """A resolution level: its path in the group, and its position in the world.
+
+    Along each axis, world = scale · index + translation.
+    """
 
     path: str
     scale: tuple[float, ...]
@@ -68,8 +83,8 @@ class OmeImage:
     datasets : tuple    levels, the finest first
     name : str          "" if it has none
     omero : dict        rendering: channels with label, color, window
-    images : int        in the group; this is the first
-    history : tuple     lines of `VolumeHeader.history`: the list "history" of the attribute "conv3d"
+    images : int        number of images in the group; this is the first
+    history : tuple     lines of `VolumeHeader.history`, from "history" in the attribute "conv3d"
     """
 
     version: str
@@ -82,22 +97,26 @@ class OmeImage:
 
     @property
     def letters(self) -> str:
-        """The package's letters for the axes: see `axis_letters`."""
+        """The axis letters: see `axis_letters`."""
         return axis_letters(self.axes)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Reading
 
 
 def read_image(attributes: Mapping[str, Any], path: str) -> OmeImage | None:
     """The first multiscale image that a group's attributes describe; None if they describe none.
 
-    Raises: FormatError if the description contradicts itself.
+    path : str      for the error message
+    Raises: FormatError if the description is damaged.
     >>> axes = [{"name": a, "type": "space", "unit": "micrometer"} for a in "zyx"]
-    >>> level = {"path": "0", "coordinateTransformations": [{"type": "scale", "scale": [2, 0.5, 0.5]}]}
-    >>> read_image({"ome": {"version": "0.5", "multiscales": [{"axes": axes, "datasets": [level]}]}}, "a.zarr").letters
-    'zyx'
+    >>> scale = {"type": "scale", "scale": [2, 0.5, 0.5]}
+    >>> level = {"path": "0", "coordinateTransformations": [scale]}
+    >>> ome = {"version": "0.5", "multiscales": [{"axes": axes, "datasets": [level]}]}
+    >>> image = read_image({"ome": ome}, "a.zarr")
+    >>> image.letters, image.datasets[0].scale
+    ('zyx', (2.0, 0.5, 0.5))
     """
     found: Any = attributes.get("ome")
     if not isinstance(found, Mapping) or "multiscales" not in found:
@@ -116,7 +135,7 @@ def read_image(attributes: Mapping[str, Any], path: str) -> OmeImage | None:
             raise ValueError(f"version {version} without axes")
         axes = tuple(_read_axis(entry) for entry in entries)
         if len({axis.name for axis in axes}) != len(axes):
-            raise ValueError("two axes of one name")
+            raise ValueError("two axes have the same name")
         whole = multiscale.get("coordinateTransformations") or []
         datasets = tuple(
             Dataset(
@@ -148,7 +167,7 @@ def _read_history(own: Any) -> tuple[str, ...]:
 
 
 def _read_axis(entry: Any) -> Axis:
-    if isinstance(entry, str):  # 0.3, and the axes that older versions imply
+    if isinstance(entry, str):  # version 0.3, and the axes that older versions imply
         kinds = {"t": "time", "c": "channel", **dict.fromkeys("zyx", "space")}
         return Axis(entry, kinds.get(entry, ""))
     return Axis(str(entry["name"]), str(entry.get("type") or ""), str(entry.get("unit") or ""))
@@ -157,23 +176,23 @@ def _read_axis(entry: Any) -> Axis:
 def _compose(
     transformations: Sequence[Any], count: int
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Scale and translation of several transformations, applied one after the other."""
+    """Scale and translation of several transformations, applied in sequence. Raises: ValueError."""
     scale, translation = np.ones(count), np.zeros(count)
     for entry in transformations:
         kind = entry["type"]
         if kind == "identity":
             continue
         if kind not in ("scale", "translation"):
-            raise ValueError(f"transformation '{kind}' is none of scale and translation")
+            raise ValueError(f"transformation '{kind}' is not scale or translation")
         if kind not in entry:
             raise ValueError(
-                f"the numbers of a {kind} lie in a file of their own, which is not supported"
+                f"the numbers of a {kind} are in a file of their own, which is not supported"
             )
         numbers = np.array(entry[kind], np.float64)
         if numbers.shape != (count,):
-            raise ValueError(f"a {kind} of {numbers.size} numbers for {count} axes")
+            raise ValueError(f"a {kind} has {numbers.size} numbers for {count} axes")
         if not np.isfinite(numbers).all():
-            raise ValueError(f"a {kind} that is not finite")
+            raise ValueError(f"a {kind} is not finite")
         if kind == "scale":
             scale, translation = scale * numbers, translation * numbers
         else:
@@ -182,16 +201,19 @@ def _compose(
 
 
 def axis_letters(axes: Sequence[Axis]) -> str:
-    """One letter for each axis: z, y, x in the order of the axes where their names are others, c for the channel, t for time.
+    """One letter for each axis: c for channels, t for time, and z, y, x for space.
 
-    >>> axis_letters([Axis("t", "time"), Axis("c", "channel"), Axis("z", "space"), Axis("y", "space"), Axis("x", "space")])
+    Spatial axes with other names are z, y, x in the order of the axes.
+
+    >>> space = [Axis(name, "space") for name in "zyx"]
+    >>> axis_letters([Axis("t", "time"), Axis("c", "channel"), *space])
     'tczyx'
     >>> axis_letters([Axis("row", "space"), Axis("column", "space"), Axis("lambda", "channel")])
     'yxc'
     """
     names = [axis.name.lower() for axis in axes]
     space = [i for i, axis in enumerate(axes) if axis.type == "space"]
-    if not space:  # 0.4 asks for types; without them the names must do
+    if not space:  # 0.4 requires types; without them, names decide
         space = [i for i, name in enumerate(names) if name in tuple(SPATIAL)]
     letters: dict[int, str] = {}
     known = [names[i] for i in space]
@@ -214,9 +236,9 @@ def axis_letters(axes: Sequence[Axis]) -> str:
 
 
 def read_grid(axes: Sequence[Axis], dataset: Dataset, letters: str) -> Grid:
-    """The grid of a level. Its unit is that of x; scales of 1 without any unit say nothing.
+    """The grid of a level, in the unit of x. It is empty if all scales are 1 and have no unit.
 
-    letters : str       the package's, one for each axis
+    letters : str       one for each axis
     """
     place = {a: letters.index(a) for a in SPATIAL if a in letters}
     if not all(a in place for a in "yx"):
@@ -232,18 +254,16 @@ def read_grid(axes: Sequence[Axis], dataset: Dataset, letters: str) -> Grid:
     if unit is not None:
         for a, (own, count) in units.items():
             factor = 1.0 if own is None else count * UNITS[own] / UNITS[unit]
-            if factor != 1:  # rounded to what converted decimal numbers can mean: 500 nm is 0.5 um
-                scale[a], start[a] = (
-                    float(f"{scale[a] * factor:.14g}"),
-                    float(f"{start[a] * factor:.14g}"),
-                )
+            if factor != 1:  # rounded, so that decimal numbers stay decimal: 500 nm is 0.5 um
+                scale[a] = float(f"{scale[a] * factor:.14g}")
+                start[a] = float(f"{start[a] * factor:.14g}")
     d, h, w = (float(scale.get(a, 1.0)) for a in SPATIAL)
     z, y, x = (float(start.get(a, 0.0)) for a in SPATIAL)
     return Grid((abs(d), abs(h), abs(w)), unit, affine_from_spacing((d, h, w), (z, y, x)))
 
 
 def _unit(word: str) -> tuple[str | None, float]:
-    """Our unit of length, and how many of it NGFF's is."""
+    """The package's unit for a word, and how many of it the word means; None if it has none."""
     word = word.strip().lower()
     if word in NAMES:
         return NAMES[word], 1.0
@@ -252,13 +272,17 @@ def _unit(word: str) -> tuple[str | None, float]:
     return OTHER_UNITS.get(word, (None, 1.0))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Writing
 
 
 @dataclass(frozen=True)
 class Level:
-    """A level to be written: its path, and how many voxels of the finest level one of its voxels covers, by axis letter."""
+    """A level of an output.
+
+    path : str          in the group
+    factors : dict      axis letter -> number of voxels of the finest level that one voxel covers
+    """
 
     path: str
     factors: Mapping[str, int]
@@ -274,13 +298,16 @@ def image_attributes(
     windows: Sequence[tuple[float, float]] = (),
     history: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """The attributes of the group of an image.
+    """The attributes of the group of an output image.
 
     letters : str       axes in storage order, as `output_letters` gives them
     grid : Grid         of the finest level
-    source : OmeImage or None   the image it was made of: its name and time are kept
+    version : str       of NGFF, "0.4" or "0.5"
+    levels : list       the finest first
+    source : OmeImage or None
+                        the image of the input; its name and time axis are kept
     channels : list     see `output_channels`
-    windows : list      smallest and largest value of each channel, where there are `channels`
+    windows : list      smallest and largest value of each channel, if there are `channels`
     history : list      see `OmeImage`
     """
     place, _ = scale_and_translation(grid)
@@ -288,17 +315,8 @@ def image_attributes(
     axes, base = [], {}
     for letter in letters:
         axis: dict[str, str] = {"name": letter}
-        kind = (
-            "space"
-            if letter in SPATIAL
-            else "channel"
-            if letter in CHANNEL
-            else "time"
-            if letter == "t"
-            else ""
-        )
-        if kind:
-            axis["type"] = kind
+        if letter in AXIS_TYPES:
+            axis["type"] = AXIS_TYPES[letter]
         base[letter] = (1.0, 0.0)
         if letter in SPATIAL:
             base[letter] = place.get(letter, (1.0, 0.0))
@@ -316,7 +334,7 @@ def image_attributes(
             step, start = base[letter]
             count = level.factors.get(letter, 1)
             scale.append(step * count)
-            # the centre of the mean of `count` voxels
+            # the centre of `count` voxels
             translation.append(float(f"{start + step * (count - 1) / 2:.15g}"))
         transformations: list[dict[str, Any]] = [{"type": "scale", "scale": scale}]
         if any(translation):
@@ -336,10 +354,11 @@ def image_attributes(
 
 
 def scale_and_translation(grid: Grid) -> tuple[dict[str, tuple[float, float]], str]:
-    """(step, start) of each of z, y, x in the grid's unit, and a note if NGFF cannot hold all of the grid.
+    """(step, start) of z, y, x in the grid's unit, and a note if NGFF cannot store all of the grid.
 
-    >>> scale_and_translation(Grid((3.0, 1.0, 1.0), "mm", affine_from_spacing((3, 1, 1), (9, 0, 0))))[0]["z"]
-    (3.0, 9.0)
+    >>> grid = Grid((3.0, 1.0, 1.0), "mm", affine_from_spacing((3, 1, 1), (9, 0, 0)))
+    >>> scale_and_translation(grid)
+    ({'z': (3.0, 9.0), 'y': (1.0, 0.0), 'x': (1.0, 0.0)}, '')
     """
     if grid.spacing is None:
         return {}, ""
@@ -349,7 +368,10 @@ def scale_and_translation(grid: Grid) -> tuple[dict[str, tuple[float, float]], s
         matrix = grid.affine[:3, :3]
         steps = matrix.diagonal()
         if np.any(steps <= 0) or np.any(np.abs(matrix - np.diag(steps)) > 1e-6 * steps.max()):
-            note = "OME-Zarr holds voxel spacing and translation but no rotation or flip: the affine is left out"
+            note = (
+                "OME-Zarr holds voxel spacing and translation but no rotation or flip: "
+                "the affine is left out"
+            )
         else:
             x, y, z = (float(f"{v:.14g}") + 0.0 for v in grid.affine[:3, 3])
             start = (z, y, x)
@@ -357,7 +379,7 @@ def scale_and_translation(grid: Grid) -> tuple[dict[str, tuple[float, float]], s
 
 
 def _kept_axes(source: OmeImage | None) -> dict[str, tuple[Axis, tuple[float, float]]]:
-    """Axes of the source that are not of space, by letter, with their (scale, translation)."""
+    """Batch axes of the source: letter -> (axis, (scale, translation))."""
     if source is None:
         return {}
     finest = source.datasets[0]
@@ -368,7 +390,7 @@ def _kept_axes(source: OmeImage | None) -> dict[str, tuple[Axis, tuple[float, fl
 
 
 def output_channels(source: OmeImage | None, header: VolumeHeader) -> list[dict[str, Any]]:
-    """Channels of an output as omero has them: the source's if there are as many; components by their names; else none."""
+    """Channels of an output for omero: components by name; or the source's, if as many; or none."""
     found = source.omero.get("channels") if source is not None else None
     known = [dict(c) for c in found if isinstance(c, Mapping)] if isinstance(found, list) else []
     if header.components:
@@ -383,12 +405,12 @@ def _rendering(
     given: Sequence[Mapping[str, Any]],
     windows: Sequence[tuple[float, float]],
 ) -> dict[str, Any]:
-    """Rendering of the output: its channels, shown from their smallest to their largest value."""
+    """The omero of an output: its channels, shown from their smallest to their largest value."""
     channels = [dict(channel) for channel in given]
     if not channels:
         return {}
     for channel, (low, high) in zip(channels, windows, strict=True):
-        channel.setdefault("color", "FFFFFF")  # 0.4 and 0.5 ask for a colour and a window
+        channel.setdefault("color", "FFFFFF")  # 0.4 and 0.5 require a colour and a window
         channel["window"] = {"min": low, "max": high, "start": low, "end": high}
     omero = {} if source is None else source.omero
     kept: dict[str, Any] = {key: omero[key] for key in ("name",) if key in omero}
@@ -400,10 +422,10 @@ def _rendering(
 
 
 def output_letters(letters: str, channels: int, dtype: np.dtype[Any] | None = None) -> str:
-    """The order that NGFF asks for: time and other axes, then channels as one axis, then z, y, x.
+    """The order that NGFF requires: time and other axes, then channels as one axis, then z, y, x.
 
-    >>> output_letters("xyz", 1), output_letters("tzyxs", 3), output_letters("zyx", 4), output_letters("yx", 1)
-    ('zyx', 'tczyx', 'czyx', 'yx')
+    >>> output_letters("xyz", 1), output_letters("tzyxs", 3), output_letters("zyx", 4)
+    ('zyx', 'tczyx', 'czyx')
     """
     batch = "".join(a for a in letters if a not in SPATIAL + CHANNEL)
     channel = "c" if any(a in CHANNEL for a in letters) or channels > 1 else ""
@@ -411,15 +433,22 @@ def output_letters(letters: str, channels: int, dtype: np.dtype[Any] | None = No
 
 
 def check_axes(letters: str, path: str) -> None:
-    """Raises: WriteError if NGFF cannot hold axes of these letters: one of time, one of channels or another, and space."""
+    """Check that NGFF can store these axes: time, one of channels or another kind, and space.
+
+    Raises: WriteError.
+    """
     others = [a for a in letters if a not in SPATIAL and a != "t"]
     if len(others) > 1 or (len(others) == 1 and "t" in letters and letters.index("t") != 0):
         raise WriteError(
-            f"cannot write {path}: OME-Zarr holds time (t), one axis of channels or another kind, and space, received {letters}; "
-            "write .npy, or name the axes with --axes"
+            f"cannot write {path}: OME-Zarr holds time (t), one axis of channels or another kind, "
+            f"and space, received {letters}; write .npy, or name the axes with --axes"
         )
 
 
 def finite_window(low: float, high: float) -> tuple[float, float]:
-    """A window as JSON can hold it; (0, 1) where a channel has no finite value."""
+    """A window that JSON can store: (low, high), or (0, 1) for a channel without finite values.
+
+    >>> finite_window(-2.0, 5.0), finite_window(math.inf, -math.inf)
+    ((-2.0, 5.0), (0.0, 1.0))
+    """
     return (low, high) if math.isfinite(low) and math.isfinite(high) and low <= high else (0.0, 1.0)

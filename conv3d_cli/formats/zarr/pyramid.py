@@ -1,7 +1,9 @@
-"""Levels of an image: which axes of each are halved, and the means that fill them, tile by tile from the level below.
+"""Resolution levels of an image: which axes each level halves, and the means that fill it.
 
-A level's voxel is the mean of 2 voxels along each axis that is halved; an odd one at the end of an axis is in no mean, so
-that every voxel of a level stands for as many of the finest. Arrays are seen through indexing alone: nothing here knows zarr.
+A voxel of a level is the mean of 2 voxels along each halved axis. The last voxel of an odd axis is
+in no mean, so that all voxels of a level cover the same number of voxels of the finest level. A
+level is computed tile by tile from the next finer one. Arrays are only indexed: this module does
+not import zarr.
 """
 
 from __future__ import annotations
@@ -16,16 +18,21 @@ import numpy as np
 
 from conv3d_cli.model.volume import SPATIAL, Array
 
-LEAST_SIZE = 16  # voxels: a shorter axis is not halved any more
-WORKERS = 4  # tiles at once
+LEAST_SIZE = 16  # voxels; shorter axes are not halved
+WORKERS = 4  # threads, each with a tile
 
 
 def level_factors(
     letters: str, shape: Sequence[int], spacing: Sequence[float] | None, levels: int
 ) -> list[dict[str, int]]:
-    """How many voxels of the finest level make one voxel of each level, by axis letter; fewer levels if axes get short.
+    """For each level: axis letter -> number of voxels of the finest level that one voxel covers.
 
-    spacing : (D, H, W) or None     an axis along which voxels are long waits until the others have caught up
+    Returns fewer levels if no axis is long enough to be halved.
+
+    letters, shape                  axes and sizes of the finest level
+    spacing : (D, H, W) or None     an axis with larger spacing is halved only when the others have
+                                    reached it
+    levels : int                    number of levels, including the finest
     >>> level_factors("zyx", (64, 256, 256), (3.0, 1.0, 1.0), 3)
     [{}, {'y': 2, 'x': 2}, {'z': 2, 'y': 4, 'x': 4}]
     """
@@ -61,6 +68,8 @@ def level_factors(
 def level_shape(letters: str, shape: Sequence[int], factors: Mapping[str, int]) -> tuple[int, ...]:
     """The shape of a level.
 
+    letters, shape          axes and sizes of the finest level
+    factors : dict          of the level, from `level_factors`
     >>> level_shape("zyx", (65, 256, 256), {"z": 2, "y": 4, "x": 4})
     (32, 64, 64)
     """
@@ -68,8 +77,11 @@ def level_shape(letters: str, shape: Sequence[int], factors: Mapping[str, int]) 
 
 
 def halve(block: Array, axes: Sequence[int]) -> Array:
-    """Means of pairs of voxels along some axes, of even sizes; integers are rounded half to even.
+    """Means of pairs of voxels along some axes, in the dtype of `block`.
 
+    Means of integers are rounded half to even.
+
+    axes : ints     axes of `block` to halve; their sizes are even
     >>> halve(np.array([[1, 3], [5, 8]], np.uint8), (0, 1)).tolist()
     [[4]]
     """
@@ -79,13 +91,13 @@ def halve(block: Array, axes: Sequence[int]) -> Array:
             tuple(slice(start, None, 2) if i == axis else slice(None) for i in range(block.ndim))
             for start in (0, 1)
         )
-        with np.errstate(invalid="ignore"):  # of two infinities
+        with np.errstate(invalid="ignore"):  # inf + -inf
             sums = np.add(sums[even], sums[odd], dtype=np.float64)
     means = sums / 2.0 ** len(axes)
     if block.dtype.kind in "iub":
         np.rint(means, out=means)
     if block.dtype.kind in "iu" and block.dtype.itemsize == 8:
-        # the largest integers of 64 bits are no float64: 2^63 is one too many
+        # float64 cannot hold the largest integers of 64 bits: it rounds 2^63 - 1 up to 2^63
         limits = np.iinfo(block.dtype)
         whole = means.clip(limits.min, np.nextafter(float(limits.max), 0)).astype(block.dtype)
         return np.where(means >= float(limits.max), block.dtype.type(limits.max), whole)
@@ -96,25 +108,26 @@ def halve(block: Array, axes: Sequence[int]) -> Array:
 def fill_level(
     below: Any, level: Any, halved: Sequence[int], tile: Sequence[int], stop: threading.Event
 ) -> None:
-    """Fill an array with the means of the one below it, one tile after another.
+    """Fill the array of a level with the means of the next finer one, tile by tile.
 
-    below, level : arrays       zarr's or NumPy's; `level` is half as long along the axes `halved`
-    tile : tuple                voxels of `level` along each axis that are stored together
+    below, level : arrays       zarr's or NumPy's; the finer level and the one to fill
+    halved : ints               axes along which `level` is half as long
+    tile : ints                 size of a tile of `level` along each axis: its chunk or shard
     stop : Event                when set, no further tile is begun
     """
+    factors = [2 if i in halved else 1 for i in range(len(tile))]
 
     def fill(place: tuple[slice, ...]) -> None:
         if stop.is_set():
             return
         values = np.empty([s.stop - s.start for s in place], level.dtype)
-        # Piece by piece, each as large as a tile: pieces of even tiles are tiles of the level below, read once.
+        # Each piece reads as many voxels as a tile has; if tiles are even, one tile of `below`.
         pieces = [-(-t // 2) if i in halved else t for i, t in enumerate(tile)]
         for piece in tiles(values.shape, pieces):
             source = tuple(
-                slice((s.start + p.start) * 2, (s.start + p.stop) * 2) if i in halved
-                else slice(s.start + p.start, s.start + p.stop)
-                for i, (s, p) in enumerate(zip(place, piece, strict=True))
-            )  # fmt: skip
+                slice((s.start + p.start) * factor, (s.start + p.stop) * factor)
+                for s, p, factor in zip(place, piece, factors, strict=True)
+            )
             values[piece] = halve(np.asarray(below[source]), halved)
         level[place] = values
 
@@ -128,7 +141,11 @@ def fill_level(
 
 
 def tiles(shape: Sequence[int], tile: Sequence[int]) -> Iterator[tuple[slice, ...]]:
-    """All tiles of an array, in storage order."""
+    """All tiles of an array, in storage order.
+
+    >>> [tuple((s.start, s.stop) for s in tile) for tile in tiles((2, 3), (2, 2))]
+    [((0, 2), (0, 2)), ((0, 2), (2, 3))]
+    """
     for index in np.ndindex(*(-(-n // t) for n, t in zip(shape, tile, strict=True))):
         yield tuple(
             slice(i * t, min((i + 1) * t, n)) for i, t, n in zip(index, tile, shape, strict=True)
@@ -136,7 +153,11 @@ def tiles(shape: Sequence[int], tile: Sequence[int]) -> Iterator[tuple[slice, ..
 
 
 def level_bytes(tile: Sequence[int], itemsize: int) -> int:
-    """Memory that `fill_level` takes: for each worker a tile, encoded too, and a piece, decoded too, with its sums in float64."""
-    # odd ones: a piece lies across several
+    """Memory that `fill_level` takes.
+
+    For each worker: a tile and its encoded bytes, and a piece with the tiles that it is read from
+    and its sums in float64.
+    """
+    # a piece of an odd tile may overlap 8
     tiles_read = 1 if all(t % 2 == 0 or t == 1 for t in tile) else 8
     return WORKERS * math.prod(tile) * (4 * itemsize + 2 * itemsize * tiles_read + 8)

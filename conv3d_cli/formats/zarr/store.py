@@ -1,7 +1,8 @@
-"""Where Zarr stores lie: folders and URLs, opening what is in them, and new stores that appear whole or not at all.
+"""Zarr stores in folders and at URLs: their names, opening their nodes, and writing new stores.
 
-A store's name is a folder, or a URL that fsspec understands (`https://`, `s3://`, `memory://`); `file://` is a folder.
-Names of URLs are never touched by os.path. zarr is imported here, late; only formats/zarr*.py use this module.
+A store's name is a folder, or a URL that fsspec understands (`https://`, `s3://`, `memory://`);
+`file://` is a folder. os.path is never used on URLs. A new store appears complete or not at all.
+zarr is imported late.
 """
 
 from __future__ import annotations
@@ -39,16 +40,14 @@ CURE = "pip install 'conv3d[zarr]'"
 
 
 def import_zarr(path: str, error: type[Conv3DError] = FormatError) -> Any:
-    """The zarr library, version 3.1 or newer. Raises: `error` with the cure if it is missing."""
+    """The zarr package, version 3.1 or newer. Raises: `error` with the cure if it is missing."""
     verb = "read" if error is FormatError else "write"
     try:
         import zarr
     except ImportError as cause:
         raise error(f"cannot {verb} {path}: Zarr needs the zarr package: {CURE}") from cause
-    if tuple(int(part) for part in zarr.__version__.split(".")[:2]) < (
-        3,
-        1,
-    ):  # 3.0 reads big-endian voxels wrongly
+    # 3.0 reads big-endian voxels wrongly
+    if tuple(int(part) for part in zarr.__version__.split(".")[:2]) < (3, 1):
         raise error(
             f"cannot {verb} {path}: Zarr needs zarr 3.1 or newer, not {zarr.__version__}: {CURE}"
         )
@@ -59,7 +58,13 @@ def import_zarr(path: str, error: type[Conv3DError] = FormatError) -> Any:
 def zarr_errors(
     path: str, what: str = "", error: type[Conv3DError] = FormatError
 ) -> Iterator[None]:
-    """Turn whatever zarr and file systems raise in the body into one line of kind `error`."""
+    """Turn whatever zarr and file systems raise in the body into an `error` of one line.
+
+    path : str      of the store
+    what : str      what is read or written, such as "planes 0 to 31", for the message
+    error : class   FormatError when reading, WriteError when writing
+    Raises: `error`; MemoryLimitError for a MemoryError.
+    """
     try:
         yield
     except Conv3DError:
@@ -70,7 +75,7 @@ def zarr_errors(
         words = " ".join(str(cause).split())[:200] or type(cause).__name__
         if isinstance(cause, MemoryError):
             raise MemoryLimitError(f"{start}it does not fit into memory ({words})") from cause
-        if isinstance(cause, ImportError):  # a file system of fsspec's
+        if isinstance(cause, ImportError):  # of one of fsspec's file systems
             scheme = urlsplit(path).scheme
             package = {
                 "http": CURE,
@@ -82,9 +87,7 @@ def zarr_errors(
         if isinstance(cause, FileNotFoundError):
             raise error(f"{start}no such file or folder") from cause
         if type(cause).__name__ == "UnknownCodecError" or "codec not available" in words:
-            raise error(
-                f"{start}it is compressed by a codec that is not known here ({words})"
-            ) from cause
+            raise error(f"{start}it is compressed by an unknown codec ({words})") from cause
         if "Protocol not known" in words:
             raise error(f"{start}no file system is known for {urlsplit(path).scheme}://") from cause
         if isinstance(cause, OSError) and cause.strerror:
@@ -94,15 +97,16 @@ def zarr_errors(
         raise error(f"{start}damaged, or of a kind that cannot be read ({words})") from cause
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Reading
 
 
 class ChunkWatch:
-    """What is seen of chunks on their way from a store to the library.
+    """Watches the chunks that a store passes to zarr.
 
-    missing : int       how many were asked for and are not in the store
-    blosc : bool        whether each is one Blosc buffer: its decoder trusts the header, and reads beyond a truncated buffer
+    missing : int       number of requests for chunks that are not in the store
+    blosc : bool        True if each chunk is one Blosc buffer; its size is then checked, because
+                        Blosc's decoder trusts the header and reads beyond a truncated buffer
     """
 
     def __init__(self) -> None:
@@ -111,9 +115,15 @@ class ChunkWatch:
         self._lock = threading.Lock()
 
     def see(self, key: str, found: Any, whole: bool) -> None:
-        """Look at the answer to a request; `whole` if all bytes were asked for. Raises: ValueError if it is cut off."""
+        """Check the answer to a request.
+
+        key : str               name of the chunk in the store
+        found : buffer or None  zarr's; None if the chunk is missing
+        whole : bool            True if the whole chunk was asked for, not a range of bytes
+        Raises: ValueError if the chunk is truncated.
+        """
         if PurePosixPath(key).name in (*MARKERS, ".zmetadata"):
-            return  # looked for in several places
+            return  # metadata; zarr tries several names
         if found is None:
             with self._lock:
                 self.missing += 1
@@ -131,7 +141,7 @@ def _watched_store() -> Any:
     from zarr.storage import WrapperStore
 
     class WatchedStore(WrapperStore):  # type: ignore[type-arg, unused-ignore]
-        """A store that shows `watch` what it hands out. (It cannot be a class of this module: zarr comes late.)"""
+        """A store that shows `watch` each answer. (Defined here because zarr is imported late.)"""
 
         watch: ChunkWatch | None = None
 
@@ -145,10 +155,10 @@ def _watched_store() -> Any:
 
 
 def open_node(path: str, watch: ChunkWatch | None = None) -> Any:
-    """The zarr Group or Array of a name.
+    """Open the zarr Group or Array of a name.
 
-    watch : ChunkWatch or None      sees the chunks that are read
-    Raises: FormatError if there is none, or it cannot be understood.
+    watch : ChunkWatch or None      watches the chunks that are read
+    Raises: FormatError if there is none, or if it cannot be read.
     """
     folder = local_folder(path)
     if folder is not None:
@@ -158,11 +168,12 @@ def open_node(path: str, watch: ChunkWatch | None = None) -> Any:
             raise FormatError(f"cannot read {path}: it is a file; a Zarr store is a folder")
         if not is_node(folder):
             raise FormatError(
-                f"cannot read {path}: it is no Zarr store: the folder holds no zarr.json, .zgroup or .zarray"
+                f"cannot read {path}: it is not a Zarr store: "
+                "the folder holds no zarr.json, .zgroup or .zarray"
             )
     zarr = import_zarr(path)
     with zarr_errors(path), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # such as: it holds metadata of both formats
+        warnings.simplefilter("ignore")  # such as: the node has metadata of both formats
         from zarr.storage import FsspecStore, LocalStore
 
         inner: Any = (
@@ -179,7 +190,7 @@ def open_node(path: str, watch: ChunkWatch | None = None) -> Any:
 
 
 def is_array(node: Any) -> bool:
-    """Whether an opened node is an array and no group."""
+    """True if an opened node is an array, not a group."""
     return hasattr(node, "chunks")
 
 
@@ -192,14 +203,16 @@ def joined(path: str, *parts: str) -> str:
     return "/".join([path.rstrip("/" + os.sep), *parts])
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # On one thread
 
 
-class _CallingThread(asyncio.SelectorEventLoop):
-    """An event loop that hands nothing to other threads: what waits for a file or a codec does it itself."""
+class _OneThreadLoop(asyncio.SelectorEventLoop):
+    """An event loop without other threads: it runs what would go to an executor itself."""
 
-    def run_in_executor(self, executor: Any, func: Any, *args: Any) -> Any:  # type: ignore[override]
+    def run_in_executor(  # type: ignore[override]
+        self, executor: Any, func: Any, *args: Any
+    ) -> Any:
         done = self.create_future()
         try:
             done.set_result(func(*args))
@@ -209,29 +222,33 @@ class _CallingThread(asyncio.SelectorEventLoop):
 
 
 class OneThread:
-    """Arrays of stores in folders, read and written by the thread that asks, and in memory that is kept from read to read.
+    """Reads and writes arrays of stores in folders on the calling thread, with reused memory.
 
-    By itself the library passes each chunk from its event loop's thread to those of a pool, both shared by all that a process
-    does: a worker of one thread takes more than a core, and eight threads of a worker wait for one. Memory that is new is
-    zeroed by the system page by page, which took as long as decoding: that of a box that was read serves the next, so what
-    `array` gave before is then overwritten. One that is closed is of no further use.
+    By itself, zarr passes each chunk from the thread of its event loop to a pool of threads, both
+    shared by the whole process: a worker with one thread takes more than a core, and eight threads
+    of a worker wait for one. The system also zeroes new memory page by page, which took as long as
+    decoding. So the memory of one box is reused for the next: a read from `array` overwrites the
+    result of the one before. It cannot be used after `close`.
     """
 
     def __init__(self) -> None:
-        self._loop = _CallingThread()
-        self._rooms: dict[str, np.ndarray[Any, Any]] = {}
+        self._loop = _OneThreadLoop()
+        self._buffers: dict[str, np.ndarray[Any, Any]] = {}
 
-    def room(self, name: str, shape: Sequence[int], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
-        """An array of this shape, not initialized: the same memory whenever the name is the same."""
+    def buffer(self, name: str, shape: Sequence[int], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
+        """An uninitialized array; all arrays of the same name share their memory."""
         size = math.prod(shape) * dtype.itemsize
-        if name not in self._rooms or self._rooms[name].size < size:
-            self._rooms.pop(name, None)
-            self._rooms[name] = np.empty(size, np.uint8)
-        return self._rooms[name][:size].view(dtype).reshape(shape)
+        if name not in self._buffers or self._buffers[name].size < size:
+            self._buffers.pop(name, None)
+            self._buffers[name] = np.empty(size, np.uint8)
+        return self._buffers[name][:size].view(dtype).reshape(shape)
 
     def array(self, array: Any, path: str) -> Any:
-        """What reads and writes like the zarr Array of that name: itself if it is no folder's, since servers are waited for."""
-        return array if local_folder(path) is None else _ArrayHere(array, self)
+        """The zarr Array at a path, read and written on this thread.
+
+        Arrays at URLs are returned unchanged: they wait for a server, not for a CPU.
+        """
+        return array if local_folder(path) is None else _OneThreadArray(array, self)
 
     def __enter__(self) -> OneThread:
         return self
@@ -245,17 +262,17 @@ class OneThread:
         self.close()
 
     def run(self, work: Coroutine[Any, Any, Any]) -> Any:
-        """The result of a coroutine of the library's."""
+        """The result of one of zarr's coroutines."""
         return self._loop.run_until_complete(work)
 
     def close(self) -> None:
-        """Give the memory back."""
-        self._rooms = {}
+        """Release the memory and close the event loop."""
+        self._buffers = {}
         self._loop.close()
 
 
-class _ArrayHere:
-    """A zarr Array on a thread."""
+class _OneThreadArray:
+    """A zarr Array that a `OneThread` reads and writes."""
 
     def __init__(self, array: Any, thread: OneThread) -> None:
         self._array, self._thread = array.async_array, thread
@@ -270,27 +287,28 @@ class _ArrayHere:
             for index, size in zip(selection, self._array.shape, strict=True)
             if isinstance(index, slice)
         ]
-        room: Any = self._thread.room("read", shape, self._array.dtype)
-        # of slices and numbers, the library's orthogonal selection is the plain one; and it takes the place to read to
-        self._thread.run(self._array.get_orthogonal_selection(selection, out=cpu.NDBuffer(room)))
-        return room
+        values: Any = self._thread.buffer("read", shape, self._array.dtype)
+        # For slices and integers, zarr's orthogonal selection is basic indexing; it also takes an
+        # output array.
+        self._thread.run(self._array.get_orthogonal_selection(selection, out=cpu.NDBuffer(values)))
+        return values
 
     def __setitem__(self, selection: Any, values: Any) -> None:
         self._thread.run(self._array.setitem(selection, values))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Writing
 
 
 class NewStore(Protocol):
-    """A store being written: its nodes appear under their names on `commit`, and vanish on `abort`."""
+    """A store being written: `commit` makes its nodes appear, `abort` removes them."""
 
     def node(self, name: str) -> Any:
-        """Where the node of this name is written ("" is the store itself), as zarr takes it."""
+        """The zarr store to write the node `name` to; "" is the whole store."""
 
     def address(self, name: str) -> str:
-        """The same as a name that other processes open."""
+        """The folder or URL where other processes can open the node `name`."""
 
     def commit(self) -> None:
         """Put the store in its place."""
@@ -300,62 +318,65 @@ class NewStore(Protocol):
 
 
 def new_store(path: str, overwrite: bool) -> NewStore:
-    """Start a store. Raises: OutputExistsError, WriteError, SpecError."""
+    """Start a store: see `check_store_target`. Raises: OutputExistsError, WriteError, SpecError."""
     check_store_target(path, overwrite)
     folder = local_folder(path)
     return RemoteStore(path, overwrite) if folder is None else StoreFolder(folder, overwrite)
 
 
 @lru_cache(maxsize=1)
-def _flowing_store() -> Any:
+def _flushing_store() -> Any:
     from zarr.storage import LocalStore
 
-    class FlowingStore(LocalStore):
-        """A folder whose files go to the disk as they are written: `commit`, which waits for them, has little left."""
+    class FlushingStore(LocalStore):
+        """A folder whose files are flushed to disk as they are written, not all in `commit`."""
 
         async def set(self, key: str, value: Any) -> None:
             await super().set(key, value)
             await asyncio.to_thread(_start_flushing, self.root / key)
 
-    return FlowingStore if hasattr(os, "posix_fadvise") else LocalStore
+    return FlushingStore if hasattr(os, "posix_fadvise") else LocalStore
 
 
 def _start_flushing(file: Path) -> None:
     number = os.open(file, os.O_RDONLY)
     try:
-        # of what is not on the disk yet, it starts the writing
+        # starts writing dirty pages to disk
         os.posix_fadvise(number, 0, 0, os.POSIX_FADV_DONTNEED)
     finally:
         os.close(number)
 
 
 def folder_to_write(folder: str) -> Any:
-    """A node in a folder, as zarr takes it."""
-    return _flowing_store()(folder)
+    """The zarr store to write a node in a folder to."""
+    return _flushing_store()(folder)
 
 
 def check_store_target(path: str, overwrite: bool, make_folder: bool = False) -> None:
-    """Refuse a store's name that cannot be written to, before any work.
+    """Check, before any work, that a store can be written under its name.
 
-    make_folder : bool      its folder may be missing as long as it can be made
-    Raises: SpecError if it is no name for a store; OutputExistsError, WriteError.
+    overwrite : bool        accept a store that exists
+    make_folder : bool      accept a missing folder that can be made
+    Raises: SpecError if the name does not end in .zarr; OutputExistsError, WriteError.
     """
     if not path.rstrip("/" + os.sep).lower().endswith(".zarr"):
         raise SpecError(
-            f"cannot write {path}: an OME-Zarr store has a name that ends in .zarr, and is written as a whole"
+            f"cannot write {path}: the name of an OME-Zarr store ends in .zarr, "
+            "and a store is written as a whole"
         )
     folder = local_folder(path)
     if folder is not None:
         check_target(folder, overwrite, make_folder, folder=True)
-        # a folder of something else is not ours to delete, whatever it is called
+        # never delete a folder of something else, whatever its name
         if os.path.isdir(folder) and os.listdir(folder) and not is_node(folder):
             raise WriteError(
-                f"cannot write {path}: the folder exists and is no Zarr store; remove it first"
+                f"cannot write {path}: the folder exists and is not a Zarr store; remove it first"
             )
         return
     if urlsplit(path).scheme in READ_ONLY_SCHEMES:
         raise WriteError(
-            f"cannot write {path}: a web server can only be read from; write to a folder or to s3://"
+            f"cannot write {path}: a web server can only be read from; "
+            "write to a folder or to s3://"
         )
     import_zarr(path, WriteError)
     if not overwrite and RemoteStore(path, overwrite).exists():
@@ -364,8 +385,11 @@ def check_store_target(path: str, overwrite: bool, make_folder: bool = False) ->
 
 @contextmanager
 def unless_given_up(node: str) -> Iterator[None]:
-    """Write into a node of an unfinished store only while it is there: another process may remove it, or put it in its place,
-    and a late chunk would make its folder anew. Raises: WriteError.
+    """Write into a node of an unfinished store only while the node exists.
+
+    Another process may remove the store or put it in its place; a late chunk would then create its
+    folder again. This removes such a folder.
+    Raises: WriteError if the node is gone.
     """
     if is_url(node):
         yield
@@ -384,23 +408,29 @@ class StoreFolder(AtomicFolder):
     """A new store in a folder of this machine."""
 
     def node(self, name: str) -> Any:
-        """The store of a node in the temporary folder."""
+        """The zarr store of a node in the temporary folder."""
         return folder_to_write(os.fspath(self.temporary / name if name else self.temporary))
 
     def commit(self) -> None:
-        """As any folder, without what processes left that were killed while they wrote a chunk."""
+        """Remove half-written chunks of killed processes, and put the folder in its place."""
         for left in self.temporary.rglob("*.partial"):
             left.unlink(missing_ok=True)
         super().commit()
 
     def address(self, name: str) -> str:
-        """The node's folder, from the root."""
+        """The absolute path of the node's folder."""
         return os.path.abspath(self.temporary / name)
 
 
 class RemoteStore:
-    """A new store at a URL. Nothing can be renamed there: chunks go to their places, and only the metadata of the group,
-    which the writer creates last, make an image of them. What was there before goes first."""
+    """A new store at a URL, where nothing can be renamed.
+
+    Chunks are written to their final places. Only the metadata of the group, which the writer
+    creates last, make an image of them. An old store is removed first.
+
+    overwrite : bool    replace a store that exists
+    Raises: WriteError.
+    """
 
     def __init__(self, path: str, overwrite: bool) -> None:
         self.path, self._overwrite = path.rstrip("/"), overwrite
@@ -411,12 +441,12 @@ class RemoteStore:
         self._begun = False
 
     def exists(self) -> bool:
-        """Whether there is a node of this name."""
+        """True if there is a node at the URL. Raises: WriteError."""
         with zarr_errors(self.path, error=WriteError):
             return any(self._files.exists(f"{self._inner}/{name}") for name in MARKERS)
 
     def node(self, name: str) -> Any:
-        """The store of a node at its final place."""
+        """The zarr store of a node at its final place. Raises: WriteError."""
         from zarr.storage import FsspecStore
 
         with zarr_errors(self.path, error=WriteError):
@@ -430,8 +460,8 @@ class RemoteStore:
         return joined(self.path, name)
 
     def _remove(self) -> None:
-        # Metadata first: a store that is half gone must not look like an image. File by file: rm() takes a name such as
-        # a[1].zarr for a pattern, and removes what it fits.
+        # Metadata first: a half-removed store must not look like an image. File by file: rm() takes
+        # a name such as a[1].zarr for a pattern, and removes whatever matches it.
         first = [f"{self._inner}/{marker}" for marker in MARKERS]
         for file in [name for name in first if self._files.exists(name)]:
             self._files.rm_file(file)
@@ -440,11 +470,11 @@ class RemoteStore:
                 self._files.rm_file(file)
 
     def commit(self) -> None:
-        """Everything is in its place already."""
+        """Do nothing: all files are in their places."""
         self._begun = False
 
     def abort(self) -> None:
-        """Remove what was written."""
+        """Remove what was written. Raises: WriteError."""
         if self._begun:
             self._begun = False
             with zarr_errors(self.path, "while removing the unfinished store", WriteError):
@@ -453,6 +483,6 @@ class RemoteStore:
 
 @contextmanager
 def store_write_errors(path: str) -> Iterator[None]:
-    """Whatever is raised while a store is written becomes a WriteError: the plain causes in plain words."""
+    """Turn whatever is raised while a store is written into a WriteError of one line."""
     with zarr_errors(path, error=WriteError), write_errors(path):
         yield
