@@ -6,6 +6,8 @@ import time
 
 import click
 
+from conv3d_cli.cli.progress import ProgressBar
+
 
 @click.command()
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing.")
@@ -22,7 +24,8 @@ def warmup(quiet: bool) -> None:
     from conv3d_cli.engine import cache_folder, refused_folders, warm_up
 
     started = time.perf_counter()
-    compiled, ready = warm_up()
+    with ProgressBar("loops", quiet, volumes=True) as progress:
+        compiled, ready = warm_up(progress=progress)
     if quiet:
         return
     where = (

@@ -27,11 +27,13 @@ import importlib
 import importlib.util
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing, contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from conv3d_cli.engine.compile_workers import ObjectCode, compile_in_workers, worker_count
 from conv3d_cli.engine.cpu import cpu_class, host_features
 from conv3d_cli.engine.step import StepRecord
 from conv3d_cli.engine.team import run_in_thread
@@ -85,7 +87,28 @@ def load(codes: Iterable[MachineCode]) -> None:
     """Load or compile functions in a thread, and wait for it (see `team.run_in_thread`)."""
     missing = [code for code in codes if not code._address]
     if missing:
-        run_in_thread(_load, missing)
+        interrupted = threading.Event()
+        try:
+            run_in_thread(_load, missing, interrupted)
+        except BaseException:
+            interrupted.set()  # the thread goes on otherwise: no further loop
+            raise
+
+
+@contextmanager
+def watch_compilation(watcher: Callable[[int, int], None]) -> Iterator[None]:
+    """In the body, call `watcher(loops compiled, loops to compile)` from a thread while it lasts.
+
+    It is called with 0 before the first loop is compiled, and not at all where all are on disk.
+    """
+    _watchers.append(watcher)
+    try:
+        yield
+    finally:
+        _watchers.remove(watcher)
+
+
+_watchers: list[Callable[[int, int], None]] = []
 
 
 def compiled_here() -> list[str]:
@@ -97,17 +120,43 @@ def _name(key: tuple[Constant, ...]) -> str:
     return "-".join(map(str, key)).replace("/", "_")
 
 
-def _load(codes: list[MachineCode]) -> None:
-    for code in codes:
-        with _lock:
-            if not code._address:
-                cached = _read(code.key)
-                symbol, object_code = _compile(code.key) if cached is None else cached
-                code.compiled = cached is None
-                code._address = _link(symbol, object_code)
+def _load(codes: list[MachineCode], interrupted: threading.Event) -> None:
+    with _lock:
+        missing = {code.key: code for code in codes if not code._address}
+        for key in list(missing):
+            if (cached := _read(key)) is not None:
+                code = missing.pop(key)
+                code._address = _link(*cached)
+        with closing(_compile(list(missing), interrupted)) as results:
+            for done, (key, compiled) in enumerate(results, 1):
+                code = missing[key]
+                code.compiled, code._address = True, _link(*compiled)
+                _write(key, *compiled)
+                _tell(done, len(missing))
 
 
-def _compile(key: tuple[Constant, ...]) -> tuple[str, bytes]:
+def _tell(done: int, total: int) -> None:
+    for watcher in list(_watchers):
+        watcher(done, total)
+
+
+def _compile(
+    keys: list[tuple[Constant, ...]], interrupted: threading.Event
+) -> Generator[tuple[tuple[Constant, ...], ObjectCode], None, None]:
+    """Loops and their object code, in the order in which they are ready; fewer if interrupted."""
+    if keys:
+        _tell(0, len(keys))
+    workers = worker_count(len(keys))
+    results: Iterator[tuple[tuple[Constant, ...], ObjectCode | None]]
+    results = compile_in_workers(keys, workers) if workers > 1 else ((key, None) for key in keys)
+    for key, compiled in results:
+        if interrupted.is_set():
+            return
+        yield key, compile_loop(key) if compiled is None else compiled
+
+
+def compile_loop(key: tuple[Constant, ...]) -> ObjectCode:
+    """The symbol and the object code of a loop, compiled by Numba in this process."""
     usual = gc.get_threshold()
     # Compiling leaves reference cycles: 40 MB if collections stay as rare as `__main__` makes them.
     gc.set_threshold(700, 10, 10)
@@ -115,11 +164,9 @@ def _compile(key: tuple[Constant, ...]) -> tuple[str, bytes]:
         from conv3d_cli.engine.loops.compiler import compile_object
 
         factory = getattr(importlib.import_module(f"conv3d_cli.engine.loops.{key[0]}"), str(key[1]))
-        symbol, object_code = compile_object(factory(*key[2:]))
+        return compile_object(factory(*key[2:]))
     finally:
         gc.set_threshold(*usual)
-    _write(key, symbol, object_code)
-    return symbol, object_code
 
 
 @lru_cache(maxsize=1)

@@ -281,10 +281,22 @@ class Plan:
         key = (source, out, checked, certainty is not None, mask, division is not None, inside)
         # cached, since composing the names of the loops takes as long as computing a small box
         if key not in self._loops:
-            self._loops[key] = self._load_loops(source, out, checked, certainty, division)
+            codes = self._name_loops(source, out, checked, certainty, division)
+            load(codes)
+            for place, code in self.prepared.calls.items():
+                self.prepared.parameters[place] = code.address
+            self._loops[key] = codes
         return self._loops[key]
 
-    def _load_loops(
+    def loops_to_load(self, source: np.dtype[Any], out: np.dtype[Any]) -> list[MachineCode]:
+        """The functions that a plain convolution of these dtypes calls; none is loaded for it."""
+        checked = (
+            self._must_find_nonfinite(source, (1.0, 0.0), None)
+            and not self.prepared.checks_nonfinite
+        )
+        return self._name_loops(source, out, checked, None, None)
+
+    def _name_loops(
         self,
         source: np.dtype[Any],
         out: np.dtype[Any],
@@ -314,9 +326,6 @@ class Plan:
             *([] if self.prepared.packs_weights is None else [self.prepared.packs_weights]),
             *self.prepared.calls.values(),
         ]
-        load(codes)
-        for place, code in self.prepared.calls.items():
-            self.prepared.parameters[place] = code.address
         return codes
 
     def convolve_slab(

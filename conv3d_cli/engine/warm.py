@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from conv3d_cli.engine.machine_code import compiled_here
+from conv3d_cli.engine.machine_code import MachineCode, compiled_here, load, watch_compilation
 from conv3d_cli.engine.plan import ALGORITHMS, make_plan
 from conv3d_cli.model.spec import ConvProblem, ConvSpec
 
@@ -55,13 +56,12 @@ def warm_up(
     """Load the loops of some problems for the usual dtypes; compile those that are not on disk.
 
     problems : iterable of (problem, weights)   None: `usual_problems()`
-    progress : callable         is called with (problems done, problems in total)
+    progress : callable         is called with (loops compiled, loops to compile)
     Returns (number of loops compiled now, number of loops ready).
     """
     before = len(compiled_here())
-    ready = set()
-    todo = list(usual_problems() if problems is None else problems)
-    for number, (problem, weights) in enumerate(todo):
+    ready: dict[MachineCode, None] = {}  # in order
+    for problem, weights in usual_problems() if problems is None else problems:
         for precision in ("float32", "float64"):
             seconds = make_plan(problem, weights, dtype=precision).seconds
             longest = USUAL_LOSS * min(seconds.values())
@@ -70,7 +70,8 @@ def warm_up(
                 plan = make_plan(problem, weights, dtype=precision, algorithm=name)
                 for run in (plan, plan.fallback) if plan.prepared.spreads_nonfinite else (plan,):
                     for source, out in pairs(precision):
-                        ready |= set(run.loops(np.dtype(source), np.dtype(out)))
-        if progress is not None:
-            progress(number + 1, len(todo))
+                        codes = run.loops_to_load(np.dtype(source), np.dtype(out))
+                        ready.update(dict.fromkeys(codes))
+    with watch_compilation(progress) if progress is not None else nullcontext():
+        load(ready)
     return len(compiled_here()) - before, len(ready)
