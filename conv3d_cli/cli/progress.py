@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import sys
+from contextlib import ExitStack
 from types import TracebackType
 from typing import Any
 
 import click
+
+from conv3d_cli.system.words import count_of
 
 
 class ProgressBar:
@@ -22,12 +25,15 @@ class ProgressBar:
     """
 
     def __init__(self, label: str, quiet: bool = False, volumes: bool = False) -> None:
-        self._label, self._volumes = label, volumes
+        self._label, self._quiet, self._volumes = label, quiet, volumes
+        self._watch = ExitStack()
         self._shown = not quiet and sys.stderr.isatty()
         self._bar: Any = None
         self._task: Any = None
 
     def __enter__(self) -> ProgressBar:
+        from conv3d_cli.engine.machine_code import watch_compilation
+
         if self._shown:
             from rich.console import Console
             from rich.progress import (
@@ -53,7 +59,21 @@ class ProgressBar:
             self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
             self._bar.start()
             self._task = self._bar.add_task(self._label, total=None)
+        self._watch.enter_context(watch_compilation(self._compiling))
         return self
+
+    def _compiling(self, done: int, total: int) -> None:
+        """The loops of this CPU are compiled: the first run takes seconds longer than the next."""
+        if self._bar is not None:
+            left = f"compiling loops for this CPU, once: {done} of {total}"
+            self._bar.update(self._task, description=left if done < total else self._label)
+        elif done == 0 and not self._quiet:
+            from conv3d_cli.engine import cache_folder
+
+            then = "once; the next run loads them"
+            if cache_folder() is None:
+                then = "for this run alone: no folder can keep them; `conv3d warmup` says why"
+            self.say(f"note: compiling {count_of(total, 'loop')} for this CPU, {then}")
 
     def say(self, text: str) -> None:
         """Print a message on stderr, above the bar if there is one."""
@@ -72,5 +92,6 @@ class ProgressBar:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._watch.close()
         if self._bar is not None:
             self._bar.stop()

@@ -6,6 +6,7 @@ import time
 
 import click
 
+from conv3d_cli.cli.progress import ProgressBar
 from conv3d_cli.system.words import count_of
 
 
@@ -25,7 +26,8 @@ def warmup(quiet: bool) -> None:
     from conv3d_cli.engine import cache_folder, refused_folders, warm_up
 
     started = time.perf_counter()
-    compiled, ready = warm_up()
+    with ProgressBar("loops", quiet, volumes=True) as progress:
+        compiled, ready = warm_up(progress=progress)
     if quiet:
         return
     where = (

@@ -1,11 +1,12 @@
-"""The convolution engine. Numba is known to `loops/` alone, LLVM to the two modules that load compiled loops.
+"""The convolution engine. Only `loops/` uses Numba; `machine_code` and `cpu` also use llvmlite.
 
-A plan is made for a problem and its weights (`make_plan`), then run over slabs (`Plan.convolve_slab`).
+`make_plan` chooses an algorithm for a problem and its weights; `Plan.convolve_slab` runs it.
 
-To add an algorithm, write its loops in `loops/` and a module with an `ALGORITHM` (see `tile.Algorithm`) in
-`algorithms/`, and give it its place in `plan.ALGORITHMS`; tests/engine/test_every_algorithm.py then runs over it.
-To add a class of CPUs, add a row to `cpu.CPU_CLASSES`. To pass the loops another number or array, add a field to a
-group in `step.py`.
+- To add an algorithm, write its loops in `loops/` and a module with an `ALGORITHM` (see
+  `tile.Algorithm`) in `algorithms/`, and insert it into `plan.ALGORITHMS`.
+  tests/engine/test_every_algorithm.py then tests it.
+- To add a class of CPUs, add a row to `cpu.CPU_CLASSES`.
+- To pass another number or array to the loops, add a field to a group in `step.py`.
 """
 
 from conv3d_cli.engine.machine_code import cache_folder, refused_folders

@@ -1,12 +1,12 @@
-"""The CPU that the loops are compiled for: all that is known of a class of CPUs is one row of `CPU_CLASSES`.
+"""The CPU that the loops are compiled for: one row of `CPU_CLASSES` describes a class of CPUs.
 
-Widths are in float32 numbers; float64 vectors hold half as many. Any row gives right results on any machine,
-since LLVM splits vectors that are too wide; the row that fits gives the speed. `CONV3D_CPU=avx2` (or neon,
-baseline, avx512) forces a narrower one, for tests and comparisons.
+Vector widths are in float32 elements; a float64 vector has half as many. Every row gives correct
+results on every machine, because LLVM splits vectors that are too wide; the matching row is the
+fastest. `CONV3D_CPU=avx2` (or neon, baseline, avx512) forces a row, for tests and comparisons.
 
-An algorithm's `seconds` counts flops and bytes at rates of its own; the row's factors make these comparable on
-a kind of CPU. Nothing is timed while a job runs, so the choice of an algorithm depends on the problem, the
-weights and the CPU class alone.
+An algorithm's `seconds` counts flops and bytes at rates of its own; the row's factors make these
+predictions comparable on that class of CPU. Nothing is timed while a job runs, so the choice of an
+algorithm depends on the problem, the weights and the CPU class alone.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from conv3d_cli.errors import unknown_name
 
 @dataclass(frozen=True)
 class CpuClass:
-    """One class of CPUs: how it is recognised, how its loops are shaped, and what was measured on it.
+    """One class of CPUs: the features that it requires, the shape of its loops, and measurements.
 
-    name : str              for $CONV3D_CPU, `explain` and the records
-    needs : tuple of str    the CPU features, by LLVM's names, that a machine of this class has
-    lanes : int             float32 numbers in a vector
-    registers : int         vector registers
-    spatial : (int, int)    register tile of the spatial kernel: output rows x vectors along the width
-    channel : (int, int)    register tile of the channel kernel: output voxels x vectors of filters
-    llvm_cpu : str          the CPU that LLVM compiles for when the class is forced on a wider machine
-    llvm_features : str     the features that LLVM uses then, beside those of `llvm_cpu`
-    factors : dict          by algorithm: what its predicted time is multiplied by; 1 where none was measured.
-                            `conv3d bench --calibrate` prints them
-    limits : (float, float) or None     the most that one thread reaches: flops a second, and bytes read
-                            and written a second (`conv3d bench` measures both); None if not measured
+    name : str              name in $CONV3D_CPU, `explain` and provenance records
+    needs : tuple of str    required CPU features, by LLVM's names
+    lanes : int             float32 elements of a vector
+    registers : int         number of vector registers
+    spatial : (int, int)    register tile of the spatial micro-kernel: rows x vectors of columns
+    channel : (int, int)    register tile of the channel micro-kernel: voxels x vectors of filters
+    llvm_cpu : str          LLVM's target CPU when the class is forced on a machine of another class
+    llvm_features : str     LLVM's target features then, in addition to those of `llvm_cpu`
+    factors : dict          algorithm name -> factor of its predicted time; 1 for algorithms that
+                            were not measured. `conv3d bench --calibrate` prints them
+    limits : (float, float) or None     peak of one thread: flops per second, and bytes read and
+                            written per second (`conv3d bench` measures both); None if not measured
     """
 
     name: str
@@ -50,7 +50,7 @@ class CpuClass:
     limits: tuple[float, float] | None = None
 
     def factor(self, algorithm: str) -> float:
-        """What an algorithm's predicted time is multiplied by, so that times on this CPU compare.
+        """The factor by which an algorithm's predicted time is multiplied on this class of CPU.
 
         >>> CPU_CLASSES[-1].factor("direct")
         1.0
@@ -58,7 +58,11 @@ class CpuClass:
         return self.factors.get(algorithm, 1.0)
 
     def limit_seconds(self, flops: float, moved: float, threads: int) -> tuple[float, str] | None:
-        """The least seconds for so many flops and so many bytes moved, and what binds; None if not measured.
+        """The shortest possible time and the bottleneck: (seconds, "arithmetic" or "memory").
+
+        flops : float       floating-point operations
+        moved : float       bytes read and written
+        Returns None if the limits of this class were not measured.
 
         >>> CPU_CLASSES[0].limit_seconds(115e9, 21e9, threads=1)
         (1.0, 'arithmetic')
@@ -69,12 +73,14 @@ class CpuClass:
         return max((flops / rate / threads, "arithmetic"), (moved / bandwidth / threads, "memory"))
 
 
-# A machine belongs to the first class whose needs it meets; the last one needs nothing.
-# A register tile holds rows x columns accumulators, and needs a register a column (or row) for loaded values
-# and one for a broadcast: 6 x 4 + 4 + 1 = 29 of 32. On 16 registers 3 x 3 + 3 + 1 = 13.
+# A machine belongs to the first class whose needs it meets; the last class needs nothing.
+# A register tile of rows x columns accumulators also needs one register per column (or row) for
+# loaded values and one for a broadcast value: 6 x 4 + 4 + 1 = 29 of 32 registers, or
+# 3 x 3 + 3 + 1 = 13 of 16.
 CPU_CLASSES = (
-    # 32 registers of 64 bytes, two FMAs a cycle of latency 4: at least 8 accumulators; 24 make loads rarer
-    # than FMAs. Factors and limits: Zen 4, 2026-11, where FMAs of 512 bits go in two halves.
+    # 32 registers of 64 bytes. Two FMAs per cycle with a latency of 4 keep 8 accumulators busy;
+    # with 24, loads are rarer than FMAs. Factors and limits: Zen 4, 2026-11, which splits FMAs of
+    # 512 bits in two.
     CpuClass(
         "avx512",
         needs=("avx512f",),
@@ -107,7 +113,7 @@ CPU_CLASSES = (
         channel=(8, 3),
         llvm_cpu="generic",
     ),
-    # 16 registers of 16 bytes (SSE2), and whatever else there is; FMA may be two operations.
+    # 16 registers of 16 bytes (SSE2), and every other CPU. An FMA may be two operations.
     CpuClass(
         "baseline",
         needs=(),
@@ -122,7 +128,7 @@ CPU_CLASSES = (
 
 @lru_cache(maxsize=1)
 def host_features() -> dict[str, bool]:
-    """The CPU's features by LLVM's names; empty where LLVM cannot tell."""
+    """The CPU's features by LLVM's names; empty if LLVM cannot detect them."""
 
     def ask() -> dict[str, bool]:
         import llvmlite.binding as llvm
@@ -138,9 +144,9 @@ def host_features() -> dict[str, bool]:
 
 @lru_cache(maxsize=1)
 def cpu_class() -> CpuClass:
-    """The row of this machine, or the one $CONV3D_CPU names.
+    """The class of this machine, or the class that $CONV3D_CPU names.
 
-    Raises: UnknownNameError.
+    Raises: UnknownNameError if $CONV3D_CPU names no class.
     """
     forced = os.environ.get("CONV3D_CPU")
     names = [row.name for row in CPU_CLASSES]
@@ -152,7 +158,7 @@ def cpu_class() -> CpuClass:
 
 
 def detect(features: Mapping[str, bool]) -> CpuClass:
-    """The first class whose needs a machine with these features meets.
+    """The first class that requires no other features than these.
 
     >>> detect({"avx2": True, "fma": True}).name, detect({"avx2": True}).name
     ('avx2', 'baseline')

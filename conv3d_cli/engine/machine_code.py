@@ -1,17 +1,20 @@
-"""Machine code: loops that Numba compiled once, kept on disk, loaded without Numba afterwards.
+"""Machine code: Numba compiles each loop once; later processes load its object code without Numba.
 
-A loop is named by its module in `engine/loops`, its factory there and the factory's constants: `machine_code("pack",
-"pack_rows", "int16", "float32")`. Where its object code is on disk, llvmlite links it in a few milliseconds; else the module
-is imported, Numba compiles, and the object code is kept. So a warm start does not import Numba at all, which would cost
-more than most convolutions.
+A module in `engine/loops`, a factory in it and the factory's constants name a loop:
+`machine_code("pack", "pack_rows", "int16", "float32", 0)`. If its object code is on disk, llvmlite
+links it in a few milliseconds. Otherwise the module is imported, Numba compiles the loop, and its
+object code is written to disk. So a warm start does not import Numba at all, which would take
+longer than most convolutions.
 
-Object files lie in a folder named by a hash of the engine's own sources, of Numba's and llvmlite's versions and of the CPU, so
-a changed file or another machine never runs stale code. Its parent is one of $CONV3D_CACHE_DIR, $NUMBA_CACHE_DIR, the user's
-cache folder, and $XDG_RUNTIME_DIR: all are read, the first that can be written keeps what is new. Without any, loops are
-compiled in each process.
+A hash of the engine's sources, the versions of Numba and llvmlite and the CPU names the folder of
+the object files, so a changed source or another machine never runs stale code. Its parent is one of
+$CONV3D_CACHE_DIR, $NUMBA_CACHE_DIR, the user's cache folder and $XDG_RUNTIME_DIR: object code is
+read from all of them and written to the first writable one. If none is writable, every process
+compiles.
 
-Whoever writes these files runs code as whoever reads them. So they are read only from a `PrivateFolder`, and each carries a
-seal made with a key that stands in the folder and that only its owner may read.
+Whoever can write these files can run code as the user who reads them. So they are read only from a
+`PrivateFolder`, and each file begins with a seal: an HMAC with a key that is stored in the folder
+and that only its owner can read.
 """
 
 from __future__ import annotations
@@ -24,11 +27,13 @@ import importlib
 import importlib.util
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing, contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from conv3d_cli.engine.compile_workers import ObjectCode, compile_in_workers, worker_count
 from conv3d_cli.engine.cpu import cpu_class, host_features
 from conv3d_cli.engine.step import StepRecord
 from conv3d_cli.engine.team import run_in_thread
@@ -43,11 +48,11 @@ _call_type = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 
 class MachineCode:
-    """A compiled function `void(step)`, loaded or compiled when its address is first asked for.
+    """A compiled function `void(step)`, loaded or compiled when its address is first read.
 
-    key : tuple             module, factory, constants
-    compiled : bool         whether this process had to compile it
-    Call it with a step record; it runs without the GIL.
+    key : tuple             (module, factory, *constants)
+    compiled : bool         whether this process compiled it
+    Call it with a `StepRecord`; it runs without the GIL.
     """
 
     def __init__(self, key: tuple[Constant, ...]) -> None:
@@ -57,7 +62,7 @@ class MachineCode:
 
     @property
     def address(self) -> int:
-        """Of its first instruction."""
+        """The address of the function's first instruction."""
         if not self._address:
             load([self])
         return self._address
@@ -73,20 +78,41 @@ _lock = threading.Lock()
 
 
 def machine_code(module: str, factory: str, *constants: Constant) -> MachineCode:
-    """The loops that `engine/loops/<module>.<factory>(*constants)` describes; one object a process."""
+    """The loops that `loops.<module>.<factory>(*constants)` returns; one object per process."""
     key = (module, factory, *constants)
     return _known.setdefault(key, MachineCode(key))
 
 
 def load(codes: Iterable[MachineCode]) -> None:
-    """Have them ready to run, in a thread that the caller waits for: see `team.run_in_thread`."""
+    """Load or compile functions in a thread, and wait for it (see `team.run_in_thread`)."""
     missing = [code for code in codes if not code._address]
     if missing:
-        run_in_thread(_load, missing)
+        interrupted = threading.Event()
+        try:
+            run_in_thread(_load, missing, interrupted)
+        except BaseException:
+            interrupted.set()  # the thread goes on otherwise: no further loop
+            raise
+
+
+@contextmanager
+def watch_compilation(watcher: Callable[[int, int], None]) -> Iterator[None]:
+    """In the body, call `watcher(loops compiled, loops to compile)` from a thread while it lasts.
+
+    It is called with 0 before the first loop is compiled, and not at all where all are on disk.
+    """
+    _watchers.append(watcher)
+    try:
+        yield
+    finally:
+        _watchers.remove(watcher)
+
+
+_watchers: list[Callable[[int, int], None]] = []
 
 
 def compiled_here() -> list[str]:
-    """What this process had to compile, for tests and `warmup`."""
+    """The names of the loops that this process compiled, for tests and `warmup`."""
     return [_name(code.key) for code in _known.values() if code.compiled]
 
 
@@ -94,29 +120,53 @@ def _name(key: tuple[Constant, ...]) -> str:
     return "-".join(map(str, key)).replace("/", "_")
 
 
-def _load(codes: list[MachineCode]) -> None:
-    for code in codes:
-        with _lock:
-            if not code._address:
-                kept = _read(code.key)
-                symbol, object_code = _compile(code.key) if kept is None else kept
-                code.compiled = kept is None
-                code._address = _link(symbol, object_code)
+def _load(codes: list[MachineCode], interrupted: threading.Event) -> None:
+    with _lock:
+        missing = {code.key: code for code in codes if not code._address}
+        for key in list(missing):
+            if (cached := _read(key)) is not None:
+                code = missing.pop(key)
+                code._address = _link(*cached)
+        with closing(_compile(list(missing), interrupted)) as results:
+            for done, (key, compiled) in enumerate(results, 1):
+                code = missing[key]
+                code.compiled, code._address = True, _link(*compiled)
+                _write(key, *compiled)
+                _tell(done, len(missing))
 
 
-def _compile(key: tuple[Constant, ...]) -> tuple[str, bytes]:
+def _tell(done: int, total: int) -> None:
+    for watcher in list(_watchers):
+        watcher(done, total)
+
+
+def _compile(
+    keys: list[tuple[Constant, ...]], interrupted: threading.Event
+) -> Generator[tuple[tuple[Constant, ...], ObjectCode], None, None]:
+    """Loops and their object code, in the order in which they are ready; fewer if interrupted."""
+    if keys:
+        _tell(0, len(keys))
+    workers = worker_count(len(keys))
+    results: Iterator[tuple[tuple[Constant, ...], ObjectCode | None]]
+    results = compile_in_workers(keys, workers) if workers > 1 else ((key, None) for key in keys)
+    for key, compiled in results:
+        if interrupted.is_set():
+            return
+        yield key, compile_loop(key) if compiled is None else compiled
+
+
+def compile_loop(key: tuple[Constant, ...]) -> ObjectCode:
+    """The symbol and the object code of a loop, compiled by Numba in this process."""
     usual = gc.get_threshold()
-    # A compiler leaves cycles behind: looked for as rarely as `__main__` has it, they take 40 MB more.
+    # Compiling leaves reference cycles: 40 MB if collections stay as rare as `__main__` makes them.
     gc.set_threshold(700, 10, 10)
     try:
         from conv3d_cli.engine.loops.compiler import compile_object
 
         factory = getattr(importlib.import_module(f"conv3d_cli.engine.loops.{key[0]}"), str(key[1]))
-        symbol, object_code = compile_object(factory(*key[2:]))
+        return compile_object(factory(*key[2:]))
     finally:
         gc.set_threshold(*usual)
-    _write(key, symbol, object_code)
-    return symbol, object_code
 
 
 @lru_cache(maxsize=1)
@@ -130,7 +180,7 @@ def _linker() -> Any:
 
 
 def _link(symbol: str, code: bytes) -> int:
-    """The address of a function in object code, which becomes part of this process."""
+    """Link object code into this process. Returns the address of the function of this symbol."""
     import llvmlite.binding as llvm
 
     linker = _linker()
@@ -142,23 +192,29 @@ def _link(symbol: str, code: bytes) -> int:
     return address
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# On disk: MAGIC, a seal (HMAC-SHA-256), the symbol, a line feed, the object code
+# --------------------------------------------------------------------------------------------------
+# Object files: MAGIC, a seal (HMAC-SHA-256), the symbol, a line feed, the object code
 
 
 def _seal(secret: bytes, key: tuple[Constant, ...], body: bytes) -> bytes:
-    """A digest of the code and of what it is: no damaged file passes for it, nor another loop's, machine's or author's."""
+    """A digest of the object code and its identity.
+
+    So damaged files are rejected, and files of another loop, another machine or another user.
+    """
     return hmac.digest(secret, f"{source_key()} {key}\n".encode() + body, "sha256")
 
 
 def _secret(folder: PrivateFolder) -> bytes | None:
-    """The key of a folder's seals; None if there is none that is whole and this user's secret."""
+    """The key of a folder's seals; None unless it is complete and only this user can read it."""
     secret = folder.read(KEY_FILE, secret=True)
     return secret if secret is not None and len(secret) == KEY_BYTES else None
 
 
 def _read(key: tuple[Constant, ...]) -> tuple[str, bytes] | None:
-    """Symbol and object code; None if no file is there and whole (linking a damaged one would end the process)."""
+    """Symbol and object code from disk; None if no folder has an intact file.
+
+    Linking a damaged file would crash the process.
+    """
     for path in _folders():
         try:
             with PrivateFolder(path) as folder:
@@ -175,15 +231,19 @@ def _read(key: tuple[Constant, ...]) -> tuple[str, bytes] | None:
 
 
 def _write(key: tuple[Constant, ...], symbol: str, code: bytes) -> None:
-    """Keep it; a full disk costs the next process a compilation, never this job. It appears whole, so no one reads half."""
+    """Write object code to the cache folder; readers never see an incomplete file.
+
+    A failure, such as a full disk, is ignored: the next process compiles again.
+    """
     path = cache_folder()
     if path is None:
         return
     body = symbol.encode() + b"\n" + code
     try:
         with PrivateFolder(path) as folder:
-            damaged = folder.exists(KEY_FILE)  # if the next line finds no key
-            if _secret(folder) is None:  # of processes that start at once, the first one's stays
+            damaged = folder.exists(KEY_FILE)  # if the next line finds no valid key
+            # if several processes start at once, the first key that is written stays
+            if _secret(folder) is None:
                 folder.write(KEY_FILE, os.urandom(KEY_BYTES), replace=damaged)
             if (secret := _secret(folder)) is not None:
                 folder.write(f"{_name(key)}.o", MAGIC + _seal(secret, key, body) + body)
@@ -193,7 +253,7 @@ def _write(key: tuple[Constant, ...], symbol: str, code: bytes) -> None:
 
 @lru_cache(maxsize=1)
 def source_key() -> str:
-    """A hash of whatever the object code depends on: the name of the cache folder.
+    """A hash of everything that the object code depends on; it names the cache folder.
 
     >>> source_key() == source_key()
     True
@@ -223,18 +283,18 @@ def _parents() -> Iterator[Path]:
     try:
         yield Path.home() / ".cache" / "conv3d"
     except RuntimeError:
-        pass  # no home at all
+        pass  # the user has no home folder
     if os.environ.get("XDG_RUNTIME_DIR"):
         yield Path(os.environ["XDG_RUNTIME_DIR"]) / "conv3d"
 
 
 def _folders() -> Iterator[Path]:
-    """Where object code may lie, in order."""
+    """The folders that may contain object code, in the order in which they are read."""
     return (parent / source_key() for parent in _parents())
 
 
 def _refusal(path: Path) -> str:
-    """Why no object code can be kept in a folder, which is made if it is missing; "" if it can."""
+    """Why object code cannot be written to a folder; "" if it can. Makes a missing folder."""
     try:
         with PrivateFolder(path, make=True) as folder:
             folder.check_writable()
@@ -245,10 +305,10 @@ def _refusal(path: Path) -> str:
 
 @lru_cache(maxsize=1)
 def cache_folder() -> Path | None:
-    """Where new object code is kept; None where no folder can be written."""
+    """The folder for new object code; None if no folder is writable."""
     return next((path for path in _folders() if not _refusal(path)), None)
 
 
 def refused_folders() -> list[str]:
-    """The folders that object code might be kept in and cannot be, each with the reason."""
+    """The folders that cannot be written, as "folder: reason"."""
     return [reason for path in _folders() if (reason := _refusal(path))]

@@ -1,4 +1,4 @@
-"""Vectors of sums, as a bank of derivatives gives them, made one number each: their length."""
+"""The magnitude of vectors of filter outputs, such as gradients from a bank of derivatives."""
 
 from __future__ import annotations
 
@@ -16,13 +16,16 @@ Array = NDArray[Any]
 
 
 class VectorRoom:
-    """Memory for slabs of sums, used again by the next: fresh pages cost more than the sums."""
+    """Memory for the sums of a slab, reused by the next: fresh pages cost more than the sums."""
 
     def __init__(self) -> None:
         self._flat = np.empty(0)
 
     def array(self, size: tuple[int, int, int], filters: int, dtype: np.dtype[Any]) -> Array:
-        """An array (d, h, w, filters) to be filled, as `magnitudes` takes it quickest: a plane's filters one after another."""
+        """An uninitialised array (d, h, w, filters), which the next call may reuse.
+
+        Its memory order is (d, filters, h, w), which `magnitudes` reads fastest.
+        """
         depth, height, width = size
         count = math.prod((*size, filters))
         if self._flat.size < count or self._flat.dtype != dtype:
@@ -31,9 +34,11 @@ class VectorRoom:
 
 
 def magnitudes(sums: Array, count: int, team: Team) -> Array:
-    """The root of the sum of squares of every `count` filters: (d, h, w, c·count) of floats -> (d, h, w, c).
+    """The Euclidean norm of every `count` consecutive filters, per voxel.
 
-    Squares are added in float64 in the order of the filters, and rounded once: no slope is too large or too small for its square.
+    sums : (d, h, w, c * count)     float32 or float64
+    Returns (d, h, w, c) of the same dtype. Squares are added in float64 in the order of the
+    filters, so no float32 value overflows or vanishes when squared, and the root is rounded once.
 
     >>> with Team(1) as team:
     ...     magnitudes(np.array([[[[3, 4, 6e30, 8e30]]]], np.float32), 2, team)
@@ -48,13 +53,8 @@ def magnitudes(sums: Array, count: int, team: Team) -> Array:
 
     def plane(_: int, d: int) -> None:
         for c in range(channels):
-            code(
-                StepRecord(
-                    Source(planes[d, c * count]),
-                    Output(result[d, c]),
-                    Progress(width=height * width),
-                )
-            )
+            source, out = Source(planes[d, c * count]), Output(result[d, c])
+            code(StepRecord(source, out, Progress(width=height * width)))
 
     team.run(depth, plane)
     return result.transpose(0, 2, 3, 1)

@@ -1,8 +1,9 @@
-"""The plan: which algorithm computes a problem, what it costs, and the run over a slab.
+"""The plan: the algorithm that computes a problem, its predicted cost, and the run over a slab.
 
-`make_plan` asks every algorithm in order whether it accepts the problem and how long it would take, and keeps the
-answers for `explain`. `Plan.convolve_slab` checks that the loops will stay within its arrays, and hands tasks to a
-team of threads. The choice of an algorithm depends on the problem, the weights and the CPU class alone.
+`make_plan` asks every algorithm in order whether it accepts the problem and how long it would take,
+and records the answers for `explain`. `Plan.convolve_slab` checks that the loops will stay within
+its arrays, and hands tasks to a team of threads. The choice of an algorithm depends on the problem,
+the weights and the CPU class alone.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ from conv3d_cli.errors import ShapeError, unknown_name
 from conv3d_cli.model.box import Box, Size
 from conv3d_cli.model.spec import ConvProblem
 
-# In order of preference where the predicted times are equal. `direct` accepts everything and stands last.
+# In order of preference if predicted times are equal. `direct` accepts everything and comes last.
 ALGORITHMS: tuple[Algorithm, ...] = (
     separable.ALGORITHM,
     winograd.ALGORITHM,
@@ -77,29 +78,32 @@ ALGORITHMS: tuple[Algorithm, ...] = (
     direct.ALGORITHM,
 )
 
-Activation = Callable[[NDArray[Any]], None]  # in place
-Tables = tuple[list[int], list[int], list[int]]  # of planes, rows and columns
-# the same, as offsets in memory
+Activation = Callable[[NDArray[Any]], None]  # changes the array in place
+Tables = tuple[list[int], list[int], list[int]]  # source indices: planes, rows, columns
+# the same as offsets in memory
 Offsets = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
 _TABLE_NAMES = ("planes", "rows", "columns")
 
-# Outputs larger than this are stored past the caches: they would only push out what is needed again.
+# Stores to outputs of at least this size bypass the caches: they would evict data still in use.
 STREAMING_BYTES = 8 << 20
-# Tasks handed to a thread at once: enough of these that no thread waits long for the last one.
-SHARES = 64
+# Tasks are handed to a thread in batches, about this many per thread, so that no thread waits long
+# at the end.
+BATCHES_PER_THREAD = 64
 
-# With fewer tasks a thread, one of another size keeps others waiting; but bands below so many rows pack too much halo.
+# With fewer tasks per thread than FEW_TASKS, tasks of unequal size leave threads idle, so bands are
+# made equal. Bands lower than LEAST_BAND rows would pack too much halo.
 FEW_TASKS, LEAST_BAND = 8, 32
 
 _callback_type = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 
 class SlabResult(NamedTuple):
-    """What a run over a slab tells beside its output.
+    """What `Plan.convolve_slab` reports in addition to its output.
 
-    clipped : int       voxels that the output's dtype could not hold; of a division, outputs below `min_coverage`
-    flagged : list of Box   the outputs, in the slab, whose windows may hold a voxel of another certainty than 1;
-                        empty if they were not asked for
+    clipped : int           values that the output's dtype cannot represent; in a division, outputs
+                            below `min_coverage`
+    flagged : list of Box   boxes of the slab whose windows may contain a certainty other than 1;
+                            empty unless `flags_incomplete` asked for them
     """
 
     clipped: int
@@ -107,16 +111,16 @@ class SlabResult(NamedTuple):
 
 
 class _Worker(NamedTuple):
-    """A thread's step record, and the sums that an activation written in Python works on."""
+    """A thread's step record, and its accumulator, which a Python activation changes in place."""
 
     step: StepRecord
     accumulator: NDArray[Any]
 
 
 class _Run(NamedTuple):
-    """What all regions of a slab have in common; see `Plan.convolve_slab`.
+    """The arguments that all regions of a slab share; see `Plan.convolve_slab`.
 
-    sums_channels : int     channels of `out`: of a division, several may share one channel of coverage
+    sums_channels : int     channels of `out`; in a division, a multiple of those of coverage
     """
 
     source: FlatView
@@ -132,12 +136,14 @@ class _Run(NamedTuple):
 
 
 class _Region(NamedTuple):
-    """Outputs to compute: a box of a slab and some groups, with the offsets that its loops read and write at.
+    """Outputs to compute: a box of a slab, some groups, offsets in source, mask and output.
 
-    tables : planes, rows, columns      offsets of the input positions
-    run : (int, int)    positions along the width that follow one another in the source
-    out_start : int     the first group's first voxel, in elements
-    mask_tables : planes, rows, columns     of the mask; empty without one
+    groups : range      numbers of the groups
+    tables : (planes, rows, columns)    offsets of the input positions in the source
+    run : (int, int)    start and stop of the positions along the width that are consecutive columns
+    out_start : int     offset of the box's first voxel in the output, in elements
+    size : Size         output voxels of the box
+    mask_tables : (planes, rows, columns)   the same in the mask; () without a mask
     """
 
     groups: range
@@ -148,11 +154,13 @@ class _Region(NamedTuple):
     mask_tables: Offsets | tuple[()] = ()
 
 
-class _Cut(NamedTuple):
-    """How a region is cut into tasks: see `Tasks` of the step record.
+class _TaskGrid(NamedTuple):
+    """The tasks of a region: see `Tasks` of the step record.
 
-    tile : Size         of a task, whole steps deep
-    counts : Size       tasks along each axis
+    tile : Size         output voxels of a task; its depth is a multiple of the step's
+    counts : Size       tasks along each axis, for one set of groups packed together
+    steps_per_task : int
+    tasks : int         tasks in total
     """
 
     tile: Size
@@ -163,12 +171,15 @@ class _Cut(NamedTuple):
 
 @dataclass
 class Plan:
-    """How one problem will be computed.
+    """How one problem will be computed; made by `make_plan`.
 
-    problem, weights, dtype     as given; dtype is that of the arithmetic, float32 or float64
-    algorithm : Algorithm       the chosen one
-    refusals : list             (name, reason) of those that declined
-    seconds : dict              predicted time of each that accepted, by name
+    problem : ConvProblem
+    weights : (kd, kh, kw, in_channels/groups, filters)
+    dtype : dtype               of the arithmetic, float32 or float64
+    threads : int               threads that the predictions assume
+    algorithm : Algorithm       the chosen algorithm
+    refusals : list             (name, reason) of each algorithm that cannot compute the problem
+    seconds : dict              name -> predicted seconds of each algorithm that can
     """
 
     problem: ConvProblem
@@ -183,60 +194,69 @@ class Plan:
 
     @cached_property
     def prepared(self) -> PreparedAlgorithm:
-        """Weights packed, and what loops it will run; made when first needed. No machine code is loaded for it."""
+        """The algorithm prepared for this problem, at the first access. Loads no machine code."""
         return self.algorithm.prepare(self.problem, self.weights, self.dtype)
 
     @cached_property
     def fallback(self) -> Plan:
-        """The plan for steps that hold NaN or infinity, which only the direct sum keeps within their windows."""
+        """The direct sum's plan, which recomputes steps whose windows contain NaN or infinity.
+
+        Only the direct sum confines them to the outputs whose windows contain them.
+        """
         return make_plan(
             self.problem, self.weights, dtype=self.dtype, threads=self.threads, algorithm="direct"
         )
 
     @property
     def depth_step(self) -> int:
-        """Slabs must begin at multiples of this, so that the same planes are computed together whatever the slab."""
+        """The number of planes computed together.
+
+        Slabs must begin at multiples of it, so that their size does not change which planes are
+        computed together.
+        """
         return self.prepared.layout.step_depth
 
     @property
     def block_alignment(self) -> Size:
-        """Boxes of outputs that begin and end at multiples of this get the bits of the whole volume.
+        """A box that begins and ends at multiples of this is bitwise equal to the whole volume's.
 
-        It is 1 where each voxel is summed on its own. Else it is a tile: a transform rounds all voxels of a tile
-        together, and a step with NaN or infinity is computed again as a whole.
+        It is 1 x 1 x 1 if each voxel is summed on its own, otherwise a tile: a transform rounds all
+        voxels of a tile together, and a step with NaN or infinity is recomputed as a whole.
         """
-        tile = self.prepared.layout.tile
-        return (
-            Size(self.depth_step, *tile[1:]) if self.prepared.spreads_nonfinite else Size(1, 1, 1)
-        )
+        if not self.prepared.spreads_nonfinite:
+            return Size(1, 1, 1)
+        return Size(self.depth_step, *self.prepared.layout.tile[1:])
 
     @property
     def bytes_moved(self) -> int:
-        """Bytes that must pass through memory at least: input once, output once, in the arithmetic's dtype."""
-        return (
-            math.prod(self.problem.in_shape) + math.prod(self.problem.out_shape)
-        ) * self.dtype.itemsize
+        """The least memory traffic: input and output once each, in the arithmetic's dtype."""
+        voxels = math.prod(self.problem.in_shape) + math.prod(self.problem.out_shape)
+        return voxels * self.dtype.itemsize
 
     @property
     def scratch_bytes(self) -> int:
-        """Memory of the tiles of all threads that have work in a whole volume."""
+        """Bytes of the threads' memory for a whole volume: packed planes, sums and workspaces."""
         return self.scratch_for(self.problem.out_size)
 
     def scratch_for(self, size: tuple[int, int, int]) -> int:
-        """Memory of the tiles of the threads that have work in a box of outputs (d, h, w)."""
+        """Bytes of the threads' memory for a box of outputs (d, h, w).
+
+        A thread without a task in the box allocates none.
+        """
         layout = self.prepared.layout
-        numbers = layout.scratch_size + layout.accumulator_size
-        tasks = self._cut(Size(*size), self.problem.groups, self.threads).tasks
-        return (numbers * self.dtype.itemsize + layout.workspace_bytes) * min(self.threads, tasks)
+        elements = layout.scratch_size + layout.accumulator_size
+        tasks = self._task_grid(Size(*size), self.problem.groups, self.threads).tasks
+        return (elements * self.dtype.itemsize + layout.workspace_bytes) * min(self.threads, tasks)
 
     @property
     def weight_bytes(self) -> WeightBytes:
-        """Memory of the packed weights, those of `fallback` included where a step may need it."""
+        """Memory of the packed weights, including those of `fallback` if steps may need it."""
         own = self.prepared.weight_bytes
         if not self.prepared.spreads_nonfinite:
             return own
-        repair = direct.weight_bytes(self.problem, self.dtype, direct.item_shape(self.problem)[0])
-        return WeightBytes(own.kept + repair.kept, max(own.packing, repair.packing))
+        taps = direct.item_shape(self.problem)[0]
+        fallback = direct.weight_bytes(self.problem, self.dtype, taps)
+        return WeightBytes(own.kept + fallback.kept, max(own.packing, fallback.packing))
 
     def loops(
         self,
@@ -246,21 +266,37 @@ class Plan:
         certainty: Certainty | None = None,
         division: Division | None = None,
     ) -> list[MachineCode]:
-        """The driver, packing and store for a source's and an output's dtype, and the algorithm's own: ready to run."""
+        """The loops of a run, loaded or compiled: driver, packing, store, then the algorithm's own.
+
+        source, out : dtype     of the volumes
+        scale : (slope, intercept)  of the source
+        certainty, division : see `convolve_slab`
+        """
         checked = (
-            self._looks_for_nonfinite(source, scale, certainty)
+            self._must_find_nonfinite(source, scale, certainty)
             and not self.prepared.checks_nonfinite
         )
         mask = None if certainty is None or certainty.mask is None else certainty.mask.dtype
         inside = None if division is None or division.inside is None else division.inside.dtype
         key = (source, out, checked, certainty is not None, mask, division is not None, inside)
-        if (
-            key not in self._loops
-        ):  # found once: naming them takes as long as to compute a small box
-            self._loops[key] = self._load_loops(source, out, checked, certainty, division)
+        # cached, since composing the names of the loops takes as long as computing a small box
+        if key not in self._loops:
+            codes = self._name_loops(source, out, checked, certainty, division)
+            load(codes)
+            for place, code in self.prepared.calls.items():
+                self.prepared.parameters[place] = code.address
+            self._loops[key] = codes
         return self._loops[key]
 
-    def _load_loops(
+    def loops_to_load(self, source: np.dtype[Any], out: np.dtype[Any]) -> list[MachineCode]:
+        """The functions that a plain convolution of these dtypes calls; none is loaded for it."""
+        checked = (
+            self._must_find_nonfinite(source, (1.0, 0.0), None)
+            and not self.prepared.checks_nonfinite
+        )
+        return self._name_loops(source, out, checked, None, None)
+
+    def _name_loops(
         self,
         source: np.dtype[Any],
         out: np.dtype[Any],
@@ -268,7 +304,7 @@ class Plan:
         certainty: Certainty | None,
         division: Division | None,
     ) -> list[MachineCode]:
-        """See `loops`; checked: whether packing looks for NaN, infinity and huge numbers."""
+        """See `loops`; checked: whether packing searches for NaN, infinity and huge numbers."""
         layout, real = self.prepared.layout, self.dtype.name
         if certainty is None:
             pack = machine_code("pack", f"pack_{layout.pack}", source.name, real, int(checked))
@@ -277,20 +313,19 @@ class Plan:
             pack = machine_code(
                 "weighted_pack", f"pack_weighted_{layout.pack}", source.name, real, mask
             )
+        if division is None:
+            store = machine_code("store", "store", real, out.name)
+        else:
+            store = division.code(self.dtype)
         codes = [
             machine_code("drive", "run_tasks"),
             pack,
-            machine_code("store", "store", real, out.name)
-            if division is None
-            else division.code(self.dtype),
+            store,
             self.prepared.convolve,
             *([] if self.prepared.absorb is None else [self.prepared.absorb]),
             *([] if self.prepared.packs_weights is None else [self.prepared.packs_weights]),
             *self.prepared.calls.values(),
         ]
-        load(codes)
-        for place, code in self.prepared.calls.items():
-            self.prepared.parameters[place] = code.address
         return codes
 
     def convolve_slab(
@@ -310,19 +345,30 @@ class Plan:
         certainty: Certainty | None = None,
         division: Division | None = None,
     ) -> SlabResult:
-        """Convolve some depth planes of one volume, or a band of rows of them, or a box.
+        """Convolve a slab (some depth planes) of one volume, or a band of its rows, or a box.
 
-        source : (planes, rows, columns, C)     any real dtype and strides; values are source * scale[0] + scale[1]
-        out : (d, h, w, filters)            filled; integers are rounded half to even and saturated
-        planes : list of int                for every depth position the slab's taps span, its plane in `source`; -1 where
-                                            a constant stands (see `ConvProblem.source_indices`)
-        rows, columns : list of int or None     the same along height and width; None: source and out hold all of them
-        bias : (filters,)                   added before the activation
-        progress : callable                 gets the number of voxels finished, from any thread
-        flags_incomplete : bool             find the outputs whose windows hold a certainty other than 1
-        certainty : Certainty or None       what voxels are multiplied by, or what is convolved in their place
-        division : Division or None         coverage is computed, and `out`, which holds sums, is divided by it
-        The slab must begin at a multiple of `depth_step`, a band or a box begin and end at multiples of `block_alignment`.
+        source : (planes, rows, columns, C)     any real dtype and strides; a voxel's value is
+                                            source * scale[0] + scale[1]
+        out : (d, h, w, filters)            receives the output; integers are rounded half to even
+                                            and saturated
+        planes : list of int                index in `source` of each plane that the slab's taps
+                                            span; -1 outside, where the boundary's constant stands
+                                            (see `ConvProblem.source_indices`)
+        rows, columns : list of int or None     the same for rows and columns; None: source and out
+                                            contain all of them
+        team : Team                         runs the tasks
+        scale : (slope, intercept)          of the source
+        bias : (filters,) or None           added before the activation
+        activation : callable or None       changes sums (filters, d, h, w) in place, in any thread
+        progress : callable or None         is called with the number of output values of each batch
+                                            of tasks, when the batch is finished, in any thread
+        flags_incomplete : bool             report the outputs whose windows contain a certainty
+                                            other than 1
+        certainty : Certainty or None       multiplies the voxels, or replaces them
+        division : Division or None         `out` contains sums (d, h, w, k * filters); compute
+                                            their coverage and divide them by it
+        The slab must begin at a multiple of `depth_step`; a band or box must begin and end at
+        multiples of `block_alignment`, or at the volume's edge.
         Raises: IndexError, ValueError if a table or an array would lead the loops outside memory.
         """
         problem = self.problem
@@ -344,40 +390,41 @@ class Plan:
             mask_tables = _offset_tables(
                 certainty.positions, certainty.mask.strides, certainty.mask.itemsize
             )
-        tables = _offset_tables((planes, rows, columns), source_view.strides)
         region = _Region(
-            range(problem.groups),
-            tables,
-            inner_run(columns),
-            out_view.start,
-            Size(*out.shape[:3]),
-            mask_tables,
+            groups=range(problem.groups),
+            tables=_offset_tables((planes, rows, columns), source_view.strides),
+            run=inner_run(columns),
+            out_start=out_view.start,
+            size=Size(*out.shape[:3]),
+            mask_tables=mask_tables,
         )
-        bias = None if bias is None else np.ascontiguousarray(bias, self.dtype)
         run = _Run(
-            source_view,
-            out_view,
-            team,
-            scale,
-            bias,
-            activation,
-            flags_incomplete,
-            certainty,
-            division,
-            out.shape[3],
+            source=source_view,
+            out=out_view,
+            team=team,
+            scale=scale,
+            bias=None if bias is None else np.ascontiguousarray(bias, self.dtype),
+            activation=activation,
+            flags_incomplete=flags_incomplete,
+            certainty=certainty,
+            division=division,
+            sums_channels=out.shape[3],
         )
         return self._convolve_region(region, run, progress)
 
     def make_ready(self, workers: Iterable[int]) -> None:
-        """Make each worker's memory, before they run slabs side by side (see `SerialWorker`)."""
+        """Allocate the memory of workers that will run slabs concurrently (see `SerialWorker`)."""
         for plan in (self, self.fallback) if self.prepared.spreads_nonfinite else (self,):
             for number in workers:
                 plan._worker(number)
 
     def store(self, values: NDArray[Any], out: NDArray[Any]) -> int:
-        """Put values (d, h, w, c) into an array of that shape, rounded and saturated as a convolution does it.
+        """Store values (d, h, w, c) as a convolution does: integers are rounded and saturated.
 
-        Returns how many values the array's dtype could not hold. Raises: ValueError for another shape.
+        out : (d, h, w, c)      receives the values
+
+        Returns the number of values that the dtype of `out` cannot represent.
+        Raises: ValueError if the shapes differ.
         """
         if values.shape != out.shape:
             raise ValueError(f"values {values.shape} do not fit an output {out.shape}")
@@ -402,74 +449,77 @@ class Plan:
     def _convolve_region(
         self, region: _Region, run: _Run, progress: Callable[[int], None] | None = None
     ) -> SlabResult:
-        """Cut a region into tasks and have the team run them."""
+        """Run a region as tasks of the team, then recompute steps with NaN or infinity."""
         source, out, certainty, division = run.source, run.out, run.certainty, run.division
-        cut = self._cut(region.size, len(region.groups), run.team.threads)
-        steps = cut.tasks * cut.steps_per_task
+        grid = self._task_grid(region.size, len(region.groups), run.team.threads)
+        steps = grid.tasks * grid.steps_per_task
         clipped = np.zeros(steps, np.int64)
-        looks = self._looks_for_nonfinite(source.flat.dtype, run.scale, certainty)
-        flags = np.zeros(steps, np.uint8) if looks or run.flags_incomplete else None
+        finds_nonfinite = self._must_find_nonfinite(source.flat.dtype, run.scale, certainty)
+        flags = np.zeros(steps, np.uint8) if finds_nonfinite or run.flags_incomplete else None
         drive, pack, store, *_ = self.loops(
             source.flat.dtype, out.flat.dtype, run.scale, certainty, division
         )
         groups: list[FieldGroup] = [
             self._functions(pack, store),
-            self._task_fields(region, cut),
+            self._task_fields(region, grid),
             self._source_fields(region, run),
             StepResults(clipped, flags),
             _output_fields(out, region.out_start),
         ]
         if certainty is not None:
-            own = certainty.fields(source.flat.dtype, *region.mask_tables)
-            own.flags_nonfinite = looks and not self.prepared.checks_nonfinite
-            groups.append(own)
-        if division is not None:
-            groups.append(
-                division.fields(self.dtype, max(1, run.sums_channels // self.problem.filters))
+            certainty_fields = certainty.fields(source.flat.dtype, *region.mask_tables)
+            certainty_fields.flags_nonfinite = (
+                finds_nonfinite and not self.prepared.checks_nonfinite
             )
-        workers = list(run.team.workers(cut.tasks))
+            groups.append(certainty_fields)
+        if division is not None:
+            repeat = max(1, run.sums_channels // self.problem.filters)
+            groups.append(division.fields(self.dtype, repeat))
+        workers = list(run.team.workers(grid.tasks))
         fill([self._worker(number).step for number in workers], *groups)
         failures: list[BaseException] = []
         epilogues = [self._add_epilogue(self._worker(number), run, failures) for number in workers]
 
-        together = max(1, cut.tasks // (SHARES * run.team.threads))
-        voxels = _voxels_by_task(
-            self.problem.filters_per_group * self.prepared.groups_together, cut, region.size
-        )
+        batch_size = max(1, grid.tasks // (BATCHES_PER_THREAD * run.team.threads))
+        filters = self.problem.filters_per_group * self.prepared.groups_together
+        output_values = _output_values(filters, grid, region.size)
 
-        def work(number: int, share: int) -> None:
+        def work(number: int, batch: int) -> None:
             step = self._workers[number].step
-            first, last = share * together, min((share + 1) * together, cut.tasks)
+            first, last = batch * batch_size, min((batch + 1) * batch_size, grid.tasks)
             step[F.first_task], step[F.last_task] = first, last
             drive(step)
             if failures:
                 raise failures[0]
             if progress is not None:
-                progress(sum(voxels(task) for task in range(first, last)))
+                progress(sum(output_values(task) for task in range(first, last)))
 
-        run.team.run(-(-cut.tasks // together), work)
-        del groups, epilogues  # held until here, since the loops follow their addresses
+        run.team.run(-(-grid.tasks // batch_size), work)
+        del groups, epilogues  # alive until here, since the loops read their addresses
         flagged = []
         if run.flags_incomplete and flags is not None:
             numbers = np.flatnonzero(flags & HAS_INCOMPLETE).tolist()
-            flagged = [self._box_of_step(number, cut, region) for number in numbers]
-        if looks and flags is not None:
+            flagged = [self._box_of_step(number, grid, region) for number in numbers]
+        if finds_nonfinite and flags is not None:
             for number in np.flatnonzero(flags & HAS_NONFINITE).tolist():
-                clipped[number] = self._recompute_nonfinite(number, cut, region, run)
+                clipped[number] = self._recompute_nonfinite(number, grid, region, run)
         counts = out.flat.dtype.kind != "f" or division is not None
         return SlabResult(int(clipped.sum()) if counts else 0, flagged)
 
-    def _cut(self, size: Size, groups: int, threads: int) -> _Cut:
-        """The tasks of a region of outputs: how large they are, and how many."""
+    def _task_grid(self, size: Size, groups: int, threads: int) -> _TaskGrid:
+        """Divide a region of outputs into tasks."""
         layout, together = self.prepared.layout, self.prepared.groups_together
         tile = Size(*(min(n, whole) for n, whole in zip(layout.tile, size, strict=True)))
-        # whole steps a task, so that steps stand where they would in one task
+        # whole steps per task, so that a step covers the same planes however tasks are divided
         tile = tile._replace(depth=-(-tile.depth // layout.step_depth) * layout.step_depth)
         if not self.prepared.spreads_nonfinite:
             tile = _even_bands(tile, size, groups // together, threads)
         counts = Size(*(-(-whole // n) for whole, n in zip(size, tile, strict=True)))
-        return _Cut(
-            tile, counts, tile.depth // layout.step_depth, groups // together * counts.voxels
+        return _TaskGrid(
+            tile=tile,
+            counts=counts,
+            steps_per_task=tile.depth // layout.step_depth,
+            tasks=groups // together * counts.voxels,
         )
 
     def _functions(self, pack: MachineCode, store: MachineCode) -> Functions:
@@ -477,26 +527,43 @@ class Plan:
         absorb = 0 if prepared.absorb is None else prepared.absorb.address
         return Functions(pack.address, absorb, prepared.convolve.address, store.address)
 
-    def _task_fields(self, region: _Region, cut: _Cut) -> Tasks:
+    def _task_fields(self, region: _Region, grid: _TaskGrid) -> Tasks:
         return Tasks(
             first_group=region.groups.start // self.prepared.groups_together,
-            depth_blocks=cut.counts.depth, height_bands=cut.counts.height, width_bands=cut.counts.width,
-            tile_depth=cut.tile.depth, tile_height=cut.tile.height, tile_width=cut.tile.width,
-            steps_per_task=cut.steps_per_task,
-            out_depth=region.size.depth, out_height=region.size.height, out_width=region.size.width,
-            block_height=self.prepared.layout.block_height or cut.tile.height,
-        )  # fmt: skip
+            depth_blocks=grid.counts.depth,
+            height_bands=grid.counts.height,
+            width_bands=grid.counts.width,
+            tile_depth=grid.tile.depth,
+            tile_height=grid.tile.height,
+            tile_width=grid.tile.width,
+            steps_per_task=grid.steps_per_task,
+            out_depth=region.size.depth,
+            out_height=region.size.height,
+            out_width=region.size.width,
+            block_height=self.prepared.layout.block_height or grid.tile.height,
+        )
 
     def _source_fields(self, region: _Region, run: _Run) -> Source:
         source, (planes, rows, columns) = run.source, region.tables
+        slope, intercept = run.scale
         return Source(
-            Pointer(source.flat, source.start), source.flat.itemsize, source.strides[3], source.strides[2],
-            planes, rows, columns, *region.run, fill=self.problem.boundary.value,
-            scaled=run.scale != (1.0, 0.0), slope=run.scale[0], intercept=run.scale[1],
-        )  # fmt: skip
+            source=Pointer(source.flat, source.start),
+            source_itemsize=source.flat.itemsize,
+            source_channel_step=source.strides[3],
+            source_column_step=source.strides[2],
+            planes=planes,
+            rows=rows,
+            columns=columns,
+            run_start=region.run[0],
+            run_stop=region.run[1],
+            fill=self.problem.boundary.value,
+            scaled=run.scale != (1.0, 0.0),
+            slope=slope,
+            intercept=intercept,
+        )
 
     def _add_epilogue(self, worker: _Worker, run: _Run, failures: list[BaseException]) -> Any:
-        """Fill a worker's `Epilogue`. Returns what must live as long as the run: the group, and the function it calls."""
+        """Fill a worker's `Epilogue`. Returns the objects that must live as long as the run."""
         callback = None
         epilogue = Epilogue(bias=run.bias, has_bias=run.bias is not None)
         if run.activation is not None:
@@ -505,24 +572,24 @@ class Plan:
         fill([worker.step], epilogue)
         return epilogue, callback
 
-    def _box_of_step(self, number: int, cut: _Cut, region: _Region) -> Box:
-        """The outputs of a step, counted from the region's first one."""
-        task, index = divmod(number, cut.steps_per_task)
-        rest, w = divmod(task, cut.counts.width)
-        rest, h = divmod(rest, cut.counts.height)
-        plane = rest % cut.counts.depth * cut.tile.depth + index * self.depth_step
-        start = (plane, h * cut.tile.height, w * cut.tile.width)
-        extent = (self.depth_step, cut.tile.height, cut.tile.width)
+    def _box_of_step(self, number: int, grid: _TaskGrid, region: _Region) -> Box:
+        """The outputs of a step, relative to the region."""
+        task, index = divmod(number, grid.steps_per_task)
+        rest, w = divmod(task, grid.counts.width)
+        rest, h = divmod(rest, grid.counts.height)
+        plane = rest % grid.counts.depth * grid.tile.depth + index * self.depth_step
+        start = (plane, h * grid.tile.height, w * grid.tile.width)
+        extent = (self.depth_step, grid.tile.height, grid.tile.width)
         return Box.at(start, extent).intersect(Box.whole(region.size))
 
-    def _recompute_nonfinite(self, number: int, cut: _Cut, region: _Region, run: _Run) -> int:
-        """Compute a step again by the direct sum, since its window holds NaN, infinity or huge numbers.
+    def _recompute_nonfinite(self, number: int, grid: _TaskGrid, region: _Region, run: _Run) -> int:
+        """Recompute a step by the direct sum; its window contains NaN, infinity or huge numbers.
 
-        Returns how many voxels the output's dtype could not hold.
+        Returns the number of values that the output's dtype cannot represent.
         """
         problem, together = self.problem, self.prepared.groups_together
-        box = self._box_of_step(number, cut, region)
-        block = number // cut.steps_per_task // cut.counts.voxels
+        box = self._box_of_step(number, grid, region)
+        block = number // grid.steps_per_task // grid.counts.voxels
         places = [
             slice(start * stride, (stop - 1) * stride + extent)
             for (start, stop), stride, extent in zip(
@@ -530,59 +597,72 @@ class Plan:
             )
         ]
         first = places[2].start
+        offsets = (at * stride for at, stride in zip(box.start, run.out.strides[:3], strict=True))
         step = _Region(
-            region.groups[block * together : (block + 1) * together],
-            _cut_tables(region.tables, places),
-            (max(region.run[0] - first, 0), max(region.run[1] - first, 0)),
-            region.out_start
-            + sum(at * stride for at, stride in zip(box.start, run.out.strides[:3], strict=True)),
-            box.size,
-            _cut_tables(region.mask_tables, places) if region.mask_tables else (),
+            groups=region.groups[block * together : (block + 1) * together],
+            tables=_slice_tables(region.tables, places),
+            run=(max(region.run[0] - first, 0), max(region.run[1] - first, 0)),
+            out_start=region.out_start + sum(offsets),
+            size=box.size,
+            mask_tables=_slice_tables(region.mask_tables, places) if region.mask_tables else (),
         )
         return self.fallback._convolve_region(step, run._replace(flags_incomplete=False)).clipped
 
-    def _looks_for_nonfinite(
+    def _must_find_nonfinite(
         self, source: np.dtype[Any], scale: tuple[float, float], certainty: Certainty | None = None
     ) -> bool:
-        """Whether steps with NaN, infinity or huge numbers, which would spread, must be found and computed again."""
+        """Whether steps with NaN, infinity or huge numbers must be found and recomputed.
+
+        True if the algorithm would spread them and this source can contain them.
+        """
         if certainty is not None and certainty.replaces_source:
             return False
         values = [self.problem.boundary.value, *scale]
         # integers that stay below 2^64 when scaled
         small = source.kind != "f" and source.itemsize <= 4
         finite = small and all(math.isfinite(v) and abs(v) < 1e9 for v in values)
-        return self.prepared.spreads_nonfinite and not (
-            finite and (certainty is None or certainty.mask is None)
-        )
+        unmasked = certainty is None or certainty.mask is None
+        return self.prepared.spreads_nonfinite and not (finite and unmasked)
 
     def _worker(self, number: int) -> _Worker:
-        """One thread's step record with its memory, made when first needed."""
+        """A thread's step record and memory, allocated at the first call."""
         if number not in self._workers:
-            problem, prepared = self.problem, self.prepared
-            layout, together = prepared.layout, prepared.groups_together
-            # Zeros, since register tiles read beyond a row's end into lanes that are not kept: they should be no NaN.
-            scratch = aligned_zeros(layout.origin + layout.scratch_size, self.dtype)[
-                layout.origin :
-            ]
-            accumulator = aligned_zeros(layout.accumulator_size, self.dtype)
-            workspace = aligned_zeros(layout.workspace_bytes, np.dtype(np.uint8))
-            window = np.zeros(
-                (layout.step_depth - 1) * problem.strides[0] + problem.extent[0], np.int64
-            )
-            step = StepRecord(
-                Geometry(
-                    *problem.strides, *problem.extent, problem.channels_per_group * together,
-                    problem.filters_per_group * together, layout.step_depth,
-                ),
-                Scratch(
-                    self.dtype.itemsize, scratch, layout.ring, layout.pitch, layout.row_step, layout.plane_step,
-                    layout.channel_step, window,
-                ),
-                AlgorithmData(prepared.weights, prepared.parameters, workspace),
-                Sums(accumulator, *layout.sums),
-            )  # fmt: skip
-            self._workers[number] = _Worker(step, accumulator)
+            self._workers[number] = self._make_worker()
         return self._workers[number]
+
+    def _make_worker(self) -> _Worker:
+        problem, prepared, layout = self.problem, self.prepared, self.prepared.layout
+        # Zeros: register tiles read beyond a row's end, into lanes that are discarded, and should
+        # find no NaN there.
+        scratch = aligned_zeros(layout.origin + layout.scratch_size, self.dtype)
+        accumulator = aligned_zeros(layout.accumulator_size, self.dtype)
+        window = (layout.step_depth - 1) * problem.strides[0] + problem.extent[0]
+        step = StepRecord(
+            Geometry(
+                *problem.strides,
+                *problem.extent,
+                channels=problem.channels_per_group * prepared.groups_together,
+                filters=problem.filters_per_group * prepared.groups_together,
+                step_depth=layout.step_depth,
+            ),
+            Scratch(
+                itemsize=self.dtype.itemsize,
+                scratch=scratch[layout.origin :],
+                ring=layout.ring,
+                pitch=layout.pitch,
+                row_step=layout.row_step,
+                plane_step=layout.plane_step,
+                channel_step=layout.channel_step,
+                window=np.zeros(window, np.int64),
+            ),
+            AlgorithmData(
+                weights=prepared.weights,
+                parameters=prepared.parameters,
+                workspace=aligned_zeros(layout.workspace_bytes, np.dtype(np.uint8)),
+            ),
+            Sums(accumulator, *layout.sums),
+        )
+        return _Worker(step, accumulator)
 
     def _callback(
         self,
@@ -591,7 +671,7 @@ class Plan:
         activation: Activation,
         failures: list[BaseException],
     ) -> Any:
-        """A function of machine code's convention that adds the bias and applies an activation written in Python."""
+        """A C function that adds the bias and applies an activation written in Python."""
         layout = self.prepared.layout
 
         def activate(_: int) -> None:
@@ -604,24 +684,26 @@ class Plan:
                     first = step[F.group] * step[F.filters]
                     sums += bias[first : first + step[F.filters], None, None, None]
                 activation(sums)
-            except (
-                BaseException
-            ) as error:  # must not pass through machine code; raised when the task returns
+            # Exceptions must not cross machine code: `work` raises them after the loops have ended.
+            except BaseException as error:
                 failures.append(error)
 
         return _callback_type(activate)
 
 
 def _output_fields(out: FlatView, start: int) -> Output:
-    """An output from an element on."""
-    planes, rows, columns, filters = out.strides
-    return Output(
-        Pointer(out.flat, start), filters, planes, rows, columns, out.flat.nbytes >= STREAMING_BYTES
-    )
+    """The fields of an output whose first voxel is element `start` of its flat memory."""
+    plane_step, row_step, column_step, filter_step = out.strides
+    streaming = out.flat.nbytes >= STREAMING_BYTES
+    first = Pointer(out.flat, start)
+    return Output(first, filter_step, plane_step, row_step, column_step, streaming)
 
 
 def _offset_tables(tables: Tables, strides: Sequence[int], itemsize: int = 1) -> Offsets:
-    """The offsets of planes, rows and columns in memory of these strides."""
+    """Tables of source indices as offsets in elements, for memory with these strides in bytes.
+
+    itemsize : int      of an element; 1 if the strides are in elements already
+    """
     planes, rows, columns = tables
     return (
         offset_table(planes, strides[0] // itemsize),
@@ -630,29 +712,37 @@ def _offset_tables(tables: Tables, strides: Sequence[int], itemsize: int = 1) ->
     )
 
 
-def _cut_tables(tables: Offsets, places: Sequence[slice]) -> Offsets:
-    """The part of each table that lies at its place."""
-    planes, rows, columns = (table[place] for table, place in zip(tables, places, strict=True))
+def _slice_tables(tables: Offsets, slices: Sequence[slice]) -> Offsets:
+    """One slice of each table."""
+    planes, rows, columns = (table[part] for table, part in zip(tables, slices, strict=True))
     return planes, rows, columns
 
 
 def _check_tables(
-    problem: ConvProblem, source: NDArray[Any], out: NDArray[Any], tables: Tables, bias: NDArray[Any] | None,
-    certainty: Certainty | None, division: Division | None,
-) -> None:  # fmt: skip
-    """Check that the loops, which check no bounds, will stay within the arrays of `Plan.convolve_slab`.
+    problem: ConvProblem,
+    source: NDArray[Any],
+    out: NDArray[Any],
+    tables: Tables,
+    bias: NDArray[Any] | None,
+    certainty: Certainty | None,
+    division: Division | None,
+) -> None:
+    """Check that the loops, which check no bounds, will stay within all arrays.
 
-    Raises: IndexError for a position beyond the source or the mask, ValueError for sizes that do not fit.
+    Raises: IndexError for an index beyond the source or the mask; ValueError for a wrong shape.
     """
     if source.ndim != 4 or source.shape[3] != problem.in_channels:
         raise ValueError(
-            f"the source is (planes, rows, columns, {problem.in_channels}), received {source.shape}"
+            f"the source must be (planes, rows, columns, {problem.in_channels}), "
+            f"received {source.shape}"
         )
     repeats = division is not None and out.ndim == 4 and out.shape[3] % problem.filters == 0
     if out.ndim != 4 or (out.shape[3] != problem.filters and not repeats):
-        raise ValueError(f"the output is (d, h, w, {problem.filters}), received {out.shape}")
+        raise ValueError(f"the output must be (d, h, w, {problem.filters}), received {out.shape}")
     if bias is not None and bias.shape != (problem.filters,):
-        raise ValueError(f"the bias has {problem.filters} numbers, received the shape {bias.shape}")
+        raise ValueError(
+            f"the bias must have {problem.filters} numbers, received the shape {bias.shape}"
+        )
     if division is not None:
         division.check_shapes(out.shape, problem.filters)
     if out.size == 0:
@@ -662,38 +752,40 @@ def _check_tables(
         positions = (out.shape[axis] - 1) * problem.strides[axis] + problem.extent[axis]
         if len(indices) != positions:
             raise ValueError(
-                f"{out.shape[axis]} outputs read {positions} {_TABLE_NAMES[axis]}, received {len(indices)}"
+                f"{out.shape[axis]} outputs read {positions} {_TABLE_NAMES[axis]}, "
+                f"received {len(indices)}"
             )
     if certainty is None or certainty.mask is None:
         return
     mask = certainty.mask
     if mask.ndim != 3:
-        raise ValueError(f"the mask is (planes, rows, columns), received {mask.shape}")
-    for axis, (indices, own) in enumerate(zip(certainty.positions, tables, strict=True)):
+        raise ValueError(f"the mask must be (planes, rows, columns), received {mask.shape}")
+    for axis, (indices, of_source) in enumerate(zip(certainty.positions, tables, strict=True)):
+        name = _TABLE_NAMES[axis]
         _check_table("mask", axis, indices, mask.shape[axis])
-        if len(indices) != len(own):
+        if len(indices) != len(of_source):
             raise ValueError(
-                f"the mask has {len(indices)} {_TABLE_NAMES[axis]} for {len(own)} of the source"
+                f"the mask has {len(indices)} {name} for {len(of_source)} of the source"
             )
-        if indices != own and any(
-            i == OUTSIDE != other for i, other in zip(indices, own, strict=True)
+        if indices != of_source and any(
+            index == OUTSIDE != other for index, other in zip(indices, of_source, strict=True)
         ):
-            raise IndexError(
-                f"the mask's {_TABLE_NAMES[axis]} lie outside where the source's do not"
-            )
+            raise IndexError(f"the mask's {name} are outside where the source's are not")
 
 
 def _check_memory(
     out: NDArray[Any], division: Division | None, certainty: Certainty | None, real: np.dtype[Any]
 ) -> None:
-    """Check that the loops may write to `out`, and that arrays have the strides and dtypes that the loops assume.
+    """Check that `out` is writable, and that arrays have the strides and dtypes that loops assume.
 
     Raises: ValueError.
     """
     if not (out.flags.writeable and is_flattenable(out)):
-        raise ValueError("the output is a writable array of aligned numbers in native byte order")
+        raise ValueError(
+            "the output must be a writable array of aligned numbers in native byte order"
+        )
     if division is not None and out.dtype != real:
-        raise ValueError(f"sums that are divided are {real}, received {out.dtype}")
+        raise ValueError(f"sums to be divided must be {real}, received {out.dtype}")
     if division is not None:
         division.check_memory(real)
     if certainty is None or certainty.mask is None:
@@ -701,23 +793,23 @@ def _check_memory(
     mask = certainty.mask
     if not is_flattenable(mask) or (mask.strides[2] != mask.itemsize and mask.shape[2] > 1):
         raise ValueError(
-            "the mask has rows of adjacent numbers in native byte order, "
-            f"received {mask.dtype.str} in strides {mask.strides}"
+            "the mask's rows must be contiguous numbers in native byte order, "
+            f"received {mask.dtype.str} with strides {mask.strides}"
         )
 
 
 def _check_table(owner: str, axis: int, indices: list[int], size: int) -> None:
-    """Check that indices are below a size, or `OUTSIDE`. Raises: IndexError."""
+    """Check that indices are from 0 to size - 1, or `OUTSIDE`. Raises: IndexError."""
     if max(indices) >= size or min(indices) < OUTSIDE:
         wrong = next(i for i in indices if not OUTSIDE <= i < size)
-        name = _TABLE_NAMES[axis]
         raise IndexError(
-            f"the {owner}'s {name} are 0 to {size - 1}, or {OUTSIDE} outside; received {wrong}"
+            f"the {owner}'s {_TABLE_NAMES[axis]} must be 0 to {size - 1}, or {OUTSIDE} outside; "
+            f"received {wrong}"
         )
 
 
 def _even_bands(tile: Size, size: Size, groups: int, threads: int) -> Size:
-    """The tile, made less high where there are few tasks, so that threads have the same work.
+    """The tile; with few tasks, its height is reduced so that all threads get equal work.
 
     >>> _even_bands(Size(32, 64, 256), Size(32, 200, 256), groups=1, threads=2)
     Size(depth=32, height=56, width=256)
@@ -732,31 +824,33 @@ def _even_bands(tile: Size, size: Size, groups: int, threads: int) -> Size:
     return tile._replace(height=min(tile.height, -(-size.height // shared // 8) * 8))
 
 
-def _voxels_by_task(filters: int, cut: _Cut, size: Size) -> Callable[[int], int]:
-    """A function that tells how many output numbers a task gives."""
+def _output_values(filters: int, grid: _TaskGrid, size: Size) -> Callable[[int], int]:
+    """A function that returns the number of output values of a task, by the task's number."""
 
-    def voxels(task: int) -> int:
-        rest, w = divmod(task, cut.counts.width)
-        rest, h = divmod(rest, cut.counts.height)
-        d = rest % cut.counts.depth
-        sizes = zip((d, h, w), cut.tile, size, strict=True)
+    def count(task: int) -> int:
+        rest, w = divmod(task, grid.counts.width)
+        rest, h = divmod(rest, grid.counts.height)
+        d = rest % grid.counts.depth
+        sizes = zip((d, h, w), grid.tile, size, strict=True)
         return filters * math.prod(min(n, whole - i * n) for i, n, whole in sizes)
 
-    return voxels
+    return count
 
 
 @lru_cache(maxsize=16)
 def _plane_indices(problem: ConvProblem) -> tuple[list[int], list[int]]:
-    """The source rows and columns of a whole plane: the same for every slab of a problem."""
-    return problem.source_indices(1, 0, problem.out_size[1]), problem.source_indices(
-        2, 0, problem.out_size[2]
-    )
+    """The source rows and columns of a whole plane: the same for all slabs of a problem."""
+    rows, columns = (problem.source_indices(axis, 0, problem.out_size[axis]) for axis in (1, 2))
+    return rows, columns
 
 
 def find_algorithm(name: str) -> Algorithm:
     """The algorithm of this name.
 
-    Raises: UnknownNameError.
+    Raises: UnknownNameError, which lists the names.
+
+    >>> find_algorithm("direct").summary
+    'every tap in turn; any kernel, stride, dilation, group and dtype'
     """
     for algorithm in ALGORITHMS:
         if algorithm.name == name:
@@ -765,8 +859,11 @@ def find_algorithm(name: str) -> Algorithm:
 
 
 def planning_bytes(problem: ConvProblem, dtype: np.dtype[Any]) -> int:
-    """Memory that `make_plan` takes while it looks at the weights: copies in the arithmetic's dtype and in float64, and what
-    the factorisation of a filter takes and leaves."""
+    """Bytes that `make_plan` allocates while it examines the weights.
+
+    These are copies in the arithmetic's dtype and in float64, temporary arrays of the factorisation
+    of a filter, and the factors that it keeps.
+    """
     weights = problem.taps * problem.filters
     rounded = 0 if dtype.itemsize == 8 else dtype.itemsize * weights
     if problem.channels_per_group > 1:
@@ -782,15 +879,22 @@ def make_plan(
     threads: int = 1,
     algorithm: str = "auto",
 ) -> Plan:
-    """Choose an algorithm and make it ready.
+    """Choose an algorithm for a problem and its weights.
 
     weights : (kd, kh, kw, in_channels/groups, filters)
-    algorithm : "auto", or a name from ALGORITHMS, which is then used or refused
-    Raises: UnknownNameError; ShapeError if the named algorithm cannot run this problem.
+    dtype : "float32" or "float64"      of the arithmetic
+    threads : int               divides the predicted times; the choice does not depend on it
+    algorithm : str             "auto": the fastest by prediction; or a name in ALGORITHMS
+    Raises: UnknownNameError; ShapeError if the named algorithm cannot compute this problem.
+
+    >>> from conv3d_cli.model.spec import ConvSpec
+    >>> problem = ConvSpec(padding="same").resolve((1, 32, 32, 32, 1), (3, 3, 3, 1, 1))
+    >>> make_plan(problem, np.ones((3, 3, 3, 1, 1))).algorithm.name
+    'separable'
     """
     forced = None if algorithm == "auto" else find_algorithm(algorithm)
     real = np.dtype(dtype)
-    # what the arithmetic will have: how exact a factorisation must be
+    # as the arithmetic sees them: a factorisation must be exact to the rounding of this dtype
     rounded = weights.astype(real, copy=False)
     refusals, seconds = [], {}
     for candidate in ALGORITHMS:
@@ -802,6 +906,6 @@ def make_plan(
         refusals.append((candidate.name, reason))
         if candidate is forced:
             raise ShapeError(f"algorithm '{algorithm}' cannot run this: {reason}")
-    # Threads divide every prediction alike, so the choice does not depend on them.
+    # Threads divide all predictions alike, so the choice does not depend on them.
     chosen = forced or find_algorithm(min(seconds, key=seconds.__getitem__))
     return Plan(problem, weights, real, threads, chosen, refusals, seconds)

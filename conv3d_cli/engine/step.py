@@ -1,16 +1,19 @@
-"""The step record: everything that the compiled loops of one thread know, as one run of 64-bit numbers.
+"""The step record: all arguments of one thread's compiled loops, as one array of 64-bit numbers.
 
-Every compiled function has the same signature, `void(step)`, and reads what it needs from the record by name. So
-a tile runs through pack → convolve → store without leaving machine code (`loops/drive.py`), any packing goes with
-any algorithm and any store, and a call from Python costs one pointer.
+Every compiled function has the same signature, `void(step)`, and reads its arguments from the
+record by name. So a tile runs through pack → convolve → store without leaving machine code
+(`loops/drive.py`), every packing works with every algorithm and every store, and a call from Python
+passes one pointer.
 
-The record is made of groups, one class each below. A group fills its own fields and holds the arrays that its
-addresses point into, so memory lives as long as the group does. A field is an `int`, a `float`, or `Memory`, which
-the record holds as an address. Adding a field means adding one line to a group.
+The record consists of groups of fields, one class each below. A group fills its own fields and
+references the arrays that its addresses point into, so the memory lives as long as the group. A
+field is an `int`, a `float`, or `Memory`, which the record stores as an address. To add a field,
+add one line to a group.
 
-Words: a *task* is a column of output voxels (a tile of height x width, swept along depth); a *step* is the
-`step_depth` output planes of a task that are computed at once; the *window* is the input planes that a step reads.
-Positions along an axis count the places that taps span, padding included, from the slab's first one.
+Terms: a *task* is a column of output voxels (a tile of height x width, swept along depth); a *step*
+is the `step_depth` output planes of a task that are computed at once; the *window* is the input
+planes that a step reads. Positions along an axis number the inputs that the taps of a slab span,
+padding included, from 0 on.
 """
 
 from __future__ import annotations
@@ -25,25 +28,25 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-# Bits of a step's flag: NaN, infinity or huge numbers in its window; voxels whose certainty is not 1.
+# Bits of a step's flag: its window contains NaN, infinity or huge numbers; a certainty other than 1
 HAS_NONFINITE, HAS_INCOMPLETE = 1, 2
 
 
 class Pointer(NamedTuple):
-    """An element of an array: the array, and the element's distance from the first one, in elements."""
+    """An element of an array, by its offset from the first one, in elements."""
 
     array: NDArray[Any]
     offset: int = 0
 
 
-# an array's first element, another element, or nothing (address 0)
+# the first element of an array, another element of it, or no memory (address 0)
 Memory = NDArray[Any] | Pointer | None
 
 _real, _long = struct.Struct("d"), struct.Struct("q")
 
 
 def _address(memory: Memory) -> int:
-    """Where memory begins.
+    """The address of the first byte; 0 for None.
 
     >>> numbers = np.zeros(4, np.float32)
     >>> _address(Pointer(numbers, 3)) - _address(numbers), _address(None)
@@ -57,21 +60,21 @@ def _address(memory: Memory) -> int:
 
 
 class FieldGroup:
-    """A run of a record's fields; subclasses are dataclasses of these fields.
+    """Consecutive fields of a record; each subclass is a dataclass of these fields.
 
     >>> Geometry(stride_d=1, channels=3).numbers()
     [1, 0, 0, 0, 0, 0, 3, 0, 0]
     """
 
-    place: ClassVar[slice]  # in a record
-    # of each field: its name, and "int", "float" or "Memory"
+    place: ClassVar[slice]  # the group's fields within a record
+    # (name, "int" | "float" | "Memory") of each field
     kinds: ClassVar[tuple[tuple[str, str], ...]]
-    values: ClassVar[Callable[[FieldGroup], tuple[Any, ...]]]  # of all fields
-    reals: ClassVar[tuple[int, ...]]  # places of those that are floats, in the group
-    memories: ClassVar[tuple[int, ...]]  # and of those that are memory
+    values: ClassVar[Callable[[FieldGroup], tuple[Any, ...]]]  # reads all fields of a group
+    reals: ClassVar[tuple[int, ...]]  # indices within the group of the `float` fields
+    memories: ClassVar[tuple[int, ...]]  # and of the `Memory` fields
 
     def numbers(self) -> list[int]:
-        """The fields as the record holds them: floats by their bits, memory by its address."""
+        """The fields as int64, as the record stores them: bits of floats, addresses of memory."""
         found = list(type(self).values(self))
         for place in self.memories:
             found[place] = _address(found[place])
@@ -80,10 +83,10 @@ class FieldGroup:
         return found
 
 
-# Without methods that nobody calls: every command imports this, and each method is compiled when it is.
+# Without `eq` and `repr`: dataclass would compile these methods at every start of the command.
 @dataclass(eq=False, repr=False)
 class Functions(FieldGroup):
-    """Compiled functions by their addresses; 0 where there is none."""
+    """Addresses of compiled functions; 0: not used."""
 
     pack: int = 0
     absorb: int = 0
@@ -93,18 +96,18 @@ class Functions(FieldGroup):
 
 @dataclass(eq=False, repr=False)
 class Epilogue(FieldGroup):
-    """What happens to sums before they are stored: a bias, then a function that was written in Python."""
+    """The last operations on sums before the store: a bias, then a Python activation."""
 
-    activate: int = 0  # its address; it adds the bias itself
+    activate: int = 0  # address of a callback that adds the bias and applies the activation
     bias: Memory = None
     has_bias: int = 0  # 1 if the store adds the bias
 
 
 @dataclass(eq=False, repr=False)
 class Tasks(FieldGroup):
-    """The tasks of a box of outputs, numbered over (group, depth block, height band, width band)."""
+    """The tasks of a box of outputs, numbered by (group, depth block, height band, width band)."""
 
-    first_task: int = 0  # first_task <= t < last_task are run
+    first_task: int = 0  # the loops run the tasks first_task <= t < last_task
     last_task: int = 0
     first_group: int = 0
     depth_blocks: int = 0
@@ -117,12 +120,12 @@ class Tasks(FieldGroup):
     out_depth: int = 0
     out_height: int = 0
     out_width: int = 0
-    block_height: int = 0  # rows that are computed, then stored, while they are in the cache
+    block_height: int = 0  # rows that are computed and then stored while they are in the cache
 
 
 @dataclass(eq=False, repr=False)
 class Geometry(FieldGroup):
-    """The convolution, for the groups that are computed together."""
+    """The geometry of the convolution; channels and filters of the groups packed together."""
 
     stride_d: int = 0
     stride_h: int = 0
@@ -137,7 +140,7 @@ class Geometry(FieldGroup):
 
 @dataclass(eq=False, repr=False)
 class Source(FieldGroup):
-    """The input: flat memory, and tables of the offset of each position along depth, height and width."""
+    """The input: flat memory, and a table of offsets per position for depth, height and width."""
 
     source: Memory = None
     source_itemsize: int = 0
@@ -146,34 +149,34 @@ class Source(FieldGroup):
     planes: Memory = None
     rows: Memory = None
     columns: Memory = None
-    run_start: int = 0  # the positions along the width that follow one another in memory
+    run_start: int = 0  # positions run_start <= p < run_stop read consecutive source columns
     run_stop: int = 0
-    fill: float = 0.0  # what stands outside
-    scaled: int = 0  # 1 if values are stored * slope + intercept
+    fill: float = 0.0  # the value outside the volume
+    scaled: int = 0  # 1: a voxel's value is its stored number * slope + intercept
     slope: float = 0.0
     intercept: float = 0.0
 
 
 @dataclass(eq=False, repr=False)
 class CertaintyFields(FieldGroup):
-    """The certainty of the voxels, for packing that multiplies by it; see `engine.weighting.Certainty`."""
+    """The voxels' certainty, for weighted packing; see `engine.weighting.Certainty`."""
 
-    mask: Memory = None  # its numbers side by side along the width
-    mask_planes: Memory = None  # offset tables of its own
+    mask: Memory = None  # rows are contiguous
+    mask_planes: Memory = None  # the mask's offset tables
     mask_rows: Memory = None
     mask_columns: Memory = None
-    packs_certainty: int = 0  # 1 to pack certainties in place of products
-    labelled: int = 0  # 1 if voxels count where the mask is `label`
+    packs_certainty: int = 0  # 1: pack certainties instead of voxels times certainty
+    labelled: int = 0  # 1: certainty is 1 where the mask equals `label`, else 0
     label: float = 0.0
-    nonfinite_missing: int = 0
-    compares: int = 0  # 1 if a stored value, `missing_value`, is missing
+    nonfinite_missing: int = 0  # 1: NaN and infinity are missing
+    compares: int = 0  # 1: voxels whose stored number is `missing_value` are missing
     missing_value: float = 0.0
-    flags_nonfinite: int = 0  # 1 to look for huge numbers among the products
+    flags_nonfinite: int = 0  # 1: search the packed numbers for huge ones
 
 
 @dataclass(eq=False, repr=False)
 class Scratch(FieldGroup):
-    """A ring of packed planes, in numbers of `itemsize` bytes, and where the window's planes lie in it."""
+    """A ring of packed planes, and the window's planes in it; steps are in elements."""
 
     itemsize: int = 0
     scratch: Memory = None
@@ -187,7 +190,7 @@ class Scratch(FieldGroup):
 
 @dataclass(eq=False, repr=False)
 class AlgorithmData(FieldGroup):
-    """An algorithm's own memory: packed weights, int64 parameters, and room to work in."""
+    """An algorithm's own memory: packed weights, int64 parameters, and a workspace."""
 
     weights: Memory = None
     parameters: Memory = None
@@ -196,7 +199,7 @@ class AlgorithmData(FieldGroup):
 
 @dataclass(eq=False, repr=False)
 class Sums(FieldGroup):
-    """The accumulator of a step: (filters, depth, height, width) in these steps."""
+    """The accumulator of a step: (filters, depth, height, width); strides are in elements."""
 
     accumulator: Memory = None
     acc_filter_step: int = 0
@@ -207,32 +210,32 @@ class Sums(FieldGroup):
 
 @dataclass(eq=False, repr=False)
 class Output(FieldGroup):
-    """The output: flat memory."""
+    """The output: flat memory; strides are in elements."""
 
     out: Memory = None
     out_filter_step: int = 0
     out_plane_step: int = 0
     out_row_step: int = 0
     out_column_step: int = 0
-    streaming: int = 0  # 1 to store past the caches
+    streaming: int = 0  # 1: use stores that bypass the caches
 
 
 @dataclass(eq=False, repr=False)
 class DivisionFields(FieldGroup):
-    """A division in place of a store: `out` holds the sums, the accumulator their coverage.
+    """A division instead of a store: `out` contains the sums, the accumulator their coverage.
 
     See `engine.weighting.Division`.
     """
 
-    repeat: int = 0  # channels of sums for one of coverage
-    near_one: float = 0.0  # a coverage this near to 1 is 1
+    repeat: int = 0  # channels of sums per channel of coverage
+    near_one: float = 0.0  # a coverage this close to 1 counts as 1
     min_coverage: float = 0.0
     empty_value: float = 0.0
-    coverage: Memory = None  # takes the coverage
+    coverage: Memory = None  # receives the coverage
     coverage_plane_step: int = 0
     coverage_row_step: int = 0
     coverage_column_step: int = 0
-    inside: Memory = None  # above 0 where outputs below `min_coverage` are counted
+    inside: Memory = None  # outputs below `min_coverage` are counted where this is above 0
     inside_plane_step: int = 0
     inside_row_step: int = 0
     inside_column_step: int = 0
@@ -240,17 +243,17 @@ class DivisionFields(FieldGroup):
 
 @dataclass(eq=False, repr=False)
 class StepResults(FieldGroup):
-    """One number for each step of every task."""
+    """Results with one element per step of every task."""
 
-    clipped: Memory = (
-        None  # int64: voxels that the output could not hold; outputs below `min_coverage`
-    )
+    # int64: values that the output's dtype cannot represent; in a division, outputs below
+    # `min_coverage`
+    clipped: Memory = None
     flags: Memory = None  # uint8: `HAS_NONFINITE` and `HAS_INCOMPLETE` of the window
 
 
 @dataclass(eq=False, repr=False)
 class Progress(FieldGroup):
-    """Where the loops are; they write these fields themselves."""
+    """The progress of the loops, which write these fields themselves."""
 
     # the task: its number, group, first voxel and size
     task: int = 0
@@ -261,18 +264,19 @@ class Progress(FieldGroup):
     depth: int = 0
     height: int = 0
     width: int = 0
-    # the block of rows: its first row within the task, and its rows
+    # the block of rows: its first row within the task, and how many rows it has
     block_row: int = 0
     block_rows: int = 0
-    # the step: its number over all tasks, its first output plane within the slab, and its planes
+    # the step: its number over all tasks, its first output plane in the slab, and how many planes
     step_number: int = 0
     step_plane: int = 0
     step_planes: int = 0
-    # the position that is packed, its place in the ring, and the task's first position
+    # the depth position being packed, its slot in the ring, and the task's first position
     position: int = 0
     slot: int = 0
     task_position: int = 0
-    # the last positions where NaN or infinity, and a certainty other than 1, were packed; below 0: nowhere
+    # the last depth positions at which NaN or infinity, and a certainty other than 1, were packed;
+    # -1: none
     last_nonfinite: int = 0
     last_incomplete: int = 0
 
@@ -295,10 +299,11 @@ GROUPS: tuple[type[FieldGroup], ...] = (
 
 
 def _lay_out() -> tuple[str, ...]:
-    """Give each group its place in a record; the names of all fields."""
+    """Assign each group its place in a record. Returns the names of all fields, in order."""
     names: list[str] = []
     for group in GROUPS:
-        group.kinds = tuple((field.name, str(field.type)) for field in fields(group))  # type: ignore[arg-type]
+        own_fields = fields(group)  # type: ignore[arg-type]
+        group.kinds = tuple((field.name, str(field.type)) for field in own_fields)
         group.place = slice(len(names), len(names) + len(group.kinds))
         own = [name for name, _ in group.kinds]
         group.values = attrgetter(*own)
@@ -311,14 +316,17 @@ def _lay_out() -> tuple[str, ...]:
 
 
 FIELDS = _lay_out()
-_Fields = namedtuple("_Fields", FIELDS)  # type: ignore[misc]  # a namedtuple, since Numba takes its members as constants
+# F.name is the index of a field; a namedtuple, because Numba treats its members as constants.
+_Fields = namedtuple("_Fields", FIELDS)  # type: ignore[misc]
 F: Any = _Fields(*range(len(FIELDS)))
 
 
 class StepRecord:
-    """A record, and the groups that it was made of: whatever their addresses point to lives as long as it does.
+    """A record and the groups that filled it, which keep alive the memory that it points to.
 
-    address : int       of the record, for compiled functions
+    address : int           address of the record, the argument of compiled functions
+    numbers : (fields,)     int64, the record itself
+    record[F.name] reads or sets a field as int64.
 
     >>> step = StepRecord(Geometry(channels=3), Source(source=np.ones(3), fill=0.5))
     >>> step[F.channels], step[F.filters], float(step.numbers.view(float)[F.fill])
@@ -341,10 +349,10 @@ class StepRecord:
 
 
 def fill(steps: Sequence[StepRecord], *groups: FieldGroup) -> None:
-    """Fill the fields of groups in some records, for one run.
+    """Fill the groups' fields in several records, for one run.
 
-    The records do not hold these groups, or a slab's memory would live until the next one is computed: the caller
-    holds them while the loops run.
+    The records do not reference these groups, because a slab's memory would then live until the
+    next slab is computed. The caller must keep the groups alive while the loops run.
     """
     for group in groups:
         numbers = group.numbers()

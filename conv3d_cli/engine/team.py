@@ -1,10 +1,11 @@
-"""A team of threads that work through numbered tasks.
+"""A team of threads that run numbered tasks.
 
-The loops run without the GIL, so plain threads use all CPUs. Tasks are handed out one by one, so a slow core does not hold
-the others up. The calling thread only waits: there Ctrl-C and SIGTERM can raise at any moment without tearing foreign code
-apart (an interrupt inside LLVM's bindings is swallowed, or leaves their lock taken). `prange` is about a tenth quicker on the
-same blocks (tests/benchmarks/team_against_prange.py, 2026-11), but its threading layers are not safe to call from several
-threads (workqueue) or after fork (OpenMP), which a library must be.
+The loops run without the GIL, so plain threads use all CPUs. A thread takes its next task when it
+has finished one, so a slow core does not delay the others. The calling thread only waits, so Ctrl-C
+and SIGTERM can raise there at any time: an interrupt inside LLVM's bindings would be swallowed, or
+would leave their lock taken. `prange` is about 10 % faster on the same blocks
+(tests/benchmarks/team_against_prange.py, 2026-11), but a library must be callable from several
+threads and after fork: Numba's workqueue layer fails the first, its OpenMP layer the second.
 """
 
 from __future__ import annotations
@@ -18,7 +19,10 @@ from typing import Any
 
 
 class Team:
-    """`threads` workers; use as a context manager.
+    """A pool of worker threads, to be used as a context manager.
+
+    threads : int       number of workers
+    Leaving the context waits for the threads to end.
 
     >>> with Team(2) as team:
     ...     seen = []
@@ -32,19 +36,22 @@ class Team:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="conv3d-compute")
 
     def workers(self, count: int) -> Iterable[int]:
-        """The numbers of those that may be called for so many tasks."""
+        """The numbers of the workers that `run` may use for `count` tasks."""
         return range(min(self.threads, count))
 
     def run(self, count: int, work: Callable[[int, int], None]) -> None:
-        """Call `work(worker, task)` for every task below `count`; the first exception ends all and is raised here."""
+        """Call `work(worker, task)` once for every task from 0 to `count` - 1, in any order.
+
+        An exception in a task ends the run: no further task starts, and it is raised here.
+        """
         next_task = itertools.count()
         stop = False
         active = 0
-        gate = threading.Condition()
+        state_changed = threading.Condition()
 
-        def labour(worker: int) -> None:
+        def take_tasks(worker: int) -> None:
             nonlocal stop, active
-            with gate:
+            with state_changed:
                 if stop:
                     return
                 active += 1
@@ -58,22 +65,20 @@ class Team:
                 stop = True
                 raise
             finally:
-                with gate:
+                with state_changed:
                     active -= 1
-                    gate.notify_all()
+                    state_changed.notify_all()
 
         try:
-            workers = [
-                self._pool.submit(labour, worker) for worker in range(min(self.threads, count))
-            ]
-            for future in workers:
+            futures = [self._pool.submit(take_tasks, worker) for worker in self.workers(count)]
+            for future in futures:
                 future.result()
         finally:
-            # A worker in mid-task writes to the caller's memory. Counted rather than awaited by their futures, since an
-            # interrupt may come between a worker's start and the return of its future.
-            with gate:
+            # Wait for all workers, since a task writes to the caller's memory. They are counted: an
+            # interrupt may come after a worker has started and before its future is returned.
+            with state_changed:
                 stop = True
-                gate.wait_for(lambda: active == 0)
+                state_changed.wait_for(lambda: active == 0)
 
     def __enter__(self) -> Team:
         return self
@@ -88,7 +93,9 @@ class Team:
 
 
 class SerialWorker(Team):
-    """One worker of a team, for tasks within its task: it runs them one after another.
+    """A team of one, within a task of a larger team: it runs tasks in turn in the calling thread.
+
+    worker : int        the number that `work` receives, and so the memory that it uses
 
     >>> SerialWorker(3).run(2, lambda worker, task: print(worker, task))
     3 0
@@ -99,18 +106,20 @@ class SerialWorker(Team):
         self.threads, self.worker = 1, worker
 
     def workers(self, count: int) -> Iterable[int]:
+        """The number of the one worker."""
         return (self.worker,)
 
     def run(self, count: int, work: Callable[[int, int], None]) -> None:
+        """Call `work(worker, task)` for the tasks from 0 to `count` - 1, in order."""
         for task in range(count):
             work(self.worker, task)
 
 
 def run_in_thread(function: Callable[..., Any], *arguments: Any) -> Any:
-    """function(*arguments) in a thread of its own; the caller only waits, and may be interrupted.
+    """Call function(*arguments) in a new thread and return its result; the caller only waits.
 
-    LLVM is used this way: an interrupt inside its bindings is swallowed, or leaves their lock taken. What was begun is done
-    to its end even if the caller has gone.
+    All calls into LLVM go this way, because an interrupt inside its bindings is swallowed, or
+    leaves their lock taken. The function runs to its end even if an interrupt ends the wait.
 
     >>> run_in_thread(max, 1, 2)
     2
@@ -130,8 +139,8 @@ def run_in_thread(function: Callable[..., Any], *arguments: Any) -> Any:
             done.set()
 
     threading.Thread(target=run, name="conv3d-llvm").start()
-    # Not by join(): an interrupt there has Python 3.11 take the thread for ended (in _wait_for_tstate_lock), so that the
-    # interpreter does not wait for it at exit and is taken apart under LLVM's feet.
+    # Not join(): after an interrupt there, Python 3.11 regards the thread as ended (in
+    # _wait_for_tstate_lock), so the interpreter would shut down while LLVM still runs.
     done.wait()
     if failure is not None:
         raise failure

@@ -1,9 +1,11 @@
-"""Tiles: what every algorithm shares, and what an algorithm is.
+"""Tiles: the memory layout of a task, and the interface of an algorithm.
 
-The output of a volume and group is cut into *tasks*: columns of `tile.height x tile.width` voxels, `tile.depth` planes long.
-A task is swept along depth in *steps* of `step_depth` planes. Input planes are packed into a ring of scratch memory
-(`loops/pack.py`) as the sweep reaches them, so each is packed once a task; the algorithm sums a step into the accumulator, and
-the store (`loops/store.py`) puts it out. Sizes depend on the problem alone, never on threads or slabs.
+The output of a volume and group is divided into *tasks*: columns of `tile.height x tile.width`
+voxels, `tile.depth` planes long. A task sweeps along depth in *steps* of `step_depth` planes. Input
+planes are packed into a ring of scratch memory (`loops/pack.py`) when the sweep reaches them, so
+each is packed once per task; the algorithm sums a step into the accumulator, and the store
+(`loops/store.py`) writes it to the output. Sizes depend on the problem alone, never on threads or
+slabs.
 """
 
 from __future__ import annotations
@@ -24,19 +26,22 @@ from conv3d_cli.model.spec import ConvProblem
 
 @dataclass(frozen=True)
 class TileLayout:
-    """How a task's input and sums lie in a thread's memory. Steps and sizes are in numbers.
+    """The layout of a task's packed input and sums in memory. Steps and sizes are in elements.
 
-    tile : Size             the largest task; those at the volume's edge are smaller
+    tile : Size             output voxels of a task; tasks at the volume's edge are smaller
     step_depth : int        output planes computed at once
-    ring : int              packed planes held: at least the window of a step, or 1 where planes are absorbed at once
-    pack : str              "rows": (channel, plane, row, phase-split width); "voxels": (plane, row, column, channel)
-    pitch, row_step, plane_step, channel_step : int     of the packed planes (see `loops/pack.py`)
-    scratch_size : int      all of them, and what register tiles may read beyond
-    sums : (int, int, int, int)     steps of the accumulator from one filter, plane, row, column to the next
+    ring : int              packed planes in the ring: at least the window of a step, or 1 for an
+                            algorithm that absorbs each plane when it is packed
+    pack : str              "rows": (channel, plane, row, width split by stride phase);
+                            "voxels": (plane, row, column, channel)
+    pitch, row_step, plane_step, channel_step : int     strides of the packed planes (see
+                            `loops/pack.py`)
+    scratch_size : int      the ring, and what register tiles may read beyond its end
+    sums : (int, int, int, int)     strides of the accumulator: filter, plane, row, column
     accumulator_size : int
-    workspace_bytes : int   further memory of a thread
-    origin : int            numbers before the scratch's first one, to align what is packed most
-    block_height : int      rows that are computed, then stored, at once; 0: all of the task's
+    workspace_bytes : int   further memory of a thread, for the algorithm
+    block_height : int      rows that are computed and then stored at once; 0: all rows of the task
+    origin : int            elements before the ring, chosen so that most packed vectors are aligned
     """
 
     tile: Size
@@ -56,14 +61,19 @@ class TileLayout:
 
 
 def packed_size(problem: ConvProblem, tile: Size) -> Size:
-    """Input positions that a box of outputs reads: (planes, rows, columns)."""
-    return Size(
-        *((n - 1) * s + e for n, s, e in zip(tile, problem.strides, problem.extent, strict=True))
-    )
+    """The size of the input that a tile of outputs reads: (planes, rows, columns)."""
+    axes = zip(tile, problem.strides, problem.extent, strict=True)
+    return Size(*((size - 1) * stride + extent for size, stride, extent in axes))
 
 
 def spread_rows(length: int) -> int:
-    """A row length that is a multiple of 16 numbers, and no multiple of 256: rows a power of two apart share cache sets."""
+    """The least row length that is a multiple of 16 elements and not of 256.
+
+    Rows that are a power of two apart would share cache sets.
+
+    >>> spread_rows(100), spread_rows(250)
+    (112, 272)
+    """
     rounded = math.ceil(length / 16) * 16
     return rounded + 16 if rounded % 256 == 0 else rounded
 
@@ -80,11 +90,13 @@ def rows_layout(
     block_height: int = 0,
     origin: int = 0,
 ) -> TileLayout:
-    """A layout that packs rows, with planar sums (filter, plane, row, column).
+    """A layout with packed rows and planar sums (filter, plane, row, column).
 
-    block_height : int                  see `TileLayout`
-    spare_rows, spare_columns : int     output rows and columns that register tiles may compute beyond the task's
-    ring : int or None                  None: the window of a step
+    tile, step_depth, block_height, origin : see `TileLayout`
+    ring : int or None                  packed planes in the ring; None: the window of a step
+    spare_rows, spare_columns : int     output rows and columns that register tiles may compute
+                                        beyond the task
+    sums_pitch : int or None            elements of a row of sums; None: the width, rounded up to 16
     """
     planes, rows, columns = packed_size(problem, tile._replace(depth=step_depth))
     stride = problem.strides[2]
@@ -94,17 +106,25 @@ def rows_layout(
     ring = planes if ring is None else ring
     channel_step = ring * plane_step
     spare = (spare_rows * problem.strides[1] + 1) * row_step + spare_columns + 16
-    sums_row = (
-        math.ceil(tile.width / 16) * 16 if sums_pitch is None else sums_pitch
-    ) + spare_columns
+    if sums_pitch is None:
+        sums_pitch = math.ceil(tile.width / 16) * 16
+    sums_row = sums_pitch + spare_columns
     sums_plane = ((block_height or tile.height) + spare_rows) * sums_row
-    filters = problem.filters_per_group
     return TileLayout(
-        tile, step_depth, ring, "rows", pitch, row_step, plane_step, channel_step,
-        problem.channels_per_group * channel_step + spare,
-        (step_depth * sums_plane, sums_plane, sums_row, 1), filters * step_depth * sums_plane,
-        block_height=block_height, origin=origin,
-    )  # fmt: skip
+        tile=tile,
+        step_depth=step_depth,
+        ring=ring,
+        pack="rows",
+        pitch=pitch,
+        row_step=row_step,
+        plane_step=plane_step,
+        channel_step=channel_step,
+        scratch_size=problem.channels_per_group * channel_step + spare,
+        sums=(step_depth * sums_plane, sums_plane, sums_row, 1),
+        accumulator_size=problem.filters_per_group * step_depth * sums_plane,
+        block_height=block_height,
+        origin=origin,
+    )
 
 
 def voxels_layout(
@@ -116,10 +136,11 @@ def voxels_layout(
     workspace_bytes: int = 0,
     channel_pitch: int | None = None,
 ) -> TileLayout:
-    """A layout that packs voxels, with sums (plane, row, column, filter).
+    """A layout with packed voxels and sums (plane, row, column, filter).
 
-    filters : int           filters a voxel's sums hold: those of a group, padded to whole vectors
-    channel_pitch : int     numbers from one packed position to the next; None: the group's channels
+    tile, step_depth, workspace_bytes : see `TileLayout`
+    filters : int           sums per voxel: the filters of a group, padded to whole vectors
+    channel_pitch : int or None     elements per packed position; None: the channels of a group
     """
     planes, rows, columns = packed_size(problem, tile._replace(depth=step_depth))
     pitch = problem.channels_per_group if channel_pitch is None else channel_pitch
@@ -129,21 +150,33 @@ def voxels_layout(
     sums_row = tile.width * filters
     sums_plane = tile.height * sums_row
     return TileLayout(
-        tile, step_depth, planes, "voxels", pitch, row_step, plane_step, 1, planes * plane_step + spare,
-        (1, sums_plane, sums_row, filters), step_depth * sums_plane, workspace_bytes,
-    )  # fmt: skip
+        tile=tile,
+        step_depth=step_depth,
+        ring=planes,
+        pack="voxels",
+        pitch=pitch,
+        row_step=row_step,
+        plane_step=plane_step,
+        channel_step=1,
+        scratch_size=planes * plane_step + spare,
+        sums=(1, sums_plane, sums_row, filters),
+        accumulator_size=step_depth * sums_plane,
+        workspace_bytes=workspace_bytes,
+    )
 
 
 LEAST_ROWS, LEAST_COLUMNS = 4, 64
 
 
 def shrink_tile(problem: ConvProblem, tile: Size, fits: Callable[[Size], bool]) -> Size:
-    """The tile, cut to the output's size, with height and width halved in turn until `fits`, or down to the least."""
+    """The tile, clipped to the output, with height and width halved in turn until it fits.
+
+    fits : callable     whether a tile fits; LEAST_ROWS x LEAST_COLUMNS are not halved any more
+    """
     tile = Size(*(min(size, wish) for size, wish in zip(problem.out_size, tile, strict=True)))
     while not fits(tile):
-        if tile.height > LEAST_ROWS and (
-            tile.height >= tile.width // 8 or tile.width <= LEAST_COLUMNS
-        ):
+        is_high = tile.height >= tile.width // 8 or tile.width <= LEAST_COLUMNS
+        if tile.height > LEAST_ROWS and is_high:
             tile = tile._replace(height=max(LEAST_ROWS, -(-tile.height // 2)))
         elif tile.width > LEAST_COLUMNS:
             tile = tile._replace(width=max(LEAST_COLUMNS, -(-tile.width // 2)))
@@ -153,7 +186,10 @@ def shrink_tile(problem: ConvProblem, tile: Size, fits: Callable[[Size], bool]) 
 
 
 def enough_tasks(problem: ConvProblem, tile: Size, step_depth: int = 1, wish: int = 48) -> Size:
-    """The tile, made less deep until threads have `wish` tasks to share, or packing the halo anew would cost too much."""
+    """The tile, with its depth halved until threads have `wish` tasks to share.
+
+    Its depth stays large enough that packing the halo again for each task does not cost too much.
+    """
     least = step_depth * math.ceil(max(8, 2 * (problem.extent[0] - 1)) / step_depth)
     columns = problem.groups * math.prod(
         -(-n // t) for n, t in zip(problem.out_size[1:], tile[1:], strict=True)
@@ -165,10 +201,12 @@ def enough_tasks(problem: ConvProblem, tile: Size, step_depth: int = 1, wish: in
 
 
 def chunk_terms(terms: int, least: int) -> int:
-    """How many of so many terms are summed from zero before they join the rest.
+    """The size of the chunks that a sum of `terms` terms is split into, at least `least`.
 
-    Equal terms, as of a constant volume, all round the same way; so neither a chunk nor the number of chunks may grow with the
-    terms. At 27^3 taps chunks of 64 drift by 5e-6, chunks of the square root by 4e-7 (relative, float32).
+    Each chunk is summed from zero, then added to the total. The terms of a constant volume are
+    equal and all round the same way, so neither a chunk nor the number of chunks may grow in
+    proportion to the terms. With 27^3 taps, chunks of 64 drift by 5e-6, chunks of the square root
+    by 4e-7 (relative, float32).
 
     >>> chunk_terms(27, 64), chunk_terms(27**3, 64)
     (64, 140)
@@ -177,10 +215,10 @@ def chunk_terms(terms: int, least: int) -> int:
 
 
 class WeightBytes(NamedTuple):
-    """Memory that an algorithm takes for its weights, beside those it is given.
+    """Bytes that an algorithm allocates for its weights, in addition to the given weights.
 
-    kept : int      of the packed weights, and what is known of each of them
-    packing : int   more than that, while they are packed
+    kept : int      of the packed weights and their tables
+    packing : int   of temporary copies while the weights are packed
     """
 
     kept: int
@@ -192,21 +230,26 @@ NO_WEIGHTS = WeightBytes(0, 0)
 
 @dataclass
 class PreparedAlgorithm:
-    """An algorithm made ready for one problem and its weights; shared by all threads, changed by none.
+    """An algorithm prepared for one problem and its weights; all threads share it, none changes it.
 
-    convolve : MachineCode          sums a step (`step_planes` planes) of a group into the accumulator
-    absorb : MachineCode or None    runs on each packed plane, in order, before the next one is packed
-    pack_weights : callable         the weights in whatever order `convolve` wants; called when the first step is run
-    packs_weights : MachineCode or None     what `pack_weights` runs
-    parameters : array              int64 numbers for `convolve`
-    spreads_nonfinite : bool        NaN and infinity would spread beyond the windows that hold them: steps with one in
-                                    their window are computed again by `direct`
-    checks_nonfinite : bool         `absorb` and `convolve` find such steps themselves, so packing need not look
-    calls : dict                    functions that `convolve` calls: the place in `parameters` of each one's address, which
-                                    stands there once it is loaded
-    keep : list                     arrays whose addresses stand in `parameters`
-    groups_together : int           groups that a task packs, sums and stores as if they were one; divides their number
-    weight_bytes : WeightBytes      what the packed weights take
+    layout : TileLayout             memory of a task
+    convolve : MachineCode          sums a step (`step_planes` planes) into the accumulator
+    pack_weights : callable         () -> the weights in the order that `convolve` reads; called
+                                    before the first step runs
+    parameters : array              int64 arguments of `convolve` and `absorb`
+    absorb : MachineCode or None    runs on each packed plane before the next plane is packed
+    spreads_nonfinite : bool        NaN and infinity would spread beyond the outputs whose windows
+                                    contain them, so `direct` recomputes steps with one in their
+                                    window
+    checks_nonfinite : bool         `absorb` and `convolve` find such steps themselves, so packing
+                                    does not
+    calls : dict                    functions that `convolve` calls: index in `parameters` ->
+                                    function, whose address is written there when it is loaded
+    packs_weights : MachineCode or None     the loops that `pack_weights` runs
+    keep : list                     arrays whose addresses are in `parameters`
+    groups_together : int           groups that a task packs, sums and stores as one; a divisor of
+                                    their number
+    weight_bytes : WeightBytes      memory of the packed weights
     """
 
     layout: TileLayout
@@ -224,18 +267,18 @@ class PreparedAlgorithm:
 
     @cached_property
     def weights(self) -> NDArray[Any]:
-        """The packed weights."""
+        """The packed weights; packed at the first access."""
         return self.pack_weights()
 
 
 class Algorithm(NamedTuple):
     """One way to compute a convolution.
 
-    name : str              for `--algorithm` and `explain`
-    summary : str           one line
-    reject : callable       (problem, weights) -> why it cannot run this, or None
+    name : str              name for `--algorithm` and `explain`
+    summary : str           one line for reports
+    reject : callable       (problem, weights) -> reason why it cannot compute this problem, or None
     prepare : callable      (problem, weights, dtype) -> PreparedAlgorithm
-    seconds : callable      (problem, weights, threads) -> predicted time
+    seconds : callable      (problem, weights, threads) -> predicted time in seconds
     """
 
     name: str

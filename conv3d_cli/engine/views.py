@@ -1,4 +1,4 @@
-"""Views: arrays as the compiled loops see them, as flat memory and tables of offsets."""
+"""Arrays as the compiled loops access them: flat memory and tables of offsets."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-OUTSIDE = -1  # as an index: no source voxel, the constant stands there
-OUTSIDE_OFFSET = np.iinfo(np.int64).min  # the same in a table of offsets, where -1 may be an offset
+OUTSIDE = -1  # as an index: outside the volume, where the boundary's constant stands
+OUTSIDE_OFFSET = np.iinfo(np.int64).min  # the same in a table of offsets, where -1 can be an offset
 
 
 class FlatView(NamedTuple):
-    """An array of any strides as one flat run of memory, so that loops are compiled once for a dtype.
+    """An array of any strides as one flat block of memory: loops are compiled once per dtype.
 
-    flat : 1-D array        from the array's lowest address to its highest, writable as far as Numba can tell
-    start : int             element of index (0, 0, ...)
+    flat : 1-D array        from the array's lowest address to its highest; never read-only
+    start : int             index in `flat` of the array's element (0, 0, ...)
     strides : tuple         in elements
     """
 
@@ -25,7 +25,7 @@ class FlatView(NamedTuple):
 
 
 class _Memory:
-    """A stretch of memory by address; it keeps the owner alive."""
+    """A block of memory at an address, as an array interface; it keeps its owner alive."""
 
     def __init__(self, address: int, count: int, dtype: np.dtype[Any], owner: object) -> None:
         self.__array_interface__ = {
@@ -38,7 +38,7 @@ class _Memory:
 
 
 def flat_view(array: NDArray[Any]) -> FlatView:
-    """See `FlatView`. The array must be aligned, with strides that are multiples of its item size.
+    """The `FlatView` of an array for which `is_flattenable` holds.
 
     >>> flat_view(np.arange(6)[::-2]).start, flat_view(np.arange(6)[::-2]).strides
     (4, (-2,))
@@ -61,7 +61,7 @@ def flat_view(array: NDArray[Any]) -> FlatView:
 
 
 def is_flattenable(array: NDArray[Any]) -> bool:
-    """Whether `flat_view` takes it: native byte order, aligned, whole strides."""
+    """Whether `flat_view` accepts it: native, aligned, not empty, strides of whole elements."""
     flags = array.flags
     return (
         array.dtype.isnative
@@ -72,20 +72,27 @@ def is_flattenable(array: NDArray[Any]) -> bool:
 
 
 def offset_table(indices: list[int], stride: int) -> NDArray[np.int64]:
-    """Source indices (OUTSIDE where there is none) as offsets in elements from index 0 (there OUTSIDE_OFFSET)."""
+    """Source indices as offsets in elements from index 0; OUTSIDE becomes OUTSIDE_OFFSET.
+
+    >>> offset_table([0, 1, 3], 5)
+    array([ 0,  5, 15])
+    """
     table = np.array(indices, dtype=np.int64)
     return np.where(table == OUTSIDE, OUTSIDE_OFFSET, table * stride)
 
 
 def aligned_zeros(count: int, dtype: np.dtype[Any]) -> NDArray[Any]:
-    """Zeros that begin at a page, and so at a cache line: vectors that lie across two take twice the loads."""
+    """A 1-D array of zeros that begins at a page, and so at a cache line.
+
+    A vector that straddles two cache lines takes twice the loads.
+    """
     raw = np.zeros(count * dtype.itemsize + 4096, np.uint8)
     start = -raw.ctypes.data % 4096
     return raw[start : start + count * dtype.itemsize].view(dtype)
 
 
 def inner_run(indices: list[int]) -> tuple[int, int]:
-    """The longest run of positions that simply follow one another in the source: (start, stop).
+    """The longest run of positions with consecutive source indices: (start, stop).
 
     >>> inner_run([-1, 0, 1, 2, 2])
     (1, 4)

@@ -1,35 +1,34 @@
-"""Compiling ahead: the loops that common jobs need, for `conv3d warmup`."""
+"""Ahead-of-time compilation of the loops that common jobs need, for `conv3d warmup`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from conv3d_cli.engine.machine_code import compiled_here
+from conv3d_cli.engine.machine_code import MachineCode, compiled_here, load, watch_compilation
 from conv3d_cli.engine.plan import ALGORITHMS, make_plan
 from conv3d_cli.model.spec import ConvProblem, ConvSpec
 
 SOURCES = ("uint8", "int8", "uint16", "int16", "int32", "float32", "float64")
 OUTPUTS = ("uint8", "int16", "uint16", "float32", "float64")
-SIZE = 128  # voxels along each axis: tiles are as large as they get
-# An algorithm that is predicted to take so many times longer than the best is not run unless it is forced.
+SIZE = 128  # voxels along each axis: tiles do not get larger in larger volumes
+# Algorithms predicted to take more than this many times the fastest one's time run only if forced.
 USUAL_LOSS = 3
-
 
 Problem = tuple[ConvProblem, NDArray[np.float64]]
 
 
 def usual_problems() -> Iterator[Problem]:
-    """Problems and weights of common jobs: filters of one channel, dense and separable, and layers."""
+    """Common problems and weights: dense and separable kernels of one channel, and layers."""
     numbers = np.random.default_rng(0)
 
     def problem(channels: int, weights: NDArray[np.float64], **spec: Any) -> Problem:
-        return ConvSpec(padding="same", **spec).resolve(
-            (1, SIZE, SIZE, SIZE, channels), weights.shape
-        ), weights
+        shape = (1, SIZE, SIZE, SIZE, channels)
+        return ConvSpec(padding="same", **spec).resolve(shape, weights.shape), weights
 
     for size in (3, 5, 7, 9, 11, 15):
         line = np.exp(-0.5 * (np.arange(size) - size // 2) ** 2)
@@ -43,7 +42,7 @@ def usual_problems() -> Iterator[Problem]:
 
 
 def pairs(precision: str) -> list[tuple[str, str]]:
-    """(source, output) dtypes that together need every usual packing and store.
+    """(source, output) dtypes that together use every usual packing and store in this precision.
 
     >>> pairs("float32")[0]
     ('uint8', 'float32')
@@ -54,28 +53,25 @@ def pairs(precision: str) -> list[tuple[str, str]]:
 def warm_up(
     problems: Iterable[Problem] | None = None, progress: Callable[[int, int], None] | None = None
 ) -> tuple[int, int]:
-    """Load the loops of problems for usual dtypes; what is not on disk is compiled.
+    """Load the loops of some problems for the usual dtypes; compile those that are not on disk.
 
-    problems : (problem, weights) each      None: the usual ones
-    progress : callable     gets (problems done, problems in all)
-    Returns how many loops were compiled, and how many are ready.
+    problems : iterable of (problem, weights)   None: `usual_problems()`
+    progress : callable         is called with (loops compiled, loops to compile)
+    Returns (number of loops compiled now, number of loops ready).
     """
     before = len(compiled_here())
-    ready = set()
-    todo = list(usual_problems() if problems is None else problems)
-    for number, (problem, weights) in enumerate(todo):
+    ready: dict[MachineCode, None] = {}  # in order
+    for problem, weights in usual_problems() if problems is None else problems:
         for precision in ("float32", "float64"):
             seconds = make_plan(problem, weights, dtype=precision).seconds
-            usual = [
-                a.name
-                for a in ALGORITHMS
-                if seconds.get(a.name, np.inf) <= USUAL_LOSS * min(seconds.values())
-            ]
+            longest = USUAL_LOSS * min(seconds.values())
+            usual = [a.name for a in ALGORITHMS if seconds.get(a.name, np.inf) <= longest]
             for name in usual:
                 plan = make_plan(problem, weights, dtype=precision, algorithm=name)
                 for run in (plan, plan.fallback) if plan.prepared.spreads_nonfinite else (plan,):
                     for source, out in pairs(precision):
-                        ready |= set(run.loops(np.dtype(source), np.dtype(out)))
-        if progress is not None:
-            progress(number + 1, len(todo))
+                        codes = run.loops_to_load(np.dtype(source), np.dtype(out))
+                        ready.update(dict.fromkeys(codes))
+    with watch_compilation(progress) if progress is not None else nullcontext():
+        load(ready)
     return len(compiled_here()) - before, len(ready)

@@ -43,18 +43,18 @@ def test_right_tables_run() -> None:
 @pytest.mark.parametrize(
     ("wrong", "error", "words"),
     [
-        ({"planes": [-1, 0, 1, 2, 3, 4000]}, IndexError, "planes are 0 to 3, or -1 outside; received 4000"),
+        ({"planes": [-1, 0, 1, 2, 3, 4000]}, IndexError, "planes must be 0 to 3, or -1 outside; received 4000"),
         ({"planes": [-1, 0, 1, 2, 3, 4]}, IndexError, "received 4"),
         ({"planes": [-2, 0, 1, 2, 3, -1]}, IndexError, "received -2"),
         ({"planes": [-1, 0, 1, 2, 3]}, ValueError, "4 outputs read 6 planes, received 5"),
         ({"planes": [-1, 0, 1, 2, 3, -1, -1]}, ValueError, "received 7"),
-        ({"rows": [*WHOLE[1][:-1], 8]}, IndexError, "rows are 0 to 7"),
+        ({"rows": [*WHOLE[1][:-1], 8]}, IndexError, "rows must be 0 to 7"),
         ({"columns": [*WHOLE[2], 0]}, ValueError, "9 outputs read 11 columns, received 12"),
         ({"source": (4, 8, 9, 1)}, ValueError, r"\(planes, rows, columns, 2\)"),
-        ({"source": (4, 7, 9, 2)}, IndexError, "rows are 0 to 6"),
+        ({"source": (4, 7, 9, 2)}, IndexError, "rows must be 0 to 6"),
         ({"out": (4, 8, 9, 2)}, ValueError, r"\(d, h, w, 3\)"),
         ({"out": (4, 8, 10, 3)}, ValueError, "10 outputs read 12 columns"),
-        ({"bias": np.zeros(2)}, ValueError, "bias has 3 numbers"),
+        ({"bias": np.zeros(2)}, ValueError, "bias must have 3 numbers"),
     ],
 )  # fmt: skip
 def test_wrong_tables_are_refused(
@@ -71,9 +71,9 @@ def test_wrong_tables_are_refused(
             (4, 8, 9),
             (WHOLE[0], WHOLE[1], [*WHOLE[2][:-1], 9]),
             IndexError,
-            "the mask's columns are 0 to 8",
+            "the mask's columns must be 0 to 8",
         ),
-        ((3, 8, 9), tuple(WHOLE), IndexError, "the mask's planes are 0 to 2"),
+        ((3, 8, 9), tuple(WHOLE), IndexError, "the mask's planes must be 0 to 2"),
         ((4, 8, 9), (WHOLE[0][:-1], *WHOLE[1:]), ValueError, "the mask has 5 planes for 6"),
     ],
 )
@@ -86,13 +86,13 @@ def test_a_wrong_mask_is_refused(
 
 def test_a_mask_whose_rows_are_not_contiguous_is_refused() -> None:
     mask = np.ones((4, 8, 18), np.float32)[:, :, ::2]
-    with pytest.raises(ValueError, match="rows of adjacent numbers"):
+    with pytest.raises(ValueError, match="rows must be contiguous"):
         convolve(certainty=Certainty(mask, (WHOLE[0], WHOLE[1], WHOLE[2])))
 
 
 def test_a_mask_that_is_outside_where_the_source_is_not_is_refused() -> None:
     positions = (WHOLE[0], [-1, *WHOLE[1][1:3], -1, *WHOLE[1][4:]], WHOLE[2])
-    with pytest.raises(IndexError, match="the mask's rows lie outside where the source's do not"):
+    with pytest.raises(IndexError, match="the mask's rows are outside where the source's are not"):
         convolve(certainty=Certainty(np.ones((4, 8, 9), np.float32), positions))
 
 
@@ -111,7 +111,7 @@ def test_sums_of_another_dtype_are_not_divided() -> None:
     out = np.zeros((4, 8, 9, 3), np.uint8)
     with (
         Team(1) as team,
-        pytest.raises(ValueError, match="sums that are divided are float32, received uint8"),
+        pytest.raises(ValueError, match="sums to be divided must be float32, received uint8"),
     ):
         plan.convolve_slab(
             np.ones((4, 8, 9, 2), np.float32), out, WHOLE[0], team, division=Division(0.1, 0.0)
@@ -121,16 +121,22 @@ def test_sums_of_another_dtype_are_not_divided() -> None:
 @pytest.mark.parametrize(
     ("division", "words"),
     [
-        (Division(0.1, 0.0, coverage=np.ones((4, 8, 9, 3))), "coverage of float32 sums is float32"),
+        (
+            Division(0.1, 0.0, coverage=np.ones((4, 8, 9, 3))),
+            "coverage of float32 sums must be float32",
+        ),
         (Division(0.1, 0.0, inside=np.ones((4, 8, 9, 1), ">f4")), "native byte order"),
         (
             Division(0.1, 0.0, coverage=np.ones((3, 8, 9, 3), np.float32)),
-            r"the coverage is \(4, 8, 9, 3\)",
+            r"the coverage must be \(4, 8, 9, 3\)",
         ),
-        (Division(0.1, 0.0, coverage=np.ones((4, 8, 9, 6), np.float32)[..., ::2]), "side by side"),
+        (
+            Division(0.1, 0.0, coverage=np.ones((4, 8, 9, 6), np.float32)[..., ::2]),
+            "channels must be contiguous",
+        ),
         (
             Division(0.1, 0.0, inside=np.ones((4, 8, 8, 1), np.uint8)),
-            r"the mask of outputs is \(4, 8, 9, 1\)",
+            r"the mask of outputs must be \(4, 8, 9, 1\)",
         ),
     ],
 )
@@ -181,4 +187,6 @@ with Team(1) as team:
         [sys.executable, "-O", "-c", code], capture_output=True, text=True, check=False
     )
     assert ran.returncode == 1
-    assert "IndexError: the source's planes are 0 to 3, or -1 outside; received 4000" in ran.stderr
+    assert (
+        "IndexError: the source's planes must be 0 to 3, or -1 outside; received 4000" in ran.stderr
+    )

@@ -18,7 +18,7 @@ import pytest
 from processes import LIMIT, started
 
 import conv3d_cli
-from conv3d_cli.engine import machine_code, warm
+from conv3d_cli.engine import compile_workers, machine_code, warm
 from conv3d_cli.engine.cpu import cpu_class
 from conv3d_cli.engine.loops.compiler import compile_object
 
@@ -225,7 +225,8 @@ def test_no_folder_at_all_compiles_in_memory(cache: Path, tmp_path: Path) -> Non
     shared = tmp_path / "shared"
     shutil.copytree(cache, shared / f"conv3d-cache-{os.getuid()}")
     before = contents(shared)
-    assert run(tmp_path, **NO_FOLDER, XDG_RUNTIME_DIR="", TMPDIR=str(shared)) == (LOOPS, True, None)
+    compiled, _, kept = run(tmp_path, **NO_FOLDER, XDG_RUNTIME_DIR="", TMPDIR=str(shared))
+    assert (compiled, kept) == (LOOPS, None)
     assert contents(shared) == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "shared"]
 
@@ -392,11 +393,101 @@ def test_a_fault_while_compiling_reaches_the_caller() -> None:
         _ = machine_code.machine_code("drive", "no_such_loops").address
 
 
+# --------------------------------------------------------------------------------------------------
+# Compiling in processes side by side
+
+LOADED = """
+import json, os, sys
+import conv3d_cli.engine.machine_code as m
+m.worker_count = lambda loops: 2
+codes = [m.machine_code("store", "store", "float32", out) for out in ("uint8", "int16")]
+calls = []
+with m.watch_compilation(lambda done, total: calls.append((done, total))):
+    m.load(codes)
+assert calls == [(0, 2), (1, 2), (2, 2)], calls
+assert all(code.address for code in codes)
+m.load(codes)
+assert len(calls) == 3
+"""
+COUNTED = "print(json.dumps([len(m.compiled_here()), 'numba' in sys.modules, None]))"
+
+
+def test_processes_compile_side_by_side(tmp_path: Path) -> None:
+    """The process that asks does not even import Numba, and the next one finds the code."""
+    (tmp_path / "json.py").write_text("raise SystemExit('a file in the current folder was run')")
+    cache = {"CONV3D_CACHE_DIR": str(tmp_path / "cache"), "PYTHONSAFEPATH": "1"}
+    assert run(tmp_path, LOADED + COUNTED, **cache)[:2] == (2, False)
+    assert len(objects(tmp_path / "cache")) == 2
+    again = LOADED.replace("[(0, 2), (1, 2), (2, 2)]", "[]").replace("== 3", "== 0")
+    assert run(tmp_path, again + COUNTED, **cache)[:2] == (0, False)
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        pytest.param("sys.executable = None", id="no interpreter"),
+        pytest.param("w.START = 'raise SystemExit(3)'", id="it ends at once"),
+        pytest.param("w.START = 'print(5 * chr(0))'", id="it answers nonsense"),
+    ],
+)
+def test_without_such_processes_this_one_compiles(harm: str, tmp_path: Path) -> None:
+    script = LOADED.replace(
+        "m.worker_count", f"import conv3d_cli.engine.compile_workers as w\n{harm}\nm.worker_count"
+    )
+    assert run(tmp_path, script + COUNTED, CONV3D_CACHE_DIR=str(tmp_path / "cache"))[:2] == (
+        2,
+        True,
+    )
+
+
+def test_a_fault_in_such_a_process_is_raised_here(tmp_path: Path) -> None:
+    script = LOADED.replace('"int16"', '"no dtype"')
+    with start(tmp_path, script, CONV3D_CACHE_DIR=str(tmp_path / "cache")) as process:
+        _, err = process.communicate(timeout=LIMIT)
+    assert process.returncode == 1
+    assert err.splitlines()[-1].startswith("TypeError")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+def test_an_interrupt_ends_them(tmp_path: Path) -> None:
+    script = """
+import os, signal, threading
+import conv3d_cli.engine.machine_code as m
+m.worker_count = lambda loops: 2
+outs = ("uint8", "int8", "uint16", "int16", "int32", "uint32", "int64", "uint64")
+codes = [m.machine_code("store", "store", "float32", out) for out in outs]
+threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+try:
+    m.load(codes)
+except KeyboardInterrupt:
+    for thread in threading.enumerate():
+        if thread.name == "conv3d-llvm":
+            thread.join()
+    print(sum(bool(code._address) for code in codes))
+"""
+    with start(tmp_path, script, CONV3D_CACHE_DIR=str(tmp_path / "cache")) as process:
+        out, err = process.communicate(timeout=LIMIT)
+    assert (process.returncode, err) == (0, "")
+    assert int(out) < 8
+
+
+def test_workers_suit_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    def count(loops: int, cpus: int, memory: int) -> int:
+        monkeypatch.setattr(compile_workers, "usable_cpus", lambda: cpus)
+        monkeypatch.setattr(compile_workers, "usable_memory", lambda: memory)
+        return compile_workers.worker_count(loops)
+
+    assert count(1, 8, 16 << 30) == 1
+    assert count(9, 4, 16 << 30) == 4
+    assert count(9, 4, 900 << 20) == 2
+    assert count(9, 4, 300 << 20) == 0
+
+
 def test_warming_up_twice_compiles_once() -> None:
     first = list(itertools.islice(warm.usual_problems(), 1))
     told: list[tuple[int, int]] = []
     _, ready = warm.warm_up(first, lambda *count: told.append(count))
-    assert told == [(1, 1)]
+    assert told == [] or (told[0][0], told[-1]) == (0, (told[0][1], told[0][1]))  # (done, total)
     assert warm.warm_up(first) == (0, ready)
     assert ready >= len(warm.SOURCES) + len(warm.OUTPUTS)
 
