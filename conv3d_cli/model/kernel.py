@@ -86,12 +86,11 @@ class Kernel:
             expected = {1, weights.shape[4]} if weights.ndim == 5 else {1} if bank else None
             if bias.ndim != 1 or bias.size == 0 or (expected and bias.size not in expected):
                 if weights.ndim == 5:
-                    filters = str(weights.shape[4])
+                    rule = f"one number for each filter ({weights.shape[4]})"
                 else:
-                    filters = "1 for a bank" if bank else "one for each channel"
+                    rule = "one number" if bank else "one number, or one for each channel"
                 raise ShapeError(
-                    f"the bias of kernel {self.name} must be one number for each filter "
-                    f"({filters}), received shape {bias.shape}"
+                    f"the bias of kernel {self.name} must be {rule}, received shape {bias.shape}"
                 )
             object.__setattr__(self, "bias", bias)
         if self.centre is not None:

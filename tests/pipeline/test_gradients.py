@@ -569,7 +569,7 @@ def test_verify_finds_a_wrong_component(scan: Path, tmp_path: Path) -> None:
         (["-k", "sobel:axis=xyz", "--normalize"], 4, "cannot be normalized"),
         (["-k", "sobel:axis=xyz", "--filters", "3"], 4, "filters=3 was asked for, but the kernel gives 6"),
         (["-k", "sobel:axis=xyz", "--groups", "2"], 4, "takes no groups"),
-        (["-k", "sobel:axis=xyz", "--bias", "1,2,3"], 4, "one number for each filter (1 for a bank)"),
+        (["-k", "sobel:axis=xyz", "--bias", "1,2,3"], 4, "must be one number, received shape (3,)"),
     ],
 )  # fmt: skip
 def test_what_is_refused(
