@@ -65,7 +65,7 @@ def adapt_kernel(
         size, cropped = kernel.size, crop_kernel(kernel, adaptation.crop)
         kernel = cropped.kernel
         if any(cropped.removed):
-            bound = cropped.bound(normalize)
+            bound = cropped.error_bound(normalize)
             notes.append(
                 f"kernel {kernel.name} is cropped from {_by(size)} to {_by(kernel.size)} weights; "
                 + (
