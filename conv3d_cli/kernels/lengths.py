@@ -2,7 +2,7 @@
 
 A `Kind` parses the text of a parameter. A kernel function names it in an annotation
 (`sigma: Lengths`), so that a new function needs no parser of its own. Lengths reach the function in
-voxels: this is the only module that converts millimetres by the grid of a volume. `grammar.py`
+voxels: `read_lengths` converts millimetres by the grid of the volume. `grammar.py`
 splits `name:key=value`.
 """
 
