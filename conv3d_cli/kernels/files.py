@@ -247,7 +247,7 @@ def _read_array(file: IO[bytes], path: str, size: int) -> Array:
 
 
 def _read_up_to(file: Any, count: int) -> bytes:
-    """Read at most `count` bytes; memory grows with the bytes present, not with the claimed size."""
+    """Read at most `count` bytes; memory grows with the bytes present, not the claimed size."""
     parts = []
     while count > 0 and (part := file.read(min(count, 1 << 20))):
         parts.append(part)
