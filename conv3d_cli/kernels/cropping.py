@@ -14,9 +14,8 @@ import numpy as np
 from conv3d_cli.errors import ShapeError, SpecError
 from conv3d_cli.model.kernel import Kernel
 
-MAX_TOLERANCE = (
-    0.1  # fraction of Σ|w|; planes that hold more are part of the kernel, not its border
-)
+# Largest fraction of Σ|w| to crop; planes with more are part of the kernel, not its border.
+MAX_TOLERANCE = 0.1
 
 
 @dataclass(frozen=True)

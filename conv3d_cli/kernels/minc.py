@@ -102,5 +102,5 @@ def _violated_rule(values: tuple[float, ...]) -> str | None:
     if any(offset != int(offset) or abs(offset) > MAX_BOX for offset in values[:3]):
         return f"offsets must be whole voxels, at most {MAX_BOX:,}"
     if any(values[3:5]):
-        return "offsets along t and v must be 0, since a kernel lies in space"
+        return "offsets along t and v must be 0, since a kernel is spatial"
     return None

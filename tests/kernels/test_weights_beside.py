@@ -401,7 +401,7 @@ W = np.arange(8, dtype=np.int8).reshape(1, 1, 2, 2, 2)
         ([("DequantizeLinear", ["q", "s"], ["w"], {"block_size": 2})], "in blocks"),
         ([("Cast", ["q"], ["w"], {"to": 9})], "computed by the graph, by Cast"),
         ([("Identity", ["x"], ["w"], {})], "are an input of the graph"),
-        ([("Identity", ["w"], ["w"], {})], "lie behind more than"),
+        ([("Identity", ["w"], ["w"], {})], "are behind more than"),
         ([("Identity", ["nothing"], ["w"], {})], "are nowhere in the graph"),
         ([("Mul", ["q", "q"], ["w"], {})], "computed by the graph, by Mul"),
         ([("Identity", ["q"], ["w"], {})], "are int8, not floats"),

@@ -266,8 +266,8 @@ def merge_config(
             )
         if not isinstance(item, SavedLayer):
             raise FormatError(
-                f"cannot read {path}: its config has the Conv3D layer {entry.name}, but the group "
-                f"{entry.group} of its weights is none: {item.reason}"
+                f"cannot read {path}: its config has the Conv3D layer {entry.name}, but the "
+                f"weights in group {entry.group} are not those of one: {item.reason}"
             )
         names.add(entry.name)
         aliases = tuple(alias for alias in (item.name, *item.aliases) if alias != entry.name)

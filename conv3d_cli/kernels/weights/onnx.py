@@ -280,8 +280,8 @@ def encode_onnx(layers: Sequence[SavedLayer]) -> tuple[bytes, list[str]]:
             for array in (arrays.kernel, arrays.bias):
                 if array is not None and np.abs(array).max(initial=0) > np.finfo(np.float32).max:
                     raise WriteError(
-                        f"{layer.name} has weights beyond float32, which ONNX holds: "
-                        "take another format"
+                        f"{layer.name} has weights beyond float32, which ONNX files use; "
+                        "write another format"
                     )
         if layer.config is None:
             notes.append(f"{layer.name}: {WEIGHTS_ONLY}")

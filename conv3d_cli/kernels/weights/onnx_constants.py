@@ -118,10 +118,11 @@ class Constants:
             raise NotConstantError(f"its {what} {error}") from None
 
     def _value(self, name: str, known: dict[str, Array], depth: int) -> Array:
+        """Compute a tensor from its operands, recursively; `known` caches the results."""
         if name in known:
             return known[name]
         if depth > _MAX_DEPTH:
-            raise NotConstantError(f"lie behind more than {_MAX_DEPTH} nodes")
+            raise NotConstantError(f"are behind more than {_MAX_DEPTH} nodes")
         if name in self._tensors:
             known[name] = _read_tensor(self._tensors[name], self._path)
             return known[name]
@@ -213,23 +214,15 @@ class Constants:
         if any(fill):
             raise NotConstantError(f"it adds {fill[0]:g}, not zeros")
         pads, axes = numbers(1, "pads", "pads"), numbers(3, "", "axes") or list(range(5))
-        ends = dict(
-            zip(
-                [axis % 5 for axis in axes],
-                zip(pads, pads[len(axes) :], strict=False),
-                strict=False,
-            )
-        )
-        if (
-            len(pads) != 2 * len(axes)
-            or len(ends) != len(axes)
-            or any(any(ends.get(axis, ())) for axis in (0, 1))
-        ):
+        pairs = zip(pads, pads[len(axes) :], strict=False)  # (before, after) of each axis
+        by_axis = dict(zip([axis % 5 for axis in axes], pairs, strict=False))
+        pads_others = any(any(by_axis.get(axis, ())) for axis in (0, 1))
+        if len(pads) != 2 * len(axes) or len(by_axis) != len(axes) or pads_others:
             raise NotConstantError("it pads other axes than depth, height and width")
         if min(pads, default=0) < 0:
             raise NotConstantError("it crops voxels")
-        first, second, third = (ends.get(axis, (0, 0)) for axis in (2, 3, 4))
-        return first, second, third
+        depth, height, width = (by_axis.get(axis, (0, 0)) for axis in (2, 3, 4))
+        return depth, height, width
 
 
 def _constant(attributes: dict[str, Any], path: str) -> Array | None:
