@@ -222,7 +222,7 @@ def choose_layer(
             raise SpecError(f"{path} holds {len(matches)} layers '{name}'; write {names}")
         for other in filter(has_name, others):
             cure = (
-                f"; if it is one, name its tensor: {path}{SEPARATOR}{other.tensor}"
+                f"; if it is a Conv3D, name its tensor: {path}{SEPARATOR}{other.tensor}"
                 if other.layer
                 else ""
             )

@@ -214,7 +214,7 @@ def _with_kernel(
     if suggests_transposed(module) and not certain:
         reason = (
             "its name suggests a transposed convolution (ConvTranspose3d), and its tensors do not "
-            "rule one out"
+            "show that it is a Conv3d"
         )
         return OtherLayer(name, reason, layer=layer, tensor=tensor)
     return layer
