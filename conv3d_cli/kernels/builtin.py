@@ -439,9 +439,7 @@ def gaussian_derivative(
             _outer_with(profiles, a, _derivative_profile(profiles[a], deviations[a], order))
             for a in axis_numbers(axis)
         ]
-    words = "" if slopes is None else slopes.words
-    if words and order == 2:
-        words = words.replace("slopes", "curvatures") + "²"
+    words = "" if slopes is None else slopes.words(order)
     return _kernel_or_bank("gaussian_derivative", axis, filters, _how_built(deviations, words))
 
 
@@ -630,7 +628,7 @@ def _first_derivative(
             if coefficient:
                 combined += coefficient / scale * derivative
         filters.append(combined)
-    return _kernel_or_bank(name, axis, filters, slopes.words)
+    return _kernel_or_bank(name, axis, filters, slopes.words())
 
 
 def _kernel_or_bank(name: str, axis: str, filters: Sequence[Weights], built: str) -> Kernel:

@@ -124,11 +124,25 @@ class Slopes:
     """Slopes of a volume as linear combinations of its slopes per voxel along D, H, W.
 
     coefficients : (3, n)       column i combines the slopes along D, H, W into slope i
-    words : str                 what the slopes are, as texts print it
+    unit : str                  unit of length of the slopes, as texts print it
+    axes : str                  "along the axes of the world", or "" for the voxel axes
+    remark : str                remark of `Orient`
     """
 
     coefficients: Matrix
-    words: str
+    unit: str
+    axes: str = ""
+    remark: str = ""
+
+    def words(self, order: int = 1) -> str:
+        """The slopes (order 1) or curvatures (order 2) as texts print them.
+
+        >>> Slopes(np.eye(3), "mm").words(), Slopes(np.eye(3), "mm", "along z").words(2)
+        ('slopes per mm', 'curvatures along z, per mm²')
+        """
+        derivative, unit = ("slopes", self.unit) if order == 1 else ("curvatures", f"{self.unit}²")
+        words = f"{derivative} {self.axes}, per {unit}" if self.axes else f"{derivative} per {unit}"
+        return f"{words}; {self.remark}" if self.remark else words
 
 
 def requested_slopes(axis: str, per: PerUnit | None, orient: Orient) -> Slopes | None:
@@ -141,14 +155,14 @@ def requested_slopes(axis: str, per: PerUnit | None, orient: Orient) -> Slopes |
 
     >>> steps = np.array([[2.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.0, -1.0, 0.0]])  # rotated about z
     >>> slopes = requested_slopes("zy", None, Orient(steps, "mm"))
-    >>> slopes.coefficients.tolist(), slopes.words
+    >>> slopes.coefficients.tolist(), slopes.words()
     ([[0.5, 0.0], [0.0, 0.0], [0.0, 1.0]], 'slopes along the axes of the world, per mm')
     """
     numbers = list(axis_numbers(axis))
     if orient.steps is None:
         if per is None:
             return None
-        return Slopes((np.eye(3) / per.lengths)[:, numbers], f"slopes per {per.word}")
+        return Slopes((np.eye(3) / per.lengths)[:, numbers], per.word)
     steps, unit = orient.steps, orient.unit
     if per is not None and per.unit == VOXEL:
         raise SpecError(
@@ -159,8 +173,7 @@ def requested_slopes(axis: str, per: PerUnit | None, orient: Orient) -> Slopes |
         steps, unit = per.steps, per.unit
     inverse: Matrix = np.asarray(np.linalg.inv(steps), np.float64)
     inverse[np.abs(inverse) * np.linalg.norm(steps, axis=0)[:, None] < ROUNDING] = 0
-    words = f"slopes along the axes of the world, per {unit}"
-    return Slopes(inverse[:, numbers], f"{words}; {orient.remark}" if orient.remark else words)
+    return Slopes(inverse[:, numbers], unit, "along the axes of the world", orient.remark)
 
 
 def laplacian_coefficients(per: PerUnit) -> Matrix:

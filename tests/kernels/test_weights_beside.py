@@ -183,7 +183,9 @@ def test_a_name_of_a_transposed_convolution_is_believed_unless_the_bias_tells() 
 
 def test_the_name_of_its_tensor_says_that_it_is_a_conv3d() -> None:
     contents = state(up_weight=(4, 4, 2, 2, 2))
-    with pytest.raises(FormatError, match=r"if it is a Conv3D, name its tensor: net\.pt::up\.weight$"):
+    with pytest.raises(
+        FormatError, match=r"if it is a Conv3D, name its tensor: net\.pt::up\.weight$"
+    ):
         choose_layer(contents, "net.pt", "up")
     layer = choose_layer(contents, "net.pt", "up.weight")
     assert layer.kernel.shape == (2, 2, 2, 4, 4)

@@ -304,6 +304,11 @@ def test_volumes_without_orientation_take_their_own_axes() -> None:
     world = read_kernel("sobel:axis=zyx:orient=world", grid)
     assert np.array_equal(world.weights, read_kernel("sobel:axis=zyx:per=um", grid).weights)
     assert "per um; the file stores no orientation: its own axes are taken" in world.built
+    curvature = read_kernel("gaussian_derivative:sigma=2um:axis=x:order=2:orient=world", grid)
+    assert curvature.built == (
+        "curvatures along the axes of the world, per um²; "
+        "the file stores no orientation: its own axes are taken"
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
