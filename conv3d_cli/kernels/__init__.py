@@ -1,8 +1,9 @@
 """Kernels by name or from a file: `gaussian:fwhm=6mm`, `psf.tif`, `model.keras::conv3d_1`.
 
-A built-in kernel is one function in `builtin.py` and one line in `BUILTIN_KERNELS`; its signature is its grammar. One of them
-takes a formula (`expressions.py`). A kernel file's format is claimed by the suffix (`files.py`), and so is that of a file of
-trained layers (`weights/`). What a kernel is, and what can be asked of it, is `model/kernel.py`.
+A built-in kernel is one function in `builtin.py` and one line in `BUILTIN_KERNELS`; its signature
+defines its parameters on the command line. `expressions.py` has the built-in that takes a formula.
+The suffix of a file selects its reader: `files.py` reads kernel files, `weights/` reads files of
+trained layers. The class `Kernel` itself is in `model/kernel.py`.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ __all__ = [
     "write_kernel",
 ]
 
-# in the order `conv3d kernel list` shows them: averages, second derivatives, first derivatives, sharpening, any
+# The order of `conv3d kernel list`: averages, second derivatives, first derivatives, sharpening,
+# formulas.
 BUILTIN_KERNELS: tuple[KernelFunction, ...] = (
     builtin.identity,
     builtin.box,
@@ -65,28 +67,34 @@ def is_builtin(text: str) -> bool:
 def describe_builtins() -> list[BuiltinKernel]:
     """Name, parameters and summary of every built-in kernel.
 
-    >>> [f"{k.name} {' '.join(map(str, k.parameters))}" for k in describe_builtins() if k.name in ("box", "ball", "laplacian")]
-    ['box [size=3]', 'ball radius=LENGTH [orient=voxel|world]', 'laplacian [neighbours=6|18|26]']
+    >>> box, gaussian, ball = describe_builtins()[1:4]
+    >>> box.name, [str(parameter) for parameter in box.parameters]
+    ('box', ['[size=3]'])
+    >>> ball.name, [str(parameter) for parameter in ball.parameters]
+    ('ball', ['radius=LENGTH', '[orient=voxel|world]'])
     """
     return [describe(function) for function in BUILTIN_KERNELS]
 
 
 def orient_kernel(kernel: str | Kernel | None, orient: str) -> str:
-    """The text of a built-in kernel with its parameter `orient` set.
+    """Add `orient` to the text of a built-in kernel.
 
-    Raises: SpecError for a kernel that has none, or says another.
+    Raises: SpecError if the kernel has no such parameter, or the text gives it another value.
     >>> orient_kernel("sobel:axis=x", "world")
     'sobel:axis=x:orient=world'
     """
-    able = [k.name for k in describe_builtins() if any(p.name == "orient" for p in k.parameters)]
+    orientable = [
+        k.name for k in describe_builtins() if any(p.name == "orient" for p in k.parameters)
+    ]
     name, *pairs = (
         (part.strip() for part in kernel.split(":"))
         if isinstance(kernel, str)
         else ("this kernel",)
     )
-    if name not in able:
+    if name not in orientable:
         raise SpecError(
-            f"--orient {orient} is for {', '.join(able)}; {name} has no direction in the world: leave it out"
+            f"--orient {orient} is for {', '.join(orientable)}; {name} has no direction in the "
+            "world: leave it out"
         )
     given = [
         pair.partition("=")[2].strip()
@@ -101,27 +109,31 @@ def orient_kernel(kernel: str | Kernel | None, orient: str) -> str:
 
 
 def may_name_a_layer(text: str) -> bool:
-    """Whether a kernel's text may stand for a layer in a weights file; if not, `kernels.weights` need not be loaded.
+    """Whether a kernel text may name a layer in a weights file; if not, skip `kernels.weights`.
 
-    >>> may_name_a_layer("model.keras"), may_name_a_layer("psf.npy"), may_name_a_layer("gaussian:sigma=1vox")
-    (True, False, False)
+    >>> [may_name_a_layer(text) for text in ("model.keras", "psf.npy", "gaussian:sigma=1vox")]
+    [True, False, False]
     """
     return "::" in text or not (is_builtin(text) or find_kernel_file(text) is not None)
 
 
 def write_kernel(path: str, kernel: Kernel, *, overwrite: bool = False) -> None:
-    """Save a kernel by the suffix of its name; a bank as the Conv3D layer it is for one channel. See `files.write_kernel`."""
+    """Write a kernel in the format of the suffix; a filter bank becomes a one-channel Conv3D layer.
+
+    Raises: as `files.write_kernel`.
+    """
     files.write_kernel(path, kernel.as_layer() if kernel.is_bank else kernel, overwrite=overwrite)
 
 
 def read_kernel(text: str, grid: Grid | None = None, *, folder: Path | None = None) -> Kernel:
-    """The kernel a text stands for: a built-in with parameters, a file, or FILE::NAME, a layer in a weights file.
+    """Read a kernel from its text: a built-in with parameters, a file, or FILE::NAME (a layer).
 
-    grid : Grid or None     of the volume the kernel is for; lengths in mm, um, ... need its spacing
-    folder : Path or None   where a relative path starts, for a text out of a file; None: the current folder
-    Raises: UnknownNameError if it is none; SpecError for a wrong parameter, or a weights file of several layers without a
-    NAME; FormatError for a missing or damaged file;
-    ShapeError for wrong shapes or values, or a length in mm on a volume without spacing.
+    grid : Grid or None     grid of the volume; lengths in mm, um, ... need its voxel spacing
+    folder : Path or None   base of a relative path; None: the current folder
+
+    Raises: UnknownNameError for a text that names no kernel; SpecError for a wrong parameter, or a
+    weights file of several layers without NAME; FormatError for a missing or damaged file;
+    ShapeError for wrong shapes or values, or a length in mm for a volume without voxel spacing.
 
     >>> read_kernel("gaussian:sigma=1,1,0.5vox").size
     (9, 9, 5)
@@ -137,8 +149,8 @@ def read_kernel(text: str, grid: Grid | None = None, *, folder: Path | None = No
             return weights.saved_layer(path).as_kernel(path)
         if layer is not None:
             raise SpecError(
-                f"{file} holds one kernel, and no layers to choose from; leave out ::{layer} (weights files are "
-                f"{weights.weights_suffixes()})"
+                f"{file} holds one kernel, and no layers to choose from; leave out ::{layer} "
+                f"(weights files are {weights.weights_suffixes()})"
             )
     looks_like_a_file = find_kernel_file(text) is not None or "/" in text or os.sep in text
     if not looks_like_a_file and not os.path.exists(path):

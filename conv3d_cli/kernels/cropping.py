@@ -1,7 +1,7 @@
-"""Cropping the borders of a kernel that hold next to nothing: measured PSFs have wide ones, and they cost time.
+"""Cropping: cut off planes of near-zero weights at a kernel's borders, which only cost time.
 
-The same number of planes goes from both ends of an axis, so that the centre stays where it is and `same` padding keeps the
-output's place.
+Measured PSFs often have wide borders of this kind. Each end of an axis loses the same number of
+planes, so that the kernel keeps its centre and `same` padding keeps the position of the output.
 """
 
 from __future__ import annotations
@@ -14,58 +14,62 @@ import numpy as np
 from conv3d_cli.errors import ShapeError, SpecError
 from conv3d_cli.model.kernel import Kernel
 
-MOST = 0.1  # of Σ|w|: what is more is no border
+# Largest fraction of Σ|w| to crop; planes with more are part of the kernel, not its border.
+MAX_TOLERANCE = 0.1
 
 
 @dataclass(frozen=True)
-class Cropped:
+class CroppedKernel:
     """A kernel without its borders.
 
-    removed : 3 ints    planes from each end along D, H, W
-    lost : float        Σ|w| of them
-    whole : float       Σw of the kernel with them
+    removed : 3 ints        planes removed from each end of D, H, W
+    removed_sum : float     Σ|w| of the removed planes
+    original_sum : float    Σw of the kernel before cropping
     """
 
     kernel: Kernel
     removed: tuple[int, int, int]
-    lost: float
-    whole: float
+    removed_sum: float
+    original_sum: float
 
-    def bound(self, normalized: bool) -> float:
-        """What times the largest |x| no sum Σ w·x is off by.
+    def error_bound(self, normalized: bool) -> float:
+        """Largest change of any output Σ w·x that cropping can cause, divided by the largest |x|.
 
-        normalized : bool       whether both kernels are scaled to sum 1; then the loss is made good by what is left
+        normalized : bool       whether both kernels, before and after, are scaled to sum 1
         """
         if not normalized:
-            return self.lost
-        # |A/S' - (A + B)/S|, with A over what is left and B over what is lost
-        left = float(np.abs(self.kernel.weights).sum())
-        return left * abs(1 / self.kernel.sum - 1 / self.whole) + self.lost / abs(self.whole)
+            return self.removed_sum
+        # |A/S' - (A + B)/S|: A sums the remaining weights times x, B the removed ones
+        remaining_sum = float(np.abs(self.kernel.weights).sum())
+        scaling = abs(1 / self.kernel.sum - 1 / self.original_sum)
+        return remaining_sum * scaling + self.removed_sum / abs(self.original_sum)
 
 
 def check_tolerance(tolerance: float) -> float:
-    """A tolerance as `crop_kernel` takes it.
+    """Return a tolerance for `crop_kernel` as a float.
 
-    Raises: SpecError.
+    Raises: SpecError unless it is a number from 0 to 0.1.
     """
-    if not (isinstance(tolerance, int | float) and 0 <= tolerance <= MOST):
+    if not (isinstance(tolerance, int | float) and 0 <= tolerance <= MAX_TOLERANCE):
         raise SpecError(
-            f"crop_kernel is the part of Σ|w| that may be lost, from 0 (borders of zeros) to {MOST:g}, as in 1e-6, received "
-            f"{tolerance}"
+            "crop_kernel is the part of Σ|w| that may be lost, from 0 (borders of zeros) to "
+            f"{MAX_TOLERANCE:g}, as in 1e-6, received {tolerance}"
         )
     return float(tolerance)
 
 
-def crop_kernel(kernel: Kernel, tolerance: float) -> Cropped:
-    """A 3-D kernel without the outer planes whose weights sum, in absolute value, to at most `tolerance`·Σ|w|.
+def crop_kernel(kernel: Kernel, tolerance: float) -> CroppedKernel:
+    """Remove outer planes of a 3-D kernel whose Σ|w| is at most `tolerance` times the kernel's.
 
-    tolerance : float       from 0, which takes planes of zeros alone, to 0.1
-    Pairs of planes are taken, one from each end of an axis, the pair with the least Σ|w| first. An even size stays even; the
-    kernel's centre stays within it. Raises: SpecError for the tolerance; ShapeError for a layer (5-D).
+    tolerance : float       0 to 0.1; 0 removes planes of zeros only
+
+    Planes are removed in pairs, one from each end of an axis, the pair with the smallest Σ|w|
+    first. An even size stays even, and the kernel's centre stays inside the kernel.
+    Raises: SpecError for the tolerance; ShapeError for a layer (5-D).
 
     >>> wide = Kernel(np.pad(np.ones((3, 3, 3)), 4))
     >>> cropped = crop_kernel(wide, 0)
-    >>> cropped.kernel.size, cropped.removed, cropped.lost
+    >>> cropped.kernel.size, cropped.removed, cropped.removed_sum
     ((3, 3, 3), (4, 4, 4), 0.0)
     """
     check_tolerance(tolerance)
@@ -73,40 +77,43 @@ def crop_kernel(kernel: Kernel, tolerance: float) -> Cropped:
         raise ShapeError(
             f"kernel {kernel.name} is a layer, and only filters (3-D kernels) are cropped"
         )
-    absolute = np.abs(kernel.weights)
+    magnitude = np.abs(kernel.weights)
     if kernel.is_bank:
-        # what one of its filters loses is no more than what all do
-        absolute = absolute.sum(axis=-1)
-    budget = tolerance * float(absolute.sum())
-    if not absolute.any():  # no part of nothing is more than another
-        return Cropped(kernel, (0, 0, 0), 0.0, 0.0)
+        # one filter loses no more than all filters of the bank together
+        magnitude = magnitude.sum(axis=-1)
+    budget = tolerance * float(magnitude.sum())
+    if not magnitude.any():  # in a kernel of zeros no plane is border
+        return CroppedKernel(kernel, (0, 0, 0), 0.0, 0.0)
     centre = kernel.centre or tuple((k - 1) / 2 for k in kernel.size)
     most = [
         min(math.floor(c), math.floor(k - 1 - c), (k - 1) // 2)
         for c, k in zip(centre, kernel.size, strict=True)
     ]
-    removed, lost = [0, 0, 0], 0.0
+    removed, removed_sum = [0, 0, 0], 0.0
     while True:
-        left = absolute[tuple(slice(n, k - n) for n, k in zip(removed, kernel.size, strict=True))]
-        pairs = [(_ends(left, axis), axis) for axis in range(3) if removed[axis] < most[axis]]
+        remaining = magnitude[_inner(kernel.size, removed)]
+        pairs = [(_outer_sum(remaining, a), a) for a in range(3) if removed[a] < most[a]]
         if not pairs:
             break
         least, axis = min(pairs)
-        if lost + least > budget:
+        if removed_sum + least > budget:
             break
-        lost += least
+        removed_sum += least
         removed[axis] += 1
-    kept = tuple(slice(n, k - n) for n, k in zip(removed, kernel.size, strict=True))
-    moved = (
-        None
-        if kernel.centre is None
-        else tuple(c - n for c, n in zip(kernel.centre, removed, strict=True))
-    )
     d, h, w = removed
-    cropped = replace(kernel, weights=kernel.weights[kept], centre=moved)  # type: ignore[arg-type]
-    return Cropped(cropped, (d, h, w), lost, kernel.sum)
+    moved = None
+    if kernel.centre is not None:
+        moved = kernel.centre[0] - d, kernel.centre[1] - h, kernel.centre[2] - w
+    weights = kernel.weights[_inner(kernel.size, removed)]
+    cropped = replace(kernel, weights=weights, centre=moved)
+    return CroppedKernel(cropped, (d, h, w), removed_sum, kernel.sum)
 
 
-def _ends(absolute: np.ndarray, axis: int) -> float:
-    """The sum of the first and the last plane along an axis."""
-    return float(absolute.take(0, axis).sum() + absolute.take(-1, axis).sum())
+def _inner(size: tuple[int, int, int], removed: list[int]) -> tuple[slice, ...]:
+    """Slices of a kernel without `removed` planes at each end of each axis."""
+    return tuple(slice(n, k - n) for n, k in zip(removed, size, strict=True))
+
+
+def _outer_sum(magnitude: np.ndarray, axis: int) -> float:
+    """Sum of the first and the last plane of an axis."""
+    return float(magnitude.take(0, axis).sum() + magnitude.take(-1, axis).sum())

@@ -1,8 +1,9 @@
-"""Kernels by a formula: `expr:"exp(-r**2/36)":radius=9mm`.
+"""Kernels from a formula: `expr:"exp(-r**2/36)":radius=9mm`.
 
-A formula is arithmetic, and nothing of it is run as Python: it is parsed to a tree, every node of which is one that is known
-here or is refused, and computed in float64 alone, so that no number in it can grow beyond that. Offsets from the kernel's
-centre stand in the unit of the radius. What the text around a formula is, `name:key=value`, is `grammar.py`'s.
+A formula is arithmetic and never runs as Python code. It is parsed into a syntax tree, and any node
+that this module does not know is refused. All values are float64, so that no number can grow
+without bound. Offsets from the kernel's centre are in the unit of the radius. `grammar.py` parses
+the text around the formula, `name:key=value`.
 """
 
 from __future__ import annotations
@@ -35,34 +36,35 @@ from conv3d_cli.model.kernel import Kernel
 
 Array = NDArray[np.float64]
 Names = Mapping[str, Any]
-Term = Callable[[Names], Any]  # a part of a formula: its value where the names have theirs
+Term = Callable[[Names], Any]  # a part of a formula: computes its value from those of the names
 
 MAX_TEXT = 1000  # characters
-_MAX_DEPTH = 200  # of what stands within something else
-_SLAB_WEIGHTS = 1 << 20  # computed at a time: a formula of many terms needs an array for each
-# Lengths made of decimal or float32 spacings miss whole voxels by rounding: 3 mm / 0.1 mm is not quite 30.
+_MAX_DEPTH = 200  # levels of nesting
+_SLAB_WEIGHTS = 1 << 20  # weights computed at a time: every term of a formula needs an array
+# Lengths divided by decimal or float32 spacings miss whole voxels by rounding: 3 mm / 0.1 mm is not
+# quite 30.
 _ROUNDING = 1e-6
-_RIGHT_ANGLE = 1e-4  # cosines below this are rounding of an affine in float32
+_MIN_COSINE = 1e-4  # smaller cosines between axes are rounding of a float32 affine
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# What a formula may be made of
+# --------------------------------------------------------------------------------------------------
+# Names, functions and operators of formulas
 
 
-def _truth(value: Any) -> Any:
-    """1 or 0 for true or false."""
-    return np.where(value, 1.0, 0.0)
+def _as_number(condition: Any) -> Any:
+    """1.0 where a condition is true, 0.0 where it is false."""
+    return np.where(condition, 1.0, 0.0)
 
 
 def _all(values: Sequence[Any]) -> Any:
-    return _truth(functools.reduce(np.logical_and, [value != 0 for value in values]))
+    return _as_number(functools.reduce(np.logical_and, [value != 0 for value in values]))
 
 
 def _any(values: Sequence[Any]) -> Any:
-    return _truth(functools.reduce(np.logical_or, [value != 0 for value in values]))
+    return _as_number(functools.reduce(np.logical_or, [value != 0 for value in values]))
 
 
-# name: how many arguments it takes (None: two or more), and what it does
+# name -> (number of arguments, None: two or more; function)
 FUNCTIONS: dict[str, tuple[int | None, Callable[..., Any]]] = {
     "abs": (1, np.abs),
     "cos": (1, np.cos),
@@ -88,7 +90,7 @@ ALLOWED = (
 _UNARY: dict[type[ast.AST], Callable[[Any], Any]] = {
     ast.UAdd: operator.pos,
     ast.USub: operator.neg,
-    ast.Not: lambda value: _truth(value == 0),
+    ast.Not: lambda value: _as_number(value == 0),
 }
 _BINARY: dict[type[ast.AST], Callable[[Any, Any], Any]] = {
     ast.Add: operator.add,
@@ -109,16 +111,17 @@ _COMPARISONS: dict[type[ast.AST], Callable[[Any, Any], Any]] = {
 _BOOLEAN: dict[type[ast.AST], Callable[[Sequence[Any]], Any]] = {ast.And: _all, ast.Or: _any}
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# From a text to a function
+# --------------------------------------------------------------------------------------------------
+# Parsing
 
 
 @dataclass(frozen=True)
 class Formula:
-    """A formula that holds nothing but what is allowed.
+    """A formula of allowed terms only.
 
-    Calling it with values of d, h, w and r, float64 numbers or arrays that broadcast, gives its value there; NaN and infinite
-    where it has none.
+    Call it with a mapping of d, h, w and r to float64 numbers or arrays that broadcast. It returns
+    the values of the formula, NaN or infinite where it is undefined.
+
     >>> formula = parse_formula("where(r > 0, 2 - r, 5)")
     >>> formula({"d": 0.0, "h": 0.0, "w": 0.0, "r": np.array([0.0, 0.5])}).tolist()
     [5.0, 1.5]
@@ -128,19 +131,20 @@ class Formula:
     term: Term
 
     def __call__(self, names: Names) -> Any:
-        with np.errstate(all="ignore"):  # whoever asks looks at what came out
+        with np.errstate(all="ignore"):  # the caller checks for NaN and infinity
             return self.term(names)
 
 
 def parse_formula(text: str) -> Formula:
-    """Read a formula; quotes around it, which a shell may have left, are no part of it.
+    """Parse a formula; quotes around it, which a shell may have passed on, are removed.
 
-    Raises: SpecError, which lists what is allowed, for anything else, for more than `MAX_TEXT` characters, or where it is nested
-    too deeply.
+    Raises: SpecError for anything but arithmetic (the message lists the allowed names, functions
+    and operators), for more than `MAX_TEXT` characters, or for a formula that is nested too deeply.
+
     >>> parse_formula('"r.real"')  # doctest: +ELLIPSIS
     Traceback (most recent call last):
     ...
-    conv3d_cli.errors.SpecError: the formula r.real holds the attribute .real; allowed are numbers, ...
+    conv3d_cli.errors.SpecError: the formula r.real contains the attribute .real; allowed are ...
     """
     text = text.strip()
     if len(text) > 1 and text[0] in "'\"" and text[-1] == text[0]:
@@ -155,26 +159,23 @@ def parse_formula(text: str) -> Formula:
         )
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error")  # of what Python only just reads, as in 1if
+            warnings.simplefilter("error")  # Python warns about text such as 1if d else 2
             tree = ast.parse(text, mode="eval")
     except (SyntaxError, ValueError, Warning) as error:
         reason = error.msg if isinstance(error, SyntaxError) else str(error)
         raise SpecError(f"not a formula: {_short(text)} ({reason}); {ALLOWED}") from None
-    except (
-        RecursionError,
-        MemoryError,
-    ):  # Python's parser says either of what is nested too deeply
+    except (RecursionError, MemoryError):  # Python's parser raises either if nested too deeply
         raise SpecError(f"the formula is nested too deeply: {_short(text)}") from None
     return Formula(text, _term(tree.body, text, _MAX_DEPTH))
 
 
 def _term(node: ast.AST, text: str, depth: int) -> Term:
-    """What computes a node of the tree. Raises: SpecError for one that is not allowed."""
+    """The function that computes a node of the tree. Raises: SpecError for a node not allowed."""
     if depth == 0:
         raise SpecError(f"the formula is nested more than {_MAX_DEPTH} deep: {_short(text)}")
 
-    def inner(part: ast.AST) -> Term:
-        return _term(part, text, depth - 1)
+    def inner(child: ast.AST) -> Term:
+        return _term(child, text, depth - 1)
 
     match node:
         case ast.Constant(value=int() | float() as number) if not isinstance(number, bool):
@@ -198,7 +199,7 @@ def _term(node: ast.AST, text: str, depth: int) -> Term:
         ):
             compared = [_COMPARISONS[type(op)] for op in ops]
             sides = [inner(side) for side in (left, *others)]
-            return lambda names: _chain(compared, [side(names) for side in sides])
+            return lambda names: _compare_chain(compared, [side(names) for side in sides])
         case ast.Call(func=ast.Name(id=name), args=arguments, keywords=[]) if name in FUNCTIONS:
             count, function = FUNCTIONS[name]
             if len(arguments) != count if count else len(arguments) < 2:
@@ -208,7 +209,7 @@ def _term(node: ast.AST, text: str, depth: int) -> Term:
                 )
             given = [inner(argument) for argument in arguments]
             return lambda names: function(*(argument(names) for argument in given))
-    raise SpecError(f"the formula {_short(text)} holds {_description(node)}; {ALLOWED}")
+    raise SpecError(f"the formula {_short(text)} contains {_description(node)}; {ALLOWED}")
 
 
 def _constant(number: float, text: str) -> Term:
@@ -217,41 +218,42 @@ def _constant(number: float, text: str) -> Term:
     except OverflowError:
         value = np.float64(np.inf)
     if not np.isfinite(value):
-        raise SpecError(f"the formula {_short(text)} holds a number beyond float64")
+        raise SpecError(f"the formula {_short(text)} contains a number beyond float64")
     return lambda names: value
 
 
-def _chain(compared: Sequence[Callable[[Any, Any], Any]], sides: Sequence[Any]) -> Any:
-    """0 < d < 3 is both of its comparisons."""
+def _compare_chain(compared: Sequence[Callable[[Any, Any], Any]], sides: Sequence[Any]) -> Any:
+    """1.0 where all comparisons of a chain such as 0 < d < 3 are true, else 0.0."""
     pairs = zip(compared, sides[:-1], sides[1:], strict=True)
-    return _all([_truth(compare(a, b)) for compare, a, b in pairs])
+    return _all([_as_number(compare(a, b)) for compare, a, b in pairs])
 
 
 def _description(node: ast.AST) -> str:
-    """What a node that is not allowed is, for people."""
+    """A node that is not allowed, for messages."""
     match node:
         case ast.Name(id=name):
-            return f"the name {name}{_meant(name, [*OFFSETS, *CONSTANTS, *FUNCTIONS])}"
+            return f"the name {name}{_hint(name, [*OFFSETS, *CONSTANTS, *FUNCTIONS])}"
         case ast.Call(func=ast.Name(id=name)) if name not in FUNCTIONS:
-            return f"the function {name}(){_meant(name, FUNCTIONS)}"
+            return f"the function {name}(){_hint(name, FUNCTIONS)}"
         case ast.Attribute(attr=name) | ast.Call(func=ast.Attribute(attr=name)):
             return f"the attribute .{name}"
         case ast.Constant(value=str() as value):
             return f"the text {_short(ascii(value))}"
         case ast.Constant(value=value):
-            return f"{_short(ascii(value))}, which is no real number"
+            return f"{_short(ascii(value))}, which is not a real number"
         case ast.Call():
-            return "a call that is no more than FUNCTION(a, b, ...)"
+            return "a call that is not of the form FUNCTION(a, b, ...)"
         case ast.Compare(ops=ops):
-            return f"the comparison {next(type(op).__name__ for op in ops if type(op) not in _COMPARISONS)}"
+            unknown = next(op for op in ops if type(op) not in _COMPARISONS)
+            return f"the comparison {type(unknown).__name__}"
         case ast.BinOp(op=ast.BitXor()):
-            return "^, where a power is written **"
+            return "^ (write a power as **)"
         case ast.BinOp(op=op) | ast.UnaryOp(op=op):
             return f"the operator {type(op).__name__}"
-    return f"what Python calls {type(node).__name__}"
+    return f"the Python construct {type(node).__name__}"
 
 
-def _meant(name: str, known: Any) -> str:
+def _hint(name: str, known: Any) -> str:
     hint = suggestion(name, known).rstrip("; ")
     return f" ({hint})" if hint else ""
 
@@ -260,17 +262,17 @@ def _short(text: str) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Where it is sampled
+# --------------------------------------------------------------------------------------------------
+# Sampling
 
 
 @dataclass(frozen=True, eq=False)
 class Extent:
-    """How far from the centre a formula is sampled, and what a voxel measures there.
+    """The region where a formula is sampled, and the voxel grid there.
 
-    lengths : 3 floats      along D, H, W, in `unit`
-    spacing : 3 floats      of voxels along D, H, W, in `unit`
-    cosines : (3, 3)        between the axes D, H, W: the identity unless the grid is sheared
+    lengths : 3 floats      radius along D, H, W, in `unit`
+    spacing : 3 floats      voxel spacing along D, H, W, in `unit`
+    cosines : (3, 3)        cosines of the angles between axes D, H, W: identity unless sheared
     """
 
     lengths: Floats
@@ -280,27 +282,28 @@ class Extent:
 
 
 def read_extent(text: str, name: str, grid: Grid | None) -> Extent:
-    """One length or three with a unit, and the voxels of the grid in that unit.
+    """Parse one length or three with a unit, with the voxel spacing of the grid in that unit.
 
     Raises: as `lengths.read_lengths`.
+
     >>> read_extent("0.9cm", "radius", Grid((3.0, 1.5, 1.5), "mm")).spacing
     (0.3, 0.15, 0.15)
     """
     lengths, unit = parse_lengths(text, name)
-    read_lengths(text, name, grid)  # refuses what is no length on this grid
+    read_lengths(text, name, grid)  # refuses a length that this grid cannot convert
     if unit == VOXEL or grid is None:
         return Extent(lengths, (1.0, 1.0, 1.0), np.eye(3), VOXEL)
     return Extent(lengths, grid.spacing_in(unit), _cosines(grid), unit)
 
 
 def _cosines(grid: Grid) -> Array:
-    """Between the voxel axes; those that are 0 but for rounding are 0."""
+    """Cosines (3, 3) of the angles between the voxel axes D, H, W; rounding is set to 0."""
     if grid.affine is None:
         return np.eye(3)
     steps = grid.affine[:3, 2::-1]
     units = steps / np.linalg.norm(steps, axis=0)
     cosines = units.T @ units
-    cosines[np.abs(cosines) < _RIGHT_ANGLE] = 0
+    cosines[np.abs(cosines) < _MIN_COSINE] = 0
     np.fill_diagonal(cosines, 1)
     return np.asarray(cosines)
 
@@ -313,17 +316,20 @@ Radius = Annotated[Extent | float | Sequence[float], Kind(read_extent, "LENGTH",
 
 
 def expr(formula: FormulaText, radius: Radius, shape: Literal["ball", "box"] = "ball") -> Kernel:
-    """A kernel by a formula of the offset from its centre, as in expr:"exp(-r**2/36)":radius=9mm.
+    """A kernel from a formula of the offset from its centre: expr:"exp(-r**2/36)":radius=9mm.
 
     Formula: w = FORMULA within the radius, 0 outside; not normalised (--normalize does that)
 
-    formula : text          of d, h, w (z, y, x mean the same), the offsets along depth, height and width, and r, the distance, in
-                            the unit of the radius: + - * / % **, comparisons (1 or 0), and, or, not, pi, e, abs cos exp floor
-                            log max min sign sin sinc sqrt tan tanh, where(condition, a, b); sinc(x) is sin(pi x)/(pi x)
-    radius : lengths        how far it is sampled: in mm or the like on a volume with spacing, else in vox
-    shape : ball or box     within a ball of that radius (of three: an ellipsoid), or a box of twice the radius
+    formula : text          of d, h, w (or z, y, x), the offsets along depth, height and width, and
+                            r, the distance, in the unit of the radius: + - * / % **, comparisons
+                            (1 or 0), and, or, not, pi, e, abs cos exp floor log max min sign sin
+                            sinc sqrt tan tanh, where(condition, a, b); sinc(x) is sin(pi x)/(pi x)
+    radius : lengths        in mm or another unit if the volume has a voxel spacing, else in vox
+    shape : ball or box     sample in a ball of this radius (three lengths: an ellipsoid), or in a
+                            box of twice the radius
 
-    Source: the kernels of AFNI's 3dmerge -1filter_expr, in the syntax of Python; angles are in radians, log is natural.
+    Source: the kernels of AFNI's 3dmerge -1filter_expr, in Python syntax; angles are in radians,
+    and log is the natural logarithm.
 
     >>> expr("2 - r", radius=1).weights[1].tolist()
     [[0.0, 1.0, 0.0], [1.0, 2.0, 1.0], [0.0, 1.0, 0.0]]
@@ -337,8 +343,8 @@ def expr(formula: FormulaText, radius: Radius, shape: Literal["ball", "box"] = "
     size = tuple(2 * n + 1 for n in reach)
     if math.prod(size) > MAX_WEIGHTS:
         raise SpecError(
-            f"expr would have {' x '.join(map(str, size))} weights, more than {MAX_WEIGHTS:,}; give a smaller radius (is the "
-            "unit right?)"
+            f"expr would have {' x '.join(map(str, size))} weights, more than {MAX_WEIGHTS:,}; "
+            "give a smaller radius (is the unit right?)"
         )
     require_memory(math.prod(size), "expr")
     weights = np.empty(size)
@@ -349,15 +355,17 @@ def expr(formula: FormulaText, radius: Radius, shape: Literal["ball", "box"] = "
         weights[slab] = _sample(formula, radius, shape, [offsets[0][slab], offsets[1], offsets[2]])
     if not weights.any():
         raise SpecError(
-            f"the formula {_short(formula.text)} is 0 everywhere within the radius; is its unit right?"
+            f"the formula {_short(formula.text)} is 0 everywhere within the radius; "
+            "is its unit right?"
         )
-    return Kernel(weights + 0.0, name="expr")  # + 0.0: no minus zeros in files and pictures
+    # + 0.0 turns -0.0 into 0.0 for files and pictures
+    return Kernel(weights + 0.0, name="expr")
 
 
 def _sample(formula: Formula, radius: Extent, shape: str, offsets: Sequence[Array]) -> Array:
-    """The formula at offsets along D, H, W, with 0 outside the radius.
+    """Values of the formula at offsets along D, H, W; 0 outside the radius.
 
-    Raises: SpecError, with the place, if it has no finite value within.
+    Raises: SpecError, with the offset, if a value within the radius is not finite.
     """
     d, h, w = offsets[0][:, None, None], offsets[1][:, None], offsets[2]
     size = tuple(map(len, offsets))
@@ -377,14 +385,14 @@ def _sample(formula: Formula, radius: Extent, shape: str, offsets: Sequence[Arra
             f"{name}={a[i]:g}" for name, a, i in zip("dhw", offsets, index, strict=True)
         )
         raise SpecError(
-            f"the formula {_short(formula.text)} is {values[tuple(index)]} at {place} {radius.unit}; give it a value there, "
-            "as in where(r > 0, sin(r)/r, 1)"
+            f"the formula {_short(formula.text)} is {values[tuple(index)]} at {place} "
+            f"{radius.unit}; give it a value there, as in where(r > 0, sin(r)/r, 1)"
         )
     return values
 
 
 def _squares(cosines: Array, d: Any, h: Any, w: Any) -> Any:
-    """The square of a vector of these parts along D, H, W; the same bits for opposite vectors."""
+    """Squared lengths of vectors (d, h, w) along the axes; bit-identical for opposite vectors."""
     square = d * d + h * h + w * w
     for (a, b), cosine in zip(
         ((d, h), (d, w), (h, w)), cosines[np.triu_indices(3, 1)], strict=True
@@ -395,18 +403,19 @@ def _squares(cosines: Array, d: Any, h: Any, w: Any) -> Any:
 
 
 def _half_widths(extent: Extent) -> Floats:
-    """How far the ellipsoid reaches along D, H, W; beyond its lengths on a sheared grid."""
+    """Half the extent of the ellipsoid along D, H, W; more than its lengths on a sheared grid."""
     used = [a for a, length in enumerate(extent.lengths) if length]
-    spread = np.zeros(3)
+    factors = np.zeros(3)
     if used:
-        spread[used] = np.sqrt(np.linalg.inv(extent.cosines[np.ix_(used, used)]).diagonal())
-    d, h, w = (length * float(s) for length, s in zip(extent.lengths, spread, strict=True))
+        factors[used] = np.sqrt(np.linalg.inv(extent.cosines[np.ix_(used, used)]).diagonal())
+    d, h, w = (length * float(f) for length, f in zip(extent.lengths, factors, strict=True))
     return d, h, w
 
 
 def _whole(value: float) -> int:
     if value > MAX_WEIGHTS:
         raise SpecError(
-            f"expr would reach {value:.3g} voxels to each side; give a smaller radius (is the unit right?)"
+            f"expr would reach {value:.3g} voxels to each side; give a smaller radius "
+            "(is the unit right?)"
         )
     return int(value * (1 + _ROUNDING))

@@ -1,8 +1,9 @@
-"""Kernel files: .npy, .npz, .json, .toml, .txt, MINC .kern, and every format of volumes, each claimed by its suffix.
+"""Kernel files: .npy, .npz, .json, .toml, .txt, MINC .kern, and every volume format, by suffix.
 
-Nothing in a file is believed: sizes are held against the file's length before anything is allocated, pickles are never
-loaded, and whatever is wrong ends as one line that names the file: a FormatError for the file, a ShapeError for the shape
-or the values of the weights. Written files hold float64, which reads back exactly, and have the same bytes each time.
+Readers do not trust a file: they compare its sizes with its length before they allocate memory, and
+never load pickles. Every fault becomes a one-line error that names the file: FormatError for the
+file, ShapeError for the shape or the values of the weights. Written files store float64, which
+reads back exactly, and the same kernel always gives the same bytes.
 """
 
 from __future__ import annotations
@@ -44,25 +45,26 @@ if TYPE_CHECKING:
     import zipfile
 
 Array = NDArray[Any]
-# makes the kernel of a built-in text such as "gaussian:fwhm=6mm"
+# builds the kernel of a built-in text such as "gaussian:fwhm=6mm"
 BuildKernel = Callable[[str], Kernel]
 
-# bytes; parsed text takes some twenty times its size, and arrays have better formats
+# bytes; parsed text takes about twenty times its size, and large arrays have better formats
 MAX_TEXT = 16 << 20
-_NESTING = 5  # levels of a layer's weights
+_MAX_RANK = 5  # axes of a layer's weights
 
 
 @dataclass(frozen=True)
 class KernelFile:
     """A kind of kernel file.
 
-    name : str          as messages call it
-    suffixes : tuple    lower case, with the dot
-    read : callable     (path, build) -> Kernel
-    encode : callable   kernel -> the whole file; None: a volume's format writes it, or it is read only
-    layers : bool       whether it holds 5-D kernels
-    extras : bool       whether it holds a bias and a centre
-    volume : bool       whether it is a format of volumes
+    name : str                  as messages call it
+    suffixes : tuple            in lower case, with the dot
+    read : callable             (path, build) -> Kernel
+    encode : callable or None   kernel -> bytes of the file; None: the volume format writes it, or
+                                the kind is read-only
+    layers : bool               whether it can store 5-D kernels
+    extras : bool               whether it can store a bias and a centre
+    volume : bool               whether it is a volume format
     """
 
     name: str
@@ -80,7 +82,7 @@ class KernelFile:
 
 
 def find_kernel_file(path: str | os.PathLike[str]) -> KernelFile | None:
-    """The kind that claims a file name by its suffix; None if none does.
+    """The kind of kernel file with the suffix of a path; None if the suffix is of no kind.
 
     >>> find_kernel_file("psf.NII.GZ").name, find_kernel_file("gaussian:fwhm=1.5mm")
     ('NIfTI', None)
@@ -89,17 +91,18 @@ def find_kernel_file(path: str | os.PathLike[str]) -> KernelFile | None:
 
 
 def known_suffixes(written: bool = False) -> str:
-    """All suffixes, for messages; or only those of formats that are written."""
+    """All suffixes, for messages; with `written`, only those of kinds that can be written."""
     return " ".join(
         suffix for kind in KERNEL_FILES if kind.written or not written for suffix in kind.suffixes
     )
 
 
 def read_kernel_file(path: str, build: BuildKernel) -> Kernel:
-    """Read a kernel file; the kernel is called by its path.
+    """Read a kernel file; the path becomes the kernel's name.
 
-    build : callable    makes the kernel of a built-in text, which .json and .toml may hold
-    Raises: FormatError if the file is missing, empty, damaged or of no known kind; ShapeError for the shape or the values.
+    build : callable    builds the kernel of a built-in text, which .json and .toml may contain
+    Raises: FormatError if the file is missing, empty, damaged or of no known kind; ShapeError for a
+    wrong shape or wrong values.
     """
     kind = find_kernel_file(path)
     if kind is None or not kind.volume:  # a volume may be a folder
@@ -108,36 +111,34 @@ def read_kernel_file(path: str, build: BuildKernel) -> Kernel:
         raise FormatError(
             f"cannot read {path}: no kernel format has this suffix; known are {known_suffixes()}"
         )
-    with _reading(path):
+    with _read_errors(path):
         return kind.read(path, build)
 
 
 def write_kernel(path: str | os.PathLike[str], kernel: Kernel, *, overwrite: bool = False) -> None:
     """Write a kernel in the format of the suffix; the file appears complete or not at all.
 
-    Raises: SpecError for an unknown suffix; OutputExistsError; WriteError if the format cannot hold the kernel.
+    Raises: SpecError for an unknown suffix; OutputExistsError; WriteError if the format cannot
+    store the kernel.
     """
     kind = find_kernel_file(path)
+    able = known_suffixes(written=True)
     if kind is None:
-        raise SpecError(
-            f"cannot write {path}: no kernel format has this suffix; known are {known_suffixes(written=True)}"
-        )
+        raise SpecError(f"cannot write {path}: no kernel format has this suffix; known are {able}")
     if not kind.written:
-        raise SpecError(
-            f"cannot write {path}: {kind.name} kernels are only read; write {known_suffixes(written=True)}"
-        )
+        raise SpecError(f"cannot write {path}: {kind.name} kernels are only read; write {able}")
     middle = tuple((k - 1) / 2 for k in kernel.size)
     if kernel.centre == middle:
         kernel = replace(kernel, centre=None)
-    for holds, what, has in (
+    for can_store, what, has in (
         (kind.layers, "5-D weights", kernel.is_layer),
         (kind.extras, "a bias", kernel.bias is not None),
         (kind.extras, "a centre off the middle", kernel.centre is not None),
     ):
-        if has and not holds:
-            able = [k.suffixes[0] for k in KERNEL_FILES if k.layers and k.extras]
+        if has and not can_store:
+            able = " ".join(k.suffixes[0] for k in KERNEL_FILES if k.layers and k.extras)
             raise WriteError(
-                f"cannot write {path}: {kind.name} cannot hold {what}; write {' '.join(able)} instead"
+                f"cannot write {path}: {kind.name} cannot hold {what}; write {able} instead"
             )
     if kind.encode is None:
         write_volume(os.fspath(path), Volume(kernel.weights, "zyx"), overwrite=overwrite)
@@ -149,13 +150,13 @@ def write_kernel(path: str | os.PathLike[str], kernel: Kernel, *, overwrite: boo
         output.commit()
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The door: what every reader shares
+# --------------------------------------------------------------------------------------------------
+# Shared by all readers
 
 
 @contextlib.contextmanager
-def _reading(path: str) -> Iterator[None]:
-    """Turn what parsers throw at damaged bytes into a FormatError, and keep their warnings and log lines to themselves."""
+def _read_errors(path: str) -> Iterator[None]:
+    """Turn any exception of a parser into a FormatError, and suppress warnings and log lines."""
     loggers = [logging.getLogger(name) for name in ("tifffile", "nibabel.global")]
 
     def silent(record: logging.LogRecord) -> bool:
@@ -171,7 +172,8 @@ def _reading(path: str) -> Iterator[None]:
         raise
     except RecursionError:
         raise FormatError(f"cannot read {path}: nested too deeply") from None
-    except Exception as error:  # zipfile, gzip, numpy, nibabel and tifffile raise nearly anything on untrusted bytes
+    except Exception as error:
+        # zipfile, gzip, numpy, nibabel and tifffile raise nearly any class on damaged bytes
         reason = " ".join(str(error).split()) or type(error).__name__
         raise FormatError(f"cannot read {path}: {reason[:300]}") from error
     finally:
@@ -182,7 +184,8 @@ def _reading(path: str) -> Iterator[None]:
 def _require_weights(count: int, shape: tuple[int, ...], path: str) -> None:
     if count > MAX_WEIGHTS:
         raise ShapeError(
-            f"kernel {path} has {count:,} weights, shape {shape}; at most {MAX_WEIGHTS:,} are allowed"
+            f"kernel {path} has {count:,} weights, shape {shape}; at most {MAX_WEIGHTS:,} are "
+            "allowed"
         )
     require_memory(count, path)
 
@@ -195,23 +198,28 @@ def _require_real(dtype: np.dtype[Any], path: str) -> None:
 def _require_bytes(needed: int, size: int, path: str) -> None:
     if needed > size:
         raise FormatError(
-            f"cannot read {path}: truncated: its header promises {needed} bytes, the file has {size}"
+            f"cannot read {path}: truncated: its header promises {needed} bytes, the file has "
+            f"{size}"
         )
 
 
 def _with_extras(path: str, weights: Any, bias: Any = None, centre: Any = None) -> Kernel:
-    """A kernel called by its file, whose bias and centre came from there too."""
+    """A kernel of the weights, bias and centre in a file, which also names it.
+
+    Raises: ShapeError for a centre that is not three numbers.
+    """
     if centre is not None:
         values = np.asarray(centre)
         if values.shape != (3,) or values.dtype.kind not in "uif":
             raise ShapeError(
-                f"kernel {path}: the centre is three numbers, depth,height,width, received {centre!r}"
+                f"kernel {path}: the centre is three numbers, depth,height,width, received "
+                f"{centre!r}"
             )
         centre = tuple(float(value) for value in values)
     return Kernel(weights, bias, centre, name=path)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # NumPy
 
 
@@ -222,8 +230,8 @@ def _read_npy(path: str, build: BuildKernel) -> Kernel:
 
 
 def _read_array(file: IO[bytes], path: str, size: int) -> Array:
-    """An array in .npy format from a file or a zip member of `size` bytes."""
-    start = file.read(1 << 16)  # more than NumPy allows a header to have, whatever length it claims
+    """Read an array in .npy format from a file or a zip member of `size` bytes."""
+    start = file.read(1 << 16)  # NumPy's longest header fits, whatever length the file claims
     head = io.BytesIO(start)
     shape, fortran, dtype = read_array_header(head, path)
     _require_real(dtype, path)
@@ -233,13 +241,13 @@ def _read_array(file: IO[bytes], path: str, size: int) -> Array:
     _require_bytes(needed, size, path)
     data = start + _read_up_to(file, needed - len(start))
     _require_bytes(needed, len(data), path)
-    file.read(1)  # at its end a zip member checks its sum
+    file.read(1)  # reading past the end makes a zip member verify its checksum
     values = np.frombuffer(data, dtype, count, head.tell())
     return values.reshape(shape[::-1]).T if fortran else values.reshape(shape)
 
 
 def _read_up_to(file: Any, count: int) -> bytes:
-    """At most `count` bytes; memory grows with what is there, not with what a header promises."""
+    """Read at most `count` bytes; memory grows with the bytes present, not the claimed size."""
     parts = []
     while count > 0 and (part := file.read(min(count, 1 << 20))):
         parts.append(part)
@@ -267,9 +275,9 @@ def _read_npz(path: str, build: BuildKernel) -> Kernel:
         others = [name for name in members if name not in ("bias", "centre")]
         chosen = [name for name in ("kernel", "weights") if name in members] or others
         if len(chosen) != 1:
-            held = ", ".join(members) or "nothing"
             raise FormatError(
-                f"cannot read {path}: one array must be the kernel, by the name 'kernel'; it holds {held}"
+                f"cannot read {path}: one array must be the kernel, by the name 'kernel'; "
+                f"it holds {', '.join(members) or 'nothing'}"
             )
         weights, bias, centre = (
             _read_member(archive, members[name], path) if name in members else None
@@ -279,6 +287,7 @@ def _read_npz(path: str, build: BuildKernel) -> Kernel:
 
 
 def _members(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
+    """The arrays of an .npz file by name."""
     return {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
 
 
@@ -298,7 +307,7 @@ def _encode_npz(kernel: Kernel) -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, values in arrays.items():
-            # the zip format's zero: no time stamp
+            # the earliest time stamp of the zip format, so that the bytes do not depend on the time
             member = zipfile.ZipInfo(f"{name}.npy", (1980, 1, 1, 0, 0, 0))
             member.compress_type = zipfile.ZIP_DEFLATED
             member.create_system = 3
@@ -306,7 +315,7 @@ def _encode_npz(kernel: Kernel) -> bytes:
     return buffer.getvalue()
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # JSON and TOML
 
 _KEYS = ("kernel", "weights", "bias", "centre", "axes", "name", "flip", "normalize")
@@ -316,7 +325,8 @@ def _read_text(path: str) -> str:
     size = check_input(path)
     if size > MAX_TEXT:
         raise FormatError(
-            f"cannot read {path}: a text of {size:,} bytes; at most {MAX_TEXT:,} are read; save it as .npy"
+            f"cannot read {path}: a text of {size:,} bytes; at most {MAX_TEXT:,} are read; "
+            "save it as .npy"
         )
     try:
         return Path(path).read_bytes().decode("utf-8-sig")
@@ -354,8 +364,10 @@ def _read_toml(path: str, build: BuildKernel) -> Kernel:
 def _read_table(table: dict[str, Any], path: str, build: BuildKernel) -> Kernel:
     """The kernel of a JSON object or TOML table.
 
-    Its keys: kernel (or weights), a nested list of 3 or 5 levels or a built-in text; bias, a number or a list; centre, [d,
-    h, w]; axes, "dhw" or "ijk", the order of the nested list's first three levels; name; flip; normalize.
+    Keys: kernel or weights (a nested list of 3 or 5 levels, or a built-in text), bias (a number or
+    a list), centre ([d, h, w]), axes ("dhw" or "ijk", the order of the first three levels of the
+    nested list), name (a text), flip and normalize (true or false).
+    Raises: FormatError for other keys or values; ShapeError for uneven lists; those of `build`.
     """
     for key in table:
         if key not in _KEYS:
@@ -385,7 +397,8 @@ def _read_table(table: dict[str, Any], path: str, build: BuildKernel) -> Kernel:
     if isinstance(content, str):
         if "axes" in table:
             raise FormatError(
-                f"cannot read {path}: axes orders a nested list, the kernel is the built-in '{content}'"
+                f"cannot read {path}: axes orders a nested list, the kernel is the built-in "
+                f"'{content}'"
             )
         try:
             weights = build(content).weights
@@ -407,9 +420,11 @@ def _read_table(table: dict[str, Any], path: str, build: BuildKernel) -> Kernel:
 
 
 def _nested_array(content: Any, what: str, path: str) -> Array:
-    """The array of nested lists of numbers.
+    """Convert nested lists of numbers to a float64 array.
 
-    Raises: ShapeError, with the place, where lists of one level differ in length, or something is no number.
+    what : str      key of the lists, for messages
+    Raises: ShapeError, with the position, if lists of one level differ in length or an item is not
+    a number; FormatError if `content` is not a list.
     """
     shape: list[int] = []
     level = content
@@ -418,9 +433,10 @@ def _nested_array(content: Any, what: str, path: str) -> Array:
         level = level[0] if level else None
     if not shape:
         raise FormatError(
-            f"cannot read {path}: {what} must be a nested list of numbers, received {_short(content)}"
+            f"cannot read {path}: {what} must be a nested list of numbers, received "
+            f"{_short(content)}"
         )
-    if len(shape) > _NESTING:
+    if len(shape) > _MAX_RANK:
         raise ShapeError(
             f"kernel {path} must be 3-D or 5-D, received lists nested {len(shape)} deep"
         )
@@ -430,16 +446,16 @@ def _nested_array(content: Any, what: str, path: str) -> Array:
         if not isinstance(part, list) or len(part) != expected:
             received = f"a list of {len(part)}" if isinstance(part, list) else _short(part)
             raise ShapeError(
-                f"kernel {path}: lists of one level must be equally long: {_place(what, index)} must be a list of {expected}, "
-                f"received {received}"
+                f"kernel {path}: lists of one level must be equally long: "
+                f"{_item_name(what, index)} must be a list of {expected}, received {received}"
             )
         for position, inner in enumerate(part):
             if len(index) + 1 < len(shape):
                 check(inner, (*index, position))
-            elif type(inner) not in (int, float):  # a bool is an int elsewhere
-                where = _place(what, (*index, position))
+            elif type(inner) not in (int, float):  # isinstance would admit bool
+                item = _item_name(what, (*index, position))
                 raise ShapeError(
-                    f"kernel {path}: {where} must be a number, received {_short(inner)}"
+                    f"kernel {path}: {item} must be a number, received {_short(inner)}"
                 )
 
     check(content, ())
@@ -451,7 +467,8 @@ def _nested_array(content: Any, what: str, path: str) -> Array:
         ) from None
 
 
-def _place(what: str, index: tuple[int, ...]) -> str:
+def _item_name(what: str, index: tuple[int, ...]) -> str:
+    """An item of nested lists as messages call it: kernel[0][2]."""
     return what + "".join(f"[{position}]" for position in index)
 
 
@@ -461,7 +478,7 @@ def _short(value: Any) -> str:
 
 
 def _nested_text(values: Any, indent: str = "  ") -> str:
-    """Nested lists that are valid JSON and TOML, one row of numbers a line."""
+    """Nested lists as text that is valid JSON and TOML, one row of numbers per line."""
     if not isinstance(values[0], list):
         return f"[{', '.join(map(repr, values))}]"
     inner = f",\n{indent}".join(_nested_text(value, indent + "  ") for value in values)
@@ -486,14 +503,15 @@ def _encode_toml(kernel: Kernel) -> bytes:
     return "".join(f"{key} = {text}\n" for key, text in _table_items(kernel, "  ")).encode()
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Plain text
 
 
 def _read_txt(path: str, build: BuildKernel) -> Kernel:
-    """Rows of numbers along W; a blank line starts the next depth plane; # begins a comment.
+    """Read rows of numbers along W; a blank line starts the next depth plane, # starts a comment.
 
-    So what ImageJ's Convolve saves, rows of numbers parted by blanks, tabs or commas, is one plane.
+    A file of ImageJ's Convolve (rows of numbers separated by blanks, tabs or commas) is one plane.
+    Raises: ShapeError for uneven rows or planes; FormatError for a file without numbers.
     """
     planes: list[list[list[float]]] = [[]]
     for number, row, is_comment in _text_rows(path):
@@ -503,8 +521,8 @@ def _read_txt(path: str, build: BuildKernel) -> Kernel:
             continue
         if planes[0] and len(row) != len(planes[0][0]):
             raise ShapeError(
-                f"kernel {path}: rows must be equally long, received {len(row)} numbers in line {number} after rows of "
-                f"{len(planes[0][0])}"
+                f"kernel {path}: rows must be equally long, received {len(row)} numbers in line "
+                f"{number} after rows of {len(planes[0][0])}"
             )
         planes[-1].append(row)
     if not planes[-1]:
@@ -514,26 +532,27 @@ def _read_txt(path: str, build: BuildKernel) -> Kernel:
     counts = [len(plane) for plane in planes]
     if len(set(counts)) != 1:
         raise ShapeError(
-            f"kernel {path}: planes, parted by blank lines, must have equally many rows, received "
-            f"{', '.join(map(str, counts[:20]))}"
+            f"kernel {path}: planes, separated by blank lines, must have equally many rows, "
+            f"received {', '.join(map(str, counts[:20]))}"
         )
     return Kernel(np.array(planes), name=path)
 
 
 def _text_rows(path: str) -> Iterator[tuple[int, list[float], bool]]:
-    """Line number, the numbers of a line, and whether it holds a comment: only an empty line without one parts planes."""
+    """Yield the number, the values and the presence of a comment for each line.
+
+    The last tells a comment line from a blank line, which separates planes.
+    Raises: FormatError, with the line.
+    """
     for number, line in enumerate(_read_text(path).splitlines(), 1):
         content, hash_mark, _ = line.partition("#")
         try:
-            yield (
-                number,
-                [float(word) for word in content.replace(",", " ").split()],
-                bool(hash_mark),
-            )
+            values = [float(word) for word in content.replace(",", " ").split()]
         except ValueError:
             raise FormatError(
                 f"cannot read {path}: line {number} is not a row of numbers: {_short(line)}"
             ) from None
+        yield number, values, bool(hash_mark)
 
 
 def _encode_txt(kernel: Kernel) -> bytes:
@@ -541,11 +560,8 @@ def _encode_txt(kernel: Kernel) -> bytes:
     planes = [
         "\n".join(" ".join(map(repr, row)) for row in plane) for plane in kernel.weights.tolist()
     ]
-    return (
-        f"# {d} planes (depth) of {h} rows (height) of {w} numbers (width)\n"
-        + "\n\n".join(planes)
-        + "\n"
-    ).encode()
+    header = f"# {d} planes (depth) of {h} rows (height) of {w} numbers (width)\n"
+    return (header + "\n\n".join(planes) + "\n").encode()
 
 
 def _read_minc(path: str, build: BuildKernel) -> Kernel:
@@ -554,16 +570,16 @@ def _read_minc(path: str, build: BuildKernel) -> Kernel:
     return parse_kernel(_read_text(path), path)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Volumes
 
 
 def _read_volume(path: str, build: BuildKernel) -> Kernel:
-    """A volume as a kernel, by whichever format its name asks for: axes by name, values as of the same file as an input."""
-    found = output_format(path)
-    if len(found.files(path)) > len(found.written(path)):
+    """Read a volume as a kernel, with the axes and values that it would have as an input volume."""
+    volume_format = output_format(path)
+    if len(volume_format.files(path)) > len(volume_format.written(path)):
         raise FormatError(
-            f"cannot read {path}: its planes lie in other files; save them as one file"
+            f"cannot read {path}: its planes are in other files; save them as one file"
         )
     with open_volume(path) as reader:
         header = reader.header
@@ -571,8 +587,8 @@ def _read_volume(path: str, build: BuildKernel) -> Kernel:
         _require_weights(math.prod(axes.shape), axes.shape, path)
         if math.prod(header.shape) != depth * height * width:
             raise ShapeError(
-                f"kernel {path} must be a stack zyx of one channel, received axes {axes.letters} with shape {axes.shape}; "
-                "save one volume of it"
+                f"kernel {path} must be a stack zyx of one channel, received axes {axes.letters} "
+                f"with shape {axes.shape}; save one volume of it"
             )
         weights = np.empty((depth, height, width))
         for start in range(0, depth, 16):
@@ -582,8 +598,8 @@ def _read_volume(path: str, build: BuildKernel) -> Kernel:
     slope, intercept = header.scale
     if header.scale != (1.0, 0.0):
         weights = weights * slope + intercept
-    known = header.grid.spacing is not None and header.grid.unit is not None
-    return Kernel(weights, name=path, grid=header.grid if known else None)
+    has_spacing = header.grid.spacing is not None and header.grid.unit is not None
+    return Kernel(weights, name=path, grid=header.grid if has_spacing else None)
 
 
 def _encode_nifti(kernel: Kernel) -> bytes:
@@ -591,7 +607,8 @@ def _encode_nifti(kernel: Kernel) -> bytes:
 
     if max(kernel.size) > 32767:
         raise WriteError(
-            f"NIfTI-1 cannot hold {kernel.size} voxels (at most 32767 along an axis); write .npy instead"
+            f"NIfTI-1 cannot hold {kernel.size} voxels (at most 32767 along an axis); "
+            "write .npy instead"
         )
     return bytes(Nifti1Image(kernel.weights.transpose(2, 1, 0), np.eye(4)).to_bytes())
 
@@ -611,16 +628,18 @@ def _encode_tiff(kernel: Kernel) -> bytes:
     return buffer.getvalue()
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# A bias in a file of its own
+# --------------------------------------------------------------------------------------------------
+# Bias files
 
 
 def read_bias(path: str) -> list[float]:
-    """The numbers of a bias file, one for each filter or one for all.
+    """Read a bias: one number for each filter, or one for all filters.
 
-    .npy: one axis; .npz: the array `bias`, or the only one; .json and .toml: the key `bias`, in .json also a bare list;
-    .txt: all its numbers. So the file of a kernel with a bias will do.
-    Raises: FormatError if the file is missing or damaged; ShapeError for another shape, or NaN and infinite numbers.
+    .npy: an array of one axis; .npz: the array `bias`, or the only array; .json and .toml: the key
+    `bias`, in .json also a bare list; .txt: all numbers. A kernel file with a bias is a bias file
+    too.
+    Raises: FormatError if the file is missing or damaged; ShapeError for another shape, or for NaN
+    and infinite numbers.
     """
     size = check_input(path)
     read = next(
@@ -630,7 +649,7 @@ def read_bias(path: str) -> list[float]:
         raise FormatError(
             f"cannot read {path}: no bias file has this suffix; known are {' '.join(_BIAS_FILES)}"
         )
-    with _reading(path):
+    with _read_errors(path):
         bias = np.atleast_1d(np.asarray(read(path, size), dtype=np.float64))
     if bias.ndim != 1 or bias.size == 0:
         raise ShapeError(
@@ -654,7 +673,8 @@ def _npz_bias(path: str, size: int) -> Array:
         chosen = ["bias"] if "bias" in members else list(members)
         if len(chosen) != 1:
             raise FormatError(
-                f"cannot read {path}: it holds no array 'bias', but {', '.join(members) or 'nothing'}"
+                f"cannot read {path}: it holds no array 'bias', but "
+                f"{', '.join(members) or 'nothing'}"
             )
         return _read_member(archive, members[chosen[0]], path)
 
@@ -680,10 +700,12 @@ _BIAS_FILES: dict[str, Callable[[str, int], Any]] = {
 }
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The catalogue: a new kind is a reader, an encoder and a line here; a format of volumes joins by itself
+# --------------------------------------------------------------------------------------------------
+# The catalogue. A new kind needs a reader, an encoder and a line in _OWN_KINDS; a volume format is
+# added by itself.
 
-# Files of these are made here, as they always were; those of other formats of volumes by the format.
+# Volume files that this module encodes, as in earlier versions, so that their bytes stay the same.
+# The other volume formats write kernels themselves.
 _VOLUME_ENCODERS = {
     ".nii": _encode_nifti,
     ".nii.gz": _encode_nifti_gz,
@@ -703,17 +725,16 @@ _OWN_KINDS = (
 
 
 def _volume_kinds() -> Iterator[KernelFile]:
-    """A kind for each suffix of the formats of volumes; but arrays, whose kernels have more axes, are read above."""
+    """A kind for each suffix of a volume format, except those of _OWN_KINDS (.npy may be 5-D)."""
     taken = {"-"}.union(*(kind.suffixes for kind in _OWN_KINDS))
-    for found in FORMATS:
-        for suffix in found.suffixes:
+    for volume_format in FORMATS:
+        for suffix in volume_format.suffixes:
             if suffix not in taken:
-                encode = _VOLUME_ENCODERS.get(suffix)
                 yield KernelFile(
-                    found.name,
+                    volume_format.name,
                     (suffix,),
                     _read_volume,
-                    encode,
+                    _VOLUME_ENCODERS.get(suffix),
                     layers=False,
                     extras=False,
                     volume=True,

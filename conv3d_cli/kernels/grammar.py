@@ -1,8 +1,9 @@
-"""The text of a built-in kernel, `name:key=value:key=value`, read by the signature of the function it names.
+"""Parse the text of a built-in kernel, `name:key=value:...`, by the signature of its function.
 
-A parameter's annotation says how its value is written (`lengths.py`), its default whether it may be left out; a first one that
-is `bare` may stand without its name. A function that takes lengths and no `orient` (`world.py`) knows the voxel axes only:
-on a sheared grid it gets no lengths in mm. Nothing here knows a particular kernel.
+A parameter's annotation defines how its value is written (`lengths.py`), and a parameter with a
+default is optional. The name of the first parameter may be left out if its kind is `bare`. A
+function that takes lengths but no `orient` (`world.py`) works along the voxel axes only, so lengths
+in mm are refused for it on a sheared grid. This module knows no particular kernel.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 from conv3d_cli.errors import ShapeError, SpecError, suggestion, unknown_name
 from conv3d_cli.kernels.lengths import COUNT, NUMBER, VOXEL, Kind, PhysicalLengths, choice_kind
-from conv3d_cli.kernels.world import angle_words, read_orient
+from conv3d_cli.kernels.world import read_orient, shear_text
 from conv3d_cli.model.grid import ORTHOGONAL, Grid, shear
 from conv3d_cli.model.kernel import Kernel
 
@@ -26,8 +27,8 @@ KernelFunction = Callable[..., Kernel]
 class Parameter:
     """A parameter of a built-in kernel.
 
-    default : object or None    None: it may be left out, and stands for no fixed value
-    required : bool             it may not
+    default : object or None    None: required, or optional without a fixed default
+    required : bool             whether the text must give it
     """
 
     name: str
@@ -36,7 +37,11 @@ class Parameter:
     required: bool = False
 
     def __str__(self) -> str:
-        """As help writes it, in brackets if it may be left out: `axis=d|h|w`, `[truncate=4]`, `[neighbours=6|18|26]`."""
+        """The parameter as help prints it; brackets mark optional ones.
+
+        >>> str(Parameter("ratio", NUMBER, 1.6)), str(Parameter("n", COUNT, required=True))
+        ('[ratio=1.6]', 'n=COUNT')
+        """
         if self.required:
             return f"{self.name}={self.kind.form}"
         if self.default is None or "|" in self.kind.form:
@@ -46,7 +51,7 @@ class Parameter:
 
 @dataclass(frozen=True)
 class BuiltinKernel:
-    """What can be said of a built-in kernel: its name, parameters, and the first line of its documentation."""
+    """A built-in kernel: its name, parameters, function, and the first line of its docstring."""
 
     name: str
     parameters: tuple[Parameter, ...]
@@ -55,9 +60,9 @@ class BuiltinKernel:
 
 
 def describe(function: KernelFunction) -> BuiltinKernel:
-    """A built-in kernel by its signature and docstring.
+    """Describe a kernel function by its signature and docstring.
 
-    Raises: TypeError, for the author of a kernel function, if an annotation is none that can be read from text.
+    Raises: TypeError if the function has an annotation that no text can be parsed into.
     """
     hints = get_type_hints(function, include_extras=True)
     parameters = []
@@ -86,19 +91,26 @@ def _kind(annotation: Any) -> Kind:
 def build_kernel(
     text: str, functions: Sequence[KernelFunction], grid: Grid | None = None
 ) -> Kernel:
-    """The kernel that `name:key=value:...` stands for; it is called by this text.
+    """Build the kernel that `name:key=value:...` describes; the text becomes the kernel's name.
 
-    functions : sequence        the catalogue
-    grid : Grid or None         of the volume it is for, which lengths in mm need
-    Raises: UnknownNameError for the name; SpecError for a parameter; ShapeError for mm without a voxel spacing, and for mm on
-    a sheared grid if the function does not ask for the axes of the world.
+    functions : sequence        the kernel functions to choose from
+    grid : Grid or None         grid of the volume; lengths in mm, um, ... need its voxel spacing
+
+    Raises: UnknownNameError for the name; SpecError for a parameter; ShapeError for a length in mm
+    without a voxel spacing, or on a sheared grid if the function has no parameter `orient`.
+
+    >>> import numpy as np
+    >>> def line(length: int = 3) -> Kernel:
+    ...     return Kernel(np.ones((1, 1, length)))
+    >>> build_kernel("line:length=5", [line]).size
+    (1, 1, 5)
     """
-    name, *pairs = _parts(text)
+    name, *pairs = _split_at_colons(text)
     function = next((f for f in functions if f.__name__ == name), None)
     if function is None:
         raise unknown_name("kernel", name, [f.__name__ for f in functions])
     kernel = describe(function)
-    texts = _split(pairs, kernel)
+    texts = _parameter_texts(pairs, kernel)
     for parameter in kernel.parameters:
         if parameter.required and parameter.name not in texts:
             example = ":".join(
@@ -118,21 +130,25 @@ def build_kernel(
 
 
 def _refuse_sheared_lengths(name: str, texts: dict[str, str], values: dict[str, Any]) -> None:
-    """The function would take them along the voxel axes, and its kernel would have another shape in the world."""
+    """Refuse lengths in mm on a sheared grid, where the kernel would be sheared too.
+
+    Raises: ShapeError.
+    """
     for parameter, value in values.items():
         if isinstance(value, PhysicalLengths) and shear(value.steps) > ORTHOGONAL:
             d, h, w = (f"{length:.4g}" for length in value)
             raise ShapeError(
-                f"{name} measures along the voxel axes only, and here {angle_words(value.steps)}; give {parameter} in voxels, "
-                f"as in {parameter}={d},{h},{w}{VOXEL}, received {parameter}={texts[parameter]}"
+                f"{name} measures along the voxel axes only, and here {shear_text(value.steps)}; "
+                f"give {parameter} in voxels, as in {parameter}={d},{h},{w}{VOXEL}, received "
+                f"{parameter}={texts[parameter]}"
             )
 
 
-def _parts(text: str) -> list[str]:
-    """The parts of a text between colons, but for those within quotes.
+def _split_at_colons(text: str) -> list[str]:
+    """Split a text at its colons, except those in quotes.
 
     Raises: SpecError for a quote that is not closed.
-    >>> _parts('expr:"a:b" : radius=2vox')
+    >>> _split_at_colons('expr:"a:b" : radius=2vox')
     ['expr', '"a:b"', 'radius=2vox']
     """
     parts, quote = [""], ""
@@ -148,7 +164,11 @@ def _parts(text: str) -> list[str]:
     return [part.strip() for part in parts]
 
 
-def _split(pairs: Sequence[str], kernel: BuiltinKernel) -> dict[str, str]:
+def _parameter_texts(pairs: Sequence[str], kernel: BuiltinKernel) -> dict[str, str]:
+    """The text of each given parameter, by name.
+
+    Raises: SpecError for a pair that is not key=value, and for an unknown or repeated key.
+    """
     known = {parameter.name: parameter for parameter in kernel.parameters}
     texts: dict[str, str] = {}
     for number, pair in enumerate(pairs):

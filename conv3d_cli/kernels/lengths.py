@@ -1,8 +1,9 @@
-"""The types of a built-in kernel's parameters: lengths with a unit, sizes in voxels, axes, plain numbers.
+"""Parameter types of built-in kernels: lengths with a unit, sizes in voxels, axes, plain numbers.
 
-A `Kind` says how the text of such a parameter becomes its value; a kernel function names it in its annotation (`sigma:
-Lengths`), so that a new function is parsed without another line. Lengths arrive in the function as voxels: here, and only
-here, millimetres meet the grid of a volume. Splitting `name:key=value` is `grammar.py`'s work.
+A `Kind` parses the text of a parameter. A kernel function names it in an annotation
+(`sigma: Lengths`), so that a new function needs no parser of its own. Lengths reach the function in
+voxels: `read_lengths` converts millimetres by the grid of the volume. `grammar.py`
+splits `name:key=value`.
 """
 
 from __future__ import annotations
@@ -31,27 +32,34 @@ from conv3d_cli.system.machine import format_bytes
 
 Floats = tuple[float, float, float]
 
-MAX_WEIGHTS = 100_000_000  # 800 MB of float64; anything larger is a slip of the unit, not a kernel
-READING_BYTES = 26  # of memory for each weight while a kernel is read or built: three copies in float64, and flags
-# (of the whole process, of which is the interpreter's): see `memory_for_weights`
-_ceiling: ContextVar[tuple[int, int] | None] = ContextVar("memory_for_weights", default=None)
+MAX_WEIGHTS = 100_000_000  # 800 MB of float64; a larger kernel is a mistake in a unit
+# memory in bytes per weight while a kernel is read or built: three float64 copies, and flags
+READING_BYTES = 26
+# (ceiling, process) as in `memory_for_weights`
+_limits: ContextVar[tuple[int, int] | None] = ContextVar("memory_for_weights", default=None)
 
 
 @contextmanager
 def memory_for_weights(ceiling: int, process: int) -> Iterator[None]:
-    """Have kernels that are read or built within refused, as soon as their size is known, if they are too large.
+    """Limit the memory of kernels read or built in this context.
 
-    ceiling, process : int      bytes for the whole process, of which so many are taken without a kernel
+    Kernels that are too large are refused as soon as their size is known (`require_memory`).
+
+    ceiling : int       bytes that the whole process may use
+    process : int       bytes that the process uses without any kernel
     """
-    token = _ceiling.set((ceiling, process))
+    token = _limits.set((ceiling, process))
     try:
         yield
     finally:
-        _ceiling.reset(token)
+        _limits.reset(token)
 
 
 def require_memory(weights: int, name: str) -> None:
-    """That so many weights may be read or built here. Raises: MemoryLimitError.
+    """Check that a kernel of this many weights fits the limit of `memory_for_weights`, if any.
+
+    name : str      of the kernel, for the message
+    Raises: MemoryLimitError.
 
     >>> with memory_for_weights(1000, 0):
     ...     require_memory(1000, "box")
@@ -59,12 +67,13 @@ def require_memory(weights: int, name: str) -> None:
     ...
     conv3d_cli.errors.MemoryLimitError: kernel box has 1,000 weights, for which ...
     """
-    ceiling, process = _ceiling.get() or (math.inf, 0)
+    ceiling, process = _limits.get() or (math.inf, 0)
     needed = process + weights * READING_BYTES
     if needed > ceiling:
         raise MemoryLimitError(
-            f"kernel {name} has {weights:,} weights, for which the whole process needs at least {format_bytes(needed)} of "
-            f"memory; the ceiling is {format_bytes(ceiling)}: pass --max-memory {-(-needed >> 20)}M or more, or a smaller kernel"
+            f"kernel {name} has {weights:,} weights, for which the whole process needs at least "
+            f"{format_bytes(needed)} of memory; the ceiling is {format_bytes(ceiling)}: pass "
+            f"--max-memory {-(-needed >> 20)}M or more, or a smaller kernel"
         )
 
 
@@ -72,16 +81,16 @@ VOXEL = "vox"
 _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Lengths
 
 
 def parse_lengths(text: str, name: str) -> tuple[Floats, str]:
-    """Read one length or three, D,H,W, with one unit: the numbers, and the unit's name in this package.
+    """Parse one length or three (D,H,W) with a unit: three numbers and the unit's standard name.
 
     name : str      of the parameter, for messages
-    Raises: SpecError without a unit, with two different ones, for another count of numbers, or a negative or infinite one;
-    UnknownNameError for a unit that is none.
+    Raises: SpecError if there is no unit or more than one, if the numbers are not one or three, or
+    if one is negative or infinite; UnknownNameError for an unknown unit.
 
     >>> parse_lengths("8,6,3mm", "fwhm"), parse_lengths("2 µm", "sigma")
     (((8.0, 6.0, 3.0), 'mm'), ((2.0, 2.0, 2.0), 'um'))
@@ -94,8 +103,8 @@ def parse_lengths(text: str, name: str) -> tuple[Floats, str]:
     matches = [piece for piece in pieces if piece]
     if len(matches) != len(pieces) or len(pieces) not in (1, 3):
         raise SpecError(
-            f"{name} is one length or three in depth,height,width order with a unit, as in {name}=2mm or "
-            f"{name}=8,6,3mm, received {name}={text}"
+            f"{name} is one length or three in depth,height,width order with a unit, as in "
+            f"{name}=2mm or {name}=8,6,3mm, received {name}={text}"
         )
     values = [float(match[1]) for match in matches]
     if not all(math.isfinite(value) for value in values):
@@ -106,7 +115,8 @@ def parse_lengths(text: str, name: str) -> tuple[Floats, str]:
     if not any(written):
         raise SpecError(f"{name}={text} needs a unit: {name}={text}mm or {name}={text}{VOXEL}")
     units = {_unit(unit, name, text) for unit in written if unit}
-    # the unit stands once, at the end, or with every number; "8mm,6,3" leaves open what 6 and 3 are
+    # The unit comes once, at the end, or with every number: in "8mm,6,3" the units of 6 and 3 are
+    # ambiguous.
     if len(units) != 1 or (not all(written) and (any(written[:-1]) or not written[-1])):
         numbers = ",".join(match[1] for match in matches)
         raise SpecError(
@@ -124,10 +134,10 @@ def _unit(text: str, name: str, value: str) -> str:
 
 
 class PhysicalLengths(tuple[float, float, float]):
-    """Voxels along D, H, W of lengths that were given in a unit, and what they were.
+    """Lengths in voxels along D, H, W that were given in a unit of length.
 
-    lengths : 3 floats      as given, in the unit
-    steps : (3, 3)          as `Grid.steps_in` has them, in the unit
+    lengths : 3 floats      as given, in that unit
+    steps : (3, 3)          steps of the grid in that unit (`Grid.steps_in`)
     """
 
     lengths: Floats
@@ -142,21 +152,23 @@ class PhysicalLengths(tuple[float, float, float]):
 
 
 def read_lengths(text: str, name: str, grid: Grid | None) -> Floats:
-    """One length or three as voxels along D, H, W of a grid; as `PhysicalLengths` if they have a unit of length.
+    """Parse one length or three into voxels along D, H, W; lengths in mm, ... as `PhysicalLengths`.
 
-    grid : Grid or None     of the volume the kernel is for; None if no volume is known
+    grid : Grid or None     grid of the volume; None if no volume is known
     Raises: as `parse_lengths`; ShapeError for a length in mm, um, ... without a voxel spacing.
 
-    >>> read_lengths("6mm", "fwhm", Grid((3.0, 1.5, 1.5), "mm")), read_lengths("1.5,1,1vox", "sigma", None)
-    ((2.0, 4.0, 4.0), (1.5, 1.0, 1.0))
+    >>> read_lengths("6mm", "fwhm", Grid((3.0, 1.5, 1.5), "mm"))
+    (2.0, 4.0, 4.0)
+    >>> read_lengths("1.5,1,1vox", "sigma", None)
+    (1.5, 1.0, 1.0)
     """
     values, unit = parse_lengths(text, name)
     if unit == VOXEL:
         return values
     if grid is None:
         raise ShapeError(
-            f"{name}={text} needs a voxel spacing, and no volume is known; give it in {VOXEL}, or pass --like VOLUME or "
-            "--spacing 2,1,1mm"
+            f"{name}={text} needs a voxel spacing, and no volume is known; give it in {VOXEL}, or "
+            "pass --like VOLUME or --spacing 2,1,1mm"
         )
     try:
         spacing = grid.spacing_in(unit)
@@ -164,7 +176,8 @@ def read_lengths(text: str, name: str, grid: Grid | None) -> Floats:
         raise ShapeError(f"{name}={text}: {error}") from None
     if not all(0 < step < math.inf for step in spacing):
         raise ShapeError(
-            f"{name}={text} needs a positive voxel spacing, the volume has {spacing} {unit}; give it in {VOXEL}"
+            f"{name}={text} needs a positive voxel spacing, the volume has {spacing} {unit}; "
+            f"give it in {VOXEL}"
         )
     d, h, w = (value / step for value, step in zip(values, spacing, strict=True))
     steps = grid.steps_in(unit)
@@ -173,21 +186,23 @@ def read_lengths(text: str, name: str, grid: Grid | None) -> Floats:
 
 
 def voxels(value: float | Sequence[float], name: str, zero: bool = False) -> Floats:
-    """A kernel function's lengths, in voxels: one for all axes or three.
+    """Check the lengths, in voxels, of a kernel function: one number for all axes, or three.
 
     zero : bool     whether 0 is allowed on an axis
-    Raises: SpecError if they are neither, not finite, or not positive.
+    Raises: SpecError for another count of numbers, or one that is not finite and positive.
+
     >>> voxels(2, "sigma"), voxels((0, 1, 1), "sigma", zero=True)
     ((2.0, 2.0, 2.0), (0.0, 1.0, 1.0))
     """
     values: Sequence[Any] = value if isinstance(value, Sequence) else [value] * 3
     try:
-        if isinstance(value, str):  # three digits would pass for three numbers
+        if isinstance(value, str):  # a text of three digits would unpack into three numbers
             raise TypeError
         d, h, w = map(float, values)
     except (TypeError, ValueError):
         raise SpecError(
-            f"{name} must be one number of voxels or three in depth,height,width order, received {value!r}"
+            f"{name} must be one number of voxels or three in depth,height,width order, received "
+            f"{value!r}"
         ) from None
     if not all(math.isfinite(v) and (v > 0 or (zero and v == 0)) for v in (d, h, w)):
         bound = "finite and not negative" if zero else "finite and positive"
@@ -195,14 +210,14 @@ def voxels(value: float | Sequence[float], name: str, zero: bool = False) -> Flo
     return d, h, w
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Sizes, axes, numbers
 
 
 def read_sizes(text: str, name: str, grid: Grid | None = None) -> Triple:
-    """One whole number of voxels or three.
+    """Parse one whole number of voxels or three.
 
-    Raises: SpecError, for a unit too.
+    Raises: SpecError for another text, or a unit.
     >>> read_sizes("3,5,5", "size")
     (3, 5, 5)
     """
@@ -217,8 +232,8 @@ def read_sizes(text: str, name: str, grid: Grid | None = None) -> Triple:
         re.fullmatch(r"[+-]?[0-9]{1,18}", piece) for piece in pieces
     ):
         raise SpecError(
-            f"{name} is one whole number of voxels or three in depth,height,width order, as in {name}=3 or "
-            f"{name}=3,5,5, received {name}={text}"
+            f"{name} is one whole number of voxels or three in depth,height,width order, as in "
+            f"{name}=3 or {name}=3,5,5, received {name}={text}"
         )
     values = [int(piece) for piece in pieces]
     return triple(values[0] if len(values) == 1 else values, name)
@@ -228,9 +243,9 @@ AXIS_LETTERS = {"d": 0, "z": 0, "h": 1, "y": 1, "w": 2, "x": 2}
 
 
 def axis_numbers(axis: str) -> tuple[int, ...]:
-    """For each letter 0, 1, 2 for d or z (depth), h or y (height), w or x (width).
+    """Convert axis letters to numbers: d or z (depth) 0, h or y (height) 1, w or x (width) 2.
 
-    Raises: SpecError for other letters, and for an axis that is named twice.
+    Raises: SpecError for other letters, or an axis that is named twice.
     >>> axis_numbers("d"), axis_numbers("xyz")
     ((0,), (2, 1, 0))
     """
@@ -239,20 +254,23 @@ def axis_numbers(axis: str) -> tuple[int, ...]:
     )
     if not numbers or -1 in numbers or len(set(numbers)) < len(numbers):
         raise SpecError(
-            "axis is d, h or w (depth, height, width; z, y, x mean the same), or several of them for a channel each, as in "
-            f"axis=xyz, received axis={axis}"
+            "axis is d, h or w (depth, height, width; z, y, x mean the same), or several of them "
+            f"for a channel each, as in axis=xyz, received axis={axis}"
         )
     return numbers
 
 
 def read_axes(text: str, name: str, grid: Grid | None = None) -> str:
-    """Axis letters, checked."""
+    """Parse axis letters, in lower case.
+
+    Raises: as `axis_numbers`.
+    """
     axis_numbers(text.lower())
     return text.lower()
 
 
 def read_number(text: str, name: str, grid: Grid | None = None) -> float:
-    """A finite number without a unit.
+    """Parse a finite number without a unit.
 
     Raises: SpecError.
     """
@@ -262,7 +280,7 @@ def read_number(text: str, name: str, grid: Grid | None = None) -> float:
 
 
 def read_count(text: str, name: str, grid: Grid | None = None) -> int:
-    """A whole number.
+    """Parse a whole number.
 
     Raises: SpecError.
     """
@@ -271,8 +289,8 @@ def read_count(text: str, name: str, grid: Grid | None = None) -> int:
     return int(text)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# What annotations are made of
+# --------------------------------------------------------------------------------------------------
+# Kinds of parameters, used in annotations
 
 
 @dataclass(frozen=True)
@@ -280,10 +298,10 @@ class Kind:
     """A type of parameter.
 
     read : callable     (text, name, grid) -> value
-    form : str          how help writes what it stands for
-    example : str       a value that every parameter of this kind takes, for messages
-    words : tuple       values to offer where one is typed; () for numbers
-    bare : bool         whether it may stand without its name, as the first parameter
+    form : str          placeholder of the value in help, as in sigma=LENGTH
+    example : str       a value that every parameter of this kind accepts, for messages
+    words : tuple       values that the shell completes; () for numbers
+    bare : bool         whether the name may be left out if the parameter is the first one
     """
 
     read: Callable[[str, str, Grid | None], Any]
@@ -301,7 +319,7 @@ COUNT = Kind(read_count, "COUNT", "1")
 
 
 def choice_kind(choices: tuple[Any, ...]) -> Kind:
-    """The kind of a `Literal`: one of these values, written as they print.
+    """The kind of a `Literal`: the text must be one of these values, as `str` prints them.
 
     >>> choice_kind((6, 18, 26)).read("18", "neighbours", None)
     18

@@ -1,15 +1,17 @@
-"""MINC's kernel files (.kern): offsets from a voxel and a weight for each, as mincmorph -kernel takes them.
+"""MINC kernel files (.kern), as `mincmorph -kernel` takes them: voxel offsets, each with a weight.
 
     MNI Morphology Kernel File
-    % whatever follows % or # on a line is a comment
+    % text after % or # is a comment
     Kernel_Type = Normal_Kernel;
     Kernel =
     %  x    y    z    t    v   coeff
      -1.0  0.0  0.0  0.0  0.0  -0.5
       1.0  0.0  0.0  0.0  0.0   0.5;
 
-`mincmorph -convolve` sums coeff · volume[z + dz, y + dy, x + dx] at each voxel, which is a correlation as it is here; of offsets
-that come twice both coefficients count. Source: minc-tools 2.3, progs/mincmorph/kernel_io.c and kernel_ops.c.
+`mincmorph -convolve` sums coeff · volume[z + dz, y + dy, x + dx] at each voxel: a correlation, as
+in this package. The coefficients of a repeated offset are added.
+
+Source: minc-tools 2.3, progs/mincmorph/kernel_io.c and kernel_ops.c.
 """
 
 from __future__ import annotations
@@ -25,22 +27,27 @@ from conv3d_cli.errors import FormatError, ShapeError
 from conv3d_cli.model.kernel import Kernel
 
 HEADER = "MNI Morphology Kernel File"
-# weights of the box around all offsets: a few offsets far apart are a slip, and would ask for gigabytes
+# Weights of the box around all offsets. A few offsets far apart are a mistake that would need
+# gigabytes.
 MAX_BOX = 1 << 20
 
 
 def parse_kernel(text: str, path: str) -> Kernel:
-    """The kernel of a MINC kernel file: x, y, z -> W, H, D, the offset 0,0,0 in its middle.
+    """Parse a MINC kernel file: x, y, z become W, H, D, and offset 0,0,0 the middle voxel.
 
-    path : str      where the text came from, which is also what the kernel is called
-    Returns weights of odd size: as far to one side as the farthest offset is to either. Raises: FormatError for another file or a
-    damaged one, and an offset that is no whole voxel, or lies in time or in a vector; ShapeError for a box of too many voxels.
+    path : str      file the text came from; it also becomes the kernel's name
 
-    >>> text = "MNI Morphology Kernel File\\nKernel_Type = Normal_Kernel;\\nKernel = 1 0 0 0 0 0.5  -1 0 0 0 0 -0.5;"
+    Returns float64 weights of odd size (D, H, W): the smallest box centred on offset 0,0,0 that
+    contains every offset.
+    Raises: FormatError for a damaged file or one of another kind, and for an offset that is not a
+    whole voxel or has a part along t or v; ShapeError for a box of too many voxels.
+
+    >>> header = "MNI Morphology Kernel File\\nKernel_Type = Normal_Kernel;\\n"
+    >>> text = header + "Kernel = 1 0 0 0 0 0.5  -1 0 0 0 0 -0.5;"
     >>> parse_kernel(text, "dx.kern").weights.tolist()
     [[[-0.5, 0.0, 0.5]]]
     """
-    text = re.sub(r"[%#].*", "", text)  # lines keep their numbers
+    text = re.sub(r"[%#].*", "", text)  # keeps line breaks, so that line numbers stay right
     start = re.match(rf"\s*{HEADER}[^\S\n]*\n", text)
     if start is None:
         raise FormatError(f"cannot read {path}: a MINC kernel file begins with the line '{HEADER}'")
@@ -63,7 +70,8 @@ def parse_kernel(text: str, path: str) -> Kernel:
     size = (2 * int(d) + 1, 2 * int(h) + 1, 2 * int(w) + 1)
     if math.prod(size) > MAX_BOX:
         raise ShapeError(
-            f"kernel {path}: its offsets reach over {' x '.join(map(str, size))} voxels, more than {MAX_BOX:,}; are they voxels?"
+            f"kernel {path}: its offsets reach over {' x '.join(map(str, size))} voxels, more than "
+            f"{MAX_BOX:,}; are they voxels?"
         )
     weights = np.zeros(size)
     np.add.at(weights, tuple((offsets + reach).T), rows[:, 5])
@@ -71,22 +79,22 @@ def parse_kernel(text: str, path: str) -> Kernel:
 
 
 def _rows(text: str, begin: int, end: int, path: str) -> Iterator[tuple[float, ...]]:
-    """Five offsets and a coefficient at a time, checked."""
+    """Yield five offsets and a coefficient at a time. Raises: FormatError, with the line."""
     words = re.compile(r"\S+").finditer(text, begin, end)
     while row := list(islice(words, 6)):
         try:
             values = tuple(float(word[0]) for word in row)
         except ValueError:
             values = ()
-        if rule := _broken_rule(values):
+        if rule := _violated_rule(values):
             line = text.count("\n", 0, row[0].start()) + 1
             received = " ".join(word[0] for word in row)[:80]
             raise FormatError(f"cannot read {path}: line {line}: {rule}, received {received!r}")
         yield values
 
 
-def _broken_rule(values: tuple[float, ...]) -> str | None:
-    """The rule that six numbers break, if they do."""
+def _violated_rule(values: tuple[float, ...]) -> str | None:
+    """The rule that a row of numbers violates, for messages; None if it violates none."""
     if len(values) < 6:
         return "a weight is six numbers: offsets along x y z t v, and a coefficient"
     if not all(map(math.isfinite, values)):
@@ -94,5 +102,5 @@ def _broken_rule(values: tuple[float, ...]) -> str | None:
     if any(offset != int(offset) or abs(offset) > MAX_BOX for offset in values[:3]):
         return f"offsets must be whole voxels, at most {MAX_BOX:,}"
     if any(values[3:5]):
-        return "offsets along t and v must be 0, since a kernel lies in space"
+        return "offsets along t and v must be 0, since a kernel is spatial"
     return None

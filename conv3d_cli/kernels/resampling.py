@@ -1,16 +1,17 @@
-"""Kernels sampled anew at another voxel spacing: a measured PSF for volumes with larger or smaller voxels.
+"""Resampling: fit a kernel, such as a measured PSF, to volumes of another voxel spacing.
 
-Weights are what a density holds in each voxel, so that their sum is an integral and stays what it was. Where the new voxels are
-smaller the density is interpolated at their centres; where they are larger each weight is shared out among those near it, as
-the volume would be interpolated at the place of that weight. Both are one formula, along each axis by itself:
+A weight is the integral of a density over its voxel, so the sum of all weights is preserved. If the
+new voxels are smaller, the density is interpolated at their centres. If they are larger, each
+weight is distributed over the new voxels near it, with the factors that interpolate the volume at
+the position of that weight. One formula, applied to each axis separately, does both:
 
     v(j) = min(1, t/s) · Σ over i of w(i) · K((j·t - x(i)) / max(s, t))
 
-with the old spacing s, the new one t, the old voxels at x(i) = (i - centre)·s, and K the cubic convolution kernel of fourth
-order, which keeps polynomials of degree 3.
+where s is the old spacing, t the new one, x(i) = (i - centre)·s the position of old voxel i, and K
+the fourth-order cubic convolution kernel, which reproduces polynomials of degree 3.
 
-Source: Keys, Cubic convolution interpolation for digital image processing, IEEE Trans. Acoust. Speech Signal Process. 29
-(1981) 1153-1160, section VI.
+Source: Keys, Cubic convolution interpolation for digital image processing, IEEE Trans. Acoust.
+Speech Signal Process. 29 (1981) 1153-1160, section VI.
 """
 
 from __future__ import annotations
@@ -27,14 +28,14 @@ from conv3d_cli.model.kernel import Kernel
 
 Array = NDArray[np.float64]
 
-_SUPPORT = 3  # K is 0 from here on
-# Spacings count as one where they differ by so little that no voxel of the kernel is off its place by more than a twentieth of
-# a voxel, and its size by no more than a hundredth: calibrations are rounded, and float32 in many files.
-_ALIKE_SIZE, _ALIKE_PLACE = 0.01, 0.05
+_SUPPORT = 3  # K(s) is 0 for |s| >= 3
+# Spacings count as equal if the voxel size differs by at most 1 % and no voxel of the kernel is
+# displaced by more than 1/20 of a voxel: calibrations are rounded, and many files store float32.
+_SIZE_TOLERANCE, _POSITION_TOLERANCE = 0.01, 0.05
 
 
 def cubic(s: Array) -> Array:
-    """Keys' cubic convolution kernel of fourth order.
+    """Keys' fourth-order cubic convolution kernel K at positions `s`, in voxels, of any shape.
 
     >>> cubic(np.array([0.0, 0.5, 1.0, 1.5, 2.5])).round(4).tolist()
     [1.0, 0.5833, 0.0, -0.0938, 0.0104]
@@ -47,7 +48,10 @@ def cubic(s: Array) -> Array:
 
 
 def differing_axes(size: tuple[int, int, int], own: Floats, wanted: Floats) -> list[int]:
-    """The axes (0, 1, 2) along which a kernel of this size and spacing does not fit voxels of another, in the same unit.
+    """Axes (0, 1, 2) along which a kernel must be resampled to fit voxels of another spacing.
+
+    size : 3 ints               weights along D, H, W; an axis of one weight never differs
+    own, wanted : 3 floats      spacing of the kernel and of the volume, in the same unit
 
     >>> differing_axes((41, 41, 1), (0.2, 0.1, 9.0), (0.2004, 0.2, 1.0))
     [1]
@@ -55,19 +59,21 @@ def differing_axes(size: tuple[int, int, int], own: Floats, wanted: Floats) -> l
     return [
         axis
         for axis, (k, s, t) in enumerate(zip(size, own, wanted, strict=True))
-        if k > 1 and abs(s / t - 1) > min(_ALIKE_SIZE, 2 * _ALIKE_PLACE / (k - 1))
+        if k > 1 and abs(s / t - 1) > min(_SIZE_TOLERANCE, 2 * _POSITION_TOLERANCE / (k - 1))
     ]
 
 
 def resample_kernel(kernel: Kernel, own: Floats, wanted: Floats) -> Kernel:
-    """A 3-D kernel, sampled at `own` spacing, for voxels of the `wanted` one.
+    """Resample a 3-D kernel from its own voxel spacing to the spacing of a volume.
 
-    own, wanted : 3 floats      D, H, W, in the same unit
-    Returns a kernel of the same sum. Along axes that differ it has an odd size, and the voxel in its middle lies on the centre
-    of the old one, between the voxels of an even size too; the others stay as they are. A Gaussian becomes the Gaussian of
-    the same sum to 0.3 % of its peak if σ is two of the larger voxels, to 6 % if it is one. What the interpolation takes below
-    0 is set to 0 where the kernel has no weight below 0.
-    Raises: ShapeError for a layer (5-D), a spacing that is not positive, or more weights than any kernel may have.
+    own, wanted : 3 floats      spacing of the kernel and of the volume, D, H, W, in the same unit
+
+    Returns a kernel of the same sum. Axes whose spacing differs get an odd size, with the middle
+    voxel at the old centre (also if that was between two voxels); the other axes are unchanged. If
+    the kernel has no negative weights, negative results of the interpolation are set to 0. A
+    resampled Gaussian equals the Gaussian of the same sum within 0.3 % of its peak if σ is twice
+    the larger voxel, and within 6 % if σ is one such voxel.
+    Raises: ShapeError for a layer (5-D), a spacing that is not positive, or too many weights.
 
     >>> narrow = Kernel(np.ones((1, 1, 5)) / 5)
     >>> wide = resample_kernel(narrow, (1.0, 1.0, 2.0), (1.0, 1.0, 1.0))
@@ -80,7 +86,8 @@ def resample_kernel(kernel: Kernel, own: Floats, wanted: Floats) -> Kernel:
         )
     if not all(0 < step < math.inf for step in (*own, *wanted)):
         raise ShapeError(
-            f"kernel {kernel.name} cannot be resampled from voxels of {own} to {wanted}: they must be positive"
+            f"kernel {kernel.name} cannot be resampled from voxels of {own} to {wanted}: "
+            "they must be positive"
         )
     centre = kernel.centre or tuple((k - 1) / 2 for k in kernel.size)
     axes = differing_axes(kernel.size, own, wanted)
@@ -88,44 +95,51 @@ def resample_kernel(kernel: Kernel, own: Floats, wanted: Floats) -> Kernel:
     size = [2 * reach[a] + 1 if a in reach else k for a, k in enumerate(kernel.size)]
     if math.prod(size) > MAX_WEIGHTS:
         raise ShapeError(
-            f"kernel {kernel.name} would have {math.prod(size):.3g} weights at the volume's spacing, more than {MAX_WEIGHTS:,}; "
-            "are the units of both right?"
+            f"kernel {kernel.name} would have {math.prod(size):.3g} weights at the volume's "
+            f"spacing, more than {MAX_WEIGHTS:,}; are the units of both right?"
         )
     require_memory(math.prod(size), kernel.name)
     weights = kernel.weights
-    for a in sorted(axes, key=lambda a: size[a] / kernel.size[a]):  # those that shrink first
-        weights = np.moveaxis(
-            _resample(np.moveaxis(weights, a, 0), centre[a], own[a], wanted[a], reach[a]), 0, a
-        )
+    # axes that shrink most come first, so that later ones handle fewer weights
+    for a in sorted(axes, key=lambda a: size[a] / kernel.size[a]):
+        first = np.moveaxis(weights, a, 0)
+        resampled = _resample_first_axis(first, centre[a], own[a], wanted[a], reach[a])
+        weights = np.moveaxis(resampled, 0, a)
     if axes and kernel.weights.min() >= 0:
         weights = np.maximum(weights, 0.0)
-    absolute = np.abs(weights)
-    if absolute.any():  # to the sum it had, in proportion: for weights from 0 on, a factor
-        weights = weights + (kernel.sum - weights.sum()) * (absolute / absolute.sum())
-    middle = tuple(float(reach[a]) if a in reach else c for a, c in enumerate(centre))
-    return replace(kernel, weights=weights, centre=None if kernel.centre is None else middle)  # type: ignore[arg-type]
+    magnitude = np.abs(weights)
+    if magnitude.any():
+        # Restore the sum by changes in proportion to |w|; weights >= 0 are thereby scaled.
+        weights = weights + (kernel.sum - weights.sum()) * (magnitude / magnitude.sum())
+    new_centre = None
+    if kernel.centre is not None:
+        d, h, w = (float(reach[a]) if a in reach else c for a, c in enumerate(centre))
+        new_centre = d, h, w
+    return replace(kernel, weights=weights, centre=new_centre)
 
 
 def _reach(k: int, centre: float, own: float, wanted: float) -> int:
-    """Voxels to each side that hold all that is not 0."""
-    furthest = max(centre, k - 1 - centre) * own + _SUPPORT * max(own, wanted)
-    if furthest / wanted > MAX_WEIGHTS:
-        return MAX_WEIGHTS  # refused, whatever the other axes are
-    return math.ceil(furthest / wanted) - 1
+    """New voxels on each side of the centre that can have a nonzero weight."""
+    distance = max(centre, k - 1 - centre) * own + _SUPPORT * max(own, wanted)
+    if distance / wanted > MAX_WEIGHTS:
+        return MAX_WEIGHTS  # the caller refuses this for any size of the other axes
+    return math.ceil(distance / wanted) - 1
 
 
-def _resample(weights: Array, centre: float, own: float, wanted: float, reach: int) -> Array:
-    """Along the first axis; the formula above, an old voxel near each new one at a time."""
-    places = np.arange(-reach, reach + 1) * wanted
+def _resample_first_axis(
+    weights: Array, centre: float, own: float, wanted: float, reach: int
+) -> Array:
+    """Apply the module's formula; each pass adds one more old voxel to every new voxel."""
+    positions = np.arange(-reach, reach + 1) * wanted
     scale = max(own, wanted)
-    first = np.floor((places - _SUPPORT * scale) / own + centre)
+    first = np.floor((positions - _SUPPORT * scale) / own + centre)
     steps = math.ceil(2 * _SUPPORT * scale / own) + 2
-    if steps > len(weights):  # every old voxel may be near
-        first, steps = np.zeros(len(places)), len(weights)
-    result = np.zeros((len(places), *weights.shape[1:]))
+    if steps > len(weights):  # every old voxel may be within the support
+        first, steps = np.zeros(len(positions)), len(weights)
+    result = np.zeros((len(positions), *weights.shape[1:]))
     for step in range(steps):
         old = first + step
-        factors = cubic((places - (old - centre) * own) / scale) * min(1.0, wanted / own)
+        factors = cubic((positions - (old - centre) * own) / scale) * min(1.0, wanted / own)
         factors[(old < 0) | (old >= len(weights))] = 0
         used = np.flatnonzero(factors)
         result[used] += factors[used, None, None] * weights[old[used].astype(np.int64)]

@@ -1,7 +1,7 @@
-"""How other tools make a Gaussian of voxels: how far it reaches, and its weights before they are divided by their sum.
+"""How other tools sample a Gaussian: its reach in voxels, and its weights before normalisation.
 
-`gaussian:sampling=NAME` chooses one. All are written from the formula that the tool's source states, along one axis, with σ in
-voxels; σ = 0 is no smoothing and does not come here.
+`gaussian:sampling=NAME` chooses one. Each implements the formula in the source code of that tool,
+along one axis, with σ > 0 in voxels (the caller handles σ = 0, which means no smoothing).
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from conv3d_cli.model.kernel import Weights
 class Sampling:
     """A tool's Gaussian along one axis.
 
-    reach : callable        σ in voxels -> voxels to each side
-    weights : callable      (σ, reach) -> 2·reach + 1 weights, of any sum
-    words : str             both, for people
+    reach : callable        σ in voxels -> voxels on each side of the centre
+    weights : callable      (σ, reach) -> (2·reach + 1,) float64 weights, not normalised
+    words : str             reach and weights in words, for `conv3d presets`
     """
 
     reach: Callable[[float], int]
@@ -35,23 +35,24 @@ def _positions(reach: int) -> Weights:
 
 
 def _at_centres(sigma: float, reach: int) -> Weights:
-    """exp(-x²/2σ²) at the voxels' centres."""
+    """exp(-x²/2σ²) at the voxel centres."""
     return np.asarray(np.exp(-0.5 * (_positions(reach) / sigma) ** 2))
 
 
 def _round_up_half(value: float) -> int:
-    """MATLAB's and C's round(), of numbers from 0 on."""
+    """Round a number >= 0 as MATLAB and C do: halves go up."""
     return math.floor(value + 0.5)
 
 
 def _interpolated(sigma: float, reach: int) -> Weights:
-    """The Gaussian convolved with the triangle of linear interpolation: SPM's spm_smoothkern of degree 1.
+    """The Gaussian convolved with a triangle (linear interpolation): spm_smoothkern of degree 1.
 
-    The double integral of the Gaussian, G(x) = x·Φ(x/σ) + σ·φ(x/σ), differenced twice.
+    It is the second difference of the Gaussian's double integral, G(x) = x·Φ(x/σ) + σ·φ(x/σ).
     """
 
     def integral(x: float) -> float:
-        # second differences of G(x) - max(x, 0) are those of G away from 0; near it the triangle is added back
+        # G(x) - max(x, 0), which avoids cancellation at large |x|; its second differences lack
+        # those of max(x, 0), the triangle max(0, 1 - |x|), which is added below
         x = -abs(x)
         density = math.exp(-0.5 * (x / sigma) ** 2) / math.sqrt(2 * math.pi)
         return x * 0.5 * math.erfc(-x / (sigma * math.sqrt(2))) + sigma * density
@@ -64,28 +65,29 @@ def _interpolated(sigma: float, reach: int) -> Weights:
     return weights
 
 
-_AFNI_PARTS = 11  # NG of edt_blur.c: half the parts of a voxel
+_AFNI_HALF_INTERVALS = 11  # NG of edt_blur.c: a voxel is divided into 2·NG intervals
 
 
-def _over_voxels(sigma: float, reach: int) -> Weights:
-    """The Gaussian's mean over each voxel, by the trapezoid rule over its parts."""
-    parts = np.arange(-_AFNI_PARTS, _AFNI_PARTS + 1) / (2 * _AFNI_PARTS)
-    share = np.ones(len(parts))
-    share[[0, -1]] = 0.5
-    return np.asarray(np.exp(-0.5 * ((_positions(reach)[:, None] + parts) / sigma) ** 2) @ share)
+def _voxel_average(sigma: float, reach: int) -> Weights:
+    """The Gaussian averaged over each voxel by the trapezoid rule."""
+    n = _AFNI_HALF_INTERVALS
+    nodes = np.arange(-n, n + 1) / (2 * n)
+    trapezoid = np.ones(len(nodes))
+    trapezoid[[0, -1]] = 0.5
+    positions = _positions(reach)[:, None] + nodes
+    return np.asarray(np.exp(-0.5 * (positions / sigma) ** 2) @ trapezoid)
 
 
-# MaximumError and MaximumKernelWidth, as SimpleITK.DiscreteGaussian has them
-ITK_ERROR, ITK_WIDTH = (
-    0.01,
-    32,
-)
+# MaximumError and MaximumKernelWidth: defaults of SimpleITK.DiscreteGaussian
+ITK_ERROR = 0.01
+ITK_WIDTH = 32
 
 
 def _bessel(sigma: float, count: int) -> Weights:
-    """exp(-t)·I_n(t) for n = 0 ... count - 1, with t = σ²: the Gaussian that diffusion on a grid makes (Lindeberg 1990).
+    """exp(-t)·I_n(t) for n = 0 ... count - 1, t = σ²: the Gaussian of diffusion on a discrete grid.
 
-    They are the Fourier coefficients of exp(t·(cos θ - 1)), which falls off faster than any power: aliases are below rounding.
+    They are the Fourier coefficients of exp(t·(cos θ - 1)). These fall off faster than any power,
+    so the aliases of a finite transform are below rounding. Source: Lindeberg 1990.
     """
     size = 2 * (count + math.ceil(16 * sigma) + 64)
     spectrum = np.exp(sigma**2 * (np.cos(2 * np.pi * np.arange(size // 2 + 1) / size) - 1))
@@ -93,7 +95,7 @@ def _bessel(sigma: float, count: int) -> Weights:
 
 
 def _itk_reach(sigma: float) -> int:
-    """The first n >= 1 with which the weights add up to 1 - MaximumError, at most MaximumKernelWidth."""
+    """The first n >= 1 whose weights sum to 1 - MaximumError, but at most MaximumKernelWidth."""
     sums = 2 * np.cumsum(_bessel(sigma, ITK_WIDTH + 1))
     sums -= sums[0] / 2
     enough = np.flatnonzero(sums >= 1 - ITK_ERROR)
@@ -105,7 +107,7 @@ def _itk(sigma: float, reach: int) -> Weights:
     return np.concatenate([half[:0:-1], half])
 
 
-IMAGEJ_ACCURACY = 2e-4  # of float and 16-bit images; 2e-3 of 8-bit ones
+IMAGEJ_ACCURACY = 2e-4  # for float and 16-bit images; ImageJ uses 2e-3 for 8-bit images
 
 
 def _imagej_reach(sigma: float) -> int:
@@ -113,23 +115,23 @@ def _imagej_reach(sigma: float) -> int:
 
 
 def _imagej(sigma: float, reach: int) -> Weights:
-    """The Gaussian, its tail replaced by a parabola that touches it and reaches 0 one voxel beyond."""
+    """The Gaussian with a parabola as its tail: tangent to it, and 0 one voxel beyond the reach."""
     end = reach + 1
     half = np.exp(-0.5 * (np.arange(end) / sigma) ** 2)
     if end > 3:
         slope, position = math.inf, end
         while position > end // 2:
             position -= 1
-            found = math.sqrt(half[position]) / (end - position)
-            if found >= slope:
+            candidate = math.sqrt(half[position]) / (end - position)
+            if candidate >= slope:
                 break
-            slope = found
+            slope = candidate
         tail = np.arange(position + 2, end)
         half[tail] = ((end - tail) * slope) ** 2
     return np.concatenate([half[:0:-1], half])
 
 
-# scipy: as `builtin` does it
+# "scipy" is the default, which `builtin.gaussian` computes itself.
 SamplingName = Literal["scipy", "fsl", "spm", "afni", "mrtrix", "itk", "imagej", "wb"]
 
 SAMPLINGS = {
@@ -145,7 +147,7 @@ SAMPLINGS = {
     ),
     "afni": Sampling(
         lambda s: max(1, math.ceil(2.5 * s)),
-        _over_voxels,
+        _voxel_average,
         "max(1, ceil(2.5σ)), averaged over voxels",
     ),
     "mrtrix": Sampling(lambda s: math.ceil(2 * s), _at_centres, "ceil(2σ), at voxels' centres"),

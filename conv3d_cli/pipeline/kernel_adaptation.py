@@ -77,7 +77,7 @@ def adapt_kernel(
         size, cropped = kernel.size, crop_kernel(kernel, adaptation.crop)
         kernel = cropped.kernel
         if any(cropped.removed):
-            bound, effect = cropped.bound(normalize), "the rest were zeros"
+            bound, effect = cropped.error_bound(normalize), "the rest were zeros"
             if bound:
                 effect = f"no sum is off by more than {bound:.2g} of the largest |x|"
             notes.append(

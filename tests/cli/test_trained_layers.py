@@ -108,7 +108,8 @@ def test_padding_survives_convert(run: Any, tmp_path: Path, option: str) -> None
     result = run(*first, option, tmp_path / "out.keras", "-o", tmp_path / "y.npy")
     assert_close(tmp_path / "y.npy", y)
     assert (
-        "its padding is that of the layer before it in the model, too: Conv_4_pad" in result.stderr
+        "its padding includes that of the layers before it in the model: Conv_4_pad"
+        in result.stderr
     ) == (option == "-k")
     run("kernel", "convert", tmp_path / "out.keras", tmp_path / "back.onnx")
     run(*first, "-k", tmp_path / "back.onnx", "-o", tmp_path / "z.npy")
@@ -121,7 +122,7 @@ def test_padding_survives_convert(run: Any, tmp_path: Path, option: str) -> None
 
 def test_a_state_dict_says_that_it_has_no_strides(run: Any, tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.ones((5, 5, 5, 2), np.float32))
-    note = "layer enc.conv: the file holds weights only; strides, padding, ... are Keras' defaults where they are not given"
+    note = "layer enc.conv: the file holds weights only; strides, padding, ... are Keras' defaults unless they are given"
     words = [
         "apply",
         tmp_path / "x.npy",

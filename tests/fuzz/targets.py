@@ -468,9 +468,9 @@ def read_weights(path: str) -> None:
 def read_keras_here(path: str) -> None:
     """As `read_weights`, but in this process, where the fuzzer sees the code."""
     from conv3d_cli.kernels.weights import keras
-    from conv3d_cli.kernels.weights.layer import SavedLayer, reading
+    from conv3d_cli.kernels.weights.layer import SavedLayer, read_errors
 
-    with reading(path):
+    with read_errors(path):
         for held in keras.read_keras(path):
             if isinstance(held, SavedLayer):
                 held.as_kernel(path)
@@ -480,9 +480,9 @@ def read_keras_here(path: str) -> None:
 def read_h5_here(path: str) -> None:
     """As `read_weights`, but in this process."""
     from conv3d_cli.kernels.weights import legacy
-    from conv3d_cli.kernels.weights.layer import SavedLayer, reading
+    from conv3d_cli.kernels.weights.layer import SavedLayer, read_errors
 
-    with reading(path):
+    with read_errors(path):
         for held in legacy.read_h5(path):
             if isinstance(held, SavedLayer):
                 held.as_kernel(path)

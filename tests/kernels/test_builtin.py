@@ -20,7 +20,7 @@ from conv3d_cli.kernels import (
     read_kernel,
 )
 from conv3d_cli.kernels.lengths import Lengths, voxels
-from conv3d_cli.kernels.world import VOXEL_AXES, Ellipsoid, OrientKind, spread
+from conv3d_cli.kernels.world import VOXEL_AXES, Ellipsoid, OrientKind, resolve_lengths
 from conv3d_cli.model.grid import UNITS, Grid
 from conv3d_cli.model.kernel import Kernel
 
@@ -302,7 +302,7 @@ def test_a_kernel_that_knows_voxel_axes_only_gets_no_mm_on_a_sheared_grid() -> N
 
     def round_tent(radius: Lengths, orient: OrientKind = VOXEL_AXES) -> Kernel:
         """A tent that asks for the world."""
-        found = spread(radius, "radius", orient)
+        found = resolve_lengths(radius, "radius", orient)
         return Kernel(np.ones((1, 1, 1 + isinstance(found, Ellipsoid))), name="round_tent")
 
     assert grammar.build_kernel("round_tent:radius=6mm", (round_tent,), SHEARED).size == (1, 1, 2)

@@ -18,7 +18,7 @@ def test_borders_of_zeros(rng: np.random.Generator) -> None:
     inner = rng.normal(size=(3, 4, 5))
     cropped = crop_kernel(Kernel(np.pad(inner, ((2, 2), (0, 0), (3, 3)))), 0)
     assert np.array_equal(cropped.kernel.weights, inner)
-    assert (cropped.removed, cropped.lost, cropped.bound(False)) == ((2, 0, 3), 0, 0)
+    assert (cropped.removed, cropped.removed_sum, cropped.error_bound(False)) == ((2, 0, 3), 0, 0)
 
 
 def test_as_many_from_both_ends() -> None:
@@ -55,15 +55,15 @@ def test_the_bound_is_kept(seed: int, tolerance: float, normalized: bool) -> Non
     )
     kernel = Kernel(decay * rng.random(size) * (1 if normalized else rng.choice([-1, 1], size)))
     cropped = crop_kernel(kernel, tolerance)
-    assert cropped.lost <= tolerance * np.abs(kernel.weights).sum() * (1 + 1e-12)
+    assert cropped.removed_sum <= tolerance * np.abs(kernel.weights).sum() * (1 + 1e-12)
     assert np.abs(kernel.weights).sum() - np.abs(cropped.kernel.weights).sum() == pytest.approx(
-        cropped.lost, abs=1e-12
+        cropped.removed_sum, abs=1e-12
     )
     # the worst volume of values up to 1: the sign of what the two kernels differ by
     before = kernel.normalized() if normalized else kernel
     after = cropped.kernel.normalized() if normalized else cropped.kernel
     padded = np.pad(after.weights, [(n, n) for n in cropped.removed])
-    assert np.abs(before.weights - padded).sum() <= cropped.bound(normalized) + 1e-12
+    assert np.abs(before.weights - padded).sum() <= cropped.error_bound(normalized) + 1e-12
 
 
 def test_a_wide_gaussian_loses_what_is_told(rng: np.random.Generator) -> None:
@@ -75,7 +75,7 @@ def test_a_wide_gaussian_loses_what_is_told(rng: np.random.Generator) -> None:
     before, after = (
         ndimage.correlate(x, k.weights, mode="mirror") for k in (kernel, cropped.kernel)
     )
-    assert 0 < np.abs(before - after).max() <= cropped.bound(False) <= 1e-4
+    assert 0 < np.abs(before - after).max() <= cropped.error_bound(False) <= 1e-4
 
 
 def test_what_is_refused() -> None:
@@ -93,4 +93,4 @@ def test_filters_of_a_bank_are_cropped_together() -> None:
     assert cropped.kernel.filter_names == bank.filter_names
     d, h, w = cropped.removed
     assert np.array_equal(cropped.kernel.weights, bank.weights[d:-d, h:-h, w:-w])
-    assert 0 < cropped.lost <= 1e-6 * np.abs(bank.weights).sum()
+    assert 0 < cropped.removed_sum <= 1e-6 * np.abs(bank.weights).sum()

@@ -161,26 +161,26 @@ def test_conditions() -> None:
 @pytest.mark.parametrize(
     ("formula", "says"),
     [
-        ("__import__('os').system('x')", "holds the attribute .system; allowed are numbers"),
-        ("r.real", "holds the attribute .real"),
-        ("exp", "holds the name exp"),
-        ("radius", "holds the name radius; allowed are"),
-        ("sqr(r)", r"holds the function sqr\(\) \(did you mean 'sqrt'\?\)"),
-        ("r^2", r"holds \^, where a power is written \*\*"),
-        ("exp('abc')", "holds the text 'abc'"),
-        ("2j", "holds 2j, which is no real number"),
-        ("True", "holds True, which"),
+        ("__import__('os').system('x')", "contains the attribute .system; allowed are numbers"),
+        ("r.real", "contains the attribute .real"),
+        ("exp", "contains the name exp"),
+        ("radius", "contains the name radius; allowed are"),
+        ("sqr(r)", r"contains the function sqr\(\) \(did you mean 'sqrt'\?\)"),
+        ("r^2", r"contains \^ \(write a power as \*\*\)"),
+        ("exp('abc')", "contains the text 'abc'"),
+        ("2j", "contains 2j, which is not a real number"),
+        ("True", "contains True, which"),
         ("d // 2", "the operator FloorDiv"),
         ("d @ h", "the operator MatMult"),
         ("~d", "the operator Invert"),
         ("d is h", "the comparison Is"),
-        ("[r][0]", "what Python calls Subscript"),
-        ("(r := 2)", "what Python calls NamedExpr"),
-        ("lambda: 1", "what Python calls Lambda"),
-        ("{d for d in h}", "what Python calls SetComp"),
-        ("exp(x=1)", "a call that is no more than"),
-        ("exp(*d)", "what Python calls Starred"),
-        ("exp(r)(r)", "a call that is no more than"),
+        ("[r][0]", "the Python construct Subscript"),
+        ("(r := 2)", "the Python construct NamedExpr"),
+        ("lambda: 1", "the Python construct Lambda"),
+        ("{d for d in h}", "the Python construct SetComp"),
+        ("exp(x=1)", "a call that is not of the form"),
+        ("exp(*d)", "the Python construct Starred"),
+        ("exp(r)(r)", "a call that is not of the form"),
         ("exp(d, h)", r"exp\(\) takes 1, received 2"),
         ("max(d)", r"max\(\) takes two or more, received 1"),
         ("1e999", "a number beyond float64"),
@@ -189,7 +189,7 @@ def test_conditions() -> None:
         ("exp(-r", "never closed"),
         ("", "not a formula"),
         ("d; h", "not a formula"),
-        ("1if d else 2", "not a formula|holds what Python calls IfExp"),
+        ("1if d else 2", "not a formula|contains the Python construct IfExp"),
         ("d\x1b[2J", "one line without control characters"),
         ("(d +\n h)", "one line without control characters"),
         ("+" * (MAX_TEXT + 1) + "1", "at most 1000 characters"),
@@ -283,5 +283,5 @@ def test_quotes_survive_a_shell(tmp_path: Path) -> None:
 
 def test_a_wrong_formula_is_a_wrong_word(scan: Path, tmp_path: Path, run: Any) -> None:
     done = run("apply", scan, "-k", 'expr:"open(r)":radius=3mm', "-o", tmp_path / "o.nii", code=2)
-    assert "holds the function open()" in done.output
+    assert "contains the function open()" in done.output
     assert not (tmp_path / "o.nii").exists()

@@ -933,7 +933,7 @@ def test_tiff_of_an_ome_set(tmp_path: Path) -> None:
     write_split(tmp_path / "split")
     check_refused(
         str(tmp_path / "split" / "a.ome.tif"),
-        "lie in other files; save them as one file",
+        "are in other files; save them as one file",
         FormatError,
     )
 
@@ -948,7 +948,7 @@ def test_tiff_never_opens_other_files(tmp_path: Path) -> None:
     assert uuid in text
     content = tiff_bytes(np.zeros((1, 4, 5), np.float32), description=text, metadata=None)
     path = write_bytes(tmp_path / "k.ome.tif", content)
-    check_refused(path, "lie in other files", FormatError)
+    check_refused(path, "are in other files", FormatError)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -121,7 +121,7 @@ def test_forms_that_mincmorph_reads(tmp_path: Path, text: str) -> None:
         (
             START + "0 0 0 1 0 1;",
             FormatError,
-            "offsets along t and v must be 0, since a kernel lies in space",
+            "offsets along t and v must be 0, since a kernel is spatial",
         ),
         (START + "0 0 0 0 -1 1;", FormatError, "offsets along t and v must be 0"),
         (

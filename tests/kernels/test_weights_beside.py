@@ -46,13 +46,13 @@ DATA = Path(__file__).parent.parent / "data" / "weights"
             "its weights are computed by the graph, by Transpose 'turn'",
             "cast",
         ),
-        ("transposed.pt", "json", "up", "its name is a transposed convolution's", "conv"),
-        ("transposed.pt", "json", "up_b", "its name is a transposed convolution's", "conv"),
+        ("transposed.pt", "json", "up", "its name suggests a transposed convolution", "conv"),
+        ("transposed.pt", "json", "up_b", "its name suggests a transposed convolution", "conv"),
         (
             "transposed.pt",
             "json",
             "other",
-            "its weights are 4x3x2x2x2 and its bias 3: a ConvTranspose3d's",
+            "its weights are 4x3x2x2x2 and its bias 3: it is a ConvTranspose3d",
             "conv",
         ),
         ("norms.pt", "json", "spectral", "its weights are computed by spectral_norm", "normed"),
@@ -138,10 +138,10 @@ def state(**shapes: tuple[int, ...]) -> list[SavedLayer | OtherLayer]:
             {"c.base_layer.weight": (2, 1, 3, 3, 3), "c.lora_A.default.weight": (1, 1, 3, 3, 3)},
             "a LoRA adapter acts on it",
         ),
-        ({"c.weight": (2, 1, 3, 3, 3), "c.weight_scale": ()}, "it holds c.weight_scale, too"),
+        ({"c.weight": (2, 1, 3, 3, 3), "c.weight_scale": ()}, "it also has c.weight_scale, so"),
         (
             {"c.weight": (2, 1, 3, 3, 3), "c.fake_quant.scale": (1,)},
-            "it holds c.fake_quant.scale, too",
+            "it also has c.fake_quant.scale, so",
         ),
         (
             {"c.weight_v": (2, 1, 3, 3, 3), "c.weight_g": (2, 1, 3, 1, 1)},
@@ -154,7 +154,10 @@ def state(**shapes: tuple[int, ...]) -> list[SavedLayer | OtherLayer]:
             },
             "computed by a parametrization",
         ),
-        ({"c.weight": (2, 1, 3, 3, 3), "c.bias": (3,)}, "a ConvTranspose3d's, or no convolution's"),
+        (
+            {"c.weight": (2, 1, 3, 3, 3), "c.bias": (3,)},
+            "it is a ConvTranspose3d, or no convolution",
+        ),
         ({"pos_embed": (1, 8, 4, 4, 4)}, "a tensor of 5 axes, but no NAME.weight"),
         ({"stem.kernel": (3, 3, 3, 1, 8)}, "a tensor of 5 axes, but no NAME.weight"),
         ({"c.weight": (8, 4, 3, 3)}, "its weights have 4 axes, not 5"),
@@ -180,7 +183,9 @@ def test_a_name_of_a_transposed_convolution_is_believed_unless_the_bias_tells() 
 
 def test_the_name_of_its_tensor_says_that_it_is_a_conv3d() -> None:
     contents = state(up_weight=(4, 4, 2, 2, 2))
-    with pytest.raises(FormatError, match=r"if it is one, name its tensor: net\.pt::up\.weight$"):
+    with pytest.raises(
+        FormatError, match=r"if it is a Conv3D, name its tensor: net\.pt::up\.weight$"
+    ):
         choose_layer(contents, "net.pt", "up")
     layer = choose_layer(contents, "net.pt", "up.weight")
     assert layer.kernel.shape == (2, 2, 2, 4, 4)
@@ -242,7 +247,7 @@ def test_padding_layers_belong_to_the_conv3d_after_them(suffix: str) -> None:
     attributes = attributes_of(layer)
     assert attributes.padding == ((1, 0), (2, 1), (0, 3))
     assert attributes.strides == (2, 2, 2)
-    assert layer.notes == ("its padding is that of the layer before it in the model, too: pad",)
+    assert layer.notes == ("its padding includes that of the layers before it in the model: pad",)
 
 
 def test_lora_by_hand() -> None:
@@ -275,7 +280,7 @@ def test_lora_without_its_alpha_is_refused(tmp_path: Path) -> None:
         file.copy("model_weights", copy)
         copy["model_weights"].attrs["keras_version"] = "3.15.1"
     with pytest.raises(
-        FormatError, match=r"conv \(its LoRA weights need the lora_alpha of the model's config"
+        FormatError, match=r"conv \(its LoRA weights need the lora_alpha of a model config"
     ):
         read_layers(path)
 
@@ -296,7 +301,7 @@ def test_a_class_called_conv3d_is_not_keras_own(tmp_path: Path) -> None:
         for name, content in (members | {"config.json": json.dumps(config).encode()}).items():
             archive.writestr(name, content)
     with pytest.raises(
-        FormatError, match=r"conv \(it is of class My>Conv3D, whose code is in no file\)"
+        FormatError, match=r"conv \(it is of class My>Conv3D, whose code is not in the file\)"
     ):
         read_layers(path)
 
@@ -331,12 +336,12 @@ def padded_model(
     ],
 )
 def test_padding_that_cannot_be_joined_is_refused_by_name(model: dict[str, Any], why: str) -> None:
-    from conv3d_cli.kernels.weights.keras import join_config
+    from conv3d_cli.kernels.weights.keras import merge_config
 
     saved: dict[str, SavedLayer | OtherLayer] = {
         "conv3d": SavedLayer("conv", None, np.ones((2, 2, 2, 1, 1)))
     }
-    (held,) = join_config(saved, model, "3.0", "f.keras")
+    (held,) = merge_config(saved, model, "3.0", "f.keras")
     assert isinstance(held, OtherLayer)
     with pytest.raises(FormatError, match=rf"layer 'conv' of f\.keras as a Conv3D: .*pad.*{why}"):
         choose_layer([held], "f.keras", "conv")
@@ -398,7 +403,7 @@ W = np.arange(8, dtype=np.int8).reshape(1, 1, 2, 2, 2)
         ([("DequantizeLinear", ["q", "s"], ["w"], {"block_size": 2})], "in blocks"),
         ([("Cast", ["q"], ["w"], {"to": 9})], "computed by the graph, by Cast"),
         ([("Identity", ["x"], ["w"], {})], "are an input of the graph"),
-        ([("Identity", ["w"], ["w"], {})], "lie behind more than"),
+        ([("Identity", ["w"], ["w"], {})], "are behind more than"),
         ([("Identity", ["nothing"], ["w"], {})], "are nowhere in the graph"),
         ([("Mul", ["q", "q"], ["w"], {})], "computed by the graph, by Mul"),
         ([("Identity", ["q"], ["w"], {})], "are int8, not floats"),
@@ -431,7 +436,7 @@ def test_a_pad_node_that_adds_no_zeros_refuses_its_layer(tmp_path: Path) -> None
         (["x", "p"], {"mode": "reflect"}, "its mode is reflect"),
         (["x", "p", "one"], {}, "it adds 1, not zeros"),
         (["x", "channels"], {}, "other axes"),
-        (["x", "less"], {}, "takes voxels away"),
+        (["x", "less"], {}, "it crops voxels"),
         (["x", "x"], {}, "its pads are an input of the graph"),
     ):
         nodes = [helper.make_node("Pad", inputs, ["z"], name="pad", **attributes)]
@@ -440,7 +445,7 @@ def test_a_pad_node_that_adds_no_zeros_refuses_its_layer(tmp_path: Path) -> None
         for name in ("", "::conv"):
             with pytest.raises(
                 FormatError,
-                match=rf"conv.*the Pad node pad before it is no padding of zeros: .*{why}",
+                match=rf"conv.*the Pad node pad before it is not zero padding: .*{why}",
             ):
                 saved_layer(f"{path}{name}")
     # a Pad that is understood does not hide one before it
@@ -450,7 +455,7 @@ def test_a_pad_node_that_adds_no_zeros_refuses_its_layer(tmp_path: Path) -> None
         helper.make_node("Conv", ["n", "w"], ["y"], name="conv"),
     ]
     with pytest.raises(
-        FormatError, match="the Pad node far before it is no padding of zeros: its mode is reflect"
+        FormatError, match="the Pad node far before it is not zero padding: its mode is reflect"
     ):
         saved_layer(f"{onnx_graph(tmp_path / 'two.onnx', nodes, tensors)}::conv")
 
@@ -468,6 +473,6 @@ def test_convolutions_in_branches_and_functions_are_told(tmp_path: Path) -> None
         helper.make_node("Conv", ["z", "w"], ["y"], name="outer"),
     ]
     with pytest.raises(
-        SpecError, match=r"inner \(it lies in the node If 'branch', which is not looked into\)"
+        SpecError, match=r"inner \(it is inside the node If 'branch', which is not searched\)"
     ):
         saved_layer(str(onnx_graph(tmp_path / "net.onnx", nodes, weights)))

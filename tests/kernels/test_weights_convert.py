@@ -142,7 +142,7 @@ def test_what_gets_lost_is_told(tmp_path: Path, convert: Any) -> None:
     assert told == ["note: narrow: .npy holds weights only, without dilation_rate=1,1,2, groups=2"]
     told = convert(f"{DATA / 'state.pt'}::mid", tmp_path / "mid.keras").stderr.splitlines()
     assert told == [
-        "note: mid: the file holds weights only; strides, padding, ... are Keras' defaults where they are not given"
+        "note: mid: the file holds weights only; strides, padding, ... are Keras' defaults unless they are given"
     ]
     told = convert(
         f"{DATA / 'nested.keras'}::conv3d_1", tmp_path / "first.onnx"

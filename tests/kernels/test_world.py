@@ -171,7 +171,7 @@ def test_zero_lengths_stay_along_axes_at_right_angles() -> None:
         ("gaussian:sigma=3,3,0mm", "sheared"),
         ("gaussian:sigma=0,3,3mm:orient=world", "turned"),
     ]:
-        with pytest.raises(SpecError, match="sigma of 0 along one axis cannot be kept"):
+        with pytest.raises(SpecError, match="sigma of 0 along one axis is not possible"):
             read_kernel(text, GRIDS[name])
 
 
@@ -303,7 +303,12 @@ def test_volumes_without_orientation_take_their_own_axes() -> None:
     grid = Grid((2.0, 0.5, 0.5), "um")
     world = read_kernel("sobel:axis=zyx:orient=world", grid)
     assert np.array_equal(world.weights, read_kernel("sobel:axis=zyx:per=um", grid).weights)
-    assert "per um; the file tells no orientation: its own axes are taken" in world.built
+    assert "per um; the file stores no orientation: its own axes are taken" in world.built
+    curvature = read_kernel("gaussian_derivative:sigma=2um:axis=x:order=2:orient=world", grid)
+    assert curvature.built == (
+        "curvatures along the axes of the world, per um²; "
+        "the file stores no orientation: its own axes are taken"
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -313,7 +318,7 @@ def test_volumes_without_orientation_take_their_own_axes() -> None:
 @pytest.mark.parametrize(
     ("text", "grid", "error", "message"),
     [
-        ("sobel:axis=x:orient=world", None, ShapeError, "orient=world needs a place in the world.*pass --like VOLUME"),
+        ("sobel:axis=x:orient=world", None, ShapeError, "orient=world needs world coordinates.*pass --like VOLUME"),
         ("sobel:axis=x:orient=world", Grid(), ShapeError, "no voxel spacing; leave out orient=world"),
         ("sobel:axis=x:orient=up", Grid(), SpecError, "orient is voxel .* or world .*, received orient=up"),
         ("sobel:axis=x:per=mm", None, ShapeError, "per=mm needs a voxel spacing, and none is known; pass --like"),

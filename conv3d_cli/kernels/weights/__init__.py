@@ -1,9 +1,10 @@
-"""Trained layers straight out of the files they were saved in: Keras, PyTorch, safetensors, ONNX.
+"""Read and write trained layers in the files of Keras, PyTorch, safetensors and ONNX.
 
-`FILE::NAME` is a layer in a weights file; FILE alone is enough where it holds one. A format is one module here with a reader,
-maybe an encoder, and a line in `WEIGHTS_FILES`. What is read is a list of `SavedLayer`, in Keras' words and layout, and of
-`OtherLayer`: nothing in a file is passed over without a word. Plain arrays (.npy, .npz, ...) are the work of
-`kernels/files.py`.
+`FILE::NAME` is a layer of a weights file; FILE alone is enough if the file has a single layer. A
+format is one module with a reader and perhaps an encoder, and a line in `WEIGHTS_FILES`. Readers
+return a list of `SavedLayer`, with Keras' argument names and layout, and of `OtherLayer` for
+anything else in the file, so that nothing is skipped silently. `kernels/files.py` reads plain
+arrays (.npy, .npz, ...).
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from conv3d_cli.errors import (
     suggestion,
 )
 from conv3d_cli.kernels.weights import keras, onnx, pytorch, safetensors
-from conv3d_cli.kernels.weights.isolated import in_another_process
-from conv3d_cli.kernels.weights.layer import OtherLayer, SavedLayer, reading
+from conv3d_cli.kernels.weights.isolated import run_in_subprocess
+from conv3d_cli.kernels.weights.layer import OtherLayer, SavedLayer, read_errors
 from conv3d_cli.system.atomic import AtomicFile, write_errors
 from conv3d_cli.system.inputs import check_input
 
@@ -35,8 +36,8 @@ __all__ = [
     "WeightsFile",
     "choose_layer",
     "find_weights_file",
-    "left_out",
     "model_config",
+    "omission_notes",
     "read_contents",
     "read_layers",
     "saved_layer",
@@ -46,18 +47,19 @@ __all__ = [
 ]
 
 SEPARATOR = "::"
-_LISTED = 10  # layers that a message names
+_MAX_LISTED = 10  # layers that a message names
 
 
 @dataclass(frozen=True)
 class WeightsFile:
     """A kind of weights file.
 
-    name : str              as messages call it
-    suffixes : tuple        lower case, with the dot
-    read : callable         path -> the layers in order, and what else there is
-    encode : callable       layers -> the whole file, and notes on what it cannot hold; None: never written
-    config : callable       path -> the whole model's JSON, or None
+    name : str                  as messages call it
+    suffixes : tuple            in lower case, with the dot
+    read : callable             path -> its contents, in layer order
+    encode : callable or None   layers -> bytes of the file, and notes on what it cannot store;
+                                None: this kind is read-only
+    config : callable           path -> JSON of the whole model, or None
     """
 
     name: str
@@ -67,11 +69,11 @@ class WeightsFile:
     config: Callable[[str], dict[str, Any] | None] = lambda path: None
 
 
-_read_keras = in_another_process("keras", "read_keras")
-_read_h5 = in_another_process("legacy", "read_h5")
-_read_h5_config = in_another_process("legacy", "read_h5_config")
+_read_keras = run_in_subprocess("keras", "read_keras")
+_read_h5 = run_in_subprocess("legacy", "read_h5")
+_read_h5_config = run_in_subprocess("legacy", "read_h5_config")
 
-# the first that claims a name by its suffix has it
+# The first entry whose suffix fits a path is used.
 WEIGHTS_FILES: tuple[WeightsFile, ...] = (
     WeightsFile("Keras", (".keras",), _read_keras, keras.encode_keras, keras.read_keras_config),
     WeightsFile(
@@ -90,7 +92,7 @@ WEIGHTS_FILES: tuple[WeightsFile, ...] = (
 
 
 def find_weights_file(path: str | os.PathLike[str]) -> WeightsFile | None:
-    """The kind that claims a file name by its suffix; None if none does.
+    """The kind of weights file with the suffix of a path; None if the suffix is of no kind.
 
     >>> find_weights_file("unet.Weights.H5").name, find_weights_file("psf.npy")
     ('Keras weights', None)
@@ -99,38 +101,38 @@ def find_weights_file(path: str | os.PathLike[str]) -> WeightsFile | None:
 
 
 def weights_suffixes() -> str:
-    """All suffixes, for messages."""
+    """All suffixes of weights files, for messages."""
     return " ".join(suffix for kind in WEIGHTS_FILES for suffix in kind.suffixes)
 
 
 def split_name(text: str) -> tuple[str, str | None]:
-    """FILE and NAME of FILE::NAME; None for a file alone, which may have colons in its name.
+    """Split FILE::NAME into FILE and NAME; NAME is None for a file alone (which may have colons).
 
-    >>> split_name("model.keras::conv3d_1"), split_name("model.keras"), split_name("gaussian:sigma=1vox")
-    (('model.keras', 'conv3d_1'), ('model.keras', None), ('gaussian:sigma=1vox', None))
+    >>> split_name("model.keras::conv3d_1"), split_name("model.keras")
+    (('model.keras', 'conv3d_1'), ('model.keras', None))
     """
     if SEPARATOR not in text or os.path.exists(text):
         return text, None
     parts = text.split(SEPARATOR)
     splits = [(SEPARATOR.join(parts[:i]), SEPARATOR.join(parts[i:])) for i in range(1, len(parts))]
-    for sound in (os.path.exists, find_weights_file):
+    for is_file in (os.path.exists, find_weights_file):
         for path, name in splits:
-            if path and sound(path):
+            if path and is_file(path):
                 return path, name
     return text, None
 
 
 def read_layers(path: str | os.PathLike[str]) -> list[SavedLayer]:
-    """The Conv3D layers of a weights file, in layer order; what else it holds is in `read_contents`.
+    """Read the Conv3D layers of a weights file, in layer order; `read_contents` adds the rest.
 
-    Raises: FormatError if the file is missing, damaged, of no known kind or without such a layer, or a library is missing;
-    ShapeError for absurd shapes.
+    Raises: FormatError if the file is missing, damaged, of no known kind or without a Conv3D layer,
+    or if its library is not installed; ShapeError for arrays of too many elements.
     """
-    return [held for held in read_contents(path) if isinstance(held, SavedLayer)]
+    return [item for item in read_contents(path) if isinstance(item, SavedLayer)]
 
 
 def read_contents(path: str | os.PathLike[str]) -> list[SavedLayer | OtherLayer]:
-    """All that a weights file holds, in layer order: its Conv3D layers, at least one, and what is not read as one.
+    """Read a weights file: its Conv3D layers, at least one, and its other parts, in layer order.
 
     Raises: as `read_layers`.
     """
@@ -141,35 +143,35 @@ def read_contents(path: str | os.PathLike[str]) -> list[SavedLayer | OtherLayer]
             f"cannot read {path}: no weights format has this suffix; known are {weights_suffixes()}"
         )
     check_input(path)
-    with reading(path):
+    with read_errors(path):
         contents = kind.read(path)
-    if not any(isinstance(held, SavedLayer) or held.layer is not None for held in contents):
+    if not any(isinstance(item, SavedLayer) or item.layer is not None for item in contents):
         convolutions = [
-            held for held in contents if isinstance(held, OtherLayer) and held.is_convolution
+            item for item in contents if isinstance(item, OtherLayer) and item.is_convolution
         ]
-        found = f": {_reasons(convolutions)}" if convolutions else " (5-D weights)"
-        raise FormatError(f"cannot read {path}: it holds no Conv3D layer that can be read{found}")
+        details = f": {_reasons(convolutions)}" if convolutions else " (5-D weights)"
+        raise FormatError(f"cannot read {path}: it holds no Conv3D layer that can be read{details}")
     return contents
 
 
 def model_config(path: str | os.PathLike[str]) -> dict[str, Any] | None:
-    """The whole model's JSON of a `.keras` or legacy `.h5` file; None where a file holds none.
+    """The JSON of the whole model in a `.keras` or legacy `.h5` file; None if a file has none.
 
-    Raises: FormatError.
+    Raises: FormatError if the file is missing or damaged, or h5py is not installed.
     """
     path = os.fspath(path)
     kind = find_weights_file(path)
     if kind is None:
         return None
     check_input(path)
-    with reading(path):
+    with read_errors(path):
         return kind.config(path)
 
 
 def saved_layer(text: str) -> SavedLayer:
-    """The layer that FILE::NAME, or FILE with a single layer, stands for.
+    """Read the layer FILE::NAME, or the only layer of FILE.
 
-    Raises: as `read_layers`, and as `choose_layer`.
+    Raises: as `read_layers` and `choose_layer`.
     """
     path, name = split_name(text)
     return choose_layer(read_contents(path), path, name)
@@ -178,50 +180,49 @@ def saved_layer(text: str) -> SavedLayer:
 def choose_layer(
     contents: Sequence[SavedLayer | OtherLayer], path: str, name: str | None
 ) -> SavedLayer:
-    """The layer of this name: its own, or else one of its aliases. Without a name, the only one.
+    """Choose a layer by its name, else by an alias; without a name, the only layer of the file.
 
-    Raises: SpecError without a name where the file holds any other layer, or for a name that several have;
-    UnknownNameError; FormatError for what cannot be read as a Conv3D layer.
+    path : str      of the file, for messages
+    Raises: SpecError without a name if the file contains anything else, and for a name of several
+    layers; UnknownNameError; FormatError for a part that cannot be read as a Conv3D layer.
     """
-    layers = [held for held in contents if isinstance(held, SavedLayer)]
-    others = [held for held in contents if isinstance(held, OtherLayer)]
+    layers = [item for item in contents if isinstance(item, SavedLayer)]
+    others = [item for item in contents if isinstance(item, OtherLayer)]
     listed = ", ".join(map(str, layers[:20])) + (
         f", ... ({len(layers)} in all)" if len(layers) > 20 else ""
     )
     if name is None:
         if len(layers) == 1 and not others:
             return layers[0]
-        convolutions = [held for held in others if held.is_convolution]
-        rest = [held.name for held in others if not held.is_convolution]
-        holds = [f"{len(layers)} layer{'s' * (len(layers) > 1)}: {listed}"] if layers else []
+        convolutions = [item for item in others if item.is_convolution]
+        rest = [item.name for item in others if not item.is_convolution]
+        parts = [f"{len(layers)} layer{'s' * (len(layers) > 1)}: {listed}"] if layers else []
         if convolutions:
-            holds.append(f"{len(convolutions)} that cannot be read: {_reasons(convolutions)}")
+            parts.append(f"{len(convolutions)} that cannot be read: {_reasons(convolutions)}")
         if rest:
-            holds.append(
-                f"{len(rest)} that {'is' if len(rest) == 1 else 'are'} no Conv3D: {_names(rest)}"
-            )
-        example = (
-            _unique_name(layers, 0)
-            if layers
-            else next(held.tensor for held in convolutions if held.layer)
-        )
+            verb = "is" if len(rest) == 1 else "are"
+            parts.append(f"{len(rest)} that {verb} no Conv3D: {_names(rest)}")
+        if layers:
+            example = _unique_name(layers, 0)
+        else:
+            example = next(item.tensor for item in convolutions if item.layer)
         raise SpecError(
-            f"{path} holds {', and '.join(holds)}; choose one, as in {path}{SEPARATOR}{example}"
+            f"{path} holds {', and '.join(parts)}; choose one, as in {path}{SEPARATOR}{example}"
         )
-    for has in (
-        lambda held: held.name == name,
-        lambda held: name in held.aliases[:1],
-        lambda held: name in held.aliases,
+    for has_name in (
+        lambda item: item.name == name,
+        lambda item: name in item.aliases[:1],
+        lambda item: name in item.aliases,
     ):
-        matches = [layer for layer in layers if has(layer)]
+        matches = [layer for layer in layers if has_name(layer)]
         if len(matches) == 1:
             return matches[0]
         if matches:
             names = " or ".join(_unique_name(layers, layers.index(layer)) for layer in matches)
             raise SpecError(f"{path} holds {len(matches)} layers '{name}'; write {names}")
-        for other in filter(has, others):
+        for other in filter(has_name, others):
             cure = (
-                f"; if it is one, name its tensor: {path}{SEPARATOR}{other.tensor}"
+                f"; if it is a Conv3D, name its tensor: {path}{SEPARATOR}{other.tensor}"
                 if other.layer
                 else ""
             )
@@ -231,13 +232,13 @@ def choose_layer(
     for other in others:
         if other.layer is not None and name == other.tensor:
             return other.layer
-    known = list(dict.fromkeys(each for held in contents for each in (held.name, *held.aliases)))
+    known = list(dict.fromkeys(each for item in contents for each in (item.name, *item.aliases)))
     hint = suggestion(name, known)
     raise UnknownNameError(f"{path} holds no layer '{name}'; {hint}it holds {listed}")
 
 
-def left_out(others: Sequence[OtherLayer], path: str) -> list[str]:
-    """Notes on what is not among the layers of a file: convolutions with the reason, the names of the rest."""
+def omission_notes(others: Sequence[OtherLayer], path: str) -> list[str]:
+    """Notes on the parts of a file that are no Conv3D layers; convolutions with their reasons."""
     convolutions = [other for other in others if other.is_convolution]
     rest = [other.name for other in others if not other.is_convolution]
     notes = (
@@ -251,17 +252,18 @@ def left_out(others: Sequence[OtherLayer], path: str) -> list[str]:
 
 
 def _names(names: Sequence[str]) -> str:
-    return ", ".join(names[:_LISTED]) + (", ..." if len(names) > _LISTED else "")
+    """The first names of a list, for messages."""
+    return ", ".join(names[:_MAX_LISTED]) + (", ..." if len(names) > _MAX_LISTED else "")
 
 
 def _reasons(others: Sequence[OtherLayer]) -> str:
-    """Names and reasons, for messages."""
-    listed = ", ".join(f"{other.name} ({other.reason})" for other in others[:_LISTED])
-    return listed + (f", ... ({len(others)} in all)" if len(others) > _LISTED else "")
+    """The first names and reasons of a list, for messages."""
+    listed = ", ".join(f"{other.name} ({other.reason})" for other in others[:_MAX_LISTED])
+    return listed + (f", ... ({len(others)} in all)" if len(others) > _MAX_LISTED else "")
 
 
 def _unique_name(layers: Sequence[SavedLayer], index: int) -> str:
-    """A name or alias that no other layer has."""
+    """The first name or alias of a layer that no other layer has; its name if there is none."""
     layer = layers[index]
     others = [
         each for other in layers if other is not layer for each in (other.name, *other.aliases)
@@ -272,16 +274,17 @@ def _unique_name(layers: Sequence[SavedLayer], index: int) -> str:
 def write_layers(
     path: str | os.PathLike[str], layers: Sequence[SavedLayer], *, overwrite: bool = False
 ) -> list[str]:
-    """Write layers in the format of the suffix; returns notes on what it cannot hold.
+    """Write layers in the format of the suffix; returns notes on what that format cannot store.
 
     The same layers give the same bytes, and the file appears complete or not at all.
-    Raises: SpecError for an unknown suffix or attributes; OutputExistsError; WriteError if the format cannot hold them;
-    ShapeError for weights that are NaN or infinite.
+    Raises: SpecError for an unknown suffix or invalid arguments of a layer; OutputExistsError;
+    WriteError if the format cannot store the layers; ShapeError for NaN or infinite weights.
     """
     kind = find_weights_file(path)
     if kind is None:
         raise SpecError(
-            f"cannot write {path}: no weights format has this suffix; known are {weights_suffixes()}"
+            f"cannot write {path}: no weights format has this suffix; known are "
+            f"{weights_suffixes()}"
         )
     if kind.encode is None:
         able = " ".join(other.suffixes[0] for other in WEIGHTS_FILES if other.encode)
@@ -294,8 +297,8 @@ def write_layers(
         try:
             content, notes = kind.encode(layers)
         except Conv3DError as error:
-            written = WriteError if isinstance(error, FormatError) else type(error)
-            raise written(f"cannot write {Path(path)}: {error}") from error
+            kind_of_error = WriteError if isinstance(error, FormatError) else type(error)
+            raise kind_of_error(f"cannot write {Path(path)}: {error}") from error
         with write_errors(path):
             output.file.write(content)
         output.commit()

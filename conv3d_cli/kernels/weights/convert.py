@@ -1,6 +1,7 @@
-"""`conv3d kernel convert`: the layers of any kernel or weights file, written to another.
+"""`conv3d kernel convert`: write the layers of a kernel or weights file to another file.
 
-It decides which layers are meant and whether the target can hold them; the layouts and attributes are the formats' work.
+This module chooses the layers and checks that the target can store them; the formats themselves
+convert layouts and attributes.
 """
 
 from __future__ import annotations
@@ -21,45 +22,47 @@ from conv3d_cli.kernels.weights import (
     SavedLayer,
     choose_layer,
     find_weights_file,
-    left_out,
+    omission_notes,
     read_contents,
     split_name,
     weights_suffixes,
     write_layers,
 )
-from conv3d_cli.kernels.weights.layer import unheld
+from conv3d_cli.kernels.weights.layer import lost_arguments
 from conv3d_cli.model.kernel import Kernel
 
 
 def convert_layers(
     source: str, target: str | os.PathLike[str], *, overwrite: bool = False
 ) -> list[str]:
-    """Write the layers of SRC, or the one of SRC::NAME, to a file; returns notes on what got lost.
+    """Write the layers of FILE, or the layer FILE::NAME, to `target`; returns notes on losses.
 
-    Raises: SpecError for an unknown suffix, or several layers for a target that holds one; UnknownNameError; FormatError;
-    ShapeError; WriteError; OutputExistsError.
+    Raises: SpecError for an unknown suffix, or several layers for a target of a single one;
+    UnknownNameError; FormatError; ShapeError; WriteError; OutputExistsError.
     """
     path, name = split_name(source)
-    holds_layers = find_weights_file(target) is not None
-    if not holds_layers and find_kernel_file(target) is None:
+    to_weights_file = find_weights_file(target) is not None
+    if not to_weights_file and find_kernel_file(target) is None:
         raise SpecError(
-            f"cannot write {target}: no format has this suffix; known are {weights_suffixes()} {known_suffixes(written=True)}"
+            f"cannot write {target}: no format has this suffix; known are {weights_suffixes()} "
+            f"{known_suffixes(written=True)}"
         )
     if find_weights_file(path) is None:
         layers, notes = _from_kernel_file(path, name)
     else:
         contents = read_contents(path)
-        layers = [held for held in contents if isinstance(held, SavedLayer)]
-        if name is not None or not holds_layers or not layers:
+        layers = [item for item in contents if isinstance(item, SavedLayer)]
+        others = [item for item in contents if isinstance(item, OtherLayer)]
+        if name is not None or not to_weights_file or not layers:
             layers, notes = [choose_layer(contents, path, name)], []
         else:
-            notes = left_out([held for held in contents if isinstance(held, OtherLayer)], path)
+            notes = omission_notes(others, path)
     notes += [f"{layer.name}: {note}" for layer in layers for note in layer.notes]
-    if holds_layers:
+    if to_weights_file:
         return notes + write_layers(target, layers, overwrite=overwrite)
     layer = layers[0]
     write_kernel(target, layer.as_kernel(layer.name), overwrite=overwrite)
-    if lost := unheld(layer):
+    if lost := lost_arguments(layer):
         notes.append(
             f"{layer.name}: {Path(target).suffix} holds weights only, without {', '.join(lost)}"
         )
@@ -67,6 +70,7 @@ def convert_layers(
 
 
 def _from_kernel_file(path: str, name: str | None) -> tuple[list[SavedLayer], list[str]]:
+    """The kernel of a kernel file as a layer, and notes on what a layer cannot store."""
     if name is not None:
         raise SpecError(
             f"{path} holds one kernel, and no layers to choose from; leave out ::{name}"

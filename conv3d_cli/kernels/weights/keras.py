@@ -1,8 +1,9 @@
-"""Keras 3's own files, which Keras 2 writes too: `.keras`, a zip of a config and weights, and `.weights.h5`, weights alone.
+"""Keras 3 files: `.keras`, a zip of a config and weights, and `.weights.h5`, weights only.
 
-In the HDF5 part a layer's variables lie in `layers/GROUP/vars/0` (kernel) and `vars/1` (bias). GROUP is the snake case of the
-layer's class with a running number in layer order, not its name; the name is an attribute of `vars` (Keras 3 only). Models
-in models nest: `layers/sequential/layers/conv3d`.
+Keras 2 writes both too. In the HDF5 part, a layer's variables are `layers/GROUP/vars/0` (kernel)
+and `vars/1` (bias). GROUP is not the layer's name, but its class in snake case with a running
+number in layer order. Keras 3 stores the name as an attribute of `vars`. Nested models are nested
+groups: `layers/sequential/layers/conv3d`.
 
 Source: Keras 3, keras/src/saving/saving_lib.py.
 """
@@ -23,7 +24,7 @@ from conv3d_cli.kernels.weights.hdf5 import (
     members,
     open_hdf5,
     read_dataset,
-    read_text,
+    text_attribute,
     walk_groups,
 )
 from conv3d_cli.kernels.weights.layer import (
@@ -32,13 +33,13 @@ from conv3d_cli.kernels.weights.layer import (
     OtherLayer,
     SavedLayer,
     attributes_of,
-    needing,
+    lost_arguments,
     parse_json,
     require_chain,
+    require_library,
     require_match,
-    shrunk,
-    sounds_transposed,
-    unheld,
+    suggests_transposed,
+    with_smallest_dtype,
     zip_bytes,
 )
 from conv3d_cli.model.keras_json import (
@@ -55,16 +56,15 @@ from conv3d_cli.model.keras_json import (
     source_names,
 )
 
-CONFIG, METADATA, WEIGHTS, PICKLED = (
-    "config.json",
-    "metadata.json",
-    "model.weights.h5",
-    "model.weights.npz",
-)
+# members of a .keras file
+CONFIG = "config.json"
+METADATA = "metadata.json"
+WEIGHTS = "model.weights.h5"
+PICKLED_WEIGHTS = "model.weights.npz"
 
 
 def to_snake_case(name: str) -> str:
-    """A class name as Keras names groups.
+    """Convert the name of a class to snake case, as Keras names its groups.
 
     >>> to_snake_case("Conv3D"), to_snake_case("InputLayer"), to_snake_case("Conv3DTranspose")
     ('conv3d', 'input_layer', 'conv3d_transpose')
@@ -74,107 +74,139 @@ def to_snake_case(name: str) -> str:
     return re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower()
 
 
-# names of the containers of layers: Keras 3, and Keras 2 before 2.13
+# groups that contain layers, in Keras 3 and in Keras 2 before 2.13
 _CONTAINERS = ("layers", "_layer_checkpoint_dependencies")
-_NO_LAYERS = {"optimizer", "_optimizer", "metrics", "_metrics", "compile_metrics", "seed_generator"}
-# the groups of Keras' own layers that convolve or store weights of five axes, and are no Conv3D
-_LAYERS_OF_KERAS = {
+_NON_LAYER_GROUPS = {
+    "optimizer",
+    "_optimizer",
+    "metrics",
+    "_metrics",
+    "compile_metrics",
+    "seed_generator",
+}
+# Keras classes other than Conv3D that convolve, by group
+_OTHER_CONVOLUTIONS = {
     to_snake_case(name): name
     for name in (
-        "Conv1D", "Conv2D", "Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose", "ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D",
-        "DepthwiseConv1D", "DepthwiseConv2D", "SeparableConv1D", "SeparableConv2D",
+        "Conv1D",
+        "Conv2D",
+        "Conv1DTranspose",
+        "Conv2DTranspose",
+        "Conv3DTranspose",
+        "ConvLSTM1D",
+        "ConvLSTM2D",
+        "ConvLSTM3D",
+        "DepthwiseConv1D",
+        "DepthwiseConv2D",
+        "SeparableConv1D",
+        "SeparableConv2D",
     )
-}  # fmt: skip
-_VERSION = "3.0.0"  # of the files written: the first that reads them
+}
+_VERSION = "3.0.0"  # written into files: the first version that can read them
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Weights
 
 
 def read_weights_h5(root: Any, size: int, path: str) -> dict[str, SavedLayer | OtherLayer]:
-    """What an open `.weights.h5` holds by its groups, in natural order; no config.
+    """Read the layers of an open `.weights.h5` by group, in natural order; they have no config.
 
-    size : int      bytes of the file
+    root : h5py.File        the open file
+    size : int              bytes of the file
+    path : str              for messages
+    Raises: FormatError for damaged or foreign data; ShapeError for arrays of too many elements.
     """
     contents: dict[str, SavedLayer | OtherLayer] = {}
-    for name, group in walk_groups(root, path):
-        *above, last = name.split("/")
+    for group_path, group in walk_groups(root, path):
+        *above, last = group_path.split("/")
         variables = (
-            members(group) if last == "vars" and above and not _NO_LAYERS & set(above) else {}
+            members(group)
+            if last == "vars" and above and not _NON_LAYER_GROUPS & set(above)
+            else {}
         )
         if not variables:
             continue
         short = "/".join(part for part in above if part not in _CONTAINERS)
-        called = read_text(group, "name") or short
-        what = f"layer {called}"
-        aliases = tuple(alias for alias in dict.fromkeys([short, above[-1]]) if alias != called)
-        reason, is_convolution = _not_conv3d(above[-1], called, variables)
+        name = text_attribute(group, "name") or short
+        what = f"layer {name}"
+        aliases = tuple(alias for alias in dict.fromkeys([short, above[-1]]) if alias != name)
+        reason, is_convolution = _rejection(above[-1], name, variables)
         if reason:
-            contents[short] = OtherLayer(called, reason, is_convolution, aliases)
+            contents[short] = OtherLayer(name, reason, is_convolution, aliases)
             continue
         kernel, bias = variables["0"], variables.get("1")
+        notes: tuple[str, ...] = ()
+        if not _is_conv3d_group(above[-1]):
+            notes = ("the file does not store its class; it is read as a Conv3D",)
         layer = SavedLayer(
-            name=called,
+            name=name,
             config=None,
             kernel=read_dataset(kernel, size, what, path),
             bias=None if bias is None else read_dataset(bias, size, f"the bias of {what}", path),
             aliases=aliases,
-            notes=()
-            if _is_plain(above[-1])
-            else ("the file does not tell its class; it is read as a Conv3D",),
+            notes=notes,
         )
         contents[short] = require_match(layer, path)
     return contents
 
 
-def _not_conv3d(group: str, name: str, variables: dict[str, Any]) -> tuple[str, bool]:
-    """Why variables are none of a Conv3D, or ""; and whether they are a convolution's.
+def _rejection(group: str, name: str, variables: dict[str, Any]) -> tuple[str, bool]:
+    """Why variables are not those of a Conv3D ("" if they are), and whether the layer convolves.
 
-    group : the layer's own: the snake case of its class and a number, or an attribute's name
+    group : str     the layer's group: its class in snake case and a number, or an attribute's name
     """
     kernel, bias = variables.get("0"), variables.get("1")
-    called = re.sub(r"_\d+$", "", group)
-    if called in _LAYERS_OF_KERAS:
-        return f"it is a {_LAYERS_OF_KERAS[called]}", True
+    class_group = re.sub(r"_\d+$", "", group)
+    if class_group in _OTHER_CONVOLUTIONS:
+        return f"it is a {_OTHER_CONVOLUTIONS[class_group]}", True
     if not is_dataset(kernel, 5):
         return "it has no weights of 5 axes", is_dataset(kernel) and "conv" in group
     if set(variables) - {"0", "1"} or (bias is not None and not is_dataset(bias, 1)):
         return f"it has {len(variables)} variables, which are not a Conv3D's kernel and bias", True
-    return ("" if _is_plain(group) else why_transposed(name, kernel, bias)), True
+    return ("" if _is_conv3d_group(group) else transposed_reason(name, kernel, bias)), True
 
 
-def _is_plain(group: str) -> bool:
-    """Whether a group's name is what Keras makes of its own Conv3D."""
+def _is_conv3d_group(group: str) -> bool:
+    """Whether Keras gives this group to its own Conv3D."""
     return re.fullmatch(r"conv3d(_\d+)?", group) is not None
 
 
-def why_transposed(name: str, kernel: Any, bias: Any) -> str:
-    """Why a kernel of an unknown class is a Conv3DTranspose's, (kd, kh, kw, filters, in_channels), or may be; "" if not."""
-    cure = "; save the whole model, whose config tells"
+def transposed_reason(name: str, kernel: Any, bias: Any) -> str:
+    """Why a kernel of an unknown class may be that of a Conv3DTranspose; "" if it is not.
+
+    A Conv3DTranspose stores (kd, kh, kw, filters, in_channels).
+
+    kernel, bias : datasets     bias may be None
+    """
+    cure = "; save the whole model, whose config does"
     filters, channels = kernel.shape[4], kernel.shape[3]
     if is_dataset(bias, 1) and bias.shape[0] != filters:
-        held = f"its kernel is {'x'.join(map(str, kernel.shape))} and its bias {bias.shape[0]}"
-        return f"{held}: a Conv3DTranspose's, or no convolution's"
+        shapes = f"its kernel is {'x'.join(map(str, kernel.shape))} and its bias {bias.shape[0]}"
+        return f"{shapes}: it is a Conv3DTranspose, or no convolution"
     certain = is_dataset(bias, 1) and filters != channels and "transpose" not in name.lower()
-    if sounds_transposed(name) and not certain:
-        return f"its name is a transposed convolution's, and the file does not tell its class{cure}"
+    if suggests_transposed(name) and not certain:
+        reason = "its name suggests a transposed convolution, and the file does not store its class"
+        return reason + cure
     return ""
 
 
 def is_weights_h5(root: Any) -> bool:
-    """Whether an open HDF5 file is laid out as `.weights.h5`."""
+    """Whether an open HDF5 file has the layout of a `.weights.h5`."""
     return any(
         name in _CONTAINERS or (name == "vars" and is_group(root[name])) for name in members(root)
     )
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # .keras
 
 
 def read_keras(path: str) -> list[SavedLayer | OtherLayer]:
-    """What a `.keras` model holds, in the order of its config."""
+    """Read the layers of a `.keras` model, in the order of its config.
+
+    Raises: FormatError for a damaged or foreign file; ShapeError for arrays of too many elements.
+    """
     with Archive(path) as archive:
         config = parse_json(archive.read(CONFIG), CONFIG, path)
         version = ""
@@ -182,93 +214,98 @@ def read_keras(path: str) -> list[SavedLayer | OtherLayer]:
             version = str(
                 parse_json(archive.read(METADATA), METADATA, path).get("keras_version", "")
             )
-        if WEIGHTS not in archive.names and PICKLED in archive.names:
+        if WEIGHTS not in archive.names and PICKLED_WEIGHTS in archive.names:
             raise FormatError(
-                f"cannot read {path}: its weights are pickled ({PICKLED}), as Keras does without h5py, and pickles are never "
-                "loaded; save the model where h5py is installed"
+                f"cannot read {path}: its weights are pickled ({PICKLED_WEIGHTS}), as Keras does "
+                "without h5py, and pickles are never loaded; save the model where h5py is installed"
             )
         content = archive.read(WEIGHTS)
     with open_hdf5(content, path) as root:
         saved = read_weights_h5(root, len(content), path)
-    return join_config(saved, config, version, path)
+    return merge_config(saved, config, version, path)
 
 
 def read_keras_config(path: str) -> dict[str, Any]:
-    """The model's JSON."""
+    """Read the JSON of a `.keras` model. Raises: FormatError."""
     with Archive(path) as archive:
         return parse_json(archive.read(CONFIG), CONFIG, path)
 
 
-def join_config(
+def merge_config(
     saved: dict[str, SavedLayer | OtherLayer], model: dict[str, Any], version: str, path: str
 ) -> list[SavedLayer | OtherLayer]:
-    """Saved weights with their layers' configs, in the config's order; those the config does not know come last.
+    """Merge saved weights with the configs of their layers, in the order of the config.
 
-    saved : dict        group -> what it holds
-    version : str       of the Keras that saved it
+    Weights that the config does not mention come last.
+
+    saved : dict        group -> its layer
+    model : dict        JSON of the model
+    version : str       version of Keras that saved the model
+    Raises: FormatError if config and weights do not belong together.
     """
     by_group = dict(saved)
     contents: list[SavedLayer | OtherLayer] = []
     names = set()
     entries = list(walk_config(model))
-    silent = silent_layers(entries)
+    omittable = omittable_layers(entries)
     for entry in entries:
-        held = by_group.pop(entry.group, None)
+        item = by_group.pop(entry.group, None)
         if entry.class_name not in CONV3D:
-            if entry not in silent:
-                contents.append(
-                    entry.other(
-                        isinstance(held, SavedLayer) or (held is not None and held.is_convolution)
-                    )
+            if entry not in omittable:
+                convolves = isinstance(item, SavedLayer) or (
+                    item is not None and item.is_convolution
                 )
+                contents.append(entry.as_other_layer(convolves))
             continue
-        if held is None and entry.name in names:
-            continue  # a layer that two models share is saved once, where it comes first
-        if not isinstance(held, SavedLayer):
-            reason = (
-                f"no group {entry.group}"
-                if held is None
-                else f"in its group {entry.group} others: {held.reason}"
-            )
+        if item is None and entry.name in names:
+            continue  # a layer that two models share is saved once, in the first of them
+        if item is None:
             raise FormatError(
-                f"cannot read {path}: its config has the layer {entry.name}, its weights have {reason}"
+                f"cannot read {path}: its config has the layer {entry.name}, but its weights have "
+                f"no group {entry.group}"
+            )
+        if not isinstance(item, SavedLayer):
+            raise FormatError(
+                f"cannot read {path}: its config has the Conv3D layer {entry.name}, but the "
+                f"weights in group {entry.group} are not those of one: {item.reason}"
             )
         names.add(entry.name)
-        aliases = tuple(alias for alias in (held.name, *held.aliases) if alias != entry.name)
-        contents.append(
-            entry.joined(replace(held, name=entry.name, aliases=aliases), version, path)
-        )
-    # what lies within a layer of another class is told by that layer
+        aliases = tuple(alias for alias in (item.name, *item.aliases) if alias != entry.name)
+        named = replace(item, name=entry.name, aliases=aliases)
+        contents.append(entry.with_weights(named, version, path))
+    # Groups inside a layer of another class belong to that layer, which is listed above.
     return contents + [
-        held for held in by_group.values() if isinstance(held, SavedLayer) or held.is_convolution
+        item for item in by_group.values() if isinstance(item, SavedLayer) or item.is_convolution
     ]
 
 
-def silent_layers(entries: Sequence[Entry]) -> set[Entry]:
-    """The entries that are no loss to leave out: those that do nothing, and padding that is a convolution's now."""
-    joined = {id(layer) for entry in entries for layer in entry.padding}
-    return {entry for entry in entries if entry.class_name in PASSIVE or id(entry.layer) in joined}
+def omittable_layers(entries: Sequence[ConfigLayer]) -> set[ConfigLayer]:
+    """Layers that may be left out silently: passive ones, and padding merged into a convolution."""
+    merged = {id(layer) for entry in entries for layer in entry.padding}
+    return {entry for entry in entries if entry.class_name in PASSIVE or id(entry.layer) in merged}
 
 
-def notes_on(config: dict[str, Any], version: str) -> tuple[str, ...]:
-    """What differs between the Keras that saved a layer and Keras 3."""
+def version_notes(config: dict[str, Any], version: str) -> tuple[str, ...]:
+    """Notes on differences between Keras 3 and the version of Keras that saved a layer."""
     if config.get("activation") == "hard_sigmoid" and version.startswith("2"):
         return (
-            "saved by Keras 2, whose hard_sigmoid is clip(0.2x + 0.5, 0, 1); Keras 3's is relu6(x + 3)/6",
+            "saved by Keras 2, whose hard_sigmoid is clip(0.2x + 0.5, 0, 1); "
+            "Keras 3's is relu6(x + 3)/6",
         )
     return ()
 
 
 @dataclass(frozen=True, eq=False)
-class Entry:
-    """A layer in a model's JSON, models and wrappers taken apart.
+class ConfigLayer:
+    """A layer in a model's JSON; nested models and wrappers are flattened.
 
-    names : tuple           of the models and wrappers around it, from the outermost, and its own
-    group : str             its group in a `.weights.h5`
-    layer : dict            class_name and config
-    sources : tuple         names of the layers whose outputs it takes
-    padding : tuple         the ZeroPadding3D, Cropping3D and passive layers right before it, in order
-    shared : bool           it takes the outputs of several layers, one of them a ZeroPadding3D
+    names : tuple               names of the models and wrappers around it, outermost first, and its
+                                own
+    group : str                 its group in a `.weights.h5`
+    layer : dict                class_name and config
+    sources : tuple             names of the layers whose outputs it takes
+    padding : tuple             ZeroPadding3D, Cropping3D and passive layers before it, in order
+    ambiguous_padding : bool    whether it is used after several layers, one of them a ZeroPadding3D
     """
 
     names: tuple[str, ...]
@@ -276,44 +313,52 @@ class Entry:
     layer: Mapping[str, Any]
     sources: tuple[tuple[str, ...], ...]
     padding: tuple[Mapping[str, Any], ...] = ()
-    shared: bool = False
+    ambiguous_padding: bool = False
 
     @property
     def name(self) -> str:
-        """The layer's own name, without those of the models around it."""
+        """The layer's own name, without the names of the models around it."""
         return self.names[-1]
 
     @property
     def class_name(self) -> str:
-        """The name of its Keras class, such as Conv3D."""
+        """Name of the layer's Keras class, such as Conv3D."""
         return class_of(self.layer)
 
-    def other(self, is_convolution: bool) -> OtherLayer:
-        """The entry as a layer that is not read.
+    def as_other_layer(self, is_convolution: bool) -> OtherLayer:
+        """Describe the layer as one that is not read.
 
-        is_convolution : bool       its weights show that it convolves
+        is_convolution : bool       whether its weights show that it convolves
         """
         config = self.layer["config"]
-        names_it = "conv" in self.class_name.lower() or {"kernel_size", "filters"} <= set(config)
-        is_own = self.class_name == self.layer["class_name"]
-        reason = f"it is of class {self.class_name}{'' if is_own else ', whose code is in no file'}"
+        looks_so = "conv" in self.class_name.lower() or {"kernel_size", "filters"} <= set(config)
+        is_builtin = self.class_name == self.layer["class_name"]
+        custom = "" if is_builtin else ", whose code is not in the file"
+        aliases = ("/".join(self.names),) if len(self.names) > 1 else ()
         return OtherLayer(
             self.name,
-            reason,
-            is_convolution or names_it,
-            tuple(self.names[-2:-1] and ["/".join(self.names)]),
+            f"it is of class {self.class_name}{custom}",
+            is_convolution or looks_so,
+            aliases,
         )
 
-    def joined(self, layer: SavedLayer, version: str, path: str) -> SavedLayer | OtherLayer:
-        """Its weights with its config, to whose padding that of the layers before it is added."""
+    def with_weights(self, layer: SavedLayer, version: str, path: str) -> SavedLayer | OtherLayer:
+        """Add this config to saved weights, and merge the padding of the layers before it.
+
+        layer : SavedLayer      the weights
+        version : str           version of Keras that saved them
+        Returns an `OtherLayer` if the padding cannot be merged.
+        Raises: FormatError if config and weights do not belong together.
+        """
         config = dict(self.layer["config"])
-        layer = require_match(replace(layer, config=config, notes=notes_on(config, version)), path)
-        if not self.padding and not self.shared:
+        notes = version_notes(config, version)
+        layer = require_match(replace(layer, config=config, notes=notes), path)
+        if not self.padding and not self.ambiguous_padding:
             return layer
         names = ", ".join(name_of(entry) for entry in self.padding)
         attributes = attributes_of(layer)
         try:
-            if self.shared:
+            if self.ambiguous_padding:
                 raise SpecError("it is used more than once, after different layers")
             padding = joined_padding(
                 pads_of(self.padding, config.get("data_format")),
@@ -323,28 +368,28 @@ class Entry:
                 attributes.dilation_rate,
             )
         except SpecError as error:
-            reason = f"it cannot be joined with the padding before it{f' ({names})' if names else ''}: {error}"
+            before = f" ({names})" if names else ""
+            reason = f"it cannot be joined with the padding before it{before}: {error}"
             return OtherLayer(layer.name, reason, aliases=layer.aliases)
-        note = f"its padding is that of the layer before it in the model, too: {names}"
+        note = f"its padding includes that of the layers before it in the model: {names}"
         config["padding"] = (
             padding if isinstance(padding, str) else [list(pair) for pair in padding]
         )
         return replace(layer, config=config, notes=(*layer.notes, note))
 
 
-def walk_config(model: Mapping[str, Any]) -> Iterator[Entry]:
-    """Every layer of a model's JSON that is no model and no wrapper, in the order of their groups.
+def walk_config(model: Mapping[str, Any]) -> Iterator[ConfigLayer]:
+    """Yield every layer of a model's JSON, except models and wrappers, in the order of groups.
 
     Source: Keras 3, saving_lib.py _save_container_state, utils/naming.py to_snake_case.
     """
-    found: dict[tuple[str, ...], Entry] = {}
-    outputs: dict[
-        tuple[str, ...], tuple[str, ...]
-    ] = {}  # a model or wrapper -> what is in it and gives its output
+    found: dict[tuple[str, ...], ConfigLayer] = {}
+    # name of a model or wrapper -> name of its inner layer whose output it returns
+    outputs: dict[tuple[str, ...], tuple[str, ...]] = {}
     if is_layer(model):
         _walk_model(model, (), "", (), found, outputs)
 
-    def source_of(entry: Entry) -> Entry | None:
+    def source_of(entry: ConfigLayer) -> ConfigLayer | None:
         source = entry.sources[0] if len(entry.sources) == 1 else None
         while source in outputs:
             source = outputs[source]
@@ -356,7 +401,7 @@ def walk_config(model: Mapping[str, Any]) -> Iterator[Entry]:
             continue
         before: list[Mapping[str, Any]] = []
         source = source_of(entry)
-        for _ in range(len(found)):  # a chain is no longer
+        for _ in range(len(found)):  # no chain is longer, even if the config is circular
             if source is None or source.class_name not in (*PADDING, *PASSIVE):
                 break
             if source.class_name in PADDING:
@@ -368,8 +413,9 @@ def walk_config(model: Mapping[str, Any]) -> Iterator[Entry]:
             if len(entry.sources) > 1
             else []
         )
-        shared = any(other.class_name == "ZeroPadding3D" for other in sources)
-        yield replace(entry, padding=tuple(before) if pads else (), shared=shared)
+        ambiguous = any(other.class_name == "ZeroPadding3D" for other in sources)
+        padding = tuple(before) if pads else ()
+        yield replace(entry, padding=padding, ambiguous_padding=ambiguous)
 
 
 _Names = tuple[str, ...]
@@ -380,12 +426,15 @@ def _walk_model(
     names: _Names,
     group: str,
     sources: tuple[_Names, ...],
-    found: dict[_Names, Entry],
+    found: dict[_Names, ConfigLayer],
     outputs: dict[_Names, _Names],
 ) -> None:
-    """Note the layers of a model, and which of them gives its output.
+    """Add the layers of a model to `found`, and the layer of its output to `outputs`.
 
-    sources : names of the layers whose outputs the model takes
+    names : tuple           names of the models around it, and its own
+    group : str             prefix of the groups of its layers
+    sources : tuple         names of the layers whose outputs the model takes
+    found, outputs : dict   changed in place
     """
     used: dict[str, int] = {}
     config = model["config"]
@@ -395,16 +444,15 @@ def _walk_model(
         own = to_snake_case(layer["class_name"])
         number = used[own] = used.get(own, -1) + 1
         own = f"{group}{own}_{number}" if number else f"{group}{own}"
-        called = (*names, name_of(layer))
+        layer_path = (*names, name_of(layer))
         if is_sequential:
-            taken = last
-        else:  # what takes nothing in the model takes what the model takes
-            taken = (
-                tuple((*names, name) for name in source_names(layer.get("inbound_nodes", [])))
-                or sources
-            )
-        _walk_layer(layer, called, own, taken, found, outputs)
-        last = (called,)
+            inputs = last
+        else:
+            inside = source_names(layer.get("inbound_nodes", []))
+            # a layer without sources in the model takes the inputs of the model
+            inputs = tuple((*names, name) for name in inside) or sources
+        _walk_layer(layer, layer_path, own, inputs, found, outputs)
+        last = (layer_path,)
     if names and layers_of(model):
         ends = list(output_names(config.get("output_layers", []))) if not is_sequential else []
         outputs[names] = (*names, ends[0]) if len(ends) == 1 else last[0]
@@ -415,9 +463,10 @@ def _walk_layer(
     names: _Names,
     group: str,
     sources: tuple[_Names, ...],
-    found: dict[_Names, Entry],
+    found: dict[_Names, ConfigLayer],
     outputs: dict[_Names, _Names],
 ) -> None:
+    """Add a layer, or the layers inside it, to `found`; parameters as in `_walk_model`."""
     wrapped = layer["config"].get("layer")
     if layers_of(layer):
         _walk_model(layer, names, f"{group}/", sources, found, outputs)
@@ -426,45 +475,48 @@ def _walk_layer(
         outputs[names] = inner
         _walk_layer(wrapped, inner, f"{group}/layer", sources, found, outputs)
     else:
-        found[names] = Entry(names, group, layer, sources)
+        found[names] = ConfigLayer(names, group, layer, sources)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Writing
 
 
 def encode_weights_h5(layers: Sequence[SavedLayer]) -> tuple[bytes, list[str]]:
-    """A `.weights.h5` of a model of these layers, and what it cannot hold."""
+    """Encode layers as a `.weights.h5`; returns its bytes, and notes on what it cannot store.
+
+    Raises: FormatError if h5py is not installed; SpecError for invalid arguments of a layer.
+    """
     notes = [
         f"{layer.name}: .weights.h5 holds weights only, without {', '.join(lost)}"
         for layer in layers
-        if (lost := unheld(layer))
+        if (lost := lost_arguments(layer))
     ]
     return _weights_h5(layers), notes
 
 
 def _weights_h5(layers: Sequence[SavedLayer]) -> bytes:
-    with needing("h5py", "write HDF5"):
+    with require_library("h5py", "write HDF5"):
         import h5py
 
     buffer = io.BytesIO()
     names = layer_names(layers)
     with h5py.File(buffer, "w", track_order=False) as file:
         for number, (layer, name) in enumerate(zip(layers, names, strict=True)):
-            whole = shrunk(layer)
+            arrays = with_smallest_dtype(layer)
             group = file.create_group(
                 f"layers/conv3d_{number}/vars" if number else "layers/conv3d/vars"
             )
             group.attrs["name"] = name
-            group.create_dataset("0", data=whole.kernel)
-            if whole.bias is not None:
-                group.create_dataset("1", data=whole.bias)
+            group.create_dataset("0", data=arrays.kernel)
+            if arrays.bias is not None:
+                group.create_dataset("1", data=arrays.bias)
         file.create_group("vars").attrs["name"] = "converted"
     return buffer.getvalue()
 
 
 def layer_names(layers: Sequence[SavedLayer]) -> list[str]:
-    """Names that Keras accepts: no slashes, none twice.
+    """Names of layers that Keras accepts: unique and without slashes.
 
     >>> import numpy as np
     >>> layer_names([SavedLayer("/enc/Conv", None, np.ones((1, 1, 1, 1, 1)))])
@@ -482,9 +534,10 @@ def layer_names(layers: Sequence[SavedLayer]) -> list[str]:
 
 
 def encode_keras(layers: Sequence[SavedLayer]) -> tuple[bytes, list[str]]:
-    """A Sequential model of these layers as `.keras`, and notes on what was assumed.
+    """Encode layers as a Sequential model in a `.keras` file; returns its bytes, and notes.
 
-    Raises: WriteError if the layers cannot follow one another, or Keras has no such layer.
+    Raises: WriteError if the layers do not form a sequence, or Keras has no such layer; FormatError
+    if h5py is not installed.
     """
     require_chain(layers, ".keras")
     first = attributes_of(layers[0])
@@ -494,7 +547,7 @@ def encode_keras(layers: Sequence[SavedLayer]) -> tuple[bytes, list[str]]:
         if first.data_format == "channels_first"
         else [None] * 4 + [channels]
     )
-    dtype = str(shrunk(layers[0]).kernel.dtype)
+    dtype = str(with_smallest_dtype(layers[0]).kernel.dtype)
     entries = [
         _entry(
             "InputLayer",
@@ -505,9 +558,8 @@ def encode_keras(layers: Sequence[SavedLayer]) -> tuple[bytes, list[str]]:
     names = layer_names(layers)
     for layer, name in zip(layers, names, strict=True):
         config = _conv3d_config(layer, name)
-        if not isinstance(
-            config["padding"], str
-        ):  # Keras' layer has none, but a layer before it does
+        if not isinstance(config["padding"], str):
+            # Keras' Conv3D has no explicit padding; a ZeroPadding3D before it does the same
             pad_name = f"{name}_pad" if f"{name}_pad" not in names else f"{name}_padding_before_it"
             shared = {key: config[key] for key in ("trainable", "dtype", "padding", "data_format")}
             entries.append(_entry("ZeroPadding3D", {"name": pad_name, **shared}))
@@ -532,14 +584,15 @@ def encode_keras(layers: Sequence[SavedLayer]) -> tuple[bytes, list[str]]:
 
 
 def _conv3d_config(layer: SavedLayer, name: str) -> dict[str, Any]:
-    """The config of Keras' layer; its padding is "valid", "same", or pairs where it is neither.
+    """The config of a Keras Conv3D; padding is "valid", "same", or (before, after) along D, H, W.
 
     Raises: WriteError if Keras has no such layer.
     """
     attributes, size, config = attributes_of(layer), layer.kernel.shape[:3], layer.config or {}
     if attributes.is_strided_dilation:
         raise WriteError(
-            f"Keras refuses strides > 1 together with dilation_rate > 1 (layer {layer.name}); write .onnx or .safetensors"
+            f"Keras refuses strides > 1 together with dilation_rate > 1 (layer {layer.name}); "
+            "write .onnx or .safetensors"
         )
     padding: Any = attributes.padding
     if padding not in ("valid", "same"):
@@ -553,7 +606,7 @@ def _conv3d_config(layer: SavedLayer, name: str) -> dict[str, Any]:
     return {
         "name": name,
         "trainable": True,
-        "dtype": str(shrunk(layer).kernel.dtype),
+        "dtype": str(with_smallest_dtype(layer).kernel.dtype),
         "filters": layer.kernel.shape[4],
         "kernel_size": size,
         "strides": attributes.strides,
@@ -563,12 +616,12 @@ def _conv3d_config(layer: SavedLayer, name: str) -> dict[str, Any]:
         "groups": attributes.groups,
         "activation": attributes.activation,
         "use_bias": layer.bias is not None,
-        **{key: config[key] for key in _KEPT if config.get(key) is not None},
+        **{key: config[key] for key in _PASSED_THROUGH if config.get(key) is not None},
     }
 
 
-# arguments that change no output and are kept as they are
-_KEPT = (
+# arguments of training that change no output; they are copied unchanged
+_PASSED_THROUGH = (
     "kernel_initializer",
     "bias_initializer",
     "kernel_regularizer",

@@ -1,8 +1,9 @@
-"""A Conv3D layer as a weights file holds it, and what every reader and writer of such files shares.
+"""A Conv3D layer of a weights file, and the functions that all readers and writers share.
 
-Nothing in a file is believed: sizes are held against the file's length before anything is allocated, nothing stored is ever
-executed, and whatever is wrong ends as one line that names the file. `SavedLayer` is in Keras' words and layout throughout;
-PyTorch, safetensors and ONNX store (filters, in_channels/groups, kd, kh, kw), and `from_oidhw` is the only place that knows.
+Readers do not trust a file: they compare its sizes with its length before they allocate memory,
+never execute anything stored, and turn every fault into a one-line error that names the file. A
+`SavedLayer` always uses Keras' argument names and layout. PyTorch, safetensors and ONNX store
+(filters, in_channels/groups, kd, kh, kw); only `from_oidhw` and `to_oidhw` convert that layout.
 """
 
 from __future__ import annotations
@@ -30,26 +31,29 @@ from conv3d_cli.system.inputs import check_input
 
 Array = NDArray[Any]
 
-# bytes of a model's config or a header; parsed it takes some ten times its size
+# bytes of a model's config or a header; parsed JSON takes about ten times its size
 MAX_JSON = 64 << 20
-_UNSUSPECTED = 16 << 20  # bytes that are never thought a bomb
-_COMPRESSION = 100  # times; trained weights shrink by a few per cent, and zeros by a thousand
-_MEMBERS = 100_000  # files in an archive
-_RANK = 32  # axes of an array
+# A member of an archive that expands to more bytes than this, and by more than this factor, is
+# taken for a zip bomb. Trained weights compress by a few per cent, zeros by a factor of 1000.
+_HARMLESS_BYTES = 16 << 20
+_MAX_COMPRESSION = 100
+_MAX_MEMBERS = 100_000  # files in an archive
+_MAX_RANK = 32  # axes of an array
 
 
 @dataclass(frozen=True, eq=False)
 class SavedLayer:
     """One Conv3D layer of a weights file.
 
-    name : str                  as Keras, PyTorch or ONNX calls it
-    config : dict or None       the arguments that the file holds, in Keras' words (strides, padding, dilation_rate, groups,
-                                activation, data_format, use_bias, ...); padding may also be three [before, after] pairs, or
-                                "same_lower"; None where a file holds weights only
-    kernel : (kd, kh, kw, in_channels/groups, filters) floats, in the dtype they were saved in
-    bias : (filters,) floats or None
-    aliases : tuple             other names that stand for it, such as its group in a .weights.h5
-    notes : tuple               what should be known before it is used
+    name : str                  its name in Keras, PyTorch or ONNX
+    config : dict or None       arguments stored in the file, by Keras' names (strides, padding,
+                                dilation_rate, groups, activation, data_format, use_bias, ...);
+                                padding may also be three [before, after] pairs, or "same_lower";
+                                None if the file stores weights only
+    kernel : array              (kd, kh, kw, in_channels/groups, filters) floats, in the saved dtype
+    bias : array or None        (filters,) floats
+    aliases : tuple             other names of the layer, such as its group in a .weights.h5
+    notes : tuple               warnings for its user
     """
 
     name: str
@@ -60,7 +64,7 @@ class SavedLayer:
     notes: tuple[str, ...] = ()
 
     def as_kernel(self, name: str) -> Kernel:
-        """The layer as a kernel that messages call `name`.
+        """Convert the layer to a kernel, which messages call `name`.
 
         Raises: ShapeError if the weights are NaN or infinite.
         """
@@ -71,19 +75,21 @@ class SavedLayer:
         return f"{self.name} ({'x'.join(map(str, self.kernel.shape))}{bias})"
 
 
-WEIGHTS_ONLY = "the file holds weights only; strides, padding, ... are Keras' defaults where they are not given"
+WEIGHTS_ONLY = (
+    "the file holds weights only; strides, padding, ... are Keras' defaults unless they are given"
+)
 
 
 @dataclass(frozen=True, eq=False)
 class OtherLayer:
-    """What a weights file holds beside the Conv3D layers that are read from it.
+    """A part of a weights file that is not read as a Conv3D layer.
 
-    name : str                  as a `SavedLayer`'s
-    reason : str                why it is not read, as "it is of class Conv3DTranspose"
-    is_convolution : bool       whether it convolves, so that the file alone cannot stand for another layer in it
-    aliases : tuple             other names that stand for it
-    layer : SavedLayer or None  what it is if it is a Conv3D after all, for those who say so by the name of its tensor
-    tensor : str                that name
+    name : str                  as in `SavedLayer`
+    reason : str                why it is not read, as in "it is of class Conv3DTranspose"
+    is_convolution : bool       whether it convolves; then messages give its reason
+    aliases : tuple             other names of the layer
+    layer : SavedLayer or None  the layer if it may be a Conv3D; users choose it by `tensor`
+    tensor : str                name of its tensor; "" without `layer`
     """
 
     name: str
@@ -94,13 +100,13 @@ class OtherLayer:
     tensor: str = ""
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The door
+# --------------------------------------------------------------------------------------------------
+# Errors and input
 
 
 @contextlib.contextmanager
-def reading(path: str) -> Iterator[None]:
-    """Turn what parsers throw at damaged bytes into a FormatError of one line that names the file."""
+def read_errors(path: str) -> Iterator[None]:
+    """Turn any exception of a parser into a one-line FormatError that names the file."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -109,19 +115,18 @@ def reading(path: str) -> Iterator[None]:
         raise
     except RecursionError:
         raise FormatError(f"cannot read {path}: nested too deeply") from None
-    except (
-        Exception
-    ) as error:  # h5py, zipfile, json and protobuf raise nearly anything on untrusted bytes
+    except Exception as error:
+        # h5py, zipfile, json and protobuf raise nearly any class on damaged bytes
         reason = " ".join(str(error).split()) or type(error).__name__
         raise FormatError(f"cannot read {path}: {reason[:300]}") from error
 
 
 @contextlib.contextmanager
-def needing(library: str, task: str) -> Iterator[None]:
-    """Around the import of a library that comes with an extra.
+def require_library(library: str, task: str) -> Iterator[None]:
+    """Context of the import of an optional library.
 
-    task : str      what needs it, as in "read net.onnx"
-    Raises: FormatError that names the cure if the library is missing.
+    task : str      what needs the library, as in "read net.onnx"
+    Raises: FormatError, with the cure, if the library is missing.
     """
     try:
         yield
@@ -133,9 +138,10 @@ def needing(library: str, task: str) -> Iterator[None]:
 
 
 def parse_json(text: bytes, what: str, path: str) -> dict[str, Any]:
-    """A JSON object.
+    """Parse a JSON object.
 
-    Raises: FormatError for anything else, or a key that is given twice.
+    what : str      name of the text in messages
+    Raises: FormatError for anything else, or a key that occurs twice.
     """
     if len(text) > MAX_JSON:
         raise FormatError(
@@ -158,9 +164,9 @@ def parse_json(text: bytes, what: str, path: str) -> dict[str, Any]:
 
 
 def read_exactly(file: IO[bytes], count: int, path: str) -> bytes:
-    """`count` bytes; memory grows with what is there, not with what a header promises.
+    """Read `count` bytes; memory grows with the bytes present, not with what a header promises.
 
-    Raises: FormatError if there are fewer.
+    Raises: FormatError if the file has fewer.
     """
     parts, missing = [], count
     while missing > 0 and (part := file.read(min(missing, 1 << 20))):
@@ -174,7 +180,10 @@ def read_exactly(file: IO[bytes], count: int, path: str) -> bytes:
 
 
 class Archive:
-    """The members of a zip file by name, read whole and never more than the file can honestly hold."""
+    """Members of a zip file by name, with checks against zip bombs. Use it as a context.
+
+    Raises: FormatError on entry if names repeat, members overlap, or there are too many.
+    """
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -191,9 +200,10 @@ class Archive:
 
     def _check(self) -> None:
         members = self._zip.infolist()
-        if len(members) != len(self._members) or len(members) > _MEMBERS:
+        if len(members) != len(self._members) or len(members) > _MAX_MEMBERS:
             raise FormatError(
-                f"cannot read {self._path}: it holds a name twice, or more than {_MEMBERS:,} files"
+                f"cannot read {self._path}: it holds a name twice, or more than {_MAX_MEMBERS:,} "
+                "files"
             )
         if sum(info.compress_size for info in members) > check_input(self._path):
             raise FormatError(f"cannot read {self._path}: its {len(members)} files overlap")
@@ -203,26 +213,27 @@ class Archive:
 
     @property
     def names(self) -> list[str]:
-        """The names of its members, in the archive's order."""
+        """Names of the members, in the archive's order."""
         return list(self._members)
 
     def size(self, name: str) -> int:
-        """Bytes of a member."""
+        """Uncompressed size of a member in bytes. Raises: FormatError if it is missing."""
         return self._info(name).file_size
 
     def read(self, name: str) -> bytes:
-        """A member, its check sum tested.
+        """Read a member and verify its checksum.
 
-        Raises: FormatError if it is missing, damaged or swells beyond belief.
+        Raises: FormatError if it is missing, damaged, or expands like a zip bomb.
         """
         info = self._info(name)
-        if info.file_size > max(_UNSUSPECTED, _COMPRESSION * info.compress_size):
+        if info.file_size > max(_HARMLESS_BYTES, _MAX_COMPRESSION * info.compress_size):
             raise FormatError(
-                f"cannot read {self._path}: {name} would swell from {info.compress_size:,} to {info.file_size:,} bytes"
+                f"cannot read {self._path}: {name} would swell from {info.compress_size:,} to "
+                f"{info.file_size:,} bytes"
             )
         with self._zip.open(info) as member:
             content = read_exactly(member, info.file_size, self._path)
-            member.read(1)  # at its end a member checks its sum
+            member.read(1)  # reading past the end makes a member verify its checksum
         return content
 
     def _info(self, name: str) -> zipfile.ZipInfo:
@@ -232,7 +243,7 @@ class Archive:
 
 
 def zip_bytes(members: Mapping[str, bytes]) -> bytes:
-    """An uncompressed zip file without time stamps: the same members give the same bytes."""
+    """An uncompressed zip file with fixed time stamps: the same members give the same bytes."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
         for name, content in members.items():
@@ -242,27 +253,30 @@ def zip_bytes(members: Mapping[str, bytes]) -> bytes:
     return buffer.getvalue()
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Numbers
 
 
 def require_shape(shape: Sequence[int], what: str, path: str) -> int:
-    """The count of numbers of a shape.
+    """Check the shape of an array in a file, and return its number of elements.
 
-    Raises: FormatError for sizes that are none; ShapeError for more numbers than any kernel has.
+    what : str      name of the array in messages
+    Raises: FormatError for invalid sizes or too many axes; ShapeError for more elements than a
+    kernel may have; MemoryLimitError if they do not fit the memory limit.
     """
-    if len(shape) > _RANK or not all(type(n) is int and 0 <= n < 2**63 for n in shape):
+    if len(shape) > _MAX_RANK or not all(type(n) is int and 0 <= n < 2**63 for n in shape):
         raise FormatError(f"cannot read {path}: {what} has the shape {list(shape)[:8]}")
     count = math.prod(shape)
     if count > MAX_WEIGHTS:
         raise ShapeError(
-            f"{what} in {path} has {count:,} weights, shape {tuple(shape)}; at most {MAX_WEIGHTS:,} are allowed"
+            f"{what} in {path} has {count:,} weights, shape {tuple(shape)}; "
+            f"at most {MAX_WEIGHTS:,} are allowed"
         )
     require_memory(count, path)
     return count
 
 
-# dtype -> bytes of one number
+# dtype -> bytes per number
 FLOATS = {
     "float64": 8,
     "float32": 4,
@@ -274,13 +288,15 @@ FLOATS = {
 
 
 def decode_floats(raw: bytes, dtype: str, order: str = "<") -> Array:
-    """The numbers of stored bytes; those NumPy has no dtype for come as float32.
+    """Decode stored floats into a 1-D array; bfloat16 and float8, unknown to NumPy, become float32.
 
-    dtype : a key of FLOATS
-    order : "<" or ">"      of the bytes in the file
+    dtype : str     a key of FLOATS
+    order : str     byte order in the file, "<" or ">"
 
-    >>> decode_floats(bytes([0x80, 0x3F]), "bfloat16").tolist(), decode_floats(bytes([0x38, 0x7E]), "float8_e4m3fn").tolist()
-    ([1.0], [1.0, 448.0])
+    >>> decode_floats(bytes([0x80, 0x3F]), "bfloat16").tolist()
+    [1.0]
+    >>> decode_floats(bytes([0x38, 0x7E]), "float8_e4m3fn").tolist()
+    [1.0, 448.0]
     """
     if dtype == "bfloat16":
         return (np.frombuffer(raw, f"{order}u2").astype(np.uint32) << 16).view(np.float32)
@@ -301,10 +317,10 @@ def decode_floats(raw: bytes, dtype: str, order: str = "<") -> Array:
     return np.frombuffer(raw, f"{order}f{FLOATS[dtype]}").astype(f"=f{FLOATS[dtype]}")
 
 
-def shrunk(layer: SavedLayer, *, halves: bool = False) -> SavedLayer:
-    """The layer with kernel and bias in one native dtype: float32 where that loses nothing, else float64.
+def with_smallest_dtype(layer: SavedLayer, *, halves: bool = False) -> SavedLayer:
+    """The layer with kernel and bias as float32 if that is exact, else as float64.
 
-    halves : bool       whether float16 may stay
+    halves : bool       whether two float16 arrays stay float16
     """
     arrays = [layer.kernel] if layer.bias is None else [layer.kernel, layer.bias]
     if not (halves and all(array.dtype == np.float16 for array in arrays)):
@@ -318,17 +334,25 @@ def shrunk(layer: SavedLayer, *, halves: bool = False) -> SavedLayer:
     )
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# PyTorch's layout, and names
+# --------------------------------------------------------------------------------------------------
+# PyTorch's layout and names
 
 
 def from_oidhw(weight: Array) -> Array:
-    """(filters, in_channels/groups, kd, kh, kw) to Keras' (kd, kh, kw, in_channels/groups, filters)."""
+    """Convert weights from PyTorch's layout to Keras'.
+
+    weight : (filters, in_channels/groups, kd, kh, kw)
+    Returns (kd, kh, kw, in_channels/groups, filters), contiguous, in the same dtype.
+    """
     return np.ascontiguousarray(weight.transpose(2, 3, 4, 1, 0))
 
 
 def to_oidhw(kernel: Array) -> Array:
-    """Keras' (kd, kh, kw, in_channels/groups, filters) to (filters, in_channels/groups, kd, kh, kw)."""
+    """Convert weights from Keras' layout to PyTorch's: the inverse of `from_oidhw`.
+
+    >>> to_oidhw(np.ones((3, 4, 5, 1, 2))).shape
+    (2, 1, 3, 4, 5)
+    """
     return np.ascontiguousarray(kernel.transpose(4, 3, 0, 1, 2))
 
 
@@ -338,29 +362,33 @@ _TRANSPOSED = re.compile(
 _UP = re.compile(r"(?<![a-z])up(?![a-z])|(?<![a-z])up_?(conv|sampl|scal|scor)")
 
 
-def sounds_transposed(name: str) -> bool:
-    """Whether a layer's name is one that transposed convolutions have. "up" counts in its last word only: what stands
-    within a module of that name is often a plain convolution.
+def suggests_transposed(name: str) -> bool:
+    """Whether a layer's name is typical of transposed convolutions.
 
-    >>> [sounds_transposed(name) for name in ("up", "up_1.upsample.deconv", "transpconvs.0", "dec.transp_conv.conv")]
-    [True, True, True, True]
-    >>> [sounds_transposed(name) for name in ("up1.conv.double_conv.0", "update", "transformer.conv", "upper.conv")]
-    [False, False, False, False]
+    "up" counts in the last word only: modules of that name often contain plain convolutions.
+
+    >>> [suggests_transposed(name) for name in ("up", "up_1.upsample.deconv", "transpconvs.0")]
+    [True, True, True]
+    >>> [suggests_transposed(name) for name in ("up1.conv.double_conv.0", "update", "upper.conv")]
+    [False, False, False]
     """
     words = [word for word in re.split(r"[./]", name.lower()) if not word.isdigit()]
     return any(_TRANSPOSED.search(word) for word in words) or bool(words and _UP.search(words[-1]))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Attributes
 
 
 @dataclass(frozen=True)
 class Attributes:
-    """A layer's arguments, checked; Keras' defaults where its config holds none."""
+    """A layer's arguments, checked; Keras' defaults for those that its config lacks.
+
+    padding : str or tuple      "valid", "same", "same_lower", or (before, after) along D, H, W
+    """
 
     strides: Triple = (1, 1, 1)
-    padding: str | tuple[tuple[int, int], ...] = "valid"  # "valid", "same", "same_lower" or pairs
+    padding: str | tuple[tuple[int, int], ...] = "valid"
     dilation_rate: Triple = (1, 1, 1)
     groups: int = 1
     activation: Any = "linear"
@@ -368,13 +396,18 @@ class Attributes:
 
     @property
     def is_strided_dilation(self) -> bool:
-        """Strides and dilation together, which Keras refuses."""
+        """Whether the layer has both strides > 1 and dilation_rate > 1, which Keras refuses."""
         return max(self.strides) > 1 and max(self.dilation_rate) > 1
 
     def explicit_pads(self, size: Sequence[int]) -> tuple[tuple[int, int], ...] | None:
-        """The padding as (before, after) pairs; None where it depends on the volume: "same" with strides.
+        """The padding as (before, after) along D, H, W; None if it depends on the volume's size.
 
-        size : kd, kh, kw
+        That is the case for "same" and "same_lower" with strides > 1.
+
+        size : (kd, kh, kw)
+
+        >>> Attributes(padding="same", dilation_rate=(2, 1, 1)).explicit_pads((3, 3, 2))
+        ((2, 2), (1, 1), (0, 1))
         """
         if not isinstance(self.padding, str):
             return self.padding
@@ -389,9 +422,9 @@ class Attributes:
 
 
 def attributes_of(layer: SavedLayer) -> Attributes:
-    """The arguments that convolving takes, from the layer's config.
+    """The arguments of the convolution, from the layer's config.
 
-    Raises: SpecError for values that are never legal.
+    Raises: SpecError for invalid values.
     """
     config = layer.config or {}
     padding = config.get("padding", "valid")
@@ -406,12 +439,14 @@ def attributes_of(layer: SavedLayer) -> Attributes:
     groups = config.get("groups", 1)
     if not isinstance(groups, int) or groups < 1 or layer.kernel.shape[4] % groups:
         raise SpecError(
-            f"layer {layer.name}: groups must divide the {layer.kernel.shape[4]} filters, received groups={groups!r}"
+            f"layer {layer.name}: groups must divide the {layer.kernel.shape[4]} filters, received "
+            f"groups={groups!r}"
         )
     data_format = config.get("data_format") or "channels_last"
     if data_format not in ("channels_last", "channels_first"):
         raise SpecError(
-            f"layer {layer.name}: data_format is channels_last or channels_first, received {data_format!r}"
+            f"layer {layer.name}: data_format is channels_last or channels_first, received "
+            f"{data_format!r}"
         )
     return Attributes(
         triple(config.get("strides", 1), "strides"),
@@ -424,14 +459,15 @@ def attributes_of(layer: SavedLayer) -> Attributes:
 
 
 def require_match(layer: SavedLayer, path: str) -> SavedLayer:
-    """The layer, if its config and its weights belong together.
+    """Return the layer if its config and its bias fit its kernel.
 
-    Raises: FormatError otherwise.
+    Raises: FormatError if they do not.
     """
     kernel, bias = layer.kernel, layer.bias
     if bias is not None and bias.shape != (kernel.shape[4],):
         raise FormatError(
-            f"cannot read {path}: layer {layer.name} has {kernel.shape[4]} filters and a bias of {bias.shape}"
+            f"cannot read {path}: layer {layer.name} has {kernel.shape[4]} filters and a bias of "
+            f"{bias.shape}"
         )
     config = layer.config or {}
     try:
@@ -442,26 +478,28 @@ def require_match(layer: SavedLayer, path: str) -> SavedLayer:
         raise FormatError(f"cannot read {path}: layer {layer.name}: {error}") from None
     if size != kernel.shape[:3] or filters != kernel.shape[4]:
         raise FormatError(
-            f"cannot read {path}: layer {layer.name} is to have {filters} filters of {size}, but its weights are {kernel.shape}"
+            f"cannot read {path}: layer {layer.name} has {filters} filters of {size} in its "
+            f"config, but weights of shape {kernel.shape}"
         )
     return layer
 
 
-def unheld(layer: SavedLayer, held: Sequence[str] = ()) -> list[str]:
-    """The arguments of a layer, off their defaults, that a file would lose; written as name=value.
+def lost_arguments(layer: SavedLayer, stored: Sequence[str] = ()) -> list[str]:
+    """Arguments of a layer, other than defaults, that a file would lose, as name=value.
 
-    held : sequence     names of arguments that the file can hold
+    stored : sequence       names of the arguments that the file stores
 
-    >>> unheld(SavedLayer("a", {"strides": [2, 2, 2], "groups": 1}, np.ones((1, 1, 1, 1, 1))))
+    >>> config = {"strides": [2, 2, 2], "groups": 1}
+    >>> lost_arguments(SavedLayer("a", config, np.ones((1, 1, 1, 1, 1))))
     ['strides=2,2,2']
     """
     if layer.config is None:
         return []
-    attributes, plain = attributes_of(layer), Attributes()
+    attributes, defaults = attributes_of(layer), Attributes()
     lost = []
     for name in ("strides", "padding", "dilation_rate", "groups", "activation"):
         value = getattr(attributes, name)
-        if name not in held and value != getattr(plain, name):
+        if name not in stored and value != getattr(defaults, name):
             lost.append(f"{name}={_option_text(value)}")
     return lost
 
@@ -477,27 +515,30 @@ def _option_text(value: Any) -> str:
 
 
 def require_chain(layers: Sequence[SavedLayer], kind: str) -> None:
-    """Refuse layers that cannot follow one another.
+    """Check that each layer can take the output of the one before it.
 
-    Raises: WriteError, without the file's name, which the door adds.
+    kind : str      name of the file format in messages
+    Raises: WriteError, to which `write_layers` adds the file's name.
     """
     for first, second in itertools.pairwise(layers):
         channels = second.kernel.shape[3] * attributes_of(second).groups
         if channels != first.kernel.shape[4]:
             raise WriteError(
-                f"{kind} holds layers that follow one another, but {first.name} gives {first.kernel.shape[4]} channels and "
-                f"{second.name} takes {channels}; choose one with ::NAME, or write .safetensors"
+                f"{kind} holds layers that follow one another, but {first.name} gives "
+                f"{first.kernel.shape[4]} channels and {second.name} takes {channels}; "
+                "choose one with ::NAME, or write .safetensors"
             )
         if attributes_of(first).data_format != attributes_of(second).data_format:
             raise WriteError(
-                f"{kind}: {first.name} and {second.name} differ in data_format; choose one with ::NAME"
+                f"{kind}: {first.name} and {second.name} differ in data_format; "
+                "choose one with ::NAME"
             )
 
 
-def natural(text: str) -> list[tuple[int, int, str]]:
-    """A key that sorts conv3d_2 before conv3d_10.
+def natural_sort_key(text: str) -> list[tuple[int, int, str]]:
+    """A sort key by which conv3d_2 comes before conv3d_10.
 
-    >>> sorted(["conv3d_10", "conv3d_2", "conv3d"], key=natural)
+    >>> sorted(["conv3d_10", "conv3d_2", "conv3d"], key=natural_sort_key)
     ['conv3d', 'conv3d_2', 'conv3d_10']
     """
     parts = re.split(r"([0-9]{1,18})", text)

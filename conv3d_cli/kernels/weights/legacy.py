@@ -1,7 +1,9 @@
-"""Keras' legacy `.h5` and `.hdf5`: whole models with their JSON, and weights alone; of Keras 2, and of Keras 3 saved as .h5.
+"""Keras' legacy `.h5` and `.hdf5` files: whole models with their JSON, or weights only.
 
-The attribute `layer_names` gives the layers in order, and each layer's group has `weight_names`, the paths of its datasets:
-`conv3d/kernel:0` in Keras 2, `conv3d/kernel` in Keras 3. A model in a model is one layer with all its weights.
+Keras 2 writes them, and Keras 3 when it saves to .h5. The attribute `layer_names` lists the layers
+in order. The attribute `weight_names` of a layer's group lists the paths of its datasets:
+`conv3d/kernel:0` in Keras 2, `conv3d/kernel` in Keras 3. A nested model is one layer with all its
+weights.
 
 Source: Keras 3, keras/src/legacy/saving/legacy_h5_format.py.
 """
@@ -20,10 +22,10 @@ from conv3d_cli.kernels.weights.hdf5 import (
     find_member,
     is_dataset,
     is_group,
+    list_attribute,
     open_hdf5,
     read_dataset,
-    read_names,
-    read_text,
+    text_attribute,
 )
 from conv3d_cli.kernels.weights.layer import (
     Array,
@@ -37,11 +39,14 @@ from conv3d_cli.system.inputs import check_input
 
 
 def read_h5(path: str) -> list[SavedLayer | OtherLayer]:
-    """What is in any HDF5 file of Keras: what it is, it shows itself, whatever its name."""
+    """Read the layers of any HDF5 file of Keras; its content decides the layout, not its suffix.
+
+    Raises: FormatError for a damaged or foreign file; ShapeError for arrays of too many elements.
+    """
     size = check_input(path)
     with open_hdf5(path, path) as root:
         container = root["model_weights"] if is_group(find_member(root, "model_weights")) else root
-        if read_names(container, "layer_names") is not None:
+        if list_attribute(container, "layer_names") is not None:
             return _read_legacy(root, container, size, path)
         if not keras.is_weights_h5(root):
             raise FormatError(f"cannot read {path}: an HDF5 file, but not one that Keras saved")
@@ -49,89 +54,91 @@ def read_h5(path: str) -> list[SavedLayer | OtherLayer]:
 
 
 def read_h5_config(path: str) -> dict[str, Any] | None:
-    """The model's JSON; None where the file holds weights only."""
+    """Read the model's JSON; None if the file stores weights only. Raises: FormatError."""
     with open_hdf5(path, path) as root:
         return _model_config(root, path)
 
 
 def _model_config(root: Any, path: str) -> dict[str, Any] | None:
-    text = read_text(root, "model_config")
+    text = text_attribute(root, "model_config")
     return None if text is None else parse_json(text.encode(), "its model_config", path)
 
 
 def _read_legacy(root: Any, container: Any, size: int, path: str) -> list[SavedLayer | OtherLayer]:
-    version = read_text(container, "keras_version") or read_text(root, "keras_version") or "1"
+    """Read the layers of a file in the legacy layout.
+
+    root, container : groups    the file, and its group with the attribute `layer_names`
+    size : int                  bytes of the file
+    """
+
+    def attribute(name: str) -> str | None:
+        return text_attribute(container, name) or text_attribute(root, name)
+
+    version = attribute("keras_version") or "1"
     if version.startswith("1"):
         raise FormatError(
-            f"cannot read {path}: it was saved by Keras 1, whose layouts differ; load and save it once with Keras 2"
+            f"cannot read {path}: it was saved by Keras 1, whose layouts differ; "
+            "load and save it once with Keras 2"
         )
-    backend = read_text(container, "backend") or read_text(root, "backend")
+    backend = attribute("backend")
     model = _model_config(root, path)
     entries = None if model is None else _named_entries(model)
     contents: list[SavedLayer | OtherLayer] = []
-    for outer in read_names(container, "layer_names") or []:
+    for outer in list_attribute(container, "layer_names") or []:
         group = find_member(container, outer)
         if not is_group(group):
             raise FormatError(f"cannot read {path}: damaged: it has no group for its layer {outer}")
-        for above, leaves in _by_layer(read_names(group, "weight_names") or []).items():
+        for above, leaves in _by_layer(list_attribute(group, "weight_names") or []).items():
             inner = above.rpartition("/")[2] or outer
             aliases = () if inner == outer else (f"{outer}/{inner}",)
-            entry = None
-            if entries is not None:
-                entry = entries.get(
-                    (outer,) if inner == outer else (outer, inner), entries.get((inner,))
-                )
-            held = {
+            key = (outer,) if inner == outer else (outer, inner)
+            entry = None if entries is None else entries.get(key, entries.get((inner,)))
+            datasets = {
                 leaf.partition(":")[0]: find_member(group, weight)
                 for leaf, weight in leaves.items()
             }
-            if entry is None or entry.class_name in CONV3D:
-                reason, is_convolution = _not_conv3d(inner, held, entry)
-                if reason or (entries is not None and entry is None):
-                    reason = reason or "the model's config does not tell its class"
-                    contents.append(OtherLayer(inner, reason, is_convolution, aliases))
-                    continue
-            else:
-                contents.append(
-                    replace(
-                        entry.other(is_dataset(held.get("kernel"), 5)), name=inner, aliases=aliases
-                    )
-                )
+            if entry is not None and entry.class_name not in CONV3D:
+                other = entry.as_other_layer(is_dataset(datasets.get("kernel"), 5))
+                contents.append(replace(other, name=inner, aliases=aliases))
+                continue
+            reason, is_convolution = _rejection(inner, datasets, entry)
+            if not reason and entries is not None and entry is None:
+                reason = "the model's config does not have its class"
+            if reason:
+                contents.append(OtherLayer(inner, reason, is_convolution, aliases))
                 continue
 
-            def read(leaf: str, held: dict[str, Any] = held, inner: str = inner) -> Array:
-                if not is_dataset(held[leaf]):
+            def read(leaf: str, datasets: dict[str, Any] = datasets, inner: str = inner) -> Array:
+                if not is_dataset(datasets[leaf]):
                     raise FormatError(
                         f"cannot read {path}: damaged: it has no {leaf} of layer {inner}"
                     )
-                return read_dataset(held[leaf], size, f"the {leaf} of layer {inner}", path)
+                return read_dataset(datasets[leaf], size, f"the {leaf} of layer {inner}", path)
 
-            layer = SavedLayer(
-                name=inner,
-                config=None,
-                kernel=_adapted(read, entry)
-                if set(held) >= _LORA and entry is not None
-                else read("kernel"),
-                bias=read("bias") if "bias" in held else None,
-                aliases=aliases,
-            )
-            if backend == "theano":  # it convolved, where the others correlate
+            if entry is not None and set(datasets) >= _LORA:
+                kernel = _merge_lora(read, entry)
+            else:
+                kernel = read("kernel")
+            bias = read("bias") if "bias" in datasets else None
+            layer = SavedLayer(inner, None, kernel, bias, aliases)
+            if backend == "theano":  # Theano convolves, the other backends correlate
                 layer = replace(layer, kernel=layer.kernel[::-1, ::-1, ::-1].copy())
-            contents.append(
-                require_match(layer, path) if entry is None else entry.joined(layer, version, path)
-            )
+            if entry is None:
+                contents.append(require_match(layer, path))
+            else:
+                contents.append(entry.with_weights(layer, version, path))
     # layers without weights
-    names = {held.name for held in contents}
-    found = list(dict.fromkeys((entries or {}).values()))
-    silent = keras.silent_layers(found)
-    for entry in found:
-        if entry.name not in names and entry.class_name not in CONV3D and entry not in silent:
-            contents.append(entry.other(is_convolution=False))
+    names = {item.name for item in contents}
+    unique = list(dict.fromkeys((entries or {}).values()))
+    omittable = keras.omittable_layers(unique)
+    for entry in unique:
+        if entry.name not in names and entry.class_name not in CONV3D and entry not in omittable:
+            contents.append(entry.as_other_layer(is_convolution=False))
     return contents
 
 
 def _by_layer(weights: list[str]) -> dict[str, dict[str, str]]:
-    """The weights of each layer in a group: the path above them -> their own names -> their paths."""
+    """Group the paths of weights by layer: path of the layer -> name of the weight -> full path."""
     layers: dict[str, dict[str, str]] = {}
     for weight in weights:
         above, _, leaf = weight.rpartition("/")
@@ -139,39 +146,35 @@ def _by_layer(weights: list[str]) -> dict[str, dict[str, str]]:
     return layers
 
 
-def _named_entries(model: dict[str, Any]) -> dict[tuple[str, ...], keras.Entry]:
-    """The layers of a model by their names alone, and with that of the outermost or the nearest model or wrapper."""
-    named: dict[tuple[str, ...], keras.Entry] = {}
+def _named_entries(model: dict[str, Any]) -> dict[tuple[str, ...], keras.ConfigLayer]:
+    """Layers of a model by name, and by (outermost or innermost model or wrapper, name)."""
+    named: dict[tuple[str, ...], keras.ConfigLayer] = {}
     for entry in keras.walk_config(model):
         for key in ((entry.name,), (entry.names[0], entry.name), entry.names[-2:]):
             named[key] = entry
     return named
 
 
-def _not_conv3d(name: str, held: dict[str, Any], entry: keras.Entry | None) -> tuple[str, bool]:
-    """Why the weights of a layer are none of a Conv3D that is understood, or ""; and whether they are a convolution's."""
-    kernel, bias = held.get("kernel"), held.get("bias")
+def _rejection(
+    name: str, datasets: dict[str, Any], entry: keras.ConfigLayer | None
+) -> tuple[str, bool]:
+    """Why weights cannot be read as a Conv3D ("" if they can), and whether the layer convolves."""
+    kernel, bias = datasets.get("kernel"), datasets.get("bias")
     if not is_dataset(kernel, 5):
         return "it has no weights of 5 axes", "conv" in name.lower() and is_dataset(kernel)
-    others = set(held) - {"kernel", "bias"}
+    others = set(datasets) - {"kernel", "bias"}
     if others == _LORA and entry is None:
-        return (
-            "its LoRA weights need the lora_alpha of the model's config, which the file has not",
-            True,
-        )
+        return "its LoRA weights need the lora_alpha of a model config, which the file lacks", True
     if others and others != _LORA:
-        return (
-            f"it has {', '.join(sorted(others))} beside its kernel, so it is more than a Conv3D",
-            True,
-        )
-    return ("" if entry is not None else keras.why_transposed(name, kernel, bias)), True
+        return f"it also has {', '.join(sorted(others))}, so it is more than a Conv3D", True
+    return ("" if entry is not None else keras.transposed_reason(name, kernel, bias)), True
 
 
 _LORA = {"lora_kernel_a", "lora_kernel_b"}
 
 
-def _adapted(read: Callable[[str], Array], entry: keras.Entry) -> Array:
-    """The kernel that a layer with a LoRA adapter convolves with: kernel + alpha / rank · a · b.
+def _merge_lora(read: Callable[[str], Array], entry: keras.ConfigLayer) -> Array:
+    """The effective kernel of a layer with a LoRA adapter: kernel + alpha / rank · a · b.
 
     Source: Keras 3, base_conv.py kernel.
     """
@@ -179,9 +182,10 @@ def _adapted(read: Callable[[str], Array], entry: keras.Entry) -> Array:
     rank = second.shape[0] if second.ndim == 2 else 0
     if (first.shape, second.shape) != ((*kernel.shape[:4], rank), (rank, kernel.shape[4])):
         raise ShapeError(
-            f"layer {entry.name}: its LoRA weights are {first.shape} and {second.shape}, its kernel {kernel.shape}"
+            f"layer {entry.name}: its LoRA weights are {first.shape} and {second.shape}, "
+            f"its kernel {kernel.shape}"
         )
     alpha = entry.layer["config"].get("lora_alpha")
-    # before there was an alpha, it was the rank
+    # versions of Keras without lora_alpha used the rank in its place
     scale = 1.0 if alpha is None else float(alpha) / max(rank, 1)
     return (kernel + scale * (first.astype(np.float64) @ second)).astype(kernel.dtype)

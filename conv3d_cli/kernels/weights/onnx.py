@@ -1,8 +1,9 @@
-"""ONNX: the Conv nodes with three spatial axes whose weights are stored in the graph.
+"""ONNX: read and write Conv nodes with three spatial axes whose weights are stored in the graph.
 
-A node is called by its name; the name of its weights without `.weight` will do too. Its attributes come in Keras' words:
-auto_pad SAME_UPPER is Keras' "same"; SAME_LOWER has the odd voxel before and becomes pairs, unless strides make it depend on
-the volume. External data are read from a plain file in the model's own folder and from nowhere else.
+A layer has the name of its node; the name of its weights without `.weight` is an alias. Attributes
+become Keras' arguments. auto_pad SAME_UPPER is Keras' "same". SAME_LOWER puts the odd voxel before
+and becomes (before, after) pairs, unless strides make it depend on the volume's size. External data
+are read only from a regular file in the model's own folder.
 
 Source: ONNX, onnx/defs/nn/defs.cc (Conv), onnx/onnx.proto.
 """
@@ -24,13 +25,13 @@ from conv3d_cli.kernels.weights.layer import (
     SavedLayer,
     attributes_of,
     from_oidhw,
-    needing,
+    lost_arguments,
     read_exactly,
     require_chain,
+    require_library,
     require_match,
-    shrunk,
     to_oidhw,
-    unheld,
+    with_smallest_dtype,
 )
 from conv3d_cli.kernels.weights.onnx_constants import (
     STANDARD,
@@ -40,11 +41,12 @@ from conv3d_cli.kernels.weights.onnx_constants import (
     is_convolution,
 )
 from conv3d_cli.model.keras_json import NO_PADS
+from conv3d_cli.model.spec import triple
 from conv3d_cli.system.inputs import check_input
 
 MAX_BYTES = 2 << 30  # protobuf's own limit
-_OPSET, _IR_VERSION = 13, 8  # of the files written: understood since 2021
-# Keras' activation -> the node that computes it, with its attributes
+_OPSET, _IR_VERSION = 13, 8  # written into files: runtimes support them since 2021
+# Keras' activation -> operator and attributes of the node that computes it
 _ACTIVATIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "relu": ("Relu", {}),
     "sigmoid": ("Sigmoid", {}),
@@ -59,13 +61,17 @@ _ACTIVATIONS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def read_onnx(path: str) -> list[SavedLayer | OtherLayer]:
-    """What the graph holds, in the order of its nodes."""
+    """Read the layers of an ONNX graph, in the order of its nodes.
+
+    Raises: FormatError for a damaged or foreign file, or if onnx is not installed; ShapeError for
+    tensors of too many elements.
+    """
     size = check_input(path)
     if size > MAX_BYTES:
         raise FormatError(
             f"cannot read {path}: {size:,} bytes; protobuf holds at most {MAX_BYTES:,}"
         )
-    with needing("onnx", f"read {path}"):
+    with require_library("onnx", f"read {path}"):
         import onnx
     model = onnx.ModelProto()
     try:
@@ -83,6 +89,7 @@ def read_onnx(path: str) -> list[SavedLayer | OtherLayer]:
 
 
 def _read_graph(model: Any, path: str) -> list[SavedLayer | OtherLayer]:
+    """Convolutions and other nodes of a graph, then the convolutions in its subgraphs."""
     constants = Constants(model.graph, path)
     nodes = list(model.graph.node)
     convolutions: dict[int, SavedLayer | OtherLayer] = {}
@@ -102,25 +109,22 @@ def _read_graph(model: Any, path: str) -> list[SavedLayer | OtherLayer]:
     for number, node in enumerate(nodes):
         if number in convolutions:
             contents.append(convolutions[number])
-        elif not constants.made(node):
+        elif not constants.accounts_for(node):
             name = node.name or f"{node.op_type}_{number}"
             contents.append(OtherLayer(name, f"it is a node {node.op_type}", is_convolution=False))
-    for place, node in inner_nodes(model):
+    for parent, node in inner_nodes(model):
         if is_convolution(node):
-            contents.append(
-                OtherLayer(
-                    node.name or node.op_type, f"it lies in {place}, which is not looked into"
-                )
-            )
+            reason = f"it is inside {parent}, which is not searched"
+            contents.append(OtherLayer(node.name or node.op_type, reason))
     return contents
 
 
 def _read_convolution(
     node: Any, name: str, aliases: tuple[str, ...], constants: Constants, path: str
 ) -> SavedLayer | OtherLayer:
-    """A Conv node, or one that ONNX Runtime fused with its activation.
+    """Read a Conv node, or a FusedConv, which ONNX Runtime makes of a Conv and its activation.
 
-    Raises: NotConstantError if its weights are computed in a way that is not understood; FormatError.
+    Raises: NotConstantError if its weights or padding depend on unsupported nodes; FormatError.
     """
     attributes = {attribute.name: attribute for attribute in node.attribute}
     is_fused = node.op_type == "FusedConv" and node.domain == "com.microsoft"
@@ -151,18 +155,23 @@ def _read_convolution(
         own = attributes_of(layer).explicit_pads(kernel.shape[:3])
         if own is None:
             raise NotConstantError(
-                "its auto_pad with strides depends on the volume, so the Pad before it cannot be joined"
+                "its auto_pad with strides depends on the volume, so the Pad before it cannot be "
+                "joined"
             )
         config["padding"] = [[a[0] + b[0], a[1] + b[1]] for a, b in zip(own, pads, strict=True)]
     return replace(layer, notes=(*notes, *pad_notes))
 
 
 def _fused_activation(attributes: dict[str, Any]) -> Any:
-    """The activation of a FusedConv, as Keras has it. Raises: NotConstantError."""
-    name = attributes["activation"].s.decode(errors="replace") if "activation" in attributes else ""
-    parameters = (
-        list(attributes["activation_params"].floats) if "activation_params" in attributes else []
-    )
+    """The activation of a FusedConv in Keras' words.
+
+    Raises: NotConstantError for an unsupported activation.
+    """
+    name, parameters = "", []
+    if "activation" in attributes:
+        name = attributes["activation"].s.decode(errors="replace")
+    if "activation_params" in attributes:
+        parameters = list(attributes["activation_params"].floats)
     if name == "LeakyRelu" and len(parameters) == 1:
         config = {"name": "leaky_re_lu", "negative_slope": parameters[0]}
         return {
@@ -183,7 +192,10 @@ def _fused_activation(attributes: dict[str, Any]) -> Any:
 def _config(
     node: Any, kernel: Array, use_bias: bool, path: str
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """A node's attributes as Keras' arguments."""
+    """Convert the attributes of a Conv node to Keras' arguments; returns them and notes.
+
+    Raises: FormatError for invalid attributes.
+    """
     attributes = {attribute.name: attribute for attribute in node.attribute}
 
     def integers(name: str, default: list[int], least: int = 1) -> list[int]:
@@ -195,13 +207,14 @@ def _config(
     size = list(kernel.shape[:3])
     if integers("kernel_shape", size) != size:
         raise FormatError(
-            f"cannot read {path}: node {node.name} has a kernel_shape that is not its weights' {size}"
+            f"cannot read {path}: node {node.name} has a kernel_shape that is not its weights' "
+            f"{size}"
         )
     strides, dilation = integers("strides", [1] * 3), integers("dilations", [1] * 3)
     pads = integers("pads", [0] * 6, least=0)
-    auto_pad = (
-        attributes["auto_pad"].s.decode(errors="replace") if "auto_pad" in attributes else "NOTSET"
-    )
+    auto_pad = "NOTSET"
+    if "auto_pad" in attributes:
+        auto_pad = attributes["auto_pad"].s.decode(errors="replace")
     notes = []
     padding: Any
     if auto_pad in ("NOTSET", ""):
@@ -211,16 +224,13 @@ def _config(
     elif auto_pad == "SAME_UPPER":
         padding = "same"
     elif auto_pad == "SAME_LOWER":
-        lower = Attributes(
-            (strides[0], strides[1], strides[2]),
-            "same_lower",
-            (dilation[0], dilation[1], dilation[2]),
-        )
+        lower = Attributes(triple(strides, "strides"), "same_lower", triple(dilation, "dilations"))
         pairs = lower.explicit_pads(size)
         padding = "same_lower" if pairs is None else [list(pair) for pair in pairs]
         if pairs is None:
             notes.append(
-                "auto_pad SAME_LOWER with strides depends on the volume's size; give the padding in voxels"
+                "auto_pad SAME_LOWER with strides depends on the volume's size; "
+                "give the padding in voxels"
             )
     else:
         raise FormatError(f"cannot read {path}: node {node.name} has auto_pad={auto_pad}")
@@ -240,50 +250,52 @@ def _config(
     return config, tuple(notes)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Writing
 
 
 def encode_onnx(layers: Sequence[SavedLayer]) -> tuple[bytes, list[str]]:
-    """A graph of the layers, one after another, and notes on what ONNX cannot hold.
+    """Encode layers as a graph of consecutive Conv nodes; returns its bytes, and notes.
 
-    Weights are float32: no runtime computes Conv in float64 on every machine.
-    Raises: WriteError if the layers cannot follow one another.
+    Weights become float32, since no runtime computes Conv in float64 on every machine.
+    Raises: WriteError if the layers do not form a sequence, or weights exceed float32; FormatError
+    if onnx is not installed.
     """
     require_chain(layers, ".onnx")
-    with needing("onnx", "write ONNX"):
+    with require_library("onnx", "write ONNX"):
         import onnx
         from onnx import helper, numpy_helper
     nodes, initializers, notes, names = [], [], [], set()
     value = "input"
     for layer in layers:
-        attributes, whole = attributes_of(layer), shrunk(layer)
+        attributes, arrays = attributes_of(layer), with_smallest_dtype(layer)
         name = layer.name
         while name in names:
             name += "_"
         names.add(name)
-        if whole.kernel.dtype != np.float32:
+        if arrays.kernel.dtype != np.float32:
             notes.append(
                 f"{layer.name}: its weights are rounded to float32, which ONNX runtimes compute in"
             )
-            for array in (whole.kernel, whole.bias):
+            for array in (arrays.kernel, arrays.bias):
                 if array is not None and np.abs(array).max(initial=0) > np.finfo(np.float32).max:
                     raise WriteError(
-                        f"{layer.name} has weights beyond float32, which ONNX holds: take another format"
+                        f"{layer.name} has weights beyond float32, which ONNX files use; "
+                        "write another format"
                     )
         if layer.config is None:
             notes.append(f"{layer.name}: {WEIGHTS_ONLY}")
         elif attributes.data_format == "channels_last":
             notes.append(
-                f"{layer.name}: ONNX takes its data channels first, (batch, channels, depth, height, width)"
+                f"{layer.name}: ONNX takes its data channels first, (batch, channels, depth, "
+                "height, width)"
             )
         inputs = [value, f"{name}.weight"]
-        initializers.append(
-            numpy_helper.from_array(to_oidhw(whole.kernel).astype("<f4"), inputs[1])
-        )
-        if whole.bias is not None:
+        weights = to_oidhw(arrays.kernel).astype("<f4")
+        initializers.append(numpy_helper.from_array(weights, inputs[1]))
+        if arrays.bias is not None:
             inputs.append(f"{name}.bias")
-            initializers.append(numpy_helper.from_array(whole.bias.astype("<f4"), inputs[2]))
+            initializers.append(numpy_helper.from_array(arrays.bias.astype("<f4"), inputs[2]))
         fields: dict[str, Any] = {
             "kernel_shape": list(layer.kernel.shape[:3]),
             "strides": list(attributes.strides),
@@ -291,46 +303,37 @@ def encode_onnx(layers: Sequence[SavedLayer]) -> tuple[bytes, list[str]]:
             "group": attributes.groups,
         }
         pads = attributes.explicit_pads(layer.kernel.shape[:3])
-        if pads is None:  # explicit elsewhere: runtimes refuse auto_pad with dilations
+        if pads is None:
             fields["auto_pad"] = "SAME_UPPER" if attributes.padding == "same" else "SAME_LOWER"
-        else:
+        else:  # explicit, since runtimes refuse auto_pad with dilations
             fields["pads"] = [before for before, _ in pads] + [after for _, after in pads]
         value = f"{name}.output"
         nodes.append(helper.make_node("Conv", inputs, [value], name=name, **fields))
         activation = attributes.activation if isinstance(attributes.activation, str) else None
         if activation in _ACTIVATIONS:
             operator, parameters = _ACTIVATIONS[activation]
+            output = f"{name}.{activation}"
+            node_name = f"{name}_{activation}"
             nodes.append(
-                helper.make_node(
-                    operator,
-                    [value],
-                    [f"{name}.{activation}"],
-                    name=f"{name}_{activation}",
-                    **parameters,
-                )
+                helper.make_node(operator, [value], [output], name=node_name, **parameters)
             )
-            value = f"{name}.{activation}"
+            value = output
             notes.append(
-                f"{layer.name}: its activation {activation} is written as a node of its own, {operator}"
+                f"{layer.name}: its activation {activation} is written as a node of its own, "
+                f"{operator}"
             )
         elif activation != "linear":
-            lost = unheld(layer, ("strides", "padding", "dilation_rate", "groups"))
+            lost = lost_arguments(layer, ("strides", "padding", "dilation_rate", "groups"))
             notes.append(f"{layer.name}: ONNX is written without {', '.join(lost)}")
     channels = layers[0].kernel.shape[3] * attributes_of(layers[0]).groups
     filters = layers[-1].kernel.shape[4]
+    float32 = onnx.TensorProto.FLOAT
+    input_shape = ["batch", channels, "depth", "height", "width"]
     graph = helper.make_graph(
         nodes,
         "converted",
-        [
-            helper.make_tensor_value_info(
-                "input", onnx.TensorProto.FLOAT, ["batch", channels, "depth", "height", "width"]
-            )
-        ],
-        [
-            helper.make_tensor_value_info(
-                value, onnx.TensorProto.FLOAT, ["batch", filters, None, None, None]
-            )
-        ],
+        [helper.make_tensor_value_info("input", float32, input_shape)],
+        [helper.make_tensor_value_info(value, float32, ["batch", filters, None, None, None])],
         initializers,
     )
     model = helper.make_model(

@@ -1,8 +1,8 @@
-"""What an ONNX graph knows without being run: tensors that are stored in it, and what simple nodes make of them.
+"""Constants of an ONNX graph: stored tensors, and the results of simple nodes applied to them.
 
-Exporters and optimizers put Cast, Identity, Constant and DequantizeLinear nodes between a convolution and its weights, and a
-Pad node before it. Their results are the same whatever the input, and are computed here as ONNX Runtime computes them; what
-any other node makes is told with its name.
+Exporters and optimizers insert Cast, Identity, Constant and DequantizeLinear nodes between a
+convolution and its weights, and a Pad node before it. Their results do not depend on the input, and
+this module computes them as ONNX Runtime does. For any other node, an error names it.
 
 Source: ONNX, onnx/defs/quantization/defs.cc, onnx/defs/tensor/defs.cc; onnx/onnx.proto.
 """
@@ -27,7 +27,7 @@ from conv3d_cli.kernels.weights.layer import (
 )
 from conv3d_cli.model.spec import Pads
 
-STANDARD = ("", "ai.onnx")  # the domain of ONNX' own nodes
+STANDARD = ("", "ai.onnx")  # domains of the standard operators
 _DTYPES = {
     1: "float32",
     10: "float16",
@@ -38,65 +38,78 @@ _DTYPES = {
 }
 _INTEGERS = {2: "uint8", 3: "int8", 4: "uint16", 5: "int16", 6: "int32", 7: "int64"}
 _CASTS = {1: np.float32, 10: np.float16, 11: np.float64}
-_PASSIVE = ("Identity", "Dropout")  # a Dropout does nothing but in training
-_DEPTH = 16  # nodes between a convolution and a tensor
+_PASSIVE = ("Identity", "Dropout")  # a Dropout acts only in training
+_MAX_DEPTH = 16  # nodes between a convolution and a tensor
+# fields of a Constant node: (name, field of the attribute, dtype)
+_CONSTANT_FIELDS = (
+    ("value_float", "f", np.float32),
+    ("value_floats", "floats", np.float32),
+    ("value_int", "i", np.int64),
+    ("value_ints", "ints", np.int64),
+)
 
 
 class NotConstantError(Exception):
-    """A value that the graph does not know without being run; the text says why, after "it" and a comma."""
+    """A value that depends on the input or on unsupported nodes; the text gives the reason."""
 
 
 def is_convolution(node: Any) -> bool:
-    """Whether a node convolves, by its name: Conv, ConvTranspose, QLinearConv, FusedConv, a function of a Conv3d, ..."""
+    """Whether a node's operator convolves, by its name: Conv, ConvTranspose, QLinearConv, ..."""
     return "conv" in node.op_type.lower()
 
 
 def inner_nodes(model: Any) -> Iterator[tuple[str, Any]]:
-    """The nodes in functions and in the branches of If and the bodies of Loop, and where they lie."""
+    """Yield the nodes in functions and in the subgraphs of nodes such as If and Loop.
 
-    def walk(nodes: Any, place: str) -> Iterator[tuple[str, Any]]:
+    Yields (parent, node), where parent is the function or node around it, for messages.
+    """
+
+    def walk(nodes: Any, parent: str) -> Iterator[tuple[str, Any]]:
         for node in nodes:
-            if place:
-                yield place, node
+            if parent:
+                yield parent, node
             for attribute in node.attribute:
                 graphs = [*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])]
                 for graph in graphs:
-                    yield from walk(graph.node, f"the node {_named(node)}")
+                    yield from walk(graph.node, f"the node {_node_text(node)}")
 
     yield from walk(model.graph.node, "")
     for function in model.functions:
         yield from walk(function.node, f"the function {function.name}")
 
 
-def _named(node: Any) -> str:
+def _node_text(node: Any) -> str:
+    """A node's operator and name, for messages."""
     return f"{node.op_type} '{node.name}'" if node.name else str(node.op_type)
 
 
 class Constants:
-    """The values of a graph that no input changes.
+    """The constants of a graph.
 
-    used : set      outputs of the nodes that were computed here, or joined with a convolution
+    graph : onnx.GraphProto     its stored tensors and nodes
+    path : str                  the model's file, for external data and messages
+    used : set                  outputs of nodes computed here, or merged into a convolution
     """
 
     def __init__(self, graph: Any, path: str) -> None:
         self._path = path
         self._tensors = {tensor.name: tensor for tensor in graph.initializer}
-        self._makers = {output: node for node in graph.node for output in node.output if output}
+        self._producers = {output: node for node in graph.node for output in node.output if output}
         self._inputs = {value.name for value in graph.input}
         self.used: set[str] = set()
 
-    def made(self, node: Any) -> bool:
-        """Whether a node does nothing that is left out."""
+    def accounts_for(self, node: Any) -> bool:
+        """Whether no effect of a node is lost: it is passive, or was computed or merged here."""
         passive = (*_PASSIVE, "Constant")
         return (node.op_type in passive and node.domain in STANDARD) or bool(
             self.used & set(node.output)
         )
 
     def value(self, name: str, what: str) -> Array:
-        """A tensor, in the dtype it has in the graph; short floats come as float32.
+        """Compute a tensor, in its dtype in the graph; bfloat16 and float8 become float32.
 
-        what : str      as messages call it, in the plural
-        Raises: NotConstantError; FormatError for damaged tensors.
+        what : str      name of the tensor in messages, in the plural
+        Raises: NotConstantError; FormatError for damaged tensors; ShapeError for too many elements.
         """
         known: dict[str, Array] = {}
         try:
@@ -105,14 +118,15 @@ class Constants:
             raise NotConstantError(f"its {what} {error}") from None
 
     def _value(self, name: str, known: dict[str, Array], depth: int) -> Array:
+        """Compute a tensor from its operands, recursively; `known` caches the results."""
         if name in known:
             return known[name]
-        if depth > _DEPTH:
-            raise NotConstantError(f"lie behind more than {_DEPTH} nodes")
+        if depth > _MAX_DEPTH:
+            raise NotConstantError(f"are behind more than {_MAX_DEPTH} nodes")
         if name in self._tensors:
             known[name] = _read_tensor(self._tensors[name], self._path)
             return known[name]
-        node = self._makers.get(name)
+        node = self._producers.get(name)
         if node is None:
             raise NotConstantError(
                 "are an input of the graph" if name in self._inputs else "are nowhere in the graph"
@@ -134,24 +148,24 @@ class Constants:
         elif node.domain in (*STANDARD, "com.microsoft") and node.op_type == "DequantizeLinear":
             if any(self._tensors[i].data_type == 16 for i in node.input[1:2] if i in self._tensors):
                 raise NotConstantError(
-                    f"are dequantized to bfloat16 by {_named(node)}, which is not computed"
+                    f"are dequantized to bfloat16 by {_node_text(node)}, which is not computed"
                 )
-            result = _dequantized(operand(0), operand(1), operand(2), attributes, _named(node))
+            result = _dequantized(operand(0), operand(1), operand(2), attributes, _node_text(node))
         if result is None:
-            raise NotConstantError(f"are computed by the graph, by {_named(node)}")
+            raise NotConstantError(f"are computed by the graph, by {_node_text(node)}")
         self.used |= set(node.output)
         known[name] = result
         return result
 
     def pads_before(self, name: str) -> tuple[Pads, tuple[str, ...]]:
-        """The zeros that Pad nodes add before a convolution of this input, and a note on them.
+        """Zero padding by the Pad nodes before a convolution of tensor `name`, and a note on it.
 
         Raises: NotConstantError for Pad nodes that do anything else.
         """
         sums = [[0, 0], [0, 0], [0, 0]]
         names: list[str] = []
-        for _ in range(_DEPTH):
-            node = self._makers.get(name)
+        for _ in range(_MAX_DEPTH):
+            node = self._producers.get(name)
             if (
                 node is None
                 or node.domain not in STANDARD
@@ -163,25 +177,27 @@ class Constants:
             if node.op_type != "Pad":
                 continue
             try:
-                pads = self._zeros(node)
+                pads = self._zero_pads(node)
             except NotConstantError as error:
                 raise NotConstantError(
-                    f"the Pad node {node.name or node.output[0]} before it is no padding of zeros: {error}"
+                    f"the Pad node {node.name or node.output[0]} before it is not zero padding: "
+                    f"{error}"
                 ) from None
             for pair, (before, after) in zip(sums, pads, strict=True):
                 pair[0] += before
                 pair[1] += after
             self.used |= set(node.output)
             names.insert(0, node.name or node.output[0])
-        found = (sums[0][0], sums[0][1]), (sums[1][0], sums[1][1]), (sums[2][0], sums[2][1])
-        return found, (
-            (f"its padding is that of the Pad node before it, too: {', '.join(names)}",)
-            if names
-            else ()
-        )
+        pads = (sums[0][0], sums[0][1]), (sums[1][0], sums[1][1]), (sums[2][0], sums[2][1])
+        if not names:
+            return pads, ()
+        return pads, (f"its padding includes that of the Pad nodes before it: {', '.join(names)}",)
 
-    def _zeros(self, node: Any) -> Pads:
-        """What a Pad node adds along depth, height and width. Raises: NotConstantError if that is not zeros alone."""
+    def _zero_pads(self, node: Any) -> Pads:
+        """Zeros that a Pad node adds along depth, height and width.
+
+        Raises: NotConstantError if it does anything else.
+        """
         attributes = {attribute.name: attribute for attribute in node.attribute}
         mode = attributes["mode"].s.decode(errors="replace") if "mode" in attributes else "constant"
         if mode != "constant":
@@ -198,31 +214,22 @@ class Constants:
         if any(fill):
             raise NotConstantError(f"it adds {fill[0]:g}, not zeros")
         pads, axes = numbers(1, "pads", "pads"), numbers(3, "", "axes") or list(range(5))
-        ends = dict(
-            zip(
-                [axis % 5 for axis in axes],
-                zip(pads, pads[len(axes) :], strict=False),
-                strict=False,
-            )
-        )
-        if (
-            len(pads) != 2 * len(axes)
-            or len(ends) != len(axes)
-            or any(any(ends.get(axis, ())) for axis in (0, 1))
-        ):
+        pairs = zip(pads, pads[len(axes) :], strict=False)  # (before, after) of each axis
+        by_axis = dict(zip([axis % 5 for axis in axes], pairs, strict=False))
+        pads_others = any(any(by_axis.get(axis, ())) for axis in (0, 1))
+        if len(pads) != 2 * len(axes) or len(by_axis) != len(axes) or pads_others:
             raise NotConstantError("it pads other axes than depth, height and width")
         if min(pads, default=0) < 0:
-            raise NotConstantError("it takes voxels away")
-        first, second, third = (ends.get(axis, (0, 0)) for axis in (2, 3, 4))
-        return first, second, third
+            raise NotConstantError("it crops voxels")
+        depth, height, width = (by_axis.get(axis, (0, 0)) for axis in (2, 3, 4))
+        return depth, height, width
 
 
 def _constant(attributes: dict[str, Any], path: str) -> Array | None:
-    """The value of a Constant node; None for kinds that no weights are."""
+    """The value of a Constant node; None for kinds other than numbers and tensors."""
     if "value" in attributes:
         return _read_tensor(attributes["value"].t, path)
-    for name, field, dtype in (("value_float", "f", np.float32), ("value_floats", "floats", np.float32),
-                               ("value_int", "i", np.int64), ("value_ints", "ints", np.int64)):  # fmt: skip
+    for name, field, dtype in _CONSTANT_FIELDS:
         if name in attributes:
             return np.array(getattr(attributes[name], field), dtype)
     return None
@@ -235,9 +242,9 @@ def _dequantized(
     attributes: dict[str, Any],
     node: str,
 ) -> Array | None:
-    """(x - zero point) · scale, one pair for the tensor or for each index of an axis.
+    """(values - zero point) · scale; zero point and scale are scalars, or vectors along one axis.
 
-    Raises: NotConstantError for other forms.
+    Returns None without values or scale. Raises: NotConstantError for other forms.
     """
     if values is None or scale is None:
         return None
@@ -262,24 +269,25 @@ def _dequantized(
         values = values.astype(np.int64) - (0 if zero is None else zero.astype(np.int64))
     elif zero is not None:
         values = values - zero
-    # half scales are multiplied in float32, too
+    # float16 scales are multiplied in float32 too
     wide = np.float64 if scale.dtype == np.float64 else np.float32
     product: Array = values.astype(wide) * scale.astype(wide)
     return product.astype(scale.dtype)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Tensors
 
 
 def _read_tensor(tensor: Any, path: str) -> Array:
+    """Decode a stored tensor. Raises: as `Constants.value`."""
     what = f"tensor {tensor.name[:80]}"
     shape = [int(n) for n in tensor.dims]
     count = require_shape(shape, what, path)
     dtype = _DTYPES.get(tensor.data_type, _INTEGERS.get(tensor.data_type))
     if dtype is None:
         raise NotConstantError(
-            f"are stored as ONNX data type {tensor.data_type} ({what}), which is not understood"
+            f"are stored as ONNX data type {tensor.data_type} ({what}), which is not supported"
         )
     needed = count * (FLOATS[dtype] if dtype in FLOATS else np.dtype(dtype).itemsize)
     if tensor.data_location == 1:
@@ -302,7 +310,7 @@ def _decoded(raw: bytes, dtype: str) -> Array:
 
 
 def _read_fields(tensor: Any, dtype: str, count: int, what: str, path: str) -> Array:
-    """Numbers in a field of their type; short floats are the bits of integers."""
+    """Read numbers from the field of their type; integers store the bits of short floats."""
     wide = {"float32": tensor.float_data, "float64": tensor.double_data, "int64": tensor.int64_data}
     values = wide.get(dtype, tensor.int32_data)
     if len(values) != count:
@@ -317,33 +325,38 @@ def _read_fields(tensor: Any, dtype: str, count: int, what: str, path: str) -> A
 
 
 def _read_external(tensor: Any, needed: int, what: str, path: str) -> bytes:
-    """The bytes of a tensor in a file beside the model: no folders, no links, nothing but a plain file."""
+    """Read a tensor from a regular file in the model's folder, without following links.
+
+    Raises: FormatError for any other location, and for wrong offsets or lengths.
+    """
     entries = {entry.key: entry.value for entry in tensor.external_data}
     location = entries.get("location", "")
     plain = location and location not in (".", "..") and not set(location) & {"/", "\\", "\0", ":"}
     if not plain:
         raise FormatError(
-            f"cannot read {path}: {what} lies in {location!r}; external data are read only from the model's own folder"
+            f"cannot read {path}: {what} is stored in {location!r}; external data are read only "
+            "from the model's own folder"
         )
-    beside = Path(path).parent / location
+    external = Path(path).parent / location
     try:
-        if not stat.S_ISREG(os.lstat(beside).st_mode):
+        if not stat.S_ISREG(os.lstat(external).st_mode):
             raise FormatError(
-                f"cannot read {path}: {what} lies in {location}, which is no plain file"
+                f"cannot read {path}: {what} is stored in {location}, which is not a regular file"
             )
         offset = int(entries.get("offset") or 0)
         length = int(entries.get("length") or needed)
-        with open(beside, "rb") as file:
+        with open(external, "rb") as file:
             size = os.fstat(file.fileno()).st_size
             if offset < 0 or length != needed or offset + length > size:
                 raise FormatError(
-                    f"cannot read {path}: {what} needs {needed:,} bytes at {offset:,} of {location}, which has {size:,}"
+                    f"cannot read {path}: {what} needs {needed:,} bytes at {offset:,} of "
+                    f"{location}, which has {size:,}"
                 )
             file.seek(offset)
             return read_exactly(file, length, path)
     except FileNotFoundError:
         raise FormatError(
-            f"cannot read {path}: {what} lies in {location}, which is not beside it"
+            f"cannot read {path}: {what} is stored in {location}, which is not in its folder"
         ) from None
     except OSError as error:
         if isinstance(error, FormatError):

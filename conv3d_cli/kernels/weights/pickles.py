@@ -1,10 +1,11 @@
-"""The state dict of a pickle, without unpickling: no class is looked up and no function called, whatever the pickle says.
+"""Read the state dict of a pickle without unpickling: no class is imported, no function is called.
 
-`pickletools` takes the bytes apart; the small machine here knows the operations that build dicts, lists, texts and numbers,
-and keeps everything else as data: a tensor is the names and numbers its storage is found by. A pickle that asks for
-anything more is refused, with the name of what it asked for.
+`pickletools` decodes the operations. A small stack machine runs those that build dicts, lists,
+texts and numbers, and represents everything else as data: a tensor becomes the names and numbers
+that locate its storage. A pickle that needs more is refused, and the error names what it needs.
 
-Source: Python, pickletools.py; PyTorch, torch/_utils.py (_rebuild_tensor_v2), torch/serialization.py (persistent_id).
+Source: Python, pickletools.py; PyTorch, torch/_utils.py (_rebuild_tensor_v2),
+torch/serialization.py (persistent_id).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import pickletools
 from dataclasses import dataclass
 from typing import Any
 
-MAX_PICKLE = 64 << 20  # bytes; the tensors lie beside it
+MAX_PICKLE = 64 << 20  # bytes, without the tensors, which are other members of the archive
 
 _ORDERED_DICT = "collections.OrderedDict"
 _TENSORS = ("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor_v3")
@@ -52,7 +53,7 @@ _STORAGES = {
     "ComplexFloatStorage": "complex64",
     "ComplexDoubleStorage": "complex128",
 }
-ADMITTED = {
+ALLOWED_NAMES = {
     _ORDERED_DICT,
     *_TENSORS,
     *_PARAMETERS,
@@ -63,19 +64,24 @@ ADMITTED = {
 
 
 class RefusedError(Exception):
-    """A pickle that holds more than tensors and plain containers; the text says what."""
+    """A pickle contains more than tensors and plain containers; the text names it."""
 
 
 @dataclass(frozen=True)
 class Name:
-    """A class or function that a pickle names; it is never looked up."""
+    """A class or function named in a pickle, as module.name; it is never imported."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Storage:
-    """Where numbers lie: the member of the archive and their type."""
+    """The location of numbers in an archive.
+
+    key : str       name of the member
+    dtype : str     their type, such as "float32"
+    count : int     how many there are
+    """
 
     key: str
     dtype: str
@@ -84,7 +90,12 @@ class Storage:
 
 @dataclass(frozen=True, eq=False)
 class Tensor:
-    """A view of a storage, all in numbers of it, not in bytes."""
+    """A view of a storage.
+
+    offset : int        first element, in elements
+    shape : tuple       lengths of the axes
+    strides : tuple     steps of the axes, in elements
+    """
 
     storage: Storage
     offset: int
@@ -93,16 +104,39 @@ class Tensor:
 
 
 class _Mark:
-    pass
+    """Type of the marks that pickle operations put on the stack."""
 
 
 _MARK = _Mark()
+# operations that push their argument
+_CONSTANTS = {
+    "INT",
+    "BININT",
+    "BININT1",
+    "BININT2",
+    "LONG",
+    "LONG1",
+    "LONG4",
+    "FLOAT",
+    "BINFLOAT",
+    "UNICODE",
+    "BINUNICODE",
+    "SHORT_BINUNICODE",
+    "BINUNICODE8",
+    "STRING",
+    "BINSTRING",
+    "SHORT_BINSTRING",
+    "BINBYTES",
+    "SHORT_BINBYTES",
+    "BINBYTES8",
+}
 
 
 def read_pickle(content: bytes) -> Any:
-    """What a pickle holds: dicts, lists, tuples, texts, numbers, and `Tensor`s.
+    """Read the dicts, lists, tuples, texts, numbers and tensors (`Tensor`) of a pickle.
 
-    Raises: RefusedError if it holds anything else; ValueError and other errors for damaged bytes.
+    Raises: RefusedError if it contains anything else; ValueError and other errors for damaged
+    bytes.
 
     >>> import pickle
     >>> read_pickle(pickle.dumps({"a": [1, 2.5, None], "b": ("c", True)}))
@@ -147,11 +181,7 @@ def read_pickle(content: bytes) -> Any:
                 stack.append(True)
             case "NEWFALSE":
                 stack.append(False)
-            case (
-                "INT" | "BININT" | "BININT1" | "BININT2" | "LONG" | "LONG1" | "LONG4" | "FLOAT" | "BINFLOAT" | "UNICODE"
-                | "BINUNICODE" | "SHORT_BINUNICODE" | "BINUNICODE8" | "STRING" | "BINSTRING" | "SHORT_BINSTRING"
-                | "BINBYTES" | "SHORT_BINBYTES" | "BINBYTES8"
-            ):  # fmt: skip
+            case constant if constant in _CONSTANTS:
                 stack.append(argument)
             case "EMPTY_DICT":
                 stack.append({})
@@ -189,15 +219,15 @@ def read_pickle(content: bytes) -> Any:
             case "GET" | "BINGET" | "LONG_BINGET":
                 stack.append(memo[argument])
             case "GLOBAL":
-                stack.append(_admitted(*argument.split(" ", 1)))
+                stack.append(_allowed_name(*argument.split(" ", 1)))
             case "STACK_GLOBAL":
                 name, module = stack.pop(), stack.pop()
-                stack.append(_admitted(module, name))
+                stack.append(_allowed_name(module, name))
             case "REDUCE":
                 arguments, function = stack.pop(), stack.pop()
-                stack.append(_built(function, arguments))
+                stack.append(_call_result(function, arguments))
             case "BUILD":
-                stack.pop()  # the attributes of a state dict: versions of its modules
+                stack.pop()  # attributes of a state dict: versions of its modules
                 last(dict)
             case "BINPERSID":
                 stack.append(_storage(stack.pop()))
@@ -206,31 +236,33 @@ def read_pickle(content: bytes) -> Any:
     raise ValueError("damaged pickle")
 
 
-def _admitted(module: Any, name: Any) -> Name:
-    if not isinstance(module, str) or not isinstance(
-        name, str
-    ):  # a tuple of tuples could print for ever
+def _allowed_name(module: Any, name: Any) -> Name:
+    """A class or function of `ALLOWED_NAMES`. Raises: RefusedError for any other."""
+    if not (isinstance(module, str) and isinstance(name, str)):
+        # checked before the message: the text of nested tuples may grow without bound
         raise ValueError("damaged pickle")
     text = f"{module}.{name}"
-    if text not in ADMITTED:
+    if text not in ALLOWED_NAMES:
         raise RefusedError(text[:100])
     return Name(text)
 
 
 def _key(key: Any) -> Any:
+    """Return a key of a dict. Raises: RefusedError unless it is a text, a number or None."""
     if not isinstance(key, (str, int, float, bytes, type(None))):
         raise RefusedError(f"a dict whose keys are of type {type(key).__name__}")
     return key
 
 
 def _pairs(items: list[Any]) -> dict[Any, Any]:
+    """A dict of alternating keys and values."""
     if len(items) % 2:
         raise ValueError("damaged pickle")
     return {_key(key): item for key, item in zip(items[::2], items[1::2], strict=True)}
 
 
-def _built(function: Any, arguments: Any) -> Any:
-    """What one of the admitted functions would have made, as data."""
+def _call_result(function: Any, arguments: Any) -> Any:
+    """The result of a call of an allowed function, as data. Raises: RefusedError."""
     name = function.text if isinstance(function, Name) else ""
     match arguments:
         case () if name == _ORDERED_DICT:
@@ -253,6 +285,7 @@ def _built(function: Any, arguments: Any) -> Any:
 
 
 def _storage(identity: Any) -> Storage:
+    """The storage of a persistent id of PyTorch. Raises: RefusedError for another id."""
     match identity:
         case ("storage", Name(text=text), str() as key, str(), int() as count) if (
             0 <= count < 2**63

@@ -1,8 +1,9 @@
-"""PyTorch `.pt` and `.pth`: the state dicts of torch.save since version 1.6, read without PyTorch and without unpickling.
+"""PyTorch `.pt` and `.pth`: read state dicts of torch.save (PyTorch >= 1.6) without unpickling.
 
-Such a file is a zip of `data.pkl`, which names the tensors (see `pickles.py`), and of one member of plain bytes for each
-storage. A state dict within a checkpoint's dict is found too. Whole modules, TorchScript and the format before 1.6 can only
-be loaded by running code, and are refused with the way to safetensors.
+PyTorch is not needed. The file is a zip of `data.pkl`, which names the tensors (see `pickles.py`),
+and one member of raw bytes for each storage. State dicts inside a checkpoint are found too. Loading
+whole modules, TorchScript or the format before 1.6 would run code: they are refused, and the error
+says how to save them as safetensors.
 
 Source: PyTorch, torch/serialization.py.
 """
@@ -31,19 +32,22 @@ from conv3d_cli.kernels.weights.state_dict import read_state_dict
 from conv3d_cli.system.inputs import check_input
 
 CURE = (
-    "save its weights in PyTorch: from safetensors.torch import save_model; save_model(module, 'net.safetensors'), or "
-    "torch.save(module.state_dict(), 'net.pt')"
+    "save its weights in PyTorch: from safetensors.torch import save_model; "
+    "save_model(module, 'net.safetensors'), or torch.save(module.state_dict(), 'net.pt')"
 )
-_DEPTH = 8  # dicts within dicts
+_MAX_DEPTH = 8  # nested dicts and lists
 
 
 def read_pytorch(path: str) -> list[SavedLayer | OtherLayer]:
-    """The layers in the order of the state dict."""
+    """Read the layers of a PyTorch file, in the order of its state dict.
+
+    Raises: FormatError for a damaged or foreign file; ShapeError for tensors of too many elements.
+    """
     check_input(path)
     if not zipfile.is_zipfile(path):
         raise FormatError(
-            f"cannot read {path}: not the zip format of PyTorch 1.6 and later, or damaged; older files run code when they are "
-            f"loaded: {CURE}"
+            f"cannot read {path}: not the zip format of PyTorch 1.6 and later, or damaged; older "
+            f"files run code when they are loaded: {CURE}"
         )
     with Archive(path) as archive:
         folders = [
@@ -64,50 +68,53 @@ def read_pytorch(path: str) -> list[SavedLayer | OtherLayer]:
             content = read_pickle(archive.read(f"{folder}data.pkl"))
         except RefusedError as error:
             raise FormatError(
-                f"cannot read {path}: it pickles more than tensors and plain containers ({error}), and pickles are never run; "
-                f"{CURE}"
+                f"cannot read {path}: it pickles more than tensors and plain containers ({error}), "
+                f"and pickles are never run; {CURE}"
             ) from None
         except FormatError:
             raise
-        except Exception as error:  # damaged pickles fail in any way
+        except Exception as error:  # a damaged pickle may raise any class
             raise FormatError(
                 f"cannot read {path}: its data.pkl is damaged ({type(error).__name__})"
             ) from error
-        order = (
-            ">"
-            if f"{folder}byteorder" in archive.names
-            and archive.read(f"{folder}byteorder") == b"big"
-            else "<"
-        )
+        byte_order = "<"
+        if f"{folder}byteorder" in archive.names and archive.read(f"{folder}byteorder") == b"big":
+            byte_order = ">"
         tensors = _named_tensors(content)
         storages: dict[str, Array] = {}
 
         def read(name: str) -> Array:
-            return _read_tensor(tensors[name], name, archive, folder, order, storages, path)
+            return _read_tensor(tensors[name], name, archive, folder, byte_order, storages, path)
 
         return read_state_dict({name: tensor.shape for name, tensor in tensors.items()}, read)
 
 
 def _named_tensors(content: Any) -> dict[str, Tensor]:
-    """The tensors of a state dict, or of those in a checkpoint: by their keys there, and by all keys where those clash.
+    """Tensors of a state dict, or of all state dicts in a checkpoint, by name.
 
-    A dict's tensors are named alike, so that none loses the bias that belongs to it.
+    The name is the key in the state dict. If any key of a dict occurs in another dict too, all its
+    tensors are named by their full path, so that a layer's weight and bias stay together.
     """
-    found = list(_walk(content, (), set()))
-    seen = Counter(key for _, key, _ in found)
-    clashing = {above for above, key, _ in found if seen[key] > 1}
+    tensors = list(_walk_tensors(content, (), set()))
+    counts = Counter(key for _, key, _ in tensors)
+    ambiguous = {above for above, key, _ in tensors if counts[key] > 1}
     return {
-        ".".join((*above, key)) if above in clashing else key: tensor
-        for above, key, tensor in found
+        ".".join((*above, key)) if above in ambiguous else key: tensor
+        for above, key, tensor in tensors
     }
 
 
-def _walk(
+def _walk_tensors(
     content: Any, above: tuple[str, ...], seen: set[int]
 ) -> Iterator[tuple[tuple[str, ...], str, Tensor]]:
-    """The keys above a dict, the key in it, and the tensor there; what lies in a list is named by all of them."""
-    if not isinstance(content, (dict, list, tuple)) or len(above) >= _DEPTH or id(content) in seen:
-        return  # a dict that comes twice could come a billion times
+    """Yield (keys of the dicts above, key, tensor) of every tensor in nested dicts and lists.
+
+    For a tensor in a list, the key is the full path, and the keys above are empty.
+    """
+    if not isinstance(content, (dict, list, tuple)) or len(above) >= _MAX_DEPTH:
+        return
+    if id(content) in seen:  # a container that occurs twice may occur a billion times
+        return
     seen.add(id(content))
     pairs = (
         content.items()
@@ -117,12 +124,9 @@ def _walk(
     for key, value in pairs:
         if isinstance(key, str):
             if isinstance(value, Tensor):
-                yield (
-                    (above, key, value)
-                    if isinstance(content, dict)
-                    else ((), ".".join((*above, key)), value)
-                )
-            yield from _walk(value, (*above, key), seen)
+                in_dict = isinstance(content, dict)
+                yield (above, key, value) if in_dict else ((), ".".join((*above, key)), value)
+            yield from _walk_tensors(value, (*above, key), seen)
 
 
 def _read_tensor(
@@ -130,10 +134,11 @@ def _read_tensor(
     name: str,
     archive: Archive,
     folder: str,
-    order: str,
+    byte_order: str,
     storages: dict[str, Array],
     path: str,
 ) -> Array:
+    """Read a tensor from its storage in the archive; `storages` caches decoded storages by key."""
     storage, what = tensor.storage, f"tensor {name[:80]}"
     require_shape(tensor.shape, what, path)
     if storage.dtype not in FLOATS:
@@ -141,14 +146,15 @@ def _read_tensor(
     member = f"{folder}data/{storage.key}"
     if storage.key not in storages:
         width = FLOATS[storage.dtype]
-        held = archive.size(member) if member in archive.names else 0
-        if storage.count * width > held:
+        size = archive.size(member) if member in archive.names else 0
+        needed = storage.count * width
+        if needed > size:
             raise FormatError(
-                f"cannot read {path}: truncated: {what} needs {storage.count * width:,} bytes of {member}, which has {held:,}"
+                f"cannot read {path}: truncated: {what} needs {needed:,} bytes of {member}, which "
+                f"has {size:,}"
             )
-        storages[storage.key] = decode_floats(
-            archive.read(member)[: storage.count * width], storage.dtype, order
-        )
+        raw = archive.read(member)[:needed]
+        storages[storage.key] = decode_floats(raw, storage.dtype, byte_order)
     values = storages[storage.key]
     last = tensor.offset + sum(
         (n - 1) * stride for n, stride in zip(tensor.shape, tensor.strides, strict=True)

@@ -1,7 +1,8 @@
-"""safetensors: a length, a JSON header, then the tensors' bytes. Read with NumPy alone.
+"""safetensors: read and write files of a length, a JSON header and the tensors' bytes, by NumPy.
 
-Layers are the 5-D tensors `NAME.weight`, as PyTorch stores them, with `NAME.bias`. The header is checked as the library
-does: every tensor inside the file, none overlapping another, no byte left over.
+Layers are 5-D tensors `NAME.weight` in PyTorch's layout, with `NAME.bias`. The header is checked as
+in the safetensors library: every tensor is inside the file, and the tensors cover all bytes without
+overlap.
 
 Source: the format's README, huggingface/safetensors.
 """
@@ -20,17 +21,17 @@ from conv3d_cli.kernels.weights.layer import (
     OtherLayer,
     SavedLayer,
     decode_floats,
+    lost_arguments,
     parse_json,
     read_exactly,
     require_shape,
-    shrunk,
     to_oidhw,
-    unheld,
+    with_smallest_dtype,
 )
 from conv3d_cli.kernels.weights.state_dict import read_state_dict
 from conv3d_cli.system.inputs import check_input
 
-# dtype -> its name here
+# dtype in the file -> name of the dtype in this package
 _DTYPES = {
     "F64": "float64",
     "F32": "float32",
@@ -43,72 +44,74 @@ _LENGTH = 8  # bytes of the header's length
 
 
 def read_safetensors(path: str) -> list[SavedLayer | OtherLayer]:
-    """The layers in the order of their tensors in the file."""
+    """Read the layers of a safetensors file, in the order of their tensors in the file.
+
+    Raises: FormatError for a damaged or foreign file; ShapeError for tensors of too many elements.
+    """
     size = check_input(path)
     with open(path, "rb") as file:
         length = int.from_bytes(read_exactly(file, _LENGTH, path), "little")
         if length > min(size - _LENGTH, MAX_JSON):
             raise FormatError(
-                f"cannot read {path}: not a safetensors file, or truncated: its header is to have {length:,} bytes"
+                f"cannot read {path}: not a safetensors file, or truncated: it claims a header of "
+                f"{length:,} bytes"
             )
         header = parse_json(read_exactly(file, length, path), "its header", path)
         header.pop("__metadata__", None)
         start = _LENGTH + length
-        tensors = _checked(header, size - start, path)
+        tensors = _tensor_entries(header, size - start, path)
 
         def read(name: str) -> Array:
             dtype, shape, begin, end = tensors[name]
             if dtype not in _DTYPES:
                 raise FormatError(
-                    f"cannot read {path}: tensor {name} holds {dtype}; known are {', '.join(_DTYPES)}"
+                    f"cannot read {path}: tensor {name} holds {dtype}; known are "
+                    f"{', '.join(_DTYPES)}"
                 )
             count = require_shape(shape, f"tensor {name}", path)
             if end - begin != count * FLOATS[_DTYPES[dtype]]:
                 raise FormatError(
-                    f"cannot read {path}: tensor {name} of shape {shape} and {dtype} cannot have {end - begin:,} bytes"
+                    f"cannot read {path}: tensor {name} of shape {shape} and {dtype} cannot have "
+                    f"{end - begin:,} bytes"
                 )
             file.seek(start + begin)
-            return decode_floats(read_exactly(file, end - begin, path), _DTYPES[dtype]).reshape(
-                shape
-            )
+            raw = read_exactly(file, end - begin, path)
+            return decode_floats(raw, _DTYPES[dtype]).reshape(shape)
 
         shapes = {name: shape for name, (_, shape, _, _) in tensors.items()}
         return read_state_dict(shapes, read)
 
 
-def _checked(
+def _tensor_entries(
     header: dict[str, Any], size: int, path: str
 ) -> dict[str, tuple[str, list[int], int, int]]:
-    """Each tensor's dtype, shape, first and last byte, in the order of the bytes.
+    """Parse the header: name -> (dtype, shape, begin and end of its bytes), in the bytes' order.
 
     size : int      bytes after the header
+    Raises: FormatError unless the tensors cover these bytes without gaps and overlaps.
     """
     tensors = {}
     for name, entry in header.items():
         try:
             dtype, shape = entry["dtype"], entry["shape"]
             begin, end = entry["data_offsets"]
-            sound = (
-                isinstance(dtype, str)
-                and isinstance(shape, list)
-                and type(begin) is type(end) is int
-            )
+            is_valid = isinstance(dtype, str) and isinstance(shape, list)
+            is_valid = is_valid and type(begin) is type(end) is int
         except (TypeError, KeyError, ValueError):
-            sound = False
-        if not sound or not 0 <= begin <= end <= size:
+            is_valid = False
+        if not is_valid or not 0 <= begin <= end <= size:
             raise FormatError(
-                f"cannot read {path}: its header on tensor {name[:80]} is damaged, or the file truncated"
+                f"cannot read {path}: the entry of tensor {name[:80]} in its header is damaged, "
+                "or the file is truncated"
             )
         tensors[name] = dtype, shape, begin, end
     ordered = dict(sorted(tensors.items(), key=lambda item: item[1][2:]))
     last = 0
     for name, (_, _, begin, end) in ordered.items():
         if begin != last:
-            word = (
-                "overlaps another" if begin < last else "leaves bytes before it that no tensor has"
-            )
+            fault = "overlaps another" if begin < last else "leaves a gap of unused bytes before it"
             raise FormatError(
-                f"cannot read {path}: its header is damaged: tensor {name[:80]} {word}"
+                f"cannot read {path}: its header is damaged: tensor {name[:80]} {fault}"
             )
         last = end
     if last != size:
@@ -119,13 +122,16 @@ def _checked(
 
 
 def encode_safetensors(layers: Sequence[SavedLayer]) -> tuple[bytes, list[str]]:
-    """The layers as `NAME.weight` and `NAME.bias`, and what the format cannot hold."""
+    """Encode layers as `NAME.weight` and `NAME.bias`; returns the bytes of the file, and notes.
+
+    The notes list the arguments of layers that the format cannot store.
+    """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     parts: list[bytes] = []
     begin = 0
     for layer in layers:
-        whole = shrunk(layer, halves=True)
-        for name, array in (("weight", to_oidhw(whole.kernel)), ("bias", whole.bias)):
+        arrays = with_smallest_dtype(layer, halves=True)
+        for name, array in (("weight", to_oidhw(arrays.kernel)), ("bias", arrays.bias)):
             if array is not None:
                 raw = array.astype(array.dtype.newbyteorder("<")).tobytes()
                 header[f"{layer.name}.{name}"] = {
@@ -136,8 +142,8 @@ def encode_safetensors(layers: Sequence[SavedLayer]) -> tuple[bytes, list[str]]:
                 begin += len(raw)
                 parts.append(raw)
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # the library aligns the tensors, too
-    lost = [(layer, unheld(layer)) for layer in layers]
+    text += b" " * (-len(text) % 8)  # aligns the tensors, as the library does
+    lost = [(layer, lost_arguments(layer)) for layer in layers]
     notes = [
         f"{layer.name}: safetensors holds weights only, without {', '.join(names)}"
         for layer, names in lost
