@@ -264,8 +264,8 @@ class Job:
         for role in (ROLES[output.role] for output in self.beside):
             if role.of_means and not self.missing.takes_means(boundary):
                 raise SpecError(
-                    f"{role.flag} {role.purpose}: pass --mask, --nan ignore, --missing or "
-                    "--boundary renormalize"
+                    f"{role.flag} {role.purpose}, and this job takes none; pass --mask, "
+                    "--nan ignore, --missing or --boundary renormalize"
                 )
         if self.scale not in ("none", "auto"):
             raise SpecError(f"scale must be none or auto, received '{self.scale}'")
