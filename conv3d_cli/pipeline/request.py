@@ -274,8 +274,8 @@ class Job:
         ):
             raise SpecError(
                 "--scale auto is for integer outputs in formats that hold a slope and an "
-                f"intercept, {scaled_formats()}; received {self.dtype} in {self.target}; pass an "
-                "integer --dtype such as int16, and a name with such a suffix"
+                f"intercept, {scaled_formats()}; received {self.dtype} in {self.target}; pass "
+                "--dtype int16 (or another integer dtype), and a name with such a suffix"
             )
         if self.on_cluster and (self.strict or self.scale != "none"):
             raise SpecError("--scheduler does not take --strict and --scale yet: leave it out")
