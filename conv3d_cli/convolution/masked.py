@@ -78,7 +78,8 @@ def mean_kernel(kernel: Kernel) -> Kernel:
         )
     negative = int((kernel.weights < 0).sum())
     if negative or kernel.sum <= 0:
-        fault = f"has {negative} weights below 0" if negative else "has no weight"
+        weights = "weight" if negative == 1 else "weights"
+        fault = f"has {negative} {weights} below 0" if negative else "has no weight"
         raise ShapeError(
             "a mask, missing voxels and boundary renormalize take means, which need non-negative "
             f"weights, but the kernel {kernel.name} {fault} (sum {kernel.sum:.6g}); use --nan zero "

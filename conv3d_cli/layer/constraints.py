@@ -235,7 +235,7 @@ def get(identifier: Any) -> Constraint | None:
         if name in ("radial_constraint", "RadialConstraint"):
             raise SpecError(
                 f"{name} is for Conv2D: the weights must have rank 4, and the kernel of a Conv3D "
-                "has rank 5"
+                "has rank 5; use another constraint"
             )
         cls = _BY_NAME.get(ALIASES.get(name, name))
         if cls is None:

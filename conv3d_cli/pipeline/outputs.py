@@ -66,7 +66,7 @@ def _coverage(convolution: Convolution) -> Array:
 ROLES = {
     role.name: role
     for role in (
-        OutputRole("coverage", _coverage, of_means=True, purpose="tells what means are made of"),
+        OutputRole("coverage", _coverage, of_means=True, purpose="writes the coverage of means"),
     )
 }
 OUTPUT_OPTIONS = tuple(role.option for role in ROLES.values())

@@ -264,8 +264,8 @@ class Job:
         for role in (ROLES[output.role] for output in self.beside):
             if role.of_means and not self.missing.takes_means(boundary):
                 raise SpecError(
-                    f"{role.flag} {role.purpose}: pass --mask, --nan ignore, --missing or "
-                    "--boundary renormalize"
+                    f"{role.flag} {role.purpose}, and this job takes none; pass --mask, "
+                    "--nan ignore, --missing or --boundary renormalize"
                 )
         if self.scale not in ("none", "auto"):
             raise SpecError(f"scale must be none or auto, received '{self.scale}'")
@@ -274,8 +274,8 @@ class Job:
         ):
             raise SpecError(
                 "--scale auto is for integer outputs in formats that hold a slope and an "
-                f"intercept, {scaled_formats()}; received {self.dtype} in {self.target}; pass an "
-                "integer --dtype such as int16, and a name with such a suffix"
+                f"intercept, {scaled_formats()}; received {self.dtype} in {self.target}; pass "
+                "--dtype int16 (or another integer dtype), and a name with such a suffix"
             )
         if self.on_cluster and (self.strict or self.scale != "none"):
             raise SpecError("--scheduler does not take --strict and --scale yet: leave it out")

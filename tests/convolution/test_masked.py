@@ -446,7 +446,7 @@ def test_masks_that_do_not_fit(
     ("arguments", "code", "words"),
     [
         (["-k", "sobel:axis=d", "--nan", "ignore"], 4, "--nan zero"),
-        (["-k", "laplacian", "--boundary", "renormalize"], 4, "weights below 0"),
+        (["-k", "laplacian", "--boundary", "renormalize"], 4, "1 weight below 0"),
         (["-k", "box:size=2", "--mask", "m.nii"], 4, "--mask-mode extend"),
         (["-k", "box:size=3", "--mask", "none.nii"], 3, "none.nii"),
         (["-k", "box:size=3", "--mask-mode", "keep"], 2, "--mask"),

@@ -92,7 +92,8 @@ def test_a_role_of_means_needs_means(job: Job) -> None:
     plain = replace(job, missing=Missing(), beside=job.beside[1:])
     run_job(plain)
     np.testing.assert_array_equal(np.load("s.npy"), np.full((5, 6, 7), 7))
-    with pytest.raises(SpecError, match="--coverage-out tells what means are made of: pass --mask"):
+    words = "--coverage-out writes the coverage of means, and this job takes none; pass --mask"
+    with pytest.raises(SpecError, match=words):
         replace(plain, beside=job.beside)
 
 

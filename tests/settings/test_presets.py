@@ -294,12 +294,12 @@ def test_a_mask_under_spm_renormalizes_along_all_axes(tmp_path: Path, scan: Any,
         (
             ["--boundary", "renormalize-depth", "--padding", "full"],
             4,
-            "take --padding same or valid",
+            "use --padding same or valid",
         ),
         (
             ["--boundary", "renormalize-depth", "--nan", "ignore"],
             4,
-            "take --boundary renormalize with a mask",
+            "use --boundary renormalize with a mask",
         ),
         (["-c", "{unknown}"], 2, "unknown preset 'sp'; did you mean 'spm'?"),
         (
