@@ -20,10 +20,8 @@ and that only its owner can read.
 from __future__ import annotations
 
 import ctypes
-import gc
 import hashlib
 import hmac
-import importlib
 import importlib.util
 import os
 import threading
@@ -33,7 +31,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from conv3d_cli.engine.compile_workers import ObjectCode, compile_in_workers, worker_count
+from conv3d_cli.engine.compiling import (
+    Constant,
+    Key,
+    ObjectCode,
+    compile_in_workers,
+    compile_loop,
+    worker_count,
+)
 from conv3d_cli.engine.cpu import cpu_class, host_features
 from conv3d_cli.engine.step import StepRecord
 from conv3d_cli.engine.team import run_in_thread
@@ -42,7 +47,6 @@ from conv3d_cli.system.private_folder import PrivateFolder
 MAGIC = b"conv3d object 3\n"
 SEAL_BYTES = KEY_BYTES = 32
 KEY_FILE = "key"
-Constant = int | str
 
 _call_type = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
@@ -55,7 +59,7 @@ class MachineCode:
     Call it with a `StepRecord`; it runs without the GIL.
     """
 
-    def __init__(self, key: tuple[Constant, ...]) -> None:
+    def __init__(self, key: Key) -> None:
         self.key, self.compiled = key, False
         self._address = 0
         self._call: Callable[[int], None] | None = None
@@ -73,7 +77,7 @@ class MachineCode:
         self._call(step.address)
 
 
-_known: dict[tuple[Constant, ...], MachineCode] = {}
+_known: dict[Key, MachineCode] = {}
 _lock = threading.Lock()
 
 
@@ -116,7 +120,7 @@ def compiled_here() -> list[str]:
     return [_name(code.key) for code in _known.values() if code.compiled]
 
 
-def _name(key: tuple[Constant, ...]) -> str:
+def _name(key: Key) -> str:
     return "-".join(map(str, key)).replace("/", "_")
 
 
@@ -141,32 +145,18 @@ def _tell(done: int, total: int) -> None:
 
 
 def _compile(
-    keys: list[tuple[Constant, ...]], interrupted: threading.Event
-) -> Generator[tuple[tuple[Constant, ...], ObjectCode], None, None]:
+    keys: list[Key], interrupted: threading.Event
+) -> Generator[tuple[Key, ObjectCode], None, None]:
     """Loops and their object code, in the order in which they are ready; fewer if interrupted."""
     if keys:
         _tell(0, len(keys))
     workers = worker_count(len(keys))
-    results: Iterator[tuple[tuple[Constant, ...], ObjectCode | None]]
+    results: Iterator[tuple[Key, ObjectCode | None]]
     results = compile_in_workers(keys, workers) if workers > 1 else ((key, None) for key in keys)
     for key, compiled in results:
         if interrupted.is_set():
             return
         yield key, compile_loop(key) if compiled is None else compiled
-
-
-def compile_loop(key: tuple[Constant, ...]) -> ObjectCode:
-    """The symbol and the object code of a loop, compiled by Numba in this process."""
-    usual = gc.get_threshold()
-    # Compiling leaves reference cycles: 40 MB if collections stay as rare as `__main__` makes them.
-    gc.set_threshold(700, 10, 10)
-    try:
-        from conv3d_cli.engine.loops.compiler import compile_object
-
-        factory = getattr(importlib.import_module(f"conv3d_cli.engine.loops.{key[0]}"), str(key[1]))
-        return compile_object(factory(*key[2:]))
-    finally:
-        gc.set_threshold(*usual)
 
 
 @lru_cache(maxsize=1)
@@ -196,7 +186,7 @@ def _link(symbol: str, code: bytes) -> int:
 # Object files: MAGIC, a seal (HMAC-SHA-256), the symbol, a line feed, the object code
 
 
-def _seal(secret: bytes, key: tuple[Constant, ...], body: bytes) -> bytes:
+def _seal(secret: bytes, key: Key, body: bytes) -> bytes:
     """A digest of the object code and its identity.
 
     So damaged files are rejected, and files of another loop, another machine or another user.
@@ -210,7 +200,7 @@ def _secret(folder: PrivateFolder) -> bytes | None:
     return secret if secret is not None and len(secret) == KEY_BYTES else None
 
 
-def _read(key: tuple[Constant, ...]) -> tuple[str, bytes] | None:
+def _read(key: Key) -> tuple[str, bytes] | None:
     """Symbol and object code from disk; None if no folder has an intact file.
 
     Linking a damaged file would crash the process.
@@ -230,7 +220,7 @@ def _read(key: tuple[Constant, ...]) -> tuple[str, bytes] | None:
     return None
 
 
-def _write(key: tuple[Constant, ...], symbol: str, code: bytes) -> None:
+def _write(key: Key, symbol: str, code: bytes) -> None:
     """Write object code to the cache folder; readers never see an incomplete file.
 
     A failure, such as a full disk, is ignored: the next process compiles again.

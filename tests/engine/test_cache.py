@@ -18,7 +18,7 @@ import pytest
 from processes import LIMIT, started
 
 import conv3d_cli
-from conv3d_cli.engine import compile_workers, machine_code, warm
+from conv3d_cli.engine import compiling, machine_code, warm
 from conv3d_cli.engine.cpu import cpu_class
 from conv3d_cli.engine.loops.compiler import compile_object
 
@@ -432,7 +432,7 @@ def test_processes_compile_side_by_side(tmp_path: Path) -> None:
 )
 def test_without_such_processes_this_one_compiles(harm: str, tmp_path: Path) -> None:
     script = LOADED.replace(
-        "m.worker_count", f"import conv3d_cli.engine.compile_workers as w\n{harm}\nm.worker_count"
+        "m.worker_count", f"import conv3d_cli.engine.compiling as w\n{harm}\nm.worker_count"
     )
     assert run(tmp_path, script + COUNTED, CONV3D_CACHE_DIR=str(tmp_path / "cache"))[:2] == (
         2,
@@ -473,9 +473,9 @@ except KeyboardInterrupt:
 
 def test_workers_suit_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     def count(loops: int, cpus: int, memory: int) -> int:
-        monkeypatch.setattr(compile_workers, "usable_cpus", lambda: cpus)
-        monkeypatch.setattr(compile_workers, "usable_memory", lambda: memory)
-        return compile_workers.worker_count(loops)
+        monkeypatch.setattr(compiling, "usable_cpus", lambda: cpus)
+        monkeypatch.setattr(compiling, "usable_memory", lambda: memory)
+        return compiling.worker_count(loops)
 
     assert count(1, 8, 16 << 30) == 1
     assert count(9, 4, 16 << 30) == 4

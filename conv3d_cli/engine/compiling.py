@@ -1,4 +1,4 @@
-"""Compile loops side by side, in processes of their own: Numba holds the GIL while it compiles.
+"""Compile loops: in this process, or side by side in others, since Numba holds the GIL.
 
 A worker process reads keys of loops, one JSON list a line, and answers each with its symbol and
 object code. It writes no file. A worker that cannot start, or that fails on a loop, answers nothing
@@ -7,12 +7,14 @@ for it: the caller then compiles the loop itself and meets the error where a cal
 
 from __future__ import annotations
 
+import gc
+import importlib
 import json
 import os
 import struct
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
 from queue import SimpleQueue
@@ -20,7 +22,8 @@ from typing import Any, BinaryIO
 
 from conv3d_cli.system.machine import usable_cpus, usable_memory
 
-Key = tuple[int | str, ...]
+Constant = int | str
+Key = tuple[Constant, ...]  # (module, factory, *constants) of a loop
 ObjectCode = tuple[str, bytes]  # the symbol of the function, and the code
 
 WORKER_BYTES = 400 << 20  # of memory: twice what Numba and a compilation take
@@ -28,7 +31,7 @@ WORKER_BYTES = 400 << 20  # of memory: twice what Numba and a compilation take
 START = """
 import json, sys
 sys.path[:] = json.loads(sys.argv[1])
-from conv3d_cli.engine.compile_workers import work
+from conv3d_cli.engine.compiling import work
 work()
 """
 _sizes = struct.Struct("<qq")  # bytes of the symbol and of the code; -1, 0: the loop failed
@@ -37,6 +40,20 @@ _sizes = struct.Struct("<qq")  # bytes of the symbol and of the code; -1, 0: the
 def worker_count(loops: int) -> int:
     """Processes that this machine has CPUs and memory for, at most one for each loop."""
     return min(loops, usable_cpus(), usable_memory() // WORKER_BYTES)
+
+
+def compile_loop(key: Key) -> ObjectCode:
+    """The symbol and the object code of a loop, compiled by Numba in this process."""
+    usual = gc.get_threshold()
+    # Compiling leaves reference cycles: 40 MB if collections stay as rare as `__main__` makes them.
+    gc.set_threshold(700, 10, 10)
+    try:
+        from conv3d_cli.engine.loops.compiler import compile_object
+
+        factory = getattr(importlib.import_module(f"conv3d_cli.engine.loops.{key[0]}"), str(key[1]))
+        return compile_object(factory(*key[2:]))
+    finally:
+        gc.set_threshold(*usual)
 
 
 def compile_in_workers(
@@ -126,13 +143,11 @@ def _receive(pipe: Any) -> ObjectCode | None:
 def work() -> None:
     """A worker's life: compile what stdin names until it ends."""
     with _answers_alone() as answers:
-        from conv3d_cli.engine.machine_code import compile_loop
-
         for line in sys.stdin:
-            _answer(answers, tuple(json.loads(line)), compile_loop)
+            _answer(answers, tuple(json.loads(line)))
 
 
-def _answer(answers: BinaryIO, key: Key, compile_loop: Callable[[Key], ObjectCode]) -> None:
+def _answer(answers: BinaryIO, key: Key) -> None:
     try:
         symbol, code = compile_loop(key)
     except Exception:  # the parent compiles it again, and reports it
