@@ -1,4 +1,4 @@
-"""A run of the bench as a record (JSON), as lines of a table, and as Markdown for the README."""
+"""A run of the bench as a record (JSON), as lines of a table, and as Markdown for the benchmarks."""
 
 from __future__ import annotations
 
@@ -180,7 +180,7 @@ def left_out(report: BenchReport) -> list[str]:
 
 
 def markdown(report: BenchReport) -> str:
-    """The table for the README."""
+    """The table of `tests/benchmarks/README.md`."""
     rule = ["---", *["---:"] * 5, "---", *["---:"] * 3]
     rows = [list(COLUMNS), rule, *(cells(case) for case in report.cases)]
     lines = ["| " + " | ".join(row) + " |" for row in rows]
