@@ -20,6 +20,7 @@ from conv3d_cli.cli.bench import bench
 from conv3d_cli.cli.compare import compare
 from conv3d_cli.cli.completion import COMPLETE_VAR, completion, prepare, register_shells
 from conv3d_cli.cli.explain import explain
+from conv3d_cli.cli.help import help
 from conv3d_cli.cli.info import info
 from conv3d_cli.cli.kernel import kernel
 from conv3d_cli.cli.messages import EXIT_CODE
@@ -119,6 +120,7 @@ def main() -> None:
       conv3d apply *.nii.gz -c layer.toml --out-dir results --suffix _conv
 
     The output has the input's format and place in the world. Results go to stdout, messages and progress to stderr.
+    `conv3d help` lists the pages of the manual.
 
     \b
     Exit codes: 0 done, 1 runtime fault, 2 usage, 3 input unreadable,
@@ -147,5 +149,6 @@ for command in (
     warmup,
     bench,
     completion,
+    help,
 ):
     main.add_command(command)

@@ -99,7 +99,7 @@ class VolumeFormat:
 
     name : str              as people call it; for messages only
     suffixes : tuple        lower case, with the dot; double ones first
-    summary : str           one line for help and README
+    summary : str           one line for help and the manual
     open, create            see `OpenVolume`, `CreateVolume`
     output_letters : callable
                             (letters, channels, dtype) -> letters: the storage order this format gives to a volume that
