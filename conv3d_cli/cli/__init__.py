@@ -105,11 +105,27 @@ class ErrorTranslator(click.Group):
         ctx.exit(code)
 
 
+def _print_citation(ctx: click.Context, _: click.Parameter, asked: bool) -> None:
+    if asked and not ctx.resilient_parsing:
+        from conv3d_cli.cli.cite import citation
+
+        click.echo(citation())
+        ctx.exit()
+
+
 @click.group(
     cls=ErrorTranslator,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 @click.version_option(package_name="conv3d", prog_name="conv3d")
+@click.option(
+    "--cite",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_citation,
+    help="Show how to cite this version, and exit.",
+)
 def main() -> None:
     """Convolve 3-D volumes: NIfTI scans, TIFF stacks, OME-Zarr images, NumPy arrays.
 

@@ -1,4 +1,4 @@
-"""`conv3d help`: pages, search, words that lead to them, and every kind of stdout."""
+"""`conv3d help` and `conv3d --cite`: pages, search, words that lead to them, and every kind of stdout."""
 
 from __future__ import annotations
 
@@ -248,3 +248,21 @@ def test_links_to_other_files_are_told_by_their_words() -> None:
         "# X\n\nsee [tests/benchmarks](../../tests/benchmarks/README.md), [M](masks.md)\n",
     )
     assert render(page).splitlines()[-1] == "see tests/benchmarks, `conv3d help masks`"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Citing
+
+
+def test_the_citation_says_what_the_project_says(run: Any) -> None:
+    text = run("--cite").stdout
+    licence = (ROOT / "LICENSE").read_text(encoding="utf-8")
+    year, authors = re.findall(r"Copyright \(c\) (\d+), (.*)", licence)[0]
+    sentence, entry = text.split("\n\n")
+    for part in (sentence, entry):
+        assert year in part
+        assert authors.casefold() in part.casefold()
+        assert conv3d_cli.__version__ in part
+        assert "BSD-3-Clause" in part
+    assert len(re.findall(r"^  \w+ +=", entry, re.MULTILINE)) == 5
+    assert entry.count("{") == entry.count("}")
