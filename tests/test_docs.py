@@ -65,14 +65,17 @@ def fenced(path: Path) -> Iterator[tuple[str, str]]:
         yield found[1], found[2]
 
 
-def blocks(language: str) -> list[Any]:
-    """The fenced blocks of one language as parameters of a test, named by their documents."""
-    found = [
-        pytest.param(block, id=f"{path.stem} {number}")
-        for path in FOR_USERS
-        for number, (of, block) in enumerate(fenced(path))
-        if of == language
-    ]
+def blocks(language: str, joint: str | None = None) -> list[Any]:
+    """The fenced blocks of one language as parameters of a test, named by their documents.
+
+    joint : str or None     joins the blocks of a document to one
+    """
+    found = []
+    for path in FOR_USERS:
+        texts = [text for of, text in fenced(path) if of == language]
+        if joint is not None and texts:
+            texts = [joint.join(texts)]
+        found += [pytest.param(text, id=relative(path)) for text in texts]
     assert found, f"there is no {language} block"
     return found
 
@@ -92,12 +95,12 @@ def run_block(command: list[str], folder: Path, environment: dict[str, str]) -> 
 # What is shown runs
 
 
-@pytest.mark.parametrize("block", blocks("sh"))
+@pytest.mark.parametrize("block", blocks("sh", joint="\n"))
 def test_shell_block_runs(block: str, sample_data: Path, commands: dict[str, str]) -> None:
     run_block(["bash", "-ec", block], sample_data, commands)
 
 
-@pytest.mark.parametrize("block", blocks("python"))
+@pytest.mark.parametrize("block", blocks("python", joint="\n"))
 def test_python_block_runs(block: str, sample_data: Path, commands: dict[str, str]) -> None:
     run_block([sys.executable, "-W", "error", "-c", block], sample_data, commands)
 

@@ -22,6 +22,7 @@ MOST_COLUMNS = 100  # longer lines are hard to read, however wide the terminal i
 
 _ALSO = re.compile(r"^<!-- also: (.*?)\s*-->\n", re.MULTILINE | re.DOTALL)
 _HEADING = re.compile(r"^#+ (.*)$")
+_BOLD = re.compile(r"\*\*(?=\S)([^*]+)\*\*")
 _PAGE_LINK = re.compile(r"\[[^\]]+\]\(([\w-]+)\.md\)")
 _FILE_LINK = re.compile(r"!?\[([^\]]+)\]\((?!https?:)[^)]+\)")
 
@@ -118,6 +119,11 @@ def read_pages() -> dict[str, Page]:
     return {topic: read_page(topic, path.read_text("utf-8")) for topic, path in topics.items()}
 
 
+def _with_commands(text: str) -> str:
+    """Markdown whose links to pages are the commands that show them; of links to files the words stay."""
+    return _FILE_LINK.sub(r"\1", _PAGE_LINK.sub(r"`conv3d help \1`", text))
+
+
 def _plain_word(word: str) -> str:
     """A word as topics are written: `--min_coverage` is min-coverage, `.NII.GZ` is nii.gz."""
     return word.casefold().lstrip("-.").replace("_", "-").removesuffix(".md")
@@ -203,15 +209,36 @@ def _unknown(pages: Mapping[str, Page], group: click.Group, word: str) -> Except
 # Search
 
 
+def _parts(text: str) -> Iterator[tuple[str, list[str]]]:
+    """(heading, what belongs together): the lines of an example or a table, the sentences of a paragraph.
+
+    >>> list(_parts("# A\\n\\nOne\\nthing. More.\\n\\n| x | y |\\n|---|---|\\n| 1 | 2 |\\n"))
+    [('A', ['A']), ('A', ['One thing.', 'More.']), ('A', ['x | y', '1 | 2'])]
+    """
+    heading = ""
+    for number, run in enumerate(re.split(r"^```.*$", text, flags=re.MULTILINE)):
+        if number % 2:
+            yield heading, run.strip().splitlines()
+            continue
+        for paragraph in re.split(r"\n(?:\n|(?=- ))", run.strip()):
+            if found := _HEADING.match(paragraph):
+                heading = found[1]
+                yield heading, [heading]
+            elif paragraph.startswith("|"):
+                rows = [line.strip("| ") for line in paragraph.splitlines()]
+                yield heading, [row for row in rows if row.strip("-| ")]
+            else:
+                prose = _BOLD.sub(r"\1", " ".join(paragraph.split()))
+                yield heading, re.split(r"(?<=\.) (?=\S)", prose)
+
+
 def _hits(page: Page, wanted: str) -> Iterator[tuple[str, str]]:
-    """(heading, line) wherever a paragraph holds all the words: its lines that hold one of them."""
+    """(heading, line or sentence) of whatever holds one of the words, where all of them stand together."""
     words = wanted.casefold().split()
-    heading = page.title
-    for paragraph in page.text.split("\n\n"):
-        if found := _HEADING.match(paragraph):
-            heading = found[1]
-        if all(word in paragraph.casefold() for word in words):
-            for line in paragraph.splitlines():
+    for heading, lines in _parts(_with_commands(page.text)):
+        together = " ".join(lines).casefold()
+        if all(word in together for word in words):
+            for line in lines:
                 if any(word in line.casefold() for word in words):
                     yield heading, line.strip()
 
@@ -225,27 +252,27 @@ def search_text(pages: Mapping[str, Page], wanted: str) -> str:
 
     if not wanted.strip():
         raise SpecError("--search needs a word, as in `conv3d help --search NaN`")
-    lines: list[str] = []
+    indent = " " * 4
+    found: list[str] = []
     for page in pages.values():
         before = None
         for heading, line in _hits(page, wanted):
             if before is None:
-                lines += ["", f"conv3d help {page.topic}"]
+                found += ["", f"conv3d help {page.topic}"]
             if heading != before:
-                lines.append(f"  {heading}")
+                found.append(f"  {heading}")
                 before = heading
-            indent = " " * 4
-            if not _HEADING.match(line):
+            if line != heading:
                 wrapped = textwrap.fill(
                     line, _columns(), initial_indent=indent, subsequent_indent=indent
                 )
-                lines.append(_marked(wrapped, wanted))
-    if not lines:
+                found.append(_marked(wrapped, wanted))
+    if not found:
         raise UnknownNameError(
             f"the manual holds no '{wanted}'; `conv3d help` lists its pages, and `conv3d apply "
             "--help` the options"
         )
-    return "\n".join(lines[1:])
+    return "\n".join(found[1:])
 
 
 def _marked(text: str, wanted: str) -> str:
@@ -272,7 +299,10 @@ def _show(text: str) -> None:
     What the encoding of stdout does not have is replaced: a page is never lost for a sign in it.
     """
     encoding = sys.stdout.encoding or "utf-8"
-    text = text.encode(encoding, "replace").decode(encoding)
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        text = text.replace("•", "*").encode(encoding, "replace").decode(encoding)
     if sys.stdout.isatty() and text.count("\n") + 2 > shutil.get_terminal_size().lines:
         click.echo_via_pager(text)
     else:
@@ -315,8 +345,12 @@ def render(page: Page) -> str:
             "fence": ManualCode,
         }
 
-    # Rich draws tables in the signs of the encoding that this stands for
-    lines = io.TextIOWrapper(io.BytesIO(), sys.stdout.encoding or "utf-8", "replace")
+    class Lines(io.StringIO):
+        """What is shown; Rich draws tables in the signs that this encoding has."""
+
+        encoding = sys.stdout.encoding or "utf-8"
+
+    lines = Lines()
     console = Console(
         file=lines,
         width=_columns(),
@@ -324,13 +358,11 @@ def render(page: Page) -> str:
         highlight=False,
         theme=Theme({"markdown.code": "bold cyan", "markdown.block_quote": ""}),
     )
-    text = _FILE_LINK.sub(r"\1", _PAGE_LINK.sub(r"`conv3d help \1`", page.text))
-    manual = Manual(text, hyperlinks=False)
+    manual = Manual(_with_commands(page.text), hyperlinks=False)
     if not terminal:  # which shows code by its colour
         for token in manual.parsed:
             for inner in token.children or ():
                 if inner.type == "code_inline":
                     inner.content = f"`{inner.content}`"
     console.print(manual)
-    lines.seek(0)
-    return "\n".join(line.rstrip() for line in lines.read().splitlines()).strip("\n")
+    return "\n".join(line.rstrip() for line in lines.getvalue().splitlines()).strip("\n")
