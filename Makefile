@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11,$(shell $(p) -c 'import sys; print("$(p)" if sys.version_info >= (3, 11) else "")' 2>/dev/null)))
 EXAMPLE4D = $$($(BIN)/python -c 'import nibabel, os; print(os.path.join(os.path.dirname(nibabel.__file__), "tests", "data", "example4d.nii.gz"))')
 DEMO := demo_output
-# the version that the README's table was measured with
+# the version that the table in tests/benchmarks/README.md was measured with
 TORCH ?= torch==2.13.0
 
 .PHONY: help install demo test test-all test-keras lint fuzz bench clean

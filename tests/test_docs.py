@@ -1,28 +1,50 @@
-"""The documentation is held to account: README blocks run, and everything in a catalogue is documented."""
+"""The documentation is held to account: its blocks run, its links lead somewhere, and all is named in it."""
 
 from __future__ import annotations
 
 import ast
+import doctest
 import importlib
 import inspect
 import re
+import shlex
 import subprocess
 import sys
+import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 
+from conv3d_cli import Conv3D, errors
 from conv3d_cli.cli import main
+from conv3d_cli.cli.help import read_pages
 from conv3d_cli.engine import ALGORITHMS
 from conv3d_cli.formats import FORMATS
 from conv3d_cli.kernels import BUILTIN_KERNELS
+from conv3d_cli.kernels.expressions import FUNCTIONS
+from conv3d_cli.kernels.files import KERNEL_FILES
+from conv3d_cli.kernels.weights import WEIGHTS_FILES
+from conv3d_cli.layer import constraints, initializers, regularizers
 from conv3d_cli.layer.activations import ACTIVATIONS
-from conv3d_cli.model.spec import BOUNDARIES
+from conv3d_cli.model.grid import UNITS
+from conv3d_cli.model.missing import MASK_MODES, NAN_MODES
+from conv3d_cli.model.spec import BOUNDARIES, PADDINGS
+from conv3d_cli.settings.presets import PRESETS
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-
+MANUAL = ROOT / "conv3d_cli" / "manual"
+# what users read: README and the pages of the manual; and with them, what is written for developers
+FOR_USERS = [ROOT / "README.md", *sorted(MANUAL.glob("*.md"))]
+DOCUMENTS = [
+    *FOR_USERS,
+    ROOT / "CHANGELOG.md",
+    ROOT / "conv3d_cli" / "README.md",
+    ROOT / "tests" / "README.md",
+    ROOT / "tests" / "benchmarks" / "README.md",
+]
 
 # The rooms whose public methods all have docstrings; what is done is put here.
 DOCUMENTED = [
@@ -47,50 +69,115 @@ DOCUMENTED = [
 ]
 
 
-def blocks(language: str) -> Any:
-    """The fenced blocks of one language as parameters of a test, named by their first lines."""
-    found = re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
-    assert found, f"README.md has no {language} block"
-    return [
-        pytest.param(block, id=block.partition("\n")[0].partition("  #")[0].strip())
-        for block in found
-    ]
+def relative(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def page(topic: str) -> str:
+    return (MANUAL / f"{topic}.md").read_text(encoding="utf-8")
+
+
+def fenced(path: Path) -> Iterator[tuple[str, str]]:
+    """(language, text) of the fenced blocks of a document."""
+    text = path.read_text(encoding="utf-8")
+    for found in re.finditer(r"^```(\w*)\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+        yield found[1], found[2]
+
+
+def blocks(language: str, joint: str | None = None) -> list[Any]:
+    """The fenced blocks of one language as parameters of a test, named by their documents.
+
+    joint : str or None     joins the blocks of a document to one
+    """
+    found = []
+    for path in FOR_USERS:
+        texts = [text for of, text in fenced(path) if of == language]
+        if joint is not None and texts:
+            texts = [joint.join(texts)]
+        found += [pytest.param(text, id=relative(path)) for text in texts]
+    assert found, f"there is no {language} block"
+    return found
 
 
 def run_block(command: list[str], folder: Path, environment: dict[str, str]) -> None:
-    """Run a block of the README in a folder; if it fails, the test tells which and what it said."""
+    """Run a block in a folder; if it fails, the test tells which and what it said."""
     done = subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, (
-        f"this block of README.md ends with code {done.returncode} in a copy of sample_data; a reader sees the same:\n\n"
-        f"{command[-1]}\n{done.stdout}{done.stderr}"
+        f"this block ends with code {done.returncode} in a copy of sample_data; a reader sees the "
+        f"same:\n\n{command[-1]}\n{done.stdout}{done.stderr}"
     )
 
 
-def test_the_two_commands_come_first() -> None:
-    places = [README.find(text) for text in ("make demo", "make test", "## Ten examples")]
-    assert -1 < places[0] < places[1] < places[2], (
-        "README.md begins with `make demo` and `make test`, then the examples"
-    )
+# ---------------------------------------------------------------------------------------------------------------------
+# What is shown runs
 
 
-@pytest.mark.parametrize("block", blocks("sh"))
+@pytest.mark.parametrize("block", blocks("sh", joint="\n"))
 def test_shell_block_runs(block: str, sample_data: Path, commands: dict[str, str]) -> None:
     run_block(["bash", "-ec", block], sample_data, commands)
 
 
-@pytest.mark.parametrize("block", blocks("python"))
+@pytest.mark.parametrize("block", blocks("python", joint="\n"))
 def test_python_block_runs(block: str, sample_data: Path, commands: dict[str, str]) -> None:
     run_block([sys.executable, "-W", "error", "-c", block], sample_data, commands)
 
 
+def consoles() -> list[Any]:
+    """Of each document that has console blocks: its commands and what they print, in order."""
+    found = []
+    for path in FOR_USERS:
+        text = "".join(block for of, block in fenced(path) if of == "console")
+        before, *steps = re.split(r"^\$ ", text, flags=re.MULTILINE)
+        assert not before, f"{relative(path)}: a console block begins with `$ ` and a command"
+        if steps:
+            parts = [step.partition("\n") for step in steps]
+            found.append(pytest.param([(p[0], p[2]) for p in parts], id=relative(path)))
+    return found
+
+
+@pytest.mark.parametrize("steps", consoles())
+def test_commands_print_what_is_shown(
+    steps: list[tuple[str, str]], sample_data: Path, monkeypatch: Any, run: Any
+) -> None:
+    """`...` stands for what differs from run to run."""
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.chdir(sample_data)
+    for command, shown in steps:
+        printed = run(*shlex.split(command)[1:], code=None).output
+        same = doctest.OutputChecker().check_output(shown, printed, doctest.ELLIPSIS)
+        assert same, f"`{command}` prints\n\n{printed}\nand not\n\n{shown}"
+
+
+@pytest.mark.parametrize("block", blocks("toml"))
+def test_toml_block_is_a_config(block: str, sample_data: Path, monkeypatch: Any, run: Any) -> None:
+    monkeypatch.chdir(sample_data)
+    Path("shown.toml").write_text(block)
+    run("explain", "cube.npy", "-c", "shown.toml")
+
+
 @pytest.mark.parametrize("block", blocks("make"))
-def test_make_block_runs(block: str, sample_data: Path, commands: dict[str, str]) -> None:
+def test_make_block_makes_again_what_is_out_of_date(
+    block: str, sample_data: Path, commands: dict[str, str]
+) -> None:
     (sample_data / "Makefile").write_text(block)
-    (sample_data / "kernel.toml").write_text('kernel = "gaussian:fwhm=6mm"\n')
-    run_block(["make", "head.smooth.nii.gz"], sample_data, commands)
-    assert (sample_data / "head.smooth.nii.gz").exists()
+    make = ["make", "head.smooth.nii.gz"]
+    run_block(make, sample_data, commands)
+    config = sample_data / "pipeline" / "smooth.toml"
+    config.write_text('kernel = "identity"\n')
+    result = sample_data / "head.smooth.nii.gz"
+    before = result.read_bytes()
+    run_block(make, sample_data, commands)
+    assert result.read_bytes() != before
+    assert str(config.relative_to(sample_data)) in Path(f"{result}.d").read_text()
+
+
+def test_every_kind_of_block_is_known() -> None:
+    kinds = {"sh", "python", "make", "toml", "console", "text"}
+    for path in FOR_USERS:
+        strange = [language for language, _ in fenced(path) if language not in kinds]
+        assert not strange, f"{relative(path)}: blocks are one of {kinds}, and not {strange}"
 
 
 def test_the_example_pipeline_runs(sample_data: Path, commands: dict[str, str]) -> None:
@@ -113,47 +200,170 @@ def test_the_example_pipeline_runs(sample_data: Path, commands: dict[str, str]) 
     assert "conv3d" not in make(), "nothing is out of date, and make runs conv3d again"
 
 
-@pytest.mark.parametrize("function", BUILTIN_KERNELS, ids=lambda f: f.__name__)
-def test_kernels_are_in_the_readme(function: Any) -> None:
-    section = README.partition("## Kernels")[2]
-    found = re.search(rf"\b{function.__name__}\b", section) is not None
-    assert found, f"name the kernel {function.__name__} in the list under `## Kernels` of README.md"
+# ---------------------------------------------------------------------------------------------------------------------
+# README and the pages of the manual
 
 
-@pytest.mark.parametrize("name", list(main.commands))
-def test_commands_are_in_the_readme_and_have_examples(name: str) -> None:
-    told = f"`conv3d {name}" in README
-    assert told, f"write `conv3d {name}` and what it does into README.md"
+def test_readme_is_short_and_begins_with_two_commands() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 200, (
+        "README.md has at most 200 lines: the manual takes the rest"
+    )
+    places = [text.find(words) for words in ("make demo", "make test", "## Five commands")]
+    assert -1 < places[0] < places[1] < places[2]
+
+
+def test_readme_leads_to_every_page() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    missing = [topic for topic in read_pages() if f"(conv3d_cli/manual/{topic}.md)" not in text]
+    assert not missing, f"link these pages of the manual in README.md: {missing}"
+
+
+@pytest.mark.parametrize("path", FOR_USERS, ids=relative)
+def test_lines_fit(path: Path) -> None:
+    """Lines into 100 columns; what is shown in pages, indented by 4, into a terminal of 80."""
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        assert len(line) <= 100, f"{relative(path)}:{number} has {len(line)} columns"
+    for _, block in fenced(path) if path.parent == MANUAL else ():
+        wide = [line for line in block.splitlines() if len(line) > 76]
+        assert not wide, f"{relative(path)}: cut these lines to 76 columns: {wide}"
+
+
+@pytest.mark.parametrize("topic", read_pages())
+def test_pages_have_what_the_list_shows(topic: str) -> None:
+    found = read_pages()[topic]
+    assert page(topic).startswith(f"# {found.title}\n\n{found.summary}\n\n")
+    assert re.fullmatch(r"[A-Z].{1,58}[.:]?", found.summary), "a sentence of at most 60 characters"
+    assert found.summary.endswith(".")
+    assert found.also, "end the page by <!-- also: ... -->, words that people may ask for"
+    page(topic).encode("latin-1")  # terminals and pipes that know no more show it whole
+
+
+def test_a_word_leads_to_one_page() -> None:
+    pages = read_pages()
+    seen = dict.fromkeys(pages, "its name")
+    for found in pages.values():
+        for word in found.also:
+            assert word not in seen, f"{word} leads to {found.topic} and {seen[word]}"
+            assert word == word.casefold().replace("_", "-").lstrip("-."), word
+            seen[word] = found.topic
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=relative)
+def test_links_lead_somewhere(path: Path) -> None:
+    text = re.sub(r"^```.*?^```", "", path.read_text(encoding="utf-8"), flags=re.M | re.S)
+    for target in re.findall(r"\]\(([^)]+)\)", text):
+        if not target.startswith("https://"):
+            assert (path.parent / target).exists(), f"{relative(path)} leads to {target}"
+
+
+def test_pictures_are_small() -> None:
+    for picture in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", (ROOT / "README.md").read_text("utf-8")):
+        assert (ROOT / picture).stat().st_size < 60_000, f"{picture}: hold it in fewer colours"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Everything is named
+
+
+def all_commands(
+    group: click.Group, path: tuple[str, ...] = ()
+) -> Iterator[tuple[str, click.Command]]:
+    for name, command in group.commands.items():
+        yield " ".join((*path, name)), command
+        if isinstance(command, click.Group):
+            yield from all_commands(command, (*path, name))
+
+
+COMMANDS = dict(all_commands(main))
+SUFFIXES = {suffix for entry in FORMATS for suffix in entry.suffixes}
+# topic -> what its page names, each as a word
+NAMED = {
+    "kernels": {
+        **dict.fromkeys((f.__name__ for f in BUILTIN_KERNELS), "kernel"),
+        **dict.fromkeys(FUNCTIONS, "function of formulas"),
+        **dict.fromkeys(UNITS, "unit"),
+        **dict.fromkeys({s for entry in KERNEL_FILES for s in entry.suffixes} - SUFFIXES, "suffix"),
+    },
+    "edges": dict.fromkeys(BOUNDARIES, "boundary"),
+    "axes": dict.fromkeys(PADDINGS, "padding"),
+    "masks": dict.fromkeys((*MASK_MODES, *NAN_MODES), "word of an option"),
+    "formats": dict.fromkeys(SUFFIXES, "suffix"),
+    "presets": dict.fromkeys(PRESETS, "preset"),
+    "memory": dict.fromkeys((entry.name for entry in ALGORITHMS), "algorithm"),
+    "exit-codes": dict.fromkeys(
+        (
+            *map(str, (0, 2, 129, 130, 143)),
+            *{str(cls.exit_code) for cls in vars(errors).values() if hasattr(cls, "exit_code")},
+        ),
+        "exit code",
+    ),
+    "layers": {
+        **dict.fromkeys((f.__name__ for f in ACTIVATIONS), "activation"),
+        **dict.fromkeys(initializers.names(), "initializer"),
+        **dict.fromkeys(set(regularizers.names()) - {"l1l2"}, "regularizer"),
+        **dict.fromkeys(constraints.names(), "constraint"),
+        **dict.fromkeys(set(inspect.signature(Conv3D).parameters) - {"kwargs"}, "argument"),
+        **dict.fromkeys((s for entry in WEIGHTS_FILES for s in entry.suffixes), "suffix"),
+    },
+    "commands": dict.fromkeys(
+        (f"conv3d {name}" for name in COMMANDS if name != "kernel"), "command"
+    ),
+}
+
+
+@pytest.mark.parametrize("topic", NAMED)
+def test_the_manual_names_everything(topic: str) -> None:
+    text = page(topic)
+    missing = [
+        f"{kind} {name}"
+        for name, kind in NAMED[topic].items()
+        if not re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", text)
+    ]
+    assert not missing, f"conv3d_cli/manual/{topic}.md says nothing of {missing}"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_manual_names_every_option(name: str) -> None:
+    text = "".join(found.text for found in read_pages().values())
+    flags = [
+        flag
+        for option in COMMANDS[name].params
+        if isinstance(option, click.Option)
+        for flag in option.opts
+        if flag.startswith("--")
+    ]
+    missing = [flag for flag in flags if not re.search(rf"{flag}(?![\w-])", text)]
+    assert not missing, f"no page of the manual says anything of {missing} of conv3d {name}"
+
+
+def test_the_manual_names_every_variable_and_extra() -> None:
+    sources = "".join(path.read_text("utf-8") for path in (ROOT / "conv3d_cli").rglob("*.py"))
+    text = "".join(found.text for found in read_pages().values())
+    variables = set(re.findall(r"(?<!_)CONV3D_[A-Z_]+", sources))
+    assert not {name for name in variables if f"${name}" not in text}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    extras = set(project["optional-dependencies"]) - {"dev"}
+    assert not {extra for extra in extras if f"'.[{extra}]'" not in page("formats")}
+
+
+@pytest.mark.parametrize("name", main.commands)
+def test_commands_have_examples_and_lead_to_the_manual(name: str) -> None:
     usual = f"conv3d {name}" in inspect.cleandoc(main.commands[name].help or "")
     assert usual, (
         f"the docstring of the command {name} begins with the usual lines, such as `conv3d {name} ...`"
     )
+    led = [found.topic for found in read_pages().values() if name in (found.topic, *found.also)]
+    assert led, f"let a page of the manual be about `{name}`: <!-- also: ..., {name} -->"
 
 
-@pytest.mark.parametrize("name", list(main.commands))
+@pytest.mark.parametrize("name", main.commands)
 def test_options_have_help(name: str) -> None:
     options = [
         option for option in main.commands[name].params if option.param_type_name == "option"
     ]
     silent = [option.name for option in options if not getattr(option, "help", None)]
     assert not silent, f"conv3d {name}: give these options a help text: {silent}"
-
-
-@pytest.mark.parametrize("entry", FORMATS, ids=lambda entry: entry.name)
-def test_suffixes_are_in_the_readme(entry: Any) -> None:
-    also = ("-", ".hdr.gz", ".img.gz", ".tiff", ".ome.tiff")  # told together with others
-    missing = [
-        suffix
-        for suffix in entry.suffixes
-        if suffix not in also and suffix.strip(".") not in README
-    ]
-    assert not missing, f"name the suffixes {missing} of {entry.name} in README.md"
-
-
-@pytest.mark.parametrize("boundary", BOUNDARIES)
-def test_boundaries_are_in_the_readme(boundary: str) -> None:
-    told = f"`{boundary}" in README
-    assert told, f"tell what the boundary `{boundary}` does in README.md"
 
 
 def test_catalogues_are_documented() -> None:

@@ -11,7 +11,7 @@ import pytest
 from conv3d_cli import errors
 from conv3d_cli.errors import Conv3DError, UnknownNameError, unknown_name
 
-# class -> (the builtin a caller expects, exit code): the list in cli.md and README
+# class -> (the builtin a caller expects, exit code): the list in the manual's exit-codes.md
 PROMISED = {
     "Conv3DError": (Exception, 1),
     "SpecError": (ValueError, 2),

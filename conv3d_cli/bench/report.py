@@ -195,7 +195,7 @@ def left_out(report: BenchReport) -> list[str]:
 
 
 def markdown(report: BenchReport) -> str:
-    """The heading and the table in Markdown, as in the README."""
+    """The table of `tests/benchmarks/README.md`, in Markdown."""
     rule = ["---", *["---:"] * 5, "---", *["---:"] * 3]
     rows = [list(COLUMNS), rule, *(cells(case) for case in report.cases)]
     lines = ["| " + " | ".join(row) + " |" for row in rows]

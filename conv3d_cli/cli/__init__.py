@@ -27,6 +27,7 @@ COMMANDS = (
     "compare",
     "completion",
     "explain",
+    "help",
     "info",
     "kernel",
     "presets",
@@ -146,12 +147,28 @@ class ErrorTranslator(click.Group):
         ctx.exit(code)
 
 
+def _print_citation(ctx: click.Context, _: click.Parameter, asked: bool) -> None:
+    if asked and not ctx.resilient_parsing:
+        from conv3d_cli.cli.cite import citation
+
+        click.echo(citation())
+        ctx.exit()
+
+
 @click.group(
     cls=ErrorTranslator,
     commands=LateCommands(COMMANDS),
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 @click.version_option(package_name="conv3d", prog_name="conv3d")
+@click.option(
+    "--cite",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_citation,
+    help="Show how to cite this version, and exit.",
+)
 def main() -> None:
     """Convolve 3-D volumes: NIfTI scans, TIFF stacks, OME-Zarr images, NumPy arrays.
 
@@ -162,7 +179,7 @@ def main() -> None:
       conv3d apply *.nii.gz -c layer.toml --out-dir results --suffix _conv
 
     The output has the input's place in the world, and the format of its name. Results go to
-    stdout, messages and progress to stderr.
+    stdout, messages and progress to stderr. `conv3d help` lists the pages of the manual.
 
     \b
     Exit codes: 0 done, 1 runtime fault, 2 usage, 3 input unreadable,

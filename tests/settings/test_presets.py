@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from tools import TOOLS, command, installed, run_on_file
 
+import conv3d_cli
 from conv3d_cli.kernels import read_kernel
 from conv3d_cli.kernels.sampling import SAMPLINGS, SamplingName
 from conv3d_cli.settings.merge import apply_preset
@@ -342,9 +343,9 @@ def test_every_preset_is_listed_and_every_sampling_named(run: Any) -> None:
     assert json.loads(run("presets", "--json").stdout).keys() == PRESETS.keys()
     assert get_args(SamplingName) == ("scipy", *SAMPLINGS)
     assert {preset.sampling for preset in PRESETS.values()} == {"scipy", *SAMPLINGS}
-    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    page = Path(conv3d_cli.__file__).parent / "manual" / "presets.md"
     for name in PRESETS:
-        assert f"| `{name}` |" in readme
+        assert f"| `{name}` |" in page.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", PRESETS)
