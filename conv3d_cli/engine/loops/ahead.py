@@ -42,8 +42,9 @@ def fetch_rows(step, row, gap, rows, column, width):
         for r in range(rows):
             down = step[F.block_row] + row + r * gap
             if down < step[F.height]:
-                address = _next_voxel(step, down * step[F.stride_h] + step[F.extent_h] // 2,
-                                      column * step[F.stride_w] + step[F.extent_w] // 2)  # fmt: skip
+                input_row = down * step[F.stride_h] + step[F.extent_h] // 2
+                input_column = column * step[F.stride_w] + step[F.extent_w] // 2
+                address = _next_voxel(step, input_row, input_column)
                 if address != 0:
                     for i in range(
                         (width * step[F.stride_w] * step[F.source_itemsize] + LINE - 1) // LINE
@@ -95,8 +96,9 @@ def fetch_voxels(step, row, column, width):
     if column_bytes == voxel_bytes:  # one run
         voxels, voxel_bytes = 1, voxels * voxel_bytes
     if step[F.channels] > 1 and step[F.source_channel_step] == 1 and voxel_bytes >= LINE:
-        address = _next_voxel(step, (step[F.block_row] + row) * step[F.stride_h] + step[F.extent_h] - 1,
-                              column * step[F.stride_w] + step[F.extent_w] // 2)  # fmt: skip
+        input_row = (step[F.block_row] + row) * step[F.stride_h] + step[F.extent_h] - 1
+        input_column = column * step[F.stride_w] + step[F.extent_w] // 2
+        address = _next_voxel(step, input_row, input_column)
         if address != 0:
             for v in range(voxels):
                 for i in range((voxel_bytes + LINE - 1) // LINE):

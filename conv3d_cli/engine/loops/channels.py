@@ -19,8 +19,28 @@ GROUP = 3  # places of the input that share a pointer: x86 adds once or twice a 
 
 
 @intrinsic(prefer_literal=True)
-def _sum_voxels(typingctx, taps, stride, dilation, rows, vectors, lanes, double, height,
-                source, unit, offsets, planes, window, weights, items, channels, first, out, out_step):  # fmt: skip
+def _sum_voxels(
+    typingctx,
+    taps,
+    stride,
+    dilation,
+    rows,
+    vectors,
+    lanes,
+    double,
+    height,
+    source,
+    unit,
+    offsets,
+    planes,
+    window,
+    weights,
+    items,
+    channels,
+    first,
+    out,
+    out_step,
+):
     """Add `items` items of `channels` channels to the sums of `height` <= rows voxels x vectors.
 
     source: address of voxel 0's window; tap k of voxel r reads at (r * stride + k * dilation) * unit bytes from there
@@ -28,30 +48,17 @@ def _sum_voxels(typingctx, taps, stride, dilation, rows, vectors, lanes, double,
     weights: address, (items, channels, taps, vectors * lanes)
     first: 1 to overwrite the sums at `out`, voxels `out_step` bytes apart, instead of adding to them
     """
-    sig = types.void(
-        taps, stride, dilation, rows, vectors, lanes, double, height,
-        source, unit, offsets, planes, window, weights, items, channels, first, out, out_step,
-    )  # fmt: skip
-    K, S, D, most, V, width, is_double = (t.literal_value for t in sig.args[:7])
+    literals = taps, stride, dilation, rows, vectors, lanes, double
+    places = height, source, unit, offsets, planes, window
+    sig = types.void(*literals, *places, weights, items, channels, first, out, out_step)
+    K, S, D, most, V, width, is_double = (literal.literal_value for literal in literals)
 
     def codegen(context, b, sig, args):
         if K == 0 or V == 0:
             return context.get_dummy_value()
         v = Vec(b, width, "float64" if is_double else "float32")
-        (
-            height,
-            source,
-            unit,
-            offsets,
-            planes,
-            window,
-            weights,
-            items,
-            channels,
-            first,
-            out,
-            out_step,
-        ) = args[7:]
+        height, source, unit, offsets, planes, window = args[7:13]
+        weights, items, channels, first, out, out_step = args[13:]
         i64p, realp = I64.as_pointer(), v.real.as_pointer()
         offsets, planes, window = (b.inttoptr(a, i64p) for a in (offsets, planes, window))
         weights = b.inttoptr(weights, realp)
@@ -173,27 +180,98 @@ def sum_voxels(taps, short, stride, dilation, pair_rows, odd_vectors, odd_rows, 
         )
         some, places = offsets + 8 * item, planes + 8 * item
         if is_pair and fields[4] == 0:
-            _sum_voxels(taps, stride, dilation, even_rows, pair, lanes, double, height, at, unit, some, places, window, weights,
-                        items, channels, first, out, out_step)  # fmt: skip
+            _sum_voxels(
+                taps,
+                stride,
+                dilation,
+                even_rows,
+                pair,
+                lanes,
+                double,
+                height=height,
+                source=at,
+                unit=unit,
+                offsets=some,
+                planes=places,
+                window=window,
+                weights=weights,
+                items=items,
+                channels=channels,
+                first=first,
+                out=out,
+                out_step=out_step,
+            )
         elif is_pair:
-            _sum_voxels(fewer, stride, dilation, even_rows, pair, lanes, double, height, at, unit, some, places, window, weights,
-                        items, channels, first, out, out_step)  # fmt: skip
+            _sum_voxels(
+                fewer,
+                stride,
+                dilation,
+                even_rows,
+                pair,
+                lanes,
+                double,
+                height=height,
+                source=at,
+                unit=unit,
+                offsets=some,
+                planes=places,
+                window=window,
+                weights=weights,
+                items=items,
+                channels=channels,
+                first=first,
+                out=out,
+                out_step=out_step,
+            )
         elif fields[4] == 0:
-            _sum_voxels(taps, stride, dilation, last_rows, odd_vectors, lanes, double, height, at, unit, some, places, window,
-                        weights, items, channels, first, out, out_step)  # fmt: skip
+            _sum_voxels(
+                taps,
+                stride,
+                dilation,
+                last_rows,
+                odd_vectors,
+                lanes,
+                double,
+                height=height,
+                source=at,
+                unit=unit,
+                offsets=some,
+                planes=places,
+                window=window,
+                weights=weights,
+                items=items,
+                channels=channels,
+                first=first,
+                out=out,
+                out_step=out_step,
+            )
         else:
-            _sum_voxels(fewer, stride, dilation, last_rows, odd_vectors, lanes, double, height, at, unit, some, places, window,
-                        weights, items, channels, first, out, out_step)  # fmt: skip
+            _sum_voxels(
+                fewer,
+                stride,
+                dilation,
+                last_rows,
+                odd_vectors,
+                lanes,
+                double,
+                height=height,
+                source=at,
+                unit=unit,
+                offsets=some,
+                planes=places,
+                window=window,
+                weights=weights,
+                items=items,
+                channels=channels,
+                first=first,
+                out=out,
+                out_step=out_step,
+            )
 
     def loops(step):
         parameters = memory(step[F.parameters], np.int64)
-        unit, padded, pairs, passes, terms = (
-            parameters[0],
-            parameters[1],
-            parameters[2],
-            parameters[3],
-            parameters[4],
-        )
+        unit, padded, pairs = parameters[0], parameters[1], parameters[2]
+        passes, terms = parameters[3], parameters[4]
         together, group_bytes = parameters[5], parameters[6]
         offsets, planes = parameters[7], parameters[8]
         pass_table = memory(parameters[9], np.int64)
@@ -240,8 +318,19 @@ def sum_voxels(taps, short, stride, dilation, pair_rows, odd_vectors, odd_rows, 
                                 column += height
                                 for c in range(first_chunk, end_chunk):
                                     chunk = parameters[10] + 8 * 7 * c
-                                    sum_chunk(is_pair, height, source, unit, offsets, planes, window, chunk, block_weights,
-                                              out, out_step)  # fmt: skip
+                                    sum_chunk(
+                                        is_pair,
+                                        height,
+                                        source,
+                                        unit,
+                                        offsets,
+                                        planes,
+                                        window,
+                                        chunk,
+                                        block_weights,
+                                        out,
+                                        out_step,
+                                    )
                                 source += height * column_bytes
                                 out += height * out_step
 

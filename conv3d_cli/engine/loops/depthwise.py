@@ -20,8 +20,30 @@ from conv3d_cli.engine.step import F
 
 
 @intrinsic(prefer_literal=True)
-def _sum_lanes(typingctx, across, taps, short, stride, dilation, channels, filters, rows, lanes, double, height,
-               source, unit, offsets, planes, window, chunks, chunk_count, weights, out, out_step):  # fmt: skip
+def _sum_lanes(
+    typingctx,
+    across,
+    taps,
+    short,
+    stride,
+    dilation,
+    channels,
+    filters,
+    rows,
+    lanes,
+    double,
+    height,
+    source,
+    unit,
+    offsets,
+    planes,
+    window,
+    chunks,
+    chunk_count,
+    weights,
+    out,
+    out_step,
+):
     """One vector of filters for `height` <= rows voxels; one filter, the sum of all lanes, if `across` is 1.
 
     source: address of voxel 0's window, at the first channel of the vector's groups; tap k of voxel r reads at
@@ -30,29 +52,18 @@ def _sum_lanes(typingctx, across, taps, short, stride, dilation, channels, filte
     chunks (chunk_count, 3): int64 address of first item, items, 1 for items of one tap less
     weights: address, (items, taps, channels, lanes); out: address, voxels `out_step` bytes apart
     """
-    sig = types.void(
-        across, taps, short, stride, dilation, channels, filters, rows, lanes, double, height,
-        source, unit, offsets, planes, window, chunks, chunk_count, weights, out, out_step,
-    )  # fmt: skip
+    literals = across, taps, short, stride, dilation, channels, filters, rows, lanes, double
+    tables = offsets, planes, window, chunks, chunk_count
+    sig = types.void(*literals, height, source, unit, *tables, weights, out, out_step)
     is_across, K, has_short, S, D, C, N, most, width, is_double = (
-        t.literal_value for t in sig.args[:10]
+        literal.literal_value for literal in literals
     )
 
     def codegen(context, b, sig, args):
         v = Vec(b, width, "float64" if is_double else "float32")
-        (
-            height,
-            source,
-            unit,
-            offsets,
-            planes,
-            window,
-            chunks,
-            chunk_count,
-            weights,
-            out,
-            out_step,
-        ) = args[10:]
+        height, source, unit = args[10:13]
+        offsets, planes, window, chunks, chunk_count = args[13:18]
+        weights, out, out_step = args[18:]
         i64p, realp = I64.as_pointer(), v.real.as_pointer()
         offsets, planes, window, chunks = (
             b.inttoptr(a, i64p) for a in (offsets, planes, window, chunks)
@@ -213,10 +224,28 @@ def sum_lanes(across, taps, short, stride, dilation, channels, filters, rows, la
                         )
                         first_channel = 0 if across else first_filter // filters * channels
                         _sum_lanes(
-                            across, taps, short, stride, dilation, channels, filters, rows, lanes, double, height,
-                            source + itemsize * first_channel, unit, offsets, planes, window, chunks, chunk_count, weights,
-                            out + itemsize * first_filter, out_step,
-                        )  # fmt: skip
+                            across,
+                            taps,
+                            short,
+                            stride,
+                            dilation,
+                            channels,
+                            filters,
+                            rows,
+                            lanes,
+                            double,
+                            height=height,
+                            source=source + itemsize * first_channel,
+                            unit=unit,
+                            offsets=offsets,
+                            planes=planes,
+                            window=window,
+                            chunks=chunks,
+                            chunk_count=chunk_count,
+                            weights=weights,
+                            out=out + itemsize * first_filter,
+                            out_step=out_step,
+                        )
                 first_source += height * column_bytes
                 first_out += height * out_step
                 column += height

@@ -42,29 +42,137 @@ def _axis_loops(lanes, double):
         """By way of the buffer; the target's imaginary parts lie behind the real ones."""
         table = memory(stages, np.int64)
         last = table[0] - 1
-        stage(FORWARD, lanes, double, table[1], source, source_step, source_im, buffer, whole, half, table[2], table[3], table[4],
-              0, 0, 0, 0, 0)  # fmt: skip
+        stage(
+            FORWARD,
+            lanes,
+            double,
+            radix=table[1],
+            source=source,
+            source_step=source_step,
+            source_im=source_im,
+            target=buffer,
+            target_step=whole,
+            target_im=half,
+            span=table[2],
+            blocks=table[3],
+            twiddles=table[4],
+            table=0,
+            spectrum=0,
+            channels=0,
+            source_channel_step=0,
+            spectrum_channel_step=0,
+        )
         for s in range(1, last):
             at = 1 + 4 * s
-            stage(FORWARD, lanes, double, table[at], buffer, whole, half, buffer, whole, half, table[at + 1], table[at + 2],
-                  table[at + 3], 0, 0, 0, 0, 0)  # fmt: skip
+            stage(
+                FORWARD,
+                lanes,
+                double,
+                radix=table[at],
+                source=buffer,
+                source_step=whole,
+                source_im=half,
+                target=buffer,
+                target_step=whole,
+                target_im=half,
+                span=table[at + 1],
+                blocks=table[at + 2],
+                twiddles=table[at + 3],
+                table=0,
+                spectrum=0,
+                channels=0,
+                source_channel_step=0,
+                spectrum_channel_step=0,
+            )
         at = 1 + 4 * last
-        stage(FORWARD_LAST, lanes, double, table[at], buffer, whole, half, target, target_step, half, 1, table[at + 2],
-              0, 0, 0, 0, 0, 0)  # fmt: skip
+        stage(
+            FORWARD_LAST,
+            lanes,
+            double,
+            radix=table[at],
+            source=buffer,
+            source_step=whole,
+            source_im=half,
+            target=target,
+            target_step=target_step,
+            target_im=half,
+            span=1,
+            blocks=table[at + 2],
+            twiddles=0,
+            table=0,
+            spectrum=0,
+            channels=0,
+            source_channel_step=0,
+            spectrum_channel_step=0,
+        )
 
     @inlined
     def inverse(stages, source, source_step, target, target_step, target_im, buffer):
         table = memory(stages, np.int64)
         last = table[0] - 1
         at = 1 + 4 * last
-        stage(INVERSE_FIRST, lanes, double, table[at], source, source_step, half, buffer, whole, half, 1, table[at + 2],
-              0, 0, 0, 0, 0, 0)  # fmt: skip
+        stage(
+            INVERSE_FIRST,
+            lanes,
+            double,
+            radix=table[at],
+            source=source,
+            source_step=source_step,
+            source_im=half,
+            target=buffer,
+            target_step=whole,
+            target_im=half,
+            span=1,
+            blocks=table[at + 2],
+            twiddles=0,
+            table=0,
+            spectrum=0,
+            channels=0,
+            source_channel_step=0,
+            spectrum_channel_step=0,
+        )
         for s in range(1, last):
             at = 1 + 4 * (last - s)
-            stage(INVERSE, lanes, double, table[at], buffer, whole, half, buffer, whole, half, table[at + 1], table[at + 2],
-                  table[at + 3], 0, 0, 0, 0, 0)  # fmt: skip
-        stage(INVERSE, lanes, double, table[1], buffer, whole, half, target, target_step, target_im, table[2], table[3],
-              table[4], 0, 0, 0, 0, 0)  # fmt: skip
+            stage(
+                INVERSE,
+                lanes,
+                double,
+                radix=table[at],
+                source=buffer,
+                source_step=whole,
+                source_im=half,
+                target=buffer,
+                target_step=whole,
+                target_im=half,
+                span=table[at + 1],
+                blocks=table[at + 2],
+                twiddles=table[at + 3],
+                table=0,
+                spectrum=0,
+                channels=0,
+                source_channel_step=0,
+                spectrum_channel_step=0,
+            )
+        stage(
+            INVERSE,
+            lanes,
+            double,
+            radix=table[1],
+            source=buffer,
+            source_step=whole,
+            source_im=half,
+            target=target,
+            target_step=target_step,
+            target_im=target_im,
+            span=table[2],
+            blocks=table[3],
+            twiddles=table[4],
+            table=0,
+            spectrum=0,
+            channels=0,
+            source_channel_step=0,
+            spectrum_channel_step=0,
+        )
 
     return forward, inverse
 
@@ -93,8 +201,15 @@ def absorb_plane(lanes, real):
                 for k in range(width if j < height else 0, both):
                     numbers[k] = kind(0)
             for block in range(columns // lanes):
-                forward(p[P.stages_h], packed + block * half, row_bytes, p[P.kept_columns] * itemsize, plane + block * whole,
-                        plane_row, buffer)  # fmt: skip
+                forward(
+                    p[P.stages_h],
+                    packed + block * half,
+                    row_bytes,
+                    p[P.kept_columns] * itemsize,
+                    plane + block * whole,
+                    plane_row,
+                    buffer,
+                )
             spectrum = (
                 step[F.workspace]
                 + (step[F.position] % p[P.tile_planes] * step[F.channels] + channel)
@@ -175,22 +290,112 @@ def convolve_depth(lanes, real):
         for element in range(elements):
             for channel in range(channels):
                 line = lines + channel * line_bytes
-                stage(GATHER, lanes, double, stages[1], workspace + element * whole + channel * plane_bytes, 0, half, line, whole,
-                      half, stages[2], stages[3], stages[4], workspace + p[P.sources], 0, 0, 0, 0)  # fmt: skip
+                stage(
+                    GATHER,
+                    lanes,
+                    double,
+                    radix=stages[1],
+                    source=workspace + element * whole + channel * plane_bytes,
+                    source_step=0,
+                    source_im=half,
+                    target=line,
+                    target_step=whole,
+                    target_im=half,
+                    span=stages[2],
+                    blocks=stages[3],
+                    twiddles=stages[4],
+                    table=workspace + p[P.sources],
+                    spectrum=0,
+                    channels=0,
+                    source_channel_step=0,
+                    spectrum_channel_step=0,
+                )
                 for s in range(1, last):
                     at = 1 + 4 * s
-                    stage(FORWARD, lanes, double, stages[at], line, whole, half, line, whole, half, stages[at + 1],
-                          stages[at + 2], stages[at + 3], 0, 0, 0, 0, 0)  # fmt: skip
+                    stage(
+                        FORWARD,
+                        lanes,
+                        double,
+                        radix=stages[at],
+                        source=line,
+                        source_step=whole,
+                        source_im=half,
+                        target=line,
+                        target_step=whole,
+                        target_im=half,
+                        span=stages[at + 1],
+                        blocks=stages[at + 2],
+                        twiddles=stages[at + 3],
+                        table=0,
+                        spectrum=0,
+                        channels=0,
+                        source_channel_step=0,
+                        spectrum_channel_step=0,
+                    )
             for f in range(filters):
-                stage(PRODUCT, lanes, double, stages[at_last], lines, whole, half, out, whole, half, 1, stages[at_last + 2], 0, 0,
-                      spectrum, channels, line_bytes, line_bytes)  # fmt: skip
+                stage(
+                    PRODUCT,
+                    lanes,
+                    double,
+                    radix=stages[at_last],
+                    source=lines,
+                    source_step=whole,
+                    source_im=half,
+                    target=out,
+                    target_step=whole,
+                    target_im=half,
+                    span=1,
+                    blocks=stages[at_last + 2],
+                    twiddles=0,
+                    table=0,
+                    spectrum=spectrum,
+                    channels=channels,
+                    source_channel_step=line_bytes,
+                    spectrum_channel_step=line_bytes,
+                )
                 spectrum += channels * line_bytes
                 for s in range(1, last):
                     at = 1 + 4 * (last - s)
-                    stage(INVERSE, lanes, double, stages[at], out, whole, half, out, whole, half, stages[at + 1], stages[at + 2],
-                          stages[at + 3], 0, 0, 0, 0, 0)  # fmt: skip
-                stage(SCATTER, lanes, double, stages[1], out, whole, half, workspace + element * whole + f * plane_bytes, 0, half,
-                      stages[2], stages[3], stages[4], workspace + p[P.targets], 0, 0, 0, 0)  # fmt: skip
+                    stage(
+                        INVERSE,
+                        lanes,
+                        double,
+                        radix=stages[at],
+                        source=out,
+                        source_step=whole,
+                        source_im=half,
+                        target=out,
+                        target_step=whole,
+                        target_im=half,
+                        span=stages[at + 1],
+                        blocks=stages[at + 2],
+                        twiddles=stages[at + 3],
+                        table=0,
+                        spectrum=0,
+                        channels=0,
+                        source_channel_step=0,
+                        spectrum_channel_step=0,
+                    )
+                stage(
+                    SCATTER,
+                    lanes,
+                    double,
+                    radix=stages[1],
+                    source=out,
+                    source_step=whole,
+                    source_im=half,
+                    target=workspace + element * whole + f * plane_bytes,
+                    target_step=0,
+                    target_im=half,
+                    span=stages[2],
+                    blocks=stages[3],
+                    twiddles=stages[4],
+                    table=workspace + p[P.targets],
+                    spectrum=0,
+                    channels=0,
+                    source_channel_step=0,
+                    spectrum_channel_step=0,
+                )
 
     return loops
 

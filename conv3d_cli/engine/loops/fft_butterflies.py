@@ -155,9 +155,9 @@ class Complex:
 
 
 ARGUMENTS = (
-    "source", "source_step", "source_im", "target", "target_step", "target_im", "span", "blocks", "twiddles", "table",
-    "spectrum", "channels", "source_channel_step", "spectrum_channel_step",
-)  # fmt: skip
+    "source source_step source_im target target_step target_im span blocks twiddles table "
+    "spectrum channels source_channel_step spectrum_channel_step"
+).split()
 
 
 def _loop(b: ir.IRBuilder, count: Any, name: str) -> tuple[Any, Any, Any]:
@@ -290,17 +290,34 @@ def _stage_function(module: ir.Module, kind: str, radix: int, lanes: int, real: 
 
 
 @intrinsic(prefer_literal=True)
-def stage(typingctx, kind, lanes, double, radix, source, source_step, source_im, target, target_step, target_im, span, blocks,
-          twiddles, table, spectrum, channels, source_channel_step, spectrum_channel_step):  # fmt: skip
+def stage(
+    typingctx,
+    kind,
+    lanes,
+    double,
+    radix,
+    source,
+    source_step,
+    source_im,
+    target,
+    target_step,
+    target_im,
+    span,
+    blocks,
+    twiddles,
+    table,
+    spectrum,
+    channels,
+    source_channel_step,
+    spectrum_channel_step,
+):
     """Run one stage of the radix given at run time; `kind` is one of `KINDS`, by number. Steps are in bytes.
 
     span: elements from one leg of a butterfly to the next; blocks: how many transforms of radix * span elements
     """
-    arguments = (
-        source, source_step, source_im, target, target_step, target_im, span, blocks, twiddles, table, spectrum, channels,
-        source_channel_step, spectrum_channel_step,
-    )  # fmt: skip
-    sig = types.void(kind, lanes, double, radix, *arguments)
+    places = source, source_step, source_im, target, target_step, target_im
+    product = spectrum, channels, source_channel_step, spectrum_channel_step
+    sig = types.void(kind, lanes, double, radix, *places, span, blocks, twiddles, table, *product)
     which, width = KINDS[kind.literal_value], lanes.literal_value
     real = "float64" if double.literal_value else "float32"
 

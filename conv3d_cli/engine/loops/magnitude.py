@@ -18,11 +18,8 @@ def magnitude(count, real):
     kind = np.dtype(real).type
 
     def loops(step):
-        sums, result, voxels = (
-            memory(step[F.source], kind),
-            memory(step[F.out], kind),
-            step[F.width],
-        )
+        sums, result = memory(step[F.source], kind), memory(step[F.out], kind)
+        voxels = step[F.width]
         for k in range(voxels):
             total = 0.0
             for f in range(count):

@@ -74,8 +74,15 @@ def products(lanes, real):
             for column in range(0, pitch, lanes * itemsize):
                 for row in range(0, rows, PRODUCT_ROWS):
                     _multiply_rows(
-                        PRODUCT_ROWS, lanes, double, step[F.weights] + row * itemsize, rows, source + column, pitch, terms,
-                        out + row * pitch + column,
-                    )  # fmt: skip
+                        PRODUCT_ROWS,
+                        lanes,
+                        double,
+                        factors=step[F.weights] + row * itemsize,
+                        factor_step=rows,
+                        columns=source + column,
+                        step=pitch,
+                        terms=terms,
+                        out=out + row * pitch + column,
+                    )
 
     return loops

@@ -87,10 +87,10 @@ def _fold_rows(
     lines: int64 addresses of the lines; at: bytes into each. Pairs begin <= k < end; centre: 1 to add the middle tap too.
     halve: the lines are halved when loaded, so that a sum of two cannot overflow.
     """
-    sig = types.void(
-        rows, lanes, double, halve, lines, at, weights, taps, begin, end, centre, first, out, out_row,
-    )  # fmt: skip
-    R, width, is_double, is_halved = (t.literal_value for t in sig.args[:4])
+    literals = rows, lanes, double, halve
+    pairs = weights, taps, begin, end, centre
+    sig = types.void(*literals, lines, at, *pairs, first, out, out_row)
+    R, width, is_double, is_halved = (literal.literal_value for literal in literals)
 
     def codegen(context, b, sig, args):
         v = Vec(b, width, "float64" if is_double else "float32")
@@ -163,10 +163,10 @@ def _sum_rows(
 
     shared: 1 promises that stride and dilation are 1, so that taps share lines.
     """
-    sig = types.void(
-        rows, lanes, double, shared, lines, at, stride, dilation, weights, begin, end, first, out, out_row,
-    )  # fmt: skip
-    R, width, is_double, is_shared = (t.literal_value for t in sig.args[:4])
+    literals = rows, lanes, double, shared
+    taps = stride, dilation, weights, begin, end
+    sig = types.void(*literals, lines, at, *taps, first, out, out_row)
+    R, width, is_double, is_shared = (literal.literal_value for literal in literals)
 
     def codegen(context, b, sig, args):
         v = Vec(b, width, "float64" if is_double else "float32")
@@ -262,17 +262,12 @@ def filter_plane(rows, fold_h, shared_h, chunk, folded_chunk, lanes, real):
 
     def loops(step):
         parameters = memory(step[F.parameters], np.int64)
-        kd, kh, kw, dilation_h, terms, kept = (
-            parameters[0], parameters[1], parameters[2], parameters[4], parameters[5], parameters[6],
-        )  # fmt: skip
+        kd, kh, kw = parameters[0], parameters[1], parameters[2]
+        dilation_h, terms, kept = parameters[4], parameters[5], parameters[6]
         lines_at = step[F.workspace]
         half_at, half_rows = step[F.workspace] + parameters[7], parameters[8]
-        ring_at, ring_plane, ring, ring_row = (
-            step[F.workspace] + parameters[9],
-            parameters[10],
-            parameters[11],
-            parameters[12],
-        )
+        ring_at = step[F.workspace] + parameters[9]
+        ring_plane, ring, ring_row = parameters[10], parameters[11], parameters[12]
         offsets = parameters[13]
         per_filter = terms * kh + kept * terms * kw + kept * kd
         row_bytes, stride_h = itemsize * step[F.row_step], step[F.stride_h]
@@ -307,16 +302,40 @@ def filter_plane(rows, fold_h, shared_h, chunk, folded_chunk, lanes, real):
                                 end = min(k + folded_chunk, half)
                                 centre = kh % 2 if end == half else 0
                                 _fold_rows(
-                                    rows, lanes, double, 1, here, x * vector, weights, kh, k, end, centre, int(k == 0), out,
-                                    row_bytes,
-                                )  # fmt: skip
+                                    rows,
+                                    lanes,
+                                    double,
+                                    1,
+                                    lines=here,
+                                    at=x * vector,
+                                    weights=weights,
+                                    taps=kh,
+                                    begin=k,
+                                    end=end,
+                                    centre=centre,
+                                    first=int(k == 0),
+                                    out=out,
+                                    out_row=row_bytes,
+                                )
                                 k += folded_chunk
                         else:
                             for k in range(0, kh, chunk):
                                 _sum_rows(
-                                    rows, lanes, double, shared_h, here, x * vector, stride_h, dilation_h, weights, k,
-                                    min(k + chunk, kh), int(k == 0), out, row_bytes,
-                                )  # fmt: skip
+                                    rows,
+                                    lanes,
+                                    double,
+                                    shared_h,
+                                    lines=here,
+                                    at=x * vector,
+                                    stride=stride_h,
+                                    dilation=dilation_h,
+                                    weights=weights,
+                                    begin=k,
+                                    end=min(k + chunk, kh),
+                                    first=int(k == 0),
+                                    out=out,
+                                    out_row=row_bytes,
+                                )
                     weights += itemsize * kh
                 for plane in range(kept):
                     to = (
@@ -329,9 +348,19 @@ def filter_plane(rows, fold_h, shared_h, chunk, folded_chunk, lanes, real):
                         for x in range((step[F.width] + lanes - 1) // lanes):
                             for k in range(0, kw, chunk):
                                 _sum_columns(
-                                    rows, lanes, double, source + x * vector, row_bytes, offsets, weights, k,
-                                    min(k + chunk, kw), int(k == 0 and term == 0), to + x * vector, ring_row,
-                                )  # fmt: skip
+                                    rows,
+                                    lanes,
+                                    double,
+                                    source=source + x * vector,
+                                    row=row_bytes,
+                                    offsets=offsets,
+                                    weights=weights,
+                                    begin=k,
+                                    end=min(k + chunk, kw),
+                                    first=int(k == 0 and term == 0),
+                                    out=to + x * vector,
+                                    out_row=ring_row,
+                                )
                         weights += itemsize * kw
 
     return loops
@@ -344,15 +373,10 @@ def filter_depth(rows, fold, shared, chunk, folded_chunk, lanes, real):
 
     def loops(step):
         parameters = memory(step[F.parameters], np.int64)
-        kd, kh, kw, dilation, terms, kept = (
-            parameters[0], parameters[1], parameters[2], parameters[3], parameters[5], parameters[6],
-        )  # fmt: skip
-        ring_at, ring_plane, ring, ring_row = (
-            step[F.workspace] + parameters[9],
-            parameters[10],
-            parameters[11],
-            parameters[12],
-        )
+        kd, kh, kw = parameters[0], parameters[1], parameters[2]
+        dilation, terms, kept = parameters[3], parameters[5], parameters[6]
+        ring_at = step[F.workspace] + parameters[9]
+        ring_plane, ring, ring_row = parameters[10], parameters[11], parameters[12]
         before_depth = terms * kh + kept * terms * kw
         lines_at = step[F.workspace]
         lines = memory(lines_at, np.int64)
@@ -382,16 +406,40 @@ def filter_depth(rows, fold, shared, chunk, folded_chunk, lanes, real):
                             end = min(k + folded_chunk, half)
                             centre = kd % 2 if end == half else 0
                             _fold_rows(
-                                rows, lanes, double, 0, lines_at, x * vector, weights, kd, k, end, centre,
-                                int(k == 0 and plane == 0), out, out_plane,
-                            )  # fmt: skip
+                                rows,
+                                lanes,
+                                double,
+                                0,
+                                lines=lines_at,
+                                at=x * vector,
+                                weights=weights,
+                                taps=kd,
+                                begin=k,
+                                end=end,
+                                centre=centre,
+                                first=int(k == 0 and plane == 0),
+                                out=out,
+                                out_row=out_plane,
+                            )
                             k += folded_chunk
                     else:
                         for k in range(0, kd, chunk):
                             _sum_rows(
-                                rows, lanes, double, shared, lines_at, x * vector, stride, dilation, weights, k,
-                                min(k + chunk, kd), int(k == 0 and plane == 0), out, out_plane,
-                            )  # fmt: skip
+                                rows,
+                                lanes,
+                                double,
+                                shared,
+                                lines=lines_at,
+                                at=x * vector,
+                                stride=stride,
+                                dilation=dilation,
+                                weights=weights,
+                                begin=k,
+                                end=min(k + chunk, kd),
+                                first=int(k == 0 and plane == 0),
+                                out=out,
+                                out_row=out_plane,
+                            )
                 weights += itemsize * kd
 
     return loops

@@ -17,19 +17,35 @@ from conv3d_cli.engine.step import F
 
 
 @intrinsic(prefer_literal=True)
-def _sum_items(typingctx, taps, row_stride, rows, columns, lanes, double,
-               source, tap_step, offsets, planes, window, weights, count, first, sums, sums_row):  # fmt: skip
+def _sum_items(
+    typingctx,
+    taps,
+    row_stride,
+    rows,
+    columns,
+    lanes,
+    double,
+    source,
+    tap_step,
+    offsets,
+    planes,
+    window,
+    weights,
+    count,
+    first,
+    sums,
+    sums_row,
+):
     """Add `count` items to rows x columns vectors of sums.
 
     source: address of output (0, 0)'s window; tap_step: bytes from one kernel row to the next
     offsets, planes (count,): int64 addresses; an item lies at source + offsets[i] + window[planes[i]] (bytes)
     weights (count, taps); first: 1 to overwrite the `sums`, rows `sums_row` bytes apart, instead of adding to them
     """
-    sig = types.void(
-        taps, row_stride, rows, columns, lanes, double, source, tap_step, offsets, planes, window, weights, count,
-        first, sums, sums_row,
-    )  # fmt: skip
-    kh, stride, R, C, width, is_double = (t.literal_value for t in sig.args[:6])
+    literals = taps, row_stride, rows, columns, lanes, double
+    places = source, tap_step, offsets, planes, window
+    sig = types.void(*literals, *places, weights, count, first, sums, sums_row)
+    kh, stride, R, C, width, is_double = (literal.literal_value for literal in literals)
 
     def codegen(context, b, sig, args):
         if kh == 0:
@@ -102,9 +118,8 @@ def sum_taps(taps, short, row_stride, rows, columns, lanes, real):
 
     def loops(step):
         parameters = memory(step[F.parameters], np.int64)
-        all_taps, long_items, chunks, tap_step, gap = (
-            parameters[0], parameters[1], parameters[2], parameters[3], parameters[4],
-        )  # fmt: skip
+        all_taps, long_items, chunks = parameters[0], parameters[1], parameters[2]
+        tap_step, gap = parameters[3], parameters[4]
         offsets, planes = parameters[5], parameters[6]
         starts = memory(parameters[7], np.int64)
         filters = step[F.filters]
@@ -145,21 +160,61 @@ def sum_taps(taps, short, row_stride, rows, columns, lanes, real):
                                     long_items * taps + (at - long_items) * fewer
                                 )
                                 _sum_items(
-                                    fewer, row_stride, rows, columns, lanes, double, source, tap_step, offsets + 8 * at,
-                                    planes + 8 * at, here, rest, count, first, sums, gap * sums_row,
-                                )  # fmt: skip
+                                    fewer,
+                                    row_stride,
+                                    rows,
+                                    columns,
+                                    lanes,
+                                    double,
+                                    source=source,
+                                    tap_step=tap_step,
+                                    offsets=offsets + 8 * at,
+                                    planes=planes + 8 * at,
+                                    window=here,
+                                    weights=rest,
+                                    count=count,
+                                    first=first,
+                                    sums=sums,
+                                    sums_row=gap * sums_row,
+                                )
                             elif block < narrow:
                                 _sum_items(
-                                    taps, row_stride, rows, less, lanes, double, source, tap_step, offsets + 8 * at,
-                                    planes + 8 * at, here, weights + itemsize * at * taps, count, first,
-                                    sums, gap * sums_row,
-                                )  # fmt: skip
+                                    taps,
+                                    row_stride,
+                                    rows,
+                                    less,
+                                    lanes,
+                                    double,
+                                    source=source,
+                                    tap_step=tap_step,
+                                    offsets=offsets + 8 * at,
+                                    planes=planes + 8 * at,
+                                    window=here,
+                                    weights=weights + itemsize * at * taps,
+                                    count=count,
+                                    first=first,
+                                    sums=sums,
+                                    sums_row=gap * sums_row,
+                                )
                             else:
                                 _sum_items(
-                                    taps, row_stride, rows, columns, lanes, double, source, tap_step, offsets + 8 * at,
-                                    planes + 8 * at, here, weights + itemsize * at * taps, count, first,
-                                    sums, gap * sums_row,
-                                )  # fmt: skip
+                                    taps,
+                                    row_stride,
+                                    rows,
+                                    columns,
+                                    lanes,
+                                    double,
+                                    source=source,
+                                    tap_step=tap_step,
+                                    offsets=offsets + 8 * at,
+                                    planes=planes + 8 * at,
+                                    window=here,
+                                    weights=weights + itemsize * at * taps,
+                                    count=count,
+                                    first=first,
+                                    sums=sums,
+                                    sums_row=gap * sums_row,
+                                )
                     column += tile_columns
 
     return loops

@@ -101,12 +101,8 @@ def store(real, out_dtype):
     out_size = np.dtype(out_dtype).itemsize
 
     def loops(step):
-        filters, planes, height, width = (
-            step[F.filters],
-            step[F.step_planes],
-            step[F.block_rows],
-            step[F.width],
-        )
+        filters, planes = step[F.filters], step[F.step_planes]
+        height, width = step[F.block_rows], step[F.width]
         acc_filter, acc_column = step[F.acc_filter_step], step[F.acc_column_step]
         out_filter, out_column = step[F.out_filter_step], step[F.out_column_step]
         first_filter = step[F.group] * filters

@@ -28,19 +28,12 @@ def divide(real, inside_dtype):
     inside_size, none = np.dtype(inside_type).itemsize, inside_type(0)
 
     def loops(step):
-        filters, planes, height, width = (
-            step[F.filters],
-            step[F.step_planes],
-            step[F.block_rows],
-            step[F.width],
-        )
+        filters, planes = step[F.filters], step[F.step_planes]
+        height, width = step[F.block_rows], step[F.width]
         near, least = kind(real_field(step, F.near_one)), kind(real_field(step, F.min_coverage))
         empty, one = kind(real_field(step, F.empty_value)), kind(1)
-        repeat, part_step, sum_step = (
-            step[F.repeat],
-            step[F.acc_column_step],
-            step[F.out_column_step],
-        )
+        repeat = step[F.repeat]
+        part_step, sum_step = step[F.acc_column_step], step[F.out_column_step]
         put_step, inside_step = step[F.coverage_column_step], step[F.inside_column_step]
         first_filter = step[F.group] * filters
         column = step[F.column]
@@ -165,12 +158,8 @@ def certainty_flags(source_dtype, real, is_mask):
         slope, intercept = real_field(step, F.slope), real_field(step, F.intercept)
         nonfinite_missing, compares = step[F.nonfinite_missing] != 0, step[F.compares] != 0
         missing = raw_type(real_field(step, F.missing_value))
-        width, blocks, column_step, bands = (
-            p[FLAG.width],
-            p[FLAG.blocks],
-            p[FLAG.source_column],
-            p[FLAG.bands],
-        )
+        width, blocks = p[FLAG.width], p[FLAG.blocks]
+        column_step, bands = p[FLAG.source_column], p[FLAG.bands]
         plain = (
             by_bits
             and column_step == 1
@@ -218,9 +207,8 @@ def clear(real, mask_dtype):
 
     def loops(step):
         p = memory(step[F.parameters], np.int64)
-        width, column, mask_column, channels, channel = (
-            p[CLEAR.width], p[CLEAR.sums_column], p[CLEAR.mask_column], p[CLEAR.channels], p[CLEAR.sums_channel],
-        )  # fmt: skip
+        width, column, mask_column = p[CLEAR.width], p[CLEAR.sums_column], p[CLEAR.mask_column]
+        channels, channel = p[CLEAR.channels], p[CLEAR.sums_channel]
         for plane in range(p[CLEAR.planes]):
             for row in range(p[CLEAR.height]):
                 sums = memory(

@@ -328,9 +328,17 @@ def transform_weights(mh, mw, lanes, source_real, real):
                     )
                     for f in range(0, width, part):
                         _transform_kernel(
-                            mh, mw, part, wide, double, source + f * source_itemsize, tap_step,
-                            here + (channel * width + f) * itemsize, depth_step, padded * width * itemsize,
-                        )  # fmt: skip
+                            mh,
+                            mw,
+                            part,
+                            wide,
+                            double,
+                            source=source + f * source_itemsize,
+                            tap_step=tap_step,
+                            out=here + (channel * width + f) * itemsize,
+                            depth_step=depth_step,
+                            position_step=padded * width * itemsize,
+                        )
 
     return loops
 
@@ -384,10 +392,19 @@ def sum_tiles(mh, mw, rows, vectors, last_rows, last_vectors, lanes, chunk, real
                     if part == chunks - 1:
                         vectors_here = (last_turns * UNROLL + lanes - 1) // lanes
                     _transform(
-                        mh, mw, lanes, double, source + aside + part * chunk * itemsize,
-                        other + aside + part * chunk * itemsize, sign, row, column, vectors_here,
-                        evaluated + (part * room + t) * chunk * itemsize, evaluated_step,
-                    )  # fmt: skip
+                        mh,
+                        mw,
+                        lanes,
+                        double,
+                        source=source + aside + part * chunk * itemsize,
+                        other=other + aside + part * chunk * itemsize,
+                        sign=sign,
+                        row=row,
+                        column=column,
+                        vectors=vectors_here,
+                        out=evaluated + (part * room + t) * chunk * itemsize,
+                        position_step=evaluated_step,
+                    )
             weights = step[F.weights] + (step[F.group] * 4 + depth) * depth_weights
             for block in range(blocks + (1 if last_vectors > 0 else 0)):
                 filters = lanes * (vectors if block < blocks else last_vectors)
@@ -410,11 +427,11 @@ def sum_tiles(mh, mw, rows, vectors, last_rows, last_vectors, lanes, chunk, real
                                     lanes,
                                     double,
                                     chunk,
-                                    here,
-                                    weights,
-                                    turns,
-                                    first,
-                                    to,
+                                    source=here,
+                                    weights=weights,
+                                    turns=turns,
+                                    first=first,
+                                    out=to,
                                 )
                                 t += last_rows
                             elif tiles - t > few:
@@ -424,11 +441,11 @@ def sum_tiles(mh, mw, rows, vectors, last_rows, last_vectors, lanes, chunk, real
                                     lanes,
                                     double,
                                     chunk,
-                                    here,
-                                    weights,
-                                    turns,
-                                    first,
-                                    to,
+                                    source=here,
+                                    weights=weights,
+                                    turns=turns,
+                                    first=first,
+                                    out=to,
                                 )
                                 t += rows
                             else:
@@ -438,11 +455,11 @@ def sum_tiles(mh, mw, rows, vectors, last_rows, last_vectors, lanes, chunk, real
                                     lanes,
                                     double,
                                     chunk,
-                                    here,
-                                    weights,
-                                    turns,
-                                    first,
-                                    to,
+                                    source=here,
+                                    weights=weights,
+                                    turns=turns,
+                                    first=first,
+                                    out=to,
                                 )
                                 t += few
                         weights += turns * UNROLL * filters * itemsize
@@ -458,13 +475,13 @@ def sum_tiles(mh, mw, rows, vectors, last_rows, last_vectors, lanes, chunk, real
                             last_vectors,
                             lanes,
                             double,
-                            here,
-                            product_step,
-                            depth,
-                            upper,
-                            lower,
-                            acc_row,
-                            acc_column,
+                            source=here,
+                            position_step=product_step,
+                            depth=depth,
+                            upper=upper,
+                            lower=lower,
+                            row=acc_row,
+                            column=acc_column,
                         )
                     else:
                         _transform_back(
@@ -473,13 +490,13 @@ def sum_tiles(mh, mw, rows, vectors, last_rows, last_vectors, lanes, chunk, real
                             vectors,
                             lanes,
                             double,
-                            here,
-                            product_step,
-                            depth,
-                            upper,
-                            lower,
-                            acc_row,
-                            acc_column,
+                            source=here,
+                            position_step=product_step,
+                            depth=depth,
+                            upper=upper,
+                            lower=lower,
+                            row=acc_row,
+                            column=acc_column,
                         )
 
     return loops
