@@ -11,9 +11,9 @@ from conv3d_cli.engine.step import F
 
 
 def magnitude(count, real):
-    """The root of the sum of `count` squares, in float64: of planes of `width` voxels that lie one after another.
+    """The root of the sum of `count` squares per voxel, computed in float64.
 
-    source, out: their addresses.
+    Source: (count, voxels). Out: (voxels,).
     """
     kind = np.dtype(real).type
 

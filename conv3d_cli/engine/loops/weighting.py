@@ -1,4 +1,4 @@
-"""What a masked convolution does beside its two sums: the division by coverage, and flags of where certainty is 0 or 1."""
+"""The other loops of masked convolution: division by coverage, flags, clearing, label extents."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ from conv3d_cli.engine.weighting import FLAG_AT as FLAG
 
 
 def divide(real, inside_dtype):
-    """Divide the sums in `out` by the coverage in the accumulator, at the end of a step of coverage.
+    """Divide the sums in `out` by the coverage in the accumulator, in place of the store.
 
-    Sums stay as they are where coverage is within `near_one` of 1, and become `empty_value` where it is less than
-    `min_coverage`. `clipped` counts the latter where `inside` is above 0. One channel of coverage divides `repeat`
-    channels of sums. The coverage that is put out is exactly 1 where it is within `near_one` of it.
-    inside_dtype: "none" to count everywhere
+    real : str          name of the sums' dtype
+    inside_dtype : str  name of the dtype of `inside`; "none": count everywhere
+    Where the coverage is within `near_one` of 1, sums are not divided, and the coverage is stored
+    as exactly 1. Where it is less than `min_coverage`, sums become `empty_value`; `clipped` counts
+    these outputs where `inside` is above 0. One channel of coverage divides `repeat` channels of
+    sums.
     """
     kind, itemsize = np.dtype(real).type, np.dtype(real).itemsize
     masked = inside_dtype != "none"
@@ -98,10 +100,10 @@ def divide(real, inside_dtype):
 
 
 def certainty_flags(source_dtype, real, is_mask):
-    """`INCOMPLETE`, `PRESENT` and `IN_MASK` of each block of voxels of some planes.
+    """Set `INCOMPLETE`, `PRESENT` and `IN_MASK` for each block of voxels of some planes.
 
-    is_mask: 1 where the voxels are certainties themselves
-    Parameters: see `engine.weighting.FlagArguments`; certainty is that of `loops/weighted_pack.py`.
+    is_mask : int       1 if the voxels are themselves certainties
+    Parameters: see `engine.weighting.FlagArguments`. `loops/weighted_pack.py` defines certainty.
     """
     raw_type, kind = np.dtype(source_dtype).type, np.dtype(real).type
     in_size = np.dtype(source_dtype).itemsize
@@ -114,7 +116,10 @@ def certainty_flags(source_dtype, real, is_mask):
 
     @inlined
     def of_block(numbers, first):
-        """Flags of a whole block by its numbers' bits: they are certainties, or have certainty 1 where finite."""
+        """The flags of a row of a whole block, from the bits of its numbers.
+
+        The numbers are certainties, or have certainty 1 if they are finite and 0 otherwise.
+        """
         incomplete, present = bits(0), bits(0)
         for k in range(first, first + BLOCK_COLUMNS):
             number = numbers[k]
@@ -200,7 +205,10 @@ def certainty_flags(source_dtype, real, is_mask):
 
 
 def clear(real, mask_dtype):
-    """Make sums 0 where a mask is not above 0. Parameters: see `engine.weighting.ClearArguments`."""
+    """Set sums to 0 where a mask is not above 0.
+
+    Parameters: see `engine.weighting.ClearArguments`.
+    """
     kind, size = np.dtype(real).type, np.dtype(real).itemsize
     mask_type, mask_size = np.dtype(mask_dtype).type, np.dtype(mask_dtype).itemsize
     zero, none = kind(0), mask_type(0)
@@ -236,9 +244,9 @@ def clear(real, mask_dtype):
 
 
 def label_extents(dtype):
-    """Widen each label's (first, last) plane, row and column by those of planes of labels.
+    """Extend each label's first and last plane, row and column to its voxels in some planes.
 
-    Parameters: see `engine.weighting.ExtentArguments`; `found` holds six int64 a label.
+    Parameters: see `engine.weighting.ExtentArguments`; `found` has six int64 per label.
     """
     kind, size = np.dtype(dtype).type, np.dtype(dtype).itemsize
 
