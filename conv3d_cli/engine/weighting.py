@@ -1,6 +1,6 @@
 """Weighted sums for masked convolution: the certainty of voxels, and the division by the coverage.
 
-y = numerator / coverage = sum(w·c·x) / sum(w·c) over a window (w: the kernel's weights, x: voxels,
+y = numerator / coverage = sum(w·c·x) / sum(w·c) over a window (w: kernel weights, x: voxels,
 c: certainty). Two plans compute the two sums. This module defines the arguments of their packing
 (`Certainty`) and of their store (`Division`), and runs the other loops of masked convolution: flags
 of blocks whose certainty is 0 or 1, division of existing sums, clearing outside a mask, and extents

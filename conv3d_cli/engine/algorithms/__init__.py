@@ -1,1 +1,1 @@
-"""The algorithms, one file each. `engine/plan.py` holds them in order; their compiled loops are in `engine/loops`."""
+"""The algorithms, one module each. `engine.plan` lists them; their loops are in `engine/loops/`."""

@@ -1,12 +1,14 @@
-"""The channel direct sum: many channels or filters, vectors along the filters.
+"""The channel direct sum: many channels or filters, with vectors along the filters.
 
-It runs the channel micro-kernel (`loops/channels.py`) on channels-last packed planes. Filters come in blocks of two vectors; an
-odd number of vectors ends in a block of three, or is a single one. Filters are padded to whole vectors inside the packed
-weights, and lanes of padding are not stored; input is never padded, since 0 times infinity is NaN.
+It runs the channel micro-kernel (`loops/channels.py`) on planes packed channels-last. Filters are
+split into blocks of two vectors; an odd number of vectors ends in a block of three, or is a single
+one. Filters are padded to whole vectors in the packed weights, and lanes of padding are not stored;
+input is never padded, since 0 times infinity is NaN.
 
-Order of summation of one output voxel (the same for any tile, slab or thread): chunks of at most about 96 terms, or the
-square root of all, each summed from zero, then added to the sums in memory. Chunks come in passes over blocks of input
-channels, so that the weights of a pass and a block of filters stay in L2 while a step's voxels go through.
+Order of summation of one output voxel (the same for any tile, slab or thread): chunks of at most
+about 96 terms, or the square root of all, each summed from zero, then added to the sums in memory.
+Chunks are grouped into passes over blocks of input channels, so that the weights of a pass and a
+block of filters stay in L2 while a step's voxels are summed.
 """
 
 from __future__ import annotations
@@ -36,28 +38,31 @@ from conv3d_cli.model.spec import ConvProblem
 CHUNK_TERMS = 96
 # Weights of a pass and a block of filters: a quarter of a common L2.
 PASS_BYTES = 1 << 18
-# What a pass reads and writes of a task's planes and sums: half of a common L2.
+# The part of a task's planes and sums that a pass reads and writes: half of a common L2.
 TILE_BYTES = 1 << 19
-# Sums that are stored at once: half of L1, and stores to memory alternate with sums often (1->32: 11.1 to 9.5 ms).
+# Sums that are stored at once: half of L1, so that sums and stores to memory alternate often (1->32
+# channels: 9.5 instead of 11.1 ms).
 BLOCK_BYTES = 1 << 14
 # A step of fewer voxels would fetch a pass's weights into L2 for too little work.
 STEP_VOXELS = 512
-# Tasks that a volume is cut into where that is cheap, so that threads end together.
+# The least number of tasks, if it costs little, so that threads end together.
 TASKS = 24
-TOGETHER = 64  # channels or filters of groups that are packed together
-# Measured 2026-11 on Zen 4 (115 GFLOP/s a core; its vectors of 16 lanes take two passes, so 8 lanes are as good), a thread:
+TOGETHER = 64  # most channels or filters of the groups that are packed together
+# Measured per thread, 2026-11, on Zen 4 (115 GFLOP/s a core; it computes 16 lanes in two halves, so
+# 8 lanes are as fast):
 FMA_RATE = 109e9
 FULL_LANES = 8
-PACK_TIME, STORE_TIME = 0.2e-9, 0.15e-9  # a number
+PACK_TIME, STORE_TIME = 0.2e-9, 0.15e-9  # per element
 SHARED_TAPS = 3  # kernel columns that share a broadcast value
-ALONE_ROWS = 14  # voxels of a register tile of one vector
+SINGLE_ROWS = 14  # voxels of a register tile of one vector
 
 
 class Blocks(NamedTuple):
-    """How the filters of a group are cut into blocks: `pairs` of two vectors, then one of `odd` vectors (0: none).
+    """The blocks of a group's filters: `pairs` of two vectors, then one of `odd` vectors (0: none).
 
+    lanes : int                     filters of a vector
     pair_rows, odd_rows : int       voxels of a register tile
-    taps : int                      kernel columns at once
+    taps : int                      most kernel columns of an item
     """
 
     lanes: int
@@ -69,22 +74,27 @@ class Blocks(NamedTuple):
 
     @property
     def padded(self) -> int:
-        """Filters with those of padding."""
+        """The number of filters, including padding."""
         return self.lanes * (2 * self.pairs + self.odd)
 
 
 class Items(NamedTuple):
-    """Parts of the kernel's columns, as (plane, row, first column): `long` ones of `taps` columns, `short` ones of one less."""
+    """Runs of kernel columns, each as (kernel plane, kernel row, first column).
+
+    long : list         runs of the full length
+    short : list        runs of one column less
+    """
 
     long: list[tuple[int, int, int]]
     short: list[tuple[int, int, int]]
 
     @property
     def all(self) -> list[tuple[int, int, int]]:
+        """The long items, then the short ones."""
         return self.long + self.short
 
     def places(self, problem: ConvProblem, layout: TileLayout) -> tuple[list[int], list[int]]:
-        """Of each: its offset within a packed plane, in numbers, and its plane of the window."""
+        """The items' offsets in a packed plane, in elements, and their planes in the window."""
         along_d, along_h, along_w = problem.dilation_rate
         offsets = [
             h * along_h * layout.row_step + w * along_w * layout.pitch for _, h, w in self.all
@@ -93,7 +103,9 @@ class Items(NamedTuple):
 
 
 def column_items(kernel_size: tuple[int, int, int], taps: int) -> Items:
-    """Kernel columns in parts of `taps`, and of one less for the rest: no tap is padded, since 0 times infinity is NaN.
+    """Split kernel rows into items of `taps` columns, and of one less for the rest.
+
+    Taps are not padded, since 0 times infinity is NaN.
 
     >>> column_items((1, 1, 5), 3)
     Items(long=[(0, 0, 0)], short=[(0, 0, 3)])
@@ -110,7 +122,7 @@ def column_items(kernel_size: tuple[int, int, int], taps: int) -> Items:
 
 
 def filter_blocks(problem: ConvProblem, itemsize: int) -> Blocks:
-    """Blocks of filters, and register tiles that fit the CPU's registers."""
+    """Split the filters of a group into blocks whose register tiles fit the CPU's registers."""
     cpu = cpu_class()
     lanes, filters = cpu.lanes * 4 // itemsize, problem.filters_per_group
     vectors = -(-filters // lanes)
@@ -119,7 +131,7 @@ def filter_blocks(problem: ConvProblem, itemsize: int) -> Blocks:
     if vectors == 1:
         while lanes > 4 and lanes // 2 >= filters:
             lanes //= 2
-        return Blocks(lanes, 0, 1, 0, min(ALONE_ROWS, cpu.registers - taps - 1), taps)
+        return Blocks(lanes, 0, 1, 0, min(SINGLE_ROWS, cpu.registers - taps - 1), taps)
     odd = 3 if vectors % 2 else 0
     pairs = (vectors - odd) // 2
     if cpu.registers < 2 * cpu.channel[0] + 2 * taps + 1:
@@ -129,7 +141,7 @@ def filter_blocks(problem: ConvProblem, itemsize: int) -> Blocks:
 
 
 def groups_together(problem: ConvProblem, blocks: Blocks) -> int:
-    """How many groups are packed and stored at once: their channels share cache lines."""
+    """The number of groups packed and stored at once, whose channels share cache lines."""
     if blocks.padded != problem.filters_per_group:
         return 1
     widest = max(problem.channels_per_group, problem.filters_per_group)
@@ -141,30 +153,31 @@ def groups_together(problem: ConvProblem, blocks: Blocks) -> int:
 
 
 def channel_blocks(problem: ConvProblem, taps: int, padded_bytes: int) -> tuple[int, int]:
-    """(channels of a chunk, channels of a pass), at most.
+    """The most channels of a chunk and of a pass.
 
-    padded_bytes : int      bytes of the weights of a term
+    padded_bytes : int      bytes of one term's weights, for a block of filters
     """
-    channels, columns = problem.channels_per_group, math.prod(problem.kernel_size)
-    of_chunk = -(-channels // -(-channels * taps // chunk_terms(problem.taps, CHUNK_TERMS)))
-    of_pass = max(of_chunk, PASS_BYTES // (padded_bytes * columns) // of_chunk * of_chunk)
-    passes = -(-channels // of_pass)
-    return of_chunk, -(-channels // passes // of_chunk) * of_chunk
+    channels, kernel_taps = problem.channels_per_group, math.prod(problem.kernel_size)
+    chunk = -(-channels // -(-channels * taps // chunk_terms(problem.taps, CHUNK_TERMS)))
+    most = max(chunk, PASS_BYTES // (padded_bytes * kernel_taps) // chunk * chunk)
+    passes = -(-channels // most)
+    return chunk, -(-channels // passes // chunk) * chunk
 
 
 def reject(problem: ConvProblem, weights: NDArray[Any]) -> str | None:
-    """None: it takes everything, slowly where a group has a filter or two."""
+    """None: it accepts every problem, but is slow if a group has only one or two filters."""
     return None
 
 
 def predicted(
     problem: ConvProblem, lanes_used: float, lanes: int, sums: int, sum_time: float = 1.4e-9
 ) -> float:
-    """A thread's seconds, for kernels whose packed voxels are channels-last.
+    """One thread's predicted seconds, for an algorithm that packs channels-last.
 
-    lanes_used : float      multiplications that are computed for one that is wanted
-    lanes : int             of the vectors, in float32 numbers
-    sums : int              vectors or numbers of sums a voxel starts and ends, which takes `sum_time` each
+    lanes_used : float      multiplications computed per multiplication needed
+    lanes : int             float32 elements of a vector
+    sums : int              sums (vectors or single ones) per voxel; each takes `sum_time` to start
+                            and end
     """
     rate = FMA_RATE * min(1.0, lanes / FULL_LANES)
     voxels = math.prod(problem.out_size)
@@ -175,7 +188,7 @@ def predicted(
 
 
 def seconds(problem: ConvProblem, weights: NDArray[Any], threads: int) -> float:
-    """Predicted compute time."""
+    """Predicted compute time in seconds."""
     blocks = filter_blocks(problem, 4)
     waste = blocks.padded / problem.filters_per_group
     number = blocks.pairs + (1 if blocks.odd else 0)
@@ -183,15 +196,15 @@ def seconds(problem: ConvProblem, weights: NDArray[Any], threads: int) -> float:
 
 
 def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -> PreparedAlgorithm:
-    """Tables of items and chunks, and the weights in the order they are read."""
+    """Tables of items and chunks, the weights in the order of the items, and the loops."""
     size = dtype.itemsize
     blocks = filter_blocks(problem, size)
-    # parts of nearly equal length
+    # items of nearly equal length
     taps = -(-problem.kernel_size[2] // -(-problem.kernel_size[2] // blocks.taps))
     widest = blocks.lanes * max(2 if blocks.pairs else 0, blocks.odd)
-    of_chunk, of_pass = channel_blocks(problem, taps, widest * size)
+    chunk_channels, pass_channels = channel_blocks(problem, taps, widest * size)
     together = groups_together(problem, blocks)
-    layout = plan_layout(problem, dtype, blocks, of_pass, together)
+    layout = plan_layout(problem, dtype, blocks, pass_channels, together)
 
     items = column_items(problem.kernel_size, taps)
     long_items, (_, kh, kw) = len(items.long), problem.kernel_size
@@ -200,13 +213,14 @@ def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -
     passes: list[tuple[int, ...]] = []
     chunks: list[tuple[int, ...]] = []
     order: list[NDArray[np.int64]] = []
-    for first_channel in range(0, channels, of_pass):
+    for first_channel in range(0, channels, pass_channels):
         begin = len(chunks)
-        before = sum(some.size for some in order)
-        here: list[NDArray[np.int64]] = []  # terms, as rows (tap, channel) of the weights
-        here_terms = 0
-        for c in range(first_channel, min(first_channel + of_pass, channels), of_chunk):
-            count = min(of_chunk, first_channel + of_pass - c, channels - c)
+        before = sum(terms.size for terms in order)
+        # the terms of the pass, as rows (tap, channel) of the weights
+        pass_rows: list[NDArray[np.int64]] = []
+        pass_terms = 0
+        for c in range(first_channel, min(first_channel + pass_channels, channels), chunk_channels):
+            count = min(chunk_channels, first_channel + pass_channels - c, channels - c)
             for short, first, last in ((0, 0, long_items), (1, long_items, len(items.all))):
                 length = taps - short
                 per_chunk = max(
@@ -214,47 +228,54 @@ def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -
                 )
                 for item in range(first, last, per_chunk):
                     some = items.all[item : min(item + per_chunk, last)]
-                    chunks.append(
-                        (item, len(some), c * size, count, short, here_terms, int(len(chunks) == 0))
-                    )
+                    is_first = int(len(chunks) == 0)
+                    chunks.append((item, len(some), c * size, count, short, pass_terms, is_first))
                     d, h, w = np.array(some).T[:, :, None, None]
                     tap = (d * kh + h) * kw + w + np.arange(length)
                     rows = tap * channels + c + np.arange(count)[:, None]  # (items, channels, taps)
-                    here.append(rows.ravel())
-                    here_terms += rows.size
-        order.append(np.concatenate(here))
-        passes.append((begin, len(chunks), before, here_terms))
+                    pass_rows.append(rows.ravel())
+                    pass_terms += rows.size
+        order.append(np.concatenate(pass_rows))
+        passes.append((begin, len(chunks), before, pass_terms))
 
-    keep = [
-        np.ascontiguousarray(a, np.int64)
-        for a in (np.array(offsets) * size, planes, passes, chunks)
-    ]
-    terms = sum(some.size for some in order)
+    tables = np.array(offsets) * size, planes, passes, chunks
+    keep = [np.ascontiguousarray(table, np.int64) for table in tables]
     unit = layout.pitch * size
     if blocks.taps == 1:
         unit *= problem.strides[2]
     parameters = np.array(
         [
-            unit, blocks.padded, blocks.pairs, len(passes), terms, together, channels * size,
-            *(a.ctypes.data for a in keep),
+            unit,
+            blocks.padded,
+            blocks.pairs,
+            len(passes),
+            sum(terms.size for terms in order),
+            together,
+            channels * size,
+            *(table.ctypes.data for table in keep),
         ],
         np.int64,
-    )  # fmt: skip
+    )
     geometry = (problem.strides[2], problem.dilation_rate[2]) if taps > 1 else (1, 0)
-    code = machine_code(
-        "channels", "sum_voxels", taps, int(bool(items.short)), *geometry, blocks.pair_rows, blocks.odd,
-        blocks.odd_rows, blocks.lanes, dtype.name,
-    )  # fmt: skip
+    register_tiles = blocks.pair_rows, blocks.odd, blocks.odd_rows
+    constants = taps, int(bool(items.short)), *geometry, *register_tiles, blocks.lanes, dtype.name
     return PreparedAlgorithm(
-        layout, code, lambda: _pack_weights(weights, order, blocks, groups, dtype), parameters, keep=keep,
+        layout=layout,
+        convolve=machine_code("channels", "sum_voxels", *constants),
+        pack_weights=lambda: _pack_weights(weights, order, blocks, groups, dtype),
+        parameters=parameters,
+        keep=keep,
         groups_together=together,
         weight_bytes=padded_bytes(problem.taps * groups * blocks.padded, dtype, problem.taps),
-    )  # fmt: skip
+    )
 
 
 def padded_bytes(weights: int, dtype: np.dtype[Any], terms: int) -> WeightBytes:
-    """What so many weights of so many terms take, filters padded to whole vectors, and the terms' places: three copies more
-    while they are packed."""
+    """Memory of packed weights and their tables, and of three copies while they are packed.
+
+    weights : int       number of weights, with filters padded to whole vectors
+    terms : int         number of terms that a filter sums
+    """
     return WeightBytes(weights * dtype.itemsize + 16 * terms, 3 * weights * dtype.itemsize)
 
 
@@ -265,7 +286,11 @@ def _pack_weights(
     groups: int,
     dtype: np.dtype[Any],
 ) -> NDArray[Any]:
-    """(groups, passes, blocks, terms of the pass, filters of the block), filters padded with zeros."""
+    """The weights as (groups, passes, blocks, terms of the pass, filters of the block).
+
+    order : list of arrays      the terms of each pass, as rows (tap, channel) of the weights
+    Filters are padded with zeros.
+    """
     filters = weights.shape[4] // groups
     by_term = np.zeros((groups, weights[..., 0].size, blocks.padded), dtype)
     by_term[..., :filters] = weights.reshape(-1, groups, filters).transpose(1, 0, 2)
@@ -288,11 +313,19 @@ def aligned(array: NDArray[Any]) -> NDArray[Any]:
 
 
 def plan_layout(
-    problem: ConvProblem, dtype: np.dtype[Any], blocks: Blocks, of_pass: int, together: int
+    problem: ConvProblem,
+    dtype: np.dtype[Any],
+    blocks: Blocks,
+    pass_channels: int,
+    together: int,
 ) -> TileLayout:
-    """Tiles whose planes and sums stay in the cache, of nearly equal size, and enough of them for all threads."""
+    """Tiles of nearly equal size whose planes and sums fit the cache, enough for all threads.
+
+    pass_channels : int     input channels of a pass
+    together : int          groups packed at once
+    """
     channels = problem.channels_per_group * together
-    # Voxels that lie 2 KB or more apart share too few cache sets.
+    # Voxels a multiple of 2 KB apart would share too few cache sets.
     pitch = channels + 16 if channels * dtype.itemsize % 2048 == 0 else channels
     depth, height, width = problem.out_size
 
@@ -306,14 +339,13 @@ def plan_layout(
         )
 
     def used(tile: Size, step_depth: int) -> float:
-        """Bytes a pass touches."""
+        """The bytes of planes and sums that a pass reads and writes."""
         found = layout(tile, step_depth)
-        share = min(1.0, max(2, blocks.odd) * blocks.lanes / blocks.padded)
-        return (
-            found.scratch_size * min(1.0, of_pass / channels) + found.accumulator_size * share
-        ) * dtype.itemsize
+        planes = found.scratch_size * min(1.0, pass_channels / channels)
+        of_sums = min(1.0, max(2, blocks.odd) * blocks.lanes / blocks.padded)
+        return (planes + found.accumulator_size * of_sums) * dtype.itemsize
 
-    tile = cut_evenly(problem, lambda tile: used(tile, 1) <= TILE_BYTES)
+    tile = even_tile(problem, lambda tile: used(tile, 1) <= TILE_BYTES)
     step_depth = 1
     weights_bytes = problem.taps * blocks.padded * dtype.itemsize
     while (
@@ -323,7 +355,8 @@ def plan_layout(
         and used(tile, step_depth * 2) <= 2 * TILE_BYTES
     ):
         step_depth *= 2
-    # A task packs the planes between its steps and its neighbour's twice, which costs little beside many filters.
+    # Neighbouring tasks both pack the planes between them, which costs little compared with many
+    # filters.
     least = step_depth * (4 if math.prod(problem.kernel_size) > 1 else 1)
     tasks = problem.groups // together * -(-height // tile.height) * -(-width // tile.width)
     blocks_wanted = -(-TASKS // tasks)
@@ -332,11 +365,14 @@ def plan_layout(
     found = layout(
         tile._replace(depth=min(tile_depth, -(-depth // step_depth) * step_depth)), step_depth
     )
-    return in_blocks(found, dtype.itemsize) if weights_bytes <= PASS_BYTES else found
+    return with_row_blocks(found, dtype.itemsize) if weights_bytes <= PASS_BYTES else found
 
 
-def cut_evenly(problem: ConvProblem, fits: Callable[[Size], bool]) -> Size:
-    """Tiles of nearly equal size over a plane, halved in turn until they fit; as deep as the output."""
+def even_tile(problem: ConvProblem, fits: Callable[[Size], bool]) -> Size:
+    """The tile, as deep as the output, whose height and width are halved in turn until it fits.
+
+    It divides a plane into parts of nearly equal size.
+    """
     depth, height, width = problem.out_size
     tile = Size(depth, height, min(width, 128))
     while not fits(tile) and tile.height * tile.width > 64:
@@ -347,8 +383,8 @@ def cut_evenly(problem: ConvProblem, fits: Callable[[Size], bool]) -> Size:
     return Size(depth, even_part(height, tile.height), even_part(width, tile.width))
 
 
-def in_blocks(layout: TileLayout, itemsize: int) -> TileLayout:
-    """The layout with its sums stored every few rows, while they are in the nearest cache."""
+def with_row_blocks(layout: TileLayout, itemsize: int) -> TileLayout:
+    """The layout with sums stored every few rows, while they are in L1."""
     _, plane, row, _ = layout.sums
     height = max(1, BLOCK_BYTES // (row * itemsize * layout.step_depth))
     if height >= layout.tile.height:
@@ -363,13 +399,18 @@ def in_blocks(layout: TileLayout, itemsize: int) -> TileLayout:
 
 
 def even_part(size: int, most: int) -> int:
-    """The size of equal parts of at most `most`."""
+    """The size of nearly equal parts of at most `most`.
+
+    >>> even_part(10, 4)
+    4
+    """
     return -(-size // -(-size // most))
 
 
 ALGORITHM = Algorithm(
     name="channels",
-    summary="many channels or filters: vectors along the filters; any kernel, stride, dilation and group",
+    summary="many channels or filters: vectors along the filters; "
+    "any kernel, stride, dilation and group",
     reject=reject,
     prepare=prepare,
     seconds=seconds,

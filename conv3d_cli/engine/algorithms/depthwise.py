@@ -1,10 +1,12 @@
-"""The depthwise sum: many groups of a channel or few, channels-last, vectors along the filters of several groups.
+"""The depthwise sum: many groups of one or a few channels; vectors span the filters of many groups.
 
-It runs the depthwise micro-kernel (`loops/depthwise.py`). Groups are packed, summed and stored many at a time, as they lie in
-memory; planar packing of one channel would pick each number out of a cache line of its own.
+It runs the depthwise micro-kernel (`loops/depthwise.py`). Many groups at a time are packed, summed
+and stored in their channels-last memory order; planar packing of one channel would read a whole
+cache line for each voxel.
 
-Order of summation of one output voxel (the same for any tile, slab or thread): chunks of at most about 96 taps, each summed from
-zero, then added up in registers.
+Order of summation of one output voxel (the same for any tile, slab or thread): chunks of at most
+about 96 taps, or the square root of all, each summed from zero; then the sum of the chunks, in
+registers.
 """
 
 from __future__ import annotations
@@ -18,10 +20,10 @@ from conv3d_cli.engine.algorithms.channels import (
     CHUNK_TERMS,
     aligned,
     column_items,
-    cut_evenly,
-    in_blocks,
+    even_tile,
     padded_bytes,
     predicted,
+    with_row_blocks,
 )
 from conv3d_cli.engine.cpu import cpu_class
 from conv3d_cli.engine.machine_code import machine_code
@@ -35,16 +37,17 @@ from conv3d_cli.engine.tile import (
 from conv3d_cli.model.box import Size
 from conv3d_cli.model.spec import ConvProblem
 
-# Bytes of packed planes: most of a common L2, as halos are packed twice and memory binds.
+# Bytes of packed planes: most of a common L2, because halos are packed twice and memory is the
+# bottleneck.
 TILE_BYTES = 5 << 17
-MOST_CHANNELS = 128  # packed together, where the number of groups can be divided so
+MOST_CHANNELS = 128  # packed together, if the number of groups has a divisor that allows it
 MOST_TAPS = 3  # kernel columns that share a loaded vector
 MOST_ROWS = 12  # voxels of a register tile
-TASKS = 24
+TASKS = 24  # the least number of tasks, so that threads end together
 
 
 def vector_lanes(problem: ConvProblem, itemsize: int) -> int:
-    """Filters of a vector: whole groups; 0 if there is no such vector."""
+    """The number of filters of a vector, which spans whole groups; 0 if no vector fits."""
     filters, channels = problem.filters_per_group, problem.channels_per_group
     lanes = cpu_class().lanes * 4 // itemsize
     while lanes > problem.filters:
@@ -54,28 +57,31 @@ def vector_lanes(problem: ConvProblem, itemsize: int) -> int:
 
 
 def reject(problem: ConvProblem, weights: NDArray[Any]) -> str | None:
-    """Groups must be whole parts of a vector, with no more channels than filters."""
+    """Why it cannot compute this problem, or None.
+
+    Groups must divide a vector, with no more channels than filters.
+    """
     if problem.groups == 1:
         return "the channels are not in groups"
     if min(vector_lanes(problem, 4), vector_lanes(problem, 8)) == 0:
-        return f"groups of {problem.channels_per_group} channels and {problem.filters_per_group} filters do not fill vectors"
+        channels, filters = problem.channels_per_group, problem.filters_per_group
+        return f"groups of {channels} channels and {filters} filters do not fill vectors"
     return None
 
 
 def seconds(problem: ConvProblem, weights: NDArray[Any], threads: int) -> float:
-    """Predicted compute time."""
+    """Predicted compute time in seconds."""
     lanes = vector_lanes(problem, 4)
     filters = groups_together(problem, lanes) * problem.filters_per_group
     vectors = problem.filters // filters * -(-filters // lanes)
-    # a shuffle for nearly every multiplication
-    shuffled = 1.4 if problem.channels_per_group > 1 else 1.0
-    return (
-        predicted(problem, shuffled * vectors * lanes / problem.filters, lanes, vectors) / threads
-    )
+    # with several channels, nearly every multiplication needs a shuffle
+    slower = 1.4 if problem.channels_per_group > 1 else 1.0
+    used = slower * vectors * lanes / problem.filters
+    return predicted(problem, used, lanes, vectors) / threads
 
 
 def groups_together(problem: ConvProblem, lanes: int) -> int:
-    """How many groups are packed at once: a divisor of their number, of whole vectors if there is one."""
+    """The number of groups packed at once: a divisor of all; it fills whole vectors if possible."""
     filters = problem.filters_per_group
     divisors = [
         n for n in range(1, problem.groups + 1) if problem.groups % n == 0 and n * filters >= lanes
@@ -85,16 +91,22 @@ def groups_together(problem: ConvProblem, lanes: int) -> int:
 
 
 def item_taps(problem: ConvProblem, most: int) -> int:
-    """Kernel columns in an item: parts of nearly equal length where outputs share what they read, else one."""
+    """The number of kernel columns of an item, at most `most`.
+
+    The kernel's width is split evenly if neighbouring outputs share their input columns; otherwise
+    an item is one column.
+    """
     stride, dilation, kw = problem.strides[2], problem.dilation_rate[2], problem.kernel_size[2]
     shared = (stride == 1 and dilation <= 2) or (stride == 2 and dilation == 1)
     return -(-kw // -(-kw // min(kw, most))) if shared else 1
 
 
-def cut_chunks(ends: tuple[int, int], taps: int, terms: int) -> list[tuple[int, int, int]]:
-    """Chunks (first item, items, 1 for short ones) of long items up to ends[0] and short ones up to ends[1].
+def split_chunks(ends: tuple[int, int], taps: int, terms: int) -> list[tuple[int, int, int]]:
+    """Split items into chunks: (first item, number of items, 1 if they are short) each.
 
-    terms : int     of one tap
+    ends : (int, int)   where the long items end, and the short ones behind them
+    taps : int          kernel columns of a long item; a short item has one less
+    terms : int         terms per tap
     """
     most = chunk_terms(ends[1] * taps * terms, CHUNK_TERMS)
     chunks = []
@@ -105,7 +117,7 @@ def cut_chunks(ends: tuple[int, int], taps: int, terms: int) -> list[tuple[int, 
 
 
 def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -> PreparedAlgorithm:
-    """Tables of items and chunks, and the weights in the order they are read."""
+    """Tables of items and chunks, the weights in the order of the items, and the loops."""
     size, cpu = dtype.itemsize, cpu_class()
     lanes = vector_lanes(problem, size)
     together = groups_together(problem, lanes)
@@ -116,11 +128,12 @@ def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -
 
     items = column_items(problem.kernel_size, taps)
     offsets, planes = items.places(problem, layout)
-    chunks = cut_chunks((len(items.long), len(items.all)), taps, problem.channels_per_group)
+    group_shape = problem.channels_per_group, problem.filters_per_group
+    chunks = split_chunks((len(items.long), len(items.all)), taps, problem.channels_per_group)
 
-    order = [tap for some, length in ((items.long, taps), (items.short, taps - 1))
-             for d, h, w in some for tap in ((d, h, w + k) for k in range(length))]  # fmt: skip
-    d, h, w = np.array(order).T
+    long_taps = [(d, h, w + k) for d, h, w in items.long for k in range(taps)]
+    short_taps = [(d, h, w + k) for d, h, w in items.short for k in range(taps - 1)]
+    d, h, w = np.array(long_taps + short_taps).T
     filters = together * problem.filters_per_group
     starts = [min(v, filters - lanes) for v in range(0, filters, lanes)]
     in_order = weights[d, h, w].astype(dtype)  # (taps, channels, all filters)
@@ -135,18 +148,23 @@ def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -
         [unit, problem.taps * lanes, *(a.ctypes.data for a in keep), len(chunks)], np.int64
     )
     geometry = (stride, dilation) if taps > 1 else (1, 0)
-    code = machine_code(
-        "depthwise", "sum_lanes", 0, taps, int(bool(items.short)), *geometry, problem.channels_per_group,
-        problem.filters_per_group, rows, lanes, dtype.name,
-    )  # fmt: skip
+    constants = 0, taps, int(bool(items.short)), *geometry, *group_shape, rows, lanes, dtype.name
     return PreparedAlgorithm(
-        layout, code, lambda: aligned(np.concatenate(runs)), parameters, keep=keep, groups_together=together,
+        layout=layout,
+        convolve=machine_code("depthwise", "sum_lanes", *constants),
+        pack_weights=lambda: aligned(np.concatenate(runs)),
+        parameters=parameters,
+        keep=keep,
+        groups_together=together,
         weight_bytes=padded_bytes(2 * sum(run.size for run in runs), dtype, problem.taps),
-    )  # fmt: skip
+    )
 
 
 def plan_layout(problem: ConvProblem, dtype: np.dtype[Any], together: int) -> TileLayout:
-    """Tiles whose planes and sums stay in the cache, of nearly equal size, and enough of them for all threads."""
+    """Tiles of nearly equal size whose planes fit the cache, and enough tasks for all threads.
+
+    together : int      groups packed at once
+    """
     depth, height, width = problem.out_size
     filters = together * problem.filters_per_group
 
@@ -155,17 +173,15 @@ def plan_layout(problem: ConvProblem, dtype: np.dtype[Any], together: int) -> Ti
             problem, tile, filters=filters, channel_pitch=together * problem.channels_per_group
         )
 
-    tile = cut_evenly(
-        problem, lambda tile: layout(tile).scratch_size * dtype.itemsize <= TILE_BYTES
-    )
+    tile = even_tile(problem, lambda tile: layout(tile).scratch_size * dtype.itemsize <= TILE_BYTES)
     tasks = problem.groups // together * -(-height // tile.height) * -(-width // tile.width)
     found = layout(tile._replace(depth=min(depth, 64, max(8, -(-depth // -(-TASKS // tasks))))))
-    return in_blocks(found, dtype.itemsize)
+    return with_row_blocks(found, dtype.itemsize)
 
 
 ALGORITHM = Algorithm(
     name="depthwise",
-    summary="many groups of a channel or few: vectors along the filters of several groups",
+    summary="many groups of one or a few channels: vectors along the filters of many groups",
     reject=reject,
     prepare=prepare,
     seconds=seconds,

@@ -1,10 +1,12 @@
 """The direct sum: every tap of the kernel, in a fixed order, for any problem.
 
-It runs the spatial micro-kernel (`loops/spatial.py`): vectors along the width, register tiles of rows x vectors. It accepts every
-legal problem; the other algorithms are measured and tested against it.
+It runs the spatial micro-kernel (`loops/spatial.py`): vectors along the width, register tiles of
+rows x vectors. It accepts every legal problem; the other algorithms are measured and tested against
+it.
 
-Order of summation of one output voxel (the same for any tile, slab or thread): items (columns of the kernel) in chunks of 64 taps
-or the square root of all, each summed from zero, so rounding grows with that root, not with the taps.
+Order of summation of one output voxel (the same for any tile, slab or thread): items (columns of
+the kernel) in chunks of 64 taps, or the square root of all, each summed from zero. So the rounding
+error grows with that root, not with the number of taps.
 """
 
 from __future__ import annotations
@@ -30,38 +32,48 @@ from conv3d_cli.engine.tile import (
 from conv3d_cli.model.box import Size
 from conv3d_cli.model.spec import ConvProblem
 
-# Bytes of packed planes and sums a task may hold: well within a common L2, beside the plane that is fetched meanwhile.
+# Bytes of a task's packed planes and sums: with the plane that is being prefetched, well within a
+# common L2.
 TILE_BYTES = 384 << 10
 CHUNK_TAPS = 64
-MOST_TAPS = 9  # kernel rows in an item: as many weights stay in registers
+MOST_TAPS = 9  # kernel rows of an item, whose weights stay in registers
 
 
 def reject(problem: ConvProblem, weights: NDArray[Any]) -> str | None:
-    """None: it takes everything."""
+    """None: it accepts every problem."""
     return None
 
 
 def seconds(problem: ConvProblem, weights: NDArray[Any], threads: int) -> float:
-    """Predicted time: sums at the rate of the register tile, and a voxel's way in and out (measured, 2026-11, Zen 4)."""
+    """Predicted compute time in seconds."""
     return predicted(problem, item_shape(problem)[0], problem.flops) / threads
 
 
 def predicted(problem: ConvProblem, taps: int, flops: float) -> float:
-    """A thread's seconds for so many operations by items of so many taps."""
+    """One thread's predicted seconds, at rates measured on Zen 4, 2026-11.
+
+    taps : int          taps of an item
+    flops : float       floating-point operations; of a sparse kernel, those of its nonzero items
+    The time is that of the sums at the register tile's rate, of packing and of storing.
+    """
     lanes = cpu_class().lanes
     waste = math.ceil(problem.out_size[2] / lanes) * lanes / max(1, problem.out_size[2])
     # items of one tap load as many vectors as they sum
     rate = 100e9 if taps > 1 else 50e9
-    # Channels between one another are picked out one number at a time, and of every cache line only those of a group.
-    one_in = 0.23e-9 if problem.in_channels == 1 else 5e-9 if problem.groups > 1 else 0.9e-9
-    one_out = 0.23e-9 if problem.filters == 1 else 0.5e-9
-    passage = math.prod(problem.in_shape) * one_in + math.prod(problem.out_shape) * one_out
-    return flops * waste / rate + passage + 20e-6
+    # Interleaved channels are read one by one; with groups, only those of one group from a cache
+    # line.
+    pack = 0.23e-9 if problem.in_channels == 1 else 5e-9 if problem.groups > 1 else 0.9e-9
+    store = 0.23e-9 if problem.filters == 1 else 0.5e-9
+    moving = math.prod(problem.in_shape) * pack + math.prod(problem.out_shape) * store
+    return flops * waste / rate + moving + 20e-6
 
 
 def item_shape(problem: ConvProblem) -> tuple[int, int, int]:
-    """(taps, row_stride, row_gap): kernel rows in an item, rows between outputs of a register tile in units of tap rows, and
-    in outputs."""
+    """The shape of items: (taps, row_stride, row_gap).
+
+    taps: kernel rows of an item. row_stride: distance between neighbouring output rows of a
+    register tile, in kernel rows; row_gap: the same distance in output rows.
+    """
     stride, dilation, kh = problem.strides[1], problem.dilation_rate[1], problem.kernel_size[1]
     parts = -(-kh // MOST_TAPS)
     if stride == 1:
@@ -72,7 +84,7 @@ def item_shape(problem: ConvProblem) -> tuple[int, int, int]:
 
 
 def register_tile(taps: int) -> tuple[int, int]:
-    """Rows x vectors: as many rows as registers allow beside the loaded vectors and the item's weights."""
+    """The register tile, (rows, vectors): sums, loaded vectors and weights fit the registers."""
     cpu = cpu_class()
     columns = cpu.spatial[1]
     rows = max(2, min(cpu.spatial[0], (cpu.registers - columns - taps) // columns))
@@ -80,7 +92,7 @@ def register_tile(taps: int) -> tuple[int, int]:
 
 
 def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -> PreparedAlgorithm:
-    """Items and weights of one problem."""
+    """Tables of items, the weights in the order of the items, and the loops."""
     return prepare_items(problem, weights, dtype, item_shape(problem))
 
 
@@ -91,9 +103,10 @@ def prepare_items(
     shape: tuple[int, int, int],
     sparse: bool = False,
 ) -> PreparedAlgorithm:
-    """Items of a shape (see `item_shape`), and their weights.
+    """As `prepare`, for another shape of items.
 
-    sparse : bool       leave items out whose weights are zero in all filters
+    shape : (int, int, int)     see `item_shape`
+    sparse : bool       skip items whose weights are zero in all filters
     """
     taps, row_stride, gap = shape
     rows, columns = register_tile(taps)
@@ -102,7 +115,8 @@ def prepare_items(
 
     kd, kh, kw = problem.kernel_size
     channels, filters = problem.channels_per_group, problem.filters
-    # Kernel rows are cut into parts of `taps`, and of one less for the rest: no tap is padded, since 0 * inf is NaN.
+    # Kernel rows are split into parts of `taps`, and of one less for the rest. Taps are not padded,
+    # since 0 * inf is NaN.
     parts = -(-kh // taps)
     long_parts = kh - parts * (taps - 1)
     by_filter = weights.astype(dtype).transpose(4, 3, 0, 2, 1)  # (filters, channels, kd, kw, kh)
@@ -115,7 +129,7 @@ def prepare_items(
         kept = np.ones(of_items.shape[1], bool)
         if sparse:
             kept = (of_items != 0).any(axis=(0, 2))
-            kept[:1] |= not kept.any() and first == 0  # no sum is empty
+            kept[:1] |= not kept.any() and first == 0  # a sum has at least one item
         runs.append(of_items[:, kept].reshape(filters, -1))
         c, d, w, part = np.indices((channels, kd, kw, count)).reshape(4, -1)
         along, stride = w * problem.dilation_rate[2], problem.strides[2]
@@ -131,42 +145,48 @@ def prepare_items(
     per_chunk = max(1, chunk_terms(problem.taps, CHUNK_TAPS) // taps)
     long_items, items = offsets[0].size, offsets[0].size + offsets[1].size
     starts = [*range(0, long_items, per_chunk), *range(long_items, items, per_chunk), items]
-    # An item of one tap has no next kernel row: there the step is that from one output to the next.
+    # An item of one tap has no next kernel row: its step leads from one output row to the next.
     single = shape == (1, 1, 1)
     tap_rows = problem.strides[1] if single else problem.dilation_rate[1]
     keep = [
         np.ascontiguousarray(a, np.int64)
         for a in (np.concatenate(offsets) * dtype.itemsize, np.concatenate(planes), starts)
     ]
+    tap_step = tap_rows * layout.row_step * dtype.itemsize
+    addresses = (array.ctypes.data for array in keep)
     parameters = np.array(
-        [
-            packed.shape[1], long_items, len(starts) - 1, tap_rows * layout.row_step * dtype.itemsize, gap,
-            *(a.ctypes.data for a in keep),
-        ],
-        np.int64,
-    )  # fmt: skip
-    short = 1 if long_parts < parts else 0
-    code = machine_code(
-        "spatial", "sum_taps", taps, short, row_stride, rows, columns, lanes, dtype.name
+        [packed.shape[1], long_items, len(starts) - 1, tap_step, gap, *addresses], np.int64
     )
+    short = 1 if long_parts < parts else 0
+    constants = taps, short, row_stride, rows, columns, lanes, dtype.name
     return PreparedAlgorithm(
-        layout, code, lambda: np.ascontiguousarray(packed), parameters, keep=keep,
+        layout=layout,
+        convolve=machine_code("spatial", "sum_taps", *constants),
+        pack_weights=lambda: np.ascontiguousarray(packed),
+        parameters=parameters,
+        keep=keep,
         weight_bytes=weight_bytes(problem, dtype, taps),
-    )  # fmt: skip
+    )
 
 
 def weight_bytes(problem: ConvProblem, dtype: np.dtype[Any], taps: int) -> WeightBytes:
-    """What items of `taps` weights take: themselves, their places, and three copies while they are packed."""
+    """Memory of the packed weights and their tables, and of three copies while they are packed.
+
+    taps : int      taps of an item
+    """
     kd, kh, kw = problem.kernel_size
     weights = problem.taps * problem.filters * dtype.itemsize
     items = problem.channels_per_group * kd * kw * -(-kh // taps)
     return WeightBytes(weights + 24 * items, 3 * weights + 96 * items)
 
 
-def plan_layout(problem: ConvProblem, dtype: np.dtype[Any], rows: int, numbers: int) -> TileLayout:
-    """The tile: wide rows, so many of them that planes and sums stay in the cache."""
+def plan_layout(problem: ConvProblem, dtype: np.dtype[Any], rows: int, columns: int) -> TileLayout:
+    """The tile: wide rows, and as many of them as fit the cache with their sums.
 
-    # so that a row's voxels, which follow the padding, lie on vectors: they are stored once and loaded often
+    rows, columns : int     output rows and columns that register tiles may compute beyond the task
+    """
+
+    # aligns the first voxel behind the padding to a vector, since packed voxels are loaded often
     origin = -problem.pad_before[2] % 16 if problem.strides[2] == 1 else 0
 
     def layout(tile: Size) -> TileLayout:
@@ -174,7 +194,7 @@ def plan_layout(problem: ConvProblem, dtype: np.dtype[Any], rows: int, numbers: 
             problem,
             tile,
             spare_rows=rows,
-            spare_columns=numbers,
+            spare_columns=columns,
             block_height=4 * rows,
             origin=origin,
         )

@@ -1,11 +1,13 @@
-"""Few filters over many channels: vectors along the input channels, added up across at the end of a voxel.
+"""Few filters over many channels: vectors along the channels, whose lanes are summed per voxel.
 
-Vectors along one or three filters would be nearly empty. It runs the depthwise micro-kernel (`loops/depthwise.py`) with items for
-every vector of channels. Where the channels are no whole vectors, the last vector begins earlier and meets weights of zero in the
-lanes it shares; so steps with NaN or infinity are computed again there.
+Vectors along one or three filters would be nearly empty. The algorithm runs the depthwise
+micro-kernel (`loops/depthwise.py`) with items for every vector of channels. If the channels do not
+fill whole vectors, the last vector overlaps the one before, with zero weights in the shared lanes;
+then steps with NaN or infinity are recomputed, since zero times infinity is NaN.
 
-Order of summation of one output voxel (the same for any tile, slab or thread): in each lane chunks of at most about 96 terms from
-zero, then the lanes in pairs.
+Order of summation of one output voxel (the same for any tile, slab or thread): in each lane, chunks
+of at most about 96 terms, or the square root of all, each summed from zero; then the lanes in
+pairs.
 """
 
 from __future__ import annotations
@@ -19,9 +21,9 @@ from conv3d_cli.engine.algorithms.channels import aligned, column_items, padded_
 from conv3d_cli.engine.algorithms.depthwise import (
     MOST_ROWS,
     MOST_TAPS,
-    cut_chunks,
     item_taps,
     plan_layout,
+    split_chunks,
 )
 from conv3d_cli.engine.cpu import cpu_class
 from conv3d_cli.engine.machine_code import machine_code
@@ -32,7 +34,7 @@ LEAST_CHANNELS = 4
 
 
 def vector_lanes(problem: ConvProblem, itemsize: int) -> int:
-    """Channels of a vector: no more than there are."""
+    """The number of channels of a vector, no more than a group has."""
     lanes = cpu_class().lanes * 4 // itemsize
     while lanes > problem.channels_per_group:
         lanes //= 2
@@ -40,21 +42,21 @@ def vector_lanes(problem: ConvProblem, itemsize: int) -> int:
 
 
 def reject(problem: ConvProblem, weights: NDArray[Any]) -> str | None:
-    """Channels must fill a vector."""
+    """Why it cannot compute this problem, or None: channels must fill a vector."""
     if problem.channels_per_group < LEAST_CHANNELS:
-        return f"{problem.channels_per_group} channels a group do not fill a vector"
+        return f"{problem.channels_per_group} channels per group do not fill a vector"
     return None
 
 
 def seconds(problem: ConvProblem, weights: NDArray[Any], threads: int) -> float:
-    """Predicted compute time."""
+    """Predicted compute time in seconds."""
     channels, lanes = problem.channels_per_group, vector_lanes(problem, 4)
     waste = -(-channels // lanes) * lanes / channels
     return predicted(problem, waste, lanes, problem.filters, 3e-9) / threads
 
 
 def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -> PreparedAlgorithm:
-    """Tables of items and chunks, and the weights in the order they are read."""
+    """Tables of items and chunks, the weights in the order of the items, and the loops."""
     size, channels = dtype.itemsize, problem.channels_per_group
     lanes = vector_lanes(problem, size)
     stride, dilation = problem.strides[2], problem.dilation_rate[2]
@@ -65,11 +67,11 @@ def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -
     items = column_items(problem.kernel_size, taps)
     starts = [min(c, channels - lanes) for c in range(0, channels, lanes)]
     places = items.places(problem, layout)
-    # (items, vectors): the vectors of a place follow one another
+    # (items, vectors): an item for every vector of channels at each of the kernel's column items
     offsets = np.add.outer(places[0], starts).ravel()
     planes = np.repeat(places[1], len(starts))
     ends = len(items.long) * len(starts), len(items.all) * len(starts)
-    chunks = cut_chunks(ends, taps, 1)
+    chunks = split_chunks(ends, taps, 1)
 
     runs = []
     by_filter = np.moveaxis(weights.astype(dtype), 4, 0)  # (filters, kd, kh, kw, channels)
@@ -77,7 +79,8 @@ def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -
         for d, h, w in some:
             for vector, start in enumerate(starts):
                 part = by_filter[:, d, h, w : w + length, start : start + lanes].copy()
-                part[..., : vector * lanes - start] = 0  # lanes that the vector before has summed
+                # zeros in the lanes that the previous vector sums
+                part[..., : vector * lanes - start] = 0
                 runs.append(part.reshape(problem.filters, -1))
     packed = np.concatenate(runs, axis=1)
 
@@ -87,23 +90,16 @@ def prepare(problem: ConvProblem, weights: NDArray[Any], dtype: np.dtype[Any]) -
         [unit, packed.shape[1], *(a.ctypes.data for a in keep), len(chunks)], np.int64
     )
     geometry = (stride, dilation) if taps > 1 else (1, 0)
-    code = machine_code(
-        "depthwise",
-        "sum_lanes",
-        1,
-        taps,
-        int(bool(items.short)),
-        *geometry,
-        1,
-        1,
-        rows,
-        lanes,
-        dtype.name,
-    )
+    constants = 1, taps, int(bool(items.short)), *geometry, 1, 1, rows, lanes, dtype.name
     return PreparedAlgorithm(
-        layout, code, lambda: aligned(packed), parameters, spreads_nonfinite=channels % lanes != 0, keep=keep,
+        layout=layout,
+        convolve=machine_code("depthwise", "sum_lanes", *constants),
+        pack_weights=lambda: aligned(packed),
+        parameters=parameters,
+        spreads_nonfinite=channels % lanes != 0,
+        keep=keep,
         weight_bytes=padded_bytes(2 * packed.size, dtype, problem.taps),
-    )  # fmt: skip
+    )
 
 
 ALGORITHM = Algorithm(

@@ -1,7 +1,8 @@
-"""Fetching ahead: while a step is summed, the source of the next plane comes from memory.
+"""Prefetching: while a step is summed, the source of the next plane is fetched from memory.
 
-Packing waits for memory and summing does not, so a kernel that fetches between its register tiles hides the one behind the
-other. It is a hint: an address that is wrong for a rare layout costs nothing but the hint.
+Packing waits for memory and summing does not, so a micro-kernel that prefetches between its
+register tiles hides the latency. A prefetch is a hint: for a rare layout the address may be wrong,
+which only wastes the hint.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ LINE = 64  # bytes
 
 @inlined
 def _next_voxel(step, row, column):
-    """The address of an input voxel of the plane that is packed next: 0 if there is none in the source.
+    """The address of an input voxel in the plane that is packed next; 0 if the source has none.
 
-    row, column: of the task's input positions
+    row, column : int       the voxel's input position, relative to the task
     """
     address = 0
     if step[F.step_plane] + step[F.step_planes] < step[F.plane] + step[F.depth]:
@@ -34,16 +35,19 @@ def _next_voxel(step, row, column):
 
 @inlined
 def fetch_rows(step, row, gap, rows, column, width):
-    """Ask for what `rows` rows of outputs, `gap` apart, need anew: from row `row` of the block and `column` of the task on.
+    """Prefetch the input of `rows` rows of `width` outputs, in the plane that is packed next.
 
-    Only where voxels of a channel are side by side.
+    row, column : int       the first output, relative to the block of rows and to the task
+    gap : int               output rows from one of the rows to the next
+    Does nothing unless a channel's voxels are contiguous.
     """
     if step[F.source_column_step] == 1:
         for r in range(rows):
             down = step[F.block_row] + row + r * gap
             if down < step[F.height]:
-                address = _next_voxel(step, down * step[F.stride_h] + step[F.extent_h] // 2,
-                                      column * step[F.stride_w] + step[F.extent_w] // 2)  # fmt: skip
+                input_row = down * step[F.stride_h] + step[F.extent_h] // 2
+                input_column = column * step[F.stride_w] + step[F.extent_w] // 2
+                address = _next_voxel(step, input_row, input_column)
                 if address != 0:
                     for i in range(
                         (width * step[F.stride_w] * step[F.source_itemsize] + LINE - 1) // LINE
@@ -53,7 +57,10 @@ def fetch_rows(step, row, gap, rows, column, width):
 
 @inlined
 def fetch_part(step, part, parts):
-    """Ask for a part of the rows of the plane that is packed next; only where voxels of a channel are side by side."""
+    """Prefetch part `part` of `parts` of the rows of the plane that is packed next.
+
+    Does nothing unless a channel's voxels are contiguous.
+    """
     planes, rows = memory(step[F.planes], np.int64), memory(step[F.rows], np.int64)
     columns = memory(step[F.columns], np.int64)
     last = (step[F.out_depth] - 1) * step[F.stride_d] + step[F.extent_d] - 1
@@ -85,18 +92,20 @@ def fetch_part(step, part, parts):
 
 @inlined
 def fetch_voxels(step, row, column, width):
-    """Ask for `width` voxels of all channels, from row `row` of the block and column `column` of the task on.
+    """Prefetch the input of `width` outputs in all channels, in the plane that is packed next.
 
-    Only where a voxel's channels are side by side.
+    row, column : int       the first output, relative to the block of rows and to the task
+    Does nothing unless a voxel's channels are contiguous.
     """
     size = step[F.source_itemsize]
     column_bytes, voxel_bytes = step[F.source_column_step] * size, step[F.channels] * size
     voxels = width * step[F.stride_w]
-    if column_bytes == voxel_bytes:  # one run
+    if column_bytes == voxel_bytes:  # the voxels are contiguous
         voxels, voxel_bytes = 1, voxels * voxel_bytes
     if step[F.channels] > 1 and step[F.source_channel_step] == 1 and voxel_bytes >= LINE:
-        address = _next_voxel(step, (step[F.block_row] + row) * step[F.stride_h] + step[F.extent_h] - 1,
-                              column * step[F.stride_w] + step[F.extent_w] // 2)  # fmt: skip
+        input_row = (step[F.block_row] + row) * step[F.stride_h] + step[F.extent_h] - 1
+        input_column = column * step[F.stride_w] + step[F.extent_w] // 2
+        address = _next_voxel(step, input_row, input_column)
         if address != 0:
             for v in range(voxels):
                 for i in range((voxel_bytes + LINE - 1) // LINE):

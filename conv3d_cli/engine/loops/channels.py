@@ -1,8 +1,9 @@
 """The channel micro-kernel: vectors along the filters, a register tile of output voxels x vectors.
 
-Packed input is channels-last (`pack_voxels`). An *item* is up to `taps` kernel columns at one kernel plane and row. For every
-input channel of an item the weights of all its taps are loaded once; a value of the input is broadcast once and serves the
-outputs of all taps that read it. Items are offsets, so dilation and strides cost nothing.
+Packed input is channels-last (`pack_voxels`). An *item* is up to `taps` kernel columns at one
+kernel plane and row. For every input channel of an item, the weights of all its taps are loaded
+once; an input value is broadcast once and serves the outputs of all taps that read it. Items are
+offsets, so dilation and strides cost nothing.
 """
 
 from __future__ import annotations
@@ -15,50 +16,61 @@ from conv3d_cli.engine.loops.ahead import fetch_voxels
 from conv3d_cli.engine.loops.simd import I64, Vec, const, emit_cases, inlined, memory
 from conv3d_cli.engine.step import F
 
-GROUP = 3  # places of the input that share a pointer: x86 adds once or twice a register to an address for nothing
+# Input positions that share a pointer: an x86 address adds a register once or twice at no cost.
+GROUP = 3
 
 
 @intrinsic(prefer_literal=True)
-def _sum_voxels(typingctx, taps, stride, dilation, rows, vectors, lanes, double, height,
-                source, unit, offsets, planes, window, weights, items, channels, first, out, out_step):  # fmt: skip
+def _sum_voxels(
+    typingctx,
+    taps,
+    stride,
+    dilation,
+    rows,
+    vectors,
+    lanes,
+    double,
+    height,
+    source,
+    unit,
+    offsets,
+    planes,
+    window,
+    weights,
+    items,
+    channels,
+    first,
+    out,
+    out_step,
+):
     """Add `items` items of `channels` channels to the sums of `height` <= rows voxels x vectors.
 
-    source: address of voxel 0's window; tap k of voxel r reads at (r * stride + k * dilation) * unit bytes from there
-    offsets, planes (items,): int64 addresses; an item lies at source + offsets[i] + window[planes[i]] (bytes)
-    weights: address, (items, channels, taps, vectors * lanes)
-    first: 1 to overwrite the sums at `out`, voxels `out_step` bytes apart, instead of adding to them
+    source : address            of voxel 0's window; tap k of voxel r reads
+                                (r * stride + k * dilation) * unit bytes from there
+    offsets, planes : address   int64 (items,); item i is at
+                                source + offsets[i] + window[planes[i]], in bytes
+    weights : address           (items, channels, taps, vectors * lanes)
+    first : int                 1: overwrite the sums instead of adding to them
+    out : address               of the sums, voxels `out_step` bytes apart
     """
-    sig = types.void(
-        taps, stride, dilation, rows, vectors, lanes, double, height,
-        source, unit, offsets, planes, window, weights, items, channels, first, out, out_step,
-    )  # fmt: skip
-    K, S, D, most, V, width, is_double = (t.literal_value for t in sig.args[:7])
+    literals = taps, stride, dilation, rows, vectors, lanes, double
+    places = height, source, unit, offsets, planes, window
+    sig = types.void(*literals, *places, weights, items, channels, first, out, out_step)
+    K, S, D, most, V, width, is_double = (literal.literal_value for literal in literals)
 
     def codegen(context, b, sig, args):
         if K == 0 or V == 0:
             return context.get_dummy_value()
         v = Vec(b, width, "float64" if is_double else "float32")
-        (
-            height,
-            source,
-            unit,
-            offsets,
-            planes,
-            window,
-            weights,
-            items,
-            channels,
-            first,
-            out,
-            out_step,
-        ) = args[7:]
+        height, source, unit, offsets, planes, window = args[7:13]
+        weights, items, channels, first, out, out_step = args[13:]
         i64p, realp = I64.as_pointer(), v.real.as_pointer()
         offsets, planes, window = (b.inttoptr(a, i64p) for a in (offsets, planes, window))
         weights = b.inttoptr(weights, realp)
         end = b.append_basic_block("end")
 
         def tile(R):
-            """The loops for R voxels."""
+            """Emit the loops for R voxels."""
             entry = b.block
             item_loop, channel_loop, item_end, done = (
                 b.append_basic_block(f"{name}_{R}")
@@ -139,18 +151,22 @@ def _sum_voxels(typingctx, taps, stride, dilation, rows, vectors, lanes, double,
 
 
 def sum_voxels(taps, short, stride, dilation, pair_rows, odd_vectors, odd_rows, lanes, real):
-    """One step: passes over the input channels, blocks of filters, planes, rows, register tiles, chunks of items.
+    """Sum a step: passes, blocks of filters, planes, rows, register tiles, and chunks of items.
 
-    taps: kernel columns in an item; short: 1 if items of one less follow. stride, dilation: of the places that taps read, in
-    units.
-    pair_rows: voxels in a register tile of two vectors (0: there are none); the last block of filters has `odd_vectors` (0: even
-    number) and register tiles of `odd_rows` voxels.
-    Parameters (int64): bytes of a unit; filters padded to whole vectors; blocks of two vectors; passes; terms of all passes;
-    groups packed together, bytes from the channels of one to the next's; addresses of item offsets in bytes, item planes,
-    passes, chunks.
-    passes (n, 4): first chunk, end chunk, terms before, terms
-    chunks (n, 7): first item, items, first channel in bytes, channels, 1 for short items, terms before within the pass, 1 for the
-    first of all, which overwrites the sums
+    taps : int                  kernel columns of a long item
+    short : int                 1 if short items, of one column less, follow the long ones
+    stride, dilation : int      units from one voxel to the next, and from one tap to the next
+    pair_rows : int             voxels of a register tile of two vectors; 0: there are none
+    odd_vectors : int           vectors of the last block of filters; 0: it has two
+    odd_rows : int              voxels of the last block's register tile
+    Parameters (int64): bytes of a unit; filters, padded to whole vectors; blocks of two vectors;
+    number of passes; terms of all passes; groups packed together; bytes from one group's channels
+    to the next group's; addresses of the items' offsets in bytes, the items' planes, the passes and
+    the chunks.
+    Passes (n, 4): first chunk, end chunk, terms of earlier passes, terms.
+    Chunks (n, 7): first item, number of items, first channel in bytes, channels, 1 if items are
+    short, terms of earlier chunks of the pass, 1 for the first chunk of all, which overwrites the
+    sums.
     Weights: (groups, passes, blocks, chunks, items, channels, taps, filters of the block).
     """
     double = 1 if real == "float64" else 0
@@ -164,7 +180,11 @@ def sum_voxels(taps, short, stride, dilation, pair_rows, odd_vectors, odd_rows, 
     def sum_chunk(
         is_pair, height, source, unit, offsets, planes, window, chunk, block_weights, out, out_step
     ):
-        """Add a chunk to a register tile; source and block_weights as for the pass's first channel and chunk."""
+        """Add a chunk to a register tile.
+
+        source : address            of the tile's window, at the group's first channel
+        block_weights : address     of the weights of the pass and block
+        """
         fields = memory(chunk, np.int64)
         item, items, channels, first = fields[0], fields[1], fields[3], fields[6]
         at = source + fields[2]
@@ -173,27 +193,98 @@ def sum_voxels(taps, short, stride, dilation, pair_rows, odd_vectors, odd_rows, 
         )
         some, places = offsets + 8 * item, planes + 8 * item
         if is_pair and fields[4] == 0:
-            _sum_voxels(taps, stride, dilation, even_rows, pair, lanes, double, height, at, unit, some, places, window, weights,
-                        items, channels, first, out, out_step)  # fmt: skip
+            _sum_voxels(
+                taps,
+                stride,
+                dilation,
+                even_rows,
+                pair,
+                lanes,
+                double,
+                height=height,
+                source=at,
+                unit=unit,
+                offsets=some,
+                planes=places,
+                window=window,
+                weights=weights,
+                items=items,
+                channels=channels,
+                first=first,
+                out=out,
+                out_step=out_step,
+            )
         elif is_pair:
-            _sum_voxels(fewer, stride, dilation, even_rows, pair, lanes, double, height, at, unit, some, places, window, weights,
-                        items, channels, first, out, out_step)  # fmt: skip
+            _sum_voxels(
+                fewer,
+                stride,
+                dilation,
+                even_rows,
+                pair,
+                lanes,
+                double,
+                height=height,
+                source=at,
+                unit=unit,
+                offsets=some,
+                planes=places,
+                window=window,
+                weights=weights,
+                items=items,
+                channels=channels,
+                first=first,
+                out=out,
+                out_step=out_step,
+            )
         elif fields[4] == 0:
-            _sum_voxels(taps, stride, dilation, last_rows, odd_vectors, lanes, double, height, at, unit, some, places, window,
-                        weights, items, channels, first, out, out_step)  # fmt: skip
+            _sum_voxels(
+                taps,
+                stride,
+                dilation,
+                last_rows,
+                odd_vectors,
+                lanes,
+                double,
+                height=height,
+                source=at,
+                unit=unit,
+                offsets=some,
+                planes=places,
+                window=window,
+                weights=weights,
+                items=items,
+                channels=channels,
+                first=first,
+                out=out,
+                out_step=out_step,
+            )
         else:
-            _sum_voxels(fewer, stride, dilation, last_rows, odd_vectors, lanes, double, height, at, unit, some, places, window,
-                        weights, items, channels, first, out, out_step)  # fmt: skip
+            _sum_voxels(
+                fewer,
+                stride,
+                dilation,
+                last_rows,
+                odd_vectors,
+                lanes,
+                double,
+                height=height,
+                source=at,
+                unit=unit,
+                offsets=some,
+                planes=places,
+                window=window,
+                weights=weights,
+                items=items,
+                channels=channels,
+                first=first,
+                out=out,
+                out_step=out_step,
+            )
 
     def loops(step):
         parameters = memory(step[F.parameters], np.int64)
-        unit, padded, pairs, passes, terms = (
-            parameters[0],
-            parameters[1],
-            parameters[2],
-            parameters[3],
-            parameters[4],
-        )
+        unit, padded, pairs = parameters[0], parameters[1], parameters[2]
+        passes, terms = parameters[3], parameters[4]
         together, group_bytes = parameters[5], parameters[6]
         offsets, planes = parameters[7], parameters[8]
         pass_table = memory(parameters[9], np.int64)
@@ -215,7 +306,7 @@ def sum_voxels(taps, short, stride, dilation, pair_rows, odd_vectors, odd_rows, 
                         + here_terms * first_filter
                     )
                     rows = even_rows if is_pair else last_rows
-                    # tiles of nearly equal height: none is a short rest
+                    # tiles of nearly equal height, without a short rest
                     tiles = (width + rows - 1) // rows
                     low, taller = width // tiles, width % tiles
                     for i in range(step[F.step_planes]):
@@ -240,8 +331,19 @@ def sum_voxels(taps, short, stride, dilation, pair_rows, odd_vectors, odd_rows, 
                                 column += height
                                 for c in range(first_chunk, end_chunk):
                                     chunk = parameters[10] + 8 * 7 * c
-                                    sum_chunk(is_pair, height, source, unit, offsets, planes, window, chunk, block_weights,
-                                              out, out_step)  # fmt: skip
+                                    sum_chunk(
+                                        is_pair,
+                                        height,
+                                        source,
+                                        unit,
+                                        offsets,
+                                        planes,
+                                        window,
+                                        chunk,
+                                        block_weights,
+                                        out,
+                                        out_step,
+                                    )
                                 source += height * column_bytes
                                 out += height * out_step
 

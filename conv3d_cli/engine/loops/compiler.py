@@ -1,4 +1,4 @@
-"""From a Python function over a step record to object code."""
+"""Compiles a Python function of a step record to object code."""
 
 from __future__ import annotations
 
@@ -8,22 +8,23 @@ from typing import Any
 
 from conv3d_cli.engine.cpu import cpu_class
 
-if os.environ.get("CONV3D_CPU"):  # a forced class: also tell LLVM, before Numba reads its settings
+if os.environ.get("CONV3D_CPU"):  # set LLVM's target, too, before Numba reads its settings
     os.environ.setdefault("NUMBA_CPU_NAME", cpu_class().llvm_cpu)
     os.environ.setdefault("NUMBA_CPU_FEATURES", cpu_class().llvm_features)
 
 from numba import cfunc, types
 
-# "contract" lets a multiplication and an addition become one FMA, "nsz" ignores the sign of zero. The rest of fastmath
-# stays off: it would remove NaN tests and reorder sums.
+# "contract" merges a multiplication and an addition into one FMA, "nsz" ignores the sign of zero.
+# The rest of fastmath stays off: it would remove NaN tests and reorder sums.
 FASTMATH = {"contract", "nsz"}
 SIGNATURE = types.void(types.CPointer(types.int64))
 
 
 def compile_object(loops: Callable[[Any], None]) -> tuple[str, bytes]:
-    """(symbol, object code) of a function over a step record.
+    """Compile a function of a step record. Returns (symbol, object code).
 
-    The code must stand alone, since it is linked without Numba: nothing in it may raise or create Python objects.
+    The code is linked without Numba, so the function may not raise, allocate or use Python objects.
+    Raises: RuntimeError if the code calls Numba or Python.
     """
     function: Any = cfunc(
         SIGNATURE, fastmath=FASTMATH, error_model="numpy", boundscheck=False, forceinline=True

@@ -1,10 +1,12 @@
-"""The depthwise micro-kernel: groups of a channel or few, side by side in memory; vectors along the filters of many groups.
+"""The depthwise micro-kernel: vectors along the filters of many groups of one or a few channels.
 
-The same kernel sums few filters over many channels: there a vector runs along the channels and is added up across at the end.
+The same micro-kernel sums few filters over many channels (`across`): there a vector spans channels,
+and its lanes are summed at the end.
 
-Packed input is channels-last, with many groups at once. A vector of `lanes` filters belongs to lanes/filters groups; their
-channels are loaded together and, where a group has several channels or filters, brought to their lanes by a shuffle. Each
-loaded vector serves the outputs of all kernel columns that read it, and the sums stay in registers until a voxel is done.
+Packed input is channels-last, with many groups at once. A vector of `lanes` filters belongs to
+lanes / filters groups. Their channels are loaded together; if a group has several channels or
+filters, a shuffle moves them to their lanes. Each loaded vector serves the outputs of all kernel
+columns that read it, and the sums stay in registers until a voxel is finished.
 """
 
 from __future__ import annotations
@@ -20,39 +22,54 @@ from conv3d_cli.engine.step import F
 
 
 @intrinsic(prefer_literal=True)
-def _sum_lanes(typingctx, across, taps, short, stride, dilation, channels, filters, rows, lanes, double, height,
-               source, unit, offsets, planes, window, chunks, chunk_count, weights, out, out_step):  # fmt: skip
-    """One vector of filters for `height` <= rows voxels; one filter, the sum of all lanes, if `across` is 1.
+def _sum_lanes(
+    typingctx,
+    across,
+    taps,
+    short,
+    stride,
+    dilation,
+    channels,
+    filters,
+    rows,
+    lanes,
+    double,
+    height,
+    source,
+    unit,
+    offsets,
+    planes,
+    window,
+    chunks,
+    chunk_count,
+    weights,
+    out,
+    out_step,
+):
+    """Compute one vector of filters (`across`: one filter) for `height` <= rows voxels.
 
-    source: address of voxel 0's window, at the first channel of the vector's groups; tap k of voxel r reads at
-    (r * stride + k * dilation) * unit bytes from there
-    offsets, planes: int64 addresses; an item lies at source + offsets[i] + window[planes[i]] (bytes)
-    chunks (chunk_count, 3): int64 address of first item, items, 1 for items of one tap less
-    weights: address, (items, taps, channels, lanes); out: address, voxels `out_step` bytes apart
+    source : address            of voxel 0's window, at the first channel of the vector's groups;
+                                tap k of voxel r reads
+                                (r * stride + k * dilation) * unit bytes from there
+    offsets, planes : address   int64; item i is at
+                                source + offsets[i] + window[planes[i]], in bytes
+    chunks : address            int64 (chunk_count, 3): first item, number of items, 1 if they have
+                                one tap less
+    weights : address           (items, taps, channels, lanes)
+    out : address               voxels are `out_step` bytes apart
     """
-    sig = types.void(
-        across, taps, short, stride, dilation, channels, filters, rows, lanes, double, height,
-        source, unit, offsets, planes, window, chunks, chunk_count, weights, out, out_step,
-    )  # fmt: skip
+    literals = across, taps, short, stride, dilation, channels, filters, rows, lanes, double
+    tables = offsets, planes, window, chunks, chunk_count
+    sig = types.void(*literals, height, source, unit, *tables, weights, out, out_step)
     is_across, K, has_short, S, D, C, N, most, width, is_double = (
-        t.literal_value for t in sig.args[:10]
+        literal.literal_value for literal in literals
     )
 
     def codegen(context, b, sig, args):
         v = Vec(b, width, "float64" if is_double else "float32")
-        (
-            height,
-            source,
-            unit,
-            offsets,
-            planes,
-            window,
-            chunks,
-            chunk_count,
-            weights,
-            out,
-            out_step,
-        ) = args[10:]
+        height, source, unit = args[10:13]
+        offsets, planes, window, chunks, chunk_count = args[13:18]
+        weights, out, out_step = args[18:]
         i64p, realp = I64.as_pointer(), v.real.as_pointer()
         offsets, planes, window, chunks = (
             b.inttoptr(a, i64p) for a in (offsets, planes, window, chunks)
@@ -61,7 +78,7 @@ def _sum_lanes(typingctx, across, taps, short, stride, dilation, channels, filte
         end = b.append_basic_block("end")
 
         def chunk_sums(R, taps, first, count, start, total, chunk_end):
-            """Add the items of a chunk, summed from zero, to the totals."""
+            """Sum the items of a chunk from zero and add them to the totals."""
             entry = b.block
             loop = b.append_basic_block(f"item_{R}_{taps}")
             b.branch(loop)
@@ -165,15 +182,19 @@ def _sum_lanes(typingctx, across, taps, short, stride, dilation, channels, filte
 
 
 def sum_lanes(across, taps, short, stride, dilation, channels, filters, rows, lanes, real):
-    """One step: planes, columns of register tiles, rows, and vectors of filters (single filters if `across` is 1).
+    """Sum a step: planes, columns of register tiles, rows, and vectors of filters.
 
-    taps: kernel columns in an item; short: 1 if items of one less follow. stride, dilation: of the places that taps read, in
-    units.
-    channels, filters: of a group, 1 and 1 across; rows: voxels of a register tile.
-    Parameters (int64): bytes of a unit; numbers of the weights of a vector; addresses of item offsets in bytes, item planes,
-    chunks; chunks.
-    Weights: (packed groups, vectors, items, taps, channels, lanes), the last vector ends with the last filter; across: (filters,
-    items, taps, lanes), an item is a part of the kernel's columns at one vector of channels.
+    across : int                1: a vector spans channels, and its lanes sum up to one filter
+    taps : int                  kernel columns of a long item
+    short : int                 1 if short items, of one column less, follow the long ones
+    stride, dilation : int      units from one voxel to the next, and from one tap to the next
+    channels, filters : int     of a group; 1 and 1 with `across`
+    rows : int                  voxels of a register tile
+    Parameters (int64): bytes of a unit; elements of a vector's weights; addresses of the items'
+    offsets in bytes, the items' planes and the chunks; number of chunks.
+    Weights: (sets of packed groups, vectors, items, taps, channels, lanes), where the last vector
+    ends with the last filter; with `across` (filters, items, taps, lanes), where an item is a run
+    of kernel columns at one vector of channels.
     """
     double = 1 if real == "float64" else 0
     itemsize = 8 if double else 4
@@ -196,13 +217,11 @@ def sum_lanes(across, taps, short, stride, dilation, channels, filters, rows, la
             column = 0
             for t in range(tiles):
                 height = low + 1 if t < taller else low
-                # down a column of tiles, so that the input rows two outputs share are still in L1
+                # down a column of tiles, so that input rows that two outputs share are still in L1
                 for j in range(step[F.block_rows]):
                     fetch_voxels(step, j, column, height)
-                    source, out = (
-                        first_source + j * row_bytes,
-                        first_out + itemsize * j * step[F.acc_row_step],
-                    )
+                    source = first_source + j * row_bytes
+                    out = first_out + itemsize * j * step[F.acc_row_step]
                     for vector in range(vectors):
                         weights = (
                             step[F.weights]
@@ -213,10 +232,28 @@ def sum_lanes(across, taps, short, stride, dilation, channels, filters, rows, la
                         )
                         first_channel = 0 if across else first_filter // filters * channels
                         _sum_lanes(
-                            across, taps, short, stride, dilation, channels, filters, rows, lanes, double, height,
-                            source + itemsize * first_channel, unit, offsets, planes, window, chunks, chunk_count, weights,
-                            out + itemsize * first_filter, out_step,
-                        )  # fmt: skip
+                            across,
+                            taps,
+                            short,
+                            stride,
+                            dilation,
+                            channels,
+                            filters,
+                            rows,
+                            lanes,
+                            double,
+                            height=height,
+                            source=source + itemsize * first_channel,
+                            unit=unit,
+                            offsets=offsets,
+                            planes=planes,
+                            window=window,
+                            chunks=chunks,
+                            chunk_count=chunk_count,
+                            weights=weights,
+                            out=out + itemsize * first_filter,
+                            out_step=out_step,
+                        )
                 first_source += height * column_bytes
                 first_out += height * out_step
                 column += height

@@ -1,4 +1,4 @@
-"""The driver: tasks through pack → absorb → convolve → activate → store, all in machine code."""
+"""The driver: it runs tasks (pack → absorb → convolve → activate → store) in machine code."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from conv3d_cli.engine.step import HAS_INCOMPLETE, HAS_NONFINITE, F
 
 
 def run_tasks():
-    """Run the tasks first_task <= t < last_task of a step record (see `engine/step.py` for the words)."""
+    """Run the tasks first_task <= t < last_task of a step record (terms: see `engine/step.py`)."""
 
     def loops(step):
         stride, extent, ring = step[F.stride_d], step[F.extent_d], step[F.ring]

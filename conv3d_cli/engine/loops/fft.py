@@ -1,13 +1,14 @@
-"""Overlap-save FFT tiles: a packed plane to its 2-D spectrum, the depth axis with the kernel's spectrum, and back.
+"""Overlap-save FFT tiles: transform planes, convolve lines along depth, transform planes back.
 
-A task is a pair of tiles side by side, which travel as the real and imaginary part of one complex tile: the kernel is real, so
-they stay apart. `absorb_plane` transforms each packed plane along height and width and keeps it in a ring; steps that overlap
-share these. `convolve_planes` runs lines along depth (transform, product, inverse, all within L1), then brings each output plane
-back and stores it.
+A task is a pair of neighbouring tiles, the real and imaginary part of one complex tile: since the
+kernel is real, they do not mix. `absorb_plane` transforms each packed plane along height and width
+into a ring, which overlapping steps share. `convolve_planes` runs lines along depth (transform,
+product, inverse, all within L1), then transforms each output plane back and stores it.
 
 Layouts, with elements (re, im) of `lanes` numbers each:
-- a plane in space: (row, column block, re | im, lane), rows apart by `plane_row` bytes
-- a plane's spectrum: (row block, column, re | im, lane): lanes are rows, so blocks are transposed in between, in registers
+- a plane in space: (row, column block, re | im, lane), rows `plane_row` bytes apart
+- a plane's spectrum: (row block, column, re | im, lane). Lanes are rows, so blocks are transposed
+  in registers in between
 - the kernel's spectrum: (group, row block, column, filter, channel, depth, re | im, lane)
 """
 
@@ -33,44 +34,159 @@ from conv3d_cli.engine.step import HAS_NONFINITE, F
 
 
 def _axis_loops(lanes, double):
-    """Functions that transform one line along an axis, whose stages lie in a table (see `algorithms/fft.py`)."""
+    """Functions that transform one line along height or width.
+
+    stages: address of a table, see `algorithms.fft.stage_table`
+    source, target, buffer: addresses of lines; the buffer is for intermediate stages
+    source_step, target_step: bytes from one element to the next
+    source_im, target_im: bytes from re to im
+    """
     itemsize = 8 if double else 4
     half, whole = lanes * itemsize, 2 * lanes * itemsize
 
     @inlined
     def forward(stages, source, source_step, source_im, target, target_step, buffer):
-        """By way of the buffer; the target's imaginary parts lie behind the real ones."""
+        """The transform; im of the target follows re, `half` bytes behind."""
         table = memory(stages, np.int64)
         last = table[0] - 1
-        stage(FORWARD, lanes, double, table[1], source, source_step, source_im, buffer, whole, half, table[2], table[3], table[4],
-              0, 0, 0, 0, 0)  # fmt: skip
+        stage(
+            FORWARD,
+            lanes,
+            double,
+            radix=table[1],
+            source=source,
+            source_step=source_step,
+            source_im=source_im,
+            target=buffer,
+            target_step=whole,
+            target_im=half,
+            span=table[2],
+            blocks=table[3],
+            twiddles=table[4],
+            table=0,
+            spectrum=0,
+            channels=0,
+            source_channel_step=0,
+            spectrum_channel_step=0,
+        )
         for s in range(1, last):
             at = 1 + 4 * s
-            stage(FORWARD, lanes, double, table[at], buffer, whole, half, buffer, whole, half, table[at + 1], table[at + 2],
-                  table[at + 3], 0, 0, 0, 0, 0)  # fmt: skip
+            stage(
+                FORWARD,
+                lanes,
+                double,
+                radix=table[at],
+                source=buffer,
+                source_step=whole,
+                source_im=half,
+                target=buffer,
+                target_step=whole,
+                target_im=half,
+                span=table[at + 1],
+                blocks=table[at + 2],
+                twiddles=table[at + 3],
+                table=0,
+                spectrum=0,
+                channels=0,
+                source_channel_step=0,
+                spectrum_channel_step=0,
+            )
         at = 1 + 4 * last
-        stage(FORWARD_LAST, lanes, double, table[at], buffer, whole, half, target, target_step, half, 1, table[at + 2],
-              0, 0, 0, 0, 0, 0)  # fmt: skip
+        stage(
+            FORWARD_LAST,
+            lanes,
+            double,
+            radix=table[at],
+            source=buffer,
+            source_step=whole,
+            source_im=half,
+            target=target,
+            target_step=target_step,
+            target_im=half,
+            span=1,
+            blocks=table[at + 2],
+            twiddles=0,
+            table=0,
+            spectrum=0,
+            channels=0,
+            source_channel_step=0,
+            spectrum_channel_step=0,
+        )
 
     @inlined
     def inverse(stages, source, source_step, target, target_step, target_im, buffer):
+        """The inverse transform; im of the source follows re, `half` bytes behind."""
         table = memory(stages, np.int64)
         last = table[0] - 1
         at = 1 + 4 * last
-        stage(INVERSE_FIRST, lanes, double, table[at], source, source_step, half, buffer, whole, half, 1, table[at + 2],
-              0, 0, 0, 0, 0, 0)  # fmt: skip
+        stage(
+            INVERSE_FIRST,
+            lanes,
+            double,
+            radix=table[at],
+            source=source,
+            source_step=source_step,
+            source_im=half,
+            target=buffer,
+            target_step=whole,
+            target_im=half,
+            span=1,
+            blocks=table[at + 2],
+            twiddles=0,
+            table=0,
+            spectrum=0,
+            channels=0,
+            source_channel_step=0,
+            spectrum_channel_step=0,
+        )
         for s in range(1, last):
             at = 1 + 4 * (last - s)
-            stage(INVERSE, lanes, double, table[at], buffer, whole, half, buffer, whole, half, table[at + 1], table[at + 2],
-                  table[at + 3], 0, 0, 0, 0, 0)  # fmt: skip
-        stage(INVERSE, lanes, double, table[1], buffer, whole, half, target, target_step, target_im, table[2], table[3],
-              table[4], 0, 0, 0, 0, 0)  # fmt: skip
+            stage(
+                INVERSE,
+                lanes,
+                double,
+                radix=table[at],
+                source=buffer,
+                source_step=whole,
+                source_im=half,
+                target=buffer,
+                target_step=whole,
+                target_im=half,
+                span=table[at + 1],
+                blocks=table[at + 2],
+                twiddles=table[at + 3],
+                table=0,
+                spectrum=0,
+                channels=0,
+                source_channel_step=0,
+                spectrum_channel_step=0,
+            )
+        stage(
+            INVERSE,
+            lanes,
+            double,
+            radix=table[1],
+            source=buffer,
+            source_step=whole,
+            source_im=half,
+            target=target,
+            target_step=target_step,
+            target_im=target_im,
+            span=table[2],
+            blocks=table[3],
+            twiddles=table[4],
+            table=0,
+            spectrum=0,
+            channels=0,
+            source_channel_step=0,
+            spectrum_channel_step=0,
+        )
 
     return forward, inverse
 
 
 def absorb_plane(lanes, real):
-    """The packed plane of every channel, through height and width, into the ring of spectra."""
+    """The `absorb` function: transform every channel's packed plane into the ring of spectra."""
     double = 1 if real == "float64" else 0
     kind, itemsize = np.dtype(real).type, np.dtype(real).itemsize
     half, whole = lanes * itemsize, 2 * lanes * itemsize
@@ -87,14 +203,21 @@ def absorb_plane(lanes, real):
         fence = real_field(p, P.fence)
         for channel in range(step[F.channels]):
             packed = step[F.scratch] + channel * step[F.channel_step] * itemsize
-            # what the volume's edge leaves of the tiles
+            # zeros beyond the volume's edge
             for j in range(rows):
                 numbers = memory(packed + j * row_bytes, kind)
                 for k in range(width if j < height else 0, both):
                     numbers[k] = kind(0)
             for block in range(columns // lanes):
-                forward(p[P.stages_h], packed + block * half, row_bytes, p[P.kept_columns] * itemsize, plane + block * whole,
-                        plane_row, buffer)  # fmt: skip
+                forward(
+                    p[P.stages_h],
+                    packed + block * half,
+                    row_bytes,
+                    p[P.kept_columns] * itemsize,
+                    plane + block * whole,
+                    plane_row,
+                    buffer,
+                )
             spectrum = (
                 step[F.workspace]
                 + (step[F.position] % p[P.tile_planes] * step[F.channels] + channel)
@@ -128,9 +251,8 @@ def absorb_plane(lanes, real):
                     whole,
                     buffer,
                 )
-            if (
-                step[F.flags] != 0
-            ):  # A huge number stands out in every frequency, and all together in the first.
+            # a huge number is huge in every frequency; the first one is the sum of the plane
+            if step[F.flags] != 0:
                 first = memory(spectrum, kind)
                 for k in range(2 * lanes):
                     if not abs(np.float64(first[k])) < fence:
@@ -140,7 +262,10 @@ def absorb_plane(lanes, real):
 
 
 def convolve_depth(lanes, real):
-    """Lines along depth: the window's spectra times the kernel's, summed over channels, into one result plane an output plane."""
+    """Convolve lines along depth: transform, multiply, sum over channels, transform back.
+
+    Results are the spectra of the step's output planes.
+    """
     double = 1 if real == "float64" else 0
     itemsize = np.dtype(real).itemsize
     half, whole = lanes * itemsize, 2 * lanes * itemsize
@@ -150,11 +275,10 @@ def convolve_depth(lanes, real):
         planes, channels, filters = p[P.tile_planes], step[F.channels], step[F.filters]
         plane_bytes = p[P.plane_bytes]
         workspace = step[F.workspace]
-        # where line elements come from and go to; planes beyond the volume are zeros, results beyond the step are dropped
-        sources, targets = (
-            memory(workspace + p[P.sources], np.int64),
-            memory(workspace + p[P.targets], np.int64),
-        )
+        # the planes that the elements of lines are read from and written to; planes beyond the
+        # window are zeros, results beyond the step are discarded
+        sources = memory(workspace + p[P.sources], np.int64)
+        targets = memory(workspace + p[P.targets], np.int64)
         held = step[F.step_planes] - 1 + step[F.extent_d]
         dropped = p[P.results] + (planes - step[F.extent_d] + 1) * filters * plane_bytes
         for i in range(planes):
@@ -165,7 +289,7 @@ def convolve_depth(lanes, real):
             )
         lines = workspace + p[P.lines]
         line_bytes = planes * whole
-        # in place where L1 would not hold both
+        # in place if there is one filter, so that the lines fit L1
         out = lines + channels * line_bytes if filters > 1 else lines
         stages = memory(p[P.stages_d], np.int64)
         last = stages[0] - 1
@@ -175,28 +299,118 @@ def convolve_depth(lanes, real):
         for element in range(elements):
             for channel in range(channels):
                 line = lines + channel * line_bytes
-                stage(GATHER, lanes, double, stages[1], workspace + element * whole + channel * plane_bytes, 0, half, line, whole,
-                      half, stages[2], stages[3], stages[4], workspace + p[P.sources], 0, 0, 0, 0)  # fmt: skip
+                stage(
+                    GATHER,
+                    lanes,
+                    double,
+                    radix=stages[1],
+                    source=workspace + element * whole + channel * plane_bytes,
+                    source_step=0,
+                    source_im=half,
+                    target=line,
+                    target_step=whole,
+                    target_im=half,
+                    span=stages[2],
+                    blocks=stages[3],
+                    twiddles=stages[4],
+                    table=workspace + p[P.sources],
+                    spectrum=0,
+                    channels=0,
+                    source_channel_step=0,
+                    spectrum_channel_step=0,
+                )
                 for s in range(1, last):
                     at = 1 + 4 * s
-                    stage(FORWARD, lanes, double, stages[at], line, whole, half, line, whole, half, stages[at + 1],
-                          stages[at + 2], stages[at + 3], 0, 0, 0, 0, 0)  # fmt: skip
+                    stage(
+                        FORWARD,
+                        lanes,
+                        double,
+                        radix=stages[at],
+                        source=line,
+                        source_step=whole,
+                        source_im=half,
+                        target=line,
+                        target_step=whole,
+                        target_im=half,
+                        span=stages[at + 1],
+                        blocks=stages[at + 2],
+                        twiddles=stages[at + 3],
+                        table=0,
+                        spectrum=0,
+                        channels=0,
+                        source_channel_step=0,
+                        spectrum_channel_step=0,
+                    )
             for f in range(filters):
-                stage(PRODUCT, lanes, double, stages[at_last], lines, whole, half, out, whole, half, 1, stages[at_last + 2], 0, 0,
-                      spectrum, channels, line_bytes, line_bytes)  # fmt: skip
+                stage(
+                    PRODUCT,
+                    lanes,
+                    double,
+                    radix=stages[at_last],
+                    source=lines,
+                    source_step=whole,
+                    source_im=half,
+                    target=out,
+                    target_step=whole,
+                    target_im=half,
+                    span=1,
+                    blocks=stages[at_last + 2],
+                    twiddles=0,
+                    table=0,
+                    spectrum=spectrum,
+                    channels=channels,
+                    source_channel_step=line_bytes,
+                    spectrum_channel_step=line_bytes,
+                )
                 spectrum += channels * line_bytes
                 for s in range(1, last):
                     at = 1 + 4 * (last - s)
-                    stage(INVERSE, lanes, double, stages[at], out, whole, half, out, whole, half, stages[at + 1], stages[at + 2],
-                          stages[at + 3], 0, 0, 0, 0, 0)  # fmt: skip
-                stage(SCATTER, lanes, double, stages[1], out, whole, half, workspace + element * whole + f * plane_bytes, 0, half,
-                      stages[2], stages[3], stages[4], workspace + p[P.targets], 0, 0, 0, 0)  # fmt: skip
+                    stage(
+                        INVERSE,
+                        lanes,
+                        double,
+                        radix=stages[at],
+                        source=out,
+                        source_step=whole,
+                        source_im=half,
+                        target=out,
+                        target_step=whole,
+                        target_im=half,
+                        span=stages[at + 1],
+                        blocks=stages[at + 2],
+                        twiddles=stages[at + 3],
+                        table=0,
+                        spectrum=0,
+                        channels=0,
+                        source_channel_step=0,
+                        spectrum_channel_step=0,
+                    )
+                stage(
+                    SCATTER,
+                    lanes,
+                    double,
+                    radix=stages[1],
+                    source=out,
+                    source_step=whole,
+                    source_im=half,
+                    target=workspace + element * whole + f * plane_bytes,
+                    target_step=0,
+                    target_im=half,
+                    span=stages[2],
+                    blocks=stages[3],
+                    twiddles=stages[4],
+                    table=workspace + p[P.targets],
+                    spectrum=0,
+                    channels=0,
+                    source_channel_step=0,
+                    spectrum_channel_step=0,
+                )
 
     return loops
 
 
 def convolve_planes(lanes, real):
-    """One step: the depth lines, then each result plane back through width and height into the accumulator and out."""
+    """The `convolve` function: run the depth lines, then transform and store each output plane."""
     double = 1 if real == "float64" else 0
     itemsize = np.dtype(real).itemsize
     half, whole = lanes * itemsize, 2 * lanes * itemsize
@@ -205,7 +419,7 @@ def convolve_planes(lanes, real):
 
     @inlined
     def holds_bad(address, count):
-        """Whether numbers at an address are not all finite."""
+        """Whether any of `count` numbers at an address is NaN or infinite."""
         if count >= lanes:
             return holds_non_finite(lanes, double, address, count) != 0
         numbers = memory(address, kind)
@@ -257,7 +471,7 @@ def convolve_planes(lanes, real):
                             here + k * whole + half,
                             plane_row,
                         )
-                # From right to left: the first tile's last block reaches over the beginning of the second tile.
+                # From right to left: the first tile's last block extends into the second tile.
                 out = step[F.accumulator] + f * step[F.acc_filter_step] * itemsize
                 for k in range(kept_blocks):
                     block = kept_blocks - 1 - k
@@ -271,14 +485,14 @@ def convolve_planes(lanes, real):
                         buffer,
                     )
             if step[F.flags] != 0:
-                # NaN or infinity in the window reaches every sum, and so does an overflow on the way.
+                # NaN or infinity in the window, or an intermediate overflow, reaches every sum.
                 for f in range(filters):
                     out = step[F.accumulator] + f * step[F.acc_filter_step] * itemsize
                     for j in range(step[F.height]):
                         if holds_bad(out + j * acc_row, step[F.width]):
                             step[F.last_nonfinite] = first
                             memory(step[F.flags], np.uint8)[step[F.step_number]] |= HAS_NONFINITE
-            if i < count - 1:  # the last plane is the driver's to store
+            if i < count - 1:  # the driver stores the last plane
                 if step[F.activate] != 0:
                     call(step[F.activate], step)
                 call(step[F.store], step)

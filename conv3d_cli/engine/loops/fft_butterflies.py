@@ -1,11 +1,12 @@
-"""Butterflies of the FFT tiles: stages of a mixed-radix transform over vectors, written as LLVM code.
+"""Butterflies of the FFT tiles: stages of a mixed-radix transform of vectors, as LLVM code.
 
-A *line* is a 1-D transform of many neighbouring signals at once: element n is a pair of vectors (re, im) at an address. A
-stage of radix r takes r elements, transforms them, and multiplies by twiddle factors from a table. Forward stages run by
-decimation in frequency and leave the frequencies in digit-reversed order; inverse stages start from that order and end in the
-natural one. Nothing is ever reordered: between them stands only the product with the kernel's spectrum, made in that order.
+A *line* is a 1-D transform of several neighbouring signals at once: element n is a pair of vectors
+(re, im) at an address. A stage of radix r transforms groups of r elements and multiplies them by
+twiddle factors from a table. Forward stages decimate in frequency and leave the frequencies in
+digit-reversed order; inverse stages start from that order and end in the natural one. Nothing is
+reordered, because the kernel's spectrum, which is applied in between, has the digit-reversed order.
 
-Each (radix, kind) becomes one function of the module, with loops inside, so the code stays small for any number of sizes.
+Each (radix, kind) is one LLVM function with loops, so the code stays small for any number of sizes.
 """
 
 from __future__ import annotations
@@ -25,15 +26,17 @@ Pair = tuple[Any, Any]
 
 
 class Complex:
-    """Arithmetic on pairs of vectors (re, im)."""
+    """Emits arithmetic on complex numbers, as pairs of vectors (re, im)."""
 
     def __init__(self, v: Vec) -> None:
         self.v, self.b = v, v.b
 
     def add(self, x: Pair, y: Pair) -> Pair:
+        """x + y."""
         return self.b.fadd(x[0], y[0]), self.b.fadd(x[1], y[1])
 
     def sub(self, x: Pair, y: Pair) -> Pair:
+        """x - y."""
         return self.b.fsub(x[0], y[0]), self.b.fsub(x[1], y[1])
 
     def turn(self, x: Pair, sign: int) -> Pair:
@@ -46,6 +49,7 @@ class Complex:
         return self.v.fma(y[0], c, x[0]), self.v.fma(y[1], c, x[1])
 
     def scale(self, x: Pair, factor: float) -> Pair:
+        """x * factor."""
         c = self.v.splat(factor)
         return self.b.fmul(x[0], c), self.b.fmul(x[1], c)
 
@@ -55,6 +59,7 @@ class Complex:
         return self.v.fma(y[1], minus, x[0]), self.v.fma(y[0], c, x[1])
 
     def mul(self, x: Pair, y: Pair) -> Pair:
+        """x * y."""
         re = self.v.fma(x[0], y[0], self.b.fneg(self.b.fmul(x[1], y[1])))
         return re, self.v.fma(x[0], y[1], self.b.fmul(x[1], y[0]))
 
@@ -69,7 +74,7 @@ class Complex:
         return re, self.v.fma(x[1], y[0], self.v.fma(x[0], y[1], total[1]))
 
     def dft(self, x: list[Pair], sign: int) -> list[Pair]:
-        """The DFT of len(x) elements, with exp(sign * 2 pi i / n)."""
+        """The DFT of n = len(x) elements, with the root of unity exp(sign * 2 pi i / n)."""
         return getattr(self, f"_dft{len(x)}")(x, sign)
 
     def _dft1(self, x: list[Pair], sign: int) -> list[Pair]:
@@ -89,7 +94,7 @@ class Complex:
 
     def _dft4(self, x: list[Pair], sign: int) -> list[Pair]:
         a, b, c = self.add(x[0], x[2]), self.sub(x[0], x[2]), self.add(x[1], x[3])
-        # +-i (x1 - x3) without a negation: the two outputs exchange a sum for a difference
+        # +-i (x1 - x3) without a negation: the two outputs swap an addition and a subtraction
         d = self.sub(x[1], x[3])
         plus = self.b.fsub(b[0], d[1]), self.b.fadd(b[1], d[0])
         minus = self.b.fadd(b[0], d[1]), self.b.fsub(b[1], d[0])
@@ -125,7 +130,7 @@ class Complex:
         return (b.fsub(m[0], e[1]), b.fadd(m[1], e[0])), (b.fadd(m[0], e[1]), b.fsub(m[1], e[0]))
 
     def _dft6(self, x: list[Pair], sign: int) -> list[Pair]:
-        """2 x 3 by Good and Thomas: no twiddles."""
+        """2 x 3 by the Good-Thomas algorithm, which needs no twiddles."""
         out: list[Any] = [None] * 6
         halves = [self._dft3([x[(3 * i + 2 * j) % 6] for j in range(3)], sign) for i in range(2)]
         for k in range(3):
@@ -136,7 +141,8 @@ class Complex:
     def _dft8(self, x: list[Pair], sign: int) -> list[Pair]:
         even, odd = self._dft4(x[0::2], sign), self._dft4(x[1::2], sign)
         b, h = self.b, math.sqrt(0.5)
-        # odd[1] * (1 + sign i) / sqrt 2 and odd[3] * (-1 + sign i) / sqrt 2: their factor waits for the last sum
+        # odd[1] * (1 + sign i) / sqrt 2 and odd[3] * (-1 + sign i) / sqrt 2; the last sums apply
+        # the factor 1 / sqrt 2
         re, im = odd[1]
         o1 = (b.fsub(re, im), b.fadd(re, im)) if sign > 0 else (b.fadd(re, im), b.fsub(im, re))
         re, im = odd[3]  # negated
@@ -155,13 +161,28 @@ class Complex:
 
 
 ARGUMENTS = (
-    "source", "source_step", "source_im", "target", "target_step", "target_im", "span", "blocks", "twiddles", "table",
-    "spectrum", "channels", "source_channel_step", "spectrum_channel_step",
-)  # fmt: skip
+    "source",
+    "source_step",
+    "source_im",
+    "target",
+    "target_step",
+    "target_im",
+    "span",
+    "blocks",
+    "twiddles",
+    "table",
+    "spectrum",
+    "channels",
+    "source_channel_step",
+    "spectrum_channel_step",
+)
 
 
 def _loop(b: ir.IRBuilder, count: Any, name: str) -> tuple[Any, Any, Any]:
-    """Open `for i in range(count)` (at least once): (i, block to jump back to, a function that closes it)."""
+    """Open a loop `for i in range(count)` that runs at least once.
+
+    Returns (i, the block before the loop, a function that closes the loop).
+    """
     before, body = b.block, b.append_basic_block(name)
     b.branch(body)
     b.position_at_end(body)
@@ -179,12 +200,14 @@ def _loop(b: ir.IRBuilder, count: Any, name: str) -> tuple[Any, Any, Any]:
 
 
 def _stage_function(module: ir.Module, kind: str, radix: int, lanes: int, real: str) -> ir.Function:
-    """The function of one stage; made once a module.
+    """The LLVM function of one kind of stage, added to the module at the first call.
 
-    kind: "forward", "forward_last" (span 1, no twiddles), "inverse_first", "inverse", and
-    "gather": forward, element n of the source lies at source + table[n];
-    "scatter": inverse, element n of the target lies at target + table[n];
-    "product": the last forward stage, the product with the spectrum summed over channels, and the first inverse stage in one.
+    kind : str      "forward", "inverse";
+                    "forward_last", "inverse_first": span 1, no twiddles;
+                    "gather": forward, element n of the source is at source + table[n];
+                    "scatter": inverse, element n of the target is at target + table[n];
+                    "product": the last forward stage, the product with the spectrum, summed over
+                    channels, and the first inverse stage
     """
     name = f"fft_{kind}_{radix}_{real}_{lanes}"
     found = module.globals.get(name)
@@ -265,9 +288,8 @@ def _stage_function(module: ir.Module, kind: str, radix: int, lanes: int, real: 
             for j in range(radix)
         ]
         x = [load(at, a["source_im"]) for at in places]
-        if (
-            kind == "gather"
-        ):  # what the next line will read: far apart, so the hardware does not see it coming
+        # the next line's elements, which are too far apart for the hardware's prefetcher
+        if kind == "gather":
             for at in places:
                 for part in (whole, b.add(whole, half)):
                     emit_prefetch(b, b.add(at, part), level=1)
@@ -290,17 +312,44 @@ def _stage_function(module: ir.Module, kind: str, radix: int, lanes: int, real: 
 
 
 @intrinsic(prefer_literal=True)
-def stage(typingctx, kind, lanes, double, radix, source, source_step, source_im, target, target_step, target_im, span, blocks,
-          twiddles, table, spectrum, channels, source_channel_step, spectrum_channel_step):  # fmt: skip
-    """Run one stage of the radix given at run time; `kind` is one of `KINDS`, by number. Steps are in bytes.
+def stage(
+    typingctx,
+    kind,
+    lanes,
+    double,
+    radix,
+    source,
+    source_step,
+    source_im,
+    target,
+    target_step,
+    target_im,
+    span,
+    blocks,
+    twiddles,
+    table,
+    spectrum,
+    channels,
+    source_channel_step,
+    spectrum_channel_step,
+):
+    """Run one stage; the radix is given at run time.
 
-    span: elements from one leg of a butterfly to the next; blocks: how many transforms of radix * span elements
+    kind : int                  index into `KINDS`
+    source, target : address    of lines
+    source_step, target_step : int  bytes from one element to the next
+    source_im, target_im : int  bytes from re to im
+    span : int                  elements from one input of a butterfly to the next
+    blocks : int                number of transforms of radix * span elements
+    twiddles : address          of their factors
+    table : address             of the elements' offsets in bytes, for "gather" and "scatter"
+    spectrum : address          for "product", as are:
+    channels : int
+    source_channel_step, spectrum_channel_step : int    bytes from one channel to the next
     """
-    arguments = (
-        source, source_step, source_im, target, target_step, target_im, span, blocks, twiddles, table, spectrum, channels,
-        source_channel_step, spectrum_channel_step,
-    )  # fmt: skip
-    sig = types.void(kind, lanes, double, radix, *arguments)
+    places = source, source_step, source_im, target, target_step, target_im
+    product = spectrum, channels, source_channel_step, spectrum_channel_step
+    sig = types.void(kind, lanes, double, radix, *places, span, blocks, twiddles, table, *product)
     which, width = KINDS[kind.literal_value], lanes.literal_value
     real = "float64" if double.literal_value else "float32"
 
@@ -326,7 +375,7 @@ FORWARD, FORWARD_LAST, INVERSE_FIRST, INVERSE, GATHER, SCATTER, PRODUCT = range(
 
 
 def _transpose_function(module: ir.Module, lanes: int, real: str) -> ir.Function:
-    """(source, source_step, target, target_step): a block of lanes x lanes numbers, rows some bytes apart."""
+    """The LLVM function that `transpose` calls, added to the module at the first call."""
     name = f"transpose_{real}_{lanes}"
     found = module.globals.get(name)
     if found is not None:
@@ -344,7 +393,7 @@ def _transpose_function(module: ir.Module, lanes: int, real: str) -> ir.Function
 
     x = [v.load(row(source, source_step, n), const(0)) for n in range(lanes)]
     half = lanes // 2
-    while half:  # exchange the off-diagonal quarters of blocks of 2 * half
+    while half:  # swap the off-diagonal quarters of blocks of size 2 * half
         y = list(x)
         for i in range(lanes):
             if i & half:
@@ -365,7 +414,11 @@ def _transpose_function(module: ir.Module, lanes: int, real: str) -> ir.Function
 
 @intrinsic(prefer_literal=True)
 def transpose(typingctx, lanes, double, source, source_step, target, target_step):
-    """Transpose a block of lanes x lanes numbers; addresses, and bytes from one row to the next."""
+    """Transpose a block of lanes x lanes numbers.
+
+    source, target : address
+    source_step, target_step : int  bytes from one row to the next
+    """
     sig = types.void(lanes, double, source, source_step, target, target_step)
     width, real = lanes.literal_value, "float64" if double.literal_value else "float32"
 
@@ -378,7 +431,7 @@ def transpose(typingctx, lanes, double, source, source_step, target, target_step
 
 @intrinsic(prefer_literal=True)
 def holds_non_finite(typingctx, lanes, double, address, count):
-    """1 if any of `count` numbers at an address, at least `lanes`, is NaN or infinite."""
+    """1 if any of `count` numbers at an address is NaN or infinite; `count` is at least `lanes`."""
     sig = types.int64(lanes, double, address, count)
     width, real = lanes.literal_value, "float64" if double.literal_value else "float32"
 

@@ -1,4 +1,4 @@
-"""What a CPU can do at most: multiply and add from registers, copy from memory to memory. `conv3d bench` measures with these."""
+"""Loops that `conv3d bench` times to find a CPU's limits: FMAs on registers, copies of memory."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ from conv3d_cli.engine.step import F
 
 @intrinsic(prefer_literal=True)
 def _multiply_add(typingctx, accumulators, lanes, rounds, out):
-    """`rounds` times an FMA on each of so many independent vectors; their sum goes to the address `out`."""
+    """Run `rounds` FMAs on each of `accumulators` independent vectors, and store their sum.
+
+    out : address       of the factor, the addend, and the vector that receives the sum
+    """
     sig = types.void(accumulators, lanes, rounds, out)
     count, width = accumulators.literal_value, lanes.literal_value
 
     def codegen(context, b, sig, args):
         v = Vec(b, width)
         target = b.inttoptr(args[3], v.real.as_pointer())
-        # from memory, so that nothing is known while compiling
+        # from memory, so that the compiler cannot fold constants
         factor, addend = v.broadcast(target, const(0)), v.broadcast(target, const(1))
         entry, loop, done = b.block, b.append_basic_block("round"), b.append_basic_block("done")
         b.branch(loop)
@@ -27,7 +30,8 @@ def _multiply_add(typingctx, accumulators, lanes, rounds, out):
         number.add_incoming(const(0), entry)
         start = [b.phi(v.type) for _ in range(count)]
         for i, phi in enumerate(start):
-            phi.add_incoming(v.splat(float(i)), entry)  # all different, else they would be one
+            # different starts, otherwise the compiler would merge the accumulators
+            phi.add_incoming(v.splat(float(i)), entry)
         sums = [v.fma(phi, factor, addend) for phi in start]
         following = b.add(number, const(1))
         number.add_incoming(following, loop)
@@ -46,7 +50,11 @@ def _multiply_add(typingctx, accumulators, lanes, rounds, out):
 
 @intrinsic(prefer_literal=True)
 def _copy_vectors(typingctx, lanes, streaming, source, out, count):
-    """Copy `count` groups of four vectors; `out` is aligned to vectors. streaming: 1 to store past the caches."""
+    """Copy `count` groups of four vectors between addresses.
+
+    streaming : int     1: stores bypass the caches
+    out : address       aligned to vectors
+    """
     sig = types.void(lanes, streaming, source, out, count)
     width, past = lanes.literal_value, streaming.literal_value
 
@@ -75,7 +83,7 @@ def _copy_vectors(typingctx, lanes, streaming, source, out, count):
 
 
 def multiply_add(accumulators, lanes):
-    """Rounds of FMAs: as many as `out_depth` says, with a factor and an addend at `out`."""
+    """Run `out_depth` rounds of FMAs, with factor and addend at `out` (see `_multiply_add`)."""
 
     def loops(step):
         _multiply_add(accumulators, lanes, step[F.out_depth], step[F.out])
@@ -84,7 +92,7 @@ def multiply_add(accumulators, lanes):
 
 
 def copy(lanes, streaming):
-    """Copy `out_depth` groups of four vectors of float32 from `source` to `out`."""
+    """Copy `out_depth` groups of four float32 vectors from `source` to `out`."""
 
     def loops(step):
         _copy_vectors(lanes, streaming, step[F.source], step[F.out], step[F.out_depth])

@@ -11,18 +11,15 @@ from conv3d_cli.engine.step import F
 
 
 def magnitude(count, real):
-    """The root of the sum of `count` squares, in float64: of planes of `width` voxels that lie one after another.
+    """The root of the sum of `count` squares per voxel, computed in float64.
 
-    source, out: their addresses.
+    Source: (count, voxels). Out: (voxels,).
     """
     kind = np.dtype(real).type
 
     def loops(step):
-        sums, result, voxels = (
-            memory(step[F.source], kind),
-            memory(step[F.out], kind),
-            step[F.width],
-        )
+        sums, result = memory(step[F.source], kind), memory(step[F.out], kind)
+        voxels = step[F.width]
         for k in range(voxels):
             total = 0.0
             for f in range(count):

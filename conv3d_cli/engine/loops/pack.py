@@ -1,11 +1,12 @@
-"""Packing: one input plane of a tile, with its halo, in the layout the micro-kernels want.
+"""Packing: copies one input plane of a tile, with its halo, into the layout of the micro-kernels.
 
-Whatever the source is (dtype, strides, scale, boundary), a packed plane is plain float32 or float64, so the loops behind it
-have no edge cases. Two layouts:
+Whatever the source's dtype, strides, scale and boundary, a packed plane is plain float32 or
+float64, so the micro-kernels have no edge cases. There are two layouts:
 
-- `pack_rows`: (channel, row, position), a row split by stride phase: position p lies at `(p % stride) * pitch + p // stride`,
-  so that a tap reads consecutive numbers for consecutive outputs at any stride.
-- `pack_voxels`: (row, position, channel), channels next to one another; `pitch` numbers from one position to the next.
+- `pack_rows`: (channel, row, position). A row is split by stride phase: position p is stored at
+  `(p % stride) * pitch + p // stride`, so that a tap reads consecutive elements for consecutive
+  outputs at any stride.
+- `pack_voxels`: (row, position, channel), with `pitch` elements from one position to the next.
 """
 
 from __future__ import annotations
@@ -19,7 +20,10 @@ from conv3d_cli.engine.views import OUTSIDE_OFFSET
 
 @inlined
 def value_of(raw, scaled, slope, intercept):
-    """A stored number as it is, in float64 as nibabel has it, which the caller rounds once; unscaled it is the number itself."""
+    """The value of a stored number in float64, which the caller rounds once.
+
+    Scaling in float64 is what nibabel does.
+    """
     if scaled:
         return np.float64(raw) * slope + intercept
     return np.float64(raw)
@@ -27,8 +31,10 @@ def value_of(raw, scaled, slope, intercept):
 
 @inlined
 def positions(step):
-    """The task's input positions: (rows, columns, first row, first column, and the run of columns, counted from the first,
-    that follow one another in the source)."""
+    """The task's input positions: (rows, columns, first row, first column, run start, run stop).
+
+    The positions of the run, which count from the first column, are consecutive source columns.
+    """
     first_row, first_column = step[F.row] * step[F.stride_h], step[F.column] * step[F.stride_w]
     height = (step[F.height] - 1) * step[F.stride_h] + step[F.extent_h]
     width = (step[F.width] - 1) * step[F.stride_w] + step[F.extent_w]
@@ -38,9 +44,10 @@ def positions(step):
 
 
 def finder(real, check):
-    """A function that tells whether a run of packed numbers holds NaN, infinity, or what may become it in a transform.
+    """A function that tells whether packed numbers contain NaN, infinity or huge numbers.
 
-    That is numbers from 2^64 on (float64: 2^512): their products and sums still have room. Always False without `check`.
+    Huge are numbers from 2^64 on (float64: 2^512), which may overflow in a transform; sums and
+    products of smaller ones do not. Without `check`, the function always returns False.
     """
     bits, exponent = (
         (np.uint32, 0x7F800000) if real == "float32" else (np.uint64, 0x7FF0000000000000)
@@ -62,14 +69,18 @@ def finder(real, check):
 
 
 def pack_rows(source_dtype, real, check):
-    """source_dtype, real: names of dtypes; check: 1 to write to `last_nonfinite` where NaN, infinity or huge numbers are."""
+    """Pack one plane in rows.
+
+    source_dtype, real : str    names of the source's and the packed dtype
+    check : int                 1: set `last_nonfinite` at NaN, infinity and huge numbers
+    """
     raw_type, kind = np.dtype(source_dtype).type, np.dtype(real).type
     itemsize = np.dtype(real).itemsize
     holds_huge = finder(real, check)
 
     @inlined
     def number(source, at, offset, fill, scaled, slope, intercept):
-        """The packed number of a position by its offset in the row that begins at `at`."""
+        """The packed number at an offset in the row that begins at `at`."""
         if offset == OUTSIDE_OFFSET:
             return fill
         return kind(value_of(source[at + offset], scaled, slope, intercept))
@@ -137,7 +148,7 @@ def pack_rows(source_dtype, real, check):
 
 
 def pack_voxels(source_dtype, real, check):
-    """As `pack_rows`, channels last."""
+    """As `pack_rows`, with channels last."""
     raw_type, kind = np.dtype(source_dtype).type, np.dtype(real).type
     itemsize = np.dtype(real).itemsize
     holds_huge = finder(real, check)
@@ -152,7 +163,7 @@ def pack_voxels(source_dtype, real, check):
         channel_step, column_step = step[F.source_channel_step], step[F.source_column_step]
         height, width, first_row, first_column, run_start, run_stop = positions(step)
         columns = memory(step[F.columns] + 8 * first_column, np.int64)
-        # voxels that follow one another without a gap in the source and in the scratch are one long row
+        # voxels that are contiguous in the source and in the scratch are copied as one long row
         joined = channel_step == 1 and column_step == channels and pitch == channels and not scaled
         if not joined:
             run_stop = run_start

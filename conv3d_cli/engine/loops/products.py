@@ -1,6 +1,7 @@
-"""Many products of one small matrix with stacks of columns, for weights that are transformed before a run.
+"""Products of one small matrix with stacks of columns, to transform weights before a run.
 
-NumPy would hand them to its BLAS, whose threads spin for a tenth of a second after each call: the CPUs that the run needs.
+NumPy would use its BLAS, whose threads spin for a tenth of a second after each call, on the CPUs
+that the run needs.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ from conv3d_cli.engine.step import F
 
 @intrinsic(prefer_literal=True)
 def _multiply_rows(typingctx, rows, lanes, double, factors, factor_step, columns, step, terms, out):
-    """`rows` rows of the product with `lanes` columns, all addresses.
+    """Compute `rows` rows and `lanes` columns of the product.
 
-    factors: (terms, factor_step numbers), a column of the matrix each; columns: (terms, step bytes); out: (rows, step bytes)
+    factors : address   (terms, rows), a column of the matrix per term, `factor_step` elements apart
+    columns : address   (terms, lanes), rows `step` bytes apart
+    out : address       (rows, lanes), rows `step` bytes apart
     """
     sig = types.void(rows, lanes, double, factors, factor_step, columns, step, terms, out)
     count, width, is_double = (t.literal_value for t in sig.args[:3])
@@ -58,8 +61,9 @@ def _multiply_rows(typingctx, rows, lanes, double, factors, factor_step, columns
 def products(lanes, real):
     """out[i] = matrix @ source[i].
 
-    `weights`: the matrix transposed, (terms, rows); `source`: (stacks, terms, columns); `out`: (stacks, rows, columns).
-    Parameters (int64): stacks, rows (of PRODUCT_ROWS), terms, columns (of lanes).
+    Weights: the matrix transposed, (terms, rows).
+    Source: (stacks, terms, columns). Out: (stacks, rows, columns).
+    Parameters (int64): stacks; rows (a multiple of PRODUCT_ROWS); terms; columns (of lanes).
     """
     itemsize = np.dtype(real).itemsize
     double = 1 if itemsize == 8 else 0
@@ -74,8 +78,15 @@ def products(lanes, real):
             for column in range(0, pitch, lanes * itemsize):
                 for row in range(0, rows, PRODUCT_ROWS):
                     _multiply_rows(
-                        PRODUCT_ROWS, lanes, double, step[F.weights] + row * itemsize, rows, source + column, pitch, terms,
-                        out + row * pitch + column,
-                    )  # fmt: skip
+                        PRODUCT_ROWS,
+                        lanes,
+                        double,
+                        factors=step[F.weights] + row * itemsize,
+                        factor_step=rows,
+                        columns=source + column,
+                        step=pitch,
+                        terms=terms,
+                        out=out + row * pitch + column,
+                    )
 
     return loops

@@ -1,12 +1,14 @@
 """Separable kernels: a pass along each axis, fused so that memory is read once and written once.
 
-Each packed plane is filtered along the height, then along the width, when it arrives (`filter_plane`), and kept in a ring
-of filtered planes; `filter_depth` makes a step's output planes from the ring. All three passes hold `ROWS` sums in
-registers. Along height and depth they are neighbouring outputs of the axis, which share the rows they load.
+When a plane has been packed, `filter_plane` filters it along the height, then along the width, into
+a ring of filtered planes; `filter_depth` computes a step's output planes from the ring. All three
+passes keep `rows` vectors of sums in registers. Along height and depth these are neighbouring
+outputs, which share the rows that they load.
 
-A symmetric filter along height or depth is folded: the two values that meet the same weight are added first. That halves
-the multiplications, and some CPUs have separate units for additions (a Gaussian of 41 taps an axis: 29 ms instead of 34,
-Zen 4, 2026-11). Along the width it gains nothing, since loads bind there.
+A symmetric filter along height or depth is folded: the two values with the same weight are added
+first. That halves the multiplications, and some CPUs have separate units for additions (a Gaussian
+of 41 taps per axis: 29 instead of 34 ms, Zen 4, 2026-11). Along the width it gains nothing, since
+loads are the bottleneck there.
 """
 
 from __future__ import annotations
@@ -19,11 +21,14 @@ from conv3d_cli.engine.loops.ahead import fetch_part
 from conv3d_cli.engine.loops.simd import I64, Vec, const, emit_prefetch, memory
 from conv3d_cli.engine.step import F
 
-BLOCK = 4  # taps unrolled where the filter is not folded
+BLOCK = 4  # taps unrolled if the filter is not folded
 
 
 def _counted(b, start, stop, step, values, body):
-    """`values = body(k, values)` for k = start, start + step, ... while k + step <= stop: (next k, values)."""
+    """Emit a loop `values = body(k, values)` over k = start, start + step, ...
+
+    It ends when k + step > stop. Returns (the next k, values).
+    """
     before = b.block
     head, inside, done = (b.append_basic_block(name) for name in ("head", "inside", "done"))
     b.branch(head)
@@ -43,7 +48,7 @@ def _counted(b, start, stop, step, values, body):
 
 
 def _put(b, v, sums, first, out, out_row):
-    """Store sums, or add them to what is there unless `first`."""
+    """Emit code that stores sums, or if `first` is 0, adds them to those in memory."""
     lines = [
         b.inttoptr(b.add(out, b.mul(out_row, const(r))), v.real.as_pointer())
         for r in range(len(sums))
@@ -58,8 +63,11 @@ def _put(b, v, sums, first, out, out_row):
 
 
 def _line(b, v, address):
-    """The vector at an address. The one behind it is fetched into L1 meanwhile: lines lie in L2, and they are more than the
-    CPU's own prefetcher follows (without, a Gaussian of 41 taps an axis took 42 ms instead of 29; Zen 4, 2026-11)."""
+    """Emit code that loads the vector at an address, and prefetches the next one into L1.
+
+    The lines are in L2, and more of them than the CPU's own prefetcher follows (without the
+    prefetch, a Gaussian of 41 taps per axis took 42 instead of 29 ms; Zen 4, 2026-11).
+    """
     emit_prefetch(b, b.add(address, const(64)), level=1)
     return v.load(b.inttoptr(address, v.real.as_pointer()), const(0))
 
@@ -82,15 +90,21 @@ def _fold_rows(
     out,
     out_row,
 ):
-    """A vector of each of `rows` outputs: the sum over pairs k of weights[k] * (line r+k + line r+taps-1-k).
+    """Sum a symmetric filter for a vector of each of `rows` outputs.
 
-    lines: int64 addresses of the lines; at: bytes into each. Pairs begin <= k < end; centre: 1 to add the middle tap too.
-    halve: the lines are halved when loaded, so that a sum of two cannot overflow.
+    Output r is the sum over begin <= k < end of
+    weights[k] * (line[r + k] + line[r + taps - 1 - k]).
+    halve : int         1: halve the lines when they are loaded, so that no sum of two overflows
+    lines : address     of the lines' addresses, int64
+    at : int            bytes from the beginning of each line
+    centre : int        1: also add the middle tap
+    first : int         1: overwrite `out` instead of adding to it
+    out : address       outputs are `out_row` bytes apart
     """
-    sig = types.void(
-        rows, lanes, double, halve, lines, at, weights, taps, begin, end, centre, first, out, out_row,
-    )  # fmt: skip
-    R, width, is_double, is_halved = (t.literal_value for t in sig.args[:4])
+    literals = rows, lanes, double, halve
+    pairs = weights, taps, begin, end, centre
+    sig = types.void(*literals, lines, at, *pairs, first, out, out_row)
+    R, width, is_double, is_halved = (literal.literal_value for literal in literals)
 
     def codegen(context, b, sig, args):
         v = Vec(b, width, "float64" if is_double else "float32")
@@ -120,7 +134,7 @@ def _fold_rows(
 
             return body
 
-        # the lines that the first pair shares with later ones
+        # the lines that the first pair shares with later pairs
         front = [line(b.add(begin, const(r))) for r in range(R - 1)]
         back = [line(b.add(b.sub(last, begin), const(r))) for r in range(1, R)]
         values = [v.zero] * R + front + back
@@ -159,14 +173,16 @@ def _sum_rows(
     out,
     out_row,
 ):
-    """A vector of each of `rows` outputs: the sum over taps begin <= k < end of weights[k] * line (r*stride + k*dilation).
+    """Sum a filter for a vector of each of `rows` outputs.
 
-    shared: 1 promises that stride and dilation are 1, so that taps share lines.
+    Output r is the sum over begin <= k < end of weights[k] * line[r * stride + k * dilation].
+    shared : int        1: stride and dilation are 1, so outputs share lines
+    The other parameters are those of `_fold_rows`.
     """
-    sig = types.void(
-        rows, lanes, double, shared, lines, at, stride, dilation, weights, begin, end, first, out, out_row,
-    )  # fmt: skip
-    R, width, is_double, is_shared = (t.literal_value for t in sig.args[:4])
+    literals = rows, lanes, double, shared
+    taps = stride, dilation, weights, begin, end
+    sig = types.void(*literals, lines, at, *taps, first, out, out_row)
+    R, width, is_double, is_shared = (literal.literal_value for literal in literals)
 
     def codegen(context, b, sig, args):
         v = Vec(b, width, "float64" if is_double else "float32")
@@ -210,10 +226,14 @@ def _sum_rows(
 def _sum_columns(
     typingctx, rows, lanes, double, source, row, offsets, weights, begin, end, first, out, out_row
 ):
-    """A vector of each of `rows` rows: the sum over taps begin <= k < end of weights[k] * source[r, offsets[k] and on].
+    """Sum a filter along the width for a vector of each of `rows` rows.
 
-    source: an address; row: bytes from one row to the next; offsets: int64, in bytes
-    Most of these loads cross a cache line, so they bind, not the multiplications.
+    Output r is the sum over begin <= k < end of
+    weights[k] * (the vector at source + r * row + offsets[k]).
+    row : int           bytes from one row to the next
+    offsets : address   int64, in bytes
+    The other parameters are those of `_fold_rows`. Most of these loads cross a cache line, so loads
+    are the bottleneck, not multiplications.
     """
     sig = types.void(
         rows, lanes, double, source, row, offsets, weights, begin, end, first, out, out_row
@@ -250,29 +270,27 @@ def _sum_columns(
 
 
 def filter_plane(rows, fold_h, shared_h, chunk, folded_chunk, lanes, real):
-    """What `absorb` does: filter the packed plane along height and width into the ring.
+    """The `absorb` function: filter the packed plane along height and width into the ring.
 
-    rows: sums in registers; fold_h: 1 where the filters along the height are symmetric; shared_h: 1 where stride and dilation
-    are 1; chunk, folded_chunk: taps and pairs that are summed before they join the rest
-    Parameters (int64): see `algorithms/separable.py`. Weights by group, filter: height (terms, kh), width (kept, terms, kw),
-    depth (kept, kd).
+    rows : int                  vectors of sums in registers
+    fold_h : int                1 if the filters along the height are folded
+    shared_h : int              1 if stride and dilation along the height are 1
+    chunk, folded_chunk : int   taps, and pairs of taps, that are summed from zero
+    Parameters (int64): see `algorithms.separable.prepare`; `kept` is the number of filters along
+    depth, `terms` that along height.
+    Weights of each group and filter: height (terms, kh), width (kept, terms, kw), depth (kept, kd).
     """
     double = 1 if real == "float64" else 0
     itemsize = 8 if double else 4
 
     def loops(step):
         parameters = memory(step[F.parameters], np.int64)
-        kd, kh, kw, dilation_h, terms, kept = (
-            parameters[0], parameters[1], parameters[2], parameters[4], parameters[5], parameters[6],
-        )  # fmt: skip
+        kd, kh, kw = parameters[0], parameters[1], parameters[2]
+        dilation_h, terms, kept = parameters[4], parameters[5], parameters[6]
         lines_at = step[F.workspace]
         half_at, half_rows = step[F.workspace] + parameters[7], parameters[8]
-        ring_at, ring_plane, ring, ring_row = (
-            step[F.workspace] + parameters[9],
-            parameters[10],
-            parameters[11],
-            parameters[12],
-        )
+        ring_at = step[F.workspace] + parameters[9]
+        ring_plane, ring, ring_row = parameters[10], parameters[11], parameters[12]
         offsets = parameters[13]
         per_filter = terms * kh + kept * terms * kw + kept * kd
         row_bytes, stride_h = itemsize * step[F.row_step], step[F.stride_h]
@@ -291,14 +309,13 @@ def filter_plane(rows, fold_h, shared_h, chunk, folded_chunk, lanes, real):
                 step[F.weights] + itemsize * (step[F.group] * step[F.filters] + f) * per_filter
             )
             for tile in range(tiles):
-                # `rows` rows along the height, then the same rows along the width while they are in L1
+                # `rows` rows along the height, then along the width while they are in L1
                 weights = first_weight
                 here = lines_at + 8 * tile * rows * stride_h
                 for term in range(terms):
                     for x in range(strips):
-                        if (
-                            f == 0 and term == 0
-                        ):  # without, sigma 1 takes 1.35 times as long, sigma 5 1.2 times
+                        # without this, sigma 1 takes 1.35 times as long, sigma 5 1.2 times
+                        if f == 0 and term == 0:
                             fetch_part(step, tile * strips + x, tiles * strips)
                         out = half_at + term * half_rows + x * vector
                         if fold_h:
@@ -307,16 +324,40 @@ def filter_plane(rows, fold_h, shared_h, chunk, folded_chunk, lanes, real):
                                 end = min(k + folded_chunk, half)
                                 centre = kh % 2 if end == half else 0
                                 _fold_rows(
-                                    rows, lanes, double, 1, here, x * vector, weights, kh, k, end, centre, int(k == 0), out,
-                                    row_bytes,
-                                )  # fmt: skip
+                                    rows,
+                                    lanes,
+                                    double,
+                                    1,
+                                    lines=here,
+                                    at=x * vector,
+                                    weights=weights,
+                                    taps=kh,
+                                    begin=k,
+                                    end=end,
+                                    centre=centre,
+                                    first=int(k == 0),
+                                    out=out,
+                                    out_row=row_bytes,
+                                )
                                 k += folded_chunk
                         else:
                             for k in range(0, kh, chunk):
                                 _sum_rows(
-                                    rows, lanes, double, shared_h, here, x * vector, stride_h, dilation_h, weights, k,
-                                    min(k + chunk, kh), int(k == 0), out, row_bytes,
-                                )  # fmt: skip
+                                    rows,
+                                    lanes,
+                                    double,
+                                    shared_h,
+                                    lines=here,
+                                    at=x * vector,
+                                    stride=stride_h,
+                                    dilation=dilation_h,
+                                    weights=weights,
+                                    begin=k,
+                                    end=min(k + chunk, kh),
+                                    first=int(k == 0),
+                                    out=out,
+                                    out_row=row_bytes,
+                                )
                     weights += itemsize * kh
                 for plane in range(kept):
                     to = (
@@ -329,30 +370,38 @@ def filter_plane(rows, fold_h, shared_h, chunk, folded_chunk, lanes, real):
                         for x in range((step[F.width] + lanes - 1) // lanes):
                             for k in range(0, kw, chunk):
                                 _sum_columns(
-                                    rows, lanes, double, source + x * vector, row_bytes, offsets, weights, k,
-                                    min(k + chunk, kw), int(k == 0 and term == 0), to + x * vector, ring_row,
-                                )  # fmt: skip
+                                    rows,
+                                    lanes,
+                                    double,
+                                    source=source + x * vector,
+                                    row=row_bytes,
+                                    offsets=offsets,
+                                    weights=weights,
+                                    begin=k,
+                                    end=min(k + chunk, kw),
+                                    first=int(k == 0 and term == 0),
+                                    out=to + x * vector,
+                                    out_row=ring_row,
+                                )
                         weights += itemsize * kw
 
     return loops
 
 
 def filter_depth(rows, fold, shared, chunk, folded_chunk, lanes, real):
-    """What `convolve` does: `rows` output planes of a step from the ring."""
+    """The `convolve` function: compute the `rows` output planes of a step from the ring.
+
+    The parameters are those of `filter_plane`, along depth.
+    """
     double = 1 if real == "float64" else 0
     itemsize = 8 if double else 4
 
     def loops(step):
         parameters = memory(step[F.parameters], np.int64)
-        kd, kh, kw, dilation, terms, kept = (
-            parameters[0], parameters[1], parameters[2], parameters[3], parameters[5], parameters[6],
-        )  # fmt: skip
-        ring_at, ring_plane, ring, ring_row = (
-            step[F.workspace] + parameters[9],
-            parameters[10],
-            parameters[11],
-            parameters[12],
-        )
+        kd, kh, kw = parameters[0], parameters[1], parameters[2]
+        dilation, terms, kept = parameters[3], parameters[5], parameters[6]
+        ring_at = step[F.workspace] + parameters[9]
+        ring_plane, ring, ring_row = parameters[10], parameters[11], parameters[12]
         before_depth = terms * kh + kept * terms * kw
         lines_at = step[F.workspace]
         lines = memory(lines_at, np.int64)
@@ -382,16 +431,40 @@ def filter_depth(rows, fold, shared, chunk, folded_chunk, lanes, real):
                             end = min(k + folded_chunk, half)
                             centre = kd % 2 if end == half else 0
                             _fold_rows(
-                                rows, lanes, double, 0, lines_at, x * vector, weights, kd, k, end, centre,
-                                int(k == 0 and plane == 0), out, out_plane,
-                            )  # fmt: skip
+                                rows,
+                                lanes,
+                                double,
+                                0,
+                                lines=lines_at,
+                                at=x * vector,
+                                weights=weights,
+                                taps=kd,
+                                begin=k,
+                                end=end,
+                                centre=centre,
+                                first=int(k == 0 and plane == 0),
+                                out=out,
+                                out_row=out_plane,
+                            )
                             k += folded_chunk
                     else:
                         for k in range(0, kd, chunk):
                             _sum_rows(
-                                rows, lanes, double, shared, lines_at, x * vector, stride, dilation, weights, k,
-                                min(k + chunk, kd), int(k == 0 and plane == 0), out, out_plane,
-                            )  # fmt: skip
+                                rows,
+                                lanes,
+                                double,
+                                shared,
+                                lines=lines_at,
+                                at=x * vector,
+                                stride=stride,
+                                dilation=dilation,
+                                weights=weights,
+                                begin=k,
+                                end=min(k + chunk, kd),
+                                first=int(k == 0 and plane == 0),
+                                out=out,
+                                out_row=out_plane,
+                            )
                 weights += itemsize * kd
 
     return loops

@@ -1,9 +1,10 @@
-"""The vocabulary of the loops: typed memory by address, calls by address, and vectors.
+"""Building blocks of the loops: typed memory by address, calls by address, and vectors.
 
-Numba's own vectoriser reaches a quarter of the FMA units on convolutions. A micro-kernel is therefore written as one
-`@intrinsic`, which builds LLVM vector code with the helpers of `Vec`: ordinary Python loops unroll the taps while the code is
-built, so Numba's type inference never sees them, and compiling takes a second instead of many. Tile shapes arrive as literal
-integers (`prefer_literal=True`).
+On convolutions, LLVM's automatic vectorisation of Numba code reaches a quarter of the FMA peak. A
+micro-kernel is therefore one `@intrinsic`, which builds LLVM vector code with the helpers of `Vec`.
+Ordinary Python loops unroll the taps while they build the code; Numba's type inference does not see
+them, so compiling takes a second instead of many. Tile shapes are literal integers
+(`prefer_literal=True`).
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-# A function that loops share; it becomes part of each, since a call could hand on an error, which machine code has no use for.
+# Decorates a function that loops share. It is inlined into each of them, because a call between
+# Numba functions passes errors on, and loops without Numba cannot raise.
 inlined = njit(inline="always", error_model="numpy")
 
 I32, I64 = ir.IntType(32), ir.IntType(64)
@@ -25,7 +27,7 @@ REAL_TYPES = {"float32": ir.FloatType(), "float64": ir.DoubleType()}
 
 @intrinsic
 def memory(typingctx, address, kind):
-    """memory(address, np.float32): the numbers at an address, to be indexed like an array (not checked, no negatives)."""
+    """memory(address, np.float32): the numbers at an address, indexed from 0 without checks."""
     sig = types.CPointer(kind.dtype)(address, kind)
 
     def codegen(context, builder, sig, args):
@@ -36,7 +38,7 @@ def memory(typingctx, address, kind):
 
 @intrinsic
 def real_field(typingctx, step, field):
-    """A field of the step record that holds a float64."""
+    """real_field(step, F.name): a float64 field of the step record."""
     sig = types.float64(step, field)
 
     def codegen(context, builder, sig, args):
@@ -72,7 +74,7 @@ def prefetch(typingctx, address):
 
 
 def emit_prefetch(builder: ir.IRBuilder, address: Any, level: int) -> None:
-    """Emit code that fetches a cache line into L1 or L2; any address is harmless."""
+    """Emit code that fetches a cache line into L1 or L2 (`level`); any address is harmless."""
     pointer = ir.IntType(8).as_pointer()
     function = cgutils.get_or_insert_function(
         builder.module, ir.FunctionType(ir.VoidType(), [pointer, I32, I32, I32]), "llvm.prefetch.p0"
@@ -82,14 +84,17 @@ def emit_prefetch(builder: ir.IRBuilder, address: Any, level: int) -> None:
 
 
 def const(value: int) -> ir.Constant:
-    """An int64."""
+    """An int64 constant."""
     return ir.Constant(I64, value)
 
 
 def emit_cases(
     builder: ir.IRBuilder, number: Any, most: int, end: ir.Block, emit: Callable[[int], None]
 ) -> None:
-    """Emit a block for each of 1 ... most and a switch to that of `number`; `emit(n)` must branch to `end`."""
+    """Emit a switch over `number` with one block for each n from 1 to `most`.
+
+    `emit(n)` fills a block and must branch to `end`, where the builder continues.
+    """
     cases = [builder.append_basic_block(f"case_{n}") for n in range(1, most + 1)]
     switch = builder.switch(number, end)
     for n, block in enumerate(cases, 1):
@@ -100,9 +105,9 @@ def emit_cases(
 
 
 class Vec:
-    """Emit code on vectors of `lanes` numbers of one real type, with an llvmlite IRBuilder.
+    """Emits code on vectors of `lanes` numbers of one real type, with an llvmlite IRBuilder.
 
-    Pointers are typed pointers to that real type; offsets are in numbers.
+    Pointers are typed pointers to that real type; offsets are in elements.
     """
 
     def __init__(self, builder: ir.IRBuilder, lanes: int, real: str = "float32") -> None:
@@ -124,21 +129,21 @@ class Vec:
         return ir.Constant(self.type, [value] * self.lanes)
 
     def at(self, pointer: Any, offset: Any) -> Any:
-        """pointer + offset numbers, as a pointer to a vector."""
+        """A pointer to the vector that begins at pointer[offset]."""
         return self.b.bitcast(self.b.gep(pointer, [offset]), self.type.as_pointer())
 
     def load(self, pointer: Any, offset: Any) -> Any:
-        """The `lanes` numbers from pointer[offset] on; any alignment."""
+        """Load the vector that begins at pointer[offset]; any alignment."""
         value = self.b.load(self.at(pointer, offset))
         value.align = self.bytes
         return value
 
     def store(self, value: Any, pointer: Any, offset: Any) -> None:
-        """Put a vector to pointer[offset] and on; any alignment."""
+        """Store a vector at pointer[offset]; any alignment."""
         self.b.store(value, self.at(pointer, offset)).align = self.bytes
 
     def stream(self, value: Any, pointer: Any, offset: Any) -> None:
-        """As `store`, past the caches; the place must be aligned to the vector's size."""
+        """As `store`, but bypass the caches; the address must be aligned to the vector's size."""
         store = self.b.store(value, self.at(pointer, offset))
         store.align = self.bytes * self.lanes
         one = ir.Constant(I32, 1)
@@ -158,11 +163,11 @@ class Vec:
         return self.b.call(self._fma, [a, b, c])
 
     def shuffle(self, a: Any, b: Any, lanes: list[int]) -> Any:
-        """Lanes by number out of a (0...) and b (lanes...)."""
+        """Select lanes by number: 0 to lanes - 1 are those of a, lanes and above those of b."""
         return self.b.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, len(lanes)), lanes))
 
     def add_across(self, vectors: list[Any]) -> Any:
-        """The sums of all lanes of up to `lanes` vectors, in the first lanes of one vector."""
+        """Sum the lanes of each of up to `lanes` vectors, into the first lanes of one vector."""
         count = 1
         while count < len(vectors):
             count *= 2

@@ -1,8 +1,9 @@
 """The spatial micro-kernel: vectors along the width, a register tile of output rows x vectors.
 
-The taps of a kernel are a list of *items*: one column of up to `taps` kernel rows at one (channel, depth, column). Each input
-vector that is loaded serves every output row it touches, so loads stay rarer than FMAs. Items are offsets, so dilation, strides
-along depth and width, and zero taps left out cost the loop nothing.
+The taps of a kernel are a list of *items*: up to `taps` consecutive kernel rows at one (channel,
+depth, column). Each loaded input vector serves all output rows that read it, so loads are rarer
+than FMAs. Items are offsets, so dilation, strides along depth and width, and skipped zero taps cost
+the loop nothing.
 """
 
 from __future__ import annotations
@@ -17,19 +18,39 @@ from conv3d_cli.engine.step import F
 
 
 @intrinsic(prefer_literal=True)
-def _sum_items(typingctx, taps, row_stride, rows, columns, lanes, double,
-               source, tap_step, offsets, planes, window, weights, count, first, sums, sums_row):  # fmt: skip
+def _sum_items(
+    typingctx,
+    taps,
+    row_stride,
+    rows,
+    columns,
+    lanes,
+    double,
+    source,
+    tap_step,
+    offsets,
+    planes,
+    window,
+    weights,
+    count,
+    first,
+    sums,
+    sums_row,
+):
     """Add `count` items to rows x columns vectors of sums.
 
-    source: address of output (0, 0)'s window; tap_step: bytes from one kernel row to the next
-    offsets, planes (count,): int64 addresses; an item lies at source + offsets[i] + window[planes[i]] (bytes)
-    weights (count, taps); first: 1 to overwrite the `sums`, rows `sums_row` bytes apart, instead of adding to them
+    source : address            of the window of output (0, 0)
+    tap_step : int              bytes from one kernel row to the next
+    offsets, planes : address   int64 (count,); item i is at
+                                source + offsets[i] + window[planes[i]], in bytes
+    weights : address           (count, taps)
+    first : int                 1: overwrite the sums instead of adding to them
+    sums : address              rows are `sums_row` bytes apart
     """
-    sig = types.void(
-        taps, row_stride, rows, columns, lanes, double, source, tap_step, offsets, planes, window, weights, count,
-        first, sums, sums_row,
-    )  # fmt: skip
-    kh, stride, R, C, width, is_double = (t.literal_value for t in sig.args[:6])
+    literals = taps, row_stride, rows, columns, lanes, double
+    places = source, tap_step, offsets, planes, window
+    sig = types.void(*literals, *places, weights, count, first, sums, sums_row)
+    kh, stride, R, C, width, is_double = (literal.literal_value for literal in literals)
 
     def codegen(context, b, sig, args):
         if kh == 0:
@@ -88,28 +109,33 @@ def _sum_items(typingctx, taps, row_stride, rows, columns, lanes, double,
 
 
 def sum_taps(taps, short, row_stride, rows, columns, lanes, real):
-    """One step: items in chunks, over all filters, planes, row blocks and vectors of the tile.
+    """Sum a step: items in chunks, over all filters, planes, row blocks and vectors of the tile.
 
-    taps: kernel rows in an item; short: 1 if items of one less follow (then in chunks of their own)
-    Parameters (int64): taps in all, items of full length, chunks, bytes from one kernel row to the next, rows from one output
-    row of a register tile to the next (the dilation, so that its rows share their input); then addresses of: item offsets in
-    bytes, item planes (places in the window), chunk starts (chunks + 1). Weights: (groups, filters, taps in all).
+    taps : int              kernel rows of a long item
+    short : int             1 if short items, of one row less, follow the long ones, in own chunks
+    row_stride : int        kernel rows from one output row of a register tile to the next
+    rows, columns : int     register tile, output rows x vectors
+    Parameters (int64): taps in total; long items; chunks; bytes from one kernel row to the next;
+    output rows from one row of a register tile to the next (the dilation, so that they share
+    input); addresses of the items' offsets in bytes, the items' planes (indices into the window),
+    and the chunks' starts (chunks + 1).
+    Weights: (groups, filters, taps in total).
     """
     double = 1 if real == "float64" else 0
     itemsize = 8 if double else 4
     less = columns if short else max(columns - 1, 1)
-    fewer = taps - 1 if short else 0  # of 0 taps nothing is compiled
+    fewer = taps - 1 if short else 0  # `_sum_items` emits no code for 0 taps
 
     def loops(step):
         parameters = memory(step[F.parameters], np.int64)
-        all_taps, long_items, chunks, tap_step, gap = (
-            parameters[0], parameters[1], parameters[2], parameters[3], parameters[4],
-        )  # fmt: skip
+        all_taps, long_items, chunks = parameters[0], parameters[1], parameters[2]
+        tap_step, gap = parameters[3], parameters[4]
         offsets, planes = parameters[5], parameters[6]
         starts = memory(parameters[7], np.int64)
         filters = step[F.filters]
         vectors = (step[F.width] + lanes - 1) // lanes
-        # so many blocks of `less` vectors that the rest are full ones; a last block may reach over the row's end
+        # `narrow` blocks of `less` vectors, so that the others are full; a last block may extend
+        # beyond the row's end
         blocks = (vectors + columns - 1) // columns
         narrow = blocks * columns - vectors if less < columns else 0
         if narrow > blocks:
@@ -145,21 +171,61 @@ def sum_taps(taps, short, row_stride, rows, columns, lanes, real):
                                     long_items * taps + (at - long_items) * fewer
                                 )
                                 _sum_items(
-                                    fewer, row_stride, rows, columns, lanes, double, source, tap_step, offsets + 8 * at,
-                                    planes + 8 * at, here, rest, count, first, sums, gap * sums_row,
-                                )  # fmt: skip
+                                    fewer,
+                                    row_stride,
+                                    rows,
+                                    columns,
+                                    lanes,
+                                    double,
+                                    source=source,
+                                    tap_step=tap_step,
+                                    offsets=offsets + 8 * at,
+                                    planes=planes + 8 * at,
+                                    window=here,
+                                    weights=rest,
+                                    count=count,
+                                    first=first,
+                                    sums=sums,
+                                    sums_row=gap * sums_row,
+                                )
                             elif block < narrow:
                                 _sum_items(
-                                    taps, row_stride, rows, less, lanes, double, source, tap_step, offsets + 8 * at,
-                                    planes + 8 * at, here, weights + itemsize * at * taps, count, first,
-                                    sums, gap * sums_row,
-                                )  # fmt: skip
+                                    taps,
+                                    row_stride,
+                                    rows,
+                                    less,
+                                    lanes,
+                                    double,
+                                    source=source,
+                                    tap_step=tap_step,
+                                    offsets=offsets + 8 * at,
+                                    planes=planes + 8 * at,
+                                    window=here,
+                                    weights=weights + itemsize * at * taps,
+                                    count=count,
+                                    first=first,
+                                    sums=sums,
+                                    sums_row=gap * sums_row,
+                                )
                             else:
                                 _sum_items(
-                                    taps, row_stride, rows, columns, lanes, double, source, tap_step, offsets + 8 * at,
-                                    planes + 8 * at, here, weights + itemsize * at * taps, count, first,
-                                    sums, gap * sums_row,
-                                )  # fmt: skip
+                                    taps,
+                                    row_stride,
+                                    rows,
+                                    columns,
+                                    lanes,
+                                    double,
+                                    source=source,
+                                    tap_step=tap_step,
+                                    offsets=offsets + 8 * at,
+                                    planes=planes + 8 * at,
+                                    window=here,
+                                    weights=weights + itemsize * at * taps,
+                                    count=count,
+                                    first=first,
+                                    sums=sums,
+                                    sums_row=gap * sums_row,
+                                )
                     column += tile_columns
 
     return loops

@@ -1,6 +1,7 @@
 """The end of a step: bias, rounding, saturation, and the store in the output's dtype and order.
 
-It runs on the step's accumulator while that is still in the cache, so none of it costs a pass over the volume.
+It runs on the step's accumulator while that is still in the cache, so none of it needs another pass
+over the volume.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from conv3d_cli.engine.step import F
 
 @intrinsic(prefer_literal=True)
 def _stream_vector(typingctx, lanes, double, source, target):
-    """Copy one vector between addresses past the caches; the target is aligned."""
+    """Copy one vector between addresses, bypassing the caches; the target is aligned."""
     sig = types.void(lanes, double, source, target)
     real = "float64" if double.literal_value else "float32"
     width = lanes.literal_value
@@ -32,7 +33,11 @@ def _stream_vector(typingctx, lanes, double, source, target):
 
 
 def store(real, out_dtype):
-    """real: dtype of the sums; out_dtype: float32, float64 or an integer dtype, by name."""
+    """Store a block of rows of a step, and count the values that the dtype cannot represent.
+
+    real : str          name of the sums' dtype
+    out_dtype : str     float32, float64 or an integer dtype
+    """
     kind, out_kind = np.dtype(real).type, np.dtype(out_dtype).type
     is_float = np.dtype(out_dtype).kind == "f"
     is_wide = not is_float and np.dtype(out_dtype).itemsize == 8
@@ -40,7 +45,7 @@ def store(real, out_dtype):
     itemsize = np.dtype(real).itemsize
     lanes = cpu_class().lanes * 4 // itemsize
     double = 1 if real == "float64" else 0
-    # float32 holds every integer of 16 bits; for 32 bits the limits need float64
+    # float32 represents every integer of 16 bits; the limits of 32 bits need float64
     number = np.float64 if real == "float64" or np.dtype(out_dtype).itemsize > 2 else np.float32
     if not is_float:
         limits = np.iinfo(out_dtype)
@@ -51,7 +56,7 @@ def store(real, out_dtype):
 
     @inlined
     def put(acc, acc_step, out, out_step, count):
-        """Store a run of sums; returns how many the dtype could not hold."""
+        """Store `count` sums. Returns the number of values that the dtype cannot represent."""
         clipped = 0
         if is_float:
             if acc_step == 1 and out_step == 1:
@@ -85,7 +90,7 @@ def store(real, out_dtype):
 
     @inlined
     def stream(source, target, count):
-        """Copy numbers past the caches: whole vectors once the target is aligned."""
+        """Copy numbers, bypassing the caches with whole vectors once the target is aligned."""
         head = min((-(target // itemsize)) % lanes, count)
         acc, out = memory(source, kind), memory(target, kind)
         for k in range(head):
@@ -101,12 +106,8 @@ def store(real, out_dtype):
     out_size = np.dtype(out_dtype).itemsize
 
     def loops(step):
-        filters, planes, height, width = (
-            step[F.filters],
-            step[F.step_planes],
-            step[F.block_rows],
-            step[F.width],
-        )
+        filters, planes = step[F.filters], step[F.step_planes]
+        height, width = step[F.block_rows], step[F.width]
         acc_filter, acc_column = step[F.acc_filter_step], step[F.acc_column_step]
         out_filter, out_column = step[F.out_filter_step], step[F.out_column_step]
         first_filter = step[F.group] * filters
@@ -166,6 +167,6 @@ def store(real, out_dtype):
                             )
         if not is_float:
             counts = memory(step[F.clipped], np.int64)
-            counts[step[F.step_number]] += clipped  # an algorithm may store a step in parts
+            counts[step[F.step_number]] += clipped  # added, since a step may be stored in parts
 
     return loops

@@ -1,9 +1,10 @@
 """Packing for a masked convolution: voxels times their certainty, or the certainty alone.
 
-The layouts are those of `loops/pack.py`. A voxel's certainty is the mask's number there (1 without a mask; under
-`labelled` 1 where the mask's number is the label), and 0 where the voxel is missing. So neither products nor
-certainties are ever held in memory: both sums of a masked convolution read the same voxels. `last_incomplete`
-takes the last position where a certainty other than 1 was packed.
+The layouts are those of `loops/pack.py`. A voxel's certainty is the mask's value (1 without a mask;
+with `labelled`, 1 where the mask equals the label and 0 elsewhere), and 0 if the voxel is missing.
+Both sums of a masked convolution read the same source, so memory never contains a volume of
+products or certainties. `last_incomplete` is set to the last position where a certainty other than
+1 was packed.
 """
 
 from __future__ import annotations
@@ -17,7 +18,12 @@ from conv3d_cli.engine.views import OUTSIDE_OFFSET
 
 
 def certainty_function(real):
-    """A function that gives a voxel's certainty. given: the mask's number there; raw, value: the voxel as stored, and scaled."""
+    """A function that returns a voxel's certainty.
+
+    raw, value: the voxel as stored, and scaled
+    given: the mask's value
+    missing: the stored number that is missing, if `compares`
+    """
     kind = np.dtype(real).type
     zero, one = kind(0), kind(1)
 
@@ -33,7 +39,7 @@ def certainty_function(real):
 
 
 def pack_weighted_rows(source_dtype, real, mask_dtype):
-    """As `pack_rows`; mask_dtype: "none" without a mask."""
+    """As `pack_rows`; mask_dtype: the mask's dtype by name, "none" without a mask."""
     raw_type, kind = np.dtype(source_dtype).type, np.dtype(real).type
     masked = mask_dtype != "none"
     mask_type = np.dtype(mask_dtype).type if masked else kind
@@ -44,10 +50,8 @@ def pack_weighted_rows(source_dtype, real, mask_dtype):
     def loops(step):
         source, mask = memory(step[F.source], raw_type), memory(step[F.mask], mask_type)
         planes, rows = memory(step[F.planes], np.int64), memory(step[F.rows], np.int64)
-        mask_planes, mask_rows = (
-            memory(step[F.mask_planes], np.int64),
-            memory(step[F.mask_rows], np.int64),
-        )
+        mask_planes = memory(step[F.mask_planes], np.int64)
+        mask_rows = memory(step[F.mask_rows], np.int64)
         fill = kind(real_field(step, F.fill))
         scaled = step[F.scaled] != 0
         slope, intercept = real_field(step, F.slope), real_field(step, F.intercept)
@@ -82,7 +86,7 @@ def pack_weighted_rows(source_dtype, real, mask_dtype):
                     mask_at = mask_planes[step[F.position]] + mask_rows[first_row + j]
                 for phase in range(stride):
                     count = (width - phase + stride - 1) // stride
-                    for beside in range(count - run):  # the run, if there is one, follows below
+                    for beside in range(count - run):  # the run is packed below
                         p = beside if beside < run_start else beside + run
                         position = phase + p * stride
                         offset = columns[position]
@@ -119,7 +123,8 @@ def pack_weighted_rows(source_dtype, real, mask_dtype):
                         and nonfinite_missing
                         and not (compares or packs_certainty)
                     ):
-                        for p in range(run):  # as the next, and as quick as plain packing
+                        # a special case of the next branch, as fast as plain packing
+                        for p in range(run):
                             value = kind(source[here + p])
                             known = value - value == zero
                             target[run_start + p] = value if known else zero
@@ -175,7 +180,10 @@ def pack_weighted_rows(source_dtype, real, mask_dtype):
 
 
 def pack_weighted_voxels(source_dtype, real, mask_dtype):
-    """As `pack_voxels`; mask_dtype: "none" without a mask, which is the same for all channels."""
+    """As `pack_voxels`; mask_dtype: the mask's dtype by name, "none" without a mask.
+
+    All channels share the mask.
+    """
     raw_type, kind = np.dtype(source_dtype).type, np.dtype(real).type
     masked = mask_dtype != "none"
     mask_type = np.dtype(mask_dtype).type if masked else kind
@@ -186,10 +194,8 @@ def pack_weighted_voxels(source_dtype, real, mask_dtype):
     def loops(step):
         source, mask = memory(step[F.source], raw_type), memory(step[F.mask], mask_type)
         planes, rows = memory(step[F.planes], np.int64), memory(step[F.rows], np.int64)
-        mask_planes, mask_rows = (
-            memory(step[F.mask_planes], np.int64),
-            memory(step[F.mask_rows], np.int64),
-        )
+        mask_planes = memory(step[F.mask_planes], np.int64)
+        mask_rows = memory(step[F.mask_rows], np.int64)
         fill = kind(real_field(step, F.fill))
         scaled = step[F.scaled] != 0
         slope, intercept = real_field(step, F.slope), real_field(step, F.intercept)

@@ -1,4 +1,4 @@
-"""What a masked convolution does beside its two sums: the division by coverage, and flags of where certainty is 0 or 1."""
+"""The other loops of masked convolution: division by coverage, flags, clearing, label extents."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ from conv3d_cli.engine.weighting import FLAG_AT as FLAG
 
 
 def divide(real, inside_dtype):
-    """Divide the sums in `out` by the coverage in the accumulator, at the end of a step of coverage.
+    """Divide the sums in `out` by the coverage in the accumulator, in place of the store.
 
-    Sums stay as they are where coverage is within `near_one` of 1, and become `empty_value` where it is less than
-    `min_coverage`. `clipped` counts the latter where `inside` is above 0. One channel of coverage divides `repeat`
-    channels of sums. The coverage that is put out is exactly 1 where it is within `near_one` of it.
-    inside_dtype: "none" to count everywhere
+    real : str          name of the sums' dtype
+    inside_dtype : str  name of the dtype of `inside`; "none": count everywhere
+    Where the coverage is within `near_one` of 1, sums are not divided, and the coverage is stored
+    as exactly 1. Where it is less than `min_coverage`, sums become `empty_value`; `clipped` counts
+    these outputs where `inside` is above 0. One channel of coverage divides `repeat` channels of
+    sums.
     """
     kind, itemsize = np.dtype(real).type, np.dtype(real).itemsize
     masked = inside_dtype != "none"
@@ -28,19 +30,12 @@ def divide(real, inside_dtype):
     inside_size, none = np.dtype(inside_type).itemsize, inside_type(0)
 
     def loops(step):
-        filters, planes, height, width = (
-            step[F.filters],
-            step[F.step_planes],
-            step[F.block_rows],
-            step[F.width],
-        )
+        filters, planes = step[F.filters], step[F.step_planes]
+        height, width = step[F.block_rows], step[F.width]
         near, least = kind(real_field(step, F.near_one)), kind(real_field(step, F.min_coverage))
         empty, one = kind(real_field(step, F.empty_value)), kind(1)
-        repeat, part_step, sum_step = (
-            step[F.repeat],
-            step[F.acc_column_step],
-            step[F.out_column_step],
-        )
+        repeat = step[F.repeat]
+        part_step, sum_step = step[F.acc_column_step], step[F.out_column_step]
         put_step, inside_step = step[F.coverage_column_step], step[F.inside_column_step]
         first_filter = step[F.group] * filters
         column = step[F.column]
@@ -105,10 +100,10 @@ def divide(real, inside_dtype):
 
 
 def certainty_flags(source_dtype, real, is_mask):
-    """`INCOMPLETE`, `PRESENT` and `IN_MASK` of each block of voxels of some planes.
+    """Set `INCOMPLETE`, `PRESENT` and `IN_MASK` for each block of voxels of some planes.
 
-    is_mask: 1 where the voxels are certainties themselves
-    Parameters: see `engine.weighting.FlagArguments`; certainty is that of `loops/weighted_pack.py`.
+    is_mask : int       1 if the voxels are themselves certainties
+    Parameters: see `engine.weighting.FlagArguments`. `loops/weighted_pack.py` defines certainty.
     """
     raw_type, kind = np.dtype(source_dtype).type, np.dtype(real).type
     in_size = np.dtype(source_dtype).itemsize
@@ -121,7 +116,10 @@ def certainty_flags(source_dtype, real, is_mask):
 
     @inlined
     def of_block(numbers, first):
-        """Flags of a whole block by its numbers' bits: they are certainties, or have certainty 1 where finite."""
+        """The flags of a row of a whole block, from the bits of its numbers.
+
+        The numbers are certainties, or have certainty 1 if they are finite and 0 otherwise.
+        """
         incomplete, present = bits(0), bits(0)
         for k in range(first, first + BLOCK_COLUMNS):
             number = numbers[k]
@@ -165,12 +163,8 @@ def certainty_flags(source_dtype, real, is_mask):
         slope, intercept = real_field(step, F.slope), real_field(step, F.intercept)
         nonfinite_missing, compares = step[F.nonfinite_missing] != 0, step[F.compares] != 0
         missing = raw_type(real_field(step, F.missing_value))
-        width, blocks, column_step, bands = (
-            p[FLAG.width],
-            p[FLAG.blocks],
-            p[FLAG.source_column],
-            p[FLAG.bands],
-        )
+        width, blocks = p[FLAG.width], p[FLAG.blocks]
+        column_step, bands = p[FLAG.source_column], p[FLAG.bands]
         plain = (
             by_bits
             and column_step == 1
@@ -211,16 +205,18 @@ def certainty_flags(source_dtype, real, is_mask):
 
 
 def clear(real, mask_dtype):
-    """Make sums 0 where a mask is not above 0. Parameters: see `engine.weighting.ClearArguments`."""
+    """Set sums to 0 where a mask is not above 0.
+
+    Parameters: see `engine.weighting.ClearArguments`.
+    """
     kind, size = np.dtype(real).type, np.dtype(real).itemsize
     mask_type, mask_size = np.dtype(mask_dtype).type, np.dtype(mask_dtype).itemsize
     zero, none = kind(0), mask_type(0)
 
     def loops(step):
         p = memory(step[F.parameters], np.int64)
-        width, column, mask_column, channels, channel = (
-            p[CLEAR.width], p[CLEAR.sums_column], p[CLEAR.mask_column], p[CLEAR.channels], p[CLEAR.sums_channel],
-        )  # fmt: skip
+        width, column, mask_column = p[CLEAR.width], p[CLEAR.sums_column], p[CLEAR.mask_column]
+        channels, channel = p[CLEAR.channels], p[CLEAR.sums_channel]
         for plane in range(p[CLEAR.planes]):
             for row in range(p[CLEAR.height]):
                 sums = memory(
@@ -248,9 +244,9 @@ def clear(real, mask_dtype):
 
 
 def label_extents(dtype):
-    """Widen each label's (first, last) plane, row and column by those of planes of labels.
+    """Extend each label's first and last plane, row and column to its voxels in some planes.
 
-    Parameters: see `engine.weighting.ExtentArguments`; `found` holds six int64 a label.
+    Parameters: see `engine.weighting.ExtentArguments`; `found` has six int64 per label.
     """
     kind, size = np.dtype(dtype).type, np.dtype(dtype).itemsize
 

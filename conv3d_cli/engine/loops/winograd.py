@@ -1,12 +1,13 @@
 """Winograd's minimal filtering in three dimensions: transform, multiply, transform back.
 
-A tile of 2 x mh x mw outputs reads 4 x (mh + 2) x (mw + 2) inputs. Both, and the 3x3x3 kernel, are evaluated at the points of
-`algorithms.winograd.POINTS` along each axis; there a convolution is one product a position, so all tiles of a task and all
-channels of a position make one matrix product (tiles x channels) * (channels x filters).
+A tile of 2 x mh x mw outputs reads 4 x (mh + 2) x (mw + 2) inputs. Inputs and the 3x3x3 kernel are
+evaluated at the points of `algorithms.winograd.POINTS` along each axis. There a convolution is one
+product per position (a point along each axis), so the tiles and channels of a task form one matrix
+product per position: (tiles x channels) * (channels x filters).
 
-The positions along depth are done one after another, and the filters in blocks of a register tile's width, so that what lies
-between the transforms stays in the cache: (positions of a plane, tiles, channels) before the products, (positions of a plane,
-tiles, filters of a block) behind them.
+The positions along depth are computed one after another, and the filters in blocks as wide as a
+register tile, so that the intermediate arrays stay in the cache: (positions of a plane, tiles,
+channels) before the products, (positions of a plane, tiles, filters of a block) after them.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from conv3d_cli.engine.step import F
 
 
 def _evaluate(v, m, d):
-    """m + 2 inputs along one axis at the points: the rows of B transposed, times d."""
+    """Evaluate m + 2 inputs d along one axis at the points: B transposed * d."""
     b = v.b
     if m == 2:
         return [b.fsub(d[2], d[0]), b.fadd(d[1], d[2]), b.fsub(d[2], d[1]), b.fsub(d[3], d[1])]
@@ -37,7 +38,7 @@ def _evaluate(v, m, d):
 
 
 def _interpolate(v, m, s):
-    """m outputs along one axis from the products at the m + 2 points: the rows of A transposed, times s."""
+    """Interpolate m outputs along one axis from products s at m + 2 points: A transposed * s."""
     b = v.b
     if m == 2:
         return [b.fadd(s[0], b.fadd(s[1], s[2])), b.fadd(b.fsub(s[1], s[2]), s[3])]
@@ -60,10 +61,13 @@ def _vec(b, lanes, double):
 def _transform(
     typingctx, mh, mw, lanes, double, source, other, sign, row, column, vectors, out, position_step
 ):
-    """Evaluate one tile's inputs at a depth position and all positions of its plane.
+    """Evaluate one tile's inputs at all positions of a plane, at one position along depth.
 
-    source, other, sign: the depth position is source + sign * other (addresses of the tile's first voxel in two planes)
-    row, column: bytes from one input row or column to the next; vectors: of channels; position_step: bytes in `out`
+    source, other : address     of the tile's first voxel in two planes; along depth, the input is
+                                that of source plus `sign` times that of other
+    row, column : int           bytes from one input row or column to the next
+    vectors : int               vectors of channels
+    position_step : int         bytes from one position to the next in `out`
     """
     sig = types.void(
         mh, mw, lanes, double, source, other, sign, row, column, vectors, out, position_step
@@ -113,9 +117,13 @@ def _transform(
 
 @intrinsic(prefer_literal=True)
 def _multiply(typingctx, rows, vectors, lanes, double, pitch, source, weights, turns, first, out):
-    """Products of rows x vectors: out (+)= source (rows, pitch) * weights (channels, vectors * lanes); all addresses.
+    """Multiply matrices: out += source * weights, for a register tile of rows x vectors.
 
-    turns: channels / UNROLL; first: 1 to overwrite `out` (rows, vectors * lanes) instead of adding to it
+    source : address        (rows, pitch)
+    weights : address       (channels, vectors * lanes)
+    turns : int             channels / UNROLL
+    first : int             1: overwrite `out` instead of adding to it
+    out : address           (rows, vectors * lanes)
     """
     sig = types.void(rows, vectors, lanes, double, pitch, source, weights, turns, first, out)
     R, C, width, is_double, apart = (t.literal_value for t in sig.args[:5])
@@ -187,10 +195,13 @@ def _transform_back(
     row,
     column,
 ):
-    """Interpolate one tile's outputs from the products at a depth position, and add them to two planes of sums.
+    """Interpolate one tile's outputs at one depth position, and add them to two planes of sums.
 
-    upper, lower: addresses of the tile's first sum in the first and second output plane (0: there is no second)
-    row, column: bytes from one row or column of sums to the next
+    source : address        of the products, positions `position_step` bytes apart
+    depth : int             number of the position along depth, 0 to 3
+    upper, lower : address  of the tile's first sum in the first and second output plane; lower is 0
+                            if there is only one
+    row, column : int       bytes from one row or column of sums to the next
     """
     sig = types.void(
         mh, mw, vectors, lanes, double, source, position_step, depth, upper, lower, row, column
@@ -249,9 +260,12 @@ def _transform_back(
 def _transform_kernel(
     typingctx, mh, mw, lanes, wide, double, source, tap_step, out, depth_step, position_step
 ):
-    """Evaluate 3x3x3 taps of `lanes` filters at all points, in float64.
+    """Evaluate 3x3x3 taps of `lanes` filters at all positions, in float64.
 
-    wide, double: 1 where `source` and `out` hold float64; *_step: bytes from one tap or one place in `out` to the next
+    wide, double : int      1 if `source`, and `out`, are float64
+    tap_step : int          bytes from one tap to the next
+    depth_step, position_step : int     bytes from one position to the next in `out`, along depth
+                            and in a plane
     """
     sig = types.void(mh, mw, lanes, wide, double, source, tap_step, out, depth_step, position_step)
     tile_h, tile_w, width, is_wide, is_double = (t.literal_value for t in sig.args[:5])
@@ -299,10 +313,13 @@ def _transform_kernel(
 
 
 def transform_weights(mh, mw, lanes, source_real, real):
-    """Kernels evaluated at the points of the tiles, in the order that `sum_tiles` reads them.
+    """Evaluate kernels at the points of the tiles, in the order in which `sum_tiles` reads them.
 
-    `source`: (taps, channels, groups, filters) of `source_real`, filters padded to whole vectors; `out`: see `sum_tiles`.
-    Parameters (int64): groups, channels, channels in `out`, whole blocks of filters, vectors of one, vectors of the last one.
+    source_real, real : str     names of the dtypes of the step's `source` and `out`
+    Source: (taps, channels, groups, filters), with filters padded to whole vectors.
+    Out: the weights of `sum_tiles`.
+    Parameters (int64): groups, channels, padded channels in `out`, full blocks of filters, vectors
+    of a full block, vectors of the last block.
     """
     itemsize, source_itemsize = np.dtype(real).itemsize, np.dtype(source_real).itemsize
     double, wide = (1 if itemsize == 8 else 0), (1 if source_itemsize == 8 else 0)
@@ -328,22 +345,34 @@ def transform_weights(mh, mw, lanes, source_real, real):
                     )
                     for f in range(0, width, part):
                         _transform_kernel(
-                            mh, mw, part, wide, double, source + f * source_itemsize, tap_step,
-                            here + (channel * width + f) * itemsize, depth_step, padded * width * itemsize,
-                        )  # fmt: skip
+                            mh,
+                            mw,
+                            part,
+                            wide,
+                            double,
+                            source=source + f * source_itemsize,
+                            tap_step=tap_step,
+                            out=here + (channel * width + f) * itemsize,
+                            depth_step=depth_step,
+                            position_step=padded * width * itemsize,
+                        )
 
     return loops
 
 
 def sum_tiles(mh, mw, rows, vectors, last_rows, last_vectors, lanes, chunk, real):
-    """One step: two output planes of a task, in tiles of 2 x mh x mw.
+    """Sum a step: two output planes of a task, in tiles of 2 x mh x mw.
 
-    rows, vectors: register tile of the products; last_rows, last_vectors: that of the last block of filters, if it is another
-    (else 0); either may be 0 where no block is of that kind
-    chunk: channels summed at once, and the pitch of the evaluated inputs
-    Parameters (int64): chunks, turns of the last one, tiles a position has room for, bytes from one position to the next of
-    the evaluated inputs and of the products, whole blocks of filters, bytes of weights of a group and depth position.
-    Weights: (groups, depth positions, blocks of filters, positions of a plane, channels, filters of a block).
+    rows, vectors : int     register tile of the products, for full blocks of filters; vectors is 0
+                            if there are none
+    last_rows, last_vectors : int   register tile for a last block of another width; 0 if there is
+                                    none
+    chunk : int             channels summed at once, and the pitch of the evaluated inputs
+    Parameters (int64): chunks; turns of the last chunk; most tiles of a position; bytes from one
+    position to the next in the evaluated inputs, and in the products; full blocks of filters; bytes
+    of the weights of a group and depth position.
+    Weights: (groups, depth positions, blocks of filters, positions of a plane, channels, filters of
+    a block).
     """
     kind = np.dtype(real).type
     itemsize = np.dtype(real).itemsize
@@ -364,7 +393,8 @@ def sum_tiles(mh, mw, rows, vectors, last_rows, last_vectors, lanes, chunk, real
         acc_row, acc_column = itemsize * step[F.acc_row_step], itemsize * step[F.acc_column_step]
         evaluated = step[F.workspace]
         products = evaluated + positions * evaluated_step
-        # Tiles at the task's end reach beyond the packed voxels: there stand zeros, whatever was there before.
+        # Tiles at the task's end read beyond the packed voxels, so clear what an earlier step left
+        # there.
         for i in range(planes + 2):
             plane = step[F.scratch] + window[i]
             for j in range(tile_rows * mh + 2):
@@ -384,10 +414,19 @@ def sum_tiles(mh, mw, rows, vectors, last_rows, last_vectors, lanes, chunk, real
                     if part == chunks - 1:
                         vectors_here = (last_turns * UNROLL + lanes - 1) // lanes
                     _transform(
-                        mh, mw, lanes, double, source + aside + part * chunk * itemsize,
-                        other + aside + part * chunk * itemsize, sign, row, column, vectors_here,
-                        evaluated + (part * room + t) * chunk * itemsize, evaluated_step,
-                    )  # fmt: skip
+                        mh,
+                        mw,
+                        lanes,
+                        double,
+                        source=source + aside + part * chunk * itemsize,
+                        other=other + aside + part * chunk * itemsize,
+                        sign=sign,
+                        row=row,
+                        column=column,
+                        vectors=vectors_here,
+                        out=evaluated + (part * room + t) * chunk * itemsize,
+                        position_step=evaluated_step,
+                    )
             weights = step[F.weights] + (step[F.group] * 4 + depth) * depth_weights
             for block in range(blocks + (1 if last_vectors > 0 else 0)):
                 filters = lanes * (vectors if block < blocks else last_vectors)
@@ -410,11 +449,11 @@ def sum_tiles(mh, mw, rows, vectors, last_rows, last_vectors, lanes, chunk, real
                                     lanes,
                                     double,
                                     chunk,
-                                    here,
-                                    weights,
-                                    turns,
-                                    first,
-                                    to,
+                                    source=here,
+                                    weights=weights,
+                                    turns=turns,
+                                    first=first,
+                                    out=to,
                                 )
                                 t += last_rows
                             elif tiles - t > few:
@@ -424,11 +463,11 @@ def sum_tiles(mh, mw, rows, vectors, last_rows, last_vectors, lanes, chunk, real
                                     lanes,
                                     double,
                                     chunk,
-                                    here,
-                                    weights,
-                                    turns,
-                                    first,
-                                    to,
+                                    source=here,
+                                    weights=weights,
+                                    turns=turns,
+                                    first=first,
+                                    out=to,
                                 )
                                 t += rows
                             else:
@@ -438,11 +477,11 @@ def sum_tiles(mh, mw, rows, vectors, last_rows, last_vectors, lanes, chunk, real
                                     lanes,
                                     double,
                                     chunk,
-                                    here,
-                                    weights,
-                                    turns,
-                                    first,
-                                    to,
+                                    source=here,
+                                    weights=weights,
+                                    turns=turns,
+                                    first=first,
+                                    out=to,
                                 )
                                 t += few
                         weights += turns * UNROLL * filters * itemsize
@@ -458,13 +497,13 @@ def sum_tiles(mh, mw, rows, vectors, last_rows, last_vectors, lanes, chunk, real
                             last_vectors,
                             lanes,
                             double,
-                            here,
-                            product_step,
-                            depth,
-                            upper,
-                            lower,
-                            acc_row,
-                            acc_column,
+                            source=here,
+                            position_step=product_step,
+                            depth=depth,
+                            upper=upper,
+                            lower=lower,
+                            row=acc_row,
+                            column=acc_column,
                         )
                     else:
                         _transform_back(
@@ -473,13 +512,13 @@ def sum_tiles(mh, mw, rows, vectors, last_rows, last_vectors, lanes, chunk, real
                             vectors,
                             lanes,
                             double,
-                            here,
-                            product_step,
-                            depth,
-                            upper,
-                            lower,
-                            acc_row,
-                            acc_column,
+                            source=here,
+                            position_step=product_step,
+                            depth=depth,
+                            upper=upper,
+                            lower=lower,
+                            row=acc_row,
+                            column=acc_column,
                         )
 
     return loops
