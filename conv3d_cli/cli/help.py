@@ -87,14 +87,15 @@ def help(ctx: click.Context, words: tuple[str, ...], search: str | None) -> None
         _show(_answer(pages, root, words))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Pages
 
 
 def read_page(topic: str, text: str) -> Page:
     """A page from its file's text.
 
-    >>> page = read_page("edges", "# Edges\\n\\nWhat padding reads.\\n\\nText.\\n\\n<!-- also: rim -->\\n")
+    >>> text = "# Edges\\n\\nWhat padding reads.\\n\\nText.\\n\\n<!-- also: rim -->\\n"
+    >>> page = read_page("edges", text)
     >>> page.title, page.summary, page.also, page.text.endswith("Text.\\n\\n")
     ('Edges', 'What padding reads.', ('rim',), True)
     """
@@ -120,7 +121,7 @@ def read_pages() -> dict[str, Page]:
 
 
 def _with_commands(text: str) -> str:
-    """Markdown whose links to pages are the commands that show them; of links to files the words stay."""
+    """Markdown with links to pages as the commands that show them, and of other links the words."""
     return _FILE_LINK.sub(r"\1", _PAGE_LINK.sub(r"`conv3d help \1`", text))
 
 
@@ -137,12 +138,12 @@ def find_page(pages: Mapping[str, Page], word: str) -> Page | None:
 
 
 def known_words(pages: Mapping[str, Page], group: click.Group) -> list[str]:
-    """Everything that `conv3d help` can be asked for: topics, commands, words that lead to a page."""
+    """All that `conv3d help` takes: topics, commands, and words that lead to a page."""
     also = [word for page in pages.values() for word in page.also]
     return list(dict.fromkeys([*pages, *group.commands, *also]))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Answers
 
 
@@ -205,12 +206,12 @@ def _unknown(pages: Mapping[str, Page], group: click.Group, word: str) -> Except
     return UnknownNameError(f"no help topic '{word}'; {cure}")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Search
 
 
 def _parts(text: str) -> Iterator[tuple[str, list[str]]]:
-    """(heading, what belongs together): the lines of an example or a table, the sentences of a paragraph.
+    """(heading, unit): the lines of an example or a table, and the sentences of a paragraph.
 
     >>> list(_parts("# A\\n\\nOne\\nthing. More.\\n\\n| x | y |\\n|---|---|\\n| 1 | 2 |\\n"))
     [('A', ['A']), ('A', ['One thing.', 'More.']), ('A', ['x | y', '1 | 2'])]
@@ -233,7 +234,7 @@ def _parts(text: str) -> Iterator[tuple[str, list[str]]]:
 
 
 def _hits(page: Page, wanted: str) -> Iterator[tuple[str, str]]:
-    """(heading, line or sentence) of whatever holds one of the words, where all of them stand together."""
+    """(heading, line or sentence) with one of the words, where all of them stand together."""
     words = wanted.casefold().split()
     for heading, lines in _parts(_with_commands(page.text)):
         together = " ".join(lines).casefold()
@@ -283,7 +284,7 @@ def _marked(text: str, wanted: str) -> str:
     return re.sub(words, lambda found: click.style(found[0], bold=True), text, flags=re.IGNORECASE)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # What is shown
 
 

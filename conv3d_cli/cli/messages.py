@@ -8,7 +8,7 @@ EXIT_CODE = "conv3d.exit_code"
 """Key in a context's `meta` for the exit code, if it is known before the result is printed."""
 
 COMPLETE_VAR = "_CONV3D_COMPLETE"
-"""The shell's script sets it while it asks for completions; the same under every name of the command."""
+"""The shell's script sets it while it asks for completions, whatever the command is called."""
 
 
 def echo(text: str) -> None:

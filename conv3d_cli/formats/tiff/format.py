@@ -505,5 +505,5 @@ def _colours(axes: Axes) -> dict[str, Any]:
 
 
 def output_bytes(header: VolumeHeader, channels: int, options: OutputOptions) -> int:
-    """Memory that writing takes beside the blocks of `channels`: see `VolumeFormat.output_bytes`."""
+    """Memory that writing takes besides the blocks: see `VolumeFormat.output_bytes`."""
     return packing_bytes(header, options.compression)
