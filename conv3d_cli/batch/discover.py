@@ -120,7 +120,7 @@ def find_volumes(
                 else os.path.relpath(os.path.join(os.path.abspath(name), inner), root)
             )
             found.append(InputPath(path, os.path.dirname(tree), in_folder=True))
-        found = _one_of_a_pair(found)
+        found = one_of_a_pair(found)
         if not found:
             empty_folders.append(name)
         result += found
@@ -133,11 +133,19 @@ def find_volumes(
         left.taken += named_discrete([name for name in inputs if name not in folders])
     notes += [f"no volumes in {name}" for name in empty_folders]
     if used_count:
-        notes.append(
-            f"left out {count_of(used_count, 'file')} that this command uses otherwise "
-            "(kernel, mask, ...)"
-        )
+        notes.append(used_otherwise(used_count))
     return result, notes + left.notes()
+
+
+def used_otherwise(count: int) -> str:
+    """A note on files of a folder that are no inputs, because the command uses them otherwise.
+
+    >>> used_otherwise(1)
+    'left out 1 file that this command uses otherwise (kernel, mask, ...)'
+    """
+    return (
+        f"left out {count_of(count, 'file')} that this command uses otherwise (kernel, mask, ...)"
+    )
 
 
 def check_left(volumes: Sequence[object], left: LeftOut) -> None:
@@ -289,7 +297,7 @@ def _kind(entry: os.DirEntry[str]) -> str | None:
         return "file"
 
 
-def _one_of_a_pair(found: list[InputPath]) -> list[InputPath]:
+def one_of_a_pair(found: list[InputPath]) -> list[InputPath]:
     """Drop each voxel file (.img) whose header (.hdr) was found, too: the pair is one volume."""
     headers = {_pair_stem(volume.path) for volume in found if _half(volume.path) == "hdr"}
     return [

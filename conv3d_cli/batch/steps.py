@@ -283,6 +283,8 @@ def done(run: JobRun) -> JobResult:
             f"{100 * run.verified['verified_worst']:.2g} % of the bound"
         )
     values = {**run_record(report), **run.verified}
+    if run.job.missing.mask is not None:
+        values["mask"] = run.job.missing.mask
     if run.recording is not None:
         values["sidecar"] = run.recording.sidecar
         messages += [f"sidecar    {run.recording.sidecar}"] if details else []
