@@ -23,6 +23,7 @@ from conv3d_cli.system.words import count_of
 
 if TYPE_CHECKING:
     from conv3d_cli.batch.discover import InputPath
+    from conv3d_cli.batch.discrete import LeftOut
     from conv3d_cli.batch.manifest import Row
     from conv3d_cli.pipeline.request import Job
     from conv3d_cli.provenance.bids import Dataset
@@ -112,12 +113,14 @@ class JobPlan:
                                 rule for masks is replaced by the mask that it found
     notes : list of str         notes on volumes that are left out or need care
     dataset : Dataset or None   the dataset that --bids makes of the outputs
+    left_out : list of str      paths of masks, label maps and the like that are left out
     """
 
     jobs: list[Job]
     given: list[Settings]
     notes: list[str] = field(default_factory=list)
     dataset: Dataset | None = None
+    left_out: list[str] = field(default_factory=list)
 
 
 def plan_jobs(request: BatchRequest, options: JobOptions) -> JobPlan:
@@ -145,6 +148,8 @@ def plan_jobs(request: BatchRequest, options: JobOptions) -> JobPlan:
 def _plan_inputs(request: BatchRequest, options: JobOptions) -> JobPlan:
     inputs, output, out_dir, given = request.inputs, request.output, request.out_dir, options.given
     settings = options.settings(given)
+    from conv3d_cli.batch.discrete import LeftOut
+
     _check_bids(request)
     renamed = out_dir is not None or request.suffix or request.prefix
     if output is not None and renamed:
@@ -162,7 +167,8 @@ def _plan_inputs(request: BatchRequest, options: JobOptions) -> JobPlan:
                 f"-o names one output, and {folder} is a folder; "
                 "pass --out-dir for the volumes in it"
             )
-    found, notes = _expand(request, settings)
+    left = LeftOut()
+    found, notes = _expand(request, settings, left)
     rule = settings.mask if settings.mask is not None and is_rule(settings.mask) else None
     if rule is not None:
         from conv3d_cli.batch.discover import used_otherwise
@@ -202,7 +208,8 @@ def _plan_inputs(request: BatchRequest, options: JobOptions) -> JobPlan:
         settings.job(source, target, mask)
         for source, target, mask in zip(sources, targets, masks, strict=True)
     ]
-    return JobPlan(jobs, [_with_mask(given, mask) for mask in masks], notes, dataset)
+    given_each = [_with_mask(given, mask) for mask in masks]
+    return JobPlan(jobs, given_each, notes, dataset, left.paths)
 
 
 def _masks(
@@ -244,7 +251,9 @@ def _output_options(inputs: Sequence[str], given: Settings) -> str:
     )
 
 
-def _expand(request: BatchRequest, settings: JobTemplate) -> tuple[list[InputPath], list[str]]:
+def _expand(
+    request: BatchRequest, settings: JobTemplate, left: LeftOut
+) -> tuple[list[InputPath], list[str]]:
     """Replace the folders among the inputs by the volumes in them."""
     from conv3d_cli.batch.discover import find_volumes
 
@@ -256,6 +265,7 @@ def _expand(request: BatchRequest, settings: JobTemplate) -> tuple[list[InputPat
         used=settings.used_files,
         discrete=request.include_discrete,
         dataset=request.bids,
+        left=left,
     )
 
 
@@ -331,7 +341,7 @@ def _plan_manifest(request: BatchRequest, options: JobOptions) -> JobPlan:
             jobs.append(template.job(source, target, mask))
     with _errors_at(f"manifest {path}"):
         check_outputs(sources, targets, any(job.overwrite for job in jobs), labels, _read_from)
-    return JobPlan(jobs, list(map(_with_mask, given, masks)), notes, dataset)
+    return JobPlan(jobs, list(map(_with_mask, given, masks)), notes, dataset, left.paths)
 
 
 def _read_from(source: str) -> tuple[str, ...]:
