@@ -44,7 +44,7 @@ class JobResult:
     record : dict               its object for --json
     remark : str                why it was skipped or failed
     messages : list of str      messages for the user, shown after those of all earlier jobs
-    notes : list of str         notes on the volume, shown before the messages
+    notes : list of str         notes on the volume, shown after the messages
     error : Conv3DError or None the error that it failed with
     preview : Preview or None   pictures for the page of --report; dropped when they are shown
     volume_bytes : int          size of the input's voxels, unpacked; 0 unless the job is done
