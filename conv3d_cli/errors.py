@@ -72,9 +72,13 @@ class OutputExistsError(Conv3DError, FileExistsError):
 
 
 class MemoryLimitError(Conv3DError, MemoryError):
-    """The work does not fit under the memory ceiling; the message says how much it needs."""
+    """The work does not fit under the memory ceiling; the message says how much it needs.
+
+    needed : int    bytes of the ceiling that would do; 0 if that is not known
+    """
 
     exit_code = 6
+    needed = 0
 
 
 class ClusterError(Conv3DError, ConnectionError):

@@ -136,6 +136,7 @@ def activations(incomplete: str) -> list[CompletionItem]:
 
 BY_FILE: dict[File | None, Callable[[str], list[CompletionItem]]] = {
     File.READ: files,
+    File.MASK: files,
     File.WRITTEN: files,
     File.FOLDER: folders,
     File.KERNEL: kernels,

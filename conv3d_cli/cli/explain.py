@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from conv3d_cli.cli.jobs import MergedSettings
 from conv3d_cli.cli.options import SectionedCommand, explain_options, given_settings, options
 from conv3d_cli.system.machine import byte_size
 
@@ -78,12 +79,13 @@ def explain(
     bytes, memory and time. Reads no voxels and writes nothing; only with --workers or
     --scheduler, one task of the job is tried out here.
     """
+    from conv3d_cli.batch.masks import mask_of
     from conv3d_cli.batch.report import describe, describe_forecast, plan_record
-    from conv3d_cli.pipeline.make import make_job
     from conv3d_cli.pipeline.prepare import prepare_job
     from conv3d_cli.settings.merge import merge_settings
 
-    job = make_job(source, output or source, merge_settings(given_settings(ctx)))
+    settings = MergedSettings(merge_settings(given_settings(ctx)))
+    job = settings.job(source, output or source, mask_of(settings.mask, source))
     job = replace(job, on_cluster=scheduler is not None or workers is not None)
     with prepare_job(job) as prepared:
         record, text = plan_record(prepared), describe(prepared)

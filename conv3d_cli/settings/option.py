@@ -53,6 +53,7 @@ class File(Enum):
     """The kind of file that an option's value may name."""
 
     READ = "an input file"
+    MASK = "an input file, or a rule that finds one for each volume"
     WRITTEN = "an output file"
     FOLDER = "a folder"
     KERNEL = "a built-in kernel or an input file"

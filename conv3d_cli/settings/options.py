@@ -466,12 +466,14 @@ class Settings:
         Place.MISSING,
         "Masks and missing voxels",
         shapes=True,
-        metavar="FILE",
-        file=File.READ,
-        config=Value((str,), "a file's name"),
+        metavar="MASK",
+        file=File.MASK,
+        config=Value((str,), "a file's name, or a rule such as '{stem}_mask.nii.gz'"),
         help="Volume of weights m on the same grid: each output is the weighted mean sum(w m x) / "
         "sum(w m) under the kernel w, and 0 outside the mask. Only ratios of mask values "
-        "matter.",
+        "matter. For many volumes, MASK is a pattern ('sub-*/func/*_mask.nii.gz'), a template "
+        "('{stem}_mask.nii.gz' in the volume's folder), or auto, the BIDS brain mask with the "
+        "volume's entities; see `conv3d help masks`.",
     )
     mask_mode: str | None = option(
         choice(*MASK_MODES),

@@ -155,7 +155,7 @@ def test_an_interrupt_says_what_is_complete(
     monkeypatch.setattr(run, "run_job", interrupted)
     with pytest.raises(KeyboardInterrupt) as caught:
         BatchRunner(options, Listener()).run(jobs, 1)
-    assert caught.value.__notes__ == [f"1 of 4 volumes is complete{end}"]
+    assert caught.value.__notes__ == [f"1 of 4 volumes is done and complete{end}"]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

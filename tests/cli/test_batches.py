@@ -389,7 +389,7 @@ def test_an_interrupted_batch_tells_what_stands(
         result = run(*command, "--jobs", jobs, code=code)
     done = sorted(path.name for path in (five / "out").glob("*.npy"))
     assert done[:2] == ["a.npy", "b.npy"]
-    assert result.stderr == f"{word}; {len(done)} of 5 volumes are complete{cure}\n"
+    assert result.stderr == f"{word}; {len(done)} of 5 volumes are done and complete{cure}\n"
     assert sorted(os.path.basename(record["output"]) for record in records(result.stdout)) == done
     # the cure cures
     again = run(*command, *(["--skip-existing"] if not options else []))
@@ -443,7 +443,7 @@ def test_what_an_interrupt_left_is_told_once(
     with monkeypatch.context() as patch:
         interrupted_at(patch, "b.npy", KeyboardInterrupt)
         assert told("a.npy", "b.npy", "--suffix", "_1", "--jobs", "1") == (
-            "interrupted; 1 of 2 volumes is complete; the same command with --skip-existing does the rest"
+            "interrupted; 1 of 2 volumes is done and complete; the same command with --skip-existing does the rest"
         )
         assert (
             told("b.npy", "a.npy", "--suffix", "_2", "--jobs", "1")
@@ -458,7 +458,7 @@ def test_what_an_interrupt_left_is_told_once(
         ).startswith("interrupted; 1 of 2")
     interrupted_at(monkeypatch, "b.npy", KeyboardInterrupt, where="analysis.verify.verify_output")
     assert told("a.npy", "b.npy", "--suffix", "_3", "--verify", "9", "--jobs", "1") == (
-        "interrupted; b_3.npy is written but not verified; 1 of 2 volumes is complete"
+        "interrupted; b_3.npy is written but not verified; 1 of 2 volumes is done and complete"
     )
     assert (
         told("b.npy", "-o", "o.npy", "--verify", "9")

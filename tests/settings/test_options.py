@@ -186,7 +186,7 @@ def test_the_table_as_json(run: Any) -> None:
     assert rows["flip"]["flags"] == ["--flip", "--no-flip"]
     assert rows["kernel"]["flags"] == ["-k", "--kernel"]
     assert (rows["mask"]["file"], rows["coverage_out"]["file"], rows["kernel"]["file"]) == (
-        "read",
+        "mask",
         "written",
         "kernel",
     )
