@@ -1,7 +1,7 @@
 """`conv3d completion`: scripts that let a shell complete command lines, and the completions.
 
 Click asks a parameter's type for completions. `prepare` sets the types of this module only when a
-shell asks: by the kind of file in the table of options, or by metavar for other parameters.
+shell asks: by the kind of file that a parameter names.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from conv3d_cli.cli.messages import COMPLETE_VAR
-from conv3d_cli.cli.options import TableOption
+from conv3d_cli.cli.options import TableOption, file_of
 from conv3d_cli.settings.option import File
 
 if TYPE_CHECKING:
@@ -134,31 +134,23 @@ def activations(incomplete: str) -> list[CompletionItem]:
     return [CompletionItem(name) for name in names if name.startswith(incomplete)]
 
 
-BY_FILE: dict[File | None, Callable[[str], list[CompletionItem]]] = {
+BY_FILE: dict[File, Callable[[str], list[CompletionItem]]] = {
     File.READ: files,
     File.WRITTEN: files,
     File.FOLDER: folders,
     File.KERNEL: kernels,
     File.BIAS: files,
 }
-BY_METAVAR: dict[str, Callable[[str], list[CompletionItem]]] = {
-    **dict.fromkeys(
-        ("FILE", "FILE...", "INPUT", "INPUT...", "OUT", "A", "B", "SRC[::NAME]", "DST", "FILE.png"),
-        files,
-    ),
-    "KERNEL": kernels,
-}
 
 
 def prepare(command: click.Command) -> None:
     """Set completing types on the parameters of a command and of its subcommands."""
     for parameter in command.params:
-        if isinstance(parameter, TableOption):
-            find = activations if parameter.name == "activation" else BY_FILE.get(parameter.file)
-        else:
-            find = BY_METAVAR.get(parameter.metavar or "")
-        if find is not None:
-            parameter.type = Completed(find)
+        file = file_of(parameter)
+        if isinstance(parameter, TableOption) and parameter.name == "activation":
+            parameter.type = Completed(activations)
+        elif file is not None:
+            parameter.type = Completed(BY_FILE[file])
     for inner in command.commands.values() if isinstance(command, click.Group) else ():
         prepare(inner)
 
