@@ -27,6 +27,7 @@ COMMANDS = (
     "bench",
     "compare",
     "completion",
+    "describe",
     "explain",
     "help",
     "info",
