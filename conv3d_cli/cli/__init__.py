@@ -111,10 +111,9 @@ class ErrorTranslator(click.Group):
     def main(self, *arguments: Any, **options: Any) -> Any:
         """Run the command line, or answer a shell that asks for completions."""
         if COMPLETE_VAR in os.environ:
-            from conv3d_cli.cli.completion import prepare, register_shells
+            from conv3d_cli.cli.completion import register_shells
 
             register_shells()
-            prepare(self)
         try:
             return super().main(*arguments, **{"complete_var": COMPLETE_VAR, **options})
         except OSError as error:

@@ -234,11 +234,12 @@ def _help_parts(text: str) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
 def _option(option: click.Option, ctx: click.Context) -> Option:
     found = _DEFAULT.search(option.help or "")
     common = _common(option, ctx)
+    flags = tuple(sorted(option.opts, key=len))  # Click 8.1 has those of --help in any order
     if not option.expose_value:  # Click's own name of --help is not for others
-        common["name"] = option.opts[-1].lstrip("-").replace("-", "_")
+        common["name"] = flags[-1].lstrip("-").replace("-", "_")
     return Option(
         **common,
-        flags=tuple(option.opts),
+        flags=flags,
         negative_flags=tuple(option.secondary_opts),
         section=getattr(option, "section", "Options"),
         help=_DEFAULT.sub("", option.help or ""),

@@ -6,14 +6,17 @@ The help has the sections of the table. This module does not import NumPy.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from click.core import ParameterSource
 
 from conv3d_cli.cli.parameters import FileName, UnitOption
-from conv3d_cli.settings.option import SECTIONS, File, Kind, Option, Unit
+from conv3d_cli.settings.option import SECTIONS, File, Option, Unit
 from conv3d_cli.settings.options import OPTION, OPTIONS, Settings
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -112,7 +115,7 @@ def click_option(row: Option) -> Callable[[Command], Command]:
         values |= {"is_flag": True, "default": False}
         del values["metavar"]
     else:
-        values |= {"type": _click_type(row.kind), "multiple": row.kind.repeats}
+        values |= {"type": _click_type(row), "multiple": row.kind.repeats}
         if row.default is not None:
             values |= {"default": row.default, "show_default": True}
     return click.option(*row.flags, row.name, cls=TableOption, row=row, **values)
@@ -128,11 +131,16 @@ class TableOption(click.Option):
         super().__init__(*arguments, **values)
         self.row = row
 
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Completions of the text typed so far."""
+        from conv3d_cli.cli.completion import BY_NAME
+
+        find = BY_NAME.get(self.row.name)
+        return super().shell_complete(ctx, incomplete) if find is None else find(incomplete)
+
 
 def file_of(parameter: click.Parameter) -> File | None:
     """The kind of file that the value of an option or argument may name; None if it names none."""
-    if isinstance(parameter, TableOption):
-        return parameter.row.file
     return parameter.type.file if isinstance(parameter.type, FileName) else None
 
 
@@ -143,7 +151,10 @@ def unit_of(parameter: click.Parameter) -> Unit | None:
     return parameter.unit if isinstance(parameter, UnitOption) else None
 
 
-def _click_type(kind: Kind[Any]) -> Any:
+def _click_type(row: Option) -> Any:
+    kind = row.kind
+    if row.file is not None:
+        return FileName(row.file)
     if kind.choices:
         return click.Choice(kind.choices)
     if kind.low is not None or kind.high is not None:

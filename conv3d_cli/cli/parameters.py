@@ -1,16 +1,18 @@
 """What the parameters of commands tell about their values: kinds of files, and units.
 
-The options of the table in `settings/options.py` tell it by their rows. `cli/completion.py` and
-`cli/description.py` read it.
+`cli/completion.py` and `cli/description.py` need it.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from conv3d_cli.settings.option import File, Unit
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 
 class FileName(click.ParamType):  # type: ignore[type-arg]  # Click 8.1 knows no argument
@@ -23,6 +25,14 @@ class FileName(click.ParamType):  # type: ignore[type-arg]  # Click 8.1 knows no
 
     def __init__(self, file: File) -> None:
         self.file = file
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """Completions of the text typed so far."""
+        from conv3d_cli.cli.completion import BY_FILE
+
+        return BY_FILE[self.file](incomplete)
 
 
 class UnitOption(click.Option):
