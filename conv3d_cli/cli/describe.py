@@ -44,7 +44,7 @@ def describe(ctx: click.Context, form: str, words: tuple[str, ...]) -> None:
         from conv3d_cli.cli.boutiques import descriptor
 
         content = descriptor(described.commands[0], described.version)
-        click.echo(json.dumps(content, indent=1, ensure_ascii=False))
+        click.echo(json.dumps(content, indent=1))
 
 
 def _asked(root: click.Context, words: tuple[str, ...]) -> Description:

@@ -157,7 +157,7 @@ def json_text(described: Description) -> str:
         "files": {file.name.lower(): file.value for file in File},
         "commands": [asdict(command) for command in described.commands],
     }
-    return json.dumps(content, indent=1, ensure_ascii=False)
+    return json.dumps(content, indent=1)  # in ASCII, which every pipe takes
 
 
 def typed_words(ctx: click.Context) -> tuple[str, ...]:
