@@ -12,10 +12,12 @@ import click
 
 from conv3d_cli.cli.jobs import plan_command
 from conv3d_cli.cli.messages import EXIT_CODE, echo
-from conv3d_cli.cli.options import SectionedCommand, apply_options, given_settings, help_json_option
+from conv3d_cli.cli.options import SectionedCommand, apply_options, given_settings
+from conv3d_cli.cli.parameters import FileName
 from conv3d_cli.cli.reporter import TerminalReporter
 from conv3d_cli.errors import Conv3DError, SpecError
 from conv3d_cli.pipeline.outputs import ROLES, VOLUME
+from conv3d_cli.settings.option import File
 from conv3d_cli.system.words import count_of
 
 if TYPE_CHECKING:
@@ -28,9 +30,8 @@ if TYPE_CHECKING:
 
 
 @click.command(cls=SectionedCommand)
-@click.argument("inputs", nargs=-1, metavar="INPUT...")
+@click.argument("inputs", nargs=-1, metavar="INPUT...", type=FileName(File.READ))
 @apply_options
-@help_json_option
 @click.pass_context
 def apply(ctx: click.Context, /, inputs: tuple[str, ...], **_: Any) -> None:
     """Convolve volumes.

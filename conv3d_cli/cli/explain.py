@@ -10,6 +10,8 @@ import click
 
 from conv3d_cli.cli.jobs import MergedSettings
 from conv3d_cli.cli.options import SectionedCommand, explain_options, given_settings, options
+from conv3d_cli.cli.parameters import FileName, UnitOption
+from conv3d_cli.settings.option import File, Unit
 from conv3d_cli.system.machine import byte_size
 
 cluster_options = options(
@@ -32,11 +34,15 @@ cluster_options = options(
     ),
     click.option(
         "--read-rate",
+        cls=UnitOption,
+        unit=Unit.BYTES_PER_SECOND,
         metavar="SIZE",
         help="Bytes that a thread reads per second, e.g. 200M.  [default: measured here]",
     ),
     click.option(
         "--write-rate",
+        cls=UnitOption,
+        unit=Unit.BYTES_PER_SECOND,
         metavar="SIZE",
         help="Bytes that a thread writes per second.  [default: measured here]",
     ),
@@ -44,11 +50,12 @@ cluster_options = options(
 
 
 @click.command(cls=SectionedCommand)
-@click.argument("source", metavar="INPUT")
+@click.argument("source", metavar="INPUT", type=FileName(File.READ))
 @click.option(
     "-o",
     "--output",
     metavar="OUT",
+    type=FileName(File.WRITTEN),
     help="Output name, which chooses the format.  [default: the input's format]",
 )
 @explain_options

@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from conv3d_cli.cli.messages import EXIT_CODE
+from conv3d_cli.cli.parameters import FileName
 from conv3d_cli.errors import Conv3DError, SpecError, one_line
+from conv3d_cli.settings.option import File
 
 if TYPE_CHECKING:
     from conv3d_cli.model.volume import VolumeReader
 
 
 @click.command()
-@click.argument("files", nargs=-1, required=True, metavar="FILE...")
+@click.argument("files", nargs=-1, required=True, metavar="FILE...", type=FileName(File.READ))
 @click.option(
     "--axes",
     metavar="LETTERS",
@@ -27,7 +29,10 @@ if TYPE_CHECKING:
     help="Also estimate the smoothness along each axis, from the voxels.",
 )
 @click.option(
-    "--mask", metavar="FILE", help="Estimate --fwhm from the voxels where this volume is above 0."
+    "--mask",
+    metavar="FILE",
+    type=FileName(File.READ),
+    help="Estimate --fwhm from the voxels where this volume is above 0.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per file.")
 @click.pass_context

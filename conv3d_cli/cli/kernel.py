@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from conv3d_cli.cli.options import table_options
+from conv3d_cli.cli.parameters import FileName, UnitOption
+from conv3d_cli.settings.option import File, Unit
 from conv3d_cli.system.words import count_of
 
 if TYPE_CHECKING:
@@ -63,13 +65,15 @@ def grid_options(command: Any) -> Any:
     """The two options that set the voxel spacing: --like VOLUME, --spacing D,H,W."""
     spacing = click.option(
         "--spacing",
+        cls=UnitOption,
+        unit=Unit.LENGTH,
         metavar="D,H,W",
         help="Voxel spacing with its unit, 2,1,1mm or 0.5um; lengths in mm need it.",
     )
     like = click.option(
         "--like",
         metavar="VOLUME",
-        type=click.Path(),
+        type=FileName(File.READ),
         help="Take the voxel spacing from the header of this volume.",
     )
     return like(spacing(command))
@@ -80,13 +84,14 @@ adaptation_options = table_options("kernel_spacing", "crop_kernel")
 
 
 @kernel.command()
-@click.argument("text", metavar="KERNEL")
+@click.argument("text", metavar="KERNEL", type=FileName(File.KERNEL))
 @grid_options
 @adaptation_options
 @click.option(
     "-o",
     "--output",
     metavar="OUT",
+    type=FileName(File.WRITTEN),
     help="Write the picture to a .png, .svg or .pdf file instead of the terminal.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace an existing picture.")
@@ -134,12 +139,13 @@ def show(
 
 
 @kernel.command()
-@click.argument("text", metavar="KERNEL")
+@click.argument("text", metavar="KERNEL", type=FileName(File.KERNEL))
 @click.option(
     "-o",
     "--output",
     required=True,
-    type=click.Path(),
+    metavar="OUT",
+    type=FileName(File.WRITTEN),
     help="Output file; its suffix chooses the format.",
 )
 @grid_options
@@ -193,8 +199,8 @@ def make(
 
 
 @kernel.command()
-@click.argument("source", metavar="SRC[::NAME]")
-@click.argument("target", metavar="DST", type=click.Path())
+@click.argument("source", metavar="SRC[::NAME]", type=FileName(File.READ))
+@click.argument("target", metavar="DST", type=FileName(File.WRITTEN))
 @click.option("--overwrite", is_flag=True, help="Replace the file if it exists.")
 def convert(source: str, target: str, overwrite: bool) -> None:
     """Convert trained layers between Keras, PyTorch and ONNX.

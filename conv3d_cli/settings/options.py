@@ -30,6 +30,7 @@ from conv3d_cli.settings.option import (
     File,
     Option,
     Place,
+    Unit,
     Value,
     choice,
     integer,
@@ -212,6 +213,7 @@ class Settings:
         metavar="FRACTION",
         makes_kernel=True,
         config=Value((int, float), "a number such as 1e-6"),
+        unit=Unit.FRACTION,
         help="Cut off outer planes of the kernel that hold at most this fraction of Σ|w|, e.g. "
         "1e-6; 0 cuts off planes of zeros.  [default: no cropping]",
     )
@@ -224,6 +226,7 @@ class Settings:
         file=File.BIAS,
         config=ANY,
         makes_kernel=True,
+        unit=Unit.VOXEL_VALUES,
         help="Number to add to each filter's output: one for all filters, one for each (1,2,3), or "
         "a .npy or .txt file.  [default: the bias in the kernel's file, if any]",
     )
@@ -253,6 +256,7 @@ class Settings:
         shapes=True,
         metavar="LENGTH",
         gives_kernel=True,
+        unit=Unit.LENGTH,
         help="Instead of -k: smooth until the volume's estimated FWHM is this length, e.g. 8mm or "
         "8,6,6mm.",
     )
@@ -265,6 +269,7 @@ class Settings:
         shapes=True,
         metavar="MODE",
         config=ANY,
+        unit=Unit.VOXELS,
         help="Voxels to add at the edges: valid (none), same (as many as keep the size; an odd one "
         "goes after, as in Keras), same_lower (an odd one goes before), full, or a number: N, "
         "N,N,N or LO:HI,LO:HI,LO:HI.  [default: same for a 3-D kernel, valid for a 5-D one]",
@@ -287,6 +292,7 @@ class Settings:
         shapes=True,
         default=1,
         config=ANY,
+        unit=Unit.VOXELS,
         help="Step between output voxels, in input voxels.",
     )
     dilation_rate: int | Sequence[int] | None = option(
@@ -296,6 +302,7 @@ class Settings:
         shapes=True,
         default=1,
         config=ANY,
+        unit=Unit.VOXELS,
         help="Distance between adjacent kernel weights, in voxels.",
     )
     allow_strided_dilation: bool | None = option(
@@ -509,6 +516,7 @@ class Settings:
         shapes=True,
         metavar="VALUE",
         field="value",
+        unit=Unit.VOXEL_VALUES,
         help="Stored value that marks missing voxels, e.g. -32768; they are left out of the mean.",
     )
     min_coverage: float | None = option(
@@ -518,6 +526,7 @@ class Settings:
         shapes=True,
         metavar="FRACTION",
         default=MIN_COVERAGE,
+        unit=Unit.FRACTION,
         help="Smallest fraction of the kernel's weight, above 0 and up to 1, that a mean may rest "
         "on; outputs with less are 0 under a mask, else NaN.",
     )
@@ -623,6 +632,7 @@ class Settings:
         metavar="SIZE",
         manifest=False,
         config=Value((str, int), 'a size such as "2G"'),
+        unit=Unit.BYTES,
         help="Memory limit for the whole process, e.g. 500M or 2G.  [default: 80 % of the "
         "memory that it may use]",
     )
@@ -678,6 +688,7 @@ class Settings:
         shapes=True,
         stores=True,
         config=Value((int, list), "a whole number, or three as in [32, 128, 128]"),
+        unit=Unit.VOXELS,
         help="Chunk size of Zarr outputs, in voxels.  [default: the input's if it is Zarr, else "
         "32,128,128]",
     )
@@ -732,6 +743,7 @@ class Settings:
         metavar="N|N,N,N",
         config=ANY,
         makes_kernel=True,
+        unit=Unit.VOXELS,
         help="Size of the kernel in voxels. Must equal the kernel's; required if the kernel is "
         "drawn.",
     )
