@@ -303,7 +303,7 @@ def run(
 
 @functools.lru_cache(maxsize=4)
 def by_oracle(case: Case, precision: str) -> np.ndarray:
-    """What a case gives; kept for the next algorithm, since plain loops take longest of all.
+    """What a case gives; kept for the next algorithm.
 
     The oracle gets the weights as the arithmetic has them: their rounding is not the algorithm's error.
     """
