@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from profiles import register_profiles
 
 # Set before anything imports Numba: tests keep their compiled loops in a folder of their own.
 CACHE = os.path.join(tempfile.gettempdir(), f"conv3d-test-cache-{os.getuid()}")
@@ -25,6 +27,13 @@ os.environ.setdefault("CONV3D_CACHE_DIR", CACHE)
 # `make test` runs the tests inside make. If a test starts make, that must not inherit the options.
 for name in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL"):
     os.environ.pop(name, None)
+
+# A shell starts background jobs with SIGINT ignored, and children inherit that: the commands which
+# tests interrupt would run on to their ends.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+register_profiles()
 
 # So that a failed assert in a helper module shows its values, as in a test.
 pytest.register_assert_rewrite("cases", "oracle", "tools")

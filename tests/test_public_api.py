@@ -98,9 +98,7 @@ def convolve(
 def problems(draw: st.DrawFn, dtypes: tuple[str, ...] = ("float32", "float64")) -> dict[str, Any]:
     """A geometry with x, kernel and bias, x in any layout; and the answer by definition in (N, D, H, W, F)."""
     geometry = draw(
-        geometries(
-            largest=5, largest_kernel=3, largest_stride=3, strided_dilation=False, most_steps=600
-        )
+        geometries(largest=5, largest_kernel=3, largest_stride=3, strided_dilation=False)
     )
     seed = draw(st.integers(0, 999))
     values = small_numbers(geometry.in_shape, draw(st.sampled_from(dtypes)), seed)

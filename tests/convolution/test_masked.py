@@ -12,6 +12,7 @@ import oracle
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from profiles import examples
 from strategies import BOUNDARIES, Geometry, geometries
 
 from conv3d_cli import Kernel, Volume, conv3d, read_volume, write_volume
@@ -50,10 +51,10 @@ def agrees(result: np.ndarray, top: np.ndarray, bottom: np.ndarray, fill: float)
     assert (abs(result - expected)[seen] <= bound[seen]).all(), abs(result - expected)[seen].max()
 
 
-filters = geometries(kinds=("filter",), largest=7, largest_kernel=4, most_steps=20_000)
+filters = geometries(kinds=("filter",), largest=7, largest_kernel=4)
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(
     filters,
     st.integers(0, 2**32 - 1),

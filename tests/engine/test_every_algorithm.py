@@ -12,6 +12,7 @@ import pytest
 from cases import CASES, MODES, Case, accepting, check, declines
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from profiles import examples
 
 from conv3d_cli.engine import ALGORITHMS
 from conv3d_cli.engine.cpu import cpu_class
@@ -77,7 +78,7 @@ cases = st.builds(
 
 
 @pytest.mark.parametrize("algorithm", [a.name for a in ALGORITHMS])
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60))
 @given(case=cases, precision=st.sampled_from(["float32", "float64"]))
 def test_random_case(algorithm: str, case: Case, precision: str) -> None:
     extent = [(k - 1) * d + 1 for k, d in zip(case.kernel, case.dilation_rate, strict=True)]

@@ -10,6 +10,7 @@ import pytest
 from cases import MODES, TOLERANCE, Case, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from profiles import examples
 
 from conv3d_cli.engine import make_plan
 from conv3d_cli.engine.algorithms import fft
@@ -95,7 +96,7 @@ def large_kernels(draw: st.DrawFn) -> Case:
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60))
 @given(case=large_kernels(), precision=st.sampled_from(["float32", "float64"]))
 def test_random_problem(case: Case, precision: str) -> None:
     extent = [(k - 1) * d + 1 for k, d in zip(case.kernel, case.dilation_rate, strict=True)]

@@ -19,6 +19,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from processes import LIMIT
+from profiles import examples
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -1022,7 +1023,7 @@ class TestLies:
 
     @given(st.data())
     @settings(
-        max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+        max_examples=examples(150), suppress_health_check=[HealthCheck.function_scoped_fixture]
     )
     def test_any_spoilt_bytes(self, tmp_path: Path, data: st.DataObject) -> None:
         """Read, or one FormatError: nothing else may come of a damaged header."""
@@ -1439,9 +1440,7 @@ for work in (
 
 
 @given(st.data())
-@settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=examples(60), suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_round_trip(tmp_path: Path, data: st.DataObject) -> None:
     """nibabel -> conv3d -> conv3d -> nibabel: voxels, shape, affine and codes."""
     shape = tuple(data.draw(st.lists(st.integers(1, 5), min_size=2, max_size=6), label="shape"))

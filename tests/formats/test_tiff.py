@@ -22,6 +22,7 @@ import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from processes import LIMIT
+from profiles import examples
 
 from conv3d_cli.errors import FormatError, OutputExistsError, SpecError, WriteError
 from conv3d_cli.formats import create_volume, open_volume, read_volume, write_volume
@@ -1143,7 +1144,7 @@ def test_tifffile_is_not_imported_to_start() -> None:
 SPACINGS = st.floats(1e-4, 1e4).map(lambda value: float(f"{value:.4g}"))
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=examples(80))
 @given(
     letters=st.sampled_from(
         [

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from profiles import examples
 
 from conv3d_cli.errors import (
     Conv3DError,
@@ -794,7 +795,7 @@ def test_a_folder_of_something_else_is_never_replaced(
 # Chunks: any shape, any order of slabs, each read and written once
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40))
 @given(st.data())
 def test_any_chunks_and_slabs(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject

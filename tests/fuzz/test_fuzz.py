@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import tracemalloc
 from pathlib import Path
@@ -12,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mutate import change_bytes, mutate
 from processes import cpu_seconds
+from profiles import examples
 from targets import (
     CORPUS,
     FINDS,
@@ -27,7 +27,6 @@ from targets import (
 from conv3d_cli.errors import FormatError
 
 KEPT = sorted(path for path in FINDS.rglob("*") if path.is_file())
-EXAMPLES = int(os.environ.get("CONV3D_FUZZ_EXAMPLES", "25"))
 SECONDS = 5.0  # of CPU time, in which others on the machine do not count
 
 
@@ -83,8 +82,7 @@ def test_finds_stay_mended(path: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
 @given(seed=st.integers(0, 2**48))
 @settings(
-    deadline=None,
-    max_examples=EXAMPLES,
+    max_examples=examples(25),
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 def test_damaged_seeds(target: Target, seed: int, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from profiles import examples
 from scipy import ndimage
 
 from conv3d_cli.errors import ShapeError, SpecError
@@ -45,7 +46,7 @@ def test_the_centre_stays_where_it_is() -> None:
     tolerance=st.sampled_from([0, 1e-6, 1e-3, 0.05]),
     normalized=st.booleans(),
 )
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=examples(60))
 def test_the_bound_is_kept(seed: int, tolerance: float, normalized: bool) -> None:
     rng = np.random.default_rng(seed)
     size = tuple(int(k) for k in rng.integers(1, 8, 3))

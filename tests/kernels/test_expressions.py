@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from profiles import examples
 
 from conv3d_cli import read_volume
 from conv3d_cli.errors import Conv3DError, ShapeError, SpecError
@@ -131,7 +132,7 @@ def _larger(inner: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
 
 
 @given(text=st.recursive(LEAVES, _larger, max_leaves=8))
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=examples(200))
 def test_formulas_are_what_numpy_computes(text: str) -> None:
     rng = np.random.default_rng(0)
     names = {name: rng.normal(size=20) for name in "dhwr"}

@@ -26,6 +26,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as numpy_strategies
 from ometiff import write_positions, write_split
+from profiles import examples
 
 from conv3d_cli.errors import (
     Conv3DError,
@@ -93,7 +94,7 @@ def weights(rng: np.random.Generator) -> np.ndarray:
 
 
 @pytest.mark.parametrize("suffix", WRITTEN)
-@settings(deadline=None, max_examples=12)
+@settings(max_examples=examples(12))
 @given(
     array=numpy_strategies.arrays(
         np.float64,
@@ -116,7 +117,7 @@ def test_3d_round_trip_is_exact(
 
 
 @pytest.mark.parametrize("suffix", LAYERS)
-@settings(deadline=None, max_examples=8)
+@settings(max_examples=examples(8))
 @given(
     array=numpy_strategies.arrays(
         np.float64, st.tuples(*[st.integers(1, 3)] * 5), elements=ANY_FLOAT

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from profiles import examples
 
 from conv3d_cli.errors import ShapeError
 from conv3d_cli.kernels.resampling import cubic, differing_axes, resample_kernel
@@ -129,7 +130,7 @@ def test_what_counts_as_the_same_spacing(
     own=st.floats(0.05, 20),
     wanted=st.floats(0.05, 20),
 )
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=examples(100))
 def test_the_sum_stays_for_any_weights(weights: list[float], own: float, wanted: float) -> None:
     kernel = Kernel(np.array(weights).reshape(1, 1, -1))
     made = resample_kernel(kernel, (1.0, 1.0, own), (1.0, 1.0, wanted))

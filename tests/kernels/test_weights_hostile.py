@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from profiles import examples
 
 from conv3d_cli.errors import Conv3DError, FormatError, ShapeError
 from conv3d_cli.kernels.weights import (
@@ -124,9 +125,7 @@ def test_empty_files_and_folders(file: str, tmp_path: Path) -> None:
 @given(
     edits=st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), min_size=1, max_size=8)
 )
-@settings(
-    deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=examples(60), suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_flipped_bytes(file: str, edits: list[tuple[int, int]], tmp_path: Path) -> None:
     library_for(file)
     raw = bytearray((DATA / file).read_bytes())

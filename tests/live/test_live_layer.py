@@ -16,6 +16,7 @@ pytest.importorskip("h5py")
 
 from hypothesis import given, settings  # noqa: E402 - after the guard
 from hypothesis import strategies as st  # noqa: E402
+from profiles import examples  # noqa: E402
 
 from conv3d_cli import Conv3D  # noqa: E402
 
@@ -57,7 +58,7 @@ def configurations(draw: Any) -> tuple[dict[str, Any], tuple[int, ...]]:
     return arguments, (batch, channels, *size) if first else (batch, *size, channels)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60))
 @given(configurations(), st.integers(0, 1000))
 def test_outputs_losses_and_config(
     configuration: tuple[dict[str, Any], tuple[int, ...]], seed: int

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from profiles import examples
 from strategies import small_numbers
 
 from conv3d_cli import conv3d, read_volume
@@ -71,7 +72,7 @@ kernels = st.sampled_from(["filter", "one filter", "two filters", "as many filte
 files = st.sampled_from(["a.npy", "a.nii", "a.nii.gz"])
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(volumes(), files, files, kernels, st.sampled_from(["symmetric", "wrap", "zeros"]))
 @example(("ctyx", numbers(2, 3, 3, 3)), "a.nii.gz", "a.nii.gz", "filter", "zeros")
 @example(("tcyx", numbers(2, 3, 3, 3)), "a.nii", "a.nii.gz", "filter", "zeros")

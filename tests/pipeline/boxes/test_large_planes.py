@@ -18,6 +18,7 @@ import pytest
 import tifffile
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
+from profiles import examples
 
 from conv3d_cli.formats import write_volume
 from conv3d_cli.model.kernel import Kernel
@@ -201,7 +202,7 @@ STACKS = {
 }
 
 
-@settings(max_examples=25, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
+@settings(max_examples=examples(25), phases=[Phase.explicit, Phase.reuse, Phase.generate])
 @given(data=st.data())
 def test_any_boxes_have_the_bits_of_whole_planes(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
