@@ -13,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -113,6 +114,26 @@ def commands(tmp_path: Path) -> dict[str, str]:
     script.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m conv3d_cli "$@"\n')
     script.chmod(0o755)
     return {**os.environ, "PATH": f"{script.parent}{os.pathsep}{os.environ['PATH']}"}
+
+
+@pytest.fixture
+def hdf5_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read HDF5 files without a process for each of them, which takes half a second.
+
+    Damaged files crash the HDF5 library: a test of such files must not take this.
+    """
+    from conv3d_cli.kernels.weights import isolated
+
+    def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[bytes]:
+        with tempfile.TemporaryFile() as output, pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", ["-c", *command[3:]])
+            patch.setattr(sys, "stdout", output)
+            isolated.serve()
+            output.seek(0)
+            return subprocess.CompletedProcess(command, 0, output.read(), b"")
+
+    names = {"DEVNULL": subprocess.DEVNULL, "TimeoutExpired": subprocess.TimeoutExpired}
+    monkeypatch.setattr(isolated, "subprocess", SimpleNamespace(run=run, **names))
 
 
 # --------------------------------------------------------------------------------------------------

@@ -10,6 +10,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.usefixtures("hdf5_in_this_process")
+
 MODELS = Path(__file__).parent.parent / "data" / "models"
 
 

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.usefixtures("hdf5_in_this_process")
+
 DATA = Path(__file__).parent.parent / "data" / "weights"
 
 

@@ -24,6 +24,8 @@ from conv3d_cli.kernels.weights.convert import convert_layers
 from conv3d_cli.kernels.weights.layer import attributes_of
 from conv3d_cli.kernels.weights.state_dict import read_state_dict
 
+pytestmark = pytest.mark.usefixtures("hdf5_in_this_process")
+
 DATA = Path(__file__).parent.parent / "data" / "weights"
 
 

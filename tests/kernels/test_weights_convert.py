@@ -23,6 +23,8 @@ from conv3d_cli.kernels.weights.convert import convert_layers
 from conv3d_cli.kernels.weights.layer import attributes_of
 from conv3d_cli.model.kernel import Kernel
 
+pytestmark = pytest.mark.usefixtures("hdf5_in_this_process")
+
 DATA = Path(__file__).parent.parent / "data" / "weights"
 SOURCES = [
     "two.keras",

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from processes import LIMIT
 from profiles import examples
 
 from conv3d_cli.errors import Conv3DError, FormatError, ShapeError
@@ -39,6 +40,9 @@ FILES = [
     "attributes.onnx",
     "state.pt",
 ]
+
+# Whole HDF5 files with wrong contents.
+undamaged = pytest.mark.usefixtures("hdf5_in_this_process")
 
 
 def library_for(file: str | Path) -> None:
@@ -79,7 +83,7 @@ def outcome(path: Path) -> str:
     return "read"
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Any format
 
 
@@ -136,7 +140,7 @@ def test_flipped_bytes(file: str, edits: list[tuple[int, int]], tmp_path: Path) 
     assert "\n" not in outcome(path)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Pickles
 
 
@@ -346,7 +350,7 @@ def test_files_that_only_code_can_load(file: str, words: str) -> None:
     refused(DATA / file, words)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Zip files
 
 
@@ -373,6 +377,7 @@ def test_a_member_that_declares_too_little(tmp_path: Path) -> None:
     refused(path)
 
 
+@undamaged
 def test_a_keras_file_without_its_parts(tmp_path: Path) -> None:
     for members, words in (
         ({"a": b"1"}, "holds no config.json"),
@@ -394,6 +399,7 @@ def test_a_keras_file_without_its_parts(tmp_path: Path) -> None:
         refused(path, words)
 
 
+@undamaged
 def test_a_config_that_does_not_fit_its_weights(tmp_path: Path) -> None:
     library_for("two.keras")
     with zipfile.ZipFile(DATA / "two.keras") as archive:
@@ -419,7 +425,7 @@ def test_a_config_that_does_not_fit_its_weights(tmp_path: Path) -> None:
         refused(path, words)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # safetensors
 
 
@@ -482,23 +488,23 @@ def test_absurd_shapes(tmp_path: Path) -> None:
     refused(tensors_file(tmp_path / "net.safetensors", header), "at most 100,000,000", ShapeError)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # HDF5
 
 
 @pytest.mark.parametrize(
-    ("code", "words"),
+    ("code", "timeout", "words"),
     [
-        ("import os; os.abort()", "the HDF5 library crashed"),
-        ("while True: pass", "did not finish"),
+        ("import os; os.abort()", LIMIT, "the HDF5 library crashed"),
+        ("while True: pass", 1, "did not finish"),
     ],
 )
 def test_a_library_that_crashes_or_loops(
-    code: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    code: str, timeout: float, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "h5py.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(isolated, "_TIMEOUT", 2.0)
+    monkeypatch.setattr(isolated, "_TIMEOUT", timeout)
     refused(DATA / "keras2.h5", words)
 
 
@@ -509,6 +515,7 @@ def h5_file(path: Path, build: Callable[[Any], None]) -> Path:
     return path
 
 
+@undamaged
 def test_hdf5_that_keras_did_not_save(tmp_path: Path) -> None:
     refused(
         h5_file(tmp_path / "a.h5", lambda f: f.create_dataset("x", data=[1.0])),
@@ -516,11 +523,13 @@ def test_hdf5_that_keras_did_not_save(tmp_path: Path) -> None:
     )
 
 
+@undamaged
 def test_keras_1_is_refused(tmp_path: Path) -> None:
     path = h5_file(tmp_path / "old.h5", lambda f: f.attrs.create("layer_names", [b"a"]))
     refused(path, "saved by Keras 1")
 
 
+@undamaged
 def test_numbers_in_other_files_are_not_opened(tmp_path: Path) -> None:
     (tmp_path / "secret").write_bytes(bytes(32))
     where = [(str(tmp_path / "secret"), 0, 32)]
@@ -531,6 +540,7 @@ def test_numbers_in_other_files_are_not_opened(tmp_path: Path) -> None:
     refused(path, "in another file, which is never opened")
 
 
+@undamaged
 def test_links_are_not_followed(tmp_path: Path) -> None:
     h5py = pytest.importorskip("h5py")
     other = h5_file(
@@ -544,6 +554,7 @@ def test_links_are_not_followed(tmp_path: Path) -> None:
     refused(h5_file(tmp_path / "a.weights.h5", build), "no Conv3D layer")
 
 
+@undamaged
 def test_groups_that_contain_themselves(tmp_path: Path) -> None:
     def build(file: Any) -> None:
         group = file.create_group("layers/sequential")
@@ -552,6 +563,7 @@ def test_groups_that_contain_themselves(tmp_path: Path) -> None:
     refused(h5_file(tmp_path / "a.weights.h5", build), "contain one another")
 
 
+@undamaged
 def test_datasets_larger_than_their_storage(tmp_path: Path) -> None:
     shape = (100, 100, 10, 10, 10)
     for options in ({}, {"chunks": True}, {"chunks": True, "compression": "gzip"}):
@@ -562,6 +574,7 @@ def test_datasets_larger_than_their_storage(tmp_path: Path) -> None:
         refused(path, r"promises 40,\d\d\d,\d\d\d bytes, 0 are stored")
 
 
+@undamaged
 def test_hdf5_of_other_types(tmp_path: Path) -> None:
     for values in (np.ones((1, 1, 2, 2, 2), "i4"), np.ones((1, 1, 2, 2, 2), "c8")):
         path = h5_file(
@@ -571,6 +584,7 @@ def test_hdf5_of_other_types(tmp_path: Path) -> None:
         refused(path, "not floats")
 
 
+@undamaged
 def test_a_bias_that_does_not_fit(tmp_path: Path) -> None:
     def build(file: Any) -> None:
         file["layers/conv3d/vars/0"] = np.ones((1, 1, 2, 2, 2), "f4")
@@ -579,6 +593,7 @@ def test_a_bias_that_does_not_fit(tmp_path: Path) -> None:
     refused(h5_file(tmp_path / "a.weights.h5", build), "2 filters and a bias")
 
 
+@undamaged
 def test_other_layouts_of_hdf5(tmp_path: Path) -> None:
     """Compressed, big-endian and split over several attributes: all of it legal."""
     kernel = np.arange(16, dtype=">f8").reshape(2, 2, 2, 1, 2)
@@ -602,13 +617,14 @@ def test_other_layouts_of_hdf5(tmp_path: Path) -> None:
     assert layers[0].kernel.dtype.isnative
 
 
+@undamaged
 def test_a_damaged_model_config(tmp_path: Path) -> None:
     path = h5_file(tmp_path / "a.h5", lambda f: f.attrs.create("model_config", "{"))
     with pytest.raises(FormatError, match="is not JSON"):
         model_config(path)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # ONNX
 
 
