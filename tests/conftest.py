@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -42,6 +42,20 @@ pytest.register_assert_rewrite("cases", "oracle", "tools")
 ROOT = Path(__file__).parent.parent
 Run = Callable[..., Result]
 Shell = Callable[..., "subprocess.CompletedProcess[bytes]"]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _compile_in_this_process() -> Iterator[None]:
+    """Start no processes that compile loops while pytest itself runs in several.
+
+    All CPUs are busy then, and each of those processes imports Numba anew.
+    """
+    from conv3d_cli.engine import machine_code
+
+    with pytest.MonkeyPatch.context() as patch:
+        if int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")) > 1:
+            patch.setattr(machine_code, "worker_count", lambda loops: 1)
+        yield
 
 
 @pytest.fixture

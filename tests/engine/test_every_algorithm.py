@@ -1,7 +1,8 @@
 """The contract of algorithms: each one, on every problem it accepts, against the float64 oracle.
 
-The listed cases (`cases.py`) reach the corners on purpose; the random ones go where nobody thought of. Which algorithms
-accept a listed case stands beside it. Each must accept one at least, and `direct` must accept all.
+The listed cases (`cases.py`) reach the corners on purpose; the random ones go where nobody thought
+of. Which algorithms accept a listed case stands beside it. Each must accept one at least, and
+`direct` must accept all.
 """
 
 from __future__ import annotations
@@ -41,7 +42,9 @@ def test_listed_case(case: Case, precision: str, algorithm: str) -> None:
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_who_accepts_a_listed_case(case: Case) -> None:
-    """An algorithm that declines a case is never run on it: the line of the case in `LISTED` says whom to expect."""
+    """An algorithm that declines a case is never run on it: the line of the case in `LISTED` says
+    whom to expect.
+    """
     found = {name for name in NAMES if declines(name, case) is None}
     expected = accepting(case)
     assert not found - expected, (

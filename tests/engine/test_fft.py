@@ -1,4 +1,6 @@
-"""FFT tiles: every tile size, random problems against a sum over taps, large numbers, and the predicted time."""
+"""FFT tiles: every tile size, random problems against a sum over taps, large numbers, and the
+predicted time.
+"""
 
 from __future__ import annotations
 
@@ -137,7 +139,7 @@ def test_what_earlier_tasks_left_behind_does_not_matter(monkeypatch: pytest.Monk
 def test_bad_and_huge_voxels_reach_their_windows_and_no_further(
     value: float, weight: float
 ) -> None:
-    """A number that is finite, but whose multiples are not, must not spoil the voxels of its tile."""
+    """A finite number whose multiples are not must not spoil the voxels of its tile."""
     case = Case((20, 21, 40), (5, 5, 5))
     volume = np.ones((1, 20, 21, 40, 1), np.float32)
     volume[0, 7, 3, 17, 0] = value

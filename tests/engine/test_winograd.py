@@ -1,4 +1,6 @@
-"""Winograd's own corners: tile widths, blocks of filters, parts of the channels, rounding, and what it leaves to others."""
+"""Winograd's own corners: tile widths, blocks of filters, parts of the channels, rounding, and what
+it leaves to others.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Files from strangers, in `make test`: kept finds, kept inputs, seeds, and Hypothesis. `make fuzz` looks for new ones."""
+"""Files from strangers, in `make test`: kept finds, kept inputs, seeds, and Hypothesis. `make fuzz`
+looks for new ones.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,9 @@ def needed(target: Target) -> None:
 
 
 def kept_promise(target: Target, data: bytes, folder: Path, isolated: bool = False) -> str:
-    """What a reader says, if it says so soon and without much memory: 8 MB for libraries, and in proportion to the file."""
+    """What a reader says, if it says so soon and without much memory: 8 MB for libraries, and in
+    proportion to the file.
+    """
     tracemalloc.start()
     begin = cpu_seconds()
     try:

@@ -23,7 +23,7 @@ def test_borders_of_zeros(rng: np.random.Generator) -> None:
 
 
 def test_as_many_from_both_ends() -> None:
-    """A border on one side alone stays: without it the centre, and with it the output, would move."""
+    """A border on one side alone stays: without it, the centre and so the output would move."""
     assert crop_kernel(Kernel(np.pad(np.ones((3, 3, 3)), ((5, 2), (0, 4), (1, 0)))), 0).removed == (
         2,
         0,

@@ -1,4 +1,6 @@
-"""A kernel at another spacing: Gaussians against their own formula, sums, centres, and what cannot be done."""
+"""A kernel at another spacing: Gaussians against their own formula, sums, centres, and what cannot
+be done.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ Floats = tuple[float, float, float]
 def gaussian(
     size: tuple[int, int, int], spacing: Floats, sigma: Floats, shift: Floats = (0.0, 0.0, 0.0)
 ) -> np.ndarray:
-    """Sampled about the middle of its array (between voxels where a size is even) plus a shift, of sum 1."""
+    """Sampled about the middle of its array (between voxels where a size is even) plus a shift, of
+    sum 1.
+    """
     profiles = []
     for k, step, deviation, off in zip(size, spacing, sigma, shift, strict=True):
         profile = np.exp(-0.5 * (((np.arange(k) - (k - 1) / 2) * step - off) / deviation) ** 2)
@@ -74,7 +78,9 @@ def test_what_lies_off_the_centre_stays_there(wanted: Floats, k: int) -> None:
 
 
 def test_larger_voxels_keep_the_moments_exactly(rng: np.random.Generator) -> None:
-    """Weights are shared out as cubic convolution interpolates: exact for polynomials of degree 3, whatever the weights."""
+    """Weights are shared out as cubic convolution interpolates: exact for polynomials of degree 3,
+    whatever the weights.
+    """
     kernel = Kernel(rng.normal(size=(5, 6, 7)) + 0.5)
     made = resample_kernel(kernel, (1.0, 0.5, 0.2), (1.7, 1.1, 1.0))
     assert kernel.weights.min() < 0

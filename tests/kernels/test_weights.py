@@ -1,4 +1,5 @@
-"""Weights files: those that Keras, PyTorch and ONNX saved give the numbers that their libraries computed.
+"""Weights files: those that Keras, PyTorch and ONNX saved give the numbers that their libraries
+computed.
 
 The files and the numbers beside them are made by tests/data/make_weights_files.py.
 """
@@ -83,9 +84,15 @@ def compute(
         space = tuple(slice(None, None, step) for step in attributes.strides)
         return y[(slice(None), slice(None), *space)]
     return conv3d(
-        x, layer.kernel, bias=layer.bias, padding=padding, groups=channels // layer.kernel.shape[3],
-        activation=attributes.activation, data_format=data_format, **steps,
-    )  # fmt: skip
+        x,
+        layer.kernel,
+        bias=layer.bias,
+        padding=padding,
+        groups=channels // layer.kernel.shape[3],
+        activation=attributes.activation,
+        data_format=data_format,
+        **steps,
+    )
 
 
 def compute_plain(
@@ -97,9 +104,14 @@ def compute_plain(
     dilation_rate: Any,
 ) -> np.ndarray:
     return conv3d(
-        x, layer.kernel, bias=layer.bias, padding=padding, groups=channels // layer.kernel.shape[3],
-        data_format=data_format, dilation_rate=dilation_rate,
-    )  # fmt: skip
+        x,
+        layer.kernel,
+        bias=layer.bias,
+        padding=padding,
+        groups=channels // layer.kernel.shape[3],
+        data_format=data_format,
+        dilation_rate=dilation_rate,
+    )
 
 
 # --------------------------------------------------------------------------------------------------
@@ -204,7 +216,9 @@ def test_configs_are_in_keras_words() -> None:
     )
     assert (second["dilation_rate"], second["groups"], second["use_bias"]) == ([1, 1, 2], 2, False)
     assert second["data_format"] == "channels_last"
-    assert saved_layer(f"{DATA / 'special.keras'}::first").config["data_format"] == "channels_first"  # type: ignore[index]
+    config = saved_layer(f"{DATA / 'special.keras'}::first").config
+    assert config is not None
+    assert config["data_format"] == "channels_first"
     for file in ("keras2.keras", "keras2.h5"):
         config = saved_layer(f"{DATA / file}::another").config
         assert config is not None

@@ -1,4 +1,6 @@
-"""Weights files that lie: damaged, truncated, swollen and malicious ones end as one line, and nothing in them is run."""
+"""Weights files that lie: damaged, truncated, swollen and malicious ones end as one line, and
+nothing in them is run.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Whole jobs over files of any axes, read and written as streams or not, in thin slabs: the voxels are always the same."""
+"""Whole jobs over files of any axes, read and written as streams or not, in thin slabs: the voxels
+are always the same.
+"""
 
 from __future__ import annotations
 
@@ -100,9 +102,15 @@ def test_any_file_to_any_file(
     expected = conv3d(x, weights, padding="same", boundary=boundary, threads=1)
 
     run_job(
-        Job(str(folder / source), str(folder / "out" / target), (Stage(Kernel(weights), padding="same", boundary=boundary),),
-            axes=letters, overwrite=True, threads=1)
-    )  # fmt: skip
+        Job(
+            str(folder / source),
+            str(folder / "out" / target),
+            (Stage(Kernel(weights), padding="same", boundary=boundary),),
+            axes=letters,
+            overwrite=True,
+            threads=1,
+        )
+    )
     if target == "a.npy":  # keeps the order of the axes; their names are the caller's
         new = "c" if filters > 1 and "c" not in letters else ""
         got = in_common_order(np.load(folder / "out" / target), letters + new)
