@@ -85,9 +85,11 @@ def _argument_input(argument: Argument) -> dict[str, Any]:
 def _value(parameter: Argument) -> dict[str, Any]:
     """What Boutiques is told of a parameter's values.
 
-    Only files that are read are of its type File, which must exist; a kernel may be a built-in.
+    Only files that are read are of its type File, which must exist and is mounted in containers: a
+    kernel may be a built-in. A mask is one file there, since patterns are for many volumes.
     """
-    found: dict[str, Any] = {"type": "File" if parameter.file == "read" else "String"}
+    is_input = parameter.file in ("read", "mask")
+    found: dict[str, Any] = {"type": "File" if is_input else "String"}
     if parameter.type in ("flag", "switch"):
         found = {"type": "Flag"}
     elif parameter.type in ("integer", "number", "triple"):

@@ -149,7 +149,7 @@ UNITS = {
 }  # fmt: skip
 FILES = {
     "FILE", "FILE...", "INPUT", "INPUT...", "OUT", "A", "B", "SRC[::NAME]", "DST", "FILE.png",
-    "VOLUME", "SIDECAR", "KERNEL", "DIR", "PAGE",
+    "VOLUME", "MASK", "SIDECAR", "KERNEL", "DIR", "PAGE",
 }  # fmt: skip
 
 
