@@ -66,7 +66,7 @@ def find_volumes(
                                 takes them
     dataset : bool              also leave out masks and label maps that are named: BIDS derives the
                                 name of an output from its input (--bids)
-    left : LeftOut or None      gets the files that are left out
+    left : LeftOut or None      gets the files that are left out; the caller then takes its notes
     Raises: FormatError if no folder holds a volume, or one cannot be read; SpecError for patterns
     without a folder, and for a dataset that nothing is left of.
     """
@@ -90,6 +90,7 @@ def find_volumes(
     result: list[InputPath] = []
     notes: list[str] = []
     empty_folders, used_count = [], 0
+    own = left is None
     left = LeftOut() if left is None else left
     for name in inputs:
         if name not in folders:
@@ -139,7 +140,7 @@ def find_volumes(
     notes += [f"no volumes in {name}" for name in empty_folders]
     if used_count:
         notes.append(used_otherwise(used_count))
-    return result, notes + left.notes()
+    return result, notes + (left.notes() if own else [])
 
 
 def used_otherwise(count: int) -> str:

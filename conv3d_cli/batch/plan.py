@@ -174,9 +174,12 @@ def _plan_inputs(request: BatchRequest, options: JobOptions) -> JobPlan:
         from conv3d_cli.batch.discover import used_otherwise
         from conv3d_cli.batch.masks import without_masks
 
-        found, every = without_masks(rule, found), found
-        if len(found) < len(every):
-            notes.append(used_otherwise(len(every) - len(found)))
+        masks_in_folders = {v.path for v in found} - {v.path for v in without_masks(rule, found)}
+        if masks_in_folders:
+            found = [volume for volume in found if volume.path not in masks_in_folders]
+            left.taken = [path for path in left.taken if path not in masks_in_folders]
+            notes.append(used_otherwise(len(masks_in_folders)))
+    notes += left.notes()
     sources = [volume.path for volume in found]
     dataset = _dataset(sources, request, [given] * len(sources))
     if output is not None:

@@ -190,3 +190,14 @@ def test_masks_under_other_names_are_no_volumes_of_the_folder(study: Path, run: 
     result = run("apply", "flat", *KERNEL, "--mask", "{stem}_inner.nii", "--out-dir", "out")
     assert "left out 2 files that this command uses otherwise" in result.stderr
     assert sorted(path.name for path in Path("out").iterdir()) == ["a.nii", "b.nii"]
+
+
+def test_masks_that_are_used_are_not_smoothed_even_if_asked_for(study: Path, run: Any) -> None:
+    asked = ["apply", "prep", "-r", *KERNEL, "--include-discrete", "--out-dir", "out"]
+    told = run(*asked, "--mask", "auto", "--dry-run").stderr
+    assert "left out 3 files that this command uses otherwise" in told
+    assert (
+        "mixes the values of 3 masks and label maps (sub-01_task-rest_space-T_res-2_desc-aseg"
+        in told
+    )
+    assert "6 planned" in told
