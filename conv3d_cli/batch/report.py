@@ -5,10 +5,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from conv3d_cli.model.grid import triple_text
 from conv3d_cli.model.missing import NOTHING, Missing
 from conv3d_cli.pipeline.outputs import ROLES
 from conv3d_cli.system.machine import format_bytes
@@ -20,16 +20,6 @@ if TYPE_CHECKING:
     from conv3d_cli.pipeline.blocking import Boxes
     from conv3d_cli.pipeline.prepare import PreparedJob, PreparedStage
     from conv3d_cli.pipeline.run import JobReport
-
-
-def triple_text(values: Iterable[float]) -> str:
-    """Three numbers separated by commas; a single one if all are equal.
-
-    >>> triple_text((2, 2, 2)), triple_text((1, 0.5, 0.5))
-    ('2', '1,0.5,0.5')
-    """
-    texts = [f"{v:.6g}" for v in values]
-    return texts[0] if len(set(texts)) == 1 else ",".join(texts)
 
 
 def grid_record(grid: Grid) -> dict[str, Any]:
@@ -241,8 +231,7 @@ def _grid_text(before: Grid, after: Grid, offset: list[float]) -> str:
     )
     if before.spacing is None or after.spacing is None:
         return f"no spacing; {moved}"
-    spacings = f"{triple_text(before.spacing)} -> {triple_text(after.spacing)}"
-    return f"spacing {spacings} {before.unit}; {moved}"
+    return f"spacing {triple_text(before.spacing)} -> {after.spacing_words}; {moved}"
 
 
 def describe_forecast(forecast: Forecast) -> str:

@@ -64,7 +64,8 @@ def grid_options(command: Any) -> Any:
     spacing = click.option(
         "--spacing",
         metavar="D,H,W",
-        help="Voxel spacing with its unit, 2,1,1mm or 0.5um; lengths in mm need it.",
+        help="Voxel spacing with its unit, 2,1,1mm or 0.5um; lengths in mm need it. With --like: "
+        "for a volume that tells none or no unit.",
     )
     like = click.option(
         "--like",
@@ -243,30 +244,23 @@ def _read_fitted(
 
 
 def _read_grid(like: str | None, spacing: str | None) -> Grid | None:
-    """The grid of --like or --spacing; None without either.
+    """The grid of --like, completed by --spacing; or of --spacing alone; None without either.
 
-    Raises: SpecError for both, or for a wrong spacing; FormatError if the volume cannot be opened.
+    Raises: SpecError for a wrong spacing; FormatError if the volume cannot be opened, ShapeError if
+    it tells another spacing.
     """
-    from conv3d_cli.errors import SpecError
-    from conv3d_cli.kernels.lengths import VOXEL, parse_lengths
+    from conv3d_cli.kernels.lengths import read_spacing
     from conv3d_cli.model.grid import Grid
 
-    if like is not None and spacing is not None:
-        raise SpecError("--like and --spacing both give the voxel spacing; leave one out")
+    given = None if spacing is None else read_spacing(spacing)
     if like is not None:
         from conv3d_cli.formats import open_volume
 
-        with open_volume(like) as reader:
+        with open_volume(like, spacing=given) as reader:
+            for note in reader.notes if given is not None else ():
+                click.echo(f"note: {like}: {note}", err=True)
             return reader.header.grid
-    if spacing is None:
-        return None
-    values, unit = parse_lengths(spacing, "spacing")
-    if unit == VOXEL or min(values) <= 0:
-        raise SpecError(
-            "--spacing must be positive, with a unit such as mm or um, as in --spacing 2,1,1mm, "
-            f"received {spacing}"
-        )
-    return Grid(values, unit)
+    return None if given is None else Grid(*given)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -304,11 +298,12 @@ def kernel_facts(shown: Kernel, grid: Grid | None) -> dict[str, Any]:
         "bias": None if shown.bias is None else shown.bias.tolist(),
         "borders": None if shown.is_layer else list(crop_kernel(shown, BORDER).removed),
     }
-    if grid is not None and grid.spacing is not None and grid.unit is not None:
+    if grid is not None and grid.spacing is not None:
         facts["spacing"], facts["unit"] = list(grid.spacing), grid.unit
-        facts["fwhm"] = [
-            None if f is None else f * s for f, s in zip(fwhm, grid.spacing, strict=True)
-        ]
+        if grid.unit is not None:
+            facts["fwhm"] = [
+                None if f is None else f * s for f, s in zip(fwhm, grid.spacing, strict=True)
+            ]
     return facts
 
 
@@ -340,8 +335,8 @@ def _fact_lines(facts: dict[str, Any]) -> list[str]:
         lines["FWHM"] = "none: no axis has a single bump"
     elif unit is not None:
         lines["FWHM"] += f" = {_triple(facts['fwhm'])} {unit}"
-    if unit is not None:
-        lines["voxel spacing"] = f"{_triple(facts['spacing'])} {unit}"
+    if facts["spacing"] is not None:
+        lines["voxel spacing"] = f"{_triple(facts['spacing'])} {unit or 'without a unit'}"
     if facts["bias"] is not None:
         shown = [f"{value:.6g}" for value in facts["bias"][:8]]
         lines["bias"] = ", ".join(shown) + (

@@ -207,8 +207,7 @@ def geometry_words(slices: Slices) -> list[str]:
     if grid.spacing is None:
         words.append("no voxel size: voxels are drawn as cubes")
     else:
-        spacing = ",".join(f"{s:g}" for s in grid.spacing)
-        words.append(f"voxels of {spacing} {grid.unit or 'units'} (depth,height,width)")
+        words.append(f"voxels of {grid.spacing_words} (depth,height,width)")
     angle = tilt(grid)
     if angle >= OBLIQUE:
         words.append(f"oblique: the axes are up to {angle:.3g} degrees off the letters' directions")

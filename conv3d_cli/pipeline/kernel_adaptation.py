@@ -71,7 +71,7 @@ def adapt_kernel(
     if adaptation.spacing == "resample" and text is not None and not is_builtin(text):
         kernel, resampling_notes = _resampled(kernel, kernel_grid, grid)
         notes += resampling_notes
-    elif adaptation.spacing == "match" and kernel_grid is not None:
+    elif adaptation.spacing == "match" and kernel_grid is not None and not kernel_grid.lacks:
         notes += _check_spacing(kernel, kernel_grid, grid)
     if adaptation.crop is not None:
         size, cropped = kernel.size, crop_kernel(kernel, adaptation.crop)
@@ -95,10 +95,10 @@ def _check_spacing(kernel: Kernel, kernel_grid: Grid, grid: Grid | None) -> list
     kernel_spacing = f"kernel {kernel.name} has voxels of {_spacing_text(kernel_grid)}"
     if grid is None:
         return []
-    if grid.spacing is None or grid.unit is None:
+    if grid.lacks:
         return [
-            f"{kernel_spacing}, and the volume tells no spacing: the kernel is applied voxel by "
-            "voxel"
+            f"{kernel_spacing}, and the volume {grid.lacks}: the kernel is applied voxel by voxel; "
+            "--spacing tells the volume's"
         ]
     if not differing_axes(kernel.size, *_in_one_unit(kernel_grid, grid)):
         return []
@@ -119,15 +119,16 @@ def _resampled(
     kernel: Kernel, kernel_grid: Grid | None, grid: Grid | None
 ) -> tuple[Kernel, list[str]]:
     """The kernel at the volume's spacing, and a note if that changed it. Raises: ShapeError."""
-    if kernel_grid is None:
+    if kernel_grid is None or kernel_grid.lacks:
         raise ShapeError(
-            f"kernel {kernel.name} cannot be resampled: it tells no voxel spacing, as files of "
-            "volumes can; leave out --kernel-spacing resample to apply it voxel by voxel"
+            f"kernel {kernel.name} cannot be resampled: it {(kernel_grid or Grid()).lacks}, as "
+            "files of volumes can; leave out --kernel-spacing resample to apply it voxel by voxel"
         )
-    if grid is None or grid.spacing is None or grid.unit is None:
+    if grid is None or grid.lacks:
+        lacks = "no volume is known" if grid is None else f"the volume {grid.lacks}"
         raise ShapeError(
-            f"kernel {kernel.name} cannot be resampled: the volume tells no voxel spacing; leave "
-            "out --kernel-spacing resample to apply it voxel by voxel"
+            f"kernel {kernel.name} cannot be resampled: {lacks}; tell it with --spacing, or leave "
+            "out --kernel-spacing resample to apply the kernel voxel by voxel"
         )
     spacings = _in_one_unit(kernel_grid, grid)
     if not differing_axes(kernel.size, *spacings):
@@ -151,7 +152,7 @@ def _in_one_unit(kernel_grid: Grid, grid: Grid) -> tuple[Floats, Floats]:
 def _spacing_text(grid: Grid) -> str:
     """A spacing for messages: 2,0.5,0.5 um."""
     assert grid.spacing is not None
-    return f"{','.join(f'{step:.4g}' for step in grid.spacing)} {grid.unit}"
+    return f"{','.join(f'{step:.4g}' for step in grid.spacing)} {grid.unit or 'without a unit'}"
 
 
 def _size_text(size: tuple[int, int, int]) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 
 from conv3d_cli.errors import SpecError
 from conv3d_cli.formats import check_compression, output_format, scaled_formats
+from conv3d_cli.kernels.lengths import read_spacing
 from conv3d_cli.layer import get_activation, get_constraint, get_initializer, get_regularizer
 from conv3d_cli.model.kernel import Kernel
 from conv3d_cli.model.missing import NOTHING, Missing
@@ -177,6 +178,8 @@ class Job:
     stages : tuple of Stage     one for a filter or a layer; several for a stack, which runs in one
                                 pass, in order
     axes : str or None          letters of the input's axes; None: as the file or its format says
+    spacing : str or None       voxel spacing, as in "0.3,0.1,0.1um", for what the files of input
+                                and mask do not tell (see `model.grid.complete_grid`)
     data_format : str           "channels_last" or "channels_first"
     dtype : str                 of the output voxels; integers are rounded half to even and
                                 saturated
@@ -212,6 +215,7 @@ class Job:
     target: str
     stages: tuple[Stage, ...]
     axes: str | None = None
+    spacing: str | None = None
     data_format: str = "channels_last"
     dtype: str = "float32"
     precision: str = "float32"
@@ -241,6 +245,8 @@ class Job:
             )
         if self.precision not in ("float32", "float64"):
             raise SpecError(f"precision must be float32 or float64, received '{self.precision}'")
+        if self.spacing is not None:
+            read_spacing(self.spacing)
         if self.data_format not in ("channels_last", "channels_first"):
             raise SpecError(
                 "data_format must be channels_last or channels_first, received "

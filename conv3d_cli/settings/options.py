@@ -420,6 +420,16 @@ class Settings:
         help="Axes of the input in storage order, e.g. tczyx (t time, c channel, s RGB).  "
         "[default: as the file says]",
     )
+    spacing: str | None = option(
+        TEXT,
+        Place.JOB,
+        "Data",
+        shapes=True,
+        metavar="D,H,W",
+        config=Value((str,), 'a string such as "0.3,0.1,0.1um"'),
+        help="Voxel spacing with its unit, e.g. 0.3,0.1,0.1um or 2mm, for files that tell none or "
+        "no unit; the output gets it, too. Another spacing than the file's is refused.",
+    )
     data_format: str | None = option(
         choice("channels_last", "channels_first"),
         Place.JOB,

@@ -73,6 +73,7 @@ VALUES: dict[str, Any] = {
     "dtype": "int16",
     "precision": "float64",
     "scale": "auto",
+    "spacing": "2,1,1mm",
     "max_memory": 1 << 30,
     "mask": "m.npy",
     "nan": "ignore",
