@@ -13,6 +13,7 @@ from conv3d_cli.system.words import count_of
 if TYPE_CHECKING:
     from conv3d_cli.model.grid import Grid
     from conv3d_cli.model.kernel import Kernel
+    from conv3d_cli.pipeline.kernel_adaptation import KernelAdaptation
 
 _COLUMNS = 24  # `show` enlarges the slices of a small kernel to this many characters
 BORDER = 1e-6  # fraction of Σ|w| for which `show` says what --crop-kernel would leave
@@ -77,7 +78,7 @@ def grid_options(command: Any) -> Any:
 
 
 # The options of `apply` that adapt a kernel file to a volume.
-adaptation_options = table_options("kernel_spacing", "crop_kernel")
+adaptation_options = table_options("kernel_spacing", "crop_kernel", "subtract_background")
 
 
 @kernel.command()
@@ -98,6 +99,7 @@ def show(
     spacing: str | None,
     kernel_spacing: str,
     crop_kernel: float | None,
+    subtract_background: str | None,
     output: str | None,
     overwrite: bool,
     as_json: bool,
@@ -115,12 +117,15 @@ def show(
     single bump. The picture shows the slices through the centre, and these profiles. To write
     it to a file, install Matplotlib: pip install 'conv3d[plot]'.
     """
+    from conv3d_cli.pipeline.kernel_adaptation import KernelAdaptation
+
     if output is not None:
         from conv3d_cli.pictures.plotting import check_plotting
 
         check_plotting(output, "-o", overwrite)
     grid = _read_grid(like, spacing)
-    shown = _read_fitted(text, grid, kernel_spacing, crop_kernel)
+    adaptation = KernelAdaptation(kernel_spacing, crop_kernel, subtract_background)
+    shown = _read_fitted(text, grid, adaptation)
     if grid is None:  # show lengths in the spacing of the kernel's file, if it has one
         grid = shown.grid
     facts = kernel_facts(shown, grid)
@@ -159,6 +164,7 @@ def make(
     spacing: str | None,
     kernel_spacing: str,
     crop_kernel: float | None,
+    subtract_background: str | None,
     normalize: bool,
     flip: bool,
     overwrite: bool,
@@ -176,10 +182,12 @@ def make(
     .npz, .json and .toml hold a bias, or a centre off the middle.
     """
     from conv3d_cli.kernels import write_kernel
+    from conv3d_cli.pipeline.kernel_adaptation import KernelAdaptation
     from conv3d_cli.system.atomic import check_target
 
     check_target(output, overwrite)
-    made = _read_fitted(text, _read_grid(like, spacing), kernel_spacing, crop_kernel, normalize)
+    adaptation = KernelAdaptation(kernel_spacing, crop_kernel, subtract_background)
+    made = _read_fitted(text, _read_grid(like, spacing), adaptation, normalize)
     if flip:
         made = made.flipped()
     if normalize:
@@ -230,13 +238,12 @@ def convert(source: str, target: str, overwrite: bool) -> None:
 
 
 def _read_fitted(
-    text: str, grid: Grid | None, spacing: str, crop: float | None, normalize: bool = False
+    text: str, grid: Grid | None, adaptation: KernelAdaptation, normalize: bool = False
 ) -> Kernel:
     """Read a kernel and adapt it to a volume with this grid; print notes on stderr."""
     from conv3d_cli.kernels import read_kernel
-    from conv3d_cli.pipeline.kernel_adaptation import KernelAdaptation, adapt_kernel
+    from conv3d_cli.pipeline.kernel_adaptation import adapt_kernel
 
-    adaptation = KernelAdaptation(spacing, crop)
     made, notes = adapt_kernel(read_kernel(text, grid), text, grid, adaptation, normalize)
     for note in notes:
         click.echo(f"note: {note}", err=True)

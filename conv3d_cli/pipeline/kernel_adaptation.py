@@ -1,6 +1,6 @@
-"""Adapt a kernel from a file to a volume: resample it to the volume's spacing, crop its borders.
+"""Adapt a kernel from a file to a volume: subtract its background, resample it, crop its borders.
 
-This module decides whether a kernel is resampled and cropped; `kernels/resampling.py` and
+This module decides whether that is done; `kernels/background.py`, `kernels/resampling.py` and
 `kernels/cropping.py` do it.
 """
 
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from conv3d_cli.errors import ShapeError, SpecError
 from conv3d_cli.kernels import is_builtin
+from conv3d_cli.kernels.background import check_background, find_pedestal, subtract_background
 from conv3d_cli.kernels.cropping import check_tolerance, crop_kernel
 from conv3d_cli.kernels.lengths import Floats
 from conv3d_cli.kernels.resampling import differing_axes, resample_kernel
@@ -28,11 +29,15 @@ class KernelAdaptation:
                             voxel by voxel
     crop : float or None    largest fraction of Σ|w| that cropped borders may contain; None keeps
                             the borders
+    background : str, float or None     subtracted from all weights: "border", the median of the
+                            kernel's border, or a number; None subtracts nothing, and a note tells
+                            of a border that looks like a background
     Raises: SpecError for another word or an impossible fraction.
     """
 
     spacing: str = "match"
     crop: float | None = None
+    background: str | float | None = None
 
     def __post_init__(self) -> None:
         if self.spacing not in SPACINGS:
@@ -42,6 +47,8 @@ class KernelAdaptation:
             )
         if self.crop is not None:
             check_tolerance(self.crop)
+        if self.background is not None:
+            check_background(self.background)
 
 
 def adapt_kernel(
@@ -51,14 +58,17 @@ def adapt_kernel(
     adaptation: KernelAdaptation,
     normalize: bool = False,
 ) -> tuple[Kernel, list[str]]:
-    """Resample and crop a kernel as the policy says.
+    """Subtract the background of a kernel, resample it and crop it, in this order.
+
+    The background comes first: resampling would smear its edge, and cropping would keep it.
 
     text : str or None      the kernel's name or path as given; None for a kernel in memory
     grid : Grid or None     of the volume
     normalize : bool        the kernel will be scaled to sum 1, for the error bound in the note
     Returns the kernel, and notes for the user.
-    Raises: ShapeError if spacings differ under "match", or if spacings that "resample" needs are
-        unknown.
+    Raises: ShapeError if spacings differ under "match", if spacings that "resample" needs are
+        unknown, or if no weight is above the background; SpecError for the background of a built-in
+        kernel.
 
     >>> import numpy as np
     >>> kernel = Kernel(np.pad([[[1.0, 2.0, 1.0]]], ((0, 0), (0, 0), (1, 1))), name="k")
@@ -66,7 +76,7 @@ def adapt_kernel(
     >>> adapted.size, notes
     ((1, 1, 3), ['kernel k is cropped from 1x1x5 to 1x1x3 weights; the rest were zeros'])
     """
-    notes = []
+    kernel, notes = _without_background(kernel, text, adaptation.background)
     kernel_grid = None if text is None else kernel.grid
     if adaptation.spacing == "resample" and text is not None and not is_builtin(text):
         kernel, resampling_notes = _resampled(kernel, kernel_grid, grid)
@@ -85,6 +95,26 @@ def adapt_kernel(
                 f"{_size_text(kernel.size)} weights; {effect}"
             )
     return kernel, notes
+
+
+def _without_background(
+    kernel: Kernel, text: str | None, background: str | float | None
+) -> tuple[Kernel, list[str]]:
+    """The kernel without its background, and a note on it or on one that seems to be there."""
+    if background is None:
+        pedestal = None if text is None or is_builtin(text) else find_pedestal(kernel)
+        if pedestal is None:
+            return kernel, []
+        return kernel, [
+            f"the border of kernel {kernel.name} is {pedestal}: if that is a background, "
+            "--subtract-background border removes it"
+        ]
+    if text is not None and is_builtin(text):
+        raise SpecError(
+            f"--subtract-background is for kernels from files, and {text} is built-in; leave it out"
+        )
+    kernel, note = subtract_background(kernel, background)
+    return kernel, [note] if note else []
 
 
 def _check_spacing(kernel: Kernel, kernel_grid: Grid, grid: Grid | None) -> list[str]:

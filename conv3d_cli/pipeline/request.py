@@ -56,7 +56,7 @@ class Stage:
     kernel_constraint, bias_constraint : identifiers for `layer.constraints.get`, or None
     magnitude : bool                replace the filters of a bank (`sobel:axis=xyz`) by the root of
                                     the sum of their squares
-    kernel_spacing, crop_kernel : see `KernelAdaptation`
+    kernel_spacing, crop_kernel, subtract_background : see `KernelAdaptation`
     notes : tuple of str            on the kernel's file, for the user
     files : tuple of str            paths that weights and bias were read from
 
@@ -91,6 +91,7 @@ class Stage:
     magnitude: bool = False
     kernel_spacing: str = "match"
     crop_kernel: float | None = None
+    subtract_background: str | float | None = None
     notes: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
 
@@ -104,6 +105,11 @@ class Stage:
         if self.kernel_size is not None:
             triple(self.kernel_size, "kernel_size")
         _ = self._filter_spec, self.adaptation
+        if self.kernel is None and self.subtract_background is not None:
+            raise SpecError(
+                "--subtract-background is for kernels from files, and this one is drawn by its "
+                "initializer; leave it out"
+            )
         for identifier in self.activations:
             activation = get_activation(identifier)
             if activation.kind == "tensor":
@@ -144,8 +150,8 @@ class Stage:
 
     @property
     def adaptation(self) -> KernelAdaptation:
-        """The policy for the kernel's spacing and borders. Raises: SpecError."""
-        return KernelAdaptation(self.kernel_spacing, self.crop_kernel)
+        """The policy for the kernel's background, spacing and borders. Raises: SpecError."""
+        return KernelAdaptation(self.kernel_spacing, self.crop_kernel, self.subtract_background)
 
     @cached_property
     def _filter_spec(self) -> ConvSpec:

@@ -215,6 +215,18 @@ class Settings:
         help="Cut off outer planes of the kernel that hold at most this fraction of Σ|w|, e.g. "
         "1e-6; 0 cuts off planes of zeros.  [default: no cropping]",
     )
+    subtract_background: str | float | None = option(
+        TEXT,
+        Place.STAGE,
+        "Kernel",
+        shapes=True,
+        metavar="border|VALUE",
+        makes_kernel=True,
+        config=Value((str, int, float), '"border" or a number'),
+        help="Subtract the background of a measured kernel from its weights first, before it is "
+        "resampled, cropped, flipped and normalized: the median of its border, or this number. "
+        "Negative weights are kept.  [default: no subtraction]",
+    )
     bias: str | float | Sequence[float] | None = option(
         TEXT,
         Place.STAGE,

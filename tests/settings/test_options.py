@@ -59,6 +59,7 @@ VALUES: dict[str, Any] = {
     "boundary": "nearest",
     "padding": "valid",
     "crop_kernel": 0.1,
+    "subtract_background": "border",
     "bias": [2.0],
     "use_bias": False,
     "kernel_size": 3,
