@@ -19,6 +19,8 @@ from conv3d_cli.model.grid import Grid
 
 Weights = NDArray[np.float64]
 
+RIPPLE = 0.02  # part of a profile's peak that does not count as another peak
+
 # the end of a message about a number that a dtype cannot represent, with the cure
 _BEYOND = (
     "beyond {dtype}; compute in float64 "
@@ -260,7 +262,8 @@ class Kernel:
         """Full width at half maximum of the profiles along D, H, W, in voxels.
 
         A profile is the sum of the weights over the other axes, interpolated linearly. None for a
-        profile that is not a single positive peak.
+        profile that is not a single positive peak, but for ripples up to `RIPPLE` of it: measured
+        kernels have noise.
         >>> Kernel(np.array([0.0, 1, 2, 1, 0]).reshape(5, 1, 1)).fwhm()
         (2.0, None, None)
         """
@@ -291,7 +294,12 @@ def _profile_width(profile: Weights) -> float | None:
         return None
     padded = np.concatenate([[0.0], profile, [0.0]])
     peak += 1
-    if np.any(np.diff(padded[: peak + 1]) < 0) or np.any(np.diff(padded[peak:]) > 0):
+    ripple = RIPPLE * padded[peak]
+    rises, falls = np.diff(padded[: peak + 1]), np.diff(padded[peak:])
+    above = np.flatnonzero(padded >= half)
+    if rises.min() < -ripple or falls.max() > ripple or padded.min() < -ripple:
+        return None
+    if np.any(np.diff(above) > 1):
         return None
     left = int(np.nonzero(padded[:peak] < half)[0][-1])
     right = peak + int(np.nonzero(padded[peak:] < half)[0][0])
