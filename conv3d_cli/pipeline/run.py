@@ -32,6 +32,7 @@ from conv3d_cli.pipeline.request import Job
 from conv3d_cli.pipeline.stream import LayerReader, stream
 from conv3d_cli.system.atomic import committed_together
 from conv3d_cli.system.machine import thread_count
+from conv3d_cli.system.words import count_of
 
 
 @dataclass
@@ -268,7 +269,15 @@ def clipped_note(job: Job, clipped: int, voxels: int) -> list[str]:
     if not clipped:
         return []
     percent = 100 * clipped / max(1, voxels)
-    return [f"{clipped} voxels ({percent:.2g} %) did not fit {job.dtype} and were clipped"]
+    cures = ["--dtype float32 keeps all values"]
+    if job.dtype.startswith("u"):
+        cures.append("int16 negative ones")
+    if output_format(job.target).holds_scale and job.scale == "none":
+        cures.append("--scale auto fits them in")
+    return [
+        f"{count_of(clipped, 'voxel')} ({percent:.2g} %) did not fit {job.dtype} and were clipped; "
+        + ", ".join(cures)
+    ]
 
 
 def all_losses(prepared: PreparedJob) -> dict[str, float]:
