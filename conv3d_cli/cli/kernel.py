@@ -379,7 +379,7 @@ def _draw(shown: Kernel, grid: Grid | None, output: str | None, overwrite: bool)
     from conv3d_cli.cli import drawing
     from conv3d_cli.pictures.kernels import kernel_panels
 
-    picture = kernel_panels(shown, None if grid is None else grid.spacing)
+    picture = kernel_panels(shown, grid)
     caption = list(picture.caption)
     legend = f"black is 0; orange positive, blue negative, full at {picture.scale:.4g}"
     if output is not None:
