@@ -94,7 +94,8 @@ class Settings:
         "Options",
         shapes=False,
         letter="v",
-        help="Print what was decided: kernel, padding, grid, algorithm, memory, times.",
+        help="Print what was decided, then the result: kernel, FWHM, padding, grid, algorithm, "
+        "memory; mean and range before and after, times.",
     )
     as_json: bool | None = option(
         FLAG,
