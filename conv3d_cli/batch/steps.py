@@ -228,7 +228,8 @@ def convolve(run: JobRun) -> None:
         if options.scheduler is None:
             from conv3d_cli.pipeline.run import run_job
 
-            return run_job(job, run.progress, decided)
+            counts = options.details or options.previews
+            return run_job(job, run.progress, decided, statistics=counts)
         from conv3d_cli.cluster.run import run_on_cluster
 
         return run_on_cluster(job, options.scheduler, run.progress, decided)

@@ -95,7 +95,8 @@ class Settings:
         "Options",
         shapes=False,
         letter="v",
-        help="Print what was decided: kernel, padding, grid, algorithm, memory, times.",
+        help="Print what was decided, then the result: kernel, FWHM, padding, grid, algorithm, "
+        "memory; mean and range before and after, times.",
     )
     as_json: bool | None = option(
         FLAG,
@@ -216,6 +217,18 @@ class Settings:
         unit=Unit.FRACTION,
         help="Cut off outer planes of the kernel that hold at most this fraction of Σ|w|, e.g. "
         "1e-6; 0 cuts off planes of zeros.  [default: no cropping]",
+    )
+    subtract_background: str | float | None = option(
+        TEXT,
+        Place.STAGE,
+        "Kernel",
+        shapes=True,
+        metavar="border|VALUE",
+        makes_kernel=True,
+        config=Value((str, int, float), '"border" or a number'),
+        help="Subtract the background of a measured kernel from its weights first, before it is "
+        "resampled, cropped, flipped and normalized: the median of its border, or this number. "
+        "Negative weights are kept.  [default: no subtraction]",
     )
     bias: str | float | Sequence[float] | None = option(
         TEXT,
@@ -426,6 +439,16 @@ class Settings:
         config=Value((str,), 'letters such as "tzyx"'),
         help="Axes of the input in storage order, e.g. tczyx (t time, c channel, s RGB).  "
         "[default: as the file says]",
+    )
+    spacing: str | None = option(
+        TEXT,
+        Place.JOB,
+        "Data",
+        shapes=True,
+        metavar="D,H,W",
+        config=Value((str,), 'a string such as "0.3,0.1,0.1um"'),
+        help="Voxel spacing with its unit, e.g. 0.3,0.1,0.1um or 2mm, for files that tell none or "
+        "no unit; the output gets it, too. Another spacing than the file's is refused.",
     )
     data_format: str | None = option(
         choice("channels_last", "channels_first"),

@@ -563,7 +563,7 @@ class TestTables:
         assert kernel.bias == pytest.approx([2])
         assert kernel.name == path
         with pytest.raises(
-            ShapeError, match=r"the volume has no voxel spacing.* \(in .*k\.(json|toml)\)"
+            ShapeError, match=r"the volume tells no voxel spacing.* \(in .*k\.(json|toml)\)"
         ):
             read_kernel(path, Grid())
 
