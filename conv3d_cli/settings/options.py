@@ -446,9 +446,10 @@ class Settings:
         "Data",
         shapes=True,
         metavar="D,H,W",
+        unit=Unit.LENGTH,
         config=Value((str,), 'a string such as "0.3,0.1,0.1um"'),
-        help="Voxel spacing with its unit, e.g. 0.3,0.1,0.1um or 2mm, for files that tell none or "
-        "no unit; the output gets it, too. Another spacing than the file's is refused.",
+        help="Voxel spacing with its unit, e.g. 0.3,0.1,0.1um or 2mm, for files that store none "
+        "or no unit; the output gets it, too. Another spacing than the file's is refused.",
     )
     data_format: str | None = option(
         choice("channels_last", "channels_first"),
