@@ -24,6 +24,8 @@ from profiles import register_profiles
 # Set before anything imports Numba: tests keep their compiled loops in a folder of their own.
 CACHE = os.path.join(tempfile.gettempdir(), f"conv3d-test-cache-{os.getuid()}")
 os.environ.setdefault("CONV3D_CACHE_DIR", CACHE)
+# What commands print does not depend on which loops are compiled already.
+os.environ["CONV3D_COMPILE_NOTE"] = "off"
 
 # `make test` runs the tests inside make. If a test starts make, that must not inherit the options.
 for name in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL"):

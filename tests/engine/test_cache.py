@@ -512,6 +512,24 @@ except KeyboardInterrupt:
     assert int(out) < 8
 
 
+@pytest.mark.parametrize("note", ["on", "off"])
+def test_a_run_that_compiles_says_so(note: str, tmp_path: Path) -> None:
+    script = """
+import conv3d_cli.engine.machine_code as m
+from conv3d_cli.cli.progress import ProgressBar
+
+m._load = lambda codes, interrupted: (m._tell(0, 2), m._tell(1, 2), m._tell(2, 2))
+with ProgressBar("a volume"):
+    m.load([m.machine_code("store", "store", "float32", out) for out in ("uint8", "int16")])
+"""
+    cache = {"CONV3D_CACHE_DIR": str(tmp_path / "cache"), "CONV3D_COMPILE_NOTE": note}
+    with start(tmp_path, script, **cache) as process:
+        out, err = process.communicate(timeout=LIMIT)
+    assert (process.returncode, out) == (0, "")
+    said = "note: compiling 2 loops for this CPU, once; the next run loads them\n"
+    assert err == (said if note == "on" else "")
+
+
 def test_workers_suit_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     def count(loops: int, cpus: int, memory: int) -> int:
         monkeypatch.setattr(compiling, "usable_cpus", lambda: cpus)
