@@ -229,7 +229,7 @@ def convolve(run: JobRun) -> None:
             from conv3d_cli.pipeline.run import run_job
 
             counts = options.details or options.previews
-            return run_job(job, run.progress, decided, statistics=counts)
+            return run_job(job, run.progress, decided, counts)
         from conv3d_cli.cluster.run import run_on_cluster
 
         return run_on_cluster(job, options.scheduler, run.progress, decided)

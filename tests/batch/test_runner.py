@@ -275,7 +275,7 @@ def test_a_failure_stops_what_runs_beside_it(
 
     failed = threading.Event()
 
-    def stand_in(job: Job, progress: Any, decided: Any) -> Any:
+    def stand_in(job: Job, progress: Any, *others: Any) -> Any:
         if job.source.endswith("broken.npy"):
             failed.set()
             raise FormatError("broken.npy")
