@@ -1,7 +1,7 @@
 """Man pages, made from the description of the commands.
 
-The build of the package writes them into the wheel (`.ci/hatch_build.py`). They are plain ASCII with
-escapes, and hold no date, so that the same sources make the same pages.
+The build of the package writes them into the wheel (`.ci/hatch_build.py`). They are plain ASCII
+with escapes, and hold no date, so that the same sources make the same pages.
 """
 
 from __future__ import annotations
