@@ -159,8 +159,9 @@ def grid_of(layer: Any) -> Grid:
     """The spacing of a layer along its last three axes; none if its units are no lengths.
 
     >>> from types import SimpleNamespace
-    >>> grid_of(SimpleNamespace(scale=(1.0, 0.3, 0.1, 0.1), units=("s", "um", "um", "um")))
-    Grid(spacing=(0.3, 0.1, 0.1), unit='um', affine=None, qform=None, anatomical=False)
+    >>> layer = SimpleNamespace(scale=(1.0, 0.3, 0.1, 0.1), units=("s", "um", "um", "um"))
+    >>> grid_of(layer).spacing, grid_of(layer).unit
+    ((0.3, 0.1, 0.1), 'um')
     """
     units = [unit_name(str(unit)) for unit in (getattr(layer, "units", None) or ())[-3:]]
     if len(units) < 3 or None in units:
