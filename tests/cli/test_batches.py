@@ -310,12 +310,13 @@ def test_an_interrupt_ends_all_that_run_side_by_side(scans: list[Path], tmp_path
 def test_seconds_and_rates_of_the_stages(run: Any, volume: Path, tmp_path: Path) -> None:
     result = run("apply", volume, "-k", "box:size=3", "-o", tmp_path / "o.npy", "--json", "-v")
     (record,) = records(result.stdout)
-    size, seconds = np.load(tmp_path / "o.npy").nbytes, record["write_seconds"]
-    least, most = (size / 1e6 / max(seconds + rounding, 1e-9) for rounding in (5e-5, -5e-5))
-    assert least - 0.1 <= record["write_mb_per_s"] <= most + 0.1
-    for stage in ("read", "compute", "write"):
-        assert 0 <= record[f"{stage}_seconds"] <= record["seconds"] + 1e-3
-        assert record[f"{stage}_mb_per_s"] > 0
+    size_in, size_out = np.load(volume).nbytes, np.load(tmp_path / "o.npy").nbytes
+    for stage, size in (("read", size_in), ("compute", size_out), ("write", size_out)):
+        seconds = record[f"{stage}_seconds"]
+        assert 0 <= seconds <= record["seconds"] + 1e-3
+        # both are rounded: on a busy machine a rate may be 0.0
+        least, most = (size / 1e6 / max(seconds + rounding, 1e-9) for rounding in (5e-5, -5e-5))
+        assert least - 0.1 <= record[f"{stage}_mb_per_s"] <= most + 0.1
     assert result.stderr.count("MB/s") == 3
 
 
