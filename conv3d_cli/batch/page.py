@@ -40,18 +40,17 @@ def _name(path: str) -> str:
 def _result_columns(record: dict[str, Any]) -> dict[str, str]:
     """Columns on the result: FWHM of the kernel, mean and range before and after, clipped values.
 
-    The means are of the voxels in the mask if there is one. Columns for what the record does not
-    hold are empty.
+    Mean and range are those of all voxels, and of those in the mask. Columns for what the record
+    does not hold are empty.
     """
     found = record.get("statistics") or {}
-    masked = "after_in_mask" in found or "before_in_mask" in found
-    where, words = ("_in_mask", " in mask") if masked else ("", "")
     row = {"FWHM": fwhm_text(record)}
-    for side in ("before", "after"):
-        values = found.get(f"{side}{where}", {})
-        row[f"mean {side}{words}"] = _number(values.get("mean"))
-        ends = [values.get("minimum"), values.get("maximum")]
-        row[f"range {side}{words}"] = "" if None in ends else " to ".join(map(_number, ends))
+    for where in ("", "_in_mask"):
+        for side in ("before", "after"):
+            values, name = found.get(f"{side}{where}", {}), f"{side}{where}".replace("_", " ")
+            row[f"mean {name}"] = _number(values.get("mean"))
+            ends = [values.get("minimum"), values.get("maximum")]
+            row[f"range {name}"] = "" if None in ends else " to ".join(map(_number, ends))
     clipped = record.get("clipped")
     row["clipped"] = "" if clipped is None else f"{clipped:,}"
     return row

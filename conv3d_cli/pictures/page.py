@@ -154,11 +154,12 @@ def _text(words: str) -> str:
 
 
 def table(rows: Sequence[tuple[str, Mapping[str, str]]]) -> str:
-    """The table above the sections as HTML; each row links to its section.
+    """The table above the sections as HTML, without empty columns; each row links to its section.
 
     rows : (status, column to text) of each volume
     """
     columns = list(dict.fromkeys(column for _, row in rows for column in row))
+    columns = [column for column in columns if any(row.get(column) for _, row in rows)]
     numeric = {c for c in columns if all(_is_number(row.get(c, "")) for _, row in rows)}
     kind = {c: ' class="number"' if c in numeric else "" for c in columns}
     lines = [

@@ -167,10 +167,11 @@ def run_job(
         team = stack.enter_context(Team(thread_count(job.threads)))
         reader, stages = prepared.reader, prepared.stages
         observer: StreamObserver | None = None
+        output_mask = None
         if statistics:
             from conv3d_cli.pipeline.statistics import StreamObserver  # few jobs count
 
-            observer = StreamObserver()
+            observer, output_mask = StreamObserver(), stack.enter_context(_output_mask(prepared))
             if prepared.boxes is None:
                 reader = observer.reader(reader, prepared.mask)
         if prepared.boxes is None:
@@ -184,7 +185,7 @@ def run_job(
             writer = SpooledWriter(writer)
         streamed: VolumeWriter = writer
         if observer is not None:
-            streamed = observer.writer(writer, stack.enter_context(_output_mask(prepared)))
+            streamed = observer.writer(writer, output_mask)
         with writer, naming(prepared.reader):
             beside = [
                 (ROLES[o.role], stack.enter_context(_additional_writer(o.path, prepared)))
