@@ -295,15 +295,7 @@ def _columns() -> int:
 
 
 def _show(text: str) -> None:
-    """Print a text, through the pager if it is longer than the terminal.
-
-    What the encoding of stdout does not have is replaced: a page is never lost for a sign in it.
-    """
-    encoding = sys.stdout.encoding or "utf-8"
-    try:
-        text.encode(encoding)
-    except UnicodeEncodeError:
-        text = text.replace("•", "*").encode(encoding, "replace").decode(encoding)
+    """Print a text, through the pager if it is longer than the terminal."""
     if sys.stdout.isatty() and text.count("\n") + 2 > shutil.get_terminal_size().lines:
         click.echo_via_pager(text)
     else:
