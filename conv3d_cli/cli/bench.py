@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from conv3d_cli.cli.options import SectionedCommand, options, table_options
+from conv3d_cli.cli.values import Real, Whole
 from conv3d_cli.errors import FormatError, SpecError
 from conv3d_cli.system.words import count_of
 
@@ -28,7 +29,7 @@ case_options = options(
     ),
     click.option(
         "--size",
-        type=click.IntRange(min=4),
+        type=Whole(4),
         metavar="N",
         help="Measure on N x N x N voxels instead of each case's own size.",
     ),
@@ -51,13 +52,13 @@ run_options = options(
     table_options("threads"),
     click.option(
         "--repeat",
-        type=click.IntRange(min=1),
+        type=Whole(1),
         metavar="N",
         help="Number of rounds, of which the median counts.  [default: 9]",
     ),
     click.option(
         "--patience",
-        type=click.FloatRange(min=0),
+        type=Real(0),
         default=15.0,
         show_default=True,
         metavar="SECONDS",

@@ -7,6 +7,7 @@ import json
 import click
 
 from conv3d_cli.cli.messages import EXIT_CODE
+from conv3d_cli.cli.values import Real
 from conv3d_cli.errors import DifferenceError
 
 
@@ -15,7 +16,7 @@ from conv3d_cli.errors import DifferenceError
 @click.argument("second", metavar="B")
 @click.option(
     "--rtol",
-    type=click.FloatRange(min=0),
+    type=Real(0),
     default=0.0,
     show_default=True,
     metavar="NUMBER",
@@ -23,7 +24,7 @@ from conv3d_cli.errors import DifferenceError
 )
 @click.option(
     "--atol",
-    type=click.FloatRange(min=0),
+    type=Real(0),
     default=0.0,
     show_default=True,
     metavar="NUMBER",

@@ -14,6 +14,7 @@ import click
 
 from conv3d_cli.cli.messages import COMPLETE_VAR
 from conv3d_cli.cli.options import TableOption
+from conv3d_cli.cli.values import OneOf
 from conv3d_cli.settings.option import File
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ SHELLS = ("bash", "zsh", "fish")
 
 
 @click.command()
-@click.argument("shell", type=click.Choice(SHELLS))
+@click.argument("shell", type=OneOf(SHELLS))
 def completion(shell: str) -> None:
     """Print a script that lets a shell complete command lines.
 

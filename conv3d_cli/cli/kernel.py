@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from conv3d_cli.cli.options import table_options
+from conv3d_cli.cli.usage import CommandGroup
 from conv3d_cli.system.words import count_of
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ BORDER = 1e-6  # fraction of Σ|w| for which `show` says what --crop-kernel woul
 _AXIS_WORDS = ("depth", "height", "width")
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def kernel() -> None:
     """List, show, save and convert kernels.
 
@@ -139,6 +140,7 @@ def show(
     "-o",
     "--output",
     required=True,
+    metavar="OUT",
     type=click.Path(),
     help="Output file; its suffix chooses the format.",
 )

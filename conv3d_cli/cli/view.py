@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from conv3d_cli.cli.values import Whole
 from conv3d_cli.errors import SpecError
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ NARROWEST = 26  # least width of a volume beside others, in characters
 @click.option(
     "-n",
     "time_point",
-    type=int,
+    type=Whole(),
     default=0,
     show_default=True,
     metavar="N",
@@ -50,7 +51,7 @@ NARROWEST = 26  # least width of a volume beside others, in characters
 @click.option(
     "-c",
     "--channel",
-    type=int,
+    type=Whole(),
     default=0,
     show_default=True,
     metavar="C",

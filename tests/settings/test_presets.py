@@ -288,7 +288,7 @@ def test_a_mask_under_spm_renormalizes_along_all_axes(tmp_path: Path, scan: Any,
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (["--like", "matlab"], 2, "'matlab' is not one of"),
+        (["--like", "matlab"], 2, "imagej or wb, received 'matlab'"),
         (["--like", "fsl", "-k", "sobel:axis=d"], 4, "another --boundary than renormalize"),
         (["--like", "imagej", "-k", "{zero}"], 4, "or pass --no-normalize where --like sets it"),
         (["-k", "gaussian:fwhm=3mm:sampling=spm:truncate=3"], 2, "leave out truncate=3"),
