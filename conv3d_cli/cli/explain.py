@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from conv3d_cli.cli.options import SectionedCommand, explain_options, given_settings, options
+from conv3d_cli.cli.values import Whole
 from conv3d_cli.system.machine import byte_size
 
 cluster_options = options(
@@ -18,12 +19,10 @@ cluster_options = options(
         metavar="ADDRESS",
         help="Forecast for the workers of this Dask scheduler, or for local:N.",
     ),
-    click.option(
-        "--workers", type=click.IntRange(min=1), metavar="N", help="Forecast for N workers."
-    ),
+    click.option("--workers", type=Whole(1), metavar="N", help="Forecast for N workers."),
     click.option(
         "--worker-threads",
-        type=click.IntRange(min=1),
+        type=Whole(1),
         default=1,
         show_default=True,
         metavar="N",
