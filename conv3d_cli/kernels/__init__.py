@@ -14,7 +14,13 @@ from pathlib import Path
 from conv3d_cli.errors import SpecError, UnknownNameError, unknown_name
 from conv3d_cli.kernels import builtin, expressions, files
 from conv3d_cli.kernels.files import KERNEL_FILES, find_kernel_file, known_suffixes, read_bias
-from conv3d_cli.kernels.grammar import BuiltinKernel, KernelFunction, build_kernel, describe
+from conv3d_cli.kernels.grammar import (
+    BuiltinKernel,
+    KernelFunction,
+    build_kernel,
+    describe,
+    lower_names,
+)
 from conv3d_cli.model.grid import Grid
 from conv3d_cli.model.kernel import Kernel
 
@@ -27,6 +33,7 @@ __all__ = [
     "is_builtin",
     "known_suffixes",
     "may_name_a_layer",
+    "normal_text",
     "orient_kernel",
     "read_bias",
     "read_kernel",
@@ -60,8 +67,17 @@ def is_builtin(text: str) -> bool:
     >>> is_builtin("gaussian:fwhm=6mm"), is_builtin("./gaussian"), is_builtin("psf.tif")
     (True, False, False)
     """
-    name = text.partition(":")[0].strip()
+    name = text.partition(":")[0].strip().lower()
     return any(function.__name__ == name for function in BUILTIN_KERNELS)
+
+
+def normal_text(text: str) -> str:
+    """A kernel text with the names of a built-in and its parameters in lower case.
+
+    >>> normal_text("Gaussian:FWHM=6mm"), normal_text("PSF.tif")
+    ('gaussian:fwhm=6mm', 'PSF.tif')
+    """
+    return lower_names(text) if is_builtin(text) else text
 
 
 def describe_builtins() -> list[BuiltinKernel]:

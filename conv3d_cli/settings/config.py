@@ -162,11 +162,10 @@ def layer_settings(values: Settings, folder: Path | None = None) -> Settings:
     {'bias': [1.0, 2.0], 'strides': 2}
     """
     result = values
-    if values.kernel is not None:
+    kernel = values.named_kernel
+    if kernel is not None:
         complete = values.strides is not None and values.padding is not None
-        result = overlay(
-            _kernel_settings(values.kernel, folder, complete), values.without("kernel")
-        )
+        result = overlay(_kernel_settings(kernel, folder, complete), values.without("kernel"))
     if values.activation is not None:
         result = replace(result, activations=(values.activation,))
     if values.no_bias:
