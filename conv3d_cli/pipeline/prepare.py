@@ -40,7 +40,7 @@ from conv3d_cli.pipeline.memory import (
     reading_kernels,
     weight_memory,
 )
-from conv3d_cli.pipeline.request import Job, Stage
+from conv3d_cli.pipeline.request import OUTPUT_DTYPES, SAME_DTYPE, Job, Stage
 from conv3d_cli.pipeline.stream import StreamPlan
 from conv3d_cli.system.machine import thread_count
 
@@ -237,7 +237,7 @@ def _output_header(job: Job, source: VolumeHeader, chain: list[_ResolvedStage]) 
         transform = transform.then(resolved.problem.voxel_transform)
     last = chain[-1].resolved
     shape = (source.shape[0], *last.problem.out_size, last.channels_out)
-    header = output_header(job.target, source, shape, grid, transform, np.dtype(job.dtype))
+    header = output_header(job.target, source, shape, grid, transform, _output_dtype(job, source))
     if last.kernel.is_bank and not last.magnitude:
         header = replace(header, components=last.kernel.filter_names)
     if job.history:
@@ -247,6 +247,30 @@ def _output_header(job: Job, source: VolumeHeader, chain: list[_ResolvedStage]) 
             "--scale auto is not for RGB voxels, whose readers ignore a slope; leave it out"
         )
     return header
+
+
+def _output_dtype(job: Job, source: VolumeHeader) -> np.dtype[Any]:
+    """The dtype of the output; `same` is the input's.
+
+    Raises: ShapeError under `same` for a dtype that no output has, for integers with a scale that
+    the output would not have, and for --scale auto with floats.
+    """
+    if job.dtype != SAME_DTYPE:
+        return np.dtype(job.dtype)
+    dtype = source.dtype
+    cure = "pass another --dtype, such as float32"
+    if dtype.name not in OUTPUT_DTYPES:
+        raise ShapeError(f"--dtype same: no output has the input's dtype {dtype.name}; {cure}")
+    if dtype.kind == "f" and job.scale == "auto":
+        raise ShapeError(f"--scale auto is for integer outputs, and the input is {dtype.name}")
+    if dtype.kind != "f" and source.scale != (1.0, 0.0) and job.scale != "auto":
+        slope, intercept = source.scale
+        raise ShapeError(
+            f"--dtype same: the input stores {dtype.name} with a scale (value = stored * {slope:g} "
+            f"+ {intercept:g}), without which values would be rounded to whole numbers; pass "
+            f"--scale auto (NIfTI), too, or {cure}"
+        )
+    return dtype
 
 
 def _assemble_stages(

@@ -7,9 +7,7 @@ from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from conv3d_cli.errors import SpecError
+from conv3d_cli.errors import SpecError, name_hint
 from conv3d_cli.formats import check_compression, output_format, scaled_formats
 from conv3d_cli.layer import get_activation, get_constraint, get_initializer, get_regularizer
 from conv3d_cli.model.kernel import Kernel
@@ -26,6 +24,7 @@ if TYPE_CHECKING:
 
 INTEGER_DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64")
 OUTPUT_DTYPES = (*INTEGER_DTYPES, "float32", "float64")
+SAME_DTYPE = "same"
 
 # the default boundaries of filters and of layers
 FILTER_BOUNDARY, LAYER_BOUNDARY = Boundary("symmetric"), Boundary("zeros")
@@ -235,9 +234,12 @@ class Job:
     def __post_init__(self) -> None:
         if not self.stages:
             raise SpecError("a job needs at least one layer, received none; give a kernel")
-        if self.dtype not in OUTPUT_DTYPES:
+        object.__setattr__(self, "dtype", self.dtype.lower())
+        if self.dtype not in (*OUTPUT_DTYPES, SAME_DTYPE):
+            hint = name_hint("dtype", self.dtype, (*OUTPUT_DTYPES, SAME_DTYPE)).rstrip("; ")
             raise SpecError(
-                f"dtype must be one of {', '.join(OUTPUT_DTYPES)}, received '{self.dtype}'"
+                f"dtype must be one of {', '.join(OUTPUT_DTYPES)}, or {SAME_DTYPE} for the "
+                f"input's, received '{self.dtype}'{hint and f'; {hint}'}"
             )
         if self.precision not in ("float32", "float64"):
             raise SpecError(f"precision must be float32 or float64, received '{self.precision}'")
@@ -270,7 +272,7 @@ class Job:
         if self.scale not in ("none", "auto"):
             raise SpecError(f"scale must be none or auto, received '{self.scale}'")
         if self.scale == "auto" and (
-            not output_format(self.target).holds_scale or np.dtype(self.dtype).kind == "f"
+            not output_format(self.target).holds_scale or self.dtype.startswith("float")
         ):
             raise SpecError(
                 "--scale auto is for integer outputs in formats that hold a slope and an "

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -163,7 +164,7 @@ def run_job(
             reader.finish()
             voxels = math.prod(prepared.header.shape)
             coverage_notes = _coverage_notes(prepared)
-            clipped_notes = clipped_note(job, times.clipped, voxels)
+            clipped_notes = clipped_note(prepared.header.dtype, times.clipped, voxels)
             if job.strict:
                 _refuse_losses([*clipped_notes, *coverage_notes, *writer.notes])
             commit_started = time.perf_counter()
@@ -259,16 +260,24 @@ def _coverage_notes(prepared: PreparedJob) -> list[str]:
     ]
 
 
-def clipped_note(job: Job, clipped: int, voxels: int) -> list[str]:
-    """A note on clipped values, or none.
+def clipped_note(dtype: np.dtype[Any], clipped: int, voxels: int) -> list[str]:
+    """A note on clipped values with the cure, or none.
 
+    dtype : dtype       of the output
     clipped : int       values that the output's dtype could not hold
     voxels : int        values of the output
     """
     if not clipped:
         return []
     percent = 100 * clipped / max(1, voxels)
-    return [f"{clipped} voxels ({percent:.2g} %) did not fit {job.dtype} and were clipped"]
+    limits = np.iinfo(dtype)
+    cure = "--dtype float32 keeps them"
+    if limits.min == 0:
+        cure = f"{cure}, and so does a signed type that reaches far enough, such as int16"
+    return [
+        f"{clipped} voxels ({percent:.2g} %) did not fit {dtype.name} ({limits.min} to "
+        f"{limits.max}) and were clipped; {cure}"
+    ]
 
 
 def all_losses(prepared: PreparedJob) -> dict[str, float]:

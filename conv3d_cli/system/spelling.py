@@ -12,7 +12,7 @@ SPELLED = "conv3d-spelled"
 """Name of the error handler: how a stream writes what its encoding lacks."""
 
 SPELLED_NAMES = "conv3d-spelled-names"
-"""The same, but bytes of file names that are no text stay as they are (Python's surrogateescape)."""
+"""The same, but bytes of file names that are no text stay as they are (surrogateescape)."""
 
 PLAIN_ASCII = "conv3d-ascii"
 """Name of a codec for ASCII. Click takes a stream whose codec is called ascii for misconfigured,

@@ -49,22 +49,22 @@ CASES = [(name, arguments) for name in COMMANDS for arguments in (["--help"], *L
 
 def printed(arguments: list[str], encoding: str, folder: Path) -> tuple[int, bytes, bytes]:
     """Exit code, stdout and stderr of a command whose streams have this encoding."""
-    files = [open(folder / name, "w", encoding=encoding) for name in ("stdout", "stderr")]
     before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = files
-    try:
-        with standard_streams():
-            try:
-                main(arguments, "conv3d")
-                code = 0
-            except SystemExit as error:
-                code = int(error.code or 0)
-            sys.stdout.flush()
-            sys.stderr.flush()
-    finally:
-        sys.stdout, sys.stderr = before
-        for file in files:
-            file.close()
+    with (
+        open(folder / "stdout", "w", encoding=encoding) as sys.stdout,
+        open(folder / "stderr", "w", encoding=encoding) as sys.stderr,
+    ):
+        try:
+            with standard_streams():
+                try:
+                    main(arguments, "conv3d")
+                    code = 0
+                except SystemExit as error:
+                    code = int(error.code or 0)
+                sys.stdout.flush()
+                sys.stderr.flush()
+        finally:
+            sys.stdout, sys.stderr = before
     return code, (folder / "stdout").read_bytes(), (folder / "stderr").read_bytes()
 
 
