@@ -180,7 +180,8 @@ def _half_blocks(shades: Shades, palette: Shades) -> list[Text]:
 
 def _width(panel: Panel, scale: float) -> int:
     """Width of a panel with its letters and title, in characters."""
-    return max(_cells(panel, scale)[1] + (4 if any(panel.letters) else 0), len(panel.title))
+    picture = _cells(panel, scale)[1] + (4 if any(panel.letters) else 0)
+    return max(picture, *map(len, panel.title.split("\n")))
 
 
 def _side_by_side(
@@ -203,7 +204,7 @@ def _framed(panel: Panel, lines: list[Any], wide: int, join: Any) -> list[tuple[
     left, right, top, bottom = panel.letters
     lettered = any(panel.letters)
     over = " " * ((wide + 3) // 2)
-    framed: list[tuple[Any, int]] = [(panel.title, len(panel.title))]
+    framed: list[tuple[Any, int]] = [(line, len(line)) for line in panel.title.split("\n")]
     if lettered:
         framed.append((over + top, len(over) + 1))
     for number, line in enumerate(lines):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from typing import Any
 
 import click
 
+from conv3d_cli.cli.layout import facts
 from conv3d_cli.cli.options import SectionedCommand, explain_options, given_settings, options
 from conv3d_cli.cli.values import Whole
 from conv3d_cli.system.machine import byte_size
@@ -98,4 +100,4 @@ def explain(
             ]
             found = forecast(prepared, workers or 1, worker_threads, *rates)
             record["cluster"], text = found.record(), f"{text}\n{describe_forecast(found)}"
-        click.echo(json.dumps(record) if as_json else text)
+        click.echo(json.dumps(record) if as_json else facts(text, sys.stdout))

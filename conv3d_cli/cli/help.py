@@ -17,8 +17,7 @@ from dataclasses import dataclass
 
 import click
 
-PLAIN_COLUMNS = 80
-MOST_COLUMNS = 100  # longer lines are hard to read, however wide the terminal is
+from conv3d_cli.cli.layout import list_columns
 
 _ALSO = re.compile(r"^<!-- also: (.*?)\s*-->\n", re.MULTILINE | re.DOTALL)
 _HEADING = re.compile(r"^#+ (.*)$")
@@ -153,7 +152,7 @@ def contents(pages: Mapping[str, Page]) -> str:
     lines = [
         textwrap.fill(
             page.summary,
-            _columns(),
+            list_columns(),
             initial_indent=f"  {page.topic:<{width}}",
             subsequent_indent=" " * (width + 2),
         )
@@ -265,7 +264,7 @@ def search_text(pages: Mapping[str, Page], wanted: str) -> str:
                 before = heading
             if line != heading:
                 wrapped = textwrap.fill(
-                    line, _columns(), initial_indent=indent, subsequent_indent=indent
+                    line, list_columns(), initial_indent=indent, subsequent_indent=indent
                 )
                 found.append(_marked(wrapped, wanted))
     if not found:
@@ -286,12 +285,6 @@ def _marked(text: str, wanted: str) -> str:
 
 # --------------------------------------------------------------------------------------------------
 # What is shown
-
-
-def _columns() -> int:
-    if not sys.stdout.isatty():
-        return PLAIN_COLUMNS
-    return min(shutil.get_terminal_size().columns, MOST_COLUMNS)
 
 
 def _show(text: str) -> None:
@@ -346,7 +339,7 @@ def render(page: Page) -> str:
     lines = Lines()
     console = Console(
         file=lines,
-        width=_columns(),
+        width=list_columns(),
         force_terminal=terminal,
         highlight=False,
         theme=Theme({"markdown.code": "bold cyan", "markdown.block_quote": ""}),

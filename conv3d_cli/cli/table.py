@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
+import textwrap
 from collections.abc import Sequence
+from itertools import takewhile
 
 import click
 
 from conv3d_cli.batch.results import TableRow
 
-STYLES = {
-    "done": "green",
-    "planned": "cyan",
-    "skipped": "yellow",
-    "failed": "bold red",
-    "cancelled": "yellow",
-}
+# Colours of a terminal, by status.
+STYLES = {"done": "32", "planned": "36", "skipped": "33", "failed": "1;31", "cancelled": "33"}
 # More skipped or cancelled volumes than this share one row, with their number.
 FEW = 10
 
@@ -66,35 +64,96 @@ def summary(rows: Sequence[TableRow], seconds: float) -> str:
 
 HEAD = ("", "output", "seconds", "MB/s", "")
 SIDES = ("left", "left", "right", "right", "left")
+LEAST_REMARK = 24  # columns; in fewer, a remark stands below its row
 
 
 def show_table(rows: Sequence[TableRow], seconds: float) -> None:
     """Print the table and its summary on stderr."""
-    timed = any(row.seconds is not None for row in rows)
-    columns = (0, 1, 2, 3, 4) if timed else (0, 1, 4)
-    lines = [[texts[column] for column in columns] for texts in (HEAD, *cells(rows))]
-    sides = [SIDES[column] for column in columns]
-    if sys.stderr.isatty():
-        _show_on_terminal(lines, sides)
-    else:
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        for line in lines if timed else lines[1:]:
-            fitted = [
-                text.rjust(width) if side == "right" else text.ljust(width)
-                for text, width, side in zip(line, widths, sides, strict=True)
-            ]
-            click.echo("  ".join(fitted).rstrip(), err=True)
+    terminal = sys.stderr.isatty()
+    width = shutil.get_terminal_size().columns if terminal else None
+    for status, text in table_lines(rows, width):
+        style = STYLES.get(status) if terminal and status else None
+        head, rest = text[: len(status)], text[len(status) :]
+        click.echo((f"\x1b[{style}m{head}\x1b[0m" if style else head) + rest, err=True)
     click.echo(summary(rows, seconds), err=True)
 
 
-def _show_on_terminal(lines: Sequence[Sequence[str]], sides: Sequence[str]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
+def table_lines(rows: Sequence[TableRow], width: int | None) -> list[tuple[str, str]]:
+    """Lines of the table, each with the status that it begins with, or "".
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for head, side in zip(lines[0], sides, strict=True):
-        table.add_column(head, justify=side, overflow="fold")  # type: ignore[arg-type]
-    for status, *others in lines[1:]:
-        table.add_row(Text(status, STYLES[status]), *map(Text, others))
-    Console(stderr=True, highlight=False).print(table)
+    width : int or None     of the terminal: the outputs' common folder stands in the head, and
+                            remarks are wrapped, or stand below their row; names are never broken.
+                            None: whatever they need, a row a line
+
+    >>> rows = [TableRow("done", "out/a.npy"), TableRow("failed", "out/b.npy", "no such file")]
+    >>> for _, line in table_lines(rows, 36):
+    ...     print(line)
+            output in out/
+    done    a.npy
+    failed  b.npy  no such file
+    """
+    timed = any(row.seconds is not None for row in rows)
+    lines = [list(texts) for texts in (HEAD, *cells(rows))]
+    if width is not None:
+        folder = _common_folder([row.target for row in rows])
+        for line in lines[1:]:
+            line[1] = line[1].removeprefix(folder)
+        lines[0][1] += f" in {folder}" if folder else ""
+    columns = (0, 1, 2, 3) if timed else (0, 1)
+    widths = {
+        column: max(len(line[column]) for line in (lines if column else lines[1:]))
+        for column in columns
+    }
+    if width is not None and folder:  # a long folder must not push the times away
+        widths[1] = max((len(line[1]) for line in lines[1:]), default=0)
+    if width is not None and sum(widths.values()) + 2 * len(columns) - 2 > width:
+        columns = (0, 2, 3, 1) if timed else (0, 1)  # only a name may run over the edge
+        widths[1] = 0
+    found = []
+    for number, line in enumerate(lines):
+        if number == 0 and width is None and not timed:
+            continue
+        fitted = [
+            line[column].rjust(widths[column])
+            if SIDES[column] == "right"
+            else line[column].ljust(widths[column])
+            for column in columns
+        ]
+        text = "  ".join(fitted)
+        found += [
+            (line[0] if k == 0 else "", each)
+            for k, each in enumerate(_with_remark(text, line[4], width))
+        ]
+    return found
+
+
+def _with_remark(text: str, remark: str, width: int | None) -> list[str]:
+    """A row with its remark: behind it, or below it where there is too little room."""
+    if not remark or width is None:
+        return [f"{text}  {remark}".rstrip()]
+    beside = width - len(text) - 2
+    first, indent = (f"{text}  ", len(text) + 2) if beside >= LEAST_REMARK else ("", 8)
+    if len(remark) <= beside:
+        first, indent = f"{text}  ", len(text) + 2
+    wrapped = textwrap.fill(
+        remark,
+        width,
+        initial_indent=first or " " * indent,
+        subsequent_indent=" " * indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    ).splitlines()
+    return wrapped if first else [text.rstrip(), *wrapped]
+
+
+def _common_folder(targets: Sequence[str]) -> str:
+    """The folder of all outputs, with its slash; "" if they have none in common.
+
+    >>> _common_folder(["out/a/x.npy", "out/b/y.npy"]), _common_folder(["x.npy", "out/y.npy"])
+    ('out/', '')
+    """
+    if len(targets) < 2:
+        return ""
+    folders = [target.split("/")[:-1] for target in targets]
+    common = takewhile(lambda names: len(set(names)) == 1, zip(*folders, strict=False))
+    return "".join(f"{name}/" for name, *_ in common)

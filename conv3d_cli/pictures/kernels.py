@@ -72,7 +72,9 @@ def kernel_panels(
             )
         )
         profile = weights.sum(axis=(turn.down, turn.right))
-        title = f"along {letter}: {profile.min():.3g} to {profile.max():.3g}"
+        rounding = 1e-12 * np.abs(weights).sum()  # sums that cancel out
+        low, high = (0.0 if abs(v) < rounding else v for v in (profile.min(), profile.max()))
+        title = f"along {letter}:\n{low:.3g} to {high:.3g}"
         profiles.append(
             Panel(
                 title,

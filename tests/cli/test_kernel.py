@@ -117,9 +117,10 @@ def test_list_shows_every_builtin() -> None:
     text = output_of("list")
     for function in BUILTIN_KERNELS:
         assert f"\n{function.__name__} " in "\n" + text
-        assert (function.__doc__ or "").splitlines()[0] in text
+        summary = (function.__doc__ or "").splitlines()[0]
+        assert summary in " ".join(text.split())
     assert "[neighbours=6|18|26]" in text
-    assert "vox nm um mm cm m" in text
+    assert "vox nm um mm cm m" in " ".join(text.split())
     assert text.isascii() or "·" in text
     assert "\x1b" not in text
 
@@ -136,7 +137,8 @@ def test_show_a_gaussian() -> None:
     assert "separable rank:  1 " in text
     assert "symmetric along: depth, height, width" in text
     assert "d = height down, width to the right; h = depth down" in text
-    assert "along d: 0.000917 to 0.47" in text
+    assert "along d:" in text
+    assert "\n0.000917 to 0.47 " in text
     assert "\x1b" not in text
 
 
@@ -185,8 +187,8 @@ def test_show_without_a_spacing() -> None:
 def test_show_negative_weights() -> None:
     lines = output_of("show", "sobel:axis=w").splitlines()
     assert lines[lines.index("") + 1 :][:4] == [
-        "d = 1            h = 1            w = 1",
-        "#-  ##           #-  ##", "@-  @@           @-  @@", "#-  ##           #-  ##",
+        "d = 1     h = 1     w = 1",
+        "#-  ##    #-  ##", "@-  @@    @-  @@", "#-  ##    #-  ##",
     ]  # fmt: skip
     assert "'-' after a character: negative" in output_of("show", "laplacian")
     assert "negative" not in output_of("show", "box").partition("d = ")[2]
@@ -364,4 +366,4 @@ def test_make_refuses(tmp_path: Path) -> None:
 def test_make_needs_an_output() -> None:
     result = run("make", "box")
     assert result.exit_code == 2
-    assert "--output" in result.stderr
+    assert "needs -o OUT, as in `conv3d kernel make " in result.stderr
