@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from conv3d_cli.errors import SpecError, UnknownNameError, unknown_name
+from conv3d_cli.errors import FormatError, SpecError, UnknownNameError, unknown_name
 from conv3d_cli.kernels import builtin, expressions, files
 from conv3d_cli.kernels.files import KERNEL_FILES, find_kernel_file, known_suffixes, read_bias
 from conv3d_cli.kernels.grammar import (
@@ -23,6 +23,7 @@ from conv3d_cli.kernels.grammar import (
 )
 from conv3d_cli.model.grid import Grid
 from conv3d_cli.model.kernel import Kernel
+from conv3d_cli.system.inputs import check_input
 
 __all__ = [
     "BUILTIN_KERNELS",
@@ -173,4 +174,12 @@ def read_kernel(text: str, grid: Grid | None = None, *, folder: Path | None = No
         name, colon, _ = text.partition(":")
         error = unknown_name("kernel", name.strip(), [f.__name__ for f in BUILTIN_KERNELS])
         raise error if colon else UnknownNameError(f"{error}; nor is there a file of this name")
+    if find_kernel_file(path) is None:
+        from conv3d_cli.kernels.weights import weights_suffixes
+
+        check_input(path)
+        raise FormatError(
+            f"cannot read {path}: no kernel has this suffix; known are {known_suffixes()}, and "
+            f"with layers {weights_suffixes()}"
+        )
     return files.read_kernel_file(path, lambda inner: build_kernel(inner, BUILTIN_KERNELS, grid))

@@ -170,8 +170,8 @@ def _prepare(job: Job, reader: VolumeReader, mask: Mask | None) -> PreparedJob:
     order = _stream_order(job, reader, header, chain)
     if order.spool_output:
         notes.append(
-            "the output is collected in a temporary file first: its format is written in another "
-            "order than it is computed"
+            "the output goes through a temporary file in $TMPDIR, since its file is written in "
+            "another order than it is computed; that takes space and time, the result is the same"
         )
     stages, planning = _assemble_stages(job, chain, order, mask)
     blocking = _choose_blocking(job, reader, stages, header, order)
@@ -179,8 +179,8 @@ def _prepare(job: Job, reader: VolumeReader, mask: Mask | None) -> PreparedJob:
     spool_input = order.spool_input if blocking.boxes is None else [False] * len(stages)
     if any(spool_input):
         notes.append(
-            "the input is copied to a temporary file first: its format is read in another order "
-            "than it is needed"
+            "the input goes through a temporary file in $TMPDIR, since its file is read in another "
+            "order than it is needed; that takes space and time, the result is the same"
         )
     return PreparedJob(
         job=job,

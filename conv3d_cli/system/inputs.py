@@ -35,6 +35,27 @@ def check_input(path: str) -> int:
     return size
 
 
+def read_text(path: str, what: str = "", cure: str = "") -> str:
+    """The text of a UTF-8 file; a byte order mark before it is left out.
+
+    what : str      what the file is, for messages, as in "config"; "" says nothing
+    cure : str      what to do if it is no text
+    Raises: as `check_input`; FormatError if it is not UTF-8 text.
+    """
+    check_input(path)
+    name = f"{what} {path}" if what else path
+    try:
+        # spreadsheets put a byte order mark before UTF-8; newlines stay as they are
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            return file.read()
+    except UnicodeDecodeError:
+        raise FormatError(
+            f"cannot read {name}: it is no text file (UTF-8)" + (f"; {cure}" if cure else "")
+        ) from None
+    except OSError as error:
+        raise FormatError(f"cannot read {name}: {error.strerror or error}") from None
+
+
 def near_names(path: str) -> str:
     """A hint for messages about a path that does not exist; "" if there is none.
 
