@@ -137,9 +137,9 @@ def _compare_voxels(
     result.rms = math.sqrt(squares / result.voxels) if result.voxels else 0.0
     if beyond:
         result.differences.append(
-            f"voxels: {beyond} of {result.voxels} differ, most by {result.largest:.6g}"
-            f"{_share(result)} at (n, d, h, w, c) = {result.largest_at}, root mean square "
-            f"{result.rms:.6g}"
+            f"voxels: {beyond} of {result.voxels} differ, most by {result.largest:.6g} "
+            f"at (n, d, h, w, c) = {result.largest_at}, root mean square {result.rms:.6g}"
+            f"{_share(result)}"
         )
         result.differences += rounding_notes(result, a.header, b.header)
 
@@ -148,7 +148,9 @@ def _share(result: Comparison) -> str:
     """The largest difference as a part of the largest value of B; "" if there is none."""
     if not 0 < result.largest_value < math.inf or not math.isfinite(result.largest):
         return ""
-    return f" ({100 * result.largest / result.largest_value:.2g} % of the largest value of B)"
+    percent = 100 * result.largest / result.largest_value
+    share = f"{percent:.2g}" if percent < 10 else f"{percent:.0f}"
+    return f"; the largest is {share} % of B's largest value"
 
 
 def rounding_notes(result: Comparison, a: VolumeHeader, b: VolumeHeader) -> list[str]:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from conv3d_cli.errors import ConfigError, unknown_name
-from conv3d_cli.system.inputs import read_text
+from conv3d_cli.system.inputs import check_input, read_text
 from conv3d_cli.system.words import count_of
 
 EMPTY = ("", "n/a")
@@ -37,6 +37,7 @@ def read_manifest(path: str, known: Sequence[str]) -> list[Row]:
     such a table.
     """
     cure = "a manifest is a table of volumes (.csv, .tsv); name a volume without --manifest"
+    check_input(path)  # which refuses an empty file
     text = read_text(path, "manifest", cure)
     lines = text.splitlines(keepends=True)
     reader = csv.reader(lines, delimiter=_delimiter(path, lines), strict=True)

@@ -179,7 +179,7 @@ def read_kernel(text: str, grid: Grid | None = None, *, folder: Path | None = No
 
         check_input(path)
         raise FormatError(
-            f"cannot read {path}: no kernel has this suffix; known are {known_suffixes()}, and "
-            f"with layers {weights_suffixes()}"
+            f"cannot read {path}: no kernel format has this suffix; known are {known_suffixes()}, "
+            f"and with layers {weights_suffixes()}"
         )
     return files.read_kernel_file(path, lambda inner: build_kernel(inner, BUILTIN_KERNELS, grid))

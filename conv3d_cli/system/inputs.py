@@ -8,10 +8,10 @@ import stat
 from conv3d_cli.errors import FormatError
 
 
-def check_input(path: str) -> int:
+def check_input(path: str, *, may_be_empty: bool = False) -> int:
     """The size of an input file in bytes.
 
-    Raises: FormatError if it is missing, a folder, a pipe, unreadable or empty.
+    Raises: FormatError if it is missing, a folder, a pipe, unreadable, or empty unless it may be.
     """
     try:
         if stat.S_ISFIFO(os.stat(path).st_mode):  # opening it would wait for a writer
@@ -30,7 +30,7 @@ def check_input(path: str) -> int:
         raise FormatError(
             f"cannot read {path}: {getattr(error, 'strerror', None) or error}"
         ) from None
-    if size == 0:
+    if size == 0 and not may_be_empty:
         raise FormatError(f"cannot read {path}: the file is empty")
     return size
 
@@ -40,9 +40,9 @@ def read_text(path: str, what: str = "", cure: str = "") -> str:
 
     what : str      what the file is, for messages, as in "config"; "" says nothing
     cure : str      what to do if it is no text
-    Raises: as `check_input`; FormatError if it is not UTF-8 text.
+    Raises: as `check_input`, but a text may be empty; FormatError if it is not UTF-8 text.
     """
-    check_input(path)
+    check_input(path, may_be_empty=True)
     name = f"{what} {path}" if what else path
     try:
         # spreadsheets put a byte order mark before UTF-8; newlines stay as they are
@@ -50,7 +50,7 @@ def read_text(path: str, what: str = "", cure: str = "") -> str:
             return file.read()
     except UnicodeDecodeError:
         raise FormatError(
-            f"cannot read {name}: it is no text file (UTF-8)" + (f"; {cure}" if cure else "")
+            f"cannot read {name}: it is not UTF-8 text" + (f"; {cure}" if cure else "")
         ) from None
     except OSError as error:
         raise FormatError(f"cannot read {name}: {error.strerror or error}") from None

@@ -28,10 +28,10 @@ WEIGHTS = Path(__file__).parent.parent / "data" / "weights"
         (["-c", "a.nii.gz"], 2, "a.nii.gz is no config; pass it as the kernel: -k a.nii.gz"),
         (["-c", "state.pt"], 2, "state.pt is no config; it holds trained layers: pass one as the kernel, -k state.pt::LAYER"),
         (["-c", "net.safetensors"], 2, "pass one as the kernel, -k net.safetensors::LAYER"),
-        (["-c", "c.toml"], 3, "cannot read config c.toml: it is no text file (UTF-8)"),
+        (["-c", "c.toml"], 3, "cannot read config c.toml: it is not UTF-8 text"),
         (["-c", "nope.toml"], 3, "cannot read nope.toml: no such file"),
         (["-c", "."], 3, "it is a folder"),
-        (["-k", "x.foo"], 3, "no kernel has this suffix; known are .npy "),
+        (["-k", "x.foo"], 3, "no kernel format has this suffix; known are .npy "),
         (["-k", "x.foo"], 3, ", and with layers .keras .weights.h5 .h5 .hdf5 .safetensors .onnx .pt .pth .ckpt"),
         (["-k", "light.ckpt::conv"], 2, "no layer 'conv'; did you mean 'enc.conv'? it holds enc.conv "),
         (["-k", "box", "-o", "."], 2, "cannot write .: it names a folder; pass it as --out-dir ."),
@@ -64,9 +64,7 @@ def test_a_lightning_checkpoint_is_read_like_a_state_dict(desk: Path, run: Any) 
 
 def test_sidecars_and_manifests_that_are_none(desk: Path, run: Any, error_line: Any) -> None:
     said = error_line(run("rerun", "k.npy", code=3).stderr)
-    assert said.endswith(
-        "it is no text file (UTF-8); name the .json beside an output of apply --sidecar"
-    )
+    assert said.endswith("it is not UTF-8 text; name the .json beside an output of apply --sidecar")
     said = error_line(run("apply", "--manifest", "a.nii.gz", "-k", "box", code=3).stderr)
     assert said.endswith(
         "a manifest is a table of volumes (.csv, .tsv); name a volume without --manifest"
@@ -139,7 +137,7 @@ def test_compare_says_what_rounding_explains(desk: Path, run: Any) -> None:
     largest = float(np.abs(nibabel.load("i.nii").get_fdata()).max())
     assert found["largest_value"] == pytest.approx(largest)
     share = 100 * found["largest_difference"] / largest
-    assert f"({share:.2g} % of the largest value of B)" in told
+    assert f"; the largest is {share:.2g} % of B's largest value" in told
     nibabel.save(nibabel.Nifti1Image(values + 1, float_image.affine), "g.nii")
     assert "rounding alone does not explain them" in run("compare", "g.nii", "i.nii", code=7).stdout
     assert "rounding" not in run("compare", "g.nii", "f.nii", code=7).stdout
