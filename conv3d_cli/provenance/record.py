@@ -269,9 +269,10 @@ def read_json(path: str) -> dict[str, Any]:
 
     Raises: FormatError.
     """
-    from conv3d_cli.system.inputs import read_text
+    from conv3d_cli.system.inputs import check_input, read_text
 
     cure = "name the .json beside an output of apply --sidecar"
+    check_input(path)
     text = read_text(path, cure=cure)
     try:
         values = json.loads(text, parse_constant=lambda name: None)

@@ -8,10 +8,10 @@ import stat
 from conv3d_cli.errors import FormatError
 
 
-def check_input(path: str, *, may_be_empty: bool = False) -> int:
+def check_input(path: str) -> int:
     """The size of an input file in bytes.
 
-    Raises: FormatError if it is missing, a folder, a pipe, unreadable, or empty unless it may be.
+    Raises: FormatError if it is missing, a folder, a pipe, unreadable or empty.
     """
     try:
         if stat.S_ISFIFO(os.stat(path).st_mode):  # opening it would wait for a writer
@@ -30,30 +30,34 @@ def check_input(path: str, *, may_be_empty: bool = False) -> int:
         raise FormatError(
             f"cannot read {path}: {getattr(error, 'strerror', None) or error}"
         ) from None
-    if size == 0 and not may_be_empty:
+    if size == 0:
         raise FormatError(f"cannot read {path}: the file is empty")
     return size
 
 
 def read_text(path: str, what: str = "", cure: str = "") -> str:
-    """The text of a UTF-8 file; a byte order mark before it is left out.
+    """The text of a UTF-8 file or pipe; a byte order mark before it is left out.
 
     what : str      what the file is, for messages, as in "config"; "" says nothing
     cure : str      what to do if it is no text
-    Raises: as `check_input`, but a text may be empty; FormatError if it is not UTF-8 text.
+    Raises: FormatError if it is missing, a folder, unreadable, or not UTF-8 text.
     """
-    check_input(path, may_be_empty=True)
     name = f"{what} {path}" if what else path
     try:
         # spreadsheets put a byte order mark before UTF-8; newlines stay as they are
         with open(path, encoding="utf-8-sig", newline="") as file:
             return file.read()
+    except FileNotFoundError:
+        raise FormatError(f"cannot read {name}: no such file{near_names(path)}") from None
+    except IsADirectoryError:
+        raise FormatError(f"cannot read {name}: it is a folder; name a file in it") from None
     except UnicodeDecodeError:
         raise FormatError(
             f"cannot read {name}: it is not UTF-8 text" + (f"; {cure}" if cure else "")
         ) from None
-    except OSError as error:
-        raise FormatError(f"cannot read {name}: {error.strerror or error}") from None
+    except (OSError, ValueError) as error:  # ValueError: a null character in the name
+        cause = getattr(error, "strerror", None) or error
+        raise FormatError(f"cannot read {name}: {cause}") from None
 
 
 def near_names(path: str) -> str:

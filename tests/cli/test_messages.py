@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,7 @@ WEIGHTS = Path(__file__).parent.parent / "data" / "weights"
         (["-c", "state.pt"], 2, "state.pt is no config; it holds trained layers: pass one as the kernel, -k state.pt::LAYER"),
         (["-c", "net.safetensors"], 2, "pass one as the kernel, -k net.safetensors::LAYER"),
         (["-c", "c.toml"], 3, "cannot read config c.toml: it is not UTF-8 text"),
-        (["-c", "nope.toml"], 3, "cannot read nope.toml: no such file"),
+        (["-c", "nope.toml"], 3, "cannot read config nope.toml: no such file"),
         (["-c", "."], 3, "it is a folder"),
         (["-k", "x.foo"], 3, "no kernel format has this suffix; known are .npy "),
         (["-k", "x.foo"], 3, ", and with layers .keras .weights.h5 .h5 .hdf5 .safetensors .onnx .pt .pth .ckpt"),
@@ -69,6 +71,14 @@ def test_sidecars_and_manifests_that_are_none(desk: Path, run: Any, error_line: 
     assert said.endswith(
         "a manifest is a table of volumes (.csv, .tsv); name a volume without --manifest"
     )
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_config_may_come_from_a_pipe(desk: Path, shell: Any) -> None:
+    os.mkfifo("pipe.toml")
+    with subprocess.Popen(["sh", "-c", "echo 'fwhm = \"6mm\"' > pipe.toml"]):
+        done = shell("apply", "a.nii.gz", "-c", "pipe.toml", "-o", "o.nii")
+    assert (done.returncode, done.stdout) == (0, b"")
 
 
 def test_a_missing_level_says_which_there_are(tmp_path: Path, run: Any, error_line: Any) -> None:
