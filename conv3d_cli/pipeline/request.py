@@ -131,6 +131,7 @@ class Stage:
 
         Settings that shaped the kernel return to their defaults; notes and files are dropped.
 
+        >>> import numpy as np
         >>> stage = Stage("box:size=3", strides=2, flip=True)
         >>> final = stage.with_made_kernel(Kernel(np.ones((3, 3, 3))))
         >>> final.strides, final.flip
