@@ -1,7 +1,8 @@
 """Usage errors as one line: what is wrong, and what to write instead.
 
 Click prints four lines, and suggests options that are near by their letters. Here a word of another
-tool comes first (`vocabulary.py`), then the nearest option of this command.
+tool comes first (`vocabulary.py`), then the nearest option of this command. Most runs have no such
+error, so that functions import the vocabulary.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from conv3d_cli.cli.values import MUST
 from conv3d_cli.errors import one_line, suggestion
 from conv3d_cli.settings.options import OPTIONS as TABLE
 from conv3d_cli.settings.options import SHORTHANDS
-from conv3d_cli.vocabulary import ABSENT, COMMANDS, OPTIONS, own_option, plain_word
 
 _FLAG = re.compile(r"(?<![\w-])--?[a-z][a-z-]*")
 ARGUMENTS = "conv3d.arguments"
@@ -161,6 +161,8 @@ def _flags(ctx: click.Context) -> list[str]:
 
 def _known(ctx: click.Context, name: str) -> bool:
     """Whether a word with one dash is a long option, here or of another tool."""
+    from conv3d_cli.vocabulary import ABSENT, OPTIONS, plain_word
+
     return f"-{name}" in _flags(ctx) or plain_word(name) in OPTIONS or plain_word(name) in ABSENT
 
 
@@ -195,6 +197,8 @@ def option_cure(name: str, flags: Iterable[str], value: str = "") -> str:
     >>> option_cure("--stridse", ["--strict", "--strides"]), option_cure("--out_dir", ["--out-dir"])
     ("did you mean '--strides'?", 'write --out-dir')
     """
+    from conv3d_cli.vocabulary import ABSENT, own_option, plain_word
+
     flags = list(flags)
     word = plain_word(name)
     long = [flag for flag in flags if flag.startswith("--")]
@@ -214,6 +218,8 @@ def option_cure(name: str, flags: Iterable[str], value: str = "") -> str:
 
 def _elsewhere(ctx: click.Context, name: str) -> str:
     """Where an option stands, if it is one of `apply`; else where the options are listed."""
+    from conv3d_cli.vocabulary import plain_word
+
     of_apply = [flag for row in TABLE for flags in row.flags for flag in flags.split("/")]
     if plain_word(name) in SHORTHANDS and any(p.metavar == "KERNEL" for p in ctx.command.params):
         return f"write the kernel as gaussian:{plain_word(name)}=6mm"
@@ -273,6 +279,8 @@ def _surplus(ctx: click.Context, words: str) -> str:
 
 def unknown_command(ctx: click.Context, name: str) -> UsageLine:
     """The error for a word that is no command of a group."""
+    from conv3d_cli.vocabulary import COMMANDS, plain_word
+
     group = ctx.command
     assert isinstance(group, click.Group)
     if name.startswith("-"):
