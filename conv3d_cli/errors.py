@@ -7,7 +7,7 @@ depend on Click; `cli/` prints the messages and sets the exit codes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 LONGEST_MESSAGE = 2000
 """Most characters of a message; the middle of a longer one is left out."""
@@ -130,16 +130,33 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
-def suggestion(name: str, known: Iterable[str]) -> str:
+def suggestion(name: str, known: Iterable[str], likeness: float = 0.6) -> str:
     """A hint at the known name nearest to a misspelt one, for messages; "" if none is near.
 
+    likeness : float    of the two names, from 0 to 1, that makes one near
     >>> suggestion("sigam", ["sigma", "fwhm"])
     "did you mean 'sigma'? "
     """
     import difflib  # imported here because most runs need no suggestion
 
-    close = difflib.get_close_matches(name, list(known), n=1)
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=likeness)
     return f"did you mean '{close[0]}'? " if close else ""
+
+
+def name_hint(kind: str, name: object, known: Sequence[str]) -> str:
+    """A hint at the name that is meant: that of another tool's word, else the nearest one.
+
+    kind : str      what is named: a "key", a "column", or see `vocabulary.VALUES`
+
+    >>> name_hint("boundary", "edge", ["nearest", "edges"])
+    "write 'nearest'; "
+    >>> name_hint("boundary", "zeroes", ["nearest", "zeros"])
+    "did you mean 'zeros'? "
+    """
+    from conv3d_cli.vocabulary import own_key, own_value  # here, because most runs need no hint
+
+    own = own_key(name, known) if kind in ("key", "column") else own_value(kind, name, known)
+    return f"write '{own}'; " if own else suggestion(str(name).lower(), known)
 
 
 def unknown_name(kind: str, name: object, available: Iterable[str]) -> UnknownNameError:
@@ -149,5 +166,5 @@ def unknown_name(kind: str, name: object, available: Iterable[str]) -> UnknownNa
     "unknown activation 'rellu'; did you mean 'relu'? available: linear, relu"
     """
     names = list(available)
-    hint = suggestion(str(name).lower(), names)
+    hint = name_hint(kind, name, names)
     return UnknownNameError(f"unknown {kind} '{name}'; {hint}available: {', '.join(names)}")

@@ -58,3 +58,30 @@ def wait_until(
 def cpu_seconds() -> float:
     """CPU seconds of this process and its finished children, whatever else the machine does."""
     return sum(os.times()[:4])
+
+
+def on_a_terminal(
+    command: list[str], environment: dict[str, str], rows: int = 24, columns: int = 80
+) -> str:
+    """What a command writes to a terminal of this size; it must end with 0."""
+    import fcntl
+    import pty
+    import struct
+    import termios
+
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+    with subprocess.Popen(
+        command, stdin=slave, stdout=slave, stderr=slave, env=environment, close_fds=True
+    ) as process:
+        os.close(slave)
+        written = b""
+        try:
+            while part := os.read(master, 65536):
+                written += part
+        except OSError:  # Linux says so when the last writer has closed it
+            pass
+        process.wait(LIMIT)
+    os.close(master)
+    assert process.returncode == 0
+    return written.decode().replace("\r\n", "\n")

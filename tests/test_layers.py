@@ -32,6 +32,7 @@ FLOORS: list[set[str]] = [
     {"model"},
     {"system"},
     {"errors"},
+    {"vocabulary"},
 ]
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 

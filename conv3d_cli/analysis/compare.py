@@ -28,6 +28,7 @@ class Comparison:
     largest : float             the largest |a - b|
     largest_at : tuple of int   the (n, d, h, w, c) of that voxel; None if all voxels are equal
     rms : float                 root mean square of a - b
+    largest_value : float       the largest finite |b|
     """
 
     first: str
@@ -38,6 +39,7 @@ class Comparison:
     largest: float = 0.0
     largest_at: tuple[int, ...] | None = None
     rms: float = 0.0
+    largest_value: float = 0.0
 
     def lines(self) -> list[str]:
         """The result as text for the terminal, one line per difference."""
@@ -64,6 +66,7 @@ class Comparison:
             "largest_difference": number(self.largest),
             "largest_at": None if self.largest_at is None else list(self.largest_at),
             "rms_difference": number(self.rms),
+            "largest_value": number(self.largest_value),
         }
 
 
@@ -106,15 +109,17 @@ def compare_volumes(first: str, second: str, *, rtol: float = 0.0, atol: float =
 def _compare_voxels(
     result: Comparison, a: VolumeReader, b: VolumeReader, rtol: float, atol: float
 ) -> None:
-    squares, beyond = 0.0, 0
+    squares, beyond, largest_value = 0.0, 0, 0.0
     for n, channels in parts_in_storage_order(a.header.axes, channels_together=False):
         for start in range(0, a.header.shape[1], PLANES):
             depth = slice(start, min(start + PLANES, a.header.shape[1]))
-            left, right = (_values(r, n, depth, channels) for r in (a, b))
+            left, right = (stored_values(r, n, depth, channels) for r in (a, b))
             difference = _difference(left, right)
             with np.errstate(invalid="ignore", over="ignore"):
                 allowed = atol + rtol * np.abs(right.astype(np.float64))
                 squares += float(np.sum(difference**2))
+            finite = np.abs(right[np.isfinite(right)].astype(np.float64))
+            largest_value = max(largest_value, float(finite.max(initial=0)))
             # no tolerance makes NaN or an infinity agree with another value
             nonfinite = (difference > 0) & ~(np.isfinite(left) & np.isfinite(right))
             beyond += int(np.count_nonzero(nonfinite | (difference > allowed)))
@@ -128,15 +133,49 @@ def _compare_voxels(
                 result.largest, result.largest_at = worst, (n, start + d, h, w, channels.start + c)
     for reader in (a, b):
         reader.finish()
+    result.largest_value = largest_value
     result.rms = math.sqrt(squares / result.voxels) if result.voxels else 0.0
     if beyond:
         result.differences.append(
             f"voxels: {beyond} of {result.voxels} differ, most by {result.largest:.6g} "
             f"at (n, d, h, w, c) = {result.largest_at}, root mean square {result.rms:.6g}"
+            f"{_share(result)}"
         )
+        result.differences += rounding_notes(result, a.header, b.header)
 
 
-def _values(reader: VolumeReader, n: int, depth: slice, channels: slice) -> NDArray[Any]:
+def _share(result: Comparison) -> str:
+    """The largest difference as a part of the largest value of B; "" if there is none."""
+    if not 0 < result.largest_value < math.inf or not math.isfinite(result.largest):
+        return ""
+    percent = 100 * result.largest / result.largest_value
+    share = f"{percent:.2g}" if percent < 10 else f"{percent:.0f}"
+    return f"; the largest is {share} % of B's largest value"
+
+
+def rounding_notes(result: Comparison, a: VolumeHeader, b: VolumeHeader) -> list[str]:
+    """What the differences owe to values that one volume rounded, and the other did not.
+
+    a, b : VolumeHeader     of the volumes that were compared
+    """
+    notes = []
+    for path, header, other in ((result.first, a, b), (result.second, b, a)):
+        step = abs(header.scale[0])
+        finer = other.dtype.kind == "f" or abs(other.scale[0]) < step
+        if header.dtype.kind in "iu" and finer:
+            alone = (
+                "rounding alone explains them"
+                if result.largest <= step / 2 * (1 + 1e-3)
+                else "rounding alone does not explain them"
+            )
+            notes.append(
+                f"rounding: {path} stores {header.dtype} in steps of {step:.6g}, half a step is "
+                f"{step / 2:.6g}: {alone}"
+            )
+    return notes
+
+
+def stored_values(reader: VolumeReader, n: int, depth: slice, channels: slice) -> NDArray[Any]:
     """Voxel values as float64; unscaled 64-bit integers, which float64 would round, as stored."""
     slope, intercept = reader.header.scale
     stored = reader.read(n, depth, channels)

@@ -10,8 +10,8 @@ import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from conv3d_cli.errors import ConfigError, FormatError, unknown_name
-from conv3d_cli.system.inputs import check_input
+from conv3d_cli.errors import ConfigError, unknown_name
+from conv3d_cli.system.inputs import check_input, read_text
 from conv3d_cli.system.words import count_of
 
 EMPTY = ("", "n/a")
@@ -36,15 +36,9 @@ def read_manifest(path: str, known: Sequence[str]) -> list[Row]:
     Raises: FormatError if the file cannot be read; ConfigError, with the line number, if it is not
     such a table.
     """
-    check_input(path)
-    try:
-        # spreadsheets put a byte order mark before UTF-8
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            text = file.read()
-    except UnicodeDecodeError as error:
-        raise FormatError(f"cannot read manifest {path}: it is not UTF-8 text ({error})") from None
-    except OSError as error:
-        raise FormatError(f"cannot read manifest {path}: {error.strerror or error}") from None
+    cure = "a manifest is a table of volumes (.csv, .tsv); name a volume without --manifest"
+    check_input(path)  # which refuses an empty file
+    text = read_text(path, "manifest", cure)
     lines = text.splitlines(keepends=True)
     reader = csv.reader(lines, delimiter=_delimiter(path, lines), strict=True)
     columns: list[str] = []

@@ -240,7 +240,7 @@ def _with_mask(given: Settings, mask: str | None) -> Settings:
 
 def _output_options(inputs: Sequence[str], given: Settings) -> str:
     """The options that name an output, with an example, for messages."""
-    kernel = str(given.kernel or "").partition(":")[0]
+    kernel = str(given.named_kernel or "").partition(":")[0]
     word = kernel if kernel.isidentifier() else "out"
     source = inputs[0]
     if len(inputs) > 1 or (os.path.isdir(source) and not suffix_of(source)):

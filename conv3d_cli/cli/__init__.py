@@ -19,6 +19,7 @@ import click
 
 from conv3d_cli.cli.help_json import add_help_json, help_json_option
 from conv3d_cli.cli.messages import COMPLETE_VAR, EXIT_CODE
+from conv3d_cli.cli.usage import CommandGroup
 from conv3d_cli.errors import EXIT_CODES, Conv3DError, one_line
 from conv3d_cli.system.atomic import cause_of, placed_outputs
 
@@ -102,7 +103,7 @@ def _outputs_left(error: BaseException, placed: Sequence[str]) -> str:
     return "; ".join(getattr(error, "__notes__", written or ["no output was left behind"]))
 
 
-class ErrorTranslator(click.Group):
+class ErrorTranslator(CommandGroup):
     """A group whose commands end with a one-line error and an exit code, never with a traceback.
 
     Errors that are not the user's but bugs keep their traceback.

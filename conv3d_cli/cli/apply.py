@@ -37,19 +37,20 @@ def apply(ctx: click.Context, /, inputs: tuple[str, ...], **_: Any) -> None:
     """Convolve volumes.
 
     \b
-      conv3d apply brain.nii.gz -k gaussian:fwhm=6mm -o smooth.nii.gz
+      conv3d apply brain.nii.gz --fwhm 6mm --mask mask.nii.gz -o smooth.nii.gz
       conv3d apply stack.tif -k psf.tif --flip --boundary nearest -o out.tif
       conv3d apply scans/ -k box:size=3 --out-dir smoothed --suffix _box3
-      conv3d apply https://host/image.zarr -k gaussian:sigma=1um -o out.ome.zarr
+      conv3d apply image.ome.zarr -k net.keras::conv3d_1 -o features.ome.zarr
 
-    A 3-D kernel is a filter: it is applied to every channel and time point, and the output
-    keeps the input's size (--padding same --boundary symmetric). A 5-D kernel is a Conv3D layer
-    with Keras' defaults (valid, zeros). Triples are in depth,height,width order. `-` reads or
-    writes .npy on a pipe.
+    A 3-D kernel is a filter, for every channel and time point; the size stays. A 5-D kernel is a
+    layer with Keras' defaults.
 
     INPUTs are volumes, or folders of volumes: NIfTI (.nii .nii.gz .nii.zst .hdr), TIFF (.tif
     .ome.tif), NumPy (.npy), NRRD (.nrrd .nhdr) and OME-Zarr (.zarr .ome.zarr, folders and URLs;
-    image.zarr/1 is a level or array of image.zarr).
+    image.zarr/1 is a level or array of image.zarr). `-` reads or writes .npy on a pipe.
+
+    The defaults for a filter are --padding same --boundary symmetric; for a layer, --padding valid
+    --boundary zeros. Triples are in depth,height,width order.
     """
     asked = given_settings(ctx)
     # Before NumPy is imported: its BLAS would start a thread per CPU, which spins without work.

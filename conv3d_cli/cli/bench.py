@@ -10,6 +10,7 @@ import click
 
 from conv3d_cli.cli.options import SectionedCommand, options, table_options
 from conv3d_cli.cli.parameters import FileName, UnitOption
+from conv3d_cli.cli.values import Real, Whole
 from conv3d_cli.errors import FormatError, SpecError
 from conv3d_cli.settings.option import File, Unit
 from conv3d_cli.system.words import count_of
@@ -32,7 +33,7 @@ case_options = options(
         "--size",
         cls=UnitOption,
         unit=Unit.VOXELS,
-        type=click.IntRange(min=4),
+        type=Whole(4),
         metavar="N",
         help="Measure on N x N x N voxels instead of each case's own size.",
     ),
@@ -55,7 +56,7 @@ run_options = options(
     table_options("threads"),
     click.option(
         "--repeat",
-        type=click.IntRange(min=1),
+        type=Whole(1),
         metavar="N",
         help="Number of rounds, of which the median counts.  [default: 9]",
     ),
@@ -63,7 +64,7 @@ run_options = options(
         "--patience",
         cls=UnitOption,
         unit=Unit.SECONDS,
-        type=click.FloatRange(min=0),
+        type=Real(0),
         default=15.0,
         show_default=True,
         metavar="SECONDS",

@@ -8,6 +8,7 @@ import click
 
 from conv3d_cli.cli.messages import EXIT_CODE
 from conv3d_cli.cli.parameters import FileName, UnitOption
+from conv3d_cli.cli.values import Real
 from conv3d_cli.errors import DifferenceError
 from conv3d_cli.settings.option import File, Unit
 
@@ -19,7 +20,7 @@ from conv3d_cli.settings.option import File, Unit
     "--rtol",
     cls=UnitOption,
     unit=Unit.FRACTION,
-    type=click.FloatRange(min=0),
+    type=Real(0),
     default=0.0,
     show_default=True,
     metavar="NUMBER",
@@ -29,7 +30,7 @@ from conv3d_cli.settings.option import File, Unit
     "--atol",
     cls=UnitOption,
     unit=Unit.VOXEL_VALUES,
-    type=click.FloatRange(min=0),
+    type=Real(0),
     default=0.0,
     show_default=True,
     metavar="NUMBER",

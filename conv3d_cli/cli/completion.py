@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from conv3d_cli.cli.messages import COMPLETE_VAR
+from conv3d_cli.cli.values import OneOf
 from conv3d_cli.settings.option import File
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ SHELLS = ("bash", "zsh", "fish")
 
 
 @click.command()
-@click.argument("shell", type=click.Choice(SHELLS))
+@click.argument("shell", type=OneOf(SHELLS))
 def completion(shell: str) -> None:
     """Print a script that lets a shell complete command lines.
 

@@ -15,7 +15,8 @@ from typing import Any
 
 import click
 
-from conv3d_cli.cli.options import TableOption, Triple, file_of, unit_of
+from conv3d_cli.cli.options import TableOption, file_of, unit_of
+from conv3d_cli.cli.values import Real, Triple, Whole
 from conv3d_cli.errors import EXIT_CODES
 from conv3d_cli.settings.option import KINDS, File, Unit
 
@@ -132,7 +133,7 @@ def describe_program(program: click.Command, version: str) -> Description:
     """Describe a program and all its commands.
 
     >>> @click.command()
-    ... @click.option("--size", type=click.IntRange(min=1), help="Size.  [default: all]")
+    ... @click.option("--size", type=Whole(1), help="Size.  [default: all]")
     ... def shrink(): "Shrink volumes."
     >>> described = describe_program(shrink, "1.0").commands[0]
     >>> described.summary, described.options[0].minimum, described.options[0].default_words
@@ -253,11 +254,6 @@ def _option(option: click.Option, ctx: click.Context) -> Option:
 def _common(parameter: click.Parameter, ctx: click.Context) -> dict[str, Any]:
     """The fields that arguments and options share."""
     kind = parameter.type
-    low, high = (
-        (kind.min, kind.max)
-        if isinstance(kind, click.IntRange | click.FloatRange)
-        else (None, None)
-    )
     file, unit = file_of(parameter), unit_of(parameter)
     takes_value = not getattr(parameter, "is_flag", False)
     return {
@@ -265,8 +261,8 @@ def _common(parameter: click.Parameter, ctx: click.Context) -> dict[str, Any]:
         "metavar": _metavar(parameter, ctx) if takes_value else None,
         "type": _type_name(parameter),
         "choices": tuple(map(str, kind.choices)) if isinstance(kind, click.Choice) else (),
-        "minimum": low,
-        "maximum": high,
+        "minimum": kind.low if isinstance(kind, Whole | Real) else None,
+        "maximum": kind.high if isinstance(kind, Whole) else None,
         "unit": None if unit is None else unit.name.lower(),
         "file": None if file is None else file.name.lower(),
         "required": parameter.required,
@@ -289,10 +285,10 @@ def _type_name(parameter: click.Parameter) -> str:
     """The key of `KINDS` that says what a parameter's values are."""
     if isinstance(parameter, click.Option) and parameter.is_flag:
         return "switch" if parameter.secondary_opts else "flag"
-    kinds: dict[str, type[Any] | tuple[type[Any], ...]] = {
+    kinds: dict[str, type[Any]] = {
         "choice": click.Choice,
         "triple": Triple,
-        "integer": (type(click.INT), click.IntRange),
-        "number": (type(click.FLOAT), click.FloatRange),
+        "integer": Whole,
+        "number": Real,
     }
     return next((name for name, of in kinds.items() if isinstance(parameter.type, of)), "text")

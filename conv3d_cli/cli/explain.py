@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from typing import Any
 
 import click
 
 from conv3d_cli.cli.jobs import MergedSettings
+from conv3d_cli.cli.layout import facts
 from conv3d_cli.cli.options import SectionedCommand, explain_options, given_settings, options
 from conv3d_cli.cli.parameters import FileName, UnitOption
+from conv3d_cli.cli.values import Whole
 from conv3d_cli.settings.option import File, Unit
 from conv3d_cli.system.machine import byte_size
 
@@ -21,12 +24,10 @@ cluster_options = options(
         metavar="ADDRESS",
         help="Forecast for the workers of this Dask scheduler, or for local:N.",
     ),
-    click.option(
-        "--workers", type=click.IntRange(min=1), metavar="N", help="Forecast for N workers."
-    ),
+    click.option("--workers", type=Whole(1), metavar="N", help="Forecast for N workers."),
     click.option(
         "--worker-threads",
-        type=click.IntRange(min=1),
+        type=Whole(1),
         default=1,
         show_default=True,
         metavar="N",
@@ -108,4 +109,4 @@ def explain(
             ]
             found = forecast(prepared, workers or 1, worker_threads, *rates)
             record["cluster"], text = found.record(), f"{text}\n{describe_forecast(found)}"
-        click.echo(json.dumps(record) if as_json else text)
+        click.echo(json.dumps(record) if as_json else facts(text, sys.stdout))

@@ -17,8 +17,7 @@ from dataclasses import dataclass
 
 import click
 
-PLAIN_COLUMNS = 80
-MOST_COLUMNS = 100  # longer lines are hard to read, however wide the terminal is
+from conv3d_cli.cli.layout import list_columns
 
 _ALSO = re.compile(r"^<!-- also: (.*?)\s*-->\n", re.MULTILINE | re.DOTALL)
 _HEADING = re.compile(r"^#+ (.*)$")
@@ -153,7 +152,7 @@ def contents(pages: Mapping[str, Page]) -> str:
     lines = [
         textwrap.fill(
             page.summary,
-            _columns(),
+            list_columns(),
             initial_indent=f"  {page.topic:<{width}}",
             subsequent_indent=" " * (width + 2),
         )
@@ -265,7 +264,7 @@ def search_text(pages: Mapping[str, Page], wanted: str) -> str:
                 before = heading
             if line != heading:
                 wrapped = textwrap.fill(
-                    line, _columns(), initial_indent=indent, subsequent_indent=indent
+                    line, list_columns(), initial_indent=indent, subsequent_indent=indent
                 )
                 found.append(_marked(wrapped, wanted))
     if not found:
@@ -288,22 +287,8 @@ def _marked(text: str, wanted: str) -> str:
 # What is shown
 
 
-def _columns() -> int:
-    if not sys.stdout.isatty():
-        return PLAIN_COLUMNS
-    return min(shutil.get_terminal_size().columns, MOST_COLUMNS)
-
-
 def _show(text: str) -> None:
-    """Print a text, through the pager if it is longer than the terminal.
-
-    What the encoding of stdout does not have is replaced: a page is never lost for a sign in it.
-    """
-    encoding = sys.stdout.encoding or "utf-8"
-    try:
-        text.encode(encoding)
-    except UnicodeEncodeError:
-        text = text.replace("•", "*").encode(encoding, "replace").decode(encoding)
+    """Print a text, through the pager if it is longer than the terminal."""
     if sys.stdout.isatty() and text.count("\n") + 2 > shutil.get_terminal_size().lines:
         click.echo_via_pager(text)
     else:
@@ -354,7 +339,7 @@ def render(page: Page) -> str:
     lines = Lines()
     console = Console(
         file=lines,
-        width=_columns(),
+        width=list_columns(),
         force_terminal=terminal,
         highlight=False,
         theme=Theme({"markdown.code": "bold cyan", "markdown.block_quote": ""}),

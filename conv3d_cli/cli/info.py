@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from conv3d_cli.cli.layout import facts
 from conv3d_cli.cli.messages import EXIT_CODE
 from conv3d_cli.cli.parameters import FileName, UnitOption
 from conv3d_cli.errors import Conv3DError, SpecError, one_line
@@ -42,6 +45,9 @@ if TYPE_CHECKING:
     type=FileName(File.READ),
     help="Estimate --fwhm from the voxels where this volume is above 0.",
 )
+@click.option(
+    "--stats", is_flag=True, help="Also show the values' range, mean and spread, from the voxels."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per file.")
 @click.pass_context
 def info(
@@ -51,6 +57,7 @@ def info(
     fwhm: bool,
     spacing: str | None,
     mask: str | None,
+    stats: bool,
     as_json: bool,
 ) -> None:
     """Show the axes, shape, dtype, spacing and affine of volumes.
@@ -60,13 +67,16 @@ def info(
       conv3d info *.tif --json
       conv3d info image.zarr https://host/image.zarr/1
       conv3d info residuals.nii.gz --fwhm --mask brain.nii.gz
+      conv3d info brain.nii.gz --stats
 
-    Reads only headers. For Zarr, also shows chunks and levels.
+    Reads only headers, unless --stats or --fwhm is given. Shows the time step (TR) and names of
+    channels, if the file tells them; for Zarr, also chunks and levels.
 
     --fwhm estimates the FWHM of the Gaussian that makes white noise as smooth, from first
     differences (Forman et al. 1995). From a time series, its mean over time is subtracted first.
     """
     from conv3d_cli.formats import open_volume
+    from conv3d_cli.formats.base import random_access
     from conv3d_cli.kernels.lengths import read_spacing
     from conv3d_cli.model.grid import length_scale
 
@@ -75,22 +85,40 @@ def info(
         raise SpecError("--mask is for --fwhm; pass both, or neither")
     for position, path in enumerate(files):
         try:
-            with open_volume(path, axes=axes, spacing=given) as reader:
+            with ExitStack() as opened:
+                reader = opened.enter_context(open_volume(path, axes=axes, spacing=given))
                 record = header_record(reader)
+                if fwhm and stats:  # which read the voxels twice
+                    reader = opened.enter_context(random_access(reader))
+                if stats:
+                    record["stats"] = value_range(reader)
                 if fwhm:
-                    record["fwhm"] = smoothness(reader, mask, given)
-                    record["fwhm_unit"] = length_scale(reader.header.grid)[1]
+                    unit = length_scale(reader.header.grid)[1]
+                    record["fwhm"] = smoothness(reader, mask, given)  # closes the reader
+                    record["fwhm_unit"] = unit
         except Conv3DError as error:
-            if len(files) == 1:
-                raise
-            click.echo(f"Error: {one_line(error)}", err=True)
-            ctx.meta.setdefault(EXIT_CODE, error.exit_code)
+            text, code = one_line(error), error.exit_code
+            if as_json:
+                click.echo(json.dumps({"file": path, "error": text, "exit_code": code}))
+            click.echo(f"Error: {text}", err=True)
+            ctx.meta.setdefault(EXIT_CODE, code)
             continue
         if as_json:
             click.echo(json.dumps(record))
         else:
-            click.echo(("\n" if position else "") + describe(record))
+            text = facts(describe(record), sys.stdout, indent=9)
+            click.echo(("\n" if position else "") + text)
     ctx.exit(ctx.meta.get(EXIT_CODE, 0))
+
+
+def value_range(volume: VolumeReader) -> dict[str, Any]:
+    """The statistics of an open volume's values as a JSON object; numbers are null without any."""
+    from dataclasses import asdict
+
+    from conv3d_cli.analysis.statistics import value_statistics
+
+    found = asdict(value_statistics(volume))
+    return {name: None if value != value else value for name, value in found.items()}
 
 
 def smoothness(
@@ -103,8 +131,6 @@ def smoothness(
     spacing : Spacing or None   for what the mask's file does not tell
     Returns lengths in the unit of `length_scale`.
     """
-    from contextlib import ExitStack
-
     from conv3d_cli.analysis.smoothness import estimate_fwhm
     from conv3d_cli.formats.base import random_access
     from conv3d_cli.model.grid import length_scale
@@ -136,6 +162,12 @@ def header_record(reader: VolumeReader) -> dict[str, Any]:
         "scale": list(header.scale),
         "bytes": header.nbytes,
         **grid_record(header.grid),
+        **(
+            {"time_step": header.time_step[0], "time_unit": header.time_step[1]}
+            if header.time_step
+            else {}
+        ),
+        **({"channels": list(header.channel_names)} if header.channel_names else {}),
         **({"history": list(header.history)} if header.history else {}),
         **({"storage": storage} if (storage := reader.storage()) else {}),
         **({"notes": list(reader.notes)} if reader.notes else {}),
@@ -165,6 +197,12 @@ def describe(record: dict[str, Any]) -> str:
         world = record["unit"] or "the world, without a unit"
         rows.append(("affine", f"{lines[0]}   (i,j,k) to {world}"))
         rows += [("", line) for line in lines[1:]]
+    if "time_step" in record:
+        rows.append(
+            ("time", f"{record['time_step']:.6g} {record['time_unit']} between time points (TR)")
+        )
+    if "channels" in record:
+        rows.append(("channels", ", ".join(record["channels"])))
     rows += list(record.get("storage", {}).items())
     rows += [
         ("history" if number == 0 else "", line)
@@ -177,5 +215,19 @@ def describe(record: dict[str, Any]) -> str:
         rows.append(
             ("fwhm", f"{lengths} {record['fwhm_unit']} (depth,height,width), of white noise")
         )
+    if "stats" in record:
+        rows.append(("values", _range_words(record["stats"])))
     rows += [("note", text) for text in record.get("notes", [])]
     return "\n".join(f"{name:<8} {text}" for name, text in rows)
+
+
+def _range_words(stats: dict[str, Any]) -> str:
+    """Statistics in words."""
+    lost = f"{stats['nonfinite']} of {stats['voxels']} voxels are NaN or infinite"
+    if stats["low"] is None:
+        return lost
+    text = (
+        f"{stats['low']:.6g} to {stats['high']:.6g}, mean {stats['mean']:.6g}, "
+        f"standard deviation {stats['deviation']:.6g}"
+    )
+    return f"{text}; {lost}" if stats["nonfinite"] else text

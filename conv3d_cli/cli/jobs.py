@@ -127,6 +127,8 @@ def apply_settings(given: Settings) -> JobSettings:
     settings = merge_settings(given)
     if given.to_fwhm:
         if len(settings.stages) > 1 or settings.stages[0].kernel is not None:
-            raise SpecError("--to-fwhm chooses the kernel; leave out -k, and a config's kernel")
+            raise SpecError(
+                "--to-fwhm chooses the kernel; leave out -k, --fwhm, --sigma and a config's kernel"
+            )
         settings = replace(settings, stages=(replace(settings.stages[0], kernel="identity"),))
     return settings

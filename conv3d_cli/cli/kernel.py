@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import sys
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from conv3d_cli.cli import layout
 from conv3d_cli.cli.options import table_options
 from conv3d_cli.cli.parameters import FileName, UnitOption
+from conv3d_cli.cli.usage import CommandGroup
 from conv3d_cli.settings.option import File, Unit
 from conv3d_cli.system.words import count_of
 
@@ -19,10 +22,18 @@ if TYPE_CHECKING:
 
 _COLUMNS = 24  # `show` enlarges the slices of a small kernel to this many characters
 BORDER = 1e-6  # fraction of Σ|w| for which `show` says what --crop-kernel would leave
+_KERNEL_TEXT = (
+    "Write a kernel as name:parameter=value:parameter=value. Parameters in [brackets] are "
+    "optional. LENGTH is one number for all axes, or three for depth,height,width, with a unit "
+    "(vox nm um mm cm m): gaussian:fwhm=6mm, log:sigma=1.5,1,1vox. AXES is d, h or w (z, y, x), or "
+    "several, as in axis=xyz: one output channel for each, or their magnitude (apply --magnitude). "
+    "FORMULA computes a weight from the offsets d, h, w and the distance r from the centre, in the "
+    "unit of the radius."
+)
 _AXIS_WORDS = ("depth", "height", "width")
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def kernel() -> None:
     """List, show, save and convert kernels.
 
@@ -46,20 +57,15 @@ def list_() -> None:
     """
     from conv3d_cli.kernels import describe_builtins
 
+    columns = layout.list_columns()
     rows = [(k.name, " ".join(map(str, k.parameters)), k.summary) for k in describe_builtins()]
     width = max(len(name) for name, *_ in rows)
     for name, parameters, summary in rows:
-        click.echo(f"{name:<{width}} {summary}")
+        click.echo(layout.hung(f"{name:<{width}} {summary}", columns, width + 1))
         if parameters:
-            click.echo(f"{'':<{width}}   {parameters}")
-    click.echo(
-        "\nWrite a kernel as name:parameter=value:parameter=value. Parameters in [brackets]\n"
-        "are optional. LENGTH is one number for all axes, or three for depth,height,width,\n"
-        "with a unit (vox nm um mm cm m): gaussian:fwhm=6mm, log:sigma=1.5,1,1vox. AXES is\n"
-        "d, h or w (z, y, x), or several, as in axis=xyz: one output channel for each, or\n"
-        "their magnitude (apply --magnitude). FORMULA computes a weight from the offsets d,\n"
-        "h, w and the distance r from the centre, in the unit of the radius."
-    )
+            click.echo(layout.hung(f"{'':<{width}}   {parameters}", columns, width + 5))
+    click.echo()
+    click.echo(layout.hung(_KERNEL_TEXT, columns, 0))
 
 
 def grid_options(command: Any) -> Any:
@@ -137,7 +143,8 @@ def show(
     if as_json:
         click.echo(json.dumps(facts, ensure_ascii=False))
     else:
-        click.echo("\n".join(_fact_lines(facts)))
+        lines = "\n".join(_fact_lines(facts))
+        click.echo(layout.facts(lines, sys.stdout, indent=17))
         if output is None:
             click.echo()
     if output is not None or not as_json:
@@ -380,8 +387,6 @@ def _triple(values: list[float | None]) -> str:
 
 def _draw(shown: Kernel, grid: Grid | None, output: str | None, overwrite: bool) -> None:
     """Draw the three central slices and the profiles, on the terminal or into a file."""
-    import sys
-
     from conv3d_cli.cli import drawing
     from conv3d_cli.pictures.kernels import kernel_panels
 

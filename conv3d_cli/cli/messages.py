@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+
 import click
+
+from conv3d_cli.cli.layout import facts
 
 EXIT_CODE = "conv3d.exit_code"
 """Key in a context's `meta` for the exit code, if it is known before the result is printed."""
@@ -12,5 +16,5 @@ COMPLETE_VAR = "_CONV3D_COMPLETE"
 
 
 def echo(text: str) -> None:
-    """Print a line on stderr."""
-    click.echo(text, err=True)
+    """Print a message or facts on stderr, wrapped on a terminal (see `layout.facts`)."""
+    click.echo(facts(text, sys.stderr), err=True)

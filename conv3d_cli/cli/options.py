@@ -5,6 +5,7 @@ The help has the sections of the table. This module does not import NumPy.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -12,6 +13,7 @@ import click
 from click.core import ParameterSource
 
 from conv3d_cli.cli.parameters import FileName, UnitOption
+from conv3d_cli.cli.values import OneOf, Real, Triple, Whole
 from conv3d_cli.settings.option import SECTIONS, File, Option, Unit
 from conv3d_cli.settings.options import OPTION, OPTIONS, Settings
 
@@ -19,26 +21,6 @@ if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-
-
-class Triple(click.ParamType):  # type: ignore[type-arg]  # Click 8.1 knows no argument
-    """The type of one whole number, or of three in D,H,W order."""
-
-    name = "N|N,N,N"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """An int, or a list of three. Fails with a usage error for anything else."""
-        if not isinstance(value, str):
-            return value
-        parts = [part.strip() for part in value.split(",")]
-        if not all(part.lstrip("+-").isdigit() for part in parts):
-            self.fail(
-                f"'{value}' is not a whole number, or three as in 2,1,1 (depth,height,width)",
-                param,
-                ctx,
-            )
-        numbers = [int(part) for part in parts]
-        return numbers[0] if len(numbers) == 1 else numbers
 
 
 def options(title: str, *declared: Any) -> Callable[[Command], Command]:
@@ -54,25 +36,112 @@ def options(title: str, *declared: Any) -> Callable[[Command], Command]:
     return decorate
 
 
+# What the value of an option names, where that has another name: see `vocabulary.VALUES`.
+_HINTS = {"like": "preset"}
+
+
 class SectionedCommand(click.Command):
-    """A command whose help lists its options in sections."""
+    """A command whose --help shows its common options, and whose --help-all lists all in sections.
+
+    The options of the table say which are common; options without a section are. --help also leaves
+    out all but the first paragraph below the examples.
+    """
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """The parameters, with --help-all before --help."""
+        *params, last = super().get_params(ctx)
+        return [*params, _help_all(self), last]
+
+    def format_help_text(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the summary, the examples and a paragraph; with --help-all, the whole text."""
+        whole = self.help
+        if not ctx.meta.get(FULL_HELP):
+            self.help = "\n\n".join(inspect.cleandoc(whole or "").split("\n\n")[:3])
+        try:
+            super().format_help_text(ctx, formatter)
+        finally:
+            self.help = whole
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the options section by section, those without a section first, such as --help.
+        """Write the options: the common ones in one list, or all of them section by section.
 
         Sections are in the order of `SECTIONS`; others follow in the order of their options.
         """
+        full = bool(ctx.meta.get(FULL_HELP))
         sections: dict[str, list[tuple[str, str]]] = {"Options": []}
         for parameter in self.get_params(ctx):
-            record = parameter.get_help_record(ctx) if isinstance(parameter, click.Option) else None
-            if record is not None:
+            record = _help_record(parameter, ctx, full)
+            if record is not None and (full or _is_common(parameter)):
                 sections.setdefault(getattr(parameter, "section", "Options"), []).append(record)
         known = {title: number for number, title in enumerate(SECTIONS)}
-        for title, records in sorted(
-            sections.items(), key=lambda item: known.get(item[0], len(known))
-        ):
+        titles = sorted(sections, key=lambda title: known.get(title, len(known)))
+        if not full:  # the kernel comes first, and --help last
+            first, *others = titles
+            together = [record for title in (*others, first) for record in sections[title]]
+            titles, sections = ["Options"], {"Options": together}
+        for title in titles:
             with formatter.section(title):
-                formatter.write_dl(records)
+                formatter.write_dl(sections[title])
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[Any]:
+        """Completions: options that most people need come first."""
+        common = {
+            flag
+            for parameter in self.get_params(ctx)
+            if _is_common(parameter)
+            for flag in (*parameter.opts, *parameter.secondary_opts)
+        }
+        found = super().shell_complete(ctx, incomplete)
+        return sorted(found, key=lambda item: item.value not in common)
+
+
+FULL_HELP = "conv3d.full_help"
+"""Key in a context's `meta`: the help shows all options."""
+
+HELP_OPTIONS = ("-h", "--help", "--help-all", "--help-json")
+"""Options of `apply` that print something instead of running it."""
+
+
+def _help_all(command: click.Command) -> click.Option:
+    """The option --help-all."""
+
+    def show(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+        if value and not ctx.resilient_parsing:
+            ctx.meta[FULL_HELP] = True
+            click.echo(command.get_help(ctx))
+            ctx.exit()
+
+    return click.Option(
+        ["--help-all"],
+        is_flag=True,
+        is_eager=True,
+        expose_value=False,
+        callback=show,
+        help="Show all options by section, and exit.",
+    )
+
+
+def _is_common(parameter: click.Parameter) -> bool:
+    """Whether --help shows a parameter: a common option of the table, or one without a section."""
+    row = OPTION.get(parameter.name or "") if isinstance(parameter, TableOption) else None
+    return row.common if row is not None else not hasattr(parameter, "section")
+
+
+def _help_record(
+    parameter: click.Parameter, ctx: click.Context, full: bool
+) -> tuple[str, str] | None:
+    """The two columns of an option in the help; None for an argument or a hidden option.
+
+    full : bool     the whole text; else the first sentence, and no --no-x
+    """
+    if not isinstance(parameter, click.Option):
+        return None
+    record = parameter.get_help_record(ctx)
+    if full or record is None or not isinstance(parameter, TableOption):
+        return record
+    row = OPTION[parameter.name or ""]
+    default = "" if row.default is None else f"  [default: {row.default}]"
+    return record[0].partition(" / ")[0], row.brief + default
 
 
 # --------------------------------------------------------------------------------------------------
@@ -156,12 +225,10 @@ def _click_type(row: Option) -> Any:
     if row.file is not None:
         return FileName(row.file)
     if kind.choices:
-        return click.Choice(kind.choices)
-    if kind.low is not None or kind.high is not None:
-        return click.IntRange(kind.low, kind.high)
-    return {"triple": Triple(), "integer": click.INT, "number": click.FLOAT}.get(
-        kind.name, click.STRING
-    )
+        return OneOf(kind.choices, _HINTS.get(row.name, row.name))
+    if kind.name == "integer":
+        return Whole(kind.low, kind.high)
+    return {"triple": Triple(), "number": Real()}.get(kind.name, click.STRING)
 
 
 def given_settings(ctx: click.Context) -> Settings:

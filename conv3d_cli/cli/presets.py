@@ -7,6 +7,8 @@ from dataclasses import asdict
 
 import click
 
+from conv3d_cli.cli.layout import hung, list_columns
+
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print all presets as one JSON object.")
@@ -26,7 +28,8 @@ def presets(as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({name: asdict(preset) for name, preset in PRESETS.items()}))
         return
-    rows = [("like", "padding", "boundary", "nan", "kernel files", "tool; its Gaussian")]
+    columns = list_columns()
+    rows = [("like", "padding", "boundary", "nan", "kernel files", "the tool; its Gaussian")]
     for name, preset in PRESETS.items():
         files = " ".join(
             word
@@ -41,4 +44,5 @@ def presets(as_json: bool) -> None:
         tool = f"{preset.tool}; {gaussian if preset.gaussian else 'no Gaussian'}"
         rows.append((name, preset.padding, preset.boundary, preset.nan, files or "unchanged", tool))
     for name, padding, boundary, nan, files, tool in rows:
-        click.echo(f"{name:<8} {padding:<8} {boundary:<17} {nan:<10} {files:<13} {tool}")
+        click.echo(f"{name:<8} {padding:<8} {boundary:<17} {nan:<10} {files}")
+        click.echo(hung(f"{'':<8} {tool}", columns, indent=9))

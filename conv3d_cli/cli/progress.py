@@ -8,8 +8,8 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import Any
 
-import click
-
+from conv3d_cli.cli.layout import facts
+from conv3d_cli.cli.messages import echo
 from conv3d_cli.system.words import count_of
 
 # "off": no note that loops are compiled, for logs that are compared
@@ -82,9 +82,10 @@ class ProgressBar:
     def say(self, text: str) -> None:
         """Print a message on stderr, above the bar if there is one."""
         if self._bar is not None:
+            text = facts(text, sys.stderr)
             self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
         else:
-            click.echo(text, err=True)
+            echo(text)
 
     def __call__(self, done: int, total: int) -> None:
         if self._bar is not None:

@@ -14,9 +14,10 @@ import click
 from conv3d_cli.cli.apply import apply
 from conv3d_cli.cli.jobs import apply_settings
 from conv3d_cli.cli.messages import EXIT_CODE, echo
-from conv3d_cli.cli.options import given_settings, table_options
+from conv3d_cli.cli.options import HELP_OPTIONS, given_settings, table_options
 from conv3d_cli.cli.parameters import FileName
 from conv3d_cli.cli.progress import ProgressBar
+from conv3d_cli.cli.usage import usage_line
 from conv3d_cli.errors import DifferenceError, FormatError, SpecError
 from conv3d_cli.settings.option import File
 from conv3d_cli.system.machine import byte_size
@@ -141,7 +142,7 @@ def job_of(record: Record, folder: str, sidecar: str) -> tuple[Job, str | None]:
 
     try:
         words = shlex.split(record.command)
-        if words[:2] != ["conv3d", "apply"] or {"-h", "--help", "--help-json"} & set(words):
+        if words[:2] != ["conv3d", "apply"] or set(HELP_OPTIONS) & set(words):
             raise ValueError("it is not a `conv3d apply` command")
         context = apply.make_context("conv3d apply", words[2:])
         inputs, given = context.params["inputs"], given_settings(context)
@@ -155,7 +156,7 @@ def job_of(record: Record, folder: str, sidecar: str) -> tuple[Job, str | None]:
             if not any(file == path or file.startswith(f"{path}/") for path in known):
                 raise ValueError(f"it reads {file}, which is not among the recorded inputs")
     except (click.ClickException, click.exceptions.Exit, ValueError) as error:
-        cause = error.format_message() if isinstance(error, click.ClickException) else error
+        cause = usage_line(error) if isinstance(error, click.UsageError) else error
         raise FormatError(
             f"cannot read {sidecar}: its command cannot be understood: {cause}"
         ) from None

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import shutil
 import sys
+import textwrap
 from collections.abc import Sequence
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
 import click
@@ -14,13 +16,8 @@ from conv3d_cli.batch.results import TableRow
 if TYPE_CHECKING:
     from conv3d_cli.pipeline.request import Job
 
-STYLES = {
-    "done": "green",
-    "planned": "cyan",
-    "skipped": "yellow",
-    "failed": "bold red",
-    "cancelled": "yellow",
-}
+# Colours of a terminal, by status.
+STYLES = {"done": "32", "planned": "36", "skipped": "33", "failed": "1;31", "cancelled": "33"}
 # More skipped or cancelled volumes than this share one row, with their number.
 FEW = 10
 
@@ -69,12 +66,9 @@ def summary(rows: Sequence[TableRow], seconds: float) -> str:
     return f"{text} in {seconds:.1f} s"
 
 
-NAME = 1  # the column of output names
-GAP = "..."  # for what is left out of a long name
-SHORTEST = 16  # columns of a name on a narrow terminal
-BETWEEN = 2  # spaces between columns
 HEAD = ("", "output", "seconds", "MB/s", "")
 SIDES = ("left", "left", "right", "right", "left")
+LEAST_REMARK = 24  # columns; in fewer, a remark stands below its row
 
 
 def show_table(rows: Sequence[TableRow], seconds: float, hidden: Sequence[str] = ()) -> None:
@@ -82,76 +76,95 @@ def show_table(rows: Sequence[TableRow], seconds: float, hidden: Sequence[str] =
 
     hidden : sequence of str    statuses without rows in the table; the summary counts them
     """
+    terminal = sys.stderr.isatty()
+    width = shutil.get_terminal_size().columns if terminal else None
     shown = [row for row in rows if row.status not in hidden]
-    if shown:
-        _show_rows(shown)
+    for status, text in table_lines(shown, width) if shown else ():
+        style = STYLES.get(status) if terminal and status else None
+        head, rest = text[: len(status)], text[len(status) :]
+        click.echo((f"\x1b[{style}m{head}\x1b[0m" if style else head) + rest, err=True)
     click.echo(summary(rows, seconds), err=True)
 
 
-def _show_rows(rows: Sequence[TableRow]) -> None:
-    whole = [HEAD, *cells(rows)]
-    timed = any(row.seconds is not None for row in rows)
-    columns = [n for n in range(len(HEAD)) if n <= NAME or any(line[n] for line in whole[1:])]
-    lines: list[tuple[str, ...]] = [tuple(line[n] for n in columns) for line in whole]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    sides = [SIDES[column] for column in columns]
-    if sys.stderr.isatty():
-        _show_on_terminal(lines, widths, sides)
-        return
-    for line in lines if timed else lines[1:]:
-        fitted = [
-            text.rjust(width) if side == "right" else text.ljust(width)
-            for text, width, side in zip(line, widths, sides, strict=True)
-        ]
-        click.echo("  ".join(fitted).rstrip(), err=True)
+def table_lines(rows: Sequence[TableRow], width: int | None) -> list[tuple[str, str]]:
+    """Lines of the table, each with the status that it begins with, or "".
 
+    width : int or None     of the terminal: the outputs' common folder stands in the head, and
+                            remarks are wrapped, or stand below their row; names are never broken.
+                            None: whatever they need, a row a line
 
-def _show_on_terminal(
-    lines: Sequence[Sequence[str]], widths: Sequence[int], sides: Sequence[str]
-) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    console = Console(stderr=True, highlight=False)
-    others = sum(widths) - widths[NAME] + BETWEEN * (len(widths) - 1)
-    names = shortened([line[NAME] for line in lines], max(SHORTEST, console.width - others))
-    table = Table(box=None, pad_edge=False, padding=(0, BETWEEN, 0, 0), header_style="bold")
-    for head, side in zip(lines[0], sides, strict=True):
-        table.add_column(head, justify=side, overflow="fold")  # type: ignore[arg-type]
-    for (status, _, *rest), name in zip(lines[1:], names[1:], strict=True):
-        table.add_row(Text(status, STYLES[status]), Text(name), *map(Text, rest))
-    console.print(table)
-
-
-def shortened(names: Sequence[str], width: int) -> list[str]:
-    """Names in at most `width` columns; of a longer one, a part in the middle is left out.
-
-    The part is chosen so that different names stay different, if that can be.
-
-    >>> shortened(["a.nii", "sub-01_task-rest_run-1_bold.nii.gz"], 20)
-    ['a.nii', 'sub-01_ta...d.nii.gz']
-    >>> shortened(["sub-1_run-1_desc-preproc_bold.nii", "sub-1_run-2_desc-preproc_bold.nii"], 19)
-    ['sub-1_run-1...d.nii', 'sub-1_run-2...d.nii']
+    >>> rows = [TableRow("done", "out/a.npy"), TableRow("failed", "out/b.npy", "no such file")]
+    >>> for _, line in table_lines(rows, 36):
+    ...     print(line)
+            output in out/
+    done    a.npy
+    failed  b.npy  no such file
     """
-    kept = max(0, width - len(GAP))
-    middle = (kept + 1) // 2
-    different = len(set(names))
-    for shift in range(kept + 1):
-        for head in {middle + shift, middle - shift}:
-            if 0 <= head <= kept:
-                short = [_cut(name, width, head) for name in names]
-                if len(set(short)) == different:
-                    return short
-    return [_cut(name, width, middle) for name in names]
+    timed = any(row.seconds is not None for row in rows)
+    lines = [list(texts) for texts in (HEAD, *cells(rows))]
+    if width is not None:
+        folder = _common_folder([row.target for row in rows])
+        for line in lines[1:]:
+            line[1] = line[1].removeprefix(folder)
+        lines[0][1] += f" in {folder}" if folder else ""
+    columns = (0, 1, 2, 3) if timed else (0, 1)
+    widths = {
+        column: max(len(line[column]) for line in (lines if column else lines[1:]))
+        for column in columns
+    }
+    if width is not None and folder:  # a long folder must not push the times away
+        widths[1] = max((len(line[1]) for line in lines[1:]), default=0)
+    if width is not None and sum(widths.values()) + 2 * len(columns) - 2 > width:
+        columns = (0, 2, 3, 1) if timed else (0, 1)  # only a name may run over the edge
+        widths[1] = 0
+    found = []
+    for number, line in enumerate(lines):
+        if number == 0 and width is None and not timed:
+            continue
+        fitted = [
+            line[column].rjust(widths[column])
+            if SIDES[column] == "right"
+            else line[column].ljust(widths[column])
+            for column in columns
+        ]
+        text = "  ".join(fitted)
+        found += [
+            (line[0] if k == 0 else "", each)
+            for k, each in enumerate(_with_remark(text, line[4], width))
+        ]
+    return found
 
 
-def _cut(name: str, width: int, head: int) -> str:
-    """A name in at most `width` columns, with this many characters before the gap."""
-    if len(name) <= width:
-        return name
-    tail = width - len(GAP) - head
-    return name[:head] + GAP + (name[-tail:] if tail > 0 else "")
+def _with_remark(text: str, remark: str, width: int | None) -> list[str]:
+    """A row with its remark: behind it, or below it where there is too little room."""
+    if not remark or width is None:
+        return [f"{text}  {remark}".rstrip()]
+    beside = width - len(text) - 2
+    first, indent = (f"{text}  ", len(text) + 2) if beside >= LEAST_REMARK else ("", 8)
+    if len(remark) <= beside:
+        first, indent = f"{text}  ", len(text) + 2
+    wrapped = textwrap.fill(
+        remark,
+        width,
+        initial_indent=first or " " * indent,
+        subsequent_indent=" " * indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    ).splitlines()
+    return wrapped if first else [text.rstrip(), *wrapped]
+
+
+def _common_folder(targets: Sequence[str]) -> str:
+    """The folder of all outputs, with its slash; "" if they have none in common.
+
+    >>> _common_folder(["out/a/x.npy", "out/b/y.npy"]), _common_folder(["x.npy", "out/y.npy"])
+    ('out/', '')
+    """
+    if len(targets) < 2:
+        return ""
+    folders = [target.split("/")[:-1] for target in targets]
+    common = takewhile(lambda names: len(set(names)) == 1, zip(*folders, strict=False))
+    return "".join(f"{name}/" for name, *_ in common)
 
 
 def plan_line(job: Job) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from conv3d_cli.cli.parameters import FileName, UnitOption
+from conv3d_cli.cli.values import Whole
 from conv3d_cli.errors import SpecError
 from conv3d_cli.settings.option import File, Unit
 
@@ -46,7 +47,7 @@ NARROWEST = 26  # least width of a volume beside others, in characters
 @click.option(
     "-n",
     "time_point",
-    type=int,
+    type=Whole(),
     default=0,
     show_default=True,
     metavar="N",
@@ -55,7 +56,7 @@ NARROWEST = 26  # least width of a volume beside others, in characters
 @click.option(
     "-c",
     "--channel",
-    type=int,
+    type=Whole(),
     default=0,
     show_default=True,
     metavar="C",

@@ -353,6 +353,8 @@ def output_format(path: str) -> VolumeFormat:
     """
     found = find_format(path)
     if found is None:
+        if os.path.isdir(path) or path.endswith(("/", os.sep)):
+            raise SpecError(f"cannot write {path}: it names a folder; pass it as --out-dir {path}")
         raise SpecError(
             f"cannot write {path}: no format has this suffix; known are {known_suffixes()}"
         )

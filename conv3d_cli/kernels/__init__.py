@@ -11,12 +11,19 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from conv3d_cli.errors import SpecError, UnknownNameError, unknown_name
+from conv3d_cli.errors import FormatError, SpecError, UnknownNameError, unknown_name
 from conv3d_cli.kernels import builtin, expressions, files
 from conv3d_cli.kernels.files import KERNEL_FILES, find_kernel_file, known_suffixes, read_bias
-from conv3d_cli.kernels.grammar import BuiltinKernel, KernelFunction, build_kernel, describe
+from conv3d_cli.kernels.grammar import (
+    BuiltinKernel,
+    KernelFunction,
+    build_kernel,
+    describe,
+    lower_names,
+)
 from conv3d_cli.model.grid import Grid
 from conv3d_cli.model.kernel import Kernel
+from conv3d_cli.system.inputs import check_input
 
 __all__ = [
     "BUILTIN_KERNELS",
@@ -27,6 +34,7 @@ __all__ = [
     "is_builtin",
     "known_suffixes",
     "may_name_a_layer",
+    "normal_text",
     "orient_kernel",
     "read_bias",
     "read_kernel",
@@ -60,8 +68,17 @@ def is_builtin(text: str) -> bool:
     >>> is_builtin("gaussian:fwhm=6mm"), is_builtin("./gaussian"), is_builtin("psf.tif")
     (True, False, False)
     """
-    name = text.partition(":")[0].strip()
+    name = text.partition(":")[0].strip().lower()
     return any(function.__name__ == name for function in BUILTIN_KERNELS)
+
+
+def normal_text(text: str) -> str:
+    """A kernel text with the names of a built-in and its parameters in lower case.
+
+    >>> normal_text("Gaussian:FWHM=6mm"), normal_text("PSF.tif")
+    ('gaussian:fwhm=6mm', 'PSF.tif')
+    """
+    return lower_names(text) if is_builtin(text) else text
 
 
 def describe_builtins() -> list[BuiltinKernel]:
@@ -157,4 +174,12 @@ def read_kernel(text: str, grid: Grid | None = None, *, folder: Path | None = No
         name, colon, _ = text.partition(":")
         error = unknown_name("kernel", name.strip(), [f.__name__ for f in BUILTIN_KERNELS])
         raise error if colon else UnknownNameError(f"{error}; nor is there a file of this name")
+    if find_kernel_file(path) is None:
+        from conv3d_cli.kernels.weights import weights_suffixes
+
+        check_input(path)
+        raise FormatError(
+            f"cannot read {path}: no kernel format has this suffix; known are {known_suffixes()}, "
+            f"and with layers {weights_suffixes()}"
+        )
     return files.read_kernel_file(path, lambda inner: build_kernel(inner, BUILTIN_KERNELS, grid))

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from conv3d_cli.errors import ShapeError, SpecError, suggestion, unknown_name
+from conv3d_cli.errors import ShapeError, SpecError, name_hint, unknown_name
 from conv3d_cli.kernels.lengths import COUNT, NUMBER, VOXEL, Kind, PhysicalLengths, choice_kind
 from conv3d_cli.kernels.world import read_orient, shear_text
 from conv3d_cli.model.grid import ORTHOGONAL, Grid, shear
@@ -105,6 +105,7 @@ def build_kernel(
     >>> build_kernel("line:length=5", [line]).size
     (1, 1, 5)
     """
+    text = lower_names(text)
     name, *pairs = _split_at_colons(text)
     function = next((f for f in functions if f.__name__ == name), None)
     if function is None:
@@ -142,6 +143,21 @@ def _refuse_sheared_lengths(name: str, texts: dict[str, str], values: dict[str, 
                 f"give {parameter} in voxels, as in {parameter}={d},{h},{w}{VOXEL}, received "
                 f"{parameter}={texts[parameter]}"
             )
+
+
+def lower_names(text: str) -> str:
+    """The text of a built-in with its name, and those of its parameters, in lower case.
+
+    >>> lower_names("Sobel:Axis=X"), lower_names('EXPR:"D*W":Radius=2vox')
+    ('sobel:axis=X', 'expr:"D*W":radius=2vox')
+    """
+    name, *pairs = _split_at_colons(text)
+    return ":".join([name.lower(), *map(_lower_key, pairs)])
+
+
+def _lower_key(pair: str) -> str:
+    key, equals, value = pair.partition("=")
+    return f"{key.lower()}={value}" if equals and key.strip().isidentifier() else pair
 
 
 def _split_at_colons(text: str) -> list[str]:
@@ -186,7 +202,7 @@ def _parameter_texts(pairs: Sequence[str], kernel: BuiltinKernel) -> dict[str, s
                 f"parameters are key=value, joined by ':'; received '{pair}'; {_usage(kernel)}"
             )
         if key not in known:
-            hint = suggestion(key.lower(), known)
+            hint = name_hint("parameter", key, list(known))
             raise SpecError(f"{kernel.name} has no parameter '{key}'; {hint}{_usage(kernel)}")
         if key in texts:
             raise SpecError(f"{key} is given twice: {key}={texts[key]} and {key}={value}")

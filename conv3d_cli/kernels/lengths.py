@@ -347,9 +347,9 @@ def choice_kind(choices: tuple[Any, ...]) -> Kind:
     by_text = {str(choice): choice for choice in choices}
 
     def read(text: str, name: str, grid: Grid | None) -> Any:
-        if text not in by_text:
+        if text.lower() not in by_text:
             *most, last = by_text
             raise SpecError(f"{name} is {', '.join(most)} or {last}, received {name}={text}")
-        return by_text[text]
+        return by_text[text.lower()]
 
     return Kind(read, "|".join(by_text), next(iter(by_text)), tuple(by_text))

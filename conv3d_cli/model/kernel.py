@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from conv3d_cli.errors import ShapeError, SpecError
 from conv3d_cli.model.grid import Grid
+from conv3d_cli.model.spec import layout_hint
 
 Weights = NDArray[np.float64]
 
@@ -56,43 +57,48 @@ class Kernel:
     built: str = ""
     grid: Grid | None = None
 
+    @property
+    def called(self) -> str:
+        """The kernel in messages: with its name, if it has one of its own."""
+        return "the kernel" if self.name == "kernel" else f"kernel {self.name}"
+
     def __post_init__(self) -> None:
         weights = np.asarray(self.weights)
         if weights.dtype.kind not in "buif":
             raise ShapeError(
-                f"kernel {self.name} must hold real numbers, received dtype {weights.dtype}"
+                f"{self.called} must hold real numbers, received dtype {weights.dtype}"
             )
         bank = weights.ndim == 4 and len(self.filter_names) == weights.shape[3]
         if weights.ndim not in (3, 5) and not bank:
             volume_shape = (1,) * (3 - weights.ndim) + weights.shape
             cure = f"; give it the shape {volume_shape}" if weights.ndim < 3 else ""
             raise ShapeError(
-                f"kernel {self.name} must be 3-D (depth, height, width) or 5-D "
+                f"{self.called} must be 3-D (depth, height, width) or 5-D "
                 "(depth, height, width, in_channels/groups, filters), "
                 f"received {weights.ndim}-D with shape {weights.shape}{cure}"
             )
         if weights.size == 0:
-            raise ShapeError(f"kernel {self.name} is empty, shape {weights.shape}")
+            raise ShapeError(f"{self.called} is empty, shape {weights.shape}")
         weights = _as_doubles(weights)
-        _require_finite(weights, f"kernel {self.name}")
+        _require_finite(weights, f"{self.called}")
         object.__setattr__(self, "weights", weights)
         if self.bias is not None:
             bias = np.atleast_1d(np.asarray(self.bias))
             if bias.dtype.kind not in "buif" and bias.size:
                 raise ShapeError(
-                    f"the bias of kernel {self.name} must hold real numbers, "
-                    f"received dtype {bias.dtype}"
+                    f"the bias of {self.called} must hold real numbers, received dtype {bias.dtype}"
                 )
             bias = _as_doubles(bias)
-            _require_finite(bias, f"the bias of kernel {self.name}")
+            _require_finite(bias, f"the bias of {self.called}")
             expected = {1, weights.shape[4]} if weights.ndim == 5 else {1} if bank else None
             if bias.ndim != 1 or bias.size == 0 or (expected and bias.size not in expected):
                 if weights.ndim == 5:
                     rule = f"one number for each filter ({weights.shape[4]})"
                 else:
                     rule = "one number" if bank else "one number, or one for each channel"
+                hint = layout_hint(weights.shape, filters=bias.size)
                 raise ShapeError(
-                    f"the bias of kernel {self.name} must be {rule}, received shape {bias.shape}"
+                    f"the bias of {self.called} must be {rule}, received shape {bias.shape}{hint}"
                 )
             object.__setattr__(self, "bias", bias)
         if self.centre is not None:
@@ -100,7 +106,7 @@ class Kernel:
                 0 <= c <= k - 1 for c, k in zip(self.centre, self.size, strict=True)
             ):
                 raise ShapeError(
-                    f"the centre of kernel {self.name} must lie inside its size {self.size}, "
+                    f"the centre of {self.called} must lie inside its size {self.size}, "
                     f"received {tuple(self.centre)}"
                 )
             d, h, w = map(float, self.centre)
@@ -193,7 +199,7 @@ class Kernel:
         sums, absolute = weights.sum(axis=axes), np.abs(weights).sum(axis=axes)
         if np.any(np.abs(sums) <= 1e-12 * absolute):
             raise ShapeError(
-                f"kernel {self.name} sums to 0 (as derivatives do), so it cannot be normalized; "
+                f"{self.called} sums to 0 (as derivatives do), so it cannot be normalized; "
                 "leave out --normalize, or pass --no-normalize where --like sets it"
             )
         return replace(self, weights=weights / sums)
@@ -217,12 +223,12 @@ class Kernel:
         """
         largest = float(max(self.weights.max(), -self.weights.min()))
         require_finite_in(
-            largest, dtype, f"kernel {self.name} has weights of up to {largest:.3g}, which are"
+            largest, dtype, f"{self.called} has weights of up to {largest:.3g}, which are"
         )
         # a number near the lower end of the range keeps few digits, or becomes 0
         if abs(float(dtype.type(largest)) - largest) > 1e-6 * largest:
             raise SpecError(
-                f"kernel {self.name} has weights of {largest:.3g} at most, "
+                f"{self.called} has weights of {largest:.3g} at most, "
                 f"which are {_BEYOND.format(dtype=dtype)}"
             )
 

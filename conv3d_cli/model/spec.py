@@ -203,6 +203,28 @@ def output_size(
     return (size + before + after - extent) // stride + 1
 
 
+def layout_hint(
+    shape: Sequence[int], *, in_channels: int | None = None, filters: int | None = None
+) -> str:
+    """A hint, for messages, at a 5-D kernel in PyTorch's layout; "" if it does not look like one.
+
+    in_channels, filters : int or None      numbers that a right kernel has, if they are known
+
+    >>> layout_hint((8, 2, 3, 3, 3), filters=8)
+    "; it looks like PyTorch's (filters, in_channels, d, h, w): transpose it by (2, 3, 4, 1, 0)"
+    >>> layout_hint((3, 3, 3, 2, 8), filters=8)
+    ''
+    """
+    if len(shape) != 5:
+        return ""
+    wanted = [(filters, shape[0], shape[4]), (in_channels, shape[1], shape[3])]
+    known = [(number, torch, keras) for number, torch, keras in wanted if number is not None]
+    if not all(number == torch != keras for number, torch, keras in known):
+        return ""
+    layout = "(filters, in_channels, d, h, w)"
+    return f"; it looks like PyTorch's {layout}: transpose it by (2, 3, 4, 1, 0)"
+
+
 def pad_sizes(
     size: int, kernel_size: int, stride: int, dilation_rate: int, padding: str | tuple[int, int]
 ) -> tuple[int, int]:
@@ -428,6 +450,7 @@ class ConvSpec:
                 raise ShapeError(
                     f"the kernel takes {kernel_shape[3]} channels in each of groups={groups}, "
                     f"{kernel_shape[3] * groups} in all, but the volume has {channels}"
+                    f"{layout_hint(kernel_shape, in_channels=channels // groups)}"
                 )
         if self.filters is not None and self.filters != filters:
             raise ShapeError(

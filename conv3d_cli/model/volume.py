@@ -275,6 +275,8 @@ class VolumeHeader:
     components : tuple of str   of an output: names of the channels that one input channel became,
                                 in order; () if they have no names
     history : tuple of str      the steps that made it, oldest first: lines "PROGRAM STEP: COMMAND"
+    time_step : (step, unit)    between time points, as the file says, for people; None if unknown
+    channel_names : tuple       of str, for people; () if the file names none
     """
 
     axes: Axes
@@ -286,6 +288,8 @@ class VolumeHeader:
     transform: VoxelTransform = field(default_factory=VoxelTransform)
     components: tuple[str, ...] = ()
     history: tuple[str, ...] = ()
+    time_step: tuple[float, str] | None = None
+    channel_names: tuple[str, ...] = ()
 
     @property
     def shape(self) -> tuple[int, int, int, int, int]:

@@ -41,7 +41,7 @@ from conv3d_cli.pipeline.memory import (
     reading_kernels,
     weight_memory,
 )
-from conv3d_cli.pipeline.request import Job, Stage
+from conv3d_cli.pipeline.request import OUTPUT_DTYPES, SAME_DTYPE, Job, Stage
 from conv3d_cli.pipeline.stream import StreamPlan
 from conv3d_cli.system.machine import thread_count
 
@@ -197,8 +197,8 @@ def _prepare(job: Job, reader: VolumeReader, mask: Mask | None) -> PreparedJob:
     order = _stream_order(job, reader, header, chain)
     if order.spool_output:
         notes.append(
-            "the output is collected in a temporary file first: its format is written in another "
-            "order than it is computed"
+            "the output goes through a temporary file in $TMPDIR, since its file is written in "
+            "another order than it is computed; that takes space and time, the result is the same"
         )
     stages, planning = _assemble_stages(job, chain, order, mask)
     blocking = _choose_blocking(job, reader, stages, header, order)
@@ -206,8 +206,8 @@ def _prepare(job: Job, reader: VolumeReader, mask: Mask | None) -> PreparedJob:
     spool_input = order.spool_input if blocking.boxes is None else [False] * len(stages)
     if any(spool_input):
         notes.append(
-            "the input is copied to a temporary file first: its format is read in another order "
-            "than it is needed"
+            "the input goes through a temporary file in $TMPDIR, since its file is read in another "
+            "order than it is needed; that takes space and time, the result is the same"
         )
     return PreparedJob(
         job=job,
@@ -264,7 +264,7 @@ def _output_header(job: Job, source: VolumeHeader, chain: list[_ResolvedStage]) 
         transform = transform.then(resolved.problem.voxel_transform)
     last = chain[-1].resolved
     shape = (source.shape[0], *last.problem.out_size, last.channels_out)
-    header = output_header(job.target, source, shape, grid, transform, np.dtype(job.dtype))
+    header = output_header(job.target, source, shape, grid, transform, _output_dtype(job, source))
     if last.kernel.is_bank and not last.magnitude:
         header = replace(header, components=last.kernel.filter_names)
     if job.history:
@@ -293,6 +293,30 @@ def _shift_notes(job: Job, header: VolumeHeader, chain: list[_ResolvedStage]) ->
         f"first voxel lies at input voxel {triple_text(header.transform.offset)}; "
         + (who if told else "nothing in the output tells that")
     ]
+
+
+def _output_dtype(job: Job, source: VolumeHeader) -> np.dtype[Any]:
+    """The dtype of the output; `same` is the input's.
+
+    Raises: ShapeError under `same` for a dtype that no output has, for integers with a scale that
+    the output would not have, and for --scale auto with floats.
+    """
+    if job.dtype != SAME_DTYPE:
+        return np.dtype(job.dtype)
+    dtype = source.dtype
+    cure = "pass another --dtype, such as float32"
+    if dtype.name not in OUTPUT_DTYPES:
+        raise ShapeError(f"--dtype same: no output has the input's dtype {dtype.name}; {cure}")
+    if dtype.kind == "f" and job.scale == "auto":
+        raise ShapeError(f"--scale auto is for integer outputs, and the input is {dtype.name}")
+    if dtype.kind != "f" and source.scale != (1.0, 0.0) and job.scale != "auto":
+        slope, intercept = source.scale
+        raise ShapeError(
+            f"--dtype same: the input stores {dtype.name} with a scale (value = stored * {slope:g} "
+            f"+ {intercept:g}), without which values would be rounded to whole numbers; pass "
+            f"--scale auto (NIfTI), too, or {cure}"
+        )
+    return dtype
 
 
 def _assemble_stages(

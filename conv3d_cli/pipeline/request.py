@@ -7,9 +7,7 @@ from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from conv3d_cli.errors import SpecError
+from conv3d_cli.errors import SpecError, name_hint
 from conv3d_cli.formats import check_compression, output_format, scaled_formats
 from conv3d_cli.kernels.lengths import read_spacing
 from conv3d_cli.layer import get_activation, get_constraint, get_initializer, get_regularizer
@@ -27,6 +25,7 @@ if TYPE_CHECKING:
 
 INTEGER_DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64")
 OUTPUT_DTYPES = (*INTEGER_DTYPES, "float32", "float64")
+SAME_DTYPE = "same"
 
 # the default boundaries of filters and of layers
 FILTER_BOUNDARY, LAYER_BOUNDARY = Boundary("symmetric"), Boundary("zeros")
@@ -139,6 +138,7 @@ class Stage:
 
         Settings that shaped the kernel return to their defaults; notes and files are dropped.
 
+        >>> import numpy as np
         >>> stage = Stage("box:size=3", strides=2, flip=True)
         >>> final = stage.with_made_kernel(Kernel(np.ones((3, 3, 3))))
         >>> final.strides, final.flip
@@ -245,9 +245,12 @@ class Job:
     def __post_init__(self) -> None:
         if not self.stages:
             raise SpecError("a job needs at least one layer, received none; give a kernel")
-        if self.dtype not in OUTPUT_DTYPES:
+        object.__setattr__(self, "dtype", self.dtype.lower())
+        if self.dtype not in (*OUTPUT_DTYPES, SAME_DTYPE):
+            hint = name_hint("dtype", self.dtype, (*OUTPUT_DTYPES, SAME_DTYPE)).rstrip("; ")
             raise SpecError(
-                f"dtype must be one of {', '.join(OUTPUT_DTYPES)}, received '{self.dtype}'"
+                f"dtype must be one of {', '.join(OUTPUT_DTYPES)}, or {SAME_DTYPE} for the "
+                f"input's, received '{self.dtype}'{hint and f'; {hint}'}"
             )
         if self.precision not in ("float32", "float64"):
             raise SpecError(f"precision must be float32 or float64, received '{self.precision}'")
@@ -282,7 +285,7 @@ class Job:
         if self.scale not in ("none", "auto"):
             raise SpecError(f"scale must be none or auto, received '{self.scale}'")
         if self.scale == "auto" and (
-            not output_format(self.target).holds_scale or np.dtype(self.dtype).kind == "f"
+            not output_format(self.target).holds_scale or self.dtype.startswith("float")
         ):
             raise SpecError(
                 "--scale auto is for integer outputs in formats that hold a slope and an "

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -204,7 +204,7 @@ def run_job(
             reader.finish()
             voxels = math.prod(prepared.header.shape)
             coverage_notes = _coverage_notes(prepared)
-            clipped_notes = clipped_note(job, times.clipped, voxels)
+            clipped_notes = clipped_note(job, prepared.header.dtype, times.clipped, voxels)
             if job.strict:
                 _refuse_losses([*clipped_notes, *coverage_notes, *writer.notes])
             commit_started = time.perf_counter()
@@ -331,23 +331,25 @@ def _coverage_notes(prepared: PreparedJob) -> list[str]:
     ]
 
 
-def clipped_note(job: Job, clipped: int, voxels: int) -> list[str]:
-    """A note on clipped values, or none.
+def clipped_note(job: Job, dtype: np.dtype[Any], clipped: int, voxels: int) -> list[str]:
+    """A note on clipped values with the cure, or none.
 
+    dtype : dtype       of the output
     clipped : int       values that the output's dtype could not hold
     voxels : int        values of the output
     """
     if not clipped:
         return []
     percent = 100 * clipped / max(1, voxels)
+    limits = np.iinfo(dtype)
     cures = ["--dtype float32 keeps all values"]
-    if job.dtype.startswith("u"):
+    if limits.min == 0:
         cures.append("int16 negative ones")
     if output_format(job.target).holds_scale and job.scale == "none":
         cures.append("--scale auto fits them in")
     return [
-        f"{count_of(clipped, 'voxel')} ({percent:.2g} %) did not fit {job.dtype} and were clipped; "
-        + ", ".join(cures)
+        f"{count_of(clipped, 'voxel')} ({percent:.2g} %) did not fit {dtype.name} ({limits.min} to "
+        f"{limits.max}) and were clipped; {', '.join(cures)}"
     ]
 
 

@@ -168,12 +168,13 @@ def kernel_label(given: Settings) -> str:
     >>> [kernel_label(Settings(kernel=text)) for text in kernels]
     ['sm6mm', 'sm8x6x6mm', 'boxSize3', 'logSigma1p5mm']
     >>> files = Settings(kernel="k/my_psf.tif"), Settings(config="c/edge.toml")
-    >>> [kernel_label(given) for given in (*files, Settings(to_fwhm="8mm"))]
-    ['mypsf', 'edge', 'toFwhm8mm']
+    >>> lengths = Settings(fwhm="6mm"), Settings(to_fwhm="8mm")
+    >>> [kernel_label(given) for given in (*files, *lengths)]
+    ['mypsf', 'edge', 'sm6mm', 'toFwhm8mm']
     """
     if given.to_fwhm is not None:
         return _letters(f"toFwhm{given.to_fwhm}")
-    kernel = given.kernel if isinstance(given.kernel, str) else None
+    kernel = given.named_kernel if isinstance(given.named_kernel, str) else None
     if kernel is None or is_kernel_file(kernel):
         file, _, layer = (kernel or given.config or "").partition("::")
         name = os.path.basename(file)

@@ -124,7 +124,7 @@ def history_line(source: str, given: Settings, version: str) -> str:
     """
     given = given.without("history", *OUTPUT_OPTIONS)
     drawn = "drawn" if given.to_fwhm is None else f"to-fwhm {given.to_fwhm}"
-    kernel = given.kernel or given.config or drawn
+    kernel = given.named_kernel or given.config or drawn
     step = bare_name(kernel) if isinstance(kernel, str) and is_kernel_file(kernel) else kernel
     return f"conv3d {version} {step}: {command_line(source, given, bare_name)}"
 

@@ -269,15 +269,15 @@ def read_json(path: str) -> dict[str, Any]:
 
     Raises: FormatError.
     """
-    from conv3d_cli.system.inputs import check_input
+    from conv3d_cli.system.inputs import check_input, read_text
 
+    cure = "name the .json beside an output of apply --sidecar"
     check_input(path)
+    text = read_text(path, cure=cure)
     try:
-        with open(path, encoding="utf-8") as file:
-            values = json.load(file, parse_constant=lambda name: None)
-    # UnicodeDecodeError and the errors of json are ValueErrors
-    except (OSError, ValueError, RecursionError) as error:
-        raise FormatError(f"cannot read {path}: it is not valid JSON ({error})") from None
+        values = json.loads(text, parse_constant=lambda name: None)
+    except (ValueError, RecursionError) as error:  # the errors of json are ValueErrors
+        raise FormatError(f"cannot read {path}: it is not valid JSON ({error}); {cure}") from None
     if not isinstance(values, dict):
         raise FormatError(
             f"cannot read {path}: it must contain an object, and contains a {type(values).__name__}"

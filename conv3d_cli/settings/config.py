@@ -19,7 +19,7 @@ from conv3d_cli.errors import ConfigError, FormatError, SpecError, unknown_name
 from conv3d_cli.settings.mask_rules import located_mask
 from conv3d_cli.settings.option import File, Place
 from conv3d_cli.settings.options import JOB_KEYS, OPTION, OPTIONS, STAGE_KEYS, Settings, overlay
-from conv3d_cli.system.inputs import near_names
+from conv3d_cli.system.inputs import read_text
 from conv3d_cli.system.words import count_of
 
 if TYPE_CHECKING:
@@ -111,15 +111,13 @@ def is_bias_file(value: Any) -> bool:
 
 
 def _parse(path: str) -> dict[str, Any]:
-    file = Path(path)
-    is_json = file.suffix.lower() == ".json"
-    try:
-        text = file.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise FormatError(f"cannot read config {path}: no such file{near_names(path)}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise FormatError(f"cannot read config {path}: {error}") from error
     import tomllib
+
+    is_json = path.lower().endswith(".json")
+    cure = _kernel_instead(path) if os.path.isfile(path) else ""
+    if cure and not path.lower().endswith((".json", ".toml", ".txt")):
+        raise ConfigError(f"{path} is no config; {cure}")
+    text = read_text(path, "config", f"{cure or 'a config is TOML or JSON'}")
 
     try:
         values = json.loads(text) if is_json else tomllib.loads(text)
@@ -139,6 +137,15 @@ def _parse(path: str) -> dict[str, Any]:
             f"config {path} must be a table of options, received {type(values).__name__}"
         )
     return values
+
+
+def _kernel_instead(path: str) -> str:
+    """What to pass for a file of kernels or trained layers that was given as a config; or ""."""
+    from conv3d_cli.kernels import find_kernel_file, weights
+
+    if weights.find_weights_file(path) is not None:
+        return f"it holds trained layers: pass one as the kernel, -k {path}::LAYER"
+    return f"pass it as the kernel: -k {path}" if find_kernel_file(path) is not None else ""
 
 
 def _check_keys(values: dict[str, Any], allowed: tuple[str, ...], where: str) -> None:
@@ -166,11 +173,10 @@ def layer_settings(values: Settings, folder: Path | None = None) -> Settings:
     {'bias': [1.0, 2.0], 'strides': 2}
     """
     result = values
-    if values.kernel is not None:
+    kernel = values.named_kernel
+    if kernel is not None:
         complete = values.strides is not None and values.padding is not None
-        result = overlay(
-            _kernel_settings(values.kernel, folder, complete), values.without("kernel")
-        )
+        result = overlay(_kernel_settings(kernel, folder, complete), values.without("kernel"))
     if values.activation is not None:
         result = replace(result, activations=(values.activation,))
     if values.no_bias:
@@ -369,7 +375,12 @@ def read_model_file(path: str) -> Config:
         raise FormatError(
             f"config {path} holds weights but no model; pass it as a kernel: -k {path}::LAYER"
         )
-    config = from_keras(model, path, trained=True)
+    try:
+        config = from_keras(model, path, trained=True)
+    except SpecError as error:
+        names = [layer.name for layer in weights.read_layers(path)]
+        cure = f"run a layer alone, as in -k {path}::{names[0]} (it holds {', '.join(names[:8])})"
+        raise type(error)(f"{error}; {cure}") from None
     saved = weights.read_layers(path)
     if len(saved) != len(config.stages):
         raise FormatError(

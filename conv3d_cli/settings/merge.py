@@ -13,7 +13,7 @@ from typing import Any
 from conv3d_cli.errors import SpecError
 from conv3d_cli.settings.config import Config, layer_settings, read_config
 from conv3d_cli.settings.option import Place
-from conv3d_cli.settings.options import OPTIONS, Settings, overlay
+from conv3d_cli.settings.options import OPTION, OPTIONS, SHORTHANDS, Settings, overlay
 from conv3d_cli.settings.presets import Applied, find_preset
 from conv3d_cli.system.machine import byte_size
 
@@ -22,7 +22,7 @@ LAYER_VALUES = tuple(
     o for o in OPTIONS if o.name.endswith(("initializer", "regularizer", "constraint"))
 )
 # Settings of a config that belong to its kernel, and are dropped if another kernel is given.
-_OF_KERNEL = ("kernel", "kernel_size", "filters", "bias", "files")
+_OF_KERNEL = ("kernel", *SHORTHANDS, "kernel_size", "filters", "bias", "files")
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def merge_settings(given: Settings) -> JobSettings:
     (2, 'fsl: boundary renormalize; yours instead: padding full')
     """
     config = (
-        read_config(given.config, with_kernel=given.kernel is not None)
+        read_config(given.config, with_kernel=given.named_kernel is not None)
         if given.config
         else Config()
     )
@@ -70,7 +70,7 @@ def merge_settings(given: Settings) -> JobSettings:
             f"--like {run.like} is for one convolution, received a stack of {len(stages)} layers; "
             "leave it out"
         )
-    stage, run, applied = apply_preset(run.like, stages[0], run)
+    stage, run, applied = apply_preset(run.like.lower(), stages[0], run)
     return JobSettings((stage,), run, applied)
 
 
@@ -100,7 +100,13 @@ def _stages(given: Settings, config: Config) -> tuple[Settings, ...]:
             f"set it in the config {config.path}"
         )
     stage = config.stages[0]
-    if own.kernel is not None and stage.kernel is not None:
+    if own.named_kernel is not None and stage.kernel is not None:
+        short = [name for name in SHORTHANDS if getattr(own, name) is not None]
+        if short and not any(getattr(stage, name) is not None for name in SHORTHANDS):
+            raise SpecError(
+                f"{OPTION[short[0]].written} chooses a Gaussian, and config {config.path} has a "
+                "kernel of its own; leave one of them out"
+            )
         stage = stage.without(*_OF_KERNEL, "notes")
     if own.bias is not None:
         # a given bias is used even if the config says use_bias = false

@@ -6,6 +6,7 @@ This module imports neither Click nor NumPy, so that --help is quick.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -195,6 +196,8 @@ class Option:
                             instead of the option
     stores : bool           it decides how the result is stored, or what happens if the format
                             cannot hold it
+    common : bool           most people need it: --help shows it, by the first sentence of its help;
+                            the others are in --help-all
     """
 
     name: str
@@ -217,6 +220,7 @@ class Option:
     gives_kernel: bool
     makes_kernel: bool
     stores: bool
+    common: bool
 
     @property
     def flags(self) -> tuple[str, ...]:
@@ -226,6 +230,17 @@ class Option:
         long = "--" + (self.flag or self.name).replace("_", "-")
         long = f"{long}/{long.replace('--', '--no-', 1)}" if self.kind.name == "switch" else long
         return (f"-{self.letter}", long) if self.letter else (long,)
+
+    @property
+    def brief(self) -> str:
+        """The first sentence of its help, with its default if the help states one.
+
+        >>> made = option(FLAG, Place.JOB, "Data", shapes=True, help="Kept. Or not.  [default: 1]")
+        >>> Option(name="x", **made.metadata).brief
+        'Kept.  [default: 1]'
+        """
+        text, bracket, default = self.help.partition("  [default: ")
+        return re.split(r"(?<=\.) (?=[A-Z`])", text)[0] + bracket + default
 
     @property
     def written(self) -> str:
@@ -239,6 +254,7 @@ class Option:
             "shapes_result": self.shapes,
             "config_key": self.config is not None,
             "manifest_column": self.manifest,
+            "common": self.common,
         }
 
 
@@ -266,6 +282,7 @@ def option(
     gives_kernel: bool = False,
     makes_kernel: bool = False,
     stores: bool = False,
+    common: bool = False,
 ) -> T | None:
     """Declare a field of `Settings`; the parameters are those of `Option`.
 
@@ -301,6 +318,7 @@ def option(
         "gives_kernel": gives_kernel,
         "makes_kernel": makes_kernel,
         "stores": stores,
+        "common": common,
     }
     # At run time this is a dataclass field; for a type checker it has the type of the values.
     return cast("T | None", dataclasses.field(default=None, metadata=values))

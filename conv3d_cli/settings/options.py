@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from conv3d_cli.errors import SpecError
 from conv3d_cli.model.missing import MASK_MODES, MIN_COVERAGE, NAN_MODES
 from conv3d_cli.model.spec import BOUNDARIES
 from conv3d_cli.settings.option import (
@@ -63,6 +64,7 @@ class Settings:
         letter="o",
         metavar="OUT",
         file=File.WRITTEN,
+        common=True,
         help="Output file; its suffix chooses the format. `-` writes .npy to stdout.",
     )
     overwrite: bool | None = option(
@@ -72,6 +74,7 @@ class Settings:
         shapes=False,
         manifest=False,
         explains=False,
+        common=True,
         help="Replace existing outputs.",
     )
     dry_run: bool | None = option(
@@ -79,7 +82,8 @@ class Settings:
         Place.COMMAND,
         "Options",
         shapes=False,
-        help="Check everything and print what would be done; write nothing.",
+        common=True,
+        help="Check everything and print the plan; write nothing.",
     )
     quiet: bool | None = option(
         FLAG,
@@ -87,6 +91,7 @@ class Settings:
         "Options",
         shapes=False,
         letter="q",
+        common=True,
         help="Print no progress and no notes.",
     )
     verbose: bool | None = option(
@@ -95,8 +100,9 @@ class Settings:
         "Options",
         shapes=False,
         letter="v",
-        help="Print what was decided, then the result: kernel, FWHM, padding, grid, algorithm, "
-        "memory; mean and range before and after, times.",
+        common=True,
+        help="Print the decisions and the result: kernel, FWHM, grid, memory, times. That is: "
+        "padding, algorithm, mean and range before and after, too.",
     )
     as_json: bool | None = option(
         FLAG,
@@ -130,10 +136,40 @@ class Settings:
         config=Value(
             (str, list), 'a string such as "gaussian:fwhm=6mm" or a nested list of numbers'
         ),
-        help="Built-in kernel with parameters (gaussian:fwhm=6mm, sobel:axis=d; see `conv3d kernel "
-        'list`), formula (expr:"exp(-r**2/36)":radius=9mm), kernel file (.npy .npz .json '
-        ".toml .txt .kern .nii .nii.gz .tif), or layer of a weights file, FILE::LAYER (.keras "
-        ".h5 .safetensors .onnx .pt).",
+        common=True,
+        help="Kernel: gaussian:fwhm=6mm, psf.tif or net.keras::LAYER. It is a built-in with "
+        "parameters (sobel:axis=d; see `conv3d kernel list`), a formula "
+        '(expr:"exp(-r**2/36)":radius=9mm), a kernel file (.npy .npz .json .toml .txt .kern .nii '
+        ".nii.gz .tif), or a layer of a weights file, FILE::LAYER (.keras .h5 .safetensors .onnx "
+        ".pt).",
+    )
+    fwhm: str | None = option(
+        TEXT,
+        Place.STAGE,
+        "Kernel",
+        shapes=True,
+        metavar="LENGTH",
+        gives_kernel=True,
+        makes_kernel=True,
+        field="",
+        config=Value((str,), 'a length such as "6mm" or "8,6,6mm"'),
+        common=True,
+        help="Gaussian of this FWHM, as 6mm, 8,6,6mm or 2vox. It is short for -k "
+        "gaussian:fwhm=LENGTH; three lengths are depth,height,width.",
+    )
+    sigma: str | None = option(
+        TEXT,
+        Place.STAGE,
+        "Kernel",
+        shapes=True,
+        metavar="LENGTH",
+        gives_kernel=True,
+        makes_kernel=True,
+        field="",
+        config=Value((str,), 'a length such as "2vox" or "3,2,2mm"'),
+        common=True,
+        help="Gaussian of this standard deviation, as 2vox. It is short for -k "
+        "gaussian:sigma=LENGTH; three lengths are depth,height,width.",
     )
     config: str | None = option(
         TEXT,
@@ -146,9 +182,10 @@ class Settings:
         gives_kernel=True,
         manifest=True,
         explains=True,
-        help="Read options from a TOML or JSON file: its keys are these options with underscores, "
-        "kernel included, and [[layers]] makes a stack. Keras' JSON and saved models (.keras, "
-        ".h5) work, too. Paths in the file are relative to its folder.",
+        common=True,
+        help="Options and kernel from a TOML or JSON file. Its keys are these options with "
+        "underscores, and [[layers]] makes a stack. Keras' JSON and saved models (.keras, .h5) "
+        "work, too. Paths in the file are relative to its folder.",
     )
     like: str | None = option(
         choice(*PRESETS),
@@ -156,8 +193,10 @@ class Settings:
         "Kernel",
         shapes=True,
         field="",
-        help="Set padding, boundary, flip and Gaussian as this tool does; options that you give "
-        "win. See `conv3d presets`.",
+        metavar="TOOL",
+        common=True,
+        help=f"Smooth as another tool does: {', '.join(PRESETS)}. Sets padding, boundary, flip and "
+        "Gaussian; options that you give win. See `conv3d presets`.",
     )
     orient: str | None = option(
         choice("voxel", "world"),
@@ -184,8 +223,8 @@ class Settings:
         "Kernel",
         shapes=True,
         makes_kernel=True,
-        help="Flip the kernel along all axes, for true convolution.  [default: no flip: "
-        "correlation, as in Keras]",
+        common=True,
+        help="Flip the kernel.  [default: correlation, as Keras]",
     )
     normalize: bool | None = option(
         SWITCH,
@@ -294,9 +333,10 @@ class Settings:
         shapes=True,
         metavar="MODE",
         config=Value((str,), 'a string such as "nearest"'),
-        help="How to continue the volume beyond its edges: "
+        common=True,
+        help="What lies beyond the edges, as nearest or zeros. All are "
         f"{', '.join(b for b in BOUNDARIES if b != 'constant')}, constant=V.  "
-        "[default: symmetric for a 3-D kernel, zeros for a 5-D one]",
+        "[default: symmetric; for a 5-D kernel, zeros]",
     )
     strides: int | Sequence[int] | None = option(
         TRIPLE,
@@ -306,7 +346,8 @@ class Settings:
         default=1,
         config=ANY,
         unit=Unit.VOXELS,
-        help="Step between output voxels, in input voxels.",
+        common=True,
+        help="Step between outputs, in input voxels.",
     )
     dilation_rate: int | Sequence[int] | None = option(
         TRIPLE,
@@ -334,6 +375,7 @@ class Settings:
         shapes=False,
         metavar="DIR",
         file=File.FOLDER,
+        common=True,
         help="Folder for the outputs; created if it is missing.",
     )
     suffix: str | None = option(
@@ -342,7 +384,8 @@ class Settings:
         "Many volumes",
         shapes=False,
         metavar="TEXT",
-        help="Text to insert before the output's file suffix: --suffix _sm6 makes a_sm6.nii.gz.",
+        common=True,
+        help="Text before the file suffix: _sm6 makes a_sm6.nii.gz.",
     )
     prefix: str | None = option(
         TEXT,
@@ -358,7 +401,8 @@ class Settings:
         "Many volumes",
         shapes=False,
         letter="r",
-        help="Look into subfolders, too; --out-dir gets the same tree.",
+        common=True,
+        help="Look into subfolders, too. Outputs get the same tree in --out-dir.",
     )
     glob: tuple[str, ...] | None = option(
         TEXTS,
@@ -409,8 +453,9 @@ class Settings:
         Place.COMMAND,
         "Many volumes",
         shapes=False,
-        help="Skip volumes that an earlier run with --resume finished from the same bytes with the "
-        "same options.",
+        common=True,
+        help="Skip volumes that an earlier --resume run finished. They are made again if an input "
+        "has other bytes, or the options differ.",
     )
     fail_fast: bool | None = option(
         FLAG,
@@ -469,8 +514,9 @@ class Settings:
         default="float32",
         stores=True,
         config=Value((str,), "a name"),
-        help="Data type of the output. Integers are rounded half to even and clipped to their "
-        "range; clipped voxels are counted.",
+        common=True,
+        help="Data type of the output, or same. With `same` it is the input's. Integers are "
+        "rounded half to even and clipped to their range; clipped voxels are counted.",
     )
     scale: str | None = option(
         choice("none", "auto"),
@@ -500,11 +546,12 @@ class Settings:
         metavar="MASK",
         file=File.MASK,
         config=Value((str,), "a file's name, or a rule such as '{stem}_mask.nii.gz'"),
-        help="Volume of weights m on the same grid: each output is the weighted mean sum(w m x) / "
-        "sum(w m) under the kernel w, and 0 outside the mask. Only ratios of mask values "
-        "matter. For many volumes, MASK is a pattern ('sub-*/func/*_mask.nii.gz'), a template "
-        "('{stem}_mask.nii.gz' in the volume's folder), or auto, the BIDS brain mask with the "
-        "volume's entities; see `conv3d help masks`.",
+        common=True,
+        help="Smooth within this mask; 0 outside. It is a volume of weights m on the same grid: "
+        "each output is the weighted mean sum(w m x) / sum(w m) under the kernel w. Only ratios of "
+        "mask values matter. For many volumes, MASK is a pattern ('sub-*/func/*_mask.nii.gz'), a "
+        "template ('{stem}_mask.nii.gz' in the volume's folder), or auto, the BIDS brain mask with "
+        "the volume's entities; see `conv3d help masks`.",
     )
     mask_mode: str | None = option(
         choice(*MASK_MODES),
@@ -624,8 +671,9 @@ class Settings:
         Place.COMMAND,
         "Checks and provenance",
         shapes=False,
-        help="Write a BIDS derivative dataset into --out-dir: keep folders and entities, add "
-        "desc-LABEL, write sidecars.",
+        common=True,
+        help="Make --out-dir a BIDS derivative dataset. Folders and entities are kept, desc-LABEL "
+        "is added, and sidecars are written.",
     )
     desc: str | None = option(
         TEXT,
@@ -645,8 +693,9 @@ class Settings:
         letter="j",
         metavar="N",
         manifest=False,
-        help="Number of threads.  [default: $CONV3D_THREADS, $OMP_NUM_THREADS, or all CPUs that "
-        "this process may use]",
+        common=True,
+        help="Number of threads. Without -j, $CONV3D_THREADS or $OMP_NUM_THREADS.  [default: all "
+        "CPUs it may use]",
     )
     max_memory: str | int | None = option(
         TEXT,
@@ -657,8 +706,9 @@ class Settings:
         manifest=False,
         config=Value((str, int), 'a size such as "2G"'),
         unit=Unit.BYTES,
-        help="Memory limit for the whole process, e.g. 500M or 2G.  [default: 80 % of the "
-        "memory that it may use]",
+        common=True,
+        help="Memory limit, e.g. 500M or 2G. It is for the whole process.  [default: 80 % of the "
+        "memory]",
     )
     algorithm: str | None = option(
         TEXT,
@@ -879,6 +929,33 @@ class Settings:
         values = {option.field: getattr(self, option.name) for option in chosen}
         return {name: value for name, value in values.items() if value is not None}
 
+    @property
+    def named_kernel(self) -> str | Kernel | Sequence[Any] | None:
+        """The kernel that these settings name; that of --fwhm and --sigma is a Gaussian.
+
+        The names in a built-in's text are in lower case. None if they name no kernel.
+        Raises: SpecError if they name two; for a wrong length; UnknownNameError for its unit.
+
+        >>> Settings(sigma="2vox").named_kernel, Settings(kernel="Box:Size=3").named_kernel
+        ('gaussian:sigma=2vox', 'box:size=3')
+        """
+        named = [name for name in ("kernel", *SHORTHANDS) if getattr(self, name) is not None]
+        if len(named) > 1:
+            flags = " and ".join(OPTION[name].written for name in named)
+            raise SpecError(f"{flags} each choose the kernel; pass one of them")
+        if not named:
+            return None
+        if named == ["kernel"]:
+            from conv3d_cli.kernels import normal_text
+
+            return normal_text(self.kernel) if isinstance(self.kernel, str) else self.kernel
+        from conv3d_cli.kernels.lengths import parse_lengths
+
+        (name,) = named
+        length = str(getattr(self, name))
+        parse_lengths(length, OPTION[name].written)
+        return f"gaussian:{name}={length.strip()}"
+
     def only(self, *places: Place) -> Settings:
         """The settings without the options of all other places."""
         return Settings(**self.given([option for option in OPTIONS if option.place in places]))
@@ -921,6 +998,8 @@ def _options() -> Iterator[Option]:
 
 OPTIONS: tuple[Option, ...] = tuple(_options())
 OPTION = {option.name: option for option in OPTIONS}
+# Options that are short for -k gaussian:NAME=LENGTH.
+SHORTHANDS = ("fwhm", "sigma")
 
 # The options of a recorded command, in the order in which they are written.
 SHAPING = tuple(

@@ -160,13 +160,13 @@ class Applied:
 
 
 def find_preset(name: str) -> Preset:
-    """The preset of a tool.
+    """The preset of a tool; its name may be in any case.
 
     Raises: UnknownNameError.
 
-    >>> find_preset("fsl").boundary
+    >>> find_preset("FSL").boundary
     'renormalize'
     """
-    if name not in PRESETS:
+    if name.lower() not in PRESETS:
         raise unknown_name("preset", name, PRESETS)
-    return PRESETS[name]
+    return PRESETS[name.lower()]

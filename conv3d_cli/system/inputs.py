@@ -35,6 +35,31 @@ def check_input(path: str) -> int:
     return size
 
 
+def read_text(path: str, what: str = "", cure: str = "") -> str:
+    """The text of a UTF-8 file or pipe; a byte order mark before it is left out.
+
+    what : str      what the file is, for messages, as in "config"; "" says nothing
+    cure : str      what to do if it is no text
+    Raises: FormatError if it is missing, a folder, unreadable, or not UTF-8 text.
+    """
+    name = f"{what} {path}" if what else path
+    try:
+        # spreadsheets put a byte order mark before UTF-8; newlines stay as they are
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            return file.read()
+    except FileNotFoundError:
+        raise FormatError(f"cannot read {name}: no such file{near_names(path)}") from None
+    except IsADirectoryError:
+        raise FormatError(f"cannot read {name}: it is a folder; name a file in it") from None
+    except UnicodeDecodeError:
+        raise FormatError(
+            f"cannot read {name}: it is not UTF-8 text" + (f"; {cure}" if cure else "")
+        ) from None
+    except (OSError, ValueError) as error:  # ValueError: a null character in the name
+        cause = getattr(error, "strerror", None) or error
+        raise FormatError(f"cannot read {name}: {cause}") from None
+
+
 def near_names(path: str) -> str:
     """A hint for messages about a path that does not exist; "" if there is none.
 

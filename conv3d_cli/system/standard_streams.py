@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from conv3d_cli.system.spelling import SPELLED, spelling_encoding, spelling_errors
+
 # Name, mode and flags, in the order of the descriptors. /dev/null replaces a closed stream. It is
 # opened for writing as input and for reading as output, so that using these still fails and is
 # reported; messages may be lost.
@@ -42,7 +44,8 @@ def standard_streams() -> Iterator[None]:
     The next file that is opened gets the number of a closed descriptor: an output could become
     file 2, and messages would be written into its voxels. In the body `sys.stdin`, `sys.stdout` and
     `sys.stderr` are never None. Messages that `sys.stderr` cannot deliver are dropped silently.
-    Text that `sys.stdout` could not take is dropped at the end; the command has reported that.
+    Text that `sys.stdout` could not take is dropped at the end; the command has reported that. Both
+    spell what their encoding lacks (`spelling.py`).
     """
     for name, mode, flags in STREAMS:
         if getattr(sys, name) is None:  # Python found its descriptor closed
@@ -54,7 +57,13 @@ def standard_streams() -> Iterator[None]:
             setattr(sys, name, stream)
     before = sys.stderr
     raw = io.BufferedWriter(_Messages(before.fileno(), "w", closefd=False))
-    sys.stderr = io.TextIOWrapper(raw, before.encoding, "backslashreplace", line_buffering=True)
+    encoding = spelling_encoding(before.encoding)
+    sys.stderr = io.TextIOWrapper(raw, encoding, SPELLED, line_buffering=True)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(
+            encoding=spelling_encoding(sys.stdout.encoding),
+            errors=spelling_errors(sys.stdout.errors),
+        )
     try:
         yield
     finally:

@@ -60,7 +60,7 @@ def test_lines_are_those_of_the_file(tmp_path: Path) -> None:
             ConfigError,
             "line 1: unknown column 'sigma'; available: input, output",
         ),
-        ("input,stride\na,2\n", ConfigError, "did you mean 'strides'"),
+        ("input,stride\na,2\n", ConfigError, "write 'strides'"),
         (
             "input,kernel_size,kernel-size\na,2,3\n",
             ConfigError,

@@ -223,7 +223,7 @@ def test_integer_output_is_rounded_saturated_and_told(run: Any, tmp_path: Path) 
     out = np.load(tmp_path / "o.npy")
     assert out.dtype == np.uint8
     assert out.ravel().tolist() == [0, 2, 255, 0]
-    assert "2 voxels (50 %) did not fit uint8 and were clipped" in result.stderr
+    assert "2 voxels (50 %) did not fit uint8 (0 to 255) and were clipped" in result.stderr
 
 
 def test_precision_float64(run: Any, tmp_path: Path, rng: np.random.Generator) -> None:

@@ -204,7 +204,7 @@ CASES: list[tuple[str, list[str], int, str]] = [
     # configs
     ("config missing", ["apply", "x.npy", "-c", "nix.toml", *OUT], 3, "nix.toml"),
     ("config syntax", ["apply", "x.npy", "-c", "bad.toml", *OUT], 2, "not valid TOML"),
-    ("config key", ["apply", "x.npy", "-c", "unknown.toml", *OUT], 2, "did you mean 'strides'"),
+    ("config key", ["apply", "x.npy", "-c", "unknown.toml", *OUT], 2, "write 'strides'"),
     # other commands
     ("compare missing", ["compare", "x.npy", "nix.npy"], 3, "nix.npy"),
     ("info corrupt", ["info", "noise.nii.gz"], 3, "noise.nii.gz"),

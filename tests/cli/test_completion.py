@@ -150,7 +150,10 @@ def test_scripts_are_sound(run: Any, shell_name: str, tmp_path: Path) -> None:
 
 
 def test_another_shell(run: Any) -> None:
-    assert "'tcsh' is not one of" in run("completion", "tcsh", code=2).stderr
+    assert (
+        "SHELL must be bash, zsh or fish, received 'tcsh'"
+        in run("completion", "tcsh", code=2).stderr
+    )
 
 
 def test_everything_in_the_catalogues_is_offered() -> None:

@@ -217,14 +217,18 @@ def test_outputs_lie_by_the_manifest_where_there_is_no_out_dir(run: Any, table: 
         (
             "input,strides\nraw/a.npy,1\nraw/b.npy,a\n",
             2,
-            "line 3, column strides: 'a' is not a whole number",
+            "line 3, column strides: must be a whole number, or three as in 2,1,1",
         ),
         (
             "input,flip\nraw/a.npy,perhaps\n",
             2,
             "line 2, column flip: 'perhaps' is not a valid boolean",
         ),
-        ("input,nan\nraw/a.npy,skip\n", 2, "line 2, column nan: 'skip' is not one of"),
+        (
+            "input,nan\nraw/a.npy,skip\n",
+            2,
+            "line 2, column nan: must be propagate, ignore, zero or error, received 'skip'",
+        ),
         ("input,strides\nraw/a.npy,0\n", 2, "line 2: strides must be"),
         ("input,threads\nraw/a.npy,2\n", 2, "line 1: unknown column 'threads'"),
         ("input,kernal\nraw/a.npy,box\n", 2, "did you mean 'kernel'"),

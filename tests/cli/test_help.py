@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator
+from typing import Any
 
 import click
 import pytest
 
 from conv3d_cli.cli import main
+from conv3d_cli.settings.option import SECTIONS
+from conv3d_cli.settings.options import OPTIONS
 
 SIMPLE = ("warmup", "kernel list", "presets")  # hardly take anything: one line says all
 
@@ -66,3 +69,74 @@ def test_the_first_sentence_is_whole_in_the_list_of_commands(name: str) -> None:
         assert not COMMANDS[name].get_short_help_str(66).endswith("..."), COMMANDS[
             name
         ].get_short_help_str(200)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The short help and the whole one
+
+LONG = ("apply", "explain")
+
+
+def at_80_columns(monkeypatch: pytest.MonkeyPatch, run: Any, *words: str) -> list[str]:
+    monkeypatch.setenv("COLUMNS", "80")
+    return run(*words).stdout.splitlines()
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_help_is_a_screen_and_a_half(name: str, monkeypatch: Any, run: Any) -> None:
+    lines = at_80_columns(monkeypatch, run, name, "--help")
+    assert len(lines) <= 42
+    assert max(map(len, lines)) <= 80
+    assert at_80_columns(monkeypatch, run, "help", name)[: len(lines)] == lines
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_help_has_the_common_options_and_help_all_has_all(
+    name: str, monkeypatch: Any, run: Any
+) -> None:
+    rows = [row for row in OPTIONS if row.section and (name == "apply" or row.explains)]
+    short = " ".join(" ".join(at_80_columns(monkeypatch, run, name, "--help")).split())
+    monkeypatch.setenv("COLUMNS", "5000")
+    whole = " ".join(run(name, "--help-all").stdout.split())
+    for row in rows:
+        assert (f" {row.written} " in short or f"{row.flags[-1]} " in short) == row.common, row.name
+        assert "".join(row.help.split()) in "".join(whole.split())  # lines end at hyphens, too
+        if row.common:
+            assert " ".join(row.brief.split()) in short
+    assert "--help-all Show all options by section" in short
+    places = [whole.index(f" {section}: ") for section in SECTIONS if f" {section}: " in whole]
+    assert places == sorted(places)
+    assert len(places) >= 7
+
+
+def test_some_are_common_and_most_are_not() -> None:
+    common = [row.name for row in OPTIONS if row.common]
+    assert {"kernel", "output", "mask", "fwhm", "boundary", "out_dir", "overwrite"} <= set(common)
+    assert len(common) < len([row for row in OPTIONS if row.section]) / 2
+
+
+def test_a_brief_is_a_sentence_that_fits() -> None:
+    for row in OPTIONS:
+        if row.common:
+            sentence = row.brief.partition("  [default: ")[0]
+            assert sentence.endswith("."), sentence
+            assert len(row.brief) <= 110, row.brief
+
+
+def test_common_options_are_completed_first(run: Any, monkeypatch: Any) -> None:
+    monkeypatch.setenv("_CONV3D_COMPLETE", "bash_complete")
+    monkeypatch.setenv("COMP_WORDS", "conv3d apply --")
+    told = [line.removeprefix("plain,") for line in run().stdout.split()]
+    common = {
+        flag for row in OPTIONS if row.common for flags in row.flags for flag in flags.split("/")
+    }
+    ranks = [flag in common or flag.startswith("--help") for flag in told]
+    assert ranks == sorted(ranks, reverse=True)
+    assert {f for row in OPTIONS for f in row.flags if f.startswith("--") and "/" not in f} <= set(
+        told
+    )
+
+
+def test_the_whole_help_is_printed_and_nothing_is_run(run: Any, desk: Any) -> None:
+    run("apply", "a.nii.gz", "-k", "box", "-o", "o.nii.gz", "--help-all")
+    assert not (desk / "o.nii.gz").exists()

@@ -19,8 +19,6 @@ import numpy as np
 import pytest
 from processes import LIMIT, started, wait_until
 
-from conv3d_cli.cli.table import shortened
-
 BOX = ("-k", "box:size=3")
 NAMES = ("a", "b", "c", "d")
 
@@ -254,22 +252,9 @@ def test_the_table_breaks_no_names_on_a_terminal(four: Path) -> None:
     rows = [line for line in shown if line.startswith("done")]
     assert len(rows) == 4
     assert len({row.split()[1] for row in rows}) == 4
-    assert all("..." in row and ".npy" in row and len(row) <= 80 for row in rows)
-    assert sum("run-" in line for line in shown) == 4
+    assert all(any(f"{stem}.npy" in row for row in rows) for stem in stems)
     shown = on_a_terminal(["apply", "in", *BOX, "--out-dir", "out2"], 200).splitlines()
     assert all(any(f"{stem}.npy" in line for line in shown) for stem in stems)
-
-
-@pytest.mark.parametrize("width", [3, 4, 7, 16, 30, 59])
-def test_names_are_shortened_in_the_middle(width: int) -> None:
-    names = [f"sub-{s:02}_ses-{t}_task-rest_run-{r}_bold.nii.gz" for s in (1, 2) for t in "ab" for r in (1, 2)]  # fmt: skip
-    short = shortened([*names, "a.nii"], width)
-    assert all(len(name) <= width for name in short)
-    if width >= 16:
-        assert short[-1] == "a.nii"
-    if width >= 30:
-        assert len(set(short)) == 9
-    assert shortened(names, 99) == names
 
 
 # ---------------------------------------------------------------------------------------------------------------------

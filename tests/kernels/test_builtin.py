@@ -618,9 +618,9 @@ def test_unknown_name_suggests_the_nearest_and_denies_the_file() -> None:
 
 def test_unknown_name_with_parameters() -> None:
     with pytest.raises(
-        UnknownNameError, match="unknown kernel 'Gaussian'; did you mean 'gaussian'"
+        UnknownNameError, match="unknown kernel 'Gausian'; did you mean 'gaussian'"
     ) as caught:
-        read_kernel("Gaussian:fwhm=6mm", GRID)
+        read_kernel("Gausian:fwhm=6mm", GRID)
     assert "file" not in str(caught.value)
 
 

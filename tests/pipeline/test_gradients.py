@@ -561,7 +561,7 @@ def test_verify_finds_a_wrong_component(scan: Path, tmp_path: Path) -> None:
         (["-k", "gaussian:sigma=1vox", "--magnitude"], 2, "magnitude is of several derivatives, as in sobel:axis=xyz"),
         (["-k", "sobel:axis=x", "--magnitude"], 2, "sobel:axis=x is one kernel"),
         (["-k", "box:size=3", "--orient", "world"], 2, "--orient world is for gaussian, "),
-        (["-k", "sobel:axis=x", "--orient", "up"], 2, "'up' is not one of 'voxel', 'world'"),
+        (["-k", "sobel:axis=x", "--orient", "up"], 2, "--orient must be voxel or world, received 'up'"),
         (["-k", "sobel:axis=xyz:orient=voxel", "--orient", "world"], 2, "contradicts orient=voxel"),
         (["-k", "sobel:axis=all"], 2, "as in axis=xyz, received axis=all"),
         (["-k", "sobel:axis=xyz", "--nan", "ignore"], 4, "--nan zero"),

@@ -16,7 +16,8 @@ import pytest
 from conv3d_cli.batch.resume import RUN_OPTIONS, settings_of
 from conv3d_cli.cli.apply import apply
 from conv3d_cli.cli.explain import explain
-from conv3d_cli.cli.options import given_settings
+from conv3d_cli.cli.options import FULL_HELP, given_settings
+from conv3d_cli.cli.values import Real, Whole
 from conv3d_cli.errors import ConfigError
 from conv3d_cli.model.kernel import Kernel
 from conv3d_cli.model.missing import Missing
@@ -56,6 +57,8 @@ NO_OPTIONS = {
 # values that differ from the default and mean something; others are taken by their kind
 VALUES: dict[str, Any] = {
     "kernel": "box:size=5",
+    "fwhm": "6mm",
+    "sigma": "2vox",
     "boundary": "nearest",
     "padding": "valid",
     "crop_kernel": 0.1,
@@ -191,14 +194,17 @@ def test_the_table_as_json(run: Any) -> None:
             "shapes_result": True,
             "config_key": True,
             "manifest_column": True,
+            "common": False,
         },
     }
+    assert rows["kernel"]["table"]["common"]
     assert (rows["flip"]["flags"], rows["flip"]["negative_flags"]) == (["--flip"], ["--no-flip"])
     assert rows["kernel"]["flags"] == ["-k", "--kernel"]
     assert rows["jobs"]["default_words"] == "up to 4 if every file is small, else 1"
     files = (rows["mask"]["file"], rows["coverage_out"]["file"], rows["kernel"]["file"])
     assert files == ("mask", "written", "kernel")
     context = apply.make_context("apply", ["a.npy"], terminal_width=5000, max_content_width=5000)
+    context.meta[FULL_HELP] = True
     text = " ".join(apply.get_help(context).split())
     for row in rows.values():
         assert " ".join(row["help"].split()) in text, row["name"]
@@ -386,7 +392,9 @@ def test_a_row_without_help_kind_or_shapes_is_refused() -> None:
 
 def test_every_shaping_option_has_its_place_in_recorded_commands() -> None:
     assert {row.section for row in SHAPING} <= set(RECORDED_SECTIONS)
-    assert [row.name for row in SHAPING][:3] == ["kernel", "config", "to_fwhm"]
+    sources = [row.name for row in SHAPING if row.gives_kernel]
+    assert sources == ["kernel", "fwhm", "sigma", "config", "to_fwhm"]
+    assert [row.name for row in SHAPING][: len(sources)] == sources
 
 
 def test_the_files_beside_an_output_are_those_of_the_roles() -> None:
@@ -431,9 +439,9 @@ def test_overlay_keeps_both_files_and_notes() -> None:
 def test_a_click_option_of_each_kind() -> None:
     parameters = {p.name: p for p in apply.params if isinstance(p, click.Option)}
     assert isinstance(parameters["nan"].type, click.Choice)
-    assert isinstance(parameters["gz_level"].type, click.IntRange)
+    assert (parameters["gz_level"].type.low, parameters["gz_level"].type.high) == (0, 3)
     assert parameters["glob"].multiple
     assert parameters["sidecar"].is_flag
     assert parameters["flip"].secondary_opts == ["--no-flip"]
-    assert parameters["seed"].type is click.INT
-    assert parameters["missing"].type is click.FLOAT
+    assert isinstance(parameters["seed"].type, Whole)
+    assert isinstance(parameters["missing"].type, Real)

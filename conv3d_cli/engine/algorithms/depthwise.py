@@ -65,7 +65,7 @@ def reject(problem: ConvProblem, weights: NDArray[Any]) -> str | None:
         return "the channels are not in groups"
     if min(vector_lanes(problem, 4), vector_lanes(problem, 8)) == 0:
         channels, filters = problem.channels_per_group, problem.filters_per_group
-        return f"groups of {channels} channels and {filters} filters do not fill vectors"
+        return f"too few per group to fill vectors: channels {channels}, filters {filters}"
     return None
 
 

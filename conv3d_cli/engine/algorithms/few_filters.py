@@ -44,7 +44,7 @@ def vector_lanes(problem: ConvProblem, itemsize: int) -> int:
 def reject(problem: ConvProblem, weights: NDArray[Any]) -> str | None:
     """Why it cannot compute this problem, or None: channels must fill a vector."""
     if problem.channels_per_group < LEAST_CHANNELS:
-        return f"{problem.channels_per_group} channels per group do not fill a vector"
+        return f"too few channels per group to fill a vector: {problem.channels_per_group}"
     return None
 
 

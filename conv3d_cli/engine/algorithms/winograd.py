@@ -91,7 +91,7 @@ def reject(problem: ConvProblem, weights: NDArray[Any]) -> str | None:
         return f"dilation is {triple(problem.dilation_rate)}, not 1"
     few = min(problem.channels_per_group, problem.filters_per_group)
     if few < LEAST_CHANNELS:
-        return f"{few} channels or filters per group, fewer than {LEAST_CHANNELS}"
+        return f"fewer than {LEAST_CHANNELS} channels or filters per group: {few}"
     if not np.abs(weights).sum(axis=(0, 1, 2, 3)).max() < LARGEST_WEIGHTS:
         return "weights are not finite, or so large that their transform could overflow"
     return None

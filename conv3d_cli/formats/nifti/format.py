@@ -45,6 +45,7 @@ from conv3d_cli.formats.nifti.header import (
     read_history,
     read_layout,
     read_scale,
+    read_time_step,
     read_voxel_offset,
     source_of,
     stored_axes,
@@ -213,6 +214,7 @@ def _volume_header(
         FORMAT.name,
         source,
         history=history,
+        time_step=read_time_step(source.header) if volume_axes.size("t") > 1 else None,
     )
     dimensions = {a: len(sizes) - i for i, a in enumerate(volume_axes.letters) if a in SPATIAL}
     if any(dimensions[a] != 1 + "xyz".index(a) for a in dimensions):

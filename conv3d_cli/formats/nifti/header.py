@@ -227,6 +227,15 @@ def read_voxel_offset(header: Any, path: str, pair: bool) -> int:
     return int(value)
 
 
+TIME_UNITS = {8: "s", 16: "ms", 24: "us"}  # xyzt_units & 56
+
+
+def read_time_step(header: Any) -> tuple[float, str] | None:
+    """The step along dimension 4 and its unit (TR); None if the header gives none."""
+    step, unit = float(header["pixdim"][4]), TIME_UNITS.get(int(header["xyzt_units"]) & 56)
+    return (step, unit) if unit is not None and 0 < step < math.inf else None
+
+
 def read_scale(header: Any, path: str) -> tuple[float, float]:
     """Slope and intercept; (1, 0) where the header has none.
 

@@ -36,6 +36,12 @@ class AxisFacts:
     thickness: float = math.nan
     sampling: Sampling = UNSAMPLED
 
+    @property
+    def time_step(self) -> tuple[float, str] | None:
+        """The step along a time axis and its unit; None without one of them."""
+        step, unit = self.sampling.step, self.sampling.unit
+        return (step, unit) if unit and math.isfinite(step) else None
+
 
 def read_axes(header: NrrdHeader) -> list[AxisFacts]:
     """What a file says about each axis, the fastest first. Raises: FormatError."""

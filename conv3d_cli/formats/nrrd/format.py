@@ -117,6 +117,7 @@ def open_nrrd(path: str, *, axes: str | None = None, channels_first: bool = Fals
         format=FORMAT.name,
         metadata=source if axes is None else None,
         history=history,
+        time_step=own["t"].time_step if "t" in own else None,
     )
     reader = _open_voxels(header, volume, dtype)
     reader.notes = (*notes, *more)

@@ -111,6 +111,8 @@ def open_tiff(path: str, *, axes: str | None = None, channels_first: bool = Fals
                 described.items,
             ),
             history=described.history,
+            time_step=None if described.interval is None else (described.interval, "s"),
+            channel_names=tiff_metadata.channel_names(described.items, found),
         )
         offset = mapped_offset(opened, path)
         reader: RawReader | PagedReader

@@ -308,6 +308,20 @@ def _pixel_size(resolution: Any) -> float | None:
     return size if 0 < size < math.inf else None
 
 
+def channel_names(items: dict[str, Any], axes: Axes) -> tuple[str, ...]:
+    """Names of the channels, of OME or ImageJ's labels; () unless there is one for each.
+
+    items : dict    see `TiffMetadata`
+    """
+    count = axes.canonical_shape[4]
+    of_ome = [channel.get("Name") for channel in items.get("Channel", [])]
+    labels = items.get("Labels")
+    for names in (of_ome, [labels] if isinstance(labels, str) else labels):
+        if isinstance(names, list) and len(names) == count and all(names):
+            return tuple(map(str, names))
+    return ()
+
+
 def imagej_items(
     header: VolumeHeader, axes: Axes
 ) -> tuple[dict[str, Any], tuple[Any, Any] | None, str]:

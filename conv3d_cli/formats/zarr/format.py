@@ -365,6 +365,8 @@ def open_zarr(path: str, *, axes: str | None = None, channels_first: bool = Fals
         format=FORMAT.name,
         metadata=metadata,
         history=history,
+        time_step=None if metadata.image is None else zarr_ome.time_step(metadata.image),
+        channel_names=zarr_ome.channel_names(metadata.image, found),
     )
     watch.blosc = (
         bool(metadata.compressors)

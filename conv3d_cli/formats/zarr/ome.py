@@ -19,7 +19,7 @@ import numpy as np
 
 from conv3d_cli.errors import FormatError, WriteError
 from conv3d_cli.model.grid import UNITS, Grid, affine_from_spacing
-from conv3d_cli.model.volume import CHANNEL, SPATIAL, VolumeHeader
+from conv3d_cli.model.volume import CHANNEL, SPATIAL, Axes, VolumeHeader
 
 WORDS = {
     "nm": "nanometer",
@@ -393,6 +393,32 @@ def _kept_axes(source: OmeImage | None) -> dict[str, tuple[Axis, tuple[float, fl
     return {
         letter: (axis, (s, t)) for letter, axis, s, t in entries if letter not in SPATIAL + CHANNEL
     }
+
+
+TIME_UNITS = {
+    "nanosecond": "ns",
+    "microsecond": "us",
+    "millisecond": "ms",
+    "second": "s",
+    "minute": "min",
+    "hour": "h",
+}
+
+
+def time_step(image: OmeImage) -> tuple[float, str] | None:
+    """The step along the time axis and its unit; None without such an axis or a unit."""
+    for axis, step in zip(image.axes, image.datasets[0].scale, strict=True):
+        if axis.type == "time" and axis.unit and 0 < step < math.inf:
+            return step, TIME_UNITS.get(axis.unit, axis.unit)
+    return None
+
+
+def channel_names(image: OmeImage | None, axes: Axes) -> tuple[str, ...]:
+    """The labels of the channels; () unless there is one for each."""
+    found = image.omero.get("channels") if image is not None else None
+    names = [c.get("label") for c in found or () if isinstance(c, Mapping)]
+    complete = len(names) == axes.canonical_shape[4] and all(isinstance(n, str) for n in names)
+    return tuple(map(str, names)) if complete else ()
 
 
 def output_channels(source: OmeImage | None, header: VolumeHeader) -> list[dict[str, Any]]:

@@ -163,7 +163,8 @@ def open_node(path: str, watch: ChunkWatch | None = None) -> Any:
     folder = local_folder(path)
     if folder is not None:
         if not os.path.lexists(folder):
-            raise FormatError(f"cannot read {path}: no such file or folder{near_names(folder)}")
+            near = _arrays_beside(folder) or near_names(folder)
+            raise FormatError(f"cannot read {path}: no such file or folder{near}")
         if not os.path.isdir(folder):
             raise FormatError(f"cannot read {path}: it is a file; a Zarr store is a folder")
         if not is_node(folder):
@@ -187,6 +188,18 @@ def open_node(path: str, watch: ChunkWatch | None = None) -> Any:
             return zarr.open(store=store, mode="r", use_consolidated=False)
         except FileNotFoundError:
             raise FormatError(f"cannot read {path}: no such Zarr store") from None
+
+
+def _arrays_beside(folder: str) -> str:
+    """What a store holds instead of a name, for messages; "" if it is no store, or holds nothing.
+
+    folder : str    the path of a group or array that does not exist
+    """
+    store = os.path.dirname(folder.rstrip("/" + os.sep))
+    if not is_node(store):
+        return ""
+    inside = sorted(name for name in os.listdir(store) if is_node(os.path.join(store, name)))
+    return f"; {os.path.basename(store)} holds {', '.join(inside)}" if inside else ""
 
 
 def is_array(node: Any) -> bool:

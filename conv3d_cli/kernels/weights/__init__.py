@@ -87,7 +87,7 @@ WEIGHTS_FILES: tuple[WeightsFile, ...] = (
         safetensors.encode_safetensors,
     ),
     WeightsFile("ONNX", (".onnx",), onnx.read_onnx, onnx.encode_onnx),
-    WeightsFile("PyTorch", (".pt", ".pth"), pytorch.read_pytorch),
+    WeightsFile("PyTorch", (".pt", ".pth", ".ckpt"), pytorch.read_pytorch),
 )
 
 
@@ -233,7 +233,8 @@ def choose_layer(
         if other.layer is not None and name == other.tensor:
             return other.layer
     known = list(dict.fromkeys(each for item in contents for each in (item.name, *item.aliases)))
-    hint = suggestion(name, known)
+    inner = [each for each in known if each.endswith((f".{name}", f"/{name}"))]
+    hint = f"did you mean '{inner[0]}'? " if inner else suggestion(name, known)
     raise UnknownNameError(f"{path} holds no layer '{name}'; {hint}it holds {listed}")
 
 
