@@ -18,7 +18,7 @@ from typing import Any
 import click
 
 from conv3d_cli.cli.messages import COMPLETE_VAR, EXIT_CODE
-from conv3d_cli.errors import Conv3DError, one_line
+from conv3d_cli.errors import Conv3DError, for_command_line, one_line
 from conv3d_cli.system.atomic import cause_of, placed_outputs
 
 COMMANDS = (
@@ -113,7 +113,8 @@ class ErrorTranslator(click.Group):
             register_shells()
             prepare(self)
         try:
-            return super().main(*arguments, **{"complete_var": COMPLETE_VAR, **options})
+            with for_command_line():
+                return super().main(*arguments, **{"complete_var": COMPLETE_VAR, **options})
         except OSError as error:
             # from printing --help or --version, which Click does before it invokes a command
             _report_lost_output(error)

@@ -24,7 +24,9 @@ from conv3d_cli.errors import (
     ShapeError,
     SpecError,
     UnknownNameError,
+    setting,
     unknown_name,
+    words,
 )
 from conv3d_cli.model.grid import UNITS, Grid, unit_name
 from conv3d_cli.model.spec import Triple, triple
@@ -73,7 +75,7 @@ def require_memory(weights: int, name: str) -> None:
         raise MemoryLimitError(
             f"kernel {name} has {weights:,} weights, for which the whole process needs at least "
             f"{format_bytes(needed)} of memory; the ceiling is {format_bytes(ceiling)}: pass "
-            f"--max-memory {-(-needed >> 20)}M or more, or a smaller kernel"
+            f"{setting('max_memory', f'{-(-needed >> 20)}M')} or more, or a smaller kernel"
         )
 
 
@@ -168,7 +170,7 @@ def read_lengths(text: str, name: str, grid: Grid | None) -> Floats:
     if grid is None:
         raise ShapeError(
             f"{name}={text} needs a voxel spacing, and no volume is known; give it in {VOXEL}, or "
-            "pass --like VOLUME or --spacing 2,1,1mm"
+            f"{spacing_cure()}"
         )
     try:
         spacing = grid.spacing_in(unit)
@@ -183,6 +185,14 @@ def read_lengths(text: str, name: str, grid: Grid | None) -> Floats:
     steps = grid.steps_in(unit)
     assert steps is not None, spacing
     return PhysicalLengths((d, h, w), values, steps)
+
+
+def spacing_cure() -> str:
+    """What to pass where a voxel spacing is needed and no volume is known, for messages."""
+    return words(
+        "pass --like VOLUME or --spacing 2,1,1mm",
+        "pass a Volume to conv3d(), or grid= to read_kernel()",
+    )
 
 
 def voxels(value: float | Sequence[float], name: str, zero: bool = False) -> Floats:

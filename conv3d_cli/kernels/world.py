@@ -16,8 +16,16 @@ from typing import Annotated
 import numpy as np
 from numpy.typing import NDArray
 
-from conv3d_cli.errors import ShapeError, SpecError, unknown_name
-from conv3d_cli.kernels.lengths import VOXEL, Floats, Kind, PhysicalLengths, axis_numbers, voxels
+from conv3d_cli.errors import ShapeError, SpecError, unknown_name, words
+from conv3d_cli.kernels.lengths import (
+    VOXEL,
+    Floats,
+    Kind,
+    PhysicalLengths,
+    axis_numbers,
+    spacing_cure,
+    voxels,
+)
 from conv3d_cli.model.grid import ORTHOGONAL, UNITS, Grid, shear, unit_name, unit_steps
 
 Matrix = NDArray[np.float64]
@@ -64,7 +72,9 @@ def read_orient(text: str, name: str, grid: Grid | None) -> Orient:
         return VOXEL_AXES
     steps = None if grid is None else grid.steps_in()
     if grid is None or grid.unit is None or steps is None:
-        cure = "pass --like VOLUME" if grid is None else f"leave out {name}=world"
+        cure = f"leave out {name}=world"
+        if grid is None:
+            cure = words("pass --like VOLUME", spacing_cure())
         raise ShapeError(
             f"{name}=world needs world coordinates, and the volume has no voxel spacing; {cure}"
         )
@@ -110,7 +120,7 @@ def read_per(text: str, name: str, grid: Grid | None) -> PerUnit:
         raise unknown_name("unit", text, [VOXEL, *UNITS])
     steps = None if grid is None else grid.steps_in(unit)
     if steps is None:
-        cure = "pass --like VOLUME or --spacing 2,1,1mm" if grid is None else f"take {name}={VOXEL}"
+        cure = spacing_cure() if grid is None else f"take {name}={VOXEL}"
         raise ShapeError(f"{name}={text} needs a voxel spacing, and none is known; {cure}")
     return PerUnit(unit, steps)
 

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from conv3d_cli.errors import ShapeError, SpecError, unknown_name
+from conv3d_cli.errors import ShapeError, SpecError, setting, unknown_name, words
 
 Triple = tuple[int, int, int]
 Pads = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
@@ -359,7 +359,7 @@ class ConvSpec:
             raise SpecError(
                 "strides > 1 are not supported in conjunction with dilation_rate > 1 "
                 f"(as in Keras), received strides={steps} and dilation_rate={rates}; "
-                "pass --allow-strided-dilation (allow_strided_dilation=True) to compute it"
+                f"pass {setting('allow_strided_dilation', True)} to compute it"
             )
         parsed = {
             "strides": steps,
@@ -428,6 +428,7 @@ class ConvSpec:
                 raise ShapeError(
                     f"the kernel takes {kernel_shape[3]} channels in each of groups={groups}, "
                     f"{kernel_shape[3] * groups} in all, but the volume has {channels}"
+                    f"{torch_hint(kernel_shape, channels // groups)}"
                 )
         if self.filters is not None and self.filters != filters:
             raise ShapeError(
@@ -456,6 +457,7 @@ class ConvSpec:
                     f"the kernel is larger than the volume along {AXIS_NAMES[axis]}: "
                     f"{size} voxels{dilated} against {in_size[axis]} "
                     f"with padding {self._padding_text()}; use padding 'same' or a smaller kernel"
+                    f"{torch_hint(kernel_shape, channels // groups)}"
                 )
         if centre is None:
             centre = [(k - 1) / 2 for k in kernel_size]
@@ -479,6 +481,23 @@ class ConvSpec:
         if isinstance(self.padding, str):
             return f"'{self.padding}'"
         return ",".join(f"{before}:{after}" for before, after in self.padding)
+
+
+def torch_hint(shape: Sequence[int], channels: int | None = None) -> str:
+    """The cure for a 5-D kernel that would fit if its axes were in PyTorch's order; else "".
+
+    shape : of the kernel, which does not fit as (kd, kh, kw, in_channels/groups, filters)
+    channels : int or None      input channels in each group; None: unknown
+
+    >>> torch_hint((8, 2, 3, 3, 3), 2)
+    "; if its axes are PyTorch's (filters, in_channels, d, h, w), pass kernel_layout='torch'"
+    >>> torch_hint((3, 3, 3, 8, 4), 2)
+    ''
+    """
+    if len(shape) != 5 or (channels is not None and shape[1] != channels):
+        return ""
+    cure = words("transpose them to 2,3,4,1,0", f"pass {setting('kernel_layout', 'torch')}")
+    return f"; if its axes are PyTorch's (filters, in_channels, d, h, w), {cure}"
 
 
 def _positive(value: int, name: str) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from conv3d_cli.errors import ShapeError, SpecError
+from conv3d_cli.errors import ShapeError, SpecError, setting
 from conv3d_cli.kernels import is_builtin
 from conv3d_cli.kernels.cropping import check_tolerance, crop_kernel
 from conv3d_cli.kernels.lengths import Floats
@@ -81,7 +81,7 @@ def adapt_kernel(
             if bound:
                 effect = f"no sum is off by more than {bound:.2g} of the largest |x|"
             notes.append(
-                f"kernel {kernel.name} is cropped from {_size_text(size)} to "
+                f"{kernel.title} is cropped from {_size_text(size)} to "
                 f"{_size_text(kernel.size)} weights; {effect}"
             )
     return kernel, notes
@@ -92,7 +92,7 @@ def _check_spacing(kernel: Kernel, kernel_grid: Grid, grid: Grid | None) -> list
 
     Returns a note if one of the spacings is unknown. Raises: ShapeError if the spacings differ.
     """
-    kernel_spacing = f"kernel {kernel.name} has voxels of {_spacing_text(kernel_grid)}"
+    kernel_spacing = f"{kernel.title} has voxels of {_spacing_text(kernel_grid)}"
     if grid is None:
         return []
     if grid.spacing is None or grid.unit is None:
@@ -106,12 +106,14 @@ def _check_spacing(kernel: Kernel, kernel_grid: Grid, grid: Grid | None) -> list
         # nibabel, SimpleITK and others write this for voxels of unknown size
         return [
             f"{kernel_spacing}, as of files that tell no size, and the volume of "
-            f"{_spacing_text(grid)}: the kernel is applied voxel by voxel; --kernel-spacing "
-            "resample trusts its spacing, --kernel-spacing ignore silences this note"
+            f"{_spacing_text(grid)}: the kernel is applied voxel by voxel; "
+            f"{setting('kernel_spacing', 'resample')} trusts its spacing, "
+            f"{setting('kernel_spacing', 'ignore')} silences this note"
         ]
     raise ShapeError(
-        f"{kernel_spacing}, the volume of {_spacing_text(grid)}; pass --kernel-spacing resample to "
-        "resample the kernel, or ignore to apply it voxel by voxel"
+        f"{kernel_spacing}, the volume of {_spacing_text(grid)}; pass "
+        f"{setting('kernel_spacing', 'resample')} to resample the kernel, or "
+        f"{setting('kernel_spacing', 'ignore')} to apply it voxel by voxel"
     )
 
 
@@ -121,20 +123,21 @@ def _resampled(
     """The kernel at the volume's spacing, and a note if that changed it. Raises: ShapeError."""
     if kernel_grid is None:
         raise ShapeError(
-            f"kernel {kernel.name} cannot be resampled: it tells no voxel spacing, as files of "
-            "volumes can; leave out --kernel-spacing resample to apply it voxel by voxel"
+            f"{kernel.title} cannot be resampled: it tells no voxel spacing, as files of "
+            f"volumes can; leave out {setting('kernel_spacing', 'resample')} to apply it voxel by "
+            "voxel"
         )
     if grid is None or grid.spacing is None or grid.unit is None:
         raise ShapeError(
-            f"kernel {kernel.name} cannot be resampled: the volume tells no voxel spacing; leave "
-            "out --kernel-spacing resample to apply it voxel by voxel"
+            f"{kernel.title} cannot be resampled: the volume tells no voxel spacing; leave "
+            f"out {setting('kernel_spacing', 'resample')} to apply it voxel by voxel"
         )
     spacings = _in_one_unit(kernel_grid, grid)
     if not differing_axes(kernel.size, *spacings):
         return kernel, []
     resampled = resample_kernel(kernel, *spacings)
     note = (
-        f"kernel {kernel.name} is resampled from voxels of {_spacing_text(kernel_grid)} to "
+        f"{kernel.title} is resampled from voxels of {_spacing_text(kernel_grid)} to "
         f"{_spacing_text(grid)}, from {_size_text(kernel.size)} to {_size_text(resampled.size)} "
         f"weights; its sum stays {kernel.sum:.6g}"
     )

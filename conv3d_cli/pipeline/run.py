@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from conv3d_cli.errors import OutputExistsError, ShapeError
+from conv3d_cli.errors import OutputExistsError, ShapeError, setting
 from conv3d_cli.formats import (
     check_output,
     create_volume,
@@ -98,8 +98,8 @@ def _check_target(job: Job, make_folder: bool) -> None:
         and not job.overwrite
     ):
         raise OutputExistsError(
-            f"cannot write {job.target}: it is the input; name another file, or pass --overwrite "
-            "to replace it at the end"
+            f"cannot write {job.target}: it is the input; name another file, or pass "
+            f"{setting('overwrite', True)} to replace it at the end"
         )
     if part := replaced_part(job.source, job.target):
         raise OutputExistsError(
@@ -229,7 +229,7 @@ def _additional_writer(path: str, prepared: PreparedJob) -> VolumeWriter:
 def _refuse_losses(notes: list[str]) -> None:
     """Raises: ShapeError under --strict if there are notes on losses."""
     if notes:
-        raise ShapeError(f"--strict: {'; '.join(notes)}; nothing was written")
+        raise ShapeError(f"{setting('strict', True)}: {'; '.join(notes)}; nothing was written")
 
 
 def _coverage_notes(prepared: PreparedJob) -> list[str]:
@@ -240,7 +240,7 @@ def _coverage_notes(prepared: PreparedJob) -> list[str]:
             return []
         condition = (
             f"inside the mask had less than {missing.min_coverage:g} of the kernel's weight "
-            "(--min-coverage)"
+            f"({setting('min_coverage')})"
         )
         if not first.any_mean:
             raise ShapeError(f"no voxel is left: all {first.below_min_coverage} voxels {condition}")
@@ -253,7 +253,7 @@ def _coverage_notes(prepared: PreparedJob) -> list[str]:
         raise ShapeError("no voxel is left: all of them are missing")
     return [
         f"{count} voxels ({100 * count / total:.2g} %) had too little of the kernel's "
-        "weight (--min-coverage) and are NaN"
+        f"weight ({setting('min_coverage')}) and are NaN"
         for count, total in counts
         if count
     ]

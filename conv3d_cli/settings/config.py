@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from conv3d_cli.errors import ConfigError, FormatError, SpecError, unknown_name
+from conv3d_cli.errors import ConfigError, FormatError, SpecError, unknown_name, words
 from conv3d_cli.settings.option import File, Place
 from conv3d_cli.settings.options import JOB_KEYS, OPTION, OPTIONS, STAGE_KEYS, Settings, overlay
 from conv3d_cli.system.inputs import near_names
@@ -198,7 +198,8 @@ def _kernel_settings(value: Any, folder: Path | None, complete: bool) -> Setting
         except SpecError as error:
             if value.lower().endswith(MODEL_SUFFIXES):
                 # no layer is named: perhaps the user means the whole model
-                raise SpecError(f"{error}, or pass -c {value} to run the whole model") from None
+                whole = words(f"-c {value}", f"config={value!r}")
+                raise SpecError(f"{error}, or pass {whole} to run the whole model") from None
             raise
         files = (weights.split_name(value)[0],)
         lacking = [WEIGHTS_ONLY] if saved.config is None and not complete else []
@@ -211,6 +212,8 @@ def _kernel_settings(value: Any, folder: Path | None, complete: bool) -> Setting
 
     from conv3d_cli.model.kernel import Kernel
 
+    if isinstance(value, Kernel):
+        return Settings(kernel=value)
     try:
         array = np.array(value, dtype=np.float64)
     except (ValueError, TypeError):
@@ -363,7 +366,8 @@ def read_model_file(path: str) -> Config:
     model = weights.model_config(path)
     if model is None:
         raise FormatError(
-            f"config {path} holds weights but no model; pass it as a kernel: -k {path}::LAYER"
+            f"config {path} holds weights but no model; pass it as a kernel: "
+            + words(f"-k {path}::LAYER", f"kernel='{path}::LAYER'")
         )
     config = from_keras(model, path, trained=True)
     saved = weights.read_layers(path)

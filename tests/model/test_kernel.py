@@ -107,7 +107,7 @@ def test_a_layers_bias_is_one_number_a_filter(bias: Any) -> None:
     ["a", ["a"], [1j], np.array([1j, 2, 3]), [None], np.array(["1"]), np.zeros(1, "datetime64[s]")],
 )
 def test_a_bias_must_hold_real_numbers(bias: Any) -> None:
-    with pytest.raises(ShapeError, match="bias of kernel kernel must hold real numbers"):
+    with pytest.raises(ShapeError, match="bias of the kernel must hold real numbers"):
         Kernel(LAYER, bias)
 
 
