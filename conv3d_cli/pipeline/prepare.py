@@ -15,7 +15,7 @@ import numpy as np
 
 from conv3d_cli.convolution.assemble import ResolvedConvolution, assemble, resolve_convolution
 from conv3d_cli.convolution.prepared import Convolution
-from conv3d_cli.errors import ShapeError
+from conv3d_cli.errors import ShapeError, setting
 from conv3d_cli.formats import (
     is_stream,
     open_volume,
@@ -244,7 +244,8 @@ def _output_header(job: Job, source: VolumeHeader, chain: list[_ResolvedStage]) 
         header = replace(header, history=(*source.history, job.history))
     if job.scale == "auto" and "s" in header.axes.letters:
         raise ShapeError(
-            "--scale auto is not for RGB voxels, whose readers ignore a slope; leave it out"
+            f"{setting('scale', 'auto')} is not for RGB voxels, whose readers ignore a slope; "
+            "leave it out"
         )
     return header
 
@@ -379,16 +380,11 @@ def output_header(
     transform : VoxelTransform      from output voxels to input voxels
     dtype : dtype                   of the output
     """
-    letters = source.axes.letters
+    letters = source.axes.letters_after(shape)
     channels = shape[4]
     sizes = dict(zip("zyx", shape[1:4], strict=True))
-    if channels != source.shape[4]:
-        # one channel axis; samples of a pixel (s) remain samples only if their number is unchanged
-        letters = letters.replace("s", "" if "c" in letters else "c")
     if len([a for a in letters if a in "cs"]) < 2:
         sizes[next((a for a in letters if a in "cs"), "c")] = channels
-    if "z" not in letters and shape[1] > 1:
-        letters = letters.replace("y", "zy")
     letters = output_format(target).output_letters(letters, channels, dtype)
     channel_letters = [a for a in letters if a in "cs"]
     if len(channel_letters) == 1:
