@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from numpy.typing import ArrayLike
 
 from conv3d_cli.api.containers import contents
-from conv3d_cli.errors import SpecError, unknown_name
+from conv3d_cli.errors import ShapeError, SpecError, unknown_name
 from conv3d_cli.kernels import is_builtin, may_name_a_layer, read_kernel
 from conv3d_cli.model.grid import Grid
 from conv3d_cli.model.kernel import Kernel
 from conv3d_cli.model.spec import ConvSpec, parse_padding, triple
+from conv3d_cli.model.volume import Axes, Volume
 from conv3d_cli.pipeline.kernel_adaptation import KernelAdaptation, adapt_kernel
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def kernel_for(
 ) -> Kernel:
     """The kernel to convolve with.
 
-    kernel : text of a built-in, path, array or `Kernel`
+    kernel : text of a built-in, path, array, `Kernel` or `Volume`
     spec, activation        of the convolution; those of a layer in a weights file must be the same
     grid : Grid or None     of the volume
     layout, spacing : str   the arguments `kernel_layout` and `kernel_spacing` of `conv3d`
@@ -46,8 +47,10 @@ def kernel_for(
     wish = KernelAdaptation(spacing)
     text = _text(kernel)
     given = kernel if isinstance(kernel, Kernel) else None
-    if text is None and given is None:
+    if text is None and not isinstance(kernel, (Kernel, Volume)):
         return kernel_of_array(kernel, layout)
+    if isinstance(kernel, Volume):
+        given = kernel_of_array(kernel)
     if layout != "keras":
         raise SpecError(
             f"kernel_layout={layout!r} is for arrays, whose layout nothing tells; leave it out "
@@ -66,13 +69,25 @@ def kernel_for(
 
 
 def kernel_of_array(weights: Any, layout: str = "keras") -> Kernel:
-    """A kernel from an array in either layout; three axes are the same in both.
+    """A kernel from an array in either layout, or from a `Volume`, whose grid it keeps.
 
+    Three axes are the same in both layouts.
     Raises: ShapeError.
+    >>> import numpy as np
     >>> kernel_of_array(np.ones((8, 2, 3, 3, 5)), "torch").weights.shape
     (3, 3, 5, 2, 8)
     """
     array = contents(weights, "kernel").values
+    if isinstance(weights, Volume):
+        axes = Axes(weights.axes, array.shape)
+        if axes.canonical_shape[0] * axes.canonical_shape[4] > 1:
+            raise ShapeError(
+                f"a Volume as a kernel has depth, height and width, received the axes "
+                f"{weights.axes} of {array.shape}"
+            )
+        array = axes.block(array, 0, slice(None), slice(None))[..., 0]
+        known = weights.grid.spacing is not None and weights.grid.unit is not None
+        return Kernel(array, grid=weights.grid if known else None)
     return Kernel(array.transpose(LAYOUTS[layout]) if array.ndim == 5 else array)
 
 

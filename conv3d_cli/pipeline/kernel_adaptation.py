@@ -6,7 +6,7 @@ This module decides whether a kernel is resampled and cropped; `kernels/resampli
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from conv3d_cli.errors import ShapeError, SpecError, setting
 from conv3d_cli.kernels import is_builtin
@@ -53,7 +53,7 @@ def adapt_kernel(
 ) -> tuple[Kernel, list[str]]:
     """Resample and crop a kernel as the policy says.
 
-    text : str or None      the kernel's name or path as given; None for a kernel in memory
+    text : str or None      the kernel's name or path as given; None for a kernel that knows no grid
     grid : Grid or None     of the volume
     normalize : bool        the kernel will be scaled to sum 1, for the error bound in the note
     Returns the kernel, and notes for the user.
@@ -135,7 +135,7 @@ def _resampled(
     spacings = _in_one_unit(kernel_grid, grid)
     if not differing_axes(kernel.size, *spacings):
         return kernel, []
-    resampled = resample_kernel(kernel, *spacings)
+    resampled = replace(resample_kernel(kernel, *spacings), grid=grid)
     note = (
         f"{kernel.title} is resampled from voxels of {_spacing_text(kernel_grid)} to "
         f"{_spacing_text(grid)}, from {_size_text(kernel.size)} to {_size_text(resampled.size)} "

@@ -44,7 +44,7 @@ def resolve_kernel(
             )
     else:
         given = stage.kernel if isinstance(stage.kernel, Kernel) else None
-        text = None if given else str(stage.kernel)
+        text = str(stage.kernel) if given is None else given.name if given.grid else None
         kernel = given or read_kernel(str(stage.kernel), grid)
         kernel, adaptation_notes = adapt_kernel(
             kernel, text, grid, stage.adaptation, stage.normalize

@@ -135,16 +135,16 @@ class Stage:
     def with_made_kernel(self, kernel: Kernel) -> Stage:
         """The stage with its final kernel: read or drawn, adapted, flipped, constrained.
 
-        Settings that shaped the kernel return to their defaults; notes and files are dropped.
+        Settings that shaped the kernel return to their defaults; notes, files and the kernel's own
+        grid are dropped.
 
         >>> stage = Stage("box:size=3", strides=2, flip=True)
         >>> final = stage.with_made_kernel(Kernel(np.ones((3, 3, 3))))
         >>> final.strides, final.flip
         (2, False)
         """
-        return replace(
-            self, **{**_defaults(Stage, _MAKES_KERNEL), "kernel": kernel, "notes": (), "files": ()}
-        )
+        made = {"kernel": replace(kernel, grid=None), "notes": (), "files": ()}
+        return replace(self, **{**_defaults(Stage, _MAKES_KERNEL), **made})
 
     @property
     def adaptation(self) -> KernelAdaptation:

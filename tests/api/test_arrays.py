@@ -10,11 +10,23 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from conv3d_cli import Conv3DError, Grid, Kernel, Volume, conv3d, read_kernel, write_kernel
+from conv3d_cli import (
+    Conv3DError,
+    Grid,
+    Kernel,
+    Volume,
+    conv3d,
+    convolve_file,
+    read_kernel,
+    read_volume,
+    write_volume,
+)
 from conv3d_cli.api import arrays
 from conv3d_cli.api.plans import MOST_PLANS
 from conv3d_cli.errors import FormatError, ShapeError, SpecError, UnknownNameError
 from conv3d_cli.pipeline.stream import stream
+
+WEIGHTS = Path(__file__).parent.parent / "data" / "weights"
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Kernels
@@ -96,28 +108,62 @@ def test_a_layout_is_for_arrays() -> None:
 def test_a_kernel_of_another_spacing_is_refused_unless_told(
     tmp_path: Path, rng: np.random.Generator
 ) -> None:
+    """From a file, as a `Kernel` read from it, and as a `Volume`; in memory and from file to file."""
     x = Volume(rng.normal(size=(9, 9, 9)), "zyx", Grid((1.0, 1.0, 1.0), "mm"))
-    path = str(tmp_path / "psf.nii")
-    write_kernel(path, Kernel(np.full((3, 3, 3), 1 / 27), grid=Grid((2.0, 2.0, 2.0), "mm")))
-    psf = read_kernel(path)
-    psf = Kernel(psf.weights, name=path, grid=Grid((2.0, 2.0, 2.0), "mm"))
-    with pytest.raises(
-        ShapeError,
-        match=r"voxels of 2,2,2 mm, the volume of 1,1,1 mm; pass kernel_spacing='resample'",
-    ):
-        conv3d(x, psf, padding="same")
-    plain = conv3d(x, psf, padding="same", kernel_spacing="ignore")
-    assert np.array_equal(plain.data, conv3d(x.data, psf.weights, padding="same"))
-    wide = conv3d(x, psf, padding="same", boundary="nearest", kernel_spacing="resample")
-    assert wide.data.std() < plain.data.std()
+    weights = rng.random((3, 3, 3))
+    weights /= weights.sum()
+    psf = Volume(weights.transpose(2, 1, 0), "xyz", Grid((2.0, 2.0, 2.0), "mm"))
+    path = tmp_path / "psf.ome.tif"
+    write_volume(str(path), psf)
+    write_volume(str(tmp_path / "x.npy"), Volume(x.data, "zyx"))
+    write_volume(str(tmp_path / "x.nii"), x)
+    for number, kernel in enumerate((path, str(path), read_kernel(str(path)), psf)):
+        with pytest.raises(
+            ShapeError,
+            match=r"voxels of 2,2,2 mm, the volume of 1,1,1 mm; pass kernel_spacing='resample'",
+        ):
+            conv3d(x, kernel, padding="same")
+        with pytest.raises(ShapeError, match="pass kernel_spacing='resample'"):
+            convolve_file(tmp_path / "x.nii", tmp_path / "o.nii", kernel)
+        plain = conv3d(x, kernel, padding="same", kernel_spacing="ignore")
+        assert np.allclose(plain.data, ndimage.correlate(x.data, weights, mode="constant"))
+        assert np.array_equal(conv3d(x.data, kernel, padding="same"), plain.data)
+        wide = conv3d(x, kernel, padding="same", boundary="symmetric", kernel_spacing="resample")
+        assert wide.data.std() < plain.data.std()
+        target = tmp_path / f"{number}.nii"
+        convolve_file(
+            tmp_path / "x.nii", target, kernel, kernel_spacing="resample",
+            precision="float64", dtype="float64",
+        )  # fmt: skip
+        assert np.array_equal(read_volume(str(target)).data, wide.data)
     with pytest.raises(SpecError, match="kernel_spacing is match, resample or ignore"):
         conv3d(x, psf, kernel_spacing="scale")
+    series = Volume(np.ones((2, 3, 3, 3)), "tzyx")
+    with pytest.raises(ShapeError, match="a Volume as a kernel has depth, height and width"):
+        conv3d(x, series)
+    nowhere = Volume(x.data, "zyx", Grid())
+    with pytest.warns(
+        UserWarning, match="the volume tells no spacing: the kernel is applied voxel"
+    ):
+        conv3d(nowhere, psf)
 
 
 def test_a_trained_layer_runs_with_its_own_settings_or_not_at_all() -> None:
-    saved = "tests/data/weights/missing.keras::no"
-    with pytest.raises(FormatError):
-        conv3d(np.ones((5, 5, 5, 1)), saved)
+    """A name of a file tells no strides: they must be those of the layer, as the command takes them."""
+    x = np.random.default_rng(0).normal(size=(6, 7, 8, 2))
+    layer = f"{WEIGHTS / 'two.keras'}::conv3d_1"
+    with pytest.raises(
+        SpecError, match=r"a layer with strides=\(1, 2, 1\), padding='same', activation='relu'"
+    ):
+        conv3d(x, layer)
+    with pytest.raises(SpecError, match=r"a layer with activation='relu', and"):
+        conv3d(x, layer, strides=(1, 2, 1), padding="same")
+    out = conv3d(x, layer, strides=(1, 2, 1), padding="same", activation="relu")
+    assert out.shape == (6, 4, 8, 4)
+    assert out.min() == 0
+    weights = read_kernel(layer)
+    assert conv3d(x, weights).shape == (4, 5, 6, 4)
+    assert conv3d(x, f"{WEIGHTS / 'net.onnx'}::node_conv3d", padding=1).shape == (6, 7, 8, 4)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

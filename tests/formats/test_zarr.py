@@ -1124,7 +1124,7 @@ def test_other_formats_have_no_chunks(
     job = Job(
         str(tmp_path / "a.zarr"), str(tmp_path / "b.npy"), (Stage("box:size=3"),), **{option: value}
     )
-    with pytest.raises(SpecError, match=rf"--{option} is for OME-Zarr"):
+    with pytest.raises(SpecError, match=rf"{option}= is for OME-Zarr"):
         run_job(job)
     with pytest.raises(SpecError, match=option):
         replace(job, target=str(tmp_path / "b.zarr"), **{option: 0})
