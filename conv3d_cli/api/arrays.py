@@ -321,6 +321,10 @@ def _compute(
     values = reader.array
     parts = list(parts_in_storage_order(reader.header.axes, channels_together=True))
     key = plan_key(resolved, writer.array.dtype.name, threads, algorithm)
+    kept = _plans.take(key)
+    if key is not None and kept is None:
+        # with a copy of the weights, since the caller may change those of a Kernel in place
+        resolved = replace(resolved, kernel=replace(resolved.kernel))
     convolution = assemble(
         resolved,
         problem.in_channels,
@@ -330,7 +334,7 @@ def _compute(
         mask=mask,
         several_parts=len(parts) > 1,
         reports_coverage=coverage is not None,
-        plan=_plans.take(key),
+        plan=kept,
     )
     depth = problem.out_size[0]
     if policy.applies_to(problem.boundary) or resolved.magnitude:

@@ -120,7 +120,10 @@ def _value(option: Option, value: Any) -> Any:
     elif isinstance(value, tuple):
         value = list(value)
     elif option.name == "dtype" and not isinstance(value, str):
-        value = np.dtype(value).name
+        try:
+            value = np.dtype(value).name
+        except TypeError:
+            raise SpecError(f"dtype must be a name such as 'int16', received {value!r}") from None
     kind = option.kind
     rule = option.config or kind.value
     if not (rule.allows(value) and kind.in_range(value)):

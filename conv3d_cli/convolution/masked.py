@@ -74,7 +74,7 @@ def mean_kernel(kernel: Kernel) -> Kernel:
     if kernel.is_layer:
         raise ShapeError(
             "a mask, missing voxels and boundary renormalize need a filter (a 3-D kernel), "
-            f"received the layer {kernel.name}, which mixes channels; use {setting('nan', 'zero')} "
+            f"received a layer, {kernel.title}, which mixes channels; use {setting('nan', 'zero')} "
             "with layers"
         )
     negative = int((kernel.weights < 0).sum())

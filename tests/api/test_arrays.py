@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import numpy as np
+import oracle
 import pytest
 from scipy import ndimage
 
@@ -300,6 +301,20 @@ def test_weights_that_change_in_place_are_other_weights() -> None:
     kernel.weights[...] = 3
     assert conv3d(x, weights)[0, 0, 0] == 54
     assert conv3d(x, kernel)[0, 0, 0] == 81
+
+
+def test_weights_changed_in_place_do_not_reach_a_kept_plan() -> None:
+    """Steps with NaN are computed again by a plan that is made when it is needed first."""
+    kernel = Kernel(np.random.default_rng(0).normal(size=(5, 5, 5)))
+    before = Kernel(kernel.weights.copy())
+    x = np.random.default_rng(1).normal(size=(9, 9, 9))
+    conv3d(x, kernel, algorithm="fft")
+    kernel.weights[...] = 0
+    x[4, 4, 8] = np.nan
+    out = conv3d(x, before, algorithm="fft")
+    expected = oracle.conv3d(x[None, ..., None], before.weights[..., None, None])[0, ..., 0]
+    assert np.isnan(out).any()
+    assert np.allclose(out, expected, equal_nan=True)
 
 
 def test_an_interrupted_call_leaves_no_plan_behind(monkeypatch: pytest.MonkeyPatch) -> None:

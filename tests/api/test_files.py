@@ -106,6 +106,8 @@ REFUSED: list[tuple[dict[str, Any], type[Conv3DError], str]] = [
     ({"kernel": "box", "overwrite": 1}, SpecError, "overwrite must be true or false"),
     ({"kernel": "box", "fwhm": "6mm"}, UnknownNameError, "unknown option 'fwhm'; did you mean"),
     ({"kernel": "box", "nan": "ignor"}, UnknownNameError, "unknown nan 'ignor'; did you mean 'ignore'"),
+    ({"kernel": "box", "dtype": object()}, SpecError, "dtype must be a name such as 'int16'"),
+    ({"kernel": "box", "dtype": complex}, SpecError, "received 'complex128'"),
     ({"kernel": "box", "mask_mode": "keep"}, SpecError, "need a mask: pass mask="),
     ({"kernel": "box", "mask": np.ones(3)}, SpecError, "mask must be a file's name"),
     ({"kernel": "box", "chunks": 8}, SpecError, "chunks= is for OME-Zarr"),
