@@ -143,7 +143,8 @@ class Stage:
         >>> final.strides, final.flip
         (2, False)
         """
-        made = {"kernel": replace(kernel, grid=None), "notes": (), "files": ()}
+        kernel = kernel if kernel.grid is None else replace(kernel, grid=None)
+        made = {"kernel": kernel, "notes": (), "files": ()}
         return replace(self, **{**_defaults(Stage, _MAKES_KERNEL), **made})
 
     @property
