@@ -40,9 +40,9 @@ test: install ## run the tests on all CPUs (a few minutes)
 test-all: install ## run all tests, the slow ones too
 	$(BIN)/python -m pytest -q --hypothesis-profile=thorough -m 'not keras'
 
-test-keras: ## make an environment with Keras, torch and onnxruntime, and compare with them
+test-keras: ## make an environment with Keras, torch, onnxruntime, xarray; compare with them
 	test -d .venv-keras || $(PYTHON) -m venv .venv-keras
-	.venv-keras/bin/python -m pip install --quiet --editable '.[dev]' keras jax torch onnxruntime
+	.venv-keras/bin/python -m pip install --quiet --editable '.[dev]' keras jax torch onnxruntime xarray
 	.venv-keras/bin/python -m pytest -q -m keras tests/live
 
 lint: install ## ruff and mypy

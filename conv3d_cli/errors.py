@@ -3,11 +3,15 @@
 Each class also derives from the built-in error that a Python caller expects (ValueError, OSError,
 ...). A message is one line: the rule, what was received, where, and the cure. This module does not
 depend on Click; `cli/` prints the messages and sets the exit codes.
+
+A cure must fit its reader: `setting` and `words` give it as an option on the command line, and as
+an argument in Python.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 LONGEST_MESSAGE = 2000
 """Most characters of a message; the middle of a longer one is left out."""
@@ -110,6 +114,55 @@ class WriteError(Conv3DError, OSError):
     """An output cannot be written: disk full, no permission, a dtype that its format lacks, ..."""
 
     exit_code = 1
+
+
+# --------------------------------------------------------------------------------------------------
+# Words for the reader
+
+_reader = {"types commands": False}  # one for all threads: those of a batch write messages, too
+
+
+@contextmanager
+def for_command_line() -> Iterator[None]:
+    """A context whose messages are read by somebody who types commands.
+
+    >>> with for_command_line():
+    ...     setting("nan", "ignore")
+    '--nan ignore'
+    """
+    before = _reader["types commands"]
+    _reader["types commands"] = True
+    try:
+        yield
+    finally:
+        _reader["types commands"] = before
+
+
+def words(command: str, python: str) -> str:
+    """The words of a message for its reader: one who types commands, or writes Python.
+
+    >>> words("pass --like VOLUME", "pass grid=")
+    'pass grid='
+    """
+    return command if _reader["types commands"] else python
+
+
+def setting(name: str, value: object = None) -> str:
+    """An option of `conv3d apply`, or the argument of that name in Python.
+
+    name : str          name of the option, with underscores
+    value : object      its value; True or False for a flag; None: the name alone
+
+    >>> setting("max_memory", "2G"), setting("overwrite", True), setting("mask")
+    ("max_memory='2G'", 'overwrite=True', 'mask=')
+    >>> with for_command_line():
+    ...     setting("max_memory", "2G"), setting("normalize", False), setting("mask")
+    ('--max-memory 2G', '--no-normalize', '--mask')
+    """
+    if not _reader["types commands"]:
+        return f"{name}=" if value is None else f"{name}={value!r}"
+    flag = ("--no-" if value is False else "--") + name.replace("_", "-")
+    return flag if value is None or isinstance(value, bool) else f"{flag} {value}"
 
 
 def _printable(character: str) -> str:

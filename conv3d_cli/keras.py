@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from conv3d_cli.api import conv3d
+from conv3d_cli.api.arrays import conv3d
 from conv3d_cli.errors import ShapeError, SpecError
 from conv3d_cli.layer import activations
 from conv3d_cli.layer.config import LayerConfig
@@ -224,7 +224,7 @@ class Conv3D:
         assert self.kernel is not None
         config = self.config
         x = x.astype(config.dtype or "float32", copy=False)
-        y = conv3d(
+        y: Array = conv3d(
             x,
             self.kernel,
             self.bias,

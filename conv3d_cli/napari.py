@@ -122,7 +122,7 @@ def convolved(
     missing : dict              arguments of `conv3d` about masks and missing voxels
     Raises: as `conv3d`.
     """
-    from conv3d_cli.api import conv3d
+    from conv3d_cli.api.arrays import conv3d
 
     values = np.asarray(layer.data)
     result = conv3d(values[..., None], kernel, padding=padding, boundary=boundary, **missing)

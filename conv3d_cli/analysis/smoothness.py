@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conv3d_cli.convolution.masks import Mask
-from conv3d_cli.errors import ShapeError, SpecError
+from conv3d_cli.errors import ShapeError, SpecError, setting
 from conv3d_cli.formats import open_volume, output_format
 from conv3d_cli.formats.base import random_access
 from conv3d_cli.kernels.builtin import FWHM_PER_SIGMA
@@ -239,7 +239,8 @@ def match_fwhm(job: Job, target: str) -> SmoothnessMatch:
     stage = job.stages[0]
     if len(job.stages) > 1 or stage.spec(is_layer=False).strides not in (1, (1, 1, 1), [1, 1, 1]):
         raise SpecError(
-            "--to-fwhm smooths on the volume's own grid: leave out layers and --strides"
+            f"{setting('to_fwhm')} smooths on the volume's own grid: leave out layers and "
+            f"{setting('strides')}"
         )
     with ExitStack() as stack:
         trial = os.path.join(
@@ -258,7 +259,8 @@ def match_fwhm(job: Job, target: str) -> SmoothnessMatch:
             if present > wish * (1 + FWHM_TOLERANCE):
                 raise ShapeError(
                     f"{job.source} is already smoother than {target} along {axis}: its FWHM is "
-                    f"{present:.3g} voxels, and {wish:.3g} are requested; pass a larger --to-fwhm"
+                    f"{present:.3g} voxels, and {wish:.3g} are requested; pass a larger "
+                    f"{setting('to_fwhm')}"
                 )
         squares = [
             max(0.0, w * w - b * b) if math.isfinite(b) else 0.0

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from conv3d_cli.errors import DifferenceError, SpecError
+from conv3d_cli.errors import DifferenceError, SpecError, setting
 from conv3d_cli.formats import open_volume, output_format
 from conv3d_cli.formats.base import random_access
 from conv3d_cli.layer import get_activation
@@ -54,17 +54,19 @@ def check_verifiable(job: Job) -> None:
     """Check, before a job runs, that its output can be verified. Raises: SpecError."""
     if "-" in (job.source, job.target):
         raise SpecError(
-            "--verify reads the input and the output again, and a pipe cannot be read twice: "
-            "name files"
+            f"{setting('verify')} reads the input and the output again, and a pipe cannot be read "
+            "twice: name files"
         )
     if os.path.realpath(job.source) == os.path.realpath(job.target):
         raise SpecError(
-            "--verify reads the input again, which this output replaces: name another output"
+            f"{setting('verify')} reads the input again, which this output replaces: name another "
+            "output"
         )
     if any(get_activation(a).kind != "voxel" for stage in job.stages for a in stage.activations):
         raise SpecError(
-            "--verify recomputes single voxels, and this activation needs a whole axis: "
-            "leave out --verify"
+            f"{setting('verify')} recomputes single voxels, and this activation needs a whole "
+            "axis: "
+            "leave it out"
         )
 
 

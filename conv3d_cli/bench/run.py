@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from conv3d_cli.api import conv3d
+from conv3d_cli.api.arrays import conv3d
 from conv3d_cli.bench.cases import Case
 from conv3d_cli.bench.limits import Limits, measure_limits
 from conv3d_cli.bench.peers import PEERS, Call, installed, threads_for_all

@@ -20,7 +20,7 @@ import click
 from conv3d_cli.cli.help_json import add_help_json, help_json_option
 from conv3d_cli.cli.messages import COMPLETE_VAR, EXIT_CODE
 from conv3d_cli.cli.usage import CommandGroup
-from conv3d_cli.errors import EXIT_CODES, Conv3DError, one_line
+from conv3d_cli.errors import EXIT_CODES, Conv3DError, for_command_line, one_line
 from conv3d_cli.system.atomic import cause_of, placed_outputs
 
 COMMANDS = (
@@ -116,7 +116,8 @@ class ErrorTranslator(CommandGroup):
 
             register_shells()
         try:
-            return super().main(*arguments, **{"complete_var": COMPLETE_VAR, **options})
+            with for_command_line():
+                return super().main(*arguments, **{"complete_var": COMPLETE_VAR, **options})
         except OSError as error:
             # from printing --help or --version, which Click does before it invokes a command
             _report_lost_output(error)

@@ -11,6 +11,7 @@ import click
 from conv3d_cli.cli.options import text_parser
 from conv3d_cli.errors import SpecError
 from conv3d_cli.pipeline.outputs import OUTPUT_OPTIONS
+from conv3d_cli.settings.merge import apply_settings
 from conv3d_cli.settings.options import MANIFEST_OPTIONS, Settings
 
 if TYPE_CHECKING:
@@ -114,21 +115,3 @@ class MergedSettings:
         if mask is not None:
             merged = replace(merged, run=replace(merged.run, mask=mask))
         return make_job(source, target, merged)
-
-
-def apply_settings(given: Settings) -> JobSettings:
-    """The settings of `apply`'s jobs; with --to-fwhm, the kernel is chosen later.
-
-    given : Settings        options given on the command line and in a manifest's row
-    Raises: as `merge_settings`; SpecError for --to-fwhm together with a kernel.
-    """
-    from conv3d_cli.settings.merge import merge_settings
-
-    settings = merge_settings(given)
-    if given.to_fwhm:
-        if len(settings.stages) > 1 or settings.stages[0].kernel is not None:
-            raise SpecError(
-                "--to-fwhm chooses the kernel; leave out -k, --fwhm, --sigma and a config's kernel"
-            )
-        settings = replace(settings, stages=(replace(settings.stages[0], kernel="identity"),))
-    return settings

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from conv3d_cli.cli.apply import apply
-from conv3d_cli.cli.jobs import apply_settings
 from conv3d_cli.cli.messages import EXIT_CODE, echo
 from conv3d_cli.cli.options import HELP_OPTIONS, given_settings, table_options
 from conv3d_cli.cli.parameters import FileName
 from conv3d_cli.cli.progress import ProgressBar
 from conv3d_cli.cli.usage import usage_line
 from conv3d_cli.errors import DifferenceError, FormatError, SpecError
+from conv3d_cli.settings.merge import apply_settings
 from conv3d_cli.settings.option import File
 from conv3d_cli.system.machine import byte_size
 

@@ -75,8 +75,9 @@ def resolve_convolution(
         from conv3d_cli.convolution.masked import mean_kernel  # imports Numba
 
         if abs(kernel.sum - 1) > 1e-6 and kernel.sum > 0:
+            whose = kernel.title.removeprefix("kernel ")
             notes = (
-                f"the result is a mean: the weights of {kernel.name} are divided by their sum, "
+                f"the result is a mean: the weights of {whose} are divided by their sum, "
                 f"{kernel.sum:.6g}",
             )
         kernel = mean_kernel(kernel)
@@ -99,6 +100,7 @@ def assemble(
     mask: Mask | None = None,
     several_parts: bool = False,
     reports_coverage: bool = False,
+    plan: Plan | None = None,
 ) -> Convolution:
     """Plan the arithmetic of a convolution.
 
@@ -111,6 +113,7 @@ def assemble(
     several_parts : bool        the convolution will run over several volumes or channels, which may
                                 share their coverage
     reports_coverage : bool     the caller reads `Convolution.coverage` after each slab
+    plan : Plan or None         the plan of an earlier convolution that was the same and has ended
     Raises: SpecError for weights beyond the range of the precision; UnknownNameError for an unknown
         algorithm; ShapeError for an algorithm that cannot compute this, or a kernel of even size
         where the mask is read at the kernel's centre.
@@ -122,7 +125,7 @@ def assemble(
     """
     kernel, problem, missing = resolved.kernel, resolved.problem, resolved.missing
     convolution = Convolution(
-        _plan(kernel, problem.part(channels), precision, threads, algorithm),
+        plan or _plan(kernel, problem.part(channels), precision, threads, algorithm),
         kernel.is_layer,
         kernel.bias_for(problem.filters),
         resolved.activations,

@@ -41,7 +41,7 @@ from conv3d_cli.convolution.slabs import SlabInput, SlabSource
 from conv3d_cli.engine import make_plan
 from conv3d_cli.engine.team import SerialWorker
 from conv3d_cli.engine.weighting import Certainty, Division, clear, divide, label_extents, near_one
-from conv3d_cli.errors import ShapeError
+from conv3d_cli.errors import ShapeError, setting
 from conv3d_cli.model.box import Box, Size, Slices, align, count_voxels
 from conv3d_cli.model.kernel import Kernel
 from conv3d_cli.model.missing import NOTHING, Missing
@@ -74,7 +74,8 @@ def mean_kernel(kernel: Kernel) -> Kernel:
     if kernel.is_layer:
         raise ShapeError(
             "a mask, missing voxels and boundary renormalize need a filter (a 3-D kernel), "
-            f"received the layer {kernel.name}, which mixes channels; use --nan zero with layers"
+            f"received a layer, {kernel.title}, which mixes channels; use {setting('nan', 'zero')} "
+            "with layers"
         )
     negative = int((kernel.weights < 0).sum())
     if negative or kernel.sum <= 0:
@@ -82,8 +83,9 @@ def mean_kernel(kernel: Kernel) -> Kernel:
         fault = f"has {negative} {weights} below 0" if negative else "has no weight"
         raise ShapeError(
             "a mask, missing voxels and boundary renormalize take means, which need non-negative "
-            f"weights, but the kernel {kernel.name} {fault} (sum {kernel.sum:.6g}); use --nan zero "
-            "instead of a mask or --nan ignore, and another --boundary than renormalize"
+            f"weights, but {kernel.title} {fault} (sum {kernel.sum:.6g}); use "
+            f"{setting('nan', 'zero')} instead of a mask or {setting('nan', 'ignore')}, and "
+            f"another {setting('boundary')} than renormalize"
         )
     moderate = kernel.moderate()
     return replace(kernel, weights=moderate.weights / moderate.sum)
@@ -98,8 +100,8 @@ def check_centre(missing: Missing, problem: ConvProblem, kernel: Kernel) -> None
         return
     if any(c * d % 1 for c, d in zip(problem.centre, problem.dilation_rate, strict=True)):
         raise ShapeError(
-            f"the kernel {kernel.name} has an even size, so its outputs lie between the mask's "
-            "voxels; pass --mask-mode extend, or use a kernel of odd size"
+            f"{kernel.title} has an even size, so its outputs lie between the mask's "
+            f"voxels; pass {setting('mask_mode', 'extend')}, or use a kernel of odd size"
         )
 
 
@@ -125,8 +127,9 @@ def check_edges(boundary: Boundary) -> None:
     """
     if boundary.mode == "renormalize-depth":
         raise ShapeError(
-            "boundary renormalize-depth is for volumes without missing voxels; use --boundary "
-            "renormalize with a mask, --missing or --nan ignore"
+            "boundary renormalize-depth is for volumes without missing voxels; use "
+            f"{setting('boundary', 'renormalize')} with a mask, {setting('missing')} or "
+            f"{setting('nan', 'ignore')}"
         )
 
 
@@ -142,8 +145,8 @@ def edge_coverage(problem: ConvProblem, kernel: Kernel) -> EdgeCoverage:
         reach = kernel.size[axis] // 2 * problem.dilation_rate[axis]
         if max(problem.pad_before[axis], problem.pad_after[axis]) > reach:
             raise ShapeError(
-                "boundary renormalize-depth needs outputs inside the volume; use --padding same or "
-                "valid"
+                "boundary renormalize-depth needs outputs inside the volume; use "
+                f"{setting('padding', 'same')} or valid"
             )
     return EdgeCoverage(problem, kernel.weights, axes=(0,))
 
@@ -366,9 +369,9 @@ class MaskedConvolution(Convolution):
         if self.missing.nan == "error":
             count = int((~np.isfinite(slab.source * scale[0] + scale[1])).sum())
             raise ShapeError(
-                "--nan error allows no NaN or infinity among the voxels, received "
-                f"{count} in the slab that begins at output plane {slab.start}; use --nan ignore "
-                "or zero"
+                f"{setting('nan', 'error')} allows no NaN or infinity among the voxels, received "
+                f"{count} in the slab that begins at output plane {slab.start}; use "
+                f"{setting('nan', 'ignore')} or {setting('nan', 'zero')}"
             )
 
     def _certainty(self, slab: SlabInput) -> Certainty:

@@ -93,7 +93,9 @@ class Team:
 
 
 class SerialWorker(Team):
-    """A team of one, within a task of a larger team: it runs tasks in turn in the calling thread.
+    """A team of one that runs tasks in turn in the calling thread.
+
+    For work within a task of a larger team, and for work that takes less time than a thread.
 
     worker : int        the number that `work` receives, and so the memory that it uses
 
@@ -113,6 +115,9 @@ class SerialWorker(Team):
         """Call `work(worker, task)` for the tasks from 0 to `count` - 1, in order."""
         for task in range(count):
             work(self.worker, task)
+
+    def __exit__(self, *_: object) -> None:
+        pass
 
 
 def run_in_thread(function: Callable[..., Any], *arguments: Any) -> Any:

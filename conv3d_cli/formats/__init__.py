@@ -17,7 +17,15 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from conv3d_cli.errors import Conv3DError, FormatError, OutputExistsError, ShapeError, SpecError
+from conv3d_cli.errors import (
+    Conv3DError,
+    FormatError,
+    OutputExistsError,
+    ShapeError,
+    SpecError,
+    setting,
+    words,
+)
 from conv3d_cli.formats import nifti, npy, nrrd, tiff, zarr
 from conv3d_cli.formats.base import OutputOptions, VolumeFormat
 from conv3d_cli.formats.zarr.names import is_url, local_folder
@@ -162,7 +170,7 @@ def _options(
     """The options of an output, checked. Raises: SpecError for one that its format lacks."""
     check_compression(compression)
     if not found.chunked and (chunks is not None or levels != 1):
-        option = "--chunks" if chunks is not None else "--levels"
+        option = setting("chunks" if chunks is not None else "levels")
         able = _names(lambda f: f.chunked)
         raise SpecError(
             f"cannot write {path}: {option} is for {able}, and {found.name} has none; leave it out"
@@ -171,7 +179,7 @@ def _options(
         able = _names(lambda f: compression in f.compressions)
         own = " or ".join(found.compressions) or "none"
         raise SpecError(
-            f"cannot write {path}: --compression {compression} is for {able}, "
+            f"cannot write {path}: {setting('compression', compression)} is for {able}, "
             f"and {found.name} has {own}" + ("" if found.compressions else "; leave it out")
         )
     return OutputOptions(
@@ -354,7 +362,8 @@ def output_format(path: str) -> VolumeFormat:
     found = find_format(path)
     if found is None:
         if os.path.isdir(path) or path.endswith(("/", os.sep)):
-            raise SpecError(f"cannot write {path}: it names a folder; pass it as --out-dir {path}")
+            cure = words(f"pass it as --out-dir {path}", "add a file's name")
+            raise SpecError(f"cannot write {path}: it names a folder; {cure}")
         raise SpecError(
             f"cannot write {path}: no format has this suffix; known are {known_suffixes()}"
         )

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.lib import format as npy_format
 
-from conv3d_cli.errors import FormatError
+from conv3d_cli.errors import FormatError, setting
 from conv3d_cli.formats.base import (
     DEFAULT_OPTIONS,
     OutputOptions,
@@ -144,7 +144,7 @@ def axis_names(rank: int, channels_first: bool = False, path: str = "array") -> 
     if rank < 3:
         raise FormatError(
             f"cannot read {path}: a volume has at least 3 axes, the array has {rank}; "
-            "name them with --axes (yx)"
+            f"name them with {setting('axes')} (yx)"
         )
     if rank == 3:
         return "zyx"
@@ -189,9 +189,12 @@ def create_npy(
     if header.grid.spacing is not None:
         notes += (".npy holds no voxel spacing and no affine: they are left out",)
     if source is None and not _needs_no_axes(header.axes):
-        notes += (f".npy holds no axis names: read it with --axes {header.axes.letters}",)
+        notes += (f".npy holds no axis names: read it with {setting('axes', header.axes.letters)}",)
     if header.history:
-        notes += (".npy holds no history: it is left out; apply --sidecar writes it to a sidecar",)
+        notes += (
+            f".npy holds no history: it is left out; {setting('sidecar', True)} writes it to a "
+            "sidecar",
+        )
     if path == "-":
         return PipeWriter(header, prefix, notes, fortran)
     output = AtomicFile(path, overwrite)

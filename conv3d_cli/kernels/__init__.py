@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from conv3d_cli.errors import FormatError, SpecError, UnknownNameError, unknown_name
+from conv3d_cli.errors import FormatError, SpecError, UnknownNameError, setting, unknown_name
 from conv3d_cli.kernels import builtin, expressions, files
 from conv3d_cli.kernels.files import KERNEL_FILES, find_kernel_file, known_suffixes, read_bias
 from conv3d_cli.kernels.grammar import (
@@ -110,8 +110,8 @@ def orient_kernel(kernel: str | Kernel | None, orient: str) -> str:
     )
     if name not in orientable:
         raise SpecError(
-            f"--orient {orient} is for {', '.join(orientable)}; {name} has no direction in the "
-            "world: leave it out"
+            f"{setting('orient', orient)} is for {', '.join(orientable)}; {name} has no direction "
+            "in the world: leave it out"
         )
     given = [
         pair.partition("=")[2].strip()
@@ -120,7 +120,8 @@ def orient_kernel(kernel: str | Kernel | None, orient: str) -> str:
     ]
     if given and given != [orient]:
         raise SpecError(
-            f"--orient {orient} contradicts orient={given[0]} of the kernel: leave one of them out"
+            f"{setting('orient', orient)} contradicts orient={given[0]} of the kernel: leave one "
+            "of them out"
         )
     return kernel if given and isinstance(kernel, str) else f"{kernel}:orient={orient}"
 

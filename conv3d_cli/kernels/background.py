@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from conv3d_cli.errors import ShapeError, SpecError
+from conv3d_cli.errors import ShapeError, SpecError, setting
 from conv3d_cli.model.kernel import Kernel
 
 BORDER = "border"  # the word for the median of the border
@@ -140,8 +140,8 @@ def subtract_background(kernel: Kernel, background: str | float) -> tuple[Kernel
     wanted = check_background(background)
     if kernel.is_layer:
         raise ShapeError(
-            f"kernel {kernel.name} is a layer (5-D), whose weights have no background; leave out "
-            "--subtract-background"
+            f"{kernel.title} is a layer (5-D), whose weights have no background; leave out "
+            f"{setting('subtract_background')}"
         )
     levels = np.full(kernel.filters_per_channel, wanted if wanted != BORDER else 0.0, np.float64)
     source = ""
@@ -153,8 +153,9 @@ def subtract_background(kernel: Kernel, background: str | float) -> tuple[Kernel
     text = ",".join(f"{level:.4g}" for level in levels)
     if not (weights.reshape(-1, len(levels)).max(axis=0) > 0).all():
         raise ShapeError(
-            f"a background of {text} leaves nothing of kernel {kernel.name}, whose largest weight "
-            f"is {kernel.weights.max():.4g}; give a smaller --subtract-background, or leave it out"
+            f"a background of {text} leaves nothing of {kernel.title}, whose largest weight is "
+            f"{kernel.weights.max():.4g}; give a smaller {setting('subtract_background')}, or "
+            "leave it out"
         )
     if not levels.any() and wanted != BORDER:
         return kernel, ""

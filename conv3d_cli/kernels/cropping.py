@@ -74,9 +74,7 @@ def crop_kernel(kernel: Kernel, tolerance: float) -> CroppedKernel:
     """
     check_tolerance(tolerance)
     if kernel.is_layer:
-        raise ShapeError(
-            f"kernel {kernel.name} is a layer, and only filters (3-D kernels) are cropped"
-        )
+        raise ShapeError(f"{kernel.title} is a layer, and only filters (3-D kernels) are cropped")
     magnitude = np.abs(kernel.weights)
     if kernel.is_bank:
         # one filter loses no more than all filters of the bank together

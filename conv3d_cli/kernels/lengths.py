@@ -24,7 +24,9 @@ from conv3d_cli.errors import (
     ShapeError,
     SpecError,
     UnknownNameError,
+    setting,
     unknown_name,
+    words,
 )
 from conv3d_cli.model.grid import UNITS, Grid, Spacing, unit_name
 from conv3d_cli.model.spec import Triple, triple
@@ -73,7 +75,7 @@ def require_memory(weights: int, name: str) -> None:
         raise MemoryLimitError(
             f"kernel {name} has {weights:,} weights, for which the whole process needs at least "
             f"{format_bytes(needed)} of memory; the ceiling is {format_bytes(ceiling)}: pass "
-            f"--max-memory {-(-needed >> 20)}M or more, or a smaller kernel"
+            f"{setting('max_memory', f'{-(-needed >> 20)}M')} or more, or a smaller kernel"
         )
 
 
@@ -133,17 +135,20 @@ def _unit(text: str, name: str, value: str) -> str:
     return unit
 
 
-def read_spacing(text: str, name: str = "--spacing") -> Spacing:
+def read_spacing(text: str) -> Spacing:
     """Parse a voxel spacing: one length or three (D,H,W), positive, in a unit of length.
 
-    name : str      for messages
     Raises: as `parse_lengths`; SpecError for voxels, or a length that is not positive.
     >>> read_spacing("0.3,0.1,0.1um")
     Spacing(lengths=(0.3, 0.1, 0.1), unit='um')
     """
-    example = f"as in {name} 2,1,1mm or {name} 0.5um (depth,height,width), received '{text}'"
+    name = setting("spacing")
+    example = (
+        f"as in {setting('spacing', '2,1,1mm')} or {setting('spacing', '0.5um')} "
+        f"(depth,height,width), received '{text}'"
+    )
     try:
-        lengths, unit = parse_lengths(text, name.lstrip("-"))
+        lengths, unit = parse_lengths(text, "spacing")
     except UnknownNameError:
         raise
     except SpecError:
@@ -188,7 +193,7 @@ def read_lengths(text: str, name: str, grid: Grid | None) -> Floats:
     if grid is None:
         raise ShapeError(
             f"{name}={text} needs a voxel spacing, and no volume is known; give it in {VOXEL}, or "
-            "pass --spacing 2,1,1mm or --like VOLUME (in Python: grid=Grid((2, 1, 1), 'mm'))"
+            f"{spacing_cure()}"
         )
     try:
         spacing = grid.spacing_in(unit)
@@ -203,6 +208,14 @@ def read_lengths(text: str, name: str, grid: Grid | None) -> Floats:
     steps = grid.steps_in(unit)
     assert steps is not None, spacing
     return PhysicalLengths((d, h, w), values, steps)
+
+
+def spacing_cure() -> str:
+    """What to pass where a voxel spacing is needed and no volume is known, for messages."""
+    return words(
+        "pass --like VOLUME or --spacing 2,1,1mm",
+        "pass a Volume to conv3d(), or grid= to read_kernel()",
+    )
 
 
 def voxels(value: float | Sequence[float], name: str, zero: bool = False) -> Floats:

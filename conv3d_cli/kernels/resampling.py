@@ -81,12 +81,10 @@ def resample_kernel(kernel: Kernel, own: Floats, wanted: Floats) -> Kernel:
     ((1, 1, 19), 1.0)
     """
     if kernel.weights.ndim != 3:
-        raise ShapeError(
-            f"kernel {kernel.name} is a layer, and only filters (3-D kernels) are resampled"
-        )
+        raise ShapeError(f"{kernel.title} is a layer, and only filters (3-D kernels) are resampled")
     if not all(0 < step < math.inf for step in (*own, *wanted)):
         raise ShapeError(
-            f"kernel {kernel.name} cannot be resampled from voxels of {own} to {wanted}: "
+            f"{kernel.title} cannot be resampled from voxels of {own} to {wanted}: "
             "they must be positive"
         )
     centre = kernel.centre or tuple((k - 1) / 2 for k in kernel.size)
@@ -95,7 +93,7 @@ def resample_kernel(kernel: Kernel, own: Floats, wanted: Floats) -> Kernel:
     size = [2 * reach[a] + 1 if a in reach else k for a, k in enumerate(kernel.size)]
     if math.prod(size) > MAX_WEIGHTS:
         raise ShapeError(
-            f"kernel {kernel.name} would have {math.prod(size):.3g} weights at the volume's "
+            f"{kernel.title} would have {math.prod(size):.3g} weights at the volume's "
             f"spacing, more than {MAX_WEIGHTS:,}; are the units of both right?"
         )
     require_memory(math.prod(size), kernel.name)

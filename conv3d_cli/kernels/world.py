@@ -16,8 +16,16 @@ from typing import Annotated
 import numpy as np
 from numpy.typing import NDArray
 
-from conv3d_cli.errors import ShapeError, SpecError, unknown_name
-from conv3d_cli.kernels.lengths import VOXEL, Floats, Kind, PhysicalLengths, axis_numbers, voxels
+from conv3d_cli.errors import ShapeError, SpecError, setting, unknown_name, words
+from conv3d_cli.kernels.lengths import (
+    VOXEL,
+    Floats,
+    Kind,
+    PhysicalLengths,
+    axis_numbers,
+    spacing_cure,
+    voxels,
+)
 from conv3d_cli.model.grid import ORTHOGONAL, UNITS, Grid, shear, unit_name, unit_steps
 
 Matrix = NDArray[np.float64]
@@ -65,8 +73,10 @@ def read_orient(text: str, name: str, grid: Grid | None) -> Orient:
     steps = None if grid is None else grid.steps_in()
     if grid is None or grid.unit is None or steps is None:
         lacks = "no volume is known" if grid is None else f"the volume {grid.lacks}"
-        cure = "--like VOLUME" if grid is None else f"--spacing, or leave out {name}=world"
-        raise ShapeError(f"{name}=world needs world coordinates, and {lacks}; pass {cure}")
+        cure = words("pass --like VOLUME", spacing_cure())
+        if grid is not None:
+            cure = f"give its spacing ({setting('spacing')}), or leave out {name}=world"
+        raise ShapeError(f"{name}=world needs world coordinates, and {lacks}; {cure}")
     remark = ""
     if not grid.anatomical:
         own_axes = np.array_equal(steps, np.diag(grid.spacing or ()))
@@ -110,9 +120,9 @@ def read_per(text: str, name: str, grid: Grid | None) -> PerUnit:
     steps = None if grid is None else grid.steps_in(unit)
     if steps is None:
         lacks = "no volume is known" if grid is None else f"the volume {grid.lacks}"
-        cure = "--spacing 2,1,1mm or --like VOLUME" if grid is None else "--spacing"
+        cure = spacing_cure() if grid is None else f"give its spacing ({setting('spacing')})"
         raise ShapeError(
-            f"{name}={text} needs a voxel spacing, and {lacks}; pass {cure}, or take {name}={VOXEL}"
+            f"{name}={text} needs a voxel spacing, and {lacks}; {cure}, or take {name}={VOXEL}"
         )
     return PerUnit(unit, steps)
 

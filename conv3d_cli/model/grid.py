@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from conv3d_cli.errors import ShapeError, SpecError
+from conv3d_cli.errors import ShapeError, SpecError, setting, words
 from conv3d_cli.model.spec import ConvProblem, VoxelTransform
 
 Affine = NDArray[np.float64]
@@ -141,7 +141,8 @@ class Grid:
             given = f"2,1,1{unit}" if self.spacing is None else f"{triple_text(self.spacing)}{unit}"
             raise ShapeError(
                 f"the volume {self.lacks}, so a length in {unit} cannot be used; give it in vox, "
-                f"or tell the spacing, as in --spacing {given} (in Python: a Grid with a unit)"
+                f"or tell the spacing, as in "
+                + words(f"--spacing {given}", f"spacing='{given}', or a Grid with a unit")
             )
         factor = UNITS[self.unit] / UNITS[unit]
         # rounded to twelve digits: 0.1 um is 100 nm, not 100.00000000000001
@@ -271,7 +272,7 @@ def complete_grid(grid: Grid, given: Spacing, axes: str = "zyx") -> tuple[Grid, 
             told = [False] * 3
             note = (
                 f"the file's voxel spacing of {triple_text(grid.spacing)} without a unit is "
-                f"replaced by --spacing {given}"
+                f"replaced by {setting('spacing', str(given))}"
             )
     d, h, w = (
         old if known else new for known, old, new in zip(told, grid.spacing, lengths, strict=True)
@@ -293,8 +294,8 @@ def complete_grid(grid: Grid, given: Spacing, axes: str = "zyx") -> tuple[Grid, 
 
 def _contradiction(grid: Grid, given: Spacing) -> ShapeError:
     return ShapeError(
-        f"--spacing {given} contradicts the file, which tells a voxel spacing of "
-        f"{grid.spacing_words} (depth,height,width); leave --spacing out, or correct the file"
+        f"{setting('spacing', str(given))} contradicts the file, which tells a voxel spacing of "
+        f"{grid.spacing_words} (depth,height,width); leave it out, or correct the file"
     )
 
 

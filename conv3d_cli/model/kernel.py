@@ -14,19 +14,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from conv3d_cli.errors import ShapeError, SpecError
+from conv3d_cli.errors import ShapeError, SpecError, setting, words
 from conv3d_cli.model.grid import Grid
 from conv3d_cli.model.spec import layout_hint
 
 Weights = NDArray[np.float64]
 
 RIPPLE = 0.02  # part of a profile's peak that does not count as another peak
-
-# the end of a message about a number that a dtype cannot represent, with the cure
-_BEYOND = (
-    "beyond {dtype}; compute in float64 "
-    "(--precision float64 --dtype float64; in Python, on float64 arrays)"
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,31 +59,29 @@ class Kernel:
     def __post_init__(self) -> None:
         weights = np.asarray(self.weights)
         if weights.dtype.kind not in "buif":
-            raise ShapeError(
-                f"{self.called} must hold real numbers, received dtype {weights.dtype}"
-            )
+            raise ShapeError(f"{self.title} must hold real numbers, received dtype {weights.dtype}")
         bank = weights.ndim == 4 and len(self.filter_names) == weights.shape[3]
         if weights.ndim not in (3, 5) and not bank:
             volume_shape = (1,) * (3 - weights.ndim) + weights.shape
             cure = f"; give it the shape {volume_shape}" if weights.ndim < 3 else ""
             raise ShapeError(
-                f"{self.called} must be 3-D (depth, height, width) or 5-D "
+                f"{self.title} must be 3-D (depth, height, width) or 5-D "
                 "(depth, height, width, in_channels/groups, filters), "
                 f"received {weights.ndim}-D with shape {weights.shape}{cure}"
             )
         if weights.size == 0:
-            raise ShapeError(f"{self.called} is empty, shape {weights.shape}")
+            raise ShapeError(f"{self.title} is empty, shape {weights.shape}")
         weights = _as_doubles(weights)
-        _require_finite(weights, f"{self.called}")
+        _require_finite(weights, self.title)
         object.__setattr__(self, "weights", weights)
         if self.bias is not None:
             bias = np.atleast_1d(np.asarray(self.bias))
             if bias.dtype.kind not in "buif" and bias.size:
                 raise ShapeError(
-                    f"the bias of {self.called} must hold real numbers, received dtype {bias.dtype}"
+                    f"the bias of {self.title} must hold real numbers, received dtype {bias.dtype}"
                 )
             bias = _as_doubles(bias)
-            _require_finite(bias, f"the bias of {self.called}")
+            _require_finite(bias, f"the bias of {self.title}")
             expected = {1, weights.shape[4]} if weights.ndim == 5 else {1} if bank else None
             if bias.ndim != 1 or bias.size == 0 or (expected and bias.size not in expected):
                 if weights.ndim == 5:
@@ -98,7 +90,7 @@ class Kernel:
                     rule = "one number" if bank else "one number, or one for each channel"
                 hint = layout_hint(weights.shape, filters=bias.size)
                 raise ShapeError(
-                    f"the bias of {self.called} must be {rule}, received shape {bias.shape}{hint}"
+                    f"the bias of {self.title} must be {rule}, received shape {bias.shape}{hint}"
                 )
             object.__setattr__(self, "bias", bias)
         if self.centre is not None:
@@ -106,11 +98,16 @@ class Kernel:
                 0 <= c <= k - 1 for c, k in zip(self.centre, self.size, strict=True)
             ):
                 raise ShapeError(
-                    f"the centre of {self.called} must lie inside its size {self.size}, "
+                    f"the centre of {self.title} must lie inside its size {self.size}, "
                     f"received {tuple(self.centre)}"
                 )
             d, h, w = map(float, self.centre)
             object.__setattr__(self, "centre", (d, h, w))
+
+    @property
+    def title(self) -> str:
+        """The kernel in messages: "kernel psf.tif", or "the kernel" if it has no name."""
+        return "the kernel" if self.name == "kernel" else f"kernel {self.name}"
 
     @property
     def size(self) -> tuple[int, int, int]:
@@ -199,8 +196,9 @@ class Kernel:
         sums, absolute = weights.sum(axis=axes), np.abs(weights).sum(axis=axes)
         if np.any(np.abs(sums) <= 1e-12 * absolute):
             raise ShapeError(
-                f"{self.called} sums to 0 (as derivatives do), so it cannot be normalized; "
-                "leave out --normalize, or pass --no-normalize where --like sets it"
+                f"{self.title} sums to 0 (as derivatives do), so it cannot be normalized; "
+                f"leave out {setting('normalize', True)}, or pass {setting('normalize', False)} "
+                f"where {setting('like')} sets it"
             )
         return replace(self, weights=weights / sums)
 
@@ -223,13 +221,12 @@ class Kernel:
         """
         largest = float(max(self.weights.max(), -self.weights.min()))
         require_finite_in(
-            largest, dtype, f"{self.called} has weights of up to {largest:.3g}, which are"
+            largest, dtype, f"{self.title} has weights of up to {largest:.3g}, which are"
         )
         # a number near the lower end of the range keeps few digits, or becomes 0
         if abs(float(dtype.type(largest)) - largest) > 1e-6 * largest:
             raise SpecError(
-                f"{self.called} has weights of {largest:.3g} at most, "
-                f"which are {_BEYOND.format(dtype=dtype)}"
+                f"{self.title} has weights of {largest:.3g} at most, which are {_beyond(dtype)}"
             )
 
     def separable_rank(self, tolerance: float = 1e-7) -> int | None:
@@ -289,7 +286,16 @@ def require_finite_in(value: float, dtype: np.dtype[np.float32 | np.float64], wh
     >>> require_finite_in(1e30, np.dtype(np.float32), "the bias is")
     """
     if float(np.finfo(dtype).max) < abs(value) < math.inf:
-        raise SpecError(f"{what} {_BEYOND.format(dtype=dtype)}")
+        raise SpecError(f"{what} {_beyond(dtype)}")
+
+
+def _beyond(dtype: np.dtype[np.float32 | np.float64]) -> str:
+    """The end of a message about a number that a dtype cannot represent, with the cure."""
+    how = words(
+        "--precision float64 --dtype float64",
+        "float64 arrays, or precision='float64' and dtype='float64' for files",
+    )
+    return f"beyond {dtype}; compute in float64 ({how})"
 
 
 def _profile_width(profile: Weights) -> float | None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from conv3d_cli.errors import SpecError, unknown_name
+from conv3d_cli.errors import SpecError, setting, unknown_name
 from conv3d_cli.model.spec import Boundary
 
 NAN_MODES = ("propagate", "ignore", "zero", "error")
@@ -65,7 +65,10 @@ class Missing:
                 "a missing value within labels leaves NaN out as well: pass nan=ignore, too"
             )
         if self.mask is None and (self.labels or self.mask_mode != "clip"):
-            raise SpecError("mask_mode and labels need a mask: name one with --mask")
+            raise SpecError(
+                f"{setting('mask_mode')} and {setting('mask_labels')} need a mask: pass "
+                f"{setting('mask')}"
+            )
 
     @property
     def has_weights(self) -> bool:

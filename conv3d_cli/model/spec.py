@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from conv3d_cli.errors import ShapeError, SpecError, unknown_name
+from conv3d_cli.errors import ShapeError, SpecError, setting, unknown_name, words
 
 Triple = tuple[int, int, int]
 Pads = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
@@ -211,7 +211,7 @@ def layout_hint(
     in_channels, filters : int or None      numbers that a right kernel has, if they are known
 
     >>> layout_hint((8, 2, 3, 3, 3), filters=8)
-    "; it looks like PyTorch's (filters, in_channels, d, h, w): transpose it by (2, 3, 4, 1, 0)"
+    "; it looks like PyTorch's (filters, in_channels, d, h, w): pass kernel_layout='torch'"
     >>> layout_hint((3, 3, 3, 2, 8), filters=8)
     ''
     """
@@ -221,8 +221,8 @@ def layout_hint(
     known = [(number, torch, keras) for number, torch, keras in wanted if number is not None]
     if not all(number == torch != keras for number, torch, keras in known):
         return ""
-    layout = "(filters, in_channels, d, h, w)"
-    return f"; it looks like PyTorch's {layout}: transpose it by (2, 3, 4, 1, 0)"
+    cure = words("transpose it by (2, 3, 4, 1, 0)", f"pass {setting('kernel_layout', 'torch')}")
+    return f"; it looks like PyTorch's (filters, in_channels, d, h, w): {cure}"
 
 
 def pad_sizes(
@@ -381,7 +381,7 @@ class ConvSpec:
             raise SpecError(
                 "strides > 1 are not supported in conjunction with dilation_rate > 1 "
                 f"(as in Keras), received strides={steps} and dilation_rate={rates}; "
-                "pass --allow-strided-dilation (allow_strided_dilation=True) to compute it"
+                f"pass {setting('allow_strided_dilation', True)} to compute it"
             )
         parsed = {
             "strides": steps,
@@ -479,6 +479,7 @@ class ConvSpec:
                     f"the kernel is larger than the volume along {AXIS_NAMES[axis]}: "
                     f"{size} voxels{dilated} against {in_size[axis]} "
                     f"with padding {self._padding_text()}; use padding 'same' or a smaller kernel"
+                    f"{layout_hint(kernel_shape, in_channels=channels // groups)}"
                 )
         if centre is None:
             centre = [(k - 1) / 2 for k in kernel_size]

@@ -12,6 +12,7 @@ import abc
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from types import TracebackType
 from typing import Any
 
@@ -82,7 +83,7 @@ class Axes:
         """
         return "".join(a for a in self.letters if a in CHANNEL)
 
-    @property
+    @cached_property
     def canonical_shape(self) -> tuple[int, int, int, int, int]:
         """(N, D, H, W, C); absent axes count as 1."""
         channels = math.prod(self.size(a) for a in self.channel_letters)
@@ -125,6 +126,38 @@ class Axes:
         (2, 5, 6, 8)
         """
         return Axes(letters, tuple(sizes.get(a, self.size(a)) for a in letters))
+
+    def letters_after(self, shape: Sequence[int]) -> str:
+        """The letters that describe a volume of another size (N, D, H, W, C), in the same order.
+
+        Samples of a pixel (s) stay samples only if their number is unchanged. A depth axis is added
+        where it is needed, a channel axis is not.
+        >>> Axes("yxs", (8, 9, 3)).letters_after((1, 1, 8, 9, 4))
+        'yxc'
+        """
+        letters = self.letters
+        if shape[4] != self.canonical_shape[4]:
+            letters = letters.replace("s", "" if "c" in letters else "c")
+        if "z" not in letters and shape[1] > 1:
+            letters = letters.replace("y", "zy")
+        return letters
+
+    def resized(self, shape: Sequence[int], channels_first: bool = False) -> Axes:
+        """The axes of a volume in the same order but of another size, such as an output.
+
+        shape : (N, D, H, W, C)     with the same N
+        channels_first : bool       place of a channel axis that is new: first, else last
+        >>> Axes("tzyx", (5, 7, 8, 9)).resized((5, 3, 8, 9, 2)).letters
+        'tzyxc'
+        """
+        letters, channels = self.letters_after(shape), shape[4]
+        sizes = dict(zip(SPATIAL, shape[1:4], strict=True))
+        if channels > 1 and not any(a in CHANNEL for a in letters):
+            letters = f"c{letters}" if channels_first else f"{letters}c"
+        own = [a for a in letters if a in CHANNEL]
+        if len(own) == 1:
+            sizes[own[0]] = channels
+        return self.renamed(letters, sizes)
 
     def block(
         self,
@@ -492,6 +525,7 @@ class Volume:
     axes : str              letters of its axes as in `Axes`, for example "zyx", "tzyx", "zyxc"
     grid : Grid             spacing, unit, affine
     format, metadata        of the file it was read from, for writing in the same format again
+    transform, components   of a result of `conv3d`, see `VolumeHeader`
 
     Raises: SpecError if `axes` does not fit `data`.
     >>> Volume(np.zeros((4, 5, 6)), "zyx").shape
@@ -503,6 +537,8 @@ class Volume:
     grid: Grid = field(default_factory=Grid)
     format: str = ""
     metadata: Any = None
+    transform: VoxelTransform = field(default_factory=VoxelTransform)
+    components: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         Axes(self.axes, np.shape(self.data))
@@ -521,7 +557,13 @@ class Volume:
         """
         axes = Axes(self.axes, self.data.shape)
         return VolumeHeader(
-            axes, self.data.dtype, self.grid, format=self.format, metadata=self.metadata
+            axes,
+            self.data.dtype,
+            self.grid,
+            format=self.format,
+            metadata=self.metadata,
+            transform=self.transform,
+            components=self.components,
         )
 
 

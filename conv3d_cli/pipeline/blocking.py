@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
-from conv3d_cli.errors import MemoryLimitError
+from conv3d_cli.errors import MemoryLimitError, setting
 from conv3d_cli.pipeline.memory import MemoryUse, SlabJob, megabytes
 from conv3d_cli.system.machine import format_bytes, memory_ceiling
 
@@ -74,11 +74,11 @@ def choose_blocking(
         if boxes.memory(smallest).total < least.total:
             least = boxes.memory(smallest)
             needed = f"a box of {'x'.join(map(str, smallest.block))} voxels at a time needs"
-    other_cure = "" if step == 1 else f", or another --algorithm than {plan.algorithm.name}"
+    other_cure = "" if step == 1 else f", or another algorithm than {plan.algorithm.name}"
     error = MemoryLimitError(
         f"{needed} {format_bytes(least.total)} of memory for the whole process ({least}), the "
-        f"ceiling is {format_bytes(limit)}; pass --max-memory {megabytes(least.total)} or more"
-        f"{other_cure}"
+        f"ceiling is {format_bytes(limit)}; pass {setting('max_memory', megabytes(least.total))} "
+        f"or more{other_cure}"
     )
     error.needed = least.total
     raise error

@@ -6,9 +6,9 @@ This module decides whether that is done; `kernels/background.py`, `kernels/resa
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from conv3d_cli.errors import ShapeError, SpecError
+from conv3d_cli.errors import ShapeError, SpecError, setting
 from conv3d_cli.kernels import is_builtin
 from conv3d_cli.kernels.background import check_background, find_pedestal, subtract_background
 from conv3d_cli.kernels.cropping import check_tolerance, crop_kernel
@@ -62,7 +62,7 @@ def adapt_kernel(
 
     The background comes first: resampling would smear its edge, and cropping would keep it.
 
-    text : str or None      the kernel's name or path as given; None for a kernel in memory
+    text : str or None      the kernel's name or path as given; None for a kernel that knows no grid
     grid : Grid or None     of the volume
     normalize : bool        the kernel will be scaled to sum 1, for the error bound in the note
     Returns the kernel, and notes for the user.
@@ -91,7 +91,7 @@ def adapt_kernel(
             if bound:
                 effect = f"no sum is off by more than {bound:.2g} of the largest |x|"
             notes.append(
-                f"kernel {kernel.name} is cropped from {_size_text(size)} to "
+                f"{kernel.title} is cropped from {_size_text(size)} to "
                 f"{_size_text(kernel.size)} weights; {effect}"
             )
     return kernel, notes
@@ -106,12 +106,13 @@ def _without_background(
         if pedestal is None:
             return kernel, []
         return kernel, [
-            f"the border of kernel {kernel.name} is {pedestal}: if that is a background, "
-            "--subtract-background border removes it"
+            f"the border of {kernel.title} is {pedestal}: if that is a background, "
+            f"{setting('subtract_background', 'border')} removes it"
         ]
     if text is not None and is_builtin(text):
         raise SpecError(
-            f"--subtract-background is for kernels from files, and {text} is built-in; leave it out"
+            f"{setting('subtract_background')} is for kernels from files, and {text} is built-in; "
+            "leave it out"
         )
     kernel, note = subtract_background(kernel, background)
     return kernel, [note] if note else []
@@ -122,13 +123,13 @@ def _check_spacing(kernel: Kernel, kernel_grid: Grid, grid: Grid | None) -> list
 
     Returns a note if one of the spacings is unknown. Raises: ShapeError if the spacings differ.
     """
-    kernel_spacing = f"kernel {kernel.name} has voxels of {_spacing_text(kernel_grid)}"
+    kernel_spacing = f"{kernel.title} has voxels of {_spacing_text(kernel_grid)}"
     if grid is None:
         return []
     if grid.lacks:
         return [
             f"{kernel_spacing}, and the volume {grid.lacks}: the kernel is applied voxel by voxel; "
-            "--spacing tells the volume's"
+            f"{setting('spacing')} tells the volume's"
         ]
     if not differing_axes(kernel.size, *_in_one_unit(kernel_grid, grid)):
         return []
@@ -136,12 +137,14 @@ def _check_spacing(kernel: Kernel, kernel_grid: Grid, grid: Grid | None) -> list
         # nibabel, SimpleITK and others write this for voxels of unknown size
         return [
             f"{kernel_spacing}, as of files that tell no size, and the volume of "
-            f"{_spacing_text(grid)}: the kernel is applied voxel by voxel; --kernel-spacing "
-            "resample trusts its spacing, --kernel-spacing ignore silences this note"
+            f"{_spacing_text(grid)}: the kernel is applied voxel by voxel; "
+            f"{setting('kernel_spacing', 'resample')} trusts its spacing, "
+            f"{setting('kernel_spacing', 'ignore')} silences this note"
         ]
     raise ShapeError(
-        f"{kernel_spacing}, the volume of {_spacing_text(grid)}; pass --kernel-spacing resample to "
-        "resample the kernel, or ignore to apply it voxel by voxel"
+        f"{kernel_spacing}, the volume of {_spacing_text(grid)}; pass "
+        f"{setting('kernel_spacing', 'resample')} to resample the kernel, or "
+        f"{setting('kernel_spacing', 'ignore')} to apply it voxel by voxel"
     )
 
 
@@ -151,21 +154,22 @@ def _resampled(
     """The kernel at the volume's spacing, and a note if that changed it. Raises: ShapeError."""
     if kernel_grid is None or kernel_grid.lacks:
         raise ShapeError(
-            f"kernel {kernel.name} cannot be resampled: it {(kernel_grid or Grid()).lacks}, as "
-            "files of volumes can; leave out --kernel-spacing resample to apply it voxel by voxel"
+            f"{kernel.title} cannot be resampled: it {(kernel_grid or Grid()).lacks}, as files of "
+            f"volumes can; leave out {setting('kernel_spacing', 'resample')} to apply it voxel by "
+            "voxel"
         )
     if grid is None or grid.lacks:
         lacks = "no volume is known" if grid is None else f"the volume {grid.lacks}"
         raise ShapeError(
-            f"kernel {kernel.name} cannot be resampled: {lacks}; tell it with --spacing, or leave "
-            "out --kernel-spacing resample to apply the kernel voxel by voxel"
+            f"{kernel.title} cannot be resampled: {lacks}; give it ({setting('spacing')}), or "
+            f"leave out {setting('kernel_spacing', 'resample')} to apply the kernel voxel by voxel"
         )
     spacings = _in_one_unit(kernel_grid, grid)
     if not differing_axes(kernel.size, *spacings):
         return kernel, []
-    resampled = resample_kernel(kernel, *spacings)
+    resampled = replace(resample_kernel(kernel, *spacings), grid=grid)
     note = (
-        f"kernel {kernel.name} is resampled from voxels of {_spacing_text(kernel_grid)} to "
+        f"{kernel.title} is resampled from voxels of {_spacing_text(kernel_grid)} to "
         f"{_spacing_text(grid)}, from {_size_text(kernel.size)} to {_size_text(resampled.size)} "
         f"weights; its sum stays {kernel.sum:.6g}"
     )

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from conv3d_cli.errors import ShapeError, SpecError
+from conv3d_cli.errors import ShapeError, SpecError, setting
 from conv3d_cli.kernels import read_kernel
 from conv3d_cli.kernels.lengths import MAX_WEIGHTS, require_memory
 from conv3d_cli.layer import get_constraint, get_initializer, get_regularizer
@@ -39,12 +39,12 @@ def resolve_kernel(
         kernel = draw_kernel(stage, shape[4], seed)
         if stage.seed is None:
             notes.append(
-                f"kernel {kernel.name} is drawn by its initializer with seed {seed}; --seed N "
-                "draws another"
+                f"{kernel.title} is drawn by its initializer with seed {seed}; "
+                f"{setting('seed')} draws another"
             )
     else:
         given = stage.kernel if isinstance(stage.kernel, Kernel) else None
-        text = None if given else str(stage.kernel)
+        text = str(stage.kernel) if given is None else given.name if given.grid else None
         kernel = given or read_kernel(str(stage.kernel), grid)
         kernel, adaptation_notes = adapt_kernel(
             kernel, text, grid, stage.adaptation, stage.normalize
@@ -52,7 +52,7 @@ def resolve_kernel(
         notes += adaptation_notes
     if stage.kernel_size is not None and kernel.size != triple(stage.kernel_size, "kernel_size"):
         raise ShapeError(
-            f"kernel_size must be the size of the kernel {kernel.name}, {kernel.size}, received "
+            f"kernel_size must be the size of {kernel.title}, {kernel.size}, received "
             f"{stage.kernel_size}; correct it or leave it out"
         )
     if stage.magnitude and not kernel.is_bank:

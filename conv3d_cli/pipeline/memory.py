@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from conv3d_cli.convolution.slabs import Slab, cut_slabs, first_needed, last_needed, most_planes
-from conv3d_cli.errors import MemoryLimitError
+from conv3d_cli.errors import MemoryLimitError, setting
 from conv3d_cli.kernels.lengths import memory_for_weights
 from conv3d_cli.pipeline.stream import WRITES_BEHIND
 from conv3d_cli.system.machine import format_bytes, memory_ceiling
@@ -115,10 +115,10 @@ def check_planning(
     if use.total > max(limit, PROCESS_BYTES):
         kernel = kernels[-1]
         raise MemoryLimitError(
-            f"the {kernel.weights.size:,} weights of kernel {kernel.name} need "
+            f"the {kernel.weights.size:,} weights of {kernel.title} need "
             f"{format_bytes(use.total)} of memory for the whole process ({use}), the ceiling is "
-            f"{format_bytes(limit)}; pass --max-memory {megabytes(use.total)} or more, or a "
-            "smaller kernel"
+            f"{format_bytes(limit)}; pass {setting('max_memory', megabytes(use.total))} or more, "
+            "or a smaller kernel"
         )
     return use
 

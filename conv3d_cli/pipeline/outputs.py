@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from conv3d_cli.errors import setting
+
 if TYPE_CHECKING:
     from conv3d_cli.convolution.prepared import Convolution
     from conv3d_cli.model.volume import Array
@@ -52,8 +54,8 @@ class OutputRole:
 
     @property
     def flag(self) -> str:
-        """The option on the command line."""
-        return f"--{self.name}-out"
+        """The option as messages name it."""
+        return setting(self.option)
 
 
 def _coverage(convolution: Convolution) -> Array:

@@ -15,7 +15,7 @@ import numpy as np
 
 from conv3d_cli.convolution.assemble import ResolvedConvolution, assemble, resolve_convolution
 from conv3d_cli.convolution.prepared import Convolution
-from conv3d_cli.errors import ShapeError
+from conv3d_cli.errors import ShapeError, setting
 from conv3d_cli.formats import (
     is_stream,
     open_volume,
@@ -271,7 +271,8 @@ def _output_header(job: Job, source: VolumeHeader, chain: list[_ResolvedStage]) 
         header = replace(header, history=(*source.history, job.history))
     if job.scale == "auto" and "s" in header.axes.letters:
         raise ShapeError(
-            "--scale auto is not for RGB voxels, whose readers ignore a slope; leave it out"
+            f"{setting('scale', 'auto')} is not for RGB voxels, whose readers ignore a slope; "
+            "leave it out"
         )
     return header
 
@@ -304,17 +305,18 @@ def _output_dtype(job: Job, source: VolumeHeader) -> np.dtype[Any]:
     if job.dtype != SAME_DTYPE:
         return np.dtype(job.dtype)
     dtype = source.dtype
-    cure = "pass another --dtype, such as float32"
+    same, auto = setting("dtype", SAME_DTYPE), setting("scale", "auto")
+    cure = f"pass another dtype, such as {setting('dtype', 'float32')}"
     if dtype.name not in OUTPUT_DTYPES:
-        raise ShapeError(f"--dtype same: no output has the input's dtype {dtype.name}; {cure}")
+        raise ShapeError(f"{same}: no output has the input's dtype {dtype.name}; {cure}")
     if dtype.kind == "f" and job.scale == "auto":
-        raise ShapeError(f"--scale auto is for integer outputs, and the input is {dtype.name}")
+        raise ShapeError(f"{auto} is for integer outputs, and the input is {dtype.name}")
     if dtype.kind != "f" and source.scale != (1.0, 0.0) and job.scale != "auto":
         slope, intercept = source.scale
         raise ShapeError(
-            f"--dtype same: the input stores {dtype.name} with a scale (value = stored * {slope:g} "
+            f"{same}: the input stores {dtype.name} with a scale (value = stored * {slope:g} "
             f"+ {intercept:g}), without which values would be rounded to whole numbers; pass "
-            f"--scale auto (NIfTI), too, or {cure}"
+            f"{auto} (NIfTI), too, or {cure}"
         )
     return dtype
 
@@ -449,16 +451,11 @@ def output_header(
     transform : VoxelTransform      from output voxels to input voxels
     dtype : dtype                   of the output
     """
-    letters = source.axes.letters
+    letters = source.axes.letters_after(shape)
     channels = shape[4]
     sizes = dict(zip("zyx", shape[1:4], strict=True))
-    if channels != source.shape[4]:
-        # one channel axis; samples of a pixel (s) remain samples only if their number is unchanged
-        letters = letters.replace("s", "" if "c" in letters else "c")
     if len([a for a in letters if a in "cs"]) < 2:
         sizes[next((a for a in letters if a in "cs"), "c")] = channels
-    if "z" not in letters and shape[1] > 1:
-        letters = letters.replace("y", "zy")
     letters = output_format(target).output_letters(letters, channels, dtype)
     channel_letters = [a for a in letters if a in "cs"]
     if len(channel_letters) == 1:

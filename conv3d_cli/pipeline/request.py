@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from conv3d_cli.errors import SpecError, name_hint
+from conv3d_cli.errors import SpecError, name_hint, setting, words
 from conv3d_cli.formats import check_compression, output_format, scaled_formats
 from conv3d_cli.kernels.lengths import read_spacing
 from conv3d_cli.layer import get_activation, get_constraint, get_initializer, get_regularizer
@@ -98,16 +98,21 @@ class Stage:
         # Settings that are wrong for every volume are refused here, before any file is opened.
         if self.kernel is None and (self.filters is None or self.kernel_size is None):
             raise SpecError(
-                "no kernel: pass -k, for example -k gaussian:fwhm=6mm, a config with a kernel "
-                "(-c), or --filters and --kernel-size for a kernel drawn by --kernel-initializer"
+                "no kernel: "
+                + words(
+                    "pass -k, for example -k gaussian:fwhm=6mm, a config with a kernel (-c), or",
+                    "pass one, for example 'gaussian:fwhm=6mm', config= with a kernel, or",
+                )
+                + f" {setting('filters')} and {setting('kernel_size')} for a kernel drawn by "
+                f"{setting('kernel_initializer')}"
             )
         if self.kernel_size is not None:
             triple(self.kernel_size, "kernel_size")
         _ = self._filter_spec, self.adaptation
         if self.kernel is None and self.subtract_background is not None:
             raise SpecError(
-                "--subtract-background is for kernels from files, and this one is drawn by its "
-                "initializer; leave it out"
+                f"{setting('subtract_background')} is for kernels from files, and this one is "
+                "drawn by its initializer; leave it out"
             )
         for identifier in self.activations:
             activation = get_activation(identifier)
@@ -136,7 +141,8 @@ class Stage:
     def with_made_kernel(self, kernel: Kernel) -> Stage:
         """The stage with its final kernel: read or drawn, adapted, flipped, constrained.
 
-        Settings that shaped the kernel return to their defaults; notes and files are dropped.
+        Settings that shaped the kernel return to their defaults; notes, files and the kernel's own
+        grid are dropped.
 
         >>> import numpy as np
         >>> stage = Stage("box:size=3", strides=2, flip=True)
@@ -144,9 +150,9 @@ class Stage:
         >>> final.strides, final.flip
         (2, False)
         """
-        return replace(
-            self, **{**_defaults(Stage, _MAKES_KERNEL), "kernel": kernel, "notes": (), "files": ()}
-        )
+        kernel = kernel if kernel.grid is None else replace(kernel, grid=None)
+        made = {"kernel": kernel, "notes": (), "files": ()}
+        return replace(self, **{**_defaults(Stage, _MAKES_KERNEL), **made})
 
     @property
     def adaptation(self) -> KernelAdaptation:
@@ -272,15 +278,16 @@ class Job:
         means = self.missing.has_weights or self.missing.nan == "ignore"
         if means and len(self.stages) > 1:
             raise SpecError(
-                "a mask, missing values and --nan ignore are for one convolution, received a stack "
-                f"of {len(self.stages)} layers; run the layers one by one"
+                f"a mask, missing values and {setting('nan', 'ignore')} are for one convolution, "
+                f"received a stack of {len(self.stages)} layers; run the layers one by one"
             )
         boundary = self.stages[-1].spec(is_layer=False).boundary
         for role in (ROLES[output.role] for output in self.beside):
             if role.of_means and not self.missing.takes_means(boundary):
                 raise SpecError(
-                    f"{role.flag} {role.purpose}, and this job takes none; pass --mask, "
-                    "--nan ignore, --missing or --boundary renormalize"
+                    f"{role.flag} {role.purpose}, and this job takes none; pass {setting('mask')}, "
+                    f"{setting('nan', 'ignore')}, {setting('missing')} or "
+                    f"{setting('boundary', 'renormalize')}"
                 )
         if self.scale not in ("none", "auto"):
             raise SpecError(f"scale must be none or auto, received '{self.scale}'")
@@ -288,9 +295,11 @@ class Job:
             not output_format(self.target).holds_scale or self.dtype.startswith("float")
         ):
             raise SpecError(
-                "--scale auto is for integer outputs in formats that hold a slope and an "
-                f"intercept, {scaled_formats()}; received {self.dtype} in {self.target}; pass "
-                "--dtype int16 (or another integer dtype), and a name with such a suffix"
+                f"{setting('scale', 'auto')} is for integer outputs in formats that hold a slope "
+                f"and an intercept, {scaled_formats()}; received {self.dtype} in {self.target}; "
+                "pass "
+                f"{setting('dtype', 'int16')} (or another integer dtype), and a name with such a "
+                "suffix"
             )
         if self.on_cluster and (self.strict or self.scale != "none"):
             raise SpecError("--scheduler does not take --strict and --scale yet: leave it out")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from conv3d_cli.errors import OutputExistsError, ShapeError
+from conv3d_cli.errors import OutputExistsError, ShapeError, setting
 from conv3d_cli.formats import (
     check_output,
     create_volume,
@@ -124,8 +124,8 @@ def _check_target(job: Job, make_folder: bool) -> None:
         and not job.overwrite
     ):
         raise OutputExistsError(
-            f"cannot write {job.target}: it is the input; name another file, or pass --overwrite "
-            "to replace it at the end"
+            f"cannot write {job.target}: it is the input; name another file, or pass "
+            f"{setting('overwrite', True)} to replace it at the end"
         )
     if part := replaced_part(job.source, job.target):
         raise OutputExistsError(
@@ -301,7 +301,7 @@ def _additional_writer(path: str, prepared: PreparedJob) -> VolumeWriter:
 def _refuse_losses(notes: list[str]) -> None:
     """Raises: ShapeError under --strict if there are notes on losses."""
     if notes:
-        raise ShapeError(f"--strict: {'; '.join(notes)}; nothing was written")
+        raise ShapeError(f"{setting('strict', True)}: {'; '.join(notes)}; nothing was written")
 
 
 def _coverage_notes(prepared: PreparedJob) -> list[str]:
@@ -312,7 +312,7 @@ def _coverage_notes(prepared: PreparedJob) -> list[str]:
             return []
         condition = (
             f"inside the mask had less than {missing.min_coverage:g} of the kernel's weight "
-            "(--min-coverage)"
+            f"({setting('min_coverage')})"
         )
         if not first.any_mean:
             raise ShapeError(f"no voxel is left: all {first.below_min_coverage} voxels {condition}")
@@ -325,7 +325,7 @@ def _coverage_notes(prepared: PreparedJob) -> list[str]:
         raise ShapeError("no voxel is left: all of them are missing")
     return [
         f"{count} voxels ({100 * count / total:.2g} %) had too little of the kernel's "
-        "weight (--min-coverage) and are NaN"
+        f"weight ({setting('min_coverage')}) and are NaN"
         for count, total in counts
         if count
     ]
@@ -342,11 +342,11 @@ def clipped_note(job: Job, dtype: np.dtype[Any], clipped: int, voxels: int) -> l
         return []
     percent = 100 * clipped / max(1, voxels)
     limits = np.iinfo(dtype)
-    cures = ["--dtype float32 keeps all values"]
+    cures = [f"{setting('dtype', 'float32')} keeps all values"]
     if limits.min == 0:
         cures.append("int16 negative ones")
     if output_format(job.target).holds_scale and job.scale == "none":
-        cures.append("--scale auto fits them in")
+        cures.append(f"{setting('scale', 'auto')} fits them in")
     return [
         f"{count_of(clipped, 'voxel')} ({percent:.2g} %) did not fit {dtype.name} ({limits.min} to "
         f"{limits.max}) and were clipped; {', '.join(cures)}"

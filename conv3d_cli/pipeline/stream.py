@@ -126,11 +126,13 @@ def stream(
     team: Team,
     progress: Callable[[int, int], None] | None = None,
     beside: Sequence[tuple[OutputRole, VolumeWriter]] = (),
+    in_turn: bool = False,
 ) -> StageTimes:
     """Move every slab from reader to writer through the engine: one read ahead, two writes behind.
 
     progress : callable or None     called with (values finished, values in all), from any thread
     beside : sequence               role and writer of each additional volume
+    in_turn : bool                  read, compute and write in the calling thread, one after another
     Returns the times. Raises: whatever reader, convolution or writer raise.
     """
     convolution = stream_plan.convolution
@@ -180,7 +182,11 @@ def stream(
 
         return write
 
-    overlap(len(steps), read, compute, times, behind=WRITES_BEHIND)
+    if in_turn:
+        for step in range(len(steps)):
+            compute(step, read(step))()
+    else:
+        overlap(len(steps), read, compute, times, behind=WRITES_BEHIND)
     return times
 
 

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from conv3d_cli.engine.cpu import cpu_class
-from conv3d_cli.errors import FormatError, SpecError
+from conv3d_cli.errors import FormatError, SpecError, setting
 from conv3d_cli.kernels.lengths import parse_lengths, read_lengths
 from conv3d_cli.model.grid import Grid
 from conv3d_cli.model.missing import NOTHING
@@ -43,8 +43,9 @@ def sidecar_name(target: str) -> str:
     if target == "-" or "://" in target:
         what = "standard output" if target == "-" else target
         raise SpecError(
-            f"--sidecar writes a file beside the output, and {what} has no local folder: "
-            "name a file with -o"
+            f"{setting('sidecar')} writes a file beside the output, and {what} has no local "
+            "folder: "
+            "name a file"
         )
     name = target.rstrip("/" + os.sep)
     return f"{name[: len(name) - len(suffix_of(name))]}.json"

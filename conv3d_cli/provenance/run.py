@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from conv3d_cli.errors import FormatError, OutputExistsError, SpecError
+from conv3d_cli.errors import FormatError, OutputExistsError, SpecError, setting
 from conv3d_cli.formats import written_files
 from conv3d_cli.pipeline.outputs import ROLES, VOLUME
 from conv3d_cli.pipeline.prepare import PreparedJob
@@ -112,16 +112,19 @@ def plan_recordings(
 def check_recordable(job: Job, given: Settings) -> list[InputFile]:
     """The files that a job reads, if it can be repeated from its record. Raises: SpecError."""
     if job.source == "-":
-        raise SpecError("--sidecar names the input, and a pipe has no name: pass a file")
+        raise SpecError(
+            f"{setting('sidecar')} names the input, and a pipe has no name: pass a file"
+        )
     for output in job.beside:
         if output.path == "-":
             flag = ROLES[output.role].flag
             raise SpecError(
-                f"--sidecar records the {output.role}, and a pipe leaves no file: pass {flag} FILE"
+                f"{setting('sidecar')} records the {output.role}, and a pipe leaves no file: pass "
+                f"{flag} FILE"
             )
     if os.path.realpath(job.source) == os.path.realpath(job.target):
         raise SpecError(
-            f"--sidecar names the input {job.source}, which this output replaces: "
+            f"{setting('sidecar')} names the input {job.source}, which this output replaces: "
             "name another output"
         )
     try:
@@ -131,7 +134,8 @@ def check_recordable(job: Job, given: Settings) -> list[InputFile]:
     for file in files:
         if "://" in file.path:
             raise SpecError(
-                f"--sidecar records digests of files, and {file.path} is a URL: name a local copy"
+                f"{setting('sidecar')} records digests of files, and {file.path} is a URL: name a "
+                "local copy"
             )
     return files
 

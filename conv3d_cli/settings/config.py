@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from conv3d_cli.errors import ConfigError, FormatError, SpecError, unknown_name
+from conv3d_cli.errors import ConfigError, FormatError, SpecError, unknown_name, words
 from conv3d_cli.settings.mask_rules import located_mask
 from conv3d_cli.settings.option import File, Place
 from conv3d_cli.settings.options import JOB_KEYS, OPTION, OPTIONS, STAGE_KEYS, Settings, overlay
@@ -208,7 +208,8 @@ def _kernel_settings(value: Any, folder: Path | None, complete: bool) -> Setting
         except SpecError as error:
             if value.lower().endswith(MODEL_SUFFIXES):
                 # no layer is named: perhaps the user means the whole model
-                raise SpecError(f"{error}, or pass -c {value} to run the whole model") from None
+                whole = words(f"-c {value}", f"config={value!r}")
+                raise SpecError(f"{error}, or pass {whole} to run the whole model") from None
             raise
         files = (weights.split_name(value)[0],)
         lacking = [WEIGHTS_ONLY] if saved.config is None and not complete else []
@@ -221,6 +222,8 @@ def _kernel_settings(value: Any, folder: Path | None, complete: bool) -> Setting
 
     from conv3d_cli.model.kernel import Kernel
 
+    if isinstance(value, Kernel):
+        return Settings(kernel=value)
     try:
         array = np.array(value, dtype=np.float64)
     except (ValueError, TypeError):
@@ -373,7 +376,8 @@ def read_model_file(path: str) -> Config:
     model = weights.model_config(path)
     if model is None:
         raise FormatError(
-            f"config {path} holds weights but no model; pass it as a kernel: -k {path}::LAYER"
+            f"config {path} holds weights but no model; pass it as a kernel: "
+            + words(f"-k {path}::LAYER", f"kernel='{path}::LAYER'")
         )
     try:
         config = from_keras(model, path, trained=True)

@@ -10,7 +10,7 @@ import json
 from dataclasses import dataclass, replace
 from typing import Any
 
-from conv3d_cli.errors import SpecError
+from conv3d_cli.errors import SpecError, setting, words
 from conv3d_cli.settings.config import Config, layer_settings, read_config
 from conv3d_cli.settings.option import Place
 from conv3d_cli.settings.options import OPTION, OPTIONS, SHORTHANDS, Settings, overlay
@@ -67,11 +67,29 @@ def merge_settings(given: Settings) -> JobSettings:
         return JobSettings(stages, run)
     if len(stages) > 1:
         raise SpecError(
-            f"--like {run.like} is for one convolution, received a stack of {len(stages)} layers; "
+            f"{setting('like', run.like)} is for one convolution, received a stack of "
+            f"{len(stages)} layers; "
             "leave it out"
         )
     stage, run, applied = apply_preset(run.like.lower(), stages[0], run)
     return JobSettings((stage,), run, applied)
+
+
+def apply_settings(given: Settings) -> JobSettings:
+    """Merge as `merge_settings` does; with --to-fwhm, the kernel is chosen later.
+
+    given : Settings        options given on the command line and in a manifest's row, or in Python
+    Raises: as `merge_settings`; SpecError for --to-fwhm together with a kernel.
+    """
+    settings = merge_settings(given)
+    if given.to_fwhm:
+        if len(settings.stages) > 1 or settings.stages[0].kernel is not None:
+            kernel = words("-k, --fwhm, --sigma", "the kernel, fwhm= and sigma=")
+            raise SpecError(
+                f"{setting('to_fwhm')} chooses the kernel; leave out {kernel} and a config's kernel"
+            )
+        settings = replace(settings, stages=(replace(settings.stages[0], kernel="identity"),))
+    return settings
 
 
 def _stages(given: Settings, config: Config) -> tuple[Settings, ...]:
@@ -92,9 +110,7 @@ def _stages(given: Settings, config: Config) -> tuple[Settings, ...]:
             return tuple(
                 replace(stage, seed=own.seed + number) for number, stage in enumerate(config.stages)
             )
-        flags = ", ".join(
-            o.flags[-1].partition("/")[0] for o in OPTIONS if o.name in names and o.name != "seed"
-        )
+        flags = ", ".join(setting(o.name) for o in OPTIONS if o.name in names and o.name != "seed")
         raise SpecError(
             f"{flags} cannot be given for a stack of {len(config.stages)} layers; "
             f"set it in the config {config.path}"
@@ -112,7 +128,9 @@ def _stages(given: Settings, config: Config) -> tuple[Settings, ...]:
         # a given bias is used even if the config says use_bias = false
         stage = stage.without("use_bias")
     parsed = {
-        o.name: _layer_value(o.flags[0], names[o.name]) for o in LAYER_VALUES if o.name in names
+        o.name: _layer_value(setting(o.name), names[o.name])
+        for o in LAYER_VALUES
+        if o.name in names
     }
     return (overlay(stage, layer_settings(replace(own, **parsed))),)
 

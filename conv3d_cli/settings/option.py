@@ -189,6 +189,7 @@ class Option:
     config : Value or None  rule for its value in a config; None: configs have no such key
     manifest : bool         a manifest may have a column for it
     explains : bool         it is also an option of `conv3d explain`
+    python : bool           it is also an argument of `convolve_file()`
     field : str             field of `Stage`, `Job` or `Missing` that it sets; "" if none
     resumes : bool          --resume makes an output again if this value has changed
     gives_kernel : bool     it names the kernel's source; recorded commands begin with it
@@ -215,6 +216,7 @@ class Option:
     config: Value | None
     manifest: bool
     explains: bool
+    python: bool
     field: str
     resumes: bool
     gives_kernel: bool
@@ -277,6 +279,7 @@ def option(
     config: Value | bool | None = None,
     manifest: bool | None = None,
     explains: bool | None = None,
+    python: bool | None = None,
     field: str | None = None,
     resumes: bool | None = None,
     gives_kernel: bool = False,
@@ -287,8 +290,8 @@ def option(
     """Declare a field of `Settings`; the parameters are those of `Option`.
 
     By default, an option of a convolution or a job is also a config key, a manifest column and an
-    option of `explain`; --resume compares the options that shape the result; and an option sets the
-    field of its own name.
+    option of `explain`; `convolve_file()` takes these and all that shape the result; --resume
+    compares the options that shape the result; and an option sets the field of its own name.
 
     Raises: ValueError if the section is unknown, or an option with a section has no help.
     """
@@ -313,6 +316,7 @@ def option(
         "config": (kind.value if config else None) if isinstance(config, bool) else config,
         "manifest": inner if manifest is None else manifest,
         "explains": inner if explains is None else explains,
+        "python": inner or shapes if python is None else python,
         "field": field,
         "resumes": shapes if resumes is None else resumes,
         "gives_kernel": gives_kernel,

@@ -620,6 +620,7 @@ class Settings:
         Place.COMMAND,
         "Checks and provenance",
         shapes=False,
+        python=True,
         metavar="N",
         resumes=True,
         help="Afterwards, compute N voxels again from the files by another method, in float64; "
@@ -651,6 +652,7 @@ class Settings:
         Place.COMMAND,
         "Checks and provenance",
         shapes=False,
+        python=True,
         help="Also write OUT.json: digests of the inputs, kernel, padding, versions, and the "
         "command, which `conv3d rerun` repeats.",
     )
@@ -1013,6 +1015,8 @@ STAGE_KEYS = tuple(o.name for o in OPTIONS if o.config is not None and o.place i
 JOB_KEYS = tuple(
     o.name for o in OPTIONS if o.config is not None and o.place in (Place.JOB, Place.MISSING)
 )
+# Arguments of `convolve_file()` besides source, target and kernel.
+PYTHON_OPTIONS = tuple(o for o in OPTIONS if o.python and o.section and o.name != "kernel")
 # Columns of a manifest besides input and output. The other options apply to the whole command.
 MANIFEST_OPTIONS = tuple(o.name for o in OPTIONS if o.manifest)
 

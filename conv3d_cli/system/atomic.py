@@ -28,7 +28,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
-from conv3d_cli.errors import Conv3DError, OutputExistsError, WriteError
+from conv3d_cli.errors import Conv3DError, OutputExistsError, WriteError, setting, words
 
 
 def suffix_of(path: str | os.PathLike[str], known: tuple[str, ...] = ()) -> str:
@@ -115,11 +115,13 @@ def check_target(
                 raise WriteError(f"cannot write {path}: permission denied")
             return
         if target.is_dir() and not folder:
-            raise WriteError(f"cannot write {path}: it is a folder; name a file, or use --out-dir")
+            cure = words("name a file, or use --out-dir", "name a file in it")
+            raise WriteError(f"cannot write {path}: it is a folder; {cure}")
         if os.path.lexists(target) and not overwrite:
             kind = "folder" if target.is_dir() else "file"
             raise OutputExistsError(
-                f"cannot write {path}: {kind} exists; pass --overwrite to replace it"
+                f"cannot write {path}: {kind} exists; pass {setting('overwrite', True)} to "
+                "replace it"
             )
         if folder and target.exists() and not target.is_dir():
             raise WriteError(
@@ -215,7 +217,7 @@ class AtomicFile:
                 if not self._overwrite:
                     raise OutputExistsError(
                         f"cannot write {self.path}: file appeared meanwhile; "
-                        "pass --overwrite to replace it"
+                        f"pass {setting('overwrite', True)} to replace it"
                     )
                 if not stat.S_ISREG(old.st_mode):
                     raise WriteError(
@@ -445,7 +447,7 @@ class AtomicFolder:
                 if not self._overwrite:
                     raise OutputExistsError(
                         f"cannot write {self.path}: folder appeared meanwhile; "
-                        "pass --overwrite to replace it"
+                        f"pass {setting('overwrite', True)} to replace it"
                     )
                 _copy_access(self.temporary, self._target, old)
                 _copy_access_within(self.temporary, self._target)

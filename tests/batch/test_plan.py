@@ -162,7 +162,7 @@ def test_a_coverage_is_one_jobs_own(folder: Path) -> None:
     assert plan_jobs(BatchRequest(("in/a.npy",), output="x.npy"), Options(one)).jobs[0].beside == (
         Output("coverage", "c.npy"),
     )
-    with pytest.raises(SpecError, match="--coverage-out names one file, received 2 inputs"):
+    with pytest.raises(SpecError, match="coverage_out= names one file, received 2 inputs"):
         pairs(BatchRequest(("in",), out_dir="out"), **one)
     (folder / "m.csv").write_text(
         "input,output,coverage_out\nin/a.npy,x.npy,c.npy\nin/b.npy,y.npy,c.npy\n"

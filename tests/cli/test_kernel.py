@@ -23,6 +23,7 @@ from conv3d_cli.errors import (
     ShapeError,
     SpecError,
     UnknownNameError,
+    for_command_line,
 )
 from conv3d_cli.kernels import BUILTIN_KERNELS, read_kernel, write_kernel
 from conv3d_cli.model.grid import Grid, affine_from_spacing
@@ -32,7 +33,8 @@ from conv3d_cli.model.kernel import Kernel
 
 
 def run(*arguments: str | Path) -> Result:
-    result = CliRunner().invoke(kernel, [str(a) for a in arguments])
+    with for_command_line():  # as the main command has it
+        result = CliRunner().invoke(kernel, [str(a) for a in arguments])
     assert not result.stderr or result.exit_code
     return result
 

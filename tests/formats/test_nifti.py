@@ -922,7 +922,7 @@ class TestHeader:
     )
     def test_dtypes_that_are_not_written(self, tmp_path: Path, dtype: str, cure: str) -> None:
         for suffix in SUFFIXES:
-            with pytest.raises(WriteError, match=f"--dtype {cure}"):
+            with pytest.raises(WriteError, match=f"use dtype {cure}"):
                 write_volume(
                     str(tmp_path / f"v{suffix}"), Volume(values((3, 4, 5)).astype(dtype), "zyx")
                 )
@@ -1066,7 +1066,7 @@ class TestLies:
             try:
                 write_volume(str(tmp_path / "back.nii"), volume, overwrite=True)
             except WriteError as error:
-                assert "--dtype" in str(error) or "affine" in str(error)  # noqa: PT017
+                assert "use dtype" in str(error) or "affine" in str(error)  # noqa: PT017
 
 
 # --------------------------------------------------------------------------------------------------

@@ -130,7 +130,7 @@ def test_axes_name_the_array_as_numpy_shows_it(path: Path, letters: str, order: 
 def test_two_axes_need_names(path: Path) -> None:
     np.save(path, np.zeros((3, 4)))
     with pytest.raises(
-        FormatError, match=r"at least 3 axes, the array has 2; name them with --axes \(yx\)"
+        FormatError, match=r"at least 3 axes, the array has 2; name them with axes= \(yx\)"
     ):
         open_npy(str(path))
     assert read_all(path, axes="yx").shape == (1, 1, 3, 4, 1)
@@ -568,4 +568,4 @@ def test_axes_that_another_format_named_are_told(tmp_path: Path, letters: str, t
         header = VolumeHeader(axes, np.dtype(np.float32), format=source, metadata=metadata)
         with npy.create_npy(str(tmp_path / f"{source}.npy"), header) as writer:
             notes = " ".join(writer.notes)
-        assert (f"--axes {letters}" in notes) == (told and source == "NIfTI")
+        assert (f"axes={letters!r}" in notes) == (told and source == "NIfTI")

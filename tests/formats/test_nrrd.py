@@ -315,7 +315,7 @@ def test_axes(tmp_path: Path, fields: dict[str, str], axes: str) -> None:
     path = nrrd_file(tmp_path / "a.nrrd", data, **fields)
     with open_volume(path) as reader:
         assert reader.header.axes.letters == axes
-        assert any("--axes overrides this" in note for note in reader.notes) == (not fields)
+        assert any("axes= overrides this" in note for note in reader.notes) == (not fields)
     assert read_volume(path, axes="czyx").axes == "czyx"
     with open_volume(path, channels_first=True) as reader:
         assert reader.header.axes.letters == (axes if fields else "czyx")

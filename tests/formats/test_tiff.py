@@ -207,13 +207,13 @@ def test_unnamed_axes(tmp_path: Path) -> None:
     tifffile.imwrite(path, values(2, 3, 6, 5), photometric="minisblack")
     with open_volume(str(path)) as reader:
         assert reader.header.axes.letters == "tzyx"
-        assert any("--axes" in note for note in reader.notes)
+        assert any("axes=" in note for note in reader.notes)
     with open_volume(str(path), channels_first=True) as reader:
         assert reader.header.axes.letters == "czyx"
     with open_volume(str(path), axes="zcyx") as reader:
         assert reader.header.shape == (1, 2, 6, 5, 3)
     with pytest.raises(
-        FormatError, match=r"--axes zyx names 3 axes, it has 4: shape \(2, 3, 6, 5\)"
+        FormatError, match=r"axes='zyx' names 3 axes, it has 4: shape \(2, 3, 6, 5\)"
     ):
         open_volume(str(path), axes="zyx")
     with pytest.raises(SpecError, match="different letters"):
@@ -777,7 +777,7 @@ def test_ome_descriptions_that_promise_too_much(tmp_path: Path) -> None:
         assert "planes" in damaged(tmp_path, ome_file(path, [page, page], **lie))
     assert tracemalloc.get_traced_memory()[1] < 1 << 24
     tracemalloc.stop()
-    assert "--axes" in damaged(tmp_path, ome_file(path, [page, page], tag="Other"))
+    assert "axes=" in damaged(tmp_path, ome_file(path, [page, page], tag="Other"))
     assert read_volume(str(tmp_path / "bad.tif"), axes="zyx").data.shape == (2, 6, 5)
     for other in (page[:, :4], page[:3], page.astype(np.uint8), page.astype(np.int16)):
         damaged(tmp_path, ome_file(path, [page, other]))

@@ -257,7 +257,7 @@ def test_bare_arrays(tmp_path: Path, zarr_format: int, rng: np.random.Generator)
         with open_volume(str(tmp_path / name)) as reader:
             assert reader.header.axes.letters == "zyxc"
             assert reader.notes == (
-                "the array has no OME metadata: read as zyxc; --axes overrides this",
+                "the array has no OME metadata: read as zyxc; axes= overrides this",
             )
         with open_volume(str(tmp_path / name), channels_first=True) as reader:
             assert reader.header.axes.letters == "czyx"
@@ -592,7 +592,7 @@ def test_remote_stores(memory: str, rng: np.random.Generator) -> None:
     path = f"{memory}/a.ome.zarr"
     write_volume(path, first, levels=2)
     np.testing.assert_array_equal(read_volume(path).data, first.data)
-    with pytest.raises(OutputExistsError, match="--overwrite"):
+    with pytest.raises(OutputExistsError, match="overwrite=True"):
         write_volume(path, second)
     beside = f"{memory}/a.ome.zar[r].zarr"  # no pattern
     write_volume(beside, second)
@@ -1082,7 +1082,7 @@ def test_rows_of_chunks_are_counted(tmp_path: Path, rng: np.random.Generator) ->
             max_memory=ceiling,
         )
     )
-    with pytest.raises(MemoryLimitError, match=r"pass --max-memory \d+M"):
+    with pytest.raises(MemoryLimitError, match=r"pass max_memory='\d+M'"):
         run_job(
             Job(
                 str(deep),
@@ -1148,7 +1148,7 @@ def test_other_formats_have_no_chunks(
     job = Job(
         str(tmp_path / "a.zarr"), str(tmp_path / "b.npy"), (Stage("box:size=3"),), **{option: value}
     )
-    with pytest.raises(SpecError, match=rf"--{option} is for OME-Zarr"):
+    with pytest.raises(SpecError, match=rf"{option}= is for OME-Zarr"):
         run_job(job)
     with pytest.raises(SpecError, match=option):
         replace(job, target=str(tmp_path / "b.zarr"), **{option: 0})

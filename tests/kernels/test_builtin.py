@@ -631,7 +631,8 @@ def test_mm_needs_a_spacing() -> None:
         read_kernel("gaussian:fwhm=6mm", Grid())
     assert caught.value.exit_code == 4
     with pytest.raises(
-        ShapeError, match=r"fwhm=6mm needs a voxel spacing, and no volume is known.*--like"
+        ShapeError,
+        match=r"fwhm=6mm needs a voxel spacing, and no volume is known.*pass a Volume to conv3d",
     ):
         read_kernel("gaussian:fwhm=6mm")
 

@@ -182,7 +182,7 @@ def test_write_refuses_unknown_suffixes_and_existing_files(
     ):
         write_kernel(tmp_path / "k.mat", Kernel(weights))
     write_kernel(tmp_path / "k.npy", Kernel(weights))
-    with pytest.raises(OutputExistsError, match="pass --overwrite"):
+    with pytest.raises(OutputExistsError, match="pass overwrite=True"):
         write_kernel(tmp_path / "k.npy", Kernel(weights * 2))
     write_kernel(tmp_path / "k.npy", Kernel(weights * 2), overwrite=True)
     assert np.array_equal(read_kernel(str(tmp_path / "k.npy")).weights, weights * 2)

@@ -318,10 +318,10 @@ def test_volumes_without_orientation_take_their_own_axes() -> None:
 @pytest.mark.parametrize(
     ("text", "grid", "error", "message"),
     [
-        ("sobel:axis=x:orient=world", None, ShapeError, "orient=world needs world coordinates.*pass --like VOLUME"),
-        ("sobel:axis=x:orient=world", Grid(), ShapeError, "no voxel spacing; pass --spacing, or leave out orient=world"),
+        ("sobel:axis=x:orient=world", None, ShapeError, "orient=world needs world coordinates.*pass a Volume"),
+        ("sobel:axis=x:orient=world", Grid(), ShapeError, "no voxel spacing; give its spacing .*, or leave out orient=world"),
         ("sobel:axis=x:orient=up", Grid(), SpecError, "orient is voxel .* or world .*, received orient=up"),
-        ("sobel:axis=x:per=mm", None, ShapeError, "per=mm needs a voxel spacing, and no volume is known; pass --spacing 2,1,1mm or --like"),
+        ("sobel:axis=x:per=mm", None, ShapeError, "per=mm needs a voxel spacing, and no volume is known; pass a Volume"),
         ("sobel:axis=x:per=mm", Grid(), ShapeError, "take per=vox"),
         ("sobel:axis=x:per=px", Grid(), UnknownNameError, "unknown unit 'px'; .*available: vox, nm, um"),
         ("sobel:axis=x:per=vox:orient=world", GRIDS["plain"], SpecError, "take per=mm, not per=vox"),
@@ -349,7 +349,7 @@ def test_orient_for_a_kernel_by_name() -> None:
         orient_kernel("sobel:axis=x:orient=voxel", "world")
     for other in ("box:size=3", "psf.tif", None, Kernel(np.ones((1, 1, 1)))):
         with pytest.raises(
-            SpecError, match=r"--orient world is for gaussian, .*has no direction in the world"
+            SpecError, match=r"orient='world' is for gaussian, .*has no direction in the world"
         ):
             orient_kernel(other, "world")
 

@@ -340,7 +340,7 @@ def test_strides_with_dilation_name_the_cure(strides: Any, dilation_rate: Any) -
     assert "not supported in conjunction with dilation_rate > 1" in message
     assert str(triple(strides, "")) in message
     assert str(triple(dilation_rate, "")) in message
-    assert "--allow-strided-dilation" in message
+    assert "pass allow_strided_dilation=True" in message
     spec = ConvSpec(
         strides=strides, dilation_rate=dilation_rate, padding="same", allow_strided_dilation=True
     )

@@ -322,7 +322,7 @@ def test_in_python() -> None:
     )
     assert fitted.sum == pytest.approx(kernel.sum, rel=1e-5)
     assert len(notes) >= 1
-    with pytest.raises(ShapeError, match="pass --kernel-spacing resample"):
+    with pytest.raises(ShapeError, match="pass kernel_spacing='resample'"):
         adapt_kernel(kernel, str(SAMPLES / "psf.tif"), grid, KernelAdaptation())
     with pytest.raises(SpecError, match="kernel_spacing is match"):
         KernelAdaptation("guess")

@@ -114,7 +114,7 @@ def test_a_refusal_names_memory_that_does(folder: Path) -> None:
     job = Job(str(folder / "small.npy"), "y.npy", (Stage(str(folder / "k60.npy")),), max_memory=1)
     with pytest.raises(MemoryError) as refused, prepare_job(job):
         pass
-    least = int(str(refused.value).partition("--max-memory ")[2].partition("M")[0]) * MIB
+    least = int(str(refused.value).partition("max_memory='")[2].partition("M")[0]) * MIB
     job = Job(
         str(folder / "small.npy"), "y.npy", (Stage(str(folder / "k60.npy")),), max_memory=least
     )

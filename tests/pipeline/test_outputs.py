@@ -92,7 +92,7 @@ def test_a_role_of_means_needs_means(job: Job) -> None:
     plain = replace(job, missing=Missing(), beside=job.beside[1:])
     run_job(plain)
     np.testing.assert_array_equal(np.load("s.npy"), np.full((5, 6, 7), 7))
-    words = "--coverage-out writes the coverage of means, and this job takes none; pass --mask"
+    words = "coverage_out= writes the coverage of means, and this job takes none; pass mask="
     with pytest.raises(SpecError, match=words):
         replace(plain, beside=job.beside)
 
@@ -232,7 +232,7 @@ def test_a_cluster_refuses_it(job: Job) -> None:
     remote = Job("x.zarr", "y.zarr", job.stages, beside=beside, on_cluster=True)
     with (
         prepare_job(remote) as prepared,
-        pytest.raises(SpecError, match="--scheduler does not take --sevens-out yet"),
+        pytest.raises(SpecError, match="--scheduler does not take sevens_out= yet"),
     ):
         check_suited(prepared)
 

@@ -49,7 +49,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("in.npy", "link.npy", OutputExistsError, "it is the input"),
         ("link.npy", "in.npy", OutputExistsError, "it is the input"),
         ("in.npy", "hard.npy", OutputExistsError, "it is the input"),
-        ("in.npy", "other.npy", OutputExistsError, "file exists; pass --overwrite"),
+        ("in.npy", "other.npy", OutputExistsError, "file exists; pass overwrite=True"),
         ("in.npy", "sub", SpecError, "no format has this suffix"),
         ("in.npy", "out.jpg", SpecError, "known are"),
         ("in.npy", "no/out.npy", WriteError, "does not exist; make it first"),
@@ -147,7 +147,7 @@ def test_slabs_are_whole_steps_of_the_plan(
         assert (
             "one plane at a time needs" if step == 1 else f"{step} planes at a time need "
         ) in str(error.value)
-        least = int(str(error.value).partition("--max-memory ")[2].partition("M")[0])
+        least = int(str(error.value).partition("max_memory='")[2].partition("M")[0])
         job = replace(job, max_memory=least << 20)
         monkeypatch.setattr("conv3d_cli.pipeline.blocking.SLAB_BYTES", 1)
         monkeypatch.setattr("conv3d_cli.pipeline.blocking.DEEP_SLAB_BYTES", 1)

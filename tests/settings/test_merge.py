@@ -117,17 +117,17 @@ def test_a_stack_takes_a_seed_and_nothing_else(folder: Path) -> None:
     assert settings.run.dtype == "float64"
     merge_settings(Settings(config="stack.json", no_bias=False))  # says nothing
     for given, flag in (
-        (Settings(no_bias=True), "--no-bias"),
-        (Settings(strides=2, seed=1), "--strides"),
-        (Settings(flip=False), "--flip"),
-        (Settings(kernel="box"), "--kernel"),
+        (Settings(no_bias=True), "no_bias="),
+        (Settings(strides=2, seed=1), "strides="),
+        (Settings(flip=False), "flip="),
+        (Settings(kernel="box"), "kernel="),
     ):
         with pytest.raises(
             SpecError,
             match=f"^{flag} cannot be given for a stack of 2 layers; set it in the config",
         ):
             merge_settings(Settings(**{**given.given(), "config": "stack.json"}))
-    with pytest.raises(SpecError, match="--like fsl is for one convolution"):
+    with pytest.raises(SpecError, match="like='fsl' is for one convolution"):
         merge_settings(Settings(config="stack.json", like="fsl"))
 
 
@@ -139,7 +139,7 @@ def test_json_of_keras_is_read_and_damaged_json_refused() -> None:
     assert settings.stages[0].kernel_constraint == json.loads(text)
     assert settings.stages[0].bias_constraint == "non_neg"
     with pytest.raises(
-        SpecError, match=r"^--kernel-initializer must be a name or a JSON object, received '\{bad'"
+        SpecError, match=r"^kernel_initializer= must be a name or a JSON object, received '\{bad'"
     ):
         merge_settings(Settings(kernel_initializer="{bad"))
 

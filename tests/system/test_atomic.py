@@ -141,7 +141,7 @@ def test_a_file_that_appears_meanwhile_is_not_overwritten(tmp_path: Path) -> Non
     target = tmp_path / "a.npy"
     output = AtomicFile(target)
     target.write_bytes(b"theirs")
-    with pytest.raises(OutputExistsError, match=r"appeared meanwhile; pass --overwrite"):
+    with pytest.raises(OutputExistsError, match=r"appeared meanwhile; pass overwrite=True"):
         output.commit()
     assert target.read_bytes() == b"theirs"
     assert names(tmp_path) == ["a.npy"]
@@ -240,7 +240,7 @@ def test_an_existing_file_needs_overwrite(tmp_path: Path) -> None:
     target = tmp_path / "a.npy"
     target.write_bytes(b"old")
     with pytest.raises(
-        OutputExistsError, match=r"a\.npy: file exists; pass --overwrite to replace it"
+        OutputExistsError, match=r"a\.npy: file exists; pass overwrite=True to replace it"
     ):
         check_target(target, overwrite=False)
     check_target(target, overwrite=True)
@@ -405,7 +405,7 @@ def test_an_exception_leaves_no_folder(tmp_path: Path, error: type[BaseException
 def test_an_existing_folder_is_replaced_with_all_it_holds(tmp_path: Path) -> None:
     (tmp_path / "a.zarr").mkdir()
     (tmp_path / "a.zarr" / "old").write_text("old")
-    with pytest.raises(OutputExistsError, match="folder exists; pass --overwrite"):
+    with pytest.raises(OutputExistsError, match="folder exists; pass overwrite=True"):
         AtomicFolder(tmp_path / "a.zarr")
     with AtomicFolder(tmp_path / "a.zarr", overwrite=True) as output:
         fill(output, "new")

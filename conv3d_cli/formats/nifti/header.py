@@ -434,15 +434,13 @@ def source_of(volume: VolumeHeader) -> NiftiSource | None:
 
 def _dtype_error(dtype: np.dtype[Any]) -> WriteError:
     cures = {
-        "bool": "NIfTI has no bool; pass --dtype uint8",
-        "float16": "NIfTI has no float16; pass --dtype float32",
-        "int64": "most readers of NIfTI refuse int64; pass --dtype int32 or float64",
-        "uint64": "most readers of NIfTI refuse uint64; pass --dtype uint32 or float64",
+        "bool": "NIfTI has no bool; use dtype uint8",
+        "float16": "NIfTI has no float16; use dtype float32",
+        "int64": "most readers of NIfTI refuse int64; use dtype int32 or float64",
+        "uint64": "most readers of NIfTI refuse uint64; use dtype uint32 or float64",
     }
     return WriteError(
-        cures.get(
-            dtype.name, f"NIfTI volumes of {dtype.name} are not written; pass --dtype float64"
-        )
+        cures.get(dtype.name, f"NIfTI volumes of {dtype.name} are not written; use dtype float64")
     )
 
 

@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from conv3d_cli.errors import setting
 from conv3d_cli.formats.nrrd.grid import UNSAMPLED, Sampling, read_directions, read_space
 from conv3d_cli.formats.nrrd.header import NrrdHeader
 from conv3d_cli.model.volume import CHANNEL, SPATIAL, Axes
@@ -114,7 +115,8 @@ def axis_letters(
         letters[i] = letter
     if len(space) < 2:
         raise header.error(
-            f"at least 2 axes must be spatial, received {len(space)}; name its axes with --axes"
+            f"at least 2 axes must be spatial, received {len(space)}; name its axes "
+            f"with {setting('axes')}"
         )
     for i in range(rank):
         if not letters[i] and facts[i].kind.lower() not in (*VAGUE_KINDS, *SPATIAL_KINDS, "time"):
@@ -144,7 +146,7 @@ def axis_letters(
     shown = "".join(reversed(letters))
     note = (
         f"the file does not say what its non-spatial axes are: read as {shown}; "
-        "--axes overrides this"
+        f"{setting('axes')} overrides this"
     )
     return "".join(letters), [note] if guessed else []
 

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from conv3d_cli.errors import FormatError, SpecError, WriteError
+from conv3d_cli.errors import FormatError, SpecError, WriteError, setting
 from conv3d_cli.formats.base import (
     DEFAULT_OPTIONS,
     OutputOptions,
@@ -244,8 +244,8 @@ def create_nrrd(
     names = output_names(path)
     if packs and len(names) == 2:
         raise SpecError(
-            f"cannot write {path}: --compression is for .nrrd, and .nhdr is written raw; "
-            "leave it out"
+            f"cannot write {path}: {setting('compression')} is for .nrrd, and .nhdr is written "
+            "raw; leave it out"
         )
     fields, keys, notes = output_fields(path, header, "gzip" if packs else "raw")
     if len(names) == 2:

@@ -317,9 +317,9 @@ def type_name(dtype: np.dtype[Any], path: str) -> str:
     """NRRD's name for a dtype. Raises: WriteError if NRRD has none."""
     names = TYPES.get(f"{dtype.kind}{dtype.itemsize}")
     if dtype.kind == "f" and dtype.itemsize == 2:
-        raise WriteError(f"cannot write {path}: NRRD has no float16; pass --dtype float32")
+        raise WriteError(f"cannot write {path}: NRRD has no float16; use dtype float32")
     if names is None:
-        raise WriteError(f"cannot write {path}: NRRD holds no {dtype}; choose another --dtype")
+        raise WriteError(f"cannot write {path}: NRRD holds no {dtype}; use another dtype")
     return names[0]
 
 

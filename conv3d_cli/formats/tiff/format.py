@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from conv3d_cli.errors import FormatError, WriteError
+from conv3d_cli.errors import FormatError, WriteError, setting
 from conv3d_cli.formats.base import (
     DEFAULT_OPTIONS,
     OutputOptions,
@@ -149,7 +149,7 @@ def _stored_axes(
         shape = full if len(given) == len(full) else shape
         if len(given) != len(shape):
             raise FormatError(
-                f"cannot read {path}: --axes {given} names {len(given)} axes, "
+                f"cannot read {path}: {setting('axes', given)} names {len(given)} axes, "
                 f"it has {len(shape)}: shape {shape} ({letters})"
             )
         return Axes(given, shape), []
@@ -168,10 +168,12 @@ def _stored_axes(
     if "y" not in named or "x" not in named:
         raise FormatError(
             f"cannot read {path}: its axes are '{series.axes}', shape {shape}; "
-            "name them with --axes"
+            f"name them with {setting('axes')}"
         )
     if len(unnamed) > 1:
-        notes.append(f"the file does not name its axes: read as {named}; --axes overrides this")
+        notes.append(
+            f"the file does not name its axes: read as {named}; {setting('axes')} overrides this"
+        )
     return Axes(named, shape), notes
 
 
@@ -348,7 +350,8 @@ def create_tiff(
     notes = [*layout.notes, *([note] if note else [])]
     if compression == "zstd" and layout.dialect == "imagej":
         notes.append(
-            "ImageJ itself opens no zstd, other programs do; --compression deflate suits all"
+            "ImageJ itself opens no zstd, other programs do; "
+            f"{setting('compression', 'deflate')} suits all"
         )
     writer.notes = tuple(notes)
     return writer
@@ -366,7 +369,7 @@ def choose_layout(path: str, header: VolumeHeader, compressed: bool = False) -> 
     if math.prod(header.shape) == 0:
         raise WriteError(f"cannot write {path}: TIFF holds no empty volume, shape {header.shape}")
     if dtype.kind not in "iuf" or dtype.itemsize > 8:
-        raise WriteError(f"cannot write {path}: TIFF holds no {dtype}; choose another --dtype")
+        raise WriteError(f"cannot write {path}: TIFF holds no {dtype}; use another dtype")
 
     frames, depth, height, width, channels = header.shape
     rgb = (
@@ -393,7 +396,7 @@ def choose_layout(path: str, header: VolumeHeader, compressed: bool = False) -> 
         if dtype.name not in tiff_ome.OME_TYPES:
             raise WriteError(
                 f"cannot write {path}: OME-TIFF holds no {dtype}; "
-                "choose another --dtype, or name it .tif"
+                "use another dtype, or name it .tif"
             )
     elif dtype.name not in IMAGEJ_DTYPES:
         reason = f"{dtype} does not fit ImageJ TIFF"

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from conv3d_cli.errors import Conv3DError, FormatError, MemoryLimitError
+from conv3d_cli.errors import Conv3DError, FormatError, MemoryLimitError, setting
 from conv3d_cli.formats.tiff.directories import Directory, read_directories
 from conv3d_cli.formats.tiff.images import OmeImage, declared_planes, find_image
 from conv3d_cli.system.inputs import check_input
@@ -148,7 +148,8 @@ def _open_file(path: str, axes_given: bool) -> tuple[Any, OmeImage | None]:
             if image is None and not axes_given:
                 raise FormatError(
                     f"cannot read {path}: its OME-XML describes no planes of this file; "
-                    "open the file that holds the description, or name the axes with --axes"
+                    "open the file that holds the description, or name the axes with "
+                    f"{setting('axes')}"
                 )
         finally:
             tiff.close()

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from conv3d_cli.errors import FormatError, SpecError, WriteError
+from conv3d_cli.errors import FormatError, SpecError, WriteError, setting
 from conv3d_cli.formats.base import (
     DEFAULT_OPTIONS,
     OutputOptions,
@@ -333,10 +333,13 @@ def open_zarr(path: str, *, axes: str | None = None, channels_first: bool = Fals
     else:
         letters = axes or _named_axes(array) or axis_names(len(shape), channels_first, path)
         if axes is None:
-            notes.append(f"the array has no OME metadata: read as {letters}; --axes overrides this")
+            notes.append(
+                f"the array has no OME metadata: read as {letters}; {setting('axes')} overrides "
+                "this"
+            )
     if len(letters) != len(shape):
         raise FormatError(
-            f"cannot read {path}: --axes {letters} names {len(letters)} axes, "
+            f"cannot read {path}: {setting('axes', letters)} names {len(letters)} axes, "
             f"the array has {len(shape)}: shape {shape}"
         )
     found = Axes(letters, shape)

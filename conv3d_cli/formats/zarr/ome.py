@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from conv3d_cli.errors import FormatError, WriteError
+from conv3d_cli.errors import FormatError, WriteError, setting
 from conv3d_cli.model.grid import UNITS, Grid, affine_from_spacing
 from conv3d_cli.model.volume import CHANNEL, SPATIAL, Axes, VolumeHeader
 
@@ -473,7 +473,7 @@ def check_axes(letters: str, path: str) -> None:
     if len(others) > 1 or (len(others) == 1 and "t" in letters and letters.index("t") != 0):
         raise WriteError(
             f"cannot write {path}: OME-Zarr holds time (t), one axis of channels or another kind, "
-            f"and space, received {letters}; write .npy, or name the axes with --axes"
+            f"and space, received {letters}; write .npy, or name the axes with {setting('axes')}"
         )
 
 

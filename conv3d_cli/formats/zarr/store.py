@@ -30,6 +30,7 @@ from conv3d_cli.errors import (
     OutputExistsError,
     SpecError,
     WriteError,
+    setting,
 )
 from conv3d_cli.formats.zarr.names import MARKERS, is_node, is_url, local_folder
 from conv3d_cli.system.atomic import AtomicFolder, check_target, write_errors
@@ -393,7 +394,9 @@ def check_store_target(path: str, overwrite: bool, make_folder: bool = False) ->
         )
     import_zarr(path, WriteError)
     if not overwrite and RemoteStore(path, overwrite).exists():
-        raise OutputExistsError(f"cannot write {path}: it exists; pass --overwrite to replace it")
+        raise OutputExistsError(
+            f"cannot write {path}: it exists; pass {setting('overwrite', True)} to replace it"
+        )
 
 
 @contextmanager
