@@ -153,6 +153,7 @@ class Settings:
         makes_kernel=True,
         field="",
         config=Value((str,), 'a length such as "6mm" or "8,6,6mm"'),
+        unit=Unit.LENGTH,
         common=True,
         help="Gaussian of this FWHM, as 6mm, 8,6,6mm or 2vox. It is short for -k "
         "gaussian:fwhm=LENGTH; three lengths are depth,height,width.",
@@ -167,6 +168,7 @@ class Settings:
         makes_kernel=True,
         field="",
         config=Value((str,), 'a length such as "2vox" or "3,2,2mm"'),
+        unit=Unit.LENGTH,
         common=True,
         help="Gaussian of this standard deviation, as 2vox. It is short for -k "
         "gaussian:sigma=LENGTH; three lengths are depth,height,width.",

@@ -25,6 +25,7 @@ from conv3d_cli.cli import main
 from conv3d_cli.cli.boutiques import descriptor
 from conv3d_cli.cli.description import Command, describe_program
 from conv3d_cli.cli.man import man_pages
+from conv3d_cli.cli.options import SectionedCommand
 from conv3d_cli.errors import EXIT_CODES
 from conv3d_cli.settings.option import KINDS, File, Unit
 from conv3d_cli.settings.options import OPTION, OPTIONS
@@ -89,7 +90,8 @@ def test_a_commands_own_json_is_its_part_of_the_whole(words: tuple[str, ...], ru
 def test_every_parameter_is_described(words: tuple[str, ...]) -> None:
     described = DESCRIBED[words]
     told = {flag for option in described.options for flag in option.flags + option.negative_flags}
-    assert told == flags_of(words) | {"-h", "--help"}
+    sectioned = isinstance(COMMANDS[words], SectionedCommand)
+    assert told == flags_of(words) | {"-h", "--help"} | ({"--help-all"} if sectioned else set())
     arguments = [p for p in COMMANDS[words].params if isinstance(p, click.Argument)]
     assert [(a.name, a.required) for a in described.arguments] == [
         (p.name, p.required) for p in arguments
@@ -102,8 +104,8 @@ def test_every_parameter_is_described(words: tuple[str, ...]) -> None:
             same = parameters[option.name].type
             choices = getattr(same, "choices", ())
             assert option.choices == tuple(choices)
-            assert option.minimum == getattr(same, "min", None)
-            assert option.maximum == getattr(same, "max", None)
+            assert option.minimum == getattr(same, "low", None)
+            assert option.maximum == getattr(same, "high", None)
         assert option.type in KINDS
         assert (option.metavar is None) == (option.type in ("flag", "switch"))
 

@@ -150,4 +150,6 @@ def test_clipped_values_say_what_keeps_them(
 ) -> None:
     np.save(folder / "big.npy", np.array([[[-300.0, 5, 300]]], np.float32))
     words = ["apply", folder / "big.npy", "-k", "identity", "--dtype", dtype, "-o", folder / target]
-    assert f"2 voxels (67 %) did not fit {dtype} and were clipped; {cures}\n" in run(*words).stderr
+    limits = {"uint8": "0 to 255", "int8": "-128 to 127"}[dtype]
+    told = f"2 voxels (67 %) did not fit {dtype} ({limits}) and were clipped; {cures}\n"
+    assert told in run(*words).stderr

@@ -96,11 +96,11 @@ def test_a_missing_level_says_which_there_are(tmp_path: Path, run: Any, error_li
 
 def test_pytorchs_layout_is_named_where_shapes_show_it() -> None:
     x, w = np.ones((1, 5, 5, 5, 2)), np.ones((8, 2, 3, 3, 3))
-    hint = r"it looks like PyTorch's \(filters, in_channels, d, h, w\): transpose it by \(2, 3, 4, 1, 0\)"
+    hint = r"it looks like PyTorch's \(filters, in_channels, d, h, w\): pass kernel_layout='torch'"
     for bias in (None, np.ones(8)):
         with pytest.raises(ShapeError, match=hint):
             conv3d(x, w, bias)
-        assert conv3d(x, w.transpose(2, 3, 4, 1, 0), bias).shape == (1, 3, 3, 3, 8)
+        assert conv3d(x, w, bias, kernel_layout="torch").shape == (1, 3, 3, 3, 8)
     with pytest.raises(ShapeError) as caught:
         conv3d(x, np.ones((3, 3, 3, 2, 8)), np.ones(5))
     assert "PyTorch" not in str(caught.value)
@@ -114,12 +114,12 @@ def test_pytorchs_layout_is_named_where_shapes_show_it() -> None:
 def test_clipping_says_what_keeps_the_values(desk: Path, run: Any) -> None:
     told = run("apply", "a.nii.gz", "-k", "laplacian", "--dtype", "uint16", "-o", "o.nii").stderr
     assert (
-        "did not fit uint16 (0 to 65535) and were clipped; --dtype float32 keeps them, and so does a signed type"
+        "did not fit uint16 (0 to 65535) and were clipped; --dtype float32 keeps all values, int16 negative ones"
         in told
     )
     told = run("apply", "a.nii.gz", "-k", "laplacian", "--dtype", "int8", "-o", "p.nii").stderr
     assert told.rstrip().endswith(
-        "did not fit int8 (-128 to 127) and were clipped; --dtype float32 keeps them"
+        "did not fit int8 (-128 to 127) and were clipped; --dtype float32 keeps all values, --scale auto fits them in"
     )
 
 

@@ -251,7 +251,6 @@ def test_the_table_breaks_no_names_on_a_terminal(four: Path) -> None:
     shown = on_a_terminal(["apply", "in", *BOX, "--out-dir", "out"], 80).splitlines()
     rows = [line for line in shown if line.startswith("done")]
     assert len(rows) == 4
-    assert len({row.split()[1] for row in rows}) == 4
     assert all(any(f"{stem}.npy" in row for row in rows) for stem in stems)
     shown = on_a_terminal(["apply", "in", *BOX, "--out-dir", "out2"], 200).splitlines()
     assert all(any(f"{stem}.npy" in line for line in shown) for stem in stems)

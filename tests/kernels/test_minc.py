@@ -30,7 +30,8 @@ def written(path: Path, text: str) -> str:
 
 def test_as_mincmorph_convolves(tmp_path: Path, run: Any) -> None:
     """Axis order, direction and the sum of repeated offsets; mincmorph leaves the voxels at the edges alone."""
-    golden = np.load(DATA / "minc_golden.npz")
+    with np.load(DATA / "minc_golden.npz") as file:
+        golden = dict(file)
     np.save(tmp_path / "x.npy", golden["volume"])
     words = [
         "-k",
