@@ -208,6 +208,7 @@ def layout_hint(
 ) -> str:
     """A hint, for messages, at a 5-D kernel in PyTorch's layout; "" if it does not look like one.
 
+    shape : of a kernel that does not fit as (kd, kh, kw, in_channels/groups, filters)
     in_channels, filters : int or None      numbers that a right kernel has, if they are known
 
     >>> layout_hint((8, 2, 3, 3, 3), filters=8)
@@ -217,9 +218,8 @@ def layout_hint(
     """
     if len(shape) != 5:
         return ""
-    wanted = [(filters, shape[0], shape[4]), (in_channels, shape[1], shape[3])]
-    known = [(number, torch, keras) for number, torch, keras in wanted if number is not None]
-    if not all(number == torch != keras for number, torch, keras in known):
+    wanted = [(filters, shape[0]), (in_channels, shape[1])]
+    if any(number not in (None, size) for number, size in wanted):
         return ""
     cure = words("transpose it by (2, 3, 4, 1, 0)", f"pass {setting('kernel_layout', 'torch')}")
     return f"; it looks like PyTorch's (filters, in_channels, d, h, w): {cure}"

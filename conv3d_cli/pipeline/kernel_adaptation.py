@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from conv3d_cli.errors import ShapeError, SpecError, setting
+from conv3d_cli.errors import ShapeError, SpecError, setting, words
 from conv3d_cli.kernels import is_builtin
 from conv3d_cli.kernels.background import check_background, find_pedestal, subtract_background
 from conv3d_cli.kernels.cropping import check_tolerance, crop_kernel
@@ -129,7 +129,7 @@ def _check_spacing(kernel: Kernel, kernel_grid: Grid, grid: Grid | None) -> list
     if grid.lacks:
         return [
             f"{kernel_spacing}, and the volume {grid.lacks}: the kernel is applied voxel by voxel; "
-            f"{setting('spacing')} tells the volume's"
+            + words("--spacing tells the volume's", "the grid of a Volume tells the volume's")
         ]
     if not differing_axes(kernel.size, *_in_one_unit(kernel_grid, grid)):
         return []

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from conv3d_cli.errors import SpecError
+from conv3d_cli.errors import SpecError, words
 from conv3d_cli.model.missing import MASK_MODES, MIN_COVERAGE, NAN_MODES
 from conv3d_cli.model.spec import BOUNDARIES
 from conv3d_cli.settings.option import (
@@ -945,8 +945,8 @@ class Settings:
         """
         named = [name for name in ("kernel", *SHORTHANDS) if getattr(self, name) is not None]
         if len(named) > 1:
-            flags = " and ".join(OPTION[name].written for name in named)
-            raise SpecError(f"{flags} each choose the kernel; pass one of them")
+            written = [words(OPTION[name].written, f"{name}=") for name in named]
+            raise SpecError(f"{' and '.join(written)} each choose the kernel; pass one of them")
         if not named:
             return None
         if named == ["kernel"]:

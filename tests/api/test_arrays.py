@@ -92,9 +92,7 @@ def test_the_layout_of_pytorch(groups: int, rng: np.random.Generator) -> None:
     [((8, 2, 3, 3, 3), None), ((8, 3, 3, 3, 3), np.zeros(8)), ((16, 2, 1, 2, 1), None)],
 )
 def test_the_layout_of_pytorch_is_recognised(shape: tuple[int, ...], bias: Any) -> None:
-    with pytest.raises(
-        ShapeError, match=r"if its axes are PyTorch's .* pass kernel_layout='torch'"
-    ):
+    with pytest.raises(ShapeError, match=r"it looks like PyTorch's .* pass kernel_layout='torch'"):
         conv3d(np.ones((6, 7, 8, shape[1])), np.ones(shape), bias)
 
 
@@ -144,7 +142,7 @@ def test_a_kernel_of_another_spacing_is_refused_unless_told(
         conv3d(x, series)
     nowhere = Volume(x.data, "zyx", Grid())
     with pytest.warns(
-        UserWarning, match="the volume tells no spacing: the kernel is applied voxel"
+        UserWarning, match="the volume tells no voxel spacing: the kernel is applied voxel"
     ):
         conv3d(nowhere, psf)
 

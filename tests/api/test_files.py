@@ -104,7 +104,8 @@ REFUSED: list[tuple[dict[str, Any], type[Conv3DError], str]] = [
     ({"kernel": "box", "strides": "2"}, SpecError, "strides must be one whole number or three"),
     ({"kernel": "box", "threads": 0}, SpecError, "threads must be a whole number of at least 1"),
     ({"kernel": "box", "overwrite": 1}, SpecError, "overwrite must be true or false"),
-    ({"kernel": "box", "fwhm": "6mm"}, UnknownNameError, "unknown option 'fwhm'; did you mean"),
+    ({"kernel": "box", "stride": 2}, UnknownNameError, "unknown option 'stride'; did you mean"),
+    ({"kernel": "box", "fwhm": "6mm"}, SpecError, "kernel= and fwhm= each choose the kernel"),
     ({"kernel": "box", "nan": "ignor"}, UnknownNameError, "unknown nan 'ignor'; did you mean 'ignore'"),
     ({"kernel": "box", "dtype": object()}, SpecError, "dtype must be a name such as 'int16'"),
     ({"kernel": "box", "dtype": complex}, SpecError, "received 'complex128'"),
@@ -172,6 +173,10 @@ assert not {"click", "rich"} & set(sys.modules), sorted({"click", "rich"} & set(
 def test_memory_is_bounded(tmp_path: Path) -> None:
     """A volume of 256 MB in a process that may grow by far less."""
     path = tmp_path / "x.npy"
+    np.save(tmp_path / "small.npy", np.ones((3, 3, 3), np.uint8))
+    convolve_file(  # compiles the loop, which takes memory
+        tmp_path / "small.npy", tmp_path / "o.npy", "box:size=1", dtype="uint8", max_memory="2G"
+    )
     np.lib.format.open_memmap(path, "w+", np.uint8, (1024, 512, 512)).flush()
     program = f"""
 import resource

@@ -140,7 +140,7 @@ def test_a_spacing_without_a_unit_is_called_that(run: Any, files: Path, source: 
     assert "--spacing 0.3,0.1,0.1um" in message
     for kernel in ("sobel:axis=x:per=um", "sobel:axis=x:orient=world"):
         message = run("apply", path, "-k", kernel, "-o", files / "o.tif", code=4).stderr
-        assert "without a unit; pass --spacing" in message
+        assert "without a unit; give its spacing (--spacing)" in message
     record = json.loads(run("info", path, "--json").stdout)
     assert record["spacing"] == pytest.approx([0.3, 0.1, 0.1])
     assert record["unit"] is None

@@ -50,7 +50,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("link.npy", "in.npy", OutputExistsError, "it is the input"),
         ("in.npy", "hard.npy", OutputExistsError, "it is the input"),
         ("in.npy", "other.npy", OutputExistsError, "file exists; pass overwrite=True"),
-        ("in.npy", "sub", SpecError, "no format has this suffix"),
+        ("in.npy", "sub", SpecError, "it names a folder"),
         ("in.npy", "out.jpg", SpecError, "known are"),
         ("in.npy", "no/out.npy", WriteError, "does not exist; make it first"),
         ("missing.npy", "other.npy", OutputExistsError, "file exists"),

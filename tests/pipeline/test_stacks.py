@@ -278,7 +278,7 @@ def test_wrong_stacks(tmp_path: Path, rng: np.random.Generator, run: Any) -> Non
     assert "layer 2" in message
     (tmp_path / "c.toml").write_text("[[layers]]\nkernel = 'a.npy'\nstride = 2\n")
     assert (
-        "did you mean 'strides'"
+        "unknown key 'stride'; write 'strides'"
         in run("apply", tmp_path / "x.npy", "-c", tmp_path / "c.toml", "-o", out, code=2).stderr
     )
     assert not out.exists()
