@@ -9,7 +9,7 @@ DEMO := demo_output
 # the version that the table in tests/benchmarks/README.md was measured with
 TORCH ?= torch==2.13.0
 
-.PHONY: help install demo test test-all test-keras lint fuzz bench clean
+.PHONY: help install demo test test-all test-keras test-versions lint fuzz bench clean
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */:/' | awk -F: '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -45,6 +45,9 @@ test-keras: ## make an environment with Keras, torch, onnxruntime, xarray; compa
 	.venv-keras/bin/python -m pip install --quiet --editable '.[dev]' keras jax torch onnxruntime xarray
 	.venv-keras/bin/python -m pytest -q -m keras tests/live
 
+test-versions: ## run the tests on every Python, at the lowest and newest versions; VERSIONS='3.12 lowest' for one
+	$(PYTHON) .ci/versions.py $(VERSIONS)
+
 lint: install ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -69,5 +72,5 @@ bench: .venv-bench/.installed ## measure the engine against the machine's limits
 	.venv-bench/bin/conv3d bench $(BENCH)
 
 clean: ## remove the environment, results and caches
-	rm -rf $(VENV) .venv-keras .venv-bench .venv-fuzz .fuzz $(DEMO) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) .venv-keras .venv-bench .venv-fuzz .venv-versions .fuzz $(DEMO) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
