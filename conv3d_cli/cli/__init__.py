@@ -17,9 +17,10 @@ from typing import Any
 
 import click
 
-from conv3d_cli.cli.messages import COMPLETE_VAR, EXIT_CODE
+from conv3d_cli.cli.messages import COMPLETE_VAR
 from conv3d_cli.errors import Conv3DError, one_line
 from conv3d_cli.system.atomic import cause_of, placed_outputs
+from conv3d_cli.system.standard_streams import lost_output
 
 COMMANDS = (
     "apply",
@@ -84,15 +85,6 @@ def _terminate(signum: int, frame: FrameType | None) -> None:
     raise Terminated(signum)
 
 
-def _report_lost_output(error: OSError) -> None:
-    """Report that results could not be printed, unless their reader has gone, as `| head` does."""
-    if not isinstance(error, BrokenPipeError):
-        click.echo(
-            f"Error: cannot write {error.filename or 'standard output'}: {cause_of(error)}",
-            err=True,
-        )
-
-
 def _outputs_left(error: BaseException, placed: Sequence[str]) -> str:
     """Which outputs an interrupt left: the note of a batch, or the outputs put in place."""
     written = [f"{path} is written" for path in placed]
@@ -114,10 +106,11 @@ class ErrorTranslator(click.Group):
             prepare(self)
         try:
             return super().main(*arguments, **{"complete_var": COMPLETE_VAR, **options})
-        except OSError as error:
-            # from printing --help or --version, which Click does before it invokes a command
-            _report_lost_output(error)
-            sys.exit(1)
+        except SystemExit as end:
+            if error := lost_output():
+                click.echo(f"Error: cannot write standard output: {cause_of(error)}", err=True)
+                sys.exit(end.code or 1)
+            raise
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command, and end with its exit code; see errors.py for the codes."""
@@ -134,10 +127,6 @@ class ErrorTranslator(click.Group):
                 err=True,
             )
             code = 6
-        except OSError as error:
-            # Errors of files are Conv3DErrors. This is one of stdout: `conv3d info > /dev/full`.
-            _report_lost_output(error)
-            code = ctx.meta.get(EXIT_CODE) or 1
         except KeyboardInterrupt as error:
             click.echo(f"interrupted; {_outputs_left(error, placed)}", err=True)
             code = 130

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from conv3d_cli.cli.jobs import plan_command
-from conv3d_cli.cli.messages import EXIT_CODE, echo
+from conv3d_cli.cli.messages import echo
 from conv3d_cli.cli.options import SectionedCommand, apply_options, given_settings, help_json_option
 from conv3d_cli.cli.reporter import TerminalReporter
 from conv3d_cli.errors import Conv3DError, SpecError
@@ -96,7 +96,6 @@ def apply(ctx: click.Context, /, inputs: tuple[str, ...], **_: Any) -> None:
         from conv3d_cli.batch.depfile import write_depfile
 
         write_depfile(asked.depfile, jobs)
-    ctx.meta[EXIT_CODE] = batch.exit_code
     batch.finish()
     ctx.exit(batch.exit_code)
 

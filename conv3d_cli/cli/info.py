@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from conv3d_cli.cli.messages import EXIT_CODE
 from conv3d_cli.errors import Conv3DError, SpecError, one_line
 
 if TYPE_CHECKING:
@@ -56,6 +55,7 @@ def info(
 
     if mask is not None and not fwhm:
         raise SpecError("--mask is for --fwhm; pass both, or neither")
+    code = 0
     for position, path in enumerate(files):
         try:
             with open_volume(path, axes=axes) as reader:
@@ -66,13 +66,13 @@ def info(
             if len(files) == 1:
                 raise
             click.echo(f"Error: {one_line(error)}", err=True)
-            ctx.meta.setdefault(EXIT_CODE, error.exit_code)
+            code = code or error.exit_code
             continue
         if as_json:
             click.echo(json.dumps(record))
         else:
             click.echo(("\n" if position else "") + describe(record))
-    ctx.exit(ctx.meta.get(EXIT_CODE, 0))
+    ctx.exit(code)
 
 
 def smoothness(volume: VolumeReader, mask: str | None) -> list[float | None]:

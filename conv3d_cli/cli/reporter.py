@@ -25,13 +25,11 @@ class TerminalReporter:
     as_json : bool              print a line of JSON per job on stdout
     quiet : bool                show no progress, no messages and no table
     page : Report or None       page that gets an entry per job; the caller opens and finishes it
-    lost : OSError or None      error that ended the printing of records; jobs go on
     """
 
     as_json: bool = False
     quiet: bool = False
     page: Report | None = None
-    lost: OSError | None = None
 
     def progress(self, label: str, volumes: bool = False) -> ProgressBar:
         """Show a bar if stderr is a terminal."""
@@ -45,11 +43,8 @@ class TerminalReporter:
         """Print a job's messages and its record, and add it to the page."""
         for text in result.messages if not self.quiet else ():
             say(text)
-        if self.as_json and self.lost is None:
-            try:
-                click.echo(json.dumps({"status": result.status, **result.record}))
-            except OSError as error:
-                self.lost = error
+        if self.as_json:
+            click.echo(json.dumps({"status": result.status, **result.record}))
         if self.page is not None:
             from conv3d_cli.batch.page import page_entry
 
@@ -57,8 +52,6 @@ class TerminalReporter:
         result.preview = None
 
     def finish(self, rows: Sequence[TableRow], seconds: float) -> None:
-        """Print the table of several jobs. Raises: OSError if a record could not be printed."""
+        """Print the table of several jobs."""
         if len(rows) > 1 and not self.quiet:
             show_table(rows, seconds)
-        if self.lost is not None:
-            raise self.lost

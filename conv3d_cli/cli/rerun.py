@@ -13,7 +13,7 @@ import click
 
 from conv3d_cli.cli.apply import apply
 from conv3d_cli.cli.jobs import apply_settings
-from conv3d_cli.cli.messages import EXIT_CODE, echo
+from conv3d_cli.cli.messages import echo
 from conv3d_cli.cli.options import given_settings, table_options
 from conv3d_cli.cli.progress import ProgressBar
 from conv3d_cli.errors import DifferenceError, FormatError, SpecError
@@ -103,7 +103,6 @@ def rerun(
         verdict = judge(record, original, target, job.beside)
     for note in notes if not quiet else ():
         echo(f"note: {note}")
-    ctx.meta[EXIT_CODE] = 0 if verdict.good else DifferenceError.exit_code
     if as_json:
         found: dict[str, Any] = {
             "sidecar": sidecar,

@@ -35,6 +35,7 @@ from conv3d_cli.formats.base import (
 from conv3d_cli.model.volume import Array, Axes, VolumeHeader, VolumeReader, VolumeWriter
 from conv3d_cli.system.atomic import AtomicFile, write_errors
 from conv3d_cli.system.inputs import check_input
+from conv3d_cli.system.standard_streams import output_bytes
 
 NAME = "NumPy"
 BATCH_LETTERS = "tabdefghijklmnopqruvw"  # every letter but those of space and channels
@@ -233,7 +234,7 @@ class PipeWriter(VolumeWriter):
         self, header: VolumeHeader, prefix: bytes, notes: tuple[str, ...], fortran: bool
     ) -> None:
         self.header, self.path, self.notes = header, "standard output", notes
-        self._file = sys.stdout.buffer
+        self._file = output_bytes()
         self._fortran = fortran
         self._waiting: BinaryIO | None = None
         try:

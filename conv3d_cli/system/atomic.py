@@ -762,6 +762,7 @@ def cause_of(error: OSError) -> str:
         errno.EROFS: "the file system is read-only; choose another folder",
         errno.EFBIG: "the file system or a limit (ulimit -f) refuses a file of this size",
         errno.EBADF: "it is closed, or not open for writing",
+        errno.EPIPE: "its reader has ended",
     }.get(error.errno or 0, error.strerror or str(error))
 
 
