@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 import os
-import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -34,6 +33,7 @@ from conv3d_cli.model.volume import VolumeReader
 from conv3d_cli.pipeline.prepare import naming, open_mask
 from conv3d_cli.pipeline.request import Job
 from conv3d_cli.pipeline.run import run_job
+from conv3d_cli.system.scratch import scratch_folder
 
 BLOCK_BYTES = 32 << 20  # memory for a block of planes and its sums over time
 # float64 buffers for each plane: the first volume, the present one, a step, and the sums of values,
@@ -241,9 +241,7 @@ def match_fwhm(job: Job, target: str) -> SmoothnessMatch:
             "--to-fwhm smooths on the volume's own grid: leave out layers and --strides"
         )
     with ExitStack() as stack:
-        trial = os.path.join(
-            stack.enter_context(tempfile.TemporaryDirectory(prefix="conv3d-")), "trial.npy"
-        )
+        trial = os.path.join(stack.enter_context(scratch_folder()), "trial.npy")
         volume = open_volume(job.source, axes=job.axes, channels_first=job.channels_first)
         reader, mask = stack.enter_context(random_access(volume)), None
         if job.missing.mask is not None:

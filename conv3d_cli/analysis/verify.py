@@ -27,6 +27,7 @@ from conv3d_cli.model.spec import ConvProblem
 from conv3d_cli.model.volume import VolumeReader
 from conv3d_cli.pipeline.prepare import PreparedJob, PreparedStage, prepare_job
 from conv3d_cli.pipeline.request import Job
+from conv3d_cli.system.atomic import sent_to
 
 # Rounding error allowed, as a fraction of sum|w| max|x| over a voxel's window. The tests hold every
 # algorithm to this bound; it leaves room for the rounding of the stored value.
@@ -52,7 +53,7 @@ class Verified:
 
 def check_verifiable(job: Job) -> None:
     """Check, before a job runs, that its output can be verified. Raises: SpecError."""
-    if "-" in (job.source, job.target):
+    if job.source == "-" or sent_to(job.target):
         raise SpecError(
             "--verify reads the input and the output again, and a pipe cannot be read twice: "
             "name files"

@@ -154,13 +154,13 @@ def _check_depfile(path: str, jobs: Sequence[Job], dry_run: bool) -> None:
 
 def _check_page(path: str, overwrite: bool, dry_run: bool) -> None:
     """Refuse a page that cannot be written, before any work."""
-    from conv3d_cli.system.atomic import check_target, suffix_of
+    from conv3d_cli.system.atomic import check_target, sent_to, suffix_of
 
     if dry_run:
         raise SpecError("--dry-run writes nothing, and --report is a file; leave out one of them")
-    if suffix_of(path) not in (".html", ".htm"):
+    if suffix_of(path) not in (".html", ".htm") and (path == "-" or not sent_to(path)):
         raise SpecError(f"a report is an HTML page, as in --report report.html, received '{path}'")
-    check_target(path, overwrite, send=True)
+    check_target(path, overwrite)
 
 
 def _run_with_page(

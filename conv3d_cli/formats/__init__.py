@@ -30,6 +30,7 @@ from conv3d_cli.model.volume import (
     VolumeWriter,
     parts_in_storage_order,
 )
+from conv3d_cli.system.atomic import sent_to
 
 # The order matters: two formats claim a name such as volumes.zarr/head.nii.gz.
 FORMATS: tuple[VolumeFormat, ...] = (
@@ -329,11 +330,13 @@ def output_access(
 
 
 def output_format(path: str) -> VolumeFormat:
-    """The format that an output's name asks for.
+    """The format that an output's name asks for; .npy for a device or a FIFO that names none.
 
     Raises: SpecError if no format has its suffix.
     """
     found = find_format(path)
+    if found is None and sent_to(path):
+        return npy.FORMAT
     if found is None:
         raise SpecError(
             f"cannot write {path}: no format has this suffix; known are {known_suffixes()}"

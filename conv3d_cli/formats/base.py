@@ -31,7 +31,8 @@ from conv3d_cli.model.volume import (
     VolumeWriter,
     parts_in_storage_order,
 )
-from conv3d_cli.system.atomic import AtomicFile, check_target, committed_together, write_errors
+from conv3d_cli.system.atomic import OutputFile, check_target, committed_together, write_errors
+from conv3d_cli.system.scratch import temporary_folder, unnamed_file
 
 # Boxes are copied out of a memory map in pieces of this size; the pages of each are then released.
 PIECE_BYTES = 16 << 20
@@ -351,7 +352,7 @@ class RawReader(ArrayReader):
 class RawWriter(VolumeWriter):
     """A writer of uncompressed voxels into a file, in any order of slabs.
 
-    output : AtomicFile     this writer commits it
+    output : OutputFile     this writer commits it
     offset : int            bytes before the first voxel, which the format itself writes
     stored : numpy dtype or None
                             of the voxels in the file, in either byte order; None: `header.dtype`
@@ -360,7 +361,7 @@ class RawWriter(VolumeWriter):
 
     def __init__(
         self,
-        output: AtomicFile,
+        output: OutputFile,
         header: VolumeHeader,
         path: str,
         offset: int = 0,
@@ -407,7 +408,7 @@ class PairWriter(VolumeWriter):
     describes the voxels of another volume.
     """
 
-    def __init__(self, voxels: VolumeWriter, head: AtomicFile) -> None:
+    def __init__(self, voxels: VolumeWriter, head: OutputFile) -> None:
         self.voxels, self.head = voxels, head
         self.header, self.path, self.sequential = voxels.header, voxels.path, voxels.sequential
 
@@ -569,20 +570,6 @@ def write_at(file: BinaryIO, data: memoryview, position: int) -> None:
 # Spooling: random access for what can only be streamed
 
 
-def unnamed_file() -> BinaryIO:
-    """A new file without a name in the temporary folder; closing it deletes it."""
-    import tempfile  # late: it imports much, and few jobs need it
-
-    return tempfile.TemporaryFile(prefix="conv3d-")
-
-
-def temporary_folder() -> str:
-    """The folder of `unnamed_file`: $TMPDIR, or the system's default."""
-    import tempfile
-
-    return tempfile.gettempdir()
-
-
 def spool_reader(reader: VolumeReader) -> VolumeReader:
     """Random access to the voxels of a sequential reader, through an uncompressed copy in $TMPDIR.
 
@@ -624,7 +611,7 @@ class SpooledWriter(VolumeWriter):
         self.notes = writer.notes
         try:
             with self._errors():
-                self._file = unnamed_file()  # closed by abort
+                self._file = unnamed_file(self.path)  # closed by abort
         except BaseException:
             writer.abort()
             raise
@@ -636,7 +623,7 @@ class SpooledWriter(VolumeWriter):
             raise
 
     def _errors(self) -> write_errors:
-        return write_errors(f"a temporary copy of {self.path} in {temporary_folder()}")
+        return write_errors(f"a temporary copy of {self.path} in {temporary_folder(self.path)}")
 
     def write(self, n: int, depth_start: int, channel_start: int, block: Array) -> None:
         with self._errors():
@@ -686,11 +673,11 @@ class ScaledWriter(VolumeWriter):
         self.header = replace(header, dtype=np.dtype(np.float32))
         self._low, self._high, self._nonfinite = math.inf, -math.inf, 0
         with self._errors():
-            self._file = unnamed_file()  # closed by abort
+            self._file = unnamed_file(self.path)  # closed by abort
             reserve_space(self._file, self.header.nbytes)
 
     def _errors(self) -> write_errors:
-        return write_errors(f"a temporary copy of {self.path} in {temporary_folder()}")
+        return write_errors(f"a temporary copy of {self.path} in {temporary_folder(self.path)}")
 
     def write(self, n: int, depth_start: int, channel_start: int, block: Array) -> None:
         known = np.isfinite(block)

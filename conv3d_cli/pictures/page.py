@@ -15,7 +15,6 @@ from types import TracebackType
 
 import numpy as np
 
-from conv3d_cli.formats.base import unnamed_file
 from conv3d_cli.pictures.panels import (
     GREY,
     Shades,
@@ -27,7 +26,8 @@ from conv3d_cli.pictures.panels import (
 )
 from conv3d_cli.pictures.png import encode_png
 from conv3d_cli.pictures.slices import Slices, Values
-from conv3d_cli.system.atomic import text_output, write_errors
+from conv3d_cli.system.atomic import output_file, write_errors
+from conv3d_cli.system.scratch import unnamed_file
 
 PIXELS = 150  # longest side of a thumbnail's slice
 BINS = 64  # of a histogram
@@ -90,8 +90,8 @@ class Report:
 
     def __init__(self, path: str, overwrite: bool = False) -> None:
         self.path = path
-        self._output = text_output(path, overwrite)
-        self._sections = unnamed_file()
+        self._output = output_file(path, overwrite)
+        self._sections = unnamed_file(path)
         self._rows: list[tuple[str, Mapping[str, str]]] = []
 
     def add(self, entry: Entry) -> None:

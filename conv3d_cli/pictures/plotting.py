@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from conv3d_cli.errors import SpecError
-from conv3d_cli.system.atomic import AtomicFile, check_target, suffix_of
+from conv3d_cli.system.atomic import check_target, output_file, sent_to, suffix_of
 
 # suffix -> metadata to leave out, since a time or a version would change the bytes
 SUFFIXES: dict[str, dict[str, None]] = {
@@ -22,13 +22,19 @@ def check_plotting(path: str, option: str, overwrite: bool) -> None:
     overwrite : bool    an existing file may be replaced
     Raises: SpecError for an unknown suffix and without Matplotlib; OutputExistsError, WriteError.
     """
-    if suffix_of(path) not in SUFFIXES:
+    if _format_of(path) not in SUFFIXES:
         raise SpecError(f"a picture is written as {', '.join(SUFFIXES)}, received '{path}'")
     check_target(path, overwrite)
     try:
         import matplotlib  # noqa: F401
     except ImportError:
         raise SpecError(f"{option} needs Matplotlib: pip install 'conv3d[plot]'") from None
+
+
+def _format_of(path: str) -> str:
+    """The suffix of a picture; .png for a device or a FIFO that has none of them."""
+    suffix = suffix_of(path)
+    return ".png" if suffix not in SUFFIXES and sent_to(path) else suffix
 
 
 def save_figure(figure: Any, path: str, overwrite: bool) -> None:
@@ -40,7 +46,7 @@ def save_figure(figure: Any, path: str, overwrite: bool) -> None:
     """
     import matplotlib
 
-    suffix = suffix_of(path)
-    with matplotlib.rc_context({"svg.hashsalt": "conv3d"}), AtomicFile(path, overwrite) as output:
+    suffix = _format_of(path)
+    with matplotlib.rc_context({"svg.hashsalt": "conv3d"}), output_file(path, overwrite) as output:
         figure.savefig(output.file, format=suffix[1:], metadata=SUFFIXES[suffix])
         output.commit()

@@ -30,7 +30,7 @@ from conv3d_cli.pipeline.outputs import ROLES
 from conv3d_cli.pipeline.prepare import PreparedJob, naming, prepare_job
 from conv3d_cli.pipeline.request import Job
 from conv3d_cli.pipeline.stream import LayerReader, stream
-from conv3d_cli.system.atomic import committed_together
+from conv3d_cli.system.atomic import committed_together, takes_many
 from conv3d_cli.system.machine import thread_count
 
 
@@ -78,7 +78,8 @@ def check_paths(job: Job, make_folder: bool = False) -> None:
     _check_target(job, make_folder)
     taken = {os.path.realpath(path) for path in (job.source, *written_files(job.target))}
     for output in job.beside:
-        paths = {os.path.realpath(path) for path in written_files(output.path)}
+        files = () if takes_many(output.path) else written_files(output.path)
+        paths = {os.path.realpath(path) for path in files}
         if paths & taken or replaced_part(job.source, output.path):
             raise OutputExistsError(
                 f"cannot write {output.path}: it is the input or the output; name another file"

@@ -106,8 +106,8 @@ def lost_output() -> OSError | None:
 
 def output_bytes() -> BinaryIO:
     """Standard output for bytes of which none may be lost: writing them raises every error."""
-    sys.stdout.flush()
     buffer = sys.stdout.buffer
-    if isinstance(getattr(buffer, "raw", None), _Results):
-        return open(buffer.fileno(), "wb", closefd=False)
-    return buffer
+    if not isinstance(getattr(buffer, "raw", None), _Results):
+        return buffer
+    sys.stdout.flush()
+    return open(buffer.fileno(), "wb", closefd=False)
