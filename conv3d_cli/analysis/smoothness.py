@@ -241,9 +241,9 @@ def match_fwhm(job: Job, target: str) -> SmoothnessMatch:
             "--to-fwhm smooths on the volume's own grid: leave out layers and --strides"
         )
     with ExitStack() as stack:
-        trial = os.path.join(stack.enter_context(scratch_folder()), "trial.npy")
+        trial = os.path.join(stack.enter_context(scratch_folder(beside=job.target)), "trial.npy")
         volume = open_volume(job.source, axes=job.axes, channels_first=job.channels_first)
-        reader, mask = stack.enter_context(random_access(volume)), None
+        reader, mask = stack.enter_context(random_access(volume, job.target)), None
         if job.missing.mask is not None:
             with naming(reader):
                 mask = stack.enter_context(

@@ -77,13 +77,15 @@ def verify_output(job: Job, count: int) -> Verified:
     """
     with ExitStack() as stack:
         prepared = stack.enter_context(prepare_job(job))
-        reader = stack.enter_context(random_access(prepared.reader))
+        reader = stack.enter_context(random_access(prepared.reader, job.target))
         mask = None if prepared.mask is None else prepared.mask.reader
         largest = 1.0 if mask is None or job.missing.labels else _largest(mask)
         inputs = _Inputs(reader, mask, largest)
         # the axes are known here, in case the format does not store their names
         letters = None if output_format(job.target).names_axes else prepared.header.axes.letters
-        written = stack.enter_context(random_access(open_volume(job.target, axes=letters)))
+        written = stack.enter_context(
+            random_access(open_volume(job.target, axes=letters), job.target)
+        )
         slope, intercept = written.header.scale
         shape = prepared.header.shape
         picks = np.random.default_rng(SEED).choice(

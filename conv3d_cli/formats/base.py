@@ -570,16 +570,18 @@ def write_at(file: BinaryIO, data: memoryview, position: int) -> None:
 # Spooling: random access for what can only be streamed
 
 
-def spool_reader(reader: VolumeReader) -> VolumeReader:
+def spool_reader(reader: VolumeReader, beside: str | None = None) -> VolumeReader:
     """Random access to the voxels of a sequential reader, through an uncompressed copy in $TMPDIR.
 
+    beside : str or None    an output, whose folder serves if no temporary folder is writable
     Takes over `reader` and closes it.
     Raises: FormatError if the input is corrupt; WriteError if the disk is full.
     """
     header = reader.header
-    file = unnamed_file()  # the new reader closes it
+    file = unnamed_file(beside)  # the new reader closes it
+    folder = temporary_folder(beside)
     try:
-        with reader, write_errors(f"a temporary copy of {reader.path} in {temporary_folder()}"):
+        with reader, write_errors(f"a temporary copy of {reader.path} in {folder}"):
             reserve_space(file, header.nbytes)
             for n, channels in parts_in_storage_order(header.axes, channels_together=False):
                 for start in range(0, header.shape[1], 8):
@@ -595,9 +597,9 @@ def spool_reader(reader: VolumeReader) -> VolumeReader:
         raise
 
 
-def random_access(reader: VolumeReader) -> VolumeReader:
+def random_access(reader: VolumeReader, beside: str | None = None) -> VolumeReader:
     """A reader that reads planes in any order: `reader` itself, or `spool_reader` of it."""
-    return spool_reader(reader) if reader.sequential else reader
+    return spool_reader(reader, beside) if reader.sequential else reader
 
 
 class SpooledWriter(VolumeWriter):

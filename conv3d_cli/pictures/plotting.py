@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from conv3d_cli.errors import SpecError
 from conv3d_cli.system.atomic import check_target, output_file, sent_to, suffix_of
+from conv3d_cli.system.scratch import libraries_use, temporary_folder
 
 # suffix -> metadata to leave out, since a time or a version would change the bytes
 SUFFIXES: dict[str, dict[str, None]] = {
@@ -26,9 +28,26 @@ def check_plotting(path: str, option: str, overwrite: bool) -> None:
         raise SpecError(f"a picture is written as {', '.join(SUFFIXES)}, received '{path}'")
     check_target(path, overwrite)
     try:
-        import matplotlib  # noqa: F401
+        _import_matplotlib(path)
     except ImportError:
         raise SpecError(f"{option} needs Matplotlib: pip install 'conv3d[plot]'") from None
+
+
+def _import_matplotlib(path: str) -> None:
+    """Import Matplotlib, also where it cannot keep its settings and its list of fonts.
+
+    It makes a folder for them then, warns of it, and removes it at the end: not in the current one.
+    """
+    log = logging.getLogger("matplotlib")
+    before = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with libraries_use(temporary_folder(path)):
+            import matplotlib
+
+            matplotlib.get_cachedir()
+    finally:
+        log.setLevel(before)
 
 
 def _format_of(path: str) -> str:

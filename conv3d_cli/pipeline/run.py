@@ -142,7 +142,7 @@ def run_job(
         if prepared.boxes is None:
             for position, spooled in enumerate(prepared.spool_input):
                 if spooled:
-                    reader = stack.enter_context(spool_reader(reader))
+                    reader = stack.enter_context(spool_reader(reader, job.target))
                 if position < len(stages) - 1:
                     reader = LayerReader(reader, stages[position].convolution, team)
         writer = _writer(job, prepared.header)

@@ -20,7 +20,7 @@ FOLDERS = ("/tmp", "/var/tmp", "/usr/tmp")
 def temporary_folder(beside: str | os.PathLike[str] | None = None) -> str:
     """The first writable one of $TMPDIR, $TEMP, $TMP, and the system's temporary folders.
 
-    beside : path of an output, whose folder serves if none is writable
+    beside : path of an output, whose folder serves if none is writable; not that of a device
     Raises: WriteError if there is none.
     >>> os.path.isdir(temporary_folder())
     True
@@ -30,7 +30,9 @@ def temporary_folder(beside: str | os.PathLike[str] | None = None) -> str:
 
         return tempfile.gettempdir()
     named = [os.path.abspath(os.environ[name]) for name in VARIABLES if os.environ.get(name)]
-    last = [] if beside is None else [os.path.dirname(os.path.realpath(beside))]
+    last = []
+    if beside not in (None, "-") and (os.path.isfile(beside) or not os.path.exists(beside)):
+        last = [os.path.dirname(os.path.realpath(beside))]
     for folder in (*named, *FOLDERS, *last):
         if os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK):
             return folder
@@ -51,11 +53,31 @@ def unnamed_file(beside: str | os.PathLike[str] | None = None) -> BinaryIO:
 
 
 @contextmanager
-def scratch_folder(prefix: str = "conv3d-", beside: str | None = None) -> Iterator[str]:
-    """In the body, the path of a new folder in `temporary_folder(beside)`. Raises: WriteError."""
+def scratch_folder(
+    prefix: str = "conv3d-", beside: str | os.PathLike[str] | None = None
+) -> Iterator[str]:
+    """In the body, the path of a new folder in `temporary_folder(beside)`, hidden beside an output.
+
+    Raises: WriteError.
+    """
     import tempfile
 
+    parent = temporary_folder(beside)
+    if beside is not None and parent == os.path.dirname(os.path.realpath(beside)):
+        prefix = f".{prefix}"
     with tempfile.TemporaryDirectory(
-        prefix=prefix, dir=temporary_folder(beside), ignore_cleanup_errors=True
+        prefix=prefix, dir=parent, ignore_cleanup_errors=True
     ) as folder:
         yield folder
+
+
+@contextmanager
+def libraries_use(folder: str) -> Iterator[None]:
+    """In the body, libraries put their own temporary files into a folder."""
+    import tempfile
+
+    before, tempfile.tempdir = tempfile.tempdir, folder
+    try:
+        yield
+    finally:
+        tempfile.tempdir = before

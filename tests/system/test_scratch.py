@@ -52,6 +52,11 @@ def test_an_output_is_spooled_in_its_own_folder(nowhere: Path) -> None:
     with scratch.unnamed_file("out/a.nii") as file:
         file.write(b"abc")
         assert list((nowhere / "out").iterdir()) == []
+    with scratch.scratch_folder(beside="out/a.nii") as folder:
+        assert Path(folder).name.startswith(".conv3d-")  # no run takes it for a volume
+    for sent in ("-", os.devnull):
+        with pytest.raises(WriteError, match="no temporary folder"):
+            scratch.temporary_folder(sent)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="folders of POSIX")
@@ -62,8 +67,11 @@ def test_an_output_is_spooled_in_its_own_folder(nowhere: Path) -> None:
         (["apply", "f.npy", "-k", "box:size=3", "-o", "out/o.nii.gz"], 0),
         (["apply", "a.npy", "-k", "box:size=3", "-o", "out/o.nii", "--scale", "auto", "--dtype", "int16"], 0),
         (["apply", "a.npy", "-k", "box:size=3", "-o", "out/o.nii", "--report", "out/r.html"], 0),
-        (["apply", "a.npy", "-k", "box:size=3", "--to-fwhm", "3vox", "-o", "out/o.nii"], 2),
-        (["apply", "a.npy", "--to-fwhm", "3vox", "-o", "out/o.nii"], 1),
+        (["apply", "a.npy", "--to-fwhm", "3vox", "-o", "out/o.nii"], 0),
+        (["apply", "f.npy", "-k", "box:size=3", "-o", "out/o.nii.gz", "--verify", "5"], 0),
+        (["apply", "f.npy", "-k", "box:size=3", "-o", "-", "--scale", "auto", "--dtype", "int16"], 2),
+        (["view", "a.npy", "-o", "out/v.png"], 0),
+        (["rerun", "s.json"], 1),
     ],
 )  # fmt: skip
 def test_jobs_without_a_temporary_folder(tmp_path: Path, arguments: list[str], code: int) -> None:
@@ -72,15 +80,17 @@ def test_jobs_without_a_temporary_folder(tmp_path: Path, arguments: list[str], c
     np.save(tmp_path / "a.npy", volume)
     np.save(tmp_path / "f.npy", np.asfortranarray(volume))
     (tmp_path / "out").mkdir()
+    blur = [sys.executable, "-m", "conv3d_cli", "apply", "a.npy", "-k", "box:size=3"]
+    subprocess.run([*blur, "-o", "s.npy", "--sidecar"], cwd=tmp_path, check=True)
     before = {path.name for path in tmp_path.iterdir()}
     script = (
         "import conv3d_cli.system.scratch as scratch\n"
         "scratch.FOLDERS = ()\n"
         "from conv3d_cli.__main__ import main; main()"
     )
-    environment = dict.fromkeys(scratch.VARIABLES, "/proc/nothing")
+    environment = dict.fromkeys((*scratch.VARIABLES, "HOME"), "/proc/nothing")
     done = subprocess.run(
-        [sys.executable, "-c", script, *arguments, "-q"],
+        [sys.executable, "-c", script, *arguments],
         env={**os.environ, **environment},
         cwd=tmp_path,
         capture_output=True,
@@ -90,5 +100,9 @@ def test_jobs_without_a_temporary_folder(tmp_path: Path, arguments: list[str], c
     )
     assert done.returncode == code, done.stderr
     assert {path.name for path in tmp_path.iterdir()} == before
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {p.split("/")[1] for p in arguments if p.startswith("out/")}  # fmt: skip
+    errors = [line for line in done.stderr.splitlines() if not line.startswith("note: ")]
+    if code == 0:
+        assert errors == []
     if code == 1:
-        assert done.stderr.startswith("Error: no temporary folder is writable (/proc/nothing): ")
+        assert errors[0].startswith("Error: no temporary folder is writable (/proc/nothing): ")
