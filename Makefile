@@ -38,7 +38,7 @@ test: install ## run the tests on all CPUs (a few minutes)
 	$(BIN)/python -m pytest -q -n auto --dist worksteal
 
 test-all: install ## run all tests, the slow ones too
-	$(BIN)/python -m pytest -q -m 'not keras'
+	$(BIN)/python -m pytest -q --hypothesis-profile=thorough -m 'not keras'
 
 test-keras: ## make an environment with Keras, torch and onnxruntime, and compare with them
 	test -d .venv-keras || $(PYTHON) -m venv .venv-keras
@@ -56,7 +56,7 @@ lint: install ## ruff and mypy
 	@touch $@
 
 fuzz: .venv-fuzz/.installed ## look for files that break a reader, a minute each; FUZZ='nifti 60' for one kind and its seconds
-	CONV3D_FUZZ_EXAMPLES=300 .venv-fuzz/bin/python -m pytest -q tests/fuzz
+	.venv-fuzz/bin/python -m pytest -q --hypothesis-profile=fuzz tests/fuzz
 	.venv-fuzz/bin/python tests/fuzz/fuzz.py $(FUZZ)
 
 .venv-bench/.installed: pyproject.toml

@@ -12,6 +12,21 @@ from collections.abc import Iterable
 LONGEST_MESSAGE = 2000
 """Most characters of a message; the middle of a longer one is left out."""
 
+EXIT_CODES = {
+    0: "done",
+    1: "runtime fault",
+    2: "usage",
+    3: "input unreadable",
+    4: "kernel and volume do not fit",
+    5: "output exists",
+    6: "over --max-memory",
+    7: "volumes differ",
+    129: "hung up",
+    130: "interrupted",
+    143: "terminated",
+}
+"""What each exit code of the command means."""
+
 
 class Conv3DError(Exception):
     """Base class of the package's errors.
@@ -72,9 +87,13 @@ class OutputExistsError(Conv3DError, FileExistsError):
 
 
 class MemoryLimitError(Conv3DError, MemoryError):
-    """The work does not fit under the memory ceiling; the message says how much it needs."""
+    """The work does not fit under the memory ceiling; the message says how much it needs.
+
+    needed : int    bytes of the ceiling that would do; 0 if that is not known
+    """
 
     exit_code = 6
+    needed = 0
 
 
 class ClusterError(Conv3DError, ConnectionError):

@@ -1,7 +1,11 @@
-"""Makes everything in this folder but pictures/, the same bytes each time: `python sample_data/make_sample_data.py`.
+"""Makes everything in this folder but pictures/, with the same bytes each time.
 
-head.nii.gz     a head-like phantom, int16 with a scale, anisotropic voxels, oblique affine, sform and qform
-masks/          its brain as a mask, brain.nii.gz; left and right halves and the ventricles as 1, 2, 3, regions.nii.gz
+    python sample_data/make_sample_data.py
+
+head.nii.gz     a head-like phantom, int16 with a scale, anisotropic voxels, oblique affine,
+                sform and qform
+masks/          its brain as a mask, brain.nii.gz; left and right halves and the ventricles
+                as 1, 2, 3, regions.nii.gz
 series.nii.gz   a 4-D series of eight time points, TR 2 s
 beads.tif       an ImageJ hyperstack of beads in two channels, 0.3 x 0.1 x 0.1 micron
 cube.npy        a float32 cube with two channels

@@ -7,24 +7,36 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from profiles import register_profiles
 
 # Set before anything imports Numba: tests keep their compiled loops in a folder of their own.
 CACHE = os.path.join(tempfile.gettempdir(), f"conv3d-test-cache-{os.getuid()}")
 os.environ.setdefault("CONV3D_CACHE_DIR", CACHE)
+# What commands print does not depend on which loops are compiled already.
+os.environ["CONV3D_COMPILE_NOTE"] = "off"
 
 # `make test` runs the tests inside make. If a test starts make, that must not inherit the options.
 for name in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL"):
     os.environ.pop(name, None)
+
+# A shell starts background jobs with SIGINT ignored, and children inherit that: the commands which
+# tests interrupt would run on to their ends.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+register_profiles()
 
 # So that a failed assert in a helper module shows its values, as in a test.
 pytest.register_assert_rewrite("cases", "oracle", "tools")
@@ -32,6 +44,20 @@ pytest.register_assert_rewrite("cases", "oracle", "tools")
 ROOT = Path(__file__).parent.parent
 Run = Callable[..., Result]
 Shell = Callable[..., "subprocess.CompletedProcess[bytes]"]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _compile_in_this_process() -> Iterator[None]:
+    """Start no processes that compile loops while pytest itself runs in several.
+
+    All CPUs are busy then, and each of those processes imports Numba anew.
+    """
+    from conv3d_cli.engine import machine_code
+
+    with pytest.MonkeyPatch.context() as patch:
+        if int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")) > 1:
+            patch.setattr(machine_code, "worker_count", lambda loops: 1)
+        yield
 
 
 @pytest.fixture
@@ -104,6 +130,26 @@ def commands(tmp_path: Path) -> dict[str, str]:
     script.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m conv3d_cli "$@"\n')
     script.chmod(0o755)
     return {**os.environ, "PATH": f"{script.parent}{os.pathsep}{os.environ['PATH']}"}
+
+
+@pytest.fixture
+def hdf5_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read HDF5 files without a process for each of them, which takes half a second.
+
+    Damaged files crash the HDF5 library: a test of such files must not take this.
+    """
+    from conv3d_cli.kernels.weights import isolated
+
+    def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[bytes]:
+        with tempfile.TemporaryFile() as output, pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", ["-c", *command[3:]])
+            patch.setattr(sys, "stdout", output)
+            isolated.serve()
+            output.seek(0)
+            return subprocess.CompletedProcess(command, 0, output.read(), b"")
+
+    names = {"DEVNULL": subprocess.DEVNULL, "TimeoutExpired": subprocess.TimeoutExpired}
+    monkeypatch.setattr(isolated, "subprocess", SimpleNamespace(run=run, **names))
 
 
 # --------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""conv3d by its definition: plain loops in float64.
+"""conv3d by its definition: a plain sum over the kernel's weights, in float64.
 
 It imports nothing from the package, so that it cannot share its mistakes.
 """
@@ -93,27 +93,24 @@ def conv3d(
         (size[a] + sum(pads[a]) - (ksize[a] - 1) * dilation_rate[a] - 1) // strides[a] + 1
         for a in range(3)
     ]
-    out = np.zeros((count, *out_size, filters))
-    # indices[axis][output][tap]: the input index that the tap reads, None where it reads a constant
-    indices = [
-        [
-            [
-                outside(o * strides[a] + k * dilation_rate[a] - pads[a][0], size[a], boundary)
-                for k in range(ksize[a])
-            ]
-            for o in range(out_size[a])
-        ]
-        for a in range(3)
-    ]
+    # the volume and, at the end of each axis, one more voxel that stands for all constants outside
     fill = constant if boundary in ("constant", "mirror-one") else 0.0
-    constants = np.full((count, per_group), fill)
-    channels_of = [slice(g * per_group, (g + 1) * per_group) for g in range(groups)]
-    filters_of = [slice(g * filters // groups, (g + 1) * filters // groups) for g in range(groups)]
+    extended = np.full((count, *(n + 1 for n in size), channels), fill)
+    extended[:, :-1, :-1, :-1] = x
+    # reads[axis][tap][output]: where in `extended` the tap reads for this output voxel
+    reads: list[list[list[int]]] = [[], [], []]
+    for a in range(3):
+        for k in range(ksize[a]):
+            first = k * dilation_rate[a] - pads[a][0]
+            found = [outside(o * strides[a] + first, size[a], boundary) for o in range(out_size[a])]
+            reads[a].append([size[a] if index is None else index for index in found])
+    out = np.zeros((count, *out_size, filters))
     with np.errstate(invalid="ignore"):  # zero times infinity is intended
-        for d, h, w in itertools.product(*(range(n) for n in out_size)):
-            for i, j, k in itertools.product(*(range(n) for n in ksize)):
-                index = indices[0][d][i], indices[1][h][j], indices[2][w][k]
-                for read, made in zip(channels_of, filters_of, strict=True):
-                    values = constants if None in index else x[(slice(None), *index, read)]
-                    out[:, d, h, w, made] += values @ kernel[i, j, k, :, made]
+        for i, j, k in itertools.product(*(range(n) for n in ksize)):
+            read = np.ix_(reads[0][i], reads[1][j], reads[2][k])
+            values = extended[(slice(None), *read)]
+            for g in range(groups):
+                channels_of = slice(g * per_group, (g + 1) * per_group)
+                filters_of = slice(g * filters // groups, (g + 1) * filters // groups)
+                out[..., filters_of] += values[..., channels_of] @ kernel[i, j, k, :, filters_of]
     return out if bias is None else out + bias

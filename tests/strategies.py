@@ -1,24 +1,18 @@
 """Hypothesis strategies: small shapes, legal convolutions, arrays of every real dtype and layout.
 
-Importing this module loads a profile for all tests: no deadline, because first calls compile, and
-no health check for slow examples, because machines are busy. Voxels and weights are small whole
-numbers: their sums are exact in float32, so tests may assert equality.
+Voxels and weights are small whole numbers: their sums are exact in float32, so tests may assert
+equality.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 import oracle
-from hypothesis import HealthCheck, assume, settings
 from hypothesis import strategies as st
 
 from conv3d_cli.model.spec import Boundary, ConvProblem, ConvSpec
-
-settings.register_profile("conv3d", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("conv3d")
 
 Triple = tuple[int, int, int]
 
@@ -141,13 +135,11 @@ def geometries(
     kinds: tuple[str, ...] = ("filter", "layer"),
     boundaries: tuple[str, ...] = BOUNDARIES,
     strided_dilation: bool = True,
-    most_steps: int | None = None,
 ) -> Geometry:
     """Legal convolutions with any padding, also with explicit pads far larger than the volume.
 
     largest, largest_kernel : int       voxels along an axis
     strided_dilation : bool             strides and dilation may both exceed 1, which Keras refuses
-    most_steps : int or None            limit for the oracle's loops, which do about 10 000 a second
     """
     padding = draw(st.sampled_from(["valid", "same", "full", "explicit"]))
     may_stride, may_dilate = True, True
@@ -181,7 +173,7 @@ def geometries(
         per_group = draw(st.integers(1, 3))
         channels = groups * per_group
         filters = groups * draw(st.integers(1, 3))
-    geometry = Geometry(
+    return Geometry(
         batch=draw(st.sampled_from(batches)),
         size=(size[0], size[1], size[2]),
         channels=channels,
@@ -195,11 +187,6 @@ def geometries(
         boundary=boundary,
         constant=float(draw(st.integers(-3, 3))) if boundary == "constant" else 0.0,
     )
-    if most_steps is not None:
-        problem = geometry.problem
-        steps = math.prod(problem.out_size) * math.prod(problem.kernel_size) * problem.groups
-        assume(steps <= most_steps)
-    return geometry
 
 
 # --------------------------------------------------------------------------------------------------

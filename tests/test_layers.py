@@ -21,7 +21,7 @@ ROOT = Path(conv3d_cli.__file__).parent
 FLOORS: list[set[str]] = [
     {"__main__"},
     {"cli"},
-    {"bench", "keras"},
+    {"bench", "keras", "napari"},
     {"batch"},
     {"api", "provenance", "pictures", "cluster"},
     {"analysis"},
@@ -60,6 +60,7 @@ HOMES = {
     "scipy": ["bench/peers.py"],
     "SimpleITK": ["bench/peers.py"],
     "diplib": ["bench/peers.py"],
+    "napari": ["napari.py"],
     "matplotlib": ["bench/plot.py", "pictures/plotting.py", "pictures/figure.py"],
 }
 # what `conv3d --help` passes through
@@ -267,7 +268,16 @@ HEAVY = {"numba", "llvmlite", "scipy", "nibabel", "tifffile", "zarr", "numcodecs
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["--version"], ["apply", "--help"], ["info", "--help"], ["bench", "--help"]],
+    [
+        ["--help"],
+        ["--version"],
+        ["--help-json"],
+        ["apply", "--help"],
+        ["info", "--help"],
+        ["bench", "--help"],
+        ["describe", "boutiques", "apply"],
+        ["describe", "man", "apply"],
+    ],
     ids=" ".join,
 )
 def test_help_loads_nothing_heavy(arguments: list[str]) -> None:

@@ -180,7 +180,7 @@ def grid_differences(a: Grid, b: Grid, header: VolumeHeader) -> list[str]:
             for s, o, n in zip(a.spacing, scaled_spacing, header.shape[1:4], strict=True)
         ):
             return []
-        return [f"spacing: {a.spacing} {a.unit or ''} against {b.spacing} {b.unit or ''}"]
+        return [f"spacing: {a.spacing_words} against {b.spacing_words} (depth,height,width)"]
     corners = np.array(
         [[i, j, k, 1] for i in (0, width - 1) for j in (0, height - 1) for k in (0, depth - 1)],
         np.float64,
@@ -190,6 +190,6 @@ def grid_differences(a: Grid, b: Grid, header: VolumeHeader) -> list[str]:
     if distance <= GRID_TOLERANCE * min(a.spacing):
         return []
     return [
-        f"grid: corners are up to {distance:.6g} {a.unit or 'units'} apart "
-        f"(spacing {a.spacing} against {b.spacing}, depth,height,width)"
+        f"grid: corners are up to {distance:.6g} {a.unit or 'of their unit'} apart "
+        f"(spacing {a.spacing_words} against {b.spacing_words}, depth,height,width)"
     ]

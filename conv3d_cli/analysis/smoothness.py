@@ -28,9 +28,10 @@ from conv3d_cli.formats import open_volume, output_format
 from conv3d_cli.formats.base import random_access
 from conv3d_cli.kernels.builtin import FWHM_PER_SIGMA
 from conv3d_cli.kernels.lengths import Floats, read_lengths
+from conv3d_cli.model.grid import Grid, length_scale
 from conv3d_cli.model.spec import AXIS_NAMES
 from conv3d_cli.model.volume import VolumeReader
-from conv3d_cli.pipeline.prepare import naming, open_mask
+from conv3d_cli.pipeline.prepare import naming, open_job_mask, open_source
 from conv3d_cli.pipeline.request import Job
 from conv3d_cli.pipeline.run import run_job
 from conv3d_cli.system.scratch import scratch_folder
@@ -195,7 +196,7 @@ class SmoothnessMatch:
     before, kernel, after : Floats  FWHM along D, H, W in voxels, of the volume, of the Gaussian,
                                     and of the output
     reached : bool                  the output is within FWHM_TOLERANCE of the requested FWHM
-    spacing, unit                   of the volume's grid; None if unknown
+    grid : Grid                     of the volume
     """
 
     job: Job
@@ -203,21 +204,21 @@ class SmoothnessMatch:
     kernel: Floats
     after: Floats
     reached: bool
-    spacing: Floats | None
-    unit: str | None
+    grid: Grid
 
     def words(self) -> str:
         """The smoothness before and after, and the kernel, as a sentence for the user."""
 
+        factors, unit = length_scale(self.grid)
+
         def text(lengths: Floats) -> str:
-            spacing = self.spacing or (1.0, 1.0, 1.0)
-            scaled = [length * s for length, s in zip(lengths, spacing, strict=True)]
+            scaled = [length * s for length, s in zip(lengths, factors, strict=True)]
             return ",".join(f"{length:.3g}" for length in scaled)
 
         missed = f"; not within {FWHM_TOLERANCE:.0%} of the target after {MAX_TRIALS} trials"
         return (
             f"FWHM (depth,height,width) {text(self.before)} -> {text(self.after)} "
-            f"{self.unit or 'vox'} by a Gaussian of {text(self.kernel)}"
+            f"{unit} by a Gaussian of {text(self.kernel)}"
             f"{'' if self.reached else missed}"
         )
 
@@ -242,13 +243,9 @@ def match_fwhm(job: Job, target: str) -> SmoothnessMatch:
         )
     with ExitStack() as stack:
         trial = os.path.join(stack.enter_context(scratch_folder(beside=job.target)), "trial.npy")
-        volume = open_volume(job.source, axes=job.axes, channels_first=job.channels_first)
-        reader, mask = stack.enter_context(random_access(volume, job.target)), None
-        if job.missing.mask is not None:
-            with naming(reader):
-                mask = stack.enter_context(
-                    open_mask(job.missing.mask, reader.header, job.missing.labels)
-                )
+        reader = stack.enter_context(random_access(open_source(job), job.target))
+        with naming(reader):
+            mask = stack.enter_context(open_job_mask(job, reader.header))
         wanted = read_lengths(target, "to-fwhm", reader.header.grid)
         axes = reader.header.axes
         letters = output_format(trial).output_letters(
@@ -283,8 +280,7 @@ def match_fwhm(job: Job, target: str) -> SmoothnessMatch:
                 for s, w, b, a in zip(squares, wanted, before, after, strict=True)
             ]
         grid = reader.header.grid
-    unit = grid.unit if grid.spacing else None
-    return SmoothnessMatch(matched, before, kernel, after, reached, grid.spacing, unit)
+    return SmoothnessMatch(matched, before, kernel, after, reached, grid)
 
 
 def _correction(wanted: float, before: float, after: float) -> float:

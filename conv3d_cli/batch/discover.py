@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from conv3d_cli.batch.discrete import OPTION, LeftOut, discrete_word, named_discrete
+from conv3d_cli.batch.discrete import OPTION, SURFACES, LeftOut, discrete_word, named_discrete
 from conv3d_cli.errors import FormatError, SpecError
 from conv3d_cli.formats import find_format
 from conv3d_cli.system.inputs import check_input
@@ -48,6 +48,7 @@ def find_volumes(
     used: Sequence[str] = (),
     discrete: bool = False,
     dataset: bool = False,
+    left: LeftOut | None = None,
 ) -> tuple[list[InputPath], list[str]]:
     """Replace each folder by the volumes in it. Returns volumes, and notes on what was left out.
 
@@ -65,6 +66,7 @@ def find_volumes(
                                 takes them
     dataset : bool              also leave out masks and label maps that are named: BIDS derives the
                                 name of an output from its input (--bids)
+    left : LeftOut or None      gets the files that are left out; the caller then takes its notes
     Raises: FormatError if no folder holds a volume, or one cannot be read; SpecError for patterns
     without a folder, and for a dataset that nothing is left of.
     """
@@ -88,7 +90,8 @@ def find_volumes(
     result: list[InputPath] = []
     notes: list[str] = []
     empty_folders, used_count = [], 0
-    left = LeftOut()
+    own = left is None
+    left = LeftOut() if left is None else left
     for name in inputs:
         if name not in folders:
             if (
@@ -107,6 +110,9 @@ def find_volumes(
             if patterns and not any(matches(inner, pattern) for pattern in patterns):
                 continue
             path = inner if name == "." else os.path.join(name, inner)
+            if inner.lower().endswith(SURFACES):
+                left.surfaces.append(path)
+                continue
             if os.path.realpath(path) in used_paths:
                 used_count += 1
                 continue
@@ -120,7 +126,7 @@ def find_volumes(
                 else os.path.relpath(os.path.join(os.path.abspath(name), inner), root)
             )
             found.append(InputPath(path, os.path.dirname(tree), in_folder=True))
-        found = _one_of_a_pair(found)
+        found = one_of_a_pair(found)
         if not found:
             empty_folders.append(name)
         result += found
@@ -133,11 +139,19 @@ def find_volumes(
         left.taken += named_discrete([name for name in inputs if name not in folders])
     notes += [f"no volumes in {name}" for name in empty_folders]
     if used_count:
-        notes.append(
-            f"left out {count_of(used_count, 'file')} that this command uses otherwise "
-            "(kernel, mask, ...)"
-        )
-    return result, notes + left.notes()
+        notes.append(used_otherwise(used_count))
+    return result, notes + (left.notes() if own else [])
+
+
+def used_otherwise(count: int) -> str:
+    """A note on files of a folder that are no inputs, because the command uses them otherwise.
+
+    >>> used_otherwise(1)
+    'left out 1 file that this command uses otherwise (kernel, mask, ...)'
+    """
+    return (
+        f"left out {count_of(count, 'file')} that this command uses otherwise (kernel, mask, ...)"
+    )
 
 
 def check_left(volumes: Sequence[object], left: LeftOut) -> None:
@@ -216,12 +230,12 @@ def _match_parts(parts: list[str], patterns: list[str]) -> bool:
 
 
 def _volumes_in(root: str, deep: bool, excluded: set[str], notes: list[str]) -> list[str]:
-    """Paths, below a folder, of entries with a volume's suffix, sorted folder by folder."""
+    """Paths, below a folder, of volumes and surfaces by their suffix, sorted folder by folder."""
     found = []
     for inner, folder in _entries(root, deep, excluded, notes):
         name = inner.lower()
         is_volume = find_format(os.path.join(root, inner)) is not None
-        if folder or (is_volume and not name.endswith(PICTURES)):
+        if folder or (is_volume and not name.endswith(PICTURES)) or name.endswith(SURFACES):
             found.append(inner)
     return sorted(found, key=lambda inner: inner.split(os.sep))
 
@@ -289,7 +303,7 @@ def _kind(entry: os.DirEntry[str]) -> str | None:
         return "file"
 
 
-def _one_of_a_pair(found: list[InputPath]) -> list[InputPath]:
+def one_of_a_pair(found: list[InputPath]) -> list[InputPath]:
     """Drop each voxel file (.img) whose header (.hdr) was found, too: the pair is one volume."""
     headers = {_pair_stem(volume.path) for volume in found if _half(volume.path) == "hdr"}
     return [

@@ -1,4 +1,4 @@
-"""Recognizes masks and label maps, whose values a convolution must not mix, and CIFTI files.
+"""Recognizes masks and label maps, whose values a convolution must not mix, CIFTI and surfaces.
 
 A batch leaves them out unless the user asks for them. A file is recognized by its name, as in BIDS
 (the suffixes `mask` and `dseg` are discrete, `probseg` is not), or by its header: NIfTI's intent
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -26,6 +27,7 @@ WORD = re.compile(
 SEGMENTATION = re.compile(r"(?:.*[_.])?(?:aparc[\w.]*\+aseg|aseg|wmparc)(?:\..*)?", re.IGNORECASE)
 SUBJECT = re.compile(r"sub-[0-9a-zA-Z+]+")
 DISCRETE, CIFTI, PROBABILITY = "discrete", "cifti", "probability"
+SURFACES = (".gii", ".gii.gz")  # GIFTI: surfaces, and values on them
 DISCRETE_NAMES = "mask or label map", "masks and label maps"
 OPTION = "--include-discrete"
 
@@ -90,12 +92,14 @@ class LeftOut:
 
     discrete : list of str          masks and label maps that are left out
     cifti : list of str             CIFTI files, which are left out
+    surfaces : list of str          GIFTI files of a folder, which are left out
     probability : list of str       probability maps, which are taken
     taken : list of str             masks and label maps that are taken because they were asked for
     """
 
     discrete: list[str] = field(default_factory=list)
     cifti: list[str] = field(default_factory=list)
+    surfaces: list[str] = field(default_factory=list)
     probability: list[str] = field(default_factory=list)
     taken: list[str] = field(default_factory=list)
 
@@ -114,12 +118,17 @@ class LeftOut:
         (self.discrete if kind == DISCRETE else self.cifti).append(path)
         return False
 
+    @property
+    def paths(self) -> list[str]:
+        """The paths of all files that are left out."""
+        return [*self.discrete, *self.cifti, *self.surfaces]
+
     def words(self) -> list[str]:
         """Notes on the files left out, each with its cure."""
         words = []
         if self.discrete:
             words.append(
-                f"left out {_count(self.discrete, *DISCRETE_NAMES)}, "
+                f"left out {_count(self.discrete, *DISCRETE_NAMES, _words_of(self.discrete))}, "
                 f"whose values must not be mixed; {OPTION} takes {_pronoun(self.discrete)}, "
                 "or a --glob that names the word, as in '*_mask.nii*'"
             )
@@ -127,6 +136,11 @@ class LeftOut:
             words.append(
                 f"left out {_count(self.cifti, 'CIFTI file', 'CIFTI files')}: not volumes; "
                 f"wb_command -cifti-smoothing smooths {_pronoun(self.cifti)}"
+            )
+        if self.surfaces:
+            words.append(
+                f"left out {_count(self.surfaces, 'surface file', 'surface files')}: not volumes; "
+                "wb_command -metric-smoothing smooths values on a surface"
             )
         return words
 
@@ -146,15 +160,28 @@ class LeftOut:
         return notes
 
 
-def _count(paths: Sequence[str], one: str, many: str) -> str:
+def _count(paths: Sequence[str], one: str, many: str, kinds: str = "") -> str:
     """A count of files of a kind, with the name of the first one.
+
+    kinds : str     counts of what is among them; left out if there is a single file
 
     >>> _count(["a/x_mask.nii", "y_mask.nii"], "mask", "masks")
     '2 masks (x_mask.nii, ...)'
     """
     first = os.path.basename(paths[0].rstrip("/"))
     others = ", ..." if len(paths) > 1 else ""
-    return f"{count_of(len(paths), one, many)} ({first}{others})"
+    kinds = f"{kinds}: " if kinds and len(paths) > 1 else ""
+    return f"{count_of(len(paths), one, many)} ({kinds}{first}{others})"
+
+
+def _words_of(paths: Sequence[str]) -> str:
+    """How many masks and label maps each word marks.
+
+    >>> _words_of(["a_mask.nii", "b_dseg.nii", "b_mask.nii", "atlas.nii"])
+    '2 mask, 1 dseg, 1 by header or folder'
+    """
+    words = Counter(discrete_word(path).lower() or "by header or folder" for path in paths)
+    return ", ".join(f"{count} {word}" for word, count in words.most_common())
 
 
 def _pronoun(paths: Sequence[str]) -> str:

@@ -6,26 +6,19 @@ import os
 from typing import Any
 
 from conv3d_cli.batch.preview import Preview
+from conv3d_cli.batch.report import fwhm_text
 from conv3d_cli.batch.results import JobResult
 from conv3d_cli.pictures.page import Entry
-
-# Columns of the page's table, and the keys of a job's record that fill them.
-COLUMNS = {
-    "seconds": "seconds",
-    "read MB/s": "read_mb_per_s",
-    "compute MB/s": "compute_mb_per_s",
-    "write MB/s": "write_mb_per_s",
-    "clipped": "clipped",
-}
 
 
 def page_entry(result: JobResult) -> Entry:
     """The page's entry for the result of one job."""
     job, record, preview = result.job, result.record, result.preview or Preview(result.job)
     row: dict[str, str] = {"input": _name(job.source), "output": _name(job.target)}
-    row |= {column: _number(record.get(key)) for column, key in COLUMNS.items()}
+    row |= _result_columns(record)
     notes = record.get("notes", [])
     row["notes"] = str(len(notes)) if notes else ""
+    row["seconds"] = f"{record['seconds']:.2f}" if "seconds" in record else ""
     return Entry(
         title=f"{job.source} → {job.target}",
         status=result.status,
@@ -44,5 +37,24 @@ def _name(path: str) -> str:
     return os.path.basename(path.rstrip("/")) or path
 
 
-def _number(value: Any) -> str:
-    return "" if value is None else f"{value:,.4g}" if isinstance(value, float) else f"{value:,}"
+def _result_columns(record: dict[str, Any]) -> dict[str, str]:
+    """Columns on the result: FWHM of the kernel, mean and range before and after, clipped values.
+
+    Mean and range are those of all voxels, and of those in the mask. Columns for what the record
+    does not hold are empty.
+    """
+    found = record.get("statistics") or {}
+    row = {"FWHM": fwhm_text(record)}
+    for where in ("", "_in_mask"):
+        for side in ("before", "after"):
+            values, name = found.get(f"{side}{where}", {}), f"{side}{where}".replace("_", " ")
+            row[f"mean {name}"] = _number(values.get("mean"))
+            ends = [values.get("minimum"), values.get("maximum")]
+            row[f"range {name}"] = "" if None in ends else " to ".join(map(_number, ends))
+    clipped = record.get("clipped")
+    row["clipped"] = "" if clipped is None else f"{clipped:,}"
+    return row
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.6g}"

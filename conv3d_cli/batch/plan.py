@@ -15,6 +15,7 @@ from conv3d_cli.batch.names import check_outputs, identity, made_before, output_
 from conv3d_cli.errors import ConfigError, Conv3DError, SpecError
 from conv3d_cli.pipeline.outputs import ROLES
 from conv3d_cli.settings.config import located_bias, located_kernel
+from conv3d_cli.settings.mask_rules import is_rule, located_mask
 from conv3d_cli.settings.option import File
 from conv3d_cli.settings.options import OPTION, Settings
 from conv3d_cli.system.atomic import suffix_of, takes_many
@@ -22,6 +23,7 @@ from conv3d_cli.system.words import count_of
 
 if TYPE_CHECKING:
     from conv3d_cli.batch.discover import InputPath
+    from conv3d_cli.batch.discrete import LeftOut
     from conv3d_cli.batch.manifest import Row
     from conv3d_cli.pipeline.request import Job
     from conv3d_cli.provenance.bids import Dataset
@@ -64,11 +66,19 @@ class JobTemplate(Protocol):
         """Whether outputs may replace existing files."""
 
     @property
+    def mask(self) -> str | None:
+        """The mask of every volume, or a rule that finds a mask for each; None without a mask."""
+
+    @property
     def used_files(self) -> Sequence[str]:
         """Files that jobs use besides inputs and outputs: configs, kernels, a mask, a coverage."""
 
-    def job(self, source: str, target: str) -> Job:
-        """The job of one volume. Raises: SpecError."""
+    def job(self, source: str, target: str, mask: str | None = None) -> Job:
+        """The job of one volume.
+
+        mask : str or None      the mask that the rule found for it
+        Raises: SpecError.
+        """
 
 
 class JobOptions(Protocol):
@@ -99,15 +109,18 @@ class JobPlan:
     """The jobs of a command.
 
     jobs : list of Job          one per volume, in the order of the inputs or of the manifest
-    given : list of Settings    options given for each job: on the command line and in its row
+    given : list of Settings    options given for each job: on the command line and in its row; a
+                                rule for masks is replaced by the mask that it found
     notes : list of str         notes on volumes that are left out or need care
     dataset : Dataset or None   the dataset that --bids makes of the outputs
+    left_out : list of str      paths of masks, label maps and the like that are left out
     """
 
     jobs: list[Job]
     given: list[Settings]
     notes: list[str] = field(default_factory=list)
     dataset: Dataset | None = None
+    left_out: list[str] = field(default_factory=list)
 
 
 def plan_jobs(request: BatchRequest, options: JobOptions) -> JobPlan:
@@ -135,6 +148,8 @@ def plan_jobs(request: BatchRequest, options: JobOptions) -> JobPlan:
 def _plan_inputs(request: BatchRequest, options: JobOptions) -> JobPlan:
     inputs, output, out_dir, given = request.inputs, request.output, request.out_dir, options.given
     settings = options.settings(given)
+    from conv3d_cli.batch.discrete import LeftOut
+
     _check_bids(request)
     renamed = out_dir is not None or request.suffix or request.prefix
     if output is not None and renamed:
@@ -152,7 +167,19 @@ def _plan_inputs(request: BatchRequest, options: JobOptions) -> JobPlan:
                 f"-o names one output, and {folder} is a folder; "
                 "pass --out-dir for the volumes in it"
             )
-    found, notes = _expand(request, settings)
+    left = LeftOut()
+    found, notes = _expand(request, settings, left)
+    rule = settings.mask if settings.mask is not None and is_rule(settings.mask) else None
+    if rule is not None:
+        from conv3d_cli.batch.discover import used_otherwise
+        from conv3d_cli.batch.masks import without_masks
+
+        masks_in_folders = {v.path for v in found} - {v.path for v in without_masks(rule, found)}
+        if masks_in_folders:
+            found = [volume for volume in found if volume.path not in masks_in_folders]
+            left.taken = [path for path in left.taken if path not in masks_in_folders]
+            notes.append(used_otherwise(len(masks_in_folders)))
+    notes += left.notes()
     sources = [volume.path for volume in found]
     dataset = _dataset(sources, request, [given] * len(sources))
     if output is not None:
@@ -179,8 +206,36 @@ def _plan_inputs(request: BatchRequest, options: JobOptions) -> JobPlan:
             raise SpecError(
                 f"{role.flag} names one file, received {len(sources)} inputs; run conv3d for each"
             )
-    jobs = [settings.job(source, target) for source, target in zip(sources, targets, strict=True)]
-    return JobPlan(jobs, [given] * len(jobs), notes, dataset)
+    masks = _masks([rule] * len(sources), sources, notes)
+    jobs = [
+        settings.job(source, target, mask)
+        for source, target, mask in zip(sources, targets, masks, strict=True)
+    ]
+    given_each = [_with_mask(given, mask) for mask in masks]
+    return JobPlan(jobs, given_each, notes, dataset, left.paths)
+
+
+def _masks(
+    rules: Sequence[str | None], sources: Sequence[str], notes: list[str]
+) -> list[str | None]:
+    """The mask that each volume's rule finds for it; None without a rule. Adds a note for each.
+
+    Raises: as `masks.masks_of`.
+    """
+    found: list[str | None] = [None] * len(sources)
+    for rule in dict.fromkeys(rule for rule in rules if rule is not None):
+        from conv3d_cli.batch.masks import masks_of, note_on
+
+        places = [number for number, other in enumerate(rules) if other == rule]
+        masks = masks_of(rule, [sources[number] for number in places])
+        notes.append(note_on(rule, masks))
+        for number, mask in zip(places, masks, strict=True):
+            found[number] = mask
+    return found
+
+
+def _with_mask(given: Settings, mask: str | None) -> Settings:
+    return given if mask is None else replace(given, mask=mask)
 
 
 def _output_options(inputs: Sequence[str], given: Settings) -> str:
@@ -199,7 +254,9 @@ def _output_options(inputs: Sequence[str], given: Settings) -> str:
     )
 
 
-def _expand(request: BatchRequest, settings: JobTemplate) -> tuple[list[InputPath], list[str]]:
+def _expand(
+    request: BatchRequest, settings: JobTemplate, left: LeftOut
+) -> tuple[list[InputPath], list[str]]:
     """Replace the folders among the inputs by the volumes in them."""
     from conv3d_cli.batch.discover import find_volumes
 
@@ -211,6 +268,7 @@ def _expand(request: BatchRequest, settings: JobTemplate) -> tuple[list[InputPat
         used=settings.used_files,
         discrete=request.include_discrete,
         dataset=request.bids,
+        left=left,
     )
 
 
@@ -267,16 +325,26 @@ def _plan_manifest(request: BatchRequest, options: JobOptions) -> JobPlan:
         else:
             targets.append(dataset.targets[number])
     known: dict[str, JobTemplate] = {}  # by their options, as JSON
-    jobs = []
-    for row, source, target, row_options in zip(rows, sources, targets, given, strict=True):
+    templates = []
+    for row, row_options in zip(rows, given, strict=True):
         with _errors_at(f"manifest {path}, line {row.line}"):
             key = json.dumps(row_options.given(), sort_keys=True)
             if key not in known:
                 known[key] = options.settings(row_options, (path,))
-            jobs.append(known[key].job(source, target))
+            templates.append(known[key])
+    notes = left.notes()
+    with _errors_at(f"manifest {path}"):
+        rules = [one.mask if one.mask and is_rule(one.mask) else None for one in templates]
+        masks = _masks(rules, sources, notes)
+    jobs = []
+    for row, source, target, template, mask in zip(
+        rows, sources, targets, templates, masks, strict=True
+    ):
+        with _errors_at(f"manifest {path}, line {row.line}"):
+            jobs.append(template.job(source, target, mask))
     with _errors_at(f"manifest {path}"):
         check_outputs(sources, targets, any(job.overwrite for job in jobs), labels, _read_from)
-    return JobPlan(jobs, given, left.notes(), dataset)
+    return JobPlan(jobs, list(map(_with_mask, given, masks)), notes, dataset, left.paths)
 
 
 def _read_from(source: str) -> tuple[str, ...]:
@@ -319,6 +387,8 @@ def _row_options(
             value = located_kernel(value, folder)
         elif file is File.BIAS:
             value = located_bias(value, folder)
+        elif file is File.MASK:
+            value = located_mask(value, folder)
         elif file is File.READ:
             value = _located(value, folder)
         elif file is File.WRITTEN:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from conv3d_cli.errors import Conv3DError
 
 if TYPE_CHECKING:
+    from conv3d_cli.model.grid import Spacing
     from conv3d_cli.pictures.slices import Slices
     from conv3d_cli.pipeline.prepare import PreparedJob, PreparedStage
     from conv3d_cli.pipeline.request import Job
@@ -42,11 +43,14 @@ class Preview:
     def look_before(self, prepared: PreparedJob) -> None:
         """Keep the decisions, and slices of the input before an output may replace it."""
         from conv3d_cli.batch.report import describe
+        from conv3d_cli.pipeline.prepare import given_spacing
 
         started = time.perf_counter()
         self.decided = describe(prepared)
         self.same_window = all(map(_keeps_scale, prepared.stages))
-        self.before = self._look(self.job.source, prepared.reader.header.axes.letters)
+        self.before = self._look(
+            self.job.source, prepared.reader.header.axes.letters, given_spacing(self.job)
+        )
         self.output_letters = prepared.header.axes.letters
         self.seconds += time.perf_counter() - started
 
@@ -59,7 +63,7 @@ class Preview:
         self.after = self._look(self.job.target, self.output_letters)
         return report
 
-    def _look(self, path: str, letters: str) -> Slices | None:
+    def _look(self, path: str, letters: str, spacing: Spacing | None = None) -> Slices | None:
         """Three slices of a file; None, and a note, if it cannot be read a second time."""
         from conv3d_cli.formats import find_format
         from conv3d_cli.pictures.slices import read_slices
@@ -72,7 +76,8 @@ class Preview:
         try:
             # if the file does not name its axes, the job knows them
             named = found is None or found.names_axes
-            return read_slices(path, axes=None if named else letters, max_samples=512)
+            own = None if named else letters
+            return read_slices(path, axes=own, max_samples=512, spacing=spacing)
         except Conv3DError as error:
             self.notes.append(f"no picture: {error}")
             return None

@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from conv3d_cli.model.grid import triple_text
 from conv3d_cli.model.missing import NOTHING, Missing
 from conv3d_cli.pipeline.outputs import ROLES
+from conv3d_cli.pipeline.run import JobReport, KernelFwhm, kernel_fwhm
 from conv3d_cli.system.machine import format_bytes
 from conv3d_cli.system.words import count_of
 
@@ -19,17 +21,7 @@ if TYPE_CHECKING:
     from conv3d_cli.model.grid import Grid
     from conv3d_cli.pipeline.blocking import Boxes
     from conv3d_cli.pipeline.prepare import PreparedJob, PreparedStage
-    from conv3d_cli.pipeline.run import JobReport
-
-
-def triple_text(values: Iterable[float]) -> str:
-    """Three numbers separated by commas; a single one if all are equal.
-
-    >>> triple_text((2, 2, 2)), triple_text((1, 0.5, 0.5))
-    ('2', '1,0.5,0.5')
-    """
-    texts = [f"{v:.6g}" for v in values]
-    return texts[0] if len(set(texts)) == 1 else ",".join(texts)
+    from conv3d_cli.pipeline.statistics import Values
 
 
 def grid_record(grid: Grid) -> dict[str, Any]:
@@ -95,6 +87,7 @@ def plan_record(prepared: PreparedJob) -> dict[str, Any]:
         "output_dtype": str(prepared.header.dtype),
         "preset": None if job.preset is None else asdict(job.preset),
         **(stages[0] if len(stages) == 1 else {"layers": stages}),
+        **fwhm_record(kernel_fwhm(prepared)),
         "precision": job.precision,
         "grid_before": grid_record(source.grid),
         "grid_after": grid_record(prepared.header.grid),
@@ -110,6 +103,23 @@ def plan_record(prepared: PreparedJob) -> dict[str, Any]:
     }
 
 
+def fwhm_record(fwhm: KernelFwhm | None) -> dict[str, Any]:
+    """The FWHM of a job's kernel as JSON: lengths along D, H, W, and their unit."""
+    if fwhm is None:
+        return {"kernel_fwhm": None, "kernel_fwhm_unit": None}
+    return {"kernel_fwhm": list(fwhm.lengths), "kernel_fwhm_unit": fwhm.unit}
+
+
+def fwhm_text(record: dict[str, Any]) -> str:
+    """The FWHM in a record of `fwhm_record`, for a table; "" without one.
+
+    >>> fwhm_text({"kernel_fwhm": [6.0, 6.0, None], "kernel_fwhm_unit": "mm"})
+    '6,6,- mm'
+    """
+    lengths = record.get("kernel_fwhm")
+    return str(KernelFwhm(tuple(lengths), record["kernel_fwhm_unit"])) if lengths else ""
+
+
 def _boxes_record(boxes: Boxes) -> dict[str, Any]:
     partition, repeated = boxes
     return {
@@ -121,7 +131,7 @@ def _boxes_record(boxes: Boxes) -> dict[str, Any]:
 
 
 def describe(prepared: PreparedJob) -> str:
-    """The plan of a job in aligned lines."""
+    """The plan of a job in aligned lines: what it does, then how it is computed."""
     record = plan_record(prepared)
     layers, depth = record.get("layers", [record]), record["slab_depth"]
     before, after = prepared.reader.header.grid, prepared.header.grid
@@ -130,21 +140,29 @@ def describe(prepared: PreparedJob) -> str:
     )
     rows = [("input", f"{record['input']}  {_shape(record, 'input')} {record['input_dtype']}")]
     rows += [] if prepared.job.preset is None else [("like", str(prepared.job.preset))]
+    fwhm = kernel_fwhm(prepared)
+    planned: list[tuple[str, str]] = []
     for number, (layer, stage) in enumerate(zip(layers, prepared.stages, strict=True)):
         if len(layers) > 1:
-            rows.append((f"layer {number + 1}", stage.stage.name or ""))
-        rows += _layer_rows(layer, stage, record)
+            heading = (f"layer {number + 1}", stage.stage.name or "")
+            rows.append(heading)
+            planned.append(heading)
+        rows += _layer_rows(layer, fwhm)
+        planned += _plan_rows(layer, stage, record)
     rows += [("missing", text) for text in _missing_words(prepared.job.missing)]
     rows += [
         ("output", f"{named}  {_shape(record, 'output')} {record['output_dtype']}"),
         ("grid", _grid_text(before, after, record["voxel_offset"])),
-        *(
-            []
-            if prepared.job.on_cluster
-            else [("memory", _memory_text(record, depth)), ("", str(prepared.memory_use))]
-        ),
         *(("note", note) for note in record["notes"]),
+        *planned,
     ]
+    if not prepared.job.on_cluster:
+        rows += [("memory", _memory_text(record, depth)), ("", str(prepared.memory_use))]
+    return aligned(rows)
+
+
+def aligned(rows: Sequence[tuple[str, str]]) -> str:
+    """Lines of names and texts; the texts begin in one column."""
     return "\n".join(f"{name:<10} {text}".rstrip() for name, text in rows)
 
 
@@ -182,10 +200,8 @@ def _memory_text(record: dict[str, Any], depth: int) -> str:
     )
 
 
-def _layer_rows(
-    layer: dict[str, Any], stage: PreparedStage, record: dict[str, Any]
-) -> list[tuple[str, str]]:
-    """The plan of one convolution: pairs (name, text)."""
+def _layer_rows(layer: dict[str, Any], fwhm: KernelFwhm | None) -> list[tuple[str, str]]:
+    """What one convolution does: pairs (name, text)."""
     filters = ", ".join(layer["filters"] or ())
     kind = {
         "layer": "a layer, which mixes channels",
@@ -195,11 +211,13 @@ def _layer_rows(
     shape = "x".join(map(str, layer["kernel_shape"]))
     pads = ",".join(f"{lo}:{hi}" for lo, hi in layer["padding"])
     strides, dilation = triple_text(layer["strides"]), triple_text(layer["dilation_rate"])
-    seconds = layer["predicted_seconds"][layer["algorithm"]]
-    others = {name: s for name, s in layer["predicted_seconds"].items() if s != seconds}
-    algorithm = stage.plan.algorithm.summary
     rows = [
         ("kernel", f"{layer['kernel']}  {shape}, sum {layer['kernel_sum']:.6g}; {kind}"),
+        *(
+            []
+            if fwhm is None
+            else [("fwhm", f"{fwhm} (depth,height,width), measured on the kernel's samples")]
+        ),
         (
             "padding",
             f"{pads} (before:after along depth,height,width), boundary {layer['boundary']}",
@@ -212,7 +230,17 @@ def _layer_rows(
         magnitude = ", magnitude of the filters" if layer["magnitude"] else ""
         rows.append(("epilogue", f"{bias}{magnitude}, activation {layer['activation']}"))
     rows += [(f"{name} loss", f"{value:.9g}") for name, value in layer["losses"].items()]
-    rows.append(("algorithm", f"{layer['algorithm']} ({algorithm}), {record['precision']}"))
+    return rows
+
+
+def _plan_rows(
+    layer: dict[str, Any], stage: PreparedStage, record: dict[str, Any]
+) -> list[tuple[str, str]]:
+    """How one convolution is computed: pairs (name, text)."""
+    seconds = layer["predicted_seconds"][layer["algorithm"]]
+    others = {name: s for name, s in layer["predicted_seconds"].items() if s != seconds}
+    algorithm = stage.plan.algorithm.summary
+    rows = [("algorithm", f"{layer['algorithm']} ({algorithm}), {record['precision']}")]
     rows += [(f"  {name}", f"declined: {reason}") for name, reason in layer["refused"].items()]
     if stage.plan.prepared.spreads_nonfinite:
         rows.append(("  nonfinite", "direct computes steps with NaN or infinity again"))
@@ -241,8 +269,7 @@ def _grid_text(before: Grid, after: Grid, offset: list[float]) -> str:
     )
     if before.spacing is None or after.spacing is None:
         return f"no spacing; {moved}"
-    spacings = f"{triple_text(before.spacing)} -> {triple_text(after.spacing)}"
-    return f"spacing {spacings} {before.unit}; {moved}"
+    return f"spacing {triple_text(before.spacing)} -> {after.spacing_words}; {moved}"
 
 
 def describe_forecast(forecast: Forecast) -> str:
@@ -323,16 +350,57 @@ def run_record(report: JobReport) -> dict[str, Any]:
         "seconds": round(report.seconds, 4),
         **stages,
         "losses": report.losses,
+        **fwhm_record(report.fwhm),
+        "statistics": None if report.statistics is None else report.statistics.record(),
         "notes": report.notes,
     }
 
 
 def describe_run(report: JobReport) -> str:
-    """The result of a run in one line, and a line for each loss."""
-    losses = "".join(f"\n{'loss':<10} {name} {value:.9g}" for name, value in report.losses.items())
+    """The result of a run in aligned lines: values before and after, losses, times."""
+    rows = _result_rows(report)
+    rows += [("loss", f"{name} {value:.9g}") for name, value in report.losses.items()]
     stages = ", ".join(
         f"{name} {seconds:.2f} s" + (f" ({count / 1e6 / seconds:.0f} MB/s)" if seconds > 0 else "")
         for name, (seconds, count) in stages_of(report).items()
     )
     done = f"{count_of(report.voxels, 'voxel')} in {report.seconds:.2f} s"
-    return f"{'done':<10} {done}; stages overlap: {stages}{losses}"
+    return aligned([*rows, ("done", f"{done}; stages overlap: {stages}")])
+
+
+def _result_rows(report: JobReport) -> list[tuple[str, str]]:
+    """FWHM, mean and range before and after, and clipped values: pairs (name, text)."""
+    found = report.statistics
+    if found is None:
+        return []
+    rows = (
+        []
+        if report.fwhm is None
+        else [("fwhm", f"{report.fwhm}, measured on the kernel's samples")]
+    )
+    for name, values, inside in (
+        ("before", found.before, found.before_in_mask),
+        ("after", found.after, found.after_in_mask),
+    ):
+        if values is not None:
+            rows.append((name, values_text(values)))
+        if inside is not None:
+            rows.append(("", f"in the mask: {values_text(inside)}"))
+    if report.clipped:
+        part = 100 * report.clipped / max(1, report.voxels)
+        rows.append(("clipped", f"{count_of(report.clipped, 'voxel')} ({part:.2g} %)"))
+    return rows
+
+
+def values_text(values: Values) -> str:
+    """Mean and range of values in words.
+
+    >>> from conv3d_cli.pipeline.statistics import Values
+    >>> values_text(Values(2, 3.0, -1.0, 4.0, not_finite=1)), values_text(Values())
+    ('mean 1.5, range -1 to 4; 1 value not finite', 'no finite value')
+    """
+    words = "no finite value"
+    if values.mean is not None:
+        words = f"mean {values.mean:.6g}, range {values.low:.6g} to {values.high:.6g}"
+    odd = f"; {count_of(values.not_finite, 'value')} not finite" if values.not_finite else ""
+    return words + odd

@@ -23,7 +23,7 @@ class TableRow:
 
     status : str                "done", "planned", "skipped", "failed" or "cancelled"
     target : str                path of the output
-    remark : str                why it was skipped or failed
+    remark : str                why it was skipped; the error of a failed one is told when it fails
     seconds : float or None     duration of its run; None if it was not run
     volume_bytes : int          size of the input's voxels, unpacked
     """
@@ -44,6 +44,7 @@ class JobResult:
     record : dict               its object for --json
     remark : str                why it was skipped or failed
     messages : list of str      messages for the user, shown after those of all earlier jobs
+    notes : list of str         notes on the volume, shown after the messages
     error : Conv3DError or None the error that it failed with
     preview : Preview or None   pictures for the page of --report; dropped when they are shown
     volume_bytes : int          size of the input's voxels, unpacked; 0 unless the job is done
@@ -54,15 +55,23 @@ class JobResult:
     record: dict[str, Any]
     remark: str = ""
     messages: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     error: Conv3DError | None = None
     preview: Preview | None = None
     volume_bytes: int = 0
 
     def row(self) -> TableRow:
         """The job's row in the table at the end."""
+        remark = "" if self.error is not None else self.remark
         return TableRow(
-            self.status, self.job.target, self.remark, self.record.get("seconds"), self.volume_bytes
+            self.status, self.job.target, remark, self.record.get("seconds"), self.volume_bytes
         )
+
+    def error_words(self) -> str:
+        """The error of a failed job in a batch, with the name of its input if it names no file."""
+        names = (self.job.source, self.job.target)
+        named = any(name in self.remark for name in names)
+        return self.remark if named else f"{self.job.source}: {self.remark}"
 
 
 def skipped(job: Job, reason: str) -> JobResult:
@@ -88,7 +97,7 @@ def failed(
         "error": text,
         "exit_code": error.exit_code,
     }
-    return JobResult(job, "failed", record, text, messages, error, preview)
+    return JobResult(job, "failed", record, text, messages, error=error, preview=preview)
 
 
 class Progress(Protocol):

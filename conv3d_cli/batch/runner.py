@@ -10,7 +10,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from conv3d_cli.batch.results import JobResult, Reporter, Say, TableRow, cancelled
+from conv3d_cli.batch.results import JobResult, Reporter, Say, TableRow, cancelled, failed
+from conv3d_cli.batch.shared import shared_fault
 from conv3d_cli.batch.steps import BatchOptions, FinishedOutputs, JobRun, run_steps
 from conv3d_cli.errors import MemoryLimitError, SpecError
 from conv3d_cli.system.machine import memory_ceiling, thread_count
@@ -62,6 +63,18 @@ class BatchRunner:
         except BaseException as interrupt:
             interrupt.add_note(self._words_on_interrupt(jobs))
             raise
+
+    def check(self, jobs: Sequence[Job]) -> None:
+        """Refuse, before any work, jobs that all fail for the same reason.
+
+        Raises: the error that they share, once.
+        """
+        fault = shared_fault(jobs, self.options)
+        if fault is None:
+            return
+        for job in fault.jobs:
+            self.reporter.show(failed(job, fault.error, []), self.reporter.say)
+        raise fault.error
 
     def _run_all(self, jobs: Sequence[Job], at_once: int | None) -> None:
         scheduler = self.options.scheduler
@@ -153,7 +166,7 @@ class BatchRunner:
             words.append(f"{complete[0]} is complete")
         elif complete:
             verb = "is" if len(complete) == 1 else "are"
-            words.append(f"{len(complete)} of {len(jobs)} volumes {verb} complete")
+            words.append(f"{len(complete)} of {len(jobs)} volumes {verb} done and complete")
         if not words:
             return "no output was left behind"
         if len(complete) < len(jobs) and not written:
@@ -169,7 +182,7 @@ class BatchRunner:
         self.rows.append(result.row())
         if result.error is not None:
             self.exit_code = self.exit_code or result.error.exit_code
-            say(f"Error: {result.remark}")
+            say(f"Error: {result.error_words()}")
 
     def finish(self) -> None:
         """Show the table of all jobs."""

@@ -37,7 +37,7 @@ class BatchOptions:
     to_fwhm : str or None           choose kernels that smooth outputs to this FWHM
     fail_fast : bool                after a failure, start no other job and cancel those that run
     details : bool                  describe each job and its times in messages
-    describe_plans : bool           with `dry_run`: describe each plan in messages
+    describe_plans : bool           with `dry_run`: describe each plan in messages, its notes too
     previews : bool                 take pictures of inputs and outputs
     recordings : dict               records to write beside outputs, by the output's path
     resume_log : ResumeLog or None  tells which jobs are done, and records those that finish
@@ -184,9 +184,14 @@ def plan(run: JobRun) -> None:
 
     run.check_paths()
     with prepare_job(run.job) as prepared:
-        messages = [f"note: {run.job.source}: {note}" for note in run.notes]
-        messages += [describe(prepared)] if run.options.describe_plans else []
-        run.result = JobResult(run.job, "planned", plan_record(prepared), messages=messages)
+        described = run.options.describe_plans
+        run.result = JobResult(
+            run.job,
+            "planned",
+            plan_record(prepared),
+            messages=[describe(prepared)] if described else [],
+            notes=[*run.notes, *([] if described else prepared.notes)],
+        )
 
 
 def check_verifiable(run: JobRun) -> None:
@@ -223,7 +228,8 @@ def convolve(run: JobRun) -> None:
         if options.scheduler is None:
             from conv3d_cli.pipeline.run import run_job
 
-            return run_job(job, run.progress, decided)
+            counts = options.details or options.previews
+            return run_job(job, run.progress, decided, counts)
         from conv3d_cli.cluster.run import run_on_cluster
 
         return run_on_cluster(job, options.scheduler, run.progress, decided)
@@ -275,14 +281,15 @@ def done(run: JobRun) -> JobResult:
     assert run.report is not None
     details = run.options.details
     report = replace(run.report, notes=[*run.notes, *run.report.notes])
-    messages = [*run.messages, *(f"note: {run.job.source}: {note}" for note in report.notes)]
-    messages += [describe_run(report)] if details else []
+    messages = [*run.messages, *([describe_run(report)] if details else [])]
     if run.verified and details:
         messages.append(
             f"verified   {count_of(run.verified['verified'], 'voxel')}; the largest difference is "
             f"{100 * run.verified['verified_worst']:.2g} % of the bound"
         )
     values = {**run_record(report), **run.verified}
+    if run.job.missing.mask is not None:
+        values["mask"] = run.job.missing.mask
     if run.recording is not None:
         values["sidecar"] = run.recording.sidecar
         messages += [f"sidecar    {run.recording.sidecar}"] if details else []
@@ -291,6 +298,7 @@ def done(run: JobRun) -> JobResult:
         "done",
         values,
         messages=messages,
+        notes=report.notes,
         preview=run.preview,
         volume_bytes=report.bytes_in,
     )

@@ -17,8 +17,9 @@ from typing import Any
 
 import click
 
+from conv3d_cli.cli.help_json import add_help_json, help_json_option
 from conv3d_cli.cli.messages import COMPLETE_VAR
-from conv3d_cli.errors import Conv3DError, one_line
+from conv3d_cli.errors import EXIT_CODES, Conv3DError, one_line
 from conv3d_cli.system.atomic import cause_of, placed_outputs
 from conv3d_cli.system.standard_streams import lost_output
 
@@ -27,6 +28,7 @@ COMMANDS = (
     "bench",
     "compare",
     "completion",
+    "describe",
     "explain",
     "help",
     "info",
@@ -52,6 +54,7 @@ class LateCommands(MutableMapping[str, click.Command]):
         command = self._commands[name]
         if command is None:
             command = getattr(import_module(f"{__name__}.{name}"), name)
+            add_help_json(command)
             self._commands[name] = command
         return command
 
@@ -100,10 +103,9 @@ class ErrorTranslator(click.Group):
     def main(self, *arguments: Any, **options: Any) -> Any:
         """Run the command line, or answer a shell that asks for completions."""
         if COMPLETE_VAR in os.environ:
-            from conv3d_cli.cli.completion import prepare, register_shells
+            from conv3d_cli.cli.completion import register_shells
 
             register_shells()
-            prepare(self)
         try:
             return super().main(*arguments, **{"complete_var": COMPLETE_VAR, **options})
         except SystemExit as end:
@@ -148,6 +150,7 @@ def _print_citation(ctx: click.Context, _: click.Parameter, asked: bool) -> None
     cls=ErrorTranslator,
     commands=LateCommands(COMMANDS),
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    epilog="Exit codes: " + ", ".join(f"{code} {word}" for code, word in EXIT_CODES.items()) + ".",
 )
 @click.version_option(package_name="conv3d", prog_name="conv3d")
 @click.option(
@@ -169,11 +172,6 @@ def main() -> None:
 
     The output has the input's place in the world, and the format of its name. Results go to
     stdout, messages and progress to stderr. `conv3d help` lists the pages of the manual.
-
-    \b
-    Exit codes: 0 done, 1 runtime fault, 2 usage, 3 input unreadable,
-    4 kernel and volume do not fit, 5 output exists, 6 over --max-memory,
-    7 volumes differ, 129 hung up, 130 interrupted, 143 terminated.
     """
     try:
         signal.signal(signal.SIGTERM, _terminate)
@@ -182,3 +180,6 @@ def main() -> None:
             signal.signal(signal.SIGHUP, _terminate)
     except ValueError:
         pass  # not the main thread (embedded in another program), which owns the signals
+
+
+main.params.append(help_json_option(hidden=False))

@@ -12,10 +12,12 @@ import click
 
 from conv3d_cli.cli.jobs import plan_command
 from conv3d_cli.cli.messages import echo
-from conv3d_cli.cli.options import SectionedCommand, apply_options, given_settings, help_json_option
+from conv3d_cli.cli.options import SectionedCommand, apply_options, given_settings
+from conv3d_cli.cli.parameters import FileName
 from conv3d_cli.cli.reporter import TerminalReporter
 from conv3d_cli.errors import Conv3DError, SpecError
 from conv3d_cli.pipeline.outputs import ROLES, VOLUME
+from conv3d_cli.settings.option import File
 from conv3d_cli.system.words import count_of
 
 if TYPE_CHECKING:
@@ -28,9 +30,8 @@ if TYPE_CHECKING:
 
 
 @click.command(cls=SectionedCommand)
-@click.argument("inputs", nargs=-1, metavar="INPUT...")
+@click.argument("inputs", nargs=-1, metavar="INPUT...", type=FileName(File.READ))
 @apply_options
-@help_json_option
 @click.pass_context
 def apply(ctx: click.Context, /, inputs: tuple[str, ...], **_: Any) -> None:
     """Convolve volumes.
@@ -62,17 +63,17 @@ def apply(ctx: click.Context, /, inputs: tuple[str, ...], **_: Any) -> None:
     _check_conflicts(asked, jobs, overwrite)
     recordings = _recordings(plan) if asked.sidecar or asked.bids else {}
     resume_log = _resume_log(asked, jobs, recordings) if asked.resume else None
-    if asked.out_dir and not asked.dry_run and "://" not in asked.out_dir:
-        _make_folder(asked.out_dir)
-        if plan.dataset is not None:
-            plan.dataset.write()
     if asked.report:
         _check_page(asked.report, overwrite, bool(asked.dry_run))
     if asked.depfile:
         _check_depfile(asked.depfile, jobs, bool(asked.dry_run))
-    for note in plan.notes if not asked.quiet else ():
-        echo(f"note: {note}")
-    reporter = TerminalReporter(bool(asked.as_json), bool(asked.quiet))
+    lists_plans = bool(asked.dry_run and len(jobs) > 1 and not (asked.verbose or asked.as_json))
+    reporter = TerminalReporter(
+        as_json=bool(asked.as_json),
+        quiet=bool(asked.quiet),
+        verbose=bool(asked.verbose),
+        lists_plans=lists_plans,
+    )
     options = BatchOptions(
         dry_run=bool(asked.dry_run),
         skip_existing=bool(asked.skip_existing),
@@ -82,12 +83,22 @@ def apply(ctx: click.Context, /, inputs: tuple[str, ...], **_: Any) -> None:
         to_fwhm=asked.to_fwhm,
         fail_fast=bool(asked.fail_fast),
         details=bool(asked.verbose and not asked.quiet),
-        describe_plans=bool(asked.verbose or not asked.as_json),
+        describe_plans=bool(asked.verbose or not (asked.as_json or lists_plans)),
         previews=bool(asked.report),
         recordings=recordings,
         resume_log=resume_log,
     )
     batch = BatchRunner(options, reporter)
+    batch.check(jobs)
+    if asked.out_dir and not asked.dry_run and "://" not in asked.out_dir:
+        _make_folder(asked.out_dir)
+        if plan.dataset is not None:
+            plan.dataset.write()
+    for note in plan.notes if not asked.quiet else ():
+        echo(f"note: {note}")
+    if (asked.verbose or asked.dry_run) and not asked.quiet:
+        for path in plan.left_out:
+            echo(f"left out   {path}")
     if asked.report:
         _run_with_page(batch, reporter, jobs, asked.jobs, asked.report, overwrite)
     else:

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from conv3d_cli.cli.options import SectionedCommand, options, table_options
+from conv3d_cli.cli.parameters import FileName, UnitOption
 from conv3d_cli.errors import FormatError, SpecError
+from conv3d_cli.settings.option import File, Unit
 from conv3d_cli.system.words import count_of
 
 if TYPE_CHECKING:
@@ -28,6 +30,8 @@ case_options = options(
     ),
     click.option(
         "--size",
+        cls=UnitOption,
+        unit=Unit.VOXELS,
         type=click.IntRange(min=4),
         metavar="N",
         help="Measure on N x N x N voxels instead of each case's own size.",
@@ -57,6 +61,8 @@ run_options = options(
     ),
     click.option(
         "--patience",
+        cls=UnitOption,
+        unit=Unit.SECONDS,
         type=click.FloatRange(min=0),
         default=15.0,
         show_default=True,
@@ -77,6 +83,7 @@ output_options = options(
         "--json",
         "json_path",
         metavar="FILE",
+        type=FileName(File.WRITTEN),
         help="Write all figures as JSON; - prints them instead of the table.",
     ),
     click.option("--markdown", is_flag=True, help="Print the table as Markdown."),
@@ -84,6 +91,7 @@ output_options = options(
         "--plot",
         "plot_path",
         metavar="FILE.png",
+        type=FileName(File.WRITTEN),
         help="Draw a roofline (pip install 'conv3d[plot]').",
     ),
     click.option(
@@ -91,6 +99,7 @@ output_options = options(
         "sources",
         multiple=True,
         metavar="FILE",
+        type=FileName(File.READ),
         help="Measure nothing; show figures that --json wrote. Several files are merged.",
     ),
     click.option("-q", "--quiet", is_flag=True, help="Show no progress on stderr."),

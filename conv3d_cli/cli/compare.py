@@ -6,14 +6,18 @@ import json
 
 import click
 
+from conv3d_cli.cli.parameters import FileName, UnitOption
 from conv3d_cli.errors import DifferenceError
+from conv3d_cli.settings.option import File, Unit
 
 
 @click.command()
-@click.argument("first", metavar="A")
-@click.argument("second", metavar="B")
+@click.argument("first", metavar="A", type=FileName(File.READ))
+@click.argument("second", metavar="B", type=FileName(File.READ))
 @click.option(
     "--rtol",
+    cls=UnitOption,
+    unit=Unit.FRACTION,
     type=click.FloatRange(min=0),
     default=0.0,
     show_default=True,
@@ -22,6 +26,8 @@ from conv3d_cli.errors import DifferenceError
 )
 @click.option(
     "--atol",
+    cls=UnitOption,
+    unit=Unit.VOXEL_VALUES,
     type=click.FloatRange(min=0),
     default=0.0,
     show_default=True,

@@ -1,7 +1,6 @@
 """`conv3d completion`: scripts that let a shell complete command lines, and the completions.
 
-Click asks a parameter's type for completions. `prepare` sets the types of this module only when a
-shell asks: by the kind of file in the table of options, or by metavar for other parameters.
+Click asks a parameter, which takes its completions from `BY_FILE` or `BY_NAME`.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ from typing import TYPE_CHECKING
 import click
 
 from conv3d_cli.cli.messages import COMPLETE_VAR
-from conv3d_cli.cli.options import TableOption
 from conv3d_cli.settings.option import File
 
 if TYPE_CHECKING:
@@ -46,24 +44,6 @@ def completion(shell: str) -> None:
 
 # --------------------------------------------------------------------------------------------------
 # Completions
-
-
-class Completed(click.ParamType):  # type: ignore[type-arg]  # Click 8.1 knows no argument
-    """A type that accepts any text and completes it.
-
-    find : callable     (text typed so far) -> list of completions
-    """
-
-    name = "text"
-
-    def __init__(self, find: Callable[[str], list[CompletionItem]]) -> None:
-        self._find = find
-
-    def shell_complete(
-        self, ctx: click.Context, param: click.Parameter, incomplete: str
-    ) -> list[CompletionItem]:
-        """Completions of the text typed so far."""
-        return self._find(incomplete)
 
 
 def files(incomplete: str) -> list[CompletionItem]:
@@ -134,33 +114,16 @@ def activations(incomplete: str) -> list[CompletionItem]:
     return [CompletionItem(name) for name in names if name.startswith(incomplete)]
 
 
-BY_FILE: dict[File | None, Callable[[str], list[CompletionItem]]] = {
+BY_FILE: dict[File, Callable[[str], list[CompletionItem]]] = {
     File.READ: files,
+    File.MASK: files,
     File.WRITTEN: files,
     File.FOLDER: folders,
     File.KERNEL: kernels,
     File.BIAS: files,
 }
-BY_METAVAR: dict[str, Callable[[str], list[CompletionItem]]] = {
-    **dict.fromkeys(
-        ("FILE", "FILE...", "INPUT", "INPUT...", "OUT", "A", "B", "SRC[::NAME]", "DST", "FILE.png"),
-        files,
-    ),
-    "KERNEL": kernels,
-}
-
-
-def prepare(command: click.Command) -> None:
-    """Set completing types on the parameters of a command and of its subcommands."""
-    for parameter in command.params:
-        if isinstance(parameter, TableOption):
-            find = activations if parameter.name == "activation" else BY_FILE.get(parameter.file)
-        else:
-            find = BY_METAVAR.get(parameter.metavar or "")
-        if find is not None:
-            parameter.type = Completed(find)
-    for inner in command.commands.values() if isinstance(command, click.Group) else ():
-        prepare(inner)
+BY_NAME: dict[str, Callable[[str], list[CompletionItem]]] = {"activation": activations}
+"""Completions of the table's options that name no file."""
 
 
 # --------------------------------------------------------------------------------------------------

@@ -77,8 +77,8 @@ def fitting_scale(
     """
     scale = most / voxel
     for row in rows:
-        letters = sum(4 for panel in row if any(panel.letters))
-        room = max(len(row), columns - GAP * (len(row) - 1) - letters)
+        frames = sum(map(_frame_width, row))
+        room = max(len(row), columns - GAP * (len(row) - 1) - frames)
         scale = min(scale, room / sum(panel.extent[1] for panel in row))
         if lines is not None:
             scale = min(scale, 2 * max(4, lines) / max(panel.extent[0] for panel in row))
@@ -179,8 +179,41 @@ def _half_blocks(shades: Shades, palette: Shades) -> list[Text]:
 
 
 def _width(panel: Panel, scale: float) -> int:
-    """Width of a panel with its letters and title, in characters."""
-    return max(_cells(panel, scale)[1] + (4 if any(panel.letters) else 0), len(panel.title))
+    """Width of a panel with its letters, numbers and title, in characters."""
+    wide = _cells(panel, scale)[1]
+    below = len(_numbers_below(panel, wide))
+    return max(wide + _frame_width(panel), _numbers_width(panel) + below, len(panel.title))
+
+
+def _frame_width(panel: Panel) -> int:
+    """Width of what stands beside a picture: letters at both sides, or numbers at the left."""
+    return 4 if any(panel.letters) else _numbers_width(panel)
+
+
+def _numbers_width(panel: Panel) -> int:
+    """Width of the numbers at the left, with a space; 0 without."""
+    from conv3d_cli.pictures.panels import axis_labels
+
+    return 0 if panel.down is None else 1 + max(map(len, axis_labels(panel.down, 2).values()))
+
+
+def _numbers_below(panel: Panel, wide: int) -> str:
+    """The line of numbers below a picture; "" without. A number without room is left out."""
+    from conv3d_cli.pictures.panels import axis_labels
+
+    if panel.across is None:
+        return ""
+    line = ""
+    labels = axis_labels(panel.across, wide)
+    for cell, text in sorted(labels.items()):
+        start = 0 if cell == 0 else cell - len(text) + 1 if cell == wide - 1 else cell
+        if not line:
+            line = text
+        elif cell == wide - 1:
+            line = line.ljust(max(start, len(line) + 1)) + text
+        elif len(line) < start and start + len(text) + 1 < wide - len(labels[max(labels)]):
+            line = line.ljust(start) + text
+    return line
 
 
 def _side_by_side(
@@ -202,6 +235,8 @@ def _framed(panel: Panel, lines: list[Any], wide: int, join: Any) -> list[tuple[
     """Lines of a picture with its title and letters, each with its width."""
     left, right, top, bottom = panel.letters
     lettered = any(panel.letters)
+    if panel.down is not None:
+        return _numbered(panel, lines, wide, join)
     over = " " * ((wide + 3) // 2)
     framed: list[tuple[Any, int]] = [(panel.title, len(panel.title))]
     if lettered:
@@ -215,6 +250,21 @@ def _framed(panel: Panel, lines: list[Any], wide: int, join: Any) -> list[tuple[
             framed.append((line, wide))
     if lettered:
         framed.append((over + bottom, len(over) + 1))
+    return framed
+
+
+def _numbered(panel: Panel, lines: list[Any], wide: int, join: Any) -> list[tuple[Any, int]]:
+    """Lines of a picture with its title and the numbers of its axes, each with its width."""
+    from conv3d_cli.pictures.panels import axis_labels
+
+    assert panel.down is not None
+    margin, below = _numbers_width(panel), _numbers_below(panel, wide)
+    labels = axis_labels(panel.down, len(lines))
+    framed: list[tuple[Any, int]] = [(panel.title, len(panel.title))]
+    for number, line in enumerate(lines):
+        label = labels.get(number, "").rjust(margin - 1)
+        framed.append((join([label, " ", line]), wide + margin))
+    framed.append((" " * margin + below, margin + len(below)))
     return framed
 
 

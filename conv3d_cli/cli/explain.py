@@ -8,7 +8,10 @@ from typing import Any
 
 import click
 
+from conv3d_cli.cli.jobs import MergedSettings
 from conv3d_cli.cli.options import SectionedCommand, explain_options, given_settings, options
+from conv3d_cli.cli.parameters import FileName, UnitOption
+from conv3d_cli.settings.option import File, Unit
 from conv3d_cli.system.machine import byte_size
 
 cluster_options = options(
@@ -31,11 +34,15 @@ cluster_options = options(
     ),
     click.option(
         "--read-rate",
+        cls=UnitOption,
+        unit=Unit.BYTES_PER_SECOND,
         metavar="SIZE",
         help="Bytes that a thread reads per second, e.g. 200M.  [default: measured here]",
     ),
     click.option(
         "--write-rate",
+        cls=UnitOption,
+        unit=Unit.BYTES_PER_SECOND,
         metavar="SIZE",
         help="Bytes that a thread writes per second.  [default: measured here]",
     ),
@@ -43,11 +50,12 @@ cluster_options = options(
 
 
 @click.command(cls=SectionedCommand)
-@click.argument("source", metavar="INPUT")
+@click.argument("source", metavar="INPUT", type=FileName(File.READ))
 @click.option(
     "-o",
     "--output",
     metavar="OUT",
+    type=FileName(File.WRITTEN),
     help="Output name, which chooses the format.  [default: the input's format]",
 )
 @explain_options
@@ -78,12 +86,13 @@ def explain(
     bytes, memory and time. Reads no voxels and writes nothing; only with --workers or
     --scheduler, one task of the job is tried out here.
     """
+    from conv3d_cli.batch.masks import mask_of
     from conv3d_cli.batch.report import describe, describe_forecast, plan_record
-    from conv3d_cli.pipeline.make import make_job
     from conv3d_cli.pipeline.prepare import prepare_job
     from conv3d_cli.settings.merge import merge_settings
 
-    job = make_job(source, output or source, merge_settings(given_settings(ctx)))
+    settings = MergedSettings(merge_settings(given_settings(ctx)))
+    job = settings.job(source, output or source, mask_of(settings.mask, source))
     job = replace(job, on_cluster=scheduler is not None or workers is not None)
     with prepare_job(job) as prepared:
         record, text = plan_record(prepared), describe(prepared)

@@ -7,14 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from conv3d_cli.cli.parameters import FileName, UnitOption
 from conv3d_cli.errors import Conv3DError, SpecError, one_line
+from conv3d_cli.settings.option import File, Unit
 
 if TYPE_CHECKING:
+    from conv3d_cli.model.grid import Spacing
     from conv3d_cli.model.volume import VolumeReader
 
 
 @click.command()
-@click.argument("files", nargs=-1, required=True, metavar="FILE...")
+@click.argument("files", nargs=-1, required=True, metavar="FILE...", type=FileName(File.READ))
 @click.option(
     "--axes",
     metavar="LETTERS",
@@ -26,7 +29,17 @@ if TYPE_CHECKING:
     help="Also estimate the smoothness along each axis, from the voxels.",
 )
 @click.option(
-    "--mask", metavar="FILE", help="Estimate --fwhm from the voxels where this volume is above 0."
+    "--spacing",
+    cls=UnitOption,
+    unit=Unit.LENGTH,
+    metavar="D,H,W",
+    help="Voxel spacing with its unit, e.g. 0.3,0.1,0.1um, for files that store none or no unit.",
+)
+@click.option(
+    "--mask",
+    metavar="FILE",
+    type=FileName(File.READ),
+    help="Estimate --fwhm from the voxels where this volume is above 0.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per file.")
 @click.pass_context
@@ -35,6 +48,7 @@ def info(
     files: tuple[str, ...],
     axes: str | None,
     fwhm: bool,
+    spacing: str | None,
     mask: str | None,
     as_json: bool,
 ) -> None:
@@ -52,16 +66,20 @@ def info(
     differences (Forman et al. 1995). From a time series, its mean over time is subtracted first.
     """
     from conv3d_cli.formats import open_volume
+    from conv3d_cli.kernels.lengths import read_spacing
+    from conv3d_cli.model.grid import length_scale
 
+    given = None if spacing is None else read_spacing(spacing)
     if mask is not None and not fwhm:
         raise SpecError("--mask is for --fwhm; pass both, or neither")
     code = 0
     for position, path in enumerate(files):
         try:
-            with open_volume(path, axes=axes) as reader:
+            with open_volume(path, axes=axes, spacing=given) as reader:
                 record = header_record(reader)
                 if fwhm:
-                    record["fwhm"] = smoothness(reader, mask)
+                    record["fwhm"] = smoothness(reader, mask, given)
+                    record["fwhm_unit"] = length_scale(reader.header.grid)[1]
         except Conv3DError as error:
             if len(files) == 1:
                 raise
@@ -75,28 +93,32 @@ def info(
     ctx.exit(code)
 
 
-def smoothness(volume: VolumeReader, mask: str | None) -> list[float | None]:
+def smoothness(
+    volume: VolumeReader, mask: str | None, spacing: Spacing | None = None
+) -> list[float | None]:
     """Estimate the FWHM along D, H, W; None along an axis of one voxel.
 
     volume : VolumeReader       an open volume
     mask : str or None          path of a mask; voxels above 0 count
-    Returns lengths in the grid's unit, or in voxels if the grid has no spacing.
+    spacing : Spacing or None   for what the mask's file does not tell
+    Returns lengths in the unit of `length_scale`.
     """
     from contextlib import ExitStack
 
     from conv3d_cli.analysis.smoothness import estimate_fwhm
     from conv3d_cli.formats.base import random_access
+    from conv3d_cli.model.grid import length_scale
     from conv3d_cli.pipeline.prepare import naming, open_mask
 
     with ExitStack() as stack:
         reader, checked = stack.enter_context(random_access(volume)), None
         if mask is not None:
             with naming(reader):
-                checked = stack.enter_context(open_mask(mask, reader.header))
+                checked = stack.enter_context(open_mask(mask, reader.header, spacing=spacing))
         found = estimate_fwhm(reader, checked)
-        spacing = reader.header.grid.spacing or (1.0, 1.0, 1.0)
+        steps, _ = length_scale(reader.header.grid)
     return [
-        length * s if length == length else None for length, s in zip(found, spacing, strict=True)
+        length * s if length == length else None for length, s in zip(found, steps, strict=True)
     ]
 
 
@@ -122,15 +144,15 @@ def header_record(reader: VolumeReader) -> dict[str, Any]:
 
 def describe(record: dict[str, Any]) -> str:
     """The record of a header in aligned lines."""
-    from conv3d_cli.batch.report import triple_text
+    from conv3d_cli.model.grid import Grid
     from conv3d_cli.system.machine import format_bytes
 
     slope, intercept = record["scale"]
     scaled = (slope, intercept) != (1.0, 0.0)
     scale = f", value = stored * {slope:g} + {intercept:g}" if scaled else ""
-    spacing = "unknown"
+    spacing = Grid(record["spacing"], record["unit"]).spacing_words
     if record["spacing"] is not None:
-        spacing = f"{triple_text(record['spacing'])} {record['unit']} (depth,height,width)"
+        spacing += " (depth,height,width)"
     rows = [
         ("file", f"{record['file']} ({record['format']})"),
         ("axes", f"{record['axes']}  {' x '.join(map(str, record['shape']))}"),
@@ -140,7 +162,8 @@ def describe(record: dict[str, Any]) -> str:
     ]
     if record["affine"] is not None:
         lines = ["  ".join(f"{value:10.4f}" for value in row) for row in record["affine"][:3]]
-        rows.append(("affine", f"{lines[0]}   (i,j,k) to {record['unit']}"))
+        world = record["unit"] or "the world, without a unit"
+        rows.append(("affine", f"{lines[0]}   (i,j,k) to {world}"))
         rows += [("", line) for line in lines[1:]]
     rows += list(record.get("storage", {}).items())
     rows += [
@@ -152,7 +175,7 @@ def describe(record: dict[str, Any]) -> str:
             "unknown" if length is None else f"{length:.4g}" for length in record["fwhm"]
         )
         rows.append(
-            ("fwhm", f"{lengths} {record['unit'] or 'vox'} (depth,height,width), of white noise")
+            ("fwhm", f"{lengths} {record['fwhm_unit']} (depth,height,width), of white noise")
         )
     rows += [("note", text) for text in record.get("notes", [])]
     return "\n".join(f"{name:<8} {text}" for name, text in rows)

@@ -89,6 +89,11 @@ class MergedSettings:
         return bool(self.merged.run.overwrite)
 
     @property
+    def mask(self) -> str | None:
+        """The mask, or the rule that finds the mask of each volume."""
+        return self.merged.run.mask
+
+    @property
     def used_files(self) -> list[str]:
         """Paths of files that jobs use besides their inputs and outputs."""
         run = self.merged.run
@@ -101,11 +106,14 @@ class MergedSettings:
             found += [*stage.files, stage.kernel]
         return [path for path in found if isinstance(path, str)]
 
-    def job(self, source: str, target: str) -> Job:
-        """The job of one volume. Raises: SpecError."""
+    def job(self, source: str, target: str, mask: str | None = None) -> Job:
+        """The job of one volume; `mask` is what the rule found for it. Raises: SpecError."""
         from conv3d_cli.pipeline.make import make_job
 
-        return make_job(source, target, self.merged)
+        merged = self.merged
+        if mask is not None:
+            merged = replace(merged, run=replace(merged.run, mask=mask))
+        return make_job(source, target, merged)
 
 
 def apply_settings(given: Settings) -> JobSettings:

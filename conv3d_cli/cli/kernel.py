@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from conv3d_cli.cli.options import table_options
+from conv3d_cli.cli.parameters import FileName, UnitOption
+from conv3d_cli.settings.option import File, Unit
 from conv3d_cli.system.words import count_of
 
 if TYPE_CHECKING:
     from conv3d_cli.model.grid import Grid
     from conv3d_cli.model.kernel import Kernel
+    from conv3d_cli.pipeline.kernel_adaptation import KernelAdaptation
 
 _COLUMNS = 24  # `show` enlarges the slices of a small kernel to this many characters
 BORDER = 1e-6  # fraction of Σ|w| for which `show` says what --crop-kernel would leave
@@ -63,30 +66,34 @@ def grid_options(command: Any) -> Any:
     """The two options that set the voxel spacing: --like VOLUME, --spacing D,H,W."""
     spacing = click.option(
         "--spacing",
+        cls=UnitOption,
+        unit=Unit.LENGTH,
         metavar="D,H,W",
-        help="Voxel spacing with its unit, 2,1,1mm or 0.5um; lengths in mm need it.",
+        help="Voxel spacing with its unit, 2,1,1mm or 0.5um; lengths in mm need it. With --like: "
+        "for a volume that stores none or no unit.",
     )
     like = click.option(
         "--like",
         metavar="VOLUME",
-        type=click.Path(),
+        type=FileName(File.READ),
         help="Take the voxel spacing from the header of this volume.",
     )
     return like(spacing(command))
 
 
 # The options of `apply` that adapt a kernel file to a volume.
-adaptation_options = table_options("kernel_spacing", "crop_kernel")
+adaptation_options = table_options("kernel_spacing", "crop_kernel", "subtract_background")
 
 
 @kernel.command()
-@click.argument("text", metavar="KERNEL")
+@click.argument("text", metavar="KERNEL", type=FileName(File.KERNEL))
 @grid_options
 @adaptation_options
 @click.option(
     "-o",
     "--output",
     metavar="OUT",
+    type=FileName(File.WRITTEN),
     help="Write the picture to a .png, .svg or .pdf file instead of the terminal.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace an existing picture.")
@@ -97,6 +104,7 @@ def show(
     spacing: str | None,
     kernel_spacing: str,
     crop_kernel: float | None,
+    subtract_background: str | None,
     output: str | None,
     overwrite: bool,
     as_json: bool,
@@ -114,12 +122,15 @@ def show(
     single bump. The picture shows the slices through the centre, and these profiles. To write
     it to a file, install Matplotlib: pip install 'conv3d[plot]'.
     """
+    from conv3d_cli.pipeline.kernel_adaptation import KernelAdaptation
+
     if output is not None:
         from conv3d_cli.pictures.plotting import check_plotting
 
         check_plotting(output, "-o", overwrite)
     grid = _read_grid(like, spacing)
-    shown = _read_fitted(text, grid, kernel_spacing, crop_kernel)
+    adaptation = KernelAdaptation(kernel_spacing, crop_kernel, subtract_background)
+    shown = _read_fitted(text, grid, adaptation)
     if grid is None:  # show lengths in the spacing of the kernel's file, if it has one
         grid = shown.grid
     facts = kernel_facts(shown, grid)
@@ -134,12 +145,13 @@ def show(
 
 
 @kernel.command()
-@click.argument("text", metavar="KERNEL")
+@click.argument("text", metavar="KERNEL", type=FileName(File.KERNEL))
 @click.option(
     "-o",
     "--output",
     required=True,
-    type=click.Path(),
+    metavar="OUT",
+    type=FileName(File.WRITTEN),
     help="Output file; its suffix chooses the format.",
 )
 @grid_options
@@ -158,6 +170,7 @@ def make(
     spacing: str | None,
     kernel_spacing: str,
     crop_kernel: float | None,
+    subtract_background: str | None,
     normalize: bool,
     flip: bool,
     overwrite: bool,
@@ -175,10 +188,12 @@ def make(
     .npz, .json and .toml hold a bias, or a centre off the middle.
     """
     from conv3d_cli.kernels import write_kernel
+    from conv3d_cli.pipeline.kernel_adaptation import KernelAdaptation
     from conv3d_cli.system.atomic import check_target
 
     check_target(output, overwrite)
-    made = _read_fitted(text, _read_grid(like, spacing), kernel_spacing, crop_kernel, normalize)
+    adaptation = KernelAdaptation(kernel_spacing, crop_kernel, subtract_background)
+    made = _read_fitted(text, _read_grid(like, spacing), adaptation, normalize)
     if flip:
         made = made.flipped()
     if normalize:
@@ -193,8 +208,8 @@ def make(
 
 
 @kernel.command()
-@click.argument("source", metavar="SRC[::NAME]")
-@click.argument("target", metavar="DST", type=click.Path())
+@click.argument("source", metavar="SRC[::NAME]", type=FileName(File.READ))
+@click.argument("target", metavar="DST", type=FileName(File.WRITTEN))
 @click.option("--overwrite", is_flag=True, help="Replace the file if it exists.")
 def convert(source: str, target: str, overwrite: bool) -> None:
     """Convert trained layers between Keras, PyTorch and ONNX.
@@ -229,13 +244,12 @@ def convert(source: str, target: str, overwrite: bool) -> None:
 
 
 def _read_fitted(
-    text: str, grid: Grid | None, spacing: str, crop: float | None, normalize: bool = False
+    text: str, grid: Grid | None, adaptation: KernelAdaptation, normalize: bool = False
 ) -> Kernel:
     """Read a kernel and adapt it to a volume with this grid; print notes on stderr."""
     from conv3d_cli.kernels import read_kernel
-    from conv3d_cli.pipeline.kernel_adaptation import KernelAdaptation, adapt_kernel
+    from conv3d_cli.pipeline.kernel_adaptation import adapt_kernel
 
-    adaptation = KernelAdaptation(spacing, crop)
     made, notes = adapt_kernel(read_kernel(text, grid), text, grid, adaptation, normalize)
     for note in notes:
         click.echo(f"note: {note}", err=True)
@@ -243,30 +257,23 @@ def _read_fitted(
 
 
 def _read_grid(like: str | None, spacing: str | None) -> Grid | None:
-    """The grid of --like or --spacing; None without either.
+    """The grid of --like, completed by --spacing; or of --spacing alone; None without either.
 
-    Raises: SpecError for both, or for a wrong spacing; FormatError if the volume cannot be opened.
+    Raises: SpecError for a wrong spacing; FormatError if the volume cannot be opened, ShapeError if
+    it tells another spacing.
     """
-    from conv3d_cli.errors import SpecError
-    from conv3d_cli.kernels.lengths import VOXEL, parse_lengths
+    from conv3d_cli.kernels.lengths import read_spacing
     from conv3d_cli.model.grid import Grid
 
-    if like is not None and spacing is not None:
-        raise SpecError("--like and --spacing both give the voxel spacing; leave one out")
+    given = None if spacing is None else read_spacing(spacing)
     if like is not None:
         from conv3d_cli.formats import open_volume
 
-        with open_volume(like) as reader:
+        with open_volume(like, spacing=given) as reader:
+            for note in reader.notes if given is not None else ():
+                click.echo(f"note: {like}: {note}", err=True)
             return reader.header.grid
-    if spacing is None:
-        return None
-    values, unit = parse_lengths(spacing, "spacing")
-    if unit == VOXEL or min(values) <= 0:
-        raise SpecError(
-            "--spacing must be positive, with a unit such as mm or um, as in --spacing 2,1,1mm, "
-            f"received {spacing}"
-        )
-    return Grid(values, unit)
+    return None if given is None else Grid(*given)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -304,11 +311,12 @@ def kernel_facts(shown: Kernel, grid: Grid | None) -> dict[str, Any]:
         "bias": None if shown.bias is None else shown.bias.tolist(),
         "borders": None if shown.is_layer else list(crop_kernel(shown, BORDER).removed),
     }
-    if grid is not None and grid.spacing is not None and grid.unit is not None:
+    if grid is not None and grid.spacing is not None:
         facts["spacing"], facts["unit"] = list(grid.spacing), grid.unit
-        facts["fwhm"] = [
-            None if f is None else f * s for f, s in zip(fwhm, grid.spacing, strict=True)
-        ]
+        if grid.unit is not None:
+            facts["fwhm"] = [
+                None if f is None else f * s for f, s in zip(fwhm, grid.spacing, strict=True)
+            ]
     return facts
 
 
@@ -340,8 +348,8 @@ def _fact_lines(facts: dict[str, Any]) -> list[str]:
         lines["FWHM"] = "none: no axis has a single bump"
     elif unit is not None:
         lines["FWHM"] += f" = {_triple(facts['fwhm'])} {unit}"
-    if unit is not None:
-        lines["voxel spacing"] = f"{_triple(facts['spacing'])} {unit}"
+    if facts["spacing"] is not None:
+        lines["voxel spacing"] = f"{_triple(facts['spacing'])} {unit or 'without a unit'}"
     if facts["bias"] is not None:
         shown = [f"{value:.6g}" for value in facts["bias"][:8]]
         lines["bias"] = ", ".join(shown) + (
@@ -377,7 +385,7 @@ def _draw(shown: Kernel, grid: Grid | None, output: str | None, overwrite: bool)
     from conv3d_cli.cli import drawing
     from conv3d_cli.pictures.kernels import kernel_panels
 
-    picture = kernel_panels(shown, None if grid is None else grid.spacing)
+    picture = kernel_panels(shown, grid)
     caption = list(picture.caption)
     legend = f"black is 0; orange positive, blue negative, full at {picture.scale:.4g}"
     if output is not None:

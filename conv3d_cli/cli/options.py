@@ -5,15 +5,18 @@ The help has the sections of the table. This module does not import NumPy.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from click.core import ParameterSource
 
-from conv3d_cli.settings.option import SECTIONS, File, Kind, Option
+from conv3d_cli.cli.parameters import FileName, UnitOption
+from conv3d_cli.settings.option import SECTIONS, File, Option, Unit
 from conv3d_cli.settings.options import OPTION, OPTIONS, Settings
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -112,24 +115,46 @@ def click_option(row: Option) -> Callable[[Command], Command]:
         values |= {"is_flag": True, "default": False}
         del values["metavar"]
     else:
-        values |= {"type": _click_type(row.kind), "multiple": row.kind.repeats}
+        values |= {"type": _click_type(row), "multiple": row.kind.repeats}
         if row.default is not None:
             values |= {"default": row.default, "show_default": True}
-    return click.option(*row.flags, row.name, cls=TableOption, file=row.file, **values)
+    return click.option(*row.flags, row.name, cls=TableOption, row=row, **values)
 
 
 class TableOption(click.Option):
-    """An option of the table. Its kind of file tells a shell how to complete it.
+    """An option of the table.
 
-    file : File or None     kind of file that its value may name
+    row : Option        its row
     """
 
-    def __init__(self, *arguments: Any, file: File | None = None, **values: Any) -> None:
+    def __init__(self, *arguments: Any, row: Option, **values: Any) -> None:
         super().__init__(*arguments, **values)
-        self.file = file
+        self.row = row
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Completions of the text typed so far."""
+        from conv3d_cli.cli.completion import BY_NAME
+
+        find = BY_NAME.get(self.row.name)
+        return super().shell_complete(ctx, incomplete) if find is None else find(incomplete)
 
 
-def _click_type(kind: Kind[Any]) -> Any:
+def file_of(parameter: click.Parameter) -> File | None:
+    """The kind of file that the value of an option or argument may name; None if it names none."""
+    return parameter.type.file if isinstance(parameter.type, FileName) else None
+
+
+def unit_of(parameter: click.Parameter) -> Unit | None:
+    """The unit of an option's numbers; None if they have none."""
+    if isinstance(parameter, TableOption):
+        return parameter.row.unit
+    return parameter.unit if isinstance(parameter, UnitOption) else None
+
+
+def _click_type(row: Option) -> Any:
+    kind = row.kind
+    if row.file is not None:
+        return FileName(row.file)
     if kind.choices:
         return click.Choice(kind.choices)
     if kind.low is not None or kind.high is not None:
@@ -137,26 +162,6 @@ def _click_type(kind: Kind[Any]) -> Any:
     return {"triple": Triple(), "integer": click.INT, "number": click.FLOAT}.get(
         kind.name, click.STRING
     )
-
-
-def help_json_option(command: Command) -> Command:
-    """Add --help-json, which prints the table as JSON for programs that build command lines."""
-
-    def show(ctx: click.Context, param: click.Parameter, value: bool) -> None:
-        if value and not ctx.resilient_parsing:
-            rows = [row.record() for row in OPTIONS if row.section]
-            click.echo(json.dumps(rows, indent=1, ensure_ascii=False))
-            ctx.exit()
-
-    return click.option(
-        "--help-json",
-        is_flag=True,
-        hidden=True,
-        is_eager=True,
-        expose_value=False,
-        callback=show,
-        help="Print these options as JSON.",
-    )(command)
 
 
 def given_settings(ctx: click.Context) -> Settings:

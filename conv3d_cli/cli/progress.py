@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from contextlib import ExitStack
 from types import TracebackType
@@ -10,6 +11,9 @@ from typing import Any
 import click
 
 from conv3d_cli.system.words import count_of
+
+# "off": no note that loops are compiled, for logs that are compared
+COMPILE_NOTE = "CONV3D_COMPILE_NOTE"
 
 
 class ProgressBar:
@@ -67,7 +71,7 @@ class ProgressBar:
         if self._bar is not None:
             left = f"compiling loops for this CPU, once: {done} of {total}"
             self._bar.update(self._task, description=left if done < total else self._label)
-        elif done == 0 and not self._quiet:
+        elif done == 0 and not self._quiet and os.environ.get(COMPILE_NOTE) != "off":
             from conv3d_cli.engine import cache_folder
 
             then = "once; the next run loads them"

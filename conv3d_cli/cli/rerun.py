@@ -16,8 +16,10 @@ from conv3d_cli.cli.apply import apply
 from conv3d_cli.cli.jobs import apply_settings
 from conv3d_cli.cli.messages import echo
 from conv3d_cli.cli.options import given_settings, table_options
+from conv3d_cli.cli.parameters import FileName
 from conv3d_cli.cli.progress import ProgressBar
 from conv3d_cli.errors import DifferenceError, FormatError, SpecError
+from conv3d_cli.settings.option import File
 from conv3d_cli.system.machine import byte_size
 
 if TYPE_CHECKING:
@@ -27,11 +29,12 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("sidecar", metavar="SIDECAR")
+@click.argument("sidecar", metavar="SIDECAR", type=FileName(File.READ))
 @click.option(
     "-o",
     "--output",
     metavar="OUT",
+    type=FileName(File.WRITTEN),
     help="Keep the result in this file, in the same format.  [default: the result is not kept]",
 )
 @click.option("--force", is_flag=True, help="Run even if an input has changed.")
@@ -141,7 +144,6 @@ def job_of(record: Record, folder: str, sidecar: str) -> tuple[Job, str | None]:
     from conv3d_cli.pipeline.make import make_job
     from conv3d_cli.provenance.command import named_files, with_history
     from conv3d_cli.provenance.rerun import placed
-    from conv3d_cli.settings.option import File
     from conv3d_cli.settings.options import OPTION
 
     try:

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from conv3d_cli.cli.parameters import FileName, UnitOption
 from conv3d_cli.errors import SpecError
+from conv3d_cli.settings.option import File, Unit
 
 if TYPE_CHECKING:
     from conv3d_cli.pictures.panels import Panel, Window
@@ -19,11 +21,12 @@ NARROWEST = 26  # least width of a volume beside others, in characters
 
 
 @click.command()
-@click.argument("files", nargs=-1, required=True, metavar="FILE...")
+@click.argument("files", nargs=-1, required=True, metavar="FILE...", type=FileName(File.READ))
 @click.option(
     "-o",
     "--output",
     metavar="OUT",
+    type=FileName(File.WRITTEN),
     help="Write a picture to a .png, .svg or .pdf file instead of the terminal.",
 )
 @click.option(
@@ -34,6 +37,8 @@ NARROWEST = 26  # least width of a volume beside others, in characters
 )
 @click.option(
     "--window",
+    cls=UnitOption,
+    unit=Unit.VOXEL_VALUES,
     metavar="LO,HI",
     help="Values to draw as black and as white.  [default: the 0.5 and 99.5 % quantiles of all "
     "voxels drawn]",

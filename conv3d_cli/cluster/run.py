@@ -105,16 +105,11 @@ def connect(scheduler: str) -> Iterator[Any]:
     reached.
     """
     with ExitStack() as stack:
-        kind, _, count = scheduler.partition(":")
-        if kind == "local" and (not count.isdigit() or int(count) < 1):
-            raise SpecError(
-                "--scheduler local:N starts N workers on this machine, at least 1, "
-                f"received '{scheduler}'"
-            )
+        local = _is_local(scheduler)
         distributed = import_distributed()
         address: Any = scheduler
-        if kind == "local":
-            address = stack.enter_context(_private_cluster(int(count)))
+        if local:
+            address = stack.enter_context(_private_cluster(int(scheduler.partition(":")[2])))
         try:
             client = distributed.Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
         except (OSError, ValueError, TimeoutError) as error:
@@ -124,6 +119,17 @@ def connect(scheduler: str) -> Iterator[Any]:
                 "start one with `dask scheduler`, or pass local:2"
             ) from error
         yield stack.enter_context(client)
+
+
+def _is_local(scheduler: str) -> bool:
+    """Whether an address is local:N. Raises: SpecError for a wrong N."""
+    kind, _, count = scheduler.partition(":")
+    if kind == "local" and (not count.isdigit() or int(count) < 1):
+        raise SpecError(
+            "--scheduler local:N starts N workers on this machine, at least 1, "
+            f"received '{scheduler}'"
+        )
+    return kind == "local"
 
 
 @contextmanager
@@ -444,6 +450,16 @@ def memory_for_tasks(client: Any) -> float:
         if worker["memory_limit"]
     ]
     return float(min([TASK_BYTES, *allowed]))
+
+
+def check_scheduler(scheduler: str) -> None:
+    """Check that a cluster can be reached; workers of this machine (local:N) are not started.
+
+    Raises: as `connect`; ClusterError if it has no workers.
+    """
+    if not _is_local(scheduler):
+        cluster_size(scheduler)
+    import_distributed()
 
 
 def cluster_size(scheduler: str) -> tuple[int, int]:

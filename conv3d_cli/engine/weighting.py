@@ -10,7 +10,6 @@ Source: H. Knutsson and C.-F. Westin, Normalized and differential convolution, C
 
 from __future__ import annotations
 
-from collections import namedtuple
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -35,23 +34,56 @@ from conv3d_cli.engine.step import (
 from conv3d_cli.engine.team import Team
 from conv3d_cli.engine.views import flat_view, is_flattenable
 
-# The int64 `parameters` of the loops: addresses, strides in elements, counts.
-FlagArguments: Any = namedtuple(
-    "FlagArguments",
-    "source source_plane source_row source_column found planes height width bands blocks",
-)
-ExtentArguments: Any = namedtuple(
-    "ExtentArguments", "labels labels_plane labels_row found planes height width"
-)
-ClearArguments: Any = namedtuple(
-    "ClearArguments",
-    "sums sums_plane sums_row sums_column sums_channel mask mask_plane mask_row mask_column "
-    "planes height width channels",
-)
-# Their indices in `parameters`: Numba treats the members of a namedtuple as constants.
-FLAG_AT, EXTENT_AT, CLEAR_AT = (
-    kind(*range(len(kind._fields))) for kind in (FlagArguments, ExtentArguments, ClearArguments)
-)
+
+class FlagArguments(NamedTuple):
+    """The int64 `parameters` of `certainty_flags`: addresses, strides in elements, counts."""
+
+    source: int
+    source_plane: int
+    source_row: int
+    source_column: int
+    found: int
+    planes: int
+    height: int
+    width: int
+    bands: int  # rows of blocks
+    blocks: int  # in a row of blocks
+
+
+class ExtentArguments(NamedTuple):
+    """The int64 `parameters` of `label_extents`: addresses, strides in elements, counts."""
+
+    labels: int
+    labels_plane: int
+    labels_row: int
+    found: int
+    planes: int
+    height: int
+    width: int
+
+
+class ClearArguments(NamedTuple):
+    """The int64 `parameters` of `clear`: addresses, strides in elements, counts."""
+
+    sums: int
+    sums_plane: int
+    sums_row: int
+    sums_column: int
+    sums_channel: int
+    mask: int
+    mask_plane: int
+    mask_row: int
+    mask_column: int
+    planes: int
+    height: int
+    width: int
+    channels: int
+
+
+# The indices in `parameters`: Numba treats the members of a namedtuple as constants.
+FLAG_AT = FlagArguments(*range(len(FlagArguments._fields)))
+EXTENT_AT = ExtentArguments(*range(len(ExtentArguments._fields)))
+CLEAR_AT = ClearArguments(*range(len(ClearArguments._fields)))
 
 # A coverage within this many units in the last place of 1 counts as 1: rounding moves a sum of all
 # weights that far. Such sums are not divided, so voxels far from missing ones are bitwise equal to

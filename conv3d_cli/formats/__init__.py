@@ -17,10 +17,11 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from conv3d_cli.errors import Conv3DError, FormatError, OutputExistsError, SpecError
+from conv3d_cli.errors import Conv3DError, FormatError, OutputExistsError, ShapeError, SpecError
 from conv3d_cli.formats import nifti, npy, nrrd, tiff, zarr
 from conv3d_cli.formats.base import OutputOptions, VolumeFormat
 from conv3d_cli.formats.zarr.names import is_url, local_folder
+from conv3d_cli.model.grid import Spacing, complete_grid
 from conv3d_cli.model.spec import triple
 from conv3d_cli.model.volume import (
     BoxAccess,
@@ -73,14 +74,20 @@ def is_stream(path: str, compression: str = "none") -> bool:
 
 
 def open_volume(
-    path: str, *, axes: str | None = None, channels_first: bool = False
+    path: str,
+    *,
+    axes: str | None = None,
+    channels_first: bool = False,
+    spacing: Spacing | None = None,
 ) -> VolumeReader:
     """Open a volume for reading.
 
     axes : str or None      axis letters in storage order, in place of the file's own (see `Axes`)
     channels_first : bool   read a 4-D or 5-D array without axis names as czyx or tczyx, not as
                             zyxc or tzyxc
-    Raises: FormatError if the file is missing, empty, of no known format, or corrupt.
+    spacing : Spacing or None   for what the file does not tell (see `complete_grid`)
+    Raises: FormatError if the file is missing, empty, of no known format, or corrupt; ShapeError if
+        it tells another spacing.
     """
     found = find_format(path)
     if found is None:
@@ -90,7 +97,18 @@ def open_volume(
             f"cannot read {path}: no format has this suffix; known are {known_suffixes()}"
         )
     _check_url(found, path, "read")
-    return found.open(path, axes=axes, channels_first=channels_first)
+    reader = found.open(path, axes=axes, channels_first=channels_first)
+    if spacing is not None:
+        header = reader.header
+        try:
+            grid, note = complete_grid(header.grid, spacing, header.axes.letters)
+        except ShapeError as error:
+            reader.close()
+            raise ShapeError(f"{path}: {error}") from None
+        reader.header = replace(header, grid=grid)
+        kept = tuple(text for text in reader.notes if text not in header.grid.guesses)
+        reader.notes = (*kept, note) if note else kept
+    return reader
 
 
 def _check_url(found: VolumeFormat, path: str, verb: str) -> None:

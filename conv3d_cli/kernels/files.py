@@ -607,7 +607,7 @@ def _read_volume(path: str, build: BuildKernel) -> Kernel:
     slope, intercept = header.scale
     if header.scale != (1.0, 0.0):
         weights = weights * slope + intercept
-    has_spacing = header.grid.spacing is not None and header.grid.unit is not None
+    has_spacing = header.grid.spacing is not None
     return Kernel(weights, name=path, grid=header.grid if has_spacing else None)
 
 

@@ -26,7 +26,7 @@ from conv3d_cli.errors import (
     UnknownNameError,
     unknown_name,
 )
-from conv3d_cli.model.grid import UNITS, Grid, unit_name
+from conv3d_cli.model.grid import UNITS, Grid, Spacing, unit_name
 from conv3d_cli.model.spec import Triple, triple
 from conv3d_cli.system.machine import format_bytes
 
@@ -133,6 +133,26 @@ def _unit(text: str, name: str, value: str) -> str:
     return unit
 
 
+def read_spacing(text: str, name: str = "--spacing") -> Spacing:
+    """Parse a voxel spacing: one length or three (D,H,W), positive, in a unit of length.
+
+    name : str      for messages
+    Raises: as `parse_lengths`; SpecError for voxels, or a length that is not positive.
+    >>> read_spacing("0.3,0.1,0.1um")
+    Spacing(lengths=(0.3, 0.1, 0.1), unit='um')
+    """
+    example = f"as in {name} 2,1,1mm or {name} 0.5um (depth,height,width), received '{text}'"
+    try:
+        lengths, unit = parse_lengths(text, name.lstrip("-"))
+    except UnknownNameError:
+        raise
+    except SpecError:
+        raise SpecError(f"{name} is one length or three with a unit, {example}") from None
+    if unit == VOXEL or min(lengths) <= 0:
+        raise SpecError(f"{name} must be positive, with a unit such as mm or um, {example}")
+    return Spacing(lengths, unit)
+
+
 class PhysicalLengths(tuple[float, float, float]):
     """Lengths in voxels along D, H, W that were given in a unit of length.
 
@@ -168,7 +188,7 @@ def read_lengths(text: str, name: str, grid: Grid | None) -> Floats:
     if grid is None:
         raise ShapeError(
             f"{name}={text} needs a voxel spacing, and no volume is known; give it in {VOXEL}, or "
-            "pass --like VOLUME or --spacing 2,1,1mm"
+            "pass --spacing 2,1,1mm or --like VOLUME (in Python: grid=Grid((2, 1, 1), 'mm'))"
         )
     try:
         spacing = grid.spacing_in(unit)

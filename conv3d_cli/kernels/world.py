@@ -64,10 +64,9 @@ def read_orient(text: str, name: str, grid: Grid | None) -> Orient:
         return VOXEL_AXES
     steps = None if grid is None else grid.steps_in()
     if grid is None or grid.unit is None or steps is None:
-        cure = "pass --like VOLUME" if grid is None else f"leave out {name}=world"
-        raise ShapeError(
-            f"{name}=world needs world coordinates, and the volume has no voxel spacing; {cure}"
-        )
+        lacks = "no volume is known" if grid is None else f"the volume {grid.lacks}"
+        cure = "--like VOLUME" if grid is None else f"--spacing, or leave out {name}=world"
+        raise ShapeError(f"{name}=world needs world coordinates, and {lacks}; pass {cure}")
     remark = ""
     if not grid.anatomical:
         own_axes = np.array_equal(steps, np.diag(grid.spacing or ()))
@@ -110,8 +109,11 @@ def read_per(text: str, name: str, grid: Grid | None) -> PerUnit:
         raise unknown_name("unit", text, [VOXEL, *UNITS])
     steps = None if grid is None else grid.steps_in(unit)
     if steps is None:
-        cure = "pass --like VOLUME or --spacing 2,1,1mm" if grid is None else f"take {name}={VOXEL}"
-        raise ShapeError(f"{name}={text} needs a voxel spacing, and none is known; {cure}")
+        lacks = "no volume is known" if grid is None else f"the volume {grid.lacks}"
+        cure = "--spacing 2,1,1mm or --like VOLUME" if grid is None else "--spacing"
+        raise ShapeError(
+            f"{name}={text} needs a voxel spacing, and {lacks}; pass {cure}, or take {name}={VOXEL}"
+        )
     return PerUnit(unit, steps)
 
 

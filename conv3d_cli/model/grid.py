@@ -6,7 +6,9 @@ Sizes are the business of `spec.py`; no file is opened here.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +23,10 @@ Affine = NDArray[np.float64]
 ORTHOGONAL = 1e-4
 # Smallest volume of the cell spanned by three unit vectors along the axes; orthogonal ones span 1.
 MIN_CELL_VOLUME = 1e-6
+
+# Relative difference up to which a spacing in a file is the same as one that the user gives: files
+# hold float32, or few digits.
+SAME_SPACING = 1e-3
 
 # length of one unit in mm
 UNITS = {"nm": 1e-6, "um": 1e-3, "mm": 1.0, "cm": 10.0, "m": 1000.0}
@@ -50,6 +56,30 @@ def unit_name(text: str | None) -> str | None:
     return key if key in UNITS else None
 
 
+class Spacing(NamedTuple):
+    """Distance between voxel centres as a user gives it.
+
+    lengths : 3 floats      along D, H, W, positive
+    unit : str              of `UNITS`
+    """
+
+    lengths: tuple[float, float, float]
+    unit: str
+
+    def __str__(self) -> str:
+        return f"{triple_text(self.lengths)} {self.unit}"
+
+
+def triple_text(values: Iterable[float]) -> str:
+    """Three numbers separated by commas; a single one if all are equal.
+
+    >>> triple_text((2, 2, 2)), triple_text((1, 0.5, 0.5))
+    ('2', '1,0.5,0.5')
+    """
+    texts = [f"{v:.6g}" for v in values]
+    return texts[0] if len(set(texts)) == 1 else ",".join(texts)
+
+
 @dataclass(frozen=True, eq=False)
 class Grid:
     """Where the voxels of a volume lie in the world. Fields are None if unknown.
@@ -60,6 +90,9 @@ class Grid:
     qform : (4, 4) float64 or None          a second affine, for formats that store two (NIfTI)
     anatomical : bool                       the file says that world x, y, z point to the subject's
                                             right, front and head (NIfTI)
+    assumed : frozenset of str              what the file does not tell, and its reader assumed:
+                                            "unit", or the spacing along "d", "h", "w"
+    guesses : tuple of str                  the reader's notes on these, void when a user tells them
     """
 
     spacing: tuple[float, float, float] | None = None
@@ -67,20 +100,48 @@ class Grid:
     affine: Affine | None = None
     qform: Affine | None = None
     anatomical: bool = False
+    assumed: frozenset[str] = frozenset()
+    guesses: tuple[str, ...] = ()
+
+    @property
+    def spacing_words(self) -> str:
+        """The spacing with its unit as texts print it.
+
+        >>> Grid((3.0, 1.0, 1.0), "mm").spacing_words, Grid((3.0, 1.0, 1.0)).spacing_words
+        ('3,1,1 mm', '3,1,1 without a unit')
+        """
+        if self.spacing is None:
+            return "unknown"
+        return f"{triple_text(self.spacing)} {self.unit or 'without a unit'}"
+
+    @property
+    def lacks(self) -> str:
+        """What keeps lengths from being converted to voxels; "" if nothing does.
+
+        The end of a sentence about a volume.
+        >>> Grid().lacks, Grid((3.0, 1.0, 1.0)).lacks
+        ('tells no voxel spacing', 'tells a voxel spacing (3,1,1) without a unit')
+        """
+        if self.spacing is None:
+            return "tells no voxel spacing"
+        if self.unit is None:
+            return f"tells a voxel spacing ({triple_text(self.spacing)}) without a unit"
+        return ""
 
     def spacing_in(self, unit: str) -> tuple[float, float, float]:
         """The spacing (D, H, W) in another unit.
 
-        Raises: SpecError for an unknown unit, ShapeError if the volume has no spacing.
+        Raises: SpecError for an unknown unit, ShapeError without a spacing or without its unit.
         >>> Grid((2.0, 0.5, 0.5), "um").spacing_in("nm")
         (2000.0, 500.0, 500.0)
         """
         if unit not in UNITS:
             raise SpecError(f"a unit of length is one of {', '.join(UNITS)}, received '{unit}'")
         if self.spacing is None or self.unit is None:
+            given = f"2,1,1{unit}" if self.spacing is None else f"{triple_text(self.spacing)}{unit}"
             raise ShapeError(
-                f"the volume has no voxel spacing, so a length in {unit} cannot be used; "
-                "give it in vox"
+                f"the volume {self.lacks}, so a length in {unit} cannot be used; give it in vox, "
+                f"or tell the spacing, as in --spacing {given} (in Python: a Grid with a unit)"
             )
         factor = UNITS[self.unit] / UNITS[unit]
         # rounded to twelve digits: 0.1 um is 100 nm, not 100.00000000000001
@@ -91,7 +152,7 @@ class Grid:
         """World displacements (3, 3) of a step of one voxel, in `unit` (None: the grid's own).
 
         Its columns are the steps along D, H, W, its rows the world's z, y, x. Without an affine the
-        axes are those of the world. None without a spacing.
+        axes are those of the world. None without a spacing or without its unit.
         Raises: ShapeError if the axes lie in one plane.
         >>> Grid((3.0, 1.0, 1.0), "mm", np.diag([-1.0, 1.0, 3.0, 1.0])).steps_in().tolist()
         [[3.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, -1.0]]
@@ -121,6 +182,17 @@ class Grid:
         d, h, w = index
         point: NDArray[np.float64] = self.affine @ np.array([w, h, d, 1.0])
         return point[:3]
+
+
+def length_scale(grid: Grid) -> tuple[tuple[float, float, float], str]:
+    """Factors (D, H, W) that convert voxels to lengths, and their unit; 1 and "vox" if unknown.
+
+    >>> length_scale(Grid((3.0, 1.0, 1.0), "mm")), length_scale(Grid((3.0, 1.0, 1.0)))
+    (((3.0, 1.0, 1.0), 'mm'), ((1.0, 1.0, 1.0), 'vox'))
+    """
+    if grid.spacing is None or grid.unit is None:
+        return (1.0, 1.0, 1.0), "vox"
+    return grid.spacing, grid.unit
 
 
 def transform_matrix(transform: VoxelTransform) -> Affine:
@@ -155,6 +227,91 @@ def grid_after(grid: Grid, change: ConvProblem | VoxelTransform) -> Grid:
         affine=None if grid.affine is None else grid.affine @ matrix,
         qform=None if grid.qform is None else grid.qform @ matrix,
     )
+
+
+def complete_grid(grid: Grid, given: Spacing, axes: str = "zyx") -> tuple[Grid, str]:
+    """Add the spacing that a user gives to the grid of a file, and keep what the file tells.
+
+    axes : str      letters of the volume's axes; of an axis that it does not have, files tell no
+                    spacing
+
+    The rule: a file that tells no spacing gets the given one. Numbers without a unit get the given
+    unit; if they are other numbers, they are replaced, and a note says so. Lengths with a unit must
+    be those given (to `SAME_SPACING`). Where a format's readers assume a unit, numbers without a
+    unit count as lengths in it, unless all are 1.
+
+    The columns of the affine are scaled as the spacing. The voxel at the world's zero stays there.
+
+    Returns the grid, and a note or "". Raises: ShapeError if the file tells another spacing.
+    >>> grid, note = complete_grid(Grid((0.3, 0.1, 0.1)), Spacing((0.3, 0.1, 0.1), "um"))
+    >>> grid.spacing_words, note
+    ('0.3,0.1,0.1 um', '')
+    """
+    if grid.spacing is None:
+        return Grid(given.lengths, given.unit, affine_from_spacing(given.lengths)), ""
+    told = [
+        letter not in grid.assumed and axis in axes
+        for letter, axis in zip("dhw", "zyx", strict=True)
+    ]
+
+    def agrees(lengths: Iterable[float]) -> bool:
+        pairs = zip(told, grid.spacing or (), lengths, strict=True)
+        return all(abs(a - b) <= SAME_SPACING * b for known, a, b in pairs if known)
+
+    unit, lengths, note = grid.unit, given.lengths, ""
+    if unit is not None:
+        lengths = Grid(given.lengths, given.unit).spacing_in(unit)
+    if unit is None or not agrees(lengths):
+        if unit is not None and "unit" not in grid.assumed:
+            raise _contradiction(grid, given)
+        unit, lengths = given.unit, given.lengths
+        if not agrees(lengths):
+            if grid.unit is not None and not agrees((1.0, 1.0, 1.0)):
+                raise _contradiction(grid, given)
+            told = [False] * 3
+            note = (
+                f"the file's voxel spacing of {triple_text(grid.spacing)} without a unit is "
+                f"replaced by --spacing {given}"
+            )
+    d, h, w = (
+        old if known else new for known, old, new in zip(told, grid.spacing, lengths, strict=True)
+    )
+    factors = np.array([w / grid.spacing[2], h / grid.spacing[1], d / grid.spacing[0]])
+    return (
+        replace(
+            grid,
+            spacing=(d, h, w),
+            unit=unit,
+            affine=_scaled_columns(grid.affine, factors),
+            qform=_scaled_columns(grid.qform, factors),
+            assumed=frozenset(),
+            guesses=(),
+        ),
+        note,
+    )
+
+
+def _contradiction(grid: Grid, given: Spacing) -> ShapeError:
+    return ShapeError(
+        f"--spacing {given} contradicts the file, which tells a voxel spacing of "
+        f"{grid.spacing_words} (depth,height,width); leave --spacing out, or correct the file"
+    )
+
+
+def _scaled_columns(affine: Affine | None, factors: NDArray[np.float64]) -> Affine | None:
+    """An affine whose steps along i, j, k are scaled; the voxel at the world's zero stays there.
+
+    factors : (3,)      for i, j, k
+    """
+    if affine is None or np.all(factors == 1):
+        return affine
+    scaled = affine.copy()
+    scaled[:3, :3] *= factors
+    try:
+        scaled[:3, 3] = scaled[:3, :3] @ np.linalg.solve(affine[:3, :3], affine[:3, 3])
+    except np.linalg.LinAlgError:  # axes in one plane: no voxel is at zero for certain
+        pass
+    return scaled
 
 
 def affine_from_spacing(

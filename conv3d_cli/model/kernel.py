@@ -19,6 +19,8 @@ from conv3d_cli.model.grid import Grid
 
 Weights = NDArray[np.float64]
 
+RIPPLE = 0.02  # part of a profile's peak that does not count as another peak
+
 # the end of a message about a number that a dtype cannot represent, with the cure
 _BEYOND = (
     "beyond {dtype}; compute in float64 "
@@ -259,8 +261,9 @@ class Kernel:
     def fwhm(self) -> tuple[float | None, float | None, float | None]:
         """Full width at half maximum of the profiles along D, H, W, in voxels.
 
-        A profile is the sum of the weights over the other axes, interpolated linearly. None for a
-        profile that is not a single positive peak.
+        A profile is the sum of the weights over the other axes, interpolated linearly unless it is
+        a Gaussian. None for a profile that is not a single positive peak. Ripples of up to `RIPPLE`
+        of the peak count for nothing, since measured kernels have noise.
         >>> Kernel(np.array([0.0, 1, 2, 1, 0]).reshape(5, 1, 1)).fwhm()
         (2.0, None, None)
         """
@@ -291,12 +294,37 @@ def _profile_width(profile: Weights) -> float | None:
         return None
     padded = np.concatenate([[0.0], profile, [0.0]])
     peak += 1
-    if np.any(np.diff(padded[: peak + 1]) < 0) or np.any(np.diff(padded[peak:]) > 0):
+    ripple = RIPPLE * padded[peak]
+    rises, falls = np.diff(padded[: peak + 1]), np.diff(padded[peak:])
+    above = np.flatnonzero(padded >= half)
+    if rises.min() < -ripple or falls.max() > ripple or padded.min() < -ripple:
+        return None
+    if np.any(np.diff(above) > 1):
         return None
     left = int(np.nonzero(padded[:peak] < half)[0][-1])
     right = peak + int(np.nonzero(padded[peak:] < half)[0][0])
     rise, fall = padded[left + 1] - padded[left], padded[right - 1] - padded[right]
-    return float((right - (half - padded[right]) / fall) - (left + (half - padded[left]) / rise))
+    linear = (right - (half - padded[right]) / fall) - (left + (half - padded[left]) / rise)
+    return _gaussian_width(profile) or float(linear)
+
+
+def _gaussian_width(profile: Weights) -> float | None:
+    """FWHM of the Gaussian that a profile is, to within `RIPPLE` of its peak; None if it is none.
+
+    Its samples seldom include the peak, nor the points at half of it.
+    """
+    profile = profile / profile.max()
+    core = profile > 0.1  # what lies beyond may be cut off, or noise
+    if core.sum() < 3 or max(profile[0], profile[-1]) >= 0.5:
+        return None
+    # the logarithm of a Gaussian is a parabola
+    positions = np.arange(profile.size) - float(profile.argmax())
+    parabola = np.polyfit(positions[core], np.log(profile[core]), 2, w=profile[core])
+    if parabola[0] >= 0:
+        return None
+    if np.abs(profile - np.exp(np.polyval(parabola, positions))).max() > RIPPLE:
+        return None
+    return math.sqrt(4 * math.log(2) / -float(parabola[0]))
 
 
 def _as_doubles(values: Weights) -> Weights:

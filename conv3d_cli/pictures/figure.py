@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from conv3d_cli.pictures.panels import NOT_A_NUMBER, Panel
+from conv3d_cli.pictures.panels import NOT_A_NUMBER, Panel, axis_labels
 
 INCHES = 2.6  # longest side of a panel
 TEXT_INCHES = 0.62  # around a row of panels, for titles and letters
@@ -31,7 +31,8 @@ def make_figure(
         [max(0.8, width * scale) for width in widths],
         [max(0.3, height * scale) for height in heights],
     )
-    gap, bar, margin = 0.5, 0.75, 0.35
+    gap, bar = 0.5, 0.75
+    margin = 0.6 if any(panel.down for row in rows for panel in row) else 0.35  # holds numbers
     below = 0.15 + LINE_INCHES * len(caption)
     over = 0.45 if headings else 0.1
     bars = _windows(rows)
@@ -96,8 +97,13 @@ def _panel(axes: Any, panel: Panel, inches: tuple[float, float]) -> None:
         for count, side in zip(panel.values.shape, inches[::-1], strict=True)
     ]
     axes.imshow(panel.palette[panel.paint(*cells)], aspect="auto", interpolation="nearest")
-    axes.set_xticks([])
-    axes.set_yticks([])
+    for ends, count, show in (
+        (panel.across, cells[1], axes.set_xticks),
+        (panel.down, cells[0], axes.set_yticks),
+    ):
+        labels = {} if ends is None else axis_labels(ends, count)
+        show(list(labels), list(labels.values()), fontsize=6)
+    axes.tick_params(length=2, pad=1)
     for spine in axes.spines.values():
         spine.set_linewidth(0.4)
     left, right, top, bottom = panel.letters

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from conv3d_cli.model.grid import Grid
+from conv3d_cli.model.grid import Grid, length_scale
 from conv3d_cli.model.kernel import Kernel
 from conv3d_cli.pictures.orientation import orientations
 from conv3d_cli.pictures.panels import Panel
@@ -37,13 +37,14 @@ class KernelPicture:
     negative: bool
 
 
-def kernel_panels(
-    kernel: Kernel, spacing: tuple[float, float, float] | None = None
-) -> KernelPicture:
+def kernel_panels(kernel: Kernel, grid: Grid | None = None) -> KernelPicture:
     """Panels of the planes through the centre across D, H, W, and of the profiles along them.
 
     kernel : of a bank, the first filter is drawn; of a layer, its first channel of its first filter
-    spacing : (D, H, W) or None     of the voxels, which keep their proportions; None: cubes
+    grid : Grid or None     its spacing gives the voxels their proportions (None: cubes), and with
+                            its unit the numbers on the axes, which else count voxels
+
+    The axes show the offset from the centre, and for profiles the sum of the weights.
     >>> picture = kernel_panels(Kernel(np.ones((3, 5, 7))))
     >>> [panel.values.shape for panel in picture.slices]
     [(5, 7), (3, 7), (3, 5)]
@@ -52,7 +53,13 @@ def kernel_panels(
     scale = float(np.abs(weights).max())
     centre = kernel.centre or tuple((k - 1) / 2 for k in kernel.size)
     turns = orientations(Grid())
-    steps = spacing or (1.0, 1.0, 1.0)
+    grid = grid or Grid()
+    steps = grid.spacing or (1.0, 1.0, 1.0)
+    lengths, unit = length_scale(grid)
+    offsets = [
+        (-c * length + 0.0, (size - 1 - c) * length)
+        for c, size, length in zip(centre, weights.shape, lengths, strict=True)
+    ]
     sides = [size * step for size, step in zip(weights.shape, steps, strict=True)]
     slices, profiles = [], []
     for turn in turns:
@@ -69,18 +76,21 @@ def kernel_panels(
                 directions=turn.directions,
                 signed=True,
                 gamma=GAMMA,
+                across=offsets[turn.right],
+                down=offsets[turn.down],
             )
         )
         profile = weights.sum(axis=(turn.down, turn.right))
-        title = f"along {letter}: {profile.min():.3g} to {profile.max():.3g}"
         profiles.append(
             Panel(
-                title,
+                f"along {letter}",
                 bars(profile),
                 (max(sides) / 2, sides[axis]),
                 (-1.0, 1.0),
                 signed=True,
                 has_scale=False,
+                across=offsets[axis],
+                down=(max(0.0, float(profile.max())), min(0.0, float(profile.min()))),
             )
         )
     directions = "; ".join(f"{'dhw'[turn.axis]} = {turn.directions}" for turn in turns)
@@ -88,6 +98,7 @@ def kernel_panels(
     caption = [
         *first,
         f"slices: {directions}",
+        f"numbers: offset from the centre in {unit}, and sums of weights",
         "brightness: square root of a weight; below: sums over the two other axes",
     ]
     return KernelPicture(slices, profiles, caption, scale, min(steps), bool(weights.min() < 0))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import html
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -31,6 +32,11 @@ from conv3d_cli.system.scratch import unnamed_file
 
 PIXELS = 150  # longest side of a thumbnail's slice
 BINS = 64  # of a histogram
+# The histogram, in pixels: widths of its left margin, of its axis and of its right margin, the
+# bottom of its axis and the margin above and the room below it, a bar beyond the window and its gap
+LEFT, WIDTH, RIGHT = 48, 320, 24
+HEIGHT, ABOVE, BELOW = 140, 12, 20
+BAR, GAP = 12, 3
 COPY_BYTES = 1 << 20  # copied at a time
 
 STYLE = """
@@ -48,6 +54,7 @@ td.number, th.number { text-align: right; white-space: nowrap; font-variant-nume
 figure { margin: .5em 0 } figcaption { font-size: .8em; color: #555; max-width: 34em }
 img { display: block; background: #000 }
 pre { background: #f6f6f6; padding: .7em; overflow-x: auto; font-size: .8em; white-space: pre-wrap }
+svg.histogram text { font-size: 11px; fill: #555 }
 .before { color: #4477aa } .after { color: #dd7722 } .note { margin: .2em 0; font-size: .9em }
 """
 
@@ -59,7 +66,7 @@ class Entry:
     title : str             heading of its section
     status : str            "done", "skipped" or "failed"
     row : mapping           its row of the table: column to text
-    decided, done : str     aligned lines on the plan and on the run
+    decided, done : str     aligned lines on the plan and on the run; the run's come first
     notes : sequence of str
     error : str             "" unless it failed
     before, after : Slices or None  pictures of input and output
@@ -147,11 +154,12 @@ def _text(words: str) -> str:
 
 
 def table(rows: Sequence[tuple[str, Mapping[str, str]]]) -> str:
-    """The table above the sections as HTML; each row links to its section.
+    """The table above the sections as HTML, without empty columns; each row links to its section.
 
     rows : (status, column to text) of each volume
     """
     columns = list(dict.fromkeys(column for _, row in rows for column in row))
+    columns = [column for column in columns if any(row.get(column) for _, row in rows)]
     numeric = {c for c in columns if all(_is_number(row.get(c, "")) for _, row in rows)}
     kind = {c: ' class="number"' if c in numeric else "" for c in columns}
     lines = [
@@ -193,8 +201,7 @@ def section(entry: Entry, number: int) -> str:
         parts.append(f"{histogram([(name, s.values) for name, s in shown])}</div>\n")
     parts += [f'<p class="note">note: {_text(note)}</p>\n' for note in entry.notes]
     if entry.decided or entry.done:
-        lines = "\n".join(text for text in (entry.decided, entry.done) if text)
-        parts.append(f"<pre>{_text(lines)}</pre>\n")
+        parts += [f"<pre>{_text(text)}</pre>\n" for text in (entry.done, entry.decided) if text]
     return "".join(parts)
 
 
@@ -207,6 +214,7 @@ def _figure(name: str, slices: Slices, window: Window) -> str:
     words = "; ".join(
         [
             f"{axes} voxels at {','.join(map(str, slices.at))}",
+            *part_words(slices),
             letters,
             *geometry_words(slices),
             window_words(window),
@@ -217,6 +225,19 @@ def _figure(name: str, slices: Slices, window: Window) -> str:
         f'alt="{name}: three slices"><figcaption><b class="{name}">{name}</b>: {_text(words)}'
         "</figcaption></figure>\n"
     )
+
+
+def part_words(slices: Slices) -> list[str]:
+    """Which time point and which channel are drawn, where there are several; counted from 0."""
+    count, *_, channels = slices.header.shape
+    return [
+        f"{word} {index} (of {size}, from 0)"
+        for word, index, size in (
+            ("time point", slices.n, count),
+            ("channel", slices.channel, channels),
+        )
+        if size > 1
+    ]
 
 
 def thumbnail(slices: Slices, window: Window) -> tuple[Shades, str]:
@@ -248,31 +269,95 @@ def histogram(series: Sequence[tuple[str, Values]]) -> str:
     """Histograms of the voxels drawn as HTML with SVG; "" without two different values.
 
     series : (name, values) of each curve; all share the bins, heights are square roots of counts
+
+    The horizontal axis has the values, the vertical one the part of a curve's voxels in a bin. What
+    lies beyond the window is counted in a bar of its own at either end, beyond the axis.
     """
     finite = [(name, values[np.isfinite(values)]) for name, values in series]
     low, high = robust_window([values for _, values in finite])
     if not low < high:
         return ""
-    width, height = 300, 130
-    lines = []
-    for name, values in finite:
-        # the first and the last bin count the values beyond them
-        counts, _ = np.histogram(np.clip(values, low, high), BINS, (low, high))
-        tops = height - height * np.sqrt(counts / max(1, counts.max()))
-        points = " ".join(
-            f"{(i + j) * width / BINS:.1f},{y:.1f}" for i, y in enumerate(tops) for j in (0, 1)
-        )
-        lines.append(
-            f'<polyline class="{name}" points="0,{height} {points} {width},{height}" '
-            'fill="currentColor" fill-opacity="0.15" stroke="currentColor"/>'
-        )
+    curves = [(name, _shares(values, low, high)) for name, values in finite]
+    top = max(float(shares.max()) for _, shares in curves)
+    lines = [_curve(name, shares / top) for name, shares in curves]
+    beyond = [
+        f"{name} {100 * shares[0]:.2g} % and {100 * shares[-1]:.2g} %" for name, shares in curves
+    ]
     not_finite = [(name, int((~np.isfinite(values)).sum())) for name, values in series]
     left_out = ", ".join(f"{name} {count}" for name, count in not_finite if count)
-    caption = f"values of the voxels drawn, {low:.6g} to {high:.6g}; "
-    caption += "heights: square root of the count, relative to the fullest bin"
+    caption = (
+        "values of the voxels drawn, and the part of them in each bin on a square root scale; "
+        f"dashed bars: all voxels below {low:.6g} and above {high:.6g} ({', '.join(beyond)})"
+    )
     caption += f"; not finite: {left_out}" if left_out else ""
     return (
-        f'<figure><svg width="{width}" height="{height + 2}" '
-        f'viewBox="0 -1 {width} {height + 2}" role="img"><title>histogram</title>'
-        f"{''.join(lines)}</svg><figcaption>{_text(caption)}</figcaption></figure>\n"
+        f'<figure><svg width="{LEFT + WIDTH + RIGHT}" height="{HEIGHT + BELOW}" role="img" '
+        f'class="histogram"><title>histogram</title>{"".join(lines)}'
+        f"{_axes(low, high, top)}</svg><figcaption>{_text(caption)}</figcaption></figure>\n"
     )
+
+
+def _shares(values: Values, low: float, high: float) -> Values:
+    """The part of the values below the window, in each of its bins, and above it: (BINS + 2,)."""
+    counts, _ = np.histogram(values, BINS, (low, high))
+    outside = np.count_nonzero(values < low), np.count_nonzero(values > high)
+    return np.array([outside[0], *counts, outside[1]], np.float64) / max(1, values.size)
+
+
+def _curve(name: str, shares: Values) -> str:
+    """A curve and its two bars beyond the window as SVG.
+
+    shares : (BINS + 2,)    of the largest bin of all curves
+    """
+    tops = HEIGHT - (HEIGHT - ABOVE) * np.sqrt(shares)
+    points = " ".join(
+        f"{LEFT + BAR + (i + j) * (WIDTH - 2 * BAR) / BINS:.1f},{y:.1f}"
+        for i, y in enumerate(tops[1:-1])
+        for j in (0, 1)
+    )
+    ends = LEFT + BAR, LEFT + WIDTH - BAR
+    bars = "".join(
+        f'<rect class="{name} beyond" x="{x:.1f}" y="{y:.1f}" width="{BAR - GAP}" '
+        f'height="{HEIGHT - y:.1f}" fill="none" stroke="currentColor" stroke-dasharray="2"/>'
+        for x, y in ((LEFT, tops[0]), (ends[1] + GAP, tops[-1]))
+        if y < HEIGHT
+    )
+    return (
+        f'<polyline class="{name}" points="{ends[0]},{HEIGHT} {points} {ends[1]},{HEIGHT}" '
+        f'fill="currentColor" fill-opacity="0.15" stroke="currentColor"/>{bars}'
+    )
+
+
+def _axes(low: float, high: float, top: float) -> str:
+    """The axes with ticks and numbers as SVG; `top` is the part at the top of the vertical one."""
+    scale = (WIDTH - 2 * BAR) / (high - low)
+    parts = [
+        f'<path d="M{LEFT},{ABOVE} V{HEIGHT} H{LEFT + WIDTH}" fill="none" stroke="#555"/>',
+    ]
+    for value in round_numbers(low, high):
+        x = LEFT + BAR + (value - low) * scale
+        parts.append(
+            f'<path d="M{x:.1f},{HEIGHT} v4" stroke="#555"/>'
+            f'<text x="{x:.1f}" y="{HEIGHT + 15}" text-anchor="middle">{value:.6g}</text>'
+        )
+    for part in (top, top / 4):
+        y = HEIGHT - (HEIGHT - ABOVE) * math.sqrt(part / top)
+        parts.append(
+            f'<path d="M{LEFT},{y:.1f} h-4" stroke="#555"/>'
+            f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{100 * part:.2g} %</text>'
+        )
+    return "".join(parts)
+
+
+def round_numbers(low: float, high: float, most: int = 5) -> list[float]:
+    """Round numbers from low to high for the ticks of an axis: at most `most`, evenly spaced.
+
+    >>> round_numbers(0.0, 983.5), round_numbers(-0.13, 0.2)
+    ([0.0, 200.0, 400.0, 600.0, 800.0], [-0.1, 0.0, 0.1, 0.2])
+    """
+    power = 10.0 ** math.floor(math.log10(high - low))
+    for step in (power * factor for factor in (0.1, 0.2, 0.25, 0.5, 1, 2, 2.5, 5)):
+        first, last = math.ceil(low / step), math.floor(high / step)
+        if last - first < most:
+            break
+    return [float(f"{n * step:.12g}") for n in range(first, last + 1)]

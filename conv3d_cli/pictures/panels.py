@@ -54,6 +54,8 @@ class Panel:
     gamma : float                   exponent of the distance from the middle of the window; below 1
                                     it makes small values of a signed panel visible
     has_scale : bool                show a colour bar, since the shades represent values
+    across : (left, right) or None  numbers of an axis below, at its ends
+    down : (top, bottom) or None    numbers of an axis at the left, at its ends
     """
 
     title: str
@@ -65,6 +67,8 @@ class Panel:
     signed: bool = False
     gamma: float = 1.0
     has_scale: bool = True
+    across: tuple[float, float] | None = None
+    down: tuple[float, float] | None = None
 
     @property
     def palette(self) -> Shades:
@@ -89,6 +93,21 @@ class Panel:
         known = ~np.isnan(cells)
         shades[known] = np.rint(cells[known] * (NOT_A_NUMBER - 1))
         return shades
+
+
+def axis_labels(ends: tuple[float, float], count: int) -> dict[int, str]:
+    """The numbers along an axis of `count` cells, by cell: at both ends, and 0 if it lies between.
+
+    >>> axis_labels((-3.0, 3.0), 7), axis_labels((0.25, 0.0), 1)
+    ({0: '-3', 3: '0', 6: '3'}, {0: '0.25'})
+    """
+    first, last = ends
+    labels = {0: f"{first:.3g}"}
+    if first != last:
+        labels.setdefault(count - 1, f"{last:.3g}")
+    if min(first, last) < 0 < max(first, last):
+        labels.setdefault(round(first / (first - last) * (count - 1)), "0")
+    return dict(sorted(labels.items()))
 
 
 def resize(plane: Values, rows: int, columns: int, peak: bool = False) -> Values:
@@ -207,8 +226,7 @@ def geometry_words(slices: Slices) -> list[str]:
     if grid.spacing is None:
         words.append("no voxel size: voxels are drawn as cubes")
     else:
-        spacing = ",".join(f"{s:g}" for s in grid.spacing)
-        words.append(f"voxels of {spacing} {grid.unit or 'units'} (depth,height,width)")
+        words.append(f"voxels of {grid.spacing_words} (depth,height,width)")
     angle = tilt(grid)
     if angle >= OBLIQUE:
         words.append(f"oblique: the axes are up to {angle:.3g} degrees off the letters' directions")

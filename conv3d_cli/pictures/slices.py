@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from conv3d_cli.errors import ShapeError, SpecError
 from conv3d_cli.formats import open_volume
-from conv3d_cli.model.grid import UNITS, unit_name
+from conv3d_cli.model.grid import UNITS, Spacing, unit_name
 from conv3d_cli.model.volume import Array, VolumeHeader, VolumeReader
 
 Values = NDArray[np.float64]
@@ -102,7 +102,8 @@ class Position:
             grid = header.grid
             if grid.affine is None or grid.unit is None:
                 raise ShapeError(
-                    f"{path} has no world coordinates; give the voxel, as in --at 16,36,32"
+                    f"{path} {grid.lacks or 'has no affine'}, so it has no world coordinates; give "
+                    "the voxel, as in --at 16,36,32"
                 )
             factor = UNITS[self.unit] / UNITS[grid.unit]
             i, j, k = np.linalg.solve(
@@ -132,6 +133,7 @@ def read_slices(
     channel: int = 0,
     axes: str | None = None,
     max_samples: int = MAX_SAMPLES,
+    spacing: Spacing | None = None,
 ) -> Slices:
     """Read three slices of a file.
 
@@ -139,9 +141,10 @@ def read_slices(
     n, channel : int        volume of a series, and channel; from 0
     axes : str or None      letters in storage order that replace those of the file
     max_samples : int       most samples along an axis
+    spacing : Spacing or None   for what the file does not tell (see `complete_grid`)
     Raises: FormatError; ShapeError if the volume has no such voxel, time point or channel.
     """
-    with open_volume(path, axes=axes) as reader:
+    with open_volume(path, axes=axes, spacing=spacing) as reader:
         header = reader.header
         count, *sizes, channels = header.shape
         for option, what, index, size in (

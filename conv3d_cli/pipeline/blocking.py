@@ -75,11 +75,13 @@ def choose_blocking(
             least = boxes.memory(smallest)
             needed = f"a box of {'x'.join(map(str, smallest.block))} voxels at a time needs"
     other_cure = "" if step == 1 else f", or another --algorithm than {plan.algorithm.name}"
-    raise MemoryLimitError(
+    error = MemoryLimitError(
         f"{needed} {format_bytes(least.total)} of memory for the whole process ({least}), the "
         f"ceiling is {format_bytes(limit)}; pass --max-memory {megabytes(least.total)} or more"
         f"{other_cure}"
     )
+    error.needed = least.total
+    raise error
 
 
 def _slab_depths(job: SlabJob) -> Iterator[int]:

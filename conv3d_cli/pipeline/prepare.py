@@ -24,11 +24,12 @@ from conv3d_cli.formats import (
     output_format,
 )
 from conv3d_cli.formats.base import random_access
+from conv3d_cli.kernels.lengths import read_spacing
 from conv3d_cli.layer import get_activation, get_regularizer
-from conv3d_cli.model.grid import Grid, grid_after
+from conv3d_cli.model.grid import Grid, Spacing, grid_after, triple_text
 from conv3d_cli.model.kernel import Kernel
 from conv3d_cli.model.missing import NOTHING
-from conv3d_cli.model.spec import ConvProblem, VoxelTransform
+from conv3d_cli.model.spec import AXIS_NAMES, ConvProblem, VoxelTransform
 from conv3d_cli.model.volume import Axes, VolumeHeader, VolumeReader, parts_in_storage_order
 from conv3d_cli.pipeline.blocking import Blocking, Boxes, choose_blocking
 from conv3d_cli.pipeline.kernels import resolve_kernel
@@ -112,13 +113,9 @@ def prepare_job(job: Job) -> Iterator[PreparedJob]:
         MemoryLimitError.
     """
     with ExitStack() as stack:
-        reader = stack.enter_context(
-            open_volume(job.source, axes=job.axes, channels_first=job.channels_first)
-        )
+        reader = stack.enter_context(open_source(job))
         with naming(reader):
-            path, mask = job.missing.mask, None
-            if path is not None:
-                mask = stack.enter_context(open_mask(path, reader.header, job.missing.labels))
+            mask = stack.enter_context(open_job_mask(job, reader.header))
             prepared = _prepare(job, reader, mask)
         yield prepared
 
@@ -134,15 +131,44 @@ def naming(reader: VolumeReader) -> Iterator[None]:
         ) from error
 
 
+def open_source(job: Job) -> VolumeReader:
+    """Open a job's input, with the axes and the spacing that the job gives.
+
+    Raises: FormatError if it cannot be read, ShapeError if it tells another spacing.
+    """
+    return open_volume(
+        job.source, axes=job.axes, channels_first=job.channels_first, spacing=given_spacing(job)
+    )
+
+
+def given_spacing(job: Job) -> Spacing | None:
+    """The spacing that a job gives for its input and its mask."""
+    return None if job.spacing is None else read_spacing(job.spacing)
+
+
 @contextmanager
-def open_mask(path: str, header: VolumeHeader, labels: bool = False) -> Iterator[Mask]:
+def open_job_mask(job: Job, header: VolumeHeader) -> Iterator[Mask | None]:
+    """Open a job's mask, if it has one: see `open_mask`."""
+    path = job.missing.mask
+    if path is None:
+        yield None
+        return
+    with open_mask(path, header, job.missing.labels, given_spacing(job)) as mask:
+        yield mask
+
+
+@contextmanager
+def open_mask(
+    path: str, header: VolumeHeader, labels: bool = False, spacing: Spacing | None = None
+) -> Iterator[Mask]:
     """Open a mask and check it against the volume with this header; leaving closes it.
 
+    spacing : Spacing or None   for what the file does not tell (see `complete_grid`)
     Raises: FormatError if it cannot be read, ShapeError if it does not fit.
     """
     from conv3d_cli.convolution.masks import check_mask
 
-    with random_access(open_volume(path)) as reader:
+    with random_access(open_volume(path, spacing=spacing)) as reader:
         yield check_mask(reader, header, labels)
 
 
@@ -167,6 +193,7 @@ def _prepare(job: Job, reader: VolumeReader, mask: Mask | None) -> PreparedJob:
     with reading_kernels(_ceiling(job)):
         chain = _resolve_stages(job, reader.header, notes)
     header = _output_header(job, reader.header, chain)
+    notes += _shift_notes(job, header, chain)
     order = _stream_order(job, reader, header, chain)
     if order.spool_output:
         notes.append(
@@ -247,6 +274,25 @@ def _output_header(job: Job, source: VolumeHeader, chain: list[_ResolvedStage]) 
             "--scale auto is not for RGB voxels, whose readers ignore a slope; leave it out"
         )
     return header
+
+
+def _shift_notes(job: Job, header: VolumeHeader, chain: list[_ResolvedStage]) -> list[str]:
+    """A note if output voxels lie between input voxels, as an even kernel places them."""
+    shifted = [axis for axis, offset in enumerate(header.transform.offset) if offset % 1]
+    if not shifted:
+        return []
+    kernels = [resolved.kernel for _, resolved, _ in chain]
+    even = any(kernel.size[axis] % 2 == 0 for kernel in kernels for axis in shifted)
+    cause = "an even kernel" if even else "a kernel whose centre lies between voxels"
+    half = all(header.transform.offset[axis] % 1 == 0.5 for axis in shifted)
+    along = ",".join(AXIS_NAMES[axis] for axis in shifted)
+    told = output_format(job.target).holds_spacing and header.grid.affine is not None
+    who = "its affine tells that, but programs that overlay by voxel ignore it"
+    return [
+        f"{cause} moves the output by {'half' if half else 'a part of'} a voxel along {along}: its "
+        f"first voxel lies at input voxel {triple_text(header.transform.offset)}; "
+        + (who if told else "nothing in the output tells that")
+    ]
 
 
 def _assemble_stages(

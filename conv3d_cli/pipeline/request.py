@@ -11,6 +11,7 @@ import numpy as np
 
 from conv3d_cli.errors import SpecError
 from conv3d_cli.formats import check_compression, output_format, scaled_formats
+from conv3d_cli.kernels.lengths import read_spacing
 from conv3d_cli.layer import get_activation, get_constraint, get_initializer, get_regularizer
 from conv3d_cli.model.kernel import Kernel
 from conv3d_cli.model.missing import NOTHING, Missing
@@ -55,7 +56,7 @@ class Stage:
     kernel_constraint, bias_constraint : identifiers for `layer.constraints.get`, or None
     magnitude : bool                replace the filters of a bank (`sobel:axis=xyz`) by the root of
                                     the sum of their squares
-    kernel_spacing, crop_kernel : see `KernelAdaptation`
+    kernel_spacing, crop_kernel, subtract_background : see `KernelAdaptation`
     notes : tuple of str            on the kernel's file, for the user
     files : tuple of str            paths that weights and bias were read from
 
@@ -90,6 +91,7 @@ class Stage:
     magnitude: bool = False
     kernel_spacing: str = "match"
     crop_kernel: float | None = None
+    subtract_background: str | float | None = None
     notes: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
 
@@ -103,6 +105,11 @@ class Stage:
         if self.kernel_size is not None:
             triple(self.kernel_size, "kernel_size")
         _ = self._filter_spec, self.adaptation
+        if self.kernel is None and self.subtract_background is not None:
+            raise SpecError(
+                "--subtract-background is for kernels from files, and this one is drawn by its "
+                "initializer; leave it out"
+            )
         for identifier in self.activations:
             activation = get_activation(identifier)
             if activation.kind == "tensor":
@@ -143,8 +150,8 @@ class Stage:
 
     @property
     def adaptation(self) -> KernelAdaptation:
-        """The policy for the kernel's spacing and borders. Raises: SpecError."""
-        return KernelAdaptation(self.kernel_spacing, self.crop_kernel)
+        """The policy for the kernel's background, spacing and borders. Raises: SpecError."""
+        return KernelAdaptation(self.kernel_spacing, self.crop_kernel, self.subtract_background)
 
     @cached_property
     def _filter_spec(self) -> ConvSpec:
@@ -177,6 +184,8 @@ class Job:
     stages : tuple of Stage     one for a filter or a layer; several for a stack, which runs in one
                                 pass, in order
     axes : str or None          letters of the input's axes; None: as the file or its format says
+    spacing : str or None       voxel spacing, as in "0.3,0.1,0.1um", for what the files of input
+                                and mask do not tell (see `model.grid.complete_grid`)
     data_format : str           "channels_last" or "channels_first"
     dtype : str                 of the output voxels; integers are rounded half to even and
                                 saturated
@@ -212,6 +221,7 @@ class Job:
     target: str
     stages: tuple[Stage, ...]
     axes: str | None = None
+    spacing: str | None = None
     data_format: str = "channels_last"
     dtype: str = "float32"
     precision: str = "float32"
@@ -241,6 +251,8 @@ class Job:
             )
         if self.precision not in ("float32", "float64"):
             raise SpecError(f"precision must be float32 or float64, received '{self.precision}'")
+        if self.spacing is not None:
+            read_spacing(self.spacing)
         if self.data_format not in ("channels_last", "channels_first"):
             raise SpecError(
                 "data_format must be channels_last or channels_first, received "

@@ -9,9 +9,10 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -25,13 +26,34 @@ from conv3d_cli.formats import (
     written_files,
 )
 from conv3d_cli.formats.base import ScaledWriter, SpooledWriter, spool_reader
+from conv3d_cli.model.grid import length_scale
 from conv3d_cli.model.volume import VolumeHeader, VolumeWriter
 from conv3d_cli.pipeline.outputs import ROLES
-from conv3d_cli.pipeline.prepare import PreparedJob, naming, prepare_job
+from conv3d_cli.pipeline.prepare import PreparedJob, naming, open_job_mask, prepare_job
 from conv3d_cli.pipeline.request import Job
 from conv3d_cli.pipeline.stream import LayerReader, stream
 from conv3d_cli.system.atomic import committed_together, takes_many
 from conv3d_cli.system.machine import thread_count
+from conv3d_cli.system.words import count_of
+
+if TYPE_CHECKING:
+    from conv3d_cli.convolution.masks import Mask
+    from conv3d_cli.pipeline.statistics import Statistics, StreamObserver
+
+
+class KernelFwhm(NamedTuple):
+    """The FWHM of a kernel.
+
+    lengths : 3 floats or None      along D, H, W; None along an axis without a single bump
+    unit : str                      "vox" if the grid has no spacing or no unit
+    """
+
+    lengths: tuple[float | None, float | None, float | None]
+    unit: str
+
+    def __str__(self) -> str:
+        texts = ["-" if length is None else f"{length:.4g}" for length in self.lengths]
+        return f"{texts[0] if len(set(texts)) == 1 else ','.join(texts)} {self.unit}"
 
 
 @dataclass
@@ -45,6 +67,8 @@ class JobReport:
     read_seconds, compute_seconds, write_seconds : float    of each step; the steps overlap
     losses : dict                   penalties by name, see `all_losses`
     notes : list of str             for the user
+    fwhm : KernelFwhm or None       see `kernel_fwhm`; None unless statistics were asked for
+    statistics : Statistics or None mean and range before and after; None unless asked for
     """
 
     source: str
@@ -59,6 +83,8 @@ class JobReport:
     write_seconds: float
     losses: dict[str, float]
     notes: list[str]
+    fwhm: KernelFwhm | None = None
+    statistics: Statistics | None = None
 
 
 def check_paths(job: Job, make_folder: bool = False) -> None:
@@ -121,12 +147,14 @@ def run_job(
     job: Job,
     progress: Callable[[int, int], None] | None = None,
     decided: Callable[[PreparedJob], None] | None = None,
+    statistics: bool = False,
 ) -> JobReport:
     """Convolve one volume, from file to file.
 
     progress : callable or None     called with (values finished, values in all), from any thread
     decided : callable or None      called with the prepared job before the first voxel is computed;
                                     a caller cannot prepare it again, as a pipe is read only once
+    statistics : bool               also count the mean and range of voxels, for the report
     The output appears complete or not at all, also after KeyboardInterrupt.
     Raises: any Conv3DError.
     """
@@ -139,6 +167,14 @@ def run_job(
             decided(prepared)
         team = stack.enter_context(Team(thread_count(job.threads)))
         reader, stages = prepared.reader, prepared.stages
+        observer: StreamObserver | None = None
+        output_mask = None
+        if statistics:
+            from conv3d_cli.pipeline.statistics import StreamObserver  # few jobs count
+
+            observer, output_mask = StreamObserver(), stack.enter_context(_output_mask(prepared))
+            if prepared.boxes is None:
+                reader = observer.reader(reader, prepared.mask)
         if prepared.boxes is None:
             for position, spooled in enumerate(prepared.spool_input):
                 if spooled:
@@ -148,19 +184,24 @@ def run_job(
         writer = _writer(job, prepared.header)
         if prepared.spool_output and job.scale == "none":
             writer = SpooledWriter(writer)
+        streamed: VolumeWriter = writer
+        if observer is not None:
+            streamed = observer.writer(writer, output_mask)
         with writer, naming(prepared.reader):
             beside = [
                 (ROLES[o.role], stack.enter_context(_additional_writer(o.path, prepared)))
                 for o in job.beside
             ]
             if prepared.boxes is None:
-                times = stream(prepared.stream_plan, reader, writer, team, progress, beside)
+                times = stream(prepared.stream_plan, reader, streamed, team, progress, beside)
             else:
                 from conv3d_cli.pipeline.boxes.stream import stream_boxes  # few jobs need boxes
 
                 convolutions = [stage.convolution for stage in stages]
                 partition, parts = prepared.boxes.partition, prepared.stream_plan.parts
-                times = stream_boxes(convolutions, partition, parts, reader, writer, team, progress)
+                times = stream_boxes(
+                    convolutions, partition, parts, reader, streamed, team, progress
+                )
             reader.finish()
             voxels = math.prod(prepared.header.shape)
             coverage_notes = _coverage_notes(prepared)
@@ -187,7 +228,38 @@ def run_job(
         write_seconds=times.write,
         losses=all_losses(prepared),
         notes=[*prepared.notes, *late_notes, *writer.notes, *coverage_notes, *clipped_notes],
+        fwhm=kernel_fwhm(prepared) if statistics else None,
+        statistics=None if observer is None else observer.statistics(),
     )
+
+
+@contextmanager
+def _output_mask(prepared: PreparedJob) -> Iterator[Mask | None]:
+    """The mask, opened once more, if it lies on the output's grid; else None.
+
+    The writing thread reads it while the reading thread reads the job's own.
+    """
+    source = prepared.reader.header
+    same = source.shape[1:4] == prepared.header.shape[1:4] and prepared.header.transform.is_identity
+    if not same:
+        yield None
+        return
+    with open_job_mask(prepared.job, source) as mask:
+        yield mask
+
+
+def kernel_fwhm(prepared: PreparedJob) -> KernelFwhm | None:
+    """The FWHM of a job's kernel along D, H, W on the volume's grid.
+
+    None for layers, banks and stacks, and for a kernel without a single bump along any axis.
+    """
+    stage = prepared.stages[0]
+    if len(prepared.stages) > 1 or stage.kernel.is_layer or stage.kernel.is_bank:
+        return None
+    factors, unit = length_scale(prepared.reader.header.grid)
+    scaled = zip(stage.kernel.fwhm(), stage.problem.dilation_rate, factors, strict=True)
+    d, h, w = (None if width is None else width * step * s for width, step, s in scaled)
+    return None if (d, h, w) == (None, None, None) else KernelFwhm((d, h, w), unit)
 
 
 def _writer(job: Job, header: VolumeHeader) -> VolumeWriter:
@@ -269,7 +341,15 @@ def clipped_note(job: Job, clipped: int, voxels: int) -> list[str]:
     if not clipped:
         return []
     percent = 100 * clipped / max(1, voxels)
-    return [f"{clipped} voxels ({percent:.2g} %) did not fit {job.dtype} and were clipped"]
+    cures = ["--dtype float32 keeps all values"]
+    if job.dtype.startswith("u"):
+        cures.append("int16 negative ones")
+    if output_format(job.target).holds_scale and job.scale == "none":
+        cures.append("--scale auto fits them in")
+    return [
+        f"{count_of(clipped, 'voxel')} ({percent:.2g} %) did not fit {job.dtype} and were clipped; "
+        + ", ".join(cures)
+    ]
 
 
 def all_losses(prepared: PreparedJob) -> dict[str, float]:

@@ -106,6 +106,23 @@ class BidsFile:
         return replace(self, entities=(*others, ("desc", label)))
 
 
+def entities_of(path: str) -> dict[str, str]:
+    """The entities in the name of a file, in whatever folder; empty if it is not a BIDS name.
+
+    >>> entities_of("masks/sub-01_task-rest_desc-brain_mask.nii.gz")
+    {'sub': '01', 'task': 'rest', 'desc': 'brain'}
+    >>> entities_of("brain_mask.nii"), entities_of("sub-1_run-1_run-2_bold.nii")
+    ({}, {})
+    """
+    name = os.path.basename(path.rstrip("/"))
+    match = NAME.fullmatch(name[: len(name) - len(suffix_of(name))])
+    if match is None:
+        return {}
+    pairs = [pair.split("-", 1) for pair in (match[1] + match[2]).split("_")]
+    entities = dict(pairs)
+    return entities if len(entities) == len(pairs) else {}
+
+
 def read_name(path: str) -> BidsFile:
     """Parse the path of a file. Raises: SpecError if it is not a BIDS name in its BIDS folder.
 

@@ -33,7 +33,7 @@ def names_file(option: Option, value: object) -> bool:
         return is_kernel_file(value)
     if option.file is File.BIAS:
         return is_bias_file(value)
-    return value is not None and option.file in (File.READ, File.WRITTEN)
+    return value is not None and option.file in (File.READ, File.MASK, File.WRITTEN)
 
 
 def named_files(given: Settings) -> dict[str, str]:

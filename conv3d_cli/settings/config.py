@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from conv3d_cli.errors import ConfigError, FormatError, SpecError, unknown_name
+from conv3d_cli.settings.mask_rules import located_mask
 from conv3d_cli.settings.option import File, Place
 from conv3d_cli.settings.options import JOB_KEYS, OPTION, OPTIONS, STAGE_KEYS, Settings, overlay
 from conv3d_cli.system.inputs import near_names
@@ -24,10 +25,13 @@ from conv3d_cli.system.words import count_of
 if TYPE_CHECKING:
     from conv3d_cli.layer.config import LayerConfig
 
-# Keys whose values are always paths. A kernel or a bias is a path only if it is nothing else.
-FILE_KEYS = tuple(
-    option.name for option in OPTIONS if option.config is not None and option.file is File.READ
-)
+# Keys whose values are paths that start from the config's folder. A kernel or a bias is a path only
+# if it is nothing else.
+FILE_KEYS = {
+    option.name: option.file
+    for option in OPTIONS
+    if option.config is not None and option.file in (File.READ, File.MASK)
+}
 # Files that hold a whole model: its layers and their weights.
 MODEL_SUFFIXES = (".keras", ".h5", ".hdf5")
 
@@ -58,9 +62,9 @@ def read_config(path: str, with_kernel: bool = False) -> Config:
         return read_model_file(path)
     values = _parse(path)
     folder = Path(path).parent
-    for key in FILE_KEYS:
-        if isinstance(values.get(key), str):
-            values[key] = str(folder / values[key])
+    for key, file in FILE_KEYS.items():
+        if isinstance(text := values.get(key), str):
+            values[key] = located_mask(text, folder) if file is File.MASK else str(folder / text)
     if _is_keras(values):
         return from_keras(values, path, trained=with_kernel)
     layers = values.pop("layers", None)

@@ -53,10 +53,23 @@ class File(Enum):
     """The kind of file that an option's value may name."""
 
     READ = "an input file"
+    MASK = "an input file, or a rule that finds one for each volume"
     WRITTEN = "an output file"
     FOLDER = "a folder"
     KERNEL = "a built-in kernel or an input file"
     BIAS = "numbers or an input file"
+
+
+class Unit(Enum):
+    """The unit of an option's numbers."""
+
+    VOXELS = "voxels"
+    LENGTH = "the value names its unit: nm, um, mm, cm, m, or vox"
+    BYTES = "bytes; the value may end in K, M, G or T"
+    BYTES_PER_SECOND = "bytes per second; the value may end in K, M, G or T"
+    SECONDS = "seconds"
+    FRACTION = "a fraction of 1"
+    VOXEL_VALUES = "the unit of the volume's values"
 
 
 @dataclass(frozen=True)
@@ -86,7 +99,7 @@ class Kind(Generic[T]):
     """The kind of value that an option takes on the command line.
 
     name : str              "text", "flag", "switch" (--x/--no-x), "integer", "number", "triple"
-                            or "choice"; `apply --help-json` prints it
+                            or "choice"; a key of `KINDS`
     value : Value           rule for a config's value, unless the option has its own
     choices : tuple of str  all allowed values
     low, high : int         range of an integer, both ends included
@@ -111,6 +124,17 @@ class Kind(Generic[T]):
             return True
         return (self.low is None or value >= self.low) and (self.high is None or value <= self.high)
 
+
+KINDS = {
+    "text": "any text",
+    "flag": "takes no value",
+    "switch": "takes no value; negative_flags turn it off",
+    "integer": "a whole number",
+    "number": "a number",
+    "triple": "a whole number, or three in depth,height,width order, as in 2,1,1",
+    "choice": "one of the choices",
+}
+"""What the kinds of values are, in words."""
 
 TEXT: Kind[str] = Kind("text", Value((str,), "a string"))
 TEXTS: Kind[tuple[str, ...]] = Kind("text", Value((list,), "a list of strings"), repeats=True)
@@ -160,6 +184,7 @@ class Option:
     default : object        default to show in the help; None if the help text states it, or if
                             there is none
     file : File or None     kind of file that its value may name
+    unit : Unit or None     unit of its numbers
     config : Value or None  rule for its value in a config; None: configs have no such key
     manifest : bool         a manifest may have a column for it
     explains : bool         it is also an option of `conv3d explain`
@@ -183,6 +208,7 @@ class Option:
     metavar: str | None
     default: object
     file: File | None
+    unit: Unit | None
     config: Value | None
     manifest: bool
     explains: bool
@@ -207,24 +233,12 @@ class Option:
         return self.flags[0].partition("/")[0]
 
     def record(self) -> dict[str, Any]:
-        """The option as a JSON object, for programs that build command lines."""
+        """Its role in `apply` as a JSON object, for programs that build command lines."""
         return {
-            "name": self.name,
-            "flags": [part for flag in self.flags for part in flag.split("/")],
-            "section": self.section,
-            "type": self.kind.name,
-            "choices": list(self.kind.choices) or None,
-            "minimum": self.kind.low,
-            "maximum": self.kind.high,
-            "metavar": self.metavar,
-            "default": self.default,
-            "repeats": self.kind.repeats,
-            "file": self.file.name.lower() if self.file is not None else None,
             "belongs_to": self.place.name.lower(),
             "shapes_result": self.shapes,
             "config_key": self.config is not None,
             "manifest_column": self.manifest,
-            "help": self.help,
         }
 
 
@@ -243,6 +257,7 @@ def option(
     metavar: str | None = None,
     default: object = None,
     file: File | None = None,
+    unit: Unit | None = None,
     config: Value | bool | None = None,
     manifest: bool | None = None,
     explains: bool | None = None,
@@ -277,6 +292,7 @@ def option(
         "metavar": metavar,
         "default": default,
         "file": file,
+        "unit": unit,
         "config": (kind.value if config else None) if isinstance(config, bool) else config,
         "manifest": inner if manifest is None else manifest,
         "explains": inner if explains is None else explains,

@@ -30,6 +30,7 @@ from conv3d_cli.settings.option import (
     File,
     Option,
     Place,
+    Unit,
     Value,
     choice,
     integer,
@@ -94,7 +95,8 @@ class Settings:
         "Options",
         shapes=False,
         letter="v",
-        help="Print what was decided: kernel, padding, grid, algorithm, memory, times.",
+        help="Print what was decided, then the result: kernel, FWHM, padding, grid, algorithm, "
+        "memory; mean and range before and after, times.",
     )
     as_json: bool | None = option(
         FLAG,
@@ -212,8 +214,21 @@ class Settings:
         metavar="FRACTION",
         makes_kernel=True,
         config=Value((int, float), "a number such as 1e-6"),
+        unit=Unit.FRACTION,
         help="Cut off outer planes of the kernel that hold at most this fraction of Σ|w|, e.g. "
         "1e-6; 0 cuts off planes of zeros.  [default: no cropping]",
+    )
+    subtract_background: str | float | None = option(
+        TEXT,
+        Place.STAGE,
+        "Kernel",
+        shapes=True,
+        metavar="border|VALUE",
+        makes_kernel=True,
+        config=Value((str, int, float), '"border" or a number'),
+        help="Subtract the background of a measured kernel from its weights first, before it is "
+        "resampled, cropped, flipped and normalized: the median of its border, or this number. "
+        "Negative weights are kept.  [default: no subtraction]",
     )
     bias: str | float | Sequence[float] | None = option(
         TEXT,
@@ -224,6 +239,7 @@ class Settings:
         file=File.BIAS,
         config=ANY,
         makes_kernel=True,
+        unit=Unit.VOXEL_VALUES,
         help="Number to add to each filter's output: one for all filters, one for each (1,2,3), or "
         "a .npy or .txt file.  [default: the bias in the kernel's file, if any]",
     )
@@ -253,6 +269,7 @@ class Settings:
         shapes=True,
         metavar="LENGTH",
         gives_kernel=True,
+        unit=Unit.LENGTH,
         help="Instead of -k: smooth until the volume's estimated FWHM is this length, e.g. 8mm or "
         "8,6,6mm.",
     )
@@ -265,6 +282,7 @@ class Settings:
         shapes=True,
         metavar="MODE",
         config=ANY,
+        unit=Unit.VOXELS,
         help="Voxels to add at the edges: valid (none), same (as many as keep the size; an odd one "
         "goes after, as in Keras), same_lower (an odd one goes before), full, or a number: N, "
         "N,N,N or LO:HI,LO:HI,LO:HI.  [default: same for a 3-D kernel, valid for a 5-D one]",
@@ -287,6 +305,7 @@ class Settings:
         shapes=True,
         default=1,
         config=ANY,
+        unit=Unit.VOXELS,
         help="Step between output voxels, in input voxels.",
     )
     dilation_rate: int | Sequence[int] | None = option(
@@ -296,6 +315,7 @@ class Settings:
         shapes=True,
         default=1,
         config=ANY,
+        unit=Unit.VOXELS,
         help="Distance between adjacent kernel weights, in voxels.",
     )
     allow_strided_dilation: bool | None = option(
@@ -420,6 +440,17 @@ class Settings:
         help="Axes of the input in storage order, e.g. tczyx (t time, c channel, s RGB).  "
         "[default: as the file says]",
     )
+    spacing: str | None = option(
+        TEXT,
+        Place.JOB,
+        "Data",
+        shapes=True,
+        metavar="D,H,W",
+        unit=Unit.LENGTH,
+        config=Value((str,), 'a string such as "0.3,0.1,0.1um"'),
+        help="Voxel spacing with its unit, e.g. 0.3,0.1,0.1um or 2mm, for files that store none "
+        "or no unit; the output gets it, too. Another spacing than the file's is refused.",
+    )
     data_format: str | None = option(
         choice("channels_last", "channels_first"),
         Place.JOB,
@@ -466,12 +497,14 @@ class Settings:
         Place.MISSING,
         "Masks and missing voxels",
         shapes=True,
-        metavar="FILE",
-        file=File.READ,
-        config=Value((str,), "a file's name"),
+        metavar="MASK",
+        file=File.MASK,
+        config=Value((str,), "a file's name, or a rule such as '{stem}_mask.nii.gz'"),
         help="Volume of weights m on the same grid: each output is the weighted mean sum(w m x) / "
         "sum(w m) under the kernel w, and 0 outside the mask. Only ratios of mask values "
-        "matter.",
+        "matter. For many volumes, MASK is a pattern ('sub-*/func/*_mask.nii.gz'), a template "
+        "('{stem}_mask.nii.gz' in the volume's folder), or auto, the BIDS brain mask with the "
+        "volume's entities; see `conv3d help masks`.",
     )
     mask_mode: str | None = option(
         choice(*MASK_MODES),
@@ -507,6 +540,7 @@ class Settings:
         shapes=True,
         metavar="VALUE",
         field="value",
+        unit=Unit.VOXEL_VALUES,
         help="Stored value that marks missing voxels, e.g. -32768; they are left out of the mean.",
     )
     min_coverage: float | None = option(
@@ -516,6 +550,7 @@ class Settings:
         shapes=True,
         metavar="FRACTION",
         default=MIN_COVERAGE,
+        unit=Unit.FRACTION,
         help="Smallest fraction of the kernel's weight, above 0 and up to 1, that a mean may rest "
         "on; outputs with less are 0 under a mask, else NaN.",
     )
@@ -621,6 +656,7 @@ class Settings:
         metavar="SIZE",
         manifest=False,
         config=Value((str, int), 'a size such as "2G"'),
+        unit=Unit.BYTES,
         help="Memory limit for the whole process, e.g. 500M or 2G.  [default: 80 % of the "
         "memory that it may use]",
     )
@@ -676,6 +712,7 @@ class Settings:
         shapes=True,
         stores=True,
         config=Value((int, list), "a whole number, or three as in [32, 128, 128]"),
+        unit=Unit.VOXELS,
         help="Chunk size of Zarr outputs, in voxels.  [default: the input's if it is Zarr, else "
         "32,128,128]",
     )
@@ -730,6 +767,7 @@ class Settings:
         metavar="N|N,N,N",
         config=ANY,
         makes_kernel=True,
+        unit=Unit.VOXELS,
         help="Size of the kernel in voxels. Must equal the kernel's; required if the kernel is "
         "drawn.",
     )

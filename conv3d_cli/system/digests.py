@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from conv3d_cli.errors import FormatError, SpecError
+from conv3d_cli.system.inputs import near_names
 
 if TYPE_CHECKING:
     import numpy as np
@@ -73,7 +74,7 @@ def _hash_file(path: str) -> bytes:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, DIGEST_NAME).digest()
     except FileNotFoundError:
-        raise FormatError(f"cannot read {path}: no such file") from None
+        raise FormatError(f"cannot read {path}: no such file{near_names(path)}") from None
     except FormatError:
         raise
     except (OSError, ValueError) as error:  # ValueError: a null character in the name
@@ -166,5 +167,7 @@ def fingerprint_of(path: str) -> FileFingerprint:
                 )
                 last = max(last, *times)
         return [settings_digest({"files": listed}), len(listed), last, last]
+    except FileNotFoundError:
+        raise FormatError(f"cannot read {path}: no such file{near_names(path)}") from None
     except OSError as error:
         raise FormatError(f"cannot read {path}: {error.strerror or error}") from None

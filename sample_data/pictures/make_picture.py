@@ -1,7 +1,8 @@
 """Makes scan.png, the picture of README: `python sample_data/pictures/make_picture.py`.
 
-`conv3d view` draws a scan that nibabel brings along, the scan smoothed by 6 mm, and their difference;
-then the picture is held in 64 colours, so that it is small. It needs pip install '.[plot]'.
+`conv3d view` draws a scan that nibabel brings along, the scan smoothed by 6 mm, and their
+difference; then the picture is reduced to 64 colours, so that it is small. It needs
+`pip install '.[plot]'`.
 """
 
 from __future__ import annotations

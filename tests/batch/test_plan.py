@@ -29,10 +29,14 @@ class Merged:
         return bool(self.values.get("overwrite"))
 
     @property
+    def mask(self) -> str | None:
+        return self.values.get("mask")
+
+    @property
     def used_files(self) -> Sequence[str]:
         return [path for path in (self.values.get("mask"), self.values.get("coverage_out")) if path]
 
-    def job(self, source: str, target: str) -> Job:
+    def job(self, source: str, target: str, mask: str | None = None) -> Job:
         value = self.values
         return Job(
             source,
@@ -41,7 +45,7 @@ class Merged:
             threads=value.get("threads"),
             overwrite=self.overwrite,
             files=value["files"],
-            missing=Missing(mask=value.get("mask")),
+            missing=Missing(mask=mask or self.mask),
             beside=outputs_beside(value),
         )
 

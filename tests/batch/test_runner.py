@@ -155,7 +155,7 @@ def test_an_interrupt_says_what_is_complete(
     monkeypatch.setattr(run, "run_job", interrupted)
     with pytest.raises(KeyboardInterrupt) as caught:
         BatchRunner(options, Listener()).run(jobs, 1)
-    assert caught.value.__notes__ == [f"1 of 4 volumes is complete{end}"]
+    assert caught.value.__notes__ == [f"1 of 4 volumes is done and complete{end}"]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -275,7 +275,7 @@ def test_a_failure_stops_what_runs_beside_it(
 
     failed = threading.Event()
 
-    def stand_in(job: Job, progress: Any, decided: Any) -> Any:
+    def stand_in(job: Job, progress: Any, *others: Any) -> Any:
         if job.source.endswith("broken.npy"):
             failed.set()
             raise FormatError("broken.npy")

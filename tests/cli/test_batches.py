@@ -310,12 +310,13 @@ def test_an_interrupt_ends_all_that_run_side_by_side(scans: list[Path], tmp_path
 def test_seconds_and_rates_of_the_stages(run: Any, volume: Path, tmp_path: Path) -> None:
     result = run("apply", volume, "-k", "box:size=3", "-o", tmp_path / "o.npy", "--json", "-v")
     (record,) = records(result.stdout)
-    size, seconds = np.load(tmp_path / "o.npy").nbytes, record["write_seconds"]
-    least, most = (size / 1e6 / max(seconds + rounding, 1e-9) for rounding in (5e-5, -5e-5))
-    assert least - 0.1 <= record["write_mb_per_s"] <= most + 0.1
-    for stage in ("read", "compute", "write"):
-        assert 0 <= record[f"{stage}_seconds"] <= record["seconds"] + 1e-3
-        assert record[f"{stage}_mb_per_s"] > 0
+    size_in, size_out = np.load(volume).nbytes, np.load(tmp_path / "o.npy").nbytes
+    for stage, size in (("read", size_in), ("compute", size_out), ("write", size_out)):
+        seconds = record[f"{stage}_seconds"]
+        assert 0 <= seconds <= record["seconds"] + 1e-3
+        # both are rounded: on a busy machine a rate may be 0.0
+        least, most = (size / 1e6 / max(seconds + rounding, 1e-9) for rounding in (5e-5, -5e-5))
+        assert least - 0.1 <= record[f"{stage}_mb_per_s"] <= most + 0.1
     assert result.stderr.count("MB/s") == 3
 
 
@@ -389,7 +390,7 @@ def test_an_interrupted_batch_tells_what_stands(
         result = run(*command, "--jobs", jobs, code=code)
     done = sorted(path.name for path in (five / "out").glob("*.npy"))
     assert done[:2] == ["a.npy", "b.npy"]
-    assert result.stderr == f"{word}; {len(done)} of 5 volumes are complete{cure}\n"
+    assert result.stderr == f"{word}; {len(done)} of 5 volumes are done and complete{cure}\n"
     assert sorted(os.path.basename(record["output"]) for record in records(result.stdout)) == done
     # the cure cures
     again = run(*command, *(["--skip-existing"] if not options else []))
@@ -443,7 +444,7 @@ def test_what_an_interrupt_left_is_told_once(
     with monkeypatch.context() as patch:
         interrupted_at(patch, "b.npy", KeyboardInterrupt)
         assert told("a.npy", "b.npy", "--suffix", "_1", "--jobs", "1") == (
-            "interrupted; 1 of 2 volumes is complete; the same command with --skip-existing does the rest"
+            "interrupted; 1 of 2 volumes is done and complete; the same command with --skip-existing does the rest"
         )
         assert (
             told("b.npy", "a.npy", "--suffix", "_2", "--jobs", "1")
@@ -458,7 +459,7 @@ def test_what_an_interrupt_left_is_told_once(
         ).startswith("interrupted; 1 of 2")
     interrupted_at(monkeypatch, "b.npy", KeyboardInterrupt, where="analysis.verify.verify_output")
     assert told("a.npy", "b.npy", "--suffix", "_3", "--verify", "9", "--jobs", "1") == (
-        "interrupted; b_3.npy is written but not verified; 1 of 2 volumes is complete"
+        "interrupted; b_3.npy is written but not verified; 1 of 2 volumes is done and complete"
     )
     assert (
         told("b.npy", "-o", "o.npy", "--verify", "9")

@@ -9,12 +9,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import click
 import pytest
 from processes import LIMIT
 
-from conv3d_cli.cli import main
-from conv3d_cli.cli.completion import BY_FILE, BY_METAVAR, activations, kernels
+from conv3d_cli.cli.completion import BY_FILE, activations, kernels
 from conv3d_cli.kernels import BUILTIN_KERNELS
 from conv3d_cli.layer.activations import ACTIVATIONS
 from conv3d_cli.settings.option import File
@@ -162,16 +160,6 @@ def test_everything_in_the_catalogues_is_offered() -> None:
     assert len(activations("")) == len(ACTIVATIONS)
     assert kernels("sobel:axis=h:axis=")[0].value == "sobel:axis=h:axis=d"
     assert not kernels("gaussian:fwhm=6mm:fw")  # given already
-
-
-def test_every_metavar_is_still_someones() -> None:
-    """A table by metavars goes stale in silence."""
-
-    def metavars(command: click.Command) -> set[str | None]:
-        inner = command.commands.values() if isinstance(command, click.Group) else ()
-        return {p.metavar for p in command.params}.union(*map(metavars, inner))
-
-    assert set(BY_METAVAR) <= metavars(main)
 
 
 def test_asking_loads_nothing_heavy() -> None:

@@ -54,7 +54,7 @@ WRITERS: dict[str, list[tuple[Any, ...]]] = {
     "view": [("a.nii.gz", "-o", "NULL")],
 }
 # `bench` has a test of its own.
-NO_FILE = {"bench", "compare", "completion", "explain", "help", "info", "presets", "warmup"}
+NO_FILE = set("bench compare completion describe explain help info presets warmup".split())
 
 
 def test_every_command_is_tried() -> None:

@@ -1,4 +1,6 @@
-"""Whole saved models from the command line: a `.keras` file of real Keras on a scan gives Keras' own output."""
+"""Whole saved models from the command line: a `.keras` file of real Keras on a scan gives Keras'
+own output.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +11,8 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+
+pytestmark = pytest.mark.usefixtures("hdf5_in_this_process")
 
 MODELS = Path(__file__).parent.parent / "data" / "models"
 
@@ -36,7 +40,8 @@ def test_a_saved_model_on_a_scan(run: Any, tmp_path: Path, scan: Path, golden: A
     out = nib.load(tmp_path / "out.nii.gz")
     got = out.get_fdata()[:, :, :, 0].transpose(2, 1, 0, 3)
     np.testing.assert_allclose(got, golden["y"][0], rtol=0, atol=1e-6)  # of a softmax
-    # The first layer keeps D and W and halves H from voxel 0.5; the second takes 2, 1, 1 voxels off its ends.
+    # The first layer keeps D and W and halves H from voxel 0.5; the second takes 2, 1, 1 voxels off
+    # its ends.
     np.testing.assert_allclose(np.diag(out.affine)[:3], [2, 4, 3], atol=1e-6)
     np.testing.assert_allclose(out.affine[:3, 3], [2 * 1, 2 * (0.5 + 2 * 1), 3 * 2], atol=1e-5)
     assert json.loads(result.stdout)["losses"]["mix.kernel"] == pytest.approx(
@@ -48,8 +53,16 @@ def test_layer_by_layer_is_the_same(run: Any, tmp_path: Path, scan: Path, golden
     """FILE::NAME takes strides, padding, groups, dilation and activation from the file."""
     model = MODELS / "small.keras"
     run("apply", scan, "-k", f"{model}::edges", "-o", tmp_path / "a.npy")
-    run("apply", tmp_path / "a.npy", "-k", f"{model}::mix", "--activation", "leaky_relu:negative_slope=0.1", "-o",
-        tmp_path / "b.npy")  # fmt: skip
+    run(
+        "apply",
+        tmp_path / "a.npy",
+        "-k",
+        f"{model}::mix",
+        "--activation",
+        "leaky_relu:negative_slope=0.1",
+        "-o",
+        tmp_path / "b.npy",
+    )
     logits = np.load(tmp_path / "b.npy")
     expected = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
     np.testing.assert_allclose(
@@ -58,7 +71,9 @@ def test_layer_by_layer_is_the_same(run: Any, tmp_path: Path, scan: Path, golden
 
 
 def test_a_models_json_draws_weights_by_seed(run: Any, tmp_path: Path, scan: Path) -> None:
-    """`model.to_json()` has no weights: they are drawn by the layers' initializers, the same in each run."""
+    """`model.to_json()` has no weights: they are drawn by the layers' initializers, the same in
+    each run.
+    """
     for name, options in (("a", []), ("b", []), ("c", ["--seed", 5]), ("d", ["--seed", 5])):
         result = run(
             "apply", scan, "-c", MODELS / "small.json", "-o", tmp_path / f"{name}.npy", *options

@@ -1,4 +1,6 @@
-"""Trained layers from the command line: padding layers, constraints, adapters, bare configs, and the notes on them."""
+"""Trained layers from the command line: padding layers, constraints, adapters, bare configs, and
+the notes on them.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.usefixtures("hdf5_in_this_process")
+
 DATA = Path(__file__).parent.parent / "data" / "weights"
 
 
 @pytest.fixture(scope="module")
 def golden() -> dict[str, np.ndarray]:
-    """What Keras, PyTorch and onnxruntime computed: file -> its input and its output, for files of one layer."""
+    """What Keras, PyTorch and onnxruntime computed: file -> its input and its output, for files of
+    one layer.
+    """
     with np.load(DATA / "expected_beside.npz") as held:
         return {
             f"{file}|{which}": held[key]
@@ -34,7 +40,9 @@ def assert_close(got: Path, expected: np.ndarray) -> None:
 def test_a_model_gives_keras_numbers(
     run: Any, tmp_path: Path, golden: Any, option: str, name: str, suffix: str
 ) -> None:
-    """As a model and as its only layer: ZeroPadding3D, constraints of trained weights, a LoRA adapter."""
+    """As a model and as its only layer: ZeroPadding3D, constraints of trained weights, a LoRA
+    adapter.
+    """
     pytest.importorskip("h5py")
     file = f"{name}{suffix}"
     np.save(tmp_path / "x.npy", golden[f"{file}|x"])
@@ -116,13 +124,16 @@ def test_padding_survives_convert(run: Any, tmp_path: Path, option: str) -> None
     assert_close(tmp_path / "z.npy", y)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # State dicts
 
 
 def test_a_state_dict_says_that_it_has_no_strides(run: Any, tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.ones((5, 5, 5, 2), np.float32))
-    note = "layer enc.conv: the file holds weights only; strides, padding, ... are Keras' defaults unless they are given"
+    note = (
+        "layer enc.conv: the file holds weights only; strides, padding, ... are Keras' "
+        "defaults unless they are given"
+    )
     words = [
         "apply",
         tmp_path / "x.npy",
@@ -173,19 +184,40 @@ def test_a_transposed_convolution_is_refused(run: Any, error_line: Any, tmp_path
     assert "layer up: the file does not tell a Conv3d from a ConvTranspose3d" in result.stderr
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # A layer's own config
 
 CONFIG = {
-    "name": "conv3d_3", "trainable": True, "filters": 3, "kernel_size": [2, 2, 2], "strides": [2, 1, 2], "padding": "valid",
-    "dtype": {"module": "keras", "class_name": "DTypePolicy", "config": {"name": "float32"}, "registered_name": None},
-    "data_format": "channels_last", "dilation_rate": [1, 1, 1], "groups": 1, "activation": "relu", "use_bias": True,
-    "kernel_constraint": {"module": "keras.constraints", "class_name": "NonNeg", "config": {}, "registered_name": None},
-}  # fmt: skip
+    "name": "conv3d_3",
+    "trainable": True,
+    "filters": 3,
+    "kernel_size": [2, 2, 2],
+    "strides": [2, 1, 2],
+    "padding": "valid",
+    "dtype": {
+        "module": "keras",
+        "class_name": "DTypePolicy",
+        "config": {"name": "float32"},
+        "registered_name": None,
+    },
+    "data_format": "channels_last",
+    "dilation_rate": [1, 1, 1],
+    "groups": 1,
+    "activation": "relu",
+    "use_bias": True,
+    "kernel_constraint": {
+        "module": "keras.constraints",
+        "class_name": "NonNeg",
+        "config": {},
+        "registered_name": None,
+    },
+}
 
 
 def test_a_bare_get_config_with_its_weights(run: Any, tmp_path: Path) -> None:
-    """Keras' layer.get_config() as JSON, and the weights as -k: no constraint is applied to them again."""
+    """Keras' layer.get_config() as JSON, and the weights as -k: no constraint is applied to them
+    again.
+    """
     rng = np.random.default_rng(5)
     x, kernel = (
         rng.standard_normal((5, 6, 7, 2)).astype("f4"),

@@ -1,6 +1,8 @@
-"""Problems that the tests of the engine share: how one is described, the listed ones, and how one is run and checked.
+"""Problems that the tests of the engine share: how one is described, the listed ones, and how one
+is run and checked.
 
-A helper of tests, and no test itself: `test_every_algorithm.py` and the tests of single algorithms import it.
+A helper of tests, and no test itself: `test_every_algorithm.py` and the tests of single algorithms
+import it.
 """
 
 from __future__ import annotations
@@ -67,7 +69,9 @@ WEIGHTS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Case:
-    """One problem: the volume's (D, H, W), channels by group, filters by group, groups, kernel size, and geometry."""
+    """One problem: the volume's (D, H, W), channels by group, filters by group, groups, kernel
+    size, and geometry.
+    """
 
     size: tuple[int, int, int]
     kernel: tuple[int, int, int]
@@ -103,13 +107,21 @@ class Case:
     def expected(self, volume: np.ndarray, weights: np.ndarray) -> np.ndarray:
         boundary = Boundary.parse(self.boundary)
         return oracle.conv3d(
-            volume, weights, strides=self.strides, padding=self.padding, dilation_rate=self.dilation_rate,
-            groups=self.groups, boundary=boundary.mode, constant=boundary.value,
-        )  # fmt: skip
+            volume,
+            weights,
+            strides=self.strides,
+            padding=self.padding,
+            dilation_rate=self.dilation_rate,
+            groups=self.groups,
+            boundary=boundary.mode,
+            constant=boundary.value,
+        )
 
 
-# The algorithms that accept a case on a CPU of class avx512, and the case. `direct` and `channels` accept all of them
-# and are not named again. On a narrower CPU an algorithm may decline more of them, and accepts no other.
+# The algorithms that accept a case on a CPU of class avx512, and the case. `direct` and `channels`
+# accept all of them
+# and are not named again. On a narrower CPU an algorithm may decline more of them, and accepts no
+# other.
 ACCEPT_ALL = ("channels", "direct")
 LISTED: list[tuple[str, Case]] = [
     ("", Case((5, 6, 7), (1, 1, 1))),
@@ -278,7 +290,9 @@ def run(
     out_dtype: str | None = None,
     **kwargs: Any,
 ) -> np.ndarray:
-    """All of a (1, D, H, W, C) volume through a plan, in slabs of some depth and bands of rows, rounded up to whole steps."""
+    """All of a (1, D, H, W, C) volume through a plan, in slabs of some depth and bands of rows,
+    rounded up to whole steps.
+    """
     problem = plan.problem
     out = np.empty(problem.out_shape, out_dtype or plan.dtype)
     depth, height, _ = problem.out_size
@@ -303,9 +317,10 @@ def run(
 
 @functools.lru_cache(maxsize=4)
 def by_oracle(case: Case, precision: str) -> np.ndarray:
-    """What a case gives; kept for the next algorithm, since plain loops take longest of all.
+    """What a case gives; kept for the next algorithm.
 
-    The oracle gets the weights as the arithmetic has them: their rounding is not the algorithm's error.
+    The oracle gets the weights as the arithmetic has them: their rounding is not the algorithm's
+    error.
     """
     volume, weights = case.arrays()
     expected = case.expected(volume, weights.astype(precision))

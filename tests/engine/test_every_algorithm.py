@@ -1,7 +1,8 @@
 """The contract of algorithms: each one, on every problem it accepts, against the float64 oracle.
 
-The listed cases (`cases.py`) reach the corners on purpose; the random ones go where nobody thought of. Which algorithms
-accept a listed case stands beside it. Each must accept one at least, and `direct` must accept all.
+The listed cases (`cases.py`) reach the corners on purpose; the random ones go where nobody thought
+of. Which algorithms accept a listed case stands beside it. Each must accept one at least, and
+`direct` must accept all.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import pytest
 from cases import CASES, MODES, Case, accepting, check, declines
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from profiles import examples
 
 from conv3d_cli.engine import ALGORITHMS
 from conv3d_cli.engine.cpu import cpu_class
@@ -40,7 +42,9 @@ def test_listed_case(case: Case, precision: str, algorithm: str) -> None:
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_who_accepts_a_listed_case(case: Case) -> None:
-    """An algorithm that declines a case is never run on it: the line of the case in `LISTED` says whom to expect."""
+    """An algorithm that declines a case is never run on it: the line of the case in `LISTED` says
+    whom to expect.
+    """
     found = {name for name in NAMES if declines(name, case) is None}
     expected = accepting(case)
     assert not found - expected, (
@@ -77,7 +81,7 @@ cases = st.builds(
 
 
 @pytest.mark.parametrize("algorithm", [a.name for a in ALGORITHMS])
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60))
 @given(case=cases, precision=st.sampled_from(["float32", "float64"]))
 def test_random_case(algorithm: str, case: Case, precision: str) -> None:
     extent = [(k - 1) * d + 1 for k, d in zip(case.kernel, case.dilation_rate, strict=True)]

@@ -1,4 +1,6 @@
-"""FFT tiles: every tile size, random problems against a sum over taps, large numbers, and the predicted time."""
+"""FFT tiles: every tile size, random problems against a sum over taps, large numbers, and the
+predicted time.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +12,7 @@ import pytest
 from cases import MODES, TOLERANCE, Case, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from profiles import examples
 
 from conv3d_cli.engine import make_plan
 from conv3d_cli.engine.algorithms import fft
@@ -95,7 +98,7 @@ def large_kernels(draw: st.DrawFn) -> Case:
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60))
 @given(case=large_kernels(), precision=st.sampled_from(["float32", "float64"]))
 def test_random_problem(case: Case, precision: str) -> None:
     extent = [(k - 1) * d + 1 for k, d in zip(case.kernel, case.dilation_rate, strict=True)]
@@ -136,7 +139,7 @@ def test_what_earlier_tasks_left_behind_does_not_matter(monkeypatch: pytest.Monk
 def test_bad_and_huge_voxels_reach_their_windows_and_no_further(
     value: float, weight: float
 ) -> None:
-    """A number that is finite, but whose multiples are not, must not spoil the voxels of its tile."""
+    """A finite number whose multiples are not must not spoil the voxels of its tile."""
     case = Case((20, 21, 40), (5, 5, 5))
     volume = np.ones((1, 20, 21, 40, 1), np.float32)
     volume[0, 7, 3, 17, 0] = value

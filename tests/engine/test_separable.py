@@ -41,7 +41,7 @@ def test_outer_products_have_one_term_and_keep_signs_zeros_and_symmetry(
     weights = column(kernel, dtype)
     factors = separable.factorise(weights)
     assert factors is not None
-    assert (factors.kept, factors.terms) == (1, 1)
+    assert (factors.depth_terms, factors.height_terms) == (1, 1)
     product = np.einsum("fad,fbh,fabw->dhwf", *factors)[..., None, :]
     assert np.abs(product - weights).sum() <= separable.EXACT[dtype] * np.abs(weights).sum()
     np.testing.assert_array_equal(np.sign(product), np.sign(weights))
@@ -53,7 +53,7 @@ def test_outer_products_have_one_term_and_keep_signs_zeros_and_symmetry(
 def test_laplacian_of_gaussian_has_two_filters_an_axis() -> None:
     factors = separable.factorise(column(builtin.log(sigma=(1, 1.5, 2))))
     assert factors is not None
-    assert (factors.kept, factors.terms) == (2, 2)
+    assert (factors.depth_terms, factors.height_terms) == (2, 2)
 
 
 def test_factors_of_one_term_are_as_round_as_the_kernel() -> None:

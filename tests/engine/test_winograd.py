@@ -1,4 +1,6 @@
-"""Winograd's own corners: tile widths, blocks of filters, parts of the channels, rounding, and what it leaves to others."""
+"""Winograd's own corners: tile widths, blocks of filters, parts of the channels, rounding, and what
+it leaves to others.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +9,7 @@ import pytest
 from cases import MODES, Case, check, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from profiles import examples
 
 from conv3d_cli.engine import Plan, make_plan
 from conv3d_cli.engine.algorithms import winograd
@@ -54,7 +57,7 @@ def test_a_narrow_volume_takes_narrow_tiles_and_a_wide_one_wide_tiles() -> None:
     assert widths == [2, 4]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40))
 @given(
     case=st.builds(
         Case,

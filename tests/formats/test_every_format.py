@@ -1,7 +1,7 @@
-"""One contract for every volume format and every suffix: what goes in comes out, wholly or not at all.
+"""One contract for every volume format and every suffix: what goes in comes out, or nothing does.
 
-A new format joins by standing in `FORMATS`; what it cannot hold by its nature its own facts say (`VolumeFormat`), and each
-fact is held to what the format does.
+A new format joins by standing in `FORMATS`. What it cannot hold by its nature its own facts say
+(`VolumeFormat`), and each fact is held to what the format does.
 """
 
 from __future__ import annotations
@@ -40,9 +40,8 @@ from conv3d_cli.model.volume import Axes, Volume, VolumeHeader, VolumeReader, pa
 
 CASES = [(found, suffix) for found in FORMATS for suffix in found.suffixes if suffix != "-"]
 
-DTYPES = [
-    "uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "float16", "float32", "float64", "bool"
-]  # fmt: skip
+INTEGERS = ["uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64"]
+DTYPES = [*INTEGERS, "float16", "float32", "float64", "bool"]
 LEAST_DTYPES = {"uint8", "uint16", "float32"}
 AXES = {
     "zyx": (5, 4, 3),
@@ -198,7 +197,7 @@ def check_message(message: str, path: str) -> None:
     )
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Round trips
 
 
@@ -322,7 +321,7 @@ def test_affine_comes_back(
     assert back.unit == "mm"
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Slabs
 
 
@@ -389,7 +388,7 @@ def test_planes_may_be_skipped(path: str, rng: np.random.Generator) -> None:
         reader.finish()
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # All or nothing
 
 
@@ -465,14 +464,14 @@ def test_folders_are_not_made(path: str, rng: np.random.Generator) -> None:
         write_volume(str(target), make("zyx", "float32", rng))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Facts, each held to what the format does
 
 
 def test_axis_names_come_back(
     case: tuple[VolumeFormat, str], path: str, rng: np.random.Generator
 ) -> None:
-    """Unless the format says that it holds none: then channels that lie first are taken for something else."""
+    """Unless the format says that it holds none: then channels that lie first are mistaken."""
     volume = make("czyx", "uint8", rng)
     write_volume(path, volume)
     back = read_volume(path)
@@ -495,10 +494,19 @@ def test_options_of_chunks(
     np.testing.assert_array_equal(read_volume(path).data, volume.data)
 
 
+COMPRESSIONS = sorted({name for found in FORMATS for name in found.compressions})
+
+
 @pytest.mark.parametrize(
-    "compression", sorted({name for found in FORMATS for name in found.compressions})
+    ("case", "compression", "letters"),
+    [
+        pytest.param(case, compression, letters, id=f"{case[1]}-{compression}-{letters}")
+        for case in CASES
+        for compression in COMPRESSIONS
+        for letters in (AXES if compression in case[0].compressions else ["zyx"])
+    ],
+    indirect=["case"],
 )
-@pytest.mark.parametrize("letters", AXES)
 def test_compressions(
     case: tuple[VolumeFormat, str],
     path: str,
@@ -550,7 +558,7 @@ def test_boxes(path: str, rng: np.random.Generator) -> None:
     np.testing.assert_array_equal(canonical(read_back(path, header.axes.letters)), whole)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # The command over every format
 
 
@@ -627,7 +635,7 @@ def test_apply_and_verify(
 def test_apply_with_a_scale(
     conv3d: Any, case: tuple[VolumeFormat, str], path: str, scan: str
 ) -> None:
-    """Integers with a slope and an intercept, where a format holds them; else they are refused before any work."""
+    """Integers with a slope and an intercept, or a refusal before any work."""
     job = ["apply", scan, "-k", "box:size=3", "-o", path, "--dtype", "int16", "--scale", "auto"]
     if not case[0].holds_scale:
         assert "NIfTI (.nii.gz" in conv3d(*job, code=2).stderr
@@ -666,7 +674,7 @@ def test_apply_with_a_mask(
     np.testing.assert_array_equal(read_volume(path).data, np.load(folder / "by_npy.npy"))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Files that are not what they should be
 
 
@@ -692,7 +700,7 @@ def test_empty_and_garbage_files(path: str, rng: np.random.Generator) -> None:
 
 @pytest.mark.parametrize("letters", ["zyx", "tczyx"])
 def test_truncated_files(path: str, letters: str, rng: np.random.Generator) -> None:
-    """An error, or every voxel and the grid: what is cut off may be a text at the end that nothing needs."""
+    """An error, or every voxel and the grid: the end may be a text that nothing needs."""
     write_volume(path, make(letters, "float32", rng))
     whole = read_volume(path)
     for name, content in files_beside(path).items():

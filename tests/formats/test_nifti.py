@@ -1,4 +1,7 @@
-"""NIfTI against nibabel as the independent reader and writer; lying headers and damaged streams, byte by byte."""
+"""NIfTI against nibabel as the independent reader and writer.
+
+Lying headers and damaged streams, byte by byte.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from processes import LIMIT
+from profiles import examples
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -125,7 +129,7 @@ def empty_header(
     return VolumeHeader(Axes(axes, shape), np.dtype(dtype), **more)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Reading
 
 
@@ -340,14 +344,17 @@ class TestRead:
         np.testing.assert_allclose(volume.grid.spacing, (4, 3, 2))
 
     def test_nibabel_waits_until_it_is_needed(self) -> None:
-        code = "import conv3d_cli.formats, sys; print([m for m in ('nibabel', 'isal', 'tifffile') if m in sys.modules])"
+        code = (
+            "import conv3d_cli.formats, sys; print([m for m in ('nibabel', 'isal', "
+            "'tifffile') if m in sys.modules])"
+        )
         done = subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, check=True
         )
         assert done.stdout.strip() == "[]"
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Place in the world
 
 
@@ -355,7 +362,10 @@ CODES = [(0, 0), (1, 0), (0, 1), (4, 2), (2, 5), (3, 3)]
 
 
 def two_forms(sform_code: int, qform_code: int, version: int = 1, **options: Any) -> Any:
-    """An image whose sform and qform differ: half a voxel apart, other angles; pixdim is the qform's."""
+    """An image whose sform and qform differ: half a voxel apart, other angles.
+
+    Pixdim is the qform's.
+    """
     made = image(values((6, 7, 8), np.float32), version=version, **options)
     made.header["pixdim"] = [1, 2, 3, 4, 1.5, 1, 1, 1]
     if sform_code:
@@ -403,7 +413,10 @@ class TestGrid:
         patch(path, field, {1: "<f", 2: "<d"}[version], 0)  # qfac 0 stands for 1, and stays
         before = nibabel.load(path, mmap=False).header
         write_volume(str(tmp_path / "back.nii"), read_volume(path))
-        names = "srow_x srow_y srow_z quatern_b quatern_c quatern_d qoffset_x qoffset_y qoffset_z pixdim "
+        names = (
+            "srow_x srow_y srow_z quatern_b quatern_c quatern_d qoffset_x qoffset_y "
+            "qoffset_z pixdim "
+        )
         names += "sform_code qform_code xyzt_units toffset"
         kind = type(before)
         with open(path, "rb") as one, open(tmp_path / "back.nii", "rb") as two:
@@ -634,12 +647,15 @@ class TestGrid:
         patch(path, 88, "<f", 0)
         assert read_volume(path).grid.spacing == (1, 1, 1)
 
-    # ---------------------------------------------------------------------------------------------------------------------
+    # ----------------------------------------------------------------------------------------------
+    # -----------------------
     # The rest of the header
 
     @pytest.mark.parametrize("version", [1, 2])
     def test_half_a_turn_is_no_less_for_rounding(self, tmp_path: Path, version: int) -> None:
-        """(b, c, d) of the scan that nibabel ships, which rounding made too short: that would turn it by 6e-5."""
+        """(b, c, d) of the scan that nibabel ships, which rounding made too short: that would turn
+        it by 6e-5.
+        """
         quaternion = np.float32([0, -0.9967085123062134, -0.0810687392950058])
         fields = dict(zip(("quatern_b", "quatern_c", "quatern_d"), quaternion, strict=True))
         path = saved(
@@ -671,9 +687,17 @@ class TestHeader:
         return made
 
     KEPT = (
-        "descrip", "aux_file", "toffset", "intent_code", "intent_name", "intent_p1", "intent_p2", "intent_p3",
-        "xyzt_units", "pixdim",
-    )  # fmt: skip
+        "descrip",
+        "aux_file",
+        "toffset",
+        "intent_code",
+        "intent_name",
+        "intent_p1",
+        "intent_p2",
+        "intent_p3",
+        "xyzt_units",
+        "pixdim",
+    )
     SLICES = ("slice_start", "slice_end", "slice_duration", "slice_code", "dim_info")
 
     @pytest.mark.parametrize("version", [1, 2])
@@ -751,7 +775,8 @@ class TestHeader:
         assert back.get_data_dtype() == np.float32
         assert int(back.header["intent_code"]) == 1007
         np.testing.assert_array_equal(np.asanyarray(back.dataobj), pixels)
-        # also where the caller keeps the samples last: slabs come as pixels and are spooled into vectors
+        # also where the caller keeps the samples last: slabs come as pixels and are spooled into
+        # vectors
         header = replace(source.header, dtype=np.dtype(np.float32))
         with create_volume(str(tmp_path / f"again{suffix}"), header) as writer:
             assert not writer.sequential
@@ -904,7 +929,7 @@ class TestHeader:
         assert os.listdir(tmp_path) == []
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Headers that lie
 
 LIES_1 = [
@@ -1022,7 +1047,7 @@ class TestLies:
 
     @given(st.data())
     @settings(
-        max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+        max_examples=examples(150), suppress_health_check=[HealthCheck.function_scoped_fixture]
     )
     def test_any_spoilt_bytes(self, tmp_path: Path, data: st.DataObject) -> None:
         """Read, or one FormatError: nothing else may come of a damaged header."""
@@ -1044,7 +1069,7 @@ class TestLies:
                 assert "--dtype" in str(error) or "affine" in str(error)  # noqa: PT017
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Pairs
 
 
@@ -1113,7 +1138,7 @@ class TestPairs:
             np.testing.assert_array_equal(np.asanyarray(back.dataobj), values((3, 4, 5)))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Compressed streams
 
 
@@ -1298,7 +1323,9 @@ class TestStreams:
 
     @pytest.mark.parametrize("suffix", [*SUFFIXES, ".nii.zst"])
     def test_a_full_disk(self, tmp_path: Path, suffix: str) -> None:
-        """A limit on file sizes stands in for it: the error is a WriteError, no thread hangs, nothing stays behind."""
+        """A limit on file sizes stands in for it: the error is a WriteError, no thread hangs,
+        nothing stays behind.
+        """
         code = """
 import resource, sys, threading
 import numpy as np
@@ -1353,7 +1380,9 @@ except WriteError as error:
 
     @pytest.mark.parametrize("workers", [0, 2])
     def test_zstd_of_other_encoders(self, tmp_path: Path, workers: int) -> None:
-        """A stream without sizes or checksums, and frames to be skipped, which pzstd puts before each of its own."""
+        """A stream without sizes or checksums, and frames to be skipped, which pzstd puts before
+        each of its own.
+        """
         content = image(smooth()).to_bytes()
         with zstd.open(
             tmp_path / "v.zst", "wb", options={zstd.CompressionParameter.nb_workers: workers}
@@ -1434,14 +1463,12 @@ for work in (
         assert os.listdir(tmp_path) == ["v.nii.zst"]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Both ways
 
 
 @given(st.data())
-@settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=examples(60), suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_round_trip(tmp_path: Path, data: st.DataObject) -> None:
     """nibabel -> conv3d -> conv3d -> nibabel: voxels, shape, affine and codes."""
     shape = tuple(data.draw(st.lists(st.integers(1, 5), min_size=2, max_size=6), label="shape"))
@@ -1488,7 +1515,7 @@ def test_the_real_scan_survives(tmp_path: Path) -> None:
     assert FORMAT.claims("BRAIN.NII.GZ")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Pairs whose process ends while they take their places
 
 ENDING = """
@@ -1518,7 +1545,9 @@ write_volume(path, Volume(np.full((4, 5, 6), 2.5, np.float32), "zyx"), overwrite
 
 
 def pair_after(folder: Path, call: int, how: str, old: bool) -> tuple[int, str]:
-    """(exit code, what is there) after a process that writes float32 over uint8 ended at one of its renames."""
+    """(exit code, what is there) after a process that writes float32 over uint8 ended at one of its
+    renames.
+    """
     for path in folder.iterdir():
         path.unlink()
     if old:

@@ -22,6 +22,7 @@ import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from processes import LIMIT
+from profiles import examples
 
 from conv3d_cli.errors import FormatError, OutputExistsError, SpecError, WriteError
 from conv3d_cli.formats import create_volume, open_volume, read_volume, write_volume
@@ -108,7 +109,7 @@ def whole(reader: VolumeReader) -> Array:
     return np.stack([reader.read(i, slice(0, d), slice(0, c)) for i in range(n)])
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Reading
 
 
@@ -377,7 +378,8 @@ def test_print_resolution_of_a_plain_file_is_no_voxel_size(tmp_path: Path) -> No
 
 
 def test_imagej_signed_voxels_stored_as_unsigned(tmp_path: Path) -> None:
-    # ImageJ keeps 16-bit voxels unsigned and writes what must be added: as users see it, these are -100 and up
+    # ImageJ keeps 16-bit voxels unsigned and writes what must be added: as users see it, these are
+    # -100 and up
     path = tmp_path / "a.tif"
     stored = values(4, 6, 5) + 32668
     metadata = {"axes": "ZYX", "cf": 0, "c0": -32768.0, "c1": 1.0, "vunit": "gray value"}
@@ -474,13 +476,18 @@ def test_ome_spread_over_two_files(tmp_path: Path) -> None:
     data = values(4, 6, 5)
     names = ("first.ome.tif", "second.ome.tif")
     parts = "".join(
-        f'<TiffData FirstZ="{2 * i}" IFD="0" PlaneCount="2"><UUID FileName="{name}">urn:uuid:{i}</UUID></TiffData>'
+        (
+            f'<TiffData FirstZ="{2 * i}" IFD="0" PlaneCount="2"><UUID '
+            f'FileName="{name}">urn:uuid:{i}</UUID></TiffData>'
+        )
         for i, name in enumerate(names)
     )
     for i, name in enumerate(names):
         xml = (
-            f'<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" UUID="urn:uuid:{i}"><Image ID="Image:0">'
-            '<Pixels ID="Pixels:0" DimensionOrder="XYZCT" Type="uint16" SizeX="5" SizeY="6" SizeZ="4" SizeC="1" SizeT="1">'
+            f'<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" '
+            f'UUID="urn:uuid:{i}"><Image ID="Image:0">'
+            '<Pixels ID="Pixels:0" DimensionOrder="XYZCT" Type="uint16" SizeX="5" SizeY="6" '
+            'SizeZ="4" SizeC="1" SizeT="1">'
             f'<Channel ID="Channel:0:0" SamplesPerPixel="1"/>{parts}</Pixels></Image></OME>'
         )
         options = {
@@ -574,12 +581,15 @@ def test_tifffile_keeps_silent(tmp_path: Path, capfd: pytest.CaptureFixture[str]
     assert logging.getLogger("tifffile").filters == []
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Damage
 
 
 def damaged(tmp_path: Path, content: bytes, name: str = "bad.tif") -> str:
-    """The message of the error that reading such a file ends with; it must be one line and name the file."""
+    """The message of the error that reading such a file ends with.
+
+    It must be one line and name the file.
+    """
     path = tmp_path / name
     path.write_bytes(content)
     with pytest.raises(FormatError) as caught:
@@ -743,9 +753,12 @@ def ome_file(
 ) -> bytes:
     """A file of any pages with OME-XML that says what it likes."""
     xml = (
-        '<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06"><Image ID="Image:0"><Pixels ID="Pixels:0" '
-        f'DimensionOrder="XYZCT" Type="uint16" SizeX="5" SizeY="6" SizeZ="{size_z}" SizeC="1" SizeT="1">'
-        f'<Channel ID="Channel:0:0" SamplesPerPixel="1"/><{tag} IFD="0" PlaneCount="{count}"/></Pixels></Image></OME>'
+        '<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06"><Image '
+        'ID="Image:0"><Pixels ID="Pixels:0" '
+        f'DimensionOrder="XYZCT" Type="uint16" SizeX="5" SizeY="6" SizeZ="{size_z}" SizeC="1" '
+        f'SizeT="1">'
+        f'<Channel ID="Channel:0:0" SamplesPerPixel="1"/><{tag} IFD="0" '
+        f'PlaneCount="{count}"/></Pixels></Image></OME>'
     )
     with tifffile.TiffWriter(path, ome=False) as writer:
         for page in pages:
@@ -789,7 +802,7 @@ def test_complex_voxels(tmp_path: Path) -> None:
         open_volume(str(tmp_path / "a.tif"))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Writing
 
 
@@ -1119,7 +1132,8 @@ def test_full_disk(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
         for name in ("a.tif", "a.ome.tif"):
             try:
-                create_volume(sys.argv[1] + "/" + name, VolumeHeader(Axes("zyx", (64, 200, 200)), np.dtype(np.float32)))
+                header = VolumeHeader(Axes("zyx", (64, 200, 200)), np.dtype(np.float32))
+                create_volume(sys.argv[1] + "/" + name, header)
             except WriteError as error:
                 assert "ulimit" in str(error), error
             else:
@@ -1143,7 +1157,7 @@ def test_tifffile_is_not_imported_to_start() -> None:
 SPACINGS = st.floats(1e-4, 1e4).map(lambda value: float(f"{value:.4g}"))
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=examples(80))
 @given(
     letters=st.sampled_from(
         [

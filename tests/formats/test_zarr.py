@@ -1,4 +1,7 @@
-"""OME-Zarr: stores as the zarr library writes them, read; stores that we write, read by the library and held to NGFF's rules."""
+"""OME-Zarr: stores as the zarr library writes them, read.
+
+Stores that we write, read by the library and held to NGFF's rules.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from profiles import examples
 
 from conv3d_cli.errors import (
     Conv3DError,
@@ -111,7 +115,7 @@ def all_files(folder: Path) -> dict[str, bytes]:
     }
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Reading what the library wrote
 
 
@@ -143,9 +147,11 @@ def test_images_of_the_library(
 def test_any_order_and_names_of_axes(tmp_path: Path, rng: np.random.Generator) -> None:
     data = rng.random((3, 4, 5, 2))
     axes = [
-        {"name": "x", "type": "space"}, {"name": "y", "type": "space"}, {"name": "z", "type": "space"},
+        {"name": "x", "type": "space"},
+        {"name": "y", "type": "space"},
+        {"name": "z", "type": "space"},
         {"name": "c", "type": "channel"},
-    ]  # fmt: skip
+    ]
     attributes = describe("zyx", [1, 1, 1], "0.5")
     image = attributes["ome"]["multiscales"][0]
     image["axes"] = axes
@@ -170,8 +176,9 @@ def test_transformations_are_composed(
         {"type": "translation", "translation": [1, 2, 3]}
     )
     image["coordinateTransformations"] = [
-        {"type": "scale", "scale": [10, 10, 10]}, {"type": "translation", "translation": [0, 0, 7]}
-    ]  # fmt: skip
+        {"type": "scale", "scale": [10, 10, 10]},
+        {"type": "translation", "translation": [0, 0, 7]},
+    ]
     path = make_store(tmp_path / "a.zarr", rng.random((4, 5, 6)), attributes, version)
     grid = read_volume(str(path)).grid
     assert grid.spacing == (20, 5, 2.5)
@@ -319,7 +326,7 @@ def test_names_of_others(name: str, other: str | None) -> None:
     assert (found.name if found else None) == other
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # What is wrong with a store is one line
 
 
@@ -421,9 +428,13 @@ def test_corrupt_chunks(
             None: None,
         }[codec]
     path = make_store(
-        tmp_path / "a.zarr", rng.random((8, 6, 6)), describe("zyx", [1, 1, 1], version), version,
-        chunks=(2, 6, 6), compressors=compressor,
-    )  # fmt: skip
+        tmp_path / "a.zarr",
+        rng.random((8, 6, 6)),
+        describe("zyx", [1, 1, 1], version),
+        version,
+        chunks=(2, 6, 6),
+        compressors=compressor,
+    )
     chunk = path / "0" / ("2.0.0" if version == "0.4" else "c/2/0/0")
     whole = chunk.read_bytes()
     for content in (
@@ -495,7 +506,7 @@ def test_other_folders_and_files(tmp_path: Path) -> None:
     assert "it is a file; a Zarr store is a folder" in message(tmp_path / "a.zarr")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # URLs
 
 
@@ -608,12 +619,15 @@ def test_an_unfinished_remote_store_is_no_image(memory: str, rng: np.random.Gene
     assert not files.exists("/place/a.zarr") or files.find("/place/a.zarr") == []
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # What is written: read by the library, held to NGFF's rules
 
 
 def check_ngff(path: Path, version: str) -> dict[str, Any]:
-    """The rules of https://ngff.openmicroscopy.org that are MUSTs for an image; returns its multiscale."""
+    """The rules of https://ngff.openmicroscopy.org that are MUSTs for an image.
+
+    Returns its multiscale.
+    """
     group = zarr.open_group(str(path), mode="r")
     attributes = group.attrs.asdict()
     if version == "0.5":
@@ -697,9 +711,14 @@ def test_version_chunks_codec_and_metadata_are_kept(
     attributes = describe("tczyx", [0.5, 1, 2, 0.5, 0.25], version)
     window = {"min": 0, "max": 65535, "start": 0, "end": 1000}
     omero = {
-        "id": 7, "name": "embryo", "rdefs": {"model": "color", "defaultZ": 4},
-        "channels": [{"label": f"dye {i}", "color": "00FF00", "active": True, "window": window} for i in range(3)],
-    }  # fmt: skip
+        "id": 7,
+        "name": "embryo",
+        "rdefs": {"model": "color", "defaultZ": 4},
+        "channels": [
+            {"label": f"dye {i}", "color": "00FF00", "active": True, "window": window}
+            for i in range(3)
+        ],
+    }
     (attributes.get("ome") or attributes)["omero"] = omero
     codec: Any = numcodecs.Zstd(level=3) if version == "0.4" else ZstdCodec(level=3)
     make_store(
@@ -790,11 +809,11 @@ def test_a_folder_of_something_else_is_never_replaced(
     assert (tmp_path / "a.zarr" / "thesis.txt").read_text() == "years"
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Chunks: any shape, any order of slabs, each read and written once
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40))
 @given(st.data())
 def test_any_chunks_and_slabs(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
@@ -869,9 +888,14 @@ def traffic(monkeypatch: pytest.MonkeyPatch) -> tuple[Counter[str], Counter[str]
 @pytest.mark.parametrize("layer", [False, True])
 @pytest.mark.parametrize("chunks", [(1, 1, 4, 5, 16), (1, 2, 3, 16, 16), (1, 1, 1, 8, 8)])
 def test_each_chunk_is_read_and_written_once(
-    tmp_path: Path, traffic: Any, monkeypatch: pytest.MonkeyPatch, slab_bytes: int, layer: bool, chunks: Any,
+    tmp_path: Path,
+    traffic: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    slab_bytes: int,
+    layer: bool,
+    chunks: Any,
     rng: np.random.Generator,
-) -> None:  # fmt: skip
+) -> None:
     data = rng.random((2, 2, 13, 10, 12)).astype(np.float32)
     source = make_store(
         tmp_path / "a.zarr", data, describe("tczyx", [1] * 5, "0.5"), "0.5", chunks=chunks
@@ -895,7 +919,7 @@ def test_each_chunk_is_read_and_written_once(
     assert set(written.values()) == {1}
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Levels
 
 
@@ -977,7 +1001,7 @@ def test_fewer_levels_than_asked_for_are_said(tmp_path: Path, rng: np.random.Gen
         )
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Jobs
 
 

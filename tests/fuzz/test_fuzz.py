@@ -1,8 +1,9 @@
-"""Files from strangers, in `make test`: kept finds, kept inputs, seeds, and Hypothesis. `make fuzz` looks for new ones."""
+"""Files from strangers, in `make test`: kept finds, kept inputs, seeds, and Hypothesis. `make fuzz`
+looks for new ones.
+"""
 
 from __future__ import annotations
 
-import os
 import random
 import tracemalloc
 from pathlib import Path
@@ -12,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mutate import change_bytes, mutate
 from processes import cpu_seconds
+from profiles import examples
 from targets import (
     CORPUS,
     FINDS,
@@ -27,7 +29,6 @@ from targets import (
 from conv3d_cli.errors import FormatError
 
 KEPT = sorted(path for path in FINDS.rglob("*") if path.is_file())
-EXAMPLES = int(os.environ.get("CONV3D_FUZZ_EXAMPLES", "25"))
 SECONDS = 5.0  # of CPU time, in which others on the machine do not count
 
 
@@ -44,7 +45,9 @@ def needed(target: Target) -> None:
 
 
 def kept_promise(target: Target, data: bytes, folder: Path, isolated: bool = False) -> str:
-    """What a reader says, if it says so soon and without much memory: 8 MB for libraries, and in proportion to the file."""
+    """What a reader says, if it says so soon and without much memory: 8 MB for libraries, and in
+    proportion to the file.
+    """
     tracemalloc.start()
     begin = cpu_seconds()
     try:
@@ -83,8 +86,7 @@ def test_finds_stay_mended(path: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
 @given(seed=st.integers(0, 2**48))
 @settings(
-    deadline=None,
-    max_examples=EXAMPLES,
+    max_examples=examples(25),
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 def test_damaged_seeds(target: Target, seed: int, tmp_path: Path) -> None:

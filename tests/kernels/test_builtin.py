@@ -626,7 +626,7 @@ def test_unknown_name_with_parameters() -> None:
 
 def test_mm_needs_a_spacing() -> None:
     with pytest.raises(
-        ShapeError, match=r"fwhm=6mm: the volume has no voxel spacing.*give it in vox"
+        ShapeError, match=r"fwhm=6mm: the volume tells no voxel spacing.*give it in vox"
     ) as caught:
         read_kernel("gaussian:fwhm=6mm", Grid())
     assert caught.value.exit_code == 4

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from profiles import examples
 from scipy import ndimage
 
 from conv3d_cli.errors import ShapeError, SpecError
@@ -22,7 +23,7 @@ def test_borders_of_zeros(rng: np.random.Generator) -> None:
 
 
 def test_as_many_from_both_ends() -> None:
-    """A border on one side alone stays: without it the centre, and with it the output, would move."""
+    """A border on one side alone stays: without it, the centre and so the output would move."""
     assert crop_kernel(Kernel(np.pad(np.ones((3, 3, 3)), ((5, 2), (0, 4), (1, 0)))), 0).removed == (
         2,
         0,
@@ -45,7 +46,7 @@ def test_the_centre_stays_where_it_is() -> None:
     tolerance=st.sampled_from([0, 1e-6, 1e-3, 0.05]),
     normalized=st.booleans(),
 )
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=examples(60))
 def test_the_bound_is_kept(seed: int, tolerance: float, normalized: bool) -> None:
     rng = np.random.default_rng(seed)
     size = tuple(int(k) for k in rng.integers(1, 8, 3))

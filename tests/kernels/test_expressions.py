@@ -1,4 +1,6 @@
-"""Kernels by a formula: against NumPy, against the built-in kernels, and what a formula may not hold."""
+"""Kernels by a formula: against NumPy, against the built-in kernels, and what a formula may not
+hold.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +16,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from profiles import examples
 
 from conv3d_cli import read_volume
 from conv3d_cli.errors import Conv3DError, ShapeError, SpecError
@@ -30,7 +33,7 @@ def places(spacing: tuple[float, float, float], reach: tuple[int, int, int]) -> 
     return np.meshgrid(*axes, indexing="ij")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Values
 
 
@@ -109,10 +112,24 @@ def test_slabs_of_a_large_kernel_are_one(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 NUMPY = {
-    "abs": np.abs, "cos": np.cos, "exp": np.exp, "floor": np.floor, "log": np.log, "max": np.maximum, "min": np.minimum,
-    "sign": np.sign, "sin": np.sin, "sinc": np.sinc, "sqrt": np.sqrt, "tan": np.tan, "tanh": np.tanh, "where": np.where,
-    "pi": np.float64(np.pi), "e": np.float64(np.e), "number": np.float64,
-}  # fmt: skip
+    "abs": np.abs,
+    "cos": np.cos,
+    "exp": np.exp,
+    "floor": np.floor,
+    "log": np.log,
+    "max": np.maximum,
+    "min": np.minimum,
+    "sign": np.sign,
+    "sin": np.sin,
+    "sinc": np.sinc,
+    "sqrt": np.sqrt,
+    "tan": np.tan,
+    "tanh": np.tanh,
+    "where": np.where,
+    "pi": np.float64(np.pi),
+    "e": np.float64(np.e),
+    "number": np.float64,
+}
 LEAVES = st.sampled_from(["d", "h", "w", "r", "pi", "e", "2", "0.5", "1e3", ".25"])
 
 
@@ -131,7 +148,7 @@ def _larger(inner: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
 
 
 @given(text=st.recursive(LEAVES, _larger, max_leaves=8))
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=examples(200))
 def test_formulas_are_what_numpy_computes(text: str) -> None:
     rng = np.random.default_rng(0)
     names = {name: rng.normal(size=20) for name in "dhwr"}
@@ -148,13 +165,18 @@ def test_formulas_are_what_numpy_computes(text: str) -> None:
 def test_conditions() -> None:
     names = {name: np.array([-2.0, 0.0, 2.0]) for name in "dhwr"}
     for text, expected in {
-        "where(r > 0, 1, -1)": [-1, -1, 1], "-1 < d < 1": [0, 1, 0], "d and not h": [0, 0, 0], "d < 0 or d > 1": [1, 0, 1],
-        "(d == 0) + (d != 2)": [1, 2, 0], "max(d, 0, 1)": [1, 1, 2], "where(d, 5, 6)": [5, 6, 5],
-    }.items():  # fmt: skip
+        "where(r > 0, 1, -1)": [-1, -1, 1],
+        "-1 < d < 1": [0, 1, 0],
+        "d and not h": [0, 0, 0],
+        "d < 0 or d > 1": [1, 0, 1],
+        "(d == 0) + (d != 2)": [1, 2, 0],
+        "max(d, 0, 1)": [1, 1, 2],
+        "where(d, 5, 6)": [5, 6, 5],
+    }.items():
         assert np.broadcast_to(parse_formula(text)(names), 3).tolist() == expected, text
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # What is refused
 
 
@@ -197,7 +219,7 @@ def test_conditions() -> None:
         ("(" * 400 + "1" + ")" * 400, "nested|not a formula"),
         ("+".join(["1"] * 400), "nested more than"),
     ],
-)  # fmt: skip
+)
 def test_what_is_no_formula(formula: str, says: str) -> None:
     with pytest.raises(SpecError, match=says) as caught:
         expr(formula, radius=1)
@@ -228,7 +250,9 @@ def test_radius_and_size() -> None:
     for text, says in {
         'expr:"exp(-r)":radius=2': "needs a unit",
         'expr:"exp(-r)"': "expr needs radius=LENGTH",
-        "expr:radius=2vox": 'expr needs formula="FORMULA", as in expr:formula="exp[(]-r[)]":radius=2vox',
+        "expr:radius=2vox": (
+            'expr needs formula="FORMULA", as in expr:formula="exp[(]-r[)]":radius=2vox'
+        ),
         'expr:"exp(-r)":radius=2m': "more than 100,000,000; give a smaller radius",
         'expr:"exp(-r)":radius=2e9m': "voxels to each side",
         'expr:"exp(-r)":radius=2vox:shape=cube': "shape is ball or box",
@@ -240,14 +264,17 @@ def test_radius_and_size() -> None:
     assert MAX_WEIGHTS == 100_000_000
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # From the command line
 
 
 def test_a_real_scan_by_a_formula_and_by_the_built_in_gaussian(
     scan: Path, tmp_path: Path, run: Any
 ) -> None:
-    """As far as truncate=4 goes, in a box, a formula is the Gaussian; so it is out of either kind of config."""
+    """As far as truncate=4 goes, in a box, a formula is the Gaussian.
+
+    So it is out of either kind of config.
+    """
     formula = 'expr:"exp(-(d**2/2.2**2 + h**2/2**2 + w**2/2**2)/2)":radius=8.8,8,8mm:shape=box'
     (tmp_path / "a.toml").write_text(f"kernel = '{formula}'\nnormalize = true\n")
     (tmp_path / "b.json").write_text(json.dumps({"kernel": formula, "normalize": True}))

@@ -1,4 +1,6 @@
-"""Kernel files: every suffix round trip, and every way a file can be wrong ends as one line of ours."""
+"""Kernel files: every suffix round trip, and every way a file can be wrong ends as one line of
+ours.
+"""
 
 from __future__ import annotations
 
@@ -26,6 +28,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as numpy_strategies
 from ometiff import write_positions, write_split
+from profiles import examples
 
 from conv3d_cli.errors import (
     Conv3DError,
@@ -88,12 +91,12 @@ def weights(rng: np.random.Generator) -> np.ndarray:
     return rng.normal(size=(2, 3, 4))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Round trips
 
 
 @pytest.mark.parametrize("suffix", WRITTEN)
-@settings(deadline=None, max_examples=12)
+@settings(max_examples=examples(12))
 @given(
     array=numpy_strategies.arrays(
         np.float64,
@@ -116,7 +119,7 @@ def test_3d_round_trip_is_exact(
 
 
 @pytest.mark.parametrize("suffix", LAYERS)
-@settings(deadline=None, max_examples=8)
+@settings(max_examples=examples(8))
 @given(
     array=numpy_strategies.arrays(
         np.float64, st.tuples(*[st.integers(1, 3)] * 5), elements=ANY_FLOAT
@@ -205,7 +208,7 @@ def test_other_programs_read_what_is_written(tmp_path: Path, weights: np.ndarray
         assert np.array_equal(tif.asarray(), weights)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Names and folders
 
 
@@ -272,7 +275,7 @@ def test_unreadable_files(tmp_path: Path) -> None:
         read_kernel(path)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Damage: whatever is in the file, one line of ours, little memory, no warning
 
 
@@ -307,7 +310,8 @@ def test_every_truncation(tmp_path: Path, weights: np.ndarray, suffix: str) -> N
         except (FormatError, ShapeError) as error:
             check_message(error, str(tmp_path / f"k{suffix}"))
         else:
-            # only texts may end early and still say something; binary files may lose bytes that mean nothing
+            # only texts may end early and still say something; binary files may lose bytes that
+            # mean nothing
             assert suffix == ".txt" or np.array_equal(kernel.weights, weights)
 
 
@@ -341,7 +345,7 @@ def check_refused(
     message: str = "",
     error: type[Conv3DError] | tuple[type[Conv3DError], ...] = (FormatError, ShapeError),
 ) -> None:
-    """Reading ends with this error, in one line with the path, whatever the file promises to hold."""
+    """Reading ends with this error, in one line with the path, whatever the file promises."""
     tracemalloc.start()
     try:
         with pytest.raises(error, match=message or None) as caught:
@@ -356,21 +360,45 @@ def check_refused(
 @pytest.mark.parametrize(
     ("content", "error", "message"),
     [
-        (npy_bytes(np.ones(3)), ShapeError, r"must be 3-D .* received 1-D with shape \(3,\); give it the shape \(1, 1, 3\)"),
+        (
+            npy_bytes(np.ones(3)),
+            ShapeError,
+            r"must be 3-D .* received 1-D with shape \(3,\); give it the shape \(1, 1, 3\)",
+        ),
         (npy_bytes(np.ones((3, 4))), ShapeError, r"received 2-D .* give it the shape \(1, 3, 4\)"),
         (npy_bytes(np.float64(1)), ShapeError, r"received 0-D .* give it the shape \(1, 1, 1\)"),
         (npy_bytes(np.ones((1, 2, 3, 4))), ShapeError, "received 4-D"),
         (npy_bytes(np.ones((1,) * 6)), ShapeError, "received 6-D"),
         (npy_bytes(np.ones((3, 0, 3))), ShapeError, "is empty"),
-        (npy_bytes(np.ones((1, 1, 2)) * 1j), ShapeError, "must hold real numbers, received dtype complex128"),
+        (
+            npy_bytes(np.ones((1, 1, 2)) * 1j),
+            ShapeError,
+            "must hold real numbers, received dtype complex128",
+        ),
         (npy_bytes(np.array([[["a"]]])), ShapeError, "must hold real numbers"),
         (npy_bytes(np.zeros((1, 1, 1), "M8[s]")), ShapeError, "must hold real numbers"),
         (npy_bytes(np.zeros((1, 1, 1), [("a", "f4")])), ShapeError, "must hold real numbers"),
-        (npy_bytes(np.array([[[1.0, np.nan]]])), ShapeError, r"1 NaN or infinite \(the first at \(0, 0, 1\)\)"),
+        (
+            npy_bytes(np.array([[[1.0, np.nan]]])),
+            ShapeError,
+            r"1 NaN or infinite \(the first at \(0, 0, 1\)\)",
+        ),
         (npy_bytes(np.array([[[np.inf, 1.0]]])), ShapeError, "must hold finite numbers"),
-        (npy_bytes(np.array([[[None]]]), allow_pickle=True), FormatError, "pickled Python objects, which are never loaded"),
-        (npy_header("'<f8'", "(1000, 1000, 90)"), FormatError, "its header promises 720000128 bytes, the file has 128"),
-        (npy_header("'<f8'", "(100000, 100000, 100000)"), ShapeError, "at most 100,000,000 are allowed"),
+        (
+            npy_bytes(np.array([[[None]]]), allow_pickle=True),
+            FormatError,
+            "pickled Python objects, which are never loaded",
+        ),
+        (
+            npy_header("'<f8'", "(1000, 1000, 90)"),
+            FormatError,
+            "its header promises 720000128 bytes, the file has 128",
+        ),
+        (
+            npy_header("'<f8'", "(100000, 100000, 100000)"),
+            ShapeError,
+            "at most 100,000,000 are allowed",
+        ),
         (npy_header("'<f8'", "(-1, 3, 3)"), FormatError, "negative size"),
         (npy_header("'<f8'", "(3, 3, 'x')"), FormatError, "header is damaged"),
         (npy_header("'S999999999'", "(1, 1, 1)"), ShapeError, "must hold real numbers"),
@@ -379,7 +407,7 @@ def check_refused(
         (b"\x93NUMPY\x09\x00" + b"\0" * 200, FormatError, "header is damaged"),
         (b"\x93NUMPY\x02\x00\xff\xff\xff\x7f" + b"\0" * 200, FormatError, "header is damaged"),
     ],
-)  # fmt: skip
+)
 def test_bad_npy(tmp_path: Path, content: bytes, error: type[Conv3DError], message: str) -> None:
     check_refused(write_bytes(tmp_path / "k.npy", content), message, error)
 
@@ -392,7 +420,7 @@ def test_npy_of_every_real_dtype_and_order(tmp_path: Path, dtype: str, order: An
     assert np.array_equal(read_kernel(str(tmp_path / "k.npy")).weights, array)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # npz
 
 
@@ -416,15 +444,27 @@ def test_npz_with_other_arrays(tmp_path: Path, weights: np.ndarray) -> None:
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"a": np.ones((1, 1, 1)), "b": np.ones((1, 1, 1))}, "one array must be the kernel, by the name 'kernel'; it holds a, b"),
-        ({"kernel": np.ones((1, 1, 1)), "weights": np.ones((1, 1, 1))}, "one array must be the kernel"),
+        (
+            {"a": np.ones((1, 1, 1)), "b": np.ones((1, 1, 1))},
+            "one array must be the kernel, by the name 'kernel'; it holds a, b",
+        ),
+        (
+            {"kernel": np.ones((1, 1, 1)), "weights": np.ones((1, 1, 1))},
+            "one array must be the kernel",
+        ),
         ({"bias": np.ones(1)}, "one array must be the kernel, by the name 'kernel'; it holds bias"),
         ({}, "it holds nothing"),
         ({"kernel": np.ones((3, 3))}, "must be 3-D"),
         ({"kernel": np.array([[[np.nan]]])}, "must hold finite numbers"),
         ({"kernel": np.array([[[None]]], dtype=object)}, "pickled Python objects"),
-        ({"kernel": np.ones((1, 1, 1)), "bias": np.ones((2, 2))}, "the bias of kernel .* received shape"),
-        ({"kernel": np.ones((1, 1, 1)), "bias": np.ones(0)}, "the bias of kernel .* received shape"),
+        (
+            {"kernel": np.ones((1, 1, 1)), "bias": np.ones((2, 2))},
+            "the bias of kernel .* received shape",
+        ),
+        (
+            {"kernel": np.ones((1, 1, 1)), "bias": np.ones(0)},
+            "the bias of kernel .* received shape",
+        ),
         ({"kernel": np.ones((1, 1, 1)), "bias": np.array(["a"])}, "real numbers"),
         ({"kernel": np.ones((1, 1, 1)), "bias": np.array([np.inf])}, "finite"),
         ({"kernel": np.ones((1, 1, 1, 1, 2)), "bias": np.ones(3)}, "one number for each filter"),
@@ -432,7 +472,7 @@ def test_npz_with_other_arrays(tmp_path: Path, weights: np.ndarray) -> None:
         ({"kernel": np.ones((1, 1, 1)), "centre": np.array([0, 0, 1])}, "must lie inside"),
         ({"kernel": np.ones((1, 1, 1)), "centre": np.array([0, 0, np.nan])}, "must lie inside"),
     ],
-)  # fmt: skip
+)
 def test_bad_npz(tmp_path: Path, arrays: dict[str, np.ndarray], message: str) -> None:
     np.savez(tmp_path / "k.npz", **arrays)
     check_refused(str(tmp_path / "k.npz"), message)
@@ -467,7 +507,7 @@ def test_npz_that_lies(tmp_path: Path) -> None:
     )
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # JSON and TOML
 
 ONES = "[[[1, 1, 1]]]"
@@ -486,9 +526,16 @@ def table(tmp_path: Path, suffix: str, **items: str) -> str:
 class TestTables:
     def test_every_key(self, tmp_path: Path, suffix: str) -> None:
         path = table(
-            tmp_path, suffix, kernel="[[[1, 2], [3, 4.5]]]", bias="-1", centre="[0, 1, 0]", axes='"dhw"', name='"mine"',
-            flip="true", normalize="true",
-        )  # fmt: skip
+            tmp_path,
+            suffix,
+            kernel="[[[1, 2], [3, 4.5]]]",
+            bias="-1",
+            centre="[0, 1, 0]",
+            axes='"dhw"',
+            name='"mine"',
+            flip="true",
+            normalize="true",
+        )
         kernel = read_kernel(path)
         assert kernel.weights.tolist() == [[[4.5 / 10.5, 3 / 10.5], [2 / 10.5, 1 / 10.5]]]
         assert kernel.centre == (0, 0, 1)
@@ -516,7 +563,7 @@ class TestTables:
         assert kernel.bias == pytest.approx([2])
         assert kernel.name == path
         with pytest.raises(
-            ShapeError, match=r"the volume has no voxel spacing.* \(in .*k\.(json|toml)\)"
+            ShapeError, match=r"the volume tells no voxel spacing.* \(in .*k\.(json|toml)\)"
         ):
             read_kernel(path, Grid())
 
@@ -627,7 +674,7 @@ def test_json_and_toml_nan(tmp_path: Path) -> None:
     )
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Plain text
 
 
@@ -666,7 +713,7 @@ def test_bad_text(tmp_path: Path, text: str, error: type[Conv3DError], message: 
     check_refused(write_bytes(tmp_path / "k.txt", text), message, error)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # NIfTI
 
 
@@ -791,7 +838,7 @@ def test_bad_gzip(tmp_path: Path) -> None:
     assert read_kernel(path).size == (1, 1, 1)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # TIFF
 
 
@@ -851,20 +898,36 @@ def larger_than_it_is(side: int, **options: Any) -> bytes:
 @pytest.mark.parametrize(
     ("content", "error", "message"),
     [
-        (tiff_bytes(np.ones((4, 5, 3), np.uint8), photometric="rgb"), ShapeError, "stack zyx of one channel, received axes yxs"),
-        (tiff_bytes(np.ones((2, 3, 4, 5), np.float32), metadata={"axes": "CZYX"}), ShapeError, "received axes czyx"),
-        (tiff_bytes(np.ones((2, 3, 4, 5), np.float32), metadata={"axes": "TZYX"}), ShapeError, "received axes tzyx"),
+        (
+            tiff_bytes(np.ones((4, 5, 3), np.uint8), photometric="rgb"),
+            ShapeError,
+            "stack zyx of one channel, received axes yxs",
+        ),
+        (
+            tiff_bytes(np.ones((2, 3, 4, 5), np.float32), metadata={"axes": "CZYX"}),
+            ShapeError,
+            "received axes czyx",
+        ),
+        (
+            tiff_bytes(np.ones((2, 3, 4, 5), np.float32), metadata={"axes": "TZYX"}),
+            ShapeError,
+            "received axes tzyx",
+        ),
         (tiff_bytes(np.full((3, 4, 5), np.nan, np.float32)), ShapeError, "60 NaN or infinite"),
         (tiff_bytes(np.ones((3, 4, 5), np.complex64)), FormatError, "complex"),
         (b"II*\0\x08\0\0\0\0\0\0\0\0\0", FormatError, ""),
         (b"MM\0*" + b"\xff" * 40, FormatError, ""),
         (b"not a tiff at all", FormatError, ""),
         (pages_pointing_nowhere(), FormatError, "truncated"),
-        (larger_than_it_is(60000), FormatError, "claims 3600000000 voxels, its 80 bytes hold 20 at most"),
+        (
+            larger_than_it_is(60000),
+            FormatError,
+            "claims 3600000000 voxels, its 80 bytes hold 20 at most",
+        ),
         (larger_than_it_is(9000), FormatError, "truncated"),
         (larger_than_it_is(9000, compression="zlib"), FormatError, "claims 81000000 voxels"),
     ],
-)  # fmt: skip
+)
 def test_bad_tiff(tmp_path: Path, content: bytes, error: type[Conv3DError], message: str) -> None:
     check_refused(write_bytes(tmp_path / "k.tif", content), message, error)
 
@@ -876,7 +939,10 @@ LAPLACIAN[1, 1, 1] = 6
 
 @pytest.mark.parametrize("options", [{}, {"compression": "zlib"}, {"byteorder": "<"}])
 def test_tiff_values_are_calibrated_as_imagej_does(tmp_path: Path, options: dict[str, Any]) -> None:
-    """Signed 16 bits are unsigned ones with c0=-32768 in ImageJ's files; a volume of the file has the same values."""
+    """Signed 16 bits are unsigned ones with c0=-32768 in ImageJ's files.
+
+    A volume of the file has the same values.
+    """
     path = tmp_path / "k.tif"
 
     def write(stored: np.ndarray, **calibration: Any) -> str:
@@ -951,7 +1017,7 @@ def test_tiff_never_opens_other_files(tmp_path: Path) -> None:
     check_refused(path, "are in other files", FormatError)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # A bias in a file of its own
 
 
@@ -1019,7 +1085,7 @@ def test_a_missing_bias_file(tmp_path: Path) -> None:
         read_bias(str(tmp_path / "b.npz"))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Manners
 
 
@@ -1061,7 +1127,7 @@ def test_every_kind_is_listed() -> None:
     assert kernel_files.known_suffixes(written=True) == f"{own} {volumes}"
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Every format of volumes
 
 VOLUMES = [suffix for found in FORMATS for suffix in found.suffixes if suffix not in (".npy", "-")]

@@ -7,6 +7,7 @@ import math
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from profiles import examples
 
 from conv3d_cli.errors import ShapeError, SpecError, UnknownNameError
 from conv3d_cli.kernels import lengths
@@ -104,7 +105,7 @@ def test_mm_without_a_usable_spacing(grid: Grid | None) -> None:
         read_lengths("2mm", "sigma", grid)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=examples(60))
 @given(
     st.tuples(*[st.floats(0, 1e6).filter(lambda v: v == 0 or v > 1e-6)] * 3),
     st.sampled_from(["vox", "nm", "um", "mm", "cm", "m"]),
@@ -113,7 +114,7 @@ def test_what_python_prints_is_read_back(values: tuple[float, float, float], uni
     assert parse_lengths(",".join(map(repr, values)) + unit, "sigma") == (values, unit)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=examples(150))
 @given(st.text(alphabet="0123456789.,+-eE munµvoxc", max_size=14))
 def test_any_text_is_read_or_refused(text: str) -> None:
     try:

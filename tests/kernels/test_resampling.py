@@ -1,4 +1,6 @@
-"""A kernel at another spacing: Gaussians against their own formula, sums, centres, and what cannot be done."""
+"""A kernel at another spacing: Gaussians against their own formula, sums, centres, and what cannot
+be done.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from profiles import examples
 
 from conv3d_cli.errors import ShapeError
 from conv3d_cli.kernels.resampling import cubic, differing_axes, resample_kernel
@@ -17,7 +20,9 @@ Floats = tuple[float, float, float]
 def gaussian(
     size: tuple[int, int, int], spacing: Floats, sigma: Floats, shift: Floats = (0.0, 0.0, 0.0)
 ) -> np.ndarray:
-    """Sampled about the middle of its array (between voxels where a size is even) plus a shift, of sum 1."""
+    """Sampled about the middle of its array (between voxels where a size is even) plus a shift, of
+    sum 1.
+    """
     profiles = []
     for k, step, deviation, off in zip(size, spacing, sigma, shift, strict=True):
         profile = np.exp(-0.5 * (((np.arange(k) - (k - 1) / 2) * step - off) / deviation) ** 2)
@@ -73,7 +78,9 @@ def test_what_lies_off_the_centre_stays_there(wanted: Floats, k: int) -> None:
 
 
 def test_larger_voxels_keep_the_moments_exactly(rng: np.random.Generator) -> None:
-    """Weights are shared out as cubic convolution interpolates: exact for polynomials of degree 3, whatever the weights."""
+    """Weights are shared out as cubic convolution interpolates: exact for polynomials of degree 3,
+    whatever the weights.
+    """
     kernel = Kernel(rng.normal(size=(5, 6, 7)) + 0.5)
     made = resample_kernel(kernel, (1.0, 0.5, 0.2), (1.7, 1.1, 1.0))
     assert kernel.weights.min() < 0
@@ -129,7 +136,7 @@ def test_what_counts_as_the_same_spacing(
     own=st.floats(0.05, 20),
     wanted=st.floats(0.05, 20),
 )
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=examples(100))
 def test_the_sum_stays_for_any_weights(weights: list[float], own: float, wanted: float) -> None:
     kernel = Kernel(np.array(weights).reshape(1, 1, -1))
     made = resample_kernel(kernel, (1.0, 1.0, own), (1.0, 1.0, wanted))

@@ -1,4 +1,5 @@
-"""Weights files: those that Keras, PyTorch and ONNX saved give the numbers that their libraries computed.
+"""Weights files: those that Keras, PyTorch and ONNX saved give the numbers that their libraries
+computed.
 
 The files and the numbers beside them are made by tests/data/make_weights_files.py.
 """
@@ -7,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,13 +24,17 @@ from conv3d_cli.kernels.weights import (
     SavedLayer,
     choose_layer,
     find_weights_file,
+    isolated,
     model_config,
+    read_contents,
     read_layers,
     saved_layer,
     split_name,
 )
 from conv3d_cli.kernels.weights.layer import attributes_of, decode_floats
 from conv3d_cli.model.kernel import Kernel
+
+pytestmark = pytest.mark.usefixtures("hdf5_in_this_process")
 
 DATA = Path(__file__).parent.parent / "data" / "weights"
 LIBRARIES = {".keras": "h5py", ".h5": "h5py", ".hdf5": "h5py", ".onnx": "onnx"}
@@ -43,7 +49,7 @@ def data(name: str) -> Path:
     return DATA / name
 
 
-held_by = functools.cache(read_layers)  # the files never change, and each costs a process
+held_by = functools.cache(read_layers)  # the files never change
 
 
 def expected() -> list[Any]:
@@ -78,9 +84,15 @@ def compute(
         space = tuple(slice(None, None, step) for step in attributes.strides)
         return y[(slice(None), slice(None), *space)]
     return conv3d(
-        x, layer.kernel, bias=layer.bias, padding=padding, groups=channels // layer.kernel.shape[3],
-        activation=attributes.activation, data_format=data_format, **steps,
-    )  # fmt: skip
+        x,
+        layer.kernel,
+        bias=layer.bias,
+        padding=padding,
+        groups=channels // layer.kernel.shape[3],
+        activation=attributes.activation,
+        data_format=data_format,
+        **steps,
+    )
 
 
 def compute_plain(
@@ -92,12 +104,17 @@ def compute_plain(
     dilation_rate: Any,
 ) -> np.ndarray:
     return conv3d(
-        x, layer.kernel, bias=layer.bias, padding=padding, groups=channels // layer.kernel.shape[3],
-        data_format=data_format, dilation_rate=dilation_rate,
-    )  # fmt: skip
+        x,
+        layer.kernel,
+        bias=layer.bias,
+        padding=padding,
+        groups=channels // layer.kernel.shape[3],
+        data_format=data_format,
+        dilation_rate=dilation_rate,
+    )
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # The real files
 
 
@@ -144,6 +161,22 @@ def test_layers_come_in_order(file: str, names: list[str]) -> None:
     assert [layer.name for layer in held_by(data(file))] == names
 
 
+@pytest.mark.parametrize("file", ["nested.keras", "keras2.h5"])
+def test_a_process_of_its_own_hands_over_the_same(
+    file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As outside of these tests: the layers come through a pipe, and no HDF5 library is loaded."""
+    here = read_contents(data(file))
+    monkeypatch.setattr(isolated, "subprocess", subprocess)
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    there = read_contents(data(file))
+    assert [type(one) for one in there] == [type(one) for one in here]
+    for one, other in zip(there, here, strict=True):
+        assert vars(one).keys() == vars(other).keys()
+        for name, value in vars(one).items():
+            np.testing.assert_array_equal(value, getattr(other, name), err_msg=name)
+
+
 def test_groups_are_numbered_as_numbers() -> None:
     layers = read_layers(data("many.weights.h5"))
     assert [float(layer.kernel.sum()) for layer in layers] == list(range(11))
@@ -183,7 +216,9 @@ def test_configs_are_in_keras_words() -> None:
     )
     assert (second["dilation_rate"], second["groups"], second["use_bias"]) == ([1, 1, 2], 2, False)
     assert second["data_format"] == "channels_last"
-    assert saved_layer(f"{DATA / 'special.keras'}::first").config["data_format"] == "channels_first"  # type: ignore[index]
+    config = saved_layer(f"{DATA / 'special.keras'}::first").config
+    assert config is not None
+    assert config["data_format"] == "channels_first"
     for file in ("keras2.keras", "keras2.h5"):
         config = saved_layer(f"{DATA / file}::another").config
         assert config is not None
@@ -260,7 +295,7 @@ def test_short_floats_are_decoded() -> None:
     assert decode_floats(np.array([1.5], ">f8").tobytes(), "float64", ">").tolist() == [1.5]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # FILE::NAME
 
 
@@ -338,7 +373,7 @@ def test_suffixes_claim_files() -> None:
     assert find_weights_file("a.h5").encode is None  # type: ignore[union-attr]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Libraries
 
 

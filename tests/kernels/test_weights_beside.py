@@ -1,6 +1,8 @@
-"""What a weights file holds beside plain Conv3D layers is computed, or refused by name: never passed over without a word.
+"""What a weights file holds beside plain Conv3D layers is computed, or refused by name: never
+passed over without a word.
 
-The files are made by tests/data/make_weights_files.py beside; the numbers of what is computed are held by test_weights.py.
+The files are made by tests/data/make_weights_files.py beside; the numbers of what is computed are
+held by test_weights.py.
 """
 
 from __future__ import annotations
@@ -24,10 +26,12 @@ from conv3d_cli.kernels.weights.convert import convert_layers
 from conv3d_cli.kernels.weights.layer import attributes_of
 from conv3d_cli.kernels.weights.state_dict import read_state_dict
 
+pytestmark = pytest.mark.usefixtures("hdf5_in_this_process")
+
 DATA = Path(__file__).parent.parent / "data" / "weights"
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # The file alone, a name, and convert
 
 
@@ -113,7 +117,7 @@ def test_a_file_of_what_is_not_read_says_why(tmp_path: Path) -> None:
         read_layers(path)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # State dicts
 
 
@@ -236,7 +240,7 @@ def test_tensors_of_a_dict_are_named_alike() -> None:
     ]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Keras
 
 
@@ -348,7 +352,9 @@ def test_padding_that_cannot_be_joined_is_refused_by_name(model: dict[str, Any],
 
 
 def test_padding_of_a_functional_model_is_found_by_its_connections() -> None:
-    """Two branches, listed one after another: each Conv3D has the padding that feeds it, and no other."""
+    """Two branches, listed one after another: each Conv3D has the padding that feeds it, and no
+    other.
+    """
     from conv3d_cli.kernels.weights.keras import walk_config
 
     def layer(name: str, class_name: str, source: str | None, **config: Any) -> dict[str, Any]:
@@ -379,7 +385,7 @@ def test_padding_of_a_functional_model_is_found_by_its_connections() -> None:
     assert (before["a"], before["b"], before["plain"]) == (["pad_a"], ["pad_b"], [])
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # ONNX
 
 

@@ -1,4 +1,6 @@
-"""`conv3d kernel convert`: the numbers survive, attributes where they can, and a note says what could not."""
+"""`conv3d kernel convert`: the numbers survive, attributes where they can, and a note says what
+could not.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +24,8 @@ from conv3d_cli.kernels.weights import (
 from conv3d_cli.kernels.weights.convert import convert_layers
 from conv3d_cli.kernels.weights.layer import attributes_of
 from conv3d_cli.model.kernel import Kernel
+
+pytestmark = pytest.mark.usefixtures("hdf5_in_this_process")
 
 DATA = Path(__file__).parent.parent / "data" / "weights"
 SOURCES = [
@@ -69,7 +73,7 @@ def one_of(file: str) -> str:
     return f"{DATA / file}::{plain[0].name}"
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Numbers and attributes
 
 
@@ -131,9 +135,9 @@ def test_what_gets_lost_is_told(tmp_path: Path, convert: Any) -> None:
     told = convert(DATA / "two.keras", tmp_path / "net.safetensors").stderr.splitlines()
     assert f"note: {DATA / 'two.keras'} has other layers, which are left out: activation" in told
     assert (
-        "note: conv3d_1: safetensors holds weights only, without strides=1,2,1, padding=same, activation=relu"
-        in told
-    )
+        "note: conv3d_1: safetensors holds weights only, without strides=1,2,1, padding=same, "
+        "activation=relu"
+    ) in told
     assert (
         "note: narrow: safetensors holds weights only, without dilation_rate=1,1,2, groups=2"
         in told
@@ -142,7 +146,10 @@ def test_what_gets_lost_is_told(tmp_path: Path, convert: Any) -> None:
     assert told == ["note: narrow: .npy holds weights only, without dilation_rate=1,1,2, groups=2"]
     told = convert(f"{DATA / 'state.pt'}::mid", tmp_path / "mid.keras").stderr.splitlines()
     assert told == [
-        "note: mid: the file holds weights only; strides, padding, ... are Keras' defaults unless they are given"
+        (
+            "note: mid: the file holds weights only; strides, padding, ... are Keras' defaults "
+            "unless they are given"
+        )
     ]
     told = convert(
         f"{DATA / 'nested.keras'}::conv3d_1", tmp_path / "first.onnx"
@@ -184,7 +191,7 @@ def test_names_that_keras_refuses_are_changed(tmp_path: Path) -> None:
     ]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Refusals
 
 

@@ -1,4 +1,6 @@
-"""Weights files that lie: damaged, truncated, swollen and malicious ones end as one line, and nothing in them is run."""
+"""Weights files that lie: damaged, truncated, swollen and malicious ones end as one line, and
+nothing in them is run.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +20,8 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from processes import LIMIT
+from profiles import examples
 
 from conv3d_cli.errors import Conv3DError, FormatError, ShapeError
 from conv3d_cli.kernels.weights import (
@@ -38,6 +42,9 @@ FILES = [
     "attributes.onnx",
     "state.pt",
 ]
+
+# Whole HDF5 files with wrong contents.
+undamaged = pytest.mark.usefixtures("hdf5_in_this_process")
 
 
 def library_for(file: str | Path) -> None:
@@ -78,7 +85,7 @@ def outcome(path: Path) -> str:
     return "read"
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Any format
 
 
@@ -124,9 +131,7 @@ def test_empty_files_and_folders(file: str, tmp_path: Path) -> None:
 @given(
     edits=st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), min_size=1, max_size=8)
 )
-@settings(
-    deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=examples(60), suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_flipped_bytes(file: str, edits: list[tuple[int, int]], tmp_path: Path) -> None:
     library_for(file)
     raw = bytearray((DATA / file).read_bytes())
@@ -137,7 +142,7 @@ def test_flipped_bytes(file: str, edits: list[tuple[int, int]], tmp_path: Path) 
     assert "\n" not in outcome(path)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Pickles
 
 
@@ -347,7 +352,7 @@ def test_files_that_only_code_can_load(file: str, words: str) -> None:
     refused(DATA / file, words)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Zip files
 
 
@@ -374,6 +379,7 @@ def test_a_member_that_declares_too_little(tmp_path: Path) -> None:
     refused(path)
 
 
+@undamaged
 def test_a_keras_file_without_its_parts(tmp_path: Path) -> None:
     for members, words in (
         ({"a": b"1"}, "holds no config.json"),
@@ -395,6 +401,7 @@ def test_a_keras_file_without_its_parts(tmp_path: Path) -> None:
         refused(path, words)
 
 
+@undamaged
 def test_a_config_that_does_not_fit_its_weights(tmp_path: Path) -> None:
     library_for("two.keras")
     with zipfile.ZipFile(DATA / "two.keras") as archive:
@@ -420,7 +427,7 @@ def test_a_config_that_does_not_fit_its_weights(tmp_path: Path) -> None:
         refused(path, words)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # safetensors
 
 
@@ -483,23 +490,23 @@ def test_absurd_shapes(tmp_path: Path) -> None:
     refused(tensors_file(tmp_path / "net.safetensors", header), "at most 100,000,000", ShapeError)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # HDF5
 
 
 @pytest.mark.parametrize(
-    ("code", "words"),
+    ("code", "timeout", "words"),
     [
-        ("import os; os.abort()", "the HDF5 library crashed"),
-        ("while True: pass", "did not finish"),
+        ("import os; os.abort()", LIMIT, "the HDF5 library crashed"),
+        ("while True: pass", 1, "did not finish"),
     ],
 )
 def test_a_library_that_crashes_or_loops(
-    code: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    code: str, timeout: float, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "h5py.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(isolated, "_TIMEOUT", 2.0)
+    monkeypatch.setattr(isolated, "_TIMEOUT", timeout)
     refused(DATA / "keras2.h5", words)
 
 
@@ -510,6 +517,7 @@ def h5_file(path: Path, build: Callable[[Any], None]) -> Path:
     return path
 
 
+@undamaged
 def test_hdf5_that_keras_did_not_save(tmp_path: Path) -> None:
     refused(
         h5_file(tmp_path / "a.h5", lambda f: f.create_dataset("x", data=[1.0])),
@@ -517,11 +525,13 @@ def test_hdf5_that_keras_did_not_save(tmp_path: Path) -> None:
     )
 
 
+@undamaged
 def test_keras_1_is_refused(tmp_path: Path) -> None:
     path = h5_file(tmp_path / "old.h5", lambda f: f.attrs.create("layer_names", [b"a"]))
     refused(path, "saved by Keras 1")
 
 
+@undamaged
 def test_numbers_in_other_files_are_not_opened(tmp_path: Path) -> None:
     (tmp_path / "secret").write_bytes(bytes(32))
     where = [(str(tmp_path / "secret"), 0, 32)]
@@ -532,6 +542,7 @@ def test_numbers_in_other_files_are_not_opened(tmp_path: Path) -> None:
     refused(path, "in another file, which is never opened")
 
 
+@undamaged
 def test_links_are_not_followed(tmp_path: Path) -> None:
     h5py = pytest.importorskip("h5py")
     other = h5_file(
@@ -545,6 +556,7 @@ def test_links_are_not_followed(tmp_path: Path) -> None:
     refused(h5_file(tmp_path / "a.weights.h5", build), "no Conv3D layer")
 
 
+@undamaged
 def test_groups_that_contain_themselves(tmp_path: Path) -> None:
     def build(file: Any) -> None:
         group = file.create_group("layers/sequential")
@@ -553,6 +565,7 @@ def test_groups_that_contain_themselves(tmp_path: Path) -> None:
     refused(h5_file(tmp_path / "a.weights.h5", build), "contain one another")
 
 
+@undamaged
 def test_datasets_larger_than_their_storage(tmp_path: Path) -> None:
     shape = (100, 100, 10, 10, 10)
     for options in ({}, {"chunks": True}, {"chunks": True, "compression": "gzip"}):
@@ -563,6 +576,7 @@ def test_datasets_larger_than_their_storage(tmp_path: Path) -> None:
         refused(path, r"promises 40,\d\d\d,\d\d\d bytes, 0 are stored")
 
 
+@undamaged
 def test_hdf5_of_other_types(tmp_path: Path) -> None:
     for values in (np.ones((1, 1, 2, 2, 2), "i4"), np.ones((1, 1, 2, 2, 2), "c8")):
         path = h5_file(
@@ -572,6 +586,7 @@ def test_hdf5_of_other_types(tmp_path: Path) -> None:
         refused(path, "not floats")
 
 
+@undamaged
 def test_a_bias_that_does_not_fit(tmp_path: Path) -> None:
     def build(file: Any) -> None:
         file["layers/conv3d/vars/0"] = np.ones((1, 1, 2, 2, 2), "f4")
@@ -580,6 +595,7 @@ def test_a_bias_that_does_not_fit(tmp_path: Path) -> None:
     refused(h5_file(tmp_path / "a.weights.h5", build), "2 filters and a bias")
 
 
+@undamaged
 def test_other_layouts_of_hdf5(tmp_path: Path) -> None:
     """Compressed, big-endian and split over several attributes: all of it legal."""
     kernel = np.arange(16, dtype=">f8").reshape(2, 2, 2, 1, 2)
@@ -603,13 +619,14 @@ def test_other_layouts_of_hdf5(tmp_path: Path) -> None:
     assert layers[0].kernel.dtype.isnative
 
 
+@undamaged
 def test_a_damaged_model_config(tmp_path: Path) -> None:
     path = h5_file(tmp_path / "a.h5", lambda f: f.attrs.create("model_config", "{"))
     with pytest.raises(FormatError, match="is not JSON"):
         model_config(path)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # ONNX
 
 

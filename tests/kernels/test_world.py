@@ -319,9 +319,9 @@ def test_volumes_without_orientation_take_their_own_axes() -> None:
     ("text", "grid", "error", "message"),
     [
         ("sobel:axis=x:orient=world", None, ShapeError, "orient=world needs world coordinates.*pass --like VOLUME"),
-        ("sobel:axis=x:orient=world", Grid(), ShapeError, "no voxel spacing; leave out orient=world"),
+        ("sobel:axis=x:orient=world", Grid(), ShapeError, "no voxel spacing; pass --spacing, or leave out orient=world"),
         ("sobel:axis=x:orient=up", Grid(), SpecError, "orient is voxel .* or world .*, received orient=up"),
-        ("sobel:axis=x:per=mm", None, ShapeError, "per=mm needs a voxel spacing, and none is known; pass --like"),
+        ("sobel:axis=x:per=mm", None, ShapeError, "per=mm needs a voxel spacing, and no volume is known; pass --spacing 2,1,1mm or --like"),
         ("sobel:axis=x:per=mm", Grid(), ShapeError, "take per=vox"),
         ("sobel:axis=x:per=px", Grid(), UnknownNameError, "unknown unit 'px'; .*available: vox, nm, um"),
         ("sobel:axis=x:per=vox:orient=world", GRIDS["plain"], SpecError, "take per=mm, not per=vox"),

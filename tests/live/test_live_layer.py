@@ -1,4 +1,4 @@
-"""`Conv3D` and whole models against the real Keras, over random configurations: `make test-keras`."""
+"""`Conv3D` and whole models against the real Keras, over random settings: `make test-keras`."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ pytest.importorskip("h5py")
 
 from hypothesis import given, settings  # noqa: E402 - after the guard
 from hypothesis import strategies as st  # noqa: E402
+from profiles import examples  # noqa: E402
 
 from conv3d_cli import Conv3D  # noqa: E402
 
@@ -57,7 +58,7 @@ def configurations(draw: Any) -> tuple[dict[str, Any], tuple[int, ...]]:
     return arguments, (batch, channels, *size) if first else (batch, *size, channels)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60))
 @given(configurations(), st.integers(0, 1000))
 def test_outputs_losses_and_config(
     configuration: tuple[dict[str, Any], tuple[int, ...]], seed: int
@@ -94,10 +95,13 @@ def test_saved_models_from_the_command_line(tmp_path: Path, seed: int, run: Any)
     for _ in range(int(rng.integers(1, 4))):
         layers.append(
             keras.layers.Conv3D(
-                int(rng.integers(1, 5)), [int(k) for k in rng.integers(1, 4, 3)], padding="same",
-                strides=int(rng.integers(1, 3)), activation=str(rng.choice(["relu", "tanh", "linear"])),
+                int(rng.integers(1, 5)),
+                [int(k) for k in rng.integers(1, 4, 3)],
+                padding="same",
+                strides=int(rng.integers(1, 3)),
+                activation=str(rng.choice(["relu", "tanh", "linear"])),
             )
-        )  # fmt: skip
+        )
         layers.append(keras.layers.Activation(str(rng.choice(["gelu", "softplus", "softmax"]))))
     model = keras.Sequential(layers)
     x = rng.standard_normal((2, 9, 8, 10, 2)).astype(np.float32)
@@ -108,11 +112,25 @@ def test_saved_models_from_the_command_line(tmp_path: Path, seed: int, run: Any)
     np.testing.assert_allclose(np.load(tmp_path / "y.npy"), expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("wrong", [
-    {"padding": "causal"}, {"strides": 2, "dilation_rate": 2}, {"groups": 3}, {"filters": 0}, {"kernel_size": 0},
-    {"kernel_size": (3, 3)}, {"activation": "foo"}, {"groups": -1}, {"strides": 0}, {"data_format": "foo"},
-    {"kernel_initializer": "foo"}, {"kernel_regularizer": "foo"}, {"kernel_constraint": "foo"},
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"padding": "causal"},
+        {"strides": 2, "dilation_rate": 2},
+        {"groups": 3},
+        {"filters": 0},
+        {"kernel_size": 0},
+        {"kernel_size": (3, 3)},
+        {"activation": "foo"},
+        {"groups": -1},
+        {"strides": 0},
+        {"data_format": "foo"},
+        {"kernel_initializer": "foo"},
+        {"kernel_regularizer": "foo"},
+        {"kernel_constraint": "foo"},
+    ],
+    ids=str,
+)
 def test_both_refuse_with_a_value_error(wrong: dict[str, Any]) -> None:
     for layer in (keras.layers.Conv3D, Conv3D):
         with pytest.raises(ValueError, match=r"\w"):

@@ -15,7 +15,9 @@ from conv3d_cli.errors import ShapeError, SpecError
 from conv3d_cli.model.grid import (
     UNITS,
     Grid,
+    Spacing,
     affine_from_spacing,
+    complete_grid,
     grid_after,
     spacing_of_affine,
     transform_matrix,
@@ -290,7 +292,8 @@ def test_spacing_in_round_numbers(spacing: float, unit: str, other: str, expecte
 
 @pytest.mark.parametrize("grid", [Grid(), Grid(unit="mm"), Grid((1, 1, 1))])
 def test_a_length_on_a_volume_without_spacing(grid: Grid) -> None:
-    with pytest.raises(ShapeError, match=r"no voxel spacing.* mm .*give it in vox"):
+    lacks = "no voxel spacing" if grid.spacing is None else r"a voxel spacing \(1\) without a unit"
+    with pytest.raises(ShapeError, match=rf"tells {lacks}.* mm .*give it in vox.*--spacing"):
         grid.spacing_in("mm")
 
 
@@ -324,3 +327,62 @@ def test_spacing_is_the_distance_of_neighbours(seed: int) -> None:
         step = tuple(float(axis == a) for a in range(3))
         distance = np.linalg.norm(grid.world(step) - grid.world((0, 0, 0)))
         assert spacing_of_affine(grid.affine)[axis] == pytest.approx(distance)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A spacing by hand
+
+ROTATED = np.array([[0, -2, 0, 7], [3, 0, 0, 8], [0, 0, 4, 9], [0, 0, 0, 1.0]])
+
+
+@pytest.mark.parametrize(
+    ("grid", "given", "spacing", "unit", "noted"),
+    [
+        (Grid(), ((3, 1, 1), "um"), (3, 1, 1), "um", False),
+        (Grid((3, 1, 1)), ((3, 1, 1), "um"), (3, 1, 1), "um", False),
+        (Grid((3, 1, 1)), ((2, 1, 1), "um"), (2, 1, 1), "um", True),
+        (Grid((3, 1, 1)), ((300, 100, 100), "nm"), (300, 100, 100), "nm", True),
+        (Grid((0.3, 0.1, 0.1), "um"), ((300, 100, 100), "nm"), (0.3, 0.1, 0.1), "um", False),
+        (Grid((1, 0.1, 0.1), "um", assumed=frozenset("d")), ((300, 100, 100), "nm"), (0.3, 0.1, 0.1), "um", False),
+        (Grid((0.1000002, 0.1, 0.1), "um"), ((0.1, 0.1, 0.1), "um"), (0.1000002, 0.1, 0.1), "um", False),
+        (Grid((3, 3, 3), "mm", assumed=frozenset({"unit"})), ((3, 3, 3), "mm"), (3, 3, 3), "mm", False),
+        (Grid((3, 3, 3), "mm", assumed=frozenset({"unit"})), ((3, 3, 3), "um"), (3, 3, 3), "um", False),
+        (Grid((1, 1, 1), "mm", assumed=frozenset({"unit"})), ((3, 2, 2), "um"), (3, 2, 2), "um", True),
+    ],
+)  # fmt: skip
+def test_a_given_spacing_completes_a_grid(
+    grid: Grid, given: Any, spacing: tuple[float, ...], unit: str, noted: bool
+) -> None:
+    complete, note = complete_grid(grid, Spacing(*given))
+    assert (complete.spacing, complete.unit, bool(note)) == (pytest.approx(spacing), unit, noted)
+    assert not complete.assumed
+
+
+@pytest.mark.parametrize(
+    ("grid", "given"),
+    [
+        (Grid((3, 1, 1), "mm"), ((3, 1, 1), "um")),
+        (Grid((3, 1, 1), "mm"), ((3.01, 1, 1), "mm")),
+        (Grid((1, 1, 1), "mm"), ((2, 2, 2), "mm")),
+        (Grid((1, 0.1, 0.1), "um", assumed=frozenset("d")), ((0.3, 0.1, 0.2), "um")),
+        (Grid((3, 3, 3), "mm", assumed=frozenset({"unit"})), ((2, 2, 2), "mm")),
+    ],
+)
+def test_a_given_spacing_must_not_contradict_the_file(grid: Grid, given: Any) -> None:
+    with pytest.raises(
+        ShapeError, match=r"^--spacing .* contradicts the file, .*leave --spacing out"
+    ):
+        complete_grid(grid, Spacing(*given))
+
+
+def test_a_given_spacing_scales_the_columns_about_the_voxel_at_zero() -> None:
+    complete, _ = complete_grid(Grid((4, 2, 3), None, ROTATED), Spacing((8, 6, 3), "um"))
+    assert complete.affine is not None
+    np.testing.assert_allclose(complete.affine[:3, :3], ROTATED[:3, :3] * [1, 3, 2])
+    at_zero = np.linalg.solve(ROTATED, [0, 0, 0, 1])
+    np.testing.assert_allclose(complete.affine @ at_zero, [0, 0, 0, 1], atol=1e-12)
+
+
+def test_an_axis_that_the_volume_lacks_contradicts_nothing() -> None:
+    complete, _ = complete_grid(Grid((1, 0.1, 0.1), "um"), Spacing((0.1,) * 3, "um"), "yx")
+    assert complete.spacing == (0.1, 0.1, 0.1)

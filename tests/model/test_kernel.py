@@ -313,3 +313,19 @@ def test_width_of_a_layer_is_that_of_its_sum() -> None:
     layer = np.zeros((5, 5, 5, 2, 2))
     layer[...] = np.array([1.0, 2, 3, 2, 1]).reshape(5, 1, 1, 1, 1)
     assert Kernel(layer).fwhm()[0] == pytest.approx(3)
+
+
+@pytest.mark.parametrize("fwhm", [1.7, 2.727, 3.0, 5.5, 8.0])
+@pytest.mark.parametrize("shift", [0.0, 0.3, 0.5])
+def test_the_width_of_a_sampled_gaussian_is_that_of_the_gaussian(fwhm: float, shift: float) -> None:
+    x = np.arange(-20, 21) - shift
+    profile = np.exp(-4 * math.log(2) * (x / fwhm) ** 2)
+    found = Kernel(profile.reshape(41, 1, 1)).fwhm()[0]
+    assert found == pytest.approx(fwhm, rel=0.005)
+
+
+@pytest.mark.parametrize("size", [3, 4, 9])
+def test_the_width_of_a_box_is_its_size(size: int) -> None:
+    assert Kernel(np.ones((size, 1, 1))).fwhm()[0] == pytest.approx(size)
+    padded = np.pad(np.ones(size), 3, constant_values=1e-3).reshape(-1, 1, 1)
+    assert Kernel(padded).fwhm()[0] == pytest.approx(size, rel=2e-3)

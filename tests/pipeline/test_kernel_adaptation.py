@@ -155,7 +155,7 @@ def test_files_that_tell_no_size_are_applied_voxel_by_voxel(
     said = run(
         "apply", tmp_path / "v.npy", "-k", SAMPLES / "psf.tif", "-o", tmp_path / "o.npy"
     ).output
-    assert "the volume tells no spacing: the kernel is applied voxel by voxel" in said
+    assert "the volume tells no voxel spacing: the kernel is applied voxel by voxel" in said
     words = [
         "-k",
         SAMPLES / "psf.tif",

@@ -1,4 +1,6 @@
-"""Whole jobs over files of any axes, read and written as streams or not, in thin slabs: the voxels are always the same."""
+"""Whole jobs over files of any axes, read and written as streams or not, in thin slabs: the voxels
+are always the same.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from profiles import examples
 from strategies import small_numbers
 
 from conv3d_cli import conv3d, read_volume
@@ -71,7 +74,7 @@ kernels = st.sampled_from(["filter", "one filter", "two filters", "as many filte
 files = st.sampled_from(["a.npy", "a.nii", "a.nii.gz"])
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(volumes(), files, files, kernels, st.sampled_from(["symmetric", "wrap", "zeros"]))
 @example(("ctyx", numbers(2, 3, 3, 3)), "a.nii.gz", "a.nii.gz", "filter", "zeros")
 @example(("tcyx", numbers(2, 3, 3, 3)), "a.nii", "a.nii.gz", "filter", "zeros")
@@ -99,9 +102,15 @@ def test_any_file_to_any_file(
     expected = conv3d(x, weights, padding="same", boundary=boundary, threads=1)
 
     run_job(
-        Job(str(folder / source), str(folder / "out" / target), (Stage(Kernel(weights), padding="same", boundary=boundary),),
-            axes=letters, overwrite=True, threads=1)
-    )  # fmt: skip
+        Job(
+            str(folder / source),
+            str(folder / "out" / target),
+            (Stage(Kernel(weights), padding="same", boundary=boundary),),
+            axes=letters,
+            overwrite=True,
+            threads=1,
+        )
+    )
     if target == "a.npy":  # keeps the order of the axes; their names are the caller's
         new = "c" if filters > 1 and "c" not in letters else ""
         got = in_common_order(np.load(folder / "out" / target), letters + new)

@@ -59,6 +59,7 @@ VALUES: dict[str, Any] = {
     "boundary": "nearest",
     "padding": "valid",
     "crop_kernel": 0.1,
+    "subtract_background": "border",
     "bias": [2.0],
     "use_bias": False,
     "kernel_size": 3,
@@ -73,6 +74,7 @@ VALUES: dict[str, Any] = {
     "dtype": "int16",
     "precision": "float64",
     "scale": "auto",
+    "spacing": "2,1,1mm",
     "max_memory": 1 << 30,
     "mask": "m.npy",
     "nan": "ignore",
@@ -162,39 +164,45 @@ def test_what_was_not_given_is_none() -> None:
 
 
 def test_the_table_as_json(run: Any) -> None:
-    rows = {row["name"]: row for row in json.loads(run("apply", "--help-json").output)}
+    (command,) = json.loads(run("apply", "--help-json").output)["commands"]
+    rows = {row["name"]: row for row in command["options"] if row["table"] is not None}
     assert list(rows) == [row.name for row in OPTIONS if row.section]
     assert rows["nan"]["choices"] == ["propagate", "ignore", "zero", "error"]
     assert rows["gz_level"] == {
         "name": "gz_level",
         "flags": ["--gz-level"],
+        "negative_flags": [],
         "section": "Formats of outputs",
         "type": "integer",
-        "choices": None,
+        "choices": [],
         "minimum": 0,
         "maximum": 3,
+        "unit": None,
         "metavar": "N",
         "default": 1,
+        "default_words": None,
+        "required": False,
         "repeats": False,
+        "exits": False,
         "file": None,
-        "belongs_to": "job",
-        "shapes_result": True,
-        "config_key": True,
-        "manifest_column": True,
         "help": OPTION["gz_level"].help,
+        "table": {
+            "belongs_to": "job",
+            "shapes_result": True,
+            "config_key": True,
+            "manifest_column": True,
+        },
     }
-    assert rows["flip"]["flags"] == ["--flip", "--no-flip"]
+    assert (rows["flip"]["flags"], rows["flip"]["negative_flags"]) == (["--flip"], ["--no-flip"])
     assert rows["kernel"]["flags"] == ["-k", "--kernel"]
-    assert (rows["mask"]["file"], rows["coverage_out"]["file"], rows["kernel"]["file"]) == (
-        "read",
-        "written",
-        "kernel",
-    )
+    assert rows["jobs"]["default_words"] == "up to 4 if every file is small, else 1"
+    files = (rows["mask"]["file"], rows["coverage_out"]["file"], rows["kernel"]["file"])
+    assert files == ("mask", "written", "kernel")
     context = apply.make_context("apply", ["a.npy"], terminal_width=5000, max_content_width=5000)
     text = " ".join(apply.get_help(context).split())
     for row in rows.values():
         assert " ".join(row["help"].split()) in text, row["name"]
-        assert all(flag in text for flag in row["flags"]), row["name"]
+        assert all(flag in text for flag in row["flags"] + row["negative_flags"]), row["name"]
     assert "--help-json" not in text
 
 

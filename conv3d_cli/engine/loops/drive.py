@@ -1,4 +1,4 @@
-"""The driver: it runs tasks (pack → absorb → convolve → activate → store) in machine code."""
+"""The driver: tasks through pack → absorb → convolve → activate → store in machine code."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ def read_grid(header: Any, path: str) -> Grid:
     Raises: FormatError if the matrix is not finite or a voxel has no size.
     """
     has_sform, has_qform = int(header["sform_code"]) > 0, int(header["qform_code"]) > 0
-    qform = None
+    qform, assumed = None, set()
     if has_sform:
         affine = _sform_matrix(header, path)
         if has_qform:
@@ -43,13 +43,25 @@ def read_grid(header: Any, path: str) -> Grid:
                 pass  # readers prefer the sform, so a damaged qform does no harm
     else:
         voxel_sizes = _voxel_sizes(header, path)
+        assumed = {
+            letter for n, letter in enumerate("whd", 1) if not abs(float(header["pixdim"][n])) > 0
+        }
         affine = (
             _qform_matrix(header, voxel_sizes, path)
             if has_qform
             else _default_matrix(header, voxel_sizes)
         )
-    unit = SPATIAL_UNITS.get(int(header["xyzt_units"]) & 7, "mm")
-    return Grid(spacing_of_affine(affine), unit, affine, qform, anatomical=has_sform or has_qform)
+    unit = SPATIAL_UNITS.get(int(header["xyzt_units"]) & 7)
+    if unit is None:
+        unit, assumed = "mm", assumed | {"unit"}
+    return Grid(
+        spacing_of_affine(affine),
+        unit,
+        affine,
+        qform,
+        anatomical=has_sform or has_qform,
+        assumed=frozenset(assumed),
+    )
 
 
 def _sform_matrix(header: Any, path: str) -> Affine:
@@ -145,7 +157,14 @@ def permuted(grid: Grid, dimensions: dict[str, int]) -> Grid:
     columns = [(dimensions[a] if a in dimensions else absent.pop()) - 1 for a in "xyz"] + [3]
     affine = grid.affine[:, columns]
     qform = None if grid.qform is None else grid.qform[:, columns]
-    return replace(grid, spacing=spacing_of_affine(affine), affine=affine, qform=qform)
+    assumed = {new for new, old in zip("whd", columns, strict=False) if "whd"[old] in grid.assumed}
+    return replace(
+        grid,
+        spacing=spacing_of_affine(affine),
+        affine=affine,
+        qform=qform,
+        assumed=frozenset(assumed | (grid.assumed & {"unit"})),
+    )
 
 
 # --------------------------------------------------------------------------------------------------
@@ -166,7 +185,8 @@ def write_grid(header: Any, grid: Grid, source: Grid | None) -> list[str]:
     Raises: WriteError for an affine that is not finite or has no inverse.
     """
     grid, unit_code = _in_nifti_unit(grid)
-    if source is None or grid.unit != source.unit:
+    stated = source is not None and "unit" in source.assumed and "unit" not in grid.assumed
+    if source is None or grid.unit != source.unit or stated:
         header["xyzt_units"] = (int(header["xyzt_units"]) & ~7) | unit_code
     # in another unit, every number changes
     kept = source if source is not None and grid.unit == source.unit else Grid()

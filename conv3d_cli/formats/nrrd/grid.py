@@ -156,9 +156,18 @@ def _grid_from_directions(
             f"its directions have no meaning: {header.fields['space directions'][:100]}, "
             f"origin {header.fields.get('space origin', 'none')[:60]}"
         )
-    unit, factors, notes = _common_unit(header.texts("space units", space.dimension), range(size))
+    texts = header.texts("space units", space.dimension)
+    unit, factors, notes = _common_unit(texts, range(size))
     affine[:3] *= np.array([*factors, 1.0][:3])[:, None]
-    return Grid(spacing_of_affine(affine), unit, affine, anatomical=space.anatomical), notes
+    grid = Grid(
+        spacing_of_affine(affine),
+        unit,
+        affine,
+        anatomical=space.anatomical,
+        assumed=_assumed(texts, range(size), places),
+        guesses=tuple(notes),
+    )
+    return grid, notes
 
 
 def _normal(one: np.ndarray, other: np.ndarray) -> np.ndarray:
@@ -189,13 +198,15 @@ def _grid_from_spacings(header: NrrdHeader, places: Mapping[str, int]) -> tuple[
         steps[letter] = step
         # the axis min is the edge of the first voxel; with centers "node", it is its centre
         firsts[letter] = 0.0 if math.isnan(low) else low if node else low + step / 2
-    along = [places[a] for a in "xyz" if a in places]
-    unit, factors, notes = _common_unit(header.texts("units"), along)
+    along, texts = [places[a] for a in "xyz" if a in places], header.texts("units")
+    unit, factors, notes = _common_unit(texts, along)
     for letter, factor in zip((a for a in "xyz" if a in places), factors, strict=True):
         steps[letter], firsts[letter] = steps[letter] * factor, firsts[letter] * factor
     d, h, w = (steps[a] for a in "zyx")
     affine = affine_from_spacing((d, h, w), (firsts["z"], firsts["y"], firsts["x"]))
-    return Grid((abs(d), abs(h), abs(w)), unit, affine), notes
+    assumed = _assumed(texts, along, places)
+    spacing = abs(d), abs(h), abs(w)
+    return Grid(spacing, unit, affine, assumed=assumed, guesses=tuple(notes)), notes
 
 
 def _common_unit(
@@ -207,9 +218,9 @@ def _common_unit(
     chosen : ints           entries of `texts` to use
     The unit is None, with a note, if one of them is not a length.
     """
-    named = [] if texts is None else [texts[i] for i in chosen]
-    if not any(named):
+    if not _names_units(texts, chosen):
         return "mm", [1.0] * len(chosen), []
+    named = [] if texts is None else [texts[i] for i in chosen]
     units = [unit_name(text) for text in named]
     first = units[0]
     if first is None or None in units:
@@ -221,6 +232,19 @@ def _common_unit(
         )
     factors = [1.0 if u == first else UNITS[u] / UNITS[first] for u in units if u is not None]
     return first, factors, []
+
+
+def _names_units(texts: Sequence[str] | None, chosen: Sequence[int]) -> bool:
+    """Whether one of the chosen entries names a unit."""
+    return texts is not None and any(texts[i] for i in chosen)
+
+
+def _assumed(
+    texts: Sequence[str] | None, chosen: Sequence[int], places: Mapping[str, int]
+) -> frozenset[str]:
+    """What the file does not tell, see `Grid.assumed`: the unit, or the distance of planes."""
+    missing = {"d"} if "z" not in places else set()
+    return frozenset(missing if _names_units(texts, chosen) else missing | {"unit"})
 
 
 # --------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from conv3d_cli.model.grid import UNITS, Grid, affine_from_spacing, unit_name
 from conv3d_cli.model.volume import Axes, VolumeHeader, is_history
 
 Numbers = tuple[float, float, float]  # D, H, W
+Sizes = tuple[float | None, float | None, float | None]  # the same; None: not in the file
 Words = tuple[str | None, str | None, str | None]  # units as files spell them, of D, H, W
 
 # units that `model.grid.UNITS` lacks: one that it has, and how many of it
@@ -114,21 +115,28 @@ def _convert(value: float, from_length: float, to_length: float) -> float:
     return value if from_length == to_length else float(f"{value * from_length / to_length:.14g}")
 
 
-def make_grid(numbers: Numbers, words: Words, origin: Numbers | None = None) -> Grid:
+def make_grid(sizes: Sizes, words: Words, origin: Numbers | None = None) -> Grid:
     """A grid without rotation from voxel sizes, each in its own unit; the grid's unit is that of W.
 
     Sizes without a unit still say how anisotropic the voxels are. If all are 1 and have no unit,
-    the grid is empty.
+    the grid is empty. A size that is not in the file is taken as 1, one whose word is not a unit of
+    length in that of W.
 
-    numbers : 3 floats              voxel sizes (D, H, W)
+    sizes : 3 floats or None        voxel sizes (D, H, W)
     words : 3 str or None           their units, as files spell them
     origin : 3 floats or None       voxel (D, H, W) at the world's zero, as in ImageJ
     >>> make_grid((500.0, 0.1, 0.1), ("nm", "micron", "micron")).spacing
     (0.5, 0.1, 0.1)
     """
     unit, _ = _known_unit(words[2])
+    numbers = known_sizes(sizes)
     if unit is None and all(number == 1 for number in numbers):
         return Grid()
+    assumed = {
+        letter
+        for letter, size, word in zip("dhw", sizes, words, strict=True)
+        if size is None or (unit is not None and unit_length(word) is None)
+    }
     if unit is None:
         spacing = numbers
     else:
@@ -139,7 +147,14 @@ def make_grid(numbers: Numbers, words: Words, origin: Numbers | None = None) -> 
         )
         spacing = (d, h, w)
     d, h, w = (-o * s + 0.0 for o, s in zip(origin or (0.0, 0.0, 0.0), spacing, strict=True))
-    return Grid(spacing, unit, affine_from_spacing(spacing, (d, h, w)))
+    affine = affine_from_spacing(spacing, (d, h, w))
+    return Grid(spacing, unit, affine, assumed=frozenset(assumed))
+
+
+def known_sizes(sizes: Sizes) -> Numbers:
+    """Voxel sizes with 1 for those that are not in the file."""
+    d, h, w = (1.0 if size is None else size for size in sizes)
+    return d, h, w
 
 
 @dataclass(frozen=True)
@@ -167,9 +182,11 @@ def calibration(
     if grid.spacing is None:
         return None, ""
     unit = grid.unit
+    word = None if unit is None else dialect_words.get(unit, unit)
     if words is None or _known_unit(words[2])[0] != unit:
-        word = None if unit is None else dialect_words.get(unit, unit)
         words = (word, word, word)
+    elif unit is not None and not grid.assumed:  # a word that is no unit of length, made known
+        words = _words(*(word if unit_length(own) is None else own for own in words))
     d, h, w = (
         float(
             number
@@ -246,7 +263,7 @@ def read_imagej(
     elif unit is None and unit_tag == 2 and (w, h) != (1 / 72, 1 / 72):
         unit = "inch"
     elif unit is None and unit_tag == 2:  # 72 dots per inch: the default of many programs
-        w = h = 1.0
+        w = h = None
     d = positive(metadata.get("spacing"))
     words = _words(metadata.get("zunit", unit), metadata.get("yunit", unit), unit)
     notes = []
@@ -268,7 +285,7 @@ def read_imagej(
     interval = positive(metadata.get("finterval"))
     second = SECONDS.get(str(metadata.get("tunit", "sec")))
     return Description(
-        make_grid((1.0 if d is None else d, h, w), words, zero),
+        replace(make_grid((d, h, w), words, zero), guesses=tuple(notes)),
         words,
         interval * second if interval and second else None,
         dict(metadata),
@@ -282,13 +299,13 @@ def _words(d: Any, h: Any, w: Any) -> Words:
     return depth, height, width
 
 
-def _pixel_size(resolution: Any) -> float:
-    """Units per pixel, from a rational of pixels per unit; 1 if it is not a usable number."""
+def _pixel_size(resolution: Any) -> float | None:
+    """Units per pixel, from a rational of pixels per unit; None if it is not a usable number."""
     try:
         size = int(resolution[1]) / int(resolution[0])
     except (TypeError, ValueError, IndexError, ZeroDivisionError):
-        return 1.0
-    return size if 0 < size < math.inf else 1.0
+        return None
+    return size if 0 < size < math.inf else None
 
 
 def imagej_items(
@@ -415,7 +432,8 @@ def read_shaped(
         )
     if "PhysicalSizeX" in metadata:
         sizes, words, notes = physical_sizes(metadata, axes)
-        return Description(Grid() if sizes is None else make_grid(sizes, words), words, notes=notes)
+        grid = Grid() if sizes is None else replace(make_grid(sizes, words), guesses=notes)
+        return Description(grid, words, notes=notes)
     if "unit" in metadata:
         found = read_imagej(metadata, resolution, unit_tag, axes)
         return Description(found.grid, found.units, notes=found.notes)
@@ -434,7 +452,7 @@ def _triple(values: Sequence[Any]) -> Numbers:
 
 def physical_sizes(
     attributes: Mapping[str, Any], axes: Axes
-) -> tuple[Numbers | None, Words, tuple[str, ...]]:
+) -> tuple[Sizes | None, Words, tuple[str, ...]]:
     """OME's PhysicalSizeZ, Y, X, their units, and notes on guesses.
 
     The sizes are None if those along x and y are unknown.
@@ -447,7 +465,7 @@ def physical_sizes(
     if d is not None:
         return (d, h, w), words, ()
     note = f"the file gives no z spacing: it is taken as 1 {unit_name(words[2]) or words[2]}"
-    return (1.0, h, w), (words[2], *words[1:]), (note,) if axes.size("z") > 1 else ()
+    return (None, h, w), (words[2], *words[1:]), (note,) if axes.size("z") > 1 else ()
 
 
 def shaped_items(header: VolumeHeader) -> tuple[dict[str, Any], str]:

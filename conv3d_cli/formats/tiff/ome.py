@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from conv3d_cli.formats.tiff.metadata import (
     Numbers,
     Words,
     calibration,
+    known_sizes,
     make_grid,
     physical_sizes,
     positive,
@@ -64,9 +66,10 @@ def read_ome(image: Any, pixels: Any, axes: Axes) -> Description:
     image, pixels : XML elements        see `OmeImage`
     """
     sizes, words, notes = physical_sizes(pixels.attrib, axes)
-    grid = (
-        Grid() if sizes is None else make_grid(sizes, words, _first_position(pixels, sizes, words))
-    )
+    grid = Grid()
+    if sizes is not None:
+        place = _first_position(pixels, known_sizes(sizes), words)
+        grid = replace(make_grid(sizes, words, place), guesses=notes)
     increment = positive(pixels.get("TimeIncrement"))
     second = SECONDS.get(pixels.get("TimeIncrementUnit", "s"))
     items = {

@@ -257,9 +257,15 @@ def read_grid(axes: Sequence[Axis], dataset: Dataset, letters: str) -> Grid:
             if factor != 1:  # rounded, so that decimal numbers stay decimal: 500 nm is 0.5 um
                 scale[a] = float(f"{scale[a] * factor:.14g}")
                 start[a] = float(f"{start[a] * factor:.14g}")
+    assumed = {
+        letter
+        for letter, a in zip("dhw", SPATIAL, strict=True)
+        if a not in place or (unit is not None and units[a][0] is None)
+    }
     d, h, w = (float(scale.get(a, 1.0)) for a in SPATIAL)
     z, y, x = (float(start.get(a, 0.0)) for a in SPATIAL)
-    return Grid((abs(d), abs(h), abs(w)), unit, affine_from_spacing((d, h, w), (z, y, x)))
+    affine = affine_from_spacing((d, h, w), (z, y, x))
+    return Grid((abs(d), abs(h), abs(w)), unit, affine, assumed=frozenset(assumed))
 
 
 def _unit(word: str) -> tuple[str | None, float]:

@@ -1,0 +1,46 @@
+"""What the parameters of commands tell about their values: kinds of files, and units.
+
+`cli/completion.py` and `cli/description.py` need it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from conv3d_cli.settings.option import File, Unit
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
+
+class FileName(click.ParamType):  # type: ignore[type-arg]  # Click 8.1 knows no argument
+    """The type of a value that may name a file. It accepts any text.
+
+    file : File     kind of the file
+    """
+
+    name = "text"
+
+    def __init__(self, file: File) -> None:
+        self.file = file
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """Completions of the text typed so far."""
+        from conv3d_cli.cli.completion import BY_FILE
+
+        return BY_FILE[self.file](incomplete)
+
+
+class UnitOption(click.Option):
+    """An option of another command than `apply`, whose numbers have a unit.
+
+    unit : Unit     the unit
+    """
+
+    def __init__(self, *arguments: Any, unit: Unit, **values: Any) -> None:
+        super().__init__(*arguments, **values)
+        self.unit = unit
