@@ -54,7 +54,17 @@ WRITERS: dict[str, list[tuple[Any, ...]]] = {
     "view": [("a.nii.gz", "-o", "NULL")],
 }
 # `bench` has a test of its own.
-NO_FILE = set("bench compare completion describe explain help info presets warmup".split())
+NO_FILE = {
+    "bench",
+    "compare",
+    "completion",
+    "describe",
+    "explain",
+    "help",
+    "info",
+    "presets",
+    "warmup",
+}
 
 
 def test_every_command_is_tried() -> None:
