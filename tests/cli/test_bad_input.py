@@ -77,6 +77,16 @@ CASES: list[tuple[str, list[str], int, str]] = [
     # files
     ("missing", ["apply", "nix.npy", *KERNEL, *OUT], 3, "cannot read nix.npy: no such file"),
     ("missing nifti", ["apply", "nix.nii.gz", *KERNEL, *OUT], 3, "no such file"),
+    *[
+        (f"an empty name: {' '.join(words)}", ["apply", *words], 2, f"{name}: it is empty: name a")
+        for name, words in {
+            "'INPUT...'": ["", *KERNEL, *OUT],
+            "'-o' / '--output'": ["x.npy", *KERNEL, "-o", ""],
+            "'--mask'": ["x.npy", *KERNEL, *OUT, "--mask", ""],
+            "'--depfile'": ["x.npy", *KERNEL, *OUT, "--depfile", ""],
+            "'--report'": ["x.npy", *KERNEL, *OUT, "--report", ""],
+        }.items()
+    ],
     ("a folder", ["apply", ".", *KERNEL, *OUT], 2, "is a folder"),
     ("empty npy", ["apply", "empty.npy", *KERNEL, *OUT], 3, "empty"),
     ("empty nifti", ["apply", "empty.nii.gz", *KERNEL, *OUT], 3, "empty"),
