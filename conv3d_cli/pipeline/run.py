@@ -34,7 +34,7 @@ from conv3d_cli.pipeline.request import Job
 from conv3d_cli.pipeline.stream import LayerReader, stream
 from conv3d_cli.system.atomic import committed_together, takes_many
 from conv3d_cli.system.machine import thread_count
-from conv3d_cli.system.words import count_of
+from conv3d_cli.system.words import count_of, percent
 
 if TYPE_CHECKING:
     from conv3d_cli.convolution.masks import Mask
@@ -325,7 +325,7 @@ def _coverage_notes(prepared: PreparedJob) -> list[str]:
     if any(count == total for count, total in counts):
         raise ShapeError("no voxel is left: all of them are missing")
     return [
-        f"{count} voxels ({100 * count / total:.2g} %) had too little of the kernel's "
+        f"{count} voxels ({percent(count, total)}) had too little of the kernel's "
         "weight (--min-coverage) and are NaN"
         for count, total in counts
         if count
@@ -340,15 +340,14 @@ def clipped_note(job: Job, clipped: int, voxels: int) -> list[str]:
     """
     if not clipped:
         return []
-    percent = 100 * clipped / max(1, voxels)
     cures = ["--dtype float32 keeps all values"]
     if job.dtype.startswith("u"):
         cures.append("int16 negative ones")
     if output_format(job.target).holds_scale and job.scale == "none":
         cures.append("--scale auto fits them in")
     return [
-        f"{count_of(clipped, 'voxel')} ({percent:.2g} %) did not fit {job.dtype} and were clipped; "
-        + ", ".join(cures)
+        f"{count_of(clipped, 'voxel')} ({percent(clipped, voxels)}) did not fit {job.dtype} and "
+        f"were clipped; {', '.join(cures)}"
     ]
 
 
