@@ -25,7 +25,7 @@ from conv3d_cli.model.volume import (
     parts_in_storage_order,
 )
 from conv3d_cli.pipeline.blocking import DEEP_SLAB_BYTES, LEAST_SLAB
-from conv3d_cli.pipeline.stream import StreamPlan, stream
+from conv3d_cli.pipeline.stream import StreamPlan, load_loops, stream
 from conv3d_cli.system.machine import thread_count
 
 if TYPE_CHECKING:
@@ -175,6 +175,7 @@ def conv3d(
         plane = max(1, x.itemsize * x.size // max(1, len(parts) * problem.in_size[0]))
         depth = min(depth, step * -(-max(DEEP_SLAB_BYTES // plane, LEAST_SLAB) // step))
     stream_plan = StreamPlan(convolution, parts, depth)
+    load_loops([convolution], header, out.dtype)
     with Team(workers) as team:
         stream(stream_plan, reader, ArrayWriter(out, VolumeHeader(out_axes, out.dtype)), team)
     return out if function.kind == "voxel" else function(out)

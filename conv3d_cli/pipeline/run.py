@@ -31,7 +31,7 @@ from conv3d_cli.model.volume import VolumeHeader, VolumeWriter
 from conv3d_cli.pipeline.outputs import ROLES
 from conv3d_cli.pipeline.prepare import PreparedJob, naming, open_job_mask, prepare_job
 from conv3d_cli.pipeline.request import Job
-from conv3d_cli.pipeline.stream import LayerReader, stream
+from conv3d_cli.pipeline.stream import LayerReader, load_loops, stream
 from conv3d_cli.system.atomic import committed_together, takes_many
 from conv3d_cli.system.machine import thread_count
 from conv3d_cli.system.words import count_of, percent
@@ -167,6 +167,7 @@ def run_job(
             decided(prepared)
         team = stack.enter_context(Team(thread_count(job.threads)))
         reader, stages = prepared.reader, prepared.stages
+        convolutions = [stage.convolution for stage in stages]
         observer: StreamObserver | None = None
         output_mask = None
         if statistics:
@@ -188,6 +189,7 @@ def run_job(
         if observer is not None:
             streamed = observer.writer(writer, output_mask)
         with writer, naming(prepared.reader):
+            load_loops(convolutions, prepared.reader.header, writer.header.dtype)
             beside = [
                 (ROLES[o.role], stack.enter_context(_additional_writer(o.path, prepared)))
                 for o in job.beside
@@ -197,7 +199,6 @@ def run_job(
             else:
                 from conv3d_cli.pipeline.boxes.stream import stream_boxes  # few jobs need boxes
 
-                convolutions = [stage.convolution for stage in stages]
                 partition, parts = prepared.boxes.partition, prepared.stream_plan.parts
                 times = stream_boxes(
                     convolutions, partition, parts, reader, streamed, team, progress
