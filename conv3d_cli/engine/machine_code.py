@@ -170,6 +170,13 @@ def _turn(missing: dict[Key, MachineCode], interrupted: threading.Event) -> Iter
     is taken out of `missing`. A process that waits for too long compiles all the same.
     """
     path, total = cache_folder(), len(missing)
+
+    def look() -> None:
+        before = len(missing)
+        _link_kept(missing)
+        if len(missing) < before:
+            _tell(total - len(missing), total)
+
     with ExitStack() as stack:
         if path is not None:
             with suppress(OSError):
@@ -179,9 +186,8 @@ def _turn(missing: dict[Key, MachineCode], interrupted: threading.Event) -> Iter
                     if time.monotonic() > deadline:
                         break
                     time.sleep(TURN_POLL)
-                    _link_kept(missing)
-                    _tell(total - len(missing), total)
-                _link_kept(missing)
+                    look()
+                look()
         yield
 
 

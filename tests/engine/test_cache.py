@@ -6,6 +6,7 @@ No state of the disk keeps a job from its result.
 from __future__ import annotations
 
 import hashlib
+import io
 import itertools
 import json
 import os
@@ -21,6 +22,7 @@ import pytest
 from processes import LIMIT, started
 
 import conv3d_cli
+from conv3d_cli.cli.progress import ProgressBar
 from conv3d_cli.engine import compiling, machine_code, warm
 from conv3d_cli.engine.cpu import cpu_class
 from conv3d_cli.engine.loops.compiler import compile_object
@@ -661,7 +663,8 @@ from conv3d_cli.cli.progress import ProgressBar
 
 m._load = lambda codes, interrupted: (m._tell(0, 2), m._tell(1, 2), m._tell(2, 2))
 with ProgressBar("a volume"):
-    m.load([m.machine_code("store", "store", "float32", out) for out in ("uint8", "int16")])
+    for _ in range(2):  # two groups, one note
+        m.load([m.machine_code("store", "store", "float32", out) for out in ("uint8", "int16")])
 """
     cache = {"CONV3D_CACHE_DIR": str(tmp_path / "cache"), "CONV3D_COMPILE_NOTE": note}
     with start(tmp_path, script, **cache) as process:
@@ -669,6 +672,29 @@ with ProgressBar("a volume"):
     assert (process.returncode, out) == (0, "")
     said = "note: compiling 2 loops for this CPU, once; the next run loads them\n"
     assert err == (said if note == "on" else "")
+
+
+def test_a_bar_counts_all_loops_of_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with ProgressBar("a volume") as bar:
+
+        def shown() -> tuple[str, float, float | None]:
+            (task,) = bar._bar.tasks
+            return task.description, task.completed, task.total
+
+        machine_code._tell(0, 5)
+        machine_code._tell(0, 5)  # told again while another process compiles
+        machine_code._tell(2, 5)
+        assert shown() == ("compiling for this CPU, once: 2 of 5 loops", 2, 5)
+        machine_code._tell(5, 5)
+        assert shown() == ("a volume", 0, None)
+        bar(100, 1000)
+        machine_code._tell(0, 4)
+        machine_code._tell(1, 4)
+        assert shown() == ("compiling for this CPU, once: 6 of 9 loops", 100, 1000)
+        machine_code._tell(4, 4)
+        assert shown() == ("a volume", 100, 1000)
 
 
 def test_workers_suit_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -696,7 +722,8 @@ def test_workers_suit_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_warming_up_twice_compiles_once() -> None:
     first = list(itertools.islice(warm.usual_problems(), 1))
     told: list[tuple[int, int]] = []
-    _, ready = warm.warm_up(first, lambda *count: told.append(count))
+    with machine_code.watch_compilation(lambda *count: told.append(count)):
+        _, ready = warm.warm_up(first)
     assert told == [] or (told[0][0], told[-1]) == (0, (told[0][1], told[0][1]))  # (done, total)
     assert warm.warm_up(first) == (0, ready)
     assert ready >= len(warm.SOURCES) + len(warm.OUTPUTS)
