@@ -134,6 +134,7 @@ CASES: list[tuple[str, list[str], int, str]] = [
         4,
         "larger than the volume",
     ),
+    ("NaN as a value", ["apply", "x.npy", *GAUSS, "--missing", "nan", *OUT], 2, "--nan ignore"),
     # geometry
     (
         "strides 0",
