@@ -166,7 +166,7 @@ def arrows_inside(room: str) -> dict[str, set[str]]:
                 package = ("conv3d_cli", *path.parent.parts)
                 start = package[: len(package) - node.level + 1] if node.level else ()
                 base = ".".join([*start, *([node.module] if node.module else [])])
-                # `from conv3d_cli.cli import apply` names a module; EXIT_CODE would be in the package's own
+                # `from conv3d_cli.cli import apply` names a module; COMMANDS is in the package's own
                 names = [
                     f"{base}.{a.name}" if f"{base}.{a.name}" in arrows else base for a in node.names
                 ]

@@ -27,6 +27,7 @@ from conv3d_cli.model.spec import ConvProblem
 from conv3d_cli.model.volume import VolumeReader
 from conv3d_cli.pipeline.prepare import PreparedJob, PreparedStage, prepare_job
 from conv3d_cli.pipeline.request import Job
+from conv3d_cli.system.atomic import sent_to
 
 # Rounding error allowed, as a fraction of sum|w| max|x| over a voxel's window. The tests hold every
 # algorithm to this bound; it leaves room for the rounding of the stored value.
@@ -52,7 +53,7 @@ class Verified:
 
 def check_verifiable(job: Job) -> None:
     """Check, before a job runs, that its output can be verified. Raises: SpecError."""
-    if "-" in (job.source, job.target):
+    if job.source == "-" or sent_to(job.target):
         raise SpecError(
             f"{setting('verify')} reads the input and the output again, and a pipe cannot be read "
             "twice: name files"
@@ -78,13 +79,15 @@ def verify_output(job: Job, count: int) -> Verified:
     """
     with ExitStack() as stack:
         prepared = stack.enter_context(prepare_job(job))
-        reader = stack.enter_context(random_access(prepared.reader))
+        reader = stack.enter_context(random_access(prepared.reader, job.target))
         mask = None if prepared.mask is None else prepared.mask.reader
         largest = 1.0 if mask is None or job.missing.labels else _largest(mask)
         inputs = _Inputs(reader, mask, largest)
         # the axes are known here, in case the format does not store their names
         letters = None if output_format(job.target).names_axes else prepared.header.axes.letters
-        written = stack.enter_context(random_access(open_volume(job.target, axes=letters)))
+        written = stack.enter_context(
+            random_access(open_volume(job.target, axes=letters), job.target)
+        )
         slope, intercept = written.header.scale
         shape = prepared.header.shape
         picks = np.random.default_rng(SEED).choice(

@@ -34,7 +34,7 @@ from conv3d_cli.model.volume import (
 )
 from conv3d_cli.pipeline.blocking import DEEP_SLAB_BYTES, LEAST_SLAB
 from conv3d_cli.pipeline.outputs import ROLES
-from conv3d_cli.pipeline.stream import StreamPlan, stream
+from conv3d_cli.pipeline.stream import StreamPlan, load_loops, stream
 from conv3d_cli.system.machine import thread_count
 
 if TYPE_CHECKING:
@@ -346,6 +346,8 @@ def _compute(
     if coverage is not None:
         header = VolumeHeader(writer.header.axes, coverage.dtype)
         beside = [(ROLES["coverage"], ArrayWriter(coverage, header))]
+    if kept is None:
+        load_loops([convolution], reader.header, writer.array.dtype)
     plan = convolution.plan
     work = plan.seconds[plan.algorithm.name] * plan.threads * len(parts)
     quick = work < QUICK_SECONDS and mask is None

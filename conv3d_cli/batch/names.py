@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from conv3d_cli.errors import OutputExistsError, SpecError
-from conv3d_cli.system.atomic import suffix_of
+from conv3d_cli.system.atomic import suffix_of, takes_many
 
 
 def output_name(
@@ -83,7 +83,7 @@ def check_outputs(
     writers: dict[str, str] = {}
     for name, target, label in zip(inputs, outputs, labels, strict=True):
         real = identity(target)
-        if real in writers:
+        if real in writers and not takes_many(target):
             raise SpecError(
                 f"two inputs would write {target}: {writers[real]} and {label}; "
                 "use different folders (--out-dir), or run conv3d for each"

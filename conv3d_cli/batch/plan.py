@@ -18,7 +18,7 @@ from conv3d_cli.settings.config import located_bias, located_kernel
 from conv3d_cli.settings.mask_rules import is_rule, located_mask
 from conv3d_cli.settings.option import File
 from conv3d_cli.settings.options import OPTION, Settings
-from conv3d_cli.system.atomic import suffix_of
+from conv3d_cli.system.atomic import suffix_of, takes_many
 from conv3d_cli.system.words import count_of
 
 if TYPE_CHECKING:
@@ -445,7 +445,7 @@ def _check_beside(jobs: Sequence[Job]) -> None:
     others = {identity(name) for job in jobs for name in (job.source, job.target)}
     for role, path in ((output.role, output.path) for job in jobs for output in job.beside):
         real = identity(path)
-        if real in others:
+        if real in others and not takes_many(path):
             raise SpecError(
                 f"the {role} {path} is also an input, an output or the {role} of another output; "
                 "rename it"

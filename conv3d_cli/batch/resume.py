@@ -33,7 +33,7 @@ from conv3d_cli.pipeline.files import input_files, kernel_file, output_files
 from conv3d_cli.pipeline.request import Job, Stage
 from conv3d_cli.settings.option import Place
 from conv3d_cli.settings.options import OPTIONS, fields_not_compared
-from conv3d_cli.system.atomic import suffix_of, write_errors
+from conv3d_cli.system.atomic import sent_to, suffix_of, write_errors
 from conv3d_cli.system.digests import FileFingerprint, array_digest, file_digest, fingerprint_of
 
 try:
@@ -383,8 +383,7 @@ def _is_record(record: Any) -> bool:
 def check_resumable(job: Job) -> None:
     """Refuse a job whose files cannot be compared. Raises: SpecError."""
     for path in (job.source, *(output.path for output in job.outputs)):
-        if path == "-" or "://" in path:
-            what = "a pipe" if path == "-" else "a URL"
+        if what := "a URL" if "://" in path else sent_to(path):
             raise SpecError(
                 f"--resume compares the bytes of files, and {path} is {what}; "
                 "leave out --resume, or name a file"

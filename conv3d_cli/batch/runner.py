@@ -185,7 +185,7 @@ class BatchRunner:
             say(f"Error: {result.error_words()}")
 
     def finish(self) -> None:
-        """Show the table of all jobs. Raises: as `Reporter.finish`."""
+        """Show the table of all jobs."""
         self.reporter.finish(self.rows, time.perf_counter() - self.started)
 
 

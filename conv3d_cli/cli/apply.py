@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from conv3d_cli.cli.jobs import plan_command
-from conv3d_cli.cli.messages import EXIT_CODE, echo
+from conv3d_cli.cli.messages import echo
 from conv3d_cli.cli.options import SectionedCommand, apply_options, given_settings
 from conv3d_cli.cli.parameters import FileName
 from conv3d_cli.cli.reporter import TerminalReporter
@@ -108,7 +108,6 @@ def apply(ctx: click.Context, /, inputs: tuple[str, ...], **_: Any) -> None:
         from conv3d_cli.batch.depfile import write_depfile
 
         write_depfile(asked.depfile, jobs)
-    ctx.meta[EXIT_CODE] = batch.exit_code
     batch.finish()
     ctx.exit(batch.exit_code)
 
@@ -167,13 +166,13 @@ def _check_depfile(path: str, jobs: Sequence[Job], dry_run: bool) -> None:
 
 def _check_page(path: str, overwrite: bool, dry_run: bool) -> None:
     """Refuse a page that cannot be written, before any work."""
-    from conv3d_cli.system.atomic import check_target, suffix_of
+    from conv3d_cli.system.atomic import check_target, sent_to, suffix_of
 
     if dry_run:
         raise SpecError("--dry-run writes nothing, and --report is a file; leave out one of them")
-    if suffix_of(path) not in (".html", ".htm"):
+    if suffix_of(path) not in (".html", ".htm") and (path == "-" or not sent_to(path)):
         raise SpecError(f"a report is an HTML page, as in --report report.html, received '{path}'")
-    check_target(path, overwrite, send=True)
+    check_target(path, overwrite)
 
 
 def _run_with_page(

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from conv3d_cli.cli.layout import facts
-from conv3d_cli.cli.messages import EXIT_CODE
 from conv3d_cli.cli.parameters import FileName, UnitOption
 from conv3d_cli.errors import Conv3DError, SpecError, one_line
 from conv3d_cli.settings.option import File, Unit
@@ -83,6 +82,7 @@ def info(
     given = None if spacing is None else read_spacing(spacing)
     if mask is not None and not fwhm:
         raise SpecError("--mask is for --fwhm; pass both, or neither")
+    code = 0
     for position, path in enumerate(files):
         try:
             with ExitStack() as opened:
@@ -97,18 +97,18 @@ def info(
                     record["fwhm"] = smoothness(reader, mask, given)  # closes the reader
                     record["fwhm_unit"] = unit
         except Conv3DError as error:
-            text, code = one_line(error), error.exit_code
+            text = one_line(error)
             if as_json:
-                click.echo(json.dumps({"file": path, "error": text, "exit_code": code}))
+                click.echo(json.dumps({"file": path, "error": text, "exit_code": error.exit_code}))
             click.echo(f"Error: {text}", err=True)
-            ctx.meta.setdefault(EXIT_CODE, code)
+            code = code or error.exit_code
             continue
         if as_json:
             click.echo(json.dumps(record))
         else:
             text = facts(describe(record), sys.stdout, indent=9)
             click.echo(("\n" if position else "") + text)
-    ctx.exit(ctx.meta.get(EXIT_CODE, 0))
+    ctx.exit(code)
 
 
 def value_range(volume: VolumeReader) -> dict[str, Any]:

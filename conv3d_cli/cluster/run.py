@@ -33,6 +33,7 @@ from conv3d_cli.pipeline.prepare import PreparedJob, prepare_job
 from conv3d_cli.pipeline.request import Job
 from conv3d_cli.pipeline.run import JobReport, all_losses, check_paths, clipped_note
 from conv3d_cli.system.machine import give_back_memory, keep_freed_memory
+from conv3d_cli.system.scratch import scratch_folder
 
 CURE = "pip install 'conv3d[cluster]'"
 RETRIES = 2  # of a task that fails; Dask has its own number for workers that die
@@ -140,8 +141,6 @@ def _private_cluster(workers: int) -> Iterator[Any]:
     values that do not fit in memory) go to a private folder.
     Raises: SpecError with the cure if the library that makes the key is missing.
     """
-    import tempfile
-
     import dask
 
     distributed = import_distributed()
@@ -155,7 +154,7 @@ def _private_cluster(workers: int) -> Iterator[Any]:
     }
     with (
         # another user could create Dask's usual folder in the shared temporary folder first
-        tempfile.TemporaryDirectory(prefix="conv3d-dask-", ignore_cleanup_errors=True) as folder,
+        scratch_folder("conv3d-dask-") as folder,
         dask.config.set({**no_pages, "temporary-directory": folder}),
         distributed.LocalCluster(
             n_workers=workers,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,11 +74,11 @@ class Mask:
         """Whether stored values are certainties (or numbers of regions) without any change."""
         return (self.labels or self.largest == 1) and self.reader.header.scale == (1.0, 0.0)
 
-    def certainty_itemsize(self, real: np.dtype[np.float32 | np.float64]) -> int:
-        """Bytes per voxel of the array that `certainty` returns."""
+    def certainty_dtype(self, real: np.dtype[Any]) -> np.dtype[Any]:
+        """The dtype of the array that `certainty` returns."""
         stored = self.reader.header.dtype
         one_byte = stored.kind in "bu" and stored.itemsize == 1
-        return 1 if self.binary or (self._is_unscaled and one_byte) else real.itemsize
+        return np.dtype(np.uint8) if self.binary or (self._is_unscaled and one_byte) else real
 
     def inside(self, stored: Array) -> NDArray[np.bool_]:
         """Whether each stored voxel is above 0; an array of the same shape."""

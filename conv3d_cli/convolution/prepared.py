@@ -18,6 +18,7 @@ from conv3d_cli.model.volume import Array
 
 if TYPE_CHECKING:
     from conv3d_cli.engine import Plan, Team
+    from conv3d_cli.engine.machine_code import MachineCode
     from conv3d_cli.engine.plan import SlabResult
     from conv3d_cli.engine.weighting import Certainty
     from conv3d_cli.layer.activations import Activation
@@ -84,6 +85,31 @@ class Convolution:
     def plans(self) -> list[Plan]:
         """All plans that run."""
         return [self.plan]
+
+    def loops_to_load(
+        self, source: np.dtype[Any], out: np.dtype[Any], scale: tuple[float, float]
+    ) -> list[MachineCode]:
+        """The functions that slabs call, from voxels of a dtype and scale to another dtype.
+
+        None is loaded for it. Functions that few slabs need are left out; `convolve` loads those.
+        """
+        stored = self.plan.dtype if self.on_slabs else out
+        numerators = self.plan.loops_to_load(source, stored, scale, self._policy)
+        return [*numerators, *self._finishing(out)]
+
+    def _finishing(self, out: np.dtype[Any]) -> list[MachineCode]:
+        """The functions that `_finish` calls."""
+        codes = [self.plan.store_code(out)]
+        if self.magnitude:
+            from conv3d_cli.engine.magnitude import magnitude_code
+
+            codes.append(magnitude_code(self.filters_per_channel, self.plan.dtype))
+        return codes
+
+    @property
+    def _policy(self) -> Certainty | None:
+        """Which voxels are missing; None: none."""
+        return None
 
     def memory(self, planes: int, computed: int) -> dict[str, int]:
         """Bytes by name, in addition to input, output and the plan's scratch and weights.

@@ -39,6 +39,7 @@ from conv3d_cli.model.volume import (
     VolumeWriter,
     parts_in_storage_order,
 )
+from conv3d_cli.system.atomic import sent_to
 
 # The order matters: two formats claim a name such as volumes.zarr/head.nii.gz.
 FORMATS: tuple[VolumeFormat, ...] = (
@@ -355,11 +356,13 @@ def output_access(
 
 
 def output_format(path: str) -> VolumeFormat:
-    """The format that an output's name asks for.
+    """The format that an output's name asks for; .npy for a device or a FIFO that names none.
 
     Raises: SpecError if no format has its suffix.
     """
     found = find_format(path)
+    if found is None and sent_to(path):
+        return npy.FORMAT
     if found is None:
         if os.path.isdir(path) or path.endswith(("/", os.sep)):
             cure = words(f"pass it as --out-dir {path}", "add a file's name")

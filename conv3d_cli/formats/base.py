@@ -31,7 +31,8 @@ from conv3d_cli.model.volume import (
     VolumeWriter,
     parts_in_storage_order,
 )
-from conv3d_cli.system.atomic import AtomicFile, check_target, committed_together, write_errors
+from conv3d_cli.system.atomic import OutputFile, check_target, committed_together, write_errors
+from conv3d_cli.system.scratch import temporary_folder, unnamed_file
 
 # Boxes are copied out of a memory map in pieces of this size; the pages of each are then released.
 PIECE_BYTES = 16 << 20
@@ -351,7 +352,7 @@ class RawReader(ArrayReader):
 class RawWriter(VolumeWriter):
     """A writer of uncompressed voxels into a file, in any order of slabs.
 
-    output : AtomicFile     this writer commits it
+    output : OutputFile     this writer commits it
     offset : int            bytes before the first voxel, which the format itself writes
     stored : numpy dtype or None
                             of the voxels in the file, in either byte order; None: `header.dtype`
@@ -360,7 +361,7 @@ class RawWriter(VolumeWriter):
 
     def __init__(
         self,
-        output: AtomicFile,
+        output: OutputFile,
         header: VolumeHeader,
         path: str,
         offset: int = 0,
@@ -407,7 +408,7 @@ class PairWriter(VolumeWriter):
     describes the voxels of another volume.
     """
 
-    def __init__(self, voxels: VolumeWriter, head: AtomicFile) -> None:
+    def __init__(self, voxels: VolumeWriter, head: OutputFile) -> None:
         self.voxels, self.head = voxels, head
         self.header, self.path, self.sequential = voxels.header, voxels.path, voxels.sequential
 
@@ -569,30 +570,18 @@ def write_at(file: BinaryIO, data: memoryview, position: int) -> None:
 # Spooling: random access for what can only be streamed
 
 
-def unnamed_file() -> BinaryIO:
-    """A new file without a name in the temporary folder; closing it deletes it."""
-    import tempfile  # late: it imports much, and few jobs need it
-
-    return tempfile.TemporaryFile(prefix="conv3d-")
-
-
-def temporary_folder() -> str:
-    """The folder of `unnamed_file`: $TMPDIR, or the system's default."""
-    import tempfile
-
-    return tempfile.gettempdir()
-
-
-def spool_reader(reader: VolumeReader) -> VolumeReader:
+def spool_reader(reader: VolumeReader, beside: str | None = None) -> VolumeReader:
     """Random access to the voxels of a sequential reader, through an uncompressed copy in $TMPDIR.
 
+    beside : str or None    an output, whose folder serves if no temporary folder is writable
     Takes over `reader` and closes it.
     Raises: FormatError if the input is corrupt; WriteError if the disk is full.
     """
     header = reader.header
-    file = unnamed_file()  # the new reader closes it
+    file = unnamed_file(beside)  # the new reader closes it
+    folder = temporary_folder(beside)
     try:
-        with reader, write_errors(f"a temporary copy of {reader.path} in {temporary_folder()}"):
+        with reader, write_errors(f"a temporary copy of {reader.path} in {folder}"):
             reserve_space(file, header.nbytes)
             for n, channels in parts_in_storage_order(header.axes, channels_together=False):
                 for start in range(0, header.shape[1], 8):
@@ -608,9 +597,9 @@ def spool_reader(reader: VolumeReader) -> VolumeReader:
         raise
 
 
-def random_access(reader: VolumeReader) -> VolumeReader:
+def random_access(reader: VolumeReader, beside: str | None = None) -> VolumeReader:
     """A reader that reads planes in any order: `reader` itself, or `spool_reader` of it."""
-    return spool_reader(reader) if reader.sequential else reader
+    return spool_reader(reader, beside) if reader.sequential else reader
 
 
 class SpooledWriter(VolumeWriter):
@@ -624,7 +613,7 @@ class SpooledWriter(VolumeWriter):
         self.notes = writer.notes
         try:
             with self._errors():
-                self._file = unnamed_file()  # closed by abort
+                self._file = unnamed_file(self.path)  # closed by abort
         except BaseException:
             writer.abort()
             raise
@@ -636,7 +625,7 @@ class SpooledWriter(VolumeWriter):
             raise
 
     def _errors(self) -> write_errors:
-        return write_errors(f"a temporary copy of {self.path} in {temporary_folder()}")
+        return write_errors(f"a temporary copy of {self.path} in {temporary_folder(self.path)}")
 
     def write(self, n: int, depth_start: int, channel_start: int, block: Array) -> None:
         with self._errors():
@@ -686,11 +675,11 @@ class ScaledWriter(VolumeWriter):
         self.header = replace(header, dtype=np.dtype(np.float32))
         self._low, self._high, self._nonfinite = math.inf, -math.inf, 0
         with self._errors():
-            self._file = unnamed_file()  # closed by abort
+            self._file = unnamed_file(self.path)  # closed by abort
             reserve_space(self._file, self.header.nbytes)
 
     def _errors(self) -> write_errors:
-        return write_errors(f"a temporary copy of {self.path} in {temporary_folder()}")
+        return write_errors(f"a temporary copy of {self.path} in {temporary_folder(self.path)}")
 
     def write(self, n: int, depth_start: int, channel_start: int, block: Array) -> None:
         known = np.isfinite(block)

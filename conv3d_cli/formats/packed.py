@@ -18,13 +18,12 @@ from conv3d_cli.errors import FormatError
 from conv3d_cli.formats.base import (
     RawReader,
     reserve_space,
-    temporary_folder,
-    unnamed_file,
     write_at,
 )
 from conv3d_cli.formats.codecs import WINDOW_BYTES, Codec, codec_threads
 from conv3d_cli.model.volume import SPATIAL, Array, Axes, VolumeHeader, VolumeReader, VolumeWriter
-from conv3d_cli.system.atomic import AtomicFile, write_errors
+from conv3d_cli.system.atomic import OutputFile, write_errors
+from conv3d_cli.system.scratch import temporary_folder, unnamed_file
 
 # Unpacked at a time, then copied into the slab: measured as fast as unpacking into the slab itself.
 READ_BYTES = 1 << 18
@@ -327,7 +326,7 @@ def packed(data: bytes, codec: Codec, level: int) -> bytes:
 class PackedWriter(VolumeWriter):
     """A writer of compressed voxels, slab after slab in storage order.
 
-    output : AtomicFile     this writer commits it
+    output : OutputFile     this writer commits it
     prefix : bytes          packed before the voxels: the file's header
     stored : numpy dtype    of the voxels in the file
     level, threads          see `PackedBlocks`
@@ -337,7 +336,7 @@ class PackedWriter(VolumeWriter):
 
     def __init__(
         self,
-        output: AtomicFile,
+        output: OutputFile,
         header: VolumeHeader,
         path: str,
         prefix: bytes,

@@ -38,7 +38,7 @@ from conv3d_cli.formats.npy import read_array_header
 from conv3d_cli.kernels.lengths import MAX_WEIGHTS, require_memory
 from conv3d_cli.model.kernel import Kernel
 from conv3d_cli.model.volume import Volume
-from conv3d_cli.system.atomic import AtomicFile, write_errors
+from conv3d_cli.system.atomic import output_file, sent_to, write_errors
 from conv3d_cli.system.inputs import check_input
 
 if TYPE_CHECKING:
@@ -115,13 +115,22 @@ def read_kernel_file(path: str, build: BuildKernel) -> Kernel:
         return kind.read(path, build)
 
 
+def find_written_file(path: str | os.PathLike[str]) -> KernelFile | None:
+    """As `find_kernel_file`, but .npz for a device or a FIFO without a suffix of any kind.
+
+    >>> find_written_file(os.devnull).suffixes
+    ('.npz',)
+    """
+    return find_kernel_file(path) or (find_kernel_file(".npz") if sent_to(path) else None)
+
+
 def write_kernel(path: str | os.PathLike[str], kernel: Kernel, *, overwrite: bool = False) -> None:
     """Write a kernel in the format of the suffix; the file appears complete or not at all.
 
     Raises: SpecError for an unknown suffix; OutputExistsError; WriteError if the format cannot
     store the kernel.
     """
-    kind = find_kernel_file(path)
+    kind = find_written_file(path)
     able = known_suffixes(written=True)
     if kind is None:
         raise SpecError(f"cannot write {path}: no kernel format has this suffix; known are {able}")
@@ -143,7 +152,7 @@ def write_kernel(path: str | os.PathLike[str], kernel: Kernel, *, overwrite: boo
     if kind.encode is None:
         write_volume(os.fspath(path), Volume(kernel.weights, "zyx"), overwrite=overwrite)
         return
-    with AtomicFile(path, overwrite) as output:
+    with output_file(path, overwrite) as output:
         content = kind.encode(kernel)
         with write_errors(path):
             output.file.write(content)

@@ -31,10 +31,10 @@ from conv3d_cli.model.volume import VolumeHeader, VolumeWriter
 from conv3d_cli.pipeline.outputs import ROLES
 from conv3d_cli.pipeline.prepare import PreparedJob, naming, open_job_mask, prepare_job
 from conv3d_cli.pipeline.request import Job
-from conv3d_cli.pipeline.stream import LayerReader, stream
-from conv3d_cli.system.atomic import committed_together
+from conv3d_cli.pipeline.stream import LayerReader, load_loops, stream
+from conv3d_cli.system.atomic import committed_together, takes_many
 from conv3d_cli.system.machine import thread_count
-from conv3d_cli.system.words import count_of
+from conv3d_cli.system.words import count_of, percent
 
 if TYPE_CHECKING:
     from conv3d_cli.convolution.masks import Mask
@@ -104,7 +104,8 @@ def check_paths(job: Job, make_folder: bool = False) -> None:
     _check_target(job, make_folder)
     taken = {os.path.realpath(path) for path in (job.source, *written_files(job.target))}
     for output in job.beside:
-        paths = {os.path.realpath(path) for path in written_files(output.path)}
+        files = () if takes_many(output.path) else written_files(output.path)
+        paths = {os.path.realpath(path) for path in files}
         if paths & taken or replaced_part(job.source, output.path):
             raise OutputExistsError(
                 f"cannot write {output.path}: it is the input or the output; name another file"
@@ -166,6 +167,7 @@ def run_job(
             decided(prepared)
         team = stack.enter_context(Team(thread_count(job.threads)))
         reader, stages = prepared.reader, prepared.stages
+        convolutions = [stage.convolution for stage in stages]
         observer: StreamObserver | None = None
         output_mask = None
         if statistics:
@@ -177,7 +179,7 @@ def run_job(
         if prepared.boxes is None:
             for position, spooled in enumerate(prepared.spool_input):
                 if spooled:
-                    reader = stack.enter_context(spool_reader(reader))
+                    reader = stack.enter_context(spool_reader(reader, job.target))
                 if position < len(stages) - 1:
                     reader = LayerReader(reader, stages[position].convolution, team)
         writer = _writer(job, prepared.header)
@@ -187,6 +189,7 @@ def run_job(
         if observer is not None:
             streamed = observer.writer(writer, output_mask)
         with writer, naming(prepared.reader):
+            load_loops(convolutions, prepared.reader.header, writer.header.dtype)
             beside = [
                 (ROLES[o.role], stack.enter_context(_additional_writer(o.path, prepared)))
                 for o in job.beside
@@ -196,7 +199,6 @@ def run_job(
             else:
                 from conv3d_cli.pipeline.boxes.stream import stream_boxes  # few jobs need boxes
 
-                convolutions = [stage.convolution for stage in stages]
                 partition, parts = prepared.boxes.partition, prepared.stream_plan.parts
                 times = stream_boxes(
                     convolutions, partition, parts, reader, streamed, team, progress
@@ -324,7 +326,7 @@ def _coverage_notes(prepared: PreparedJob) -> list[str]:
     if any(count == total for count, total in counts):
         raise ShapeError("no voxel is left: all of them are missing")
     return [
-        f"{count} voxels ({100 * count / total:.2g} %) had too little of the kernel's "
+        f"{count} voxels ({percent(count, total)}) had too little of the kernel's "
         f"weight ({setting('min_coverage')}) and are NaN"
         for count, total in counts
         if count
@@ -340,7 +342,6 @@ def clipped_note(job: Job, dtype: np.dtype[Any], clipped: int, voxels: int) -> l
     """
     if not clipped:
         return []
-    percent = 100 * clipped / max(1, voxels)
     limits = np.iinfo(dtype)
     cures = [f"{setting('dtype', 'float32')} keeps all values"]
     if limits.min == 0:
@@ -348,8 +349,8 @@ def clipped_note(job: Job, dtype: np.dtype[Any], clipped: int, voxels: int) -> l
     if output_format(job.target).holds_scale and job.scale == "none":
         cures.append(f"{setting('scale', 'auto')} fits them in")
     return [
-        f"{count_of(clipped, 'voxel')} ({percent:.2g} %) did not fit {dtype.name} ({limits.min} to "
-        f"{limits.max}) and were clipped; {', '.join(cures)}"
+        f"{count_of(clipped, 'voxel')} ({percent(clipped, voxels)}) did not fit {dtype.name} "
+        f"({limits.min} to {limits.max}) and were clipped; {', '.join(cures)}"
     ]
 
 

@@ -13,3 +13,17 @@ def count_of(number: int, noun: str, plural: str = "") -> str:
     ('1 thread', '2 threads', '2 matches')
     """
     return f"{number} {noun if number == 1 else plural or noun + 's'}"
+
+
+def percent(part: float, whole: float = 1) -> str:
+    """A part in percent, to two digits; "100 %" only if it is all, "0 %" only if it is nothing.
+
+    >>> percent(1, 3), percent(7, 7), percent(999_999, 1_000_000), percent(1, 1_000_000_000)
+    ('33 %', '100 %', 'over 99 %', 'under 0.001 %')
+    """
+    value = 100 * part / whole
+    if 99 < value < 100:
+        return "over 99 %"
+    if 0 < value < 0.001:
+        return "under 0.001 %"
+    return f"{value:.2g} %" if abs(value) < 99.5 else f"{value:.0f} %"

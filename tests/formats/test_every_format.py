@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from processes import started
 
 from conv3d_cli.errors import FormatError, OutputExistsError, SpecError, WriteError
 from conv3d_cli.formats import (
@@ -419,6 +421,28 @@ def test_overwrite_replaces(path: str, rng: np.random.Generator) -> None:
     volume = make("zyx", "uint8", rng)
     write_volume(path, volume, overwrite=True)
     np.testing.assert_array_equal(read_back(path, "zyx").data, volume.data)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="FIFOs")
+def test_a_fifo_gets_the_bytes_of_a_file(path: str, rng: np.random.Generator) -> None:
+    """Whatever writes at random, it is spooled; a store of many files cannot be sent."""
+    volume = make("zyx", "float32", rng)
+    if path.endswith(".zarr"):
+        os.mkfifo(path)
+        with pytest.raises(WriteError, match="it is a FIFO, but the output is a folder"):
+            write_volume(path, volume)
+        return
+    write_volume(path, volume)
+    expected = files_beside(path)
+    clear_folder_of(path)
+    os.mkfifo(path)
+    with started(["cat", path], stdout=subprocess.PIPE) as reader:
+        write_volume(path, volume)
+        assert reader.stdout is not None
+        sent = reader.stdout.read()
+    assert stat.S_ISFIFO(os.stat(path).st_mode)
+    os.unlink(path)
+    assert {**files_beside(path), os.path.basename(path): sent} == expected
 
 
 def test_an_input_may_be_its_own_output(path: str, rng: np.random.Generator) -> None:

@@ -53,7 +53,7 @@ from conv3d_cli.formats.nifti.header import (
 )
 from conv3d_cli.formats.packed import PackedStream, PackedWriter, open_packed, packed
 from conv3d_cli.model.volume import SPATIAL, Axes, VolumeHeader, VolumeReader, VolumeWriter
-from conv3d_cli.system.atomic import AtomicFile, check_target, suffix_of, write_errors
+from conv3d_cli.system.atomic import OutputFile, check_target, output_file, suffix_of, write_errors
 from conv3d_cli.system.inputs import check_input
 
 # --------------------------------------------------------------------------------------------------
@@ -253,10 +253,10 @@ def create_nifti(
         )
     except WriteError as error:
         raise WriteError(f"cannot write {path}: {error}") from None
-    opened = [AtomicFile(voxel_path, overwrite)]
+    opened = [output_file(voxel_path, overwrite)]
     try:
         if pair:
-            opened.append(AtomicFile(header_path, overwrite, is_header=True))
+            opened.append(output_file(header_path, overwrite, is_header=True))
         with write_errors(header_path):
             head = packed(prefix, codec, options.gz_level) if pair and codec is not None else prefix
             if pair or codec is None:
@@ -282,7 +282,7 @@ def create_nifti(
 
 
 def _voxel_writer(
-    output: AtomicFile,
+    output: OutputFile,
     header: VolumeHeader,
     path: str,
     prefix: bytes,

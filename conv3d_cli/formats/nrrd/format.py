@@ -47,7 +47,7 @@ from conv3d_cli.model.volume import (
     VolumeWriter,
     is_history,
 )
-from conv3d_cli.system.atomic import AtomicFile, suffix_of, write_errors
+from conv3d_cli.system.atomic import output_file, suffix_of, write_errors
 from conv3d_cli.system.inputs import check_input
 
 HISTORY = "conv3d_history"  # key of the history, a line for each step
@@ -252,10 +252,10 @@ def create_nrrd(
         fields["data file"] = os.path.basename(names[1])
     text = header_text(fields, keys) + (b"" if len(names) == 2 else b"\n")
     stored = np.dtype(np.uint8) if header.dtype == np.bool_ else header.dtype.newbyteorder("<")
-    opened = [AtomicFile(names[-1], overwrite)]
+    opened = [output_file(names[-1], overwrite)]
     try:
         if len(names) == 2:
-            opened.append(AtomicFile(path, overwrite, is_header=True))
+            opened.append(output_file(path, overwrite, is_header=True))
         with write_errors(path):
             if packs:
                 opened[0].file.write(text)

@@ -47,7 +47,7 @@ from conv3d_cli.formats.tiff.series import (
     value_scale,
 )
 from conv3d_cli.model.volume import ArrayReader, Axes, VolumeHeader, VolumeReader, VolumeWriter
-from conv3d_cli.system.atomic import AtomicFile, suffix_of, write_errors
+from conv3d_cli.system.atomic import OutputFile, output_file, suffix_of, write_errors
 
 IMAGEJ_DTYPES = ("uint8", "int16", "uint16", "float32")
 CLASSIC_LIMIT = 2**32 - 2**25  # bytes of voxels and directories in a file with 32-bit offsets
@@ -285,7 +285,7 @@ class StackWriter(RawWriter):
     """
 
     def __init__(
-        self, output: AtomicFile, header: VolumeHeader, path: str, offset: int, layout: FileLayout
+        self, output: OutputFile, header: VolumeHeader, path: str, offset: int, layout: FileLayout
     ) -> None:
         super().__init__(output, header, path, offset, layout.dtype)
         self.stored_axes = layout.axes
@@ -322,7 +322,7 @@ def create_tiff(
     compression = options.compression
     need_codec(path, compression)
     layout = choose_layout(path, header, compression != "none")
-    output = AtomicFile(path, overwrite)
+    output = output_file(path, overwrite)
     writer: VolumeWriter
     try:
         if compression == "none":
@@ -435,7 +435,7 @@ def _ome_order(header: VolumeHeader) -> str:
 
 
 def _write_directories(
-    output: AtomicFile, header: VolumeHeader, layout: FileLayout, path: str
+    output: OutputFile, header: VolumeHeader, layout: FileLayout, path: str
 ) -> tuple[int, str]:
     """Write everything but the voxels. Returns the byte of the first voxel, and a note."""
     import tifffile
