@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from conv3d_cli.cli.values import refusal
 from conv3d_cli.settings.option import File, Unit
 
 if TYPE_CHECKING:
@@ -30,7 +31,9 @@ class FileName(click.ParamType):  # type: ignore[type-arg]  # Click 8.1 knows no
         """The value itself. Raises: click.BadParameter if it is empty, as "$UNSET" is."""
         if value == "":
             self.fail(
-                "it is empty: name a file, or leave it out (is a variable unset?)", param, ctx
+                refusal("the name of a file", value, "or leave it out (is a variable unset?)"),
+                param,
+                ctx,
             )
         return value
 

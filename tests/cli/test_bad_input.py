@@ -78,13 +78,18 @@ CASES: list[tuple[str, list[str], int, str]] = [
     ("missing", ["apply", "nix.npy", *KERNEL, *OUT], 3, "cannot read nix.npy: no such file"),
     ("missing nifti", ["apply", "nix.nii.gz", *KERNEL, *OUT], 3, "no such file"),
     *[
-        (f"an empty name: {' '.join(words)}", ["apply", *words], 2, f"{name}: it is empty: name a")
+        (
+            f"an empty name: {' '.join(words)}",
+            ["apply", *words],
+            2,
+            f"{name} must be the name of a file, received ''; or leave it out",
+        )
         for name, words in {
-            "'INPUT...'": ["", *KERNEL, *OUT],
-            "'-o' / '--output'": ["x.npy", *KERNEL, "-o", ""],
-            "'--mask'": ["x.npy", *KERNEL, *OUT, "--mask", ""],
-            "'--depfile'": ["x.npy", *KERNEL, *OUT, "--depfile", ""],
-            "'--report'": ["x.npy", *KERNEL, *OUT, "--report", ""],
+            "INPUT...": ["", *KERNEL, *OUT],
+            "--output": ["x.npy", *KERNEL, "-o", ""],
+            "--mask": ["x.npy", *KERNEL, *OUT, "--mask", ""],
+            "--depfile": ["x.npy", *KERNEL, *OUT, "--depfile", ""],
+            "--report": ["x.npy", *KERNEL, *OUT, "--report", ""],
         }.items()
     ],
     ("a folder", ["apply", ".", *KERNEL, *OUT], 2, "is a folder"),

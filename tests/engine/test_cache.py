@@ -538,8 +538,8 @@ def test_workers_read_no_more_of_the_environment_than_their_parent(tmp_path: Pat
     """Under `python -I`, a file that PYTHONPATH names is not run by the workers, either."""
     ran = tmp_path / "ran"
     (tmp_path / "sitecustomize.py").write_text(f"open({str(ran)!r}, 'a').write('x')\n")
-    root = str(Path(conv3d_cli.__file__).parent.parent)
-    script = f"import sys; sys.path.insert(0, {root!r})" + LOADED
+    paths = [str(Path(conv3d_cli.__file__).parent.parent)]
+    script = f"import sys; from sys import path; path[:0] = {paths!r}; " + LOADED
     env = {**os.environ, "PYTHONPATH": str(tmp_path), "CONV3D_CACHE_DIR": str(tmp_path / "cache")}
     for flags, marks in (["-I"], False), ([], True):
         shutil.rmtree(tmp_path / "cache", ignore_errors=True)
