@@ -602,7 +602,9 @@ def spool_reader(reader: VolumeReader) -> VolumeReader:
                         file, header.axes, header.dtype, 0, n, (start, 0, 0), channels.start, block
                     )
             reader.finish()
-        return RawReader(file, header, reader.path, header.dtype, 0)
+        copy = RawReader(file, header, reader.path, header.dtype, 0)
+        copy.notes = reader.notes
+        return copy
     except BaseException:
         file.close()
         raise

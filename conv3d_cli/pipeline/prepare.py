@@ -190,6 +190,8 @@ class _StreamOrder(NamedTuple):
 
 def _prepare(job: Job, reader: VolumeReader, mask: Mask | None) -> PreparedJob:
     notes = list(reader.notes)
+    if mask is not None:
+        notes += [f"mask {mask.reader.path}: {note}" for note in mask.reader.notes]
     with reading_kernels(_ceiling(job)):
         chain = _resolve_stages(job, reader.header, notes)
     header = _output_header(job, reader.header, chain)

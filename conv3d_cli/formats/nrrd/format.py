@@ -119,7 +119,7 @@ def open_nrrd(path: str, *, axes: str | None = None, channels_first: bool = Fals
         history=history,
     )
     reader = _open_voxels(header, volume, dtype)
-    reader.notes = (*notes, *more)
+    reader.notes = (*reader.notes, *notes, *more)
     return reader
 
 
