@@ -274,6 +274,8 @@ class VolumeHeader:
                                 describes
     components : tuple of str   of an output: names of the channels that one input channel became,
                                 in order; () if they have no names
+    is_filtered : bool          of an output: its values are computed, not copied, so what they mean
+                                may be another thing than `metadata` says
     history : tuple of str      the steps that made it, oldest first: lines "PROGRAM STEP: COMMAND"
     """
 
@@ -286,6 +288,7 @@ class VolumeHeader:
     transform: VoxelTransform = field(default_factory=VoxelTransform)
     components: tuple[str, ...] = ()
     history: tuple[str, ...] = ()
+    is_filtered: bool = False
 
     @property
     def shape(self) -> tuple[int, int, int, int, int]:

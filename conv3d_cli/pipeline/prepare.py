@@ -266,7 +266,10 @@ def _output_header(job: Job, source: VolumeHeader, chain: list[_ResolvedStage]) 
         transform = transform.then(resolved.problem.voxel_transform)
     last = chain[-1].resolved
     shape = (source.shape[0], *last.problem.out_size, last.channels_out)
-    header = output_header(job.target, source, shape, grid, transform, np.dtype(job.dtype))
+    copies = len(chain) == 1 and last.is_copy and chain[0].stage.activity_regularizer is None
+    dtype = np.dtype(job.dtype or (_copy_dtype(source) if copies else np.float32))
+    header = output_header(job.target, source, shape, grid, transform, dtype)
+    header = replace(header, is_filtered=not copies)
     if last.kernel.is_bank and not last.magnitude:
         header = replace(header, components=last.kernel.filter_names)
     if job.history:
@@ -276,6 +279,18 @@ def _output_header(job: Job, source: VolumeHeader, chain: list[_ResolvedStage]) 
             "--scale auto is not for RGB voxels, whose readers ignore a slope; leave it out"
         )
     return header
+
+
+def _copy_dtype(source: VolumeHeader) -> np.dtype[Any]:
+    """The dtype of a copy for which none is given: float32 if it holds every value, else a wider.
+
+    64-bit integers become float64, since few formats hold them.
+    """
+    stored = source.dtype
+    if np.can_cast(stored, np.float32):
+        return np.dtype(np.float32)
+    is_short = stored.itemsize < 8 and source.scale == (1.0, 0.0)
+    return stored if is_short else np.dtype(np.float64)
 
 
 def _shift_notes(job: Job, header: VolumeHeader, chain: list[_ResolvedStage]) -> list[str]:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from conv3d_cli.convolution.copying import Copy
 from conv3d_cli.errors import OutputExistsError, ShapeError
 from conv3d_cli.formats import (
     check_output,
@@ -204,7 +205,10 @@ def run_job(
             reader.finish()
             voxels = math.prod(prepared.header.shape)
             coverage_notes = _coverage_notes(prepared)
-            clipped_notes = clipped_note(job, times.clipped, voxels)
+            clipped_notes = [
+                *clipped_note(job, prepared.header, times.clipped, voxels),
+                *loss_notes(prepared),
+            ]
             if job.strict:
                 _refuse_losses([*clipped_notes, *coverage_notes, *writer.notes])
             commit_started = time.perf_counter()
@@ -331,9 +335,31 @@ def _coverage_notes(prepared: PreparedJob) -> list[str]:
     ]
 
 
-def clipped_note(job: Job, clipped: int, voxels: int) -> list[str]:
+def loss_notes(prepared: PreparedJob) -> list[str]:
+    """Notes on values that the arithmetic or the output's dtype lost, apart from clipped ones."""
+    job, convolutions = prepared.job, [stage.convolution for stage in prepared.stages]
+    first, last, source = convolutions[0], convolutions[-1], prepared.reader.header.dtype
+    out = np.dtype(np.float32) if job.scale == "auto" else prepared.header.dtype
+    is_copy = isinstance(first, Copy) and first is last
+    losses = replace(
+        last.losses,
+        largest=first.losses.largest,
+        spoiled=max(convolution.losses.spoiled for convolution in convolutions),
+    )
+    real = out if is_copy else first.plan.dtype
+    notes = losses.notes(real, out, f"--dtype {source}" if is_copy else "--precision float64")
+    if out == np.float64 and job.precision == "float32" and not is_copy:
+        notes.append(
+            "the output is float64, but the arithmetic float32: its voxels are exact to 7 digits; "
+            "--precision float64 computes 15"
+        )
+    return notes
+
+
+def clipped_note(job: Job, header: VolumeHeader, clipped: int, voxels: int) -> list[str]:
     """A note on clipped values, or none.
 
+    header : VolumeHeader   of the output
     clipped : int       values that the output's dtype could not hold
     voxels : int        values of the output
     """
@@ -341,13 +367,13 @@ def clipped_note(job: Job, clipped: int, voxels: int) -> list[str]:
         return []
     percent = 100 * clipped / max(1, voxels)
     cures = ["--dtype float32 keeps all values"]
-    if job.dtype.startswith("u"):
+    if header.dtype.kind == "u":
         cures.append("int16 negative ones")
     if output_format(job.target).holds_scale and job.scale == "none":
         cures.append("--scale auto fits them in")
     return [
-        f"{count_of(clipped, 'voxel')} ({percent:.2g} %) did not fit {job.dtype} and were clipped; "
-        + ", ".join(cures)
+        f"{count_of(clipped, 'voxel')} ({percent:.2g} %) did not fit {header.dtype} and were "
+        "clipped; " + ", ".join(cures)
     ]
 
 

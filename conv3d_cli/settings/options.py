@@ -466,11 +466,11 @@ class Settings:
         "Data",
         shapes=True,
         metavar="DTYPE",
-        default="float32",
         stores=True,
         config=Value((str,), "a name"),
         help="Data type of the output. Integers are rounded half to even and clipped to their "
-        "range; clipped voxels are counted.",
+        "range; clipped voxels are counted.  [default: float32, or for a copy (-k identity) one "
+        "that holds every value]",
     )
     scale: str | None = option(
         choice("none", "auto"),
