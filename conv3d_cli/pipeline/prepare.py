@@ -196,6 +196,8 @@ def _prepare(job: Job, reader: VolumeReader, mask: Mask | None) -> PreparedJob:
         chain = _resolve_stages(job, reader.header, notes)
     header = _output_header(job, reader.header, chain)
     notes += _shift_notes(job, header, chain)
+    if lost := output_format(job.target).lost_meaning(header):
+        notes.append(lost)
     order = _stream_order(job, reader, header, chain)
     if order.spool_output:
         notes.append(

@@ -26,6 +26,19 @@ LETTERS = "xyztcab"  # axis letters of dimensions 1 to 7
 RGB_LETTERS = "xyztdab"  # of RGB volumes: `s` is the channel axis, and dimension 5 is batch
 LARGEST_NIFTI1_SIZE = 32767
 VECTOR_INTENT, MATRIX_INTENT, LABEL_INTENT = 1007, 1004, 1002
+# Intents that filtered values do not have: statistics with their degrees of freedom, p-values, and
+# numbers of labels. A mean of t values has no t distribution.
+# Source: nifti1.h, INTERPRETATION OF VOXEL DATA.
+MEANINGS = {
+    2: "a correlation",
+    3: "a t test",
+    4: "an F test",
+    5: "a z score",
+    **dict.fromkeys(range(6, 22), "a statistic"),
+    **dict.fromkeys(range(22, 25), "p-values"),
+    LABEL_INTENT: "labels",
+    1003: "names of neuroanatomy",
+}
 # Vertices of FreeSurfer's icospheres, 10 * 4^k + 2, that are too many for a NIfTI-1 axis or are
 # folded to fit.
 VERTICES = tuple(10 * 4**k + 2 for k in range(5, 8))
@@ -421,8 +434,10 @@ def output_header(volume: VolumeHeader, axes: Axes, pair: bool) -> tuple[Any, li
         header["intent_code"] = VECTOR_INTENT if axes.size("c") > 1 else 0
         header["intent_name"] = b""
         header["intent_p1"] = header["intent_p2"] = header["intent_p3"] = 0
-    if int(header["intent_code"]) == LABEL_INTENT and volume.dtype.kind == "f":
-        header["intent_code"], header["intent_name"] = 0, b""  # labels are integers
+    if volume.is_filtered and int(header["intent_code"]) in MEANINGS:
+        header["intent_code"] = 0
+        header["intent_name"] = b""
+        header["intent_p1"] = header["intent_p2"] = header["intent_p3"] = 0
     if volume.components and not rgb:
         notes += _write_components(header, volume.components, axes.size("c"))
     if source is not None and _slices_changed(volume, source, sizes):
@@ -431,6 +446,21 @@ def output_header(volume: VolumeHeader, axes: Axes, pair: bool) -> tuple[Any, li
         header["dim_info"] = int(header["dim_info"]) & 0b1111  # frequency and phase stay
     notes += write_grid(header, volume.grid, None if source is None else source.grid)
     return header, notes
+
+
+def lost_meaning(volume: VolumeHeader) -> str:
+    """A note if an output's values no longer are what its input's intent says, else "".
+
+    volume : VolumeHeader       of the output
+    """
+    source = source_of(volume)
+    meaning = None if source is None else MEANINGS.get(int(source.header["intent_code"]))
+    if meaning is None or not volume.is_filtered:
+        return ""
+    return (
+        f"the input's voxels are {meaning} by its header (intent_code), and filtered ones are not: "
+        "the output has no such intent"
+    )
 
 
 def _write_components(header: Any, components: tuple[str, ...], channels: int) -> list[str]:
