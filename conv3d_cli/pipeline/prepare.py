@@ -43,6 +43,7 @@ from conv3d_cli.pipeline.memory import (
 )
 from conv3d_cli.pipeline.request import Job, Stage
 from conv3d_cli.pipeline.stream import StreamPlan
+from conv3d_cli.settings.presets import PRESETS
 from conv3d_cli.system.machine import thread_count
 
 if TYPE_CHECKING:
@@ -235,6 +236,8 @@ def _resolve_stages(job: Job, header: VolumeHeader, notes: list[str]) -> list[_R
     """
     chain: list[_ResolvedStage] = []
     shape, grid = header.shape, header.grid
+    if job.preset is not None and PRESETS[job.preset.name].by_pixdim:
+        grid = grid.by_other_spacing
     for number, stage in enumerate(job.stages):
         try:
             kernel, losses = resolve_kernel(stage, shape, grid, notes, number)

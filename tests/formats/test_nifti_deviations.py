@@ -18,8 +18,9 @@ import pytest
 
 import conv3d_cli
 from conv3d_cli.errors import FormatError
-from conv3d_cli.formats import open_volume, read_volume
+from conv3d_cli.formats import open_volume, read_volume, write_volume
 from conv3d_cli.formats.deviations import DEVIATIONS
+from conv3d_cli.model.volume import Volume
 
 BYTES = np.random.default_rng(3).integers(0, 200, (4, 5, 6))
 
@@ -199,3 +200,38 @@ def test_every_deviation_has_a_source_and_stands_in_the_manual() -> None:
         assert deviation.source, name
         assert f"| {deviation.formats} |" in told, name
         assert f"| {deviation.done} |" in told, name
+
+
+def test_like_fsl_measures_by_pixdim_as_fsl_does(tmp_path: Path, run: Any) -> None:
+    """fslmaths knows pixdim only: it smooths as it does a file whose sform agrees with pixdim."""
+    data = np.random.default_rng(0).uniform(1, 100, (9, 10, 11)).astype("f4")
+    sizes = {"sform.nii": (2, 2, 2), "pixdim.nii": (1.5, 1.5, 5.0)}
+    for name, (x, y, z) in sizes.items():
+        nibabel.save(nibabel.Nifti1Image(data, np.diag([x, y, z, 1.0])), tmp_path / name)
+    content = bytearray((tmp_path / "sform.nii").read_bytes())
+    struct.pack_into("<3f", content, 80, *sizes["pixdim.nii"])
+    (tmp_path / "both.nii").write_bytes(content)
+
+    def smooth(name: str, *like: str) -> np.ndarray:
+        out = tmp_path / f"o_{name}"
+        run("apply", tmp_path / name, "-k", "gaussian:fwhm=6mm", *like, "--overwrite", "-o", out)
+        return np.asarray(nibabel.load(out).dataobj)
+
+    fsl = ("--like", "fsl")
+    np.testing.assert_array_equal(smooth("both.nii", *fsl), smooth("pixdim.nii", *fsl))
+    for like in ((), ("--like", "nilearn"), ("--like", "mrtrix")):
+        np.testing.assert_array_equal(smooth("both.nii", *like), smooth("sform.nii", *like))
+    header = nibabel.load(tmp_path / "o_both.nii").header
+    np.testing.assert_allclose(header.get_sform(), np.diag([2, 2, 2, 1.0]))
+
+
+def test_nifti_zarr_tells_that_its_header_is_not_read(tmp_path: Path, run: Any) -> None:
+    zarr = pytest.importorskip("zarr")
+    path = tmp_path / "v.nii.zarr"
+    write_volume(str(path), Volume(BYTES.astype("u1"), "zyx"))
+    assert notes_of(path) == ""
+    header = np.frombuffer(nibabel.Nifti1Header().binaryblock, np.uint8)
+    zarr.open_group(path, mode="a").create_array("nifti", data=header)
+    assert "left and right may change places" in notes_of(path)
+    result = run("apply", path, "-k", "identity", "-o", tmp_path / "o.nii.gz")
+    assert "NIfTI header in it (NIfTI-Zarr) is not read" in " ".join(result.stderr.split())

@@ -59,7 +59,14 @@ def read_grid(header: Any, path: str, notes: list[str]) -> Grid:
             if has_qform
             else _default_matrix(header, voxel_sizes)
         )
-    notes += [*guesses, *_size_notes(header, affine if has_sform else None)]
+    notes += [*guesses, *_sign_notes(header)]
+    other = _other_spacing(header, affine) if has_sform else None
+    if other is not None:
+        used, stated = (
+            ",".join(f"{size:.4g}" for size in sizes[::-1])
+            for sizes in (spacing_of_affine(affine), other)
+        )
+        notes.append(deviation_note("pixdim-against-sform", used=used, other=stated))
     unit = SPATIAL_UNITS.get(int(header["xyzt_units"]) & 7)
     if unit is None:
         unit, assumed = "mm", assumed | {"unit"}
@@ -71,27 +78,31 @@ def read_grid(header: Any, path: str, notes: list[str]) -> Grid:
         anatomical=has_sform or has_qform,
         assumed=frozenset(assumed),
         guesses=tuple(guesses),
+        other_spacing=other,
     )
 
 
-def _size_notes(header: Any, sform: Affine | None) -> list[str]:
-    """Notes on voxel sizes (pixdim) that are negative, or contradict a sform."""
-    pixdim = [float(size) for size in header["pixdim"][1:4]]
-    notes = [
+def _sign_notes(header: Any) -> list[str]:
+    """Notes on voxel sizes (pixdim) below 0."""
+    return [
         deviation_note("negative-pixdim", dimension=n, size=f"{size:g}")
-        for n, size in enumerate(pixdim, 1)
+        for n, size in enumerate(map(float, header["pixdim"][1:4]), 1)
         if size < 0
     ]
-    if sform is None:
-        return notes
+
+
+def _other_spacing(header: Any, sform: Affine) -> tuple[float, float, float] | None:
+    """The spacing (D, H, W) by pixdim, if it contradicts the sform's; else None.
+
+    An axis without a pixdim counts as 1, as FSL reads it; one of a single voxel contradicts none.
+    """
     used = spacing_of_affine(sform)[::-1]
-    if any(
-        abs(abs(size) - step) > SAME_SIZE * step and _length(header, n) > 1
-        for n, (size, step) in enumerate(zip(pixdim, used, strict=True), 1)
-    ):
-        used_text, other = (",".join(f"{size:.4g}" for size in sizes) for sizes in (used, pixdim))
-        notes.append(deviation_note("pixdim-against-sform", used=used_text, other=other))
-    return notes
+    w, h, d = (
+        size if _length(header, n) > 1 else step
+        for n, (size, step) in enumerate(zip(_voxel_sizes(header), used, strict=True), 1)
+    )
+    agrees = all(abs(a - b) <= SAME_SIZE * b for a, b in zip((w, h, d), used, strict=True))
+    return None if agrees else (d, h, w)
 
 
 def _sform_matrix(header: Any, path: str) -> Affine:
@@ -186,6 +197,7 @@ def permuted(grid: Grid, dimensions: dict[str, int]) -> Grid:
         spacing=spacing_of_affine(affine),
         affine=affine,
         qform=qform,
+        other_spacing=None,
         assumed=frozenset(assumed | (grid.assumed & {"unit"})),
     )
 
