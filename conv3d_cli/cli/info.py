@@ -78,8 +78,10 @@ def info(
             with open_volume(path, axes=axes, spacing=given) as reader:
                 record = header_record(reader)
                 if fwhm:
-                    record["fwhm"] = smoothness(reader, mask, given)
+                    record["fwhm"], notes = smoothness(reader, mask, given)
                     record["fwhm_unit"] = length_scale(reader.header.grid)[1]
+                    if notes:
+                        record["notes"] = notes
         except Conv3DError as error:
             if len(files) == 1:
                 raise
@@ -95,13 +97,13 @@ def info(
 
 def smoothness(
     volume: VolumeReader, mask: str | None, spacing: Spacing | None = None
-) -> list[float | None]:
+) -> tuple[list[float | None], list[str]]:
     """Estimate the FWHM along D, H, W; None along an axis of one voxel.
 
     volume : VolumeReader       an open volume
     mask : str or None          path of a mask; voxels above 0 count
     spacing : Spacing or None   for what the mask's file does not tell
-    Returns lengths in the unit of `length_scale`.
+    Returns lengths in the unit of `length_scale`, and notes on how both files were understood.
     """
     from contextlib import ExitStack
 
@@ -117,9 +119,13 @@ def smoothness(
                 checked = stack.enter_context(open_mask(mask, reader.header, spacing=spacing))
         found = estimate_fwhm(reader, checked)
         steps, _ = length_scale(reader.header.grid)
-    return [
+        notes = list(reader.notes)
+        if checked is not None:
+            notes += [f"mask {mask}: {note}" for note in checked.reader.notes]
+    lengths = [
         length * s if length == length else None for length, s in zip(found, steps, strict=True)
     ]
+    return lengths, notes
 
 
 def header_record(reader: VolumeReader) -> dict[str, Any]:

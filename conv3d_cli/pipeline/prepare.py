@@ -238,6 +238,10 @@ def _resolve_stages(job: Job, header: VolumeHeader, notes: list[str]) -> list[_R
     shape, grid = header.shape, header.grid
     if job.preset is not None and PRESETS[job.preset.name].by_pixdim:
         grid = grid.by_other_spacing
+        if grid is not header.grid:
+            notes.append(
+                f"--like {job.preset.name} takes lengths by pixdim: voxels of {grid.spacing_words}"
+            )
     for number, stage in enumerate(job.stages):
         try:
             kernel, losses = resolve_kernel(stage, shape, grid, notes, number)

@@ -217,6 +217,9 @@ def test_like_fsl_measures_by_pixdim_as_fsl_does(tmp_path: Path, run: Any) -> No
         run("apply", tmp_path / name, "-k", "gaussian:fwhm=6mm", *like, "--overwrite", "-o", out)
         return np.asarray(nibabel.load(out).dataobj)
 
+    told = run("apply", tmp_path / "both.nii", "-k", "gaussian:fwhm=6mm", "--like", "fsl",
+               "-o", tmp_path / "told.nii").stderr  # fmt: skip
+    assert "takes lengths by pixdim: voxels of 5,1.5,1.5 mm" in " ".join(told.split())
     fsl = ("--like", "fsl")
     np.testing.assert_array_equal(smooth("both.nii", *fsl), smooth("pixdim.nii", *fsl))
     for like in ((), ("--like", "nilearn"), ("--like", "mrtrix")):
@@ -235,3 +238,23 @@ def test_nifti_zarr_tells_that_its_header_is_not_read(tmp_path: Path, run: Any) 
     assert "left and right may change places" in notes_of(path)
     result = run("apply", path, "-k", "identity", "-o", tmp_path / "o.nii.gz")
     assert "NIfTI header in it (NIfTI-Zarr) is not read" in " ".join(result.stderr.split())
+
+
+def test_info_tells_of_volume_and_mask_once_voxels_are_read(tmp_path: Path, run: Any) -> None:
+    for name in ("v", "m"):
+        path = nifti(tmp_path / f"{name}.nii.gz")
+        path.write_bytes(path.read_bytes() + b"tail")
+    arguments = ["info", tmp_path / "v.nii.gz", "--fwhm", "--mask", tmp_path / "m.nii.gz"]
+    shown = " ".join(run(*arguments).stdout.split())
+    assert shown.count("follow its gzip stream") == 2
+    assert f"mask {tmp_path / 'm.nii.gz'}: bytes" in shown
+
+
+def test_bytes_after_the_gzip_stream_of_an_nrrd(tmp_path: Path, run: Any) -> None:
+    path = tmp_path / "v.nrrd"
+    fields = b"NRRD0004\ntype: uint8\ndimension: 3\nsizes: 4 5 6\nencoding: gzip\n\n"
+    voxels = BYTES.astype("u1").tobytes(order="F")
+    path.write_bytes(fields + gzip.compress(voxels, mtime=0) + b"tail")
+    result = run("apply", path, "-k", "identity", "-o", tmp_path / "o.npy")
+    assert "follow its gzip stream" in " ".join(result.stderr.split())
+    np.testing.assert_array_equal(np.load(tmp_path / "o.npy"), BYTES.T)

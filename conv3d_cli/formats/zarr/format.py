@@ -59,8 +59,6 @@ LIBRARY_BYTES = 24 << 20  # zarr with its threads and event loop, after the firs
 CONCURRENT_CHUNKS = 10  # chunks that zarr processes at once: its "async.concurrency"
 # Boxes are passed to zarr in pieces of this size, of whole chunks, which it processes in parallel.
 PIECE_BYTES = 16 << 20
-
-
 NIFTI_HEADER = "nifti"  # name of the array that makes a store NIfTI-Zarr (specification 1.0)
 
 
