@@ -6,6 +6,7 @@ arithmetic, for all channels or for one channel at a time.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -151,6 +152,7 @@ def assemble(
         losses=Losses(
             sums_weights=abs(kernel.sum) > 1e-6 * float(np.abs(kernel.weights).sum()),
             is_linear=all(activation.is_linear for activation in resolved.activations),
+            gain=_gain(kernel),
         ),
     )
     if copies or not missing.applies_to(problem.boundary):
@@ -159,6 +161,14 @@ def assemble(
 
     check_centre(missing, convolution.problem, kernel)
     return masked_convolution(convolution, missing, kernel, mask, several_parts, reports_coverage)
+
+
+def _gain(kernel: Kernel) -> float:
+    """The largest output of an input within -1 to 1; infinite for layers, and with a bias."""
+    if kernel.is_layer or kernel.bias is not None:
+        return math.inf
+    magnitudes = np.abs(kernel.weights).reshape(math.prod(kernel.size), -1)
+    return float(magnitudes.sum(axis=0).max())
 
 
 def _plan(

@@ -6,6 +6,7 @@ finite input that becomes infinite or NaN, and an output that rounds to 0 everyw
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,9 @@ from conv3d_cli.system.words import count_of
 
 if TYPE_CHECKING:
     from conv3d_cli.engine import Team
+
+
+MEAN_GAIN = 1 + 1e-6  # sum of the magnitudes of weights that make means, with their rounding
 
 
 def exact_integers(real: np.dtype[Any]) -> int:
@@ -34,6 +38,7 @@ class Losses:
 
     sums_weights : bool     the weights' sum is not 0: a constant input makes outputs, too
     is_linear : bool        nothing but weights and a bias makes the output
+    gain : float            an output is at most this often the largest input; infinite if unknown
     largest : int           largest magnitude of an integer that was read, if it may be too large
     spoiled : int           outputs that are infinite or NaN, of slabs whose input is finite
     only_zeros : bool       all outputs so far are 0
@@ -42,6 +47,7 @@ class Losses:
 
     sums_weights: bool = True
     is_linear: bool = True
+    gain: float = math.inf
     largest: int = 0
     spoiled: int = 0
     only_zeros: bool = True
@@ -78,8 +84,12 @@ class Losses:
         ):
             ends = _of_planes(source, lambda plane: (int(plane.min()), int(plane.max())), team)
             self.largest = max(self.largest, *(max(-low, high) for low, high in ends))
-        # weights that could take small integers beyond float32 are refused with the kernel
-        is_bounded = self.is_linear and kind in "bui" and scale == (1.0, 0.0)
+        # Integers are far from the limits of floats, and a mean is within the range of its input.
+        is_bounded = (
+            self.is_linear
+            and scale == (1.0, 0.0)
+            and (kind in "bui" or (self.gain <= MEAN_GAIN and source.itemsize <= out.itemsize))
+        )
         if (
             out.dtype.kind == "f"
             and not (is_bounded or has_missing)
