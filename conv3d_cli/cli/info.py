@@ -94,8 +94,10 @@ def info(
                     record["stats"] = value_range(reader)
                 if fwhm:
                     unit = length_scale(reader.header.grid)[1]
-                    record["fwhm"] = smoothness(reader, mask, given)  # closes the reader
+                    record["fwhm"], notes = smoothness(reader, mask, given)  # closes the reader
                     record["fwhm_unit"] = unit
+                    if notes:
+                        record["notes"] = notes
         except Conv3DError as error:
             text = one_line(error)
             if as_json:
@@ -123,13 +125,13 @@ def value_range(volume: VolumeReader) -> dict[str, Any]:
 
 def smoothness(
     volume: VolumeReader, mask: str | None, spacing: Spacing | None = None
-) -> list[float | None]:
+) -> tuple[list[float | None], list[str]]:
     """Estimate the FWHM along D, H, W; None along an axis of one voxel.
 
     volume : VolumeReader       an open volume
     mask : str or None          path of a mask; voxels above 0 count
     spacing : Spacing or None   for what the mask's file does not tell
-    Returns lengths in the unit of `length_scale`.
+    Returns lengths in the unit of `length_scale`, and notes on how both files were understood.
     """
     from conv3d_cli.analysis.smoothness import estimate_fwhm
     from conv3d_cli.formats.base import random_access
@@ -143,9 +145,13 @@ def smoothness(
                 checked = stack.enter_context(open_mask(mask, reader.header, spacing=spacing))
         found = estimate_fwhm(reader, checked)
         steps, _ = length_scale(reader.header.grid)
-    return [
+        notes = list(reader.notes)
+        if checked is not None:
+            notes += [f"mask {mask}: {note}" for note in checked.reader.notes]
+    lengths = [
         length * s if length == length else None for length, s in zip(found, steps, strict=True)
     ]
+    return lengths, notes
 
 
 def header_record(reader: VolumeReader) -> dict[str, Any]:

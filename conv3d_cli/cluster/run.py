@@ -237,7 +237,7 @@ def run_on_cluster(
     )
     if missing:
         notes.append(f"{missing} reads of chunks that the input does not store gave its fill value")
-    notes += clipped_note(prepared.job, prepared.header.dtype, clipped, total)
+    notes += clipped_note(prepared.job, prepared.header, clipped, total)
     read_seconds, compute_seconds, write_seconds = map(float, seconds)
     return JobReport(
         job.source,

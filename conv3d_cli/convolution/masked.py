@@ -378,7 +378,11 @@ class MaskedConvolution(Convolution):
         source.release(slab.start)
         return replace(slab, mask=replace(stored, source=certainty[..., None]))
 
-    def convolve(
+    @property
+    def has_missing(self) -> bool:
+        return self.coverage_plan is not None or self.edges is not None
+
+    def _results(
         self,
         slab: SlabInput,
         out: Array,

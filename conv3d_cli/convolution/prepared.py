@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from conv3d_cli.convolution.losses import Losses
 from conv3d_cli.convolution.slabs import SlabInput
 from conv3d_cli.errors import ShapeError
 from conv3d_cli.model.kernel import require_finite_in
@@ -44,6 +45,7 @@ class Convolution:
     filters_per_channel : int       filters of each channel, if this is no layer
     magnitude : bool                replace the filters of a channel by the root of the sum of their
                                     squares, after the bias and before the activations
+    losses : Losses                 of the slabs so far
 
     Raises: SpecError for a bias or an activation's parameter beyond the range of the plan's dtype.
     """
@@ -57,6 +59,7 @@ class Convolution:
     activity_sum: float = 0.0
     filters_per_channel: int = 1
     magnitude: bool = False
+    losses: Losses = field(default_factory=Losses)
 
     takes_boxes: ClassVar[bool] = True  # whether a box can be computed without the rest of its slab
 
@@ -200,6 +203,38 @@ class Convolution:
         around : (sizes, place) or None     a larger box to compute, and the place of `out` in it
         Raises: ValueError for an array or a table that does not fit, see `Plan.convolve_slab`.
         """
+        clipped = self._results(slab, out, team, scale, outputs, progress, around)
+        self.losses.see(
+            slab.source,
+            out,
+            scale,
+            self.exact_dtype(out.dtype),
+            team,
+            inside=None if slab.mask is None else slab.mask.source,
+            has_missing=self.has_missing,
+        )
+        return clipped
+
+    def exact_dtype(self, out: np.dtype[Any]) -> np.dtype[Any]:
+        """The dtype whose rounding integers of the input go through; the output has `out`."""
+        return self.plan.dtype
+
+    @property
+    def has_missing(self) -> bool:
+        """Whether outputs may be NaN by request."""
+        return False
+
+    def _results(
+        self,
+        slab: SlabInput,
+        out: Array,
+        team: Team,
+        scale: tuple[float, float],
+        outputs: slice,
+        progress: Callable[[int], None] | None = None,
+        around: tuple[Triple, Slices] | None = None,
+    ) -> int:
+        """See `convolve`."""
         return self._plain(slab, out, team, scale, outputs, progress, around).clipped
 
     def _plain(

@@ -153,6 +153,8 @@ class VolumeFormat:
     claims_also : callable  (path) -> bool: True for names of this format whatever their suffix
     content : callable      (path) -> "labels" or "cifti" if the file's header says that its values
                             are not an image, else ""
+    lost_meaning : callable (output header) -> a note if the file says what its values mean, and
+                            those of an output, being filtered, do not mean that; else ""
     files : callable        (path) -> names of the files that a volume is read from, the named one
                             first, or its folder
     written : callable      (path) -> names of the files that an output consists of, or its folder
@@ -186,6 +188,7 @@ class VolumeFormat:
     reads_urls: bool = False
     claims_also: Callable[[str], bool] = lambda path: False
     content: Callable[[str], str] = lambda path: ""
+    lost_meaning: Callable[[VolumeHeader], str] = lambda header: ""
     files: Callable[[str], tuple[str, ...]] = lambda path: (path,)
     written: Callable[[str], tuple[str, ...]] = lambda path: (path,)
     check_target: CheckTarget = check_target
@@ -591,7 +594,9 @@ def spool_reader(reader: VolumeReader, beside: str | None = None) -> VolumeReade
                         file, header.axes, header.dtype, 0, n, (start, 0, 0), channels.start, block
                     )
             reader.finish()
-        return RawReader(file, header, reader.path, header.dtype, 0)
+        copy = RawReader(file, header, reader.path, header.dtype, 0)
+        copy.notes = reader.notes
+        return copy
     except BaseException:
         file.close()
         raise

@@ -57,12 +57,12 @@ class PackedStream:
         except EOFError as error:
             raise FormatError(
                 f"cannot read {self.path}: truncated: its {self.codec.name} stream breaks off "
-                f"after {self.position} unpacked bytes"
+                f"after {self._file.tell()} unpacked bytes"
             ) from error
         except self._errors as error:
             raise FormatError(
                 f"cannot read {self.path}: corrupt {self.codec.name} stream "
-                f"after {self.position} unpacked bytes: {error}"
+                f"after {self._file.tell()} unpacked bytes: {error}"
             ) from error
         self.position += len(data)
         return data
@@ -87,6 +87,15 @@ class PackedStream:
         """Unpack and discard the rest, which checks the checksum. Raises: FormatError."""
         while self.read(READ_BYTES):
             pass
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Notes on what follows the stream, once `finish` has reached its end."""
+        if not getattr(self._file, "has_bytes_after", False):
+            return ()
+        from conv3d_cli.formats.deviations import deviation_note
+
+        return (deviation_note("after-gzip"),)
 
     def close(self) -> None:
         """Close the file."""
@@ -153,7 +162,9 @@ def _unpacked_reader(
             stream.finish()
         if done < size:
             raise _truncation_error(stream, header, stored, offset)
-        return RawReader(file, header, path, stored, 0)
+        reader = RawReader(file, header, path, stored, 0)
+        reader.notes = stream.notes
+        return reader
     except BaseException:
         file.close()
         raise
@@ -219,6 +230,7 @@ class PackedReader(VolumeReader):
 
     def finish(self) -> None:
         self._stream.finish()
+        self.notes = (*self.notes, *self._stream.notes)
 
     def close(self) -> None:
         self._stream.close()

@@ -608,7 +608,9 @@ def _read_volume(path: str, build: BuildKernel) -> Kernel:
     if header.scale != (1.0, 0.0):
         weights = weights * slope + intercept
     has_spacing = header.grid.spacing is not None
-    return Kernel(weights, name=path, grid=header.grid if has_spacing else None)
+    grid = header.grid if has_spacing else None
+    is_line = sum(n > 1 for n in (depth, height, width)) < 2  # no list of a surface's vertices
+    return Kernel(weights, name=path, grid=grid, notes=() if is_line else tuple(reader.notes))
 
 
 def _encode_nifti(kernel: Kernel) -> bytes:

@@ -43,6 +43,7 @@ from conv3d_cli.pipeline.memory import (
 )
 from conv3d_cli.pipeline.request import OUTPUT_DTYPES, SAME_DTYPE, Job, Stage
 from conv3d_cli.pipeline.stream import StreamPlan
+from conv3d_cli.settings.presets import PRESETS
 from conv3d_cli.system.machine import thread_count
 
 if TYPE_CHECKING:
@@ -190,10 +191,14 @@ class _StreamOrder(NamedTuple):
 
 def _prepare(job: Job, reader: VolumeReader, mask: Mask | None) -> PreparedJob:
     notes = list(reader.notes)
+    if mask is not None:
+        notes += [f"mask {mask.reader.path}: {note}" for note in mask.reader.notes]
     with reading_kernels(_ceiling(job)):
         chain = _resolve_stages(job, reader.header, notes)
     header = _output_header(job, reader.header, chain)
     notes += _shift_notes(job, header, chain)
+    if lost := output_format(job.target).lost_meaning(header):
+        notes.append(lost)
     order = _stream_order(job, reader, header, chain)
     if order.spool_output:
         notes.append(
@@ -231,6 +236,13 @@ def _resolve_stages(job: Job, header: VolumeHeader, notes: list[str]) -> list[_R
     """
     chain: list[_ResolvedStage] = []
     shape, grid = header.shape, header.grid
+    if job.preset is not None and PRESETS[job.preset.name].by_pixdim:
+        grid = grid.by_other_spacing
+        if grid is not header.grid:
+            notes.append(
+                f"{setting('like', job.preset.name)} takes lengths by pixdim: voxels of "
+                f"{grid.spacing_words}"
+            )
     for number, stage in enumerate(job.stages):
         try:
             kernel, losses = resolve_kernel(stage, shape, grid, notes, number)
@@ -264,7 +276,10 @@ def _output_header(job: Job, source: VolumeHeader, chain: list[_ResolvedStage]) 
         transform = transform.then(resolved.problem.voxel_transform)
     last = chain[-1].resolved
     shape = (source.shape[0], *last.problem.out_size, last.channels_out)
-    header = output_header(job.target, source, shape, grid, transform, _output_dtype(job, source))
+    copies = len(chain) == 1 and last.is_copy and chain[0].stage.activity_regularizer is None
+    dtype = _output_dtype(job, source, copies)
+    header = output_header(job.target, source, shape, grid, transform, dtype)
+    header = replace(header, is_filtered=not copies)
     if last.kernel.is_bank and not last.magnitude:
         header = replace(header, components=last.kernel.filter_names)
     if job.history:
@@ -275,6 +290,18 @@ def _output_header(job: Job, source: VolumeHeader, chain: list[_ResolvedStage]) 
             "leave it out"
         )
     return header
+
+
+def _copy_dtype(source: VolumeHeader) -> np.dtype[Any]:
+    """The dtype of a copy for which none is given: float32 if it holds every value, else a wider.
+
+    64-bit integers become float64, since few formats hold them.
+    """
+    stored = source.dtype
+    if np.can_cast(stored, np.float32):
+        return np.dtype(np.float32)
+    is_short = stored.itemsize < 8 and source.scale == (1.0, 0.0)
+    return stored if is_short else np.dtype(np.float64)
 
 
 def _shift_notes(job: Job, header: VolumeHeader, chain: list[_ResolvedStage]) -> list[str]:
@@ -296,12 +323,14 @@ def _shift_notes(job: Job, header: VolumeHeader, chain: list[_ResolvedStage]) ->
     ]
 
 
-def _output_dtype(job: Job, source: VolumeHeader) -> np.dtype[Any]:
-    """The dtype of the output; `same` is the input's.
+def _output_dtype(job: Job, source: VolumeHeader, copies: bool) -> np.dtype[Any]:
+    """The dtype of the output; `same` is the input's, and a copy's default holds every value.
 
     Raises: ShapeError under `same` for a dtype that no output has, for integers with a scale that
     the output would not have, and for --scale auto with floats.
     """
+    if job.dtype is None:
+        return np.dtype(_copy_dtype(source) if copies else np.float32)
     if job.dtype != SAME_DTYPE:
         return np.dtype(job.dtype)
     dtype = source.dtype

@@ -12,10 +12,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from conv3d_cli.convolution.copying import Copy
 from conv3d_cli.errors import OutputExistsError, ShapeError, setting
 from conv3d_cli.formats import (
     check_output,
@@ -206,7 +207,10 @@ def run_job(
             reader.finish()
             voxels = math.prod(prepared.header.shape)
             coverage_notes = _coverage_notes(prepared)
-            clipped_notes = clipped_note(job, prepared.header.dtype, times.clipped, voxels)
+            clipped_notes = [
+                *clipped_note(job, prepared.header, times.clipped, voxels),
+                *loss_notes(prepared),
+            ]
             if job.strict:
                 _refuse_losses([*clipped_notes, *coverage_notes, *writer.notes])
             commit_started = time.perf_counter()
@@ -333,24 +337,46 @@ def _coverage_notes(prepared: PreparedJob) -> list[str]:
     ]
 
 
-def clipped_note(job: Job, dtype: np.dtype[Any], clipped: int, voxels: int) -> list[str]:
+def loss_notes(prepared: PreparedJob) -> list[str]:
+    """Notes on values that the arithmetic or the output's dtype lost, apart from clipped ones."""
+    job, convolutions = prepared.job, [stage.convolution for stage in prepared.stages]
+    first, last, source = convolutions[0], convolutions[-1], prepared.reader.header.dtype
+    out = np.dtype(np.float32) if job.scale == "auto" else prepared.header.dtype
+    is_copy = isinstance(first, Copy) and first is last
+    losses = replace(
+        last.losses,
+        largest=first.losses.largest,
+        spoiled=max(convolution.losses.spoiled for convolution in convolutions),
+    )
+    real = out if is_copy else first.plan.dtype
+    cure = setting("dtype", source.name) if is_copy else setting("precision", "float64")
+    notes = losses.notes(real, out, cure)
+    if out == np.float64 and job.precision == "float32" and not is_copy:
+        notes.append(
+            "the output is float64, but the arithmetic float32: its voxels are exact to 7 digits; "
+            f"{setting('precision', 'float64')} computes 15"
+        )
+    return notes
+
+
+def clipped_note(job: Job, header: VolumeHeader, clipped: int, voxels: int) -> list[str]:
     """A note on clipped values with the cure, or none.
 
-    dtype : dtype       of the output
+    header : VolumeHeader   of the output
     clipped : int       values that the output's dtype could not hold
     voxels : int        values of the output
     """
     if not clipped:
         return []
-    limits = np.iinfo(dtype)
+    limits = np.iinfo(header.dtype)
     cures = [f"{setting('dtype', 'float32')} keeps all values"]
     if limits.min == 0:
         cures.append("int16 negative ones")
     if output_format(job.target).holds_scale and job.scale == "none":
         cures.append(f"{setting('scale', 'auto')} fits them in")
     return [
-        f"{count_of(clipped, 'voxel')} ({percent(clipped, voxels)}) did not fit {dtype.name} "
-        f"({limits.min} to {limits.max}) and were clipped; {', '.join(cures)}"
+        f"{count_of(clipped, 'voxel')} ({percent(clipped, voxels)}) did not fit "
+        f"{header.dtype.name} ({limits.min} to {limits.max}) and were clipped; {', '.join(cures)}"
     ]
 
 

@@ -513,12 +513,12 @@ class Settings:
         "Data",
         shapes=True,
         metavar="DTYPE",
-        default="float32",
         stores=True,
         config=Value((str,), "a name"),
         common=True,
         help="Data type of the output, or same. With `same` it is the input's. Integers are "
-        "rounded half to even and clipped to their range; clipped voxels are counted.",
+        "rounded half to even and clipped to their range; clipped voxels are counted.  [default: "
+        "float32, or for a copy (-k identity) one that holds every value]",
     )
     scale: str | None = option(
         choice("none", "auto"),

@@ -19,6 +19,7 @@ FORMAT = VolumeFormat(
     holds_scale=True,
     streamed=lambda path, options: codec_named(path) is not None,
     libraries=("nibabel", "isal"),
+    lost_meaning=late("conv3d_cli.formats.nifti.header:lost_meaning"),
     content=late("conv3d_cli.formats.nifti.format:nifti_content"),
     files=late("conv3d_cli.formats.nifti.format:input_files"),
     written=late("conv3d_cli.formats.nifti.format:output_files"),

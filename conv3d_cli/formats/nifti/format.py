@@ -39,6 +39,7 @@ from conv3d_cli.formats.nifti.header import (
     NiftiSource,
     add_history,
     header_bytes,
+    magic_notes,
     output_header,
     read_extensions,
     read_header,
@@ -47,6 +48,7 @@ from conv3d_cli.formats.nifti.header import (
     read_scale,
     read_time_step,
     read_voxel_offset,
+    refuse_half,
     source_of,
     stored_axes,
     surface_notes,
@@ -131,11 +133,13 @@ def open_nifti(path: str, *, axes: str | None = None, channels_first: bool = Fal
         header = read_header(head.read, header_path, pair)
         intent = int(header["intent_code"])
         cifti.refuse_cifti(header_path, intent)
-        sizes, stored, samples = read_layout(header, header_path)
+        notes: list[str] = []
+        sizes, stored, samples = read_layout(header, header_path, notes)
         offset = read_voxel_offset(header, header_path, pair)
         promised = offset + math.prod(sizes) * max(1, samples) * stored.itemsize
         what = f"its header promises {promised} bytes (shape {sizes[::-1]}, {stored})"
         if voxel_codec is None and promised > voxel_size:
+            refuse_half(header, header_path, pair)
             raise FormatError(
                 f"cannot read {voxel_path}: truncated: {what}, the file has {voxel_size}"
             )
@@ -149,10 +153,12 @@ def open_nifti(path: str, *, axes: str | None = None, channels_first: bool = Fal
             if pair
             else offset
         )
-        extensions = read_extensions(head.read, header, header_end, header_path, pair)
+        notes += magic_notes(header, pair)
+        extensions = read_extensions(head.read, header, header_end, pair, notes)
         cifti.refuse_cifti(header_path, intent, (code for code, _ in extensions))
         channels = samples or (sizes[4] if len(sizes) > 4 else 1)
-        source = NiftiSource(header, extensions, pair, read_grid(header, header_path), channels)
+        grid = read_grid(header, header_path, notes)
+        source = NiftiSource(header, extensions, pair, grid, channels)
         volume = _volume_header(source, sizes, stored, samples, axes, header_path)
         voxels = head
         if pair:
@@ -162,8 +168,7 @@ def open_nifti(path: str, *, axes: str | None = None, channels_first: bool = Fal
             reader: VolumeReader = open_packed(voxels, volume, stored, offset)
         else:
             reader = RawReader(voxels, volume, voxel_path, stored, offset)
-        if axes is None:
-            reader.notes = surface_notes(sizes)
+        reader.notes = (*reader.notes, *notes, *(surface_notes(sizes) if axes is None else ()))
         opened.pop_all()
         if pair:
             head.close()
@@ -186,7 +191,7 @@ def nifti_content(path: str) -> str:
         codes: list[int] = []
         if not cifti.is_cifti(intent) and not pair and header.sizeof_hdr == 540:
             end = read_voxel_offset(header, header_path, pair)
-            codes = [code for code, _ in read_extensions(head.read, header, end, header_path, pair)]
+            codes = [code for code, _ in read_extensions(head.read, header, end, pair, [])]
         return "cifti" if cifti.is_cifti(intent, codes) else ""
 
 

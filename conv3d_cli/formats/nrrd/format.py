@@ -120,7 +120,7 @@ def open_nrrd(path: str, *, axes: str | None = None, channels_first: bool = Fals
         time_step=own["t"].time_step if "t" in own else None,
     )
     reader = _open_voxels(header, volume, dtype)
-    reader.notes = (*notes, *more)
+    reader.notes = (*reader.notes, *notes, *more)
     return reader
 
 
