@@ -32,6 +32,7 @@ from conv3d_cli.model.volume import (
     parts_in_storage_order,
 )
 from conv3d_cli.system.atomic import AtomicFile, check_target, committed_together, write_errors
+from conv3d_cli.system.parts import file_of
 
 # Boxes are copied out of a memory map in pieces of this size; the pages of each are then released.
 PIECE_BYTES = 16 << 20
@@ -146,6 +147,8 @@ class VolumeFormat:
     libraries : tuple       distributions whose version may change the bytes of an output;
                             sidecars record them
     reads_urls : bool       True if a name may be a URL
+    has_parts : bool        True if `FILE::PART` names one of several volumes in a file; see
+                            `system/parts.py`
 
     Its files:
 
@@ -183,6 +186,7 @@ class VolumeFormat:
     )
     libraries: tuple[str, ...] = ()
     reads_urls: bool = False
+    has_parts: bool = False
     claims_also: Callable[[str], bool] = lambda path: False
     content: Callable[[str], str] = lambda path: ""
     files: Callable[[str], tuple[str, ...]] = lambda path: (path,)
@@ -197,6 +201,8 @@ class VolumeFormat:
         """True if the file name ends with one of the suffixes, in any case; "-" alone is a pipe."""
         if path == "-":
             return "-" in self.suffixes
+        if self.has_parts:
+            path = file_of(path)
         return path.lower().endswith(
             tuple(s for s in self.suffixes if s != "-")
         ) or self.claims_also(path)

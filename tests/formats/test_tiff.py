@@ -239,7 +239,8 @@ def test_first_series_is_used_and_said(tmp_path: Path) -> None:
     with open_volume(str(path)) as reader:
         assert reader.header.axes.shape == (4, 6, 5)
         assert reader.notes == (
-            "the file holds 2 image series: the first is used, shape (4, 6, 5)",
+            "the file holds 2 image series: number 0 is used, shape (4, 6, 5); "
+            f"{path}::1 names another",
         )
     pyramid = tmp_path / "pyramid.ome.tif"
     with tifffile.TiffWriter(pyramid) as writer:

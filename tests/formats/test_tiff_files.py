@@ -93,7 +93,8 @@ def test_a_file_of_descriptions_alone(tmp_path: Path, pad: int) -> None:
     check_position(both, 0, data[0])
     with open_volume(str(both)) as reader:
         assert reader.notes == (
-            "the file describes 2 images in other files: the first is used, shape (4, 12, 14)",
+            "the file describes 2 images in other files: number 0 is used, shape (4, 12, 14); "
+            f"{both}::1 names another",
         )
     second = write_file(tmp_path / "second.ome.tif", blank, other, "urn:uuid:9", pad)
     check_position(second, 1, data[1])
@@ -149,9 +150,15 @@ def test_several_images_in_one_file_are_said(tmp_path: Path) -> None:
                 photometric="minisblack",
                 contiguous=False,
             )
-    check_position(tmp_path / "a.ome.tif", 0, small)
-    with open_volume(str(tmp_path / "a.ome.tif")) as reader:
-        assert reader.notes == ("the file holds 2 image series: the first is used, shape (3, 4)",)
+    path = tmp_path / "a.ome.tif"
+    check_position(path, 0, small)
+    with open_volume(str(path)) as reader:
+        assert reader.notes == (
+            f"the file holds 2 image series: number 0 is used, shape (3, 4); {path}::1 names "
+            "another",
+        )
+    for part in ("1", "position 1", "Image:1"):
+        check_position(Path(f"{path}::{part}"), 1, stack)
 
 
 def test_strips_out_of_place_in_another_file(tmp_path: Path) -> None:

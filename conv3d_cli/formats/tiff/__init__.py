@@ -15,6 +15,7 @@ FORMAT = VolumeFormat(
     create=late("conv3d_cli.formats.tiff.format:create_tiff"),
     output_letters=late("conv3d_cli.formats.tiff.format:output_letters"),
     files=late("conv3d_cli.formats.tiff.files:input_files"),
+    has_parts=True,
     compressions=tuple(COMPRESSIONS),
     libraries=("tifffile", "imagecodecs"),
     output_bytes=late("conv3d_cli.formats.tiff.format:output_bytes"),

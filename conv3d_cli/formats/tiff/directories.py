@@ -32,6 +32,7 @@ LAYOUT_TAGS = {
     339: 1,  # SampleFormat
     32997: 1,  # ImageDepth
 }
+SUBFILE_TYPE, REDUCED, MASK = 254, 1, 4
 INTEGER_TYPES = {1: "B", 3: "H", 4: "I", 16: "Q"}
 # tags whose values must lie within the file: ImageDescription, offsets and byte counts of strips
 # and tiles
@@ -45,10 +46,13 @@ class Directory:
 
     offset : int        its position in the file, in bytes
     layout : tuple      values of the tags in LAYOUT_TAGS, in that order
+    beside : bool       its NewSubfileType says that it is a small version of another page, or a
+                        mask of one
     """
 
     offset: int
     layout: tuple[tuple[int, ...], ...]
+    beside: bool = False
 
 
 def read_directories(path: str) -> list[Directory]:
@@ -101,7 +105,9 @@ def read_directories(path: str) -> list[Directory]:
                         f"cannot read {path}: truncated or damaged: {page} points beyond the end "
                         f"of the file ({size} bytes)"
                     )
-            directories.append(Directory(offset, _layout(file, order, tags)))
+            kinds = [_pointer(order, value) for code, _, _, value in tags if code == SUBFILE_TYPE]
+            beside = bool(kinds) and bool(kinds[0] & (REDUCED | MASK))
+            directories.append(Directory(offset, _layout(file, order, tags), beside))
             (offset,) = struct.unpack(order + next_format, tail)
     if not directories:
         raise FormatError(f"cannot read {path}: truncated or damaged: it holds no pages")

@@ -10,15 +10,19 @@ from conv3d_cli.errors import Conv3DError, FormatError
 from conv3d_cli.formats.tiff.images import find_image
 from conv3d_cli.formats.tiff.series import open_series, tiff_errors
 from conv3d_cli.system.inputs import check_input
+from conv3d_cli.system.parts import split_part
 
 NDTIFF_INDEX = "NDTiff.index"  # Micro-Manager's list of the planes in all files of a folder
 
 
-def input_files(path: str) -> tuple[str, ...]:
+def input_files(name: str) -> tuple[str, ...]:
     """The files that a volume is read from, the named one first.
 
     Only the named one if it cannot be read: opening it reports the error.
+
+    name : str      the file, or `FILE::PART`
     """
+    path, part = split_part(name)
     others: tuple[str, ...] = ()
     try:
         check_input(path)  # opening a pipe would wait for a writer
@@ -28,10 +32,10 @@ def input_files(path: str) -> tuple[str, ...]:
             with tifffile.TiffFile(path) as tiff:
                 listed = tiff.is_micromanager  # Micro-Manager lists planes in a file of its own
                 if tiff.is_ome and not listed:
-                    image = find_image(str(tiff.ome_metadata), path)
+                    image = find_image(str(tiff.ome_metadata), path, part, implied=True)
                     others = () if image is None else image.files
         if listed:
-            found = open_series(path, axes_given=True)
+            found = open_series(name, axes_given=True)
             with found.tiff:
                 others = series_files(found.series, found.pages, path)
     except Conv3DError:

@@ -48,6 +48,7 @@ from conv3d_cli.formats.tiff.series import (
 )
 from conv3d_cli.model.volume import ArrayReader, Axes, VolumeHeader, VolumeReader, VolumeWriter
 from conv3d_cli.system.atomic import AtomicFile, suffix_of, write_errors
+from conv3d_cli.system.parts import file_of
 
 IMAGEJ_DTYPES = ("uint8", "int16", "uint16", "float32")
 CLASSIC_LIMIT = 2**32 - 2**25  # bytes of voxels and directories in a file with 32-bit offsets
@@ -85,16 +86,20 @@ class PagedReader(ArrayReader):
 
 
 def open_tiff(path: str, *, axes: str | None = None, channels_first: bool = False) -> VolumeReader:
-    """Open the first image series of a TIFF file; of an OME-TIFF, see `images.find_image`.
+    """Open an image series of a TIFF file: the first, or that of `FILE::PART`.
 
+    Of an OME-TIFF, see `images.find_image`.
+
+    path : str              the file, or `FILE::NUMBER` (from 0), or `FILE::NAME`
     axes : str or None      axis letters in storage order (slowest first), in place of the file's
     channels_first : bool   of two unnamed axes of pages, read the slower one as channels, not time
     Raises: FormatError.
     """
     opened = open_series(path, axes is not None)
+    file_name = file_of(path)
     tiff, series = opened.tiff, opened.series
     try:
-        check_beside(series, opened.pages, path)
+        check_beside(series, opened.pages, file_name)
         found, notes = _stored_axes(tiff, series, axes, channels_first, path)
         described = _describe(opened, found, path)
         header = VolumeHeader(
@@ -112,13 +117,14 @@ def open_tiff(path: str, *, axes: str | None = None, channels_first: bool = Fals
             ),
             history=described.history,
         )
+        notes = [*notes, *opened.notes, *_series_notes(opened, file_name), *described.notes]
         offset = mapped_offset(opened, path)
         reader: RawReader | PagedReader
         if offset is None:
             array = PagedArray(opened.pages, found.shape, series.dtype, path, tiff.filehandle)
             reader = PagedReader(tiff, array, header, path)
         else:
-            file = open(path, "rb")  # noqa: SIM115 - the reader closes it
+            file = open(file_name, "rb")  # noqa: SIM115 - the reader closes it
             try:
                 reader = RawReader(
                     file, header, path, series.dtype.newbyteorder(tiff.byteorder), offset
@@ -127,7 +133,7 @@ def open_tiff(path: str, *, axes: str | None = None, channels_first: bool = Fals
                 file.close()
                 raise
             tiff.close()
-        reader.notes = (*notes, *_series_notes(opened), *described.notes)
+        reader.notes = tuple(notes)
         return reader
     except BaseException:
         tiff.close()
@@ -174,13 +180,13 @@ def _stored_axes(
 
 
 def _full_shape(tiff: Any, series: Any) -> tuple[int, ...]:
-    """The shape of the first series, including the axes of size 1 that tifffile leaves out."""
+    """The shape of a series, including the axes of size 1 that tifffile leaves out."""
     # tifffile has `get_shape`; from 2026.5.2 on it has `squeeze` instead
-    whole = (
-        series.get_shape(False)
-        if hasattr(series, "get_shape")
-        else tiff.series(squeeze=False)[0].shape
-    )
+    if hasattr(series, "get_shape"):
+        whole = series.get_shape(False)
+    else:
+        place = next(k for k, one in enumerate(tiff.series) if one is series)
+        whole = tiff.series(squeeze=False)[place].shape
     return tuple(int(n) for n in whole)
 
 
@@ -210,6 +216,11 @@ def _describe(opened: OpenSeries, axes: Axes, path: str) -> Description:
                 if image is None
                 else tiff_ome.read_ome(image.image, image.pixels, axes)
             )
+            if found.grid.spacing is None and opened.json:
+                found = replace(
+                    found,
+                    grid=tiff_metadata.read_shaped(opened.json, resolution, unit_tag, axes).grid,
+                )
             return replace(found, history=tiff_ome.ome_history(tiff.ome_metadata))
         if dialect == "imagej":
             metadata = dict(tiff.imagej_metadata or {})
@@ -223,19 +234,29 @@ def _describe(opened: OpenSeries, axes: Axes, path: str) -> Description:
     return Description()
 
 
-def _series_notes(opened: OpenSeries) -> list[str]:
+def _series_notes(opened: OpenSeries, path: str) -> list[str]:
+    """What the file holds and its reader leaves out, in words.
+
+    path : str      the file, without a part
+    """
     tiff, image, series = opened.tiff, opened.image, opened.series
     notes = []
-    count = image.here if image is not None and series.kind == "ome" else len(tiff.series)
-    if count > 1:
+    is_ome = image is not None and series.kind == "ome"
+    count = image.here if is_ome and image is not None else len(opened.listed)
+    others = [k for k in range(len(opened.listed)) if k != opened.number]
+    if count > 1 and others:
         notes.append(
-            f"the file holds {count} image series: the first is used, shape {series.shape}"
+            f"the file holds {count} image series: number {opened.number} is used, shape "
+            f"{series.shape}; {path}::{others[0]} names another"
         )
-    elif count == 0 and image is not None and image.described > 1:
+    elif count == 0 and is_ome and others:
         notes.append(
-            f"the file describes {image.described} images in other files: "
-            f"the first is used, shape {series.shape}"
+            f"the file describes {len(opened.listed)} images in other files: "
+            f"number {opened.number} is used, shape {series.shape}; {path}::{others[0]} names "
+            "another"
         )
+    if not is_ome or count <= 1:
+        notes += _unused_pages(opened)
     if series.is_pyramidal:
         notes.append(
             f"the file holds {len(series.levels)} levels of resolution: the full one is used"
@@ -250,6 +271,22 @@ def _series_notes(opened: OpenSeries) -> list[str]:
             "and the output shows 0 as black"
         )
     return notes
+
+
+def _unused_pages(opened: OpenSeries) -> list[str]:
+    """A note on pages of the file that belong to no series; small versions of others aside."""
+    if any(page.parent is not opened.tiff for page in opened.pages) or (
+        opened.image is None and len(opened.tiff.series) > 1
+    ):
+        return []
+    used = {page.offset for page in opened.pages}
+    count = sum(not (d.beside or d.offset in used) for d in opened.directories)
+    if not count or (opened.series.is_truncated and len(opened.pages) == 1):
+        return []
+    of = f"{count} of the file's {len(opened.directories)} pages"
+    return [
+        f"{of} {'belongs' if count == 1 else 'belong'} to no image of its description: left out"
+    ]
 
 
 # --------------------------------------------------------------------------------------------------

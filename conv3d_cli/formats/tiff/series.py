@@ -7,19 +7,22 @@ directories.py follows the chain of pages; images.py chooses among the images of
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from typing import Any
 
 from conv3d_cli.errors import Conv3DError, FormatError, MemoryLimitError
 from conv3d_cli.formats.tiff.directories import Directory, read_directories
-from conv3d_cli.formats.tiff.images import OmeImage, declared_planes, find_image
+from conv3d_cli.formats.tiff.images import Listed, OmeImage, choose, declared_planes, find_image
 from conv3d_cli.system.inputs import check_input
+from conv3d_cli.system.parts import split_part
 
+MAX_NAMED = 3  # missing files that a message names
 MAX_PLANES = 1 << 22  # that tifffile may allocate memory for
 # Largest compression ratio of each codec. No memory is allocated for a page that claims more voxels
 # than its bytes can hold.
@@ -37,6 +40,10 @@ class OpenSeries:
     series : TiffPageSeries     of tifffile
     pages : list                pages of the series, all checked; they may be in other files
     directories : list          directories of the file that was opened
+    listed : list               all series of the file, or all images that its OME-XML describes
+    number : int                the place of `series` among them
+    json : dict                 what tifffile's JSON says beside an OME-XML
+    notes : tuple of str        what was not used
     """
 
     tiff: Any
@@ -44,6 +51,10 @@ class OpenSeries:
     series: Any
     pages: list[Any]
     directories: Sequence[Directory]
+    listed: Sequence[Listed]
+    number: int
+    json: Mapping[str, Any]
+    notes: tuple[str, ...] = ()
 
 
 @contextmanager
@@ -89,45 +100,98 @@ def tiff_errors(path: str, what: str = "") -> Iterator[None]:
 # Finding the series
 
 
-def open_series(path: str, axes_given: bool = False, one_file: bool = False) -> OpenSeries:
-    """Open a TIFF file and find its first image series; of an OME-TIFF, see `find_image`.
+def open_series(name: str, axes_given: bool = False, one_file: bool = False) -> OpenSeries:
+    """Open a TIFF file and find an image series.
+
+    It is the first one, or that of `FILE::PART`; of an OME-TIFF, see `find_image`.
 
     axes_given : bool       read a file page by page if its OME-XML describes none of its pages
     one_file : bool         refuse planes in other files
     Raises: FormatError.
     """
+    path, part = split_part(name)
     check_input(path)
-    own = os.path.realpath(path)
-    directories = {own: read_directories(path)}
-    tiff, image = _open_file(path, axes_given)
+    directories = {os.path.realpath(path): read_directories(path)}
+    tiff, image = _open_file(path, part, axes_given)
     try:
-        if one_file and image is not None and any(name != path for name in image.files):
-            raise FormatError(
-                f"cannot read {path}: its planes are in other files; save them as one file"
-            )
-        absent = ""
-        for name in () if image is None else image.files:
-            if not os.path.exists(name):
-                absent = absent or f": there is no file {name}"
-            elif os.path.realpath(name) not in directories:
-                check_input(name)
-                directories[os.path.realpath(name)] = read_directories(name)
-        series = _first_series(tiff, image, absent, path)
-        pages = _usable_pages(tiff, series, directories, path, absent)
-        # a list of Micro-Manager's may also name other files
-        if one_file and any(page.parent is not tiff for page in pages):
-            raise FormatError(
-                f"cannot read {path}: its planes are in other files; save them as one file"
-            )
+        try:
+            return _checked(tiff, image, directories, path, part, one_file)
+        except FormatError:
+            if image is None or part or not tiff.pages.first.is_shaped:
+                raise
+        # its JSON may fit the pages
+        tiff.close()
+        with tiff_errors(path):
+            import tifffile
+
+            tiff = tifffile.TiffFile(path, is_ome=False)
+        found = _checked(tiff, None, directories, path, part, one_file)
+        note = "the file's OME-XML does not fit its pages: only its JSON, from tifffile, is used"
+        return replace(found, notes=(note,))
     except BaseException:
         tiff.close()
         raise
-    return OpenSeries(tiff, image, series, pages, directories[own])
 
 
-def _open_file(path: str, axes_given: bool) -> tuple[Any, OmeImage | None]:
+def _checked(
+    tiff: Any,
+    image: OmeImage | None,
+    directories: dict[str, list[Directory]],
+    path: str,
+    part: str,
+    one_file: bool,
+) -> OpenSeries:
+    """The series of an open file, after all checks. Raises: FormatError.
+
+    directories : dict      real path of a file -> its directories; gets those of other files
+    """
+    message = f"cannot read {path}: its planes are in other files; save them as one file"
+    if one_file and image is not None and any(name != path for name in image.files):
+        raise FormatError(message)
+    absent = [] if image is None else [f for f in image.files if not os.path.exists(f)]
+    for file in () if image is None else image.files:
+        if file not in absent and os.path.realpath(file) not in directories:
+            check_input(file)
+            directories[os.path.realpath(file)] = read_directories(file)
+    listed, number, series = _find_series(
+        tiff, image, _no_files(absent), directories[os.path.realpath(path)], path, part
+    )
+    pages = _usable_pages(tiff, series, directories, path, _no_files(absent))
+    # a list of Micro-Manager's may also name other files
+    if one_file and any(page.parent is not tiff for page in pages):
+        raise FormatError(message)
+    own = directories[os.path.realpath(path)]
+    return OpenSeries(tiff, image, series, pages, own, listed, number, _json_beside(tiff, image))
+
+
+def _no_files(absent: Sequence[str]) -> str:
+    """Why planes are missing, for messages: the names of files; "" without any."""
+    if not absent:
+        return ""
+    names = ", ".join(absent[:MAX_NAMED])
+    if len(absent) == 1:
+        return f": there is no file {names}"
+    more = f" and {len(absent) - MAX_NAMED} more" if len(absent) > MAX_NAMED else ""
+    return f": there are no files {names}{more}"
+
+
+def _json_beside(tiff: Any, image: OmeImage | None) -> dict[str, Any]:
+    """What tifffile's JSON on the first page says, if an OME-XML is used in its place."""
+    page = tiff.pages.first
+    if image is None or not page.is_shaped:
+        return {}
+    for text in (page.description, page.description1):
+        with suppress(ValueError):
+            found = json.loads(text)
+            if isinstance(found, dict):
+                return found
+    return {}
+
+
+def _open_file(path: str, part: str, axes_given: bool) -> tuple[Any, OmeImage | None]:
     """A file opened with tifffile, and its OME image; None if no image is described.
 
+    An OME-XML counts more than the JSON that tifffile writes beside it unless told not to.
     Raises: FormatError.
     """
     with tiff_errors(path):
@@ -138,33 +202,51 @@ def _open_file(path: str, axes_given: bool) -> tuple[Any, OmeImage | None]:
             return tiff, None
         try:
             text = str(tiff.ome_metadata)
-            image = find_image(text, path)
+            shaped = bool(tiff.is_shaped)
+            image = find_image(text, path, part, implied=shaped)
             xml = text if image is None else image.xml
             if declared_planes(xml) > MAX_PLANES:
                 raise FormatError(
                     f"cannot read {path}: damaged: its OME-XML declares more than {MAX_PLANES} "
                     "planes"
                 )
-            if image is None and not axes_given:
+            if image is None and not axes_given and not shaped:
                 raise FormatError(
                     f"cannot read {path}: its OME-XML describes no planes of this file; "
                     "open the file that holds the description, or name the axes with --axes"
                 )
         finally:
             tiff.close()
-        return tifffile.TiffFile(path, omexml=xml), image
+        if image is None:
+            return tifffile.TiffFile(path, omexml=xml), None
+        return tifffile.TiffFile(path, omexml=xml, is_shaped=False), image
 
 
-def _first_series(tiff: Any, image: OmeImage | None, absent: str, path: str) -> Any:
-    """The first series of a file. Raises: FormatError if its description does not fit its pages.
+def _find_series(
+    tiff: Any,
+    image: OmeImage | None,
+    absent: str,
+    directories: Sequence[Directory],
+    path: str,
+    part: str,
+) -> tuple[Sequence[Listed], int, Any]:
+    """All series of a file, the number of the one to read, and this one itself.
 
-    absent : str    why planes may be missing, for the message
+    absent : str            why planes may be missing, for the message
+    directories : list      of the file
+    Raises: FormatError if its description does not fit its pages.
     """
     with tiff_errors(path):
         described = image is not None or not tiff.is_ome
         if not tiff.series:
             raise FormatError(f"cannot read {path}: it holds no image")
-        series = tiff.series[0]
+        beside = {directory.offset for directory in directories if directory.beside}
+        usual = [s for s in tiff.series if s.keyframe.offset not in beside] or list(tiff.series)
+        if image is not None and usual[0].kind == "ome":
+            return image.listed, image.number, usual[0]
+        listed = [Listed(str(s.name or ""), tuple(map(int, s.shape))) for s in usual]
+        number = choose(listed, part, path) if part else 0
+        series = usual[number]
         dialect = next((d for d in ("shaped", "ome", "imagej") if getattr(tiff, f"is_{d}")), None)
         if series.kind in ("generic", "uniform") and dialect is not None and described:
             # tifffile falls back to bare pages if a description cannot be true
@@ -174,16 +256,17 @@ def _first_series(tiff: Any, image: OmeImage | None, absent: str, path: str) -> 
                 f"cannot read {path}: truncated or damaged: its description ({dialect}) "
                 "does not fit its pages"
             )
-        for other in tiff.series[1:]:
-            if series.kind == "generic" and (other.keyframe.shape, other.dtype) == (
-                series.keyframe.shape,
-                series.dtype,
+        for other in usual:
+            if (
+                series.kind == "generic"
+                and other is not series
+                and (other.keyframe.shape, other.dtype) == (series.keyframe.shape, series.dtype)
             ):
                 raise FormatError(
                     f"cannot read {path}: its pages are stored in different ways "
                     "(compression, strips); save them again in one way"
                 )
-        return series
+        return listed, number, series
 
 
 # --------------------------------------------------------------------------------------------------
@@ -241,6 +324,7 @@ def _check_alike(
     Raises: FormatError.
     """
     layouts = {file: {d.offset: d.layout for d in found} for file, found in directories.items()}
+    places = {file: _places(found) for file, found in directories.items()}
     groups: dict[int, list[Any]] = {}
     for page in pages:
         groups.setdefault(id(page.parent), []).append(page)
@@ -250,9 +334,15 @@ def _check_alike(
         known = layouts.get(file, {})
         own = [page for page in group if len(page.treeindex) == 1 and page.offset in known]
         for place, page in enumerate(own):
-            follows = series.kind != "generic" or page.index == own[0].index + place
+            order = places[file]
+            beside, first = order[own[0].offset]
+            expected = (beside, first + place)
+            follows = series.kind != "generic" or order[page.offset] == expected
             if not follows or known[page.offset] != known[own[0].offset]:
-                odd = page.index if follows else own[0].index + place
+                missed = (
+                    [] if follows else [k for k, p in enumerate(order.values()) if p == expected]
+                )
+                odd = missed[0] if missed else page.index
                 of = "" if page.parent is series.parent else f" of {file}"
                 raise FormatError(
                     f"cannot read {path}: page {odd + 1}{of} differs from page "
@@ -274,6 +364,19 @@ def _check_alike(
                 f"cannot read {path}: the planes in {file} differ from those in "
                 f"{_file(keyframe)} in size, type or compression; a volume's planes must be alike"
             )
+
+
+def _places(directories: Sequence[Directory]) -> dict[int, tuple[bool, int]]:
+    """For the offset of each page: is it `beside` another, and its place among those alike in this.
+
+    Pages of full size may have small versions between them.
+    """
+    counts = {True: 0, False: 0}
+    found = {}
+    for directory in directories:
+        found[directory.offset] = (directory.beside, counts[directory.beside])
+        counts[directory.beside] += 1
+    return found
 
 
 def _usable_page(page: Any, path: str, of: str) -> Any:

@@ -1,0 +1,187 @@
+"""Which image of a TIFF file is read, and what is said of the rest.
+
+Right values come from the arrays that were written, or from tifffile page by page.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+from ometiff import SCHEMA, planes, write_positions
+
+from conv3d_cli.errors import FormatError
+from conv3d_cli.formats import open_volume, read_volume, volume_files
+from conv3d_cli.model.volume import Array
+
+
+def ome(shape: tuple[int, ...], data: str = "<TiffData/>") -> bytes:
+    """OME-XML of a uint16 image t c z y x with sizes, as people write it by hand."""
+    sizes = "".join(f' Size{a}="{n}"' for a, n in zip("TCZYX", shape, strict=True))
+    channels = "".join(
+        f'<Channel ID="Channel:0:{c}" Name="dye {c}" SamplesPerPixel="1"/>' for c in range(shape[1])
+    )
+    return (
+        f'<OME xmlns="{SCHEMA}"><Image ID="Image:0" Name="cells"><Pixels ID="Pixels:0" '
+        f'DimensionOrder="XYZCT" Type="uint16"{sizes} PhysicalSizeX="0.2" PhysicalSizeY="0.2" '
+        f'PhysicalSizeZ="0.7" TimeIncrement="2">{channels}{data}</Pixels></Image></OME>'
+    ).encode()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# OME-XML beside the JSON that tifffile writes unless it is told not to
+
+
+@pytest.mark.parametrize("data", ["<TiffData/>", ""])
+@pytest.mark.parametrize("metadata", [{}, {"axes": "TCZYX"}])
+def test_ome_xml_beside_json_is_read(tmp_path: Path, data: str, metadata: Any) -> None:
+    values = planes(1, (2, 3, 4, 12, 14))
+    path = tmp_path / "a.ome.tif"
+    description = ome(values.shape, data)
+    tifffile.imwrite(
+        path, values, description=description, metadata=metadata, photometric="minisblack"
+    )
+    with tifffile.TiffFile(path) as file:
+        assert file.is_shaped
+        assert file.is_ome
+    volume = read_volume(str(path))
+    assert volume.axes == "tczyx"
+    np.testing.assert_array_equal(volume.data, values)
+    assert volume.grid.spacing == (0.7, 0.2, 0.2)
+    assert volume.grid.unit == "um"
+    assert [c["Name"] for c in volume.metadata.items["Channel"]] == ["dye 0", "dye 1", "dye 2"]
+    with open_volume(str(path)) as reader:
+        assert reader.notes == ()
+
+
+def test_ome_xml_that_does_not_fit_leaves_the_json(tmp_path: Path) -> None:
+    values = planes(1, (4, 12, 14))
+    path = tmp_path / "a.ome.tif"
+    description = ome((1, 1, 9, 12, 14))
+    tifffile.imwrite(
+        path,
+        values,
+        description=description,
+        metadata={"axes": "ZYX", "spacing": [3, 2, 1], "unit": "um"},
+        photometric="minisblack",
+    )
+    with open_volume(str(path)) as reader:
+        assert "OME-XML does not fit its pages" in reader.notes[0]
+        assert reader.header.grid.spacing == (3, 2, 1)
+    np.testing.assert_array_equal(read_volume(str(path)).data, values)
+
+
+def test_sizes_of_the_json_where_the_ome_xml_has_none(tmp_path: Path) -> None:
+    path = tmp_path / "a.ome.tif"
+    description = ome((1, 1, 4, 12, 14)).replace(b"PhysicalSize", b"Other")
+    tifffile.imwrite(
+        path,
+        planes(1),
+        description=description,
+        metadata={"spacing": [3, 2, 1], "unit": "um"},
+        photometric="minisblack",
+    )
+    assert read_volume(str(path)).grid.spacing == (3, 2, 1)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Series
+
+
+def write_two(path: Path) -> tuple[Array, Array]:
+    """A thumbnail before a stack, as some microscopes write them."""
+    small, stack = planes(1, (3, 4)), planes(2)
+    with tifffile.TiffWriter(path) as writer:
+        for name, data in (("thumbnail", small), ("cells", stack)):
+            writer.write(data, photometric="minisblack", metadata={"axes": "ZYX"[-data.ndim:], "Name": name})  # fmt: skip
+    return small, stack
+
+
+@pytest.mark.parametrize("name", ["a.tif", "a.ome.tif"])
+def test_any_series_can_be_named(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    small, stack = write_two(path)
+    np.testing.assert_array_equal(read_volume(str(path)).data, small)
+    np.testing.assert_array_equal(read_volume(f"{path}::1").data, stack)
+    if name == "a.ome.tif":
+        np.testing.assert_array_equal(read_volume(f"{path}::cells").data, stack)
+    with pytest.raises(FormatError, match=r"it has 0 \(.*3 x 4\), 1 \(.*4 x 12 x 14\)"):
+        open_volume(f"{path}::7")
+    assert volume_files(f"{path}::1") == (str(path),)
+    with open_volume(f"{path}::1", axes="tyx") as reader:
+        assert reader.header.axes.letters == "tyx"
+
+
+def test_any_position_can_be_named_from_any_file(tmp_path: Path) -> None:
+    data = write_positions(tmp_path)
+    for part in ("2", "position 2", "Image:2"):
+        volume = read_volume(f"{tmp_path / 'p0.ome.tif'}::{part}")
+        np.testing.assert_array_equal(volume.data, data[2])
+        assert volume.grid.spacing == (3.0, 0.3, 0.3)
+    assert volume_files(f"{tmp_path / 'p0.ome.tif'}::2") == (
+        str(tmp_path / "p0.ome.tif"),
+        str(tmp_path / "p2.ome.tif"),
+    )
+
+
+def test_names_that_two_series_share(tmp_path: Path) -> None:
+    path = tmp_path / "a.ome.tif"
+    with tifffile.TiffWriter(path) as writer:
+        for seed in (1, 2):
+            writer.write(planes(seed), photometric="minisblack", metadata={"axes": "ZYX", "Name": "n"})  # fmt: skip
+    with pytest.raises(FormatError, match=r"2 of its images have this name.*a\.ome\.tif::0"):
+        open_volume(f"{path}::n")
+
+
+def test_a_file_whose_own_name_holds_colons(tmp_path: Path) -> None:
+    path = tmp_path / "a::1.tif"
+    tifffile.imwrite(path, planes(3), photometric="minisblack")
+    np.testing.assert_array_equal(read_volume(str(path)).data, planes(3))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Pages that belong to no series
+
+
+def test_small_versions_between_the_pages_are_left_out(tmp_path: Path) -> None:
+    data, path = planes(4), tmp_path / "a.tif"
+    with tifffile.TiffWriter(path) as writer:
+        for page in data:
+            writer.write(page, metadata=None, photometric="minisblack", contiguous=False)
+            writer.write(
+                page[::2, ::2],
+                subfiletype=1,
+                metadata=None,
+                photometric="minisblack",
+                contiguous=False,
+            )
+    np.testing.assert_array_equal(read_volume(str(path)).data, data)
+
+
+def test_a_small_version_before_the_page(tmp_path: Path) -> None:
+    data, path = planes(4), tmp_path / "a.tif"
+    with tifffile.TiffWriter(path) as writer:
+        writer.write(data[0, :3, :4], subfiletype=1, metadata=None, photometric="minisblack")
+        for page in data:
+            writer.write(page, metadata=None, photometric="minisblack", contiguous=False)
+    np.testing.assert_array_equal(read_volume(str(path)).data, data)
+
+
+def test_pages_beyond_the_description_are_said(tmp_path: Path) -> None:
+    path = tmp_path / "a.ome.tif"
+    parts = '<TiffData IFD="0" PlaneCount="1"/><TiffData FirstC="1" IFD="1" PlaneCount="1"/>'
+    values = planes(5, (2, 12, 14))
+    tifffile.imwrite(
+        path,
+        values,
+        description=ome((1, 1, 1, 12, 14), parts),
+        metadata=None,
+        photometric="minisblack",
+    )
+    with open_volume(str(path)) as reader:
+        assert reader.notes == (
+            "1 of the file's 2 pages belongs to no image of its description: left out",
+        )
