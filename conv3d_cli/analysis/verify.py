@@ -27,6 +27,7 @@ from conv3d_cli.model.spec import ConvProblem
 from conv3d_cli.model.volume import VolumeReader
 from conv3d_cli.pipeline.prepare import PreparedJob, PreparedStage, prepare_job
 from conv3d_cli.pipeline.request import Job
+from conv3d_cli.system.parts import file_of
 
 # Rounding error allowed, as a fraction of sum|w| max|x| over a voxel's window. The tests hold every
 # algorithm to this bound; it leaves room for the rounding of the stored value.
@@ -57,7 +58,7 @@ def check_verifiable(job: Job) -> None:
             "--verify reads the input and the output again, and a pipe cannot be read twice: "
             "name files"
         )
-    if os.path.realpath(job.source) == os.path.realpath(job.target):
+    if os.path.realpath(file_of(job.source)) == os.path.realpath(job.target):
         raise SpecError(
             "--verify reads the input again, which this output replaces: name another output"
         )

@@ -31,6 +31,7 @@ from conv3d_cli.model.volume import (
     VolumeWriter,
     parts_in_storage_order,
 )
+from conv3d_cli.system.parts import split_part
 
 # The order matters: two formats claim a name such as volumes.zarr/head.nii.gz.
 FORMATS: tuple[VolumeFormat, ...] = (
@@ -92,6 +93,11 @@ def open_volume(
     if found is None:
         if os.path.isdir(path):
             raise FormatError(f"cannot read {path}: it is a folder; name the files in it")
+        file, part = split_part(path)
+        if part and (whole := find_format(file)) is not None:
+            raise FormatError(
+                f"cannot read {path}: a file of {whole.name} holds one volume; leave out ::{part}"
+            )
         raise FormatError(
             f"cannot read {path}: no format has this suffix; known are {known_suffixes()}"
         )
@@ -251,6 +257,12 @@ def volume_files(path: str) -> tuple[str, ...]:
     """
     found = find_format(path)
     return (path,) if found is None or path == "-" else found.files(path)
+
+
+def holds_more(path: str) -> bool:
+    """True if the file of a volume holds others, too: an output in its place would lose them."""
+    found = find_format(path)
+    return found is not None and path != "-" and found.holds_more(path)
 
 
 def content_of(path: str) -> str:

@@ -157,6 +157,7 @@ class VolumeFormat:
                             are not an image, else ""
     files : callable        (path) -> names of the files that a volume is read from, the named one
                             first, or its folder
+    holds_more : callable   (path) -> bool: True if the file holds volumes besides the named one
     written : callable      (path) -> names of the files that an output consists of, or its folder
     check_target            see `CheckTarget`
 
@@ -190,6 +191,7 @@ class VolumeFormat:
     claims_also: Callable[[str], bool] = lambda path: False
     content: Callable[[str], str] = lambda path: ""
     files: Callable[[str], tuple[str, ...]] = lambda path: (path,)
+    holds_more: Callable[[str], bool] = lambda path: False
     written: Callable[[str], tuple[str, ...]] = lambda path: (path,)
     check_target: CheckTarget = check_target
     output_bytes: Callable[[VolumeHeader, int, OutputOptions], int] = (

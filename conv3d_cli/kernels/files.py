@@ -40,6 +40,7 @@ from conv3d_cli.model.kernel import Kernel
 from conv3d_cli.model.volume import Volume
 from conv3d_cli.system.atomic import AtomicFile, write_errors
 from conv3d_cli.system.inputs import check_input
+from conv3d_cli.system.parts import file_of
 
 if TYPE_CHECKING:
     import zipfile
@@ -65,6 +66,7 @@ class KernelFile:
     layers : bool               whether it can store 5-D kernels
     extras : bool               whether it can store a bias and a centre
     volume : bool               whether it is a volume format
+    has_parts : bool            whether FILE::PART names one of several volumes in a file
     """
 
     name: str
@@ -74,6 +76,7 @@ class KernelFile:
     layers: bool
     extras: bool
     volume: bool = False
+    has_parts: bool = False
 
     @property
     def written(self) -> bool:
@@ -86,8 +89,14 @@ def find_kernel_file(path: str | os.PathLike[str]) -> KernelFile | None:
 
     >>> find_kernel_file("psf.NII.GZ").name, find_kernel_file("gaussian:fwhm=1.5mm")
     ('NIfTI', None)
+    >>> find_kernel_file("psf.tif::1").name
+    'TIFF'
     """
-    return next((kind for kind in KERNEL_FILES if str(path).lower().endswith(kind.suffixes)), None)
+    name = str(path).lower()
+    file = file_of(name)
+    return next(
+        (k for k in KERNEL_FILES if (file if k.has_parts else name).endswith(k.suffixes)), None
+    )
 
 
 def known_suffixes(written: bool = False) -> str:
@@ -738,6 +747,7 @@ def _volume_kinds() -> Iterator[KernelFile]:
                     layers=False,
                     extras=False,
                     volume=True,
+                    has_parts=volume_format.has_parts,
                 )
 
 

@@ -20,6 +20,7 @@ from conv3d_cli.errors import OutputExistsError, ShapeError
 from conv3d_cli.formats import (
     check_output,
     create_volume,
+    holds_more,
     lies_within,
     output_format,
     replaced_part,
@@ -34,6 +35,7 @@ from conv3d_cli.pipeline.request import Job
 from conv3d_cli.pipeline.stream import LayerReader, stream
 from conv3d_cli.system.atomic import committed_together
 from conv3d_cli.system.machine import thread_count
+from conv3d_cli.system.parts import file_of
 from conv3d_cli.system.words import count_of
 
 if TYPE_CHECKING:
@@ -102,7 +104,7 @@ def check_paths(job: Job, make_folder: bool = False) -> None:
                 f"cannot write {output.path}: the input lies in it; name another store"
             )
     _check_target(job, make_folder)
-    taken = {os.path.realpath(path) for path in (job.source, *written_files(job.target))}
+    taken = {os.path.realpath(path) for path in (file_of(job.source), *written_files(job.target))}
     for output in job.beside:
         paths = {os.path.realpath(path) for path in written_files(output.path)}
         if paths & taken or replaced_part(job.source, output.path):
@@ -117,12 +119,18 @@ def _check_target(job: Job, make_folder: bool) -> None:
     """Check the path of the main output; see `check_paths`."""
     if job.target == "-":
         return
-    if (
-        os.path.exists(job.source)
+    source = file_of(job.source)
+    same = (
+        os.path.exists(source)
         and os.path.exists(job.target)
-        and os.path.samefile(job.source, job.target)
-        and not job.overwrite
-    ):
+        and os.path.samefile(source, job.target)
+    )
+    if same and holds_more(job.source):
+        raise OutputExistsError(
+            f"cannot write {job.target}: the input is one of several images in it, and the others "
+            "would be lost; name another file"
+        )
+    if same and not job.overwrite:
         raise OutputExistsError(
             f"cannot write {job.target}: it is the input; name another file, or pass --overwrite "
             "to replace it at the end"

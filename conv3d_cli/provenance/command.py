@@ -17,6 +17,7 @@ from conv3d_cli.pipeline.request import Job
 from conv3d_cli.settings.config import is_bias_file, is_kernel_file
 from conv3d_cli.settings.option import File, Option
 from conv3d_cli.settings.options import OPTION, SHAPING, Settings
+from conv3d_cli.system.parts import split_part, with_part
 
 Rename = Callable[[str], str]
 
@@ -101,14 +102,15 @@ def relative_to(folder: str) -> Rename:
     start = os.path.realpath(folder or ".")
 
     def rename(path: str) -> str:
+        path, part = split_part(path)
         parent, name = os.path.split(local_folder(path) or path)
         # a link to a file keeps its name: the file may be named after a hash of its contents
         absolute = os.path.join(os.path.realpath(parent or "."), name)
         try:
             relative = os.path.relpath(absolute, start).replace(os.sep, "/")
         except ValueError:  # another drive
-            return absolute
-        return f"./{relative}" if relative.startswith("-") else relative
+            return with_part(absolute, part)
+        return with_part(f"./{relative}" if relative.startswith("-") else relative, part)
 
     return rename
 
@@ -132,10 +134,11 @@ def history_line(source: str, given: Settings, version: str) -> str:
 def bare_name(path: str) -> str:
     """The name of a file or folder, without the folders above it.
 
-    >>> bare_name("data/a.zarr/")
-    'a.zarr'
+    >>> bare_name("data/a.zarr/"), bare_name("data/b.tif::1")
+    ('a.zarr', 'b.tif::1')
     """
-    return os.path.basename(path.rstrip("/"))
+    file, part = split_part(path)
+    return with_part(os.path.basename(file.rstrip("/")), part)
 
 
 def with_history(job: Job, given: Settings) -> Job:

@@ -29,6 +29,7 @@ from conv3d_cli.settings.options import Settings
 from conv3d_cli.system.atomic import AtomicFile, AtomicFolder, AtomicGroup, check_target
 from conv3d_cli.system.digests import FileFingerprint, file_digest, fingerprint_of
 from conv3d_cli.system.inputs import check_input
+from conv3d_cli.system.parts import file_of
 
 Decided = Callable[[PreparedJob], None]
 Fields = Callable[[PreparedJob, Sequence[InputFile], Rename], dict[str, Any]]
@@ -119,7 +120,7 @@ def check_recordable(job: Job, given: Settings) -> list[InputFile]:
             raise SpecError(
                 f"--sidecar records the {output.role}, and a pipe leaves no file: pass {flag} FILE"
             )
-    if os.path.realpath(job.source) == os.path.realpath(job.target):
+    if os.path.realpath(file_of(job.source)) == os.path.realpath(job.target):
         raise SpecError(
             f"--sidecar names the input {job.source}, which this output replaces: "
             "name another output"

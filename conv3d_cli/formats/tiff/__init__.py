@@ -16,6 +16,7 @@ FORMAT = VolumeFormat(
     output_letters=late("conv3d_cli.formats.tiff.format:output_letters"),
     files=late("conv3d_cli.formats.tiff.files:input_files"),
     has_parts=True,
+    holds_more=late("conv3d_cli.formats.tiff.format:holds_more"),
     compressions=tuple(COMPRESSIONS),
     libraries=("tifffile", "imagecodecs"),
     output_bytes=late("conv3d_cli.formats.tiff.format:output_bytes"),

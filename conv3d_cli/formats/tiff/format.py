@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from conv3d_cli.errors import FormatError, WriteError
+from conv3d_cli.errors import Conv3DError, FormatError, WriteError
 from conv3d_cli.formats.base import (
     DEFAULT_OPTIONS,
     OutputOptions,
@@ -36,6 +36,7 @@ from conv3d_cli.formats.tiff.compressed import (
     packing_bytes,
 )
 from conv3d_cli.formats.tiff.files import check_beside
+from conv3d_cli.formats.tiff.images import list_images
 from conv3d_cli.formats.tiff.metadata import Description, TiffMetadata
 from conv3d_cli.formats.tiff.pages import PagedArray
 from conv3d_cli.formats.tiff.series import (
@@ -48,7 +49,7 @@ from conv3d_cli.formats.tiff.series import (
 )
 from conv3d_cli.model.volume import ArrayReader, Axes, VolumeHeader, VolumeReader, VolumeWriter
 from conv3d_cli.system.atomic import AtomicFile, suffix_of, write_errors
-from conv3d_cli.system.parts import file_of
+from conv3d_cli.system.parts import file_of, split_part
 
 IMAGEJ_DTYPES = ("uint8", "int16", "uint16", "float32")
 CLASSIC_LIMIT = 2**32 - 2**25  # bytes of voxels and directories in a file with 32-bit offsets
@@ -63,21 +64,43 @@ SPARE_LETTERS = "taburefghijklmnopqvwd"
 # Reading
 
 
+class MappedReader(RawReader):
+    """A reader of voxels in one piece. Arguments as `RawReader`, whose `offset` is positional.
+
+    contents : dict         see `_contents`
+    """
+
+    def __init__(self, contents: dict[str, str], *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._contents = contents
+
+    def storage(self) -> dict[str, str]:
+        return self._contents
+
+
 class PagedReader(ArrayReader):
     """A reader of TIFF pages that are decoded when they are asked for.
 
+    contents : dict         see `_contents`
     tiff : TiffFile         of tifffile; the reader closes it
     """
 
-    def __init__(self, tiff: Any, array: PagedArray, header: VolumeHeader, path: str) -> None:
+    def __init__(
+        self,
+        contents: dict[str, str],
+        tiff: Any,
+        array: PagedArray,
+        header: VolumeHeader,
+        path: str,
+    ) -> None:
         super().__init__(array, header, path)  # type: ignore[arg-type]
-        self._pages, self._tiff = array, tiff
+        self._contents, self._pages, self._tiff = contents, array, tiff
 
     def buffer_bytes(self, planes: int, channels: int) -> int:
         return self._pages.buffer_bytes()
 
     def storage(self) -> dict[str, str]:
-        return self._pages.storage()
+        return self._pages.storage() | self._contents
 
     def close(self) -> None:
         self.array = np.empty(0)
@@ -117,18 +140,18 @@ def open_tiff(path: str, *, axes: str | None = None, channels_first: bool = Fals
             ),
             history=described.history,
         )
-        notes = [*notes, *opened.notes, *_series_notes(opened, file_name), *described.notes]
+        notes = [*notes, *opened.notes, *_series_notes(opened, path), *described.notes]
         offset = mapped_offset(opened, path)
-        reader: RawReader | PagedReader
+        contents = _contents(opened)
+        reader: MappedReader | PagedReader
         if offset is None:
             array = PagedArray(opened.pages, found.shape, series.dtype, path, tiff.filehandle)
-            reader = PagedReader(tiff, array, header, path)
+            reader = PagedReader(contents, tiff, array, header, path)
         else:
             file = open(file_name, "rb")  # noqa: SIM115 - the reader closes it
             try:
-                reader = RawReader(
-                    file, header, path, series.dtype.newbyteorder(tiff.byteorder), offset
-                )
+                stored = series.dtype.newbyteorder(tiff.byteorder)
+                reader = MappedReader(contents, file, header, path, stored, offset)
             except BaseException:
                 file.close()
                 raise
@@ -234,16 +257,39 @@ def _describe(opened: OpenSeries, axes: Axes, path: str) -> Description:
     return Description()
 
 
-def _series_notes(opened: OpenSeries, path: str) -> list[str]:
-    """What the file holds and its reader leaves out, in words.
+def _contents(opened: OpenSeries) -> dict[str, str]:
+    """The series and levels of a file in words, where it has several: {"series": ...}."""
+    found = {}
+    if len(opened.listed) > 1:
+        found["series"] = f"{opened.number} is read, of {list_images(opened.listed)}"
+    levels = opened.series.levels if opened.series.is_pyramidal else ()
+    if levels:
+        shapes = (" x ".join(map(str, level.shape)) for level in levels)
+        found["levels"] = f"the first is read, of {', '.join(shapes)}"
+    return found
 
-    path : str      the file, without a part
+
+def holds_more(path: str) -> bool:
+    """True if a file holds images besides the one that its name selects; False if unreadable."""
+    try:
+        opened = open_series(path, axes_given=True)
+    except Conv3DError:
+        return False
+    opened.tiff.close()
+    return len(opened.listed) > 1
+
+
+def _series_notes(opened: OpenSeries, name: str) -> list[str]:
+    """What the file holds and its reader leaves out, in words; not what the user chose to leave.
+
+    name : str      the file, or `FILE::PART`
     """
     tiff, image, series = opened.tiff, opened.image, opened.series
+    path, part = split_part(name)
     notes = []
     is_ome = image is not None and series.kind == "ome"
     count = image.here if is_ome and image is not None else len(opened.listed)
-    others = [k for k in range(len(opened.listed)) if k != opened.number]
+    others = [k for k in range(len(opened.listed)) if k != opened.number and not part]
     if count > 1 and others:
         notes.append(
             f"the file holds {count} image series: number {opened.number} is used, shape "

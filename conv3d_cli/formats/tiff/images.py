@@ -2,10 +2,10 @@
 
 The OME-XML of one file may describe many images (positions, wells of a plate), each with planes in
 this file or in others. A file name selects the first image that has planes in the file, and
-`FILE::1` or `FILE::NAME` any image. tifffile gets an XML with this image alone, so that its first series is the image whose metadata are read,
-and with absolute file names, so that it opens only files that were checked here. Files named in the
-OME-XML must be in the folder of the file that was opened: otherwise a stranger's file could copy
-any TIFF of this machine into an output.
+`FILE::1` or `FILE::NAME` any image. tifffile gets an XML with this image alone, so that its first
+series is the image whose metadata are read, and with absolute file names, so that it opens only
+files that were checked here. Files named in the OME-XML must be in the folder of the file that was
+opened: otherwise a stranger's file could copy any TIFF of this machine into an output.
 """
 
 from __future__ import annotations
