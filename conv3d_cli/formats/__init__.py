@@ -79,6 +79,7 @@ def open_volume(
     axes: str | None = None,
     channels_first: bool = False,
     spacing: Spacing | None = None,
+    again: bool = False,
 ) -> VolumeReader:
     """Open a volume for reading.
 
@@ -86,6 +87,7 @@ def open_volume(
     channels_first : bool   read a 4-D or 5-D array without axis names as czyx or tczyx, not as
                             zyxc or tzyxc
     spacing : Spacing or None   for what the file does not tell (see `complete_grid`)
+    again : bool            read voxels by another way than otherwise, if the format has one
     Raises: FormatError if the file is missing, empty, of no known format, or corrupt; ShapeError if
         it tells another spacing.
     """
@@ -102,7 +104,8 @@ def open_volume(
             f"cannot read {path}: no format has this suffix; known are {known_suffixes()}"
         )
     _check_url(found, path, "read")
-    reader = found.open(path, axes=axes, channels_first=channels_first)
+    opener = (again and found.open_again) or found.open
+    reader = opener(path, axes=axes, channels_first=channels_first)
     if spacing is not None:
         header = reader.header
         try:

@@ -127,6 +127,9 @@ class VolumeFormat:
     suffixes : tuple        lower case, with the dot; double ones such as ".nii.gz" first
     summary : str           one line for help and the README
     open, create            see `OpenVolume`, `CreateVolume`
+    open_again : callable or None
+                            as `open`, with voxels that are found and read by another way, for
+                            checks; None: there is no other way
     output_letters : callable
                             (letters, channels, dtype) -> letters: the storage order of an output
                             for a volume with these axes; adds a channel axis if `channels` needs it
@@ -175,6 +178,7 @@ class VolumeFormat:
     open: OpenVolume
     create: CreateVolume
     output_letters: Callable[[str, int, np.dtype[Any]], str]
+    open_again: OpenVolume | None = None
     names_axes: bool = True
     holds_spacing: bool = True
     holds_affine: bool = False

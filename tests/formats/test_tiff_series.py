@@ -185,3 +185,71 @@ def test_pages_beyond_the_description_are_said(tmp_path: Path) -> None:
         assert reader.notes == (
             "1 of the file's 2 pages belongs to no image of its description: left out",
         )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The other way to read, for --verify
+
+
+def by_both_ways(name: str, **options: Any) -> tuple[Array, Array]:
+    found = []
+    for again in (False, True):
+        with open_volume(name, again=again, **options) as reader:
+            axes = reader.header.axes
+            whole = tuple(slice(0, n) for n in axes.shape)
+            found.append(np.array(reader.array[whole]))  # type: ignore[attr-defined]
+            assert type(reader).__name__ == "PlaneReader" or not again
+    return found[0], found[1]
+
+
+@pytest.mark.parametrize("compression", [None, "zlib"])
+@pytest.mark.parametrize("order", ["XYZCT", "XYCZT", "XYTZC", "XYCTZ"])
+def test_both_ways_to_read_agree(tmp_path: Path, order: str, compression: str | None) -> None:
+    data = planes(3, (2, 3, 4, 6, 5))
+    sizes = dict(zip("TCZYX", data.shape, strict=True))
+    letters = order[::-1]
+    stored = data.transpose([("TCZYX").index(a) for a in letters])
+    path = tmp_path / "a.ome.tif"
+    tifffile.imwrite(path, stored, metadata={"axes": letters}, compression=compression, photometric="minisblack")  # fmt: skip
+    one, other = by_both_ways(str(path))
+    np.testing.assert_array_equal(one, stored)
+    np.testing.assert_array_equal(other, stored)
+    assert one.shape == tuple(sizes[a] for a in letters)
+
+
+def test_both_ways_read_shuffled_planes_and_other_files(tmp_path: Path) -> None:
+    data = planes(7, (6, 12, 14))
+    order = [3, 0, 5, 1, 4, 2]
+    parts = "".join(
+        f'<TiffData FirstZ="{z}" IFD="{k}" PlaneCount="1"/>' for k, z in enumerate(order)
+    )
+    path = tmp_path / "a.ome.tif"
+    tifffile.imwrite(path, data[order], description=ome((1, 1, 6, 12, 14), parts), metadata=None, photometric="minisblack")  # fmt: skip
+    positions = write_positions(tmp_path)
+    for name, right in ((str(path), data), (f"{tmp_path / 'p0.ome.tif'}::2", positions[2])):
+        for found in by_both_ways(name):
+            np.testing.assert_array_equal(found, right)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+def test_both_ways_read_colours_and_hyperstacks(tmp_path: Path, dtype: Any) -> None:
+    rgb = planes(1, (4, 6, 5, 3), dtype)
+    path = tmp_path / "rgb.ome.tif"
+    tifffile.imwrite(path, rgb, photometric="rgb", metadata={"axes": "ZYXS"})
+    stack = planes(2, (2, 3, 4, 6, 5), dtype)
+    other = tmp_path / "stack.tif"
+    tifffile.imwrite(other, stack, imagej=True, metadata={"axes": "TZCYX"})
+    for name, right in ((path, rgb), (other, stack)):
+        for found in by_both_ways(str(name)):
+            np.testing.assert_array_equal(found, right)
+
+
+def test_verification_finds_voxels_that_were_read_from_a_wrong_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Any
+) -> None:
+    """As if the offset of the voxels were one in another file."""
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, planes(3), photometric="minisblack", metadata={"axes": "ZYX"})
+    monkeypatch.setattr("conv3d_cli.formats.tiff.format.mapped_offset", lambda found, path: 0)
+    result = run("apply", path, "-k", "identity", "-o", tmp_path / "o.npy", "--verify", 50, code=7)
+    assert "is wrong" in result.output

@@ -12,6 +12,7 @@ FORMAT = VolumeFormat(
     suffixes=(".ome.tiff", ".ome.tif", ".tiff", ".tif"),
     summary="ImageJ hyperstacks, OME-TIFF, BigTIFF and plain stacks, with their voxel sizes",
     open=late("conv3d_cli.formats.tiff.format:open_tiff"),
+    open_again=late("conv3d_cli.formats.tiff.format:open_again"),
     create=late("conv3d_cli.formats.tiff.format:create_tiff"),
     output_letters=late("conv3d_cli.formats.tiff.format:output_letters"),
     files=late("conv3d_cli.formats.tiff.files:input_files"),

@@ -39,6 +39,7 @@ from conv3d_cli.formats.tiff.files import check_beside
 from conv3d_cli.formats.tiff.images import list_images
 from conv3d_cli.formats.tiff.metadata import Description, TiffMetadata
 from conv3d_cli.formats.tiff.pages import PagedArray
+from conv3d_cli.formats.tiff.planes import PlaneArray
 from conv3d_cli.formats.tiff.series import (
     OpenSeries,
     dialect_of,
@@ -108,6 +109,27 @@ class PagedReader(ArrayReader):
         self._tiff.close()
 
 
+class PlaneReader(ArrayReader):
+    """A reader of single planes, independent of the other readers; see planes.py."""
+
+    def __init__(self, array: PlaneArray, header: VolumeHeader, path: str) -> None:
+        super().__init__(array, header, path)  # type: ignore[arg-type]
+        self._planes = array
+
+    def close(self) -> None:
+        self.array = np.empty(0)
+        self._planes.close()
+
+
+def open_again(path: str, *, axes: str | None = None, channels_first: bool = False) -> VolumeReader:
+    """Open a volume as `open_tiff` does, with voxels that are found and read by another way."""
+    opened = open_series(path, axes is not None)
+    with opened.tiff:
+        header, _ = _read_header(opened, path, axes, channels_first)
+        planes = PlaneArray(opened, header.axes.shape, file_of(path))
+    return PlaneReader(planes, header, path)
+
+
 def open_tiff(path: str, *, axes: str | None = None, channels_first: bool = False) -> VolumeReader:
     """Open an image series of a TIFF file: the first, or that of `FILE::PART`.
 
@@ -122,30 +144,12 @@ def open_tiff(path: str, *, axes: str | None = None, channels_first: bool = Fals
     file_name = file_of(path)
     tiff, series = opened.tiff, opened.series
     try:
-        check_beside(series, opened.pages, file_name)
-        found, notes = _stored_axes(tiff, series, axes, channels_first, path)
-        described = _describe(opened, found, path)
-        header = VolumeHeader(
-            found,
-            real_dtype(series.dtype, path),
-            described.grid,
-            value_scale(opened),
-            "TIFF",
-            TiffMetadata(
-                dialect_of(tiff, series),
-                found,
-                described.units,
-                described.interval,
-                described.items,
-            ),
-            history=described.history,
-        )
-        notes = [*notes, *opened.notes, *_series_notes(opened, path), *described.notes]
+        header, notes = _read_header(opened, path, axes, channels_first)
         offset = mapped_offset(opened, path)
         contents = _contents(opened)
         reader: MappedReader | PagedReader
         if offset is None:
-            array = PagedArray(opened.pages, found.shape, series.dtype, path, tiff.filehandle)
+            array = PagedArray(opened.pages, header.axes.shape, series.dtype, path, tiff.filehandle)
             reader = PagedReader(contents, tiff, array, header, path)
         else:
             file = open(file_name, "rb")  # noqa: SIM115 - the reader closes it
@@ -156,11 +160,34 @@ def open_tiff(path: str, *, axes: str | None = None, channels_first: bool = Fals
                 file.close()
                 raise
             tiff.close()
-        reader.notes = tuple(notes)
+        reader.notes = notes
         return reader
     except BaseException:
         tiff.close()
         raise
+
+
+def _read_header(
+    opened: OpenSeries, path: str, axes: str | None, channels_first: bool
+) -> tuple[VolumeHeader, tuple[str, ...]]:
+    """The header of a series, and the notes of its reader. Arguments and errors as `open_tiff`."""
+    tiff, series = opened.tiff, opened.series
+    check_beside(series, opened.pages, file_of(path))
+    found, notes = _stored_axes(tiff, series, axes, channels_first, path)
+    described = _describe(opened, found, path)
+    kept = TiffMetadata(
+        dialect_of(tiff, series), found, described.units, described.interval, described.items
+    )
+    header = VolumeHeader(
+        found,
+        real_dtype(series.dtype, path),
+        described.grid,
+        value_scale(opened),
+        "TIFF",
+        kept,
+        history=described.history,
+    )
+    return header, (*notes, *opened.notes, *_series_notes(opened, path), *described.notes)
 
 
 def _stored_axes(
