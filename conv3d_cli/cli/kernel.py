@@ -135,7 +135,7 @@ def show(
         grid = shown.grid
     facts = kernel_facts(shown, grid)
     if as_json:
-        click.echo(json.dumps(facts, ensure_ascii=False))
+        click.echo(json.dumps(facts))
     else:
         click.echo("\n".join(_fact_lines(facts)))
         if output is None:

@@ -18,6 +18,7 @@ from conv3d_cli.settings.config import is_bias_file, is_kernel_file
 from conv3d_cli.settings.option import File, Option
 from conv3d_cli.settings.options import OPTION, SHAPING, Settings
 from conv3d_cli.system.parts import split_part, with_part
+from conv3d_cli.system.words import printable
 
 Rename = Callable[[str], str]
 
@@ -119,7 +120,7 @@ def history_line(source: str, given: Settings, version: str) -> str:
     """The line for the history in the output's header: version, kernel and command.
 
     The command has file names without folders, and does not name the output, so that the line is
-    the same wherever the files are.
+    the same wherever the files are. It is one line of text, whatever the names of the files.
 
     >>> history_line("raw/head.nii.gz", Settings(kernel="gaussian:fwhm=6mm", overwrite=True), "1.0")
     'conv3d 1.0 gaussian:fwhm=6mm: conv3d apply head.nii.gz -k gaussian:fwhm=6mm'
@@ -128,7 +129,7 @@ def history_line(source: str, given: Settings, version: str) -> str:
     drawn = "drawn" if given.to_fwhm is None else f"to-fwhm {given.to_fwhm}"
     kernel = given.kernel or given.config or drawn
     step = bare_name(kernel) if isinstance(kernel, str) and is_kernel_file(kernel) else kernel
-    return f"conv3d {version} {step}: {command_line(source, given, bare_name)}"
+    return printable(f"conv3d {version} {step}: {command_line(source, given, bare_name)}")
 
 
 def bare_name(path: str) -> str:

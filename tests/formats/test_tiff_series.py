@@ -253,3 +253,45 @@ def test_verification_finds_voxels_that_were_read_from_a_wrong_place(
     monkeypatch.setattr("conv3d_cli.formats.tiff.format.mapped_offset", lambda found, path: 0)
     result = run("apply", path, "-k", "identity", "-o", tmp_path / "o.npy", "--verify", 50, code=7)
     assert "is wrong" in result.output
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# OME-XML that the schema accepts
+
+
+@pytest.mark.parametrize(
+    ("word", "written"),
+    [
+        ("\u03bcm", "\u00b5m"),
+        ("um", "\u00b5m"),
+        ("micron", "\u00b5m"),
+        ("inch", "in"),
+        ("angstrom", "\u00c5"),
+        ("nm", "nm"),
+        ("\u00b5m", "\u00b5m"),
+        ("pixel", "pixel"),
+        ("reference frame", "reference frame"),
+        ("furlong", "pixel"),
+        ("", "pixel"),
+    ],
+)
+def test_units_are_written_as_the_schema_spells_them(
+    tmp_path: Path, run: Any, word: str, written: str
+) -> None:
+    path, out = tmp_path / "a.ome.tif", tmp_path / "b.ome.tif"
+    xml = ome((1, 1, 4, 12, 14)).decode()
+    for axis in "XYZ":
+        xml = xml.replace(
+            f' PhysicalSize{axis}="', f' PhysicalSize{axis}Unit="{word}" PhysicalSize{axis}="'
+        )
+    xml = xml.replace(' TimeIncrement="2"', ' TimeIncrement="2" TimeIncrementUnit="sec"')
+    tifffile.imwrite(path, planes(1), description=xml.encode(), metadata=None, photometric="minisblack")  # fmt: skip
+    run("apply", path, "-k", "identity", "-o", out)
+    with tifffile.TiffFile(out) as file:
+        text = str(file.ome_metadata)
+    assert f'PhysicalSizeXUnit="{written}"' in text
+    assert 'TimeIncrementUnit="s"' in text
+    ome_types = pytest.importorskip("ome_types")
+    pixels = ome_types.from_xml(text).images[0].pixels
+    assert pixels.physical_size_x_unit.value == written
+    assert (pixels.physical_size_x, pixels.physical_size_z) == (0.2, 0.7)
