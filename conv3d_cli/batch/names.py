@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from conv3d_cli.errors import OutputExistsError, SpecError
+from conv3d_cli.formats import target_suffix
 from conv3d_cli.system.atomic import suffix_of
 from conv3d_cli.system.parts import file_of, split_part
 
@@ -18,7 +19,7 @@ def output_name(
     """The output path for an input: its name with prefix and suffix, in `out_dir` or beside it.
 
     An input inside a Zarr store gives an output with the store's name, and `FILE::PART` one with
-    the names of both.
+    the names of both. A file whose suffix is only read, such as `.lsm`, gives one with another.
 
     out_dir : str or None       folder or URL of the outputs; None: the input's folder
     below : str                 subfolder of `out_dir`; "" for none
@@ -30,6 +31,8 @@ def output_name(
     'out/raw/y.zarr'
     >>> output_name("a/plate.ome.tif::well A/1", "out")
     'out/plate_well_A_1.ome.tif'
+    >>> output_name("a/cells.lsm", "out")
+    'out/cells.ome.tif'
     """
     for option, text in (("--suffix", suffix), ("--prefix", prefix)):
         if os.sep in text or "\0" in text:
@@ -41,7 +44,8 @@ def output_name(
     parent, slash, file = whole.rpartition("/") if "://" in whole else ("", "", Path(whole).name)
     stem = file[: len(file) - len(ending)]
     part = re.sub(r"[^\w.+-]+", "_", split_part(name)[1])
-    new = f"{prefix}{stem}{'_' + part if part else ''}{suffix}{file[len(stem) :]}"
+    ending = target_suffix(name) or file[len(stem) :]
+    new = f"{prefix}{stem}{'_' + part if part else ''}{suffix}{ending}"
     if out_dir is not None and "://" in out_dir:
         return "/".join(
             [out_dir.rstrip("/"), *below.split(os.sep), new]

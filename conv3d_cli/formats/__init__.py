@@ -31,7 +31,7 @@ from conv3d_cli.model.volume import (
     VolumeWriter,
     parts_in_storage_order,
 )
-from conv3d_cli.system.parts import split_part
+from conv3d_cli.system.parts import file_of, split_part
 
 # The order matters: two formats claim a name such as volumes.zarr/head.nii.gz.
 FORMATS: tuple[VolumeFormat, ...] = (
@@ -52,7 +52,36 @@ def find_format(path: str) -> VolumeFormat | None:
     >>> find_format("x.jpg") is None
     True
     """
-    return next((f for f in FORMATS if f.claims(path)), None)
+    return next((f for f in FORMATS if f.claims(path)), None) or next(
+        (f for f in FORMATS if f.only_reads(path)), None
+    )
+
+
+def format_of(path: str) -> VolumeFormat | None:
+    """The format of an input: by its name, or else by the first bytes of the file.
+
+    None if no format claims the name or recognises the bytes.
+    """
+    found = find_format(path)
+    if found is not None or path == "-" or is_url(path):
+        return found
+    file = file_of(path)
+    try:
+        return next((f for f in FORMATS if os.path.isfile(file) and f.recognises(file)), None)
+    except OSError:  # opening it reports the error
+        return None
+
+
+def target_suffix(path: str) -> str | None:
+    """The suffix of an output that is named after an input whose own suffix is only read, or None.
+
+    >>> target_suffix("a.lsm"), target_suffix("a.nii.gz")
+    ('.ome.tif', None)
+    """
+    found = format_of(path)
+    if found is None or found.claims(path):
+        return None
+    return found.target_suffix
 
 
 def known_suffixes() -> str:
@@ -91,7 +120,7 @@ def open_volume(
     Raises: FormatError if the file is missing, empty, of no known format, or corrupt; ShapeError if
         it tells another spacing.
     """
-    found = find_format(path)
+    found = format_of(path)
     if found is None:
         if os.path.isdir(path):
             raise FormatError(f"cannot read {path}: it is a folder; name the files in it")
@@ -258,13 +287,13 @@ def volume_files(path: str) -> tuple[str, ...]:
     >>> volume_files("a.nii.gz"), volume_files("a.zarr/1")
     (('a.nii.gz',), ('a.zarr',))
     """
-    found = find_format(path)
+    found = format_of(path)
     return (path,) if found is None or path == "-" else found.files(path)
 
 
 def holds_more(path: str) -> bool:
     """True if the file of a volume holds others, too: an output in its place would lose them."""
-    found = find_format(path)
+    found = format_of(path)
     return found is not None and path != "-" and found.holds_more(path)
 
 
@@ -370,6 +399,11 @@ def output_format(path: str) -> VolumeFormat:
     if found is None:
         raise SpecError(
             f"cannot write {path}: no format has this suffix; known are {known_suffixes()}"
+        )
+    if not found.claims(path):
+        raise SpecError(
+            f"cannot write {path}: files of this suffix are read, and not written; "
+            f"name it {found.target_suffix}"
         )
     _check_url(found, path, "write")
     return found

@@ -125,6 +125,10 @@ class VolumeFormat:
 
     name : str              for messages only
     suffixes : tuple        lower case, with the dot; double ones such as ".nii.gz" first
+    read_suffixes : tuple   of files that are read, and never written
+    target_suffix : str     of an output that is named after such a file
+    recognises : callable   (path) -> bool: True if the bytes of a file are of this format, whatever
+                            its name is; OSError if it cannot be read
     summary : str           one line for help and the README
     open, create            see `OpenVolume`, `CreateVolume`
     open_again : callable or None
@@ -190,6 +194,9 @@ class VolumeFormat:
         options.compression != "none"
     )
     libraries: tuple[str, ...] = ()
+    read_suffixes: tuple[str, ...] = ()
+    target_suffix: str = ""
+    recognises: Callable[[str], bool] = lambda path: False
     reads_urls: bool = False
     has_parts: bool = False
     claims_also: Callable[[str], bool] = lambda path: False
@@ -212,6 +219,10 @@ class VolumeFormat:
         return path.lower().endswith(
             tuple(s for s in self.suffixes if s != "-")
         ) or self.claims_also(path)
+
+    def only_reads(self, path: str) -> bool:
+        """True if the file name ends with a suffix of files that are read, and never written."""
+        return file_of(path).lower().endswith(self.read_suffixes) if self.read_suffixes else False
 
 
 def real_dtype(dtype: np.dtype[Any], path: str) -> np.dtype[Any]:

@@ -33,7 +33,7 @@ from conv3d_cli.errors import (
     WriteError,
     suggestion,
 )
-from conv3d_cli.formats import FORMATS, open_volume, output_format, write_volume
+from conv3d_cli.formats import FORMATS, find_format, open_volume, write_volume
 from conv3d_cli.formats.npy import read_array_header
 from conv3d_cli.kernels.lengths import MAX_WEIGHTS, require_memory
 from conv3d_cli.model.kernel import Kernel
@@ -585,7 +585,8 @@ def _read_minc(path: str, build: BuildKernel) -> Kernel:
 
 def _read_volume(path: str, build: BuildKernel) -> Kernel:
     """Read a volume as a kernel, with the axes and values that it would have as an input volume."""
-    volume_format = output_format(path)
+    volume_format = find_format(path)
+    assert volume_format is not None  # its suffix led here
     if len(volume_format.files(path)) > len(volume_format.written(path)):
         raise FormatError(
             f"cannot read {path}: its planes are in other files; save them as one file"

@@ -295,3 +295,44 @@ def test_units_are_written_as_the_schema_spells_them(
     pixels = ome_types.from_xml(text).images[0].pixels
     assert pixels.physical_size_x_unit.value == written
     assert (pixels.physical_size_x, pixels.physical_size_z) == (0.2, 0.7)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Names of TIFF files
+
+
+@pytest.mark.parametrize(
+    "suffix",
+    [".ome.btf", ".ome.tf2", ".ome.tf8", ".btf", ".tf2", ".tf8", ".lsm", ".stk", ".svs",
+     ".scn", ".qptiff", ".SVS", ".dat", ""],
+)  # fmt: skip
+def test_tiff_under_other_names_is_read(tmp_path: Path, suffix: str, run: Any) -> None:
+    path = tmp_path / f"a{suffix}"
+    tifffile.imwrite(path, planes(1), photometric="minisblack", metadata={"axes": "ZYX"}, bigtiff="f" in suffix)  # fmt: skip
+    np.testing.assert_array_equal(read_volume(str(path)).data, planes(1))
+    run("apply", path, "-k", "identity", "--dtype", "uint16", "-o", tmp_path / "o.tif")
+    np.testing.assert_array_equal(tifffile.imread(tmp_path / "o.tif"), planes(1))
+    assert volume_files(str(path)) == (str(path),)
+
+
+@pytest.mark.parametrize("suffix", [".ome.btf", ".ome.tf2", ".ome.tf8", ".btf", ".tf2", ".tf8"])
+def test_names_of_bigtiff_give_bigtiff(tmp_path: Path, suffix: str, run: Any) -> None:
+    np.save(tmp_path / "a.npy", planes(1))
+    path = tmp_path / f"o{suffix}"
+    run("apply", tmp_path / "a.npy", "-k", "identity", "--dtype", "uint16", "-o", path)
+    with tifffile.TiffFile(path) as file:
+        assert file.is_bigtiff
+        assert file.is_ome
+        np.testing.assert_array_equal(file.asarray(), planes(1))
+
+
+def test_names_that_are_only_read(tmp_path: Path, run: Any, error_line: Any) -> None:
+    for name in ("a.lsm", "b"):
+        tifffile.imwrite(tmp_path / name, planes(1), photometric="minisblack", metadata={"axes": "ZYX"})  # fmt: skip
+    result = run("apply", tmp_path / "a.lsm", "-k", "identity", "-o", tmp_path / "o.lsm", code=2)
+    assert "are read, and not written; name it .ome.tif" in error_line(result.stderr)
+    run("apply", tmp_path / "a.lsm", tmp_path / "b", "-k", "identity", "--out-dir", tmp_path / "o")
+    assert sorted(p.name for p in (tmp_path / "o").iterdir()) == ["a.ome.tif", "b.ome.tif"]
+    (tmp_path / "b").write_bytes(b"no TIFF")
+    result = run("apply", tmp_path / "b", "-k", "identity", "-o", tmp_path / "p.tif", code=3)
+    assert "no format has this suffix" in error_line(result.stderr)

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from conv3d_cli.formats.base import VolumeFormat, late
 
+BIG_SUFFIXES = (".btf", ".tf2", ".tf8")  # of BigTIFF; after .ome, of OME-TIFF that is BigTIFF
 DEFLATE, OLD_DEFLATE, ZSTD = 8, 32946, 50000  # TIFF's numbers
 COMPRESSIONS = {"deflate": DEFLATE, "zstd": ZSTD}
 
 FORMAT = VolumeFormat(
     name="TIFF",
-    suffixes=(".ome.tiff", ".ome.tif", ".tiff", ".tif"),
+    suffixes=(
+        *(".ome.tiff", ".ome.tif", ".ome.btf", ".ome.tf2", ".ome.tf8"),
+        *(".tiff", ".tif", *BIG_SUFFIXES),
+    ),
+    # files of microscopes and slide scanners
+    read_suffixes=(".lsm", ".stk", ".svs", ".ndpi", ".scn", ".qptiff"),
+    target_suffix=".ome.tif",
+    recognises=late("conv3d_cli.formats.tiff.directories:is_tiff"),
     summary="ImageJ hyperstacks, OME-TIFF, BigTIFF and plain stacks, with their voxel sizes",
     open=late("conv3d_cli.formats.tiff.format:open_tiff"),
     open_again=late("conv3d_cli.formats.tiff.format:open_again"),

@@ -33,6 +33,7 @@ LAYOUT_TAGS = {
     32997: 1,  # ImageDepth
 }
 SUBFILE_TYPE, REDUCED, MASK = 254, 1, 4
+NDPI_TAG = 65420
 INTEGER_TYPES = {1: "B", 3: "H", 4: "I", 16: "Q"}
 # tags whose values must lie within the file: ImageDescription, offsets and byte counts of strips
 # and tiles
@@ -53,6 +54,13 @@ class Directory:
     offset: int
     layout: tuple[tuple[int, ...], ...]
     beside: bool = False
+
+
+def is_tiff(path: str) -> bool:
+    """True if a file begins as a TIFF or BigTIFF does. Raises: OSError."""
+    with open(path, "rb") as file:
+        start = file.read(4)
+    return start in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
 def read_directories(path: str) -> list[Directory]:
@@ -97,6 +105,9 @@ def read_directories(path: str) -> list[Directory]:
                     f"the file has {size} bytes"
                 )
             tags = list(struct.iter_unpack(order + entry_format, entries))
+            if next_format == "I" and any(tag[0] == NDPI_TAG for tag in tags):
+                # Hamamatsu's files have 64-bit offsets between directories
+                next_format, next_bytes, tail = "Q", 8, tail + file.read(4)
             for code, kind, count, value in tags:
                 length = count * TYPE_BYTES.get(kind, 1)
                 outside = length > len(value) and _pointer(order, value) + length > size

@@ -28,6 +28,7 @@ from conv3d_cli.formats.base import (
     RawWriter,
     real_dtype,
 )
+from conv3d_cli.formats.tiff import BIG_SUFFIXES
 from conv3d_cli.formats.tiff import metadata as tiff_metadata
 from conv3d_cli.formats.tiff import ome as tiff_ome
 from conv3d_cli.formats.tiff.compressed import (
@@ -493,7 +494,8 @@ def choose_layout(path: str, header: VolumeHeader, compressed: bool = False) -> 
     }
     batch = header.axes.batch_letters
     directories = DIRECTORY_BYTES * frames * depth * sizes["c"]
-    big = math.prod(header.shape) * dtype.itemsize + directories > CLASSIC_LIMIT
+    asked = path.lower().endswith(BIG_SUFFIXES)
+    big = asked or math.prod(header.shape) * dtype.itemsize + directories > CLASSIC_LIMIT
 
     dialect, reason = "imagej", ""
     if suffix_of(path).startswith(".ome."):
@@ -505,13 +507,14 @@ def choose_layout(path: str, header: VolumeHeader, compressed: bool = False) -> 
             )
     elif dtype.name not in IMAGEJ_DTYPES:
         reason = f"{dtype} does not fit ImageJ TIFF"
-    elif big:
+    elif big and not asked:
         reason = "a file above 4 GB does not fit ImageJ TIFF"
     elif len(batch) > 1:
         reason = f"axes {batch} do not fit ImageJ TIFF"
-    if reason:
+    if reason or (asked and dialect == "imagej"):
         dialect = "ome" if dtype.name in tiff_ome.OME_TYPES and len(batch) < 2 else "shaped"
         written = "OME-TIFF" if dialect == "ome" else "plain TIFF with its axes in the description"
+    if reason:
         notes.append(f"{reason}: written as {written}{' (BigTIFF)' if big else ''}")
 
     letters = "tzcyx"
