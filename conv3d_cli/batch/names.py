@@ -43,7 +43,9 @@ def output_name(
     ending = suffix_of(whole)
     parent, slash, file = whole.rpartition("/") if "://" in whole else ("", "", Path(whole).name)
     stem = file[: len(file) - len(ending)]
-    part = re.sub(r"[^\w.+-]+", "_", split_part(name)[1])
+    part = re.sub(r"[^\w.+-]+", "_", split_part(name)[1]).strip("_.")
+    if os.path.isdir(whole):  # of planes: the pattern chooses among their files
+        part = part.removesuffix(suffix_of(part)).strip("_.")
     ending = target_suffix(name) or file[len(stem) :]
     new = f"{prefix}{stem}{'_' + part if part else ''}{suffix}{ending}"
     if out_dir is not None and "://" in out_dir:

@@ -73,13 +73,16 @@ def format_of(path: str) -> VolumeFormat | None:
 
 
 def target_suffix(path: str) -> str | None:
-    """The suffix of an output that is named after an input whose own suffix is only read, or None.
+    """The suffix of an output that is named after an input, if not that of the input; or None.
+
+    So for an input that is only read, or a folder of planes.
 
     >>> target_suffix("a.lsm"), target_suffix("a.nii.gz")
     ('.ome.tif', None)
     """
     found = format_of(path)
-    if found is None or found.claims(path):
+    stack = "::" in path and os.path.isdir(file_of(path))
+    if found is None or (found.claims(path) and not stack):
         return None
     return found.target_suffix
 

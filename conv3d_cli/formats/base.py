@@ -214,9 +214,8 @@ class VolumeFormat:
         """True if the file name ends with one of the suffixes, in any case; "-" alone is a pipe."""
         if path == "-":
             return "-" in self.suffixes
-        if self.has_parts:
-            path = file_of(path)
-        return path.lower().endswith(
+        name = file_of(path) if self.has_parts else path
+        return name.lower().endswith(
             tuple(s for s in self.suffixes if s != "-")
         ) or self.claims_also(path)
 

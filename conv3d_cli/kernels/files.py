@@ -94,9 +94,13 @@ def find_kernel_file(path: str | os.PathLike[str]) -> KernelFile | None:
     """
     name = str(path).lower()
     file = file_of(name)
-    return next(
+    found = next(
         (k for k in KERNEL_FILES if (file if k.has_parts else name).endswith(k.suffixes)), None
     )
+    if found is None and file != name:  # a folder of planes has no suffix
+        whole = find_format(str(path))
+        found = next((k for k in KERNEL_FILES if whole and k.name == whole.name), None)
+    return found
 
 
 def known_suffixes(written: bool = False) -> str:
@@ -587,7 +591,8 @@ def _read_volume(path: str, build: BuildKernel) -> Kernel:
     """Read a volume as a kernel, with the axes and values that it would have as an input volume."""
     volume_format = find_format(path)
     assert volume_format is not None  # its suffix led here
-    if len(volume_format.files(path)) > len(volume_format.written(path)):
+    beside = len(volume_format.files(path)) > len(volume_format.written(path))
+    if beside and not os.path.isdir(file_of(path)):  # a folder of planes names all its files
         raise FormatError(
             f"cannot read {path}: its planes are in other files; save them as one file"
         )

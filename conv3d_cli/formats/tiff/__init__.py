@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import os
+
 from conv3d_cli.formats.base import VolumeFormat, late
+from conv3d_cli.system.parts import split_part
 
 BIG_SUFFIXES = (".btf", ".tf2", ".tf8")  # of BigTIFF; after .ome, of OME-TIFF that is BigTIFF
 DEFLATE, OLD_DEFLATE, ZSTD = 8, 32946, 50000  # TIFF's numbers
 COMPRESSIONS = {"deflate": DEFLATE, "zstd": ZSTD}
+
+
+def is_stack_name(name: str) -> bool:
+    """True if a name is a folder with a pattern of files, `FOLDER::*.tif`, read as one volume."""
+    folder, part = split_part(name)
+    return any(c in part for c in "*?[") and os.path.isdir(folder)
+
 
 FORMAT = VolumeFormat(
     name="TIFF",
@@ -25,6 +35,7 @@ FORMAT = VolumeFormat(
     output_letters=late("conv3d_cli.formats.tiff.format:output_letters"),
     files=late("conv3d_cli.formats.tiff.files:input_files"),
     has_parts=True,
+    claims_also=is_stack_name,
     holds_more=late("conv3d_cli.formats.tiff.format:holds_more"),
     compressions=tuple(COMPRESSIONS),
     libraries=("tifffile", "imagecodecs"),

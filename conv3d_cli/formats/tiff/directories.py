@@ -32,6 +32,7 @@ LAYOUT_TAGS = {
     339: 1,  # SampleFormat
     32997: 1,  # ImageDepth
 }
+PLANE_TAGS = (256, 257, 258, 277, 339, 32997)
 SUBFILE_TYPE, REDUCED, MASK = 254, 1, 4
 NDPI_TAG = 65420
 INTEGER_TYPES = {1: "B", 3: "H", 4: "I", 16: "Q"}
@@ -54,6 +55,15 @@ class Directory:
     offset: int
     layout: tuple[tuple[int, ...], ...]
     beside: bool = False
+
+    @property
+    def plane(self) -> tuple[tuple[int, ...], ...]:
+        """The part of the layout that says what a plane is: its size and the type of its voxels."""
+        return tuple(
+            value
+            for code, value in zip(LAYOUT_TAGS, self.layout, strict=True)
+            if code in PLANE_TAGS
+        )
 
 
 def is_tiff(path: str) -> bool:

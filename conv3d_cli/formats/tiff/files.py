@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from conv3d_cli.errors import Conv3DError, FormatError
+from conv3d_cli.formats.tiff import is_stack_name
 from conv3d_cli.formats.tiff.images import find_image
 from conv3d_cli.formats.tiff.series import open_series, tiff_errors
+from conv3d_cli.formats.tiff.stack import stack_files
 from conv3d_cli.system.inputs import check_input
 from conv3d_cli.system.parts import split_part
 
@@ -22,6 +24,8 @@ def input_files(name: str) -> tuple[str, ...]:
 
     name : str      the file, or `FILE::PART`
     """
+    if is_stack_name(name):
+        return tuple(stack_files(name))
     path, part = split_part(name)
     others: tuple[str, ...] = ()
     try:

@@ -28,7 +28,7 @@ from conv3d_cli.formats.base import (
     RawWriter,
     real_dtype,
 )
-from conv3d_cli.formats.tiff import BIG_SUFFIXES
+from conv3d_cli.formats.tiff import BIG_SUFFIXES, is_stack_name
 from conv3d_cli.formats.tiff import metadata as tiff_metadata
 from conv3d_cli.formats.tiff import ome as tiff_ome
 from conv3d_cli.formats.tiff.compressed import (
@@ -40,7 +40,7 @@ from conv3d_cli.formats.tiff.files import check_beside
 from conv3d_cli.formats.tiff.images import list_images
 from conv3d_cli.formats.tiff.metadata import Description, TiffMetadata
 from conv3d_cli.formats.tiff.pages import PagedArray
-from conv3d_cli.formats.tiff.planes import PlaneArray
+from conv3d_cli.formats.tiff.planes import PlaneArray, series_planes
 from conv3d_cli.formats.tiff.series import (
     OpenSeries,
     dialect_of,
@@ -49,6 +49,7 @@ from conv3d_cli.formats.tiff.series import (
     tiff_errors,
     value_scale,
 )
+from conv3d_cli.formats.tiff.stack import read_stack, stack_files
 from conv3d_cli.model.volume import ArrayReader, Axes, VolumeHeader, VolumeReader, VolumeWriter
 from conv3d_cli.system.atomic import AtomicFile, suffix_of, write_errors
 from conv3d_cli.system.parts import file_of, split_part
@@ -117,6 +118,10 @@ class PlaneReader(ArrayReader):
         super().__init__(array, header, path)  # type: ignore[arg-type]
         self._planes = array
 
+    def buffer_bytes(self, planes: int, channels: int) -> int:
+        # a plane that is kept, the next one, its packed bytes, and the planes before they are one
+        return (planes + 3) * self._planes.plane_bytes
+
     def close(self) -> None:
         self.array = np.empty(0)
         self._planes.close()
@@ -124,10 +129,12 @@ class PlaneReader(ArrayReader):
 
 def open_again(path: str, *, axes: str | None = None, channels_first: bool = False) -> VolumeReader:
     """Open a volume as `open_tiff` does, with voxels that are found and read by another way."""
+    if is_stack_name(path):
+        return _open_stack(path, axes)
     opened = open_series(path, axes is not None)
     with opened.tiff:
         header, _ = _read_header(opened, path, axes, channels_first)
-        planes = PlaneArray(opened, header.axes.shape, file_of(path))
+        planes = series_planes(opened, header.axes.shape, file_of(path))
     return PlaneReader(planes, header, path)
 
 
@@ -141,6 +148,8 @@ def open_tiff(path: str, *, axes: str | None = None, channels_first: bool = Fals
     channels_first : bool   of two unnamed axes of pages, read the slower one as channels, not time
     Raises: FormatError.
     """
+    if is_stack_name(path):
+        return _open_stack(path, axes)
     opened = open_series(path, axes is not None)
     file_name = file_of(path)
     tiff, series = opened.tiff, opened.series
@@ -166,6 +175,26 @@ def open_tiff(path: str, *, axes: str | None = None, channels_first: bool = Fals
     except BaseException:
         tiff.close()
         raise
+
+
+def _open_stack(path: str, axes: str | None) -> VolumeReader:
+    """Open the stack `FOLDER::PATTERN`. Raises: FormatError."""
+    name = stack_files(path)[0]
+    with open_tiff(name) as first:
+        opened = open_series(name)
+        opened.tiff.close()
+        array, header, notes = read_stack(path, first, opened.series.dtype)
+        notes = (*first.notes, *notes)
+    if axes is not None:
+        if len(axes) != len(header.axes.letters):
+            raise FormatError(
+                f"cannot read {path}: --axes {axes} names {len(axes)} axes, "
+                f"it has {len(header.axes.letters)}: shape {header.axes.shape}"
+            )
+        header = replace(header, axes=Axes(axes, header.axes.shape))
+    reader = PlaneReader(array, header, path)
+    reader.notes = notes
+    return reader
 
 
 def _read_header(
@@ -299,6 +328,8 @@ def _contents(opened: OpenSeries) -> dict[str, str]:
 
 def holds_more(path: str) -> bool:
     """True if a file holds images besides the one that its name selects; False if unreadable."""
+    if is_stack_name(path):
+        return False
     try:
         opened = open_series(path, axes_given=True)
     except Conv3DError:

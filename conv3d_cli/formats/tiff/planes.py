@@ -28,45 +28,35 @@ class PlaneArray:
 
     An index has an integer or a slice for each axis.
 
-    opened : OpenSeries     supplies the OME-XML, the directories and the type of the voxels
+    places : sequence       the file and page of each plane; in sequence, the whole array
     shape : tuple           of the array
-    path : str              the file that was opened, also for error messages
+    split : int             the axes before it number the planes, the others are those of a plane
+    dtype : numpy dtype     of the decoded voxels
+    path : str              for error messages
+    kept_bytes : int        planes that are kept for the next read, at least one
+    after_page : bool       the first page of a file is followed by the voxels of all planes
     """
 
-    def __init__(self, opened: OpenSeries, shape: tuple[int, ...], path: str) -> None:
-        self.shape, self.dtype, self.path = shape, opened.series.dtype, path
-        # an ImageJ file above 4 GB has one page, and all voxels after it
-        self._one_page = len(opened.pages) == 1 and bool(opened.series.is_truncated)
-        self._split = next(
-            k
-            for k in range(len(shape) + 1)
-            if math.prod(shape[k:]) == math.prod(opened.series.keyframe.shape)
-        )
-        self._places = self._find_places(opened)
+    def __init__(
+        self,
+        places: Sequence[Place],
+        shape: tuple[int, ...],
+        split: int,
+        dtype: np.dtype[Any],
+        path: str,
+        kept_bytes: int = KEPT_BYTES,
+        after_page: bool = False,
+    ) -> None:
+        self.shape, self.dtype, self.path = shape, dtype, path
+        self._places, self._split = places, split
+        self._kept_bytes, self._after_page = kept_bytes, after_page
         self._kept: dict[int, Array] = {}
         self._file: Any = None
 
-    def _find_places(self, opened: OpenSeries) -> list[Place]:
-        count = math.prod(self.shape[: self._split])
-        if self._one_page:
-            return [(self.path, 0)] * count
-        found: list[Place | None] = []
-        if opened.image is not None and opened.series.kind == "ome":
-            found = list(ome_places(opened.image.pixels, count, len(opened.directories), self.path))
-        elif opened.series.kind in ("generic", "uniform", "shaped", "imagej"):
-            full = [k for k, d in enumerate(opened.directories) if not d.beside]
-            found = [(self.path, k) for k in full] if len(opened.listed) == 1 else []
-        if len(found) == count and all(found):
-            return [place for place in found if place is not None]
-        # pages in dialects with lists of their own, in directories below others, or among series
-        own = opened.tiff.filehandle.path
-        return [
-            (
-                self.path if page.parent.filehandle.path == own else page.parent.filehandle.path,
-                page.index,
-            )
-            for page in opened.pages
-        ]
+    @property
+    def plane_bytes(self) -> int:
+        """Bytes of a decoded plane."""
+        return math.prod(self.shape[self._split :]) * self.dtype.itemsize
 
     def __getitem__(self, index: tuple[int | slice, ...]) -> Array:
         ranges = [
@@ -86,7 +76,7 @@ class PlaneArray:
     def _plane(self, number: int) -> Array:
         if number not in self._kept:
             plane = self._read(number)
-            while self._kept and (len(self._kept) + 1) * plane.nbytes > KEPT_BYTES:
+            while self._kept and (len(self._kept) + 1) * plane.nbytes > self._kept_bytes:
                 del self._kept[next(iter(self._kept))]
             self._kept[number] = plane
         return self._kept[number]
@@ -102,7 +92,7 @@ class PlaneArray:
                 # a plain TIFF: no description is followed
                 self._file = (file, tifffile.TiffFile(file, _multifile=False))
             page = self._file[1].pages[page_number]
-            if self._one_page:
+            if self._after_page:
                 offset = page.dataoffsets[0] + number * math.prod(shape) * self.dtype.itemsize
                 stored = self.dtype.newbyteorder(page.parent.byteorder)
                 values = np.fromfile(file, stored, math.prod(shape), offset=offset)
@@ -115,6 +105,43 @@ class PlaneArray:
         if self._file is not None:
             self._file[1].close()
             self._file = None
+
+
+def series_planes(opened: OpenSeries, shape: tuple[int, ...], path: str) -> PlaneArray:
+    """The planes of a series.
+
+    opened : OpenSeries     supplies the OME-XML, the directories and the type of the voxels
+    shape : tuple           of the volume
+    path : str              the file that was opened
+    """
+    split = next(
+        k
+        for k in range(len(shape) + 1)
+        if math.prod(shape[k:]) == math.prod(opened.series.keyframe.shape)
+    )
+    count = math.prod(shape[:split])
+    # an ImageJ file above 4 GB has one page, and all voxels after it
+    one_page = len(opened.pages) == 1 and bool(opened.series.is_truncated)
+    places = [(path, 0)] * count if one_page else _find_places(opened, count, path)
+    return PlaneArray(places, shape, split, opened.series.dtype, path, after_page=one_page)
+
+
+def _find_places(opened: OpenSeries, count: int, path: str) -> list[Place]:
+    found: list[Place | None] = []
+    if opened.image is not None and opened.series.kind == "ome":
+        found = list(ome_places(opened.image.pixels, count, len(opened.directories), path))
+    elif opened.series.kind in ("generic", "uniform", "shaped", "imagej"):
+        full = [k for k, d in enumerate(opened.directories) if not d.beside]
+        found = [(path, k) for k in full] if len(opened.listed) == 1 else []
+    if len(found) == count and all(found):
+        return [place for place in found if place is not None]
+    # pages in dialects with lists of their own, in directories below others, or among series
+    own = opened.tiff.filehandle.path
+    files = [page.parent.filehandle.path for page in opened.pages]
+    return [
+        (path if file == own else file, page.index)
+        for file, page in zip(files, opened.pages, strict=True)
+    ]
 
 
 def ome_places(pixels: Any, count: int, pages: int, path: str) -> Sequence[Place | None]:
