@@ -31,6 +31,7 @@ from conv3d_cli.formats.base import (
 from conv3d_cli.formats.tiff import BIG_SUFFIXES, is_stack_name
 from conv3d_cli.formats.tiff import metadata as tiff_metadata
 from conv3d_cli.formats.tiff import ome as tiff_ome
+from conv3d_cli.formats.tiff import vendors as tiff_vendors
 from conv3d_cli.formats.tiff.compressed import (
     PackedStackWriter,
     need_codec,
@@ -311,7 +312,7 @@ def _describe(opened: OpenSeries, axes: Axes, path: str) -> Description:
             return tiff_metadata.read_shaped(
                 (tiff.shaped_metadata or ({},))[0], resolution, unit_tag, axes
             )
-    return Description()
+        return tiff_vendors.read_vendor(tiff, opened.series, axes)
 
 
 def _contents(opened: OpenSeries) -> dict[str, str]:
