@@ -336,3 +336,34 @@ def test_names_that_are_only_read(tmp_path: Path, run: Any, error_line: Any) -> 
     (tmp_path / "b").write_bytes(b"no TIFF")
     result = run("apply", tmp_path / "b", "-k", "identity", "-o", tmp_path / "p.tif", code=3)
     assert "no format has this suffix" in error_line(result.stderr)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Acquisitions that were stopped
+
+
+@pytest.mark.parametrize("compression", [None, "zlib"])
+def test_what_is_complete_can_be_read(
+    tmp_path: Path, compression: str | None, run: Any, error_line: Any
+) -> None:
+    """Five time points of four slices were planned; the file ends within the fourth."""
+    data, path = planes(1, (5, 4, 6, 7)), tmp_path / "a.ome.tif"
+    with tifffile.TiffWriter(path, ome=False) as writer:
+        for number, page in enumerate(data.reshape(20, 6, 7)[:14]):
+            writer.write(
+                page,
+                description=ome((5, 1, 4, 6, 7)) if number == 0 else None,
+                metadata=None,
+                photometric="minisblack",
+                compression=compression,
+                contiguous=False,
+            )
+    message = error_line(run("info", path, code=3).stderr)
+    assert "6 of its 20 planes are missing" in message
+    assert "--axes tzyx reads t = 0 to 2 of 5, which are complete" in message
+    out = tmp_path / "o.npy"
+    command = ("apply", path, "--axes", "tzyx", "-k", "identity", "--dtype", "uint16", "-o", out)
+    result = run(*command, "--verify", 40)
+    assert "planes are missing: t = 0 to 2 of 5 are read" in result.stderr
+    np.testing.assert_array_equal(np.load(out), data[:3])
+    assert volume_files(str(path)) == (str(path),)

@@ -204,7 +204,7 @@ def _read_header(
     """The header of a series, and the notes of its reader. Arguments and errors as `open_tiff`."""
     tiff, series = opened.tiff, opened.series
     check_beside(series, opened.pages, file_of(path))
-    found, notes = _stored_axes(tiff, series, axes, channels_first, path)
+    found, notes = _stored_axes(opened, axes, channels_first, path)
     described = _describe(opened, found, path)
     kept = TiffMetadata(
         dialect_of(tiff, series), found, described.units, described.interval, described.items
@@ -222,15 +222,19 @@ def _read_header(
 
 
 def _stored_axes(
-    tiff: Any, series: Any, given: str | None, channels_first: bool, path: str
+    opened: OpenSeries, given: str | None, channels_first: bool, path: str
 ) -> tuple[Axes, list[str]]:
     """Axes of the series, and notes on guesses.
 
     Raises: FormatError; SpecError for impossible letters in `given`.
     """
-    letters, shape = series.axes.lower(), tuple(int(n) for n in series.shape)
+    series, shape = opened.series, opened.shape
+    letters = series.axes.lower()
     if given is not None:
-        full = _full_shape(tiff, series)
+        full = _full_shape(opened.tiff, series)
+        if shape != tuple(series.shape):  # planes are missing
+            slowest = next(k for k, n in enumerate(full) if n > 1)
+            full = (*full[:slowest], shape[0], *full[slowest + 1 :])
         shape = full if len(given) == len(full) else shape
         if len(given) != len(shape):
             raise FormatError(

@@ -129,7 +129,9 @@ def series_planes(opened: OpenSeries, shape: tuple[int, ...], path: str) -> Plan
 def _find_places(opened: OpenSeries, count: int, path: str) -> list[Place]:
     found: list[Place | None] = []
     if opened.image is not None and opened.series.kind == "ome":
-        found = list(ome_places(opened.image.pixels, count, len(opened.directories), path))
+        total = math.prod(opened.series.shape) // math.prod(opened.series.keyframe.shape)
+        places = ome_places(opened.image.pixels, total, len(opened.directories), path)
+        found = list(places[:count])
     elif opened.series.kind in ("generic", "uniform", "shaped", "imagej"):
         full = [k for k, d in enumerate(opened.directories) if not d.beside]
         found = [(path, k) for k in full] if len(opened.listed) == 1 else []

@@ -39,6 +39,7 @@ class OpenSeries:
     image : OmeImage or None    the image of an OME-TIFF; None if none is described
     series : TiffPageSeries     of tifffile
     pages : list                pages of the series, all checked; they may be in other files
+    shape : tuple               of the volume; without what is missing at its end
     directories : list          directories of the file that was opened
     listed : list               all series of the file, or all images that its OME-XML describes
     number : int                the place of `series` among them
@@ -50,6 +51,7 @@ class OpenSeries:
     image: OmeImage | None
     series: Any
     pages: list[Any]
+    shape: tuple[int, ...]
     directories: Sequence[Directory]
     listed: Sequence[Listed]
     number: int
@@ -105,7 +107,8 @@ def open_series(name: str, axes_given: bool = False, one_file: bool = False) -> 
 
     It is the first one, or that of `FILE::PART`; of an OME-TIFF, see `find_image`.
 
-    axes_given : bool       read a file page by page if its OME-XML describes none of its pages
+    axes_given : bool       read a file page by page if its OME-XML describes none of its pages,
+                            and leave out what is missing at the end of an acquisition
     one_file : bool         refuse planes in other files
     Raises: FormatError.
     """
@@ -115,7 +118,7 @@ def open_series(name: str, axes_given: bool = False, one_file: bool = False) -> 
     tiff, image = _open_file(path, part, axes_given)
     try:
         try:
-            return _checked(tiff, image, directories, path, part, one_file)
+            return _checked(tiff, image, directories, path, part, one_file, axes_given)
         except FormatError:
             if image is None or part or not tiff.pages.first.is_shaped:
                 raise
@@ -125,7 +128,7 @@ def open_series(name: str, axes_given: bool = False, one_file: bool = False) -> 
             import tifffile
 
             tiff = tifffile.TiffFile(path, is_ome=False)
-        found = _checked(tiff, None, directories, path, part, one_file)
+        found = _checked(tiff, None, directories, path, part, one_file, axes_given)
         note = "the file's OME-XML does not fit its pages: only its JSON, from tifffile, is used"
         return replace(found, notes=(note,))
     except BaseException:
@@ -140,10 +143,12 @@ def _checked(
     path: str,
     part: str,
     one_file: bool,
+    partial: bool,
 ) -> OpenSeries:
     """The series of an open file, after all checks. Raises: FormatError.
 
     directories : dict      real path of a file -> its directories; gets those of other files
+    partial : bool          see `_usable_pages`
     """
     message = f"cannot read {path}: its planes are in other files; save them as one file"
     if one_file and image is not None and any(name != path for name in image.files):
@@ -156,12 +161,21 @@ def _checked(
     listed, number, series = _find_series(
         tiff, image, _no_files(absent), directories[os.path.realpath(path)], path, part
     )
-    pages = _usable_pages(tiff, series, directories, path, _no_files(absent))
+    pages, shape = _usable_pages(tiff, series, directories, path, _no_files(absent), partial)
     # a list of Micro-Manager's may also name other files
     if one_file and any(page.parent is not tiff for page in pages):
         raise FormatError(message)
     own = directories[os.path.realpath(path)]
-    return OpenSeries(tiff, image, series, pages, own, listed, number, _json_beside(tiff, image))
+    notes: tuple[str, ...] = ()
+    if shape != tuple(series.shape):
+        letter = series.axes[0].lower()
+        notes = (
+            f"planes are missing{_no_files(absent)}: {letter} = 0 to {shape[0] - 1} of "
+            f"{series.shape[0]} are read",
+        )
+    return OpenSeries(
+        tiff, image, series, pages, shape, own, listed, number, _json_beside(tiff, image), notes
+    )
 
 
 def _no_files(absent: Sequence[str]) -> str:
@@ -278,13 +292,17 @@ def _usable_pages(
     series: Any,
     directories: Mapping[str, Sequence[Directory]],
     path: str,
-    absent: str = "",
-) -> list[Any]:
-    """The pages of a series, after a check that all exist, are alike, and lie within their files.
+    absent: str,
+    partial: bool,
+) -> tuple[list[Any], tuple[int, ...]]:
+    """The pages of a series and its shape, after checks.
+
+    All pages exist, are alike, and lie within their files.
 
     (A volume above 4 GB in an ImageJ file has one page, followed by all voxels.)
     directories : dict      real path of a file -> its directories
     absent : str            why planes may be missing, for the message
+    partial : bool          leave out what is not complete at the end of the slowest axis
     Raises: FormatError.
     """
     keyframe = series.keyframe
@@ -293,23 +311,48 @@ def _usable_pages(
             tiff.pages.useframes = True  # lightweight pages, for those not yet read
             tiff.pages.set_keyframe(keyframe.index)
         pages = list(series)
+        shape = tuple(map(int, series.shape))
         missing = sum(page is None for page in pages)
         if missing:
-            raise FormatError(
-                f"cannot read {path}: {missing} of its {len(pages)} planes are missing{absent}"
-            )
+            kept, message = _complete(pages, shape, series.axes.lower(), absent, path)
+            if not (partial and kept):
+                raise FormatError(message)
+            pages = pages[: len(pages) // shape[0] * kept]
+            shape = (kept, *shape[1:])
         _check_alike(pages, series, directories, path)
-        if not series.is_truncated and math.prod(series.shape) != len(pages) * math.prod(
-            keyframe.shape
-        ):
+        if not series.is_truncated and math.prod(shape) != len(pages) * math.prod(keyframe.shape):
             raise FormatError(
                 f"cannot read {path}: truncated or damaged: its description gives the shape "
-                f"{series.shape}, the file holds {len(pages)} pages of {keyframe.shape}"
+                f"{shape}, the file holds {len(pages)} pages of {keyframe.shape}"
             )
         return [
             _usable_page(page, path, "" if page.parent is tiff else f" of {_file(page)}")
             for page in pages
-        ]
+        ], shape
+
+
+def _complete(
+    pages: Sequence[Any], shape: tuple[int, ...], letters: str, absent: str, path: str
+) -> tuple[int, str]:
+    """How many parts along the slowest axis have all their planes, and the message on the others.
+
+    An acquisition that was stopped lacks planes at the end.
+    pages : list            None for a plane that is missing
+    letters : str           of the axes
+    absent : str            why planes are missing
+    """
+    missing = sum(page is None for page in pages)
+    each = len(pages) // shape[0]
+    first = next(k for k, page in enumerate(pages) if page is None)
+    kept = first // each if len(shape) > 2 and each * shape[0] == len(pages) else 0
+    cure = (
+        f"; --axes {letters} reads {letters[0]} = 0 to {kept - 1} of {shape[0]}, which are complete"
+        if kept
+        else ""
+    )
+    return kept, (
+        f"cannot read {path}: {missing} of its {len(pages)} planes are missing{absent}{cure}"
+    )
 
 
 def _file(page: Any) -> str:
@@ -460,7 +503,7 @@ def mapped_offset(found: OpenSeries, path: str) -> int | None:
         )
     if offset is None:
         return None
-    end = offset + math.prod(series.shape) * series.dtype.itemsize
+    end = offset + math.prod(found.shape) * series.dtype.itemsize
     if any(offset <= directory.offset < end for directory in found.directories):
         raise FormatError(
             f"cannot read {path}: truncated or damaged: its description gives the shape "
