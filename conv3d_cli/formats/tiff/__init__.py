@@ -25,7 +25,7 @@ FORMAT = VolumeFormat(
         *(".tiff", ".tif", *BIG_SUFFIXES),
     ),
     # files of microscopes and slide scanners
-    read_suffixes=(".lsm", ".stk", ".svs", ".ndpi", ".scn", ".qptiff"),
+    read_suffixes=(".companion.ome", ".lsm", ".stk", ".svs", ".ndpi", ".scn", ".qptiff"),
     target_suffix=".ome.tif",
     recognises=late("conv3d_cli.formats.tiff.directories:is_tiff"),
     summary="ImageJ hyperstacks, OME-TIFF, BigTIFF and plain stacks, with their voxel sizes",

@@ -8,7 +8,7 @@ from typing import Any
 
 from conv3d_cli.errors import Conv3DError, FormatError
 from conv3d_cli.formats.tiff import is_stack_name
-from conv3d_cli.formats.tiff.images import find_image
+from conv3d_cli.formats.tiff.images import companion_of, find_image, first_file, full_text
 from conv3d_cli.formats.tiff.series import open_series, tiff_errors
 from conv3d_cli.formats.tiff.stack import stack_files
 from conv3d_cli.system.inputs import check_input
@@ -33,11 +33,17 @@ def input_files(name: str) -> tuple[str, ...]:
         with tiff_errors(path):
             import tifffile
 
-            with tifffile.TiffFile(path) as tiff:
+            first, text = first_file(path, part)
+            with tifffile.TiffFile(first) as tiff:
                 listed = tiff.is_micromanager  # Micro-Manager lists planes in a file of its own
-                if tiff.is_ome and not listed:
-                    image = find_image(str(tiff.ome_metadata), path, part, implied=True)
-                    others = () if image is None else image.files
+                own = str(tiff.ome_metadata) if tiff.is_ome else ""
+                if text is None and own and not listed:
+                    companion = companion_of(own, first)
+                    others = () if companion is None else (companion,)
+                    text = full_text(own, first)
+                if text is not None:
+                    image = find_image(text, first, part, implied=True)
+                    others = (*others, first, *(() if image is None else image.files))
         if listed:
             found = open_series(name, axes_given=True)
             with found.tiff:

@@ -53,7 +53,7 @@ from conv3d_cli.formats.tiff.series import (
 from conv3d_cli.formats.tiff.stack import read_stack, stack_files
 from conv3d_cli.model.volume import ArrayReader, Axes, VolumeHeader, VolumeReader, VolumeWriter
 from conv3d_cli.system.atomic import AtomicFile, suffix_of, write_errors
-from conv3d_cli.system.parts import file_of, split_part
+from conv3d_cli.system.parts import split_part
 
 IMAGEJ_DTYPES = ("uint8", "int16", "uint16", "float32")
 CLASSIC_LIMIT = 2**32 - 2**25  # bytes of voxels and directories in a file with 32-bit offsets
@@ -135,7 +135,7 @@ def open_again(path: str, *, axes: str | None = None, channels_first: bool = Fal
     opened = open_series(path, axes is not None)
     with opened.tiff:
         header, _ = _read_header(opened, path, axes, channels_first)
-        planes = series_planes(opened, header.axes.shape, file_of(path))
+        planes = series_planes(opened, header.axes.shape, opened.path)
     return PlaneReader(planes, header, path)
 
 
@@ -152,7 +152,7 @@ def open_tiff(path: str, *, axes: str | None = None, channels_first: bool = Fals
     if is_stack_name(path):
         return _open_stack(path, axes)
     opened = open_series(path, axes is not None)
-    file_name = file_of(path)
+    file_name = opened.path
     tiff, series = opened.tiff, opened.series
     try:
         header, notes = _read_header(opened, path, axes, channels_first)
@@ -203,7 +203,7 @@ def _read_header(
 ) -> tuple[VolumeHeader, tuple[str, ...]]:
     """The header of a series, and the notes of its reader. Arguments and errors as `open_tiff`."""
     tiff, series = opened.tiff, opened.series
-    check_beside(series, opened.pages, file_of(path))
+    check_beside(series, opened.pages, opened.path)
     found, notes = _stored_axes(opened, axes, channels_first, path)
     described = _describe(opened, found, path)
     kept = TiffMetadata(

@@ -18,6 +18,7 @@ from typing import Any
 
 from conv3d_cli.errors import FormatError
 
+COMPANION = ".companion.ome"  # suffix of files of OME-XML that describe TIFF files
 MAX_LISTED = 12  # images that a message names
 
 
@@ -243,6 +244,69 @@ def _candidate_paths(name: str, path: str) -> list[str]:
         if whole.startswith(inner):
             found.append(os.path.join(folder, whole[len(inner) :]))
     return found
+
+
+def companion_of(text: str, path: str) -> str | None:
+    """The file with the descriptions, if the OME-XML of a file is only a reference to one.
+
+    None if it is no reference, or the file is not there.
+    Raises: ElementTree.ParseError; FormatError if it is outside the folder.
+    """
+    from xml.etree import ElementTree
+
+    part = next((e for e in ElementTree.fromstring(text) if local_tag(e) == "BinaryOnly"), None)
+    name = None if part is None else part.get("MetadataFile")
+    if not name:
+        return None
+    candidates = _candidate_paths(name, path)
+    if not candidates:
+        raise FormatError(
+            f"cannot read {path}: its OME-XML names {name}, which is outside the file's folder "
+            "and is not followed"
+        )
+    return next(filter(os.path.isfile, candidates), None)
+
+
+def full_text(text: str, path: str) -> str:
+    """The OME-XML that describes a file: its own, or that of the file that it refers to."""
+    companion = companion_of(text, path)
+    if companion is None:
+        return text
+    if companion.lower().endswith(COMPANION):
+        return _read_xml(companion)
+    import tifffile
+
+    with tifffile.TiffFile(companion) as tiff:  # a TIFF file with the descriptions of all
+        return str(tiff.ome_metadata or text)
+
+
+def first_file(path: str, part: str) -> tuple[str, str | None]:
+    """The TIFF file to open first for a name, and the OME-XML in place of its own; or None.
+
+    path : str      a TIFF file, or a file of OME-XML alone (.companion.ome)
+    part : str      see `find_image`
+    Raises: as `find_image`; FormatError if there is no TIFF file.
+    """
+    if not path.lower().endswith(COMPANION):
+        return path, None
+    text = _read_xml(path)
+    image = find_image(text, path, part)
+    if image is None:
+        raise FormatError(f"cannot read {path}: it describes no planes in TIFF files")
+    found = next((file for file in image.files if os.path.isfile(file) and file != path), None)
+    if found is None:
+        raise FormatError(
+            f"cannot read {path}: there is no file {image.files[0]}, which holds its planes"
+        )
+    return found, text
+
+
+def _read_xml(path: str) -> str:
+    from xml.etree import ElementTree
+
+    with open(path, "rb") as file:  # in the encoding that it declares
+        root = ElementTree.parse(file).getroot()
+    return ElementTree.tostring(root, encoding="unicode")
 
 
 def declared_planes(text: str) -> float:

@@ -18,7 +18,15 @@ from typing import Any
 
 from conv3d_cli.errors import Conv3DError, FormatError, MemoryLimitError
 from conv3d_cli.formats.tiff.directories import Directory, read_directories
-from conv3d_cli.formats.tiff.images import Listed, OmeImage, choose, declared_planes, find_image
+from conv3d_cli.formats.tiff.images import (
+    Listed,
+    OmeImage,
+    choose,
+    declared_planes,
+    find_image,
+    first_file,
+    full_text,
+)
 from conv3d_cli.system.inputs import check_input
 from conv3d_cli.system.parts import split_part
 
@@ -35,6 +43,7 @@ UNCHECKED_PAGE_BYTES = 1 << 26  # smaller pages may claim any ratio
 class OpenSeries:
     """A file opened with tifffile, and the series to read. The owner closes `tiff`.
 
+    path : str                  the TIFF file that was opened
     tiff : TiffFile             of tifffile
     image : OmeImage or None    the image of an OME-TIFF; None if none is described
     series : TiffPageSeries     of tifffile
@@ -47,6 +56,7 @@ class OpenSeries:
     notes : tuple of str        what was not used
     """
 
+    path: str
     tiff: Any
     image: OmeImage | None
     series: Any
@@ -114,8 +124,10 @@ def open_series(name: str, axes_given: bool = False, one_file: bool = False) -> 
     """
     path, part = split_part(name)
     check_input(path)
+    with tiff_errors(path):
+        path, text = first_file(path, part)
     directories = {os.path.realpath(path): read_directories(path)}
-    tiff, image = _open_file(path, part, axes_given)
+    tiff, image = _open_file(path, part, axes_given, text)
     try:
         try:
             return _checked(tiff, image, directories, path, part, one_file, axes_given)
@@ -174,7 +186,17 @@ def _checked(
             f"{series.shape[0]} are read",
         )
     return OpenSeries(
-        tiff, image, series, pages, shape, own, listed, number, _json_beside(tiff, image), notes
+        path,
+        tiff,
+        image,
+        series,
+        pages,
+        shape,
+        own,
+        listed,
+        number,
+        _json_beside(tiff, image),
+        notes,
     )
 
 
@@ -202,9 +224,12 @@ def _json_beside(tiff: Any, image: OmeImage | None) -> dict[str, Any]:
     return {}
 
 
-def _open_file(path: str, part: str, axes_given: bool) -> tuple[Any, OmeImage | None]:
+def _open_file(
+    path: str, part: str, axes_given: bool, text: str | None
+) -> tuple[Any, OmeImage | None]:
     """A file opened with tifffile, and its OME image; None if no image is described.
 
+    text : str or None      OME-XML in place of the file's own
     An OME-XML counts more than the JSON that tifffile writes beside it unless told not to.
     Raises: FormatError.
     """
@@ -212,10 +237,10 @@ def _open_file(path: str, part: str, axes_given: bool) -> tuple[Any, OmeImage | 
         import tifffile
 
         tiff = tifffile.TiffFile(path)
-        if not tiff.is_ome:
+        if not tiff.is_ome and text is None:
             return tiff, None
         try:
-            text = str(tiff.ome_metadata)
+            text = text or full_text(str(tiff.ome_metadata), path)
             shaped = bool(tiff.is_shaped)
             image = find_image(text, path, part, implied=shaped)
             xml = text if image is None else image.xml
