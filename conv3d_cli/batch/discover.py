@@ -17,6 +17,7 @@ from conv3d_cli.batch.discrete import OPTION, SURFACES, LeftOut, discrete_word, 
 from conv3d_cli.errors import FormatError, SpecError
 from conv3d_cli.formats import find_format
 from conv3d_cli.system.inputs import check_input
+from conv3d_cli.system.parts import file_of
 from conv3d_cli.system.words import count_of
 
 # Folders of a BIDS dataset that hold no raw data. Users can name each of them as an input.
@@ -86,7 +87,7 @@ def find_volumes(
     excluded = (
         {os.path.realpath(out_dir)} if out_dir is not None and "://" not in out_dir else set()
     )
-    used_paths = {os.path.realpath(path) for path in used}
+    used_paths = {os.path.realpath(file_of(path)) for path in used}
     result: list[InputPath] = []
     notes: list[str] = []
     empty_folders, used_count = [], 0

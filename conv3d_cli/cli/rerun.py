@@ -160,7 +160,11 @@ def job_of(record: Record, folder: str, sidecar: str) -> tuple[Job, str | None]:
         read = [value for name, value in files.items() if OPTION[name].file is not File.WRITTEN]
         for name in (*inputs, *read):
             file = name.partition("::")[0]
-            if not any(file == path or file.startswith(f"{path}/") for path in known):
+            # a Zarr store is recorded as a folder, a folder of planes as its files
+            if not any(
+                file == path or file.startswith(f"{path}/") or path.startswith(f"{file}/")
+                for path in known
+            ):
                 raise ValueError(f"it reads {file}, which is not among the recorded inputs")
     except (click.ClickException, click.exceptions.Exit, ValueError) as error:
         cause = usage_line(error) if isinstance(error, click.UsageError) else error

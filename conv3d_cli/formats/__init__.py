@@ -40,6 +40,7 @@ from conv3d_cli.model.volume import (
     parts_in_storage_order,
 )
 from conv3d_cli.system.atomic import sent_to
+from conv3d_cli.system.parts import file_of, split_part
 
 # The order matters: two formats claim a name such as volumes.zarr/head.nii.gz.
 FORMATS: tuple[VolumeFormat, ...] = (
@@ -60,7 +61,39 @@ def find_format(path: str) -> VolumeFormat | None:
     >>> find_format("x.jpg") is None
     True
     """
-    return next((f for f in FORMATS if f.claims(path)), None)
+    return next((f for f in FORMATS if f.claims(path)), None) or next(
+        (f for f in FORMATS if f.only_reads(path)), None
+    )
+
+
+def format_of(path: str) -> VolumeFormat | None:
+    """The format of an input: by its name, or else by the first bytes of the file.
+
+    None if no format claims the name or recognises the bytes.
+    """
+    found = find_format(path)
+    if found is not None or path == "-" or is_url(path):
+        return found
+    file = file_of(path)
+    try:
+        return next((f for f in FORMATS if os.path.isfile(file) and f.recognises(file)), None)
+    except OSError:  # opening it reports the error
+        return None
+
+
+def target_suffix(path: str) -> str | None:
+    """The suffix of an output that is named after an input, if not that of the input; or None.
+
+    So for an input that is only read, or a folder of planes.
+
+    >>> target_suffix("a.lsm"), target_suffix("a.nii.gz")
+    ('.ome.tif', None)
+    """
+    found = format_of(path)
+    stack = "::" in path and os.path.isdir(file_of(path))
+    if found is None or (found.claims(path) and not stack):
+        return None
+    return found.target_suffix
 
 
 def known_suffixes() -> str:
@@ -87,6 +120,7 @@ def open_volume(
     axes: str | None = None,
     channels_first: bool = False,
     spacing: Spacing | None = None,
+    again: bool = False,
 ) -> VolumeReader:
     """Open a volume for reading.
 
@@ -94,18 +128,25 @@ def open_volume(
     channels_first : bool   read a 4-D or 5-D array without axis names as czyx or tczyx, not as
                             zyxc or tzyxc
     spacing : Spacing or None   for what the file does not tell (see `complete_grid`)
+    again : bool            read voxels by another way than otherwise, if the format has one
     Raises: FormatError if the file is missing, empty, of no known format, or corrupt; ShapeError if
         it tells another spacing.
     """
-    found = find_format(path)
+    found = format_of(path)
     if found is None:
         if os.path.isdir(path):
             raise FormatError(f"cannot read {path}: it is a folder; name the files in it")
+        file, part = split_part(path)
+        if part and (whole := find_format(file)) is not None:
+            raise FormatError(
+                f"cannot read {path}: a file of {whole.name} holds one volume; leave out ::{part}"
+            )
         raise FormatError(
             f"cannot read {path}: no format has this suffix; known are {known_suffixes()}"
         )
     _check_url(found, path, "read")
-    reader = found.open(path, axes=axes, channels_first=channels_first)
+    opener = (again and found.open_again) or found.open
+    reader = opener(path, axes=axes, channels_first=channels_first)
     if spacing is not None:
         header = reader.header
         try:
@@ -258,8 +299,14 @@ def volume_files(path: str) -> tuple[str, ...]:
     >>> volume_files("a.nii.gz"), volume_files("a.zarr/1")
     (('a.nii.gz',), ('a.zarr',))
     """
-    found = find_format(path)
+    found = format_of(path)
     return (path,) if found is None or path == "-" else found.files(path)
+
+
+def holds_more(path: str) -> bool:
+    """True if the file of a volume holds others, too: an output in its place would lose them."""
+    found = format_of(path)
+    return found is not None and path != "-" and found.holds_more(path)
 
 
 def content_of(path: str) -> str:
@@ -369,6 +416,11 @@ def output_format(path: str) -> VolumeFormat:
             raise SpecError(f"cannot write {path}: it names a folder; {cure}")
         raise SpecError(
             f"cannot write {path}: no format has this suffix; known are {known_suffixes()}"
+        )
+    if not found.claims(path):
+        raise SpecError(
+            f"cannot write {path}: files of this suffix are read, and not written; "
+            f"name it {found.target_suffix}"
         )
     _check_url(found, path, "write")
     return found

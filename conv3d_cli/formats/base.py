@@ -32,6 +32,7 @@ from conv3d_cli.model.volume import (
     parts_in_storage_order,
 )
 from conv3d_cli.system.atomic import OutputFile, check_target, committed_together, write_errors
+from conv3d_cli.system.parts import file_of
 from conv3d_cli.system.scratch import temporary_folder, unnamed_file
 
 # Boxes are copied out of a memory map in pieces of this size; the pages of each are then released.
@@ -125,8 +126,15 @@ class VolumeFormat:
 
     name : str              for messages only
     suffixes : tuple        lower case, with the dot; double ones such as ".nii.gz" first
+    read_suffixes : tuple   of files that are read, and never written
+    target_suffix : str     of an output that is named after such a file
+    recognises : callable   (path) -> bool: True if the bytes of a file are of this format, whatever
+                            its name is; OSError if it cannot be read
     summary : str           one line for help and the README
     open, create            see `OpenVolume`, `CreateVolume`
+    open_again : callable or None
+                            as `open`, with voxels that are found and read by another way, for
+                            checks; None: there is no other way
     output_letters : callable
                             (letters, channels, dtype) -> letters: the storage order of an output
                             for a volume with these axes; adds a channel axis if `channels` needs it
@@ -147,6 +155,8 @@ class VolumeFormat:
     libraries : tuple       distributions whose version may change the bytes of an output;
                             sidecars record them
     reads_urls : bool       True if a name may be a URL
+    has_parts : bool        True if `FILE::PART` names one of several volumes in a file; see
+                            `system/parts.py`
 
     Its files:
 
@@ -157,6 +167,7 @@ class VolumeFormat:
                             those of an output, being filtered, do not mean that; else ""
     files : callable        (path) -> names of the files that a volume is read from, the named one
                             first, or its folder
+    holds_more : callable   (path) -> bool: True if the file holds volumes besides the named one
     written : callable      (path) -> names of the files that an output consists of, or its folder
     check_target            see `CheckTarget`
 
@@ -174,6 +185,7 @@ class VolumeFormat:
     open: OpenVolume
     create: CreateVolume
     output_letters: Callable[[str, int, np.dtype[Any]], str]
+    open_again: OpenVolume | None = None
     names_axes: bool = True
     holds_spacing: bool = True
     holds_affine: bool = False
@@ -185,11 +197,16 @@ class VolumeFormat:
         options.compression != "none"
     )
     libraries: tuple[str, ...] = ()
+    read_suffixes: tuple[str, ...] = ()
+    target_suffix: str = ""
+    recognises: Callable[[str], bool] = lambda path: False
     reads_urls: bool = False
+    has_parts: bool = False
     claims_also: Callable[[str], bool] = lambda path: False
     content: Callable[[str], str] = lambda path: ""
     lost_meaning: Callable[[VolumeHeader], str] = lambda header: ""
     files: Callable[[str], tuple[str, ...]] = lambda path: (path,)
+    holds_more: Callable[[str], bool] = lambda path: False
     written: Callable[[str], tuple[str, ...]] = lambda path: (path,)
     check_target: CheckTarget = check_target
     output_bytes: Callable[[VolumeHeader, int, OutputOptions], int] = (
@@ -201,9 +218,14 @@ class VolumeFormat:
         """True if the file name ends with one of the suffixes, in any case; "-" alone is a pipe."""
         if path == "-":
             return "-" in self.suffixes
-        return path.lower().endswith(
+        name = file_of(path) if self.has_parts else path
+        return name.lower().endswith(
             tuple(s for s in self.suffixes if s != "-")
         ) or self.claims_also(path)
+
+    def only_reads(self, path: str) -> bool:
+        """True if the file name ends with a suffix of files that are read, and never written."""
+        return file_of(path).lower().endswith(self.read_suffixes) if self.read_suffixes else False
 
 
 def real_dtype(dtype: np.dtype[Any], path: str) -> np.dtype[Any]:

@@ -33,13 +33,14 @@ from conv3d_cli.errors import (
     WriteError,
     suggestion,
 )
-from conv3d_cli.formats import FORMATS, open_volume, output_format, write_volume
+from conv3d_cli.formats import FORMATS, find_format, open_volume, write_volume
 from conv3d_cli.formats.npy import read_array_header
 from conv3d_cli.kernels.lengths import MAX_WEIGHTS, require_memory
 from conv3d_cli.model.kernel import Kernel
 from conv3d_cli.model.volume import Volume
 from conv3d_cli.system.atomic import output_file, sent_to, write_errors
 from conv3d_cli.system.inputs import check_input
+from conv3d_cli.system.parts import file_of
 
 if TYPE_CHECKING:
     import zipfile
@@ -65,6 +66,7 @@ class KernelFile:
     layers : bool               whether it can store 5-D kernels
     extras : bool               whether it can store a bias and a centre
     volume : bool               whether it is a volume format
+    has_parts : bool            whether FILE::PART names one of several volumes in a file
     """
 
     name: str
@@ -74,6 +76,7 @@ class KernelFile:
     layers: bool
     extras: bool
     volume: bool = False
+    has_parts: bool = False
 
     @property
     def written(self) -> bool:
@@ -86,8 +89,18 @@ def find_kernel_file(path: str | os.PathLike[str]) -> KernelFile | None:
 
     >>> find_kernel_file("psf.NII.GZ").name, find_kernel_file("gaussian:fwhm=1.5mm")
     ('NIfTI', None)
+    >>> find_kernel_file("psf.tif::1").name
+    'TIFF'
     """
-    return next((kind for kind in KERNEL_FILES if str(path).lower().endswith(kind.suffixes)), None)
+    name = str(path).lower()
+    file = file_of(name)
+    found = next(
+        (k for k in KERNEL_FILES if (file if k.has_parts else name).endswith(k.suffixes)), None
+    )
+    if found is None and file != name:  # a folder of planes has no suffix
+        whole = find_format(str(path))
+        found = next((k for k in KERNEL_FILES if whole and k.name == whole.name), None)
+    return found
 
 
 def known_suffixes(written: bool = False) -> str:
@@ -585,8 +598,10 @@ def _read_minc(path: str, build: BuildKernel) -> Kernel:
 
 def _read_volume(path: str, build: BuildKernel) -> Kernel:
     """Read a volume as a kernel, with the axes and values that it would have as an input volume."""
-    volume_format = output_format(path)
-    if len(volume_format.files(path)) > len(volume_format.written(path)):
+    volume_format = find_format(path)
+    assert volume_format is not None  # its suffix led here
+    beside = len(volume_format.files(path)) > len(volume_format.written(path))
+    if beside and not os.path.isdir(file_of(path)):  # a folder of planes names all its files
         raise FormatError(
             f"cannot read {path}: its planes are in other files; save them as one file"
         )
@@ -749,6 +764,7 @@ def _volume_kinds() -> Iterator[KernelFile]:
                     layers=False,
                     extras=False,
                     volume=True,
+                    has_parts=volume_format.has_parts,
                 )
 
 

@@ -132,13 +132,18 @@ def naming(reader: VolumeReader) -> Iterator[None]:
         ) from error
 
 
-def open_source(job: Job) -> VolumeReader:
+def open_source(job: Job, again: bool = False) -> VolumeReader:
     """Open a job's input, with the axes and the spacing that the job gives.
 
+    again : bool        see `open_volume`
     Raises: FormatError if it cannot be read, ShapeError if it tells another spacing.
     """
     return open_volume(
-        job.source, axes=job.axes, channels_first=job.channels_first, spacing=given_spacing(job)
+        job.source,
+        axes=job.axes,
+        channels_first=job.channels_first,
+        spacing=given_spacing(job),
+        again=again,
     )
 
 
@@ -148,28 +153,33 @@ def given_spacing(job: Job) -> Spacing | None:
 
 
 @contextmanager
-def open_job_mask(job: Job, header: VolumeHeader) -> Iterator[Mask | None]:
+def open_job_mask(job: Job, header: VolumeHeader, again: bool = False) -> Iterator[Mask | None]:
     """Open a job's mask, if it has one: see `open_mask`."""
     path = job.missing.mask
     if path is None:
         yield None
         return
-    with open_mask(path, header, job.missing.labels, given_spacing(job)) as mask:
+    with open_mask(path, header, job.missing.labels, given_spacing(job), again) as mask:
         yield mask
 
 
 @contextmanager
 def open_mask(
-    path: str, header: VolumeHeader, labels: bool = False, spacing: Spacing | None = None
+    path: str,
+    header: VolumeHeader,
+    labels: bool = False,
+    spacing: Spacing | None = None,
+    again: bool = False,
 ) -> Iterator[Mask]:
     """Open a mask and check it against the volume with this header; leaving closes it.
 
     spacing : Spacing or None   for what the file does not tell (see `complete_grid`)
+    again : bool                see `open_volume`
     Raises: FormatError if it cannot be read, ShapeError if it does not fit.
     """
     from conv3d_cli.convolution.masks import check_mask
 
-    with random_access(open_volume(path, spacing=spacing)) as reader:
+    with random_access(open_volume(path, spacing=spacing, again=again)) as reader:
         yield check_mask(reader, header, labels)
 
 

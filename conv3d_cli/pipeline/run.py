@@ -21,6 +21,7 @@ from conv3d_cli.errors import OutputExistsError, ShapeError, setting
 from conv3d_cli.formats import (
     check_output,
     create_volume,
+    holds_more,
     lies_within,
     output_format,
     replaced_part,
@@ -35,6 +36,7 @@ from conv3d_cli.pipeline.request import Job
 from conv3d_cli.pipeline.stream import LayerReader, load_loops, stream
 from conv3d_cli.system.atomic import committed_together, takes_many
 from conv3d_cli.system.machine import thread_count
+from conv3d_cli.system.parts import file_of
 from conv3d_cli.system.words import count_of, percent
 
 if TYPE_CHECKING:
@@ -103,7 +105,7 @@ def check_paths(job: Job, make_folder: bool = False) -> None:
                 f"cannot write {output.path}: the input lies in it; name another store"
             )
     _check_target(job, make_folder)
-    taken = {os.path.realpath(path) for path in (job.source, *written_files(job.target))}
+    taken = {os.path.realpath(path) for path in (file_of(job.source), *written_files(job.target))}
     for output in job.beside:
         files = () if takes_many(output.path) else written_files(output.path)
         paths = {os.path.realpath(path) for path in files}
@@ -119,12 +121,18 @@ def _check_target(job: Job, make_folder: bool) -> None:
     """Check the path of the main output; see `check_paths`."""
     if job.target == "-":
         return
-    if (
-        os.path.exists(job.source)
+    source = file_of(job.source)
+    same = (
+        os.path.exists(source)
         and os.path.exists(job.target)
-        and os.path.samefile(job.source, job.target)
-        and not job.overwrite
-    ):
+        and os.path.samefile(source, job.target)
+    )
+    if same and holds_more(job.source):
+        raise OutputExistsError(
+            f"cannot write {job.target}: the input is one of several images in it, and the others "
+            "would be lost; name another file"
+        )
+    if same and not job.overwrite:
         raise OutputExistsError(
             f"cannot write {job.target}: it is the input; name another file, or pass "
             f"{setting('overwrite', True)} to replace it at the end"

@@ -113,7 +113,9 @@ def _json_text(value: Any, indent: str) -> str:
         return "{\n" + ",\n".join(inner + pair for pair in pairs) + f"\n{indent}}}"
     if isinstance(value, list) and any(isinstance(one, (dict, list)) for one in value):
         return "[\n" + ",\n".join(inner + _json_text(one, inner) for one in value) + f"\n{indent}]"
-    return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    # a byte of a file name that is not UTF-8 is escaped, and read back as it was
+    return "".join(f"\\u{ord(c):04x}" if "\ud800" <= c <= "\udfff" else c for c in text)
 
 
 def decided(prepared: PreparedJob, rename: Rename) -> dict[str, Any]:

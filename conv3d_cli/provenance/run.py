@@ -35,6 +35,7 @@ from conv3d_cli.system.atomic import (
 )
 from conv3d_cli.system.digests import FileFingerprint, file_digest, fingerprint_of
 from conv3d_cli.system.inputs import check_input
+from conv3d_cli.system.parts import file_of
 
 Decided = Callable[[PreparedJob], None]
 Fields = Callable[[PreparedJob, Sequence[InputFile], Rename], dict[str, Any]]
@@ -128,7 +129,7 @@ def check_recordable(job: Job, given: Settings) -> list[InputFile]:
                 f"{setting('sidecar')} records the {output.role}, and {what} leaves no file: pass "
                 f"{flag} FILE"
             )
-    if os.path.realpath(job.source) == os.path.realpath(job.target):
+    if os.path.realpath(file_of(job.source)) == os.path.realpath(job.target):
         raise SpecError(
             f"{setting('sidecar')} names the input {job.source}, which this output replaces: "
             "name another output"

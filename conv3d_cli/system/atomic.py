@@ -49,6 +49,9 @@ def suffix_of(path: str | os.PathLike[str], known: tuple[str, ...] = ()) -> str:
         ".hdr.gz",
         ".ome.tif",
         ".ome.tiff",
+        ".ome.btf",
+        ".ome.tf2",
+        ".ome.tf8",
         ".ome.zarr",
         ".weights.h5",
     ):

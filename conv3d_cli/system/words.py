@@ -3,6 +3,24 @@
 from __future__ import annotations
 
 
+def printable(text: str) -> str:
+    r"""Text with escapes for characters that not every file, font or terminal can hold.
+
+    They are control characters, and bytes of file names that are not UTF-8.
+    >>> print(printable("caf\udce9, a\nb\x01"))
+    caf\xe9, a\nb\x01
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else _escape(c) for c in text)
+
+
+def _escape(character: str) -> str:
+    # a byte that Python could not decode
+    byte = ord(character) - 0xDC00
+    return f"\\x{byte:02x}" if 0x80 <= byte <= 0xFF else repr(character)[1:-1]
+
+
 def count_of(number: int, noun: str, plural: str = "") -> str:
     """A number with its noun, in the singular or the plural.
 
