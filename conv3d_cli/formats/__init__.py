@@ -1,6 +1,7 @@
 """Volume formats: one file each, one line each in `FORMATS`.
 
-A file's suffix selects its format. To add a format, write a module with a
+An input's content selects its format, and its suffix where the content does not tell; an output's
+suffix selects its format. To add a format, write a module with a
 `FORMAT = VolumeFormat(...)` whose `open` returns a `VolumeReader` and whose `create` returns a
 `VolumeWriter`, and put it into `FORMATS`. Fields of `VolumeFormat` say what the format can store
 and how; no other part of the package refers to it by name. The contract test in
@@ -17,9 +18,17 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from conv3d_cli.errors import Conv3DError, FormatError, OutputExistsError, ShapeError, SpecError
-from conv3d_cli.formats import nifti, npy, nrrd, tiff, zarr
+from conv3d_cli.errors import (
+    Conv3DError,
+    FormatError,
+    OutputExistsError,
+    ShapeError,
+    SpecError,
+    WriteError,
+)
+from conv3d_cli.formats import mgh, nifti, npy, nrrd, tiff, zarr
 from conv3d_cli.formats.base import OutputOptions, VolumeFormat
+from conv3d_cli.formats.signatures import FOREIGN, Foreign, packed_kind, read_start
 from conv3d_cli.formats.zarr.names import is_url, local_folder
 from conv3d_cli.model.grid import Spacing, complete_grid
 from conv3d_cli.model.spec import triple
@@ -31,6 +40,7 @@ from conv3d_cli.model.volume import (
     VolumeWriter,
     parts_in_storage_order,
 )
+from conv3d_cli.system.inputs import check_input
 
 # The order matters: two formats claim a name such as volumes.zarr/head.nii.gz.
 FORMATS: tuple[VolumeFormat, ...] = (
@@ -38,12 +48,15 @@ FORMATS: tuple[VolumeFormat, ...] = (
     tiff.FORMAT,
     npy.FORMAT,
     nrrd.FORMAT,
+    mgh.FORMAT,
     zarr.FORMAT,
 )
 
 
 def find_format(path: str) -> VolumeFormat | None:
     """The format that claims a file name, most often by its suffix; None if no format does.
+
+    The format of an output; for that of an input, see `input_format`.
 
     "-" is .npy on a pipe. Folders with Zarr metadata, and URLs, are Zarr stores.
     >>> find_format("brain.nii.gz").name, find_format("-").name, find_format("s3://b/x.zarr/1").name
@@ -54,11 +67,68 @@ def find_format(path: str) -> VolumeFormat | None:
     return next((f for f in FORMATS if f.claims(path)), None)
 
 
-def known_suffixes() -> str:
-    """The suffixes of all formats, for messages."""
+def recognize(path: str) -> VolumeFormat | Foreign | None:
+    """What an input is: by its content, and by its name where the content does not tell.
+
+    The kinds that claim the name come first, so that a name decides what two kinds have in common.
+    Returns None if neither name nor content is known.
+    """
+    if path == "-" or is_url(path):
+        return find_format(path)
+    named = [kind for kind in (*FORMATS, *FOREIGN) if kind.claims(path)]
+    first = named[0] if named else None
+    header = first.header_file(path) if isinstance(first, VolumeFormat) else path
+    start = read_start(header)
+    if start is None:  # a folder, or missing
+        return first
+    for kind in (*named, *FORMATS, *FOREIGN):
+        if kind.signature is None or not kind.signature(start):
+            continue
+        if isinstance(kind, VolumeFormat) and start.codec is not None and not kind.reads_packed:
+            return packed_kind(kind.name, start.codec)
+        return kind
+    return first
+
+
+def input_format(path: str) -> VolumeFormat | None:
+    """The format that an input is read in, by its content first; None if it is not read.
+
+    >>> input_format("missing.nii.gz").name, input_format("missing.dcm") is None
+    ('NIfTI', True)
+    """
+    found = recognize(path)
+    return found if isinstance(found, VolumeFormat) else None
+
+
+def known_suffixes(written: bool = False) -> str:
+    """The suffixes of all formats, for messages; with `written`, of those that are written."""
     return (
-        " ".join(suffix for f in FORMATS for suffix in f.suffixes if suffix != "-")
+        " ".join(
+            suffix
+            for f in FORMATS
+            if f.create is not None or not written
+            for suffix in f.suffixes
+            if suffix != "-"
+        )
         + ", and - for a .npy pipe"
+    )
+
+
+def refusal(path: str) -> FormatError:
+    """The error for an input that no format reads (`input_format` is None).
+
+    Raises: FormatError for a missing file whose suffix is of something that is not read.
+    """
+    found = recognize(path)
+    if isinstance(found, Foreign):
+        if not os.path.isdir(path):
+            check_input(path)  # a missing file is nothing yet
+        return FormatError(f"cannot read {path}: it is {found.name}; {found.cure}")
+    if os.path.isdir(path):
+        return FormatError(f"cannot read {path}: it is a folder; name the files in it")
+    return FormatError(
+        f"cannot read {path}: no format has this suffix, nor this content; "
+        f"known are {known_suffixes()}"
     )
 
 
@@ -88,15 +158,18 @@ def open_volume(
     Raises: FormatError if the file is missing, empty, of no known format, or corrupt; ShapeError if
         it tells another spacing.
     """
-    found = find_format(path)
+    found = input_format(path)
     if found is None:
-        if os.path.isdir(path):
-            raise FormatError(f"cannot read {path}: it is a folder; name the files in it")
-        raise FormatError(
-            f"cannot read {path}: no format has this suffix; known are {known_suffixes()}"
-        )
+        raise refusal(path)
     _check_url(found, path, "read")
     reader = found.open(path, axes=axes, channels_first=channels_first)
+    if not found.claims(path) and path != "-":
+        named = find_format(path)
+        says = "no format's" if named is None else f"{named.name}'s"
+        reader.notes = (
+            f"its name is {says}, but its content is {found.name}: read as {found.name}",
+            *reader.notes,
+        )
     if spacing is not None:
         header = reader.header
         try:
@@ -144,6 +217,12 @@ def create_volume(
     """
     found = output_format(path)
     options = _options(found, path, chunks, levels, compression)
+    if not found.holds_axes(header.axes):
+        raise WriteError(
+            f"cannot write {path}: {found.name} holds no volume with the axes "
+            f"{header.axes.letters} {header.axes.shape}; write .nii.gz, .nrrd or .ome.tif"
+        )
+    assert found.create is not None  # as `output_format` sees to
     return found.create(
         path,
         header,
@@ -249,7 +328,7 @@ def volume_files(path: str) -> tuple[str, ...]:
     >>> volume_files("a.nii.gz"), volume_files("a.zarr/1")
     (('a.nii.gz',), ('a.zarr',))
     """
-    found = find_format(path)
+    found = input_format(path)
     return (path,) if found is None or path == "-" else found.files(path)
 
 
@@ -258,7 +337,7 @@ def content_of(path: str) -> str:
 
     "" for URLs, and for files that cannot be read: opening them reports the error.
     """
-    found = find_format(path)
+    found = input_format(path)
     if found is None or path == "-" or is_url(path):
         return ""
     try:
@@ -349,13 +428,14 @@ def output_access(
 def output_format(path: str) -> VolumeFormat:
     """The format that an output's name asks for.
 
-    Raises: SpecError if no format has its suffix.
+    Raises: SpecError if no format has its suffix, or if that format is only read.
     """
     found = find_format(path)
-    if found is None:
-        raise SpecError(
-            f"cannot write {path}: no format has this suffix; known are {known_suffixes()}"
-        )
+    if found is None or found.create is None:
+        foreign = next((kind for kind in FOREIGN if kind.claims(path)), None)
+        name = foreign.name if foreign is not None else "" if found is None else found.name
+        why = f"{name} is not written" if name else "no format has this suffix"
+        raise SpecError(f"cannot write {path}: {why}; known are {known_suffixes(written=True)}")
     _check_url(found, path, "write")
     return found
 

@@ -33,7 +33,14 @@ from conv3d_cli.errors import (
     WriteError,
     suggestion,
 )
-from conv3d_cli.formats import FORMATS, open_volume, output_format, write_volume
+from conv3d_cli.formats import (
+    FORMATS,
+    input_format,
+    open_volume,
+    recognize,
+    refusal,
+    write_volume,
+)
 from conv3d_cli.formats.npy import read_array_header
 from conv3d_cli.kernels.lengths import MAX_WEIGHTS, require_memory
 from conv3d_cli.model.kernel import Kernel
@@ -65,6 +72,7 @@ class KernelFile:
     layers : bool               whether it can store 5-D kernels
     extras : bool               whether it can store a bias and a centre
     volume : bool               whether it is a volume format
+    writes : bool               whether that format writes kernels
     """
 
     name: str
@@ -74,11 +82,12 @@ class KernelFile:
     layers: bool
     extras: bool
     volume: bool = False
+    writes: bool = False
 
     @property
     def written(self) -> bool:
         """Whether kernels can be written as such a file."""
-        return self.encode is not None or self.volume
+        return self.encode is not None or self.writes
 
 
 def find_kernel_file(path: str | os.PathLike[str]) -> KernelFile | None:
@@ -107,12 +116,14 @@ def read_kernel_file(path: str, build: BuildKernel) -> Kernel:
     kind = find_kernel_file(path)
     if kind is None or not kind.volume:  # a volume may be a folder
         check_input(path)
-    if kind is None:
+    if kind is None and input_format(path) is None:
+        if recognize(path) is not None:
+            raise refusal(path)
         raise FormatError(
             f"cannot read {path}: no kernel format has this suffix; known are {known_suffixes()}"
         )
     with _read_errors(path):
-        return kind.read(path, build)
+        return _read_volume(path, build) if kind is None else kind.read(path, build)
 
 
 def write_kernel(path: str | os.PathLike[str], kernel: Kernel, *, overwrite: bool = False) -> None:
@@ -576,7 +587,9 @@ def _read_minc(path: str, build: BuildKernel) -> Kernel:
 
 def _read_volume(path: str, build: BuildKernel) -> Kernel:
     """Read a volume as a kernel, with the axes and values that it would have as an input volume."""
-    volume_format = output_format(path)
+    volume_format = input_format(path)
+    if volume_format is None:
+        raise refusal(path)
     if len(volume_format.files(path)) > len(volume_format.written(path)):
         raise FormatError(
             f"cannot read {path}: its planes are in other files; save them as one file"
@@ -738,6 +751,7 @@ def _volume_kinds() -> Iterator[KernelFile]:
                     layers=False,
                     extras=False,
                     volume=True,
+                    writes=volume_format.create is not None,
                 )
 
 

@@ -14,6 +14,7 @@ FORMAT = VolumeFormat(
     open=late("conv3d_cli.formats.tiff.format:open_tiff"),
     create=late("conv3d_cli.formats.tiff.format:create_tiff"),
     output_letters=late("conv3d_cli.formats.tiff.format:output_letters"),
+    signature=lambda start: start.begins(b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
     files=late("conv3d_cli.formats.tiff.files:input_files"),
     compressions=tuple(COMPRESSIONS),
     libraries=("tifffile", "imagecodecs"),
