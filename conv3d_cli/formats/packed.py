@@ -377,13 +377,17 @@ class PackedWriter(VolumeWriter):
                     self._blocks.write(plane.reshape(-1).view(np.uint8).data)
         self._next += block.size
 
-    def commit(self) -> None:
+    def finish_stream(self) -> None:
+        """Write the rest of the stream. Raises: OSError."""
         total = math.prod(self.header.axes.shape)
         if self._next != total:
             raise RuntimeError(f"{self.path}: {self._next} of {total} voxels were written")
+        self._blocks.write(memoryview(self._tail()))
+        self._blocks.finish()
+
+    def commit(self) -> None:
         with write_errors(self.path):
-            self._blocks.write(memoryview(self._tail()))
-            self._blocks.finish()
+            self.finish_stream()
         self.output.commit()
 
     def abort(self) -> None:

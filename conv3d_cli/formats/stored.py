@@ -293,7 +293,11 @@ def storable(
 def lost_notes(header: VolumeHeader, target: VolumeFormat) -> tuple[str, ...]:
     """Notes on what an output's format does not hold: the history."""
     lost = header.history and not target.holds_history
-    return (f"{target.name} holds no history",) if lost else ()
+    return (
+        (f"{target.name} holds no history: it is left out; apply --sidecar writes it to a sidecar",)
+        if lost
+        else ()
+    )
 
 
 def grid_in(grid: Grid, unit: str) -> tuple[tuple[float, float, float] | None, Affine | None]:
