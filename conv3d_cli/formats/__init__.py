@@ -26,7 +26,7 @@ from conv3d_cli.errors import (
     SpecError,
     WriteError,
 )
-from conv3d_cli.formats import meta, mgh, nifti, npy, nrrd, tiff, zarr
+from conv3d_cli.formats import meta, mgh, mrc, nifti, npy, nrrd, tiff, zarr
 from conv3d_cli.formats.base import OutputOptions, VolumeFormat
 from conv3d_cli.formats.signatures import FOREIGN, Foreign, packed_kind, read_start
 from conv3d_cli.formats.zarr.names import is_url, local_folder
@@ -50,6 +50,7 @@ FORMATS: tuple[VolumeFormat, ...] = (
     nrrd.FORMAT,
     meta.FORMAT,
     mgh.FORMAT,
+    mrc.FORMAT,
     zarr.FORMAT,
 )
 

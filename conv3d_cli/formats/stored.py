@@ -181,22 +181,6 @@ def scaled_by(reader: VolumeReader, slopes: Array, intercepts: Array) -> VolumeR
 # Writing
 
 
-@dataclass(frozen=True)
-class Storage:
-    """How an output is stored.
-
-    stored : numpy dtype        of the voxels in the file
-    prefix : bytes              before them in their file
-    tail : callable             () -> bytes after them, called by `commit`
-    head : (str, bytes) or None     the name and content of a header file of its own
-    """
-
-    stored: np.dtype[Any]
-    prefix: bytes = b""
-    tail: Callable[[], bytes] = bytes
-    head: tuple[str, bytes] | None = None
-
-
 class TailedWriter(RawWriter):
     """A `RawWriter` with bytes after the voxels, or voxels wider than the header's.
 
@@ -218,10 +202,32 @@ class TailedWriter(RawWriter):
         with write_errors(path):
             reserve_space(output.file, self._end)
 
+    def patch(self, data: bytes, at: int) -> None:
+        """Write bytes at a place of the file. Raises: OSError."""
+        write_at(self.output.file, memoryview(data), at)
+
     def commit(self) -> None:
         with write_errors(self.path):
             write_at(self.output.file, memoryview(self._tail()), self._end)
         super().commit()
+
+
+@dataclass(frozen=True)
+class Storage:
+    """How an output is stored.
+
+    stored : numpy dtype        of the voxels in the file
+    prefix : bytes              before them in their file
+    tail : callable             () -> bytes after them, called by `commit`
+    head : (str, bytes) or None     the name and content of a header file of its own
+    raw : class                 of the writer of voxels that are not packed
+    """
+
+    stored: np.dtype[Any]
+    prefix: bytes = b""
+    tail: Callable[[], bytes] = bytes
+    head: tuple[str, bytes] | None = None
+    raw: type[TailedWriter] = TailedWriter
 
 
 def create_stored(
@@ -259,7 +265,7 @@ def create_stored(
         else:
             with write_errors(path):
                 write_at(opened[0].file, memoryview(storage.prefix), 0)
-            writer = TailedWriter(
+            writer = storage.raw(
                 opened[0], header, path, len(storage.prefix), storage.stored, storage.tail
             )
         return PairWriter(writer, opened[1]) if storage.head is not None else writer
