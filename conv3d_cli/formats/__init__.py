@@ -26,7 +26,20 @@ from conv3d_cli.errors import (
     SpecError,
     WriteError,
 )
-from conv3d_cli.formats import meta, mgh, mrc, nifti, npy, nrrd, tiff, zarr
+from conv3d_cli.formats import (
+    afni,
+    analyze,
+    meta,
+    mgh,
+    mif,
+    minc,
+    mrc,
+    nifti,
+    npy,
+    nrrd,
+    tiff,
+    zarr,
+)
 from conv3d_cli.formats.base import OutputOptions, VolumeFormat
 from conv3d_cli.formats.signatures import FOREIGN, Foreign, packed_kind, read_start
 from conv3d_cli.formats.zarr.names import is_url, local_folder
@@ -50,7 +63,12 @@ FORMATS: tuple[VolumeFormat, ...] = (
     nrrd.FORMAT,
     meta.FORMAT,
     mgh.FORMAT,
+    mif.FORMAT,
     mrc.FORMAT,
+    analyze.FORMAT,
+    afni.FORMAT,
+    minc.MINC1,
+    minc.MINC2,
     zarr.FORMAT,
 )
 
@@ -271,7 +289,7 @@ def scaled_formats() -> str:
     """Names and suffixes of the formats that store a slope and an intercept, for messages.
 
     >>> scaled_formats()
-    'NIfTI (.nii.gz .nii.zst .nii .hdr.gz .img.gz .hdr .img)'
+    'NIfTI (.nii.gz .nii.zst .nii .hdr.gz .img.gz .hdr .img) and MRtrix (.mif.gz .mif .mih)'
     """
     return " and ".join(
         f"{found.name} ({' '.join(found.suffixes)})" for found in FORMATS if found.holds_scale
