@@ -189,8 +189,8 @@ class VolumeFormat:
     summary: str
     open: OpenVolume
     create: CreateVolume | None = None
-    output_letters: Callable[[str, int, np.dtype[Any]], str] = (
-        lambda letters, channels, dtype: letters
+    output_letters: Callable[[str, int, np.dtype[Any]], str] = lambda letters, channels, dtype: (
+        letters
     )
     signature: Signature = lambda start: False
     header_file: Callable[[str], str] = lambda path: path

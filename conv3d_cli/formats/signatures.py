@@ -206,6 +206,12 @@ FOREIGN: tuple[Foreign, ...] = (
         (".n5",),
         folder="attributes.json",
     ),
+    Foreign(
+        "Philips PAR/REC",
+        "convert it: dcm2niix -z y -o OUT FILE.PAR",
+        (".par",),
+        _magic(b"# === DATA DESCRIPTION FILE"),
+    ),
     Foreign("ECAT 7", "convert it: nibabel reads it", (".v",), _magic(b"MATRIX7")),
     Foreign("Interfile", "convert it: medcon -c nifti -f FILE", (".hv",), _magic(b"!INTERFILE")),
     Foreign("BrainVoyager", "convert it: neuroelf, or bvbabel", (".vmr", ".vtc", ".fmr", ".v16")),
@@ -215,9 +221,7 @@ FOREIGN: tuple[Foreign, ...] = (
         (".mat",),
         _magic(b"MATLAB 5.0 MAT-file", b"MATLAB 7.3 MAT-file"),
     ),
-    Foreign(
-        "Imaris", _BIOFORMATS.format("FILE.ims"), (".ims",), _magic(HDF5)
-    ),
+    Foreign("Imaris", _BIOFORMATS.format("FILE.ims"), (".ims",), _magic(HDF5)),
     Foreign(
         "HDF5",
         "save the dataset: numpy.save(NAME, h5py.File(FILE)[DATASET])",

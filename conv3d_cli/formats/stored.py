@@ -168,9 +168,7 @@ class ScaledReader(VolumeReader):
 
 def scaled_by(reader: VolumeReader, slopes: Array, intercepts: Array) -> VolumeReader:
     """A reader with these scales: that of its header if all are equal, else a `ScaledReader`."""
-    pairs = {
-        (float(a), float(b)) for a, b in np.broadcast(slopes, intercepts)
-    }
+    pairs = {(float(a), float(b)) for a, b in np.broadcast(slopes, intercepts)}
     if len(pairs) == 1:
         reader.header = replace(reader.header, scale=pairs.pop())
         return reader

@@ -161,7 +161,9 @@ def make_many(path: str, dtype: str, rng: np.random.Generator) -> Volume:
     found = find_format(path)
     assert found is not None
     volume = make("tczyx", dtype, rng)
-    return volume if found.holds_axes(output_header(path, volume).axes) else make("tzyx", dtype, rng)
+    return (
+        volume if found.holds_axes(output_header(path, volume).axes) else make("tzyx", dtype, rng)
+    )
 
 
 def write_slabs(path: str, volume: Volume, depth: int, backwards: bool = False) -> None:
@@ -556,7 +558,9 @@ def test_boxes(path: str, rng: np.random.Generator) -> None:
     assert found is not None
     with open_volume(path, axes=None if found.names_axes else header.axes.letters) as reader:
         assert reader.box_access() is not None
-        box = reader.read_box(1, slice(1, 4), slice(1, 3), slice(0, 2), slice(channels - 1, channels))
+        box = reader.read_box(
+            1, slice(1, 4), slice(1, 3), slice(0, 2), slice(channels - 1, channels)
+        )
         np.testing.assert_array_equal(box, whole[1, 1:4, 1:3, 0:2, -1:])
     np.testing.assert_array_equal(canonical(read_back(path, header.axes.letters)), whole)
 

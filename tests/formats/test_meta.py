@@ -31,7 +31,19 @@ def sitk() -> Any:
 @pytest.mark.parametrize("name", ["a.mha", "a.mhd"])
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize(
-    "dtype", ["int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64", "float32", "float64"]
+    "dtype",
+    [
+        "int8",
+        "uint8",
+        "int16",
+        "uint16",
+        "int32",
+        "uint32",
+        "int64",
+        "uint64",
+        "float32",
+        "float64",
+    ],
 )
 def test_voxels_and_place_are_simpleitks(
     tmp_path: Path, sitk: Any, rng: np.random.Generator, name: str, packed: bool, dtype: str
@@ -148,7 +160,10 @@ def test_refusals(tmp_path: Path) -> None:
         ("ElementType = MET_SHORT\n", "no 'ElementDataFile'"),
         ("ElementType = MET_SHORT\nElementDataFile = gone.raw\n", "no such file"),
         ("ElementType = MET_SHORT\nElementDataFile = LOCAL\n", "truncated"),
-        ("ElementSpacing = 1 0 1\nElementType = MET_SHORT\nElementDataFile = LOCAL\n", "no meaning"),
+        (
+            "ElementSpacing = 1 0 1\nElementType = MET_SHORT\nElementDataFile = LOCAL\n",
+            "no meaning",
+        ),
         ("ElementSpacing = 1 1\nElementType = MET_SHORT\nElementDataFile = LOCAL\n", "3 numbers"),
         ("BinaryData = False\nElementType = MET_SHORT\nElementDataFile = LOCAL\n", "text"),
         ("\0\0\n", "damaged"),

@@ -18,7 +18,9 @@ from conv3d_cli.model.grid import Grid
 from conv3d_cli.model.volume import Volume
 
 OWN = Path(nibabel.__file__).parent / "tests" / "data" / "test.mgz"
-OBLIQUE = np.array([[-1.9, 0.2, 0.1, 80], [0.1, 0.3, 2.4, -60.5], [0.2, -1.4, 0.3, 70], [0, 0, 0, 1.0]])
+OBLIQUE = np.array(
+    [[-1.9, 0.2, 0.1, 80], [0.1, 0.3, 2.4, -60.5], [0.2, -1.4, 0.3, 70], [0, 0, 0, 1.0]]
+)
 
 
 def by_nibabel(path: Path) -> MGHImage:

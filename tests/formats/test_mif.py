@@ -76,14 +76,18 @@ def test_layouts_keep_every_voxel_in_its_place(tmp_path: Path, layout: str) -> N
     kept = text.partition("layout: ")[2].partition("\n")[0].split(",")
     assert [word[0] for word in kept] == signs
     rows = [line.partition(": ")[2] for line in text.splitlines() if line.startswith("transform")]
-    np.testing.assert_allclose([[float(n) for n in row.split(",")] for row in rows], MATRIX, atol=1e-12)
+    np.testing.assert_allclose(
+        [[float(n) for n in row.split(",")] for row in rows], MATRIX, atol=1e-12
+    )
 
 
 def test_masks_of_one_bit(tmp_path: Path) -> None:
     """The first voxel is the highest bit of the first byte."""
     mask = np.arange(60).reshape(3, 4, 5) % 7 < 3
     for name in ("a.mif", "b.mif.gz"):
-        path = mif(tmp_path / name, "layout: +0,+1,+2\ndatatype: Bit\n", np.packbits(mask).tobytes())
+        path = mif(
+            tmp_path / name, "layout: +0,+1,+2\ndatatype: Bit\n", np.packbits(mask).tobytes()
+        )
         volume = read_volume(path)
         np.testing.assert_array_equal(volume.data, mask)
         with open_volume(path) as reader:

@@ -115,7 +115,15 @@ def test_axes_in_another_order(tmp_path: Path) -> None:
     """CCP4 maps have often y fastest: MAPC 2, MAPR 1, MAPS 3; NSTART follows the file's order."""
     path = tmp_path / "a.map"
     path.write_bytes(
-        by_hand("<", 2, VALUES.astype("<f4"), map=(2, 1, 3), m=(30, 40, 20), cell=(60, 40, 60, 90, 90, 90), start=(5, 6, 7))  # fmt: skip
+        by_hand(
+            "<",
+            2,
+            VALUES.astype("<f4"),
+            map=(2, 1, 3),
+            m=(30, 40, 20),
+            cell=(60, 40, 60, 90, 90, 90),
+            start=(5, 6, 7),
+        )  # fmt: skip
     )
     volume = read_volume(str(path))
     assert volume.axes == "zxy"

@@ -329,9 +329,7 @@ def open_meta(path: str, *, axes: str | None = None, channels_first: bool = Fals
     volume_axes = Axes(axes or own, shape)
     grid, steps, notes = _read_grid(header, letters)
     fields = {header.names[k]: v for k, v in header.fields.items() if k not in OWN}
-    history = tuple(
-        line for line in header.text(HISTORY).split("\\n") if is_history(line)
-    )
+    history = tuple(line for line in header.text(HISTORY).split("\\n") if is_history(line))
     natural = axes is None or axes == own
     volume = VolumeHeader(
         volume_axes,

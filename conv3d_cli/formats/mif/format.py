@@ -117,9 +117,11 @@ class MifHeader:
     def sizes(self) -> tuple[int, ...]:
         """Sizes of the axes 1, 2, ... Raises: FormatError."""
         found = self.numbers("dim")
-        if not 2 <= len(found) <= len(LETTERS) or not all(
-            n == int(n) and 1 <= n < 2**53 for n in found if math.isfinite(n)
-        ) or not all(map(math.isfinite, found)):
+        if (
+            not 2 <= len(found) <= len(LETTERS)
+            or not all(n == int(n) and 1 <= n < 2**53 for n in found if math.isfinite(n))
+            or not all(map(math.isfinite, found))
+        ):
             raise self.error(
                 f"'dim' must be 2 to {len(LETTERS)} whole numbers of at least 1, "
                 f"received '{','.join(self.entries['dim'])[:60]}'"
@@ -138,7 +140,9 @@ class MifHeader:
                 f"'layout' must give each of {rank} axes a place, as in -0,-1,+2, "
                 f"received '{','.join(words)[:60]}'"
             )
-        return [(place, match[1] == "-") for place, match in zip(places, found, strict=True) if match]
+        return [
+            (place, match[1] == "-") for place, match in zip(places, found, strict=True) if match
+        ]
 
     def dtype(self) -> tuple[np.dtype[Any], bool]:
         """The stored dtype, and whether 8 voxels share a byte. Raises: FormatError."""
@@ -328,9 +332,7 @@ def _read_scale(header: MifHeader) -> tuple[float, float]:
     return slope, intercept
 
 
-def _read_grid(
-    header: MifHeader, sizes: Sequence[int], vox: Sequence[float], back: str
-) -> Grid:
+def _read_grid(header: MifHeader, sizes: Sequence[int], vox: Sequence[float], back: str) -> Grid:
     """The grid of the voxels as they are stored."""
     steps = [*vox[:3], *[math.nan] * 3][:3]
     assumed = frozenset("whd"[i] for i in range(3) if not abs(steps[i]) > 0)
