@@ -95,13 +95,14 @@ def recognize(path: str) -> VolumeFormat | Foreign | None:
     """
     if path == "-" or is_url(path):
         return find_format(path)
-    named = [kind for kind in (*FORMATS, *FOREIGN) if kind.claims(path)]
+    kinds: tuple[VolumeFormat | Foreign, ...] = (*FORMATS, *FOREIGN)
+    named = [kind for kind in kinds if kind.claims(path)]
     first = named[0] if named else None
     header = first.header_file(path) if isinstance(first, VolumeFormat) else path
     start = read_start(header)
     if start is None:  # a folder, or missing
         return first
-    for kind in (*named, *FORMATS, *FOREIGN):
+    for kind in (*named, *kinds):
         if kind.signature is None or not kind.signature(start):
             continue
         if isinstance(kind, VolumeFormat) and start.codec is not None and not kind.reads_packed:

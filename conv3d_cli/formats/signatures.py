@@ -71,7 +71,7 @@ def read_start(path: str) -> Start | None:
             with unpacking:
                 try:
                     return Start(path, unpacking.read(START_BYTES), codec)
-                except (EOFError, *(errors if isinstance(errors, tuple) else (errors,))):
+                except (EOFError, *errors):
                     return None
     except (OSError, ImportError, ValueError):
         return None

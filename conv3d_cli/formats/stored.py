@@ -135,7 +135,7 @@ class ScaledReader(VolumeReader):
 
     def _scaled(self, block: Array, n: int, depth: slice) -> Array:
         shape = (-1, 1, 1, 1)
-        values = block * self._slopes[n, depth].reshape(shape)
+        values: Array = block * self._slopes[n, depth].reshape(shape)
         values += self._intercepts[n, depth].reshape(shape)
         return values.astype(self.header.dtype, copy=False)
 

@@ -170,7 +170,7 @@ def test_refusals(tmp_path: Path) -> None:
     ):
         with pytest.raises(FormatError, match=word):
             read_volume(text_file(tmp_path / "a.mha", more))
-    with pytest.raises(SpecError, match=".mhd is written raw"):
+    with pytest.raises(SpecError, match=r"\.mhd is written raw"):
         write_volume(str(tmp_path / "b.mhd"), Volume(VALUES, "zyx"), compression="deflate")
 
 

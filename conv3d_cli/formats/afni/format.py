@@ -36,8 +36,9 @@ def read_attributes(path: str) -> dict[str, str]:
         text = file.read().decode("latin-1")
     found: dict[str, str] = {}
     matches = list(_ATTRIBUTE.finditer(text))
-    for match, following in zip(matches, [*matches[1:], None], strict=True):
-        value = text[match.end() : following.start() if following else len(text)]
+    ends = [match.start() for match in matches[1:]] + [len(text)]
+    for match, end in zip(matches, ends[: len(matches)], strict=True):
+        value = text[match.end() : end]
         if match[1].lower() == "string":
             value = value.lstrip().removeprefix("'")[: int(match[3][:9])].rstrip("~\0 \n")
         found[match[2]] = value.strip()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import os
 import struct
+from typing import Literal
 
 import numpy as np
 
@@ -43,7 +44,7 @@ def open_analyze(
     order = byte_order(Start(files[0], head))
     if len(files) != 2 or not order or len(head) < 348:
         raise FormatError(f"cannot read {files[0]}: truncated or damaged: no header of Analyze 7.5")
-    sign = "<" if order == "little" else ">"
+    sign: Literal["<", ">"] = "<" if order == "little" else ">"
     rank, *dims = struct.unpack_from(f"{sign}8h", head, 40)
     sizes = [*dims[:rank]]
     while len(sizes) > 3 and sizes[-1] in (0, 1):  # axes that are not used have 0 or 1
@@ -70,7 +71,7 @@ def open_analyze(
     grid = Grid()
     if axes in (None, letters):
         grid = _read_grid(head, sign, sizes, pixdim, files[0])
-    stored = np.dtype(DATATYPES[code]).newbyteorder(sign)  # type: ignore[call-overload]
+    stored = np.dtype(DATATYPES[code]).newbyteorder(sign)
     volume = VolumeHeader(
         Axes(axes or letters, shape),
         real_dtype(stored, path),

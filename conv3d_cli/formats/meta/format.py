@@ -213,14 +213,14 @@ def voxel_files(header: MetaHeader) -> list[str]:
     elif match := re.fullmatch(r"(.*%0?(\d*)[di].*?)((?:\s+\d+){2,3})", name):
         first, last, *step = map(int, match[3].split())
         stride = step[0] if step else 1
-        if not 1 <= stride or not 0 <= last - first <= 10**6 or match[1].count("%") != 1:
+        if not stride >= 1 or not 0 <= last - first <= 10**6 or match[1].count("%") != 1:
             raise header.error(f"its 'ElementDataFile' is no pattern of files: '{name[:80]}'")
         form = re.compile(r"%(0?\d*)[di]")
         width = int(match[2] or 0)
         if width > 20:
             raise header.error(f"its 'ElementDataFile' is no pattern of files: '{name[:80]}'")
         found = [
-            form.sub(lambda m, i=n: format(i, m[1] + "d"), match[1])  # type: ignore[misc]
+            form.sub(lambda m, i=n: format(i, m[1] + "d"), match[1])
             for n in range(first, last + 1, stride)
         ]
     else:

@@ -72,7 +72,10 @@ TYPES = {
     "float32": "f4",
     "float64": "f8",
 }
-NAMES = {code: name.replace("ui", "UI").replace("int", "Int").replace("float", "Float") for name, code in TYPES.items()}  # fmt: skip
+NAMES = {
+    code: name.replace("ui", "UI").replace("int", "Int").replace("float", "Float")
+    for name, code in TYPES.items()
+}
 
 
 @dataclass(frozen=True)
@@ -297,7 +300,11 @@ def _unpacked_bits(
             f"cannot read {path}: truncated: its header promises {offset + packed} bytes "
             f"(shape {volume.axes.shape}, 8 voxels in a byte), the file has {largest}"
         )
-    source: Any = open(path, "rb") if codec is None else PackedStream(path, codec)
+    source: Any = (
+        open(path, "rb")  # noqa: SIM115 - closed below
+        if codec is None
+        else PackedStream(path, codec)
+    )
     file = unnamed_file()
     try:
         with source, write_errors(f"an unpacked copy of {path} in {temporary_folder()}"):
@@ -417,14 +424,15 @@ def create_mif(
     names = output_names(path)
     text = _header_text(path, header, stored)
     if len(names) == 2:
-        head = (path, f"{text}file: {os.path.basename(names[1])} 0\nEND\n".encode("utf-8", "surrogateescape"))  # fmt: skip
+        body = f"{text}file: {os.path.basename(names[1])} 0\nEND\n"
+        head = (path, body.encode("utf-8", "surrogateescape"))
         storage = Storage(stored.newbyteorder("<"), head=head)
     else:
         # the offset is in the text that it is the length of
         size = len(text.encode("utf-8", "surrogateescape")) + len("file: . 0000000\nEND\n")
         offset = -(-size // 16) * 16
-        body = f"{text}file: . {offset:07}\nEND\n".encode("utf-8", "surrogateescape")
-        storage = Storage(stored.newbyteorder("<"), body.ljust(offset, b"\0"))
+        prefix = f"{text}file: . {offset:07}\nEND\n".encode("utf-8", "surrogateescape")
+        storage = Storage(stored.newbyteorder("<"), prefix.ljust(offset, b"\0"))
     writer = create_stored(names[-1], header, storage, codec_named(path), overwrite, options)
     writer.notes = (*writer.notes, *notes)
     return writer
@@ -468,7 +476,7 @@ def _header_text(path: str, header: VolumeHeader, stored: np.dtype[Any]) -> str:
 
 
 def _dimensions(axes: Axes, source: MifSource | None) -> str:
-    """Letters of the axes 1, 2, ... of an output: x, y, z, then those of the file, then the rest."""
+    """Letters of the axes 1, 2, ... of an output: x, y, z, those of the file, then the rest."""
     own = "" if source is None else source.dimensions
     rest = sorted(
         (a for a in axes.letters if a not in SPATIAL),

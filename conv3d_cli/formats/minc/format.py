@@ -6,6 +6,7 @@ that are asked for are read.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -150,7 +151,7 @@ class MincReader(VolumeReader):
         self.path, self.header = path, header
         self._found, self._close_file = found, close
         chunks = getattr(found._image, "chunks", None) or ()
-        self._chunk_bytes = int(np.prod(chunks, dtype=float)) * found.get_data_dtype().itemsize
+        self._chunk_bytes = math.prod(chunks) * int(found.get_data_dtype().itemsize)
 
     def read(self, n: int, depth: slice, channels: slice) -> Array:
         axes = self.header.axes

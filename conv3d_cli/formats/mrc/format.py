@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import struct
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
 
 import numpy as np
 
@@ -76,7 +76,7 @@ def open_mrc(path: str, *, axes: str | None = None, channels_first: bool = False
             f"cannot read {path}: not an MRC file, or damaged: sizes, mode and axes of its header "
             f"of {HEADER_BYTES} bytes are not possible{short}"
         )
-    sign = "<" if order == "little" else ">"
+    sign: Literal["<", ">"] = "<" if order == "little" else ">"
     words = struct.unpack_from(f"{sign}10i6f3i3f2i", head)
     nx, ny, nz, mode = words[:4]
     intervals, cell = words[7:10], words[10:16]
@@ -136,7 +136,7 @@ def _read_grid(
 ) -> tuple[Grid, list[str]]:
     """The grid of a header, in nm, and notes. Empty without a cell.
 
-    The position is ORIGIN, or the start of the voxels in the cell where ORIGIN is 0, as in ChimeraX.
+    The position is ORIGIN; where that is 0, the start of the voxels in the cell, as in ChimeraX.
     """
     lengths, angles = cell[:3], cell[3:]
     if not all(0 < n <= LARGEST for n in lengths) or min(intervals) < 1:
