@@ -304,18 +304,11 @@ def _kind(entry: os.DirEntry[str]) -> str | None:
 
 
 def one_of_a_pair(found: list[InputPath]) -> list[InputPath]:
-    """Drop each voxel file (.img) whose header (.hdr) was found, too: the pair is one volume."""
-    headers = {_pair_stem(volume.path) for volume in found if _half(volume.path) == "hdr"}
-    return [
-        volume
-        for volume in found
-        if not (_half(volume.path) == "img" and _pair_stem(volume.path) in headers)
-    ]
+    """Drop each file of voxels whose header was found, too: the pair is one volume."""
+    paths = {volume.path for volume in found}
+    return [volume for volume in found if _header_of(volume.path) not in paths - {volume.path}]
 
 
-def _half(path: str) -> str:
-    return path.lower().removesuffix(".gz")[-3:]
-
-
-def _pair_stem(path: str) -> str:
-    return path[: len(path.lower().removesuffix(".gz")) - len(".hdr")]
+def _header_of(path: str) -> str:
+    volume_format = find_format(path)
+    return path if volume_format is None else volume_format.header_file(path)

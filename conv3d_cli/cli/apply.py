@@ -48,8 +48,9 @@ def apply(ctx: click.Context, /, inputs: tuple[str, ...], **_: Any) -> None:
     writes .npy on a pipe.
 
     INPUTs are volumes, or folders of volumes: NIfTI (.nii .nii.gz .nii.zst .hdr), TIFF (.tif
-    .ome.tif), NumPy (.npy), NRRD (.nrrd .nhdr) and OME-Zarr (.zarr .ome.zarr, folders and URLs;
-    image.zarr/1 is a level or array of image.zarr).
+    .ome.tif), NumPy (.npy), NRRD (.nrrd .nhdr), OME-Zarr (.zarr .ome.zarr, folders and URLs;
+    image.zarr/1 is a level or array of image.zarr), MetaImage, MGH, MRtrix, MRC and others (conv3d
+    help formats).
     """
     asked = given_settings(ctx)
     # Before NumPy is imported: its BLAS would start a thread per CPU, which spins without work.

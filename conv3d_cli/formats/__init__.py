@@ -455,8 +455,15 @@ def output_format(path: str) -> VolumeFormat:
     if found is None or found.create is None:
         foreign = next((kind for kind in FOREIGN if kind.claims(path)), None)
         name = foreign.name if foreign is not None else "" if found is None else found.name
-        why = f"{name} is not written" if name else "no format has this suffix"
-        raise SpecError(f"cannot write {path}: {why}; known are {known_suffixes(written=True)}")
+        if name:
+            raise SpecError(
+                f"cannot write {path}: {name} is not written; write .nii.gz, .nrrd, .mha, "
+                ".ome.tif, .ome.zarr or another (conv3d help formats)"
+            )
+        raise SpecError(
+            f"cannot write {path}: no format has this suffix; known are "
+            f"{known_suffixes(written=True)}"
+        )
     _check_url(found, path, "write")
     return found
 

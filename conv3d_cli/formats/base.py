@@ -155,6 +155,7 @@ class VolumeFormat:
     holds_affine : bool     an affine with rotation
     holds_scale : bool      slope and intercept of integer voxels (`--scale auto`)
     holds_history : bool    the lines of `VolumeHeader.history`
+    holds_float64 : bool    float64; kernels are written as such
     holds_axes : callable   (axes) -> bool: True if an output can have these axes
 
     How it stores voxels:
@@ -200,6 +201,7 @@ class VolumeFormat:
     holds_affine: bool = False
     holds_scale: bool = False
     holds_history: bool = True
+    holds_float64: bool = True
     holds_axes: Callable[[Axes], bool] = lambda axes: True
     chunked: bool = False
     compressions: tuple[str, ...] = ()

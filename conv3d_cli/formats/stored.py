@@ -135,9 +135,11 @@ class ScaledReader(VolumeReader):
 
     def _scaled(self, block: Array, n: int, depth: slice) -> Array:
         shape = (-1, 1, 1, 1)
-        values: Array = block * self._slopes[n, depth].reshape(shape)
-        values += self._intercepts[n, depth].reshape(shape)
-        return values.astype(self.header.dtype, copy=False)
+        # values too large for the dtype become infinite
+        with np.errstate(over="ignore", invalid="ignore"):
+            values: Array = block * self._slopes[n, depth].reshape(shape)
+            values += self._intercepts[n, depth].reshape(shape)
+            return values.astype(self.header.dtype, copy=False)
 
     def read(self, n: int, depth: slice, channels: slice) -> Array:
         return self._scaled(self._reader.read(n, depth, channels), n, depth)

@@ -751,7 +751,7 @@ def _volume_kinds() -> Iterator[KernelFile]:
                     layers=False,
                     extras=False,
                     volume=True,
-                    writes=volume_format.create is not None,
+                    writes=volume_format.create is not None and volume_format.holds_float64,
                 )
 
 

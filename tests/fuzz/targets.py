@@ -718,6 +718,11 @@ TARGETS: tuple[Target, ...] = (
         ("formats/minc/format.py",),
         ("xspace", "yspace", "zspace", "time", "image-max", "image-min", "valid_range", "direction_cosines", "step", "start"),
     ),
+    Target(
+        "minc2", ".mnc", read_volume_file, _nibabels("small.mnc", "minc2_4d.mnc", "minc2-no-att.mnc"),
+        ("formats/minc/format.py",),
+        ("minc-2.0", "image", "dimensions", "dimorder", "xspace", "time", "image-max", "valid_range", "step"),
+    ),
     Target("npy", ".npy", read_volume_file, _npys, ("formats/npy.py",)),
     Target("zarr", "", read_volume_file, _zarrs, _ZARR, _ZARR_WORDS, layout=_store),
     Target("kernel-npy", ".npy", read_kernel_text, _kernels(".npy"), _KERNEL),

@@ -19,11 +19,18 @@ DATATYPES = {
 OTHER = {0: "unknown", 1: "one bit each", 32: "complex"}
 
 
+def _is_half(path: str) -> bool:
+    """True for the names of a pair, which every Analyze volume is."""
+    return path.lower().removesuffix(".gz").endswith((".hdr", ".img"))
+
+
 def byte_order(start: Start) -> str:
     """The byte order of a header, "little" or "big"; "" if it is not Analyze's.
 
     It has 348 bytes as NIfTI-1's, without the magic, and its rank and datatype must be possible.
     """
+    if not _is_half(start.path):
+        return ""
     for order in ("little", "big"):
         if (
             start.integer(0, order) == 348
@@ -42,6 +49,6 @@ FORMAT = VolumeFormat(
     open=late("conv3d_cli.formats.analyze.format:open_analyze"),
     signature=lambda start: byte_order(start) != "",
     reads_packed=True,
-    claims_also=lambda path: path.lower().removesuffix(".gz").endswith((".hdr", ".img")),
+    claims_also=_is_half,
     files=late("conv3d_cli.formats.analyze.format:input_files"),
 )

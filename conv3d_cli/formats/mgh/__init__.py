@@ -33,6 +33,7 @@ FORMAT = VolumeFormat(
     names_axes=False,
     holds_affine=True,
     holds_history=False,
+    holds_float64=False,
     holds_axes=one_extra_axis,
     streamed=lambda path, options: path.lower().endswith(_PACKED),
     libraries=("isal",),

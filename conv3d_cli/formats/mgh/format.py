@@ -132,8 +132,9 @@ class _FooterReader(PackedReader):
 def _read_grid(numbers: list[float], sizes: tuple[int, int, int], path: str) -> Grid:
     """The grid of a header's voxel sizes, directions, and the position of the centre."""
     affine = np.eye(4)
-    affine[:3, :3] = np.reshape(numbers[3:12], (3, 3)).T * numbers[:3]
-    affine[:3, 3] = np.array(numbers[12:15]) - affine[:3, :3] @ (np.array(sizes) / 2)
+    with np.errstate(invalid="ignore", over="ignore"):  # refused below
+        affine[:3, :3] = np.reshape(numbers[3:12], (3, 3)).T * numbers[:3]
+        affine[:3, 3] = np.array(numbers[12:15]) - affine[:3, :3] @ (np.array(sizes) / 2)
     check_affine(affine, lambda text: FormatError(f"cannot read {path}: {text}"))
     return Grid(spacing_of_affine(affine), "mm", affine, anatomical=True)
 

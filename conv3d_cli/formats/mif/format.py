@@ -138,7 +138,7 @@ class MifHeader:
             words = [f"+{n}" for n in range(rank)]
         found = [re.fullmatch(r"\s*([+-]?)(\d{1,3})\s*", word) for word in words]
         places = [int(match[2]) for match in found if match]
-        if sorted(places) != list(range(rank)):
+        if None in found or sorted(places) != list(range(rank)):
             raise self.error(
                 f"'layout' must give each of {rank} axes a place, as in -0,-1,+2, "
                 f"received '{','.join(words)[:60]}'"

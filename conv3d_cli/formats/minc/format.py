@@ -162,7 +162,8 @@ class MincReader(VolumeReader):
             values = np.asarray(self._found.get_scaled_data(place))
         part = Axes(axes.letters, values.shape)
         block = part.block(values, 0, slice(0, size[0]), slice(0, size[3]))
-        return block.astype(self.header.dtype, copy=False)
+        with np.errstate(over="ignore"):  # values too large for the dtype become infinite
+            return block.astype(self.header.dtype, copy=False)
 
     def buffer_bytes(self, planes: int, channels: int) -> int:
         _, _, height, width, _ = self.header.shape

@@ -38,6 +38,7 @@ FORMAT = VolumeFormat(
     reads_packed=True,
     names_axes=False,
     holds_history=False,
+    holds_float64=False,
     holds_axes=one_extra_axis,
     streamed=lambda path, options: path.lower().endswith(_PACKED),
     libraries=("isal",),
