@@ -203,3 +203,14 @@ def test_a_kernel_by_its_content(tmp_path: Path, run: Any) -> None:
         run("apply", str(tmp_path / "v.nii"), "-k", kernel, "-o", str(tmp_path / out))
     one, other = (read_volume(str(tmp_path / name)).data for name in ("a.nii", "b.nii"))
     np.testing.assert_allclose(one[1, 1:3, 1:4], other[1, 1:3, 1:4] * 27, rtol=1e-5)
+
+
+def test_a_folder_of_dicom_is_named(tmp_path: Path, run: Any) -> None:
+    folder = tmp_path / "dicoms"
+    folder.mkdir()
+    for n in range(3):
+        (folder / f"IM{n:04}").write_bytes(STRANGERS["dicom"][0])
+    told = run("apply", str(folder), "-k", "box:size=3", "--out-dir", str(tmp_path / "o"), code=3)
+    words = " ".join(told.stderr.split())
+    assert "no volumes in" in words
+    assert "IM0000 is DICOM; convert its folder: dcm2niix" in words
