@@ -43,7 +43,7 @@ HOMES = {
     "rich": ["cli/*.py"],
     "numba": ["engine/loops/*.py"],
     "llvmlite": ["engine/machine_code.py", "engine/cpu.py", "engine/loops/*.py"],
-    "nibabel": ["formats/nifti/*.py", "kernels/files.py"],
+    "nibabel": ["formats/nifti/*.py", "formats/minc/*.py", "kernels/files.py"],
     "tifffile": ["formats/tiff/*.py", "kernels/files.py"],
     "imagecodecs": ["formats/tiff/*.py"],
     "isal": ["formats/*.py", "formats/*/*.py"],
@@ -54,7 +54,7 @@ HOMES = {
     "dask": ["cluster/run.py"],
     "compression": ["formats/codecs.py"],  # zstd, in the standard library from Python 3.14 on
     "backports": ["formats/codecs.py"],
-    "h5py": ["kernels/weights/*.py"],
+    "h5py": ["formats/minc/*.py", "kernels/weights/*.py"],
     "safetensors": ["kernels/weights/*.py"],
     "onnx": ["kernels/weights/*.py"],
     "numpy": ["*.py"],

@@ -21,7 +21,7 @@ import numpy as np
 
 from conv3d_cli import errors
 from conv3d_cli.errors import ClusterError, Conv3DError, MemoryLimitError, SpecError
-from conv3d_cli.formats import create_volume, find_format, output_access, output_format
+from conv3d_cli.formats import create_volume, input_format, output_access, output_format
 from conv3d_cli.formats.zarr.format import ZarrReader, ZarrTarget, ZarrWriter
 from conv3d_cli.formats.zarr.names import local_folder
 from conv3d_cli.formats.zarr.store import OneThread
@@ -258,7 +258,7 @@ def run_on_cluster(
 def check_suited(prepared: PreparedJob) -> None:
     """Refuse a job that a cluster cannot do. Raises: SpecError."""
     job = prepared.job
-    read_format = find_format(job.source)
+    read_format = input_format(job.source)
     if read_format is None or not read_format.chunked:
         raise SpecError(
             "--scheduler reads Zarr stores, which several workers can open at once, and "

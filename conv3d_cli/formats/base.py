@@ -20,6 +20,7 @@ from typing import Any, BinaryIO, Protocol
 import numpy as np
 
 from conv3d_cli.errors import FormatError
+from conv3d_cli.formats.signatures import Signature
 from conv3d_cli.model.volume import (
     SPATIAL,
     Array,
@@ -120,6 +121,15 @@ def _any_box(header: VolumeHeader, options: OutputOptions) -> BoxAccess:
     return BoxAccess((1, 1, 1), 0)
 
 
+def one_extra_axis(axes: Axes) -> bool:
+    """True if at most one axis besides space is longer than 1: a series, or channels.
+
+    >>> one_extra_axis(Axes("tzyx", (2, 3, 4, 5))), one_extra_axis(Axes("tzyxc", (2, 3, 4, 5, 6)))
+    (True, False)
+    """
+    return sum(axes.size(a) > 1 for a in axes.letters if a not in SPATIAL) < 2
+
+
 @dataclass(frozen=True)
 class VolumeFormat:
     """One file format: its functions, and the facts that the rest of the package needs about it.
@@ -127,17 +137,23 @@ class VolumeFormat:
     name : str              for messages only
     suffixes : tuple        lower case, with the dot; double ones such as ".nii.gz" first
     read_suffixes : tuple   of files that are read, and never written
-    target_suffix : str     of an output that is named after such a file
-    recognises : callable   (path) -> bool: True if the bytes of a file are of this format, whatever
-                            its name is; OSError if it cannot be read
+    target_suffix : str     of an output that is named after a file that is only read
     summary : str           one line for help and the README
-    open, create            see `OpenVolume`, `CreateVolume`
+    open                    see `OpenVolume`
     open_again : callable or None
                             as `open`, with voxels that are found and read by another way, for
                             checks; None: there is no other way
+    create : callable or None
+                            see `CreateVolume`; None: the format is only read
     output_letters : callable
                             (letters, channels, dtype) -> letters: the storage order of an output
                             for a volume with these axes; adds a channel axis if `channels` needs it
+
+    How a file of this format is recognized:
+
+    signature : callable    (start) -> bool: True if a file that begins so is of this format
+    header_file : callable  (path) -> path of the file whose first bytes say what the volume is
+    reads_packed : bool     True if it is read from gzip and zstd streams, too
 
     What a file of this format can store:
 
@@ -146,6 +162,8 @@ class VolumeFormat:
     holds_affine : bool     an affine with rotation
     holds_scale : bool      slope and intercept of integer voxels (`--scale auto`)
     holds_history : bool    the lines of `VolumeHeader.history`
+    holds_float64 : bool    float64; kernels are written as such
+    holds_axes : callable   (axes) -> bool: True if an output can have these axes
 
     How it stores voxels:
 
@@ -183,14 +201,21 @@ class VolumeFormat:
     suffixes: tuple[str, ...]
     summary: str
     open: OpenVolume
-    create: CreateVolume
-    output_letters: Callable[[str, int, np.dtype[Any]], str]
+    create: CreateVolume | None = None
+    output_letters: Callable[[str, int, np.dtype[Any]], str] = lambda letters, channels, dtype: (
+        letters
+    )
     open_again: OpenVolume | None = None
+    signature: Signature = lambda start: False
+    header_file: Callable[[str], str] = lambda path: path
+    reads_packed: bool = False
     names_axes: bool = True
     holds_spacing: bool = True
     holds_affine: bool = False
     holds_scale: bool = False
     holds_history: bool = True
+    holds_float64: bool = True
+    holds_axes: Callable[[Axes], bool] = lambda axes: True
     chunked: bool = False
     compressions: tuple[str, ...] = ()
     streamed: Callable[[str, OutputOptions], bool] = lambda path, options: (
@@ -199,7 +224,6 @@ class VolumeFormat:
     libraries: tuple[str, ...] = ()
     read_suffixes: tuple[str, ...] = ()
     target_suffix: str = ""
-    recognises: Callable[[str], bool] = lambda path: False
     reads_urls: bool = False
     has_parts: bool = False
     claims_also: Callable[[str], bool] = lambda path: False

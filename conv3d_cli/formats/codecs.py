@@ -1,4 +1,4 @@
-"""Codecs of compressed streams: gzip and zstd.
+"""Codecs of compressed streams: gzip and zstd, and zlib inside of files.
 
 gzip is isal's, several times faster than the standard library. zstd is the module of Python 3.14,
 or the package backports.zstd on older Pythons.
@@ -215,6 +215,69 @@ class GzipPacker(Packer):
 
 
 # --------------------------------------------------------------------------------------------------
+# zlib: gzip's stream in another container, in MetaImage files
+
+
+class _ZlibFile:
+    """Unpacks a zlib stream from a file's position on."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        from isal import isal_zlib
+
+        self._file, self._stream = file, isal_zlib.decompressobj()
+
+    def read(self, count: int) -> bytes:
+        """At most `count` unpacked bytes; none at the end. Raises: EOFError if it breaks off."""
+        while not self._stream.eof:
+            packed = self._stream.unconsumed_tail or self._file.read(1 << 16)
+            data: bytes = self._stream.decompress(packed, count)
+            if data:
+                return data
+            if not packed:
+                raise EOFError("the stream breaks off")
+        return b""
+
+    def close(self) -> None:
+        pass  # the caller closes its file
+
+
+def _open_zlib(path: str, file: BinaryIO) -> tuple[Any, Any]:
+    import zlib
+
+    from isal import isal_zlib
+
+    return _ZlibFile(file), (OSError, zlib.error, isal_zlib.error)
+
+
+class ZlibPacker(GzipPacker):
+    """Packs one zlib stream, block by block as `GzipPacker`."""
+
+    head = b"\x78\x01"
+
+    def __init__(self, level: int) -> None:
+        super().__init__(level)
+        self._sum = 1
+
+    def pack(self, block: memoryview, before: bytes) -> tuple[bytes, int]:
+        from isal import isal_zlib
+
+        return super().pack(block, before)[0], isal_zlib.adler32(block)
+
+    def add(self, checksum: int, size: int) -> None:
+        # Adler-32 of two parts: RFC 1950, 8.2, s1 and s2 modulo 65521, each begun at 1 and 0
+        low, high = self._sum & 0xFFFF, self._sum >> 16
+        more_low, more_high = checksum & 0xFFFF, checksum >> 16
+        high = (high + more_high + size * (low - 1)) % 65521
+        low = (low + more_low - 1) % 65521
+        self._sum = high << 16 | low
+
+    def tail(self) -> bytes:
+        from isal import isal_zlib
+
+        return isal_zlib.compress(b"", wbits=-15) + struct.pack(">I", self._sum)
+
+
+# --------------------------------------------------------------------------------------------------
 # zstd
 
 
@@ -315,4 +378,13 @@ CODECS = (
         require=need_zstd,
         window_bytes=_zstd_window_bytes,
     ),
+)
+# not in `CODECS`: the format says where its stream is, no magic does
+ZLIB = Codec(
+    name="zlib",
+    suffix=".zlib",
+    magics=(),
+    largest_inflation=1040,
+    open=_open_zlib,
+    packer=ZlibPacker,
 )

@@ -304,6 +304,7 @@ FORMAT = VolumeFormat(
     open=open_npy,
     create=create_npy,
     output_letters=output_letters,
+    signature=lambda start: start.begins(b"\x93NUMPY"),
     names_axes=False,
     holds_spacing=False,
     holds_history=False,

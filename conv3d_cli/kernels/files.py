@@ -33,7 +33,14 @@ from conv3d_cli.errors import (
     WriteError,
     suggestion,
 )
-from conv3d_cli.formats import FORMATS, find_format, open_volume, write_volume
+from conv3d_cli.formats import (
+    FORMATS,
+    input_format,
+    open_volume,
+    recognize,
+    refusal,
+    write_volume,
+)
 from conv3d_cli.formats.npy import read_array_header
 from conv3d_cli.kernels.lengths import MAX_WEIGHTS, require_memory
 from conv3d_cli.model.kernel import Kernel
@@ -67,6 +74,7 @@ class KernelFile:
     extras : bool               whether it can store a bias and a centre
     volume : bool               whether it is a volume format
     has_parts : bool            whether FILE::PART names one of several volumes in a file
+    writes : bool               whether that format writes kernels
     """
 
     name: str
@@ -77,11 +85,12 @@ class KernelFile:
     extras: bool
     volume: bool = False
     has_parts: bool = False
+    writes: bool = False
 
     @property
     def written(self) -> bool:
         """Whether kernels can be written as such a file."""
-        return self.encode is not None or self.volume
+        return self.encode is not None or self.writes
 
 
 def find_kernel_file(path: str | os.PathLike[str]) -> KernelFile | None:
@@ -98,7 +107,7 @@ def find_kernel_file(path: str | os.PathLike[str]) -> KernelFile | None:
         (k for k in KERNEL_FILES if (file if k.has_parts else name).endswith(k.suffixes)), None
     )
     if found is None and file != name:  # a folder of planes has no suffix
-        whole = find_format(str(path))
+        whole = input_format(str(path))
         found = next((k for k in KERNEL_FILES if whole and k.name == whole.name), None)
     return found
 
@@ -120,12 +129,14 @@ def read_kernel_file(path: str, build: BuildKernel) -> Kernel:
     kind = find_kernel_file(path)
     if kind is None or not kind.volume:  # a volume may be a folder
         check_input(path)
-    if kind is None:
+    if kind is None and input_format(path) is None:
+        if recognize(path) is not None:
+            raise refusal(path)
         raise FormatError(
             f"cannot read {path}: no kernel format has this suffix; known are {known_suffixes()}"
         )
     with _read_errors(path):
-        return kind.read(path, build)
+        return _read_volume(path, build) if kind is None else kind.read(path, build)
 
 
 def find_written_file(path: str | os.PathLike[str]) -> KernelFile | None:
@@ -598,8 +609,9 @@ def _read_minc(path: str, build: BuildKernel) -> Kernel:
 
 def _read_volume(path: str, build: BuildKernel) -> Kernel:
     """Read a volume as a kernel, with the axes and values that it would have as an input volume."""
-    volume_format = find_format(path)
-    assert volume_format is not None  # its suffix led here
+    volume_format = input_format(path)
+    if volume_format is None:
+        raise refusal(path)
     beside = len(volume_format.files(path)) > len(volume_format.written(path))
     if beside and not os.path.isdir(file_of(path)):  # a folder of planes names all its files
         raise FormatError(
@@ -765,6 +777,7 @@ def _volume_kinds() -> Iterator[KernelFile]:
                     extras=False,
                     volume=True,
                     has_parts=volume_format.has_parts,
+                    writes=volume_format.create is not None and volume_format.holds_float64,
                 )
 
 

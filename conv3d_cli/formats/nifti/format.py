@@ -30,7 +30,7 @@ from conv3d_cli.formats.base import (
     write_at,
 )
 from conv3d_cli.formats.codecs import Codec, codec_named, codec_within
-from conv3d_cli.formats.nifti import FORMAT, cifti
+from conv3d_cli.formats.nifti import FORMAT, cifti, is_nifti
 from conv3d_cli.formats.nifti.grid import permuted, read_grid
 from conv3d_cli.formats.nifti.header import (
     LABEL_INTENT,
@@ -54,6 +54,7 @@ from conv3d_cli.formats.nifti.header import (
     surface_notes,
 )
 from conv3d_cli.formats.packed import PackedStream, PackedWriter, open_packed, packed
+from conv3d_cli.formats.signatures import read_start
 from conv3d_cli.model.volume import SPATIAL, Axes, VolumeHeader, VolumeReader, VolumeWriter
 from conv3d_cli.system.atomic import OutputFile, check_target, output_file, suffix_of, write_errors
 from conv3d_cli.system.inputs import check_input
@@ -86,6 +87,9 @@ def _input_names(path: str) -> tuple[str, str]:
     others = [_renamed(path, kind + tail), _renamed(path, kind + ("" if tail else ".gz"))]
     other = next((name for name in others if os.path.exists(name)), None)
     if other is None:
+        start = read_start(path)
+        if start is not None and is_nifti(start, single=True):
+            return path, path  # one file with a pair's name
         what = "voxels" if kind == ".img" else "header"
         raise FormatError(
             f"cannot read {path}: the {what} of this pair must be in the same folder, "

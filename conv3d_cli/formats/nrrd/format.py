@@ -39,6 +39,7 @@ from conv3d_cli.formats.nrrd.header import (
     type_name,
 )
 from conv3d_cli.formats.packed import PackedStream, PackedWriter, open_packed
+from conv3d_cli.formats.stored import beside
 from conv3d_cli.model.volume import (
     SPATIAL,
     Axes,
@@ -159,7 +160,7 @@ def _voxel_file(header: NrrdHeader) -> str:
         raise header.error(
             f"its voxels are not in a file, but at {name[:80]}; save header and voxels as one file"
         )
-    return os.path.join(os.path.dirname(header.path), name)
+    return beside(header.path, name, "data file")
 
 
 def _missing_name_hint(path: str) -> str:

@@ -27,12 +27,12 @@ FORMAT = VolumeFormat(
     # files of microscopes and slide scanners
     read_suffixes=(".companion.ome", ".lsm", ".stk", ".svs", ".ndpi", ".scn", ".qptiff"),
     target_suffix=".ome.tif",
-    recognises=late("conv3d_cli.formats.tiff.directories:is_tiff"),
     summary="ImageJ hyperstacks, OME-TIFF, BigTIFF and plain stacks, with their voxel sizes",
     open=late("conv3d_cli.formats.tiff.format:open_tiff"),
     open_again=late("conv3d_cli.formats.tiff.format:open_again"),
     create=late("conv3d_cli.formats.tiff.format:create_tiff"),
     output_letters=late("conv3d_cli.formats.tiff.format:output_letters"),
+    signature=lambda start: start.begins(b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
     files=late("conv3d_cli.formats.tiff.files:input_files"),
     has_parts=True,
     claims_also=is_stack_name,

@@ -66,13 +66,6 @@ class Directory:
         )
 
 
-def is_tiff(path: str) -> bool:
-    """True if a file begins as a TIFF or BigTIFF does. Raises: OSError."""
-    with open(path, "rb") as file:
-        start = file.read(4)
-    return start in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-
-
 def read_directories(path: str) -> list[Directory]:
     """The directories of a file, one for each page.
 
